@@ -1,0 +1,128 @@
+"""Integer multiplication by a real number, as the TFLite kernels do it: a 31-bit mantissa and a power of two.
+
+Everything is int64: a product of two 31-bit numbers fits, shifts are arithmetic, and neither XLA nor a fused
+multiply-add can change a bit. Measured on one million int32 values this costs as much as float64, and less under XLA.
+
+Sources: tflite/kernels/internal/quantization_util.cc, tflite/kernels/internal/common.cc, and gemmlowp's
+fixedpoint/fixedpoint.h.
+"""
+
+from typing import NamedTuple
+
+import tensorflow as tf
+
+INT32_MAX = 2**31 - 1
+INT32_MIN = -(2**31)
+
+_FRACTION_BITS = 52
+_EXPONENT_BIAS = 1023
+
+
+class Multiplier(NamedTuple):
+    """A non-negative real number `mantissa * 2**(shift - 31)`.
+
+    Attributes:
+        mantissa: int64, in [2**30, 2**31), or 0.
+        shift: int64, negative for numbers below one half.
+    """
+
+    mantissa: tf.Tensor
+    shift: tf.Tensor
+
+
+def split_exponent(values: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Exact `frexp` of positive normal float64 values: `value = fraction * 2**exponent`, fraction in [0.5, 1).
+
+    Args:
+        values: float64, above 0 and normal. For 0 the exponent returned is meaningless.
+
+    Returns:
+        The fractions in float64 and the exponents in int64.
+    """
+    bits = tf.bitcast(values, tf.int64)
+    exponent = tf.bitwise.right_shift(bits, _full(bits, _FRACTION_BITS)) - (_EXPONENT_BIAS - 1)
+    fraction_bits = tf.bitwise.bitwise_and(bits, _full(bits, 2**_FRACTION_BITS - 1))
+    return tf.bitcast(fraction_bits + ((_EXPONENT_BIAS - 1) << _FRACTION_BITS), tf.float64), exponent
+
+
+def quantize_multiplier(real: tf.Tensor) -> Multiplier:
+    """Nearest fixed-point number of a non-negative real one.
+
+    `real = fraction * 2**shift` with the fraction in [0.5, 1); `mantissa = round(fraction * 2**31)`, halves away from
+    zero; below 2**-32 the number counts as 0 (QuantizeMultiplier).
+
+    Args:
+        real: float64 scalar or vector.
+
+    Returns:
+        The multiplier, with the shape of `real`.
+    """
+    fraction, shift = split_exponent(real)
+    mantissa = tf.cast(tf.floor(fraction * 2.0**31 + 0.5), tf.int64)
+    overflows = mantissa >= 2**31
+    mantissa = tf.where(overflows, tf.constant(2**30, tf.int64), mantissa)
+    shift = tf.where(overflows, shift + 1, shift)
+    vanishes = tf.logical_or(shift < -31, real <= 0.0)
+    zero = tf.zeros_like(shift)
+    return Multiplier(tf.where(vanishes, zero, mantissa), tf.where(vanishes, zero, shift))
+
+
+def multiply(values: tf.Tensor, by: Multiplier, single_rounding: bool = False) -> tf.Tensor:
+    """Integers times a fixed-point number, rounded as MultiplyByQuantizedMultiplier does.
+
+    Double rounding, the default of every build: `h = floor(value * 2**max(shift, 0) * mantissa / 2**31 + 1/2)`, then
+    `h / 2**max(-shift, 0)` to the nearest, halves away from zero. Single rounding (TFLITE_SINGLE_ROUNDING):
+    `floor(value * mantissa / 2**(31 - shift) + 1/2)`.
+
+    Args:
+        values: int64 within the int32 range.
+        by: the multiplier; a vector goes with the last axis.
+        single_rounding: which of the two.
+
+    Returns:
+        int64, shaped like `values`.
+    """
+    if single_rounding:
+        # A shift above 30 is saturated by the kernels; no rescale of int8 data comes near it.
+        total = 31 - tf.minimum(by.shift, 30)
+        return shift_right(values * by.mantissa + power_of_two(total - 1), total)
+    left = tf.maximum(by.shift, 0)
+    right = tf.maximum(-by.shift, 0)
+    return rounding_divide_by_power(doubling_high_mul(values * power_of_two(left), by.mantissa), right)
+
+
+def doubling_high_mul(a: tf.Tensor, b: tf.Tensor, bits: int = 32) -> tf.Tensor:
+    """`floor(a * b / 2**(bits - 1) + 1/2)`: SaturatingRoundingDoublingHighMul of gemmlowp, in int64.
+
+    Gemmlowp adds `1 - 2**30` to negative products and divides towards zero, which is this floor. The one product that
+    saturates, of the two smallest numbers, cannot occur: one factor is always a constant or above the minimum.
+    """
+    return shift_right(a * b + (1 << (bits - 2)), tf.constant(bits - 1, tf.int64))
+
+
+def rounding_divide_by_power(values: tf.Tensor, exponent: tf.Tensor | int) -> tf.Tensor:
+    """`value / 2**exponent` to the nearest integer, halves away from zero: RoundingDivideByPOT, in int64."""
+    exponent = tf.cast(exponent, tf.int64)
+    half = shift_right(power_of_two(exponent), tf.constant(1, tf.int64))
+    # Below zero the floor of an arithmetic shift already rounds down, so a half must not be carried up.
+    negative = tf.where(values < 0, tf.minimum(exponent, 1), tf.zeros_like(exponent))
+    return shift_right(values + half - negative, exponent)
+
+
+def saturating_shift_left(values: tf.Tensor, amount: int) -> tf.Tensor:
+    """`value * 2**amount` saturated to int32: SaturatingRoundingMultiplyByPOT of gemmlowp, in int64."""
+    return tf.clip_by_value(values * (1 << amount), tf.constant(INT32_MIN, tf.int64), tf.constant(INT32_MAX, tf.int64))
+
+
+def shift_right(values: tf.Tensor, amount: tf.Tensor) -> tf.Tensor:
+    """Arithmetic right shift of int64, `floor(value / 2**amount)`; the two broadcast."""
+    return tf.bitwise.right_shift(values, amount)
+
+
+def power_of_two(exponent: tf.Tensor) -> tf.Tensor:
+    """`2**exponent` in int64, for exponents of 0 to 62."""
+    return tf.bitwise.left_shift(tf.ones_like(exponent), exponent)
+
+
+def _full(like: tf.Tensor, value: int) -> tf.Tensor:
+    return tf.zeros_like(like) + tf.constant(value, tf.int64)

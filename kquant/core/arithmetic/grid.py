@@ -1,0 +1,133 @@
+"""The codes of a quantized tensor and what they stand for."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import tensorflow as tf
+
+# What a fused activation leaves of the real axis: (lowest, highest), None where it is open.
+ACTIVATIONS: dict[str, tuple[float | None, float | None]] = {
+    "RELU": (0.0, None),
+    "RELU6": (0.0, 6.0),
+    "RELU_N1_TO_1": (-1.0, 1.0),
+}
+
+RUNTIMES = ("litert", "tflm")
+
+
+class Grid(NamedTuple):
+    """An affine grid of codes, `real = scale * (code - zero_point)`.
+
+    Attributes:
+        scale: float32 scalar, or float32[channels] for a kernel's per-axis grid.
+        zero_point: float32 scalar that holds an integer.
+        low: smallest code.
+        high: largest code.
+    """
+
+    scale: tf.Tensor
+    zero_point: tf.Tensor
+    low: int = -128
+    high: int = 127
+
+
+def centred(codes: tf.Tensor, grid: Grid) -> tf.Tensor:
+    """Codes without their zero point, `code - zero_point`, as int64."""
+    return tf.cast(codes, tf.int64) - tf.cast(grid.zero_point, tf.int64)
+
+
+def clipped(codes: tf.Tensor, low: tf.Tensor | int, high: tf.Tensor | int) -> tf.Tensor:
+    """Codes of any integer type clipped to [low, high], as int32."""
+    low, high = tf.cast(low, codes.dtype), tf.cast(high, codes.dtype)
+    return tf.cast(tf.minimum(tf.maximum(codes, low), high), tf.int32)
+
+
+def placed(values: tf.Tensor, out: Grid, activation: str | None = None) -> tf.Tensor:
+    """Integers on the output's scale moved to its zero point and clipped to what may leave the kernel.
+
+    Args:
+        values: int64, `real / out.scale` already rounded.
+        out: the output grid.
+        activation: a key of `ACTIVATIONS`, or None.
+
+    Returns:
+        int32 codes.
+    """
+    low, high = activation_range(out, activation)
+    return clipped(values + tf.cast(out.zero_point, tf.int64), low, high)
+
+
+def round_half_away(values: tf.Tensor) -> tf.Tensor:
+    """`std::round` of float32 or float64 values, as float64: nearest integer, halves away from zero.
+
+    The sum with one half is taken in float64, where it is exact for every float32; in float32 the largest number below
+    one half would round up.
+    """
+    wide = tf.cast(values, tf.float64)
+    return tf.sign(wide) * tf.floor(tf.abs(wide) + 0.5)
+
+
+def activation_range(out: Grid, activation: str | None) -> tuple[tf.Tensor, tf.Tensor]:
+    """Codes that a fused activation lets through, as (low, high) in int64.
+
+    `low = max(out.low, zero_point + round(a / scale))`, likewise `high`, divided in float32 and rounded half away from
+    zero: CalculateActivationRangeQuantized in tflite/kernels/kernel_util.cc, the same in TFLM.
+
+    Args:
+        out: the grid of the kernel's output.
+        activation: a key of `ACTIVATIONS`, or None.
+
+    Returns:
+        Two int64 scalars.
+
+    Raises:
+        ValueError: the activation has no fused form.
+    """
+    low, high = tf.constant(out.low, tf.int64), tf.constant(out.high, tf.int64)
+    if activation is None:
+        return low, high
+    if activation not in ACTIVATIONS:
+        raise ValueError(
+            f"Fused activation: expected None or one of {sorted(ACTIVATIONS)}, received {activation!r}. "
+            "Write any other activation as an operator of its own."
+        )
+    lowest, highest = ACTIVATIONS[activation]
+    if lowest is not None:
+        low = tf.maximum(low, _code_of(lowest, out))
+    if highest is not None:
+        high = tf.minimum(high, _code_of(highest, out))
+    return low, high
+
+
+def tabulated(kernel: Callable[[tf.Tensor], tf.Tensor], source: tf.Tensor, grid: Grid) -> tf.Tensor:
+    """Applies a kernel of one operand by computing it once for every code of the grid.
+
+    An int8 tensor has 256 different codes, so a table of the exact arithmetic followed by a gather costs one pass over
+    the tensor, whatever the kernel does in int64.
+
+    Args:
+        kernel: maps int32 codes, a vector, to int32 codes of the same shape.
+        source: int32 codes within `grid.low` .. `grid.high`.
+        grid: the grid of `source`.
+
+    Returns:
+        int32 codes, shaped like `source`.
+    """
+    table = kernel(tf.range(grid.low, grid.high + 1, dtype=tf.int32))
+    return tf.gather(table, source - grid.low)
+
+
+def check_runtime(runtime: str) -> str:
+    """Returns the name of the runtime whose arithmetic is wanted, or raises ValueError when it is unknown."""
+    if runtime not in RUNTIMES:
+        raise ValueError(
+            f"runtime: expected one of {RUNTIMES}, received {runtime!r}. "
+            "'litert' is LiteRT's reference kernels, 'tflm' is TensorFlow Lite Micro."
+        )
+    return runtime
+
+
+def _code_of(real: float, out: Grid) -> tf.Tensor:
+    steps = round_half_away(tf.constant(real, tf.float32) / tf.cast(out.scale, tf.float32))
+    # A grid far finer than the bound would overflow int64 only beyond 2^63; the kernels refuse beyond 2^31.
+    return tf.cast(out.zero_point, tf.int64) + tf.cast(steps, tf.int64)

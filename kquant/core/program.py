@@ -1,0 +1,78 @@
+"""A TFLite file as data: tensors and operators in order, before any bytes (`lower` writes them)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from kquant.core.spec import Encoding
+
+
+@dataclass(eq=False)
+class Ref:
+    """One tensor of the file.
+
+    Attributes:
+        name: stable, from the Keras layer.
+        shape: static, batch 1.
+        dtype: numpy name of the stored type.
+        encoding: scale and zero point, None for shapes, indices and int32 helpers.
+        data: constant contents, None for what is computed.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str = "int8"
+    encoding: Encoding | None = None
+    data: np.ndarray | None = None
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+
+@dataclass(eq=False)
+class Operator:
+    """One call of a builtin operator; `options` are the fields of its schema table, in the schema's spelling."""
+
+    code: str
+    inputs: list[Ref | None]
+    outputs: list[Ref]
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class Program:
+    """The operators of a model in order, with what they read and write."""
+
+    name: str
+    operators: list[Operator] = field(default_factory=list)
+    inputs: list[Ref] = field(default_factory=list)
+    outputs: list[Ref] = field(default_factory=list)
+
+    def constant(self, name: str, data: np.ndarray, encoding: Encoding | None = None) -> Ref:
+        """A stored tensor."""
+        return Ref(name, tuple(data.shape), str(data.dtype), encoding, data)
+
+    def value(self, name: str, shape: Sequence[int], encoding: Encoding | None, dtype: str = "int8") -> Ref:
+        """A computed tensor."""
+        return Ref(name, tuple(int(n) for n in shape), dtype, encoding)
+
+    def emit(self, code: str, inputs: Sequence[Ref | None], output: Ref, **options: Any) -> Ref:
+        """Append an operator with one output, and return that output."""
+        self.operators.append(Operator(code, list(inputs), [output], options))
+        return output
+
+    def reshape(self, x: Ref, shape: Sequence[int], output: Ref | None = None) -> Ref:
+        """RESHAPE to a static shape; with no output given, nothing is written where the shape already fits."""
+        shape = tuple(int(n) for n in shape)
+        if output is None and x.shape == shape:
+            return x
+        if output is None:
+            output = self.value(f"{x.name}/reshape_{'x'.join(map(str, shape))}", shape, x.encoding, x.dtype)
+        new_shape = self.constant("shape", np.array(shape, np.int32))
+        return self.emit("RESHAPE", [x, new_shape], output, newShape=list(shape))

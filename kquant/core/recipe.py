@@ -1,0 +1,185 @@
+"""Recipes: how a model is to be quantized, as strict TOML or as the same Python objects.
+
+    name = "int8"
+    [activations]
+    bits = 8
+    [[rules]]                  # the last rule that matches a layer wins
+    layer = "head_*"           # name pattern; or  type = "Dense"; or  position = "first" | "last"
+    weights = { per_axis = false }
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from fnmatch import fnmatchcase
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from kquant.core.spec import QuantSpec
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Activations(_Strict):
+    """Grid and observer of activations."""
+
+    bits: int = Field(8, ge=2, le=16)
+    symmetric: bool = False
+    observer: str = "minmax"
+
+    def spec(self) -> QuantSpec:
+        """The grid."""
+        return QuantSpec(self.bits, self.symmetric)
+
+
+class WeightGrid(_Strict):
+    """Grid of kernels: symmetric, without its lowest code."""
+
+    bits: int = Field(8, ge=2, le=8)
+    symmetric: Literal[True] = True
+    per_axis: bool = True
+
+    def spec(self) -> QuantSpec:
+        """The grid."""
+        return QuantSpec(self.bits, symmetric=True, narrow=True, per_axis=self.per_axis)
+
+
+class Training(_Strict):
+    """How ranges behave under `fit`."""
+
+    momentum: float = Field(0.99, gt=0.0, lt=1.0)
+    freeze_ranges_after: int | None = Field(None, ge=0)
+
+
+class LayerRule(_Strict):
+    """Settings for the layers that match all of `layer`, `type` and `position` that are given."""
+
+    layer: str | None = None
+    type: str | None = None
+    position: Literal["first", "last"] | None = None
+    activations: dict[str, Any] = Field(default_factory=dict)
+    weights: dict[str, Any] = Field(default_factory=dict)
+    skip: bool = False
+
+    @model_validator(mode="after")
+    def _has_condition(self) -> LayerRule:
+        if not (self.layer or self.type or self.position):
+            raise ValueError("a rule needs layer, type or position")
+        Activations(**self.activations)
+        WeightGrid(**self.weights)
+        return self
+
+    def matches(self, name: str, kind: str, position: str | None) -> bool:
+        """True where the rule speaks for this layer."""
+        return (
+            (self.layer is None or fnmatchcase(name, self.layer))
+            and (self.type is None or self.type == kind)
+            and (self.position is None or self.position == position)
+        )
+
+
+class Recipe(_Strict):
+    """A whole recipe.
+
+    Example:
+        >>> recipe = Recipe(name="mine", rules=[{"type": "Dense", "weights": {"per_axis": False}}])
+        >>> recipe.settings("head", "Dense", None)[1].per_axis
+        False
+    """
+
+    name: str
+    title: str = ""
+    fold: bool = True
+    activations: Activations = Activations()
+    weights: WeightGrid = WeightGrid()
+    training: Training = Training()
+    rules: tuple[LayerRule, ...] = ()
+
+    def settings(self, name: str, kind: str, position: str | None) -> tuple[Activations, WeightGrid, bool]:
+        """Activations, weights and skip of one layer; the last matching rule wins, key by key."""
+        activations, weights, skip = self.activations, self.weights, False
+        for rule in self.rules:
+            if rule.matches(name, kind, position):
+                activations = activations.model_copy(update=rule.activations)
+                weights = weights.model_copy(update=rule.weights)
+                skip = rule.skip
+        return activations, weights, skip
+
+
+def names() -> list[str]:
+    """The recipes that ship with kquant."""
+    return sorted(p.name.removesuffix(".toml") for p in _folder().iterdir() if p.name.endswith(".toml"))
+
+
+def load(recipe: str | Path | dict[str, Any] | Recipe) -> Recipe:
+    """A recipe by name, file, plain data, or as it is.
+
+    Raises:
+        ValueError: unknown name or key, or a wrong value; names the nearest one that exists.
+
+    Example:
+        >>> load("int8").activations.bits
+        8
+    """
+    if isinstance(recipe, Recipe):
+        return recipe
+    if isinstance(recipe, dict):
+        return _parse(recipe, "recipe")
+    path = Path(recipe)
+    if path.suffix == ".toml":
+        if not path.is_file():
+            raise ValueError(f"recipe: no file {path}.")
+        return _read(path.read_text(), str(path))
+    if str(recipe) not in names():
+        near = difflib.get_close_matches(str(recipe), names(), 1)
+        hint = f" Did you mean '{near[0]}'?" if near else ""
+        raise ValueError(f"recipe: no recipe '{recipe}'.{hint} There are: {', '.join(names())}; or give a .toml file.")
+    return _read((_folder() / f"{recipe}.toml").read_text(), f"{recipe}.toml")
+
+
+def _folder() -> Any:
+    """Inside the wheel `kquant/recipes`; in a checkout the folder beside the package."""
+    packaged = resources.files("kquant") / "recipes"
+    return packaged if packaged.is_dir() else Path(__file__).parents[2] / "recipes"
+
+
+def _read(text: str, where: str) -> Recipe:
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{where}: not TOML: {error}.") from error
+    return _parse(data, where)
+
+
+def _parse(data: dict[str, Any], where: str) -> Recipe:
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        raise ValueError("\n".join(_explain(e, where) for e in error.errors())) from None
+
+
+def _explain(error: Any, where: str) -> str:
+    path = ".".join(str(p) for p in error["loc"])
+    if error["type"] != "extra_forbidden":
+        return f"{where}: {path}: {error['msg']}. Received: {error['input']!r}."
+    known = _keys_at(error["loc"][:-1])
+    near = difflib.get_close_matches(str(error["loc"][-1]), known, 1)
+    hint = f" Did you mean '{near[0]}'?" if near else ""
+    return f"{where}: unknown key '{path}'.{hint} Known here: {', '.join(known)}."
+
+
+def _keys_at(loc: tuple[Any, ...]) -> list[str]:
+    sections: dict[str, type[BaseModel]] = {
+        "activations": Activations,
+        "weights": WeightGrid,
+        "training": Training,
+        "rules": LayerRule,
+    }
+    section = next((sections[str(part)] for part in reversed(loc) if str(part) in sections), Recipe)
+    return list(section.model_fields)

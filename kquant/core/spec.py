@@ -1,0 +1,186 @@
+"""What is wanted of a tensor (`QuantSpec`) and what was found for it (`Encoding`).
+
+One convention everywhere: `real = scale * (code - zero_point)`, `scale` being TFLite's. Codes are rounded half to even
+(float rounding of TensorFlow); how an interpreter rounds its accumulators is the business of `core.arithmetic`.
+
+    spec        codes                 zero point
+    asymmetric  -2^(b-1) .. 2^(b-1)-1  any code
+    symmetric   the same               0
+    narrow      -2^(b-1)+1 .. 2^(b-1)-1  (symmetric weights: -127 .. 127)
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+# A range narrower than this is a dead tensor; its scale would leave what the kernels can rescale by.
+SMALLEST_RANGE = 1e-6
+# XNNPACK and gemmlowp rescale by 2^-31 and more; a dead channel borrows a scale this far below the layer's largest.
+SMALLEST_CHANNEL = 2.0**-16
+# |bias code| stays below this, so that adding the accumulator cannot overflow int32.
+LARGEST_BIAS_CODE = 2.0**30
+
+
+@dataclass(frozen=True)
+class QuantSpec:
+    """What is wanted of one tensor.
+
+    Attributes:
+        bits: width of a code, 2 to 16.
+        symmetric: zero point fixed at 0.
+        narrow: leave out the lowest code, so that the grid is symmetric around 0.
+        per_axis: one scale for each output channel (weights only).
+
+    Example:
+        >>> QuantSpec(bits=8, symmetric=True, narrow=True).low
+        -127
+    """
+
+    bits: int = 8
+    symmetric: bool = False
+    narrow: bool = False
+    per_axis: bool = False
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.bits <= 16:
+            raise ValueError(f"QuantSpec: bits must lie in 2..16. Received: bits={self.bits}.")
+        if self.narrow and not self.symmetric:
+            raise ValueError("QuantSpec: narrow needs symmetric=True, because only a grid around 0 leaves a code out.")
+
+    @property
+    def low(self) -> int:
+        """The lowest code."""
+        return -(2 ** (self.bits - 1)) + int(self.narrow)
+
+    @property
+    def high(self) -> int:
+        """The highest code."""
+        return 2 ** (self.bits - 1) - 1
+
+    def to_config(self) -> dict[str, Any]:
+        """As plain data, for a layer's config."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """What was found for one tensor: the numbers that go into the file.
+
+    Attributes:
+        scale: float32[n], n = 1 or the number of output channels.
+        zero_point: int64[n].
+        spec: the grid.
+        axis: the tensor's axis that the scales belong to, None for one scale.
+
+    Example:
+        >>> e = Encoding(np.float32([0.5]), np.int64([-128]), QuantSpec())
+        >>> e.quantize(np.float32([0.0, 1.0, 99999.0])).tolist()
+        [-128, -126, 127]
+    """
+
+    scale: np.ndarray
+    zero_point: np.ndarray
+    spec: QuantSpec
+    axis: int | None = None
+
+    def quantize(self, real: np.ndarray) -> np.ndarray:
+        """`clip(round(real / scale) + zero_point)` as int64 codes."""
+        codes = np.rint(np.asarray(real, np.float32) / self._along(self.scale, np.ndim(real))).astype(np.int64)
+        return np.clip(codes + self._along(self.zero_point, np.ndim(real)), self.spec.low, self.spec.high)
+
+    def dequantize(self, codes: np.ndarray) -> np.ndarray:
+        """`scale * (codes - zero_point)` as float32."""
+        shifted = np.asarray(codes, np.int64) - self._along(self.zero_point, np.ndim(codes))
+        return (shifted.astype(np.float32) * self._along(self.scale, np.ndim(codes))).astype(np.float32)
+
+    def _along(self, values: np.ndarray, rank: int) -> np.ndarray:
+        if self.axis is None:
+            return values.reshape(())
+        shape = [1] * rank
+        shape[self.axis] = -1
+        return values.reshape(shape)
+
+    def same_as(self, other: Encoding) -> bool:
+        """True where scale, zero point and grid are equal to the bit."""
+        return (
+            self.spec.bits == other.spec.bits
+            and np.array_equal(self.scale, other.scale)
+            and np.array_equal(self.zero_point, other.zero_point)
+        )
+
+
+def encode_range(low: tf.Tensor, high: tf.Tensor, spec: QuantSpec) -> tuple[tf.Tensor, tf.Tensor]:
+    """Scale and zero point of an activation whose values lie in `low..high`; 0 is always a code.
+
+    `scale = (high - low) / (codes - 1)`, `zero_point = round(lowest_code - low / scale)` after stretching the range to
+    contain 0; symmetric: `scale = max(-low, high) / highest_code`. Source: LiteRT 8-bit quantization specification.
+
+    Args:
+        low: float32[], smallest value.
+        high: float32[], largest value.
+        spec: the grid.
+
+    Returns:
+        `(scale, zero_point)`, both float32[]; the zero point is an integer.
+
+    Example:
+        >>> scale, zero_point = encode_range(tf.constant(0.0), tf.constant(2.55), QuantSpec())
+        >>> round(float(scale), 6), int(zero_point)
+        (0.01, -128)
+    """
+    low, high = tf.minimum(low, 0.0), tf.maximum(high, 0.0)
+    if spec.symmetric:
+        reach = tf.maximum(-low, high)
+        return _alive(reach) / float(spec.high), tf.zeros_like(low)
+    scale = _alive(high - low) / float(spec.high - spec.low)
+    zero_point = tf.clip_by_value(tf.round(spec.low - low / scale), float(spec.low), float(spec.high))
+    return scale, zero_point
+
+
+def _alive(width: tf.Tensor) -> tf.Tensor:
+    """A tensor that is always 0 has no width; 1.0 gives it a harmless scale."""
+    return tf.where(width > SMALLEST_RANGE, width, tf.ones_like(width))
+
+
+def encode_weights(
+    weights: tf.Tensor, spec: QuantSpec, channel_axes: tuple[int, ...], *, bias_reach: tf.Tensor | None = None
+) -> tf.Tensor:
+    """Scales of a weight tensor, shaped to broadcast against it (zero point 0).
+
+    `scale_c = max|w_c| / highest_code` (Krishnamoorthi 2018, arXiv:1806.08342, section 2.2). A channel that is (nearly)
+    dead takes a scale `2^-16` below the largest of the layer, so that no kernel meets a rescale near 0; one whose bias
+    would overflow int32 takes the scale that just holds it.
+
+    Args:
+        weights: float32[...].
+        spec: symmetric grid; `per_axis` gives one scale for each index over `channel_axes`.
+        channel_axes: the axes that number the output channels together.
+        bias_reach: float32, broadcastable: `|bias| / input_scale`, or None.
+
+    Returns:
+        float32 with size 1 on every reduced axis.
+
+    Example:
+        >>> encode_weights(tf.constant([[1.27, 0.5], [-0.2, 0.254]]), QuantSpec(8, True, True, True), (1,)).numpy().round(5)
+        array([[0.01   , 0.00394]], dtype=float32)
+    """
+    kept = {axis % weights.shape.rank for axis in channel_axes} if spec.per_axis else set()
+    axes = [axis for axis in range(weights.shape.rank) if axis not in kept]
+    reach = tf.reduce_max(tf.abs(weights), axis=axes, keepdims=True)
+    largest = tf.reduce_max(reach)
+    reach = tf.maximum(reach, tf.where(largest > 0.0, largest, 1.0) * SMALLEST_CHANNEL)
+    scale = reach / float(spec.high)
+    if bias_reach is None:
+        return scale
+    if not spec.per_axis:
+        bias_reach = tf.reduce_max(bias_reach)
+    return tf.maximum(scale, bias_reach / LARGEST_BIAS_CODE)
+
+
+def to_codes(real: tf.Tensor, scale: tf.Tensor, zero_point: tf.Tensor, spec: QuantSpec) -> tf.Tensor:
+    """`clip(round(real / scale) + zero_point, low, high)` as float32 that hold integers; ties go to even."""
+    return tf.clip_by_value(tf.round(real / scale) + zero_point, float(spec.low), float(spec.high))

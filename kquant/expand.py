@@ -1,0 +1,101 @@
+"""Any Keras model -> the same function as a flat Functional model of layers that have a rule of their own.
+
+Nested and subclassed models are unfolded, Dropout leaves, activations stand alone, SeparableConv2D becomes two
+convolutions, batch norms and constants become `Affine`. Weights are copied: the given model keeps its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+from kquant.core.graph import Graph, Node, rewrite, trace
+from kquant.ops import find
+from kquant.ops.rule import copy_weights
+
+
+def expand(model: keras.Model, input_shape: Any = None) -> keras.Model:
+    """The same function in layers whose rules say how they are quantized and written.
+
+    Args:
+        model: any built Keras 3 model.
+        input_shape: replaces the model's input shape(s), batch axis included.
+
+    Returns:
+        A Functional model; layers keep their names.
+
+    Raises:
+        ValueError: naming a layer that has no rule, with what to do.
+    """
+    return expand_graph(trace(model, lambda op: find(op) is not None, input_shape))
+
+
+def expand_graph(graph: Graph) -> keras.Model:
+    """`expand` of a graph that was traced already."""
+    made: dict[tuple[int, str], Any] = {}
+    taken: set[str] = {t.name for t in keras.tree.flatten(graph.inputs)}
+
+    def make_for(op: Any) -> Callable[[str, Callable[[], Any]], Any]:
+        def make(key: str, factory: Callable[[], Any]) -> Any:
+            if (id(op), key) not in made:
+                made[id(op), key] = _named_apart(factory(), taken)
+            return made[id(op), key]
+
+        return make
+
+    def replace(node: Node, args: tuple, kwargs: dict) -> Any:
+        return expand_call(node.op, make_for, args, kwargs)
+
+    return rewrite(graph, replace)
+
+
+def expand_call(op: Any, make_for: Callable[[Any], Any], args: tuple, kwargs: dict) -> Any:
+    """One call, expanded until no rule has anything to expand."""
+    rule = find(op)
+    if rule is None:
+        raise ValueError(
+            f"{op.name} ({type(op).__name__}): kquant has no rule for it. Replace it by layers that have one "
+            "(`kquant.check(model)` lists what each layer becomes), or leave it out of the exported model."
+        )
+    kwargs = {k: v for k, v in kwargs.items() if k not in ("training", "mask")}
+    if rule.expand is None:
+        return _keep(op, make_for)(*args, **kwargs)
+
+    def make(key: str, factory: Callable[[], Any]) -> Any:
+        layer = make_for(op)(key, factory)
+        return lambda *a, **k: _again(layer, make_for, a, k)
+
+    return rule.expand(op, make, *args, **kwargs)
+
+
+def _again(layer: Any, make_for: Callable[[Any], Any], args: tuple, kwargs: dict) -> Any:
+    """What an expansion made may have to be expanded too (Dense -> Dense, Activation -> ReLU)."""
+    rule = find(layer)
+    if rule is None or rule.expand is None:
+        return layer(*args, **kwargs)
+    return expand_call(layer, make_for, args, kwargs)
+
+
+def _keep(op: Any, make_for: Callable[[Any], Any]) -> Any:
+    """A copy with its own weights, made once for each original."""
+
+    def copy() -> Any:
+        new = type(op).from_config(op.get_config())
+        if isinstance(op, keras.layers.Layer) and op.built:
+            new.build_from_config(op.get_build_config())
+            copy_weights(op, new)
+        return new
+
+    return make_for(op)("copy", copy)
+
+
+def _named_apart(op: Any, taken: set[str]) -> Any:
+    """Layers of different nested models may share a name; a flat model wants them apart."""
+    name, n = op.name, 1
+    while op.name in taken:
+        op.name = f"{name}_{n}"
+        n += 1
+    taken.add(op.name)
+    return op

@@ -1,0 +1,169 @@
+"""Fold `Affine` (batch norms, Rescaling, constants) into the layer before it, or after it where that is exact.
+
+    conv then affine     w' = w * scale[out],  b' = b * scale + offset
+    affine then conv     w' = w * scale[in],   b' = b + sum(w * offset)   (no zero padding, or no offset)
+    affine then affine   scale' = s1 * s2,     offset' = o1 * s2 + o2
+
+Source: Jacob et al., arXiv:1712.05877, section 3.2; Krishnamoorthi, arXiv:1806.08342, section 3.2.2.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from kquant.core.graph import Graph, Node, rewrite, trace
+from kquant.expand import expand
+from kquant.ops import find
+from kquant.ops.affine import Affine, affine
+from kquant.ops.rule import Weights, rebuild
+
+layers = keras.layers
+
+
+def fold(model: keras.Model) -> keras.Model:
+    """A float model with batch norms, Rescaling, Normalization and constant factors folded away.
+
+    Args:
+        model: any built Keras 3 model; it is not changed.
+
+    Returns:
+        A Functional model of the same function (to float32 rounding).
+
+    Example:
+        >>> inputs = keras.Input((4,))
+        >>> model = keras.Model(inputs, keras.layers.BatchNormalization()(keras.layers.Dense(2)(inputs)))
+        >>> [type(layer).__name__ for layer in fold(model).layers]
+        ['InputLayer', 'Dense']
+    """
+    return fold_expanded(expand(model))
+
+
+def fold_expanded(model: keras.Model) -> keras.Model:
+    """`fold` of a model that `expand` made; repeats until nothing is left to fold."""
+    while True:
+        graph = trace(model, lambda op: find(op) is not None)
+        pairs = _pairs(graph)
+        if not pairs:
+            return model
+        model = _merge(graph, pairs)
+
+
+def _pairs(graph: Graph) -> dict[int, tuple[Any, Any]]:
+    """id(either layer) -> (first, second), each layer in one pair at most."""
+    found: dict[int, tuple[Any, Any]] = {}
+    calls, consumers, producers = graph.calls(), graph.consumers(), graph.producers()
+    outputs = {id(t) for t in keras.tree.flatten(graph.outputs)}
+    for node in graph.nodes:
+        if not isinstance(node.op, Affine) or id(node.op) in found:
+            continue
+        for first, second in (_before(node, producers), _after(node, consumers)):
+            if first is None or second is None or id(first) in found or id(second) in found:
+                continue
+            if _always_together(first, second, calls, consumers, outputs) and _exact(first, second):
+                found[id(first)] = found[id(second)] = (first, second)
+                break
+    return found
+
+
+def _before(node: Node, producers: dict[int, Node]) -> tuple[Any, Any]:
+    producer = producers.get(id(node.inputs[0]))
+    return (producer.op if producer else None), node.op
+
+
+def _after(node: Node, consumers: dict[int, list[Node]]) -> tuple[Any, Any]:
+    readers = consumers.get(id(node.outputs[0]), [])
+    return node.op, (readers[0].op if len(readers) == 1 else None)
+
+
+def _always_together(
+    first: Any, second: Any, calls: dict[int, list[Node]], consumers: dict[int, list[Node]], outputs: set[int]
+) -> bool:
+    """Every call of `first` is read by one call of `second` only, and `second` reads nothing else."""
+    following = [consumers.get(id(node.outputs[0]), []) for node in calls[id(first)]]
+    return (
+        all(len(readers) == 1 and readers[0].op is second for readers in following)
+        and all(id(node.outputs[0]) not in outputs for node in calls[id(first)])
+        and len(calls[id(first)]) == len(calls[id(second)])
+    )
+
+
+def _exact(first: Any, second: Any) -> bool:
+    """Both have weights, and nothing but them separates the two."""
+    weights = [_weights(first), _weights(second)]
+    if any(w is None or not w.sums for w in weights):
+        return False
+    if isinstance(second, Affine):
+        return True
+    if getattr(second, "groups", 1) > 1:
+        return False
+    padded = getattr(second, "padding", "valid") != "valid" or isinstance(second, layers.Conv2DTranspose)
+    return not padded or not np.any(np.asarray(first.offset))
+
+
+def _weights(op: Any) -> Weights | None:
+    rule = find(op)
+    return rule.weights if rule is not None and rule.expand is None else None
+
+
+def _merge(graph: Graph, pairs: dict[int, tuple[Any, Any]]) -> keras.Model:
+    merged: dict[int, Any] = {}
+
+    def replace(node: Node, args: tuple, kwargs: dict) -> Any:
+        if id(node.op) not in pairs:
+            return node.op(*args, **kwargs)
+        first, second = pairs[id(node.op)]
+        if node.op is first:
+            return args[0]
+        if id(first) not in merged:
+            merged[id(first)] = _into_second(first, second) if isinstance(first, Affine) else _into_first(first, second)
+        return merged[id(first)](*args)
+
+    return rewrite(graph, replace)
+
+
+def _channelwise(values: np.ndarray, axes: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray:
+    """A vector over `axes` together, shaped to broadcast against `shape`."""
+    kept = {axis % len(shape) for axis in axes}
+    return values.reshape([n if axis in kept else 1 for axis, n in enumerate(shape)])
+
+
+def _numbers(layer: Any, weights: Weights) -> tuple[np.ndarray, np.ndarray]:
+    kernel = np.asarray(getattr(layer, weights.kernel), np.float64)
+    bias = getattr(layer, weights.bias, None) if weights.bias else None
+    channels = int(np.prod([kernel.shape[a] for a in weights.channel_axes]))
+    return kernel, np.zeros(channels) if bias is None else np.asarray(bias, np.float64)
+
+
+def _with_numbers(layer: Any, weights: Weights, kernel: np.ndarray, bias: np.ndarray) -> Any:
+    changes = {} if isinstance(layer, Affine) else {"use_bias": True}
+    new = rebuild(layer, **changes)
+    getattr(new, weights.kernel).assign(kernel.astype(np.float32))
+    getattr(new, weights.bias).assign(bias.astype(np.float32))
+    return new
+
+
+def _into_first(layer: Any, after: Affine) -> Any:
+    weights = _weights(layer)
+    kernel, bias = _numbers(layer, weights)
+    scale, offset = np.asarray(after.scale, np.float64), np.asarray(after.offset, np.float64)
+    kernel = kernel * _channelwise(scale, weights.channel_axes, kernel.shape)
+    return _with_numbers(layer, weights, kernel, bias * scale + offset)
+
+
+def _into_second(before: Affine, layer: Any) -> Any:
+    scale, offset = np.asarray(before.scale, np.float64), np.asarray(before.offset, np.float64)
+    if isinstance(layer, Affine):
+        factor, shift = np.asarray(layer.scale, np.float64), np.asarray(layer.offset, np.float64)
+        return affine(
+            scale * factor, offset * factor + shift, channels=scale.size, name=layer.name, trainable=layer.trainable
+        )
+    weights = _weights(layer)
+    kernel, bias = _numbers(layer, weights)
+    spread = _channelwise(offset, (weights.input_axis,), kernel.shape)
+    kept = {axis % kernel.ndim for axis in weights.channel_axes}
+    summed = tuple(axis for axis in range(kernel.ndim) if axis not in kept)
+    bias = bias + (kernel * spread).sum(axis=summed).reshape(-1)
+    return _with_numbers(layer, weights, kernel * _channelwise(scale, (weights.input_axis,), kernel.shape), bias)

@@ -1,0 +1,210 @@
+"""Read any `.tflite` file: its tensors and operators, what is not integer, and why that matters."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+NAMES = {v: k for k, v in vars(schema.TensorType).items() if not k.startswith("_")}
+OPERATORS = {v: k for k, v in vars(schema.BuiltinOperator).items() if not k.startswith("_")}
+FLOATS = frozenset({"FLOAT32", "FLOAT16", "FLOAT64", "BFLOAT16"})
+NUMPY = {"FLOAT32": "float32", "INT8": "int8", "UINT8": "uint8", "INT16": "int16", "INT32": "int32", "INT64": "int64", "BOOL": "bool"}
+EDGES = ("QUANTIZE", "DEQUANTIZE")
+
+
+@dataclass(frozen=True)
+class FileTensor:
+    """One tensor of a file.
+
+    Attributes:
+        index: position in the file.
+        name, shape: as stored.
+        type: the schema's name, "INT8".
+        scale, zero_point: None where the tensor has no quantization.
+        axis: of the scales, where there are several.
+        size_bytes: of stored contents, 0 for computed tensors.
+        variable: state that outlives a call.
+    """
+
+    index: int
+    name: str
+    shape: tuple[int, ...]
+    type: str
+    scale: tuple[float, ...] | None
+    zero_point: tuple[int, ...]
+    axis: int
+    size_bytes: int
+    variable: bool = False
+
+    @property
+    def dtype(self) -> str:
+        """numpy's name of the type."""
+        return NUMPY.get(self.type, self.type.lower())
+
+
+@dataclass(frozen=True)
+class FileOperator:
+    """One operator: its code, version, and the indices of its tensors (-1: absent)."""
+
+    index: int
+    code: str
+    version: int
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class FileModel:
+    """What a file holds, as `kquant.inspect` returns it.
+
+    Attributes:
+        size_bytes: of the file.
+        tensors, operators: of the main subgraph.
+        inputs, outputs: in order.
+        metadata: kquant's entry, empty for other files.
+        findings: what is not integer, and why it matters.
+    """
+
+    size_bytes: int
+    tensors: tuple[FileTensor, ...]
+    operators: tuple[FileOperator, ...]
+    inputs: tuple[FileTensor, ...]
+    outputs: tuple[FileTensor, ...]
+    metadata: dict[str, Any]
+    findings: tuple[str, ...]
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of stored tensors."""
+        return sum(t.size_bytes for t in self.tensors)
+
+    @property
+    def operator_counts(self) -> dict[str, int]:
+        """Operators by code."""
+        return dict(Counter(op.code for op in self.operators))
+
+    @property
+    def is_integer(self) -> bool:
+        """True where no operator but a QUANTIZE or DEQUANTIZE at the edge touches a float."""
+        return not float_operators(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        return {**asdict(self), "weight_bytes": self.weight_bytes, "operator_counts": self.operator_counts}
+
+
+def inspect(path: str | Path | bytes) -> FileModel:
+    """The tensors and operators of a `.tflite` file, and what in it is not integer.
+
+    Args:
+        path: the file, or its bytes.
+
+    Returns:
+        A `FileModel`; print it with `kquant.report`.
+
+    Raises:
+        ValueError: no such file, or not a TFLite file.
+    """
+    if isinstance(path, bytes):
+        return read_model(path)
+    file = Path(path)
+    if not file.is_file():
+        raise ValueError(f"{file}: no such file.")
+    return read_model(file.read_bytes(), str(file))
+
+
+def read_model(data: bytes, where: str = "the file") -> FileModel:
+    """`inspect` of bytes."""
+    if len(data) < 8 or data[4:8] != b"TFL3":
+        raise ValueError(
+            f"{where} is not a TFLite file: bytes 4 to 8 must read TFL3. Received: {data[4:8]!r} in {len(data)} bytes."
+        )
+    try:
+        model = schema.ModelT.InitFromPackedBuf(data, 0)
+        return _read(model, len(data))
+    except (IndexError, ValueError, TypeError, AttributeError, KeyError, Exception) as error:
+        raise ValueError(f"{where} is damaged: {type(error).__name__}: {error}. Export it again.") from error
+
+
+def _read(model: Any, size: int) -> FileModel:
+    graph = model.subgraphs[0]
+    tensors = tuple(_tensor(i, t, model.buffers) for i, t in enumerate(graph.tensors))
+    operators = tuple(_operator(i, op, model.operatorCodes) for i, op in enumerate(graph.operators))
+    inputs = tuple(tensors[i] for i in graph.inputs)
+    outputs = tuple(tensors[i] for i in graph.outputs)
+    bare = FileModel(size, tensors, operators, inputs, outputs, _metadata(model), ())
+    return FileModel(size, tensors, operators, inputs, outputs, bare.metadata, _findings(bare, len(model.subgraphs)))
+
+
+def _tensor(index: int, t: Any, buffers: list[Any]) -> FileTensor:
+    q = t.quantization
+    has = q is not None and q.scale is not None and len(q.scale) > 0
+    data = buffers[t.buffer].data
+    return FileTensor(
+        index=index,
+        name=t.name.decode() if t.name else "",
+        shape=tuple(int(n) for n in (t.shape if t.shape is not None else ())),
+        type=NAMES[t.type],
+        scale=tuple(float(s) for s in q.scale) if has else None,
+        zero_point=tuple(int(z) for z in q.zeroPoint) if has and q.zeroPoint is not None else (0,),
+        axis=int(q.quantizedDimension) if has else 0,
+        size_bytes=0 if data is None else len(data),
+        variable=bool(t.isVariable),
+    )
+
+
+def _operator(index: int, op: Any, codes: list[Any]) -> FileOperator:
+    code = codes[op.opcodeIndex]
+    number = max(code.builtinCode, code.deprecatedBuiltinCode)
+    name = code.customCode.decode() if code.customCode else OPERATORS[number]
+    return FileOperator(index, name, int(code.version), tuple(map(int, op.inputs)), tuple(map(int, op.outputs)))
+
+
+def _metadata(model: Any) -> dict[str, Any]:
+    import json
+
+    for entry in model.metadata or []:
+        if entry.name == b"kquant":
+            return json.loads(np.asarray(model.buffers[entry.buffer].data, np.uint8).tobytes())
+    return {}
+
+
+def float_operators(model: FileModel) -> list[FileOperator]:
+    """Operators that touch a float tensor, the casts of float inputs and outputs left out."""
+    edge = {t.index for t in (*model.inputs, *model.outputs)}
+    found = []
+    for op in model.operators:
+        floats = {i for i in (*op.inputs, *op.outputs) if i >= 0 and model.tensors[i].type in FLOATS}
+        if floats and not (op.code in EDGES and floats <= edge):
+            found.append(op)
+    return found
+
+
+def _findings(model: FileModel, subgraphs: int) -> tuple[str, ...]:
+    found = []
+    floats = float_operators(model)
+    if floats:
+        names = ", ".join(f"{code} x{n}" for code, n in Counter(op.code for op in floats).items())
+        found.append(
+            f"{len(floats)} of {len(model.operators)} operators compute in float ({names}): slow or impossible on "
+            "microcontrollers without an FPU, and refused by NPUs."
+        )
+    for t in (*model.inputs, *model.outputs):
+        if t.type in FLOATS:
+            found.append(f"'{t.name}' is {t.type}: the application converts nothing, the file spends an operator on it.")
+    dynamic = [t.name for t in model.tensors if any(n < 0 for n in t.shape)]
+    if dynamic:
+        found.append(f"open shapes ({', '.join(dynamic[:3])}): TFLM and NPUs need static ones.")
+    hybrid = [
+        op for op in floats if any(i >= 0 and model.tensors[i].type == "INT8" and model.tensors[i].size_bytes for i in op.inputs)
+    ]
+    if hybrid:
+        found.append(f"{len(hybrid)} operators are hybrid (int8 weights, float activations): TFLM refuses them.")
+    if subgraphs > 1:
+        found.append(f"{subgraphs} subgraphs (control flow); only the first is shown.")
+    return tuple(found)

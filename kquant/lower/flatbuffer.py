@@ -1,0 +1,196 @@
+"""A program -> TFLite bytes, through the official schema's object API (`ai_edge_litert.schema_py_generated`).
+
+Equal constants share a buffer, equal tensors are one, unused tensors are not written, operator codes carry the version of
+the target file, and a metadata entry "kquant" says which version and recipe made the file.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import flatbuffers
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+from kquant.core.program import Operator, Program, Ref
+from kquant.targets import Target
+
+TYPES = {"int8": "INT8", "uint8": "UINT8", "int16": "INT16", "int32": "INT32", "int64": "INT64", "float32": "FLOAT32"}
+
+# Operators whose options table is not simply their name in camel case.
+OPTIONS = {
+    "CONV_2D": "Conv2DOptions",
+    "DEPTHWISE_CONV_2D": "DepthwiseConv2DOptions",
+    "AVERAGE_POOL_2D": "Pool2DOptions",
+    "MAX_POOL_2D": "Pool2DOptions",
+    "MEAN": "ReducerOptions",
+    "MAXIMUM": "MaximumMinimumOptions",
+    "MINIMUM": "MaximumMinimumOptions",
+    "RELU": None,
+    "RELU6": None,
+    "PRELU": None,
+    "LOGISTIC": None,
+    "TANH": None,
+}
+
+
+def to_bytes(program: Program, target: Target, metadata: dict[str, Any]) -> bytes:
+    """The file.
+
+    Args:
+        program: tidied.
+        target: tells operator versions.
+        metadata: written as JSON under "kquant".
+
+    Returns:
+        Bytes with the identifier TFL3.
+    """
+    return _Writer(program, target).pack(metadata)
+
+
+class _Writer:
+    def __init__(self, program: Program, target: Target) -> None:
+        self.program, self.target = program, target
+        self.model = schema.ModelT()
+        self.model.version = 3
+        self.model.description = "kquant"
+        self.model.buffers = [schema.BufferT()]
+        self.model.operatorCodes = []
+        self.tensors: list[Any] = []
+        self.index: dict[int, int] = {}
+        self.constants: dict[Any, int] = {}
+        self.blobs: dict[bytes, int] = {}
+        self.codes: dict[tuple[str, int], int] = {}
+        self.names: set[str] = set()
+
+    def pack(self, metadata: dict[str, Any]) -> bytes:
+        graph = schema.SubGraphT()
+        graph.name = "main"
+        graph.inputs = [self.tensor(ref) for ref in self.program.inputs]
+        operators = [self.operator(op) for op in self.program.operators]
+        graph.outputs = [self.tensor(ref) for ref in self.program.outputs]
+        graph.operators, graph.tensors = operators, self.tensors
+        self.model.subgraphs = [graph]
+        self.model.signatureDefs = [self.signature(graph)]
+        entry = schema.MetadataT()
+        entry.name = "kquant"
+        entry.buffer = self.blob(json.dumps(metadata, sort_keys=True).encode())
+        self.model.metadata = [entry]
+        builder = flatbuffers.Builder(1 << 16)
+        builder.Finish(self.model.Pack(builder), b"TFL3")
+        return bytes(builder.Output())
+
+    def signature(self, graph: Any) -> Any:
+        """Inputs and outputs by name, so that files are called like SavedModels."""
+        signature = schema.SignatureDefT()
+        signature.signatureKey = "serving_default"
+        signature.subgraphIndex = 0
+        signature.inputs = [self.named(i) for i in graph.inputs]
+        signature.outputs = [self.named(i) for i in graph.outputs]
+        return signature
+
+    def named(self, index: int) -> Any:
+        entry = schema.TensorMapT()
+        entry.name, entry.tensorIndex = self.tensors[index].name.decode(), index
+        return entry
+
+    def blob(self, data: bytes) -> int:
+        """Index of a buffer with these bytes."""
+        if data not in self.blobs:
+            buffer = schema.BufferT()
+            buffer.data = np.frombuffer(data, np.uint8)
+            self.model.buffers.append(buffer)
+            self.blobs[data] = len(self.model.buffers) - 1
+        return self.blobs[data]
+
+    def tensor(self, ref: Ref | None) -> int:
+        """Index of a tensor, written at its first use; equal constants are one tensor."""
+        if ref is None:
+            return -1
+        if id(ref) in self.index:
+            return self.index[id(ref)]
+        key = _constant_key(ref)
+        if key is not None and key in self.constants:
+            return self.constants[key]
+        tensor = schema.TensorT()
+        tensor.name = self.unique(ref.name).encode()
+        tensor.shape = list(ref.shape)
+        tensor.type = getattr(schema.TensorType, TYPES[ref.dtype])
+        tensor.buffer = 0 if ref.data is None else self.blob(np.ascontiguousarray(ref.data).tobytes())
+        tensor.hasRank = True
+        if ref.encoding is not None and ref.dtype != "float32":
+            tensor.quantization = _quantization(ref)
+        self.tensors.append(tensor)
+        self.index[id(ref)] = len(self.tensors) - 1
+        if key is not None:
+            self.constants[key] = self.index[id(ref)]
+        return self.index[id(ref)]
+
+    def unique(self, name: str) -> str:
+        wanted, n = name, 1
+        while name in self.names:
+            name = f"{wanted}_{n}"
+            n += 1
+        self.names.add(name)
+        return name
+
+    def operator(self, op: Operator) -> Any:
+        written = schema.OperatorT()
+        written.opcodeIndex = self.code(op)
+        written.inputs = [self.tensor(ref) for ref in op.inputs]
+        written.outputs = [self.tensor(ref) for ref in op.outputs]
+        name = OPTIONS.get(op.code, f"{_camel(op.code)}Options")
+        if name is not None:
+            options = getattr(schema, f"{name}T")()
+            for field, value in op.options.items():
+                if not hasattr(options, field):
+                    raise ValueError(f"{op.code}: the schema's {name} has no field '{field}'.")
+                setattr(options, field, _option(field, value))
+            written.builtinOptions = options
+            written.builtinOptionsType = getattr(schema.BuiltinOptions, name)
+        return written
+
+    def code(self, op: Operator) -> int:
+        version = self.target.ops[op.code].version if op.code in self.target.ops else 1
+        key = (op.code, version)
+        if key not in self.codes:
+            entry = schema.OperatorCodeT()
+            entry.builtinCode = getattr(schema.BuiltinOperator, op.code)
+            entry.deprecatedBuiltinCode = min(entry.builtinCode, 127)
+            entry.version = version
+            self.model.operatorCodes.append(entry)
+            self.codes[key] = len(self.model.operatorCodes) - 1
+        return self.codes[key]
+
+
+def _constant_key(ref: Ref) -> Any:
+    if ref.data is None:
+        return None
+    encoding = None if ref.encoding is None else (ref.encoding.scale.tobytes(), ref.encoding.zero_point.tobytes())
+    return ref.dtype, ref.shape, ref.data.tobytes(), encoding
+
+
+def _quantization(ref: Ref) -> Any:
+    quantization = schema.QuantizationParametersT()
+    encoding = ref.encoding
+    if encoding is None:
+        return None
+    quantization.scale = encoding.scale.astype(np.float32)
+    quantization.zeroPoint = encoding.zero_point.astype(np.int64)
+    quantization.quantizedDimension = encoding.axis or 0
+    return quantization
+
+
+def _camel(code: str) -> str:
+    return "".join(part.capitalize() for part in code.split("_"))
+
+
+def _option(field: str, value: Any) -> Any:
+    if field == "padding":
+        return getattr(schema.Padding, value)
+    if field == "fusedActivationFunction":
+        return getattr(schema.ActivationFunctionType, value)
+    if field in ("inDataType", "outDataType"):
+        return getattr(schema.TensorType, value)
+    return value

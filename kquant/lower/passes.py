@@ -1,0 +1,112 @@
+"""Tidy a program: what costs bytes or time and computes nothing goes.
+
+    RESHAPE of RESHAPE     one RESHAPE
+    RESHAPE to same shape  nothing
+    PAD + VALID conv       SAME conv, where TFLite's SAME pads exactly those pixels
+    dead operators         nothing
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kquant.core.program import Operator, Program, Ref
+
+
+def tidy(program: Program) -> Program:
+    """Apply every pass, until none changes anything."""
+    changed = True
+    while changed:
+        changed = any([_merge_reshapes(program), _drop_empty_reshapes(program), _fold_padding(program), _drop_dead(program)])
+    return program
+
+
+def _producers(program: Program) -> dict[int, Operator]:
+    return {id(ref): op for op in program.operators for ref in op.outputs}
+
+
+def _readers(program: Program) -> dict[int, int]:
+    counts: dict[int, int] = {}
+    for op in program.operators:
+        for ref in op.inputs:
+            if ref is not None:
+                counts[id(ref)] = counts.get(id(ref), 0) + 1
+    for ref in program.outputs:
+        counts[id(ref)] = counts.get(id(ref), 0) + 1
+    return counts
+
+
+def _merge_reshapes(program: Program) -> bool:
+    """A RESHAPE reads the source of the RESHAPE before it."""
+    producers, changed = _producers(program), False
+    for op in program.operators:
+        before = producers.get(id(op.inputs[0])) if op.code == "RESHAPE" else None
+        if before is not None and before.code == "RESHAPE":
+            op.inputs[0] = before.inputs[0]
+            changed = True
+    return changed
+
+
+def _drop_empty_reshapes(program: Program) -> bool:
+    """Readers of a RESHAPE that changes nothing read its source."""
+    outputs = {id(ref) for ref in program.outputs}
+    for op in program.operators:
+        if op.code != "RESHAPE" or op.inputs[0] is None or op.inputs[0].shape != op.outputs[0].shape:
+            continue
+        source, result = op.inputs[0], op.outputs[0]
+        if id(result) in outputs and (id(source) in outputs or any(source is ref for ref in program.inputs)):
+            continue  # a model output must be a tensor of its own
+        if id(result) in outputs:
+            source.name = result.name
+        program.operators.remove(op)
+        _redirect(program, result, source)
+        return True
+    return False
+
+
+def _redirect(program: Program, old: Ref, new: Ref) -> None:
+    for op in program.operators:
+        op.inputs = [new if ref is old else ref for ref in op.inputs]
+    program.outputs = [new if ref is old else ref for ref in program.outputs]
+
+
+def _fold_padding(program: Program) -> bool:
+    """PAD in front of a VALID convolution that pads as SAME would."""
+    producers, readers = _producers(program), _readers(program)
+    for op in program.operators:
+        if op.code not in ("CONV_2D", "DEPTHWISE_CONV_2D") or op.options["padding"] != "VALID":
+            continue
+        x = op.inputs[0]
+        pad = producers.get(id(x))
+        if x is None or pad is None or pad.code != "PAD" or readers[id(x)] != 1 or not _pads_as_same(op, pad):
+            continue
+        op.inputs[0] = pad.inputs[0]
+        op.options["padding"] = "SAME"
+        return True
+    return False
+
+
+def _pads_as_same(op: Operator, pad: Operator) -> bool:
+    """SAME: `out = ceil(in / stride)`, `total = max((out - 1) * stride + reach - in, 0)`, `total // 2` of it first."""
+    source, weights, result, paddings = pad.inputs[0], op.inputs[1], op.outputs[0], pad.inputs[1]
+    if source is None or weights is None or paddings is None or paddings.data is None:
+        return False
+    if np.any(paddings.data[[0, 3]]):
+        return False
+    for axis, letter in ((1, "H"), (2, "W")):
+        stride, dilation = op.options[f"stride{letter}"], op.options[f"dilation{letter}Factor"]
+        reach = (weights.shape[axis] - 1) * dilation + 1
+        out = -(-source.shape[axis] // stride)
+        total = max((out - 1) * stride + reach - source.shape[axis], 0)
+        if out != result.shape[axis] or int(paddings.data[axis][0]) != total // 2:
+            return False
+    return True
+
+
+def _drop_dead(program: Program) -> bool:
+    """Operators that nobody reads."""
+    readers = _readers(program)
+    alive = [op for op in program.operators if any(readers.get(id(ref)) for ref in op.outputs)]
+    changed = len(alive) != len(program.operators)
+    program.operators = alive
+    return changed

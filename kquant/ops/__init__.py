@@ -1,0 +1,33 @@
+"""One rule for each Keras layer or operation, grouped by family. A new layer is one entry in one of these files.
+
+    dense  conv  affine  activation  merge  pool  shape  passive
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kquant.ops import activation, affine, conv, dense, merge, passive, pool, shape
+from kquant.ops.rule import Rule
+from kquant.targets import Target
+
+FAMILIES = (dense, conv, affine, activation, merge, pool, shape, passive)
+RULES: tuple[Rule, ...] = tuple(rule for family in FAMILIES for rule in family.RULES)
+
+
+def find(op: Any, target: Target | None = None) -> Rule | None:
+    """The rule for a layer or operation: the first that matches and whose operators the target has.
+
+    Args:
+        op: Keras layer or operation.
+        target: where given, rules whose operators it lacks are passed over (GELU becomes a table, say); where it has
+            none of them, the first matching rule comes back, so that the caller can say what is missing.
+
+    Returns:
+        The rule, or None for an unknown layer.
+    """
+    matching = [rule for rule in RULES if rule.matches(op)]
+    if target is None or not matching:
+        return matching[0] if matching else None
+    able = [rule for rule in matching if all(target.supports(code) for code in rule.operators)]
+    return (able or matching)[0]

@@ -1,0 +1,294 @@
+"""Activations: fused ReLUs, fixed-output LOGISTIC / TANH / SOFTMAX, own kernels, and tables for the rest."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from kquant.core.graph import Node
+from kquant.core.program import Program
+from kquant.ops.rule import Call, Make, Rule, Weights, example
+
+layers = keras.layers
+
+# Functions of one value that have no kernel of their own everywhere: 256 precomputed codes. (LiteRT has ELU, but not in
+# its reference resolver.)
+TABLES = (
+    "elu selu softplus softsign gelu exponential celu mish hard_tanh log_sigmoid soft_shrink hard_shrink tanh_shrink "
+    "squareplus sparse_plus sparse_sigmoid threshold"
+).split()
+OPERATIONS = {
+    "Relu": "relu",
+    "Relu6": "relu6",
+    "Sigmoid": "sigmoid",
+    "Tanh": "tanh",
+    "Silu": "silu",
+    "HardSigmoid": "hard_sigmoid",
+    "HardSilu": "hard_silu",
+    "Elu": "elu",
+    "Selu": "selu",
+    "Softplus": "softplus",
+    "Softsign": "softsign",
+    "Gelu": "gelu",
+    "Softmax": "softmax",
+    "LeakyRelu": "leaky_relu",
+}
+
+
+def name_of(function: Any, layer: str) -> str:
+    """The registered name of an activation function ("linear" for None)."""
+    if function is None:
+        return "linear"
+    name = keras.activations.serialize(function)
+    if isinstance(name, dict):
+        name = name.get("config") if isinstance(name.get("config"), str) else name.get("class_name")
+    if not isinstance(name, str) or not hasattr(keras.activations, name):
+        raise ValueError(
+            f"{layer}: its activation {getattr(function, '__name__', function)!r} is not one of keras.activations. "
+            "Write it as keras.ops between layers, or use a built-in activation."
+        )
+    return name
+
+
+def activate(name: str, make: Make, x: Any, layer: str | None = None) -> Any:
+    """Apply the activation `name` to `x` with layers that have rules."""
+    label = layer or f"{x._keras_history.operation.name}_{name}"
+    if name == "linear":
+        return x
+    if name in ("relu", "relu6"):
+        return make("relu", lambda: layers.ReLU(6.0 if name == "relu6" else None, name=label))(x)
+    if name == "leaky_relu":
+        return make("leaky", lambda: layers.LeakyReLU(0.2, name=label))(x)
+    if name in ("silu", "swish"):
+        gate = make("gate", lambda: layers.Activation("sigmoid", name=f"{label}_gate"))(x)
+        return make("product", lambda: layers.Multiply(name=label))([x, gate])
+    if name == "hard_sigmoid":
+        from kquant.ops.affine import affine  # affine.py imports no activation, but its rules fuse this one's ReLU
+
+        slope = make("slope", lambda: affine(1 / 6, 0.5, channels=x.shape[-1], name=f"{label}_slope"))(x)
+        return make("clip", lambda: layers.ReLU(1.0, name=label))(slope)
+    return make("activation", lambda: layers.Activation(name, name=label))(x)
+
+
+def _expand_activation(op: Any, make: Make, x: Any, **_: Any) -> Any:
+    return activate(name_of(op.activation, op.name), make, x, layer=op.name)
+
+
+def _expand_operation(op: Any, make: Make, x: Any, *args: Any, **_: Any) -> Any:
+    """An operation of `keras.ops`; its settings are attributes of the operation."""
+    name = OPERATIONS[type(op).__name__]
+    if name == "leaky_relu":
+        return make("leaky", lambda: layers.LeakyReLU(op.negative_slope, name=op.name))(x)
+    if name == "softmax":
+        return make("softmax", lambda: layers.Softmax(op.axis, name=op.name))(x)
+    if name == "gelu" and op.approximate:
+        return make("gelu", lambda: TanhGelu(name=op.name))(x)
+    return activate(name, make, x, layer=op.name)
+
+
+@keras.saving.register_keras_serializable(package="kquant")
+class TanhGelu(keras.layers.Layer):
+    """`keras.ops.gelu(x)` as it is by default, with tanh for Phi; `Activation("gelu")` is the exact one."""
+
+    def call(self, x: Any) -> Any:
+        """Apply the function."""
+        return keras.ops.gelu(x, approximate=True)
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        """As the input."""
+        return input_shape
+
+
+def named(*names: str) -> Any:
+    """Condition: an `Activation` layer of one of these functions."""
+    return lambda op: name_of(op.activation, op.name) in names
+
+
+def _relu_is_plain(op: Any) -> bool:
+    return not op.negative_slope and not op.threshold
+
+
+def _relu_form(op: Any) -> str:
+    """RELU6 where the clip is 6; another clip is held by RELU and a MINIMUM where the range goes beyond it."""
+    return "RELU6" if op.max_value == 6 else "RELU"
+
+
+def _lower_relu(program: Program, call: Call) -> None:
+    """Always RELU: TFLM's RELU6 clips codes without rescaling them. The range, or a MINIMUM, holds the maximum."""
+    program.emit("RELU", call.inputs, call.output)
+
+
+def _slope(op: Any) -> float:
+    return float(op.negative_slope)
+
+
+def _lower_leaky(program: Program, call: Call) -> None:
+    program.emit("LEAKY_RELU", call.inputs, call.output, alpha=_slope(call.op))
+
+
+def _lower_prelu(program: Program, call: Call) -> None:
+    """alpha has one scale; shared axes keep their length of 1."""
+    weights = call.weights
+    program.emit("PRELU", [call.inputs[0], weights.kernel_ref(program, weights.codes, axis=0)], call.output)
+
+
+def _lower_softmax(program: Program, call: Call) -> None:
+    program.emit("SOFTMAX", call.inputs, call.output, beta=1.0)
+
+
+def _lower_plain(code: str) -> Any:
+    def lower(program: Program, call: Call) -> None:
+        program.emit(code, call.inputs, call.output)
+
+    return lower
+
+
+def _gelu_is_approximate(op: Any) -> bool:
+    return isinstance(op, TanhGelu)
+
+
+def _lower_gelu(program: Program, call: Call) -> None:
+    program.emit("GELU", call.inputs, call.output, approximate=_gelu_is_approximate(call.op))
+
+
+def _lower_table(program: Program, call: Call) -> None:
+    """Look the code up: CAST to int32, ADD 128, GATHER from 256 codes."""
+    x, y = call.inputs[0], call.output
+    codes = np.arange(-128, 128)
+    results = np.asarray(call.op(keras.ops.convert_to_tensor(x.encoding.dequantize(codes))))
+    table = program.constant(f"{y.name}/table", y.encoding.quantize(results).astype(np.int8), y.encoding)
+    index = program.emit("CAST", [x], program.value(f"{y.name}/index", x.shape, None, "int32"), inDataType="INT8", outDataType="INT32")
+    first = program.constant("first", np.array(128, np.int32))
+    shifted = program.value(f"{y.name}/row", x.shape, None, "int32")
+    program.emit("ADD", [index, first], shifted, fusedActivationFunction="NONE")
+    program.emit("GATHER", [table, shifted], y, axis=0, batchDims=0)
+
+
+def _kernel(code: str, **attributes: Any) -> Any:
+    return lambda node: (code, attributes)
+
+
+def _bad_softmax(node: Node) -> str | None:
+    axis, rank = getattr(node.op, "axis", -1), len(node.inputs[0].shape)
+    if axis not in (-1, rank - 1):
+        return f"softmax over axis {axis}; the kernels take the last axis only, so put a Permute before and after it"
+    if len(node.inputs) > 1:
+        return "softmax with a mask; add the mask to the logits instead"
+    return None
+
+
+def _softmax(layer: Any) -> bool:
+    return isinstance(layer, layers.Softmax) or name_of(layer.activation, layer.name) == "softmax"
+
+
+def _activation(name: str) -> Any:
+    return example(lambda: layers.Activation(name), shape=(6, 5))
+
+
+RULES = (
+    Rule(
+        layers=(layers.Activation,),
+        when=named("linear", "relu", "relu6", "leaky_relu", "silu", "hard_sigmoid"),
+        expand=_expand_activation,
+        examples=(_activation("silu"), _activation("hard_sigmoid"), _activation("relu6")),
+    ),
+    Rule(operations=tuple(OPERATIONS), expand=_expand_operation),
+    Rule(
+        layers=(layers.ReLU,),
+        when=_relu_is_plain,
+        operators=("RELU",),
+        relu=_relu_form,
+        arithmetic=_kernel("RELU"),
+        lower=_lower_relu,
+        examples=(
+            example(lambda: layers.ReLU(), shape=(5, 4, 3)),
+            example(lambda: layers.ReLU(6.0), shape=(40,)),
+            example(lambda: layers.ReLU(1.5), shape=(12, 3)),
+        ),
+    ),
+    Rule(
+        layers=(layers.ReLU,),
+        when=lambda op: op.negative_slope and not op.threshold and op.max_value is None,
+        expand=lambda op, make, x: make("leaky", lambda: layers.LeakyReLU(_slope(op), name=op.name))(x),
+    ),
+    Rule(
+        layers=(layers.LeakyReLU,),
+        operators=("LEAKY_RELU",),
+        arithmetic=lambda node: ("LEAKY_RELU", {"alpha": _slope(node.op)}),
+        lower=_lower_leaky,
+        examples=(example(lambda: layers.LeakyReLU(0.3), shape=(6, 6, 4)),),
+    ),
+    Rule(
+        layers=(layers.PReLU,),
+        operators=("PRELU",),
+        weights=Weights(kernel="alpha", bias=None, channel_axes=(), input_axis=None, sums=False, per_axis=False),
+        lower=_lower_prelu,
+        examples=(example(lambda: layers.PReLU(alpha_initializer="glorot_uniform", shared_axes=[1, 2]), shape=(6, 6, 4)),),
+    ),
+    Rule(
+        layers=(layers.Activation,),
+        when=named("sigmoid"),
+        operators=("LOGISTIC",),
+        output="fixed",
+        fixed=(1 / 256, -128),
+        arithmetic=_kernel("LOGISTIC"),
+        lower=_lower_plain("LOGISTIC"),
+        examples=(_activation("sigmoid"),),
+    ),
+    Rule(
+        layers=(layers.Activation,),
+        when=named("tanh"),
+        operators=("TANH",),
+        output="fixed",
+        fixed=(1 / 128, 0),
+        arithmetic=_kernel("TANH"),
+        lower=_lower_plain("TANH"),
+        examples=(_activation("tanh"),),
+    ),
+    Rule(
+        layers=(layers.Activation, layers.Softmax),
+        when=_softmax,
+        operators=("SOFTMAX",),
+        output="fixed",
+        fixed=(1 / 256, -128),
+        arithmetic=_kernel("SOFTMAX", beta=1.0),
+        lower=_lower_softmax,
+        refuse=_bad_softmax,
+        examples=(_activation("softmax"), example(lambda: layers.Softmax(), shape=(10,))),
+    ),
+    Rule(
+        layers=(layers.Activation,),
+        when=named("hard_silu"),
+        operators=("HARD_SWISH",),
+        arithmetic=_kernel("HARD_SWISH"),
+        lower=_lower_plain("HARD_SWISH"),
+        examples=(_activation("hard_silu"),),
+    ),
+    Rule(
+        layers=(layers.Activation, TanhGelu),
+        when=lambda op: _gelu_is_approximate(op) or name_of(op.activation, op.name) == "gelu",
+        operators=("GELU",),
+        arithmetic=lambda node: ("GELU", {"approximate": _gelu_is_approximate(node.op)}),
+        lower=_lower_gelu,
+        examples=(_activation("gelu"), example(lambda: TanhGelu(), shape=(20,))),
+    ),
+    Rule(
+        layers=(layers.Activation,),
+        when=named(*TABLES),
+        operators=("CAST", "ADD", "GATHER"),
+        lower=_lower_table,
+        examples=(_activation("elu"), _activation("selu"), _activation("softplus")),
+    ),
+    Rule(
+        layers=(layers.ReLU, layers.ELU, TanhGelu),
+        operators=("CAST", "ADD", "GATHER"),
+        lower=_lower_table,
+        examples=(
+            example(lambda: layers.ReLU(negative_slope=0.1, threshold=0.5, max_value=2.0), shape=(20,)),
+            example(lambda: layers.ELU(alpha=0.5), shape=(20,)),
+            example(lambda: TanhGelu(), shape=(20,)),
+        ),
+    ),
+)

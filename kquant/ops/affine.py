@@ -1,0 +1,152 @@
+"""`y = scale * x + offset` over the last axis: batch norms, Rescaling, Normalization and arithmetic with constants.
+
+Written as a 1x1 DEPTHWISE_CONV_2D: one operator with one rounding, an int32 offset and a scale of its own for each
+channel, where a MUL and an ADD would round twice. `kquant.fold` merges most of them into their neighbours.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from kquant.core.program import Program
+from kquant.ops.rule import Call, Make, Rule, Weights, example
+
+layers = keras.layers
+
+
+@keras.saving.register_keras_serializable(package="kquant")
+class Affine(keras.layers.Layer):
+    """`y = scale * x + offset`, both float32[channels].
+
+    Example:
+        >>> layer = affine([2.0, 0.5], 1.0, channels=2, name="a")
+        >>> layer(np.ones((1, 2), "float32")).numpy().tolist()
+        [[3.0, 1.5]]
+    """
+
+    def build(self, input_shape: Any) -> None:
+        """Make the two vectors."""
+        shape = (input_shape[-1],)
+        self.scale = self.add_weight(name="scale", shape=shape, initializer="ones")
+        self.offset = self.add_weight(name="offset", shape=shape, initializer="zeros")
+
+    def call(self, x: Any) -> Any:
+        """Scale and shift the channels."""
+        return x * keras.ops.convert_to_tensor(self.scale) + keras.ops.convert_to_tensor(self.offset)
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        """As the input."""
+        return input_shape
+
+
+def affine(scale: Any, offset: Any, *, channels: int, name: str, trainable: bool = False, dtype: Any = None) -> Affine:
+    """A built `Affine` layer; scalars stand for all channels."""
+    layer = Affine(name=name, trainable=trainable, dtype=dtype)
+    layer.build((None, channels))
+    layer.scale.assign(np.broadcast_to(np.asarray(scale, np.float32).reshape(-1), (channels,)))
+    layer.offset.assign(np.broadcast_to(np.asarray(offset, np.float32).reshape(-1), (channels,)))
+    return layer
+
+
+def batch_norm_as_affine(op: Any) -> tuple[np.ndarray, np.ndarray]:
+    """`(scale, offset)` of an inference batch norm: `gamma / sqrt(var + eps)`, `beta - mean * scale` (float64)."""
+    variance = np.asarray(op.moving_variance, np.float64)
+    gamma = np.asarray(op.gamma, np.float64) if op.scale else np.ones_like(variance)
+    beta = np.asarray(op.beta, np.float64) if op.center else np.zeros_like(variance)
+    scale = gamma / np.sqrt(variance + op.epsilon)
+    return scale, beta - np.asarray(op.moving_mean, np.float64) * scale
+
+
+def _batch_norm(op: Any, make: Make, x: Any, **_: Any) -> Any:
+    def build() -> Any:
+        scale, offset = batch_norm_as_affine(op)
+        channels = x.shape[op.axis]
+        return affine(scale, offset, channels=channels, name=op.name, trainable=op.trainable, dtype=op.dtype_policy)
+
+    axis, rank = op.axis % len(x.shape), len(x.shape)
+    if axis == rank - 1:
+        return make("affine", build)(x)
+    to_last = [a for a in range(1, rank) if a != axis] + [axis]
+    x = make("to_last", lambda: layers.Permute(to_last, name=f"{op.name}_to_last"))(x)
+    x = make("affine", build)(x)
+    back = [to_last.index(a) + 1 for a in range(1, rank)]
+    return make("back", lambda: layers.Permute(back, name=f"{op.name}_back"))(x)
+
+
+def _rescaling(op: Any, make: Make, x: Any, **_: Any) -> Any:
+    return make("affine", lambda: affine(op.scale, op.offset, channels=x.shape[-1], name=op.name))(x)
+
+
+def _normalization(op: Any, make: Make, x: Any, **_: Any) -> Any:
+    def build() -> Any:
+        mean = np.asarray(op.mean, np.float64).reshape(-1)
+        deviation = np.maximum(np.sqrt(np.asarray(op.variance, np.float64).reshape(-1)), keras.config.epsilon())
+        scale, offset = (deviation, mean) if op.invert else (1.0 / deviation, -mean / deviation)
+        return affine(scale, offset, channels=x.shape[-1], name=op.name)
+
+    return make("affine", build)(x)
+
+
+def _lower(program: Program, call: Call) -> None:
+    """A 1x1 depthwise convolution over the input seen as `[1, 1, positions, channels]`."""
+    weights, x = call.weights, call.inputs[0]
+    kernel = weights.kernel_ref(program, weights.codes.reshape(1, 1, 1, -1), axis=3)
+    shape = x.shape if len(x.shape) == 4 else (1, 1, x.size // x.shape[-1], x.shape[-1])
+    made = call.output if shape == x.shape else program.value(f"{call.output.name}/2d", shape, call.output.encoding)
+    program.emit(
+        "DEPTHWISE_CONV_2D",
+        [program.reshape(x, shape), kernel, weights.bias_ref(program)],
+        made,
+        padding="VALID",
+        fusedActivationFunction=call.activation,
+        depthMultiplier=1,
+        strideH=1,
+        strideW=1,
+        dilationHFactor=1,
+        dilationWFactor=1,
+    )
+    if made is not call.output:
+        program.reshape(made, call.output.shape, call.output)
+
+
+def _no_input_batch_norm() -> Any:
+    layer = layers.BatchNormalization()
+    layer.build((None, 6, 6, 5))
+    rng = np.random.default_rng(3)
+    layer.moving_mean.assign(rng.normal(size=5))
+    layer.moving_variance.assign(rng.uniform(0.5, 2.0, size=5))
+    return layer
+
+
+def _adapted() -> Any:
+    return layers.Normalization(mean=[1.0, -2.0, 0.5], variance=[1.0, 4.0, 0.25])
+
+
+RULES = (
+    Rule(
+        layers=(layers.BatchNormalization,),
+        expand=_batch_norm,
+        examples=(example(_no_input_batch_norm, shape=(6, 6, 5)),),
+    ),
+    Rule(
+        layers=(layers.Rescaling,),
+        expand=_rescaling,
+        examples=(example(lambda: layers.Rescaling(1 / 127.5, offset=-1.0), shape=(6, 6, 3)),),
+    ),
+    Rule(
+        layers=(layers.Normalization,),
+        when=lambda op: op.axis in ((-1,), ()) or (op.built and tuple(op._keep_axis) in ((1,), (2,), (3,))),
+        expand=_normalization,
+        examples=(example(_adapted, shape=(7, 3)),),
+    ),
+    Rule(
+        layers=(Affine,),
+        operators=("DEPTHWISE_CONV_2D",),
+        weights=Weights(kernel="scale", bias="offset", channel_axes=(0,), input_axis=0),
+        fuses=True,
+        lower=_lower,
+    ),
+)

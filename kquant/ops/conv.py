@@ -1,0 +1,216 @@
+"""Convolutions: CONV_2D, DEPTHWISE_CONV_2D, TRANSPOSE_CONV. 1-D ones run as 2-D over a height of 1."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from kquant.core.graph import Node
+from kquant.core.program import Program, Ref
+from kquant.ops.activation import activate, name_of
+from kquant.ops.dense import has_activation, split_activation
+from kquant.ops.rule import Call, Make, Rule, Weights, copy_weights, example, rebuild
+
+layers = keras.layers
+
+
+def as_2d(program: Program, x: Ref, rank: int) -> Ref:
+    """`[1, length, channels]` as `[1, 1, length, channels]`."""
+    return x if rank == 2 else program.reshape(x, (x.shape[0], 1, *x.shape[1:]))
+
+
+def output_2d(program: Program, output: Ref, rank: int) -> Ref:
+    """The 4-D tensor that stands for a 1-D layer's output, until `finish_2d` gives it its own shape."""
+    if rank == 2:
+        return output
+    return program.value(f"{output.name}/2d", (output.shape[0], 1, *output.shape[1:]), output.encoding)
+
+
+def finish_2d(program: Program, made: Ref, output: Ref) -> None:
+    """Reshape back where a 1-D layer was written as a 2-D one."""
+    if made is not output:
+        program.reshape(made, output.shape, output)
+
+
+def window(values: tuple[int, ...], field: str) -> dict[str, int]:
+    """Strides, dilations or sizes as schema fields (`field` like "stride{}"); 1-D ones move along the width."""
+    height, width = (1, *values) if len(values) == 1 else values
+    return {field.format("H"): height, field.format("W"): width}
+
+
+def _lower_conv(program: Program, call: Call) -> None:
+    op, weights, rank = call.op, call.weights, call.op.rank
+    codes = weights.codes if rank == 2 else weights.codes[None]
+    kernel = weights.kernel_ref(program, np.ascontiguousarray(codes.transpose(3, 0, 1, 2)), axis=0)
+    made = output_2d(program, call.output, rank)
+    program.emit(
+        "CONV_2D",
+        [as_2d(program, call.inputs[0], rank), kernel, weights.bias_ref(program)],
+        made,
+        padding=op.padding.upper(),
+        fusedActivationFunction=call.activation,
+        **window(op.strides, "stride{}"),
+        **window(op.dilation_rate, "dilation{}Factor"),
+    )
+    finish_2d(program, made, call.output)
+
+
+def _lower_depthwise(program: Program, call: Call) -> None:
+    op, weights, rank = call.op, call.weights, call.op.rank
+    codes = weights.codes if rank == 2 else weights.codes[None]
+    height, width, inputs, multiplier = codes.shape
+    kernel = weights.kernel_ref(program, codes.reshape(1, height, width, inputs * multiplier), axis=3)
+    made = output_2d(program, call.output, rank)
+    program.emit(
+        "DEPTHWISE_CONV_2D",
+        [as_2d(program, call.inputs[0], rank), kernel, weights.bias_ref(program)],
+        made,
+        padding=op.padding.upper(),
+        fusedActivationFunction=call.activation,
+        depthMultiplier=multiplier,
+        **window(op.strides, "stride{}"),
+        **window(op.dilation_rate, "dilation{}Factor"),
+    )
+    finish_2d(program, made, call.output)
+
+
+def _lower_transpose(program: Program, call: Call) -> None:
+    op, weights = call.op, call.weights
+    kernel = weights.kernel_ref(program, np.ascontiguousarray(weights.codes.transpose(2, 0, 1, 3)), axis=0)
+    shape = program.constant("shape", np.array(call.output.shape, np.int32))
+    program.emit(
+        "TRANSPOSE_CONV",
+        [shape, kernel, call.inputs[0], weights.bias_ref(program)],
+        call.output,
+        padding=op.padding.upper(),
+        fusedActivationFunction=call.activation,
+        **window(op.strides, "stride{}"),
+    )
+
+
+def _causal(op: Any, make: Make, x: Any) -> Any:
+    """Padding on the left, then a valid convolution."""
+    reach = op.dilation_rate[0] * (op.kernel_size[0] - 1)
+    x = make("pad", lambda: layers.ZeroPadding1D((reach, 0), name=f"{op.name}_pad"))(x)
+    return make("valid", lambda: rebuild(op, padding="valid"))(x)
+
+
+def _separable(op: Any, make: Make, x: Any) -> Any:
+    """Depthwise, then pointwise with the bias and the activation."""
+    rank = op.rank
+    depthwise_class, conv_class = (
+        (layers.DepthwiseConv1D, layers.Conv1D) if rank == 1 else (layers.DepthwiseConv2D, layers.Conv2D)
+    )
+    shared = {"data_format": op.data_format, "dtype": op.dtype_policy}
+
+    def depthwise() -> Any:
+        strides, dilation = (op.strides[0], op.dilation_rate[0]) if rank == 1 else (op.strides, op.dilation_rate)
+        new = depthwise_class(
+            op.kernel_size if rank == 2 else op.kernel_size[0],
+            strides=strides,
+            padding="valid" if op.padding == "causal" else op.padding,
+            depth_multiplier=op.depth_multiplier,
+            dilation_rate=dilation,
+            use_bias=False,
+            name=f"{op.name}_depthwise",
+            **shared,
+        )
+        return _with_kernel(new, x.shape, op.depthwise_kernel, op)
+
+    def pointwise() -> Any:
+        new = conv_class(op.filters, 1, use_bias=op.use_bias, name=op.name, **shared)
+        return _with_kernel(new, (*x.shape[:-1], x.shape[-1] * op.depth_multiplier), op.pointwise_kernel, op)
+
+    if op.padding == "causal":
+        reach = op.dilation_rate[0] * (op.kernel_size[0] - 1)
+        x = make("pad", lambda: layers.ZeroPadding1D((reach, 0), name=f"{op.name}_pad"))(x)
+    y = make("pointwise", pointwise)(make("depthwise", depthwise)(x))
+    return activate(name_of(op.activation, op.name), make, y)
+
+
+def _with_kernel(new: Any, shape: Any, kernel: Any, old: Any) -> Any:
+    new.build(shape)
+    copy_weights(old, new)  # the bias
+    new.kernel.assign(kernel)
+    return new
+
+
+def _unsupported(node: Node) -> str | None:
+    op = node.op
+    if op.data_format == "channels_first":
+        return "data_format='channels_first'; the kernels want channels last, so rebuild the model with channels_last"
+    if getattr(op, "lora_enabled", False):
+        return "LoRA is on; merge it into the kernel first"
+    if isinstance(op, layers.Conv2DTranspose):
+        if op.output_padding is not None:
+            return "output_padding has no counterpart in TRANSPOSE_CONV; use padding='same' and crop or pad after it"
+        if max(op.dilation_rate if isinstance(op.dilation_rate, tuple) else (op.dilation_rate,)) > 1:
+            return "a dilated transposed convolution has no kernel; use UpSampling2D and a dilated Conv2D"
+    return None
+
+
+def _conv2d(filters: int, size: Any, **kwargs: Any) -> Any:
+    return lambda: layers.Conv2D(filters, size, **kwargs)
+
+
+_CONV = Rule(
+    layers=(layers.Conv1D, layers.Conv2D),
+    operators=("CONV_2D",),
+    weights=Weights(channel_axes=(-1,), input_axis=-2),
+    fuses=True,
+    lower=_lower_conv,
+    refuse=_unsupported,
+    examples=(
+        example(_conv2d(8, 3, padding="same"), shape=(9, 8, 3)),
+        example(_conv2d(6, (3, 2), strides=2, activation="relu"), shape=(10, 9, 4)),
+        example(_conv2d(4, 3, dilation_rate=2, padding="same"), shape=(10, 10, 2)),
+        example(_conv2d(6, 3, groups=2), shape=(7, 7, 4)),
+        example(lambda: layers.Conv1D(5, 3, strides=2, padding="same"), shape=(16, 4)),
+        example(lambda: layers.Conv1D(5, 3, dilation_rate=2, padding="causal"), shape=(16, 4)),
+    ),
+)
+
+RULES = (
+    Rule(
+        layers=(layers.Conv1D, layers.Conv2D, layers.DepthwiseConv1D, layers.DepthwiseConv2D, layers.Conv2DTranspose),
+        when=has_activation,
+        expand=split_activation,
+    ),
+    Rule(layers=(layers.Conv1D,), when=lambda op: op.padding == "causal", expand=_causal),
+    Rule(
+        layers=(layers.SeparableConv1D, layers.SeparableConv2D),
+        expand=_separable,
+        examples=(
+            example(lambda: layers.SeparableConv2D(6, 3, activation="relu", padding="same"), shape=(8, 8, 4)),
+            example(lambda: layers.SeparableConv1D(6, 3, padding="causal"), shape=(12, 4)),
+        ),
+    ),
+    _CONV,
+    Rule(
+        layers=(layers.DepthwiseConv1D, layers.DepthwiseConv2D),
+        operators=("DEPTHWISE_CONV_2D",),
+        weights=Weights(channel_axes=(-2, -1), input_axis=-2),
+        fuses=True,
+        lower=_lower_depthwise,
+        refuse=_unsupported,
+        examples=(
+            example(lambda: layers.DepthwiseConv2D(3, padding="same"), shape=(8, 8, 6)),
+            example(lambda: layers.DepthwiseConv2D(3, depth_multiplier=2, strides=2), shape=(9, 9, 3)),
+            example(lambda: layers.DepthwiseConv1D(5, padding="same", activation="relu"), shape=(20, 6)),
+        ),
+    ),
+    Rule(
+        layers=(layers.Conv2DTranspose,),
+        operators=("TRANSPOSE_CONV",),
+        weights=Weights(channel_axes=(-2,), input_axis=-1),
+        fuses=True,
+        lower=_lower_transpose,
+        refuse=_unsupported,
+        examples=(
+            example(lambda: layers.Conv2DTranspose(4, 3, strides=2, padding="same"), shape=(5, 6, 3)),
+            example(lambda: layers.Conv2DTranspose(3, 2, strides=2), shape=(5, 5, 4)),
+        ),
+    ),
+)

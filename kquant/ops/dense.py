@@ -1,0 +1,61 @@
+"""Dense: FULLY_CONNECTED, weights `[out, in]`, one scale for each output unit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from kquant.core.program import Program
+from kquant.ops.activation import activate, name_of
+from kquant.ops.rule import Call, Make, Rule, Weights, example, rebuild
+
+layers = keras.layers
+
+
+def split_activation(op: Any, make: Make, x: Any) -> Any:
+    """The layer without its activation, then the activation."""
+    y = make("linear", lambda: rebuild(op, activation="linear"))(x)
+    return activate(name_of(op.activation, op.name), make, y)
+
+
+def has_activation(op: Any) -> bool:
+    """True where a layer applies more than `linear`."""
+    return op.activation is not keras.activations.linear
+
+
+def _lower(program: Program, call: Call) -> None:
+    weights = call.weights
+    kernel = weights.kernel_ref(program, np.ascontiguousarray(weights.codes.T), axis=0)
+    program.emit(
+        "FULLY_CONNECTED",
+        [call.inputs[0], kernel, weights.bias_ref(program)],
+        call.output,
+        fusedActivationFunction=call.activation,
+        keepNumDims=len(call.output.shape) > 2,
+    )
+
+
+def _unsupported(node: Any) -> str | None:
+    if getattr(node.op, "lora_enabled", False):
+        return "LoRA is on; merge it into the kernel first (save and reload the layer)"
+    return None
+
+
+RULES = (
+    Rule(layers=(layers.Dense,), when=has_activation, expand=split_activation),
+    Rule(
+        layers=(layers.Dense,),
+        operators=("FULLY_CONNECTED",),
+        weights=Weights(channel_axes=(1,), input_axis=0),
+        fuses=True,
+        lower=_lower,
+        refuse=_unsupported,
+        examples=(
+            example(lambda: layers.Dense(10), shape=(24,)),
+            example(lambda: layers.Dense(7, activation="relu", use_bias=False), shape=(33,)),
+            example(lambda: layers.Dense(5), shape=(6, 8)),
+        ),
+    ),
+)

@@ -1,0 +1,182 @@
+"""What kquant knows about one Keras layer or operation: a `Rule`.
+
+Every stage reads the same rule: fake quantization, folding, target checks and the file writer. A rule either explains a
+layer by simpler ones (`expand`) or says how it is quantized and written (`output`, `weights`, `arithmetic`, `lower`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import keras
+import numpy as np
+
+from kquant.core.graph import Node
+from kquant.core.program import Program, Ref
+from kquant.core.spec import Encoding, QuantSpec
+
+# own: a range of its own; same: the codes of its input, moved or picked; shared: all inputs and the output in one
+# encoding; fixed: prescribed by the kernel; follows: new codes in the encoding of its input.
+Output = Literal["own", "same", "shared", "fixed", "follows"]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Where a layer keeps its weights.
+
+    Attributes:
+        kernel, bias: names of the Keras variables.
+        channel_axes: axes of the kernel that number the output channels, in order.
+        input_axis: axis of the kernel that runs over the input's channels.
+        sums: False where the layer multiplies element by element only.
+        per_axis: False where the kernel takes a single scale.
+    """
+
+    kernel: str = "kernel"
+    bias: str | None = "bias"
+    channel_axes: tuple[int, ...] = (-1,)
+    input_axis: int | None = -2
+    sums: bool = True
+    per_axis: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class Constants:
+    """Weights as the device computes with them, in Keras' layout.
+
+    Attributes:
+        codes: int64, like the Keras kernel.
+        scale: float32[n], n = 1 or the number of output channels.
+        bias: int64[channels], zeros where the layer has none.
+        bias_scale: float32[n], `input scale * scale`.
+        spec: grid of the codes.
+        name: of the layer.
+    """
+
+    codes: np.ndarray
+    scale: np.ndarray
+    bias: np.ndarray
+    bias_scale: np.ndarray
+    spec: QuantSpec
+    name: str
+
+    def kernel_ref(self, program: Program, codes: np.ndarray, axis: int) -> Ref:
+        """The kernel as a stored tensor; `codes` in the operator's layout, scales along `axis`."""
+        per_axis = axis if self.scale.size > 1 else None
+        encoding = Encoding(self.scale, np.zeros(self.scale.size, np.int64), self.spec, per_axis)
+        return program.constant(f"{self.name}/kernel", codes.astype(np.int8), encoding)
+
+    def bias_ref(self, program: Program) -> Ref:
+        """The bias as a stored int32 tensor at `input scale * weight scale`."""
+        spec = QuantSpec(16, symmetric=True)
+        per_axis = 0 if self.bias_scale.size > 1 else None
+        encoding = Encoding(self.bias_scale, np.zeros(self.bias_scale.size, np.int64), spec, per_axis)
+        return program.constant(f"{self.name}/bias", self.bias.astype(np.int32), encoding)
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One layer call to be written.
+
+    Attributes:
+        op: the Keras layer or operation.
+        inputs: tensors of the file, in the order of the call.
+        output: the tensor to produce.
+        activation: TFLite's fused activation ("NONE", "RELU", "RELU6", "RELU_N1_TO_1").
+        weights: codes and bias, for layers with weights.
+        node: the call as traced, for operations whose arguments are not in the layer.
+    """
+
+    op: Any
+    inputs: list[Ref]
+    output: Ref
+    activation: str = "NONE"
+    weights: Constants | None = None
+    node: Node | None = None
+
+
+Make = Callable[[str, Callable[[], Any]], Any]
+
+
+def _always(op: Any) -> bool:
+    return True
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One layer's geometry, encoding constraint and lowering.
+
+    Attributes:
+        layers: Keras classes it speaks for (subclasses that keep `call` included).
+        operations: names of `keras.ops` classes it speaks for.
+        when: further condition on the layer.
+        expand: `expand(op, make, *args, **kwargs)` builds the same function of simpler layers; `make(key, factory)`
+            returns one layer for each key, also when the original is shared.
+        operators: TFLite operators that `lower` writes.
+        output: how its output's encoding is found.
+        fixed: (scale, zero point) where output is "fixed".
+        weights: where its weights are.
+        fuses: a following ReLU costs nothing.
+        relu: the fused form of this activation: "RELU", "RELU6", ... where the operator before can take it.
+        arithmetic: `(node) -> (kernel, attributes)` where the kernel's rounding needs the codes of its inputs.
+        lower: writes the call.
+        refuse: `(node) -> reason` where this use of the layer has no integer form, else None.
+        examples: tiny models, which enrol the rule in every contract test.
+    """
+
+    layers: tuple[type, ...] = ()
+    operations: tuple[str, ...] = ()
+    when: Callable[[Any], bool] = _always
+    expand: Callable[..., Any] | None = None
+    operators: tuple[str, ...] = ()
+    output: Output = "own"
+    fixed: tuple[float, int] | None = None
+    weights: Weights | None = None
+    fuses: bool = False
+    relu: Callable[[Any], str | None] | None = None
+    arithmetic: Callable[[Node], tuple[str, dict[str, Any]]] | None = None
+    lower: Callable[[Program, Call], None] | None = None
+    refuse: Callable[[Node], str | None] | None = None
+    examples: tuple[Callable[[], keras.Model], ...] = field(default=(), repr=False)
+
+    def matches(self, op: Any) -> bool:
+        """True where the rule speaks for `op`."""
+        if isinstance(op, keras.layers.Layer):
+            named = any(isinstance(op, cls) and type(op).call is cls.call for cls in self.layers)
+        else:
+            named = type(op).__name__ in self.operations
+        return named and self.when(op)
+
+
+def rebuild(layer: keras.layers.Layer, **changes: Any) -> keras.layers.Layer:
+    """A new layer with the config, shapes and weights of `layer`, but for `changes` to its config.
+
+    Weights that the changed layer has too are copied by name; new ones keep their initial values.
+    """
+    new = type(layer).from_config({**layer.get_config(), **changes})
+    new.build_from_config(layer.get_build_config())
+    copy_weights(layer, new)
+    return new
+
+
+def copy_weights(old: keras.layers.Layer, new: keras.layers.Layer) -> None:
+    """Values and `trainable` from one layer to another, by variable name."""
+    values = {v.name: v for v in old.variables}
+    for variable in new.variables:
+        if variable.name in values:
+            variable.assign(values[variable.name])
+    new.trainable = old.trainable
+
+
+def example(*layers: Any, shape: tuple[int, ...]) -> Callable[[], keras.Model]:
+    """A model that feeds `shape` through `layers` (factories, so that each call makes new weights)."""
+
+    def build() -> keras.Model:
+        x = inputs = keras.Input(shape, name="x")
+        for make in layers:
+            x = make()(x)
+        return keras.Model(inputs, x, name="example")
+
+    return build

@@ -1,0 +1,146 @@
+"""Layers that move or repeat values: the codes stay what they are, except under bilinear interpolation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from kquant.core.graph import Node
+from kquant.core.program import Program
+from kquant.ops.rule import Call, Make, Rule, example
+
+layers = keras.layers
+
+
+def _lower_reshape(program: Program, call: Call) -> None:
+    program.reshape(call.inputs[0], call.output.shape, call.output)
+
+
+def _lower_permute(program: Program, call: Call) -> None:
+    order = program.constant("order", np.array([0, *call.op.dims], np.int32))
+    program.emit("TRANSPOSE", [call.inputs[0], order], call.output)
+
+
+def _sides(amount: Any) -> list[tuple[int, int]]:
+    """`((top, bottom), (left, right))` of a 1-D or 2-D layer."""
+    return [tuple(amount)] if isinstance(amount[0], int) else [tuple(side) for side in amount]
+
+
+def _lower_padding(program: Program, call: Call) -> None:
+    rows = [(0, 0), *_sides(call.op.padding), (0, 0)]
+    program.emit("PAD", [call.inputs[0], program.constant("paddings", np.array(rows, np.int32))], call.output)
+
+
+def _lower_cropping(program: Program, call: Call) -> None:
+    begin = [0, *(first for first, _ in _sides(call.op.cropping)), 0]
+    program.emit(
+        "SLICE",
+        [
+            call.inputs[0],
+            program.constant("begin", np.array(begin, np.int32)),
+            program.constant("size", np.array(call.output.shape, np.int32)),
+        ],
+        call.output,
+    )
+
+
+def _lower_resize(program: Program, call: Call) -> None:
+    size = program.constant("size", np.array(call.output.shape[1:3], np.int32))
+    code = "RESIZE_BILINEAR" if call.op.interpolation == "bilinear" else "RESIZE_NEAREST_NEIGHBOR"
+    # Keras repeats pixels for "nearest"; with whole factors every convention of the kernel gives that.
+    half = call.op.interpolation == "bilinear"
+    program.emit(code, [call.inputs[0], size], call.output, alignCorners=False, halfPixelCenters=half)
+
+
+def _bilinear(node: Node) -> tuple[str, dict[str, Any]]:
+    return "RESIZE_BILINEAR", {"size": list(node.outputs[0].shape[1:3]), "half_pixel_centers": True}
+
+
+def _repeat(op: Any, make: Make, x: Any) -> Any:
+    """`[batch, features]` to `[batch, n, features]`: n copies, concatenated."""
+    row = make("row", lambda: layers.Reshape((1, x.shape[-1]), name=f"{op.name}_row"))(x)
+    if op.n == 1:
+        return row
+    return make("copies", lambda: layers.Concatenate(axis=1, name=op.name))([row] * op.n)
+
+
+def _reshape_operation(op: Any, make: Make, x: Any) -> Any:
+    shape = tuple(op.newshape)
+    return make("reshape", lambda: layers.Reshape(shape[1:], name=op.name))(x)
+
+
+def _channels_first(node: Node) -> str | None:
+    if getattr(node.op, "data_format", "channels_last") == "channels_first":
+        return "data_format='channels_first'; rebuild the model with channels_last"
+    if getattr(node.op, "interpolation", "nearest") not in ("nearest", "bilinear"):
+        return f"interpolation='{node.op.interpolation}'; the kernels know nearest and bilinear"
+    if len(node.outputs[0].shape) > 5:
+        return f"a tensor of rank {len(node.outputs[0].shape)}"
+    return None
+
+
+RULES = (
+    Rule(
+        layers=(layers.Flatten, layers.Reshape),
+        operators=("RESHAPE",),
+        output="same",
+        lower=_lower_reshape,
+        refuse=_channels_first,
+        examples=(example(lambda: layers.Flatten(), shape=(4, 5, 3)), example(lambda: layers.Reshape((6, -1)), shape=(4, 6))),
+    ),
+    Rule(operations=("Reshape",), expand=_reshape_operation),
+    Rule(
+        layers=(layers.Permute,),
+        operators=("TRANSPOSE",),
+        output="same",
+        lower=_lower_permute,
+        examples=(example(lambda: layers.Permute((2, 1, 3)), shape=(4, 5, 3)),),
+    ),
+    Rule(
+        layers=(layers.ZeroPadding1D, layers.ZeroPadding2D),
+        operators=("PAD",),
+        output="same",
+        lower=_lower_padding,
+        refuse=_channels_first,
+        examples=(
+            example(lambda: layers.ZeroPadding2D(((1, 2), (0, 3))), shape=(4, 5, 3)),
+            example(lambda: layers.ZeroPadding1D((2, 1)), shape=(5, 3)),
+        ),
+    ),
+    Rule(
+        layers=(layers.Cropping1D, layers.Cropping2D),
+        operators=("SLICE",),
+        output="same",
+        lower=_lower_cropping,
+        refuse=_channels_first,
+        examples=(
+            example(lambda: layers.Cropping2D(((1, 0), (2, 1))), shape=(5, 6, 3)),
+            example(lambda: layers.Cropping1D(1), shape=(5, 3)),
+        ),
+    ),
+    Rule(
+        layers=(layers.UpSampling2D,),
+        when=lambda op: op.interpolation == "bilinear",
+        operators=("RESIZE_BILINEAR",),
+        output="follows",
+        arithmetic=_bilinear,
+        lower=_lower_resize,
+        refuse=_channels_first,
+        examples=(example(lambda: layers.UpSampling2D(2, interpolation="bilinear"), shape=(4, 5, 3)),),
+    ),
+    Rule(
+        layers=(layers.UpSampling2D,),
+        operators=("RESIZE_NEAREST_NEIGHBOR",),
+        output="same",
+        lower=_lower_resize,
+        refuse=_channels_first,
+        examples=(example(lambda: layers.UpSampling2D((2, 3)), shape=(4, 5, 3)),),
+    ),
+    Rule(
+        layers=(layers.RepeatVector,),
+        expand=_repeat,
+        examples=(example(lambda: layers.RepeatVector(3), shape=(5,)),),
+    ),
+)

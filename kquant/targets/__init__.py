@@ -1,0 +1,171 @@
+"""The targets as data: which TFLite builtin operator a runtime takes in which type, its limits, and the source of both.
+
+One TOML file a target. A new target is a new file in this folder: `names` finds it, `load` checks it.
+
+    [ops.CONV_2D]
+    int8 = true                         # runs with int8 activations, and right
+    version = 3                         # the operator version to write
+    per_axis = true                     # one scale for each channel of the weights ...
+    axis = 0                            # ... which lie on this axis
+    source = "tflite/kernels/conv.cc"   # where the claim can be read
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from functools import cache
+from importlib import resources
+from types import MappingProxyType
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+# What a target file records. Further types (int16x8, int4 weights) become fields of `Operator` once they are measured.
+TYPES = ("int8",)
+
+
+class Operator(BaseModel):
+    """What a target says of one builtin operator.
+
+    Attributes:
+        int8: inputs and outputs may be int8 and the numbers come out right; false for one that runs but is wrong.
+        version: the operator version to write in an int8 file.
+        source: the file or document that the limits were read in.
+        per_axis: the weights may have one scale for each channel.
+        axis: the axis of those channels in the weights, the tensor's `quantized_dimension`.
+        equal_encodings: the data inputs and the outputs must share one scale and zero point.
+        fixed: the output encoding that the quantization specification prescribes: scale and zero point.
+        fuses: takes RELU, RELU_N1_TO_1 and RELU6 as its fused activation.
+        max_rank: the highest rank of the data tensors; None where no limit was found.
+        max_inputs: the largest number of inputs; None where no limit was found.
+        max_rescale: `s_in * s_w / s_out` must stay below it, for every channel.
+        broken_on: runtimes of the target that lack the operator or compute it wrongly, so they cannot check it.
+        notes: further limits in words.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    int8: bool
+    version: int = Field(ge=1)
+    source: str = Field(min_length=1)
+    per_axis: bool = False
+    axis: int | None = Field(default=None, ge=0)
+    equal_encodings: bool = False
+    fixed: tuple[float, int] | None = Field(default=None, strict=False)
+    fuses: bool = False
+    max_rank: int | None = Field(default=None, ge=1)
+    max_inputs: int | None = Field(default=None, ge=1)
+    max_rescale: float | None = Field(default=None, gt=0)
+    broken_on: tuple[str, ...] = Field(default=(), strict=False)
+    notes: str = ""
+
+
+class Target(BaseModel):
+    """One target: what to write for it and where to run the file.
+
+    Attributes:
+        name: what the user says, the file's name.
+        title: what reports say.
+        runtimes: the names for `kquant.predict` that can run the file here, the one to trust first.
+        ops: the operators by their schema name, such as `CONV_2D`.
+        fallback: the target that runs what this one does not take, for an accelerator beside a processor.
+
+    Example:
+        >>> load("tflm").supports("CONV_2D")
+        True
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    name: str
+    title: str
+    runtimes: tuple[str, ...] = Field(min_length=1, strict=False)
+    ops: Annotated[Mapping[str, Operator], AfterValidator(MappingProxyType)]
+    fallback: str | None = None
+
+    def supports(self, op: str, type: str = "int8") -> bool:
+        """Whether the target runs a builtin operator wholly in a type.
+
+        Args:
+            op: the schema's name of the operator, such as `CONV_2D`.
+            type: the type of its activations.
+
+        Returns:
+            True where the file says so; False for an operator that it does not list.
+
+        Raises:
+            ValueError: for a type that target files do not record.
+        """
+        if type not in TYPES:
+            raise ValueError(f"Target {self.name!r} records the types {', '.join(TYPES)}. Received: type={type!r}.")
+        return op in self.ops and getattr(self.ops[op], type)
+
+    def runtimes_for(self, op: str) -> tuple[str, ...]:
+        """The runtimes that can check an operator: those of the target without the ones it is broken on.
+
+        Example:
+            >>> load("litert").runtimes_for("SUM")
+            ('litert',)
+        """
+        broken = self.ops[op].broken_on if op in self.ops else self.runtimes
+        return tuple(runtime for runtime in self.runtimes if runtime not in broken)
+
+
+def names() -> list[str]:
+    """The known targets, sorted.
+
+    Example:
+        >>> names()
+        ['ethos-u', 'litert', 'tflm']
+    """
+    files = (entry.name for entry in resources.files(__name__).iterdir())
+    return sorted(file.removesuffix(".toml") for file in files if file.endswith(".toml"))
+
+
+@cache
+def load(name: str) -> Target:
+    """Read a target by name.
+
+    Args:
+        name: one of `names()`.
+
+    Returns:
+        The frozen target.
+
+    Raises:
+        ValueError: for an unknown name, listing the known ones, and for a file that does not fit the schema.
+    """
+    known = names()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"Unknown target {name!r}; the known ones are {', '.join(known)}.{hint}")
+    return parse((resources.files(__name__) / f"{name}.toml").read_text(encoding="utf-8"), f"{name}.toml")
+
+
+def parse(text: str, where: str) -> Target:
+    """Check the text of a target file; `where` names it in errors.
+
+    Raises:
+        ValueError: naming the file and, for every fault, the place in it and the nearest known key.
+    """
+    try:
+        return Target.model_validate(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"Target file {where} is not TOML: {error}.") from error
+    except ValidationError as error:
+        faults = "; ".join(_describe(fault) for fault in error.errors())
+        raise ValueError(f"Target file {where} does not fit the schema: {faults}.") from error
+
+
+def _describe(fault: dict) -> str:
+    """One fault of a file in words: the place, what was expected, and the nearest key for an unknown one."""
+    place = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] != "extra_forbidden":
+        return f"{place}: {fault['msg']}, received {fault['input']!r}"
+    keys = list(Operator.model_fields if fault["loc"][0] == "ops" else Target.model_fields)
+    near = difflib.get_close_matches(str(fault["loc"][-1]), keys, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(keys)}"
+    return f"{place}: unknown key, {hint}"

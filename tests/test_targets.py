@@ -1,0 +1,144 @@
+"""The target files: strict to read, sourced, and true of the interpreters that can be run here."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ai_edge_litert import schema_py_generated as schema
+from one_op import feeds, variants
+
+from kquant import targets
+
+RUNTIMES = {"litert": "litert", "litert-reference": "litert", "tflm": "tflm"}  # runtime: the target that describes it
+TOLERANCE_LSB = 1.01
+PROGRAM = Path(__file__).with_name("one_op.py")
+# LiteRT looks tanh up in a table and so takes any output encoding; the specification still prescribes one.
+LENIENT = {("litert", "TANH")}
+
+
+def judge(case, outputs):
+    """'right', or what is wrong with the outputs of a case."""
+    if outputs is None:
+        return "refused"
+    given = iter(feeds(case))
+    values = [spec.real(next(given) if spec.data is None else spec.data) for spec in case.inputs]
+    expected = case.expected(*values)
+    for spec, codes, real in zip(
+        case.outputs, outputs, expected if isinstance(expected, list) else [expected], strict=True
+    ):
+        codes = np.asarray(codes)
+        wanted = real / spec.scale[0] + spec.zero_point if spec.scale else real
+        wanted = np.clip(wanted, -128, 127) if spec.dtype == "int8" else wanted
+        if codes.shape != wanted.shape or np.max(np.abs(codes - wanted)) > TOLERANCE_LSB:
+            return "wrong"
+    return "right"
+
+
+@pytest.fixture(scope="module")
+def verdicts():
+    """(runtime, file): 'right', 'wrong', 'refused', or 'missing' where the process ended before."""
+    found = {}
+    environment = {**os.environ, "PYTHONPATH": str(PROGRAM.parents[1])}
+    for runtime in RUNTIMES:
+        command = [sys.executable, PROGRAM, runtime]
+        run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=environment)
+        answers = dict(json.loads(line) for line in run.stdout.splitlines() if line.startswith("["))
+        for name, case in variants().items():
+            found[runtime, name] = judge(case, answers[name]) if name in answers else "missing"
+    return found
+
+
+OPERATORS = sorted(targets.load("litert").ops)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("op", OPERATORS)
+def test_int8_claim_holds(op, runtime, verdicts):
+    target = targets.load(RUNTIMES[runtime])
+    claimed = target.supports(op) and runtime in target.runtimes_for(op)
+    verdict = verdicts[runtime, op]
+    assert (verdict == "right") == claimed, f"{runtime} is {verdict} on {op}, the file says int8 = {claimed}"
+
+
+@pytest.mark.parametrize("name", ["litert", "tflm"])
+@pytest.mark.parametrize("op", OPERATORS)
+def test_encoding_claim_holds(op, name, verdicts):
+    target = targets.load(name)
+    runtimes = target.runtimes_for(op)
+    if not target.supports(op) or (runtimes[0], f"{op} shifted") not in verdicts:
+        assert not target.supports(op) or op in ("CAST", "DEQUANTIZE")
+        return
+    all_right = all(verdicts[runtime, f"{op} shifted"] == "right" for runtime in runtimes)
+    bound = target.ops[op].equal_encodings or target.ops[op].fixed is not None
+    assert all_right == (not bound or (name, op) in LENIENT)
+
+
+@pytest.mark.parametrize("op", [op for op in OPERATORS if targets.load("litert").ops[op].fuses])
+def test_fused_activations_are_right(op, verdicts):
+    for runtime in RUNTIMES:
+        assert [verdicts[runtime, f"{op} fused {code}"] for code in (1, 2, 3)] == ["right"] * 3
+
+
+def test_limits_in_numbers(verdicts):
+    assert targets.load("tflm").ops["CONCATENATION"].max_inputs == 10
+    assert [verdicts["tflm", f"{count} inputs"] for count in (10, 11)] == ["right", "refused"]
+    assert targets.load("litert").ops["FULLY_CONNECTED"].max_rescale == 256
+    assert [verdicts["litert", f"rescale {value}"] for value in (255, 256)] == ["right", "refused"]
+
+
+def test_names_are_the_files():
+    assert targets.names() == ["ethos-u", "litert", "tflm"]
+
+
+@pytest.mark.parametrize("name", targets.names())
+def test_file_is_consistent(name):
+    target = targets.load(name)
+    assert target.name == name
+    assert set(target.runtimes) <= set(RUNTIMES)
+    assert target.fallback is None or target.fallback in targets.names()
+    assert sorted(target.ops) == OPERATORS
+    for op, row in target.ops.items():
+        assert hasattr(schema.BuiltinOperator, op)
+        assert row.source.endswith(".cc") or row.source.startswith("Vela 5.2.0")
+        assert row.version == targets.load("litert").ops[op].version, "one file runs on every target"
+        assert row.per_axis == (row.axis is not None)
+        assert set(row.broken_on) < set(target.runtimes)
+        assert row.int8 or row.notes or name == "ethos-u"
+
+
+def test_frozen_and_closed():
+    target = targets.load("tflm")
+    with pytest.raises(ValueError, match="frozen"):
+        target.name = "other"
+    with pytest.raises(TypeError):
+        target.ops["ADD"] = None
+    assert not target.supports("TILE") and not target.supports("NO_SUCH_OPERATOR")
+    assert targets.load("litert").runtimes_for("SUM") == ("litert",)
+    with pytest.raises(ValueError, match="records the types int8. Received: type='int16'"):
+        target.supports("ADD", "int16")
+
+
+def test_unknown_name_lists_the_known_ones():
+    with pytest.raises(ValueError, match="ethos-u, litert, tflm. Did you mean 'tflm'"):
+        targets.load("tfml")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (
+            "int8 = true\nversion = 1\nsource = 'a.cc'\nper_axes = true",
+            "ops.ADD.per_axes: unknown key, did you mean 'per_axis'",
+        ),
+        ("int8 = true\nversion = 1", "ops.ADD.source: Field required"),
+        ("int8 = 1\nversion = 1\nsource = 'a.cc'", "ops.ADD.int8: Input should be a valid boolean, received 1"),
+        ("int8 = ", "bad.toml is not TOML"),
+    ],
+)
+def test_faults_are_named(row, message):
+    with pytest.raises(ValueError, match=message):
+        targets.parse(f'name = "bad"\ntitle = "t"\nruntimes = ["tflm"]\n[ops.ADD]\n{row}\n', "bad.toml")
