@@ -8,10 +8,33 @@
     report = kquant.export(q, "m.tflite")   # full integer, read back and run before it returns
 """
 
-from kquant.calibrate import calibrate
-from kquant.core.recipe import Recipe
-from kquant.fold import fold
-from kquant.quantize import quantize
-
-__all__ = ["Recipe", "calibrate", "fold", "quantize"]
 __version__ = "0.1.0"
+
+from kquant.calibrate import calibrate
+from kquant.check import CheckReport, check
+from kquant.core.recipe import Recipe
+from kquant.export import ExportReport, export
+from kquant.fold import fold
+from kquant.inspect import FileModel, inspect
+from kquant.pipeline import CompressResult, compress
+from kquant.quantize import quantize
+from kquant.runtimes import predict
+from kquant.verify import VerifyReport, verify
+
+__all__ = [
+    "CheckReport",
+    "CompressResult",
+    "ExportReport",
+    "FileModel",
+    "Recipe",
+    "VerifyReport",
+    "calibrate",
+    "check",
+    "compress",
+    "export",
+    "fold",
+    "inspect",
+    "predict",
+    "quantize",
+    "verify",
+]

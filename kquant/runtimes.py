@@ -1,29 +1,26 @@
 """The interpreters behind one call: LiteRT with XNNPACK, LiteRT's reference kernels, TensorFlow Lite Micro.
 
-A file that an interpreter cannot take may end the process; `kquant.export` therefore runs a new file in a process of its
-own first (`probe`).
+A file that an interpreter cannot take may end the process. `probe` therefore runs it in a process of its own; what was
+probed once (`kquant.export` does) is safe to `predict` with.
 """
 
 from __future__ import annotations
 
 import difflib
-import importlib
-import multiprocessing
+import importlib.util
+import io
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
 
+from kquant import interpreters
 from kquant.inspect import FileTensor, read_model
-
-RUNTIMES = ("litert", "litert-reference", "tflm")
-# codes of one sample for each input -> codes of each output
-Invoke = Callable[[list[np.ndarray]], list[np.ndarray]]
+from kquant.interpreters import RUNTIMES, Invoke
 
 
 def predict(
@@ -43,12 +40,9 @@ def predict(
 
     Raises:
         ValueError: unknown runtime, not a TFLite file, wrong shapes, a missing extra.
-
-    Example:
-        >>> kquant.predict("resnet8.tflite", images, runtime="tflm")  # doctest: +SKIP
     """
-    data = _bytes(path_or_bytes)
-    model = read_model(data)
+    data = read_bytes(path_or_bytes)
+    model = read_model(data, _label(path_or_bytes))
     arrays = _arrays(x, model.inputs)
     invoke = open_runtime(data, runtime)
     outputs: list[list[np.ndarray]] = [[] for _ in model.outputs]
@@ -60,20 +54,17 @@ def predict(
     return results[0] if len(results) == 1 else results
 
 
-def predict_codes(path_or_bytes: str | Path | bytes, codes: list[np.ndarray], runtime: str) -> list[np.ndarray]:
-    """Like `predict`, with codes in and out (`codes[i]` is [samples, ...] of the file's type)."""
-    invoke = open_runtime(_bytes(path_or_bytes), runtime)
-    rows = [invoke([c[i : i + 1] for c in codes]) for i in range(len(codes[0]))]
-    return [np.concatenate(column) for column in zip(*rows, strict=True)]
-
-
 def open_runtime(data: bytes, runtime: str) -> Invoke:
-    """An interpreter of that name, ready to run."""
-    if runtime not in RUNTIMES:
-        near = difflib.get_close_matches(str(runtime), RUNTIMES, 1)
-        hint = f" Did you mean '{near[0]}'?" if near else ""
-        raise ValueError(f"runtime '{runtime}' does not exist.{hint} There are: {', '.join(RUNTIMES)}.")
-    return _tflm(data) if runtime == "tflm" else _litert(data, reference=runtime == "litert-reference")
+    """An interpreter of that name, ready to run.
+
+    Raises:
+        ValueError: unknown name, or the interpreter refuses the file.
+    """
+    _known(runtime)
+    try:
+        return interpreters.open_runtime(data, runtime)
+    except RuntimeError as error:
+        raise ValueError(f"{runtime} cannot prepare this file: {error}") from error
 
 
 def available() -> list[str]:
@@ -81,43 +72,30 @@ def available() -> list[str]:
     return [name for name in RUNTIMES if name != "tflm" or importlib.util.find_spec("tflite_micro") is not None]
 
 
-def _litert(data: bytes, *, reference: bool) -> Invoke:
-    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+def probe(data: bytes, runtime: str, codes: list[np.ndarray]) -> list[np.ndarray]:
+    """Run samples in a process of their own, so that a crash there becomes an error here.
 
-    resolver = OpResolverType.BUILTIN_REF if reference else OpResolverType.AUTO
-    interpreter = Interpreter(model_content=data, num_threads=1, experimental_op_resolver_type=resolver)
-    interpreter.allocate_tensors()
-    inputs = [d["index"] for d in interpreter.get_input_details()]
-    outputs = [d["index"] for d in interpreter.get_output_details()]
+    Args:
+        data: the file.
+        runtime: name of the interpreter.
+        codes: [samples, ...] of the file's type, one for each input.
 
-    def invoke(codes: list[np.ndarray]) -> list[np.ndarray]:
-        for index, value in zip(inputs, codes, strict=True):
-            interpreter.set_tensor(index, value)
-        interpreter.invoke()
-        return [interpreter.get_tensor(index) for index in outputs]
+    Returns:
+        Codes of each output.
 
-    return invoke
-
-
-def _tflm(data: bytes) -> Invoke:
-    interpreter = _micro().Interpreter.from_bytes(data)
-    outputs = len(read_model(data).outputs)
-
-    def invoke(codes: list[np.ndarray]) -> list[np.ndarray]:
-        for i, value in enumerate(codes):
-            interpreter.set_input(value, i)
-        interpreter.invoke()
-        return [np.array(interpreter.get_output(i)) for i in range(outputs)]
-
-    return invoke
-
-
-def _micro() -> Any:
-    try:
-        from tflite_micro import runtime
-    except ImportError as error:
-        raise ValueError("runtime 'tflm' needs an extra: pip install 'kquant[micro]' (Linux only).") from error
-    return runtime
+    Raises:
+        ValueError: the interpreter refused the file or died.
+    """
+    _known(runtime)
+    request = io.BytesIO()
+    np.savez(request, model=np.frombuffer(data, np.uint8), **{f"x{i}": c for i, c in enumerate(codes)})
+    command = [sys.executable, str(Path(interpreters.__file__)), runtime]
+    done = subprocess.run(command, input=request.getvalue(), capture_output=True, check=False)
+    if done.returncode != 0:
+        lines = [line for line in done.stderr.decode(errors="replace").splitlines() if line.strip()]
+        raise ValueError(f"{runtime} cannot run this file (exit code {done.returncode}): {' | '.join(lines[-3:])}")
+    answer = np.load(io.BytesIO(done.stdout))
+    return [answer[f"y{i}"] for i in range(len(answer.files))]
 
 
 def arena_bytes(data: bytes) -> int | None:
@@ -138,35 +116,6 @@ def arena_bytes(data: bytes) -> int | None:
     return int(found.group(1))
 
 
-def _run_in_child(data: bytes, runtime: str, codes: list[np.ndarray], queue: Any) -> None:
-    try:
-        queue.put((None, predict_codes(data, codes, runtime)))
-    except Exception as error:  # handed to the parent, which raises it
-        queue.put((f"{type(error).__name__}: {error}", None))
-
-
-def probe(data: bytes, runtime: str, codes: list[np.ndarray]) -> list[np.ndarray]:
-    """`predict_codes` in a child process, so that a crash there becomes an error here.
-
-    Raises:
-        ValueError: the interpreter refused the file or died.
-    """
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    queue = context.SimpleQueue()
-    child = context.Process(target=_run_in_child, args=(data, runtime, codes, queue), daemon=True)
-    child.start()
-    while child.is_alive() and queue.empty():
-        child.join(0.005)
-    if queue.empty():
-        child.join()
-        raise ValueError(f"{runtime} died on this file (exit code {child.exitcode}); the file is not usable there.")
-    message, outputs = queue.get()
-    child.join()
-    if message is not None:
-        raise ValueError(f"{runtime} cannot run this file: {message}")
-    return outputs
-
-
 def quantize_input(x: np.ndarray, tensor: FileTensor) -> np.ndarray:
     """`clip(round(x / scale) + zero_point)` in the tensor's type; float inputs as they are."""
     if tensor.scale is None:
@@ -183,13 +132,27 @@ def dequantize_output(codes: np.ndarray, tensor: FileTensor) -> np.ndarray:
     return (codes.astype(np.int64) - tensor.zero_point[0]).astype(np.float32) * np.float32(tensor.scale[0])
 
 
-def _bytes(path_or_bytes: str | Path | bytes) -> bytes:
+def read_bytes(path_or_bytes: str | Path | bytes) -> bytes:
+    """Contents of a file given by path or as bytes."""
     if isinstance(path_or_bytes, bytes | bytearray):
         return bytes(path_or_bytes)
     path = Path(path_or_bytes)
     if not path.is_file():
         raise ValueError(f"{path}: no such file; give the path of a .tflite file or its bytes.")
     return path.read_bytes()
+
+
+def _label(path_or_bytes: str | Path | bytes) -> str:
+    return "the file" if isinstance(path_or_bytes, bytes | bytearray) else str(path_or_bytes)
+
+
+def _known(runtime: str) -> None:
+    if runtime not in RUNTIMES:
+        near = difflib.get_close_matches(str(runtime), RUNTIMES, 1)
+        hint = f" Did you mean '{near[0]}'?" if near else ""
+        raise ValueError(f"runtime '{runtime}' does not exist.{hint} There are: {', '.join(RUNTIMES)}.")
+    if runtime not in available():
+        raise ValueError(f"runtime '{runtime}' needs an extra: pip install 'kquant[micro]' (Linux only).")
 
 
 def _arrays(x: Any, tensors: tuple[FileTensor, ...]) -> list[np.ndarray]:

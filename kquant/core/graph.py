@@ -303,6 +303,21 @@ def _reachable(nodes: list[Node], outputs: list[Tensor]) -> tuple[Node, ...]:
     return tuple(reversed(kept))
 
 
+def run(graph: Graph, inputs: Any) -> dict[int, Any]:
+    """Every tensor of the graph computed on real inputs (inference): id(tensor) -> value.
+
+    Args:
+        graph: what `trace` read.
+        inputs: arrays or tensors in the structure of `graph.inputs`.
+    """
+    values = {id(t): x for t, x in zip(tree.flatten(graph.inputs), tree.flatten(inputs), strict=True)}
+    for node in graph.nodes:
+        args, kwargs = _substitute((node.args, node.kwargs), values)
+        for t, value in zip(node.outputs, tree.flatten(node.op(*args, **kwargs)), strict=True):
+            values[id(t)] = value
+    return values
+
+
 def full_precision() -> contextlib.AbstractContextManager:
     """Inside, variables read in their own dtype, whatever a mixed policy would cast them to."""
     return keras.src.backend.AutocastScope(None)

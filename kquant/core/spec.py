@@ -135,10 +135,17 @@ def encode_range(low: tf.Tensor, high: tf.Tensor, spec: QuantSpec) -> tuple[tf.T
     low, high = tf.minimum(low, 0.0), tf.maximum(high, 0.0)
     if spec.symmetric:
         reach = tf.maximum(-low, high)
-        return _alive(reach) / float(spec.high), tf.zeros_like(low)
-    scale = _alive(high - low) / float(spec.high - spec.low)
+        return _alive(reach) * _reciprocal(spec.high), tf.zeros_like(low)
+    scale = _alive(high - low) * _reciprocal(spec.high - spec.low)
     zero_point = tf.clip_by_value(tf.round(spec.low - low / scale), float(spec.low), float(spec.high))
     return scale, zero_point
+
+
+def _reciprocal(steps: int) -> np.float32:
+    """TensorFlow's graph optimizer turns `x / constant` into `x * (1 / constant)`, which moves the last bit; a product is
+    the same number in eager mode, in a graph and under XLA.
+    """
+    return np.float32(1.0) / np.float32(steps)
 
 
 def _alive(width: tf.Tensor) -> tf.Tensor:
@@ -173,7 +180,7 @@ def encode_weights(
     reach = tf.reduce_max(tf.abs(weights), axis=axes, keepdims=True)
     largest = tf.reduce_max(reach)
     reach = tf.maximum(reach, tf.where(largest > 0.0, largest, 1.0) * SMALLEST_CHANNEL)
-    scale = reach / float(spec.high)
+    scale = reach * _reciprocal(spec.high)
     if bias_reach is None:
         return scale
     if not spec.per_axis:

@@ -29,14 +29,33 @@ def is_known(op: Any) -> bool:
     return isinstance(op, FakeQuant | Compressed) or find(op) is not None
 
 
-def lower(qmodel: keras.Model) -> Program:
+@dataclass(frozen=True, eq=False)
+class Lowered:
+    """A program and where each of its tensors comes from.
+
+    Attributes:
+        program: what is written.
+        graph: the quantized model as traced.
+        refs: id(tensor of `graph`) -> tensor of the program.
+        target: what it was written for.
+        recipe: name of the recipe it was made with.
+    """
+
+    program: Program
+    graph: Graph
+    refs: dict[int, Ref]
+    target: Target
+    recipe: str
+
+
+def lower(qmodel: keras.Model) -> Lowered:
     """The model as integer operators.
 
     Args:
         qmodel: quantized and calibrated (or trained).
 
     Returns:
-        The program, tidied: static shapes, batch 1, no operator that does nothing.
+        The program, tidied (static shapes, batch 1, no operator that does nothing), and its origins.
 
     Raises:
         ValueError: not a quantized model, or a node without a range, by name.
@@ -55,7 +74,7 @@ def lower(qmodel: keras.Model) -> Program:
     program = writer.program
     program.inputs.sort(key=lambda ref: writer.order[id(ref)])
     program.outputs = [writer.refs[id(t)] for t in keras.tree.flatten(graph.outputs)]
-    return tidy(program)
+    return Lowered(tidy(program), graph, writer.refs, target, nodes[0].op.origin.get("recipe", ""))
 
 
 def _refuse_unseen(nodes: list[Node]) -> None:

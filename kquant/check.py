@@ -1,0 +1,101 @@
+"""Before anything is built or trained: what becomes of each Keras layer on a target."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import keras
+
+from kquant import targets
+from kquant.core.graph import Graph, Node, trace
+from kquant.expand import expand_graph
+from kquant.ops import find
+from kquant.plan import problem
+from kquant.quantize import check_model
+
+Status = Literal["integer", "decomposed", "removed", "no kernel", "refused"]
+
+
+@dataclass(frozen=True)
+class LayerCheck:
+    """One call of one layer.
+
+    Attributes:
+        layer, kind: name and class.
+        status: "integer" (one operator), "decomposed" (several), "removed" (does nothing at inference), "no kernel" (the
+            target lacks it), "refused" (no integer form).
+        operators: the TFLite operators that it becomes.
+        remedy: what to do, empty where nothing is wrong.
+    """
+
+    layer: str
+    kind: str
+    status: Status
+    operators: tuple[str, ...]
+    remedy: str
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What `kquant.check` found, one row for each layer call, in order."""
+
+    model: str
+    target: str
+    layers: tuple[LayerCheck, ...]
+
+    @property
+    def ok(self) -> bool:
+        """True where every layer can be integer."""
+        return all(row.status not in ("no kernel", "refused") for row in self.layers)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        return {**asdict(self), "ok": self.ok}
+
+
+def check(model: keras.Model, target: str = "tflm", *, input_shape: Any = None) -> CheckReport:
+    """Tell for every layer whether it can be integer on the target, before training or calibration.
+
+    Args:
+        model: any built Keras 3 model; it is not changed.
+        target: "litert", "tflm" or "ethos-u".
+        input_shape: static shape(s) for models with open dimensions, batch axis included.
+
+    Returns:
+        The report. Batch norms and constant factors that will fold into a neighbour show as their own operator here.
+
+    Raises:
+        ValueError: not a Keras 3 model, or one whose `call` cannot be followed.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, activation="gelu")])
+        >>> [(row.layer != "", row.status) for row in kquant.check(model).layers]
+        [(True, 'decomposed')]
+    """
+    check_model(model)
+    goal = targets.load(target)
+    graph = trace(model, lambda op: find(op) is not None, input_shape)
+    return CheckReport(model.name, goal.name, tuple(_row(node, goal) for node in graph.nodes))
+
+
+def _row(node: Node, target: targets.Target) -> LayerCheck:
+    name, kind = node.name, type(node.op).__name__
+    if find(node.op) is None:
+        return LayerCheck(name, kind, "refused", (), "no rule for it; replace it by layers that have one")
+    tensors = list({id(t): t for t in node.inputs}.values())
+    try:
+        part = expand_graph(Graph(name, tensors, list(node.outputs), (node,)))
+    except ValueError as error:
+        return LayerCheck(name, kind, "refused", (), str(error))
+    nodes = [n for n in trace(part, lambda op: find(op) is not None).nodes if not isinstance(n.op, keras.layers.Identity)]
+    rules = [find(n.op, target) for n in nodes]
+    operators = tuple(code for rule in rules if rule is not None for code in rule.operators)
+    for n, rule in zip(nodes, rules, strict=True):
+        found = problem(n, rule, target)
+        if found is not None:
+            missing = rule is not None and any(not target.supports(code) for code in rule.operators)
+            return LayerCheck(name, kind, "no kernel" if missing else "refused", operators, found.reason)
+    if not nodes:
+        return LayerCheck(name, kind, "removed", (), "")
+    return LayerCheck(name, kind, "integer" if len(operators) == 1 else "decomposed", operators, "")

@@ -1,0 +1,211 @@
+"""File against model: every operator integer, every scale the model's own, outputs compared in LSB.
+
+Where outputs differ, the first layer whose codes differ is named: the reference interpreter keeps all its tensors, and the
+model computes the same ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from kquant.core.graph import run
+from kquant.core.program import Ref
+from kquant.data import batches_of
+from kquant.inspect import FileModel, float_operators, inspect
+from kquant.interpreters import litert_interpreter
+from kquant.lower import Lowered, lower
+from kquant.runtimes import probe, quantize_input
+
+EDGE = 1e-12
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """One output of the file against the model's simulation.
+
+    Attributes:
+        output: name of the tensor.
+        equal: share of codes that are equal, 0 to 1.
+        max_err_lsb: largest difference of two codes.
+        argmax: share of samples whose largest output is the same one.
+        sqnr_db: power of the simulated output over the power of the difference (inf where equal).
+    """
+
+    output: str
+    equal: float
+    max_err_lsb: int
+    argmax: float
+    sqnr_db: float
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What `kquant.verify` found.
+
+    Attributes:
+        runtime: the interpreter.
+        samples: how many were compared.
+        agreements: one for each output.
+        float_operators: operators that touch floats (none in a full-integer file).
+        wrong_encodings: tensors whose scale or zero point is not the model's.
+        first_difference: the first layer whose codes differ on the reference interpreter, None where none does.
+    """
+
+    runtime: str
+    samples: int
+    agreements: tuple[Agreement, ...]
+    float_operators: tuple[str, ...]
+    wrong_encodings: tuple[str, ...]
+    first_difference: str | None
+
+    @property
+    def ok(self) -> bool:
+        """Integer throughout, with the model's own encodings."""
+        return not self.float_operators and not self.wrong_encodings
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        return {**asdict(self), "ok": self.ok}
+
+
+def verify(
+    qmodel: keras.Model, path: str | Path | bytes, data: Any, runtime: str = "litert", *, samples: int = 64
+) -> VerifyReport:
+    """Compare a file with the model it was exported from.
+
+    Args:
+        qmodel: the quantized model.
+        path: the file, or its bytes.
+        data: like for `kquant.calibrate`.
+        runtime: "litert", "litert-reference" or "tflm".
+        samples: compare at most this many.
+
+    Returns:
+        The report; `ok` is False where the file is not integer or its encodings are not the model's.
+
+    Raises:
+        ValueError: the file is no TFLite file, the interpreter refuses it, or data do not fit.
+    """
+    lowered = lower(qmodel)
+    content = Path(path).read_bytes() if not isinstance(path, bytes) else path
+    file = inspect(path)
+    x = gather(qmodel, data, samples)
+    return compare(lowered, content, file, x, runtime)
+
+
+def gather(qmodel: keras.Model, data: Any, samples: int) -> list[np.ndarray]:
+    """The first `samples` samples, one array for each input in order."""
+    collected: list[list[np.ndarray]] = []
+    count = 0
+    for batch in batches_of(qmodel, data):
+        collected.append([np.asarray(t) for t in keras.tree.flatten(batch)])
+        count += len(collected[-1][0])
+        if count >= samples:
+            break
+    if not collected:
+        raise ValueError("verify: the data are empty; give at least one sample.")
+    return [np.concatenate(column)[:samples] for column in zip(*collected, strict=True)]
+
+
+def compare(
+    lowered: Lowered, content: bytes, file: FileModel, x: list[np.ndarray], runtime: str
+) -> VerifyReport:
+    """`verify` on arrays, with the model lowered already."""
+    codes = [quantize_input(a, t) for a, t in zip(x, file.inputs, strict=True)]
+    found = probe(content, runtime, codes)
+    expected = _simulated(lowered, x)
+    agreements = tuple(_agreement(t.name, e, f, t) for t, e, f in zip(file.outputs, expected, found, strict=True))
+    exact = all(a.equal == 1.0 for a in agreements)
+    return VerifyReport(
+        runtime=runtime,
+        samples=len(x[0]),
+        agreements=agreements,
+        float_operators=tuple(f"{op.code} ({file.tensors[op.outputs[0]].name})" for op in float_operators(file)),
+        wrong_encodings=_wrong_encodings(lowered, file),
+        first_difference=None if exact else first_difference(lowered, content, file, [a[:1] for a in x]),
+    )
+
+
+def _simulated(lowered: Lowered, x: list[np.ndarray]) -> list[np.ndarray]:
+    """Outputs of the quantized model, eagerly in small batches: no graph to compile for a few samples."""
+    rows = []
+    for start in range(0, len(x[0]), BATCH):
+        struct = keras.tree.pack_sequence_as(lowered.graph.inputs, [a[start : start + BATCH] for a in x])
+        values = run(lowered.graph, struct)
+        rows.append([np.asarray(values[id(t)]) for t in keras.tree.flatten(lowered.graph.outputs)])
+    return [np.concatenate(column) for column in zip(*rows, strict=True)]
+
+
+def _agreement(name: str, expected: np.ndarray, found: np.ndarray, tensor: Any) -> Agreement:
+    if tensor.scale is None:  # float output
+        wanted, got, step = expected, found, 1.0
+    else:
+        step = tensor.scale[0]
+        wanted = np.rint(expected / step) + tensor.zero_point[0]
+        got = found.astype(np.float64)
+    error = np.abs(wanted - got)
+    noise = float(np.mean(error**2)) * step**2
+    return Agreement(
+        output=name,
+        equal=float(np.mean(error == 0)),
+        max_err_lsb=int(np.ceil(error.max(initial=0))),
+        argmax=float(np.mean(wanted.reshape(len(got), -1).argmax(1) == got.reshape(len(got), -1).argmax(1))),
+        sqnr_db=float("inf") if noise < EDGE else 10 * float(np.log10(float(np.mean(expected**2)) / noise)),
+    )
+
+
+def _wrong_encodings(lowered: Lowered, file: FileModel) -> tuple[str, ...]:
+    """Tensors of the file whose numbers are not the model's, to the bit."""
+    by_name = {t.name: t for t in file.tensors}
+    wrong = []
+    for ref in _refs(lowered):
+        t = by_name.get(ref.name)
+        if ref.encoding is None or t is None:
+            continue
+        same = (
+            t.scale is not None
+            and np.array_equal(np.float32(t.scale), ref.encoding.scale)
+            and np.array_equal(np.int64(t.zero_point), ref.encoding.zero_point)
+        )
+        if not same:
+            wrong.append(ref.name)
+    return tuple(wrong)
+
+
+def _refs(lowered: Lowered) -> list[Ref]:
+    return [ref for op in lowered.program.operators for ref in (*op.inputs, *op.outputs) if ref is not None]
+
+
+def first_difference(lowered: Lowered, content: bytes, file: FileModel, x: list[np.ndarray]) -> str | None:
+    """Name of the first layer whose codes differ between the model and LiteRT's reference kernels, on one sample."""
+    tensors = all_tensors(content, [quantize_input(a, t) for a, t in zip(x, file.inputs, strict=True)])
+    by_name = {t.name: t.index for t in file.tensors}
+    values = run(lowered.graph, keras.tree.pack_sequence_as(lowered.graph.inputs, x))
+    for node in lowered.graph.nodes:
+        ref = lowered.refs.get(id(node.outputs[0]))
+        if ref is None or ref.encoding is None or ref.name not in by_name:
+            continue
+        expected = ref.encoding.quantize(np.asarray(values[id(node.outputs[0])]))
+        found = tensors(by_name[ref.name])
+        if found.shape == expected.shape and not np.array_equal(found, expected):
+            differ = float(np.mean(found != expected))
+            return f"{ref.name}: {differ:.2%} of its codes, by at most {int(np.abs(found - expected).max())} LSB"
+    return None
+
+
+def all_tensors(content: bytes, codes: list[np.ndarray]) -> Callable[[int], np.ndarray]:
+    """Run the reference kernels once and keep every tensor: index -> int64 codes."""
+    interpreter = litert_interpreter(content, reference=True, keep_all=True)
+    for detail, value in zip(interpreter.get_input_details(), codes, strict=True):
+        interpreter.set_tensor(detail["index"], value)
+    interpreter.invoke()
+    return lambda index: interpreter.get_tensor(index).astype(np.int64)
+
+
