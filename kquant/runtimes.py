@@ -89,7 +89,8 @@ def probe(data: bytes, runtime: str, codes: list[np.ndarray]) -> list[np.ndarray
     _known(runtime)
     request = io.BytesIO()
     np.savez(request, model=np.frombuffer(data, np.uint8), **{f"x{i}": c for i, c in enumerate(codes)})
-    command = [sys.executable, str(Path(interpreters.__file__)), runtime]
+    # -P: the script's own folder must not stand in for the standard library (it holds an inspect.py)
+    command = [sys.executable, "-P", str(Path(interpreters.__file__)), runtime]
     done = subprocess.run(command, input=request.getvalue(), capture_output=True, check=False)
     if done.returncode != 0:
         lines = [line for line in done.stderr.decode(errors="replace").splitlines() if line.strip()]
