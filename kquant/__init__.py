@@ -8,18 +8,25 @@
     report = kquant.export(q, "m.tflite")   # full integer, read back and run before it returns
 """
 
+import sys
+from pathlib import Path
+
 __version__ = "0.1.0"
 
-from kquant.calibrate import calibrate
-from kquant.check import CheckReport, check
-from kquant.core.recipe import Recipe
-from kquant.export import ExportReport, export
-from kquant.fold import fold
-from kquant.inspect import FileModel, inspect
-from kquant.pipeline import CompressResult, compress
-from kquant.quantize import quantize
-from kquant.runtimes import predict
-from kquant.verify import VerifyReport, verify
+# The command `kquant` answers --help before TensorFlow has loaded, and imports what it needs. Everywhere else the
+# import alone must register the layers with Keras: `import kquant; keras.models.load_model(...)`.
+if Path(sys.argv[0] if sys.argv else "").stem != "kquant":
+    from kquant import report
+    from kquant.calibrate import calibrate
+    from kquant.check import CheckReport, check
+    from kquant.core.recipe import Recipe
+    from kquant.export import ExportReport, export
+    from kquant.fold import fold
+    from kquant.inspect import FileModel, inspect
+    from kquant.pipeline import CompressResult, compress
+    from kquant.quantize import quantize
+    from kquant.runtimes import predict
+    from kquant.verify import VerifyReport, verify
 
 __all__ = [
     "CheckReport",
@@ -36,5 +43,6 @@ __all__ = [
     "inspect",
     "predict",
     "quantize",
+    "report",
     "verify",
 ]

@@ -2,35 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import keras
+import numpy as np
 
-from kquant.core.graph import Node, rewrite
+from kquant.core.graph import Node, legal_name, rewrite
 from kquant.core.nodes import Compressed, FakeQuant
 from kquant.ops import find
-from kquant.ops.rule import Rule
+from kquant.ops.rule import Rule, Weights
 from kquant.plan import Plan, Site
 
 
-def attach(plan: Plan) -> keras.Model:
+def attach(plan: Plan, gains: Mapping[str, np.ndarray] | None = None) -> keras.Model:
     """The quantized model: a Functional Keras model that trains, saves and loads like any other.
 
     Args:
         plan: without problems; its graph is of an expanded model that may be taken apart.
+        gains: layer name -> what folding multiplied its kernel by; kept apart from what trains.
 
     Returns:
         The model, ranges unseen.
     """
-    builder = _Builder(plan)
+    builder = _Builder(plan, gains or {})
     return rewrite(plan.graph, builder.call, enter=builder.enter)
 
 
 class _Builder:
     """The new model while it grows: encodings and accumulator scales of its tensors, by id."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, gains: Mapping[str, np.ndarray]) -> None:
         self.plan = plan
+        self.gains = gains
         self.encodings: dict[int, Any] = {}  # of quantized tensors
         self.pending: dict[int, dict[str, Any]] = {}  # of tensors to be quantized: FakeQuant's arguments
         self.layers: dict[int, Any] = {}
@@ -49,13 +53,12 @@ class _Builder:
         inputs = [t for t in keras.tree.flatten((args, kwargs)) if isinstance(t, keras.KerasTensor)]
         known = [self.encodings.get(id(t)) for t in inputs]
         y, details = self.compute(node, rule, args, kwargs, known[0])
-        if rule.arithmetic is not None and rule.weights is None and all(e is not None for e in known):
-            kernel, attributes = rule.arithmetic(node)
-            details = {"sources": inputs, "encodings": known, "kernel": kernel, "attributes": attributes}
+        if rule.weights is None and all(e is not None for e in known):
+            details = self.sources(rule, node, inputs, known)
         if id(node.inputs[0]) in self.plan.fused:
             details = self.fuse(rule, node, self.pending[id(inputs[0])])
         out = node.outputs[0]
-        if id(out) in self.plan.sites:
+        if id(out) in self.plan.sites and (rule.output != "follows" or known[0] is not None):
             return self.quantize(y, self.plan.sites[id(out)], details)
         if id(out) in self.plan.fused:
             self.pending[id(y)] = details
@@ -68,23 +71,43 @@ class _Builder:
         if rule.weights is None or encoding is None:
             return node.op(*args, **kwargs), {}
         if id(node.op) not in self.layers:
-            spec = self.plan.weights[id(node.op)]
-            self.layers[id(node.op)] = Compressed(
-                node.op,
-                None if spec is None else spec.to_config(),
-                kernel=rule.weights.kernel,
-                bias=rule.weights.bias,
-                channel_axes=rule.weights.channel_axes,
-                sums=rule.weights.sums,
-            )
+            self.layers[id(node.op)] = self.compressed(node.op, rule.weights)
         y, accumulator = self.layers[id(node.op)](*args, encoding=encoding, **kwargs)
         return y, {"accumulator": accumulator, "kernel": rule.operators[0]}
 
+    def compressed(self, op: Any, weights: Weights) -> Compressed:
+        """The layer in its wrapper; the gain of a folded batch norm leaves the kernel that trains."""
+        spec, gain = self.plan.weights[id(op)], self.gains.get(op.name)
+        layer = Compressed(
+            op,
+            None if spec is None else spec.to_config(),
+            kernel=weights.kernel,
+            bias=weights.bias,
+            channel_axes=weights.channel_axes,
+            sums=weights.sums,
+            gain_shape=None if gain is None else gain.shape,
+        )
+        if gain is not None:
+            gain = np.where(gain == 0.0, 1.0, gain).astype(np.float32)  # a dead channel stays as it is
+            variable = getattr(op, weights.kernel)
+            layer.gain.assign(gain)
+            variable.assign(np.asarray(variable) / gain)
+        return layer
+
+    def sources(self, rule: Rule, node: Node, inputs: list[Any], known: list[Any]) -> dict[str, Any]:
+        """What FakeQuant must know of the inputs: for the kernel's own rounding, or for an encoding that follows."""
+        if rule.arithmetic is not None:
+            kernel, attributes = rule.arithmetic(node)
+            return {"sources": inputs, "encodings": known, "kernel": kernel, "attributes": attributes}
+        return {"sources": inputs, "encodings": known} if rule.output == "follows" else {}
+
     def fuse(self, rule: Rule, node: Node, details: dict[str, Any]) -> dict[str, Any]:
         """The arithmetic of the operator before, clamped by this activation."""
-        if "sources" not in details or rule.relu is None:
+        if "attributes" not in details or rule.relu is None:
             return details
-        return {**details, "attributes": {**details["attributes"], "activation": rule.relu(node.op)}}
+        form, maximum = rule.relu(node.op), node.op.max_value
+        activation = form if form != "RELU" or maximum is None else float(maximum)
+        return {**details, "attributes": {**details["attributes"], "activation": activation}}
 
     def requantized(self, node: Node, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         """Inputs that come in an encoding of their own, brought to the shared one."""
@@ -94,7 +117,7 @@ class _Builder:
             if not isinstance(t, keras.KerasTensor):
                 return t
             site = self.plan.edges.get((id(node), next(counter)))
-            if site is None:
+            if site is None or id(t) not in self.encodings:  # a layer that the recipe skips made it, in float
                 return t
             details = {"sources": [t], "encodings": [self.encodings[id(t)]], "kernel": "QUANTIZE", "attributes": {}}
             return self.quantize(t, site, details)
@@ -125,6 +148,7 @@ class _Builder:
 
     def name(self, wanted: str) -> str:
         """`wanted`, or with a number where a layer of the user has that name."""
+        wanted = legal_name(wanted)
         name, n = wanted, 1
         while name in self.names:
             name = f"{wanted}_{n}"

@@ -12,7 +12,7 @@ from kquant.core.graph import Graph, Node, trace
 from kquant.expand import expand_graph
 from kquant.ops import find
 from kquant.plan import problem
-from kquant.quantize import check_model
+from kquant.quantize import check_model, is_known, read, unknown_layers
 
 Status = Literal["integer", "decomposed", "removed", "no kernel", "refused"]
 
@@ -23,8 +23,8 @@ class LayerCheck:
 
     Attributes:
         layer, kind: name and class.
-        status: "integer" (one operator), "decomposed" (several), "removed" (does nothing at inference), "no kernel" (the
-            target lacks it), "refused" (no integer form).
+        status: "integer" (one operator), "decomposed" (several), "removed" (does nothing at inference), "no kernel"
+            (the target lacks it), "refused" (no integer form).
         operators: the TFLite operators that it becomes.
         remedy: what to do, empty where nothing is wrong.
     """
@@ -38,7 +38,7 @@ class LayerCheck:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What `kquant.check` found, one row for each layer call, in order."""
+    """What `kquant.check` found: one row for each layer call in order, then the layers without a rule."""
 
     model: str
     target: str
@@ -75,20 +75,20 @@ def check(model: keras.Model, target: str = "tflm", *, input_shape: Any = None) 
     """
     check_model(model)
     goal = targets.load(target)
-    graph = trace(model, lambda op: find(op) is not None, input_shape)
-    return CheckReport(model.name, goal.name, tuple(_row(node, goal) for node in graph.nodes))
+    graph = read(model, input_shape)
+    rows = [_row(node, goal) for node in graph.nodes if is_known(node.op)]
+    refused = [LayerCheck(p.layer, p.kind, "refused", (), p.reason) for p in unknown_layers(graph)]
+    return CheckReport(model.name, goal.name, (*rows, *refused))
 
 
 def _row(node: Node, target: targets.Target) -> LayerCheck:
     name, kind = node.name, type(node.op).__name__
-    if find(node.op) is None:
-        return LayerCheck(name, kind, "refused", (), "no rule for it; replace it by layers that have one")
     tensors = list({id(t): t for t in node.inputs}.values())
     try:
         part = expand_graph(Graph(name, tensors, list(node.outputs), (node,)))
     except ValueError as error:
         return LayerCheck(name, kind, "refused", (), str(error))
-    nodes = [n for n in trace(part, lambda op: find(op) is not None).nodes if not isinstance(n.op, keras.layers.Identity)]
+    nodes = [n for n in trace(part, is_known).nodes if not isinstance(n.op, keras.layers.Identity)]
     rules = [find(n.op, target) for n in nodes]
     operators = tuple(code for rule in rules if rule is not None for code in rule.operators)
     for n, rule in zip(nodes, rules, strict=True):

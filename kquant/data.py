@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -29,11 +31,21 @@ def batches_of(model: keras.Model, data: Any, batch_size: int = 32) -> Iterator[
         yield _checked(model, batch, number)
 
 
+def refuse_endless(data: Any) -> None:
+    """Refuse data that say of themselves that they never end.
+
+    Raises:
+        ValueError: a repeated `tf.data.Dataset`, or a `PyDataset` without a number of batches.
+    """
+    repeated = isinstance(data, tf.data.Dataset) and data.cardinality() == tf.data.INFINITE_CARDINALITY
+    if repeated or (isinstance(data, keras.utils.PyDataset) and data.num_batches is None):
+        raise ValueError("data: this dataset repeats forever; say how much of it to use, like batches=100.")
+
+
 def _raw(model: keras.Model, data: Any, batch_size: int) -> Iterator[Any]:
-    if data is None:
-        raise ValueError("data: expected samples. Received: None.")
     if isinstance(data, keras.utils.PyDataset):
-        for i in range(data.num_batches or len(data)):
+        count = data.num_batches
+        for i in itertools.count() if count is None else range(count):
             yield _inputs_only(model, data[i])
     elif isinstance(data, tf.data.Dataset):
         for batch in data:
@@ -45,19 +57,23 @@ def _raw(model: keras.Model, data: Any, batch_size: int) -> Iterator[Any]:
         raise ValueError(
             "data: received a generator that can run only once; pass the function that makes it, `lambda: samples()`."
         )
+    elif isinstance(data, str | bytes | Path) or data is None:
+        raise ValueError(f"data: expected samples (arrays, a dataset or a function). Received: {data!r}.")
     else:
         yield from _arrays(model, data, batch_size)
 
 
 def _arrays(model: keras.Model, data: Any, batch_size: int) -> Iterator[Any]:
-    count = len(keras.tree.flatten(model.inputs))
-    if isinstance(data, tuple) and count == 1 and len(data) == 2:
-        data = data[0]  # (x, y)
-    data = {k: np.asarray(v) for k, v in data.items()} if isinstance(data, dict) else data
-    if isinstance(data, list) and count > 1:
+    data = _inputs_only(model, data)
+    count = len(model.inputs)
+    if isinstance(data, dict):
+        data = {k: np.asarray(v) for k, v in data.items()}
+    elif isinstance(data, list | tuple) and (count > 1 or _is_list_of_inputs(data, model.inputs[0])):
         data = [np.asarray(v) for v in data]
-    elif not isinstance(data, dict | tuple):
+    else:
         data = np.asarray(data)
+    if any(a.ndim == 0 for a in keras.tree.flatten(data)):
+        raise ValueError(f"data: expected arrays [samples, ...]. Received: {data}.")
     sizes = {len(a) for a in keras.tree.flatten(data)}
     if len(sizes) != 1:
         raise ValueError(f"data: every input needs the same number of samples. Received: {sorted(sizes)}.")
@@ -65,28 +81,44 @@ def _arrays(model: keras.Model, data: Any, batch_size: int) -> Iterator[Any]:
         yield keras.tree.map_structure(lambda a, s=start: a[s : s + batch_size], data)
 
 
+def _is_list_of_inputs(data: Any, spec: Any) -> bool:
+    """True for `[x]`, one array for the one input; a list of samples has one axis less."""
+    return len(data) == 1 and np.ndim(data[0]) == len(spec.shape)
+
+
 def _inputs_only(model: keras.Model, batch: Any) -> Any:
     """Drop labels and sample weights: `(x, y)` or `(x, y, w)` becomes `x`."""
     if not isinstance(batch, tuple):
         return batch
-    count = len(keras.tree.flatten(model.inputs))
+    count = len(model.inputs)
     if count > 1 and len(batch) == count and not isinstance(batch[0], tuple | list | dict):
         return batch
-    return batch[0]
+    return batch[0] if 0 < len(batch) <= 3 else batch
 
 
 def _checked(model: keras.Model, batch: Any, number: int) -> Any:
     specs = model.inputs
-    given = batch if not isinstance(batch, dict) else [_pick(batch, t.name, number) for t in specs]
-    flat = [given] if len(specs) == 1 and not isinstance(given, list | tuple) else list(given)
+    given = batch if not isinstance(batch, dict) else [_pick(batch, name, number) for name in _names(model)]
+    flat = list(given) if isinstance(given, list | tuple) else [given]
     if len(flat) != len(specs):
         raise ValueError(
             f"data, batch {number}: expected {len(specs)} inputs ({', '.join(t.name for t in specs)}). "
             f"Received: {len(flat)}."
         )
     checked = [_one(np.asarray(x), t, number) for x, t in zip(flat, specs, strict=True)]
-    struct = model._inputs_struct if hasattr(model, "_inputs_struct") else specs
-    return keras.tree.pack_sequence_as(struct, checked)
+    if len({len(x) for x in checked}) > 1:
+        raise ValueError(
+            f"data, batch {number}: every input needs the same number of samples. "
+            f"Received: {[len(x) for x in checked]}."
+        )
+    return keras.tree.pack_sequence_as(getattr(model, "_inputs_struct", specs), checked)
+
+
+def _names(model: keras.Model) -> list[str]:
+    """The inputs in the model's order, as a dict of data names them: by key, or by the name of the input."""
+    struct = getattr(model, "_inputs_struct", None)
+    keys = {id(t): key for key, t in struct.items()} if isinstance(struct, dict) else {}
+    return [str(keys.get(id(t), t.name)) for t in model.inputs]
 
 
 def _pick(batch: dict[str, Any], name: str, number: int) -> Any:
@@ -97,15 +129,21 @@ def _pick(batch: dict[str, Any], name: str, number: int) -> Any:
 
 def _one(x: np.ndarray, spec: Any, number: int) -> tf.Tensor:
     where = f"data, batch {number}, input '{spec.name}'"
-    if not (np.issubdtype(x.dtype, np.number) or x.dtype == bool):
-        raise ValueError(f"{where}: expected numbers ({spec.dtype}). Received: dtype {x.dtype}.")
+    real = x.dtype.kind in "fiub" or x.dtype == tf.bfloat16.as_numpy_dtype
+    if not real or (x.dtype.kind == "f" and "int" in spec.dtype):
+        raise ValueError(f"{where}: expected numbers of type {spec.dtype}. Received: dtype {x.dtype}.")
     expected = tuple(spec.shape[1:])
-    if x.shape[1:] != expected and not _compatible(x.shape[1:], expected):
-        raise ValueError(f"{where}: expected shape (batch, {', '.join(map(str, expected))}). Received: {x.shape}.")
-    if not np.all(np.isfinite(x)):
+    if not _fits(x.shape[1:], expected):
+        batched = " Put a batch axis in front: x[None], or dataset.batch(32)." if _fits(x.shape, expected) else ""
+        raise ValueError(
+            f"{where}: expected shape (batch, {', '.join(map(str, expected))}). Received: {x.shape}.{batched}"
+        )
+    with np.errstate(over="ignore"):  # found right below
+        converted = x.astype(spec.dtype)
+    if not np.all(np.isfinite(converted)):
         raise ValueError(f"{where}: NaN or Inf among the values; remove those samples.")
-    return tf.convert_to_tensor(x.astype(spec.dtype))
+    return tf.convert_to_tensor(converted)
 
 
-def _compatible(shape: tuple[int, ...], expected: tuple[int | None, ...]) -> bool:
+def _fits(shape: tuple[int, ...], expected: tuple[int | None, ...]) -> bool:
     return len(shape) == len(expected) and all(e is None or e == s for s, e in zip(shape, expected, strict=True))

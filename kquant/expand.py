@@ -11,7 +11,7 @@ from typing import Any
 
 import keras
 
-from kquant.core.graph import Graph, Node, rewrite, trace
+from kquant.core.graph import Graph, Node, legal_name, rewrite, trace
 from kquant.ops import find
 from kquant.ops.rule import copy_weights
 
@@ -48,7 +48,7 @@ def expand_graph(graph: Graph) -> keras.Model:
     def replace(node: Node, args: tuple, kwargs: dict) -> Any:
         return expand_call(node.op, make_for, args, kwargs)
 
-    return rewrite(graph, replace)
+    return rewrite(graph, replace, name=legal_name(graph.name, root=True))
 
 
 def expand_call(op: Any, make_for: Callable[[Any], Any], args: tuple, kwargs: dict) -> Any:
@@ -67,7 +67,8 @@ def expand_call(op: Any, make_for: Callable[[Any], Any], args: tuple, kwargs: di
         layer = make_for(op)(key, factory)
         return lambda *a, **k: _again(layer, make_for, a, k)
 
-    return rule.expand(op, make, *args, **kwargs)
+    expanded = rule.expand(op, make, *args, **kwargs)
+    return _keep(op, make_for)(*args, **kwargs) if expanded is None else expanded
 
 
 def _again(layer: Any, make_for: Callable[[Any], Any], args: tuple, kwargs: dict) -> Any:
@@ -92,7 +93,8 @@ def _keep(op: Any, make_for: Callable[[Any], Any]) -> Any:
 
 
 def _named_apart(op: Any, taken: set[str]) -> Any:
-    """Layers of different nested models may share a name; a flat model wants them apart."""
+    """Layers of different nested models may share a name; a flat model wants them apart, and graphs want them legal."""
+    op.name = legal_name(op.name)
     name, n = op.name, 1
     while op.name in taken:
         op.name = f"{name}_{n}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import tempfile
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -13,8 +14,7 @@ from typing import Any, Literal
 import keras
 import numpy as np
 
-import kquant
-from kquant import targets
+from kquant import __version__, targets
 from kquant.core.program import Operator, Program, Ref
 from kquant.core.spec import Encoding
 from kquant.inspect import FileModel, read_model
@@ -46,8 +46,8 @@ class ExportReport:
         target, recipe: what it was made for.
         file_bytes: size of the file.
         weight_bytes: of it, stored tensors.
-        arena_bytes: RAM that TFLM needs for tensors on a 64-bit host (a 32-bit device needs a little less); None without
-            the `micro` extra.
+        arena_bytes: RAM that TFLM needs for tensors on a 64-bit host (a 32-bit device needs a little less); None
+            without the `micro` extra.
         operators: code -> count.
         types: tensor type -> number of tensors.
         inputs, outputs: what the application feeds and reads.
@@ -107,7 +107,7 @@ def export(
     content = to_bytes(
         lowered.program,
         lowered.target,
-        {"kquant": kquant.__version__, "recipe": lowered.recipe, "target": lowered.target.name},
+        {"kquant": __version__, "recipe": lowered.recipe, "target": lowered.target.name},
     )
     file = read_model(content)
     reports = _verified(qmodel, lowered, content, file, samples) if check_runtimes else ()
@@ -153,14 +153,17 @@ def _random(lowered: Lowered) -> list[np.ndarray]:
     rng = np.random.default_rng(0)
     arrays = []
     for t in keras.tree.flatten(lowered.graph.inputs):
-        encoding = next(e for e in _input_encodings(lowered, t))
+        encoding = next(iter(_input_encodings(lowered, t)), None)
+        if encoding is None:  # no output depends on this input
+            arrays.append(np.zeros((RANDOM_SAMPLES, *t.shape[1:]), np.float32))
+            continue
         codes = rng.integers(encoding.spec.low, encoding.spec.high + 1, (RANDOM_SAMPLES, *t.shape[1:]))
         arrays.append(encoding.dequantize(codes))
     return arrays
 
 
 def _input_encodings(lowered: Lowered, t: Any) -> list[Encoding]:
-    readers = lowered.graph.consumers()[id(t)]
+    readers = lowered.graph.consumers().get(id(t), [])
     refs = [lowered.refs[id(node.outputs[0])] for node in readers if id(node.outputs[0]) in lowered.refs]
     return [ref.encoding for ref in refs if ref.encoding is not None]
 
@@ -193,6 +196,13 @@ def _port(t: Any) -> Port:
 
 def _writable(path: Path) -> Path:
     """Refuse early what could not be written late."""
+    try:
+        return _checked(path)
+    except OSError as error:  # a name that the system cannot even look up
+        raise ValueError(f"export: {path} cannot be written: {error.strerror}; choose another path.") from error
+
+
+def _checked(path: Path) -> Path:
     if path.is_dir():
         raise ValueError(f"export: {path} is a folder; give the name of the file, like {path / 'model.tflite'}.")
     parent = path.parent
@@ -200,18 +210,29 @@ def _writable(path: Path) -> Path:
         raise ValueError(f"export: the folder {parent} does not exist; make it first.")
     if not os.access(parent, os.W_OK):
         raise ValueError(f"export: the folder {parent} cannot be written to; choose another path.")
+    # as a shell's `>` would refuse; the mode itself, because root may write everywhere
+    if path.exists() and not path.stat().st_mode & stat.S_IWUSR:
+        raise ValueError(f"export: {path} exists and is read-only; remove it or choose another path.")
     return path
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write beside the target and move: readers see the old file or the new one, never half of it."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    """Write beside the target and move: readers see the old file or the new one, never half of it.
+
+    Raises:
+        ValueError: the system refuses, with its reason.
+    """
+    name = ""
     try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".kquant-")
         with os.fdopen(handle, "wb") as file:
             file.write(content)
         Path(name).chmod(0o644)
         Path(name).replace(path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            Path(name).unlink()
+    except BaseException as error:
+        if name:
+            with contextlib.suppress(FileNotFoundError):
+                Path(name).unlink()
+        if isinstance(error, OSError):
+            raise ValueError(f"export: {path} cannot be written: {error.strerror}; choose another path.") from error
         raise

@@ -21,6 +21,7 @@ from kquant.ops.affine import Affine, affine
 from kquant.ops.rule import Weights, rebuild
 
 layers = keras.layers
+Gains = dict[str, np.ndarray]
 
 
 def fold(model: keras.Model) -> keras.Model:
@@ -38,17 +39,22 @@ def fold(model: keras.Model) -> keras.Model:
         >>> [type(layer).__name__ for layer in fold(model).layers]
         ['InputLayer', 'Dense']
     """
-    return fold_expanded(expand(model))
+    return fold_expanded(expand(model))[0]
 
 
-def fold_expanded(model: keras.Model) -> keras.Model:
-    """`fold` of a model that `expand` made; repeats until nothing is left to fold."""
+def fold_expanded(model: keras.Model) -> tuple[keras.Model, Gains]:
+    """`fold` of a model that `expand` made; repeats until nothing is left to fold.
+
+    Returns:
+        The model, and what each kernel was multiplied by: layer name -> factors that broadcast against the kernel.
+    """
+    gains: Gains = {}
     while True:
         graph = trace(model, lambda op: find(op) is not None)
         pairs = _pairs(graph)
         if not pairs:
-            return model
-        model = _merge(graph, pairs)
+            return model, gains
+        model = _merge(graph, pairs, gains)
 
 
 def _pairs(graph: Graph) -> dict[int, tuple[Any, Any]]:
@@ -108,7 +114,7 @@ def _weights(op: Any) -> Weights | None:
     return rule.weights if rule is not None and rule.expand is None else None
 
 
-def _merge(graph: Graph, pairs: dict[int, tuple[Any, Any]]) -> keras.Model:
+def _merge(graph: Graph, pairs: dict[int, tuple[Any, Any]], gains: Gains) -> keras.Model:
     merged: dict[int, Any] = {}
 
     def replace(node: Node, args: tuple, kwargs: dict) -> Any:
@@ -118,7 +124,8 @@ def _merge(graph: Graph, pairs: dict[int, tuple[Any, Any]]) -> keras.Model:
         if node.op is first:
             return args[0]
         if id(first) not in merged:
-            merged[id(first)] = _into_second(first, second) if isinstance(first, Affine) else _into_first(first, second)
+            into = _into_second if isinstance(first, Affine) else _into_first
+            merged[id(first)] = into(first, second, gains)
         return merged[id(first)](*args)
 
     return rewrite(graph, replace)
@@ -145,15 +152,17 @@ def _with_numbers(layer: Any, weights: Weights, kernel: np.ndarray, bias: np.nda
     return new
 
 
-def _into_first(layer: Any, after: Affine) -> Any:
+def _into_first(layer: Any, after: Affine, gains: Gains) -> Any:
     weights = _weights(layer)
     kernel, bias = _numbers(layer, weights)
     scale, offset = np.asarray(after.scale, np.float64), np.asarray(after.offset, np.float64)
-    kernel = kernel * _channelwise(scale, weights.channel_axes, kernel.shape)
+    factor = _channelwise(scale, weights.channel_axes, kernel.shape)
+    gains[layer.name] = gains.get(layer.name, np.ones(())) * factor
+    kernel = kernel * factor
     return _with_numbers(layer, weights, kernel, bias * scale + offset)
 
 
-def _into_second(before: Affine, layer: Any) -> Any:
+def _into_second(before: Affine, layer: Any, gains: Gains) -> Any:
     scale, offset = np.asarray(before.scale, np.float64), np.asarray(before.offset, np.float64)
     if isinstance(layer, Affine):
         factor, shift = np.asarray(layer.scale, np.float64), np.asarray(layer.offset, np.float64)
@@ -166,4 +175,6 @@ def _into_second(before: Affine, layer: Any) -> Any:
     kept = {axis % kernel.ndim for axis in weights.channel_axes}
     summed = tuple(axis for axis in range(kernel.ndim) if axis not in kept)
     bias = bias + (kernel * spread).sum(axis=summed).reshape(-1)
-    return _with_numbers(layer, weights, kernel * _channelwise(scale, (weights.input_axis,), kernel.shape), bias)
+    factor = _channelwise(scale, (weights.input_axis,), kernel.shape)
+    gains[layer.name] = gains.get(layer.name, np.ones(())) * factor
+    return _with_numbers(layer, weights, kernel * factor, bias)

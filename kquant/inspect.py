@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import struct
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,8 +15,18 @@ from ai_edge_litert import schema_py_generated as schema
 NAMES = {v: k for k, v in vars(schema.TensorType).items() if not k.startswith("_")}
 OPERATORS = {v: k for k, v in vars(schema.BuiltinOperator).items() if not k.startswith("_")}
 FLOATS = frozenset({"FLOAT32", "FLOAT16", "FLOAT64", "BFLOAT16"})
-NUMPY = {"FLOAT32": "float32", "INT8": "int8", "UINT8": "uint8", "INT16": "int16", "INT32": "int32", "INT64": "int64", "BOOL": "bool"}
+NUMPY = {
+    "FLOAT32": "float32",
+    "INT8": "int8",
+    "UINT8": "uint8",
+    "INT16": "int16",
+    "INT32": "int32",
+    "INT64": "int64",
+    "BOOL": "bool",
+}
 EDGES = ("QUANTIZE", "DEQUANTIZE")
+# What the generated schema code raises when offsets lead out of the file or into other data: it checks nothing itself.
+DAMAGE = (AttributeError, LookupError, MemoryError, OverflowError, RecursionError, TypeError, ValueError, struct.error)
 
 
 @dataclass(frozen=True)
@@ -43,7 +55,7 @@ class FileTensor:
 
     @property
     def dtype(self) -> str:
-        """numpy's name of the type."""
+        """Numpy's name of the type."""
         return NUMPY.get(self.type, self.type.lower())
 
 
@@ -127,7 +139,7 @@ def read_model(data: bytes, where: str = "the file") -> FileModel:
     try:
         model = schema.ModelT.InitFromPackedBuf(data, 0)
         return _read(model, len(data))
-    except (IndexError, ValueError, TypeError, AttributeError, KeyError, Exception) as error:
+    except DAMAGE as error:
         raise ValueError(f"{where} is damaged: {type(error).__name__}: {error}. Export it again.") from error
 
 
@@ -166,8 +178,6 @@ def _operator(index: int, op: Any, codes: list[Any]) -> FileOperator:
 
 
 def _metadata(model: Any) -> dict[str, Any]:
-    import json
-
     for entry in model.metadata or []:
         if entry.name == b"kquant":
             return json.loads(np.asarray(model.buffers[entry.buffer].data, np.uint8).tobytes())
@@ -196,12 +206,16 @@ def _findings(model: FileModel, subgraphs: int) -> tuple[str, ...]:
         )
     for t in (*model.inputs, *model.outputs):
         if t.type in FLOATS:
-            found.append(f"'{t.name}' is {t.type}: the application converts nothing, the file spends an operator on it.")
+            found.append(
+                f"'{t.name}' is {t.type}: the application converts nothing, the file spends an operator on it."
+            )
     dynamic = [t.name for t in model.tensors if any(n < 0 for n in t.shape)]
     if dynamic:
         found.append(f"open shapes ({', '.join(dynamic[:3])}): TFLM and NPUs need static ones.")
     hybrid = [
-        op for op in floats if any(i >= 0 and model.tensors[i].type == "INT8" and model.tensors[i].size_bytes for i in op.inputs)
+        op
+        for op in floats
+        if any(i >= 0 and model.tensors[i].type == "INT8" and model.tensors[i].size_bytes for i in op.inputs)
     ]
     if hybrid:
         found.append(f"{len(hybrid)} operators are hybrid (int8 weights, float activations): TFLM refuses them.")

@@ -148,6 +148,20 @@ def problem(node: Node, rule: Rule | None, target: Target) -> Problem | None:
         return Problem(
             node.name, kind, f"{target.title} has no int8 kernel {', '.join(missing)}; choose another layer or target"
         )
+    reason = _too_large(node, rule, target)
+    return None if reason is None else Problem(node.name, kind, reason)
+
+
+def _too_large(node: Node, rule: Rule, target: Target) -> str | None:
+    """A tensor of more dimensions than an operator takes; layers with weights are written in four."""
+    rank = max(len(t.shape) for t in (*node.inputs, *node.outputs))
+    limits = [(target.ops[code].max_rank, code) for code in rule.operators if rule.weights is None]
+    for limit, code in limits:
+        if limit is not None and rank > limit:
+            return (
+                f"a tensor of rank {rank}, batch included; {target.title} takes {code} up to rank {limit}. Put a "
+                "Reshape before and after it"
+            )
     return None
 
 
@@ -178,8 +192,8 @@ def _fused(graph: Graph, rules: dict[int, Rule | None], target: Target) -> froze
     for node in graph.nodes:
         rule, t = rules[id(node)], node.outputs[0]
         readers = consumers.get(id(t), [])
-        fuses = rule is not None and rule.fuses and all(code in target.ops and target.ops[code].fuses for code in rule.operators)
-        if not fuses or id(t) in outputs or len(readers) != 1:
+        able = rule is not None and all(code in target.ops and target.ops[code].fuses for code in rule.operators)
+        if not able or not rule.fuses or id(t) in outputs or len(readers) != 1:
             continue
         after = rules[id(readers[0])]
         if after is not None and after.relu is not None and after.relu(readers[0].op) is not None:
@@ -238,7 +252,7 @@ def _sites(
         activations, _, skip = settings[id(node.op)]
         if rule is None or skip:
             continue
-        for i, t in enumerate(node.inputs):
+        for i in range(len(node.inputs)):
             if (id(node), i) in requantized:
                 edges[id(node), i] = join(classes.root(out), f"{node.name}_in{i}", activations)
         if rule.output == "fixed":

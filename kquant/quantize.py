@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
-from kquant import targets
+from kquant import observers, targets
 from kquant.attach import attach
 from kquant.core import recipe as recipes
-from kquant.core.graph import trace
+from kquant.core.graph import Graph, trace
+from kquant.core.inputs import check_static, inputs_of
 from kquant.core.nodes import Compressed, FakeQuant
-from kquant.expand import expand
+from kquant.expand import expand_graph
 from kquant.fold import fold_expanded
 from kquant.ops import find
-from kquant.plan import describe, make_plan
+from kquant.plan import Plan, Problem, describe, make_plan
+
+REPLACE = "replace it by layers that have one, or leave it out of the exported model"
+# Where Keras 2 keeps its classes: the legacy package, standalone Keras 2, and TensorFlow's own copy.
+KERAS_2 = ("tf_keras", "keras.src.engine", "keras.engine", "tensorflow.python.keras")
 
 
 def quantize(
@@ -47,43 +53,125 @@ def quantize(
         ['InputLayer', 'FakeQuant', 'Compressed', 'ReLU', 'FakeQuant']
     """
     chosen, goal = recipes.load(recipe), targets.load(target)
+    check_recipe(chosen)
     check_model(model)
-    flat = expand(model, input_shape)
-    check_shapes(flat)
-    flat = fold_expanded(flat) if chosen.fold else flat
-    plan = make_plan(trace(flat, lambda op: find(op) is not None), chosen, goal)
+    graph = read(model, input_shape)
+    unknown = unknown_layers(graph)
+    if unknown:
+        raise ValueError(describe(unknown, goal))
+    flat = expand_graph(graph)
+    flat, gains = fold_expanded(flat) if chosen.fold else (flat, {})
+    plan = make_plan(trace(flat, is_known), chosen, goal)
     if plan.problems:
         raise ValueError(describe(plan.problems, goal))
-    return attach(plan)
+    warn_dead(plan)
+    return attach(plan, gains)
+
+
+def read(model: keras.Model, input_shape: Any) -> Graph:
+    """The calls of a float model, with static shapes.
+
+    Raises:
+        ValueError: open or empty shapes, an `input_shape` that does not fit, or a `call` that cannot be followed.
+    """
+    check_static(model.name, inputs_of(model, input_shape))
+    try:
+        return trace(model, is_known, input_shape)
+    except ValueError as error:
+        if input_shape is None:
+            raise
+        raise ValueError(f"{model.name}: with input_shape={input_shape}: {error}") from error
+
+
+def unknown_layers(graph: Graph) -> list[Problem]:
+    """Layers without a rule; one that was unfolded shows once, with the operations in it that have none."""
+    found: dict[int, tuple[Any, set[str]]] = {}
+    for node in graph.nodes:
+        if not is_known(node.op):
+            found.setdefault(id(node.owner or node.op), (node.owner, set()))[1].add(type(node.op).__name__)
+    problems = []
+    for node in graph.nodes:
+        owner, kinds = found.pop(id(node.owner or node.op), (None, set()))
+        if owner is not None:
+            reason = f"it unfolds into {', '.join(sorted(kinds))}, which kquant has no rule for; {REPLACE}"
+            problems.append(Problem(owner.name, type(owner).__name__, reason))
+        elif kinds:
+            problems.append(Problem(node.name, type(node.op).__name__, f"kquant has no rule for it; {REPLACE}"))
+    return problems
+
+
+def check_recipe(recipe: recipes.Recipe) -> None:
+    """Refuse what no stage could carry out later.
+
+    Raises:
+        ValueError: an unknown observer, or a width that the file writer has no kernels for.
+    """
+    given = [recipe.activations.model_dump(), *(rule.activations for rule in recipe.rules)]
+    for settings in given:
+        if "observer" in settings:
+            observers.find(settings["observer"])
+        if settings.get("bits", 8) != 8:
+            raise ValueError(
+                f"recipe '{recipe.name}': activations of {settings['bits']} bits have no file format here; take "
+                "bits = 8."
+            )
+
+
+def is_known(op: Any) -> bool:
+    """Layers and operations that stay whole when a float model is read."""
+    return find(op) is not None
 
 
 def check_model(model: Any) -> None:
-    """Refuse what kquant cannot take, with the way out."""
+    """Refuse what kquant cannot take, with the way out.
+
+    Raises:
+        ValueError: no Keras 3 model, quantized already, weights that are not float32 or not finite.
+    """
     if not isinstance(model, keras.Model):
-        if type(model).__module__.startswith(("tf_keras", "keras.src.engine", "tensorflow.python.keras")):
-            raise ValueError(
-                f"{getattr(model, 'name', 'model')}: this is a Keras 2 model ({type(model).__module__}). Save it with "
-                "tf_keras as `model.save('m.keras')` or its weights, rebuild it in Keras 3 and load them; "
-                "docs/migrate.md shows how."
-            )
-        raise ValueError(f"quantize: expected a keras.Model. Received: {type(model).__module__}.{type(model).__name__}.")
+        raise ValueError(_no_model(model))
     if any(isinstance(layer, FakeQuant | Compressed) for layer in model._flatten_layers()):
         raise ValueError(f"{model.name}: this model is quantized already; pass the float model.")
     for variable in model.variables:
-        if "float" in variable.dtype and variable.dtype != "float32":
+        if "float" not in variable.dtype:
+            continue
+        if variable.dtype != "float32":
             raise ValueError(
-                f"{model.name}: variable '{variable.path}' is {variable.dtype}; kquant reads float32 weights. Rebuild the "
-                "model with dtype float32 (or mixed_float16, which keeps float32 weights) and copy the weights."
+                f"{model.name}: variable '{variable.path}' is {variable.dtype}; kquant reads float32 weights. Rebuild "
+                "the model with dtype float32 (or mixed_float16, which keeps float32 weights) and copy the weights."
             )
-        if "float" in variable.dtype and not np.all(np.isfinite(keras.ops.convert_to_numpy(variable))):
+        if not np.all(np.isfinite(variable.numpy())):
             raise ValueError(f"{model.name}: variable '{variable.path}' holds NaN or Inf; restore a good checkpoint.")
 
 
-def check_shapes(model: keras.Model) -> None:
-    """Refuse open dimensions: the file's shapes are static."""
-    for t in model.inputs:
-        if any(n is None for n in t.shape[1:]):
-            raise ValueError(
-                f"{model.name}: input '{t.name}' has the open shape {t.shape}; a microcontroller needs a static one. Say "
-                "which, with the batch axis: kquant.quantize(model, input_shape=(None, 96, 96, 3))."
+def _no_model(given: Any) -> str:
+    """What to say of something that is not a Keras 3 model."""
+    kind = f"{type(given).__module__}.{type(given).__name__}"
+    if any(cls.__module__.startswith(KERAS_2) for cls in type(given).__mro__):
+        return (
+            f"{getattr(given, 'name', 'model')}: this is a Keras 2 model ({kind}); kquant reads Keras 3. Build the "
+            "same model with Keras 3 (`import keras`) and copy the weights: `new.set_weights(old.get_weights())`."
+        )
+    if isinstance(given, str | Path):
+        return f"quantize: expected a keras.Model. Received: the path {given}; load it with keras.models.load_model."
+    return f"quantize: expected a keras.Model. Received: {kind}."
+
+
+def warn_dead(plan: Plan) -> None:
+    """Name layers whose output channels compute nothing: they cost bytes and time, and hint at a lost checkpoint."""
+    for op in {id(node.op): node.op for node in plan.graph.nodes if id(node.op) in plan.weights}.values():
+        rule = find(op, plan.target)
+        if rule is None or rule.weights is None:
+            continue
+        kernel = np.asarray(getattr(op, rule.weights.kernel))
+        kept = {axis % kernel.ndim for axis in rule.weights.channel_axes}
+        summed = tuple(axis for axis in range(kernel.ndim) if axis not in kept)
+        dead = ~np.any(kernel, axis=summed)
+        if dead.all():
+            warnings.warn(f"{op.name}: every weight is 0; were the weights loaded?", stacklevel=3)
+        elif dead.any():
+            warnings.warn(
+                f"{op.name}: the weights of {int(dead.sum())} of its {dead.size} output channels are all 0; the file "
+                "keeps them. Take them out of the model, or check the checkpoint.",
+                stacklevel=3,
             )

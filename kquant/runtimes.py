@@ -1,12 +1,13 @@
 """The interpreters behind one call: LiteRT with XNNPACK, LiteRT's reference kernels, TensorFlow Lite Micro.
 
-A file that an interpreter cannot take may end the process. `probe` therefore runs it in a process of its own; what was
-probed once (`kquant.export` does) is safe to `predict` with.
+A file that an interpreter cannot take may end the process. `probe` therefore runs it in a process of its own; `predict`
+does so with the first sample of a file that it has not seen run before (`kquant.export` has).
 """
 
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib.util
 import io
 import re
@@ -22,6 +23,10 @@ from kquant import interpreters
 from kquant.inspect import FileTensor, read_model
 from kquant.interpreters import RUNTIMES, Invoke
 
+PROBE_SECONDS = 600
+# (runtime, digest of the file) of what has run in a process of its own without ending it.
+_RAN: set[tuple[str, bytes]] = set()
+
 
 def predict(
     path_or_bytes: str | Path | bytes, x: Any, runtime: str = "litert", *, verbose: bool = False
@@ -35,19 +40,26 @@ def predict(
         verbose: show a progress bar.
 
     Returns:
-        float32 array [samples, ...], a list of them for several outputs: inputs are quantized and outputs dequantized with
-        the file's own scales.
+        float32 array [samples, ...], a list of them for several outputs: inputs are quantized and outputs dequantized
+        with the file's own scales.
 
     Raises:
         ValueError: unknown runtime, not a TFLite file, wrong shapes, a missing extra.
     """
     data = read_bytes(path_or_bytes)
     model = read_model(data, _label(path_or_bytes))
+    _known(runtime)
     arrays = _arrays(x, model.inputs)
+
+    def sample(i: int) -> list[np.ndarray]:
+        return [quantize_input(a[i : i + 1], t) for a, t in zip(arrays, model.inputs, strict=True)]
+
+    if (runtime, _digest(data)) not in _RAN:
+        probe(data, runtime, sample(0))
     invoke = open_runtime(data, runtime)
     outputs: list[list[np.ndarray]] = [[] for _ in model.outputs]
     for i in tqdm(range(len(arrays[0])), desc=runtime, unit="sample", disable=not verbose):
-        codes = [quantize_input(a[i : i + 1], t) for a, t in zip(arrays, model.inputs, strict=True)]
+        codes = sample(i)
         for collected, result, tensor in zip(outputs, invoke(codes), model.outputs, strict=True):
             collected.append(dequantize_output(result, tensor))
     results = [np.concatenate(collected) for collected in outputs]
@@ -91,10 +103,18 @@ def probe(data: bytes, runtime: str, codes: list[np.ndarray]) -> list[np.ndarray
     np.savez(request, model=np.frombuffer(data, np.uint8), **{f"x{i}": c for i, c in enumerate(codes)})
     # -P: the script's own folder must not stand in for the standard library (it holds an inspect.py)
     command = [sys.executable, "-P", str(Path(interpreters.__file__)), runtime]
-    done = subprocess.run(command, input=request.getvalue(), capture_output=True, check=False)
+    try:
+        done = subprocess.run(
+            command, input=request.getvalue(), capture_output=True, check=False, timeout=PROBE_SECONDS
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ValueError(
+            f"{runtime} was not done with this file after {PROBE_SECONDS} s; try fewer samples."
+        ) from error
     if done.returncode != 0:
         lines = [line for line in done.stderr.decode(errors="replace").splitlines() if line.strip()]
         raise ValueError(f"{runtime} cannot run this file (exit code {done.returncode}): {' | '.join(lines[-3:])}")
+    _RAN.add((runtime, _digest(data)))
     answer = np.load(io.BytesIO(done.stdout))
     return [answer[f"y{i}"] for i in range(len(answer.files))]
 
@@ -113,7 +133,9 @@ def arena_bytes(data: bytes) -> int | None:
     done = subprocess.run([sys.executable, "-c", code], input=data, capture_output=True, check=False)
     found = re.search(rb"Arena allocation total (\d+) bytes", done.stdout + done.stderr)
     if found is None:
-        raise ValueError(f"TFLM cannot prepare this file:\n{(done.stdout + done.stderr).decode(errors='replace')[-800:]}")
+        raise ValueError(
+            f"TFLM cannot prepare this file:\n{(done.stdout + done.stderr).decode(errors='replace')[-800:]}"
+        )
     return int(found.group(1))
 
 
@@ -141,6 +163,10 @@ def read_bytes(path_or_bytes: str | Path | bytes) -> bytes:
     if not path.is_file():
         raise ValueError(f"{path}: no such file; give the path of a .tflite file or its bytes.")
     return path.read_bytes()
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.sha256(data).digest()
 
 
 def _label(path_or_bytes: str | Path | bytes) -> str:
@@ -171,4 +197,8 @@ def _arrays(x: Any, tensors: tuple[FileTensor, ...]) -> list[np.ndarray]:
                 f"predict: input '{tensor.name}' takes [samples, {', '.join(map(str, tensor.shape[1:]))}]. "
                 f"Received: {array.shape}."
             )
+        if array.dtype.kind not in "fiub":
+            raise ValueError(f"predict: input '{tensor.name}' takes numbers. Received: dtype {array.dtype}.")
+        if np.isnan(array).any():
+            raise ValueError(f"predict: NaN among the values of input '{tensor.name}'; it has no code.")
     return arrays

@@ -1,7 +1,7 @@
 """File against model: every operator integer, every scale the model's own, outputs compared in LSB.
 
-Where outputs differ, the first layer whose codes differ is named: the reference interpreter keeps all its tensors, and the
-model computes the same ones.
+Where outputs differ, the first layer whose codes differ is named: the reference interpreter keeps all its tensors, and
+the model computes the same ones.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import numpy as np
 from kquant.core.graph import run
 from kquant.core.program import Ref
 from kquant.data import batches_of
-from kquant.inspect import FileModel, float_operators, inspect
+from kquant.inspect import FileModel, FileTensor, float_operators, inspect
 from kquant.interpreters import litert_interpreter
 from kquant.lower import Lowered, lower
-from kquant.runtimes import probe, quantize_input
+from kquant.runtimes import probe, quantize_input, read_bytes
 
 EDGE = 1e-12
 BATCH = 32
@@ -94,7 +94,7 @@ def verify(
         ValueError: the file is no TFLite file, the interpreter refuses it, or data do not fit.
     """
     lowered = lower(qmodel)
-    content = Path(path).read_bytes() if not isinstance(path, bytes) else path
+    content = read_bytes(path)
     file = inspect(path)
     x = gather(qmodel, data, samples)
     return compare(lowered, content, file, x, runtime)
@@ -114,9 +114,7 @@ def gather(qmodel: keras.Model, data: Any, samples: int) -> list[np.ndarray]:
     return [np.concatenate(column)[:samples] for column in zip(*collected, strict=True)]
 
 
-def compare(
-    lowered: Lowered, content: bytes, file: FileModel, x: list[np.ndarray], runtime: str
-) -> VerifyReport:
+def compare(lowered: Lowered, content: bytes, file: FileModel, x: list[np.ndarray], runtime: str) -> VerifyReport:
     """`verify` on arrays, with the model lowered already."""
     codes = [quantize_input(a, t) for a, t in zip(x, file.inputs, strict=True)]
     found = probe(content, runtime, codes)
@@ -166,7 +164,7 @@ def _wrong_encodings(lowered: Lowered, file: FileModel) -> tuple[str, ...]:
     by_name = {t.name: t for t in file.tensors}
     wrong = []
     for ref in _refs(lowered):
-        t = by_name.get(ref.name)
+        t = _in_file(ref, by_name)
         if ref.encoding is None or t is None:
             continue
         same = (
@@ -179,6 +177,12 @@ def _wrong_encodings(lowered: Lowered, file: FileModel) -> tuple[str, ...]:
     return tuple(wrong)
 
 
+def _in_file(ref: Ref, by_name: dict[str, FileTensor]) -> FileTensor | None:
+    """The model's tensor; where the file's edge is uint8 or float32, the int8 one behind the cast."""
+    found = by_name.get(ref.name)
+    return found if found is not None and found.dtype == ref.dtype else by_name.get(f"{ref.name}/int8", found)
+
+
 def _refs(lowered: Lowered) -> list[Ref]:
     return [ref for op in lowered.program.operators for ref in (*op.inputs, *op.outputs) if ref is not None]
 
@@ -186,14 +190,15 @@ def _refs(lowered: Lowered) -> list[Ref]:
 def first_difference(lowered: Lowered, content: bytes, file: FileModel, x: list[np.ndarray]) -> str | None:
     """Name of the first layer whose codes differ between the model and LiteRT's reference kernels, on one sample."""
     tensors = all_tensors(content, [quantize_input(a, t) for a, t in zip(x, file.inputs, strict=True)])
-    by_name = {t.name: t.index for t in file.tensors}
+    by_name = {t.name: t for t in file.tensors}
     values = run(lowered.graph, keras.tree.pack_sequence_as(lowered.graph.inputs, x))
     for node in lowered.graph.nodes:
         ref = lowered.refs.get(id(node.outputs[0]))
-        if ref is None or ref.encoding is None or ref.name not in by_name:
+        tensor = None if ref is None else _in_file(ref, by_name)
+        if ref is None or ref.encoding is None or tensor is None:
             continue
         expected = ref.encoding.quantize(np.asarray(values[id(node.outputs[0])]))
-        found = tensors(by_name[ref.name])
+        found = tensors(tensor.index)
         if found.shape == expected.shape and not np.array_equal(found, expected):
             differ = float(np.mean(found != expected))
             return f"{ref.name}: {differ:.2%} of its codes, by at most {int(np.abs(found - expected).max())} LSB"
@@ -207,5 +212,3 @@ def all_tensors(content: bytes, codes: list[np.ndarray]) -> Callable[[int], np.n
         interpreter.set_tensor(detail["index"], value)
     interpreter.invoke()
     return lambda index: interpreter.get_tensor(index).astype(np.int64)
-
-

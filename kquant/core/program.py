@@ -62,6 +62,21 @@ class Program:
         """A computed tensor."""
         return Ref(name, tuple(int(n) for n in shape), dtype, encoding)
 
+    def distinct_names(self) -> None:
+        """Number the tensors that share a name, in the order of the file; a shared layer makes several."""
+        taken: set[str] = set()
+        seen: set[int] = set()
+        used = [ref for op in self.operators for ref in (*op.inputs, *op.outputs) if ref is not None]
+        for ref in (*self.inputs, *used, *self.outputs):
+            if id(ref) in seen:
+                continue
+            seen.add(id(ref))
+            wanted, n = ref.name, 1
+            while ref.name in taken:
+                ref.name = f"{wanted}_{n}"
+                n += 1
+            taken.add(ref.name)
+
     def emit(self, code: str, inputs: Sequence[Ref | None], output: Ref, **options: Any) -> Ref:
         """Append an operator with one output, and return that output."""
         self.operators.append(Operator(code, list(inputs), [output], options))

@@ -1,11 +1,11 @@
 """Recipes: how a model is to be quantized, as strict TOML or as the same Python objects.
 
-    name = "int8"
-    [activations]
-    bits = 8
-    [[rules]]                  # the last rule that matches a layer wins
-    layer = "head_*"           # name pattern; or  type = "Dense"; or  position = "first" | "last"
-    weights = { per_axis = false }
+name = "int8"
+[activations]
+bits = 8
+[[rules]]                  # the last rule that matches a layer wins
+layer = "head_*"           # name pattern; or  type = "Dense"; or  position = "first" | "last"
+weights = { per_axis = false }
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from kquant.core.spec import QuantSpec
 
@@ -71,9 +71,17 @@ class LayerRule(_Strict):
     def _has_condition(self) -> LayerRule:
         if not (self.layer or self.type or self.position):
             raise ValueError("a rule needs layer, type or position")
-        Activations(**self.activations)
-        WeightGrid(**self.weights)
         return self
+
+    @field_validator("activations", "weights")
+    @classmethod
+    def _known_settings(cls, given: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        section = Activations if info.field_name == "activations" else WeightGrid
+        try:
+            section(**given)
+        except ValidationError as error:
+            raise ValueError("; ".join(_explain(e, section) for e in error.errors())) from None
+        return given
 
     def matches(self, name: str, kind: str, position: str | None) -> bool:
         """True where the rule speaks for this layer."""
@@ -131,6 +139,8 @@ def load(recipe: str | Path | dict[str, Any] | Recipe) -> Recipe:
         return recipe
     if isinstance(recipe, dict):
         return _parse(recipe, "recipe")
+    if not isinstance(recipe, str | Path):
+        raise ValueError(f"recipe: expected a name, a .toml file, a dict or a Recipe. Received: {recipe!r}.")
     path = Path(recipe)
     if path.suffix == ".toml":
         if not path.is_file():
@@ -161,25 +171,28 @@ def _parse(data: dict[str, Any], where: str) -> Recipe:
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
-        raise ValueError("\n".join(_explain(e, where) for e in error.errors())) from None
+        raise ValueError("\n".join(f"{where}: {_explain(e, Recipe)}" for e in error.errors())) from None
 
 
-def _explain(error: Any, where: str) -> str:
+def _explain(error: Any, section: type[BaseModel]) -> str:
+    """What is wrong with one key of a section."""
     path = ".".join(str(p) for p in error["loc"])
     if error["type"] != "extra_forbidden":
-        return f"{where}: {path}: {error['msg']}. Received: {error['input']!r}."
-    known = _keys_at(error["loc"][:-1])
+        said = error["msg"].removeprefix("Value error, ").rstrip(".")
+        # a message of ours has told what was received
+        place = path or "the rule"
+        return f"{place}: {said}." if "Known here" in said else f"{place}: {said}. Received: {error['input']!r}."
+    known = _keys_at(error["loc"][:-1], section)
     near = difflib.get_close_matches(str(error["loc"][-1]), known, 1)
     hint = f" Did you mean '{near[0]}'?" if near else ""
-    return f"{where}: unknown key '{path}'.{hint} Known here: {', '.join(known)}."
+    return f"unknown key '{path}'.{hint} Known here: {', '.join(known)}."
 
 
-def _keys_at(loc: tuple[Any, ...]) -> list[str]:
+def _keys_at(loc: tuple[Any, ...], section: type[BaseModel]) -> list[str]:
     sections: dict[str, type[BaseModel]] = {
         "activations": Activations,
         "weights": WeightGrid,
         "training": Training,
         "rules": LayerRule,
     }
-    section = next((sections[str(part)] for part in reversed(loc) if str(part) in sections), Recipe)
-    return list(section.model_fields)
+    return list(next((sections[str(part)] for part in reversed(loc) if str(part) in sections), section).model_fields)

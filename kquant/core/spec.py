@@ -142,8 +142,8 @@ def encode_range(low: tf.Tensor, high: tf.Tensor, spec: QuantSpec) -> tuple[tf.T
 
 
 def _reciprocal(steps: int) -> np.float32:
-    """TensorFlow's graph optimizer turns `x / constant` into `x * (1 / constant)`, which moves the last bit; a product is
-    the same number in eager mode, in a graph and under XLA.
+    """TensorFlow's graph optimizer turns `x / constant` into `x * (1 / constant)`, which moves the last bit; a product
+    is the same number in eager mode, in a graph and under XLA.
     """
     return np.float32(1.0) / np.float32(steps)
 
@@ -172,7 +172,8 @@ def encode_weights(
         float32 with size 1 on every reduced axis.
 
     Example:
-        >>> encode_weights(tf.constant([[1.27, 0.5], [-0.2, 0.254]]), QuantSpec(8, True, True, True), (1,)).numpy().round(5)
+        >>> spec = QuantSpec(8, symmetric=True, narrow=True, per_axis=True)
+        >>> encode_weights(tf.constant([[1.27, 0.5], [-0.2, 0.254]]), spec, (1,)).numpy().round(5)
         array([[0.01   , 0.00394]], dtype=float32)
     """
     kept = {axis % weights.shape.rank for axis in channel_axes} if spec.per_axis else set()

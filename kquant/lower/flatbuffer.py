@@ -1,7 +1,7 @@
 """A program -> TFLite bytes, through the official schema's object API (`ai_edge_litert.schema_py_generated`).
 
-Equal constants share a buffer, equal tensors are one, unused tensors are not written, operator codes carry the version of
-the target file, and a metadata entry "kquant" says which version and recipe made the file.
+Equal constants share a buffer, equal tensors are one, unused tensors are not written, operator codes carry the version
+of the target file, and a metadata entry "kquant" says which version and recipe made the file.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@
     RESHAPE to same shape  nothing
     PAD + VALID conv       SAME conv, where TFLite's SAME pads exactly those pixels
     dead operators         nothing
+    CONCATENATION of many  several, where the target takes only so many inputs
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ from __future__ import annotations
 import numpy as np
 
 from kquant.core.program import Operator, Program, Ref
+from kquant.targets import Target
 
 
-def tidy(program: Program) -> Program:
+def tidy(program: Program, target: Target) -> Program:
     """Apply every pass, until none changes anything."""
-    changed = True
-    while changed:
-        changed = any([_merge_reshapes(program), _drop_empty_reshapes(program), _fold_padding(program), _drop_dead(program)])
+    _split_concatenations(program, target)
+    passes = (_merge_reshapes, _drop_empty_reshapes, _fold_padding, _drop_dead)
+    while any([change(program) for change in passes]):
+        pass
     return program
 
 
@@ -101,6 +104,32 @@ def _pads_as_same(op: Operator, pad: Operator) -> bool:
         if out != result.shape[axis] or int(paddings.data[axis][0]) != total // 2:
             return False
     return True
+
+
+def _split_concatenations(program: Program, target: Target) -> None:
+    """No more inputs than the target takes: parts first, then their concatenation, all in the same encoding."""
+    known = target.ops.get("CONCATENATION")
+    limit = known.max_inputs if known is not None else None
+    written: list[Operator] = []
+    for op in program.operators:
+        while limit is not None and op.code == "CONCATENATION" and len(op.inputs) > limit:
+            parts = [op.inputs[i : i + limit] for i in range(0, len(op.inputs), limit)]
+            for i, part in enumerate(parts):
+                if len(part) > 1:
+                    made = _part(part, op, i)
+                    written.append(Operator(op.code, part, [made], dict(op.options)))
+                    parts[i] = [made]
+            op.inputs = [ref for part in parts for ref in part]
+        written.append(op)
+    program.operators = written
+
+
+def _part(inputs: list[Ref | None], op: Operator, number: int) -> Ref:
+    """The tensor that a part of a concatenation makes."""
+    axis, output = op.options["axis"], op.outputs[0]
+    shape = list(output.shape)
+    shape[axis] = sum(ref.shape[axis] for ref in inputs if ref is not None)
+    return Ref(f"{output.name}/part{number}", tuple(shape), output.dtype, output.encoding)
 
 
 def _drop_dead(program: Program) -> bool:

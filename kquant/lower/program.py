@@ -1,7 +1,7 @@
 """Walk a quantized model and write each call with its rule: the numbers are the layers' own, to the bit.
 
-A tensor of the file exists where the model has a quantized tensor. `Compressed` and activations in front of a `FakeQuant`
-have none: they are written when their `FakeQuant` is reached.
+A tensor of the file exists where the model has a quantized tensor. `Compressed` and activations in front of a
+`FakeQuant` have none: they are written when their `FakeQuant` is reached.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from kquant import targets
 from kquant.core.graph import Graph, Node, trace
 from kquant.core.nodes import Compressed, FakeQuant
 from kquant.core.program import Program, Ref
-from kquant.core.spec import Encoding
+from kquant.core.spec import Encoding, QuantSpec
+from kquant.lower.limits import refuse_extremes
 from kquant.lower.passes import tidy
 from kquant.ops import find
 from kquant.ops.rule import Call, Constants, Rule
@@ -72,17 +73,22 @@ def lower(qmodel: keras.Model) -> Lowered:
     for node in graph.nodes:
         writer.visit(node)
     program = writer.program
+    for t in keras.tree.flatten(graph.inputs):
+        writer.unread(t)
     program.inputs.sort(key=lambda ref: writer.order[id(ref)])
     program.outputs = [writer.refs[id(t)] for t in keras.tree.flatten(graph.outputs)]
-    return Lowered(tidy(program), graph, writer.refs, target, nodes[0].op.origin.get("recipe", ""))
+    program = tidy(program, target)
+    program.distinct_names()
+    refuse_extremes(program, target)
+    return Lowered(program, graph, writer.refs, target, nodes[0].op.origin.get("recipe", ""))
 
 
 def _refuse_unseen(nodes: list[Node]) -> None:
     unseen = sorted({n.name for n in nodes if n.op.has_range and not np.any(np.asarray(n.op.count) > 0)})
     if unseen:
         raise ValueError(
-            f"export: {len(unseen)} nodes have no range yet ({', '.join(unseen[:5])}). Run kquant.calibrate(model, data) "
-            "or train the model first."
+            f"export: {len(unseen)} nodes have no range yet ({', '.join(unseen[:5])}). Run kquant.calibrate(model, "
+            "data) or train the model first."
         )
 
 
@@ -132,6 +138,14 @@ class _Writer:
         self.chain(last, output)
         return output
 
+    def unread(self, t: Any) -> None:
+        """An input that no output depends on stays an input of the file; its codes mean nothing."""
+        if any(n == self.inputs[id(t)] for n in self.order.values()):
+            return
+        ref = self.program.value(t.name, _static(t), Encoding(np.float32([1.0]), np.int64([0]), QuantSpec()))
+        self.order[id(ref)] = self.inputs[id(t)]
+        self.program.inputs.append(ref)
+
     def chain(self, last: Node, output: Ref) -> None:
         """Write `last`, or the operator before it with `last` as its fused activation."""
         rule, activation, first = self.rule(last), "NONE", last
@@ -153,7 +167,8 @@ class _Writer:
         encoding = output.encoding
         if clip is None or encoding is None:
             return output
-        code = int(encoding.quantize(np.float32(clip)))
+        # halves away from zero, as the kernels round the bounds of their own activations
+        code = int(np.floor(np.float64(np.float32(clip) / encoding.scale[0]) + 0.5) + encoding.zero_point[0])
         if code >= encoding.spec.high:
             return output
         before = self.program.value(f"{output.name}/unclipped", output.shape, encoding)
@@ -206,7 +221,10 @@ class _Writer:
         """Codes, scales and int32 bias of a `Compressed`, as its own code computes them."""
         op: Compressed = node.op
         if op.spec is None or source.encoding is None:
-            raise ValueError(f"{node.name}: its weights are float (skip=true in the recipe); a full-integer file needs codes.")
+            raise ValueError(
+                f"{node.name}: its weights are float (skip=true in the recipe); a full-integer file needs codes, so "
+                "take the rule out before export."
+            )
         codes, scale, bias = op.codes(tf.constant(source.encoding.scale[0]))
         scales = np.asarray(scale, np.float32).reshape(-1)
         steps = np.zeros(_channels(op, codes), np.int64) if bias is None else np.rint(np.asarray(bias)).astype(np.int64)

@@ -1,17 +1,17 @@
 """One rule for each Keras layer or operation, grouped by family. A new layer is one entry in one of these files.
 
-    dense  conv  affine  activation  merge  pool  shape  passive
+    dense  conv  affine  activation  table  limit  merge  pool  shape  passive
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from kquant.ops import activation, affine, conv, dense, merge, passive, pool, shape
+from kquant.ops import activation, affine, conv, dense, limit, merge, passive, pool, shape, table
 from kquant.ops.rule import Rule
 from kquant.targets import Target
 
-FAMILIES = (dense, conv, affine, activation, merge, pool, shape, passive)
+FAMILIES = (dense, conv, affine, activation, table, limit, merge, pool, shape, passive)
 RULES: tuple[Rule, ...] = tuple(rule for family in FAMILIES for rule in family.RULES)
 
 

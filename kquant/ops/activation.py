@@ -1,24 +1,17 @@
-"""Activations: fused ReLUs, fixed-output LOGISTIC / TANH / SOFTMAX, own kernels, and tables for the rest."""
+"""Activations with a kernel: fused ReLUs, fixed-output LOGISTIC / TANH / SOFTMAX, LEAKY_RELU, PRELU, HARD_SWISH."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import keras
-import numpy as np
 
 from kquant.core.graph import Node
 from kquant.core.program import Program
-from kquant.ops.rule import Call, Make, Rule, Weights, example
+from kquant.ops.rule import Call, Make, Rule, Weights, computed, example
 
 layers = keras.layers
 
-# Functions of one value that have no kernel of their own everywhere: 256 precomputed codes. (LiteRT has ELU, but not in
-# its reference resolver.)
-TABLES = (
-    "elu selu softplus softsign gelu exponential celu mish hard_tanh log_sigmoid soft_shrink hard_shrink tanh_shrink "
-    "squareplus sparse_plus sparse_sigmoid threshold"
-).split()
 OPERATIONS = {
     "Relu": "relu",
     "Relu6": "relu6",
@@ -27,11 +20,6 @@ OPERATIONS = {
     "Silu": "silu",
     "HardSigmoid": "hard_sigmoid",
     "HardSilu": "hard_silu",
-    "Elu": "elu",
-    "Selu": "selu",
-    "Softplus": "softplus",
-    "Softsign": "softsign",
-    "Gelu": "gelu",
     "Softmax": "softmax",
     "LeakyRelu": "leaky_relu",
 }
@@ -83,22 +71,7 @@ def _expand_operation(op: Any, make: Make, x: Any, *args: Any, **_: Any) -> Any:
         return make("leaky", lambda: layers.LeakyReLU(op.negative_slope, name=op.name))(x)
     if name == "softmax":
         return make("softmax", lambda: layers.Softmax(op.axis, name=op.name))(x)
-    if name == "gelu" and op.approximate:
-        return make("gelu", lambda: TanhGelu(name=op.name))(x)
     return activate(name, make, x, layer=op.name)
-
-
-@keras.saving.register_keras_serializable(package="kquant")
-class TanhGelu(keras.layers.Layer):
-    """`keras.ops.gelu(x)` as it is by default, with tanh for Phi; `Activation("gelu")` is the exact one."""
-
-    def call(self, x: Any) -> Any:
-        """Apply the function."""
-        return keras.ops.gelu(x, approximate=True)
-
-    def compute_output_shape(self, input_shape: Any) -> Any:
-        """As the input."""
-        return input_shape
 
 
 def named(*names: str) -> Any:
@@ -129,7 +102,7 @@ def _lower_leaky(program: Program, call: Call) -> None:
 
 
 def _lower_prelu(program: Program, call: Call) -> None:
-    """alpha has one scale; shared axes keep their length of 1."""
+    """One scale for all of alpha; shared axes keep their length of 1."""
     weights = call.weights
     program.emit("PRELU", [call.inputs[0], weights.kernel_ref(program, weights.codes, axis=0)], call.output)
 
@@ -143,27 +116,6 @@ def _lower_plain(code: str) -> Any:
         program.emit(code, call.inputs, call.output)
 
     return lower
-
-
-def _gelu_is_approximate(op: Any) -> bool:
-    return isinstance(op, TanhGelu)
-
-
-def _lower_gelu(program: Program, call: Call) -> None:
-    program.emit("GELU", call.inputs, call.output, approximate=_gelu_is_approximate(call.op))
-
-
-def _lower_table(program: Program, call: Call) -> None:
-    """Look the code up: CAST to int32, ADD 128, GATHER from 256 codes."""
-    x, y = call.inputs[0], call.output
-    codes = np.arange(-128, 128)
-    results = np.asarray(call.op(keras.ops.convert_to_tensor(x.encoding.dequantize(codes))))
-    table = program.constant(f"{y.name}/table", y.encoding.quantize(results).astype(np.int8), y.encoding)
-    index = program.emit("CAST", [x], program.value(f"{y.name}/index", x.shape, None, "int32"), inDataType="INT8", outDataType="INT32")
-    first = program.constant("first", np.array(128, np.int32))
-    shifted = program.value(f"{y.name}/row", x.shape, None, "int32")
-    program.emit("ADD", [index, first], shifted, fusedActivationFunction="NONE")
-    program.emit("GATHER", [table, shifted], y, axis=0, batchDims=0)
 
 
 def _kernel(code: str, **attributes: Any) -> Any:
@@ -194,13 +146,17 @@ RULES = (
         expand=_expand_activation,
         examples=(_activation("silu"), _activation("hard_sigmoid"), _activation("relu6")),
     ),
-    Rule(operations=tuple(OPERATIONS), expand=_expand_operation),
+    Rule(
+        operations=tuple(OPERATIONS),
+        expand=_expand_operation,
+        examples=tuple(computed(getattr(keras.ops, name), (6, 5)) for name in OPERATIONS.values()),
+    ),
     Rule(
         layers=(layers.ReLU,),
         when=_relu_is_plain,
         operators=("RELU",),
         relu=_relu_form,
-        arithmetic=_kernel("RELU"),
+        arithmetic=lambda node: ("RELU", {"maximum": node.op.max_value}),
         lower=_lower_relu,
         examples=(
             example(lambda: layers.ReLU(), shape=(5, 4, 3)),
@@ -212,20 +168,28 @@ RULES = (
         layers=(layers.ReLU,),
         when=lambda op: op.negative_slope and not op.threshold and op.max_value is None,
         expand=lambda op, make, x: make("leaky", lambda: layers.LeakyReLU(_slope(op), name=op.name))(x),
+        examples=(example(lambda: layers.ReLU(negative_slope=0.2), shape=(20,)),),
     ),
     Rule(
         layers=(layers.LeakyReLU,),
         operators=("LEAKY_RELU",),
         arithmetic=lambda node: ("LEAKY_RELU", {"alpha": _slope(node.op)}),
         lower=_lower_leaky,
-        examples=(example(lambda: layers.LeakyReLU(0.3), shape=(6, 6, 4)),),
+        examples=(
+            example(lambda: layers.LeakyReLU(0.3), shape=(6, 6, 4)),
+            example(lambda: layers.Activation("leaky_relu"), shape=(20,)),
+        ),
     ),
     Rule(
         layers=(layers.PReLU,),
         operators=("PRELU",),
         weights=Weights(kernel="alpha", bias=None, channel_axes=(), input_axis=None, sums=False, per_axis=False),
         lower=_lower_prelu,
-        examples=(example(lambda: layers.PReLU(alpha_initializer="glorot_uniform", shared_axes=[1, 2]), shape=(6, 6, 4)),),
+        examples=(
+            example(lambda: layers.PReLU(shared_axes=[1, 2]), shape=(6, 6, 4)),
+            example(lambda: layers.PReLU(), shape=(5, 4, 3)),
+            example(lambda: layers.Dense(6), lambda: layers.PReLU(), shape=(9,)),
+        ),
     ),
     Rule(
         layers=(layers.Activation,),
@@ -265,30 +229,5 @@ RULES = (
         arithmetic=_kernel("HARD_SWISH"),
         lower=_lower_plain("HARD_SWISH"),
         examples=(_activation("hard_silu"),),
-    ),
-    Rule(
-        layers=(layers.Activation, TanhGelu),
-        when=lambda op: _gelu_is_approximate(op) or name_of(op.activation, op.name) == "gelu",
-        operators=("GELU",),
-        arithmetic=lambda node: ("GELU", {"approximate": _gelu_is_approximate(node.op)}),
-        lower=_lower_gelu,
-        examples=(_activation("gelu"), example(lambda: TanhGelu(), shape=(20,))),
-    ),
-    Rule(
-        layers=(layers.Activation,),
-        when=named(*TABLES),
-        operators=("CAST", "ADD", "GATHER"),
-        lower=_lower_table,
-        examples=(_activation("elu"), _activation("selu"), _activation("softplus")),
-    ),
-    Rule(
-        layers=(layers.ReLU, layers.ELU, TanhGelu),
-        operators=("CAST", "ADD", "GATHER"),
-        lower=_lower_table,
-        examples=(
-            example(lambda: layers.ReLU(negative_slope=0.1, threshold=0.5, max_value=2.0), shape=(20,)),
-            example(lambda: layers.ELU(alpha=0.5), shape=(20,)),
-            example(lambda: TanhGelu(), shape=(20,)),
-        ),
     ),
 )

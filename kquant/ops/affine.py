@@ -43,7 +43,16 @@ class Affine(keras.layers.Layer):
 
 
 def affine(scale: Any, offset: Any, *, channels: int, name: str, trainable: bool = False, dtype: Any = None) -> Affine:
-    """A built `Affine` layer; scalars stand for all channels."""
+    """A built `Affine` layer; scalars stand for all channels.
+
+    Raises:
+        ValueError: the tensor has no channel axis of known length.
+    """
+    if channels is None:
+        raise ValueError(
+            f"{name}: it scales a tensor whose last axis is open, or which has no axis besides the batch. Give the "
+            "model's input a static shape, like keras.Input((1,)) instead of keras.Input(())."
+        )
     layer = Affine(name=name, trainable=trainable, dtype=dtype)
     layer.build((None, channels))
     layer.scale.assign(np.broadcast_to(np.asarray(scale, np.float32).reshape(-1), (channels,)))
@@ -61,10 +70,12 @@ def batch_norm_as_affine(op: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _batch_norm(op: Any, make: Make, x: Any, **_: Any) -> Any:
+    channels = x.shape[op.axis]
+
     def build() -> Any:
         scale, offset = batch_norm_as_affine(op)
-        channels = x.shape[op.axis]
-        return affine(scale, offset, channels=channels, name=op.name, trainable=op.trainable, dtype=op.dtype_policy)
+        settings = {"name": op.name, "trainable": op.trainable, "dtype": op.dtype_policy.name}
+        return affine(scale, offset, channels=channels, **settings)
 
     axis, rank = op.axis % len(x.shape), len(x.shape)
     if axis == rank - 1:
@@ -76,14 +87,32 @@ def _batch_norm(op: Any, make: Make, x: Any, **_: Any) -> Any:
     return make("back", lambda: layers.Permute(back, name=f"{op.name}_back"))(x)
 
 
+def per_channel(value: Any, x: Any, name: str) -> np.ndarray:
+    """A constant as float64[1] or float64[channels of x].
+
+    Raises:
+        ValueError: it varies along another axis than the last.
+    """
+    array = np.asarray(keras.ops.convert_to_numpy(value), np.float64)
+    if array.size != 1 and (array.size != x.shape[-1] or array.shape[-1] != array.size):
+        raise ValueError(
+            f"{name}: its constant must be one number, or one for each of the {x.shape[-1]} channels (last axis). "
+            f"Received: shape {array.shape} for a tensor {tuple(x.shape)}. Bring the axis to the end with Permute, or "
+            "feed the constant as an input of the model."
+        )
+    return array.reshape(-1)
+
+
 def _rescaling(op: Any, make: Make, x: Any, **_: Any) -> Any:
-    return make("affine", lambda: affine(op.scale, op.offset, channels=x.shape[-1], name=op.name))(x)
+    scale, offset = (per_channel(v, x, op.name) for v in (op.scale, op.offset))
+    return make("affine", lambda: affine(scale, offset, channels=x.shape[-1], name=op.name))(x)
 
 
 def _normalization(op: Any, make: Make, x: Any, **_: Any) -> Any:
+    mean, variance = (per_channel(v, x, op.name) for v in (op.mean, op.variance))
+
     def build() -> Any:
-        mean = np.asarray(op.mean, np.float64).reshape(-1)
-        deviation = np.maximum(np.sqrt(np.asarray(op.variance, np.float64).reshape(-1)), keras.config.epsilon())
+        deviation = np.maximum(np.sqrt(variance), keras.config.epsilon())
         scale, offset = (deviation, mean) if op.invert else (1.0 / deviation, -mean / deviation)
         return affine(scale, offset, channels=x.shape[-1], name=op.name)
 
@@ -129,18 +158,27 @@ RULES = (
     Rule(
         layers=(layers.BatchNormalization,),
         expand=_batch_norm,
-        examples=(example(_no_input_batch_norm, shape=(6, 6, 5)),),
+        examples=(
+            example(_no_input_batch_norm, shape=(6, 6, 5)),
+            example(lambda: layers.BatchNormalization(axis=1, scale=False), shape=(6, 5, 4)),
+            example(lambda: layers.BatchNormalization(center=False), shape=(9,)),
+        ),
     ),
     Rule(
         layers=(layers.Rescaling,),
         expand=_rescaling,
-        examples=(example(lambda: layers.Rescaling(1 / 127.5, offset=-1.0), shape=(6, 6, 3)),),
+        examples=(
+            example(lambda: layers.Rescaling(1 / 127.5, offset=-1.0), shape=(6, 6, 3)),
+            example(lambda: layers.Rescaling([0.5, 2.0, -1.0], offset=[0.0, 1.0, 2.0]), shape=(6, 3)),
+        ),
     ),
     Rule(
         layers=(layers.Normalization,),
-        when=lambda op: op.axis in ((-1,), ()) or (op.built and tuple(op._keep_axis) in ((1,), (2,), (3,))),
         expand=_normalization,
-        examples=(example(_adapted, shape=(7, 3)),),
+        examples=(
+            example(_adapted, shape=(7, 3)),
+            example(lambda: layers.Normalization(axis=None, mean=0.3, variance=2.0, invert=True), shape=(5, 4)),
+        ),
     ),
     Rule(
         layers=(Affine,),
@@ -148,5 +186,9 @@ RULES = (
         weights=Weights(kernel="scale", bias="offset", channel_axes=(0,), input_axis=0),
         fuses=True,
         lower=_lower,
+        examples=(
+            example(Affine, shape=(5, 6, 3)),
+            example(Affine, layers.ReLU, shape=(2, 3, 4, 5, 2)),
+        ),
     ),
 )

@@ -110,7 +110,7 @@ def _separable(op: Any, make: Make, x: Any) -> Any:
         new = depthwise_class(
             op.kernel_size if rank == 2 else op.kernel_size[0],
             strides=strides,
-            padding="valid" if op.padding == "causal" else op.padding,
+            padding=op.padding,
             depth_multiplier=op.depth_multiplier,
             dilation_rate=dilation,
             use_bias=False,
@@ -123,9 +123,6 @@ def _separable(op: Any, make: Make, x: Any) -> Any:
         new = conv_class(op.filters, 1, use_bias=op.use_bias, name=op.name, **shared)
         return _with_kernel(new, (*x.shape[:-1], x.shape[-1] * op.depth_multiplier), op.pointwise_kernel, op)
 
-    if op.padding == "causal":
-        reach = op.dilation_rate[0] * (op.kernel_size[0] - 1)
-        x = make("pad", lambda: layers.ZeroPadding1D((reach, 0), name=f"{op.name}_pad"))(x)
     y = make("pointwise", pointwise)(make("depthwise", depthwise)(x))
     return activate(name_of(op.activation, op.name), make, y)
 
@@ -167,8 +164,10 @@ _CONV = Rule(
         example(_conv2d(6, (3, 2), strides=2, activation="relu"), shape=(10, 9, 4)),
         example(_conv2d(4, 3, dilation_rate=2, padding="same"), shape=(10, 10, 2)),
         example(_conv2d(6, 3, groups=2), shape=(7, 7, 4)),
+        example(_conv2d(6, 3, groups=3, dilation_rate=2, use_bias=False, activation="relu6"), shape=(9, 9, 6)),
+        example(_conv2d(4, 1, strides=(2, 3), padding="same"), shape=(9, 8, 5)),
         example(lambda: layers.Conv1D(5, 3, strides=2, padding="same"), shape=(16, 4)),
-        example(lambda: layers.Conv1D(5, 3, dilation_rate=2, padding="causal"), shape=(16, 4)),
+        example(lambda: layers.Conv1D(6, 3, groups=2, activation="tanh"), shape=(16, 4)),
     ),
 )
 
@@ -177,14 +176,26 @@ RULES = (
         layers=(layers.Conv1D, layers.Conv2D, layers.DepthwiseConv1D, layers.DepthwiseConv2D, layers.Conv2DTranspose),
         when=has_activation,
         expand=split_activation,
+        examples=(
+            example(_conv2d(4, 3, activation="elu"), shape=(6, 6, 3)),
+            example(lambda: layers.Conv2DTranspose(3, 3, activation="leaky_relu"), shape=(4, 4, 2)),
+        ),
     ),
-    Rule(layers=(layers.Conv1D,), when=lambda op: op.padding == "causal", expand=_causal),
+    Rule(
+        layers=(layers.Conv1D,),
+        when=lambda op: op.padding == "causal",
+        expand=_causal,
+        examples=(
+            example(lambda: layers.Conv1D(5, 3, dilation_rate=2, padding="causal"), shape=(16, 4)),
+            example(lambda: layers.Conv1D(4, 4, strides=2, groups=2, padding="causal"), shape=(15, 4)),
+        ),
+    ),
     Rule(
         layers=(layers.SeparableConv1D, layers.SeparableConv2D),
         expand=_separable,
         examples=(
             example(lambda: layers.SeparableConv2D(6, 3, activation="relu", padding="same"), shape=(8, 8, 4)),
-            example(lambda: layers.SeparableConv1D(6, 3, padding="causal"), shape=(12, 4)),
+            example(lambda: layers.SeparableConv1D(6, 3, strides=2, depth_multiplier=2), shape=(12, 4)),
         ),
     ),
     _CONV,
@@ -198,6 +209,7 @@ RULES = (
         examples=(
             example(lambda: layers.DepthwiseConv2D(3, padding="same"), shape=(8, 8, 6)),
             example(lambda: layers.DepthwiseConv2D(3, depth_multiplier=2, strides=2), shape=(9, 9, 3)),
+            example(lambda: layers.DepthwiseConv2D((2, 3), depth_multiplier=3, dilation_rate=2), shape=(9, 9, 2)),
             example(lambda: layers.DepthwiseConv1D(5, padding="same", activation="relu"), shape=(20, 6)),
         ),
     ),

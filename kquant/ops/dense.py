@@ -44,7 +44,15 @@ def _unsupported(node: Any) -> str | None:
 
 
 RULES = (
-    Rule(layers=(layers.Dense,), when=has_activation, expand=split_activation),
+    Rule(
+        layers=(layers.Dense,),
+        when=has_activation,
+        expand=split_activation,
+        examples=(
+            example(lambda: layers.Dense(6, activation="softmax"), shape=(9,)),
+            example(lambda: layers.Dense(6, activation="gelu"), shape=(9,)),
+        ),
+    ),
     Rule(
         layers=(layers.Dense,),
         operators=("FULLY_CONNECTED",),

@@ -9,8 +9,8 @@ import numpy as np
 
 from kquant.core.graph import Node
 from kquant.core.program import Program
-from kquant.ops.affine import affine
-from kquant.ops.rule import Call, Make, Rule
+from kquant.ops.affine import affine, per_channel
+from kquant.ops.rule import Call, Make, Rule, computed
 
 layers = keras.layers
 
@@ -44,26 +44,21 @@ def _binary(cls: type, with_constant: Any) -> Any:
         if all(tensors):
             return make("pair", lambda: cls(name=op.name))([a, b])
         x, constant = (a, b) if tensors[0] else (b, a)
-        scale, offset = with_constant(_constant(constant, x, op), tensors[0])
-        return make("affine", lambda: affine(scale, offset, channels=x.shape[-1], name=op.name))(x)
+        scale, offset = with_constant(per_channel(constant, x, op.name), tensors[0])
+        trains = isinstance(constant, keras.Variable) and constant.trainable
+        return make("affine", lambda: affine(scale, offset, channels=x.shape[-1], name=op.name, trainable=trains))(x)
 
     return expand
 
 
-def _constant(value: Any, x: Any, op: Any) -> np.ndarray:
-    array = np.asarray(keras.ops.convert_to_numpy(value), np.float64)
-    if array.size not in (1, x.shape[-1]) or (array.ndim and array.size > 1 and array.shape[-1] != array.size):
+def _divided(op: Any, make: Make, a: Any, b: Any) -> Any:
+    """By a constant: times its reciprocal."""
+    if isinstance(b, keras.KerasTensor):
         raise ValueError(
-            f"{op.name} ({type(op).__name__}): a constant must be one number or one for each of the {x.shape[-1]} "
-            f"channels. Received: shape {array.shape}. Put other constants into a layer with weights."
+            f"{op.name} ({type(op).__name__}): division by a tensor has no integer kernel that is right. Multiply by a "
+            "reciprocal that the model is given as an input, or divide outside the model."
         )
-    return array.reshape(-1)
-
-
-def _divide(constant: np.ndarray, tensor_first: bool) -> tuple[Any, Any]:
-    if not tensor_first:
-        raise ValueError("constant / tensor has no integer kernel; multiply by a precomputed reciprocal instead.")
-    return 1.0 / constant, 0.0
+    return _binary(layers.Multiply, lambda c, first: (1.0 / c, 0.0))(op, make, a, b)
 
 
 def _negative(op: Any, make: Make, x: Any) -> Any:
@@ -76,6 +71,15 @@ def _concatenate(op: Any, make: Make, xs: Any, **_: Any) -> Any:
 
 def _square(op: Any, make: Make, x: Any) -> Any:
     return make("pair", lambda: layers.Multiply(name=op.name))([x, x])
+
+
+def _power(op: Any, make: Make, x: Any, exponent: Any) -> Any:
+    if isinstance(exponent, keras.KerasTensor) or np.size(exponent) != 1 or float(exponent) not in (1.0, 2.0):
+        raise ValueError(
+            f"{op.name} (Power): only powers 1 and 2 have an integer form. Received: {exponent}. Write others as "
+            "products, like x * x * x."
+        )
+    return x if float(exponent) == 1.0 else _square(op, make, x)
 
 
 def _lower(code: str) -> Any:
@@ -95,8 +99,6 @@ def _ranks(node: Node) -> str | None:
     shapes = [t.shape for t in node.inputs]
     if len({len(s) for s in shapes}) > 1:
         return f"inputs of different rank {shapes}; put a Reshape before it"
-    if any(len(s) > 4 for s in shapes):
-        return f"inputs of rank above 4 {shapes}"
     return None
 
 
@@ -106,36 +108,18 @@ def _batch_axis(node: Node) -> str | None:
     return None
 
 
-def pair(make: Any, shapes: tuple[Any, Any] = ((6, 5, 4), (6, 5, 4))) -> Any:
-    """A model of two inputs of these shapes."""
-
-    def build() -> keras.Model:
-        a, b = (keras.Input(s, name=n) for s, n in zip(shapes, "ab", strict=True))
-        return keras.Model([a, b], make()([a, b]), name="example")
-
-    return build
+def merged(make: Any, *shapes: tuple[int, ...]) -> Any:
+    """A model that merges inputs of these shapes with the layer that `make` makes."""
+    return computed(lambda *inputs: make()(list(inputs)), *shapes)
 
 
-def _three(make: Any) -> Any:
-    def build() -> keras.Model:
-        inputs = [keras.Input((6, 4), name=n) for n in "abc"]
-        return keras.Model(inputs, make()(inputs), name="example")
-
-    return build
-
-
-def _with_ops(function: Any, shape: tuple[int, ...]) -> Any:
-    def build() -> keras.Model:
-        x = keras.Input(shape, name="x")
-        return keras.Model(x, function(x), name="example")
-
-    return build
+SAME = ((6, 5, 4), (6, 5, 4))
+THREE = ((6, 4), (6, 4), (6, 4))
 
 
 def _elementwise(cls: type, code: str, *examples: Any) -> tuple[Rule, ...]:
     """ADD, SUB and MUL: own output, a ReLU may fuse."""
     return (
-        Rule(layers=(cls,), when=lambda op: _count(op) > 2, expand=_chain(cls), examples=(_three(cls),) if cls is not layers.Subtract else ()),
         Rule(
             layers=(cls,),
             operators=(code,),
@@ -143,8 +127,29 @@ def _elementwise(cls: type, code: str, *examples: Any) -> tuple[Rule, ...]:
             arithmetic=lambda node: (code, {}),
             lower=_lower(code),
             refuse=_ranks,
-            examples=(pair(cls), *examples),
+            examples=(merged(cls, *SAME), merged(cls, (6, 5, 4), (1, 1, 4)), merged(cls, (6, 5, 1), (6, 5, 4))),
         ),
+    )
+
+
+def _same_grid(cls: type, code: str) -> tuple[Rule, ...]:
+    return (
+        Rule(
+            layers=(cls,),
+            operators=(code,),
+            output="shared",
+            lower=_lower(code),
+            refuse=_ranks,
+            examples=(merged(cls, *SAME), merged(cls, (6, 5, 4), (1, 1, 4))),
+        ),
+    )
+
+
+def _many(*classes: type) -> tuple[Rule, ...]:
+    """More than two inputs of these layers."""
+    return tuple(
+        Rule(layers=(cls,), when=lambda op: _count(op) > 2, expand=_chain(cls), examples=(merged(cls, *THREE),))
+        for cls in classes
     )
 
 
@@ -154,47 +159,52 @@ def _count(op: Any) -> int:
     return len(shape) if shape and isinstance(shape[0], list | tuple) else 2
 
 
-def _same_grid(cls: type, code: str) -> tuple[Rule, ...]:
-    return (
-        Rule(layers=(cls,), when=lambda op: _count(op) > 2, expand=_chain(cls)),
-        Rule(layers=(cls,), operators=(code,), output="shared", lower=_lower(code), refuse=_ranks, examples=(pair(cls),)),
-    )
-
-
 RULES = (
-    *_elementwise(layers.Add, "ADD", pair(layers.Add, ((6, 5, 4), (1, 1, 4)))),
+    *_many(layers.Add, layers.Multiply, layers.Maximum, layers.Minimum),
+    *_elementwise(layers.Add, "ADD"),
     *_elementwise(layers.Subtract, "SUB"),
-    *_elementwise(layers.Multiply, "MUL", pair(layers.Multiply, ((6, 5, 4), (1, 1, 4)))),
+    *_elementwise(layers.Multiply, "MUL"),
     *_same_grid(layers.Maximum, "MAXIMUM"),
     *_same_grid(layers.Minimum, "MINIMUM"),
-    Rule(layers=(layers.Average,), expand=_average, examples=(pair(layers.Average), _three(layers.Average))),
+    Rule(
+        layers=(layers.Average,),
+        expand=_average,
+        examples=(merged(layers.Average, *SAME), merged(layers.Average, *THREE)),
+    ),
     Rule(
         layers=(layers.Concatenate,),
         operators=("CONCATENATION",),
         output="shared",
         lower=_lower_concat,
         refuse=_batch_axis,
-        examples=(pair(layers.Concatenate), _three(lambda: layers.Concatenate(axis=1))),
+        examples=(merged(layers.Concatenate, *SAME), merged(lambda: layers.Concatenate(axis=1), *THREE)),
     ),
     Rule(
         operations=("Add",),
         expand=_binary(layers.Add, lambda c, first: (1.0, c)),
-        examples=(_with_ops(lambda x: x + 1.5, (5, 4)), _with_ops(lambda x: x + x, (5, 4))),
+        examples=(computed(lambda x: x + 1.5, (5, 4)), computed(lambda x: x + x, (5, 4))),
     ),
     Rule(
         operations=("Subtract",),
         expand=_binary(layers.Subtract, lambda c, first: (1.0, -c) if first else (-1.0, c)),
-        examples=(_with_ops(lambda x: 1.0 - x, (5, 4)),),
+        examples=(computed(lambda x: 1.0 - x, (5, 4)),),
     ),
     Rule(
         operations=("Multiply",),
         expand=_binary(layers.Multiply, lambda c, first: (c, 0.0)),
-        examples=(_with_ops(lambda x: x * np.array([1.0, 2.0, -3.0], "float32"), (5, 3)),),
+        examples=(computed(lambda x: x * np.array([1.0, 2.0, -3.0], "float32"), (5, 3)),),
     ),
-    Rule(operations=("Divide", "TrueDivide"), expand=_binary(layers.Multiply, _divide), examples=(_with_ops(lambda x: x / 3.0, (5, 4)),)),
-    Rule(operations=("Maximum",), expand=_binary(layers.Maximum, None)),
-    Rule(operations=("Minimum",), expand=_binary(layers.Minimum, None)),
-    Rule(operations=("Negative",), expand=_negative, examples=(_with_ops(lambda x: -x, (5, 4)),)),
-    Rule(operations=("Square",), expand=_square, examples=(_with_ops(keras.ops.square, (5, 4)),)),
-    Rule(operations=("Concatenate",), expand=_concatenate),
+    Rule(
+        operations=("Divide", "TrueDivide"),
+        expand=_divided,
+        examples=(computed(lambda x: x / 3.0, (5, 4)), computed(lambda x: x / np.float32([1.0, -2.0, 0.5]), (4, 3))),
+    ),
+    Rule(operations=("Negative",), expand=_negative, examples=(computed(lambda x: -x, (5, 4)),)),
+    Rule(operations=("Square",), expand=_square, examples=(computed(keras.ops.square, (5, 4)),)),
+    Rule(operations=("Power",), expand=_power, examples=(computed(lambda x: x**2, (5, 4)),)),
+    Rule(
+        operations=("Concatenate",),
+        expand=_concatenate,
+        examples=(computed(lambda a, b: keras.ops.concatenate([a, b], axis=1), (2, 3), (4, 3)),),
+    ),
 )

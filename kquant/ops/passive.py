@@ -29,6 +29,11 @@ RULES = (
             layers.Identity,
         ),
         expand=_pass,
-        examples=(example(lambda: layers.Dense(3), lambda: layers.Dropout(0.5), lambda: layers.GaussianNoise(0.1), shape=(4,)),),
+        examples=(
+            example(
+                lambda: layers.Dropout(0.5), lambda: layers.Dense(3), lambda: layers.GaussianNoise(0.1), shape=(4,)
+            ),
+            example(lambda: layers.SpatialDropout1D(0.5), layers.Identity, lambda: layers.Dense(3), shape=(4, 5)),
+        ),
     ),
 )

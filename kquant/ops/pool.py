@@ -10,15 +10,24 @@ import numpy as np
 from kquant.core.graph import Node
 from kquant.core.program import Program
 from kquant.ops.conv import window
-from kquant.ops.rule import Call, Make, Rule, example
+from kquant.ops.rule import Call, Make, Rule, computed, example
 
 layers = keras.layers
+
+
+def _channels_last(op: Any) -> None:
+    """Rules that reshape around a pool would otherwise pool over the wrong axis in silence."""
+    if op.data_format == "channels_first":
+        raise ValueError(
+            f"{op.name} ({type(op).__name__}): data_format='channels_first'; rebuild the model with channels_last."
+        )
 
 
 def _pool_1d(cls: type) -> Any:
     """Reshape, pool in 2-D, reshape back."""
 
     def expand(op: Any, make: Make, x: Any) -> Any:
+        _channels_last(op)
         length, channels = x.shape[1:]
         x = make("to_2d", lambda: layers.Reshape((1, length, channels), name=f"{op.name}_2d"))(x)
         size, stride = (1, op.pool_size[0]), (1, op.strides[0])
@@ -29,12 +38,20 @@ def _pool_1d(cls: type) -> Any:
 
 
 def _global_max(op: Any, make: Make, x: Any) -> Any:
+    _channels_last(op)
     shape = x.shape
     if len(shape) == 3:
         x = make("to_2d", lambda: layers.Reshape((1, *shape[1:]), name=f"{op.name}_2d"))(x)
     y = make("pool", lambda: layers.MaxPooling2D(x.shape[1:3], name=op.name))(x)
     kept = (1,) * (len(shape) - 2) if op.keepdims else ()
     return make("shape", lambda: layers.Reshape((*kept, shape[-1]), name=f"{op.name}_shape"))(y)
+
+
+def _global_average(op: Any, make: Make, x: Any) -> Any:
+    """One window over everything is a mean: its kernel rescales, where a pool must keep its input's coarse grid."""
+    if tuple(x.shape[1:3]) != tuple(op.pool_size) or op.data_format != "channels_last":
+        return None
+    return make("mean", lambda: layers.GlobalAveragePooling2D(keepdims=True, name=op.name))(x)
 
 
 def _lower_pool(code: str) -> Any:
@@ -76,9 +93,8 @@ def _mean(node: Node) -> tuple[str, dict[str, Any]]:
 
 def _lower_mean(program: Program, call: Call) -> None:
     axes, keepdims = mean_axes(call.node)
-    program.emit(
-        "MEAN", [call.inputs[0], program.constant("axes", np.array(axes, np.int32))], call.output, keepDims=bool(keepdims)
-    )
+    where = program.constant("axes", np.array(axes, np.int32))
+    program.emit("MEAN", [call.inputs[0], where], call.output, keepDims=bool(keepdims))
 
 
 def _over_batch(node: Node) -> str | None:
@@ -107,7 +123,10 @@ RULES = (
     Rule(
         layers=(layers.MaxPooling1D,),
         expand=_pool_1d(layers.MaxPooling2D),
-        examples=(example(lambda: layers.MaxPooling1D(2), shape=(12, 4)),),
+        examples=(
+            example(lambda: layers.MaxPooling1D(2), shape=(12, 4)),
+            example(lambda: layers.MaxPooling1D(3, strides=2, padding="same"), shape=(11, 4)),
+        ),
     ),
     Rule(
         layers=(layers.AveragePooling1D,),
@@ -132,6 +151,7 @@ RULES = (
     ),
     Rule(
         layers=(layers.AveragePooling2D,),
+        expand=_global_average,
         operators=("AVERAGE_POOL_2D",),
         output="follows",
         arithmetic=_average,
@@ -139,6 +159,7 @@ RULES = (
         refuse=_channels_first,
         examples=(
             example(lambda: layers.AveragePooling2D(2), shape=(8, 8, 4)),
+            example(lambda: layers.AveragePooling2D((6, 5)), shape=(6, 5, 4)),
             example(lambda: layers.AveragePooling2D(3, strides=2, padding="same"), shape=(9, 8, 4)),
         ),
     ),
@@ -154,6 +175,9 @@ RULES = (
             example(lambda: layers.GlobalAveragePooling2D(keepdims=True), shape=(7, 7, 3)),
             example(lambda: layers.GlobalAveragePooling1D(), shape=(9, 4)),
             example(lambda: _ChannelMean(), shape=(4, 4, 3)),
+            computed(lambda x: keras.ops.mean(x, axis=-1), (4, 3, 5)),
+            computed(lambda x: keras.ops.mean(x, axis=(1, 2, 3), keepdims=True), (4, 3, 5)),
+            computed(lambda x: keras.ops.mean(x, axis=2), (4, 3, 5)),
         ),
     ),
 )

@@ -113,7 +113,7 @@ class Rule:
         operations: names of `keras.ops` classes it speaks for.
         when: further condition on the layer.
         expand: `expand(op, make, *args, **kwargs)` builds the same function of simpler layers; `make(key, factory)`
-            returns one layer for each key, also when the original is shared.
+            returns one layer for each key, also when the original is shared. It may return None: stay as it is.
         operators: TFLite operators that `lower` writes.
         output: how its output's encoding is found.
         fixed: (scale, zero point) where output is "fixed".
@@ -178,5 +178,15 @@ def example(*layers: Any, shape: tuple[int, ...]) -> Callable[[], keras.Model]:
         for make in layers:
             x = make()(x)
         return keras.Model(inputs, x, name="example")
+
+    return build
+
+
+def computed(function: Callable[[Any], Any], *shapes: tuple[int, ...]) -> Callable[[], keras.Model]:
+    """A model that applies `function` to inputs of these shapes."""
+
+    def build() -> keras.Model:
+        inputs = [keras.Input(shape, name=f"x{i}") for i, shape in enumerate(shapes)]
+        return keras.Model(inputs, function(*inputs), name="example")
 
     return build

@@ -9,7 +9,7 @@ import numpy as np
 
 from kquant.core.graph import Node
 from kquant.core.program import Program
-from kquant.ops.rule import Call, Make, Rule, example
+from kquant.ops.rule import Call, Make, Rule, computed, example
 
 layers = keras.layers
 
@@ -66,9 +66,42 @@ def _repeat(op: Any, make: Make, x: Any) -> Any:
     return make("copies", lambda: layers.Concatenate(axis=1, name=op.name))([row] * op.n)
 
 
-def _reshape_operation(op: Any, make: Make, x: Any) -> Any:
-    shape = tuple(op.newshape)
+def _reshaped(op: Any, make: Make, x: Any, *_: Any, **__: Any) -> Any:
+    """Reshape, squeeze and expand_dims: a Reshape layer to the shape that the operation makes."""
+    shape = op.compute_output_spec(x).shape
+    moved = shape[0] != x.shape[0] or len(shape) < 1
+    if moved or int(np.prod(shape[1:], dtype=np.int64)) != int(np.prod(x.shape[1:], dtype=np.int64)):
+        raise ValueError(
+            f"{op.name} ({type(op).__name__}): it moves values across the batch axis, {tuple(x.shape)} to "
+            f"{tuple(shape)}; the device computes one sample at a time. Keep the first axis as it is."
+        )
     return make("reshape", lambda: layers.Reshape(shape[1:], name=op.name))(x)
+
+
+def _order(op: Any, rank: int) -> list[int]:
+    """For each axis of the result, the axis it comes from."""
+    order = list(range(rank))
+    if type(op).__name__ == "Swapaxes":
+        a, b = op.axis1 % rank, op.axis2 % rank
+        order[a], order[b] = b, a
+        return order
+    if type(op).__name__ == "Moveaxis":
+        source, target = ([a % rank for a in np.atleast_1d(axes)] for axes in (op.source, op.destination))
+        order = [a for a in order if a not in source]
+        for position, axis in sorted(zip(target, source, strict=True)):
+            order.insert(position, axis)
+        return order
+    return order[::-1] if op.axes is None else [a % rank for a in op.axes]
+
+
+def _transposed(op: Any, make: Make, x: Any, *_: Any, **__: Any) -> Any:
+    order = [int(a) for a in _order(op, len(x.shape))]
+    if order[0] != 0:
+        raise ValueError(
+            f"{op.name} ({type(op).__name__}): it moves the batch axis (axes {order}); the device computes one sample "
+            "at a time. Keep axis 0 first."
+        )
+    return make("permute", lambda: layers.Permute(order[1:], name=op.name))(x)
 
 
 def _channels_first(node: Node) -> str | None:
@@ -76,8 +109,6 @@ def _channels_first(node: Node) -> str | None:
         return "data_format='channels_first'; rebuild the model with channels_last"
     if getattr(node.op, "interpolation", "nearest") not in ("nearest", "bilinear"):
         return f"interpolation='{node.op.interpolation}'; the kernels know nearest and bilinear"
-    if len(node.outputs[0].shape) > 5:
-        return f"a tensor of rank {len(node.outputs[0].shape)}"
     return None
 
 
@@ -88,15 +119,38 @@ RULES = (
         output="same",
         lower=_lower_reshape,
         refuse=_channels_first,
-        examples=(example(lambda: layers.Flatten(), shape=(4, 5, 3)), example(lambda: layers.Reshape((6, -1)), shape=(4, 6))),
+        examples=(
+            example(lambda: layers.Flatten(), shape=(4, 5, 3)),
+            example(lambda: layers.Reshape((6, -1)), shape=(4, 6)),
+        ),
     ),
-    Rule(operations=("Reshape",), expand=_reshape_operation),
+    Rule(
+        operations=("Reshape", "Squeeze", "ExpandDims"),
+        expand=_reshaped,
+        examples=(
+            computed(lambda x: keras.ops.reshape(x, (-1, 4, 15)), (4, 5, 3)),
+            computed(lambda x: keras.ops.squeeze(keras.ops.expand_dims(x, 1), 1), (4, 5)),
+            computed(lambda x: keras.ops.expand_dims(keras.ops.squeeze(x, 2), -1), (4, 1, 5)),
+        ),
+    ),
+    Rule(
+        operations=("Transpose", "Swapaxes", "Moveaxis"),
+        expand=_transposed,
+        examples=(
+            computed(lambda x: keras.ops.transpose(x, (0, 3, 1, 2)), (4, 5, 3)),
+            computed(lambda x: keras.ops.swapaxes(x, 1, -1), (4, 5, 3)),
+            computed(lambda x: keras.ops.moveaxis(x, 1, 3), (4, 5, 3)),
+        ),
+    ),
     Rule(
         layers=(layers.Permute,),
         operators=("TRANSPOSE",),
         output="same",
         lower=_lower_permute,
-        examples=(example(lambda: layers.Permute((2, 1, 3)), shape=(4, 5, 3)),),
+        examples=(
+            example(lambda: layers.Permute((2, 1, 3)), shape=(4, 5, 3)),
+            example(lambda: layers.Permute((4, 1, 3, 2)), shape=(2, 5, 3, 4)),
+        ),
     ),
     Rule(
         layers=(layers.ZeroPadding1D, layers.ZeroPadding2D),
@@ -128,7 +182,10 @@ RULES = (
         arithmetic=_bilinear,
         lower=_lower_resize,
         refuse=_channels_first,
-        examples=(example(lambda: layers.UpSampling2D(2, interpolation="bilinear"), shape=(4, 5, 3)),),
+        examples=(
+            example(lambda: layers.UpSampling2D(2, interpolation="bilinear"), shape=(4, 5, 3)),
+            example(lambda: layers.UpSampling2D((3, 2), interpolation="bilinear"), shape=(4, 3, 2)),
+        ),
     ),
     Rule(
         layers=(layers.UpSampling2D,),

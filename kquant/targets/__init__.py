@@ -40,7 +40,7 @@ class Operator(BaseModel):
         fuses: takes RELU, RELU_N1_TO_1 and RELU6 as its fused activation.
         max_rank: the highest rank of the data tensors; None where no limit was found.
         max_inputs: the largest number of inputs; None where no limit was found.
-        max_rescale: `s_in * s_w / s_out` must stay below it, for every channel.
+        max_rescale: `s_in * s_w / s_out` (`s_in / s_out` without weights) must stay below it, for every channel.
         broken_on: runtimes of the target that lack the operator or compute it wrongly, so they cannot check it.
         notes: further limits in words.
     """

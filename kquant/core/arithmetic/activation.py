@@ -16,7 +16,13 @@ from kquant.core.arithmetic.fixed_point import (
 from kquant.core.arithmetic.grid import Grid, activation_range, centred, check_runtime, clipped, placed, tabulated
 
 
-def relu(sources: Sequence[tf.Tensor], grids: Sequence[Grid], out: Grid, runtime: str = "litert") -> tf.Tensor:
+def relu(
+    sources: Sequence[tf.Tensor],
+    grids: Sequence[Grid],
+    out: Grid,
+    maximum: float | None = None,
+    runtime: str = "litert",
+) -> tf.Tensor:
     """RELU as an operator of its own: `M(q, s_in / s_out)` clipped at the output's code of 0.
 
     The ratio is taken in float32 (QuantizedReluX in tflite/kernels/activations.cc, micro/kernels/
@@ -26,13 +32,14 @@ def relu(sources: Sequence[tf.Tensor], grids: Sequence[Grid], out: Grid, runtime
         sources: one int32 tensor of codes.
         grids: its grid.
         out: the output grid.
+        maximum: of a MINIMUM that follows, or None.
         runtime: "litert" or "tflm"; no difference here.
 
     Returns:
         int32 codes.
     """
     check_runtime(runtime)
-    return _bounded(sources[0], grids[0], out, "RELU")
+    return _bounded(sources[0], grids[0], out, "RELU" if maximum is None else maximum)
 
 
 def relu6(sources: Sequence[tf.Tensor], grids: Sequence[Grid], out: Grid, runtime: str = "litert") -> tf.Tensor:

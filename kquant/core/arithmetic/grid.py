@@ -48,7 +48,7 @@ def placed(values: tf.Tensor, out: Grid, activation: str | None = None) -> tf.Te
     Args:
         values: int64, `real / out.scale` already rounded.
         out: the output grid.
-        activation: a key of `ACTIVATIONS`, or None.
+        activation: a key of `ACTIVATIONS`, None, or the maximum of a RELU that a MINIMUM follows.
 
     Returns:
         int32 codes.
@@ -67,7 +67,7 @@ def round_half_away(values: tf.Tensor) -> tf.Tensor:
     return tf.sign(wide) * tf.floor(tf.abs(wide) + 0.5)
 
 
-def activation_range(out: Grid, activation: str | None) -> tuple[tf.Tensor, tf.Tensor]:
+def activation_range(out: Grid, activation: str | float | None) -> tuple[tf.Tensor, tf.Tensor]:
     """Codes that a fused activation lets through, as (low, high) in int64.
 
     `low = max(out.low, zero_point + round(a / scale))`, likewise `high`, divided in float32 and rounded half away from
@@ -86,6 +86,8 @@ def activation_range(out: Grid, activation: str | None) -> tuple[tf.Tensor, tf.T
     low, high = tf.constant(out.low, tf.int64), tf.constant(out.high, tf.int64)
     if activation is None:
         return low, high
+    if isinstance(activation, int | float):
+        return tf.maximum(low, _code_of(0.0, out)), tf.minimum(high, _code_of(float(activation), out))
     if activation not in ACTIVATIONS:
         raise ValueError(
             f"Fused activation: expected None or one of {sorted(ACTIVATIONS)}, received {activation!r}. "

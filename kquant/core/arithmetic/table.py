@@ -128,7 +128,8 @@ def _fixed_point(
         # Beyond the radius the product would overflow; the kernel answers with the smallest or the largest code.
         raw = function(multiply(tf.where(inside, values, 0), by), _INPUT_INTEGER_BITS)
         result = rounding_divide_by_power(raw, 31 - output_bits) + zero_point
-        saturated = tf.where(values < 0, tf.constant(-128, tf.int64), tf.constant(127, tf.int64))
+        # ... the smallest also for 0 itself, where the input's scale leaves no radius.
+        saturated = tf.where(values <= 0, tf.constant(-128, tf.int64), tf.constant(127, tf.int64))
         return clipped(tf.where(inside, result, saturated), -128, 127)
 
     return tabulated(kernel, source, grid)

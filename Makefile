@@ -1,0 +1,46 @@
+# One command from a fresh machine (Python 3.11 to 3.13, gcc, make): every target makes .venv first.
+PYTHON ?= python3
+WORKERS ?= 2
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed
+# Two workers on two cores: one thread for each keeps them out of each other's way.
+THREADS := OMP_NUM_THREADS=1 TF_NUM_INTRAOP_THREADS=1 TF_NUM_INTEROP_THREADS=1 TF_CPP_MIN_LOG_LEVEL=3
+
+.PHONY: help demo test lint bench docs clean
+
+help:
+	@echo "make demo    the main job on scikit-learn's handwritten digits: train, quantize, run, one table"
+	@echo "make test    the tests"
+	@echo "make lint    ruff and pyright"
+	@echo "make bench   the benchmarks"
+	@echo "make docs    docs/layers.md, read off the rules"
+	@echo "make clean   remove .venv and what the demo wrote"
+
+demo: $(STAMP)
+	$(BIN)/kquant demo
+
+test: $(STAMP)
+	$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -q
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks
+
+docs: $(STAMP)
+	$(BIN)/python -m kquant.report.layers > docs/layers.md
+
+clean:
+	rm -rf $(VENV) demo-output
+
+# The stamp is the last thing written, so an interrupted installation starts again.
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c "import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))" || \
+	  { echo "kquant needs Python 3.11 to 3.13, $(PYTHON) is another one; say which: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@echo "Installing into $(VENV); TensorFlow makes this take a few minutes the first time."
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[micro,report,demo,images,dev]'
+	@touch $@

@@ -1,0 +1,22 @@
+"""All benchmarks, one after the other, each in a process of its own: `python -m benchmarks` (or `make bench`)."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+
+ALL = ("accuracy", "parity", "qat_accuracy", "step_time", "ptq_time")
+
+
+def main() -> None:
+    """Parse and run; stops at the first that fails."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", default=list(ALL), help=f"of {', '.join(ALL)}; each has a --help of its own")
+    for name in parser.parse_args().names:
+        print(f"== {name}", flush=True)
+        subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], check=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""Number 1: the five MLPerf Tiny models, PTQ int8, on every runtime, beside the official file and the converter's."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+import kquant
+from benchmarks.assets import TASKS, Task, task
+from benchmarks.converter import convert_int8
+from kquant.runtimes import available
+
+
+def sqnr_db(reference: np.ndarray, found: np.ndarray) -> float:
+    """Power of the reference over the power of the difference."""
+    noise = float(np.mean((reference.astype(np.float64) - found) ** 2))
+    return (
+        float("inf") if noise == 0 else 10 * float(np.log10(float(np.mean(reference.astype(np.float64) ** 2)) / noise))
+    )
+
+
+def row(what: str, runtime: str, y: np.ndarray, reference: np.ndarray, simulated: np.ndarray | None, t: Task) -> None:
+    """One line: accuracy, agreement with float and with the simulation, SQNR against float."""
+    accuracy = "-" if t.y is None else f"{100 * np.mean(y.argmax(-1) == t.y[: len(y)]):.2f}"
+    agree = "-" if t.y is None else f"{100 * np.mean(y.argmax(-1) == reference.argmax(-1)):.2f}"
+    same = "-" if simulated is None else f"{100 * np.mean(y.argmax(-1) == simulated.argmax(-1)):.2f}"
+    print(
+        f"  {what:<10} {runtime:<17} accuracy {accuracy:>6}  = float {agree:>6}  = simulation {same:>6}  "
+        f"SQNR {sqnr_db(reference, y):6.2f} dB  n={len(y)}",
+        flush=True,
+    )
+
+
+def run(name: str, limit: int | None) -> None:
+    """Print one model's block."""
+    t = task(name)
+    x = t.x[:limit]
+    reference = t.model.predict(x, verbose=0)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "m.tflite"
+        started = time.perf_counter()
+        result = kquant.compress(t.model, t.calibration, output=path, verbose=False)
+        seconds = time.perf_counter() - started
+        content = path.read_bytes()
+    peer = convert_int8(t.model, t.calibration)
+    floats = len(kquant.inspect(content).findings)
+    print(
+        f"{name}: {len(t.calibration)} calibration samples, kquant {len(content):,} bytes in {seconds:.1f} s "
+        f"(findings: {floats}), converter {len(peer):,} bytes, official {t.official.stat().st_size:,} bytes",
+        flush=True,
+    )
+    row("float", "keras", reference, reference, None, t)
+    simulated = result.model.predict(x, verbose=0)
+    row("kquant", "simulated", simulated, reference, None, t)
+    for runtime in available():
+        row("kquant", runtime, kquant.predict(content, x, runtime), reference, simulated, t)
+    for what, data in (("converter", peer), ("official", t.official.read_bytes())):
+        for runtime in ("litert", "litert-reference"):
+            row(what, runtime, kquant.predict(data, x, runtime), reference, None, t)
+
+
+def main() -> None:
+    """Parse and run."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("tasks", nargs="*", default=TASKS)
+    parser.add_argument("--limit", type=int, default=None, help="judge on the first N samples only")
+    args = parser.parse_args()
+    for name in args.tasks:
+        run(name, args.limit)
+
+
+if __name__ == "__main__":
+    main()

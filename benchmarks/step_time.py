@@ -1,0 +1,122 @@
+"""Number 4: time of a quantization-aware training step against the float step of the same model, in one process.
+
+Rounds alternate between the two, so that a machine that slows down slows both. First step and peak memory are taken in a
+process of their own for each configuration.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import kquant
+from benchmarks.assets import loader
+
+BATCH = {"resnet8": 64, "mobilenetv2": 32}
+
+
+def build(name: str) -> tuple[Any, np.ndarray, np.ndarray]:
+    """The float model and data for eight batches."""
+    rng = np.random.default_rng(0)
+    if name == "resnet8":
+        model = loader().mlperf_model("image_classification")
+        x = rng.uniform(0, 255, (8 * BATCH[name], 32, 32, 3)).astype("float32")
+    else:
+        model = keras.applications.MobileNetV2((96, 96, 3), alpha=0.35, weights=None, classes=10)
+        x = rng.uniform(-1, 1, (8 * BATCH[name], 96, 96, 3)).astype("float32")
+    return model, x, rng.integers(0, 10, len(x))
+
+
+def prepared(name: str, kind: str, jit: bool) -> tuple[Any, tf.data.Dataset]:
+    """A compiled model, float or quantized, and an endless data set."""
+    model, x, y = build(name)
+    if kind == "qat":
+        model = kquant.calibrate(kquant.quantize(model), x[: BATCH[name]], verbose=False)
+    model.compile(keras.optimizers.Adam(1e-4), "sparse_categorical_crossentropy", jit_compile=jit)
+    return model, tf.data.Dataset.from_tensor_slices((x, y)).batch(BATCH[name]).repeat()
+
+
+class Clock(keras.callbacks.Callback):
+    """Seconds of each step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds: list[float] = []
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        self.started = time.perf_counter()
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self.seconds.append(time.perf_counter() - self.started)
+
+
+def steps(name: str, jit: bool, count: int, rounds: int) -> None:
+    """Alternate rounds of float and quantized steps; print medians and their ratio."""
+    pairs = {kind: prepared(name, kind, jit) for kind in ("float", "qat")}
+    clocks = {kind: Clock() for kind in pairs}
+    for model, data in pairs.values():
+        model.fit(data, steps_per_epoch=10, verbose=0)
+    for _ in range(rounds):
+        for kind, (model, data) in pairs.items():
+            model.fit(data, steps_per_epoch=count, verbose=0, callbacks=[clocks[kind]])
+    medians = {kind: 1e3 * float(np.median(clock.seconds)) for kind, clock in clocks.items()}
+    print(
+        f"{name} batch {BATCH[name]} jit={jit}: float {medians['float']:.1f} ms, QAT {medians['qat']:.1f} ms, "
+        f"ratio {medians['qat'] / medians['float']:.3f} ({rounds} rounds of {count} steps)",
+        flush=True,
+    )
+
+
+def child(name: str, kind: str, jit: bool) -> None:
+    """First step and memory of one configuration, as JSON."""
+    model, data = prepared(name, kind, jit)
+    started = time.perf_counter()
+    model.fit(data, steps_per_epoch=1, verbose=0)
+    first = time.perf_counter() - started
+    model.fit(data, steps_per_epoch=20, verbose=0)
+    print(json.dumps({"first_s": first, "peak_kb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}))
+
+
+def first_steps(name: str, jit: bool) -> None:
+    """Ratios of first step and peak memory, each configuration alone in a process."""
+    found = {}
+    for kind in ("float", "qat"):
+        command = [sys.executable, "-m", "benchmarks.step_time", name, "--child", kind, *(["--jit"] if jit else [])]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        found[kind] = json.loads(done.stdout.splitlines()[-1])
+    a, b = found["float"], found["qat"]
+    print(
+        f"{name} jit={jit}: first step {a['first_s']:.1f} and {b['first_s']:.1f} s, ratio {b['first_s'] / a['first_s']:.2f}; "
+        f"peak memory {a['peak_kb'] // 1024} and {b['peak_kb'] // 1024} MB, ratio {b['peak_kb'] / a['peak_kb']:.2f}",
+        flush=True,
+    )
+
+
+def main() -> None:
+    """Parse and run."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("models", nargs="*", default=list(BATCH))
+    parser.add_argument("--jit", action="store_true")
+    parser.add_argument("--steps", type=int, default=80)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--child", choices=("float", "qat"))
+    args = parser.parse_args()
+    if args.child:
+        child(args.models[0], args.child, args.jit)
+        return
+    for name in args.models:
+        steps(name, args.jit, args.steps, args.rounds)
+        first_steps(name, args.jit)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""A `.tflite` file as a C++ array, for firmware that has no file system."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from kquant.export import write_atomically
+
+BYTES_PER_LINE = 12
+
+
+def save_c_array(content: bytes, folder: str | Path, name: str) -> tuple[Path, Path]:
+    """Write bytes as a C++ array, 16-byte aligned as TFLM asks.
+
+    Args:
+        content: of the `.tflite` file.
+        folder: where to, an existing folder.
+        name: of the model; characters that C does not know become underscores.
+
+    Returns:
+        Paths of the header and the source, `NAME_model.h` and `NAME_model.cc`.
+
+    Example:
+        >>> [path.name for path in save_c_array(b"abc", ".", "my-net")]
+        ['my_net_model.h', 'my_net_model.cc']
+    """
+    symbol = f"{identifier(name)}_model"
+    header, source = Path(folder) / f"{symbol}.h", Path(folder) / f"{symbol}.cc"
+    guard = f"{symbol.upper()}_H_"
+    rows = [content[i : i + BYTES_PER_LINE] for i in range(0, len(content), BYTES_PER_LINE)]
+    values = "\n".join("    " + " ".join(f"0x{b:02x}," for b in row) for row in rows)
+    write_atomically(
+        header,
+        (
+            f"#ifndef {guard}\n#define {guard}\n\n// {len(content)} bytes; tflite::GetModel({symbol}) reads them.\n"
+            f"extern const unsigned char {symbol}[];\nextern const unsigned int {symbol}_len;\n\n#endif  // {guard}\n"
+        ).encode(),
+    )
+    write_atomically(
+        source,
+        (
+            f'#include "{symbol}.h"\n\nalignas(16) const unsigned char {symbol}[] = {{\n{values}\n}};\n'
+            f"const unsigned int {symbol}_len = {len(content)};\n"
+        ).encode(),
+    )
+    return header, source
+
+
+def identifier(name: str) -> str:
+    """A C identifier like `name`.
+
+    Example:
+        >>> identifier("2-stage net.v1")
+        'm_2_stage_net_v1'
+    """
+    clean = re.sub(r"[^0-9A-Za-z_]", "_", name)
+    return clean if clean[:1].isalpha() else f"m_{clean}"

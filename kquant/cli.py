@@ -1,0 +1,266 @@
+"""The command `kquant`: parse, call, print.
+
+Exit codes: 0 done; 1 refused, or findings that need work; 2 wrong usage. TensorFlow loads inside the commands, so that
+`kquant --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from enum import StrEnum
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from kquant import __version__
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    help="Compress Keras 3 models: full-integer TFLite files for phones and microcontrollers.",
+)
+
+
+class Io(StrEnum):
+    """Types of a file's inputs and outputs."""
+
+    int8 = "int8"
+    uint8 = "uint8"
+    float32 = "float32"
+
+
+def _fraction(text: str) -> float:
+    """`0.5` or `1/255`."""
+    try:
+        return float(Fraction(text))
+    except (ValueError, ZeroDivisionError):
+        raise typer.BadParameter(f"expected a number or a fraction like 1/255. Received: {text}") from None
+
+
+def _shape(text: str) -> tuple[int | None, ...]:
+    """`96,96,3` -> (None, 96, 96, 3)."""
+    try:
+        return (None, *(int(part) for part in text.replace("x", ",").split(",")))
+    except ValueError:
+        raise typer.BadParameter(f"expected sizes like 96,96,3. Received: {text}") from None
+
+
+Model = Annotated[Path, typer.Argument(help="A model saved by Keras", metavar="MODEL.keras")]
+Lite = Annotated[Path, typer.Argument(help="A TFLite file", metavar="FILE.tflite")]
+Data = Annotated[
+    Path,
+    typer.Option("--data", help="Samples: .npz (array x, or one for each input), .npy, or a folder of images"),
+]
+Scale = Annotated[
+    float, typer.Option("--scale", parser=_fraction, help="Factor for every value of the data, like 1/255 for images")
+]
+Samples = Annotated[int | None, typer.Option("--samples", min=1, help="Use this many samples, evenly spread")]
+Target = Annotated[str, typer.Option("--target", help="Where the file is to run: litert, tflm or ethos-u")]
+Runtime = Annotated[str, typer.Option("--runtime", help="litert (XNNPACK), litert-reference or tflm")]
+Shape = Annotated[
+    Any, typer.Option("--input-shape", parser=_shape, help="For open dimensions, like 96,96,3", metavar="H,W,C")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, on standard output")]
+
+
+def refusing(command: Callable[..., None]) -> Callable[..., None]:
+    """What kquant refuses: its own message on standard error, exit code 1, no traceback."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except (ValueError, OSError, ImportError) as error:
+            typer.echo(f"kquant: {error}", err=True)
+            raise typer.Exit(1) from error
+
+    return run
+
+
+def _print(result: Any, as_json: bool) -> None:
+    from kquant import report
+
+    if as_json:
+        typer.echo(report.to_json(result))
+    else:
+        report.show(result)
+
+
+def _bars(as_json: bool) -> bool:
+    """Progress bars are for people who watch."""
+    return not as_json and sys.stderr.isatty()
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version")] = False) -> None:
+    if version:
+        typer.echo(f"kquant {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+@refusing
+def compress(
+    model: Model,
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", help="Folder for the results")],
+    recipe: Annotated[str, typer.Option("--recipe", help="Name (see `kquant recipes`) or a .toml file")] = "int8",
+    target: Target = "litert",
+    io: Annotated[Io, typer.Option("--io", help="Type of the file's inputs and outputs")] = Io.int8,
+    scale: Scale = 1.0,  # type: ignore[assignment]
+    samples: Samples = None,
+    input_shape: Shape = None,
+    as_json: Json = False,
+) -> None:
+    """Quantize, calibrate, export and verify a model: .tflite, quantized .keras, C array and reports."""
+    from kquant import files, report
+    from kquant.c_array import save_c_array
+    from kquant.export import write_atomically
+    from kquant.pipeline import compress as pipeline
+
+    folder = files.output_folder(out, model)
+    keras_model = files.load_model(model)
+    inputs = files.inputs_of(keras_model) if input_shape is None else (files.Input("x", input_shape[1:]),)
+    name = model.stem
+    lite = folder / f"{name}.tflite"
+    result = pipeline(
+        keras_model,
+        files.load_data(data, inputs, scale=scale, limit=samples),
+        recipe,
+        output=lite,
+        target=target,
+        io=io.value,
+        input_shape=input_shape,
+        verbose=_bars(as_json),
+    )
+    result.model.save(folder / f"{name}.keras")
+    header, source = save_c_array(lite.read_bytes(), folder, name)
+    write_atomically(folder / "report.json", f"{report.to_json(result)}\n".encode())
+    write_atomically(folder / "report.txt", report.render(result).encode())
+    _print(result, as_json)
+    if not as_json:
+        typer.echo(f"\n{folder}: {lite.name}, {name}.keras, {header.name}, {source.name}, report.json, report.txt")
+
+
+@app.command()
+@refusing
+def check(model: Model, target: Target = "tflm", input_shape: Shape = None, as_json: Json = False) -> None:
+    """Tell for every layer whether it can be integer on a target, before any training."""
+    from kquant import files
+    from kquant.check import check as run_check
+
+    found = run_check(files.load_model(model), target, input_shape=input_shape)
+    _print(found, as_json)
+    raise typer.Exit(0 if found.ok else 1)
+
+
+@app.command()
+@refusing
+def inspect(file: Lite, as_json: Json = False) -> None:
+    """Show operators, types and encodings of any .tflite file, and what in it is not integer."""
+    from kquant.inspect import inspect as run_inspect
+
+    found = run_inspect(file)
+    _print(found, as_json)
+    raise typer.Exit(0 if found.is_integer else 1)
+
+
+@app.command()
+@refusing
+def verify(
+    model: Annotated[Path, typer.Argument(help="The quantized model", metavar="QUANTIZED.keras")],
+    file: Lite,
+    data: Data,
+    runtime: Runtime = "litert",
+    scale: Scale = 1.0,  # type: ignore[assignment]
+    samples: Samples = 64,
+    as_json: Json = False,
+) -> None:
+    """Compare a .tflite file with the quantized model that it was exported from."""
+    from kquant import files
+    from kquant.verify import verify as run_verify
+
+    qmodel = files.load_model(model)
+    arrays = files.load_data(data, files.inputs_of(qmodel), scale=scale, limit=samples)
+    found = run_verify(qmodel, file, arrays, runtime, samples=samples or sys.maxsize)
+    _print(found, as_json)
+    raise typer.Exit(0 if found.ok else 1)
+
+
+@app.command()
+@refusing
+def predict(
+    file: Lite,
+    data: Data,
+    runtime: Runtime = "litert",
+    out: Annotated[Path | None, typer.Option("--out", help="Write the outputs to this .npz file")] = None,
+    scale: Scale = 1.0,  # type: ignore[assignment]
+    samples: Samples = None,
+    as_json: Json = False,
+) -> None:
+    """Run a .tflite file on samples; real numbers in, real numbers out."""
+    from kquant import files, report
+    from kquant.inspect import inspect as run_inspect
+    from kquant.runtimes import predict as run_predict
+
+    described = run_inspect(file)
+    arrays = files.load_data(data, files.inputs_of(described), scale=scale, limit=samples)
+    found = run_predict(file, arrays, runtime, verbose=_bars(as_json))
+    outputs = files.named_outputs(described, found)
+    if out is not None:
+        files.save_arrays(out, outputs)
+    typer.echo(report.arrays_to_json(outputs) if as_json else report.render_arrays(outputs), nl=as_json)
+
+
+@app.command()
+@refusing
+def recipes(as_json: Json = False) -> None:
+    """List the recipes that ship with kquant."""
+    import json
+
+    from kquant.core import recipe
+
+    found = {name: recipe.load(name) for name in recipe.names()}
+    if as_json:
+        typer.echo(json.dumps({name: r.model_dump(mode="json") for name, r in found.items()}, indent=2))
+    else:
+        width = max(map(len, found))
+        typer.echo("\n".join(f"{name:{width}}  {r.title}" for name, r in found.items()))
+
+
+@app.command()
+@refusing
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Folder for the .tflite files")] = Path("demo-output"),
+    as_json: Json = False,
+) -> None:
+    """The main job on scikit-learn's handwritten digits: train, quantize, run everywhere, one table."""
+    from kquant import demo as digits
+
+    found = digits.run(out, verbose=not as_json)
+    typer.echo(digits.to_json(found) if as_json else digits.render(found), nl=as_json)
+
+
+def main() -> None:
+    """Entry point of the command: kquant's own words only.
+
+    TensorFlow's C++ writes start-up lines to file descriptor 2. Python keeps the real standard error for messages and
+    progress bars; TF_CPP_MIN_LOG_LEVEL=0 shows everything.
+    """
+    if os.environ.get("TF_CPP_MIN_LOG_LEVEL") != "0":
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+        sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    warnings.formatwarning = lambda message, *_args, **_kwargs: f"warning: {message}\n"
+    app()
+
+
+if __name__ == "__main__":
+    main()

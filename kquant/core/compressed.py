@@ -1,0 +1,173 @@
+"""`Compressed`: a layer that computes with quantized weights. The picture is in `core.nodes`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from kquant.core.fake_quant import is_observing
+from kquant.core.graph import full_precision
+from kquant.core.spec import QuantSpec, encode_weights
+
+
+@keras.saving.register_keras_serializable(package="kquant")
+class Compressed(keras.layers.Wrapper):
+    """A layer that computes with quantized weights; the float weights stay the ones that train.
+
+    Training: `w' = scale * round(w / scale)`, gradients straight through (symmetric grid: nothing clips). Inference: the
+    layer itself runs on codes, so that its sums are the integers of the device, and the bias is int32 at `s_in * s_w`.
+
+    Args:
+        layer: the Keras layer, without activation.
+        spec: `QuantSpec` of the kernel, as its config; None leaves it float.
+        kernel, bias: names of the layer's variables (bias may be None).
+        channel_axes: axes of the kernel that number the output channels.
+        sums: False where the layer multiplies only (PReLU): the accumulator scale then differs by element.
+        gain_shape: shape of `gain`, a fixed factor of the kernel, or None for 1. A batch norm folded into the kernel would
+            rescale what the optimizer steps on (a first layer on 0..255 pixels has weights of 1e-3: Adam's steps ruin
+            them); with its scale kept apart, the kernel trains as it did before folding.
+    """
+
+    def __init__(
+        self,
+        layer: keras.layers.Layer,
+        spec: dict[str, Any] | None,
+        kernel: str = "kernel",
+        bias: str | None = "bias",
+        channel_axes: Sequence[int] = (-1,),
+        sums: bool = True,
+        gain_shape: Sequence[int] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        kwargs.setdefault("name", layer.name)
+        kwargs.setdefault("dtype", layer.dtype_policy)
+        super().__init__(layer, autocast=False, **{k: v for k, v in kwargs.items() if k != "autocast"})
+        self.spec = None if spec is None else QuantSpec(**spec)
+        self.kernel_name, self.bias_name = kernel, bias
+        self.channel_axes = tuple(channel_axes)
+        self.sums = sums
+        self.supports_masking = True
+        self.gain = None
+        if gain_shape is not None:
+            self.gain = self.add_weight(
+                name="gain", shape=tuple(gain_shape), initializer="ones", trainable=False, dtype="float32", autocast=False
+            )
+
+    def build(self, x_shape: Any, encoding_shape: Any = None) -> None:
+        """Build the wrapped layer."""
+        super().build(x_shape)
+
+    def compute_mask(self, inputs: Any, previous_mask: Any) -> Any:
+        """The mask of the tensor; accumulator scales have none."""
+        return None if previous_mask is None else [previous_mask, None]
+
+    def compute_output_spec(self, x: keras.KerasTensor, encoding: Any = None, **_: Any) -> list[keras.KerasTensor]:
+        """The layer's output and the scale of its sums."""
+        y = self.layer.compute_output_spec(x)
+        scales = (y.shape[-1],) if self.sums else y.shape
+        return [keras.KerasTensor(y.shape, self.compute_dtype), keras.KerasTensor(scales, "float64")]
+
+    def call(self, x: tf.Tensor, encoding: tf.Tensor | None = None, training: bool = False) -> list[tf.Tensor]:
+        """Run the layer.
+
+        Args:
+            x: float[...], the layer's input.
+            encoding: float32[2], scale and zero point of `x`.
+            training: float sums of fake-quantized weights instead of integer sums.
+
+        Returns:
+            `[y, accumulator]`: the output, and the scale of its integer sums (float64[channels]).
+        """
+        unknown = tf.zeros((1,), tf.float64)
+        if is_observing() or self.spec is None or encoding is None:
+            return [self._run(x, {self.kernel_name: self.weights_as_used()}, self.layer), unknown]
+        if training:
+            return [self._run(x, {self.kernel_name: self._trained()}, self.layer), unknown]
+        known = encoding[0] > 0.0
+        codes, scale, bias = self.codes(tf.where(known, encoding[0], 1.0))
+        if not self.sums:
+            return self._multiplied(x, encoding, codes, scale, known)
+        # The kernels multiply the two scales in double; a float32 product shifts some ties.
+        exact = tf.cast(tf.reshape(scale, (-1,)), tf.float64) * tf.cast(tf.where(known, encoding[0], 1.0), tf.float64)
+        step = tf.cast(exact, tf.float32)
+        x = tf.cast(x, tf.float32) / tf.where(known, encoding[0], 1.0)
+        values = {self.kernel_name: codes}
+        if bias is not None:
+            values[self.bias_name] = tf.where(known, tf.round(bias), bias)
+        with full_precision():
+            integers = self._run(tf.where(known, tf.round(x), x), values, self.layer.call)
+        y = tf.where(known, tf.round(integers), integers) * step
+        return [tf.cast(y, self.compute_dtype), tf.where(known, exact, tf.zeros_like(exact))]
+
+    def codes(self, input_scale: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
+        """Kernel codes, their scale (shaped like the kernel, 1 on reduced axes) and the bias in steps, not yet rounded.
+
+        Gradients reach the float weights straight through.
+        """
+        weights = self.weights_as_used()
+        with full_precision():
+            bias = getattr(self.layer, self.bias_name, None) if self.bias_name else None
+            bias = None if bias is None else tf.cast(tf.convert_to_tensor(bias), tf.float32)
+        spec = self.spec or QuantSpec(16, True, True)
+        reach = None if bias is None else tf.reshape(tf.abs(bias) / input_scale, self._channel_shape(weights))
+        scale = tf.stop_gradient(encode_weights(weights, spec, self.channel_axes, bias_reach=reach))
+        codes = _round_through(weights / scale, float(spec.low), float(spec.high))
+        steps = None if bias is None else bias / (tf.reshape(scale, (-1,)) * input_scale)
+        return codes, scale, steps
+
+    def weights_as_used(self) -> tf.Tensor:
+        """The float kernel that is quantized: the trained one times its gain."""
+        with full_precision():
+            weights = tf.cast(tf.convert_to_tensor(getattr(self.layer, self.kernel_name)), tf.float32)
+            return weights if self.gain is None else weights * tf.convert_to_tensor(self.gain)
+
+    def _channel_shape(self, weights: tf.Tensor) -> list[int]:
+        kept = {axis % weights.shape.rank for axis in self.channel_axes}
+        return [n if axis in kept else 1 for axis, n in enumerate(weights.shape)]
+
+    def _trained(self) -> tf.Tensor:
+        """The kernel on its grid, as training sees it (a bias cannot move it more than rounding does)."""
+        weights = self.weights_as_used()
+        scale = tf.stop_gradient(encode_weights(weights, self.spec, self.channel_axes))
+        return _round_through(weights / scale, float(self.spec.low), float(self.spec.high)) * scale
+
+    def _run(self, x: tf.Tensor, values: dict[str | None, tf.Tensor], call: Callable) -> tf.Tensor:
+        """Call the layer with other values for some of its variables."""
+        with full_precision():
+            mapping = {id(v): (v, v.value) for v in self.layer.variables}
+        for name, value in values.items():
+            variable = getattr(self.layer, f"_{name}", None) if name == "kernel" else None
+            variable = variable if variable is not None else getattr(self.layer, name)
+            mapping[id(variable)] = (variable, value)
+        with keras.StatelessScope(state_mapping=list(mapping.values())):
+            return call(x)
+
+    def _multiplied(
+        self, x: tf.Tensor, encoding: tf.Tensor, codes: tf.Tensor, scale: tf.Tensor, known: tf.Tensor
+    ) -> list[tf.Tensor]:
+        """PReLU: positive inputs keep their scale, negative ones are multiplied by the codes of alpha."""
+        y = self._run(tf.cast(x, tf.float32), {self.kernel_name: codes * scale}, self.layer.call)
+        # LiteRT forms this product in float32 (prelu.cc)
+        step = tf.cast(tf.where(x >= 0, encoding[0], encoding[0] * tf.reshape(scale, ())), tf.float64)
+        return [tf.cast(y, self.compute_dtype), tf.where(known, step, tf.zeros_like(step))]
+
+    def get_config(self) -> dict[str, Any]:
+        """All arguments."""
+        return {
+            **super().get_config(),
+            "spec": None if self.spec is None else self.spec.to_config(),
+            "kernel": self.kernel_name,
+            "bias": self.bias_name,
+            "channel_axes": list(self.channel_axes),
+            "sums": self.sums,
+            "gain_shape": None if self.gain is None else list(self.gain.shape),
+        }
+
+
+@tf.custom_gradient
+def _round_through(x: tf.Tensor, low: float, high: float) -> Any:
+    """`clip(round(x))` forward, identity backward."""
+    return tf.clip_by_value(tf.round(x), low, high), lambda upstream: (upstream, None, None)

@@ -1,0 +1,269 @@
+"""`FakeQuant`: quantize and dequantize a tensor. The picture is in `core.nodes`."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from kquant.core import arithmetic
+from kquant.core.spec import QuantSpec, encode_range, to_codes
+
+Collector = Callable[["FakeQuant", int, tf.Tensor], None]
+_COLLECTOR: contextvars.ContextVar[Collector | None] = contextvars.ContextVar("collector", default=None)
+
+
+@contextlib.contextmanager
+def observing(collector: Collector) -> Iterator[None]:
+    """Inside, models run in float and hand each tensor that has a range to `collector(layer, site, tensor)`."""
+    token = _COLLECTOR.set(collector)
+    try:
+        yield
+    finally:
+        _COLLECTOR.reset(token)
+
+
+def is_observing() -> bool:
+    """True inside `observing`."""
+    return _COLLECTOR.get() is not None
+
+
+@keras.saving.register_keras_serializable(package="kquant")
+class FakeQuant(keras.layers.Layer):
+    """Quantize and dequantize a tensor; one layer is one encoding.
+
+    A layer called at several `site`s gives them one encoding, which covers all their ranges (concatenations).
+
+    Args:
+        spec: `QuantSpec` of the codes, as its config.
+        sites: number of calls that share the encoding.
+        fixed: (scale, zero point) that the kernel prescribes, or None for a range.
+        follows: the encoding is that of the first source (average pooling).
+        momentum: of the moving ranges in training (Adam's zero debias).
+        freeze_after: training steps after which ranges stay; None: they keep moving.
+        observer: name of the function that calibration sets the range with.
+        origin: recipe and target that this model was made for.
+    """
+
+    def __init__(
+        self,
+        spec: dict[str, Any],
+        sites: int = 1,
+        fixed: Sequence[float] | None = None,
+        follows: bool = False,
+        momentum: float = 0.99,
+        freeze_after: int | None = None,
+        observer: str = "minmax",
+        origin: dict[str, str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(autocast=False, **{k: v for k, v in kwargs.items() if k != "autocast"})
+        self.spec = QuantSpec(**spec)
+        self.sites = sites
+        self.fixed = None if fixed is None else (float(fixed[0]), int(fixed[1]))
+        self.follows = follows
+        self.momentum = momentum
+        self.freeze_after = freeze_after
+        self.observer = observer
+        self.origin = dict(origin or {})
+        self.supports_masking = True
+        if self.has_range:
+            zeros = {"shape": (sites,), "initializer": "zeros", "trainable": False, "dtype": "float32"}
+            self.low = self.add_weight(name="low", aggregation="mean", autocast=False, **zeros)
+            self.high = self.add_weight(name="high", aggregation="mean", autocast=False, **zeros)
+            self.count = self.add_weight(name="count", aggregation="only_first_replica", autocast=False, **zeros)
+            if freeze_after is not None:  # batches that calibration counted: they are no training steps
+                self.calibrated = self.add_weight(
+                    name="calibrated", aggregation="only_first_replica", autocast=False, **zeros
+                )
+        self.built = True
+
+    @property
+    def has_range(self) -> bool:
+        """True where the encoding comes from data."""
+        return self.fixed is None and not self.follows
+
+    @property
+    def _runtime(self) -> str:
+        """The interpreter whose rounding inference follows."""
+        return "tflm" if self.origin.get("target") == "tflm" else "litert"
+
+    def build(self, *_: Any, **__: Any) -> None:
+        """Nothing to do: the variables do not depend on shapes."""
+
+    def compute_mask(self, inputs: Any, previous_mask: Any) -> Any:
+        """The mask of the tensor; encodings have none."""
+        return None if previous_mask is None else [previous_mask, None]
+
+    def compute_output_spec(self, y: keras.KerasTensor, **_: Any) -> list[keras.KerasTensor]:
+        """The tensor as it came, and its encoding."""
+        return [keras.KerasTensor(y.shape, y.dtype), keras.KerasTensor((2,), "float32")]
+
+    def call(
+        self,
+        y: tf.Tensor,
+        sources: Sequence[tf.Tensor] = (),
+        encodings: Sequence[tf.Tensor] = (),
+        accumulator: tf.Tensor | None = None,
+        kernel: str | None = None,
+        attributes: dict[str, Any] | None = None,
+        site: int = 0,
+        training: bool = False,
+    ) -> list[tf.Tensor]:
+        """Quantize `y`.
+
+        Args:
+            y: float[...], what the layer before made.
+            sources: the inputs of that layer, where the kernel's rounding needs their codes.
+            encodings: float32[2] of each source.
+            accumulator: scale of the int32 sums behind `y`: float64[channels] or like `y`.
+            kernel: TFLite operator whose arithmetic makes the codes; None rounds to nearest.
+            attributes: of the kernel.
+            site: number of this call among those that share the encoding.
+            training: straight-through with moving ranges.
+
+        Returns:
+            `[float[...], float32[2]]`: values on the grid, and (scale, zero point).
+        """
+        collector = _COLLECTOR.get()
+        if collector is not None:
+            collector(self, site, y)
+            return [y, tf.zeros(2)]
+        real = tf.cast(y, tf.float32)
+        if training and self.has_range:
+            self._move(real, site)
+        scale, zero_point, seen = self.grid(encodings)
+        if training and self.fixed is not None:
+            # Probabilities on a grid of 1/256 are often 0, where a cross-entropy has no gradient; the kernel's grid is fine
+            # enough that training need not see it.
+            return [y, tf.stack([scale, zero_point])]
+        if training:
+            quantized = _train(real, scale, zero_point, self.spec)
+        else:
+            self._warn_unseen()
+            codes = self._codes(real, sources, encodings, accumulator, kernel, attributes or {}, scale, zero_point)
+            quantized = _straight_through(real, (codes - zero_point) * scale, *_reach(scale, zero_point, self.spec))
+        quantized = tf.where(seen, quantized, real)
+        return [tf.cast(quantized, y.dtype), tf.where(seen, tf.stack([scale, zero_point]), tf.zeros(2))]
+
+    def grid(self, encodings: Sequence[tf.Tensor] = ()) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Scale, zero point (float32[]) and whether they come from data (bool[])."""
+        if self.fixed is not None:
+            return tf.constant(self.fixed[0]), tf.constant(float(self.fixed[1])), tf.constant(True)
+        if self.follows:
+            seen = encodings[0][0] > 0.0
+            return tf.where(seen, encodings[0][0], 1.0), encodings[0][1], seen
+        low, high = tf.convert_to_tensor(self.low), tf.convert_to_tensor(self.high)
+        scale, zero_point = encode_range(tf.reduce_min(low), tf.reduce_max(high), self.spec)
+        return scale, zero_point, tf.reduce_max(tf.convert_to_tensor(self.count)) > 0.0
+
+    def set_range(self, site: int, low: float, high: float, count: float) -> None:
+        """Store what calibration found for one site."""
+        stored = [(self.low, low), (self.high, high), (self.count, count)]
+        if self.freeze_after is not None:
+            stored.append((self.calibrated, count))
+        for variable, value in stored:
+            values = variable.numpy()
+            values[site] = value
+            variable.assign(values)
+
+    def _move(self, y: tf.Tensor, site: int) -> None:
+        """Moving averages of the batch's smallest and largest value, unbiased from the first step on."""
+        here = tf.one_hot(site, self.sites)
+        count = tf.convert_to_tensor(self.count) + here
+        steps = tf.reduce_sum(count * here)
+        rate = (1.0 - self.momentum) / (1.0 - tf.pow(self.momentum, steps))
+        if self.freeze_after is not None:
+            trained = steps - tf.reduce_sum(tf.convert_to_tensor(self.calibrated) * here)
+            moves = tf.logical_or(trained <= float(self.freeze_after), steps <= 1.0)  # no range at all is worse
+            rate = tf.where(moves, rate, 0.0)
+        for variable, value in ((self.low, tf.reduce_min(y)), (self.high, tf.reduce_max(y))):
+            now = tf.convert_to_tensor(variable)
+            variable.assign(now + here * rate * (value - now))
+        self.count.assign(count)
+
+    def _codes(
+        self,
+        y: tf.Tensor,
+        sources: Sequence[tf.Tensor],
+        encodings: Sequence[tf.Tensor],
+        accumulator: tf.Tensor | None,
+        kernel: str | None,
+        attributes: dict[str, Any],
+        scale: tf.Tensor,
+        zero_point: tf.Tensor,
+    ) -> tf.Tensor:
+        """The codes that the interpreter computes, as float32."""
+        nearest = to_codes(y, scale, zero_point, self.spec)
+        out = arithmetic.Grid(scale, zero_point, self.spec.low, self.spec.high)
+        if accumulator is not None:
+            rounding = arithmetic.ROUNDING[self._runtime].get(kernel or "", "double")
+            sums = tf.round(tf.cast(y, tf.float64) / tf.where(accumulator > 0.0, accumulator, tf.ones_like(accumulator)))
+            codes = arithmetic.requantize(sums, accumulator, out, rounding)
+            return tf.where(tf.reduce_min(accumulator) > 0.0, tf.cast(codes, tf.float32), nearest)
+        if kernel is None or not sources:
+            return nearest
+        scales = [tf.where(e[0] > 0.0, e[0], 1.0) for e in encodings]
+        grids = [arithmetic.Grid(s, e[1]) for s, e in zip(scales, encodings, strict=True)]
+        integers = [
+            tf.cast(tf.round(tf.cast(x, tf.float32) / g.scale) + g.zero_point, tf.int32)
+            for x, g in zip(sources, grids, strict=True)
+        ]
+        codes = arithmetic.KERNELS[kernel](integers, grids, out, runtime=self._runtime, **attributes)
+        known = tf.reduce_all(tf.stack([e[0] > 0.0 for e in encodings]))
+        return tf.where(known, tf.cast(codes, tf.float32), nearest)
+
+    def _warn_unseen(self) -> None:
+        if not self.has_range:
+            return
+        with tf.init_scope():
+            seen = not tf.executing_eagerly() or bool(tf.reduce_any(tf.convert_to_tensor(self.count) > 0.0))
+        if not seen:
+            warnings.warn(
+                "This model has quantization nodes that have seen no data; they pass values through in float. "
+                "Run kquant.calibrate(model, data), or train it, before you trust its accuracy.",
+                stacklevel=2,
+            )
+
+    def get_config(self) -> dict[str, Any]:
+        """All arguments."""
+        return {
+            **super().get_config(),
+            "spec": self.spec.to_config(),
+            "sites": self.sites,
+            "fixed": self.fixed,
+            "follows": self.follows,
+            "momentum": self.momentum,
+            "freeze_after": self.freeze_after,
+            "observer": self.observer,
+            "origin": self.origin,
+        }
+
+
+def _reach(scale: tf.Tensor, zero_point: tf.Tensor, spec: QuantSpec) -> tuple[tf.Tensor, tf.Tensor]:
+    return (spec.low - zero_point) * scale, (spec.high - zero_point) * scale
+
+
+def _train(y: tf.Tensor, scale: tf.Tensor, zero_point: tf.Tensor, spec: QuantSpec) -> tf.Tensor:
+    """Fake quantization by TensorFlow's fused kernel, with the straight-through gradient."""
+    low, high = _reach(scale, zero_point, spec)
+    quantized = tf.quantization.fake_quant_with_min_max_vars(
+        tf.stop_gradient(y), tf.stop_gradient(low), tf.stop_gradient(high), num_bits=spec.bits, narrow_range=spec.narrow
+    )
+    return _straight_through(y, quantized, low, high)
+
+
+@tf.custom_gradient
+def _straight_through(y: tf.Tensor, quantized: tf.Tensor, low: tf.Tensor, high: tf.Tensor) -> Any:
+    """`quantized` forward; backward the gradient passes where `y` lies in the range and stops where it was clipped."""
+
+    def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor | None, ...]:
+        inside = tf.logical_and(y >= low, y <= high)
+        return tf.where(inside, upstream, tf.zeros_like(upstream)), None, None, None
+
+    return quantized, gradient

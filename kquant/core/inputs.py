@@ -1,0 +1,117 @@
+"""What a Keras model takes: symbolic inputs with names, shapes and dtypes, whatever kind of model it is."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import keras
+from keras import KerasTensor as Tensor
+from keras import tree
+
+
+def inputs_of(model: keras.Model, input_shape: Any = None) -> Any:
+    """New symbolic inputs in the model's structure: a tensor, a list or a dict.
+
+    Args:
+        model: a built Keras 3 model.
+        input_shape: shapes with batch axis (one, or a list for several inputs) that replace the model's own.
+
+    Returns:
+        Tensors of any batch size. Those of a subclassed model are named like the argument of its `call`, or the keys of
+        the dict that it takes.
+
+    Raises:
+        ValueError: the model is not built, its inputs cannot be told, or `input_shape` does not fit.
+
+    Example:
+        >>> inputs_of(keras.Sequential([keras.Input((None, 3), name="x")]), (None, 4, 3)).shape
+        (None, 4, 3)
+    """
+    if not model.built:
+        raise ValueError(
+            f"{model.name}: the model is not built, so its shapes are unknown. Call it once on data, "
+            "or `model.build(input_shape)`, before quantizing."
+        )
+    if isinstance(model, keras.Sequential):
+        model = model._functional
+    struct = model._inputs_struct if hasattr(model, "_inputs_struct") else _of_subclass(model)
+    if isinstance(struct, list | tuple) and len(struct) == 1:
+        struct = struct[0]  # as Keras loads old files; a bare tensor is what everybody passes
+    if input_shape is not None:
+        struct = _reshaped(struct, input_shape, model.name)
+    return tree.map_structure(lambda t: Tensor(t.shape, t.dtype, name=t.name), struct)
+
+
+def check_static(name: str, inputs: Any) -> None:
+    """Refuse open and empty dimensions: the file's shapes are static.
+
+    Args:
+        name: of the model.
+        inputs: what `inputs_of` returned.
+
+    Raises:
+        ValueError: naming the input, and how to give it a shape.
+    """
+    for t in tree.flatten(inputs):
+        if any(n is None for n in t.shape[1:]):
+            like = tuple(None if i == 0 else n or 96 for i, n in enumerate(t.shape))
+            raise ValueError(
+                f"{name}: input '{t.name}' has the open shape {t.shape}; a microcontroller needs a static one. Say "
+                f"which, with the batch axis: kquant.quantize(model, input_shape={like})."
+            )
+        if any(n == 0 for n in t.shape[1:]):
+            raise ValueError(
+                f"{name}: input '{t.name}' of shape {t.shape} holds no values; every axis needs 1 or more."
+            )
+
+
+def _reshaped(struct: Any, input_shape: Any, name: str) -> Any:
+    flat = tree.flatten(struct)
+    if isinstance(input_shape, dict):
+        input_shape = [input_shape.get(t.name) for t in flat]
+    shapes = [input_shape] if all(isinstance(n, int | None) for n in input_shape) else list(input_shape)
+    if len(shapes) != len(flat) or any(shape is None for shape in shapes):
+        raise ValueError(
+            f"{name}: input_shape must give {len(flat)} shapes, one for each of the inputs "
+            f"{', '.join(t.name for t in flat)}. Received: {input_shape}."
+        )
+    for t, shape in zip(flat, shapes, strict=True):
+        if len(shape) != len(t.shape):
+            raise ValueError(
+                f"{name}: input_shape for '{t.name}' must have rank {len(t.shape)}, batch axis included, like "
+                f"{t.shape}. Received: {tuple(shape)}."
+            )
+    new = [Tensor((None, *shape[1:]), t.dtype, name=t.name) for t, shape in zip(flat, shapes, strict=True)]
+    return tree.pack_sequence_as(struct, new)
+
+
+def _of_subclass(model: keras.Model) -> Any:
+    """Inputs of a subclassed model from the shapes it was built with, and the argument names of its `call`."""
+    shapes = model._build_shapes_dict or {}
+    first, *others = _arguments(model)
+    if len(shapes) != 1 or others:
+        raise ValueError(
+            f"{model.name} ({type(model).__name__}): its `call` must take one argument (a tensor, list or dict) "
+            f"besides `training` and `mask`, and the model must have been called on data once. Received: "
+            f"call({', '.join([first, *others])}), built with {', '.join(sorted(shapes)) or 'no shapes'}. Take a dict "
+            "of tensors instead of several arguments."
+        )
+    return _named(next(iter(shapes.values())), first, model.input_dtype)
+
+
+def _arguments(model: keras.Model) -> list[str]:
+    """Names of the arguments of `call` that have no default."""
+    parameters = inspect.signature(model.call).parameters.values()
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    required = [p.name for p in positional if p.default is p.empty and p.name not in ("training", "mask")]
+    return required or [p.name for p in positional[:1]] or ["input"]
+
+
+def _named(shape: Any, name: str, dtype: str) -> Any:
+    """Tensors in the structure of shapes; a dict's keys are the names of its tensors."""
+    if isinstance(shape, dict):
+        return {key: _named(inner, str(key), dtype) for key, inner in shape.items()}
+    if all(isinstance(n, int | None) for n in shape):
+        return Tensor((None, *shape[1:]), dtype, name=name)
+    return [_named(inner, f"{name}_{i}", dtype) for i, inner in enumerate(shape)]

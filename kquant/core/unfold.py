@@ -1,0 +1,231 @@
+"""Unfold a Keras model into calls of known layers and operations: nested, subclassed, or made of custom layers.
+
+A `call` that has no rule runs on symbolic tensors, and what Keras records is unfolded in turn. Nodes that Keras records
+on shared layers meanwhile are taken back, so the model stays as it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+from keras import KerasTensor as Tensor
+from keras import tree
+from keras.src.ops.node import Node as KerasNode  # recorded calls; Keras has no public name for them
+from keras.src.utils.naming import to_snake_case
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """One call of one Keras layer or operation.
+
+    Attributes:
+        op: the layer or `keras.Operation`.
+        args, kwargs: what it was called with; tensors are `Tensor`s of this graph.
+        outputs: the tensors it made.
+        owner: the layer whose `call` it comes from, where that was unfolded: the innermost, but none inside Keras' own.
+    """
+
+    op: Any
+    args: tuple
+    kwargs: dict
+    outputs: tuple[Tensor, ...]
+    owner: Any = None
+
+    @property
+    def name(self) -> str:
+        """The layer's name."""
+        return self.op.name
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """The graph's tensors among the arguments, in order."""
+        return tuple(x for x in tree.flatten((self.args, self.kwargs)) if isinstance(x, Tensor))
+
+
+def unfold(model: keras.Model, inputs: Any, known: Callable[[Any], bool]) -> tuple[list[Node], Any]:
+    """The calls that `model(inputs)` consists of at inference, and its outputs.
+
+    Args:
+        model: a built Keras 3 model; it is not changed.
+        inputs: symbolic tensors in the model's structure.
+        known: tells which layers and operations stay whole.
+
+    Raises:
+        ValueError: a `call` cannot be followed on symbolic tensors; names the layer.
+    """
+    with _untouched(model):
+        unfolding = _Unfolding(known)
+        outputs = unfolding.visit(model, (inputs,), {})
+    return unfolding.nodes, outputs
+
+
+def substitute(structure: Any, new: dict[int, Any]) -> Any:
+    """The structure with other tensors in place of those whose id is in `new`."""
+    return tree.map_structure(lambda x: new.get(id(x), x) if isinstance(x, Tensor) else x, structure)
+
+
+@contextlib.contextmanager
+def _untouched(model: keras.Model) -> Iterator[None]:
+    """Take back every node that unfolding records on the layers of `model`."""
+    layers = list(model._flatten_layers(include_self=True))
+    before = [(layer, len(layer._inbound_nodes), len(layer._outbound_nodes)) for layer in layers]
+    try:
+        yield
+    finally:
+        for layer, inbound, outbound in before:
+            del layer._inbound_nodes[inbound:]
+            del layer._outbound_nodes[outbound:]
+
+
+@dataclass
+class _Unfolding:
+    """The calls found so far, and the layer that is being unfolded."""
+
+    known: Callable[[Any], bool]
+    nodes: list[Node] = field(default_factory=list)
+    owner: Any = None
+
+    def visit(self, op: Any, args: tuple, kwargs: dict) -> Any:
+        """Append the calls that `op(*args, **kwargs)` consists of; return its outputs."""
+        if self.known(op):
+            return self.keep(op, args, kwargs)
+        if isinstance(op, keras.Sequential):
+            op = op._functional
+        if hasattr(op, "_nodes_by_depth") and type(op).call in (
+            keras.Model.call,
+            keras.Function.call,
+            _functional_call(),
+        ):
+            return self.function(op, args)
+        if isinstance(op, keras.layers.Layer):
+            return self.call(op, args, kwargs)
+        return self.keep(op, args, kwargs)  # an operation without a rule: refused later by name
+
+    def keep(self, op: Any, args: tuple, kwargs: dict) -> Any:
+        """One call that stays whole."""
+        outputs = _fresh(op, args, kwargs)
+        self.nodes.append(Node(op, args, kwargs, tuple(tree.flatten(outputs)), self.owner))
+        return outputs
+
+    def function(self, op: Any, args: tuple) -> Any:
+        """The calls that a Functional model recorded when it was made."""
+        new: dict[int, Any] = {}
+        given = args[0]
+        if isinstance(given, dict) and not isinstance(op._inputs_struct, dict):
+            given = [given[t.name] for t in op.inputs]  # Keras accepts a dict by input names too
+        for old, fresh in zip(op.inputs, tree.flatten(given), strict=True):
+            new[id(old)] = fresh
+        for depth in sorted(op._nodes_by_depth, reverse=True):
+            for node in op._nodes_by_depth[depth]:
+                if not node.is_input and all(id(t) in new for t in node.input_tensors):
+                    self.again(node, new)
+        return tree.map_structure(lambda t: new[id(t)], op._outputs_struct)
+
+    def call(self, op: Any, args: tuple, kwargs: dict) -> Any:
+        """Run `op.call` on symbolic tensors and unfold the calls it recorded."""
+        starts = [x for x in tree.flatten((args, kwargs)) if isinstance(x, Tensor)]
+        ours = {id(t): Tensor(t.shape, t.dtype) for t in starts}
+        call_args, call_kwargs = substitute((args, kwargs), ours)
+        if op._call_has_training_arg:
+            call_kwargs["training"] = False
+        elif "training" in call_kwargs:
+            del call_kwargs["training"]
+        outputs = _followed(op, call_args, call_kwargs)
+        back = {id(ours[id(t)]): t for t in starts}
+        recorded = _recorded(tree.flatten(outputs), set(back))
+        _warn_frozen(op, recorded)
+        outer, self.owner = self.owner, op if self.owner is None or not _is_builtin(self.owner) else self.owner
+        for node in recorded:
+            if not isinstance(node.operation, keras.layers.Layer):
+                # made while `call` ran, so it is ours to name: after the layer, instead of Keras' running number
+                node.operation.name = f"{op.name}_{to_snake_case(type(node.operation).__name__)}"
+            self.again(node, back)
+        self.owner = outer
+        return tree.map_structure(lambda t: back[id(t)], outputs)
+
+    def again(self, node: KerasNode, new: dict[int, Any]) -> None:
+        """A recorded call, on our tensors."""
+        args, kwargs = node.arguments.fill_in(new)
+        outputs = self.visit(node.operation, tuple(args), dict(kwargs))
+        for old, t in zip(node.outputs, tree.flatten(outputs), strict=True):
+            new[id(old)] = t
+
+
+def _is_builtin(op: Any) -> bool:
+    """One of Keras' own layers, whose inside is none of the user's business."""
+    return type(op).__module__.startswith("keras.") and not isinstance(op, keras.Model | keras.layers.Lambda)
+
+
+def _functional_call() -> Any:
+    from keras.src.models.functional import Functional
+
+    return Functional.call
+
+
+def _fresh(op: Any, args: tuple, kwargs: dict) -> Any:
+    """New tensors of the shapes that `op` makes of its arguments."""
+    training = {k: v for k, v in kwargs.items() if k not in ("training", "mask")}
+    spec = op.compute_output_spec(*args, **training)
+    return tree.map_structure(lambda t: Tensor(t.shape, t.dtype), spec)
+
+
+def _followed(op: Any, args: tuple, kwargs: dict) -> Any:
+    """Outputs of `op.call` on symbolic tensors."""
+    where = f"{op.name} ({type(op).__name__})"
+    try:
+        outputs = op.call(*args, **kwargs)
+    except Exception as error:  # whatever the user's code raises on symbolic tensors
+        said = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        if _is_builtin(op):
+            raise ValueError(
+                f"{where}: kquant has no rule for this layer, and its `call` does not unfold into operations that have "
+                f"one. Replace it by layers that have one, or leave it out of the exported model. It said: {said}"
+            ) from error
+        raise ValueError(
+            f"{where}: its `call` cannot be followed on symbolic tensors, so kquant cannot see what it computes. Write "
+            f"it with Keras layers and `keras.ops` instead of raw `tf.*` or numpy, or replace it before quantizing. It "
+            f"said: {said}"
+        ) from error
+    if not all(isinstance(t, Tensor) for t in tree.flatten(outputs)):
+        raise ValueError(
+            f"{where}: its `call` must return tensors that depend on its inputs. Received: {outputs}. Write it with "
+            "Keras layers and `keras.ops` instead of raw `tf.*` or numpy."
+        )
+    return outputs
+
+
+def _warn_frozen(op: Any, recorded: list[KerasNode]) -> None:
+    """Variables that `call` turned into numbers before they met a tensor keep their values, but cannot train."""
+    used = {id(x) for n in recorded for x in tree.flatten((n.arguments.args, n.arguments.kwargs))}
+    lost = [v.name for v in getattr(op, "_trainable_variables", []) if v.trainable and id(v) not in used]
+    if lost:
+        warnings.warn(
+            f"{op.name} ({type(op).__name__}): {', '.join(lost)} is computed with before it meets a tensor (or not at "
+            "all), so it keeps its value in the quantized model and does not train there.",
+            stacklevel=2,
+        )
+
+
+def _recorded(outputs: list[Tensor], starts: set[int]) -> list[KerasNode]:
+    """The recorded calls between the tensors `starts` and `outputs`, in order."""
+    ordered: list[KerasNode] = []
+    seen: set[int] = set()
+    stack: list[tuple[Tensor, bool]] = [(t, False) for t in reversed(outputs)]
+    while stack:
+        t, done = stack.pop()
+        if id(t) in starts or not hasattr(t, "_keras_history") or t._keras_history.operation is None:
+            continue
+        node = t._keras_history.operation._inbound_nodes[t._keras_history.node_index]
+        if done:
+            if id(node) not in seen:
+                seen.add(id(node))
+                ordered.append(node)
+        elif id(node) not in seen:
+            stack.append((t, True))
+            stack.extend((parent, False) for parent in reversed(node.input_tensors))
+    return ordered

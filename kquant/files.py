@@ -1,0 +1,224 @@
+"""Files that commands read and write: Keras models, samples (.npz, .npy, image folders), arrays."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+import kquant.core.nodes
+import kquant.ops  # noqa: F401  both register kquant's layers with Keras, which `load_model` needs
+from kquant.core import inputs
+from kquant.export import write_atomically
+from kquant.inspect import FileModel
+
+MODELS = (".keras", ".h5")
+IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".pgm", ".ppm")
+
+
+@dataclass(frozen=True)
+class Input:
+    """Name and shape, without the batch axis, of what a model takes."""
+
+    name: str
+    shape: tuple[int | None, ...]
+
+
+def inputs_of(model: keras.Model | FileModel) -> tuple[Input, ...]:
+    """What a Keras model or a `.tflite` file takes, in order; inputs in a dict go by their keys."""
+    if isinstance(model, FileModel):
+        return tuple(Input(t.name, tuple(t.shape[1:])) for t in model.inputs)
+    struct = inputs.inputs_of(model)
+    tensors = keras.tree.flatten(struct)  # a dict by sorted keys
+    names = sorted(struct) if isinstance(struct, dict) else [t.name for t in tensors]
+    return tuple(Input(name, tuple(t.shape[1:])) for name, t in zip(names, tensors, strict=True))
+
+
+def load_model(path: str | Path) -> keras.Model:
+    """A Keras model from a `.keras` file; quantized ones too.
+
+    Raises:
+        ValueError: no such file, another kind of file, or Keras cannot rebuild it.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise ValueError(f"{file}: no such file; give a Keras model saved with model.save('name.keras').")
+    if file.suffix.lower() not in MODELS:
+        raise ValueError(f"{file}: expected a Keras model (.keras). Received: '{file.suffix}'.")
+    if file.suffix.lower() == ".keras" and not zipfile.is_zipfile(file):
+        raise ValueError(f"{file}: damaged, or no Keras 3 model: a .keras file is a zip archive. Save it again.")
+    try:
+        model = keras.models.load_model(file, compile=False)
+    # A damaged or foreign file ends in whatever the zip, JSON and HDF5 readers and the layers' constructors raise.
+    except Exception as error:
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ValueError(f"{file}: Keras {keras.__version__} cannot load it: {_way_out(file, reason)}") from error
+    if not isinstance(model, keras.Model):
+        raise ValueError(f"{file}: holds a {type(model).__name__}, not a model.")
+    return model
+
+
+def _way_out(file: Path, reason: str) -> str:
+    """Why Keras could not rebuild a model, and what to do."""
+    if file.suffix.lower() == ".keras":
+        with zipfile.ZipFile(file) as archive:
+            names = archive.namelist()
+            saved_by = json.loads(archive.read("metadata.json")) if "metadata.json" in names else {}
+        if str(saved_by.get("keras_version", "")).startswith("2."):
+            return f"Keras {saved_by['keras_version']} (tf_keras) saved it; docs/migrate.md shows how to bring it over."
+    if "Could not locate" in reason:
+        return f"{_shorten(reason)} Custom layers need their code: import it in Python and call kquant.compress there."
+    return _shorten(reason)
+
+
+def _shorten(text: str, width: int = 240) -> str:
+    return text if len(text) <= width else text[: width - 4] + " ..."
+
+
+def load_data(path: str | Path, takes: Sequence[Input], *, scale: float = 1.0, limit: int | None = None) -> Any:
+    """Samples for a model.
+
+    Args:
+        path: `.npy` (one array), `.npz` (the array `x`, the only array, or one for each input by name) or a folder of
+            images, which are resized to the model's input.
+        takes: what the model takes, see `inputs_of`.
+        scale: factor for every value, 1/255 where the model was trained on [0, 1].
+        limit: take this many samples, spread evenly over all.
+
+    Returns:
+        float32[samples, ...], or a list of them for several inputs.
+
+    Raises:
+        ValueError: no such file, arrays that do not fit the inputs, no images, or a limit below 1.
+    """
+    source = Path(path)
+    if limit is not None and limit < 1:
+        raise ValueError(f"{source}: the number of samples must be at least 1. Received: {limit}.")
+    if source.is_dir():
+        return _images(source, takes, scale, limit)
+    if not source.is_file():
+        raise ValueError(f"{source}: no such file or folder; give .npz, .npy or a folder of images.")
+    found = _arrays(source)
+    named = _chosen(found, takes, source)
+    ready = [_scaled(_taken(array, limit), scale, f"{source}, array '{name}'") for name, array in named.items()]
+    return ready if len(takes) > 1 else ready[0]
+
+
+def _arrays(source: Path) -> dict[str, np.ndarray]:
+    if source.suffix.lower() not in (".npy", ".npz"):
+        raise ValueError(f"{source}: expected .npz, .npy or a folder of images. Received: '{source.suffix}'.")
+    try:
+        loaded = np.load(source)
+        return {name: loaded[name] for name in loaded.files} if hasattr(loaded, "files") else {"x": loaded}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{source}: numpy cannot read it: {_shorten(str(error))}") from error
+
+
+def _chosen(found: dict[str, np.ndarray], takes: Sequence[Input], source: Path) -> dict[str, np.ndarray]:
+    """The arrays that feed the inputs."""
+    has = ", ".join(f"{name} {array.shape}" for name, array in found.items()) or "nothing"
+    names = [i.name for i in takes]
+    if len(takes) == 1:
+        for key in ("x", names[0]):
+            if key in found:
+                return {names[0]: found[key]}
+        if len(found) == 1:
+            return {names[0]: next(iter(found.values()))}
+        raise ValueError(f"{source}: which array feeds the model? Name it 'x'. It holds: {has}.")
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise ValueError(
+            f"{source}: the model takes {len(names)} inputs; the file needs one array for each. Missing: "
+            f"{', '.join(missing)}. It holds: {has}."
+        )
+    return {name: found[name] for name in names}
+
+
+def _taken(array: np.ndarray, limit: int | None) -> np.ndarray:
+    return array if limit is None or array.ndim == 0 else array[_spread(len(array), limit)]
+
+
+def _spread(count: int, limit: int | None) -> np.ndarray:
+    """Indices spread evenly: the first ones of a sorted set would all be of one class."""
+    return np.arange(count) if limit is None or limit >= count else np.linspace(0, count - 1, limit).round().astype(int)
+
+
+def _scaled(array: np.ndarray, scale: float, where: str) -> np.ndarray:
+    if not (np.issubdtype(array.dtype, np.number) or array.dtype == bool):
+        raise ValueError(f"{where}: expected numbers. Received: dtype {array.dtype}.")
+    return array.astype(np.float32) * np.float32(scale)
+
+
+def _images(folder: Path, takes: Sequence[Input], scale: float, limit: int | None) -> np.ndarray:
+    if importlib.util.find_spec("PIL") is None:
+        raise ValueError("a folder of images needs an extra: pip install 'kquant[images]'")
+    shape = takes[0].shape
+    if len(takes) != 1 or len(shape) != 3 or None in shape or shape[2] not in (1, 3, 4):
+        wanted = ", ".join(f"{i.name} {i.shape}" for i in takes)
+        raise ValueError(f"{folder}: images feed one input [height, width, 1, 3 or 4]. The model takes: {wanted}.")
+    files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in IMAGES)
+    if not files:
+        raise ValueError(f"{folder}: no images in it; known are {', '.join(IMAGES)}.")
+    chosen = [files[i] for i in _spread(len(files), limit)]
+    return np.stack([_image(file, shape) for file in chosen]) * np.float32(scale)
+
+
+def _image(file: Path, shape: tuple[int | None, ...]) -> np.ndarray:
+    from PIL import Image, UnidentifiedImageError  # optional extra
+
+    height, width, channels = shape
+    try:
+        with Image.open(file) as image:
+            mode = {1: "L", 3: "RGB", 4: "RGBA"}[channels]
+            resized = image.convert(mode).resize((width, height), Image.Resampling.BILINEAR)
+    except (UnidentifiedImageError, OSError) as error:
+        raise ValueError(f"{file}: not an image that can be read ({error}).") from error
+    return np.asarray(resized, np.float32).reshape(height, width, channels)
+
+
+def named_outputs(file: FileModel, found: Any) -> dict[str, np.ndarray]:
+    """What `kquant.predict` returned, by the names of the file's outputs."""
+    arrays = found if isinstance(found, list) else [found]
+    return {t.name: array for t, array in zip(file.outputs, arrays, strict=True)}
+
+
+def save_arrays(path: str | Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write arrays by name to a `.npz` file.
+
+    Raises:
+        ValueError: another suffix, or no such folder.
+    """
+    target = Path(path)
+    if target.suffix != ".npz":
+        raise ValueError(f"--out {target}: arrays go to a .npz file. Received: '{target.suffix}'.")
+    if not target.parent.is_dir():
+        raise ValueError(f"--out {target}: the folder {target.parent} does not exist; make it first.")
+    content = io.BytesIO()
+    np.savez(content, **arrays)
+    write_atomically(target, content.getvalue())
+
+
+def output_folder(out: str | Path, model_path: str | Path) -> Path:
+    """The folder for results, made where it is missing.
+
+    Raises:
+        ValueError: it is a file, cannot be made, or the results would overwrite the model they come from.
+    """
+    folder, model = Path(out), Path(model_path)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--out {folder}: a file of that name is there; give a folder.")
+    if folder.resolve() == model.resolve().parent:
+        raise ValueError(f"--out {folder}: the quantized model would overwrite {model}; give another folder.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--out {folder}: cannot make this folder: {error.strerror}.") from error
+    return folder

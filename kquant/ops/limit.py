@@ -1,0 +1,116 @@
+"""Bounds: `keras.ops.clip`, and maximum and minimum, of two tensors or with a constant."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from kquant.core.program import Program
+from kquant.ops.rule import Call, Make, Rule, computed, example
+
+layers = keras.layers
+
+
+@keras.saving.register_keras_serializable(package="kquant")
+class Clip(keras.layers.Layer):
+    """`min(max(x, low), high)`; None leaves a side open.
+
+    Example:
+        >>> Clip(low=0.0)(np.array([[-1.0, 2.0]])).numpy().tolist()
+        [[0.0, 2.0]]
+    """
+
+    def __init__(self, low: float | None = None, high: float | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.low, self.high = low, high
+
+    def call(self, x: Any) -> Any:
+        """Bound the values."""
+        x = x if self.low is None else keras.ops.maximum(x, self.low)
+        return x if self.high is None else keras.ops.minimum(x, self.high)
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        """As the input."""
+        return input_shape
+
+    def get_config(self) -> dict[str, Any]:
+        """All arguments."""
+        return {**super().get_config(), "low": self.low, "high": self.high}
+
+
+def bounded(make: Make, x: Any, low: float | None, high: float | None, name: str) -> Any:
+    """`x` within bounds: as a ReLU where it is one, so that it fuses."""
+    if low == 0 and (high is None or high > 0):
+        return make("relu", lambda: layers.ReLU(high, name=name))(x)
+    return make("clip", lambda: Clip(low, high, name=name))(x)
+
+
+def _number(value: Any, op: Any) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, keras.KerasTensor) or np.size(keras.ops.convert_to_numpy(value)) != 1:
+        raise ValueError(
+            f"{op.name} ({type(op).__name__}): a bound must be one number. Received: {value}. Use Maximum or Minimum "
+            "with a second input of the model for bounds that vary."
+        )
+    return float(np.reshape(keras.ops.convert_to_numpy(value), ()))
+
+
+def _expand_clip(op: Any, make: Make, x: Any, *_: Any, **__: Any) -> Any:
+    return bounded(make, x, _number(op.x_min, op), _number(op.x_max, op), op.name)
+
+
+def _of_two(cls: type, side: str) -> Any:
+    """Two tensors, or one with a constant on either side."""
+
+    def expand(op: Any, make: Make, a: Any, b: Any) -> Any:
+        if isinstance(a, keras.KerasTensor) and isinstance(b, keras.KerasTensor):
+            return make("pair", lambda: cls(name=op.name))([a, b])
+        x, constant = (a, b) if isinstance(a, keras.KerasTensor) else (b, a)
+        limits: dict[str, Any] = {"low": None, "high": None, side: _number(constant, op)}
+        return bounded(make, x, limits["low"], limits["high"], op.name)
+
+    return expand
+
+
+def _lower(program: Program, call: Call) -> None:
+    """MAXIMUM, then MINIMUM, with the bound's code in the encoding of the input."""
+    bounds = [(c, v) for c, v in (("MAXIMUM", call.op.low), ("MINIMUM", call.op.high)) if v is not None]
+    x, y = call.inputs[0], call.output
+    for i, (code, value) in enumerate(bounds):
+        last = i == len(bounds) - 1
+        made = y if last else program.value(f"{y.name}/{code.lower()}", y.shape, y.encoding)
+        bound = y.encoding.quantize(np.float32([value])).astype(np.int8)
+        x = program.emit(code, [x, program.constant(f"{y.name}/{code.lower()}_of", bound, y.encoding)], made)
+
+
+RULES = (
+    Rule(
+        operations=("Clip",),
+        expand=_expand_clip,
+        examples=(
+            computed(lambda x: keras.ops.clip(x, -0.5, 1.25), (5, 4)),
+            computed(lambda x: keras.ops.clip(x, 0.0, 1.25), (5, 4)),
+        ),
+    ),
+    Rule(
+        operations=("Maximum",),
+        expand=_of_two(layers.Maximum, "low"),
+        examples=(computed(keras.ops.maximum, (5, 4), (5, 4)), computed(lambda x: keras.ops.maximum(x, 0.3), (5, 4))),
+    ),
+    Rule(
+        operations=("Minimum",),
+        expand=_of_two(layers.Minimum, "high"),
+        examples=(computed(keras.ops.minimum, (5, 4), (5, 4)), computed(lambda x: keras.ops.minimum(0.3, x), (5, 4))),
+    ),
+    Rule(
+        layers=(Clip,),
+        when=lambda op: op.low is not None or op.high is not None,
+        operators=("MAXIMUM", "MINIMUM"),
+        output="follows",
+        lower=_lower,
+        examples=(example(lambda: Clip(-0.25, 0.75), shape=(6, 3)),),
+    ),
+)

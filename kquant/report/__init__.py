@@ -1,0 +1,10 @@
+"""Reports for people: every result of kquant as tables, findings first; for machines `to_json`.
+
+    print(report.render(kquant.inspect("model.tflite")))
+    report.show(kquant.check(model))
+"""
+
+from kquant.report.tables import Table
+from kquant.report.text import arrays_to_json, render, render_arrays, render_table, show, to_json
+
+__all__ = ["Table", "arrays_to_json", "render", "render_arrays", "render_table", "show", "to_json"]

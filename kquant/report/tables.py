@@ -1,0 +1,197 @@
+"""Each report as a headline, findings and tables, not yet laid out on a page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import singledispatch
+from typing import Any
+
+from kquant.check import CheckReport
+from kquant.export import ExportReport, Port
+from kquant.inspect import FileModel, FileTensor
+from kquant.verify import VerifyReport
+
+TENSORS_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under a title; every cell is text. Columns in `right` hold numbers."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    right: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Page:
+    """What a report says.
+
+    Attributes:
+        headline: the result in one line.
+        ok: False where something has to be done.
+        findings: what has to be known, most important first.
+        facts: figures, one line each.
+        tables: the details.
+    """
+
+    headline: str
+    ok: bool
+    findings: tuple[str, ...]
+    facts: tuple[str, ...]
+    tables: tuple[Table, ...]
+
+
+@singledispatch
+def page(report: Any) -> Page:
+    """The page of any report of kquant.
+
+    Raises:
+        TypeError: not a report.
+    """
+    inner = getattr(report, "report", None)  # CompressResult: the pipeline stands above this module
+    if isinstance(inner, ExportReport):
+        return page(inner)
+    raise TypeError(
+        f"report: expected an ExportReport, VerifyReport, CheckReport, FileModel or CompressResult. Received: "
+        f"{type(report).__name__}."
+    )
+
+
+@page.register
+def _export(report: ExportReport) -> Page:
+    arena = "not measured" if report.arena_bytes is None else f"{report.arena_bytes:,} bytes (TFLM on this host)"
+    findings = [line for v in report.verification for line in _verify_findings(v)]
+    if not report.verification:
+        findings.append("The file was not run: check_runtimes was off.")
+    return Page(
+        headline=f"{report.path}: recipe {report.recipe}, target {report.target}, every operator integer",
+        ok=all(v.ok for v in report.verification),
+        findings=tuple(findings),
+        facts=(
+            f"file {report.file_bytes:,} bytes, of it weights {report.weight_bytes:,} bytes",
+            f"arena {arena}",
+        ),
+        tables=(
+            _agreements(report.verification),
+            _ports((("input", p) for p in report.inputs), (("output", p) for p in report.outputs)),
+            _counts("Operators", "operator", report.operators),
+            _counts("Tensors", "type", report.types),
+        ),
+    )
+
+
+@page.register
+def _verify(report: VerifyReport) -> Page:
+    verdict = "the file is the model" if report.ok else "the file is NOT the model"
+    return Page(
+        headline=f"{report.runtime}, {report.samples} samples: {verdict}",
+        ok=report.ok,
+        findings=tuple(_verify_findings(report)),
+        facts=(),
+        tables=(_agreements((report,)),),
+    )
+
+
+@page.register
+def _check(report: CheckReport) -> Page:
+    bad = [row for row in report.layers if row.status in ("no kernel", "refused")]
+    verdict = f"{len(bad)} of {len(report.layers)} layers cannot be integer" if bad else "every layer can be integer"
+    rows = tuple((row.layer, row.kind, row.status, ", ".join(row.operators)) for row in report.layers)
+    return Page(
+        headline=f"{report.model} on {report.target}: {verdict}",
+        ok=report.ok,
+        findings=tuple(f"{row.layer} ({row.kind}), {row.status}: {row.remedy}" for row in bad),
+        facts=(),
+        tables=(Table("Layers", ("layer", "class", "status", "operators"), rows),),
+    )
+
+
+@page.register
+def _file(model: FileModel) -> Page:
+    made_by = ", ".join(f"{key} {value}" for key, value in model.metadata.items())
+    facts = [f"file {model.size_bytes:,} bytes, of it stored tensors {model.weight_bytes:,} bytes"]
+    if made_by:
+        facts.append(f"made by {made_by}")
+    operators = tuple(
+        (str(op.index), op.code, str(op.version), _tensors(model, op.inputs), _tensors(model, op.outputs))
+        for op in model.operators
+    )
+    return Page(
+        headline=f"{len(model.operators)} operators, {'all integer' if model.is_integer else 'NOT all integer'}",
+        ok=model.is_integer,
+        findings=model.findings,
+        facts=tuple(facts),
+        tables=(
+            _ports((("input", _port(t)) for t in model.inputs), (("output", _port(t)) for t in model.outputs)),
+            _counts("Operators", "operator", model.operator_counts),
+            Table("In order", ("#", "operator", "version", "reads", "writes"), operators, ("#", "version")),
+        ),
+    )
+
+
+def _verify_findings(report: VerifyReport) -> Iterable[str]:
+    if report.float_operators:
+        yield f"{report.runtime}: these operators compute in float: {', '.join(report.float_operators)}."
+    if report.wrong_encodings:
+        yield f"{report.runtime}: scale or zero point is not the model's at {', '.join(report.wrong_encodings)}."
+    if report.first_difference:
+        yield f"{report.runtime}: outputs first differ from the model at {report.first_difference}."
+
+
+def _agreements(reports: Iterable[VerifyReport]) -> Table:
+    columns = ("runtime", "output", "samples", "equal codes", "max LSB", "same argmax", "SQNR")
+    rows = tuple(
+        (
+            report.runtime,
+            a.output,
+            str(report.samples),
+            _percent(a.equal),
+            str(a.max_err_lsb),
+            _percent(a.argmax),
+            "equal" if math.isinf(a.sqnr_db) else f"{a.sqnr_db:.1f} dB",
+        )
+        for report in reports
+        for a in report.agreements
+    )
+    return Table("File against model", columns, rows, columns[2:])
+
+
+def _percent(share: float) -> str:
+    """Never 100 % for a share that is not all: 99.996 % reads 99.99 %."""
+    return f"{math.floor(share * 10_000) / 100:.2f} %"
+
+
+def _ports(*groups: Iterable[tuple[str, Port]]) -> Table:
+    rows = tuple(
+        (kind, p.name, "x".join(map(str, p.shape)), p.type, *_encoding(p.scale, p.zero_point))
+        for group in groups
+        for kind, p in group
+    )
+    columns = ("", "name", "shape", "type", "scale", "zero point")
+    return Table("Ports: real = scale * (code - zero point)", columns, rows)
+
+
+def _port(t: FileTensor) -> Port:
+    scale = None if t.scale is None else t.scale[0]
+    return Port(t.name, t.shape, t.type, scale, None if scale is None else t.zero_point[0])
+
+
+def _encoding(scale: float | None, zero_point: int | None) -> tuple[str, str]:
+    return ("-", "-") if scale is None else (f"{scale:.9g}", str(zero_point))
+
+
+def _counts(title: str, column: str, counts: dict[str, int]) -> Table:
+    rows = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return Table(title, (column, "count"), tuple((name, str(n)) for name, n in rows), ("count",))
+
+
+def _tensors(model: FileModel, indices: tuple[int, ...]) -> str:
+    """Types and shapes of an operator's tensors: `INT8 1x8x8x16, INT8 32x3x3x16`."""
+    present = [model.tensors[i] for i in indices if i >= 0]
+    parts = [f"{t.type} {'x'.join(map(str, t.shape)) or 'scalar'}" for t in present[:TENSORS_SHOWN]]
+    more = len(present) - TENSORS_SHOWN
+    return ", ".join(parts) + (f", {more} more" if more > 0 else "")

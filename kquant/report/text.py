@@ -1,0 +1,131 @@
+"""Pages on a terminal (`show`), as plain text (`render`) and as JSON (`to_json`)."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import sys
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table as RichTable
+
+from kquant.report.tables import Table, page
+
+WIDTH = 120
+ROWS_SHOWN, VALUES_SHOWN = 10, 10
+
+
+def show(report: Any, console: Console | None = None) -> None:
+    """Print a report on a terminal: headline, findings, figures, tables.
+
+    Args:
+        report: `ExportReport`, `VerifyReport`, `CheckReport`, `FileModel` or `CompressResult`.
+        console: where to; standard output by default.
+
+    Raises:
+        TypeError: not a report.
+    """
+    console = console or Console(width=None if sys.stdout.isatty() else WIDTH)
+    content = page(report)
+    colour = "green" if content.ok else "red"
+    console.print(f"[bold {colour}]{escape(content.headline)}[/]", highlight=False)
+    for finding in content.findings:
+        console.print(f"[yellow]![/] {escape(finding)}", highlight=False)
+    for fact in content.facts:
+        console.print(escape(fact), highlight=False)
+    for table in content.tables:
+        if table.rows:
+            console.print()
+            console.print(table_of(table))
+
+
+def table_of(table: Table) -> RichTable:
+    """A rich table; numbers to the right, nothing cut off."""
+    rich = RichTable(
+        title=escape(table.title) or None,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+    )
+    for column in table.columns:
+        rich.add_column(escape(column), justify="right" if column in table.right else "left", overflow="fold")
+    for row in table.rows:
+        rich.add_row(*map(escape, row))
+    return rich
+
+
+def render(report: Any, width: int = WIDTH) -> str:
+    """The report as plain text.
+
+    Args:
+        report: see `show`.
+        width: characters in a line.
+
+    Returns:
+        Lines without trailing blanks, ending in a newline.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="head")], name="tiny")
+        >>> print(kquant.report.render(kquant.check(model, "tflm")))
+        tiny on tflm: every layer can be integer
+        <BLANKLINE>
+        Layers
+        layer   class   status    operators
+        ─────────────────────────────────────────
+        head    Dense   integer   FULLY_CONNECTED
+        <BLANKLINE>
+    """
+    console = Console(file=io.StringIO(), width=width, no_color=True, color_system=None, force_terminal=False)
+    show(report, console)
+    return _plain(console)
+
+
+def render_table(table: Table, width: int = WIDTH) -> str:
+    """One table as plain text."""
+    console = Console(file=io.StringIO(), width=width, no_color=True, color_system=None, force_terminal=False)
+    console.print(table_of(table))
+    return _plain(console)
+
+
+def _plain(console: Console) -> str:
+    lines = [line.rstrip() for line in console.file.getvalue().splitlines()]
+    return "\n".join(lines).strip("\n") + "\n"
+
+
+def render_arrays(arrays: dict[str, np.ndarray]) -> str:
+    """Outputs by name as a table: the first samples, their first values, and which value is the largest."""
+    rows = []
+    for name, array in arrays.items():
+        flat = array.reshape(len(array), -1)
+        for sample, values in enumerate(flat[:ROWS_SHOWN]):
+            more = " ..." if values.size > VALUES_SHOWN else ""
+            text = " ".join(f"{v:.4g}" for v in values[:VALUES_SHOWN]) + more
+            rows.append((name, str(sample), str(int(values.argmax())), text))
+    counts = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
+    return render_table(Table(f"Outputs: {counts}", ("output", "sample", "largest at", "values"), tuple(rows)))
+
+
+def arrays_to_json(arrays: dict[str, np.ndarray]) -> str:
+    """Outputs by name as JSON lists, one row for each sample."""
+    return json.dumps(_finite({name: array.tolist() for name, array in arrays.items()}))
+
+
+def to_json(report: Any) -> str:
+    """The report's `to_dict()` as strict JSON: infinite figures (the SQNR of equal outputs) become null."""
+    plain = report.to_dict() if hasattr(report, "to_dict") else report.report.to_dict()
+    return json.dumps(_finite(plain), indent=2)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,129 @@
+"""What every rule of `kquant.ops` must keep: its examples with random weights, and file against simulation in codes."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import kquant
+from kquant.core.nodes import FakeQuant
+from kquant.inspect import read_model
+from kquant.interpreters import open_runtime
+from kquant.lower import lower, to_bytes
+from kquant.ops import FAMILIES
+from kquant.runtimes import quantize_input
+
+SAMPLES = 256
+
+
+def examples() -> dict[str, Callable[[], keras.Model]]:
+    """Every example of every rule, by a name that says where it comes from."""
+    found: dict[str, Callable[[], keras.Model]] = {}
+    for family in FAMILIES:
+        for rule in family.RULES:
+            kind = rule.layers[0].__name__ if rule.layers else f"ops.{rule.operations[0]}"
+            for build in rule.examples:
+                name, n = f"{family.__name__.rsplit('.', 1)[-1]}-{kind}", 1
+                while f"{name}-{n}" in found:
+                    n += 1
+                found[f"{name}-{n}"] = build
+    return found
+
+
+EXAMPLES = examples()
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Codes of the simulation against those of a file: share that is equal, and the largest difference."""
+
+    equal: float
+    max_err_lsb: int
+
+
+def randomise(model: keras.Model, seed: int = 0) -> keras.Model:
+    """Random weights, biases and statistics, in sizes that keep activations alive."""
+    rng = np.random.default_rng(seed)
+    for variable in model.variables:
+        name, shape = variable.path.rsplit("/", 1)[-1], variable.shape
+        if "float" not in variable.dtype:
+            continue
+        if "variance" in name:
+            variable.assign(rng.uniform(0.5, 2.0, shape))
+        elif name in ("gamma", "alpha", "scale"):
+            variable.assign(rng.uniform(0.3, 1.5, shape) * rng.choice([-1.0, 1.0], shape))
+        elif "kernel" in name:
+            fan_in = max(1, int(np.prod(shape[:-1])) if len(shape) > 1 else shape[0])
+            variable.assign(rng.normal(size=shape) / np.sqrt(fan_in))
+        else:
+            variable.assign(rng.normal(size=shape) * 0.3)
+    return model
+
+
+def data(model: keras.Model, samples: int = SAMPLES, seed: int = 1, spread: float = 1.5) -> list[np.ndarray]:
+    """Random inputs, one array for each input of the model in order."""
+    rng = np.random.default_rng(seed)
+    return [np.float32(rng.normal(0.2, spread, (samples, *t.shape[1:]))) for t in model.inputs]
+
+
+def packed(model: keras.Model, arrays: list[np.ndarray]) -> Any:
+    """The arrays in the structure that the model takes."""
+    struct = getattr(model, "_inputs_struct", None)
+    if struct is None:  # subclassed
+        return arrays[0]
+    return keras.tree.pack_sequence_as(struct, arrays)
+
+
+def build(name: str) -> keras.Model:
+    """An example of a rule with random weights."""
+    keras.utils.set_random_seed(7)
+    return randomise(EXAMPLES[name](), zlib.crc32(name.encode()))
+
+
+def quantized(model: keras.Model, target: str = "litert", samples: int = SAMPLES) -> keras.Model:
+    """Quantized, and calibrated on random data."""
+    q = kquant.quantize(model, target=target)
+    return kquant.calibrate(q, packed(q, data(q, samples)), batch_size=samples, verbose=False)
+
+
+def file_of(q: keras.Model) -> bytes:
+    """The file, without the checks of `kquant.export`."""
+    lowered = lower(q)
+    return to_bytes(lowered.program, lowered.target, {})
+
+
+def simulate(q: keras.Model, arrays: list[np.ndarray]) -> list[np.ndarray]:
+    """Outputs of the quantized model in a graph, as `predict` and `fit` run it, in order."""
+    call = tf.function(lambda x: q(x, training=False))
+    return [np.asarray(y) for y in keras.tree.flatten(call(packed(q, arrays)))]
+
+
+def compare(q: keras.Model, content: bytes, runtime: str, arrays: list[np.ndarray]) -> Parity:
+    """Simulation against file on these inputs, all outputs together."""
+    file = read_model(content)
+    invoke = open_runtime(content, runtime)
+    codes = [quantize_input(a, t) for a, t in zip(arrays, file.inputs, strict=True)]
+    rows = [invoke([c[i : i + 1] for c in codes]) for i in range(len(arrays[0]))]
+    equal, total, worst = 0, 0, 0
+    for expected, found, t in zip(simulate(q, arrays), zip(*rows, strict=True), file.outputs, strict=True):
+        wanted = np.rint(expected / np.float32(t.scale[0])).astype(np.int64) + t.zero_point[0]
+        error = np.abs(wanted - np.concatenate(found).astype(np.int64))
+        equal, total = equal + int((error == 0).sum()), total + error.size
+        worst = max(worst, int(error.max(initial=0)))
+    return Parity(equal / total, worst)
+
+
+def floats(content: bytes) -> list[str]:
+    """Names of the tensors of the file that are not integers."""
+    return [t.name for t in read_model(content).tensors if "int" not in t.type.lower()]
+
+
+def unseen(q: keras.Model) -> list[str]:
+    """Encodings that no data reached."""
+    return [x.name for x in q.layers if isinstance(x, FakeQuant) and x.has_range and not np.any(np.asarray(x.count))]

@@ -1,0 +1,527 @@
+"""Bad input: every message says where, what was expected, what came and what to do; nothing of the user's changes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers, ops
+from model_cases import CASES, made, samples
+
+import kquant
+
+X = np.float32(np.random.default_rng(0).normal(size=(64, 6)))
+
+
+def dense(**options: Any) -> keras.Model:
+    keras.utils.set_random_seed(1)
+    return keras.Sequential([keras.Input((6,), name="x"), layers.Dense(3, name="head", **options)], name="net")
+
+
+@cache
+def calibrated() -> keras.Model:
+    return kquant.calibrate(kquant.quantize(dense()), X, verbose=False)
+
+
+@cache
+def content() -> bytes:
+    """A good file."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "m.tflite"
+        kquant.export(calibrated(), path)
+        return path.read_bytes()
+
+
+# Models
+
+
+def test_layer_without_a_rule_is_named() -> None:
+    x = keras.Input((6,), name="x")
+    model = keras.Model(x, layers.Dense(2)(layers.UnitNormalization(name="unit")(layers.Dense(4)(x))))
+    with pytest.raises(
+        ValueError,
+        match=r"cannot run in integers.*\n  unit \(UnitNormalization\): it unfolds into .*, which kquant has no rule",
+    ):
+        kquant.quantize(model)
+
+
+def test_all_unknown_operations_are_listed() -> None:
+    x = keras.Input((6,), name="x")
+    y = ops.argsort(layers.Dense(4)(x))
+    with pytest.raises(ValueError, match=r"cannot run in integers on LiteRT") as caught:
+        kquant.quantize(keras.Model(x, [ops.fft((layers.Dense(4)(x), x[:, :4]))[0], y]))
+    assert "(FFT): kquant has no rule for it; replace it by layers that have one" in str(caught.value)
+    assert "(Argsort): kquant has no rule for it" in str(caught.value)
+
+
+def test_builtin_layer_that_does_not_unfold_is_named() -> None:
+    x = keras.Input((6, 2), name="x")
+    model = keras.Model(x, layers.LSTM(3, name="memory")(x))
+    with pytest.raises(ValueError, match=r"memory \(LSTM\): kquant has no rule for this layer.*Replace it"):
+        kquant.quantize(model)
+
+
+class RawTensorFlow(layers.Layer):
+    def call(self, x: Any) -> Any:
+        return tf.math.bessel_i0(x)
+
+
+class Numpy(layers.Layer):
+    def call(self, x: Any) -> Any:
+        return np.sin(x)
+
+    def compute_output_shape(self, shape: Any) -> Any:
+        return shape
+
+
+@pytest.mark.parametrize("layer", [RawTensorFlow, Numpy])
+@pytest.mark.parametrize("verb", [kquant.quantize, kquant.check])
+def test_untraceable_custom_layer_is_named(layer: type, verb: Callable) -> None:
+    x = keras.Input((6,), name="x")
+    model = keras.Model(x, layers.Dense(2)(layer(name="opaque")(x)))
+    wanted = rf"opaque \({layer.__name__}\): its `call` cannot be followed.*keras.ops.* instead of raw.*It said: \w"
+    with pytest.raises(ValueError, match=wanted):
+        verb(model)
+
+
+def test_untraceable_layer_deep_inside_is_named() -> None:
+    class Outer(keras.Model):
+        def __init__(self) -> None:
+            super().__init__(name="outer")
+            self.inner = RawTensorFlow(name="inner")
+
+        def call(self, x: Any) -> Any:
+            return self.inner(x) + 1.0
+
+    model = Outer()
+    model(X)
+    with pytest.raises(ValueError, match=r"^inner \(RawTensorFlow\): its `call` cannot be followed"):
+        kquant.quantize(model)
+
+
+def test_call_that_ignores_its_input_is_refused() -> None:
+    class Constant(keras.Model):
+        def call(self, x: Any) -> Any:
+            return ops.ones((1, 3))
+
+    model = Constant(name="constant")
+    model(X)
+    with pytest.raises(
+        ValueError, match=r"constant \(Constant\): its `call` must return tensors that depend on its inputs"
+    ):
+        kquant.quantize(model)
+
+
+def test_call_with_several_arguments_is_refused() -> None:
+    class Two(keras.Model):
+        def call(self, a: Any, b: Any) -> Any:
+            return a + b
+
+    model = Two(name="two")
+    model(X, X)
+    with pytest.raises(ValueError, match=r"two \(Two\): its `call` must take one argument.*call\(a, b\).*Take a dict"):
+        kquant.quantize(model)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float64", "bfloat16"])
+def test_other_float_widths_are_refused(dtype: str) -> None:
+    with pytest.raises(
+        ValueError, match=rf"net: variable '.*head/kernel' is {dtype}; kquant reads float32.*Rebuild the model"
+    ):
+        kquant.quantize(dense(dtype=dtype))
+
+
+@pytest.mark.parametrize("module", ["tf_keras.src.engine.functional", "tensorflow.python.keras.engine.training"])
+def test_keras_2_model_is_refused_with_the_way_over(module: str) -> None:
+    legacy = type("Functional", (), {"__module__": module})
+    model = type("UsersModel", (legacy,), {"name": "old"})()  # a subclass in the user's own module
+    with pytest.raises(
+        ValueError, match=r"old: this is a Keras 2 model.*Keras 3.*new.set_weights\(old.get_weights\(\)\)"
+    ):
+        kquant.quantize(model)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"), [("m.keras", r"the path m.keras; load it with keras.models.load_model"), (3, "builtins.int")]
+)
+def test_what_is_no_model_is_refused(given: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=f"expected a keras.Model. Received: {said}"):
+        kquant.quantize(given)
+
+
+class Unbuilt(keras.Model):
+    def call(self, x: Any) -> Any:
+        return x
+
+
+@pytest.mark.parametrize("verb", [kquant.quantize, kquant.check])
+@pytest.mark.parametrize("make", [lambda: keras.Sequential([layers.Dense(2)], name="raw"), lambda: Unbuilt(name="raw")])
+def test_unbuilt_model_is_refused(make: Callable, verb: Callable) -> None:
+    with pytest.raises(ValueError, match="raw: the model is not built.*Call it once on data"):
+        verb(make())
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_refused(value: float) -> None:
+    model = dense()
+    kernel = model.get_layer("head").kernel.numpy()
+    kernel[2, 1] = value
+    model.get_layer("head").kernel.assign(kernel)
+    with pytest.raises(ValueError, match="net: variable '.*head/kernel' holds NaN or Inf; restore a good checkpoint"):
+        kquant.quantize(model)
+
+
+def with_kernel(change: Callable[[np.ndarray], None]) -> keras.Model:
+    model = dense()
+    kernel = model.get_layer("head").kernel.numpy()
+    change(kernel)
+    model.get_layer("head").kernel.assign(kernel)
+    return model
+
+
+def exported(q: keras.Model, tmp_path: Path, data: np.ndarray = X) -> np.ndarray:
+    """Goes on to a file whose codes are the simulation's."""
+    kquant.calibrate(q, data, verbose=False)
+    report = kquant.export(q, tmp_path / "m.tflite", samples=data)
+    assert all(a.equal == 1.0 for v in report.verification if v.runtime != "litert" for a in v.agreements)
+    return kquant.predict(tmp_path / "m.tflite", data, "litert-reference")
+
+
+def test_zero_channels_warn_and_work(tmp_path: Path) -> None:
+    model = with_kernel(lambda kernel: kernel.__setitem__((slice(None), 1), 0.0))
+    with pytest.warns(UserWarning, match="head: the weights of 1 of its 3 output channels are all 0.*Take them out"):
+        q = kquant.quantize(model)
+    assert not exported(q, tmp_path)[:, 1].any()
+
+
+def test_all_zero_weights_warn_and_work(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="head: every weight is 0; were the weights loaded"):
+        q = kquant.quantize(with_kernel(lambda kernel: kernel.fill(0.0)))
+    with pytest.warns(UserWarning, match="hold a single value on all data"):
+        assert not exported(q, tmp_path).any()
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5, -3.0, 1e-30])
+def test_single_valued_activations_warn_and_work(value: float, tmp_path: Path) -> None:
+    q = kquant.quantize(dense())
+    with pytest.warns(UserWarning, match="these tensors hold a single value on all data: x_quant.*Use data that vary"):
+        found = exported(q, tmp_path, np.full((64, 6), value, "float32"))
+    wanted = dense()(np.full((1, 6), value, "float32")).numpy()
+    np.testing.assert_allclose(found[:1], wanted, atol=0.05 * max(1.0, abs(value)))
+
+
+def convolutional() -> keras.Model:
+    x = keras.Input((None, None, 3), name="image")
+    return keras.Model(x, layers.GlobalAveragePooling2D()(layers.Conv2D(4, 3)(x)), name="net")
+
+
+@pytest.mark.parametrize("verb", [kquant.quantize, kquant.check])
+def test_open_shape_asks_for_input_shape(verb: Callable) -> None:
+    wanted = r"net: input 'image' has the open shape \(None, None, None, 3\).*input_shape=\(None, 96, 96, 3\)\)"
+    with pytest.raises(ValueError, match=wanted):
+        verb(convolutional())
+
+
+def test_open_shape_works_with_input_shape(tmp_path: Path) -> None:
+    shape = (None, 10, 12, 3)
+    assert kquant.check(convolutional(), input_shape=shape).ok
+    q = kquant.quantize(convolutional(), input_shape=shape)
+    assert q.input_shape == shape
+    x = np.float32(np.random.default_rng(0).normal(size=(40, 10, 12, 3)))
+    kquant.calibrate(q, x, verbose=False)
+    report = kquant.export(q, tmp_path / "m.tflite", samples=x)
+    assert report.inputs[0].shape == (1, 10, 12, 3)
+
+
+def test_input_shape_of_several_inputs() -> None:
+    a, b = keras.Input((None, 3), name="a"), keras.Input((4, 3), name="b")
+    model = keras.Model({"a": a, "b": b}, ops.mean(a, axis=1) + ops.mean(b, axis=1), name="net")
+    for shapes in ([(None, 5, 3), (None, 4, 3)], {"a": (None, 5, 3), "b": (None, 4, 3)}):
+        assert kquant.quantize(model, input_shape=shapes).inputs[0].shape == (None, 5, 3)
+    with pytest.raises(ValueError, match="net: input_shape must give 2 shapes, one for each of the inputs a, b"):
+        kquant.quantize(model, input_shape=(None, 5, 3))
+
+
+def test_input_shape_of_wrong_rank_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"'image' must have rank 4, batch axis included.*Received: \(96, 96, 3\)"):
+        kquant.quantize(convolutional(), input_shape=(96, 96, 3))
+
+
+def test_input_shape_that_does_not_fit_the_weights_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"conv2d|image|expected axis -1"):
+        kquant.quantize(convolutional(), input_shape=(None, 9, 9, 5))
+
+
+def test_empty_axis_is_refused() -> None:
+    x = keras.Input((4, 0), name="nothing")
+    with pytest.raises(ValueError, match=r"input 'nothing' of shape \(None, 4, 0\) holds no values"):
+        kquant.quantize(keras.Model(x, layers.Flatten()(x)))
+
+
+def test_quantized_model_is_refused() -> None:
+    with pytest.raises(ValueError, match="net: this model is quantized already; pass the float model"):
+        kquant.quantize(calibrated())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"recipe": "int9"}, r"no recipe 'int9'. Did you mean 'int8'\? There are: .*int8"),
+        ({"recipe": "missing.toml"}, "recipe: no file missing.toml"),
+        ({"recipe": {"name": "r", "activation": {}}}, r"unknown key 'activation'. Did you mean 'activations'\?"),
+        (
+            {"recipe": {"name": "r", "rules": [{"layer": "heed", "skip": True}]}},
+            "the rule layer='heed' matches no layer. Layers: head",
+        ),
+        (
+            {"recipe": {"name": "r", "activations": {"observer": "average"}}},
+            "observer 'average' does not exist.*There are: minmax",
+        ),
+        ({"target": "tfml"}, r"tfml.*tflm"),
+    ],
+)
+def test_unknown_names_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        kquant.quantize(dense(), **options)
+
+
+# Files
+
+
+def test_export_before_calibration_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"export: 2 nodes have no range yet \(head_quant, x_quant\). Run kquant.calibrate"
+    ):
+        kquant.export(kquant.quantize(dense()), tmp_path / "m.tflite")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_export_of_a_float_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="net: not a quantized model; pass what kquant.quantize returned"):
+        kquant.export(dense(), tmp_path / "m.tflite")
+
+
+def test_wrong_io_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="io must be 'int8', 'uint8' or 'float32'. Received: 'int4'"):
+        kquant.export(calibrated(), tmp_path / "m.tflite", io="int4")
+
+
+def read_only_file(folder: Path) -> Path:
+    path = folder / "m.tflite"
+    path.write_bytes(b"precious")
+    path.chmod(0o444)
+    return path
+
+
+PATHS: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "missing folder": (lambda folder: folder / "no" / "m.tflite", r"the folder .*no does not exist; make it first"),
+    "folder": (lambda folder: folder, r"is a folder; give the name of the file, like .*model.tflite"),
+    "read-only file": (read_only_file, "m.tflite exists and is read-only; remove it or choose another path"),
+    "name too long": (
+        lambda folder: folder / f"{'m' * 300}.tflite",
+        "cannot be written: File name too long; choose another path",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", PATHS)
+def test_path_that_cannot_be_written_is_refused(kind: str, tmp_path: Path) -> None:
+    make, message = PATHS[kind]
+    path = make(tmp_path)
+    before = {p: p.read_bytes() for p in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match=message):
+        kquant.export(calibrated(), path)
+    assert {p: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write to any folder")
+def test_read_only_folder_is_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(0o555)
+    with pytest.raises(ValueError, match="cannot be written to; choose another path"):
+        kquant.export(calibrated(), tmp_path / "m.tflite")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc is Linux's")
+def test_folder_that_takes_no_files_is_refused() -> None:
+    with pytest.raises(ValueError, match="export: .*/proc.* cannot be written"):
+        kquant.export(calibrated(), "/proc/m.tflite", check_runtimes=False)
+
+
+def test_failed_export_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "m.tflite"
+    kquant.export(calibrated(), path)
+    before = path.read_bytes()
+    for failing in (
+        lambda: kquant.export(kquant.quantize(dense()), path),
+        lambda: kquant.export(calibrated(), path, samples=X[:, :5]),
+        lambda: kquant.export(calibrated(), path, samples=X[:0]),
+        lambda: kquant.export(calibrated(), path, io="float64"),
+    ):
+        with pytest.raises(ValueError):
+            failing()
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_interrupted_write_leaves_no_temporary_file(tmp_path: Path) -> None:
+    from kquant.export import write_atomically
+
+    (tmp_path / "m.tflite").mkdir()  # moving onto a folder fails after the bytes were written
+    with pytest.raises(ValueError, match="cannot be written"):
+        write_atomically(tmp_path / "m.tflite", b"bytes")
+    assert [p.name for p in tmp_path.iterdir()] == ["m.tflite"]
+
+
+def damaged() -> dict[str, tuple[bytes, str]]:
+    good, rng = content(), np.random.default_rng(0)
+    noise = rng.integers(0, 256, 4096, dtype=np.uint8).tobytes()
+    return {
+        "empty": (b"", "is not a TFLite file: bytes 4 to 8 must read TFL3. Received: b'' in 0 bytes"),
+        "another format": (
+            b"PK\x03\x04" + bytes(100),
+            r"is not a TFLite file.*Received: b'\\x00\\x00\\x00\\x00' in 104 bytes",
+        ),
+        "truncated to the header": (good[:12], "is damaged: .*Export it again"),
+        "truncated in the middle": (good[: len(good) // 2], "is damaged|cannot run this file"),
+        "random bytes": (noise[:4] + b"TFL3" + noise, "is damaged"),
+        "zeros": (bytes(4) + b"TFL3" + bytes(1000), "is damaged"),
+    }
+
+
+@pytest.mark.parametrize("kind", ["empty", "another format", "truncated to the header", "random bytes", "zeros"])
+def test_damaged_file_is_refused(kind: str, tmp_path: Path) -> None:
+    data, message = damaged()[kind]
+    path = tmp_path / "bad.tflite"
+    path.write_bytes(data)
+    for failing in (lambda: kquant.inspect(path), lambda: kquant.predict(path, X)):
+        with pytest.raises(ValueError, match=f"bad.tflite {message}"):
+            failing()
+    with pytest.raises(ValueError, match=f"the file {message}"):
+        kquant.inspect(data)
+
+
+@pytest.mark.parametrize("runtime", ["litert", "litert-reference", "tflm"])
+def test_damage_never_ends_the_process(runtime: str) -> None:
+    """Truncated at many places, and with bytes flipped: an answer or a ValueError, whatever the interpreter does."""
+    if runtime == "tflm":
+        pytest.importorskip("tflite_micro", reason="the micro extra is not installed")
+    good, rng = bytearray(content()), np.random.default_rng(1)
+    cases = [bytes(good[:n]) for n in rng.integers(8, len(good), 6)]
+    for _ in range(10):
+        flipped = bytearray(good)
+        for position in rng.integers(8, len(good), 12):
+            flipped[position] = int(rng.integers(0, 256))
+        cases.append(bytes(flipped))
+    refused = 0
+    for data in cases:
+        try:
+            kquant.predict(data, X[:1], runtime)
+        except ValueError:
+            refused += 1
+    assert refused >= 6
+
+
+def test_damage_never_surprises_inspect() -> None:
+    good, rng = bytearray(content()), np.random.default_rng(2)
+    for _ in range(300):
+        flipped = bytearray(good)
+        for position in rng.integers(8, len(good), int(rng.integers(1, 30))):
+            flipped[position] = int(rng.integers(0, 256))
+        try:
+            kquant.inspect(bytes(flipped[: int(rng.integers(8, len(good) + 1))]))
+        except ValueError as error:
+            assert "damaged" in str(error)
+
+
+def test_missing_file_is_refused(tmp_path: Path) -> None:
+    for failing in (
+        kquant.inspect,
+        lambda path: kquant.predict(path, X),
+        lambda path: kquant.verify(calibrated(), path, X),
+    ):
+        with pytest.raises(ValueError, match="gone.tflite: no such file"):
+            failing(tmp_path / "gone.tflite")
+
+
+PREDICT: dict[str, tuple[Any, dict[str, Any], str]] = {
+    "unknown runtime": (
+        X,
+        {"runtime": "tflite"},
+        r"runtime 'tflite' does not exist.*There are: litert, litert-reference, tflm",
+    ),
+    "shape": (X[:, :5], {}, r"input 'x' takes \[samples, 6\]. Received: \(64, 5\)"),
+    "no samples": (X[:0], {}, r"input 'x' takes \[samples, 6\]. Received: \(0, 6\)"),
+    "count": ([X, X], {}, "the file has 1 inputs. Received: 2 arrays"),
+    "name": ({"y": X}, {}, "no array for input x. Received: y"),
+    "text": (np.full((2, 6), "a"), {}, "input 'x' takes numbers. Received: dtype <U1"),
+    "NaN": (np.full((2, 6), np.nan), {}, "NaN among the values of input 'x'"),
+}
+
+
+@pytest.mark.parametrize("kind", PREDICT)
+def test_predict_refuses(kind: str) -> None:
+    x, options, message = PREDICT[kind]
+    with pytest.raises(ValueError, match=message):
+        kquant.predict(content(), x, **options)
+
+
+def test_verify_refuses_another_models_file() -> None:
+    other = kquant.calibrate(kquant.quantize(dense()), X * 3, verbose=False)
+    report = kquant.verify(other, content(), X)
+    assert not report.ok and set(report.wrong_encodings) >= {"x", "head"}
+
+
+# The user's model
+
+
+def state(model: keras.Model) -> dict[str, Any]:
+    """Everything that a careless reader of a model would change."""
+    every = model._flatten_layers(include_self=True)
+    return {
+        "nodes": [(layer.name, len(layer._inbound_nodes), len(layer._outbound_nodes)) for layer in every],
+        "weights": [(v.path, v.trainable, v.numpy().tobytes()) for v in model.variables],
+        "flags": [
+            (layer.name, layer.trainable, layer.built, layer.dtype_policy.name) for layer in model._flatten_layers()
+        ],
+        "config": str(model.get_config())
+        if isinstance(model, keras.Sequential) or hasattr(model, "_inputs_struct")
+        else "",
+    }
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_given_model_is_never_changed(name: str) -> None:
+    model = made(name)
+    q = kquant.quantize(model)
+    x = samples(q, 4)
+    arguments = keras.tree.pack_sequence_as(q._inputs_struct, x) if isinstance(q._inputs_struct, list | dict) else x[0]
+    outputs = [y.numpy() for y in keras.tree.flatten(model(arguments, training=False))]
+    before = state(model)
+    q = kquant.quantize(model)
+    kquant.check(model)
+    kquant.calibrate(q, lambda: [arguments] * 8, verbose=False)
+    for variable in q.trainable_variables:
+        variable.assign(variable + 1.0)  # weights of its own
+    assert state(model) == before
+    for a, b in zip(outputs, keras.tree.flatten(model(arguments, training=False)), strict=True):
+        np.testing.assert_array_equal(a, b.numpy())
+
+
+def test_a_refused_model_is_not_changed() -> None:
+    x = keras.Input((6,), name="x")
+    model = keras.Model(x, layers.Dense(2)(RawTensorFlow(name="opaque")(x)))
+    before = state(model)
+    for verb in (kquant.quantize, kquant.check):
+        with pytest.raises(ValueError, match="opaque"):
+            verb(model)
+    assert state(model) == before

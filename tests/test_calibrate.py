@@ -1,0 +1,373 @@
+"""Calibration: observers against numpy, warnings, refusals, and what becomes of ranges before, during and after it."""
+
+from __future__ import annotations
+
+import gc
+import tracemalloc
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+import kquant
+from kquant import observers
+from kquant.core.nodes import FakeQuant
+from kquant.observers import Statistics, histogram, minmax, moving_average, percentile
+
+RNG = np.random.default_rng(0)
+X = np.float32(RNG.normal(size=(96, 6)))
+
+
+def small(recipe: Any = "int8", seed: int = 1) -> keras.Model:
+    keras.utils.set_random_seed(seed)
+    parts = [keras.layers.Dense(5, activation="relu", name="hidden"), keras.layers.Dense(3, name="out")]
+    return kquant.quantize(keras.Sequential([keras.Input((6,), name="x"), *parts]), recipe)
+
+
+def with_observer(name: str) -> dict[str, Any]:
+    return {"name": name, "activations": {"observer": name}}
+
+
+def ranges(q: keras.Model) -> dict[str, tuple[float, float]]:
+    nodes = [layer for layer in q.layers if isinstance(layer, FakeQuant) and layer.has_range]
+    return {n.name: (float(n.low.numpy().min()), float(n.high.numpy().max())) for n in nodes}
+
+
+def calibrated(q: keras.Model, data: Any = X, **options: Any) -> keras.Model:
+    return kquant.calibrate(q, data, verbose=False, **options)
+
+
+# Observers
+
+
+def test_minmax_is_the_range_of_all_data() -> None:
+    found = ranges(calibrated(small()))["x_quant"]
+    assert found == (float(X.min()), float(X.max()))
+
+
+@given(st.lists(st.tuples(st.floats(-1e3, 0, width=32), st.floats(0, 1e3, width=32)), min_size=1, max_size=40))
+def test_moving_average_against_float64_reference(extremes: list[tuple[float, float]]) -> None:
+    """Adam's: `m = b m + (1 - b) x`, divided by `1 - b^n`."""
+    lows, highs = (np.float32(column) for column in zip(*extremes, strict=True))
+    found = moving_average(Statistics(lows, highs))
+    for value, column in zip(found, (lows, highs), strict=True):
+        average = 0.0
+        for x in column.astype(np.float64):
+            average = 0.9 * average + 0.1 * x
+        assert value == pytest.approx(average / (1 - 0.9 ** len(column)), rel=1e-9, abs=1e-9)
+
+
+def test_moving_average_of_a_model() -> None:
+    found = ranges(calibrated(small(with_observer("moving-average")), batch_size=16))["x_quant"]
+    batches = X.reshape(6, 16, 6).astype(np.float64)
+    weights = 0.9 ** np.arange(5, -1, -1)
+    expected = [(weights @ f(batches, axis=(1, 2))) / weights.sum() for f in (np.min, np.max)]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def statistics(*batches: np.ndarray) -> Statistics:
+    """As calibration collects them."""
+    merged = histogram(batches[0])
+    for batch in batches[1:]:
+        merged = merged.merge(histogram(batch))
+    lows, highs = np.float32([b.min() for b in batches]), np.float32([b.max() for b in batches])
+    return Statistics(lows, highs, merged.counts, merged.reach)
+
+
+@pytest.mark.parametrize("percent", [50.0, 90.0, 99.0, 99.9])
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 300.0])
+def test_percentile_against_numpy(percent: float, scale: float) -> None:
+    values = np.float32(RNG.standard_t(3, size=(5, 3999)) * scale)
+    s = statistics(*values)
+    found = percentile(s, percent)
+    tail = (100.0 - percent) / 2
+    expected = np.percentile(values, [tail, 100.0 - tail], method="inverted_cdf")
+    width = 2 * s.reach / observers.BINS
+    assert np.all(np.abs(np.subtract(found, expected)) <= width)
+
+
+def test_percentile_of_a_model_cuts_outliers() -> None:
+    data = np.float32(RNG.uniform(-1, 1, size=(4096, 6)))
+    data[7, 3] = 100.0
+    low, high = ranges(calibrated(small(with_observer("percentile")), data))["x_quant"]
+    assert -1.2 <= low <= -0.9 and 0.9 <= high <= 1.2
+    assert ranges(calibrated(small(), data))["x_quant"][1] == 100.0
+
+
+numbers = arrays(np.float32, st.integers(1, 60), elements=st.floats(-(2.0**20), 2.0**20, width=32))
+
+
+@settings(deadline=None)
+@given(numbers, numbers, numbers)
+def test_histogram_merge_is_associative_and_equals_the_whole(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> None:
+    left = histogram(a).merge(histogram(b)).merge(histogram(c))
+    right = histogram(a).merge(histogram(b).merge(histogram(c)))
+    whole = histogram(np.concatenate([a, b, c]))
+    for other in (right, whole):
+        np.testing.assert_array_equal(left.counts, other.counts)
+        assert left.reach == other.reach
+    assert left.counts.sum() == a.size + b.size + c.size
+
+
+def test_histogram_of_zeros_and_powers_of_two() -> None:
+    zeros, ones = np.zeros(3, np.float32), np.ones(5, np.float32)
+    merged = histogram(zeros).merge(histogram(ones))
+    np.testing.assert_array_equal(merged.counts, histogram(np.concatenate([zeros, ones])).counts)
+
+
+def test_observers_are_functions_from_statistics_to_a_range() -> None:
+    s = statistics(X[:48], X[48:])
+    for name, observe in observers.OBSERVERS.items():
+        low, high = observe(s)
+        assert minmax(s)[0] <= low < high <= minmax(s)[1], name
+
+
+def test_unknown_observer_names_the_nearest() -> None:
+    with pytest.raises(
+        ValueError, match=r"observer 'min-max' does not exist. Did you mean 'minmax'\? There are: minmax"
+    ):
+        small(with_observer("min-max"))
+
+
+# Data
+
+
+@pytest.mark.parametrize("batches", [1, 2])
+def test_batches_limits_the_data(batches: int) -> None:
+    asked = 0
+
+    def generate() -> Iterator[np.ndarray]:
+        nonlocal asked
+        for i in range(3):
+            asked += 1
+            yield X[32 * i : 32 * (i + 1)]
+
+    found = ranges(calibrated(small(), generate, batches=batches))["x_quant"]
+    seen = X[: 32 * batches]
+    assert found == (float(seen.min()), float(seen.max()))
+    assert asked == batches, "batches beyond the limit may be slow to make"
+
+
+def test_batches_stops_an_endless_dataset() -> None:
+    repeated = tf.data.Dataset.from_tensor_slices(X).batch(32).repeat()
+    assert ranges(calibrated(small(), repeated, batches=3))["x_quant"] == (float(X.min()), float(X.max()))
+    with pytest.raises(ValueError, match="repeats forever"):
+        calibrated(small(), repeated)
+
+
+def test_wrong_limit_is_refused() -> None:
+    with pytest.raises(ValueError, match="batches must be 1 or more. Received: 0"):
+        calibrated(small(), batches=0)
+
+
+def empty_generator() -> Iterator[np.ndarray]:
+    yield from ()
+
+
+@pytest.mark.parametrize("data", [X[:0], empty_generator, tf.data.Dataset.from_tensor_slices(X[:0]).batch(4)])
+def test_empty_data_are_refused(data: Any) -> None:
+    with pytest.raises(ValueError, match="the data are empty; give at least one sample"):
+        calibrated(small(), data)
+
+
+def test_exhausted_generator_is_refused() -> None:
+    used = iter([X])
+    next(used)
+    with pytest.raises(ValueError, match="data are empty.*A function must return a new generator on each call"):
+        calibrated(small(), lambda: used)
+
+
+def test_float_model_is_refused() -> None:
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(2)], name="plain")
+    with pytest.raises(ValueError, match="plain: nothing to calibrate; pass the model that kquant.quantize returned"):
+        calibrated(model)
+
+
+def test_infinity_inside_the_model_is_named() -> None:
+    keras.utils.set_random_seed(1)
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(2, name="large"), keras.layers.Dense(2)])
+    model.get_layer("large").kernel.assign(np.full((6, 2), 3e38, "float32"))
+    q = kquant.quantize(model)
+    with pytest.raises(ValueError, match="NaN or Inf first appears at 'large_quant', although the input is finite"):
+        calibrated(q, np.full((64, 6), 10.0, "float32"))
+
+
+# Warnings
+
+
+def test_few_samples_warn() -> None:
+    with pytest.warns(UserWarning, match="calibrate: 8 samples are few; ranges want 100 or more"):
+        calibrated(small(), X[:8])
+
+
+def test_constant_tensor_warns() -> None:
+    with pytest.warns(UserWarning, match="hold a single value on all data: x_quant.*Use data that vary"):
+        calibrated(small(), np.full((64, 6), 0.5, "float32"))
+
+
+def test_halves_that_differ_warn() -> None:
+    data = np.concatenate([X[:48], X[48:] * 10])
+    with pytest.warns(
+        UserWarning, match="differs more than 2 times between the first and the second half.*x_quant.*Shuffle"
+    ):
+        calibrated(small(), data, batch_size=16)
+
+
+def test_good_data_do_not_warn() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        calibrated(small())
+
+
+# State
+
+
+def test_calibration_is_deterministic() -> None:
+    for name in observers.OBSERVERS:
+        assert ranges(calibrated(small(with_observer(name)))) == ranges(calibrated(small(with_observer(name)))), name
+
+
+def test_recalibration_replaces_ranges() -> None:
+    q = calibrated(small(), X * 10)
+    assert ranges(calibrated(q)) == ranges(calibrated(small()))
+
+
+def test_interrupted_calibration_leaves_old_ranges() -> None:
+    q = calibrated(small())
+    before = [v.numpy().copy() for v in q.variables]
+
+    def interrupted() -> Iterator[np.ndarray]:
+        yield X * 10
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        calibrated(q, interrupted)
+    with pytest.raises(ValueError, match="NaN"):
+        calibrated(q, [*(X * 10), np.full(6, np.nan, "float32")])
+    for old, new in zip(before, q.variables, strict=True):
+        np.testing.assert_array_equal(old, new.numpy())
+
+
+def test_calibration_changes_ranges_only() -> None:
+    q = small()
+    before = {v.path: v.numpy().copy() for v in q.variables}
+    calibrated(q)
+    changed = {v.path for v in q.variables if not np.array_equal(before[v.path], v.numpy())}
+    assert changed and {path.rsplit("/", 1)[-1] for path in changed} <= {"low", "high", "count"}
+
+
+def test_memory_does_not_grow_with_the_samples() -> None:
+    q = calibrated(small(with_observer("percentile")))
+    held = []
+
+    def watched() -> Iterator[np.ndarray]:
+        for i in range(400):
+            if i in (20, 399):
+                gc.collect()
+                held.append(tracemalloc.get_traced_memory()[0])
+            yield X
+
+    tracemalloc.start()
+    calibrated(q, watched)
+    tracemalloc.stop()
+    assert held[1] - held[0] < 379 * X.nbytes / 6, "a few numbers for each batch, not its samples"
+
+
+def test_statistics_of_many_batches_are_thinned() -> None:
+    rows = [np.float32([[-i, i], [0, 1]]) for i in range(30_000)]
+    kept: list[np.ndarray] = []
+    for row in rows:
+        kept.append(row)
+        kept = observers.thinned(kept)
+    assert len(kept) < observers.MOST_BATCHES
+    both = [Statistics(*np.stack(part)[:, 0].T) for part in (kept, rows)]
+    assert minmax(both[0]) == minmax(both[1]) == (-29_999.0, 29_999.0)
+    assert moving_average(both[0]) == pytest.approx(moving_average(both[1]), rel=1e-12)
+
+
+def test_nodes_without_data_pass_values_through_and_say_so_once() -> None:
+    q = small()
+    keras.utils.set_random_seed(1)
+    layers = [keras.layers.Dense(5, activation="relu"), keras.layers.Dense(3)]
+    model = keras.Sequential([keras.Input((6,)), *layers])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        outputs = q.predict(X, verbose=0)
+        q.predict(X[:8], verbose=0)
+    # weights need no data: they are quantized already
+    np.testing.assert_allclose(outputs, model.predict(X, verbose=0), atol=0.02)
+    messages = [str(w.message) for w in caught if "have seen no data" in str(w.message)]
+    assert len(messages) == 1 and "Run kquant.calibrate" in messages[0]
+
+
+def test_nodes_without_data_start_from_the_first_batch_in_training() -> None:
+    q = small()
+    q.compile(keras.optimizers.SGD(0.0), "mse")
+    q.fit(X[:32], np.zeros((32, 3)), batch_size=32, verbose=0)
+    assert ranges(q)["x_quant"] == pytest.approx((float(X[:32].min()), float(X[:32].max())), rel=1e-6)
+
+
+def test_training_moves_ranges_without_bias() -> None:
+    """Three steps against the float64 average with zero debias."""
+    q = small({"name": "mine", "training": {"momentum": 0.5}})
+    q.compile(keras.optimizers.SGD(0.0), "mse")
+    q.fit(X, np.zeros((96, 3)), batch_size=32, shuffle=False, verbose=0)
+    lows = X.reshape(3, 32, 6).min(axis=(1, 2)).astype(np.float64)
+    weights = np.array([0.25, 0.5, 1.0])
+    assert ranges(q)["x_quant"][0] == pytest.approx(float(weights @ lows / weights.sum()), rel=1e-6)
+
+
+def test_training_goes_on_from_calibrated_ranges() -> None:
+    q = calibrated(small({"name": "mine", "training": {"momentum": 0.99}}), batch_size=1)
+    before = ranges(q)["x_quant"]
+    q.compile(keras.optimizers.SGD(0.0), "mse")
+    q.fit(X[:32] * 0.1, np.zeros((32, 3)), batch_size=32, verbose=0)
+    assert ranges(q)["x_quant"] == pytest.approx(before, rel=0.05) and ranges(q)["x_quant"] != before
+
+
+@pytest.mark.parametrize("first", ["calibrate", "nothing"])
+def test_freeze_ranges_after(first: str) -> None:
+    """So many training steps; the batches of a calibration do not count."""
+    q = small({"name": "mine", "training": {"momentum": 0.5, "freeze_ranges_after": 2}})
+    if first == "calibrate":
+        calibrated(q, batch_size=8)
+    q.compile(keras.optimizers.SGD(0.0), "mse")
+    y = np.zeros((32, 3))
+    seen = [ranges(q)]
+    for factor in (2.0, 3.0, 50.0, 80.0):
+        q.fit(X[:32] * factor, y, batch_size=32, verbose=0)
+        seen.append(ranges(q))
+    assert seen[0] != seen[1] != seen[2]
+    assert seen[2] == seen[3] == seen[4]
+
+
+def test_frozen_from_the_start_still_takes_the_first_batch() -> None:
+    q = small({"name": "mine", "training": {"freeze_ranges_after": 0}})
+    q.compile(keras.optimizers.SGD(0.0), "mse")
+    for factor in (1.0, 5.0):
+        q.fit(X[:32] * factor, np.zeros((32, 3)), batch_size=32, verbose=0)
+    assert ranges(q)["x_quant"] == pytest.approx((float(X[:32].min()), float(X[:32].max())), rel=1e-6)
+    calibrated(q, X * 3)
+    before = ranges(q)
+    q.fit(X[:32] * 9, np.zeros((32, 3)), batch_size=32, verbose=0)
+    assert ranges(q) == before
+
+
+def test_freezing_survives_saving(tmp_path: Any) -> None:
+    q = calibrated(small({"name": "mine", "training": {"freeze_ranges_after": 1}}))
+    q.save(tmp_path / "q.keras")
+    again = keras.models.load_model(tmp_path / "q.keras")
+    again.compile(keras.optimizers.SGD(0.0), "mse")
+    for _ in range(2):
+        again.fit(X[:32] * 9, np.zeros((32, 3)), batch_size=32, verbose=0)
+        moved = ranges(again)
+    assert moved != ranges(q)
+    again.fit(X[:32] * 90, np.zeros((32, 3)), batch_size=32, verbose=0)
+    assert ranges(again) == moved

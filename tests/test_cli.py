@@ -1,0 +1,275 @@
+"""The command: what it writes and prints, its exit codes, and what it says to those who ask for the wrong thing."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import kquant
+from kquant.cli import app
+
+COMMANDS = ("compress", "check", "inspect", "verify", "predict", "recipes", "demo")
+layers = keras.layers
+
+
+def kq(*arguments):
+    """Run the command in this process."""
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def refused(*arguments):
+    """The message of a command that must refuse: exit code 1, no traceback, nothing on standard output."""
+    result = kq(*arguments)
+    assert result.exit_code == 1, result.output
+    assert result.stdout == ""
+    assert "Traceback" not in result.stderr
+    assert result.stderr.startswith("kquant: ")
+    return result.stderr
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """A folder with a model, samples in every form, and what `compress` makes of them."""
+    folder = tmp_path_factory.mktemp("cli")
+    keras.utils.set_random_seed(0)
+    x = inputs = keras.Input((6, 6, 1), name="image")
+    x = layers.ReLU()(layers.BatchNormalization()(layers.Conv2D(4, 3, use_bias=False)(x)))
+    model = keras.Model(inputs, layers.Dense(3, activation="softmax")(layers.Flatten()(x)), name="tiny")
+    model.save(folder / "tiny.keras")
+    images = np.random.default_rng(0).random((64, 6, 6, 1), np.float32)
+    np.savez(folder / "images.npz", x=images, y=np.zeros(64))
+    np.save(folder / "images.npy", images)
+    result = kq("compress", folder / "tiny.keras", "--data", folder / "images.npz", "--target", "tflm", "--out",
+                folder / "build", "--json")
+    assert result.exit_code == 0, result.output
+    (folder / "result.json").write_text(result.stdout)
+    return folder
+
+
+def test_compress_writes_everything(work):
+    build = work / "build"
+    assert sorted(p.name for p in build.iterdir()) == [
+        "report.json", "report.txt", "tiny.keras", "tiny.tflite", "tiny_model.cc", "tiny_model.h"
+    ]  # fmt: skip
+    printed = json.loads((work / "result.json").read_text())
+    assert printed == json.loads((build / "report.json").read_text())
+    assert printed["operators"]["CONV_2D"] == 1
+    assert "FLOAT32" not in printed["types"]
+    assert printed["file_bytes"] == (build / "tiny.tflite").stat().st_size
+    text = (build / "report.txt").read_text()
+    assert "every operator integer" in text
+    assert "CONV_2D" in text
+
+
+def test_compress_prints_tables_and_files(work):
+    arguments = ("compress", work / "tiny.keras", "--data", work / "images.npy", "--io", "uint8")
+    result = kq(*arguments, "--out", work / "other")
+    assert result.exit_code == 0, result.output
+    assert "UINT8" in result.stdout
+    assert "tiny_model.cc" in result.stdout
+
+
+def test_c_array_is_the_file(work, tmp_path):
+    if shutil.which("g++") is None:
+        pytest.skip("no C++ compiler here")
+    content = (work / "build/tiny.tflite").read_bytes()
+    main = '#include <cstdio>\n#include "tiny_model.h"\nint main() { fwrite(tiny_model, 1, tiny_model_len, stdout); }\n'
+    (tmp_path / "main.cc").write_text(main)
+    sources = [str(tmp_path / "main.cc"), str(work / "build/tiny_model.cc")]
+    subprocess.run(["g++", "-std=c++11", f"-I{work / 'build'}", *sources, "-o", str(tmp_path / "dump")], check=True)
+    assert subprocess.run([str(tmp_path / "dump")], capture_output=True, check=True).stdout == content
+
+
+def test_verify(work):
+    build = work / "build"
+    arguments = ("verify", build / "tiny.keras", build / "tiny.tflite", "--data", work / "images.npz")
+    result = kq(*arguments, "--runtime", "tflm")
+    assert result.exit_code == 0, result.output
+    assert "the file is the model" in result.stdout
+    found = json.loads(kq(*arguments, "--json", "--samples", 5).stdout)
+    assert found["ok"]
+    assert found["samples"] == 5
+
+
+def test_verify_of_a_foreign_file_fails(work):
+    q = kquant.quantize(keras.models.load_model(work / "tiny.keras"))
+    kquant.calibrate(q, np.random.default_rng(1).random((64, 6, 6, 1), np.float32) * 5, verbose=False)
+    kquant.export(q, work / "foreign.tflite", check_runtimes=False)
+    result = kq("verify", work / "build/tiny.keras", work / "foreign.tflite", "--data", work / "images.npz")
+    assert result.exit_code == 1
+    assert "NOT the model" in result.stdout
+    assert "scale or zero point is not the model's" in result.stdout
+
+
+def test_predict(work):
+    file = work / "build/tiny.tflite"
+    out = work / "y.npz"
+    result = kq("predict", file, "--data", work / "images.npz", "--runtime", "litert-reference", "--out", out)
+    assert result.exit_code == 0, result.output
+    expected = kquant.predict(file, np.load(work / "images.npy"), "litert-reference")
+    (written,) = np.load(out).values()
+    np.testing.assert_array_equal(written, expected)
+    printed = json.loads(kq("predict", file, "--data", work / "images.npz", "--samples", 2, "--json").stdout)
+    (values,) = printed.values()
+    assert np.shape(values) == (2, 3)
+
+
+def test_check(work):
+    result = kq("check", work / "tiny.keras")
+    assert result.exit_code == 0, result.output
+    assert "every layer can be integer" in result.stdout
+    assert json.loads(kq("check", work / "tiny.keras", "--json").stdout)["ok"]
+
+
+def test_check_names_layers_without_integer_form(work):
+    inputs = keras.Input((4, 4, 4, 2))
+    keras.Model(inputs, layers.Conv3D(3, 2, name="cube")(inputs)).save(work / "cube.keras")
+    result = kq("check", work / "cube.keras", "--json")
+    assert result.exit_code == 1
+    report = json.loads(result.stdout)
+    assert not report["ok"]
+    assert any(row["layer"].startswith("cube") and row["remedy"] for row in report["layers"])
+    assert "cannot be integer" in kq("check", work / "cube.keras").stdout
+
+
+def test_inspect(work):
+    result = kq("inspect", work / "build/tiny.tflite")
+    assert result.exit_code == 0, result.output
+    assert "all integer" in result.stdout
+    found = json.loads(kq("inspect", work / "build/tiny.tflite", "--json").stdout)
+    assert found["operator_counts"]["CONV_2D"] == 1
+
+
+def test_recipes_and_version():
+    assert "int8" in kq("recipes").stdout
+    assert json.loads(kq("recipes", "--json").stdout)["int8"]["weights"]["bits"] == 8
+    assert kq("--version").stdout.strip() == f"kquant {kquant.__version__}"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help(command):
+    result = kq(command, "--help")
+    assert result.exit_code == 0
+    assert "--json" in result.stdout
+
+
+def test_images_are_resized_and_scaled(work):
+    from PIL import Image
+
+    folder = work / "photos"
+    (folder / "a").mkdir(parents=True)
+    for i in range(40):
+        pixels = np.random.default_rng(i).integers(0, 256, (12, 9, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / "a" / f"{i}.png")
+    arguments = ("compress", work / "tiny.keras", "--data", folder, "--scale", "1/255", "--out", work / "photo")
+    result = kq(*arguments, "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["inputs"][0]["scale"] < 1.01 / 255
+    (folder / "a/broken.png").write_bytes(b"no image")
+    assert "broken.png: not an image" in refused(*arguments)
+
+
+def test_several_inputs_by_name(work):
+    a, b = keras.Input((3,), name="left"), keras.Input((2,), name="right")
+    keras.Model([a, b], layers.Dense(2)(layers.Concatenate()([a, b]))).save(work / "two.keras")
+    rng = np.random.default_rng(0)
+    np.savez(work / "two.npz", right=rng.random((40, 2)), left=rng.random((40, 3)))
+    result = kq("compress", work / "two.keras", "--data", work / "two.npz", "--out", work / "two", "--json")
+    assert result.exit_code == 0, result.output
+    assert [p["name"] for p in json.loads(result.stdout)["inputs"]] == ["left", "right"]
+    np.savez(work / "one.npz", left=rng.random((40, 3)))
+    message = refused("compress", work / "two.keras", "--data", work / "one.npz", "--out", work / "two")
+    assert "Missing: right" in message
+
+
+def test_inputs_in_a_dict_go_by_their_keys(work):
+    a, b = keras.Input((3,), name="a"), keras.Input((2,), name="b")
+    keras.Model({"z": a, "y": b}, layers.Dense(2)(layers.Concatenate()([a, b]))).save(work / "keys.keras")
+    np.savez(work / "keys.npz", z=np.random.rand(40, 3), y=np.random.rand(40, 2))
+    result = kq("compress", work / "keys.keras", "--data", work / "keys.npz", "--out", work / "keys", "--json")
+    assert result.exit_code == 0, result.output
+    assert {p["name"]: p["shape"] for p in json.loads(result.stdout)["inputs"]} == {"a": [1, 3], "b": [1, 2]}
+
+
+def test_refusals(work):
+    model, data, out = work / "tiny.keras", work / "images.npz", work / "refused"
+    compress = ("compress", model, "--out", out, "--data")
+    (work / "bad.keras").write_bytes(b"no zip")
+    (work / "bad.npz").write_bytes(b"no zip")
+    (work / "bad.tflite").write_bytes((work / "build/tiny.tflite").read_bytes()[:900])
+    (work / "empty").mkdir()
+    np.savez(work / "ab.npz", a=np.ones(3), b=np.ones(3))
+    np.save(work / "wide.npy", np.ones((40, 7, 6, 1), np.float32))
+    cases = {
+        "no such file; give a Keras model": ("check", work / "none.keras"),
+        "expected a Keras model (.keras)": ("check", data),
+        "a .keras file is a zip archive": ("check", work / "bad.keras"),
+        "no such file or folder": (*compress, work / "none.npz"),
+        "expected .npz, .npy or a folder": (*compress, model),
+        "numpy cannot read it": (*compress, work / "bad.npz"),
+        "Name it 'x'": (*compress, work / "ab.npz"),
+        "no images in it": (*compress, work / "empty"),
+        "expected shape": (*compress, work / "wide.npy"),
+        "Did you mean 'int8'": (*compress, data, "--recipe", "int9"),
+        "Did you mean 'tflm'": (*compress, data, "--target", "tflmm"),
+        "would overwrite": ("compress", model, "--data", data, "--out", work),
+        "quantized already": ("compress", work / "build/tiny.keras", "--data", data, "--out", out),
+        "is damaged": ("inspect", work / "bad.tflite"),
+        "is not a TFLite file": ("inspect", data),
+        "runtime 'tfl' does not exist": ("predict", work / "build/tiny.tflite", "--data", data, "--runtime", "tfl"),
+    }
+    for message, arguments in cases.items():
+        assert message in refused(*arguments)
+
+
+def test_a_keras_2_file_names_the_way_over(tmp_path):
+    with zipfile.ZipFile(tmp_path / "old.keras", "w") as archive:
+        archive.writestr("metadata.json", json.dumps({"keras_version": "2.21.0"}))
+        archive.writestr("config.json", json.dumps({"module": "tf_keras", "class_name": "Nothing", "config": {}}))
+    message = refused("check", tmp_path / "old.keras")
+    assert "Keras 2.21.0 (tf_keras) saved it; docs/migrate.md" in message
+    assert message.count("\n") == 1
+
+
+def test_wrong_usage_is_2(work):
+    assert kq("compress", work / "tiny.keras").exit_code == 2
+    assert kq("squash").exit_code == 2
+    assert kq("compress", work / "tiny.keras", "--data", "x.npz", "--out", "b", "--io", "int4").exit_code == 2
+    assert kq("compress", work / "tiny.keras", "--data", "x.npz", "--out", "b", "--scale", "1/0").exit_code == 2
+
+
+def test_a_missing_extra_is_one_line(monkeypatch, work):
+    import importlib.util
+
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n: None if n in ("sklearn", "PIL") else found(n))
+    assert refused("demo").strip() == "kquant: the demo needs an extra: pip install 'kquant[demo]'"
+    assert "kquant[images]" in refused("compress", work / "tiny.keras", "--data", work, "--out", work / "nothing")
+
+
+def test_the_command_speaks_only_for_itself(work):
+    """As installed: no chatter of TensorFlow on either stream, and --help without importing it."""
+    start = "import sys; sys.argv[0] = 'kquant'; from kquant.cli import main; main()"
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("TF_")}
+    environment["PYTHONPATH"] = str(Path(kquant.__file__).parents[1])
+
+    def run(*arguments):
+        command = [sys.executable, "-c", start, *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+    done = run("check", work / "tiny.keras")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    done = run("check", work / "none.keras")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.count("\n") == 1
+    probe = "import sys; sys.argv[0] = 'kquant'; import kquant.cli; sys.exit('tensorflow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", probe], env=environment, check=False).returncode == 0

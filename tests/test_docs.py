@@ -1,0 +1,124 @@
+"""Every Python block of the documentation runs, every example in a docstring is true, every test named exists."""
+
+import doctest
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+import re
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+import kquant
+from kquant import observers
+from kquant.report import layers as layer_list
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+BLOCK = re.compile(r"^```python(?P<needs>[^\n]*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
+SILENT = {"kquant.__main__"}
+
+
+def stand_in():
+    """A model with the shape of the examples' one: 8x8 images, three classes, a batch norm."""
+    layers = keras.layers
+    return keras.Sequential(
+        [
+            keras.Input((8, 8, 1), name="image"),
+            layers.Conv2D(4, 3, name="conv"),
+            layers.BatchNormalization(name="norm"),
+            layers.ReLU(name="relu"),
+            layers.Flatten(name="flatten"),
+            layers.Dense(3, activation="softmax", name="head"),
+        ],
+        name="resnet8",
+    )
+
+
+@pytest.fixture
+def names(tmp_path, monkeypatch):
+    """What examples may take for granted, in a folder of their own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(observers.OBSERVERS, "median", observers.minmax)  # taken back, whatever a page sets
+    model = stand_in()
+    model.save("resnet8.keras")
+    rng = np.random.default_rng(0)
+    images = rng.random((64, 8, 8, 1), np.float32)
+    migrated = [rng.random(w.shape, np.float32) for w in model.weights]
+    np.savez("weights.npz", *migrated)
+    return {"keras": keras, "kquant": kquant, "np": np, "model": model, "images": images, "labels": np.arange(64) % 3}
+
+
+def blocks(page):
+    return [(match["needs"].strip(), match["code"]) for match in BLOCK.finditer(page.read_text())]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_python_blocks_run(page, names):
+    for number, (needs, code) in enumerate(blocks(page)):
+        source = compile(code, f"{page.name}, block {number + 1}", "exec")
+        if not needs:
+            exec(source, names)
+        elif importlib.util.find_spec(needs) is not None:  # another Keras wants a process of its own
+            subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_there_are_blocks():
+    assert sum(len(blocks(page)) for page in PAGES) >= 8
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_and_tests_exist(page):
+    text = page.read_text()
+    for target in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (page.parent / target).exists(), target
+    for file, test in re.findall(r"`(test_\w+\.py)::(test_\w+)`", text):
+        assert f"def {test}(" in (ROOT / "tests" / file).read_text(), f"{file} has no {test}"
+
+
+def test_layer_list_is_the_rules():
+    written = (ROOT / "docs/layers.md").read_text()
+    assert written == layer_list.markdown(), "the rules changed: run `make docs`"
+
+
+def modules():
+    found = pkgutil.walk_packages(kquant.__path__, "kquant.")
+    return [m.name for m in found if m.name not in SILENT]
+
+
+@pytest.mark.parametrize("name", modules())
+def test_docstring_examples(name, names):
+    # verbs and modules share names (kquant.export), so the module comes from the import system
+    module = importlib.import_module(name)
+    globs = {**vars(module), "keras": keras, "kquant": kquant, "np": np}
+    finder = doctest.DocTestFinder(exclude_empty=True)
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    report: list[str] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for example in finder.find(module, name, globs=globs):
+            runner.run(example, out=report.append)
+    assert runner.failures == 0, "".join(report)
+
+
+def test_public_verbs_have_docstrings_and_hints():
+    for name in kquant.__all__:
+        member = getattr(kquant, name)
+        assert inspect.getdoc(member), name
+        if inspect.isfunction(member):
+            hints = inspect.signature(member)
+            assert hints.return_annotation is not inspect.Signature.empty, name
+            assert all(p.annotation is not inspect.Parameter.empty for p in hints.parameters.values()), name
+
+
+def test_no_file_above_one_megabyte():
+    tracked = [ROOT / name for name in ("README.md", "Makefile", "pyproject.toml")]
+    folders = ("kquant", "recipes", "tests", "docs", "notebooks", "export", "benchmarks")
+    tracked += [file for folder in folders for file in (ROOT / folder).rglob("*") if file.is_file()]
+    assert [str(file) for file in tracked if file.stat().st_size > 1_000_000] == []

@@ -1,0 +1,152 @@
+"""The shape of the package: imports point one way, files and functions stay small, what is public explains itself."""
+
+from __future__ import annotations
+
+import ast
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "kquant"
+FILES = sorted(PACKAGE.rglob("*.py"))
+IDS = [str(path.relative_to(PACKAGE)) for path in FILES]
+
+# Each module imports from rows above its own only; modules of one row never import each other.
+ORDER = (
+    ("core",),
+    ("targets",),
+    ("ops",),
+    ("data", "observers", "inspect", "interpreters"),
+    ("expand", "plan", "calibrate", "lower", "runtimes"),
+    ("fold", "attach"),
+    ("quantize",),
+    ("check", "verify"),
+    ("export",),
+    ("report", "files", "c_array"),
+    ("pipeline",),
+    ("demo",),
+    ("cli",),
+)
+ROW = {name: row for row, names in enumerate(ORDER) for name in names}
+
+
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+def part(path: Path) -> str:
+    """The file or folder right under the package that a file belongs to."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(path: Path) -> set[str]:
+    """Parts of the package that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(parsed(path)):
+        if isinstance(node, ast.ImportFrom):
+            if node.level:
+                raise ValueError(f"{path}: relative import in line {node.lineno}")
+            module = (node.module or "").split(".")
+            if module[0] == "kquant":
+                found |= {module[1]} if len(module) > 1 else {alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            names = [alias.name.split(".") for alias in node.names]
+            found |= {name[1] for name in names if name[0] == "kquant" and len(name) > 1}
+            if any(name == ["kquant"] for name in names):
+                raise ValueError(f"{path}: `import kquant` reaches everything; import what is needed")
+    return found - {"__version__"}
+
+
+def test_every_part_has_a_row() -> None:
+    assert {part(path) for path in FILES} - {"__init__"} == set(ROW)
+
+
+@pytest.mark.parametrize("path", FILES, ids=IDS)
+def test_imports_point_one_way(path: Path) -> None:
+    here = part(path)
+    if here == "__init__":
+        return
+    back = {name for name in imported(path) if name != here and ROW.get(name, -1) >= ROW[here]}
+    assert not back, f"kquant.{here} imports {back} from its own row or below"
+
+
+def test_inside_core_and_ops_imports_have_no_circle() -> None:
+    for folder in ("core", "ops", "lower", "report"):
+        modules = {
+            f"kquant.{folder}.{path.stem}": path for path in (PACKAGE / folder).glob("*.py") if path.stem != "__init__"
+        }
+        after: dict[str, set[str]] = {}
+        for name, path in modules.items():
+            nodes = [n for n in ast.walk(parsed(path)) if isinstance(n, ast.ImportFrom) and n.module in modules]
+            after[name] = {str(n.module) for n in nodes}
+        while after:
+            free = [name for name, needs in after.items() if not needs & set(after)]
+            assert free, f"circle among {sorted(after)}"
+            for name in free:
+                del after[name]
+
+
+@pytest.mark.parametrize("path", FILES, ids=IDS)
+def test_files_and_functions_are_small(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 400
+    long = {
+        node.name: node.end_lineno - node.lineno + 1 - _docstring_lines(node)
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.FunctionDef)
+    }
+    assert not {name: n for name, n in long.items() if n > 50}
+
+
+def _docstring_lines(node: ast.FunctionDef) -> int:
+    first = node.body[0]
+    has = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str)
+    return first.end_lineno - first.lineno + 1 if has else 0
+
+
+@pytest.mark.parametrize("path", FILES, ids=IDS)
+def test_no_assert_in_the_package(path: Path) -> None:
+    assert [node.lineno for node in ast.walk(parsed(path)) if isinstance(node, ast.Assert)] == []
+
+
+@pytest.mark.parametrize("path", FILES, ids=IDS)
+def test_public_functions_have_docstrings_and_types(path: Path) -> None:
+    assert ast.get_docstring(parsed(path)), "a file says what it is for"
+    for node in _public(parsed(path)):
+        where = f"{path.name}:{node.lineno} {node.name}"
+        assert ast.get_docstring(node), f"{where} has no docstring"
+        if isinstance(node, ast.FunctionDef):
+            arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            untyped = [a.arg for a in arguments if a.annotation is None and a.arg not in ("self", "cls")]
+            assert not untyped, f"{where}: {untyped} without a type"
+            assert node.returns is not None, f"{where}: no return type"
+
+
+def _public(tree: ast.Module) -> list[ast.FunctionDef | ast.ClassDef]:
+    """Public functions, classes, and methods of public classes."""
+    found: list[ast.FunctionDef | ast.ClassDef] = []
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            found.append(node)
+            if isinstance(node, ast.ClassDef):
+                found += [n for n in node.body if isinstance(n, ast.FunctionDef) and not n.name.startswith("_")]
+    return found
+
+
+def test_names_say_what_is_inside() -> None:
+    stems = {path.stem for path in FILES}
+    assert not stems & {"utils", "util", "common", "base", "manager", "helpers", "misc"}
+    assert not {stem for stem in stems if stem.endswith(("_v2", "_new", "_old"))}
+
+
+def test_interpreters_start_without_tensorflow() -> None:
+    """The small process that runs a file must not load TensorFlow, or the package."""
+    names = {
+        alias.name.split(".")[0]
+        for node in ast.walk(parsed(PACKAGE / "interpreters.py"))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for alias in (node.names if isinstance(node, ast.Import) else [ast.alias(node.module or "")])
+    }
+    assert not names & {"tensorflow", "keras", "kquant"}

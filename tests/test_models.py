@@ -1,0 +1,242 @@
+"""Every kind of Keras model goes the whole way: quantize, calibrate, fit, export, predict, save and load elsewhere."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from contract import packed
+from model_cases import CASES, Gate, made, samples
+
+import kquant
+from kquant.core.nodes import FakeQuant
+
+ROOT = Path(__file__).parents[1]
+
+
+def fit_one_step(q: keras.Model, x: list[np.ndarray], **options: Any) -> None:
+    """One step towards other outputs."""
+    y = keras.tree.map_structure(lambda t: np.ones((16, *t.shape[1:]), "float32"), q._outputs_struct)
+    loss = keras.tree.map_structure(lambda t: "mse", q._outputs_struct)
+    q.compile(keras.optimizers.SGD(0.01), loss=loss, **options)
+    q.fit(packed(q, [a[:16] for a in x]), y, batch_size=16, epochs=1, verbose=0)
+
+
+@cache
+def quantized(name: str) -> tuple[keras.Model, list[np.ndarray]]:
+    """Calibrated and trained for a step."""
+    q = kquant.quantize(made(name))
+    x = samples(q)
+    kquant.calibrate(q, packed(q, x), verbose=False)
+    before = [v.numpy().copy() for v in q.trainable_variables]
+    fit_one_step(q, x)
+    if before:
+        moved = [not np.array_equal(b, v) for b, v in zip(before, q.trainable_variables, strict=True)]
+        assert any(moved), "training moved nothing"
+    return q, x
+
+
+def assert_same_codes(q: keras.Model, path: Path, x: list[np.ndarray]) -> None:
+    report = kquant.verify(q, path, packed(q, x), runtime="litert-reference")
+    assert report.ok, report
+    for agreement in report.agreements:
+        assert agreement.equal >= 0.999 and agreement.max_err_lsb <= 1, (agreement, report.first_difference)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_quantized_model_computes_the_same_function(name: str) -> None:
+    """Eight bits stay close to float, so nothing was wired wrongly."""
+    model = made(name)
+    q = kquant.quantize(model)
+    x = samples(q)
+    kquant.calibrate(q, packed(q, x), verbose=False)
+    simulated, wanted = q(packed(q, x), training=False), model(packed(q, x), training=False)
+    keras.tree.assert_same_structure(simulated, wanted)
+    for a, b in zip(keras.tree.flatten(simulated), keras.tree.flatten(wanted), strict=True):
+        noise, signal = np.mean((np.array(a) - np.array(b)) ** 2), np.var(np.array(b)) + 1e-6
+        assert noise < signal / 100, f"{10 * np.log10(signal / noise):.1f} dB"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_file_equals_simulation(name: str, tmp_path: Path) -> None:
+    q, x = quantized(name)
+    path = tmp_path / "m.tflite"
+    report = kquant.export(q, path, samples=packed(q, x))
+    assert "FLOAT32" not in report.types
+    assert_same_codes(q, path, x)
+    found = kquant.predict(path, x if len(x) > 1 else x[0], "litert-reference")
+    wanted = keras.tree.flatten(q.predict(packed(q, x), verbose=0))
+    for y, z, port in zip(found if isinstance(found, list) else [found], wanted, report.outputs, strict=True):
+        assert np.mean(np.abs(y - z) < port.scale / 2) >= 0.999
+
+
+LOAD = """
+import sys, pathlib, numpy as np
+import keras, kquant
+for folder in sys.argv[1:]:
+    folder = pathlib.Path(folder)
+    q = keras.models.load_model(folder / "q.keras")
+    inputs = np.load(folder / "x.npz")
+    x = keras.tree.pack_sequence_as(q._inputs_struct, [inputs[f"x{i}"] for i in range(len(inputs.files))])
+    y = keras.tree.flatten(q(x, training=False))
+    np.savez(folder / "y.npz", **{f"y{i}": v for i, v in enumerate(y)})
+    kquant.export(q, folder / "q.tflite", check_runtimes=False)
+"""
+
+
+def test_saved_models_load_in_a_new_process(tmp_path: Path) -> None:
+    """No custom objects, the same outputs and the same file, bit for bit."""
+    expected = {}
+    for name in CASES:
+        q, x = quantized(name)
+        folder = tmp_path / name
+        folder.mkdir()
+        q.save(folder / "q.keras")
+        np.savez(folder / "x.npz", **{f"x{i}": a for i, a in enumerate(x)})
+        kquant.export(q, folder / "here.tflite", check_runtimes=False)
+        expected[folder] = [np.asarray(y) for y in keras.tree.flatten(q(packed(q, x), training=False))]
+    done = subprocess.run([sys.executable, "-c", LOAD, *map(str, expected)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for folder, outputs in expected.items():
+        found = np.load(folder / "y.npz")
+        for i, y in enumerate(outputs):
+            np.testing.assert_array_equal(found[f"y{i}"], y, err_msg=folder.name)
+        assert (folder / "q.tflite").read_bytes() == (folder / "here.tflite").read_bytes(), folder.name
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_mixed_precision_trains_and_exports(policy: str, tmp_path: Path) -> None:
+    keras.config.set_dtype_policy(policy)  # of the whole process: set back whatever happens
+    try:
+        q = kquant.quantize(made("functional"))
+        x = samples(q)
+        kquant.calibrate(q, x[0], verbose=False)
+        before = [v.numpy().copy() for v in q.trainable_variables]
+        fit_one_step(q, x)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert all(v.dtype == "float32" for v in q.trainable_variables)
+    assert any(not np.array_equal(b, v) for b, v in zip(before, q.trainable_variables, strict=True))
+    assert all(np.all(np.isfinite(v)) for v in q.variables)
+    path = tmp_path / "m.tflite"
+    report = kquant.export(q, path, samples=x[0])
+    # The simulation rounds to 16 bits where the device does not; with the same weights in float32 it equals the file.
+    assert all(agreement.max_err_lsb <= 1 for run in report.verification for agreement in run.agreements)
+    exact = kquant.quantize(made("functional"))
+    exact.set_weights(q.get_weights())
+    assert_same_codes(exact, path, x)
+
+
+@pytest.mark.parametrize("jit", [True, False])
+def test_jit_gives_the_same_step(jit: bool) -> None:
+    q = kquant.quantize(made("functional"))
+    x = samples(q)
+    kquant.calibrate(q, x[0], verbose=False)
+    fit_one_step(q, x, jit_compile=jit)
+    compiled = [v.numpy().copy() for v in q.trainable_variables]
+    eager = kquant.quantize(made("functional"))
+    kquant.calibrate(eager, x[0], verbose=False)
+    fit_one_step(eager, x, run_eagerly=True)
+    for a, b in zip(compiled, eager.trainable_variables, strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+    assert np.all(np.isfinite(q.predict(x[0], verbose=0)))
+
+
+def test_seeds_make_training_deterministic() -> None:
+    def once() -> list[np.ndarray]:
+        q = kquant.quantize(made("functional"))
+        x = samples(q)
+        kquant.calibrate(q, x[0], verbose=False)
+        keras.utils.set_random_seed(11)
+        fit_one_step(q, x)
+        return [v.numpy().copy() for v in q.variables]
+
+    for a, b in zip(once(), once(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_variables_of_custom_layers_stay_right_and_trainable() -> None:
+    """`x * self.gamma` keeps gamma's value, and gamma goes on training."""
+    model = made("custom_layer")
+    gate = next(layer for layer in model.layers if isinstance(layer, Gate))
+    gate.gamma.assign([0.5, -1.0, 2.0, 0.25])
+    q = kquant.quantize(model)
+    values = {v.path: v.numpy().copy() for v in q.trainable_variables}
+    held = [path for path, v in values.items() if v.shape == (4,) and np.allclose(v, [0.5, -1.0, 2.0, 0.25])]
+    assert held, values
+    x = samples(q)
+    kquant.calibrate(q, x[0], verbose=False)
+    fit_one_step(q, x)
+    after = next(v for v in q.trainable_variables if v.path == held[0])
+    assert not np.array_equal(after, values[held[0]])
+
+
+def test_variables_that_cannot_train_are_named() -> None:
+    class Exponent(keras.layers.Layer):
+        def build(self, shape: Any) -> None:
+            self.log = self.add_weight(name="log", shape=(shape[-1],), initializer="zeros")
+
+        def call(self, x: Any) -> Any:
+            return x * keras.ops.exp(self.log)
+
+    x = keras.Input((3,))
+    model = keras.Model(x, Exponent(name="exponent")(keras.layers.Dense(3)(x)))
+    with pytest.warns(UserWarning, match="exponent .*log is computed with before it meets a tensor"):
+        kquant.quantize(model)
+
+
+def test_frozen_layers_stay_frozen() -> None:
+    model = made("sequential")
+    model.layers[0].trainable = False
+    q = kquant.quantize(model)
+    assert [v.path.split("/")[0] for v in q.trainable_variables] == [model.layers[-1].name] * 2
+
+
+def test_file_of_a_model_does_not_depend_on_what_ran_before(tmp_path: Path) -> None:
+    """Names of unfolded operations come from the layer, not from Keras' running numbers."""
+    q = kquant.quantize(made("custom_layer"))
+    again = kquant.quantize(made("custom_layer"))
+    kquant_names = [[layer.name for layer in m.layers if isinstance(layer, FakeQuant)] for m in (q, again)]
+    assert any(name.startswith("gate_") for name in kquant_names[0])
+    assert [n for n in kquant_names[0] if n.startswith("gate_")] == [
+        n for n in kquant_names[1] if n.startswith("gate_")
+    ]
+
+
+MIRRORED = """
+import numpy as np, tensorflow as tf
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+import keras, kquant
+strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+x = np.random.default_rng(0).normal(size=(64, 6)).astype("float32")
+with strategy.scope():
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(8, activation="relu"), keras.layers.Dense(2)])
+    q = kquant.quantize(model)
+    kquant.calibrate(q, x, verbose=False)
+    q.compile("sgd", "mse")
+before = [v.numpy().copy() for v in q.variables]
+q.fit(x, np.ones((64, 2), "float32"), batch_size=64, verbose=0)
+moved = [v.path for v, b in zip(q.variables, before) if not np.array_equal(v.numpy().copy(), b)]
+assert any("kernel" in path for path in moved) and any(path.endswith("/low") for path in moved), moved
+kquant.export(q, "mirrored.tflite", check_runtimes=False)
+print("trained on", strategy.num_replicas_in_sync)
+"""
+
+
+def test_mirrored_strategy_trains_a_step(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", MIRRORED]
+    done = subprocess.run(command, cwd=tmp_path, env=_environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "trained on 2" in done.stdout
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}

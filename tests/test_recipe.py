@@ -1,0 +1,218 @@
+"""Recipes are strict: an unknown key names the nearest one, the last matching rule wins, and what they say happens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import kquant
+from kquant.core import recipe as recipes
+from kquant.core.nodes import Compressed, FakeQuant
+from kquant.core.recipe import LayerRule, Recipe
+
+X = np.float32(np.random.default_rng(0).normal(size=(64, 6)))
+
+
+def model() -> keras.Model:
+    keras.utils.set_random_seed(1)
+    parts = [
+        layers.Dense(5, activation="relu", name="stem"),
+        layers.Dense(4, name="body"),
+        layers.Dense(3, name="head_a"),
+    ]
+    return keras.Sequential([keras.Input((6,), name="x"), *parts])
+
+
+def compressed(q: keras.Model) -> dict[str, Compressed]:
+    return {layer.name: layer for layer in q.layers if isinstance(layer, Compressed)}
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_shipped_recipes_load_and_export(name: str, tmp_path: Path) -> None:
+    recipe = recipes.load(name)
+    assert recipe.name == name and recipe.title
+    q = kquant.calibrate(kquant.quantize(model(), name), X, verbose=False)
+    assert kquant.export(q, tmp_path / "m.tflite").recipe == name
+
+
+def test_one_recipe_in_four_forms(tmp_path: Path) -> None:
+    text = 'name = "mine"\nfold = false\n[[rules]]\ntype = "Dense"\nweights = { per_axis = false }\n'
+    (tmp_path / "mine.toml").write_text(text)
+    plain = {"name": "mine", "fold": False, "rules": [{"type": "Dense", "weights": {"per_axis": False}}]}
+    built = Recipe(name="mine", fold=False, rules=(LayerRule(type="Dense", weights={"per_axis": False}),))
+    found = [recipes.load(form) for form in (tmp_path / "mine.toml", str(tmp_path / "mine.toml"), plain, built)]
+    assert all(recipe == built for recipe in found)
+
+
+def test_defaults_are_the_int8_recipe() -> None:
+    shipped = recipes.load("int8").model_copy(update={"title": ""})
+    assert shipped == Recipe(name="int8")
+
+
+RULES: dict[str, tuple[list[dict[str, Any]], dict[str, bool]]] = {
+    "by name": ([{"layer": "body"}], {"stem": True, "body": False, "head_a": True}),
+    "by pattern": ([{"layer": "*o*y"}], {"stem": True, "body": False, "head_a": True}),
+    "by type": ([{"type": "Dense"}], {"stem": False, "body": False, "head_a": False}),
+    "first": ([{"position": "first"}], {"stem": False, "body": True, "head_a": True}),
+    "last": ([{"position": "last"}], {"stem": True, "body": True, "head_a": False}),
+    "all conditions": (
+        [{"type": "Dense", "layer": "s*", "position": "first"}],
+        {"stem": False, "body": True, "head_a": True},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", RULES)
+def test_rules_match(kind: str) -> None:
+    rules, expected = RULES[kind]
+    rules = [{**rule, "weights": {"per_axis": False}} for rule in rules]
+    q = kquant.quantize(model(), {"name": "r", "rules": rules})
+    assert {name: layer.spec.per_axis for name, layer in compressed(q).items()} == expected
+
+
+def test_last_match_wins_key_by_key() -> None:
+    rules = [
+        {"type": "Dense", "weights": {"bits": 4, "per_axis": False}},
+        {"layer": "head_*", "weights": {"bits": 8}},
+        {"layer": "stem", "weights": {"per_axis": True}},
+    ]
+    specs = {name: c.spec for name, c in compressed(kquant.quantize(model(), {"name": "r", "rules": rules})).items()}
+    assert [(s.bits, s.per_axis) for s in specs.values()] == [(4, True), (4, False), (8, False)]
+
+
+def test_observer_of_one_layer() -> None:
+    recipe = {"name": "r", "rules": [{"layer": "body", "activations": {"observer": "percentile"}}]}
+    q = kquant.quantize(model(), recipe)
+    observers = {x.name: x.observer for x in q.layers if isinstance(x, FakeQuant)}
+    assert observers["body_quant"] == "percentile" and observers["x_quant"] == "minmax"
+
+
+def test_narrow_weights_stay_on_their_grid_in_the_file(tmp_path: Path) -> None:
+    q = kquant.quantize(model(), {"name": "r", "weights": {"bits": 4}})
+    kquant.calibrate(q, X, verbose=False)
+    report = kquant.export(q, tmp_path / "m.tflite", samples=X)
+    assert all(run.agreements[0].max_err_lsb <= 1 for run in report.verification)
+    codes, _, _ = compressed(q)["stem"].codes(np.float32(0.1))
+    assert np.abs(codes).max() == 7
+
+
+def test_symmetric_activations_have_zero_point_0() -> None:
+    q = kquant.quantize(model(), {"name": "r", "activations": {"symmetric": True}})
+    kquant.calibrate(q, X + 1.0, verbose=False)
+    points = [float(x.grid()[1]) for x in q.layers if isinstance(x, FakeQuant) and x.has_range]
+    assert points and not any(points)
+
+
+def test_training_settings_reach_the_layers() -> None:
+    q = kquant.quantize(model(), {"name": "r", "training": {"momentum": 0.9, "freeze_ranges_after": 7}})
+    nodes = [x for x in q.layers if isinstance(x, FakeQuant)]
+    assert all(x.momentum == 0.9 and x.freeze_after == 7 for x in nodes)
+    assert all(x.origin == {"recipe": "r", "target": "litert"} for x in nodes)
+
+
+def test_fold_is_a_choice() -> None:
+    x = keras.Input((6,))
+    normed = keras.Model(x, layers.BatchNormalization()(layers.Dense(4)(x)))
+    counts = [len(compressed(kquant.quantize(normed, {"name": "r", "fold": fold}))) for fold in (True, False)]
+    assert counts == [1, 2]
+
+
+def test_skipped_layers_stay_float_and_export_names_them(tmp_path: Path) -> None:
+    q = kquant.quantize(model(), {"name": "r", "rules": [{"layer": "body", "skip": True}]})
+    kquant.calibrate(q, X, verbose=False)
+    with pytest.raises(ValueError, match=r"(body|head_a).*(skip=true)"):
+        kquant.export(q, tmp_path / "m.tflite")
+
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "section": (
+        {"name": "r", "activation": {}},
+        r"recipe: unknown key 'activation'. Did you mean 'activations'\? Known here: name, ",
+    ),
+    "key": (
+        {"name": "r", "weights": {"bit": 8}},
+        r"unknown key 'weights.bit'. Did you mean 'bits'\? Known here: bits, symmetric, ",
+    ),
+    "key of a rule": (
+        {"name": "r", "rules": [{"layers": "a"}]},
+        r"unknown key 'rules.0.layers'. Did you mean 'layer'\?",
+    ),
+    "key inside a rule": (
+        {"name": "r", "rules": [{"layer": "a"}, {"layer": "b", "weights": {"bitz": 4}}]},
+        r"rules.1.weights: unknown key 'bitz'. Did you mean 'bits'\?",
+    ),
+    "value": ({"name": "r", "activations": {"bits": 77}}, "activations.bits: .*less than or equal to 16. Received: 77"),
+    "value inside a rule": (
+        {"name": "r", "rules": [{"layer": "a", "weights": {"bits": 1}}]},
+        "rules.0.weights: bits: .*Received: 1",
+    ),
+    "type": ({"name": "r", "fold": "maybe"}, "fold: .*boolean.*Received: 'maybe'"),
+    "asymmetric weights": ({"name": "r", "weights": {"symmetric": False}}, "weights.symmetric: .*Received: False"),
+    "no name": ({"fold": True}, "name: Field required"),
+    "rule without condition": (
+        {"name": "r", "rules": [{"skip": True}]},
+        "rules.0: a rule needs layer, type or position",
+    ),
+    "position": (
+        {"name": "r", "rules": [{"position": "middle"}]},
+        "rules.0.position: .*'first' or 'last'. Received: 'middle'",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_wrong_recipes_are_refused(kind: str) -> None:
+    recipe, message = WRONG[kind]
+    with pytest.raises(ValueError, match=message):
+        recipes.load(recipe)
+
+
+def test_all_mistakes_are_listed() -> None:
+    with pytest.raises(ValueError) as caught:
+        recipes.load({"name": "r", "activations": {"bitz": 8}, "fold": "maybe"})
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_files_are_named_in_messages(tmp_path: Path) -> None:
+    (tmp_path / "bad.toml").write_text('name = "r"\n[weight]\n')
+    with pytest.raises(ValueError, match=r"bad.toml: unknown key 'weight'. Did you mean 'weights'\?"):
+        recipes.load(tmp_path / "bad.toml")
+    (tmp_path / "broken.toml").write_text("name = \n")
+    with pytest.raises(ValueError, match="broken.toml: not TOML: .*line 1"):
+        recipes.load(tmp_path / "broken.toml")
+    with pytest.raises(ValueError, match="recipe: no file .*gone.toml"):
+        recipes.load(tmp_path / "gone.toml")
+
+
+@pytest.mark.parametrize("given", [3, None, ["int8"]])
+def test_what_is_no_recipe_is_refused(given: Any) -> None:
+    with pytest.raises(ValueError, match="recipe: expected a name, a .toml file, a dict or a Recipe. Received: "):
+        recipes.load(given)
+
+
+@pytest.mark.parametrize(
+    ("rule", "wanted"),
+    [
+        ({"layer": "hed_*"}, "layer='hed_\\*' matches no layer. Layers: .*head_a"),
+        ({"type": "Conv2D"}, "type='Conv2D' matches no layer"),
+        ({"layer": "stem", "position": "last"}, "layer='stem', position='last' matches no layer"),
+    ],
+)
+def test_rules_that_match_nothing_are_refused(rule: dict[str, Any], wanted: str) -> None:
+    with pytest.raises(ValueError, match=f"recipe 'r': the rule {wanted}"):
+        kquant.quantize(model(), {"name": "r", "rules": [rule]})
+
+
+@pytest.mark.parametrize(
+    "recipe", [{"activations": {"bits": 16}}, {"rules": [{"layer": "body", "activations": {"bits": 4}}]}]
+)
+def test_widths_without_kernels_are_refused(recipe: dict[str, Any]) -> None:
+    with pytest.raises(
+        ValueError, match=r"recipe 'r': activations of (16|4) bits have no file format here; take bits = 8"
+    ):
+        kquant.quantize(model(), {"name": "r", **recipe})

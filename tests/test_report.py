@@ -1,0 +1,81 @@
+"""Reports: what has to be known comes first, names are shown as they are, JSON is strict."""
+
+import json
+import math
+from dataclasses import replace
+
+import keras
+import numpy as np
+import pytest
+
+import kquant
+from kquant import report
+from kquant.check import CheckReport, LayerCheck
+from kquant.verify import Agreement, VerifyReport
+
+ODD = "bold[red]/x:0"
+AGREEMENT = Agreement(output=ODD, equal=0.99999, max_err_lsb=1, argmax=1.0, sqnr_db=math.inf)
+VERIFIED = VerifyReport("tflm", 64, (AGREEMENT,), (), (), None)
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory):
+    model = keras.Sequential([keras.Input((4,), name="x"), keras.layers.Dense(2, name="head")], name="tiny")
+    x = np.random.default_rng(0).random((64, 4), np.float32)
+    return kquant.compress(model, x, output=tmp_path_factory.mktemp("report") / "m.tflite", verbose=False)
+
+
+def test_compress_result_shows_its_report(result):
+    text = report.render(result)
+    assert text == report.render(result.report)
+    assert "FULLY_CONNECTED" in text
+    assert f"{result.report.file_bytes:,} bytes" in text
+    assert report.to_json(result) == report.to_json(result.report)
+
+
+def test_ports_show_what_the_application_computes_with(result):
+    text = report.render(kquant.inspect(result.report.path))
+    port = result.report.inputs[0]
+    assert f"{port.scale:.9g}" in text
+    assert str(port.zero_point) in text
+
+
+def test_names_are_not_markup():
+    assert ODD in report.render(VERIFIED)
+    assert ODD in report.render_arrays({ODD: np.zeros((2, 3))})
+    row = LayerCheck(ODD, "Dense", "integer", ("FULLY_CONNECTED",), "")
+    assert ODD in report.render(CheckReport("[b]model", "tflm", (row,)))
+
+
+def test_findings_come_before_tables():
+    bad = replace(VERIFIED, float_operators=("RELU (act)",), wrong_encodings=("x",), first_difference="conv: 1.00%")
+    text = report.render(bad)
+    assert "NOT the model" in text.splitlines()[0]
+    assert text.index("compute in float: RELU (act)") < text.index("equal codes")
+    assert text.index("not the model's at x") < text.index("equal codes")
+    assert text.index("first differ from the model at conv") < text.index("equal codes")
+
+
+def test_refused_layers_come_with_the_remedy():
+    row = LayerCheck("memory", "LSTM", "refused", (), "replace it")
+    text = report.render(CheckReport("model", "tflm", (row,)))
+    assert "memory (LSTM), refused: replace it" in text
+    assert "1 of 1 layers cannot be integer" in text
+
+
+def test_almost_equal_is_not_printed_as_equal():
+    assert "99.99 %" in report.render(VERIFIED)
+
+
+def test_json_is_strict():
+    def refuse(name):
+        raise AssertionError(f"{name} is not JSON")
+
+    found = json.loads(report.to_json(VERIFIED), parse_constant=refuse)
+    assert found["agreements"][0]["sqnr_db"] is None
+    assert found["ok"] is True
+
+
+def test_other_objects_are_refused():
+    with pytest.raises(TypeError, match="Received: int"):
+        report.render(3)
