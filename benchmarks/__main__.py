@@ -12,7 +12,7 @@ ALL = ("accuracy", "parity", "qat_accuracy", "step_time", "ptq_time")
 def main() -> None:
     """Parse and run; stops at the first that fails."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", default=list(ALL), help=f"of {', '.join(ALL)}; each has a --help of its own")
+    parser.add_argument("names", nargs="*", default=list(ALL), help=f"of {', '.join(ALL)}; each has its own --help")
     for name in parser.parse_args().names:
         print(f"== {name}", flush=True)
         subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], check=True)

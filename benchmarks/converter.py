@@ -1,4 +1,4 @@
-"""The TensorFlow converter's int8 file for the same model and samples: the peer of the size, time and latency figures."""
+"""The TensorFlow converter's int8 file for the same model and samples: peer of the size, time and latency figures."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def convert_int8(model: Any, calibration: np.ndarray) -> bytes:
     frozen = convert_variables_to_constants_v2(function)  # Keras 3 variables cannot be read while it calibrates
     converter = tf.lite.TFLiteConverter.from_concrete_functions([frozen])
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    converter.representative_dataset = lambda: ([x[None]] for x in calibration)
+    converter.representative_dataset = lambda: ([x[None].astype("float32")] for x in calibration)
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
     converter.inference_input_type = converter.inference_output_type = tf.int8
     return converter.convert()

@@ -1,7 +1,7 @@
 """Number 4: time of a quantization-aware training step against the float step of the same model, in one process.
 
-Rounds alternate between the two, so that a machine that slows down slows both. First step and peak memory are taken in a
-process of their own for each configuration.
+Rounds alternate between the two, so that a machine that slows down slows both. First step and peak memory are taken in
+a process of their own for each configuration.
 """
 
 from __future__ import annotations
@@ -95,7 +95,8 @@ def first_steps(name: str, jit: bool) -> None:
         found[kind] = json.loads(done.stdout.splitlines()[-1])
     a, b = found["float"], found["qat"]
     print(
-        f"{name} jit={jit}: first step {a['first_s']:.1f} and {b['first_s']:.1f} s, ratio {b['first_s'] / a['first_s']:.2f}; "
+        f"{name} jit={jit}: first step {a['first_s']:.1f} and {b['first_s']:.1f} s, "
+        f"ratio {b['first_s'] / a['first_s']:.2f}; "
         f"peak memory {a['peak_kb'] // 1024} and {b['peak_kb'] // 1024} MB, ratio {b['peak_kb'] / a['peak_kb']:.2f}",
         flush=True,
     )

@@ -8,6 +8,7 @@ leaves the old ones.
 from __future__ import annotations
 
 import itertools
+import math
 import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -20,10 +21,15 @@ from tqdm.auto import tqdm
 from kquant import observers
 from kquant.core.nodes import FakeQuant, observing
 from kquant.data import batches_of, refuse_endless
-from kquant.observers import Statistics, histogram
+from kquant.observers import BINS, Statistics
 
 FEW_SAMPLES = 32
 HALVES_DIFFER = 2.0
+NONE = np.zeros(0, np.float32)
+EAGER_BATCHES = 6
+# Values of a batch that its histogram counts: the first batches give hundreds of thousands for each tensor, where a
+# percentile stands still; the batches after them add what is new at little cost.
+MOST_VALUES, FEW_VALUES = 1 << 16, 1 << 12
 
 
 def calibrate(
@@ -78,47 +84,104 @@ def _observe(
     qmodel: keras.Model, nodes: Iterable[FakeQuant], data: Iterator[Any], limit: int | None, verbose: bool
 ) -> tuple[dict[tuple[str, int], Statistics], int]:
     """Run the data through; statistics of each (layer, site), and the number of samples."""
-    wants = {node.name for node in nodes if node.observer in observers.NEED_HISTOGRAM}
-    keys: list[tuple[str, int]] = []
-
-    @tf.function(reduce_retracing=True)
-    def extremes(x: Any) -> tuple[tf.Tensor, list[tf.Tensor]]:
-        rows, tensors, seen = [], [], []
-
-        def collect(layer: FakeQuant, site: int, y: tf.Tensor) -> None:
-            if layer.has_range:
-                y = tf.cast(y, tf.float32)
-                seen.append((layer.name, site))
-                rows.append(tf.stack([tf.reduce_min(y), tf.reduce_max(y)]))
-                if layer.name in wants:
-                    tensors.append(y)
-
-        with observing(collect):
-            qmodel(x, training=False)
-        keys[:] = seen
-        return tf.stack(rows), tensors
-
+    look = _Look(qmodel, {node.name for node in nodes if node.observer in observers.NEED_HISTOGRAM})
     found: dict[tuple[str, int], Statistics] = {}
     extents: list[np.ndarray] = []
     samples = 0
     # islice asks for no batch beyond the limit, which may be slow to make
     for x in tqdm(itertools.islice(data, limit), desc="calibrate", unit="batch", disable=not verbose, total=limit):
-        rows, tensors = extremes(x)
+        rows, counts, reaches = look(x)
         extents.append(np.array(rows))  # a copy: `rows.numpy()` would keep the whole tensor alive
         extents = observers.thinned(extents)
         if not np.all(np.isfinite(extents[-1])):
-            _refuse_infinite(keys, extents[-1])
+            _refuse_infinite(look.keys, extents[-1])
         samples += int(keras.tree.flatten(x)[0].shape[0])
-        for key, values in zip([k for k in keys if k[0] in wants], tensors, strict=True):
-            new = histogram(values.numpy())
+        for key, row, reach in zip(look.counted(), counts.numpy(), reaches.numpy(), strict=True):
+            new = Statistics(NONE, NONE, row.astype(np.int64), float(reach))
             found[key] = found[key].merge(new) if key in found else new
     if not extents:
         return {}, 0
     stacked = np.stack(extents)
-    for i, key in enumerate(keys):
-        binned = found.get(key, Statistics(stacked[:0, i, 0], stacked[:0, i, 1]))
-        found[key] = Statistics(stacked[:, i, 0], stacked[:, i, 1], binned.counts, binned.reach)
+    for i, key in enumerate(look.keys):
+        counted = found.get(key, Statistics(NONE, NONE))
+        found[key] = Statistics(stacked[:, i, 0], stacked[:, i, 1], counted.counts, counted.reach)
     return found, samples
+
+
+class _Look:
+    """One batch through the model in float: `(extremes[sites, 2], counts[histograms, bins], reaches[histograms])`.
+
+    Tracing a graph takes as long as a few batches do without one, so only what comes after `EAGER_BATCHES` is traced,
+    once, with an open batch axis.
+    """
+
+    def __init__(self, qmodel: keras.Model, wants: set[str]) -> None:
+        self.qmodel, self.wants = qmodel, wants
+        self.keys: list[tuple[str, int]] = []
+        self.batches = 0
+        self.most = MOST_VALUES
+        self.compiled: Any = None
+
+    def counted(self) -> list[tuple[str, int]]:
+        """The keys that have a histogram, in order."""
+        return [key for key in self.keys if key[0] in self.wants]
+
+    def __call__(self, x: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        self.batches += 1
+        if self.batches <= EAGER_BATCHES:
+            return self.run(x)
+        if self.compiled is None:
+            struct = getattr(self.qmodel, "_inputs_struct", self.qmodel.inputs)
+            specs = keras.tree.map_structure(lambda t: tf.TensorSpec((None, *t.shape[1:]), t.dtype), struct)
+            self.most = FEW_VALUES
+            self.compiled = tf.function(self.run, autograph=False).get_concrete_function(specs)
+        return self.compiled(x)
+
+    def run(self, x: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        lows, highs, values = [], [], []
+        keys: list[tuple[str, int]] = []
+
+        def collect(layer: FakeQuant, site: int, y: tf.Tensor) -> None:
+            if layer.has_range:
+                y = tf.cast(y, tf.float32)
+                keys.append((layer.name, site))
+                lows.append(tf.reduce_min(y))
+                highs.append(tf.reduce_max(y))
+                if layer.name in self.wants:
+                    values.append(_spread(y, self.most))
+
+        with observing(collect):
+            self.qmodel(x, training=False)
+        self.keys = keys
+        rows = tf.stack([tf.stack(lows), tf.stack(highs)], axis=1)
+        counted = [i for i, key in enumerate(keys) if key[0] in self.wants]
+        if not counted:
+            return rows, tf.zeros((0, BINS), tf.int32), tf.zeros((0,))
+        return rows, *_histograms(values, tf.reduce_max(tf.abs(tf.gather(rows, counted)), axis=1))
+
+
+def _spread(y: tf.Tensor, most: int) -> tf.Tensor:
+    """About `most` of a batch's values, from all over it.
+
+    The step has no factor in common with a sample's size, so every channel and place is met in some sample.
+    """
+    size = int(np.prod(y.shape[1:], dtype=np.int64))
+    step = max(1, 32 * size // most)
+    while math.gcd(step, size) > 1:
+        step += 1
+    return tf.reshape(y, (-1,))[::step]
+
+
+def _histograms(values: list[tf.Tensor], largest: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """`observers.histogram` of many tensors at once: int32[tensors, bins], and the reach of each."""
+    exponent = tf.floor(tf.math.log(tf.maximum(largest, 2.0**-30)) / np.float32(np.log(2.0))) + 1.0
+    exponent = tf.where(tf.pow(2.0, exponent) > largest, exponent, exponent + 1.0)  # the logarithm may round down
+    reaches = tf.pow(2.0, tf.maximum(exponent, float(observers.SMALLEST_EXPONENT)))
+    rows = tf.repeat(tf.range(len(values)), tf.stack([tf.size(v) for v in values]))
+    bins = tf.cast(tf.floor((tf.concat(values, 0) / tf.gather(reaches, rows) + 1.0) * (BINS / 2)), tf.int32)
+    places = rows * BINS + tf.clip_by_value(bins, 0, BINS - 1)
+    total = len(values) * BINS
+    return tf.reshape(tf.math.bincount(places, minlength=total, maxlength=total), (-1, BINS)), reaches
 
 
 def _refuse_infinite(keys: list[tuple[str, int]], extents: np.ndarray) -> None:

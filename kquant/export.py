@@ -7,6 +7,7 @@ import os
 import stat
 import tempfile
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -110,8 +111,7 @@ def export(
         {"kquant": __version__, "recipe": lowered.recipe, "target": lowered.target.name},
     )
     file = read_model(content)
-    reports = _verified(qmodel, lowered, content, file, samples) if check_runtimes else ()
-    arena = arena_bytes(content) if check_runtimes and _fits_tflm(file) else None
+    reports, arena = _tried(qmodel, lowered, content, file, samples) if check_runtimes else ((), None)
     write_atomically(target_path, content)
     return ExportReport(
         path=str(target_path),
@@ -128,12 +128,22 @@ def export(
     )
 
 
+def _tried(
+    qmodel: keras.Model, lowered: Lowered, content: bytes, file: FileModel, samples: Any
+) -> tuple[tuple[VerifyReport, ...], int | None]:
+    """Verification and arena size, side by side."""
+    with ThreadPoolExecutor() as pool:
+        arena = pool.submit(arena_bytes, content) if _fits_tflm(file) else None
+        reports = _verified(qmodel, lowered, content, file, samples)
+        return reports, None if arena is None else arena.result()
+
+
 def _verified(
     qmodel: keras.Model, lowered: Lowered, content: bytes, file: FileModel, samples: Any
 ) -> tuple[VerifyReport, ...]:
     x = _random(lowered) if samples is None else gather(qmodel, samples, 64)
     names = [name for name in lowered.target.runtimes if name in available()] or ["litert-reference"]
-    reports = tuple(compare(lowered, content, file, x, name) for name in names)
+    reports = compare(lowered, content, file, x, names)
     for report in reports:
         if report.float_operators:
             raise ValueError(f"export: the file would compute in float: {', '.join(report.float_operators)}.")

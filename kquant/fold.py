@@ -167,7 +167,7 @@ def _into_second(before: Affine, layer: Any, gains: Gains) -> Any:
     if isinstance(layer, Affine):
         factor, shift = np.asarray(layer.scale, np.float64), np.asarray(layer.offset, np.float64)
         return affine(
-            scale * factor, offset * factor + shift, channels=scale.size, name=layer.name, trainable=layer.trainable
+            scale * factor, offset * factor + shift, channels=scale.size, name=layer.name, trains=layer.trains
         )
     weights = _weights(layer)
     kernel, bias = _numbers(layer, weights)

@@ -155,16 +155,17 @@ def _read(model: Any, size: int) -> FileModel:
 
 def _tensor(index: int, t: Any, buffers: list[Any]) -> FileTensor:
     q = t.quantization
-    has = q is not None and q.scale is not None and len(q.scale) > 0
+    scales = () if q is None or q.scale is None else tuple(float(s) for s in q.scale)
+    points = (0,) if q is None or q.zeroPoint is None else tuple(int(z) for z in q.zeroPoint)
     data = buffers[t.buffer].data
     return FileTensor(
         index=index,
         name=t.name.decode() if t.name else "",
         shape=tuple(int(n) for n in (t.shape if t.shape is not None else ())),
         type=NAMES[t.type],
-        scale=tuple(float(s) for s in q.scale) if has else None,
-        zero_point=tuple(int(z) for z in q.zeroPoint) if has and q.zeroPoint is not None else (0,),
-        axis=int(q.quantizedDimension) if has else 0,
+        scale=scales or None,
+        zero_point=points if scales else (0,),
+        axis=int(q.quantizedDimension) if scales else 0,
         size_bytes=0 if data is None else len(data),
         variable=bool(t.isVariable),
     )

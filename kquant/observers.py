@@ -117,7 +117,7 @@ def percentile(statistics: Statistics, percent: float = 99.99) -> tuple[float, f
         >>> values = np.linspace(0, 1, 10001, dtype="float32")
         >>> s = histogram(values)
         >>> percentile(Statistics(values[:1], values[-1:], s.counts, s.reach), 90.0)
-        (0.0498046875, 0.9501953125)
+        (0.048828125, 0.951171875)
     """
     edges = np.linspace(-statistics.reach, statistics.reach, statistics.counts.size + 1)
     below = np.cumsum(statistics.counts)

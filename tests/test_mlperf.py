@@ -1,4 +1,4 @@
-"""The five pretrained MLPerf Tiny models, from `.keras` to files that every runtime executes; needs the asset folder."""
+"""The five pretrained MLPerf Tiny models, from `.keras` to files that all runtimes execute; needs the asset folder."""
 
 import numpy as np
 import pytest

@@ -192,6 +192,38 @@ def test_variables_that_cannot_train_are_named() -> None:
         kquant.quantize(model)
 
 
+@keras.saving.register_keras_serializable("tests")
+class Reloaded(keras.Model):
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.left, self.right = keras.layers.Dense(4), keras.layers.Dense(4)
+
+    def call(self, pair: Any) -> Any:
+        return self.left(pair[0]) * self.right(pair[1])
+
+
+def test_subclassed_model_from_a_file(tmp_path: Path) -> None:
+    """Its shapes come back as lists, which look like structures."""
+    model = Reloaded()
+    x = [np.float32(np.random.default_rng(0).normal(size=(64, n))) for n in (6, 3)]
+    model(x)
+    model.save(tmp_path / "m.keras")
+    q = kquant.quantize(keras.models.load_model(tmp_path / "m.keras"))
+    assert [t.name for t in q.inputs] == ["pair_0", "pair_1"] and q.input_shape == [(None, 6), (None, 3)]
+    kquant.calibrate(q, x, verbose=False)
+    kquant.export(q, tmp_path / "m.tflite")
+    assert_same_codes(q, tmp_path / "m.tflite", x)
+
+
+def test_a_fixed_batch_size_is_let_go(tmp_path: Path) -> None:
+    x = keras.Input((6,), batch_size=4)
+    q = kquant.quantize(keras.Model(x, keras.layers.Dense(2)(x)))
+    assert q.input_shape == (None, 6)
+    data = np.float32(np.random.default_rng(0).normal(size=(50, 6)))
+    kquant.calibrate(q, data, verbose=False)
+    assert kquant.export(q, tmp_path / "m.tflite").inputs[0].shape == (1, 6)
+
+
 def test_frozen_layers_stay_frozen() -> None:
     model = made("sequential")
     model.layers[0].trainable = False

@@ -86,10 +86,11 @@ def test_last_match_wins_key_by_key() -> None:
 
 
 def test_observer_of_one_layer() -> None:
-    recipe = {"name": "r", "rules": [{"layer": "body", "activations": {"observer": "percentile"}}]}
+    recipe = {"name": "r", "rules": [{"layer": "body", "activations": {"observer": "moving-average"}}]}
     q = kquant.quantize(model(), recipe)
     observers = {x.name: x.observer for x in q.layers if isinstance(x, FakeQuant)}
-    assert observers["body_quant"] == "percentile" and observers["x_quant"] == "minmax"
+    assert observers["body_quant"] == "moving-average"
+    assert observers["x_quant"] == Recipe(name="r").activations.observer
 
 
 def test_narrow_weights_stay_on_their_grid_in_the_file(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from kquant.core.spec import QuantSpec, encode_weights
 class Compressed(keras.layers.Wrapper):
     """A layer that computes with quantized weights; the float weights stay the ones that train.
 
-    Training: `w' = scale * round(w / scale)`, gradients straight through (symmetric grid: nothing clips). Inference: the
+    Training: `w' = scale * round(w / scale)`, gradients straight through (nothing clips). Inference: the
     layer itself runs on codes, so that its sums are the integers of the device, and the bias is int32 at `s_in * s_w`.
 
     Args:
@@ -26,9 +26,9 @@ class Compressed(keras.layers.Wrapper):
         kernel, bias: names of the layer's variables (bias may be None).
         channel_axes: axes of the kernel that number the output channels.
         sums: False where the layer multiplies only (PReLU): the accumulator scale then differs by element.
-        gain_shape: shape of `gain`, a fixed factor of the kernel, or None for 1. A batch norm folded into the kernel would
-            rescale what the optimizer steps on (a first layer on 0..255 pixels has weights of 1e-3: Adam's steps ruin
-            them); with its scale kept apart, the kernel trains as it did before folding.
+        gain_shape: shape of `gain`, a fixed factor of the kernel, or None for 1. A batch norm folded into the kernel
+            would rescale what the optimizer steps on (a first layer on 0..255 pixels has weights of 1e-3: Adam's steps
+            ruin them); with its scale kept apart, the kernel trains as it did before folding.
     """
 
     def __init__(
@@ -53,7 +53,12 @@ class Compressed(keras.layers.Wrapper):
         self.gain = None
         if gain_shape is not None:
             self.gain = self.add_weight(
-                name="gain", shape=tuple(gain_shape), initializer="ones", trainable=False, dtype="float32", autocast=False
+                name="gain",
+                shape=tuple(gain_shape),
+                initializer="ones",
+                trainable=False,
+                dtype="float32",
+                autocast=False,
             )
 
     def build(self, x_shape: Any, encoding_shape: Any = None) -> None:
@@ -126,7 +131,7 @@ class Compressed(keras.layers.Wrapper):
 
     def _channel_shape(self, weights: tf.Tensor) -> list[int]:
         kept = {axis % weights.shape.rank for axis in self.channel_axes}
-        return [n if axis in kept else 1 for axis, n in enumerate(weights.shape)]
+        return [int(n or 1) if axis in kept else 1 for axis, n in enumerate(weights.shape.as_list())]
 
     def _trained(self) -> tf.Tensor:
         """The kernel on its grid, as training sees it (a bias cannot move it more than rounding does)."""

@@ -139,8 +139,8 @@ class FakeQuant(keras.layers.Layer):
             self._move(real, site)
         scale, zero_point, seen = self.grid(encodings)
         if training and self.fixed is not None:
-            # Probabilities on a grid of 1/256 are often 0, where a cross-entropy has no gradient; the kernel's grid is fine
-            # enough that training need not see it.
+            # Probabilities on a grid of 1/256 are often 0, where a cross-entropy has no gradient; the kernel's grid is
+            # fine enough that training need not see it.
             return [y, tf.stack([scale, zero_point])]
         if training:
             quantized = _train(real, scale, zero_point, self.spec)
@@ -203,7 +203,8 @@ class FakeQuant(keras.layers.Layer):
         out = arithmetic.Grid(scale, zero_point, self.spec.low, self.spec.high)
         if accumulator is not None:
             rounding = arithmetic.ROUNDING[self._runtime].get(kernel or "", "double")
-            sums = tf.round(tf.cast(y, tf.float64) / tf.where(accumulator > 0.0, accumulator, tf.ones_like(accumulator)))
+            unit = tf.where(accumulator > 0.0, accumulator, tf.ones_like(accumulator))
+            sums = tf.round(tf.cast(y, tf.float64) / unit)
             codes = arithmetic.requantize(sums, accumulator, out, rounding)
             return tf.where(tf.reduce_min(accumulator) > 0.0, tf.cast(codes, tf.float32), nearest)
         if kernel is None or not sources:

@@ -25,7 +25,8 @@ def inputs_of(model: keras.Model, input_shape: Any = None) -> Any:
         ValueError: the model is not built, its inputs cannot be told, or `input_shape` does not fit.
 
     Example:
-        >>> inputs_of(keras.Sequential([keras.Input((None, 3), name="x")]), (None, 4, 3)).shape
+        >>> model = keras.Sequential([keras.Input((None, 3)), keras.layers.Conv1D(2, 1)])
+        >>> inputs_of(model, (None, 4, 3)).shape
         (None, 4, 3)
     """
     if not model.built:
@@ -40,7 +41,7 @@ def inputs_of(model: keras.Model, input_shape: Any = None) -> Any:
         struct = struct[0]  # as Keras loads old files; a bare tensor is what everybody passes
     if input_shape is not None:
         struct = _reshaped(struct, input_shape, model.name)
-    return tree.map_structure(lambda t: Tensor(t.shape, t.dtype, name=t.name), struct)
+    return tree.map_structure(lambda t: Tensor((None, *t.shape[1:]), t.dtype, name=t.name), struct)
 
 
 def check_static(name: str, inputs: Any) -> None:

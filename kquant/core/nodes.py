@@ -1,7 +1,7 @@
 """The two kinds of Keras layer that kquant adds: `FakeQuant` (tensors) and `Compressed` (weights).
 
     x, encoding = FakeQuant(...)(x)                        # encoding = float32[2]: scale, zero point
-    y, accumulator = Compressed(Conv2D(...))(x, encoding)  # accumulator = float64[channels]: the scale of its int32 sums
+    y, accumulator = Compressed(Conv2D(...))(x, encoding)  # accumulator = float64[channels]: scale of its sums
     y, encoding = FakeQuant(...)(ReLU()(y), accumulator=accumulator, kernel="CONV_2D")
 
 Encodings travel beside the tensors, so a layer knows the scale that its sums will have on the device without holding a
@@ -9,7 +9,7 @@ reference to another layer: models save, load and clone like any other, and a sh
 
 Three ways to run:
     observing (`kquant.calibrate`)  float; every tensor is handed to a collector;
-    training                        ranges move, straight-through fake quantization (Jacob et al., arXiv:1712.05877, section 3);
+    training                        ranges move, straight-through fake quantization (Jacob et al., arXiv:1712.05877);
     inference                       the integer arithmetic of the interpreter, code for code (`core.arithmetic`).
 """
 

@@ -31,7 +31,7 @@ class Activations(_Strict):
 
     bits: int = Field(8, ge=2, le=16)
     symmetric: bool = False
-    observer: str = "minmax"
+    observer: str = "percentile"
 
     def spec(self) -> QuantSpec:
         """The grid."""

@@ -61,6 +61,9 @@ def unfold(model: keras.Model, inputs: Any, known: Callable[[Any], bool]) -> tup
     with _untouched(model):
         unfolding = _Unfolding(known)
         outputs = unfolding.visit(model, (inputs,), {})
+    if all(known(node.op) for node in unfolding.nodes):  # otherwise the model is about to be refused
+        for message in unfolding.frozen:
+            warnings.warn(message, stacklevel=2)
     return unfolding.nodes, outputs
 
 
@@ -84,11 +87,12 @@ def _untouched(model: keras.Model) -> Iterator[None]:
 
 @dataclass
 class _Unfolding:
-    """The calls found so far, and the layer that is being unfolded."""
+    """The calls found so far, the layer that is being unfolded, and what is to be said of variables that froze."""
 
     known: Callable[[Any], bool]
     nodes: list[Node] = field(default_factory=list)
     owner: Any = None
+    frozen: list[str] = field(default_factory=list)
 
     def visit(self, op: Any, args: tuple, kwargs: dict) -> Any:
         """Append the calls that `op(*args, **kwargs)` consists of; return its outputs."""
@@ -138,7 +142,7 @@ class _Unfolding:
         outputs = _followed(op, call_args, call_kwargs)
         back = {id(ours[id(t)]): t for t in starts}
         recorded = _recorded(tree.flatten(outputs), set(back))
-        _warn_frozen(op, recorded)
+        self.frozen += _frozen(op, recorded)
         outer, self.owner = self.owner, op if self.owner is None or not _is_builtin(self.owner) else self.owner
         for node in recorded:
             if not isinstance(node.operation, keras.layers.Layer):
@@ -199,16 +203,16 @@ def _followed(op: Any, args: tuple, kwargs: dict) -> Any:
     return outputs
 
 
-def _warn_frozen(op: Any, recorded: list[KerasNode]) -> None:
+def _frozen(op: Any, recorded: list[KerasNode]) -> list[str]:
     """Variables that `call` turned into numbers before they met a tensor keep their values, but cannot train."""
     used = {id(x) for n in recorded for x in tree.flatten((n.arguments.args, n.arguments.kwargs))}
     lost = [v.name for v in getattr(op, "_trainable_variables", []) if v.trainable and id(v) not in used]
-    if lost:
-        warnings.warn(
-            f"{op.name} ({type(op).__name__}): {', '.join(lost)} is computed with before it meets a tensor (or not at "
-            "all), so it keeps its value in the quantized model and does not train there.",
-            stacklevel=2,
-        )
+    if not lost:
+        return []
+    return [
+        f"{op.name} ({type(op).__name__}): {', '.join(lost)} is computed with before it meets a tensor (or not at "
+        "all), so it keeps its value in the quantized model and does not train there."
+    ]
 
 
 def _recorded(outputs: list[Tensor], starts: set[int]) -> list[KerasNode]:

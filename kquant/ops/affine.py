@@ -6,6 +6,7 @@ channel, where a MUL and an ADD would round twice. `kquant.fold` merges most of 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -21,17 +22,24 @@ layers = keras.layers
 class Affine(keras.layers.Layer):
     """`y = scale * x + offset`, both float32[channels].
 
+    Args:
+        trains: which of the two train, of "scale" and "offset"; a constant of the model must stay one.
+
     Example:
         >>> layer = affine([2.0, 0.5], 1.0, channels=2, name="a")
         >>> layer(np.ones((1, 2), "float32")).numpy().tolist()
         [[3.0, 1.5]]
     """
 
+    def __init__(self, trains: Sequence[str] = ("scale", "offset"), **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.trains = tuple(trains)
+
     def build(self, input_shape: Any) -> None:
         """Make the two vectors."""
-        shape = (input_shape[-1],)
-        self.scale = self.add_weight(name="scale", shape=shape, initializer="ones")
-        self.offset = self.add_weight(name="offset", shape=shape, initializer="zeros")
+        for name, start in (("scale", "ones"), ("offset", "zeros")):
+            shape, trains = (input_shape[-1],), name in self.trains
+            setattr(self, name, self.add_weight(name=name, shape=shape, initializer=start, trainable=trains))
 
     def call(self, x: Any) -> Any:
         """Scale and shift the channels."""
@@ -41,9 +49,15 @@ class Affine(keras.layers.Layer):
         """As the input."""
         return input_shape
 
+    def get_config(self) -> dict[str, Any]:
+        """All arguments."""
+        return {**super().get_config(), "trains": list(self.trains)}
 
-def affine(scale: Any, offset: Any, *, channels: int, name: str, trainable: bool = False, dtype: Any = None) -> Affine:
-    """A built `Affine` layer; scalars stand for all channels.
+
+def affine(
+    scale: Any, offset: Any, *, channels: int, name: str, trains: Sequence[str] = (), dtype: Any = None
+) -> Affine:
+    """A built `Affine` layer; scalars stand for all channels, `trains` names what is not a constant.
 
     Raises:
         ValueError: the tensor has no channel axis of known length.
@@ -53,7 +67,7 @@ def affine(scale: Any, offset: Any, *, channels: int, name: str, trainable: bool
             f"{name}: it scales a tensor whose last axis is open, or which has no axis besides the batch. Give the "
             "model's input a static shape, like keras.Input((1,)) instead of keras.Input(())."
         )
-    layer = Affine(name=name, trainable=trainable, dtype=dtype)
+    layer = Affine(trains, name=name, dtype=dtype)
     layer.build((None, channels))
     layer.scale.assign(np.broadcast_to(np.asarray(scale, np.float32).reshape(-1), (channels,)))
     layer.offset.assign(np.broadcast_to(np.asarray(offset, np.float32).reshape(-1), (channels,)))
@@ -74,8 +88,8 @@ def _batch_norm(op: Any, make: Make, x: Any, **_: Any) -> Any:
 
     def build() -> Any:
         scale, offset = batch_norm_as_affine(op)
-        settings = {"name": op.name, "trainable": op.trainable, "dtype": op.dtype_policy.name}
-        return affine(scale, offset, channels=channels, **settings)
+        trains = ("scale", "offset") if op.trainable else ()
+        return affine(scale, offset, channels=channels, name=op.name, trains=trains, dtype=op.dtype_policy.name)
 
     axis, rank = op.axis % len(x.shape), len(x.shape)
     if axis == rank - 1:

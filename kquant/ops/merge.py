@@ -45,8 +45,9 @@ def _binary(cls: type, with_constant: Any) -> Any:
             return make("pair", lambda: cls(name=op.name))([a, b])
         x, constant = (a, b) if tensors[0] else (b, a)
         scale, offset = with_constant(per_channel(constant, x, op.name), tensors[0])
-        trains = isinstance(constant, keras.Variable) and constant.trainable
-        return make("affine", lambda: affine(scale, offset, channels=x.shape[-1], name=op.name, trainable=trains))(x)
+        free = isinstance(constant, keras.Variable) and constant.trainable
+        trains = (("scale",) if cls is layers.Multiply else ("offset",)) if free else ()
+        return make("affine", lambda: affine(scale, offset, channels=x.shape[-1], name=op.name, trains=trains))(x)
 
     return expand
 

@@ -73,12 +73,13 @@ def resize_nearest_neighbor(
 
 
 def _static_length(source: tf.Tensor, axis: int, op: str) -> int:
-    if source.shape.rank != 4 or source.shape[axis] is None:
+    length = source.shape[axis] if source.shape.rank == 4 else None
+    if length is None:
         raise ValueError(
             f"{op}: expected [batch, height, width, channels] with static height and width, received shape "
             f"{source.shape}. Give the model's Input a full shape."
         )
-    return source.shape[axis]
+    return length
 
 
 def _bilinear_positions(

@@ -85,7 +85,7 @@ def logistic(raw: tf.Tensor, integer_bits: int) -> tf.Tensor:
 
 
 def tanh(raw: tf.Tensor, integer_bits: int) -> tf.Tensor:
-    """tanh(x) in Q0 of x in Qm, by `tanh(|x|) = (1 - exp(-2|x|)) / (1 + exp(-2|x|))`."""
+    """Hyperbolic tangent in Q0 of x in Qm, by `tanh(|x|) = (1 - exp(-2|x|)) / (1 + exp(-2|x|))`."""
     # Read with one integer bit more, the same raw value is 2x.
     magnitude = one_minus_over_one_plus(exp_of_negative(-tf.abs(raw), integer_bits + 1))
     return tf.cast(tf.sign(raw), tf.int64) * magnitude
