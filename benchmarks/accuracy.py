@@ -35,7 +35,7 @@ def row(what: str, runtime: str, y: np.ndarray, reference: np.ndarray, simulated
     )
 
 
-def run(name: str, limit: int | None) -> None:
+def run(name: str, limit: int | None, peers: bool) -> None:
     """Print one model's block."""
     t = task(name)
     x = t.x[:limit]
@@ -58,7 +58,7 @@ def run(name: str, limit: int | None) -> None:
     row("kquant", "simulated", simulated, reference, None, t)
     for runtime in available():
         row("kquant", runtime, kquant.predict(content, x, runtime), reference, simulated, t)
-    for what, data in (("converter", peer), ("official", t.official.read_bytes())):
+    for what, data in (("converter", peer), ("official", t.official.read_bytes())) if peers else ():
         for runtime in ("litert", "litert-reference"):
             row(what, runtime, kquant.predict(data, x, runtime), reference, None, t)
 
@@ -68,9 +68,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("tasks", nargs="*", default=TASKS)
     parser.add_argument("--limit", type=int, default=None, help="judge on the first N samples only")
+    parser.add_argument("--no-peers", action="store_true", help="leave out the converter's and the official file")
     args = parser.parse_args()
     for name in args.tasks:
-        run(name, args.limit)
+        run(name, args.limit, not args.no_peers)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,7 @@ import keras
 import numpy as np
 
 from benchmarks.assets import task
+from benchmarks.memory import peak_kb
 
 TASKS = {
     "resnet8": "image_classification",
@@ -50,7 +50,7 @@ def child(name: str, tool: str, path: str) -> None:
         started = time.perf_counter()
         Path(path).write_bytes(convert_int8(model, samples))
     seconds = time.perf_counter() - started
-    print(json.dumps({"seconds": seconds, "peak_kb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}))
+    print(json.dumps({"seconds": seconds, "peak_kb": peak_kb()}))
 
 
 def latency_ms(paths: list[str], rounds: int = 7, seconds: float = 0.25) -> list[float]:

@@ -27,7 +27,7 @@ def batches(x: np.ndarray, y: np.ndarray, seed: int) -> tf.data.Dataset:
     return data.map(augment, num_parallel_calls=1, deterministic=True).batch(64)
 
 
-def run(seed: int, epochs: int, rate: float, limit: int | None) -> None:
+def run(seed: int, epochs: int, rate: float, limit: int | None, runtimes: list[str]) -> None:
     """Train, export, judge on the test images."""
     load = loader()
     keras.utils.set_random_seed(seed)
@@ -49,7 +49,7 @@ def run(seed: int, epochs: int, rate: float, limit: int | None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "qat.tflite"
         kquant.export(q, path, samples=x_test[:64])
-        for runtime in ("litert", "litert-reference"):
+        for runtime in runtimes:
             found = kquant.predict(path, x_test, runtime)
             print(
                 f"  {runtime:<17} accuracy {100 * np.mean(found.argmax(-1) == y_test):.2f}  = simulation "
@@ -65,9 +65,10 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--rate", type=float, default=1e-4)
     parser.add_argument("--limit", type=int, default=None)
+    parser.add_argument("--runtimes", nargs="*", default=["litert", "litert-reference"])
     args = parser.parse_args()
     for seed in args.seeds:
-        run(seed, args.epochs, args.rate, args.limit)
+        run(seed, args.epochs, args.rate, args.limit, args.runtimes)
 
 
 if __name__ == "__main__":

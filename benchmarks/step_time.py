@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ import tensorflow as tf
 
 import kquant
 from benchmarks.assets import loader
+from benchmarks.memory import peak_kb
 
 BATCH = {"resnet8": 64, "mobilenetv2": 32}
 
@@ -83,7 +83,7 @@ def child(name: str, kind: str, jit: bool) -> None:
     model.fit(data, steps_per_epoch=1, verbose=0)
     first = time.perf_counter() - started
     model.fit(data, steps_per_epoch=20, verbose=0)
-    print(json.dumps({"first_s": first, "peak_kb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}))
+    print(json.dumps({"first_s": first, "peak_kb": peak_kb()}))
 
 
 def first_steps(name: str, jit: bool) -> None:

@@ -96,6 +96,6 @@ def _row(node: Node, target: targets.Target) -> LayerCheck:
         if found is not None:
             missing = rule is not None and any(not target.supports(code) for code in rule.operators)
             return LayerCheck(name, kind, "no kernel" if missing else "refused", operators, found.reason)
-    if not nodes:
+    if not operators:
         return LayerCheck(name, kind, "removed", (), "")
     return LayerCheck(name, kind, "integer" if len(operators) == 1 else "decomposed", operators, "")

@@ -166,9 +166,8 @@ def _into_second(before: Affine, layer: Any, gains: Gains) -> Any:
     scale, offset = np.asarray(before.scale, np.float64), np.asarray(before.offset, np.float64)
     if isinstance(layer, Affine):
         factor, shift = np.asarray(layer.scale, np.float64), np.asarray(layer.offset, np.float64)
-        return affine(
-            scale * factor, offset * factor + shift, channels=scale.size, name=layer.name, trains=layer.trains
-        )
+        trains = tuple(dict.fromkeys((*before.trains, *layer.trains)))
+        return affine(scale * factor, offset * factor + shift, channels=scale.size, name=layer.name, trains=trains)
     weights = _weights(layer)
     kernel, bias = _numbers(layer, weights)
     spread = _channelwise(offset, (weights.input_axis,), kernel.shape)

@@ -11,6 +11,7 @@ import hashlib
 import importlib.util
 import io
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -113,14 +114,23 @@ def probe(data: bytes, runtime: str, codes: list[np.ndarray]) -> list[np.ndarray
         ) from error
     if done.returncode != 0:
         lines = [line for line in done.stderr.decode(errors="replace").splitlines() if line.strip()]
-        raise ValueError(f"{runtime} cannot run this file (exit code {done.returncode}): {' | '.join(lines[-3:])}")
+        raise ValueError(f"{runtime} cannot run this file ({_ending(done.returncode)}): {' | '.join(lines[-3:])}")
     _RAN.add((runtime, _digest(data)))
     answer = np.load(io.BytesIO(done.stdout))
     return [answer[f"y{i}"] for i in range(len(answer.files))]
 
 
+def _ending(code: int) -> str:
+    """What the exit code of a process says."""
+    if code >= 0:
+        return f"exit code {code}"
+    hint = "a kernel's own check failed; a SOFTMAX over more than 512 nearly equal values does, so train first, or "
+    hint += "end the exported model at the logits"
+    return f"killed by {signal.Signals(-code).name}" + (f": {hint}" if -code == signal.SIGABRT else "")
+
+
 def arena_bytes(data: bytes) -> int | None:
-    """Bytes of tensor arena that TFLM uses on this 64-bit host, or None without the `micro` extra.
+    """Bytes of tensor arena that TFLM uses on this 64-bit host; None without the `micro` extra.
 
     The interpreter only prints the figure, so it runs in a process of its own; a bad file cannot take this one along.
     """

@@ -196,7 +196,7 @@ def test_inputs_in_a_dict_go_by_their_keys(work):
     np.savez(work / "keys.npz", z=np.random.rand(40, 3), y=np.random.rand(40, 2))
     result = kq("compress", work / "keys.keras", "--data", work / "keys.npz", "--out", work / "keys", "--json")
     assert result.exit_code == 0, result.output
-    assert {p["name"]: p["shape"] for p in json.loads(result.stdout)["inputs"]} == {"a": [1, 3], "b": [1, 2]}
+    assert {p["name"]: p["shape"] for p in json.loads(result.stdout)["inputs"]} == {"z": [1, 3], "y": [1, 2]}
 
 
 def test_refusals(work):

@@ -102,7 +102,7 @@ class FakeQuant(keras.layers.Layer):
 
     def compute_output_spec(self, y: keras.KerasTensor, **_: Any) -> list[keras.KerasTensor]:
         """The tensor as it came, and its encoding."""
-        return [keras.KerasTensor(y.shape, y.dtype), keras.KerasTensor((2,), "float32")]
+        return [keras.KerasTensor(y.shape, _float_like(y)), keras.KerasTensor((2,), "float32")]
 
     def call(
         self,
@@ -133,15 +133,15 @@ class FakeQuant(keras.layers.Layer):
         collector = _COLLECTOR.get()
         if collector is not None:
             collector(self, site, y)
-            return [y, tf.zeros(2)]
+            return [tf.cast(y, _float_like(y)), tf.zeros(2)]
         real = tf.cast(y, tf.float32)
-        if training and self.has_range:
+        if training and self.has_range and self.trainable:
             self._move(real, site)
         scale, zero_point, seen = self.grid(encodings)
         if training and self.fixed is not None:
             # Probabilities on a grid of 1/256 are often 0, where a cross-entropy has no gradient; the kernel's grid is
             # fine enough that training need not see it.
-            return [y, tf.stack([scale, zero_point])]
+            return [tf.cast(y, _float_like(y)), tf.stack([scale, zero_point])]
         if training:
             quantized = _train(real, scale, zero_point, self.spec)
         else:
@@ -149,7 +149,7 @@ class FakeQuant(keras.layers.Layer):
             codes = self._codes(real, sources, encodings, accumulator, kernel, attributes or {}, scale, zero_point)
             quantized = _straight_through(real, (codes - zero_point) * scale, *_reach(scale, zero_point, self.spec))
         quantized = tf.where(seen, quantized, real)
-        return [tf.cast(quantized, y.dtype), tf.where(seen, tf.stack([scale, zero_point]), tf.zeros(2))]
+        return [tf.cast(quantized, _float_like(y)), tf.where(seen, tf.stack([scale, zero_point]), tf.zeros(2))]
 
     def grid(self, encodings: Sequence[tf.Tensor] = ()) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Scale, zero point (float32[]) and whether they come from data (bool[])."""
@@ -244,6 +244,12 @@ class FakeQuant(keras.layers.Layer):
             "observer": self.observer,
             "origin": self.origin,
         }
+
+
+def _float_like(y: Any) -> str:
+    """The dtype to hand on: integers (images as uint8) become real numbers here, as by a first Rescaling."""
+    name = keras.backend.standardize_dtype(y.dtype)
+    return name if "float" in name else "float32"
 
 
 def _reach(scale: tf.Tensor, zero_point: tf.Tensor, spec: QuantSpec) -> tuple[tf.Tensor, tf.Tensor]:

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-# A range narrower than this is a dead tensor; its scale would leave what the kernels can rescale by.
-SMALLEST_RANGE = 1e-6
+# A range narrower than this is that of a dead tensor, which may take any scale.
+SMALLEST_RANGE = 1e-20
 # XNNPACK and gemmlowp rescale by 2^-31 and more; a dead channel borrows a scale this far below the layer's largest.
 SMALLEST_CHANNEL = 2.0**-16
 # |bias code| stays below this, so that adding the accumulator cannot overflow int32.

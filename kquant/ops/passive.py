@@ -1,4 +1,4 @@
-"""Layers that do nothing at inference: they leave the model."""
+"""Layers that do nothing at inference: regularizing ones stay for training and are not written, the others leave."""
 
 from __future__ import annotations
 
@@ -6,29 +6,42 @@ from typing import Any
 
 import keras
 
-from kquant.ops.rule import Make, Rule, example
+from kquant.core.program import Program
+from kquant.ops.rule import Call, Make, Rule, example
 
 layers = keras.layers
+
+RANDOM = (
+    layers.Dropout,
+    layers.SpatialDropout1D,
+    layers.SpatialDropout2D,
+    layers.SpatialDropout3D,
+    layers.AlphaDropout,
+    layers.GaussianDropout,
+    layers.GaussianNoise,
+)
 
 
 def _pass(op: Any, make: Make, x: Any, *_: Any, **__: Any) -> Any:
     return x
 
 
+def _lower(program: Program, call: Call) -> None:
+    """A RESHAPE to the same shape, which tidying removes."""
+    program.reshape(call.inputs[0], call.output.shape, call.output)
+
+
 RULES = (
     Rule(
-        layers=(
-            layers.Dropout,
-            layers.SpatialDropout1D,
-            layers.SpatialDropout2D,
-            layers.SpatialDropout3D,
-            layers.AlphaDropout,
-            layers.GaussianDropout,
-            layers.GaussianNoise,
-            layers.ActivityRegularization,
-            layers.Identity,
-        ),
+        layers=(layers.ActivityRegularization, layers.Identity),
         expand=_pass,
+        examples=(example(layers.Identity, lambda: layers.Dense(3), shape=(4,)),),
+    ),
+    Rule(
+        layers=RANDOM,
+        operators=(),
+        output="same",
+        lower=_lower,
         examples=(
             example(
                 lambda: layers.Dropout(0.5), lambda: layers.Dense(3), lambda: layers.GaussianNoise(0.1), shape=(4,)

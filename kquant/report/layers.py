@@ -23,7 +23,7 @@ def markdown() -> str:
             public = [f"`{cls.__name__}`" for cls in rule.layers if cls.__module__.startswith("keras")]
             for name in (*public, *(f"`ops.{operation}`" for operation in rule.operations)):
                 rows.setdefault(name, []).append(rule)
-        gone = "nothing: it leaves the model" if family is passive else ""
+        gone = "nothing in the file" if family is passive else ""
         lines = [f"| {name} | {gone or _becomes(rules)} |" for name, rules in rows.items()]
         title = family.__name__.rsplit(".", 1)[-1]
         head = [f"## {title}", "", summary, "", "| layer | becomes |", "| --- | --- |"]

@@ -1,0 +1,74 @@
+"""Exports of models as users have them: integer images, more inputs than TFLM concatenates, inputs by name."""
+
+import keras
+import numpy as np
+import pytest
+
+import kquant
+
+layers = keras.layers
+RNG = np.random.default_rng(5)
+
+
+def compressed(model, data, path, **options):
+    return kquant.compress(model, data, output=path, verbose=False, **options)
+
+
+@pytest.mark.parametrize("tail", ["conv", "mean", "signed"])
+def test_uint8_images(tail, tmp_path):
+    x = inputs = keras.Input((8, 8, 3), dtype="uint8", name="image")
+    if tail == "conv":
+        x = layers.Dense(3)(layers.Flatten()(layers.Dropout(0.3)(layers.Conv2D(4, 3)(layers.Rescaling(1 / 255)(x)))))
+    elif tail == "mean":
+        x = layers.GlobalAveragePooling2D()(layers.Rescaling(1 / 255)(x))
+    else:
+        x = layers.ReLU()(layers.Rescaling(1 / 127.5, -1.0)(x))
+    images = RNG.integers(0, 200, (64, 8, 8, 3)).astype("uint8")  # below 255, so that the input's scale is not 1
+    result = compressed(keras.Model(inputs, x), images, tmp_path / "m.tflite", io="uint8")
+    reference = next(v for v in result.report.verification if v.runtime == "litert-reference")
+    assert all(a.equal == 1.0 for a in reference.agreements)
+
+
+def test_arena_is_unknown_beyond_the_limits_of_tflm(tmp_path):
+    x = keras.Input((4,), name="x")
+    model = keras.Model(x, layers.Concatenate()([layers.Dense(2)(x) for _ in range(14)]))
+    result = compressed(model, RNG.normal(size=(64, 4)).astype("float32"), tmp_path / "m.tflite")
+    assert result.report.arena_bytes is None
+
+
+def test_crash_of_an_interpreter_is_an_error_that_names_the_cause(tmp_path):
+    x = keras.Input((4,), name="x")
+    small = keras.initializers.RandomNormal(stddev=1e-3, seed=1)
+    model = keras.Model(x, layers.Softmax()(layers.Dense(600, kernel_initializer=small)(x)))
+    with pytest.raises(ValueError, match="SIGABRT.*SOFTMAX over more than 512"):
+        compressed(model, RNG.normal(size=(64, 4)).astype("float32"), tmp_path / "m.tflite")
+    assert not (tmp_path / "m.tflite").exists()
+
+
+def test_inputs_keep_the_names_of_a_dict(tmp_path):
+    a, b = keras.Input((4,)), keras.Input((4,))
+    model = keras.Model({"left": a, "right": b}, layers.Subtract()([a, b]))
+    data = {"right": np.zeros((40, 4), "float32"), "left": RNG.normal(size=(40, 4)).astype("float32")}
+    compressed(model, data, tmp_path / "m.tflite")
+    found = kquant.predict(tmp_path / "m.tflite", data)
+    assert np.corrcoef(found.ravel(), data["left"].ravel())[0, 1] > 0.99
+
+
+def test_layers_that_do_not_train_keep_their_ranges():
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(3)])
+    data = RNG.normal(size=(64, 4)).astype("float32")
+    q = kquant.calibrate(kquant.quantize(model), data, verbose=False)
+    q.trainable = False
+    before = [v.numpy().copy() for v in q.variables]
+    q(data * 5, training=True)
+    assert all(np.array_equal(b, v) for b, v in zip(before, q.variables, strict=True))
+
+
+def test_dropout_stays_for_training(tmp_path):
+    model = keras.Sequential([keras.Input((64,)), layers.Dense(64), layers.Dropout(0.5), layers.Dense(2)])
+    data = RNG.normal(size=(64, 64)).astype("float32")
+    result = compressed(model, data, tmp_path / "m.tflite")
+    assert result.report.operators == {"FULLY_CONNECTED": 2}
+    q = result.model
+    assert not np.allclose(q(data, training=True), q(data, training=True))
+    assert np.array_equal(q(data), q(data))
