@@ -74,7 +74,8 @@ def test_trains(name):
     x = contract.packed(q, contract.data(q, 32))
     inference, training = contract.simulate(q, contract.data(q, 32)), _arrays(q(x, training=True))
     noisy = any(isinstance(layer, passive.RANDOM) for layer in q.layers)
-    for a, b in zip(inference, training if not noisy else inference, strict=True):  # a step of difference here and there, from rounding of sums
+    # a step of difference here and there, from rounding of sums
+    for a, b in zip(inference, training if not noisy else inference, strict=True):
         assert np.mean(np.abs(a - b)) <= 0.02 * max(np.abs(a).max(), 1e-3)
     with tf.GradientTape() as tape:
         loss = sum(tf.reduce_mean(tf.square(y - 1.0)) for y in keras.tree.flatten(q(x, training=True)))
