@@ -55,6 +55,7 @@ def quantize(
     chosen, goal = recipes.load(recipe), targets.load(target)
     check_recipe(chosen)
     check_model(model)
+    warn_lost_losses(model)
     graph = read(model, input_shape)
     unknown = unknown_layers(graph)
     if unknown:
@@ -142,6 +143,17 @@ def check_model(model: Any) -> None:
             )
         if not np.all(np.isfinite(variable.numpy())):
             raise ValueError(f"{model.name}: variable '{variable.path}' holds NaN or Inf; restore a good checkpoint.")
+
+
+def warn_lost_losses(model: keras.Model) -> None:
+    """Name layers whose activity regularizer training will not see: their outputs are computed inside a wrapper."""
+    lost = [layer.name for layer in model._flatten_layers() if layer.activity_regularizer is not None]
+    if lost:
+        warnings.warn(
+            f"quantize: the activity regularizers of {', '.join(lost)} do not act on the quantized model; kernel and "
+            "bias regularizers do. Add the penalty to the loss where training needs it.",
+            stacklevel=3,
+        )
 
 
 def _no_model(given: Any) -> str:

@@ -206,6 +206,7 @@ def _arrays(x: Any, tensors: tuple[FileTensor, ...]) -> list[np.ndarray]:
             raise ValueError(
                 f"predict: input '{tensor.name}' takes [samples, {', '.join(map(str, tensor.shape[1:]))}]. "
                 f"Received: {array.shape}."
+                + (" For one sample, pass x[None]." if array.shape == tuple(tensor.shape[1:]) else "")
             )
         if array.dtype.kind not in "fiub":
             raise ValueError(f"predict: input '{tensor.name}' takes numbers. Received: dtype {array.dtype}.")

@@ -525,3 +525,18 @@ def test_a_refused_model_is_not_changed() -> None:
         with pytest.raises(ValueError, match="opaque"):
             verb(model)
     assert state(model) == before
+
+
+def test_lost_activity_regularizers_are_named() -> None:
+    layer = layers.Dense(2, activity_regularizer="l2", kernel_regularizer="l2", name="sparse_head")
+    model = keras.Sequential([keras.Input((4,)), layer])
+    with pytest.warns(UserWarning, match="activity regularizers of sparse_head"):
+        q = kquant.quantize(model)
+    assert len(q.losses) == 1  # the kernel's
+
+
+def test_one_sample_without_a_batch_axis_is_told_apart(tmp_path: Path) -> None:
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(2)])
+    kquant.compress(model, np.random.default_rng(0).normal(size=(64, 4)), output=tmp_path / "m.tflite", verbose=False)
+    with pytest.raises(ValueError, match=r"pass x\[None\]"):
+        kquant.predict(tmp_path / "m.tflite", np.zeros(4, "float32"))
