@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from kquant.ops import activation, affine, conv, dense, limit, merge, passive, pool, shape, table
@@ -13,6 +14,12 @@ from kquant.targets import Target
 
 FAMILIES = (dense, conv, affine, activation, table, limit, merge, pool, shape, passive)
 RULES: tuple[Rule, ...] = tuple(rule for family in FAMILIES for rule in family.RULES)
+
+
+@cache
+def _candidates(kind: type) -> tuple[Rule, ...]:
+    """The rules that may speak for a class; every stage asks for every layer, so the answer is kept."""
+    return tuple(rule for rule in RULES if rule.speaks_for(kind))
 
 
 def find(op: Any, target: Target | None = None) -> Rule | None:
@@ -26,7 +33,7 @@ def find(op: Any, target: Target | None = None) -> Rule | None:
     Returns:
         The rule, or None for an unknown layer.
     """
-    matching = [rule for rule in RULES if rule.matches(op)]
+    matching = [rule for rule in _candidates(type(op)) if rule.when(op)]
     if target is None or not matching:
         return matching[0] if matching else None
     able = [rule for rule in matching if all(target.supports(code) for code in rule.operators)]

@@ -141,13 +141,11 @@ class Rule:
     refuse: Callable[[Node], str | None] | None = None
     examples: tuple[Callable[[], keras.Model], ...] = field(default=(), repr=False)
 
-    def matches(self, op: Any) -> bool:
-        """True where the rule speaks for `op`."""
-        if isinstance(op, keras.layers.Layer):
-            named = any(isinstance(op, cls) and type(op).call is cls.call for cls in self.layers)
-        else:
-            named = type(op).__name__ in self.operations
-        return named and self.when(op)
+    def speaks_for(self, kind: type) -> bool:
+        """True where the rule may match layers or operations of this class: its own, or one that keeps its `call`."""
+        if issubclass(kind, keras.layers.Layer):
+            return any(issubclass(kind, cls) and kind.call is cls.call for cls in self.layers)
+        return kind.__name__ in self.operations
 
 
 def rebuild(layer: keras.layers.Layer, **changes: Any) -> keras.layers.Layer:
