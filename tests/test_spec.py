@@ -143,7 +143,7 @@ def test_weights_use_the_narrow_range(weights: np.ndarray, spec: QuantSpec) -> N
     codes = np.rint(weights / scale)
     assert codes.min() >= spec.low == -spec.high and codes.max() <= spec.high
     largest = np.abs(weights).max(axis=0 if spec.per_axis else None)
-    alive = largest > np.abs(weights).max() * SMALLEST_CHANNEL
+    alive = largest > max(np.abs(weights).max() * SMALLEST_CHANNEL, SMALLEST_RANGE)
     found = np.abs(codes).max(axis=0 if spec.per_axis else None)
     assert np.all(found[alive] == spec.high), "the largest weight of a channel takes the last code"
 
@@ -153,7 +153,7 @@ def test_weights_use_the_narrow_range(weights: np.ndarray, spec: QuantSpec) -> N
 def test_weight_scales_against_float64(weights: np.ndarray) -> None:
     spec = QuantSpec(8, True, True, True)
     reach = np.abs(weights.astype(np.float64)).max(axis=0)
-    reach = np.maximum(reach, (reach.max() if reach.max() > 0 else 1.0) * SMALLEST_CHANNEL)
+    reach = np.maximum(reach, (reach.max() if reach.max() > SMALLEST_RANGE else 1.0) * SMALLEST_CHANNEL)
     np.testing.assert_allclose(encode_weights(tf.constant(weights), spec, (1,)).numpy()[0], reach / 127, rtol=3e-7)
 
 

@@ -180,7 +180,7 @@ def encode_weights(
     axes = [axis for axis in range(weights.shape.rank) if axis not in kept]
     reach = tf.reduce_max(tf.abs(weights), axis=axes, keepdims=True)
     largest = tf.reduce_max(reach)
-    reach = tf.maximum(reach, tf.where(largest > 0.0, largest, 1.0) * SMALLEST_CHANNEL)
+    reach = tf.maximum(reach, tf.where(largest > SMALLEST_RANGE, largest, 1.0) * SMALLEST_CHANNEL)
     scale = reach * _reciprocal(spec.high)
     if bias_reach is None:
         return scale
