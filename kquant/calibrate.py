@@ -27,9 +27,9 @@ FEW_SAMPLES = 32
 HALVES_DIFFER = 2.0
 NONE = np.zeros(0, np.float32)
 EAGER_BATCHES = 8  # 200 samples in batches of 32 take 7
-# Values of a batch that its histogram counts: the first batches give hundreds of thousands for each tensor, where a
+# Values of a batch that its histogram counts: the first batches give many for each tensor, where a
 # percentile stands still; the batches after them add what is new at little cost.
-MOST_VALUES, FEW_VALUES = 1 << 16, 1 << 12
+MOST_VALUES, FEW_VALUES = 1 << 15, 1 << 12
 
 
 def calibrate(

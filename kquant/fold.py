@@ -9,12 +9,14 @@ Source: Jacob et al., arXiv:1712.05877, section 3.2; Krishnamoorthi, arXiv:1806.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import keras
 import numpy as np
 
 from kquant.core.graph import Graph, Node, rewrite, trace
+from kquant.core.unfold import substitute
 from kquant.expand import expand
 from kquant.ops import find
 from kquant.ops.affine import Affine, affine
@@ -39,22 +41,20 @@ def fold(model: keras.Model) -> keras.Model:
         >>> [type(layer).__name__ for layer in fold(model).layers]
         ['InputLayer', 'Dense']
     """
-    return fold_expanded(expand(model))[0]
+    graph, _ = fold_graph(trace(expand(model), lambda op: find(op) is not None))
+    return rewrite(graph, lambda node, args, kwargs: node.op(*args, **kwargs))
 
 
-def fold_expanded(model: keras.Model) -> tuple[keras.Model, Gains]:
-    """`fold` of a model that `expand` made; repeats until nothing is left to fold.
+def fold_graph(graph: Graph) -> tuple[Graph, Gains]:
+    """`fold` of the graph of a model that `expand` made, whose layers may be changed; repeats until nothing is left.
 
     Returns:
-        The model, and what each kernel was multiplied by: layer name -> factors that broadcast against the kernel.
+        The graph, and what each kernel was multiplied by: layer name -> factors that broadcast against the kernel.
     """
     gains: Gains = {}
-    while True:
-        graph = trace(model, lambda op: find(op) is not None)
-        pairs = _pairs(graph)
-        if not pairs:
-            return model, gains
-        model = _merge(graph, pairs, gains)
+    while pairs := _pairs(graph):
+        graph = _merge(graph, pairs, gains)
+    return graph, gains
 
 
 def _pairs(graph: Graph) -> dict[int, tuple[Any, Any]]:
@@ -114,21 +114,22 @@ def _weights(op: Any) -> Weights | None:
     return rule.weights if rule is not None and rule.expand is None else None
 
 
-def _merge(graph: Graph, pairs: dict[int, tuple[Any, Any]], gains: Gains) -> keras.Model:
+def _merge(graph: Graph, pairs: dict[int, tuple[Any, Any]], gains: Gains) -> Graph:
+    """The first of each pair leaves the graph; the second computes both."""
     merged: dict[int, Any] = {}
-
-    def replace(node: Node, args: tuple, kwargs: dict) -> Any:
-        if id(node.op) not in pairs:
-            return node.op(*args, **kwargs)
-        first, second = pairs[id(node.op)]
+    moved: dict[int, Any] = {}  # id(output of a first) -> its input
+    nodes = []
+    for node in graph.nodes:
+        first, second = pairs.get(id(node.op), (None, None))
+        args, kwargs = substitute((node.args, node.kwargs), moved)
         if node.op is first:
-            return args[0]
-        if id(first) not in merged:
+            moved[id(node.outputs[0])] = args[0]
+            continue
+        if second is not None and id(first) not in merged:
             into = _into_second if isinstance(first, Affine) else _into_first
             merged[id(first)] = into(first, second, gains)
-        return merged[id(first)](*args)
-
-    return rewrite(graph, replace)
+        nodes.append(replace(node, op=merged.get(id(first), node.op), args=args, kwargs=kwargs))
+    return replace(graph, nodes=tuple(nodes))
 
 
 def _channelwise(values: np.ndarray, axes: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray:
@@ -145,8 +146,7 @@ def _numbers(layer: Any, weights: Weights) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _with_numbers(layer: Any, weights: Weights, kernel: np.ndarray, bias: np.ndarray) -> Any:
-    changes = {} if isinstance(layer, Affine) else {"use_bias": True}
-    new = rebuild(layer, **changes)
+    new = layer if isinstance(layer, Affine) or layer.use_bias else rebuild(layer, use_bias=True)
     getattr(new, weights.kernel).assign(kernel.astype(np.float32))
     getattr(new, weights.bias).assign(bias.astype(np.float32))
     return new

@@ -16,7 +16,7 @@ from kquant.core.graph import Graph, trace
 from kquant.core.inputs import check_static, inputs_of
 from kquant.core.nodes import Compressed, FakeQuant
 from kquant.expand import expand_graph
-from kquant.fold import fold_expanded
+from kquant.fold import fold_graph
 from kquant.ops import find
 from kquant.plan import Plan, Problem, describe, make_plan
 
@@ -60,9 +60,9 @@ def quantize(
     unknown = unknown_layers(graph)
     if unknown:
         raise ValueError(describe(unknown, goal))
-    flat = expand_graph(graph)
-    flat, gains = fold_expanded(flat) if chosen.fold else (flat, {})
-    plan = make_plan(trace(flat, is_known), chosen, goal)
+    flat = trace(expand_graph(graph), is_known)
+    flat, gains = fold_graph(flat) if chosen.fold else (flat, {})
+    plan = make_plan(flat, chosen, goal)
     if plan.problems:
         raise ValueError(describe(plan.problems, goal))
     warn_dead(plan)
