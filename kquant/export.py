@@ -10,20 +10,20 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import keras
 import numpy as np
 
 from kquant import __version__, targets
 from kquant.core.program import Operator, Program, Ref
-from kquant.core.spec import Encoding
+from kquant.core.spec import Encoding, QuantSpec
 from kquant.inspect import FileModel, read_model
 from kquant.lower import Lowered, lower, to_bytes
 from kquant.runtimes import arena_bytes, available
 from kquant.verify import VerifyReport, compare, gather
 
-IO = Literal["int8", "uint8", "float32"]
+IO = Literal["model", "int8", "uint8", "int16", "float32"]
 RANDOM_SAMPLES = 8
 
 
@@ -73,7 +73,7 @@ class ExportReport:
 
 
 def export(
-    qmodel: keras.Model, path: str | Path, *, samples: Any = None, io: IO = "int8", check_runtimes: bool = True
+    qmodel: keras.Model, path: str | Path, *, samples: Any = None, io: IO = "model", check_runtimes: bool = True
 ) -> ExportReport:
     """Write a full-integer TFLite file, static batch 1.
 
@@ -84,7 +84,8 @@ def export(
         qmodel: quantized and calibrated or trained; it is not changed.
         path: of the `.tflite` file.
         samples: data for the verification, like for `kquant.calibrate`; random codes by default.
-        io: type of inputs and outputs; "float32" adds one QUANTIZE and DEQUANTIZE at the edges.
+        io: type of inputs and outputs: what the model computes with (int8, or int16 with 16-bit activations), or
+            another one behind a QUANTIZE or DEQUANTIZE at the edges.
         check_runtimes: run the file before returning.
 
     Returns:
@@ -99,11 +100,11 @@ def export(
         >>> kquant.export(q, "dense.tflite").operators
         {'FULLY_CONNECTED': 1}
     """
-    if io not in ("int8", "uint8", "float32"):
-        raise ValueError(f"export: io must be 'int8', 'uint8' or 'float32'. Received: {io!r}.")
+    if io not in get_args(IO):
+        raise ValueError(f"export: io must be one of {', '.join(map(repr, get_args(IO)))}. Received: {io!r}.")
     target_path = _writable(Path(path))
     lowered = lower(qmodel)
-    if io != "int8":
+    if io != "model":
         _edges(lowered.program, io)
     content = to_bytes(
         lowered.program,
@@ -150,7 +151,7 @@ def _verified(
     names = [name for name in lowered.target.runtimes if name in available()] or ["litert-reference"]
     reports = compare(lowered, content, file, x, names)
     for report in reports:
-        if report.float_operators:
+        if report.float_operators and not lowered.floats:
             raise ValueError(f"export: the file would compute in float: {', '.join(report.float_operators)}.")
         if report.wrong_encodings:
             raise ValueError(f"export: scales differ from the model's at {', '.join(report.wrong_encodings)}.")
@@ -169,6 +170,10 @@ def _random(lowered: Lowered) -> list[np.ndarray]:
     arrays = []
     for t in keras.tree.flatten(lowered.graph.inputs):
         encoding = next(iter(_input_encodings(lowered, t)), None)
+        ref = lowered.refs.get(id(t))
+        if encoding is None and ref is not None and ref.dtype == "float32":
+            arrays.append(rng.normal(size=(RANDOM_SAMPLES, *t.shape[1:])).astype(np.float32))
+            continue
         if encoding is None:  # no output depends on this input
             arrays.append(np.zeros((RANDOM_SAMPLES, *t.shape[1:]), np.float32))
             continue
@@ -184,24 +189,36 @@ def _input_encodings(lowered: Lowered, t: Any) -> list[Encoding]:
 
 
 def _edges(program: Program, io: IO) -> None:
-    """Casts at the edges: float32 or uint8 outside, int8 inside."""
+    """Casts at the edges, where the type outside is not the one inside."""
     for i, inner in enumerate(program.inputs):
+        if inner.encoding is None or inner.dtype == io:
+            continue
         outer = _outer(program, inner, io)
         program.operators.insert(0, Operator("QUANTIZE", [outer], [inner]))
-        inner.name, outer.name = f"{inner.name}/int8", inner.name
+        inner.name, outer.name = f"{inner.name}/{inner.dtype}", inner.name
         program.inputs[i] = outer
     for i, inner in enumerate(program.outputs):
+        if inner.encoding is None or inner.dtype == io:
+            continue
         outer = _outer(program, inner, io)
         program.operators.append(Operator("DEQUANTIZE" if io == "float32" else "QUANTIZE", [inner], [outer]))
-        inner.name, outer.name = f"{inner.name}/int8", inner.name
+        inner.name, outer.name = f"{inner.name}/{inner.dtype}", inner.name
         program.outputs[i] = outer
 
 
 def _outer(program: Program, inner: Ref, io: IO) -> Ref:
     if io == "float32" or inner.encoding is None:
         return program.value(inner.name, inner.shape, None, "float32")
-    encoding = Encoding(inner.encoding.scale, inner.encoding.zero_point + 128, inner.encoding.spec)
-    return program.value(inner.name, inner.shape, encoding, "uint8")
+    narrow, wide = QuantSpec(8, inner.encoding.spec.symmetric), QuantSpec(16, symmetric=True)
+    if io == "int16":  # the largest real number of the 8-bit grid becomes the last code
+        low, high = inner.encoding.dequantize(np.array([-128, 127]))
+        scale = np.float32([max(-low, high) / wide.high])
+        return program.value(inner.name, inner.shape, Encoding(scale, np.int64([0]), wide))
+    scale, zero_point = inner.encoding.scale, inner.encoding.zero_point
+    if inner.dtype == "int16":
+        scale = np.float32(scale * (wide.high / narrow.high))
+    shift = 128 if io == "uint8" else 0
+    return program.value(inner.name, inner.shape, Encoding(scale, zero_point + shift, narrow), io)
 
 
 def _port(t: Any) -> Port:

@@ -148,8 +148,9 @@ def _simulated(lowered: Lowered, x: list[np.ndarray]) -> list[np.ndarray]:
 
 
 def _agreement(name: str, expected: np.ndarray, found: np.ndarray, tensor: Any) -> Agreement:
-    if tensor.scale is None:  # float output
-        wanted, got, step = expected, found, 1.0
+    if tensor.scale is None:  # a float output is compared in steps of an 8-bit grid
+        step = max(float(np.abs(expected).max(initial=0.0)), EDGE) / 255
+        wanted, got = np.rint(expected / step), np.rint(found.astype(np.float64) / step)
     else:
         step = tensor.scale[0]
         wanted = np.rint(expected / step) + tensor.zero_point[0]
@@ -184,9 +185,9 @@ def _wrong_encodings(lowered: Lowered, file: FileModel) -> tuple[str, ...]:
 
 
 def _in_file(ref: Ref, by_name: dict[str, FileTensor]) -> FileTensor | None:
-    """The model's tensor; where the file's edge is uint8 or float32, the int8 one behind the cast."""
+    """The model's tensor; where the file's edge has another type, the one behind the cast."""
     found = by_name.get(ref.name)
-    return found if found is not None and found.dtype == ref.dtype else by_name.get(f"{ref.name}/int8", found)
+    return found if found is not None and found.dtype == ref.dtype else by_name.get(f"{ref.name}/{ref.dtype}", found)
 
 
 def _refs(lowered: Lowered) -> list[Ref]:
