@@ -119,6 +119,7 @@ class Target(BaseModel):
         title: what reports say.
         runtimes: the names for `kquant.predict` that can run the file here, the one to trust first.
         ops: the operators by their schema name, such as `CONV_2D`.
+        floats: runs float operators as well.
         fallback: the target that runs what this one does not take, for an accelerator beside a processor.
 
     Example:
@@ -132,6 +133,7 @@ class Target(BaseModel):
     title: str
     runtimes: tuple[str, ...] = Field(min_length=1, strict=False)
     ops: Annotated[Mapping[str, Operator], AfterValidator(MappingProxyType)]
+    floats: bool = False
     fallback: str | None = None
 
     def supports(self, op: str, type: str = "int8") -> bool:
