@@ -23,6 +23,7 @@ if Path(sys.argv[0] if sys.argv else "").stem != "kquant":
     from kquant.export import ExportReport, export
     from kquant.fold import fold
     from kquant.inspect import FileModel, inspect
+    from kquant.ops import register_rule
     from kquant.pipeline import CompressResult, compress
     from kquant.quantize import quantize
     from kquant.runtimes import predict
@@ -43,6 +44,7 @@ __all__ = [
     "inspect",
     "predict",
     "quantize",
+    "register_rule",
     "report",
     "verify",
 ]

@@ -52,6 +52,7 @@ class ExportReport:
         operators: code -> count.
         types: tensor type -> number of tensors.
         inputs, outputs: what the application feeds and reads.
+        float_layers: those that the recipe leaves float ("*": all).
         verification: one report for each runtime of the target that is installed.
     """
 
@@ -65,6 +66,7 @@ class ExportReport:
     types: dict[str, int]
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
+    float_layers: tuple[str, ...]
     verification: tuple[VerifyReport, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -125,6 +127,7 @@ def export(
         types=dict(Counter(t.type for t in file.tensors)),
         inputs=tuple(_port(t) for t in file.inputs),
         outputs=tuple(_port(t) for t in file.outputs),
+        float_layers=tuple(sorted(lowered.floats)),
         verification=reports,
     )
 
@@ -151,7 +154,7 @@ def _verified(
     names = [name for name in lowered.target.runtimes if name in available()] or ["litert-reference"]
     reports = compare(lowered, content, file, x, names)
     for report in reports:
-        if report.float_operators and not lowered.floats:
+        if report.float_operators:
             raise ValueError(f"export: the file would compute in float: {', '.join(report.float_operators)}.")
         if report.wrong_encodings:
             raise ValueError(f"export: scales differ from the model's at {', '.join(report.wrong_encodings)}.")

@@ -74,8 +74,8 @@ def lower(qmodel: keras.Model) -> Lowered:
     target = targets.load(origin.get("target", "litert"))
     if "skip" in origin:
         raise ValueError(
-            f"export: the recipe skips {origin['skip']}: these layers are float in the model and nowhere else. Take the "
-            "rule out before export, or write float = true in place of skip = true (target 'litert' runs float layers)."
+            f"export: the recipe skips {origin['skip']}: these layers are float in the model and nowhere else. Take "
+            "the rule out before export, or write float = true in place of skip = true (target 'litert')."
         )
     writer = _Writer(graph, target, Program(qmodel.name), frozenset(origin.get("float", "").split()))
     for t in keras.tree.flatten(graph.inputs):
