@@ -70,9 +70,34 @@ ROUNDING: dict[str, dict[str, str]] = {
     },
 }
 
+# The same for int16 activations with int8 weights and an int64 bias.
+ROUNDING_INT16: dict[str, dict[str, str]] = {
+    "litert": {
+        "BATCH_MATMUL": "reduced",
+        "CONV_2D": "reduced",
+        "DEPTHWISE_CONV_2D": "reduced",
+        "FULLY_CONNECTED": "real",
+        "TRANSPOSE_CONV": "reduced",
+    },
+    "tflm": {
+        "BATCH_MATMUL": "reduced",
+        "CONV_2D": "reduced",
+        "DEPTHWISE_CONV_2D": "reduced",
+        "FULLY_CONNECTED": "reduced",
+        "TRANSPOSE_CONV": "reduced",
+    },
+    "xnnpack": {
+        "CONV_2D": "reduced",
+        "DEPTHWISE_CONV_2D": "reduced",
+        "FULLY_CONNECTED": "real",
+        "TRANSPOSE_CONV": "reduced",
+    },
+}
+
 __all__ = [
     "KERNELS",
     "ROUNDING",
+    "ROUNDING_INT16",
     "Grid",
     "accumulator_scale",
     "activation_range",
