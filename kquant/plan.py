@@ -238,9 +238,9 @@ def _sites(
     sites: dict[int, Site] = {}
     edges: dict[tuple[int, int], Site] = {}
 
-    def join(key: int, name: str, activations: Any, fixed: Any = None, follows: bool = False) -> Site:
+    def join(key: int, name: str, activations: Any, observer: Any = None, **kind: Any) -> Site:
         if key not in groups:
-            groups[key] = Group(name, activations.spec(), activations.observer, fixed, follows)
+            groups[key] = Group(name, activations.spec(), observer or activations.observer, **kind)
             return Site(key, 0)
         groups[key] = Group(**{**groups[key].__dict__, "sites": groups[key].sites + 1})
         return Site(key, groups[key].sites - 1)
@@ -260,7 +260,7 @@ def _sites(
         elif rule.output == "follows":
             sites[id(out)] = join(id(out), node.name, activations, follows=True)
         elif rule.output == "own" and id(out) not in fused:
-            sites[id(out)] = join(classes.root(out), node.name, activations)
+            sites[id(out)] = join(classes.root(out), node.name, activations, rule.observer)
     return groups, sites, edges
 
 

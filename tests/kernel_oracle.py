@@ -15,6 +15,7 @@ _TYPES = {np.dtype(np.int8): "INT8", np.dtype(np.int32): "INT32", np.dtype(np.fl
 _OPTIONS: dict[str, tuple[str | None, int]] = {
     "ADD": ("AddOptions", 2),
     "AVERAGE_POOL_2D": ("Pool2DOptions", 2),
+    "BATCH_MATMUL": ("BatchMatMulOptions", 2),
     "CONV_2D": ("Conv2DOptions", 3),
     "DEPTHWISE_CONV_2D": ("DepthwiseConv2DOptions", 3),
     "ELU": (None, 1),
