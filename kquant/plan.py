@@ -295,10 +295,10 @@ def _sites(
     conversions: dict[int, Site] = {}
     draft_widths = draft.widths
 
-    def join(key: int, name: str, activations: Any, bits: int, fixed: Any = None, follows: bool = False) -> Site:
+    def join(key: int, name: str, activations: Any, bits: int, observer: str | None = None, **kind: Any) -> Site:
         if key not in groups:
             spec = activations.spec(None if container(activations.bits) == bits else bits)
-            groups[key] = Group(name, spec, activations.observer, fixed, follows)
+            groups[key] = Group(name, spec, observer or activations.observer, **kind)
             return Site(key, 0)
         groups[key] = Group(**{**groups[key].__dict__, "sites": groups[key].sites + 1})
         return Site(key, groups[key].sites - 1)
@@ -327,7 +327,7 @@ def _sites(
         elif rule.output == "follows":
             sites[id(out)] = join(id(out), node.name, activations, bits, follows=True)
         elif rule.output == "own" and id(out) not in draft.fused:
-            sites[id(out)] = join(classes.root(out), node.name, activations, bits)
+            sites[id(out)] = join(classes.root(out), node.name, activations, bits, rule.observer)
     return groups, sites, edges
 
 

@@ -140,6 +140,7 @@ class Rule:
         lower: writes the call.
         lower_float: writes it for float32 tensors, where `lower` cannot.
         widths: of activations that `lower` (or `lower_float`) can write: 8, 16, `FLOAT`.
+        observer: the function that calibration sets its range with, where not the recipe's.
         refuse: `(node) -> reason` where this use of the layer has no integer form, else None.
         examples: tiny models, which enrol the rule in every contract test.
     """
@@ -158,6 +159,7 @@ class Rule:
     lower: Callable[[Program, Call], None] | None = None
     lower_float: Callable[[Program, Call], None] | None = None
     widths: tuple[int, ...] = (8, 16, FLOAT)
+    observer: str | None = None
     refuse: Callable[[Node], str | None] | None = None
     examples: tuple[Callable[[], keras.Model], ...] = field(default=(), repr=False)
 
