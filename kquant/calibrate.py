@@ -19,7 +19,7 @@ import tensorflow as tf
 from tqdm.auto import tqdm
 
 from kquant import observers
-from kquant.core.nodes import FakeQuant, observing
+from kquant.core.nodes import FakeQuant, encodings_of, observing
 from kquant.data import batches_of, refuse_endless
 from kquant.observers import BINS, Statistics
 
@@ -55,7 +55,7 @@ def calibrate(
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
         >>> q = kquant.calibrate(kquant.quantize(model), np.ones((64, 4), "float32"), verbose=False)
     """
-    nodes = [layer for layer in qmodel.layers if isinstance(layer, FakeQuant) and layer.has_range]
+    nodes = [layer for layer in encodings_of(qmodel) if layer.has_range]
     if not nodes:
         raise ValueError(f"{qmodel.name}: nothing to calibrate; pass the model that kquant.quantize returned.")
     if batches is not None and batches < 1:
@@ -73,8 +73,9 @@ def calibrate(
     if samples < FEW_SAMPLES:
         warnings.warn(f"calibrate: {samples} samples are few; ranges want 100 or more.", stacklevel=2)
     _warn(found)
+    layers = {node.name: node for node in nodes}
     for (name, site), statistics in found.items():
-        layer = qmodel.get_layer(name)
+        layer = layers[name]
         low, high = observers.find(layer.observer)(statistics)
         layer.set_range(site, low, high, float(statistics.lows.size))
     return qmodel

@@ -129,7 +129,7 @@ def make_plan(graph: Graph, recipe: Recipe, target: Target) -> Plan:
     weights = {
         id(node.op): None if settings[id(node.op)][2] else _weight_grid(settings[id(node.op)][1].spec(), rule)
         for node in graph.nodes
-        if (rule := rules[id(node)]) is not None and rule.weights is not None
+        if (rule := rules[id(node)]) is not None and (rule.weights is not None or rule.attach is not None)
     }
     problems = tuple(p for node in graph.nodes if (p := problem(node, rules[id(node)], target)) is not None)
     return Plan(graph, recipe, target, groups, sites, edges, fused, weights, problems)

@@ -106,11 +106,13 @@ class _Writer:
 
     def __post_init__(self) -> None:
         self.producers = self.graph.producers()
-        self.quantized = {id(n.args[0]) for n in self.graph.nodes if isinstance(n.op, FakeQuant)}
+        self.encodings = {id(n.outputs[1]) for n in self.graph.nodes if isinstance(n.op, FakeQuant)}
 
     def visit(self, node: Node) -> None:
         """Write a `FakeQuant` with all that it closes, or a layer that keeps its input's codes."""
         if isinstance(node.op, FakeQuant):
+            if node.kwargs.get("peek"):
+                return
             self.refs[id(node.outputs[0])] = self.close(node)
             return
         rule = self.rule(node)
@@ -194,7 +196,7 @@ class _Writer:
 
     def data_inputs(self, node: Node) -> tuple[Any, ...]:
         """The tensors a layer computes with, encodings left out."""
-        return node.inputs[:1] if isinstance(node.op, Compressed) else node.inputs
+        return tuple(t for t in node.inputs if id(t) not in self.encodings)
 
     def read(self, t: Any, node: Node) -> Ref:
         """The file's tensor for an input."""
