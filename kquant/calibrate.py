@@ -202,7 +202,8 @@ def _refuse_infinite(keys: list[tuple[str, int]], extents: np.ndarray) -> None:
 
 def _warn(found: dict[tuple[str, int], Statistics]) -> None:
     """Name tensors whose ranges deserve a second look."""
-    constant = [key[0] for key, s in found.items() if s.lows.min() == s.highs.max()]
+    varying = {key[0] for key, s in found.items() if s.lows.min() != s.highs.max()}
+    constant = list(dict.fromkeys(key[0] for key in found if key[0] not in varying))
     if constant:
         warnings.warn(
             f"calibrate: these tensors hold a single value on all data: {', '.join(constant[:5])}. Use data that vary.",

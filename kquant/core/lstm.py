@@ -13,7 +13,6 @@ from __future__ import annotations
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from kquant.core import arithmetic
@@ -114,7 +113,8 @@ class QuantizedLSTM(keras.layers.Wrapper):
         """Kernel, recurrent kernel and bias as they train."""
         cell = self.layer.cell
         with full_precision():
-            kernel, recurrent = (tf.cast(tf.convert_to_tensor(w), tf.float32) for w in (cell.kernel, cell.recurrent_kernel))
+            kernel = tf.cast(tf.convert_to_tensor(cell.kernel), tf.float32)
+            recurrent = tf.cast(tf.convert_to_tensor(cell.recurrent_kernel), tf.float32)
             if not cell.use_bias:
                 return kernel, recurrent, tf.zeros((4 * self.layer.units,))
             return kernel, recurrent, tf.cast(tf.convert_to_tensor(cell.bias), tf.float32)
@@ -169,7 +169,8 @@ def _snapped(y: tf.Tensor, encoding: tf.Tensor) -> tf.Tensor:
     """Hidden states on their grid, gradient straight through."""
     scale, zero_point = tf.where(encoding[0] > 0.0, encoding[0], 1.0), encoding[1]
     codes = tf.clip_by_value(tf.round(y / scale) + zero_point, -128.0, 127.0)
-    return straight_through(y, (codes - zero_point) * scale, (-128.0 - zero_point) * scale, (127.0 - zero_point) * scale)
+    low, high = (-128.0 - zero_point) * scale, (127.0 - zero_point) * scale
+    return straight_through(y, (codes - zero_point) * scale, low, high)
 
 
 def _snapped_cell(y: tf.Tensor, bits: tf.Tensor) -> tf.Tensor:

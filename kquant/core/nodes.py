@@ -1,4 +1,4 @@
-"""The kinds of Keras layer that kquant adds: `FakeQuant` (tensors) and `Compressed` (weights); `core.lstm` has one more.
+"""The kinds of Keras layer that kquant adds: `FakeQuant` (tensors), `Compressed` (weights), and `core.lstm`.
 
     x, encoding = FakeQuant(...)(x)                        # encoding = float32[2]: scale, zero point
     y, accumulator = Compressed(Conv2D(...))(x, encoding)  # accumulator = float64[channels]: scale of its sums

@@ -15,11 +15,11 @@ from typing import Any
 import keras
 import numpy as np
 
-from kquant.core.lstm import GATES, QuantizedLSTM
 from kquant.core.arithmetic.lstm import GATE_SCALE
+from kquant.core.lstm import GATES, QuantizedLSTM
 from kquant.core.program import Operator, Program, Ref
 from kquant.core.spec import Encoding, QuantSpec
-from kquant.ops.rule import Call, Make, Rule, example, rebuild
+from kquant.ops.rule import Call, Make, Rule, computed, copy_weights, example, rebuild
 
 layers = keras.layers
 
@@ -80,6 +80,11 @@ def refuse_states(op: Any, x: Any, initial_state: Any = None, mask: Any = None) 
         )
 
 
+def turned(op: Any, make: Make, x: Any) -> Any:
+    """The sequence in the order in which a layer with go_backwards reads it."""
+    return make("reverse", lambda: Reverse(name=f"{op.name}_reverse"))(x)
+
+
 def last_step(op: Any, make: Make, y: Any) -> Any:
     """`[batch, steps, units]` to `[batch, units]`: the last step."""
     last = make("last", lambda: layers.Cropping1D((y.shape[1] - 1, 0), name=f"{op.name}_last"))(y)
@@ -88,25 +93,34 @@ def last_step(op: Any, make: Make, y: Any) -> Any:
 
 def _plain(op: Any) -> bool:
     """True where the operator computes exactly this layer."""
-    return isinstance(op, QuantizedLSTM) or all(getattr(op, key) == value for key, value in PLAIN.items())
+    return isinstance(op, QuantizedLSTM) or (
+        has_kernel(op) and all(getattr(op, key) == value for key, value in PLAIN.items())
+    )
+
+
+def has_kernel(op: Any) -> bool:
+    """True for an LSTM with the activations of the operator."""
+    cell = op.cell
+    return (
+        type(cell) is layers.LSTMCell
+        and cell.activation is keras.activations.tanh
+        and cell.recurrent_activation is keras.activations.sigmoid
+    )
 
 
 def _expand(op: Any, make: Make, x: Any, initial_state: Any = None, mask: Any = None, **_: Any) -> Any:
     """The plain LSTM, with what its options mean around it."""
     refuse_states(op, x, initial_state, mask)
     if op.go_backwards:
-        x = make("reverse", lambda: Reverse(name=f"{op.name}_reverse"))(x)
+        x = turned(op, make, x)
     y = make("lstm", lambda: rebuild(op, **PLAIN))(x)
-    return outputs(op, make, y, [make("cell", lambda: CellState(name=f"{op.name}_cell_state"))] if op.return_state else [])
-
-
-def outputs(op: Any, make: Make, y: Any, states: list[Any]) -> Any:
-    """What the layer returns of the sequence `y`: all steps or the last one, then its states."""
     if op.return_sequences and not op.return_state:
         return y
     last = last_step(op, make, y)
-    first = y if op.return_sequences else last
-    return [first, last, *(state(y) for state in states)] if op.return_state else first
+    if not op.return_state:
+        return last
+    cell = make("cell", lambda: CellState(name=f"{op.name}_cell_state"))(y)
+    return [y if op.return_sequences else last, last, cell]
 
 
 def _refuse_plain(node: Any) -> str | None:
@@ -115,6 +129,13 @@ def _refuse_plain(node: Any) -> str | None:
     if len(node.inputs) > 1 and not isinstance(node.op, QuantizedLSTM):
         return "it is given an initial state; the exported sequence starts from zeros. Export a one-step model instead"
     return None
+
+
+def _refuse_cell_state(node: Any) -> str | None:
+    return (
+        "the last cell state of an LSTM is read; it is an int16 state inside the operator, which no other one takes. Use "
+        "the hidden state, or the model of one step (kquant.cell)"
+    )
 
 
 def _attach(op: Any, spec: QuantSpec, inside: Any) -> QuantizedLSTM:
@@ -211,10 +232,6 @@ def _bidirectional(op: Any, make: Make, x: Any, initial_state: Any = None, mask:
     return made if len(made) > 1 else made[0]
 
 
-def _is_lstm_cell(op: Any) -> bool:
-    return type(op.cell) is layers.LSTMCell
-
-
 def _from_cell(op: Any, make: Make, x: Any, **kwargs: Any) -> Any:
     """`RNN(LSTMCell)` is `LSTM`."""
     return make("lstm", lambda: _as_lstm(op))(x, **kwargs)
@@ -224,10 +241,8 @@ def _as_lstm(op: Any) -> Any:
     shared = {k: getattr(op, k) for k in ("return_sequences", "return_state", "go_backwards", "stateful", "unroll")}
     config = {k: v for k, v in op.cell.get_config().items() if k not in ("name", "trainable", "dtype")}
     layer = layers.LSTM.from_config({**config, **shared, "name": op.name})
-    layer.build(op.get_build_config()["input_shape"] if "input_shape" in op.get_build_config() else None)
-    for name in ("kernel", "recurrent_kernel", "bias"):
-        if getattr(op.cell, name, None) is not None:
-            getattr(layer.cell, name).assign(getattr(op.cell, name))
+    layer.build_from_config(op.get_build_config())
+    copy_weights(op.cell, layer.cell)
     return layer
 
 
@@ -251,11 +266,19 @@ RULES = (
     ),
     Rule(
         layers=(layers.LSTM,),
+        when=has_kernel,
         expand=_expand,
         examples=(
             example(lstm(5), shape=(7, 4)),
             example(lstm(5, go_backwards=True, dropout=0.2), lambda: layers.Dense(3), shape=(7, 4)),
         ),
+    ),
+    Rule(
+        layers=(CellState,),
+        operators=("UNIDIRECTIONAL_SEQUENCE_LSTM",),
+        refuse=_refuse_cell_state,
+        lower=_lower,
+        examples=(computed(lambda x: layers.LSTM(4, return_state=True, return_sequences=True)(x)[:2], (5, 3)),),
     ),
     Rule(
         layers=(Reverse,),
@@ -274,7 +297,7 @@ RULES = (
     ),
     Rule(
         layers=(layers.RNN,),
-        when=_is_lstm_cell,
+        when=has_kernel,
         expand=_from_cell,
         examples=(example(lambda: layers.RNN(layers.LSTMCell(4)), shape=(6, 3)),),
     ),

@@ -121,9 +121,9 @@ class Rule:
         fuses: a following ReLU costs nothing.
         relu: the fused form of this activation: "RELU", "RELU6", ... where the operator before can take it.
         arithmetic: `(node) -> (kernel, attributes)` where the kernel's rounding needs the codes of its inputs.
-        attach: `(layer, spec, inside) -> layer` builds the one that computes with quantized weights where a kernel keeps
-            encodings inside; `spec` is the grid of its weights, `inside(name)` the arguments of a `FakeQuant` for one.
-            It is called with its input's encoding and that of its output: `layer(x, encoding=..., out=...)`.
+        attach: `(layer, spec, inside) -> layer` builds the one that computes with quantized weights, where a kernel
+            keeps encodings inside; `spec` is the grid of its weights, `inside(name)` the arguments of a `FakeQuant` for
+            one. It is called with its input's encoding and that of its output: `layer(x, encoding=..., out=...)`.
         lower: writes the call.
         refuse: `(node) -> reason` where this use of the layer has no integer form, else None.
         examples: tiny models, which enrol the rule in every contract test.

@@ -4,7 +4,7 @@
     c' = f c + i g  ->  int16 at a power of two                      h' = o tanh(c')  ->  int8
 
 Sources: LiteRT tflite/kernels/unidirectional_sequence_lstm.cc (PopulateQuantizedLstmParams8x8_16), lstm_eval.cc and
-internal/reference/portable_tensor_utils.cc; TFLM tensorflow/lite/micro/kernels/lstm_eval_common.cc, lstm_eval.h and .cc.
+internal/reference/portable_tensor_utils.cc; TFLM tensorflow/lite/micro/kernels/lstm_eval_common.cc, .h and .cc.
 """
 
 from __future__ import annotations
