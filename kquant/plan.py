@@ -137,7 +137,7 @@ def make_plan(graph: Graph, recipe: Recipe, target: Target) -> Plan:
     weights = {
         id(node.op): _weight_grid(settings[id(node.op)], rule, target, widths.calls[id(node)])
         for node in graph.nodes
-        if (rule := rules[id(node)]) is not None and rule.weights is not None
+        if (rule := rules[id(node)]) is not None and (rule.weights is not None or rule.attach is not None)
     }
     found = (problem(node, rules[id(node)], target, widths.calls[id(node)]) for node in graph.nodes)
     problems = tuple(p for p in found if p is not None)
@@ -189,8 +189,10 @@ def _too_large(node: Node, rule: Rule, target: Target) -> str | None:
 def _weight_grid(settings: Settings, rule: Rule, target: Target, bits: int) -> QuantSpec | None:
     """The kernel's grid; None where the weights stay float."""
     wanted = settings.weights
-    if settings.skip or wanted.dtype == "float16" or rule.weights is None:
+    if settings.skip or wanted.dtype == "float16":
         return None
+    if rule.weights is None:
+        return replace(wanted.spec(), per_axis=False)
     packed = wanted.bits <= 4 and all(target.supports(code, "int4") for code in rule.operators)
     kernel = "int16x8" if bits == 16 else "int4" if packed else "int8"
     able = bits == FLOAT or all(target.ops[code].per_axis_for(kernel) for code in rule.operators)

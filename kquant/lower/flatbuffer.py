@@ -42,6 +42,7 @@ OPTIONS = {
     "PRELU": None,
     "LOGISTIC": None,
     "TANH": None,
+    "UNIDIRECTIONAL_SEQUENCE_LSTM": "UnidirectionalSequenceLSTMOptions",
 }
 
 
@@ -129,6 +130,7 @@ class _Writer:
         tensor.type = getattr(schema.TensorType, TYPES[ref.dtype])
         tensor.buffer = 0 if ref.data is None else self.blob(_stored(ref))
         tensor.hasRank = True
+        tensor.isVariable = ref.variable
         if ref.encoding is not None and ref.dtype != "float32":
             tensor.quantization = _quantization(ref)
         self.tensors.append(tensor)
@@ -150,6 +152,8 @@ class _Writer:
         written.opcodeIndex = self.code(op)
         written.inputs = [self.tensor(ref) for ref in op.inputs]
         written.outputs = [self.tensor(ref) for ref in op.outputs]
+        if op.intermediates:
+            written.intermediates = [self.tensor(ref) for ref in op.intermediates]
         name = OPTIONS.get(op.code, f"{_camel(op.code)}Options")
         if name is not None:
             options = getattr(schema, f"{name}T")()
