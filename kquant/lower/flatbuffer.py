@@ -16,7 +16,15 @@ from ai_edge_litert import schema_py_generated as schema
 from kquant.core.program import Operator, Program, Ref
 from kquant.targets import Target
 
-TYPES = {"int8": "INT8", "uint8": "UINT8", "int16": "INT16", "int32": "INT32", "int64": "INT64", "float32": "FLOAT32"}
+TYPES = {
+    "int8": "INT8",
+    "uint8": "UINT8",
+    "int16": "INT16",
+    "int32": "INT32",
+    "int64": "INT64",
+    "float32": "FLOAT32",
+    "resource": "RESOURCE",
+}
 
 # Operators whose options table is not simply their name in camel case.
 OPTIONS = {
@@ -65,14 +73,12 @@ class _Writer:
         self.names: set[str] = set()
 
     def pack(self, metadata: dict[str, Any]) -> bytes:
-        graph = schema.SubGraphT()
-        graph.name = "main"
-        graph.inputs = [self.tensor(ref) for ref in self.program.inputs]
-        operators = [self.operator(op) for op in self.program.operators]
-        graph.outputs = [self.tensor(ref) for ref in self.program.outputs]
-        graph.operators, graph.tensors = operators, self.tensors
+        graph = self.subgraph("main", self.program)
         self.model.subgraphs = [graph]
         self.model.signatureDefs = [self.signature(graph)]
+        if self.program.once is not None:
+            self.tensors, self.index, self.constants, self.names = [], {}, {}, set()
+            self.model.subgraphs.append(self.subgraph("once", self.program.once))
         entry = schema.MetadataT()
         entry.name = "kquant"
         entry.buffer = self.blob(json.dumps(metadata, sort_keys=True).encode())
@@ -80,6 +86,16 @@ class _Writer:
         builder = flatbuffers.Builder(1 << 16)
         builder.Finish(self.model.Pack(builder), b"TFL3")
         return bytes(builder.Output())
+
+    def subgraph(self, name: str, program: Program) -> Any:
+        """A subgraph with tensors of its own; buffers and operator codes belong to the whole file."""
+        graph = schema.SubGraphT()
+        graph.name = name
+        graph.inputs = [self.tensor(ref) for ref in program.inputs]
+        operators = [self.operator(op) for op in program.operators]
+        graph.outputs = [self.tensor(ref) for ref in program.outputs]
+        graph.operators, graph.tensors = operators, self.tensors
+        return graph
 
     def signature(self, graph: Any) -> Any:
         """Inputs and outputs by name, so that files are called like SavedModels."""
