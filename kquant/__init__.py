@@ -26,6 +26,7 @@ if Path(sys.argv[0] if sys.argv else "").stem != "kquant":
     from kquant.pipeline import CompressResult, compress
     from kquant.quantize import quantize
     from kquant.runtimes import predict
+    from kquant.stream import Stream, stream
     from kquant.verify import VerifyReport, verify
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "ExportReport",
     "FileModel",
     "Recipe",
+    "Stream",
     "VerifyReport",
     "calibrate",
     "check",
@@ -44,5 +46,6 @@ __all__ = [
     "predict",
     "quantize",
     "report",
+    "stream",
     "verify",
 ]

@@ -19,12 +19,15 @@ from kquant import __version__, targets
 from kquant.core.program import Operator, Program, Ref
 from kquant.core.spec import Encoding
 from kquant.inspect import FileModel, read_model
-from kquant.lower import Lowered, lower, to_bytes
+from kquant.lower import Lowered, States, Streamed, keep_states, lower, to_bytes, to_stream
 from kquant.runtimes import arena_bytes, available
+from kquant.stream import Stream, StreamReport, check_stream, describe_stream, stream_metadata
 from kquant.verify import VerifyReport, compare, gather
 
 IO = Literal["int8", "uint8", "float32"]
 RANDOM_SAMPLES = 8
+# Of streaming files; TFLM and LiteRT have them, and a target's list is about the operators of layers.
+VARIABLES = ("CALL_ONCE", "VAR_HANDLE", "READ_VARIABLE", "ASSIGN_VARIABLE")
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,9 @@ class ExportReport:
         operators: code -> count.
         types: tensor type -> number of tensors.
         inputs, outputs: what the application feeds and reads.
-        verification: one report for each runtime of the target that is installed.
+        verification: one report for each runtime of the target that is installed; of the file over whole clips, where
+            this is a streaming file.
+        streaming: what a streaming file needs of the application; None for others.
     """
 
     path: str
@@ -66,6 +71,7 @@ class ExportReport:
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     verification: tuple[VerifyReport, ...]
+    streaming: StreamReport | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
@@ -73,7 +79,14 @@ class ExportReport:
 
 
 def export(
-    qmodel: keras.Model, path: str | Path, *, samples: Any = None, io: IO = "int8", check_runtimes: bool = True
+    qmodel: keras.Model,
+    path: str | Path,
+    *,
+    samples: Any = None,
+    io: IO = "int8",
+    check_runtimes: bool = True,
+    streaming: bool | int = False,
+    states: States = "io",
 ) -> ExportReport:
     """Write a full-integer TFLite file, static batch 1.
 
@@ -86,12 +99,17 @@ def export(
         samples: data for the verification, like for `kquant.calibrate`; random codes by default.
         io: type of inputs and outputs; "float32" adds one QUANTIZE and DEQUANTIZE at the edges.
         check_runtimes: run the file before returning.
+        streaming: True or a number: the file takes the newest frames only, and gives that many results in time for
+            each call. The network must be causal in time, axis 1 of its inputs; see docs/streaming.md.
+        states: where a streaming file keeps older frames: "io", in inputs and outputs that the application copies, or
+            "variables", in the interpreter.
 
     Returns:
         The report.
 
     Raises:
-        ValueError: not calibrated, float layers left, an interpreter refuses the file, or the path cannot be written.
+        ValueError: not calibrated, float layers left, an interpreter refuses the file, a layer that cannot be streamed,
+            or the path cannot be written.
 
     Example:
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
@@ -101,17 +119,24 @@ def export(
     """
     if io not in ("int8", "uint8", "float32"):
         raise ValueError(f"export: io must be 'int8', 'uint8' or 'float32'. Received: {io!r}.")
+    if states not in ("io", "variables") or isinstance(streaming, float) or streaming < 0:
+        raise ValueError(
+            "export: streaming must be False, True or a number of results for each call, and states 'io' or "
+            f"'variables'. Received: streaming={streaming!r}, states={states!r}."
+        )
     target_path = _writable(Path(path))
     lowered = lower(qmodel)
-    if io != "int8":
-        _edges(lowered.program, io)
-    content = to_bytes(
-        lowered.program,
-        lowered.target,
-        {"kquant": __version__, "recipe": lowered.recipe, "target": lowered.target.name},
-    )
-    file = read_model(content)
-    reports, arena = _tried(qmodel, lowered, content, file, samples) if check_runtimes else ((), None)
+    streamed = None
+    if streaming:
+        content, reports, streamed = _streaming(qmodel, lowered, samples, io, int(streaming), states, check_runtimes)
+        arena = _arena(lowered, content) if check_runtimes else None
+        file = read_model(content)
+    else:
+        if io != "int8":
+            _edges(lowered.program, io)
+        content = to_bytes(lowered.program, lowered.target, _metadata(lowered))
+        file = read_model(content)
+        reports, arena = _tried(qmodel, lowered, content, file, samples) if check_runtimes else ((), None)
     write_atomically(target_path, content)
     return ExportReport(
         path=str(target_path),
@@ -125,7 +150,52 @@ def export(
         inputs=tuple(_port(t) for t in file.inputs),
         outputs=tuple(_port(t) for t in file.outputs),
         verification=reports,
+        streaming=streamed,
     )
+
+
+def _metadata(lowered: Lowered) -> dict[str, Any]:
+    return {"kquant": __version__, "recipe": lowered.recipe, "target": lowered.target.name}
+
+
+def _streaming(
+    qmodel: keras.Model, lowered: Lowered, samples: Any, io: IO, frames: int, states: States, check: bool
+) -> tuple[bytes, tuple[VerifyReport, ...], StreamReport]:
+    """The streaming file; the file over whole clips is compared with the model, then the stream with that file."""
+
+    def written(edges: IO) -> tuple[bytes, Streamed]:
+        streamed = to_stream(lowered.program, frames)
+        if edges != "int8":
+            _edges(streamed.program, edges)
+        keep_states(streamed, states)
+        streamed.program.distinct_names()
+        metadata = {**_metadata(lowered), "streaming": stream_metadata(streamed, states)}
+        return to_bytes(streamed.program, lowered.target, metadata), streamed
+
+    content, streamed = written(io)
+    if not check:
+        return content, (), describe_stream(streamed, states, ())
+    plain = to_bytes(lowered.program, lowered.target, _metadata(lowered))
+    reports = _verified(qmodel, lowered, plain, read_model(plain), samples)
+    clips = _random(lowered) if samples is None else gather(qmodel, samples, 2)
+    inner = content if io == "int8" else written("int8")[0]
+    checks = [check_stream(plain, inner, streamed.outputs, clips, report.runtime) for report in reports]
+    if io != "int8":
+        for report in reports:
+            Stream(content, report.runtime)
+    return content, reports, describe_stream(streamed, states, checks)
+
+
+def _arena(lowered: Lowered, content: bytes) -> int | None:
+    """Arena size, where the file is for TFLM or happens to fit it."""
+    if not _fits_tflm(read_model(content)):
+        return None
+    try:
+        return arena_bytes(content)
+    except ValueError:
+        if "tflm" in lowered.target.runtimes:
+            raise
+        return None  # beyond TFLM's limits, which do not concern this target
 
 
 def _tried(
@@ -133,14 +203,9 @@ def _tried(
 ) -> tuple[tuple[VerifyReport, ...], int | None]:
     """Verification and arena size, side by side."""
     with ThreadPoolExecutor() as pool:
-        arena = pool.submit(arena_bytes, content) if _fits_tflm(file) else None
+        arena = pool.submit(_arena, lowered, content)
         reports = _verified(qmodel, lowered, content, file, samples)
-        try:
-            return reports, None if arena is None else arena.result()
-        except ValueError:
-            if "tflm" in lowered.target.runtimes:
-                raise
-            return reports, None  # beyond TFLM's limits, which do not concern this target
+        return reports, arena.result()
 
 
 def _verified(
@@ -160,7 +225,7 @@ def _verified(
 def _fits_tflm(file: FileModel) -> bool:
     """Files for another target may use operators that TFLM lacks; they have no arena."""
     tflm = targets.load("tflm")
-    return all(tflm.supports(code) for code in file.operator_counts)
+    return all(tflm.supports(code) or code in VARIABLES for code in file.operator_counts)
 
 
 def _random(lowered: Lowered) -> list[np.ndarray]:

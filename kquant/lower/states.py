@@ -1,4 +1,4 @@
-"""Two homes for the states of a stream: inputs and outputs that the application copies, or variables of the interpreter.
+"""Two homes for the states of a stream: inputs and outputs that the application copies, or variables.
 
 Variables are VAR_HANDLE, READ_VARIABLE and ASSIGN_VARIABLE. LiteRT wants them assigned before they are read, so a
 CALL_ONCE runs a subgraph that assigns the initial codes; TFLM fills a new variable with the zero point of what is first
@@ -26,6 +26,7 @@ def keep_states(streamed: Streamed, states: States) -> None:
         states: "io" adds an input and an output for each state, behind those of the frames; "variables" adds none.
     """
     program = streamed.program
+    _distinct(streamed.states)
     if states == "io":
         program.inputs += [state.read for state in streamed.states]
         program.outputs += [state.written for state in streamed.states]
@@ -41,6 +42,15 @@ def keep_states(streamed: Streamed, states: States) -> None:
         _initial(program.once, state)
     once = Operator("CALL_ONCE", [], [], {"initSubgraphIndex": 1})
     program.operators = [once, *reads, *program.operators, *writes]
+
+
+def _distinct(states: list[State]) -> None:
+    """Two states of a layer must not become one variable."""
+    taken: dict[str, int] = {}
+    for state in states:
+        n = taken[state.read.name] = taken.get(state.read.name, -1) + 1
+        if n:
+            state.read.name, state.written.name = f"{state.read.name}_{n}", f"{state.written.name}_{n}"
 
 
 def _handle(program: Program, state: State) -> Operator:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from kquant.core.program import Operator, Program, Ref
-from kquant.lower.timeline import Read, Static, Step, Time, Timeline
+from kquant.lower.timeline import HELPERS, Read, Static, Step, Time, Timeline
 
 # Operators that do nothing where they leave the shape of a block as it is.
 NOTHING = frozenset({"PAD", "SLICE", "RESHAPE"})
@@ -204,12 +204,13 @@ class _Emitter:
         block, encoding = self.block(ref), ref.encoding
         shape = list(block.shape)
         shape[time.axis] = need
-        state = Ref(f"{ref.name}/state", tuple(shape), ref.dtype, encoding)
+        name = HELPERS.sub("", ref.name)
+        state = Ref(f"{name}/state", tuple(shape), ref.dtype, encoding)
         shape[time.axis] += block.shape[time.axis]
-        full = self.program.value(f"{ref.name}/history", shape, encoding, ref.dtype)
+        full = self.program.value(f"{name}/history", shape, encoding, ref.dtype)
         options = {"axis": time.axis, "fusedActivationFunction": "NONE"}
         self.program.emit("CONCATENATION", [state, block], full, **options)
-        written = self.slice(full, time.axis, block.shape[time.axis], need, f"{ref.name}/state_out")
+        written = self.slice(full, time.axis, block.shape[time.axis], need, f"{name}/state_out")
         self.states.append(State(state, written, 0 if encoding is None else int(encoding.zero_point[0])))
         self.held[id(ref)] = full
         return full

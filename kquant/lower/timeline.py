@@ -130,7 +130,8 @@ class Timeline:
         still = [t for ref in op.inputs if isinstance(t := self.of(ref), Static)]
         if not moving and not still:
             raise refuse(op, "it depends on no input. Fold it into a weight.")
-        if still or self._takes_all(op, moving):
+        lengths = {_shape(op, i)[t.axis] for i, t in moving.items()}  # one row for all frames meets a row for each
+        if still or len(lengths) > 1 or self._takes_all(op, moving):
             step = self._whole(op, moving, still)
         else:
             step = HANDLERS.get(op.code, _unknown)(op, moving)
