@@ -39,7 +39,7 @@ class StateInfo:
 @dataclass(frozen=True)
 class StreamCheck:
     """A streaming file against the file over whole clips, on one runtime: frames of the clips, share of equal codes
-    (None where the clips were too short to compare).
+    (None where no call ends with a clip, so that nothing could be compared).
     """
 
     runtime: str
@@ -262,12 +262,13 @@ def check_stream(
     for i in range(len(codes[0])):
         wanted = invoke([c[i : i + 1] for c in codes])
         running.reset()
+        # frames behind the clip fill the last call; no result that is compared depends on them
+        fed = [np.pad(c[i : i + 1], [(0, 0), (0, -length % running.hop), *[(0, 0)] * (c.ndim - 2)]) for c in codes]
         calls = [
-            running.step_codes([c[i : i + 1, at : at + running.hop] for c in codes])
-            for at in range(0, length - running.hop + 1, running.hop)
+            running.step_codes([c[:, at : at + running.hop] for c in fed]) for at in range(0, length, running.hop)
         ]
         for output, expected, made in zip(outputs, wanted, zip(*calls, strict=True), strict=True):
-            same = _same(output, expected, list(made), length % running.hop == 0)
+            same = _same(output, expected, list(made))
             if runtime != "litert" and not np.all(same):
                 raise ValueError(
                     f"export: {output.name}: {1 - np.mean(same):.2%} of the stream's codes differ from the file's on "
@@ -283,10 +284,10 @@ def _uneven(clips: np.ndarray) -> np.ndarray:
     return clips * rng.random((*clips.shape[:2], *(1,) * (clips.ndim - 2)), np.float32) ** 3
 
 
-def _same(output: StreamOutput, expected: np.ndarray, calls: list[np.ndarray], ends: bool) -> np.ndarray:
+def _same(output: StreamOutput, expected: np.ndarray, calls: list[np.ndarray]) -> np.ndarray:
     """Which codes are equal, of those that both files have."""
     if output.axis is None:
-        return (calls[-1] == expected).ravel() if ends and len(calls) > output.warm_up else np.zeros(0, bool)
+        return (calls[output.complete - 1] == expected).ravel() if output.complete else np.zeros(0, bool)
     made = np.moveaxis(np.concatenate(calls, output.axis), output.axis, 0)
     wanted = np.moveaxis(expected, output.axis, 0)
     first = max(output.clean, -output.delay)

@@ -270,6 +270,16 @@ def test_files_for_the_wrong_verb(tmp_path):
         stream.run(np.zeros((1, 6)))
 
 
+def test_clips_that_end_within_a_call_are_compared(tmp_path):
+    x = inputs = keras.Input((21, 6), name="x")
+    x = layers.Conv1D(8, 4, strides=2, padding="causal", activation="relu", name="s1")(x)
+    model = keras.Model(inputs, layers.Dense(3, name="head")(layers.GlobalAveragePooling1D(name="mean")(x)))
+    report = kquant.export(quantized(model), tmp_path / "m.tflite", streaming=True).streaming
+    assert (report.hop, report.outputs[0].complete, report.checks[0].equal) == (2, 11, 1.0)
+    report = kquant.export(quantized(model), tmp_path / "m.tflite", streaming=2).streaming
+    assert (report.hop, report.outputs[0].complete, report.checks[0].equal) == (4, 0, None)
+
+
 def test_states_have_names_of_their_own(tmp_path):
     report = kquant.export(quantized(two_outputs()), tmp_path / "m.tflite", streaming=1, check_runtimes=False)
     names = [s.name for s in report.streaming.states]

@@ -45,6 +45,8 @@ class StreamOutput:
         delay: elements that it lags behind the newest frames.
         clean: index of the first element that equals the file's.
         warm_up: calls whose results are not (all) those of the file.
+        complete: calls from a reset on that give the file's result on a clip, for results of a window; 0 where no
+            number of calls ends with the clip.
     """
 
     name: str
@@ -52,6 +54,7 @@ class StreamOutput:
     delay: int
     clean: int
     warm_up: int
+    complete: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -227,5 +230,8 @@ class _Emitter:
         if isinstance(time, Time):
             warm_up = max(-(-(time.clean + time.delay) // self.count(time)), 0)
             return StreamOutput(ref.name, time.axis, time.delay, time.clean, warm_up)
-        ready = time.ready if isinstance(time, Static) else 1
-        return StreamOutput(ref.name, None, 0, 0, max(-(-ready // self.hop) - 1, 0))
+        if not isinstance(time, Static):
+            raise ValueError(f"export: {ref.name}: this output depends on no input, so there is nothing to stream.")
+        calls = -(-time.ready // self.hop)
+        ends = all(calls * self.count(t) - t.delay == length for length, t in time.windows)
+        return StreamOutput(ref.name, None, 0, 0, calls - 1, calls if ends else 0)

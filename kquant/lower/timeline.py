@@ -56,10 +56,12 @@ class Static:
     Attributes:
         ready: input frames until its windows are full of elements that equal the file's.
         padded: some window holds elements that depend on zeros before the first frame.
+        windows: elements and times of the windows.
     """
 
     ready: int
     padded: bool
+    windows: tuple[tuple[int, Time], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -151,12 +153,14 @@ class Timeline:
     def _whole(self, op: Operator, moving: dict[int, Time], still: list[Static]) -> Step:
         """Every input as the whole window that the file sees."""
         reads, ready, padded = {}, [t.ready for t in still], any(t.padded for t in still)
+        windows = [w for t in still for w in t.windows]
         for i, time in moving.items():
             length = _shape(op, i)[time.axis]
             reads[i] = Read(whole=length)
             ready.append((time.clean + length - 1) * time.step + time.lead + 1)
             padded = padded or time.padded
-        return Step(op, Static(max(ready), padded), reads)
+            windows.append((length, time))
+        return Step(op, Static(max(ready), padded, tuple(windows)), reads)
 
 
 Handler = Callable[[Operator, dict[int, Time]], Step]

@@ -169,7 +169,9 @@ def _stream_facts(report: StreamReport | None) -> Iterable[str]:
         return
     yield f"stream: {report.hop} frames a call, {report.state_bytes:,} bytes of states ({report.kept})"
     for check in report.checks:
-        share = "clips too short to compare" if check.equal is None else f"{_percent(check.equal)} of the codes equal"
+        share = "no call ends with a clip: nothing compared"
+        if check.equal is not None:
+            share = f"{_percent(check.equal)} of the codes equal"
         yield f"{check.runtime}, stream against whole clips, {check.frames} frames: {share}"
 
 
