@@ -20,6 +20,7 @@ if Path(sys.argv[0] if sys.argv else "").stem != "kquant":
     from kquant.calibrate import calibrate
     from kquant.check import CheckReport, check
     from kquant.core.recipe import Recipe
+    from kquant.encodings import encodings, set_encodings
     from kquant.export import ExportReport, export
     from kquant.fold import fold
     from kquant.inspect import FileModel, inspect
@@ -40,12 +41,14 @@ __all__ = [
     "calibrate",
     "check",
     "compress",
+    "encodings",
     "export",
     "fold",
     "inspect",
     "predict",
     "quantize",
     "report",
+    "set_encodings",
     "stream",
     "verify",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import stat
 import tempfile
@@ -18,6 +19,8 @@ import numpy as np
 from kquant import __version__, targets
 from kquant.core.program import Operator, Program, Ref
 from kquant.core.spec import Encoding
+from kquant.encodings import Version
+from kquant.encodings import encodings as encodings_of
 from kquant.inspect import FileModel, read_model
 from kquant.lower import Lowered, States, Streamed, keep_states, lower, to_bytes, to_stream
 from kquant.runtimes import arena_bytes, available
@@ -87,6 +90,8 @@ def export(
     check_runtimes: bool = True,
     streaming: bool | int = False,
     states: States = "io",
+    encodings: str | Path | None = None,
+    encodings_version: Version = "0.6.1",
 ) -> ExportReport:
     """Write a full-integer TFLite file, static batch 1.
 
@@ -103,6 +108,8 @@ def export(
             each call. The network must be causal in time, axis 1 of its inputs; see docs/streaming.md.
         states: where a streaming file keeps older frames: "io", in inputs and outputs that the application copies, or
             "variables", in the interpreter.
+        encodings: also write the scales and zero points to this path, as AIMET's JSON; see docs/encodings.md.
+        encodings_version: "0.6.1" or "1.0.0".
 
     Returns:
         The report.
@@ -125,6 +132,7 @@ def export(
             f"'variables'. Received: streaming={streaming!r}, states={states!r}."
         )
     target_path = _writable(Path(path))
+    beside = None if encodings is None else (_writable(Path(encodings)), encodings_of(qmodel, encodings_version))
     lowered = lower(qmodel)
     streamed = None
     if streaming:
@@ -138,6 +146,8 @@ def export(
         file = read_model(content)
         reports, arena = _tried(qmodel, lowered, content, file, samples) if check_runtimes else ((), None)
     write_atomically(target_path, content)
+    if beside is not None:
+        write_atomically(beside[0], f"{json.dumps(beside[1], indent=1)}\n".encode())
     return ExportReport(
         path=str(target_path),
         target=lowered.target.name,

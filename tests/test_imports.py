@@ -20,7 +20,7 @@ ORDER = (
     ("ops",),
     ("data", "observers", "inspect", "interpreters"),
     ("expand", "plan", "calibrate", "lower", "runtimes"),
-    ("fold", "attach"),
+    ("fold", "attach", "encodings"),
     ("quantize",),
     ("check", "verify", "stream"),
     ("export",),
