@@ -24,6 +24,7 @@ if Path(sys.argv[0] if sys.argv else "").stem != "kquant":
     from kquant.export import ExportReport, export
     from kquant.fold import fold
     from kquant.inspect import FileModel, inspect
+    from kquant.ops import register_rule
     from kquant.pipeline import CompressResult, compress
     from kquant.quantize import quantize
     from kquant.runtimes import predict
@@ -47,6 +48,7 @@ __all__ = [
     "inspect",
     "predict",
     "quantize",
+    "register_rule",
     "report",
     "set_encodings",
     "stream",

@@ -10,6 +10,7 @@ import numpy as np
 
 from kquant.core.graph import Node, legal_name, rewrite
 from kquant.core.nodes import Compressed, FakeQuant
+from kquant.core.spec import FLOAT, QuantSpec
 from kquant.ops import find
 from kquant.ops.rule import Rule, Weights
 from kquant.plan import Plan, Site
@@ -36,19 +37,31 @@ class _Builder:
         self.plan = plan
         self.gains = gains
         self.encodings: dict[int, Any] = {}  # of quantized tensors
+        self.specs: dict[int, QuantSpec] = {}  # their grids
+        self.converted: dict[tuple[int, int], Any] = {}  # (id(tensor), group) -> the tensor in that group's encoding
+        self.origin = {"recipe": plan.recipe.name, "target": plan.target.name}
+        kept = sorted({n.name for n in plan.graph.nodes if plan.settings[id(n.op)].stays_float})
+        skipped = sorted({n.name for n in plan.graph.nodes if plan.settings[id(n.op)].skip})
+        if skipped:
+            self.origin["skip"] = " ".join(skipped)
+        if kept:
+            self.origin["float"] = "*" if plan.recipe.mode != "static" else " ".join(kept)
         self.pending: dict[int, dict[str, Any]] = {}  # of tensors to be quantized: FakeQuant's arguments
         self.layers: dict[int, Any] = {}
         self.names = {node.name for node in plan.graph.nodes}
 
     def enter(self, old: Any, new: Any) -> Any:
         """Quantize a model input."""
-        return self.quantize(new, self.plan.sites[id(old)], {})
+        site = self.plan.sites.get(id(old))
+        return new if site is None else self.quantize(new, site, {})
 
     def call(self, node: Node, args: tuple, kwargs: dict) -> Any:
         """One call of the float model, with its quantization."""
         rule = find(node.op, self.plan.target)
         if rule is None:
             raise ValueError(f"{node.name}: no rule.")  # make_plan has listed it as a problem
+        if self.plan.widths.calls[id(node)] == FLOAT:
+            return self.in_float(node, rule, args, kwargs)
         args, kwargs = self.requantized(node, args, kwargs)
         inputs = [t for t in keras.tree.flatten((args, kwargs)) if isinstance(t, keras.KerasTensor)]
         known = [self.encodings.get(id(t)) for t in inputs]
@@ -63,19 +76,32 @@ class _Builder:
         if id(out) in self.plan.fused:
             self.pending[id(y)] = details
         elif known[0] is not None and rule.output in ("same", "shared"):
-            self.encodings[id(y)] = known[0]
+            self.encodings[id(y)], self.specs[id(y)] = known[0], self.specs[id(inputs[0])]
         return y
+
+    def in_float(self, node: Node, rule: Rule, args: tuple, kwargs: dict) -> Any:
+        """A call that stays float; its weights may be quantized all the same."""
+        if rule.weights is None or self.plan.settings[id(node.op)].skip:
+            y = node.op(*args, **kwargs)
+        else:
+            if id(node.op) not in self.layers:
+                self.layers[id(node.op)] = self.compressed(node.op, rule.weights, FLOAT)
+            y = self.layers[id(node.op)](*args, **kwargs)[0]
+        site = self.plan.sites.get(id(node.outputs[0]))
+        return y if site is None else self.quantize(y, site, {"kernel": "QUANTIZE"})
 
     def compute(self, node: Node, rule: Rule, args: tuple, kwargs: dict, encoding: Any) -> tuple[Any, dict[str, Any]]:
         """The layer's own output, and what FakeQuant must know of its sums."""
         if rule.weights is None or encoding is None:
             return node.op(*args, **kwargs), {}
+        bits = self.plan.widths.calls[id(node)]
         if id(node.op) not in self.layers:
-            self.layers[id(node.op)] = self.compressed(node.op, rule.weights)
-        y, accumulator = self.layers[id(node.op)](*args, encoding=encoding, **kwargs)
-        return y, {"accumulator": accumulator, "kernel": rule.operators[0]}
+            self.layers[id(node.op)] = self.compressed(node.op, rule.weights, bits)
+        y, accumulator, *sums = self.layers[id(node.op)](*args, encoding=encoding, **kwargs)
+        details = {"accumulator": accumulator, "kernel": rule.operators[0]}
+        return y, {**details, "sums": sums[0], "attributes": {}} if sums else details
 
-    def compressed(self, op: Any, weights: Weights) -> Compressed:
+    def compressed(self, op: Any, weights: Weights, bits: int) -> Compressed:
         """The layer in its wrapper; the gain of a folded batch norm leaves the kernel that trains."""
         spec, gain = self.plan.weights[id(op)], self.gains.get(op.name)
         layer = Compressed(
@@ -86,19 +112,31 @@ class _Builder:
             channel_axes=weights.channel_axes,
             sums=weights.sums,
             gain_shape=None if gain is None else gain.shape,
+            input_bits=bits,
+            storage=self.storage(op),
+            origin=self.origin,
         )
         if gain is not None:
             gain = np.where(gain == 0.0, 1.0, gain).astype(np.float32)  # a dead channel stays as it is
             variable = getattr(op, weights.kernel)
             layer.gain.assign(gain)
-            variable.assign(np.asarray(variable) / gain)
+            variable.assign(variable.numpy() / gain)
         return layer
+
+    def storage(self, op: Any) -> str:
+        """How a file keeps the weights of this layer where its activations are float."""
+        dtype, mode = self.plan.settings[id(op)].weights.dtype, self.plan.recipe.mode
+        if dtype == "float16" or mode == "weight-only":
+            return "float16" if dtype == "float16" else "dequantized"
+        return "integer" if mode == "dynamic" or not self.plan.settings[id(op)].stays_float else "float32"
 
     def sources(self, rule: Rule, node: Node, inputs: list[Any], known: list[Any]) -> dict[str, Any]:
         """What FakeQuant must know of the inputs: for the kernel's own rounding, or for an encoding that follows."""
         if rule.arithmetic is not None:
             kernel, attributes = rule.arithmetic(node)
-            return {"sources": inputs, "encodings": known, "kernel": kernel, "attributes": attributes}
+            bits = [self.specs[id(t)].bits for t in inputs]
+            details = {"sources": inputs, "encodings": known, "kernel": kernel, "attributes": attributes}
+            return {**details, "source_bits": bits}
         return {"sources": inputs, "encodings": known} if rule.output == "follows" else {}
 
     def fuse(self, rule: Rule, node: Node, details: dict[str, Any]) -> dict[str, Any]:
@@ -117,10 +155,15 @@ class _Builder:
             if not isinstance(t, keras.KerasTensor):
                 return t
             site = self.plan.edges.get((id(node), next(counter)))
-            if site is None or id(t) not in self.encodings:  # a layer that the recipe skips made it, in float
+            if site is None:
                 return t
-            details = {"sources": [t], "encodings": [self.encodings[id(t)]], "kernel": "QUANTIZE", "attributes": {}}
-            return self.quantize(t, site, details)
+            if (id(t), site.group) not in self.converted:
+                details: dict[str, Any] = {"kernel": "QUANTIZE", "attributes": {}}
+                if id(t) in self.encodings:  # otherwise a layer that stays float made it
+                    details |= {"sources": [t], "encodings": [self.encodings[id(t)]]}
+                    details["source_bits"] = [self.specs[id(t)].bits]
+                self.converted[id(t), site.group] = self.quantize(t, site, details)
+            return self.converted[id(t), site.group]
 
         return keras.tree.map_structure(visit, (args, kwargs))
 
@@ -136,14 +179,14 @@ class _Builder:
                 momentum=plan.recipe.training.momentum,
                 freeze_after=plan.recipe.training.freeze_ranges_after,
                 observer=group.observer,
-                origin={"recipe": plan.recipe.name, "target": plan.target.name},
+                origin=self.origin,
                 name=self.name(f"{group.name}_quant"),
                 dtype="float32",
             )
         if site.index:
             details = {**details, "site": site.index}
         quantized, encoding = self.layers[site.group](y, **details)
-        self.encodings[id(quantized)] = encoding
+        self.encodings[id(quantized)], self.specs[id(quantized)] = encoding, self.layers[site.group].spec
         return quantized
 
     def name(self, wanted: str) -> str:

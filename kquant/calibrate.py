@@ -19,7 +19,7 @@ import tensorflow as tf
 from tqdm.auto import tqdm
 
 from kquant import observers
-from kquant.core.nodes import FakeQuant, observing
+from kquant.core.nodes import Compressed, FakeQuant, observing
 from kquant.data import batches_of, refuse_endless
 from kquant.observers import BINS, Statistics
 
@@ -27,9 +27,9 @@ FEW_SAMPLES = 32
 HALVES_DIFFER = 2.0
 NONE = np.zeros(0, np.float32)
 EAGER_BATCHES = 8  # 200 samples in batches of 32 take 7
-# Values of a batch that its histogram counts: the first batches give many for each tensor, where a
+# Values of a batch that its histogram counts: the first batches give hundreds of thousands for each tensor, where a
 # percentile stands still; the batches after them add what is new at little cost.
-MOST_VALUES, FEW_VALUES = 1 << 15, 1 << 12
+MOST_VALUES, FEW_VALUES = 1 << 16, 1 << 12
 
 
 def calibrate(
@@ -38,7 +38,8 @@ def calibrate(
     """Set the ranges of a quantized model from representative data.
 
     Args:
-        qmodel: what `kquant.quantize` returned; its ranges are set in place.
+        qmodel: what `kquant.quantize` returned; its ranges are set in place. One whose activations stay float
+            (recipes "dynamic-int8", "float16", ...) comes back as it is.
         data: numpy array, list or dict of arrays (several inputs), `tf.data.Dataset`, `keras.utils.PyDataset` or a
             function that returns a generator; labels beside the inputs are ignored.
         batches: use this many batches only.
@@ -56,6 +57,8 @@ def calibrate(
         >>> q = kquant.calibrate(kquant.quantize(model), np.ones((64, 4), "float32"), verbose=False)
     """
     nodes = [layer for layer in qmodel.layers if isinstance(layer, FakeQuant) and layer.has_range]
+    if not nodes and any(isinstance(layer, Compressed) for layer in qmodel.layers):
+        return qmodel  # its activations stay float ("dynamic", "weight-only")
     if not nodes:
         raise ValueError(f"{qmodel.name}: nothing to calibrate; pass the model that kquant.quantize returned.")
     if batches is not None and batches < 1:

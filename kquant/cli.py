@@ -31,8 +31,10 @@ app = typer.Typer(
 class Io(StrEnum):
     """Types of a file's inputs and outputs."""
 
+    model = "model"
     int8 = "int8"
     uint8 = "uint8"
+    int16 = "int16"
     float32 = "float32"
 
 
@@ -113,7 +115,7 @@ def compress(
     out: Annotated[Path, typer.Option("--out", help="Folder for the results")],
     recipe: Annotated[str, typer.Option("--recipe", help="Name (see `kquant recipes`) or a .toml file")] = "int8",
     target: Target = "litert",
-    io: Annotated[Io, typer.Option("--io", help="Type of the file's inputs and outputs")] = Io.int8,
+    io: Annotated[Io, typer.Option("--io", help="Type of the file's inputs and outputs")] = Io.model,
     scale: Scale = 1.0,  # type: ignore[assignment]
     samples: Samples = None,
     input_shape: Shape = None,

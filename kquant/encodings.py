@@ -150,7 +150,7 @@ def _traced(qmodel: keras.Model) -> Graph:
         return isinstance(op, FakeQuant | Compressed) or find(op) is not None
 
     graph = trace(qmodel, known)
-    if not any(isinstance(node.op, FakeQuant) for node in graph.nodes):
+    if not any(isinstance(node.op, FakeQuant | Compressed) for node in graph.nodes):
         raise ValueError(f"{qmodel.name}: not a quantized model; pass what kquant.quantize returned.")
     return graph
 
@@ -189,16 +189,21 @@ def _grid_of(graph: Graph, layer: FakeQuant, sources: Any) -> Grid:
             producer = graph.producers()[id(producer.inputs[0])]
         layer, sources = producer.op, producer.kwargs.get("sources")
     scale, zero_point, _ = layer.grid()
-    points = np.asarray(zero_point).reshape(1).astype(np.int64)
+    points = np.asarray(zero_point).reshape(1).astype(np.int64) - _shift(layer.spec)
     return Grid(layer.spec.bits, layer.spec.symmetric, np.asarray(scale, np.float32).reshape(1), points)
 
 
 def _kernel_grid(layer: Compressed) -> Grid | None:
     """Scales that follow from the weights alone."""
-    if layer.spec is None:
+    if layer.spec is None or not layer.spec.has_codes:
         return None
     scale = encode_weights(layer.weights_as_used(), layer.spec, layer.channel_axes).numpy().reshape(-1)
     return Grid(layer.spec.bits, True, scale, np.zeros(scale.size, np.int64))
+
+
+def _shift(spec: QuantSpec) -> int:
+    """Where the codes of unsigned grids lie above those of signed ones."""
+    return 0 if spec.signed else 2 ** (spec.bits - 1)
 
 
 def _offset(zero_point: int, bits: int) -> int:
@@ -304,11 +309,11 @@ def _check_grid(where: str, name: str, grid: Grid, spec: QuantSpec) -> None:
             f"{where}: '{name}' has {grid.bits} bits, the recipe's activations have {spec.bits}. Quantize with a "
             f"recipe of bits = {grid.bits}."
         )
-    point = int(grid.zero_point[0])
+    point = int(grid.zero_point[0]) + _shift(spec)
     if not spec.low <= point <= spec.high or (spec.symmetric and point):
         raise ValueError(
-            f"{where}: '{name}' has offset {_offset(point, grid.bits)}, a zero point of {point}, which is not on the "
-            f"recipe's grid {spec.low} to {spec.high}{' with zero point 0' if spec.symmetric else ''}."
+            f"{where}: '{name}' has offset {_offset(int(grid.zero_point[0]), grid.bits)}, a zero point of {point}, which is "
+            f"not on the recipe's grid {spec.low} to {spec.high}{' with zero point 0' if spec.symmetric else ''}."
         )
 
 
@@ -325,7 +330,7 @@ def _set(where: str, graph: Graph, tensors: dict[str, Any], layer: FakeQuant, gi
                 stacklevel=4,
             )
         return
-    ranges = [range_of(grid.scale[0], int(grid.zero_point[0]), layer.spec) for _, grid in given]
+    ranges = [range_of(grid.scale[0], int(grid.zero_point[0]) + _shift(layer.spec), layer.spec) for _, grid in given]
     if len(set(ranges)) > 1:
         names = ", ".join(name for name, _ in given)
         warnings.warn(f"{where}: {names} share one encoding on the device; it takes the widest range.", stacklevel=4)

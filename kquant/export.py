@@ -11,14 +11,14 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import keras
 import numpy as np
 
 from kquant import __version__, targets
 from kquant.core.program import Operator, Program, Ref
-from kquant.core.spec import Encoding
+from kquant.core.spec import Encoding, QuantSpec
 from kquant.encodings import Version
 from kquant.encodings import encodings as encodings_of
 from kquant.inspect import FileModel, read_model
@@ -27,7 +27,7 @@ from kquant.runtimes import arena_bytes, available
 from kquant.stream import Stream, StreamReport, check_stream, describe_stream, stream_metadata
 from kquant.verify import VerifyReport, compare, gather
 
-IO = Literal["int8", "uint8", "float32"]
+IO = Literal["model", "int8", "uint8", "int16", "float32"]
 RANDOM_SAMPLES = 8
 # Of streaming files; TFLM and LiteRT have them, and a target's list is about the operators of layers.
 VARIABLES = ("CALL_ONCE", "VAR_HANDLE", "READ_VARIABLE", "ASSIGN_VARIABLE")
@@ -58,6 +58,7 @@ class ExportReport:
         operators: code -> count.
         types: tensor type -> number of tensors.
         inputs, outputs: what the application feeds and reads.
+        float_layers: those that the recipe leaves float ("*": all).
         verification: one report for each runtime of the target that is installed; of the file over whole clips, where
             this is a streaming file.
         streaming: what a streaming file needs of the application; None for others.
@@ -73,6 +74,7 @@ class ExportReport:
     types: dict[str, int]
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
+    float_layers: tuple[str, ...]
     verification: tuple[VerifyReport, ...]
     streaming: StreamReport | None = None
 
@@ -86,7 +88,7 @@ def export(
     path: str | Path,
     *,
     samples: Any = None,
-    io: IO = "int8",
+    io: IO = "model",
     check_runtimes: bool = True,
     streaming: bool | int = False,
     states: States = "io",
@@ -102,7 +104,8 @@ def export(
         qmodel: quantized and calibrated or trained; it is not changed.
         path: of the `.tflite` file.
         samples: data for the verification, like for `kquant.calibrate`; random codes by default.
-        io: type of inputs and outputs; "float32" adds one QUANTIZE and DEQUANTIZE at the edges.
+        io: type of inputs and outputs: what the model computes with (int8, or int16 with 16-bit activations), or
+            another one behind a QUANTIZE or DEQUANTIZE at the edges.
         check_runtimes: run the file before returning.
         streaming: True or a number: the file takes the newest frames only, and gives that many results in time for
             each call. The network must be causal in time, axis 1 of its inputs; see docs/streaming.md.
@@ -124,8 +127,8 @@ def export(
         >>> kquant.export(q, "dense.tflite").operators
         {'FULLY_CONNECTED': 1}
     """
-    if io not in ("int8", "uint8", "float32"):
-        raise ValueError(f"export: io must be 'int8', 'uint8' or 'float32'. Received: {io!r}.")
+    if io not in get_args(IO):
+        raise ValueError(f"export: io must be one of {', '.join(map(repr, get_args(IO)))}. Received: {io!r}.")
     if states not in ("io", "variables") or isinstance(streaming, float) or streaming < 0:
         raise ValueError(
             "export: streaming must be False, True or a number of results for each call, and states 'io' or "
@@ -134,17 +137,12 @@ def export(
     target_path = _writable(Path(path))
     beside = None if encodings is None else (_writable(Path(encodings)), encodings_of(qmodel, encodings_version))
     lowered = lower(qmodel)
-    streamed = None
     if streaming:
-        content, reports, streamed = _streaming(qmodel, lowered, samples, io, int(streaming), states, check_runtimes)
-        arena = _arena(lowered, content) if check_runtimes else None
-        file = read_model(content)
+        made = _streaming(qmodel, lowered, samples, io, int(streaming), states, check_runtimes)
     else:
-        if io != "int8":
-            _edges(lowered.program, io)
-        content = to_bytes(lowered.program, lowered.target, _metadata(lowered))
-        file = read_model(content)
-        reports, arena = _tried(qmodel, lowered, content, file, samples) if check_runtimes else ((), None)
+        made = _over_clips(qmodel, lowered, samples, io, check_runtimes)
+    content, reports, arena, streamed = made
+    file = read_model(content)
     write_atomically(target_path, content)
     if beside is not None:
         write_atomically(beside[0], f"{json.dumps(beside[1], indent=1)}\n".encode())
@@ -159,23 +157,37 @@ def export(
         types=dict(Counter(t.type for t in file.tensors)),
         inputs=tuple(_port(t) for t in file.inputs),
         outputs=tuple(_port(t) for t in file.outputs),
+        float_layers=tuple(sorted(lowered.floats)),
         verification=reports,
         streaming=streamed,
     )
+
+
+# The file, what was checked, the arena, and what a streaming file needs.
+_Made = tuple[bytes, tuple[VerifyReport, ...], int | None, StreamReport | None]
 
 
 def _metadata(lowered: Lowered) -> dict[str, Any]:
     return {"kquant": __version__, "recipe": lowered.recipe, "target": lowered.target.name}
 
 
+def _over_clips(qmodel: keras.Model, lowered: Lowered, samples: Any, io: IO, check: bool) -> _Made:
+    """The file as the model is: whole samples in, whole results out."""
+    if io != "model":
+        _edges(lowered.program, io)
+    content = to_bytes(lowered.program, lowered.target, _metadata(lowered))
+    reports, arena = _tried(qmodel, lowered, content, read_model(content), samples) if check else ((), None)
+    return content, reports, arena, None
+
+
 def _streaming(
     qmodel: keras.Model, lowered: Lowered, samples: Any, io: IO, frames: int, states: States, check: bool
-) -> tuple[bytes, tuple[VerifyReport, ...], StreamReport]:
+) -> _Made:
     """The streaming file; the file over whole clips is compared with the model, then the stream with that file."""
 
     def written(edges: IO) -> tuple[bytes, Streamed]:
         streamed = to_stream(lowered.program, frames)
-        if edges != "int8":
+        if edges != "model":
             _edges(streamed.program, edges)
         keep_states(streamed, states)
         streamed.program.distinct_names()
@@ -184,16 +196,16 @@ def _streaming(
 
     content, streamed = written(io)
     if not check:
-        return content, (), describe_stream(streamed, states, ())
+        return content, (), None, describe_stream(streamed, states, ())
     plain = to_bytes(lowered.program, lowered.target, _metadata(lowered))
     reports = _verified(qmodel, lowered, plain, read_model(plain), samples)
     clips = _random(lowered) if samples is None else gather(qmodel, samples, 2)
-    inner = content if io == "int8" else written("int8")[0]
+    inner = content if io == "model" else written("int8")[0]
     checks = [check_stream(plain, inner, streamed.outputs, clips, report.runtime) for report in reports]
-    if io != "int8":
+    if io != "model":
         for report in reports:
             Stream(content, report.runtime)
-    return content, reports, describe_stream(streamed, states, checks)
+    return content, reports, _arena(lowered, content), describe_stream(streamed, states, checks)
 
 
 def _arena(lowered: Lowered, content: bytes) -> int | None:
@@ -244,6 +256,10 @@ def _random(lowered: Lowered) -> list[np.ndarray]:
     arrays = []
     for t in keras.tree.flatten(lowered.graph.inputs):
         encoding = next(iter(_input_encodings(lowered, t)), None)
+        ref = lowered.refs.get(id(t))
+        if encoding is None and ref is not None and ref.dtype == "float32":
+            arrays.append(rng.normal(size=(RANDOM_SAMPLES, *t.shape[1:])).astype(np.float32))
+            continue
         if encoding is None:  # no output depends on this input
             arrays.append(np.zeros((RANDOM_SAMPLES, *t.shape[1:]), np.float32))
             continue
@@ -259,24 +275,36 @@ def _input_encodings(lowered: Lowered, t: Any) -> list[Encoding]:
 
 
 def _edges(program: Program, io: IO) -> None:
-    """Casts at the edges: float32 or uint8 outside, int8 inside."""
+    """Casts at the edges, where the type outside is not the one inside."""
     for i, inner in enumerate(program.inputs):
+        if inner.encoding is None or inner.dtype == io:
+            continue
         outer = _outer(program, inner, io)
         program.operators.insert(0, Operator("QUANTIZE", [outer], [inner]))
-        inner.name, outer.name = f"{inner.name}/int8", inner.name
+        inner.name, outer.name = f"{inner.name}/{inner.dtype}", inner.name
         program.inputs[i] = outer
     for i, inner in enumerate(program.outputs):
+        if inner.encoding is None or inner.dtype == io:
+            continue
         outer = _outer(program, inner, io)
         program.operators.append(Operator("DEQUANTIZE" if io == "float32" else "QUANTIZE", [inner], [outer]))
-        inner.name, outer.name = f"{inner.name}/int8", inner.name
+        inner.name, outer.name = f"{inner.name}/{inner.dtype}", inner.name
         program.outputs[i] = outer
 
 
 def _outer(program: Program, inner: Ref, io: IO) -> Ref:
     if io == "float32" or inner.encoding is None:
         return program.value(inner.name, inner.shape, None, "float32")
-    encoding = Encoding(inner.encoding.scale, inner.encoding.zero_point + 128, inner.encoding.spec)
-    return program.value(inner.name, inner.shape, encoding, "uint8")
+    narrow, wide = QuantSpec(8, inner.encoding.spec.symmetric), QuantSpec(16, symmetric=True)
+    if io == "int16":  # the largest real number of the 8-bit grid becomes the last code
+        low, high = inner.encoding.dequantize(np.array([-128, 127]))
+        scale = np.float32([max(-low, high) / wide.high])
+        return program.value(inner.name, inner.shape, Encoding(scale, np.int64([0]), wide))
+    scale, zero_point = inner.encoding.scale, inner.encoding.zero_point
+    if inner.dtype == "int16":
+        scale = np.float32(scale * (wide.high / narrow.high))
+    shift = 128 if io == "uint8" else 0
+    return program.value(inner.name, inner.shape, Encoding(scale, zero_point + shift, narrow), io)
 
 
 def _port(t: Any) -> Port:

@@ -106,7 +106,7 @@ def _exact(first: Any, second: Any) -> bool:
     if getattr(second, "groups", 1) > 1:
         return False
     padded = getattr(second, "padding", "valid") != "valid" or isinstance(second, layers.Conv2DTranspose)
-    return not padded or not np.any(np.asarray(first.offset))
+    return not padded or not np.any(first.offset.numpy())
 
 
 def _weights(op: Any) -> Weights | None:
@@ -139,10 +139,10 @@ def _channelwise(values: np.ndarray, axes: tuple[int, ...], shape: tuple[int, ..
 
 
 def _numbers(layer: Any, weights: Weights) -> tuple[np.ndarray, np.ndarray]:
-    kernel = np.asarray(getattr(layer, weights.kernel), np.float64)
+    kernel = getattr(layer, weights.kernel).numpy().astype(np.float64)
     bias = getattr(layer, weights.bias, None) if weights.bias else None
     channels = int(np.prod([kernel.shape[a] for a in weights.channel_axes]))
-    return kernel, np.zeros(channels) if bias is None else np.asarray(bias, np.float64)
+    return kernel, np.zeros(channels) if bias is None else bias.numpy().astype(np.float64)
 
 
 def _with_numbers(layer: Any, weights: Weights, kernel: np.ndarray, bias: np.ndarray) -> Any:
@@ -155,7 +155,7 @@ def _with_numbers(layer: Any, weights: Weights, kernel: np.ndarray, bias: np.nda
 def _into_first(layer: Any, after: Affine, gains: Gains) -> Any:
     weights = _weights(layer)
     kernel, bias = _numbers(layer, weights)
-    scale, offset = np.asarray(after.scale, np.float64), np.asarray(after.offset, np.float64)
+    scale, offset = after.scale.numpy().astype(np.float64), after.offset.numpy().astype(np.float64)
     factor = _channelwise(scale, weights.channel_axes, kernel.shape)
     gains[layer.name] = gains.get(layer.name, np.ones(())) * factor
     kernel = kernel * factor
@@ -163,9 +163,9 @@ def _into_first(layer: Any, after: Affine, gains: Gains) -> Any:
 
 
 def _into_second(before: Affine, layer: Any, gains: Gains) -> Any:
-    scale, offset = np.asarray(before.scale, np.float64), np.asarray(before.offset, np.float64)
+    scale, offset = before.scale.numpy().astype(np.float64), before.offset.numpy().astype(np.float64)
     if isinstance(layer, Affine):
-        factor, shift = np.asarray(layer.scale, np.float64), np.asarray(layer.offset, np.float64)
+        factor, shift = layer.scale.numpy().astype(np.float64), layer.offset.numpy().astype(np.float64)
         trains = tuple(dict.fromkeys((*before.trains, *layer.trains)))
         return affine(scale * factor, offset * factor + shift, channels=scale.size, name=layer.name, trains=trains)
     weights = _weights(layer)

@@ -34,7 +34,7 @@ def compress(
     *,
     output: str | Path,
     target: str = "litert",
-    io: IO = "int8",
+    io: IO = "model",
     batches: int | None = None,
     input_shape: Any = None,
     verbose: bool = True,

@@ -9,17 +9,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import keras
 
 from kquant.core.graph import Graph, Node
-from kquant.core.recipe import Recipe
-from kquant.core.spec import QuantSpec
+from kquant.core.recipe import Recipe, Settings
+from kquant.core.spec import FLOAT, QuantSpec
 from kquant.ops import find
 from kquant.ops.rule import Rule
 from kquant.targets import Target
+from kquant.widths import Widths, container, find_widths
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,9 @@ class Plan:
         sites: id(tensor) -> where it is quantized (inputs and node outputs).
         edges: (id(node), input number) -> requantization of that one input.
         fused: id(tensor) of the outputs that a following activation takes over.
+        settings: id(layer) -> what the recipe says.
         weights: id(layer) -> grid of its kernel; None leaves it float.
+        widths: how wide every call computes.
         problems: what the target cannot do.
     """
 
@@ -80,7 +83,9 @@ class Plan:
     sites: dict[int, Site]
     edges: dict[tuple[int, int], Site]
     fused: frozenset[int]
+    settings: dict[int, Settings]
     weights: dict[int, QuantSpec | None]
+    widths: Widths
     problems: tuple[Problem, ...]
 
 
@@ -122,27 +127,33 @@ def make_plan(graph: Graph, recipe: Recipe, target: Target) -> Plan:
     rules = {id(node): find(node.op, target) for node in graph.nodes}
     positions = _positions(graph, rules)
     _check_patterns(graph, recipe, positions)
-    fused = _fused(graph, rules, target)
-    classes, requantized = _classes(graph, rules, fused)
     settings = {id(n.op): recipe.settings(n.name, type(n.op).__name__, positions.get(id(n.op))) for n in graph.nodes}
-    groups, sites, edges = _sites(graph, rules, fused, classes, requantized, settings, recipe)
+    fused = _fused(graph, rules, target)
+    widths = find_widths(graph, rules, settings, recipe, target, fused)
+    fused = frozenset(t for t in fused if widths.tensors[t] != FLOAT)
+    draft = _Draft(graph, rules, settings, recipe, target, fused, widths)
+    classes, requantized = _classes(draft)
+    groups, sites, edges = _sites(draft, classes, requantized)
     weights = {
-        id(node.op): None if settings[id(node.op)][2] else _weight_grid(settings[id(node.op)][1].spec(), rule)
+        id(node.op): _weight_grid(settings[id(node.op)], rule, target, widths.calls[id(node)])
         for node in graph.nodes
         if (rule := rules[id(node)]) is not None and rule.weights is not None
     }
-    problems = tuple(p for node in graph.nodes if (p := problem(node, rules[id(node)], target)) is not None)
-    return Plan(graph, recipe, target, groups, sites, edges, fused, weights, problems)
+    found = (problem(node, rules[id(node)], target, widths.calls[id(node)]) for node in graph.nodes)
+    problems = tuple(p for p in found if p is not None)
+    return Plan(graph, recipe, target, groups, sites, edges, fused, settings, weights, widths, problems)
 
 
-def problem(node: Node, rule: Rule | None, target: Target) -> Problem | None:
-    """Why this call cannot be integer on the target, or None."""
+def problem(node: Node, rule: Rule | None, target: Target, bits: int = 8) -> Problem | None:
+    """Why this call cannot run on the target in its width, or None."""
     kind = type(node.op).__name__
     if rule is None:
         return Problem(node.name, kind, "kquant has no rule for it; replace it by layers that have one")
     reason = rule.refuse(node) if rule.refuse is not None else None
     if reason is not None:
         return Problem(node.name, kind, reason)
+    if bits == FLOAT:
+        return _float_problem(node, rule, target)
     missing = [code for code in rule.operators if not target.supports(code)]
     if missing:
         return Problem(
@@ -150,6 +161,16 @@ def problem(node: Node, rule: Rule | None, target: Target) -> Problem | None:
         )
     reason = _too_large(node, rule, target)
     return None if reason is None else Problem(node.name, kind, reason)
+
+
+def _float_problem(node: Node, rule: Rule, target: Target) -> Problem | None:
+    """Why this call cannot be left in float, or None."""
+    kind = type(node.op).__name__
+    if not target.floats:
+        return Problem(node.name, kind, f"{target.title} runs integers only; leave float layers to target 'litert'")
+    if FLOAT not in rule.widths:
+        return Problem(node.name, kind, "kquant writes it in integers only; take it out of the float part")
+    return None
 
 
 def _too_large(node: Node, rule: Rule, target: Target) -> str | None:
@@ -165,9 +186,15 @@ def _too_large(node: Node, rule: Rule, target: Target) -> str | None:
     return None
 
 
-def _weight_grid(spec: QuantSpec, rule: Rule) -> QuantSpec:
-    per_axis = spec.per_axis and rule.weights is not None and rule.weights.per_axis
-    return QuantSpec(spec.bits, spec.symmetric, spec.narrow, per_axis)
+def _weight_grid(settings: Settings, rule: Rule, target: Target, bits: int) -> QuantSpec | None:
+    """The kernel's grid; None where the weights stay float."""
+    wanted = settings.weights
+    if settings.skip or wanted.dtype == "float16" or rule.weights is None:
+        return None
+    packed = wanted.bits <= 4 and all(target.supports(code, "int4") for code in rule.operators)
+    kernel = "int16x8" if bits == 16 else "int4" if packed else "int8"
+    able = bits == FLOAT or all(target.ops[code].per_axis_for(kernel) for code in rule.operators)
+    return replace(wanted.spec(), per_axis=wanted.per_axis and rule.weights.per_axis and able)
 
 
 def _positions(graph: Graph, rules: dict[int, Rule | None]) -> dict[int, str]:
@@ -201,22 +228,56 @@ def _fused(graph: Graph, rules: dict[int, Rule | None], target: Target) -> froze
     return frozenset(found)
 
 
-def _classes(
-    graph: Graph, rules: dict[int, Rule | None], fused: frozenset[int]
-) -> tuple[_Classes, set[tuple[int, int]]]:
+@dataclass(frozen=True, eq=False)
+class _Draft:
+    """What the next two steps read."""
+
+    graph: Graph
+    rules: dict[int, Rule | None]
+    settings: dict[int, Settings]
+    recipe: Recipe
+    target: Target
+    fused: frozenset[int]
+    widths: Widths
+    converted: dict[tuple[int, int], object] = field(default_factory=dict)
+
+    def fixed(self, rule: Rule, bits: int) -> tuple[float, int] | None:
+        """(scale, zero point) that the kernel prescribes for its output."""
+        return rule.fixed if bits == 8 else self.target.ops[rule.operators[0]].fixed_for("int16x8")
+
+    def inputs(self, node: Node) -> list[Any]:
+        """The tensors that a call reads: where one comes in another width, what stands for its conversion."""
+        read: list[Any] = list(node.inputs)
+        for i, t, bits in self.widths.conversions(node):
+            read[i] = self.converted.setdefault((id(t), bits), _Converted(t))
+        return read
+
+
+class _Converted:
+    """A tensor in another width than the one it was computed in."""
+
+    def __init__(self, source: Any) -> None:
+        self.name = source.name
+
+
+def _classes(draft: _Draft) -> tuple[_Classes, set[tuple[int, int]]]:
     """Which tensors share an encoding, and which inputs need a requantization instead."""
     classes, requantized = _Classes(), set()
-    for node in graph.nodes:
-        rule, out = rules[id(node)], node.outputs[0]
-        if rule is None:
+    for node in draft.graph.nodes:
+        rule, out = draft.rules[id(node)], node.outputs[0]
+        bits = draft.widths.calls[id(node)]
+        if rule is None or bits == FLOAT:
             continue
+        inputs = draft.inputs(node)
         if rule.output == "fixed" and rule.fixed is not None:
-            classes.fixed[classes.root(out)] = rule.fixed
+            found = draft.fixed(rule, bits)
+            if found is not None:
+                classes.fixed[classes.root(out)] = found
         elif rule.output in ("same", "follows"):
-            classes.join(node.inputs[0], out)
+            classes.join(inputs[0], out)
         elif rule.output == "shared":
-            encodings = {classes.fixed.get(classes.root(t)) for t in node.inputs}
-            for i, t in enumerate(node.inputs):
+            encodings = {classes.fixed.get(classes.root(t)) for t in inputs}
+            for i, t in enumerate(inputs):
                 if len(encodings) > 1 and classes.fixed.get(classes.root(t)) is not None:
                     requantized.add((id(node), i))
                 else:
@@ -225,42 +286,48 @@ def _classes(
 
 
 def _sites(
-    graph: Graph,
-    rules: dict[int, Rule | None],
-    fused: frozenset[int],
-    classes: _Classes,
-    requantized: set[tuple[int, int]],
-    settings: dict[int, Any],
-    recipe: Recipe,
+    draft: _Draft, classes: _Classes, requantized: set[tuple[int, int]]
 ) -> tuple[dict[int, Group], dict[int, Site], dict[tuple[int, int], Site]]:
     """Give every tensor that is computed anew a place in the group of its class."""
     groups: dict[int, Group] = {}
     sites: dict[int, Site] = {}
     edges: dict[tuple[int, int], Site] = {}
+    conversions: dict[int, Site] = {}
+    draft_widths = draft.widths
 
-    def join(key: int, name: str, activations: Any, fixed: Any = None, follows: bool = False) -> Site:
+    def join(key: int, name: str, activations: Any, bits: int, fixed: Any = None, follows: bool = False) -> Site:
         if key not in groups:
-            groups[key] = Group(name, activations.spec(), activations.observer, fixed, follows)
+            spec = activations.spec(None if container(activations.bits) == bits else bits)
+            groups[key] = Group(name, spec, activations.observer, fixed, follows)
             return Site(key, 0)
         groups[key] = Group(**{**groups[key].__dict__, "sites": groups[key].sites + 1})
         return Site(key, groups[key].sites - 1)
 
-    for t in keras.tree.flatten(graph.inputs):
-        sites[id(t)] = join(classes.root(t), t.name, recipe.activations)
-    for node in graph.nodes:
-        rule, out = rules[id(node)], node.outputs[0]
-        activations, _, skip = settings[id(node.op)]
-        if rule is None or skip:
+    for t in keras.tree.flatten(draft.graph.inputs):
+        if draft_widths.tensors[id(t)] != FLOAT:
+            bits = draft_widths.tensors[id(t)]
+            sites[id(t)] = join(classes.root(t), t.name, draft.recipe.activations, bits)
+    for node in draft.graph.nodes:
+        rule, out = draft.rules[id(node)], node.outputs[0]
+        activations, bits = draft.settings[id(node.op)].activations, draft_widths.tensors[id(out)]
+        if rule is None or bits == FLOAT:
             continue
-        for i in range(len(node.inputs)):
+        if draft_widths.calls[id(node)] == FLOAT:  # a model output that was computed in float
+            sites[id(out)] = join(classes.root(out), node.name, activations, bits)
+            continue
+        for i, t in enumerate(draft.inputs(node)):
             if (id(node), i) in requantized:
-                edges[id(node), i] = join(classes.root(out), f"{node.name}_in{i}", activations)
+                edges[id(node), i] = join(classes.root(out), f"{node.name}_in{i}", activations, bits)
+            elif isinstance(t, _Converted):
+                if id(t) not in conversions:
+                    conversions[id(t)] = join(classes.root(t), f"{t.name}_{bits}bit", activations, bits)
+                edges[id(node), i] = conversions[id(t)]
         if rule.output == "fixed":
-            sites[id(out)] = join(id(out), node.name, activations, fixed=rule.fixed)
+            sites[id(out)] = join(id(out), node.name, activations, bits, fixed=draft.fixed(rule, bits))
         elif rule.output == "follows":
-            sites[id(out)] = join(id(out), node.name, activations, follows=True)
-        elif rule.output == "own" and id(out) not in fused:
-            sites[id(out)] = join(classes.root(out), node.name, activations)
+            sites[id(out)] = join(id(out), node.name, activations, bits, follows=True)
+        elif rule.output == "own" and id(out) not in draft.fused:
+            sites[id(out)] = join(classes.root(out), node.name, activations, bits)
     return groups, sites, edges
 
 

@@ -69,6 +69,7 @@ def quantize(
     if plan.problems:
         raise ValueError(describe(plan.problems, goal))
     warn_dead(plan)
+    warn_narrowed(plan)
     qmodel = attach(plan, gains)
     return qmodel if encodings is None else set_encodings(qmodel, encodings)
 
@@ -115,11 +116,6 @@ def check_recipe(recipe: recipes.Recipe) -> None:
     for settings in given:
         if "observer" in settings:
             observers.find(settings["observer"])
-        if settings.get("bits", 8) != 8:
-            raise ValueError(
-                f"recipe '{recipe.name}': activations of {settings['bits']} bits have no file format here; take "
-                "bits = 8."
-            )
 
 
 def is_known(op: Any) -> bool:
@@ -173,13 +169,24 @@ def _no_model(given: Any) -> str:
     return f"quantize: expected a keras.Model. Received: {kind}."
 
 
+def warn_narrowed(plan: Plan) -> None:
+    """Name layers that were to have 16-bit activations, where the target has an 8-bit kernel only."""
+    found = sorted({f"{n.name} ({type(n.op).__name__})" for n in plan.widths.narrowed})
+    if found:
+        warnings.warn(
+            f"quantize: {plan.target.title} has no 16-bit kernel for {', '.join(found)}; they compute in 8 bits, "
+            "between two QUANTIZE. Where accuracy suffers, replace them (hard_swish by relu6, gelu by relu).",
+            stacklevel=3,
+        )
+
+
 def warn_dead(plan: Plan) -> None:
     """Name layers whose output channels compute nothing: they cost bytes and time, and hint at a lost checkpoint."""
     for op in {id(node.op): node.op for node in plan.graph.nodes if id(node.op) in plan.weights}.values():
         rule = find(op, plan.target)
         if rule is None or rule.weights is None:
             continue
-        kernel = np.asarray(getattr(op, rule.weights.kernel))
+        kernel = getattr(op, rule.weights.kernel).numpy()
         kept = {axis % kernel.ndim for axis in rule.weights.channel_axes}
         summed = tuple(axis for axis in range(kernel.ndim) if axis not in kept)
         dead = ~np.any(kernel, axis=summed)

@@ -6,7 +6,7 @@ the model computes the same ones.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ import numpy as np
 from kquant.core.graph import run
 from kquant.core.program import Ref
 from kquant.data import batches_of
-from kquant.inspect import FileModel, FileTensor, float_operators, inspect
+from kquant.inspect import EDGES, FileModel, FileTensor, float_operators, inspect
 from kquant.interpreters import litert_interpreter
 from kquant.lower import Lowered, lower
 from kquant.runtimes import probe, quantize_input, read_bytes
@@ -54,7 +54,7 @@ class VerifyReport:
         runtime: the interpreter.
         samples: how many were compared.
         agreements: one for each output.
-        float_operators: operators that touch floats (none in a full-integer file).
+        float_operators: operators that touch floats, though no rule of the recipe says float = true.
         wrong_encodings: tensors whose scale or zero point is not the model's.
         first_difference: the first layer whose codes differ on LiteRT's reference kernels; None where none does, and
             for XNNPACK, whose roundings differ everywhere.
@@ -130,7 +130,7 @@ def compare(
         running = [pool.submit(probe, content, runtime, codes) for runtime in runtimes]
         expected = _simulated(lowered, x)
         found = [future.result() for future in running]
-    floats = tuple(f"{op.code} ({file.tensors[op.outputs[0]].name})" for op in float_operators(file))
+    floats = tuple(_unwanted_floats(lowered, file))
     wrong = _wrong_encodings(lowered, file)
     reports = []
     for runtime, outputs in zip(runtimes, found, strict=True):
@@ -140,6 +140,15 @@ def compare(
         first = first_difference(lowered, content, file, [a[:1] for a in x]) if different else None
         reports.append(VerifyReport(runtime, len(x[0]), agreements, floats, wrong, first))
     return tuple(reports)
+
+
+def _unwanted_floats(lowered: Lowered, file: FileModel) -> Iterator[str]:
+    """Operators that touch floats, those left out that the recipe wants so."""
+    for op in float_operators(file):
+        name = file.tensors[op.outputs[0]].name
+        wanted = "*" in lowered.floats or name.split("/")[0] in lowered.floats
+        if not wanted and not (lowered.floats and op.code in EDGES):
+            yield f"{op.code} ({name})"
 
 
 def _simulated(lowered: Lowered, x: list[np.ndarray]) -> list[np.ndarray]:
@@ -153,8 +162,9 @@ def _simulated(lowered: Lowered, x: list[np.ndarray]) -> list[np.ndarray]:
 
 
 def _agreement(name: str, expected: np.ndarray, found: np.ndarray, tensor: Any) -> Agreement:
-    if tensor.scale is None:  # float output
-        wanted, got, step = expected, found, 1.0
+    if tensor.scale is None:  # a float output is compared in steps of an 8-bit grid
+        step = max(float(np.abs(expected).max(initial=0.0)), EDGE) / 255
+        wanted, got = np.rint(expected / step), np.rint(found.astype(np.float64) / step)
     else:
         step = tensor.scale[0]
         wanted = np.rint(expected / step) + tensor.zero_point[0]
@@ -189,9 +199,9 @@ def _wrong_encodings(lowered: Lowered, file: FileModel) -> tuple[str, ...]:
 
 
 def _in_file(ref: Ref, by_name: dict[str, FileTensor]) -> FileTensor | None:
-    """The model's tensor; where the file's edge is uint8 or float32, the int8 one behind the cast."""
+    """The model's tensor; where the file's edge has another type, the one behind the cast."""
     found = by_name.get(ref.name)
-    return found if found is not None and found.dtype == ref.dtype else by_name.get(f"{ref.name}/int8", found)
+    return found if found is not None and found.dtype == ref.dtype else by_name.get(f"{ref.name}/{ref.dtype}", found)
 
 
 def _refs(lowered: Lowered) -> list[Ref]:

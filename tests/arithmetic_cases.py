@@ -1,7 +1,7 @@
 """One random example per operator: the file, its inputs, and the call of the kernel that has to give the same codes."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,11 @@ from kernel_oracle import ACTIVATION_CODES, Operand, one_op_model
 
 from kquant.core.arithmetic import KERNELS, Grid
 
-ALL_CODES = np.arange(-128, 128, dtype=np.int8).reshape(1, 256)
+
+
+def all_codes(dtype: str = "int8") -> np.ndarray:
+    """Every code of a type, in a row."""
+    return np.arange(np.iinfo(dtype).min, np.iinfo(dtype).max + 1).astype(dtype)[None]
 
 
 @dataclass(frozen=True)
@@ -19,14 +23,19 @@ class Encoding:
 
     scale: float
     zero_point: int
+    dtype: str = "int8"
 
     def grid(self) -> Grid:
         """The same for the kernels."""
-        return Grid(tf.constant(self.scale, tf.float32), tf.constant(float(self.zero_point), tf.float32))
+        return self.grid_of(tf.constant(self.scale, tf.float32), tf.constant(float(self.zero_point), tf.float32))
+
+    def grid_of(self, scale: tf.Tensor, zero_point: tf.Tensor) -> Grid:
+        """A grid of the same codes."""
+        return Grid(scale, zero_point, int(np.iinfo(self.dtype).min), int(np.iinfo(self.dtype).max))
 
     def operand(self, shape: Sequence[int], data: np.ndarray | None = None) -> Operand:
         """The same for the file."""
-        return Operand(tuple(shape), np.int8, self.scale, self.zero_point, data)
+        return Operand(tuple(shape), np.dtype(self.dtype), self.scale, self.zero_point, data)
 
 
 @dataclass(frozen=True)
@@ -64,101 +73,126 @@ class Case:
 
         @tf.function(jit_compile=True)
         def traced(sources: list, scales: list, zero_points: list) -> tf.Tensor:
-            made = [None if s is None else Grid(s, z) for s, z in zip(scales, zero_points, strict=True)]
+            triples = zip([*self.encodings, self.out], scales, zero_points, strict=True)
+            made = [None if encoding is None else encoding.grid_of(s, z) for encoding, s, z in triples]
             return kernel(sources, made[:-1], made[-1], runtime=runtime, **self.attributes)
 
         every = [*grids, self.out.grid()]
         return traced(sources, [g and g.scale for g in every], [g and g.zero_point for g in every]).numpy()
 
 
-def random_encoding(rng: np.random.Generator, low: float = 2e-3, high: float = 0.5) -> Encoding:
-    """Scales spread evenly over their logarithm, any zero point."""
+def random_encoding(
+    rng: np.random.Generator, low: float = 2e-3, high: float = 0.5, dtype: str = "int8"
+) -> Encoding:
+    """Scales spread evenly over their logarithm, any zero point; int16 reaches as far with zero point 0."""
     scale = np.float32(np.exp(rng.uniform(np.log(low), np.log(high))))
-    return Encoding(float(scale), int(rng.integers(-128, 128)))
+    zero_point = int(rng.integers(-128, 128))
+    if dtype == "int16":
+        return Encoding(float(np.float32(scale / 256)), 0, dtype)
+    return Encoding(float(scale), zero_point)
 
 
-def random_codes(rng: np.random.Generator, *shape: int) -> np.ndarray:
-    """Every int8 code equally likely."""
-    return rng.integers(-128, 128, shape).astype(np.int8)
+def random_codes(rng: np.random.Generator, *shape: int, dtype: str = "int8") -> np.ndarray:
+    """Every code of a type equally likely."""
+    return rng.integers(np.iinfo(dtype).min, np.iinfo(dtype).max + 1, shape).astype(dtype)
 
 
-def unary(op: str, out: Encoding | None = None) -> Callable[[np.random.Generator], Case]:
-    """All 256 codes through an operator without attributes; `out` where the operator fixes its encoding."""
-    return lambda rng: Case(op, [ALL_CODES], [random_encoding(rng)], out or random_encoding(rng))
+Make = Callable[[np.random.Generator, str], Case]
+PROBABILITIES = {"int8": Encoding(1 / 256, -128), "int16": Encoding(1 / 32768, 0, "int16")}
+# Without it, LiteRT adds int16 codes whose scales are powers of two in another way.
+GENERAL_SCALES = {("ADD", "int16"): {"potScaleInt16": False}, ("SUB", "int16"): {"potScaleInt16": False}}
 
 
-def relu6(rng: np.random.Generator) -> Case:
+def unary(op: str, **fixed: Encoding) -> Make:
+    """All codes through an operator without attributes; `fixed` where the operator fixes its output's encoding."""
+
+    def case(rng: np.random.Generator, dtype: str) -> Case:
+        source = random_encoding(rng, dtype=dtype)
+        return Case(op, [all_codes(dtype)], [source], fixed.get(dtype) or random_encoding(rng, dtype=dtype))
+
+    return case
+
+
+def relu6(rng: np.random.Generator, dtype: str) -> Case:
     """Input and output share the encoding, for TFLM's sake."""
-    encoding = random_encoding(rng)
-    return Case("RELU6", [ALL_CODES], [encoding], encoding)
+    encoding = random_encoding(rng, dtype=dtype)
+    return Case("RELU6", [all_codes(dtype)], [encoding], encoding)
 
 
-def leaky_relu(rng: np.random.Generator) -> Case:
+def leaky_relu(rng: np.random.Generator, dtype: str) -> Case:
     """Slopes of both signs."""
     alpha = float(rng.uniform(-0.6, 0.9))
     return Case(
-        "LEAKY_RELU", [ALL_CODES], [random_encoding(rng)], random_encoding(rng), {"alpha": alpha}, {"alpha": alpha}
+        "LEAKY_RELU", [all_codes(dtype)], [random_encoding(rng, dtype=dtype)], random_encoding(rng, dtype=dtype), {"alpha": alpha}, {"alpha": alpha}
     )
 
 
-def hard_swish(rng: np.random.Generator) -> Case:
+def hard_swish(rng: np.random.Generator, dtype: str) -> Case:
     """The kernels refuse an input scale above 128 times the output's."""
-    source, out = random_encoding(rng), random_encoding(rng)
-    return Case("HARD_SWISH", [ALL_CODES], [source], Encoding(max(out.scale, source.scale / 100), out.zero_point))
+    source, out = random_encoding(rng, dtype=dtype), random_encoding(rng, dtype=dtype)
+    return Case("HARD_SWISH", [all_codes(dtype)], [source], replace(out, scale=max(out.scale, source.scale / 100)))
 
 
-def gelu(rng: np.random.Generator) -> Case:
+def gelu(rng: np.random.Generator, dtype: str) -> Case:
     """Both forms."""
     choice = {"approximate": bool(rng.integers(2))}
-    return Case("GELU", [ALL_CODES], [random_encoding(rng)], random_encoding(rng), choice, choice)
+    return Case("GELU", [all_codes(dtype)], [random_encoding(rng, dtype=dtype)], random_encoding(rng, dtype=dtype), choice, choice)
 
 
-def quantize_real(rng: np.random.Generator) -> Case:
+def quantize_real(rng: np.random.Generator, dtype: str) -> Case:
     """Real numbers around the range of the output, halves of a step among them."""
-    out = random_encoding(rng)
+    out = random_encoding(rng, dtype=dtype)
     steps = np.concatenate([rng.normal(size=4000) * 120, rng.integers(-300, 300, 1000) + 0.5])
     return Case("QUANTIZE", [(steps * np.float32(out.scale)).astype(np.float32)[None]], [None], out)
 
 
-def softmax(rng: np.random.Generator) -> Case:
+def between(source: str, target: str) -> Make:
+    """All codes of one type to another."""
+    return lambda rng, _: Case(
+        "QUANTIZE", [all_codes(source)], [random_encoding(rng, dtype=source)], random_encoding(rng, dtype=target)
+    )
+
+
+def softmax(rng: np.random.Generator, dtype: str) -> Case:
     """Rows of 2 to 300 logits."""
     beta = float(rng.choice([1.0, 0.7, 3.0]))
-    codes = random_codes(rng, 40, int(rng.integers(2, 300)))
-    return Case("SOFTMAX", [codes], [random_encoding(rng)], Encoding(1 / 256, -128), {"beta": beta}, {"beta": beta})
+    codes = random_codes(rng, 40, int(rng.integers(2, 300)), dtype=dtype)
+    out = PROBABILITIES[dtype]
+    return Case("SOFTMAX", [codes], [random_encoding(rng, dtype=dtype)], out, {"beta": beta}, {"beta": beta})
 
 
-def binary(op: str, fuses: bool = True) -> Callable[[np.random.Generator], Case]:
+def binary(op: str, fuses: bool = True) -> Make:
     """Two operands, of one shape or broadcast along channels, with or without a fused activation."""
 
-    def case(rng: np.random.Generator) -> Case:
+    def case(rng: np.random.Generator, dtype: str) -> Case:
         shape = (1, 1, 1, 24) if rng.integers(2) else (2, 7, 5, 24)
-        codes = [random_codes(rng, 2, 7, 5, 24), random_codes(rng, *shape)]
+        codes = [random_codes(rng, 2, 7, 5, 24, dtype=dtype), random_codes(rng, *shape, dtype=dtype)]
         if not fuses:
-            encoding = random_encoding(rng)
+            encoding = random_encoding(rng, dtype=dtype)
             return Case(op, codes, [encoding, encoding], encoding)
         activation = (None, "RELU", "RELU6", "RELU_N1_TO_1")[rng.integers(4)]
         return Case(
             op,
             codes,
-            [random_encoding(rng), random_encoding(rng)],
-            random_encoding(rng),
-            {"fusedActivationFunction": ACTIVATION_CODES[activation]},
+            [random_encoding(rng, dtype=dtype), random_encoding(rng, dtype=dtype)],
+            random_encoding(rng, dtype=dtype),
+            {"fusedActivationFunction": ACTIVATION_CODES[activation], **GENERAL_SCALES.get((op, dtype), {})},
             {"activation": activation},
         )
 
     return case
 
 
-def prelu(rng: np.random.Generator) -> Case:
+def prelu(rng: np.random.Generator, dtype: str) -> Case:
     """One alpha per channel, a constant of the file."""
-    codes = [random_codes(rng, 2, 7, 5, 24), random_codes(rng, 1, 1, 24)]
-    encodings = [random_encoding(rng), random_encoding(rng)]
-    return Case("PRELU", codes, encodings, random_encoding(rng), constant_from=1)
+    codes = [random_codes(rng, 2, 7, 5, 24, dtype=dtype), random_codes(rng, 1, 1, 24, dtype=dtype)]
+    encodings = [random_encoding(rng, dtype=dtype), random_encoding(rng, dtype=dtype)]
+    return Case("PRELU", codes, encodings, random_encoding(rng, dtype=dtype), constant_from=1)
 
 
-def average_pool(rng: np.random.Generator) -> Case:
+def average_pool(rng: np.random.Generator, dtype: str) -> Case:
     """Windows up to the whole image."""
-    encoding, codes = random_encoding(rng), random_codes(rng, 2, 11, 9, 16)
+    encoding, codes = random_encoding(rng, dtype=dtype), random_codes(rng, 2, 11, 9, 16, dtype=dtype)
     window = [int(rng.integers(1, 12)), int(rng.integers(1, 10))]
     strides = [int(stride) for stride in rng.integers(1, 4, 2)]
     padding = ("same", "valid")[rng.integers(2)]
@@ -175,22 +209,22 @@ def average_pool(rng: np.random.Generator) -> Case:
     return Case("AVERAGE_POOL_2D", [codes], [encoding], encoding, options, attributes)
 
 
-def mean(rng: np.random.Generator) -> Case:
+def mean(rng: np.random.Generator, dtype: str) -> Case:
     """Global average pooling, and means along other axes."""
-    source, codes = random_encoding(rng), random_codes(rng, 1, *rng.integers(1, 20, 2), 48)
+    source, codes = random_encoding(rng, dtype=dtype), random_codes(rng, 1, *rng.integers(1, 20, 2), 48, dtype=dtype)
     axes = [[1, 2], [2], [-1], [1], [1, 2, 3]][rng.integers(5)]
     keepdims = bool(rng.integers(2))
-    out = Encoding(float(np.float32(source.scale * rng.uniform(0.05, 1.5))), random_encoding(rng).zero_point)
+    out = replace(random_encoding(rng, dtype=dtype), scale=float(np.float32(source.scale * rng.uniform(0.05, 1.5))))
     constant = Operand((len(axes),), np.int32, data=np.array(axes))
     attributes = {"axes": axes, "keepdims": keepdims}
     return Case("MEAN", [codes], [source], out, {"keepDims": keepdims}, attributes, [constant])
 
 
-def resize(op: str) -> Callable[[np.random.Generator], Case]:
+def resize(op: str) -> Make:
     """Up and down, in the three conventions for positions."""
 
-    def case(rng: np.random.Generator) -> Case:
-        encoding, codes = random_encoding(rng), random_codes(rng, 2, 11, 9, 8)
+    def case(rng: np.random.Generator, dtype: str) -> Case:
+        encoding, codes = random_encoding(rng, dtype=dtype), random_codes(rng, 2, 11, 9, 8, dtype=dtype)
         size = [int(length) for length in rng.integers(3, 40, 2)]
         centers, corners = ((True, False), (False, True), (False, False))[rng.integers(3)]
         options = {"halfPixelCenters": centers, "alignCorners": corners}
@@ -201,21 +235,23 @@ def resize(op: str) -> Callable[[np.random.Generator], Case]:
     return case
 
 
-CASES: dict[str, Callable[[np.random.Generator], Case]] = {
+CASES: dict[str, Make] = {
     "ADD": binary("ADD"),
     "AVERAGE_POOL_2D": average_pool,
     "ELU": unary("ELU"),
     "GELU": gelu,
     "HARD_SWISH": hard_swish,
     "LEAKY_RELU": leaky_relu,
-    "LOGISTIC": unary("LOGISTIC", Encoding(1 / 256, -128)),
+    "LOGISTIC": unary("LOGISTIC", **PROBABILITIES),
     "MAXIMUM": binary("MAXIMUM", fuses=False),
     "MEAN": mean,
     "MINIMUM": binary("MINIMUM", fuses=False),
     "MUL": binary("MUL"),
     "PRELU": prelu,
     "QUANTIZE": unary("QUANTIZE"),
+    "QUANTIZE of int8": between("int8", "int16"),
     "QUANTIZE of reals": quantize_real,
+    "QUANTIZE to int8": between("int16", "int8"),
     "RELU": unary("RELU"),
     "RELU6": relu6,
     "RELU_N1_TO_1": unary("RELU_N1_TO_1"),
@@ -223,5 +259,28 @@ CASES: dict[str, Callable[[np.random.Generator], Case]] = {
     "RESIZE_NEAREST_NEIGHBOR": resize("RESIZE_NEAREST_NEIGHBOR"),
     "SOFTMAX": softmax,
     "SUB": binary("SUB"),
-    "TANH": unary("TANH", Encoding(1 / 128, 0)),
+    "TANH": unary("TANH", int8=Encoding(1 / 128, 0), int16=PROBABILITIES["int16"]),
 }
+
+# What runs with int16 activations, by runtime.
+INT16_ANYWHERE = (
+    "ADD",
+    "AVERAGE_POOL_2D",
+    "LEAKY_RELU",
+    "LOGISTIC",
+    "MAXIMUM",
+    "MEAN",
+    "MINIMUM",
+    "MUL",
+    "QUANTIZE",
+    "QUANTIZE of int8",
+    "QUANTIZE of reals",
+    "QUANTIZE to int8",
+    "RELU",
+    "RELU6",
+    "RESIZE_NEAREST_NEIGHBOR",
+    "SOFTMAX",
+    "SUB",
+    "TANH",
+)
+INT16 = {"litert": (*INT16_ANYWHERE, "GELU", "RESIZE_BILINEAR"), "tflm": INT16_ANYWHERE}

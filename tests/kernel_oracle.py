@@ -9,7 +9,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
-_TYPES = {np.dtype(np.int8): "INT8", np.dtype(np.int32): "INT32", np.dtype(np.float32): "FLOAT32"}
+_TYPES = {np.dtype(name): name.upper() for name in ("int8", "int16", "int32", "int64", "float32")}
 
 # Operator name -> (stem of its options in the schema, or None; version).
 _OPTIONS: dict[str, tuple[str | None, int]] = {
@@ -49,7 +49,7 @@ class Operand:
 
     Attributes:
         shape: static shape.
-        dtype: int8, int32 or float32.
+        dtype: int8, int16, int32, int64 or float32.
         scale: float32 scale or scales; None for an unquantized tensor.
         zero_point: the code of zero.
         data: constant values; None for an input of the model.

@@ -1,55 +1,23 @@
 """Files of one operator each, to check what the target files claim; `test_targets` judges the outputs.
 
-A bad file can end the process that runs it, so this module is a program: `python one_op.py RUNTIME` runs every file and
-prints one JSON line for each: its name and its raw outputs, or null where the runtime refused it.
+A bad file can end the process that runs it, so this module is a program: `python one_op.py RUNTIME FIRST` runs every
+file from a number on and prints one JSON line for each: its name and its raw outputs, or null where it was refused.
 """
 
 import json
 import math
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cache
 
 import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
+from one_op_types import WEIGHTED, Case, Tensor, as_int4, as_int16, packed, per_tensor, quantizes, typed
 
 from kquant import targets
 
 RNG = np.random.default_rng(7)
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """One tensor; `data` makes it a constant, several scales make it per-axis."""
-
-    shape: tuple
-    dtype: str = "int8"
-    scale: tuple = (0.05,)
-    zero_point: int = 3
-    data: np.ndarray | None = None
-    axis: int = 0
-
-    def real(self, codes):
-        """The real numbers behind codes."""
-        if not self.scale:
-            return np.asarray(codes, "float64")
-        lanes = [-1 if axis == self.axis else 1 for axis in range(len(self.shape))]
-        scale = np.reshape(self.scale, lanes) if len(self.scale) > 1 else self.scale[0]
-        return (np.asarray(codes, "float64") - self.zero_point) * scale
-
-
-@dataclass(frozen=True)
-class Case:
-    """An operator, its tensors and what it should compute on real numbers."""
-
-    op: str
-    inputs: list
-    outputs: list
-    expected: object
-    options: str | None = None
-    fields: dict = field(default_factory=dict)
-    feed: np.ndarray | None = None
 
 
 def signal(*shape, scale=0.05, zero_point=3):
@@ -238,7 +206,7 @@ def x_like(image, channels):
 
 def shift(out):
     """An output with another encoding than the inputs'."""
-    step = -6 if out.zero_point > 99 else 6
+    step = 0 if out.dtype == "int16" else -6 if out.zero_point > 99 else 6
     return replace(out, scale=(out.scale[0] * 0.8,), zero_point=out.zero_point + step)
 
 
@@ -247,15 +215,34 @@ def variants():
     """All files to run by name: each operator, with an output encoding of its own, with each fused clip."""
     files = {}
     for case in all_cases():
-        files[case.op] = case
-        if all(out.dtype == "int8" for out in case.outputs):
-            shifted = [shift(out) for out in case.outputs]
-            files[f"{case.op} shifted"] = replace(case, outputs=shifted)
-        if targets.load("tflm").ops[case.op].fuses:
-            for code, (low, high) in {1: (0, None), 2: (-1, 1), 3: (0, 6)}.items():
-                clipped = lambda *a, run=case.expected, low=low, high=high: np.clip(run(*a), low, high)  # noqa: E731
-                fields = {**case.fields, "fusedActivationFunction": code}
-                files[f"{case.op} fused {code}"] = replace(case, expected=clipped, fields=fields)
+        _enrol(files, case.op, case)
+        if quantizes(case):
+            _enrol(files, f"{case.op} int16", as_int16(case, targets.load("litert").ops[case.op].fixed_int16))
+        if case.op in WEIGHTED:
+            files[f"{case.op} int16 per tensor"] = per_tensor(as_int16(case))
+            files[f"{case.op} int4"] = as_int4(case)
+            files[f"{case.op} int4 per tensor"] = per_tensor(as_int4(case))
+    files.update(limits())
+    for source, target in (("int8", "int16"), ("int16", "int8"), ("float32", "int16")):
+        inputs, outputs = [typed(source, 0.05)], [typed(target, 0.08)]
+        files[f"QUANTIZE {source} to {target}"] = Case("QUANTIZE", inputs, outputs, lambda x: x, "QuantizeOptions")
+    return files
+
+
+def _enrol(files, name, case):
+    files[name] = case
+    if all(out.dtype in ("int8", "int16") for out in case.outputs):
+        files[f"{name} shifted"] = replace(case, outputs=[shift(out) for out in case.outputs])
+    if targets.load("tflm").ops[case.op].fuses:
+        for code, (low, high) in {1: (0, None), 2: (-1, 1), 3: (0, 6)}.items():
+            clipped = lambda *a, run=case.expected, low=low, high=high: np.clip(run(*a), low, high)  # noqa: E731
+            fields = {**case.fields, "fusedActivationFunction": code}
+            files[f"{name} fused {code}"] = replace(case, expected=clipped, fields=fields)
+
+
+def limits():
+    """Files on both sides of a limit that the target files state in numbers."""
+    files = {}
     row, join = signal(1, 4), lambda *a: np.concatenate(a, -1)
     for count in (10, 11):
         inputs, out = [row] * count, [signal(1, 4 * count)]
@@ -274,7 +261,16 @@ def feeds(case, seed=11):
     """What the inputs of a case are fed with, the same in every process."""
     rng = np.random.default_rng(seed)
     runtime_inputs = [spec for spec in case.inputs if spec.data is None]
-    return [rng.integers(-128, 128, spec.shape, "int8") if case.feed is None else case.feed for spec in runtime_inputs]
+    if case.feed is not None:
+        return [case.feed for _ in runtime_inputs]
+    return [_random(rng, spec) for spec in runtime_inputs]
+
+
+def _random(rng, spec):
+    if spec.dtype == "float32":
+        return rng.uniform(-6, 6, spec.shape).astype("float32")
+    limits = np.iinfo(spec.dtype)
+    return rng.integers(limits.min, limits.max + 1, spec.shape, spec.dtype)
 
 
 def build(case):
@@ -291,13 +287,14 @@ def build(case):
             tensor.quantization.quantizedDimension = spec.axis if len(spec.scale) > 1 else 0
         if spec.data is not None:
             buffer = schema.BufferT()
-            buffer.data = np.frombuffer(spec.data.tobytes(), "uint8")
+            data = packed(spec.data) if spec.dtype == "int4" else spec.data
+            buffer.data = np.frombuffer(data.tobytes(), "uint8")
             model.buffers.append(buffer)
             tensor.buffer = len(model.buffers) - 1
         graph.tensors.append(tensor)
     code.builtinCode = getattr(schema.BuiltinOperator, case.op)
     code.deprecatedBuiltinCode = min(code.builtinCode, 127)
-    code.version = targets.load("litert").ops[case.op].version
+    code.version = targets.load("litert").ops[case.op].version_for(case.types)
     count = len(case.inputs)
     node.inputs, node.outputs = list(range(count)), list(range(count, count + len(case.outputs)))
     if case.options:
@@ -334,7 +331,7 @@ def invoke(runtime, case):
 
 
 if __name__ == "__main__":
-    for file_name, one in variants().items():
+    for file_name, one in list(variants().items())[int(sys.argv[2]) :]:
         try:
             answer = invoke(sys.argv[1], one)
         except (RuntimeError, ValueError) as error:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from ai_edge_litert.interpreter import OpResolverType
-from arithmetic_cases import CASES, Case, Encoding, random_codes, random_encoding
+from arithmetic_cases import CASES, INT16, Case, Encoding, random_codes, random_encoding
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_oracle import Operand, one_op_model, run_litert, run_tflm
@@ -42,7 +42,7 @@ def test_every_kernel_has_a_case():
 @pytest.mark.parametrize("name", CASES)
 def test_codes_equal_litert_reference(name):
     for seed in range(EXAMPLES):
-        case = CASES[name](np.random.default_rng(seed))
+        case = CASES[name](np.random.default_rng(seed), "int8")
         _assert_equal_codes(case.computed("litert"), case.expected(_run_litert_as(name)), f"{case}")
 
 
@@ -50,14 +50,37 @@ def test_codes_equal_litert_reference(name):
 def test_codes_equal_tflm(name):
     pytest.importorskip("tflite_micro", reason="the TFLM interpreter exists for Linux only")
     for seed in range(EXAMPLES):
-        case = CASES[name](np.random.default_rng(seed))
+        case = CASES[name](np.random.default_rng(seed), "int8")
         _assert_equal_codes(case.computed("tflm"), case.expected(run_tflm), f"{case}")
+
+
+@pytest.mark.parametrize("name", INT16["litert"])
+def test_int16_codes_equal_litert_reference(name):
+    for seed in range(EXAMPLES):
+        case = CASES[name](np.random.default_rng(seed), "int16")
+        _assert_equal_codes(case.computed("litert"), case.expected(run_litert), f"{case}")
+
+
+@pytest.mark.parametrize("name", INT16["tflm"])
+def test_int16_codes_equal_tflm(name):
+    pytest.importorskip("tflite_micro", reason="the TFLM interpreter exists for Linux only")
+    for seed in range(EXAMPLES):
+        case = CASES[name](np.random.default_rng(seed), "int16")
+        _assert_equal_codes(case.computed("tflm"), case.expected(run_tflm), f"{case}")
+
+
+@pytest.mark.parametrize("name", INT16["litert"])
+def test_xla_gives_the_same_int16_codes(name):
+    for seed in range(2):
+        case = CASES[name](np.random.default_rng(seed), "int16")
+        for runtime in [runtime for runtime in INT16 if name in INT16[runtime]]:
+            _assert_equal_codes(case.computed(runtime, compiled=True), case.computed(runtime), f"{case}")
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_xla_gives_the_same_codes(name):
     for seed in range(2):
-        case = CASES[name](np.random.default_rng(seed))
+        case = CASES[name](np.random.default_rng(seed), "int8")
         for runtime in ("litert",) if name in NOT_IN_TFLM else ("litert", "tflm"):
             _assert_equal_codes(case.computed(runtime, compiled=True), case.computed(runtime), f"{case}")
 

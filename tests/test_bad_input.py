@@ -312,7 +312,7 @@ def test_export_of_a_float_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_wrong_io_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="io must be 'int8', 'uint8' or 'float32'. Received: 'int4'"):
+    with pytest.raises(ValueError, match=r"io must be one of 'model', .*'float32'. Received: 'int4'"):
         kquant.export(calibrated(), tmp_path / "m.tflite", io="int4")
 
 

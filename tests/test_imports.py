@@ -18,7 +18,7 @@ ORDER = (
     ("core",),
     ("targets",),
     ("ops",),
-    ("data", "observers", "inspect", "interpreters"),
+    ("data", "observers", "inspect", "interpreters", "widths"),
     ("expand", "plan", "calibrate", "lower", "runtimes"),
     ("fold", "attach", "encodings"),
     ("quantize",),

@@ -126,7 +126,7 @@ def test_fold_is_a_choice() -> None:
 def test_skipped_layers_stay_float_and_export_names_them(tmp_path: Path) -> None:
     q = kquant.quantize(model(), {"name": "r", "rules": [{"layer": "body", "skip": True}]})
     kquant.calibrate(q, X, verbose=False)
-    with pytest.raises(ValueError, match=r"(body|head_a).*(skip=true)"):
+    with pytest.raises(ValueError, match=r"the recipe skips body: .*write float = true"):
         kquant.export(q, tmp_path / "m.tflite")
 
 
@@ -210,10 +210,18 @@ def test_rules_that_match_nothing_are_refused(rule: dict[str, Any], wanted: str)
 
 
 @pytest.mark.parametrize(
-    "recipe", [{"activations": {"bits": 16}}, {"rules": [{"layer": "body", "activations": {"bits": 4}}]}]
+    ("recipe", "reason"),
+    [
+        ({"activations": {"bits": 12}}, r"stem.*: activations of 12 bits; kernels have 8 or 16"),
+        ({"rules": [{"layer": "body", "activations": {"bits": 4}}]}, r"body_quant: activations of 4 bits"),
+        ({"activations": {"signed": False}}, r"unsigned activations; signed = true is the same grid"),
+        ({"weights": {"kind": "log"}}, r"body.*: weights on a log grid, which no integer kernel multiplies"),
+    ],
 )
-def test_widths_without_kernels_are_refused(recipe: dict[str, Any]) -> None:
-    with pytest.raises(
-        ValueError, match=r"recipe 'r': activations of (16|4) bits have no file format here; take bits = 8"
-    ):
-        kquant.quantize(model(), {"name": "r", **recipe})
+def test_what_no_kernel_computes_is_simulated_and_not_exported(
+    recipe: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
+    q = kquant.calibrate(kquant.quantize(model(), {"name": "r", **recipe}), X, verbose=False)
+    assert np.isfinite(keras.tree.flatten(q.predict(X, verbose=0))[0]).all()
+    with pytest.raises(ValueError, match=reason):
+        kquant.export(q, tmp_path / "m.tflite")

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from kquant.core.fake_quant import is_observing
 from kquant.core.graph import full_precision
+from kquant.core.nonuniform import on_grid
 from kquant.core.spec import QuantSpec, encode_weights
 
 
@@ -29,6 +30,10 @@ class Compressed(keras.layers.Wrapper):
         gain_shape: shape of `gain`, a fixed factor of the kernel, or None for 1. A batch norm folded into the kernel
             would rescale what the optimizer steps on (a first layer on 0..255 pixels has weights of 1e-3: Adam's steps
             ruin them); with its scale kept apart, the kernel trains as it did before folding.
+        input_bits: width of the activations: 8, 16, or 0 for float ones.
+        storage: how a file keeps the weights where activations are float: "integer" (the kernel quantizes activations
+            as it runs), "dequantized" (codes, made float before use), "float16" or "float32".
+        origin: recipe and target that this model was made for.
     """
 
     def __init__(
@@ -40,6 +45,9 @@ class Compressed(keras.layers.Wrapper):
         channel_axes: Sequence[int] = (-1,),
         sums: bool = True,
         gain_shape: Sequence[int] | None = None,
+        input_bits: int = 8,
+        storage: str = "integer",
+        origin: dict[str, str] | None = None,
         **kwargs: Any,
     ) -> None:
         kwargs.setdefault("name", layer.name)
@@ -49,6 +57,8 @@ class Compressed(keras.layers.Wrapper):
         self.kernel_name, self.bias_name = kernel, bias
         self.channel_axes = tuple(channel_axes)
         self.sums = sums
+        self.input_bits, self.storage = input_bits, storage
+        self.origin = dict(origin or {})
         self.supports_masking = True
         self.gain = None
         if gain_shape is not None:
@@ -67,13 +77,19 @@ class Compressed(keras.layers.Wrapper):
 
     def compute_mask(self, inputs: Any, previous_mask: Any) -> Any:
         """The mask of the tensor; accumulator scales have none."""
-        return None if previous_mask is None else [previous_mask, None]
+        return None if previous_mask is None else [previous_mask, None, None][: 3 if self.wide else 2]
+
+    @property
+    def wide(self) -> bool:
+        """True where the sums outgrow float32 and travel beside the output, in float64."""
+        return self.input_bits > 8 and self.sums
 
     def compute_output_spec(self, x: keras.KerasTensor, encoding: Any = None, **_: Any) -> list[keras.KerasTensor]:
         """The layer's output and the scale of its sums."""
         y = self.layer.compute_output_spec(x)
         scales = (y.shape[-1],) if self.sums else y.shape
-        return [keras.KerasTensor(y.shape, self.compute_dtype), keras.KerasTensor(scales, "float64")]
+        made = [keras.KerasTensor(y.shape, self.compute_dtype), keras.KerasTensor(scales, "float64")]
+        return [*made, keras.KerasTensor(y.shape, "float64")] if self.wide else made
 
     def call(self, x: tf.Tensor, encoding: tf.Tensor | None = None, training: bool = False) -> list[tf.Tensor]:
         """Run the layer.
@@ -84,13 +100,14 @@ class Compressed(keras.layers.Wrapper):
             training: float sums of fake-quantized weights instead of integer sums.
 
         Returns:
-            `[y, accumulator]`: the output, and the scale of its integer sums (float64[channels]).
+            `[y, accumulator]`: the output, and the scale of its integer sums (float64[channels]); with 16-bit
+            activations the sums too (float64, like y).
         """
-        unknown = tf.zeros((1,), tf.float64)
-        if is_observing() or self.spec is None or encoding is None:
-            return [self._run(x, {self.kernel_name: self.weights_as_used()}, self.layer), unknown]
-        if training:
-            return [self._run(x, {self.kernel_name: self._trained()}, self.layer), unknown]
+        unknown = [tf.zeros((1,), tf.float64)] * (2 if self.wide else 1)
+        if is_observing():
+            return [self._run(x, {self.kernel_name: self.weights_as_used()}, self.layer), *unknown]
+        if training or encoding is None or self.spec is None or not self.spec.has_codes:
+            return [self._run(x, {self.kernel_name: self._trained()}, self.layer), *unknown]
         known = encoding[0] > 0.0
         codes, scale, bias = self.codes(tf.where(known, encoding[0], 1.0))
         if not self.sums:
@@ -99,6 +116,8 @@ class Compressed(keras.layers.Wrapper):
         exact = tf.cast(tf.reshape(scale, (-1,)), tf.float64) * tf.cast(tf.where(known, encoding[0], 1.0), tf.float64)
         step = tf.cast(exact, tf.float32)
         x = tf.cast(x, tf.float32) / tf.where(known, encoding[0], 1.0)
+        if self.wide:
+            return self._wide(tf.where(known, tf.round(x), x), codes, bias, exact, known)
         values = {self.kernel_name: codes}
         if bias is not None:
             values[self.bias_name] = tf.where(known, tf.round(bias), bias)
@@ -106,6 +125,22 @@ class Compressed(keras.layers.Wrapper):
             integers = self._run(tf.where(known, tf.round(x), x), values, self.layer.call)
         y = tf.where(known, tf.round(integers), integers) * step
         return [tf.cast(y, self.compute_dtype), tf.where(known, exact, tf.zeros_like(exact))]
+
+    def _wide(
+        self, x: tf.Tensor, codes: tf.Tensor, bias: tf.Tensor | None, exact: tf.Tensor, known: tf.Tensor
+    ) -> list[tf.Tensor]:
+        """Sums of 16-bit codes: those of the high and of the low bytes are exact in float32, their total in float64."""
+        values = {self.kernel_name: codes}
+        if bias is not None:
+            values[self.bias_name] = tf.zeros_like(bias)
+        high = tf.floor(x / 256.0)
+        with full_precision():
+            parts = [self._run(part, values, self.layer.call) for part in (high, x - 256.0 * high)]
+        total = 256.0 * tf.cast(parts[0], tf.float64) + tf.cast(parts[1], tf.float64)
+        if bias is not None:
+            total += tf.cast(tf.where(known, tf.round(bias), bias), tf.float64)
+        y = tf.cast(total * exact, self.compute_dtype)
+        return [y, tf.where(known, exact, tf.zeros_like(exact)), tf.round(total)]
 
     def codes(self, input_scale: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
         """Kernel codes, their scale (shaped like the kernel, 1 on reduced axes) and the bias in steps, not yet rounded.
@@ -117,7 +152,9 @@ class Compressed(keras.layers.Wrapper):
             bias = getattr(self.layer, self.bias_name, None) if self.bias_name else None
             bias = None if bias is None else tf.cast(tf.convert_to_tensor(bias), tf.float32)
         spec = self.spec or QuantSpec(16, True, True)
-        reach = None if bias is None else tf.reshape(tf.abs(bias) / input_scale, self._channel_shape(weights))
+        reach = None
+        if bias is not None and not self.wide:
+            reach = tf.reshape(tf.abs(bias) / input_scale, self._channel_shape(weights))
         scale = tf.stop_gradient(encode_weights(weights, spec, self.channel_axes, bias_reach=reach))
         codes = _round_through(weights / scale, float(spec.low), float(spec.high))
         steps = None if bias is None else bias / (tf.reshape(scale, (-1,)) * input_scale)
@@ -136,6 +173,12 @@ class Compressed(keras.layers.Wrapper):
     def _trained(self) -> tf.Tensor:
         """The kernel on its grid, as training sees it (a bias cannot move it more than rounding does)."""
         weights = self.weights_as_used()
+        if self.storage == "float16":
+            return weights + tf.stop_gradient(tf.cast(tf.cast(weights, tf.float16), tf.float32) - weights)
+        if self.spec is None:
+            return weights
+        if not self.spec.has_codes:
+            return weights + tf.stop_gradient(on_grid(weights, self.spec, self.channel_axes) - weights)
         scale = tf.stop_gradient(encode_weights(weights, self.spec, self.channel_axes))
         return _round_through(weights / scale, float(self.spec.low), float(self.spec.high)) * scale
 
@@ -169,6 +212,9 @@ class Compressed(keras.layers.Wrapper):
             "channel_axes": list(self.channel_axes),
             "sums": self.sums,
             "gain_shape": None if self.gain is None else list(self.gain.shape),
+            "input_bits": self.input_bits,
+            "storage": self.storage,
+            "origin": self.origin,
         }
 
 

@@ -112,6 +112,8 @@ class FakeQuant(keras.layers.Layer):
         accumulator: tf.Tensor | None = None,
         kernel: str | None = None,
         attributes: dict[str, Any] | None = None,
+        sums: tf.Tensor | None = None,
+        source_bits: Sequence[int] = (),
         site: int = 0,
         training: bool = False,
     ) -> list[tf.Tensor]:
@@ -124,6 +126,8 @@ class FakeQuant(keras.layers.Layer):
             accumulator: scale of the int32 sums behind `y`: float64[channels] or like `y`.
             kernel: TFLite operator whose arithmetic makes the codes; None rounds to nearest.
             attributes: of the kernel.
+            sums: the integers behind `y`, float64, where float32 cannot hold them (16-bit activations).
+            source_bits: width of each source's codes, 8 by default.
             site: number of this call among those that share the encoding.
             training: straight-through with moving ranges.
 
@@ -146,7 +150,13 @@ class FakeQuant(keras.layers.Layer):
             quantized = _train(real, scale, zero_point, self.spec)
         else:
             self._warn_unseen()
-            codes = self._codes(real, sources, encodings, accumulator, kernel, attributes or {}, scale, zero_point)
+            out = arithmetic.Grid(scale, zero_point, self.spec.low, self.spec.high)
+            attributes = attributes or {}
+            if accumulator is not None:
+                codes = self._summed(real, accumulator, sums, kernel or "", attributes.get("activation"), out)
+            else:
+                bits = tuple(source_bits) or (8,) * len(sources)
+                codes = self._codes(real, sources, encodings, bits, kernel, attributes, out)
             quantized = _straight_through(real, (codes - zero_point) * scale, *_reach(scale, zero_point, self.spec))
         quantized = tf.where(seen, quantized, real)
         return [tf.cast(quantized, _float_like(y)), tf.where(seen, tf.stack([scale, zero_point]), tf.zeros(2))]
@@ -187,30 +197,48 @@ class FakeQuant(keras.layers.Layer):
             variable.assign(now + here * rate * (value - now))
         self.count.assign(count)
 
+    def _summed(
+        self,
+        y: tf.Tensor,
+        accumulator: tf.Tensor,
+        sums: tf.Tensor | None,
+        kernel: str,
+        activation: Any,
+        out: arithmetic.Grid,
+    ) -> tf.Tensor:
+        """The codes that the interpreter makes of its integer sums, as float32."""
+        known = tf.reduce_min(accumulator) > 0.0
+        unit = tf.where(accumulator > 0.0, accumulator, tf.ones_like(accumulator))
+        nearest = to_codes(y, out.scale, out.zero_point, self.spec)
+        if sums is None:  # the activation between has clipped `y`
+            rounding = arithmetic.ROUNDING[self._runtime].get(kernel, "double")
+            codes = arithmetic.requantize(tf.round(tf.cast(y, tf.float64) / unit), accumulator, out, rounding)
+        else:
+            rounding = arithmetic.ROUNDING_INT16[self._runtime].get(kernel, "reduced")
+            codes = arithmetic.requantize(sums, accumulator, out, rounding, activation)
+        return tf.where(known, tf.cast(codes, tf.float32), nearest)
+
     def _codes(
         self,
         y: tf.Tensor,
         sources: Sequence[tf.Tensor],
         encodings: Sequence[tf.Tensor],
-        accumulator: tf.Tensor | None,
+        bits: Sequence[int],
         kernel: str | None,
         attributes: dict[str, Any],
-        scale: tf.Tensor,
-        zero_point: tf.Tensor,
+        out: arithmetic.Grid,
     ) -> tf.Tensor:
-        """The codes that the interpreter computes, as float32."""
-        nearest = to_codes(y, scale, zero_point, self.spec)
-        out = arithmetic.Grid(scale, zero_point, self.spec.low, self.spec.high)
-        if accumulator is not None:
-            rounding = arithmetic.ROUNDING[self._runtime].get(kernel or "", "double")
-            unit = tf.where(accumulator > 0.0, accumulator, tf.ones_like(accumulator))
-            sums = tf.round(tf.cast(y, tf.float64) / unit)
-            codes = arithmetic.requantize(sums, accumulator, out, rounding)
-            return tf.where(tf.reduce_min(accumulator) > 0.0, tf.cast(codes, tf.float32), nearest)
+        """The codes that the interpreter computes from those of its inputs, as float32."""
+        if kernel == "QUANTIZE" and not sources:  # of what was computed in float
+            return tf.cast(arithmetic.KERNELS[kernel]([y], [None], out), tf.float32)
+        nearest = to_codes(y, out.scale, out.zero_point, self.spec)
         if kernel is None or not sources:
             return nearest
         scales = [tf.where(e[0] > 0.0, e[0], 1.0) for e in encodings]
-        grids = [arithmetic.Grid(s, e[1]) for s, e in zip(scales, encodings, strict=True)]
+        grids = [
+            arithmetic.Grid(s, e[1], -(1 << n - 1), (1 << n - 1) - 1)
+            for s, e, n in zip(scales, encodings, bits, strict=True)
+        ]
         integers = [
             tf.cast(tf.round(tf.cast(x, tf.float32) / g.scale) + g.zero_point, tf.int32)
             for x, g in zip(sources, grids, strict=True)

@@ -18,14 +18,14 @@ class Ref:
     Attributes:
         name: stable, from the Keras layer.
         shape: static, batch 1.
-        dtype: numpy name of the stored type.
+        dtype: numpy name of the stored type; "int4" is stored two codes to a byte.
         encoding: scale and zero point, None for shapes, indices and int32 helpers.
         data: constant contents, None for what is computed.
     """
 
     name: str
     shape: tuple[int, ...]
-    dtype: str = "int8"
+    dtype: str
     encoding: Encoding | None = None
     data: np.ndarray | None = None
 
@@ -61,13 +61,20 @@ class Program:
     outputs: list[Ref] = field(default_factory=list)
     once: Program | None = None
 
-    def constant(self, name: str, data: np.ndarray, encoding: Encoding | None = None) -> Ref:
-        """A stored tensor."""
-        return Ref(name, tuple(data.shape), str(data.dtype), encoding, data)
+    def constant(
+        self, name: str, data: np.ndarray, encoding: Encoding | None = None, dtype: str | None = None
+    ) -> Ref:
+        """A stored tensor; `dtype` where it is stored as another type than numpy's ("int4")."""
+        return Ref(name, tuple(data.shape), dtype or str(data.dtype), encoding, data)
 
-    def value(self, name: str, shape: Sequence[int], encoding: Encoding | None, dtype: str = "int8") -> Ref:
-        """A computed tensor."""
+    def value(self, name: str, shape: Sequence[int], encoding: Encoding | None, dtype: str | None = None) -> Ref:
+        """A computed tensor, in the type of its encoding; float32 without one."""
+        dtype = dtype or ("float32" if encoding is None else encoding.dtype)
         return Ref(name, tuple(int(n) for n in shape), dtype, encoding)
+
+    def codes(self, name: str, codes: np.ndarray, encoding: Encoding) -> Ref:
+        """Stored codes of a quantized tensor, in the type of their encoding."""
+        return self.constant(name, np.asarray(codes).astype(encoding.dtype), encoding)
 
     def distinct_names(self) -> None:
         """Number the tensors that share a name, in the order of the file; a shared layer makes several."""

@@ -15,39 +15,44 @@ import tomllib
 from fnmatch import fnmatchcase
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from kquant.core.spec import QuantSpec
+from kquant.core.spec import Kind, QuantSpec
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
 
 class Activations(_Strict):
-    """Grid and observer of activations."""
+    """Grid and observer of activations; more than 8 bits are symmetric, as the 16-bit kernels want them."""
 
     bits: int = Field(8, ge=2, le=16)
     symmetric: bool = False
+    signed: bool = True
+    kind: Literal["uniform", "power-of-two"] = "uniform"
     observer: str = "percentile"
 
-    def spec(self) -> QuantSpec:
-        """The grid."""
-        return QuantSpec(self.bits, self.symmetric)
+    def spec(self, bits: int | None = None) -> QuantSpec:
+        """The grid, at another width where `bits` says so."""
+        bits = bits or self.bits
+        return QuantSpec(bits, self.symmetric or bits > 8, signed=self.signed, kind=self.kind)
 
 
 class WeightGrid(_Strict):
-    """Grid of kernels: symmetric, without its lowest code."""
+    """Grid of kernels: symmetric, without its lowest code; "float16" stores them so instead."""
 
     bits: int = Field(8, ge=2, le=8)
     symmetric: Literal[True] = True
     per_axis: bool = True
+    kind: Kind = "uniform"
+    dtype: Literal["int", "float16"] = "int"
 
     def spec(self) -> QuantSpec:
         """The grid."""
-        return QuantSpec(self.bits, symmetric=True, narrow=True, per_axis=self.per_axis)
+        return QuantSpec(self.bits, symmetric=True, narrow=True, per_axis=self.per_axis, kind=self.kind)
 
 
 class Training(_Strict):
@@ -66,6 +71,7 @@ class LayerRule(_Strict):
     activations: dict[str, Any] = Field(default_factory=dict)
     weights: dict[str, Any] = Field(default_factory=dict)
     skip: bool = False
+    stays_float: bool = Field(False, alias="float")
 
     @model_validator(mode="after")
     def _has_condition(self) -> LayerRule:
@@ -92,8 +98,27 @@ class LayerRule(_Strict):
         )
 
 
+class Settings(NamedTuple):
+    """What a recipe says of one layer.
+
+    Attributes:
+        activations, weights: grids.
+        skip: left float in the model only; `export` refuses it.
+        stays_float: left float in the file too.
+    """
+
+    activations: Activations
+    weights: WeightGrid
+    skip: bool
+    stays_float: bool
+
+
 class Recipe(_Strict):
     """A whole recipe.
+
+    Attributes:
+        mode: "static" quantizes activations with calibrated ranges; the two others leave them float: "dynamic" has the
+            kernels quantize them as they run, "weight-only" has them compute in float with weights stored small.
 
     Example:
         >>> recipe = Recipe(name="mine", rules=[{"type": "Dense", "weights": {"per_axis": False}}])
@@ -104,20 +129,21 @@ class Recipe(_Strict):
     name: str
     title: str = ""
     fold: bool = True
+    mode: Literal["static", "dynamic", "weight-only"] = "static"
     activations: Activations = Activations()
     weights: WeightGrid = WeightGrid()
     training: Training = Training()
     rules: tuple[LayerRule, ...] = ()
 
-    def settings(self, name: str, kind: str, position: str | None) -> tuple[Activations, WeightGrid, bool]:
-        """Activations, weights and skip of one layer; the last matching rule wins, key by key."""
-        activations, weights, skip = self.activations, self.weights, False
+    def settings(self, name: str, kind: str, position: str | None) -> Settings:
+        """What holds for one layer; the last matching rule wins, key by key."""
+        found = Settings(self.activations, self.weights, False, self.mode != "static")
         for rule in self.rules:
             if rule.matches(name, kind, position):
-                activations = activations.model_copy(update=rule.activations)
-                weights = weights.model_copy(update=rule.weights)
-                skip = rule.skip
-        return activations, weights, skip
+                activations = found.activations.model_copy(update=rule.activations)
+                weights = found.weights.model_copy(update=rule.weights)
+                found = Settings(activations, weights, rule.skip, rule.stays_float or self.mode != "static")
+        return found
 
 
 def names() -> list[str]:
@@ -195,4 +221,5 @@ def _keys_at(loc: tuple[Any, ...], section: type[BaseModel]) -> list[str]:
         "training": Training,
         "rules": LayerRule,
     }
-    return list(next((sections[str(part)] for part in reversed(loc) if str(part) in sections), section).model_fields)
+    found = next((sections[str(part)] for part in reversed(loc) if str(part) in sections), section)
+    return [field.alias or name for name, field in found.model_fields.items()]

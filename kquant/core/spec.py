@@ -12,11 +12,15 @@ One convention everywhere: `real = scale * (code - zero_point)`, `scale` being T
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import tensorflow as tf
 
+# power-of-two: a uniform grid whose scale is one; log, codebook: see core.nonuniform (weights only)
+Kind = Literal["uniform", "power-of-two", "log", "codebook"]
+# The width of a tensor that is not quantized.
+FLOAT = 0
 # A range narrower than this is that of a dead tensor, which may take any scale.
 SMALLEST_RANGE = 1e-20
 # XNNPACK and gemmlowp rescale by 2^-31 and more; a dead channel borrows a scale this far below the layer's largest.
@@ -34,6 +38,8 @@ class QuantSpec:
         symmetric: zero point fixed at 0.
         narrow: leave out the lowest code, so that the grid is symmetric around 0.
         per_axis: one scale for each output channel (weights only).
+        signed: False for codes from 0 to 2^b - 1 (activations only).
+        kind: how the values of the grid are spaced.
 
     Example:
         >>> QuantSpec(bits=8, symmetric=True, narrow=True).low
@@ -44,22 +50,36 @@ class QuantSpec:
     symmetric: bool = False
     narrow: bool = False
     per_axis: bool = False
+    signed: bool = True
+    kind: Kind = "uniform"
 
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= 16:
             raise ValueError(f"QuantSpec: bits must lie in 2..16. Received: bits={self.bits}.")
+        if self.kind not in get_args(Kind):
+            raise ValueError(f"QuantSpec: kind must be one of {', '.join(get_args(Kind))}. Received: {self.kind!r}.")
         if self.narrow and not self.symmetric:
             raise ValueError("QuantSpec: narrow needs symmetric=True, because only a grid around 0 leaves a code out.")
 
     @property
     def low(self) -> int:
         """The lowest code."""
-        return -(2 ** (self.bits - 1)) + int(self.narrow)
+        return -(2 ** (self.bits - 1)) + int(self.narrow) if self.signed else 0
 
     @property
     def high(self) -> int:
         """The highest code."""
-        return 2 ** (self.bits - 1) - 1
+        return 2 ** (self.bits - 1) - 1 if self.signed else 2**self.bits - 1
+
+    @property
+    def has_codes(self) -> bool:
+        """True where values are integers times a scale, which is what integer kernels multiply."""
+        return self.kind in ("uniform", "power-of-two")
+
+    @property
+    def container(self) -> str:
+        """The type that stores a code in a file: int8 up to 8 bits, int16 above."""
+        return "int8" if self.bits <= 8 else "int16"
 
     def to_config(self) -> dict[str, Any]:
         """As plain data, for a layer's config."""
@@ -86,6 +106,11 @@ class Encoding:
     zero_point: np.ndarray
     spec: QuantSpec
     axis: int | None = None
+
+    @property
+    def dtype(self) -> str:
+        """Numpy's name of the type that stores a code."""
+        return self.spec.container
 
     def quantize(self, real: np.ndarray) -> np.ndarray:
         """`clip(round(real / scale) + zero_point)` as int64 codes."""
@@ -135,8 +160,8 @@ def encode_range(low: tf.Tensor, high: tf.Tensor, spec: QuantSpec) -> tuple[tf.T
     low, high = tf.minimum(low, 0.0), tf.maximum(high, 0.0)
     if spec.symmetric:
         reach = tf.maximum(-low, high)
-        return _alive(reach) * _reciprocal(spec.high), tf.zeros_like(low)
-    scale = _alive(high - low) * _reciprocal(spec.high - spec.low)
+        return _spaced(_alive(reach) * _reciprocal(spec.high), spec), tf.zeros_like(low)
+    scale = _spaced(_alive(high - low) * _reciprocal(spec.high - spec.low), spec)
     zero_point = tf.clip_by_value(tf.round(spec.low - low / scale), float(spec.low), float(spec.high))
     return scale, zero_point
 
@@ -146,6 +171,13 @@ def _reciprocal(steps: int) -> np.float32:
     is the same number in eager mode, in a graph and under XLA.
     """
     return np.float32(1.0) / np.float32(steps)
+
+
+def _spaced(scale: tf.Tensor, spec: QuantSpec) -> tf.Tensor:
+    """The scale itself, or the next power of two: all bits of the mantissa set carry into the exponent."""
+    if spec.kind != "power-of-two":
+        return scale
+    return tf.bitcast(tf.bitwise.bitwise_and(tf.bitcast(scale, tf.int32) + 0x7FFFFF, 0x7F800000), tf.float32)
 
 
 def _alive(width: tf.Tensor) -> tf.Tensor:
@@ -181,12 +213,12 @@ def encode_weights(
     reach = tf.reduce_max(tf.abs(weights), axis=axes, keepdims=True)
     largest = tf.reduce_max(reach)
     reach = tf.maximum(reach, tf.where(largest > SMALLEST_RANGE, largest, 1.0) * SMALLEST_CHANNEL)
-    scale = reach * _reciprocal(spec.high)
+    scale = _spaced(reach * _reciprocal(spec.high), spec)
     if bias_reach is None:
         return scale
     if not spec.per_axis:
         bias_reach = tf.reduce_max(bias_reach)
-    return tf.maximum(scale, bias_reach / LARGEST_BIAS_CODE)
+    return tf.maximum(scale, _spaced(bias_reach / LARGEST_BIAS_CODE, spec))
 
 
 def to_codes(real: tf.Tensor, scale: tf.Tensor, zero_point: tf.Tensor, spec: QuantSpec) -> tf.Tensor:

@@ -17,11 +17,13 @@ from kquant.core.program import Operator, Program, Ref
 from kquant.targets import Target
 
 TYPES = {
+    "int4": "INT4",
     "int8": "INT8",
     "uint8": "UINT8",
     "int16": "INT16",
     "int32": "INT32",
     "int64": "INT64",
+    "float16": "FLOAT16",
     "float32": "FLOAT32",
     "resource": "RESOURCE",
 }
@@ -133,7 +135,7 @@ class _Writer:
         tensor.name = self.unique(ref.name).encode()
         tensor.shape = list(ref.shape)
         tensor.type = getattr(schema.TensorType, TYPES[ref.dtype])
-        tensor.buffer = 0 if ref.data is None else self.blob(np.ascontiguousarray(ref.data).tobytes())
+        tensor.buffer = 0 if ref.data is None else self.blob(_stored(ref))
         tensor.hasRank = True
         if ref.encoding is not None and ref.dtype != "float32":
             tensor.quantization = _quantization(ref)
@@ -159,7 +161,9 @@ class _Writer:
         name = OPTIONS.get(op.code, f"{_camel(op.code)}Options")
         if name is not None:
             options = getattr(schema, f"{name}T")()
-            for field, value in op.options.items():
+            known = self.target.ops.get(op.code)
+            needed = known.options_int16 if known is not None and _type(op) == "int16x8" else {}
+            for field, value in {**op.options, **needed}.items():
                 if not hasattr(options, field):
                     raise ValueError(f"{op.code}: the schema's {name} has no field '{field}'.")
                 setattr(options, field, _option(field, value))
@@ -168,7 +172,7 @@ class _Writer:
         return written
 
     def code(self, op: Operator) -> int:
-        version = self.target.ops[op.code].version if op.code in self.target.ops else 1
+        version = self.target.ops[op.code].version_for(_type(op)) if op.code in self.target.ops else 1
         key = (op.code, version)
         if key not in self.codes:
             entry = schema.OperatorCodeT()
@@ -178,6 +182,22 @@ class _Writer:
             self.model.operatorCodes.append(entry)
             self.codes[key] = len(self.model.operatorCodes) - 1
         return self.codes[key]
+
+
+def _type(op: Operator) -> str:
+    """What the target files call the types of this operator."""
+    dtypes = {ref.dtype for ref in (*op.inputs, *op.outputs) if ref is not None}
+    return "int16x8" if "int16" in dtypes else "int4" if "int4" in dtypes else "int8"
+
+
+def _stored(ref: Ref) -> bytes:
+    """The bytes of a constant; 4-bit codes in pairs, the first in the low half."""
+    data = np.ascontiguousarray(ref.data)
+    if ref.dtype != "int4":
+        return data.tobytes()
+    nibbles = data.reshape(-1).astype(np.uint8) & 15
+    nibbles = np.append(nibbles, np.zeros(nibbles.size % 2, np.uint8))
+    return (nibbles[0::2] | nibbles[1::2] << 4).tobytes()
 
 
 def _constant_key(ref: Ref) -> Any:

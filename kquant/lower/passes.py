@@ -3,6 +3,7 @@
     RESHAPE of RESHAPE     one RESHAPE
     RESHAPE to same shape  nothing
     PAD + VALID conv       SAME conv, where TFLite's SAME pads exactly those pixels
+    float op, then RELU    the operator with its activation (integers were fused when they were quantized)
     dead operators         nothing
     CONCATENATION of many  several, where the target takes only so many inputs
 """
@@ -18,7 +19,7 @@ from kquant.targets import Target
 def tidy(program: Program, target: Target) -> Program:
     """Apply every pass, until none changes anything."""
     _split_concatenations(program, target)
-    passes = (_merge_reshapes, _drop_empty_reshapes, _fold_padding, _drop_dead)
+    passes = (_merge_reshapes, _drop_empty_reshapes, _fold_padding, _fuse_relus, _drop_dead)
     while any([change(program) for change in passes]):
         pass
     return program
@@ -86,6 +87,21 @@ def _fold_padding(program: Program) -> bool:
         op.inputs[0] = pad.inputs[0]
         op.options["padding"] = "SAME"
         return True
+    return False
+
+
+def _fuse_relus(program: Program) -> bool:
+    """RELU and RELU6 of a float tensor that nobody else reads."""
+    producers, readers = _producers(program), _readers(program)
+    for op in program.operators:
+        before = producers.get(id(op.inputs[0])) if op.code in ("RELU", "RELU6") else None
+        if before is None or before.outputs[0].dtype != "float32" or readers[id(before.outputs[0])] != 1:
+            continue
+        if before.options.get("fusedActivationFunction") == "NONE" and before.code != "CONCATENATION":
+            before.options["fusedActivationFunction"] = op.code
+            before.outputs[0] = op.outputs[0]
+            program.operators.remove(op)
+            return True
     return False
 
 

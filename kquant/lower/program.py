@@ -6,6 +6,7 @@ A tensor of the file exists where the model has a quantized tensor. `Compressed`
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,6 +41,7 @@ class Lowered:
         refs: id(tensor of `graph`) -> tensor of the program.
         target: what it was written for.
         recipe: name of the recipe it was made with.
+        floats: names of the layers that stay float on purpose ("*": all).
     """
 
     program: Program
@@ -47,6 +49,7 @@ class Lowered:
     refs: dict[int, Ref]
     target: Target
     recipe: str
+    floats: frozenset[str] = frozenset()
 
 
 def lower(qmodel: keras.Model) -> Lowered:
@@ -62,12 +65,19 @@ def lower(qmodel: keras.Model) -> Lowered:
         ValueError: not a quantized model, or a node without a range, by name.
     """
     graph = trace(qmodel, is_known)
-    nodes = [n for n in graph.nodes if isinstance(n.op, FakeQuant)]
+    nodes = [n for n in graph.nodes if isinstance(n.op, FakeQuant | Compressed)]
     if not nodes:
         raise ValueError(f"{qmodel.name}: not a quantized model; pass what kquant.quantize returned.")
-    _refuse_unseen(nodes)
-    target = targets.load(nodes[0].op.origin.get("target", "litert"))
-    writer = _Writer(graph, target, Program(qmodel.name))
+    _refuse_unseen([n for n in nodes if isinstance(n.op, FakeQuant)])
+    _refuse_simulated(nodes)
+    origin = nodes[0].op.origin
+    target = targets.load(origin.get("target", "litert"))
+    if "skip" in origin:
+        raise ValueError(
+            f"export: the recipe skips {origin['skip']}: these layers are float in the model and nowhere else. Take "
+            "the rule out before export, or write float = true in place of skip = true (target 'litert')."
+        )
+    writer = _Writer(graph, target, Program(qmodel.name), frozenset(origin.get("float", "").split()))
     for t in keras.tree.flatten(graph.inputs):
         writer.inputs[id(t)] = len(writer.inputs)
     for node in graph.nodes:
@@ -80,11 +90,11 @@ def lower(qmodel: keras.Model) -> Lowered:
     program = tidy(program, target)
     program.distinct_names()
     refuse_extremes(program, target)
-    return Lowered(program, graph, writer.refs, target, nodes[0].op.origin.get("recipe", ""))
+    return Lowered(program, graph, writer.refs, target, origin.get("recipe", ""), writer.floats)
 
 
 def _refuse_unseen(nodes: list[Node]) -> None:
-    unseen = sorted({n.name for n in nodes if n.op.has_range and not np.any(np.asarray(n.op.count) > 0)})
+    unseen = sorted({n.name for n in nodes if n.op.has_range and not np.any(n.op.count.numpy() > 0)})
     if unseen:
         raise ValueError(
             f"export: {len(unseen)} nodes have no range yet ({', '.join(unseen[:5])}). Run kquant.calibrate(model, "
@@ -92,34 +102,86 @@ def _refuse_unseen(nodes: list[Node]) -> None:
         )
 
 
+def _refuse_simulated(nodes: list[Node]) -> None:
+    """Kernels clip at the ends of their type and multiply codes: other grids live in the model only."""
+    said: dict[str, list[str]] = {}
+    for node in nodes:
+        spec = node.op.spec
+        if isinstance(node.op, Compressed):
+            if spec is not None and not spec.has_codes:
+                reason = f"weights on a {spec.kind} grid, which no integer kernel multiplies; take kind = 'uniform'"
+                said.setdefault(reason, []).append(node.name)
+        elif spec.bits not in (8, 16):
+            reason = f"activations of {spec.bits} bits; kernels have 8 or 16 (weights may have 2 to 8)"
+            said.setdefault(reason, []).append(node.name)
+        elif not spec.signed:
+            reason = "unsigned activations; signed = true is the same grid for the asymmetric kernels"
+            said.setdefault(reason, []).append(node.name)
+    if said:
+        lines = "; ".join(f"{', '.join(names[:5])}: {reason}" for reason, names in said.items())
+        raise ValueError(f"export: the model simulates what no kernel computes. {lines}.")
+
+
 @dataclass
 class _Writer:
-    """Tensors of the file by id of the model's tensor."""
+    """Tensors of the file by id of the model's tensor; `floats` names the layers that stay float ("*": all)."""
 
     graph: Graph
     target: Target
     program: Program
+    floats: frozenset[str] = frozenset()
     refs: dict[int, Ref] = field(default_factory=dict)
     inputs: dict[int, int] = field(default_factory=dict)
     order: dict[int, int] = field(default_factory=dict)
     producers: dict[int, Node] = field(default_factory=dict)
+    dequantized: dict[int, Ref] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.producers = self.graph.producers()
         self.quantized = {id(n.args[0]) for n in self.graph.nodes if isinstance(n.op, FakeQuant)}
 
     def visit(self, node: Node) -> None:
-        """Write a `FakeQuant` with all that it closes, or a layer that keeps its input's codes."""
+        """Write a `FakeQuant` with all that it closes, a float layer, or one that keeps its input's codes."""
         if isinstance(node.op, FakeQuant):
             self.refs[id(node.outputs[0])] = self.close(node)
             return
         rule = self.rule(node)
+        if node.name in self.floats or "*" in self.floats:
+            self.refs[id(node.outputs[0])] = self.in_float(node, rule)
+            return
         if rule is None or rule.output not in ("same", "shared"):
             return
         inputs = [self.read(t, node) for t in node.inputs]
-        output = self.program.value(node.name, _static(node.outputs[0]), inputs[0].encoding)
+        output = self.program.value(node.name, _static(node.outputs[0]), inputs[0].encoding, inputs[0].dtype)
         self.refs[id(node.outputs[0])] = output
         self.write(rule, Call(node.op, inputs, output, node=node))
+
+    def in_float(self, node: Node, rule: Rule | None) -> Ref:
+        """A layer that the recipe leaves float, behind a DEQUANTIZE where its input has codes."""
+        if rule is None:
+            raise ValueError(f"{node.name} ({type(node.op).__name__}): no rule writes it.")
+        inputs = [self.as_float(t) for t in self.data_inputs(node)]
+        output = self.program.value(node.name, _static(node.outputs[0]), None)
+        compressed = isinstance(node.op, Compressed)
+        weights = self.float_constants(node) if compressed else None
+        call = Call(node.op.layer if compressed else node.op, inputs, output, "NONE", weights, node)
+        self.write(rule, call, rule.lower_float or rule.lower)
+        return output
+
+    def as_float(self, t: Any) -> Ref:
+        """The float32 form of a tensor of the model, made once."""
+        if id(t) in self.inputs and id(t) not in self.refs:
+            ref = self.program.value(t.name, _static(t), None)
+            self.order[id(ref)] = self.inputs[id(t)]
+            self.program.inputs.append(ref)
+            self.refs[id(t)] = ref
+        ref = self.refs[id(t)]
+        if ref.encoding is None:
+            return ref
+        if id(ref) not in self.dequantized:
+            output = self.program.value(f"{ref.name}/float", ref.shape, None)
+            self.dequantized[id(ref)] = self.program.emit("DEQUANTIZE", [ref], output)
+        return self.dequantized[id(ref)]
 
     def close(self, node: Node) -> Ref:
         """The tensor behind a `FakeQuant`, and the operators that make it."""
@@ -132,6 +194,8 @@ class _Writer:
         if id(made) in self.refs:  # a requantization
             source = self.refs[id(made)]
             output = self.program.value(f"{source.name}/{op.name}", source.shape, self.encoding(node))
+            if source.encoding is None:  # computed in float: the codes carry its name
+                output.name, source.name = source.name, f"{source.name}/float"
             return self.program.emit("QUANTIZE", [source], output)
         last = self.producers[id(made)]
         output = self.program.value(last.name, _static(made), self.encoding(node))
@@ -177,15 +241,16 @@ class _Writer:
 
     pending_minimum: tuple[Ref, int, Ref] | None = None
 
-    def write(self, rule: Rule, call: Call) -> None:
+    def write(self, rule: Rule, call: Call, lower: Callable[[Program, Call], None] | None = None) -> None:
         """Let the rule write the call."""
-        if rule.lower is None:
+        lower = lower or rule.lower
+        if lower is None:
             raise ValueError(f"{call.op.name} ({type(call.op).__name__}): its rule has no lowering.")
-        rule.lower(self.program, call)
+        lower(self.program, call)
         if self.pending_minimum is not None:
             before, code, output = self.pending_minimum
             self.pending_minimum = None
-            limit = self.program.constant(f"{output.name}/limit", np.array([code], np.int8), output.encoding)
+            limit = self.program.codes(f"{output.name}/limit", np.array([code]), output.encoding)
             self.program.emit("MINIMUM", [before, limit], output)
 
     def rule(self, node: Node) -> Rule | None:
@@ -200,8 +265,8 @@ class _Writer:
         """The file's tensor for an input."""
         if id(t) not in self.refs:
             raise ValueError(
-                f"{node.name}: its input is not quantized (a recipe rule with skip=true leaves layers float); a full-"
-                "integer file needs every layer, so take the rule out before export."
+                f"{node.name}: its input is not quantized. The model was changed after kquant.quantize; quantize the "
+                "float model again."
             )
         return self.refs[id(t)]
 
@@ -222,8 +287,8 @@ class _Writer:
         op: Compressed = node.op
         if op.spec is None or source.encoding is None:
             raise ValueError(
-                f"{node.name}: its weights are float (skip=true in the recipe); a full-integer file needs codes, so "
-                "take the rule out before export."
+                f"{node.name}: its weights are float, or its input has no codes. The model was changed after "
+                "kquant.quantize; quantize the float model again."
             )
         codes, scale, bias = op.codes(tf.constant(source.encoding.scale[0]))
         scales = np.asarray(scale, np.float32).reshape(-1)
@@ -235,7 +300,35 @@ class _Writer:
             bias_scale=(scales * source.encoding.scale[0]).astype(np.float32),
             spec=op.spec,
             name=node.name,
+            dtype=self.stored(op),
+            bias_dtype="int64" if op.wide else "int32",
         )
+
+    def float_constants(self, node: Node) -> Constants:
+        """Kernel and bias of a layer with float activations, stored as the recipe says."""
+        op: Compressed = node.op
+        bias = getattr(op.layer, op.bias_name, None) if op.bias_name else None
+        codes, scale, _ = op.codes(tf.constant(1.0)) if op.spec is not None else (op.weights_as_used(), None, None)
+        plain = op.storage == "float32" or scale is None
+        kernel = op.weights_as_used().numpy() if op.spec is None else np.asarray(op._trained() if plain else codes)
+        return Constants(
+            codes=kernel,
+            scale=None if plain else np.asarray(scale, np.float32).reshape(-1),
+            bias=np.zeros(_channels(op, kernel), np.float32) if bias is None else bias.numpy().astype(np.float32),
+            bias_scale=None,
+            spec=op.spec or QuantSpec(16, True, True),
+            name=node.name,
+            dtype=op.storage if op.storage.startswith("float") else self.stored(op),
+            bias_dtype="float32",
+            dequantized=op.storage in ("dequantized", "float16"),
+        )
+
+    def stored(self, op: Compressed) -> str:
+        """int4 for kernels of up to 4 bits, where the target takes them so; int8 holds any width."""
+        rule = find(op.layer, self.target)
+        if op.spec is None or op.spec.bits > 4 or rule is None:
+            return "int8"
+        return "int4" if all(self.target.supports(code, "int4") for code in rule.operators) else "int8"
 
 
 def _channels(op: Compressed, codes: Any) -> int:

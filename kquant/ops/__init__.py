@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import difflib
+from dataclasses import fields
 from functools import cache
 from typing import Any
 
@@ -14,12 +16,56 @@ from kquant.targets import Target
 
 FAMILIES = (dense, conv, affine, activation, table, limit, merge, pool, shape, passive)
 RULES: tuple[Rule, ...] = tuple(rule for family in FAMILIES for rule in family.RULES)
+_OF_USERS: list[Rule] = []  # the latest first; they come before those of kquant
 
 
 @cache
 def _candidates(kind: type) -> tuple[Rule, ...]:
     """The rules that may speak for a class; every stage asks for every layer, so the answer is kept."""
-    return tuple(rule for rule in RULES if rule.speaks_for(kind))
+    return tuple(rule for rule in (*_OF_USERS, *RULES) if rule.speaks_for(kind))
+
+
+def register_rule(cls: type) -> type:
+    """Teach kquant a layer of your own: a class whose attributes are the fields of `kquant.ops.rule.Rule`.
+
+    A layer written in `keras.ops` needs no rule, because it unfolds. A rule says it better: which simpler layers it is
+    made of (`expand`), or how it is quantized and written (`operators`, `output`, `weights`, `lower`).
+
+    Args:
+        cls: has `layers` (the Keras classes it speaks for) and `expand` or `lower`; functions take no `self`.
+
+    Returns:
+        `cls`.
+
+    Raises:
+        ValueError: an attribute that no rule has, or nothing said of what the layer becomes.
+
+    Example:
+        >>> class Double(keras.layers.Layer):
+        ...     def call(self, x):
+        ...         return tf.add(x, x)
+        >>> @kquant.register_rule
+        ... class DoubleRule:
+        ...     layers = (Double,)
+        ...     def expand(op, make, x):
+        ...         return make("twice", lambda: keras.layers.Rescaling(2.0, name=op.name))(x)
+        >>> model = keras.Sequential([keras.Input((4,)), Double(name="double")])
+        >>> [row.operators for row in kquant.check(model).layers]
+        [('DEPTHWISE_CONV_2D',)]
+    """
+    known = [f.name for f in fields(Rule)]
+    given = {name: value for name, value in vars(cls).items() if not name.startswith("_")}
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f" Did you mean '{near[0]}'?" if near else ""
+            raise ValueError(f"{cls.__name__}: a rule has no '{name}'.{hint} Known: {', '.join(known)}.")
+    if not given.get("layers") or not (given.get("expand") or given.get("lower")):
+        raise ValueError(f"{cls.__name__}: a rule needs layers, and expand or lower. Received: {', '.join(given)}.")
+    functions = {name: value.__func__ if isinstance(value, staticmethod) else value for name, value in given.items()}
+    _OF_USERS.insert(0, Rule(**functions))
+    _candidates.cache_clear()
+    return cls
 
 
 def find(op: Any, target: Target | None = None) -> Rule | None:

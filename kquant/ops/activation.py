@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import keras
+import numpy as np
 
 from kquant.core.graph import Node
 from kquant.core.program import Program
@@ -93,6 +94,16 @@ def _lower_relu(program: Program, call: Call) -> None:
     program.emit("RELU", call.inputs, call.output)
 
 
+def _lower_relu_float(program: Program, call: Call) -> None:
+    """RELU or RELU6; another maximum holds by a MINIMUM, as no range does."""
+    maximum, y = call.op.max_value, call.output
+    if maximum in (None, 6):
+        program.emit("RELU" if maximum is None else "RELU6", call.inputs, y)
+        return
+    before = program.emit("RELU", call.inputs, program.value(f"{y.name}/unclipped", y.shape, None))
+    program.emit("MINIMUM", [before, program.constant(f"{y.name}/limit", np.float32([maximum]))], y)
+
+
 def _slope(op: Any) -> float:
     return float(op.negative_slope)
 
@@ -158,6 +169,7 @@ RULES = (
         relu=_relu_form,
         arithmetic=lambda node: ("RELU", {"maximum": node.op.max_value}),
         lower=_lower_relu,
+        lower_float=_lower_relu_float,
         examples=(
             example(lambda: layers.ReLU(), shape=(5, 4, 3)),
             example(lambda: layers.ReLU(6.0), shape=(40,)),

@@ -76,11 +76,11 @@ def affine(
 
 def batch_norm_as_affine(op: Any) -> tuple[np.ndarray, np.ndarray]:
     """`(scale, offset)` of an inference batch norm: `gamma / sqrt(var + eps)`, `beta - mean * scale` (float64)."""
-    variance = np.asarray(op.moving_variance, np.float64)
-    gamma = np.asarray(op.gamma, np.float64) if op.scale else np.ones_like(variance)
-    beta = np.asarray(op.beta, np.float64) if op.center else np.zeros_like(variance)
+    variance = op.moving_variance.numpy().astype(np.float64)
+    gamma = op.gamma.numpy().astype(np.float64) if op.scale else np.ones_like(variance)
+    beta = op.beta.numpy().astype(np.float64) if op.center else np.zeros_like(variance)
     scale = gamma / np.sqrt(variance + op.epsilon)
-    return scale, beta - np.asarray(op.moving_mean, np.float64) * scale
+    return scale, beta - op.moving_mean.numpy().astype(np.float64) * scale
 
 
 def _batch_norm(op: Any, make: Make, x: Any, **_: Any) -> Any:

@@ -82,8 +82,12 @@ def _lower(program: Program, call: Call) -> None:
     for i, (code, value) in enumerate(bounds):
         last = i == len(bounds) - 1
         made = y if last else program.value(f"{y.name}/{code.lower()}", y.shape, y.encoding)
-        bound = y.encoding.quantize(np.float32([value])).astype(np.int8)
-        x = program.emit(code, [x, program.constant(f"{y.name}/{code.lower()}_of", bound, y.encoding)], made)
+        name = f"{y.name}/{code.lower()}_of"
+        if y.encoding is None:
+            bound = program.constant(name, np.float32([value]))
+        else:
+            bound = program.codes(name, y.encoding.quantize(np.float32([value])), y.encoding)
+        x = program.emit(code, [x, bound], made)
 
 
 RULES = (

@@ -15,7 +15,7 @@ import numpy as np
 
 from kquant.core.graph import Node
 from kquant.core.program import Program, Ref
-from kquant.core.spec import Encoding, QuantSpec
+from kquant.core.spec import FLOAT, Encoding, QuantSpec
 
 # own: a range of its own; same: the codes of its input, moved or picked; shared: all inputs and the output in one
 # encoding; fixed: prescribed by the kernel; follows: new codes in the encoding of its input.
@@ -47,33 +47,49 @@ class Constants:
     """Weights as the device computes with them, in Keras' layout.
 
     Attributes:
-        codes: int64, like the Keras kernel.
-        scale: float32[n], n = 1 or the number of output channels.
-        bias: int64[channels], zeros where the layer has none.
-        bias_scale: float32[n], `input scale * scale`.
+        codes: int64, like the Keras kernel; float32 values where `scale` is None.
+        scale: float32[n], n = 1 or the number of output channels; None for a float kernel.
+        bias: int64[channels], zeros where the layer has none; float32 where `bias_scale` is None.
+        bias_scale: float32[n], `input scale * scale`; None where the activations are float.
         spec: grid of the codes.
         name: of the layer.
+        dtype: stored type of the kernel: "int8", "int4" or "float32"; "float16" is dequantized before use.
+        bias_dtype: stored type of the bias: "int32", "int64" (16-bit activations) or "float32".
+        dequantized: the kernel becomes float32 before the operator reads it.
     """
 
     codes: np.ndarray
-    scale: np.ndarray
+    scale: np.ndarray | None
     bias: np.ndarray
-    bias_scale: np.ndarray
+    bias_scale: np.ndarray | None
     spec: QuantSpec
     name: str
+    dtype: str = "int8"
+    bias_dtype: str = "int32"
+    dequantized: bool = False
 
     def kernel_ref(self, program: Program, codes: np.ndarray, axis: int) -> Ref:
         """The kernel as a stored tensor; `codes` in the operator's layout, scales along `axis`."""
-        per_axis = axis if self.scale.size > 1 else None
-        encoding = Encoding(self.scale, np.zeros(self.scale.size, np.int64), self.spec, per_axis)
-        return program.constant(f"{self.name}/kernel", codes.astype(np.int8), encoding)
+        name, encoding = f"{self.name}/kernel", None
+        if self.scale is not None:
+            per_axis = axis if self.scale.size > 1 else None
+            encoding = Encoding(self.scale, np.zeros(self.scale.size, np.int64), self.spec, per_axis)
+        # numpy has no 4-bit integers: those codes wait as int8 until the file is written
+        codes = codes.astype("int8" if self.dtype == "int4" else self.dtype)
+        stored = program.constant(name, codes, encoding, self.dtype)
+        if not self.dequantized:
+            return stored
+        return program.emit("DEQUANTIZE", [stored], program.value(f"{name}/float", codes.shape, None))
 
     def bias_ref(self, program: Program) -> Ref:
-        """The bias as a stored int32 tensor at `input scale * weight scale`."""
+        """The bias as a stored tensor, integers at `input scale * weight scale`."""
+        name, bias = f"{self.name}/bias", self.bias.astype(self.bias_dtype)
+        if self.bias_scale is None:
+            return program.constant(name, bias)
         spec = QuantSpec(16, symmetric=True)
         per_axis = 0 if self.bias_scale.size > 1 else None
         encoding = Encoding(self.bias_scale, np.zeros(self.bias_scale.size, np.int64), spec, per_axis)
-        return program.constant(f"{self.name}/bias", self.bias.astype(np.int32), encoding)
+        return program.constant(name, bias, encoding)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,6 +138,8 @@ class Rule:
         relu: the fused form of this activation: "RELU", "RELU6", ... where the operator before can take it.
         arithmetic: `(node) -> (kernel, attributes)` where the kernel's rounding needs the codes of its inputs.
         lower: writes the call.
+        lower_float: writes it for float32 tensors, where `lower` cannot.
+        widths: of activations that `lower` (or `lower_float`) can write: 8, 16, `FLOAT`.
         refuse: `(node) -> reason` where this use of the layer has no integer form, else None.
         examples: tiny models, which enrol the rule in every contract test.
     """
@@ -138,6 +156,8 @@ class Rule:
     relu: Callable[[Any], str | None] | None = None
     arithmetic: Callable[[Node], tuple[str, dict[str, Any]]] | None = None
     lower: Callable[[Program, Call], None] | None = None
+    lower_float: Callable[[Program, Call], None] | None = None
+    widths: tuple[int, ...] = (8, 16, FLOAT)
     refuse: Callable[[Node], str | None] | None = None
     examples: tuple[Callable[[], keras.Model], ...] = field(default=(), repr=False)
 

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 
 from kquant.core.program import Program
+from kquant.core.spec import FLOAT
 from kquant.ops.activation import name_of, named
 from kquant.ops.rule import Call, Rule, computed, example
 
@@ -56,13 +57,35 @@ def _lower_table(program: Program, call: Call) -> None:
     """Look the code up: CAST to int32, ADD 128, GATHER from 256 codes."""
     x, y = call.inputs[0], call.output
     results = np.asarray(call.op(keras.ops.convert_to_tensor(x.encoding.dequantize(np.arange(-128, 128)))))
-    table = program.constant(f"{y.name}/table", y.encoding.quantize(results).astype(np.int8), y.encoding)
+    table = program.codes(f"{y.name}/table", y.encoding.quantize(results), y.encoding)
     index = program.value(f"{y.name}/index", x.shape, None, "int32")
     program.emit("CAST", [x], index, inDataType="INT8", outDataType="INT32")
     first = program.constant("first", np.array(128, np.int32))
     row = program.value(f"{y.name}/row", x.shape, None, "int32")
     program.emit("ADD", [index, first], row, fusedActivationFunction="NONE")
     program.emit("GATHER", [table, row], y, axis=0, batchDims=0)
+
+
+# Operators of float files: class of keras.ops or name of keras.activations -> builtin operator.
+FLOAT_OPERATORS = {"elu": "ELU", "exponential": "EXP", "Elu": "ELU", "Abs": "ABS", "Absolute": "ABS", "Exp": "EXP"}
+FLOAT_OPERATORS |= {"Sin": "SIN", "Cos": "COS", "Floor": "FLOOR", "Ceil": "CEIL", "Round": "ROUND", "ELU": "ELU"}
+
+
+def _float_operator(op: Any) -> str | None:
+    kind = type(op).__name__
+    code = FLOAT_OPERATORS.get(name_of(op.activation, op.name) if kind == "Activation" else kind)
+    return None if code == "ELU" and getattr(op, "alpha", 1.0) != 1.0 else code
+
+
+def _lower_float(program: Program, call: Call) -> None:
+    """The builtin operator of the function, where there is one."""
+    code = _float_operator(call.op)
+    if code is None:
+        raise ValueError(
+            f"{call.op.name} ({type(call.op).__name__}): there is no float operator for it; leave it integer, or write "
+            "it with functions that have one (exp, abs, elu with alpha 1, sin, cos, sigmoid, tanh, gelu)."
+        )
+    program.emit(code, call.inputs, call.output)
 
 
 def _activation(name: str) -> Any:
@@ -87,14 +110,18 @@ RULES = (
         layers=(layers.Activation,),
         when=named(*NAMES),
         operators=("CAST", "ADD", "GATHER"),
+        widths=(8, FLOAT),
         lower=_lower_table,
+        lower_float=_lower_float,
         examples=tuple(_activation(name) for name in NAMES if name != "gelu"),
     ),
     Rule(
         layers=(layers.ReLU, layers.ELU, TanhGelu),
         operations=tuple(OPERATIONS),
         operators=("CAST", "ADD", "GATHER"),
+        widths=(8, FLOAT),
         lower=_lower_table,
+        lower_float=_lower_float,
         examples=(
             example(lambda: layers.ReLU(negative_slope=0.1, threshold=0.5, max_value=2.0), shape=(20,)),
             example(lambda: layers.ReLU(2.0, negative_slope=0.1), shape=(20,)),

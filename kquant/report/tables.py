@@ -69,8 +69,11 @@ def _export(report: ExportReport) -> Page:
     findings += [] if report.streaming is None else report.streaming.notes
     if not report.verification:
         findings.append("The file was not run: check_runtimes was off.")
+    kind = "every operator integer"
+    if report.float_layers:
+        kind = "float activations" if "*" in report.float_layers else f"float: {', '.join(report.float_layers)}"
     return Page(
-        headline=f"{report.path}: recipe {report.recipe}, target {report.target}, every operator integer",
+        headline=f"{report.path}: recipe {report.recipe}, target {report.target}, {kind}",
         ok=all(v.ok for v in report.verification),
         findings=tuple(findings),
         facts=(

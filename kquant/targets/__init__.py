@@ -22,8 +22,11 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-# What a target file records. Further types (int16x8, int4 weights) become fields of `Operator` once they are measured.
-TYPES = ("int8",)
+# What a target file records: the field of `Operator` that says whether the operator runs in a type.
+_FIELDS = {"int8": "int8", "int16x8": "int16x8", "int4": "int4_weights"}
+TYPES = tuple(_FIELDS)
+
+_Options = Annotated[Mapping[str, bool], AfterValidator(MappingProxyType)]
 
 
 class Operator(BaseModel):
@@ -41,6 +44,16 @@ class Operator(BaseModel):
         max_rank: the highest rank of the data tensors; None where no limit was found.
         max_inputs: the largest number of inputs; None where no limit was found.
         max_rescale: `s_in * s_w / s_out` (`s_in / s_out` without weights) must stay below it, for every channel.
+        int16x8: inputs and outputs may be int16 with zero point 0 and the numbers come out right; weights are then
+            int8 and the bias int64.
+        version_int16: the operator version to write in an int16 file; `version` where it is None.
+        per_axis_int16: as `per_axis`, with int16 activations.
+        fixed_int16: as `fixed`, with int16 activations.
+        options_int16: what has to be written in the operator's options with int16 activations, by the schema's names.
+        int4_weights: inputs and outputs may be int8 where the weights are int4, packed two in a byte, the first in the
+            low half.
+        version_int4: the operator version to write in a file with int4 weights; `version` where it is None.
+        per_axis_int4: as `per_axis`, with int4 weights.
         broken_on: runtimes of the target that lack the operator or compute it wrongly, so they cannot check it.
         notes: further limits in words.
     """
@@ -58,8 +71,44 @@ class Operator(BaseModel):
     max_rank: int | None = Field(default=None, ge=1)
     max_inputs: int | None = Field(default=None, ge=1)
     max_rescale: float | None = Field(default=None, gt=0)
+    int16x8: bool = False
+    version_int16: int | None = Field(default=None, ge=1)
+    per_axis_int16: bool = False
+    fixed_int16: tuple[float, int] | None = Field(default=None, strict=False)
+    options_int16: _Options = Field(default_factory=dict, validate_default=True)
+    int4_weights: bool = False
+    version_int4: int | None = Field(default=None, ge=1)
+    per_axis_int4: bool = False
     broken_on: tuple[str, ...] = Field(default=(), strict=False)
     notes: str = ""
+
+    def version_for(self, type: str = "int8") -> int:
+        """The operator version to write in a file of a type, one of `TYPES`.
+
+        Example:
+            >>> load("litert").ops["ADD"].version_for("int16x8")
+            3
+        """
+        versions = {"int16x8": self.version_int16, "int4": self.version_int4}
+        return versions.get(type) or self.version
+
+    def per_axis_for(self, type: str = "int8") -> bool:
+        """Whether the weights may have one scale for each channel in a type, one of `TYPES`.
+
+        Example:
+            >>> load("tflm").ops["FULLY_CONNECTED"].per_axis_for("int16x8")
+            False
+        """
+        return {"int16x8": self.per_axis_int16, "int4": self.per_axis_int4}.get(type, self.per_axis)
+
+    def fixed_for(self, type: str = "int8") -> tuple[float, int] | None:
+        """The output encoding that the quantization specification prescribes in a type, one of `TYPES`.
+
+        Example:
+            >>> load("tflm").ops["TANH"].fixed_for("int16x8") == (1 / 32768, 0)
+            True
+        """
+        return self.fixed_int16 if type == "int16x8" else self.fixed
 
 
 class Target(BaseModel):
@@ -70,6 +119,7 @@ class Target(BaseModel):
         title: what reports say.
         runtimes: the names for `kquant.predict` that can run the file here, the one to trust first.
         ops: the operators by their schema name, such as `CONV_2D`.
+        floats: runs float operators as well.
         fallback: the target that runs what this one does not take, for an accelerator beside a processor.
 
     Example:
@@ -83,6 +133,7 @@ class Target(BaseModel):
     title: str
     runtimes: tuple[str, ...] = Field(min_length=1, strict=False)
     ops: Annotated[Mapping[str, Operator], AfterValidator(MappingProxyType)]
+    floats: bool = False
     fallback: str | None = None
 
     def supports(self, op: str, type: str = "int8") -> bool:
@@ -90,7 +141,7 @@ class Target(BaseModel):
 
         Args:
             op: the schema's name of the operator, such as `CONV_2D`.
-            type: the type of its activations.
+            type: "int8", "int16x8" for int16 activations, or "int4" for int4 weights under int8 activations.
 
         Returns:
             True where the file says so; False for an operator that it does not list.
@@ -100,7 +151,7 @@ class Target(BaseModel):
         """
         if type not in TYPES:
             raise ValueError(f"Target {self.name!r} records the types {', '.join(TYPES)}. Received: type={type!r}.")
-        return op in self.ops and getattr(self.ops[op], type)
+        return op in self.ops and getattr(self.ops[op], _FIELDS[type])
 
     def runtimes_for(self, op: str) -> tuple[str, ...]:
         """The runtimes that can check an operator: those of the target without the ones it is broken on.

@@ -25,21 +25,21 @@ def relu(
 ) -> tf.Tensor:
     """RELU as an operator of its own: `M(q, s_in / s_out)` clipped at the output's code of 0.
 
-    The ratio is taken in float32 (QuantizedReluX in tflite/kernels/activations.cc, micro/kernels/
-    activations_common.cc). Both runtimes alike.
+    LiteRT takes the ratio in float32 (QuantizedReluX in tflite/kernels/activations.cc), TFLM in double
+    (micro/kernels/activations_common.cc; its sources read as float32, the interpreter measured here uses double).
 
     Args:
         sources: one int32 tensor of codes.
         grids: its grid.
         out: the output grid.
         maximum: of a MINIMUM that follows, or None.
-        runtime: "litert" or "tflm"; no difference here.
+        runtime: "litert" or "tflm".
 
     Returns:
         int32 codes.
     """
-    check_runtime(runtime)
-    return _bounded(sources[0], grids[0], out, "RELU" if maximum is None else maximum)
+    activation = "RELU" if maximum is None else maximum
+    return _bounded(sources[0], grids[0], out, activation, _precision(runtime))
 
 
 def relu6(sources: Sequence[tf.Tensor], grids: Sequence[Grid], out: Grid, runtime: str = "litert") -> tf.Tensor:
@@ -49,7 +49,7 @@ def relu6(sources: Sequence[tf.Tensor], grids: Sequence[Grid], out: Grid, runtim
     encodings have to be the same. For the arguments see `relu`.
     """
     if check_runtime(runtime) == "litert":
-        return _bounded(sources[0], grids[0], out, "RELU6")
+        return _bounded(sources[0], grids[0], out, "RELU6", tf.float32)
     return clipped(sources[0], *activation_range(grids[0], "RELU6"))
 
 
@@ -60,31 +60,33 @@ def relu_n1_to_1(sources: Sequence[tf.Tensor], grids: Sequence[Grid], out: Grid,
     """
     if check_runtime(runtime) == "tflm":
         raise ValueError("RELU_N1_TO_1: TFLM has no such kernel. Fuse it into the operator before, or use RELU6.")
-    return _bounded(sources[0], grids[0], out, "RELU_N1_TO_1")
+    return _bounded(sources[0], grids[0], out, "RELU_N1_TO_1", tf.float32)
 
 
 def leaky_relu(
     sources: Sequence[tf.Tensor], grids: Sequence[Grid], out: Grid, alpha: float, runtime: str = "litert"
 ) -> tf.Tensor:
-    """LEAKY_RELU: `M(q, s_in / s_out)` where `q >= 0`, else `M(q, s_in alpha / s_out)`, ratios in float32.
+    """LEAKY_RELU: `M(q, s_in / s_out)` where `q >= 0`, else `M(q, s_in alpha / s_out)`.
 
-    A negative alpha takes the product with its magnitude and changes the sign after rounding
-    (tflite/kernels/activations.cc, reference/leaky_relu.h). Both runtimes alike.
+    A negative alpha takes the product with its magnitude and changes the sign after rounding. LiteRT takes the ratios
+    in float32, TFLM in double (tflite/kernels/activations.cc, micro/kernels/leaky_relu_common.cc,
+    reference/leaky_relu.h).
 
     Args:
         sources: one int32 tensor of codes.
         grids: its grid.
         out: the output grid.
         alpha: the slope below zero; the file keeps it as float32.
-        runtime: "litert" or "tflm"; no difference here.
+        runtime: "litert" or "tflm".
 
     Returns:
         int32 codes.
     """
-    check_runtime(runtime)
-    scale, out_scale = (tf.cast(grid.scale, tf.float32) for grid in (grids[0], out))
+    precision = _precision(runtime)
+    scale, out_scale = (tf.cast(grid.scale, precision) for grid in (grids[0], out))
+    magnitude = tf.cast(tf.constant(abs(alpha), tf.float32), precision)
     identity = quantize_multiplier(tf.cast(scale / out_scale, tf.float64))
-    slope = quantize_multiplier(tf.cast(scale * tf.constant(abs(alpha), tf.float32) / out_scale, tf.float64))
+    slope = quantize_multiplier(tf.cast(scale * magnitude / out_scale, tf.float64))
 
     def kernel(codes: tf.Tensor) -> tf.Tensor:
         values = centred(codes, grids[0])
@@ -125,8 +127,14 @@ def hard_swish(sources: Sequence[tf.Tensor], grids: Sequence[Grid], out: Grid, r
     return tabulated(kernel, sources[0], grids[0])
 
 
-def _bounded(source: tf.Tensor, grid: Grid, out: Grid, activation: str) -> tf.Tensor:
-    ratio = tf.cast(grid.scale, tf.float32) / tf.cast(out.scale, tf.float32)
+def _precision(runtime: str) -> tf.DType:
+    return tf.float64 if check_runtime(runtime) == "tflm" else tf.float32
+
+
+def _bounded(
+    source: tf.Tensor, grid: Grid, out: Grid, activation: str | float, precision: tf.DType
+) -> tf.Tensor:
+    ratio = tf.cast(grid.scale, precision) / tf.cast(out.scale, precision)
     by = quantize_multiplier(tf.cast(ratio, tf.float64))
     return tabulated(lambda codes: placed(multiply(centred(codes, grid), by), out, activation), source, grid)
 

@@ -8,7 +8,7 @@ from kquant.core.arithmetic.fixed_point import Multiplier, multiply, quantize_mu
 from kquant.core.arithmetic.grid import Grid, centred, check_runtime, clipped, placed
 
 # ADD and SUB move both operands up by this many bits before they bring them to one scale.
-_HEADROOM_BITS = 20
+_HEADROOM_BITS, _HEADROOM_BITS_INT16 = 20, 15
 
 
 def add(
@@ -22,7 +22,8 @@ def add(
 
     With `t = 2 max(s_1, s_2)`, each operand becomes `M(q_i * 2**20, s_i / t)`, and their sum is multiplied by
     `t / (2**20 s_out)`; M is the doubly rounding fixed-point product. Multipliers are formed in double
-    (tflite/kernels/add.cc, reference/integer_ops/add.h). Both runtimes alike.
+    (tflite/kernels/add.cc, reference/integer_ops/add.h). int16 moves up by 2**15, and the file has to say
+    `potScaleInt16 = false`, or else scales that are powers of two are added in another way. Both runtimes alike.
 
     Args:
         sources: two int32 tensors of codes.
@@ -118,8 +119,9 @@ def _sum(
     scales = [tf.cast(grid.scale, tf.float64) for grid in grids]
     common = 2.0 * tf.maximum(scales[0], scales[1])
     by = [quantize_multiplier(scale / common) for scale in scales]
-    terms = [multiply(centred(q, g) * 2**_HEADROOM_BITS, m) for q, g, m in zip(sources, grids, by, strict=True)]
-    to_out = quantize_multiplier(common / (2.0**_HEADROOM_BITS * tf.cast(out.scale, tf.float64)))
+    raised = 2 ** (_HEADROOM_BITS_INT16 if out.is_int16 else _HEADROOM_BITS)
+    terms = [multiply(centred(q, g) * raised, m) for q, g, m in zip(sources, grids, by, strict=True)]
+    to_out = quantize_multiplier(common / (float(raised) * tf.cast(out.scale, tf.float64)))
     return placed(multiply(combine(*terms), to_out), out, activation)
 
 

@@ -91,6 +91,25 @@ def multiply(values: tf.Tensor, by: Multiplier, single_rounding: bool = False) -
     return rounding_divide_by_power(doubling_high_mul(values * power_of_two(left), by.mantissa), right)
 
 
+def multiply_reduced(values: tf.Tensor, by: Multiplier) -> tf.Tensor:
+    """Wide integers times a fixed-point number of 15 bits, `floor(value * m / 2**(15 - shift) + 1/2)`.
+
+    m is the mantissa rounded to its upper 16 bits, at most 2**15 - 1: MultiplyByQuantizedMultiplier of an int64 value,
+    which the kernels of int16 activations use where they sum in 64 bits.
+
+    Args:
+        values: int64 within -2**47 .. 2**47.
+        by: the multiplier; a vector goes with the last axis.
+
+    Returns:
+        int64, shaped like `values`.
+    """
+    mantissa = tf.minimum(shift_right(by.mantissa + 2**15, tf.constant(16, tf.int64)), 2**15 - 1)
+    # The kernels shift by 7 at most; no rescale of a sum of products comes near it.
+    total = 15 - tf.minimum(by.shift, 14)
+    return shift_right(values * mantissa + power_of_two(total - 1), total)
+
+
 def doubling_high_mul(a: tf.Tensor, b: tf.Tensor, bits: int = 32) -> tf.Tensor:
     """`floor(a * b / 2**(bits - 1) + 1/2)`: SaturatingRoundingDoublingHighMul of gemmlowp, in int64.
 

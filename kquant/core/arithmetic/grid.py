@@ -14,6 +14,11 @@ ACTIVATIONS: dict[str, tuple[float | None, float | None]] = {
 
 RUNTIMES = ("litert", "tflm")
 
+INT16_MIN, INT16_MAX = -(2**15), 2**15 - 1
+
+# Kernels of one operand are tabulated up to this many codes; beyond, direct arithmetic is cheaper than the table.
+_LARGEST_TABLE = 256
+
 
 class Grid(NamedTuple):
     """An affine grid of codes, `real = scale * (code - zero_point)`.
@@ -22,13 +27,18 @@ class Grid(NamedTuple):
         scale: float32 scalar, or float32[channels] for a kernel's per-axis grid.
         zero_point: float32 scalar that holds an integer.
         low: smallest code.
-        high: largest code.
+        high: largest code. An int16 grid is -32768 .. 32767 with zero point 0: that is what the kernels clip to.
     """
 
     scale: tf.Tensor
     zero_point: tf.Tensor
     low: int = -128
     high: int = 127
+
+    @property
+    def is_int16(self) -> bool:
+        """Whether the codes need 16 bits; the kernels of int16 tensors compute in other ways than those of int8."""
+        return self.high > 127
 
 
 def centred(codes: tf.Tensor, grid: Grid) -> tf.Tensor:
@@ -102,19 +112,21 @@ def activation_range(out: Grid, activation: str | float | None) -> tuple[tf.Tens
 
 
 def tabulated(kernel: Callable[[tf.Tensor], tf.Tensor], source: tf.Tensor, grid: Grid) -> tf.Tensor:
-    """Applies a kernel of one operand by computing it once for every code of the grid.
+    """Applies a kernel of one operand by computing it once for every code of an int8 grid.
 
     An int8 tensor has 256 different codes, so a table of the exact arithmetic followed by a gather costs one pass over
-    the tensor, whatever the kernel does in int64.
+    the tensor, whatever the kernel does in int64. On an int16 grid the kernel runs on the tensor itself.
 
     Args:
-        kernel: maps int32 codes, a vector, to int32 codes of the same shape.
+        kernel: maps int32 codes to int32 codes of the same shape.
         source: int32 codes within `grid.low` .. `grid.high`.
         grid: the grid of `source`.
 
     Returns:
         int32 codes, shaped like `source`.
     """
+    if grid.high - grid.low >= _LARGEST_TABLE:
+        return kernel(source)
     table = kernel(tf.range(grid.low, grid.high + 1, dtype=tf.int32))
     return tf.gather(table, source - grid.low)
 

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from kquant.core.arithmetic.fixed_point import multiply, quantize_multiplier
+from kquant.core.arithmetic.fixed_point import multiply, multiply_reduced, quantize_multiplier
 from kquant.core.arithmetic.grid import Grid, activation_range, centred, clipped, placed, round_half_away, tabulated
 
-ROUNDINGS = ("double", "single", "real", "float")
+ROUNDINGS = ("double", "single", "reduced", "real", "float")
 
 
 def accumulator_scale(source: Grid, weights: Grid) -> tf.Tensor:
@@ -31,14 +31,16 @@ def requantize(
     How the multiplier is represented and the product rounded differs between kernels (see `ROUNDING`):
         double: 31-bit mantissa, rounded twice (MultiplyByQuantizedMultiplier in tflite/kernels/internal/common.cc).
         single: 31-bit mantissa, rounded once, halves up (the same with TFLITE_SINGLE_ROUNDING).
+        reduced: 15-bit mantissa, rounded once, halves up (the same on an int64 value: int16 activations).
         real: float64 product, rounded once, halves away from zero.
         float: float32 product, rounded to even (XNNPACK).
 
     Args:
-        accumulator: float32, float64 or an integer type; exact integers within the int32 range.
+        accumulator: float32, float64 or an integer type; exact integers within the int32 range, or for "reduced" and
+            "real" within 2**47.
         accumulator_scale: what one unit is worth, a scalar or a vector along the last axis, float32 or float64.
         out: the output grid.
-        rounding: one of the four.
+        rounding: one of the five.
         activation: "RELU", "RELU6", "RELU_N1_TO_1" or None.
 
     Returns:
@@ -54,6 +56,8 @@ def requantize(
     real = tf.cast(accumulator_scale, tf.float64) / tf.cast(out.scale, tf.float64)
     if rounding == "real":
         values = tf.cast(round_half_away(tf.cast(accumulator, tf.float64) * real), tf.int64)
+    elif rounding == "reduced":
+        values = multiply_reduced(tf.cast(accumulator, tf.int64), quantize_multiplier(real))
     else:
         values = multiply(tf.cast(accumulator, tf.int64), quantize_multiplier(real), rounding == "single")
     return placed(values, out, activation)
@@ -66,7 +70,7 @@ def quantize(
 
     Real numbers: `round(x / scale) + zero_point`, divided in float32, halves away from zero (AffineQuantize in
     tflite/kernels/internal/reference/quantize.h). Codes: MultiplyByQuantizedMultiplier by `s_in / s_out`, taken in
-    double (tflite/kernels/quantize.cc, requantize.h). Both runtimes alike.
+    double (tflite/kernels/quantize.cc, requantize.h). Either side may be int16. Both runtimes alike.
 
     Args:
         sources: one float32 tensor, or one int32 tensor of codes.

@@ -11,6 +11,7 @@ from kquant.core.arithmetic.fixed_point import (
     rounding_divide_by_power,
 )
 from kquant.core.arithmetic.grid import Grid, check_runtime, clipped
+from kquant.core.arithmetic.interpolated import softmax_int16
 from kquant.core.arithmetic.table import input_radius
 from kquant.core.arithmetic.transcendental import exp_of_negative, reciprocal
 
@@ -26,20 +27,22 @@ def softmax(
     Differences to the row's largest code are brought to Q5 by `beta s_in 2**26`, their exp goes into a Q12 sum, and
     each exp in Q0 is multiplied by the sum's reciprocal. Differences too large for Q5 give the smallest code
     (reference/softmax.h; PreprocessSoftmaxScaling in tflite/kernels/internal/quantization_util.cc). Both runtimes
-    alike.
+    alike. For int16 see `softmax_int16`.
 
     Args:
         sources: one int32 tensor of codes.
         grids: its grid.
         out: the output grid; the kernel takes the fixed one whatever it says.
         beta: factor of the logits; the file keeps it as float32.
-        runtime: "litert" or "tflm"; no difference here.
+        runtime: "litert" or "tflm"; no difference in int8.
 
     Returns:
         int32 codes.
     """
     check_runtime(runtime)
     source, grid = sources[0], grids[0]
+    if out.is_int16:
+        return softmax_int16(source, grid, beta, runtime)
     exps = _exp_table(grid, beta)
     # The table runs from the smallest difference to 0; entries below the radius are 0 and drop out of the sum.
     span = grid.high - grid.low

@@ -8,6 +8,7 @@ import tensorflow as tf
 from kquant.core.arithmetic import transcendental
 from kquant.core.arithmetic.fixed_point import multiply, quantize_multiplier, rounding_divide_by_power
 from kquant.core.arithmetic.grid import Grid, centred, check_runtime, clipped, round_half_away, tabulated
+from kquant.core.arithmetic.interpolated import gelu_int16, logistic_int16, tanh_int16
 
 # LOGISTIC and TANH of TFLM read their input in Q4 and answer in Q0 cut to 8 or 7 fraction bits.
 _INPUT_INTEGER_BITS = 4
@@ -67,20 +68,24 @@ def gelu(
         grids: its grid.
         out: the output grid.
         approximate: whether to use `x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2`.
-        runtime: TFLM has no such kernel; there a GATHER over the same table takes its place, with the same codes.
+        runtime: TFLM has no such kernel; there a GATHER over the same table takes its place, with the same codes. In
+            int16 only LiteRT has one, which interpolates.
 
     Returns:
         int32 codes.
     """
     check_runtime(runtime)
-    return lookup(_gelu_by_tanh if approximate else _gelu_by_erfc, sources[0], grids[0], out)
+    function = _gelu_by_tanh if approximate else _gelu_by_erfc
+    if out.is_int16:
+        return gelu_int16(function, sources[0], grids[0], out)
+    return lookup(function, sources[0], grids[0], out)
 
 
 def logistic(sources: Sequence[tf.Tensor], grids: Sequence[Grid], out: Grid, runtime: str = "litert") -> tf.Tensor:
     """LOGISTIC: `1 / (1 + exp(-x))`; the output's scale is 1/256 and its zero point -128.
 
     LiteRT reads a float table (tflite/kernels/activations.cc); TFLM computes in fixed point
-    (micro/kernels/logistic_common.cc, reference/integer_ops/logistic.h).
+    (micro/kernels/logistic_common.cc, reference/integer_ops/logistic.h). For int16 see `logistic_int16`.
 
     Args:
         sources: one int32 tensor of codes.
@@ -91,7 +96,10 @@ def logistic(sources: Sequence[tf.Tensor], grids: Sequence[Grid], out: Grid, run
     Returns:
         int32 codes.
     """
-    if check_runtime(runtime) == "litert":
+    check_runtime(runtime)
+    if out.is_int16:
+        return logistic_int16(sources[0], grids[0])
+    if runtime == "litert":
         return lookup(lambda x: 1.0 / (1.0 + _in_double(tf.exp, -x)), sources[0], grids[0], out)
     return _fixed_point(transcendental.logistic, sources[0], grids[0], output_bits=8, zero_point=-128)
 
@@ -100,9 +108,12 @@ def tanh(sources: Sequence[tf.Tensor], grids: Sequence[Grid], out: Grid, runtime
     """TANH; the output's scale is 1/128 and its zero point 0.
 
     LiteRT reads a float table, TFLM computes in fixed point (micro/kernels/tanh.cc, reference/integer_ops/tanh.h).
-    For the arguments see `logistic`.
+    For int16 see `tanh_int16`, for the arguments `logistic`.
     """
-    if check_runtime(runtime) == "litert":
+    check_runtime(runtime)
+    if out.is_int16:
+        return tanh_int16(sources[0], grids[0])
+    if runtime == "litert":
         return lookup(lambda x: _in_double(tf.tanh, x), sources[0], grids[0], out)
     return _fixed_point(transcendental.tanh, sources[0], grids[0], output_bits=7, zero_point=0)
 

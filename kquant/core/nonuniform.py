@@ -1,0 +1,56 @@
+"""Grids of weights whose steps are not equal: simulated, because no integer kernel multiplies their codes.
+
+    log         0 and +-largest * 2^-k, k = 0 .. 2^(bits-1) - 2      Miyashita et al., arXiv:1603.01025, section 3
+    codebook    2^bits values that lie closest to the weights         Han et al., arXiv:1510.00149, section 3 (k-means)
+"""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from kquant.core.spec import SMALLEST_RANGE, QuantSpec
+
+LLOYD_STEPS = 12
+
+
+def on_grid(weights: tf.Tensor, spec: QuantSpec, channel_axes: tuple[int, ...]) -> tf.Tensor:
+    """The nearest values of a non-uniform grid, as float32 shaped like `weights`.
+
+    Args:
+        weights: float32[...].
+        spec: of kind "log" or "codebook"; `per_axis` gives every output channel a largest value of its own (log).
+        channel_axes: the axes that number the output channels together.
+
+    Example:
+        >>> spec = QuantSpec(3, symmetric=True, narrow=True, kind="log")
+        >>> on_grid(tf.constant([[1.0, 0.4, -0.3, 0.01]]), spec, (0,)).numpy().tolist()
+        [[1.0, 0.5, -0.25, 0.0]]
+    """
+    return _log(weights, spec, channel_axes) if spec.kind == "log" else _codebook(weights, spec)
+
+
+def _log(weights: tf.Tensor, spec: QuantSpec, channel_axes: tuple[int, ...]) -> tf.Tensor:
+    kept = {axis % weights.shape.rank for axis in channel_axes} if spec.per_axis else set()
+    axes = [axis for axis in range(weights.shape.rank) if axis not in kept]
+    largest = tf.maximum(tf.reduce_max(tf.abs(weights), axis=axes, keepdims=True), SMALLEST_RANGE)
+    steps = tf.round(-tf.math.log(tf.maximum(tf.abs(weights) / largest, SMALLEST_RANGE)) / tf.math.log(2.0))
+    deepest = 2.0 ** (spec.bits - 1) - 2.0
+    values = tf.sign(weights) * largest * tf.pow(2.0, -tf.clip_by_value(steps, 0.0, deepest))
+    return tf.where(steps > deepest, tf.zeros_like(values), values)
+
+
+def _codebook(weights: tf.Tensor, spec: QuantSpec) -> tf.Tensor:
+    """Lloyd's iterations from centroids that are spread evenly over the range."""
+    flat = tf.reshape(weights, (-1,))
+    centroids = tf.linspace(tf.reduce_min(flat), tf.reduce_max(flat), 2**spec.bits)
+    for _ in range(LLOYD_STEPS):
+        nearest = _nearest(flat, centroids)
+        counts = tf.math.unsorted_segment_sum(tf.ones_like(flat), nearest, 2**spec.bits)
+        sums = tf.math.unsorted_segment_sum(flat, nearest, 2**spec.bits)
+        centroids = tf.sort(tf.where(counts > 0.0, sums / tf.maximum(counts, 1.0), centroids))
+    return tf.reshape(tf.gather(centroids, _nearest(flat, centroids)), tf.shape(weights))
+
+
+def _nearest(values: tf.Tensor, centroids: tf.Tensor) -> tf.Tensor:
+    """Index of the nearest of sorted centroids."""
+    return tf.searchsorted((centroids[1:] + centroids[:-1]) / 2.0, values)
