@@ -20,6 +20,7 @@ if Path(sys.argv[0] if sys.argv else "").stem != "kquant":
     from kquant.calibrate import calibrate
     from kquant.check import CheckReport, check
     from kquant.core.recipe import Recipe
+    from kquant.encodings import encodings, set_encodings
     from kquant.export import ExportReport, export
     from kquant.fold import fold
     from kquant.inspect import FileModel, inspect
@@ -27,6 +28,7 @@ if Path(sys.argv[0] if sys.argv else "").stem != "kquant":
     from kquant.pipeline import CompressResult, compress
     from kquant.quantize import quantize
     from kquant.runtimes import predict
+    from kquant.stream import Stream, stream
     from kquant.verify import VerifyReport, verify
 
 __all__ = [
@@ -35,10 +37,12 @@ __all__ = [
     "ExportReport",
     "FileModel",
     "Recipe",
+    "Stream",
     "VerifyReport",
     "calibrate",
     "check",
     "compress",
+    "encodings",
     "export",
     "fold",
     "inspect",
@@ -46,5 +50,7 @@ __all__ = [
     "quantize",
     "register_rule",
     "report",
+    "set_encodings",
+    "stream",
     "verify",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import stat
 import tempfile
@@ -18,13 +19,18 @@ import numpy as np
 from kquant import __version__, targets
 from kquant.core.program import Operator, Program, Ref
 from kquant.core.spec import Encoding, QuantSpec
+from kquant.encodings import Version
+from kquant.encodings import encodings as encodings_of
 from kquant.inspect import FileModel, read_model
-from kquant.lower import Lowered, lower, to_bytes
+from kquant.lower import Lowered, States, Streamed, keep_states, lower, to_bytes, to_stream
 from kquant.runtimes import arena_bytes, available
+from kquant.stream import Stream, StreamReport, check_stream, describe_stream, stream_metadata
 from kquant.verify import VerifyReport, compare, gather
 
 IO = Literal["model", "int8", "uint8", "int16", "float32"]
 RANDOM_SAMPLES = 8
+# Of streaming files; TFLM and LiteRT have them, and a target's list is about the operators of layers.
+VARIABLES = ("CALL_ONCE", "VAR_HANDLE", "READ_VARIABLE", "ASSIGN_VARIABLE")
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,9 @@ class ExportReport:
         types: tensor type -> number of tensors.
         inputs, outputs: what the application feeds and reads.
         float_layers: those that the recipe leaves float ("*": all).
-        verification: one report for each runtime of the target that is installed.
+        verification: one report for each runtime of the target that is installed; of the file over whole clips, where
+            this is a streaming file.
+        streaming: what a streaming file needs of the application; None for others.
     """
 
     path: str
@@ -68,6 +76,7 @@ class ExportReport:
     outputs: tuple[Port, ...]
     float_layers: tuple[str, ...]
     verification: tuple[VerifyReport, ...]
+    streaming: StreamReport | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
@@ -75,7 +84,16 @@ class ExportReport:
 
 
 def export(
-    qmodel: keras.Model, path: str | Path, *, samples: Any = None, io: IO = "model", check_runtimes: bool = True
+    qmodel: keras.Model,
+    path: str | Path,
+    *,
+    samples: Any = None,
+    io: IO = "model",
+    check_runtimes: bool = True,
+    streaming: bool | int = False,
+    states: States = "io",
+    encodings: str | Path | None = None,
+    encodings_version: Version = "0.6.1",
 ) -> ExportReport:
     """Write a full-integer TFLite file, static batch 1.
 
@@ -89,12 +107,19 @@ def export(
         io: type of inputs and outputs: what the model computes with (int8, or int16 with 16-bit activations), or
             another one behind a QUANTIZE or DEQUANTIZE at the edges.
         check_runtimes: run the file before returning.
+        streaming: True or a number: the file takes the newest frames only, and gives that many results in time for
+            each call. The network must be causal in time, axis 1 of its inputs; see docs/streaming.md.
+        states: where a streaming file keeps older frames: "io", in inputs and outputs that the application copies, or
+            "variables", in the interpreter.
+        encodings: also write the scales and zero points to this path, as AIMET's JSON; see docs/encodings.md.
+        encodings_version: "0.6.1" or "1.0.0".
 
     Returns:
         The report.
 
     Raises:
-        ValueError: not calibrated, float layers left, an interpreter refuses the file, or the path cannot be written.
+        ValueError: not calibrated, float layers left, an interpreter refuses the file, a layer that cannot be streamed,
+            or the path cannot be written.
 
     Example:
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
@@ -104,18 +129,23 @@ def export(
     """
     if io not in get_args(IO):
         raise ValueError(f"export: io must be one of {', '.join(map(repr, get_args(IO)))}. Received: {io!r}.")
+    if states not in ("io", "variables") or isinstance(streaming, float) or streaming < 0:
+        raise ValueError(
+            "export: streaming must be False, True or a number of results for each call, and states 'io' or "
+            f"'variables'. Received: streaming={streaming!r}, states={states!r}."
+        )
     target_path = _writable(Path(path))
+    beside = None if encodings is None else (_writable(Path(encodings)), encodings_of(qmodel, encodings_version))
     lowered = lower(qmodel)
-    if io != "model":
-        _edges(lowered.program, io)
-    content = to_bytes(
-        lowered.program,
-        lowered.target,
-        {"kquant": __version__, "recipe": lowered.recipe, "target": lowered.target.name},
-    )
+    if streaming:
+        made = _streaming(qmodel, lowered, samples, io, int(streaming), states, check_runtimes)
+    else:
+        made = _over_clips(qmodel, lowered, samples, io, check_runtimes)
+    content, reports, arena, streamed = made
     file = read_model(content)
-    reports, arena = _tried(qmodel, lowered, content, file, samples) if check_runtimes else ((), None)
     write_atomically(target_path, content)
+    if beside is not None:
+        write_atomically(beside[0], f"{json.dumps(beside[1], indent=1)}\n".encode())
     return ExportReport(
         path=str(target_path),
         target=lowered.target.name,
@@ -129,7 +159,65 @@ def export(
         outputs=tuple(_port(t) for t in file.outputs),
         float_layers=tuple(sorted(lowered.floats)),
         verification=reports,
+        streaming=streamed,
     )
+
+
+# The file, what was checked, the arena, and what a streaming file needs.
+_Made = tuple[bytes, tuple[VerifyReport, ...], int | None, StreamReport | None]
+
+
+def _metadata(lowered: Lowered) -> dict[str, Any]:
+    return {"kquant": __version__, "recipe": lowered.recipe, "target": lowered.target.name}
+
+
+def _over_clips(qmodel: keras.Model, lowered: Lowered, samples: Any, io: IO, check: bool) -> _Made:
+    """The file as the model is: whole samples in, whole results out."""
+    if io != "model":
+        _edges(lowered.program, io)
+    content = to_bytes(lowered.program, lowered.target, _metadata(lowered))
+    reports, arena = _tried(qmodel, lowered, content, read_model(content), samples) if check else ((), None)
+    return content, reports, arena, None
+
+
+def _streaming(
+    qmodel: keras.Model, lowered: Lowered, samples: Any, io: IO, frames: int, states: States, check: bool
+) -> _Made:
+    """The streaming file; the file over whole clips is compared with the model, then the stream with that file."""
+
+    def written(edges: IO) -> tuple[bytes, Streamed]:
+        streamed = to_stream(lowered.program, frames)
+        if edges != "model":
+            _edges(streamed.program, edges)
+        keep_states(streamed, states)
+        streamed.program.distinct_names()
+        metadata = {**_metadata(lowered), "streaming": stream_metadata(streamed, states)}
+        return to_bytes(streamed.program, lowered.target, metadata), streamed
+
+    content, streamed = written(io)
+    if not check:
+        return content, (), None, describe_stream(streamed, states, ())
+    plain = to_bytes(lowered.program, lowered.target, _metadata(lowered))
+    reports = _verified(qmodel, lowered, plain, read_model(plain), samples)
+    clips = _random(lowered) if samples is None else gather(qmodel, samples, 2)
+    inner = content if io == "model" else written("int8")[0]
+    checks = [check_stream(plain, inner, streamed.outputs, clips, report.runtime) for report in reports]
+    if io != "model":
+        for report in reports:
+            Stream(content, report.runtime)
+    return content, reports, _arena(lowered, content), describe_stream(streamed, states, checks)
+
+
+def _arena(lowered: Lowered, content: bytes) -> int | None:
+    """Arena size, where the file is for TFLM or happens to fit it."""
+    if not _fits_tflm(read_model(content)):
+        return None
+    try:
+        return arena_bytes(content)
+    except ValueError:
+        if "tflm" in lowered.target.runtimes:
+            raise
+        return None  # beyond TFLM's limits, which do not concern this target
 
 
 def _tried(
@@ -137,14 +225,9 @@ def _tried(
 ) -> tuple[tuple[VerifyReport, ...], int | None]:
     """Verification and arena size, side by side."""
     with ThreadPoolExecutor() as pool:
-        arena = pool.submit(arena_bytes, content) if _fits_tflm(file) else None
+        arena = pool.submit(_arena, lowered, content)
         reports = _verified(qmodel, lowered, content, file, samples)
-        try:
-            return reports, None if arena is None else arena.result()
-        except ValueError:
-            if "tflm" in lowered.target.runtimes:
-                raise
-            return reports, None  # beyond TFLM's limits, which do not concern this target
+        return reports, arena.result()
 
 
 def _verified(
@@ -164,7 +247,7 @@ def _verified(
 def _fits_tflm(file: FileModel) -> bool:
     """Files for another target may use operators that TFLM lacks; they have no arena."""
     tflm = targets.load("tflm")
-    return all(tflm.supports(code) for code in file.operator_counts)
+    return all(tflm.supports(code) or code in VARIABLES for code in file.operator_counts)
 
 
 def _random(lowered: Lowered) -> list[np.ndarray]:

@@ -15,6 +15,7 @@ from kquant.core import recipe as recipes
 from kquant.core.graph import Graph, trace
 from kquant.core.inputs import check_static, inputs_of
 from kquant.core.nodes import Compressed, FakeQuant
+from kquant.encodings import set_encodings
 from kquant.expand import expand_graph
 from kquant.fold import fold_graph
 from kquant.ops import find
@@ -31,6 +32,7 @@ def quantize(
     *,
     target: str = "litert",
     input_shape: Any = None,
+    encodings: str | Path | dict[str, Any] | None = None,
 ) -> keras.Model:
     """Put quantize-dequantize nodes and wrapped kernels into a model.
 
@@ -39,13 +41,14 @@ def quantize(
         recipe: name, TOML file, plain data or `Recipe`.
         target: where the file is to run: "litert", "tflm" or "ethos-u".
         input_shape: static shape(s), batch axis included, for models with open dimensions.
+        encodings: AIMET's encodings as a JSON file or its data: ranges of all tensors, instead of calibration.
 
     Returns:
         A Functional model with weights of its own. Calibrate it, train it if you like, export it.
 
     Raises:
         ValueError: naming every layer that could not be integer on the target, with the remedy; a model that is not
-            built, not Keras 3, not float32, or holds NaN; an unknown recipe or target.
+            built, not Keras 3, not float32, or holds NaN; an unknown recipe or target; encodings that do not fit.
 
     Example:
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, activation="relu")])
@@ -67,7 +70,8 @@ def quantize(
         raise ValueError(describe(plan.problems, goal))
     warn_dead(plan)
     warn_narrowed(plan)
-    return attach(plan, gains)
+    qmodel = attach(plan, gains)
+    return qmodel if encodings is None else set_encodings(qmodel, encodings)
 
 
 def read(model: keras.Model, input_shape: Any) -> Graph:

@@ -55,8 +55,7 @@ def predict(
     def sample(i: int) -> list[np.ndarray]:
         return [quantize_input(a[i : i + 1], t) for a, t in zip(arrays, model.inputs, strict=True)]
 
-    if (runtime, _digest(data)) not in _RAN:
-        probe(data, runtime, sample(0))
+    prove(data, runtime, sample(0))
     invoke = open_runtime(data, runtime)
     outputs: list[list[np.ndarray]] = [[] for _ in model.outputs]
     for i in tqdm(range(len(arrays[0])), desc=runtime, unit="sample", disable=not verbose):
@@ -83,6 +82,12 @@ def open_runtime(data: bytes, runtime: str) -> Invoke:
 def available() -> list[str]:
     """The runtimes installed here."""
     return [name for name in RUNTIMES if name != "tflm" or importlib.util.find_spec("tflite_micro") is not None]
+
+
+def prove(data: bytes, runtime: str, codes: list[np.ndarray]) -> None:
+    """`probe` one sample of a file that no other process has run before, so that it may run in this one."""
+    if (runtime, _digest(data)) not in _RAN:
+        probe(data, runtime, codes)
 
 
 def probe(data: bytes, runtime: str, codes: list[np.ndarray]) -> list[np.ndarray]:

@@ -98,6 +98,11 @@ def verify(
     lowered = lower(qmodel)
     content = read_bytes(path)
     file = inspect(path)
+    if "streaming" in file.metadata:
+        raise ValueError(
+            "verify: this is a streaming file, which kquant.export has compared with the file over whole clips; run it "
+            "with kquant.stream, or verify an export without streaming."
+        )
     x = gather(qmodel, data, samples)
     return compare(lowered, content, file, x, (runtime,))[0]
 

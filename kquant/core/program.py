@@ -55,12 +55,19 @@ class Operator:
 
 @dataclass(eq=False)
 class Program:
-    """The operators of a model in order, with what they read and write."""
+    """The operators of a model in order, with what they read and write.
+
+    Attributes:
+        name: of the model.
+        operators, inputs, outputs: of the main subgraph.
+        once: a second subgraph that a CALL_ONCE of the first one runs (initial values of variables), or None.
+    """
 
     name: str
     operators: list[Operator] = field(default_factory=list)
     inputs: list[Ref] = field(default_factory=list)
     outputs: list[Ref] = field(default_factory=list)
+    once: Program | None = None
 
     def constant(
         self, name: str, data: np.ndarray, encoding: Encoding | None = None, dtype: str | None = None

@@ -25,6 +25,7 @@ TYPES = {
     "int64": "INT64",
     "float16": "FLOAT16",
     "float32": "FLOAT32",
+    "resource": "RESOURCE",
 }
 
 # Operators whose options table is not simply their name in camel case.
@@ -76,14 +77,12 @@ class _Writer:
         self.names: set[str] = set()
 
     def pack(self, metadata: dict[str, Any]) -> bytes:
-        graph = schema.SubGraphT()
-        graph.name = "main"
-        graph.inputs = [self.tensor(ref) for ref in self.program.inputs]
-        operators = [self.operator(op) for op in self.program.operators]
-        graph.outputs = [self.tensor(ref) for ref in self.program.outputs]
-        graph.operators, graph.tensors = operators, self.tensors
+        graph = self.subgraph("main", self.program)
         self.model.subgraphs = [graph]
         self.model.signatureDefs = [self.signature(graph)]
+        if self.program.once is not None:
+            self.tensors, self.index, self.constants, self.names = [], {}, {}, set()
+            self.model.subgraphs.append(self.subgraph("once", self.program.once))
         entry = schema.MetadataT()
         entry.name = "kquant"
         entry.buffer = self.blob(json.dumps(metadata, sort_keys=True).encode())
@@ -91,6 +90,16 @@ class _Writer:
         builder = flatbuffers.Builder(1 << 16)
         builder.Finish(self.model.Pack(builder), b"TFL3")
         return bytes(builder.Output())
+
+    def subgraph(self, name: str, program: Program) -> Any:
+        """A subgraph with tensors of its own; buffers and operator codes belong to the whole file."""
+        graph = schema.SubGraphT()
+        graph.name = name
+        graph.inputs = [self.tensor(ref) for ref in program.inputs]
+        operators = [self.operator(op) for op in program.operators]
+        graph.outputs = [self.tensor(ref) for ref in program.outputs]
+        graph.operators, graph.tensors = operators, self.tensors
+        return graph
 
     def signature(self, graph: Any) -> Any:
         """Inputs and outputs by name, so that files are called like SavedModels."""

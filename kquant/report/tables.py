@@ -11,6 +11,7 @@ from typing import Any
 from kquant.check import CheckReport
 from kquant.export import ExportReport, Port
 from kquant.inspect import FileModel, FileTensor
+from kquant.stream import StreamReport
 from kquant.verify import VerifyReport
 
 TENSORS_SHOWN = 3
@@ -65,6 +66,7 @@ def page(report: Any) -> Page:
 def _export(report: ExportReport) -> Page:
     arena = "not measured" if report.arena_bytes is None else f"{report.arena_bytes:,} bytes (TFLM on this host)"
     findings = [line for v in report.verification for line in _verify_findings(v)]
+    findings += [] if report.streaming is None else report.streaming.notes
     if not report.verification:
         findings.append("The file was not run: check_runtimes was off.")
     kind = "every operator integer"
@@ -77,9 +79,11 @@ def _export(report: ExportReport) -> Page:
         facts=(
             f"file {report.file_bytes:,} bytes, of it weights {report.weight_bytes:,} bytes",
             f"arena {arena}",
+            *_stream_facts(report.streaming),
         ),
         tables=(
             _agreements(report.verification),
+            _states(report.streaming),
             _ports((("input", p) for p in report.inputs), (("output", p) for p in report.outputs)),
             _counts("Operators", "operator", report.operators),
             _counts("Tensors", "type", report.types),
@@ -115,7 +119,7 @@ def _check(report: CheckReport) -> Page:
 
 @page.register
 def _file(model: FileModel) -> Page:
-    made_by = ", ".join(f"{key} {value}" for key, value in model.metadata.items())
+    made_by = ", ".join(f"{key} {value}" for key, value in model.metadata.items() if key != "streaming")
     facts = [f"file {model.size_bytes:,} bytes, of it stored tensors {model.weight_bytes:,} bytes"]
     if made_by:
         facts.append(f"made by {made_by}")
@@ -161,6 +165,26 @@ def _agreements(reports: Iterable[VerifyReport]) -> Table:
         for a in report.agreements
     )
     return Table("File against model", columns, rows, columns[2:])
+
+
+def _stream_facts(report: StreamReport | None) -> Iterable[str]:
+    if report is None:
+        return
+    yield f"stream: {report.hop} frames a call, {report.state_bytes:,} bytes of states ({report.kept})"
+    for check in report.checks:
+        share = "no call ends with a clip: nothing compared"
+        if check.equal is not None:
+            share = f"{_percent(check.equal)} of the codes equal"
+        yield f"{check.runtime}, stream against whole clips, {check.frames} frames: {share}"
+
+
+def _states(report: StreamReport | None) -> Table:
+    columns = ("state", "shape", "type", "scale", "zero point", "first code")
+    rows = tuple(
+        (s.name, "x".join(map(str, s.shape)), s.type.upper(), *_encoding(s.scale, s.zero_point), str(s.initial))
+        for s in (report.states if report is not None else ())
+    )
+    return Table("States", columns, rows, columns[3:])
 
 
 def _percent(share: float) -> str:
