@@ -8,8 +8,9 @@ import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
+from one_op_types import packed
 
-_TYPES = {np.dtype(name): name.upper() for name in ("int8", "int16", "int32", "int64", "float32")}
+_TYPES = ("int8", "int16", "int32", "int64", "float32", "int4")
 
 # Operator name -> (stem of its options in the schema, or None; version).
 _OPTIONS: dict[str, tuple[str | None, int]] = {
@@ -50,7 +51,7 @@ class Operand:
 
     Attributes:
         shape: static shape.
-        dtype: int8, int16, int32, int64 or float32.
+        dtype: int8, int16, int32, int64 or float32, or "int4", which is written two in a byte.
         scale: float32 scale or scales; None for an unquantized tensor.
         zero_point: the code of zero.
         data: constant values; None for an input of the model.
@@ -58,7 +59,7 @@ class Operand:
     """
 
     shape: tuple[int, ...]
-    dtype: type = np.int8
+    dtype: Any = np.int8
     scale: Any = None
     zero_point: int = 0
     data: np.ndarray | None = None
@@ -110,11 +111,15 @@ def _add_tensor(model: schema.ModelT, graph: schema.SubGraphT, operand: Operand)
     tensor = schema.TensorT()
     tensor.name = f"tensor_{len(graph.tensors)}".encode()
     tensor.shape = list(operand.shape)
-    tensor.type = getattr(schema.TensorType, _TYPES[np.dtype(operand.dtype)])
+    name = operand.dtype if operand.dtype == "int4" else np.dtype(operand.dtype).name
+    if name not in _TYPES:
+        raise ValueError(f"Operand: expected a dtype of {_TYPES}, received {name}.")
+    tensor.type = getattr(schema.TensorType, name.upper())
     tensor.buffer = 0
     if operand.data is not None:
         buffer = schema.BufferT()
-        buffer.data = np.frombuffer(np.ascontiguousarray(operand.data, operand.dtype).tobytes(), np.uint8)
+        data = packed(operand.data) if name == "int4" else np.ascontiguousarray(operand.data, operand.dtype)
+        buffer.data = np.frombuffer(data.tobytes(), np.uint8)
         tensor.buffer = len(model.buffers)
         model.buffers.append(buffer)
     if operand.scale is not None:

@@ -20,7 +20,7 @@ from kquant.core.arithmetic.elementwise import add, maximum, minimum, mul, prelu
 from kquant.core.arithmetic.grid import Grid, activation_range
 from kquant.core.arithmetic.matmul import batch_matmul
 from kquant.core.arithmetic.pooling import average_pool_2d, mean
-from kquant.core.arithmetic.requantize import accumulator_scale, quantize, requantize
+from kquant.core.arithmetic.requantize import accumulator_scale, product_scale, quantize, requantize
 from kquant.core.arithmetic.resize import resize_bilinear, resize_nearest_neighbor
 from kquant.core.arithmetic.softmax import softmax
 from kquant.core.arithmetic.table import elu, gelu, logistic, lookup, table, tanh
@@ -50,21 +50,24 @@ KERNELS: dict[str, Callable[..., tf.Tensor]] = {
     "TANH": tanh,
 }
 
-# How each runtime rounds the accumulator of an int8 kernel; pinned by tests/test_arithmetic.py.
+# How each runtime rounds the accumulator of an int8 kernel, its weights int8 or int4; tests/test_arithmetic.py pins it.
 ROUNDING: dict[str, dict[str, str]] = {
     "litert": {
+        "BATCH_MATMUL": "double",
         "CONV_2D": "double",
         "DEPTHWISE_CONV_2D": "double",
         "FULLY_CONNECTED": "real",
         "TRANSPOSE_CONV": "double",
     },
     "tflm": {
+        "BATCH_MATMUL": "double",
         "CONV_2D": "double",
         "DEPTHWISE_CONV_2D": "double",
         "FULLY_CONNECTED": "double",
         "TRANSPOSE_CONV": "double",
     },
     "xnnpack": {
+        "BATCH_MATMUL": "double",
         "CONV_2D": "float",
         "DEPTHWISE_CONV_2D": "float",
         "FULLY_CONNECTED": "float",
@@ -89,6 +92,7 @@ ROUNDING_INT16: dict[str, dict[str, str]] = {
         "TRANSPOSE_CONV": "reduced",
     },
     "xnnpack": {
+        "BATCH_MATMUL": "reduced",
         "CONV_2D": "reduced",
         "DEPTHWISE_CONV_2D": "reduced",
         "FULLY_CONNECTED": "real",
@@ -104,6 +108,7 @@ __all__ = [
     "accumulator_scale",
     "activation_range",
     "lookup",
+    "product_scale",
     "requantize",
     "table",
 ]

@@ -138,7 +138,7 @@ def interpolate(codes: tf.Tensor, table: tf.Tensor | np.ndarray) -> tf.Tensor:
 
 @functools.cache
 def _softmax_tables(precision: str) -> tuple[np.ndarray, np.ndarray]:
-    """The exponential over [-10, 0] and 1 / (1 + x) over [0, 1], both in steps of 1/32767.5, as the two runtimes make them."""
+    """The exponential over [-10, 0] and 1 / (1 + x) over [0, 1], both in steps of 1/32767.5."""
 
     def constant(value: float) -> tf.Tensor:
         # TFLM divides in float32.

@@ -5,7 +5,16 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from kquant.core.arithmetic.fixed_point import multiply, multiply_reduced, quantize_multiplier
-from kquant.core.arithmetic.grid import Grid, activation_range, centred, clipped, placed, round_half_away, tabulated
+from kquant.core.arithmetic.grid import (
+    Grid,
+    activation_range,
+    centred,
+    check_runtime,
+    clipped,
+    placed,
+    round_half_away,
+    tabulated,
+)
 
 ROUNDINGS = ("double", "single", "reduced", "real", "float")
 
@@ -17,6 +26,16 @@ def accumulator_scale(source: Grid, weights: Grid) -> tf.Tensor:
     (PopulateConvolutionQuantizationParams in tflite/kernels/kernel_util.cc).
     """
     return tf.cast(source.scale, tf.float64) * tf.cast(weights.scale, tf.float64)
+
+
+def product_scale(left: Grid, right: Grid, runtime: str = "litert") -> tf.Tensor:
+    """What one unit of BATCH_MATMUL's accumulator is worth, `s_left * s_right`, as float64.
+
+    LiteRT rounds the product to float32 (GetQuantizedConvolutionMultipler in tflite/kernels/kernel_util.cc), TFLM
+    multiplies in double: in int16, where the multiplier has 15 bits, one pair of scales in thousands shows it.
+    """
+    precision = tf.float64 if check_runtime(runtime) == "tflm" else tf.float32
+    return tf.cast(tf.cast(left.scale, precision) * tf.cast(right.scale, precision), tf.float64)
 
 
 def requantize(
