@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -92,6 +92,8 @@ class _Builder:
 
     def compute(self, node: Node, rule: Rule, args: tuple, kwargs: dict, encoding: Any) -> tuple[Any, dict[str, Any]]:
         """The layer's own output, and what FakeQuant must know of its sums."""
+        if rule.attach is not None and encoding is not None and self.plan.weights[id(node.op)] is not None:
+            return self.whole(node, rule, args, encoding), {}
         if rule.weights is None or encoding is None:
             return node.op(*args, **kwargs), {}
         bits = self.plan.widths.calls[id(node)]
@@ -129,6 +131,29 @@ class _Builder:
         if dtype == "float16" or mode == "weight-only":
             return "float16" if dtype == "float16" else "dequantized"
         return "integer" if mode == "dynamic" or not self.plan.settings[id(op)].stays_float else "float32"
+
+    def whole(self, node: Node, rule: Rule, args: tuple, encoding: Any) -> Any:
+        """The output of a layer with encodings inside, which must know its output's encoding beforehand."""
+        spec, site = self.plan.weights[id(node.op)], self.plan.sites[id(node.outputs[0])]
+        if rule.attach is None or spec is None:
+            raise ValueError(f"{node.name}: its rule attaches nothing.")
+        if id(node.op) not in self.layers:
+            self.layers[id(node.op)] = rule.attach(node.op, spec, self.inside(node))
+        _, out = self.fake_quant(site)(args[0], peek=True)
+        return self.layers[id(node.op)](args[0], encoding=encoding, out=out)
+
+    def inside(self, node: Node) -> Callable[[str], dict[str, Any]]:
+        """Arguments of a `FakeQuant` inside a layer, by what it holds."""
+        return lambda what: {**self.settings(), "name": self.name(f"{node.name}_{what}_quant")}
+
+    def settings(self) -> dict[str, Any]:
+        """What every `FakeQuant` of this model is made with."""
+        plan = self.plan
+        return {
+            "momentum": plan.recipe.training.momentum,
+            "freeze_after": plan.recipe.training.freeze_ranges_after,
+            "origin": self.origin,
+        }
 
     def sources(self, rule: Rule, node: Node, inputs: list[Any], known: list[Any]) -> dict[str, Any]:
         """What FakeQuant must know of the inputs: for the kernel's own rounding, or for an encoding that follows."""
@@ -169,25 +194,27 @@ class _Builder:
 
     def quantize(self, y: Any, site: Site, details: dict[str, Any]) -> Any:
         """FakeQuant of the site's group on `y`."""
+        if site.index:
+            details = {**details, "site": site.index}
+        quantized, encoding = self.fake_quant(site)(y, **details)
+        self.encodings[id(quantized)], self.specs[id(quantized)] = encoding, self.layers[site.group].spec
+        return quantized
+
+    def fake_quant(self, site: Site) -> FakeQuant:
+        """The layer that holds the encoding of a site's group, made at its first use."""
         if site.group not in self.layers:
-            group, plan = self.plan.groups[site.group], self.plan
+            group = self.plan.groups[site.group]
             self.layers[site.group] = FakeQuant(
                 group.spec.to_config(),
                 sites=group.sites,
                 fixed=group.fixed,
                 follows=group.follows,
-                momentum=plan.recipe.training.momentum,
-                freeze_after=plan.recipe.training.freeze_ranges_after,
                 observer=group.observer,
-                origin=self.origin,
+                **self.settings(),
                 name=self.name(f"{group.name}_quant"),
                 dtype="float32",
             )
-        if site.index:
-            details = {**details, "site": site.index}
-        quantized, encoding = self.layers[site.group](y, **details)
-        self.encodings[id(quantized)], self.specs[id(quantized)] = encoding, self.layers[site.group].spec
-        return quantized
+        return self.layers[site.group]
 
     def name(self, wanted: str) -> str:
         """`wanted`, or with a number where a layer of the user has that name."""

@@ -19,7 +19,7 @@ import tensorflow as tf
 from tqdm.auto import tqdm
 
 from kquant import observers
-from kquant.core.nodes import Compressed, FakeQuant, observing
+from kquant.core.nodes import Compressed, FakeQuant, encodings_of, observing
 from kquant.data import batches_of, refuse_endless
 from kquant.observers import BINS, Statistics
 
@@ -56,7 +56,7 @@ def calibrate(
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
         >>> q = kquant.calibrate(kquant.quantize(model), np.ones((64, 4), "float32"), verbose=False)
     """
-    nodes = [layer for layer in qmodel.layers if isinstance(layer, FakeQuant) and layer.has_range]
+    nodes = [layer for layer in encodings_of(qmodel) if layer.has_range]
     if not nodes and any(isinstance(layer, Compressed) for layer in qmodel.layers):
         return qmodel  # its activations stay float ("dynamic", "weight-only")
     if not nodes:
@@ -76,8 +76,9 @@ def calibrate(
     if samples < FEW_SAMPLES:
         warnings.warn(f"calibrate: {samples} samples are few; ranges want 100 or more.", stacklevel=2)
     _warn(found)
+    layers = {node.name: node for node in nodes}
     for (name, site), statistics in found.items():
-        layer = qmodel.get_layer(name)
+        layer = layers[name]
         low, high = observers.find(layer.observer)(statistics)
         layer.set_range(site, low, high, float(statistics.lows.size))
     return qmodel
@@ -204,7 +205,8 @@ def _refuse_infinite(keys: list[tuple[str, int]], extents: np.ndarray) -> None:
 
 def _warn(found: dict[tuple[str, int], Statistics]) -> None:
     """Name tensors whose ranges deserve a second look."""
-    constant = [key[0] for key, s in found.items() if s.lows.min() == s.highs.max()]
+    varying = {key[0] for key, s in found.items() if s.lows.min() != s.highs.max()}
+    constant = list(dict.fromkeys(key[0] for key in found if key[0] not in varying))
     if constant:
         warnings.warn(
             f"calibrate: these tensors hold a single value on all data: {', '.join(constant[:5])}. Use data that vary.",

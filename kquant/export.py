@@ -280,16 +280,26 @@ def _edges(program: Program, io: IO) -> None:
         if inner.encoding is None or inner.dtype == io:
             continue
         outer = _outer(program, inner, io)
-        program.operators.insert(0, Operator("QUANTIZE", [outer], [inner]))
+        program.operators[:0] = _cast(program, outer, inner)
         inner.name, outer.name = f"{inner.name}/{inner.dtype}", inner.name
         program.inputs[i] = outer
     for i, inner in enumerate(program.outputs):
         if inner.encoding is None or inner.dtype == io:
             continue
         outer = _outer(program, inner, io)
-        program.operators.append(Operator("DEQUANTIZE" if io == "float32" else "QUANTIZE", [inner], [outer]))
+        program.operators += _cast(program, inner, outer)
         inner.name, outer.name = f"{inner.name}/{inner.dtype}", inner.name
         program.outputs[i] = outer
+
+
+def _cast(program: Program, source: Ref, result: Ref) -> list[Operator]:
+    """From one type to another; there is no kernel between uint8 and int16, so int8 stands between them."""
+    if {source.dtype, result.dtype} != {"uint8", "int16"}:
+        return [Operator("DEQUANTIZE" if result.dtype == "float32" else "QUANTIZE", [source], [result])]
+    unsigned = source if source.dtype == "uint8" else result
+    between = _outer(program, unsigned, "int8")
+    between.name = f"{result.name}/signed"
+    return [Operator("QUANTIZE", [source], [between]), Operator("QUANTIZE", [between], [result])]
 
 
 def _outer(program: Program, inner: Ref, io: IO) -> Ref:
@@ -303,7 +313,7 @@ def _outer(program: Program, inner: Ref, io: IO) -> Ref:
     scale, zero_point = inner.encoding.scale, inner.encoding.zero_point
     if inner.dtype == "int16":
         scale = np.float32(scale * (wide.high / narrow.high))
-    shift = 128 if io == "uint8" else 0
+    shift = {"uint8": 128, "int8": -128 if inner.dtype == "uint8" else 0}[io]
     return program.value(inner.name, inner.shape, Encoding(scale, zero_point + shift, narrow), io)
 
 

@@ -137,7 +137,7 @@ def make_plan(graph: Graph, recipe: Recipe, target: Target) -> Plan:
     weights = {
         id(node.op): _weight_grid(settings[id(node.op)], rule, target, widths.calls[id(node)])
         for node in graph.nodes
-        if (rule := rules[id(node)]) is not None and rule.weights is not None
+        if (rule := rules[id(node)]) is not None and (rule.weights is not None or rule.attach is not None)
     }
     found = (problem(node, rules[id(node)], target, widths.calls[id(node)]) for node in graph.nodes)
     problems = tuple(p for p in found if p is not None)
@@ -189,8 +189,10 @@ def _too_large(node: Node, rule: Rule, target: Target) -> str | None:
 def _weight_grid(settings: Settings, rule: Rule, target: Target, bits: int) -> QuantSpec | None:
     """The kernel's grid; None where the weights stay float."""
     wanted = settings.weights
-    if settings.skip or wanted.dtype == "float16" or rule.weights is None:
+    if settings.skip or wanted.dtype == "float16":
         return None
+    if rule.weights is None:
+        return replace(wanted.spec(), per_axis=False)
     packed = wanted.bits <= 4 and all(target.supports(code, "int4") for code in rule.operators)
     kernel = "int16x8" if bits == 16 else "int4" if packed else "int8"
     able = bits == FLOAT or all(target.ops[code].per_axis_for(kernel) for code in rule.operators)
@@ -295,10 +297,10 @@ def _sites(
     conversions: dict[int, Site] = {}
     draft_widths = draft.widths
 
-    def join(key: int, name: str, activations: Any, bits: int, fixed: Any = None, follows: bool = False) -> Site:
+    def join(key: int, name: str, activations: Any, bits: int, observer: str | None = None, **kind: Any) -> Site:
         if key not in groups:
             spec = activations.spec(None if container(activations.bits) == bits else bits)
-            groups[key] = Group(name, spec, activations.observer, fixed, follows)
+            groups[key] = Group(name, spec, observer or activations.observer, **kind)
             return Site(key, 0)
         groups[key] = Group(**{**groups[key].__dict__, "sites": groups[key].sites + 1})
         return Site(key, groups[key].sites - 1)
@@ -327,7 +329,7 @@ def _sites(
         elif rule.output == "follows":
             sites[id(out)] = join(id(out), node.name, activations, bits, follows=True)
         elif rule.output == "own" and id(out) not in draft.fused:
-            sites[id(out)] = join(classes.root(out), node.name, activations, bits)
+            sites[id(out)] = join(classes.root(out), node.name, activations, bits, rule.observer)
     return groups, sites, edges
 
 

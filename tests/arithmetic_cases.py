@@ -220,6 +220,28 @@ def mean(rng: np.random.Generator, dtype: str) -> Case:
     return Case("MEAN", [codes], [source], out, {"keepDims": keepdims}, attributes, [constant])
 
 
+def batch_matmul(rng: np.random.Generator, dtype: str) -> Case:
+    """Ranks 2 to 5, either operand transposed, batches broadcast, depths up to 700."""
+    rows, depth, columns = (int(n) for n in (rng.integers(1, 9), rng.integers(1, 700), rng.integers(1, 9)))
+    batch = tuple(int(n) for n in rng.integers(1, 4, rng.integers(0, 4)))
+    other = tuple(1 if rng.integers(2) else n for n in batch)
+    adj_x, adj_y = bool(rng.integers(2)), bool(rng.integers(2))
+    left = (depth, rows) if adj_x else (rows, depth)
+    right = (columns, depth) if adj_y else (depth, columns)
+    codes = [random_codes(rng, *batch, *left), random_codes(rng, *other, *right)]
+    encodings = [random_encoding(rng), random_encoding(rng)]
+    scale = np.float32(encodings[0].scale * encodings[1].scale * np.sqrt(depth) * rng.uniform(20, 300))
+    return Case(
+        "BATCH_MATMUL",
+        codes,
+        encodings,
+        Encoding(float(scale), int(rng.integers(-128, 128))),
+        {"adjX": adj_x, "adjY": adj_y},
+        {"adj_x": adj_x, "adj_y": adj_y},
+        constant_from=1 if rng.integers(2) else 9,
+    )
+
+
 def resize(op: str) -> Make:
     """Up and down, in the three conventions for positions."""
 
@@ -238,6 +260,7 @@ def resize(op: str) -> Make:
 CASES: dict[str, Make] = {
     "ADD": binary("ADD"),
     "AVERAGE_POOL_2D": average_pool,
+    "BATCH_MATMUL": batch_matmul,
     "ELU": unary("ELU"),
     "GELU": gelu,
     "HARD_SWISH": hard_swish,

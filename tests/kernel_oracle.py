@@ -15,6 +15,7 @@ _TYPES = {np.dtype(name): name.upper() for name in ("int8", "int16", "int32", "i
 _OPTIONS: dict[str, tuple[str | None, int]] = {
     "ADD": ("AddOptions", 2),
     "AVERAGE_POOL_2D": ("Pool2DOptions", 2),
+    "BATCH_MATMUL": ("BatchMatMulOptions", 2),
     "CONV_2D": ("Conv2DOptions", 3),
     "DEPTHWISE_CONV_2D": ("DepthwiseConv2DOptions", 3),
     "ELU": (None, 1),

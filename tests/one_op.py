@@ -210,13 +210,39 @@ def shift(out):
     return replace(out, scale=(out.scale[0] * 0.8,), zero_point=out.zero_point + step)
 
 
+def lstm(x, *w):
+    """Hidden states of an LSTM, gates in the order i, f, g, o."""
+    squash = lambda z: 1 / (1 + np.exp(-z))  # noqa: E731
+    hidden, cell, made = np.zeros((1, 4)), np.zeros((1, 4)), []
+    for step in range(x.shape[1]):
+        i, f, g, o = (x[:, step] @ w[n].T + hidden @ w[n + 4].T + w[n + 8] for n in range(4))
+        cell = squash(f) * cell + squash(i) * np.tanh(g)
+        hidden = squash(o) * np.tanh(cell)
+        made.append(hidden)
+    return np.stack(made, 1)
+
+
+def lstm_case():
+    """Three steps of an LSTM with 4 units."""
+    out = signal(1, 3, 4, scale=1 / 128, zero_point=2)
+    kernels = [replace(kernel_and_bias(4, n)[0], scale=(0.005,)) for n in (6,) * 4 + (4,) * 4]
+    biases = [replace(kernel_and_bias(4, 6)[1], scale=(0.05 * 0.005,)) for _ in range(4)]
+    states = [replace(out, shape=(1, 4), variable=True), Tensor((1, 4), "int16", (2**-12,), 0, variable=True)]
+    inputs = [signal(1, 3, 6), *kernels, *[None] * 3, *biases, None, None, *states, *[None] * 4]
+    gates = [Tensor((0,), "int16", (2**-12,), 0) for _ in range(4)]
+    options = {"fusedActivationFunction": 4, "timeMajor": False}
+    name = "UnidirectionalSequenceLSTMOptions"
+    hidden = [*gates, replace(out, shape=(0,))]
+    return Case("UNIDIRECTIONAL_SEQUENCE_LSTM", inputs, [out], lstm, name, options, intermediates=hidden)
+
+
 @cache
 def variants():
     """All files to run by name: each operator, with an output encoding of its own, with each fused clip."""
     files = {}
-    for case in all_cases():
+    for case in [*all_cases(), lstm_case()]:
         _enrol(files, case.op, case)
-        if quantizes(case):
+        if quantizes(case) and not case.intermediates:
             _enrol(files, f"{case.op} int16", as_int16(case, targets.load("litert").ops[case.op].fixed_int16))
         if case.op in WEIGHTED:
             files[f"{case.op} int16 per tensor"] = per_tensor(as_int16(case))
@@ -260,7 +286,7 @@ def limits():
 def feeds(case, seed=11):
     """What the inputs of a case are fed with, the same in every process."""
     rng = np.random.default_rng(seed)
-    runtime_inputs = [spec for spec in case.inputs if spec.data is None]
+    runtime_inputs = [spec for spec in case.given if spec.data is None]
     if case.feed is not None:
         return [case.feed for _ in runtime_inputs]
     return [_random(rng, spec) for spec in runtime_inputs]
@@ -277,8 +303,14 @@ def build(case):
     """The file of a case, as bytes."""
     model, graph, node, code = schema.ModelT(), schema.SubGraphT(), schema.OperatorT(), schema.OperatorCodeT()
     model.version, model.buffers, graph.tensors = 3, [schema.BufferT()], []
-    for index, spec in enumerate([*case.inputs, *case.outputs]):
+    places = iter(range(len(case.inputs) + len(case.outputs) + len(case.intermediates)))
+    node.inputs = [-1 if spec is None else next(places) for spec in case.inputs]
+    node.outputs = [next(places) for _ in case.outputs]
+    node.intermediates = [next(places) for _ in case.intermediates]
+    present = [spec for spec in (*case.inputs, *case.outputs, *case.intermediates) if spec is not None]
+    for index, spec in enumerate(present):
         tensor = schema.TensorT()
+        tensor.isVariable = spec.variable
         tensor.name, tensor.shape, tensor.type = f"t{index}", spec.shape, getattr(schema.TensorType, spec.dtype.upper())
         if spec.scale:
             tensor.quantization = schema.QuantizationParametersT()
@@ -295,13 +327,12 @@ def build(case):
     code.builtinCode = getattr(schema.BuiltinOperator, case.op)
     code.deprecatedBuiltinCode = min(code.builtinCode, 127)
     code.version = targets.load("litert").ops[case.op].version_for(case.types)
-    count = len(case.inputs)
-    node.inputs, node.outputs = list(range(count)), list(range(count, count + len(case.outputs)))
     if case.options:
         node.builtinOptionsType = getattr(schema.BuiltinOptions, case.options)
         node.builtinOptions = getattr(schema, f"{case.options}T")()
         vars(node.builtinOptions).update(case.fields)
-    graph.inputs = [index for index, spec in enumerate(case.inputs) if spec.data is None]
+    fed = {id(spec) for spec in case.given if spec.data is None}
+    graph.inputs = [n for n, spec in zip(node.inputs, case.inputs, strict=True) if id(spec) in fed]
     graph.outputs, graph.operators = node.outputs, [node]
     model.subgraphs, model.operatorCodes = [graph], [code]
     builder = flatbuffers.Builder(1024)

@@ -10,7 +10,7 @@ STEPS = 256  # int16 steps in one of int8
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor; `data` makes it a constant, several scales make it per-axis."""
+    """One tensor; `data` makes it a constant, several scales make it per-axis, `variable` a state."""
 
     shape: tuple
     dtype: str = "int8"
@@ -18,6 +18,7 @@ class Tensor:
     zero_point: int = 3
     data: np.ndarray | None = None
     axis: int = 0
+    variable: bool = False
 
     def real(self, codes):
         """The real numbers behind codes."""
@@ -40,11 +41,17 @@ class Case:
     fields: dict = field(default_factory=dict)
     feed: np.ndarray | None = None
     types: str = "int8"
+    intermediates: list = field(default_factory=list)
+
+    @property
+    def given(self):
+        """The inputs that hold values; others are absent (None) or states."""
+        return [spec for spec in self.inputs if spec is not None and not spec.variable]
 
 
 def quantizes(case):
     """Whether some tensor of the case is int8."""
-    return any(spec.dtype == "int8" for spec in [*case.inputs, *case.outputs])
+    return any(spec.dtype == "int8" for spec in [*case.given, *case.outputs])
 
 
 def typed(dtype, scale):

@@ -27,7 +27,7 @@ def judge(case, outputs):
     if outputs is None:
         return "refused"
     given = iter(feeds(case))
-    values = [spec.real(next(given) if spec.data is None else spec.data) for spec in case.inputs]
+    values = [spec.real(next(given) if spec.data is None else spec.data) for spec in case.given]
     expected = case.expected(*values)
     for spec, codes, real in zip(
         case.outputs, outputs, expected if isinstance(expected, list) else [expected], strict=True

@@ -156,7 +156,7 @@ class Compressed(keras.layers.Wrapper):
         if bias is not None and not self.wide:
             reach = tf.reshape(tf.abs(bias) / input_scale, self._channel_shape(weights))
         scale = tf.stop_gradient(encode_weights(weights, spec, self.channel_axes, bias_reach=reach))
-        codes = _round_through(weights / scale, float(spec.low), float(spec.high))
+        codes = round_through(weights / scale, float(spec.low), float(spec.high))
         steps = None if bias is None else bias / (tf.reshape(scale, (-1,)) * input_scale)
         return codes, scale, steps
 
@@ -180,7 +180,7 @@ class Compressed(keras.layers.Wrapper):
         if not self.spec.has_codes:
             return weights + tf.stop_gradient(on_grid(weights, self.spec, self.channel_axes) - weights)
         scale = tf.stop_gradient(encode_weights(weights, self.spec, self.channel_axes))
-        return _round_through(weights / scale, float(self.spec.low), float(self.spec.high)) * scale
+        return round_through(weights / scale, float(self.spec.low), float(self.spec.high)) * scale
 
     def _run(self, x: tf.Tensor, values: dict[str | None, tf.Tensor], call: Callable) -> tf.Tensor:
         """Call the layer with other values for some of its variables."""
@@ -219,6 +219,6 @@ class Compressed(keras.layers.Wrapper):
 
 
 @tf.custom_gradient
-def _round_through(x: tf.Tensor, low: float, high: float) -> Any:
+def round_through(x: tf.Tensor, low: float, high: float) -> Any:
     """`clip(round(x))` forward, identity backward."""
     return tf.clip_by_value(tf.round(x), low, high), lambda upstream: (upstream, None, None)

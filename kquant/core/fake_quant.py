@@ -89,7 +89,7 @@ class FakeQuant(keras.layers.Layer):
         return self.fixed is None and not self.follows
 
     @property
-    def _runtime(self) -> str:
+    def runtime(self) -> str:
         """The interpreter whose rounding inference follows."""
         return "tflm" if self.origin.get("target") == "tflm" else "litert"
 
@@ -115,6 +115,7 @@ class FakeQuant(keras.layers.Layer):
         sums: tf.Tensor | None = None,
         source_bits: Sequence[int] = (),
         site: int = 0,
+        peek: bool = False,
         training: bool = False,
     ) -> list[tf.Tensor]:
         """Quantize `y`.
@@ -129,6 +130,7 @@ class FakeQuant(keras.layers.Layer):
             sums: the integers behind `y`, float64, where float32 cannot hold them (16-bit activations).
             source_bits: width of each source's codes, 8 by default.
             site: number of this call among those that share the encoding.
+            peek: only tell the encoding; `y` passes as it is.
             training: straight-through with moving ranges.
 
         Returns:
@@ -136,9 +138,13 @@ class FakeQuant(keras.layers.Layer):
         """
         collector = _COLLECTOR.get()
         if collector is not None:
-            collector(self, site, y)
+            if not peek:
+                collector(self, site, y)
             return [tf.cast(y, _float_like(y)), tf.zeros(2)]
         real = tf.cast(y, tf.float32)
+        if peek:
+            scale, zero_point, seen = self.grid(encodings)
+            return [real, tf.where(seen, tf.stack([scale, zero_point]), tf.zeros(2))]
         if training and self.has_range and self.trainable:
             self._move(real, site)
         scale, zero_point, seen = self.grid(encodings)
@@ -157,7 +163,7 @@ class FakeQuant(keras.layers.Layer):
             else:
                 bits = tuple(source_bits) or (8,) * len(sources)
                 codes = self._codes(real, sources, encodings, bits, kernel, attributes, out)
-            quantized = _straight_through(real, (codes - zero_point) * scale, *_reach(scale, zero_point, self.spec))
+            quantized = straight_through(real, (codes - zero_point) * scale, *_reach(scale, zero_point, self.spec))
         quantized = tf.where(seen, quantized, real)
         return [tf.cast(quantized, _float_like(y)), tf.where(seen, tf.stack([scale, zero_point]), tf.zeros(2))]
 
@@ -243,7 +249,7 @@ class FakeQuant(keras.layers.Layer):
             tf.cast(tf.round(tf.cast(x, tf.float32) / g.scale) + g.zero_point, tf.int32)
             for x, g in zip(sources, grids, strict=True)
         ]
-        codes = arithmetic.KERNELS[kernel](integers, grids, out, runtime=self._runtime, **attributes)
+        codes = arithmetic.KERNELS[kernel](integers, grids, out, runtime=self.runtime, **attributes)
         known = tf.reduce_all(tf.stack([e[0] > 0.0 for e in encodings]))
         return tf.where(known, tf.cast(codes, tf.float32), nearest)
 
@@ -290,11 +296,11 @@ def _train(y: tf.Tensor, scale: tf.Tensor, zero_point: tf.Tensor, spec: QuantSpe
     quantized = tf.quantization.fake_quant_with_min_max_vars(
         tf.stop_gradient(y), tf.stop_gradient(low), tf.stop_gradient(high), num_bits=spec.bits, narrow_range=spec.narrow
     )
-    return _straight_through(y, quantized, low, high)
+    return straight_through(y, quantized, low, high)
 
 
 @tf.custom_gradient
-def _straight_through(y: tf.Tensor, quantized: tf.Tensor, low: tf.Tensor, high: tf.Tensor) -> Any:
+def straight_through(y: tf.Tensor, quantized: tf.Tensor, low: tf.Tensor, high: tf.Tensor) -> Any:
     """`quantized` forward; backward the gradient passes where `y` lies in the range and stops where it was clipped."""
 
     def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor | None, ...]:

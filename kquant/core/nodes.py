@@ -1,4 +1,4 @@
-"""The two kinds of Keras layer that kquant adds: `FakeQuant` (tensors) and `Compressed` (weights).
+"""The kinds of Keras layer that kquant adds: `FakeQuant` (tensors), `Compressed` (weights), and `core.lstm`.
 
     x, encoding = FakeQuant(...)(x)                        # encoding = float32[2]: scale, zero point
     y, accumulator = Compressed(Conv2D(...))(x, encoding)  # accumulator = float64[channels]: scale of its sums
@@ -13,7 +13,15 @@ Three ways to run:
     inference                       the integer arithmetic of the interpreter, code for code (`core.arithmetic`).
 """
 
+import keras
+
 from kquant.core.compressed import Compressed
 from kquant.core.fake_quant import FakeQuant, observing
+from kquant.core.lstm import QuantizedLSTM
 
-__all__ = ["Compressed", "FakeQuant", "observing"]
+__all__ = ["Compressed", "FakeQuant", "QuantizedLSTM", "encodings_of", "observing"]
+
+
+def encodings_of(model: keras.Model) -> list[FakeQuant]:
+    """Every `FakeQuant` of a model, also those inside its layers (the cell state of an LSTM)."""
+    return [layer for layer in model._flatten_layers() if isinstance(layer, FakeQuant)]

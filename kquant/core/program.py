@@ -21,6 +21,7 @@ class Ref:
         dtype: numpy name of the stored type; "int4" is stored two codes to a byte.
         encoding: scale and zero point, None for shapes, indices and int32 helpers.
         data: constant contents, None for what is computed.
+        variable: a state that the interpreter keeps between runs.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Ref:
     dtype: str
     encoding: Encoding | None = None
     data: np.ndarray | None = None
+    variable: bool = False
 
     @property
     def size(self) -> int:
@@ -37,12 +39,18 @@ class Ref:
 
 @dataclass(eq=False)
 class Operator:
-    """One call of a builtin operator; `options` are the fields of its schema table, in the schema's spelling."""
+    """One call of a builtin operator.
+
+    Attributes:
+        options: the fields of its schema table, in the schema's spelling.
+        intermediates: tensors inside the operator, which hold no data; their scales tell its arithmetic.
+    """
 
     code: str
     inputs: list[Ref | None]
     outputs: list[Ref]
     options: dict[str, Any] = field(default_factory=dict)
+    intermediates: list[Ref] = field(default_factory=list)
 
 
 @dataclass(eq=False)

@@ -33,6 +33,7 @@ OPTIONS = {
     "CONV_2D": "Conv2DOptions",
     "DEPTHWISE_CONV_2D": "DepthwiseConv2DOptions",
     "AVERAGE_POOL_2D": "Pool2DOptions",
+    "BATCH_MATMUL": "BatchMatMulOptions",
     "MAX_POOL_2D": "Pool2DOptions",
     "MEAN": "ReducerOptions",
     "MAXIMUM": "MaximumMinimumOptions",
@@ -42,6 +43,7 @@ OPTIONS = {
     "PRELU": None,
     "LOGISTIC": None,
     "TANH": None,
+    "UNIDIRECTIONAL_SEQUENCE_LSTM": "UnidirectionalSequenceLSTMOptions",
 }
 
 
@@ -137,6 +139,7 @@ class _Writer:
         tensor.type = getattr(schema.TensorType, TYPES[ref.dtype])
         tensor.buffer = 0 if ref.data is None else self.blob(_stored(ref))
         tensor.hasRank = True
+        tensor.isVariable = ref.variable
         if ref.encoding is not None and ref.dtype != "float32":
             tensor.quantization = _quantization(ref)
         self.tensors.append(tensor)
@@ -158,6 +161,8 @@ class _Writer:
         written.opcodeIndex = self.code(op)
         written.inputs = [self.tensor(ref) for ref in op.inputs]
         written.outputs = [self.tensor(ref) for ref in op.outputs]
+        if op.intermediates:
+            written.intermediates = [self.tensor(ref) for ref in op.intermediates]
         name = OPTIONS.get(op.code, f"{_camel(op.code)}Options")
         if name is not None:
             options = getattr(schema, f"{name}T")()

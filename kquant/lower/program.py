@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from kquant import targets
 from kquant.core.graph import Graph, Node, trace
-from kquant.core.nodes import Compressed, FakeQuant
+from kquant.core.nodes import Compressed, FakeQuant, encodings_of
 from kquant.core.program import Program, Ref
 from kquant.core.spec import Encoding, QuantSpec
 from kquant.lower.limits import refuse_extremes
@@ -68,7 +68,7 @@ def lower(qmodel: keras.Model) -> Lowered:
     nodes = [n for n in graph.nodes if isinstance(n.op, FakeQuant | Compressed)]
     if not nodes:
         raise ValueError(f"{qmodel.name}: not a quantized model; pass what kquant.quantize returned.")
-    _refuse_unseen([n for n in nodes if isinstance(n.op, FakeQuant)])
+    _refuse_unseen(encodings_of(qmodel))
     _refuse_simulated(nodes)
     origin = nodes[0].op.origin
     target = targets.load(origin.get("target", "litert"))
@@ -93,8 +93,8 @@ def lower(qmodel: keras.Model) -> Lowered:
     return Lowered(program, graph, writer.refs, target, origin.get("recipe", ""), writer.floats)
 
 
-def _refuse_unseen(nodes: list[Node]) -> None:
-    unseen = sorted({n.name for n in nodes if n.op.has_range and not np.any(n.op.count.numpy() > 0)})
+def _refuse_unseen(nodes: list[FakeQuant]) -> None:
+    unseen = sorted({node.name for node in nodes if node.has_range and not np.any(node.count.numpy() > 0)})
     if unseen:
         raise ValueError(
             f"export: {len(unseen)} nodes have no range yet ({', '.join(unseen[:5])}). Run kquant.calibrate(model, "
@@ -138,11 +138,13 @@ class _Writer:
 
     def __post_init__(self) -> None:
         self.producers = self.graph.producers()
-        self.quantized = {id(n.args[0]) for n in self.graph.nodes if isinstance(n.op, FakeQuant)}
+        self.encodings = {id(n.outputs[1]) for n in self.graph.nodes if isinstance(n.op, FakeQuant)}
 
     def visit(self, node: Node) -> None:
         """Write a `FakeQuant` with all that it closes, a float layer, or one that keeps its input's codes."""
         if isinstance(node.op, FakeQuant):
+            if node.kwargs.get("peek"):
+                return
             self.refs[id(node.outputs[0])] = self.close(node)
             return
         rule = self.rule(node)
@@ -259,7 +261,7 @@ class _Writer:
 
     def data_inputs(self, node: Node) -> tuple[Any, ...]:
         """The tensors a layer computes with, encodings left out."""
-        return node.inputs[:1] if isinstance(node.op, Compressed) else node.inputs
+        return tuple(t for t in node.inputs if id(t) not in self.encodings)
 
     def read(self, t: Any, node: Node) -> Ref:
         """The file's tensor for an input."""

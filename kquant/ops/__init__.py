@@ -1,6 +1,7 @@
 """One rule for each Keras layer or operation, grouped by family. A new layer is one entry in one of these files.
 
-    dense  conv  affine  activation  table  limit  merge  pool  shape  passive
+    dense  conv  affine  activation  table  limit  merge  pool  shape  constant  matmul  einsum  norm  recurrent
+    unrolled  passive
 """
 
 from __future__ import annotations
@@ -10,11 +11,31 @@ from dataclasses import fields
 from functools import cache
 from typing import Any
 
-from kquant.ops import activation, affine, conv, dense, limit, merge, passive, pool, shape, table
+from kquant.ops import (
+    activation,
+    affine,
+    constant,
+    conv,
+    dense,
+    einsum,
+    limit,
+    matmul,
+    merge,
+    norm,
+    passive,
+    pool,
+    recurrent,
+    shape,
+    table,
+    unrolled,
+)
 from kquant.ops.rule import Rule
 from kquant.targets import Target
 
-FAMILIES = (dense, conv, affine, activation, table, limit, merge, pool, shape, passive)
+FAMILIES = (
+    *(dense, conv, affine, activation, table, limit, merge, pool, shape),
+    *(constant, matmul, einsum, norm, recurrent, unrolled, passive),
+)
 RULES: tuple[Rule, ...] = tuple(rule for family in FAMILIES for rule in family.RULES)
 _OF_USERS: list[Rule] = []  # the latest first; they come before those of kquant
 

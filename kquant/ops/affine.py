@@ -101,6 +101,13 @@ def _batch_norm(op: Any, make: Make, x: Any, **_: Any) -> Any:
     return make("back", lambda: layers.Permute(back, name=f"{op.name}_back"))(x)
 
 
+def is_per_channel(value: Any, x: Any) -> bool:
+    """True for one number, or one for each channel (last axis) of `x`."""
+    shape = tuple(getattr(value, "shape", np.shape(value)))
+    size = int(np.prod(shape, dtype=np.int64))
+    return size == 1 or (len(shape) <= len(x.shape) and size == x.shape[-1] == shape[-1])
+
+
 def per_channel(value: Any, x: Any, name: str) -> np.ndarray:
     """A constant as float64[1] or float64[channels of x].
 
@@ -108,7 +115,7 @@ def per_channel(value: Any, x: Any, name: str) -> np.ndarray:
         ValueError: it varies along another axis than the last.
     """
     array = np.asarray(keras.ops.convert_to_numpy(value), np.float64)
-    if array.size != 1 and (array.size != x.shape[-1] or array.shape[-1] != array.size):
+    if not is_per_channel(array, x):
         raise ValueError(
             f"{name}: its constant must be one number, or one for each of the {x.shape[-1]} channels (last axis). "
             f"Received: shape {array.shape} for a tensor {tuple(x.shape)}. Bring the axis to the end with Permute, or "

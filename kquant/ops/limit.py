@@ -8,6 +8,7 @@ import keras
 import numpy as np
 
 from kquant.core.program import Program
+from kquant.ops.constant import stored
 from kquant.ops.rule import Call, Make, Rule, computed, example
 
 layers = keras.layers
@@ -69,6 +70,8 @@ def _of_two(cls: type, side: str) -> Any:
         if isinstance(a, keras.KerasTensor) and isinstance(b, keras.KerasTensor):
             return make("pair", lambda: cls(name=op.name))([a, b])
         x, constant = (a, b) if isinstance(a, keras.KerasTensor) else (b, a)
+        if np.size(keras.ops.convert_to_numpy(constant)) != 1:
+            return make("pair", lambda: cls(name=op.name))([x, stored(make, constant, x, op.name)])
         limits: dict[str, Any] = {"low": None, "high": None, side: _number(constant, op)}
         return bounded(make, x, limits["low"], limits["high"], op.name)
 

@@ -9,7 +9,8 @@ import numpy as np
 
 from kquant.core.graph import Node
 from kquant.core.program import Program
-from kquant.ops.affine import affine, per_channel
+from kquant.ops.affine import affine, is_per_channel, per_channel
+from kquant.ops.constant import stored
 from kquant.ops.rule import Call, Make, Rule, computed
 
 layers = keras.layers
@@ -44,6 +45,9 @@ def _binary(cls: type, with_constant: Any) -> Any:
         if all(tensors):
             return make("pair", lambda: cls(name=op.name))([a, b])
         x, constant = (a, b) if tensors[0] else (b, a)
+        if not is_per_channel(constant, x):
+            other = stored(make, constant, x, op.name)
+            return make("pair", lambda: cls(name=op.name))([x, other] if tensors[0] else [other, x])
         scale, offset = with_constant(per_channel(constant, x, op.name), tensors[0])
         free = isinstance(constant, keras.Variable) and constant.trainable
         trains = (("scale",) if cls is layers.Multiply else ("offset",)) if free else ()
@@ -59,6 +63,9 @@ def _divided(op: Any, make: Make, a: Any, b: Any) -> Any:
             f"{op.name} ({type(op).__name__}): division by a tensor has no integer kernel that is right. Multiply by a "
             "reciprocal that the model is given as an input, or divide outside the model."
         )
+    if not is_per_channel(b, a):
+        b = 1.0 / np.asarray(keras.ops.convert_to_numpy(b), np.float64)
+        return _binary(layers.Multiply, None)(op, make, a, b)
     return _binary(layers.Multiply, lambda c, first: (1.0 / c, 0.0))(op, make, a, b)
 
 

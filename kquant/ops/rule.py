@@ -137,9 +137,13 @@ class Rule:
         fuses: a following ReLU costs nothing.
         relu: the fused form of this activation: "RELU", "RELU6", ... where the operator before can take it.
         arithmetic: `(node) -> (kernel, attributes)` where the kernel's rounding needs the codes of its inputs.
+        attach: `(layer, spec, inside) -> layer` builds the one that computes with quantized weights, where a kernel
+            keeps encodings inside; `spec` is the grid of its weights, `inside(name)` the arguments of a `FakeQuant` for
+            one. It is called with its input's encoding and that of its output: `layer(x, encoding=..., out=...)`.
         lower: writes the call.
         lower_float: writes it for float32 tensors, where `lower` cannot.
         widths: of activations that `lower` (or `lower_float`) can write: 8, 16, `FLOAT`.
+        observer: the function that calibration sets its range with, where not the recipe's.
         refuse: `(node) -> reason` where this use of the layer has no integer form, else None.
         examples: tiny models, which enrol the rule in every contract test.
     """
@@ -155,9 +159,11 @@ class Rule:
     fuses: bool = False
     relu: Callable[[Any], str | None] | None = None
     arithmetic: Callable[[Node], tuple[str, dict[str, Any]]] | None = None
+    attach: Callable[[Any, QuantSpec, Callable[[str], dict[str, Any]]], keras.layers.Layer] | None = None
     lower: Callable[[Program, Call], None] | None = None
     lower_float: Callable[[Program, Call], None] | None = None
     widths: tuple[int, ...] = (8, 16, FLOAT)
+    observer: str | None = None
     refuse: Callable[[Node], str | None] | None = None
     examples: tuple[Callable[[], keras.Model], ...] = field(default=(), repr=False)
 

@@ -53,7 +53,7 @@ def _expand_gelu(op: Any, make: Any, x: Any, *_: Any, **__: Any) -> Any:
     return make("gelu", lambda: layers.Activation("gelu", name=op.name))(x)
 
 
-def _lower_table(program: Program, call: Call) -> None:
+def lower_table(program: Program, call: Call) -> None:
     """Look the code up: CAST to int32, ADD 128, GATHER from 256 codes."""
     x, y = call.inputs[0], call.output
     results = np.asarray(call.op(keras.ops.convert_to_tensor(x.encoding.dequantize(np.arange(-128, 128)))))
@@ -111,7 +111,7 @@ RULES = (
         when=named(*NAMES),
         operators=("CAST", "ADD", "GATHER"),
         widths=(8, FLOAT),
-        lower=_lower_table,
+        lower=lower_table,
         lower_float=_lower_float,
         examples=tuple(_activation(name) for name in NAMES if name != "gelu"),
     ),
@@ -120,7 +120,7 @@ RULES = (
         operations=tuple(OPERATIONS),
         operators=("CAST", "ADD", "GATHER"),
         widths=(8, FLOAT),
-        lower=_lower_table,
+        lower=lower_table,
         lower_float=_lower_float,
         examples=(
             example(lambda: layers.ReLU(negative_slope=0.1, threshold=0.5, max_value=2.0), shape=(20,)),

@@ -18,6 +18,7 @@ import tensorflow as tf
 from kquant.core.arithmetic.activation import hard_swish, leaky_relu, relu, relu6, relu_n1_to_1
 from kquant.core.arithmetic.elementwise import add, maximum, minimum, mul, prelu, sub
 from kquant.core.arithmetic.grid import Grid, activation_range
+from kquant.core.arithmetic.matmul import batch_matmul
 from kquant.core.arithmetic.pooling import average_pool_2d, mean
 from kquant.core.arithmetic.requantize import accumulator_scale, quantize, requantize
 from kquant.core.arithmetic.resize import resize_bilinear, resize_nearest_neighbor
@@ -27,6 +28,7 @@ from kquant.core.arithmetic.table import elu, gelu, logistic, lookup, table, tan
 KERNELS: dict[str, Callable[..., tf.Tensor]] = {
     "ADD": add,
     "AVERAGE_POOL_2D": average_pool_2d,
+    "BATCH_MATMUL": batch_matmul,
     "ELU": elu,
     "GELU": gelu,
     "HARD_SWISH": hard_swish,
@@ -70,9 +72,34 @@ ROUNDING: dict[str, dict[str, str]] = {
     },
 }
 
+# The same for int16 activations with int8 weights and an int64 bias.
+ROUNDING_INT16: dict[str, dict[str, str]] = {
+    "litert": {
+        "BATCH_MATMUL": "reduced",
+        "CONV_2D": "reduced",
+        "DEPTHWISE_CONV_2D": "reduced",
+        "FULLY_CONNECTED": "real",
+        "TRANSPOSE_CONV": "reduced",
+    },
+    "tflm": {
+        "BATCH_MATMUL": "reduced",
+        "CONV_2D": "reduced",
+        "DEPTHWISE_CONV_2D": "reduced",
+        "FULLY_CONNECTED": "reduced",
+        "TRANSPOSE_CONV": "reduced",
+    },
+    "xnnpack": {
+        "CONV_2D": "reduced",
+        "DEPTHWISE_CONV_2D": "reduced",
+        "FULLY_CONNECTED": "real",
+        "TRANSPOSE_CONV": "reduced",
+    },
+}
+
 __all__ = [
     "KERNELS",
     "ROUNDING",
+    "ROUNDING_INT16",
     "Grid",
     "accumulator_scale",
     "activation_range",

@@ -1,0 +1,48 @@
+"""BATCH_MATMUL: products of two computed matrices."""
+
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+from kquant.core.arithmetic.fixed_point import multiply, quantize_multiplier
+from kquant.core.arithmetic.grid import Grid, check_runtime, placed
+
+# Products of two centred codes are at most 255^2; sums of this many are exact in float32.
+_EXACT_IN_FLOAT32 = 2**24 // 255**2
+
+
+def batch_matmul(
+    sources: Sequence[tf.Tensor],
+    grids: Sequence[Grid],
+    out: Grid,
+    adj_x: bool = False,
+    adj_y: bool = False,
+    runtime: str = "litert",
+) -> tf.Tensor:
+    """BATCH_MATMUL: `out = M(sum_k x_ik y_kj, s_x s_y / s_out)`, x and y without their zero points.
+
+    M is the doubly rounding fixed-point product; `s_x s_y` is formed in float32 and divided in double
+    (GetQuantizedConvolutionMultipler without bias in tflite/kernels/kernel_util.cc; tflite/kernels/batch_matmul.cc,
+    reference/batch_matmul.h, micro/kernels/batch_matmul.cc). Both runtimes alike.
+
+    Args:
+        sources: two int32 tensors of codes, [..., rows, depth] and [..., depth, columns]; their batches broadcast.
+        grids: their grids.
+        out: the output grid.
+        adj_x: whether the first is given transposed.
+        adj_y: whether the second is given transposed.
+        runtime: "litert" or "tflm"; no difference here.
+
+    Returns:
+        int32 codes.
+    """
+    check_runtime(runtime)
+    depth = sources[0].shape[-2 if adj_x else -1]
+    exact = tf.float32 if depth is not None and depth <= _EXACT_IN_FLOAT32 else tf.float64
+    x, y = (
+        tf.cast(q, exact) - tf.cast(grid.zero_point, exact) for q, grid in zip(sources, grids, strict=True)
+    )
+    sums = tf.cast(tf.round(tf.linalg.matmul(x, y, transpose_a=adj_x, transpose_b=adj_y)), tf.int64)
+    scale = tf.cast(grids[0].scale, tf.float32) * tf.cast(grids[1].scale, tf.float32)
+    real = tf.cast(scale, tf.float64) / tf.cast(out.scale, tf.float64)
+    return placed(multiply(sums, quantize_multiplier(real)), out)

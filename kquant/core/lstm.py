@@ -1,0 +1,180 @@
+"""`QuantizedLSTM`: an LSTM that computes as the integer kernel does. Its output is quantized by the `FakeQuant` behind.
+
+    encoding of h = FakeQuant(..., peek=True)          # the encoding that the output is going to have
+    y = QuantizedLSTM(LSTM(...))(x, encoding=of x, out=encoding of h)
+    y, encoding = FakeQuant(...)(y)
+
+The hidden state is the output, so it must be on the output's grid while the layer still computes; that is why its
+`FakeQuant` is asked for the encoding beforehand. The cell state stays inside; its range is a `FakeQuant` of its own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from kquant.core import arithmetic
+from kquant.core.arithmetic.gates import CELL_BITS
+from kquant.core.arithmetic.lstm import LstmWeights, lstm
+from kquant.core.compressed import round_through
+from kquant.core.fake_quant import FakeQuant, is_observing, straight_through
+from kquant.core.graph import full_precision
+from kquant.core.spec import QuantSpec, encode_weights
+
+GATES = "ifco"
+STATES = QuantSpec(16, symmetric=True)
+GATE_REACH = 8.0  # int16 at 2^-12 ends there
+
+
+@keras.saving.register_keras_serializable(package="kquant")
+class QuantizedLSTM(keras.layers.Wrapper):
+    """An LSTM whose weights, gates, cell state and hidden state are quantized as UNIDIRECTIONAL_SEQUENCE_LSTM does.
+
+    Training: floats on the grids of the states and weights, gradients straight through. Inference: integer arithmetic
+    of the interpreter, code for code. Every call starts from a state of zeros.
+
+    Args:
+        layer: `keras.layers.LSTM` that returns sequences.
+        spec: `QuantSpec` of the eight matrices, as its config: one scale for each.
+        cell: arguments of the `FakeQuant` that holds the cell state's range.
+    """
+
+    def __init__(self, layer: keras.layers.Layer, spec: dict[str, Any], cell: dict[str, Any], **kwargs: Any) -> None:
+        kwargs.setdefault("name", layer.name)
+        kwargs.setdefault("dtype", "float32")
+        super().__init__(layer, autocast=False, **{k: v for k, v in kwargs.items() if k != "autocast"})
+        self.spec = QuantSpec(**spec)
+        self.cell_config = dict(cell)
+        self.cell = FakeQuant(STATES.to_config(), dtype="float32", **cell)
+        self.supports_masking = False
+
+    def build(self, x_shape: Any, **_: Any) -> None:
+        """Build the wrapped layer."""
+        super().build(x_shape)
+
+    def compute_output_spec(self, x: keras.KerasTensor, **_: Any) -> keras.KerasTensor:
+        """The hidden state after every step."""
+        return keras.KerasTensor((*x.shape[:2], self.layer.units), "float32")
+
+    def call(
+        self, x: tf.Tensor, encoding: tf.Tensor | None = None, out: tf.Tensor | None = None, training: bool = False
+    ) -> tf.Tensor:
+        """Run the layer.
+
+        Args:
+            x: float[batch, steps, inputs].
+            encoding: float32[2], scale and zero point of `x`.
+            out: float32[2], scale and zero point that the output is going to have; zeros where no data were seen.
+            training: floats on the grids instead of integers.
+
+        Returns:
+            float32[batch, steps, units], on the grid of `out` where there is one.
+        """
+        x = tf.cast(x, tf.float32)
+        if is_observing() or encoding is None or out is None:
+            return self._real(x, None)
+        if training:
+            return self._real(x, out)
+        known = tf.logical_and(tf.logical_and(encoding[0] > 0.0, out[0] > 0.0), self.seen())
+        return tf.cond(known, lambda: self._integer(x, encoding, out), lambda: self._real(x, None))
+
+    def seen(self) -> tf.Tensor:
+        """bool[]: the cell state has a range."""
+        return tf.reduce_max(tf.convert_to_tensor(self.cell.count)) > 0.0
+
+    def cell_bits(self) -> tf.Tensor:
+        """int32[]: integer bits of the cell state, the fewest that hold its range: its scale is `2**(bits - 15)`."""
+        reach = tf.maximum(-tf.reduce_min(self.cell.low.value), tf.reduce_max(self.cell.high.value))
+        ends = [2.0**bits * (1.0 - 2.0**-15) for bits in range(CELL_BITS[0], CELL_BITS[1])]
+        return tf.reduce_sum(tf.cast(reach > tf.constant(ends), tf.int32))
+
+    def codes(self, input_scale: tf.Tensor) -> LstmWeights:
+        """The weights as the device computes with them; integers in float64."""
+        kernel, recurrent, bias = self._floats()
+        units = self.layer.units
+        kernel, recurrent = (tf.reshape(w, (w.shape[0], 4, units)) for w in (kernel, recurrent))
+        spec = QuantSpec(self.spec.bits, True, True, per_axis=True)  # an axis of gates
+        reach = tf.reduce_max(tf.abs(tf.reshape(bias, (1, 4, units))), axis=2, keepdims=True) / input_scale
+        scales = encode_weights(kernel, spec, (1,), bias_reach=reach), encode_weights(recurrent, spec, (1,))
+        kernel, recurrent = (
+            tf.clip_by_value(tf.round(w / s), float(spec.low), float(spec.high))
+            for w, s in zip((kernel, recurrent), scales, strict=True)
+        )
+        steps = tf.round(tf.reshape(bias, (4, units)) / (tf.reshape(scales[0], (4, 1)) * input_scale))
+        return LstmWeights(
+            *(tf.cast(tf.reshape(w, (w.shape[0], -1)), tf.float64) for w in (kernel, recurrent)),
+            tf.cast(tf.reshape(steps, (-1,)), tf.float64),
+            *(tf.reshape(s, (4,)) for s in scales),
+        )
+
+    def _floats(self) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Kernel, recurrent kernel and bias as they train."""
+        cell = self.layer.cell
+        with full_precision():
+            kernel = tf.cast(tf.convert_to_tensor(cell.kernel), tf.float32)
+            recurrent = tf.cast(tf.convert_to_tensor(cell.recurrent_kernel), tf.float32)
+            if not cell.use_bias:
+                return kernel, recurrent, tf.zeros((4 * self.layer.units,))
+            return kernel, recurrent, tf.cast(tf.convert_to_tensor(cell.bias), tf.float32)
+
+    def _on_grid(self, weights: tf.Tensor) -> tf.Tensor:
+        """Weights as training sees them: each gate on its grid."""
+        gates = tf.reshape(weights, (weights.shape[0], 4, -1))
+        spec = QuantSpec(self.spec.bits, True, True, per_axis=True)
+        scale = tf.stop_gradient(encode_weights(gates, spec, (1,)))
+        return tf.reshape(round_through(gates / scale, float(spec.low), float(spec.high)) * scale, weights.shape)
+
+    def _integer(self, x: tf.Tensor, encoding: tf.Tensor, out: tf.Tensor) -> tf.Tensor:
+        source, grid = arithmetic.Grid(encoding[0], encoding[1]), arithmetic.Grid(out[0], out[1])
+        codes = tf.cast(tf.round(x / source.scale) + source.zero_point, tf.int32)
+        hidden = lstm(codes, source, self.codes(encoding[0]), grid, self.cell_bits(), runtime=self.cell.runtime)
+        return (tf.cast(hidden, tf.float32) - grid.zero_point) * grid.scale
+
+    def _real(self, x: tf.Tensor, out: tf.Tensor | None) -> tf.Tensor:
+        """In float; with `out`, weights and states are on their grids."""
+        kernel, recurrent, bias = self._floats()
+        if out is not None:
+            kernel, recurrent = self._on_grid(kernel), self._on_grid(recurrent)
+        by_input = tf.transpose(tf.matmul(x, kernel) + bias, (1, 0, 2))
+        seen, bits = self.seen(), self.cell_bits()
+
+        def step(states: tuple[tf.Tensor, tf.Tensor], by_input: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            hidden, cell = states
+            z = by_input + tf.matmul(hidden, recurrent)
+            if out is not None:
+                z = tf.clip_by_value(z, -GATE_REACH, GATE_REACH)
+            i, f, g, o = tf.split(z, 4, axis=-1)
+            cell = tf.sigmoid(f) * cell + tf.sigmoid(i) * tf.tanh(g)
+            if out is not None:
+                cell = tf.where(seen, _snapped_cell(cell, bits), cell)
+            hidden = tf.sigmoid(o) * tf.tanh(cell)
+            if out is not None:
+                hidden = tf.where(out[0] > 0.0, _snapped(hidden, out), hidden)
+            return hidden, cell
+
+        zeros = tf.zeros_like(by_input[0, :, : self.layer.units])
+        hidden, cells = tf.scan(step, by_input, (zeros, zeros))
+        if out is not None or is_observing():  # show it the range
+            self.cell(tf.stop_gradient(cells), training=out is not None)
+        return tf.transpose(hidden, (1, 0, 2))
+
+    def get_config(self) -> dict[str, Any]:
+        """All arguments."""
+        return {**super().get_config(), "spec": self.spec.to_config(), "cell": self.cell_config}
+
+
+def _snapped(y: tf.Tensor, encoding: tf.Tensor) -> tf.Tensor:
+    """Hidden states on their grid, gradient straight through."""
+    scale, zero_point = tf.where(encoding[0] > 0.0, encoding[0], 1.0), encoding[1]
+    codes = tf.clip_by_value(tf.round(y / scale) + zero_point, -128.0, 127.0)
+    low, high = (-128.0 - zero_point) * scale, (127.0 - zero_point) * scale
+    return straight_through(y, (codes - zero_point) * scale, low, high)
+
+
+def _snapped_cell(y: tf.Tensor, bits: tf.Tensor) -> tf.Tensor:
+    """Cell states on their grid, gradient straight through."""
+    scale = tf.pow(2.0, tf.cast(bits - 15, tf.float32))
+    codes = tf.clip_by_value(tf.round(y / scale), -32768.0, 32767.0)
+    return straight_through(y, codes * scale, -32768.0 * scale, 32767.0 * scale)

@@ -1,0 +1,261 @@
+"""Constants that meet a tensor element by element: positional embeddings, scales of rows, masks of attention.
+
+A constant over the last axis alone is an `Affine`; one that varies along other axes is stored in the file as int8, with
+an encoding of its own, and read by ADD, SUB, MUL, MAXIMUM or MINIMUM like any tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from kquant.core.program import Program
+from kquant.ops.rule import Call, Make, Rule, computed, example
+
+layers = keras.layers
+
+# How far the lowest code must lie below the smallest logit, so that a masked one gets exp(-8) < 1/512 at most.
+MASKED_BELOW = 8.0
+
+
+@keras.saving.register_keras_serializable(package="kquant")
+class Stored(keras.layers.Layer):
+    """A constant or variable of the model as a tensor of the graph; what it is called with does not matter.
+
+    Args:
+        shape: without batch axis; the value is the same for every sample.
+        trains: False for what is a constant in the model.
+
+    Example:
+        >>> layer = stored_layer(np.float32([[1.0], [2.0]]), "rows")
+        >>> layer(np.zeros((5, 2, 3), "float32")).numpy().tolist()
+        [[[1.0], [2.0]]]
+    """
+
+    def __init__(self, shape: Sequence[int], trains: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.shape, self.trains = tuple(int(n) for n in shape), trains
+        self.value = self.add_weight(name="value", shape=self.shape, initializer="zeros", trainable=trains)
+        self.built = True
+
+    def call(self, x: Any) -> Any:
+        """The value with a leading 1, which broadcasts over the batch."""
+        return keras.ops.expand_dims(keras.ops.convert_to_tensor(self.value), 0)
+
+    def compute_output_spec(self, x: Any) -> Any:
+        """As if there were one value for each sample."""
+        return keras.KerasTensor((None, *self.shape), self.compute_dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        """All arguments."""
+        return {**super().get_config(), "shape": list(self.shape), "trains": self.trains}
+
+
+@keras.saving.register_keras_serializable(package="kquant")
+class Below(keras.layers.Layer):
+    """`x - amount`, only to stretch the range of what shares its encoding; it is never written."""
+
+    def __init__(self, amount: float, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.amount = float(amount)
+
+    def call(self, x: Any) -> Any:
+        """Subtract."""
+        return x - self.amount
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        """As the input."""
+        return input_shape
+
+    def get_config(self) -> dict[str, Any]:
+        """All arguments."""
+        return {**super().get_config(), "amount": self.amount}
+
+
+@keras.saving.register_keras_serializable(package="kquant")
+class Stretched(keras.layers.Layer):
+    """The first of two tensors, in an encoding that holds both."""
+
+    def call(self, inputs: Any) -> Any:
+        """The first."""
+        return inputs[0]
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        """As the first."""
+        return input_shape[0]
+
+
+@keras.saving.register_keras_serializable(package="kquant")
+class Masked(keras.layers.Layer):
+    """Logits with the lowest number where a constant mask is False: the lowest code in the file.
+
+    Args:
+        shape: of the mask, without batch axis; it broadcasts against the logits.
+
+    Example:
+        >>> layer = masked_layer(np.tri(2, dtype=bool), "causal")
+        >>> (layer(np.zeros((1, 2, 2), "float32")).numpy() < -1e8).tolist()
+        [[[False, True], [False, False]]]
+    """
+
+    def __init__(self, shape: Sequence[int], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.shape = tuple(int(n) for n in shape)
+        self.allowed = self.add_weight(
+            name="allowed", shape=self.shape, initializer="ones", trainable=False, dtype="int8", autocast=False
+        )
+        self.built = True
+
+    def call(self, x: Any) -> Any:
+        """Replace the logits of masked positions."""
+        lowest = -3e4 if keras.backend.standardize_dtype(x.dtype) == "float16" else -1e9
+        allowed = keras.ops.expand_dims(keras.ops.convert_to_tensor(self.allowed), 0)
+        return keras.ops.where(allowed > 0, x, keras.ops.cast(lowest, x.dtype))
+
+    def compute_output_spec(self, x: Any) -> Any:
+        """As the logits; the mask must not be larger."""
+        return keras.KerasTensor(x.shape, x.dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        """All arguments."""
+        return {**super().get_config(), "shape": list(self.shape)}
+
+
+def stored_layer(value: Any, name: str, trains: bool = False) -> Stored:
+    """A `Stored` that holds `value` (float[...], without batch axis)."""
+    array = np.asarray(value, np.float32)
+    layer = Stored(array.shape, trains, name=name)
+    layer.value.assign(array)
+    return layer
+
+
+def masked_layer(allowed: np.ndarray, name: str) -> Masked:
+    """A `Masked` for bool[...], without batch axis."""
+    layer = Masked(allowed.shape, name=name)
+    layer.allowed.assign(np.asarray(allowed, np.int8))
+    return layer
+
+
+def as_array(value: Any) -> np.ndarray:
+    """The numbers of a constant of any kind, or of a variable."""
+    return value.numpy() if isinstance(value, keras.Variable) else np.asarray(keras.ops.convert_to_numpy(value))
+
+
+def without_batch(value: Any, rank: int, name: str) -> np.ndarray:
+    """A constant as it broadcasts against a tensor of this rank, its batch axis left out.
+
+    Raises:
+        ValueError: it has more axes than the tensor, or a value for each sample.
+    """
+    array = as_array(value)
+    if array.ndim > rank or (array.ndim == rank and array.shape[0] != 1):
+        raise ValueError(
+            f"{name}: its constant varies along the batch axis, or has more axes than the tensor. Received: shape "
+            f"{array.shape} for a tensor of rank {rank}, batch included. Give it a leading axis of 1."
+        )
+    shape = array.shape[1:] if array.ndim == rank else array.shape
+    return array.reshape((1,) * (rank - 1 - len(shape)) + shape)
+
+
+def stored(make: Make, value: Any, x: Any, name: str, key: str = "stored") -> Any:
+    """A constant or variable as a tensor that broadcasts against `x`; a trainable variable stays one."""
+    trains = isinstance(value, keras.Variable) and value.trainable
+    array = without_batch(value, len(x.shape), name)
+    return make(key, lambda: stored_layer(array, f"{name}_{key}", trains))(x)
+
+
+def masked(make: Make, x: Any, allowed: np.ndarray, name: str, below: float = MASKED_BELOW) -> Any:
+    """Logits with the lowest code where `allowed` (without batch axis) is False, `below` under every other."""
+    if np.all(allowed):
+        return x
+    lower = make("below", lambda: Below(below, name=f"{name}_below"))(x)
+    x = make("stretched", lambda: Stretched(name=f"{name}_stretched"))([x, lower])
+    return make("masked", lambda: masked_layer(np.asarray(allowed, bool), f"{name}_masked"))(x)
+
+
+def _lower_stored(program: Program, call: Call) -> None:
+    """The output becomes a constant of the file; no operator computes it."""
+    value = call.op.value.numpy()[None]
+    call.output.data = call.output.encoding.quantize(value).astype(np.int8)
+
+
+def _lower_below(program: Program, call: Call) -> None:
+    """Nobody reads it: a constant that is not written."""
+    call.output.data = np.zeros(call.output.shape, np.int8)
+
+
+def _lower_stretched(program: Program, call: Call) -> None:
+    """A RESHAPE to the same shape, which tidying removes."""
+    program.reshape(call.inputs[0], call.output.shape, call.output)
+
+
+def _lower_masked(program: Program, call: Call) -> None:
+    """MINIMUM with the highest code where the mask allows a logit, with the lowest where not."""
+    spec, encoding = call.output.encoding.spec, call.output.encoding
+    allowed = call.op.allowed.numpy()[None] > 0
+    codes = np.where(allowed, spec.high, spec.low).astype(np.int8)
+    program.emit("MINIMUM", [call.inputs[0], program.constant(f"{call.output.name}/mask", codes, encoding)], call.output)
+
+
+def _rows(*shape: int) -> np.ndarray:
+    return np.random.default_rng(5).normal(size=shape).astype(np.float32)
+
+
+class _Positions(keras.layers.Layer):
+    """A positional embedding, and a scale for each row, as custom layers have them."""
+
+    def build(self, shape: Any) -> None:
+        self.table = self.add_weight(name="table", shape=tuple(shape[1:]))
+        self.rows = self.add_weight(name="rows", shape=(shape[1], 1), initializer="ones")
+
+    def call(self, x: Any) -> Any:
+        return (x + self.table) * self.rows
+
+
+def _causal(make_layer: Any) -> Any:
+    def build() -> keras.Model:
+        x = keras.Input((4, 4), name="x")
+        y = Masked((4, 4), name="masked")
+        y.allowed.assign(np.tri(4))
+        lower = Below(MASKED_BELOW)(x)
+        return keras.Model(x, make_layer()(y(Stretched()([x, lower]))), name="example")
+
+    return build
+
+
+RULES = (
+    Rule(
+        layers=(Stored,),
+        operators=(),
+        observer="minmax",
+        lower=_lower_stored,
+        examples=(
+            computed(lambda x: x + _rows(5, 4), (5, 4)),
+            computed(lambda x: keras.ops.subtract(_rows(1, 5, 1, 4), x), (5, 3, 4)),
+            computed(lambda x: x * _rows(6, 1, 1), (6, 5, 4)),
+            computed(lambda x: x / _rows(5, 1), (5, 4)),
+            computed(lambda x: keras.ops.maximum(x, _rows(5, 4)), (5, 4)),
+            computed(lambda x: keras.ops.minimum(_rows(3, 1), x), (2, 3, 4)),
+            example(_Positions, lambda: layers.Dense(3), shape=(6, 5)),
+            example(_Positions, layers.ReLU, shape=(7, 4)),
+        ),
+    ),
+    Rule(layers=(Below,), operators=(), lower=_lower_below, examples=(_causal(layers.Softmax),)),
+    Rule(
+        layers=(Stretched,),
+        operators=("RESHAPE",),
+        output="shared",
+        lower=_lower_stretched,
+        examples=(_causal(lambda: layers.Flatten()),),
+    ),
+    Rule(
+        layers=(Masked,),
+        operators=("MINIMUM",),
+        output="follows",
+        lower=_lower_masked,
+        examples=(_causal(lambda: layers.Softmax()),),
+    ),
+)
