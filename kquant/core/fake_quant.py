@@ -217,10 +217,10 @@ class FakeQuant(keras.layers.Layer):
         unit = tf.where(accumulator > 0.0, accumulator, tf.ones_like(accumulator))
         nearest = to_codes(y, out.scale, out.zero_point, self.spec)
         if sums is None:  # the activation between has clipped `y`
-            rounding = arithmetic.ROUNDING[self._runtime].get(kernel, "double")
+            rounding = arithmetic.ROUNDING[self.runtime].get(kernel, "double")
             codes = arithmetic.requantize(tf.round(tf.cast(y, tf.float64) / unit), accumulator, out, rounding)
         else:
-            rounding = arithmetic.ROUNDING_INT16[self._runtime].get(kernel, "reduced")
+            rounding = arithmetic.ROUNDING_INT16[self.runtime].get(kernel, "reduced")
             codes = arithmetic.requantize(sums, accumulator, out, rounding, activation)
         return tf.where(known, tf.cast(codes, tf.float32), nearest)
 
