@@ -19,7 +19,7 @@ if Path(sys.argv[0] if sys.argv else "").stem != "kquant":
     from kquant import report
     from kquant.calibrate import calibrate
     from kquant.check import CheckReport, check
-    from kquant.core.recipe import Recipe
+    from kquant.core.recipe import Recipe, recipe_from_aeq, recipe_to_aeq
     from kquant.encodings import encodings, set_encodings
     from kquant.export import ExportReport, export
     from kquant.fold import fold
@@ -49,6 +49,8 @@ __all__ = [
     "predict",
     "quantize",
     "register_rule",
+    "recipe_from_aeq",
+    "recipe_to_aeq",
     "report",
     "set_encodings",
     "stream",

@@ -309,11 +309,11 @@ def _check_grid(where: str, name: str, grid: Grid, spec: QuantSpec) -> None:
             f"{where}: '{name}' has {grid.bits} bits, the recipe's activations have {spec.bits}. Quantize with a "
             f"recipe of bits = {grid.bits}."
         )
-    point = int(grid.zero_point[0]) + _shift(spec)
+    point, offset = int(grid.zero_point[0]) + _shift(spec), _offset(int(grid.zero_point[0]), grid.bits)
     if not spec.low <= point <= spec.high or (spec.symmetric and point):
         raise ValueError(
-            f"{where}: '{name}' has offset {_offset(int(grid.zero_point[0]), grid.bits)}, a zero point of {point}, which is "
-            f"not on the recipe's grid {spec.low} to {spec.high}{' with zero point 0' if spec.symmetric else ''}."
+            f"{where}: '{name}' has offset {offset}, a zero point of {point}, which is not on the "
+            f"recipe's grid {spec.low} to {spec.high}{' with zero point 0' if spec.symmetric else ''}."
         )
 
 

@@ -11,6 +11,7 @@ weights = { per_axis = false }
 from __future__ import annotations
 
 import difflib
+import json
 import tomllib
 from fnmatch import fnmatchcase
 from importlib import resources
@@ -19,6 +20,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from kquant.core import aeq
 from kquant.core.spec import Kind, QuantSpec
 
 
@@ -93,7 +95,7 @@ class LayerRule(_Strict):
         """True where the rule speaks for this layer."""
         return (
             (self.layer is None or fnmatchcase(name, self.layer))
-            and (self.type is None or self.type == kind)
+            and (self.type is None or fnmatchcase(kind, self.type))
             and (self.position is None or self.position == position)
         )
 
@@ -166,8 +168,10 @@ def load(recipe: str | Path | dict[str, Any] | Recipe) -> Recipe:
     if isinstance(recipe, dict):
         return _parse(recipe, "recipe")
     if not isinstance(recipe, str | Path):
-        raise ValueError(f"recipe: expected a name, a .toml file, a dict or a Recipe. Received: {recipe!r}.")
+        raise ValueError(f"recipe: expected a name, a .toml or .json file, a dict or a Recipe. Received: {recipe!r}.")
     path = Path(recipe)
+    if path.suffix == ".json":
+        return recipe_from_aeq(path)
     if path.suffix == ".toml":
         if not path.is_file():
             raise ValueError(f"recipe: no file {path}.")
@@ -175,8 +179,65 @@ def load(recipe: str | Path | dict[str, Any] | Recipe) -> Recipe:
     if str(recipe) not in names():
         near = difflib.get_close_matches(str(recipe), names(), 1)
         hint = f" Did you mean '{near[0]}'?" if near else ""
-        raise ValueError(f"recipe: no recipe '{recipe}'.{hint} There are: {', '.join(names())}; or give a .toml file.")
+        raise ValueError(
+            f"recipe: no recipe '{recipe}'.{hint} There are: {', '.join(names())}; or give a .toml or .json file."
+        )
     return _read((_folder() / f"{recipe}.toml").read_text(), f"{recipe}.toml")
+
+
+def recipe_from_aeq(recipe: str | Path | list[dict[str, Any]], name: str | None = None) -> Recipe:
+    """A recipe of LiteRT Quantizer (once AI Edge Quantizer) as kquant's own.
+
+    Args:
+        recipe: path of its JSON file, or its entries.
+        name: of the new recipe; the file's name by default.
+
+    Returns:
+        The recipe. Its observer is "minmax", which is that tool's calibration.
+
+    Raises:
+        ValueError: no such file, or a key or value without counterpart, with the reason.
+
+    Example:
+        >>> entries = kquant.recipe_to_aeq(kquant.Recipe(name="mine", activations={"observer": "minmax"}))
+        >>> kquant.recipe_from_aeq(entries).weights.per_axis
+        True
+    """
+    where, entries = "recipe", recipe
+    if isinstance(recipe, str | Path):
+        where = str(recipe)
+        if not Path(recipe).is_file():
+            raise ValueError(f"recipe: no file {recipe}.")
+        try:
+            entries = json.loads(Path(recipe).read_text())
+        except ValueError as error:
+            raise ValueError(f"{where}: not JSON: {error}.") from error
+        name = name or Path(recipe).stem
+    return _parse(aeq.read(entries, name or "aeq", where), where)
+
+
+def recipe_to_aeq(recipe: str | Path | dict[str, Any] | Recipe) -> list[dict[str, Any]]:
+    """A recipe as LiteRT Quantizer's entries, for `json.dump`.
+
+    Fold, training and observers are not part of that format: fold is a matter of the float model there, and a
+    percentile observer is a warning.
+
+    Args:
+        recipe: see `kquant.quantize`.
+
+    Returns:
+        Its entries.
+
+    Raises:
+        ValueError: a key or value without counterpart, with the reason.
+
+    Example:
+        >>> recipe = kquant.Recipe(name="mine", activations={"observer": "minmax"})
+        >>> kquant.recipe_to_aeq(recipe)[0]["op_config"]["weight_tensor_config"]["granularity"]
+        'CHANNELWISE'
+    """
+    chosen = load(recipe)
+    return aeq.write(chosen.model_dump(by_alias=True), f"recipe '{chosen.name}'")
 
 
 def _folder() -> Any:
