@@ -59,7 +59,8 @@ def expand_call(op: Any, make_for: Callable[[Any], Any], args: tuple, kwargs: di
             f"{op.name} ({type(op).__name__}): kquant has no rule for it. Replace it by layers that have one "
             "(`kquant.check(model)` lists what each layer becomes), or leave it out of the exported model."
         )
-    kwargs = {k: v for k, v in kwargs.items() if k not in ("training", "mask")}
+    left_out = ("training",) if rule.masks else ("training", "mask")
+    kwargs = {k: v for k, v in kwargs.items() if k not in left_out}
     if rule.expand is None:
         return _keep(op, make_for)(*args, **kwargs)
 

@@ -171,6 +171,8 @@ def masked(make: Make, x: Any, allowed: np.ndarray, name: str, below: float = MA
     """Logits with the lowest code where `allowed` (without batch axis) is False, `below` under every other."""
     if np.all(allowed):
         return x
+    extra = len(x.shape) - 1 - np.ndim(allowed)  # kernels of one rank only: LiteRT's reference MINIMUM needs it
+    allowed = np.reshape(allowed, (1,) * extra + np.shape(allowed) if extra >= 0 else np.shape(allowed)[-extra:])
     lower = make("below", lambda: Below(below, name=f"{name}_below"))(x)
     x = make("stretched", lambda: Stretched(name=f"{name}_stretched"))([x, lower])
     return make("masked", lambda: masked_layer(np.asarray(allowed, bool), f"{name}_masked"))(x)

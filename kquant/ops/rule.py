@@ -124,6 +124,7 @@ class Rule:
         lower: writes the call.
         observer: the function that calibration sets its range with, where not the recipe's.
         refuse: `(node) -> reason` where this use of the layer has no integer form, else None.
+        masks: `expand` takes the call's `mask`, which otherwise is left out.
         examples: tiny models, which enrol the rule in every contract test.
     """
 
@@ -141,6 +142,7 @@ class Rule:
     lower: Callable[[Program, Call], None] | None = None
     observer: str | None = None
     refuse: Callable[[Node], str | None] | None = None
+    masks: bool = False
     examples: tuple[Callable[[], keras.Model], ...] = field(default=(), repr=False)
 
     def speaks_for(self, kind: type) -> bool:
