@@ -51,8 +51,8 @@ def expand_graph(graph: Graph) -> keras.Model:
     return rewrite(graph, replace, name=legal_name(graph.name, root=True))
 
 
-def expand_call(op: Any, make_for: Callable[[Any], Any], args: tuple, kwargs: dict) -> Any:
-    """One call, expanded until no rule has anything to expand."""
+def expand_call(op: Any, make_for: Callable[[Any], Any], args: tuple, kwargs: dict, *, ours: bool = False) -> Any:
+    """One call, expanded until no rule has anything to expand; what is `ours` need not be copied."""
     rule = find(op)
     if rule is None:
         raise ValueError(
@@ -69,7 +69,9 @@ def expand_call(op: Any, make_for: Callable[[Any], Any], args: tuple, kwargs: di
         return lambda *a, **k: _again(layer, make_for, a, k)
 
     expanded = rule.expand(op, make, *args, **kwargs)
-    return _keep(op, make_for)(*args, **kwargs) if expanded is None else expanded
+    if expanded is not None:
+        return expanded
+    return (op if ours else _keep(op, make_for))(*args, **kwargs)
 
 
 def _again(layer: Any, make_for: Callable[[Any], Any], args: tuple, kwargs: dict) -> Any:
@@ -77,7 +79,7 @@ def _again(layer: Any, make_for: Callable[[Any], Any], args: tuple, kwargs: dict
     rule = find(layer)
     if rule is None or rule.expand is None:
         return layer(*args, **kwargs)
-    return expand_call(layer, make_for, args, kwargs)
+    return expand_call(layer, make_for, args, kwargs, ours=True)
 
 
 def _keep(op: Any, make_for: Callable[[Any], Any]) -> Any:

@@ -1,6 +1,7 @@
 """One rule for each Keras layer or operation, grouped by family. A new layer is one entry in one of these files.
 
-    dense  conv  affine  activation  table  limit  merge  pool  shape  constant  matmul  einsum  norm  attention  heads  passive
+    dense  conv  affine  activation  table  limit  merge  pool  shape  passive
+    constant  matmul  einsum  norm  attention  heads
 """
 
 from __future__ import annotations
@@ -8,11 +9,29 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from kquant.ops import activation, affine, attention, constant, conv, dense, einsum, heads, limit, matmul, merge, norm, passive, pool, shape, table
+from kquant.ops import (
+    activation,
+    affine,
+    attention,
+    constant,
+    conv,
+    dense,
+    einsum,
+    heads,
+    limit,
+    matmul,
+    merge,
+    norm,
+    passive,
+    pool,
+    shape,
+    table,
+)
 from kquant.ops.rule import Rule
 from kquant.targets import Target
 
-FAMILIES = (dense, conv, affine, activation, table, limit, merge, pool, shape, constant, matmul, einsum, norm, attention, heads, passive)
+FAMILIES = (dense, conv, affine, activation, table, limit, merge, pool, shape, passive)
+FAMILIES += (constant, matmul, einsum, norm, attention, heads)
 RULES: tuple[Rule, ...] = tuple(rule for family in FAMILIES for rule in family.RULES)
 
 

@@ -1,7 +1,7 @@
 """Attention: products of queries and keys, a softmax that takes the scale as its beta, a product with the values.
 
-The scale of the logits costs nothing: SOFTMAX multiplies by beta. A constant mask (causal, sliding window) is a MINIMUM with the
-lowest code, whose encoding reaches 8 (after beta) below every logit, so that a masked one rounds to 0.
+The scale of the logits costs nothing: SOFTMAX multiplies by beta. A constant mask (causal, sliding window) is a MINIMUM
+with the lowest code, and the encoding reaches 8 (after beta) below every logit, so that a masked one rounds to 0.
 """
 
 from __future__ import annotations
@@ -66,8 +66,11 @@ def attend(
     """`softmax(beta * query key' + bias) value` of [samples, (heads), positions, features].
 
     Args:
-        make, name: of the rule.
-        query, key, value: tensors of one rank.
+        make: of the rule.
+        query: tensor.
+        key: tensor of the same rank.
+        value: tensor of the same rank.
+        name: of the layer.
         beta: constant scale of the logits.
         scale: a variable that takes its place, or None.
         allowed: bool[...] without batch axis, or None.
@@ -80,8 +83,8 @@ def attend(
     logits = product(make, query, key, f"{name}_logits", adj_y=True, key="logits")
     if scale is not None or beta <= 0.0:  # a trained factor, or one that SOFTMAX does not take
         factor, trains = (beta, ()) if scale is None else (as_array(scale), ("scale",) if _trains(scale) else ())
-        width = logits.shape[-1]
-        logits = make("factor", lambda: affine(factor, 0.0, channels=width, name=f"{name}_factor", trains=trains))(logits)
+        width, label = logits.shape[-1], f"{name}_factor"
+        logits = make("factor", lambda: affine(factor, 0.0, channels=width, name=label, trains=trains))(logits)
         beta = 1.0
     if bias is not None:  # added before beta is applied
         other = stored(make, as_array(bias) / beta if not _trains(bias) else bias, logits, name, key="bias")
@@ -168,7 +171,8 @@ def softmax_over(op: Any, make: Make, x: Any, mask: Any = None, **_: Any) -> Any
     rank = len(x.shape)
     axes = sorted({int(a) % rank for a in np.atleast_1d(getattr(op, "axis", -1))})
     if axes == [rank - 1] and mask is None:
-        return None if getattr(op, "axis", -1) in (-1, rank - 1) else make("last", lambda: layers.Softmax(name=op.name))(x)
+        plain = getattr(op, "axis", -1) in (-1, rank - 1)
+        return None if plain else make("last", lambda: layers.Softmax(name=op.name))(x)
     if 0 in axes:
         raise ValueError(
             f"{op.name} ({type(op).__name__}): softmax over the batch axis (axes {axes}); the device computes one "
