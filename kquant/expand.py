@@ -51,15 +51,16 @@ def expand_graph(graph: Graph) -> keras.Model:
     return rewrite(graph, replace, name=legal_name(graph.name, root=True))
 
 
-def expand_call(op: Any, make_for: Callable[[Any], Any], args: tuple, kwargs: dict) -> Any:
-    """One call, expanded until no rule has anything to expand."""
+def expand_call(op: Any, make_for: Callable[[Any], Any], args: tuple, kwargs: dict, *, ours: bool = False) -> Any:
+    """One call, expanded until no rule has anything to expand; what is `ours` need not be copied."""
     rule = find(op)
     if rule is None:
         raise ValueError(
             f"{op.name} ({type(op).__name__}): kquant has no rule for it. Replace it by layers that have one "
             "(`kquant.check(model)` lists what each layer becomes), or leave it out of the exported model."
         )
-    kwargs = {k: v for k, v in kwargs.items() if k not in ("training", "mask")}
+    left_out = ("training",) if rule.masks else ("training", "mask")
+    kwargs = {k: v for k, v in kwargs.items() if k not in left_out}
     if rule.expand is None:
         return _keep(op, make_for)(*args, **kwargs)
 
@@ -68,7 +69,9 @@ def expand_call(op: Any, make_for: Callable[[Any], Any], args: tuple, kwargs: di
         return lambda *a, **k: _again(layer, make_for, a, k)
 
     expanded = rule.expand(op, make, *args, **kwargs)
-    return _keep(op, make_for)(*args, **kwargs) if expanded is None else expanded
+    if expanded is not None:
+        return expanded
+    return (op if ours else _keep(op, make_for))(*args, **kwargs)
 
 
 def _again(layer: Any, make_for: Callable[[Any], Any], args: tuple, kwargs: dict) -> Any:
@@ -76,7 +79,7 @@ def _again(layer: Any, make_for: Callable[[Any], Any], args: tuple, kwargs: dict
     rule = find(layer)
     if rule is None or rule.expand is None:
         return layer(*args, **kwargs)
-    return expand_call(layer, make_for, args, kwargs)
+    return expand_call(layer, make_for, args, kwargs, ours=True)
 
 
 def _keep(op: Any, make_for: Callable[[Any], Any]) -> Any:

@@ -22,7 +22,7 @@ def _binary(function, first=(8, 7, 4), second=(8, 7, 4)) -> keras.Model:
 
 
 REFUSED = {
-    "softmax over another axis": (lambda: _unary(layers.Softmax(axis=1, name="me")), r"me .*last axis.*Permute"),
+    "softmax over samples": (lambda: _unary(layers.Softmax(axis=0, name="me")), r"me .*one sample at a time"),
     "pool over channels first": (
         lambda: keras.Model(
             x := keras.Input((4, 9)), layers.MaxPooling1D(2, data_format="channels_first", name="me")(x)
@@ -33,9 +33,9 @@ REFUSED = {
         lambda: _unary(layers.GlobalMaxPooling2D(data_format="channels_first", name="me")),
         r"me .*channels_last",
     ),
-    "constant over rows": (
-        lambda: _unary(lambda x: x + np.ones((8, 1, 1), np.float32)),
-        r"add.*channels.*Received: shape",
+    "constant over samples": (
+        lambda: _unary(lambda x: x + np.ones((2, 8, 1, 1), np.float32)),
+        r"add.*batch axis.*Received: shape",
     ),
     "rescaling over rows": (
         lambda: _unary(layers.Rescaling(np.ones((8, 1, 1)), name="me")),
@@ -47,10 +47,8 @@ REFUSED = {
     "values across samples": (lambda: _unary(lambda x: ops.reshape(x, (-1, 4))), r"eshape.*batch axis"),
     "mean over samples": (lambda: _unary(lambda x: ops.mean(x, axis=0)), r"mean.*one sample at a time"),
     "clip by a tensor": (lambda: _binary(lambda a, b: ops.clip(a, -1.0, np.ones(4, np.float32))), r"clip.*one number"),
-    "different ranks": (
-        lambda: _binary(lambda a, b: layers.Multiply(name="me")([a, b]), second=(4,)),
-        r"me .*different rank.*Reshape",
-    ),
+    "different ranks": (lambda: _binary(lambda a, b: a * b, second=(4,)), r"ultiply.*different rank.*Reshape"),
+    "division by zero": (lambda: _unary(lambda x: x / np.float32([1, 2, 0, 4])), r"ivide.*divisor holds a 0"),
     "cubic resize": (
         lambda: _unary(layers.UpSampling2D(2, interpolation="bicubic", name="me")),
         r"me .*nearest and bilinear",
@@ -67,7 +65,27 @@ REFUSED = {
         lambda: keras.Model(x := keras.Input(()), x * 2.0),
         r"multiply.*keras.Input\(\(1,\)\)",
     ),
-    "unknown layer": (lambda: _unary(layers.GroupNormalization(2, name="me")), r"me"),
+    "unknown layer": (lambda: _unary(layers.RandomRotation(0.1, name="me")), r"me"),
+    "product of samples": (lambda: _binary(ops.matmul, (4,), (4,)), r"atmul.*different samples.*Reshape"),
+    "einsum over samples": (lambda: _unary(lambda x: ops.einsum("nhwc->hwc", x)), r"insum.*different samples"),
+    "einsum of three": (
+        lambda: _binary(lambda a, b: ops.einsum("nhwc,nhwc,nhwc->nhw", a, b, a)),
+        r"insum.*3 operands.*several of two",
+    ),
+    "diagonal": (lambda: _unary(lambda x: ops.einsum("nccd->ncd", layers.Cropping2D(((0, 1), (0, 0)))(x))), r"twice in one operand"),
+    "normalization over samples": (lambda: _unary(layers.LayerNormalization(axis=0, name="me")), r"me: .*batch axis"),
+    "another norm": (lambda: _unary(lambda x: ops.normalize(x, order=1)), r"ormalize.*order=1"),
+    "mask as input": (
+        lambda: keras.Model(
+            [x := keras.Input((5, 8)), m := keras.Input((5, 5), dtype="bool")],
+            layers.MultiHeadAttention(2, 4, name="me")(x, x, attention_mask=m),
+        ),
+        r"me .*computed from the inputs.*constant masks",
+    ),
+    "attention over some axes": (
+        lambda: _unary(lambda x: layers.MultiHeadAttention(2, 4, attention_axes=(1,), name="me")(x, x)),
+        r"me .*over all positions",
+    ),
 }
 
 

@@ -1,7 +1,7 @@
 """One rule for each Keras layer or operation, grouped by family. A new layer is one entry in one of these files.
 
-    dense  conv  affine  activation  table  limit  merge  pool  shape  constant  matmul  einsum  norm  recurrent
-    unrolled  passive
+    dense  conv  affine  activation  table  limit  merge  pool  shape
+    constant  matmul  einsum  norm  attention  heads  recurrent  unrolled  passive
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ from typing import Any
 from kquant.ops import (
     activation,
     affine,
+    attention,
     constant,
     conv,
     dense,
     einsum,
+    heads,
     limit,
     matmul,
     merge,
@@ -34,7 +36,7 @@ from kquant.targets import Target
 
 FAMILIES = (
     *(dense, conv, affine, activation, table, limit, merge, pool, shape),
-    *(constant, matmul, einsum, norm, recurrent, unrolled, passive),
+    *(constant, matmul, einsum, norm, attention, heads, recurrent, unrolled, passive),
 )
 RULES: tuple[Rule, ...] = tuple(rule for family in FAMILIES for rule in family.RULES)
 _OF_USERS: list[Rule] = []  # the latest first; they come before those of kquant

@@ -133,6 +133,12 @@ def _kernel(code: str, **attributes: Any) -> Any:
     return lambda node: (code, attributes)
 
 
+def _other_softmax(op: Any, make: Make, x: Any, *args: Any, **kwargs: Any) -> Any:
+    from kquant.ops.attention import softmax_over  # attention.py is built on layers whose rules import this file
+
+    return softmax_over(op, make, x, *args, **kwargs)
+
+
 def _bad_softmax(node: Node) -> str | None:
     axis, rank = getattr(node.op, "axis", -1), len(node.inputs[0].shape)
     if axis not in (-1, rank - 1):
@@ -226,13 +232,21 @@ RULES = (
     Rule(
         layers=(layers.Activation, layers.Softmax),
         when=_softmax,
+        expand=_other_softmax,
+        masks=True,
         operators=("SOFTMAX",),
         output="fixed",
         fixed=(1 / 256, -128),
         arithmetic=_kernel("SOFTMAX", beta=1.0),
         lower=_lower_softmax,
         refuse=_bad_softmax,
-        examples=(_activation("softmax"), example(lambda: layers.Softmax(), shape=(10,))),
+        examples=(
+            _activation("softmax"),
+            example(lambda: layers.Softmax(), shape=(10,)),
+            example(lambda: layers.Softmax(axis=1), shape=(5, 4, 3)),
+            example(lambda: layers.Softmax(axis=(1, 3)), shape=(3, 4, 2)),
+            computed(lambda x: layers.Softmax()(x, mask=np.tri(4, dtype=bool)), (4, 4)),
+        ),
     ),
     Rule(
         layers=(layers.Activation,),

@@ -160,9 +160,9 @@ def without_batch(value: Any, rank: int, name: str) -> np.ndarray:
     return array.reshape((1,) * (rank - 1 - len(shape)) + shape)
 
 
-def stored(make: Make, value: Any, x: Any, name: str, key: str = "stored") -> Any:
+def stored(make: Make, value: Any, x: Any, name: str, key: str = "stored", *, trains: bool = False) -> Any:
     """A constant or variable as a tensor that broadcasts against `x`; a trainable variable stays one."""
-    trains = isinstance(value, keras.Variable) and value.trainable
+    trains = trains or (isinstance(value, keras.Variable) and value.trainable)
     array = without_batch(value, len(x.shape), name)
     return make(key, lambda: stored_layer(array, f"{name}_{key}", trains))(x)
 
@@ -171,6 +171,8 @@ def masked(make: Make, x: Any, allowed: np.ndarray, name: str, below: float = MA
     """Logits with the lowest code where `allowed` (without batch axis) is False, `below` under every other."""
     if np.all(allowed):
         return x
+    extra = len(x.shape) - 1 - np.ndim(allowed)  # kernels of one rank only: LiteRT's reference MINIMUM needs it
+    allowed = np.reshape(allowed, (1,) * extra + np.shape(allowed) if extra >= 0 else np.shape(allowed)[-extra:])
     lower = make("below", lambda: Below(below, name=f"{name}_below"))(x)
     x = make("stretched", lambda: Stretched(name=f"{name}_stretched"))([x, lower])
     return make("masked", lambda: masked_layer(np.asarray(allowed, bool), f"{name}_masked"))(x)
@@ -197,7 +199,8 @@ def _lower_masked(program: Program, call: Call) -> None:
     spec, encoding = call.output.encoding.spec, call.output.encoding
     allowed = call.op.allowed.numpy()[None] > 0
     codes = np.where(allowed, spec.high, spec.low).astype(np.int8)
-    program.emit("MINIMUM", [call.inputs[0], program.constant(f"{call.output.name}/mask", codes, encoding)], call.output)
+    mask = program.constant(f"{call.output.name}/mask", codes, encoding)
+    program.emit("MINIMUM", [call.inputs[0], mask], call.output)
 
 
 def _rows(*shape: int) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 from kquant.ops.activation import activate, name_of
 from kquant.ops.constant import as_array, stored
 from kquant.ops.labels import Equation, parse
-from kquant.ops.matmul import contraction, is_dense, kernel_contraction, permuted, product, reshaped, summed
+from kquant.ops.matmul import contraction, is_dense, kernel_contraction, permuted, product, summed
 from kquant.ops.rule import Make, Rule, computed, example
 
 layers = keras.layers
@@ -93,15 +93,15 @@ def _matmul(op: Any, make: Make, a: Any, b: Any) -> Any:
 
 def _tensordot(op: Any, make: Make, a: Any, b: Any) -> Any:
     """A tensor and a constant; two tensors would pair every sample with every other."""
-    if _is_tensor(a) and _is_tensor(b) or not _is_tensor(a):
+    if _is_tensor(b) or not _is_tensor(a):
         raise _mixed(op, a.shape, b.shape)
     axes = getattr(op, "axes", None)
     if type(op).__name__ == "Dot":
         axes = [[-1], [max(len(b.shape) - 2, 0)]]
     elif axes is None or isinstance(axes, int):
         axes = [list(range(-(2 if axes is None else axes), 0)), list(range(2 if axes is None else axes))]
-    left, right = ([axes[i]] if isinstance(axes[i], int) else list(axes[i]) for i in (0, 1))
-    left, right = [i % len(a.shape) for i in left], [i % len(b.shape) for i in right]
+    pair = [[int(i) for i in np.atleast_1d(axes[side])] for side in (0, 1)]
+    left, right = [i % len(a.shape) for i in pair[0]], [i % len(b.shape) for i in pair[1]]
     names, others = ascii_lowercase[: len(a.shape)], [*ascii_lowercase[::-1][: len(b.shape)]]
     for i, j in zip(left, right, strict=True):
         others[j] = names[i]
@@ -164,7 +164,8 @@ def _in_kernel(bias: np.ndarray, e: Equation) -> np.ndarray | None:
 
 
 def _random(*shape: int) -> np.ndarray:
-    return np.float32(np.random.default_rng(2).normal(size=shape) / np.sqrt(shape[0]))
+    values = np.random.default_rng(2).normal(size=shape)
+    return (values / np.sqrt(shape[0])).astype(np.float32)
 
 
 def _einsum_of(equation: str, *shapes: tuple[int, ...]) -> Any:

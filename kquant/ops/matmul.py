@@ -1,7 +1,7 @@
 """Matrix products: of two tensors BATCH_MATMUL, with a constant or a variable FULLY_CONNECTED where it is a kernel.
 
-Every product is a contraction of labelled axes, as `einsum` writes them: transposed and reshaped to matrices, multiplied,
-and brought back. The first axis of every tensor numbers the samples and must stay the first.
+Every product is a contraction of labelled axes, as `einsum` writes them: transposed and reshaped to matrices,
+multiplied, and brought back. The first axis of every tensor numbers the samples and must stay the first.
 """
 
 from __future__ import annotations
@@ -123,7 +123,8 @@ def kernel_contraction(
     """A tensor and the numbers of a kernel: a Dense over the contracted axes, or a product with a stored tensor.
 
     Args:
-        make, name: of the rule.
+        make: of the rule.
+        name: of the layer.
         x: the tensor, with the labels `equation.first`.
         value: float[...], with the labels `equation.second`, no sample axis among them.
         equation: what is computed.

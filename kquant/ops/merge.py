@@ -10,7 +10,7 @@ import numpy as np
 from kquant.core.graph import Node
 from kquant.core.program import Program
 from kquant.ops.affine import affine, is_per_channel, per_channel
-from kquant.ops.constant import stored
+from kquant.ops.constant import as_array, stored
 from kquant.ops.rule import Call, Make, Rule, computed
 
 layers = keras.layers
@@ -25,6 +25,21 @@ def _chain(cls: type) -> Any:
             name = op.name if i == len(inputs) - 1 else f"{op.name}_{i}"
             x = make(f"pair{i}", lambda name=name: cls(name=name))([x, other])
         return x
+
+    return expand
+
+
+def _aligned(cls: type) -> Any:
+    """Inputs of fewer axes get axes of 1 behind the samples, as Keras' merging layers do."""
+
+    def expand(op: Any, make: Make, inputs: Any, **_: Any) -> Any:
+        rank = max(len(t.shape) for t in inputs)
+        for i, t in enumerate(inputs):
+            shape = (1,) * (rank - len(t.shape)) + tuple(t.shape[1:])
+            if len(t.shape) < rank:
+                t = make(f"input{i}", lambda i=i, shape=shape: layers.Reshape(shape, name=f"{op.name}_input{i}"))(t)
+            inputs = [*inputs[:i], t, *inputs[i + 1 :]]
+        return make("aligned", lambda: cls(name=op.name))(inputs)
 
     return expand
 
@@ -63,9 +78,12 @@ def _divided(op: Any, make: Make, a: Any, b: Any) -> Any:
             f"{op.name} ({type(op).__name__}): division by a tensor has no integer kernel that is right. Multiply by a "
             "reciprocal that the model is given as an input, or divide outside the model."
         )
+    if not np.all(as_array(b)):
+        raise ValueError(f"{op.name} ({type(op).__name__}): its divisor holds a 0. Replace it by what is meant there.")
     if not is_per_channel(b, a):
-        b = 1.0 / np.asarray(keras.ops.convert_to_numpy(b), np.float64)
-        return _binary(layers.Multiply, None)(op, make, a, b)
+        trains = isinstance(b, keras.Variable) and b.trainable
+        other = stored(make, 1.0 / as_array(b).astype(np.float64), a, op.name, trains=trains)
+        return make("pair", lambda: layers.Multiply(name=op.name))([a, other])
     return _binary(layers.Multiply, lambda c, first: (1.0 / c, 0.0))(op, make, a, b)
 
 
@@ -161,13 +179,31 @@ def _many(*classes: type) -> tuple[Rule, ...]:
     )
 
 
-def _count(op: Any) -> int:
+def _of_ranks(*classes: type) -> tuple[Rule, ...]:
+    """Inputs of different ranks."""
+    return tuple(
+        Rule(
+            layers=(cls,),
+            when=lambda op: len({len(shape) for shape in _input_shapes(op)}) > 1,
+            expand=_aligned(cls),
+            examples=(merged(cls, (6, 4), (4,)),),
+        )
+        for cls in classes
+    )
+
+
+def _input_shapes(op: Any) -> list[Any]:
     shapes = getattr(op, "_build_shapes_dict", None) or {}
     shape = next(iter(shapes.values()), ())
-    return len(shape) if shape and isinstance(shape[0], list | tuple) else 2
+    return list(shape) if shape and isinstance(shape[0], list | tuple) else []
+
+
+def _count(op: Any) -> int:
+    return len(_input_shapes(op)) or 2
 
 
 RULES = (
+    *_of_ranks(layers.Add, layers.Subtract, layers.Multiply, layers.Maximum, layers.Minimum, layers.Average),
     *_many(layers.Add, layers.Multiply, layers.Maximum, layers.Minimum),
     *_elementwise(layers.Add, "ADD"),
     *_elementwise(layers.Subtract, "SUB"),

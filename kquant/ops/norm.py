@@ -70,7 +70,8 @@ def normalized(make: Make, x: Any, name: str, factor: float, epsilon: float, cen
     """`c / sqrt(factor * sum(c^2) + epsilon)` over the last axis.
 
     Args:
-        make, name: of the rule.
+        make: of the rule.
+        name: of the layer.
         x: [samples, rows, values].
         factor: 1 / values for a variance, 1 for a norm.
         epsilon: added below the root.
@@ -178,7 +179,7 @@ def _unit(op: Any, make: Make, x: Any, **_: Any) -> Any:
     """The layer, and `keras.ops.normalize`."""
     if getattr(op, "order", 2) != 2:
         raise ValueError(
-            f"{op.name} ({type(op).__name__}): order={op.order}; only the Euclidean norm (order=2) has an integer form. "
+            f"{op.name} ({type(op).__name__}): order={op.order}; only the Euclidean norm (order=2) is integer. "
             "Divide by a constant instead, or normalize outside the model."
         )
     # Keras bounds the norm by 1e-12 or 1e-7; a square of 1e-12 below the root changes no norm above 1e-3 by 1e-6.

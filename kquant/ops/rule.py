@@ -145,6 +145,7 @@ class Rule:
         widths: of activations that `lower` (or `lower_float`) can write: 8, 16, `FLOAT`.
         observer: the function that calibration sets its range with, where not the recipe's.
         refuse: `(node) -> reason` where this use of the layer has no integer form, else None.
+        masks: `expand` takes the call's `mask`, which otherwise is left out.
         examples: tiny models, which enrol the rule in every contract test.
     """
 
@@ -165,6 +166,7 @@ class Rule:
     widths: tuple[int, ...] = (8, 16, FLOAT)
     observer: str | None = None
     refuse: Callable[[Node], str | None] | None = None
+    masks: bool = False
     examples: tuple[Callable[[], keras.Model], ...] = field(default=(), repr=False)
 
     def speaks_for(self, kind: type) -> bool:

@@ -25,6 +25,8 @@ def markdown() -> str:
                 rows.setdefault(name, []).append(rule)
         gone = "nothing in the file" if family is passive else ""
         lines = [f"| {name} | {gone or _becomes(rules)} |" for name, rules in rows.items()]
+        if not lines:  # only layers of kquant's own, that others expand to
+            continue
         title = family.__name__.rsplit(".", 1)[-1]
         head = [f"## {title}", "", summary, "", "| layer | becomes |", "| --- | --- |"]
         parts.append("\n".join([*head, *lines, ""]))

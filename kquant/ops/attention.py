@@ -1,0 +1,230 @@
+"""Attention: products of queries and keys, a softmax that takes the scale as its beta, a product with the values.
+
+The scale of the logits costs nothing: SOFTMAX multiplies by beta. A constant mask (causal, sliding window) is a MINIMUM
+with the lowest code, and the encoding reaches 8 (after beta) below every logit, so that a masked one rounds to 0.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from kquant.core.graph import Node
+from kquant.core.program import Program
+from kquant.ops.affine import affine
+from kquant.ops.constant import MASKED_BELOW, as_array, masked, stored, without_batch
+from kquant.ops.matmul import permuted, product, reshaped
+from kquant.ops.rule import Call, Make, Rule, computed, example
+
+layers = keras.layers
+
+# What counts as minus infinity in an additive bias.
+MINUS_INFINITY = -1e4
+
+
+@keras.saving.register_keras_serializable(package="kquant")
+class ScaledSoftmax(keras.layers.Layer):
+    """`softmax(beta * x)` over the last axis.
+
+    Example:
+        >>> ScaledSoftmax(2.0)(np.zeros((1, 4), "float32")).numpy().tolist()
+        [[0.25, 0.25, 0.25, 0.25]]
+    """
+
+    def __init__(self, beta: float, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.beta = float(beta)
+
+    def call(self, x: Any) -> Any:
+        """Scale and normalize."""
+        return keras.ops.softmax(x * self.beta, axis=-1)
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        """As the input."""
+        return input_shape
+
+    def get_config(self) -> dict[str, Any]:
+        """All arguments."""
+        return {**super().get_config(), "beta": self.beta}
+
+
+def attend(
+    make: Make,
+    query: Any,
+    key: Any,
+    value: Any,
+    name: str,
+    *,
+    beta: float = 1.0,
+    scale: Any = None,
+    allowed: Any = None,
+    bias: Any = None,
+    dropout: float = 0.0,
+) -> tuple[Any, Any]:
+    """`softmax(beta * query key' + bias) value` of [samples, (heads), positions, features].
+
+    Args:
+        make: of the rule.
+        query: tensor.
+        key: tensor of the same rank.
+        value: tensor of the same rank.
+        name: of the layer.
+        beta: constant scale of the logits.
+        scale: a variable that takes its place, or None.
+        allowed: bool[...] without batch axis, or None.
+        bias: constant or variable that is added to the scaled logits, or None.
+        dropout: rate, in training.
+
+    Returns:
+        The values, and the weights they were summed with.
+    """
+    logits = product(make, query, key, f"{name}_logits", adj_y=True, key="logits")
+    if scale is not None or beta <= 0.0:  # a trained factor, or one that SOFTMAX does not take
+        factor, trains = (beta, ()) if scale is None else (as_array(scale), ("scale",) if _trains(scale) else ())
+        width, label = logits.shape[-1], f"{name}_factor"
+        logits = make("factor", lambda: affine(factor, 0.0, channels=width, name=label, trains=trains))(logits)
+        beta = 1.0
+    if bias is not None:  # added before beta is applied
+        other = stored(make, as_array(bias) / beta if not _trains(bias) else bias, logits, name, key="bias")
+        logits = make("biased", lambda: layers.Add(name=f"{name}_biased"))([logits, other])
+    if allowed is not None:
+        logits = masked(make, logits, allowed, name, MASKED_BELOW / beta)
+    weights = make("weights", lambda: ScaledSoftmax(beta, name=f"{name}_weights"))(logits)
+    if dropout:
+        weights = make("dropout", lambda: layers.Dropout(dropout, name=f"{name}_dropout"))(weights)
+    return product(make, weights, value, name), weights
+
+
+def _trains(value: Any) -> bool:
+    return isinstance(value, keras.Variable) and value.trainable
+
+
+def constant_mask(mask: Any, op: Any, rank: int) -> np.ndarray:
+    """A mask of numbers, without its batch axis.
+
+    Raises:
+        ValueError: it is computed from the model's inputs.
+    """
+    if isinstance(mask, keras.KerasTensor):
+        raise ValueError(
+            f"{op.name} ({type(op).__name__}): its mask is computed from the inputs; only constant masks "
+            "(use_causal_mask=True, a sliding window, numpy) have an integer form. Feed sequences of full length, or "
+            "give the model a float input of 0 and -8 that is added to the logits."
+        )
+    return without_batch(np.asarray(as_array(mask), bool), rank, op.name)
+
+
+def _dot_product(
+    op: Any, make: Make, query: Any, key: Any, value: Any, bias: Any = None, mask: Any = None, scale: Any = None
+) -> Any:
+    """`keras.ops.dot_product_attention`: [samples, positions, heads, features]."""
+    if isinstance(bias, keras.KerasTensor):
+        raise ValueError(
+            f"{op.name} ({type(op).__name__}): a bias that is computed from the inputs. Add it to the logits with "
+            "keras.ops, as matmul, add, softmax, matmul."
+        )
+    beta = 1.0 / float(np.sqrt(query.shape[-1])) if scale is None else float(as_array(scale))
+    swap = [0, 2, 1, 3]
+    heads, positions, keys = query.shape[2], query.shape[1], key.shape[1]
+    allowed = None if mask is None else constant_mask(mask, op, 4)
+    if op.is_causal:
+        causal = np.tri(positions, keys, dtype=bool)
+        allowed = causal if allowed is None else allowed & causal
+        allowed = allowed.reshape((1,) * (3 - allowed.ndim) + allowed.shape)
+    if bias is not None and not _trains(bias):
+        bias, allowed = _split_bias(as_array(bias), allowed)
+    query = permuted(make, query, swap, op.name, "query")
+    key, value = (
+        repeated(make, permuted(make, t, swap, op.name, n), heads, f"{op.name}_{n}", n)
+        for t, n in ((key, "key"), (value, "value"))
+    )
+    y, _ = attend(make, query, key, value, op.name, beta=beta, allowed=allowed, bias=bias)
+    return permuted(make, y, swap, op.name, "output")
+
+
+def _split_bias(bias: np.ndarray, allowed: Any) -> tuple[np.ndarray | None, Any]:
+    """Minus infinities of a constant bias are a mask."""
+    free = bias > MINUS_INFINITY
+    if np.all(free):
+        return bias, allowed
+    mask = without_batch(free, 4, "bias")
+    rest = np.where(free, bias, 0.0)
+    return (rest if np.any(rest) else None), mask if allowed is None else mask & allowed
+
+
+def repeated(make: Make, x: Any, heads: int, name: str, key: str) -> Any:
+    """Each of fewer heads as often as queries share it (axis 1); a single one broadcasts."""
+    few = x.shape[1]
+    if few in (1, heads):
+        return x
+    _, _, positions, features = x.shape
+    x = reshaped(make, x, (few, 1, positions, features), name, f"{key}_each")
+    copies = [x] * (heads // few)
+    x = make(f"{key}_copies", lambda: layers.Concatenate(axis=2, name=f"{name}_copies"))(copies)
+    return reshaped(make, x, (heads, positions, features), name, f"{key}_repeated")
+
+
+def softmax_over(op: Any, make: Make, x: Any, mask: Any = None, **_: Any) -> Any:
+    """A Softmax over other axes than the last, or with a constant mask; None where it is plain."""
+    rank = len(x.shape)
+    axes = sorted({int(a) % rank for a in np.atleast_1d(getattr(op, "axis", -1))})
+    if axes == [rank - 1] and mask is None:
+        plain = getattr(op, "axis", -1) in (-1, rank - 1)
+        return None if plain else make("last", lambda: layers.Softmax(name=op.name))(x)
+    if 0 in axes:
+        raise ValueError(
+            f"{op.name} ({type(op).__name__}): softmax over the batch axis (axes {axes}); the device computes one "
+            "sample at a time. Take another axis."
+        )
+    if mask is not None:
+        x = masked(make, x, constant_mask(mask, op, rank), op.name)
+    order = [a for a in range(rank) if a not in axes] + axes
+    x = permuted(make, x, order, op.name, "order")
+    shape, kept = x.shape[1:], rank - len(axes) - 1
+    x = reshaped(make, x, (*shape[:kept], int(np.prod(shape[kept:]))), op.name, "flat")
+    x = make("last", lambda: layers.Softmax(name=op.name))(x)
+    x = reshaped(make, x, shape, op.name, "shape")
+    return permuted(make, x, [order.index(a) for a in range(rank)], op.name, "back")
+
+
+def _kernel(node: Node) -> tuple[str, dict[str, Any]]:
+    return "SOFTMAX", {"beta": node.op.beta}
+
+
+def _lower(program: Program, call: Call) -> None:
+    program.emit("SOFTMAX", call.inputs, call.output, beta=call.op.beta)
+
+
+def _heads(**options: Any) -> Any:
+    return computed(lambda q, k, v: keras.ops.dot_product_attention(q, k, v, **options), *[(4, 2, 6)] * 3)
+
+
+def _bias() -> np.ndarray:
+    bias = np.random.default_rng(0).normal(size=(1, 2, 4, 4)).astype(np.float32)
+    return np.where(np.tri(4) > 0, bias, np.float32(-1e9))
+
+
+RULES = (
+    Rule(
+        operations=("DotProductAttention",),
+        expand=_dot_product,
+        masks=True,
+        examples=(
+            _heads(),
+            _heads(is_causal=True, scale=0.5),
+            _heads(mask=np.array([True, True, False, True])),
+            _heads(bias=_bias()),
+        ),
+    ),
+    Rule(
+        layers=(ScaledSoftmax,),
+        operators=("SOFTMAX",),
+        output="fixed",
+        fixed=(1 / 256, -128),
+        arithmetic=_kernel,
+        lower=_lower,
+        examples=(example(lambda: ScaledSoftmax(0.3), shape=(4, 7)), example(lambda: ScaledSoftmax(2.0), shape=(9,))),
+    ),
+)
