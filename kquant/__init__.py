@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 if Path(sys.argv[0] if sys.argv else "").stem != "kquant":
     from kquant import report
     from kquant.calibrate import calibrate
+    from kquant.cell import cell
     from kquant.check import CheckReport, check
     from kquant.core.recipe import Recipe
     from kquant.export import ExportReport, export
@@ -36,6 +37,7 @@ __all__ = [
     "Recipe",
     "VerifyReport",
     "calibrate",
+    "cell",
     "check",
     "compress",
     "export",

@@ -22,7 +22,7 @@ ORDER = (
     ("expand", "plan", "calibrate", "lower", "runtimes"),
     ("fold", "attach"),
     ("quantize",),
-    ("check", "verify"),
+    ("check", "verify", "cell"),
     ("export",),
     ("report", "files", "c_array"),
     ("pipeline",),
