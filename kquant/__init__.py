@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 if Path(sys.argv[0] if sys.argv else "").stem != "kquant":
     from kquant import report
     from kquant.calibrate import calibrate
+    from kquant.cell import cell
     from kquant.check import CheckReport, check
     from kquant.core.recipe import Recipe, recipe_from_aeq, recipe_to_aeq
     from kquant.encodings import encodings, set_encodings
@@ -40,6 +41,7 @@ __all__ = [
     "Stream",
     "VerifyReport",
     "calibrate",
+    "cell",
     "check",
     "compress",
     "encodings",

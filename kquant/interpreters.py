@@ -53,6 +53,7 @@ def _litert(data: bytes, *, reference: bool) -> Invoke:
     def invoke(codes: list[np.ndarray]) -> list[np.ndarray]:
         for index, value in zip(inputs, codes, strict=True):
             interpreter.set_tensor(index, value)
+        interpreter.reset_all_variables()  # every sample is a sequence of its own
         interpreter.invoke()
         return [interpreter.get_tensor(index) for index in outputs]
 
@@ -79,6 +80,7 @@ def _tflm(data: bytes) -> Invoke:
     def invoke(codes: list[np.ndarray]) -> list[np.ndarray]:
         for i, value in enumerate(codes):
             interpreter.set_input(value, i)
+        interpreter.reset()  # of the states: every sample is a sequence of its own
         interpreter.invoke()
         if not count:
             count.append(len(outputs()))

@@ -32,7 +32,7 @@ _RAN: set[tuple[str, bytes]] = set()
 def predict(
     path_or_bytes: str | Path | bytes, x: Any, runtime: str = "litert", *, verbose: bool = False
 ) -> np.ndarray | list[np.ndarray]:
-    """Run a `.tflite` file on real numbers, sample by sample.
+    """Run a `.tflite` file on real numbers, sample by sample; states that a file keeps start from zeros each time.
 
     Args:
         path_or_bytes: the file.

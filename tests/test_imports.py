@@ -22,7 +22,7 @@ ORDER = (
     ("expand", "plan", "calibrate", "lower", "runtimes"),
     ("fold", "attach", "encodings"),
     ("quantize",),
-    ("check", "verify", "stream"),
+    ("check", "verify", "stream", "cell"),
     ("export",),
     ("report", "files", "c_array"),
     ("pipeline",),

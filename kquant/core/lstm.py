@@ -10,6 +10,7 @@ The hidden state is the output, so it must be on the output's grid while the lay
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import keras
@@ -74,11 +75,21 @@ class QuantizedLSTM(keras.layers.Wrapper):
         """
         x = tf.cast(x, tf.float32)
         if is_observing() or encoding is None or out is None:
+            self._warn_one_step(x)
             return self._real(x, None)
         if training:
             return self._real(x, out)
         known = tf.logical_and(tf.logical_and(encoding[0] > 0.0, out[0] > 0.0), self.seen())
         return tf.cond(known, lambda: self._integer(x, encoding, out), lambda: self._real(x, None))
+
+    def _warn_one_step(self, x: tf.Tensor) -> None:
+        if self.layer.stateful and x.shape[1] == 1:
+            warnings.warn(
+                f"{self.name}: one step from a state of zeros shows calibration little of the states that a stream has. "
+                "Calibrate the same model on sequences (kquant.quantize(model, input_shape=(1, steps, features))), then "
+                "step.set_weights(sequence.get_weights()).",
+                stacklevel=2,
+            )
 
     def seen(self) -> tf.Tensor:
         """bool[]: the cell state has a range."""

@@ -133,8 +133,8 @@ def _refuse_plain(node: Any) -> str | None:
 
 def _refuse_cell_state(node: Any) -> str | None:
     return (
-        "the last cell state of an LSTM is read; it is an int16 state inside the operator, which no other one takes. Use "
-        "the hidden state, or the model of one step (kquant.cell)"
+        "the last cell state of an LSTM is read; it is an int16 state inside the operator, which no other one takes. "
+        "Use the hidden state, or the model of one step (kquant.cell)"
     )
 
 

@@ -57,7 +57,7 @@ def lstm(
     """
     kernel = _Kernel(source, weights, out, cell_bits, check_runtime(runtime))
     by_input = tf.transpose(kernel.inputs(codes), (1, 0, 2))
-    zeros = tf.zeros_like(by_input[0, :, : by_input.shape[-1] // 4])
+    zeros = tf.zeros_like(by_input[0, :, : weights.recurrent.shape[0]])
     states = tf.scan(kernel.step, by_input, (zeros + tf.cast(out.zero_point, tf.int64), zeros))
     return tf.cast(tf.transpose(states[0], (1, 0, 2)), tf.int32)
 
