@@ -1,6 +1,6 @@
 """One rule for each Keras layer or operation, grouped by family. A new layer is one entry in one of these files.
 
-    dense  conv  affine  activation  table  limit  merge  pool  shape  passive
+    dense  conv  affine  activation  table  limit  merge  pool  shape  passive  index
 """
 
 from __future__ import annotations
@@ -8,11 +8,11 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from kquant.ops import activation, affine, conv, dense, limit, merge, passive, pool, shape, table
+from kquant.ops import activation, affine, conv, dense, index, limit, merge, passive, pool, shape, table
 from kquant.ops.rule import Rule
 from kquant.targets import Target
 
-FAMILIES = (dense, conv, affine, activation, table, limit, merge, pool, shape, passive)
+FAMILIES = (dense, conv, affine, activation, table, limit, merge, pool, shape, passive, index)
 RULES: tuple[Rule, ...] = tuple(rule for family in FAMILIES for rule in family.RULES)
 
 
