@@ -1,6 +1,7 @@
 """One rule for each Keras layer or operation, grouped by family. A new layer is one entry in one of these files.
 
-    dense  conv  affine  activation  table  limit  merge  pool  shape  passive  index
+    dense  conv  affine  activation  table  limit  merge  pool  shape  passive  index  function  reduce  border  choose
+    resize  volume  adaptive
 """
 
 from __future__ import annotations
@@ -8,11 +9,30 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from kquant.ops import activation, affine, conv, dense, index, limit, merge, passive, pool, shape, table
+from kquant.ops import (
+    activation,
+    adaptive,
+    affine,
+    border,
+    choose,
+    conv,
+    dense,
+    function,
+    index,
+    limit,
+    merge,
+    passive,
+    pool,
+    reduce,
+    resize,
+    shape,
+    table,
+    volume,
+)
 from kquant.ops.rule import Rule
 from kquant.targets import Target
 
-FAMILIES = (dense, conv, affine, activation, table, limit, merge, pool, shape, passive, index)
+FAMILIES = (dense, conv, affine, activation, table, limit, merge, pool, shape, passive, index, function, reduce, border, choose, resize, volume, adaptive)
 RULES: tuple[Rule, ...] = tuple(rule for family in FAMILIES for rule in family.RULES)
 
 

@@ -101,8 +101,9 @@ def part(make: Make, x: Any, ranges: dict[int, range], name: str, key: str = "pa
     ranges = {a: r for a, r in ranges.items() if len(r) != lengths[a]}
     if not ranges:
         return x
-    if rank > STRIDED_RANK:
-        for axis in [a for a, r in ranges.items() if r.step != 1]:
+    strided = [a for a, r in ranges.items() if r.step != 1]
+    if rank > STRIDED_RANK and strided:
+        for axis in strided:
             x = picked(make, x, list(ranges.pop(axis)), axis, f"{name}_axis{axis}", f"{key}_axis{axis}")
         return part(make, x, ranges, name, key)
     full = [ranges.get(a, range(lengths[a])) for a in range(1, rank)]

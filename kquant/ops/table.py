@@ -21,7 +21,8 @@ NAMES = (
 # Classes of keras.ops that are finite for every number and keep their settings as attributes.
 OPERATIONS = (
     "Elu Selu Softplus Softsign Celu HardTanh LogSigmoid SoftShrink HardShrink TanhShrink Squareplus SparsePlus "
-    "SparseSigmoid Threshold Abs Absolute Exp Expm1 Erf Sin Cos Arctan Sinh Cosh Sign Floor Ceil Round"
+    "SparseSigmoid Threshold Abs Absolute Fabs Exp Exp2 Expm1 Erf Erfc Sin Cos Tan Arctan Sinh Cosh Arcsinh Sinc Cbrt I0 "
+    "Sign Floor Ceil Trunc Round Deg2rad Rad2deg"
 ).split()
 
 
@@ -52,10 +53,11 @@ def _expand_gelu(op: Any, make: Any, x: Any, *_: Any, **__: Any) -> Any:
     return make("gelu", lambda: layers.Activation("gelu", name=op.name))(x)
 
 
-def _lower_table(program: Program, call: Call) -> None:
-    """Look the code up: CAST to int32, ADD 128, GATHER from 256 codes."""
+def lower_table(program: Program, call: Call) -> None:
+    """Look the code up: CAST to int32, ADD 128, GATHER from 256 codes; infinite results take the last code."""
     x, y = call.inputs[0], call.output
     results = np.asarray(call.op(keras.ops.convert_to_tensor(x.encoding.dequantize(np.arange(-128, 128)))))
+    results = np.clip(results, *y.encoding.dequantize(np.array([-129, 128])))
     table = program.constant(f"{y.name}/table", y.encoding.quantize(results).astype(np.int8), y.encoding)
     index = program.value(f"{y.name}/index", x.shape, None, "int32")
     program.emit("CAST", [x], index, inDataType="INT8", outDataType="INT32")
@@ -87,14 +89,14 @@ RULES = (
         layers=(layers.Activation,),
         when=named(*NAMES),
         operators=("CAST", "ADD", "GATHER"),
-        lower=_lower_table,
+        lower=lower_table,
         examples=tuple(_activation(name) for name in NAMES if name != "gelu"),
     ),
     Rule(
         layers=(layers.ReLU, layers.ELU, TanhGelu),
         operations=tuple(OPERATIONS),
         operators=("CAST", "ADD", "GATHER"),
-        lower=_lower_table,
+        lower=lower_table,
         examples=(
             example(lambda: layers.ReLU(negative_slope=0.1, threshold=0.5, max_value=2.0), shape=(20,)),
             example(lambda: layers.ReLU(2.0, negative_slope=0.1), shape=(20,)),
