@@ -41,8 +41,8 @@ class _Builder:
         self.names = {node.name for node in plan.graph.nodes}
 
     def enter(self, old: Any, new: Any) -> Any:
-        """Quantize a model input."""
-        return self.quantize(new, self.plan.sites[id(old)], {})
+        """Quantize a model input, unless it holds indices."""
+        return self.quantize(new, self.plan.sites[id(old)], {}) if id(old) in self.plan.sites else new
 
     def call(self, node: Node, args: tuple, kwargs: dict) -> Any:
         """One call of the float model, with its quantization."""

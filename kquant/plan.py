@@ -132,6 +132,7 @@ def make_plan(graph: Graph, recipe: Recipe, target: Target) -> Plan:
         if (rule := rules[id(node)]) is not None and rule.weights is not None
     }
     problems = tuple(p for node in graph.nodes if (p := problem(node, rules[id(node)], target)) is not None)
+    problems += tuple(_mixed(graph, rules))
     return Plan(graph, recipe, target, groups, sites, edges, fused, weights, problems)
 
 
@@ -224,6 +225,28 @@ def _classes(
     return classes, requantized
 
 
+def _indices(graph: Graph, rules: dict[int, Rule | None]) -> set[int]:
+    """Ids of the tensors that are read as positions."""
+    return {id(n.inputs[0]) for n in graph.nodes if (rule := rules[id(n)]) is not None and rule.indices}
+
+
+def _mixed(graph: Graph, rules: dict[int, Rule | None]) -> list[Problem]:
+    """Positions must be inputs of the model, and nothing else."""
+    indices, inputs = _indices(graph, rules), {id(t) for t in keras.tree.flatten(graph.inputs)}
+    problems = []
+    for node in graph.nodes:
+        rule = rules[id(node)]
+        if rule is None or not any(id(t) in indices for t in node.inputs):
+            continue
+        if not rule.indices:
+            reason = "it computes with an input that another layer reads as indices; give the model two inputs"
+            problems.append(Problem(node.name, type(node.op).__name__, reason))
+        elif id(node.inputs[0]) not in inputs:
+            reason = "its indices are computed by the model; make them an input of the model of their own"
+            problems.append(Problem(node.name, type(node.op).__name__, reason))
+    return problems
+
+
 def _sites(
     graph: Graph,
     rules: dict[int, Rule | None],
@@ -245,7 +268,10 @@ def _sites(
         groups[key] = Group(**{**groups[key].__dict__, "sites": groups[key].sites + 1})
         return Site(key, groups[key].sites - 1)
 
+    indices = _indices(graph, rules)
     for t in keras.tree.flatten(graph.inputs):
+        if id(t) in indices:
+            continue
         sites[id(t)] = join(classes.root(t), t.name, recipe.activations)
     for node in graph.nodes:
         rule, out = rules[id(node)], node.outputs[0]

@@ -1,7 +1,7 @@
 """One rule for each Keras layer or operation, grouped by family. A new layer is one entry in one of these files.
 
     dense  conv  affine  activation  table  limit  merge  pool  shape  passive  index  function  reduce  border  choose
-    resize  volume  adaptive
+    resize  volume  adaptive  lookup
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from kquant.ops import (
     function,
     index,
     limit,
+    lookup,
     merge,
     passive,
     pool,
@@ -32,7 +33,7 @@ from kquant.ops import (
 from kquant.ops.rule import Rule
 from kquant.targets import Target
 
-FAMILIES = (dense, conv, affine, activation, table, limit, merge, pool, shape, passive, index, function, reduce, border, choose, resize, volume, adaptive)
+FAMILIES = (dense, conv, affine, activation, table, limit, merge, pool, shape, passive, index, function, reduce, border, choose, resize, volume, adaptive, lookup)
 RULES: tuple[Rule, ...] = tuple(rule for family in FAMILIES for rule in family.RULES)
 
 

@@ -122,6 +122,7 @@ class Rule:
         relu: the fused form of this activation: "RELU", "RELU6", ... where the operator before can take it.
         arithmetic: `(node) -> (kernel, attributes)` where the kernel's rounding needs the codes of its inputs.
         lower: writes the call.
+        indices: it reads whole numbers as positions; the model's input that it reads stays int32 in the file.
         refuse: `(node) -> reason` where this use of the layer has no integer form, else None.
         examples: tiny models, which enrol the rule in every contract test.
     """
@@ -138,6 +139,7 @@ class Rule:
     relu: Callable[[Any], str | None] | None = None
     arithmetic: Callable[[Node], tuple[str, dict[str, Any]]] | None = None
     lower: Callable[[Program, Call], None] | None = None
+    indices: bool = False
     refuse: Callable[[Node], str | None] | None = None
     examples: tuple[Callable[[], keras.Model], ...] = field(default=(), repr=False)
 

@@ -14,7 +14,7 @@ import numpy as np
 from kquant.ops.border import padded, refuse_channels_first
 from kquant.ops.index import picked, reshaped
 from kquant.ops.reduce import Extreme, Mean
-from kquant.ops.rule import Make, Rule, copy_weights, example
+from kquant.ops.rule import Make, Rule, example
 
 layers = keras.layers
 
@@ -52,8 +52,10 @@ def _settings(op: Any) -> dict[str, Any]:
 
 def _with_kernel(new: Any, channels: int, kernel: np.ndarray, old: Any) -> Any:
     new.build((None, None, None, channels))
-    copy_weights(old, new)  # the bias
     new.kernel.assign(kernel)
+    if new.use_bias:
+        new.bias.assign(old.bias)
+    new.trainable = old.trainable
     return new
 
 
@@ -167,11 +169,11 @@ def _pool(cls: type) -> Any:
         depth, channels = x.shape[1], x.shape[4]
         y = _as_channels(make, x, op.name)
         if flat != [1, 1] or stride != [1, 1]:
-            y = make("flat", lambda: cls(flat, strides=stride, padding=op.padding, name=f"{op.name}_flat"))(y)
+            y = make("pool_flat", lambda: cls(flat, strides=stride, padding=op.padding, name=f"{op.name}_flat"))(y)
         height, width = y.shape[1:3]
         if deep > 1 or step > 1:
             y = reshaped(make, y, (height * width, depth, channels), f"{op.name}_lines", "lines")
-            y = make("deep", lambda: cls((1, deep), strides=(1, step), padding=op.padding, name=f"{op.name}_along"))(y)
+            y = make("pool_deep", lambda: cls((1, deep), strides=(1, step), padding=op.padding, name=f"{op.name}_along"))(y)
             depth = y.shape[2]
             y = reshaped(make, y, (height, width, depth * channels), f"{op.name}_back", "back")
         return _as_depth(make, y, depth, op.name)
