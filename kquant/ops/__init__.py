@@ -1,7 +1,7 @@
 """One rule for each Keras layer or operation, grouped by family. A new layer is one entry in one of these files.
 
     dense  conv  affine  activation  table  limit  merge  pool  shape  passive  index  function  reduce  border  choose
-    resize  volume  adaptive  lookup
+    resize  volume  adaptive  lookup  steps  layered
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from kquant.ops import (
     dense,
     function,
     index,
+    layered,
     limit,
     lookup,
     merge,
@@ -27,13 +28,14 @@ from kquant.ops import (
     reduce,
     resize,
     shape,
+    steps,
     table,
     volume,
 )
 from kquant.ops.rule import Rule
 from kquant.targets import Target
 
-FAMILIES = (dense, conv, affine, activation, table, limit, merge, pool, shape, passive, index, function, reduce, border, choose, resize, volume, adaptive, lookup)
+FAMILIES = (dense, conv, affine, activation, table, limit, merge, pool, shape, passive, index, function, reduce, border, choose, resize, volume, adaptive, lookup, steps, layered)
 RULES: tuple[Rule, ...] = tuple(rule for family in FAMILIES for rule in family.RULES)
 
 

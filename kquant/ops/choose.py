@@ -15,6 +15,7 @@ from keras.src.ops.numpy import Multiply  # the operation, which its own rule ex
 
 from kquant.ops.affine import affine
 from kquant.ops.function import function
+from kquant.ops.index import along, part
 from kquant.ops.rule import Make, Rule, computed
 
 layers = keras.layers
@@ -107,6 +108,14 @@ def _part(op: Any, make: Make, condition: Any, value: Any, key: str) -> Any:
     return make(key, lambda: Multiply(name=f"{op.name}_{key}"))(tensor, fixed)
 
 
+def _glu(op: Any, make: Make, x: Any, *_: Any, **__: Any) -> Any:
+    """The first half times the sigmoid of the second."""
+    axis, half = along(op, op.axis, len(x.shape)), x.shape[along(op, op.axis, len(x.shape))] // 2
+    a, b = (part(make, x, {axis: range(i * half, (i + 1) * half)}, f"{op.name}_half{i}", f"half{i}") for i in (0, 1))
+    gate = make("gate", lambda: layers.Activation("sigmoid", name=f"{op.name}_gate"))(b)
+    return make("product", lambda: layers.Multiply(name=op.name))([a, gate])
+
+
 def _rule(names: str, expand: Any, *examples: Any) -> Rule:
     shapes = {1: ((6, 4),), 2: ((6, 4), (6, 4))}
     built = tuple(computed(f, *shapes[f.__code__.co_argcount]) for f in examples)
@@ -124,6 +133,7 @@ RULES = (
     _rule("LogicalNot", _not, lambda x: K.where(K.logical_not(x > 0.0), x, 1.0)),
     _rule("LogicalAnd", _both(layers.Minimum), lambda x: K.where(K.logical_and(x > -1.0, x < 1.0), x, 0.5)),
     _rule("LogicalOr", _both(layers.Maximum), lambda x: K.where(K.logical_or(x < -1.0, x > 1.0), x, 0.0)),
+    _rule("Glu", _glu, lambda x: K.glu(x), lambda x: K.glu(x, axis=1)),
     _rule(
         "Where",
         _where,

@@ -22,6 +22,46 @@ RANDOM = (
 )
 
 
+# Augmentation: images come out of inference as they went in.
+AUGMENTATION = (
+    layers.AugMix,
+    layers.CutMix,
+    layers.MaxNumBoundingBoxes,
+    layers.MixUp,
+    layers.RandAugment,
+    layers.RandomBrightness,
+    layers.RandomColorDegeneration,
+    layers.RandomColorJitter,
+    layers.RandomContrast,
+    layers.RandomElasticTransform,
+    layers.RandomErasing,
+    layers.RandomFlip,
+    layers.RandomGaussianBlur,
+    layers.RandomGrayscale,
+    layers.RandomHue,
+    layers.RandomInvert,
+    layers.RandomPerspective,
+    layers.RandomPosterization,
+    layers.RandomRotation,
+    layers.RandomSaturation,
+    layers.RandomSharpness,
+    layers.RandomShear,
+    layers.RandomTranslation,
+    layers.RandomZoom,
+    layers.Solarization,
+)
+
+
+def _masking(op: Any, make: Make, x: Any, *_: Any, **__: Any) -> Any:
+    """What equals `mask_value` becomes 0; the mask itself is refused where a layer reads it."""
+    if op.mask_value != 0:
+        raise ValueError(
+            f"{op.name} (Masking): mask_value={op.mask_value} turns values into 0; use mask_value=0, or write zeros in "
+            "the application."
+        )
+    return x
+
+
 def _pass(op: Any, make: Make, x: Any, *_: Any, **__: Any) -> Any:
     return x
 
@@ -51,6 +91,24 @@ RULES = (
         layers=(layers.ActivityRegularization, layers.Identity),
         expand=_pass,
         examples=(example(layers.Identity, lambda: layers.Dense(3), shape=(4,)),),
+    ),
+    Rule(
+        layers=AUGMENTATION,
+        expand=_pass,
+        examples=(
+            example(
+                lambda: layers.RandomFlip(),
+                lambda: layers.RandomBrightness(0.2),
+                lambda: layers.Solarization(),
+                lambda: layers.Conv2D(2, 3),
+                shape=(5, 5, 3),
+            ),
+        ),
+    ),
+    Rule(
+        layers=(layers.Masking,),
+        expand=_masking,
+        examples=(example(layers.Masking, lambda: layers.Dense(3), shape=(4, 3)),),
     ),
     Rule(
         operations=("Cast", "StopGradient", "ConvertToTensor", "Copy"),
