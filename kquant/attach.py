@@ -51,7 +51,7 @@ class _Builder:
         self.names = {node.name for node in plan.graph.nodes}
 
     def enter(self, old: Any, new: Any) -> Any:
-        """Quantize a model input."""
+        """Quantize a model input, unless it stays float or holds indices."""
         site = self.plan.sites.get(id(old))
         return new if site is None else self.quantize(new, site, {})
 

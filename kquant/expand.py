@@ -7,11 +7,13 @@ convolutions, batch norms and constants become `Affine`. Weights are copied: the
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import keras
 
 from kquant.core.graph import Graph, Node, legal_name, rewrite, trace
+from kquant.core.unfold import substitute
 from kquant.ops import find
 from kquant.ops.rule import copy_weights
 
@@ -77,9 +79,35 @@ def expand_call(op: Any, make_for: Callable[[Any], Any], args: tuple, kwargs: di
 def _again(layer: Any, make_for: Callable[[Any], Any], args: tuple, kwargs: dict) -> Any:
     """What an expansion made may have to be expanded too (Dense -> Dense, Activation -> ReLU)."""
     rule = find(layer)
+    if rule is None and isinstance(layer, keras.layers.Layer):
+        return _inside(layer, make_for, args)
     if rule is None or rule.expand is None:
         return layer(*args, **kwargs)
     return expand_call(layer, make_for, args, kwargs, ours=True)
+
+
+@dataclass
+class _Inside:
+    """The calls of a layer without a rule, traced once for all its calls, so that they share weights."""
+
+    name: str
+    graph: Graph
+
+
+def _inside(layer: Any, make_for: Callable[[Any], Any], args: tuple) -> Any:
+    """A layer or model that a rule found inside another (TimeDistributed): unfolded and expanded in turn."""
+
+    def read() -> _Inside:
+        inputs = keras.tree.map_structure(lambda t: keras.Input(batch_shape=t.shape, dtype=t.dtype), args[0])
+        return _Inside(layer.name, trace(keras.Model(inputs, layer(inputs)), lambda op: find(op) is not None))
+
+    graph = make_for(layer)("inside", read).graph
+    new = {id(old): t for old, t in zip(keras.tree.flatten(graph.inputs), keras.tree.flatten(args[0]), strict=True)}
+    for node in graph.nodes:
+        node_args, node_kwargs = substitute((node.args, node.kwargs), new)
+        outputs = keras.tree.flatten(expand_call(node.op, make_for, node_args, node_kwargs))
+        new.update({id(old): t for old, t in zip(node.outputs, outputs, strict=True)})
+    return keras.tree.map_structure(lambda t: new[id(t)], graph.outputs)
 
 
 def _keep(op: Any, make_for: Callable[[Any], Any]) -> Any:

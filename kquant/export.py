@@ -255,6 +255,10 @@ def _random(lowered: Lowered) -> list[np.ndarray]:
     rng = np.random.default_rng(0)
     arrays = []
     for t in keras.tree.flatten(lowered.graph.inputs):
+        rows = _rows(lowered, t)
+        if rows is not None:  # positions in a table
+            arrays.append(rng.integers(0, rows, (RANDOM_SAMPLES, *t.shape[1:])).astype(np.int32))
+            continue
         encoding = next(iter(_input_encodings(lowered, t)), None)
         ref = lowered.refs.get(id(t))
         if encoding is None and ref is not None and ref.dtype == "float32":
@@ -266,6 +270,14 @@ def _random(lowered: Lowered) -> list[np.ndarray]:
         codes = rng.integers(encoding.spec.low, encoding.spec.high + 1, (RANDOM_SAMPLES, *t.shape[1:]))
         arrays.append(encoding.dequantize(codes))
     return arrays
+
+
+def _rows(lowered: Lowered, t: Any) -> int | None:
+    """Length of the shortest table that an input of positions is looked up in; None for other inputs."""
+    ref = lowered.refs.get(id(t))
+    tables = [op.inputs[0] for op in lowered.program.operators if op.code == "GATHER" and op.inputs[1] is ref]
+    lengths = [table.shape[0] for table in tables if table is not None]
+    return min(lengths, default=1) if ref is not None else None
 
 
 def _input_encodings(lowered: Lowered, t: Any) -> list[Encoding]:

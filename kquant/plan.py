@@ -16,11 +16,11 @@ import keras
 
 from kquant.core.graph import Graph, Node
 from kquant.core.recipe import Recipe, Settings
-from kquant.core.spec import FLOAT, QuantSpec
+from kquant.core.spec import FLOAT, INDEX, QuantSpec
 from kquant.ops import find
 from kquant.ops.rule import Rule
 from kquant.targets import Target
-from kquant.widths import Widths, container, find_widths
+from kquant.widths import Widths, container, find_widths, index_inputs
 
 
 @dataclass(frozen=True)
@@ -141,6 +141,7 @@ def make_plan(graph: Graph, recipe: Recipe, target: Target) -> Plan:
     }
     found = (problem(node, rules[id(node)], target, widths.calls[id(node)]) for node in graph.nodes)
     problems = tuple(p for p in found if p is not None)
+    problems += tuple(_mixed(graph, rules))
     return Plan(graph, recipe, target, groups, sites, edges, fused, settings, weights, widths, problems)
 
 
@@ -287,6 +288,23 @@ def _classes(draft: _Draft) -> tuple[_Classes, set[tuple[int, int]]]:
     return classes, requantized
 
 
+def _mixed(graph: Graph, rules: dict[int, Rule | None]) -> list[Problem]:
+    """Positions must be inputs of the model, and nothing else."""
+    indices, inputs = index_inputs(graph, rules), {id(t) for t in keras.tree.flatten(graph.inputs)}
+    problems = []
+    for node in graph.nodes:
+        rule = rules[id(node)]
+        if rule is None or not any(id(t) in indices for t in node.inputs):
+            continue
+        if not rule.indices:
+            reason = "it computes with an input that another layer reads as indices; give the model two inputs"
+            problems.append(Problem(node.name, type(node.op).__name__, reason))
+        elif id(node.inputs[0]) not in inputs:
+            reason = "its indices are computed by the model; make them an input of the model of their own"
+            problems.append(Problem(node.name, type(node.op).__name__, reason))
+    return problems
+
+
 def _sites(
     draft: _Draft, classes: _Classes, requantized: set[tuple[int, int]]
 ) -> tuple[dict[int, Group], dict[int, Site], dict[tuple[int, int], Site]]:
@@ -306,7 +324,7 @@ def _sites(
         return Site(key, groups[key].sites - 1)
 
     for t in keras.tree.flatten(draft.graph.inputs):
-        if draft_widths.tensors[id(t)] != FLOAT:
+        if draft_widths.tensors[id(t)] not in (FLOAT, INDEX):
             bits = draft_widths.tensors[id(t)]
             sites[id(t)] = join(classes.root(t), t.name, draft.recipe.activations, bits)
     for node in draft.graph.nodes:

@@ -19,6 +19,7 @@ from kquant.encodings import set_encodings
 from kquant.expand import expand_graph
 from kquant.fold import fold_graph
 from kquant.ops import find
+from kquant.ops.refused import remedy
 from kquant.plan import Plan, Problem, describe, make_plan
 
 REPLACE = "replace it by layers that have one, or leave it out of the exported model"
@@ -82,7 +83,7 @@ def read(model: keras.Model, input_shape: Any) -> Graph:
     """
     check_static(model.name, inputs_of(model, input_shape))
     try:
-        return trace(model, is_known, input_shape)
+        return trace(model, lambda op: is_known(op) or remedy(op) is not None, input_shape)
     except ValueError as error:
         if input_shape is None:
             raise
@@ -92,17 +93,24 @@ def read(model: keras.Model, input_shape: Any) -> Graph:
 def unknown_layers(graph: Graph) -> list[Problem]:
     """Layers without a rule; one that was unfolded shows once, with the operations in it that have none."""
     found: dict[int, tuple[Any, set[str]]] = {}
+    remedies: dict[str, str] = {}
     for node in graph.nodes:
         if not is_known(node.op):
-            found.setdefault(id(node.owner or node.op), (node.owner, set()))[1].add(type(node.op).__name__)
+            owner = None if isinstance(node.op, keras.layers.Layer) else node.owner
+            kind = type(node.op).__name__
+            found.setdefault(id(owner or node.op), (owner, set()))[1].add(kind)
+            remedies[kind] = remedy(node.op) or ""
     problems = []
     for node in graph.nodes:
-        owner, kinds = found.pop(id(node.owner or node.op), (None, set()))
+        owner = None if isinstance(node.op, keras.layers.Layer) else node.owner
+        owner, kinds = found.pop(id(owner or node.op), (None, set()))
+        said = "; ".join(f"{k}: {remedies[k]}" for k in sorted(kinds) if remedies[k])
         if owner is not None:
-            reason = f"it unfolds into {', '.join(sorted(kinds))}, which kquant has no rule for; {REPLACE}"
+            reason = f"it unfolds into {', '.join(sorted(kinds))}, which kquant has no rule for; {said or REPLACE}"
             problems.append(Problem(owner.name, type(owner).__name__, reason))
         elif kinds:
-            problems.append(Problem(node.name, type(node.op).__name__, f"kquant has no rule for it; {REPLACE}"))
+            reason = remedy(node.op) or f"kquant has no rule for it; {REPLACE}"
+            problems.append(Problem(node.name, type(node.op).__name__, reason))
     return problems
 
 

@@ -16,7 +16,7 @@ import keras
 
 from kquant.core.graph import Graph, Node
 from kquant.core.recipe import Recipe, Settings
-from kquant.core.spec import FLOAT
+from kquant.core.spec import FLOAT, INDEX
 from kquant.ops.rule import Rule
 from kquant.targets import Target
 
@@ -42,13 +42,18 @@ class Widths:
         """(input number, tensor, bits wanted) of the inputs that come in another width."""
         wanted = self.calls.get(id(node))
         for i, t in enumerate(node.inputs):
-            if wanted is not None and self.tensors[id(t)] != wanted:
+            if wanted is not None and self.tensors[id(t)] not in (wanted, INDEX):
                 yield i, t, wanted
 
 
 def container(bits: int) -> int:
     """The width of the kernels that hold codes of so many bits."""
     return 8 if bits <= 8 else 16
+
+
+def index_inputs(graph: Graph, rules: Mapping[int, Rule | None]) -> set[int]:
+    """Ids of the tensors that are read as positions."""
+    return {id(n.inputs[0]) for n in graph.nodes if (rule := rules[id(n)]) is not None and rule.indices}
 
 
 def find_widths(
@@ -71,7 +76,8 @@ def find_widths(
     """
     edge = container(recipe.activations.bits) if recipe.mode == "static" else FLOAT
     calls: dict[int, int] = {}
-    tensors = {id(t): edge for t in keras.tree.flatten(graph.inputs)}
+    positions = index_inputs(graph, rules)
+    tensors = {id(t): INDEX if id(t) in positions else edge for t in keras.tree.flatten(graph.inputs)}
     outputs = {id(t) for t in keras.tree.flatten(graph.outputs)}
     narrowed = []
     for node in graph.nodes:

@@ -69,7 +69,12 @@ def randomise(model: keras.Model, seed: int = 0) -> keras.Model:
 def data(model: keras.Model, samples: int = SAMPLES, seed: int = 1, spread: float = 1.5) -> list[np.ndarray]:
     """Random inputs, one array for each input of the model in order."""
     rng = np.random.default_rng(seed)
-    return [np.float32(rng.normal(0.2, spread, (samples, *t.shape[1:]))) for t in model.inputs]
+    return [_random(rng, (samples, *t.shape[1:]), t.dtype, spread) for t in model.inputs]
+
+
+def _random(rng: np.random.Generator, shape: tuple[int, ...], dtype: str, spread: float) -> np.ndarray:
+    """Real numbers, or positions in a table of ten rows."""
+    return rng.integers(0, 10, shape, dtype) if "int" in dtype else np.float32(rng.normal(0.2, spread, shape))
 
 
 def packed(model: keras.Model, arrays: list[np.ndarray]) -> Any:

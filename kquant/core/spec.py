@@ -21,6 +21,8 @@ import tensorflow as tf
 Kind = Literal["uniform", "power-of-two", "log", "codebook"]
 # The width of a tensor that is not quantized.
 FLOAT = 0
+# The width of an input that holds positions.
+INDEX = -1
 # A range narrower than this is that of a dead tensor, which may take any scale.
 SMALLEST_RANGE = 1e-20
 # XNNPACK and gemmlowp rescale by 2^-31 and more; a dead channel borrows a scale this far below the layer's largest.

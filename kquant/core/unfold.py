@@ -7,6 +7,7 @@ on shared layers meanwhile are taken back, so the model stays as it was.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -56,11 +57,19 @@ def unfold(model: keras.Model, inputs: Any, known: Callable[[Any], bool]) -> tup
         known: tells which layers and operations stay whole.
 
     Raises:
-        ValueError: a `call` cannot be followed on symbolic tensors; names the layer.
+        ValueError: a `call` cannot be followed on symbolic tensors, or a mask reaches a layer that heeds it; names the
+            layer.
     """
     with _untouched(model):
         unfolding = _Unfolding(known)
         outputs = unfolding.visit(model, (inputs,), {})
+    if unfolding.readers:
+        names = ", ".join(f"{op.name} ({type(op).__name__})" for op in unfolding.readers)
+        raise ValueError(
+            f"{model.name}: {names} would leave out what a Masking or Embedding(mask_zero=True) layer marks; the file "
+            "has no masks. Build the model without the mask, train it on samples of full length, or cut the padding "
+            "off in the application."
+        )
     if all(known(node.op) for node in unfolding.nodes):  # otherwise the model is about to be refused
         for message in unfolding.frozen:
             warnings.warn(message, stacklevel=2)
@@ -93,9 +102,22 @@ class _Unfolding:
     nodes: list[Node] = field(default_factory=list)
     owner: Any = None
     frozen: list[str] = field(default_factory=list)
+    masked: set[int] = field(default_factory=set)
+    readers: list[Any] = field(default_factory=list)
 
     def visit(self, op: Any, args: tuple, kwargs: dict) -> Any:
         """Append the calls that `op(*args, **kwargs)` consists of; return its outputs."""
+        outputs = self.open(op, args, kwargs)
+        if isinstance(op, keras.layers.Layer) and not isinstance(op, keras.Model):
+            masked = any(id(x) in self.masked for x in tree.flatten((args, kwargs)))
+            if masked and _reads_mask(op) and op not in self.readers:
+                self.readers.append(op)
+            if _makes_mask(op) or (masked and op.supports_masking):
+                self.masked.update(id(t) for t in tree.flatten(outputs))
+        return outputs
+
+    def open(self, op: Any, args: tuple, kwargs: dict) -> Any:
+        """`visit`, without a look at masks."""
         if self.known(op):
             return self.keep(op, args, kwargs)
         if isinstance(op, keras.Sequential):
@@ -158,6 +180,17 @@ class _Unfolding:
         outputs = self.visit(node.operation, tuple(args), dict(kwargs))
         for old, t in zip(node.outputs, tree.flatten(outputs), strict=True):
             new[id(old)] = t
+
+
+def _makes_mask(op: Any) -> bool:
+    return isinstance(op, keras.layers.Masking) or bool(getattr(op, "mask_zero", False))
+
+
+def _reads_mask(op: Any) -> bool:
+    """Layers that compute something else where their input is masked; batch norms do in training only."""
+    names = inspect.signature(op.call).parameters
+    reads = any(name == "mask" or name.endswith("_mask") for name in names)
+    return reads and not isinstance(op, keras.layers.BatchNormalization)
 
 
 def _is_builtin(op: Any) -> bool:

@@ -80,6 +80,7 @@ def lower(qmodel: keras.Model) -> Lowered:
     writer = _Writer(graph, target, Program(qmodel.name), frozenset(origin.get("float", "").split()))
     for t in keras.tree.flatten(graph.inputs):
         writer.inputs[id(t)] = len(writer.inputs)
+    writer.positions()
     for node in graph.nodes:
         writer.visit(node)
     program = writer.program
@@ -139,6 +140,15 @@ class _Writer:
     def __post_init__(self) -> None:
         self.producers = self.graph.producers()
         self.encodings = {id(n.outputs[1]) for n in self.graph.nodes if isinstance(n.op, FakeQuant)}
+
+    def positions(self) -> None:
+        """Inputs that are read as indices are int32 inputs of the file, as they are."""
+        read = {id(n.inputs[0]) for n in self.graph.nodes if (rule := self.rule(n)) is not None and rule.indices}
+        for t in keras.tree.flatten(self.graph.inputs):
+            if id(t) in read:
+                ref = self.refs[id(t)] = self.program.value(t.name, _static(t), None, "int32")
+                self.order[id(ref)] = self.inputs[id(t)]
+                self.program.inputs.append(ref)
 
     def visit(self, node: Node) -> None:
         """Write a `FakeQuant` with all that it closes, a float layer, or one that keeps its input's codes."""

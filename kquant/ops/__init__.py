@@ -1,7 +1,7 @@
 """One rule for each Keras layer or operation, grouped by family. A new layer is one entry in one of these files.
 
-    dense  conv  affine  activation  table  limit  merge  pool  shape
-    constant  matmul  einsum  norm  attention  heads  recurrent  unrolled  passive
+    dense  conv  volume  affine  activation  table  function  limit  choose  merge  pool  adaptive  reduce  shape  index
+    border  resize  lookup  constant  matmul  einsum  norm  attention  heads  recurrent  unrolled  steps  layered  passive
 """
 
 from __future__ import annotations
@@ -13,30 +13,42 @@ from typing import Any
 
 from kquant.ops import (
     activation,
+    adaptive,
     affine,
     attention,
+    border,
+    choose,
     constant,
     conv,
     dense,
     einsum,
+    function,
     heads,
+    index,
+    layered,
     limit,
+    lookup,
     matmul,
     merge,
     norm,
     passive,
     pool,
     recurrent,
+    reduce,
+    resize,
     shape,
+    steps,
     table,
     unrolled,
+    volume,
 )
 from kquant.ops.rule import Rule
 from kquant.targets import Target
 
 FAMILIES = (
-    *(dense, conv, affine, activation, table, limit, merge, pool, shape),
-    *(constant, matmul, einsum, norm, attention, heads, recurrent, unrolled, passive),
+    *(dense, conv, volume, affine, activation, table, function, limit, choose, merge, pool, adaptive, reduce),
+    *(shape, index, border, resize, lookup, constant, matmul, einsum, norm, attention, heads),
+    *(recurrent, unrolled, steps, layered, passive),
 )
 RULES: tuple[Rule, ...] = tuple(rule for family in FAMILIES for rule in family.RULES)
 _OF_USERS: list[Rule] = []  # the latest first; they come before those of kquant

@@ -99,15 +99,6 @@ def _square(op: Any, make: Make, x: Any) -> Any:
     return make("pair", lambda: layers.Multiply(name=op.name))([x, x])
 
 
-def _power(op: Any, make: Make, x: Any, exponent: Any) -> Any:
-    if isinstance(exponent, keras.KerasTensor) or np.size(exponent) != 1 or float(exponent) not in (1.0, 2.0):
-        raise ValueError(
-            f"{op.name} (Power): only powers 1 and 2 have an integer form. Received: {exponent}. Write others as "
-            "products, like x * x * x."
-        )
-    return x if float(exponent) == 1.0 else _square(op, make, x)
-
-
 def _lower(code: str) -> Any:
     def lower(program: Program, call: Call) -> None:
         options = {} if code in ("MAXIMUM", "MINIMUM") else {"fusedActivationFunction": call.activation}
@@ -245,7 +236,6 @@ RULES = (
     ),
     Rule(operations=("Negative",), expand=_negative, examples=(computed(lambda x: -x, (5, 4)),)),
     Rule(operations=("Square",), expand=_square, examples=(computed(keras.ops.square, (5, 4)),)),
-    Rule(operations=("Power",), expand=_power, examples=(computed(lambda x: x**2, (5, 4)),)),
     Rule(
         operations=("Concatenate",),
         expand=_concatenate,

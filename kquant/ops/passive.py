@@ -7,7 +7,7 @@ from typing import Any
 import keras
 
 from kquant.core.program import Program
-from kquant.ops.rule import Call, Make, Rule, example
+from kquant.ops.rule import Call, Make, Rule, computed, example
 
 layers = keras.layers
 
@@ -22,8 +22,63 @@ RANDOM = (
 )
 
 
+# Augmentation: images come out of inference as they went in.
+AUGMENTATION = (
+    layers.AugMix,
+    layers.CutMix,
+    layers.MaxNumBoundingBoxes,
+    layers.MixUp,
+    layers.RandAugment,
+    layers.RandomBrightness,
+    layers.RandomColorDegeneration,
+    layers.RandomColorJitter,
+    layers.RandomContrast,
+    layers.RandomElasticTransform,
+    layers.RandomErasing,
+    layers.RandomFlip,
+    layers.RandomGaussianBlur,
+    layers.RandomGrayscale,
+    layers.RandomHue,
+    layers.RandomInvert,
+    layers.RandomPerspective,
+    layers.RandomPosterization,
+    layers.RandomRotation,
+    layers.RandomSaturation,
+    layers.RandomSharpness,
+    layers.RandomShear,
+    layers.RandomTranslation,
+    layers.RandomZoom,
+    layers.Solarization,
+)
+
+
+def _masking(op: Any, make: Make, x: Any, *_: Any, **__: Any) -> Any:
+    """What equals `mask_value` becomes 0; the mask itself is refused where a layer reads it."""
+    if op.mask_value != 0:
+        raise ValueError(
+            f"{op.name} (Masking): mask_value={op.mask_value} turns values into 0; use mask_value=0, or write zeros in "
+            "the application."
+        )
+    return x
+
+
 def _pass(op: Any, make: Make, x: Any, *_: Any, **__: Any) -> Any:
     return x
+
+
+def _same(op: Any, make: Make, x: Any, *_: Any, **__: Any) -> Any:
+    """The same numbers; a conversion to whole numbers would cut them."""
+    dtype = str(getattr(op, "dtype", None) or "float")
+    if "int" in dtype and not _is_whole(x):
+        raise ValueError(
+            f"{op.name} ({type(op).__name__}): it cuts numbers off to {dtype}; use keras.ops.floor or trunc, which have "
+            "an integer form, or do it in the application."
+        )
+    return x
+
+
+def _is_whole(x: Any) -> bool:
+    return any(kind in str(x.dtype) for kind in ("int", "bool"))
 
 
 def _lower(program: Program, call: Call) -> None:
@@ -36,6 +91,29 @@ RULES = (
         layers=(layers.ActivityRegularization, layers.Identity),
         expand=_pass,
         examples=(example(layers.Identity, lambda: layers.Dense(3), shape=(4,)),),
+    ),
+    Rule(
+        layers=AUGMENTATION,
+        expand=_pass,
+        examples=(
+            example(
+                lambda: layers.RandomFlip(),
+                lambda: layers.RandomBrightness(0.2),
+                lambda: layers.Solarization(),
+                lambda: layers.Conv2D(2, 3),
+                shape=(5, 5, 3),
+            ),
+        ),
+    ),
+    Rule(
+        layers=(layers.Masking,),
+        expand=_masking,
+        examples=(example(layers.Masking, lambda: layers.Dense(3), shape=(4, 3)),),
+    ),
+    Rule(
+        operations=("Cast", "StopGradient", "ConvertToTensor", "Copy"),
+        expand=_same,
+        examples=(computed(lambda x: keras.ops.cast(keras.ops.stop_gradient(x), "float32") * 2.0, (4,)),),
     ),
     Rule(
         layers=RANDOM,

@@ -144,6 +144,7 @@ class Rule:
         lower_float: writes it for float32 tensors, where `lower` cannot.
         widths: of activations that `lower` (or `lower_float`) can write: 8, 16, `FLOAT`.
         observer: the function that calibration sets its range with, where not the recipe's.
+        indices: it reads whole numbers as positions; the model's input that it reads stays int32 in the file.
         refuse: `(node) -> reason` where this use of the layer has no integer form, else None.
         masks: `expand` takes the call's `mask`, which otherwise is left out.
         examples: tiny models, which enrol the rule in every contract test.
@@ -165,6 +166,7 @@ class Rule:
     lower_float: Callable[[Program, Call], None] | None = None
     widths: tuple[int, ...] = (8, 16, FLOAT)
     observer: str | None = None
+    indices: bool = False
     refuse: Callable[[Node], str | None] | None = None
     masks: bool = False
     examples: tuple[Callable[[], keras.Model], ...] = field(default=(), repr=False)

@@ -22,7 +22,8 @@ NAMES = (
 # Classes of keras.ops that are finite for every number and keep their settings as attributes.
 OPERATIONS = (
     "Elu Selu Softplus Softsign Celu HardTanh LogSigmoid SoftShrink HardShrink TanhShrink Squareplus SparsePlus "
-    "SparseSigmoid Threshold Abs Absolute Exp Expm1 Erf Sin Cos Arctan Sinh Cosh Sign Floor Ceil Round"
+    "SparseSigmoid Threshold Abs Absolute Fabs Exp Exp2 Expm1 Erf Erfc Sin Cos Tan Arctan Sinh Cosh Arcsinh Sinc Cbrt I0 "
+    "Sign Floor Ceil Trunc Round Deg2rad Rad2deg"
 ).split()
 
 
@@ -54,9 +55,10 @@ def _expand_gelu(op: Any, make: Any, x: Any, *_: Any, **__: Any) -> Any:
 
 
 def lower_table(program: Program, call: Call) -> None:
-    """Look the code up: CAST to int32, ADD 128, GATHER from 256 codes."""
+    """Look the code up: CAST to int32, ADD 128, GATHER from 256 codes; infinite results take the last code."""
     x, y = call.inputs[0], call.output
     results = np.asarray(call.op(keras.ops.convert_to_tensor(x.encoding.dequantize(np.arange(-128, 128)))))
+    results = np.clip(results, *y.encoding.dequantize(np.array([-129, 128])))
     table = program.codes(f"{y.name}/table", y.encoding.quantize(results), y.encoding)
     index = program.value(f"{y.name}/index", x.shape, None, "int32")
     program.emit("CAST", [x], index, inDataType="INT8", outDataType="INT32")

@@ -1,0 +1,150 @@
+"""Rows of a stored table: GATHER with int32 indices, which are inputs of the model and stay as they are.
+
+The table is written in the encoding of the layer's output, so a row that is looked up is copied code by code. What
+reads indices says `indices=True`: the file's input is then int32, not quantized.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from kquant.core.program import Program
+from kquant.ops.affine import affine
+from kquant.ops.rule import Call, Make, Rule, copy_weights
+
+layers = keras.layers
+K = keras.ops
+
+
+def _plain(op: Any, make: Make, x: Any) -> Any:
+    def build() -> Any:
+        new = layers.Embedding(op.input_dim, op.output_dim, name=op.name, dtype=op.dtype_policy)
+        new.build()
+        copy_weights(op, new)
+        return new
+
+    return make("embedding", build)(x)
+
+
+def _embedding(op: Any, make: Make, x: Any, *_: Any, **__: Any) -> Any:
+    """Without LoRA's sum and without the mask, which nobody reads here."""
+    if getattr(op, "lora_enabled", False):
+        raise ValueError(f"{op.name} (Embedding): LoRA is on; merge it into the embeddings first (save and reload).")
+    return None if not op.mask_zero else _plain(op, make, x)
+
+
+def _reversible(op: Any, make: Make, x: Any, reverse: bool = False, *_: Any, **__: Any) -> Any:
+    """A look-up, or the product with the transposed table: a Dense layer with a copy of it."""
+    if not reverse:
+        return _plain(op, make, x)
+
+    def build() -> Any:
+        new = layers.Dense(op.input_dim, use_bias=False, name=f"{op.name}_reverse")
+        new.build((None, op.output_dim))
+        new.kernel.assign(np.asarray(op.embeddings).T if op.tie_weights else np.asarray(op.reverse_embeddings))
+        new.trainable = op.trainable
+        return new
+
+    y, cap = make("reverse", build)(x), op.logit_soft_cap
+    if cap is None:
+        return y
+    y = make("down", lambda: affine(1 / cap, 0.0, channels=op.input_dim, name=f"{op.name}_down"))(y)
+    y = make("cap", lambda: layers.Activation("tanh", name=f"{op.name}_cap"))(y)
+    return make("up", lambda: affine(cap, 0.0, channels=op.input_dim, name=f"{op.name}_up"))(y)
+
+
+def _one_hot(op: Any, make: Make, x: Any, *_: Any, **__: Any) -> Any:
+    """Rows of the unit matrix."""
+    if op.axis not in (-1, len(x.shape)) or op.sparse:
+        raise ValueError(f"{op.name} (OneHot): axis={op.axis}, sparse={op.sparse}; only a dense last axis has a kernel.")
+
+    def build() -> Any:
+        new = layers.Embedding(op.num_classes, op.num_classes, name=op.name)
+        new.build()
+        new.embeddings.assign(np.eye(op.num_classes))
+        new.trainable = False
+        return new
+
+    return make("rows", build)(x)
+
+
+def _category(op: Any, make: Make, x: Any, *_: Any, **__: Any) -> Any:
+    """`CategoryEncoding("one_hot")`: the unit row of the last axis' one number."""
+    if op.output_mode != "one_hot" or x.shape[-1] != 1:
+        raise ValueError(
+            f"{op.name} (CategoryEncoding): output_mode='{op.output_mode}' on {tuple(x.shape)} has no integer form; "
+            "only 'one_hot' of one number has. Keep it in the application's preprocessing."
+        )
+    row = make("rows", lambda: _unit(op))(x)
+    return make("shape", lambda: layers.Reshape((*x.shape[1:-1], op.num_tokens), name=f"{op.name}_row"))(row)
+
+
+def _unit(op: Any) -> Any:
+    new = layers.Embedding(op.num_tokens, op.num_tokens, name=op.name, trainable=False)
+    new.build()
+    new.embeddings.assign(np.eye(op.num_tokens))
+    return new
+
+
+def _lower(program: Program, call: Call) -> None:
+    encoding = call.output.encoding
+    codes = encoding.quantize(np.asarray(call.op.embeddings)).astype(np.int8)
+    table = program.constant(f"{call.op.name}/embeddings", codes, encoding)
+    program.emit("GATHER", [table, call.inputs[0]], call.output, axis=0, batchDims=0)
+
+
+def looked_up(function: Any, length: int) -> Any:
+    """A model that applies `function` to `length` indices."""
+
+    def build() -> keras.Model:
+        x = keras.Input((length,), dtype="int32", name="tokens")
+        return keras.Model(x, function(x), name="example")
+
+    return build
+
+
+@keras.saving.register_keras_serializable(package="kquant")
+class _Tied(keras.layers.Layer):
+    """A table and its transposed product, to be unfolded."""
+
+    def build(self, *_: Any) -> None:
+        """Make the table."""
+        self.table = layers.ReversibleEmbedding(10, 4, logit_soft_cap=3.0)
+        self.table.build()
+
+    def call(self, x: Any) -> Any:
+        """Look up and back."""
+        return self.table(self.table(x), reverse=True)
+
+
+RULES = (
+    Rule(
+        layers=(layers.ReversibleEmbedding,),
+        expand=_reversible,
+        examples=(looked_up(lambda x: _Tied()(x), 5),),
+    ),
+    Rule(
+        layers=(layers.Embedding,),
+        expand=_embedding,
+        operators=("GATHER",),
+        indices=True,
+        lower=_lower,
+        examples=(
+            looked_up(lambda x: layers.Embedding(10, 6)(x), 7),
+            looked_up(lambda x: layers.Dense(3)(layers.Flatten()(layers.Embedding(10, 4, mask_zero=True)(x))), 5),
+        ),
+    ),
+    Rule(
+        operations=("OneHot",),
+        expand=_one_hot,
+        examples=(looked_up(lambda x: layers.Dense(3)(K.one_hot(x, 10)), 4),),
+    ),
+    Rule(
+        layers=(layers.CategoryEncoding,),
+        expand=_category,
+        examples=(looked_up(lambda x: layers.Dense(3)(layers.CategoryEncoding(10, "one_hot")(x)), 1),),
+    ),
+)

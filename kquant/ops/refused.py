@@ -1,0 +1,72 @@
+"""What has no integer form, and what to do instead: class name -> remedy. `quantize` and `check` say it by layer name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+PREPROCESS = "it computes with strings, integers or statistics of the input; keep it in the application's preprocessing"
+FOREIGN = "it runs {}, which kquant cannot look into; rebuild it with Keras layers and copy the weights"
+
+LAYERS: dict[str, str] = {
+    "AutoContrast": "it stretches each image by its own extremes; " + PREPROCESS.split("; ")[1],
+    "ContrastLimitedAdaptiveHistogramEqualization": "it counts pixels; " + PREPROCESS.split("; ")[1],
+    "Discretization": PREPROCESS + ", and feed its bins to an integer input",
+    "Equalization": "it counts the pixels of each image; " + PREPROCESS.split("; ")[1],
+    "FlaxLayer": FOREIGN.format("JAX"),
+    "HashedCrossing": PREPROCESS,
+    "Hashing": PREPROCESS,
+    "IntegerLookup": PREPROCESS + ", and feed its indices to an integer input",
+    "JaxLayer": FOREIGN.format("JAX"),
+    "MelSpectrogram": "no int8 kernel computes a Fourier transform; make the spectrogram in the application",
+    "RandomCrop": "its output has another shape in inference than in training; use CenterCrop in the model",
+    "STFTSpectrogram": "no int8 kernel computes a Fourier transform; make the spectrogram in the application",
+    "StringLookup": PREPROCESS + ", and feed its indices to an integer input",
+    "TFSMLayer": FOREIGN.format("a SavedModel"),
+    "TextVectorization": PREPROCESS + ", and feed its tokens to an integer input",
+    "TorchModuleWrapper": FOREIGN.format("PyTorch"),
+}
+
+INDEX = "its result is a position, not a number; end the model before it and do it in the application"
+SORT = "no int8 kernel sorts; end the model before it and do it in the application"
+RUNNING = "no int8 kernel adds along an axis step by step; write it as a Dense layer with a triangular kernel"
+OPERATIONS: dict[str, str] = {
+    "Argmax": INDEX,
+    "Argmin": INDEX,
+    "Argsort": SORT,
+    "Cumprod": "no int8 kernel multiplies along an axis; do it in the application",
+    "Cumsum": RUNNING,
+    "Median": SORT,
+    "Prod": "a product along an axis leaves every int8 range; add logarithms instead, or multiply parts one by one",
+    "Quantile": SORT,
+    "Sort": SORT,
+    "Sparsemax": "it sorts, and no int8 kernel does; use softmax",
+    "TopK": SORT,
+}
+
+
+def remedy(op: Any) -> str | None:
+    """Why this layer or operation is refused whatever its settings, and the way out; None where it is not.
+
+    Example:
+        >>> remedy(keras.layers.Hashing(4)).split("; ")[1]
+        "keep it in the application's preprocessing"
+    """
+    if isinstance(op, keras.layers.Layer):
+        return next((LAYERS[c.__name__] for c in type(op).__mro__ if _is_kerass(c) and c.__name__ in LAYERS), None)
+    return OPERATIONS.get(type(op).__name__)
+
+
+def _is_kerass(cls: type) -> bool:
+    return cls.__module__.startswith("keras.")
+
+
+# Layers without a rule whose `call` is made of operations that have one; a test unfolds each.
+UNFOLDED: dict[str, str] = {
+    "Lambda": "its function, where that is written with keras.ops",
+    "Pipeline": "its layers",
+    "SpectralNormalization": "the layer inside",
+}
+# Not layers of a graph: what layers are derived from, and where a model begins.
+ABSTRACT = ("InputLayer", "Layer", "Wrapper")

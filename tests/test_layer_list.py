@@ -1,0 +1,80 @@
+"""Every class that `keras.layers` exports has a rule, unfolds, or is refused with a remedy."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+
+import kquant
+from kquant.ops import RULES
+from kquant.ops.refused import ABSTRACT, LAYERS, UNFOLDED
+
+# Other files of rules speak for these.
+ELSEWHERE = {
+    *("AdditiveAttention Attention Dot EinsumDense GroupNormalization GroupQueryAttention LayerNormalization").split(),
+    *("MultiHeadAttention RMSNormalization UnitNormalization").split(),
+    *("Bidirectional ConvLSTM1D ConvLSTM2D ConvLSTM3D GRU GRUCell LSTM LSTMCell RNN SimpleRNN SimpleRNNCell").split(),
+    "StackedRNNCells",
+}
+EXPORTED = {n for n in dir(layers) if isinstance(cls := getattr(layers, n), type) and issubclass(cls, layers.Layer)}
+MODELS = {
+    "Lambda": lambda: layers.Lambda(lambda x: ops.tanh(x) * 2.0),
+    "Pipeline": lambda: layers.Pipeline([layers.Rescaling(0.5), layers.RandomFlip()]),
+    "SpectralNormalization": lambda: layers.SpectralNormalization(layers.Conv2D(3, 3)),
+}
+
+
+def test_every_layer_of_keras_is_spoken_for():
+    ruled = {cls for rule in RULES for cls in rule.layers}
+    listed = {*LAYERS, *UNFOLDED, *ABSTRACT, *ELSEWHERE}
+    missing = {n for n in EXPORTED if getattr(layers, n) not in ruled and not {n, getattr(layers, n).__name__} & listed}
+    assert not missing, f"{sorted(missing)}: add a rule, or a reason to refuse them in ops/refused.py"
+
+
+def test_the_lists_name_layers_that_exist_once():
+    lists = [*LAYERS, *UNFOLDED, *ABSTRACT]
+    assert set(lists) <= EXPORTED
+    assert len(set(lists)) == len(lists)
+    assert not {cls.__name__ for rule in RULES for cls in rule.layers} & set(lists)
+    assert set(MODELS) == set(UNFOLDED)
+
+
+@pytest.mark.parametrize("name", sorted(UNFOLDED))
+def test_unfolds(name, tmp_path):
+    inputs = keras.Input((6, 6, 3))
+    model = keras.Model(inputs, MODELS[name]()(inputs))
+    x = np.float32(np.random.default_rng(0).normal(size=(64, 6, 6, 3)))
+    q = kquant.calibrate(kquant.quantize(model, target="tflm"), x, verbose=False)
+    report = kquant.export(q, tmp_path / "model.tflite", samples=x)
+    assert all(a.equal == 1.0 for v in report.verification if v.runtime == "tflm" for a in v.agreements)
+    wanted = np.asarray(model(x, training=False))
+    assert np.abs(wanted - np.asarray(q(x))).max() < 0.05 * np.abs(wanted).max()
+
+
+LAYERS_REFUSED = {
+    "AutoContrast": lambda: layers.AutoContrast((0, 255)),
+    "ContrastLimitedAdaptiveHistogramEqualization": lambda: layers.ContrastLimitedAdaptiveHistogramEqualization(
+        (0, 255)
+    ),
+    "Discretization": lambda: layers.Discretization([0.0, 1.0]),
+    "Hashing": lambda: layers.Hashing(4),
+    "IntegerLookup": lambda: layers.IntegerLookup(vocabulary=[1, 2]),
+    "MelSpectrogram": lambda: layers.MelSpectrogram(),
+    "RandomCrop": lambda: layers.RandomCrop(4, 4),
+    "STFTSpectrogram": lambda: layers.STFTSpectrogram(frame_length=16, frame_step=8, fft_length=16),
+}
+
+
+@pytest.mark.parametrize("name", sorted(LAYERS_REFUSED))
+def test_refused_with_its_own_remedy(name):
+    shape = {"STFTSpectrogram": (64, 1), "MelSpectrogram": (64,)}.get(name) or (8, 8, 3)
+    dtype = "int32" if name in ("Hashing", "IntegerLookup") else "float32"
+    inputs = keras.Input(shape, dtype=dtype)
+    layer = LAYERS_REFUSED[name]()
+    model = keras.Model(inputs, layer(inputs))
+    with pytest.raises(ValueError, match=f"{layer.name}.*{LAYERS[name][:30]}"):
+        kquant.quantize(model)
+    row = next(row for row in kquant.check(model).layers if row.layer == layer.name)
+    assert (row.status, row.remedy) == ("refused", LAYERS[name])
