@@ -181,12 +181,12 @@ def masked(make: Make, x: Any, allowed: np.ndarray, name: str, below: float = MA
 def _lower_stored(program: Program, call: Call) -> None:
     """The output becomes a constant of the file; no operator computes it."""
     value = call.op.value.numpy()[None]
-    call.output.data = call.output.encoding.quantize(value).astype(np.int8)
+    call.output.data = call.output.encoding.quantize(value).astype(call.output.dtype)
 
 
 def _lower_below(program: Program, call: Call) -> None:
     """Nobody reads it: a constant that is not written."""
-    call.output.data = np.zeros(call.output.shape, np.int8)
+    call.output.data = np.zeros(call.output.shape, call.output.dtype)
 
 
 def _lower_stretched(program: Program, call: Call) -> None:
@@ -198,8 +198,7 @@ def _lower_masked(program: Program, call: Call) -> None:
     """MINIMUM with the highest code where the mask allows a logit, with the lowest where not."""
     spec, encoding = call.output.encoding.spec, call.output.encoding
     allowed = call.op.allowed.numpy()[None] > 0
-    codes = np.where(allowed, spec.high, spec.low).astype(np.int8)
-    mask = program.constant(f"{call.output.name}/mask", codes, encoding)
+    mask = program.codes(f"{call.output.name}/mask", np.where(allowed, spec.high, spec.low), encoding)
     program.emit("MINIMUM", [call.inputs[0], mask], call.output)
 
 

@@ -176,6 +176,7 @@ RULES = (
     Rule(
         layers=(Function,),
         operators=("CAST", "ADD", "GATHER"),
+        widths=(8,),
         lower=lower_table,
         examples=(
             *(computed(_model(kind), (6, 5)) for kind in DOMAINS if DOMAINS[kind].low > -math.inf),

@@ -91,8 +91,8 @@ def _unit(op: Any) -> Any:
 
 def _lower(program: Program, call: Call) -> None:
     encoding = call.output.encoding
-    codes = encoding.quantize(np.asarray(call.op.embeddings)).astype(np.int8)
-    table = program.constant(f"{call.op.name}/embeddings", codes, encoding)
+    codes = encoding.quantize(call.op.embeddings.numpy())
+    table = program.codes(f"{call.op.name}/embeddings", codes, encoding)
     program.emit("GATHER", [table, call.inputs[0]], call.output, axis=0, batchDims=0)
 
 

@@ -15,6 +15,7 @@ import keras
 import numpy as np
 
 from kquant.core.program import Program
+from kquant.core.spec import FLOAT
 from kquant.ops.affine import affine
 from kquant.ops.constant import as_array
 from kquant.ops.matmul import permuted, product, reshaped
@@ -25,6 +26,7 @@ layers = keras.layers
 
 # Squares of codes are at most 2^14 after centring; more of them than this may leave int32.
 LARGEST_ROW = 2**17
+CONSTANTS = ("factor", "epsilon")
 
 
 @keras.saving.register_keras_serializable(package="kquant")
@@ -197,6 +199,15 @@ def _lower_mean(program: Program, call: Call) -> None:
     program.emit("MEAN", [call.inputs[0], axes], call.output, keepDims=True)
 
 
+def _lower_root(program: Program, call: Call) -> None:
+    """Float sums of squares are never below 0."""
+    y, plain = call.output, {"fusedActivationFunction": "NONE"}
+    factor, epsilon = (program.constant(f"{y.name}/{key}", np.float32([getattr(call.op, key)])) for key in CONSTANTS)
+    part = program.emit("MUL", [call.inputs[0], factor], program.value(f"{y.name}/part", y.shape, None), **plain)
+    total = program.emit("ADD", [part, epsilon], program.value(f"{y.name}/sum", y.shape, None), **plain)
+    program.emit("RSQRT", [total], y)
+
+
 def _squares() -> keras.Model:
     x = keras.Input((6, 4), name="x")
     y = layers.Multiply()([x, x])
@@ -272,7 +283,9 @@ RULES = (
     Rule(
         layers=(InverseRoot,),
         operators=("CAST", "ADD", "GATHER"),
+        widths=(8, FLOAT),
         lower=lower_table,
+        lower_float=_lower_root,
         examples=(_squares,),
     ),
 )
