@@ -141,7 +141,8 @@ def gelu(rng: np.random.Generator, dtype: str) -> Case:
 def quantize_real(rng: np.random.Generator, dtype: str) -> Case:
     """Real numbers around the range of the output, halves of a step among them."""
     out = random_encoding(rng, dtype=dtype)
-    steps = np.concatenate([rng.normal(size=4000) * 120, rng.integers(-300, 300, 1000) + 0.5])
+    largest = int(np.iinfo(dtype).max)
+    steps = np.concatenate([rng.normal(size=4000) * largest, rng.integers(-2 * largest, 2 * largest, 1000) + 0.5])
     return Case("QUANTIZE", [(steps * np.float32(out.scale)).astype(np.float32)[None]], [None], out)
 
 
