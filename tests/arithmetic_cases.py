@@ -58,7 +58,7 @@ class Case:
             for codes, encoding in pairs[: self.constant_from]
         ]
         operands += [encoding.operand(codes.shape, codes) for codes, encoding in pairs[self.constant_from :]]
-        shape = self.computed("litert" if self.op == "RELU_N1_TO_1" else "tflm").shape
+        shape = self.computed("litert").shape
         model = one_op_model(self.op, operands + self.constants, self.out.operand(shape), **self.options)
         return run(model, *self.codes[: self.constant_from])
 

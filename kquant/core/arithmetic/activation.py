@@ -13,7 +13,16 @@ from kquant.core.arithmetic.fixed_point import (
     rounding_divide_by_power,
     shift_right,
 )
-from kquant.core.arithmetic.grid import Grid, activation_range, centred, check_int8, check_runtime, clipped, placed, tabulated
+from kquant.core.arithmetic.grid import (
+    Grid,
+    activation_range,
+    centred,
+    check_int8,
+    check_runtime,
+    clipped,
+    placed,
+    tabulated,
+)
 
 
 def relu(

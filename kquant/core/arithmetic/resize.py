@@ -24,7 +24,8 @@ def resize_bilinear(
     """RESIZE_BILINEAR: positions and weights in Q10, the weighted sum of codes rounded once, halves away from zero.
 
     The step between positions is `round(2**10 in / out)`, an integer, so positions drift from the exact ones by up to
-    `out / 2` units of 2**-10 (ResizeBilinearInteger in reference/resize_bilinear.h). Both runtimes alike; int16 in LiteRT only.
+    `out / 2` units of 2**-10 (ResizeBilinearInteger in reference/resize_bilinear.h). Both runtimes alike, but
+    TFLM has no int16 kernel.
 
     Args:
         sources: one int32 tensor of codes, [batch, height, width, channels], height and width static.
