@@ -58,7 +58,7 @@ class Case:
             for codes, encoding in pairs[: self.constant_from]
         ]
         operands += [encoding.operand(codes.shape, codes) for codes, encoding in pairs[self.constant_from :]]
-        shape = self.computed("litert" if self.op == "RELU_N1_TO_1" else "tflm").shape
+        shape = self.computed("litert").shape
         model = one_op_model(self.op, operands + self.constants, self.out.operand(shape), **self.options)
         return run(model, *self.codes[: self.constant_from])
 
@@ -141,7 +141,8 @@ def gelu(rng: np.random.Generator, dtype: str) -> Case:
 def quantize_real(rng: np.random.Generator, dtype: str) -> Case:
     """Real numbers around the range of the output, halves of a step among them."""
     out = random_encoding(rng, dtype=dtype)
-    steps = np.concatenate([rng.normal(size=4000) * 120, rng.integers(-300, 300, 1000) + 0.5])
+    largest = int(np.iinfo(dtype).max)
+    steps = np.concatenate([rng.normal(size=4000) * largest, rng.integers(-2 * largest, 2 * largest, 1000) + 0.5])
     return Case("QUANTIZE", [(steps * np.float32(out.scale)).astype(np.float32)[None]], [None], out)
 
 

@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -78,6 +79,34 @@ def test_int16_codes_equal_tflm(name):
     for seed in range(EXAMPLES):
         case = CASES[name](np.random.default_rng(seed), "int16")
         _assert_equal_codes(case.computed("tflm"), case.expected(run_tflm), f"{case}")
+
+
+_small_scales = st.floats(2.0**-22, 2.0**-7, width=32)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from(["LEAKY_RELU", "LOGISTIC", "QUANTIZE", "QUANTIZE to int8", "RELU", "TANH"]), _small_scales)
+def test_int16_codes_for_any_scale(name, scale):
+    pytest.importorskip("tflite_micro", reason="the TFLM interpreter exists for Linux only")
+    case = CASES[name](np.random.default_rng(0), "int16")
+    case = replace(case, encodings=[replace(case.encodings[0], scale=scale)])
+    _assert_equal_codes(case.computed("litert"), case.expected(run_litert), f"LiteRT, {case}")
+    _assert_equal_codes(case.computed("tflm"), case.expected(run_tflm), f"TFLM, {case}")
+
+
+# Scales for which some int16 kernels go another way: powers of two, and those that they take for one.
+NEAR_POWERS = [2.0**power * factor for power in (-13, -12, -11, -10) for factor in (1.0, 1.0006, 0.9994, 1.0008)]
+
+
+@pytest.mark.parametrize("op", ["ADD", "LOGISTIC", "MUL", "SOFTMAX", "SUB", "TANH"])
+def test_int16_codes_near_powers_of_two(op):
+    pytest.importorskip("tflite_micro", reason="the TFLM interpreter exists for Linux only")
+    for seed, scale in enumerate(NEAR_POWERS):
+        case = CASES[op](np.random.default_rng(seed), "int16")
+        encodings = [Encoding(float(np.float32(scale)), 0, "int16") for _ in case.encodings]
+        case = replace(case, encodings=encodings, out=encodings[0] if len(encodings) == 2 else case.out)
+        _assert_equal_codes(case.computed("litert"), case.expected(run_litert), f"LiteRT, {case}")
+        _assert_equal_codes(case.computed("tflm"), case.expected(run_tflm), f"TFLM, {case}")
 
 
 @pytest.mark.parametrize("name", INT16["litert"])
@@ -309,6 +338,11 @@ def test_errors_name_the_operator_and_what_was_expected():
         KERNELS["RELU"]([codes], [grid], grid, runtime="cmsis")
     with pytest.raises(ValueError, match="AVERAGE_POOL_2D: expected .*static height and width"):
         KERNELS["AVERAGE_POOL_2D"]([codes], [grid], grid, pool_size=[2, 2], strides=[2, 2], padding="valid")
+    wide = Grid(tf.constant(1e-4), tf.constant(0.0), -(2**15), 2**15 - 1)
+    with pytest.raises(ValueError, match="HARD_SWISH: no runtime has a kernel for int16 codes"):
+        KERNELS["HARD_SWISH"]([codes], [wide], wide)
+    with pytest.raises(ValueError, match="GELU: tflm has no kernel for int16 codes"):
+        KERNELS["GELU"]([codes], [wide], wide, runtime="tflm")
     with pytest.raises(ValueError, match="expected rounding to be one of"):
         requantize(codes, tf.constant(1.0), grid, "nearest")
     with pytest.raises(ValueError, match="TANH"):

@@ -7,6 +7,12 @@ One TOML file a target. A new target is a new file in this folder: `names` finds
     version = 3                         # the operator version to write
     per_axis = true                     # one scale for each channel of the weights ...
     axis = 0                            # ... which lie on this axis
+    int16x8 = true                      # runs with int16 activations and int8 weights, and right
+    version_int16 = 4                   # the operator version to write then
+    per_axis_int16 = true               # and whether each channel of the weights may have its scale
+    int4_weights = true                 # runs with int4 weights under int8 activations, and right
+    version_int4 = 7
+    per_axis_int4 = true
     source = "tflite/kernels/conv.cc"   # where the claim can be read
 """
 

@@ -5,10 +5,11 @@
 
 Every kernel takes int32 codes with their grids and returns int32 codes clipped to the output's range. Attributes are
 plain Python values. `runtime="litert"`, the default, is what LiteRT's reference kernels compute; `runtime="tflm"` is
-TensorFlow Lite Micro: RELU6 keeps its input's encoding, LOGISTIC, TANH, MUL and PRELU differ in a few codes in a
-million, the rest is the same. All are pure, run inside `tf.function` and under XLA, where they cost little more than
-reading their operands, and take scales as tensors. They are not differentiable. Where a kernel's own 32-bit integers
-would overflow, the codes are not defined.
+TensorFlow Lite Micro: RELU6 keeps its input's encoding, LOGISTIC, TANH, MUL, PRELU, RELU and LEAKY_RELU differ in a few
+codes in a million, the rest is the same. Grids of -32768 .. 32767 with zero point 0 choose the kernels of int16
+tensors; inputs and output are of one type, except in QUANTIZE. All are pure, run inside `tf.function` and under XLA,
+where they cost little more than reading their operands, and take scales as tensors. They are not differentiable. Where
+a kernel's own 32-bit integers would overflow, the codes are not defined.
 """
 
 from collections.abc import Callable

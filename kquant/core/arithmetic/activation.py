@@ -13,7 +13,16 @@ from kquant.core.arithmetic.fixed_point import (
     rounding_divide_by_power,
     shift_right,
 )
-from kquant.core.arithmetic.grid import Grid, activation_range, centred, check_runtime, clipped, placed, tabulated
+from kquant.core.arithmetic.grid import (
+    Grid,
+    activation_range,
+    centred,
+    check_int8,
+    check_runtime,
+    clipped,
+    placed,
+    tabulated,
+)
 
 
 def relu(
@@ -58,6 +67,7 @@ def relu_n1_to_1(sources: Sequence[tf.Tensor], grids: Sequence[Grid], out: Grid,
 
     For the arguments see `relu`.
     """
+    check_int8("RELU_N1_TO_1", out)
     if check_runtime(runtime) == "tflm":
         raise ValueError("RELU_N1_TO_1: TFLM has no such kernel. Fuse it into the operator before, or use RELU6.")
     return _bounded(sources[0], grids[0], out, "RELU_N1_TO_1", tf.float32)
@@ -113,6 +123,7 @@ def hard_swish(sources: Sequence[tf.Tensor], grids: Sequence[Grid], out: Grid, r
         int32 codes.
     """
     check_runtime(runtime)
+    check_int8("HARD_SWISH", out)
     hires_scale = tf.cast(grids[0].scale, tf.float32) / 128.0
     to_out = _int16_multiplier(hires_scale / tf.cast(out.scale, tf.float32))
     to_unit = _int16_multiplier(hires_scale / tf.constant(3.0 / 32768.0, tf.float32))

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import tensorflow as tf
 
 from kquant.core.arithmetic.fixed_point import Multiplier, multiply, quantize_multiplier
-from kquant.core.arithmetic.grid import Grid, centred, check_runtime, clipped, placed
+from kquant.core.arithmetic.grid import Grid, centred, check_int8, check_runtime, clipped, placed
 
 # ADD and SUB move both operands up by this many bits before they bring them to one scale.
 _HEADROOM_BITS, _HEADROOM_BITS_INT16 = 20, 15
@@ -88,6 +88,7 @@ def prelu(sources: Sequence[tf.Tensor], grids: Sequence[Grid], out: Grid, runtim
     Returns:
         int32 codes.
     """
+    check_int8("PRELU", out)
     precision = tf.float64 if check_runtime(runtime) == "tflm" else tf.float32
     source_scale = tf.cast(grids[0].scale, precision)
     identity = _multiplier(source_scale, out, precision)

@@ -141,6 +141,15 @@ def check_runtime(runtime: str) -> str:
     return runtime
 
 
+def check_int8(op: str, out: Grid, runtime: str | None = None) -> None:
+    """Raises ValueError for an int16 grid: the operator has no int16 kernel on that runtime, or on none."""
+    if out.is_int16:
+        raise ValueError(
+            f"{op}: {'no runtime has a' if runtime is None else f'{runtime} has no'} kernel for int16 codes, received "
+            f"a grid of {out.low} .. {out.high}. Keep this layer in int8, or write it with operators that run in int16."
+        )
+
+
 def _code_of(real: float, out: Grid) -> tf.Tensor:
     steps = round_half_away(tf.constant(real, tf.float32) / tf.cast(out.scale, tf.float32))
     # A grid far finer than the bound would overflow int64 only beyond 2^63; the kernels refuse beyond 2^31.

@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from kquant.core.arithmetic.fixed_point import rounding_divide_by_power
-from kquant.core.arithmetic.grid import Grid, check_runtime, clipped
+from kquant.core.arithmetic.grid import Grid, check_int8, check_runtime, clipped
 
 _FRACTION_BITS = 10
 _ONE = 1 << _FRACTION_BITS
@@ -24,7 +24,8 @@ def resize_bilinear(
     """RESIZE_BILINEAR: positions and weights in Q10, the weighted sum of codes rounded once, halves away from zero.
 
     The step between positions is `round(2**10 in / out)`, an integer, so positions drift from the exact ones by up to
-    `out / 2` units of 2**-10 (ResizeBilinearInteger in reference/resize_bilinear.h). Both runtimes alike.
+    `out / 2` units of 2**-10 (ResizeBilinearInteger in reference/resize_bilinear.h). Both runtimes alike, but
+    TFLM has no int16 kernel.
 
     Args:
         sources: one int32 tensor of codes, [batch, height, width, channels], height and width static.
@@ -38,7 +39,8 @@ def resize_bilinear(
     Returns:
         int32 codes.
     """
-    check_runtime(runtime)
+    if check_runtime(runtime) == "tflm":
+        check_int8("RESIZE_BILINEAR", out, runtime)
     values = tf.cast(sources[0], tf.int64)
     for axis, length in zip((1, 2), size, strict=True):
         lower, upper, fraction = _bilinear_positions(

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from kquant.core.arithmetic import transcendental
 from kquant.core.arithmetic.fixed_point import multiply, quantize_multiplier, rounding_divide_by_power
-from kquant.core.arithmetic.grid import Grid, centred, check_runtime, clipped, round_half_away, tabulated
+from kquant.core.arithmetic.grid import Grid, centred, check_int8, check_runtime, clipped, round_half_away, tabulated
 from kquant.core.arithmetic.interpolated import gelu_int16, logistic_int16, tanh_int16
 
 # LOGISTIC and TANH of TFLM read their input in Q4 and answer in Q0 cut to 8 or 7 fraction bits.
@@ -55,6 +55,7 @@ def table(function: Callable[[tf.Tensor], tf.Tensor], grid: Grid, out: Grid) -> 
 def elu(sources: Sequence[tf.Tensor], grids: Sequence[Grid], out: Grid, runtime: str = "litert") -> tf.Tensor:
     """ELU: the table of `x` where `x >= 0`, else `exp(x) - 1`. Both runtimes alike (activations.cc, micro elu.cc)."""
     check_runtime(runtime)
+    check_int8("ELU", out)
     return lookup(lambda x: tf.where(x < 0.0, _in_double(tf.math.expm1, x), x), sources[0], grids[0], out)
 
 
@@ -76,6 +77,8 @@ def gelu(
     """
     check_runtime(runtime)
     function = _gelu_by_tanh if approximate else _gelu_by_erfc
+    if runtime == "tflm":
+        check_int8("GELU", out, runtime)
     if out.is_int16:
         return gelu_int16(function, sources[0], grids[0], out)
     return lookup(function, sources[0], grids[0], out)
