@@ -37,7 +37,6 @@ def sqnr_db(wanted: np.ndarray, got: np.ndarray) -> float:
 
 
 TENSORS = {
-    "bij,bjk": ((3, 4), (4, 5)),
     "bij,bjk->bki": ((3, 4), (4, 5)),
     "bijk,bkl->bijl": ((2, 3, 4), (4, 5)),
     "bhij,bhkj->bihk": ((2, 3, 4), (2, 5, 4)),

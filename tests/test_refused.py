@@ -72,8 +72,11 @@ REFUSED = {
         lambda: _binary(lambda a, b: ops.einsum("nhwc,nhwc,nhwc->nhw", a, b, a)),
         r"insum.*3 operands.*several of two",
     ),
-    "diagonal": (lambda: _unary(lambda x: ops.einsum("nccd->ncd", layers.Cropping2D(((0, 1), (0, 0)))(x))), r"twice in one operand"),
-    "normalization over samples": (lambda: _unary(layers.LayerNormalization(axis=0, name="me")), r"me: .*batch axis"),
+    "diagonal": (
+        lambda: _unary(lambda x: ops.einsum("nccd->ncd", layers.Cropping2D(((0, 1), (0, 0)))(x))),
+        r"twice in one operand",
+    ),
+    "normalization over samples": (lambda: _unary(layers.UnitNormalization(axis=0, name="me")), r"me: .*batch axis"),
     "another norm": (lambda: _unary(lambda x: ops.normalize(x, order=1)), r"ormalize.*order=1"),
     "mask as input": (
         lambda: keras.Model(

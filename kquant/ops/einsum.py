@@ -11,7 +11,7 @@ import numpy as np
 from kquant.ops.activation import activate, name_of
 from kquant.ops.constant import as_array, stored
 from kquant.ops.labels import Equation, parse
-from kquant.ops.matmul import contraction, is_dense, kernel_contraction, permuted, product, summed
+from kquant.ops.matmul import contraction, is_dense, kernel_contraction, permuted, product, reshaped, summed
 from kquant.ops.rule import Make, Rule, computed, example
 
 layers = keras.layers
@@ -129,7 +129,8 @@ def _dot(op: Any, make: Make, inputs: Any, **_: Any) -> Any:
     others[axes[1]] = names[axes[0]]
     result = "".join(n for n in names if n not in others[1:]) + "".join(n for n in others if n not in names)
     size = dict(zip([*names, *others], [*x.shape, *y.shape], strict=True))
-    return contraction(make, op.name, x, y, Equation(names, "".join(others), result, size))
+    z = contraction(make, op.name, x, y, Equation(names, "".join(others), result, size))
+    return reshaped(make, z, tuple(z.shape[1:]) or (1,), op.name, "column")
 
 
 def _einsum_dense(op: Any, make: Make, x: Any, **_: Any) -> Any:

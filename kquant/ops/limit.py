@@ -9,6 +9,7 @@ import numpy as np
 
 from kquant.core.program import Program
 from kquant.ops.constant import stored
+from kquant.ops.merge import same_rank
 from kquant.ops.rule import Call, Make, Rule, computed, example
 
 layers = keras.layers
@@ -68,6 +69,7 @@ def _of_two(cls: type, side: str) -> Any:
 
     def expand(op: Any, make: Make, a: Any, b: Any) -> Any:
         if isinstance(a, keras.KerasTensor) and isinstance(b, keras.KerasTensor):
+            same_rank(op, a, b)
             return make("pair", lambda: cls(name=op.name))([a, b])
         x, constant = (a, b) if isinstance(a, keras.KerasTensor) else (b, a)
         if np.size(keras.ops.convert_to_numpy(constant)) != 1:

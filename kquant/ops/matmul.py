@@ -96,7 +96,7 @@ def summed(make: Make, x: Any, axes: list[int], name: str, key: str = "sum") -> 
     count = int(np.prod(x.shape[len(kept) :]))
     x = reshaped(make, x, (*shape, count), name, f"{key}_flat")
     x = dense(make, x, np.ones((count, 1), np.float32), f"{name}_{key}", key=key)
-    return x if not shape else reshaped(make, x, shape, name, f"{key}_shape")
+    return reshaped(make, x, shape, name, f"{key}_shape")
 
 
 def contraction(make: Make, name: str, x: Any, y: Any, equation: Equation) -> Any:
@@ -155,7 +155,7 @@ def is_dense(equation: Equation) -> bool:
 
 def arranged(make: Make, name: str, z: Any, labels: str, e: Equation) -> Any:
     """A product whose axes are these, some of them still as one, with the axes of the result."""
-    z = reshaped(make, z, e.sizes(labels[1:]) or (1,), name, "split")
+    z = reshaped(make, z, e.sizes(labels[1:]), name, "split")
     return permuted(make, z, [labels.index(n) for n in e.result], name, "arranged")
 
 

@@ -58,6 +58,7 @@ def _binary(cls: type, with_constant: Any) -> Any:
     def expand(op: Any, make: Make, a: Any, b: Any) -> Any:
         tensors = [isinstance(v, keras.KerasTensor) for v in (a, b)]
         if all(tensors):
+            same_rank(op, a, b)
             return make("pair", lambda: cls(name=op.name))([a, b])
         x, constant = (a, b) if tensors[0] else (b, a)
         if not is_per_channel(constant, x):
@@ -69,6 +70,15 @@ def _binary(cls: type, with_constant: Any) -> Any:
         return make("affine", lambda: affine(scale, offset, channels=x.shape[-1], name=op.name, trains=trains))(x)
 
     return expand
+
+
+def same_rank(op: Any, a: Any, b: Any) -> None:
+    """Refuse operations that would pair the samples of one tensor with another axis of the other."""
+    if len(a.shape) != len(b.shape):
+        raise ValueError(
+            f"{op.name} ({type(op).__name__}): inputs of different rank {tuple(a.shape)}, {tuple(b.shape)}, so that the "
+            "samples of one meet another axis of the other. Put a Reshape before it that gives both one rank."
+        )
 
 
 def _divided(op: Any, make: Make, a: Any, b: Any) -> Any:
