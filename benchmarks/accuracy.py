@@ -12,6 +12,7 @@ import numpy as np
 import kquant
 from benchmarks.assets import TASKS, Task, task
 from benchmarks.converter import convert_int8
+from kquant import targets
 from kquant.runtimes import available
 
 
@@ -63,15 +64,38 @@ def run(name: str, limit: int | None, peers: bool) -> None:
             row(what, runtime, kquant.predict(data, x, runtime), reference, None, t)
 
 
+def run_format(name: str, limit: int | None, recipe: str) -> None:
+    """One model in another format, a file for each target."""
+    t = task(name)
+    x = t.x[:limit]
+    reference = t.model.predict(x, verbose=0)
+    row("float", "keras", reference, reference, None, t)
+    for target in ("litert", "tflm"):
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "m.tflite"
+            result = kquant.compress(t.model, t.calibration, recipe, output=path, target=target, verbose=False)
+            content = path.read_bytes()
+        print(f"{name} {recipe} for {target}: {len(content):,} bytes, arena {result.report.arena_bytes}", flush=True)
+        simulated = result.model.predict(x, verbose=0)
+        row(recipe, "simulated", simulated, reference, None, t)
+        for runtime in targets.load(target).runtimes:
+            if runtime in available():
+                row(recipe, runtime, kquant.predict(content, x, runtime), reference, simulated, t)
+
+
 def main() -> None:
     """Parse and run."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("tasks", nargs="*", default=TASKS)
     parser.add_argument("--limit", type=int, default=None, help="judge on the first N samples only")
     parser.add_argument("--no-peers", action="store_true", help="leave out the converter's and the official file")
+    parser.add_argument("--recipe", default="int8", help="another format, without peers")
     args = parser.parse_args()
     for name in args.tasks:
-        run(name, args.limit, not args.no_peers)
+        if args.recipe == "int8":
+            run(name, args.limit, not args.no_peers)
+        else:
+            run_format(name, args.limit, args.recipe)
 
 
 if __name__ == "__main__":

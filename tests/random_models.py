@@ -6,6 +6,7 @@ Examples of the rules are put behind each other; where shapes do not fit, a Dens
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -13,6 +14,8 @@ import contract
 import keras
 import numpy as np
 from keras import layers
+
+import kquant
 
 LARGEST = 400  # elements of a tensor, so that a Dense between two of them stays small
 RECIPES: tuple[Any, ...] = (
@@ -80,3 +83,40 @@ def random_model(seed: int, steps: int = 4) -> keras.Model:
 def random_recipe(seed: int) -> Any:
     """One of the formats."""
     return RECIPES[np.random.default_rng(seed + 10_000).integers(len(RECIPES))]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a random model.
+
+    Attributes:
+        seed, target: which.
+        result: "equal", "refused", "different", "float", or "failed" for any other error.
+        said: the message, or the figures.
+    """
+
+    seed: int
+    target: str
+    result: str
+    said: str
+
+    @property
+    def ok(self) -> bool:
+        """Equal codes in an integer file, or refused with a reason."""
+        return self.result in ("equal", "refused")
+
+
+def verdict(seed: int, target: str, runtime: str, samples: int = 32) -> Verdict:
+    """Quantize, calibrate, write, run and compare one model."""
+    try:
+        q = kquant.quantize(random_model(seed), random_recipe(seed), target=target)
+        kquant.calibrate(q, contract.packed(q, contract.data(q, samples)), batch_size=samples, verbose=False)
+        content = contract.file_of(q)
+        if contract.floats(content):
+            return Verdict(seed, target, "float", ", ".join(contract.floats(content)))
+        parity = contract.compare(q, content, runtime, contract.data(q, samples, seed=3, spread=2.0))
+    except ValueError as error:
+        return Verdict(seed, target, "refused", str(error))
+    except Exception as error:  # whatever it is, the report wants to count it
+        return Verdict(seed, target, "failed", f"{type(error).__name__}: {error}")
+    return Verdict(seed, target, "equal" if parity.equal == 1.0 else "different", str(parity))

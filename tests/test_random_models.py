@@ -1,0 +1,31 @@
+"""Random models of every rule's examples, in every format: the file is integer and computes the codes of the model."""
+
+from __future__ import annotations
+
+import contract
+import pytest
+import random_models
+
+import kquant
+from kquant.runtimes import available
+
+GRAPHS = 40
+# (target, runtime): each model is tried on one of them; the benchmark tries five hundred on both
+SIDES = (("litert", "litert-reference"), ("tflm", "tflm"))
+
+
+@pytest.mark.parametrize("seed", range(GRAPHS))
+def test_file_computes_the_codes_of_the_model(seed: int) -> None:
+    target, runtime = SIDES[seed % 2]
+    if runtime not in available():
+        pytest.skip(f"{runtime} needs an extra: pip install 'kquant[micro]'")
+    verdict = random_models.verdict(seed, target, runtime)
+    assert verdict.ok, verdict
+
+
+def test_refusals_name_a_layer() -> None:
+    model = random_models.random_model(0)
+    recipe = {"name": "r", "rules": [{"layer": "*", "float": True}]}
+    with pytest.raises(ValueError, match=r"\n  [^:\n]+ \([A-Za-z0-9]+\): .* runs integers only"):
+        kquant.quantize(model, recipe, target="tflm")
+    assert len(contract.EXAMPLES) > len(random_models.usable()) > 100
