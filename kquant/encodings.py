@@ -127,7 +127,8 @@ def set_encodings(qmodel: keras.Model, given: str | Path | dict[str, Any]) -> ke
     chosen: dict[int, list[tuple[str, Grid]]] = {}
     for name, grid in activations.items():
         layer = tensors[name][0]
-        _check_grid(where, name, grid, layer.spec)
+        if layer.has_range:
+            _check_grid(where, name, grid, layer.spec)
         chosen.setdefault(id(layer), []).append((name, grid))
     for layer in {id(x): x for x, _ in tensors.values()}.values():
         if id(layer) in chosen:
@@ -189,7 +190,8 @@ def _grid_of(graph: Graph, layer: FakeQuant, sources: Any) -> Grid:
             producer = graph.producers()[id(producer.inputs[0])]
         layer, sources = producer.op, producer.kwargs.get("sources")
     scale, zero_point, _ = layer.grid()
-    points = np.asarray(zero_point).reshape(1).astype(np.int64) - _shift(layer.spec)
+    points = np.asarray(zero_point).reshape(1).astype(np.int64)
+    points -= _shift(layer.spec) if layer.has_range else 0
     return Grid(layer.spec.bits, layer.spec.symmetric, np.asarray(scale, np.float32).reshape(1), points)
 
 
