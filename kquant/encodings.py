@@ -65,7 +65,7 @@ def encodings(qmodel: keras.Model, version: Version = "0.6.1") -> dict[str, Any]
     if version not in VERSIONS:
         raise ValueError(f"encodings: version must be one of {', '.join(VERSIONS)}. Received: {version!r}.")
     graph = _traced(qmodel)
-    unseen = [name for name, (layer, _) in _tensors(graph).items() if _is_unseen(layer)]
+    unseen = [n for n, (x, _) in _tensors(graph).items() if x.has_range and not np.any(x.count.numpy() > 0)]
     if unseen:
         raise ValueError(
             f"encodings: no range yet at {', '.join(unseen[:5])}. Run kquant.calibrate(model, data) or train first."
@@ -147,10 +147,7 @@ def set_encodings(qmodel: keras.Model, given: str | Path | dict[str, Any]) -> ke
 
 
 def _traced(qmodel: keras.Model) -> Graph:
-    def known(op: Any) -> bool:
-        return isinstance(op, FakeQuant | Compressed) or find(op) is not None
-
-    graph = trace(qmodel, known)
+    graph = trace(qmodel, lambda op: isinstance(op, FakeQuant | Compressed) or find(op) is not None)
     if not any(isinstance(node.op, FakeQuant | Compressed) for node in graph.nodes):
         raise ValueError(f"{qmodel.name}: not a quantized model; pass what kquant.quantize returned.")
     return graph
@@ -178,10 +175,6 @@ def _weighted(graph: Graph) -> dict[str, Compressed]:
     return {node.name: node.op for node in graph.nodes if isinstance(node.op, Compressed) and node.op.spec is not None}
 
 
-def _is_unseen(layer: FakeQuant) -> bool:
-    return layer.has_range and not np.any(layer.count.numpy() > 0)
-
-
 def _grid_of(graph: Graph, layer: FakeQuant, sources: Any) -> Grid:
     """The encoding; a layer that follows has that of its first source."""
     while layer.follows and sources:
@@ -204,7 +197,7 @@ def _kernel_grid(layer: Compressed) -> Grid | None:
 
 
 def _shift(spec: QuantSpec) -> int:
-    """Where the codes of unsigned grids lie above those of signed ones."""
+    # where the codes of unsigned grids lie above those of signed ones
     return 0 if spec.signed else 2 ** (spec.bits - 1)
 
 
