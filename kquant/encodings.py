@@ -65,7 +65,7 @@ def encodings(qmodel: keras.Model, version: Version = "0.6.1") -> dict[str, Any]
     if version not in VERSIONS:
         raise ValueError(f"encodings: version must be one of {', '.join(VERSIONS)}. Received: {version!r}.")
     graph = _traced(qmodel)
-    unseen = [name for name, (layer, _) in _tensors(graph).items() if _is_unseen(layer)]
+    unseen = [n for n, (x, _) in _tensors(graph).items() if x.has_range and not np.any(x.count.numpy() > 0)]
     if unseen:
         raise ValueError(
             f"encodings: no range yet at {', '.join(unseen[:5])}. Run kquant.calibrate(model, data) or train first."
@@ -127,7 +127,8 @@ def set_encodings(qmodel: keras.Model, given: str | Path | dict[str, Any]) -> ke
     chosen: dict[int, list[tuple[str, Grid]]] = {}
     for name, grid in activations.items():
         layer = tensors[name][0]
-        _check_grid(where, name, grid, layer.spec)
+        if layer.has_range:
+            _check_grid(where, name, grid, layer.spec)
         chosen.setdefault(id(layer), []).append((name, grid))
     for layer in {id(x): x for x, _ in tensors.values()}.values():
         if id(layer) in chosen:
@@ -146,10 +147,7 @@ def set_encodings(qmodel: keras.Model, given: str | Path | dict[str, Any]) -> ke
 
 
 def _traced(qmodel: keras.Model) -> Graph:
-    def known(op: Any) -> bool:
-        return isinstance(op, FakeQuant | Compressed) or find(op) is not None
-
-    graph = trace(qmodel, known)
+    graph = trace(qmodel, lambda op: isinstance(op, FakeQuant | Compressed) or find(op) is not None)
     if not any(isinstance(node.op, FakeQuant | Compressed) for node in graph.nodes):
         raise ValueError(f"{qmodel.name}: not a quantized model; pass what kquant.quantize returned.")
     return graph
@@ -177,10 +175,6 @@ def _weighted(graph: Graph) -> dict[str, Compressed]:
     return {node.name: node.op for node in graph.nodes if isinstance(node.op, Compressed) and node.op.spec is not None}
 
 
-def _is_unseen(layer: FakeQuant) -> bool:
-    return layer.has_range and not np.any(layer.count.numpy() > 0)
-
-
 def _grid_of(graph: Graph, layer: FakeQuant, sources: Any) -> Grid:
     """The encoding; a layer that follows has that of its first source."""
     while layer.follows and sources:
@@ -189,7 +183,8 @@ def _grid_of(graph: Graph, layer: FakeQuant, sources: Any) -> Grid:
             producer = graph.producers()[id(producer.inputs[0])]
         layer, sources = producer.op, producer.kwargs.get("sources")
     scale, zero_point, _ = layer.grid()
-    points = np.asarray(zero_point).reshape(1).astype(np.int64) - _shift(layer.spec)
+    points = np.asarray(zero_point).reshape(1).astype(np.int64)
+    points -= _shift(layer.spec) if layer.has_range else 0
     return Grid(layer.spec.bits, layer.spec.symmetric, np.asarray(scale, np.float32).reshape(1), points)
 
 
@@ -202,7 +197,7 @@ def _kernel_grid(layer: Compressed) -> Grid | None:
 
 
 def _shift(spec: QuantSpec) -> int:
-    """Where the codes of unsigned grids lie above those of signed ones."""
+    # where the codes of unsigned grids lie above those of signed ones
     return 0 if spec.signed else 2 ** (spec.bits - 1)
 
 

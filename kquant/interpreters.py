@@ -19,9 +19,9 @@ RUNTIMES = ("litert", "litert-reference", "tflm")
 Invoke = Callable[[list[np.ndarray]], list[np.ndarray]]
 
 
-def open_runtime(data: bytes, runtime: str) -> Invoke:
-    """An interpreter of that name, ready to run."""
-    return _tflm(data) if runtime == "tflm" else _litert(data, reference=runtime == "litert-reference")
+def open_runtime(data: bytes, runtime: str, *, keep: bool = False) -> Invoke:
+    """An interpreter of that name, ready to run; `keep`: its states outlive a call (streams)."""
+    return _tflm(data, keep) if runtime == "tflm" else _litert(data, runtime == "litert-reference", keep)
 
 
 def run_all(data: bytes, codes: list[np.ndarray], runtime: str) -> list[np.ndarray]:
@@ -45,7 +45,7 @@ def litert_interpreter(data: bytes, *, reference: bool, keep_all: bool = False) 
     return interpreter
 
 
-def _litert(data: bytes, *, reference: bool) -> Invoke:
+def _litert(data: bytes, reference: bool, keep: bool) -> Invoke:
     interpreter = litert_interpreter(data, reference=reference)
     inputs = [d["index"] for d in interpreter.get_input_details()]
     outputs = [d["index"] for d in interpreter.get_output_details()]
@@ -53,14 +53,15 @@ def _litert(data: bytes, *, reference: bool) -> Invoke:
     def invoke(codes: list[np.ndarray]) -> list[np.ndarray]:
         for index, value in zip(inputs, codes, strict=True):
             interpreter.set_tensor(index, value)
-        interpreter.reset_all_variables()  # every sample is a sequence of its own
+        if not keep:
+            interpreter.reset_all_variables()  # every sample is a sequence of its own
         interpreter.invoke()
         return [interpreter.get_tensor(index) for index in outputs]
 
     return invoke
 
 
-def _tflm(data: bytes) -> Invoke:
+def _tflm(data: bytes, keep: bool) -> Invoke:
     try:
         from tflite_micro import runtime
     except ImportError as error:
@@ -80,7 +81,8 @@ def _tflm(data: bytes) -> Invoke:
     def invoke(codes: list[np.ndarray]) -> list[np.ndarray]:
         for i, value in enumerate(codes):
             interpreter.set_input(value, i)
-        interpreter.reset()  # of the states: every sample is a sequence of its own
+        if not keep:
+            interpreter.reset()  # of the states: every sample is a sequence of its own
         interpreter.invoke()
         if not count:
             count.append(len(outputs()))

@@ -66,15 +66,15 @@ def predict(
     return results[0] if len(results) == 1 else results
 
 
-def open_runtime(data: bytes, runtime: str) -> Invoke:
-    """An interpreter of that name, ready to run.
+def open_runtime(data: bytes, runtime: str, *, keep: bool = False) -> Invoke:
+    """An interpreter of that name, ready to run; `keep`: its states outlive a call (streams).
 
     Raises:
         ValueError: unknown name, or the interpreter refuses the file.
     """
     _known(runtime)
     try:
-        return interpreters.open_runtime(data, runtime)
+        return interpreters.open_runtime(data, runtime, keep=keep)
     except RuntimeError as error:
         raise ValueError(f"{runtime} cannot prepare this file: {error}") from error
 

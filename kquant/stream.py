@@ -135,7 +135,7 @@ class Stream:
 
     def reset(self) -> None:
         """Forget all frames: the next call is the first one of a clip."""
-        self._invoke = open_runtime(self.data, self.runtime)
+        self._invoke = open_runtime(self.data, self.runtime, keep=True)
         self._states = self._first_states()
 
     def _first_states(self) -> list[np.ndarray]:

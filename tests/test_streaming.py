@@ -85,7 +85,17 @@ def two_inputs(frames=FRAMES):
     return keras.Model([a, b], layers.Add(name="add")([layers.Cropping1D((0, 2), name="crop")(x), y]))
 
 
-NETWORKS = [causal, separable, strided, spectrogram, valid, two_outputs, two_inputs]
+def sliced(frames=FRAMES):
+    """Gates from slices of features, layer normalization, the first and the newest frame of the window."""
+    x = inputs = keras.Input((frames, 6), name="x")
+    x = layers.Conv1D(8, 3, padding="causal", name="c1")(x)
+    x = layers.Multiply(name="gated")([x[..., :4], layers.Activation("sigmoid", name="gate")(x[..., 4:])])
+    x = layers.LayerNormalization(name="norm")(layers.Conv1D(4, 3, padding="causal", name="c2")(x))
+    ends = layers.Concatenate(name="ends")([x[:, 0], x[:, -1], layers.GlobalAveragePooling1D(name="mean")(x)])
+    return keras.Model(inputs, layers.Dense(3, name="head")(ends))
+
+
+NETWORKS = [causal, separable, strided, spectrogram, valid, two_outputs, two_inputs, sliced]
 
 
 def quantized(model):
@@ -202,7 +212,19 @@ def network_of(*made, shape=(16, 6)):
     return keras.Model(inputs, x)
 
 
+def attention():
+    x = inputs = keras.Input((16, 6), name="x")
+    return keras.Model(inputs, keras.ops.matmul(x, keras.ops.transpose(x, (0, 2, 1))))
+
+
 REFUSED = {
+    "attention": (attention(), r"matmul \(BATCH_MATMUL\).*attention over time"),
+    "recurrent": (network_of(layers.LSTM(4, return_sequences=True, name="lstm")), "lstm .*begins every call anew"),
+    "positions": (
+        network_of(layers.Lambda(lambda x: x + np.arange(96, dtype="float32").reshape(1, 16, 6), name="where")),
+        "differs from frame to frame",
+    ),
+    "every-other": (network_of(layers.Lambda(lambda x: x[:, ::2], name="skip")), "strides or turns time"),
     "same": (network_of(layers.Conv1D(4, 3, padding="same", name="conv")), r"conv .*looks 1 frames ahead.*causal"),
     "behind": (
         network_of(layers.ZeroPadding1D((2, 1), name="pad"), layers.Conv1D(4, 3, name="conv")),

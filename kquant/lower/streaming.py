@@ -12,7 +12,7 @@ networks in this way is described in Rybakov et al. 2020 (arXiv:2005.06720).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -137,7 +137,7 @@ class _Emitter:
         time = self.timeline.of(ref)
         if read.whole is None or not isinstance(time, Time):
             return read.older
-        return read.whole - self.count(time)
+        return read.whole + read.skip - self.count(time)
 
     def block(self, ref: Ref) -> Ref:
         """The tensor of the stream that stands for a tensor of the file."""
@@ -146,7 +146,7 @@ class _Emitter:
             shape = list(ref.shape)
             if isinstance(time, Time):
                 shape[time.axis] = self.count(time)
-            self.blocks[id(ref)] = Ref(ref.name, tuple(shape), ref.dtype, ref.encoding, ref.data)
+            self.blocks[id(ref)] = replace(ref, shape=tuple(shape))
         return self.blocks[id(ref)]
 
     def emit(self, step: Step) -> None:
@@ -173,6 +173,10 @@ class _Emitter:
             inputs[SIZES[op.code]] = self.program.constant("shape", np.array(size, np.int32))
             if "newShape" in options:
                 options["newShape"] = list(output.shape)
+        if op.code == "STRIDED_SLICE" and op.inputs[2] is not None and op.inputs[2].data is not None:
+            ends = op.inputs[2].data.copy()
+            ends[time.axis] = output.shape[time.axis]
+            inputs[2] = self.program.constant("end", ends)
         if op.code in ("PAD", "SLICE") and op.inputs[1] is not None and op.inputs[1].data is not None:
             amounts = op.inputs[1].data.copy()
             amounts[time.axis] = 0

@@ -56,7 +56,7 @@ class Static:
     Attributes:
         ready: input frames until its windows are full of elements that equal the file's.
         padded: some window holds elements that depend on zeros before the first frame.
-        windows: elements and times of the windows.
+        windows: elements that there are at the end of a clip, and the time, of each tensor read as a window.
     """
 
     ready: int
@@ -67,7 +67,7 @@ class Static:
 @dataclass(frozen=True)
 class Read:
     """The part of a tensor's stream that an operator reads in a call: `older` elements before the call's own, `skip`
-    of the newest left out; `whole`: the last `length` elements instead.
+    of the newest left out; `whole`: so many elements instead, behind those skipped.
     """
 
     older: int = 0
@@ -119,6 +119,7 @@ class Timeline:
                 "export: streaming needs inputs of one length [batch, time, features...], time first. Received: "
                 f"{shapes}. Put a Reshape or Permute in the application, before the model."
             )
+        self.frames = lengths.pop()
         for ref in program.inputs:
             self.times[id(ref)] = Time(1)
         self.steps = [self._step(op) for op in program.operators]
@@ -152,14 +153,17 @@ class Timeline:
 
     def _whole(self, op: Operator, moving: dict[int, Time], still: list[Static]) -> Step:
         """Every input as the whole window that the file sees."""
+        if op.code.endswith("LSTM"):
+            raise refuse(op, "its kernel begins every call anew. Export without streaming, or use causal convolutions.")
         reads, ready, padded = {}, [t.ready for t in still], any(t.padded for t in still)
         windows = [w for t in still for w in t.windows]
         for i, time in moving.items():
             length = _shape(op, i)[time.axis]
-            reads[i] = Read(whole=length)
-            ready.append((time.clean + length - 1) * time.step + time.lead + 1)
+            last = (self.frames - 1 - time.lead) // time.step  # the newest element when a clip ends
+            reads[i] = Read(skip=last - length + 1, whole=length)
+            ready.append((time.clean + last) * time.step + time.lead + 1)
             padded = padded or time.padded
-            windows.append((length, time))
+            windows.append((last + 1, time))
         return Step(op, Static(max(ready), padded, tuple(windows)), reads)
 
 
@@ -185,10 +189,7 @@ def _used(op: Operator, time: Time) -> Time:
 
 
 def _unknown(op: Operator, moving: dict[int, Time]) -> Step:
-    hint = "attention over time sees all frames; " if op.code == "BATCH_MATMUL" else ""
-    raise refuse(
-        op, f"{hint}kquant does not know how it moves along time. Export without streaming, or leave it out."
-    )
+    raise refuse(op, "kquant does not know how it moves along time. Export without streaming, or leave it out.")
 
 
 def _local(op: Operator, moving: dict[int, Time]) -> Step:
@@ -220,7 +221,7 @@ def _concatenation(op: Operator, moving: dict[int, Time]) -> Step:
 
 def _last_axis(op: Operator, moving: dict[int, Time]) -> Step:
     """Operators over the last axis, one position at a time."""
-    if any(t.axis == len(_shape(op, i)) - 1 for i, t in moving.items()):
+    if set(moving) != {0} or moving[0].axis == len(_shape(op, 0)) - 1:
         raise refuse(op, "it runs over the time axis. Put time first and features last.")
     return _local(op, moving)
 
@@ -309,6 +310,32 @@ def _window(op: Operator, moving: dict[int, Time]) -> Step:
     return Step(op, out, {0: Read(older, out.delay * stride + stride - reach - time.delay - 1)})
 
 
+def _gather(op: Operator, moving: dict[int, Time]) -> Step:
+    """Codes looked up in a table, or constant rows of another axis than time."""
+    if set(moving) == {1} and len(_shape(op, 0)) == 1:
+        return _local(op, moving)
+    axis = op.options["axis"] % len(_shape(op, 0))
+    if set(moving) != {0} or axis == moving[0].axis or len(_shape(op, 1)) != 1:
+        raise refuse(op, "it picks frames by number, and a stream has no frame numbers. Pick features only.")
+    return _local(op, moving)
+
+
+def _matmul(op: Operator, moving: dict[int, Time]) -> Step:
+    """A product for each frame, where time is an axis of the batch; attention over time is not."""
+    if any(t.axis >= len(_shape(op, i)) - 2 for i, t in moving.items()):
+        raise refuse(op, "attention over time sees all frames. Export without streaming, or use causal convolutions.")
+    return _local(op, moving)
+
+
+def _strided(op: Operator, moving: dict[int, Time]) -> Step:
+    time = moving[0]
+    begin, _, step = (None if ref is None else ref.data for ref in op.inputs[1:4])
+    whole = _shape(op, 0)[time.axis] == op.outputs[0].shape[time.axis]
+    if begin is None or step is None or begin[time.axis] or step[time.axis] != 1 or not whole:
+        raise refuse(op, "it strides or turns time. Use the strides of a convolution.")
+    return _local(op, moving)
+
+
 def _resize(op: Operator, moving: dict[int, Time]) -> Step:
     if _shape(op, 0)[moving[0].axis] != op.outputs[0].shape[moving[0].axis]:
         raise refuse(op, "it stretches time. Resize features only.")
@@ -323,6 +350,9 @@ HANDLERS: dict[str, Handler] = {
     "FULLY_CONNECTED": _last_axis,
     "SOFTMAX": _last_axis,
     "LOG_SOFTMAX": _last_axis,
+    "GATHER": _gather,
+    "BATCH_MATMUL": _matmul,
+    "STRIDED_SLICE": _strided,
     "RESHAPE": _reshape,
     "TRANSPOSE": _transpose,
     "PAD": _pad,
