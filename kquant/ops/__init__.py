@@ -1,7 +1,7 @@
 """One rule for each Keras layer or operation, grouped by family. A new layer is one entry in one of these files.
 
-    dense  conv  affine  activation  table  limit  merge  pool  shape  passive  index  function  reduce  border  choose
-    resize  volume  adaptive  lookup  steps  layered
+    dense  conv  affine  activation  table  limit  merge  pool  shape  passive  index  order  function  reduce  border
+    choose  resize  volume  adaptive  lookup  steps  layered
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from kquant.ops import (
     limit,
     lookup,
     merge,
+    order,
     passive,
     pool,
     reduce,
@@ -35,7 +36,30 @@ from kquant.ops import (
 from kquant.ops.rule import Rule
 from kquant.targets import Target
 
-FAMILIES = (dense, conv, affine, activation, table, limit, merge, pool, shape, passive, index, function, reduce, border, choose, resize, volume, adaptive, lookup, steps, layered)
+FAMILIES = (
+    dense,
+    conv,
+    affine,
+    activation,
+    table,
+    limit,
+    merge,
+    pool,
+    shape,
+    passive,
+    index,
+    order,
+    function,
+    reduce,
+    border,
+    choose,
+    resize,
+    volume,
+    adaptive,
+    lookup,
+    steps,
+    layered,
+)
 RULES: tuple[Rule, ...] = tuple(rule for family in FAMILIES for rule in family.RULES)
 
 

@@ -94,7 +94,8 @@ def _examples() -> dict[str, dict[str, list[tuple[str, ...]]]]:
     found: dict[str, dict[str, list[tuple[str, ...]]]] = {}
     for build in (build for family in FAMILIES for rule in family.RULES for build in rule.examples):
         for node in trace(build(), lambda op: find(op) is not None).nodes:
-            kind = type(node.op).__name__ if isinstance(node.op, keras.layers.Layer) else f"ops.{type(node.op).__name__}"
+            kind = type(node.op).__name__
+            kind = kind if isinstance(node.op, keras.layers.Layer) else f"ops.{kind}"
             for target, way in _ways(node).items():
                 known = found.setdefault(kind, {}).setdefault(target, [])
                 known.extend([way] if way not in known else [])
