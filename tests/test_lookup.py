@@ -67,3 +67,12 @@ def test_logarithm_of_code_zero_is_the_smallest_seen(tmp_path):
     q.compile("sgd", "mse")
     q.fit(np.zeros((32, 4), np.float32), np.zeros((32, 4), np.float32), verbose=0)  # outside the domain: stays finite
     assert np.isfinite(np.asarray(q(data))).all()
+
+
+def test_rows_are_picked_without_a_gather():
+    x = keras.Input((6, 3))
+    model = keras.Model(x, ops.roll(ops.repeat(ops.flip(x, 1), 2, axis=1), 5, axis=1))
+    q = contract.quantized(model, "ethos-u", 64)
+    content = contract.file_of(q)
+    assert set(read_model(content).operator_counts) == {"SLICE", "CONCATENATION"}
+    assert contract.compare(q, content, "tflm", contract.data(q, 64)).equal == 1.0

@@ -293,6 +293,26 @@ class ByShape(keras.layers.Layer):
         return keras.ops.broadcast_to(y, (batch, 3, 5, 2))
 
 
+def _lower_runs(program: Program, call: Call) -> None:
+    """Where there is no GATHER: a SLICE for each run of neighbours, put together."""
+    x, y, axis = call.inputs[0], call.output, call.op.axis
+    cuts = np.flatnonzero(np.diff(call.op.indices) != 1) + 1
+    parts = []
+    for run in np.split(np.array(call.op.indices), cuts):
+        begin, size = np.zeros(len(x.shape), np.int32), np.array(x.shape, np.int32)
+        begin[axis], size[axis] = run[0], len(run)
+        made = program.value(f"{y.name}/run{len(parts)}", size, x.encoding)
+        bounds = [program.constant("begin", begin), program.constant("size", size)]
+        parts.append(program.emit("SLICE", [x, *bounds], made))
+    program.emit("CONCATENATION", parts, y, axis=axis, fusedActivationFunction="NONE")
+
+
+PICKS = (
+    example(lambda: Pick([3, 3, 0, 1], axis=2), shape=(6, 5, 4)),
+    example(lambda: Pick([3, 0], axis=4), shape=(2, 3, 2, 4)),
+)
+
+
 def of_operation(name: str, expand: Callable[..., Any], *examples: Any) -> Rule:
     """A rule for operations, whose examples take one tensor of rank 4."""
     return Rule(operations=tuple(name.split()), expand=expand, examples=tuple(computed(f, (6, 5, 4)) for f in examples))
@@ -315,16 +335,8 @@ RULES = (
         lower=_lower_strided,
         examples=(example(lambda: Slice([1, 0, 0], [6, 5, 3], [2, 3, 1]), shape=(6, 5, 4)),),
     ),
-    Rule(
-        layers=(Pick,),
-        operators=("GATHER",),
-        output="same",
-        lower=_lower_pick,
-        examples=(
-            example(lambda: Pick([3, 3, 0, 1], axis=2), shape=(6, 5, 4)),
-            example(lambda: Pick([3, 0], axis=4), shape=(2, 3, 2, 4)),
-        ),
-    ),
+    Rule(layers=(Pick,), operators=("GATHER",), output="same", lower=_lower_pick, examples=PICKS),
+    Rule(layers=(Pick,), operators=("SLICE", "CONCATENATION"), output="same", lower=_lower_runs, examples=PICKS),
     of_operation(
         "GetItem",
         _getitem,

@@ -88,9 +88,10 @@ def _turned(op: Any, make: Make, x: Any, *_: Any, **__: Any) -> Any:
     return make("turn", lambda: layers.Permute(order[1:], name=op.name))(x)
 
 
+ROWS = np.int32([1, 0, 4]).reshape(1, 3, 1, 1)
 RULES = (
     of_operation("Take", _take, lambda x: K.take(x, [[3, 0], [-1, 1]], axis=2), lambda x: K.take(x, 1, axis=1)),
-    of_operation("TakeAlongAxis", _take_along, lambda x: K.take_along_axis(x, np.int32([[[[1]], [[0]], [[4]]]]), axis=1)),
+    of_operation("TakeAlongAxis", _take_along, lambda x: K.take_along_axis(x, ROWS, axis=1)),
     of_operation("Flip Fliplr Flipud", _flip, lambda x: K.flip(x, (1, -1)), lambda x: K.flip(x, 2)),
     of_operation("Roll", _roll, lambda x: K.roll(x, 2, axis=1), lambda x: K.roll(x, (1, -2), axis=(2, 3))),
     of_operation("Repeat", _repeat, lambda x: K.repeat(x, 2, axis=1), lambda x: K.repeat(x, [1, 0, 3, 2], axis=-1)),
