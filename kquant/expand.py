@@ -15,6 +15,7 @@ import keras
 from kquant.core.graph import Graph, Node, legal_name, rewrite, trace
 from kquant.core.unfold import substitute
 from kquant.ops import find
+from kquant.ops.refused import remedy
 from kquant.ops.rule import copy_weights
 
 
@@ -79,6 +80,8 @@ def expand_call(op: Any, make_for: Callable[[Any], Any], args: tuple, kwargs: di
 def _again(layer: Any, make_for: Callable[[Any], Any], args: tuple, kwargs: dict) -> Any:
     """What an expansion made may have to be expanded too (Dense -> Dense, Activation -> ReLU)."""
     rule = find(layer)
+    if remedy(layer) is not None:
+        raise ValueError(f"{layer.name} ({type(layer).__name__}): {remedy(layer)}.")
     if rule is None and isinstance(layer, keras.layers.Layer):
         return _inside(layer, make_for, args)
     if rule is None or rule.expand is None:

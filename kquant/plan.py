@@ -131,7 +131,8 @@ def make_plan(graph: Graph, recipe: Recipe, target: Target) -> Plan:
     fused = _fused(graph, rules, target)
     widths = find_widths(graph, rules, settings, recipe, target, fused)
     fused = frozenset(t for t in fused if widths.tensors[t] != FLOAT)
-    draft = _Draft(graph, rules, settings, recipe, target, fused, widths)
+    names = {id(t): node.name for node in graph.nodes for t in node.outputs}
+    draft = _Draft(graph, rules, settings, recipe, target, fused, widths, names)
     classes, requantized = _classes(draft)
     groups, sites, edges = _sites(draft, classes, requantized)
     weights = {
@@ -242,6 +243,7 @@ class _Draft:
     target: Target
     fused: frozenset[int]
     widths: Widths
+    names: dict[int, str]
     converted: dict[tuple[int, int], object] = field(default_factory=dict)
 
     def fixed(self, rule: Rule, bits: int) -> tuple[float, int] | None:
@@ -252,15 +254,15 @@ class _Draft:
         """The tensors that a call reads: where one comes in another width, what stands for its conversion."""
         read: list[Any] = list(node.inputs)
         for i, t, bits in self.widths.conversions(node):
-            read[i] = self.converted.setdefault((id(t), bits), _Converted(t))
+            read[i] = self.converted.setdefault((id(t), bits), _Converted(self.names.get(id(t), t.name)))
         return read
 
 
 class _Converted:
     """A tensor in another width than the one it was computed in."""
 
-    def __init__(self, source: Any) -> None:
-        self.name = source.name
+    def __init__(self, name: str) -> None:
+        self.name = name  # of the layer that computed it
 
 
 def _classes(draft: _Draft) -> tuple[_Classes, set[tuple[int, int]]]:

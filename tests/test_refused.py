@@ -42,7 +42,76 @@ REFUSED = {
         r"me: .*channels.*Permute",
     ),
     "division by a tensor": (lambda: _binary(lambda a, b: a / b), r"ivide.*reciprocal"),
-    "third power": (lambda: _unary(lambda x: x**3), r"Power.*x \* x \* x"),
+    "power of a tensor": (lambda: _binary(lambda a, b: a**b), r"Power.*exp"),
+    "slice of the batch": (lambda: _unary(lambda x: x[0]), r"GetItem.*axis 0"),
+    "computed index": (
+        lambda: keras.Model([x := image(), i := keras.Input((2,), dtype="int32")], ops.take(x, i, axis=1)),
+        r"take .*constant.*Embedding",
+    ),
+    "rows that differ": (
+        lambda: _unary(lambda x: ops.take_along_axis(x, np.int32(np.arange(4).reshape(1, 1, 1, 4)), axis=1)),
+        r"take_along_axis.*keras.ops.take",
+    ),
+    "flattened samples": (lambda: _unary(lambda x: ops.repeat(x, 2)), r"repeat .*axis 0"),
+    "stacked samples": (lambda: _unary(lambda x: ops.stack([x, x])), r"stack .*axis 0"),
+    "sum over samples": (lambda: _unary(lambda x: ops.sum(x, axis=0)), r"sum .*one sample at a time"),
+    "maximum with a start": (lambda: _unary(lambda x: ops.max(x, axis=1, initial=0.0)), r"max .*keras.ops.maximum"),
+    "matrix norm": (lambda: _unary(lambda x: ops.norm(x, ord="nuc", axis=(1, 2))), r"norm .*Frobenius"),
+    "position of the maximum": (lambda: _unary(lambda x: ops.argmax(x, axis=-1)), r"argmax .*in the application"),
+    "running sum": (lambda: _unary(lambda x: ops.cumsum(x, axis=1)), r"cumsum .*triangular"),
+    "product": (lambda: _unary(lambda x: ops.prod(x, axis=1)), r"prod .*logarithms"),
+    "sparsemax": (lambda: _unary(layers.Activation("sparsemax", name="me")), r"me .*use softmax"),
+    "infinite border": (
+        lambda: _unary(lambda x: ops.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0)), constant_values=-np.inf)),
+        r"pad .*finite",
+    ),
+    "infinite choice": (lambda: _unary(lambda x: ops.where(x > 0.0, x, -np.inf)), r"where .*finite.*softmax"),
+    "whole numbers": (lambda: _unary(lambda x: ops.cast(x, "int32")), r"cast .*floor"),
+    "groups in three dimensions": (
+        lambda: keras.Model(x := keras.Input((4, 4, 4, 2)), layers.Conv3D(2, 2, groups=2, name="me")(x)),
+        r"me .*Concatenate",
+    ),
+    "dilated transposed volume": (
+        lambda: keras.Model(x := keras.Input((4, 4, 4, 2)), layers.Conv3DTranspose(2, 2, strides=3, name="me")(x)),
+        r"me .*UpSampling3D",
+    ),
+    "smooth downscaling": (lambda: _unary(layers.Resizing(3, 3, antialias=True, name="me")), r"me .*antialias.*appl"),
+    "cubic resizing": (lambda: _unary(layers.Resizing(3, 3, "bicubic", name="me")), r"me .*nearest and bilinear"),
+    "many steps": (
+        lambda: keras.Model(
+            x := keras.Input((99, 4, 4, 2)), layers.TimeDistributed(layers.Conv2D(2, 2), name="me")(x)
+        ),
+        r"me .*99 steps.*application",
+    ),
+    "masked steps": (
+        lambda: keras.Model(
+            x := keras.Input((6, 3)), layers.GlobalAveragePooling1D(name="me")(layers.Masking()(x))
+        ),
+        r"me \(GlobalAveragePooling1D\).*without the mask",
+    ),
+    "masked tokens": (
+        lambda: keras.Model(
+            x := keras.Input((6,)), layers.LSTM(3, name="me")(layers.Embedding(9, 4, mask_zero=True)(x))
+        ),
+        r"me \(LSTM\).*without the mask",
+    ),
+    "other mask value": (lambda: _unary(layers.Masking(2.0, name="me")), r"me .*mask_value=0"),
+    "indices and numbers": (
+        lambda: keras.Model(
+            x := keras.Input((6,), dtype="int32"), [layers.Embedding(9, 4)(x), layers.Dense(2, name="me")(x)]
+        ),
+        r"me .*two inputs",
+    ),
+    "computed tokens": (
+        lambda: keras.Model(x := keras.Input((6,)), layers.Embedding(9, 4, name="me")(layers.ReLU()(x))),
+        r"me .*input of the model of their own",
+    ),
+    "many categories": (
+        lambda: keras.Model(
+            x := keras.Input((3,), dtype="int32"), layers.CategoryEncoding(9, "multi_hot", name="me")(x)
+        ),
+        r"me .*multi_hot.*preprocessing",
+    ),
     "batch axis moved": (lambda: _unary(lambda x: ops.transpose(x, (1, 0, 2, 3))), r"ranspose.*axis 0 first"),
     "values across samples": (lambda: _unary(lambda x: ops.reshape(x, (-1, 4))), r"eshape.*batch axis"),
     "mean over samples": (lambda: _unary(lambda x: ops.mean(x, axis=0)), r"mean.*one sample at a time"),

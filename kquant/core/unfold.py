@@ -63,13 +63,6 @@ def unfold(model: keras.Model, inputs: Any, known: Callable[[Any], bool]) -> tup
     with _untouched(model):
         unfolding = _Unfolding(known)
         outputs = unfolding.visit(model, (inputs,), {})
-    if unfolding.readers:
-        names = ", ".join(f"{op.name} ({type(op).__name__})" for op in unfolding.readers)
-        raise ValueError(
-            f"{model.name}: {names} would leave out what a Masking or Embedding(mask_zero=True) layer marks; the file "
-            "has no masks. Build the model without the mask, train it on samples of full length, or cut the padding "
-            "off in the application."
-        )
     if all(known(node.op) for node in unfolding.nodes):  # otherwise the model is about to be refused
         for message in unfolding.frozen:
             warnings.warn(message, stacklevel=2)
@@ -103,17 +96,20 @@ class _Unfolding:
     owner: Any = None
     frozen: list[str] = field(default_factory=list)
     masked: set[int] = field(default_factory=set)
-    readers: list[Any] = field(default_factory=list)
 
     def visit(self, op: Any, args: tuple, kwargs: dict) -> Any:
         """Append the calls that `op(*args, **kwargs)` consists of; return its outputs."""
+        layer = isinstance(op, keras.layers.Layer) and not isinstance(op, keras.Model)
+        masked = layer and any(id(x) in self.masked for x in tree.flatten((args, kwargs)))
+        if masked and _reads_mask(op):
+            raise ValueError(
+                f"{op.name} ({type(op).__name__}): it leaves out what a Masking or Embedding(mask_zero=True) layer "
+                "before it marks, and the file has no masks. Build the model without the mask, on samples of full "
+                "length, or cut the padding off in the application."
+            )
         outputs = self.open(op, args, kwargs)
-        if isinstance(op, keras.layers.Layer) and not isinstance(op, keras.Model):
-            masked = any(id(x) in self.masked for x in tree.flatten((args, kwargs)))
-            if masked and _reads_mask(op) and op not in self.readers:
-                self.readers.append(op)
-            if _makes_mask(op) or (masked and op.supports_masking):
-                self.masked.update(id(t) for t in tree.flatten(outputs))
+        if layer and (_makes_mask(op) or (masked and op.supports_masking)):
+            self.masked.update(id(t) for t in tree.flatten(outputs))
         return outputs
 
     def open(self, op: Any, args: tuple, kwargs: dict) -> Any:

@@ -1,7 +1,8 @@
 """One rule for each Keras layer or operation, grouped by family. A new layer is one entry in one of these files.
 
     dense  conv  volume  affine  activation  table  function  limit  choose  merge  pool  adaptive  reduce  shape  index
-    border  resize  lookup  constant  matmul  einsum  norm  attention  heads  recurrent  unrolled  steps  layered  passive
+    order  border  resize  lookup  constant  matmul  einsum  norm  attention  heads  recurrent  unrolled  steps  layered
+    passive
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from kquant.ops import (
     matmul,
     merge,
     norm,
+    order,
     passive,
     pool,
     recurrent,
@@ -47,7 +49,7 @@ from kquant.targets import Target
 
 FAMILIES = (
     *(dense, conv, volume, affine, activation, table, function, limit, choose, merge, pool, adaptive, reduce),
-    *(shape, index, border, resize, lookup, constant, matmul, einsum, norm, attention, heads),
+    *(shape, index, order, border, resize, lookup, constant, matmul, einsum, norm, attention, heads),
     *(recurrent, unrolled, steps, layered, passive),
 )
 RULES: tuple[Rule, ...] = tuple(rule for family in FAMILIES for rule in family.RULES)
@@ -78,7 +80,7 @@ def register_rule(cls: type) -> type:
     Example:
         >>> class Double(keras.layers.Layer):
         ...     def call(self, x):
-        ...         return tf.add(x, x)
+        ...         return keras.ops.add(x, x)
         >>> @kquant.register_rule
         ... class DoubleRule:
         ...     layers = (Double,)

@@ -62,7 +62,8 @@ def _examples(one: Any, two: Any, three: Any) -> tuple[Any, ...]:
         example(lambda: one(3), shape=(8, 4)),
         example(lambda: two((2, 3)), shape=(4, 6, 3)),
         example(lambda: two((2, 3)), shape=(5, 7, 3)),
-        example(lambda: three((2, 2, 1)), shape=(4, 3, 3, 2)),
+        # (TensorFlow ends the process on the maximum of a 3-D axis in one window; the file would not mind.)
+        example(lambda: three((2, 2, 3)), shape=(4, 3, 3, 2)),
     )
 
 

@@ -65,7 +65,7 @@ def _not(op: Any, make: Make, c: Any) -> Any:
 def _both(cls: type) -> Any:
     def expand(op: Any, make: Make, a: Any, b: Any) -> Any:
         if not (_is_tensor(a) and _is_tensor(b)):
-            raise ValueError(f"{op.name} ({type(op).__name__}): one side is a constant; write the condition without it.")
+            raise ValueError(f"{op.name} ({type(op).__name__}): one side is a constant; write it without that side.")
         return make("pair", lambda: cls(name=op.name))([a, b])
 
     return expand

@@ -1,7 +1,7 @@
-"""Parts and copies of a tensor: slices, picked, turned, rolled and repeated rows. The codes stay what they are.
+"""Parts of a tensor: slices, splits, picked rows, and stacks of them. The codes stay what they are.
 
     x[:, 1:-1]      Slice  SLICE                x[:, ::2]     Slice  STRIDED_SLICE
-    take, flip ...  Pick   GATHER, with constant int32 indices
+    x[:, ::-1]      Pick   GATHER, with constant int32 indices
     split, unstack  one Slice for each part
 """
 
@@ -162,7 +162,7 @@ def _items(op: Any, key: Any, rank: int) -> list[Any]:
     items = list(key) if isinstance(key, tuple) else [key]
     items = [_item(op, item) for item in items]
     if sum(isinstance(item, list) for item in items) > 1:
-        raise ValueError(f"{op.name} (GetItem): lists of indices on several axes at once; index one axis after another.")
+        raise ValueError(f"{op.name} (GetItem): several lists of indices at once; index one axis after another.")
     used = sum(item is not None and item is not Ellipsis for item in items)
     where = next((i for i, item in enumerate(items) if item is Ellipsis), len(items))
     return [*items[:where], *[slice(None)] * (rank - used), *items[where + 1 :]]
@@ -208,8 +208,8 @@ def constant_indices(op: Any, indices: Any) -> np.ndarray:
     """
     if any(isinstance(i, keras.KerasTensor) for i in keras.tree.flatten(indices)):
         raise ValueError(
-            f"{op.name} ({type(op).__name__}): its indices are computed by the model; the file needs constant ones. Use "
-            "an Embedding to look rows up by a model input, or do it in the application."
+            f"{op.name} ({type(op).__name__}): its indices are computed by the model; the file needs constant ones. "
+            "Use an Embedding to look rows up by a model input, or do it in the application."
         )
     return np.asarray(keras.ops.convert_to_numpy(indices)).astype(np.int64)
 
@@ -253,80 +253,6 @@ def _stack(op: Any, make: Make, xs: Any, *_: Any, **__: Any) -> Any:
     return stacked(make, list(xs), along(op, op.axis, len(xs[0].shape) + 1), op.name)
 
 
-def _take(op: Any, make: Make, x: Any, indices: Any, *_: Any, **__: Any) -> Any:
-    axis, found = along(op, op.axis, len(x.shape)), constant_indices(op, indices)
-    y = picked(make, x, found.reshape(-1) % x.shape[axis], axis, f"{op.name}_rows")
-    return reshaped(make, y, [*x.shape[1:axis], *found.shape, *x.shape[axis + 1 :]], op.name)
-
-
-def _take_along(op: Any, make: Make, x: Any, indices: Any, *_: Any, **__: Any) -> Any:
-    axis, found = along(op, op.axis, len(x.shape)), constant_indices(op, indices)
-    rows = np.moveaxis(found, axis, -1).reshape(-1, found.shape[axis])
-    if not np.array_equal(rows, np.broadcast_to(rows[:1], rows.shape)):
-        raise ValueError(
-            f"{op.name} (TakeAlongAxis): its indices differ along other axes than {axis}; no int8 kernel does that. "
-            "Take whole rows with keras.ops.take."
-        )
-    return picked(make, x, rows[0] % x.shape[axis], axis, op.name)
-
-
-def _axes(op: Any, axis: Any, rank: int) -> list[int]:
-    axes = list(range(rank)) if axis is None else np.atleast_1d(axis)
-    return [along(op, a, rank) for a in axes]
-
-
-def _flip(op: Any, make: Make, x: Any, *_: Any, **__: Any) -> Any:
-    for a in _axes(op, {"Fliplr": 1, "Flipud": 0}.get(type(op).__name__, getattr(op, "axis", None)), len(x.shape)):
-        x = picked(make, x, range(x.shape[a])[::-1], a, f"{op.name}_axis{a}", f"axis{a}")
-    return x
-
-
-def _roll(op: Any, make: Make, x: Any, *_: Any, **__: Any) -> Any:
-    axes = _axes(op, op.axis, len(x.shape))
-    for a, shift in zip(axes, np.broadcast_to(op.shift, len(axes)), strict=True):
-        x = picked(make, x, np.roll(np.arange(x.shape[a]), shift), a, f"{op.name}_axis{a}", f"axis{a}")
-    return x
-
-
-def _repeat(op: Any, make: Make, x: Any, *_: Any, **__: Any) -> Any:
-    a = along(op, op.axis, len(x.shape))
-    repeats = constant_indices(op, op.repeats)
-    return picked(make, x, np.repeat(np.arange(x.shape[a]), repeats.reshape(-1)), a, op.name)
-
-
-def _tile(op: Any, make: Make, x: Any, *_: Any, **__: Any) -> Any:
-    rank = len(x.shape)
-    repeats = [int(n) for n in constant_indices(op, op.repeats).reshape(-1)]
-    refuse_batch(op, [0] if len(repeats) > rank else [])
-    repeats = [1] * (rank - len(repeats)) + repeats
-    refuse_batch(op, [0] if repeats[0] != 1 else [])
-    for a in range(1, rank):
-        x = picked(make, x, np.tile(np.arange(x.shape[a]), repeats[a]), a, f"{op.name}_axis{a}", f"axis{a}")
-    return x
-
-
-def _broadcast(op: Any, make: Make, x: Any, *_: Any, **__: Any) -> Any:
-    shape = [None if n is None or n == -1 else int(n) for n in op.shape]
-    refuse_batch(op, [] if len(shape) == len(x.shape) and shape[0] in (None, 1, x.shape[0]) else [0])
-    for a in range(1, len(shape)):
-        if x.shape[a] != shape[a]:
-            x = picked(make, x, [0] * (shape[a] or 1), a, f"{op.name}_axis{a}", f"axis{a}")
-    return x
-
-
-def _turned(op: Any, make: Make, x: Any, *_: Any, **__: Any) -> Any:
-    """`rot90`: flips and a transposition."""
-    rank = len(x.shape)
-    first, second = (along(op, a, rank) for a in op.axes)
-    for a in {0: (), 1: (second,), 2: (first, second), 3: (first,)}[op.k % 4]:
-        x = picked(make, x, range(x.shape[a])[::-1], a, f"{op.name}_axis{a}", f"axis{a}")
-    if op.k % 2 == 0:
-        return x
-    order = list(range(rank))
-    order[first], order[second] = second, first
-    return make("turn", lambda: layers.Permute(order[1:], name=op.name))(x)
-
-
 def _lower_slice(program: Program, call: Call) -> None:
     begin = program.constant("begin", np.array([0, *call.op.begin], np.int32))
     size = program.constant("size", np.array(call.output.shape, np.int32))
@@ -357,7 +283,7 @@ def _lower_pick(program: Program, call: Call) -> None:
 
 
 @keras.saving.register_keras_serializable(package="kquant")
-class _ByShape(keras.layers.Layer):
+class ByShape(keras.layers.Layer):
     """`ops.slice` and `ops.broadcast_to` as custom layers call them, with the batch of their input; unfolded."""
 
     def call(self, x: Any) -> Any:
@@ -367,7 +293,28 @@ class _ByShape(keras.layers.Layer):
         return keras.ops.broadcast_to(y, (batch, 3, 5, 2))
 
 
-def _rule(name: str, expand: Callable[..., Any], *examples: Any) -> Rule:
+def _lower_runs(program: Program, call: Call) -> None:
+    """Where there is no GATHER: a SLICE for each run of neighbours, put together."""
+    x, y, axis = call.inputs[0], call.output, call.op.axis
+    cuts = np.flatnonzero(np.diff(call.op.indices) != 1) + 1
+    parts = []
+    for run in np.split(np.array(call.op.indices), cuts):
+        begin, size = np.zeros(len(x.shape), np.int32), np.array(x.shape, np.int32)
+        begin[axis], size[axis] = run[0], len(run)
+        made = program.value(f"{y.name}/run{len(parts)}", size, x.encoding)
+        bounds = [program.constant("begin", begin), program.constant("size", size)]
+        parts.append(program.emit("SLICE", [x, *bounds], made))
+    program.emit("CONCATENATION", parts, y, axis=axis, fusedActivationFunction="NONE")
+
+
+PICKS = (
+    example(lambda: Pick([3, 3, 0, 1], axis=2), shape=(6, 5, 4)),
+    example(lambda: Pick([3, 0], axis=4), shape=(2, 3, 2, 4)),
+)
+
+
+def of_operation(name: str, expand: Callable[..., Any], *examples: Any) -> Rule:
+    """A rule for operations, whose examples take one tensor of rank 4."""
     return Rule(operations=tuple(name.split()), expand=expand, examples=tuple(computed(f, (6, 5, 4)) for f in examples))
 
 
@@ -388,17 +335,9 @@ RULES = (
         lower=_lower_strided,
         examples=(example(lambda: Slice([1, 0, 0], [6, 5, 3], [2, 3, 1]), shape=(6, 5, 4)),),
     ),
-    Rule(
-        layers=(Pick,),
-        operators=("GATHER",),
-        output="same",
-        lower=_lower_pick,
-        examples=(
-            example(lambda: Pick([3, 3, 0, 1], axis=2), shape=(6, 5, 4)),
-            example(lambda: Pick([3, 0], axis=4), shape=(2, 3, 2, 4)),
-        ),
-    ),
-    _rule(
+    Rule(layers=(Pick,), operators=("GATHER",), output="same", lower=_lower_pick, examples=PICKS),
+    Rule(layers=(Pick,), operators=("SLICE", "CONCATENATION"), output="same", lower=_lower_runs, examples=PICKS),
+    of_operation(
         "GetItem",
         _getitem,
         lambda x: x[:, 1:-1, ::2],
@@ -406,21 +345,13 @@ RULES = (
         lambda x: x[:, None, 2, ::-1],
         lambda x: K.add(x[:, :3], x[:, 3:]),
     ),
-    _rule("Slice", _slice, lambda x: _ByShape()(x)),
-    _rule(
+    of_operation("Slice", _slice, lambda x: ByShape()(x)),
+    of_operation(
         "Split Hsplit ArraySplit",
         _split,
         lambda x: K.subtract(*K.split(x, 2, axis=1)),
         lambda x: K.concatenate(K.split(x, [1, 3], axis=2)[1:], axis=2),
     ),
-    _rule("Unstack", _unstack, lambda x: K.multiply(*K.unstack(x, axis=1)[1:3])),
-    _rule("Stack", _stack, lambda x: K.stack([x, -x], axis=2), lambda x: K.stack([x, x], axis=-1)),
-    _rule("Take", _take, lambda x: K.take(x, [[3, 0], [-1, 1]], axis=2), lambda x: K.take(x, 1, axis=1)),
-    _rule("TakeAlongAxis", _take_along, lambda x: K.take_along_axis(x, np.int32([[[[1]], [[0]], [[4]]]]) * 1, axis=1)),
-    _rule("Flip Fliplr Flipud", _flip, lambda x: K.flip(x, (1, -1)), lambda x: K.flip(x, 2)),
-    _rule("Roll", _roll, lambda x: K.roll(x, 2, axis=1), lambda x: K.roll(x, (1, -2), axis=(2, 3))),
-    _rule("Repeat", _repeat, lambda x: K.repeat(x, 2, axis=1), lambda x: K.repeat(x, [1, 0, 3, 2], axis=-1)),
-    _rule("Tile", _tile, lambda x: K.tile(x, (1, 2, 1, 3))),
-    _rule("BroadcastTo", _broadcast, lambda x: _ByShape()(x[:, :, ::-1])),
-    _rule("Rot90", _turned, lambda x: K.rot90(x, axes=(1, 2)), lambda x: K.rot90(x, k=3, axes=(2, 1))),
+    of_operation("Unstack", _unstack, lambda x: K.multiply(*K.unstack(x, axis=1)[1:3])),
+    of_operation("Stack", _stack, lambda x: K.stack([x, -x], axis=2), lambda x: K.stack([x, x], axis=-1)),
 )

@@ -120,11 +120,8 @@ def _layer(op: Any, stem: str, rank: int, channels: int, shape: tuple[int, ...])
     return _class(stem, rank)(shape[-1], size, groups=channels // shape[-2], **shared)
 
 
-RNG = np.random.default_rng(5)
-
-
 def _kernel(*shape: int) -> np.ndarray:
-    return RNG.normal(size=shape).astype(np.float32) * 0.3
+    return np.random.default_rng(5).normal(size=shape).astype(np.float32) * 0.3
 
 
 @keras.saving.register_keras_serializable(package="kquant")
@@ -164,7 +161,7 @@ RULES = (
     _rule("AveragePool", _pool("AveragePooling{}D"), lambda x: K.average_pool(x, 2)),
     _rule("AdaptiveMaxPool", _adaptive("AdaptiveMaxPooling{}D"), lambda x: K.adaptive_max_pool(x, (3, 2))),
     _rule("AdaptiveAveragePool", _adaptive("AdaptiveAveragePooling{}D"), lambda x: K.adaptive_average_pool(x, (2, 4))),
-    _rule("Conv", _conv("Conv{}D"), lambda x: _OwnConv()(x), lambda x: K.conv(x, _kernel(3, 2, 2, 6), strides=2)),
+    _rule("Conv", _conv("Conv{}D"), lambda x: _OwnConv()(x), lambda x: K.conv(x, _kernel(3, 2, 4, 6), strides=2)),
     _rule("DepthwiseConv", _conv("DepthwiseConv{}D"), lambda x: K.depthwise_conv(x, _kernel(3, 3, 4, 2))),
-    _rule("ConvTranspose", _conv("Conv{}DTranspose"), lambda x: K.conv_transpose(x, _kernel(2, 2, 3, 4), strides=2)),
+    _rule("ConvTranspose", _conv("Conv{}DTranspose"), lambda x: K.conv_transpose(x, _kernel(2, 2, 3, 4), 2, "same")),
 )

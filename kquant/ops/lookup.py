@@ -59,7 +59,7 @@ def _reversible(op: Any, make: Make, x: Any, reverse: bool = False, *_: Any, **_
 def _one_hot(op: Any, make: Make, x: Any, *_: Any, **__: Any) -> Any:
     """Rows of the unit matrix."""
     if op.axis not in (-1, len(x.shape)) or op.sparse:
-        raise ValueError(f"{op.name} (OneHot): axis={op.axis}, sparse={op.sparse}; only a dense last axis has a kernel.")
+        raise ValueError(f"{op.name} (OneHot): axis={op.axis}, sparse={op.sparse}; only a dense last axis has one.")
 
     def build() -> Any:
         new = layers.Embedding(op.num_classes, op.num_classes, name=op.name)

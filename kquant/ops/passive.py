@@ -71,8 +71,8 @@ def _same(op: Any, make: Make, x: Any, *_: Any, **__: Any) -> Any:
     dtype = str(getattr(op, "dtype", None) or "float")
     if "int" in dtype and not _is_whole(x):
         raise ValueError(
-            f"{op.name} ({type(op).__name__}): it cuts numbers off to {dtype}; use keras.ops.floor or trunc, which have "
-            "an integer form, or do it in the application."
+            f"{op.name} ({type(op).__name__}): it cuts numbers off to {dtype}; use keras.ops.floor or trunc, which "
+            "have an integer form, or do it in the application."
         )
     return x
 

@@ -91,7 +91,7 @@ def mean_of(make: Make, x: Any, axes: list[int], keepdims: bool, name: str, key:
 
 
 def sum_of(make: Make, x: Any, axes: list[int], keepdims: bool, name: str, key: str = "sum") -> Any:
-    """n times the mean: on the grid of the sum, the factor moves no code."""
+    """The mean times n: on the grid of the sum, the factor moves no code."""
     count = int(np.prod([x.shape[a] for a in axes], dtype=np.int64))
     y = mean_of(make, x, axes, keepdims, f"{name}_mean", f"{key}_mean")
     if len(y.shape) < 2:  # one number for each sample: give it an axis to be scaled along
@@ -157,7 +157,8 @@ def _logsumexp(op: Any, make: Make, x: Any, *_: Any, **__: Any) -> Any:
     below = make("below", lambda: layers.Subtract(name=f"{op.name}_below"))([x, largest])
     powers = make("exp", lambda: layers.Activation("exponential", name=f"{op.name}_exp"))(below)
     total = sum_of(make, powers, axes, True, f"{op.name}_sum")
-    y = make("add", lambda: layers.Add(name=f"{op.name}_add"))([function(make, "log", total, f"{op.name}_log"), largest])
+    logarithm = function(make, "log", total, f"{op.name}_log")
+    y = make("add", lambda: layers.Add(name=f"{op.name}_add"))([logarithm, largest])
     if op.keepdims:
         return y
     shape = [n for a, n in enumerate(y.shape) if a and a not in axes]
@@ -217,7 +218,7 @@ RULES = (
         lambda x: K.amax(x, axis=2),
         lambda x: K.min(x, axis=1),
     ),
-    _rule("Sum", _sum, lambda x: K.sum(x, axis=1), lambda x: K.sum(x, axis=(1, 2), keepdims=True)),
+    _rule("Sum", _sum, lambda x: K.sum(x, axis=1), lambda x: K.sum(x, axis=(1, 2, 3))),
     _rule("Var Std", _var, lambda x: K.var(x, axis=-1, keepdims=True), lambda x: K.std(x, axis=(1, 2))),
     _rule(
         "Norm",

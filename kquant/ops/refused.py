@@ -1,4 +1,4 @@
-"""What has no integer form, and what to do instead: class name -> remedy. `quantize` and `check` say it by layer name."""
+"""What has no integer form, and what to do instead: class name -> remedy, which `quantize` and `check` say."""
 
 from __future__ import annotations
 
@@ -53,9 +53,17 @@ def remedy(op: Any) -> str | None:
         >>> remedy(keras.layers.Hashing(4)).split("; ")[1]
         "keep it in the application's preprocessing"
     """
+    if isinstance(op, keras.layers.Activation):
+        return _activation(op)
     if isinstance(op, keras.layers.Layer):
         return next((LAYERS[c.__name__] for c in type(op).__mro__ if _is_kerass(c) and c.__name__ in LAYERS), None)
     return OPERATIONS.get(type(op).__name__)
+
+
+def _activation(op: Any) -> str | None:
+    """Of an Activation layer, by its function."""
+    name = getattr(op.activation, "__name__", "")
+    return OPERATIONS.get("".join(word.capitalize() for word in name.split("_")))
 
 
 def _is_kerass(cls: type) -> bool:

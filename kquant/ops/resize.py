@@ -92,8 +92,9 @@ def _center_crop(op: Any, make: Make, x: Any, *_: Any, **__: Any) -> Any:
     refuse_channels_first(op)
     extra = [x.shape[1] - op.height, x.shape[2] - op.width]
     if min(extra) >= 0:
-        sizes = (op.height, op.width)
-        return part(make, x, {a: range(e // 2, e // 2 + n) for a, e, n in zip((1, 2), extra, sizes)}, op.name)
+        starts = [e // 2 for e in extra]
+        ranges = {1: range(starts[0], starts[0] + op.height), 2: range(starts[1], starts[1] + op.width)}
+        return part(make, x, ranges, op.name)
     x = cropped(make, x, (op.height, op.width), op.name)
     return make("resize", lambda: Resize(op.height, op.width, name=op.name))(x)
 

@@ -173,7 +173,8 @@ def _pool(cls: type) -> Any:
         height, width = y.shape[1:3]
         if deep > 1 or step > 1:
             y = reshaped(make, y, (height * width, depth, channels), f"{op.name}_lines", "lines")
-            y = make("pool_deep", lambda: cls((1, deep), strides=(1, step), padding=op.padding, name=f"{op.name}_along"))(y)
+            settings = {"strides": (1, step), "padding": op.padding, "name": f"{op.name}_along"}
+            y = make("pool_deep", lambda: cls((1, deep), **settings))(y)
             depth = y.shape[2]
             y = reshaped(make, y, (height, width, depth * channels), f"{op.name}_back", "back")
         return _as_depth(make, y, depth, op.name)

@@ -94,7 +94,8 @@ def _examples() -> dict[str, dict[str, list[tuple[str, ...]]]]:
     found: dict[str, dict[str, list[tuple[str, ...]]]] = {}
     for build in (build for family in FAMILIES for rule in family.RULES for build in rule.examples):
         for node in trace(build(), lambda op: find(op) is not None).nodes:
-            kind = type(node.op).__name__ if isinstance(node.op, keras.layers.Layer) else f"ops.{type(node.op).__name__}"
+            kind = type(node.op).__name__
+            kind = kind if isinstance(node.op, keras.layers.Layer) else f"ops.{kind}"
             for target, way in _ways(node).items():
                 known = found.setdefault(kind, {}).setdefault(target, [])
                 known.extend([way] if way not in known else [])
@@ -102,14 +103,17 @@ def _examples() -> dict[str, dict[str, list[tuple[str, ...]]]]:
 
 
 def _ways(node: Node) -> dict[str, tuple[str, ...]]:
-    """Target -> the operators of one call, each once."""
+    """Target -> the operators of one call, each once; targets that lack one are left out."""
     tensors = list({id(t): t for t in node.inputs}.values())
     part = expand_graph(Graph(node.name, tensors, list(node.outputs), (node,)))
     nodes = trace(part, lambda op: find(op) is not None).nodes
     ways = {}
     for name in targets.names():
-        rules = [find(n.op, targets.load(name)) for n in nodes]
-        ways[name] = tuple(dict.fromkeys(code for rule in rules if rule is not None for code in rule.operators))
+        target = targets.load(name)
+        rules = [find(n.op, target) for n in nodes]
+        codes = tuple(dict.fromkeys(code for rule in rules if rule is not None for code in rule.operators))
+        if all(target.supports(code) for code in codes):
+            ways[name] = codes
     return ways
 
 

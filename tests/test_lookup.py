@@ -1,0 +1,78 @@
+"""Integer inputs: positions stay int32 in the file, images are quantized; masks that nobody reads do no harm."""
+
+from __future__ import annotations
+
+import contract
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+
+import kquant
+from kquant.inspect import read_model
+
+
+def _tokens() -> keras.Model:
+    tokens, image = keras.Input((5,), dtype="int32", name="tokens"), keras.Input((4,), dtype="uint8", name="image")
+    words = layers.Flatten()(layers.Embedding(10, 3, mask_zero=True)(tokens))
+    return keras.Model([tokens, image], layers.Dense(2)(layers.Concatenate()([words, layers.Dense(3)(image)])))
+
+
+@pytest.mark.parametrize("io", ["int8", "uint8", "float32"])
+def test_tokens_beside_an_image(io, tmp_path):
+    model = contract.randomise(_tokens())
+    rng = np.random.default_rng(0)
+    data = [rng.integers(0, 10, (64, 5)).astype("int32"), rng.integers(0, 256, (64, 4)).astype("uint8")]
+    q = kquant.calibrate(kquant.quantize(model, target="tflm"), data, verbose=False)
+    report = kquant.export(q, tmp_path / "m.tflite", samples=data, io=io)
+    kinds = {"int8": "INT8", "uint8": "UINT8", "float32": "FLOAT32"}
+    assert [p.type for p in report.inputs] == ["INT32", kinds[io]]
+    assert all(a.equal == 1.0 for v in report.verification if v.runtime == "tflm" for a in v.agreements)
+    found = kquant.predict(tmp_path / "m.tflite", data, runtime="tflm")
+    np.testing.assert_allclose(found, np.asarray(q(data)), atol=1e-5)
+
+
+def test_random_samples_stay_inside_the_table(tmp_path):
+    x = keras.Input((4,), name="tokens")  # Keras takes positions as floats too
+    q = kquant.quantize(keras.Model(x, layers.Embedding(3, 2)(x)))
+    kquant.calibrate(q, np.float32(np.arange(400).reshape(100, 4) % 3), verbose=False)
+    report = kquant.export(q, tmp_path / "m.tflite")
+    assert report.inputs[0].type == "INT32"
+    assert read_model((tmp_path / "m.tflite").read_bytes()).operator_counts == {"GATHER": 1}
+
+
+def test_training_reaches_the_table():
+    q = kquant.calibrate(kquant.quantize(contract.randomise(_tokens())), contract.data(_tokens()), verbose=False)
+    table = next(layer.embeddings for layer in q.layers if isinstance(layer, layers.Embedding))
+    before = table.numpy()
+    q.compile("sgd", "mse")
+    q.fit(contract.data(q), np.ones((contract.SAMPLES, 2)), verbose=0)
+    assert np.abs(table.numpy() - before).max() > 0
+
+
+def test_infinite_logarithms_are_refused_in_calibration():
+    x = keras.Input((4,))
+    q = kquant.quantize(keras.Model(x, ops.log(ops.relu(x))))
+    with pytest.raises(ValueError, match=r"NaN or Inf first appears at 'log"):
+        kquant.calibrate(q, np.float32(np.random.default_rng(0).normal(size=(64, 4))), verbose=False)
+
+
+def test_logarithm_of_code_zero_is_the_smallest_seen(tmp_path):
+    x = keras.Input((4,))
+    q = kquant.quantize(keras.Model(x, ops.log(x)), target="tflm")
+    data = np.float32(np.random.default_rng(0).uniform(0.01, 2.0, (64, 4)))
+    kquant.calibrate(q, data, verbose=False)
+    low = float(np.log(data.min()))
+    assert np.asarray(q(np.zeros((1, 4), np.float32))) == pytest.approx(low, abs=0.05)
+    q.compile("sgd", "mse")
+    q.fit(np.zeros((32, 4), np.float32), np.zeros((32, 4), np.float32), verbose=0)  # outside the domain: stays finite
+    assert np.isfinite(np.asarray(q(data))).all()
+
+
+def test_rows_are_picked_without_a_gather():
+    x = keras.Input((6, 3))
+    model = keras.Model(x, ops.roll(ops.repeat(ops.flip(x, 1), 2, axis=1), 5, axis=1))
+    q = contract.quantized(model, "ethos-u", 64)
+    content = contract.file_of(q)
+    assert set(read_model(content).operator_counts) == {"SLICE", "CONCATENATION"}
+    assert contract.compare(q, content, "tflm", contract.data(q, 64)).equal == 1.0
