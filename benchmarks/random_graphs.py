@@ -50,7 +50,8 @@ def main() -> None:
         for verdict in verdicts:
             found[verdict["result"]] += 1
             if verdict["result"] != "equal":
-                print(f"{verdict['seed']} {verdict['target']} {verdict['result']}: {verdict['said'][:300]!r}", flush=True)
+                said = verdict["said"][:300]
+                print(f"{verdict['seed']} {verdict['target']} {verdict['result']}: {said!r}", flush=True)
     print(f"{arguments.graphs} graphs on {len(SIDES)} targets: {dict(found)}", flush=True)
 
 

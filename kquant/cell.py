@@ -137,7 +137,9 @@ def _refuse_recurrent(node: Node) -> None:
     if op.go_backwards:
         raise ValueError(f"{op.name} ({type(op).__name__}): go_backwards=True starts at the last step; take it out.")
     if len(node.inputs) > 1:
-        raise ValueError(f"{op.name} ({type(op).__name__}): it is given an initial state; the step model has it as input.")
+        raise ValueError(
+            f"{op.name} ({type(op).__name__}): it is given an initial state; the step model has it as input."
+        )
 
 
 class _Builder:

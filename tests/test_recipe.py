@@ -192,7 +192,7 @@ def test_files_are_named_in_messages(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("given", [3, None, ["int8"]])
 def test_what_is_no_recipe_is_refused(given: Any) -> None:
-    with pytest.raises(ValueError, match="recipe: expected a name, a .toml or .json file, a dict or a Recipe. Received: "):
+    with pytest.raises(ValueError, match=r"recipe: expected a name, .* a dict or a Recipe. Received: "):
         recipes.load(given)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 
 import keras
@@ -18,6 +19,10 @@ HEAD = """# Supported layers
 Generated from the rules in `kquant/ops` by `make docs`. Subclassed models, nested models and custom layers whose `call`
 is made of these layers and operations unfold into them. Operators are the same on every target where none is named;
 `kquant check MODEL.keras --target tflm` says what becomes of each layer of a model, and refuses the rest by name.
+
+The column 16x8 names the targets on which all of a layer can compute with 16-bit activations; elsewhere what lacks a
+kernel stays in 8 bits between two QUANTIZE. The column int4 names the targets that take its weights packed, two to a
+byte; elsewhere 4-bit weights are stored as int8. [formats.md](formats.md) has the rest.
 """
 MORE = """## unfolded
 
@@ -48,9 +53,12 @@ def markdown() -> str:
         if not rows:
             continue
         gone = "nothing in the file" if family is passive else ""
-        lines = [f"| {_names(name)} | {gone or _measured(name) or _becomes(rules)} |" for name, rules in rows.items()]
+        lines = []
+        for name, rules in rows.items():
+            becomes = gone or _measured(name) or _becomes(rules)
+            lines.append(f"| {_names(name)} | {becomes} | {_where(name, 'wide')} | {_where(name, 'packed')} |")
         title = family.__name__.rsplit(".", 1)[-1]
-        head = [f"## {title}", "", summary, "", "| layer | becomes |", "| --- | --- |"]
+        head = [f"## {title}", "", summary, "", "| layer | becomes | 16x8 | int4 |", "| --- | --- | --- | --- |"]
         parts.append("\n".join([*head, *lines, ""]))
     parts.append(MORE + "".join(f"| `{name}` | {how} |\n" for name, how in UNFOLDED.items()))
     refused = {**LAYERS, **{f"ops.{name}": why for name, why in OPERATIONS.items()}}
@@ -76,8 +84,8 @@ def _becomes(rules: list[Rule]) -> str:
 def _measured(name: str) -> str:
     """The operators that the examples of the rules become; longer ways (with an activation, say) left out."""
     on: dict[str, list[str]] = {}
-    for target, sets in _examples().get(name, {}).items():
-        for way in _shortest(sets):
+    for target, ways in _examples().get(name, {}).items():
+        for way in _shortest([way.codes for way in ways]):
             on.setdefault(way, []).append(target)
     everywhere = len(targets.names())
     return "; or ".join(way if len(who) == everywhere else f"{way} ({', '.join(who)})" for way, who in on.items())
@@ -88,10 +96,25 @@ def _shortest(ways: list[tuple[str, ...]]) -> dict[str, None]:
     return dict.fromkeys(", ".join(way) or "nothing in the file" for way in kept)
 
 
+def _where(name: str, what: str) -> str:
+    """The targets on which some example of a layer is wholly "wide", or has weights that are "packed"."""
+    found = [target for target, ways in _examples().get(name, {}).items() if any(getattr(way, what) for way in ways)]
+    return ", ".join(found)
+
+
+@dataclass(frozen=True)
+class _Way:
+    """What an example becomes: its operators, each once; whether all run in 16 bits; whether weights may be int4."""
+
+    codes: tuple[str, ...]
+    wide: bool
+    packed: bool
+
+
 @cache
-def _examples() -> dict[str, dict[str, list[tuple[str, ...]]]]:
-    """Class -> target -> the operators that each example with it becomes."""
-    found: dict[str, dict[str, list[tuple[str, ...]]]] = {}
+def _examples() -> dict[str, dict[str, list[_Way]]]:
+    """Class -> target -> what each example with it becomes."""
+    found: dict[str, dict[str, list[_Way]]] = {}
     for build in (build for family in FAMILIES for rule in family.RULES for build in rule.examples):
         for node in trace(build(), lambda op: find(op) is not None).nodes:
             kind = type(node.op).__name__
@@ -102,18 +125,22 @@ def _examples() -> dict[str, dict[str, list[tuple[str, ...]]]]:
     return found
 
 
-def _ways(node: Node) -> dict[str, tuple[str, ...]]:
-    """Target -> the operators of one call, each once; targets that lack one are left out."""
+def _ways(node: Node) -> dict[str, _Way]:
+    """Target -> what one call becomes; targets that lack an operator are left out."""
     tensors = list({id(t): t for t in node.inputs}.values())
     part = expand_graph(Graph(node.name, tensors, list(node.outputs), (node,)))
     nodes = trace(part, lambda op: find(op) is not None).nodes
     ways = {}
     for name in targets.names():
         target = targets.load(name)
-        rules = [find(n.op, target) for n in nodes]
-        codes = tuple(dict.fromkeys(code for rule in rules if rule is not None for code in rule.operators))
-        if all(target.supports(code) for code in codes):
-            ways[name] = codes
+        rules = [rule for n in nodes if (rule := find(n.op, target)) is not None]
+        codes = tuple(dict.fromkeys(code for rule in rules for code in rule.operators))
+        if not all(target.supports(code) for code in codes):
+            continue
+        wide = all(16 in rule.widths for rule in rules) and all(target.supports(code, "int16x8") for code in codes)
+        weighted = [code for rule in rules if rule.weights is not None for code in rule.operators]
+        packed = bool(weighted) and all(target.supports(code, "int4") for code in weighted)
+        ways[name] = _Way(codes, wide, packed)
     return ways
 
 

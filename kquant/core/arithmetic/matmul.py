@@ -23,8 +23,9 @@ def batch_matmul(
     """BATCH_MATMUL: `out = M(sum_k x_ik y_kj, s_x s_y / s_out)`, x and y without their zero points.
 
     M is the doubly rounding fixed-point product, with int16 codes that of a reduced multiplier; `s_x s_y` is formed in
-    float32 on LiteRT, in double on TFLM (GetQuantizedConvolutionMultipler without bias in tflite/kernels/kernel_util.cc; tflite/kernels/batch_matmul.cc,
-    reference/batch_matmul.h, micro/kernels/batch_matmul.cc).
+    float32 on LiteRT, in double on TFLM (GetQuantizedConvolutionMultipler without bias in
+    tflite/kernels/kernel_util.cc; tflite/kernels/batch_matmul.cc, reference/batch_matmul.h, and
+    micro/kernels/batch_matmul.cc).
 
     Args:
         sources: two int32 tensors of codes, [..., rows, depth] and [..., depth, columns]; their batches broadcast.
