@@ -76,8 +76,8 @@ def same_rank(op: Any, a: Any, b: Any) -> None:
     """Refuse operations that would pair the samples of one tensor with another axis of the other."""
     if len(a.shape) != len(b.shape):
         raise ValueError(
-            f"{op.name} ({type(op).__name__}): inputs of different rank {tuple(a.shape)}, {tuple(b.shape)}, so that "
-            "the samples of one meet another axis of the other. Put a Reshape before it that gives both one rank."
+            f"{op.name} ({type(op).__name__}): inputs of different rank {tuple(a.shape)}, {tuple(b.shape)}, so the "
+            "samples of one meet another axis of the other. Put a Reshape before it that gives both one rank."
         )
 
 
