@@ -163,5 +163,9 @@ RULES = (
     _rule("AdaptiveAveragePool", _adaptive("AdaptiveAveragePooling{}D"), lambda x: K.adaptive_average_pool(x, (2, 4))),
     _rule("Conv", _conv("Conv{}D"), lambda x: _OwnConv()(x), lambda x: K.conv(x, _kernel(3, 2, 4, 6), strides=2)),
     _rule("DepthwiseConv", _conv("DepthwiseConv{}D"), lambda x: K.depthwise_conv(x, _kernel(3, 3, 4, 2))),
-    _rule("ConvTranspose", _conv("Conv{}DTranspose"), lambda x: K.conv_transpose(x, _kernel(2, 2, 3, 4), 2, "same")),
+    _rule(
+        "ConvTranspose",
+        _conv("Conv{}DTranspose"),
+        lambda x: K.conv_transpose(x, _kernel(2, 2, 3, 4), strides=2, data_format="channels_last"),
+    ),
 )
