@@ -137,6 +137,15 @@ class _OwnConv(keras.layers.Layer):
         return K.max_pool(K.relu(K.conv(x, self.kernel, padding="same")), 2)
 
 
+@keras.saving.register_keras_serializable(package="kquant")
+class _OwnTransposed(keras.layers.Layer):
+    """A transposed convolution inside a custom layer, to be unfolded. (Keras runs it nowhere else.)"""
+
+    def call(self, x: Any) -> Any:
+        """Convolve."""
+        return K.conv_transpose(x, _kernel(2, 2, 3, x.shape[-1]), strides=2, data_format="channels_last")
+
+
 def _rule(name: str, expand: Any, *examples: Any) -> Rule:
     return Rule(operations=(name,), expand=expand, examples=tuple(computed(f, (6, 6, 4)) for f in examples))
 
@@ -163,5 +172,5 @@ RULES = (
     _rule("AdaptiveAveragePool", _adaptive("AdaptiveAveragePooling{}D"), lambda x: K.adaptive_average_pool(x, (2, 4))),
     _rule("Conv", _conv("Conv{}D"), lambda x: _OwnConv()(x), lambda x: K.conv(x, _kernel(3, 2, 4, 6), strides=2)),
     _rule("DepthwiseConv", _conv("DepthwiseConv{}D"), lambda x: K.depthwise_conv(x, _kernel(3, 3, 4, 2))),
-    _rule("ConvTranspose", _conv("Conv{}DTranspose"), lambda x: K.conv_transpose(x, _kernel(2, 2, 3, 4), 2, "same")),
+    _rule("ConvTranspose", _conv("Conv{}DTranspose"), lambda x: _OwnTransposed()(x)),
 )
