@@ -18,7 +18,7 @@ __version__ = "0.1.0"
 if Path(sys.argv[0] if sys.argv else "").stem != "kquant":
     from kquant import report
     from kquant.calibrate import calibrate
-    from kquant.cell import cell
+    from kquant.cell import cell, cell_samples
     from kquant.check import CheckReport, check
     from kquant.core.recipe import Recipe
     from kquant.export import ExportReport, export
@@ -38,6 +38,7 @@ __all__ = [
     "VerifyReport",
     "calibrate",
     "cell",
+    "cell_samples",
     "check",
     "compress",
     "export",

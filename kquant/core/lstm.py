@@ -85,8 +85,8 @@ class QuantizedLSTM(keras.layers.Wrapper):
     def _warn_one_step(self, x: tf.Tensor) -> None:
         if self.layer.stateful and x.shape[1] == 1:
             warnings.warn(
-                f"{self.name}: one step from a state of zeros shows calibration little of the states that a stream has. "
-                "Calibrate the same model on sequences (kquant.quantize(model, input_shape=(1, steps, features))), then "
+                f"{self.name}: one step from a state of zeros shows little of what the states of a stream hold. "
+                "Calibrate the same model on sequences (kquant.quantize(model, input_shape=(1, steps, features))), and "
                 "step.set_weights(sequence.get_weights()).",
                 stacklevel=2,
             )
