@@ -71,8 +71,8 @@ def cell(model: keras.Model | keras.layers.Layer) -> keras.Model:
     if not isinstance(model, keras.Model):
         model = keras.Sequential([keras.Input((1, model.cell.kernel.shape[0]), name="x"), model])
     shapes = [(1, 1, *t.shape[2:]) for t in keras.tree.flatten(model.inputs)]
+    _refuse_mixing(trace(model, _is_known))
     graph = trace(model, _is_known, shapes if len(shapes) > 1 else shapes[0])
-    _refuse_mixing(graph)
     return _assembled(graph, [_open(t) for t in keras.tree.flatten(graph.inputs)])
 
 

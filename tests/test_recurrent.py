@@ -197,6 +197,16 @@ def test_trained_without_calibration():
     assert parity == contract.Parity(1.0, 0)
 
 
+def test_shared_layer_holds_the_states_of_both_calls():
+    memory = layers.LSTM(5, return_sequences=True)
+    model = build(lambda x: layers.Concatenate()([memory(layers.Rescaling(0.1)(x)), memory(x)]))
+    q = calibrated(model)
+    (layer,) = (x for x in q.layers if isinstance(x, QuantizedLSTM))
+    assert np.all(layer.cell.count.numpy() > 0) and layer.cell.count.shape == (2,)
+    parity = contract.compare(q, contract.file_of(q), "litert-reference", [sequences(32)])
+    assert parity == contract.Parity(1.0, 0)
+
+
 def test_shared_matrices_are_stored_once():
     q = calibrated(build(layers.GRU(6, return_sequences=True), steps=3), data=sequences(steps=3))
     kernels = [t for t in read_model(contract.file_of(q)).tensors if t.shape == (6, 6) and t.size_bytes]
@@ -208,7 +218,8 @@ def masked(x):
 
 
 def started(x):
-    return layers.LSTM(4, name="memory")(x, initial_state=[x[:, 0], x[:, 1]])
+    flat = layers.Flatten()(x)
+    return layers.LSTM(4, name="memory")(x, initial_state=[layers.Dense(4)(flat), layers.Dense(4)(flat)])
 
 
 def reading_the_cell(x):

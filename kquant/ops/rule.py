@@ -123,7 +123,8 @@ class Rule:
         arithmetic: `(node) -> (kernel, attributes)` where the kernel's rounding needs the codes of its inputs.
         attach: `(layer, spec, inside) -> layer` builds the one that computes with quantized weights, where a kernel
             keeps encodings inside; `spec` is the grid of its weights, `inside(name)` the arguments of a `FakeQuant` for
-            one. It is called with its input's encoding and that of its output: `layer(x, encoding=..., out=...)`.
+            one. It is called with its input's encoding and that of its output: `layer(x, encoding=..., out=...)`,
+            a shared layer with `site`, the number of the call, too.
         lower: writes the call.
         refuse: `(node) -> reason` where this use of the layer has no integer form, else None.
         examples: tiny models, which enrol the rule in every contract test.
