@@ -18,7 +18,7 @@ __version__ = "0.1.0"
 if Path(sys.argv[0] if sys.argv else "").stem != "kquant":
     from kquant import report
     from kquant.calibrate import calibrate
-    from kquant.cell import cell
+    from kquant.cell import cell, cell_samples
     from kquant.check import CheckReport, check
     from kquant.core.recipe import Recipe, recipe_from_aeq, recipe_to_aeq
     from kquant.encodings import encodings, set_encodings
@@ -42,6 +42,7 @@ __all__ = [
     "VerifyReport",
     "calibrate",
     "cell",
+    "cell_samples",
     "check",
     "compress",
     "encodings",

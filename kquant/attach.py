@@ -140,11 +140,13 @@ class _Builder:
         if id(node.op) not in self.layers:
             self.layers[id(node.op)] = rule.attach(node.op, spec, self.inside(node))
         _, out = self.fake_quant(site)(args[0], peek=True)
-        return self.layers[id(node.op)](args[0], encoding=encoding, out=out)
+        number = self.plan.graph.calls()[id(node.op)].index(node)
+        return self.layers[id(node.op)](args[0], encoding=encoding, out=out, **({"site": number} if number else {}))
 
     def inside(self, node: Node) -> Callable[[str], dict[str, Any]]:
         """Arguments of a `FakeQuant` inside a layer, by what it holds."""
-        return lambda what: {**self.settings(), "name": self.name(f"{node.name}_{what}_quant")}
+        sites = len(self.plan.graph.calls()[id(node.op)])
+        return lambda what: {**self.settings(), "sites": sites, "name": self.name(f"{node.name}_{what}_quant")}
 
     def settings(self) -> dict[str, Any]:
         """What every `FakeQuant` of this model is made with."""

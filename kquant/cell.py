@@ -2,7 +2,7 @@
 
     (x_t, h)  ->  step  ->  (y_t, h')         the application copies h' to h: both have one encoding
 
-An LSTM with its default activations has a shorter way: `stateful=True` keeps the states in the file, the cell state with
+An LSTM with its default activations has a shorter way: `stateful=True` keeps the states in the file, the cell state in
 16 bits (docs/recurrent.md).
 """
 
@@ -56,8 +56,8 @@ def cell(model: keras.Model | keras.layers.Layer) -> keras.Model:
             that treat every step alike. It is not changed.
 
     Returns:
-        A Functional model: inputs `[x, *states]`, x of shape [1, features], each state [1, units], named after its layer
-        ("gru_h", "lstm_c"); outputs `[y, *new states]`. The file gives a state in and out the same encoding.
+        A Functional model: inputs `[x, *states]`, x of shape [1, features], each state [1, units], named after its
+        layer ("gru_h", "lstm_c"); outputs `[y, *new states]`. The file gives a state in and out the same encoding.
 
     Raises:
         ValueError: a layer that mixes steps (a convolution, pooling, Bidirectional), by name.
@@ -71,12 +71,12 @@ def cell(model: keras.Model | keras.layers.Layer) -> keras.Model:
     if not isinstance(model, keras.Model):
         model = keras.Sequential([keras.Input((1, model.cell.kernel.shape[0]), name="x"), model])
     shapes = [(1, 1, *t.shape[2:]) for t in keras.tree.flatten(model.inputs)]
+    _refuse_mixing(trace(model, _is_known))
     graph = trace(model, _is_known, shapes if len(shapes) > 1 else shapes[0])
-    _refuse_mixing(graph)
     return _assembled(graph, [_open(t) for t in keras.tree.flatten(graph.inputs)])
 
 
-def samples(step: keras.Model, x: np.ndarray) -> list[np.ndarray]:
+def cell_samples(step: keras.Model, x: np.ndarray) -> list[np.ndarray]:
     """What the inputs of a step model see while it runs over sequences: data to calibrate, train or verify it with.
 
     Args:
@@ -126,8 +126,8 @@ def _refuse_mixing(graph: Graph) -> None:
         alike = isinstance(op, PER_STEP) or (isinstance(op, layers.Concatenate) and op.axis in (-1, 2))
         if not alike:
             raise ValueError(
-                f"{op.name} ({type(op).__name__}): it computes a step from other steps, so the network has no model of one "
-                "step. Pass the recurrent part alone, and run this layer on the device over a buffer of frames."
+                f"{op.name} ({type(op).__name__}): it computes a step from other steps, so there is no model of one "
+                "step of the network. Pass the recurrent part alone; run this layer before it."
             )
         sequences.add(id(node.outputs[0]))
 
@@ -137,9 +137,7 @@ def _refuse_recurrent(node: Node) -> None:
     if op.go_backwards:
         raise ValueError(f"{op.name} ({type(op).__name__}): go_backwards=True starts at the last step; take it out.")
     if len(node.inputs) > 1:
-        raise ValueError(
-            f"{op.name} ({type(op).__name__}): it is given an initial state; the step model has it as input."
-        )
+        raise ValueError(f"{op.name} ({type(op).__name__}): it is given an initial state; a step model has its own.")
 
 
 class _Builder:

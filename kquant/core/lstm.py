@@ -60,7 +60,12 @@ class QuantizedLSTM(keras.layers.Wrapper):
         return keras.KerasTensor((*x.shape[:2], self.layer.units), "float32")
 
     def call(
-        self, x: tf.Tensor, encoding: tf.Tensor | None = None, out: tf.Tensor | None = None, training: bool = False
+        self,
+        x: tf.Tensor,
+        encoding: tf.Tensor | None = None,
+        out: tf.Tensor | None = None,
+        site: int = 0,
+        training: bool = False,
     ) -> tf.Tensor:
         """Run the layer.
 
@@ -68,6 +73,7 @@ class QuantizedLSTM(keras.layers.Wrapper):
             x: float[batch, steps, inputs].
             encoding: float32[2], scale and zero point of `x`.
             out: float32[2], scale and zero point that the output is going to have; zeros where no data were seen.
+            site: number of this call, where the layer is shared.
             training: floats on the grids instead of integers.
 
         Returns:
@@ -76,17 +82,17 @@ class QuantizedLSTM(keras.layers.Wrapper):
         x = tf.cast(x, tf.float32)
         if is_observing() or encoding is None or out is None:
             self._warn_one_step(x)
-            return self._real(x, None)
+            return self._real(x, None, site)
         if training:
-            return self._real(x, out)
+            return self._real(x, out, site)
         known = tf.logical_and(tf.logical_and(encoding[0] > 0.0, out[0] > 0.0), self.seen())
         return tf.cond(known, lambda: self._integer(x, encoding, out), lambda: self._real(x, None))
 
     def _warn_one_step(self, x: tf.Tensor) -> None:
         if self.layer.stateful and x.shape[1] == 1:
             warnings.warn(
-                f"{self.name}: one step from a state of zeros shows calibration little of the states that a stream "
-                "has. Calibrate the same model on sequences (kquant.quantize(model, input_shape=(1, steps, features))), then "
+                f"{self.name}: one step from a state of zeros shows little of what the states of a stream hold. "
+                "Calibrate the same model on sequences (kquant.quantize(model, input_shape=(1, steps, features))), and "
                 "step.set_weights(sequence.get_weights()).",
                 stacklevel=2,
             )
@@ -143,7 +149,7 @@ class QuantizedLSTM(keras.layers.Wrapper):
         hidden = lstm(codes, source, self.codes(encoding[0]), grid, self.cell_bits(), runtime=self.cell.runtime)
         return (tf.cast(hidden, tf.float32) - grid.zero_point) * grid.scale
 
-    def _real(self, x: tf.Tensor, out: tf.Tensor | None) -> tf.Tensor:
+    def _real(self, x: tf.Tensor, out: tf.Tensor | None, site: int = 0) -> tf.Tensor:
         """In float; with `out`, weights and states are on their grids."""
         kernel, recurrent, bias = self._floats()
         if out is not None:
@@ -168,7 +174,7 @@ class QuantizedLSTM(keras.layers.Wrapper):
         zeros = tf.zeros_like(by_input[0, :, : self.layer.units])
         hidden, cells = tf.scan(step, by_input, (zeros, zeros))
         if out is not None or is_observing():  # show it the range
-            self.cell(tf.stop_gradient(cells), training=out is not None)
+            self.cell(tf.stop_gradient(cells), site=site, training=out is not None)
         return tf.transpose(hidden, (1, 0, 2))
 
     def get_config(self) -> dict[str, Any]:

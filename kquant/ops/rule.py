@@ -139,7 +139,8 @@ class Rule:
         arithmetic: `(node) -> (kernel, attributes)` where the kernel's rounding needs the codes of its inputs.
         attach: `(layer, spec, inside) -> layer` builds the one that computes with quantized weights, where a kernel
             keeps encodings inside; `spec` is the grid of its weights, `inside(name)` the arguments of a `FakeQuant` for
-            one. It is called with its input's encoding and that of its output: `layer(x, encoding=..., out=...)`.
+            one. It is called with its input's encoding and that of its output: `layer(x, encoding=..., out=...)`,
+            a shared layer with `site`, the number of the call, too.
         lower: writes the call.
         lower_float: writes it for float32 tensors, where `lower` cannot.
         widths: of activations that `lower` (or `lower_float`) can write: 8, 16, `FLOAT`.
