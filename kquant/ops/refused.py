@@ -12,6 +12,10 @@ FOREIGN = "it runs {}, which kquant cannot look into; rebuild it with Keras laye
 LAYERS: dict[str, str] = {
     "AutoContrast": "it stretches each image by its own extremes; " + PREPROCESS.split("; ")[1],
     "ContrastLimitedAdaptiveHistogramEqualization": "it counts pixels; " + PREPROCESS.split("; ")[1],
+    **dict.fromkeys(
+        ("ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D"),
+        "its state is an image, which no fused kernel keeps; put a TimeDistributed convolution before an LSTM",
+    ),
     "Discretization": PREPROCESS + ", and feed its bins to an integer input",
     "Equalization": "it counts the pixels of each image; " + PREPROCESS.split("; ")[1],
     "FlaxLayer": FOREIGN.format("JAX"),
@@ -74,7 +78,10 @@ def _is_kerass(cls: type) -> bool:
 UNFOLDED: dict[str, str] = {
     "Lambda": "its function, where that is written with keras.ops",
     "Pipeline": "its layers",
-    "SpectralNormalization": "the layer inside",
+    "GRUCell": "one step of operations",
+    "LSTMCell": "one step of operations",
+    "SimpleRNNCell": "one step of operations",
+    "StackedRNNCells": "one step of each cell",
 }
 # Not layers of a graph: what layers are derived from, and where a model begins.
 ABSTRACT = ("InputLayer", "Layer", "Wrapper")
