@@ -212,6 +212,7 @@ class _Builder:
                 fixed=group.fixed,
                 follows=group.follows,
                 observer=group.observer,
+                span=group.span,
                 **self.settings(),
                 name=self.name(f"{group.name}_quant"),
                 dtype="float32",

@@ -33,6 +33,7 @@ class Group:
     fixed: tuple[float, int] | None = None
     follows: bool = False
     sites: int = 1
+    span: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -322,7 +323,9 @@ def _sites(
             spec = activations.spec(None if container(activations.bits) == bits else bits)
             groups[key] = Group(name, spec, observer or activations.observer, **kind)
             return Site(key, 0)
-        groups[key] = Group(**{**groups[key].__dict__, "sites": groups[key].sites + 1})
+        spans = [span for span in (groups[key].span, kind.get("span")) if span is not None]
+        span = (min(low for low, _ in spans), max(high for _, high in spans)) if spans else None
+        groups[key] = replace(groups[key], sites=groups[key].sites + 1, span=span)
         return Site(key, groups[key].sites - 1)
 
     for t in keras.tree.flatten(draft.graph.inputs):
@@ -349,7 +352,8 @@ def _sites(
         elif rule.output == "follows":
             sites[id(out)] = join(id(out), node.name, activations, bits, follows=True)
         elif rule.output == "own" and id(out) not in draft.fused:
-            sites[id(out)] = join(classes.root(out), node.name, activations, bits, rule.observer)
+            span = None if rule.span is None else rule.span(node.op)
+            sites[id(out)] = join(classes.root(out), node.name, activations, bits, rule.observer, span=span)
     return groups, sites, edges
 
 

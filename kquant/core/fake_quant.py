@@ -47,6 +47,7 @@ class FakeQuant(keras.layers.Layer):
         momentum: of the moving ranges in training (Adam's zero debias).
         freeze_after: training steps after which ranges stay; None: they keep moving.
         observer: name of the function that calibration sets the range with.
+        span: (lowest, highest) that a calibrated range holds in any case: rows of a table that no sample looks up.
         origin: recipe and target that this model was made for.
     """
 
@@ -59,6 +60,7 @@ class FakeQuant(keras.layers.Layer):
         momentum: float = 0.99,
         freeze_after: int | None = None,
         observer: str = "minmax",
+        span: Sequence[float] | None = None,
         origin: dict[str, str] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -70,6 +72,7 @@ class FakeQuant(keras.layers.Layer):
         self.momentum = momentum
         self.freeze_after = freeze_after
         self.observer = observer
+        self.span = None if span is None else (float(span[0]), float(span[1]))
         self.origin = dict(origin or {})
         self.supports_masking = True
         if self.has_range:
@@ -179,7 +182,9 @@ class FakeQuant(keras.layers.Layer):
         return scale, zero_point, tf.reduce_max(tf.convert_to_tensor(self.count)) > 0.0
 
     def set_range(self, site: int, low: float, high: float, count: float) -> None:
-        """Store what calibration found for one site."""
+        """Store what calibration found for one site; the span that weights can give is always part of it."""
+        if self.span is not None:
+            low, high = min(low, self.span[0]), max(high, self.span[1])
         stored = [(self.low, low), (self.high, high), (self.count, count)]
         if self.freeze_after is not None:
             stored.append((self.calibrated, count))
@@ -276,6 +281,7 @@ class FakeQuant(keras.layers.Layer):
             "momentum": self.momentum,
             "freeze_after": self.freeze_after,
             "observer": self.observer,
+            "span": self.span,
             "origin": self.origin,
         }
 

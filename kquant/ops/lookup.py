@@ -89,6 +89,12 @@ def _unit(op: Any) -> Any:
     return new
 
 
+def _span(op: Any) -> tuple[float, float]:
+    """Every row of the table, also those that no sample of the calibration looks up."""
+    table = op.embeddings.numpy()
+    return float(table.min()), float(table.max())
+
+
 def _lower(program: Program, call: Call) -> None:
     encoding = call.output.encoding
     codes = encoding.quantize(call.op.embeddings.numpy())
@@ -130,6 +136,7 @@ RULES = (
         layers=(layers.Embedding,),
         expand=_embedding,
         operators=("GATHER",),
+        span=_span,
         indices=True,
         lower=_lower,
         examples=(

@@ -145,6 +145,7 @@ class Rule:
         lower_float: writes it for float32 tensors, where `lower` cannot.
         widths: of activations that `lower` (or `lower_float`) can write: 8, 16, `FLOAT`.
         observer: the function that calibration sets its range with, where not the recipe's.
+        span: `(layer) -> (lowest, highest)` of all that it can give, where its weights tell; calibration sees a part.
         indices: it reads whole numbers as positions; the model's input that it reads stays int32 in the file.
         refuse: `(node) -> reason` where this use of the layer has no integer form, else None.
         masks: `expand` takes the call's `mask`, which otherwise is left out.
@@ -167,6 +168,7 @@ class Rule:
     lower_float: Callable[[Program, Call], None] | None = None
     widths: tuple[int, ...] = (8, 16, FLOAT)
     observer: str | None = None
+    span: Callable[[Any], tuple[float, float]] | None = None
     indices: bool = False
     refuse: Callable[[Node], str | None] | None = None
     masks: bool = False
