@@ -114,5 +114,6 @@ def test_every_example_reaches_a_rule_the_target_can_run(target):
 
 def test_every_rule_either_expands_or_lowers():
     for rule in RULES:
-        written = rule.operators or rule.output == "same"  # Dropout keeps its input's codes and writes nothing
+        # Dropout keeps its input's codes and writes nothing; neither does a layer that only ties encodings
+        written = rule.operators or rule.output in ("same", "shared")
         assert rule.expand is not None or (rule.lower is not None and written), rule
