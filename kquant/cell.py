@@ -187,4 +187,6 @@ def _assembled(graph: Graph, inputs: list[Any]) -> keras.Model:
         for old, fresh in zip(node.outputs, keras.tree.flatten(builder.call(node, args, kwargs)), strict=True):
             new[id(old)] = fresh
     outputs = [new[id(t)] for t in keras.tree.flatten(graph.outputs)]
+    states = {id(t) for t in builder.states_out}
+    outputs = [layers.Reshape(t.shape[1:], name=f"y{i}")(t) if id(t) in states else t for i, t in enumerate(outputs)]
     return keras.Model([*inputs, *builder.states_in], [*outputs, *builder.states_out], name=f"{graph.name}_step")

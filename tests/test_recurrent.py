@@ -134,6 +134,7 @@ def test_step_model_runs_a_sequence(kind, record_property):
     q = kquant.calibrate(kquant.quantize(step), cell_samples(step, x), batch_size=64, verbose=False)
     content = contract.file_of(q)
     ports = {t.name: t for t in (*read_model(content).inputs, *read_model(content).outputs)}
+    assert len(ports) == len(q.inputs) + len(q.outputs), "a tensor of its own for each"
     for state in "hc" if kind is layers.LSTM else "h":
         before, after = ports[f"memory_{state}"], ports[f"memory_{state}_next"]
         assert (before.scale, before.zero_point) == (after.scale, after.zero_point)
