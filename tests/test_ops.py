@@ -114,11 +114,8 @@ def test_every_example_reaches_a_rule_the_target_can_run(target):
 
 def test_every_rule_either_expands_or_lowers():
     for rule in RULES:
-<<<<<<< HEAD
-        # Dropout keeps its input's codes and writes nothing; a constant is written, but by no operator
-        written = rule.operators or rule.output == "same" or rule.layers[0] in (constant.Stored, constant.Below)
-=======
-        # Dropout keeps its input's codes and writes nothing; neither does a layer that only ties encodings
-        written = rule.operators or rule.output in ("same", "shared")
->>>>>>> work-c
+        # Dropout keeps its input's codes and writes nothing, nor does what only ties encodings; a constant is written,
+        # but by no operator
+        moves = rule.output in ("same", "shared")
+        written = rule.operators or moves or rule.layers[0] in (constant.Stored, constant.Below)
         assert rule.expand is not None or (rule.lower is not None and written), rule
