@@ -57,7 +57,7 @@ def describe(name: str) -> str:
     return ", ".join(parts) or name
 
 
-def measure(name: str, samples: int) -> dict[str, contract.Parity]:
+def measure(name: str, samples: int, recipe: str) -> dict[str, contract.Parity]:
     """Parity of one example on every runtime that is installed."""
     found = {}
     quantized = {}
@@ -65,7 +65,7 @@ def measure(name: str, samples: int) -> dict[str, contract.Parity]:
         if runtime not in available() or runtime not in targets.load(target).runtimes:
             continue
         if target not in quantized:
-            q = contract.quantized(contract.build(name), target, samples)
+            q = contract.quantized(contract.build(name), target, samples, recipe)
             quantized[target] = (q, contract.file_of(q))
         q, content = quantized[target]
         found[runtime] = contract.compare(q, content, runtime, contract.data(q, samples, seed=2, spread=2.0))
@@ -85,6 +85,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="parts of names; all examples by default")
     parser.add_argument("--samples", type=int, default=256)
+    parser.add_argument("--recipe", default="int8")
     parser.add_argument("--json", type=Path, help="write the figures there too")
     arguments = parser.parse_args()
     print(f"{'example':32} {'layers':32} {'LiteRT ref.':>13} {'TFLM':>13} {'XNNPACK':>13}   tfmot on LiteRT ref.")
@@ -92,7 +93,7 @@ def main() -> None:
     for name in contract.EXAMPLES:
         if arguments.names and not any(part in name for part in arguments.names):
             continue
-        results[name] = measure(name, arguments.samples)
+        results[name] = measure(name, arguments.samples, arguments.recipe)
         print(row(name, results[name]), flush=True)
     for _, runtime in COLUMNS:
         shares = [found[runtime].equal for found in results.values() if runtime in found]

@@ -331,7 +331,7 @@ def _set(where: str, graph: Graph, tensors: dict[str, Any], layer: FakeQuant, gi
         warnings.warn(f"{where}: {names} share one encoding on the device; it takes the widest range.", stacklevel=4)
     low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
     for site in range(layer.sites):
-        layer.set_range(site, low, high, 1.0)
+        layer.set_range(site, low, high, 1.0, exact=True)
 
 
 def range_of(scale: np.float32, zero_point: int, spec: QuantSpec) -> tuple[float, float]:

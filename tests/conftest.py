@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -16,6 +17,8 @@ import tensorflow as tf  # noqa: E402
 
 os.dup2(_stderr, 2)
 
+SWEEP = 40  # tests between two collections of garbage
+
 tf.config.threading.set_intra_op_parallelism_threads(1)
 tf.config.threading.set_inter_op_parallelism_threads(1)
 
@@ -27,7 +30,7 @@ def fixed_seed() -> None:
 
 
 @pytest.fixture(autouse=True)
-def no_leftovers() -> None:
-    """Graphs of earlier tests are not needed by later ones."""
+def no_leftovers(count=itertools.count(1)) -> None:
+    """Graphs of earlier tests are not needed by later ones; they hold each other, so a sweep frees them."""
     yield
-    keras.backend.clear_session(free_memory=False)
+    keras.backend.clear_session(free_memory=next(count) % SWEEP == 0)

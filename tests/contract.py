@@ -91,9 +91,11 @@ def build(name: str) -> keras.Model:
     return randomise(EXAMPLES[name](), zlib.crc32(name.encode()))
 
 
-def quantized(model: keras.Model, target: str = "litert", samples: int = SAMPLES) -> keras.Model:
+def quantized(
+    model: keras.Model, target: str = "litert", samples: int = SAMPLES, recipe: Any = "int8"
+) -> keras.Model:
     """Quantized, and calibrated on random data."""
-    q = kquant.quantize(model, target=target)
+    q = kquant.quantize(model, recipe, target=target)
     return kquant.calibrate(q, packed(q, data(q, samples)), batch_size=samples, verbose=False)
 
 

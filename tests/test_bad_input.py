@@ -67,7 +67,7 @@ def test_all_unknown_operations_are_listed() -> None:
 def test_builtin_layer_that_does_not_unfold_is_named() -> None:
     x = keras.Input((6, 4, 4, 2), name="x")
     model = keras.Model(x, layers.ConvLSTM2D(3, 1, name="memory")(x))
-    with pytest.raises(ValueError, match=r"memory \(ConvLSTM2D\): kquant has no rule for this layer.*Replace it"):
+    with pytest.raises(ValueError, match=r"memory \(ConvLSTM2D\): its state is an image.*TimeDistributed"):
         kquant.quantize(model)
 
 

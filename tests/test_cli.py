@@ -131,7 +131,7 @@ def test_check(work):
 
 def test_check_names_layers_without_integer_form(work):
     inputs = keras.Input((4, 4, 4, 2))
-    keras.Model(inputs, layers.Conv3D(3, 2, name="cube")(inputs)).save(work / "cube.keras")
+    keras.Model(inputs, layers.ConvLSTM2D(3, 2, name="cube")(inputs)).save(work / "cube.keras")
     result = kq("check", work / "cube.keras", "--json")
     assert result.exit_code == 1
     report = json.loads(result.stdout)

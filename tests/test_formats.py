@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,11 @@ import kquant
 from kquant.core.nodes import Compressed, FakeQuant
 from kquant.inspect import read_model
 from kquant.lower import lower
+from kquant.runtimes import available
 
 RNG = np.random.default_rng(0)
 X = np.float32(RNG.normal(size=(64, 12, 12, 3)))
+SIDES = (("litert", "litert-reference"), ("tflm", "tflm"))
 TANH_IN_CONCAT = 1  # QUANTIZE that the network needs in 8 bits already
 WIDE: dict[str, Any] = {"bits": 16, "observer": "minmax"}
 
@@ -187,3 +191,18 @@ def test_codes_of_a_wide_model_are_its_file_s(tmp_path: Path) -> None:
     for ref in lower(q).program.inputs:
         assert ref.encoding is not None and scales[ref.name] == tuple(map(float, ref.encoding.scale))
         assert int(ref.encoding.zero_point[0]) == 0
+
+
+@pytest.mark.parametrize("name", sorted(contract.EXAMPLES))
+def test_every_rule_computes_its_codes_in_16_bits(name: str) -> None:
+    target, runtime = SIDES[zlib.crc32(name.encode()) % 2]  # the benchmark measures both
+    if runtime not in available():
+        pytest.skip(f"{runtime} needs an extra: pip install 'kquant[micro]'")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "quantize: .* has no 16-bit kernel")
+        q = contract.quantized(contract.build(name), target, 32, "int16x8")
+    content = contract.file_of(q)
+    assert contract.floats(content) == []
+    parity = contract.compare(q, content, runtime, contract.data(q, 32, seed=2, spread=2.0))
+    assert parity.equal >= 0.999, parity
+    assert parity.max_err_lsb <= 1, parity

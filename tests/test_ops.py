@@ -117,5 +117,5 @@ def test_every_rule_either_expands_or_lowers():
         # Dropout keeps its input's codes and writes nothing, nor does what only ties encodings; a constant is written,
         # but by no operator
         moves = rule.output in ("same", "shared")
-        written = rule.operators or moves or rule.layers[0] in (constant.Stored, constant.Below)
+        written = rule.operators or moves or rule.layers[:1] in ((constant.Stored,), (constant.Below,))
         assert rule.expand is not None or (rule.lower is not None and written), rule

@@ -134,7 +134,7 @@ REFUSED = {
         lambda: keras.Model(x := keras.Input(()), x * 2.0),
         r"multiply.*keras.Input\(\(1,\)\)",
     ),
-    "unknown layer": (lambda: _unary(layers.RandomRotation(0.1, name="me")), r"me"),
+    "unknown operation": (lambda: _unary(lambda x: ops.argsort(x)), r"rgsort.*no int8 kernel sorts"),
     "product of samples": (lambda: _binary(ops.matmul, (4,), (4,)), r"atmul.*different samples.*Reshape"),
     "einsum over samples": (lambda: _unary(lambda x: ops.einsum("nhwc->hwc", x)), r"insum.*different samples"),
     "einsum of three": (

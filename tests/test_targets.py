@@ -78,6 +78,9 @@ SUFFIXES = {"int8": "", "int16x8": " int16"}
 def test_claim_holds(op, runtime, type, verdicts):
     target = targets.load(RUNTIMES[runtime])
     claimed = target.supports(op, type) and runtime in target.runtimes_for(op)
+    if type == "int16x8" and op == "UNIDIRECTIONAL_SEQUENCE_LSTM":  # no target claims it, so no file tries it
+        assert not claimed
+        return
     verdict = verdicts[runtime, op + SUFFIXES[type]]
     assert (verdict == "right") == claimed, f"{runtime} is {verdict} on {op}, the file says {type} = {claimed}"
 

@@ -181,9 +181,9 @@ class FakeQuant(keras.layers.Layer):
         scale, zero_point = encode_range(tf.reduce_min(low), tf.reduce_max(high), self.spec)
         return scale, zero_point, tf.reduce_max(tf.convert_to_tensor(self.count)) > 0.0
 
-    def set_range(self, site: int, low: float, high: float, count: float) -> None:
-        """Store what calibration found for one site; the span that weights can give is always part of it."""
-        if self.span is not None:
+    def set_range(self, site: int, low: float, high: float, count: float, *, exact: bool = False) -> None:
+        """Store what calibration found for one site, and the span that weights can give, unless it is `exact`."""
+        if self.span is not None and not exact:
             low, high = min(low, self.span[0]), max(high, self.span[1])
         stored = [(self.low, low), (self.high, high), (self.count, count)]
         if self.freeze_after is not None:
