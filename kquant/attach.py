@@ -40,7 +40,8 @@ class _Builder:
         self.specs: dict[int, QuantSpec] = {}  # their grids
         self.converted: dict[tuple[int, int], Any] = {}  # (id(tensor), group) -> the tensor in that group's encoding
         self.origin = {"recipe": plan.recipe.name, "target": plan.target.name}
-        kept = sorted({n.name for n in plan.graph.nodes if plan.settings[id(n.op)].stays_float})
+        calls = [n for n in plan.graph.nodes if plan.widths.calls[id(n)] == FLOAT]
+        kept = sorted({n.name for n in calls if not plan.settings[id(n.op)].skip})
         skipped = sorted({n.name for n in plan.graph.nodes if plan.settings[id(n.op)].skip})
         if skipped:
             self.origin["skip"] = " ".join(skipped)

@@ -13,6 +13,7 @@ from typing import Any
 import keras
 
 from kquant.core.graph import Graph, Node, legal_name, rewrite, trace
+from kquant.core.origin import mark, origins
 from kquant.core.unfold import substitute
 from kquant.ops import find
 from kquant.ops.refused import remedy
@@ -38,17 +39,23 @@ def expand(model: keras.Model, input_shape: Any = None) -> keras.Model:
 def expand_graph(graph: Graph) -> keras.Model:
     """`expand` of a graph that was traced already."""
     made: dict[tuple[int, str], Any] = {}
+    owners: dict[int, tuple[tuple[str, str], ...]] = {}
     taken: set[str] = {t.name for t in keras.tree.flatten(graph.inputs)}
 
     def make_for(op: Any) -> Callable[[str, Callable[[], Any]], Any]:
         def make(key: str, factory: Callable[[], Any]) -> Any:
             if (id(op), key) not in made:
+                name = op.name
                 made[id(op), key] = _named_apart(factory(), taken)
+                if isinstance(made[id(op), key], keras.Operation):
+                    mark(made[id(op), key], (*origins(op), *owners.get(id(op), ()), (name, type(op).__name__)))
             return made[id(op), key]
 
         return make
 
     def replace(node: Node, args: tuple, kwargs: dict) -> Any:
+        if node.owner is not None:
+            owners[id(node.op)] = ((node.owner.name, type(node.owner).__name__),)
         return expand_call(node.op, make_for, args, kwargs)
 
     return rewrite(graph, replace, name=legal_name(graph.name, root=True))

@@ -275,9 +275,11 @@ def _random(lowered: Lowered) -> list[np.ndarray]:
 def _rows(lowered: Lowered, t: Any) -> int | None:
     """Length of the shortest table that an input of positions is looked up in; None for other inputs."""
     ref = lowered.refs.get(id(t))
+    if ref is None or ref.dtype != "int32":
+        return None
     tables = [op.inputs[0] for op in lowered.program.operators if op.code == "GATHER" and op.inputs[1] is ref]
     lengths = [table.shape[0] for table in tables if table is not None]
-    return min(lengths, default=1) if ref is not None else None
+    return min(lengths, default=1)
 
 
 def _input_encodings(lowered: Lowered, t: Any) -> list[Encoding]:

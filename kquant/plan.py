@@ -15,6 +15,7 @@ from typing import Any
 import keras
 
 from kquant.core.graph import Graph, Node
+from kquant.core.origin import identities
 from kquant.core.recipe import Recipe, Settings
 from kquant.core.spec import FLOAT, INDEX, QuantSpec
 from kquant.ops import find
@@ -128,7 +129,7 @@ def make_plan(graph: Graph, recipe: Recipe, target: Target) -> Plan:
     rules = {id(node): find(node.op, target) for node in graph.nodes}
     positions = _positions(graph, rules)
     _check_patterns(graph, recipe, positions)
-    settings = {id(n.op): recipe.settings(n.name, type(n.op).__name__, positions.get(id(n.op))) for n in graph.nodes}
+    settings = {id(n.op): recipe.settings(identities(n.op), positions.get(id(n.op))) for n in graph.nodes}
     fused = _fused(graph, rules, target)
     widths = find_widths(graph, rules, settings, recipe, target, fused)
     fused = frozenset(t for t in fused if widths.tensors[t] != FLOAT)
@@ -141,7 +142,11 @@ def make_plan(graph: Graph, recipe: Recipe, target: Target) -> Plan:
         for node in graph.nodes
         if (rule := rules[id(node)]) is not None and (rule.weights is not None or rule.attach is not None)
     }
-    found = (problem(node, rules[id(node)], target, widths.calls[id(node)]) for node in graph.nodes)
+    found = (
+        problem(node, rules[id(node)], target, widths.calls[id(node)])
+        for node in graph.nodes
+        if not settings[id(node.op)].skip or rules[id(node)] is None
+    )
     problems = tuple(p for p in found if p is not None)
     problems += tuple(_mixed(graph, rules))
     return Plan(graph, recipe, target, groups, sites, edges, fused, settings, weights, widths, problems)
@@ -172,7 +177,8 @@ def _float_problem(node: Node, rule: Rule, target: Target) -> Problem | None:
     if not target.floats:
         return Problem(node.name, kind, f"{target.title} runs integers only; leave float layers to target 'litert'")
     if FLOAT not in rule.widths:
-        return Problem(node.name, kind, "kquant writes it in integers only; take it out of the float part")
+        reason = "it is to stay float, and kquant writes it in integers only; take a static recipe (int8, int16x8), or "
+        return Problem(node.name, kind, reason + "leave it out of the rule that says float = true")
     return None
 
 
@@ -210,10 +216,15 @@ def _positions(graph: Graph, rules: dict[int, Rule | None]) -> dict[int, str]:
 
 def _check_patterns(graph: Graph, recipe: Recipe, positions: dict[int, str]) -> None:
     for rule in recipe.rules:
-        if not any(rule.matches(n.name, type(n.op).__name__, positions.get(id(n.op))) for n in graph.nodes):
+        known = ((name, kind, positions.get(id(n.op))) for n in graph.nodes for name, kind in identities(n.op))
+        if not any(rule.matches(*each) for each in known):
             wanted = ", ".join(f"{k}='{v}'" for k in ("layer", "type", "position") if (v := getattr(rule, k)))
-            names = ", ".join(sorted({n.name for n in graph.nodes})[:20])
-            raise ValueError(f"recipe '{recipe.name}': the rule {wanted} matches no layer. Layers: {names}.")
+            names = sorted({identities(n.op)[-1][0] for n in graph.nodes})
+            shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+            raise ValueError(
+                f"recipe '{recipe.name}': the rule {wanted} matches no layer. Layers: {shown}. (A batch norm or a "
+                "constant that was folded goes by the name of the layer it was folded into.)"
+            )
 
 
 def _fused(graph: Graph, rules: dict[int, Rule | None], target: Target) -> frozenset[int]:

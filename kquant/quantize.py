@@ -182,10 +182,28 @@ def warn_narrowed(plan: Plan) -> None:
     found = sorted({f"{n.name} ({type(n.op).__name__})" for n in plan.widths.narrowed})
     if found:
         warnings.warn(
-            f"quantize: {plan.target.title} has no 16-bit kernel for {', '.join(found)}; they compute in 8 bits, "
-            "between two QUANTIZE. Where accuracy suffers, replace them (hard_swish by relu6, gelu by relu).",
+            f"quantize: {plan.target.title}, as kquant writes it, has no 16-bit kernel for {', '.join(found)}; they "
+            "compute in 8 bits between two QUANTIZE. docs/layers.md lists what has one.",
             stacklevel=3,
         )
+    stored = sorted(
+        {
+            n.name
+            for n in plan.graph.nodes
+            if (spec := plan.weights.get(id(n.op))) is not None and spec.bits <= 4 and not _packs(n.op, plan)
+        }
+    )
+    if stored:
+        warnings.warn(
+            f"quantize: {plan.target.title} takes no packed 4-bit weights for {', '.join(stored)}; their codes have 4 "
+            "bits and are stored in 8. Give them 8 bits: `weights = { bits = 8 }` in a rule costs no byte there.",
+            stacklevel=3,
+        )
+
+
+def _packs(op: Any, plan: Plan) -> bool:
+    rule = find(op, plan.target)
+    return rule is not None and all(plan.target.supports(code, "int4") for code in rule.operators)
 
 
 def warn_dead(plan: Plan) -> None:

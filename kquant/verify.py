@@ -147,7 +147,7 @@ def _unwanted_floats(lowered: Lowered, file: FileModel) -> Iterator[str]:
     for op in float_operators(file):
         name = file.tensors[op.outputs[0]].name
         wanted = "*" in lowered.floats or name.split("/")[0] in lowered.floats
-        if not wanted and not (lowered.floats and op.code in EDGES):
+        if not wanted and not (lowered.floats and op.code in (*EDGES, "RESHAPE")):
             yield f"{op.code} ({name})"
 
 

@@ -86,7 +86,9 @@ def find_widths(
         if wanted.skip or wanted.stays_float:
             bits = FLOAT
         elif rule is None or rule.output in ("same", "follows") or id(node.inputs[0]) in fused:
-            bits = source if source != FLOAT else edge
+            # codes that move stay what they are; so do floats, where the layer has a form for them
+            able = rule is not None and FLOAT in rule.widths and target.floats
+            bits = edge if source == INDEX or (source == FLOAT and not able) else source
         else:
             bits = container(wanted.activations.bits)
         if bits == 16 and rule is not None and not _has(target, rule, bits):

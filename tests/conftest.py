@@ -29,8 +29,11 @@ def fixed_seed() -> None:
     keras.utils.set_random_seed(7)
 
 
+COUNT = itertools.count(1)
+
+
 @pytest.fixture(autouse=True)
-def no_leftovers(count=itertools.count(1)) -> None:
+def no_leftovers() -> None:
     """Graphs of earlier tests are not needed by later ones; they hold each other, so a sweep frees them."""
     yield
-    keras.backend.clear_session(free_memory=next(count) % SWEEP == 0)
+    keras.backend.clear_session(free_memory=next(COUNT) % SWEEP == 0)

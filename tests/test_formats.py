@@ -14,6 +14,7 @@ import pytest
 
 import kquant
 from kquant.core.nodes import Compressed, FakeQuant
+from kquant.export import _random
 from kquant.inspect import read_model
 from kquant.lower import lower
 from kquant.runtimes import available
@@ -206,3 +207,58 @@ def test_every_rule_computes_its_codes_in_16_bits(name: str) -> None:
     parity = contract.compare(q, content, runtime, contract.data(q, 32, seed=2, spread=2.0))
     assert parity.equal >= 0.999, parity
     assert parity.max_err_lsb <= 1, parity
+
+
+FLOAT_FORMATS = {"float16": 2e-3, "weight-only-int8": 1e-4, "dynamic-int8": 0.05}
+
+
+@pytest.mark.parametrize("name", sorted(contract.EXAMPLES))
+def test_every_rule_has_a_float_form_or_is_refused(name: str) -> None:
+    recipe = sorted(FLOAT_FORMATS)[zlib.crc32(name.encode()) % 3]
+    model = contract.build(name)
+    x = contract.data(model, 16)
+    try:
+        q = kquant.quantize(model, recipe)
+        content = contract.file_of(q)
+    except ValueError as error:
+        assert any(said in str(error) for said in ("stay float", "no float operator", "not a quantized model")), error
+        return
+    wanted = contract.simulate(q, x)
+    found = keras.tree.flatten(kquant.predict(content, x))  # the reference kernels lack a few float operators
+    for a, b in zip(wanted, found, strict=True):
+        assert np.abs(a - b).max() <= FLOAT_FORMATS[recipe] * max(1.0, float(np.abs(a).max()))
+
+
+def test_samples_of_float_files_are_floats_that_vary() -> None:
+    for recipe in FLOAT_FORMATS:
+        rows = _random(lower(kquant.quantize(network(), recipe)))
+        assert all(x.dtype == np.float32 and x.std() > 0.1 for x in rows)
+
+
+def test_later_rules_keep_what_they_do_not_speak_of(tmp_path: Path) -> None:
+    rules = ({"layer": "head*", "float": True}, {"type": "Dense", "weights": {"per_axis": False}})
+    _, report = exported(mixed(*rules), tmp_path)
+    assert "head" in report.float_layers and "FLOAT32" in report.types
+
+
+def test_rules_speak_of_the_layers_of_the_user(tmp_path: Path) -> None:
+    inputs = keras.Input((6, 8), name="x")
+    x = keras.layers.LayerNormalization(name="norm")(inputs)
+    x = keras.layers.Conv1D(4, 3, padding="causal", activation="relu", name="causal")(x)
+    model = contract.randomise(keras.Model(inputs, keras.layers.Dense(3, activation="softmax", name="head")(x)))
+    x = np.float32(RNG.normal(size=(64, 6, 8)))
+    for rule in ({"layer": "norm"}, {"type": "LayerNormalization"}, {"layer": "causal"}, {"type": "Dense"}):
+        q = kquant.calibrate(kquant.quantize(model, mixed({**rule, "float": True})), x, verbose=False)
+        report = kquant.export(q, tmp_path / "m.tflite", samples=x)
+        assert report.operators["DEQUANTIZE"] == report.operators["QUANTIZE"] == 1, (rule, report.operators)
+
+
+def test_what_only_moves_between_float_layers_stays_float(tmp_path: Path) -> None:
+    inputs = keras.Input((8,), name="x")
+    x = keras.layers.Reshape((4, 3))(keras.layers.Dense(12, name="a")(inputs))
+    model = keras.Model(inputs, keras.layers.Dense(3)(keras.layers.Dense(4, name="b")(x)))
+    q = kquant.quantize(model, mixed({"layer": "[ab]", "float": True}))
+    x = np.float32(RNG.normal(size=(64, 8)))
+    kquant.calibrate(q, x, verbose=False)
+    report = kquant.export(q, tmp_path / "m.tflite", samples=x)
+    assert report.operators["DEQUANTIZE"] == report.operators["QUANTIZE"] == 1

@@ -13,6 +13,7 @@ from __future__ import annotations
 import difflib
 import json
 import tomllib
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from importlib import resources
 from pathlib import Path
@@ -72,8 +73,8 @@ class LayerRule(_Strict):
     position: Literal["first", "last"] | None = None
     activations: dict[str, Any] = Field(default_factory=dict)
     weights: dict[str, Any] = Field(default_factory=dict)
-    skip: bool = False
-    stays_float: bool = Field(False, alias="float")
+    skip: bool | None = None
+    stays_float: bool | None = Field(None, alias="float")
 
     @model_validator(mode="after")
     def _has_condition(self) -> LayerRule:
@@ -124,7 +125,7 @@ class Recipe(_Strict):
 
     Example:
         >>> recipe = Recipe(name="mine", rules=[{"type": "Dense", "weights": {"per_axis": False}}])
-        >>> recipe.settings("head", "Dense", None)[1].per_axis
+        >>> recipe.settings([("head", "Dense")], None)[1].per_axis
         False
     """
 
@@ -137,14 +138,16 @@ class Recipe(_Strict):
     training: Training = Training()
     rules: tuple[LayerRule, ...] = ()
 
-    def settings(self, name: str, kind: str, position: str | None) -> Settings:
-        """What holds for one layer; the last matching rule wins, key by key."""
+    def settings(self, names: Sequence[tuple[str, str]], position: str | None) -> Settings:
+        """What holds for one layer, given as (name, class) under which it is known; the last matching rule wins."""
         found = Settings(self.activations, self.weights, False, self.mode != "static")
         for rule in self.rules:
-            if rule.matches(name, kind, position):
+            if any(rule.matches(name, kind, position) for name, kind in names):
                 activations = found.activations.model_copy(update=rule.activations)
                 weights = found.weights.model_copy(update=rule.weights)
-                found = Settings(activations, weights, rule.skip, rule.stays_float or self.mode != "static")
+                skip = found.skip if rule.skip is None else rule.skip
+                stays = found.stays_float if rule.stays_float is None else rule.stays_float or self.mode != "static"
+                found = Settings(activations, weights, skip, stays)
         return found
 
 

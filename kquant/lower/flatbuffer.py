@@ -166,6 +166,8 @@ class _Writer:
         if op.intermediates:
             written.intermediates = [self.tensor(ref) for ref in op.intermediates]
         name = OPTIONS.get(op.code, f"{_camel(op.code)}Options")
+        if name is not None and not hasattr(schema, f"{name}T") and not op.options:
+            name = None  # an operator without settings (RSQRT, ELU, SIN)
         if name is not None:
             options = getattr(schema, f"{name}T")()
             known = self.target.ops.get(op.code)

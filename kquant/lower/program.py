@@ -95,10 +95,10 @@ def lower(qmodel: keras.Model) -> Lowered:
 
 
 def _refuse_unseen(nodes: list[FakeQuant]) -> None:
-    unseen = sorted({node.name for node in nodes if node.has_range and not np.any(node.count.numpy() > 0)})
+    unseen = [node.name for node in nodes if node.has_range and not np.any(node.count.numpy() > 0)]
     if unseen:
         raise ValueError(
-            f"export: {len(unseen)} nodes have no range yet ({', '.join(unseen[:5])}). Run kquant.calibrate(model, "
+            f"export: {len(set(unseen))} nodes have no range yet ({_few(unseen)}). Run kquant.calibrate(model, "
             "data) or train the model first."
         )
 
@@ -119,8 +119,14 @@ def _refuse_simulated(nodes: list[Node]) -> None:
             reason = "unsigned activations; signed = true is the same grid for the asymmetric kernels"
             said.setdefault(reason, []).append(node.name)
     if said:
-        lines = "; ".join(f"{', '.join(names[:5])}: {reason}" for reason, names in said.items())
+        lines = "; ".join(f"{_few(names)}: {reason}" for reason, names in said.items())
         raise ValueError(f"export: the model simulates what no kernel computes. {lines}.")
+
+
+def _few(names: list[str], shown: int = 5) -> str:
+    """Each name once, the first few of them, and how many more there are."""
+    distinct = sorted(set(names))
+    return ", ".join(distinct[:shown]) + (f" and {len(distinct) - shown} more" if len(distinct) > shown else "")
 
 
 @dataclass
@@ -332,7 +338,8 @@ class _Writer:
             name=node.name,
             dtype=op.storage if op.storage.startswith("float") else self.stored(op),
             bias_dtype="float32",
-            dequantized=op.storage in ("dequantized", "float16"),
+            # there is no kernel that multiplies float32 by int8 element by element (PReLU)
+            dequantized=op.storage in ("dequantized", "float16") or (op.storage == "integer" and not op.sums),
         )
 
     def stored(self, op: Compressed) -> str:

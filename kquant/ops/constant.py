@@ -202,6 +202,18 @@ def _lower_masked(program: Program, call: Call) -> None:
     program.emit("MINIMUM", [call.inputs[0], mask], call.output)
 
 
+def _lower_masked_float(program: Program, call: Call) -> None:
+    """MINIMUM with the largest number where the mask allows a logit, with a very small one where not."""
+    allowed = call.op.allowed.numpy()[None] > 0
+    mask = np.where(allowed, np.finfo(np.float32).max, -1e9).astype(np.float32)
+    program.emit("MINIMUM", [call.inputs[0], program.constant(f"{call.output.name}/mask", mask)], call.output)
+
+
+def _lower_stored_float(program: Program, call: Call) -> None:
+    """A float constant."""
+    call.output.data = call.op.value.numpy()[None].astype(np.float32)
+
+
 def _rows(*shape: int) -> np.ndarray:
     return np.random.default_rng(5).normal(size=shape).astype(np.float32)
 
@@ -234,6 +246,7 @@ RULES = (
         operators=(),
         observer="minmax",
         lower=_lower_stored,
+        lower_float=_lower_stored_float,
         examples=(
             computed(lambda x: x + _rows(5, 4), (5, 4)),
             computed(lambda x: keras.ops.subtract(_rows(1, 5, 1, 4), x), (5, 3, 4)),
@@ -258,6 +271,7 @@ RULES = (
         operators=("MINIMUM",),
         output="follows",
         lower=_lower_masked,
+        lower_float=_lower_masked_float,
         examples=(_causal(lambda: layers.Softmax()),),
     ),
 )

@@ -16,7 +16,9 @@ import keras
 import numpy as np
 
 from kquant.core.fake_quant import is_observing
-from kquant.ops.rule import Make, Rule, computed, example
+from kquant.core.program import Program
+from kquant.core.spec import FLOAT
+from kquant.ops.rule import Call, Make, Rule, computed, example
 from kquant.ops.table import lower_table
 
 K = keras.ops
@@ -172,12 +174,28 @@ def _model(kind: str) -> Any:
     return lambda x: Function(kind)(K.tanh(x) if DOMAINS[kind].high == 1.0 else K.square(x) + DOMAINS[kind].low + 1.05)
 
 
+# Functions with a float operator; its own domain is that of the function.
+FLOAT_OPERATORS = {"sqrt": "SQRT", "rsqrt": "RSQRT", "log": "LOG", "abs": "ABS"}
+
+
+def _lower_float(program: Program, call: Call) -> None:
+    """The builtin operator of the function, where there is one."""
+    code = FLOAT_OPERATORS.get(call.op.function)
+    if code is None:
+        raise ValueError(
+            f"{call.op.name} ({call.op.function}): there is no float operator for it; leave it integer, or write it "
+            f"with functions that have one ({', '.join(FLOAT_OPERATORS)}, exp, sin, cos)."
+        )
+    program.emit(code, call.inputs, call.output)
+
+
 RULES = (
     Rule(
         layers=(Function,),
         operators=("CAST", "ADD", "GATHER"),
-        widths=(8,),
+        widths=(8, FLOAT),
         lower=lower_table,
+        lower_float=_lower_float,
         examples=(
             *(computed(_model(kind), (6, 5)) for kind in DOMAINS if DOMAINS[kind].low > -math.inf),
             computed(lambda x: Function("reciprocal")(K.square(x) + 0.5), (6, 5)),

@@ -6,6 +6,7 @@ reads indices says `indices=True`: the file's input is then int32, not quantized
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import keras
@@ -13,7 +14,7 @@ import numpy as np
 
 from kquant.core.program import Program
 from kquant.ops.affine import affine
-from kquant.ops.rule import Call, Make, Rule, copy_weights
+from kquant.ops.rule import Call, Make, Rule, Weights, copy_weights
 
 layers = keras.layers
 K = keras.ops
@@ -102,6 +103,19 @@ def _lower(program: Program, call: Call) -> None:
     program.emit("GATHER", [table, call.inputs[0]], call.output, axis=0, batchDims=0)
 
 
+def _lower_float(program: Program, call: Call) -> None:
+    """The rows are looked up as they are stored and become float32 afterwards; float16 has no look-up."""
+    weights, y = call.weights, call.output
+    if weights.dtype.startswith("float"):
+        table = weights.kernel_ref(program, weights.codes, axis=0)
+        program.emit("GATHER", [table, call.inputs[0]], y, axis=0, batchDims=0)
+        return
+    table = replace(weights, dequantized=False).kernel_ref(program, weights.codes, axis=0)
+    rows = program.value(f"{y.name}/codes", y.shape, table.encoding, table.dtype)
+    program.emit("GATHER", [table, call.inputs[0]], rows, axis=0, batchDims=0)
+    program.emit("DEQUANTIZE", [rows], y)
+
+
 def looked_up(function: Any, length: int) -> Any:
     """A model that applies `function` to `length` indices."""
 
@@ -138,7 +152,9 @@ RULES = (
         operators=("GATHER",),
         span=_span,
         indices=True,
+        weights=Weights(kernel="embeddings", bias=None, input_axis=None, sums=False, per_axis=False),
         lower=_lower,
+        lower_float=_lower_float,
         examples=(
             looked_up(lambda x: layers.Embedding(10, 6)(x), 7),
             looked_up(lambda x: layers.Dense(3)(layers.Flatten()(layers.Embedding(10, 4, mask_zero=True)(x))), 5),

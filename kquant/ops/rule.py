@@ -14,6 +14,7 @@ import keras
 import numpy as np
 
 from kquant.core.graph import Node
+from kquant.core.origin import mark, origins
 from kquant.core.program import Program, Ref
 from kquant.core.spec import FLOAT, Encoding, QuantSpec
 
@@ -189,6 +190,7 @@ def rebuild(layer: keras.layers.Layer, **changes: Any) -> keras.layers.Layer:
     new = type(layer).from_config({**layer.get_config(), **changes})
     new.build_from_config(layer.get_build_config())
     copy_weights(layer, new)
+    mark(new, origins(layer))
     return new
 
 

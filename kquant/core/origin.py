@@ -1,0 +1,22 @@
+"""Which of the user's layers a layer was made from: recipes speak of those, whatever they become."""
+
+from __future__ import annotations
+
+from typing import Any
+
+ATTRIBUTE = "_kquant_origin"
+
+
+def mark(op: Any, found: tuple[tuple[str, str], ...]) -> None:
+    """Remember (name, class) of what a layer was made from, outermost first."""
+    setattr(op, ATTRIBUTE, tuple(dict.fromkeys((*origins(op), *found))))
+
+
+def origins(op: Any) -> tuple[tuple[str, str], ...]:
+    """(name, class) of the layers that a layer was made from."""
+    return tuple(getattr(op, ATTRIBUTE, ()))
+
+
+def identities(op: Any) -> tuple[tuple[str, str], ...]:
+    """(name, class) under which a recipe may speak of a layer: its own, and those of what it was made from."""
+    return tuple(dict.fromkeys(((op.name, type(op).__name__), *origins(op))))
