@@ -23,11 +23,11 @@ RECIPES: tuple[Any, ...] = (
     "int8",
     "int4-weights",
     "int16x8",
-    {"name": "mixed", "rules": [{"type": "Conv2D", "activations": {"bits": 16, "observer": "minmax"}}]},
+    {"name": "mixed", "rules": [{"position": "first", "activations": {"bits": 16, "observer": "minmax"}}]},
     {
         "name": "mixed",
         "activations": {"bits": 16, "observer": "minmax"},
-        "rules": [{"type": "Dense", "activations": {"bits": 8}, "weights": {"bits": 4}}],
+        "rules": [{"position": "last", "activations": {"bits": 8}, "weights": {"bits": 4}}],
     },
 )
 
