@@ -62,21 +62,16 @@ def _litert(data: bytes, reference: bool, keep: bool) -> Invoke:
 
 
 def _tflm(data: bytes, keep: bool) -> Invoke:
+    from ai_edge_litert import schema_py_generated as schema
+
     try:
         from tflite_micro import runtime
     except ImportError as error:
         raise ValueError("runtime 'tflm' needs an extra: pip install 'kquant[micro]' (Linux only).") from error
     interpreter = runtime.Interpreter.from_bytes(data)
 
-    def outputs() -> list[np.ndarray]:
-        found: list[np.ndarray] = []
-        while True:  # the interpreter does not tell how many outputs there are
-            try:
-                found.append(np.array(interpreter.get_output(len(found))))
-            except (IndexError, RuntimeError):
-                return found
-
-    count: list[int] = []
+    # the interpreter does not tell how many outputs there are, and complains aloud of one too many
+    count = schema.Model.GetRootAs(data, 0).Subgraphs(0).OutputsLength()
 
     def invoke(codes: list[np.ndarray]) -> list[np.ndarray]:
         for i, value in enumerate(codes):
@@ -84,9 +79,7 @@ def _tflm(data: bytes, keep: bool) -> Invoke:
         if not keep:
             interpreter.reset()  # of the states: every sample is a sequence of its own
         interpreter.invoke()
-        if not count:
-            count.append(len(outputs()))
-        return [np.array(interpreter.get_output(i)) for i in range(count[0])]
+        return [np.array(interpreter.get_output(i)) for i in range(count)]
 
     return invoke
 
