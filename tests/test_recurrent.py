@@ -192,6 +192,28 @@ def test_trains_as_the_kernel_computes():
     assert parity == contract.Parity(1.0, 0)
 
 
+@pytest.mark.parametrize("kind", ["log", "codebook"])
+def test_weights_on_other_grids_are_simulated_and_refused(kind, tmp_path):
+    model = build(layers.LSTM(6, name="memory"))
+    recipe = {"name": "other", "weights": {"kind": kind, "bits": 3}}
+    q = kquant.calibrate(kquant.quantize(model, recipe), sequences(), verbose=False)
+    (layer,) = (x for x in q.layers if isinstance(x, QuantizedLSTM))
+    snapped = build(layers.LSTM(6))
+    for after, weights in zip(snapped.weights, model.weights, strict=True):
+        after.assign(weights)
+        if after.name == "bias":
+            continue
+        after.assign(layer._on_grid(tf.convert_to_tensor(weights)))
+        for gate in np.split(after.numpy(), 4, axis=1):
+            assert len(np.unique(gate.round(5))) <= 8
+    x = sequences(32)
+    y, near, far = (np.asarray(m.predict(x, verbose=0)) for m in (q, snapped, model))
+    assert np.abs(y - near).max() < 0.05 < np.abs(y - far).max(), (np.abs(y - near).max(), np.abs(y - far).max())
+    np.testing.assert_allclose(y, q(x, training=True), atol=0.05)
+    with pytest.raises(ValueError, match=f"memory.*: weights on a {kind} grid, which no integer kernel multiplies"):
+        kquant.export(q, tmp_path / "m.tflite")
+
+
 @pytest.mark.parametrize("steps", [1, 4])
 @pytest.mark.parametrize("kind", [layers.GRU, layers.SimpleRNN])
 def test_biases_of_zeros_may_begin_to_train(kind, steps, tmp_path):
