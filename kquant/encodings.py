@@ -22,8 +22,8 @@ import keras
 import numpy as np
 
 from kquant.core.graph import Graph, trace
-from kquant.core.nodes import Compressed, FakeQuant
-from kquant.core.spec import QuantSpec, encode_weights
+from kquant.core.nodes import Compressed, FakeQuant, QuantizedLSTM
+from kquant.core.spec import QuantSpec, encode_weights, range_of
 from kquant.ops import find
 
 Version = Literal["0.6.1", "1.0.0"]
@@ -65,12 +65,16 @@ def encodings(qmodel: keras.Model, version: Version = "0.6.1") -> dict[str, Any]
     if version not in VERSIONS:
         raise ValueError(f"encodings: version must be one of {', '.join(VERSIONS)}. Received: {version!r}.")
     graph = _traced(qmodel)
-    unseen = [n for n, (x, _) in _tensors(graph).items() if x.has_range and not np.any(x.count.numpy() > 0)]
+    cells = _cells(graph)
+    held = {**{n: x for n, (x, _) in _tensors(graph).items()}, **{n: x.cell for n, x in cells.items()}}
+    unseen = [n for n, x in held.items() if x.has_range and not np.any(x.count.numpy() > 0)]
     if unseen:
         raise ValueError(
             f"encodings: no range yet at {', '.join(unseen[:5])}. Run kquant.calibrate(model, data) or train first."
         )
     activations = {name: _grid_of(graph, layer, source) for name, (layer, source) in _tensors(graph).items()}
+    width = max((g.bits for g in activations.values()), default=8)  # the cell state of an LSTM is int16 in any case
+    activations |= {name: _cell_grid(layer) for name, layer in cells.items()}
     weights = {f"{name}/{layer.kernel_name}": _kernel_grid(layer) for name, layer in _weighted(graph).items()}
     weights = {name: grid for name, grid in weights.items() if grid is not None}
     if version == "1.0.0":
@@ -84,7 +88,7 @@ def encodings(qmodel: keras.Model, version: Version = "0.6.1") -> dict[str, Any]
         "activation_encodings": {name: _entries_0_6(grid) for name, grid in activations.items()},
         "param_encodings": {name: _entries_0_6(grid) for name, grid in weights.items()},
         "quantizer_args": {
-            "activation_bitwidth": max((g.bits for g in activations.values()), default=8),
+            "activation_bitwidth": width,
             "dtype": "int",
             "is_symmetric": True,
             "param_bitwidth": max((g.bits for g in weights.values()), default=8),
@@ -120,7 +124,8 @@ def set_encodings(qmodel: keras.Model, given: str | Path | dict[str, Any]) -> ke
     """
     activations, weights, where = _read(given)
     graph = _traced(qmodel)
-    tensors, kernels = _tensors(graph), {f"{n}/{x.kernel_name}": x for n, x in _weighted(graph).items()}
+    tensors = {**_tensors(graph), **{name: (layer.cell, None) for name, layer in _cells(graph).items()}}
+    kernels = {f"{n}/{x.kernel_name}": x for n, x in _weighted(graph).items()}
     biases = {f"{n}/{x.bias_name}" for n, x in _weighted(graph).items() if x.bias_name}
     _refuse_unknown(where, "activation_encodings", activations, tensors)
     _refuse_unknown(where, "param_encodings", weights, {**kernels, **dict.fromkeys(biases)})
@@ -171,6 +176,11 @@ def _tensors(graph: Graph) -> dict[str, tuple[FakeQuant, Any]]:
     return found
 
 
+def _cells(graph: Graph) -> dict[str, QuantizedLSTM]:
+    """LSTMs by the name of their cell state, which is a tensor inside the operator."""
+    return {f"{node.name}/cell": node.op for node in graph.nodes if isinstance(node.op, QuantizedLSTM)}
+
+
 def _weighted(graph: Graph) -> dict[str, Compressed]:
     return {node.name: node.op for node in graph.nodes if isinstance(node.op, Compressed) and node.op.spec is not None}
 
@@ -186,6 +196,12 @@ def _grid_of(graph: Graph, layer: FakeQuant, sources: Any) -> Grid:
     points = np.asarray(zero_point).reshape(1).astype(np.int64)
     points -= _shift(layer.spec) if layer.has_range else 0
     return Grid(layer.spec.bits, layer.spec.symmetric, np.asarray(scale, np.float32).reshape(1), points)
+
+
+def _cell_grid(layer: QuantizedLSTM) -> Grid:
+    """The power of two that the kernel computes with; its range gives the same one again."""
+    scale = np.float32([2.0 ** (int(layer.cell_bits()) - 15)])
+    return Grid(layer.cell.spec.bits, layer.cell.spec.symmetric, scale, np.zeros(1, np.int64))
 
 
 def _kernel_grid(layer: Compressed) -> Grid | None:
@@ -332,46 +348,6 @@ def _set(where: str, graph: Graph, tensors: dict[str, Any], layer: FakeQuant, gi
     low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
     for site in range(layer.sites):
         layer.set_range(site, low, high, 1.0, exact=True)
-
-
-def range_of(scale: np.float32, zero_point: int, spec: QuantSpec) -> tuple[float, float]:
-    """A range whose encoding is this one to the bit, where float32 has one: the inverse of `encode_range`.
-
-    Both ends are multiples of the last place of the width, so that their difference is exact.
-
-    Args:
-        scale: of the encoding.
-        zero_point: of the encoding.
-        spec: the grid.
-
-    Returns:
-        `(low, high)`, float32 numbers.
-
-    Example:
-        >>> low, high = range_of(np.float32(0.1), 3, QuantSpec())
-        >>> round(low, 4), round(high, 4)
-        (-13.1, 12.4)
-    """
-    steps = spec.high if spec.symmetric else spec.high - spec.low
-    width = _width(np.float32(scale), steps)
-    if spec.symmetric:
-        return -float(width), float(width)
-    place = np.float64(np.spacing(width))
-    low = max(np.rint((spec.low - zero_point) * np.float64(scale) / place) * place, -np.float64(width))
-    return float(np.float32(low)), float(np.float32(np.float64(width) + low))
-
-
-def _width(scale: np.float32, steps: int) -> np.float32:
-    """The number nearest to `scale * steps` whose product with `1 / steps` is the scale, as `encode_range` forms it."""
-    unit = np.float32(1.0) / np.float32(steps)
-    middle = np.float32(np.float64(scale) * steps)
-    below = above = middle
-    for _ in range(4):
-        for width in (below, above):
-            if np.float32(width * unit) == scale:
-                return width
-        below, above = np.nextafter(below, np.float32(0)), np.nextafter(above, np.float32(np.inf))
-    return middle
 
 
 def _compare(where: str, name: str, grid: Grid, layer: Compressed) -> None:

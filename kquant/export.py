@@ -194,6 +194,11 @@ def _streaming(
         metadata = {**_metadata(lowered), "streaming": stream_metadata(streamed, states)}
         return to_bytes(streamed.program, lowered.target, metadata), streamed
 
+    if "*" in lowered.floats:
+        raise ValueError(
+            f"export: streaming files compute with integers, and the recipe '{lowered.recipe}' leaves all activations "
+            "float. Quantize with recipe 'int8' or 'int16x8', or export without streaming."
+        )
     content, streamed = written(io)
     if not check:
         return content, (), None, describe_stream(streamed, states, ())

@@ -10,8 +10,8 @@ import tensorflow as tf
 from contract import EXAMPLES, build, quantized
 
 import kquant
-from kquant.core.spec import QuantSpec, encode_range
-from kquant.encodings import range_of
+from kquant.core.nodes import QuantizedLSTM, encodings_of
+from kquant.core.spec import QuantSpec, encode_range, range_of
 
 layers = keras.layers
 RNG = np.random.default_rng(3)
@@ -55,6 +55,41 @@ def test_round_trip_gives_the_same_file(model, qmodel, version, tmp_path):
     assert (tmp_path / "a.tflite").read_bytes() == (tmp_path / "b.tflite").read_bytes()
     assert (tmp_path / "a.json").read_text() == (tmp_path / "b.json").read_text()
     assert first.inputs[0].name == "image"
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_cell_states_round_trip(version, tmp_path):
+    keras.utils.set_random_seed(5)
+    memory = layers.LSTM(4, name="memory", return_sequences=True)  # called twice: one cell state holds both
+    inputs = keras.Input((6, 4), name="x")
+    model = keras.Model(inputs, layers.LSTM(3, name="last")(memory(memory(inputs))))
+    q = kquant.calibrate(kquant.quantize(model), RNG.normal(0, 4, (128, 6, 4)).astype("float32"), verbose=False)
+    options = {"encodings_version": version, "check_runtimes": False}
+    kquant.export(q, tmp_path / "a.tflite", encodings=tmp_path / "a.json", **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = kquant.quantize(model, encodings=tmp_path / "a.json")
+    kquant.export(again, tmp_path / "b.tflite", encodings=tmp_path / "b.json", **options)
+    assert (tmp_path / "a.tflite").read_bytes() == (tmp_path / "b.tflite").read_bytes()
+    assert (tmp_path / "a.json").read_text() == (tmp_path / "b.json").read_text()
+    found = kquant.encodings(q)
+    assert found["quantizer_args"]["activation_bitwidth"] == 8
+    (cell,) = found["activation_encodings"]["memory/cell"]
+    (layer,) = (x for x in q.layers if isinstance(x, QuantizedLSTM) and x.name == "memory")
+    assert (cell["bitwidth"], cell["scale"]) == (16, 2.0 ** (int(layer.cell_bits()) - 15))
+
+
+@pytest.mark.parametrize("bits", range(5))
+def test_the_scale_of_a_cell_gives_its_integer_bits_again(bits):
+    keras.utils.set_random_seed(5)
+    model = keras.Sequential([keras.Input((6, 4)), layers.LSTM(3, name="memory")])
+    q = quantized(model, samples=32)
+    (layer,) = (x for x in q.layers if isinstance(x, QuantizedLSTM))
+    layer.cell.set_range(0, -1.1 * 2.0 ** (bits - 1), 0.5, 1.0, exact=True)
+    again = kquant.quantize(model, encodings=kquant.encodings(q))
+    (same,) = (x for x in again.layers if isinstance(x, QuantizedLSTM))
+    assert int(same.cell_bits()) == int(layer.cell_bits()) == bits
+    assert all(np.all(e.count.numpy() > 0) for e in encodings_of(again) if e.has_range)
 
 
 @pytest.mark.parametrize("name", sorted(EXAMPLES)[::3])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import contract
 import keras
 import numpy as np
@@ -188,6 +190,45 @@ def test_trains_as_the_kernel_computes():
     assert all(np.all(b > a) for a, b in zip(before, after, strict=True)), "the cell's range moves as well"
     parity = contract.compare(q, contract.file_of(q), "litert-reference", [x[:16]])
     assert parity == contract.Parity(1.0, 0)
+
+
+@pytest.mark.parametrize("kind", ["log", "codebook"])
+def test_weights_on_other_grids_are_simulated_and_refused(kind, tmp_path):
+    model = build(layers.LSTM(6, name="memory"))
+    recipe = {"name": "other", "weights": {"kind": kind, "bits": 3}}
+    q = kquant.calibrate(kquant.quantize(model, recipe), sequences(), verbose=False)
+    (layer,) = (x for x in q.layers if isinstance(x, QuantizedLSTM))
+    snapped = build(layers.LSTM(6))
+    for after, weights in zip(snapped.weights, model.weights, strict=True):
+        after.assign(weights)
+        if after.name == "bias":
+            continue
+        after.assign(layer._on_grid(tf.convert_to_tensor(weights)))
+        for gate in np.split(after.numpy(), 4, axis=1):
+            assert len(np.unique(gate.round(5))) <= 8
+    x = sequences(32)
+    y, near, far = (np.asarray(m.predict(x, verbose=0)) for m in (q, snapped, model))
+    assert np.abs(y - near).max() < 0.05 < np.abs(y - far).max(), (np.abs(y - near).max(), np.abs(y - far).max())
+    np.testing.assert_allclose(y, q(x, training=True), atol=0.05)
+    with pytest.raises(ValueError, match=f"memory.*: weights on a {kind} grid, which no integer kernel multiplies"):
+        kquant.export(q, tmp_path / "m.tflite")
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize("kind", [layers.GRU, layers.SimpleRNN])
+def test_biases_of_zeros_may_begin_to_train(kind, steps, tmp_path):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((steps, FEATURES))
+    model = keras.Model(inputs, layers.Dense(2)(kind(4)(inputs)))
+    x = sequences(steps=steps)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # no tensor that is constant on all data
+        q = calibrated(model, data=x)
+    q.compile(keras.optimizers.SGD(1e-6), "mse")
+    q.fit(x, np.ones((len(x), 2)), batch_size=32, verbose=0)
+    for report in kquant.export(q, tmp_path / "m.tflite", samples=x).verification:
+        if report.runtime == "litert-reference":
+            assert all(a.equal == 1.0 for a in report.agreements)
 
 
 def test_trained_without_calibration():

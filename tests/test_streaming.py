@@ -274,6 +274,29 @@ def test_wrong_options(wrong, tmp_path):
         kquant.export(quantized(causal()), tmp_path / "m.tflite", **wrong)
 
 
+@pytest.mark.parametrize("recipe", ["float16", "weight-only-int8", "dynamic-int8"])
+def test_float_activations_are_refused(recipe, tmp_path):
+    model = causal()
+    q = kquant.calibrate(kquant.quantize(model, recipe), clips(model, 64), verbose=False)
+    with pytest.raises(ValueError, match=f"streaming.*'{recipe}' leaves all activations float.*'int8' or 'int16x8'"):
+        kquant.export(q, tmp_path / "m.tflite", streaming=True)
+
+
+def one_float_layer(**weights):
+    inputs = keras.Input((16, 6), name="x")
+    model = keras.Model(inputs, layers.Dense(3, name="head")(layers.Dense(4, name="body")(inputs)))
+    recipe = {"name": "mixed", "rules": [{"layer": "body", "float": True, **weights}]}
+    return kquant.calibrate(kquant.quantize(model, recipe), clips(model, 64), verbose=False)
+
+
+def test_a_float_layer_may_stream_where_its_weights_are_stored_as_they_are(tmp_path):
+    report = kquant.export(one_float_layer(), tmp_path / "m.tflite", streaming=True)
+    assert report.float_layers == ("body",) and report.streaming.checks[0].equal == 1.0
+    q = one_float_layer(weights={"dtype": "float16"})
+    with pytest.raises(ValueError, match=r"body.*dequantizes no weights.*dtype 'int'"):
+        kquant.export(q, tmp_path / "m.tflite", streaming=True)
+
+
 def test_files_for_the_wrong_verb(tmp_path):
     model = causal()
     q = quantized(model)

@@ -22,6 +22,7 @@ from kquant.core.arithmetic.lstm import LstmWeights, lstm
 from kquant.core.compressed import round_through
 from kquant.core.fake_quant import FakeQuant, is_observing, straight_through
 from kquant.core.graph import full_precision
+from kquant.core.nonuniform import on_grid
 from kquant.core.spec import QuantSpec, encode_weights
 
 GATES = "ifco"
@@ -74,7 +75,7 @@ class QuantizedLSTM(keras.layers.Wrapper):
             encoding: float32[2], scale and zero point of `x`.
             out: float32[2], scale and zero point that the output is going to have; zeros where no data were seen.
             site: number of this call, where the layer is shared.
-            training: floats on the grids instead of integers.
+            training: floats on the grids instead of integers; weights on a grid without codes always compute so.
 
         Returns:
             float32[batch, steps, units], on the grid of `out` where there is one.
@@ -83,8 +84,8 @@ class QuantizedLSTM(keras.layers.Wrapper):
         if is_observing() or encoding is None or out is None:
             self._warn_one_step(x)
             return self._real(x, None, site)
-        if training:
-            return self._real(x, out, site)
+        if training or not self.spec.has_codes:
+            return self._real(x, out, site, training)
         known = tf.logical_and(tf.logical_and(encoding[0] > 0.0, out[0] > 0.0), self.seen())
         return tf.cond(known, lambda: self._integer(x, encoding, out), lambda: self._real(x, None))
 
@@ -139,6 +140,9 @@ class QuantizedLSTM(keras.layers.Wrapper):
     def _on_grid(self, weights: tf.Tensor) -> tf.Tensor:
         """Weights as training sees them: each gate on its grid."""
         gates = tf.reshape(weights, (weights.shape[0], 4, -1))
+        if not self.spec.has_codes:  # as in the file, each gate is a matrix of its own
+            near = tf.stack([on_grid(gate, self.spec, ()) for gate in tf.unstack(gates, axis=1)], axis=1)
+            return weights + tf.stop_gradient(tf.reshape(near, weights.shape) - weights)
         spec = QuantSpec(self.spec.bits, True, True, per_axis=True)
         scale = tf.stop_gradient(encode_weights(gates, spec, (1,)))
         return tf.reshape(round_through(gates / scale, float(spec.low), float(spec.high)) * scale, weights.shape)
@@ -149,8 +153,8 @@ class QuantizedLSTM(keras.layers.Wrapper):
         hidden = lstm(codes, source, self.codes(encoding[0]), grid, self.cell_bits(), runtime=self.cell.runtime)
         return (tf.cast(hidden, tf.float32) - grid.zero_point) * grid.scale
 
-    def _real(self, x: tf.Tensor, out: tf.Tensor | None, site: int = 0) -> tf.Tensor:
-        """In float; with `out`, weights and states are on their grids."""
+    def _real(self, x: tf.Tensor, out: tf.Tensor | None, site: int = 0, training: bool = False) -> tf.Tensor:
+        """In float; with `out`, weights and states are on their grids, and training moves the cell's range."""
         kernel, recurrent, bias = self._floats()
         if out is not None:
             kernel, recurrent = self._on_grid(kernel), self._on_grid(recurrent)
@@ -173,8 +177,8 @@ class QuantizedLSTM(keras.layers.Wrapper):
 
         zeros = tf.zeros_like(by_input[0, :, : self.layer.units])
         hidden, cells = tf.scan(step, by_input, (zeros, zeros))
-        if out is not None or is_observing():  # show it the range
-            self.cell(tf.stop_gradient(cells), site=site, training=out is not None)
+        if training or is_observing():  # show it the range
+            self.cell(tf.stop_gradient(cells), site=site, training=training)
         return tf.transpose(hidden, (1, 0, 2))
 
     def get_config(self) -> dict[str, Any]:

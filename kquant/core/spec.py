@@ -187,6 +187,46 @@ def _alive(width: tf.Tensor) -> tf.Tensor:
     return tf.where(width > SMALLEST_RANGE, width, tf.ones_like(width))
 
 
+def range_of(scale: np.float32, zero_point: int, spec: QuantSpec) -> tuple[float, float]:
+    """A range whose encoding is this one to the bit, where float32 has one: the inverse of `encode_range`.
+
+    Both ends are multiples of the last place of the width, so that their difference is exact.
+
+    Args:
+        scale: of the encoding.
+        zero_point: of the encoding.
+        spec: the grid.
+
+    Returns:
+        `(low, high)`, float32 numbers.
+
+    Example:
+        >>> low, high = range_of(np.float32(0.1), 3, QuantSpec())
+        >>> round(low, 4), round(high, 4)
+        (-13.1, 12.4)
+    """
+    steps = spec.high if spec.symmetric else spec.high - spec.low
+    width = _width(np.float32(scale), steps)
+    if spec.symmetric:
+        return -float(width), float(width)
+    place = np.float64(np.spacing(width))
+    low = max(np.rint((spec.low - zero_point) * np.float64(scale) / place) * place, -np.float64(width))
+    return float(np.float32(low)), float(np.float32(np.float64(width) + low))
+
+
+def _width(scale: np.float32, steps: int) -> np.float32:
+    """The number nearest to `scale * steps` whose product with `1 / steps` is the scale, as `encode_range` forms it."""
+    unit = np.float32(1.0) / np.float32(steps)
+    middle = np.float32(np.float64(scale) * steps)
+    below = above = middle
+    for _ in range(4):
+        for width in (below, above):
+            if np.float32(width * unit) == scale:
+                return width
+        below, above = np.nextafter(below, np.float32(0)), np.nextafter(above, np.float32(np.inf))
+    return middle
+
+
 def encode_weights(
     weights: tf.Tensor, spec: QuantSpec, channel_axes: tuple[int, ...], *, bias_reach: tf.Tensor | None = None
 ) -> tf.Tensor:

@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from kquant import targets
 from kquant.core.graph import Graph, Node, trace
-from kquant.core.nodes import Compressed, FakeQuant, encodings_of
+from kquant.core.nodes import Compressed, FakeQuant, QuantizedLSTM, encodings_of
 from kquant.core.program import Program, Ref
 from kquant.core.spec import Encoding, QuantSpec
 from kquant.lower.limits import refuse_extremes
@@ -69,7 +69,7 @@ def lower(qmodel: keras.Model) -> Lowered:
     if not nodes:
         raise ValueError(f"{qmodel.name}: not a quantized model; pass what kquant.quantize returned.")
     _refuse_unseen(encodings_of(qmodel))
-    _refuse_simulated(nodes)
+    _refuse_simulated([n for n in graph.nodes if isinstance(n.op, FakeQuant | Compressed | QuantizedLSTM)])
     origin = nodes[0].op.origin
     target = targets.load(origin.get("target", "litert"))
     if "skip" in origin:
@@ -108,7 +108,7 @@ def _refuse_simulated(nodes: list[Node]) -> None:
     said: dict[str, list[str]] = {}
     for node in nodes:
         spec = node.op.spec
-        if isinstance(node.op, Compressed):
+        if isinstance(node.op, Compressed | QuantizedLSTM):
             if spec is not None and not spec.has_codes:
                 reason = f"weights on a {spec.kind} grid, which no integer kernel multiplies; take kind = 'uniform'"
                 said.setdefault(reason, []).append(node.name)

@@ -131,6 +131,8 @@ class Timeline:
     def _step(self, op: Operator) -> Step:
         moving = {i: t for i, ref in enumerate(op.inputs) if isinstance(t := self.of(ref), Time)}
         still = [t for ref in op.inputs if isinstance(t := self.of(ref), Static)]
+        if not moving and not still and op.code == "DEQUANTIZE":
+            raise refuse(op, "a stream dequantizes no weights. Take weights of dtype 'int' here, or no float.")
         if not moving and not still:
             raise refuse(op, "it depends on no input. Fold it into a weight.")
         lengths = {_shape(op, i)[t.axis] for i, t in moving.items()}  # one row for all frames meets a row for each

@@ -79,6 +79,10 @@ class Steps:
         """`a * b`."""
         return self.layer(name, lambda label: layers.Multiply(name=label))([a, b])
 
+    def tie(self, name: str, *tensors: Any) -> Any:
+        """The first tensor; all of them get one encoding."""
+        return self.layer(name, lambda label: SameEncoding(name=label))(list(tensors))
+
     def activate(self, name: str, function: Any, x: Any) -> Any:
         """An activation function; its helper layers are numbered too."""
         make = lambda key, factory: self.make(f"{name}/{key}/{self.step}", factory)  # noqa: E731
@@ -139,9 +143,14 @@ def gru(steps: Steps, x: Any) -> tuple[list[Any], Callable[[list[Any], list[Any]
     def reset_after(x: list[Any], r: Any, h: Any) -> Any:
         if h is None and after[2] is None:
             return x[2]
-        if h is None:  # the bias is there in the first step too
+        first = h is None
+        if first:  # the bias is there in the first step too
             h = steps.zero = steps.subtract("zero", x[0], x[0])
-        return steps.add("sum_h", x[2], steps.multiply("reset", r, steps.matrix("h_h", by_h, after[2])(h)))
+        by_state = steps.matrix("h_h", by_h, after[2])(h)
+        reset = steps.multiply("reset", r, by_state)
+        if first:  # a bias of zeros has no range of its own, and one that has just begun to train hardly any
+            x[2] = steps.tie("tie_h", x[2], by_state, reset)
+        return steps.add("sum_h", x[2], reset)
 
     def reset_before(x: list[Any], r: Any, h: Any) -> Any:
         return x[2] if h is None else steps.gate("h", x[2], by_h, steps.multiply("reset", r, h))
@@ -223,7 +232,7 @@ def _tied(steps: Steps, number: int, after: Any, before: Any) -> Any:
     before = steps.zero if before is None else before
     if before is None:
         return after
-    return steps.layer(f"tie_{number}", lambda label: SameEncoding(name=label))([after, before])
+    return steps.tie(f"tie_{number}", after, before)
 
 
 def _returned(op: Any, make: Make, y: Any, states: list[Any]) -> Any:
