@@ -56,9 +56,9 @@ def test_static_entries_are_the_recipe():
     found = read(static(), static("head", bits=16), static(operation="FULLY_CONNECTED", granularity="TENSORWISE"))
     assert (found.mode, found.activations.bits, found.activations.observer) == ("static", 8, "minmax")
     assert [(r.layer, r.type) for r in found.rules] == [(None, "Dense"), ("*head*", None)]  # by first use of a regex
-    assert found.settings("conv", "Conv2D", None).weights.per_axis
-    assert not found.settings("other", "Dense", None).weights.per_axis
-    assert found.settings("my_head", "Softmax", None).activations.bits == 16
+    assert found.settings([("conv", "Conv2D")], None).weights.per_axis
+    assert not found.settings([("other", "Dense")], None).weights.per_axis
+    assert found.settings([("my_head", "Softmax")], None).activations.bits == 16
 
 
 def test_other_ways_to_compute():
@@ -79,18 +79,18 @@ def test_other_ways_to_compute():
 
 def test_float_layers_and_what_no_entry_names():
     found = read(static(), kept_float("^stem"))
-    assert found.settings("stem_1", "Conv2D", None).stays_float
-    assert not found.settings("body", "Conv2D", None).stays_float
+    assert found.settings([("stem_1", "Conv2D")], None).stays_float
+    assert not found.settings([("body", "Conv2D")], None).stays_float
     found = read(static("body"))
-    assert not found.settings("body", "Conv2D", None).stays_float
-    assert found.settings("head", "Conv2D", None).stays_float
+    assert not found.settings([("body", "Conv2D")], None).stays_float
+    assert found.settings([("head", "Conv2D")], None).stays_float
 
 
 def test_the_last_entry_of_a_regex_and_operation_holds():
     found = read(static(), static("a", "CONV_2D", bits=4), static("a", "CONV_2D"))
     assert [r.weights["bits"] for r in found.rules] == [8]
     found = read(static("a", "CONV_2D"), static(), static("a", granularity="TENSORWISE"))
-    assert found.settings("a", "Conv2D", None).weights.per_axis  # the entry for all regexes came later
+    assert found.settings([("a", "Conv2D")], None).weights.per_axis  # the entry for all regexes came later
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def settings(found):
     names = [("stem_1", "Conv2D"), ("a", "Dense"), ("x1.y", "Conv2D"), ("x1zy", "Conv2D"), ("b", "Add")]
     rows = []
     for name, kind in names:
-        activations, weights, _, stays_float = found.settings(name, kind, None)
+        activations, weights, _, stays_float = found.settings([(name, kind)], None)
         rows.append((stays_float, None if stays_float else activations.spec().bits, weights.spec(), weights.dtype))
         if found.mode == "static" and stays_float:
             rows[-1] = True

@@ -84,7 +84,8 @@ def read(entries: Any, name: str, where: str) -> dict[str, Any]:
     data: dict[str, Any] = {"name": name, "mode": mode, **(base if whole else {})}
     rules: list[dict[str, Any]] = [] if whole else [{"layer": "*", "float": True}]
     for entry, _, values in settings[1:] if _is_all(first) else settings:
-        rules.append({**_condition(entry, where), **values})
+        again = {"float": False} if any(rule.get("float") for rule in rules) else {}  # after an entry that kept float
+        rules.append({**_condition(entry, where), **again, **values})
     if mode != "static" and any(rule.get("float") for rule in rules):
         raise ValueError(
             f"{where}: algorithm_key: '{NO_QUANTIZE}' for single layers beside {mode} ones; kquant leaves layers float "
