@@ -12,30 +12,40 @@ from kquant.core.graph import Node, legal_name, rewrite
 from kquant.core.nodes import Compressed, FakeQuant
 from kquant.core.spec import FLOAT, QuantSpec
 from kquant.ops import find
+from kquant.ops.affine import Moments
 from kquant.ops.rule import Rule, Weights
 from kquant.plan import Plan, Site
 
 
-def attach(plan: Plan, gains: Mapping[str, np.ndarray] | None = None) -> keras.Model:
+def attach(
+    plan: Plan, gains: Mapping[str, np.ndarray] | None = None, moments: Mapping[str, Moments] | None = None
+) -> keras.Model:
     """The quantized model: a Functional Keras model that trains, saves and loads like any other.
 
     Args:
         plan: without problems; its graph is of an expanded model that may be taken apart.
         gains: layer name -> what folding multiplied its kernel by; kept apart from what trains.
+        moments: layer name -> how the batch norm that was folded says its output is distributed.
 
     Returns:
         The model, ranges unseen.
     """
-    builder = _Builder(plan, gains or {})
-    return rewrite(plan.graph, builder.call, enter=builder.enter)
+    builder = _Builder(plan, gains or {}, moments or {})
+    qmodel = rewrite(plan.graph, builder.call, enter=builder.enter)
+    for layer in builder.layers.values():
+        if isinstance(layer, Compressed) and layer.mean is not None:
+            for variable, values in zip((layer.mean, layer.deviation), builder.moments[layer.name], strict=True):
+                variable.assign(values.astype(np.float32))
+    return qmodel
 
 
 class _Builder:
     """The new model while it grows: encodings and accumulator scales of its tensors, by id."""
 
-    def __init__(self, plan: Plan, gains: Mapping[str, np.ndarray]) -> None:
+    def __init__(self, plan: Plan, gains: Mapping[str, np.ndarray], moments: Mapping[str, Moments]) -> None:
         self.plan = plan
         self.gains = gains
+        self.moments = moments
         self.encodings: dict[int, Any] = {}  # of quantized tensors
         self.specs: dict[int, QuantSpec] = {}  # their grids
         self.converted: dict[tuple[int, int], Any] = {}  # (id(tensor), group) -> the tensor in that group's encoding
@@ -115,6 +125,8 @@ class _Builder:
             channel_axes=weights.channel_axes,
             sums=weights.sums,
             gain_shape=None if gain is None else gain.shape,
+            moments=op.name in self.moments,
+            observer=self.plan.settings[id(op)].weights.observer,
             input_bits=bits,
             storage=self.storage(op),
             origin=self.origin,

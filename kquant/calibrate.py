@@ -11,6 +11,7 @@ import itertools
 import math
 import warnings
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import keras
@@ -20,8 +21,8 @@ from tqdm.auto import tqdm
 
 from kquant import observers
 from kquant.core.nodes import Compressed, FakeQuant, encodings_of, observing
+from kquant.core.statistics import BINS, MOST_SAMPLES, SMALLEST_EXPONENT, Statistics, thinned
 from kquant.data import batches_of, refuse_endless
-from kquant.observers import BINS, Statistics
 
 FEW_SAMPLES = 32
 HALVES_DIFFER = 2.0
@@ -58,6 +59,7 @@ def calibrate(
     """
     nodes = [layer for layer in encodings_of(qmodel) if layer.has_range]
     if not nodes and any(isinstance(layer, Compressed) for layer in qmodel.layers):
+        _set_weight_ranges(qmodel)
         return qmodel  # its activations stay float ("dynamic", "weight-only")
     if not nodes:
         raise ValueError(f"{qmodel.name}: nothing to calibrate; pass the model that kquant.quantize returned.")
@@ -79,48 +81,70 @@ def calibrate(
     layers = {node.name: node for node in nodes}
     for (name, site), statistics in found.items():
         layer = layers[name]
-        low, high = observers.find(layer.observer)(statistics)
+        low, high = observers.find(layer.observer)(statistics, layer.spec)
         layer.set_range(site, low, high, float(statistics.lows.size))
+    _set_weight_ranges(qmodel)
     return qmodel
+
+
+def _set_weight_ranges(qmodel: keras.Model) -> None:
+    """Where a recipe names an observer for weights, choose their ranges; what a correction has chosen stays."""
+    for layer in qmodel._flatten_layers():
+        if not isinstance(layer, Compressed) or layer.reach is None or layer.observer == "minmax":
+            continue
+        if not np.any(layer.reach.numpy()):
+            weights = layer.weights_as_used().numpy()
+            layer.reach.assign(observers.reach_of_weights(layer.observer, weights, layer.spec, layer.channel_axes))
 
 
 def _observe(
     qmodel: keras.Model, nodes: Iterable[FakeQuant], data: Iterator[Any], limit: int | None, verbose: bool
 ) -> tuple[dict[tuple[str, int], Statistics], int]:
     """Run the data through; statistics of each (layer, site), and the number of samples."""
-    look = _Look(qmodel, {node.name for node in nodes if node.observer in observers.NEED_HISTOGRAM})
+    need = [
+        {node.name for node in nodes if node.observer in names}
+        for names in (observers.NEED_HISTOGRAM, observers.NEED_SAMPLES)
+    ]
+    look = _Look(qmodel, *need)
     found: dict[tuple[str, int], Statistics] = {}
     extents: list[np.ndarray] = []
     samples = 0
     # islice asks for no batch beyond the limit, which may be slow to make
     for x in tqdm(itertools.islice(data, limit), desc="calibrate", unit="batch", disable=not verbose, total=limit):
-        rows, counts, reaches = look(x)
+        rows, counts, reaches, rows_of = look(x)
         extents.append(np.array(rows))  # a copy: `rows.numpy()` would keep the whole tensor alive
-        extents = observers.thinned(extents)
+        extents = thinned(extents)
         if not np.all(np.isfinite(extents[-1])):
             _refuse_infinite(look.keys, extents[-1])
         samples += int(keras.tree.flatten(x)[0].shape[0])
-        for key, row, reach in zip(look.counted(), counts.numpy(), reaches.numpy(), strict=True):
-            new = Statistics(NONE, NONE, row.astype(np.int64), float(reach))
-            found[key] = found[key].merge(new) if key in found else new
+        new = {
+            key: Statistics(NONE, NONE, row.astype(np.int64), float(reach))
+            for key, row, reach in zip(look.counted(), counts.numpy(), reaches.numpy(), strict=True)
+        }
+        new |= {key: Statistics(NONE, NONE, samples=y.numpy()) for key, y in rows_of.items()}
+        found |= {key: found[key].merge(s) if key in found else s for key, s in new.items()}
     if not extents:
         return {}, 0
     stacked = np.stack(extents)
     for i, key in enumerate(look.keys):
         counted = found.get(key, Statistics(NONE, NONE))
-        found[key] = Statistics(stacked[:, i, 0], stacked[:, i, 1], counted.counts, counted.reach)
+        found[key] = replace(counted, lows=stacked[:, i, 0], highs=stacked[:, i, 1])
     return found, samples
 
 
+Looked = tuple[tf.Tensor, tf.Tensor, tf.Tensor, dict[tuple[str, int], tf.Tensor]]
+
+
 class _Look:
-    """One batch through the model in float: `(extremes[sites, 2], counts[histograms, bins], reaches[histograms])`.
+    """One batch through the model in float: `(extremes[sites, 2], counts[histograms, bins], reaches[histograms],
+    rows)`; `rows` are whole samples of the few tensors whose observer looks at them.
 
     Tracing a graph takes as long as a few batches do without one, so only what comes after `EAGER_BATCHES` is traced,
     once, with an open batch axis.
     """
 
-    def __init__(self, qmodel: keras.Model, wants: set[str]) -> None:
-        self.qmodel, self.wants = qmodel, wants
+    def __init__(self, qmodel: keras.Model, wants: set[str], rows: set[str]) -> None:
+        self.qmodel, self.wants, self.rows = qmodel, wants, rows
         self.keys: list[tuple[str, int]] = []
         self.batches = 0
         self.most = MOST_VALUES
@@ -130,7 +154,7 @@ class _Look:
         """The keys that have a histogram, in order."""
         return [key for key in self.keys if key[0] in self.wants]
 
-    def __call__(self, x: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    def __call__(self, x: Any) -> Looked:
         self.batches += 1
         if self.batches <= EAGER_BATCHES:
             return self.run(x)
@@ -141,9 +165,10 @@ class _Look:
             self.compiled = tf.function(self.run, autograph=False).get_concrete_function(specs)
         return self.compiled(x)
 
-    def run(self, x: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    def run(self, x: Any) -> Looked:
         lows, highs, values = [], [], []
         keys: list[tuple[str, int]] = []
+        rows_of: dict[tuple[str, int], tf.Tensor] = {}
 
         def collect(layer: FakeQuant, site: int, y: tf.Tensor) -> None:
             if layer.has_range:
@@ -153,6 +178,8 @@ class _Look:
                 highs.append(tf.reduce_max(y))
                 if layer.name in self.wants:
                     values.append(_spread(y, self.most))
+                if layer.name in self.rows:
+                    rows_of[layer.name, site] = tf.reshape(y, (-1, y.shape[-1]))[:MOST_SAMPLES]
 
         with observing(collect):
             self.qmodel(x, training=False)
@@ -160,8 +187,8 @@ class _Look:
         rows = tf.stack([tf.stack(lows), tf.stack(highs)], axis=1)
         counted = [i for i, key in enumerate(keys) if key[0] in self.wants]
         if not counted:
-            return rows, tf.zeros((0, BINS), tf.int32), tf.zeros((0,))
-        return rows, *_histograms(values, tf.reduce_max(tf.abs(tf.gather(rows, counted)), axis=1))
+            return rows, tf.zeros((0, BINS), tf.int32), tf.zeros((0,)), rows_of
+        return rows, *_histograms(values, tf.reduce_max(tf.abs(tf.gather(rows, counted)), axis=1)), rows_of
 
 
 def _spread(y: tf.Tensor, most: int) -> tf.Tensor:
@@ -180,7 +207,7 @@ def _histograms(values: list[tf.Tensor], largest: tf.Tensor) -> tuple[tf.Tensor,
     """`observers.histogram` of many tensors at once: int32[tensors, bins], and the reach of each."""
     exponent = tf.floor(tf.math.log(tf.maximum(largest, 2.0**-30)) / np.float32(np.log(2.0))) + 1.0
     exponent = tf.where(tf.pow(2.0, exponent) > largest, exponent, exponent + 1.0)  # the logarithm may round down
-    reaches = tf.pow(2.0, tf.maximum(exponent, float(observers.SMALLEST_EXPONENT)))
+    reaches = tf.pow(2.0, tf.maximum(exponent, float(SMALLEST_EXPONENT)))
     rows = _owners(values)
     bins = tf.cast(tf.floor((tf.concat(values, 0) / tf.gather(reaches, rows) + 1.0) * (BINS / 2)), tf.int32)
     places = rows * BINS + tf.clip_by_value(bins, 0, BINS - 1)

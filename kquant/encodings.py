@@ -21,10 +21,10 @@ from typing import Any, Literal
 import keras
 import numpy as np
 
-from kquant.core.graph import Graph, trace
+from kquant.core.graph import Graph
 from kquant.core.nodes import Compressed, FakeQuant, QuantizedLSTM
-from kquant.core.spec import QuantSpec, encode_weights, range_of
-from kquant.ops import find
+from kquant.core.spec import QuantSpec, range_of
+from kquant.quantized import read
 
 Version = Literal["0.6.1", "1.0.0"]
 VERSIONS = ("0.6.1", "1.0.0")
@@ -64,7 +64,7 @@ def encodings(qmodel: keras.Model, version: Version = "0.6.1") -> dict[str, Any]
     """
     if version not in VERSIONS:
         raise ValueError(f"encodings: version must be one of {', '.join(VERSIONS)}. Received: {version!r}.")
-    graph = _traced(qmodel)
+    graph = read(qmodel)
     cells = _cells(graph)
     held = {**{n: x for n, (x, _) in _tensors(graph).items()}, **{n: x.cell for n, x in cells.items()}}
     unseen = [n for n, x in held.items() if x.has_range and not np.any(x.count.numpy() > 0)]
@@ -123,7 +123,7 @@ def set_encodings(qmodel: keras.Model, given: str | Path | dict[str, Any]) -> ke
         True
     """
     activations, weights, where = _read(given)
-    graph = _traced(qmodel)
+    graph = read(qmodel)
     tensors = {**_tensors(graph), **{name: (layer.cell, None) for name, layer in _cells(graph).items()}}
     kernels = {f"{n}/{x.kernel_name}": x for n, x in _weighted(graph).items()}
     biases = {f"{n}/{x.bias_name}" for n, x in _weighted(graph).items() if x.bias_name}
@@ -149,13 +149,6 @@ def set_encodings(qmodel: keras.Model, given: str | Path | dict[str, Any]) -> ke
         if name in kernels:
             _compare(where, name, grid, kernels[name])
     return qmodel
-
-
-def _traced(qmodel: keras.Model) -> Graph:
-    graph = trace(qmodel, lambda op: isinstance(op, FakeQuant | Compressed) or find(op) is not None)
-    if not any(isinstance(node.op, FakeQuant | Compressed) for node in graph.nodes):
-        raise ValueError(f"{qmodel.name}: not a quantized model; pass what kquant.quantize returned.")
-    return graph
 
 
 def _tensors(graph: Graph) -> dict[str, tuple[FakeQuant, Any]]:
@@ -208,7 +201,7 @@ def _kernel_grid(layer: Compressed) -> Grid | None:
     """Scales that follow from the weights alone."""
     if layer.spec is None or not layer.spec.has_codes:
         return None
-    scale = encode_weights(layer.weights_as_used(), layer.spec, layer.channel_axes).numpy().reshape(-1)
+    scale = layer.scale_of(layer.weights_as_used()).numpy().reshape(-1)
     return Grid(layer.spec.bits, True, scale, np.zeros(scale.size, np.int64))
 
 

@@ -10,7 +10,7 @@ Source: Jacob et al., arXiv:1712.05877, section 3.2; Krishnamoorthi, arXiv:1806.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -19,11 +19,24 @@ from kquant.core.graph import Graph, Node, rewrite, trace
 from kquant.core.unfold import substitute
 from kquant.expand import expand
 from kquant.ops import find
-from kquant.ops.affine import Affine, affine
+from kquant.ops.affine import Affine, Moments, affine
 from kquant.ops.rule import Weights, rebuild
 
 layers = keras.layers
-Gains = dict[str, np.ndarray]
+
+
+class Folded(NamedTuple):
+    """What `fold_graph` leaves behind for the quantized layers.
+
+    Attributes:
+        graph: without the layers that were folded.
+        gains: layer name -> what its kernel was multiplied by; it broadcasts against the kernel.
+        moments: layer name -> (mean, standard deviation) of its output channels, as the batch norm behind it had them.
+    """
+
+    graph: Graph
+    gains: dict[str, np.ndarray]
+    moments: dict[str, Moments]
 
 
 def fold(model: keras.Model) -> keras.Model:
@@ -41,20 +54,17 @@ def fold(model: keras.Model) -> keras.Model:
         >>> [type(layer).__name__ for layer in fold(model).layers]
         ['InputLayer', 'Dense']
     """
-    graph, _ = fold_graph(trace(expand(model), lambda op: find(op) is not None))
-    return rewrite(graph, lambda node, args, kwargs: node.op(*args, **kwargs))
+    folded = fold_graph(trace(expand(model), lambda op: find(op) is not None))
+    return rewrite(folded.graph, lambda node, args, kwargs: node.op(*args, **kwargs))
 
 
-def fold_graph(graph: Graph) -> tuple[Graph, Gains]:
-    """`fold` of the graph of a model that `expand` made, whose layers may be changed; repeats until nothing is left.
-
-    Returns:
-        The graph, and what each kernel was multiplied by: layer name -> factors that broadcast against the kernel.
-    """
-    gains: Gains = {}
-    while pairs := _pairs(graph):
-        graph = _merge(graph, pairs, gains)
-    return graph, gains
+def fold_graph(graph: Graph) -> Folded:
+    """`fold` of the graph of a model that `expand` made, whose layers may be changed; repeats until nothing is left."""
+    folded = Folded(graph, {}, {})
+    while pairs := _pairs(folded.graph):
+        folded = folded._replace(graph=_merge(folded, pairs))
+    left = [n.op for n in folded.graph.nodes if isinstance(n.op, Affine) and n.op.moments is not None]
+    return folded._replace(moments=folded.moments | {op.name: op.moments for op in left})
 
 
 def _pairs(graph: Graph) -> dict[int, tuple[Any, Any]]:
@@ -114,8 +124,9 @@ def _weights(op: Any) -> Weights | None:
     return rule.weights if rule is not None and rule.expand is None else None
 
 
-def _merge(graph: Graph, pairs: dict[int, tuple[Any, Any]], gains: Gains) -> Graph:
+def _merge(folded: Folded, pairs: dict[int, tuple[Any, Any]]) -> Graph:
     """The first of each pair leaves the graph; the second computes both."""
+    graph = folded.graph
     merged: dict[int, Any] = {}
     moved: dict[int, Any] = {}  # id(output of a first) -> its input
     nodes = []
@@ -127,7 +138,7 @@ def _merge(graph: Graph, pairs: dict[int, tuple[Any, Any]], gains: Gains) -> Gra
             continue
         if second is not None and id(first) not in merged:
             into = _into_second if isinstance(first, Affine) else _into_first
-            merged[id(first)] = into(first, second, gains)
+            merged[id(first)] = into(first, second, folded)
         nodes.append(replace(node, op=merged.get(id(first), node.op), args=args, kwargs=kwargs))
     return replace(graph, nodes=tuple(nodes))
 
@@ -152,22 +163,34 @@ def _with_numbers(layer: Any, weights: Weights, kernel: np.ndarray, bias: np.nda
     return new
 
 
-def _into_first(layer: Any, after: Affine, gains: Gains) -> Any:
+def _scaled(moments: Moments | None, after: Affine) -> Moments | None:
+    """Of `scale * y + offset`, where y has these."""
+    if moments is None:
+        return None
+    scale, offset = after.scale.numpy().astype(np.float64), after.offset.numpy().astype(np.float64)
+    return moments[0] * scale + offset, moments[1] * np.abs(scale)
+
+
+def _into_first(layer: Any, after: Affine, folded: Folded) -> Any:
     weights = _weights(layer)
+    moments = after.moments or _scaled(folded.moments.get(layer.name), after)
+    if moments is not None:
+        folded.moments[layer.name] = moments
     kernel, bias = _numbers(layer, weights)
     scale, offset = after.scale.numpy().astype(np.float64), after.offset.numpy().astype(np.float64)
     factor = _channelwise(scale, weights.channel_axes, kernel.shape)
-    gains[layer.name] = gains.get(layer.name, np.ones(())) * factor
-    kernel = kernel * factor
-    return _with_numbers(layer, weights, kernel, bias * scale + offset)
+    folded.gains[layer.name] = folded.gains.get(layer.name, np.ones(())) * factor
+    return _with_numbers(layer, weights, kernel * factor, bias * scale + offset)
 
 
-def _into_second(before: Affine, layer: Any, gains: Gains) -> Any:
+def _into_second(before: Affine, layer: Any, folded: Folded) -> Any:
     scale, offset = before.scale.numpy().astype(np.float64), before.offset.numpy().astype(np.float64)
     if isinstance(layer, Affine):
         factor, shift = layer.scale.numpy().astype(np.float64), layer.offset.numpy().astype(np.float64)
         trains = tuple(dict.fromkeys((*before.trains, *layer.trains)))
-        return affine(scale * factor, offset * factor + shift, channels=scale.size, name=layer.name, trains=trains)
+        both = affine(scale * factor, offset * factor + shift, channels=scale.size, name=layer.name, trains=trains)
+        both.moments = layer.moments or _scaled(before.moments, layer)
+        return both
     weights = _weights(layer)
     kernel, bias = _numbers(layer, weights)
     spread = _channelwise(offset, (weights.input_axis,), kernel.shape)
@@ -175,5 +198,5 @@ def _into_second(before: Affine, layer: Any, gains: Gains) -> Any:
     summed = tuple(axis for axis in range(kernel.ndim) if axis not in kept)
     bias = bias + (kernel * spread).sum(axis=summed).reshape(-1)
     factor = _channelwise(scale, (weights.input_axis,), kernel.shape)
-    gains[layer.name] = gains.get(layer.name, np.ones(())) * factor
+    folded.gains[layer.name] = folded.gains.get(layer.name, np.ones(())) * factor
     return _with_numbers(layer, weights, kernel * factor, bias)

@@ -8,8 +8,8 @@ from typing import Any
 
 import keras
 
-from kquant.calibrate import calibrate
-from kquant.core.recipe import Recipe
+from kquant.core.recipe import Recipe, Step, load
+from kquant.correct import apply_steps, check_steps
 from kquant.export import IO, ExportReport, export
 from kquant.quantize import quantize
 
@@ -39,7 +39,7 @@ def compress(
     input_shape: Any = None,
     verbose: bool = True,
 ) -> CompressResult:
-    """Quantize, calibrate, export and verify.
+    """Quantize, run the recipe's steps (calibrate, and corrections), export and verify.
 
     Args:
         model: a built Keras 3 model; it is not changed.
@@ -64,6 +64,14 @@ def compress(
         >>> result.report.types["FLOAT32"] if "FLOAT32" in result.report.types else 0
         0
     """
-    qmodel = quantize(model, recipe, target=target, input_shape=input_shape)
-    calibrate(qmodel, data, batches=batches, verbose=verbose)
+    chosen = load(recipe)
+    check_steps(chosen.steps)
+    qmodel = quantize(model, chosen, target=target, input_shape=input_shape)
+    apply_steps(qmodel, [_limited(step, batches) for step in chosen.steps], data, verbose=verbose)
     return CompressResult(qmodel, export(qmodel, output, samples=data, io=io))
+
+
+def _limited(step: Step, batches: int | None) -> Step:
+    """The step with the number of batches that the caller gave."""
+    given = {"batches": batches} if batches is not None and step.name == "calibrate" else {}
+    return Step(name=step.name, **{**step.options, **given})

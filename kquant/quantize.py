@@ -17,7 +17,7 @@ from kquant.core.inputs import check_static, inputs_of
 from kquant.core.nodes import Compressed, FakeQuant
 from kquant.encodings import set_encodings
 from kquant.expand import expand_graph
-from kquant.fold import fold_graph
+from kquant.fold import Folded, fold_graph
 from kquant.ops import find
 from kquant.ops.refused import remedy
 from kquant.plan import Plan, Problem, describe, make_plan
@@ -65,13 +65,13 @@ def quantize(
     if unknown:
         raise ValueError(describe(unknown, goal))
     flat = trace(expand_graph(graph), is_known)
-    flat, gains = fold_graph(flat) if chosen.fold else (flat, {})
-    plan = make_plan(flat, chosen, goal)
+    folded = fold_graph(flat) if chosen.fold else Folded(flat, {}, {})
+    plan = make_plan(folded.graph, chosen, goal)
     if plan.problems:
         raise ValueError(describe(plan.problems, goal))
     warn_dead(plan)
     warn_narrowed(plan)
-    qmodel = attach(plan, gains)
+    qmodel = attach(plan, folded.gains, folded.moments)
     return qmodel if encodings is None else set_encodings(qmodel, encodings)
 
 
@@ -120,10 +120,12 @@ def check_recipe(recipe: recipes.Recipe) -> None:
     Raises:
         ValueError: an unknown observer, or a width that the file writer has no kernels for.
     """
-    given = [recipe.activations.model_dump(), *(rule.activations for rule in recipe.rules)]
-    for settings in given:
+    for settings in (recipe.activations.model_dump(), *(rule.activations for rule in recipe.rules)):
         if "observer" in settings:
             observers.find(settings["observer"])
+    for settings in (recipe.weights.model_dump(), *(rule.weights for rule in recipe.rules)):
+        if "observer" in settings:
+            observers.check_for_weights(settings["observer"])
 
 
 def is_known(op: Any) -> bool:

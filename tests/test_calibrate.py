@@ -6,6 +6,7 @@ import gc
 import tracemalloc
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import keras
@@ -19,7 +20,9 @@ from hypothesis.extra.numpy import arrays
 import kquant
 from kquant import observers
 from kquant.core.nodes import FakeQuant
-from kquant.observers import Statistics, histogram, minmax, moving_average, percentile
+from kquant.core.spec import QuantSpec
+from kquant.core.statistics import BINS, MOST_BATCHES, Statistics, histogram, thinned
+from kquant.observers import minmax, moving_average, percentile
 
 RNG = np.random.default_rng(0)
 X = np.float32(RNG.normal(size=(96, 6)))
@@ -59,7 +62,7 @@ def test_minmax_is_the_range_of_all_data() -> None:
 def test_moving_average_against_float64_reference(extremes: list[tuple[float, float]]) -> None:
     """Adam's: `m = b m + (1 - b) x`, divided by `1 - b^n`."""
     lows, highs = (np.float32(column) for column in zip(*extremes, strict=True))
-    found = moving_average(Statistics(lows, highs))
+    found = moving_average(Statistics(lows, highs), QuantSpec())
     for value, column in zip(found, (lows, highs), strict=True):
         average = 0.0
         for x in column.astype(np.float64):
@@ -89,10 +92,10 @@ def statistics(*batches: np.ndarray) -> Statistics:
 def test_percentile_against_numpy(percent: float, scale: float) -> None:
     values = np.float32(RNG.standard_t(3, size=(5, 3999)) * scale)
     s = statistics(*values)
-    found = percentile(s, percent)
+    found = percentile(s, QuantSpec(), percent)
     tail = (100.0 - percent) / 2
     expected = np.percentile(values, [tail, 100.0 - tail], method="inverted_cdf")
-    width = 2 * s.reach / observers.BINS
+    width = 2 * s.reach / BINS
     assert np.all(np.abs(np.subtract(found, expected)) <= width)
 
 
@@ -126,10 +129,10 @@ def test_histogram_of_zeros_and_powers_of_two() -> None:
 
 
 def test_observers_are_functions_from_statistics_to_a_range() -> None:
-    s = statistics(X[:48], X[48:])
+    s = replace(statistics(X[:48], X[48:]), samples=X)
     for name, observe in observers.OBSERVERS.items():
-        low, high = observe(s)
-        assert minmax(s)[0] <= low < high <= minmax(s)[1], name
+        low, high = observe(s, QuantSpec())
+        assert minmax(s, QuantSpec())[0] <= low < high <= minmax(s, QuantSpec())[1], name
 
 
 def test_unknown_observer_names_the_nearest() -> None:
@@ -288,11 +291,11 @@ def test_statistics_of_many_batches_are_thinned() -> None:
     kept: list[np.ndarray] = []
     for row in rows:
         kept.append(row)
-        kept = observers.thinned(kept)
-    assert len(kept) < observers.MOST_BATCHES
+        kept = thinned(kept)
+    assert len(kept) < MOST_BATCHES
     both = [Statistics(*np.stack(part)[:, 0].T) for part in (kept, rows)]
-    assert minmax(both[0]) == minmax(both[1]) == (-29_999.0, 29_999.0)
-    assert moving_average(both[0]) == pytest.approx(moving_average(both[1]), rel=1e-12)
+    assert minmax(both[0], QuantSpec()) == minmax(both[1], QuantSpec()) == (-29_999.0, 29_999.0)
+    assert moving_average(both[0], QuantSpec()) == pytest.approx(moving_average(both[1], QuantSpec()), rel=1e-12)
 
 
 def test_nodes_without_data_pass_values_through_and_say_so_once() -> None:

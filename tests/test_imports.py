@@ -18,9 +18,9 @@ ORDER = (
     ("core",),
     ("targets",),
     ("ops",),
-    ("data", "observers", "inspect", "interpreters", "widths"),
-    ("expand", "plan", "calibrate", "lower", "runtimes"),
-    ("fold", "attach", "encodings"),
+    ("data", "observers", "inspect", "interpreters", "widths", "quantized"),
+    ("expand", "plan", "calibrate", "lower", "runtimes", "encodings"),
+    ("fold", "attach", "correct"),
     ("quantize",),
     ("check", "verify", "stream", "cell"),
     ("export",),
@@ -74,7 +74,7 @@ def test_imports_point_one_way(path: Path) -> None:
 
 
 def test_inside_core_and_ops_imports_have_no_circle() -> None:
-    for folder in ("core", "ops", "lower", "report"):
+    for folder in ("core", "ops", "lower", "report", "correct"):
         modules = {
             f"kquant.{folder}.{path.stem}": path for path in (PACKAGE / folder).glob("*.py") if path.stem != "__init__"
         }

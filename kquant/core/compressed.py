@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from kquant.core.spec import QuantSpec, encode_weights
 class Compressed(keras.layers.Wrapper):
     """A layer that computes with quantized weights; the float weights stay the ones that train.
 
-    Training: `w' = scale * round(w / scale)`, gradients straight through (nothing clips). Inference: the
+    Training: `w' = scale * round(w / scale)`, gradients straight through. Inference: the
     layer itself runs on codes, so that its sums are the integers of the device, and the bias is int32 at `s_in * s_w`.
 
     Args:
@@ -30,6 +31,9 @@ class Compressed(keras.layers.Wrapper):
         gain_shape: shape of `gain`, a fixed factor of the kernel, or None for 1. A batch norm folded into the kernel
             would rescale what the optimizer steps on (a first layer on 0..255 pixels has weights of 1e-3: Adam's steps
             ruin them); with its scale kept apart, the kernel trains as it did before folding.
+        moments: a batch norm was folded into the layer: `mean` and `deviation` say how its output is distributed.
+        rounded: `rounding` says how each weight is rounded (AdaRound); None of it: to nearest.
+        observer: name of the function that calibration chooses the range of the weights with.
         input_bits: width of the activations: 8, 16, or 0 for float ones.
         storage: how a file keeps the weights where activations are float: "integer" (the kernel quantizes activations
             as it runs), "dequantized" (codes, made float before use), "float16" or "float32".
@@ -45,6 +49,9 @@ class Compressed(keras.layers.Wrapper):
         channel_axes: Sequence[int] = (-1,),
         sums: bool = True,
         gain_shape: Sequence[int] | None = None,
+        moments: bool = False,
+        rounded: bool = False,
+        observer: str = "minmax",
         input_bits: int = 8,
         storage: str = "integer",
         origin: dict[str, str] | None = None,
@@ -57,10 +64,11 @@ class Compressed(keras.layers.Wrapper):
         self.kernel_name, self.bias_name = kernel, bias
         self.channel_axes = tuple(channel_axes)
         self.sums = sums
+        self.has_moments, self.rounded, self.observer = moments, rounded, observer
         self.input_bits, self.storage = input_bits, storage
         self.origin = dict(origin or {})
         self.supports_masking = True
-        self.gain = None
+        self.gain = self.reach = self.shift = self.mean = self.deviation = self.rounding = None
         if gain_shape is not None:
             self.gain = self.add_weight(
                 name="gain",
@@ -72,8 +80,49 @@ class Compressed(keras.layers.Wrapper):
             )
 
     def build(self, x_shape: Any, encoding_shape: Any = None) -> None:
-        """Build the wrapped layer."""
+        """Build the wrapped layer, and what corrections set.
+
+        `reach` is the range of the weights that a scale covers, 0 for the largest weight; `shift` corrects the bias;
+        both act where the model is quantized, so that the float model stays what it was.
+        """
         super().build(x_shape)
+        kernel = getattr(self.layer, self.kernel_name)
+        kept = self._kept(len(kernel.shape))
+        fixed = {"initializer": "zeros", "trainable": False, "dtype": "float32", "autocast": False}
+        if self.spec is not None and self.spec.has_codes:
+            axes = kept if self.spec.per_axis else set()
+            shape = tuple(int(n) if axis in axes else 1 for axis, n in enumerate(kernel.shape))
+            self.reach = self.add_weight(name="reach", shape=shape, **fixed)
+            if self.sums:
+                channels = math.prod(int(kernel.shape[axis]) for axis in kept)
+                self.shift = self.add_weight(name="shift", shape=(channels,), **fixed)
+        if self.has_moments:
+            channels = math.prod(int(kernel.shape[axis]) for axis in kept)
+            self.mean = self.add_weight(name="mean", shape=(channels,), **fixed)
+            self.deviation = self.add_weight(name="deviation", shape=(channels,), **fixed)
+        if self.rounded:
+            self.rounding = self.add_weight(name="rounding", shape=kernel.shape, **fixed)
+
+    def round_by(self, codes: Any) -> None:
+        """Keep these codes of the kernel, whatever rounding to nearest would give; None: to nearest again.
+
+        Args:
+            codes: int[...] like the kernel.
+        """
+        if codes is None:
+            if self.rounding is not None:
+                self.rounding.assign(tf.zeros_like(self.rounding))
+            return
+        if self.rounding is None:
+            self._tracker.unlock()  # as Keras' own layers do where they take on weights later (enable_lora)
+            shape = getattr(self.layer, self.kernel_name).shape
+            self.rounding = self.add_weight(
+                name="rounding", shape=shape, initializer="zeros", trainable=False, dtype="float32", autocast=False
+            )
+            self._tracker.lock()
+            self.rounded = True
+        weights = self.weights_as_used()
+        self.rounding.assign(tf.cast(codes, tf.float32) - weights / self.scale_of(weights))
 
     def compute_mask(self, inputs: Any, previous_mask: Any) -> Any:
         """The mask of the tensor; accumulator scales have none."""
@@ -107,7 +156,7 @@ class Compressed(keras.layers.Wrapper):
         if is_observing():
             return [self._run(x, {self.kernel_name: self.weights_as_used()}, self.layer), *unknown]
         if training or encoding is None or self.spec is None or not self.spec.has_codes:
-            return [self._run(x, {self.kernel_name: self._trained()}, self.layer), *unknown]
+            return [self._biased(x, self._trained(), self.bias_as_used(), self.layer), *unknown]
         known = encoding[0] > 0.0
         codes, scale, bias = self.codes(tf.where(known, encoding[0], 1.0))
         if not self.sums:
@@ -118,11 +167,9 @@ class Compressed(keras.layers.Wrapper):
         x = tf.cast(x, tf.float32) / tf.where(known, encoding[0], 1.0)
         if self.wide:
             return self._wide(tf.where(known, tf.round(x), x), codes, bias, exact, known)
-        values = {self.kernel_name: codes}
-        if bias is not None:
-            values[self.bias_name] = tf.where(known, tf.round(bias), bias)
+        bias = None if bias is None else tf.where(known, tf.round(bias), bias)
         with full_precision():
-            integers = self._run(tf.where(known, tf.round(x), x), values, self.layer.call)
+            integers = self._biased(tf.where(known, tf.round(x), x), codes, bias, self.layer.call)
         y = tf.where(known, tf.round(integers), integers) * step
         return [tf.cast(y, self.compute_dtype), tf.where(known, exact, tf.zeros_like(exact))]
 
@@ -130,12 +177,10 @@ class Compressed(keras.layers.Wrapper):
         self, x: tf.Tensor, codes: tf.Tensor, bias: tf.Tensor | None, exact: tf.Tensor, known: tf.Tensor
     ) -> list[tf.Tensor]:
         """Sums of 16-bit codes: those of the high and of the low bytes are exact in float32, their total in float64."""
-        values = {self.kernel_name: codes}
-        if bias is not None:
-            values[self.bias_name] = tf.zeros_like(bias)
+        none = None if bias is None else tf.zeros_like(bias)
         high = tf.floor(x / 256.0)
         with full_precision():
-            parts = [self._run(part, values, self.layer.call) for part in (high, x - 256.0 * high)]
+            parts = [self._biased(part, codes, none, self.layer.call) for part in (high, x - 256.0 * high)]
         total = 256.0 * tf.cast(parts[0], tf.float64) + tf.cast(parts[1], tf.float64)
         if bias is not None:
             total += tf.cast(tf.where(known, tf.round(bias), bias), tf.float64)
@@ -147,18 +192,54 @@ class Compressed(keras.layers.Wrapper):
 
         Gradients reach the float weights straight through.
         """
-        weights = self.weights_as_used()
-        with full_precision():
-            bias = getattr(self.layer, self.bias_name, None) if self.bias_name else None
-            bias = None if bias is None else tf.cast(tf.convert_to_tensor(bias), tf.float32)
-        spec = self.spec or QuantSpec(16, True, True)
+        weights, bias = self.weights_as_used(), self.bias_as_used()
         reach = None
         if bias is not None and not self.wide:
             reach = tf.reshape(tf.abs(bias) / input_scale, self._channel_shape(weights))
-        scale = tf.stop_gradient(encode_weights(weights, spec, self.channel_axes, bias_reach=reach))
-        codes = round_through(weights / scale, float(spec.low), float(spec.high))
+        scale = self.scale_of(weights, reach)
         steps = None if bias is None else bias / (tf.reshape(scale, (-1,)) * input_scale)
-        return codes, scale, steps
+        return self._rounded(weights, scale), scale, steps
+
+    def scale_of(self, weights: tf.Tensor, bias_reach: tf.Tensor | None = None) -> tf.Tensor:
+        """Scales of the kernel, shaped to broadcast against it: see `encode_weights`."""
+        spec = self.spec or QuantSpec(16, True, True)
+        with full_precision():
+            reach = None if self.reach is None else tf.convert_to_tensor(self.reach)
+        scale = encode_weights(weights, spec, self.channel_axes, bias_reach=bias_reach, reach=reach)
+        return tf.stop_gradient(scale)
+
+    def _rounded(self, weights: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
+        """Codes of the kernel, as float32; gradients pass straight through, but where a code is clipped."""
+        spec = self.spec or QuantSpec(16, True, True)
+        steps = weights / scale
+        if self.rounding is not None:
+            with full_precision():
+                steps += tf.convert_to_tensor(self.rounding)
+        return round_through(steps, float(spec.low), float(spec.high))
+
+    def bias_as_used(self) -> tf.Tensor | None:
+        """The float bias with its correction: float32[channels], or None where nothing is added."""
+        with full_precision():
+            own = getattr(self.layer, self.bias_name, None) if self.bias_name else None
+            own = None if own is None else tf.cast(tf.convert_to_tensor(own), tf.float32)
+            shift = None if self.shift is None else tf.convert_to_tensor(self.shift)
+        if own is None or shift is None:
+            return shift if own is None else own
+        return own + shift
+
+    def apply(self, x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor | None) -> tf.Tensor:
+        """The layer's output with other weights: float[...] of float[...]; it keeps its own."""
+        with full_precision():
+            return self._biased(x, kernel, bias, self.layer.call)
+
+    def _biased(self, x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor | None, call: Callable) -> tf.Tensor:
+        """The layer with this kernel and bias, also where it has no bias of its own."""
+        if bias is None:
+            return self._run(x, {self.kernel_name: kernel}, call)
+        if self.bias_name and getattr(self.layer, self.bias_name, None) is not None:
+            return self._run(x, {self.kernel_name: kernel, self.bias_name: bias}, call)
+        y = self._run(x, {self.kernel_name: kernel}, call)
+        return y + tf.cast(bias, y.dtype)
 
     def weights_as_used(self) -> tf.Tensor:
         """The float kernel that is quantized: the trained one times its gain."""
@@ -166,8 +247,11 @@ class Compressed(keras.layers.Wrapper):
             weights = tf.cast(tf.convert_to_tensor(getattr(self.layer, self.kernel_name)), tf.float32)
             return weights if self.gain is None else weights * tf.convert_to_tensor(self.gain)
 
+    def _kept(self, rank: int) -> set[int]:
+        return {axis % rank for axis in self.channel_axes}
+
     def _channel_shape(self, weights: tf.Tensor) -> list[int]:
-        kept = {axis % weights.shape.rank for axis in self.channel_axes}
+        kept = self._kept(weights.shape.rank)
         return [int(n or 1) if axis in kept else 1 for axis, n in enumerate(weights.shape.as_list())]
 
     def _trained(self) -> tf.Tensor:
@@ -179,8 +263,8 @@ class Compressed(keras.layers.Wrapper):
             return weights
         if not self.spec.has_codes:
             return weights + tf.stop_gradient(on_grid(weights, self.spec, self.channel_axes) - weights)
-        scale = tf.stop_gradient(encode_weights(weights, self.spec, self.channel_axes))
-        return round_through(weights / scale, float(self.spec.low), float(self.spec.high)) * scale
+        scale = self.scale_of(weights)
+        return self._rounded(weights, scale) * scale
 
     def _run(self, x: tf.Tensor, values: dict[str | None, tf.Tensor], call: Callable) -> tf.Tensor:
         """Call the layer with other values for some of its variables."""
@@ -212,6 +296,9 @@ class Compressed(keras.layers.Wrapper):
             "channel_axes": list(self.channel_axes),
             "sums": self.sums,
             "gain_shape": None if self.gain is None else list(self.gain.shape),
+            "moments": self.has_moments,
+            "rounded": self.rounded,
+            "observer": self.observer,
             "input_bits": self.input_bits,
             "storage": self.storage,
             "origin": self.origin,
@@ -220,5 +307,10 @@ class Compressed(keras.layers.Wrapper):
 
 @tf.custom_gradient
 def round_through(x: tf.Tensor, low: float, high: float) -> Any:
-    """`clip(round(x))` forward, identity backward."""
-    return tf.clip_by_value(tf.round(x), low, high), lambda upstream: (upstream, None, None)
+    """`clip(round(x))` forward; backward the gradient passes where nothing is clipped."""
+
+    def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor | None, ...]:
+        inside = tf.logical_and(x > low - 0.51, x < high + 0.51)
+        return tf.where(inside, upstream, tf.zeros_like(upstream)), None, None
+
+    return tf.clip_by_value(tf.round(x), low, high), gradient

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,7 +64,7 @@ def trace(model: keras.Model, known: Callable[[Any], bool], input_shape: Any = N
     """
     inputs = inputs_of(model, input_shape)
     nodes, outputs = unfold(model, inputs, known)
-    return Graph(model.name, inputs, outputs, _reachable(nodes, tree.flatten(outputs)))
+    return Graph(model.name, inputs, outputs, reachable(nodes, tree.flatten(outputs)))
 
 
 def rewrite(
@@ -120,7 +120,7 @@ def legal_name(name: str, *, root: bool = False) -> str:
     return f"model{legal}" if root and legal[:1] in ("_", "-", ">") else legal
 
 
-def _reachable(nodes: list[Node], outputs: list[Tensor]) -> tuple[Node, ...]:
+def reachable(nodes: Sequence[Node], outputs: list[Tensor]) -> tuple[Node, ...]:
     """Only what the outputs need: unused branches go."""
     needed = {id(t) for t in outputs}
     kept = []

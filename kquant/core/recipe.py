@@ -52,6 +52,7 @@ class WeightGrid(_Strict):
     per_axis: bool = True
     kind: Kind = "uniform"
     dtype: Literal["int", "float16"] = "int"
+    observer: str = "minmax"
 
     def spec(self) -> QuantSpec:
         """The grid."""
@@ -63,6 +64,23 @@ class Training(_Strict):
 
     momentum: float = Field(0.99, gt=0.0, lt=1.0)
     freeze_ranges_after: int | None = Field(None, ge=0)
+
+
+class Step(BaseModel):
+    """One thing to do to the quantized model before export: a name, or a table of a name and its options."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, given: Any) -> Any:
+        return {"name": given} if isinstance(given, str) else given
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Arguments of the step beside the model and the data."""
+        return dict(self.model_extra or {})
 
 
 class LayerRule(_Strict):
@@ -120,6 +138,7 @@ class Recipe(_Strict):
     """A whole recipe.
 
     Attributes:
+        steps: what `kquant.compress` does between `quantize` and `export`, in order.
         mode: "static" quantizes activations with calibrated ranges; the two others leave them float: "dynamic" has the
             kernels quantize them as they run, "weight-only" has them compute in float with weights stored small.
 
@@ -136,6 +155,7 @@ class Recipe(_Strict):
     activations: Activations = Activations()
     weights: WeightGrid = WeightGrid()
     training: Training = Training()
+    steps: tuple[Step, ...] = (Step(name="calibrate"),)
     rules: tuple[LayerRule, ...] = ()
 
     def settings(self, names: Sequence[tuple[str, str]], position: str | None) -> Settings:

@@ -228,7 +228,12 @@ def _width(scale: np.float32, steps: int) -> np.float32:
 
 
 def encode_weights(
-    weights: tf.Tensor, spec: QuantSpec, channel_axes: tuple[int, ...], *, bias_reach: tf.Tensor | None = None
+    weights: tf.Tensor,
+    spec: QuantSpec,
+    channel_axes: tuple[int, ...],
+    *,
+    bias_reach: tf.Tensor | None = None,
+    reach: tf.Tensor | None = None,
 ) -> tf.Tensor:
     """Scales of a weight tensor, shaped to broadcast against it (zero point 0).
 
@@ -241,6 +246,7 @@ def encode_weights(
         spec: symmetric grid; `per_axis` gives one scale for each index over `channel_axes`.
         channel_axes: the axes that number the output channels together.
         bias_reach: float32, broadcastable: `|bias| / input_scale`, or None.
+        reach: float32, shaped like the result: range that was chosen, where it is above 0, in place of `max|w_c|`.
 
     Returns:
         float32 with size 1 on every reduced axis.
@@ -252,7 +258,8 @@ def encode_weights(
     """
     kept = {axis % weights.shape.rank for axis in channel_axes} if spec.per_axis else set()
     axes = [axis for axis in range(weights.shape.rank) if axis not in kept]
-    reach = tf.reduce_max(tf.abs(weights), axis=axes, keepdims=True)
+    found = tf.reduce_max(tf.abs(weights), axis=axes, keepdims=True)
+    reach = found if reach is None else tf.where(reach > 0.0, reach, found)
     largest = tf.reduce_max(reach)
     reach = tf.maximum(reach, tf.where(largest > SMALLEST_RANGE, largest, 1.0) * SMALLEST_CHANNEL)
     scale = _spaced(reach * _reciprocal(spec.high), spec)

@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from kquant import targets
-from kquant.core.graph import Graph, Node, trace
+from kquant.core.graph import Graph, Node
 from kquant.core.nodes import Compressed, FakeQuant, QuantizedLSTM, encodings_of
 from kquant.core.program import Program, Ref
 from kquant.core.spec import Encoding, QuantSpec
@@ -23,12 +23,8 @@ from kquant.lower.limits import refuse_extremes
 from kquant.lower.passes import tidy
 from kquant.ops import find
 from kquant.ops.rule import Call, Constants, Rule
+from kquant.quantized import read
 from kquant.targets import Target
-
-
-def is_known(op: Any) -> bool:
-    """Layers that stay whole when a quantized model is read."""
-    return isinstance(op, FakeQuant | Compressed) or find(op) is not None
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,10 +60,8 @@ def lower(qmodel: keras.Model) -> Lowered:
     Raises:
         ValueError: not a quantized model, or a node without a range, by name.
     """
-    graph = trace(qmodel, is_known)
+    graph = read(qmodel)
     nodes = [n for n in graph.nodes if isinstance(n.op, FakeQuant | Compressed)]
-    if not nodes:
-        raise ValueError(f"{qmodel.name}: not a quantized model; pass what kquant.quantize returned.")
     _refuse_unseen(encodings_of(qmodel))
     _refuse_simulated([n for n in graph.nodes if isinstance(n.op, FakeQuant | Compressed | QuantizedLSTM)])
     origin = nodes[0].op.origin
@@ -325,14 +319,14 @@ class _Writer:
     def float_constants(self, node: Node) -> Constants:
         """Kernel and bias of a layer with float activations, stored as the recipe says."""
         op: Compressed = node.op
-        bias = getattr(op.layer, op.bias_name, None) if op.bias_name else None
+        bias = op.bias_as_used()
         codes, scale, _ = op.codes(tf.constant(1.0)) if op.spec is not None else (op.weights_as_used(), None, None)
         plain = op.storage == "float32" or scale is None
         kernel = op.weights_as_used().numpy() if op.spec is None else np.asarray(op._trained() if plain else codes)
         return Constants(
             codes=kernel,
             scale=None if plain else np.asarray(scale, np.float32).reshape(-1),
-            bias=np.zeros(_channels(op, kernel), np.float32) if bias is None else bias.numpy().astype(np.float32),
+            bias=np.zeros(_channels(op, kernel), np.float32) if bias is None else np.asarray(bias, np.float32),
             bias_scale=None,
             spec=op.spec or QuantSpec(16, True, True),
             name=node.name,

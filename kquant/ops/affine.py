@@ -13,9 +13,12 @@ import keras
 import numpy as np
 
 from kquant.core.program import Program
+from kquant.ops.rows import affine_rows
 from kquant.ops.rule import Call, Make, Rule, Weights, example
 
 layers = keras.layers
+# Mean and standard deviation of a tensor's channels, float64[channels] each.
+Moments = tuple[np.ndarray, np.ndarray]
 
 
 @keras.saving.register_keras_serializable(package="kquant")
@@ -24,6 +27,9 @@ class Affine(keras.layers.Layer):
 
     Args:
         trains: which of the two train, of "scale" and "offset"; a constant of the model must stay one.
+
+    Attributes:
+        moments: of its output, where a batch norm knew them: the mean is its beta, the deviation its |gamma|.
 
     Example:
         >>> layer = affine([2.0, 0.5], 1.0, channels=2, name="a")
@@ -34,6 +40,7 @@ class Affine(keras.layers.Layer):
     def __init__(self, trains: Sequence[str] = ("scale", "offset"), **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.trains = tuple(trains)
+        self.moments: Moments | None = None
 
     def build(self, input_shape: Any) -> None:
         """Make the two vectors."""
@@ -83,13 +90,23 @@ def batch_norm_as_affine(op: Any) -> tuple[np.ndarray, np.ndarray]:
     return scale, beta - op.moving_mean.numpy().astype(np.float64) * scale
 
 
+def batch_norm_moments(op: Any) -> Moments:
+    """`(beta, |gamma|)`: what a batch norm makes of data that are distributed as those it was trained on."""
+    channels = op.moving_variance.shape
+    beta = op.beta.numpy().astype(np.float64) if op.center else np.zeros(channels)
+    gamma = op.gamma.numpy().astype(np.float64) if op.scale else np.ones(channels)
+    return beta, np.abs(gamma)
+
+
 def _batch_norm(op: Any, make: Make, x: Any, **_: Any) -> Any:
     channels = x.shape[op.axis]
 
     def build() -> Any:
         scale, offset = batch_norm_as_affine(op)
         trains = ("scale", "offset") if op.trainable else ()
-        return affine(scale, offset, channels=channels, name=op.name, trains=trains, dtype=op.dtype_policy.name)
+        layer = affine(scale, offset, channels=channels, name=op.name, trains=trains, dtype=op.dtype_policy.name)
+        layer.moments = batch_norm_moments(op)
+        return layer
 
     axis, rank = op.axis % len(x.shape), len(x.shape)
     if axis == rank - 1:
@@ -204,7 +221,7 @@ RULES = (
     Rule(
         layers=(Affine,),
         operators=("DEPTHWISE_CONV_2D",),
-        weights=Weights(kernel="scale", bias="offset", channel_axes=(0,), input_axis=0),
+        weights=Weights(kernel="scale", bias="offset", channel_axes=(0,), input_axis=0, rows=affine_rows),
         fuses=True,
         lower=_lower,
         examples=(

@@ -11,6 +11,7 @@ from kquant.core.graph import Node
 from kquant.core.program import Program, Ref
 from kquant.ops.activation import activate, name_of
 from kquant.ops.dense import has_activation, split_activation
+from kquant.ops.rows import conv_rows, depthwise_rows
 from kquant.ops.rule import Call, Make, Rule, Weights, copy_weights, example, rebuild
 
 layers = keras.layers
@@ -155,7 +156,7 @@ def _conv2d(filters: int, size: Any, **kwargs: Any) -> Any:
 _CONV = Rule(
     layers=(layers.Conv1D, layers.Conv2D),
     operators=("CONV_2D",),
-    weights=Weights(channel_axes=(-1,), input_axis=-2),
+    weights=Weights(channel_axes=(-1,), input_axis=-2, rows=conv_rows),
     fuses=True,
     lower=_lower_conv,
     refuse=_unsupported,
@@ -202,7 +203,7 @@ RULES = (
     Rule(
         layers=(layers.DepthwiseConv1D, layers.DepthwiseConv2D),
         operators=("DEPTHWISE_CONV_2D",),
-        weights=Weights(channel_axes=(-2, -1), input_axis=-2),
+        weights=Weights(channel_axes=(-2, -1), input_axis=-2, rows=depthwise_rows),
         fuses=True,
         lower=_lower_depthwise,
         refuse=_unsupported,

@@ -9,6 +9,7 @@ import numpy as np
 
 from kquant.core.program import Program
 from kquant.ops.activation import activate, name_of
+from kquant.ops.rows import dense_rows
 from kquant.ops.rule import Call, Make, Rule, Weights, example, rebuild
 
 layers = keras.layers
@@ -56,7 +57,7 @@ RULES = (
     Rule(
         layers=(layers.Dense,),
         operators=("FULLY_CONNECTED",),
-        weights=Weights(channel_axes=(1,), input_axis=0),
+        weights=Weights(channel_axes=(1,), input_axis=0, rows=dense_rows),
         fuses=True,
         lower=_lower,
         refuse=_unsupported,

@@ -33,6 +33,8 @@ class Weights:
         input_axis: axis of the kernel that runs over the input's channels.
         sums: False where the layer multiplies element by element only.
         per_axis: False where the kernel takes a single scale.
+        rows: `(layer, x) -> float[n, groups, k]`, what the kernel is multiplied by: see `ops.rows`. None where the
+            layer is not written as a product of matrices.
     """
 
     kernel: str = "kernel"
@@ -41,6 +43,7 @@ class Weights:
     input_axis: int | None = -2
     sums: bool = True
     per_axis: bool = True
+    rows: Callable[[Any, Any], Any] | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,85 @@
+"""What calibration saw of one tensor. Statistics of shards and of devices merge exactly."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+
+BINS = 2048
+MOST_BATCHES = 8192
+SMALLEST_EXPONENT = -20  # a histogram of zeros reaches 2^-20
+MOST_SAMPLES = 1024  # rows kept where an observer looks at whole samples
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What calibration saw of one tensor; statistics of several shards `merge`.
+
+    Attributes:
+        lows, highs: float32[batches], smallest and largest value of each batch.
+        counts: int64[bins] over -reach to reach, empty where no observer asked for it.
+        reach: a power of two above every |value|, so that the bins of any two histograms nest.
+        samples: float32[n, channels], whole rows of the tensor, empty where no observer asked for them.
+    """
+
+    lows: np.ndarray
+    highs: np.ndarray
+    counts: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    reach: float = 0.0
+    samples: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+
+    def merge(self, other: Statistics) -> Statistics:
+        """Of two shards together: histograms are brought to the wider reach by powers of two."""
+        lows, highs = np.concatenate([self.lows, other.lows]), np.concatenate([self.highs, other.highs])
+        rows = [s.samples for s in (self, other) if s.samples.size]
+        samples = np.concatenate(rows)[:MOST_SAMPLES] if rows else self.samples
+        if not self.counts.size or not other.counts.size:
+            filled = self if self.counts.size else other
+            return Statistics(lows, highs, filled.counts, filled.reach, samples)
+        wide, narrow = (self, other) if self.reach >= other.reach else (other, self)
+        counts, reach = narrow.counts, narrow.reach
+        while reach < wide.reach:
+            counts, reach = _widened(counts), reach * 2.0
+        return Statistics(lows, highs, wide.counts + counts, wide.reach, samples)
+
+
+def _widened(counts: np.ndarray) -> np.ndarray:
+    """The same histogram over twice the reach: pairs of bins join in the middle half."""
+    quarter = np.zeros(counts.size // 4, np.int64)
+    return np.concatenate([quarter, counts.reshape(-1, 2).sum(axis=1), quarter])
+
+
+def histogram(values: np.ndarray) -> Statistics:
+    """Counts of one batch, without its extremes.
+
+    Args:
+        values: float32[...].
+
+    Example:
+        >>> histogram(np.float32([0.0, 0.7, -0.7])).reach
+        1.0
+    """
+    largest = float(np.abs(values).max(initial=0.0))
+    exponent = max(math.frexp(largest)[1] if largest else SMALLEST_EXPONENT, SMALLEST_EXPONENT)  # largest < 2^exponent
+    reach = math.ldexp(1.0, exponent)
+    counts, _ = np.histogram(np.asarray(values, np.float64), bins=BINS, range=(-reach, reach))
+    none = np.zeros(0, np.float32)
+    return Statistics(none, none, counts.astype(np.int64), reach)
+
+
+def thinned(extents: list[np.ndarray]) -> list[np.ndarray]:
+    """Extremes of many batches in bounded memory: past `MOST_BATCHES`, the older half becomes pairs of batches.
+
+    What is thinned lies thousands of batches back, where a moving average has forgotten it.
+
+    Args:
+        extents: float32[tensors, 2] for each batch, smallest and largest value.
+    """
+    if len(extents) < MOST_BATCHES:
+        return extents
+    older = np.stack(extents[: MOST_BATCHES // 2])
+    lows, highs = older[..., 0], older[..., 1]
+    pairs = np.stack([np.minimum(lows[::2], lows[1::2]), np.maximum(highs[::2], highs[1::2])], axis=-1)
+    return [*pairs, *extents[MOST_BATCHES // 2 :]]

@@ -1,0 +1,64 @@
+"""A layer's sums as products of matrices: what its kernel is multiplied by, one row for each output position.
+
+    y[n, g, m] = sum_k rows[n, g, k] * matrix[g, k, m]      output channel = g * outputs + m
+
+A Dense and a convolution have one group, a depthwise convolution one for each channel. Reconstruction methods
+(AdaRound, sequential MSE) see all layers like this, and may look at some of the positions only.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+
+def dense_rows(op: Any, x: tf.Tensor) -> tf.Tensor:
+    """Of a Dense: float[..., in] -> float[n, 1, in]."""
+    return tf.reshape(x, (-1, 1, x.shape[-1]))
+
+
+def affine_rows(op: Any, x: tf.Tensor) -> tf.Tensor:
+    """Of a factor for each channel: float[..., channels] -> float[n, channels, 1]."""
+    return tf.reshape(x, (-1, x.shape[-1], 1))
+
+
+def conv_rows(op: Any, x: tf.Tensor) -> tf.Tensor:
+    """Of a (grouped) convolution: float[b, (h,) w, in] -> float[b * oh * ow, groups, kh * kw * in / groups]."""
+    patches, places = _patches(op, x)
+    channels = int(x.shape[-1])
+    grouped = tf.reshape(patches, (-1, places, op.groups, channels // op.groups))
+    return tf.reshape(tf.transpose(grouped, (0, 2, 1, 3)), (-1, op.groups, places * channels // op.groups))
+
+
+def depthwise_rows(op: Any, x: tf.Tensor) -> tf.Tensor:
+    """Of a depthwise convolution: float[b, (h,) w, in] -> float[b * oh * ow, in, kh * kw]."""
+    patches, places = _patches(op, x)
+    return tf.transpose(tf.reshape(patches, (-1, places, int(x.shape[-1]))), (0, 2, 1))
+
+
+def _patches(op: Any, x: tf.Tensor) -> tuple[tf.Tensor, int]:
+    """`tf.image.extract_patches`, 1-D inputs as images of height 1."""
+    one = op.rank == 1
+    size, strides, rates = ((1, *v) if one else v for v in (op.kernel_size, op.strides, op.dilation_rate))
+    found = tf.image.extract_patches(
+        x[:, None] if one else x, (1, *size, 1), (1, *strides, 1), (1, *rates, 1), op.padding.upper()
+    )
+    return found, int(np.prod(size))
+
+
+def as_matrix(kernel: Any, groups: int, outputs: int) -> Any:
+    """A kernel in Keras' layout as float[groups, k, outputs / groups].
+
+    Example:
+        >>> as_matrix(np.zeros((3, 3, 8, 16)), 1, 16).shape, as_matrix(np.zeros((3, 3, 8, 1)), 8, 8).shape
+        ((1, 72, 16), (8, 9, 1))
+    """
+    flat = kernel.reshape(-1, groups, outputs // groups)
+    return flat.transpose(1, 0, 2)
+
+
+def from_matrix(matrix: Any, shape: tuple[int, ...]) -> Any:
+    """The inverse of `as_matrix`."""
+    return matrix.transpose(1, 0, 2).reshape(shape)

@@ -1,0 +1,120 @@
+"""Read a quantized model: its calls, its layers with weights, and the tensors at any place, in float or in integers."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from kquant.core.graph import Graph, Node, reachable, run, trace
+from kquant.core.nodes import Compressed, FakeQuant, observing
+from kquant.ops import find
+from kquant.ops.rule import Rule
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """A layer with weights in a quantized model.
+
+    Attributes:
+        layer: the wrapper.
+        calls: where it is called, in order; more than one where it is shared.
+        activations: for each call, what the operator fuses between its sums and their encoding (a ReLU, or nothing).
+        rule: of the wrapped layer.
+    """
+
+    layer: Compressed
+    calls: tuple[Node, ...]
+    activations: tuple[Callable[[Any], Any] | None, ...]
+    rule: Rule
+
+    @property
+    def name(self) -> str:
+        """The layer's name, which is that of the user's layer."""
+        return self.layer.name
+
+
+def is_known(op: Any) -> bool:
+    """Layers that stay whole when a quantized model is read."""
+    return isinstance(op, FakeQuant | Compressed) or find(op) is not None
+
+
+def read(qmodel: keras.Model) -> Graph:
+    """The calls of a quantized model.
+
+    Raises:
+        ValueError: it is not one.
+    """
+    graph = trace(qmodel, is_known)
+    if not any(isinstance(node.op, FakeQuant | Compressed) for node in graph.nodes):
+        raise ValueError(f"{qmodel.name}: not a quantized model; pass what kquant.quantize returned.")
+    return graph
+
+
+def places(graph: Graph) -> list[Place]:
+    """The layers whose weights are codes, in the order of the model."""
+    found: dict[int, list[Node]] = {}
+    for node in graph.nodes:
+        if isinstance(node.op, Compressed) and node.op.spec is not None and node.op.spec.has_codes:
+            found.setdefault(id(node.op), []).append(node)
+    consumers = graph.consumers()
+    result = []
+    for nodes in found.values():
+        rule = find(nodes[0].op.layer)
+        if rule is not None:
+            after = tuple(_activation(node, consumers) for node in nodes)
+            result.append(Place(nodes[0].op, tuple(nodes), after, rule))
+    return result
+
+
+def _activation(node: Node, consumers: dict[int, list[Node]]) -> Callable[[Any], Any] | None:
+    """The operation between a layer's output and the `FakeQuant` that encodes it."""
+    readers = consumers.get(id(node.outputs[0]), [])
+    if len(readers) != 1 or isinstance(readers[0].op, FakeQuant | Compressed):
+        return None
+    after = consumers.get(id(readers[0].outputs[0]), [])
+    return readers[0].op if len(after) == 1 and isinstance(after[0].op, FakeQuant) else None
+
+
+def tensors(
+    graph: Graph, wanted: list[Any], batches: Iterable[Any], *, quantized: bool
+) -> Iterator[tuple[np.ndarray, ...]]:
+    """Values of some tensors for every batch; only what they need is computed.
+
+    Args:
+        graph: of a quantized model.
+        wanted: tensors of it.
+        batches: inputs, as `kquant.data.batches_of` gives them.
+        quantized: True: the integer arithmetic of the device; False: the float model that was quantized.
+
+    Yields:
+        A numpy array for each wanted tensor.
+    """
+    part = replace(graph, outputs=wanted, nodes=reachable(graph.nodes, wanted))
+
+    def compute(x: Any) -> tuple[tf.Tensor, ...]:
+        values = run(part, x)
+        return tuple(tf.convert_to_tensor(values[id(t)]) for t in wanted)
+
+    specs = keras.tree.map_structure(lambda t: tf.TensorSpec((None, *t.shape[1:]), t.dtype), graph.inputs)
+    with contextlib.nullcontext() if quantized else observing(lambda *_: None):
+        traced = tf.function(compute, autograph=False).get_concrete_function(specs)
+    for x in batches:
+        yield tuple(y.numpy() for y in traced(x))
+
+
+def copy(qmodel: keras.Model) -> keras.Model:
+    """A quantized model of its own with the same state."""
+    new = type(qmodel).from_config(qmodel.get_config())
+    new.set_weights(qmodel.get_weights())
+    return new
+
+
+def forget_graphs(qmodel: keras.Model) -> None:
+    """Functions that Keras has traced hold what layers were; changes beside their variables need a new trace."""
+    qmodel.train_function = qmodel.test_function = qmodel.predict_function = None
