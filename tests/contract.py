@@ -105,20 +105,22 @@ def file_of(q: keras.Model) -> bytes:
     return to_bytes(lowered.program, lowered.target, {})
 
 
-def simulate(q: keras.Model, arrays: list[np.ndarray]) -> list[np.ndarray]:
-    """Outputs of the quantized model in a graph, as `predict` and `fit` run it, in order."""
-    call = tf.function(lambda x: q(x, training=False))
+def simulate(q: keras.Model, arrays: list[np.ndarray], graph: bool = False) -> list[np.ndarray]:
+    """Outputs of the quantized model in order; in a graph, as `predict` runs it, which takes ten times as long."""
+    call = tf.function(lambda x: q(x, training=False)) if graph else lambda x: q(x, training=False)
     return [np.asarray(y) for y in keras.tree.flatten(call(packed(q, arrays)))]
 
 
-def compare(q: keras.Model, content: bytes, runtime: str, arrays: list[np.ndarray]) -> Parity:
+def compare(
+    q: keras.Model, content: bytes, runtime: str, arrays: list[np.ndarray], graph: bool = False
+) -> Parity:
     """Simulation against file on these inputs, all outputs together."""
     file = read_model(content)
     invoke = open_runtime(content, runtime)
     codes = [quantize_input(a, t) for a, t in zip(arrays, file.inputs, strict=True)]
     rows = [invoke([c[i : i + 1] for c in codes]) for i in range(len(arrays[0]))]
     equal, total, worst = 0, 0, 0
-    for expected, found, t in zip(simulate(q, arrays), zip(*rows, strict=True), file.outputs, strict=True):
+    for expected, found, t in zip(simulate(q, arrays, graph), zip(*rows, strict=True), file.outputs, strict=True):
         wanted = np.rint(expected / np.float32(t.scale[0])).astype(np.int64) + t.zero_point[0]
         error = np.abs(wanted - np.concatenate(found).astype(np.int64))
         equal, total = equal + int((error == 0).sum()), total + error.size

@@ -50,7 +50,8 @@ def test_file_computes_the_codes_of_the_model(name, target, record_property, tmp
     for runtime in targets.load(target).runtimes:
         if runtime not in available():
             continue
-        parity = contract.compare(q, (tmp_path / "model.tflite").read_bytes(), runtime, x)
+        content = (tmp_path / "model.tflite").read_bytes()
+        parity = contract.compare(q, content, runtime, x, graph=runtime == "litert-reference")
         record_property(f"{runtime}_equal", parity.equal)
         print(f"{name} {runtime}: {parity.equal:.6f} equal, {parity.max_err_lsb} LSB")
         if runtime != "litert":  # XNNPACK rounds in float32; that it runs is all that is asked of it
@@ -85,6 +86,8 @@ def test_trains(name):
     for kernel, gradient in zip(kernels, tape.gradient(loss, [k.value for k in kernels]), strict=True):
         assert gradient is not None, kernel.path
         assert np.any(np.asarray(gradient)), kernel.path
+    if not name.endswith("-1"):  # one example of each rule in a graph too
+        return
     q.compile(keras.optimizers.SGD(0.01), "mse")
     goal = [np.ones(y.shape, np.float32) for y in training]
     history = q.fit(x, goal if len(goal) > 1 else goal[0], batch_size=32, verbose=0)
