@@ -1,0 +1,316 @@
+"""Mixed precision over kernels that exist: which layers get fewer bits, so that the model fits and loses least.
+
+    1. measure   the noise that each layer's weights and each layer's activations add to the outputs, in each width
+    2. order     take bits away where a byte (or a multiplication) saved costs least noise
+    3. measure   real files along that way: bytes, arena, SQNR; the first one inside the budget is the answer
+
+Noise of layers adds up to first order (Lin et al., "Fixed Point Quantization of Deep Convolutional Networks",
+arXiv:1511.06393), so that the cheapest next step can be told from measurements of single layers; what they cost together
+is measured on the whole model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+import keras
+import numpy as np
+from tqdm.auto import tqdm
+
+from kquant.analysis.results import Analysis, LayerReport
+from kquant.analyze import analyze
+from kquant.core.recipe import Recipe, Step, load
+from kquant.correct import apply_steps
+from kquant.lower import lower, to_bytes
+from kquant.quantize import quantize
+from kquant.runtimes import arena_bytes, available
+
+Budget = Literal["flash_bytes", "arena_bytes", "bit_macs"]
+WIDTHS = ("int4", "int8", "int16")
+SAMPLES = 256
+WIDE = {"bits": 16, "observer": "minmax"}
+
+
+@dataclass(frozen=True)
+class Move:
+    """Fewer bits for one layer.
+
+    Attributes:
+        layer: its name.
+        setting: "weights" (8 to 4 bits) or "activations" (16 to 8 bits).
+        noise: that it adds, over the power of the outputs.
+        saved: of the budget's unit, as estimated.
+    """
+
+    layer: str
+    setting: Literal["weights", "activations"]
+    noise: float
+    saved: float
+
+
+@dataclass(frozen=True)
+class Point:
+    """One model on the way from most to fewest bits.
+
+    Attributes:
+        moves: how many moves were made.
+        recipe: plain data of the whole recipe.
+        flash_bytes: size of the file.
+        arena_bytes: RAM of its tensors in TFLM; None without the `micro` extra or for files that TFLM does not run.
+        bit_macs: multiplications times bits of both factors, summed over the layers.
+        sqnr_db: of the outputs against the float model.
+        score: what `evaluate` gave, None without it.
+    """
+
+    moves: int
+    recipe: dict[str, Any]
+    flash_bytes: int
+    arena_bytes: int | None
+    bit_macs: int
+    sqnr_db: float
+    score: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class Mixed:
+    """What `kquant.mixed_precision` found.
+
+    Attributes:
+        model: the quantized model of `chosen`.
+        recipe: that made it.
+        budget: unit and limit.
+        moves: all of them in order; a point has made the first few.
+        points: the measured ones, most bits first.
+        chosen: the point inside the budget with most bits; the smallest one where none is.
+        ok: True where it is inside the budget.
+    """
+
+    model: keras.Model
+    recipe: Recipe
+    budget: tuple[str, int]
+    moves: tuple[Move, ...]
+    points: tuple[Point, ...]
+    chosen: Point
+    ok: bool
+
+    @property
+    def pareto(self) -> tuple[Point, ...]:
+        """Points that no other one beats in both the budget's unit and SQNR, dearest first."""
+        kept, best = [], -np.inf
+        for point in sorted(self.points, key=lambda p: (_cost(p, self.budget[0]), -p.sqnr_db)):
+            if point.sqnr_db > best:
+                kept.append(point)
+                best = point.sqnr_db
+        return tuple(reversed(kept))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        return {
+            "ok": self.ok,
+            "budget": {self.budget[0]: self.budget[1]},
+            "chosen": asdict(self.chosen),
+            "moves": [asdict(move) for move in self.moves],
+            "points": [asdict(point) for point in self.points],
+        }
+
+
+def mixed_precision(
+    model: keras.Model,
+    data: Any,
+    *,
+    flash_bytes: int | None = None,
+    arena_bytes: int | None = None,
+    bit_macs: int | None = None,
+    widths: Sequence[str] = ("int4", "int8"),
+    target: str = "litert",
+    recipe: Any = "int8",
+    steps: Sequence[Any] = (),
+    evaluate: Callable[[keras.Model], float] | None = None,
+    points: int = 6,
+    verbose: bool = True,
+) -> Mixed:
+    """Choose a width for every layer, so that one budget holds and the outputs stay nearest to float.
+
+    Args:
+        model: a built float Keras model; it is not changed.
+        data: representative samples, see `kquant.calibrate`.
+        flash_bytes, arena_bytes, bit_macs: the budget, one of them: size of the file, RAM of its tensors in TFLM, or
+            multiplications times bits of weights times bits of activations.
+        widths: of "int4" (weights), "int8" and "int16" (activations); those the target has no kernel for cost nothing
+            and save nothing, and are left out.
+        target: where the file is to run.
+        recipe: everything else.
+        steps: corrections for the chosen model, like "adaround", behind those of the recipe.
+        evaluate: `(keras model) -> float`, for the table.
+        points: measure at least this many models along the way.
+        verbose: show a progress bar.
+
+    Returns:
+        The chosen model, its recipe, and the measured points.
+
+    Raises:
+        ValueError: not one budget, or unknown widths.
+
+    Example:
+        >>> layers = [keras.layers.Dense(64, activation="relu"), keras.layers.Dense(64), keras.layers.Dense(3)]
+        >>> model = keras.Sequential([keras.Input((32,)), *layers])
+        >>> x = np.random.default_rng(0).normal(size=(64, 32)).astype("float32")
+        >>> found = kquant.mixed_precision(model, x, flash_bytes=7000, verbose=False)
+        >>> found.ok, found.chosen.flash_bytes <= 7000
+        (True, True)
+    """
+    unit, limit = _budget({"flash_bytes": flash_bytes, "arena_bytes": arena_bytes, "bit_macs": bit_macs})
+    unknown = set(widths) - set(WIDTHS)
+    if unknown or len(set(widths)) < 2:
+        raise ValueError(f"mixed_precision: widths must be two or three of {', '.join(WIDTHS)}. Received: {widths}.")
+    way = _Way(model, data, load(recipe), target, tuple(widths), evaluate)
+    moves = way.moves(unit)
+    with tqdm(desc="mixed precision", unit="model", disable=not verbose) as bar:
+        measured = {n: way.point(moves, n, bar) for n in {0, len(moves)}}
+        for n in np.unique(np.linspace(0, len(moves), max(points, 2)).astype(int)).tolist():
+            measured.setdefault(n, way.point(moves, n, bar))
+        chosen, ok = _first_inside(way, moves, measured, unit, limit, bar)
+        final = load(chosen.recipe)
+        final = final.model_copy(update={"steps": (*final.steps, *(_step(s) for s in steps))})
+        qmodel = way.make(final)
+    ordered = tuple(point for _, point in sorted(measured.items()))
+    return Mixed(qmodel, final, (unit, limit), tuple(moves), ordered, chosen, ok)
+
+
+def _budget(given: dict[str, int | None]) -> tuple[str, int]:
+    found = {name: value for name, value in given.items() if value is not None}
+    if len(found) != 1:
+        raise ValueError(
+            f"mixed_precision: give one budget of {', '.join(get_args(Budget))}. Received: {', '.join(found) or 'none'}."
+        )
+    name, value = next(iter(found.items()))
+    if name == "arena_bytes" and "tflm" not in available():
+        raise ValueError("mixed_precision: arena_bytes needs an extra: pip install 'kquant[micro]'.")
+    return name, int(value)
+
+
+def _step(given: Any) -> Step:
+    return given if isinstance(given, Step) else Step.model_validate(given)
+
+
+def _cost(point: Point, unit: str) -> float:
+    found = getattr(point, unit)
+    return float("inf") if found is None else float(found)
+
+
+def _first_inside(
+    way: _Way, moves: list[Move], measured: dict[int, Point], unit: str, limit: int, bar: Any
+) -> tuple[Point, bool]:
+    """The fewest moves whose measured cost is inside the budget, by bisection; all of them where none is."""
+    last = len(moves)
+    if _cost(measured[last], unit) > limit:
+        return measured[last], False
+    outside = max((n for n, p in measured.items() if _cost(p, unit) > limit), default=-1)
+    inside = min(n for n, p in measured.items() if n > outside and _cost(p, unit) <= limit)
+    while inside - outside > 1:
+        middle = (inside + outside) // 2
+        measured[middle] = way.point(moves, middle, bar)
+        if _cost(measured[middle], unit) <= limit:
+            inside = middle
+        else:
+            outside = middle
+    return measured[inside], True
+
+
+class _Way:
+    """Models of one float model, one recipe and one target, with more or fewer bits."""
+
+    def __init__(
+        self, model: keras.Model, data: Any, recipe: Recipe, target: str, widths: tuple[str, ...], evaluate: Any
+    ) -> None:
+        self.model, self.data, self.target, self.widths, self.evaluate = model, data, target, widths, evaluate
+        weights = recipe.weights.model_copy(update={"bits": 8 if "int8" in widths else 4})
+        update: dict[str, Any] = {"weights": weights}
+        if "int16" in widths:
+            update["activations"] = recipe.activations.model_copy(update=WIDE)
+        self.recipe = recipe.model_copy(update=update)
+        self.observer = recipe.activations.observer if recipe.activations.bits == 8 else "percentile"
+        self.layers: tuple[LayerReport, ...] = ()
+
+    def make(self, recipe: Recipe) -> keras.Model:
+        """The quantized model of a recipe."""
+        qmodel = quantize(self.model, recipe, target=self.target)
+        return apply_steps(qmodel, recipe.steps, self.data, verbose=False)
+
+    def analysis(self, recipe: Recipe, sensitivity: bool) -> Analysis:
+        """Of the model of that recipe."""
+        return analyze(self.make(recipe), self.data, samples=SAMPLES, sensitivity=sensitivity, verbose=False)
+
+    def moves(self, unit: str) -> list[Move]:
+        """Every move, the one with least noise for what it saves first."""
+        widest = self.analysis(self.recipe, True)
+        self.layers = widest.layers
+        found: list[Move] = []
+        if "int4" in self.widths and "int8" in self.widths:
+            narrow = self.recipe.model_copy(update={"weights": self.recipe.weights.model_copy(update={"bits": 4})})
+            found += _moves("weights", widest, self.analysis(narrow, True), unit)
+        if "int16" in self.widths and "int8" in self.widths:
+            eight = {"bits": 8, "observer": self.observer}
+            chosen = self.recipe.activations.model_copy(update=eight)
+            narrow = self.recipe.model_copy(update={"activations": chosen})
+            found += _moves("activations", widest, self.analysis(narrow, True), unit)
+        return sorted((m for m in found if m.saved > 0), key=lambda m: m.noise / m.saved)
+
+    def recipe_after(self, moves: Sequence[Move]) -> Recipe:
+        """With a rule for each move."""
+        eight = {"bits": 8, "observer": self.observer}
+        rules = [{"layer": m.layer, m.setting: {"bits": 4} if m.setting == "weights" else eight} for m in moves]
+        added = Recipe.model_validate({"name": "rules", "rules": rules}).rules
+        return self.recipe.model_copy(update={"name": "mixed", "rules": (*self.recipe.rules, *added)})
+
+    def point(self, moves: Sequence[Move], count: int, bar: Any) -> Point:
+        """What the model costs after the first moves, measured."""
+        recipe = self.recipe_after(moves[:count])
+        qmodel = self.make(recipe)
+        lowered = lower(qmodel)
+        content = to_bytes(lowered.program, lowered.target, {})
+        found = analyze(qmodel, self.data, samples=SAMPLES, sensitivity=False, verbose=False)
+        bar.update()
+        return Point(
+            count,
+            recipe.model_dump(mode="json", by_alias=True),
+            len(content),
+            arena_bytes(content) if "tflm" in available() and self.target == "tflm" else None,
+            sum(_bit_macs(row, found) for row in found.layers),
+            found.sqnr_db,
+            None if self.evaluate is None else float(self.evaluate(qmodel)),
+        )
+
+
+def _moves(setting: Any, wide: Analysis, narrow: Analysis, unit: str) -> list[Move]:
+    """One move for each layer, from analyses of the model before and after all of them."""
+    found = []
+    for before, after in zip(wide.layers, narrow.layers, strict=True):
+        if before.weights is None or before.sensitivity is None or after.sensitivity is None:
+            continue
+        noise = _noise(after, setting) - _noise(before, setting)
+        saved = {
+            "flash_bytes": before.weight_bytes - after.weight_bytes,
+            "arena_bytes": before.live_bytes - after.live_bytes,
+            "bit_macs": _bit_macs(before, wide) - _bit_macs(after, narrow),
+        }[unit]
+        found.append(Move(before.name, setting, max(noise, 0.0), float(saved)))
+    return found
+
+
+def _noise(row: LayerReport, setting: str) -> float:
+    """Noise over signal at the outputs with only this layer's weights or activations quantized."""
+    if row.sensitivity is None:
+        return 0.0
+    alone = row.sensitivity.only_weights if setting == "weights" else row.sensitivity.only_activations
+    return 10.0 ** (-(row.sensitivity.only if alone is None else alone) / 10.0)
+
+
+def _bit_macs(row: LayerReport, analysis: Analysis) -> int:
+    """Multiplications of a layer times the bits of both factors."""
+    if row.weights is None:
+        return 0
+    bits = max((t.bits for t in analysis.tensors if t.unit == row.name), default=8)
+    return row.macs * row.weights.bits * bits
