@@ -17,6 +17,8 @@ __version__ = "0.1.0"
 # import alone must register the layers with Keras: `import kquant; keras.models.load_model(...)`.
 if Path(sys.argv[0] if sys.argv else "").stem != "kquant":
     from kquant import report
+    from kquant.analysis.results import Analysis
+    from kquant.analyze import analyze
     from kquant.calibrate import calibrate
     from kquant.cell import cell, cell_samples
     from kquant.check import CheckReport, check
@@ -33,6 +35,7 @@ if Path(sys.argv[0] if sys.argv else "").stem != "kquant":
     from kquant.verify import VerifyReport, verify
 
 __all__ = [
+    "Analysis",
     "CheckReport",
     "CompressResult",
     "ExportReport",
@@ -40,6 +43,7 @@ __all__ = [
     "Recipe",
     "Stream",
     "VerifyReport",
+    "analyze",
     "calibrate",
     "cell",
     "cell_samples",
