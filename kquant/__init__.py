@@ -23,6 +23,7 @@ if Path(sys.argv[0] if sys.argv else "").stem != "kquant":
     from kquant.cell import cell, cell_samples
     from kquant.check import CheckReport, check
     from kquant.core.recipe import Recipe, recipe_from_aeq, recipe_to_aeq
+    from kquant.dry_run import DryRun, dry_run
     from kquant.encodings import encodings, set_encodings
     from kquant.export import ExportReport, export
     from kquant.fold import fold
@@ -38,6 +39,7 @@ __all__ = [
     "Analysis",
     "CheckReport",
     "CompressResult",
+    "DryRun",
     "ExportReport",
     "FileModel",
     "Recipe",
@@ -49,6 +51,7 @@ __all__ = [
     "cell_samples",
     "check",
     "compress",
+    "dry_run",
     "encodings",
     "export",
     "fold",

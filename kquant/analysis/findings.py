@@ -88,7 +88,7 @@ def ranges(e: Evidence) -> Iterator[Finding]:
             continue
         better = f"[{t.best_low:.4g}, {t.best_high:.4g}] would have {t.gain_db:.1f} dB less noise"
         if t.clipping > t.rounding:
-            evidence = f"{t.clipped:.2%} of the values beyond [{t.low:.4g}, {t.high:.4g}]; {better}"
+            evidence = f"{t.clipped:.3%} of the values beyond [{t.low:.4g}, {t.high:.4g}]; {better}"
             yield Finding(t.unit, "saturated activations", evidence, _observer(e, t))
         else:
             evidence = f"all but 0.2 % of the values use {t.used:.0%} of [{t.low:.4g}, {t.high:.4g}]; {better}"
@@ -159,22 +159,22 @@ def _own_db(row: LayerReport) -> float:
 
 def low_bits(e: Evidence) -> Iterator[Finding]:
     """Few bits, and weights far from the float ones."""
-    poor = [r for r in e.layers if r.weights and r.weights.bits <= LOW_BITS and r.weights.sqnr_db < LOW_WEIGHTS_DB]
+    few = [row for row in e.layers if row.weights is not None and row.weights.bits <= LOW_BITS]
+    poor = [row for row in few if row.weights is not None and row.weights.sqnr_db < LOW_WEIGHTS_DB]
     if not poor:
         return
-    worst = min(poor, key=_weights_alone)
-    shown = f"{len(poor)} layers below {LOW_WEIGHTS_DB:g} dB" if len(poor) > 1 else "one layer"
-    evidence = f"{shown}; {worst.name} is the worst, its weights at {worst.weights.sqnr_db if worst.weights else 0:.1f} dB"
+    worst = min(few, key=_weights_alone)
     remedy = (
         'steps = ["calibrate", "adaround"]\nor steps = ["calibrate", "sequential-mse"], or 8 bits for the worst:\n'
         + _rule(worst.name, "weights", "bits = 8")
     )
-    bits = sorted({r.weights.bits for r in poor if r.weights})
-    yield Finding(worst.name, f"{'/'.join(map(str, bits))}-bit weights", evidence, remedy)
+    bits = "/".join(map(str, sorted({row.weights.bits for row in few if row.weights is not None})))
+    evidence = f"weights of {len(poor)} of {len(few)} layers below {LOW_WEIGHTS_DB:g} dB; {worst.name} costs most"
+    yield Finding(worst.name if len(few) == 1 else e.model, f"{bits}-bit weights", evidence, remedy)
 
 
 def _weights_alone(row: LayerReport) -> float:
-    """The metric with only the weights of this layer quantized; their SQNR where it was not measured."""
+    """The metric with the weights of this layer alone quantized; their SQNR where it was not measured."""
     if row.sensitivity is None:
         return row.weights.sqnr_db if row.weights else np.inf
     alone = row.sensitivity.only_weights
@@ -186,7 +186,7 @@ def sensitive(e: Evidence) -> Iterator[Finding]:
     loss_matters = e.simulated < LOSS_DB if e.is_sqnr else e.float_value - e.simulated > LOSS
     if not loss_matters:
         return
-    shares = [(share_of_loss(e, row), row) for row in e.layers if row.sensitivity is not None]
+    shares = [(share_of_loss(e.float_value, e.simulated, row, e.is_sqnr), row) for row in e.layers if row.sensitivity is not None]
     largest = sorted(shares, key=lambda pair: -pair[0])[:MOST_SENSITIVE]
     for share, row in largest:
         if share >= SENSITIVE_SHARE and row.sensitivity is not None:
@@ -199,15 +199,21 @@ def sensitive(e: Evidence) -> Iterator[Finding]:
             yield Finding(row.name, "most sensitive layer", evidence, _more_bits(row))
 
 
-def share_of_loss(e: Evidence, row: LayerReport) -> float:
-    """How much of what quantization costs is gone when this layer is in float, 0 to 1; SQNR counts as noise power."""
+def share_of_loss(float_value: float, simulated: float, row: LayerReport, is_sqnr: bool) -> float:
+    """How much of what quantization costs is gone when a layer is in float; in SQNR as noise power.
+
+    Args:
+        float_value, simulated: the metric of the float model, and with everything quantized.
+        row: the layer.
+        is_sqnr: the metric is SQNR in dB.
+    """
     if row.sensitivity is None:
         return 0.0
-    if e.is_sqnr:
-        left, whole = (10.0 ** (-db / 10.0) for db in (row.sensitivity.all_but, e.simulated))
+    if is_sqnr:
+        left, whole = (10.0 ** (-db / 10.0) for db in (row.sensitivity.all_but, simulated))
         return 1.0 - left / whole if whole else 0.0
-    drop = e.float_value - e.simulated
-    return (row.sensitivity.all_but - e.simulated) / drop if drop > 0.0 else 0.0
+    drop = float_value - simulated
+    return (row.sensitivity.all_but - simulated) / drop if drop > 0.0 else 0.0
 
 
 def _more_bits(row: LayerReport) -> str:

@@ -30,7 +30,7 @@ class Outputs:
 
     Attributes:
         noises: one for each output.
-        arrays: the outputs themselves, chunk by chunk; empty where the metric is SQNR.
+        arrays: the outputs themselves, chunk by chunk; empty where nobody wants them.
     """
 
     noises: list[Noise]
@@ -71,8 +71,11 @@ class Passes:
 
     ALL, NONE = None, frozenset()
 
-    def __init__(self, graph: Graph, found: list[Unit], metric: Metric | None, settings: list[Names]) -> None:
+    def __init__(
+        self, graph: Graph, found: list[Unit], metric: Metric | None, settings: list[Names], keep: bool = False
+    ) -> None:
         self.graph, self.units, self.metric, self.settings = graph, found, metric, settings
+        self.keeps = keep or metric is not None
         self.ends = [id(t) for t in keras.tree.flatten(graph.outputs)]
         self.calls: dict[str, list[Node]] = {}
         for node in graph.nodes:
@@ -92,20 +95,20 @@ class Passes:
             for x in pieces:
                 with observing(lambda *_: None):
                     real = run(self.graph, x)
-                self.keep(self.NONE, real, real)
-                self.look(real)
+                self._keep(self.NONE, real, real)
+                self._look(real)
                 bar.update()
                 found = run(self.graph, x)
-                self.keep(self.ALL, real, found)
+                self._keep(self.ALL, real, found)
                 for unit in self.units:
                     self.noises[id(unit)] = self.noises.get(id(unit), Noise()) + _of_unit(unit, real, found)
                 del found
                 bar.update()
                 for names in self.settings:
-                    self.simulate(names, real)
+                    self._simulate(names, real)
                     bar.update()
 
-    def look(self, real: dict[int, Any]) -> None:
+    def _look(self, real: dict[int, Any]) -> None:
         """Float values against the grid of their encoding."""
         for name, nodes in self.calls.items():
             layer: FakeQuant = nodes[0].op
@@ -115,7 +118,7 @@ class Passes:
                     seen = self.seen.setdefault(name, Seen())
                     seen.add(real[id(node.args[0])], *grid, layer.spec.low, layer.spec.high)
 
-    def simulate(self, names: Names, real: dict[int, Any]) -> None:
+    def _simulate(self, names: Names, real: dict[int, Any]) -> None:
         """One setting on one chunk; what lies before the first named layer is what it is in float."""
         values = dict(real)
         changed: set[int] = set()
@@ -127,16 +130,16 @@ class Passes:
                 for t, value in zip(node.outputs, keras.tree.flatten(node.op(*args, **kwargs)), strict=True):
                     values[id(t)] = value
                     changed.add(id(t))
-        self.keep(names, real, values)
+        self._keep(names, real, values)
         unit = self.by_names.get(names)
         if unit is not None:
             self.local[id(unit)] = self.local.get(id(unit), Noise()) + _of_unit(unit, real, values)
 
-    def keep(self, names: Names | None, real: dict[int, Any], found: dict[int, Any]) -> None:
+    def _keep(self, names: Names | None, real: dict[int, Any], found: dict[int, Any]) -> None:
         """Outputs of one setting on one chunk."""
         kept = self.outputs.setdefault(names, Outputs([Noise()] * len(self.ends)))
         kept.noises = [n + noise_of(real[i], found[i]) for n, i in zip(kept.noises, self.ends, strict=True)]
-        if self.metric is not None:
+        if self.keeps:
             kept.arrays.append([np.asarray(found[i]) for i in self.ends])
 
     def value(self, names: Names | None) -> float:
