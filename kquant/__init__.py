@@ -17,10 +17,13 @@ __version__ = "0.1.0"
 # import alone must register the layers with Keras: `import kquant; keras.models.load_model(...)`.
 if Path(sys.argv[0] if sys.argv else "").stem != "kquant":
     from kquant import report
+    from kquant.analysis.results import Analysis
+    from kquant.analyze import analyze
     from kquant.calibrate import calibrate
     from kquant.cell import cell, cell_samples
     from kquant.check import CheckReport, check
     from kquant.core.recipe import Recipe, recipe_from_aeq, recipe_to_aeq
+    from kquant.dry_run import DryRun, dry_run
     from kquant.encodings import encodings, set_encodings
     from kquant.export import ExportReport, export
     from kquant.fold import fold
@@ -33,18 +36,22 @@ if Path(sys.argv[0] if sys.argv else "").stem != "kquant":
     from kquant.verify import VerifyReport, verify
 
 __all__ = [
+    "Analysis",
     "CheckReport",
     "CompressResult",
+    "DryRun",
     "ExportReport",
     "FileModel",
     "Recipe",
     "Stream",
     "VerifyReport",
+    "analyze",
     "calibrate",
     "cell",
     "cell_samples",
     "check",
     "compress",
+    "dry_run",
     "encodings",
     "export",
     "fold",

@@ -31,6 +31,30 @@ def batches_of(model: keras.Model, data: Any, batch_size: int = 32) -> Iterator[
         yield _checked(model, batch, number)
 
 
+def gather(model: keras.Model, data: Any, samples: int, batches: int | None = None) -> list[np.ndarray]:
+    """The first `samples` samples, one array for each input in order.
+
+    Args:
+        model: see `batches_of`.
+        data: see `batches_of`.
+        samples: at most this many.
+        batches: take no more than this many batches.
+
+    Raises:
+        ValueError: no data; see `batches_of`.
+    """
+    collected: list[list[np.ndarray]] = []
+    count = 0
+    for batch in itertools.islice(batches_of(model, data), batches):
+        collected.append([np.asarray(t) for t in keras.tree.flatten(batch)])
+        count += len(collected[-1][0])
+        if count >= samples:
+            break
+    if count == 0:
+        raise ValueError("the data are empty; give at least one sample.")
+    return [np.concatenate(column)[:samples] for column in zip(*collected, strict=True)]
+
+
 def refuse_endless(data: Any) -> None:
     """Refuse data that say of themselves that they never end.
 

@@ -19,13 +19,14 @@ import numpy as np
 from kquant import __version__, targets
 from kquant.core.program import Operator, Program, Ref
 from kquant.core.spec import Encoding, QuantSpec
+from kquant.data import gather
 from kquant.encodings import Version
 from kquant.encodings import encodings as encodings_of
 from kquant.inspect import FileModel, read_model
 from kquant.lower import Lowered, States, Streamed, keep_states, lower, to_bytes, to_stream
 from kquant.runtimes import arena_bytes, available
 from kquant.stream import Stream, StreamReport, check_stream, describe_stream, stream_metadata
-from kquant.verify import VerifyReport, compare, gather
+from kquant.verify import VerifyReport, compare
 
 IO = Literal["model", "int8", "uint8", "int16", "float32"]
 RANDOM_SAMPLES = 8

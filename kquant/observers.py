@@ -81,7 +81,7 @@ def mse(statistics: Statistics, spec: QuantSpec) -> tuple[float, float]:
         >>> -1.2 < low and high < 5.0
         True
     """
-    return _least(statistics, spec, lambda low, high: _squared_error(statistics, spec, low, high, 1.0))
+    return _least(statistics, spec, lambda low, high: squared_error(statistics, spec, low, high, 1.0))
 
 
 def sqnr(statistics: Statistics, spec: QuantSpec) -> tuple[float, float]:
@@ -93,7 +93,7 @@ def sqnr(statistics: Statistics, spec: QuantSpec) -> tuple[float, float]:
         >>> sqnr(Statistics(values[:1], values[-1:], s.counts, s.reach), QuantSpec(4))[1] < 10.0
         True
     """
-    return _least(statistics, spec, lambda low, high: _squared_error(statistics, spec, low, high, CLIPPED_COUNTS))
+    return _least(statistics, spec, lambda low, high: squared_error(statistics, spec, low, high, CLIPPED_COUNTS))
 
 
 def kl(statistics: Statistics, spec: QuantSpec) -> tuple[float, float]:
@@ -174,7 +174,7 @@ def _grid(spec: QuantSpec, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarra
     return scale, (spec.low - zero_point) * scale, (spec.high - zero_point) * scale
 
 
-def _squared_error(s: Statistics, spec: QuantSpec, low: np.ndarray, high: np.ndarray, clipped: float) -> np.ndarray:
+def squared_error(s: Statistics, spec: QuantSpec, low: np.ndarray, high: np.ndarray, clipped: float) -> np.ndarray:
     """Mean squared error of each candidate, values taken to lie evenly inside their bin.
 
     The squared error of a value has an integral in closed form: with t moved to c inside the grid, whose steps have

@@ -17,7 +17,7 @@ import numpy as np
 
 from kquant.core.graph import run
 from kquant.core.program import Ref
-from kquant.data import batches_of
+from kquant.data import gather
 from kquant.inspect import EDGES, FileModel, FileTensor, float_operators, inspect
 from kquant.interpreters import litert_interpreter
 from kquant.lower import Lowered, lower
@@ -105,20 +105,6 @@ def verify(
         )
     x = gather(qmodel, data, samples)
     return compare(lowered, content, file, x, (runtime,))[0]
-
-
-def gather(qmodel: keras.Model, data: Any, samples: int) -> list[np.ndarray]:
-    """The first `samples` samples, one array for each input in order."""
-    collected: list[list[np.ndarray]] = []
-    count = 0
-    for batch in batches_of(qmodel, data):
-        collected.append([np.asarray(t) for t in keras.tree.flatten(batch)])
-        count += len(collected[-1][0])
-        if count >= samples:
-            break
-    if not collected:
-        raise ValueError("verify: the data are empty; give at least one sample.")
-    return [np.concatenate(column)[:samples] for column in zip(*collected, strict=True)]
 
 
 def compare(

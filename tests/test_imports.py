@@ -20,8 +20,8 @@ ORDER = (
     ("ops",),
     ("data", "observers", "inspect", "interpreters", "widths", "quantized"),
     ("expand", "plan", "calibrate", "lower", "runtimes", "encodings"),
-    ("fold", "attach", "correct"),
-    ("quantize",),
+    ("fold", "attach", "correct", "analysis"),
+    ("quantize", "analyze", "dry_run"),
     ("check", "verify", "stream", "cell"),
     ("export",),
     ("report", "files", "c_array"),
@@ -74,7 +74,7 @@ def test_imports_point_one_way(path: Path) -> None:
 
 
 def test_inside_core_and_ops_imports_have_no_circle() -> None:
-    for folder in ("core", "ops", "lower", "report", "correct"):
+    for folder in ("core", "ops", "lower", "report", "correct", "analysis"):
         modules = {
             f"kquant.{folder}.{path.stem}": path for path in (PACKAGE / folder).glob("*.py") if path.stem != "__init__"
         }

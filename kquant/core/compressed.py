@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from kquant.core.fake_quant import is_observing
+from kquant.core.fake_quant import is_float, is_simulating
 from kquant.core.graph import full_precision
 from kquant.core.nonuniform import on_grid
 from kquant.core.spec import QuantSpec, encode_weights
@@ -153,9 +153,9 @@ class Compressed(keras.layers.Wrapper):
             activations the sums too (float64, like y).
         """
         unknown = [tf.zeros((1,), tf.float64)] * (2 if self.wide else 1)
-        if is_observing():
+        if is_float(self):
             return [self._run(x, {self.kernel_name: self.weights_as_used()}, self.layer), *unknown]
-        if training or encoding is None or self.spec is None or not self.spec.has_codes:
+        if training or is_simulating() or encoding is None or self.spec is None or not self.spec.has_codes:
             return [self._biased(x, self._trained(), self.bias_as_used(), self.layer), *unknown]
         known = encoding[0] > 0.0
         codes, scale, bias = self.codes(tf.where(known, encoding[0], 1.0))

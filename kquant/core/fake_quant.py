@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -16,6 +16,7 @@ from kquant.core.spec import QuantSpec, encode_range, to_codes
 
 Collector = Callable[["FakeQuant", int, tf.Tensor], None]
 _COLLECTOR: contextvars.ContextVar[Collector | None] = contextvars.ContextVar("collector", default=None)
+_ONLY: contextvars.ContextVar[frozenset[str] | None] = contextvars.ContextVar("only", default=None)
 
 
 @contextlib.contextmanager
@@ -31,6 +32,30 @@ def observing(collector: Collector) -> Iterator[None]:
 def is_observing() -> bool:
     """True inside `observing`."""
     return _COLLECTOR.get() is not None
+
+
+@contextlib.contextmanager
+def only(names: Collection[str]) -> Iterator[None]:
+    """Inside, models compute in float, and only the layers of these names quantize: their weights, or their tensors.
+
+    What quantizes rounds floats to the grid (no integer sums), so that a layer costs what it costs in float.
+    """
+    token = _ONLY.set(frozenset(names))
+    try:
+        yield
+    finally:
+        _ONLY.reset(token)
+
+
+def is_simulating() -> bool:
+    """True inside `only`."""
+    return _ONLY.get() is not None
+
+
+def is_float(layer: keras.layers.Layer) -> bool:
+    """True where a layer is to compute in float: inside `observing`, and inside `only` where it is not named."""
+    names = _ONLY.get()
+    return is_observing() or (names is not None and layer.name not in names)
 
 
 @keras.saving.register_keras_serializable(package="kquant")
@@ -144,6 +169,8 @@ class FakeQuant(keras.layers.Layer):
             if not peek:
                 collector(self, site, y)
             return [tf.cast(y, _float_like(y)), tf.zeros(2)]
+        if is_float(self):
+            return [tf.cast(y, _float_like(y)), tf.zeros(2)]
         real = tf.cast(y, tf.float32)
         if peek:
             scale, zero_point, seen = self.grid(encodings)
@@ -155,7 +182,7 @@ class FakeQuant(keras.layers.Layer):
             # Probabilities on a grid of 1/256 are often 0, where a cross-entropy has no gradient; the kernel's grid is
             # fine enough that training need not see it.
             return [tf.cast(y, _float_like(y)), tf.stack([scale, zero_point])]
-        if training:
+        if training or is_simulating():
             quantized = _train(real, scale, zero_point, self.spec)
         else:
             self._warn_unseen()

@@ -20,7 +20,7 @@ from kquant.core import arithmetic
 from kquant.core.arithmetic.gates import CELL_BITS
 from kquant.core.arithmetic.lstm import LstmWeights, lstm
 from kquant.core.compressed import round_through
-from kquant.core.fake_quant import FakeQuant, is_observing, straight_through
+from kquant.core.fake_quant import FakeQuant, is_float, is_observing, is_simulating, straight_through
 from kquant.core.graph import full_precision
 from kquant.core.nonuniform import on_grid
 from kquant.core.spec import QuantSpec, encode_weights
@@ -81,10 +81,10 @@ class QuantizedLSTM(keras.layers.Wrapper):
             float32[batch, steps, units], on the grid of `out` where there is one.
         """
         x = tf.cast(x, tf.float32)
-        if is_observing() or encoding is None or out is None:
+        if is_float(self) or encoding is None or out is None:
             self._warn_one_step(x)
             return self._real(x, None, site)
-        if training or not self.spec.has_codes:
+        if training or is_simulating() or not self.spec.has_codes:
             return self._real(x, out, site, training)
         known = tf.logical_and(tf.logical_and(encoding[0] > 0.0, out[0] > 0.0), self.seen())
         return tf.cond(known, lambda: self._integer(x, encoding, out), lambda: self._real(x, None))

@@ -7,19 +7,20 @@
 Encodings travel beside the tensors, so a layer knows the scale that its sums will have on the device without holding a
 reference to another layer: models save, load and clone like any other, and a shared layer gets each caller's scale.
 
-Three ways to run:
+Four ways to run:
     observing (`kquant.calibrate`)  float; every tensor is handed to a collector;
     training                        ranges move, straight-through fake quantization (Jacob et al., arXiv:1712.05877);
+    only (`kquant.analyze`)         float on the grids, and only the named layers quantize;
     inference                       the integer arithmetic of the interpreter, code for code (`core.arithmetic`).
 """
 
 import keras
 
 from kquant.core.compressed import Compressed
-from kquant.core.fake_quant import FakeQuant, observing
+from kquant.core.fake_quant import FakeQuant, observing, only
 from kquant.core.lstm import QuantizedLSTM
 
-__all__ = ["Compressed", "FakeQuant", "QuantizedLSTM", "encodings_of", "observing"]
+__all__ = ["Compressed", "FakeQuant", "QuantizedLSTM", "encodings_of", "observing", "only"]
 
 
 def encodings_of(model: keras.Model) -> list[FakeQuant]:

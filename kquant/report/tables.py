@@ -57,8 +57,8 @@ def page(report: Any) -> Page:
     if isinstance(inner, ExportReport):
         return page(inner)
     raise TypeError(
-        f"report: expected an ExportReport, VerifyReport, CheckReport, FileModel or CompressResult. Received: "
-        f"{type(report).__name__}."
+        "report: expected an Analysis, DryRun, ExportReport, VerifyReport, CheckReport, FileModel or CompressResult. "
+        f"Received: {type(report).__name__}."
     )
 
 

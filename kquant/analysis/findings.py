@@ -1,0 +1,235 @@
+"""Causes of lost accuracy, each with its evidence and the remedy to try."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from kquant import targets
+from kquant.analysis.pairs import Pair
+from kquant.analysis.results import Finding, LayerReport, TensorReport
+from kquant.analysis.units import Unit
+from kquant.core.nodes import Compressed
+from kquant.ops import find
+
+# A channel with an eighth of the range has three of eight bits less.
+CHANNEL_OUTLIER = 8.0
+# Across a pair, ranges that differ by five bits leave a channel with three on one side or the other.
+PAIR_SPREAD = 32.0
+# The layers of a healthy 8-bit model have 30 to 50 dB of their own; below that something costs more than rounding must.
+HEALTHY_DB = 30.0
+# Half of the noise: what another range has to gain on these data, and where the tensor is not healthy as it is.
+GAIN_DB = 3.0
+# A tensor that joins others at an eighth of their range has three bits less.
+UNBALANCED = 8.0
+# `kquant.calibrate` warns below this number.
+FEW_SAMPLES = 32
+# Ranges of half the data and of all of them differ by some 10 % where the data are enough.
+MOVED = 1.5
+# Noise of 1 % of the weights' power moves predictions; uniform 4-bit grids of bell-shaped weights lie around 18 dB.
+LOW_WEIGHTS_DB = 20.0
+LOW_BITS = 4
+# A layer that alone accounts for a fifth of the loss is worth more bits, where the loss is worth a word: noise of 1 % of
+# the outputs' power, or half a point of the metric.
+SENSITIVE_SHARE = 0.2
+LOSS_DB, LOSS = 20.0, 0.005
+MOST_SENSITIVE = 3
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What findings are read from.
+
+    Attributes:
+        model: its name.
+        samples: how many were analyzed.
+        units, layers: one row for each part of the model.
+        tensors: one row for each encoding.
+        pairs: layers that could be equalized.
+        float_value, simulated: the metric of the float model, and with everything quantized, on the grids.
+        is_sqnr: the metric is SQNR in dB.
+    """
+
+    model: str
+    samples: int
+    units: tuple[Unit, ...]
+    layers: tuple[LayerReport, ...]
+    tensors: tuple[TensorReport, ...]
+    pairs: tuple[Pair, ...]
+    float_value: float
+    simulated: float
+    is_sqnr: bool
+
+
+def findings(evidence: Evidence) -> tuple[Finding, ...]:
+    """All causes that the evidence shows; data first, then the structure, then what more bits would buy."""
+    found = (few_samples, ranges, concats, outliers, unequalized, low_bits, sensitive)
+    return tuple(finding for search in found for finding in search(evidence))
+
+
+def few_samples(e: Evidence) -> Iterator[Finding]:
+    """The data do not show the ranges."""
+    remedy = "kquant.calibrate(qmodel, data) and kquant.analyze(qmodel, data) with 100 samples or more, shuffled"
+    if e.samples < FEW_SAMPLES:
+        yield Finding(e.model, "too few samples", f"{e.samples} samples were analyzed", remedy)
+    moving = [t for t in e.tensors if t.moved > MOVED and not t.is_fixed]
+    if moving:
+        shown = ", ".join(f"{t.unit} {t.moved:.1f} times" for t in moving[:3])
+        more = f" and {len(moving) - 3} more" if len(moving) > 3 else ""
+        yield Finding(e.model, "too few samples", f"the second half of the data widens ranges: {shown}{more}", remedy)
+
+
+def ranges(e: Evidence) -> Iterator[Finding]:
+    """Ranges that clip too much, or leave most of the grid unused."""
+    for t in e.tensors:
+        if t.is_fixed or t.gain_db < GAIN_DB or t.sqnr_db > HEALTHY_DB:
+            continue
+        better = f"[{t.best_low:.4g}, {t.best_high:.4g}] would have {t.gain_db:.1f} dB less noise"
+        if t.clipping > t.rounding:
+            evidence = f"{t.clipped:.3%} of the values beyond [{t.low:.4g}, {t.high:.4g}]; {better}"
+            yield Finding(t.unit, "saturated activations", evidence, _observer(e, t))
+        else:
+            evidence = f"all but 0.2 % of the values use {t.used:.0%} of [{t.low:.4g}, {t.high:.4g}]; {better}"
+            yield Finding(t.unit, "too wide range", evidence, _observer(e, t))
+
+
+def _observer(e: Evidence, t: TensorReport) -> str:
+    """The range with the least error, from data like these."""
+    unit = next(u for u in e.units if u.name == t.unit)
+    recipe = (
+        '[activations]\nobserver = "mse"'
+        if unit.kind in ("Input", "encoding", "shared encoding") or len(t.sites) > 1
+        else _rule(t.unit, "activations", 'observer = "mse"')
+    )
+    return f"{recipe}\nor, where calibration saw other data, kquant.calibrate(qmodel, data) with data like these"
+
+
+def concats(e: Evidence) -> Iterator[Finding]:
+    """Tensors of very different ranges in one encoding."""
+    for t in e.tensors:
+        widths = np.array([max(high, 0.0) - min(low, 0.0) for low, high in t.sites])
+        if len(widths) < 2 or widths.min() * UNBALANCED > widths.max():
+            continue
+        evidence = f"one encoding for ranges of width {', '.join(f'{w:.4g}' for w in widths)}"
+        yield Finding(t.unit, "unbalanced concat", evidence, _rule(t.unit, "activations", "bits = 16"))
+
+
+def outliers(e: Evidence) -> Iterator[Finding]:
+    """One scale for channels of very different ranges."""
+    for unit, row in zip(e.units, e.layers, strict=True):
+        if row.weights is None or row.weights.per_axis or not isinstance(unit.weighted, Compressed):
+            continue
+        live = np.array([c for c in row.weights.channels if c > 0.0])
+        if live.size < 2 or live.max() < CHANNEL_OUTLIER * np.median(live):
+            continue
+        worst = int(np.argmax(row.weights.channels))
+        evidence = f"channel {worst} reaches {live.max():.4g}, the median channel {np.median(live):.4g}; one scale"
+        per_axis = _rule(row.name, "weights", "per_axis = true")
+        remedy = per_axis if _takes_per_axis(unit.weighted) else "kquant.equalize(qmodel, data)"
+        yield Finding(row.name, "outlier channels", evidence, remedy)
+
+
+def _takes_per_axis(layer: Compressed) -> bool:
+    rule = find(layer.layer)
+    if rule is None or rule.weights is None or not rule.weights.per_axis or "target" not in layer.origin:
+        return False
+    ops = targets.load(layer.origin["target"]).ops
+    return all(code in ops and ops[code].per_axis_for("int8") for code in rule.operators)
+
+
+def unequalized(e: Evidence) -> Iterator[Finding]:
+    """Channels that are wide before and narrow behind, where that costs something."""
+    rows = {row.name: row for row in e.layers}
+    for pair in e.pairs:
+        suffering = [rows[n] for n in (pair.first, pair.second) if n in rows and _own_db(rows[n]) < HEALTHY_DB]
+        if pair.spread < PAIR_SPREAD or not suffering:
+            continue
+        costs = ", ".join(f"{row.name} alone leaves {_own_db(row):.1f} dB" for row in suffering)
+        evidence = f"channel ranges of {pair.first} against {pair.second} differ {pair.spread:.0f} times; {costs}"
+        yield Finding(pair.first, "unequalized pair", evidence, 'kquant.equalize(qmodel, data), step "equalize"')
+
+
+def _own_db(row: LayerReport) -> float:
+    """Of the layer alone, or of its weights where sensitivity was not asked for."""
+    weights = np.inf if row.weights is None else row.weights.sqnr_db
+    return weights if row.local_sqnr_db is None else row.local_sqnr_db
+
+
+def low_bits(e: Evidence) -> Iterator[Finding]:
+    """Few bits, and weights far from the float ones."""
+    few = [row for row in e.layers if row.weights is not None and row.weights.bits <= LOW_BITS]
+    poor = [row for row in few if row.weights is not None and row.weights.sqnr_db < LOW_WEIGHTS_DB]
+    if not poor:
+        return
+    worst = min(few, key=_weights_alone)
+    remedy = (
+        'steps = ["calibrate", "adaround"]\nor steps = ["calibrate", "sequential-mse"], or 8 bits for the worst:\n'
+        + _rule(worst.name, "weights", "bits = 8")
+    )
+    bits = "/".join(map(str, sorted({row.weights.bits for row in few if row.weights is not None})))
+    evidence = f"weights of {len(poor)} of {len(few)} layers below {LOW_WEIGHTS_DB:g} dB; {worst.name} costs most"
+    yield Finding(worst.name if len(few) == 1 else e.model, f"{bits}-bit weights", evidence, remedy)
+
+
+def _weights_alone(row: LayerReport) -> float:
+    """The metric with the weights of this layer alone quantized; their SQNR where it was not measured."""
+    if row.sensitivity is None:
+        return row.weights.sqnr_db if row.weights else np.inf
+    alone = row.sensitivity.only_weights
+    return row.sensitivity.only if alone is None else alone
+
+
+def sensitive(e: Evidence) -> Iterator[Finding]:
+    """The layers that account for most of the loss."""
+    loss_matters = e.simulated < LOSS_DB if e.is_sqnr else e.float_value - e.simulated > LOSS
+    if not loss_matters:
+        return
+    shares = [(share_of_loss(e.float_value, e.simulated, row, e.is_sqnr), row) for row in e.layers if row.sensitivity is not None]
+    largest = sorted(shares, key=lambda pair: -pair[0])[:MOST_SENSITIVE]
+    for share, row in largest:
+        if share >= SENSITIVE_SHARE and row.sensitivity is not None:
+            unit = "dB" if e.is_sqnr else ""
+            evidence = (
+                f"{share:.0%} of the loss: {e.simulated:.4g} {unit}".rstrip()
+                + f", {row.sensitivity.all_but:.4g} {unit}".rstrip()
+                + " with all but this layer quantized"
+            )
+            yield Finding(row.name, "most sensitive layer", evidence, _more_bits(row))
+
+
+def share_of_loss(float_value: float, simulated: float, row: LayerReport, is_sqnr: bool) -> float:
+    """How much of what quantization costs is gone when a layer is in float; in SQNR as noise power.
+
+    Args:
+        float_value, simulated: the metric of the float model, and with everything quantized.
+        row: the layer.
+        is_sqnr: the metric is SQNR in dB.
+    """
+    if row.sensitivity is None:
+        return 0.0
+    if is_sqnr:
+        left, whole = (10.0 ** (-db / 10.0) for db in (row.sensitivity.all_but, simulated))
+        return 1.0 - left / whole if whole else 0.0
+    drop = float_value - simulated
+    return (row.sensitivity.all_but - simulated) / drop if drop > 0.0 else 0.0
+
+
+def _more_bits(row: LayerReport) -> str:
+    """For what costs more: the weights or the output."""
+    s = row.sensitivity
+    weights, activations = (None, None) if s is None else (s.only_weights, s.only_activations)
+    by_weights = row.weights is not None and (activations is None or (weights is not None and weights < activations))
+    if not by_weights:
+        return _rule(row.name, "activations", "bits = 16")
+    if row.weights is not None and row.weights.bits < 8:
+        return _rule(row.name, "weights", "bits = 8")
+    return 'kquant.adaround(qmodel, data), step "adaround"'
+
+
+def _rule(layer: str, section: str, setting: str) -> str:
+    """Lines of a recipe."""
+    return f'[[rules]]\nlayer = "{layer}"\n{section} = {{ {setting} }}'
+
+

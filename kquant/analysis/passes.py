@@ -1,0 +1,167 @@
+"""The model over the data: in float, in integer arithmetic, and with some of its units quantized only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from tqdm.auto import tqdm
+
+from kquant.analysis.sqnr import Noise, mean_db, noise_of
+from kquant.analysis.tensors import Seen, grid_of
+from kquant.analysis.units import Unit, followed, quantizes
+from kquant.core.graph import Graph, Node, run
+from kquant.core.nodes import FakeQuant, observing, only
+from kquant.core.unfold import substitute
+
+MOST_VALUES = 1 << 26  # float values of all tensors of a chunk together: 256 MiB
+MOST_SAMPLES = 128  # in a chunk; two chunks at least tell whether ranges still move
+Metric = Callable[[Any], float]
+Names = frozenset[str]
+
+
+@dataclass
+class Outputs:
+    """The outputs of the model in one setting, over all data.
+
+    Attributes:
+        noises: one for each output.
+        arrays: the outputs themselves, chunk by chunk; empty where nobody wants them.
+    """
+
+    noises: list[Noise]
+    arrays: list[list[np.ndarray]] = field(default_factory=list)
+
+    def value(self, metric: Metric | None) -> float:
+        """The metric."""
+        if metric is None:
+            return mean_db(self.noises)
+        columns = [np.concatenate(column) for column in zip(*self.arrays, strict=True)]
+        return float(metric(columns[0] if len(columns) == 1 else columns))
+
+
+def chunks(graph: Graph, x: list[np.ndarray]) -> list[Any]:
+    """The samples in pieces whose tensors fit into memory together.
+
+    Args:
+        graph: of the quantized model.
+        x: one array for each input.
+    """
+    sizes = [np.prod([n or 1 for n in t.shape[1:]]) for node in graph.nodes for t in node.outputs]
+    step = int(np.clip(MOST_VALUES // max(int(np.sum(sizes)), 1), 1, MOST_SAMPLES))
+    starts = range(0, len(x[0]), step)
+    return [
+        keras.tree.pack_sequence_as(graph.inputs, [tf.convert_to_tensor(a[i : i + step]) for a in x]) for i in starts
+    ]
+
+
+class Passes:
+    """Everything measured in one walk over the data; float values are computed once for each chunk.
+
+    Attributes:
+        noises: id(unit) -> of its output, in integer arithmetic, end to end.
+        local: id(unit) -> of its output, with this unit alone quantized.
+        seen: name of a `FakeQuant` -> what met it.
+        outputs: names that quantize -> outputs; `ALL` stands for the integer arithmetic, `NONE` for float.
+    """
+
+    ALL, NONE = None, frozenset()
+
+    def __init__(
+        self, graph: Graph, found: list[Unit], metric: Metric | None, settings: list[Names], keep: bool = False
+    ) -> None:
+        self.graph, self.units, self.metric, self.settings = graph, found, metric, settings
+        self.keeps = keep or metric is not None
+        self.ends = [id(t) for t in keras.tree.flatten(graph.outputs)]
+        self.calls: dict[str, list[Node]] = {}
+        for node in graph.nodes:
+            if quantizes(node):
+                self.calls.setdefault(node.op.name, []).append(node)
+        self.sources = followed(graph)
+        self.noises: dict[int, Noise] = {}
+        self.local: dict[int, Noise] = {}
+        self.seen: dict[str, Seen] = {}
+        self.outputs: dict[Names | None, Outputs] = {}
+        self.by_names = {unit.names: unit for unit in found}
+
+    def walk(self, pieces: list[Any], verbose: bool) -> None:
+        """Every setting over every chunk."""
+        total = len(pieces) * (2 + len(self.settings))
+        with tqdm(total=total, desc="analyze", unit="pass", disable=not verbose) as bar:
+            for x in pieces:
+                with observing(lambda *_: None):
+                    real = run(self.graph, x)
+                self._keep(self.NONE, real, real)
+                self._look(real)
+                bar.update()
+                found = run(self.graph, x)
+                self._keep(self.ALL, real, found)
+                for unit in self.units:
+                    self.noises[id(unit)] = self.noises.get(id(unit), Noise()) + _of_unit(unit, real, found)
+                del found
+                bar.update()
+                for names in self.settings:
+                    self._simulate(names, real)
+                    bar.update()
+
+    def _look(self, real: dict[int, Any]) -> None:
+        """Float values against the grid of their encoding."""
+        for name, nodes in self.calls.items():
+            layer: FakeQuant = nodes[0].op
+            grid = grid_of(self.sources[name])
+            if grid is not None:
+                for node in nodes:
+                    seen = self.seen.setdefault(name, Seen())
+                    seen.add(real[id(node.args[0])], *grid, layer.spec.low, layer.spec.high)
+
+    def _simulate(self, names: Names, real: dict[int, Any]) -> None:
+        """One setting on one chunk; what lies before the first named layer is what it is in float."""
+        values = dict(real)
+        changed: set[int] = set()
+        with only(names):
+            for node in self.graph.nodes:
+                if node.op.name not in names and not any(id(t) in changed for t in node.inputs):
+                    continue
+                args, kwargs = substitute((node.args, node.kwargs), values)
+                for t, value in zip(node.outputs, keras.tree.flatten(node.op(*args, **kwargs)), strict=True):
+                    values[id(t)] = value
+                    changed.add(id(t))
+        self._keep(names, real, values)
+        unit = self.by_names.get(names)
+        if unit is not None:
+            self.local[id(unit)] = self.local.get(id(unit), Noise()) + _of_unit(unit, real, values)
+
+    def _keep(self, names: Names | None, real: dict[int, Any], found: dict[int, Any]) -> None:
+        """Outputs of one setting on one chunk."""
+        kept = self.outputs.setdefault(names, Outputs([Noise()] * len(self.ends)))
+        kept.noises = [n + noise_of(real[i], found[i]) for n, i in zip(kept.noises, self.ends, strict=True)]
+        if self.keeps:
+            kept.arrays.append([np.asarray(found[i]) for i in self.ends])
+
+    def value(self, names: Names | None) -> float:
+        """The metric in one setting."""
+        return self.outputs[names].value(self.metric)
+
+
+def _of_unit(unit: Unit, real: dict[int, Any], found: dict[int, Any]) -> Noise:
+    return sum((noise_of(real[id(t)], found[id(t)]) for t in unit.outputs), Noise())
+
+
+def settings_of(found: list[Unit]) -> Iterator[Names]:
+    """What sensitivity asks for: each unit alone, its weights and its tensors alone, and all but it."""
+    everything = all_names(found)
+    for unit in found:
+        yield unit.names
+        if unit.weight_names and unit.quant_names:
+            yield unit.weight_names
+            yield unit.quant_names
+        yield everything - unit.names
+
+
+def all_names(found: list[Unit]) -> Names:
+    """Everything that quantizes."""
+    return frozenset().union(*(unit.names for unit in found))

@@ -1,0 +1,197 @@
+"""What `kquant.analyze` returns: frozen data, from the model down to one tensor."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class WeightReport:
+    """The weights of one layer.
+
+    Attributes:
+        bits: width of a code; 16 where float16 stores them.
+        per_axis: one scale for each output channel.
+        low, high: smallest and largest weight.
+        spread: largest over smallest `max|w|` of the channels, dead ones left out.
+        sqnr_db: of the weights on their grid against the float ones.
+        clipped: share of weights beyond the ends of the grid.
+        channels: `max|w|` of each output channel.
+    """
+
+    bits: int
+    per_axis: bool
+    low: float
+    high: float
+    spread: float
+    sqnr_db: float
+    clipped: float
+    channels: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class TensorReport:
+    """One encoding, and the float values that meet it.
+
+    Attributes:
+        name: of the `FakeQuant`.
+        unit: the layer that it belongs to.
+        bits: width of a code.
+        low, high: ends of the grid, from calibration or prescribed.
+        seen_low, seen_high: smallest and largest float value in the analyzed data.
+        clipped: share of values beyond the ends of the grid.
+        used: share of the grid between the 0.1 % and the 99.9 % quantile of the values (and 0).
+        rounding, clipping: mean squared error of the values inside and outside the grid.
+        sqnr_db: power of the values over both errors.
+        moved: width of the range in all data over the width in the first half of them.
+        best_low, best_high: the range with the least mean squared error on these values.
+        gain_db: how much that range would raise `sqnr_db`.
+        sites: (smallest, largest) calibrated value of each tensor that shares the encoding.
+        counts, edges: histogram of the values, 64 bins and their ends.
+        is_fixed: the kernel prescribes the encoding.
+    """
+
+    name: str
+    unit: str
+    bits: int
+    low: float
+    high: float
+    seen_low: float
+    seen_high: float
+    clipped: float
+    used: float
+    rounding: float
+    clipping: float
+    sqnr_db: float
+    moved: float
+    best_low: float
+    best_high: float
+    gain_db: float
+    sites: tuple[tuple[float, float], ...]
+    counts: tuple[int, ...]
+    edges: tuple[float, ...]
+    is_fixed: bool
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """The metric with some of the model quantized, in floats on the grids.
+
+    Attributes:
+        only: this layer alone, weights and output.
+        only_weights, only_activations: one of both alone; None where it has only one of them.
+        all_but: everything but this layer.
+    """
+
+    only: float
+    only_weights: float | None
+    only_activations: float | None
+    all_but: float
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One layer, or an operation whose output has an encoding of its own.
+
+    Attributes:
+        name, kind: of the layer.
+        sqnr_db: of its output in the quantized model against the float one, end to end: its own noise and all before.
+        local_sqnr_db: the same, with this layer alone quantized and its input in float; None without sensitivity.
+        macs: multiplications of one sample.
+        weight_bytes: kernel and bias as stored.
+        live_bytes: of its inputs and its output together.
+        weights: None where it has none.
+        sensitivity: None where it was not asked for.
+    """
+
+    name: str
+    kind: str
+    sqnr_db: float
+    local_sqnr_db: float | None
+    macs: int
+    weight_bytes: int
+    live_bytes: int
+    weights: WeightReport | None
+    sensitivity: Sensitivity | None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A cause of lost accuracy.
+
+    Attributes:
+        layer: where; the model's name where it is no single layer.
+        cause: in a few words.
+        evidence: the figures that say so.
+        remedy: a call, or lines of a recipe.
+    """
+
+    layer: str
+    cause: str
+    evidence: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What `kquant.analyze` found; layers and tensors in the order of the model.
+
+    Attributes:
+        model, recipe, target: names.
+        samples: how many were analyzed.
+        metric: what `value` and the sensitivities are measured in; higher is better.
+        float_value: of the float model (inf where the metric is SQNR).
+        value: of the quantized model, in integer arithmetic.
+        simulated: the same in floats on the grids, which sensitivities are to be compared with.
+        weights_only, activations_only: with only these quantized.
+        sqnr_db: of the outputs, in integer arithmetic, whatever the metric.
+        macs, weight_bytes: sums over the layers.
+        peak_bytes: the most live bytes of any layer.
+        layers, tensors, findings: the details.
+    """
+
+    model: str
+    recipe: str
+    target: str
+    samples: int
+    metric: str
+    float_value: float
+    value: float
+    simulated: float
+    weights_only: float
+    activations_only: float
+    sqnr_db: float
+    macs: int
+    weight_bytes: int
+    peak_bytes: int
+    layers: tuple[LayerReport, ...]
+    tensors: tuple[TensorReport, ...]
+    findings: tuple[Finding, ...]
+
+    def layer(self, name: str) -> LayerReport:
+        """The layer of that name.
+
+        Raises:
+            ValueError: there is none.
+        """
+        return _named(self.layers, name)
+
+    def tensor(self, name: str) -> TensorReport:
+        """The encoding of that name.
+
+        Raises:
+            ValueError: there is none.
+        """
+        return _named(self.tensors, name)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        return asdict(self)
+
+
+def _named(rows: tuple[Any, ...], name: str) -> Any:
+    found = [row for row in rows if row.name == name]
+    if not found:
+        raise ValueError(f"analysis: no '{name}'. There are: {', '.join(row.name for row in rows)}.")
+    return found[0]

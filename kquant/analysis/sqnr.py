@@ -1,0 +1,64 @@
+"""Signal to quantization noise, summed up over batches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import tensorflow as tf
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Sums of squares: of a float tensor, and of what quantization changes in it. Two batches add up."""
+
+    signal: float = 0.0
+    noise: float = 0.0
+
+    def __add__(self, other: Noise) -> Noise:
+        return Noise(self.signal + other.signal, self.noise + other.noise)
+
+    @property
+    def ratio(self) -> float:
+        """Noise over signal; 0 where nothing changed."""
+        if self.noise == 0.0:
+            return 0.0
+        return self.noise / self.signal if self.signal else math.inf
+
+    @property
+    def db(self) -> float:
+        """`10 log10(signal / noise)`; inf where nothing changed."""
+        return decibel(self.ratio)
+
+
+def decibel(ratio: float) -> float:
+    """`-10 log10(ratio)` of a ratio of noise to signal; inf where it is 0.
+
+    Example:
+        >>> decibel(0.001)
+        30.0
+    """
+    return math.inf if ratio == 0.0 else -10.0 * math.log10(ratio) if ratio < math.inf else -math.inf
+
+
+def noise_of(real: Any, found: Any) -> Noise:
+    """Of one batch, in float64.
+
+    Args:
+        real: float[...], of the float model.
+        found: float[...], of the quantized one.
+
+    Example:
+        >>> round(noise_of(np.float32([3.0, 4.0]), np.float32([3.0, 4.5])).db, 6)
+        20.0
+    """
+    real, found = (tf.cast(y, tf.float64) for y in (real, found))
+    return Noise(float(tf.reduce_sum(tf.square(real))), float(tf.reduce_sum(tf.square(found - real))))
+
+
+def mean_db(outputs: Iterable[Noise]) -> float:
+    """SQNR of several outputs together: of the mean of their ratios of noise to signal."""
+    ratios = [output.ratio for output in outputs]
+    return decibel(sum(ratios) / len(ratios))

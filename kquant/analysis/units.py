@@ -1,0 +1,242 @@
+"""The parts of a quantized model that can be quantized or not, each by itself, and what each costs.
+
+A unit is a layer with the encoding of its output, an operation with an encoding of its own (an addition), a model
+input, or an encoding that several tensors share (a concatenation).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+
+from kquant import targets
+from kquant.core.graph import Graph, Node
+from kquant.core.nodes import Compressed, FakeQuant, QuantizedLSTM
+from kquant.ops import find
+
+BIAS_BYTES = 4
+Weighted = Compressed | QuantizedLSTM
+
+
+@dataclass(eq=False)
+class Unit:
+    """One part of the model.
+
+    Attributes:
+        name: of the user's layer, of the input, or of the layer that joins tensors in one encoding.
+        kind: class of the layer.
+        weighted: the layer with quantized weights, or None.
+        nodes: its calls.
+        quants: the encodings that are its own.
+        outputs: for each call, the tensor that the next layer reads.
+    """
+
+    name: str
+    kind: str
+    weighted: Weighted | None = None
+    nodes: list[Node] = field(default_factory=list)
+    quants: list[FakeQuant] = field(default_factory=list)
+    outputs: list[Any] = field(default_factory=list)
+
+    @property
+    def weight_names(self) -> frozenset[str]:
+        """For `core.nodes.only`: the weights alone."""
+        return frozenset() if self.weighted is None else frozenset([self.weighted.name])
+
+    @property
+    def quant_names(self) -> frozenset[str]:
+        """For `core.nodes.only`: the tensors alone."""
+        return frozenset(q.name for q in self.quants)
+
+    @property
+    def names(self) -> frozenset[str]:
+        """For `core.nodes.only`."""
+        return self.weight_names | self.quant_names
+
+
+def units(graph: Graph) -> list[Unit]:
+    """The units of a quantized model in its order.
+
+    Args:
+        graph: see `kquant.quantized.read`.
+    """
+    return list(_Units(graph).found.values())
+
+
+def quantizes(node: Node) -> bool:
+    """True where a call quantizes a tensor, and does not only tell an encoding beforehand."""
+    return isinstance(node.op, FakeQuant) and not node.kwargs.get("peek", False)
+
+
+class _Units:
+    def __init__(self, graph: Graph) -> None:
+        self.found: dict[int, Unit] = {}
+        self.producers = graph.producers()
+        self.names = {id(t): t.name for t in keras.tree.flatten(graph.inputs)}
+        self.joins = self.joined(graph)
+        roots: dict[int, set[int]] = {}  # encoding -> the layers that write into it
+        quants = [node for node in graph.nodes if quantizes(node)]
+        for node in quants:
+            roots.setdefault(id(node.op), set()).add(self.root(node)[0])
+        for node in graph.nodes:
+            if _is_weighted(node.op):
+                unit = self.unit(id(node.op), node.name, _kind(node.op))
+                unit.weighted = node.op
+                unit.nodes.append(node)
+                unit.outputs.append(node.outputs[0])
+            elif quantizes(node):
+                self.add(node, shared=len(roots[id(node.op)]) > 1)
+
+    def unit(self, key: int, name: str, kind: str) -> Unit:
+        return self.found.setdefault(key, Unit(name, kind))
+
+    def add(self, node: Node, shared: bool) -> None:
+        """An encoding joins the layer whose output it holds, or the encoding that it follows."""
+        key, root = self.root(node)
+        if node.op.follows:
+            source = self.producers[id(node.kwargs["encodings"][0])].op
+            next(unit for unit in self.found.values() if source in unit.quants).quants.append(node.op)
+            return
+        if shared:
+            join = self.joins.get(id(node.op))
+            name, kind = (node.name, "shared encoding") if join is None else (join.name, _kind(join.op))
+            unit = self.unit(id(node.op), name, kind)
+        elif root is None:
+            unit = self.unit(key, self.names[key], "Input")
+        elif isinstance(root.op, FakeQuant):
+            unit = self.unit(id(node.op), node.name, "encoding")
+        else:
+            unit = self.unit(key, root.name, _kind(root.op))
+            if unit.weighted is None:
+                unit.nodes.append(root)
+        if node.op not in unit.quants:
+            unit.quants.append(node.op)
+        if unit.weighted is not None and root is not None and root.outputs[0] in unit.outputs:
+            unit.outputs[unit.outputs.index(root.outputs[0])] = node.outputs[0]
+        else:
+            unit.outputs.append(node.outputs[0])
+
+    def joined(self, graph: Graph) -> dict[int, Node]:
+        """id(encoding) -> the call that reads several tensors in it, such as a concatenation."""
+        found: dict[int, Node] = {}
+        for node in graph.nodes:
+            made = [self.producers[id(t)].op for t in node.inputs if _is_data(t) and id(t) in self.producers]
+            for op in made:
+                if isinstance(op, FakeQuant) and made.count(op) > 1 and not isinstance(node.op, FakeQuant | Compressed):
+                    found.setdefault(id(op), node)
+        return found
+
+    def root(self, node: Node) -> tuple[int, Node | None]:
+        """What made the tensor that is quantized, seen through a fused activation: (key, call)."""
+        tensor = node.args[0]
+        made = self.producers.get(id(tensor))
+        if made is None:
+            return id(tensor), None
+        before = self.producers.get(id(made.inputs[0])) if len(made.inputs) == 1 else None
+        if before is not None and _is_weighted(before.op) and not isinstance(made.op, FakeQuant):
+            made = before
+        return id(made.op), made
+
+
+def _is_weighted(op: Any) -> bool:
+    return isinstance(op, QuantizedLSTM) or (isinstance(op, Compressed) and (op.spec is not None or _is_half(op)))
+
+
+def _is_half(op: Compressed) -> bool:
+    return op.storage == "float16"
+
+
+def _kind(op: Any) -> str:
+    return type(op.layer if isinstance(op, Weighted) else op).__name__
+
+
+def followed(graph: Graph) -> dict[str, FakeQuant]:
+    """Name of each `FakeQuant` -> the one whose range its encoding comes from; itself, but where it follows."""
+    producers = graph.producers()
+    found: dict[str, FakeQuant] = {}
+    for node in graph.nodes:
+        if isinstance(node.op, FakeQuant):
+            source = producers[id(node.kwargs["encodings"][0])].op if node.op.follows else node.op
+            found[node.op.name] = found.get(source.name, source)
+    return found
+
+
+def macs(unit: Unit) -> int:
+    """Multiply-accumulates for one sample: positions of the output times the weights that each of them reads."""
+    return sum(_macs(unit, node) for node in unit.nodes)
+
+
+def _macs(unit: Unit, node: Node) -> int:
+    layer = unit.weighted
+    y, x = node.outputs[0].shape[1:], node.inputs[0].shape[1:]
+    if isinstance(layer, QuantizedLSTM):
+        steps, inputs, size = x[0] or 1, x[-1], layer.layer.units
+        return steps * 4 * size * (inputs + size)
+    if layer is None:
+        rule = find(node.op)
+        return _size(y) * (x[-1] or 1) if rule is not None and "BATCH_MATMUL" in rule.operators else 0
+    kernel = getattr(layer.layer, layer.kernel_name).shape
+    if isinstance(layer.layer, keras.layers.Conv1DTranspose | keras.layers.Conv2DTranspose):
+        return _size(x[:-1]) * _size(kernel)
+    channels = _size([kernel[axis] for axis in layer.channel_axes])
+    return _size(y) // channels * _size(kernel)
+
+
+def weight_bytes(unit: Unit) -> int:
+    """Kernel and bias as a file stores them."""
+    layer = unit.weighted
+    if layer is None:
+        return 0
+    if isinstance(layer, QuantizedLSTM):
+        kernel, recurrent, bias = layer._floats()
+        return _size(kernel.shape) + _size(recurrent.shape) + BIAS_BYTES * _size(bias.shape)
+    kernel, bias = getattr(layer.layer, layer.kernel_name), layer.bias_as_used()
+    wide = BIAS_BYTES * (2 if layer.wide else 1)
+    return math.ceil(_size(kernel.shape) * _stored_bits(layer) / 8) + (0 if bias is None else wide * _size(bias.shape))
+
+
+def _stored_bits(layer: Compressed) -> int:
+    if _is_half(layer) or layer.spec is None:
+        return 16 if _is_half(layer) else 32
+    rule = find(layer.layer)
+    target = targets.load(layer.origin["target"]) if "target" in layer.origin else None
+    packs = rule is not None and target is not None and all(target.supports(code, "int4") for code in rule.operators)
+    return 4 if layer.spec.bits <= 4 and packs else 8
+
+
+def live_bytes(unit: Unit, widths: dict[int, int]) -> int:
+    """Inputs and output of the largest call together.
+
+    Args:
+        unit: the part.
+        widths: id(tensor) -> bits of a value, 32 where it is missing.
+    """
+    found = [0]
+    for node, output in zip(unit.nodes, unit.outputs, strict=False):
+        read = [t for t in node.inputs if _is_data(t)]
+        found.append(sum(_size(t.shape[1:]) * widths.get(id(t), 32) // 8 for t in (*read, output)))
+    return max(found)
+
+
+def widths(graph: Graph) -> dict[int, int]:
+    """id(tensor) -> bits of its codes; what only moves codes keeps their width."""
+    found: dict[int, int] = {}
+    for node in graph.nodes:
+        if isinstance(node.op, FakeQuant):
+            found[id(node.outputs[0])] = node.op.spec.bits
+        elif not isinstance(node.op, Weighted) and node.inputs and id(node.inputs[0]) in found:
+            for tensor in node.outputs:
+                found[id(tensor)] = found[id(node.inputs[0])]
+    return found
+
+
+def _is_data(tensor: Any) -> bool:
+    """Not an encoding or a scale of sums, which have no batch axis."""
+    return len(tensor.shape) > 0 and tensor.shape[0] is None
+
+
+def _size(shape: Any) -> int:
+    return math.prod(int(n or 1) for n in shape)

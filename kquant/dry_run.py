@@ -1,0 +1,150 @@
+"""What the steps of a recipe would do to a quantized model, tried on a copy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import keras
+import numpy as np
+
+from kquant.analysis.passes import Passes, chunks
+from kquant.analysis.sqnr import Noise, mean_db, noise_of
+from kquant.analysis.units import units
+from kquant.analysis.weights import weight_report
+from kquant.core.nodes import encodings_of
+from kquant.core.recipe import Step
+from kquant.correct import apply_steps, check_steps
+from kquant.data import gather
+from kquant.quantized import copy, read
+
+
+@dataclass(frozen=True)
+class LayerState:
+    """One layer at one time.
+
+    Attributes:
+        low, high: range of its weights; None where it has none.
+        spread: largest over smallest `max|w|` of its channels.
+        weights_db: SQNR of the weights on their grid.
+        sqnr_db: of its output against the float model, end to end; None before ranges are set.
+    """
+
+    low: float | None
+    high: float | None
+    spread: float | None
+    weights_db: float | None
+    sqnr_db: float | None
+
+
+@dataclass(frozen=True)
+class LayerChange:
+    """One layer before and after."""
+
+    name: str
+    before: LayerState
+    after: LayerState
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What `kquant.dry_run` found.
+
+    Attributes:
+        model: its name.
+        steps: what was run.
+        samples: how many the outputs were compared on.
+        before_db, after_db: SQNR of the outputs against the float function of the given model; None before ranges are
+            set.
+        layers: in the order of the model.
+    """
+
+    model: str
+    steps: tuple[str, ...]
+    samples: int
+    before_db: float | None
+    after_db: float | None
+    layers: tuple[LayerChange, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        return asdict(self)
+
+
+def dry_run(
+    qmodel: keras.Model,
+    steps: Sequence[str | dict[str, Any] | Step],
+    data: Any,
+    *,
+    samples: int = 256,
+    verbose: bool = True,
+) -> DryRun:
+    """Run steps on a copy of a quantized model, and tell what they change; the model itself stays as it is.
+
+    Args:
+        qmodel: what `kquant.quantize` returned.
+        steps: as in a recipe: names, or dicts of a name and its options.
+        data: for the steps and for the comparison, see `kquant.calibrate`.
+        samples: compare at most this many samples.
+        verbose: show progress bars.
+
+    Returns:
+        Weights and SQNR of every layer, and SQNR of the outputs, before and after.
+
+    Raises:
+        ValueError: not a quantized model, an unknown step or option, or what a step refuses.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="head")])
+        >>> x = np.random.default_rng(0).normal(size=(64, 4)).astype("float32")
+        >>> found = kquant.dry_run(kquant.quantize(model), ["calibrate"], x, verbose=False)
+        >>> found.before_db is None and found.after_db > 30.0
+        True
+    """
+    chosen = [Step.model_validate(step) for step in steps]
+    check_steps(chosen)
+    x = gather(qmodel, data, samples)
+    before, real, outputs = _states(qmodel, x, verbose)
+    tried = apply_steps(copy(qmodel), chosen, data, verbose=verbose)
+    after, _, changed = _states(tried, x, verbose)
+    return DryRun(
+        model=qmodel.name,
+        steps=tuple(step.name for step in chosen),
+        samples=len(x[0]),
+        before_db=_db(qmodel, real, outputs),
+        after_db=_db(tried, real, changed),
+        layers=tuple(LayerChange(name, state, after[name]) for name, state in before.items()),
+    )
+
+
+Outputs = list[list[np.ndarray]]
+
+
+def _states(qmodel: keras.Model, x: list[np.ndarray], verbose: bool) -> tuple[dict[str, LayerState], Outputs, Outputs]:
+    """Every layer, and the outputs of the model in float and in integer arithmetic."""
+    graph = read(qmodel)
+    found = units(graph)
+    passes = Passes(graph, found, None, [], keep=True)
+    passes.walk(chunks(graph, x), verbose)
+    states = {}
+    for unit in found:
+        weights = None if unit.weighted is None else weight_report(unit.weighted)
+        noise = passes.noises[id(unit)].db if _has_ranges(qmodel) else None
+        figures = (None,) * 4 if weights is None else (weights.low, weights.high, weights.spread, weights.sqnr_db)
+        states[unit.name] = LayerState(*figures, noise)
+    return states, passes.outputs[passes.NONE].arrays, passes.outputs[passes.ALL].arrays
+
+
+def _db(qmodel: keras.Model, real: Outputs, found: Outputs) -> float | None:
+    """SQNR of all chunks of the outputs; the float ones are those of the model as given."""
+    if not _has_ranges(qmodel):
+        return None
+    totals = [Noise()] * len(real[0])
+    for ours, theirs in zip(real, found, strict=True):
+        totals = [total + noise_of(a, b) for total, a, b in zip(totals, ours, theirs, strict=True)]
+    return mean_db(totals)
+
+
+def _has_ranges(qmodel: keras.Model) -> bool:
+    return all(np.any(q.count.numpy()) for q in encodings_of(qmodel) if q.has_range)

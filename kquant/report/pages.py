@@ -1,0 +1,169 @@
+"""Pages of `kquant.analyze` and `kquant.dry_run`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from kquant.analysis.findings import share_of_loss
+from kquant.analysis.results import Analysis, LayerReport
+from kquant.dry_run import DryRun
+from kquant.report.tables import Page, Table, page
+
+
+@page.register
+def _analysis(a: Analysis) -> Page:
+    return Page(
+        headline=headline(a),
+        ok=not a.findings,
+        findings=tuple(_finding(f.layer, f.cause, f.evidence, f.remedy) for f in a.findings),
+        facts=tuple(facts(a)),
+        tables=(_layers(a), _sensitivities(a), _weights(a), _tensors(a)),
+    )
+
+
+def headline(a: Analysis) -> str:
+    """The result in one line."""
+    value = f"{a.metric} {figure(a.float_value)} in float, {figure(a.value)} quantized"
+    if is_sqnr(a):
+        value = f"SQNR of the outputs {figure(a.value)} dB"
+    return f"{a.model}, recipe {a.recipe} on {a.target}, {a.samples} samples: {value}"
+
+
+def is_sqnr(a: Analysis) -> bool:
+    """True where the metric is SQNR, which is infinite in float."""
+    return math.isinf(a.float_value) and a.metric == "SQNR in dB"
+
+
+def facts(a: Analysis) -> Iterable[str]:
+    """Figures of the whole model."""
+    if not is_sqnr(a):
+        yield f"SQNR of the outputs {figure(a.sqnr_db)} dB"
+    yield (
+        f"{a.metric}: weights only quantized {figure(a.weights_only)}, activations only {figure(a.activations_only)}, "
+        f"both {figure(a.simulated)} (floats on the grids), {figure(a.value)} (integer arithmetic)"
+    )
+    yield f"{a.macs:,} MACs, weights {a.weight_bytes:,} bytes, most live activations {a.peak_bytes:,} bytes"
+
+
+def _finding(layer: str, cause: str, evidence: str, remedy: str) -> str:
+    lines = "\n".join(f"    {line}" for line in remedy.splitlines())
+    return f"{layer}: {cause}. {evidence}. Try:\n{lines}"
+
+
+def _layers(a: Analysis) -> Table:
+    columns = ("layer", "class", "SQNR", "own SQNR", "MACs", "weights, bytes", "live, bytes")
+    rows = tuple(
+        (r.name, r.kind, decibels(r.sqnr_db), decibels(r.local_sqnr_db), *(f"{n:,}" for n in _cost(r)))
+        for r in a.layers
+    )
+    return Table("Layers: SQNR of the output in dB, end to end and of the layer alone", columns, rows, columns[2:])
+
+
+def _cost(row: LayerReport) -> tuple[int, int, int]:
+    return row.macs, row.weight_bytes, row.live_bytes
+
+
+def _sensitivities(a: Analysis) -> Table:
+    columns = ("layer", "only it", "its weights", "its output", "all but it", "of the loss")
+    rows = tuple(
+        (
+            r.name,
+            figure(s.only),
+            figure(s.only_weights),
+            figure(s.only_activations),
+            figure(s.all_but),
+            f"{share(a, r):.0%}",
+        )
+        for r in a.layers
+        if (s := r.sensitivity) is not None
+    )
+    return Table(f"Sensitivity: {a.metric}, with these quantized", columns, rows, columns[1:])
+
+
+def share(a: Analysis, row: LayerReport) -> float:
+    """Share of the loss that is gone with this layer in float."""
+    return share_of_loss(a.float_value, a.simulated, row, is_sqnr(a))
+
+
+def _weights(a: Analysis) -> Table:
+    columns = ("layer", "bits", "scales", "lowest", "highest", "spread", "clipped", "SQNR")
+    rows = tuple(
+        (
+            r.name,
+            str(w.bits),
+            "per channel" if w.per_axis else "one",
+            figure(w.low),
+            figure(w.high),
+            f"{w.spread:.1f}",
+            f"{w.clipped:.2%}",
+            decibels(w.sqnr_db),
+        )
+        for r in a.layers
+        if (w := r.weights) is not None
+    )
+    title = "Weights: spread is the largest over the smallest max|w| of the channels"
+    return Table(title, columns, rows, (columns[1], *columns[3:]))
+
+
+def _tensors(a: Analysis) -> Table:
+    columns = ("layer", "bits", "grid", "seen", "clipped", "used", "rounding", "clipping", "SQNR")
+    rows = tuple(
+        (
+            t.unit,
+            str(t.bits),
+            f"{t.low:.4g} .. {t.high:.4g}",
+            f"{t.seen_low:.4g} .. {t.seen_high:.4g}",
+            f"{t.clipped:.3%}",
+            f"{t.used:.0%}",
+            f"{t.rounding:.1e}",
+            f"{t.clipping:.1e}",
+            decibels(t.sqnr_db),
+        )
+        for t in a.tensors
+    )
+    title = "Activations: mean squared errors of rounding and clipping; used is the share of the grid without tails"
+    return Table(title, columns, rows, (columns[1], *columns[4:]))
+
+
+@page.register
+def _dry_run(d: DryRun) -> Page:
+    columns = ("layer", "weights before", "after", "spread before", "after ", "SQNR before", "after  ")
+    rows = tuple(
+        (
+            c.name,
+            _range(c.before.low, c.before.high),
+            _range(c.after.low, c.after.high),
+            figure(c.before.spread),
+            figure(c.after.spread),
+            decibels(c.before.sqnr_db),
+            decibels(c.after.sqnr_db),
+        )
+        for c in d.layers
+    )
+    before = "no ranges" if d.before_db is None else f"{figure(d.before_db)} dB"
+    after = "no ranges" if d.after_db is None else f"{figure(d.after_db)} dB"
+    worse = d.before_db is not None and (d.after_db is None or d.after_db < d.before_db)
+    return Page(
+        headline=f"{d.model}, {', '.join(d.steps)} on a copy, {d.samples} samples: SQNR of the outputs {before} -> {after}",
+        ok=not worse,
+        findings=("The outputs are further from the float model than before.",) if worse else (),
+        facts=(),
+        tables=(Table("Layers: SQNR of the output in dB, end to end", columns, rows, columns[3:]),),
+    )
+
+
+def _range(low: float | None, high: float | None) -> str:
+    return "-" if low is None or high is None else f"{low:.4g} .. {high:.4g}"
+
+
+def figure(value: float | None) -> str:
+    """Four digits; `-` for what was not measured, `equal` for an infinite SQNR."""
+    if value is None:
+        return "-"
+    return "equal" if math.isinf(value) and value > 0 else f"{value:.4g}"
+
+
+def decibels(value: float | None) -> str:
+    """One digit behind the point."""
+    return figure(value) if value is None or math.isinf(value) else f"{value:.1f}"
