@@ -1,4 +1,4 @@
-"""Which observer to take by default: SQNR and accuracy of the simulated model for ranges of activations and of weights."""
+"""Which observer to take by default: SQNR and accuracy of the simulated model, by ranges of activations and weights."""
 
 from __future__ import annotations
 

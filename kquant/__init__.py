@@ -19,6 +19,7 @@ if Path(sys.argv[0] if sys.argv else "").stem != "kquant":
     from kquant import report
     from kquant.analysis.results import Analysis
     from kquant.analyze import analyze
+    from kquant.autotune import Tuned, autotune
     from kquant.calibrate import calibrate
     from kquant.cell import cell, cell_samples
     from kquant.check import CheckReport, check
@@ -28,6 +29,7 @@ if Path(sys.argv[0] if sys.argv else "").stem != "kquant":
     from kquant.export import ExportReport, export
     from kquant.fold import fold
     from kquant.inspect import FileModel, inspect
+    from kquant.mixed_precision import Mixed, mixed_precision
     from kquant.ops import register_rule
     from kquant.pipeline import CompressResult, compress
     from kquant.quantize import quantize
@@ -42,10 +44,13 @@ __all__ = [
     "DryRun",
     "ExportReport",
     "FileModel",
+    "Mixed",
     "Recipe",
     "Stream",
+    "Tuned",
     "VerifyReport",
     "analyze",
+    "autotune",
     "calibrate",
     "cell",
     "cell_samples",
@@ -56,6 +61,7 @@ __all__ = [
     "export",
     "fold",
     "inspect",
+    "mixed_precision",
     "predict",
     "quantize",
     "register_rule",

@@ -2,11 +2,11 @@
 
     1. measure   the noise that each layer's weights and each layer's activations add to the outputs, in each width
     2. order     take bits away where a byte (or a multiplication) saved costs least noise
-    3. measure   real files along that way: bytes, arena, SQNR; the first one inside the budget is the answer
+    3. measure   real files along that way: bytes, arena, SQNR; the first inside the budget is the answer
 
 Noise of layers adds up to first order (Lin et al., "Fixed Point Quantization of Deep Convolutional Networks",
-arXiv:1511.06393), so that the cheapest next step can be told from measurements of single layers; what they cost together
-is measured on the whole model.
+arXiv:1511.06393), so that the cheapest next step can be told from measurements of single layers; what they cost
+together is measured on the whole model.
 """
 
 from __future__ import annotations
@@ -136,8 +136,9 @@ def mixed_precision(
     Args:
         model: a built float Keras model; it is not changed.
         data: representative samples, see `kquant.calibrate`.
-        flash_bytes, arena_bytes, bit_macs: the budget, one of them: size of the file, RAM of its tensors in TFLM, or
-            multiplications times bits of weights times bits of activations.
+        flash_bytes: the budget: size of the file. One budget is to be given.
+        arena_bytes: the budget: RAM of the tensors in TFLM (target "tflm").
+        bit_macs: the budget: multiplications times bits of weights times bits of activations.
         widths: of "int4" (weights), "int8" and "int16" (activations); those the target has no kernel for cost nothing
             and save nothing, and are left out.
         target: where the file is to run.
@@ -161,7 +162,7 @@ def mixed_precision(
         >>> found.ok, found.chosen.flash_bytes <= 7000
         (True, True)
     """
-    unit, limit = _budget({"flash_bytes": flash_bytes, "arena_bytes": arena_bytes, "bit_macs": bit_macs})
+    unit, limit = _budget({"flash_bytes": flash_bytes, "arena_bytes": arena_bytes, "bit_macs": bit_macs}, target)
     unknown = set(widths) - set(WIDTHS)
     if unknown or len(set(widths)) < 2:
         raise ValueError(f"mixed_precision: widths must be two or three of {', '.join(WIDTHS)}. Received: {widths}.")
@@ -179,15 +180,16 @@ def mixed_precision(
     return Mixed(qmodel, final, (unit, limit), tuple(moves), ordered, chosen, ok)
 
 
-def _budget(given: dict[str, int | None]) -> tuple[str, int]:
+def _budget(given: dict[str, int | None], target: str) -> tuple[str, int]:
     found = {name: value for name, value in given.items() if value is not None}
     if len(found) != 1:
-        raise ValueError(
-            f"mixed_precision: give one budget of {', '.join(get_args(Budget))}. Received: {', '.join(found) or 'none'}."
-        )
+        names = ", ".join(get_args(Budget))
+        raise ValueError(f"mixed_precision: give one budget of {names}. Received: {', '.join(found) or 'none'}.")
     name, value = next(iter(found.items()))
-    if name == "arena_bytes" and "tflm" not in available():
-        raise ValueError("mixed_precision: arena_bytes needs an extra: pip install 'kquant[micro]'.")
+    if name == "arena_bytes" and (target != "tflm" or "tflm" not in available()):
+        raise ValueError(
+            "mixed_precision: arena_bytes is measured by TFLM: it needs target='tflm' and pip install 'kquant[micro]'."
+        )
     return name, int(value)
 
 

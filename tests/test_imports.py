@@ -24,6 +24,7 @@ ORDER = (
     ("quantize", "analyze", "dry_run"),
     ("check", "verify", "stream", "cell"),
     ("export",),
+    ("autotune", "mixed_precision"),
     ("report", "files", "c_array"),
     ("pipeline",),
     ("demo",),

@@ -1,0 +1,117 @@
+"""Pages of `kquant.autotune` and `kquant.mixed_precision`, and the Pareto curve as a picture."""
+
+from __future__ import annotations
+
+import importlib
+import io
+from pathlib import Path
+
+from kquant.autotune import Tuned
+from kquant.export import write_atomically
+from kquant.mixed_precision import Mixed
+from kquant.report.html import check_extra
+from kquant.report.tables import Page, Table, page
+
+UNITS = {"flash_bytes": "bytes of the file", "arena_bytes": "bytes of arena", "bit_macs": "MACs times bits"}
+
+
+@page.register
+def _tuned(t: Tuned) -> Page:
+    columns = ("rung", "score", "drop", "file, bytes", "seconds", "")
+    rows = tuple(
+        (r.name, f"{r.score:.4f}", f"{r.drop:+.4f}", f"{r.file_bytes:,}", f"{r.seconds:.1f}", "kept" if r.kept else "")
+        for r in t.rungs
+    )
+    verdict = f"drop {t.best.drop:+.4f} of the {t.max_drop:g} allowed"
+    return Page(
+        headline=f"{t.best.name}: score {t.best.score:.4f} against {t.float_score:.4f} in float, {verdict}",
+        ok=t.ok,
+        findings=() if t.ok else (f"The budget does not hold: {t.advice}",),
+        facts=(f"file {t.best.file_bytes:,} bytes", f"{len(t.rungs)} rungs in {sum(r.seconds for r in t.rungs):.1f} s"),
+        tables=(Table("Rungs, in the order they were tried", columns, rows, columns[1:5]),),
+    )
+
+
+@page.register
+def _mixed(m: Mixed) -> Page:
+    unit, limit = m.budget
+    columns = ("moves", "file, bytes", "arena, bytes", "bit MACs", "SQNR, dB", "score", "")
+    best = {p.moves for p in m.pareto}
+    rows = tuple(
+        (
+            str(p.moves),
+            f"{p.flash_bytes:,}",
+            "-" if p.arena_bytes is None else f"{p.arena_bytes:,}",
+            f"{p.bit_macs:,}",
+            f"{p.sqnr_db:.1f}",
+            "-" if p.score is None else f"{p.score:.4f}",
+            "chosen" if p is m.chosen else "Pareto" if p.moves in best else "",
+        )
+        for p in m.points
+    )
+    made = tuple((v.layer, f"{v.setting} {'4' if v.setting == 'weights' else '8'} bits") for v in _made(m))
+    found = f"{getattr(m.chosen, unit):,} of {limit:,} {UNITS[unit]}"
+    missed = f"No choice of widths is inside the budget: the smallest has {found}."
+    return Page(
+        headline=f"{m.chosen.moves} of {len(m.moves)} layers with fewer bits: {found}, SQNR {m.chosen.sqnr_db:.1f} dB",
+        ok=m.ok,
+        findings=() if m.ok else (missed,),
+        facts=(),
+        tables=(
+            Table("Measured models, most bits first", columns, rows, columns[:-1]),
+            Table("Fewer bits for", ("layer", "what"), made),
+        ),
+    )
+
+
+def _made(m: Mixed) -> tuple:
+    return m.moves[: m.chosen.moves]
+
+
+def pareto(mixed: Mixed, path: str | Path) -> Path:
+    """Draw the measured models of a search: SQNR against the budget's unit, and the Pareto curve through the best.
+
+    Args:
+        mixed: what `kquant.mixed_precision` returned.
+        path: of the picture, .png, .svg or .pdf.
+
+    Returns:
+        The path.
+
+    Raises:
+        ImportError: the extra is not installed: `pip install 'kquant[report]'`.
+        ValueError: another kind of picture, or the file cannot be written.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((32,)), keras.layers.Dense(64), keras.layers.Dense(3)])
+        >>> x = np.random.default_rng(0).normal(size=(64, 32)).astype("float32")
+        >>> found = kquant.mixed_precision(model, x, flash_bytes=5000, verbose=False)
+        >>> kquant.report.pareto(found, "pareto.png").name
+        'pareto.png'
+    """
+    check_extra()
+    path = Path(path)
+    kind = path.suffix.lower().removeprefix(".")
+    if kind not in ("png", "svg", "pdf"):
+        raise ValueError(f"report.pareto: {path} must end in .png, .svg or .pdf.")
+    figures = importlib.import_module("matplotlib.figure")
+    fig = figures.Figure(figsize=(6.4, 4.2), layout="constrained")
+    ax = fig.add_subplot()
+    unit, limit = mixed.budget
+    curve = mixed.pareto
+    ax.plot([getattr(p, unit) for p in curve], [p.sqnr_db for p in curve], "o-", label="Pareto curve")
+    rest = [p for p in mixed.points if p not in curve]
+    if rest:
+        ax.plot([getattr(p, unit) for p in rest], [p.sqnr_db for p in rest], "o", color="0.7", label="other models")
+    chosen = mixed.chosen
+    ax.plot(getattr(chosen, unit), chosen.sqnr_db, "s", markersize=10, fillstyle="none", color="C3", label="chosen")
+    ax.axvline(limit, color="C3", linewidth=1, linestyle="--", label="budget")
+    ax.set_xlabel(UNITS[unit])
+    ax.set_ylabel("SQNR of the outputs, dB")
+    ax.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    ax.tick_params(axis="x", rotation=20)
+    ax.legend(loc="lower right")
+    content = io.BytesIO()
+    fig.savefig(content, format=kind, dpi=150)
+    write_atomically(path, content.getvalue())
+    return path

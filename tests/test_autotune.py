@@ -1,0 +1,173 @@
+"""Autotune and mixed precision: the ladder stops where the budget holds, a stopped search goes on, real files fit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import contract
+import keras
+import numpy as np
+import pytest
+
+import kquant
+from kquant import report
+from kquant.core.nodes import Compressed, FakeQuant
+from kquant.runtimes import available
+
+RNG = np.random.default_rng(0)
+X = np.float32(RNG.normal(size=(64, 24)))
+
+
+def network() -> keras.Model:
+    keras.utils.set_random_seed(3)
+    inputs = keras.Input((24,), name="x")
+    x = keras.layers.Dense(48, activation="relu", name="first")(inputs)
+    x = keras.layers.Dense(48, activation="relu", name="second")(x)
+    return contract.randomise(keras.Model(inputs, keras.layers.Dense(3, name="head")(x), name="network"))
+
+
+MODEL = network()
+WANTED = MODEL.predict(X, verbose=0)
+
+
+def sqnr(model: keras.Model) -> float:
+    found = np.asarray(model(X))
+    error = float(np.mean((found - WANTED) ** 2)) or 1e-9
+    return min(10 * float(np.log10(np.mean(WANTED**2) / error)), 100.0)
+
+
+def widths(q: keras.Model) -> dict[str, int]:
+    return {layer.name: layer.spec.bits for layer in q.layers if isinstance(layer, Compressed)}
+
+
+def test_ladder_stops_at_the_first_rung_inside_the_budget() -> None:
+    found = kquant.autotune(MODEL, X, sqnr, max_drop=100.0, verbose=False)
+    assert [rung.name for rung in found.rungs] == ["as given (int8)"]
+    assert found.ok and not found.advice
+    assert found.best.score == sqnr(found.model) == pytest.approx(found.float_score - found.best.drop)
+
+
+def test_ladder_climbs_until_the_budget_holds() -> None:
+    found = kquant.autotune(MODEL, X, sqnr, max_drop=35.0, recipe="int4-weights", verbose=False)
+    assert found.ok and found.best.drop <= 35.0 < found.rungs[0].drop
+    kept = [rung.score for rung in found.rungs if rung.kept]
+    assert kept == sorted(kept) and len(set(kept)) == len(kept), "a rung is kept only where it helps"
+    assert found.best.file_bytes > found.rungs[0].file_bytes, "more bits were needed"
+    # what the search found can be made again from its recipe alone
+    again = kquant.compress(MODEL, X, found.recipe, output="again.tflite", verbose=False).model
+    assert sqnr(again) == found.best.score
+    assert found.best.file_bytes == pytest.approx(Path("again.tflite").stat().st_size, rel=0.2)
+
+
+def test_advice_where_nothing_helps() -> None:
+    found = kquant.autotune(MODEL, X, lambda m: float(m is MODEL), max_drop=0.5, verbose=False)
+    assert not found.ok and "fit" in found.advice
+    names = [rung.name for rung in found.rungs]
+    assert names[0] == "as given (int8)" and names[-1] == "16-bit activations"
+    assert len({json.dumps(rung.recipe) for rung in found.rungs}) == len(names), "no recipe is tried twice"
+    assert [rung.kept for rung in found.rungs] == [True] + [False] * (len(names) - 1)
+    text = report.render(found)
+    assert "does not hold" in text and all(name in text for name in names)
+    assert json.loads(report.to_json(found))["ok"] is False
+
+
+def test_search_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
+    calls: list[str] = []
+
+    def stopped(model: keras.Model) -> float:
+        calls.append(model.name)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return sqnr(model)
+
+    options = {"max_drop": 35.0, "recipe": "int4-weights", "verbose": False}
+    with pytest.raises(KeyboardInterrupt):
+        kquant.autotune(MODEL, X, stopped, folder=tmp_path, **options)
+    resumed = kquant.autotune(MODEL, X, stopped, folder=tmp_path, **options)
+    whole = kquant.autotune(MODEL, X, sqnr, **options)
+    assert [(r.name, r.score, r.kept) for r in resumed.rungs] == [(r.name, r.score, r.kept) for r in whole.rungs]
+    assert len(calls) == 4 + len(whole.rungs) - 2 + 1, "two rungs were finished; the float model is judged again"
+    for a, b in zip(resumed.model.get_weights(), whole.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    with pytest.raises(ValueError, match="is of another search.*another folder"):
+        kquant.autotune(MODEL, X, sqnr, folder=tmp_path, recipe="int8", verbose=False)
+
+
+def test_scores_must_be_numbers() -> None:
+    with pytest.raises(ValueError, match="finite number. For the float model it returned nan"):
+        kquant.autotune(MODEL, X, lambda m: float("nan"), verbose=False)
+    with pytest.raises(ValueError, match="max_drop must be 0 or more. Received: -1"):
+        kquant.autotune(MODEL, X, sqnr, max_drop=-1, verbose=False)
+
+
+@pytest.fixture(scope="module")
+def mixed() -> kquant.Mixed:
+    eight = kquant.mixed_precision(MODEL, X, flash_bytes=10**6, verbose=False)
+    limit = (eight.points[0].flash_bytes + eight.points[-1].flash_bytes) // 2
+    return kquant.mixed_precision(MODEL, X, flash_bytes=limit, evaluate=sqnr, verbose=False)
+
+
+def test_file_fits_the_budget(mixed: kquant.Mixed, tmp_path: Path) -> None:
+    assert mixed.ok and 0 < mixed.chosen.moves < len(mixed.moves)
+    narrow = {move.layer for move in mixed.moves[: mixed.chosen.moves]}
+    assert widths(mixed.model) == {name: 4 if name in narrow else 8 for name in ("first", "second", "head")}
+    written = kquant.export(mixed.model, tmp_path / "m.tflite", samples=X)
+    assert mixed.chosen.flash_bytes <= mixed.budget[1]
+    assert written.file_bytes == pytest.approx(mixed.chosen.flash_bytes, rel=0.2)  # a name and a version more
+    # one move less would not fit
+    before = [p for p in mixed.points if p.moves < mixed.chosen.moves]
+    assert all(p.flash_bytes > mixed.budget[1] for p in before) and before
+
+
+def test_points_are_what_was_measured(mixed: kquant.Mixed) -> None:
+    assert [p.moves for p in mixed.points] == sorted({p.moves for p in mixed.points})
+    sizes = [p.flash_bytes for p in mixed.points]
+    assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == len(sizes)
+    for p in mixed.points:
+        assert p.score == pytest.approx(p.sqnr_db, abs=1.0)
+    macs = {"first": 24 * 48, "second": 48 * 48, "head": 48 * 3}
+    assert mixed.points[0].bit_macs == sum(macs.values()) * 64
+    curve = mixed.pareto
+    assert all(a.flash_bytes > b.flash_bytes and a.sqnr_db > b.sqnr_db for a, b in zip(curve, curve[1:], strict=False))
+    noises = [move.noise / move.saved for move in mixed.moves]
+    assert noises == sorted(noises)
+
+
+def test_reports_of_a_search(mixed: kquant.Mixed, tmp_path: Path) -> None:
+    text = report.render(mixed)
+    assert "chosen" in text and f"{mixed.chosen.flash_bytes:,}" in text
+    assert json.loads(report.to_json(mixed))["budget"] == {"flash_bytes": mixed.budget[1]}
+    picture = report.pareto(mixed, tmp_path / "p.svg").read_text()
+    assert "<svg" in picture
+    with pytest.raises(ValueError, match=r"must end in .png, .svg or .pdf"):
+        report.pareto(mixed, tmp_path / "p.gif")
+
+
+def test_nothing_fits() -> None:
+    found = kquant.mixed_precision(MODEL, X, flash_bytes=10, points=2, verbose=False)
+    assert not found.ok and found.chosen.moves == len(found.moves)
+    assert "No choice of widths is inside the budget" in report.render(found)
+
+
+def test_wide_activations_where_the_arena_allows() -> None:
+    if "tflm" not in available():
+        pytest.skip("tflm needs an extra: pip install 'kquant[micro]'")
+    ends = kquant.mixed_precision(
+        MODEL, X, arena_bytes=10**6, widths=("int8", "int16"), target="tflm", points=2, verbose=False
+    )
+    assert ends.chosen.moves == 0
+    wide, narrow = (p.arena_bytes for p in (ends.points[0], ends.points[-1]))
+    assert wide is not None and narrow is not None and narrow < wide
+    assert {x.spec.bits for x in ends.model.layers if isinstance(x, FakeQuant)} == {16}
+
+
+def test_one_budget_and_known_widths() -> None:
+    with pytest.raises(ValueError, match="give one budget of flash_bytes, arena_bytes, bit_macs. Received: none"):
+        kquant.mixed_precision(MODEL, X)
+    with pytest.raises(ValueError, match="Received: flash_bytes, bit_macs"):
+        kquant.mixed_precision(MODEL, X, flash_bytes=1, bit_macs=1)
+    with pytest.raises(ValueError, match="it needs target='tflm'"):
+        kquant.mixed_precision(MODEL, X, arena_bytes=1)
+    with pytest.raises(ValueError, match="widths must be two or three of int4, int8, int16"):
+        kquant.mixed_precision(MODEL, X, flash_bytes=1, widths=("int2", "int8"))
