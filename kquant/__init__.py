@@ -21,6 +21,8 @@ if Path(sys.argv[0] if sys.argv else "").stem != "kquant":
     from kquant.cell import cell, cell_samples
     from kquant.check import CheckReport, check
     from kquant.core.recipe import Recipe, recipe_from_aeq, recipe_to_aeq
+    from kquant.correct.adaround import adaround
+    from kquant.correct.sequential_mse import sequential_mse
     from kquant.encodings import encodings, set_encodings
     from kquant.export import ExportReport, export
     from kquant.fold import fold
@@ -40,6 +42,7 @@ __all__ = [
     "Recipe",
     "Stream",
     "VerifyReport",
+    "adaround",
     "calibrate",
     "cell",
     "cell_samples",
@@ -55,6 +58,7 @@ __all__ = [
     "recipe_from_aeq",
     "recipe_to_aeq",
     "report",
+    "sequential_mse",
     "set_encodings",
     "stream",
     "verify",
