@@ -25,6 +25,8 @@ if Path(sys.argv[0] if sys.argv else "").stem != "kquant":
     from kquant.check import CheckReport, check
     from kquant.core.recipe import Recipe, recipe_from_aeq, recipe_to_aeq
     from kquant.dry_run import DryRun, dry_run
+    from kquant.correct.adaround import adaround
+    from kquant.correct.sequential_mse import sequential_mse
     from kquant.encodings import encodings, set_encodings
     from kquant.export import ExportReport, export
     from kquant.fold import fold
@@ -51,6 +53,7 @@ __all__ = [
     "VerifyReport",
     "analyze",
     "autotune",
+    "adaround",
     "calibrate",
     "cell",
     "cell_samples",
@@ -68,6 +71,7 @@ __all__ = [
     "recipe_from_aeq",
     "recipe_to_aeq",
     "report",
+    "sequential_mse",
     "set_encodings",
     "stream",
     "verify",

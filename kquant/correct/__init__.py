@@ -17,9 +17,13 @@ import keras
 
 from kquant.calibrate import calibrate
 from kquant.core.recipe import Step
+from kquant.correct.adaround import adaround
+from kquant.correct.sequential_mse import sequential_mse
 
 STEPS: dict[str, Callable[..., keras.Model]] = {
     "calibrate": calibrate,
+    "sequential-mse": sequential_mse,
+    "adaround": adaround,
 }
 
 

@@ -1,0 +1,164 @@
+"""The optimization inside AdaRound: which weights of a matrix to round up, compiled as one loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from kquant.correct.reconstruction import Matrix
+
+ZETA, GAMMA = 1.1, -0.1  # the sigmoid is stretched to these and cut to 0..1
+SMALLEST_NOISE = 1e-12
+ADAM = (0.9, 0.999, 1e-8)
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Rows of one call of a layer.
+
+    Attributes:
+        rows: float32[n, groups, k], inputs in the quantized model.
+        outputs: float32[n, channels], what the float model makes of them, with the fused activation.
+        activation: what the operator fuses, or None.
+    """
+
+    rows: np.ndarray
+    outputs: np.ndarray
+    activation: Callable[[Any], Any] | None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the rounding of one layer is optimized; see `kquant.adaround`."""
+
+    iterations: int
+    learning_rate: float
+    row_batch: int
+    warm_start: float
+    beta: tuple[float, float]
+    regularisation: float
+
+
+def rectified_sigmoid(alpha: tf.Tensor) -> tf.Tensor:
+    """`h(a) = clip(sigmoid(a) (zeta - gamma) + gamma, 0, 1)`. Source: Louizos et al., arXiv:1712.01312; (23) of Nagel."""
+    return tf.clip_by_value(tf.sigmoid(alpha) * (ZETA - GAMMA) + GAMMA, 0.0, 1.0)
+
+
+def inverse(h: np.ndarray) -> np.ndarray:
+    """The `alpha` with `rectified_sigmoid(alpha) = h`, for h in 0..1."""
+    return -np.log((ZETA - GAMMA) / (h - GAMMA) - 1.0)
+
+
+def products(rows: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+    """float32[n, groups * m] of float32[n, groups, k] and float32[groups, k, m]."""
+    groups, k, m = weights.shape
+    if groups == 1:
+        return tf.matmul(tf.reshape(rows, (-1, k)), weights[0])
+    if m == 1:
+        return tf.reduce_sum(rows * weights[:, :, 0], axis=-1)
+    return tf.reshape(tf.einsum("ngk,gkm->ngm", rows, weights), (-1, groups * m))
+
+
+def round_matrix(
+    matrix: Matrix, bias: np.ndarray, examples: Sequence[Examples], settings: Settings, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Codes that reproduce the outputs, and the h that they were made of.
+
+    Args:
+        matrix: the kernel.
+        bias: float32[channels].
+        examples: of each call of the layer.
+        settings: of the descent.
+        seed: decides which rows each step sees.
+
+    Returns:
+        float32[groups, k, m], codes; and h, likewise.
+    """
+    steps = matrix.weights / matrix.scale
+    floor = np.floor(steps)
+    alpha = tf.constant(inverse(np.float32(steps - floor)))
+    noise = _noise(matrix, examples)
+    problem = _Problem(*(tf.constant(np.float32(v)) for v in (floor, matrix.scale, bias)), noise, tf.constant(seed))
+    tables = [(tf.constant(e.rows), tf.constant(e.outputs)) for e in examples]
+
+    def run(alpha: tf.Tensor, problem: _Problem, tables: Any) -> tf.Tensor:
+        def loss(a: tf.Tensor, i: tf.Tensor) -> tf.Tensor:
+            return _loss(a, i, problem, tables, [e.activation for e in examples], (matrix.low, matrix.high), settings)
+
+        return _descend(alpha, loss, settings)
+
+    # Of one trace for each layer TensorFlow would say that it traces too often; a concrete function is made on purpose.
+    compiled = tf.function(run, autograph=False, jit_compile=True).get_concrete_function(alpha, problem, tables)
+    h = rectified_sigmoid(compiled(alpha, problem, tables)).numpy()
+    return np.clip(floor + (h >= 0.5), matrix.low, matrix.high), h
+
+
+class _Problem(NamedTuple):
+    """Tensors of one layer: floor and scale like the matrix, bias and noise for each channel, the seed."""
+
+    floor: tf.Tensor
+    scale: tf.Tensor
+    bias: tf.Tensor
+    noise: tf.Tensor
+    seed: tf.Tensor
+
+
+def _noise(matrix: Matrix, examples: Sequence[Examples]) -> tf.Tensor:
+    """What rounding to nearest does to each channel, mean square before the activation: float32[channels]."""
+    wrong = tf.constant(np.float32(matrix.nearest() * matrix.scale - matrix.weights))
+    found = [tf.reduce_mean(products(tf.constant(e.rows), wrong) ** 2, axis=0) for e in examples]
+    return tf.maximum(tf.reduce_mean(tf.stack(found), axis=0), SMALLEST_NOISE)
+
+
+def _loss(
+    a: tf.Tensor,
+    i: tf.Tensor,
+    problem: _Problem,
+    tables: Sequence[tuple[tf.Tensor, tf.Tensor]],
+    activations: Sequence[Any],
+    codes: tuple[int, int],
+    settings: Settings,
+) -> tf.Tensor:
+    """`sum over channels of err_c / noise_c + regularisation * mean_k penalty_kc` on a fresh batch of rows."""
+    h = rectified_sigmoid(a)
+    soft = tf.clip_by_value(problem.floor + h, float(codes[0]), float(codes[1])) * problem.scale
+    total = tf.zeros(())
+    for n, ((rows, outputs), activation) in enumerate(zip(tables, activations, strict=True)):
+        shape = (settings.row_batch,)
+        picked = tf.random.stateless_uniform(shape, tf.stack([problem.seed + n, i]), 0, rows.shape[0], tf.int32)
+        y = products(tf.gather(rows, picked), soft) + problem.bias
+        y = y if activation is None else activation(y)
+        total += tf.reduce_sum(tf.reduce_mean((y - tf.gather(outputs, picked)) ** 2, axis=0) / problem.noise)
+    return total / len(tables) + settings.regularisation / a.shape[1] * _penalty(h, i, settings)
+
+
+def _descend(alpha: tf.Tensor, loss: Callable[[tf.Tensor, tf.Tensor], tf.Tensor], settings: Settings) -> tf.Tensor:
+    """Adam. Source: Kingma and Ba, arXiv:1412.6980, algorithm 1."""
+    first, second, small = ADAM
+
+    def step(i: tf.Tensor, a: tf.Tensor, m: tf.Tensor, v: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        with tf.GradientTape() as tape:
+            tape.watch(a)
+            value = loss(a, i)
+        g = tape.gradient(value, a)
+        t = tf.cast(i + 1, tf.float32)
+        m, v = first * m + (1 - first) * g, second * v + (1 - second) * g * g
+        rate = settings.learning_rate * tf.sqrt(1 - second**t) / (1 - first**t)
+        return i + 1, a - rate * m / (tf.sqrt(v) + small), m, v
+
+    zeros = tf.zeros_like(alpha)
+    return tf.while_loop(lambda i, *_: i < settings.iterations, step, (tf.constant(0), alpha, zeros, zeros))[1]
+
+
+def _penalty(h: tf.Tensor, i: tf.Tensor, settings: Settings) -> tf.Tensor:
+    """`sum 1 - |2h - 1|^beta`, beta falling along a cosine; nothing during the warm start. Nagel et al., (24)."""
+    warm = settings.warm_start * settings.iterations
+    gone = tf.clip_by_value((tf.cast(i, tf.float32) - warm) / max(settings.iterations - warm, 1.0), 0.0, 1.0)
+    high, low = settings.beta
+    beta = low + 0.5 * (high - low) * (1.0 + tf.cos(np.pi * gone))
+    away = tf.maximum(tf.abs(2.0 * h - 1.0), 1e-6)  # the power's gradient at 0
+    return tf.where(tf.cast(i, tf.float32) < warm, 0.0, tf.reduce_sum(1.0 - away**beta))
