@@ -21,6 +21,10 @@ if Path(sys.argv[0] if sys.argv else "").stem != "kquant":
     from kquant.cell import cell, cell_samples
     from kquant.check import CheckReport, check
     from kquant.core.recipe import Recipe, recipe_from_aeq, recipe_to_aeq
+    from kquant.correct.batch_norms import reestimate
+    from kquant.correct.bias import correct_bias
+    from kquant.correct.data_free import data_free_ranges
+    from kquant.correct.equalize import equalize
     from kquant.encodings import encodings, set_encodings
     from kquant.export import ExportReport, export
     from kquant.fold import fold
@@ -45,7 +49,10 @@ __all__ = [
     "cell_samples",
     "check",
     "compress",
+    "correct_bias",
+    "data_free_ranges",
     "encodings",
+    "equalize",
     "export",
     "fold",
     "inspect",
@@ -54,6 +61,7 @@ __all__ = [
     "register_rule",
     "recipe_from_aeq",
     "recipe_to_aeq",
+    "reestimate",
     "report",
     "set_encodings",
     "stream",

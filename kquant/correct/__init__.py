@@ -17,9 +17,15 @@ import keras
 
 from kquant.calibrate import calibrate
 from kquant.core.recipe import Step
+from kquant.correct.bias import correct_bias
+from kquant.correct.data_free import data_free_ranges
+from kquant.correct.equalize import equalize
 
 STEPS: dict[str, Callable[..., keras.Model]] = {
     "calibrate": calibrate,
+    "equalize": equalize,
+    "data-free": data_free_ranges,
+    "bias": correct_bias,
 }
 
 
