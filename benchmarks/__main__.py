@@ -6,7 +6,7 @@ import argparse
 import subprocess
 import sys
 
-ALL = ("accuracy", "parity", "qat_accuracy", "step_time", "ptq_time", "applications", "trained", "random_graphs")
+ALL = ("accuracy", "parity", "qat_accuracy", "step_time", "ptq_time", "applications", "trained", "random_graphs", "broken")
 
 
 def main() -> None:

@@ -27,6 +27,10 @@ if Path(sys.argv[0] if sys.argv else "").stem != "kquant":
     from kquant.dry_run import DryRun, dry_run
     from kquant.correct.adaround import adaround
     from kquant.correct.sequential_mse import sequential_mse
+    from kquant.correct.batch_norms import reestimate
+    from kquant.correct.bias import correct_bias
+    from kquant.correct.data_free import data_free_ranges
+    from kquant.correct.equalize import equalize
     from kquant.encodings import encodings, set_encodings
     from kquant.export import ExportReport, export
     from kquant.fold import fold
@@ -60,7 +64,10 @@ __all__ = [
     "check",
     "compress",
     "dry_run",
+    "correct_bias",
+    "data_free_ranges",
     "encodings",
+    "equalize",
     "export",
     "fold",
     "inspect",
@@ -70,6 +77,7 @@ __all__ = [
     "register_rule",
     "recipe_from_aeq",
     "recipe_to_aeq",
+    "reestimate",
     "report",
     "sequential_mse",
     "set_encodings",

@@ -59,7 +59,7 @@ def calibrate(
     """
     nodes = [layer for layer in encodings_of(qmodel) if layer.has_range]
     if not nodes and any(isinstance(layer, Compressed) for layer in qmodel.layers):
-        _set_weight_ranges(qmodel)
+        set_weight_ranges(qmodel)
         return qmodel  # its activations stay float ("dynamic", "weight-only")
     if not nodes:
         raise ValueError(f"{qmodel.name}: nothing to calibrate; pass the model that kquant.quantize returned.")
@@ -83,12 +83,16 @@ def calibrate(
         layer = layers[name]
         low, high = observers.find(layer.observer)(statistics, layer.spec)
         layer.set_range(site, low, high, float(statistics.lows.size))
-    _set_weight_ranges(qmodel)
+    set_weight_ranges(qmodel)
     return qmodel
 
 
-def _set_weight_ranges(qmodel: keras.Model) -> None:
-    """Where a recipe names an observer for weights, choose their ranges; what a correction has chosen stays."""
+def set_weight_ranges(qmodel: keras.Model) -> None:
+    """Where a recipe names an observer for weights, choose their ranges; what a correction has chosen stays.
+
+    Args:
+        qmodel: what `kquant.quantize` returned; changed in place.
+    """
     for layer in qmodel._flatten_layers():
         if not isinstance(layer, Compressed) or layer.reach is None or layer.observer == "minmax":
             continue

@@ -24,6 +24,15 @@ STEPS: dict[str, Callable[..., keras.Model]] = {
     "calibrate": calibrate,
     "sequential-mse": sequential_mse,
     "adaround": adaround,
+from kquant.correct.bias import correct_bias
+from kquant.correct.data_free import data_free_ranges
+from kquant.correct.equalize import equalize
+
+STEPS: dict[str, Callable[..., keras.Model]] = {
+    "calibrate": calibrate,
+    "equalize": equalize,
+    "data-free": data_free_ranges,
+    "bias": correct_bias,
 }
 
 

@@ -1,0 +1,235 @@
+"""Bias correction: what rounding the weights (and the inputs) moved a channel's mean by, taken back from its bias.
+
+    E[y~] - E[y] = sum_k eps_k E[x_k],  eps = codes * scale - weights      b' = b - that
+
+Analytic: E[x] from the batch norm of the layer before, through its activation. Empirical: the two means measured on
+data. The correction is `shift`, which acts where the model is quantized; the float function stays.
+
+Source: Nagel et al., arXiv:1906.04721, section 4.2 (analytic, with |gamma|) and appendix D (empirical).
+"""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import keras
+import numpy as np
+import tensorflow as tf
+from tqdm.auto import tqdm
+
+from kquant.core.graph import Graph, Node
+from kquant.core.nodes import Compressed
+from kquant.correct.channels import numbering, total
+from kquant.correct.moments import Moments, closed_moments
+from kquant.correct.stepwise import run_stepwise
+from kquant.data import batches_of
+from kquant.quantized import Place, forget_graphs, places, read, tensors
+
+Method = Literal["auto", "analytic", "empirical"]
+NO_OVERFLOW = 1e30  # an input scale at which no bias is large
+
+
+@dataclass(frozen=True, eq=False)
+class BiasErrors:
+    """What correction takes from the biases.
+
+    Attributes:
+        method: "analytic" or "empirical".
+        errors: layer -> float64[channels], mean of the quantized output minus that of the float one.
+        skipped: layer -> why it stays as it is.
+    """
+
+    method: str
+    errors: dict[str, np.ndarray]
+    skipped: dict[str, str]
+
+    def __str__(self) -> str:
+        """A table for people."""
+        lines = [f"bias ({self.method}): {len(self.errors)} layers; largest and mean error of a channel's mean"]
+        lines += [f"  {name}: {np.abs(e).max():.3g}, {np.abs(e).mean():.3g}" for name, e in self.errors.items()]
+        return "\n".join(lines + [f"  {name} stays: {reason}" for name, reason in self.skipped.items()])
+
+
+def correct_bias(
+    qmodel: keras.Model,
+    data: Any = None,
+    *,
+    method: Method = "auto",
+    batches: int | None = None,
+    batch_size: int = 32,
+    verbose: bool = True,
+) -> keras.Model:
+    """Correct the biases of a quantized model for what quantization moves the mean of each channel by.
+
+    Args:
+        qmodel: what `kquant.quantize` returned; changed in place. Calibrate it before, so that "empirical" sees the
+            errors of activations too.
+        data: see `kquant.calibrate`; 500 samples are plenty. Not needed for "analytic".
+        method: "empirical" measures on data, layer after layer, earlier ones corrected; it holds a layer's activations
+            of all samples in memory. "analytic" needs batch norms that were folded into the layers, and no data.
+            "auto" is "empirical" where there are data.
+        batches: use this many batches only.
+        batch_size: for arrays.
+        verbose: show a progress bar and a line for each layer.
+
+    Returns:
+        `qmodel`.
+
+    Raises:
+        ValueError: not a quantized model, "empirical" without data, or an unknown method.
+
+    Example:
+        >>> x = np.random.default_rng(0).normal(size=(64, 4)).astype("float32")
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+        >>> q = kquant.calibrate(kquant.quantize(model, "int4-weights"), x, verbose=False)
+        >>> q = kquant.correct_bias(q, x, verbose=False)
+        >>> bool(np.all(np.abs(q.predict(x, verbose=0).mean(0) - model.predict(x, verbose=0).mean(0)) < 0.02))
+        True
+
+    Source: Nagel et al., arXiv:1906.04721, section 4.2.
+    """
+    if method not in ("auto", "analytic", "empirical"):
+        raise ValueError(f"correct_bias: method must be 'auto', 'analytic' or 'empirical'. Received: {method!r}.")
+    if method == "empirical" and data is None:
+        raise ValueError("correct_bias: method 'empirical' measures on data. Pass samples, or method='analytic'.")
+    graph = read(qmodel)
+    known = [place for place in places(graph) if place.layer.shift is not None]
+    _warn_rounded(known)
+    if method == "analytic" or data is None:
+        found = analytic_errors(qmodel)
+        _warn_skipped(found)
+        for place in known:
+            if place.name in found.errors:  # what an earlier correction took is in the error of the weights still
+                _take(place, found.errors[place.name], from_zero=True)
+    else:
+        # the samples that are kept are read once for the float model, once for the quantized one
+        samples = list(itertools.islice(batches_of(qmodel, data, batch_size), batches))
+        if not samples:
+            raise ValueError("correct_bias: the data are empty; give at least one sample.")
+        found = _correct_empirically(graph, known, samples, verbose)
+    if verbose:
+        print(found)
+    forget_graphs(qmodel)
+    return qmodel
+
+
+def analytic_errors(qmodel: keras.Model) -> BiasErrors:
+    """The errors of means that follow from batch-norm statistics; what `correct_bias(method="analytic")` takes back.
+
+    Args:
+        qmodel: what `kquant.quantize` returned; it is not changed.
+
+    Returns:
+        The error of each layer whose input's means are known; the others by name, with the reason.
+
+    Raises:
+        ValueError: not a quantized model.
+    """
+    graph = read(qmodel)
+    known = places(graph)
+    moments = closed_moments(graph, {id(p.layer): p for p in known}, {})
+    errors, skipped = {}, {}
+    for place in known:
+        if place.layer.shift is None:
+            continue
+        given = [moments.get(id(node.inputs[0])) for node in place.calls]
+        found = [_expected_error(place, m) for m in given if m is not None]
+        found = [e for e in found if e is not None]
+        if len(found) == len(given):
+            errors[place.name] = np.mean(found, axis=0)
+        else:
+            skipped[place.name] = "no batch-norm statistics reach its input"
+    return BiasErrors("analytic", errors, skipped)
+
+
+def weight_errors(layer: Compressed) -> np.ndarray:
+    """`codes * scale - weights`: what quantization adds to a kernel, float64 like it."""
+    codes, scale, _ = layer.codes(tf.constant(NO_OVERFLOW))
+    weights = layer.weights_as_used().numpy().astype(np.float64)
+    return codes.numpy().astype(np.float64) * scale.numpy().astype(np.float64) - weights
+
+
+def _expected_error(place: Place, x: Moments) -> np.ndarray | None:
+    weights = place.rule.weights
+    if weights is None or weights.input_axis is None:
+        return None
+    makes, reads = numbering(place)
+    return total(weight_errors(place.layer) * x.mean[reads], makes, int(makes.size))
+
+
+def _correct_empirically(graph: Graph, known: list[Place], samples: list[Any], verbose: bool) -> BiasErrors:
+    """Layer after layer; on an interruption the biases are what they were."""
+    means = _float_means(graph, known, samples)
+    before = [(place, place.layer.shift.numpy()) for place in known]
+    of_layer = {id(place.layer): place for place in known}
+    measured: dict[int, list[np.ndarray]] = {}
+    errors: dict[str, np.ndarray] = {}
+    bar = tqdm(total=len(graph.nodes), desc="bias", unit="node", disable=not verbose)
+
+    def visit(node: Node, made: list[list[Any]]) -> bool:
+        bar.update()
+        place = of_layer.get(id(node.op))
+        if place is None:
+            return False
+        found = measured.setdefault(id(node.op), [])
+        found.append(_mean([np.asarray(outputs[0]) for outputs in made]) - means[id(node)])
+        if len(found) < len(place.calls):  # a shared layer has one bias for all its calls
+            return False
+        errors[place.name] = np.mean(found, axis=0)
+        _take(place, errors[place.name])
+        return True
+
+    try:
+        run_stepwise(graph, samples, visit)
+    except BaseException:
+        for place, shift in before:
+            place.layer.shift.assign(shift)
+        raise
+    finally:
+        bar.close()
+    return BiasErrors("empirical", errors, {})
+
+
+def _float_means(graph: Graph, known: list[Place], samples: list[Any]) -> dict[int, np.ndarray]:
+    """id(node) -> mean of its float output, float64[channels], over all samples and positions."""
+    nodes = [node for place in known for node in place.calls]
+    sums: list[np.ndarray | float] = [0.0] * len(nodes)
+    counts = [0] * len(nodes)
+    for values in tensors(graph, [node.outputs[0] for node in nodes], samples, quantized=False):
+        for i, y in enumerate(values):
+            rows = y.reshape(-1, y.shape[-1])
+            sums[i], counts[i] = sums[i] + rows.sum(axis=0, dtype=np.float64), counts[i] + len(rows)
+    return {id(node): np.asarray(s / n) for node, s, n in zip(nodes, sums, counts, strict=True)}
+
+
+def _mean(values: list[np.ndarray]) -> np.ndarray:
+    rows = [y.reshape(-1, y.shape[-1]) for y in values]
+    return np.sum([r.sum(axis=0, dtype=np.float64) for r in rows], axis=0) / sum(len(r) for r in rows)
+
+
+def _take(place: Place, error: np.ndarray, *, from_zero: bool = False) -> None:
+    shift = place.layer.shift
+    start = np.zeros(error.shape) if from_zero else shift.numpy().astype(np.float64)
+    shift.assign((start - error).astype(np.float32))
+
+
+def _warn_rounded(known: list[Place]) -> None:
+    rounded = [p.name for p in known if p.layer.rounding is not None and np.any(p.layer.rounding.numpy())]
+    if rounded:
+        warnings.warn(
+            f"correct_bias: {', '.join(rounded[:5])}{' and others' * (len(rounded) > 5)} carry roundings of their own "
+            "(AdaRound), which have met the error of the mean already; correcting biases on top is advised against.",
+            stacklevel=3,
+        )
+
+
+def _warn_skipped(found: BiasErrors) -> None:
+    if found.skipped:
+        warnings.warn(
+            f"correct_bias: no statistics of a folded batch norm reach {', '.join(found.skipped)}; their biases stay. "
+            "Pass data to correct them too.",
+            stacklevel=3,
+        )

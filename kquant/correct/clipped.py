@@ -1,0 +1,121 @@
+"""Clipped ReLUs (ReLU6) between two layers: `f(s x) = s f(x)` holds only for channels that never reach the clip."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+
+from kquant.core.graph import Graph, Node
+from kquant.correct.chains import Pair
+from kquant.data import batches_of
+from kquant.quantized import Place, tensors
+
+FAR = 6.0  # deviations from the mean that a channel is taken never to leave
+MARGIN = 0.999  # of the clip, for what float32 rounds
+
+
+@dataclass(frozen=True, eq=False)
+class Extremes:
+    """What data showed of a layer's output, before its activation: float64[channels] each."""
+
+    low: np.ndarray
+    high: np.ndarray
+
+
+def extremes_of(graph: Graph, pairs: list[Pair], qmodel: keras.Model, data: Any) -> dict[str, Extremes]:
+    """The smallest and largest float output of the first layer of each pair; nothing without data."""
+    if data is None or not pairs:
+        return {}
+    found: dict[str, Extremes] = {}
+    wanted = [pair.first.calls[0].outputs[0] for pair in pairs]
+    for values in tensors(graph, wanted, batches_of(qmodel, data), quantized=False):
+        for pair, y in zip(pairs, values, strict=True):
+            rows = y.reshape(-1, y.shape[-1]).astype(np.float64)
+            old = found.get(pair.first.name, Extremes(np.full(rows.shape[1], np.inf), np.full(rows.shape[1], -np.inf)))
+            found[pair.first.name] = Extremes(
+                np.minimum(old.low, rows.min(axis=0)), np.maximum(old.high, rows.max(axis=0))
+            )
+    return found
+
+
+def highest(place: Place, seen: Extremes | None) -> np.ndarray | None:
+    """What a layer's output channels never exceed, from their moments and from data; None where neither is there."""
+    layer = place.layer
+    known = [] if seen is None else [seen.high]
+    if layer.mean is not None and layer.deviation is not None:
+        known.append(layer.mean.numpy().astype(np.float64) + FAR * layer.deviation.numpy().astype(np.float64))
+    return np.maximum.reduce(known) if known else None
+
+
+def limits_of(pair: Pair, seen: Extremes | None) -> tuple[np.ndarray, np.ndarray] | None:
+    """Smallest and largest factor of each channel that leaves the function as it is; None where all do.
+
+    Below a clip M, a channel that stays under u < M takes factors up to M / u; one that reaches M takes none.
+    """
+    if pair.clip is None:
+        return None
+    top, clip = highest(pair.first, seen), float(pair.clip.op.max_value)
+    count = int(pair.first.calls[0].outputs[0].shape[-1])
+    if top is None:
+        return np.ones(count), np.ones(count)
+    free = top < clip * MARGIN
+    most = np.divide(clip * MARGIN, top, out=np.full(count, np.inf), where=top > 0)
+    return np.where(free, 0.0, 1.0), np.where(free, most, 1.0)
+
+
+def replaceable(graph: Graph, clip: Node) -> str | None:
+    """Why a clipped ReLU cannot become a plain one, or None."""
+    if len(graph.calls()[id(clip.op)]) > 1:
+        return "it is called more than once"
+    for node in graph.consumers().get(id(clip.outputs[0]), []):
+        if "activation" in (node.kwargs.get("attributes") or {}):
+            return "with 16-bit activations the clip is part of the requantization; quantize a model without it"
+    return None
+
+
+def replace_clips(graph: Graph, pairs: list[Pair], qmodel: keras.Model, data: Any, verbose: bool) -> None:
+    """Make the clipped ReLUs between pairs plain ones, and say what that does to the model."""
+    clips = {id(pair.clip): pair.clip for pair in pairs if pair.clip is not None}
+    reasons = {key: replaceable(graph, node) for key, node in clips.items()}
+    for key, reason in reasons.items():
+        if reason is not None:
+            warnings.warn(f"equalize: {clips[key].name} keeps its clip: {reason}.", stacklevel=3)
+    chosen = [node for key, node in clips.items() if reasons[key] is None]
+    if not chosen:
+        return
+    before = _outputs(graph, qmodel, data)
+    reaching = [_reaching(pair) for pair in pairs if pair.clip in chosen]
+    for node in chosen:
+        node.op.max_value = None
+    if verbose:
+        effect = _effect(graph, qmodel, data, before, reaching)
+        print(f"equalize: {len(chosen)} clipped ReLUs became plain ones; {effect}")
+
+
+def _outputs(graph: Graph, qmodel: keras.Model, data: Any) -> list[np.ndarray]:
+    if data is None:
+        return []
+    wanted = keras.tree.flatten(graph.outputs)
+    found = tensors(graph, wanted, batches_of(qmodel, data), quantized=False)
+    return [np.concatenate([y.ravel() for y in values]).astype(np.float64) for values in found]
+
+
+def _reaching(pair: Pair) -> str:
+    top = highest(pair.first, None)
+    clip = pair.clip
+    if top is None or clip is None:
+        return f"{pair.first.name}: unknown"
+    return f"{pair.first.name}: {int(np.sum(top >= clip.op.max_value))} of {top.size}"
+
+
+def _effect(graph: Graph, qmodel: keras.Model, data: Any, before: list[np.ndarray], reaching: list[str]) -> str:
+    """How far the model's outputs moved on the data; without any, how many channels may have been clipped."""
+    if not before:
+        return f"no data to measure the effect on. Channels that may have reached the clip: {'; '.join(reaching)}"
+    old, new = np.concatenate(before), np.concatenate(_outputs(graph, qmodel, data))
+    moved = np.sqrt(np.mean((new - old) ** 2) / max(np.mean(old**2), 1e-30))
+    return f"on the data its float outputs moved by {100 * moved:.3g} % (root mean square)"

@@ -1,0 +1,207 @@
+"""Ranges of activations without data: from the statistics that batch norms left in the model.
+
+A layer with a folded batch norm gives N(beta, gamma^2) for each channel, so its range is `beta - n |gamma|` to
+`beta + n |gamma|`, cut by its activation. Where no closed form reaches (sums, products, layers without batch norm), a
+synthetic batch tells: noise in the input's range runs through the float model, and wherever a layer knows its moments
+the batch is brought to them, `y' = (y - mean) / std * |gamma| + beta`. The range is then n deviations around the mean
+of each channel, not beyond zero where nothing lies beyond it.
+
+Source: Nagel et al., arXiv:1906.04721, section 5 (n = 6).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from tqdm.auto import tqdm
+
+from kquant.calibrate import set_weight_ranges
+from kquant.core.graph import Graph, Node
+from kquant.core.nodes import Compressed, FakeQuant, encodings_of, observing
+from kquant.core.unfold import substitute
+from kquant.correct.channels import readers_of
+from kquant.correct.moments import bounds_of, known_moments
+from kquant.ops.affine import Affine
+from kquant.quantized import forget_graphs, read
+
+Ends = tuple[np.ndarray, np.ndarray]  # of each channel: float64[channels] both
+Range = tuple[float, float]
+BYTES = (0.0, 255.0)
+
+
+def data_free_ranges(
+    qmodel: keras.Model,
+    data: Any = None,
+    *,
+    input_range: Range | Mapping[str, Range] | None = None,
+    sigmas: float = 6.0,
+    samples: int = 64,
+    seed: int = 0,
+    verbose: bool = True,
+) -> keras.Model:
+    """Set the ranges of a quantized model from its batch norms, in place of `kquant.calibrate`.
+
+    Args:
+        qmodel: what `kquant.quantize` returned; its ranges are set in place.
+        data: not read; steps of recipes are all called with data.
+        input_range: (lowest, highest) value of the model's input, or a dict by input name. Images as uint8, and inputs
+            that a Rescaling brings from 0..255 to 0..1 or -1..1 (where it is not folded away), are known without.
+        sigmas: deviations on either side of the mean.
+        samples: size of the synthetic batch.
+        seed: of its noise.
+        verbose: show a progress bar.
+
+    Returns:
+        `qmodel`.
+
+    Raises:
+        ValueError: not a quantized model, or an input whose range is not given.
+
+    Example:
+        >>> layers = [keras.layers.Conv2D(4, 3), keras.layers.BatchNormalization(), keras.layers.ReLU()]
+        >>> q = kquant.quantize(keras.Sequential([keras.Input((8, 8, 1), name="image"), *layers]))
+        >>> q = data_free_ranges(q, input_range=(0.0, 1.0), verbose=False)
+        >>> round(float(q.layers[-1].high.numpy()[0]), 3)  # a new batch norm: mean 0, deviation 1
+        6.0
+    """
+    graph = read(qmodel)
+    ranges = _input_ranges(graph, input_range)
+    run = _Synthetic(graph, sigmas, ranges)
+    found = run(samples, seed, verbose)
+    layers = {layer.name: layer for layer in encodings_of(qmodel)}
+    for (name, site), (low, high) in found.items():
+        layers[name].set_range(site, low, high, 1.0)
+    set_weight_ranges(qmodel)
+    forget_graphs(qmodel)
+    return qmodel
+
+
+def _input_ranges(graph: Graph, given: Any) -> dict[int, Range]:
+    """id(tensor) -> range of each input of the model."""
+    found = {}
+    inputs = keras.tree.flatten(graph.inputs)
+    if isinstance(given, Mapping) and (unknown := [n for n in given if n not in {t.name for t in inputs}]):
+        names = ", ".join(t.name for t in inputs)
+        raise ValueError(f"input_range: no input is called '{unknown[0]}'; the inputs are {names}.")
+    for t in inputs:
+        own = given.get(t.name) if isinstance(given, Mapping) else given
+        own = _told_by_model(graph, t) if own is None else own
+        if own is None:
+            raise ValueError(
+                f"data_free_ranges: nothing in the model says which values the input '{t.name}' takes. Pass "
+                f"input_range=(lowest, highest), or input_range={{'{t.name}': (lowest, highest), ...}}; in a recipe, "
+                '{ name = "data-free", input_range = [0, 1] }.'
+            )
+        low, high = (float(v) for v in own)
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            raise ValueError(f"input_range of '{t.name}': expected lowest < highest. Received: {own}.")
+        found[id(t)] = (low, high)
+    return found
+
+
+def _told_by_model(graph: Graph, t: Any) -> Range | None:
+    """0..255 for bytes, and for what is rescaled from there."""
+    if keras.backend.standardize_dtype(t.dtype) == "uint8":
+        return BYTES
+    readers = readers_of(graph)
+    following = readers.get(id(t), [])
+    if len(following) == 1 and isinstance(following[0].op, FakeQuant):
+        following = readers.get(id(following[0].outputs[0]), [])
+    if len(following) != 1 or not isinstance(following[0].op, Compressed):
+        return None
+    layer = following[0].op.layer
+    if not isinstance(layer, Affine):
+        return None
+    scale, offset = layer.scale.numpy(), layer.offset.numpy()
+    made = {(round(float(b), 2), round(float(b + 255.0 * a), 2)) for a, b in zip(scale, offset, strict=True)}
+    return BYTES if len(made) == 1 and made <= {(0.0, 1.0), (-1.0, 1.0), (-1.0, 0.99)} else None
+
+
+class _Synthetic:
+    """A batch of noise on its way through the float model."""
+
+    def __init__(self, graph: Graph, sigmas: float, ranges: dict[int, Range]) -> None:
+        self.graph, self.sigmas, self.ranges = graph, sigmas, ranges
+        self.ends: dict[int, Ends] = {}  # of tensors whose distribution a closed form tells
+        self.found: dict[tuple[str, int], Range] = {}
+
+    def __call__(self, samples: int, seed: int, verbose: bool) -> dict[tuple[str, int], Range]:
+        """(name, site) -> range."""
+        rng = np.random.default_rng(seed)
+        inputs = keras.tree.flatten(self.graph.inputs)
+        values: dict[int, Any] = {id(t): _noise(t, self.ranges[id(t)], samples, rng) for t in inputs}
+        last = {id(t): i for i, node in enumerate(self.graph.nodes) for t in node.inputs}
+        for i, node in enumerate(tqdm(self.graph.nodes, desc="data-free", unit="node", disable=not verbose)):
+            for t, value in zip(node.outputs, self.step(node, values), strict=True):
+                values[id(t)] = value
+            for key in [key for key in values if last.get(key, -1) <= i]:
+                del values[key]
+        return self.found
+
+    def step(self, node: Node, values: dict[int, Any]) -> list[Any]:
+        """One call in float; what it quantizes gets its range."""
+        args, kwargs = substitute((node.args, node.kwargs), values)
+        with observing(self.collect):
+            outputs = keras.tree.flatten(node.op(*args, **kwargs))
+        moments = known_moments(node.op) if isinstance(node.op, Compressed) else None
+        bounds = bounds_of(node)
+        out = id(node.outputs[0])
+        if moments is not None:
+            deviation = np.sqrt(moments.variance)
+            outputs[0] = _normalised(outputs[0], moments.mean, deviation)
+            self.ends[out] = moments.mean - self.sigmas * deviation, moments.mean + self.sigmas * deviation
+        elif bounds is not None:
+            low, high = self.ends.get(id(node.inputs[0])) or self.seen(values[id(node.inputs[0])])
+            self.ends[out] = np.clip(low, *bounds), np.clip(high, *bounds)
+        elif isinstance(node.op, FakeQuant):
+            self.set_ends(node)
+        return outputs
+
+    def set_ends(self, node: Node) -> None:
+        """Where a closed form, or the user, knows better than the batch."""
+        source, key = id(node.inputs[0]), (node.op.name, node.kwargs.get("site", 0))
+        if key not in self.found:
+            return
+        if source in self.ranges:
+            self.found[key] = self.ranges[source]
+        elif source in self.ends:
+            low, high = self.ends[source]
+            self.found[key] = float(low.min()), float(high.max())
+            self.ends[id(node.outputs[0])] = low, high
+
+    def collect(self, layer: FakeQuant, site: int, y: tf.Tensor) -> None:
+        """Of the batch."""
+        if layer.has_range:
+            low, high = self.seen(y)
+            before = self.found.get((layer.name, site), (math.inf, -math.inf))  # inside a layer: one for each step
+            self.found[layer.name, site] = min(before[0], float(low.min())), max(before[1], float(high.max()))
+
+    def seen(self, y: Any) -> Ends:
+        """Deviations around the mean of each channel, not beyond zero where no value lies beyond."""
+        rows = np.asarray(y, np.float64).reshape(-1, y.shape[-1])
+        mean, reach = rows.mean(axis=0), self.sigmas * rows.std(axis=0)
+        low = np.maximum(mean - reach, 0.0) if rows.min() >= 0 else mean - reach
+        high = np.minimum(mean + reach, 0.0) if rows.max() <= 0 else mean + reach
+        return low, high
+
+
+def _noise(t: Any, span: Range, samples: int, rng: np.random.Generator) -> tf.Tensor:
+    """Evenly spread in the input's range; whole numbers where the input holds such."""
+    shape, kind = (samples, *t.shape[1:]), keras.backend.standardize_dtype(t.dtype)
+    if "int" in kind:
+        return tf.constant(rng.integers(math.ceil(span[0]), math.floor(span[1]) + 1, shape).astype(kind))
+    return tf.constant(rng.uniform(*span, shape).astype(kind))
+
+
+def _normalised(y: Any, mean: np.ndarray, deviation: np.ndarray) -> tf.Tensor:
+    """The batch with these moments in every channel; one that does not vary takes the mean alone."""
+    values = np.asarray(y, np.float64)
+    axes = tuple(range(values.ndim - 1))
+    spread = values.std(axis=axes)
+    unit = (values - values.mean(axis=axes)) / np.where(spread > 0, spread, 1.0)
+    return tf.constant((unit * deviation + mean).astype(np.float32), dtype=y.dtype)
