@@ -24,13 +24,13 @@ if Path(sys.argv[0] if sys.argv else "").stem != "kquant":
     from kquant.cell import cell, cell_samples
     from kquant.check import CheckReport, check
     from kquant.core.recipe import Recipe, recipe_from_aeq, recipe_to_aeq
-    from kquant.dry_run import DryRun, dry_run
     from kquant.correct.adaround import adaround
-    from kquant.correct.sequential_mse import sequential_mse
     from kquant.correct.batch_norms import reestimate
     from kquant.correct.bias import correct_bias
     from kquant.correct.data_free import data_free_ranges
     from kquant.correct.equalize import equalize
+    from kquant.correct.sequential_mse import sequential_mse
+    from kquant.dry_run import DryRun, dry_run
     from kquant.encodings import encodings, set_encodings
     from kquant.export import ExportReport, export
     from kquant.fold import fold

@@ -18,21 +18,18 @@ import keras
 from kquant.calibrate import calibrate
 from kquant.core.recipe import Step
 from kquant.correct.adaround import adaround
+from kquant.correct.bias import correct_bias
+from kquant.correct.data_free import data_free_ranges
+from kquant.correct.equalize import equalize
 from kquant.correct.sequential_mse import sequential_mse
 
 STEPS: dict[str, Callable[..., keras.Model]] = {
     "calibrate": calibrate,
+    "data-free": data_free_ranges,
+    "equalize": equalize,
+    "bias": correct_bias,
     "sequential-mse": sequential_mse,
     "adaround": adaround,
-from kquant.correct.bias import correct_bias
-from kquant.correct.data_free import data_free_ranges
-from kquant.correct.equalize import equalize
-
-STEPS: dict[str, Callable[..., keras.Model]] = {
-    "calibrate": calibrate,
-    "equalize": equalize,
-    "data-free": data_free_ranges,
-    "bias": correct_bias,
 }
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import matplotlib
 
 from kquant.analysis.results import Analysis, LayerReport, TensorReport
-from kquant.report.pages import figure, is_sqnr, share
+from kquant.report.pages import figure, share
 
 INK = "#010203"  # becomes the page's text colour
 FAINT = "#040506"  # becomes its line colour
