@@ -8,7 +8,6 @@ from typing import Any
 import keras
 import numpy as np
 
-from kquant.analysis.weights import spread_of
 from kquant.core.graph import Graph, Node
 from kquant.core.nodes import Compressed, FakeQuant
 from kquant.quantized import Place, places
@@ -64,7 +63,8 @@ def pairs(graph: Graph) -> list[Pair]:
         before, after = _by_output(place), _by_input(second)
         if before is not None and after is not None and before.shape == after.shape:
             live = (before > 0.0) & (after > 0.0)
-            found.append(Pair(place.name, second.name, spread_of(before[live] / after[live])))
+            ratios = before[live] / after[live]
+            found.append(Pair(place.name, second.name, float(ratios.max() / ratios.min()) if ratios.size else 1.0))
     return found
 
 

@@ -6,8 +6,18 @@
 """
 
 from kquant.report import pages  # noqa: F401  registers its pages
-from kquant.report.html import html
+from kquant.report.html import check_html, html
 from kquant.report.tables import Table
 from kquant.report.text import arrays_to_json, render, render_arrays, render_table, show, to_json
 
-__all__ = ["Table", "arrays_to_json", "html", "render", "render_arrays", "render_table", "show", "to_json"]
+__all__ = [
+    "Table",
+    "arrays_to_json",
+    "check_html",
+    "html",
+    "render",
+    "render_arrays",
+    "render_table",
+    "show",
+    "to_json",
+]

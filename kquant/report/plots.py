@@ -11,7 +11,7 @@ from typing import Any
 import matplotlib
 
 from kquant.analysis.results import Analysis, LayerReport, TensorReport
-from kquant.report.pages import figure, is_sqnr, share
+from kquant.report.pages import figure, share
 
 INK = "#010203"  # becomes the page's text colour
 FAINT = "#040506"  # becomes its line colour
@@ -32,9 +32,9 @@ STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
+    "axes.axisbelow": True,
     "grid.color": FAINT,
     "grid.linewidth": 0.5,
-    "legend.frameon": False,
 }
 
 
@@ -52,7 +52,8 @@ def along_network(a: Analysis) -> str:
         _losses(axes[2], a, rows)
     for ax in axes[:2]:
         if ax.get_legend_handles_labels()[0]:
-            ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, columnspacing=1.0, handletextpad=0.4)
+            place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": 3, "frameon": False}
+            ax.legend(**place, columnspacing=1.0, handletextpad=0.4)
     return _svg(fig)
 
 
@@ -65,6 +66,7 @@ def _sensitivity(ax: Any, a: Analysis, rows: Sequence[LayerReport]) -> None:
     _dots(ax, [s and s.only for s in found], places, BLUE, "layer", "o")
     if not math.isinf(a.float_value):
         ax.axvline(a.float_value, color=INK, linewidth=0.8, linestyle=":")
+    ax.locator_params(axis="x", nbins=5)
     ax.set_xlabel(f"{a.metric}, only this layer quantized")
 
 
@@ -131,12 +133,12 @@ def histograms(a: Analysis) -> str:
 
 
 def _histogram(ax: Any, t: TensorReport) -> None:
-    left = t.edges[:-1]
-    ax.bar(left, t.counts, width=t.edges[1] - t.edges[0], align="edge", color=BLUE, linewidth=0)
+    ax.stairs(t.counts, t.edges, fill=True, color=BLUE, linewidth=0, baseline=0.5)
     ax.axvspan(t.low, t.high, color=GREEN, alpha=0.13, linewidth=0)
     for end in (t.low, t.high):
         ax.axvline(end, color=GREEN, linewidth=1.0)
     ax.set_yscale("log")
+    ax.set_ylim(bottom=0.5)
     ax.grid(axis="y", visible=False)
     ax.set_title(f"{_short(t.unit)}: {figure(t.sqnr_db)} dB, clipped {t.clipped:.2%}", fontsize=8.5, color=INK)
 
