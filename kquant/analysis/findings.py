@@ -146,8 +146,8 @@ def _takes_per_axis(layer: Compressed) -> bool:
 
 
 def unequalized(e: Evidence) -> Iterator[Finding]:
-    """Channels that are wide before and narrow behind, where that costs something."""
-    rows = {row.name: row for row in e.layers}
+    """Channels that are wide before and narrow behind, where a layer and the outputs suffer."""
+    rows = {row.name: row for row in e.layers} if _loses(e) else {}
     for pair in e.pairs:
         suffering = [rows[name] for name in (pair.first, pair.second) if name in rows and _suffers(rows[name])]
         if pair.spread < PAIR_SPREAD or not suffering:

@@ -13,7 +13,7 @@ from kquant.analysis.sqnr import Noise, decibel
 from kquant.core.nodes import FakeQuant
 from kquant.core.statistics import BINS, Statistics, histogram
 
-COUNTED = 1 << 16  # values of a batch that the histogram counts
+COUNTED = 65521  # values of a batch that the histogram counts; a prime, so that they come from all channels
 TAIL = 1e-3  # of the values beyond each end of what counts as used
 SHOWN_BINS = 64
 
@@ -36,7 +36,7 @@ class Seen:
     statistics: list[Statistics] = field(default_factory=list)
 
     def add(self, y: tf.Tensor, scale: tf.Tensor, zero_point: tf.Tensor, low: int, high: int) -> None:
-        """One batch of float values on a grid."""
+        """One batch of float values, float[n], on a grid."""
         y = tf.cast(y, tf.float32)
         codes = tf.round(y / scale) + zero_point
         inside = tf.clip_by_value(codes, float(low), float(high))
@@ -48,10 +48,11 @@ class Seen:
         self.signal += float(tf.reduce_sum(tf.square(tf.cast(y, tf.float64))))
         self.clipping += clipping
         self.rounding += float(tf.reduce_sum(error)) - clipping
-        flat = tf.reshape(y, (-1,))
-        step = max(1, int(tf.size(flat)) // COUNTED) | 1  # odd: no channel count of a power of two is met in one phase
-        counted = histogram(flat[::step].numpy())
-        extremes = [np.float32([float(f(flat))]) for f in (tf.reduce_min, tf.reduce_max)]
+        values = y.numpy()
+        if values.size > COUNTED:
+            values = values[np.linspace(0, values.size - 1, COUNTED).astype(int)]
+        counted = histogram(values)
+        extremes = [np.float32([float(f(y))]) for f in (tf.reduce_min, tf.reduce_max)]
         self.statistics.append(replace(counted, lows=extremes[0], highs=extremes[1]))
 
 
