@@ -116,8 +116,8 @@ def _refuse_uncalibrated(qmodel: keras.Model) -> None:
     blank = [q.name for q in encodings_of(qmodel) if q.has_range and not np.any(q.count.numpy())]
     if blank:
         raise ValueError(
-            f"analyze: {qmodel.name} has encodings without a range: {', '.join(blank[:5])}. Run kquant.calibrate(qmodel, "
-            "data) first."
+            f"analyze: {qmodel.name} has encodings without a range: {', '.join(blank[:5])}. Run "
+            "kquant.calibrate(qmodel, data) first."
         )
 
 
@@ -152,6 +152,12 @@ def _sensitivity(unit: Unit, passes: Passes, everything: Names) -> Sensitivity:
 def _tensors(graph: Graph, found: list[Unit], passes: Passes) -> tuple[TensorReport, ...]:
     names = {q.name: unit.name for unit in found for q in unit.quants}
     layers = {node.op.name: node.op for node in graph.nodes if isinstance(node.op, FakeQuant)}
+    makers = graph.producers()
+    made_by = {}
+    for name, nodes in passes.calls.items():
+        maker = makers.get(id(nodes[-1].args[0]))
+        made_by[name] = names[name] if maker is None else maker.name
     return tuple(
-        tensor_report(layers[name], passes.sources[name], names[name], seen) for name, seen in passes.seen.items()
+        tensor_report(layers[name], passes.sources[name], names[name], made_by[name], seen)
+        for name, seen in passes.seen.items()
     )

@@ -153,6 +153,86 @@ def compress(
 
 @app.command()
 @refusing
+def analyze(
+    model: Annotated[Path, typer.Argument(help="A model saved by Keras, quantized or not", metavar="MODEL.keras")],
+    data: Data,
+    labels: Annotated[Path | None, typer.Option("--labels", help="Class numbers (.npy): measure accuracy")] = None,
+    recipe: Annotated[str | None, typer.Option("--recipe", help="For a float model; int8 by default")] = None,
+    target: Target = "litert",
+    out: Annotated[Path | None, typer.Option("--out", help="Write a report with plots to this .html file")] = None,
+    scale: Scale = 1.0,  # type: ignore[assignment]
+    samples: Samples = 256,
+    as_json: Json = False,
+) -> None:
+    """Tell where a quantized model loses accuracy, and what to try; a float model is quantized first."""
+    from kquant import files, report
+    from kquant.analysis.metrics import top1
+    from kquant.analyze import analyze as run_analyze
+    from kquant.pipeline import prepare
+    from kquant.quantized import is_quantized
+
+    if out is not None:
+        report.check_html(out)
+    keras_model = files.load_model(model)
+    arrays = files.load_data(data, files.inputs_of(keras_model), scale=scale, limit=samples)
+    metric = None if labels is None else top1(files.load_labels(labels, limit=samples))
+    if is_quantized(keras_model):
+        if recipe is not None:
+            raise ValueError(f"{model}: is quantized already; leave --recipe out.")
+    else:
+        keras_model = prepare(keras_model, arrays, recipe or "int8", target=target, verbose=_bars(as_json))
+    found = run_analyze(keras_model, arrays, metric, samples=samples or sys.maxsize, verbose=_bars(as_json))
+    if out is not None:
+        report.html(found, out)
+    _print(found, as_json)
+    if out is not None and not as_json:
+        typer.echo(f"\n{out}: the report with plots")
+
+
+@app.command()
+@refusing
+def autotune(
+    model: Model,
+    data: Data,
+    labels: Annotated[Path, typer.Option("--labels", help="Class numbers (.npy) of the samples")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the results, and for going on where it was stopped")],
+    max_drop: Annotated[float, typer.Option("--max-drop", help="Accuracy that may be lost, 0.01 is a point")] = 0.01,
+    recipe: Annotated[str, typer.Option("--recipe", help="The first one to try")] = "int8",
+    target: Target = "litert",
+    scale: Scale = 1.0,  # type: ignore[assignment]
+    samples: Samples = None,
+    as_json: Json = False,
+) -> None:
+    """Try dearer recipes until the accuracy on the samples holds: .tflite, quantized .keras and reports."""
+    from kquant import files, report
+    from kquant.analysis.metrics import top1
+    from kquant.autotune import autotune as run_autotune
+    from kquant.export import export, write_atomically
+
+    folder = files.output_folder(out, model)
+    keras_model = files.load_model(model)
+    arrays = files.load_data(data, files.inputs_of(keras_model), scale=scale, limit=samples)
+    accuracy = top1(files.load_labels(labels, limit=samples))
+    found = run_autotune(
+        keras_model,
+        arrays,
+        lambda m: accuracy(m.predict(arrays, verbose=0)),
+        max_drop=max_drop,
+        target=target,
+        recipe=recipe,
+        folder=folder,
+        verbose=_bars(as_json),
+    )
+    export(found.model, folder / f"{model.stem}.tflite", samples=arrays)
+    found.model.save(folder / f"{model.stem}.keras")
+    write_atomically(folder / "autotune.json", f"{report.to_json(found)}\n".encode())
+    write_atomically(folder / "recipe.json", f"{found.recipe.model_dump_json(by_alias=True, indent=2)}\n".encode())
+    _print(found, as_json)
+    raise typer.Exit(0 if found.ok else 1)
+
+
+@app.command()
+@refusing
 def check(model: Model, target: Target = "tflm", input_shape: Shape = None, as_json: Json = False) -> None:
     """Tell for every layer whether it can be integer on a target, before any training."""
     from kquant import files

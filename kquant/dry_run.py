@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -126,7 +127,10 @@ def _states(qmodel: keras.Model, x: list[np.ndarray], verbose: bool) -> tuple[di
     graph = read(qmodel)
     found = units(graph)
     passes = Passes(graph, found, None, [], keep=True)
-    passes.walk(chunks(graph, x), verbose)
+    with warnings.catch_warnings():
+        if not _has_ranges(qmodel):  # tensors without a range stay float, and say so
+            warnings.simplefilter("ignore")
+        passes.walk(chunks(graph, x), verbose)
     states = {}
     for unit in found:
         weights = None if unit.weighted is None else weight_report(unit.weighted)

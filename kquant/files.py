@@ -112,6 +112,33 @@ def load_data(path: str | Path, takes: Sequence[Input], *, scale: float = 1.0, l
     return ready if len(takes) > 1 else ready[0]
 
 
+def load_labels(path: str | Path, *, limit: int | None = None) -> np.ndarray:
+    """Class numbers of samples.
+
+    Args:
+        path: `.npy` file, or `.npz` with one array or an array `y`: int[samples], or one-hot [samples, classes].
+        limit: take this many, spread as `load_data` spreads the samples.
+
+    Returns:
+        int64[samples].
+
+    Raises:
+        ValueError: no such file, or no class numbers.
+    """
+    source = Path(path)
+    if not source.is_file():
+        raise ValueError(f"{source}: no such file; give .npy or .npz.")
+    found = _arrays(source)
+    if "y" not in found and len(found) != 1:
+        raise ValueError(f"{source}: which array holds the labels? Name it 'y'. It holds: {', '.join(found)}.")
+    labels = _taken(found["y"] if "y" in found else next(iter(found.values())), limit)
+    if labels.ndim == 2 and labels.shape[1] > 1:
+        labels = labels.argmax(axis=1)
+    if labels.size != len(labels) or not np.array_equal(labels, labels.astype(np.int64)):
+        raise ValueError(f"{source}: expected a class number for each sample. Received: {labels.dtype} {labels.shape}.")
+    return labels.reshape(-1).astype(np.int64)
+
+
 def _arrays(source: Path) -> dict[str, np.ndarray]:
     if source.suffix.lower() not in (".npy", ".npz"):
         raise ValueError(f"{source}: expected .npz, .npy or a folder of images. Received: '{source.suffix}'.")

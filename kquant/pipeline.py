@@ -64,11 +64,32 @@ def compress(
         >>> result.report.types["FLOAT32"] if "FLOAT32" in result.report.types else 0
         0
     """
+    qmodel = prepare(model, data, recipe, target=target, batches=batches, input_shape=input_shape, verbose=verbose)
+    return CompressResult(qmodel, export(qmodel, output, samples=data, io=io))
+
+
+def prepare(
+    model: keras.Model,
+    data: Any,
+    recipe: str | Path | dict[str, Any] | Recipe = "int8",
+    *,
+    target: str = "litert",
+    batches: int | None = None,
+    input_shape: Any = None,
+    verbose: bool = True,
+) -> keras.Model:
+    """Quantize and run the recipe's steps: `compress`, which explains the arguments, up to the export.
+
+    Returns:
+        The quantized model.
+
+    Raises:
+        ValueError: see `quantize` and `calibrate`.
+    """
     chosen = load(recipe)
     check_steps(chosen.steps)
     qmodel = quantize(model, chosen, target=target, input_shape=input_shape)
-    apply_steps(qmodel, [_limited(step, batches) for step in chosen.steps], data, verbose=verbose)
-    return CompressResult(qmodel, export(qmodel, output, samples=data, io=io))
+    return apply_steps(qmodel, [_limited(step, batches) for step in chosen.steps], data, verbose=verbose)
 
 
 def _limited(step: Step, batches: int | None) -> Step:

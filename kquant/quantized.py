@@ -44,6 +44,11 @@ def is_known(op: Any) -> bool:
     return isinstance(op, FakeQuant | Compressed) or find(op) is not None
 
 
+def is_quantized(model: keras.Model) -> bool:
+    """True for what `kquant.quantize` returned, saved and loaded or not."""
+    return any(isinstance(layer, FakeQuant | Compressed) for layer in model._flatten_layers())
+
+
 def read(qmodel: keras.Model) -> Graph:
     """The calls of a quantized model.
 

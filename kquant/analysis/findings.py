@@ -19,20 +19,26 @@ CHANNEL_OUTLIER = 8.0
 # Across a pair, ranges that differ by five bits leave a channel with three on one side or the other.
 PAIR_SPREAD = 32.0
 # The layers of a healthy 8-bit model have 30 to 50 dB of their own; below that something costs more than rounding must.
-HEALTHY_DB = 30.0
+# A bit less costs 6 dB.
+HEALTHY_DB, BIT_DB = 30.0, 6.0
 # Half of the noise: what another range has to gain on these data, and where the tensor is not healthy as it is.
 GAIN_DB = 3.0
+# A percentile observer leaves out one value in 10,000; ten times that is more than it was asked for, and rarer spikes
+# hardly reach the outputs.
+CLIPPED = 1e-3
+# Under a quarter of the grid, two bits are spent on values that do not come.
+USED = 0.25
 # A tensor that joins others at an eighth of their range has three bits less.
 UNBALANCED = 8.0
 # `kquant.calibrate` warns below this number.
 FEW_SAMPLES = 32
-# Ranges of half the data and of all of them differ by some 10 % where the data are enough.
+# Ranges (without tails) of half the data and of all of them differ by a few per cent where the data are enough.
 MOVED = 1.5
-# Noise of 1 % of the weights' power moves predictions; uniform 4-bit grids of bell-shaped weights lie around 18 dB.
-LOW_WEIGHTS_DB = 20.0
+# Weights on 4 bits have 17 to 24 dB, by their distribution; a bit more has 6 dB more.
+LOW_WEIGHTS_DB = 25.0
 LOW_BITS = 4
-# A layer that alone accounts for a fifth of the loss is worth more bits, where the loss is worth a word: noise of 1 % of
-# the outputs' power, or half a point of the metric.
+# A layer that alone accounts for a fifth of the loss is worth more bits, where the loss is worth a word: noise of 1 %
+# of the outputs' power, or half a point of the metric.
 SENSITIVE_SHARE = 0.2
 LOSS_DB, LOSS = 20.0, 0.005
 MOST_SENSITIVE = 3
@@ -84,13 +90,13 @@ def few_samples(e: Evidence) -> Iterator[Finding]:
 def ranges(e: Evidence) -> Iterator[Finding]:
     """Ranges that clip too much, or leave most of the grid unused."""
     for t in e.tensors:
-        if t.is_fixed or t.gain_db < GAIN_DB or t.sqnr_db > HEALTHY_DB:
+        if t.is_fixed or t.gain_db < GAIN_DB or t.sqnr_db > HEALTHY_DB - BIT_DB * (8 - min(t.bits, 8)):
             continue
         better = f"[{t.best_low:.4g}, {t.best_high:.4g}] would have {t.gain_db:.1f} dB less noise"
-        if t.clipping > t.rounding:
+        if t.clipped > CLIPPED and t.clipping > t.rounding:
             evidence = f"{t.clipped:.3%} of the values beyond [{t.low:.4g}, {t.high:.4g}]; {better}"
             yield Finding(t.unit, "saturated activations", evidence, _observer(e, t))
-        else:
+        elif t.used < USED:
             evidence = f"all but 0.2 % of the values use {t.used:.0%} of [{t.low:.4g}, {t.high:.4g}]; {better}"
             yield Finding(t.unit, "too wide range", evidence, _observer(e, t))
 
@@ -101,7 +107,7 @@ def _observer(e: Evidence, t: TensorReport) -> str:
     recipe = (
         '[activations]\nobserver = "mse"'
         if unit.kind in ("Input", "encoding", "shared encoding") or len(t.sites) > 1
-        else _rule(t.unit, "activations", 'observer = "mse"')
+        else _rule(t.layer, "activations", 'observer = "mse"')
     )
     return f"{recipe}\nor, where calibration saw other data, kquant.calibrate(qmodel, data) with data like these"
 
@@ -140,15 +146,20 @@ def _takes_per_axis(layer: Compressed) -> bool:
 
 
 def unequalized(e: Evidence) -> Iterator[Finding]:
-    """Channels that are wide before and narrow behind, where that costs something."""
-    rows = {row.name: row for row in e.layers}
+    """Channels that are wide before and narrow behind, where a layer and the outputs suffer."""
+    rows = {row.name: row for row in e.layers} if _loses(e) else {}
     for pair in e.pairs:
-        suffering = [rows[n] for n in (pair.first, pair.second) if n in rows and _own_db(rows[n]) < HEALTHY_DB]
+        suffering = [rows[name] for name in (pair.first, pair.second) if name in rows and _suffers(rows[name])]
         if pair.spread < PAIR_SPREAD or not suffering:
             continue
         costs = ", ".join(f"{row.name} alone leaves {_own_db(row):.1f} dB" for row in suffering)
         evidence = f"channel ranges of {pair.first} against {pair.second} differ {pair.spread:.0f} times; {costs}"
         yield Finding(pair.first, "unequalized pair", evidence, 'kquant.equalize(qmodel, data), step "equalize"')
+
+
+def _suffers(row: LayerReport) -> bool:
+    bits = 8 if row.weights is None else min(row.weights.bits, 8)
+    return _own_db(row) < HEALTHY_DB - BIT_DB * (8 - bits)
 
 
 def _own_db(row: LayerReport) -> float:
@@ -158,10 +169,10 @@ def _own_db(row: LayerReport) -> float:
 
 
 def low_bits(e: Evidence) -> Iterator[Finding]:
-    """Few bits, and weights far from the float ones."""
+    """Few bits, weights far from the float ones, and outputs too."""
     few = [row for row in e.layers if row.weights is not None and row.weights.bits <= LOW_BITS]
     poor = [row for row in few if row.weights is not None and row.weights.sqnr_db < LOW_WEIGHTS_DB]
-    if not poor:
+    if not poor or not _loses(e):
         return
     worst = min(few, key=_weights_alone)
     remedy = (
@@ -183,10 +194,9 @@ def _weights_alone(row: LayerReport) -> float:
 
 def sensitive(e: Evidence) -> Iterator[Finding]:
     """The layers that account for most of the loss."""
-    loss_matters = e.simulated < LOSS_DB if e.is_sqnr else e.float_value - e.simulated > LOSS
-    if not loss_matters:
+    if not _loses(e):
         return
-    shares = [(share_of_loss(e.float_value, e.simulated, row, e.is_sqnr), row) for row in e.layers if row.sensitivity is not None]
+    shares = [(share_of_loss(e.float_value, e.simulated, row, e.is_sqnr), row) for row in e.layers]
     largest = sorted(shares, key=lambda pair: -pair[0])[:MOST_SENSITIVE]
     for share, row in largest:
         if share >= SENSITIVE_SHARE and row.sensitivity is not None:
@@ -199,11 +209,16 @@ def sensitive(e: Evidence) -> Iterator[Finding]:
             yield Finding(row.name, "most sensitive layer", evidence, _more_bits(row))
 
 
+def _loses(e: Evidence) -> bool:
+    return e.simulated < LOSS_DB if e.is_sqnr else e.float_value - e.simulated > LOSS
+
+
 def share_of_loss(float_value: float, simulated: float, row: LayerReport, is_sqnr: bool) -> float:
     """How much of what quantization costs is gone when a layer is in float; in SQNR as noise power.
 
     Args:
-        float_value, simulated: the metric of the float model, and with everything quantized.
+        float_value: the metric of the float model.
+        simulated: with everything quantized.
         row: the layer.
         is_sqnr: the metric is SQNR in dB.
     """

@@ -8,9 +8,9 @@ from typing import Any
 import keras
 import numpy as np
 
-from kquant.analysis.weights import spread_of
 from kquant.core.graph import Graph, Node
 from kquant.core.nodes import Compressed, FakeQuant
+from kquant.core.spec import SMALLEST_CHANNEL
 from kquant.quantized import Place, places
 
 layers = keras.layers
@@ -63,9 +63,15 @@ def pairs(graph: Graph) -> list[Pair]:
             continue
         before, after = _by_output(place), _by_input(second)
         if before is not None and after is not None and before.shape == after.shape:
-            live = (before > 0.0) & (after > 0.0)
-            found.append(Pair(place.name, second.name, spread_of(before[live] / after[live])))
+            live = _live(before) & _live(after)
+            ratios = before[live] / after[live]
+            found.append(Pair(place.name, second.name, float(ratios.max() / ratios.min()) if ratios.size else 1.0))
     return found
+
+
+def _live(reaches: np.ndarray) -> np.ndarray:
+    """Channels that are not dead, as `encode_weights` sees them."""
+    return reaches > reaches.max(initial=0.0) * SMALLEST_CHANNEL
 
 
 def _next(node: Node, consumers: dict[int, list[Node]]) -> Node | None:

@@ -19,7 +19,7 @@ from kquant.core.nodes import FakeQuant, observing, only
 from kquant.core.unfold import substitute
 
 MOST_VALUES = 1 << 26  # float values of all tensors of a chunk together: 256 MiB
-MOST_SAMPLES = 128  # in a chunk; two chunks at least tell whether ranges still move
+MOST_SAMPLES = 128  # in a chunk
 Metric = Callable[[Any], float]
 Names = frozenset[str]
 
@@ -45,14 +45,15 @@ class Outputs:
 
 
 def chunks(graph: Graph, x: list[np.ndarray]) -> list[Any]:
-    """The samples in pieces whose tensors fit into memory together.
+    """The samples in pieces, two or more, whose tensors fit into memory together.
 
     Args:
         graph: of the quantized model.
         x: one array for each input.
     """
     sizes = [np.prod([n or 1 for n in t.shape[1:]]) for node in graph.nodes for t in node.outputs]
-    step = int(np.clip(MOST_VALUES // max(int(np.sum(sizes)), 1), 1, MOST_SAMPLES))
+    half = -(-len(x[0]) // 2)  # two chunks at least: they tell whether ranges still move
+    step = int(np.clip(MOST_VALUES // max(int(np.sum(sizes)), 1), 1, min(MOST_SAMPLES, half)))
     starts = range(0, len(x[0]), step)
     return [
         keras.tree.pack_sequence_as(graph.inputs, [tf.convert_to_tensor(a[i : i + step]) for a in x]) for i in starts
@@ -114,9 +115,8 @@ class Passes:
             layer: FakeQuant = nodes[0].op
             grid = grid_of(self.sources[name])
             if grid is not None:
-                for node in nodes:
-                    seen = self.seen.setdefault(name, Seen())
-                    seen.add(real[id(node.args[0])], *grid, layer.spec.low, layer.spec.high)
+                values = tf.concat([tf.reshape(real[id(node.args[0])], (-1,)) for node in nodes], 0)
+                self.seen.setdefault(name, Seen()).add(values, *grid, layer.spec.low, layer.spec.high)
 
     def _simulate(self, names: Names, real: dict[int, Any]) -> None:
         """One setting on one chunk; what lies before the first named layer is what it is in float."""

@@ -37,6 +37,7 @@ class TensorReport:
     Attributes:
         name: of the `FakeQuant`.
         unit: the layer that it belongs to.
+        layer: the layer whose output it holds, which a rule has to name: the ReLU behind a convolution, say.
         bits: width of a code.
         low, high: ends of the grid, from calibration or prescribed.
         seen_low, seen_high: smallest and largest float value in the analyzed data.
@@ -44,7 +45,7 @@ class TensorReport:
         used: share of the grid between the 0.1 % and the 99.9 % quantile of the values (and 0).
         rounding, clipping: mean squared error of the values inside and outside the grid.
         sqnr_db: power of the values over both errors.
-        moved: width of the range in all data over the width in the first half of them.
+        moved: distance of these quantiles (and 0) in all data over the one in the first half of them.
         best_low, best_high: the range with the least mean squared error on these values.
         gain_db: how much that range would raise `sqnr_db`.
         sites: (smallest, largest) calibrated value of each tensor that shares the encoding.
@@ -54,6 +55,7 @@ class TensorReport:
 
     name: str
     unit: str
+    layer: str
     bits: int
     low: float
     high: float

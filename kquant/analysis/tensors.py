@@ -13,7 +13,7 @@ from kquant.analysis.sqnr import Noise, decibel
 from kquant.core.nodes import FakeQuant
 from kquant.core.statistics import BINS, Statistics, histogram
 
-COUNTED = 1 << 16  # values of a batch that the histogram counts
+COUNTED = 65521  # values of a batch that the histogram counts; a prime, so that they come from all channels
 TAIL = 1e-3  # of the values beyond each end of what counts as used
 SHOWN_BINS = 64
 
@@ -36,7 +36,7 @@ class Seen:
     statistics: list[Statistics] = field(default_factory=list)
 
     def add(self, y: tf.Tensor, scale: tf.Tensor, zero_point: tf.Tensor, low: int, high: int) -> None:
-        """One batch of float values on a grid."""
+        """One batch of float values, float[n], on a grid."""
         y = tf.cast(y, tf.float32)
         codes = tf.round(y / scale) + zero_point
         inside = tf.clip_by_value(codes, float(low), float(high))
@@ -48,10 +48,11 @@ class Seen:
         self.signal += float(tf.reduce_sum(tf.square(tf.cast(y, tf.float64))))
         self.clipping += clipping
         self.rounding += float(tf.reduce_sum(error)) - clipping
-        flat = tf.reshape(y, (-1,))
-        step = max(1, int(tf.size(flat)) // COUNTED) | 1  # odd: no channel count of a power of two is met in one phase
-        counted = histogram(flat[::step].numpy())
-        extremes = [np.float32([float(f(flat))]) for f in (tf.reduce_min, tf.reduce_max)]
+        values = y.numpy()
+        if values.size > COUNTED:
+            values = values[np.linspace(0, values.size - 1, COUNTED).astype(int)]
+        counted = histogram(values)
+        extremes = [np.float32([float(f(y))]) for f in (tf.reduce_min, tf.reduce_max)]
         self.statistics.append(replace(counted, lows=extremes[0], highs=extremes[1]))
 
 
@@ -61,13 +62,14 @@ def grid_of(layer: FakeQuant) -> tuple[tf.Tensor, tf.Tensor] | None:
     return (scale, zero_point) if bool(seen) else None
 
 
-def tensor_report(layer: FakeQuant, source: FakeQuant, unit: str, seen: Seen) -> TensorReport:
+def tensor_report(layer: FakeQuant, source: FakeQuant, unit: str, made_by: str, seen: Seen) -> TensorReport:
     """The figures of one encoding.
 
     Args:
         layer: the encoding.
         source: the one whose range it takes; itself, but where it follows.
         unit: name of the layer that it belongs to.
+        made_by: name of the layer whose output it holds.
         seen: the values that met it.
     """
     scale, zero_point = (float(v) for v in source.grid()[:2])
@@ -85,6 +87,7 @@ def tensor_report(layer: FakeQuant, source: FakeQuant, unit: str, seen: Seen) ->
     return TensorReport(
         name=layer.name,
         unit=unit,
+        layer=made_by,
         bits=layer.spec.bits,
         low=low,
         high=high,
@@ -114,19 +117,25 @@ def merged(statistics: list[Statistics]) -> Statistics:
     return found
 
 
-def _width(s: Statistics) -> float:
-    return max(float(s.highs.max()), 0.0) - min(float(s.lows.min()), 0.0)
-
-
-def _used(s: Statistics, low: float, high: float) -> float:
-    """Share of the grid that holds all but the tails of the values, and 0."""
+def _held(s: Statistics) -> tuple[float, float]:
+    """The range of 0 and all values but the tails."""
     edges = np.linspace(-s.reach, s.reach, s.counts.size + 1)
     below = np.cumsum(s.counts)
     beyond = TAIL * below[-1]
     first = max(edges[int(np.searchsorted(below, beyond, side="right"))], float(s.lows.min()))
     last = min(edges[int(np.searchsorted(below, below[-1] - beyond)) + 1], float(s.highs.max()))
-    held = min(max(last, 0.0), high) - max(min(first, 0.0), low)
-    return float(max(held, 0.0) / (high - low))
+    return min(first, 0.0), max(last, 0.0)
+
+
+def _width(s: Statistics) -> float:
+    first, last = _held(s)
+    return last - first
+
+
+def _used(s: Statistics, low: float, high: float) -> float:
+    """Share of the grid that holds them."""
+    first, last = _held(s)
+    return max(min(last, high) - max(first, low), 0.0) / (high - low)
 
 
 def _shown(s: Statistics) -> tuple[tuple[int, ...], tuple[float, ...]]:

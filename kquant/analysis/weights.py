@@ -49,7 +49,8 @@ def _rows(weights: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
 
 
 def _by_gate(real: Any, grid: Any) -> tuple[Any, Any]:
-    return tuple(np.asarray(w, np.float64).reshape(w.shape[0], GATES, -1).swapaxes(0, 1) for w in (real, grid))
+    floats, quantized = (np.asarray(w, np.float64).reshape(w.shape[0], GATES, -1).swapaxes(0, 1) for w in (real, grid))
+    return floats, quantized
 
 
 def _report(real: Any, grid: Any, bits: int, per_axis: bool, clipped: float) -> WeightReport:

@@ -6,9 +6,20 @@
 """
 
 from kquant.report import pages  # noqa: F401  registers its pages
-from kquant.report.html import html
+from kquant.report.html import check_html, html
 from kquant.report.search import pareto
 from kquant.report.tables import Table
 from kquant.report.text import arrays_to_json, render, render_arrays, render_table, show, to_json
 
-__all__ = ["Table", "arrays_to_json", "html", "pareto", "render", "render_arrays", "render_table", "show", "to_json"]
+__all__ = [
+    "Table",
+    "arrays_to_json",
+    "check_html",
+    "html",
+    "pareto",
+    "render",
+    "render_arrays",
+    "render_table",
+    "show",
+    "to_json",
+]

@@ -27,7 +27,7 @@ def html(analysis: Analysis, path: str | Path) -> Path:
     Raises:
         ImportError: the extra is not installed: `pip install 'kquant[report]'`.
         TypeError: not an analysis.
-        ValueError: the file cannot be written.
+        ValueError: not an .html file, or it cannot be written.
 
     Example:
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="head")])
@@ -38,23 +38,27 @@ def html(analysis: Analysis, path: str | Path) -> Path:
     """
     if not isinstance(analysis, Analysis):
         raise TypeError(f"report.html: expected what kquant.analyze returned. Received: {type(analysis).__name__}.")
-    check_extra()
-    target = Path(path)
-    if not target.parent.is_dir():
-        raise ValueError(f"report.html: the folder {target.parent} does not exist; make it first.")
+    target = check_html(path)
     write_atomically(target, render_html(analysis).encode())
     return target
 
 
-def check_extra() -> None:
-    """Refuse where the extra is not installed.
+def check_html(path: str | Path) -> Path:
+    """Refuse a report that could not be written, before the work is done.
 
     Raises:
-        ImportError: with the command that installs it.
+        ImportError: the extra is not installed; gives the command that installs it.
+        ValueError: no such folder, or another kind of file.
     """
+    target = Path(path)
+    if target.suffix != ".html":
+        raise ValueError(f"report.html: {target}: expected a name that ends in .html.")
+    if not target.parent.is_dir():
+        raise ValueError(f"report.html: the folder {target.parent} does not exist; make it first.")
     missing = [name for name in ("jinja2", "matplotlib") if importlib.util.find_spec(name) is None]
     if missing:
         raise ImportError(f"the HTML report needs {' and '.join(missing)}: pip install 'kquant[report]'")
+    return target
 
 
 def render_html(analysis: Analysis) -> str:
@@ -85,7 +89,7 @@ ALONG = (
     "the outputs equal have no dot."
 )
 WEIGHTS = (
-    "Left: the ranges of a layer's channels; box: the middle half, line: the median, whiskers: all. A wide box hurts "
+    "Left: the ranges of a layer's channels; box: the middle half, line: the median, whiskers: all but dead ones. A wide box hurts "
     "where one scale serves all channels. Right: the weights on their grid against the float ones."
 )
-ACTIVATIONS = "Float values (blue, logarithmic counts) against the grid of their codes (green); what lies outside clips."
+ACTIVATIONS = "Float values (blue, logarithmic counts) against the grid of their codes (green); what is outside clips."

@@ -145,7 +145,7 @@ def _dry_run(d: DryRun) -> Page:
     after = "no ranges" if d.after_db is None else f"{figure(d.after_db)} dB"
     worse = d.before_db is not None and (d.after_db is None or d.after_db < d.before_db)
     return Page(
-        headline=f"{d.model}, {', '.join(d.steps)} on a copy, {d.samples} samples: SQNR of the outputs {before} -> {after}",
+        headline=f"{d.model}, {', '.join(d.steps)} on a copy, {d.samples} samples: SQNR {before} -> {after}",
         ok=not worse,
         findings=("The outputs are further from the float model than before.",) if worse else (),
         facts=(),

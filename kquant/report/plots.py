@@ -11,6 +11,7 @@ from typing import Any
 import matplotlib
 
 from kquant.analysis.results import Analysis, LayerReport, TensorReport
+from kquant.core.spec import SMALLEST_CHANNEL
 from kquant.report.pages import figure, share
 
 INK = "#010203"  # becomes the page's text colour
@@ -19,6 +20,7 @@ BLUE, ORANGE, GREEN, RED = "#3b7dd8", "#e08a1e", "#2f9e6e", "#d1495b"
 ROW_INCHES = 0.24
 LONGEST_NAME = 34
 WORST_TENSORS = 9
+AS_GOOD_AS_EQUAL_DB = 100.0  # float32 rounds so
 STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "kquant",
@@ -32,12 +34,13 @@ STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
+    "axes.axisbelow": True,
     "grid.color": FAINT,
     "grid.linewidth": 0.5,
-    "legend.frameon": False,
 }
 
 
+@matplotlib.rc_context(STYLE)
 def along_network(a: Analysis) -> str:
     """For every layer in order: SQNR of its output, and where it was measured, its sensitivity."""
     rows = [r for r in a.layers if not (math.isinf(r.sqnr_db) and r.weights is None)]
@@ -52,7 +55,8 @@ def along_network(a: Analysis) -> str:
         _losses(axes[2], a, rows)
     for ax in axes[:2]:
         if ax.get_legend_handles_labels()[0]:
-            ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, columnspacing=1.0, handletextpad=0.4)
+            place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": 3, "frameon": False}
+            ax.legend(**place, columnspacing=1.0, handletextpad=0.4)
     return _svg(fig)
 
 
@@ -65,6 +69,7 @@ def _sensitivity(ax: Any, a: Analysis, rows: Sequence[LayerReport]) -> None:
     _dots(ax, [s and s.only for s in found], places, BLUE, "layer", "o")
     if not math.isinf(a.float_value):
         ax.axvline(a.float_value, color=INK, linewidth=0.8, linestyle=":")
+    ax.locator_params(axis="x", nbins=5)
     ax.set_xlabel(f"{a.metric}, only this layer quantized")
 
 
@@ -77,13 +82,14 @@ def _losses(ax: Any, a: Analysis, rows: Sequence[LayerReport]) -> None:
 
 
 def _dots(ax: Any, values: Sequence[float | None], places: Sequence[int], colour: str, label: str, style: str) -> None:
-    """Points of the finite values."""
-    kept = [(v, p) for v, p in zip(values, places, strict=True) if v is not None and math.isfinite(v)]
+    """Points of the values that were measured and are not as good as equal."""
+    kept = [(v, p) for v, p in zip(values, places, strict=True) if v is not None and abs(v) < AS_GOOD_AS_EQUAL_DB]
     if kept:
         xs, ys = zip(*kept, strict=True)
         ax.plot(xs, ys, style, color=colour, label=label, markersize=4.2, linewidth=0.9, alpha=0.9)
 
 
+@matplotlib.rc_context(STYLE)
 def weight_ranges(a: Analysis) -> str:
     """Boxes of `max|w|` over the channels of each layer, relative to the largest channel."""
     rows = [r for r in a.layers if r.weights is not None and any(r.weights.channels)]
@@ -92,7 +98,7 @@ def weight_ranges(a: Analysis) -> str:
     fig, axes = _figure(len(rows), 2, [r.name for r in rows])
     for place, row in enumerate(rows):
         top = max(row.weights.channels) if row.weights else 1.0
-        shown = [c / top for c in (row.weights.channels if row.weights else ()) if c > 0.0]
+        shown = [c / top for c in (row.weights.channels if row.weights else ()) if c > top * SMALLEST_CHANNEL]
         axes[0].boxplot(
             [shown],
             positions=[place],
@@ -114,6 +120,7 @@ def weight_ranges(a: Analysis) -> str:
     return _svg(fig)
 
 
+@matplotlib.rc_context(STYLE)
 def histograms(a: Analysis) -> str:
     """Values of the noisiest tensors against their grid."""
     moving = [t for t in a.tensors if not t.is_fixed and math.isfinite(t.sqnr_db)]
@@ -121,33 +128,31 @@ def histograms(a: Analysis) -> str:
     if not worst:
         return ""
     lines = -(-len(worst) // 3)
-    with matplotlib.rc_context(STYLE):
-        fig, axes = _subplots(lines, 3, figsize=(10.5, 1.95 * lines))
-        for ax, tensor in zip(axes.flat, worst, strict=False):
-            _histogram(ax, tensor)
-        for ax in list(axes.flat)[len(worst) :]:
-            ax.set_visible(False)
+    fig, axes = _subplots(lines, 3, figsize=(10.5, 1.95 * lines))
+    for ax, tensor in zip(axes.flat, worst, strict=False):
+        _histogram(ax, tensor)
+    for ax in list(axes.flat)[len(worst) :]:
+        ax.set_visible(False)
     return _svg(fig)
 
 
 def _histogram(ax: Any, t: TensorReport) -> None:
-    left = t.edges[:-1]
-    ax.bar(left, t.counts, width=t.edges[1] - t.edges[0], align="edge", color=BLUE, linewidth=0)
+    ax.stairs(t.counts, t.edges, fill=True, color=BLUE, linewidth=0, baseline=0.5)
     ax.axvspan(t.low, t.high, color=GREEN, alpha=0.13, linewidth=0)
     for end in (t.low, t.high):
         ax.axvline(end, color=GREEN, linewidth=1.0)
     ax.set_yscale("log")
+    ax.set_ylim(bottom=0.5)
     ax.grid(axis="y", visible=False)
     ax.set_title(f"{_short(t.unit)}: {figure(t.sqnr_db)} dB, clipped {t.clipped:.2%}", fontsize=8.5, color=INK)
 
 
 def _figure(rows: int, columns: int, names: Sequence[str]) -> tuple[Any, list[Any]]:
     """Panels side by side, one line for each layer, the first one on top; names at the left panel only."""
-    with matplotlib.rc_context(STYLE):
-        fig, axes = _subplots(1, columns, sharey=True, figsize=(10.5, 1.0 + ROW_INCHES * rows))
-        row = list(axes.flat)
-        row[0].set_yticks(range(rows), [_short(name) for name in names])
-        row[0].set_ylim(rows - 0.4, -0.6)
+    fig, axes = _subplots(1, columns, sharey=True, figsize=(10.5, 1.0 + ROW_INCHES * rows))
+    row = list(axes.flat)
+    row[0].set_yticks(range(rows), [_short(name) for name in names])
+    row[0].set_ylim(rows - 0.4, -0.6)
     return fig, row
 
 
@@ -167,8 +172,7 @@ def _short(name: str) -> str:
 def _svg(fig: Any) -> str:
     """Inline SVG without links and namespaces, which HTML does not need."""
     content = io.StringIO()
-    with matplotlib.rc_context(STYLE):
-        fig.savefig(content, format="svg", transparent=True, metadata={"Date": None})
+    fig.savefig(content, format="svg", transparent=True, metadata={"Date": None})
     text = content.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
