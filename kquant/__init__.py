@@ -23,7 +23,7 @@ if Path(sys.argv[0] if sys.argv else "").stem != "kquant":
     from kquant.calibrate import calibrate
     from kquant.cell import cell, cell_samples
     from kquant.check import CheckReport, check
-    from kquant.core.recipe import Recipe, recipe_from_aeq, recipe_to_aeq
+    from kquant.core.recipe import Recipe, recipe_from_aeq, recipe_to_aeq, recipe_to_toml
     from kquant.correct.adaround import adaround
     from kquant.correct.batch_norms import reestimate
     from kquant.correct.bias import correct_bias
@@ -77,6 +77,7 @@ __all__ = [
     "register_rule",
     "recipe_from_aeq",
     "recipe_to_aeq",
+    "recipe_to_toml",
     "reestimate",
     "report",
     "sequential_mse",

@@ -207,6 +207,7 @@ def autotune(
     from kquant import files, report
     from kquant.analysis.metrics import top1
     from kquant.autotune import autotune as run_autotune
+    from kquant.core.recipe import recipe_to_toml
     from kquant.export import export, write_atomically
 
     folder = files.output_folder(out, model)
@@ -226,7 +227,7 @@ def autotune(
     export(found.model, folder / f"{model.stem}.tflite", samples=arrays)
     found.model.save(folder / f"{model.stem}.keras")
     write_atomically(folder / "autotune.json", f"{report.to_json(found)}\n".encode())
-    write_atomically(folder / "recipe.json", f"{found.recipe.model_dump_json(by_alias=True, indent=2)}\n".encode())
+    write_atomically(folder / "recipe.toml", recipe_to_toml(found.recipe).encode())
     _print(found, as_json)
     raise typer.Exit(0 if found.ok else 1)
 

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 import kquant
 from kquant.cli import app
 
-COMMANDS = ("compress", "analyze", "check", "inspect", "verify", "predict", "recipes", "demo")
+COMMANDS = ("compress", "analyze", "autotune", "check", "inspect", "verify", "predict", "recipes", "demo")
 layers = keras.layers
 
 
@@ -86,6 +86,24 @@ def test_c_array_is_the_file(work, tmp_path):
     sources = [str(tmp_path / "main.cc"), str(work / "build/tiny_model.cc")]
     subprocess.run(["g++", "-std=c++11", f"-I{work / 'build'}", *sources, "-o", str(tmp_path / "dump")], check=True)
     assert subprocess.run([str(tmp_path / "dump")], capture_output=True, check=True).stdout == content
+
+
+def test_autotune_leaves_the_file_and_its_recipe(work, tmp_path):
+    model = keras.models.load_model(work / "tiny.keras")
+    np.save(work / "y.npy", model.predict(np.load(work / "images.npy"), verbose=0).argmax(-1))
+    result = kq("autotune", work / "tiny.keras", "--data", work / "images.npz", "--labels", work / "y.npy",
+                "--out", tmp_path, "--max-drop", "0.2", "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["ok"] and found["rungs"][0]["kept"] and found["float_score"] == 1.0
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "autotune.json", "recipe.toml", "rungs.json", "tiny.keras", "tiny.tflite"
+    ]
+    assert kquant.inspect(tmp_path / "tiny.tflite").is_integer
+    again = kq("compress", work / "tiny.keras", "--data", work / "images.npz", "--recipe", tmp_path / "recipe.toml",
+               "--out", tmp_path / "again", "--json")
+    assert again.exit_code == 0, again.output
+    assert (tmp_path / "again/tiny.tflite").stat().st_size == (tmp_path / "tiny.tflite").stat().st_size
 
 
 def test_verify(work):

@@ -19,6 +19,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from kquant.core import aeq
@@ -261,6 +262,26 @@ def recipe_to_aeq(recipe: str | Path | dict[str, Any] | Recipe) -> list[dict[str
     """
     chosen = load(recipe)
     return aeq.write(chosen.model_dump(by_alias=True), f"recipe '{chosen.name}'")
+
+
+def recipe_to_toml(recipe: str | Path | dict[str, Any] | Recipe) -> str:
+    """A recipe as the text of a TOML file, without what is so by default.
+
+    Args:
+        recipe: see `kquant.quantize`.
+
+    Returns:
+        The text; `Path("mine.toml").write_text(...)` makes it a recipe for every verb and command.
+
+    Example:
+        >>> print(kquant.recipe_to_toml({"name": "mine", "weights": {"bits": 4}}))
+        name = "mine"
+        <BLANKLINE>
+        [weights]
+        bits = 4
+        <BLANKLINE>
+    """
+    return tomli_w.dumps(load(recipe).model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude_none=True))
 
 
 def _folder() -> Any:

@@ -55,10 +55,19 @@ def check_html(path: str | Path) -> Path:
         raise ValueError(f"report.html: {target}: expected a name that ends in .html.")
     if not target.parent.is_dir():
         raise ValueError(f"report.html: the folder {target.parent} does not exist; make it first.")
-    missing = [name for name in ("jinja2", "matplotlib") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ImportError(f"the HTML report needs {' and '.join(missing)}: pip install 'kquant[report]'")
+    check_extra("the HTML report", "jinja2", "matplotlib")
     return target
+
+
+def check_extra(what: str, *modules: str) -> None:
+    """Refuse where the extra `report` is not installed.
+
+    Raises:
+        ImportError: gives the command that installs it.
+    """
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ImportError(f"{what} needs {' and '.join(missing)}: pip install 'kquant[report]'")
 
 
 def render_html(analysis: Analysis) -> str:

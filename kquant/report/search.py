@@ -89,7 +89,7 @@ def pareto(mixed: Mixed, path: str | Path) -> Path:
         >>> kquant.report.pareto(found, "pareto.png").name
         'pareto.png'
     """
-    check_extra()
+    check_extra("the Pareto curve", "matplotlib")
     path = Path(path)
     kind = path.suffix.lower().removeprefix(".")
     if kind not in ("png", "svg", "pdf"):
