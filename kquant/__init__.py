@@ -36,6 +36,7 @@ if Path(sys.argv[0] if sys.argv else "").stem != "kquant":
     from kquant.fold import fold
     from kquant.inspect import FileModel, inspect
     from kquant.mixed_precision import Mixed, mixed_precision
+    from kquant.observe import Observations, observe
     from kquant.ops import register_rule
     from kquant.pipeline import CompressResult, compress
     from kquant.quantize import quantize
@@ -51,6 +52,7 @@ __all__ = [
     "ExportReport",
     "FileModel",
     "Mixed",
+    "Observations",
     "Recipe",
     "Stream",
     "Tuned",
@@ -72,6 +74,7 @@ __all__ = [
     "fold",
     "inspect",
     "mixed_precision",
+    "observe",
     "predict",
     "quantize",
     "register_rule",

@@ -1,36 +1,24 @@
 """Representative data -> ranges.
 
-The model runs in float; each tensor that has a range hands over its smallest and largest value of every batch, and a
-histogram where its observer asks for one. Ranges are stored when all data have been seen, so an interrupted calibration
-leaves the old ones.
+Ranges are stored when all data have been seen (`observe`), so an interrupted calibration leaves the old ones.
 """
 
 from __future__ import annotations
 
-import itertools
-import math
 import warnings
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
-from tqdm.auto import tqdm
 
 from kquant import observers
-from kquant.core.nodes import Compressed, FakeQuant, encodings_of, observing
-from kquant.core.statistics import BINS, MOST_SAMPLES, SMALLEST_EXPONENT, Statistics, thinned
-from kquant.data import batches_of, refuse_endless
+from kquant.core.nodes import Compressed, FakeQuant, encodings_of
+from kquant.core.statistics import Statistics
+from kquant.observe import Observations, observe
 
 FEW_SAMPLES = 32
 HALVES_DIFFER = 2.0
-NONE = np.zeros(0, np.float32)
-EAGER_BATCHES = 8  # 200 samples in batches of 32 take 7
-# Values of a batch that its histogram counts: the first batches give hundreds of thousands for each tensor, where a
-# percentile stands still; the batches after them add what is new at little cost.
-MOST_VALUES, FEW_VALUES = 1 << 16, 1 << 12
 
 
 def calibrate(
@@ -42,7 +30,8 @@ def calibrate(
         qmodel: what `kquant.quantize` returned; its ranges are set in place. One whose activations stay float
             (recipes "dynamic-int8", "float16", ...) comes back as it is.
         data: numpy array, list or dict of arrays (several inputs), `tf.data.Dataset`, `keras.utils.PyDataset` or a
-            function that returns a generator; labels beside the inputs are ignored.
+            function that returns a generator; labels beside the inputs are ignored. Or `Observations`, the sum of what
+            `kquant.observe` saw of several shards.
         batches: use this many batches only.
         batch_size: for arrays.
         verbose: show a progress bar.
@@ -61,25 +50,15 @@ def calibrate(
     if not nodes and any(isinstance(layer, Compressed) for layer in qmodel.layers):
         set_weight_ranges(qmodel)
         return qmodel  # its activations stay float ("dynamic", "weight-only")
-    if not nodes:
-        raise ValueError(f"{qmodel.name}: nothing to calibrate; pass the model that kquant.quantize returned.")
-    if batches is not None and batches < 1:
-        raise ValueError(f"calibrate: batches must be 1 or more. Received: {batches}.")
-    if batches is None:
-        refuse_endless(data)
-    for node in nodes:
-        observers.find(node.observer)
-    found, samples = _observe(qmodel, nodes, batches_of(qmodel, data, batch_size), batches, verbose)
-    if samples == 0:
-        raise ValueError(
-            "calibrate: the data are empty; give at least one sample. A function must return a new generator on each "
-            "call."
-        )
-    if samples < FEW_SAMPLES:
-        warnings.warn(f"calibrate: {samples} samples are few; ranges want 100 or more.", stacklevel=2)
-    _warn(found)
+    if isinstance(data, Observations):
+        found = _of_model(qmodel, nodes, data)
+    else:
+        found = observe(qmodel, data, batches=batches, batch_size=batch_size, verbose=verbose)
+    if found.samples < FEW_SAMPLES:
+        warnings.warn(f"calibrate: {found.samples} samples are few; ranges want 100 or more.", stacklevel=2)
+    _warn(found.tensors)
     layers = {node.name: node for node in nodes}
-    for (name, site), statistics in found.items():
+    for (name, site), statistics in found.tensors.items():
         layer = layers[name]
         low, high = observers.find(layer.observer)(statistics, layer.spec)
         layer.set_range(site, low, high, float(statistics.lows.size))
@@ -101,137 +80,24 @@ def set_weight_ranges(qmodel: keras.Model) -> None:
             layer.reach.assign(observers.reach_of_weights(layer.observer, weights, layer.spec, layer.channel_axes))
 
 
-def _observe(
-    qmodel: keras.Model, nodes: Iterable[FakeQuant], data: Iterator[Any], limit: int | None, verbose: bool
-) -> tuple[dict[tuple[str, int], Statistics], int]:
-    """Run the data through; statistics of each (layer, site), and the number of samples."""
-    need = [
-        {node.name for node in nodes if node.observer in names}
-        for names in (observers.NEED_HISTOGRAM, observers.NEED_SAMPLES)
-    ]
-    look = _Look(qmodel, *need)
-    found: dict[tuple[str, int], Statistics] = {}
-    extents: list[np.ndarray] = []
-    samples = 0
-    # islice asks for no batch beyond the limit, which may be slow to make
-    for x in tqdm(itertools.islice(data, limit), desc="calibrate", unit="batch", disable=not verbose, total=limit):
-        rows, counts, reaches, rows_of = look(x)
-        extents.append(np.array(rows))  # a copy: `rows.numpy()` would keep the whole tensor alive
-        extents = thinned(extents)
-        if not np.all(np.isfinite(extents[-1])):
-            _refuse_infinite(look.keys, extents[-1])
-        samples += int(keras.tree.flatten(x)[0].shape[0])
-        new = {
-            key: Statistics(NONE, NONE, row.astype(np.int64), float(reach))
-            for key, row, reach in zip(look.counted(), counts.numpy(), reaches.numpy(), strict=True)
-        }
-        new |= {key: Statistics(NONE, NONE, samples=y.numpy()) for key, y in rows_of.items()}
-        found |= {key: found[key].merge(s) if key in found else s for key, s in new.items()}
-    if not extents:
-        return {}, 0
-    stacked = np.stack(extents)
-    for i, key in enumerate(look.keys):
-        counted = found.get(key, Statistics(NONE, NONE))
-        found[key] = replace(counted, lows=stacked[:, i, 0], highs=stacked[:, i, 1])
-    return found, samples
-
-
-Looked = tuple[tf.Tensor, tf.Tensor, tf.Tensor, dict[tuple[str, int], tf.Tensor]]
-
-
-class _Look:
-    """One batch through the model in float: `(extremes[sites, 2], counts[histograms, bins], reaches[histograms],
-    rows)`; `rows` are whole samples of the few tensors whose observer looks at them.
-
-    Tracing a graph takes as long as a few batches do without one, so only what comes after `EAGER_BATCHES` is traced,
-    once, with an open batch axis.
-    """
-
-    def __init__(self, qmodel: keras.Model, wants: set[str], rows: set[str]) -> None:
-        self.qmodel, self.wants, self.rows = qmodel, wants, rows
-        self.keys: list[tuple[str, int]] = []
-        self.batches = 0
-        self.most = MOST_VALUES
-        self.compiled: Any = None
-
-    def counted(self) -> list[tuple[str, int]]:
-        """The keys that have a histogram, in order."""
-        return [key for key in self.keys if key[0] in self.wants]
-
-    def __call__(self, x: Any) -> Looked:
-        self.batches += 1
-        if self.batches <= EAGER_BATCHES:
-            return self.run(x)
-        if self.compiled is None:
-            struct = getattr(self.qmodel, "_inputs_struct", self.qmodel.inputs)
-            specs = keras.tree.map_structure(lambda t: tf.TensorSpec((None, *t.shape[1:]), t.dtype), struct)
-            self.most = FEW_VALUES
-            self.compiled = tf.function(self.run, autograph=False).get_concrete_function(specs)
-        return self.compiled(x)
-
-    def run(self, x: Any) -> Looked:
-        lows, highs, values = [], [], []
-        keys: list[tuple[str, int]] = []
-        rows_of: dict[tuple[str, int], tf.Tensor] = {}
-
-        def collect(layer: FakeQuant, site: int, y: tf.Tensor) -> None:
-            if layer.has_range:
-                y = tf.cast(y, tf.float32)
-                keys.append((layer.name, site))
-                lows.append(tf.reduce_min(y))
-                highs.append(tf.reduce_max(y))
-                if layer.name in self.wants:
-                    values.append(_spread(y, self.most))
-                if layer.name in self.rows:
-                    rows_of[layer.name, site] = tf.reshape(y, (-1, y.shape[-1]))[:MOST_SAMPLES]
-
-        with observing(collect):
-            self.qmodel(x, training=False)
-        self.keys = keys
-        rows = tf.stack([tf.stack(lows), tf.stack(highs)], axis=1)
-        counted = [i for i, key in enumerate(keys) if key[0] in self.wants]
-        if not counted:
-            return rows, tf.zeros((0, BINS), tf.int32), tf.zeros((0,)), rows_of
-        return rows, *_histograms(values, tf.reduce_max(tf.abs(tf.gather(rows, counted)), axis=1)), rows_of
-
-
-def _spread(y: tf.Tensor, most: int) -> tf.Tensor:
-    """About `most` of a batch's values, from all over it.
-
-    The step has no factor in common with a sample's size, so every channel and place is met in some sample.
-    """
-    size = int(np.prod(y.shape[1:], dtype=np.int64))
-    step = max(1, 32 * size // most)
-    while math.gcd(step, size) > 1:
-        step += 1
-    return tf.reshape(y, (-1,))[::step]
-
-
-def _histograms(values: list[tf.Tensor], largest: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """`observers.histogram` of many tensors at once: int32[tensors, bins], and the reach of each."""
-    exponent = tf.floor(tf.math.log(tf.maximum(largest, 2.0**-30)) / np.float32(np.log(2.0))) + 1.0
-    exponent = tf.where(tf.pow(2.0, exponent) > largest, exponent, exponent + 1.0)  # the logarithm may round down
-    reaches = tf.pow(2.0, tf.maximum(exponent, float(SMALLEST_EXPONENT)))
-    rows = _owners(values)
-    bins = tf.cast(tf.floor((tf.concat(values, 0) / tf.gather(reaches, rows) + 1.0) * (BINS / 2)), tf.int32)
-    places = rows * BINS + tf.clip_by_value(bins, 0, BINS - 1)
-    total = len(values) * BINS
-    return tf.reshape(tf.math.bincount(places, minlength=total, maxlength=total), (-1, BINS)), reaches
-
-
-def _owners(values: list[tf.Tensor]) -> Any:
-    """For each value of all tensors, laid end to end, the number of its tensor: int32[values]."""
-    if tf.executing_eagerly():  # numpy does it in a fraction of the time
-        return np.repeat(np.arange(len(values), dtype=np.int32), [v.shape[0] for v in values])
-    return tf.repeat(tf.range(len(values)), tf.stack([tf.size(v) for v in values]))
-
-
-def _refuse_infinite(keys: list[tuple[str, int]], extents: np.ndarray) -> None:
-    first = next(key for key, row in zip(keys, extents, strict=True) if not np.all(np.isfinite(row)))
-    raise ValueError(
-        f"calibrate: NaN or Inf first appears at '{first[0]}', although the input is finite. Check the weights of the "
-        "layer before it and whether the data are scaled as the model was trained."
-    )
+def _of_model(qmodel: keras.Model, nodes: Sequence[FakeQuant], data: Observations) -> Observations:
+    """The observations, where they are of this model and hold what its observers read."""
+    missing = sorted({node.name for node in nodes} ^ {name for name, _ in data.tensors})
+    if missing:
+        raise ValueError(
+            f"calibrate: these observations are not of {qmodel.name}: they differ at {', '.join(missing[:5])}. Observe "
+            "with the same model and recipe."
+        )
+    for node in nodes:
+        s = data.tensors[node.name, 0]
+        held = {"histogram": s.counts.size, "rows": s.samples.size}
+        for what, names in (("histogram", observers.NEED_HISTOGRAM), ("rows", observers.NEED_SAMPLES)):
+            if node.observer in names and not held[what]:
+                raise ValueError(
+                    f"calibrate: '{node.name}' has the observer '{node.observer}', which these observations were not "
+                    "made for. Observe with the same recipe."
+                )
+    return data
 
 
 def _warn(found: dict[tuple[str, int], Statistics]) -> None:

@@ -7,6 +7,7 @@ import tracemalloc
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -230,6 +231,34 @@ def test_good_data_do_not_warn() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         calibrated(small())
+
+
+# Shards
+
+
+@pytest.mark.parametrize("name", sorted(observers.OBSERVERS))
+def test_shards_add_up_to_the_whole(name: str, tmp_path: Path) -> None:
+    q = small(with_observer(name))
+    first = kquant.observe(q, X[:48], batch_size=16, verbose=False)
+    first.save(tmp_path / "first.npz")
+    second = kquant.observe(small(with_observer(name)), X[48:], batch_size=16, verbose=False)
+    both = kquant.Observations.load(tmp_path / "first.npz") + second
+    assert both.samples == len(X)
+    assert ranges(kquant.calibrate(q, both)) == ranges(calibrated(small(with_observer(name)), X, batch_size=16))
+
+
+def test_observations_of_another_model_or_recipe_are_refused(tmp_path: Path) -> None:
+    seen = kquant.observe(small(with_observer("minmax")), X, verbose=False)
+    with pytest.raises(ValueError, match="'x_quant' has the observer 'mse', which these observations were not"):
+        kquant.calibrate(small(with_observer("mse")), seen)
+    other = kquant.quantize(keras.Sequential([keras.Input((6,), name="y"), keras.layers.Dense(2)]))
+    with pytest.raises(ValueError, match="these observations are not of .*x_quant"):
+        kquant.calibrate(other, seen)
+    with pytest.raises(ValueError, match="these two are of different models; only one has"):
+        _ = seen + kquant.observe(other, X, verbose=False)
+    (tmp_path / "not.npz").write_text("no")
+    with pytest.raises(ValueError, match="is not what Observations.save wrote"):
+        kquant.Observations.load(tmp_path / "not.npz")
 
 
 # State
