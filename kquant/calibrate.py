@@ -16,6 +16,7 @@ from kquant import observers
 from kquant.core.nodes import Compressed, FakeQuant, encodings_of
 from kquant.core.statistics import Statistics
 from kquant.observe import Observations, observe
+from kquant.quantized import forget_graphs
 
 FEW_SAMPLES = 32
 HALVES_DIFFER = 2.0
@@ -73,11 +74,12 @@ def set_weight_ranges(qmodel: keras.Model) -> None:
         qmodel: what `kquant.quantize` returned; changed in place.
     """
     for layer in qmodel._flatten_layers():
-        if not isinstance(layer, Compressed) or layer.reach is None or layer.observer == "minmax":
+        if not isinstance(layer, Compressed) or layer.observer == "minmax" or layer.reach is None:
             continue
         if not np.any(layer.reach.numpy()):
             weights = layer.weights_as_used().numpy()
             layer.reach.assign(observers.reach_of_weights(layer.observer, weights, layer.spec, layer.channel_axes))
+            forget_graphs(qmodel)
 
 
 def _of_model(qmodel: keras.Model, nodes: Sequence[FakeQuant], data: Observations) -> Observations:

@@ -32,7 +32,7 @@ class Compressed(keras.layers.Wrapper):
             would rescale what the optimizer steps on (a first layer on 0..255 pixels has weights of 1e-3: Adam's steps
             ruin them); with its scale kept apart, the kernel trains as it did before folding.
         moments: a batch norm was folded into the layer: `mean` and `deviation` say how its output is distributed.
-        rounded: `rounding` says how each weight is rounded (AdaRound); None of it: to nearest.
+        corrected: which of `reach`, `shift` and `rounding` a correction has asked for, in order.
         observer: name of the function that calibration chooses the range of the weights with.
         input_bits: width of the activations: 8, 16, or 0 for float ones.
         storage: how a file keeps the weights where activations are float: "integer" (the kernel quantizes activations
@@ -50,7 +50,7 @@ class Compressed(keras.layers.Wrapper):
         sums: bool = True,
         gain_shape: Sequence[int] | None = None,
         moments: bool = False,
-        rounded: bool = False,
+        corrected: Sequence[str] = (),
         observer: str = "minmax",
         input_bits: int = 8,
         storage: str = "integer",
@@ -64,11 +64,12 @@ class Compressed(keras.layers.Wrapper):
         self.kernel_name, self.bias_name = kernel, bias
         self.channel_axes = tuple(channel_axes)
         self.sums = sums
-        self.has_moments, self.rounded, self.observer = moments, rounded, observer
+        self.has_moments, self.corrected, self.observer = moments, tuple(corrected), observer
         self.input_bits, self.storage = input_bits, storage
         self.origin = dict(origin or {})
         self.supports_masking = True
-        self.gain = self.reach = self.shift = self.mean = self.deviation = self.rounding = None
+        self.gain = self.mean = self.deviation = None
+        self._reach = self._shift = self._rounding = None
         if gain_shape is not None:
             self.gain = self.add_weight(
                 name="gain",
@@ -80,28 +81,42 @@ class Compressed(keras.layers.Wrapper):
             )
 
     def build(self, x_shape: Any, encoding_shape: Any = None) -> None:
-        """Build the wrapped layer, and what corrections set.
-
-        `reach` is the range of the weights that a scale covers, 0 for the largest weight; `shift` corrects the bias;
-        both act where the model is quantized, so that the float model stays what it was.
-        """
+        """Build the wrapped layer, and what corrections had set when the model was saved."""
         super().build(x_shape)
-        kernel = getattr(self.layer, self.kernel_name)
-        kept = self._kept(len(kernel.shape))
-        fixed = {"initializer": "zeros", "trainable": False, "dtype": "float32", "autocast": False}
-        if self.spec is not None and self.spec.has_codes:
-            axes = kept if self.spec.per_axis else set()
-            shape = tuple(int(n) if axis in axes else 1 for axis, n in enumerate(kernel.shape))
-            self.reach = self.add_weight(name="reach", shape=shape, **fixed)
-            if self.sums:
-                channels = math.prod(int(kernel.shape[axis]) for axis in kept)
-                self.shift = self.add_weight(name="shift", shape=(channels,), **fixed)
         if self.has_moments:
-            channels = math.prod(int(kernel.shape[axis]) for axis in kept)
-            self.mean = self.add_weight(name="mean", shape=(channels,), **fixed)
-            self.deviation = self.add_weight(name="deviation", shape=(channels,), **fixed)
-        if self.rounded:
-            self.rounding = self.add_weight(name="rounding", shape=kernel.shape, **fixed)
+            self.mean = self._fixed("mean", (self._channels(),))
+            self.deviation = self._fixed("deviation", (self._channels(),))
+        for name in self.corrected:
+            setattr(self, f"_{name}", self._fixed(name, self._shape_of(name)))
+
+    @property
+    def reach(self) -> Any:
+        """The range of the weights that a scale covers, shaped like the scale; 0 is that of the largest weight.
+
+        Like `shift` it acts where the model is quantized, so that the float model stays what it was, and is a variable
+        from when it is first asked for: most models have none. None where the weights are no codes.
+        """
+        return self._asked_for("reach") if self.spec is not None and self.spec.has_codes else None
+
+    @property
+    def shift(self) -> Any:
+        """What is added to the bias, float32[channels]: see `reach`. None where the layer does not sum."""
+        return self._asked_for("shift") if self.takes_shift else None
+
+    @property
+    def takes_shift(self) -> bool:
+        """True where `shift` can be set; asks for no variable."""
+        return self.sums and self.spec is not None and self.spec.has_codes
+
+    @property
+    def rounding(self) -> Any:
+        """What is added to each weight, in steps, before it is rounded; None until `round_by` has set it."""
+        return self._rounding
+
+    @property
+    def corrections(self) -> dict[str, Any]:
+        """Those of `reach`, `shift` and `rounding` that have been asked for, by name."""
+        return {name: getattr(self, f"_{name}") for name in self.corrected}
 
     def round_by(self, codes: Any) -> None:
         """Keep these codes of the kernel, whatever rounding to nearest would give; None: to nearest again.
@@ -110,19 +125,38 @@ class Compressed(keras.layers.Wrapper):
             codes: int[...] like the kernel.
         """
         if codes is None:
-            if self.rounding is not None:
-                self.rounding.assign(tf.zeros_like(self.rounding))
+            if self._rounding is not None:
+                self._rounding.assign(tf.zeros_like(self._rounding))
             return
-        if self.rounding is None:
-            self._tracker.unlock()  # as Keras' own layers do where they take on weights later (enable_lora)
-            shape = getattr(self.layer, self.kernel_name).shape
-            self.rounding = self.add_weight(
-                name="rounding", shape=shape, initializer="zeros", trainable=False, dtype="float32", autocast=False
-            )
-            self._tracker.lock()
-            self.rounded = True
         weights = self.weights_as_used()
-        self.rounding.assign(tf.cast(codes, tf.float32) - weights / self.scale_of(weights))
+        self._asked_for("rounding").assign(tf.cast(codes, tf.float32) - weights / self.scale_of(weights))
+
+    def _asked_for(self, name: str) -> Any:
+        if getattr(self, f"_{name}") is None:
+            self._tracker.unlock()  # as Keras' own layers do where they take on weights later (enable_lora)
+            setattr(self, f"_{name}", self._fixed(name, self._shape_of(name)))
+            self._tracker.lock()
+            self.corrected = (*self.corrected, name)
+        return getattr(self, f"_{name}")
+
+    def _fixed(self, name: str, shape: Sequence[int]) -> Any:
+        """A variable of zeros that does not train."""
+        return self.add_weight(
+            name=name, shape=tuple(shape), initializer="zeros", trainable=False, dtype="float32", autocast=False
+        )
+
+    def _shape_of(self, name: str) -> tuple[int, ...]:
+        shape = getattr(self.layer, self.kernel_name).shape
+        kept = self._kept(len(shape)) if self.spec is not None and self.spec.per_axis else set()
+        return {
+            "rounding": tuple(shape),
+            "shift": (self._channels(),),
+            "reach": tuple(int(n) if axis in kept else 1 for axis, n in enumerate(shape)),
+        }[name]
+
+    def _channels(self) -> int:
+        shape = getattr(self.layer, self.kernel_name).shape
+        return math.prod(int(shape[axis]) for axis in self._kept(len(shape)))
 
     def compute_mask(self, inputs: Any, previous_mask: Any) -> Any:
         """The mask of the tensor; accumulator scales have none."""
@@ -204,7 +238,7 @@ class Compressed(keras.layers.Wrapper):
         """Scales of the kernel, shaped to broadcast against it: see `encode_weights`."""
         spec = self.spec or QuantSpec(16, True, True)
         with full_precision():
-            reach = None if self.reach is None else tf.convert_to_tensor(self.reach)
+            reach = None if self._reach is None else tf.convert_to_tensor(self._reach)
         scale = encode_weights(weights, spec, self.channel_axes, bias_reach=bias_reach, reach=reach)
         return tf.stop_gradient(scale)
 
@@ -212,9 +246,9 @@ class Compressed(keras.layers.Wrapper):
         """Codes of the kernel, as float32; gradients pass straight through, but where a code is clipped."""
         spec = self.spec or QuantSpec(16, True, True)
         steps = weights / scale
-        if self.rounding is not None:
+        if self._rounding is not None:
             with full_precision():
-                steps += tf.convert_to_tensor(self.rounding)
+                steps += tf.convert_to_tensor(self._rounding)
         return round_through(steps, float(spec.low), float(spec.high))
 
     def bias_as_used(self) -> tf.Tensor | None:
@@ -222,7 +256,7 @@ class Compressed(keras.layers.Wrapper):
         with full_precision():
             own = getattr(self.layer, self.bias_name, None) if self.bias_name else None
             own = None if own is None else tf.cast(tf.convert_to_tensor(own), tf.float32)
-            shift = None if self.shift is None else tf.convert_to_tensor(self.shift)
+            shift = None if self._shift is None else tf.convert_to_tensor(self._shift)
         if own is None or shift is None:
             return shift if own is None else own
         return own + shift
@@ -297,7 +331,7 @@ class Compressed(keras.layers.Wrapper):
             "sums": self.sums,
             "gain_shape": None if self.gain is None else list(self.gain.shape),
             "moments": self.has_moments,
-            "rounded": self.rounded,
+            "corrected": list(self.corrected),
             "observer": self.observer,
             "input_bits": self.input_bits,
             "storage": self.storage,

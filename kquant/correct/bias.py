@@ -96,7 +96,7 @@ def correct_bias(
     if method == "empirical" and data is None:
         raise ValueError("correct_bias: method 'empirical' measures on data. Pass samples, or method='analytic'.")
     graph = read(qmodel)
-    known = [place for place in places(graph) if place.layer.shift is not None]
+    known = [place for place in places(graph) if place.layer.takes_shift]
     _warn_rounded(known)
     if method == "analytic" or data is None:
         found = analytic_errors(qmodel)
@@ -133,7 +133,7 @@ def analytic_errors(qmodel: keras.Model) -> BiasErrors:
     moments = closed_moments(graph, {id(p.layer): p for p in known}, {})
     errors, skipped = {}, {}
     for place in known:
-        if place.layer.shift is None:
+        if not place.layer.takes_shift:
             continue
         given = [moments.get(id(node.inputs[0])) for node in place.calls]
         found = [_expected_error(place, m) for m in given if m is not None]

@@ -16,7 +16,7 @@ from kquant.core.nodes import QuantizedLSTM
 from kquant.core.spec import encode_weights
 from kquant.correct.reconstruction import Reservoir, Source, channels_of, input_rows, most_rows
 from kquant.ops.rows import as_matrix
-from kquant.quantized import Place, places, read
+from kquant.quantized import Place, forget_graphs, places, read
 
 WIDEST_GRAM = 4096  # inputs of an output; 128 MiB in float64
 
@@ -76,6 +76,7 @@ def sequential_mse(
             chosen = best_reach(place, output_error(source, place), candidates)
         layer.round_by(None)
         layer.reach.assign(chosen)
+        forget_graphs(qmodel)
     return qmodel
 
 
