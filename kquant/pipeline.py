@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import keras
 
 from kquant.core.recipe import Recipe, Step, load
-from kquant.correct import apply_steps, check_steps
+from kquant.correct import STEPS, apply_steps, check_steps
 from kquant.export import IO, ExportReport, export
 from kquant.quantize import quantize
 
@@ -48,7 +49,7 @@ def compress(
         output: path of the `.tflite` file.
         target: "litert", "tflm" or "ethos-u".
         io: type of the file's inputs and outputs.
-        batches: calibrate with this many batches only.
+        batches: calibrate and correct with this many batches only.
         input_shape: static shape(s) for models with open dimensions.
         verbose: show progress bars.
 
@@ -94,5 +95,6 @@ def prepare(
 
 def _limited(step: Step, batches: int | None) -> Step:
     """The step with the number of batches that the caller gave."""
-    given = {"batches": batches} if batches is not None and step.name == "calibrate" else {}
+    takes = "batches" in inspect.signature(STEPS[step.name]).parameters
+    given = {"batches": batches} if batches is not None and takes else {}
     return Step(name=step.name, **{**step.options, **given})

@@ -200,12 +200,20 @@ def _weight_grid(settings: Settings, rule: Rule, target: Target, bits: int) -> Q
     wanted = settings.weights
     if settings.skip or wanted.dtype == "float16":
         return None
+    packed = wanted.bits <= 4 and packs(rule, target)
+    spec = wanted.spec()
+    if wanted.bits <= 4 and not packed:
+        spec = replace(spec, bits=wanted.unpacked_bits or wanted.bits)
     if rule.weights is None:
-        return replace(wanted.spec(), per_axis=False)
-    packed = wanted.bits <= 4 and all(target.supports(code, "int4") for code in rule.operators)
+        return replace(spec, per_axis=False)
     kernel = "int16x8" if bits == 16 else "int4" if packed else "int8"
     able = bits == FLOAT or all(target.ops[code].per_axis_for(kernel) for code in rule.operators)
-    return replace(wanted.spec(), per_axis=wanted.per_axis and rule.weights.per_axis and able)
+    return replace(spec, per_axis=wanted.per_axis and rule.weights.per_axis and able)
+
+
+def packs(rule: Rule, target: Target) -> bool:
+    """True where the target takes 4-bit weights of this layer two to a byte."""
+    return all(target.supports(code, "int4") for code in rule.operators)
 
 
 def _positions(graph: Graph, rules: dict[int, Rule | None]) -> dict[int, str]:

@@ -20,7 +20,7 @@ from kquant.expand import expand_graph
 from kquant.fold import Folded, fold_graph
 from kquant.ops import find
 from kquant.ops.refused import remedy
-from kquant.plan import Plan, Problem, describe, make_plan
+from kquant.plan import Plan, Problem, describe, make_plan, packs
 
 REPLACE = "replace it by layers that have one, or leave it out of the exported model"
 # Where Keras 2 keeps its classes: the legacy package, standalone Keras 2, and TensorFlow's own copy.
@@ -188,24 +188,25 @@ def warn_narrowed(plan: Plan) -> None:
             "compute in 8 bits between two QUANTIZE. docs/layers.md lists what has one.",
             stacklevel=3,
         )
-    stored = sorted(
-        {
-            n.name
-            for n in plan.graph.nodes
-            if (spec := plan.weights.get(id(n.op))) is not None and spec.bits <= 4 and not _packs(n.op, plan)
-        }
-    )
-    if stored:
+    stored: dict[bool, set[str]] = {False: set(), True: set()}
+    for node in plan.graph.nodes:
+        spec, wanted = plan.weights.get(id(node.op)), plan.settings[id(node.op)].weights
+        if spec is not None and wanted.bits <= 4 and not _packs(node.op, plan):
+            stored[spec.bits > 4].add(f"{node.name} ({spec.bits} bits)" if spec.bits > 4 else node.name)
+    said = f"quantize: {plan.target.title} takes no packed 4-bit weights for "
+    if stored[False]:
         warnings.warn(
-            f"quantize: {plan.target.title} takes no packed 4-bit weights for {', '.join(stored)}; their codes have 4 "
-            "bits and are stored in 8. Give them 8 bits: `weights = { bits = 8 }` in a rule costs no byte there.",
+            f"{said}{', '.join(sorted(stored[False]))}; their codes have 4 bits and are stored in 8. Give them 8 bits: "
+            "`weights = { unpacked_bits = 8 }` costs no byte.",
             stacklevel=3,
         )
+    if stored[True]:
+        warnings.warn(f"{said}{', '.join(sorted(stored[True]))}, as `unpacked_bits` says.", stacklevel=3)
 
 
 def _packs(op: Any, plan: Plan) -> bool:
     rule = find(op, plan.target)
-    return rule is not None and all(plan.target.supports(code, "int4") for code in rule.operators)
+    return rule is not None and packs(rule, plan.target)
 
 
 def warn_dead(plan: Plan) -> None:

@@ -16,6 +16,8 @@ from kquant.core.nodes import Compressed, FakeQuant, observing
 from kquant.ops import find
 from kquant.ops.rule import Rule
 
+EAGER_BATCHES = 16  # tracing takes as long as a few batches do without
+
 
 @dataclass(frozen=True, eq=False)
 class Place:
@@ -106,11 +108,21 @@ def tensors(
         values = run(part, x)
         return tuple(tf.convert_to_tensor(values[id(t)]) for t in wanted)
 
-    specs = keras.tree.map_structure(lambda t: tf.TensorSpec((None, *t.shape[1:]), t.dtype), graph.inputs)
-    with contextlib.nullcontext() if quantized else observing(lambda *_: None):
-        traced = tf.function(compute, autograph=False).get_concrete_function(specs)
-    for x in batches:
-        yield tuple(y.numpy() for y in traced(x))
+    def mode() -> contextlib.AbstractContextManager:
+        return contextlib.nullcontext() if quantized else observing(lambda *_: None)
+
+    traced = None
+    for number, x in enumerate(batches):
+        if number < EAGER_BATCHES:
+            with mode():
+                values = compute(x)
+        else:
+            if traced is None:
+                specs = keras.tree.map_structure(lambda t: tf.TensorSpec((None, *t.shape[1:]), t.dtype), graph.inputs)
+                with mode():
+                    traced = tf.function(compute, autograph=False).get_concrete_function(specs)
+            values = traced(x)
+        yield tuple(y.numpy() for y in values)
 
 
 def copy(qmodel: keras.Model) -> keras.Model:

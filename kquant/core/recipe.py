@@ -46,9 +46,14 @@ class Activations(_Strict):
 
 
 class WeightGrid(_Strict):
-    """Grid of kernels: symmetric, without its lowest code; "float16" stores them so instead."""
+    """Grid of kernels: symmetric, without its lowest code; "float16" stores them so instead.
+
+    `unpacked_bits` is the width of those layers whose 4-bit codes the target would keep in 8 bits; None leaves it at
+    `bits`.
+    """
 
     bits: int = Field(8, ge=2, le=8)
+    unpacked_bits: int | None = Field(None, ge=2, le=8)
     symmetric: Literal[True] = True
     per_axis: bool = True
     kind: Kind = "uniform"

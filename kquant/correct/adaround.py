@@ -80,7 +80,7 @@ def adaround(
         ValueError: not a quantized model, data that do not fit, an option out of range, or a folder with the roundings
             of another model or other options.
 
-    Source: Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization", arXiv:2004.10568, (21) to (25).
+    Source: Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization", arXiv:2004.10568, (21)-(25).
 
     Example:
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
@@ -167,8 +167,8 @@ def _name_others(source: Source, found: list[Place]) -> None:
     others |= {node.name for node in source.graph.nodes if isinstance(node.op, QuantizedLSTM)}
     if others:
         warnings.warn(
-            f"adaround: {', '.join(sorted(others))} stay rounded to nearest; they are not matrix products whose rounding "
-            "can be learned here. Give them 8 bits where they lose accuracy.",
+            f"adaround: {', '.join(sorted(others))} stay rounded to nearest; only roundings of matrix products are "
+            "learned. Give them 8 bits where they lose accuracy.",
             stacklevel=3,
         )
 

@@ -44,7 +44,7 @@ class Settings:
 
 
 def rectified_sigmoid(alpha: tf.Tensor) -> tf.Tensor:
-    """`h(a) = clip(sigmoid(a) (zeta - gamma) + gamma, 0, 1)`. Source: Louizos et al., arXiv:1712.01312; (23) of Nagel."""
+    """`h(a) = clip(sigmoid(a) (zeta - gamma) + gamma, 0, 1)`. Source: Nagel et al., arXiv:2004.10568, (23)."""
     return tf.clip_by_value(tf.sigmoid(alpha) * (ZETA - GAMMA) + GAMMA, 0.0, 1.0)
 
 

@@ -32,11 +32,11 @@ def sequential_mse(
 ) -> keras.Model:
     """Choose the range of each channel's weights by what its rounding does to the layer's output.
 
-    `reach_c = r max|w_c|` with `r = 1/n .. n/n` that makes `(q(w_c) - w_c)' G (q(w_c) - w_c)` least, where `G = sum x x'`
-    over all positions of the layer's inputs x in the quantized model, whose earlier layers have their new ranges. The
-    sum is formed in float64. Where an output has more than 4096 inputs, G is that of a random sample of rows, so that
-    memory stays bounded. Layers with one scale get one reach. Layers that are no matrix product (transposed
-    convolutions, embeddings, PReLU) get the "mse" range of their weights, without data.
+    `reach_c = r max|w_c|` with `r = 1/n .. n/n` that makes `d' G d` least, `d = q(w_c) - w_c`, with `G = sum x x'` over
+    all positions of the layer's inputs x in the quantized model, whose earlier layers have their new ranges. The sum is
+    formed in float64. Where an output has more than 4096 inputs, G is that of a random sample of rows, so that memory
+    stays bounded. Layers with one scale get one reach. Layers that are no matrix product (transposed convolutions,
+    embeddings, PReLU) get the "mse" range of their weights, without data.
 
     Args:
         qmodel: what `kquant.quantize` returned, calibrated; the ranges of its weights are set in place, and weights
