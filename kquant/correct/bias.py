@@ -175,7 +175,8 @@ def _correct_empirically(graph: Graph, known: list[Place], samples: list[Any], v
         if place is None:
             return False
         found = measured.setdefault(id(node.op), [])
-        found.append(_mean([np.asarray(outputs[0]) for outputs in made]) - means[id(node)])
+        error = _mean([np.asarray(outputs[0]) for outputs in made]) - means[id(node)]
+        found.append(error - _rounding(place.layer, np.asarray(made[0][1])))
         if len(found) < len(place.calls):  # a shared layer has one bias for all its calls
             return False
         errors[place.name] = np.mean(found, axis=0)
@@ -191,6 +192,15 @@ def _correct_empirically(graph: Graph, known: list[Place], samples: list[Any], v
     finally:
         bar.close()
     return BiasErrors("empirical", errors, {})
+
+
+def _rounding(layer: Compressed, unit: np.ndarray) -> np.ndarray | float:
+    """What rounding to steps of the sums does to the bias: it will round anew, to half a step at most."""
+    bias = layer.bias_as_used()
+    if bias is None or not np.all(unit > 0):
+        return 0.0
+    values = bias.numpy().astype(np.float64)
+    return np.rint(values / unit) * unit - values
 
 
 def _float_means(graph: Graph, known: list[Place], samples: list[Any]) -> dict[int, np.ndarray]:
