@@ -122,6 +122,16 @@ def test_a_layer_without_statistics_against_its_weights() -> None:
     np.testing.assert_allclose(ranges(q)["d"], expected, rtol=0.05)
 
 
+def test_only_a_relu_ends_a_range_at_zero() -> None:
+    """A synthetic batch of logits may lie below zero as a whole; those of real samples need not."""
+    x = keras.Input((4,), name="x")
+    model = keras.Model(x, layers.Dense(2, name="d")(x))
+    model.get_layer("d").kernel.assign(np.eye(4, 2))
+    model.get_layer("d").bias.assign([-2.0, -2.0])
+    q = kquant.data_free_ranges(kquant.quantize(model), **SPAN)
+    np.testing.assert_allclose(ranges(q)["d"], (-2 - 6 / 3**0.5, -2 + 6 / 3**0.5), rtol=0.2)
+
+
 # Inputs
 
 

@@ -25,7 +25,7 @@ from kquant.core.nodes import Compressed
 from kquant.correct.channels import numbering, total
 from kquant.correct.moments import Moments, closed_moments
 from kquant.correct.stepwise import run_stepwise
-from kquant.data import batches_of
+from kquant.data import batches_of, refuse_endless
 from kquant.quantized import Place, forget_graphs, places, read, tensors
 
 Method = Literal["auto", "analytic", "empirical"]
@@ -105,6 +105,8 @@ def correct_bias(
             if place.name in found.errors:  # what an earlier correction took is in the error of the weights still
                 _take(place, found.errors[place.name], from_zero=True)
     else:
+        if batches is None:
+            refuse_endless(data)
         # the samples that are kept are read once for the float model, once for the quantized one
         samples = list(itertools.islice(batches_of(qmodel, data, batch_size), batches))
         if not samples:

@@ -24,6 +24,7 @@ from kquant.correct.absorb import absorb_biases
 from kquant.correct.chains import Pair, find_pairs
 from kquant.correct.channels import largest, numbering
 from kquant.correct.clipped import Extremes, extremes_of, limits_of, replace_clips
+from kquant.data import refuse_endless
 from kquant.quantized import Place, forget_graphs, read
 
 STILL = 1e-5  # a sweep whose factors all lie this near to 1 (log2) is the last one
@@ -113,7 +114,7 @@ def equalize(
         `qmodel`.
 
     Raises:
-        ValueError: not a quantized model.
+        ValueError: not a quantized model, or data without an end.
 
     Example:
         >>> layers = [keras.layers.Dense(8, activation="relu"), keras.layers.Dense(3)]
@@ -121,6 +122,7 @@ def equalize(
         >>> q = kquant.calibrate(kquant.equalize(q, verbose=False), np.ones((64, 4), "float32"), verbose=False)
     """
     graph = read(qmodel)
+    refuse_endless(data)
     pairs, _ = find_pairs(graph)
     seen = extremes_of(graph, pairs, qmodel, data)
     if replace_relu6:
