@@ -74,7 +74,7 @@ def run(name: str, limit: int, sound: bool, recipe: dict | str, title: str) -> N
     model, count = (t.model, 0) if sound else broken(t.model)
     moved = float(np.abs(model.predict(t.x[:100], verbose=0) - t.model.predict(t.x[:100], verbose=0)).max())
     print(
-        f"{name}, {title}: float {accuracy(model, t):.2f}, {count} batch norms rescaled (outputs moved by {moved:.1g}), "
+        f"{name}, {title}: float {accuracy(model, t):.2f}, {count} layers rescaled (outputs moved by {moved:.1g}), "
         f"input {span[0]:.4g} to {span[1]:.4g}, n={len(t.x)}",
         flush=True,
     )

@@ -386,3 +386,24 @@ def test_file_equals_the_model_and_models_come_back(tmp_path: Any) -> None:
 def test_refuses_float_models() -> None:
     with pytest.raises(ValueError, match="not a quantized model"):
         kquant.equalize(separable())
+
+
+def test_channels_without_weights_do_not_explode() -> None:
+    """Pretrained networks have them: a batch norm's gamma of 1e-20, and a bias. DFQ alone would scale it up by 1e8."""
+    model = network(layers.Dense(6, activation="relu", name="a"), layers.Dense(3, name="b"), shape=(5,))
+    a, b = model.layers
+    a.kernel.assign(a.kernel * np.float32([1, 1, 1, 1, 1e-20, 1]))
+    b.kernel.assign(b.kernel * np.float32([1, 1, 1, 1, 1, 1e-20])[:, None])
+    q = kquant.quantize(model, PER_TENSOR)
+    x = np.random.default_rng(2).normal(size=(32, 5)).astype("float32")
+    before = in_float(q, x)
+    factors = plan_equalization(q).steps[0].factors
+    reads = np.abs(weights_of(q, "b")).max(1)
+    assert factors[4] < 10 * reads[4] / reads[:4].max() * factors[:4].max()
+    assert factors[5] < 1e-3
+    equalized(q)
+    np.testing.assert_allclose(in_float(q, x), before, rtol=1e-4, atol=1e-5)
+    assert np.abs(weights_of(q, "b")).max(1)[4] <= np.abs(weights_of(q, "b")).max() * 1.001
+    state = q.get_weights()
+    equalized(q)
+    assert all(np.array_equal(a, b) for a, b in zip(state, q.get_weights(), strict=True))

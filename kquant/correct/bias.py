@@ -25,7 +25,7 @@ from kquant.core.nodes import Compressed
 from kquant.correct.channels import numbering, total
 from kquant.correct.moments import Moments, closed_moments
 from kquant.correct.stepwise import run_stepwise
-from kquant.data import batches_of
+from kquant.data import batches_of, refuse_endless
 from kquant.quantized import Place, forget_graphs, places, read, tensors
 
 Method = Literal["auto", "analytic", "empirical"]
@@ -105,6 +105,8 @@ def correct_bias(
             if place.name in found.errors:  # what an earlier correction took is in the error of the weights still
                 _take(place, found.errors[place.name], from_zero=True)
     else:
+        if batches is None:
+            refuse_endless(data)
         # the samples that are kept are read once for the float model, once for the quantized one
         samples = list(itertools.islice(batches_of(qmodel, data, batch_size), batches))
         if not samples:
@@ -175,7 +177,8 @@ def _correct_empirically(graph: Graph, known: list[Place], samples: list[Any], v
         if place is None:
             return False
         found = measured.setdefault(id(node.op), [])
-        found.append(_mean([np.asarray(outputs[0]) for outputs in made]) - means[id(node)])
+        error = _mean([np.asarray(outputs[0]) for outputs in made]) - means[id(node)]
+        found.append(error - _rounding(place.layer, np.asarray(made[0][1])))
         if len(found) < len(place.calls):  # a shared layer has one bias for all its calls
             return False
         errors[place.name] = np.mean(found, axis=0)
@@ -191,6 +194,15 @@ def _correct_empirically(graph: Graph, known: list[Place], samples: list[Any], v
     finally:
         bar.close()
     return BiasErrors("empirical", errors, {})
+
+
+def _rounding(layer: Compressed, unit: np.ndarray) -> np.ndarray | float:
+    """What rounding to steps of the sums does to the bias: it will round anew, to half a step at most."""
+    bias = layer.bias_as_used()
+    if bias is None or not np.all(unit > 0):
+        return 0.0
+    values = bias.numpy().astype(np.float64)
+    return np.rint(values / unit) * unit - values
 
 
 def _float_means(graph: Graph, known: list[Place], samples: list[Any]) -> dict[int, np.ndarray]:

@@ -59,6 +59,8 @@ def largest(magnitudes: np.ndarray, numbers: np.ndarray, count: int) -> np.ndarr
         >>> largest(np.array([[1.0, 5.0], [2.0, 3.0]]), np.array([[0, 1]]), 3).tolist()
         [2.0, 5.0, 0.0]
     """
+    if numbers.size == count and np.array_equal(numbers.ravel(), np.arange(count)):  # each along its own axis: faster
+        return magnitudes.max(axis=tuple(a for a, n in enumerate(numbers.shape) if n == 1), initial=0.0).ravel()
     found = np.zeros(count)
     np.maximum.at(found, np.broadcast_to(numbers, magnitudes.shape).ravel(), magnitudes.ravel())
     return found

@@ -4,7 +4,7 @@ A layer with a folded batch norm gives N(beta, gamma^2) for each channel, so its
 `beta + n |gamma|`, cut by its activation. Where no closed form reaches (sums, products, layers without batch norm), a
 synthetic batch tells: noise in the input's range runs through the float model, and wherever a layer knows its moments
 the batch is brought to them, `y' = (y - mean) / std * |gamma| + beta`. The range is then n deviations around the mean
-of each channel, not beyond zero where nothing lies beyond it.
+of each channel, and not below zero where no number can be (behind a ReLU, and a pool or a sum of such).
 
 Source: Nagel et al., arXiv:1906.04721, section 5 (n = 6).
 """
@@ -128,6 +128,7 @@ class _Synthetic:
     def __init__(self, graph: Graph, sigmas: float, ranges: dict[int, Range]) -> None:
         self.graph, self.sigmas, self.ranges = graph, sigmas, ranges
         self.ends: dict[int, Ends] = {}  # of tensors whose distribution a closed form tells
+        self.positive = {key for key, (low, _) in ranges.items() if low >= 0}  # tensors that are never below 0
         self.found: dict[tuple[str, int], Range] = {}
 
     def __call__(self, samples: int, seed: int, verbose: bool) -> dict[tuple[str, int], Range]:
@@ -160,7 +161,18 @@ class _Synthetic:
             self.ends[out] = np.clip(low, *bounds), np.clip(high, *bounds)
         elif isinstance(node.op, FakeQuant):
             self.set_ends(node)
+        if self.stays_positive(node, outputs[0]):
+            self.positive.add(out)
         return outputs
+
+    def stays_positive(self, node: Node, y: Any) -> bool:
+        """ReLUs, and what makes positive numbers of positive ones without weights."""
+        if isinstance(node.op, FakeQuant):
+            return id(node.inputs[0]) in self.positive
+        if isinstance(node.op, Compressed) or not node.inputs:
+            return False
+        kept = all(id(t) in self.positive for t in node.inputs) and float(tf.reduce_min(y)) >= 0.0
+        return kept or bounds_of(node) is not None
 
     def set_ends(self, node: Node) -> None:
         """Where a closed form, or the user, knows better than the batch."""
@@ -173,6 +185,8 @@ class _Synthetic:
             low, high = self.ends[source]
             self.found[key] = float(low.min()), float(high.max())
             self.ends[id(node.outputs[0])] = low, high
+        elif source in self.positive:
+            self.found[key] = max(self.found[key][0], 0.0), self.found[key][1]
 
     def collect(self, layer: FakeQuant, site: int, y: tf.Tensor) -> None:
         """Of the batch."""
@@ -182,12 +196,10 @@ class _Synthetic:
             self.found[layer.name, site] = min(before[0], float(low.min())), max(before[1], float(high.max()))
 
     def seen(self, y: Any) -> Ends:
-        """Deviations around the mean of each channel, not beyond zero where no value lies beyond."""
+        """Deviations around the mean of each channel."""
         rows = np.asarray(y, np.float64).reshape(-1, y.shape[-1])
         mean, reach = rows.mean(axis=0), self.sigmas * rows.std(axis=0)
-        low = np.maximum(mean - reach, 0.0) if rows.min() >= 0 else mean - reach
-        high = np.minimum(mean + reach, 0.0) if rows.max() <= 0 else mean + reach
-        return low, high
+        return mean - reach, mean + reach
 
 
 def _noise(t: Any, span: Range, samples: int, rng: np.random.Generator) -> tf.Tensor:

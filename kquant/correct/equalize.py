@@ -24,12 +24,16 @@ from kquant.correct.absorb import absorb_biases
 from kquant.correct.chains import Pair, find_pairs
 from kquant.correct.channels import largest, numbering
 from kquant.correct.clipped import Extremes, extremes_of, limits_of, replace_clips
+from kquant.data import refuse_endless
 from kquant.quantized import Place, forget_graphs, read
 
 STILL = 1e-5  # a sweep whose factors all lie this near to 1 (log2) is the last one
 TOUCH = 1e-3  # a pair whose factors all lie this near to 1 (log2) stays as it is
 MOST = 1e8  # jakc4103/DFQ: no factor beyond this
-ITERATIONS = 200
+DEAD = 1e-10  # of the largest product of a channel's two ranges
+SMALL = 1e-6
+ITERATIONS = 1000  # long chains settle slowly: 27 layers take 700
+Limits = tuple[np.ndarray, np.ndarray]  # smallest and largest factor of each channel
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +114,7 @@ def equalize(
         `qmodel`.
 
     Raises:
-        ValueError: not a quantized model.
+        ValueError: not a quantized model, or data without an end.
 
     Example:
         >>> layers = [keras.layers.Dense(8, activation="relu"), keras.layers.Dense(3)]
@@ -118,6 +122,7 @@ def equalize(
         >>> q = kquant.calibrate(kquant.equalize(q, verbose=False), np.ones((64, 4), "float32"), verbose=False)
     """
     graph = read(qmodel)
+    refuse_endless(data)
     pairs, _ = find_pairs(graph)
     seen = extremes_of(graph, pairs, qmodel, data)
     if replace_relu6:
@@ -178,6 +183,7 @@ def plan_equalization(
             bar.update()
             if not state.sweep(limits):
                 break
+    state.shrink_dead(limits)
     if powers_of_two:
         state.round_factors()
     steps = [
@@ -214,18 +220,37 @@ class _State:
         """For each pair the share of the grid that an average channel of either layer uses."""
         return [(_share(a), _share(b)) for a, b in map(self.ranges, self.pairs)]
 
-    def sweep(self, limits: list[tuple[np.ndarray, np.ndarray] | None]) -> bool:
-        """Every pair once; False when nothing moved."""
+    def sweep(self, limits: list[Limits | None]) -> bool:
+        """Every pair once, `s = sqrt(reads / makes)`; False when nothing moved."""
         moved = 0.0
         for i, pair in enumerate(self.pairs):
             makes, reads = self.ranges(pair)
-            alive = (makes > 0) & (reads > 0)
-            wanted = np.sqrt(np.divide(reads, makes, out=np.ones_like(makes), where=alive)) * self.factors[i]
-            low, high = limits[i] or (1.0 / MOST, MOST)
-            step = np.clip(np.clip(wanted, 1.0 / MOST, MOST), low, high) / self.factors[i]
-            self.move(i, step)
-            moved = max(moved, float(np.abs(np.log2(step)).max()))
+            ratio = np.divide(reads, makes, out=np.ones_like(makes), where=alive(makes, reads))
+            moved = max(moved, self.towards(i, np.sqrt(ratio), limits[i]))
         return moved > STILL
+
+    def shrink_dead(self, limits: list[Limits | None]) -> None:
+        """A channel without weights is a constant, or read by nobody.
+
+        Equal ranges would give it an enormous factor, and its bias with it. It becomes as small as the second layer's
+        range allows, its own weights not below `SMALL` of the first layer's; the last pair comes first, because each
+        looks at the weights behind it.
+        """
+        for i, pair in reversed(list(enumerate(self.pairs))):
+            makes, reads = self.ranges(pair)
+            living = alive(makes, reads)
+            if living.any():
+                dead, least = ~living & (reads > 0), SMALL * makes[living].max()
+                floor = np.divide(least, makes, out=np.zeros_like(makes), where=makes > least / 2)
+                smallest = np.maximum(reads / reads[living].max(), floor)
+                self.towards(i, np.where(dead, smallest, 1.0), limits[i])
+
+    def towards(self, i: int, step: np.ndarray, limits: Limits | None) -> float:
+        """Multiply the channels of a pair as far as its limits go; log2 of the largest factor."""
+        low, high = limits or (0.0, np.inf)
+        step = np.clip(np.clip(step * self.factors[i], 1.0 / MOST, MOST), low, high) / self.factors[i]
+        self.move(i, step)
+        return float(np.abs(np.log2(step)).max())
 
     def move(self, i: int, step: np.ndarray) -> None:
         """Multiply the channels of a pair."""
@@ -243,11 +268,26 @@ class _State:
             self.move(i, np.exp2(exponents) / factors)
 
 
+def alive(makes: np.ndarray, reads: np.ndarray) -> np.ndarray:
+    """Channels whose weights are not as good as 0 in either layer.
+
+    Args:
+        makes: float64[channels], the largest weight that makes each channel.
+        reads: float64[channels], the largest weight that reads it.
+
+    Example:
+        >>> alive(np.array([4.0, 1.0, 1e-20]), np.array([1.0, 4.0, 2.0])).tolist()
+        [True, True, False]
+    """
+    product = makes * reads
+    return product > DEAD * product.max(initial=0.0)
+
+
 def _share(ranges: np.ndarray) -> float:
     return float(ranges.mean() / ranges.max()) if ranges.max() > 0 else 1.0
 
 
-def _note(limits: tuple[np.ndarray, np.ndarray] | None) -> str:
+def _note(limits: Limits | None) -> str:
     if limits is None:
         return ""
     held = int(np.sum(limits[0] == limits[1]))
