@@ -173,13 +173,11 @@ def _ladder(search: _Search, base: Recipe) -> Iterator[tuple[str, Recipe]]:
             chosen = search.recipe.activations.model_copy(update={"observer": observer})
             yield f"{observer} ranges", search.recipe.model_copy(update={"activations": chosen})
     yield "equalization", _with_steps(search.recipe, "equalize", before="calibrate")
-    plain = search.recipe
-    yield "bias correction", _with_steps(plain, "bias")
-    rounded = _without_steps(plain, "bias", "sequential-mse")  # not together: the rounding has seen to the bias
-    few = search.recipe.weights.bits < 8
-    if few:
-        rounded = _with_steps(rounded, "sequential-mse")
-    yield "AdaRound", _with_steps(rounded, "adaround")
+    plain, few = search.recipe, search.recipe.weights.bits < 8
+    if "adaround" not in [step.name for step in plain.steps]:  # not both: the rounding sees to the means
+        yield "bias correction", _with_steps(plain, "bias")
+        rounded = _with_steps(plain, "sequential-mse") if few else plain
+        yield "AdaRound", _with_steps(rounded, "adaround")
     wide = any(op.int16x8 for op in targets.load(search.target).ops.values())
     ranked, count = search.sensitive(), 1
     while count < len(ranked) and (wide or few):
@@ -208,10 +206,6 @@ def _with_steps(recipe: Recipe, name: str, before: str | None = None) -> Recipe:
     place = names.index(before) if before in names else len(names)
     steps = (*recipe.steps[:place], Step(name=name), *recipe.steps[place:])
     return recipe.model_copy(update={"steps": steps})
-
-
-def _without_steps(recipe: Recipe, *names: str) -> Recipe:
-    return recipe.model_copy(update={"steps": tuple(step for step in recipe.steps if step.name not in names)})
 
 
 class _Search:

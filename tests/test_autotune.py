@@ -28,6 +28,7 @@ def network() -> keras.Model:
 
 
 MODEL = network()
+W4 = {"name": "w4", "weights": {"bits": 4}}
 BEST = 60.0  # dB, of the float model, whose own rounding differs between `predict` and a call
 BUDGET = 46.6  # 4-bit weights reach 13.4 dB with equalization, not before
 WANTED = MODEL.predict(X, verbose=0)
@@ -51,7 +52,7 @@ def test_ladder_stops_at_the_first_rung_inside_the_budget() -> None:
 
 
 def test_ladder_climbs_until_the_budget_holds() -> None:
-    found = kquant.autotune(MODEL, X, sqnr, max_drop=BUDGET, recipe="int4-weights", verbose=False)
+    found = kquant.autotune(MODEL, X, sqnr, max_drop=BUDGET, recipe=W4, verbose=False)
     assert found.ok and found.best.drop <= BUDGET < found.rungs[0].drop
     assert found.best.name == "equalization"
     kept = [rung.score for rung in found.rungs if rung.kept]
@@ -83,7 +84,7 @@ def test_search_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
             raise KeyboardInterrupt
         return sqnr(model)
 
-    options = {"max_drop": BUDGET, "recipe": "int4-weights", "verbose": False}
+    options = {"max_drop": BUDGET, "recipe": W4, "verbose": False}
     with pytest.raises(KeyboardInterrupt):
         kquant.autotune(MODEL, X, stopped, folder=tmp_path, **options)
     resumed = kquant.autotune(MODEL, X, stopped, folder=tmp_path, **options)

@@ -193,9 +193,9 @@ def weight_bytes(unit: Unit) -> int:
     if isinstance(layer, QuantizedLSTM):
         kernel, recurrent, bias = layer._floats()
         return _size(kernel.shape) + _size(recurrent.shape) + BIAS_BYTES * _size(bias.shape)
-    kernel, bias = getattr(layer.layer, layer.kernel_name), layer.bias_as_used()
-    wide = BIAS_BYTES * (2 if layer.wide else 1)
-    return math.ceil(_size(kernel.shape) * _stored_bits(layer) / 8) + (0 if bias is None else wide * _size(bias.shape))
+    kernel = getattr(layer.layer, layer.kernel_name)
+    biases = BIAS_BYTES * (2 if layer.wide else 1) * layer.channels if layer.sums else 0  # of zeros where it has none
+    return math.ceil(_size(kernel.shape) * _stored_bits(layer) / 8) + biases
 
 
 def _stored_bits(layer: Compressed) -> int:

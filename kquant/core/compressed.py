@@ -84,8 +84,8 @@ class Compressed(keras.layers.Wrapper):
         """Build the wrapped layer, and what corrections had set when the model was saved."""
         super().build(x_shape)
         if self.has_moments:
-            self.mean = self._fixed("mean", (self._channels(),))
-            self.deviation = self._fixed("deviation", (self._channels(),))
+            self.mean = self._fixed("mean", (self.channels,))
+            self.deviation = self._fixed("deviation", (self.channels,))
         for name in self.corrected:
             setattr(self, f"_{name}", self._fixed(name, self._shape_of(name)))
 
@@ -150,11 +150,13 @@ class Compressed(keras.layers.Wrapper):
         kept = self._kept(len(shape)) if self.spec is not None and self.spec.per_axis else set()
         return {
             "rounding": tuple(shape),
-            "shift": (self._channels(),),
+            "shift": (self.channels,),
             "reach": tuple(int(n) if axis in kept else 1 for axis, n in enumerate(shape)),
         }[name]
 
-    def _channels(self) -> int:
+    @property
+    def channels(self) -> int:
+        """Number of output channels."""
         shape = getattr(self.layer, self.kernel_name).shape
         return math.prod(int(shape[axis]) for axis in self._kept(len(shape)))
 
