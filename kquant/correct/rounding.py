@@ -60,7 +60,7 @@ def products(rows: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
         return tf.matmul(tf.reshape(rows, (-1, k)), weights[0])
     if m == 1:
         return tf.reduce_sum(rows * weights[:, :, 0], axis=-1)
-    return tf.reshape(tf.einsum("ngk,gkm->ngm", rows, weights), (tf.shape(rows)[0], -1))
+    return tf.reshape(tf.einsum("ngk,gkm->ngm", rows, weights), (-1, int(groups or 1) * int(m or 1)))
 
 
 def round_matrix(
