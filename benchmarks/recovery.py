@@ -1,6 +1,6 @@
 """Low-bit weights after training: what range setting and rounding get back, on real files.
 
-python -m benchmarks.recovery --w4              W4A8: float, nearest, mse, sequential-mse, adaround; files on LiteRT
+python -m benchmarks.recovery --w4              W4A8: ranges alone and with adaround, on LiteRT files
 python -m benchmarks.recovery --simulated       W4A4 and W3A8, in Keras only
 """
 
@@ -30,7 +30,8 @@ METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
     "nearest": ("minmax", ("calibrate",)),
     "mse": ("mse", ("calibrate",)),
     "sequential-mse": ("minmax", ("calibrate", "sequential-mse")),
-    "adaround": ("minmax", ("calibrate", "sequential-mse", "adaround")),
+    "mse, adaround": ("mse", ("calibrate", "adaround")),
+    "sequential-mse, adaround": ("minmax", ("calibrate", "sequential-mse", "adaround")),
 }
 
 

@@ -106,6 +106,17 @@ def test_int4_weights_are_packed(tmp_path: Path) -> None:
     assert report.file_bytes < exported("int8", tmp_path)[1].file_bytes
 
 
+def test_what_is_not_packed_gets_the_width_that_the_recipe_says() -> None:
+    model = keras.Sequential([keras.Input((5, 5, 3)), keras.layers.Conv2DTranspose(4, 3, name="up")], name="m")
+    contract.randomise(model)
+    with pytest.warns(UserWarning, match=r"no packed 4-bit weights for up \(8 bits\), as `unpacked_bits` says"):
+        wide = kquant.quantize(model, "int4-weights")
+    with pytest.warns(UserWarning, match="no packed 4-bit weights for up; their codes have 4 bits"):
+        narrow = kquant.quantize(model, mixed(weights={"bits": 4}))
+    assert [q.get_layer("up").spec.bits for q in (wide, narrow)] == [8, 4]
+    assert kquant.recipe_to_aeq(mixed(weights={"bits": 4, "unpacked_bits": 8}, activations={"observer": "minmax"}))
+
+
 def test_power_of_two_scales_reach_the_file(tmp_path: Path) -> None:
     exported(MIXTURES["power of two"], tmp_path)
     for t in kquant.inspect(tmp_path / "m.tflite").tensors:

@@ -31,6 +31,7 @@ MODES = {
     (False, "INTEGER", False): "dynamic",
     (False, "FLOAT", True): "weight-only",
 }
+IGNORED = ("observer", "unpacked_bits")  # keys that have no place there
 MIN_MAX, NO_QUANTIZE, FLOAT_CASTING = "min_max_uniform_quantize", "no_quantize", "float_casting"
 GRANULARITY = {"TENSORWISE": False, "CHANNELWISE": True}
 # What `write` makes of a layer pattern: one part of a tensor's name, from end to end.
@@ -99,6 +100,8 @@ def read(entries: Any, name: str, where: str) -> dict[str, Any]:
 def write(data: dict[str, Any], where: str) -> list[dict[str, Any]]:
     """The entries of a LiteRT Quantizer recipe from the data of a `Recipe`, all keys given.
 
+    `unpacked_bits` is left out: what is packed is that tool's own policy.
+
     Raises:
         ValueError: a key or value without counterpart, with the reason.
     """
@@ -117,7 +120,7 @@ def write(data: dict[str, Any], where: str) -> list[dict[str, Any]]:
             raise ValueError(f"{place}: position: LiteRT Quantizer knows layers by name and operation. Name the layer.")
         if rule["skip"]:
             raise ValueError(f"{place}: skip: it leaves layers float in the model only. Take float = true.")
-        given = {f"{s}.{k}" for s in ("activations", "weights") for k in rule[s] if k != "observer"}
+        given = {f"{s}.{k}" for s in ("activations", "weights") for k in rule[s] if k not in IGNORED}
         if not rule["float"] and not seen <= given:
             raise ValueError(
                 f"{place}: rules add up key by key in kquant and replace each other in LiteRT Quantizer. Repeat "

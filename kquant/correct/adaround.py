@@ -121,7 +121,7 @@ def round_layer(source: Source, place: Place, settings: Settings, rows: int, see
     learned, _ = round_matrix(matrix, bias, seen, settings, seed)
     better = error(matrix, learned, bias, held) < error(matrix, nearest, bias, held)
     codes = np.where(better.reshape(len(matrix.weights), 1, -1), learned, nearest)
-    return np.int8(from_matrix(codes, tuple(place.layer.weights_as_used().shape)))
+    return from_matrix(codes, tuple(place.layer.weights_as_used().shape)).astype(np.int8)
 
 
 def error(matrix: Matrix, codes: np.ndarray, bias: np.ndarray, examples: list[Examples]) -> np.ndarray:

@@ -127,7 +127,10 @@ def pairs(source: Source, place: Place) -> Iterator[tuple[int, np.ndarray, np.nd
 
 
 def _rows(place: Place, x: np.ndarray) -> tf.Tensor:
-    return place.rule.weights.rows(place.layer.layer, tf.convert_to_tensor(x, tf.float32))
+    weights = place.rule.weights
+    if weights is None or weights.rows is None:
+        raise ValueError(f"{place.name}: this layer is not written as a product of matrices.")
+    return weights.rows(place.layer.layer, tf.convert_to_tensor(x, tf.float32))
 
 
 def _chunks(place: Place, x: np.ndarray) -> Iterator[np.ndarray]:

@@ -55,12 +55,12 @@ def inverse(h: np.ndarray) -> np.ndarray:
 
 def products(rows: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
     """float32[n, groups * m] of float32[n, groups, k] and float32[groups, k, m]."""
-    groups, k, m = weights.shape
+    groups, k, m = weights.shape.as_list()
     if groups == 1:
         return tf.matmul(tf.reshape(rows, (-1, k)), weights[0])
     if m == 1:
         return tf.reduce_sum(rows * weights[:, :, 0], axis=-1)
-    return tf.reshape(tf.einsum("ngk,gkm->ngm", rows, weights), (-1, groups * m))
+    return tf.reshape(tf.einsum("ngk,gkm->ngm", rows, weights), (-1, int(groups or 1) * int(m or 1)))
 
 
 def round_matrix(
@@ -133,7 +133,7 @@ def _loss(
         y = products(tf.gather(rows, picked), soft) + problem.bias
         y = y if activation is None else activation(y)
         total += tf.reduce_sum(tf.reduce_mean((y - tf.gather(outputs, picked)) ** 2, axis=0) / problem.noise)
-    return total / len(tables) + settings.regularisation / a.shape[1] * _penalty(h, i, settings)
+    return total / len(tables) + settings.regularisation / int(a.shape[1] or 1) * _penalty(h, i, settings)
 
 
 def _descend(alpha: tf.Tensor, loss: Callable[[tf.Tensor, tf.Tensor], tf.Tensor], settings: Settings) -> tf.Tensor:
@@ -144,10 +144,10 @@ def _descend(alpha: tf.Tensor, loss: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
         with tf.GradientTape() as tape:
             tape.watch(a)
             value = loss(a, i)
-        g = tape.gradient(value, a)
+        g = tf.convert_to_tensor(tape.gradient(value, a))
         t = tf.cast(i + 1, tf.float32)
         m, v = first * m + (1 - first) * g, second * v + (1 - second) * g * g
-        rate = settings.learning_rate * tf.sqrt(1 - second**t) / (1 - first**t)
+        rate = settings.learning_rate * tf.sqrt(1.0 - tf.pow(second, t)) / (1.0 - tf.pow(first, t))
         return i + 1, a - rate * m / (tf.sqrt(v) + small), m, v
 
     zeros = tf.zeros_like(alpha)
