@@ -89,7 +89,7 @@ ALONG = (
     "the outputs equal have no dot."
 )
 WEIGHTS = (
-    "Left: the ranges of a layer's channels; box: the middle half, line: the median, whiskers: all but dead ones. A wide box hurts "
-    "where one scale serves all channels. Right: the weights on their grid against the float ones."
+    "Left: the ranges of a layer's channels; box: the middle half, line: the median, whiskers: all but dead ones. A "
+    "wide box hurts where one scale serves all channels. Right: the weights on their grid against the float ones."
 )
 ACTIVATIONS = "Float values (blue, logarithmic counts) against the grid of their codes (green); what is outside clips."
