@@ -1,4 +1,4 @@
-"""What `kquant.analyze` says of real models, how long it takes, and whether its first rule helps.
+"""What `kquant.analyze` says of real models, how long it takes, and whether its rules help.
 
 python -m benchmarks.analysis image_classification int4-weights
 """
@@ -29,8 +29,8 @@ def calibrated(t: assets.Task, recipe: Any) -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("task", choices=assets.TASKS)
-    parser.add_argument("recipe")
+    parser.add_argument("task", nargs="?", default="image_classification", choices=assets.TASKS)
+    parser.add_argument("recipe", nargs="?", default="int4-weights")
     parser.add_argument("--html", help="write the report to this file")
     chosen = parser.parse_args()
     t = assets.task(chosen.task)
