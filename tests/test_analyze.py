@@ -244,7 +244,7 @@ def test_an_unequalized_pair() -> None:
     a = analyzed(q)
     finding = next(f for f in a.findings if f.cause == "unequalized pair")
     assert finding.layer == "a"
-    assert "kquant.equalize" in finding.remedy
+    assert finding.remedy == 'steps = ["equalize", "calibrate"]'
     found = {(p.first, p.second): p.spread for p in pairs(quantized.read(q))}
     (first, _), (second, _) = (network(rescaled).get_layer(n).get_weights() for n in "ab")
     ratio = np.abs(first).max((0, 1, 2)) / np.abs(second).max((0, 1, 3))

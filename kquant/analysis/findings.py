@@ -43,6 +43,10 @@ SENSITIVE_SHARE = 0.2
 LOSS_DB, LOSS = 20.0, 0.005
 MOST_SENSITIVE = 3
 
+# Equalization moves the ranges of activations, so they are found anew.
+EQUALIZE = 'steps = ["equalize", "calibrate"]'
+ADAROUND = 'steps = ["calibrate", "adaround"]'
+
 
 @dataclass(frozen=True)
 class Evidence:
@@ -133,7 +137,7 @@ def outliers(e: Evidence) -> Iterator[Finding]:
         worst = int(np.argmax(row.weights.channels))
         evidence = f"channel {worst} reaches {live.max():.4g}, the median channel {np.median(live):.4g}; one scale"
         per_axis = _rule(row.name, "weights", "per_axis = true")
-        remedy = per_axis if _takes_per_axis(unit.weighted) else "kquant.equalize(qmodel, data)"
+        remedy = per_axis if _takes_per_axis(unit.weighted) else EQUALIZE
         yield Finding(row.name, "outlier channels", evidence, remedy)
 
 
@@ -154,7 +158,7 @@ def unequalized(e: Evidence) -> Iterator[Finding]:
             continue
         costs = ", ".join(f"{row.name} alone leaves {_own_db(row):.1f} dB" for row in suffering)
         evidence = f"channel ranges of {pair.first} against {pair.second} differ {pair.spread:.0f} times; {costs}"
-        yield Finding(pair.first, "unequalized pair", evidence, 'kquant.equalize(qmodel, data), step "equalize"')
+        yield Finding(pair.first, "unequalized pair", evidence, EQUALIZE)
 
 
 def _suffers(row: LayerReport) -> bool:
@@ -176,7 +180,7 @@ def low_bits(e: Evidence) -> Iterator[Finding]:
         return
     worst = min(few, key=_weights_alone)
     remedy = (
-        'steps = ["calibrate", "adaround"]\nor steps = ["calibrate", "sequential-mse"], or 8 bits for the worst:\n'
+        f'{ADAROUND}\nor steps = ["calibrate", "sequential-mse"], or 8 bits for the one that costs most:\n'
         + _rule(worst.name, "weights", "bits = 8")
     )
     bits = "/".join(map(str, sorted({row.weights.bits for row in few if row.weights is not None})))
@@ -214,7 +218,9 @@ def _loses(e: Evidence) -> bool:
 
 
 def share_of_loss(float_value: float, simulated: float, row: LayerReport, is_sqnr: bool) -> float:
-    """How much of what quantization costs is gone when a layer is in float; in SQNR as noise power.
+    """How much of what quantization costs is gone when a layer is in float, as noise power or in the metric.
+
+    0 where the metric loses less than half a point, of which there are no shares to measure.
 
     Args:
         float_value: the metric of the float model.
@@ -228,7 +234,7 @@ def share_of_loss(float_value: float, simulated: float, row: LayerReport, is_sqn
         left, whole = (10.0 ** (-db / 10.0) for db in (row.sensitivity.all_but, simulated))
         return 1.0 - left / whole if whole else 0.0
     drop = float_value - simulated
-    return (row.sensitivity.all_but - simulated) / drop if drop > 0.0 else 0.0
+    return (row.sensitivity.all_but - simulated) / drop if drop > LOSS else 0.0
 
 
 def _more_bits(row: LayerReport) -> str:
@@ -240,7 +246,7 @@ def _more_bits(row: LayerReport) -> str:
         return _rule(row.name, "activations", "bits = 16")
     if row.weights is not None and row.weights.bits < 8:
         return _rule(row.name, "weights", "bits = 8")
-    return 'kquant.adaround(qmodel, data), step "adaround"'
+    return ADAROUND
 
 
 def _rule(layer: str, section: str, setting: str) -> str:

@@ -14,7 +14,7 @@ from kquant.core.spec import SMALLEST_CHANNEL
 from kquant.quantized import Place, places
 
 layers = keras.layers
-# f(s x) = s f(x) for s > 0 for each channel apart, and channels stay where they are.
+# f(s x) = s f(x) for s > 0 for each channel apart, and channels stay where they are. A capped ReLU limits s.
 HOMOGENEOUS = (
     layers.ReLU,
     layers.LeakyReLU,
@@ -83,8 +83,7 @@ def _next(node: Node, consumers: dict[int, list[Node]]) -> Node | None:
         node = readers[0]
         if isinstance(node.op, Compressed):
             return node
-        capped = isinstance(node.op, layers.ReLU) and node.op.max_value is not None
-        if capped or not isinstance(node.op, (FakeQuant, *HOMOGENEOUS)):
+        if not isinstance(node.op, (FakeQuant, *HOMOGENEOUS)):
             return None
 
 

@@ -199,7 +199,7 @@ def weight_bytes(unit: Unit) -> int:
 
 
 def _stored_bits(layer: Compressed) -> int:
-    if _is_half(layer) or layer.spec is None:
+    if layer.storage in ("float16", "float32") or layer.spec is None:
         return 16 if _is_half(layer) else 32
     rule = find(layer.layer)
     target = targets.load(layer.origin["target"]) if "target" in layer.origin else None

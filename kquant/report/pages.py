@@ -73,7 +73,7 @@ def _sensitivities(a: Analysis) -> Table:
             figure(s.only_weights),
             figure(s.only_activations),
             figure(s.all_but),
-            f"{share(a, r):.0%}",
+            f"{round(100 * share(a, r))}%",
         )
         for r in a.layers
         if (s := r.sensitivity) is not None
