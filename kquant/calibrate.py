@@ -74,11 +74,12 @@ def set_weight_ranges(qmodel: keras.Model) -> None:
         qmodel: what `kquant.quantize` returned; changed in place.
     """
     for layer in qmodel._flatten_layers():
-        if not isinstance(layer, Compressed) or layer.observer == "minmax" or layer.reach is None:
+        if not isinstance(layer, Compressed) or layer.observer == "minmax" or not layer.takes("reach"):
             continue
-        if not np.any(layer.reach.numpy()):
+        reach = layer.correction("reach")
+        if not np.any(reach.numpy()):
             weights = layer.weights_as_used().numpy()
-            layer.reach.assign(observers.reach_of_weights(layer.observer, weights, layer.spec, layer.channel_axes))
+            reach.assign(observers.reach_of_weights(layer.observer, weights, layer.spec, layer.channel_axes))
             forget_graphs(qmodel)
 
 

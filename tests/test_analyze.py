@@ -404,7 +404,7 @@ def test_dry_run_leaves_the_model_and_tells_what_would_change(monkeypatch: pytes
     def halve(qmodel: keras.Model, data: Any, *, verbose: bool = True, layer: str = "a") -> keras.Model:
         """Half the weights' range, which clips."""
         place = next(p for p in quantized.places(quantized.read(qmodel)) if p.name == layer)
-        place.layer.reach.assign(np.abs(place.layer.weights_as_used()).max((0, 1, 2), keepdims=True) / 2)
+        place.layer.correction("reach").assign(np.abs(place.layer.weights_as_used()).max((0, 1, 2), keepdims=True) / 2)
         return qmodel
 
     monkeypatch.setitem(STEPS, "halve", halve)

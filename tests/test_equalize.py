@@ -346,7 +346,8 @@ def test_absorbing_twice_is_absorbing_once() -> None:
 
 def test_only_ranges_inside_pairs_are_forgotten() -> None:
     q = kquant.calibrate(kquant.quantize(separable(), PER_TENSOR), X, verbose=False)
-    q.get_layer("point").reach.assign(np.ones_like(q.get_layer("point").reach))
+    reach = q.get_layer("point").correction("reach")
+    reach.assign(np.ones(reach.shape))
     q.get_layer("deep").round_by(np.zeros(q.get_layer("deep").layer.kernel.shape, int))
     with pytest.warns(UserWarning, match="calibrate again"):
         kquant.equalize(q, verbose=False)
@@ -360,7 +361,7 @@ def test_only_ranges_inside_pairs_are_forgotten() -> None:
 def test_moments_and_shift_scale_along() -> None:
     q = kquant.quantize(separable(), PER_TENSOR)
     layer = wrapped(q, "conv")
-    layer.shift.assign([1.0, 2.0, 3.0, 4.0])
+    layer.correction("shift").assign([1.0, 2.0, 3.0, 4.0])
     before = [v.numpy() for v in (layer.shift, layer.mean, layer.deviation, layer.layer.bias)]
     gain = layer.gain.numpy()
     factors = plan_equalization(q).steps[0].factors

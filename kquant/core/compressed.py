@@ -14,6 +14,9 @@ from kquant.core.graph import full_precision
 from kquant.core.nonuniform import on_grid
 from kquant.core.spec import QuantSpec, encode_weights
 
+# What a correction may ask of a layer.
+CORRECTIONS = ("reach", "shift", "rounding")
+
 
 @keras.saving.register_keras_serializable(package="kquant")
 class Compressed(keras.layers.Wrapper):
@@ -69,7 +72,7 @@ class Compressed(keras.layers.Wrapper):
         self.origin = dict(origin or {})
         self.supports_masking = True
         self.gain = self.mean = self.deviation = None
-        self._reach = self._shift = self._rounding = None
+        self.reach = self.shift = self.rounding = None
         if gain_shape is not None:
             self.gain = self.add_weight(
                 name="gain",
@@ -87,36 +90,33 @@ class Compressed(keras.layers.Wrapper):
             self.mean = self._fixed("mean", (self.channels,))
             self.deviation = self._fixed("deviation", (self.channels,))
         for name in self.corrected:
-            setattr(self, f"_{name}", self._fixed(name, self._shape_of(name)))
+            setattr(self, name, self._fixed(name, self._shape_of(name)))
 
-    @property
-    def reach(self) -> Any:
-        """The range of the weights that a scale covers, shaped like the scale; 0 is that of the largest weight.
+    def correction(self, name: str) -> Any:
+        """A variable that a correction sets, made when it is first asked for: most models have none.
 
-        Like `shift` it acts where the model is quantized, so that the float model stays what it was, and is a variable
-        from when it is first asked for: most models have none. None where the weights are no codes.
+        They act where the model is quantized, so that the float model stays what it was.
+
+        Args:
+            name: "reach", the range of the weights that a scale covers, shaped like the scale, 0 for the largest
+                weight; "shift", float32[channels], what is added to the bias; "rounding", like the kernel, what is
+                added to each weight, in steps, before it is rounded.
+
+        Raises:
+            ValueError: the layer has no codes, or no sums for a shift.
         """
-        return self._asked_for("reach") if self.spec is not None and self.spec.has_codes else None
+        if name not in CORRECTIONS or not self.takes(name):
+            raise ValueError(f"{self.name}: there is no correction '{name}' of this layer. Known: {CORRECTIONS}.")
+        if name not in self.corrected:
+            self._tracker.unlock()  # as Keras' own layers do where they take on weights later (enable_lora)
+            setattr(self, name, self._fixed(name, self._shape_of(name)))
+            self._tracker.lock()
+            self.corrected = (*self.corrected, name)
+        return getattr(self, name)
 
-    @property
-    def shift(self) -> Any:
-        """What is added to the bias, float32[channels]: see `reach`. None where the layer does not sum."""
-        return self._asked_for("shift") if self.takes_shift else None
-
-    @property
-    def takes_shift(self) -> bool:
-        """True where `shift` can be set; asks for no variable."""
-        return self.sums and self.spec is not None and self.spec.has_codes
-
-    @property
-    def rounding(self) -> Any:
-        """What is added to each weight, in steps, before it is rounded; None until `round_by` has set it."""
-        return self._rounding
-
-    @property
-    def corrections(self) -> dict[str, Any]:
-        """Those of `reach`, `shift` and `rounding` that have been asked for, by name."""
-        return {name: getattr(self, f"_{name}") for name in self.corrected}
+    def takes(self, name: str) -> bool:
+        """True where the layer has this correction: weights that are codes, and for a "shift" sums."""
+        return self.spec is not None and self.spec.has_codes and (self.sums or name != "shift")
 
     def round_by(self, codes: Any) -> None:
         """Keep these codes of the kernel, whatever rounding to nearest would give; None: to nearest again.
@@ -125,19 +125,11 @@ class Compressed(keras.layers.Wrapper):
             codes: int[...] like the kernel.
         """
         if codes is None:
-            if self._rounding is not None:
-                self._rounding.assign(tf.zeros_like(self._rounding))
+            if self.rounding is not None:
+                self.rounding.assign(tf.zeros_like(self.rounding))
             return
         weights = self.weights_as_used()
-        self._asked_for("rounding").assign(tf.cast(codes, tf.float32) - weights / self.scale_of(weights))
-
-    def _asked_for(self, name: str) -> Any:
-        if getattr(self, f"_{name}") is None:
-            self._tracker.unlock()  # as Keras' own layers do where they take on weights later (enable_lora)
-            setattr(self, f"_{name}", self._fixed(name, self._shape_of(name)))
-            self._tracker.lock()
-            self.corrected = (*self.corrected, name)
-        return getattr(self, f"_{name}")
+        self.correction("rounding").assign(tf.cast(codes, tf.float32) - weights / self.scale_of(weights))
 
     def _fixed(self, name: str, shape: Sequence[int]) -> Any:
         """A variable of zeros that does not train."""
@@ -240,7 +232,7 @@ class Compressed(keras.layers.Wrapper):
         """Scales of the kernel, shaped to broadcast against it: see `encode_weights`."""
         spec = self.spec or QuantSpec(16, True, True)
         with full_precision():
-            reach = None if self._reach is None else tf.convert_to_tensor(self._reach)
+            reach = None if self.reach is None else tf.convert_to_tensor(self.reach)
         scale = encode_weights(weights, spec, self.channel_axes, bias_reach=bias_reach, reach=reach)
         return tf.stop_gradient(scale)
 
@@ -248,9 +240,9 @@ class Compressed(keras.layers.Wrapper):
         """Codes of the kernel, as float32; gradients pass straight through, but where a code is clipped."""
         spec = self.spec or QuantSpec(16, True, True)
         steps = weights / scale
-        if self._rounding is not None:
+        if self.rounding is not None:
             with full_precision():
-                steps += tf.convert_to_tensor(self._rounding)
+                steps += tf.convert_to_tensor(self.rounding)
         return round_through(steps, float(spec.low), float(spec.high))
 
     def bias_as_used(self) -> tf.Tensor | None:
@@ -258,7 +250,7 @@ class Compressed(keras.layers.Wrapper):
         with full_precision():
             own = getattr(self.layer, self.bias_name, None) if self.bias_name else None
             own = None if own is None else tf.cast(tf.convert_to_tensor(own), tf.float32)
-            shift = None if self._shift is None else tf.convert_to_tensor(self._shift)
+            shift = None if self.shift is None else tf.convert_to_tensor(self.shift)
         if own is None or shift is None:
             return shift if own is None else own
         return own + shift

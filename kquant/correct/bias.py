@@ -96,7 +96,7 @@ def correct_bias(
     if method == "empirical" and data is None:
         raise ValueError("correct_bias: method 'empirical' measures on data. Pass samples, or method='analytic'.")
     graph = read(qmodel)
-    known = [place for place in places(graph) if place.layer.takes_shift]
+    known = [place for place in places(graph) if place.layer.takes("shift")]
     _warn_rounded(known)
     if method == "analytic" or data is None:
         found = analytic_errors(qmodel)
@@ -135,7 +135,7 @@ def analytic_errors(qmodel: keras.Model) -> BiasErrors:
     moments = closed_moments(graph, {id(p.layer): p for p in known}, {})
     errors, skipped = {}, {}
     for place in known:
-        if not place.layer.takes_shift:
+        if not place.layer.takes("shift"):
             continue
         given = [moments.get(id(node.inputs[0])) for node in place.calls]
         found = [_expected_error(place, m) for m in given if m is not None]
@@ -165,7 +165,7 @@ def _expected_error(place: Place, x: Moments) -> np.ndarray | None:
 def _correct_empirically(graph: Graph, known: list[Place], samples: list[Any], verbose: bool) -> BiasErrors:
     """Layer after layer; on an interruption the biases are what they were."""
     means = _float_means(graph, known, samples)
-    before = [(place, place.layer.shift.numpy()) for place in known]
+    before = [(place, place.layer.correction("shift").numpy()) for place in known]
     of_layer = {id(place.layer): place for place in known}
     measured: dict[int, list[np.ndarray]] = {}
     errors: dict[str, np.ndarray] = {}
@@ -189,7 +189,7 @@ def _correct_empirically(graph: Graph, known: list[Place], samples: list[Any], v
         run_stepwise(graph, samples, visit)
     except BaseException:
         for place, shift in before:
-            place.layer.shift.assign(shift)
+            place.layer.correction("shift").assign(shift)
         raise
     finally:
         bar.close()
@@ -223,7 +223,7 @@ def _mean(values: list[np.ndarray]) -> np.ndarray:
 
 
 def _take(place: Place, error: np.ndarray, *, from_zero: bool = False) -> None:
-    shift = place.layer.shift
+    shift = place.layer.correction("shift")
     start = np.zeros(error.shape) if from_zero else shift.numpy().astype(np.float64)
     shift.assign((start - error).astype(np.float32))
 

@@ -325,15 +325,13 @@ def _kernel_changes(place: Place, factors: np.ndarray) -> list[tuple[Any, np.nda
     layer = place.layer
     kernel = getattr(layer.layer, layer.kernel_name)
     changes = [(kernel, (kernel.numpy().astype(np.float64) * factors).astype(np.float32))]
-    chosen = [v for name, v in layer.corrections.items() if name != "shift"]
-    return changes + [(v, np.zeros(v.shape, np.float32)) for v in chosen]
+    return changes + [(v, np.zeros(v.shape, np.float32)) for v in (layer.reach, layer.rounding) if v is not None]
 
 
 def _output_changes(place: Place, factors: np.ndarray) -> list[tuple[Any, np.ndarray]]:
     layer = place.layer
     bias = getattr(layer.layer, layer.bias_name, None) if layer.bias_name else None
-    found = (bias, layer.corrections.get("shift"), layer.mean, layer.deviation)
-    scaled = [v for v in found if v is not None]
+    scaled = [v for v in (bias, layer.shift, layer.mean, layer.deviation) if v is not None]
     return [(v, (v.numpy().astype(np.float64) * factors).astype(np.float32)) for v in scaled]
 
 

@@ -75,7 +75,7 @@ def sequential_mse(
         else:
             chosen = best_reach(place, output_error(source, place), candidates)
         layer.round_by(None)
-        layer.reach.assign(chosen)
+        layer.correction("reach").assign(chosen)
         forget_graphs(qmodel)
     return qmodel
 
@@ -141,11 +141,11 @@ def output_error(source: Source, place: Place) -> OutputError:
 
 def best_reach(place: Place, error: OutputError, candidates: int) -> np.ndarray:
     """The reach of the least output error for each channel, or for all where the layer has one scale; of equal ones
-    the widest: float32, shaped like `layer.reach`.
+    the widest: float32, shaped like the correction "reach".
     """
     layer, outputs = place.layer, channels_of(place)
     weights = layer.weights_as_used()
-    shape = tuple(layer.reach.shape)
+    shape = tuple(layer.correction("reach").shape)
     axes = [axis for axis, n in enumerate(shape) if n != weights.shape[axis]]
     widest = tf.reduce_max(tf.abs(weights), axis=axes, keepdims=True).numpy()
     best, least = np.zeros(shape, np.float32), np.full(shape, np.inf)

@@ -1,0 +1,98 @@
+"""Every step of a recipe alike: the float function stays, files equal the model, saved, repeated, refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import contract
+import keras
+import numpy as np
+import pytest
+
+import kquant
+from kquant.core.nodes import observing
+from kquant.core.recipe import Step, load
+from kquant.correct import STEPS, apply_steps, check_steps
+
+X = np.float32(np.random.default_rng(0).normal(size=(64, 8, 8, 3)))
+# What keeps a step short, and what it cannot do without.
+OPTIONS: dict[str, dict[str, Any]] = {"adaround": {"iterations": 50}, "data-free": {"input_range": [-3.0, 3.0]}}
+every_step = pytest.mark.parametrize("name", sorted(STEPS))
+W4 = {"name": "w4", "weights": {"bits": 4, "per_axis": False}}
+
+
+def network() -> keras.Model:
+    keras.utils.set_random_seed(3)
+    x = inputs = keras.Input((8, 8, 3), name="image")
+    x = keras.layers.Conv2D(6, 3, use_bias=False, name="stem")(x)
+    x = keras.layers.ReLU(name="relu")(keras.layers.BatchNormalization(name="norm")(x))
+    x = keras.layers.Conv2D(8, 3, activation="relu", name="body")(x)
+    x = keras.layers.GlobalAveragePooling2D(name="mean")(x)
+    return contract.randomise(keras.Model(inputs, keras.layers.Dense(4, name="head")(x), name="network"))
+
+
+def corrected(name: str) -> keras.Model:
+    q = kquant.calibrate(kquant.quantize(network(), W4), X, verbose=False)
+    apply_steps(q, [Step(name=name, **OPTIONS.get(name, {}))], X, verbose=False)
+    return kquant.calibrate(q, X, verbose=False) if contract.unseen(q) else q
+
+
+def in_float(q: keras.Model) -> np.ndarray:
+    with observing(lambda *_: None):
+        return np.asarray(q(X))
+
+
+@pytest.mark.filterwarnings("ignore:equalize")
+@every_step
+def test_step(name: str, tmp_path: Path) -> None:
+    model, q = network(), corrected(name)
+    wanted = np.asarray(model(X))
+    np.testing.assert_allclose(in_float(q), wanted, atol=1e-5 * np.abs(wanted).max(), err_msg="the float function")
+    q.save(tmp_path / "q.keras")
+    again = keras.saving.load_model(tmp_path / "q.keras")
+    np.testing.assert_array_equal(again(X), q(X))
+    np.testing.assert_array_equal(q.predict(X, verbose=0), contract.simulate(q, [X])[0])
+    content = contract.file_of(q)
+    assert contract.compare(q, content, "litert-reference", [X]).equal == 1.0
+    assert contract.file_of(again) == content
+    for a, b in zip(corrected(name).get_weights(), q.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b, err_msg="the same call gives the same numbers")
+    q.compile(keras.optimizers.SGD(1e-3), "mse")
+    assert np.isfinite(q.fit(X, wanted, verbose=0).history["loss"][0])
+
+
+@pytest.mark.filterwarnings("ignore:equalize")
+@every_step
+def test_a_graph_traced_before_knows_what_the_step_changed(name: str) -> None:
+    q = kquant.calibrate(kquant.quantize(network(), W4), X, verbose=False)
+    q.predict(X, verbose=0)
+    apply_steps(q, [Step(name=name, **OPTIONS.get(name, {}))], X, verbose=False)
+    kquant.calibrate(q, X, verbose=False)
+    np.testing.assert_array_equal(q.predict(X, verbose=0), contract.simulate(q, [X])[0])
+
+
+def test_steps_of_a_recipe_run_in_order(tmp_path: Path) -> None:
+    steps = ["equalize", "calibrate", {"name": "bias", "method": "empirical"}, {"name": "adaround", "iterations": 20}]
+    recipe = load({**W4, "steps": steps})
+    again = tmp_path / "again.toml"
+    again.write_text(kquant.recipe_to_toml(recipe))
+    assert load(again) == recipe
+    result = kquant.compress(network(), X, again, output=tmp_path / "m.tflite", verbose=False)
+    assert all("FLOAT" not in kind for kind in result.report.types)
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        ("equalise", "no step 'equalise'. Did you mean 'equalize'"),
+        ({"name": "adaround", "iteration": 5}, "'adaround' has no option 'iteration'. Did you mean 'iterations'"),
+        ({"name": "calibrate", "verbose": True}, "'calibrate' has no option 'verbose'"),
+    ],
+)
+def test_unknown_steps_and_options(step: Any, message: str, tmp_path: Path) -> None:
+    recipe = load({"name": "mine", "steps": [step]})
+    with pytest.raises(ValueError, match=message):
+        check_steps(recipe.steps)
+    with pytest.raises(ValueError, match=message):
+        kquant.compress(network(), X, recipe, output=tmp_path / "m.tflite", verbose=False)
