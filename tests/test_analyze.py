@@ -248,7 +248,8 @@ def test_an_unequalized_pair() -> None:
     found = {(p.first, p.second): p.spread for p in pairs(quantized.read(q))}
     (first, _), (second, _) = (network(rescaled).get_layer(n).get_weights() for n in "ab")
     ratio = np.abs(first).max((0, 1, 2)) / np.abs(second).max((0, 1, 3))
-    assert found == {("a", "b"): pytest.approx(ratio.max() / ratio.min(), rel=1e-5)}
+    assert found["a", "b"] == pytest.approx(ratio.max() / ratio.min(), rel=1e-5)
+    assert found["b", "head"] < 2.0  # through a pool
 
 
 @pytest.mark.parametrize(("factor", "cause"), [(0.1, "saturated activations"), (60.0, "too wide range")])
