@@ -24,6 +24,10 @@ Observer = Callable[[Statistics, QuantSpec], tuple[float, float]]
 CLIPPED_COUNTS = 3.0  # AIMET's gamma: how much more an error of clipping costs than one of rounding
 # Shares of the seen range that are tried, from all of it to a thousandth.
 SHARES = 2.0 ** (-np.arange(81, dtype=np.float64) / 8)
+# Of weights: shares of the largest one, and how much an error of the channel's sum counts. Found on ResNet8, keyword
+# spotting and visual wake words in 4 bits: 0 loses 6 and 10 points on two of them, 20 a point on all but the first.
+WEIGHT_SHARES = np.linspace(1.0, 0.3, 36)
+MEAN_COUNTS = 5.0
 SMOOTHING = 1e-4  # of a histogram, so that no bin of it is impossible
 ROUNDS = 3  # in which the two ends of a range are moved in turn
 
@@ -242,6 +246,10 @@ NEED_SAMPLES = frozenset({"cross-entropy"})
 def reach_of_weights(name: str, weights: np.ndarray, spec: QuantSpec, channel_axes: tuple[int, ...]) -> np.ndarray:
     """The range of a kernel by an observer, for each channel or for the whole of it.
 
+    "mse" and "sqnr" look at every weight: `sum e^2 + 5 (sum e)^2` with e the errors of a channel is the least. The
+    second term is what the errors do together to inputs that have a mean (behind a ReLU) and to neighbouring inputs,
+    which are alike; without it, clipping moves the sums of 4-bit convolutions.
+
     Args:
         name: of the observer; weights are one batch, so that "moving-average" is "minmax".
         weights: float32[...].
@@ -266,8 +274,24 @@ def reach_of_weights(name: str, weights: np.ndarray, spec: QuantSpec, channel_ax
     order = [*sorted(kept), *(axis for axis in range(weights.ndim) if axis not in kept)]
     shape = [n if axis in kept else 1 for axis, n in enumerate(weights.shape)]
     rows = weights.transpose(order).reshape(int(np.prod(shape)), -1)
+    if name in ("mse", "sqnr"):
+        return _exact_reach(rows, spec, CLIPPED_COUNTS if name == "sqnr" else 1.0).reshape(shape)
     found = [max(-low, high) for low, high in (observer(_of_row(row), spec) for row in rows)]
     return np.asarray(found, np.float32).reshape(shape)
+
+
+def _exact_reach(rows: np.ndarray, spec: QuantSpec, clipped: float) -> np.ndarray:
+    """The reach of the least error for each row of weights; of equal ones the widest."""
+    rows = rows.astype(np.float64)
+    widest = np.abs(rows).max(axis=1)
+    best, least = widest, np.full(len(rows), np.inf)
+    for share in WEIGHT_SHARES:
+        scale = np.maximum(widest * share / spec.high, 1e-30)[:, None]
+        error = np.clip(np.rint(rows / scale), spec.low, spec.high) * scale - rows
+        counts = np.where(np.abs(rows) > scale * spec.high, clipped, 1.0)
+        cost = (counts * error**2).sum(axis=1) + MEAN_COUNTS * error.sum(axis=1) ** 2
+        best, least = np.where(cost < least, widest * share, best), np.minimum(cost, least)
+    return np.float32(best)
 
 
 def check_for_weights(name: str) -> None:
