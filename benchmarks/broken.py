@@ -84,7 +84,7 @@ def run(name: str, limit: int, sound: bool, recipe: dict | str, title: str) -> N
             started = time.perf_counter()
             q = kquant.quantize(model, recipe)
             if equal:
-                q = kquant.equalize(q, verbose=False)
+                q = kquant.equalize(q, absorb=True, verbose=False)
             if calibrated:
                 kquant.calibrate(q, t.calibration, verbose=False)
             else:

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
-import numpy as np
 
 from kquant import observers
 from kquant.core.nodes import Compressed, FakeQuant, encodings_of
@@ -76,10 +75,10 @@ def set_weight_ranges(qmodel: keras.Model) -> None:
     for layer in qmodel._flatten_layers():
         if not isinstance(layer, Compressed) or layer.observer == "minmax" or not layer.takes("reach"):
             continue
-        reach = layer.correction("reach")
-        if not np.any(reach.numpy()):
+        if not layer.reach_by_data:
             weights = layer.weights_as_used().numpy()
-            reach.assign(observers.reach_of_weights(layer.observer, weights, layer.spec, layer.channel_axes))
+            found = observers.reach_of_weights(layer.observer, weights, layer.spec, layer.channel_axes)
+            layer.set_reach(found, by_data=False)
             forget_graphs(qmodel)
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import stat
-import tempfile
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -17,6 +15,7 @@ import keras
 import numpy as np
 
 from kquant import __version__, targets
+from kquant.core.atomic import write_atomically
 from kquant.core.program import Operator, Program, Ref
 from kquant.core.spec import Encoding, QuantSpec
 from kquant.data import gather
@@ -362,25 +361,3 @@ def _checked(path: Path) -> Path:
     if path.exists() and not path.stat().st_mode & stat.S_IWUSR:
         raise ValueError(f"export: {path} exists and is read-only; remove it or choose another path.")
     return path
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write beside the target and move: readers see the old file or the new one, never half of it.
-
-    Raises:
-        ValueError: the system refuses, with its reason.
-    """
-    name = ""
-    try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".kquant-")
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException as error:
-        if name:
-            with contextlib.suppress(FileNotFoundError):
-                Path(name).unlink()
-        if isinstance(error, OSError):
-            raise ValueError(f"export: {path} cannot be written: {error.strerror}; choose another path.") from error
-        raise

@@ -21,6 +21,7 @@ import tensorflow as tf
 from tqdm.auto import tqdm
 
 from kquant import observers
+from kquant.core.atomic import write_atomically
 from kquant.core.nodes import FakeQuant, encodings_of, observing
 from kquant.core.statistics import BINS, MOST_SAMPLES, SMALLEST_EXPONENT, Statistics, thinned
 from kquant.data import batches_of, refuse_endless
@@ -69,9 +70,7 @@ class Observations:
             arrays |= {f"{i}/reach": np.float64(s.reach), f"{i}/samples": s.samples}
         content = io.BytesIO()
         np.savez_compressed(content, **arrays)
-        beside = Path(path).with_name(f".{Path(path).name}.part")
-        beside.write_bytes(content.getvalue())
-        beside.replace(path)
+        write_atomically(Path(path), content.getvalue(), "observations")
 
     @classmethod
     def load(cls, path: str | Path) -> Observations:
@@ -99,7 +98,7 @@ class Observations:
                     for i, (name, site) in enumerate(index["tensors"])
                 }
         except (KeyError, OSError, ValueError) as error:
-            raise ValueError(f"observations: {path} is not what Observations.save wrote: {error}.") from error
+            raise ValueError(f"observations: {path} is not what Observations.save wrote.") from error
         return cls(tensors, index["samples"])
 
 
@@ -215,7 +214,7 @@ class _Look:
         return self.compiled(x)
 
     def run(self, x: Any) -> Looked:
-        lows, highs, values = [], [], []
+        lows, highs, values, steps = [], [], [], []
         keys: list[Key] = []
         rows_of: dict[Key, tf.Tensor] = {}
 
@@ -226,7 +225,9 @@ class _Look:
                 lows.append(tf.reduce_min(y))
                 highs.append(tf.reduce_max(y))
                 if layer.name in self.wants:
-                    values.append(_spread(y, self.most))
+                    chosen, step = _spread(y, self.most)
+                    values.append(chosen)
+                    steps.append(step)
                 if layer.name in self.rows:
                     rows_of[layer.name, site] = tf.reshape(y, (-1, y.shape[-1]))[:MOST_SAMPLES]
 
@@ -236,12 +237,14 @@ class _Look:
         rows = tf.stack([tf.stack(lows), tf.stack(highs)], axis=1)
         counted = [i for i, key in enumerate(keys) if key[0] in self.wants]
         if not counted:
-            return rows, tf.zeros((0, BINS), tf.int32), tf.zeros((0,)), rows_of
-        return rows, *_histograms(values, tf.reduce_max(tf.abs(tf.gather(rows, counted)), axis=1)), rows_of
+            return rows, tf.zeros((0, BINS), tf.int64), tf.zeros((0,)), rows_of
+        counts, reaches = _histograms(values, tf.reduce_max(tf.abs(tf.gather(rows, counted)), axis=1))
+        # batches count alike, however thinly they are looked at: so shards add up
+        return rows, tf.cast(counts, tf.int64) * tf.constant(steps, tf.int64)[:, None], reaches, rows_of
 
 
-def _spread(y: tf.Tensor, most: int) -> tf.Tensor:
-    """About `most` of a batch's values, from all over it.
+def _spread(y: tf.Tensor, most: int) -> tuple[tf.Tensor, int]:
+    """About `most` of a batch's values, from all over it, and how many each of them stands for.
 
     The step has no factor in common with a sample's size, so every channel and place is met in some sample.
     """
@@ -249,7 +252,7 @@ def _spread(y: tf.Tensor, most: int) -> tf.Tensor:
     step = max(1, 32 * size // most)
     while math.gcd(step, size) > 1:
         step += 1
-    return tf.reshape(y, (-1,))[::step]
+    return tf.reshape(y, (-1,))[::step], step
 
 
 def _histograms(values: list[tf.Tensor], largest: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -247,6 +247,23 @@ def test_shards_add_up_to_the_whole(name: str, tmp_path: Path) -> None:
     assert ranges(kquant.calibrate(q, both)) == ranges(calibrated(small(with_observer(name)), X, batch_size=16))
 
 
+def test_shards_of_many_batches_count_alike() -> None:
+    """Later batches are looked at more thinly; they weigh what the first ones weigh."""
+    model = keras.Sequential([keras.Input((32, 32, 8), name="x"), keras.layers.GlobalAveragePooling2D()])
+    recipe = {"name": "p", "activations": {"observer": "kl"}}
+    x = np.float32(RNG.normal(size=(160, 32, 32, 8)))
+    x[80:] *= 4.0
+    whole = kquant.observe(kquant.quantize(model, recipe), x, batch_size=8, verbose=False)
+    q = kquant.quantize(model, recipe)
+    parts = [kquant.observe(q, part, batch_size=8, verbose=False) for part in (x[:80], x[80:])]
+    both = (parts[0] + parts[1]).tensors["x_quant", 0]
+    one = whole.tensors["x_quant", 0]
+    assert one.counts.sum() == pytest.approx(x.size, rel=0.01) and both.counts.sum() == pytest.approx(x.size, rel=0.01)
+    edges = np.linspace(-one.reach, one.reach, one.counts.size + 1)[1:]
+    beyond = [s.counts[np.abs(edges) > 4.0].sum() / s.counts.sum() for s in (one, both)]
+    assert beyond[0] == pytest.approx(beyond[1], rel=0.1) == pytest.approx(np.mean(np.abs(x) > 4.0), rel=0.1)
+
+
 def test_observations_of_another_model_or_recipe_are_refused(tmp_path: Path) -> None:
     seen = kquant.observe(small(with_observer("minmax")), X, verbose=False)
     with pytest.raises(ValueError, match="'x_quant' has the observer 'mse', which these observations were not"):

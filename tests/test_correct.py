@@ -72,6 +72,47 @@ def test_a_graph_traced_before_knows_what_the_step_changed(name: str) -> None:
     np.testing.assert_array_equal(q.predict(X, verbose=0), contract.simulate(q, [X])[0])
 
 
+@pytest.mark.filterwarnings("ignore:equalize")
+@every_step
+def test_weights_alone_can_be_saved_and_loaded(name: str, tmp_path: Path) -> None:
+    q = corrected(name)
+    q.save_weights(tmp_path / "q.weights.h5")
+    fresh = kquant.quantize(network(), W4)
+    fresh.load_weights(tmp_path / "q.weights.h5")
+    np.testing.assert_array_equal(fresh(X), q(X))
+    plain = kquant.calibrate(kquant.quantize(network(), W4), X, verbose=False)
+    plain.save_weights(tmp_path / "plain.weights.h5")
+    q.load_weights(tmp_path / "plain.weights.h5")  # and back: what was corrected no longer is
+    np.testing.assert_array_equal(q(X), plain(X))
+
+
+@pytest.mark.filterwarnings("ignore:equalize")
+@every_step
+def test_step_under_mixed_precision(name: str) -> None:
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        half = network()
+    finally:
+        keras.config.set_dtype_policy("float32")
+    q = kquant.calibrate(kquant.quantize(half, W4), X, verbose=False)
+    apply_steps(q, [Step(name=name, **OPTIONS.get(name, {}))], X, verbose=False)
+    kquant.calibrate(q, X, verbose=False)
+    assert np.all(np.isfinite(np.asarray(q(X), np.float32)))
+
+
+def test_ranges_of_weights_follow_them_unless_data_chose_them() -> None:
+    recipe = {"name": "w", "weights": {"bits": 4, "observer": "mse"}}
+    q = kquant.calibrate(kquant.quantize(network(), recipe), X, verbose=False)
+    layer = q.get_layer("body")
+    before = layer.reach.numpy()
+    layer.layer.kernel.assign(4.0 * layer.layer.kernel)
+    kquant.calibrate(q, X, verbose=False)
+    np.testing.assert_allclose(layer.reach.numpy(), 4.0 * before, rtol=1e-5)
+    kquant.sequential_mse(q, X, verbose=False)
+    chosen = layer.reach.numpy()
+    np.testing.assert_array_equal(kquant.calibrate(q, X, verbose=False).get_layer("body").reach.numpy(), chosen)
+
+
 def test_steps_of_a_recipe_run_in_order(tmp_path: Path) -> None:
     steps = ["equalize", "calibrate", {"name": "bias", "method": "empirical"}, {"name": "adaround", "iterations": 20}]
     recipe = load({**W4, "steps": steps})

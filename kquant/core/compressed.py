@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from kquant.core.fake_quant import is_float, is_simulating
@@ -37,6 +38,7 @@ class Compressed(keras.layers.Wrapper):
         moments: a batch norm was folded into the layer: `mean` and `deviation` say how its output is distributed.
         corrected: which of `reach`, `shift` and `rounding` a correction has asked for, in order.
         observer: name of the function that calibration chooses the range of the weights with.
+        reach_by_data: see `set_reach`.
         input_bits: width of the activations: 8, 16, or 0 for float ones.
         storage: how a file keeps the weights where activations are float: "integer" (the kernel quantizes activations
             as it runs), "dequantized" (codes, made float before use), "float16" or "float32".
@@ -55,6 +57,7 @@ class Compressed(keras.layers.Wrapper):
         moments: bool = False,
         corrected: Sequence[str] = (),
         observer: str = "minmax",
+        reach_by_data: bool = False,
         input_bits: int = 8,
         storage: str = "integer",
         origin: dict[str, str] | None = None,
@@ -68,6 +71,7 @@ class Compressed(keras.layers.Wrapper):
         self.channel_axes = tuple(channel_axes)
         self.sums = sums
         self.has_moments, self.corrected, self.observer = moments, tuple(corrected), observer
+        self.reach_by_data = reach_by_data
         self.input_bits, self.storage = input_bits, storage
         self.origin = dict(origin or {})
         self.supports_masking = True
@@ -113,6 +117,33 @@ class Compressed(keras.layers.Wrapper):
             self._tracker.lock()
             self.corrected = (*self.corrected, name)
         return getattr(self, name)
+
+    def set_reach(self, values: Any, *, by_data: bool) -> None:
+        """Choose the range of the weights.
+
+        Args:
+            values: shaped like the scale.
+            by_data: a correction chose it; calibration then leaves it, where it would follow changed weights.
+        """
+        self.correction("reach").assign(values)
+        self.reach_by_data = by_data
+
+    def save_own_variables(self, store: Any) -> None:
+        """By name: two models of the same layers need not have been corrected alike."""
+        for variable in self._own():
+            store[variable.name] = np.asarray(variable)
+
+    def load_own_variables(self, store: Any) -> None:
+        """Take on the corrections that were saved, and no others."""
+        for name in CORRECTIONS:
+            if name in store:
+                self.correction(name)
+        for variable in self._own():
+            variable.assign(store[variable.name] if variable.name in store else np.zeros(variable.shape, np.float32))
+
+    def _own(self) -> list[Any]:
+        found = (self.gain, self.mean, self.deviation, self.reach, self.shift, self.rounding)
+        return [variable for variable in found if variable is not None]
 
     def takes(self, name: str) -> bool:
         """True where the layer has this correction: weights that are codes, and for a "shift" sums."""
@@ -327,6 +358,7 @@ class Compressed(keras.layers.Wrapper):
             "moments": self.has_moments,
             "corrected": list(self.corrected),
             "observer": self.observer,
+            "reach_by_data": self.reach_by_data,
             "input_bits": self.input_bits,
             "storage": self.storage,
             "origin": self.origin,

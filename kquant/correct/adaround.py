@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import warnings
 import zlib
@@ -15,9 +16,10 @@ import numpy as np
 import tensorflow as tf
 from tqdm.auto import tqdm
 
-from kquant.core.nodes import QuantizedLSTM
+from kquant.core.atomic import write_atomically
+from kquant.core.nodes import FakeQuant, QuantizedLSTM
 from kquant.correct.reconstruction import Matrix, Reservoir, Source, matrix_of, most_rows, pairs
-from kquant.correct.rounding import Examples, Settings, products, round_matrix
+from kquant.correct.rounding import Examples, Settings, applied, products, round_matrix
 from kquant.ops.rows import from_matrix
 from kquant.quantized import Place, forget_graphs, places, read
 
@@ -78,7 +80,7 @@ def adaround(
 
     Raises:
         ValueError: not a quantized model, data that do not fit, an option out of range, or a folder with the roundings
-            of another model or other options.
+            of another model, calibration or options.
 
     Source: Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization", arXiv:2004.10568, (21)-(25).
 
@@ -95,11 +97,12 @@ def adaround(
     found = places(source.graph)
     _name_others(source, found)
     found = [place for place in found if place.rule.weights.rows is not None]
+    ranges = _ranges(source)
     with tqdm(found, desc="adaround", unit="layer", disable=not verbose) as bar:
         for place in bar:
             bar.set_postfix_str(place.name)
             file = None if resume is None else Path(resume) / f"{zlib.crc32(place.name.encode()):08x}.npz"
-            key = _fingerprint(place, settings, rows, seed)
+            key = _fingerprint(place, settings, rows, seed, ranges)
             codes = None if file is None else _load(file, key, place)
             if codes is None:
                 codes = round_layer(source, place, settings, rows, seed + zlib.crc32(place.name.encode()) % 2**16)
@@ -130,7 +133,7 @@ def error(matrix: Matrix, codes: np.ndarray, bias: np.ndarray, examples: list[Ex
     total = np.zeros(len(bias))
     for each in examples:
         y = products(tf.constant(each.rows), weights) + bias
-        y = np.asarray(y if each.activation is None else each.activation(y))
+        y = np.asarray(applied(each.activation, y))
         total += np.mean((y - each.outputs) ** 2, axis=0, dtype=np.float64)
     return total
 
@@ -159,7 +162,7 @@ def examples(
 def _example(place: Place, call: int, kept: Reservoir) -> Examples:
     x, y = kept.kept
     after = place.activations[call]
-    return Examples(x, y if after is None or not len(y) else np.asarray(after(tf.constant(y))), after)
+    return Examples(x, y if not len(y) else np.asarray(applied(after, tf.constant(y))), after)
 
 
 def _name_others(source: Source, found: list[Place]) -> None:
@@ -185,11 +188,17 @@ def _check(settings: Settings, rows: int) -> None:
         raise ValueError(f"adaround: beta needs its first and its last value. Received: {settings.beta}.")
 
 
-def _fingerprint(place: Place, settings: Settings, rows: int, seed: int) -> str:
-    """Of what a rounding was made for; the data are not part of it."""
+def _ranges(source: Source) -> bytes:
+    """Those of all activations, which follow the data that the model was calibrated on."""
+    held = [node.op for node in source.graph.nodes if isinstance(node.op, FakeQuant) and node.op.has_range]
+    return b"".join(v.numpy().tobytes() for quantizer in held for v in (quantizer.low, quantizer.high))
+
+
+def _fingerprint(place: Place, settings: Settings, rows: int, seed: int, ranges: bytes) -> str:
+    """Of what a rounding was made for."""
     weights = place.layer.weights_as_used()
     said = json.dumps([place.name, asdict(settings), rows, seed, place.layer.spec.to_config()], sort_keys=True)
-    digest = hashlib.sha256(said.encode())
+    digest = hashlib.sha256(said.encode() + ranges)
     for values in (weights, place.layer.scale_of(weights)):
         digest.update(np.ascontiguousarray(values.numpy()).tobytes())
     return digest.hexdigest()
@@ -201,8 +210,8 @@ def _load(file: Path, key: str, place: Place) -> np.ndarray | None:
     with np.load(file) as stored:
         if str(stored["key"]) != key:
             raise ValueError(
-                f"adaround: {file} holds the rounding of '{place.name}' for other weights or options; resume from "
-                "another folder, or empty this one."
+                f"adaround: {file} holds the rounding of '{place.name}' for other weights, ranges or options; resume "
+                "from another folder, or empty this one."
             )
         return stored["codes"]
 
@@ -210,7 +219,6 @@ def _load(file: Path, key: str, place: Place) -> np.ndarray | None:
 def _store(file: Path, key: str, codes: np.ndarray) -> None:
     """Write beside and rename, so that a file is whole or absent."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(".part")
-    with part.open("wb") as stream:
-        np.savez_compressed(stream, key=key, codes=codes)
-    part.replace(file)
+    content = io.BytesIO()
+    np.savez_compressed(content, key=key, codes=codes)
+    write_atomically(file, content.getvalue(), "adaround")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +12,10 @@ import numpy as np
 
 from kquant.core.graph import Graph, Node
 from kquant.correct.chains import Pair
-from kquant.data import batches_of
 from kquant.quantized import Place, tensors
+
+# Batches of inputs, anew on each call; None where there are no data.
+Samples = Callable[[], Iterable[Any]] | None
 
 FAR = 6.0  # deviations from the mean that a channel is taken never to leave
 MARGIN = 0.999  # of the clip, for what float32 rounds
@@ -26,13 +29,13 @@ class Extremes:
     high: np.ndarray
 
 
-def extremes_of(graph: Graph, pairs: list[Pair], qmodel: keras.Model, data: Any) -> dict[str, Extremes]:
+def extremes_of(graph: Graph, pairs: list[Pair], samples: Samples) -> dict[str, Extremes]:
     """The smallest and largest float output of the first layer of each pair; nothing without data."""
-    if data is None or not pairs:
+    if samples is None or not pairs:
         return {}
     found: dict[str, Extremes] = {}
     wanted = [pair.first.calls[0].outputs[0] for pair in pairs]
-    for values in tensors(graph, wanted, batches_of(qmodel, data), quantized=False):
+    for values in tensors(graph, wanted, samples(), quantized=False):
         for pair, y in zip(pairs, values, strict=True):
             rows = y.reshape(-1, y.shape[-1]).astype(np.float64)
             old = found.get(pair.first.name, Extremes(np.full(rows.shape[1], np.inf), np.full(rows.shape[1], -np.inf)))
@@ -77,7 +80,7 @@ def replaceable(graph: Graph, clip: Node) -> str | None:
     return None
 
 
-def replace_clips(graph: Graph, pairs: list[Pair], qmodel: keras.Model, data: Any, verbose: bool) -> None:
+def replace_clips(graph: Graph, pairs: list[Pair], samples: Samples, verbose: bool) -> None:
     """Make the clipped ReLUs between pairs plain ones, and say what that does to the model."""
     clips = {id(pair.clip): pair.clip for pair in pairs if pair.clip is not None}
     reasons = {key: replaceable(graph, node) for key, node in clips.items()}
@@ -87,20 +90,20 @@ def replace_clips(graph: Graph, pairs: list[Pair], qmodel: keras.Model, data: An
     chosen = [node for key, node in clips.items() if reasons[key] is None]
     if not chosen:
         return
-    before = _outputs(graph, qmodel, data)
+    before = _outputs(graph, samples)
     reaching = [_reaching(pair) for pair in pairs if pair.clip in chosen]
     for node in chosen:
         node.op.max_value = None
     if verbose:
-        effect = _effect(graph, qmodel, data, before, reaching)
+        effect = _effect(graph, samples, before, reaching)
         print(f"equalize: {len(chosen)} clipped ReLUs became plain ones; {effect}")
 
 
-def _outputs(graph: Graph, qmodel: keras.Model, data: Any) -> list[np.ndarray]:
-    if data is None:
+def _outputs(graph: Graph, samples: Samples) -> list[np.ndarray]:
+    if samples is None:
         return []
     wanted = keras.tree.flatten(graph.outputs)
-    found = tensors(graph, wanted, batches_of(qmodel, data), quantized=False)
+    found = tensors(graph, wanted, samples(), quantized=False)
     return [np.concatenate([y.ravel() for y in values]).astype(np.float64) for values in found]
 
 
@@ -112,10 +115,10 @@ def _reaching(pair: Pair) -> str:
     return f"{pair.first.name}: {int(np.sum(top >= clip.op.max_value))} of {top.size}"
 
 
-def _effect(graph: Graph, qmodel: keras.Model, data: Any, before: list[np.ndarray], reaching: list[str]) -> str:
+def _effect(graph: Graph, samples: Samples, before: list[np.ndarray], reaching: list[str]) -> str:
     """How far the model's outputs moved on the data; without any, how many channels may have been clipped."""
     if not before:
         return f"no data to measure the effect on. Channels that may have reached the clip: {'; '.join(reaching)}"
-    old, new = np.concatenate(before), np.concatenate(_outputs(graph, qmodel, data))
+    old, new = np.concatenate(before), np.concatenate(_outputs(graph, samples))
     moved = np.sqrt(np.mean((new - old) ** 2) / max(np.mean(old**2), 1e-30))
     return f"on the data its float outputs moved by {100 * moved:.3g} % (root mean square)"

@@ -11,6 +11,7 @@ section 4.1 (its s is the reciprocal of the one here).
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +25,7 @@ from kquant.correct.absorb import absorb_biases
 from kquant.correct.chains import Pair, find_pairs
 from kquant.correct.channels import largest, numbering
 from kquant.correct.clipped import Extremes, extremes_of, limits_of, replace_clips
-from kquant.data import refuse_endless
+from kquant.data import batches_of, refuse_endless
 from kquant.quantized import Place, forget_graphs, read
 
 STILL = 1e-5  # a sweep whose factors all lie this near to 1 (log2) is the last one
@@ -88,10 +89,12 @@ def equalize(
     qmodel: keras.Model,
     data: Any = None,
     *,
-    absorb: bool = True,
+    absorb: bool = False,
     replace_relu6: bool = False,
     powers_of_two: bool = False,
     iterations: int = ITERATIONS,
+    batches: int | None = None,
+    batch_size: int = 32,
     verbose: bool = True,
 ) -> keras.Model:
     """Give the channels of layers that follow each other equal weight ranges; the float function stays as it is.
@@ -103,11 +106,14 @@ def equalize(
         qmodel: what `kquant.quantize` returned; changed in place.
         data: see `kquant.calibrate`; optional, tells which channels of a ReLU6 never reach 6.
         absorb: move what a ReLU always lets through, `c = max(0, mean - 3 deviation)`, into the next bias, where no
-            zero padding comes between (see `kquant.correct.absorb`). One value in 740 of a channel falls below it.
+            zero padding comes between (see `kquant.correct.absorb`). One value in 740 of a channel falls below it
+            where its batch norm knows it well, so this changes the float function a little.
         replace_relu6: make clipped ReLUs plain ones first. This changes the function; the report says by how much.
         powers_of_two: round the factors to powers of two, so that the float function stays the same to the bit; ranges
             of a pair then differ by up to a factor of 2.
         iterations: sweeps over all pairs at most.
+        batches: use this many batches of the data only.
+        batch_size: for arrays.
         verbose: print a line for each pair.
 
     Returns:
@@ -122,11 +128,13 @@ def equalize(
         >>> q = kquant.calibrate(kquant.equalize(q, verbose=False), np.ones((64, 4), "float32"), verbose=False)
     """
     graph = read(qmodel)
-    refuse_endless(data)
+    if batches is None:
+        refuse_endless(data)
     pairs, _ = find_pairs(graph)
-    seen = extremes_of(graph, pairs, qmodel, data)
+    samples = None if data is None else lambda: itertools.islice(batches_of(qmodel, data, batch_size), batches)
+    seen = extremes_of(graph, pairs, samples)
     if replace_relu6:
-        replace_clips(graph, pairs, qmodel, data, verbose)
+        replace_clips(graph, pairs, samples, verbose)
     plan = plan_equalization(qmodel, seen=seen, powers_of_two=powers_of_two, iterations=iterations, verbose=verbose)
     _apply([step for step in plan.steps if step.moves])
     changed = [step.pair for step in plan.steps if step.moves]
@@ -172,7 +180,8 @@ def plan_equalization(
     """
     graph = read(qmodel)
     pairs, ends = find_pairs(graph)
-    seen = extremes_of(graph, pairs, qmodel, data) if seen is None else seen
+    samples = None if data is None else lambda: batches_of(qmodel, data)
+    seen = extremes_of(graph, pairs, samples) if seen is None else seen
     limits = [limits_of(pair, seen.get(pair.first.name)) for pair in pairs]
     state = _State(pairs)
     before = state.used()
@@ -318,6 +327,8 @@ def _apply(steps: list[Step]) -> None:
             stored += _output_changes(place, of_output[key])
     for variable, value in stored:
         variable.assign(value)
+    for place in layers.values():
+        place.layer.reach_by_data = False
 
 
 def _kernel_changes(place: Place, factors: np.ndarray) -> list[tuple[Any, np.ndarray]]:

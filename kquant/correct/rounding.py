@@ -63,6 +63,11 @@ def products(rows: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
     return tf.reshape(tf.einsum("ngk,gkm->ngm", rows, weights), (-1, int(groups or 1) * int(m or 1)))
 
 
+def applied(activation: Callable[[Any], Any] | None, y: tf.Tensor) -> tf.Tensor:
+    """What the operator fuses, in float32 whatever policy the layer has."""
+    return tf.cast(y if activation is None else activation(y), tf.float32)
+
+
 def round_matrix(
     matrix: Matrix, bias: np.ndarray, examples: Sequence[Examples], settings: Settings, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -131,7 +136,7 @@ def _loss(
         shape = (settings.row_batch,)
         picked = tf.random.stateless_uniform(shape, tf.stack([problem.seed + n, i]), 0, rows.shape[0], tf.int32)
         y = products(tf.gather(rows, picked), soft) + problem.bias
-        y = y if activation is None else activation(y)
+        y = applied(activation, y)
         total += tf.reduce_sum(tf.reduce_mean((y - tf.gather(outputs, picked)) ** 2, axis=0) / problem.noise)
     return total / len(tables) + settings.regularisation / int(a.shape[1] or 1) * _penalty(h, i, settings)
 

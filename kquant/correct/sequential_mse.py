@@ -75,7 +75,7 @@ def sequential_mse(
         else:
             chosen = best_reach(place, output_error(source, place), candidates)
         layer.round_by(None)
-        layer.correction("reach").assign(chosen)
+        layer.set_reach(chosen, by_data=True)
         forget_graphs(qmodel)
     return qmodel
 
