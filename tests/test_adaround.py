@@ -273,7 +273,7 @@ def test_the_seed_decides_and_a_run_that_was_stopped_goes_on(rounded: keras.Mode
     starts = 10
     kquant.adaround(q, data, resume=tmp_path, **QUICK)
     assert starts == 11 and same(all_codes(q), all_codes(rounded))
-    with pytest.raises(ValueError, match=r"holds the rounding of 'conv' for other weights or options"):
+    with pytest.raises(ValueError, match=r"holds the rounding of 'conv' for other weights, ranges or options"):
         kquant.adaround(calibrated(), X, resume=tmp_path, **{**QUICK, "iterations": 7})
 
 

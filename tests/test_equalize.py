@@ -318,7 +318,7 @@ def test_absorption_moves_the_mean_and_keeps_the_function_on_the_data() -> None:
     mean, deviation = wrapped(q, "deep").mean.numpy(), wrapped(q, "deep").deviation.numpy()
     np.testing.assert_allclose(amounts[1], np.maximum(0, mean - 3 * deviation), rtol=1e-6)
     biases = [wrapped(q, name).layer.bias.numpy() for name in ("conv", "deep", "point")]
-    equalized(q, X)
+    equalized(q, X, absorb=True)
     np.testing.assert_allclose(in_float(q), before, rtol=1e-4, atol=1e-4 * np.abs(before).max())
     factors = wrapped(q, "deep").deviation.numpy() / deviation
     assert np.any(wrapped(q, "deep").layer.bias.numpy() < biases[1] * factors - 1.0), "the depthwise layer gave some"
@@ -328,16 +328,16 @@ def test_absorption_stops_at_padding(capsys: pytest.CaptureFixture) -> None:
     q = kquant.quantize(separable(mean=12.0), PER_TENSOR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        kquant.equalize(q)
+        kquant.equalize(q, absorb=True)
     said = capsys.readouterr().out
     assert "conv -> deep: not done, deep pads with zeros" in said
     assert "deep -> point: 4 channels" in said
 
 
 def test_absorbing_twice_is_absorbing_once() -> None:
-    q = equalized(kquant.quantize(separable(mean=12.0), PER_TENSOR))
+    q = equalized(kquant.quantize(separable(mean=12.0), PER_TENSOR), absorb=True)
     state = q.get_weights()
-    equalized(q)
+    equalized(q, absorb=True)
     assert all(np.array_equal(a, b) for a, b in zip(state, q.get_weights(), strict=True))
 
 
