@@ -6,7 +6,7 @@ import importlib
 import io
 from pathlib import Path
 
-from kquant.autotune import Tuned
+from kquant.autotune import Rung, Tuned
 from kquant.export import write_atomically
 from kquant.mixed_precision import Mixed
 from kquant.report.html import check_extra
@@ -18,10 +18,7 @@ UNITS = {"flash_bytes": "bytes of the file", "arena_bytes": "bytes of arena", "b
 @page.register
 def _tuned(t: Tuned) -> Page:
     columns = ("rung", "score", "drop", "file, bytes", "seconds", "")
-    rows = tuple(
-        (r.name, f"{r.score:.4f}", f"{r.drop:+.4f}", f"{r.file_bytes:,}", f"{r.seconds:.1f}", "kept" if r.kept else "")
-        for r in t.rungs
-    )
+    rows = tuple((r.name, *_figures(r), f"{r.seconds:.1f}", "kept" if r.kept else _failed(r)) for r in t.rungs)
     verdict = f"drop {t.best.drop:+.4f} of the {t.max_drop:g} allowed"
     return Page(
         headline=f"{t.best.name}: score {t.best.score:.4f} against {t.float_score:.4f} in float, {verdict}",
@@ -30,6 +27,14 @@ def _tuned(t: Tuned) -> Page:
         facts=(f"file {t.best.file_bytes:,} bytes", f"{len(t.rungs)} rungs in {sum(r.seconds for r in t.rungs):.1f} s"),
         tables=(Table("Rungs, in the order they were tried", columns, rows, columns[1:5]),),
     )
+
+
+def _figures(rung: Rung) -> tuple[str, str, str]:
+    return ("-", "-", "-") if rung.failed else (f"{rung.score:.4f}", f"{rung.drop:+.4f}", f"{rung.file_bytes:,}")
+
+
+def _failed(rung: Rung) -> str:
+    return f"failed: {rung.failed}" if rung.failed else ""
 
 
 @page.register
