@@ -25,13 +25,16 @@ from kquant import targets
 from kquant.analyze import analyze
 from kquant.core.recipe import Recipe, Step, load
 from kquant.correct import apply_steps
-from kquant.export import write_atomically
-from kquant.lower import lower, to_bytes
+from kquant.data import gather
+from kquant.export import file_content, write_atomically
+from kquant.lower import lower
 from kquant.quantize import quantize
 
 OBSERVERS = ("mse", "percentile", "kl", "minmax")  # tried in this order; see docs/benchmarks.md
 WIDE = {"bits": 16, "observer": "minmax"}
+RANGES = ("calibrate", "data-free")  # steps that set ranges; weights are rescaled before them
 SAMPLES = 256  # that the sensitivity of layers is measured on
+FIRST = 32  # samples that data are recognized by
 ADVICE = (
     "train the best model: result.model.compile(...); result.model.fit(train, epochs=2) starts from its ranges; "
     "docs/recipes.md has the settings."
@@ -45,11 +48,12 @@ class Rung:
     Attributes:
         name: what it adds.
         recipe: plain data of the whole recipe.
-        score: what `evaluate` gave for the quantized model.
+        score: what `evaluate` gave for the quantized model; -inf where the rung failed.
         drop: of the float model's score, minus this one.
-        file_bytes: size of the TFLite file.
+        file_bytes: size of the TFLite file that `kquant.export` writes; 0 where the rung failed.
         seconds: that it took.
         kept: True where it is the best so far, so that later rungs start from it.
+        failed: why there is no model of this recipe, else "".
     """
 
     name: str
@@ -59,6 +63,7 @@ class Rung:
     file_bytes: int
     seconds: float
     kept: bool = False
+    failed: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,14 +129,16 @@ def autotune(
         max_drop: the score may lie this far below the float model's.
         target: where the file is to run.
         recipe: the first rung.
-        folder: keep finished rungs and the best model there; the same call goes on where it was stopped.
+        folder: keep finished rungs there, in rungs.json; the same call, with data in the same order, goes on where it
+            was stopped. No model is kept: the best model is made again from its recipe. Failed rungs are tried again.
         verbose: show a progress bar.
 
     Returns:
         The best model, its recipe, and a row for every rung.
 
     Raises:
-        ValueError: what `quantize` and `calibrate` raise, a score that is no number, or a folder of another search.
+        ValueError: what the first rung raises (a later one that cannot be made is reported as failed), a score of the
+            float model that is no number, or a folder of another search.
 
     Example:
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
@@ -144,8 +151,9 @@ def autotune(
     if not max_drop >= 0:
         raise ValueError(f"autotune: max_drop must be 0 or more. Received: {max_drop}.")
     base = load(recipe)
-    kept = _Kept(folder, model, base, target)
-    search = _Search(model, data, evaluate, target, kept, _score(evaluate, model, "the float model"), max_drop)
+    float_score = _score(evaluate, model, "the float model")
+    kept = _Kept(folder, model, data, base, target, float_score)
+    search = _Search(model, data, evaluate, target, kept, float_score, max_drop)
     with tqdm(_ladder(search, base), desc="autotune", unit="rung", disable=not verbose) as rungs:
         for name, tried in rungs:
             rungs.set_postfix_str(name)
@@ -157,9 +165,13 @@ def autotune(
 
 
 def _score(evaluate: Callable[[keras.Model], float], model: keras.Model, which: str) -> float:
-    found = float(evaluate(model))
+    given = evaluate(model)
+    try:
+        found = float(given)
+    except (TypeError, ValueError):
+        found = float("nan")
     if not np.isfinite(found):
-        raise ValueError(f"autotune: evaluate must return a finite number. For {which} it returned {found}.")
+        raise ValueError(f"autotune: evaluate must return a finite number. For {which} it returned {given!r}.")
     return found
 
 
@@ -172,7 +184,7 @@ def _ladder(search: _Search, base: Recipe) -> Iterator[tuple[str, Recipe]]:
         if observer != base.activations.observer:
             chosen = search.recipe.activations.model_copy(update={"observer": observer})
             yield f"{observer} ranges", search.recipe.model_copy(update={"activations": chosen})
-    yield "equalization", _with_steps(search.recipe, "equalize", before="calibrate")
+    yield "equalization", _with_steps(search.recipe, "equalize", before=RANGES)
     plain, few = search.recipe, search.recipe.weights.bits < 8
     if "adaround" not in [step.name for step in plain.steps]:  # not both: the rounding sees to the means
         yield "bias correction", _with_steps(plain, "bias")
@@ -198,12 +210,12 @@ def _ladder(search: _Search, base: Recipe) -> Iterator[tuple[str, Recipe]]:
         yield "16-bit activations", search.recipe.model_copy(update={"activations": chosen})
 
 
-def _with_steps(recipe: Recipe, name: str, before: str | None = None) -> Recipe:
-    """The recipe with one more step, at the end or before another one."""
+def _with_steps(recipe: Recipe, name: str, before: tuple[str, ...] = ()) -> Recipe:
+    """The recipe with one more step, at the end or before the first of some others."""
     names = [step.name for step in recipe.steps]
     if name in names:
         return recipe
-    place = names.index(before) if before in names else len(names)
+    place = next((i for i, step in enumerate(names) if step in before), len(names))
     steps = (*recipe.steps[:place], Step(name=name), *recipe.steps[place:])
     return recipe.model_copy(update={"steps": steps})
 
@@ -252,21 +264,38 @@ class _Search:
             return
         rung, qmodel = self.kept.find(name, given), None
         if rung is None:
-            started = time.perf_counter()
-            qmodel = self.make(recipe)
-            score = _score(self.evaluate, qmodel, f"the rung '{name}'")
-            lowered = lower(qmodel)
-            size = len(to_bytes(lowered.program, lowered.target, {}))
-            rung = Rung(name, given, score, self.float_score - score, size, time.perf_counter() - started)
+            rung, qmodel = self.measure(name, recipe)
         better = not self.rungs or rung.score > self.best.score
         self.rungs.append(replace(rung, kept=better))
         if better:
             self.qmodel = qmodel
         self.kept.save(self.rungs)
 
+    def measure(self, name: str, recipe: Recipe) -> tuple[Rung, keras.Model | None]:
+        """The model of a recipe and its score; one that fails is reported, unless there is nothing to go back to."""
+        given, started, qmodel = recipe.model_dump(mode="json", by_alias=True), time.perf_counter(), None
+        score, size, failed = -np.inf, 0, ""
+        try:
+            qmodel = self.make(recipe)
+            score = _score(self.evaluate, qmodel, f"the rung '{name}'")
+            size = len(file_content(lower(qmodel)))
+        except ValueError as error:
+            if not self.rungs:
+                raise
+            score, failed = -np.inf, _first_line(error)
+        seconds = time.perf_counter() - started
+        return Rung(name, given, score, self.float_score - score, size, seconds, failed=failed), qmodel
+
     def sensitive(self) -> list[str]:
-        """Layers by what their quantization costs, most first."""
-        found = analyze(self.best_model(), self.data, samples=SAMPLES, verbose=False)
+        """Layers by what their quantization costs, most first; none, and a failed row, where it cannot be measured."""
+        started = time.perf_counter()
+        try:
+            found = analyze(self.best_model(), self.data, samples=SAMPLES, verbose=False)
+        except ValueError as error:
+            seconds, failed = time.perf_counter() - started, _first_line(error)
+            name = "sensitivity of the layers"
+            self.rungs.append(Rung(name, self.best.recipe, -np.inf, np.inf, 0, seconds, failed=failed))
+            return []
         rows = [row for row in found.layers if row.weights is not None and row.sensitivity is not None]
         return [row.name for row in sorted(rows, key=lambda row: -row.sensitivity.all_but)]
 
@@ -274,13 +303,21 @@ class _Search:
 class _Kept:
     """Rungs on disk, for a search that was stopped."""
 
-    def __init__(self, folder: str | Path | None, model: keras.Model, base: Recipe, target: str) -> None:
+    def __init__(
+        self, folder: str | Path | None, model: keras.Model, data: Any, base: Recipe, target: str, float_score: float
+    ) -> None:
         self.path = None if folder is None else Path(folder) / "rungs.json"
-        weights = zlib.crc32(b"".join(np.ascontiguousarray(w).tobytes() for w in model.get_weights()))
-        self.key = {"model": model.name, "weights": weights, "recipe": base.name, "target": target}
         self.rungs: list[Rung] = []
         if self.path is None:
             return
+        self.key = {
+            "model": model.name,
+            "weights": _crc(model.get_weights()),
+            "recipe": base.name,
+            "target": target,
+            "data": None if data is None else _crc(gather(model, data, FIRST, batches=1)),
+            "float_score": float(f"{float_score:.6g}"),  # sums of float32 may differ in the last digits
+        }
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.is_file():
             stored = json.loads(self.path.read_text())
@@ -298,5 +335,13 @@ class _Kept:
     def save(self, rungs: list[Rung]) -> None:
         """Write what is finished."""
         if self.path is not None:
-            content = {"search": self.key, "rungs": [asdict(rung) for rung in rungs]}
+            content = {"search": self.key, "rungs": [asdict(rung) for rung in rungs if not rung.failed]}
             write_atomically(self.path, json.dumps(content, indent=2).encode())
+
+
+def _first_line(error: ValueError) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _crc(arrays: list[np.ndarray]) -> int:
+    return zlib.crc32(b"".join(np.ascontiguousarray(a).tobytes() for a in arrays))

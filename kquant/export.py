@@ -167,6 +167,18 @@ def export(
 _Made = tuple[bytes, tuple[VerifyReport, ...], int | None, StreamReport | None]
 
 
+def file_content(lowered: Lowered) -> bytes:
+    """The file that `export` writes with io="model", without checking it: what searches measure.
+
+    Args:
+        lowered: of a quantized model.
+
+    Returns:
+        The bytes, metadata with them.
+    """
+    return to_bytes(lowered.program, lowered.target, _metadata(lowered))
+
+
 def _metadata(lowered: Lowered) -> dict[str, Any]:
     return {"kquant": __version__, "recipe": lowered.recipe, "target": lowered.target.name}
 
@@ -175,7 +187,7 @@ def _over_clips(qmodel: keras.Model, lowered: Lowered, samples: Any, io: IO, che
     """The file as the model is: whole samples in, whole results out."""
     if io != "model":
         _edges(lowered.program, io)
-    content = to_bytes(lowered.program, lowered.target, _metadata(lowered))
+    content = file_content(lowered)
     reports, arena = _tried(qmodel, lowered, content, read_model(content), samples) if check else ((), None)
     return content, reports, arena, None
 
@@ -202,7 +214,7 @@ def _streaming(
     content, streamed = written(io)
     if not check:
         return content, (), None, describe_stream(streamed, states, ())
-    plain = to_bytes(lowered.program, lowered.target, _metadata(lowered))
+    plain = file_content(lowered)
     reports = _verified(qmodel, lowered, plain, read_model(plain), samples)
     clips = _random(lowered) if samples is None else gather(qmodel, samples, 2)
     inner = content if io == "model" else written("int8")[0]

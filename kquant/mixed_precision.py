@@ -23,7 +23,8 @@ from kquant.analysis.results import Analysis, LayerReport
 from kquant.analyze import analyze
 from kquant.core.recipe import Recipe, Step, load
 from kquant.correct import apply_steps
-from kquant.lower import lower, to_bytes
+from kquant.export import file_content
+from kquant.lower import lower
 from kquant.quantize import quantize
 from kquant.runtimes import arena_bytes, available
 
@@ -57,7 +58,7 @@ class Point:
     Attributes:
         moves: how many moves were made.
         recipe: plain data of the whole recipe.
-        flash_bytes: size of the file.
+        flash_bytes: size of the file that `kquant.export` writes.
         arena_bytes: RAM of its tensors in TFLM; None without the `micro` extra or for files that TFLM does not run.
         bit_macs: multiplications times bits of both factors, summed over the layers.
         sqnr_db: of the outputs against the float model.
@@ -78,12 +79,13 @@ class Mixed:
     """What `kquant.mixed_precision` found.
 
     Attributes:
-        model: the quantized model of `chosen`.
+        model: the quantized model, steps applied.
         recipe: that made it.
         budget: unit and limit.
         moves: all of them in order; a point has made the first few.
-        points: the measured ones, most bits first.
-        chosen: the point inside the budget with most bits; the smallest one where none is.
+        points: the measured ones before any `steps`, most bits first.
+        chosen: the point inside the budget with most bits; the smallest one where none is. With `steps` it is measured
+            again behind them, so that it describes `model`.
         ok: True where it is inside the budget.
     """
 
@@ -139,11 +141,11 @@ def mixed_precision(
         flash_bytes: the budget: size of the file. One budget is to be given.
         arena_bytes: the budget: RAM of the tensors in TFLM (target "tflm").
         bit_macs: the budget: multiplications times bits of weights times bits of activations.
-        widths: of "int4" (weights), "int8" and "int16" (activations); those the target has no kernel for cost nothing
-            and save nothing, and are left out.
+        widths: "int8" and one or both of "int4" (weights) and "int16" (activations); those the target has no kernel for
+            cost nothing and save nothing, and are left out.
         target: where the file is to run.
         recipe: everything else.
-        steps: corrections for the chosen model, like "adaround", behind those of the recipe.
+        steps: corrections for the chosen model, like "adaround", behind those of the recipe; it is measured again.
         evaluate: `(keras model) -> float`, for the table.
         points: measure at least this many models along the way.
         verbose: show a progress bar.
@@ -152,7 +154,7 @@ def mixed_precision(
         The chosen model, its recipe, and the measured points.
 
     Raises:
-        ValueError: not one budget, or unknown widths.
+        ValueError: not one budget, unknown widths or none of 8 bits, or an `evaluate` that gives no number.
 
     Example:
         >>> layers = [keras.layers.Dense(64, activation="relu"), keras.layers.Dense(64), keras.layers.Dense(3)]
@@ -163,21 +165,31 @@ def mixed_precision(
         (True, True)
     """
     unit, limit = _budget({"flash_bytes": flash_bytes, "arena_bytes": arena_bytes, "bit_macs": bit_macs}, target)
-    unknown = set(widths) - set(WIDTHS)
-    if unknown or len(set(widths)) < 2:
-        raise ValueError(f"mixed_precision: widths must be two or three of {', '.join(WIDTHS)}. Received: {widths}.")
+    _check_widths(widths)
     way = _Way(model, data, load(recipe), target, tuple(widths), evaluate)
     moves = way.moves(unit)
     with tqdm(desc="mixed precision", unit="model", disable=not verbose) as bar:
-        measured = {n: way.point(moves, n, bar) for n in {0, len(moves)}}
-        for n in np.unique(np.linspace(0, len(moves), max(points, 2)).astype(int)).tolist():
-            measured.setdefault(n, way.point(moves, n, bar))
+        counts = np.linspace(0, len(moves), max(points, 2)).astype(int)  # both ends among them
+        measured = {n: way.point(moves, n, bar) for n in np.unique(counts).tolist()}
         chosen, ok = _first_inside(way, moves, measured, unit, limit, bar)
         final = load(chosen.recipe)
         final = final.model_copy(update={"steps": (*final.steps, *(_step(s) for s in steps))})
         qmodel = way.make(final)
+        if steps:
+            chosen = way.measured(final, qmodel, chosen.moves, bar)
+            ok = _cost(chosen, unit) <= limit
     ordered = tuple(point for _, point in sorted(measured.items()))
     return Mixed(qmodel, final, (unit, limit), tuple(moves), ordered, chosen, ok)
+
+
+def _check_widths(widths: Sequence[str]) -> None:
+    if set(widths) - set(WIDTHS) or len(set(widths)) < 2:
+        raise ValueError(f"mixed_precision: widths must be two or three of {', '.join(WIDTHS)}. Received: {widths}.")
+    if "int8" not in widths:
+        raise ValueError(
+            "mixed_precision: widths must hold 'int8': weights go from 8 to 4 bits, activations from 16 to 8. "
+            f"Received: {widths}."
+        )
 
 
 def _budget(given: dict[str, int | None], target: str) -> tuple[str, int]:
@@ -228,7 +240,7 @@ class _Way:
         self, model: keras.Model, data: Any, recipe: Recipe, target: str, widths: tuple[str, ...], evaluate: Any
     ) -> None:
         self.model, self.data, self.target, self.widths, self.evaluate = model, data, target, widths, evaluate
-        weights = recipe.weights.model_copy(update={"bits": 8 if "int8" in widths else 4})
+        weights = recipe.weights.model_copy(update={"bits": 8})
         update: dict[str, Any] = {"weights": weights}
         if "int16" in widths:
             update["activations"] = recipe.activations.model_copy(update=WIDE)
@@ -250,10 +262,10 @@ class _Way:
         widest = self.analysis(self.recipe, True)
         self.layers = widest.layers
         found: list[Move] = []
-        if "int4" in self.widths and "int8" in self.widths:
+        if "int4" in self.widths:
             narrow = self.recipe.model_copy(update={"weights": self.recipe.weights.model_copy(update={"bits": 4})})
             found += _moves("weights", widest, self.analysis(narrow, True), unit)
-        if "int16" in self.widths and "int8" in self.widths:
+        if "int16" in self.widths:
             eight = {"bits": 8, "observer": self.observer}
             chosen = self.recipe.activations.model_copy(update=eight)
             narrow = self.recipe.model_copy(update={"activations": chosen})
@@ -273,9 +285,11 @@ class _Way:
     def point(self, moves: Sequence[Move], count: int, bar: Any) -> Point:
         """What the model costs after the first moves, measured."""
         recipe = self.recipe_after(moves[:count])
-        qmodel = self.make(recipe)
-        lowered = lower(qmodel)
-        content = to_bytes(lowered.program, lowered.target, {})
+        return self.measured(recipe, self.make(recipe), count, bar)
+
+    def measured(self, recipe: Recipe, qmodel: keras.Model, count: int, bar: Any) -> Point:
+        """What the quantized model of a recipe costs."""
+        content = file_content(lower(qmodel))
         found = analyze(qmodel, self.data, samples=SAMPLES, sensitivity=False, verbose=False)
         bar.update()
         return Point(
@@ -285,8 +299,15 @@ class _Way:
             arena_bytes(content) if "tflm" in available() and self.target == "tflm" else None,
             sum(_bit_macs(row, found) for row in found.layers),
             found.sqnr_db,
-            None if self.evaluate is None else float(self.evaluate(qmodel)),
+            None if self.evaluate is None else _score(self.evaluate(qmodel)),
         )
+
+
+def _score(given: Any) -> float:
+    try:
+        return float(given)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"mixed_precision: evaluate must return a number. It returned {given!r}.") from error
 
 
 def _moves(setting: Any, wide: Analysis, narrow: Analysis, unit: str) -> list[Move]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 import kquant
 from kquant import report
 from kquant.core.nodes import Compressed, FakeQuant
+from kquant.correct import STEPS
 from kquant.runtimes import available
 
 RNG = np.random.default_rng(0)
@@ -28,6 +30,11 @@ def network() -> keras.Model:
 
 
 MODEL = network()
+NORMED = contract.randomise(
+    keras.Sequential(
+        [keras.Input((24,)), keras.layers.Dense(8), keras.layers.BatchNormalization(), keras.layers.Dense(3)]
+    )
+)
 W4 = {"name": "w4", "weights": {"bits": 4}}
 BEST = 60.0  # dB, of the float model, whose own rounding differs between `predict` and a call
 BUDGET = 46.6  # 4-bit weights reach 13.4 dB with equalization, not before
@@ -51,16 +58,17 @@ def test_ladder_stops_at_the_first_rung_inside_the_budget() -> None:
     assert found.best.score == sqnr(found.model) == pytest.approx(found.float_score - found.best.drop)
 
 
-def test_ladder_climbs_until_the_budget_holds() -> None:
+def test_ladder_climbs_until_the_budget_holds(tmp_path: Path) -> None:
     found = kquant.autotune(MODEL, X, sqnr, max_drop=BUDGET, recipe=W4, verbose=False)
     assert found.ok and found.best.drop <= BUDGET < found.rungs[0].drop
     assert found.best.name == "equalization"
     kept = [rung.score for rung in found.rungs if rung.kept]
     assert kept == sorted(kept) and len(set(kept)) == len(kept), "a rung is kept only where it helps"
     # what the search found can be made again from its recipe alone
-    again = kquant.compress(MODEL, X, found.recipe, output="again.tflite", verbose=False).model
+    path = tmp_path / "again.tflite"
+    again = kquant.compress(MODEL, X, found.recipe, output=path, verbose=False).model
     assert sqnr(again) == found.best.score
-    assert found.best.file_bytes == pytest.approx(Path("again.tflite").stat().st_size, rel=0.2)
+    assert found.best.file_bytes == path.stat().st_size
 
 
 def test_advice_where_nothing_helps() -> None:
@@ -93,13 +101,61 @@ def test_search_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     assert len(calls) == 4 + len(whole.rungs) - 2 + 1, "two rungs were finished; the float model is judged again"
     for a, b in zip(resumed.model.get_weights(), whole.model.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
-    with pytest.raises(ValueError, match="is of another search.*another folder"):
-        kquant.autotune(MODEL, X, sqnr, folder=tmp_path, recipe="int8", verbose=False)
+    for data, evaluate, recipe in ((X, sqnr, "int8"), (X[::-1], sqnr, W4), (X, lambda m: 2 * sqnr(m), W4)):
+        with pytest.raises(ValueError, match="is of another search.*another folder"):
+            kquant.autotune(MODEL, data, evaluate, folder=tmp_path, recipe=recipe, max_drop=BUDGET, verbose=False)
+
+
+def corrected(model: keras.Model) -> float:
+    """1 for the float model and where biases are corrected, else 0."""
+    layers = [layer for layer in model.layers if isinstance(layer, Compressed)]
+    return float(not layers or any(np.any(layer.shift) for layer in layers))
+
+
+def test_failed_rung_is_reported_and_the_search_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(qmodel: keras.Model, data: object, *, verbose: bool = True) -> keras.Model:
+        raise ValueError("layer 'first' is refused.\nMore of it.")
+
+    monkeypatch.setitem(STEPS, "equalize", refuse)
+    options = {"max_drop": 0.5, "folder": tmp_path, "verbose": False}
+    found = kquant.autotune(MODEL, X, corrected, **options)
+    assert found.ok and found.best.name == "bias correction"
+    failed = [rung for rung in found.rungs if rung.failed]
+    assert [(rung.name, rung.failed, rung.kept) for rung in failed] == [
+        ("equalization", "layer 'first' is refused.", False)
+    ]
+    assert "failed: layer 'first' is refused." in report.render(found)
+    assert json.loads(report.to_json(found))["rungs"][-2]["score"] is None
+    again = kquant.autotune(MODEL, X, corrected, **options)
+    assert [rung.name for rung in again.rungs] == [rung.name for rung in found.rungs]
+    with pytest.raises(ValueError, match="layer 'first' is refused"):  # there is nothing to go back to
+        kquant.autotune(MODEL, X, corrected, recipe={"name": "e", "steps": ["equalize"]}, verbose=False)
+
+
+def test_layers_that_cannot_be_analyzed_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise ValueError("no data")
+
+    monkeypatch.setattr(importlib.import_module("kquant.autotune"), "analyze", refuse)
+    monkeypatch.setattr(importlib.import_module("kquant.autotune"), "OBSERVERS", ())
+    monkeypatch.setitem(STEPS, "adaround", lambda qmodel, data, *, verbose=True: qmodel)
+    found = kquant.autotune(MODEL, X, lambda m: float(m is MODEL), max_drop=0.5, verbose=False)
+    assert [(r.name, r.failed) for r in found.rungs if r.failed] == [("sensitivity of the layers", "no data")]
+    assert found.rungs[-1].name == "16-bit activations"
+
+
+def test_equalization_stands_before_the_step_that_sets_ranges() -> None:
+    recipe = {"name": "free", "steps": [{"name": "data-free", "input_range": [-3, 3]}]}
+    found = kquant.autotune(NORMED, X, corrected, max_drop=0.5, recipe=recipe, verbose=False)
+    rung = next(rung for rung in found.rungs if rung.name == "equalization")
+    assert not rung.failed and [step["name"] for step in rung.recipe["steps"]] == ["equalize", "data-free"]
 
 
 def test_scores_must_be_numbers() -> None:
     with pytest.raises(ValueError, match="finite number. For the float model it returned nan"):
         kquant.autotune(MODEL, X, lambda m: float("nan"), verbose=False)
+    with pytest.raises(ValueError, match="evaluate must return a finite number. For the float model it returned None"):
+        kquant.autotune(MODEL, X, lambda m: None, verbose=False)
     with pytest.raises(ValueError, match="max_drop must be 0 or more. Received: -1"):
         kquant.autotune(MODEL, X, sqnr, max_drop=-1, verbose=False)
 
@@ -116,11 +172,36 @@ def test_file_fits_the_budget(mixed: kquant.Mixed, tmp_path: Path) -> None:
     narrow = {move.layer for move in mixed.moves[: mixed.chosen.moves]}
     assert widths(mixed.model) == {name: 4 if name in narrow else 8 for name in ("first", "second", "head")}
     written = kquant.export(mixed.model, tmp_path / "m.tflite", samples=X)
-    assert mixed.chosen.flash_bytes <= mixed.budget[1]
-    assert written.file_bytes == pytest.approx(mixed.chosen.flash_bytes, rel=0.2)  # a name and a version more
+    assert written.file_bytes == mixed.chosen.flash_bytes <= mixed.budget[1]
     # one move less would not fit
     before = [p for p in mixed.points if p.moves < mixed.chosen.moves]
     assert all(p.flash_bytes > mixed.budget[1] for p in before) and before
+
+
+def test_every_point_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    way = importlib.import_module("kquant.mixed_precision")._Way
+    point, counts = way.point, []
+
+    def counted(self: object, moves: list, count: int, bar: object) -> object:
+        counts.append(count)
+        return point(self, moves, count, bar)
+
+    monkeypatch.setattr(way, "point", counted)
+    found = kquant.mixed_precision(NORMED, X, flash_bytes=10**6, points=2, verbose=False)
+    assert sorted(counts) == [0, len(found.moves)] and found.moves
+
+
+def test_chosen_is_the_model_behind_the_steps() -> None:
+    found = kquant.mixed_precision(
+        MODEL, X, flash_bytes=10, points=2, steps=("bias",), evaluate=sqnr, verbose=False
+    )
+    before = found.points[-1]
+    assert found.chosen.moves == before.moves == len(found.moves) and not found.ok
+    assert found.chosen.score == sqnr(found.model) != before.score
+    assert found.chosen.sqnr_db == pytest.approx(found.chosen.score, abs=0.1) != before.sqnr_db
+    assert [s["name"] for s in found.chosen.recipe["steps"]] == ["calibrate", "bias"]
+    rows = [line for line in report.render(found).splitlines() if "chosen" in line]
+    assert len(rows) == 1 and f"{before.moves} and steps" in rows[0]
 
 
 def test_points_are_what_was_measured(mixed: kquant.Mixed) -> None:
@@ -177,3 +258,7 @@ def test_one_budget_and_known_widths() -> None:
         kquant.mixed_precision(MODEL, X, arena_bytes=1)
     with pytest.raises(ValueError, match="widths must be two or three of int4, int8, int16"):
         kquant.mixed_precision(MODEL, X, flash_bytes=1, widths=("int2", "int8"))
+    with pytest.raises(ValueError, match="widths must hold 'int8'.*Received: .'int4', 'int16'"):
+        kquant.mixed_precision(MODEL, X, flash_bytes=1, widths=("int4", "int16"))
+    with pytest.raises(ValueError, match="evaluate must return a number. It returned None"):
+        kquant.mixed_precision(NORMED, X, flash_bytes=1, evaluate=lambda m: None, verbose=False)

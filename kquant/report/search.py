@@ -6,7 +6,7 @@ import importlib
 import io
 from pathlib import Path
 
-from kquant.autotune import Tuned
+from kquant.autotune import Rung, Tuned
 from kquant.export import write_atomically
 from kquant.mixed_precision import Mixed
 from kquant.report.html import check_extra
@@ -18,10 +18,7 @@ UNITS = {"flash_bytes": "bytes of the file", "arena_bytes": "bytes of arena", "b
 @page.register
 def _tuned(t: Tuned) -> Page:
     columns = ("rung", "score", "drop", "file, bytes", "seconds", "")
-    rows = tuple(
-        (r.name, f"{r.score:.4f}", f"{r.drop:+.4f}", f"{r.file_bytes:,}", f"{r.seconds:.1f}", "kept" if r.kept else "")
-        for r in t.rungs
-    )
+    rows = tuple((r.name, *_figures(r), f"{r.seconds:.1f}", "kept" if r.kept else _failed(r)) for r in t.rungs)
     verdict = f"drop {t.best.drop:+.4f} of the {t.max_drop:g} allowed"
     return Page(
         headline=f"{t.best.name}: score {t.best.score:.4f} against {t.float_score:.4f} in float, {verdict}",
@@ -32,14 +29,23 @@ def _tuned(t: Tuned) -> Page:
     )
 
 
+def _figures(rung: Rung) -> tuple[str, str, str]:
+    return ("-", "-", "-") if rung.failed else (f"{rung.score:.4f}", f"{rung.drop:+.4f}", f"{rung.file_bytes:,}")
+
+
+def _failed(rung: Rung) -> str:
+    return f"failed: {rung.failed}" if rung.failed else ""
+
+
 @page.register
 def _mixed(m: Mixed) -> Page:
     unit, limit = m.budget
     columns = ("moves", "file, bytes", "arena, bytes", "bit MACs", "SQNR, dB", "score", "")
     best = {p.moves for p in m.pareto}
+    corrected = m.chosen not in m.points  # measured again behind its steps
     rows = tuple(
         (
-            str(p.moves),
+            f"{p.moves} and steps" if corrected and p is m.chosen else str(p.moves),
             f"{p.flash_bytes:,}",
             "-" if p.arena_bytes is None else f"{p.arena_bytes:,}",
             f"{p.bit_macs:,}",
@@ -47,11 +53,13 @@ def _mixed(m: Mixed) -> Page:
             "-" if p.score is None else f"{p.score:.4f}",
             "chosen" if p is m.chosen else "Pareto" if p.moves in best else "",
         )
-        for p in m.points
+        for p in (*m.points, *((m.chosen,) if corrected else ()))
     )
     made = tuple((v.layer, f"{v.setting} {'4' if v.setting == 'weights' else '8'} bits") for v in _made(m))
     found = f"{getattr(m.chosen, unit):,} of {limit:,} {UNITS[unit]}"
     missed = f"No choice of widths is inside the budget: the smallest has {found}."
+    if corrected and min(getattr(p, unit) for p in m.points) <= limit:
+        missed = f"The steps brought the chosen model out of the budget: it has {found}."
     return Page(
         headline=f"{m.chosen.moves} of {len(m.moves)} layers with fewer bits: {found}, SQNR {m.chosen.sqnr_db:.1f} dB",
         ok=m.ok,
