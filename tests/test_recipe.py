@@ -137,7 +137,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "key": (
         {"name": "r", "weights": {"bit": 8}},
-        r"unknown key 'weights.bit'. Did you mean 'bits'\? Known here: bits, symmetric, ",
+        r"unknown key 'weights.bit'. Did you mean 'bits'\? Known here: bits, unpacked_bits, symmetric, ",
     ),
     "key of a rule": (
         {"name": "r", "rules": [{"layers": "a"}]},
