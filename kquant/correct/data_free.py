@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from numbers import Integral, Real
 from typing import Any
 
 import keras
@@ -107,7 +106,7 @@ def _input_ranges(graph: Graph, given: Any) -> dict[int, Range]:
 def _span(name: str, own: Any) -> Range:
     """Two finite numbers in order."""
     try:
-        low, high = () if isinstance(own, str | Mapping) else (float(v) for v in own)
+        low, high = (float(v) for v in (() if isinstance(own, str | Mapping) else own))
     except (TypeError, ValueError):
         raise ValueError(
             f"data_free_ranges: input_range of '{name}' must be two numbers, (lowest, highest). Received: {own!r}."
@@ -121,9 +120,9 @@ def _span(name: str, own: Any) -> Range:
 
 def _check(sigmas: Any, samples: Any) -> None:
     """Refuse what gives no range, before anything runs."""
-    if isinstance(samples, bool) or not isinstance(samples, Integral) or samples < 1:
+    if isinstance(samples, bool) or not isinstance(samples, int | np.integer) or samples < 1:
         raise ValueError(f"data_free_ranges: samples must be an int of 1 or more. Received: {samples!r}.")
-    if isinstance(sigmas, bool) or not isinstance(sigmas, Real) or not 0 < sigmas < math.inf:
+    if isinstance(sigmas, bool) or not isinstance(sigmas, int | float | np.number) or not 0 < sigmas < math.inf:
         raise ValueError(f"data_free_ranges: sigmas must be a finite number above 0. Received: {sigmas!r}.")
 
 
