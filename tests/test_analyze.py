@@ -439,6 +439,32 @@ def test_dry_run_before_calibration() -> None:
         kquant.dry_run(q, ["calibrat"], X)
 
 
+@pytest.mark.filterwarnings("ignore:equalize")
+def test_dry_run_calibrates_again_where_ranges_were_forgotten() -> None:
+    """The same as the steps and a calibration by hand."""
+    q = calibrated(network(unbalanced), PER_TENSOR)
+    before = [np.array(w) for w in q.get_weights()]
+    found = kquant.dry_run(q, ["equalize"], X, verbose=False)
+    for old, new in zip(before, q.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+    by_hand = kquant.calibrate(kquant.equalize(quantized.copy(q), verbose=False), X, verbose=False)
+    assert found.after_db == pytest.approx(db(network(unbalanced)(X).numpy(), by_hand(X).numpy()), abs=0.01)
+    assert found.after_db > found.before_db + 3
+    assert all(c.after.sqnr_db is not None for c in found.layers)
+    (note,) = found.notes
+    assert "relu_a_quant, relu_b_quant; the copy was calibrated again on these 192 samples" in note
+    assert note in report.render(found)
+    assert kquant.dry_run(q, ["calibrate"], X, verbose=False).notes == ()
+
+
+def unbalanced(model: keras.Model) -> None:
+    """Channels of "a" that differ 100 times; the function is that of balanced ones."""
+    factors = np.float32(np.geomspace(0.1, 10, 8))
+    a, b = model.get_layer("a"), model.get_layer("b")
+    a.set_weights([w * factors for w in a.get_weights()])
+    b.kernel.assign(b.kernel / factors[:, None])
+
+
 def test_the_benchmark_says_what_it_measured() -> None:
     """Its grids are those of the recipe "int4-weights", whose steps it leaves out."""
     root = Path(__file__).parents[1]

@@ -148,7 +148,7 @@ def _dry_run(d: DryRun) -> Page:
         headline=f"{d.model}, {', '.join(d.steps)} on a copy, {d.samples} samples: SQNR {before} -> {after}",
         ok=not worse,
         findings=("The outputs are further from the float model than before.",) if worse else (),
-        facts=(),
+        facts=d.notes,
         tables=(Table("Layers: SQNR of the output in dB, end to end", columns, rows, columns[3:]),),
     )
 
