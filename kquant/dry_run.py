@@ -135,8 +135,8 @@ def _calibrated_again(qmodel: keras.Model, tried: keras.Model, x: list[np.ndarra
     calibrate(tried, keras.tree.pack_sequence_as(read(tried).inputs, x), verbose=verbose)
     names = ", ".join(forgotten[:5]) + " and others" * (len(forgotten) > 5)
     return (
-        f"The steps forgot the ranges of {names}; the copy was calibrated again on these {len(x[0])} samples. Calibrate "
-        "the model itself after these steps.",
+        f"The steps forgot the ranges of {names}; the copy was calibrated again on these {len(x[0])} samples. "
+        "Calibrate the model itself after these steps.",
     )
 
 
