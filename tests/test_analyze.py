@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import contract
 import keras
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from typer.testing import CliRunner
 
 import kquant
 from kquant import quantized, report
+from kquant.analysis.liveness import peak_bytes
 from kquant.analysis.pairs import pairs
 from kquant.analysis.units import units
 from kquant.cli import app
@@ -138,6 +140,62 @@ def test_macs_and_bytes_of_every_kind_of_layer() -> None:
     assert a.layer("grouped").live_bytes == a.peak_bytes == 8 * 8 * 4 + 4 * 4 * 6
     packed = analyzed(calibrated(network(), "int4-weights"), sensitivity=False).layer("b")
     assert packed.weight_bytes == 8 * 8 * 9 // 2 + 8 * 4
+
+
+def file_peak(q: keras.Model, path: Path) -> int:
+    """Bytes alive together by the operators and tensors of the file that kquant writes."""
+    path.write_bytes(contract.file_of(q))
+    file = kquant.inspect(path)
+    widths = {"INT8": 1, "INT16": 2, "FLOAT32": 4}  # of activations; other types are of constants
+    sizes = {t.index: math.prod(t.shape) * widths.get(t.type.upper(), 0) for t in file.tensors}
+    first = {t.index: 0 for t in file.inputs} | {t: op.index for op in file.operators for t in op.outputs}
+    last = {t: op.index for op in file.operators for t in op.inputs} | {t.index: 10**6 for t in file.outputs}
+    now = range(len(file.operators))
+    return max(sum(sizes[t] for t, at in first.items() if at <= i <= last.get(t, at)) for i in now)
+
+
+def chain() -> keras.Model:
+    """Three convolutions of the same size, whose inputs are all added at the end."""
+    found = [keras.Input((6, 6, 2), name="image")]
+    for name in "abc":
+        found.append(layers.Conv2D(2, 3, padding="same", activation="relu", name=name)(found[-1]))
+    return keras.Model(found[0], layers.Add(name="sum")(found))
+
+
+def branched() -> keras.Model:
+    """A ReLU layer, a ReLU behind a sum, encodings that a concatenation shares, a pool, a reshape, two outputs."""
+    x = inputs = keras.Input((6, 6, 2), name="image")
+    a = layers.Conv2D(4, 3, padding="same", name="a")(x)
+    b = layers.ReLU(name="relu")(layers.Conv2D(4, 3, padding="same", name="b")(a))
+    both = layers.Concatenate(name="both")([layers.ReLU(name="cut")(layers.Add(name="sum")([a, b])), b, a])
+    rows = layers.Reshape((9, 12), name="rows")(layers.MaxPooling2D(name="pool")(both))
+    y = layers.Dense(3, activation="softmax", name="head")(layers.GlobalAveragePooling1D(name="mean")(rows))
+    return keras.Model(inputs, [y, layers.Dense(40, name="other")(rows)])
+
+
+def recurrent() -> keras.Model:
+    """An LSTM, which has no float form in a file, behind a sum."""
+    inputs = keras.Input((6, 6, 2), name="image")
+    rows = layers.Reshape((12, 6), name="rows")(layers.Add(name="sum")([inputs, layers.ReLU(name="cut")(inputs)]))
+    return keras.Model(inputs, layers.Dense(3, name="head")(layers.LSTM(4, name="memory")(rows)))
+
+
+@pytest.mark.parametrize(
+    ("make", "recipe"),
+    [(make, recipe) for make in (chain, branched) for recipe in ("int8", "int16x8", "dynamic-int8")] + [(recurrent, "int8")],
+)
+def test_most_activations_alive_together(make: Any, recipe: str, tmp_path: Path) -> None:
+    q = calibrated(make(), recipe)
+    assert peak_bytes(quantized.read(q)) == file_peak(q, tmp_path / "m.tflite")
+
+
+def test_skip_connections_are_alive() -> None:
+    """When the last convolution runs, the input and three outputs are; alone it needs two tensors."""
+    a = analyzed(calibrated(chain()), sensitivity=False)
+    one = 6 * 6 * 2
+    assert [a.layer(name).live_bytes for name in "abc"] == [2 * one] * 3
+    assert a.peak_bytes == 4 * one
+    assert f"activations alive together at most {4 * one} bytes" in " ".join(report.render(a).split())
 
 
 def test_wholly_float_and_wholly_quantized(healthy: tuple) -> None:
