@@ -182,7 +182,7 @@ def recurrent() -> keras.Model:
 
 @pytest.mark.parametrize(
     ("make", "recipe"),
-    [(make, recipe) for make in (chain, branched) for recipe in ("int8", "int16x8", "dynamic-int8")] + [(recurrent, "int8")],
+    [(recurrent, "int8"), *((make, r) for make in (chain, branched) for r in ("int8", "int16x8", "dynamic-int8"))],
 )
 def test_most_activations_alive_together(make: Any, recipe: str, tmp_path: Path) -> None:
     q = calibrated(make(), recipe)
