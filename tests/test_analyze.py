@@ -180,11 +180,18 @@ def recurrent() -> keras.Model:
     return keras.Model(inputs, layers.Dense(3, name="head")(layers.LSTM(4, name="memory")(rows)))
 
 
+FLOAT_B = {"name": "mixed", "rules": [{"layer": "b", "float": True}]}
+
+
 @pytest.mark.parametrize(
     ("make", "recipe"),
-    [(recurrent, "int8"), *((make, r) for make in (chain, branched) for r in ("int8", "int16x8", "dynamic-int8"))],
+    [
+        (recurrent, "int8"),
+        (branched, FLOAT_B),
+        *((make, recipe) for make in (chain, branched) for recipe in ("int8", "int16x8", "dynamic-int8")),
+    ],
 )
-def test_most_activations_alive_together(make: Any, recipe: str, tmp_path: Path) -> None:
+def test_most_activations_alive_together(make: Any, recipe: Any, tmp_path: Path) -> None:
     q = calibrated(make(), recipe)
     assert peak_bytes(quantized.read(q)) == file_peak(q, tmp_path / "m.tflite")
 

@@ -6,7 +6,8 @@ that it takes over, and the encoding of the output.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
@@ -15,6 +16,8 @@ from kquant.analysis.units import Weighted, quantizes, size_of, widths
 from kquant.core.graph import Graph, Node
 from kquant.core.nodes import Compressed, FakeQuant, QuantizedLSTM
 from kquant.ops import find
+
+FLOAT_BYTES = 4
 
 
 @dataclass
@@ -25,13 +28,17 @@ class Live:
         bytes: of one sample.
         first, last: calls that write and read it, both included; inputs are there from the first call, outputs to the
             last.
-        quantized: its encoding is known.
+        values: how many it holds.
+        quantized: it holds codes.
+        in_float: a layer made it that stays float among others.
     """
 
     bytes: int
     first: int
     last: int
+    values: int = 0
     quantized: bool = False
+    in_float: bool = False
 
 
 def peak_bytes(graph: Graph) -> int:
@@ -64,26 +71,38 @@ def live_tensors(graph: Graph) -> list[Live]:
         graph: see `peak_bytes`.
     """
     bits, consumers, producers = widths(graph), graph.consumers(), graph.producers()
-    inputs, outputs = keras.tree.flatten(graph.inputs), keras.tree.flatten(graph.outputs)
+    outputs, floats = keras.tree.flatten(graph.outputs), _floats(graph)
     kept = {id(t) for t in outputs}
-    found: dict[int, Live] = {id(t): Live(_bytes(t, bits), 0, 0) for t in inputs}
-    for at, node in enumerate(graph.nodes):
+    found = {id(t): Live(_bytes(t, bits), 0, 0) for t in keras.tree.flatten(graph.inputs)}
+    copies: dict[int, Live] = {}  # id(tensor with codes) -> the same in float
+    for at, node in zip(itertools.count(2, 2), graph.nodes, strict=False):  # between two calls is room for a conversion
         source = _completed(node, found)
         if source is None and _is_fused(node, producers, consumers, kept):
             source = node.inputs[0]
-        made = Live(0, at, at, _keeps_codes(node, found)) if source is None else found[id(source)]
-        for t in node.inputs:
-            if id(t) in found and found[id(t)] is not made:
-                found[id(t)].last = max(found[id(t)].last, made.first)  # an operator reads as it starts to write
-        if not (isinstance(node.op, FakeQuant) and not quantizes(node)):
-            made.bytes = _bytes(node.outputs[0], bits)
-            made.quantized |= isinstance(node.op, FakeQuant)
+        made = Live(0, at, at) if source is None else found[id(source)]
+        for tensor in [found[id(t)] for t in node.inputs if id(t) in found and found[id(t)] is not made]:
+            if node.name in floats and tensor.quantized:
+                copy = copies.setdefault(id(tensor), Live(tensor.values * FLOAT_BYTES, at - 1, at, tensor.values))
+                tensor.last, copy.last = max(tensor.last, copy.first), max(copy.last, at)
+            else:
+                tensor.last = max(tensor.last, made.first)  # an operator reads as it starts to write
+        if not isinstance(node.op, FakeQuant) or quantizes(node):
+            made.values = size_of(node.outputs[0].shape[1:])
+            made.bytes = made.values * FLOAT_BYTES if node.name in floats else _bytes(node.outputs[0], bits)
+            made.quantized |= isinstance(node.op, FakeQuant) or (node.name not in floats and _keeps_codes(node, found))
+            made.in_float |= node.name in floats
         found[id(node.outputs[0])] = made
         if not isinstance(node.op, FakeQuant | Weighted):  # the further outputs of those are scales
-            found |= {id(t): Live(_bytes(t, bits), at, at, made.quantized) for t in node.outputs[1:]}
+            found |= {id(t): replace(made, bytes=_bytes(t, bits)) for t in node.outputs[1:]}
     for t in outputs:
-        found[id(t)].last = len(graph.nodes)
-    return list({id(tensor): tensor for tensor in found.values()}.values())
+        found[id(t)].last = 2 * len(graph.nodes) + 2
+    return list({id(tensor): tensor for tensor in (*found.values(), *copies.values())}.values())
+
+
+def _floats(graph: Graph) -> frozenset[str]:
+    """Layers that the recipe leaves float among others: the file converts what they read and write."""
+    origin = next((node.op.origin for node in graph.nodes if isinstance(node.op, FakeQuant | Compressed)), {})
+    return frozenset(origin.get("float", "").split()) - {"*"}
 
 
 def _bytes(tensor: Any, bits: dict[int, int]) -> int:
@@ -95,7 +114,7 @@ def _completed(node: Node, found: dict[int, Live]) -> Any:
     if not isinstance(node.op, FakeQuant):
         return None
     source = node.args[0]
-    return source if not quantizes(node) or not found[id(source)].quantized else None
+    return None if quantizes(node) and (found[id(source)].quantized or found[id(source)].in_float) else source
 
 
 def _is_fused(node: Node, producers: dict[int, Node], consumers: dict[int, list[Node]], kept: set[int]) -> bool:
