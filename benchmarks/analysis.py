@@ -24,6 +24,7 @@ def accuracy_of(q: Any, t: assets.Task) -> float:
 
 
 def calibrated(t: assets.Task, recipe: Any) -> Any:
+    """The recipe's grids, weights rounded to nearest: its steps are left out."""
     return kquant.calibrate(kquant.quantize(t.model, recipe), t.calibration, verbose=False)
 
 
@@ -45,8 +46,9 @@ def main() -> None:
     if t.y is None:
         return
     real = np.mean(t.model.predict(t.x, verbose=0).argmax(1) == t.y)
-    print(f"accuracy of {len(t.y)} samples: float {real:.4f}, {chosen.recipe} {accuracy_of(q, t):.4f}")
     base = kquant.core.recipe.load(chosen.recipe)
+    label = f"{base.weights.bits}-bit weights, rounded to nearest"
+    print(f"accuracy of {len(t.y)} samples: float {real:.4f}, {label} {accuracy_of(q, t):.4f}")
     for finding in analysis.findings:
         if finding.remedy.startswith("[[rules]]"):
             rules = tomllib.loads(finding.remedy.split("\nor")[0])["rules"]

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 from kquant.analysis.findings import Evidence, findings
+from kquant.analysis.liveness import peak_bytes
 from kquant.analysis.pairs import pairs
 from kquant.analysis.passes import Names, Passes, all_names, chunks, settings_of
 from kquant.analysis.results import Analysis, LayerReport, Sensitivity, TensorReport
@@ -98,7 +99,7 @@ def analyze(
         sqnr_db=mean_db(passes.outputs[passes.ALL].noises),
         macs=sum(row.macs for row in layers),
         weight_bytes=sum(row.weight_bytes for row in layers),
-        peak_bytes=max(row.live_bytes for row in layers),
+        peak_bytes=peak_bytes(graph),
         layers=layers,
         tensors=tensors,
         findings=findings(evidence),

@@ -14,6 +14,7 @@ from kquant.analysis.passes import Passes, chunks
 from kquant.analysis.sqnr import Noise, mean_db, noise_of
 from kquant.analysis.units import units
 from kquant.analysis.weights import weight_report
+from kquant.calibrate import calibrate
 from kquant.core.nodes import encodings_of
 from kquant.core.recipe import Step
 from kquant.correct import apply_steps, check_steps
@@ -59,6 +60,7 @@ class DryRun:
         before_db, after_db: SQNR of the outputs against the float function of the given model; None before ranges are
             set.
         layers: in the order of the model.
+        notes: what was done beside the steps, so that there is something to compare.
     """
 
     model: str
@@ -67,6 +69,7 @@ class DryRun:
     before_db: float | None
     after_db: float | None
     layers: tuple[LayerChange, ...]
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
@@ -82,6 +85,9 @@ def dry_run(
     verbose: bool = True,
 ) -> DryRun:
     """Run steps on a copy of a quantized model, and tell what they change; the model itself stays as it is.
+
+    Where a step makes the model forget ranges that it had (equalization does), the copy is calibrated again, on the
+    samples that are compared; `notes` say so.
 
     Args:
         qmodel: what `kquant.quantize` returned.
@@ -108,6 +114,7 @@ def dry_run(
     x = gather(qmodel, data, samples)
     before, real, outputs = _states(qmodel, x, verbose)
     tried = apply_steps(copy(qmodel), chosen, data, verbose=verbose)
+    notes = _calibrated_again(qmodel, tried, x, verbose)
     after, _, changed = _states(tried, x, verbose)
     return DryRun(
         model=qmodel.name,
@@ -116,6 +123,20 @@ def dry_run(
         before_db=_db(qmodel, real, outputs),
         after_db=_db(tried, real, changed),
         layers=tuple(LayerChange(name, state, after[name]) for name, state in before.items()),
+        notes=notes,
+    )
+
+
+def _calibrated_again(qmodel: keras.Model, tried: keras.Model, x: list[np.ndarray], verbose: bool) -> tuple[str, ...]:
+    """The copy gets the ranges that the steps made it forget; says so."""
+    forgotten = _without_range(tried)
+    if not forgotten or not _has_ranges(qmodel):
+        return ()
+    calibrate(tried, keras.tree.pack_sequence_as(read(tried).inputs, x), verbose=verbose)
+    names = ", ".join(forgotten[:5]) + " and others" * (len(forgotten) > 5)
+    return (
+        f"The steps forgot the ranges of {names}; the copy was calibrated again on these {len(x[0])} samples. "
+        "Calibrate the model itself after these steps.",
     )
 
 
@@ -151,4 +172,8 @@ def _db(qmodel: keras.Model, real: Outputs, found: Outputs) -> float | None:
 
 
 def _has_ranges(qmodel: keras.Model) -> bool:
-    return all(np.any(q.count.numpy()) for q in encodings_of(qmodel) if q.has_range)
+    return not _without_range(qmodel)
+
+
+def _without_range(qmodel: keras.Model) -> list[str]:
+    return [q.name for q in encodings_of(qmodel) if q.has_range and not np.any(q.count.numpy())]

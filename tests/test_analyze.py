@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+from pathlib import Path
 from typing import Any
 
+import contract
 import keras
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from typer.testing import CliRunner
 
 import kquant
 from kquant import quantized, report
+from kquant.analysis.liveness import peak_bytes
 from kquant.analysis.pairs import pairs
 from kquant.analysis.units import units
 from kquant.cli import app
@@ -137,6 +140,69 @@ def test_macs_and_bytes_of_every_kind_of_layer() -> None:
     assert a.layer("grouped").live_bytes == a.peak_bytes == 8 * 8 * 4 + 4 * 4 * 6
     packed = analyzed(calibrated(network(), "int4-weights"), sensitivity=False).layer("b")
     assert packed.weight_bytes == 8 * 8 * 9 // 2 + 8 * 4
+
+
+def file_peak(q: keras.Model, path: Path) -> int:
+    """Bytes alive together by the operators and tensors of the file that kquant writes."""
+    path.write_bytes(contract.file_of(q))
+    file = kquant.inspect(path)
+    widths = {"INT8": 1, "INT16": 2, "FLOAT32": 4}  # of activations; other types are of constants
+    sizes = {t.index: math.prod(t.shape) * widths.get(t.type.upper(), 0) for t in file.tensors}
+    first = {t.index: 0 for t in file.inputs} | {t: op.index for op in file.operators for t in op.outputs}
+    last = {t: op.index for op in file.operators for t in op.inputs} | {t.index: 10**6 for t in file.outputs}
+    now = range(len(file.operators))
+    return max(sum(sizes[t] for t, at in first.items() if at <= i <= last.get(t, at)) for i in now)
+
+
+def chain() -> keras.Model:
+    """Three convolutions of the same size, whose inputs are all added at the end."""
+    found = [keras.Input((6, 6, 2), name="image")]
+    for name in "abc":
+        found.append(layers.Conv2D(2, 3, padding="same", activation="relu", name=name)(found[-1]))
+    return keras.Model(found[0], layers.Add(name="sum")(found))
+
+
+def branched() -> keras.Model:
+    """A ReLU layer, a ReLU behind a sum, encodings that a concatenation shares, a pool, a reshape, two outputs."""
+    x = inputs = keras.Input((6, 6, 2), name="image")
+    a = layers.Conv2D(4, 3, padding="same", name="a")(x)
+    b = layers.ReLU(name="relu")(layers.Conv2D(4, 3, padding="same", name="b")(a))
+    both = layers.Concatenate(name="both")([layers.ReLU(name="cut")(layers.Add(name="sum")([a, b])), b, a])
+    rows = layers.Reshape((9, 12), name="rows")(layers.MaxPooling2D(name="pool")(both))
+    y = layers.Dense(3, activation="softmax", name="head")(layers.GlobalAveragePooling1D(name="mean")(rows))
+    return keras.Model(inputs, [y, layers.Dense(40, name="other")(rows)])
+
+
+def recurrent() -> keras.Model:
+    """An LSTM, which has no float form in a file, behind a sum."""
+    inputs = keras.Input((6, 6, 2), name="image")
+    rows = layers.Reshape((12, 6), name="rows")(layers.Add(name="sum")([inputs, layers.ReLU(name="cut")(inputs)]))
+    return keras.Model(inputs, layers.Dense(3, name="head")(layers.LSTM(4, name="memory")(rows)))
+
+
+FLOAT_B = {"name": "mixed", "rules": [{"layer": "b", "float": True}]}
+
+
+@pytest.mark.parametrize(
+    ("make", "recipe"),
+    [
+        (recurrent, "int8"),
+        (branched, FLOAT_B),
+        *((make, recipe) for make in (chain, branched) for recipe in ("int8", "int16x8", "dynamic-int8")),
+    ],
+)
+def test_most_activations_alive_together(make: Any, recipe: Any, tmp_path: Path) -> None:
+    q = calibrated(make(), recipe)
+    assert peak_bytes(quantized.read(q)) == file_peak(q, tmp_path / "m.tflite")
+
+
+def test_skip_connections_are_alive() -> None:
+    """When the last convolution runs, the input and three outputs are; alone it needs two tensors."""
+    a = analyzed(calibrated(chain()), sensitivity=False)
+    one = 6 * 6 * 2
+    assert [a.layer(name).live_bytes for name in "abc"] == [2 * one] * 3
+    assert a.peak_bytes == 4 * one
+    assert f"activations alive together at most {4 * one} bytes" in " ".join(report.render(a).split())
 
 
 def test_wholly_float_and_wholly_quantized(healthy: tuple) -> None:
@@ -436,3 +502,39 @@ def test_dry_run_before_calibration() -> None:
     assert not any(np.any(v.count.numpy()) for v in q.layers if isinstance(v, FakeQuant) and v.has_range)
     with pytest.raises(ValueError, match="no step 'calibrat'. Did you mean 'calibrate'"):
         kquant.dry_run(q, ["calibrat"], X)
+
+
+@pytest.mark.filterwarnings("ignore:equalize")
+def test_dry_run_calibrates_again_where_ranges_were_forgotten() -> None:
+    """The same as the steps and a calibration by hand."""
+    q = calibrated(network(unbalanced), PER_TENSOR)
+    before = [np.array(w) for w in q.get_weights()]
+    found = kquant.dry_run(q, ["equalize"], X, verbose=False)
+    for old, new in zip(before, q.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+    by_hand = kquant.calibrate(kquant.equalize(quantized.copy(q), verbose=False), X, verbose=False)
+    assert found.after_db == pytest.approx(db(network(unbalanced)(X).numpy(), by_hand(X).numpy()), abs=0.01)
+    assert found.after_db > found.before_db + 3
+    assert all(c.after.sqnr_db is not None for c in found.layers)
+    (note,) = found.notes
+    assert "relu_a_quant, relu_b_quant; the copy was calibrated again on these 192 samples" in note
+    assert note in " ".join(report.render(found).split())
+    assert kquant.dry_run(q, ["calibrate"], X, verbose=False).notes == ()
+
+
+def unbalanced(model: keras.Model) -> None:
+    """Channels of "a" that differ 100 times; the function is that of balanced ones."""
+    factors = np.float32(np.geomspace(0.1, 10, 8))
+    a, b = model.get_layer("a"), model.get_layer("b")
+    a.set_weights([w * factors for w in a.get_weights()])
+    b.kernel.assign(b.kernel / factors[:, None])
+
+
+def test_the_benchmark_says_what_it_measured() -> None:
+    """Its grids are those of the recipe "int4-weights", whose steps it leaves out."""
+    root = Path(__file__).parents[1]
+    text = (root / "docs/benchmarks.md").read_text()
+    section = text[text.index("\n\n## What analysis says") :]
+    assert "\n| 4-bit weights, rounded to nearest | 55.64 |\n" in section
+    assert "| int4-weights |" not in section
+    assert "-bit weights, rounded to nearest" in (root / "benchmarks/analysis.py").read_text()

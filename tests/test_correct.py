@@ -137,3 +137,34 @@ def test_unknown_steps_and_options(step: Any, message: str, tmp_path: Path) -> N
         check_steps(recipe.steps)
     with pytest.raises(ValueError, match=message):
         kquant.compress(network(), X, recipe, output=tmp_path / "m.tflite", verbose=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value", "message"),
+    [
+        ("adaround", "iterations", "many", "iterations must be int. Received: 'many'."),
+        ("adaround", "iterations", 1.5, "iterations must be int. Received: 1.5."),
+        ("adaround", "iterations", True, "iterations must be int. Received: True."),
+        ("adaround", "iterations", 0, "iterations must be 1 or more. Received: 0."),
+        ("adaround", "batch_size", 0, "batch_size must be 1 or more. Received: 0."),
+        ("adaround", "beta", 3, "beta must be tuple[float, float]. Received: 3."),
+        ("adaround", "beta", [20.0, 2.0, 1.0], "beta must be tuple[float, float]. Received: [20.0, 2.0, 1.0]."),
+        ("adaround", "warm_start", "x", "warm_start must be float. Received: 'x'."),
+        ("adaround", "resume", 3, "resume must be str or Path or None. Received: 3."),
+        ("bias", "batches", -1, "batches must be 1 or more. Received: -1."),
+        ("bias", "method", "best", "method must be 'auto' or 'analytic' or 'empirical'. Received: 'best'."),
+        ("calibrate", "batches", "all", "batches must be int or None. Received: 'all'."),
+        ("equalize", "absorb", 1, "absorb must be bool. Received: 1."),
+        ("sequential-mse", "candidates", 0, "candidates must be 1 or more. Received: 0."),
+    ],
+)
+def test_values_of_options_are_checked_before_work(name: str, option: str, value: Any, message: str) -> None:
+    with pytest.raises(ValueError) as refused:
+        check_steps(load({"name": "mine", "steps": [{"name": name, option: value}]}).steps)
+    assert str(refused.value) == f"steps: '{name}': {message}"
+
+
+def test_values_as_recipes_write_them_are_taken() -> None:
+    lists = {"beta": [20, 2.0], "learning_rate": 1, "iterations": np.int64(5), "warm_start": np.float32(0.5)}
+    check_steps([Step(name="adaround", **lists, batches=None, resume="here")])
+    check_steps([Step(name="data-free", input_range=[0, 1]), Step(name="data-free", input_range={"image": [0, 1.0]})])

@@ -153,6 +153,35 @@ def test_input_range_is_required_where_nothing_tells_it() -> None:
         kquant.data_free_ranges(one_input(), input_range=(0, 1), verbose=False)
 
 
+PAIR = "input_range of 'image' must be two numbers, (lowest, highest)"
+FINITE = "input_range of 'image' must be finite, and lowest < highest"
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("samples", 0, "samples must be an int of 1 or more. Received: 0."),
+        ("samples", 1.5, "samples must be an int of 1 or more. Received: 1.5."),
+        ("sigmas", 0, "sigmas must be a finite number above 0. Received: 0."),
+        ("sigmas", -1.0, "sigmas must be a finite number above 0. Received: -1.0."),
+        ("sigmas", "six", "sigmas must be a finite number above 0. Received: 'six'."),
+        ("input_range", 5, f"{PAIR}. Received: 5."),
+        ("input_range", (1, 2, 3), f"{PAIR}. Received: (1, 2, 3)."),
+        ("input_range", "01", f"{PAIR}. Received: '01'."),
+        ("input_range", {"image": 5}, f"{PAIR}. Received: 5."),
+        ("input_range", (0, math.inf), f"{FINITE}. Received: (0, inf)."),
+    ],
+)
+def test_arguments_that_give_no_range_are_named(option: str, value: Any, message: str) -> None:
+    q = kquant.quantize(one_input())
+    before = [np.array(w) for w in q.get_weights()]
+    with pytest.raises(ValueError) as refused:
+        kquant.data_free_ranges(q, **{**SPAN, option: value})
+    assert str(refused.value) == f"data_free_ranges: {message}"
+    for old, new in zip(before, q.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
 @pytest.mark.parametrize("model", ["bytes", "rescaled"])
 def test_bytes_are_known(model: str) -> None:
     rescaling = layers.Rescaling(1 / 127.5, offset=-1.0)  # before a padding layer it is not folded

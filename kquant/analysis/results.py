@@ -102,7 +102,7 @@ class LayerReport:
         local_sqnr_db: the same, with this layer alone quantized and its input in float; None without sensitivity.
         macs: multiplications of one sample.
         weight_bytes: kernel and bias as stored.
-        live_bytes: of its inputs and its output together.
+        live_bytes: of its inputs and its output together; other tensors that wait for a later layer are not in it.
         weights: None where it has none.
         sensitivity: None where it was not asked for.
     """
@@ -149,7 +149,7 @@ class Analysis:
         weights_only, activations_only: with only these quantized.
         sqnr_db: of the outputs, in integer arithmetic, whatever the metric.
         macs, weight_bytes: sums over the layers.
-        peak_bytes: the most live bytes of any layer.
+        peak_bytes: the most bytes of activations that are alive together, skip connections included.
         layers, tensors, findings: the details.
     """
 

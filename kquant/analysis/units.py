@@ -177,12 +177,12 @@ def _macs(unit: Unit, node: Node) -> int:
         return steps * 4 * size * (inputs + size)
     if layer is None:
         rule = find(node.op)
-        return _size(y) * (x[-1] or 1) if rule is not None and "BATCH_MATMUL" in rule.operators else 0
+        return size_of(y) * (x[-1] or 1) if rule is not None and "BATCH_MATMUL" in rule.operators else 0
     kernel = getattr(layer.layer, layer.kernel_name).shape
     if isinstance(layer.layer, keras.layers.Conv1DTranspose | keras.layers.Conv2DTranspose):
-        return _size(x[:-1]) * _size(kernel)
-    channels = _size([kernel[axis] for axis in layer.channel_axes])
-    return _size(y) // channels * _size(kernel)
+        return size_of(x[:-1]) * size_of(kernel)
+    channels = size_of([kernel[axis] for axis in layer.channel_axes])
+    return size_of(y) // channels * size_of(kernel)
 
 
 def weight_bytes(unit: Unit) -> int:
@@ -192,10 +192,10 @@ def weight_bytes(unit: Unit) -> int:
         return 0
     if isinstance(layer, QuantizedLSTM):
         kernel, recurrent, bias = layer._floats()
-        return _size(kernel.shape) + _size(recurrent.shape) + BIAS_BYTES * _size(bias.shape)
+        return size_of(kernel.shape) + size_of(recurrent.shape) + BIAS_BYTES * size_of(bias.shape)
     kernel = getattr(layer.layer, layer.kernel_name)
     biases = BIAS_BYTES * (2 if layer.wide else 1) * layer.channels if layer.sums else 0  # of zeros where it has none
-    return math.ceil(_size(kernel.shape) * _stored_bits(layer) / 8) + biases
+    return math.ceil(size_of(kernel.shape) * _stored_bits(layer) / 8) + biases
 
 
 def _stored_bits(layer: Compressed) -> int:
@@ -208,7 +208,7 @@ def _stored_bits(layer: Compressed) -> int:
 
 
 def live_bytes(unit: Unit, widths: dict[int, int]) -> int:
-    """Inputs and output of the largest call together.
+    """Inputs and output of the largest call together; what else is alive meanwhile, see `liveness.peak_bytes`.
 
     Args:
         unit: the part.
@@ -217,7 +217,7 @@ def live_bytes(unit: Unit, widths: dict[int, int]) -> int:
     found = [0]
     for node, output in zip(unit.nodes, unit.outputs, strict=False):
         read = [t for t in node.inputs if _is_data(t)]
-        found.append(sum(_size(t.shape[1:]) * widths.get(id(t), 32) // 8 for t in (*read, output)))
+        found.append(sum(size_of(t.shape[1:]) * widths.get(id(t), 32) // 8 for t in (*read, output)))
     return max(found)
 
 
@@ -238,5 +238,6 @@ def _is_data(tensor: Any) -> bool:
     return len(tensor.shape) > 0 and tensor.shape[0] is None
 
 
-def _size(shape: Any) -> int:
+def size_of(shape: Any) -> int:
+    """Values of a tensor of this shape; an axis of unknown length counts once."""
     return math.prod(int(n or 1) for n in shape)

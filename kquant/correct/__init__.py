@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import keras
+import numpy as np
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from kquant.calibrate import calibrate
 from kquant.core.recipe import Step
@@ -31,25 +34,63 @@ STEPS: dict[str, Callable[..., keras.Model]] = {
     "sequential-mse": sequential_mse,
     "adaround": adaround,
 }
+# Options that count something, in whatever step they are.
+COUNTS = frozenset({"batches", "batch_size", "candidates", "iterations", "row_batch", "rows", "samples"})
 
 
 def check_steps(steps: Sequence[Step]) -> None:
-    """Refuse unknown steps and options.
+    """Refuse unknown steps and options, and values that an option cannot have, before any work is done.
 
     Raises:
-        ValueError: naming the nearest that exists.
+        ValueError: naming the nearest that exists, or what the option takes.
+
+    Example:
+        >>> check_steps([Step(name="adaround", iterations="many")])
+        Traceback (most recent call last):
+        ValueError: steps: 'adaround': iterations must be int. Received: 'many'.
     """
     for step in steps:
         if step.name not in STEPS:
             raise ValueError(f"steps: no step '{step.name}'.{_near(step.name, STEPS)} There are: {', '.join(STEPS)}.")
-        known = [p.name for p in inspect.signature(STEPS[step.name]).parameters.values() if p.kind is p.KEYWORD_ONLY]
+        function = STEPS[step.name]
+        known = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
         known = [name for name in known if name != "verbose"]
-        for option in step.options:
+        hints = get_type_hints(function)
+        for option, value in step.options.items():
             if option not in known:
                 raise ValueError(
                     f"steps: '{step.name}' has no option '{option}'.{_near(option, known)} It has: "
                     f"{', '.join(known) or 'none'}."
                 )
+            _check_value(f"steps: '{step.name}': {option}", option, value, hints.get(option, Any))
+
+
+def _check_value(what: str, option: str, value: Any, hint: Any) -> None:
+    """Against the annotation, strictly: 1.5 is no int, and True no number; 1 is a float."""
+    try:
+        TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(_plain(value), strict=True)
+    except ValidationError:
+        raise ValueError(f"{what} must be {_said(hint)}. Received: {value!r}.") from None
+    if option in COUNTS and value is not None and value < 1:
+        raise ValueError(f"{what} must be 1 or more. Received: {value!r}.")
+
+
+def _plain(value: Any) -> Any:
+    """As Python has it: numbers of numpy, and the lists that recipes write for tuples."""
+    if isinstance(value, list | tuple):
+        return tuple(_plain(v) for v in value)
+    if isinstance(value, dict):
+        return {key: _plain(v) for key, v in value.items()}
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _said(hint: Any) -> str:
+    """An annotation for readers: `int | None` is "int or None"."""
+    if isinstance(hint, type) and not get_args(hint):
+        return hint.__name__
+    if get_origin(hint) is Literal:
+        return " or ".join(repr(v) for v in get_args(hint))
+    return re.sub(r"\b(?:\w+\.)+", "", str(hint)).replace(" | ", " or ")
 
 
 def apply_steps(qmodel: keras.Model, steps: Sequence[Step], data: Any, *, verbose: bool = True) -> keras.Model:

@@ -60,7 +60,8 @@ def data_free_ranges(
         `qmodel`.
 
     Raises:
-        ValueError: not a quantized model, or an input whose range is not given.
+        ValueError: not a quantized model, an input whose range is not given or is none, sigmas not above 0, or no
+            samples.
 
     Example:
         >>> layers = [keras.layers.Conv2D(4, 3), keras.layers.BatchNormalization(), keras.layers.ReLU()]
@@ -69,6 +70,7 @@ def data_free_ranges(
         >>> round(float(q.layers[-1].high.numpy()[0]), 3)  # a new batch norm: mean 0, deviation 1
         6.0
     """
+    _check(sigmas, samples)
     graph = read(qmodel)
     ranges = _input_ranges(graph, input_range)
     run = _Synthetic(graph, sigmas, ranges)
@@ -97,11 +99,31 @@ def _input_ranges(graph: Graph, given: Any) -> dict[int, Range]:
                 f"input_range=(lowest, highest), or input_range={{'{t.name}': (lowest, highest), ...}}; in a recipe, "
                 '{ name = "data-free", input_range = [0, 1] }.'
             )
-        low, high = (float(v) for v in own)
-        if not (math.isfinite(low) and math.isfinite(high) and low < high):
-            raise ValueError(f"input_range of '{t.name}': expected lowest < highest. Received: {own}.")
-        found[id(t)] = (low, high)
+        found[id(t)] = _span(t.name, own)
     return found
+
+
+def _span(name: str, own: Any) -> Range:
+    """Two finite numbers in order."""
+    try:
+        low, high = (float(v) for v in (() if isinstance(own, str | Mapping) else own))
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"data_free_ranges: input_range of '{name}' must be two numbers, (lowest, highest). Received: {own!r}."
+        ) from None
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ValueError(
+            f"data_free_ranges: input_range of '{name}' must be finite, and lowest < highest. Received: {own!r}."
+        )
+    return low, high
+
+
+def _check(sigmas: Any, samples: Any) -> None:
+    """Refuse what gives no range, before anything runs."""
+    if isinstance(samples, bool) or not isinstance(samples, int | np.integer) or samples < 1:
+        raise ValueError(f"data_free_ranges: samples must be an int of 1 or more. Received: {samples!r}.")
+    if isinstance(sigmas, bool) or not isinstance(sigmas, int | float | np.number) or not 0 < sigmas < math.inf:
+        raise ValueError(f"data_free_ranges: sigmas must be a finite number above 0. Received: {sigmas!r}.")
 
 
 def _told_by_model(graph: Graph, t: Any) -> Range | None:

@@ -43,7 +43,8 @@ def facts(a: Analysis) -> Iterable[str]:
         f"{a.metric}: weights only quantized {figure(a.weights_only)}, activations only {figure(a.activations_only)}, "
         f"both {figure(a.simulated)} (floats on the grids), {figure(a.value)} (integer arithmetic)"
     )
-    yield f"{a.macs:,} MACs, weights {a.weight_bytes:,} bytes, most live activations {a.peak_bytes:,} bytes"
+    cost = f"{a.macs:,} MACs, weights {a.weight_bytes:,} bytes"
+    yield f"{cost}, activations alive together at most {a.peak_bytes:,} bytes"
 
 
 def _finding(layer: str, cause: str, evidence: str, remedy: str) -> str:
@@ -52,7 +53,7 @@ def _finding(layer: str, cause: str, evidence: str, remedy: str) -> str:
 
 
 def _layers(a: Analysis) -> Table:
-    columns = ("layer", "class", "SQNR", "own SQNR", "MACs", "weights, bytes", "live, bytes")
+    columns = ("layer", "class", "SQNR", "own SQNR", "MACs", "weights, bytes", "inputs and output, bytes")
     rows = tuple(
         (r.name, r.kind, decibels(r.sqnr_db), decibels(r.local_sqnr_db), *(f"{n:,}" for n in _cost(r)))
         for r in a.layers
@@ -148,7 +149,7 @@ def _dry_run(d: DryRun) -> Page:
         headline=f"{d.model}, {', '.join(d.steps)} on a copy, {d.samples} samples: SQNR {before} -> {after}",
         ok=not worse,
         findings=("The outputs are further from the float model than before.",) if worse else (),
-        facts=(),
+        facts=d.notes,
         tables=(Table("Layers: SQNR of the output in dB, end to end", columns, rows, columns[3:]),),
     )
 
