@@ -130,7 +130,7 @@ def make_plan(graph: Graph, recipe: Recipe, target: Target) -> Plan:
     positions = _positions(graph, rules)
     _check_patterns(graph, recipe, positions)
     settings = {id(n.op): recipe.settings(identities(n.op), positions.get(id(n.op))) for n in graph.nodes}
-    fused = _fused(graph, rules, target)
+    fused = _fused(graph, rules, settings, target)
     widths = find_widths(graph, rules, settings, recipe, target, fused)
     fused = frozenset(t for t in fused if widths.tensors[t] != FLOAT)
     names = {id(t): node.name for node in graph.nodes for t in node.outputs}
@@ -235,7 +235,9 @@ def _check_patterns(graph: Graph, recipe: Recipe, positions: dict[int, str]) -> 
             )
 
 
-def _fused(graph: Graph, rules: dict[int, Rule | None], target: Target) -> frozenset[int]:
+def _fused(
+    graph: Graph, rules: dict[int, Rule | None], settings: dict[int, Settings], target: Target
+) -> frozenset[int]:
     """Outputs whose only reader is an activation that the operator before it takes over."""
     consumers = graph.consumers()
     outputs = {id(t) for t in keras.tree.flatten(graph.outputs)}
@@ -246,8 +248,9 @@ def _fused(graph: Graph, rules: dict[int, Rule | None], target: Target) -> froze
         able = rule is not None and all(code in target.ops and target.ops[code].fuses for code in rule.operators)
         if not able or not rule.fuses or id(t) in outputs or len(readers) != 1:
             continue
-        after = rules[id(readers[0])]
-        if after is not None and after.relu is not None and after.relu(readers[0].op) is not None:
+        after, reader = rules[id(readers[0])], settings[id(readers[0].op)]
+        apart = reader.stays_float or reader.skip  # also where the operator is float too: it loses nothing then
+        if not apart and after is not None and after.relu is not None and after.relu(readers[0].op) is not None:
             found.add(id(t))
     return frozenset(found)
 

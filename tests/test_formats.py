@@ -136,6 +136,13 @@ def test_a_model_may_end_in_float_layers_and_still_return_codes(tmp_path: Path) 
     assert report.operators["DEQUANTIZE"] == report.operators["QUANTIZE"] - TANH_IN_CONCAT == 1
 
 
+def test_an_activation_may_stay_float_behind_an_integer_layer(tmp_path: Path) -> None:
+    _, report = exported(mixed({"layer": "stem_relu", "float": True}), tmp_path)
+    assert report.operators["RELU"] == 1
+    assert report.operators["DEQUANTIZE"] == report.operators["QUANTIZE"] - TANH_IN_CONCAT == 1
+    assert all(found.agreements[0].argmax > 0.95 for found in report.verification)
+
+
 def test_float_layers_are_refused_on_microcontrollers() -> None:
     with pytest.raises(ValueError, match=r"depthwise.*TensorFlow Lite Micro.* runs integers only"):
         kquant.quantize(network(), mixed({"layer": "depthwise*", "float": True}), target="tflm")
