@@ -291,7 +291,7 @@ def _exact_reach(rows: np.ndarray, spec: QuantSpec, clipped: float) -> np.ndarra
         counts = np.where(np.abs(rows) > scale * spec.high, clipped, 1.0)
         cost = (counts * error**2).sum(axis=1) + MEAN_COUNTS * error.sum(axis=1) ** 2
         best, least = np.where(cost < least, widest * share, best), np.minimum(cost, least)
-    return np.float32(best)
+    return np.asarray(best, np.float32)
 
 
 def check_for_weights(name: str) -> None:
