@@ -9,7 +9,7 @@ import random_models
 import kquant
 from kquant.runtimes import available
 
-GRAPHS = 24
+GRAPHS = 40
 # (target, runtime): each model is tried on one of them; the benchmark tries five hundred on both
 SIDES = (("litert", "litert-reference"), ("tflm", "tflm"))
 
