@@ -23,6 +23,13 @@ def test_file_computes_the_codes_of_the_model(seed: int) -> None:
     assert verdict.ok, verdict
 
 
+@pytest.mark.parametrize("seed", [130, 164])
+def test_a_tensor_reshaped_twice_is_reshaped_once(seed: int) -> None:
+    """With two equal RESHAPEs of one tensor LiteRT 2.3 overwrites what the second reads."""
+    verdict = random_models.verdict(seed, "litert", "litert-reference")
+    assert verdict.result == "equal", verdict
+
+
 def test_refusals_name_a_layer() -> None:
     model = random_models.random_model(0)
     recipe = {"name": "r", "rules": [{"layer": "*", "float": True}]}

@@ -2,6 +2,7 @@
 
     RESHAPE of RESHAPE     one RESHAPE
     RESHAPE to same shape  nothing
+    two RESHAPEs alike     one
     PAD + VALID conv       SAME conv, where TFLite's SAME pads exactly those pixels
     float op, then RELU    the operator with its activation (integers were fused when they were quantized)
     dead operators         nothing
@@ -19,7 +20,7 @@ from kquant.targets import Target
 def tidy(program: Program, target: Target) -> Program:
     """Apply every pass, until none changes anything."""
     _split_concatenations(program, target)
-    passes = (_merge_reshapes, _drop_empty_reshapes, _fold_padding, _fuse_relus, _drop_dead)
+    passes = (_merge_reshapes, _drop_empty_reshapes, _share_reshapes, _fold_padding, _fuse_relus, _drop_dead)
     while any([change(program) for change in passes]):
         pass
     return program
@@ -65,6 +66,24 @@ def _drop_empty_reshapes(program: Program) -> bool:
         program.operators.remove(op)
         _redirect(program, result, source)
         return True
+    return False
+
+
+def _share_reshapes(program: Program) -> bool:
+    """Two RESHAPEs of one tensor to one shape are one.
+
+    LiteRT 2.3 computes them in place and lets an ADD or MUL behind the first write over what the second still reads.
+    """
+    outputs = {id(ref) for ref in program.outputs}
+    first: dict[tuple[int, tuple[int, ...]], Ref] = {}
+    for op in program.operators:
+        if op.code != "RESHAPE" or id(op.outputs[0]) in outputs:
+            continue
+        known = first.setdefault((id(op.inputs[0]), tuple(op.outputs[0].shape)), op.outputs[0])
+        if known is not op.outputs[0]:
+            program.operators.remove(op)
+            _redirect(program, op.outputs[0], known)
+            return True
     return False
 
 
