@@ -25,8 +25,8 @@ CLIPPED_COUNTS = 3.0  # AIMET's gamma: how much more an error of clipping costs 
 # Shares of the seen range that are tried, from all of it to a thousandth.
 SHARES = 2.0 ** (-np.arange(81, dtype=np.float64) / 8)
 # Of weights: shares of the largest one, and how much an error of the channel's sum counts. Chosen by the accuracy of
-# ResNet8, keyword spotting and visual wake words in 4 bits: against 5, 0 gives -5.4, +0.2 and -10 points, 20 gives +2.9,
-# -0.2 and -2.
+# ResNet8, keyword spotting and visual wake words in 4 bits: against 5, 0 gives -5.4, +0.2 and -10 points, 20 gives
+# +2.9, -0.2 and -2.
 WEIGHT_SHARES = np.linspace(1.0, 0.3, 36)
 MEAN_COUNTS = 5.0
 SMOOTHING = 1e-4  # of a histogram, so that no bin of it is impossible
