@@ -42,6 +42,7 @@ if Path(sys.argv[0] if sys.argv else "").stem != "kquant":
     from kquant.quantize import quantize
     from kquant.runtimes import predict
     from kquant.stream import Stream, stream
+    from kquant.strip import strip
     from kquant.verify import VerifyReport, verify
 
 __all__ = [
@@ -86,5 +87,6 @@ __all__ = [
     "sequential_mse",
     "set_encodings",
     "stream",
+    "strip",
     "verify",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,7 +11,10 @@ import numpy as np
 
 from kquant.core.graph import Node, legal_name, rewrite
 from kquant.core.nodes import Compressed, FakeQuant
+from kquant.core.origin import identities
 from kquant.core.spec import FLOAT, QuantSpec
+from kquant.core.transformed import ManyKernels
+from kquant.core.transforms import Carried, Transform, clone, kernel_at
 from kquant.ops import find
 from kquant.ops.affine import Moments
 from kquant.ops.rule import Rule, Weights
@@ -18,7 +22,10 @@ from kquant.plan import Plan, Site
 
 
 def attach(
-    plan: Plan, gains: Mapping[str, np.ndarray] | None = None, moments: Mapping[str, Moments] | None = None
+    plan: Plan,
+    gains: Mapping[str, np.ndarray] | None = None,
+    moments: Mapping[str, Moments] | None = None,
+    carried: Carried | None = None,
 ) -> keras.Model:
     """The quantized model: a Functional Keras model that trains, saves and loads like any other.
 
@@ -26,12 +33,14 @@ def attach(
         plan: without problems; its graph is of an expanded model that may be taken apart.
         gains: layer name -> what folding multiplied its kernel by; kept apart from what trains.
         moments: layer name -> how the batch norm that was folded says its output is distributed.
+        carried: masks and codebooks of the float model, by the layer they were taken from.
 
     Returns:
         The model, ranges unseen.
     """
-    builder = _Builder(plan, gains or {}, moments or {})
+    builder = _Builder(plan, gains or {}, moments or {}, carried or {})
     qmodel = rewrite(plan.graph, builder.call, enter=builder.enter)
+    builder.warn_left()
     for layer in builder.layers.values():
         if isinstance(layer, Compressed) and layer.mean is not None:
             for variable, values in zip((layer.mean, layer.deviation), builder.moments[layer.name], strict=True):
@@ -42,10 +51,14 @@ def attach(
 class _Builder:
     """The new model while it grows: encodings and accumulator scales of its tensors, by id."""
 
-    def __init__(self, plan: Plan, gains: Mapping[str, np.ndarray], moments: Mapping[str, Moments]) -> None:
+    def __init__(
+        self, plan: Plan, gains: Mapping[str, np.ndarray], moments: Mapping[str, Moments], carried: Carried
+    ) -> None:
         self.plan = plan
         self.gains = gains
         self.moments = moments
+        self.carried = carried
+        self.placed: set[tuple[str, str]] = set()  # (layer, path) of `carried` that found its place
         self.encodings: dict[int, Any] = {}  # of quantized tensors
         self.specs: dict[int, QuantSpec] = {}  # their grids
         self.converted: dict[tuple[int, int], Any] = {}  # (id(tensor), group) -> the tensor in that group's encoding
@@ -110,7 +123,9 @@ class _Builder:
         bits = self.plan.widths.calls[id(node)]
         if id(node.op) not in self.layers:
             self.layers[id(node.op)] = self.compressed(node.op, rule.weights, bits)
-        y, accumulator, *sums = self.layers[id(node.op)](*args, encoding=encoding, **kwargs)
+        number = self.plan.graph.calls()[id(node.op)].index(node)
+        site = {"site": number} if number else {}
+        y, accumulator, *sums = self.layers[id(node.op)](*args, encoding=encoding, **site, **kwargs)
         details = {"accumulator": accumulator, "kernel": rule.operators[0]}
         return y, {**details, "sums": sums[0], "attributes": {}} if sums else details
 
@@ -126,6 +141,7 @@ class _Builder:
             sums=weights.sums,
             gain_shape=None if gain is None else gain.shape,
             moments=op.name in self.moments,
+            transforms=self.transforms(op, weights.kernel, getattr(op, weights.kernel).shape),
             observer=self.plan.settings[id(op)].weights.observer,
             input_bits=bits,
             storage=self.storage(op),
@@ -137,6 +153,27 @@ class _Builder:
             layer.gain.assign(gain)
             variable.assign(variable.numpy() / gain)
         return layer
+
+    def transforms(self, op: Any, path: str, shape: Any) -> list[Transform]:
+        """Masks and codebooks of the user's layer, for the kernel of the layer that it has become."""
+        for name, _ in identities(op):
+            for found in [self.carried[name][path]] if path in self.carried.get(name, {}) else []:
+                if tuple(found[0].get_build_config()["input_shape"]) == tuple(shape):
+                    self.placed.add((name, path))
+                    return [clone(t) for t in found]
+        return []
+
+    def warn_left(self) -> None:
+        """Name kernels whose masks or codebooks have no place: their values stay, training would not keep them."""
+        every = {(name, path) for name, found in self.carried.items() for path in found}
+        left = [f"{name} ({path})" for name, path in sorted(every - self.placed)]
+        if left:
+            warnings.warn(
+                f"quantize: the masks and codebooks of {', '.join(left)} are in the weights now, but training would "
+                "not keep them: these layers become others. Quantize without training, or leave them out of prune and "
+                "cluster.",
+                stacklevel=4,
+            )
 
     def storage(self, op: Any) -> str:
         """How a file keeps the weights of this layer where its activations are float."""
@@ -151,7 +188,12 @@ class _Builder:
         if rule.attach is None or spec is None:
             raise ValueError(f"{node.name}: its rule attaches nothing.")
         if id(node.op) not in self.layers:
-            self.layers[id(node.op)] = rule.attach(node.op, spec, self.inside(node))
+            layer = self.layers[id(node.op)] = rule.attach(node.op, spec, self.inside(node))
+            if isinstance(layer, ManyKernels):
+                for path in sorted({path for found in self.carried.values() for path in found}):
+                    shape = kernel_at(node.op, path).shape if path.startswith("cell.") else ()
+                    for transform in self.transforms(node.op, path, shape):
+                        layer.transform_by(path, transform)
         _, out = self.fake_quant(site)(args[0], peek=True)
         number = self.plan.graph.calls()[id(node.op)].index(node)
         return self.layers[id(node.op)](args[0], encoding=encoding, out=out, **({"site": number} if number else {}))

@@ -21,6 +21,7 @@ from kquant.fold import Folded, fold_graph
 from kquant.ops import find
 from kquant.ops.refused import remedy
 from kquant.plan import Plan, Problem, describe, make_plan, packs
+from kquant.strip import release
 
 REPLACE = "replace it by layers that have one, or leave it out of the exported model"
 # Where Keras 2 keeps its classes: the legacy package, standalone Keras 2, and TensorFlow's own copy.
@@ -60,7 +61,8 @@ def quantize(
     check_recipe(chosen)
     check_model(model)
     warn_lost_losses(model)
-    graph = read(model, input_shape)
+    plain, carried = release(model)
+    graph = read(plain, input_shape)
     unknown = unknown_layers(graph)
     if unknown:
         raise ValueError(describe(unknown, goal))
@@ -71,7 +73,7 @@ def quantize(
         raise ValueError(describe(plan.problems, goal))
     warn_dead(plan)
     warn_narrowed(plan)
-    qmodel = attach(plan, folded.gains, folded.moments)
+    qmodel = attach(plan, folded.gains, folded.moments, carried)
     return qmodel if encodings is None else set_encodings(qmodel, encodings)
 
 

@@ -18,7 +18,7 @@ ORDER = (
     ("core",),
     ("targets",),
     ("ops",),
-    ("data", "observers", "inspect", "interpreters", "widths", "quantized"),
+    ("data", "observers", "inspect", "interpreters", "widths", "quantized", "strip"),
     ("expand", "plan", "observe", "lower", "runtimes", "encodings"),
     ("fold", "attach", "calibrate"),
     ("correct",),

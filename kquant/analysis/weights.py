@@ -28,7 +28,7 @@ def weight_report(layer: Weighted) -> WeightReport:
         return _report(real, grid, layer.spec.bits, False, 0.0)
     weights = layer.weights_as_used().numpy().astype(np.float64)
     spec = layer.spec
-    real, grid = (_rows(w, layer.channel_axes) for w in (weights, np.asarray(layer._trained(), np.float64)))
+    real, grid = (_rows(w, layer.channel_axes) for w in (weights, np.asarray(layer.weights_on_grid(), np.float64)))
     clipped = 0.0
     if spec is not None and spec.has_codes:
         scale = np.asarray(layer.scale_of(layer.weights_as_used()), np.float64)

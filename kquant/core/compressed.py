@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
+from kquant.core import transforms as kernels
 from kquant.core.fake_quant import is_float, is_simulating
 from kquant.core.graph import full_precision
 from kquant.core.nonuniform import on_grid
-from kquant.core.spec import QuantSpec, encode_weights
-
-# What a correction may ask of a layer.
-CORRECTIONS = ("reach", "shift", "rounding")
+from kquant.core.spec import QuantSpec
+from kquant.core.weighted import Weighted
 
 
 @keras.saving.register_keras_serializable(package="kquant")
-class Compressed(keras.layers.Wrapper):
+class Compressed(Weighted):
     """A layer that computes with quantized weights; the float weights stay the ones that train.
 
     Training: `w' = scale * round(w / scale)`, gradients straight through. Inference: the
@@ -37,6 +34,7 @@ class Compressed(keras.layers.Wrapper):
             ruin them); with its scale kept apart, the kernel trains as it did before folding.
         moments: a batch norm was folded into the layer: `mean` and `deviation` say how its output is distributed.
         corrected: which of `reach`, `shift` and `rounding` a correction has asked for, in order.
+        transforms: what happens to the kernel first (`core.transforms`): masks, codebooks; layers or their configs.
         observer: name of the function that calibration chooses the range of the weights with.
         reach_by_data: see `set_reach`.
         input_bits: width of the activations: 8, 16, or 0 for float ones.
@@ -56,6 +54,7 @@ class Compressed(keras.layers.Wrapper):
         gain_shape: Sequence[int] | None = None,
         moments: bool = False,
         corrected: Sequence[str] = (),
+        transforms: Sequence[Any] = (),
         observer: str = "minmax",
         reach_by_data: bool = False,
         input_bits: int = 8,
@@ -63,60 +62,14 @@ class Compressed(keras.layers.Wrapper):
         origin: dict[str, str] | None = None,
         **kwargs: Any,
     ) -> None:
-        kwargs.setdefault("name", layer.name)
-        kwargs.setdefault("dtype", layer.dtype_policy)
-        super().__init__(layer, autocast=False, **{k: v for k, v in kwargs.items() if k != "autocast"})
-        self.spec = None if spec is None else QuantSpec(**spec)
-        self.kernel_name, self.bias_name = kernel, bias
-        self.channel_axes = tuple(channel_axes)
-        self.sums = sums
-        self.has_moments, self.corrected, self.observer = moments, tuple(corrected), observer
+        geometry = {"kernel": kernel, "bias": bias, "channel_axes": channel_axes, "sums": sums}
+        state = {"gain_shape": gain_shape, "moments": moments, "corrected": corrected, "transforms": transforms}
+        super().__init__(layer, spec, **geometry, **state, **kwargs)
+        self.observer = observer
         self.reach_by_data = reach_by_data
         self.input_bits, self.storage = input_bits, storage
         self.origin = dict(origin or {})
         self.supports_masking = True
-        self.gain = self.mean = self.deviation = None
-        self.reach = self.shift = self.rounding = None
-        if gain_shape is not None:
-            self.gain = self.add_weight(
-                name="gain",
-                shape=tuple(gain_shape),
-                initializer="ones",
-                trainable=False,
-                dtype="float32",
-                autocast=False,
-            )
-
-    def build(self, x_shape: Any, encoding_shape: Any = None) -> None:
-        """Build the wrapped layer, and what corrections had set when the model was saved."""
-        super().build(x_shape)
-        if self.has_moments:
-            self.mean = self._fixed("mean", (self.channels,))
-            self.deviation = self._fixed("deviation", (self.channels,))
-        for name in self.corrected:
-            setattr(self, name, self._fixed(name, self._shape_of(name)))
-
-    def correction(self, name: str) -> Any:
-        """A variable that a correction sets, made when it is first asked for: most models have none.
-
-        They act where the model is quantized, so that the float model stays what it was.
-
-        Args:
-            name: "reach", the range of the weights that a scale covers, shaped like the scale, 0 for the largest
-                weight; "shift", float32[channels], what is added to the bias; "rounding", like the kernel, what is
-                added to each weight, in steps, before it is rounded.
-
-        Raises:
-            ValueError: the layer has no codes, or no sums for a shift.
-        """
-        if name not in CORRECTIONS or not self.takes(name):
-            raise ValueError(f"{self.name}: there is no correction '{name}' of this layer. Known: {CORRECTIONS}.")
-        if name not in self.corrected:
-            self._tracker.unlock()  # as Keras' own layers do where they take on weights later (enable_lora)
-            setattr(self, name, self._fixed(name, self._shape_of(name)))
-            self._tracker.lock()
-            self.corrected = (*self.corrected, name)
-        return getattr(self, name)
 
     def set_reach(self, values: Any, *, by_data: bool) -> None:
         """Choose the range of the weights.
@@ -127,61 +80,6 @@ class Compressed(keras.layers.Wrapper):
         """
         self.correction("reach").assign(values)
         self.reach_by_data = by_data
-
-    def save_own_variables(self, store: Any) -> None:
-        """By name: two models of the same layers need not have been corrected alike."""
-        for variable in self._own():
-            store[variable.name] = np.asarray(variable)
-
-    def load_own_variables(self, store: Any) -> None:
-        """Take on the corrections that were saved, and no others."""
-        for name in CORRECTIONS:
-            if name in store:
-                self.correction(name)
-        for variable in self._own():
-            variable.assign(store[variable.name] if variable.name in store else np.zeros(variable.shape, np.float32))
-
-    def _own(self) -> list[Any]:
-        found = (self.gain, self.mean, self.deviation, self.reach, self.shift, self.rounding)
-        return [variable for variable in found if variable is not None]
-
-    def takes(self, name: str) -> bool:
-        """True where the layer has this correction: weights that are codes, and for a "shift" sums."""
-        return self.spec is not None and self.spec.has_codes and (self.sums or name != "shift")
-
-    def round_by(self, codes: Any) -> None:
-        """Keep these codes of the kernel, whatever rounding to nearest would give; None: to nearest again.
-
-        Args:
-            codes: int[...] like the kernel.
-        """
-        if codes is None:
-            if self.rounding is not None:
-                self.rounding.assign(tf.zeros_like(self.rounding))
-            return
-        weights = self.weights_as_used()
-        self.correction("rounding").assign(tf.cast(codes, tf.float32) - weights / self.scale_of(weights))
-
-    def _fixed(self, name: str, shape: Sequence[int]) -> Any:
-        """A variable of zeros that does not train."""
-        return self.add_weight(
-            name=name, shape=tuple(shape), initializer="zeros", trainable=False, dtype="float32", autocast=False
-        )
-
-    def _shape_of(self, name: str) -> tuple[int, ...]:
-        shape = getattr(self.layer, self.kernel_name).shape
-        kept = self._kept(len(shape)) if self.spec is not None and self.spec.per_axis else set()
-        return {
-            "rounding": tuple(shape),
-            "shift": (self.channels,),
-            "reach": tuple(int(n) if axis in kept else 1 for axis, n in enumerate(shape)),
-        }[name]
-
-    @property
-    def channels(self) -> int:
-        """Number of output channels."""
-        shape = getattr(self.layer, self.kernel_name).shape
-        return math.prod(int(shape[axis]) for axis in self._kept(len(shape)))
 
     def compute_mask(self, inputs: Any, previous_mask: Any) -> Any:
         """The mask of the tensor; accumulator scales have none."""
@@ -199,13 +97,16 @@ class Compressed(keras.layers.Wrapper):
         made = [keras.KerasTensor(y.shape, self.compute_dtype), keras.KerasTensor(scales, "float64")]
         return [*made, keras.KerasTensor(y.shape, "float64")] if self.wide else made
 
-    def call(self, x: tf.Tensor, encoding: tf.Tensor | None = None, training: bool = False) -> list[tf.Tensor]:
+    def call(
+        self, x: tf.Tensor, encoding: tf.Tensor | None = None, training: bool = False, site: int = 0
+    ) -> list[tf.Tensor]:
         """Run the layer.
 
         Args:
             x: float[...], the layer's input.
             encoding: float32[2], scale and zero point of `x`.
             training: float sums of fake-quantized weights instead of integer sums.
+            site: number of this call, where the layer is shared; the first moves masks and codebooks on.
 
         Returns:
             `[y, accumulator]`: the output, and the scale of its integer sums (float64[channels]); with 16-bit
@@ -213,9 +114,11 @@ class Compressed(keras.layers.Wrapper):
         """
         unknown = [tf.zeros((1,), tf.float64)] * (2 if self.wide else 1)
         if is_float(self):
-            return [self._run(x, {self.kernel_name: self.weights_as_used()}, self.layer), *unknown]
+            return [self._with(x, {self.kernel_name: self.weights_as_used()}, self.layer), *unknown]
+        if training and self.trainable and site == 0:
+            kernels.advance(self.transforms, kernels.real(self.layer, self.kernel_name))
         if training or is_simulating() or encoding is None or self.spec is None or not self.spec.has_codes:
-            return [self._biased(x, self._trained(), self.bias_as_used(), self.layer), *unknown]
+            return [self._biased(x, self.weights_on_grid(), self.bias_as_used(), self.layer), *unknown]
         known = encoding[0] > 0.0
         codes, scale, bias = self.codes(tf.where(known, encoding[0], 1.0))
         if not self.sums:
@@ -259,14 +162,6 @@ class Compressed(keras.layers.Wrapper):
         steps = None if bias is None else bias / (tf.reshape(scale, (-1,)) * input_scale)
         return self._rounded(weights, scale), scale, steps
 
-    def scale_of(self, weights: tf.Tensor, bias_reach: tf.Tensor | None = None) -> tf.Tensor:
-        """Scales of the kernel, shaped to broadcast against it: see `encode_weights`."""
-        spec = self.spec or QuantSpec(16, True, True)
-        with full_precision():
-            reach = None if self.reach is None else tf.convert_to_tensor(self.reach)
-        scale = encode_weights(weights, spec, self.channel_axes, bias_reach=bias_reach, reach=reach)
-        return tf.stop_gradient(scale)
-
     def _rounded(self, weights: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
         """Codes of the kernel, as float32; gradients pass straight through, but where a code is clipped."""
         spec = self.spec or QuantSpec(16, True, True)
@@ -276,16 +171,6 @@ class Compressed(keras.layers.Wrapper):
                 steps += tf.convert_to_tensor(self.rounding)
         return round_through(steps, float(spec.low), float(spec.high))
 
-    def bias_as_used(self) -> tf.Tensor | None:
-        """The float bias with its correction: float32[channels], or None where nothing is added."""
-        with full_precision():
-            own = getattr(self.layer, self.bias_name, None) if self.bias_name else None
-            own = None if own is None else tf.cast(tf.convert_to_tensor(own), tf.float32)
-            shift = None if self.shift is None else tf.convert_to_tensor(self.shift)
-        if own is None or shift is None:
-            return shift if own is None else own
-        return own + shift
-
     def apply(self, x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor | None) -> tf.Tensor:
         """The layer's output with other weights: float[...] of float[...]; it keeps its own."""
         with full_precision():
@@ -294,26 +179,17 @@ class Compressed(keras.layers.Wrapper):
     def _biased(self, x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor | None, call: Callable) -> tf.Tensor:
         """The layer with this kernel and bias, also where it has no bias of its own."""
         if bias is None:
-            return self._run(x, {self.kernel_name: kernel}, call)
+            return self._with(x, {self.kernel_name: kernel}, call)
         if self.bias_name and getattr(self.layer, self.bias_name, None) is not None:
-            return self._run(x, {self.kernel_name: kernel, self.bias_name: bias}, call)
-        y = self._run(x, {self.kernel_name: kernel}, call)
+            return self._with(x, {self.kernel_name: kernel, self.bias_name: bias}, call)
+        y = self._with(x, {self.kernel_name: kernel}, call)
         return y + tf.cast(bias, y.dtype)
-
-    def weights_as_used(self) -> tf.Tensor:
-        """The float kernel that is quantized: the trained one times its gain."""
-        with full_precision():
-            weights = tf.cast(tf.convert_to_tensor(getattr(self.layer, self.kernel_name)), tf.float32)
-            return weights if self.gain is None else weights * tf.convert_to_tensor(self.gain)
-
-    def _kept(self, rank: int) -> set[int]:
-        return {axis % rank for axis in self.channel_axes}
 
     def _channel_shape(self, weights: tf.Tensor) -> list[int]:
         kept = self._kept(weights.shape.rank)
         return [int(n or 1) if axis in kept else 1 for axis, n in enumerate(weights.shape.as_list())]
 
-    def _trained(self) -> tf.Tensor:
+    def weights_on_grid(self) -> tf.Tensor:
         """The kernel on its grid, as training sees it (a bias cannot move it more than rounding does)."""
         weights = self.weights_as_used()
         if self.storage == "float16":
@@ -325,22 +201,15 @@ class Compressed(keras.layers.Wrapper):
         scale = self.scale_of(weights)
         return self._rounded(weights, scale) * scale
 
-    def _run(self, x: tf.Tensor, values: dict[str | None, tf.Tensor], call: Callable) -> tf.Tensor:
+    def _with(self, x: tf.Tensor, values: dict[str, tf.Tensor], call: Callable) -> tf.Tensor:
         """Call the layer with other values for some of its variables."""
-        with full_precision():
-            mapping = {id(v): (v, v.value) for v in self.layer.variables}
-        for name, value in values.items():
-            variable = getattr(self.layer, f"_{name}", None) if name == "kernel" else None
-            variable = variable if variable is not None else getattr(self.layer, name)
-            mapping[id(variable)] = (variable, value)
-        with keras.StatelessScope(state_mapping=list(mapping.values())):
-            return call(x)
+        return kernels.run_with(self.layer, values, call, x)
 
     def _multiplied(
         self, x: tf.Tensor, encoding: tf.Tensor, codes: tf.Tensor, scale: tf.Tensor, known: tf.Tensor
     ) -> list[tf.Tensor]:
         """PReLU: positive inputs keep their scale, negative ones are multiplied by the codes of alpha."""
-        y = self._run(tf.cast(x, tf.float32), {self.kernel_name: codes * scale}, self.layer.call)
+        y = self._with(tf.cast(x, tf.float32), {self.kernel_name: codes * scale}, self.layer.call)
         # LiteRT forms this product in float32 (prelu.cc)
         step = tf.cast(tf.where(x >= 0, encoding[0], encoding[0] * tf.reshape(scale, ())), tf.float64)
         return [tf.cast(y, self.compute_dtype), tf.where(known, step, tf.zeros_like(step))]
@@ -349,14 +218,6 @@ class Compressed(keras.layers.Wrapper):
         """All arguments."""
         return {
             **super().get_config(),
-            "spec": None if self.spec is None else self.spec.to_config(),
-            "kernel": self.kernel_name,
-            "bias": self.bias_name,
-            "channel_axes": list(self.channel_axes),
-            "sums": self.sums,
-            "gain_shape": None if self.gain is None else list(self.gain.shape),
-            "moments": self.has_moments,
-            "corrected": list(self.corrected),
             "observer": self.observer,
             "reach_by_data": self.reach_by_data,
             "input_bits": self.input_bits,

@@ -11,6 +11,7 @@ The hidden state is the output, so it must be on the output's grid while the lay
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -24,6 +25,7 @@ from kquant.core.fake_quant import FakeQuant, is_float, is_observing, is_simulat
 from kquant.core.graph import full_precision
 from kquant.core.nonuniform import on_grid
 from kquant.core.spec import QuantSpec, encode_weights
+from kquant.core.transformed import ManyKernels
 
 GATES = "ifco"
 STATES = QuantSpec(16, symmetric=True)
@@ -31,7 +33,7 @@ GATE_REACH = 8.0  # int16 at 2^-12 ends there
 
 
 @keras.saving.register_keras_serializable(package="kquant")
-class QuantizedLSTM(keras.layers.Wrapper):
+class QuantizedLSTM(ManyKernels):
     """An LSTM whose weights, gates, cell state and hidden state are quantized as UNIDIRECTIONAL_SEQUENCE_LSTM does.
 
     Training: floats on the grids of the states and weights, gradients straight through. Inference: integer arithmetic
@@ -41,19 +43,26 @@ class QuantizedLSTM(keras.layers.Wrapper):
         layer: `keras.layers.LSTM` that returns sequences.
         spec: `QuantSpec` of the eight matrices, as its config: one scale for each.
         cell: arguments of the `FakeQuant` that holds the cell state's range.
+        transforms: path of a kernel -> its masks and codebooks, see `ManyKernels`.
     """
 
-    def __init__(self, layer: keras.layers.Layer, spec: dict[str, Any], cell: dict[str, Any], **kwargs: Any) -> None:
-        kwargs.setdefault("name", layer.name)
+    def __init__(
+        self,
+        layer: keras.layers.Layer,
+        spec: dict[str, Any],
+        cell: dict[str, Any],
+        transforms: Mapping[str, Sequence[Any]] | None = None,
+        **kwargs: Any,
+    ) -> None:
         kwargs.setdefault("dtype", "float32")
-        super().__init__(layer, autocast=False, **{k: v for k, v in kwargs.items() if k != "autocast"})
+        super().__init__(layer, transforms or {}, **kwargs)
         self.spec = QuantSpec(**spec)
         self.cell_config = dict(cell)
         self.cell = FakeQuant(STATES.to_config(), dtype="float32", **cell)
         self.supports_masking = False
 
     def build(self, x_shape: Any, **_: Any) -> None:
-        """Build the wrapped layer."""
+        """Build the wrapped layer and its transforms."""
         super().build(x_shape)
 
     def compute_output_spec(self, x: keras.KerasTensor, **_: Any) -> keras.KerasTensor:
@@ -81,6 +90,8 @@ class QuantizedLSTM(keras.layers.Wrapper):
             float32[batch, steps, units], on the grid of `out` where there is one.
         """
         x = tf.cast(x, tf.float32)
+        if training and self.trainable and site == 0:
+            self.advance()
         if is_float(self) or encoding is None or out is None:
             self._warn_one_step(x)
             return self._real(x, None, site)
@@ -130,9 +141,8 @@ class QuantizedLSTM(keras.layers.Wrapper):
     def _floats(self) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Kernel, recurrent kernel and bias as they train."""
         cell = self.layer.cell
+        kernel, recurrent = self.weights_as_used("cell.kernel"), self.weights_as_used("cell.recurrent_kernel")
         with full_precision():
-            kernel = tf.cast(tf.convert_to_tensor(cell.kernel), tf.float32)
-            recurrent = tf.cast(tf.convert_to_tensor(cell.recurrent_kernel), tf.float32)
             if not cell.use_bias:
                 return kernel, recurrent, tf.zeros((4 * self.layer.units,))
             return kernel, recurrent, tf.cast(tf.convert_to_tensor(cell.bias), tf.float32)

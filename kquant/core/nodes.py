@@ -1,4 +1,5 @@
-"""The kinds of Keras layer that kquant adds: `FakeQuant` (tensors), `Compressed` (weights), and `core.lstm`.
+"""The kinds of Keras layer that kquant adds: `FakeQuant` (tensors), `Compressed` (weights), and `core.lstm`;
+`Transformed` in float models (masks, codebooks: `core.transforms`).
 
     x, encoding = FakeQuant(...)(x)                        # encoding = float32[2]: scale, zero point
     y, accumulator = Compressed(Conv2D(...))(x, encoding)  # accumulator = float64[channels]: scale of its sums
@@ -19,8 +20,9 @@ import keras
 from kquant.core.compressed import Compressed
 from kquant.core.fake_quant import FakeQuant, observing, only
 from kquant.core.lstm import QuantizedLSTM
+from kquant.core.transformed import Transformed
 
-__all__ = ["Compressed", "FakeQuant", "QuantizedLSTM", "encodings_of", "observing", "only"]
+__all__ = ["Compressed", "FakeQuant", "QuantizedLSTM", "Transformed", "encodings_of", "observing", "only"]
 
 
 def encodings_of(model: keras.Model) -> list[FakeQuant]:

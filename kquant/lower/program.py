@@ -322,7 +322,8 @@ class _Writer:
         bias = op.bias_as_used()
         codes, scale, _ = op.codes(tf.constant(1.0)) if op.spec is not None else (op.weights_as_used(), None, None)
         plain = op.storage == "float32" or scale is None
-        kernel = op.weights_as_used().numpy() if op.spec is None else np.asarray(op._trained() if plain else codes)
+        used = op.weights_on_grid() if plain else codes
+        kernel = op.weights_as_used().numpy() if op.spec is None else np.asarray(used)
         return Constants(
             codes=kernel,
             scale=None if plain else np.asarray(scale, np.float32).reshape(-1),

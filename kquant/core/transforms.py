@@ -1,0 +1,131 @@
+"""What happens to a kernel before it is used: masks (pruning), codebooks (clustering).
+
+    float model        y = layer(x, kernel = t2(t1(kernel)))               `Transformed`
+    quantized model    y = layer(x, kernel = q(gain * t2(t1(kernel))))     `Compressed`, `QuantizedLSTM`
+
+A transform is a small Keras layer with variables of its own, so that it saves, loads and trains with the model. It
+sees the kernel that trains, before the gain of a folded batch norm, and keeps what it promised (zeros, shared values)
+through folding and quantization: each channel is then multiplied by one number and rounded by one rule.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from kquant.core.graph import full_precision
+
+# layer name -> path of a kernel -> its transforms: those of a float model, while it is taken apart
+Carried = dict[str, dict[str, list["Transform"]]]
+
+
+class Transform(keras.layers.Layer):
+    """One thing that is done to a kernel.
+
+    Subclasses are registered with Keras, keep all arguments in their config, make variables in `build(kernel_shape)`,
+    and say where they stand: transforms of one kernel run in the order of `rank` (masks 0, codebooks 1).
+    """
+
+    rank = 0
+
+    def __init__(self, **kwargs: Any) -> None:
+        kwargs["dtype"] = "float32"
+        super().__init__(autocast=False, **{k: v for k, v in kwargs.items() if k != "autocast"})
+
+    def start(self, weights: tf.Tensor) -> None:
+        """Set the first state from a kernel, float32 like it; called once, before training."""
+
+    def advance(self, weights: tf.Tensor) -> None:
+        """Move the state on by one training step; called in graphs, with the kernel before this transform."""
+
+    def call(self, weights: tf.Tensor) -> tf.Tensor:
+        """float32 like the kernel; differentiable."""
+        return weights
+
+
+def in_order(transforms: Sequence[Any]) -> list[Transform]:
+    """Transforms, or their configs, as layers in the order in which they act."""
+    made = [t if isinstance(t, Transform) else keras.saving.deserialize_keras_object(t) for t in transforms]
+    return sorted(made, key=lambda t: t.rank)
+
+
+def configs(transforms: Sequence[Transform]) -> list[dict[str, Any]]:
+    """For a layer's config."""
+    return [keras.saving.serialize_keras_object(t) for t in transforms]
+
+
+def apply(transforms: Sequence[Transform], weights: tf.Tensor) -> tf.Tensor:
+    """The kernel as it is used: float32 of float32."""
+    for transform in transforms:
+        weights = transform.call(weights)
+    return weights
+
+
+def advance(transforms: Sequence[Transform], weights: tf.Tensor) -> None:
+    """One training step of every state, in order."""
+    for transform in transforms:
+        transform.advance(tf.stop_gradient(weights))
+        weights = transform.call(weights)
+
+
+@contextlib.contextmanager
+def growing(layer: keras.layers.Layer) -> Iterator[None]:
+    """Inside, a built layer takes on variables and layers, as Keras' own do where they must (enable_lora)."""
+    locked = layer._tracker.locked
+    layer._tracker.unlock()
+    try:
+        yield
+    finally:
+        layer._tracker.locked = locked
+
+
+def clone(transform: Transform) -> Transform:
+    """The same transform with variables of its own."""
+    new = type(transform).from_config(transform.get_config())
+    if transform.built:
+        new.build(transform.get_build_config()["input_shape"])
+        for old, fresh in zip(transform.variables, new.variables, strict=True):
+            fresh.assign(old)
+    return new
+
+
+def kernel_at(layer: keras.layers.Layer, path: str) -> Any:
+    """A layer's variable by name; "cell.kernel" is the kernel of its cell.
+
+    Raises:
+        AttributeError: there is none.
+    """
+    *owners, name = path.split(".")
+    for owner in owners:
+        layer = getattr(layer, owner)
+    held = getattr(layer, f"_{name}", None)  # Keras' Dense and convolutions show a property of this name
+    return held if isinstance(held, keras.Variable) else getattr(layer, name)
+
+
+def real(layer: keras.layers.Layer, path: str) -> tf.Tensor:
+    """A variable's value as float32."""
+    with full_precision():
+        return tf.cast(tf.convert_to_tensor(kernel_at(layer, path)), tf.float32)
+
+
+def run_with(
+    layer: keras.layers.Layer, values: Mapping[str, tf.Tensor], call: Callable, *args: Any, **kwargs: Any
+) -> Any:
+    """Call a layer with other values for some of its variables, given by path; gradients reach those values.
+
+    What the call assigns to others (seeds, states of a stateful layer) is kept.
+    """
+    with full_precision():
+        mapping = {id(v): (v, v.value) for v in layer.variables}
+    replaced = {id(kernel_at(layer, path)): (kernel_at(layer, path), value) for path, value in values.items()}
+    with keras.StatelessScope(state_mapping=list((mapping | replaced).values())) as scope:
+        result = call(*args, **kwargs)
+    for key, (variable, old) in mapping.items():
+        new = scope.get_current_value(variable)
+        if key not in replaced and new is not old:
+            variable.assign(new)
+    return result

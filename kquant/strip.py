@@ -1,0 +1,113 @@
+"""Compressed model -> plain Keras model: masks, codebooks and grids become plain weights.
+
+    release    what `kquant.prune` and `kquant.cluster` put into a float model, taken out and kept beside it
+    strip      the same for good, also out of a quantized model
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+from kquant.core import transforms as kernels
+from kquant.core.graph import Node, rewrite, trace
+from kquant.core.nodes import Compressed, FakeQuant, QuantizedLSTM, Transformed
+from kquant.core.transforms import Carried
+from kquant.ops import find
+from kquant.ops.rule import rebuild
+
+
+def release(model: keras.Model) -> tuple[keras.Model, Carried]:
+    """A float model without transforms, its kernels as they were used; and the transforms, to be put back.
+
+    Args:
+        model: float; one without transforms comes back as it is.
+
+    Returns:
+        The plain model, with weights of its own, and its transforms.
+    """
+    if not any(isinstance(layer, Transformed) for layer in model._flatten_layers()):
+        return model, {}
+    carried: Carried = {}
+    plain: dict[int, Any] = {}
+
+    def replace(node: Node, args: tuple, kwargs: dict) -> Any:
+        op = node.op
+        if not isinstance(op, Transformed):
+            return _copy(op, plain)(*args, **kwargs)
+        if id(op) not in plain:
+            plain[id(op)] = _with_kernels(op.layer, {path: op.weights_as_used(path) for path in op.transforms})
+            carried[op.name] = op.transforms
+        return plain[id(op)](*args, **op.passed(kwargs))
+
+    graph = trace(model, _is_known)
+    return rewrite(graph, replace), carried
+
+
+def strip(model: keras.Model, *, grids: bool = False) -> keras.Model:
+    """The plain Keras model: no layer of kquant's is left where Keras has one.
+
+    Args:
+        model: what `kquant.prune`, `kquant.cluster` or `kquant.quantize` returned; it is not changed.
+        grids: of a quantized model: weights as the codes hold them, `scale * code`, instead of the float ones.
+
+    Returns:
+        A Functional model with the masks and codebooks in its weights. Of a quantized model: the float model that it
+        simulates, batch norms folded.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+        >>> [type(layer).__name__ for layer in kquant.strip(kquant.quantize(model)).layers]
+        ['InputLayer', 'Dense']
+    """
+    plain: dict[int, Any] = {}
+
+    def replace(node: Node, args: tuple, kwargs: dict) -> Any:
+        op, x = node.op, args[0] if args else None
+        if isinstance(op, FakeQuant):
+            return [x] * len(node.outputs)
+        if not isinstance(op, Compressed | QuantizedLSTM):
+            return _copy(op, plain)(*args, **kwargs)
+        if id(op) not in plain:
+            plain[id(op)] = _without_grid(op, grids)
+        return [plain[id(op)](x)] * len(node.outputs)
+
+    return rewrite(trace(release(model)[0], _is_known), replace)
+
+
+def _is_known(op: Any) -> bool:
+    """Layers that stay whole."""
+    return isinstance(op, FakeQuant | Compressed | Transformed) or find(op) is not None
+
+
+def _copy(op: Any, made: dict[int, Any]) -> Any:
+    """A layer with weights of its own, made once; operations have none."""
+    if id(op) not in made:
+        made[id(op)] = rebuild(op) if isinstance(op, keras.layers.Layer) and op.built else op
+    return made[id(op)]
+
+
+def _with_kernels(layer: Any, values: Mapping[str, Any]) -> Any:
+    """A copy with other values for some of its variables."""
+    new = rebuild(layer)
+    for path, value in values.items():
+        kernels.kernel_at(new, path).assign(value)
+    return new
+
+
+def _without_grid(op: Any, grids: bool) -> Any:
+    """The layer in a wrapper of a quantized model, with the weights that the wrapper gives it."""
+    if isinstance(op, QuantizedLSTM):
+        paths = ("cell.kernel", "cell.recurrent_kernel")
+        return _with_kernels(op.layer, {path: op.weights_as_used(path) for path in paths})
+    weights, bias = op.weights_as_used(), op.bias_as_used()
+    if grids and op.spec is not None:
+        weights = op.weights_on_grid()
+    layer = op.layer
+    if bias is not None and getattr(layer, "use_bias", True) is False:
+        layer = rebuild(layer, use_bias=True)
+    values = {op.kernel_name: weights} | ({} if bias is None else {str(op.bias_name): bias})
+    return _with_kernels(layer, {path: np.asarray(value) for path, value in values.items()})

@@ -1,0 +1,155 @@
+"""Transforms of kernels: what a mask or codebook promises holds through saving, folding, quantization and export."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import kquant
+from kquant.core import transforms
+from kquant.core.nodes import Compressed, Transformed
+from kquant.core.transforms import Transform
+
+layers = keras.layers
+
+
+@keras.saving.register_keras_serializable(package="kquant-tests")
+class Half(Transform):
+    """Keeps the weights above the median of |w|, as they were when it started; counts its steps."""
+
+    def build(self, shape):
+        self.mask = self.add_weight(name="mask", shape=shape, initializer="ones", trainable=False)
+        self.steps = self.add_weight(name="steps", shape=(), initializer="zeros", trainable=False)
+        self.built = True
+
+    def start(self, weights):
+        self.mask.assign(np.abs(weights) > np.median(np.abs(weights)))
+
+    def advance(self, weights):
+        self.steps.assign(self.steps + 1.0)
+
+    def call(self, weights):
+        return weights * tf.convert_to_tensor(self.mask)
+
+
+def small() -> keras.Model:
+    x = inputs = keras.Input((8, 8, 3), name="image")
+    x = layers.Conv2D(6, 3, use_bias=False, name="conv")(x)
+    x = layers.ReLU(name="relu")(layers.BatchNormalization(name="norm")(x))
+    x = layers.DepthwiseConv2D(3, activation="relu", name="depthwise")(x)
+    x = layers.Flatten(name="flatten")(x)
+    return keras.Model(inputs, layers.Dense(4, activation="softmax", name="head")(x), name="small")
+
+
+def recurrent() -> keras.Model:
+    inputs = keras.Input((6, 3), name="steps")
+    return keras.Model(inputs, layers.Dense(2, name="head")(layers.LSTM(5, name="lstm")(inputs)), name="recurrent")
+
+
+LSTM = ["cell.kernel", "cell.recurrent_kernel"]
+PATHS = {"conv": ["kernel"], "depthwise": ["kernel"], "head": ["kernel"], "lstm": LSTM}
+
+
+def halved(model: keras.Model) -> keras.Model:
+    """Every kernel of the model with a `Half`."""
+
+    def wrap(layer):
+        if layer.name not in PATHS:
+            return layer
+        new = Transformed(type(layer).from_config(layer.get_config()), {})
+        new.build(layer.get_build_config()["input_shape"])
+        new.layer.set_weights(layer.get_weights())
+        for path in PATHS[layer.name]:
+            new.transform_by(path, Half())
+        return new
+
+    new = keras.models.clone_model(model, clone_function=wrap)
+    for old, fresh in zip(model.layers, new.layers, strict=True):
+        if not isinstance(fresh, Transformed):
+            fresh.set_weights(old.get_weights())
+    return new
+
+
+@pytest.fixture(scope="module", params=[small, recurrent])
+def model(request):
+    keras.utils.set_random_seed(1)
+    return request.param()
+
+
+@pytest.fixture(scope="module")
+def x(model):
+    return np.random.default_rng(0).normal(size=(48, *model.input_shape[1:])).astype(np.float32)
+
+
+def zeros_of(layer, path="kernel"):
+    held = layer.transforms if isinstance(layer.transforms, dict) else {"kernel": layer.transforms}
+    return np.asarray(held[path][0].mask) == 0
+
+
+def test_float_model_computes_with_the_transformed_kernel(model, x):
+    masked, plain = halved(model), kquant.strip(halved(model))
+    np.testing.assert_allclose(masked.predict(x, verbose=0), plain.predict(x, verbose=0), atol=1e-6)
+    assert not any(isinstance(layer, Transformed) for layer in plain.layers)
+    kernel = plain.get_layer("head").kernel.numpy()
+    assert np.mean(kernel == 0) == 0.5
+
+
+def test_training_keeps_zeros_and_counts_each_step_once(model, x):
+    masked = halved(model)
+    masked.compile("sgd", "mse")
+    y = np.zeros((len(x), *model.output_shape[1:]), np.float32)
+    masked.fit(x, y, batch_size=16, epochs=2, verbose=0)
+    head = masked.get_layer("head")
+    assert float(head.transforms["kernel"][0].steps) == 6.0
+    assert np.all(head.weights_as_used().numpy()[zeros_of(head)] == 0)
+
+
+def test_round_trip_to_the_bit(model, x, tmp_path):
+    masked = halved(model)
+    masked.save(tmp_path / "m.keras")
+    loaded = keras.models.load_model(tmp_path / "m.keras")
+    np.testing.assert_array_equal(masked.predict(x, verbose=0), loaded.predict(x, verbose=0))
+
+
+@pytest.mark.parametrize("recipe", ["int8", "dynamic-int8"])
+def test_zeros_reach_the_file(model, x, tmp_path, recipe):
+    if recipe == "dynamic-int8" and model.name == "recurrent":
+        pytest.skip("LSTM has no dynamic kernel")
+    q = kquant.calibrate(kquant.quantize(halved(model), recipe), x, verbose=False)
+    q.compile("sgd", "mse")
+    q.fit(x, np.zeros((len(x), *model.output_shape[1:]), np.float32), verbose=0)
+    q.save(tmp_path / "q.keras")
+    q = keras.models.load_model(tmp_path / "q.keras")
+    kquant.export(q, tmp_path / "m.tflite", samples=x[:8])
+    for layer in q.layers:
+        if isinstance(layer, Compressed) and layer.spec is not None:
+            codes = layer.codes(tf.constant(1.0))[0].numpy()
+            assert np.all(codes[zeros_of(layer)] == 0) and np.any(codes)
+    for name, paths in PATHS.items():
+        if any(layer.name == name for layer in q.layers):
+            layer = q.get_layer(name)
+            assert all(zeros_of(layer, path).mean() >= 0.4 for path in paths)
+
+
+def test_pruned_after_quantization(x, model):
+    q = kquant.calibrate(kquant.quantize(model), x, verbose=False)
+    before = q.predict(x, verbose=0)
+    q.get_layer("head").transform_by(Half())
+    assert np.mean(q.get_layer("head").weights_as_used().numpy() == 0) == 0.5
+    copy = keras.models.clone_model(q)
+    copy.set_weights(q.get_weights())
+    q.predict_function = None
+    after = q.predict(x, verbose=0)
+    assert np.any(before != after)
+    np.testing.assert_array_equal(copy.predict(x, verbose=0), after)
+
+
+def test_clone_has_variables_of_its_own():
+    half = Half()
+    half.build((2, 2))
+    half.start(np.array([[1.0, 2.0], [3.0, 4.0]]))
+    other = transforms.clone(half)
+    half.mask.assign(np.ones((2, 2)))
+    assert np.asarray(other.mask).tolist() == [[0, 0], [1, 1]]
