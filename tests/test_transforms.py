@@ -153,3 +153,51 @@ def test_clone_has_variables_of_its_own():
     other = transforms.clone(half)
     half.mask.assign(np.ones((2, 2)))
     assert np.asarray(other.mask).tolist() == [[0, 0], [1, 1]]
+
+
+@keras.saving.register_keras_serializable(package="kquant-tests")
+class Tenths(Transform):
+    """Weights that share values: multiples of 0.1."""
+
+    rank, shares = 1, True
+
+    def call(self, weights):
+        return weights + tf.stop_gradient(tf.round(weights * 10.0) / 10.0 - weights)
+
+
+def wide() -> keras.Model:
+    x = inputs = keras.Input((12,), name="x")
+    x = layers.Dense(16, activation="relu", name="first")(x)
+    return keras.Model(inputs, layers.Dense(4, name="second")(x), name="wide")
+
+
+@pytest.fixture(scope="module")
+def calibrated():
+    keras.utils.set_random_seed(2)
+    rng = np.random.default_rng(1)  # inputs that go together, so that roundings can make up for each other
+    x = (rng.normal(size=(64, 3)) @ rng.normal(size=(3, 12))).astype(np.float32)
+    recipe = {"name": "w3", "weights": {"bits": 3}}
+    return lambda: kquant.calibrate(kquant.quantize(wide(), recipe), x, verbose=False), x
+
+
+def test_adaround_leaves_pruned_weights_at_zero(calibrated):
+    make, x = calibrated
+    q = make()
+    q.get_layer("first").transform_by(Half())
+    kquant.adaround(q, x, iterations=300, regularisation=0.01, learning_rate=0.3, verbose=False)
+    layer = q.get_layer("first")
+    codes = layer.codes(tf.constant(1.0))[0].numpy()
+    assert np.all(codes[zeros_of(layer)] == 0)
+    assert np.any(codes != np.rint(layer.weights_as_used() / layer.scale_of(layer.weights_as_used())))
+
+
+def test_adaround_and_equalize_leave_shared_weights(calibrated):
+    make, x = calibrated
+    q = make()
+    q.get_layer("first").transform_by(Tenths())
+    with pytest.warns(UserWarning, match="first share values"):
+        kquant.adaround(q, x, iterations=20, verbose=False)
+    assert q.get_layer("first").rounding is None and q.get_layer("second").rounding is not None
+    before = q.get_layer("first").layer.kernel.numpy()
+    kquant.equalize(q, x, verbose=False)
+    np.testing.assert_array_equal(q.get_layer("first").layer.kernel.numpy(), before)

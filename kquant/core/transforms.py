@@ -28,9 +28,14 @@ class Transform(keras.layers.Layer):
 
     Subclasses are registered with Keras, keep all arguments in their config, make variables in `build(kernel_shape)`,
     and say where they stand: transforms of one kernel run in the order of `rank` (masks 0, codebooks 1).
+
+    Attributes:
+        rank: see above.
+        shares: True where weights have values in common, which a correction of single weights would pull apart.
     """
 
     rank = 0
+    shares = False
 
     def __init__(self, **kwargs: Any) -> None:
         kwargs["dtype"] = "float32"

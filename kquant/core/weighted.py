@@ -77,6 +77,11 @@ class Weighted(keras.layers.Wrapper):
             self.transforms = kernels.in_order([*self.transforms, transform])
 
     @property
+    def shares(self) -> bool:
+        """True where a codebook gives weights common values."""
+        return any(transform.shares for transform in self.transforms)
+
+    @property
     def kernel_shape(self) -> tuple[int, ...]:
         """Of the float kernel."""
         return tuple(int(n) for n in kernels.kernel_at(self.layer, self.kernel_name).shape)

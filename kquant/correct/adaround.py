@@ -56,8 +56,8 @@ def adaround(
     samples, and every step takes a fresh batch of them. Biases stay.
 
     Each eighth sample is held out; a channel that does no better on it than rounded to nearest is rounded to nearest.
-    Layers that are no matrix product (transposed convolutions, LSTM, embeddings, PReLU) stay rounded to nearest; a
-    warning names them.
+    Layers that are no matrix product (transposed convolutions, LSTM, embeddings, PReLU), or whose weights share values,
+    stay rounded to nearest; a warning names them. Pruned weights stay 0.
 
     Args:
         qmodel: what `kquant.quantize` returned, calibrated; changed in place.
@@ -96,7 +96,7 @@ def adaround(
     source.check("adaround")
     found = places(source.graph)
     _name_others(source, found)
-    found = [place for place in found if place.rule.weights.rows is not None]
+    found = [place for place in found if place.rule.weights.rows is not None and not place.layer.shares]
     ranges = _ranges(source)
     with tqdm(found, desc="adaround", unit="layer", disable=not verbose) as bar:
         for place in bar:
@@ -122,6 +122,8 @@ def round_layer(source: Source, place: Place, settings: Settings, rows: int, see
     bias = np.zeros(channels, np.float32) if bias is None else bias.numpy()
     nearest = matrix.nearest()
     learned, _ = round_matrix(matrix, bias, seen, settings, seed)
+    if place.layer.transforms:  # what a mask has taken out stays out
+        learned = np.where(matrix.weights == 0.0, nearest, learned)
     better = error(matrix, learned, bias, held) < error(matrix, nearest, bias, held)
     codes = np.where(better.reshape(len(matrix.weights), 1, -1), learned, nearest)
     return from_matrix(codes, tuple(place.layer.weights_as_used().shape)).astype(np.int8)
@@ -166,6 +168,13 @@ def _example(place: Place, call: int, kept: Reservoir) -> Examples:
 
 
 def _name_others(source: Source, found: list[Place]) -> None:
+    shared = sorted(place.name for place in found if place.layer.shares)
+    if shared:
+        warnings.warn(
+            f"adaround: the weights of {', '.join(shared)} share values (a codebook), and stay rounded to nearest: "
+            "weights that are rounded one by one would share no longer.",
+            stacklevel=3,
+        )
     others = {place.name for place in found if place.rule.weights.rows is None}
     others |= {node.name for node in source.graph.nodes if isinstance(node.op, QuantizedLSTM)}
     if others:

@@ -69,6 +69,8 @@ def _has_channels(place: Place) -> bool:
 
 
 def _shared(place: Place) -> str | None:
+    if place.layer.shares:
+        return "its weights share values (a codebook), which factors for single channels would pull apart"
     return f"it is called {len(place.calls)} times" if len(place.calls) > 1 else None
 
 
