@@ -18,7 +18,6 @@ One TOML file a target. A new target is a new file in this folder: `names` finds
 
 from __future__ import annotations
 
-import difflib
 import tomllib
 from collections.abc import Mapping
 from functools import cache
@@ -27,6 +26,8 @@ from types import MappingProxyType
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from kquant.core.wording import did_you_mean
 
 # What a target file records: the field of `Operator` that says whether the operator runs in a type.
 _FIELDS = {"int8": "int8", "int16x8": "int16x8", "int4": "int4_weights"}
@@ -196,8 +197,7 @@ def load(name: str) -> Target:
     """
     known = names()
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(name, known, cutoff=0.4)
         raise ValueError(f"Unknown target {name!r}; the known ones are {', '.join(known)}.{hint}")
     return parse((resources.files(__name__) / f"{name}.toml").read_text(encoding="utf-8"), f"{name}.toml")
 
@@ -223,6 +223,5 @@ def _describe(fault: dict) -> str:
     if fault["type"] != "extra_forbidden":
         return f"{place}: {fault['msg']}, received {fault['input']!r}"
     keys = list(Operator.model_fields if fault["loc"][0] == "ops" else Target.model_fields)
-    near = difflib.get_close_matches(str(fault["loc"][-1]), keys, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(keys)}"
-    return f"{place}: unknown key, {hint}"
+    hint = did_you_mean(fault["loc"][-1], keys) or f" Expected one of {', '.join(keys)}"
+    return f"{place}: unknown key.{hint}"
