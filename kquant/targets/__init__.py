@@ -62,6 +62,7 @@ class Operator(BaseModel):
         version_int4: the operator version to write in a file with int4 weights; `version` where it is None.
         per_axis_int4: as `per_axis`, with int4 weights.
         broken_on: runtimes of the target that lack the operator or compute it wrongly, so they cannot check it.
+        in_place: the interpreter may write the output over an input that nobody else reads.
         notes: further limits in words.
     """
 
@@ -87,6 +88,7 @@ class Operator(BaseModel):
     version_int4: int | None = Field(default=None, ge=1)
     per_axis_int4: bool = False
     broken_on: tuple[str, ...] = Field(default=(), strict=False)
+    in_place: bool = False
     notes: str = ""
 
     def version_for(self, type: str = "int8") -> int:
