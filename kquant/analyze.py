@@ -19,6 +19,7 @@ from kquant.analysis.units import Unit, live_bytes, macs, units, weight_bytes, w
 from kquant.analysis.weights import weight_report
 from kquant.core.graph import Graph
 from kquant.core.nodes import FakeQuant, encodings_of
+from kquant.core.wording import first_of
 from kquant.data import gather
 from kquant.quantized import read
 
@@ -117,7 +118,7 @@ def _refuse_uncalibrated(qmodel: keras.Model) -> None:
     blank = [q.name for q in encodings_of(qmodel) if q.has_range and not np.any(q.count.numpy())]
     if blank:
         raise ValueError(
-            f"analyze: {qmodel.name} has encodings without a range: {', '.join(blank[:5])}. Run "
+            f"analyze: {qmodel.name} has encodings without a range: {first_of(blank)}. Run "
             "kquant.calibrate(qmodel, data) first."
         )
 

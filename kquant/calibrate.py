@@ -14,6 +14,7 @@ import keras
 from kquant import observers
 from kquant.core.nodes import Compressed, FakeQuant, encodings_of
 from kquant.core.statistics import Statistics
+from kquant.core.wording import first_of
 from kquant.observe import Observations, observe
 from kquant.quantized import forget_graphs
 
@@ -87,7 +88,7 @@ def _of_model(qmodel: keras.Model, nodes: Sequence[FakeQuant], data: Observation
     missing = sorted({node.name for node in nodes} ^ {name for name, _ in data.tensors})
     if missing:
         raise ValueError(
-            f"calibrate: these observations are not of {qmodel.name}: they differ at {', '.join(missing[:5])}. Observe "
+            f"calibrate: these observations are not of {qmodel.name}: they differ at {first_of(missing)}. Observe "
             "with the same model and recipe."
         )
     for node in nodes:
@@ -108,7 +109,7 @@ def _warn(found: dict[tuple[str, int], Statistics]) -> None:
     constant = list(dict.fromkeys(key[0] for key in found if key[0] not in varying))
     if constant:
         warnings.warn(
-            f"calibrate: these tensors hold a single value on all data: {', '.join(constant[:5])}. Use data that vary.",
+            f"calibrate: these tensors hold a single value on all data: {first_of(constant)}. Use data that vary.",
             stacklevel=3,
         )
     moved = []
@@ -122,6 +123,6 @@ def _warn(found: dict[tuple[str, int], Statistics]) -> None:
     if moved:
         warnings.warn(
             f"calibrate: the range differs more than {HALVES_DIFFER:g} times between the first and the second half of "
-            f"the data at: {', '.join(moved[:5])}. Shuffle the data, or use more.",
+            f"the data at: {first_of(moved)}. Shuffle the data, or use more.",
             stacklevel=3,
         )

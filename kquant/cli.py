@@ -6,19 +6,16 @@ Exit codes: 0 done; 1 refused, or findings that need work; 2 wrong usage. Tensor
 
 from __future__ import annotations
 
-import functools
 import os
 import sys
 import warnings
-from collections.abc import Callable
-from enum import StrEnum
-from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from kquant import __version__
+from kquant.options import Data, Io, Json, Lite, Model, Runtime, Samples, Scale, Shape, Target, refusing
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -26,64 +23,6 @@ app = typer.Typer(
     add_completion=False,
     help="Compress Keras 3 models: full-integer TFLite files for phones and microcontrollers.",
 )
-
-
-class Io(StrEnum):
-    """Types of a file's inputs and outputs."""
-
-    model = "model"
-    int8 = "int8"
-    uint8 = "uint8"
-    int16 = "int16"
-    float32 = "float32"
-
-
-def _fraction(text: str) -> float:
-    """`0.5` or `1/255`."""
-    try:
-        return float(Fraction(text))
-    except (ValueError, ZeroDivisionError):
-        raise typer.BadParameter(f"expected a number or a fraction like 1/255. Received: {text}") from None
-
-
-def _shape(text: str) -> tuple[int | None, ...]:
-    """`96,96,3` -> (None, 96, 96, 3)."""
-    try:
-        return (None, *(int(part) for part in text.replace("x", ",").split(",")))
-    except ValueError:
-        raise typer.BadParameter(f"expected sizes like 96,96,3. Received: {text}") from None
-
-
-Model = Annotated[Path, typer.Argument(help="A model saved by Keras", metavar="MODEL.keras")]
-Lite = Annotated[Path, typer.Argument(help="A TFLite file", metavar="FILE.tflite")]
-Data = Annotated[
-    Path,
-    typer.Option("--data", help="Samples: .npz (array x, or one for each input), .npy, or a folder of images"),
-]
-Scale = Annotated[
-    float, typer.Option("--scale", parser=_fraction, help="Factor for every value of the data, like 1/255 for images")
-]
-Samples = Annotated[int | None, typer.Option("--samples", min=1, help="Use this many samples, evenly spread")]
-Target = Annotated[str, typer.Option("--target", help="Where the file is to run: litert, tflm or ethos-u")]
-Runtime = Annotated[str, typer.Option("--runtime", help="litert (XNNPACK), litert-reference or tflm")]
-Shape = Annotated[
-    Any, typer.Option("--input-shape", parser=_shape, help="For open dimensions, like 96,96,3", metavar="H,W,C")
-]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, on standard output")]
-
-
-def refusing(command: Callable[..., None]) -> Callable[..., None]:
-    """What kquant refuses: its own message on standard error, exit code 1, no traceback."""
-
-    @functools.wraps(command)
-    def run(*args: Any, **kwargs: Any) -> None:
-        try:
-            command(*args, **kwargs)
-        except (ValueError, OSError, ImportError) as error:
-            typer.echo(f"kquant: {error}", err=True)
-            raise typer.Exit(1) from error
-
-    return run
 
 
 def _print(result: Any, as_json: bool) -> None:
@@ -187,6 +126,46 @@ def analyze(
     _print(found, as_json)
     if out is not None and not as_json:
         typer.echo(f"\n{out}: the report with plots")
+
+
+@app.command()
+@refusing
+def correct(
+    model: Annotated[Path, typer.Argument(help="A model saved by Keras, quantized or not", metavar="MODEL.keras")],
+    data: Data,
+    steps: Annotated[
+        str | None,
+        typer.Option("--steps", help="In order, like 'equalize,calibrate,adaround:iterations=2000'", metavar="STEPS"),
+    ] = None,
+    out: Annotated[
+        list[Path] | None,
+        typer.Option("--out", help="File for the result, .keras or .tflite; give it twice for both", metavar="FILE"),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell what the steps would change; write nothing")] = False,
+    recipe: Annotated[str | None, typer.Option("--recipe", help="For a float model; int8 by default")] = None,
+    target: Annotated[str | None, typer.Option("--target", help="For a float model; litert by default")] = None,
+    scale: Scale = 1.0,  # type: ignore[assignment]
+    samples: Samples = None,
+    as_json: Json = False,
+) -> None:
+    """Run post-training corrections on a model, and tell what each layer gains; a float model is quantized first."""
+    from kquant import files
+    from kquant.dry_run import dry_run as try_steps
+    from kquant.dry_run import run_steps
+    from kquant.pipeline import to_correct
+
+    if dry_run == bool(out):
+        raise typer.BadParameter("give --out FILE.keras or FILE.tflite, or --dry-run")
+    keras_model = files.load_model(model)
+    files.check_results(out or (), model)
+    qmodel, chosen = to_correct(keras_model, steps, recipe, target)
+    arrays = files.load_data(data, files.inputs_of(qmodel), scale=scale, limit=samples)
+    found = (try_steps if dry_run else run_steps)(qmodel, chosen, arrays, verbose=_bars(as_json))
+    for path in out or ():
+        files.save_result(qmodel, path, arrays)
+    _print(found, as_json)
+    if out and not as_json:
+        typer.echo("\nwritten: " + ", ".join(map(str, out)))
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""What the steps of a recipe would do to a quantized model, tried on a copy."""
+"""What the steps of a recipe do to a quantized model: tried on a copy, or done."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from kquant.analysis.weights import weight_report
 from kquant.calibrate import calibrate
 from kquant.core.nodes import encodings_of
 from kquant.core.recipe import Step
+from kquant.core.wording import first_of
 from kquant.correct import apply_steps, check_steps
 from kquant.data import gather
 from kquant.quantized import copy, read
@@ -60,7 +61,8 @@ class DryRun:
         before_db, after_db: SQNR of the outputs against the float function of the given model; None before ranges are
             set.
         layers: in the order of the model.
-        notes: what was done beside the steps, so that there is something to compare.
+        notes: what was done beside the steps, so that there is something to compare; what is to be done after them.
+        on_copy: the given model stayed as it was.
     """
 
     model: str
@@ -70,6 +72,7 @@ class DryRun:
     after_db: float | None
     layers: tuple[LayerChange, ...]
     notes: tuple[str, ...] = ()
+    on_copy: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
@@ -109,34 +112,78 @@ def dry_run(
         >>> found.before_db is None and found.after_db > 30.0
         True
     """
+    return _tried(qmodel, copy(qmodel), steps, data, samples, verbose)
+
+
+def run_steps(
+    qmodel: keras.Model,
+    steps: Sequence[str | dict[str, Any] | Step],
+    data: Any,
+    *,
+    samples: int = 256,
+    verbose: bool = True,
+) -> DryRun:
+    """Run steps on a quantized model itself, and tell what they have changed; `dry_run` explains the arguments.
+
+    Ranges that a step made the model forget stay forgotten: `after_db` is None then, and `notes` name them.
+
+    Returns:
+        What `dry_run` would have said, `on_copy` False.
+
+    Raises:
+        ValueError: see `dry_run`.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="head")])
+        >>> q = kquant.quantize(model)
+        >>> x = np.random.default_rng(0).normal(size=(64, 4)).astype("float32")
+        >>> run_steps(q, ["calibrate"], x, verbose=False).on_copy
+        False
+    """
+    return _tried(qmodel, qmodel, steps, data, samples, verbose)
+
+
+def _tried(qmodel: keras.Model, changed: keras.Model, steps: Any, data: Any, samples: int, verbose: bool) -> DryRun:
+    """Run steps on `changed`, which is the model or a copy of it, between two looks at all layers."""
     chosen = [Step.model_validate(step) for step in steps]
     check_steps(chosen)
     x = gather(qmodel, data, samples)
+    had_ranges = _has_ranges(qmodel)
     before, real, outputs = _states(qmodel, x, verbose)
-    tried = apply_steps(copy(qmodel), chosen, data, verbose=verbose)
-    notes = _calibrated_again(qmodel, tried, x, verbose)
-    after, _, changed = _states(tried, x, verbose)
+    before_db = _db(had_ranges, real, outputs)
+    apply_steps(changed, chosen, data, verbose=verbose)
+    forgotten = _without_range(changed) if had_ranges else []
+    notes = _calibrated_again(changed, forgotten, x, verbose) if changed is not qmodel else _told(forgotten)
+    after, _, found = _states(changed, x, verbose)
     return DryRun(
         model=qmodel.name,
         steps=tuple(step.name for step in chosen),
         samples=len(x[0]),
-        before_db=_db(qmodel, real, outputs),
-        after_db=_db(tried, real, changed),
+        before_db=before_db,
+        after_db=_db(_has_ranges(changed), real, found),
         layers=tuple(LayerChange(name, state, after[name]) for name, state in before.items()),
         notes=notes,
+        on_copy=changed is not qmodel,
     )
 
 
-def _calibrated_again(qmodel: keras.Model, tried: keras.Model, x: list[np.ndarray], verbose: bool) -> tuple[str, ...]:
+def _told(forgotten: list[str]) -> tuple[str, ...]:
+    """What to do where ranges are gone."""
+    if not forgotten:
+        return ()
+    return (f"The steps forgot the ranges of {first_of(forgotten)}. Calibrate after these steps.",)
+
+
+def _calibrated_again(
+    tried: keras.Model, forgotten: list[str], x: list[np.ndarray], verbose: bool
+) -> tuple[str, ...]:
     """The copy gets the ranges that the steps made it forget; says so."""
-    forgotten = _without_range(tried)
-    if not forgotten or not _has_ranges(qmodel):
+    if not forgotten:
         return ()
     calibrate(tried, keras.tree.pack_sequence_as(read(tried).inputs, x), verbose=verbose)
-    names = ", ".join(forgotten[:5]) + " and others" * (len(forgotten) > 5)
     return (
-        f"The steps forgot the ranges of {names}; the copy was calibrated again on these {len(x[0])} samples. "
-        "Calibrate the model itself after these steps.",
+        f"The steps forgot the ranges of {first_of(forgotten)}; the copy was calibrated again on these {len(x[0])} "
+        "samples. Calibrate the model itself after these steps.",
     )
 
 
@@ -161,9 +208,9 @@ def _states(qmodel: keras.Model, x: list[np.ndarray], verbose: bool) -> tuple[di
     return states, passes.outputs[passes.NONE].arrays, passes.outputs[passes.ALL].arrays
 
 
-def _db(qmodel: keras.Model, real: Outputs, found: Outputs) -> float | None:
+def _db(has_ranges: bool, real: Outputs, found: Outputs) -> float | None:
     """SQNR of all chunks of the outputs; the float ones are those of the model as given."""
-    if not _has_ranges(qmodel):
+    if not has_ranges:
         return None
     totals = [Noise()] * len(real[0])
     for ours, theirs in zip(real, found, strict=True):

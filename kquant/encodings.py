@@ -10,7 +10,6 @@ kernel `layer/kernel`. A layer that is called more than once makes `layer`, `lay
 
 from __future__ import annotations
 
-import difflib
 import json
 import warnings
 from collections.abc import Iterable
@@ -24,6 +23,7 @@ import numpy as np
 from kquant.core.graph import Graph
 from kquant.core.nodes import Compressed, FakeQuant, QuantizedLSTM
 from kquant.core.spec import QuantSpec, range_of
+from kquant.core.wording import did_you_mean, first_of
 from kquant.quantized import read
 
 Version = Literal["0.6.1", "1.0.0"]
@@ -70,7 +70,7 @@ def encodings(qmodel: keras.Model, version: Version = "0.6.1") -> dict[str, Any]
     unseen = [n for n, x in held.items() if x.has_range and not np.any(x.count.numpy() > 0)]
     if unseen:
         raise ValueError(
-            f"encodings: no range yet at {', '.join(unseen[:5])}. Run kquant.calibrate(model, data) or train first."
+            f"encodings: no range yet at {first_of(unseen)}. Run kquant.calibrate(model, data) or train first."
         )
     activations = {name: _grid_of(graph, layer, source) for name, (layer, source) in _tensors(graph).items()}
     width = max((g.bits for g in activations.values()), default=8)  # the cell state of an LSTM is int16 in any case
@@ -141,7 +141,7 @@ def set_encodings(qmodel: keras.Model, given: str | Path | dict[str, Any]) -> ke
     left = [name for name, (layer, _) in tensors.items() if layer.has_range and id(layer) not in chosen]
     if left:
         warnings.warn(
-            f"{where}: nothing for {', '.join(left[:5])} ({len(left)} tensors); calibration would set all ranges "
+            f"{where}: nothing for {first_of(left)} ({len(left)} tensors); calibration would set all ranges "
             "again, so give encodings for every tensor or for none.",
             stacklevel=3,
         )
@@ -299,9 +299,8 @@ def _grid(entry: Any) -> Grid:
 def _refuse_unknown(where: str, section: str, given: Iterable[str], known: dict[str, Any]) -> None:
     for name in given:
         if name not in known:
-            near = difflib.get_close_matches(name, known, 3, cutoff=0.3)
-            hint = f"Nearest: {', '.join(near)}." if near else f"There are: {', '.join(sorted(known)[:20])}."
-            raise ValueError(f"{where}: {section} names '{name}', which is no tensor of this model. {hint}")
+            hint = did_you_mean(name, known, 0.3, most=3) or f" There are: {first_of(sorted(known), 20)}."
+            raise ValueError(f"{where}: {section} names '{name}', which is no tensor of this model.{hint}")
 
 
 def _check_grid(where: str, name: str, grid: Grid, spec: QuantSpec) -> None:

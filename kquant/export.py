@@ -22,7 +22,7 @@ from kquant.data import gather
 from kquant.encodings import Version
 from kquant.encodings import encodings as encodings_of
 from kquant.inspect import FileModel, read_model
-from kquant.lower import Lowered, States, Streamed, keep_states, lower, to_bytes, to_stream
+from kquant.lower import Lowered, States, Streamed, keep_apart, keep_states, lower, to_bytes, to_stream
 from kquant.runtimes import arena_bytes, available
 from kquant.stream import Stream, StreamReport, check_stream, describe_stream, stream_metadata
 from kquant.verify import VerifyReport, compare
@@ -176,6 +176,7 @@ def file_content(lowered: Lowered) -> bytes:
     Returns:
         The bytes, metadata with them.
     """
+    keep_apart(lowered.program, lowered.target)
     return to_bytes(lowered.program, lowered.target, _metadata(lowered))
 
 
@@ -202,7 +203,7 @@ def _streaming(
         if edges != "model":
             _edges(streamed.program, edges)
         keep_states(streamed, states)
-        streamed.program.distinct_names()
+        keep_apart(streamed.program, lowered.target)
         metadata = {**_metadata(lowered), "streaming": stream_metadata(streamed, states)}
         return to_bytes(streamed.program, lowered.target, metadata), streamed
 

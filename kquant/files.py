@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
+import tempfile
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,10 +18,11 @@ import numpy as np
 import kquant.core.nodes
 import kquant.ops  # noqa: F401  both register kquant's layers with Keras, which `load_model` needs
 from kquant.core import inputs
-from kquant.export import write_atomically
+from kquant.export import export, write_atomically
 from kquant.inspect import FileModel
 
 MODELS = (".keras", ".h5")
+RESULTS = (".keras", ".tflite")
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".pgm", ".ppm")
 
 
@@ -231,6 +233,36 @@ def save_arrays(path: str | Path, arrays: dict[str, np.ndarray]) -> None:
     content = io.BytesIO()
     np.savez(content, **arrays)
     write_atomically(target, content.getvalue())
+
+
+def check_results(paths: Sequence[Path], model_path: Path) -> None:
+    """Refuse files for results that could not be written, before any work is done.
+
+    Raises:
+        ValueError: another suffix, no such folder, or the model that the results come from.
+    """
+    for path in paths:
+        if path.suffix not in RESULTS:
+            raise ValueError(f"--out {path}: expected a file {' or '.join(RESULTS)}. Received: '{path.suffix}'.")
+        if not path.parent.is_dir():
+            raise ValueError(f"--out {path}: the folder {path.parent} does not exist; make it first.")
+        if path.resolve() == model_path.resolve():
+            raise ValueError(f"--out {path}: would overwrite the model it comes from; give another file.")
+
+
+def save_result(qmodel: keras.Model, path: Path, samples: Any) -> None:
+    """A quantized model as `.keras`, or as a verified `.tflite` file; an older file stays until the new one is whole.
+
+    Raises:
+        ValueError: what `kquant.export` refuses.
+    """
+    if path.suffix == ".tflite":
+        export(qmodel, path, samples=samples)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        whole = Path(folder) / path.name
+        qmodel.save(whole)
+        write_atomically(path, whole.read_bytes())
 
 
 def output_folder(out: str | Path, model_path: str | Path) -> Path:

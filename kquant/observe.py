@@ -24,6 +24,7 @@ from kquant import observers
 from kquant.core.atomic import write_atomically
 from kquant.core.nodes import FakeQuant, encodings_of, observing
 from kquant.core.statistics import BINS, MOST_SAMPLES, SMALLEST_EXPONENT, Statistics, thinned
+from kquant.core.wording import first_of
 from kquant.data import batches_of, refuse_endless
 
 NONE = np.zeros(0, np.float32)
@@ -54,7 +55,7 @@ class Observations:
         """
         if set(self.tensors) != set(other.tensors):
             only = sorted({name for name, _ in set(self.tensors) ^ set(other.tensors)})
-            raise ValueError(f"observations: these two are of different models; only one has {', '.join(only[:5])}.")
+            raise ValueError(f"observations: these two are of different models; only one has {first_of(only)}.")
         merged = {key: s.merge(other.tensors[key]) for key, s in self.tensors.items()}
         return Observations(merged, self.samples + other.samples)
 

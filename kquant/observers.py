@@ -12,13 +12,13 @@ A range for 4 or 8 bits trades what it clips for what it rounds, so an observer 
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 
 import numpy as np
 
 from kquant.core.spec import QuantSpec
 from kquant.core.statistics import Statistics, histogram
+from kquant.core.wording import did_you_mean
 
 Observer = Callable[[Statistics, QuantSpec], tuple[float, float]]
 CLIPPED_COUNTS = 3.0  # AIMET's gamma: how much more an error of clipping costs than one of rounding
@@ -319,7 +319,6 @@ def find(name: str) -> Observer:
         ValueError: unknown; names the nearest.
     """
     if name not in OBSERVERS:
-        near = difflib.get_close_matches(name, OBSERVERS, 1)
-        hint = f" Did you mean '{near[0]}'?" if near else ""
+        hint = did_you_mean(name, OBSERVERS)
         raise ValueError(f"observer '{name}' does not exist.{hint} There are: {', '.join(OBSERVERS)}.")
     return OBSERVERS[name]

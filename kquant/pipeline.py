@@ -10,9 +10,10 @@ from typing import Any
 import keras
 
 from kquant.core.recipe import Recipe, Step, load
-from kquant.correct import STEPS, apply_steps, check_steps
+from kquant.correct import STEPS, apply_steps, check_steps, parse_steps
 from kquant.export import IO, ExportReport, export
 from kquant.quantize import quantize
+from kquant.quantized import is_quantized
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +92,36 @@ def prepare(
     check_steps(chosen.steps)
     qmodel = quantize(model, chosen, target=target, input_shape=input_shape)
     return apply_steps(qmodel, [_limited(step, batches) for step in chosen.steps], data, verbose=verbose)
+
+
+def to_correct(
+    model: keras.Model, steps: str | None = None, recipe: str | None = None, target: str | None = None
+) -> tuple[keras.Model, tuple[Step, ...]]:
+    """A quantized model and the steps to run on it, as the command `kquant correct` is asked.
+
+    Args:
+        model: quantized, which is taken as it is; or float, which is quantized.
+        steps: see `kquant.correct.parse_steps`; by default those of the recipe.
+        recipe: for a float model; "int8" by default.
+        target: likewise; "litert" by default.
+
+    Raises:
+        ValueError: a recipe or target for a quantized model, no steps for one, or unknown steps.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+        >>> [step.name for step in to_correct(model, "equalize,calibrate")[1]]
+        ['equalize', 'calibrate']
+    """
+    if is_quantized(model):
+        if recipe is not None or target is not None:
+            raise ValueError(f"{model.name}: is quantized already, for its own recipe and target; leave both out.")
+        if steps is None:
+            raise ValueError(f"{model.name}: is quantized already; say which steps to run: {', '.join(STEPS)}.")
+        return model, parse_steps(steps)
+    chosen = load(recipe or "int8")
+    picked = chosen.steps if steps is None else parse_steps(steps)
+    return quantize(model, chosen, target=target or "litert"), picked
 
 
 def _limited(step: Step, batches: int | None) -> Step:

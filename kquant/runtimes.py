@@ -6,7 +6,6 @@ does so with the first sample of a file that it has not seen run before (`kquant
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib.util
 import io
@@ -21,6 +20,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from kquant import interpreters
+from kquant.core.wording import did_you_mean
 from kquant.inspect import FileTensor, read_model
 from kquant.interpreters import RUNTIMES, Invoke
 
@@ -190,8 +190,7 @@ def _label(path_or_bytes: str | Path | bytes) -> str:
 
 def _known(runtime: str) -> None:
     if runtime not in RUNTIMES:
-        near = difflib.get_close_matches(str(runtime), RUNTIMES, 1)
-        hint = f" Did you mean '{near[0]}'?" if near else ""
+        hint = did_you_mean(runtime, RUNTIMES)
         raise ValueError(f"runtime '{runtime}' does not exist.{hint} There are: {', '.join(RUNTIMES)}.")
     if runtime not in available():
         raise ValueError(f"runtime '{runtime}' needs an extra: pip install 'kquant[micro]' (Linux only).")

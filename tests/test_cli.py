@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 import kquant
 from kquant.cli import app
 
-COMMANDS = ("compress", "analyze", "autotune", "check", "inspect", "verify", "predict", "recipes", "demo")
+COMMANDS = ("compress", "analyze", "correct", "autotune", "check", "inspect", "verify", "predict", "recipes", "demo")
 layers = keras.layers
 
 
@@ -104,6 +104,67 @@ def test_autotune_leaves_the_file_and_its_recipe(work, tmp_path):
                "--out", tmp_path / "again", "--json")
     assert again.exit_code == 0, again.output
     assert (tmp_path / "again/tiny.tflite").stat().st_size == (tmp_path / "tiny.tflite").stat().st_size
+
+
+def test_correct_tries_steps_and_writes_nothing(work):
+    before = sorted(work.rglob("*"))
+    quantized = work / "build/tiny.keras"
+    content = quantized.read_bytes()
+    arguments = ("correct", quantized, "--data", work / "images.npz", "--samples", 48)
+    result = kq(*arguments, "--steps", "equalize,calibrate,bias", "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert "equalize, calibrate, bias on a copy, 48 samples" in " ".join(result.stdout.split())
+    found = json.loads(kq(*arguments, "--steps", "calibrate", "--dry-run", "--json").stdout)
+    assert found["before_db"] > 20 and found["after_db"] > 20 and found["layers"]
+    assert sorted(work.rglob("*")) == before
+    assert quantized.read_bytes() == content
+
+
+def test_correct_writes_the_model_and_its_file(work, tmp_path):
+    np.savetxt(tmp_path / "w4.toml", ['name = "w4"\nweights = { bits = 4 }'], fmt="%s")
+    out = tmp_path / "better.keras", tmp_path / "better.tflite"
+    arguments = ("correct", work / "tiny.keras", "--recipe", tmp_path / "w4.toml", "--data", work / "images.npz")
+    steps = "calibrate, sequential-mse:candidates=5, adaround:iterations=20:beta=[10, 2]"
+    result = kq(*arguments, "--steps", steps, "--out", out[0], "--out", out[1], "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["steps"] == ["calibrate", "sequential-mse", "adaround"] and not found["on_copy"]
+    q = kquant.calibrate(kquant.quantize(keras.models.load_model(work / "tiny.keras"), tmp_path / "w4.toml"),
+                         np.load(work / "images.npy"), verbose=False)
+    x = np.load(work / "images.npy")
+    kquant.adaround(kquant.sequential_mse(q, x, candidates=5, verbose=False), x, iterations=20, beta=(10.0, 2.0),
+                    verbose=False)
+    written = keras.models.load_model(out[0])
+    np.testing.assert_array_equal(written.predict(x, verbose=0), q.predict(x, verbose=0))
+    assert kquant.verify(written, out[1], x, "litert-reference").ok
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["better.keras", "better.tflite", "w4.toml"]
+
+
+def test_correct_takes_the_steps_of_the_recipe(work, tmp_path):
+    arguments = ("correct", work / "tiny.keras", "--data", work / "images.npz", "--target", "tflm")
+    result = kq(*arguments, "--out", tmp_path / "m.keras")
+    assert result.exit_code == 0, result.output
+    assert "tiny, calibrate, 64 samples: SQNR no ranges ->" in " ".join(result.stdout.split())
+    assert str(tmp_path / "m.keras") in result.stdout
+
+
+def test_correct_refuses(work, tmp_path):
+    quantized = ("correct", work / "build/tiny.keras", "--data", work / "images.npz")
+    cases = {
+        "Did you mean 'adaround'?": (*quantized, "--dry-run", "--steps", "calibrate,adaroud"),
+        "'adaround' has no option 'iteration'": (*quantized, "--dry-run", "--steps", "adaround:iteration=5"),
+        "iterations must be int. Received: 'many'": (*quantized, "--dry-run", "--steps", "adaround:iterations=many"),
+        "expected names like calibrate": (*quantized, "--dry-run", "--steps", "calibrate,,bias"),
+        "say which steps to run": (*quantized, "--dry-run"),
+        "leave both out": (*quantized, "--dry-run", "--steps", "calibrate", "--recipe", "int8"),
+        "would overwrite the model": (*quantized, "--steps", "calibrate", "--out", work / "build/tiny.keras"),
+        "expected a file .keras or .tflite": (*quantized, "--steps", "calibrate", "--out", tmp_path / "m.onnx"),
+        "does not exist; make it first": (*quantized, "--steps", "calibrate", "--out", tmp_path / "no" / "m.keras"),
+    }
+    for message, arguments in cases.items():
+        assert message in refused(*arguments)
+    assert kq(*quantized, "--steps", "calibrate").exit_code == 2
+    assert kq(*quantized, "--steps", "calibrate", "--dry-run", "--out", tmp_path / "m.keras").exit_code == 2
 
 
 def test_verify(work):

@@ -152,8 +152,8 @@ def entry(name, **values):
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (rename("activation_encodings", "relu", "reluu"), "names 'reluu', which is no tensor .* Nearest: relu"),
-        (rename("param_encodings", "conv/kernel", "conv/weight"), "names 'conv/weight'.*Nearest: .*conv/kernel"),
+        (rename("activation_encodings", "relu", "reluu"), "names 'reluu', which is no tensor .* Did you mean 'relu'"),
+        (rename("param_encodings", "conv/kernel", "conv/weight"), "names 'conv/weight'.* Did you mean .*'conv/kernel'"),
         (entry("relu", bitwidth=16), "'relu' has 16 bits, the recipe's activations have 8. Quantize with a recipe"),
         (entry("relu", offset=12), "'relu' has offset 12, a zero point of -140"),
         (entry("relu", dtype="float"), "'relu' is not an entry .* dtype 'float'"),

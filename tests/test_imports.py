@@ -30,6 +30,7 @@ ORDER = (
     ("report", "files", "c_array"),
     ("pipeline",),
     ("demo",),
+    ("options",),
     ("cli",),
 )
 ROW = {name: row for row, names in enumerate(ORDER) for name in names}

@@ -179,7 +179,7 @@ def test_unknown_name_lists_the_known_ones():
     [
         (
             "int8 = true\nversion = 1\nsource = 'a.cc'\nper_axes = true",
-            "ops.ADD.per_axes: unknown key, did you mean 'per_axis'",
+            "ops.ADD.per_axes: unknown key. Did you mean 'per_axis'",
         ),
         ("int8 = true\nversion = 1", "ops.ADD.source: Field required"),
         ("int8 = 1\nversion = 1\nsource = 'a.cc'", "ops.ADD.int8: Input should be a valid boolean, received 1"),

@@ -40,6 +40,10 @@ class Graph:
                 found.setdefault(id(t), []).append(node)
         return found
 
+    def last_reads(self) -> dict[int, int]:
+        """id(tensor) -> number of the last node that reads it; what no node reads is not in it."""
+        return {id(t): i for i, node in enumerate(self.nodes) for t in node.inputs}
+
     def calls(self) -> dict[int, list[Node]]:
         """id(layer) -> its calls; more than one for a shared layer."""
         found: dict[int, list[Node]] = {}
@@ -129,6 +133,18 @@ def reachable(nodes: Sequence[Node], outputs: list[Tensor]) -> tuple[Node, ...]:
             kept.append(node)
             needed.update(id(t) for t in node.inputs)
     return tuple(reversed(kept))
+
+
+def drop_read(values: dict[int, Any], last: dict[int, int], done: int) -> None:
+    """Forget values that no node behind number `done` reads.
+
+    Args:
+        values: id(tensor) -> value; shrinks in place.
+        last: see `Graph.last_reads`.
+        done: number of the node that has run.
+    """
+    for key in [key for key in values if last.get(key, -1) <= done]:
+        del values[key]
 
 
 def run(graph: Graph, inputs: Any) -> dict[int, Any]:

@@ -10,7 +10,6 @@ weights = { per_axis = false }
 
 from __future__ import annotations
 
-import difflib
 import json
 import tomllib
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from kquant.core import aeq
 from kquant.core.spec import Kind, QuantSpec
+from kquant.core.wording import did_you_mean
 
 
 class _Strict(BaseModel):
@@ -206,8 +206,7 @@ def load(recipe: str | Path | dict[str, Any] | Recipe) -> Recipe:
             raise ValueError(f"recipe: no file {path}.")
         return _read(path.read_text(), str(path))
     if str(recipe) not in names():
-        near = difflib.get_close_matches(str(recipe), names(), 1)
-        hint = f" Did you mean '{near[0]}'?" if near else ""
+        hint = did_you_mean(recipe, names())
         raise ValueError(
             f"recipe: no recipe '{recipe}'.{hint} There are: {', '.join(names())}; or give a .toml or .json file."
         )
@@ -319,9 +318,7 @@ def _explain(error: Any, section: type[BaseModel]) -> str:
         place = path or "the rule"
         return f"{place}: {said}." if "Known here" in said else f"{place}: {said}. Received: {error['input']!r}."
     known = _keys_at(error["loc"][:-1], section)
-    near = difflib.get_close_matches(str(error["loc"][-1]), known, 1)
-    hint = f" Did you mean '{near[0]}'?" if near else ""
-    return f"unknown key '{path}'.{hint} Known here: {', '.join(known)}."
+    return f"unknown key '{path}'.{did_you_mean(error['loc'][-1], known)} Known here: {', '.join(known)}."
 
 
 def _keys_at(loc: tuple[Any, ...], section: type[BaseModel]) -> list[str]:

@@ -8,9 +8,9 @@ them, and leaves that function as it is.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import re
+import tomllib
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -20,6 +20,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from kquant.calibrate import calibrate
 from kquant.core.recipe import Step
+from kquant.core.wording import did_you_mean
 from kquant.correct.adaround import adaround
 from kquant.correct.bias import correct_bias
 from kquant.correct.data_free import data_free_ranges
@@ -51,7 +52,8 @@ def check_steps(steps: Sequence[Step]) -> None:
     """
     for step in steps:
         if step.name not in STEPS:
-            raise ValueError(f"steps: no step '{step.name}'.{_near(step.name, STEPS)} There are: {', '.join(STEPS)}.")
+            hint = did_you_mean(step.name, STEPS)
+            raise ValueError(f"steps: no step '{step.name}'.{hint} There are: {', '.join(STEPS)}.")
         function = STEPS[step.name]
         known = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
         known = [name for name in known if name != "verbose"]
@@ -59,10 +61,42 @@ def check_steps(steps: Sequence[Step]) -> None:
         for option, value in step.options.items():
             if option not in known:
                 raise ValueError(
-                    f"steps: '{step.name}' has no option '{option}'.{_near(option, known)} It has: "
+                    f"steps: '{step.name}' has no option '{option}'.{did_you_mean(option, known)} It has: "
                     f"{', '.join(known) or 'none'}."
                 )
             _check_value(f"steps: '{step.name}': {option}", option, value, hints.get(option, Any))
+
+
+def parse_steps(text: str) -> tuple[Step, ...]:
+    """Steps as a command line writes them: names in order, options behind colons, their values as in TOML.
+
+    Args:
+        text: like "equalize,calibrate,adaround:iterations=2000:beta=[20, 2]".
+
+    Raises:
+        ValueError: an option without a value, an unknown step or option, or a value that an option cannot have.
+
+    Example:
+        >>> [(step.name, step.options) for step in parse_steps("calibrate, adaround:iterations=2000")]
+        [('calibrate', {}), ('adaround', {'iterations': 2000})]
+    """
+    found = []
+    for part in re.split(r",(?![^\[{]*[\]}])", text):
+        name, *given = (piece.strip() for piece in re.split(r":(?=\s*\w+\s*=)", part))
+        if not name or not re.fullmatch(r"[\w-]+", name):
+            raise ValueError(f"steps: expected names like calibrate or adaround:iterations=2000. Received: '{part}'.")
+        pairs = [piece.partition("=") for piece in given]
+        found.append(Step(name=name, **{key.strip(): _value(value.strip()) for key, _, value in pairs}))
+    check_steps(found)
+    return tuple(found)
+
+
+def _value(text: str) -> Any:
+    """A TOML value; what is none is a string without its quotes."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
 
 
 def _check_value(what: str, option: str, value: Any, hint: Any) -> None:
@@ -112,8 +146,3 @@ def apply_steps(qmodel: keras.Model, steps: Sequence[Step], data: Any, *, verbos
     for step in steps:
         STEPS[step.name](qmodel, data, verbose=verbose, **step.options)
     return qmodel
-
-
-def _near(name: str, known: Any) -> str:
-    near = difflib.get_close_matches(name, known, 1)
-    return f" Did you mean '{near[0]}'?" if near else ""

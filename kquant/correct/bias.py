@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 
 from kquant.core.graph import Graph, Node
 from kquant.core.nodes import Compressed
+from kquant.core.wording import first_of
 from kquant.correct.channels import numbering, total
 from kquant.correct.moments import Moments, closed_moments
 from kquant.correct.stepwise import run_stepwise
@@ -232,7 +233,7 @@ def _warn_rounded(known: list[Place]) -> None:
     rounded = [p.name for p in known if p.layer.rounding is not None and np.any(p.layer.rounding.numpy())]
     if rounded:
         warnings.warn(
-            f"correct_bias: {', '.join(rounded[:5])}{' and others' * (len(rounded) > 5)} carry roundings of their own "
+            f"correct_bias: {first_of(rounded)} carry roundings of their own "
             "(AdaRound), which have met the error of the mean already; correcting biases on top is advised against.",
             stacklevel=3,
         )

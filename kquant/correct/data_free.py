@@ -21,7 +21,7 @@ import tensorflow as tf
 from tqdm.auto import tqdm
 
 from kquant.calibrate import set_weight_ranges
-from kquant.core.graph import Graph, Node
+from kquant.core.graph import Graph, Node, drop_read
 from kquant.core.nodes import Compressed, FakeQuant, encodings_of, observing
 from kquant.core.unfold import substitute
 from kquant.correct.channels import readers_of
@@ -158,12 +158,11 @@ class _Synthetic:
         rng = np.random.default_rng(seed)
         inputs = keras.tree.flatten(self.graph.inputs)
         values: dict[int, Any] = {id(t): _noise(t, self.ranges[id(t)], samples, rng) for t in inputs}
-        last = {id(t): i for i, node in enumerate(self.graph.nodes) for t in node.inputs}
+        last = self.graph.last_reads()
         for i, node in enumerate(tqdm(self.graph.nodes, desc="data-free", unit="node", disable=not verbose)):
             for t, value in zip(node.outputs, self.step(node, values), strict=True):
                 values[id(t)] = value
-            for key in [key for key in values if last.get(key, -1) <= i]:
-                del values[key]
+            drop_read(values, last, i)
         return self.found
 
     def step(self, node: Node, values: dict[int, Any]) -> list[Any]:

@@ -21,6 +21,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from kquant.core.nodes import FakeQuant
+from kquant.core.wording import first_of
 from kquant.correct.absorb import absorb_biases
 from kquant.correct.chains import Pair, find_pairs
 from kquant.correct.channels import largest, numbering
@@ -354,7 +355,7 @@ def forget_ranges(quantizers: list[FakeQuant]) -> None:
             layer.set_range(site, 0.0, 0.0, 0.0, exact=True)
     if known:
         warnings.warn(
-            f"equalize: the ranges of {', '.join(q.name for q in known[:5])}{' and others' * (len(known) > 5)} were "
+            f"equalize: the ranges of {first_of(q.name for q in known)} were "
             "those of the old channels; calibrate again, with kquant.calibrate or kquant.data_free_ranges.",
             stacklevel=3,
         )

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from kquant.core.graph import Graph, Node
+from kquant.core.graph import Graph, Node, drop_read
 from kquant.core.unfold import substitute
 
 # Called with a node and its outputs for each batch; True: the node has changed and runs once more.
@@ -29,15 +29,14 @@ def run_stepwise(graph: Graph, batches: Iterable[Any], visit: Visit) -> None:
     names = [id(t) for t in keras.tree.flatten(graph.inputs)]
     for x in batches:
         live.append(dict(zip(names, keras.tree.flatten(x), strict=True)))
-    last = {id(t): i for i, node in enumerate(graph.nodes) for t in node.inputs}
+    last = graph.last_reads()
     for i, node in enumerate(graph.nodes):
         made = _computed(node, live)
         if visit(node, made):
             made = _computed(node, live)
         for values, outputs in zip(live, made, strict=True):
             values.update(zip((id(t) for t in node.outputs), outputs, strict=True))
-            for key in [key for key in values if last.get(key, -1) <= i]:
-                del values[key]
+            drop_read(values, last, i)
 
 
 def _computed(node: Node, live: list[dict[int, Any]]) -> list[list[Any]]:

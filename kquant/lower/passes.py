@@ -70,10 +70,7 @@ def _drop_empty_reshapes(program: Program) -> bool:
 
 
 def _share_reshapes(program: Program) -> bool:
-    """Two RESHAPEs of one tensor to one shape are one.
-
-    LiteRT 2.3 computes them in place and lets an ADD or MUL behind the first write over what the second still reads.
-    """
+    """Two RESHAPEs of one tensor to one shape are one; `aliases` keeps apart what two to different shapes are."""
     outputs = {id(ref) for ref in program.outputs}
     first: dict[tuple[int, tuple[int, ...]], Ref] = {}
     for op in program.operators:

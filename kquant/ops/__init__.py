@@ -7,11 +7,11 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import fields
 from functools import cache
 from typing import Any
 
+from kquant.core.wording import did_you_mean
 from kquant.ops import (
     activation,
     adaptive,
@@ -94,8 +94,7 @@ def register_rule(cls: type) -> type:
     given = {name: value for name, value in vars(cls).items() if not name.startswith("_")}
     for name in given:
         if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f" Did you mean '{near[0]}'?" if near else ""
+            hint = did_you_mean(name, known)
             raise ValueError(f"{cls.__name__}: a rule has no '{name}'.{hint} Known: {', '.join(known)}.")
     if not given.get("layers") or not (given.get("expand") or given.get("lower")):
         raise ValueError(f"{cls.__name__}: a rule needs layers, and expand or lower. Received: {', '.join(given)}.")

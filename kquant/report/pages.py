@@ -144,9 +144,10 @@ def _dry_run(d: DryRun) -> Page:
     )
     before = "no ranges" if d.before_db is None else f"{figure(d.before_db)} dB"
     after = "no ranges" if d.after_db is None else f"{figure(d.after_db)} dB"
+    done = ", ".join(d.steps) + " on a copy" * d.on_copy
     worse = d.before_db is not None and (d.after_db is None or d.after_db < d.before_db)
     return Page(
-        headline=f"{d.model}, {', '.join(d.steps)} on a copy, {d.samples} samples: SQNR {before} -> {after}",
+        headline=f"{d.model}, {done}, {d.samples} samples: SQNR {before} -> {after}",
         ok=not worse,
         findings=("The outputs are further from the float model than before.",) if worse else (),
         facts=d.notes,

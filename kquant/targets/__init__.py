@@ -18,7 +18,6 @@ One TOML file a target. A new target is a new file in this folder: `names` finds
 
 from __future__ import annotations
 
-import difflib
 import tomllib
 from collections.abc import Mapping
 from functools import cache
@@ -27,6 +26,8 @@ from types import MappingProxyType
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from kquant.core.wording import did_you_mean
 
 # What a target file records: the field of `Operator` that says whether the operator runs in a type.
 _FIELDS = {"int8": "int8", "int16x8": "int16x8", "int4": "int4_weights"}
@@ -61,6 +62,7 @@ class Operator(BaseModel):
         version_int4: the operator version to write in a file with int4 weights; `version` where it is None.
         per_axis_int4: as `per_axis`, with int4 weights.
         broken_on: runtimes of the target that lack the operator or compute it wrongly, so they cannot check it.
+        in_place: the interpreter may write the output over an input that nobody else reads.
         notes: further limits in words.
     """
 
@@ -86,6 +88,7 @@ class Operator(BaseModel):
     version_int4: int | None = Field(default=None, ge=1)
     per_axis_int4: bool = False
     broken_on: tuple[str, ...] = Field(default=(), strict=False)
+    in_place: bool = False
     notes: str = ""
 
     def version_for(self, type: str = "int8") -> int:
@@ -196,8 +199,7 @@ def load(name: str) -> Target:
     """
     known = names()
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(name, known, cutoff=0.4)
         raise ValueError(f"Unknown target {name!r}; the known ones are {', '.join(known)}.{hint}")
     return parse((resources.files(__name__) / f"{name}.toml").read_text(encoding="utf-8"), f"{name}.toml")
 
@@ -223,6 +225,5 @@ def _describe(fault: dict) -> str:
     if fault["type"] != "extra_forbidden":
         return f"{place}: {fault['msg']}, received {fault['input']!r}"
     keys = list(Operator.model_fields if fault["loc"][0] == "ops" else Target.model_fields)
-    near = difflib.get_close_matches(str(fault["loc"][-1]), keys, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(keys)}"
-    return f"{place}: unknown key, {hint}"
+    hint = did_you_mean(fault["loc"][-1], keys) or f" Expected one of {', '.join(keys)}"
+    return f"{place}: unknown key.{hint}"

@@ -1,0 +1,36 @@
+"""What messages say of names: the nearest one that exists, and the first of many."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+SHOWN = 5
+
+
+def did_you_mean(name: object, known: Iterable[str], cutoff: float = 0.6, most: int = 1) -> str:
+    """A sentence for behind a full stop, with its space; nothing where no name is near.
+
+    Args:
+        name: what was given.
+        known: what there is.
+        cutoff: how alike they must be, 0 to 1.
+        most: how many to name.
+
+    Example:
+        >>> did_you_mean("int9", ["int8", "float16"]), did_you_mean("x", ["int8"])
+        (" Did you mean 'int8'?", '')
+    """
+    near = difflib.get_close_matches(str(name), list(known), most, cutoff)
+    return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+
+
+def first_of(names: Iterable[str], most: int = SHOWN) -> str:
+    """The first names, and whether there are more.
+
+    Example:
+        >>> first_of(["a", "b"]), first_of("abc", 2)
+        ('a, b', 'a, b and others')
+    """
+    found = list(names)
+    return ", ".join(found[:most]) + " and others" * (len(found) > most)
