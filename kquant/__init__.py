@@ -42,6 +42,7 @@ if Path(sys.argv[0] if sys.argv else "").stem != "kquant":
     from kquant.quantize import quantize
     from kquant.runtimes import predict
     from kquant.shrink.cost import Cost, cost
+    from kquant.shrink.factorize import factorize
     from kquant.shrink.prune import ChannelGroup, ChannelGroups, channel_groups, prune_channels
     from kquant.stream import Stream, stream
     from kquant.verify import VerifyReport, verify
@@ -78,6 +79,7 @@ __all__ = [
     "encodings",
     "equalize",
     "export",
+    "factorize",
     "fold",
     "inspect",
     "mixed_precision",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -16,6 +16,23 @@ from kquant.shrink.channels import Channels, Site
 from kquant.shrink.cost import BIAS_BYTES, positions
 
 Unit = Literal["macs", "weight_bytes"]
+
+
+def budget(macs: float | None, weight_bytes: float | None) -> tuple[Unit, float]:
+    """Which of two budgets is given, and its share or number.
+
+    Raises:
+        ValueError: none, both, or no positive number.
+    """
+    given = [(unit, n) for unit, n in zip(get_args(Unit), (macs, weight_bytes), strict=True) if n is not None]
+    if len(given) != 1:
+        raise ValueError(
+            f"one budget is to be given, like macs=0.6 or weight_bytes=50_000. Received: macs={macs}, "
+            f"weight_bytes={weight_bytes}."
+        )
+    if given[0][1] <= 0:
+        raise ValueError(f"{given[0][0]}: expected a share in (0, 1] or a number. Received: {given[0][1]}.")
+    return given[0]
 
 
 @dataclass
@@ -167,3 +184,19 @@ def _out_of_reach(channels: Channels, limit: int, left: int, unit: Unit, minimum
         f"`multiple`. Layers that keep their width: {stays or 'none'}."
     )
 
+
+
+def savings(channels: Channels, unit: Unit) -> np.ndarray:
+    """What each channel saves when it alone leaves: float64[channels]."""
+    books = ledger(channels, unit)
+    each, extra = (books.macs_each, 0) if unit == "macs" else (books.bytes_each, BIAS_BYTES)
+    found = np.zeros(channels.count)
+    for channel, members in books.of.items():
+        for site, as_input, as_output in members:
+            reads, makes = int(books.reads[site]), int(books.makes[site])
+            if books.sites[site].maker:
+                found[channel] += each[site] * (reads * makes - (reads - as_input) * (makes - as_output))
+            else:
+                found[channel] += each[site] * as_output
+            found[channel] += extra * as_output
+    return found

@@ -10,7 +10,7 @@ third estimates by how much the loss would move, which means the same in every l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, get_args
 
 import keras
@@ -18,6 +18,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm.auto import tqdm
 
+from kquant.core.graph import Graph, Node
 from kquant.shrink.channels import Channels, Site
 
 Importance = Literal["l1", "bn-scale", "taylor"]
@@ -98,18 +99,17 @@ def by_taylor(
     return np.where(made, total / count, np.nan)
 
 
-def norm_behind(channels: Channels, site: Site) -> keras.layers.BatchNormalization | None:
-    """The batch norm that alone reads a layer's output, in every call."""
-    readers = [reader for call in site.calls for reader in channels.graph.consumers().get(id(call.outputs[0]), [])]
-    ops = {id(reader.op): reader.op for reader in readers}
-    given = {id(t) for t in keras.tree.flatten(channels.graph.outputs)}
-    if len(readers) != len(site.calls) or len(ops) != 1 or any(id(c.outputs[0]) in given for c in site.calls):
+def norm_behind(graph: Graph, calls: Sequence[Node]) -> keras.layers.BatchNormalization | None:
+    """The batch norm over channels that alone reads a layer's output, in every call of both."""
+    consumers, given = graph.consumers(), {id(t) for t in keras.tree.flatten(graph.outputs)}
+    readers = [reader for call in calls for reader in consumers.get(id(call.outputs[0]), [])]
+    op = readers[0].op if readers else None
+    if not isinstance(op, keras.layers.BatchNormalization) or any(reader.op is not op for reader in readers):
         return None
-    op = next(iter(ops.values()))
-    bare = getattr(site.op, "activation", None) in (None, keras.activations.linear)
-    alone = len(channels.graph.calls()[id(op)]) == len(site.calls)
-    last = isinstance(op, keras.layers.BatchNormalization) and op.axis in (-1, len(site.calls[0].outputs[0].shape) - 1)
-    return op if last and bare and alone else None
+    alone = len(readers) == len(calls) == len(graph.calls()[id(op)])
+    bare = getattr(calls[0].op, "activation", None) in (None, keras.activations.linear)
+    last = op.axis in (-1, len(calls[0].outputs[0].shape) - 1)
+    return op if alone and bare and last and not any(id(c.outputs[0]) in given for c in calls) else None
 
 
 def _gates(channels: Channels) -> Iterator[tuple[np.ndarray, list[tuple[Any, tuple[int, ...]]]]]:
@@ -117,7 +117,7 @@ def _gates(channels: Channels) -> Iterator[tuple[np.ndarray, list[tuple[Any, tup
     for site in channels.sites:
         if not site.maker or site.weights is None:
             continue
-        norm = norm_behind(channels, site)
+        norm = norm_behind(channels.graph, site.calls)
         if norm is not None and norm.scale:
             yield site.makes, [(v, ()) for v in ([norm.gamma, norm.beta] if norm.center else [norm.gamma])]
             continue

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
-from typing import Any, get_args
+from typing import Any
 
 import keras
 import numpy as np
@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from kquant.core.graph import Node, rewrite
 from kquant.shrink.channels import Channels, follow_channels
-from kquant.shrink.choose import Unit, choose, ledger
+from kquant.shrink.choose import Unit, budget, choose, ledger, savings
 from kquant.shrink.importance import NAMES, Importance, by_bn_scale, by_l1, by_taylor, norm_behind
 from kquant.shrink.labelled import labelled_batches, loss_of
 from kquant.shrink.narrow import narrow_values, narrower
@@ -138,7 +138,8 @@ def prune_channels(
             a number. One budget is to be given.
         weight_bytes: the budget: bytes of their weights in an int8 file, as a share or a number.
         importance: "l1" (size of the filters), "bn-scale" (size of the batch norms' gamma, for models trained with an
-            L1 penalty on it) or "taylor" (what the loss would lose; needs data with labels).
+            L1 penalty on it) or "taylor" (what the loss would lose, for each
+            MAC or byte saved; needs data with labels; the best where a few thousand labelled samples are at hand).
         data: representative samples, see `kquant.calibrate`; for "taylor" (x, y), unless `labels` is given.
         labels: of `data` where that is an array, float or int[samples, ...].
         loss: for "taylor", a Keras loss, its name or `(labels, outputs) -> value`; by default what the model is
@@ -165,12 +166,14 @@ def prune_channels(
     Sources: criteria, see `kquant.shrink.importance`; least squares, He et al., "Channel Pruning for Accelerating Very
     Deep Neural Networks", arXiv:1707.06168, section 3.1, equation 1, and 3.2.
     """
-    unit, share = _budget(macs, weight_bytes)
+    unit, share = budget(macs, weight_bytes)
     wide = plain(model)
     channels = follow_channels(read(wide), protect)
     whole = ledger(channels, unit).total(unit)
     limit = round(share * whole) if share <= 1 else int(share)
     scores = _scores(channels, wide, model, importance, data, labels, loss, verbose)
+    if importance == "taylor":  # a loss, so that the least for each MAC or byte saved leaves first
+        scores = scores / np.maximum(savings(channels, unit), 1.0)
     kept = choose(channels, scores, limit, unit, minimum=minimum, multiple=multiple)
     small = smaller(channels, kept)
     if reconstruct and data is not None:
@@ -210,7 +213,7 @@ def _jobs(channels: Channels, kept: np.ndarray) -> list[Job]:
     found = []
     for site in channels.kernels:
         if can_refit(site.op) and not np.all(kept[site.reads]):
-            norm = norm_behind(channels, site)
+            norm = norm_behind(channels.graph, site.calls)
             makes = kept[site.makes].nonzero()[0]
             found.append(Job(site.name, site.calls, makes, None if norm is None else norm.name))
     return found
@@ -218,19 +221,6 @@ def _jobs(channels: Channels, kept: np.ndarray) -> list[Job]:
 
 def _indices(site: Any, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
     return kept[site.reads].nonzero()[0], kept[site.makes].nonzero()[0], (len(site.reads), len(site.makes))
-
-
-def _budget(macs: float | None, weight_bytes: float | None) -> tuple[Unit, float]:
-    """Which budget is given, as share or number."""
-    given = [(unit, n) for unit, n in zip(get_args(Unit), (macs, weight_bytes), strict=True) if n is not None]
-    if len(given) != 1:
-        raise ValueError(
-            f"one budget is to be given, like macs=0.6 or weight_bytes=50_000. Received: macs={macs}, "
-            f"weight_bytes={weight_bytes}."
-        )
-    if given[0][1] <= 0:
-        raise ValueError(f"{given[0][0]}: expected a share in (0, 1] or a number. Received: {given[0][1]}.")
-    return given[0]
 
 
 def _scores(
