@@ -41,14 +41,20 @@ if Path(sys.argv[0] if sys.argv else "").stem != "kquant":
     from kquant.pipeline import CompressResult, compress
     from kquant.quantize import quantize
     from kquant.runtimes import predict
+    from kquant.shrink.cost import Cost, cost
+    from kquant.shrink.factorize import factorize
+    from kquant.shrink.prune import ChannelGroup, ChannelGroups, channel_groups, prune_channels
     from kquant.stream import Stream, stream
     from kquant.strip import strip
     from kquant.verify import VerifyReport, verify
 
 __all__ = [
     "Analysis",
+    "ChannelGroup",
+    "ChannelGroups",
     "CheckReport",
     "CompressResult",
+    "Cost",
     "DryRun",
     "ExportReport",
     "FileModel",
@@ -64,19 +70,23 @@ __all__ = [
     "calibrate",
     "cell",
     "cell_samples",
+    "channel_groups",
     "check",
     "compress",
+    "cost",
     "dry_run",
     "correct_bias",
     "data_free_ranges",
     "encodings",
     "equalize",
     "export",
+    "factorize",
     "fold",
     "inspect",
     "mixed_precision",
     "observe",
     "predict",
+    "prune_channels",
     "quantize",
     "register_rule",
     "recipe_from_aeq",

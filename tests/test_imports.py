@@ -20,7 +20,7 @@ ORDER = (
     ("ops",),
     ("data", "observers", "inspect", "interpreters", "widths", "quantized", "strip"),
     ("expand", "plan", "observe", "lower", "runtimes", "encodings"),
-    ("fold", "attach", "calibrate"),
+    ("fold", "attach", "calibrate", "shrink"),
     ("correct",),
     ("analysis",),
     ("quantize", "analyze", "dry_run"),
@@ -78,7 +78,7 @@ def test_imports_point_one_way(path: Path) -> None:
 
 
 def test_inside_core_and_ops_imports_have_no_circle() -> None:
-    for folder in ("core", "ops", "lower", "report", "correct", "analysis"):
+    for folder in ("core", "ops", "lower", "report", "correct", "analysis", "shrink"):
         modules = {
             f"kquant.{folder}.{path.stem}": path for path in (PACKAGE / folder).glob("*.py") if path.stem != "__init__"
         }

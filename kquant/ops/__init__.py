@@ -120,3 +120,20 @@ def find(op: Any, target: Target | None = None) -> Rule | None:
         return matching[0] if matching else None
     able = [rule for rule in matching if all(target.supports(code) for code in rule.operators)]
     return (able or matching)[0]
+
+
+def find_weighted(op: Any) -> Rule | None:
+    """The rule that says where a layer's weights are, whatever else it has (an activation, causal padding).
+
+    Args:
+        op: Keras layer or operation.
+
+    Returns:
+        The rule, or None where the layer's weights are not those of one kernel.
+
+    Example:
+        >>> find_weighted(keras.layers.Dense(2, activation="relu")).weights.input_axis
+        0
+    """
+    matching = (rule for rule in _candidates(type(op)) if rule.expand is None and rule.when(op))
+    return next((rule for rule in matching if rule.weights is not None), None)

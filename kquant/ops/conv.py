@@ -156,7 +156,7 @@ def _conv2d(filters: int, size: Any, **kwargs: Any) -> Any:
 _CONV = Rule(
     layers=(layers.Conv1D, layers.Conv2D),
     operators=("CONV_2D",),
-    weights=Weights(channel_axes=(-1,), input_axis=-2, rows=conv_rows),
+    weights=Weights(channel_axes=(-1,), input_axis=-2, rows=conv_rows, width="filters"),
     fuses=True,
     lower=_lower_conv,
     refuse=_unsupported,
@@ -217,7 +217,7 @@ RULES = (
     Rule(
         layers=(layers.Conv2DTranspose,),
         operators=("TRANSPOSE_CONV",),
-        weights=Weights(channel_axes=(-2,), input_axis=-1),
+        weights=Weights(channel_axes=(-2,), input_axis=-1, width="filters"),
         fuses=True,
         lower=_lower_transpose,
         refuse=_unsupported,

@@ -57,7 +57,7 @@ RULES = (
     Rule(
         layers=(layers.Dense,),
         operators=("FULLY_CONNECTED",),
-        weights=Weights(channel_axes=(1,), input_axis=0, rows=dense_rows),
+        weights=Weights(channel_axes=(1,), input_axis=0, rows=dense_rows, width="units"),
         fuses=True,
         lower=_lower,
         refuse=_unsupported,

@@ -35,6 +35,7 @@ class Weights:
         per_axis: False where the kernel takes a single scale.
         rows: `(layer, x) -> float[n, groups, k]`, what the kernel is multiplied by: see `ops.rows`. None where the
             layer is not written as a product of matrices.
+        width: entry of the layer's config with the number of output channels; None where its input tells.
     """
 
     kernel: str = "kernel"
@@ -44,6 +45,7 @@ class Weights:
     sums: bool = True
     per_axis: bool = True
     rows: Callable[[Any, Any], Any] | None = None
+    width: str | None = None
 
 
 @dataclass(frozen=True, eq=False)

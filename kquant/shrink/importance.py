@@ -1,0 +1,148 @@
+"""What a channel is worth: one number for each, by one of three criteria.
+
+    l1         sum of |w| over the filters that make it            Li et al., arXiv:1608.08710, section 3.1
+    bn-scale   |gamma| of its batch norms                          Liu et al., arXiv:1708.06519, section 3
+    taylor     (dL/dz)^2 for a gate z = 1 on the channel           Molchanov et al., arXiv:1906.10771, equations 8 and 9
+
+The first two compare channels of one layer; between layers they are compared by their share of the layer's mean. The
+third estimates by how much the loss would move, which means the same in every layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, get_args
+
+import keras
+import numpy as np
+import tensorflow as tf
+from tqdm.auto import tqdm
+
+from kquant.core.graph import Graph, Node
+from kquant.shrink.channels import Channels, Site
+
+Importance = Literal["l1", "bn-scale", "taylor"]
+NAMES = get_args(Importance)
+
+
+def by_l1(channels: Channels) -> np.ndarray:
+    """The mean over a channel's filters of `sum |w|`, in units of each layer's mean: float64[channels], NaN for none.
+
+    Source: Li et al., "Pruning Filters for Efficient ConvNets", arXiv:1608.08710, section 3.1; sections 3.2 and 3.3 for
+    residual blocks.
+    """
+    found = ((site.makes, _filters(site)) for site in channels.sites if site.maker)
+    return _averaged(channels, [(makes, norms / (norms.mean() or 1.0)) for makes, norms in found])
+
+
+def by_bn_scale(channels: Channels) -> np.ndarray:
+    """The mean over a channel's batch norms of `|gamma|`, in units of each one's mean: float64[channels], NaN for none.
+
+    Source: Liu et al., "Learning Efficient Convolutional Networks through Network Slimming", arXiv:1708.06519,
+    section 3.
+    """
+    found = []
+    for site in channels.sites:
+        if isinstance(site.op, keras.layers.BatchNormalization) and site.op.scale:
+            sizes = np.abs(site.op.gamma.numpy().astype(np.float64))
+            if len(sizes) == len(site.makes):
+                found.append((site.makes, sizes / (sizes.mean() or 1.0)))
+    return _averaged(channels, found)
+
+
+def by_taylor(
+    channels: Channels, model: keras.Model, batches: Callable[[], Iterator[Any]], loss: Any, verbose: bool
+) -> np.ndarray:
+    """The mean over batches of `(dL/dz)^2`, z a factor of the channel behind its batch norm: float64[channels].
+
+    The derivative to z is `gamma * dL/dgamma + beta * dL/dbeta`, and without a batch norm `sum(w * dL/dw) + b * dL/db`;
+    those of all kernels that make the channel add up.
+
+    Args:
+        channels: of the model.
+        model: what they were read from.
+        batches: gives (inputs, labels) afresh.
+        loss: `(labels, outputs) -> scalar`.
+        verbose: show a bar.
+
+    Raises:
+        ValueError: no data.
+
+    Source: Molchanov et al., "Importance Estimation for Neural Network Pruning", arXiv:1906.10771, equations 8 and 9,
+    section 3.2 for gates.
+    """
+    gates = list(_gates(channels))
+    variables = list({id(v): v for _, parts in gates for v, _ in parts}.values())
+
+    @tf.function(reduce_retracing=True)
+    def gradients(x: Any, y: Any) -> list[tf.Tensor]:
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch([v.value for v in variables])
+            value = loss(y, model(x, training=False))
+        found = tape.gradient(value, [v.value for v in variables], unconnected_gradients="zero")
+        return [v.value * g for v, g in zip(variables, found, strict=True)]
+
+    total, count = np.zeros(channels.count), 0
+    for x, y in tqdm(batches(), desc="taylor importance", unit="batch", disable=not verbose):
+        products = {id(v): np.asarray(p, np.float64) for v, p in zip(variables, gradients(x, y), strict=True)}
+        moved = np.zeros(channels.count)
+        for makes, parts in gates:
+            for v, axes in parts:
+                np.add.at(moved, makes, products[id(v)].sum(axis=axes))
+        total += moved**2
+        count += 1
+    if count == 0:
+        raise ValueError("data: importance='taylor' needs samples and labels; received none.")
+    made = np.zeros(channels.count, bool)
+    for makes, _ in gates:
+        made[makes] = True
+    return np.where(made, total / count, np.nan)
+
+
+def norm_behind(graph: Graph, calls: Sequence[Node]) -> keras.layers.BatchNormalization | None:
+    """The batch norm over channels that alone reads a layer's output, in every call of both."""
+    consumers, given = graph.consumers(), {id(t) for t in keras.tree.flatten(graph.outputs)}
+    readers = [reader for call in calls for reader in consumers.get(id(call.outputs[0]), [])]
+    op = readers[0].op if readers else None
+    if not isinstance(op, keras.layers.BatchNormalization) or any(reader.op is not op for reader in readers):
+        return None
+    alone = len(readers) == len(calls) == len(graph.calls()[id(op)])
+    bare = getattr(calls[0].op, "activation", None) in (None, keras.activations.linear)
+    last = op.axis in (-1, len(calls[0].outputs[0].shape) - 1)
+    return op if alone and bare and last and not any(id(c.outputs[0]) in given for c in calls) else None
+
+
+def _gates(channels: Channels) -> Iterator[tuple[np.ndarray, list[tuple[Any, tuple[int, ...]]]]]:
+    """For each kernel the channels that it makes, and the (variable, axes to sum over) that a gate would scale."""
+    for site in channels.sites:
+        if not site.maker or site.weights is None:
+            continue
+        norm = norm_behind(channels.graph, site.calls)
+        if norm is not None and norm.scale:
+            yield site.makes, [(v, ()) for v in ([norm.gamma, norm.beta] if norm.center else [norm.gamma])]
+            continue
+        kernel = getattr(site.op, site.weights.kernel)
+        bias = getattr(site.op, site.weights.bias or "", None)
+        yield site.makes, [(kernel, _summed(site)), *([] if bias is None else [(bias, ())])]
+
+
+def _summed(site: Site) -> tuple[int, ...]:
+    """Axes of a kernel other than that of its output channels."""
+    rank = len(getattr(site.op, site.weights.kernel).shape)
+    kept = {axis % rank for axis in site.weights.channel_axes}
+    return tuple(axis for axis in range(rank) if axis not in kept)
+
+
+def _filters(site: Site) -> np.ndarray:
+    """`sum |w|` of each filter, its bias left out."""
+    kernel = getattr(site.op, site.weights.kernel).numpy().astype(np.float64)
+    return np.abs(kernel).sum(axis=_summed(site))
+
+
+def _averaged(channels: Channels, found: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """The mean of all values of a channel."""
+    total, count = np.zeros(channels.count), np.zeros(channels.count)
+    for makes, values in found:
+        np.add.at(total, makes, values)
+        np.add.at(count, makes, 1.0)
+    return np.where(count > 0, total / np.maximum(count, 1.0), np.nan)

@@ -1,0 +1,134 @@
+"""A flat Functional copy of a float model, of the user's own layers; the given model is left alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+from kquant.core.graph import Graph, Node, legal_name, rewrite, trace
+from kquant.ops import find
+
+layers = keras.layers
+# One layer with two kernels; its two halves shrink each on their own.
+SPLIT = (layers.SeparableConv1D, layers.SeparableConv2D)
+
+
+def stays_whole(op: Any) -> bool:
+    """Layers stay whole, models and Lambdas (whose function no config tells) unfold into layers and operations."""
+    if isinstance(op, keras.layers.Layer):
+        return not isinstance(op, keras.Model | layers.Lambda)
+    return find(op) is not None
+
+
+def read(model: keras.Model) -> Graph:
+    """The calls of a float model, layers whole."""
+    return trace(model, stays_whole)
+
+
+def plain(model: keras.Model) -> keras.Model:
+    """A flat Functional model of the same function, with layers and weights of its own.
+
+    Args:
+        model: a built float Keras model of any kind.
+
+    Returns:
+        The copy. Layers keep their names; a separable convolution becomes its two halves.
+
+    Raises:
+        ValueError: a layer is not described by its config, or a variable of the model itself is computed with.
+
+    Example:
+        >>> inner = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="inside")])
+        >>> [layer.name for layer in plain(keras.Sequential([keras.Input((4,), name="x"), inner])).layers]
+        ['x', 'inside']
+    """
+    graph = read(model)
+    made: dict[tuple[int, str], Any] = {}
+    values: list[tuple[Any, Any]] = []
+    taken = {t.name for t in keras.tree.flatten(graph.inputs)}
+
+    def make_for(op: Any) -> Callable[[str, Callable[[], Any]], Any]:
+        def make(key: str, factory: Callable[[], Any]) -> Any:
+            if (id(op), key) not in made:
+                made[id(op), key] = named_apart(factory(), taken)
+            return made[id(op), key]
+
+        return make
+
+    def replace(node: Node, args: tuple, kwargs: dict) -> Any:
+        _refuse_own_variables(model, node)
+        kwargs = inference_only(kwargs)
+        rule = find(node.op) if isinstance(node.op, SPLIT) else None
+        if rule is not None and rule.expand is not None:
+            return rule.expand(node.op, make_for(node.op), *args, **kwargs)
+        first = (id(node.op), "copy") not in made
+        new = make_for(node.op)("copy", lambda: again(node.op))
+        if first:
+            values.append((node.op, new))
+        return new(*args, **kwargs)
+
+    copy = rewrite(graph, replace, name=legal_name(graph.name, root=True))
+    for old, new in values:
+        copy_values(old, new)
+    return copy
+
+
+def inference_only(kwargs: dict) -> dict:
+    """Arguments of a call without those that Keras gives anew in training."""
+    return {k: v for k, v in kwargs.items() if k not in ("training", "mask")}
+
+
+def again(op: Any, **changes: Any) -> Any:
+    """A new layer or operation with the config of `op`, but for `changes`; not built.
+
+    Raises:
+        ValueError: the config does not describe it.
+    """
+    try:
+        return type(op).from_config({**op.get_config(), **changes})
+    except Exception as error:  # whatever a layer without a proper config raises
+        raise ValueError(
+            f"{op.name} ({type(op).__name__}): it cannot be copied, because get_config and from_config do not describe "
+            f"it. Return every argument of its __init__ from get_config. It said: {error}"
+        ) from error
+
+
+def copy_values(old: Any, new: Any) -> None:
+    """Variables of one layer to its copy, in order, and whether they train."""
+    if not isinstance(old, keras.layers.Layer):
+        return
+    for source, target in zip(old.variables, new.variables, strict=True):
+        target.assign(source)
+    settle(old, new)
+
+
+def settle(old: Any, new: Any) -> None:
+    """What belongs to a layer's weights beside its variables: `trainable`, and numbers made of an adapted state."""
+    for source, target in zip(old._flatten_layers(), new._flatten_layers(), strict=True):
+        target.trainable = source.trainable
+        if isinstance(target, layers.Normalization):
+            target.finalize_state()
+
+
+def named_apart(op: Any, taken: set[str]) -> Any:
+    """Layers of different nested models may share a name; those of a flat model must not."""
+    op.name = legal_name(op.name)
+    name, n = op.name, 1
+    while op.name in taken:
+        op.name = f"{name}_{n}"
+        n += 1
+    taken.add(op.name)
+    return op
+
+
+def _refuse_own_variables(model: keras.Model, node: Node) -> None:
+    if isinstance(node.op, keras.layers.Layer):
+        return
+    for x in keras.tree.flatten((node.args, node.kwargs)):
+        if isinstance(x, keras.Variable):
+            raise ValueError(
+                f"{model.name}: its `call` computes with its variable '{x.path}' itself ({node.name}), which a smaller "
+                "model of plain layers has no place for. Move the variable and what is computed with it into a Layer."
+            )
