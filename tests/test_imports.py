@@ -16,7 +16,7 @@ IDS = [str(path.relative_to(PACKAGE)) for path in FILES]
 # Each module imports from rows above its own only; modules of one row never import each other.
 ORDER = (
     ("core",),
-    ("targets",),
+    ("targets", "lut"),
     ("ops",),
     ("data", "observers", "inspect", "interpreters", "widths", "quantized", "strip"),
     ("expand", "plan", "observe", "lower", "runtimes", "encodings"),

@@ -1,6 +1,6 @@
 """A program -> TFLite bytes, through the official schema's object API (`ai_edge_litert.schema_py_generated`).
 
-Equal constants share a buffer, equal tensors are one, unused tensors are not written, operator codes carry the version
+Equal constants share a buffer, equal vectors of scales, zero points and shapes are one, equal tensors are one, unused tensors are not written, operator codes carry the version
 of the target file, and a metadata entry "kquant" says which version and recipe made the file.
 """
 
@@ -27,6 +27,7 @@ TYPES = {
     "float32": "FLOAT32",
     "resource": "RESOURCE",
 }
+ALIGNMENT = 16  # of buffers, from the schema's `force_align`
 
 # Operators whose options table is not simply their name in camel case.
 OPTIONS = {
@@ -89,7 +90,7 @@ class _Writer:
         entry.name = "kquant"
         entry.buffer = self.blob(json.dumps(metadata, sort_keys=True).encode())
         self.model.metadata = [entry]
-        builder = flatbuffers.Builder(1 << 16)
+        builder = _Builder(1 << 16)
         builder.Finish(self.model.Pack(builder), b"TFL3")
         return bytes(builder.Output())
 
@@ -120,7 +121,7 @@ class _Writer:
     def blob(self, data: bytes) -> int:
         """Index of a buffer with these bytes."""
         if data not in self.blobs:
-            buffer = schema.BufferT()
+            buffer = _Buffer()
             buffer.data = np.frombuffer(data, np.uint8)
             self.model.buffers.append(buffer)
             self.blobs[data] = len(self.model.buffers) - 1
@@ -136,8 +137,9 @@ class _Writer:
         if key is not None and key in self.constants:
             return self.constants[key]
         tensor = schema.TensorT()
-        tensor.name = self.unique(ref.name).encode()
-        tensor.shape = list(ref.shape)
+        if ref.name:
+            tensor.name = self.unique(ref.name).encode()
+        tensor.shape = np.array(ref.shape, np.int32)
         tensor.type = getattr(schema.TensorType, TYPES[ref.dtype])
         tensor.buffer = 0 if ref.data is None else self.blob(_stored(ref))
         tensor.hasRank = True
@@ -185,7 +187,9 @@ class _Writer:
         key = (op.code, version)
         if key not in self.codes:
             entry = schema.OperatorCodeT()
-            entry.builtinCode = getattr(schema.BuiltinOperator, op.code)
+            entry.builtinCode = getattr(schema.BuiltinOperator, op.code, schema.BuiltinOperator.CUSTOM)
+            if entry.builtinCode == schema.BuiltinOperator.CUSTOM:
+                entry.customCode = op.code.encode()
             entry.deprecatedBuiltinCode = min(entry.builtinCode, 127)
             entry.version = version
             self.model.operatorCodes.append(entry)
@@ -214,6 +218,36 @@ def _constant_key(ref: Ref) -> Any:
         return None
     encoding = None if ref.encoding is None else (ref.encoding.scale.tobytes(), ref.encoding.zero_point.tobytes())
     return ref.dtype, ref.shape, ref.data.tobytes(), encoding
+
+
+class _Builder(flatbuffers.Builder):
+    """Writes equal vectors once: the zero points of symmetric weights, shapes, the scales of what shares an encoding."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self.vectors: dict[tuple[str, bytes], int] = {}
+
+    def CreateNumpyVector(self, x: np.ndarray) -> int:
+        """Offset of a vector with these contents."""
+        key = (x.dtype.str, x.tobytes())
+        if key not in self.vectors:
+            self.vectors[key] = super().CreateNumpyVector(x)
+        return self.vectors[key]
+
+
+class _Buffer(schema.BufferT):
+    """Contents of a tensor on the alignment that the schema asks for; the generated Python code forgets it."""
+
+    def Pack(self, builder: Any) -> int:
+        """Offset of the table."""
+        content = self.data.tobytes()
+        builder.StartVector(1, len(content), ALIGNMENT)
+        builder.head -= len(content)
+        builder.Bytes[builder.head : builder.head + len(content)] = content
+        data = builder.EndVector()
+        schema.BufferStart(builder)
+        schema.BufferAddData(builder, data)
+        return schema.BufferEnd(builder)
 
 
 def _quantization(ref: Ref) -> Any:
