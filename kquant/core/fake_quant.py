@@ -12,6 +12,7 @@ import keras
 import tensorflow as tf
 
 from kquant.core import arithmetic
+from kquant.core.replicas import extremes
 from kquant.core.spec import QuantSpec, encode_range, to_codes
 
 Collector = Callable[["FakeQuant", int, tf.Tensor], None]
@@ -102,13 +103,12 @@ class FakeQuant(keras.layers.Layer):
         self.supports_masking = True
         if self.has_range:
             zeros = {"shape": (sites,), "initializer": "zeros", "trainable": False, "dtype": "float32"}
-            self.low = self.add_weight(name="low", aggregation="mean", autocast=False, **zeros)
-            self.high = self.add_weight(name="high", aggregation="mean", autocast=False, **zeros)
-            self.count = self.add_weight(name="count", aggregation="only_first_replica", autocast=False, **zeros)
+            zeros["aggregation"] = "only_first_replica"  # all replicas compute the same value (`extremes`)
+            self.low = self.add_weight(name="low", autocast=False, **zeros)
+            self.high = self.add_weight(name="high", autocast=False, **zeros)
+            self.count = self.add_weight(name="count", autocast=False, **zeros)
             if freeze_after is not None:  # batches that calibration counted: they are no training steps
-                self.calibrated = self.add_weight(
-                    name="calibrated", aggregation="only_first_replica", autocast=False, **zeros
-                )
+                self.calibrated = self.add_weight(name="calibrated", autocast=False, **zeros)
         self.built = True
 
     @property
@@ -230,7 +230,7 @@ class FakeQuant(keras.layers.Layer):
             trained = steps - tf.reduce_sum(tf.convert_to_tensor(self.calibrated) * here)
             moves = tf.logical_or(trained <= float(self.freeze_after), steps <= 1.0)  # no range at all is worse
             rate = tf.where(moves, rate, 0.0)
-        for variable, value in ((self.low, tf.reduce_min(y)), (self.high, tf.reduce_max(y))):
+        for variable, value in zip((self.low, self.high), extremes(y), strict=True):
             now = tf.convert_to_tensor(variable)
             variable.assign(now + here * rate * (value - now))
         self.count.assign(count)

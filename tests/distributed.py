@@ -1,0 +1,134 @@
+"""One training run of every case, to be compared with itself under another strategy: see test_distribution.py.
+
+python tests/distributed.py one|mirrored|workers FOLDER     # the variables of each case, as FOLDER/case.npz
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import layers
+
+import kquant
+
+RNG = np.random.default_rng(0)
+X = np.float32(RNG.normal(size=(64, 6, 6, 2)))
+Y = np.float32(RNG.normal(size=(64, 3)))
+BATCH = 16
+CASES: dict[str, Case] = {}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model made for images of 6x6x2 and three outputs, and for how many epochs it trains.
+
+    Batch norms, where there are any, need `synchronized=True`: their statistics are those of a replica otherwise.
+    """
+
+    make_model: Callable[[], keras.Model]
+    epochs: int = 2
+
+
+def case(**options: Any) -> Callable:
+    """Enrol the function that makes a model."""
+
+    def enrol(make_model: Callable[[], keras.Model]) -> Callable[[], keras.Model]:
+        CASES[make_model.__name__] = Case(make_model, **options)
+        return make_model
+
+    return enrol
+
+
+def convolutions() -> keras.Model:
+    """A float model with a branch, so that encodings are shared."""
+    x = keras.Input((6, 6, 2), name="image")
+    y = layers.Conv2D(4, 3, padding="same", activation="relu", name="conv")(x)
+    y = layers.Concatenate(name="both")([y, layers.DepthwiseConv2D(3, padding="same", name="depth")(y)])
+    return keras.Model(x, layers.Dense(3, name="head")(layers.GlobalAveragePooling2D(name="pool")(y)))
+
+
+@case()
+def qat() -> keras.Model:
+    return kquant.calibrate(kquant.quantize(convolutions()), X[:32], verbose=False)
+
+
+@case()
+def qat_from_no_ranges() -> keras.Model:
+    """The first batch of training sets them, then they move fast; the range of a cell state is inside its layer."""
+    x = keras.Input((6, 6, 2), name="image")
+    y = layers.LSTM(4, name="memory")(layers.Reshape((6, 12), name="rows")(x))
+    recipe = {"name": "fast", "training": {"momentum": 0.5, "freeze_ranges_after": 6}}
+    return kquant.quantize(keras.Model(x, layers.Dense(3, name="head")(y)), recipe)
+
+
+@case(epochs=0)
+def calibration() -> keras.Model:
+    return kquant.calibrate(kquant.quantize(convolutions()), X, batch_size=BATCH, verbose=False)
+
+
+def data() -> tf.data.Dataset:
+    """The same global batches whoever shares them: workers take turns in parts of a batch."""
+    options = tf.data.Options()
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
+    return tf.data.Dataset.from_tensor_slices((X, Y)).batch(BATCH).with_options(options)
+
+
+def trained(chosen: Case, where: Any) -> keras.Model:
+    """The model after its epochs, on the strategy `where` or on one device (None)."""
+    keras.utils.set_random_seed(1)
+    with where.scope() if where else contextlib.nullcontext():
+        model = chosen.make_model()
+        model.compile(keras.optimizers.Adam(1e-2), "mse")
+        model.optimizer.build(model.trainable_variables)
+    if isinstance(where, tf.distribute.MultiWorkerMirroredStrategy):
+        loop(model, where, chosen.epochs)
+    elif chosen.epochs:
+        model.fit(data(), epochs=chosen.epochs, verbose=0)
+    return model
+
+
+def loop(model: keras.Model, where: Any, epochs: int) -> None:
+    """What `fit` does; Keras 3's own stops before its first step on several workers (keras issue 20585)."""
+
+    @tf.function
+    def step(batch: Any) -> None:
+        where.run(model.train_step, args=(batch,))
+
+    batches = where.experimental_distribute_dataset(data())
+    for _ in range(epochs):
+        for batch in batches:
+            step(batch)
+
+
+def strategy(name: str) -> Any:
+    """What `name` says; the worker's place among the workers is in TF_CONFIG."""
+    if name == "mirrored":
+        (cpu,) = tf.config.list_physical_devices("CPU")
+        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+        return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    return tf.distribute.MultiWorkerMirroredStrategy() if name == "workers" else None
+
+
+def main(name: str, folder: Path) -> None:
+    """Run every case."""
+    chosen = strategy(name)
+    for label, each in CASES.items():
+        model = trained(each, chosen)
+        np.savez(folder / f"{label}.npz", **{v.path.replace("/", "."): np.asarray(v) for v in model.variables})
+        if name == "mirrored":
+            model.save(folder / f"{label}.keras")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))

@@ -1,0 +1,87 @@
+"""`tf.distribute`: two devices, and two processes, give the weights and ranges that one device gives."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import distributed
+import keras
+import numpy as np
+import pytest
+
+import kquant  # noqa: F401  registers the layers that are loaded here
+
+ROOT = Path(__file__).parents[1]
+SECONDS = 300
+TOLERANCE = 1e-4  # without the ranges of the whole batch they differ by 1e-2 and more
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on."""
+    sockets = [socket.socket() for _ in range(count)]
+    for s in sockets:
+        s.bind(("localhost", 0))
+    ports = [s.getsockname()[1] for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
+
+
+def start(name: str, folder: Path, **environment: str) -> subprocess.Popen:
+    """One process that runs every case."""
+    folder.mkdir()
+    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "tests/distributed.py"), name, str(folder)],
+        env={**os.environ, "PYTHONPATH": paths, "CUDA_VISIBLE_DEVICES": "-1", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of the results: two devices, and each of two workers; one device runs here meanwhile."""
+    base = tmp_path_factory.mktemp("runs")
+    workers = [f"localhost:{port}" for port in free_ports(2)]
+    started = {"mirrored": start("mirrored", base / "mirrored")}
+    for i in range(2):
+        config = json.dumps({"cluster": {"worker": workers}, "task": {"type": "worker", "index": i}})
+        started[f"worker-{i}"] = start("workers", base / f"worker-{i}", TF_CONFIG=config)
+    (base / "one").mkdir()
+    distributed.main("one", base / "one")
+    try:
+        for name, process in started.items():
+            said, _ = process.communicate(timeout=SECONDS)
+            assert process.returncode == 0, f"{name}: {said[-3000:]}"
+    finally:
+        for process in started.values():
+            process.kill()
+    return {name: base / name for name in ("one", *started)}
+
+
+@pytest.mark.parametrize("name", distributed.CASES)
+@pytest.mark.parametrize("run", ["mirrored", "worker-0", "worker-1"])
+def test_same_weights_as_on_one_device(run: str, name: str, runs: dict[str, Path]) -> None:
+    one, found = (np.load(runs[which] / f"{name}.npz") for which in ("one", run))
+    assert set(one) == set(found)
+    for key in one:
+        np.testing.assert_allclose(found[key], one[key], rtol=TOLERANCE, atol=TOLERANCE, err_msg=key)
+    moved = [key for key in one if key.endswith(".low") and np.any(one[key])]
+    assert moved, "no range was set"
+
+
+@pytest.mark.parametrize("name", distributed.CASES)
+def test_a_model_saved_under_a_strategy_loads_without_one(name: str, runs: dict[str, Path]) -> None:
+    stored = np.load(runs["mirrored"] / f"{name}.npz")
+    again = keras.saving.load_model(runs["mirrored"] / f"{name}.keras")
+    found = {variable.path.replace("/", "."): np.asarray(variable) for variable in again.variables}
+    assert set(stored) <= set(found)
+    for key in stored:
+        np.testing.assert_array_equal(found[key], stored[key], err_msg=key)
