@@ -35,6 +35,8 @@ if Path(sys.argv[0] if sys.argv else "").stem != "kquant":
     from kquant.export import ExportReport, export
     from kquant.fold import fold
     from kquant.inspect import FileModel, inspect
+    from kquant.layer_bytes import FileBytes, layer_bytes
+    from kquant.lower import LookUpTables
     from kquant.mixed_precision import Mixed, mixed_precision
     from kquant.observe import Observations, observe
     from kquant.ops import register_rule
@@ -42,6 +44,7 @@ if Path(sys.argv[0] if sys.argv else "").stem != "kquant":
     from kquant.quantize import quantize
     from kquant.runtimes import predict
     from kquant.stream import Stream, stream
+    from kquant.vela import vela_bytes
     from kquant.verify import VerifyReport, verify
 
 __all__ = [
@@ -50,7 +53,9 @@ __all__ = [
     "CompressResult",
     "DryRun",
     "ExportReport",
+    "FileBytes",
     "FileModel",
+    "LookUpTables",
     "Mixed",
     "Observations",
     "Recipe",
@@ -73,6 +78,7 @@ __all__ = [
     "export",
     "fold",
     "inspect",
+    "layer_bytes",
     "mixed_precision",
     "observe",
     "predict",
@@ -86,5 +92,6 @@ __all__ = [
     "sequential_mse",
     "set_encodings",
     "stream",
+    "vela_bytes",
     "verify",
 ]
