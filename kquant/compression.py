@@ -28,12 +28,14 @@ def tables_of(compression: Any) -> LookUpTables | None:
     )
 
 
-def refuse_tables(lowered: Lowered, check: bool) -> None:
-    """Look-up tables are for TFLM, which must be there to run the file.
+def refuse_tables(lowered: Lowered, tables: LookUpTables | None, check: bool) -> None:
+    """Look-up tables, where they are asked for, are for TFLM, which must be there to run the file.
 
     Raises:
         ValueError: another target, or no TFLM to check the file with.
     """
+    if tables is None:
+        return
     if lowered.target.name != "tflm":
         raise ValueError(
             "export: look-up tables are decoded by TensorFlow Lite Micro alone; quantize with target='tflm'. Received "

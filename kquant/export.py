@@ -158,8 +158,7 @@ def export(
     target_path = _writable(Path(path))
     beside = None if encodings is None else (_writable(Path(encodings)), encodings_of(qmodel, encodings_version))
     lowered = lower(qmodel)
-    if tables is not None:
-        refuse_tables(lowered, check_runtimes)
+    refuse_tables(lowered, tables, check_runtimes)
     if streaming:
         made = _streaming(qmodel, lowered, samples, io, int(streaming), states, check_runtimes, tables)
     else:

@@ -23,7 +23,24 @@ WEIGHTS = {
     "UNIDIRECTIONAL_SEQUENCE_LSTM": tuple(range(1, 9)),
 }
 DEFLATE_LEVEL = 9
+# Operators behind a DENSIFY whose outputs were compared with those of dense weights, see docs/bytes.md.
+DENSIFIED = ("CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "FULLY_CONNECTED")
 BLOCK = 16  # of the int8 kernel of a sparse FULLY_CONNECTED
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """Weights as a TFLite sparse tensor.
+
+    Attributes:
+        size_bytes: of values, segments and indices.
+        form: "densify": a DENSIFY unpacks single values; "1x16": FULLY_CONNECTED reads blocks as they are.
+        on_xnnpack: False where LiteRT's other kernels alone compute with them; its default, XNNPACK, does not.
+    """
+
+    size_bytes: int
+    form: str
+    on_xnnpack: bool
 
 
 @dataclass(frozen=True)
@@ -42,8 +59,7 @@ class LayerBytes:
         deflated_bytes: of the raw ones through zlib, level 9.
         lut_bytes: as indices and tables that TFLM decodes (header with them); None where it decodes none, or where a
             table would need more than 128 entries.
-        sparse_bytes: values, segments and indices of a TFLite sparse tensor; None where LiteRT executes none.
-        sparse_form: "1x16": read by FULLY_CONNECTED as it is; "densify": unpacked by a DENSIFY; None.
+        sparse: the smallest TFLite sparse tensor; None where LiteRT executes none.
     """
 
     name: str
@@ -57,8 +73,7 @@ class LayerBytes:
     stored_bytes: int
     deflated_bytes: int
     lut_bytes: int | None
-    sparse_bytes: int | None
-    sparse_form: str | None
+    sparse: Sparse | None
 
 
 @dataclass(frozen=True)
@@ -81,13 +96,17 @@ class FileBytes:
 
     @property
     def totals(self) -> dict[str, int]:
-        """Sums over the layers; a layer that has no look-up tables or sparse form, or a larger one, counts raw."""
+        """Sums over the layers.
+
+        A layer that look-up tables or a sparse tensor would make larger counts raw, and so does a sparse one that
+        XNNPACK does not execute.
+        """
         return {
             "raw_bytes": sum(layer.raw_bytes for layer in self.layers),
             "stored_bytes": sum(layer.stored_bytes for layer in self.layers),
             "deflated_bytes": sum(layer.deflated_bytes for layer in self.layers),
             "lut_bytes": sum(min(layer.raw_bytes, layer.lut_bytes or layer.raw_bytes) for layer in self.layers),
-            "sparse_bytes": sum(min(layer.raw_bytes, layer.sparse_bytes or layer.raw_bytes) for layer in self.layers),
+            "sparse_bytes": sum(_executed_everywhere(layer) for layer in self.layers),
         }
 
     @property
@@ -149,7 +168,6 @@ def _layer(t: FileTensor, code: str, values: np.ndarray, stored: int) -> LayerBy
     packed = t.type == "INT4"
     raw = -(-values.size // 2) if packed else values.nbytes
     content = values.tobytes() if not packed else _pairs(values)
-    sparse = _sparse(values, code) if t.type in ("INT8", "FLOAT32", "FLOAT16") and not np.any(zero) else None
     lut = smallest(values, axis) if code in READERS and t.type == "INT8" else None
     return LayerBytes(
         name=t.name,
@@ -163,9 +181,13 @@ def _layer(t: FileTensor, code: str, values: np.ndarray, stored: int) -> LayerBy
         stored_bytes=stored,
         deflated_bytes=_deflated(content),
         lut_bytes=None if lut is None else lut.size_bytes,
-        sparse_bytes=None if sparse is None else sparse[0],
-        sparse_form=None if sparse is None else sparse[1],
+        sparse=_sparse(values, code) if t.type in ("INT8", "FLOAT32") and not np.any(zero) else None,
     )
+
+
+def _executed_everywhere(layer: LayerBytes) -> int:
+    sparse = layer.sparse
+    return min(layer.raw_bytes, sparse.size_bytes if sparse is not None and sparse.on_xnnpack else layer.raw_bytes)
 
 
 def _distinct(values: np.ndarray, axis: int | None = None) -> int:
@@ -184,18 +206,20 @@ def _deflated(content: bytes) -> int:
     return len(zlib.compress(content, DEFLATE_LEVEL))
 
 
-def _sparse(values: np.ndarray, code: str) -> tuple[int, str] | None:
-    """The smallest sparse tensor that LiteRT executes for these weights, and how.
+def _sparse(values: np.ndarray, code: str) -> Sparse | None:
+    """The smallest sparse tensor that LiteRT executes for these weights.
 
-    Its int8 FULLY_CONNECTED reads blocks of 1 x 16 as they are; before everything else stands a DENSIFY, which takes
-    single values too (LiteRT: tflite/kernels/fully_connected.cc, densify.cc).
+    A DENSIFY unpacks them before an operator (LiteRT: tflite/kernels/densify.cc and the XNNPACK delegate), in int8 not
+    before a FULLY_CONNECTED that XNNPACK runs. The kernels of FULLY_CONNECTED also read int8 blocks of 1 x 16 as they
+    are (tflite/kernels/fully_connected.cc); XNNPACK takes those for dense ones and computes nonsense.
     """
-    if values.ndim < 2:
+    if code not in DENSIFIED or values.ndim < 2:
         return None
-    forms = [(sparse_bytes(values, 1), "densify")]
-    if code == "FULLY_CONNECTED" and values.dtype == np.int8 and values.shape[-1] % BLOCK == 0:
-        forms.append((sparse_bytes(values, BLOCK), f"1x{BLOCK}"))
-    return min(forms)
+    dense = code == "FULLY_CONNECTED" and values.dtype == np.int8
+    forms = [Sparse(sparse_bytes(values, 1), "densify", not dense)]
+    if dense and values.shape[-1] % BLOCK == 0:
+        forms.append(Sparse(sparse_bytes(values, BLOCK), f"1x{BLOCK}", False))
+    return min(forms, key=lambda form: form.size_bytes)
 
 
 def sparse_bytes(values: np.ndarray, block: int) -> int:

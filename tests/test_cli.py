@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 import kquant
 from kquant.cli import app
 
-COMMANDS = ("compress", "analyze", "autotune", "check", "inspect", "verify", "predict", "recipes", "demo")
+COMMANDS = ("compress", "analyze", "autotune", "check", "inspect", "bytes", "verify", "predict", "recipes", "demo")
 layers = keras.layers
 
 

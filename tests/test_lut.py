@@ -352,3 +352,21 @@ def test_plain_again():
     for runtime in ("litert", "litert-reference"):
         both = zip(outputs(plain, runtime), outputs(again, runtime), strict=True)
         assert all(np.array_equal(a, b) for a, b in both)
+
+
+@needs_tflm
+def test_the_command_writes_and_counts(exports, tmp_path):
+    from typer.testing import CliRunner
+
+    from kquant.cli import app
+
+    model = keras.Sequential([keras.Input((48,)), layers.Dense(48, name="head")])
+    model.layers[0].kernel.assign(np.sign(model.layers[0].kernel))
+    model.save(tmp_path / "net.keras")
+    np.save(tmp_path / "x.npy", RNG.random((32, 48), np.float32))
+    options = ["--data", tmp_path / "x.npy", "--target", "tflm", "--out", tmp_path / "out", "--compression", "lut"]
+    done = CliRunner().invoke(app, [str(a) for a in ("compress", tmp_path / "net.keras", *options)])
+    assert done.exit_code == 0, done.output
+    assert "stored in" in done.stdout
+    done = CliRunner().invoke(app, ["bytes", str(tmp_path / "out" / "net.tflite")])
+    assert done.exit_code == 0 and "head/kernel" in done.stdout

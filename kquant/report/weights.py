@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from kquant.inspect import FileModel
-from kquant.layer_bytes import FileBytes, LayerBytes
+from kquant.layer_bytes import FileBytes, LayerBytes, Sparse
 from kquant.report.page import Page, Table, page
 
 SHOWN = 6
@@ -62,7 +62,6 @@ def tables_table(model: FileModel) -> Table:
 
 
 def _row(layer: LayerBytes) -> tuple[str, ...]:
-    sparse = _bytes(layer.sparse_bytes) + (f" ({layer.sparse_form})" if layer.sparse_form else "")
     return (
         layer.name,
         layer.operator,
@@ -73,8 +72,12 @@ def _row(layer: LayerBytes) -> tuple[str, ...]:
         f"{layer.stored_bytes:,}",
         f"{layer.deflated_bytes:,}",
         _bytes(layer.lut_bytes),
-        sparse,
+        "-" if layer.sparse is None else _sparse(layer.sparse),
     )
+
+
+def _sparse(sparse: Sparse) -> str:
+    return f"{sparse.size_bytes:,} ({sparse.form}{'' if sparse.on_xnnpack else ', no XNNPACK'})"
 
 
 def _bytes(count: int | None) -> str:
