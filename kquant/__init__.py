@@ -35,6 +35,8 @@ if Path(sys.argv[0] if sys.argv else "").stem != "kquant":
     from kquant.export import ExportReport, export
     from kquant.fold import fold
     from kquant.inspect import FileModel, inspect
+    from kquant.layer_bytes import FileBytes, layer_bytes
+    from kquant.lower import LookUpTables
     from kquant.mixed_precision import Mixed, mixed_precision
     from kquant.observe import Observations, observe
     from kquant.ops import register_rule
@@ -46,6 +48,7 @@ if Path(sys.argv[0] if sys.argv else "").stem != "kquant":
     from kquant.shrink.prune import ChannelGroup, ChannelGroups, channel_groups, prune_channels
     from kquant.stream import Stream, stream
     from kquant.strip import strip
+    from kquant.vela import vela_bytes
     from kquant.verify import VerifyReport, verify
 
 __all__ = [
@@ -57,7 +60,9 @@ __all__ = [
     "Cost",
     "DryRun",
     "ExportReport",
+    "FileBytes",
     "FileModel",
+    "LookUpTables",
     "Mixed",
     "Observations",
     "Recipe",
@@ -83,6 +88,7 @@ __all__ = [
     "factorize",
     "fold",
     "inspect",
+    "layer_bytes",
     "mixed_precision",
     "observe",
     "predict",
@@ -98,5 +104,6 @@ __all__ = [
     "set_encodings",
     "stream",
     "strip",
+    "vela_bytes",
     "verify",
 ]

@@ -55,6 +55,7 @@ def compress(
     recipe: Annotated[str, typer.Option("--recipe", help="Name (see `kquant recipes`) or a .toml file")] = "int8",
     target: Target = "litert",
     io: Annotated[Io, typer.Option("--io", help="Type of the file's inputs and outputs")] = Io.model,
+    compression: Annotated[str | None, typer.Option("--compression", help="lut: look-up tables, for tflm")] = None,
     scale: Scale = 1.0,  # type: ignore[assignment]
     samples: Samples = None,
     input_shape: Shape = None,
@@ -78,6 +79,7 @@ def compress(
         output=lite,
         target=target,
         io=io.value,
+        compression=compression,
         input_shape=input_shape,
         verbose=_bars(as_json),
     )
@@ -232,6 +234,15 @@ def inspect(file: Lite, as_json: Json = False) -> None:
     found = run_inspect(file)
     _print(found, as_json)
     raise typer.Exit(0 if found.is_integer else 1)
+
+
+@app.command("bytes")
+@refusing
+def weight_bytes(file: Lite, as_json: Json = False) -> None:
+    """Count the bytes of the weights: as they are, deflated, in look-up tables, as sparse tensors."""
+    from kquant.layer_bytes import layer_bytes
+
+    _print(layer_bytes(file), as_json)
 
 
 @app.command()

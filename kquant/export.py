@@ -7,7 +7,7 @@ import os
 import stat
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -15,19 +15,33 @@ import keras
 import numpy as np
 
 from kquant import __version__, targets
+from kquant.compression import in_tables, refuse_other_outputs, refuse_tables, tables_of
 from kquant.core.atomic import write_atomically
-from kquant.core.program import Operator, Program, Ref
-from kquant.core.spec import Encoding, QuantSpec
+from kquant.core.spec import Encoding
 from kquant.data import gather
 from kquant.encodings import Version
 from kquant.encodings import encodings as encodings_of
 from kquant.inspect import FileModel, read_model
-from kquant.lower import Lowered, States, Streamed, keep_apart, keep_states, lower, to_bytes, to_stream
+from kquant.layer_bytes import FileBytes, layer_bytes
+from kquant.lower import (
+    IO,
+    LookUpTables,
+    Lowered,
+    States,
+    Streamed,
+    cast_edges,
+    keep_apart,
+    keep_states,
+    lower,
+    to_bytes,
+    to_stream,
+)
+from kquant.lut import CODE
 from kquant.runtimes import arena_bytes, available
 from kquant.stream import Stream, StreamReport, check_stream, describe_stream, stream_metadata
+from kquant.vela import find_vela, vela_bytes
 from kquant.verify import VerifyReport, compare
 
-IO = Literal["model", "int8", "uint8", "int16", "float32"]
 RANDOM_SAMPLES = 8
 # Of streaming files; TFLM and LiteRT have them, and a target's list is about the operators of layers.
 VARIABLES = ("CALL_ONCE", "VAR_HANDLE", "READ_VARIABLE", "ASSIGN_VARIABLE")
@@ -61,6 +75,7 @@ class ExportReport:
         float_layers: those that the recipe leaves float ("*": all).
         verification: one report for each runtime of the target that is installed; of the file over whole clips, where
             this is a streaming file.
+        weights: bytes, zeros and distinct codes of the weights, layer by layer.
         streaming: what a streaming file needs of the application; None for others.
     """
 
@@ -76,11 +91,13 @@ class ExportReport:
     outputs: tuple[Port, ...]
     float_layers: tuple[str, ...]
     verification: tuple[VerifyReport, ...]
+    weights: FileBytes
     streaming: StreamReport | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
-        return {**asdict(self), "verification": [v.to_dict() for v in self.verification]}
+        verification = [v.to_dict() for v in self.verification]
+        return {**asdict(self), "verification": verification, "weights": self.weights.to_dict()}
 
 
 def export(
@@ -94,6 +111,7 @@ def export(
     states: States = "io",
     encodings: str | Path | None = None,
     encodings_version: Version = "0.6.1",
+    compression: Literal["lut"] | LookUpTables | None = None,
 ) -> ExportReport:
     """Write a full-integer TFLite file, static batch 1.
 
@@ -113,13 +131,16 @@ def export(
             "variables", in the interpreter.
         encodings: also write the scales and zero points to this path, as AIMET's JSON; see docs/encodings.md.
         encodings_version: "0.6.1" or "1.0.0".
+        compression: "lut" stores weights as indices into tables of their codes, where that saves bytes, and gives the
+            same outputs; target "tflm" only. `kquant.LookUpTables` names layers or limits the indices' bits. See
+            docs/bytes.md.
 
     Returns:
         The report.
 
     Raises:
         ValueError: not calibrated, float layers left, an interpreter refuses the file, a layer that cannot be streamed,
-            or the path cannot be written.
+            weights that look-up tables do not make smaller, or the path cannot be written.
 
     Example:
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
@@ -134,13 +155,15 @@ def export(
             "export: streaming must be False, True or a number of results for each call, and states 'io' or "
             f"'variables'. Received: streaming={streaming!r}, states={states!r}."
         )
+    tables = tables_of(compression)
     target_path = _writable(Path(path))
     beside = None if encodings is None else (_writable(Path(encodings)), encodings_of(qmodel, encodings_version))
     lowered = lower(qmodel)
+    refuse_tables(lowered, tables, check_runtimes)
     if streaming:
-        made = _streaming(qmodel, lowered, samples, io, int(streaming), states, check_runtimes)
+        made = _streaming(qmodel, lowered, samples, io, int(streaming), states, check_runtimes, tables)
     else:
-        made = _over_clips(qmodel, lowered, samples, io, check_runtimes)
+        made = _over_clips(qmodel, lowered, samples, io, check_runtimes, tables)
     content, reports, arena, streamed = made
     file = read_model(content)
     write_atomically(target_path, content)
@@ -159,6 +182,7 @@ def export(
         outputs=tuple(_port(t) for t in file.outputs),
         float_layers=tuple(sorted(lowered.floats)),
         verification=reports,
+        weights=_weights(lowered, content, check_runtimes),
         streaming=streamed,
     )
 
@@ -184,27 +208,41 @@ def _metadata(lowered: Lowered) -> dict[str, Any]:
     return {"kquant": __version__, "recipe": lowered.recipe, "target": lowered.target.name}
 
 
-def _over_clips(qmodel: keras.Model, lowered: Lowered, samples: Any, io: IO, check: bool) -> _Made:
+def _over_clips(
+    qmodel: keras.Model, lowered: Lowered, samples: Any, io: IO, check: bool, tables: LookUpTables | None
+) -> _Made:
     """The file as the model is: whole samples in, whole results out."""
-    if io != "model":
-        _edges(lowered.program, io)
-    content = file_content(lowered)
-    reports, arena = _tried(qmodel, lowered, content, read_model(content), samples) if check else ((), None)
+    cast_edges(lowered.program, io)
+    plain = file_content(lowered)
+    content = plain if tables is None else in_tables(lowered.program, lowered, _metadata(lowered), tables)
+    if not check:
+        return content, (), None, None
+    reports, arena = _tried(qmodel, lowered, content, read_model(content), samples)
+    if tables is not None:
+        refuse_other_outputs(plain, content, _random(lowered))
     return content, reports, arena, None
 
 
 def _streaming(
-    qmodel: keras.Model, lowered: Lowered, samples: Any, io: IO, frames: int, states: States, check: bool
+    qmodel: keras.Model,
+    lowered: Lowered,
+    samples: Any,
+    io: IO,
+    frames: int,
+    states: States,
+    check: bool,
+    tables: LookUpTables | None,
 ) -> _Made:
     """The streaming file; the file over whole clips is compared with the model, then the stream with that file."""
 
     def written(edges: IO) -> tuple[bytes, Streamed]:
         streamed = to_stream(lowered.program, frames)
-        if edges != "model":
-            _edges(streamed.program, edges)
+        cast_edges(streamed.program, edges)
         keep_states(streamed, states)
         keep_apart(streamed.program, lowered.target)
         metadata = {**_metadata(lowered), "streaming": stream_metadata(streamed, states)}
+        if tables is not None:
+            return in_tables(streamed.program, lowered, metadata, tables), streamed
         return to_bytes(streamed.program, lowered.target, metadata), streamed
 
     if "*" in lowered.floats:
@@ -224,6 +262,17 @@ def _streaming(
         for report in reports:
             Stream(content, report.runtime)
     return content, reports, _arena(lowered, content), describe_stream(streamed, states, checks)
+
+
+def _weights(lowered: Lowered, content: bytes, check: bool) -> FileBytes:
+    """Bytes of the weights; Vela's too, where the file is for an Ethos-U and Vela is installed."""
+    counted = layer_bytes(content)
+    if not check or lowered.target.name != "ethos-u" or find_vela() is None:
+        return counted
+    try:
+        return replace(counted, vela_bytes=vela_bytes(content))
+    except ValueError as error:
+        return replace(counted, vela_refusal=str(error))
 
 
 def _arena(lowered: Lowered, content: bytes) -> int | None:
@@ -265,7 +314,7 @@ def _verified(
 def _fits_tflm(file: FileModel) -> bool:
     """Files for another target may use operators that TFLM lacks; they have no arena."""
     tflm = targets.load("tflm")
-    return all(tflm.supports(code) or code in VARIABLES for code in file.operator_counts)
+    return all(tflm.supports(code) or code in (*VARIABLES, CODE) for code in file.operator_counts)
 
 
 def _random(lowered: Lowered) -> list[np.ndarray]:
@@ -304,49 +353,6 @@ def _input_encodings(lowered: Lowered, t: Any) -> list[Encoding]:
     readers = lowered.graph.consumers().get(id(t), [])
     refs = [lowered.refs[id(node.outputs[0])] for node in readers if id(node.outputs[0]) in lowered.refs]
     return [ref.encoding for ref in refs if ref.encoding is not None]
-
-
-def _edges(program: Program, io: IO) -> None:
-    """Casts at the edges, where the type outside is not the one inside."""
-    for i, inner in enumerate(program.inputs):
-        if inner.encoding is None or inner.dtype == io:
-            continue
-        outer = _outer(program, inner, io)
-        program.operators[:0] = _cast(program, outer, inner)
-        inner.name, outer.name = f"{inner.name}/{inner.dtype}", inner.name
-        program.inputs[i] = outer
-    for i, inner in enumerate(program.outputs):
-        if inner.encoding is None or inner.dtype == io:
-            continue
-        outer = _outer(program, inner, io)
-        program.operators += _cast(program, inner, outer)
-        inner.name, outer.name = f"{inner.name}/{inner.dtype}", inner.name
-        program.outputs[i] = outer
-
-
-def _cast(program: Program, source: Ref, result: Ref) -> list[Operator]:
-    """From one type to another; there is no kernel between uint8 and int16, so int8 stands between them."""
-    if {source.dtype, result.dtype} != {"uint8", "int16"}:
-        return [Operator("DEQUANTIZE" if result.dtype == "float32" else "QUANTIZE", [source], [result])]
-    unsigned = source if source.dtype == "uint8" else result
-    between = _outer(program, unsigned, "int8")
-    between.name = f"{result.name}/signed"
-    return [Operator("QUANTIZE", [source], [between]), Operator("QUANTIZE", [between], [result])]
-
-
-def _outer(program: Program, inner: Ref, io: IO) -> Ref:
-    if io == "float32" or inner.encoding is None:
-        return program.value(inner.name, inner.shape, None, "float32")
-    narrow, wide = QuantSpec(8, inner.encoding.spec.symmetric), QuantSpec(16, symmetric=True)
-    if io == "int16":  # the largest real number of the 8-bit grid becomes the last code
-        low, high = inner.encoding.dequantize(np.array([-128, 127]))
-        scale = np.float32([max(-low, high) / wide.high])
-        return program.value(inner.name, inner.shape, Encoding(scale, np.int64([0]), wide))
-    scale, zero_point = inner.encoding.scale, inner.encoding.zero_point
-    if inner.dtype == "int16":
-        scale = np.float32(scale * (wide.high / narrow.high))
-    shift = {"uint8": 128, "int8": -128 if inner.dtype == "uint8" else 0}[io]
-    return program.value(inner.name, inner.shape, Encoding(scale, zero_point + shift, narrow), io)
 
 
 def _port(t: Any) -> Port:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import struct
 from collections import Counter
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
+
+from kquant.lut import CODE, decode, is_header, layout
 
 NAMES = {v: k for k, v in vars(schema.TensorType).items() if not k.startswith("_")}
 OPERATORS = {v: k for k, v in vars(schema.BuiltinOperator).items() if not k.startswith("_")}
@@ -24,6 +27,7 @@ NUMPY = {
     "INT64": "int64",
     "BOOL": "bool",
 }
+_NIBBLES = ("int4",)
 EDGES = ("QUANTIZE", "DEQUANTIZE")
 # What the generated schema code raises when offsets lead out of the file or into other data: it checks nothing itself.
 DAMAGE = (AttributeError, LookupError, MemoryError, OverflowError, RecursionError, TypeError, ValueError, struct.error)
@@ -71,6 +75,29 @@ class FileOperator:
 
 
 @dataclass(frozen=True)
+class FileTable:
+    """Weights that are stored in look-up tables; a DECODE writes them where their reader finds them.
+
+    Attributes:
+        name: of the weights, once for each DECODE that writes them.
+        output, indices, tables: of their tensors in the file.
+        bits: of an index.
+        count: how many tables there are.
+        raw_bytes: of the weights.
+        stored_bytes: of indices and tables.
+    """
+
+    name: str
+    output: int
+    indices: int
+    tables: int
+    bits: int
+    count: int
+    raw_bytes: int
+    stored_bytes: int
+
+
+@dataclass(frozen=True)
 class FileModel:
     """What a file holds, as `kquant.inspect` returns it.
 
@@ -80,6 +107,7 @@ class FileModel:
         inputs, outputs: in order.
         metadata: kquant's entry, empty for other files.
         findings: what is not integer, and why it matters.
+        tables: weights in look-up tables, which TensorFlow Lite Micro alone decodes.
     """
 
     size_bytes: int
@@ -89,6 +117,7 @@ class FileModel:
     outputs: tuple[FileTensor, ...]
     metadata: dict[str, Any]
     findings: tuple[str, ...]
+    tables: tuple[FileTable, ...] = ()
 
     @property
     def weight_bytes(self) -> int:
@@ -149,8 +178,30 @@ def _read(model: Any, size: int) -> FileModel:
     operators = tuple(_operator(i, op, model.operatorCodes) for i, op in enumerate(graph.operators))
     inputs = tuple(tensors[i] for i in graph.inputs)
     outputs = tuple(tensors[i] for i in graph.outputs)
-    bare = FileModel(size, tensors, operators, inputs, outputs, _metadata(model), ())
-    return FileModel(size, tensors, operators, inputs, outputs, bare.metadata, _findings(bare, len(model.subgraphs)))
+    contents = [model.buffers[t.buffer].data for t in graph.tensors]
+    tables = tuple(t for op in operators if op.code == CODE for t in _tables(op, tensors, contents))
+    bare = FileModel(size, tensors, operators, inputs, outputs, _metadata(model), (), tables)
+    return replace(bare, findings=_findings(bare, len(model.subgraphs)))
+
+
+def _tables(op: FileOperator, tensors: tuple[FileTensor, ...], contents: list[Any]) -> Iterator[FileTable]:
+    """What a DECODE of look-up tables writes; other encodings (pruning, Huffman) have no tables to tell of."""
+    for output, indices, header in zip(op.outputs, op.inputs[::2], op.inputs[1::2], strict=True):
+        stored, t = np.asarray(contents[header], np.uint8).tobytes(), tensors[output]
+        if not is_header(stored):
+            continue
+        size = np.dtype(t.dtype).itemsize
+        bits, count = layout(stored, t.shape)
+        yield FileTable(
+            name=t.name,
+            output=output,
+            indices=indices,
+            tables=header,
+            bits=bits,
+            count=count,
+            raw_bytes=int(np.prod(t.shape, dtype=np.int64)) * size,
+            stored_bytes=tensors[indices].size_bytes + tensors[header].size_bytes,
+        )
 
 
 def _tensor(index: int, t: Any, buffers: list[Any]) -> FileTensor:
@@ -169,6 +220,38 @@ def _tensor(index: int, t: Any, buffers: list[Any]) -> FileTensor:
         size_bytes=0 if data is None else len(data),
         variable=bool(t.isVariable),
     )
+
+
+def constants(data: bytes) -> dict[int, np.ndarray]:
+    """Stored contents by index of their tensor, in its shape; 4-bit codes unpacked, look-up tables decoded.
+
+    Args:
+        data: a `.tflite` file that `read_model` takes.
+
+    Returns:
+        Arrays; of what is stored in look-up tables under the index of what the DECODE writes.
+    """
+    file = read_model(data)
+    model = schema.ModelT.InitFromPackedBuf(data, 0)
+    found: dict[int, np.ndarray] = {}
+    for t, stored in zip(file.tensors, model.subgraphs[0].tensors, strict=True):
+        content = model.buffers[stored.buffer].data
+        if content is None or t.dtype not in (*_NIBBLES, *NUMPY.values(), "float16"):
+            continue
+        raw = np.asarray(content, np.uint8).tobytes()
+        flat = _nibbles(raw, t.shape) if t.dtype in _NIBBLES else np.frombuffer(raw, t.dtype)
+        found[t.index] = flat.reshape(t.shape)
+    for table in file.tables:
+        t = file.tensors[table.output]
+        found[t.index] = decode(found[table.indices].tobytes(), found[table.tables].tobytes(), t.shape, t.dtype)
+    return found
+
+
+def _nibbles(raw: bytes, shape: tuple[int, ...]) -> np.ndarray:
+    """4-bit codes, the first in the low half of a byte."""
+    pairs = np.frombuffer(raw, np.uint8)
+    codes = np.stack([pairs & 15, pairs >> 4], axis=1).reshape(-1)[: int(np.prod(shape, dtype=np.int64))]
+    return ((codes ^ 8).astype(np.int8) - 8).astype(np.int8)
 
 
 def _operator(index: int, op: Any, codes: list[Any]) -> FileOperator:
@@ -220,6 +303,11 @@ def _findings(model: FileModel, subgraphs: int) -> tuple[str, ...]:
     ]
     if hybrid:
         found.append(f"{len(hybrid)} operators are hybrid (int8 weights, float activations): TFLM refuses them.")
+    if model.tables:
+        found.append(
+            f"{len(model.tables)} weights lie in look-up tables: TensorFlow Lite Micro decodes them, LiteRT refuses "
+            "the file."
+        )
     if subgraphs > 1:
         found.append(f"{subgraphs} subgraphs (control flow); only the first is shown.")
     return tuple(found)

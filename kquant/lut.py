@@ -1,8 +1,8 @@
 """Weights as indices into small tables: the encoding that TensorFlow Lite Micro's DECODE operator reads.
 
-A tensor becomes two: its indices, 1 to 7 bits each, and a header of 16 bytes with the tables behind it. Each table holds
-the distinct codes of the whole tensor or of one channel. Byte layout: `tensorflow/lite/micro/compression/decode.py` and
-`lut.py` of tflite-micro, version 1 of both headers.
+A tensor becomes two: its indices, 1 to 7 bits each, and a header of 16 bytes with the tables behind it. Each table
+holds the distinct codes of the whole tensor or of one channel. Byte layout: `decode.py` and `lut.py` in
+`tensorflow/lite/micro/compression` of tflite-micro, version 1 of both headers.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ CODE = "TFLM_DECODE"
 MAX_BITS = 7
 HEADER_BYTES = 16
 _LUT_TYPE, _VERSION, _ONE_TABLE = 0, 1, 15
+# Operators and the input that may be decoded: kernels that read it when they run, not before. SVDF and
+# UNIDIRECTIONAL_SEQUENCE_LSTM are not here: their CMSIS-NN kernels add up the weights while the model is prepared.
+READERS = {"CONV_2D": 1, "DEPTHWISE_CONV_2D": 1, "TRANSPOSE_CONV": 1, "FULLY_CONNECTED": 1, "GATHER": 0}
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +28,7 @@ class Lut:
         bits: of one index.
         axis: of the channels that have a table each; None for one table.
         indices: uint8, in the shape of the tensor.
-        tables: [tables, entries] in the tensor's type, shorter ones filled with zeros.
+        tables: int8[tables, entries], shorter ones filled with zeros.
     """
 
     bits: int
@@ -43,7 +46,7 @@ def encode(codes: np.ndarray, axis: int | None = None) -> Lut | None:
     """Tables and indices of a tensor of codes.
 
     Args:
-        codes: integers of any shape.
+        codes: int8 of any shape.
         axis: one table for each position on this axis, the first or the last; None: one table.
 
     Returns:
@@ -59,22 +62,45 @@ def encode(codes: np.ndarray, axis: int | None = None) -> Lut | None:
         (2, [[5, 9, 0], [1, 2, 3]], [[0, 0, 1], [0, 1, 2]])
     """
     if axis is not None and axis not in (0, codes.ndim - 1):
-        raise ValueError(f"lut: tables follow the first or the last axis of a tensor. Received: {axis} of {codes.ndim}.")
-    rows = codes.reshape(1, -1) if axis is None else np.moveaxis(codes, axis, 0).reshape(codes.shape[axis], -1)
-    found = [np.unique(row, return_inverse=True) for row in rows]
-    entries = max(len(values) for values, _ in found)
+        raise ValueError(f"lut: tables follow the first or the last axis. Received: axis {axis} of {codes.ndim}.")
+    rows = _rows(codes, axis)
+    there = present(rows)
+    entries = int(there.sum(axis=1).max())
     if entries > 1 << MAX_BITS:
         return None
-    tables = np.zeros((len(rows), entries), codes.dtype)
-    for table, (values, _) in zip(tables, found, strict=True):
-        table[: len(values)] = values
-    indices = np.stack([inverse.reshape(-1) for _, inverse in found]).astype(np.uint8)
-    if axis is None:
-        indices = indices.reshape(codes.shape)
-    else:
-        rest = tuple(n for i, n in enumerate(codes.shape) if i != axis)
+    tables = np.zeros((len(rows), entries), np.int8)
+    table, code = np.nonzero(there)
+    rank = np.cumsum(there, axis=1) - 1
+    tables[table, rank[table, code]] = code - 128
+    indices = rank[np.arange(len(rows))[:, None], rows + np.int16(128)].astype(np.uint8)
+    if axis is not None:
+        rest = [n for i, n in enumerate(codes.shape) if i != axis]
         indices = np.moveaxis(indices.reshape(codes.shape[axis], *rest), 0, axis)
-    return Lut(max(1, (entries - 1).bit_length()), axis, np.ascontiguousarray(indices), tables)
+    return Lut(max(1, (entries - 1).bit_length()), axis, np.ascontiguousarray(indices.reshape(codes.shape)), tables)
+
+
+def _rows(codes: np.ndarray, axis: int | None) -> np.ndarray:
+    """[tables, codes of each]"""
+    return codes.reshape(1, -1) if axis is None else np.moveaxis(codes, axis, 0).reshape(codes.shape[axis], -1)
+
+
+def present(rows: np.ndarray) -> np.ndarray:
+    """Which int8 codes occur in each row: bool[rows, 256], the code -128 first."""
+    there = np.zeros((len(rows), 256), bool)
+    there[np.arange(len(rows))[:, None], rows + np.int16(128)] = True
+    return there
+
+
+def distinct(codes: np.ndarray, axis: int | None = None) -> int:
+    """The largest number of distinct int8 codes of a position on `axis`, or of the whole tensor.
+
+    Example:
+        >>> from kquant.lut import distinct
+        >>> codes = np.int8([[5, 5, 9], [1, 2, 3]])
+        >>> distinct(codes), distinct(codes, 0)
+        (5, 3)
+    """
+    return int(present(_rows(codes, axis)).sum(axis=1).max(initial=0))
 
 
 def smallest(codes: np.ndarray, axis: int | None) -> Lut | None:
@@ -125,13 +151,25 @@ def header(lut: Lut) -> bytes:
     return fields.ljust(HEADER_BYTES, b"\0") + lut.tables.tobytes()
 
 
+def is_header(tables: bytes) -> bool:
+    """Whether a stored tensor begins like `header`, version 1 of both formats."""
+    return len(tables) >= HEADER_BYTES and (tables[0], tables[1], tables[4]) == (_LUT_TYPE, _VERSION, _VERSION)
+
+
+def layout(tables: bytes, shape: tuple[int, ...]) -> tuple[int, int]:
+    """Bits of an index and number of tables that a header tells, for a tensor of that shape."""
+    axis = tables[5] >> 4
+    return tables[5] & 7, 1 if axis == _ONE_TABLE else shape[axis]
+
+
 def decode(indices: bytes, tables: bytes, shape: tuple[int, ...], dtype: str) -> np.ndarray:
     """The codes that both stored tensors stand for.
 
     Args:
         indices: as `pack` makes them.
         tables: as `header` makes them.
-        shape, dtype: of the tensor.
+        shape: of the tensor.
+        dtype: of the tensor, numpy's name.
 
     Returns:
         The codes.
@@ -145,10 +183,10 @@ def decode(indices: bytes, tables: bytes, shape: tuple[int, ...], dtype: str) ->
         >>> decode(pack(lut.indices, lut.bits), header(lut), (2, 3), "int8").tolist()
         [[5, 5, 9], [1, 2, 3]]
     """
-    if len(tables) < HEADER_BYTES or tables[0] != _LUT_TYPE or tables[1] != _VERSION or tables[4] != _VERSION:
+    if not is_header(tables):
         raise ValueError(f"lut: not a header of look-up tables, version 1. Received: {tables[:HEADER_BYTES].hex()}.")
     axis, bits = tables[5] >> 4, tables[5] & 7
-    taken = unpack(indices, bits, int(np.prod(shape)))
+    taken = unpack(indices, bits, int(np.prod(shape, dtype=np.int64)))
     values = np.frombuffer(tables[HEADER_BYTES:], dtype)
     if axis == _ONE_TABLE:
         return values[taken].reshape(shape)

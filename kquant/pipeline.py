@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import keras
 
 from kquant.core.recipe import Recipe, Step, load
 from kquant.correct import STEPS, apply_steps, check_steps, parse_steps
 from kquant.export import IO, ExportReport, export
+from kquant.lower import LookUpTables
 from kquant.quantize import quantize
 from kquant.quantized import is_quantized
 
@@ -39,6 +40,7 @@ def compress(
     io: IO = "model",
     batches: int | None = None,
     input_shape: Any = None,
+    compression: Literal["lut"] | LookUpTables | None = None,
     verbose: bool = True,
 ) -> CompressResult:
     """Quantize, run the recipe's steps (calibrate, and corrections), export and verify.
@@ -52,6 +54,7 @@ def compress(
         io: type of the file's inputs and outputs.
         batches: calibrate and correct with this many batches only.
         input_shape: static shape(s) for models with open dimensions.
+        compression: "lut" for look-up tables on target "tflm", see `kquant.export`.
         verbose: show progress bars.
 
     Returns:
@@ -67,7 +70,7 @@ def compress(
         0
     """
     qmodel = prepare(model, data, recipe, target=target, batches=batches, input_shape=input_shape, verbose=verbose)
-    return CompressResult(qmodel, export(qmodel, output, samples=data, io=io))
+    return CompressResult(qmodel, export(qmodel, output, samples=data, io=io, compression=compression))
 
 
 def prepare(

@@ -18,9 +18,9 @@ import numpy as np
 from kquant.core.graph import run
 from kquant.core.program import Ref
 from kquant.data import gather
-from kquant.inspect import EDGES, FileModel, FileTensor, float_operators, inspect
+from kquant.inspect import EDGES, FileModel, FileTensor, float_operators, inspect, read_model
 from kquant.interpreters import litert_interpreter
-from kquant.lower import Lowered, lower
+from kquant.lower import Lowered, lower, without_tables
 from kquant.runtimes import probe, quantize_input, read_bytes
 
 EDGE = 1e-12
@@ -102,6 +102,11 @@ def verify(
         raise ValueError(
             "verify: this is a streaming file, which kquant.export has compared with the file over whole clips; run it "
             "with kquant.stream, or verify an export without streaming."
+        )
+    if file.tables and runtime != "tflm":
+        raise ValueError(
+            f"verify: this file has look-up tables, which '{runtime}' cannot decode. Verify with runtime='tflm', or "
+            "export without compression."
         )
     x = gather(qmodel, data, samples)
     return compare(lowered, content, file, x, (runtime,))[0]
@@ -196,6 +201,9 @@ def _refs(lowered: Lowered) -> list[Ref]:
 
 def first_difference(lowered: Lowered, content: bytes, file: FileModel, x: list[np.ndarray]) -> str | None:
     """Name of the first layer whose codes differ between the model and LiteRT's reference kernels, on one sample."""
+    if file.tables:  # LiteRT's kernels have the plain file only
+        content = without_tables(content)
+        file = read_model(content)
     tensors = all_tensors(content, [quantize_input(a, t) for a, t in zip(x, file.inputs, strict=True)])
     by_name = {t.name: t for t in file.tensors}
     values = run(lowered.graph, keras.tree.pack_sequence_as(lowered.graph.inputs, x))

@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 import kquant
 from kquant.cli import app
 
-COMMANDS = ("compress", "analyze", "correct", "autotune", "check", "inspect", "verify", "predict", "recipes", "demo")
+COMMANDS = ("compress", "analyze", "correct", "autotune", "check", "inspect", "bytes", "verify", "predict", "recipes")
+COMMANDS += ("demo",)
 layers = keras.layers
 
 

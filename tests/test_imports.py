@@ -24,7 +24,7 @@ ORDER = (
     ("correct",),
     ("analysis",),
     ("quantize", "analyze", "dry_run"),
-    ("check", "verify", "stream", "cell"),
+    ("check", "verify", "stream", "cell", "compression", "layer_bytes", "vela"),
     ("export",),
     ("autotune", "mixed_precision"),
     ("report", "files", "c_array"),

@@ -4,50 +4,51 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import flatbuffers
 import numpy as np
+from ai_edge_litert import schema_py_generated as schema
 
 from kquant.core.program import Operator, Program, Ref
-from kquant.lut import CODE, MAX_BITS, Lut, header, pack, smallest
+from kquant.inspect import constants, read_model
+from kquant.lut import CODE, MAX_BITS, READERS, Lut, distinct, header, pack, smallest
 
 # What one more tensor behind tables costs beside its bytes: 3 tensors for 1, 2 buffers for 1, an operator. Measured.
-TABLE_BYTES = 192
-# Operators and the input that may be decoded: kernels that read it when they run, not before. UNIDIRECTIONAL_SEQUENCE_LSTM
-# and SVDF are not here: their CMSIS-NN kernels add up the weights while the model is prepared.
-READERS = {"CONV_2D": 1, "DEPTHWISE_CONV_2D": 1, "TRANSPOSE_CONV": 1, "FULLY_CONNECTED": 1, "GATHER": 0}
-
+TABLE_BYTES = 128
 
 @dataclass(frozen=True)
-class Tabled:
-    """One constant that is stored behind tables.
+class LookUpTables:
+    """Which weights `kquant.export` stores in look-up tables.
 
     Attributes:
-        name: of the tensor.
-        bits, tables: of an index, and how many tables there are.
-        raw_bytes, stored_bytes: without and with tables.
+        names: of layers or of tensors, like "conv2d_1" or "conv2d_1/kernel"; None: all that get smaller.
+        max_bits: the widest index to write, 1 to 7: with 4, a table has 16 entries at most.
     """
 
-    name: str
-    bits: int
-    tables: int
-    raw_bytes: int
-    stored_bytes: int
+    names: tuple[str, ...] | None = None
+    max_bits: int = MAX_BITS
+
+    def __post_init__(self) -> None:
+        if isinstance(self.names, str):
+            raise ValueError(f"LookUpTables: names is a tuple of names. Received: {self.names!r}.")
+        if not 1 <= self.max_bits <= MAX_BITS:
+            raise ValueError(f"LookUpTables: max_bits must be 1 to {MAX_BITS}. Received: {self.max_bits!r}.")
 
 
-def store_in_tables(program: Program, names: Sequence[str] | None = None, max_bits: int = MAX_BITS) -> list[Tabled]:
-    """Store constants as indices and tables; each reader gets a DECODE of its own, right in front of it.
+def store_in_tables(program: Program, wanted: LookUpTables = LookUpTables()) -> list[str]:  # noqa: B008  frozen
+    """Store weights as indices and tables; each reader gets a DECODE of its own, right in front of it.
 
     Args:
-        program: of the file; it is changed.
-        names: of the tensors; None: all that get smaller.
-        max_bits: the widest index to write, 1 to 7.
+        program: of the file; its list of operators is replaced.
+        wanted: which weights.
 
     Returns:
-        What is stored in tables, in the order of the file.
+        Names of the tensors that are stored in tables, in the order of the file.
 
     Raises:
-        ValueError: a tensor of `names` is not there, has too many distinct codes, or gets no smaller.
+        ValueError: a name that is not there, or weights that were named and have too many distinct codes or get no
+            smaller.
 
     Example:
         >>> from kquant.core.program import Program
@@ -58,20 +59,50 @@ def store_in_tables(program: Program, names: Sequence[str] | None = None, max_bi
         >>> program.emit("FULLY_CONNECTED", [x, weights, None], y).name
         'y'
         >>> store_in_tables(program)
-        [Tabled(name='w', bits=1, tables=1, raw_bytes=4096, stored_bytes=530)]
+        ['w']
         >>> [op.code for op in program.operators]
         ['TFLM_DECODE', 'FULLY_CONNECTED']
     """
     readable = _readable(program)
-    if names is not None:
-        _refuse_unreadable(names, readable, program)
+    if wanted.names is not None:
+        _refuse_unreadable(wanted.names, readable, program)
     chosen: dict[int, Lut] = {}
     for ref in readable:
-        lut = _lut(ref, max_bits, required=names is not None and ref.name in names)
-        if lut is not None and (names is None or ref.name in names):
+        named = wanted.names is not None and any(_is_of(ref, name) for name in wanted.names)
+        lut = _lut(ref, wanted.max_bits, named) if named or wanted.names is None else None
+        if lut is not None:
             chosen[id(ref)] = lut
     _insert(program, chosen)
-    return [_tabled(ref, chosen[id(ref)]) for ref in readable if id(ref) in chosen]
+    return [ref.name for ref in readable if id(ref) in chosen]
+
+
+def without_tables(content: bytes) -> bytes:
+    """The file with its weights as they are: what kernels that decode nothing can run.
+
+    Args:
+        content: a `.tflite` file with look-up tables.
+
+    Returns:
+        A file without them, and without the operators that decode them.
+    """
+    held, tables = constants(content), read_model(content).tables
+    model = schema.ModelT.InitFromPackedBuf(content, 0)
+    graph = model.subgraphs[0]
+    for table in tables:
+        buffer = schema.BufferT()
+        buffer.data = held[table.output].reshape(-1).view(np.uint8)
+        graph.tensors[table.output].buffer = len(model.buffers)
+        model.buffers.append(buffer)
+    decoded = {table.output for table in tables}
+    graph.operators = [op for op in graph.operators if not decoded.issuperset(map(int, op.outputs))]
+    builder = flatbuffers.Builder(1 << 16)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
+
+
+def _is_of(ref: Ref, name: str) -> bool:
+    """The tensor of that name, or one of the layer of that name."""
+    return ref.name == name or ref.name.startswith(f"{name}/")
 
 
 def _insert(program: Program, chosen: dict[int, Lut]) -> None:
@@ -84,7 +115,7 @@ def _insert(program: Program, chosen: dict[int, Lut]) -> None:
         if found:
             pairs = [stored.setdefault(key, _stored(chosen[key])) for key in found]
             written.append(Operator(CODE, [part for pair in pairs for part in pair], list(decoded.values())))
-            op.inputs = [decoded.get(id(ref), ref) for ref in op.inputs]
+            op = replace(op, inputs=[decoded.get(id(ref), ref) for ref in op.inputs])
         written.append(op)
     program.operators = written
 
@@ -131,28 +162,18 @@ def _lut(ref: Ref, max_bits: int, required: bool) -> Lut | None:
     return lut if smaller else None
 
 
-def distinct(codes: np.ndarray, axis: int | None) -> int:
-    """Distinct codes: the largest count of a channel, or of the whole tensor where it has no axis."""
-    rows = [codes] if axis is None else np.moveaxis(codes, axis, 0)
-    return max(len(np.unique(row)) for row in rows)
-
-
 def _refuse_unreadable(names: Sequence[str], readable: list[Ref], program: Program) -> None:
-    known = [ref.name for ref in readable]
     for name in names:
-        if name in known:
+        if any(_is_of(ref, name) for ref in readable):
             continue
-        readers = sorted({op.code for op in program.operators for ref in op.inputs if ref and ref.name == name})
+        stored = [(op.code, ref) for op in program.operators for ref in op.inputs if ref is not None]
+        readers = sorted({code for code, ref in stored if ref.data is not None and _is_of(ref, name)})
         if readers:
             raise ValueError(
-                f"export: '{name}' cannot be stored in tables: TFLM decodes int8 weights of {', '.join(READERS)}. "
-                f"It is read by {', '.join(readers)}; leave it out."
+                f"export: '{name}' cannot be stored in look-up tables: TFLM decodes the int8 weights of "
+                f"{', '.join(READERS)}. It is read by {', '.join(readers)}; leave it out."
             )
-        near = difflib.get_close_matches(name, known, 1)
+        known = [ref.name for ref in readable]
+        near = difflib.get_close_matches(name, [*known, *(name.rpartition("/")[0] for name in known)], 1)
         hint = f" Did you mean '{near[0]}'?" if near else ""
         raise ValueError(f"export: the file has no weights '{name}'.{hint} There are: {', '.join(known)}.")
-
-
-def _tabled(ref: Ref, lut: Lut) -> Tabled:
-    count = 1 if lut.axis is None else len(lut.tables)
-    return Tabled(ref.name, lut.bits, count, np.asarray(ref.data).nbytes, lut.size_bytes)

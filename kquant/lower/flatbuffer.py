@@ -1,7 +1,8 @@
 """A program -> TFLite bytes, through the official schema's object API (`ai_edge_litert.schema_py_generated`).
 
-Equal constants share a buffer, equal vectors of scales, zero points and shapes are one, equal tensors are one, unused tensors are not written, operator codes carry the version
-of the target file, and a metadata entry "kquant" says which version and recipe made the file.
+Equal constants share a buffer, equal vectors (zero points, scales, shapes) are written once, equal tensors are one,
+unused tensors are not written, operator codes carry the version of the target file, and a metadata entry "kquant" says
+which version and recipe made the file.
 """
 
 from __future__ import annotations
@@ -221,7 +222,7 @@ def _constant_key(ref: Ref) -> Any:
 
 
 class _Builder(flatbuffers.Builder):
-    """Writes equal vectors once: the zero points of symmetric weights, shapes, the scales of what shares an encoding."""
+    """Writes equal vectors once: zero points of symmetric weights, shapes, scales of what shares an encoding."""
 
     def __init__(self, size: int) -> None:
         super().__init__(size)

@@ -4,62 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
-from functools import singledispatch
-from typing import Any
 
 from kquant.check import CheckReport
 from kquant.export import ExportReport, Port
 from kquant.inspect import FileModel, FileTensor
+from kquant.report.page import Page, Table, page
+from kquant.report.weights import tables_table, weight_facts, weight_findings, weights_table
 from kquant.stream import StreamReport
 from kquant.verify import VerifyReport
 
 TENSORS_SHOWN = 3
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows under a title; every cell is text. Columns in `right` hold numbers."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    right: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Page:
-    """What a report says.
-
-    Attributes:
-        headline: the result in one line.
-        ok: False where something has to be done.
-        findings: what has to be known, most important first.
-        facts: figures, one line each.
-        tables: the details.
-    """
-
-    headline: str
-    ok: bool
-    findings: tuple[str, ...]
-    facts: tuple[str, ...]
-    tables: tuple[Table, ...]
-
-
-@singledispatch
-def page(report: Any) -> Page:
-    """The page of any report of kquant.
-
-    Raises:
-        TypeError: not a report.
-    """
-    inner = getattr(report, "report", None)  # CompressResult: the pipeline stands above this module
-    if isinstance(inner, ExportReport):
-        return page(inner)
-    raise TypeError(
-        "report: expected an Analysis, DryRun, ExportReport, VerifyReport, CheckReport, FileModel or CompressResult. "
-        f"Received: {type(report).__name__}."
-    )
 
 
 @page.register
@@ -67,6 +21,7 @@ def _export(report: ExportReport) -> Page:
     arena = "not measured" if report.arena_bytes is None else f"{report.arena_bytes:,} bytes (TFLM on this host)"
     findings = [line for v in report.verification for line in _verify_findings(v)]
     findings += [] if report.streaming is None else report.streaming.notes
+    findings += weight_findings(report.weights)
     if not report.verification:
         findings.append("The file was not run: check_runtimes was off.")
     kind = "every operator integer"
@@ -79,10 +34,12 @@ def _export(report: ExportReport) -> Page:
         facts=(
             f"file {report.file_bytes:,} bytes, of it weights {report.weight_bytes:,} bytes",
             f"arena {arena}",
+            *weight_facts(report.weights),
             *_stream_facts(report.streaming),
         ),
         tables=(
             _agreements(report.verification),
+            weights_table(report.weights),
             _states(report.streaming),
             _ports((("input", p) for p in report.inputs), (("output", p) for p in report.outputs)),
             _counts("Operators", "operator", report.operators),
@@ -134,6 +91,7 @@ def _file(model: FileModel) -> Page:
         facts=tuple(facts),
         tables=(
             _ports((("input", _port(t)) for t in model.inputs), (("output", _port(t)) for t in model.outputs)),
+            tables_table(model),
             _counts("Operators", "operator", model.operator_counts),
             Table("In order", ("#", "operator", "version", "reads", "writes"), operators, ("#", "version")),
         ),

@@ -1,0 +1,84 @@
+"""Bytes of weights as tables: the largest tensors beside an export, all of them on their own page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from kquant.inspect import FileModel
+from kquant.layer_bytes import FileBytes, LayerBytes, Sparse
+from kquant.report.page import Page, Table, page
+
+SHOWN = 6
+COLUMNS = ("weights", "operator", "zeros", "codes", "a channel", "raw", "stored", "deflated", "tables", "sparse")
+
+
+@page.register
+def _weights(report: FileBytes) -> Page:
+    return Page(
+        headline=f"{len(report.layers)} tensors of weights in a file of {report.file_bytes:,} bytes",
+        ok=True,
+        findings=weight_findings(report),
+        facts=tuple(weight_facts(report)),
+        tables=(weights_table(report, len(report.layers)),),
+    )
+
+
+def weight_findings(report: FileBytes) -> tuple[str, ...]:
+    """What went wrong while counting."""
+    return (report.vela_refusal,) if report.vela_refusal else ()
+
+
+def weight_facts(report: FileBytes) -> Iterable[str]:
+    """Totals in a line or two."""
+    totals = report.totals
+    stored = "" if totals["stored_bytes"] == totals["raw_bytes"] else f", stored in {totals['stored_bytes']:,}"
+    yield (
+        f"codes {totals['raw_bytes']:,} bytes{stored}, {100 * report.sparsity:.1f} % of them zeros; deflated "
+        f"{totals['deflated_bytes']:,}, the whole file {report.deflated_file_bytes:,}"
+    )
+    yield f"with look-up tables (TFLM) {totals['lut_bytes']:,}, with sparse tensors (LiteRT) {totals['sparse_bytes']:,}"
+    if report.vela_bytes is not None:
+        yield f"weights and scales as Vela encodes them {report.vela_bytes:,} bytes"
+
+
+def weights_table(report: FileBytes, shown: int = SHOWN) -> Table:
+    """The largest tensors, bytes in every form; a form without a number is none that the runtime executes."""
+    largest = sorted(report.layers, key=lambda layer: -layer.raw_bytes)[:shown]
+    kept = [layer for layer in report.layers if layer in largest]
+    title = "Bytes of weights"
+    if len(kept) < len(report.layers):
+        title += f": the largest {len(kept)} of {len(report.layers)}, kquant.layer_bytes has all"
+    return Table(title, COLUMNS, tuple(_row(layer) for layer in kept), COLUMNS[2:])
+
+
+def tables_table(model: FileModel) -> Table:
+    """Weights of a file that lie in look-up tables."""
+    columns = ("in look-up tables", "bits", "tables", "raw", "stored")
+    rows = (
+        (t.name, str(t.bits), str(t.count), f"{t.raw_bytes:,}", f"{t.stored_bytes:,}")
+        for t in {t.name: t for t in model.tables}.values()
+    )
+    return Table("Look-up tables", columns, tuple(rows), columns[1:])
+
+
+def _row(layer: LayerBytes) -> tuple[str, ...]:
+    return (
+        layer.name,
+        layer.operator,
+        f"{100 * layer.sparsity:.1f} %",
+        str(layer.unique),
+        str(layer.unique_per_channel),
+        f"{layer.raw_bytes:,}",
+        f"{layer.stored_bytes:,}",
+        f"{layer.deflated_bytes:,}",
+        _bytes(layer.lut_bytes),
+        "-" if layer.sparse is None else _sparse(layer.sparse),
+    )
+
+
+def _sparse(sparse: Sparse) -> str:
+    return f"{sparse.size_bytes:,} ({sparse.form}{'' if sparse.on_xnnpack else ', no XNNPACK'})"
+
+
+def _bytes(count: int | None) -> str:
+    return "-" if count is None else f"{count:,}"

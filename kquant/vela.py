@@ -1,0 +1,49 @@
+"""Arm's compiler Vela, which stores the weights of an Ethos-U compressed: zeros and repeated values cost less."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from kquant.runtimes import read_bytes
+
+VELA_SECONDS = 600
+NEEDED = "needs Arm's compiler Vela: pip install 'kquant[ethos-u]'."
+
+
+def find_vela() -> str | None:
+    """The command `vela` beside this Python or on the path; None where it is not installed."""
+    return shutil.which("vela", path=str(Path(sys.executable).parent)) or shutil.which("vela")
+
+
+def vela_bytes(path: str | Path | bytes, accelerator: str = "ethos-u55-128") -> int:
+    """Bytes of all weights as Vela encodes them.
+
+    Args:
+        path: a full-integer `.tflite` file, or its bytes.
+        accelerator: as Vela names it, "ethos-u55-32" to "ethos-u65-512".
+
+    Returns:
+        `total_npu_encoded_weights` of Vela's summary: weights and scales of what runs on the NPU.
+
+    Raises:
+        ValueError: without the `ethos-u` extra, or Vela refuses the file.
+    """
+    vela = find_vela()
+    if vela is None:
+        raise ValueError(f"vela_bytes {NEEDED}")
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "model.tflite"
+        file.write_bytes(read_bytes(path))
+        command = [vela, str(file), "--accelerator-config", accelerator, "--output-dir", folder]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=VELA_SECONDS)
+        summary = next(Path(folder).glob("*_summary_*.csv"), None)
+        if done.returncode != 0 or summary is None:
+            lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+            raise ValueError(f"vela_bytes: Vela refuses the file: {' | '.join(lines[-3:])}")
+        with summary.open(newline="") as rows:
+            return int(float(next(csv.DictReader(rows))["total_npu_encoded_weights"]))
