@@ -42,7 +42,7 @@ APPS = {
 
 
 def widths(model):
-    return {s.name: int(getattr(s, "filters", 0) or getattr(s, "units", 0)) for s in model.layers}
+    return {layer.name: int(layer.kernel.shape[-1]) for layer in model.layers if hasattr(layer, "kernel")}
 
 
 def close(a, b, rtol=1e-4):
@@ -103,8 +103,7 @@ def test_a_budget_holds_in_the_exported_file(name, tmp_path):
     small = kquant.prune_channels(model, macs=0.5, data=x, minimum=2, verbose=False)
     assert 0.3 * kquant.cost(model).macs < kquant.cost(small).macs <= 0.5 * kquant.cost(model).macs
     q = kquant.calibrate(kquant.quantize(small), x, verbose=False)
-    report = kquant.export(q, tmp_path / "small.tflite", samples=x[:4])
-    assert report.path.is_file()
+    kquant.export(q, tmp_path / "small.tflite", samples=x[:4])
     assert file_macs(tmp_path / "small.tflite") == kquant.cost(small).macs
 
 
