@@ -19,7 +19,7 @@ from kquant.shrink.importance import by_bn_scale, by_l1, by_taylor
 from kquant.shrink.labelled import loss_of
 from kquant.shrink.plain import plain, read
 from kquant.shrink.prune import _jobs, smaller
-from kquant.shrink.reconstruct import least_squares, refit
+from kquant.shrink.reconstruct import Sums, least_squares, refit
 
 
 def _tiny_efficientnet():
@@ -191,12 +191,12 @@ def test_least_squares_is_numpys():
     x, y, start = rng.normal(2.0, 1.0, (300, 7)), rng.normal(size=(300, 4)), rng.normal(size=(7, 4))
     ones = np.concatenate([x, np.ones((300, 1))], axis=1)
     wanted = np.linalg.lstsq(ones, y, rcond=None)[0]
-    weights, bias = least_squares(x, y, start, intercept=True, ridge=1e-12)
+    weights, bias = least_squares(Sums().add(x[:90], y[:90]).add(x[90:], y[90:]), start, intercept=True, ridge=1e-12)
     assert np.allclose(weights, wanted[:-1], atol=1e-7) and np.allclose(bias, wanted[-1], atol=1e-6)
-    weights, bias = least_squares(x, y, start, intercept=False, ridge=1e-12)
+    weights, bias = least_squares(Sums().add(x, y), start, intercept=False, ridge=1e-12)
     assert np.allclose(weights, np.linalg.lstsq(x, y, rcond=None)[0], atol=1e-7) and not bias.any()
     twice = np.concatenate([x, x], axis=1)  # what the samples do not tell stays as it was
-    weights, _ = least_squares(twice, y, np.concatenate([start, start]), intercept=False)
+    weights, _ = least_squares(Sums().add(twice, y), np.concatenate([start, start]), intercept=False)
     assert np.allclose(weights[:7] + weights[7:], np.linalg.lstsq(x, y, rcond=None)[0], atol=1e-3)
     assert np.allclose(weights[:7] - weights[7:], 0.0, atol=1e-6)
 
