@@ -113,10 +113,11 @@ class _Tie:
                 if reason is not None:
                     self.reasons[low] = reason
 
-    def fix(self, channels: np.ndarray, reason: str) -> None:
-        """These stay; the first reason is remembered."""
+    def fix(self, channels: np.ndarray, reason: str, *, first: bool = True) -> None:
+        """These stay; the first reason is remembered, unless a better one comes."""
         for i in channels.tolist():
-            self.reasons.setdefault(self.root(i), reason)
+            root = self.root(i)
+            self.reasons[root] = self.reasons.get(root, reason) if first else reason
 
     def reason(self, channels: list[np.ndarray]) -> str:
         """The first that is known."""
@@ -136,6 +137,7 @@ class _Follower:
     tensors: dict[int, np.ndarray] = field(default_factory=dict)
     sites: dict[int, Site] = field(default_factory=dict)
     calls: dict[int, list[Node]] = field(default_factory=dict)
+    known: dict[str, Any] = field(default_factory=dict)
 
     def visit(self, node: Node) -> None:
         """One call."""
@@ -174,7 +176,7 @@ class _Follower:
         """Output channels of an operation without a kernel, None where it mixes them."""
         if any(map(len, reads)) and all(map(self.tie.fixed, reads)):  # nothing to find out
             return self.tie.fresh(channels_of(node.outputs[0]) or 0, self.tie.reason(reads))
-        pair = pairing(node)
+        pair = pairing(node, self.known)
         if pair is None:
             return None
         of: dict[int, int] = {}
@@ -229,7 +231,7 @@ def follow_channels(graph: Graph, protect: Collection[str] = ()) -> Channels:
     for node in graph.nodes:
         follower.visit(node)
     for t in keras.tree.flatten(graph.outputs):
-        follower.tie.fix(follower.tensors[id(t)], "they are outputs of the model")
+        follower.tie.fix(follower.tensors[id(t)], "they are outputs of the model", first=False)
     return _settled(graph, follower)
 
 

@@ -166,6 +166,7 @@ def choose_ranks(ladders: Mapping[str, Sequence[Candidate]], limit: int, name: s
         >>> choose_ranks({"a": [Candidate(2, 20, 0.5), whole], "b": [Candidate(4, 40, 0.9), whole]}, 150)
         {'b': 4}
     """
+    ladders = {key: _rising(ladder) for key, ladder in ladders.items()}
     least = sum(ladder[0].cost for ladder in ladders.values())
     if least > limit:
         raise ValueError(
@@ -180,6 +181,15 @@ def choose_ranks(ladders: Mapping[str, Sequence[Candidate]], limit: int, name: s
     _spend(ladders, taken, limit)
     found = {key: ladders[key][i].rank for key, i in taken.items()}
     return {key: rank for key, rank in found.items() if rank is not None}
+
+
+def _rising(ladder: Sequence[Candidate]) -> list[Candidate]:
+    """Without candidates that cost more than another and score no better."""
+    kept: list[Candidate] = []
+    for candidate in ladder:
+        if not kept or candidate.score > kept[-1].score:
+            kept.append(candidate)
+    return kept
 
 
 def _spend(ladders: Mapping[str, Sequence[Candidate]], taken: dict[str, int], limit: int) -> None:

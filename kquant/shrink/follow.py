@@ -9,6 +9,7 @@ Tried on random numbers with several choices of channels, on the operation as it
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ import numpy as np
 
 from kquant.core.graph import Node
 from kquant.core.unfold import substitute
-from kquant.shrink.narrow import narrow_values, narrower
+from kquant.shrink.narrow import narrow_values, narrower, narrower_shape
 from kquant.shrink.plain import inference_only
 
 SEED = 0
@@ -48,17 +49,56 @@ def channels_of(tensor: Any) -> int | None:
     return tensor.shape[-1] if len(tensor.shape) > 1 else None
 
 
-def pairing(node: Node) -> Pairing | None:
-    """How a node's output has its inputs' channels, or None where it mixes them."""
+def pairing(node: Node, known: dict[str, Pairing | None]) -> Pairing | None:
+    """How a node's output has its inputs' channels, or None where it mixes them.
+
+    Args:
+        node: a call.
+        known: answers so far, for layers of the same config on the same shapes.
+    """
     widths = [channels_of(t) for t in (*node.inputs, *node.outputs)]
     if not node.inputs or len(node.outputs) != 1 or None in widths:
         return None
+    key = _key(node)
+    if key is None or key not in known:
+        with _random_values(node.op):
+            found = _tried(node, widths)
+        if key is None:
+            return found
+        known[key] = found
+    return known[key]
+
+
+def _tried(node: Node, widths: list[Any]) -> Pairing | None:
     values = [_noise(t, SEED + i) for i, t in enumerate(node.inputs)]
     try:
         wide = compute(node, node.op, values)
         return next((p for p in _candidates(node, widths) if _holds(node, p, values, wide)), None)
     except Exception:  # whatever an operation says of a shape that it cannot take: it does not keep channels
         return None
+
+
+def _key(node: Node) -> str | None:
+    """What tells a layer's answer; None for an operation, whose arguments may be arrays."""
+    if not isinstance(node.op, keras.layers.Layer):
+        return None
+    config = {k: v for k, v in node.op.get_config().items() if k != "name"}
+    order = [next(i for i, other in enumerate(node.inputs) if other is t) for t in node.inputs]
+    return f"{type(node.op)} {config} {[t.shape for t in node.inputs]} {order} {node.kwargs.keys()}"
+
+
+@contextlib.contextmanager
+def _random_values(op: Any) -> Iterator[None]:
+    """Other weights for the trial: those at hand may hide what a layer does (a factor that starts at 0)."""
+    variables = [v for v in getattr(op, "variables", ()) if "float" in str(v.dtype)]
+    before, rng = [v.numpy() for v in variables], np.random.default_rng(SEED)
+    for v in variables:
+        v.assign(rng.uniform(0.5, 1.5, v.shape))
+    try:
+        yield
+    finally:
+        for v, value in zip(variables, before, strict=True):
+            v.assign(value)
 
 
 def elementwise(function: Any, channels: int) -> bool:
@@ -102,9 +142,10 @@ def _holds(node: Node, pair: Pairing, values: list[np.ndarray], wide: np.ndarray
         if not all(map(len, reads)) or not len(makes):
             continue
         before = (values[0].shape[-1], wide.shape[-1])
-        op = narrower(node.op, reads[0], makes, before)
+        stateless = not getattr(node.op, "variables", ()) and not narrower_shape(node.op, len(makes), before[1])
+        op = node.op if stateless else narrower(node.op, reads[0], makes, before)
         some = [x[..., r] for x, r in zip(values, reads, strict=True)]
-        if isinstance(op, keras.layers.Layer) and node.op.variables:
+        if getattr(node.op, "variables", ()):
             compute(node, op, some)  # builds it
             narrow_values(node.op, op, reads[0], makes, before)
         found, wanted = compute(node, op, some), wide[..., makes]

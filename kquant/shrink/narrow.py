@@ -11,7 +11,7 @@ from kquant.ops import find_weighted
 from kquant.ops.rule import Weights
 from kquant.shrink.plain import again, settle
 
-# Entries of a config whose last number is the length of the output's last axis (Reshape, keras.ops.reshape).
+# Entries of the configs of keras.layers.Reshape and keras.ops.reshape.
 SHAPES = ("target_shape", "newshape")
 
 
@@ -46,12 +46,18 @@ def narrower(op: Any, reads: np.ndarray, makes: np.ndarray, before: tuple[int, i
     changes: dict[str, Any] = {}
     if weights is not None and weights.width is not None:
         changes[weights.width] = len(makes)
-    config = op.get_config()
-    for key in SHAPES:
-        shape = config.get(key)
-        if shape and shape[-1] == before[1]:
-            changes[key] = (*shape[:-1], len(makes))
+    else:
+        changes = narrower_shape(op, len(makes), before[1])
     return again(op, **changes)
+
+
+def narrower_shape(op: Any, width: int, before: int) -> dict[str, Any]:
+    """What changes in the config of a layer or operation that was told its output's shape."""
+    if type(op).__name__ != "Reshape":
+        return {}
+    config = op.get_config()
+    shapes = {key: config[key] for key in SHAPES if config.get(key)}
+    return {key: (*shape[:-1], width) for key, shape in shapes.items() if shape[-1] == before}
 
 
 def narrow_values(old: Any, new: Any, reads: np.ndarray, makes: np.ndarray, before: tuple[int, int]) -> None:
@@ -63,9 +69,12 @@ def narrow_values(old: Any, new: Any, reads: np.ndarray, makes: np.ndarray, befo
     if not isinstance(old, keras.layers.Layer):
         return
     weights = kernel_of(old)
+    whole = (len(reads), len(makes)) == before
     for source, target in zip(old.variables, new.variables, strict=True):
         value = source.numpy()
-        if weights is not None:
+        if whole:  # also of layers whose axes are not understood
+            pass
+        elif weights is not None:
             value = _taken(value, weights, source is getattr(old, weights.kernel), reads, makes)
         elif value.ndim and value.shape[-1] == before[0] == before[1]:
             value = np.take(value, reads, axis=-1)

@@ -9,6 +9,7 @@ import keras
 
 from kquant.core.graph import Graph, Node, legal_name, rewrite, trace
 from kquant.ops import find
+from kquant.quantized import is_quantized
 
 layers = keras.layers
 # One layer with two kernels; its two halves shrink each on their own.
@@ -37,13 +38,19 @@ def plain(model: keras.Model) -> keras.Model:
         The copy. Layers keep their names; a separable convolution becomes its two halves.
 
     Raises:
-        ValueError: a layer is not described by its config, or a variable of the model itself is computed with.
+        ValueError: the model is quantized already, a layer is not described by its config, or a variable of the model
+            itself is computed with.
 
     Example:
         >>> inner = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="inside")])
         >>> [layer.name for layer in plain(keras.Sequential([keras.Input((4,), name="x"), inner])).layers]
         ['x', 'inside']
     """
+    if is_quantized(model):
+        raise ValueError(
+            f"{model.name}: channels leave and kernels split in a float model, before kquant.quantize and kquant.prune. "
+            "Received a model that is quantized or masked; give the plain one."
+        )
     graph = read(model)
     made: dict[tuple[int, str], Any] = {}
     values: list[tuple[Any, Any]] = []

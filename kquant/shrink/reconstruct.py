@@ -27,10 +27,10 @@ from kquant.shrink.narrow import kernel_of
 from kquant.shrink.plain import read
 
 RIDGE = 1e-6  # of the mean square of what a layer reads
-ROWS = 10  # for each weight of an output channel
-LEAST_ROWS = 4000
-BATCH = 32
-SAMPLES = 512
+ROWS = 10  # for each weight of an output channel, and never less than
+LEAST_ROWS = 20_000
+BATCH = 64
+SAMPLES = 1024
 SEED = 0
 
 
@@ -58,7 +58,7 @@ def refit(old: Graph, new: keras.Model, jobs: Sequence[Job], data: Any, *, verbo
         old: graph of the model whose outputs are wanted.
         new: the model, flat and plain.
         jobs: in the new model's order.
-        data: representative samples, see `kquant.calibrate`; the first 512 are read.
+        data: representative samples, see `kquant.calibrate`; the first 1,024 are read.
         verbose: show a bar.
 
     Raises:
@@ -86,25 +86,48 @@ def refit(old: Graph, new: keras.Model, jobs: Sequence[Job], data: Any, *, verbo
         for job, place, y in tqdm(
             list(zip(jobs, places, wanted, strict=True)), desc="reconstruct", unit="layer", disable=not verbose
         ):
-            x = _read_rows(graph, job, batches_of(new, samples, BATCH), place)
-            _set(new, job, x, np.concatenate(y))
+            _set(new, job, _read_sums(graph, job, batches_of(new, samples, BATCH), place, y))
     except BaseException:
         new.set_weights(before)
         raise
 
 
+@dataclass
+class Sums:
+    """All that least squares needs of its rows, part after part.
+
+    Attributes:
+        x, y: float64[k] and float64[m], sums.
+        xx, xy: float64[k, k] and float64[k, m], of products.
+        count: of rows.
+    """
+
+    x: Any = 0.0
+    y: Any = 0.0
+    xx: Any = 0.0
+    xy: Any = 0.0
+    count: int = 0
+
+    def add(self, x: np.ndarray, y: np.ndarray) -> Sums:
+        """Take float[n, k] and float[n, m] in."""
+        x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+        self.x, self.y = self.x + x.sum(axis=0), self.y + y.sum(axis=0)
+        self.xx, self.xy = self.xx + x.T @ x, self.xy + x.T @ y
+        self.count += len(x)
+        return self
+
+
 def least_squares(
-    x: np.ndarray, y: np.ndarray, start: np.ndarray, *, intercept: bool, ridge: float = RIDGE
+    sums: Sums, start: np.ndarray, *, intercept: bool, ridge: float = RIDGE
 ) -> tuple[np.ndarray, np.ndarray]:
     """Weights and bias that are nearest to given outputs, and to given weights where the outputs do not tell.
 
-        W = W0 + (X'X / n + ridge * mean(x^2) I)^-1 X'(Y - X W0) / n,      b = mean(y - x W)
+        W = W0 + (X'X + r I)^-1 (X'Y - X'X W0),    b = mean(y - x W),    r = ridge * trace(X'X) / k
 
     X and Y less their means where there is an intercept.
 
     Args:
-        x: float[n, k].
-        y: float[n, m].
+        sums: of the rows of X and Y.
         start: float[k, m], W0.
         intercept: fit a bias too; zeros are returned without.
         ridge: of the mean square of x.
@@ -114,21 +137,19 @@ def least_squares(
 
     Example:
         >>> x = np.random.default_rng(0).normal(size=(50, 3))
-        >>> weights, bias = least_squares(x, x @ np.eye(3) + 2.0, np.zeros((3, 3)), intercept=True)
+        >>> weights, bias = least_squares(Sums().add(x, x @ np.eye(3) + 2.0), np.zeros((3, 3)), intercept=True)
         >>> np.allclose(weights, np.eye(3), atol=1e-4), bias.round(3).tolist()
         (True, [2.0, 2.0, 2.0])
 
     Source: Hoerl and Kennard, "Ridge Regression", Technometrics 12 (1970), shrinking towards W0 instead of 0.
     """
-    x, y, start = (np.asarray(v, np.float64) for v in (x, y, start))
-    center = x.mean(axis=0) if intercept else np.zeros(x.shape[1])
-    mean = y.mean(axis=0) if intercept else np.zeros(y.shape[1])
-    centered, count = x - center, len(x)
-    gram = centered.T @ centered / count
-    gram[np.diag_indices_from(gram)] += max(ridge * np.trace(gram) / len(gram), np.finfo(np.float64).tiny)
-    left = (y - mean) - centered @ start
-    weights = start + np.linalg.lstsq(gram, centered.T @ left / count, rcond=None)[0]
-    return weights, (mean - center @ weights if intercept else mean)
+    start, mean_x, mean_y = np.asarray(start, np.float64), sums.x / sums.count, sums.y / sums.count
+    gram, cross = sums.xx / sums.count, sums.xy / sums.count
+    if intercept:
+        gram, cross = gram - np.outer(mean_x, mean_x), cross - np.outer(mean_x, mean_y)
+    ridged = gram + max(ridge * np.trace(gram) / len(gram), np.finfo(np.float64).tiny) * np.eye(len(gram))
+    weights = start + np.linalg.lstsq(ridged, cross - gram @ start, rcond=None)[0]
+    return weights, (mean_y - mean_x @ weights if intercept else np.zeros(len(mean_y)))
 
 
 def can_refit(op: Any) -> bool:
@@ -146,24 +167,25 @@ def _as_rows(op: Any, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray
         raise ValueError(f"{op.name} ({type(op).__name__}): it is not written as a product of matrices.")
     kernel = getattr(op, weights.kernel).numpy().astype(np.float64)
     bias = getattr(op, weights.bias or "", None)
-    rows = np.asarray(weights.rows(op, keras.ops.convert_to_tensor(x, "float32")), np.float64)[:, 0]
+    rows = np.asarray(weights.rows(op, keras.ops.convert_to_tensor(x, "float32")))[:, 0]
     matrix = as_matrix(kernel, 1, kernel.shape[-1])[0]
     return rows, matrix, np.zeros(kernel.shape[-1]) if bias is None else bias.numpy().astype(np.float64)
 
 
-def _read_rows(graph: Graph, job: Job, batches: Iterator[Any], places: list[np.ndarray]) -> np.ndarray:
-    """What the new layer reads at these places."""
+def _read_sums(
+    graph: Graph, job: Job, batches: Iterator[Any], places: list[np.ndarray], wanted: list[np.ndarray]
+) -> Sums:
+    """What the new layer reads at these places, with what it should give there."""
     calls = [node for node in graph.nodes if node.op.name == job.name]
-    chosen = iter(places)
-    found = [
-        _as_rows(call.op, x)[0][next(chosen)]
-        for values in tensors(graph, [call.inputs[0] for call in calls], batches, quantized=True)
-        for call, x in zip(calls, values, strict=True)
-    ]
-    return np.concatenate(found)
+    sums, chosen = Sums(), iter(zip(places, wanted, strict=True))
+    for values in tensors(graph, [call.inputs[0] for call in calls], batches, quantized=True):
+        for call, x in zip(calls, values, strict=True):
+            place, y = next(chosen)
+            sums.add(_as_rows(call.op, x)[0][place], y)
+    return sums
 
 
-def _set(new: keras.Model, job: Job, x: np.ndarray, y: np.ndarray) -> None:
+def _set(new: keras.Model, job: Job, sums: Sums) -> None:
     """Fit the layer, and put its bias where there is one."""
     layer = new.get_layer(job.name)
     weights = kernel_of(layer)
@@ -172,7 +194,7 @@ def _set(new: keras.Model, job: Job, x: np.ndarray, y: np.ndarray) -> None:
     kernel = getattr(layer, weights.kernel)
     shape = tuple(kernel.shape)
     start = as_matrix(kernel.numpy().astype(np.float64), 1, shape[-1])[0]
-    matrix, shift = least_squares(x, y, start, intercept=bias is not None or norm is not None)
+    matrix, shift = least_squares(sums, start, intercept=bias is not None or norm is not None)
     kernel.assign(from_matrix(matrix[None], shape).astype(np.float32))
     if bias is not None:
         bias.assign(shift.astype(np.float32))
