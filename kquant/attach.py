@@ -151,7 +151,7 @@ class _Builder:
         if rule.attach is None or spec is None:
             raise ValueError(f"{node.name}: its rule attaches nothing.")
         if id(node.op) not in self.layers:
-            self.layers[id(node.op)] = rule.attach(node.op, spec, self.inside(node))
+            self.layers[id(node.op)] = rule.attach(node.op, spec, self.inside(node), self.plan.widths.calls[id(node)])
         _, out = self.fake_quant(site)(args[0], peek=True)
         number = self.plan.graph.calls()[id(node.op)].index(node)
         return self.layers[id(node.op)](args[0], encoding=encoding, out=out, **({"site": number} if number else {}))
