@@ -188,7 +188,8 @@ class _Builder:
         if rule.attach is None or spec is None:
             raise ValueError(f"{node.name}: its rule attaches nothing.")
         if id(node.op) not in self.layers:
-            layer = self.layers[id(node.op)] = rule.attach(node.op, spec, self.inside(node))
+            bits = self.plan.widths.calls[id(node)]
+            layer = self.layers[id(node.op)] = rule.attach(node.op, spec, self.inside(node), bits)
             if isinstance(layer, ManyKernels):
                 for path in sorted({path for found in self.carried.values() for path in found}):
                     shape = kernel_at(node.op, path).shape if path.startswith("cell.") else ()

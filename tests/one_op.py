@@ -242,7 +242,7 @@ def variants():
     files = {}
     for case in [*all_cases(), lstm_case()]:
         _enrol(files, case.op, case)
-        if quantizes(case) and not case.intermediates:
+        if quantizes(case):
             _enrol(files, f"{case.op} int16", as_int16(case, targets.load("litert").ops[case.op].fixed_int16))
         if case.op in WEIGHTED:
             files[f"{case.op} int16 per tensor"] = per_tensor(as_int16(case))

@@ -67,10 +67,10 @@ def as_int16(case, fixed=None):
         case: an int8 case.
         fixed: the output's scale and zero point where the operator prescribes them.
     """
-    weighted = case.op in WEIGHTED
-    inputs = [_wide_bias(spec) if weighted and spec.dtype == "int32" and spec.scale else spec for spec in case.inputs]
-    inputs = [_widened(spec) if spec.data is None or not weighted else spec for spec in inputs]
+    weighted = case.op in (*WEIGHTED, "UNIDIRECTIONAL_SEQUENCE_LSTM")
+    inputs = [_wide_input(spec, weighted) for spec in case.inputs]
     outputs = [_widened(spec) for spec in case.outputs]
+    case = replace(case, intermediates=[_widened(spec) for spec in case.intermediates])
     if fixed is not None:
         outputs = [replace(spec, scale=(fixed[0],), zero_point=fixed[1]) for spec in outputs]
     case = replace(case, inputs=inputs, outputs=outputs, types="int16x8")
@@ -106,6 +106,14 @@ def packed(codes):
     halves = np.asarray(codes, "int8").reshape(-1).view("uint8") & 15
     halves = np.append(halves, np.zeros(halves.size % 2, "uint8"))
     return halves[::2] | halves[1::2] << 4
+
+
+def _wide_input(spec, weighted):
+    if spec is None:
+        return None
+    if weighted and spec.dtype == "int32" and spec.scale:
+        return _wide_bias(spec)
+    return spec if weighted and spec.data is not None else _widened(spec)
 
 
 def _widened(spec):

@@ -75,6 +75,45 @@ def test_every_step_of_the_file_is_simulated(name, target, runtime, record_prope
     assert max(errors) < 0.25
 
 
+@pytest.mark.parametrize("name", ["lstm", "stacked", "both ways", "backwards", "states", "last"])
+def test_every_step_in_int16_is_simulated_on_tflm(name):
+    """One operator of int16 activations, and codes equal at every step; nearer to float than in int8."""
+    model, x = NETWORKS[name](), sequences()
+    wanted = keras.tree.flatten(model(x))[0]
+    errors = []
+    for recipe in ("int8", "int16x8"):
+        q = kquant.calibrate(kquant.quantize(model, recipe, target="tflm"), x, batch_size=64, verbose=False)
+        errors.append(float(np.sqrt(np.mean((keras.tree.flatten(q(x))[0] - wanted) ** 2))))
+    content = contract.file_of(q)
+    operators = [op for op in read_model(content).operators if op.code == "UNIDIRECTIONAL_SEQUENCE_LSTM"]
+    tensors = read_model(content).tensors
+    assert {tensors[op.inputs[0]].dtype for op in operators} == {"int16"}
+    assert {tensors[op.inputs[12]].dtype for op in operators} == {"int64"}
+    assert contract.compare(q, content, "tflm", [x[:64]]) == contract.Parity(1.0, 0)
+    print(f"{name}: rms error {errors[0]:.5f} in int8, {errors[1]:.5f} in int16x8")
+    assert errors[1] < 0.75 * errors[0]
+
+
+def test_int16_trains_saves_and_loads(tmp_path):
+    model, x = NETWORKS["last"](), sequences()
+    q = kquant.calibrate(kquant.quantize(model, "int16x8", target="tflm"), x, batch_size=64, verbose=False)
+    near = float(np.abs(q(x, training=True) - model(x)).max())
+    assert 0 < near < 0.02, "in training: floats on grids of 16 bits, weights on those of 8"
+    q.compile("sgd", "mse")
+    q.fit(x, np.zeros((len(x), 3)), verbose=0)
+    q.save(tmp_path / "m.keras")
+    again = keras.models.load_model(tmp_path / "m.keras")
+    np.testing.assert_array_equal(again(x), q(x))
+    assert contract.compare(again, contract.file_of(again), "tflm", [x[:32]]) == contract.Parity(1.0, 0)
+
+
+def test_litert_keeps_the_lstm_in_int8():
+    with pytest.warns(UserWarning, match="no 16-bit kernel for .*LSTM"):
+        q = kquant.quantize(NETWORKS["last"](), "int16x8")
+    kquant.calibrate(q, sequences(), batch_size=64, verbose=False)
+    assert contract.compare(q, contract.file_of(q), "litert-reference", [sequences(16)]) == contract.Parity(1.0, 0)
+
+
 @pytest.mark.parametrize("runtime", ["litert", "tflm"])
 def test_tables_are_close_to_the_functions(runtime):
     x = np.arange(-32768, 32768)

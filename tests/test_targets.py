@@ -36,7 +36,10 @@ def judge(case, outputs):
         wanted = real / spec.scale[0] + spec.zero_point if spec.scale else real
         if spec.dtype in ("int8", "int16"):
             wanted = np.clip(wanted, np.iinfo(spec.dtype).min, np.iinfo(spec.dtype).max)
-        if codes.shape != wanted.shape or np.max(np.abs(codes - wanted)) > TOLERANCE_LSB[spec.dtype]:
+        tolerance = TOLERANCE_LSB[spec.dtype]
+        if spec.dtype == "int16" and case.op == "UNIDIRECTIONAL_SEQUENCE_LSTM":
+            tolerance = 8.0  # one step of its cell state, 2^-12
+        if codes.shape != wanted.shape or np.max(np.abs(codes - wanted)) > tolerance:
             return "wrong"
     return "right"
 
@@ -78,9 +81,6 @@ SUFFIXES = {"int8": "", "int16x8": " int16"}
 def test_claim_holds(op, runtime, type, verdicts):
     target = targets.load(RUNTIMES[runtime])
     claimed = target.supports(op, type) and runtime in target.runtimes_for(op)
-    if type == "int16x8" and op == "UNIDIRECTIONAL_SEQUENCE_LSTM":  # no target claims it, so no file tries it
-        assert not claimed
-        return
     verdict = verdicts[runtime, op + SUFFIXES[type]]
     assert (verdict == "right") == claimed, f"{runtime} is {verdict} on {op}, the file says {type} = {claimed}"
 

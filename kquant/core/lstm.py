@@ -43,6 +43,7 @@ class QuantizedLSTM(ManyKernels):
         layer: `keras.layers.LSTM` that returns sequences.
         spec: `QuantSpec` of the eight matrices, as its config: one scale for each.
         cell: arguments of the `FakeQuant` that holds the cell state's range.
+        bits: of the input and of the hidden state, 8 or 16.
         transforms: path of a kernel -> its masks and codebooks, see `ManyKernels`.
     """
 
@@ -51,6 +52,7 @@ class QuantizedLSTM(ManyKernels):
         layer: keras.layers.Layer,
         spec: dict[str, Any],
         cell: dict[str, Any],
+        bits: int = 8,
         transforms: Mapping[str, Sequence[Any]] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -58,6 +60,7 @@ class QuantizedLSTM(ManyKernels):
         super().__init__(layer, transforms or {}, **kwargs)
         self.spec = QuantSpec(**spec)
         self.cell_config = dict(cell)
+        self.bits = bits
         self.cell = FakeQuant(STATES.to_config(), dtype="float32", **cell)
         self.supports_masking = False
 
@@ -109,6 +112,10 @@ class QuantizedLSTM(ManyKernels):
                 stacklevel=2,
             )
 
+    def _ends(self) -> tuple[int, int]:
+        """The smallest and the largest code of the input and of the hidden state."""
+        return -(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1
+
     def seen(self) -> tf.Tensor:
         """bool[]: the cell state has a range."""
         return tf.reduce_max(tf.convert_to_tensor(self.cell.count)) > 0.0
@@ -125,7 +132,9 @@ class QuantizedLSTM(ManyKernels):
         units = self.layer.units
         kernel, recurrent = (tf.reshape(w, (w.shape[0], 4, units)) for w in (kernel, recurrent))
         spec = QuantSpec(self.spec.bits, True, True, per_axis=True)  # an axis of gates
-        reach = tf.reduce_max(tf.abs(tf.reshape(bias, (1, 4, units))), axis=2, keepdims=True) / input_scale
+        reach = None  # an int64 bias has room
+        if self.bits == 8:
+            reach = tf.reduce_max(tf.abs(tf.reshape(bias, (1, 4, units))), axis=2, keepdims=True) / input_scale
         scales = encode_weights(kernel, spec, (1,), bias_reach=reach), encode_weights(recurrent, spec, (1,))
         kernel, recurrent = (
             tf.clip_by_value(tf.round(w / s), float(spec.low), float(spec.high))
@@ -158,7 +167,7 @@ class QuantizedLSTM(ManyKernels):
         return tf.reshape(round_through(gates / scale, float(spec.low), float(spec.high)) * scale, weights.shape)
 
     def _integer(self, x: tf.Tensor, encoding: tf.Tensor, out: tf.Tensor) -> tf.Tensor:
-        source, grid = arithmetic.Grid(encoding[0], encoding[1]), arithmetic.Grid(out[0], out[1])
+        source, grid = (arithmetic.Grid(e[0], e[1], *self._ends()) for e in (encoding, out))
         codes = tf.cast(tf.round(x / source.scale) + source.zero_point, tf.int32)
         hidden = lstm(codes, source, self.codes(encoding[0]), grid, self.cell_bits(), runtime=self.cell.runtime)
         return (tf.cast(hidden, tf.float32) - grid.zero_point) * grid.scale
@@ -182,7 +191,7 @@ class QuantizedLSTM(ManyKernels):
                 cell = tf.where(seen, _snapped_cell(cell, bits), cell)
             hidden = tf.sigmoid(o) * tf.tanh(cell)
             if out is not None:
-                hidden = tf.where(out[0] > 0.0, _snapped(hidden, out), hidden)
+                hidden = tf.where(out[0] > 0.0, _snapped(hidden, out, *self._ends()), hidden)
             return hidden, cell
 
         zeros = tf.zeros_like(by_input[0, :, : self.layer.units])
@@ -193,14 +202,14 @@ class QuantizedLSTM(ManyKernels):
 
     def get_config(self) -> dict[str, Any]:
         """All arguments."""
-        return {**super().get_config(), "spec": self.spec.to_config(), "cell": self.cell_config}
+        return {**super().get_config(), "spec": self.spec.to_config(), "cell": self.cell_config, "bits": self.bits}
 
 
-def _snapped(y: tf.Tensor, encoding: tf.Tensor) -> tf.Tensor:
+def _snapped(y: tf.Tensor, encoding: tf.Tensor, lowest: int, highest: int) -> tf.Tensor:
     """Hidden states on their grid, gradient straight through."""
     scale, zero_point = tf.where(encoding[0] > 0.0, encoding[0], 1.0), encoding[1]
-    codes = tf.clip_by_value(tf.round(y / scale) + zero_point, -128.0, 127.0)
-    low, high = (-128.0 - zero_point) * scale, (127.0 - zero_point) * scale
+    codes = tf.clip_by_value(tf.round(y / scale) + zero_point, float(lowest), float(highest))
+    low, high = (lowest - zero_point) * scale, (highest - zero_point) * scale
     return straight_through(y, (codes - zero_point) * scale, low, high)
 
 

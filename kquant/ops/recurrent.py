@@ -138,8 +138,8 @@ def _refuse_cell_state(node: Any) -> str | None:
     )
 
 
-def _attach(op: Any, spec: QuantSpec, inside: Any) -> QuantizedLSTM:
-    return QuantizedLSTM(op, spec.to_config(), inside("cell"))
+def _attach(op: Any, spec: QuantSpec, inside: Any, bits: int) -> QuantizedLSTM:
+    return QuantizedLSTM(op, spec.to_config(), inside("cell"), bits)
 
 
 def _lower(program: Program, call: Call) -> None:
@@ -154,7 +154,7 @@ def _lower(program: Program, call: Call) -> None:
         _reset(program, op.name, x, hidden, cell)
     kernels = _matrices(program, f"{op.name}/kernel", weights.kernel, weights.kernel_scale, op.spec)
     recurrent = _matrices(program, f"{op.name}/recurrent", weights.recurrent, weights.recurrent_scale, op.spec)
-    biases = _biases(program, op.name, weights, x.encoding.scale[0])
+    biases = _biases(program, op.name, weights, x.encoding.scale[0], np.int32 if op.bits == 8 else np.int64)
     inputs = [x, *kernels, *recurrent, *[None] * 3, *biases, None, None, hidden, cell, *[None] * 4]
     options = {"fusedActivationFunction": "TANH", "cellClip": 0.0, "projClip": 0.0, "timeMajor": False}
     made = Operator("UNIDIRECTIONAL_SEQUENCE_LSTM", inputs, [y], {**options, "asymmetricQuantizeInputs": False})
@@ -181,8 +181,9 @@ def _reset(program: Program, name: str, x: Ref, hidden: Ref, cell: Ref) -> None:
     flat = program.reshape(x, (1, x.size))
     corner = [program.constant(what, np.array(n, np.int32)) for what, n in (("begin", [0, 0]), ("size", [1, 1]))]
     program.emit("SLICE", [flat, *corner], one)
-    half = Encoding(0.5 * hidden.encoding.scale / x.encoding.scale, np.int64([0]), ZEROS)  # any; 0.5 suits every kernel
-    zeros = program.constant(f"{name}/zeros", np.zeros((1, hidden.shape[1]), np.int8), half)
+    spec = STATES if x.dtype == "int16" else ZEROS
+    half = Encoding(0.5 * hidden.encoding.scale / x.encoding.scale, np.int64([0]), spec)  # any; 0.5 suits every kernel
+    zeros = program.constant(f"{name}/zeros", np.zeros((1, hidden.shape[1]), x.dtype), half)
     program.emit("MUL", [one, zeros], hidden, fusedActivationFunction="NONE")
     program.emit("QUANTIZE", [hidden], cell)
 
@@ -198,9 +199,9 @@ def _matrices(program: Program, name: str, codes: Any, scales: Any, spec: QuantS
     ]
 
 
-def _biases(program: Program, name: str, weights: Any, input_scale: Any) -> list[Ref]:
-    """Four int32 tensors at `input scale * kernel scale`."""
-    rows = np.split(np.asarray(weights.bias).astype(np.int32), 4)
+def _biases(program: Program, name: str, weights: Any, input_scale: Any, dtype: Any) -> list[Ref]:
+    """Four tensors at `input scale * kernel scale`."""
+    rows = np.split(np.asarray(weights.bias).astype(dtype), 4)
     return [
         program.constant(f"{name}/bias_{gate}", row, Encoding(np.float32([s * input_scale]), np.int64([0]), BIAS))
         for gate, row, s in zip(GATES, rows, np.asarray(weights.kernel_scale), strict=True)
@@ -256,7 +257,7 @@ RULES = (
         layers=(layers.LSTM, QuantizedLSTM),
         when=_plain,
         operators=("UNIDIRECTIONAL_SEQUENCE_LSTM",),
-        widths=(8,),
+        widths=(8, 16),
         attach=_attach,
         lower=_lower,
         refuse=_refuse_plain,
@@ -277,7 +278,7 @@ RULES = (
     Rule(
         layers=(CellState,),
         operators=("UNIDIRECTIONAL_SEQUENCE_LSTM",),
-        widths=(8,),
+        widths=(8, 16),
         refuse=_refuse_cell_state,
         lower=_lower,
         examples=(computed(lambda x: layers.LSTM(4, return_state=True, return_sequences=True)(x)[:2], (5, 3)),),

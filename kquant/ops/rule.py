@@ -143,9 +143,10 @@ class Rule:
         fuses: a following ReLU costs nothing.
         relu: the fused form of this activation: "RELU", "RELU6", ... where the operator before can take it.
         arithmetic: `(node) -> (kernel, attributes)` where the kernel's rounding needs the codes of its inputs.
-        attach: `(layer, spec, inside) -> layer` builds the one that computes with quantized weights, where a kernel
-            keeps encodings inside; `spec` is the grid of its weights, `inside(name)` the arguments of a `FakeQuant` for
-            one. It is called with its input's encoding and that of its output: `layer(x, encoding=..., out=...)`,
+        attach: `(layer, spec, inside, bits) -> layer` builds the one that computes with quantized weights, where a
+            kernel keeps encodings inside; `spec` is the grid of its weights, `inside(name)` the arguments of a
+            `FakeQuant` for one, `bits` the width of its activations. It is called with its input's encoding and that of
+            its output: `layer(x, encoding=..., out=...)`,
             a shared layer with `site`, the number of the call, too.
         lower: writes the call.
         lower_float: writes it for float32 tensors, where `lower` cannot.
@@ -169,7 +170,7 @@ class Rule:
     fuses: bool = False
     relu: Callable[[Any], str | None] | None = None
     arithmetic: Callable[[Node], tuple[str, dict[str, Any]]] | None = None
-    attach: Callable[[Any, QuantSpec, Callable[[str], dict[str, Any]]], keras.layers.Layer] | None = None
+    attach: Callable[[Any, QuantSpec, Callable[[str], dict[str, Any]], int], keras.layers.Layer] | None = None
     lower: Callable[[Program, Call], None] | None = None
     lower_float: Callable[[Program, Call], None] | None = None
     widths: tuple[int, ...] = (8, 16, FLOAT)

@@ -1,7 +1,9 @@
-"""UNIDIRECTIONAL_SEQUENCE_LSTM with int8 activations and weights and an int16 cell state (the 8x8_16 kernel).
+"""UNIDIRECTIONAL_SEQUENCE_LSTM with int8 weights and an int16 cell state: activations of int8, in TFLM of int16 too.
 
     z = x W + b  ->  int16 at 2^-12      z += h U  ->  saturated     i, f, o = sigmoid(z), g = tanh(z) at 2^-15
-    c' = f c + i g  ->  int16 at a power of two                      h' = o tanh(c')  ->  int8
+    c' = f c + i g  ->  int16 at a power of two                      h' = o tanh(c')  ->  int8 or int16
+
+With int16 activations the sums have 64 bits and the multipliers of the gates 15; everything behind them is the same.
 
 Sources: LiteRT tflite/kernels/unidirectional_sequence_lstm.cc (PopulateQuantizedLstmParams8x8_16), lstm_eval.cc and
 internal/reference/portable_tensor_utils.cc; TFLM tensorflow/lite/micro/kernels/lstm_eval_common.cc, .h and .cc.
@@ -14,9 +16,15 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from kquant.core.arithmetic.fixed_point import Multiplier, multiply, quantize_multiplier, rounding_divide_by_power
+from kquant.core.arithmetic.fixed_point import (
+    Multiplier,
+    multiply,
+    multiply_reduced,
+    quantize_multiplier,
+    rounding_divide_by_power,
+)
 from kquant.core.arithmetic.gates import cell_tanh_tables, sigmoid_table, tanh_table
-from kquant.core.arithmetic.grid import Grid, centred, check_runtime
+from kquant.core.arithmetic.grid import Grid, centred, check_int8, check_runtime
 
 GATE_SCALE = 2.0**-12
 _LOW, _HIGH = tf.int16.min, tf.int16.max
@@ -46,7 +54,7 @@ def lstm(
 
     Args:
         codes: int[batch, steps, inputs].
-        source: grid of the input.
+        source: grid of the input; of 8 or 16 bits as that of the hidden state is.
         weights: of the layer.
         out: grid of the hidden state.
         cell_bits: int32[], integer bits of the cell state: its scale is `2**(cell_bits - 15)`.
@@ -54,8 +62,13 @@ def lstm(
 
     Returns:
         int32[batch, steps, units].
+
+    Raises:
+        ValueError: a grid of 16 bits, which LiteRT has no kernel for.
     """
-    kernel = _Kernel(source, weights, out, cell_bits, check_runtime(runtime))
+    if check_runtime(runtime) == "litert":
+        check_int8("UNIDIRECTIONAL_SEQUENCE_LSTM", out, "LiteRT")
+    kernel = _Kernel(source, weights, out, cell_bits, runtime)
     by_input = tf.transpose(kernel.inputs(codes), (1, 0, 2))
     zeros = tf.zeros_like(by_input[0, :, : weights.recurrent.shape[0]])
     states = tf.scan(kernel.step, by_input, (zeros + tf.cast(out.zero_point, tf.int64), zeros))
@@ -67,6 +80,7 @@ class _Kernel:
 
     def __init__(self, source: Grid, weights: LstmWeights, out: Grid, cell_bits: tf.Tensor, runtime: str) -> None:
         self.source, self.weights, self.out, self.runtime = source, weights, out, runtime
+        self.multiply_sums = multiply_reduced if out.is_int16 else multiply
         self.by_input = self.gate_multiplier(source.scale, weights.kernel_scale)
         self.by_state = self.gate_multiplier(out.scale, weights.recurrent_scale)
         hidden = tf.constant(2.0**-30, tf.float64) / tf.cast(out.scale, tf.float64)
@@ -89,13 +103,13 @@ class _Kernel:
     def inputs(self, codes: tf.Tensor) -> tf.Tensor:
         """What the input adds to the gates: int64[batch, steps, 4 units]."""
         sums = tf.matmul(tf.cast(centred(codes, self.source), tf.float64), self.weights.kernel) + self.weights.bias
-        return _saturated(multiply(tf.cast(sums, tf.int64), self.by_input))
+        return _saturated(self.multiply_sums(tf.cast(sums, tf.int64), self.by_input))
 
     def step(self, states: tuple[tf.Tensor, tf.Tensor], by_input: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """`(h, c)` after one more step; all int64[batch, ...]."""
         hidden, cell = states
         sums = tf.matmul(tf.cast(centred(hidden, self.out), tf.float64), self.weights.recurrent)
-        by_state = multiply(tf.cast(sums, tf.int64), self.by_state)
+        by_state = self.multiply_sums(tf.cast(sums, tf.int64), self.by_state)
         if self.runtime == "tflm":  # saturates each of the two; LiteRT adds the second to the first
             by_state = _saturated(by_state)
         i, f, g, o = tf.split(_saturated(by_input + by_state), 4, axis=-1)
