@@ -42,12 +42,14 @@ if Path(sys.argv[0] if sys.argv else "").stem != "kquant":
     from kquant.quantize import quantize
     from kquant.runtimes import predict
     from kquant.stream import Stream, stream
+    from kquant.train.distill import Distiller, distill
     from kquant.verify import VerifyReport, verify
 
 __all__ = [
     "Analysis",
     "CheckReport",
     "CompressResult",
+    "Distiller",
     "DryRun",
     "ExportReport",
     "FileModel",
@@ -65,6 +67,7 @@ __all__ = [
     "cell_samples",
     "check",
     "compress",
+    "distill",
     "dry_run",
     "correct_bias",
     "data_free_ranges",
