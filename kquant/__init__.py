@@ -16,7 +16,7 @@ __version__ = "0.1.0"
 # The command `kquant` answers --help before TensorFlow has loaded, and imports what it needs. Everywhere else the
 # import alone must register the layers with Keras: `import kquant; keras.models.load_model(...)`.
 if Path(sys.argv[0] if sys.argv else "").stem != "kquant":
-    from kquant import report
+    from kquant import callbacks, report
     from kquant.analysis.results import Analysis
     from kquant.analyze import analyze
     from kquant.autotune import Tuned, autotune
@@ -63,6 +63,7 @@ __all__ = [
     "autotune",
     "adaround",
     "calibrate",
+    "callbacks",
     "cell",
     "cell_samples",
     "check",

@@ -56,7 +56,7 @@ def fitted(trainer: keras.Model, epochs: int = 1, **options: Any) -> dict[str, l
 
 
 def values(model: keras.Model) -> list[np.ndarray]:
-    return [np.array(v) for v in model.variables]
+    return [v.numpy().copy() for v in model.variables]
 
 
 # Losses
