@@ -16,7 +16,7 @@ __version__ = "0.1.0"
 # The command `kquant` answers --help before TensorFlow has loaded, and imports what it needs. Everywhere else the
 # import alone must register the layers with Keras: `import kquant; keras.models.load_model(...)`.
 if Path(sys.argv[0] if sys.argv else "").stem != "kquant":
-    from kquant import report
+    from kquant import callbacks, report
     from kquant.analysis.results import Analysis
     from kquant.analyze import analyze
     from kquant.autotune import Tuned, autotune
@@ -48,6 +48,7 @@ if Path(sys.argv[0] if sys.argv else "").stem != "kquant":
     from kquant.shrink.prune import ChannelGroup, ChannelGroups, channel_groups, prune_channels
     from kquant.stream import Stream, stream
     from kquant.strip import strip
+    from kquant.train.distill import Distiller, distill
     from kquant.vela import vela_bytes
     from kquant.verify import VerifyReport, verify
 
@@ -58,6 +59,7 @@ __all__ = [
     "CheckReport",
     "CompressResult",
     "Cost",
+    "Distiller",
     "DryRun",
     "ExportReport",
     "FileBytes",
@@ -73,12 +75,14 @@ __all__ = [
     "autotune",
     "adaround",
     "calibrate",
+    "callbacks",
     "cell",
     "cell_samples",
     "channel_groups",
     "check",
     "compress",
     "cost",
+    "distill",
     "dry_run",
     "correct_bias",
     "data_free_ranges",

@@ -72,6 +72,13 @@ def qat_from_no_ranges() -> keras.Model:
     return kquant.quantize(keras.Model(x, layers.Dense(3, name="head")(y)), recipe)
 
 
+@case(epochs=1)
+def distillation() -> keras.Model:
+    """Features are collected in the threads of the replicas."""
+    teacher = convolutions()
+    return kquant.distill(qat(), teacher, features=["conv"])
+
+
 @case(epochs=0)
 def calibration() -> keras.Model:
     return kquant.calibrate(kquant.quantize(convolutions()), X, batch_size=BATCH, verbose=False)
@@ -111,6 +118,11 @@ def loop(model: keras.Model, where: Any, epochs: int) -> None:
             step(batch)
 
 
+def floats(model: keras.Model) -> dict[str, np.ndarray]:
+    """Its variables by path, without seeds, which Keras numbers through a process."""
+    return {v.path.replace("/", "."): np.asarray(v) for v in model.variables if "float" in v.dtype}
+
+
 def strategy(name: str) -> Any:
     """What `name` says; the worker's place among the workers is in TF_CONFIG."""
     if name == "mirrored":
@@ -125,7 +137,7 @@ def main(name: str, folder: Path) -> None:
     chosen = strategy(name)
     for label, each in CASES.items():
         model = trained(each, chosen)
-        np.savez(folder / f"{label}.npz", **{v.path.replace("/", "."): np.asarray(v) for v in model.variables})
+        np.savez(folder / f"{label}.npz", **floats(model))
         if name == "mirrored":
             model.save(folder / f"{label}.keras")
 

@@ -21,7 +21,8 @@ ORDER = (
     ("data", "observers", "inspect", "interpreters", "widths", "quantized", "strip"),
     ("expand", "plan", "observe", "lower", "runtimes", "encodings"),
     ("fold", "attach", "calibrate", "shrink"),
-    ("correct",),
+    ("correct", "train"),
+    ("callbacks",),
     ("analysis",),
     ("quantize", "analyze", "dry_run"),
     ("check", "verify", "stream", "cell", "compression", "layer_bytes", "vela"),
@@ -78,7 +79,7 @@ def test_imports_point_one_way(path: Path) -> None:
 
 
 def test_inside_core_and_ops_imports_have_no_circle() -> None:
-    for folder in ("core", "ops", "lower", "report", "correct", "analysis", "shrink"):
+    for folder in ("core", "ops", "lower", "report", "correct", "analysis", "shrink", "train"):
         modules = {
             f"kquant.{folder}.{path.stem}": path for path in (PACKAGE / folder).glob("*.py") if path.stem != "__init__"
         }

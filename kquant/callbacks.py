@@ -1,0 +1,197 @@
+"""Keras callbacks: what the encodings, masks and codebooks of a model do while it trains, for TensorBoard."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from kquant.core.nodes import Compressed, FakeQuant, observing
+from kquant.train.distill import Distiller
+
+MOST_UNIQUE = 256  # distinct weights beyond which they are no codebook
+BUCKETS = 30  # of a histogram, as many as TensorBoard makes
+
+
+class Monitor(keras.callbacks.Callback):
+    """Writes ranges, scales, sparsity and codebooks of every layer as TensorBoard scalars and histograms.
+
+    Scalars, under the name of the layer: of an encoding `low`, `high`, `scale`, `zero_point` and, given `samples`,
+    `clipped`, the share of the tensor's values beyond its range; of a kernel as it is used (masked, shared, with its
+    gain) `sparsity`, the share of zeros, and `unique`, the number of distinct values; of a quantized kernel also
+    `scale_min`, `scale_max`, `clipped`, `zero_codes` and `unique_codes`. Histograms: `weights`, `scales` (one for
+    each channel), and `codebook` where there are at most 256 distinct values.
+
+    Args:
+        log_dir: folder of the event file: `tensorboard --logdir` shows it; to write it takes no TensorBoard.
+        every: steps of the optimizer between two records, or "epoch". What training ends with is always recorded.
+        histograms: write histograms too.
+        samples: a batch of inputs, on which the share of clipped activations is counted, in float; None leaves it out.
+
+    Raises:
+        ValueError: `every` is neither "epoch" nor a number of steps; the model has nothing to record.
+
+    Example:
+        >>> import tempfile
+        >>> q = kquant.quantize(keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="out")]))
+        >>> q.compile("sgd", "mse")
+        >>> monitor = kquant.callbacks.Monitor(tempfile.mkdtemp(), samples=np.ones((8, 4), "float32"))
+        >>> history = q.fit(np.ones((8, 4)), np.ones((8, 2)), verbose=0, callbacks=[monitor])
+        >>> sorted(name for name in monitor.scalars() if name.startswith("out_quant"))
+        ['out_quant/clipped', 'out_quant/high', 'out_quant/low', 'out_quant/scale', 'out_quant/zero_point']
+    """
+
+    def __init__(
+        self, log_dir: str | Path, every: int | str = "epoch", *, histograms: bool = True, samples: Any = None
+    ) -> None:
+        super().__init__()
+        if every != "epoch" and not (isinstance(every, int) and every > 0):
+            raise ValueError(f"Monitor: every must be 'epoch' or a number of steps. Received: {every!r}.")
+        self.log_dir, self.every, self.histograms, self.samples = str(log_dir), every, histograms, samples
+        self.writer: Any = None
+        self.step = 0
+        self.written: int | None = None
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Open the file; steps go on from those of the optimizer, so that a resumed training goes on in the plot."""
+        if not self._layers():
+            raise ValueError(
+                f"Monitor: {self.model.name} has no encodings, masks or codebooks. Fit what kquant.quantize, prune or "
+                "cluster returned."
+            )
+        self.writer = tf.summary.create_file_writer(self.log_dir)
+        self.step = int(self.model.optimizer.iterations)
+        self.written = None
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Count the optimizer's steps, several at once with `steps_per_execution`; write where a record is due."""
+        last, self.step = self.step, int(self.model.optimizer.iterations)
+        if self.every != "epoch" and last // int(self.every) < self.step // int(self.every):
+            self.write()
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Write, if records are by epoch."""
+        if self.every == "epoch":
+            self.write()
+
+    def on_train_end(self, logs: Any = None) -> None:
+        """Write the last state, and close the file."""
+        if self.written != self.step:
+            self.write()
+        self.writer.close()
+
+    def write(self) -> None:
+        """Record what there is now, under the number of the step."""
+        self.written = self.step
+        with self.writer.as_default(step=self.step):
+            for name, value in self.scalars().items():
+                tf.summary.write(name, np.float32(value), metadata=_shown_by("scalars"))
+            if self.histograms:
+                for name, values in self.arrays().items():
+                    tf.summary.write(name, _buckets(values), metadata=_shown_by("histograms"))
+        self.writer.flush()
+
+    def scalars(self) -> dict[str, float]:
+        """What the scalars are now, by "layer/name"."""
+        found = {}
+        for layer in self._layers():
+            rows = _of_encoding(layer) if isinstance(layer, FakeQuant) else _of_weights(layer)
+            found |= {f"{layer.name}/{name}": float(value) for name, value in rows}
+        return found | self._clipped()
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What the histograms are made of now, by "layer/name"."""
+        found = {}
+        for layer in self._layers():
+            for prefix, weights in _kernels(layer).items():
+                found[f"{layer.name}/{prefix}weights"] = weights
+                values = np.unique(weights)
+                if values.size <= MOST_UNIQUE:
+                    found[f"{layer.name}/{prefix}codebook"] = values
+            if _has_codes(layer):
+                found[f"{layer.name}/scales"] = layer.scale_of(layer.weights_as_used()).numpy()
+        return found
+
+    def _layers(self) -> list[keras.layers.Layer]:
+        model = self._model_of_interest()
+        return [
+            layer
+            for layer in model._flatten_layers(include_self=False)
+            if (isinstance(layer, FakeQuant) and layer.has_range) or hasattr(layer, "weights_as_used")
+        ]
+
+    def _model_of_interest(self) -> keras.Model:
+        """A teacher does not change."""
+        return self.model.student if isinstance(self.model, Distiller) else self.model
+
+    def _clipped(self) -> dict[str, float]:
+        """For each encoding, the share of values of the samples that its range cuts off by more than rounding does."""
+        if self.samples is None:
+            return {}
+        counts: dict[str, np.ndarray] = {}
+
+        def count(layer: FakeQuant, site: int, y: tf.Tensor) -> None:
+            if layer.has_range:
+                scale, zero_point, seen = layer.grid()
+                codes = tf.cast(y, tf.float32) / scale + zero_point
+                beyond = tf.logical_or(codes < layer.spec.low - 0.5, codes > layer.spec.high + 0.5)
+                row = [int(tf.math.count_nonzero(tf.logical_and(beyond, seen))), int(tf.size(y))]
+                counts[layer.name] = counts.get(layer.name, np.zeros(2)) + row
+
+        with observing(count):
+            self._model_of_interest()(self.samples, training=False)
+        return {f"{name}/clipped": beyond / size for name, (beyond, size) in counts.items()}
+
+
+def _shown_by(plugin: str) -> bytes:
+    """What tells TensorBoard how to show a tensor. Its own `tf.summary.scalar` writes the same, if it is installed."""
+    kind = tf.compat.v1.SummaryMetadata
+    shown = kind(plugin_data=kind.PluginData(plugin_name=plugin))
+    shown.data_class = 1 if plugin == "scalars" else 2  # DATA_CLASS_SCALAR, DATA_CLASS_TENSOR of summary.proto
+    return shown.SerializeToString()
+
+
+def _buckets(values: np.ndarray) -> np.ndarray:
+    """Left end, right end and number of values of each bucket, as TensorBoard stores them: float64[BUCKETS, 3]."""
+    counts, edges = np.histogram(np.asarray(values, np.float64), bins=BUCKETS)
+    return np.stack([edges[:-1], edges[1:], counts], axis=1)
+
+
+def _kernels(layer: keras.layers.Layer) -> dict[str, np.ndarray]:
+    """Kernels as they are used, by a prefix of their names; a layer of several tells them by path."""
+    if not hasattr(layer, "weights_as_used"):
+        return {}
+    paths = getattr(layer, "transforms", None)
+    if isinstance(paths, Mapping):
+        return {f"{path}/": layer.weights_as_used(path).numpy() for path in paths}
+    return {"": layer.weights_as_used().numpy()}
+
+
+def _has_codes(layer: keras.layers.Layer) -> bool:
+    return isinstance(layer, Compressed) and layer.spec is not None and layer.spec.has_codes
+
+
+def _of_encoding(layer: FakeQuant) -> Iterator[tuple[str, float]]:
+    scale, zero_point, seen = (float(value) for value in layer.grid())
+    if seen:  # before the first batch there is none
+        yield "low", (layer.spec.low - zero_point) * scale
+        yield "high", (layer.spec.high - zero_point) * scale
+        yield "scale", scale
+        yield "zero_point", zero_point
+
+
+def _of_weights(layer: keras.layers.Layer) -> Iterator[tuple[str, float]]:
+    for prefix, weights in _kernels(layer).items():
+        yield f"{prefix}sparsity", float(np.mean(weights == 0.0))
+        yield f"{prefix}unique", np.unique(weights).size
+    if _has_codes(layer):
+        codes, scale, _ = (None if value is None else value.numpy() for value in layer.codes(tf.constant(1.0)))
+        yield "scale_min", scale.min()
+        yield "scale_max", scale.max()
+        yield "clipped", np.mean(np.abs(layer.weights_as_used().numpy() / scale) > layer.spec.high + 0.5)
+        yield "zero_codes", np.mean(codes == 0.0)
+        yield "unique_codes", np.unique(codes).size
