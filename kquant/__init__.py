@@ -44,7 +44,9 @@ if Path(sys.argv[0] if sys.argv else "").stem != "kquant":
     from kquant.stream import Stream, stream
     from kquant.strip import strip
     from kquant.train.pruning import prune
+    from kquant.train.scan import SparsityScan, scan_sparsity
     from kquant.train.schedules import SparsitySchedule
+    from kquant.train.sparsity import Sparsity, sparsity
     from kquant.verify import VerifyReport, verify
 
 __all__ = [
@@ -57,6 +59,8 @@ __all__ = [
     "Mixed",
     "Observations",
     "Recipe",
+    "Sparsity",
+    "SparsityScan",
     "SparsitySchedule",
     "Stream",
     "Tuned",
@@ -88,8 +92,10 @@ __all__ = [
     "recipe_to_toml",
     "reestimate",
     "report",
+    "scan_sparsity",
     "sequential_mse",
     "set_encodings",
+    "sparsity",
     "stream",
     "strip",
     "verify",

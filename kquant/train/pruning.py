@@ -207,7 +207,7 @@ def put_masks(model: keras.Model, settings: Settings) -> None:
     Raises:
         ValueError: no kernel takes a mask.
     """
-    targets = list(_targets(model, settings))
+    targets = list(targets_of(model, settings))
     if not targets:
         raise ValueError(
             f"{model.name}: prune: no layer has a kernel to prune. Depthwise kernels need depthwise=True; layers that "
@@ -224,7 +224,7 @@ def put_masks(model: keras.Model, settings: Settings) -> None:
     forget_graphs(model)
 
 
-def _targets(model: keras.Model, settings: Settings) -> Iterator[Target]:
+def targets_of(model: keras.Model, settings: Settings) -> Iterator[Target]:
     """The kernels to prune, in the order of the model; names those that are left dense for want of a place."""
     found = [layer for layer in model._flatten_layers() if isinstance(layer, ManyKernels | Compressed)]
     found = [layer for layer in found if _paths(layer)]

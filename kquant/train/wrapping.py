@@ -6,12 +6,11 @@ from typing import Any
 
 import keras
 
+from kquant.core.copies import copy_state, own, stays_whole
 from kquant.core.graph import Node, rewrite, trace
 from kquant.core.nodes import Transformed
 from kquant.core.origin import identities, mark
 from kquant.ops.kernels import kernels_of
-
-CONTAINERS = (keras.Model,)
 
 
 def wrapped(model: keras.Model) -> keras.Model:
@@ -46,48 +45,19 @@ def wrapped(model: keras.Model) -> keras.Model:
     return rewrite(graph, replace)
 
 
-def stays_whole(op: Any) -> bool:
-    """Keras' own layers, and those with variables of their own: only models and blocks of layers are opened."""
-    if isinstance(op, CONTAINERS):
-        return False
-    if not isinstance(op, keras.layers.Layer):
-        return True
-    builtin = type(op).__module__.startswith(("keras.", "kquant."))
-    return builtin or bool(op._trainable_variables or op._non_trainable_variables)
-
-
 def _own(op: Any, taken: set[str]) -> Any:
     """The layer with weights of its own and a name of its own, wrapped where it has kernels."""
     if not isinstance(op, keras.layers.Layer):
-        return _operation(op)
-    new = type(op).from_config({**op.get_config(), "name": _apart(op.name, taken)})
-    if op.built:
-        new.build_from_config(op.get_build_config() or {})
-        if len(new.variables) != len(op.variables):
-            raise ValueError(
-                f"{op.name} ({type(op).__name__}): a copy made from its config has {len(new.variables)} variables "
-                f"instead of {len(op.variables)}; its get_config or build does not say all. Complete them."
-            )
-        for old, fresh in zip(op.variables, new.variables, strict=True):
-            fresh.assign(old)
-    new.trainable = op.trainable
-    for old, fresh in zip(op._flatten_layers(), new._flatten_layers(), strict=False):
-        fresh._trainable = old._trainable
+        return own(op)
+    new = own(op, name=_apart(op.name, taken))
     if isinstance(new, Transformed) or not op.built or not kernels_of(new):
         return new
     layer = Transformed(new, {})
     layer.build()
     layer.trainable = op.trainable
+    copy_state(op, new)  # setting `trainable` reaches what is inside
     mark(layer, identities(op))
     return layer
-
-
-def _operation(op: Any) -> Any:
-    """An operation of the new model's own, where it can be made again."""
-    try:
-        return type(op).from_config(op.get_config())
-    except (NotImplementedError, TypeError, ValueError):
-        return op
 
 
 def _apart(name: str, taken: set[str]) -> str:
