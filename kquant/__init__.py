@@ -49,6 +49,10 @@ if Path(sys.argv[0] if sys.argv else "").stem != "kquant":
     from kquant.stream import Stream, stream
     from kquant.strip import strip
     from kquant.train.distill import Distiller, distill
+    from kquant.train.pruning import prune
+    from kquant.train.scan import SparsityScan, scan_sparsity
+    from kquant.train.schedules import SparsitySchedule
+    from kquant.train.sparsity import Sparsity, sparsity
     from kquant.vela import vela_bytes
     from kquant.verify import VerifyReport, verify
 
@@ -68,6 +72,9 @@ __all__ = [
     "Mixed",
     "Observations",
     "Recipe",
+    "Sparsity",
+    "SparsityScan",
+    "SparsitySchedule",
     "Stream",
     "Tuned",
     "VerifyReport",
@@ -97,6 +104,7 @@ __all__ = [
     "observe",
     "predict",
     "prune_channels",
+    "prune",
     "quantize",
     "register_rule",
     "recipe_from_aeq",
@@ -104,8 +112,10 @@ __all__ = [
     "recipe_to_toml",
     "reestimate",
     "report",
+    "scan_sparsity",
     "sequential_mse",
     "set_encodings",
+    "sparsity",
     "stream",
     "strip",
     "vela_bytes",

@@ -141,7 +141,7 @@ class _Builder:
             sums=weights.sums,
             gain_shape=None if gain is None else gain.shape,
             moments=op.name in self.moments,
-            transforms=self.transforms(op, weights.kernel, getattr(op, weights.kernel).shape),
+            transforms=self.transforms(op, weights.kernel),
             observer=self.plan.settings[id(op)].weights.observer,
             input_bits=bits,
             storage=self.storage(op),
@@ -154,13 +154,21 @@ class _Builder:
             variable.assign(variable.numpy() / gain)
         return layer
 
-    def transforms(self, op: Any, path: str, shape: Any) -> list[Transform]:
+    def transforms(self, op: Any, path: str) -> list[Transform]:
         """Masks and codebooks of the user's layer, for the kernel of the layer that it has become."""
+        kernel = kernel_at(op, path)
         for name, _ in identities(op):
-            for found in [self.carried[name][path]] if path in self.carried.get(name, {}) else []:
-                if tuple(found[0].get_build_config()["input_shape"]) == tuple(shape):
-                    self.placed.add((name, path))
-                    return [clone(t) for t in found]
+            found = self.carried.get(name, {}).get(path, [])
+            if found and tuple(found[0].get_build_config()["input_shape"]) == tuple(kernel.shape):
+                self.placed.add((name, path))
+                return [t.carried() or clone(t) for t in found]
+        for name, _ in identities(op):  # a layer that was taken apart: of its kernels only the values are left
+            every = [t for found in self.carried.get(name, {}).values() for t in found]
+            made = [new for new in (t.derived(kernel.numpy()) for t in every) if new is not None]
+            if len(made) == len(every):
+                self.placed.update((name, each) for each in self.carried.get(name, {}))
+            if made:
+                return [] if np.all(kernel) else made[:1]
         return []
 
     def warn_left(self) -> None:
@@ -191,9 +199,8 @@ class _Builder:
             bits = self.plan.widths.calls[id(node)]
             layer = self.layers[id(node.op)] = rule.attach(node.op, spec, self.inside(node), bits)
             if isinstance(layer, ManyKernels):
-                for path in sorted({path for found in self.carried.values() for path in found}):
-                    shape = kernel_at(node.op, path).shape if path.startswith("cell.") else ()
-                    for transform in self.transforms(node.op, path, shape):
+                for path in ("cell.kernel", "cell.recurrent_kernel"):
+                    for transform in self.transforms(node.op, path):
                         layer.transform_by(path, transform)
         _, out = self.fake_quant(site)(args[0], peek=True)
         number = self.plan.graph.calls()[id(node.op)].index(node)

@@ -13,6 +13,7 @@ import keras
 import numpy as np
 
 from kquant.core import transforms as kernels
+from kquant.core.copies import own, stays_whole
 from kquant.core.graph import Node, rewrite, trace
 from kquant.core.nodes import Compressed, FakeQuant, QuantizedLSTM, Transformed
 from kquant.core.transforms import Carried
@@ -43,7 +44,7 @@ def release(model: keras.Model) -> tuple[keras.Model, Carried]:
             carried[op.name] = op.transforms
         return plain[id(op)](*args, **op.passed(kwargs))
 
-    graph = trace(model, _is_known)
+    graph = trace(model, _is_known, masks=True)
     return rewrite(graph, replace), carried
 
 
@@ -75,24 +76,24 @@ def strip(model: keras.Model, *, grids: bool = False) -> keras.Model:
             plain[id(op)] = _without_grid(op, grids)
         return [plain[id(op)](x)] * len(node.outputs)
 
-    return rewrite(trace(release(model)[0], _is_known), replace)
+    return rewrite(trace(release(model)[0], _is_known, masks=True), replace)
 
 
 def _is_known(op: Any) -> bool:
-    """Layers that stay whole."""
-    return isinstance(op, FakeQuant | Compressed | Transformed) or find(op) is not None
+    """Layers that stay whole; one with a rule is never opened, so that the file may have its operator."""
+    return find(op) is not None or stays_whole(op)
 
 
 def _copy(op: Any, made: dict[int, Any]) -> Any:
     """A layer with weights of its own, made once; operations have none."""
     if id(op) not in made:
-        made[id(op)] = rebuild(op) if isinstance(op, keras.layers.Layer) and op.built else op
+        made[id(op)] = own(op)
     return made[id(op)]
 
 
 def _with_kernels(layer: Any, values: Mapping[str, Any]) -> Any:
     """A copy with other values for some of its variables."""
-    new = rebuild(layer)
+    new = own(layer)
     for path, value in values.items():
         kernels.kernel_at(new, path).assign(value)
     return new

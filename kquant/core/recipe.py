@@ -22,6 +22,7 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from kquant.core import aeq
+from kquant.core.pruning_section import Pruning
 from kquant.core.spec import Kind, QuantSpec
 from kquant.core.wording import did_you_mean
 
@@ -97,6 +98,7 @@ class LayerRule(_Strict):
     position: Literal["first", "last"] | None = None
     activations: dict[str, Any] = Field(default_factory=dict)
     weights: dict[str, Any] = Field(default_factory=dict)
+    pruning: dict[str, Any] = Field(default_factory=dict)
     skip: bool | None = None
     stays_float: bool | None = Field(None, alias="float")
 
@@ -106,10 +108,10 @@ class LayerRule(_Strict):
             raise ValueError("a rule needs layer, type or position")
         return self
 
-    @field_validator("activations", "weights")
+    @field_validator("activations", "weights", "pruning")
     @classmethod
     def _known_settings(cls, given: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
-        section = Activations if info.field_name == "activations" else WeightGrid
+        section = {"activations": Activations, "weights": WeightGrid, "pruning": Pruning}[str(info.field_name)]
         try:
             section(**given)
         except ValidationError as error:
@@ -161,6 +163,7 @@ class Recipe(_Strict):
     activations: Activations = Activations()
     weights: WeightGrid = WeightGrid()
     training: Training = Training()
+    pruning: Pruning | None = None
     steps: tuple[Step, ...] = (Step(name="calibrate"),)
     rules: tuple[LayerRule, ...] = ()
 
@@ -326,6 +329,7 @@ def _keys_at(loc: tuple[Any, ...], section: type[BaseModel]) -> list[str]:
         "activations": Activations,
         "weights": WeightGrid,
         "training": Training,
+        "pruning": Pruning,
         "rules": LayerRule,
     }
     found = next((sections[str(part)] for part in reversed(loc) if str(part) in sections), section)

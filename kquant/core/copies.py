@@ -1,0 +1,96 @@
+"""Layers with weights of their own, and which layers stay whole, where a float model becomes another float model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from kquant.core.origin import mark, origins
+
+
+def stays_whole(op: Any) -> bool:
+    """Keras' own layers, and those with variables of their own: only models and blocks of layers are opened."""
+    if isinstance(op, keras.Model):
+        return False
+    if not isinstance(op, keras.layers.Layer):
+        return True
+    builtin = type(op).__module__.startswith(("keras.", "kquant."))
+    return builtin or bool(op._trainable_variables or op._non_trainable_variables)
+
+
+def own(op: Any, **changes: Any) -> Any:
+    """A layer of the same config and state with variables of its own; an operation, made again where that goes.
+
+    Args:
+        op: layer or `keras.Operation`.
+        **changes: to its config (a name).
+
+    Raises:
+        ValueError: the layer's config does not say all that it is made of.
+    """
+    if not isinstance(op, keras.layers.Layer):
+        try:
+            return type(op).from_config(op.get_config())
+        except (NotImplementedError, TypeError, ValueError):
+            return op
+    new = type(op).from_config({**op.get_config(), **changes})
+    if op.built:
+        if not new.built:
+            new.build_from_config(op.get_build_config() or {})
+        copy_state(op, new)
+    mark(new, origins(op))
+    return new
+
+
+def copy_state(old: keras.layers.Layer, new: keras.layers.Layer) -> None:
+    """Values and `trainable` of a layer and all in it; names of variables repeat inside (Bidirectional), places do not.
+
+    Raises:
+        ValueError: the two hold different variables.
+    """
+    values, places = _state(old, "", set()), _state(new, "", set())
+    if list(values) != list(places) and set(values) != set(places):
+        differing = sorted(set(values) ^ set(places))
+        raise ValueError(
+            f"{old.name} ({type(old).__name__}): a copy made from its config has other variables ({differing[0]}); its "
+            "get_config or build does not say all that it is made of. Complete them."
+        )
+    for place, item in places.items():
+        if isinstance(item, keras.layers.Layer):
+            item._trainable = values[place]._trainable
+        else:
+            item.assign(values[place])
+    new.trainable = old.trainable
+
+
+def _state(layer: Any, where: str, seen: set[int]) -> dict[str, Any]:
+    """Place -> variable or layer: a layer's own variables in order, then what its attributes hold."""
+    if id(layer) in seen:
+        return {}
+    seen.add(id(layer))
+    found: dict[str, Any] = {}
+    if isinstance(layer, keras.layers.Layer):
+        for kind in ("_trainable_variables", "_non_trainable_variables"):
+            found.update({f"{where}{kind}[{i}]": v for i, v in enumerate(getattr(layer, kind))})
+    for name, held in vars(layer).items():
+        if name in ("_tracker", "_parent_path", "_inbound_nodes", "_outbound_nodes", "_layers", "_metrics"):
+            continue
+        for place, inner in _parts(held, f"{where}{name}"):
+            if isinstance(inner, keras.random.SeedGenerator):
+                found[place] = inner.state
+            elif id(inner) not in seen:
+                found[place] = inner
+                found.update(_state(inner, f"{place}.", seen))
+    return found
+
+
+def _parts(held: Any, place: str) -> list[tuple[str, Any]]:
+    """Layers and seeds in an attribute, also in lists and dicts."""
+    if isinstance(held, keras.layers.Layer | keras.random.SeedGenerator):
+        return [(place, held)]
+    if isinstance(held, dict):
+        return [part for key, item in held.items() for part in _parts(item, f"{place}[{key!r}]")]
+    if isinstance(held, list | tuple):
+        return [part for i, item in enumerate(held) for part in _parts(item, f"{place}[{i}]")]
+    return []

@@ -1,0 +1,250 @@
+"""`kquant.scan_sparsity`: what pruning each layer alone costs, and from it a sparsity for each layer."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from tqdm.auto import tqdm
+
+from kquant.analysis.sqnr import decibel, noise_of
+from kquant.data import gather
+from kquant.train.mask import fixed
+from kquant.train.masks import choose, structure_of
+from kquant.train.pruning import Target, settings_of, targets_of
+from kquant.train.wrapping import wrapped
+
+
+@dataclass(frozen=True)
+class LayerScan:
+    """One layer alone.
+
+    Attributes:
+        layer: its name.
+        weights: number of its weights in kernels.
+        values: at each sparsity of the scan: what `evaluate` gave, or the SQNR of the model's outputs in dB.
+        damage: at each: loss against the dense model, or noise over signal.
+        chosen: the proposed sparsity.
+    """
+
+    layer: str
+    weights: int
+    values: tuple[float, ...]
+    damage: tuple[float, ...]
+    chosen: float
+
+
+@dataclass(frozen=True)
+class SparsityScan:
+    """All layers; `rules` goes to `kquant.prune` or into a recipe.
+
+    Attributes:
+        sparsities: that were tried.
+        target: share of zeros that was asked for.
+        dense: what `evaluate` gives without pruning; None where data were given.
+        layers: in the order of the model.
+    """
+
+    sparsities: tuple[float, ...]
+    target: float
+    dense: float | None
+    layers: tuple[LayerScan, ...]
+
+    @property
+    def rules(self) -> list[dict[str, Any]]:
+        """The proposal, one rule for each layer."""
+        return [{"layer": row.layer, "pruning": {"sparsity": row.chosen}} for row in self.layers]
+
+    def to_json(self) -> str:
+        """The same as JSON."""
+        rows = [{"layer": r.layer, "weights": r.weights, "values": r.values, "chosen": r.chosen} for r in self.layers]
+        head = {"sparsities": self.sparsities, "target": self.target, "dense": self.dense}
+        return json.dumps({**head, "layers": rows}, indent=2)
+
+    def __str__(self) -> str:
+        wide = max(len("layer"), *(len(row.layer) for row in self.layers))
+        unit = "SQNR in dB" if self.dense is None else f"evaluate, {self.dense:.4g} dense"
+        lines = [
+            f"each layer alone: {unit}",
+            f"{'layer':<{wide}}  weights  {'  '.join(f'{s:>7.0%}' for s in self.sparsities)}  chosen",
+        ]
+        for row in self.layers:
+            found = "  ".join(f"{v:>7.4g}" for v in row.values)
+            lines.append(f"{row.layer:<{wide}}  {row.weights:>7,}  {found}  {row.chosen:>6.1%}")
+        return "\n".join(lines)
+
+
+def scan_sparsity(
+    model: keras.Model,
+    data: Any = None,
+    *,
+    evaluate: Callable[[keras.Model], float] | None = None,
+    sparsities: Sequence[float] = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95),
+    target: float = 0.5,
+    structure: str = "unstructured",
+    depthwise: bool = False,
+    protect: Sequence[str] = (),
+    samples: int = 256,
+    verbose: bool = True,
+) -> SparsityScan:
+    """Prune each layer alone, without training, and propose a sparsity for each that makes the target in total.
+
+    From the dense model on, the step that costs least for each weight it zeros is taken next, until the target is
+    reached; layers with little to lose end sparser.
+
+    Args:
+        model: a built float Keras model; it is not changed.
+        data: samples, see `kquant.calibrate`; the outputs are compared with those of the dense model.
+        evaluate: `(keras model) -> float`, higher is better, instead of data.
+        sparsities: to try, in (0, 1).
+        target: share of zeros of all kernels scanned, in (0, 1).
+        structure: "unstructured" or blocks, see `kquant.prune`.
+        depthwise: scan depthwise kernels too.
+        protect: patterns of names of layers to leave dense.
+        samples: of the data, at most so many.
+        verbose: show a progress bar.
+
+    Returns:
+        The table and the proposal: `kquant.prune(model, 0.5, rules=scan.rules)`.
+
+    Raises:
+        ValueError: neither or both of data and evaluate, a target that the sparsities cannot make, a structure that
+            fixes the sparsity.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((16,)), keras.layers.Dense(32, name="a"), keras.layers.Dense(4)])
+        >>> x = np.random.default_rng(0).normal(size=(64, 16)).astype("float32")
+        >>> scan = kquant.scan_sparsity(model, x, target=0.6, verbose=False)
+        >>> round(kquant.sparsity(kquant.prune(model, 0.6, rules=scan.rules)).total, 2)
+        0.6
+
+    Source: Li et al., arXiv:1608.08710, section 3.2 (sensitivity of each layer alone).
+    """
+    levels = tuple(sorted({float(s) for s in sparsities}))
+    _check(data, evaluate, levels, target, structure)
+    copy = wrapped(model)
+    settings = settings_of(target, {"structure": structure, "depthwise": depthwise}, protect=protect)
+    found = _by_layer(list(targets_of(copy, settings)))
+    for targets in found.values():
+        for each in targets:
+            each.layer.transform_by(each.path, fixed(np.ones(each.weights().shape, bool)))
+    measure, dense = _measure(copy, data, evaluate, samples)
+    values: dict[str, list[float]] = {name: [] for name in found}
+    with tqdm(desc="scan", unit="model", total=len(found) * len(levels), disable=not verbose) as bar:
+        for name, targets in found.items():
+            for level in levels:
+                _set(targets, level, structure)
+                values[name].append(measure())
+                bar.update()
+            _set(targets, 0.0, "unstructured")
+    return _result(found, values, levels, target, dense)
+
+
+def _check(data: Any, evaluate: Any, levels: Sequence[float], target: float, structure: str) -> None:
+    if (data is None) == (evaluate is None):
+        raise ValueError("scan_sparsity: give data or evaluate, one of the two.")
+    if not levels or levels[0] <= 0.0 or levels[-1] >= 1.0 or not 0.0 < target <= levels[-1]:
+        raise ValueError(
+            "scan_sparsity: expected sparsities in (0, 1), and a target in (0, 1) that is not above the highest. "
+            f"Received: sparsities {list(levels)}, target {target}."
+        )
+    if structure_of(structure).of:
+        raise ValueError(f"scan_sparsity: structure '{structure}' fixes the sparsity of every layer; nothing to scan.")
+
+
+def _by_layer(targets: Sequence[Target]) -> dict[str, list[Target]]:
+    found: dict[str, list[Target]] = {}
+    for each in targets:
+        found.setdefault(each.layer.name, []).append(each)
+    if not found:
+        raise ValueError("scan_sparsity: no layer has a kernel to prune.")
+    return found
+
+
+def _set(targets: Sequence[Target], level: float, structure: str) -> None:
+    """The masks of one layer at a sparsity."""
+    for each in targets:
+        scores = tf.abs(each.weights())
+        mask = choose(scores, level, structure_of(structure), each.axes, "mean")
+        each.layer.transforms[each.path][0].mask.assign(mask)
+
+
+def _measure(
+    model: keras.Model, data: Any, evaluate: Callable[[keras.Model], float] | None, samples: int
+) -> tuple[Callable[[], float], float | None]:
+    """A function that judges the model as it is now; and what `evaluate` says of the dense one."""
+    if evaluate is not None:
+        return lambda: float(evaluate(model)), float(evaluate(model))
+    inputs = [tf.constant(x) for x in gather(model, data, samples)]
+    call = tf.function(lambda: model(tf.nest.pack_sequence_as(model.input, inputs), training=False), autograph=False)
+    dense = [np.asarray(y) for y in keras.tree.flatten(call())]
+
+    def noise() -> float:
+        found = keras.tree.flatten(call())
+        return float(np.mean([noise_of(a, b).ratio for a, b in zip(dense, found, strict=True)]))
+
+    return noise, None
+
+
+def _result(
+    found: dict[str, list[Target]],
+    values: dict[str, list[float]],
+    levels: tuple[float, ...],
+    target: float,
+    dense: float | None,
+) -> SparsityScan:
+    sizes = {name: sum(int(t.weights().shape.num_elements()) for t in targets) for name, targets in found.items()}
+    damage = {name: row if dense is None else [dense - v for v in row] for name, row in values.items()}
+    chosen = propose(damage, sizes, levels, target)
+    rows = tuple(
+        LayerScan(
+            name,
+            sizes[name],
+            tuple(values[name] if dense is not None else (decibel(v) for v in values[name])),
+            tuple(damage[name]),
+            chosen[name],
+        )
+        for name in found
+    )
+    return SparsityScan(levels, target, dense, rows)
+
+
+def propose(
+    damage: dict[str, list[float]], sizes: dict[str, int], levels: Sequence[float], target: float
+) -> dict[str, float]:
+    """A sparsity for each layer, with the least damage for the zeros.
+
+    Args:
+        damage: of each layer at each level.
+        sizes: weights of each layer.
+        levels: sparsities, ascending.
+        target: share of zeros in total.
+
+    Returns:
+        Layer -> sparsity; together exactly the target but for rounding.
+
+    Example:
+        >>> propose({"a": [0.0, 0.1], "b": [0.5, 2.0]}, {"a": 100, "b": 100}, [0.5, 0.8], 0.4)
+        {'a': 0.8, 'b': 0.0}
+    """
+    chosen = dict.fromkeys(sizes, 0.0)
+    place = dict.fromkeys(sizes, -1)
+    missing = target * sum(sizes.values())
+    while missing > 0.5:
+        best: tuple[float, str, int] = (math.inf, "", 0)
+        for name, row in damage.items():
+            now = max(0.0, row[place[name]]) if place[name] >= 0 else 0.0
+            for level in range(place[name] + 1, len(levels)):  # a cheap level may lie behind a dear one
+                cost = (max(0.0, row[level]) - now) / (sizes[name] * (levels[level] - chosen[name]))
+                best = min(best, (cost, name, level))
+        name, level = best[1], best[2]
+        step = min(levels[level] - chosen[name], missing / sizes[name])
+        missing -= step * sizes[name]
+        chosen[name], place[name] = round(chosen[name] + step, 6), level
+    return chosen
