@@ -43,6 +43,7 @@ if Path(sys.argv[0] if sys.argv else "").stem != "kquant":
     from kquant.runtimes import predict
     from kquant.stream import Stream, stream
     from kquant.strip import strip
+    from kquant.train.clustering import cluster
     from kquant.verify import VerifyReport, verify
 
 __all__ = [
@@ -65,6 +66,7 @@ __all__ = [
     "cell",
     "cell_samples",
     "check",
+    "cluster",
     "compress",
     "dry_run",
     "correct_bias",

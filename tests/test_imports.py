@@ -21,7 +21,7 @@ ORDER = (
     ("data", "observers", "inspect", "interpreters", "widths", "quantized", "strip"),
     ("expand", "plan", "observe", "lower", "runtimes", "encodings"),
     ("fold", "attach", "calibrate"),
-    ("correct",),
+    ("correct", "train"),
     ("analysis",),
     ("quantize", "analyze", "dry_run"),
     ("check", "verify", "stream", "cell"),
@@ -77,7 +77,7 @@ def test_imports_point_one_way(path: Path) -> None:
 
 
 def test_inside_core_and_ops_imports_have_no_circle() -> None:
-    for folder in ("core", "ops", "lower", "report", "correct", "analysis"):
+    for folder in ("core", "ops", "lower", "report", "correct", "analysis", "train"):
         modules = {
             f"kquant.{folder}.{path.stem}": path for path in (PACKAGE / folder).glob("*.py") if path.stem != "__init__"
         }

@@ -72,6 +72,24 @@ class Training(_Strict):
     freeze_ranges_after: int | None = Field(None, ge=0)
 
 
+class Clustering(_Strict):
+    """How weights are shared: the arguments of `kquant.cluster`. A rule's `clustering = { clusters = 0 }` leaves layers."""
+
+    clusters: int = Field(ge=2)
+    init: Literal["kmeans++", "linear", "density", "random"] = "kmeans++"
+    per_channel: bool | Literal["scale"] = False
+    preserve_sparsity: bool = True
+    depthwise: bool = False
+    aggregation: Literal["sum", "mean"] = "sum"
+    seed: int = Field(0, ge=0)
+
+
+class ClusteringRule(Clustering):
+    """What a rule may say of it: any part, and 0 clusters for none."""
+
+    clusters: int = Field(2, ge=0)
+
+
 class Step(BaseModel):
     """One thing to do to the quantized model before export: a name, or a table of a name and its options."""
 
@@ -97,6 +115,7 @@ class LayerRule(_Strict):
     position: Literal["first", "last"] | None = None
     activations: dict[str, Any] = Field(default_factory=dict)
     weights: dict[str, Any] = Field(default_factory=dict)
+    clustering: dict[str, Any] = Field(default_factory=dict)
     skip: bool | None = None
     stays_float: bool | None = Field(None, alias="float")
 
@@ -106,10 +125,10 @@ class LayerRule(_Strict):
             raise ValueError("a rule needs layer, type or position")
         return self
 
-    @field_validator("activations", "weights")
+    @field_validator("activations", "weights", "clustering")
     @classmethod
     def _known_settings(cls, given: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
-        section = Activations if info.field_name == "activations" else WeightGrid
+        section = {"activations": Activations, "weights": WeightGrid, "clustering": ClusteringRule}[info.field_name]
         try:
             section(**given)
         except ValidationError as error:
@@ -161,6 +180,7 @@ class Recipe(_Strict):
     activations: Activations = Activations()
     weights: WeightGrid = WeightGrid()
     training: Training = Training()
+    clustering: Clustering | None = None
     steps: tuple[Step, ...] = (Step(name="calibrate"),)
     rules: tuple[LayerRule, ...] = ()
 
@@ -175,6 +195,14 @@ class Recipe(_Strict):
                 stays = found.stays_float if rule.stays_float is None else rule.stays_float or self.mode != "static"
                 found = Settings(activations, weights, skip, stays)
         return found
+
+    def clustering_of(self, names: Sequence[tuple[str, str]], position: str | None) -> Clustering | None:
+        """How the weights of one layer are shared; None: not at all."""
+        found = self.clustering
+        for rule in self.rules if found is not None else ():
+            if found is not None and any(rule.matches(name, kind, position) for name, kind in names):
+                found = found.model_copy(update=rule.clustering)
+        return found if found is not None and found.clusters else None
 
 
 def names() -> list[str]:
@@ -329,6 +357,7 @@ def _keys_at(loc: tuple[Any, ...], section: type[BaseModel]) -> list[str]:
         "activations": Activations,
         "weights": WeightGrid,
         "training": Training,
+        "clustering": Clustering,
         "rules": LayerRule,
     }
     found = next((sections[str(part)] for part in reversed(loc) if str(part) in sections), section)

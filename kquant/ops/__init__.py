@@ -57,7 +57,7 @@ _OF_USERS: list[Rule] = []  # the latest first; they come before those of kquant
 
 
 @cache
-def _candidates(kind: type) -> tuple[Rule, ...]:
+def candidates(kind: type) -> tuple[Rule, ...]:
     """The rules that may speak for a class; every stage asks for every layer, so the answer is kept."""
     return tuple(rule for rule in (*_OF_USERS, *RULES) if rule.speaks_for(kind))
 
@@ -101,7 +101,7 @@ def register_rule(cls: type) -> type:
         raise ValueError(f"{cls.__name__}: a rule needs layers, and expand or lower. Received: {', '.join(given)}.")
     functions = {name: value.__func__ if isinstance(value, staticmethod) else value for name, value in given.items()}
     _OF_USERS.insert(0, Rule(**functions))
-    _candidates.cache_clear()
+    candidates.cache_clear()
     return cls
 
 
@@ -116,7 +116,7 @@ def find(op: Any, target: Target | None = None) -> Rule | None:
     Returns:
         The rule, or None for an unknown layer.
     """
-    matching = [rule for rule in _candidates(type(op)) if rule.when(op)]
+    matching = [rule for rule in candidates(type(op)) if rule.when(op)]
     if target is None or not matching:
         return matching[0] if matching else None
     able = [rule for rule in matching if all(target.supports(code) for code in rule.operators)]

@@ -1,0 +1,102 @@
+"""Which variables of a layer are kernels, whatever its rule makes of it: what pruning and clustering act on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+
+from kquant.ops import candidates
+from kquant.ops.affine import Affine
+
+layers = keras.layers
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """The geometry of one kernel.
+
+    Attributes:
+        input_axis: axis that the layer sums over, as far as it runs over channels; None where it sums over none.
+        output_axis: axis of the output channels, the innermost where there are several.
+        depthwise: each input channel has weights of its own, and few of them.
+    """
+
+    input_axis: int | None
+    output_axis: int
+    depthwise: bool = False
+
+
+CONV, MATRIX = Kernel(-2, -1), Kernel(0, 1)
+# Classes whose rules make other layers of them, so that no rule says where their kernels are.
+EXPANDED: dict[type, dict[str, Kernel]] = {
+    layers.Conv3D: {"kernel": CONV},
+    layers.Conv1DTranspose: {"kernel": Kernel(-1, -2)},
+    layers.Conv3DTranspose: {"kernel": Kernel(-1, -2)},
+    layers.SeparableConv1D: {"depthwise_kernel": Kernel(None, -1, True), "pointwise_kernel": CONV},
+    layers.SeparableConv2D: {"depthwise_kernel": Kernel(None, -1, True), "pointwise_kernel": CONV},
+    layers.LSTMCell: {"kernel": MATRIX, "recurrent_kernel": MATRIX},
+    layers.GRUCell: {"kernel": MATRIX, "recurrent_kernel": MATRIX},
+    layers.SimpleRNNCell: {"kernel": MATRIX, "recurrent_kernel": MATRIX},
+    layers.Embedding: {"embeddings": Kernel(None, -1)},
+    layers.ReversibleEmbedding: {"embeddings": Kernel(None, -1)},
+}
+NOT_KERNELS = (Affine, layers.PReLU)
+
+
+def kernels_of(op: Any) -> dict[str, Kernel]:
+    """The kernels of a layer and of the layers inside it, by path.
+
+    Args:
+        op: a built Keras layer, or an operation (which has none).
+
+    Returns:
+        Path ("kernel", "cell.recurrent_kernel", "_query_dense.kernel") -> geometry.
+
+    Example:
+        >>> layer = keras.layers.LSTM(3)
+        >>> layer.build((None, 4, 2))
+        >>> list(kernels_of(layer))
+        ['cell.kernel', 'cell.recurrent_kernel']
+    """
+    if not isinstance(op, keras.layers.Layer):
+        return {}
+    found: dict[str, Kernel] = {}
+    _collect(op, "", found, set())
+    return found
+
+
+def _collect(layer: Any, before: str, found: dict[str, Kernel], seen: set[int]) -> None:
+    """Kernels of a layer itself, then of those that its attributes hold; each layer once."""
+    if id(layer) in seen or isinstance(layer, NOT_KERNELS):
+        return
+    seen.add(id(layer))
+    found.update({before + name: kernel for name, kernel in _own(layer).items()})
+    for name, inner in vars(layer).items():
+        if isinstance(inner, keras.layers.Layer) and not isinstance(layer, layers.SpectralNormalization):
+            _collect(inner, f"{before}{name}.", found, seen)
+
+
+def _own(layer: Any) -> dict[str, Kernel]:
+    """Of the layer itself: its class's entry, its equation, or the rule that has its weights."""
+    for kind, kernels in EXPANDED.items():
+        if isinstance(layer, kind):
+            return kernels
+    if isinstance(layer, layers.EinsumDense):
+        return {"kernel": _einsum(layer)}
+    for rule in candidates(type(layer)):
+        if rule.weights is not None and rule.weights.sums:
+            weights = rule.weights
+            depthwise = len(weights.channel_axes) > 1
+            return {weights.kernel: Kernel(None if depthwise else weights.input_axis, weights.channel_axes[-1], depthwise)}
+    return {}
+
+
+def _einsum(layer: Any) -> Kernel:
+    """Axes of an EinsumDense's kernel: the innermost that is summed over, and the innermost that goes out."""
+    inputs, output = layer.equation.replace("...", "0").split("->")
+    given, kernel = inputs.split(",")
+    summed = [i for i, letter in enumerate(kernel) if letter in given and letter not in output]
+    out = [i for i, letter in enumerate(kernel) if letter in output]
+    return Kernel(summed[-1] if summed else None, out[-1] if out else len(kernel) - 1)

@@ -1,0 +1,1 @@
+"""Training methods: one file each; they put transforms of kernels into a model, which then trains as any other."""
