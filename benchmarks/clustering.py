@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import math
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 import kquant
 from benchmarks.assets import loader
@@ -57,7 +59,8 @@ def run(seed: int, prune: bool, args: argparse.Namespace) -> None:
         trained(shared, x, y, seed, args.float_epochs, args.rate)
         q = kquant.calibrate(kquant.quantize(shared), x[:200], verbose=False)
         trained(q, x, y, seed, args.epochs, args.rate)
-        judge(q, test, labels, f"{'prune 50 % + ' if prune else ''}{args.clusters} values, {name}, seed {seed}", reference)
+        what = f"{'prune 50 % + ' if prune else ''}{args.clusters} values, {name}, seed {seed}"
+        judge(q, test, labels, what, reference)
 
 
 def judge(q: keras.Model, test: np.ndarray, labels: np.ndarray, what: str, reference: float) -> None:
@@ -67,7 +70,7 @@ def judge(q: keras.Model, test: np.ndarray, labels: np.ndarray, what: str, refer
         kquant.export(q, path, samples=test[:64])
         found = kquant.predict(path, test)
         data = path.read_bytes()
-    kernels = [t.codes for t in codes_of(q)]
+    kernels = [codes_of(layer) for layer in q._flatten_layers() if isinstance(layer, Compressed) and layer.transforms]
     most = max(len(np.unique(c)) for kernel in kernels for c in kernel)
     print(
         f"{what}, n={len(test)}: float {100 * reference:.2f}, file {100 * np.mean(found.argmax(-1) == labels):.2f}; "
@@ -78,19 +81,12 @@ def judge(q: keras.Model, test: np.ndarray, labels: np.ndarray, what: str, refer
     )
 
 
-class Codes:
-    """Codes of one layer, by output channel."""
-
-    def __init__(self, layer: Compressed) -> None:
-        values = layer.codes(np.float32(1.0))[0].numpy()
-        kept = [axis % values.ndim for axis in layer.channel_axes]
-        order = [*kept, *(axis for axis in range(values.ndim) if axis not in kept)]
-        self.codes = values.transpose(order).reshape(np.prod([values.shape[a] for a in kept]), -1)
-
-
-def codes_of(q: keras.Model) -> list[Codes]:
-    """Of every layer with a codebook."""
-    return [Codes(layer) for layer in q._flatten_layers() if isinstance(layer, Compressed) and layer.transforms]
+def codes_of(layer: Compressed) -> np.ndarray:
+    """Codes of one layer by output channel: float32[channels, n]."""
+    values = layer.codes(tf.constant(1.0))[0].numpy()
+    kept = [axis % values.ndim for axis in layer.channel_axes]
+    order = [*kept, *(axis for axis in range(values.ndim) if axis not in kept)]
+    return values.transpose(order).reshape(math.prod(values.shape[axis] for axis in kept), -1)
 
 
 def main() -> None:

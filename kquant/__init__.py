@@ -44,6 +44,8 @@ if Path(sys.argv[0] if sys.argv else "").stem != "kquant":
     from kquant.stream import Stream, stream
     from kquant.strip import strip
     from kquant.train.clustering import cluster
+    from kquant.train.pruning import prune
+    from kquant.train.schedules import SparsitySchedule
     from kquant.verify import VerifyReport, verify
 
 __all__ = [
@@ -56,6 +58,7 @@ __all__ = [
     "Mixed",
     "Observations",
     "Recipe",
+    "SparsitySchedule",
     "Stream",
     "Tuned",
     "VerifyReport",
@@ -79,6 +82,7 @@ __all__ = [
     "mixed_precision",
     "observe",
     "predict",
+    "prune",
     "quantize",
     "register_rule",
     "recipe_from_aeq",

@@ -132,6 +132,8 @@ class _Builder:
     def compressed(self, op: Any, weights: Weights, bits: int) -> Compressed:
         """The layer in its wrapper; the gain of a folded batch norm leaves the kernel that trains."""
         spec, gain = self.plan.weights[id(op)], self.gains.get(op.name)
+        if gain is not None:
+            gain = np.where(gain == 0.0, 1.0, gain).astype(np.float32)  # a dead channel stays as it is
         layer = Compressed(
             op,
             None if spec is None else spec.to_config(),
@@ -141,27 +143,38 @@ class _Builder:
             sums=weights.sums,
             gain_shape=None if gain is None else gain.shape,
             moments=op.name in self.moments,
-            transforms=self.transforms(op, weights.kernel, getattr(op, weights.kernel).shape),
+            transforms=self.transforms(op, weights.kernel, gain),
             observer=self.plan.settings[id(op)].weights.observer,
             input_bits=bits,
             storage=self.storage(op),
             origin=self.origin,
         )
         if gain is not None:
-            gain = np.where(gain == 0.0, 1.0, gain).astype(np.float32)  # a dead channel stays as it is
             variable = getattr(op, weights.kernel)
             layer.gain.assign(gain)
             variable.assign(variable.numpy() / gain)
         return layer
 
-    def transforms(self, op: Any, path: str, shape: Any) -> list[Transform]:
+    def transforms(self, op: Any, path: str, gain: np.ndarray | None = None) -> list[Transform]:
         """Masks and codebooks of the user's layer, for the kernel of the layer that it has become."""
+        kernel = kernel_at(op, path)
         for name, _ in identities(op):
-            for found in [self.carried[name][path]] if path in self.carried.get(name, {}) else []:
-                if tuple(found[0].get_build_config()["input_shape"]) == tuple(shape):
+            found = self.carried.get(name, {}).get(path, [])
+            if found and tuple(found[0].get_build_config()["input_shape"]) == tuple(kernel.shape):
+                self.placed.add((name, path))
+                return [t.carried() or clone(t) for t in found]
+        return self.derived(op, kernel.numpy() if gain is None else kernel.numpy() / gain)
+
+    def derived(self, op: Any, kernel: np.ndarray) -> list[Transform]:
+        """For a layer that the user's was taken apart into: of its kernels only the values are left."""
+        kept: list[Transform] = []
+        for name, _ in identities(op):
+            for path, found in self.carried.get(name, {}).items():
+                made = [new for t in found if (new := t.derived(kernel)) is not None]
+                if len(made) == len(found):
                     self.placed.add((name, path))
-                    return [clone(t) for t in found]
-        return []
+                    kept = kept or made
+        return [t for t in kept if t.rank or not np.all(kernel)]
 
     def warn_left(self) -> None:
         """Name kernels whose masks or codebooks have no place: their values stay, training would not keep them."""
@@ -190,9 +203,8 @@ class _Builder:
         if id(node.op) not in self.layers:
             layer = self.layers[id(node.op)] = rule.attach(node.op, spec, self.inside(node))
             if isinstance(layer, ManyKernels):
-                for path in sorted({path for found in self.carried.values() for path in found}):
-                    shape = kernel_at(node.op, path).shape if path.startswith("cell.") else ()
-                    for transform in self.transforms(node.op, path, shape):
+                for path in ("cell.kernel", "cell.recurrent_kernel"):
+                    for transform in self.transforms(node.op, path):
                         layer.transform_by(path, transform)
         _, out = self.fake_quant(site)(args[0], peek=True)
         number = self.plan.graph.calls()[id(node.op)].index(node)

@@ -22,6 +22,7 @@ from kquant.ops import find
 from kquant.ops.refused import remedy
 from kquant.plan import Plan, Problem, describe, make_plan, packs
 from kquant.strip import release
+from kquant.train.pruning import has_masks, put_masks, settings_of
 
 REPLACE = "replace it by layers that have one, or leave it out of the exported model"
 # Where Keras 2 keeps its classes: the legacy package, standalone Keras 2, and TensorFlow's own copy.
@@ -37,6 +38,9 @@ def quantize(
     encodings: str | Path | dict[str, Any] | None = None,
 ) -> keras.Model:
     """Put quantize-dequantize nodes and wrapped kernels into a model.
+
+    Masks and codebooks of a model that `kquant.prune` or `kquant.cluster` returned go on in the new one. With a
+    `[pruning]` section in the recipe, a model without masks gets them here, as `kquant.prune` of the result would.
 
     Args:
         model: a built Keras 3 model: Functional, Sequential, nested or subclassed. It is not changed.
@@ -74,6 +78,8 @@ def quantize(
     warn_dead(plan)
     warn_narrowed(plan)
     qmodel = attach(plan, folded.gains, folded.moments, carried)
+    if chosen.pruning is not None and not has_masks(qmodel):
+        put_masks(qmodel, settings_of(chosen, {}))
     return qmodel if encodings is None else set_encodings(qmodel, encodings)
 
 

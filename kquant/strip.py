@@ -43,7 +43,7 @@ def release(model: keras.Model) -> tuple[keras.Model, Carried]:
             carried[op.name] = op.transforms
         return plain[id(op)](*args, **op.passed(kwargs))
 
-    graph = trace(model, _is_known)
+    graph = trace(model, _is_known, masks=True)
     return rewrite(graph, replace), carried
 
 
@@ -75,7 +75,7 @@ def strip(model: keras.Model, *, grids: bool = False) -> keras.Model:
             plain[id(op)] = _without_grid(op, grids)
         return [plain[id(op)](x)] * len(node.outputs)
 
-    return rewrite(trace(release(model)[0], _is_known), replace)
+    return rewrite(trace(release(model)[0], _is_known, masks=True), replace)
 
 
 def _is_known(op: Any) -> bool:

@@ -23,6 +23,7 @@ ORDER = (
     ("fold", "attach", "calibrate"),
     ("correct", "train"),
     ("analysis",),
+    ("train",),
     ("quantize", "analyze", "dry_run"),
     ("check", "verify", "stream", "cell"),
     ("export",),

@@ -48,13 +48,16 @@ class Graph:
         return found
 
 
-def trace(model: keras.Model, known: Callable[[Any], bool], input_shape: Any = None) -> Graph:
+def trace(
+    model: keras.Model, known: Callable[[Any], bool], input_shape: Any = None, *, masks: bool = False
+) -> Graph:
     """The calls of `model`, unfolded until every operation is `known`.
 
     Args:
         model: a built Keras 3 model of any kind.
         known: tells which layers and operations stay whole.
         input_shape: shapes with batch axis (one, or a list for several inputs) that replace the model's own.
+        masks: layers that heed a mask are welcome, because the graph becomes a Keras model, not a file.
 
     Returns:
         The graph, unused branches left out.
@@ -63,7 +66,7 @@ def trace(model: keras.Model, known: Callable[[Any], bool], input_shape: Any = N
         ValueError: the model is not built, or a `call` cannot be followed symbolically.
     """
     inputs = inputs_of(model, input_shape)
-    nodes, outputs = unfold(model, inputs, known)
+    nodes, outputs = unfold(model, inputs, known, masks)
     return Graph(model.name, inputs, outputs, reachable(nodes, tree.flatten(outputs)))
 
 

@@ -23,6 +23,8 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from kquant.core import aeq
+from kquant.core.clustering_section import Clustering
+from kquant.core.pruning_section import Pruning
 from kquant.core.spec import Kind, QuantSpec
 
 
@@ -72,24 +74,6 @@ class Training(_Strict):
     freeze_ranges_after: int | None = Field(None, ge=0)
 
 
-class Clustering(_Strict):
-    """How weights are shared: the arguments of `kquant.cluster`. A rule's `clustering = { clusters = 0 }` leaves layers."""
-
-    clusters: int = Field(ge=2)
-    init: Literal["kmeans++", "linear", "density", "random"] = "kmeans++"
-    per_channel: bool | Literal["scale"] = False
-    preserve_sparsity: bool = True
-    depthwise: bool = False
-    aggregation: Literal["sum", "mean"] = "sum"
-    seed: int = Field(0, ge=0)
-
-
-class ClusteringRule(Clustering):
-    """What a rule may say of it: any part, and 0 clusters for none."""
-
-    clusters: int = Field(2, ge=0)
-
-
 class Step(BaseModel):
     """One thing to do to the quantized model before export: a name, or a table of a name and its options."""
 
@@ -115,6 +99,7 @@ class LayerRule(_Strict):
     position: Literal["first", "last"] | None = None
     activations: dict[str, Any] = Field(default_factory=dict)
     weights: dict[str, Any] = Field(default_factory=dict)
+    pruning: dict[str, Any] = Field(default_factory=dict)
     clustering: dict[str, Any] = Field(default_factory=dict)
     skip: bool | None = None
     stays_float: bool | None = Field(None, alias="float")
@@ -125,10 +110,11 @@ class LayerRule(_Strict):
             raise ValueError("a rule needs layer, type or position")
         return self
 
-    @field_validator("activations", "weights", "clustering")
+    @field_validator("activations", "weights", "pruning", "clustering")
     @classmethod
     def _known_settings(cls, given: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
-        section = {"activations": Activations, "weights": WeightGrid, "clustering": ClusteringRule}[info.field_name]
+        sections = {"weights": WeightGrid, "pruning": Pruning, "clustering": Clustering}
+        section = sections.get(str(info.field_name), Activations)
         try:
             section(**given)
         except ValidationError as error:
@@ -180,6 +166,7 @@ class Recipe(_Strict):
     activations: Activations = Activations()
     weights: WeightGrid = WeightGrid()
     training: Training = Training()
+    pruning: Pruning | None = None
     clustering: Clustering | None = None
     steps: tuple[Step, ...] = (Step(name="calibrate"),)
     rules: tuple[LayerRule, ...] = ()
@@ -357,6 +344,7 @@ def _keys_at(loc: tuple[Any, ...], section: type[BaseModel]) -> list[str]:
         "activations": Activations,
         "weights": WeightGrid,
         "training": Training,
+        "pruning": Pruning,
         "clustering": Clustering,
         "rules": LayerRule,
     }

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from kquant.core.graph import full_precision
@@ -45,6 +46,14 @@ class Transform(keras.layers.Layer):
     def call(self, weights: tf.Tensor) -> tf.Tensor:
         """float32 like the kernel; differentiable."""
         return weights
+
+    def carried(self) -> Transform | None:
+        """What goes on in a quantized model in its place, where that is not a clone of it."""
+        return None
+
+    def derived(self, kernel: np.ndarray) -> Transform | None:
+        """What keeps its promise for a kernel that was made of this one's values (a reshape, a slice), if anything."""
+        return None
 
 
 def in_order(transforms: Sequence[Any]) -> list[Transform]:

@@ -48,20 +48,23 @@ class Node:
         return tuple(x for x in tree.flatten((self.args, self.kwargs)) if isinstance(x, Tensor))
 
 
-def unfold(model: keras.Model, inputs: Any, known: Callable[[Any], bool]) -> tuple[list[Node], Any]:
+def unfold(
+    model: keras.Model, inputs: Any, known: Callable[[Any], bool], masks: bool = False
+) -> tuple[list[Node], Any]:
     """The calls that `model(inputs)` consists of at inference, and its outputs.
 
     Args:
         model: a built Keras 3 model; it is not changed.
         inputs: symbolic tensors in the model's structure.
         known: tells which layers and operations stay whole.
+        masks: layers that heed a mask are welcome.
 
     Raises:
         ValueError: a `call` cannot be followed on symbolic tensors, or a mask reaches a layer that heeds it; names the
             layer.
     """
     with _untouched(model):
-        unfolding = _Unfolding(known)
+        unfolding = _Unfolding(known, masks)
         outputs = unfolding.visit(model, (inputs,), {})
     if all(known(node.op) for node in unfolding.nodes):  # otherwise the model is about to be refused
         for message in unfolding.frozen:
@@ -92,6 +95,7 @@ class _Unfolding:
     """The calls found so far, the layer that is being unfolded, and what is to be said of variables that froze."""
 
     known: Callable[[Any], bool]
+    masks: bool = False
     nodes: list[Node] = field(default_factory=list)
     owner: Any = None
     frozen: list[str] = field(default_factory=list)
@@ -101,7 +105,7 @@ class _Unfolding:
         """Append the calls that `op(*args, **kwargs)` consists of; return its outputs."""
         layer = isinstance(op, keras.layers.Layer) and not isinstance(op, keras.Model)
         masked = layer and any(id(x) in self.masked for x in tree.flatten((args, kwargs)))
-        if masked and _reads_mask(op):
+        if masked and not self.masks and _reads_mask(op):
             raise ValueError(
                 f"{op.name} ({type(op).__name__}): it leaves out what a Masking or Embedding(mask_zero=True) layer "
                 "before it marks, and the file has no masks. Build the model without the mask, on samples of full "

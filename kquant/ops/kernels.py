@@ -87,9 +87,9 @@ def _own(layer: Any) -> dict[str, Kernel]:
         return {"kernel": _einsum(layer)}
     for rule in candidates(type(layer)):
         if rule.weights is not None and rule.weights.sums:
-            weights = rule.weights
-            depthwise = len(weights.channel_axes) > 1
-            return {weights.kernel: Kernel(None if depthwise else weights.input_axis, weights.channel_axes[-1], depthwise)}
+            axes = rule.weights.channel_axes
+            depthwise = len(axes) > 1
+            return {rule.weights.kernel: Kernel(None if depthwise else rule.weights.input_axis, axes[-1], depthwise)}
     return {}
 
 

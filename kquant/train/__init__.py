@@ -1,1 +1,1 @@
-"""Training methods: one file each; they put transforms of kernels into a model, which then trains as any other."""
+"""Training-time compression: each file is one method; what it adds are layers and variables of the model."""

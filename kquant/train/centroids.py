@@ -131,7 +131,10 @@ def scaled(
 
     Args:
         rows: float[channels, n].
-        clusters, init, keep_zero, seed: see `centroids`; ends and zero count.
+        clusters: how many; ends and zero count.
+        init: name of the rule; the scales of "kmeans++" are fitted, the others' are the largest weights.
+        keep_zero: one centroid is 0.
+        seed: of what is drawn.
 
     Returns:
         float64[clusters - fixed ones], ascending, and float64[channels]; 0 for a channel of zeros.

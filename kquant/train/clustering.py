@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
+import math
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -12,10 +15,15 @@ import keras
 import numpy as np
 
 from kquant.core import recipe as recipes
-from kquant.core.recipe import Clustering, Recipe
+from kquant.core.clustering_section import Clustering
+from kquant.core.nodes import Compressed
+from kquant.core.recipe import Recipe
+from kquant.core.transforms import kernel_at
+from kquant.quantized import copy, is_quantized
 from kquant.train.centroids import Init
 from kquant.train.codebook import Aggregation, Channels, Codebook
-from kquant.train.wrap import Site, transformed
+from kquant.train.sites import Site, put
+from kquant.train.wrapping import wrapped
 
 
 def cluster(
@@ -68,18 +76,31 @@ def cluster(
         >>> np.unique(small.get_layer("head").weights_as_used("kernel")).size
         4
     """
-    defaults = Clustering(clusters=2)
-    given = {"init": init, "per_channel": per_channel, "preserve_sparsity": preserve_sparsity}
-    given |= {"depthwise": depthwise, "aggregation": aggregation, "seed": seed}
-    if isinstance(clusters, int | np.integer) and not isinstance(clusters, bool):
-        recipe = recipes.load({"name": "cluster", "clustering": {"clusters": int(clusters), **given}})
-    else:
-        recipe = recipes.load(clusters)
-        if recipe.clustering is None:
-            raise ValueError(f"cluster: recipe '{recipe.name}' has no [clustering] section; add one with clusters = 16.")
-        changed = {name: value for name, value in given.items() if value != getattr(defaults, name)}
-        recipe = recipe.model_copy(update={"clustering": recipe.clustering.model_copy(update=changed)})
-    return _clustered(model, recipe, _patterns(layers), _patterns(skip) or ())
+    options = {"init": init, "per_channel": per_channel, "preserve_sparsity": preserve_sparsity}
+    options |= {"depthwise": depthwise, "aggregation": aggregation, "seed": seed}
+    recipe = _recipe(clusters, options)
+    chooser = _Chooser(recipe, _patterns(layers), _patterns(skip) or ())
+    new = copy(model) if is_quantized(model) else wrapped(model)
+    count = put(new, chooser.choose)
+    chooser.check()
+    if not count:
+        raise ValueError(f"{model.name}: cluster: no kernel to cluster (depthwise ones only with depthwise=True).")
+    return new
+
+
+def _recipe(given: Any, options: dict[str, Any]) -> Recipe:
+    """A recipe with a `[clustering]` section: the one that is given, changed by options, or made of a number."""
+    if isinstance(given, int | np.integer):
+        if given < 2:
+            raise ValueError(f"cluster: clusters must be 2 or more. Received: {given}.")
+        return recipes.load({"name": "cluster", "clustering": {"clusters": int(given), **options}})
+    recipe = recipes.load(given)
+    if recipe.clustering is None:
+        raise ValueError(f"cluster: recipe '{recipe.name}' has no [clustering] section. 'cluster16-int8' has one.")
+    standard = Clustering()
+    changed = {name: value for name, value in options.items() if value != getattr(standard, name)}
+    section = Clustering(**{**recipe.clustering.model_dump(), **changed})
+    return recipe.model_copy(update={"clustering": section})
 
 
 def _patterns(given: str | Sequence[str] | None) -> tuple[str, ...] | None:
@@ -88,51 +109,57 @@ def _patterns(given: str | Sequence[str] | None) -> tuple[str, ...] | None:
     return (given,) if isinstance(given, str) else tuple(given)
 
 
-def _clustered(model: keras.Model, recipe: Recipe, wanted: tuple[str, ...] | None, skip: tuple[str, ...]) -> keras.Model:
-    names: list[str] = []
-    small: list[str] = []
-    found: list[Site] = []
+@dataclass
+class _Chooser:
+    """Which kernels get a codebook, and what is to be said of the others."""
 
-    def choose(site: Site) -> Codebook | None:
+    recipe: Recipe
+    wanted: tuple[str, ...] | None
+    skip: tuple[str, ...]
+    names: set[str] = field(default_factory=set)
+    small: list[str] = field(default_factory=list)
+
+    def choose(self, site: Site) -> Codebook | None:
+        """The codebook of one kernel."""
         known = [name for name, _ in site.names]
-        names.extend(known)
-        if any(fnmatchcase(name, p) for name in known for p in skip):
+        self.names.update(known)
+        asked = self.wanted is None or _match(known, self.wanted)
+        settings = self.recipe.clustering_of(site.names, site.position)
+        if not asked or _match(known, self.skip) or settings is None or not site.holder.trainable:
             return None
-        if wanted is not None and not any(fnmatchcase(name, p) for name in known for p in wanted):
-            return None
-        settings = recipe.clustering_of(site.names, site.position)
-        if settings is None or (site.kernel.depthwise and not settings.depthwise):
+        if site.kernel.depthwise and not settings.depthwise:
             return None
         if any(isinstance(t, Codebook) for t in site.transforms):
-            raise ValueError(f"{site.layer.name}: '{site.path}' is clustered already; start from the model before.")
-        book = _codebook(settings, site)
-        count = site.weights.shape.num_elements()
-        shared = count // book.groups_of(site.weights.shape) if settings.per_channel is True else count
-        if shared <= settings.clusters:
-            small.append(f"{site.layer.name} ({site.path}: {shared} weights, {settings.clusters} clusters)")
-            return None
-        found.append(site)
-        return book
+            raise ValueError(f"{site.holder.name}: '{site.path}' is clustered already; start from the model before.")
+        book = Codebook(**settings.model_dump(exclude={"depthwise"}), channel_axes=_axes(site))
+        shape = kernel_at(site.holder.layer, site.path).shape
+        each = math.prod(shape) // (book.groups_of(shape) if settings.per_channel is True else 1)
+        if each > settings.clusters:
+            return book
+        self.small.append(f"{site.holder.name} ({site.path}: {each} for {settings.clusters} values)")
+        return None
 
-    new = transformed(model, choose)
-    _check_patterns(names, [*(wanted or ()), *skip])
-    if small:
-        where = " for each output channel" if recipe.clustering is not None and recipe.clustering.per_channel else ""
-        warnings.warn(
-            f"cluster: left as they are, having no more weights than clusters{where}: {', '.join(small)}.", stacklevel=4
-        )
-    if not found:
-        raise ValueError(f"{model.name}: no kernel to cluster; is there a layer with a kernel, and do patterns fit?")
-    return new
-
-
-def _codebook(settings: Clustering, site: Site) -> Codebook:
-    axes = (-2, -1) if site.kernel.depthwise else (site.kernel.output_axis,)
-    options = settings.model_dump(exclude={"depthwise"})
-    return Codebook(**options, channel_axes=axes)
+    def check(self) -> None:
+        """Name patterns that match nothing, and kernels with too few weights."""
+        for pattern in (*(self.wanted or ()), *self.skip):
+            if not _match(sorted(self.names), (pattern,)):
+                near = difflib.get_close_matches(pattern, sorted(self.names), 1)
+                hint = f" Did you mean '{near[0]}'?" if near else f" There are: {', '.join(sorted(self.names))}."
+                raise ValueError(f"cluster: '{pattern}' matches no layer with a kernel.{hint}")
+        if self.small:
+            warnings.warn(
+                "cluster: left as they are, because they (or each of their channels) have no more weights than values: "
+                f"{', '.join(self.small)}.",
+                stacklevel=3,
+            )
 
 
-def _check_patterns(names: list[str], patterns: list[str]) -> None:
-    for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise ValueError(f"cluster: '{pattern}' matches no layer with a kernel. There are: {', '.join(names)}.")
+def _match(names: Sequence[str], patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
+
+
+def _axes(site: Site) -> tuple[int, ...]:
+    """The axes that number the output channels."""
+    if isinstance(site.holder, Compressed):
+        return site.holder.channel_axes
+    return (-2, -1) if site.kernel.depthwise else (site.kernel.output_axis,)

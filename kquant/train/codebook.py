@@ -126,6 +126,20 @@ class Codebook(Transform):
         shared = look_up(self.table(), self._rows(weights), self.aggregation == "mean", self.preserve_sparsity)
         return self._back(shared, weights.shape)
 
+    def derived(self, kernel: np.ndarray) -> Transform | None:
+        """A codebook of the values of a kernel that was made of this one's, whole or by channels of its own."""
+        options = {"clusters": self.clusters, "preserve_sparsity": bool(np.any(kernel == 0.0))}
+        rank = kernel.ndim
+        for axes in ((), (rank - 1,), (rank - 2,), (rank - 2, rank - 1)) if rank > 1 else ((),):
+            book = Codebook(**options, channel_axes=axes, per_channel=bool(axes), aggregation=self.aggregation)
+            book.build(kernel.shape)
+            rows = np.asarray(book._rows(tf.constant(kernel)))
+            found = [_distinct(row) for row in rows]
+            if rows.shape[1] > self.clusters and max(map(len, found)) <= self.clusters:
+                book.centroids.assign([book._free(_filled(row, self.clusters)) for row in found])
+                return book
+        return None
+
     def _rows(self, weights: tf.Tensor) -> tf.Tensor:
         """float32[1 or channels, weights of each]."""
         moved = weights if self.order == sorted(self.order) else tf.transpose(weights, self.order)
@@ -143,6 +157,17 @@ class Codebook(Transform):
         names = ("clusters", "init", "per_channel", "preserve_sparsity", "aggregation", "seed")
         own = {name: getattr(self, name) for name in names}
         return {**super().get_config(), **own, "channel_axes": list(self.channel_axes)}
+
+
+def _distinct(values: np.ndarray) -> np.ndarray:
+    """Values in order, but for rounding."""
+    values = np.unique(values)
+    return values[np.append(True, np.diff(values) > 1e-5 * np.abs(values[1:]))]
+
+
+def _filled(values: np.ndarray, count: int) -> np.ndarray:
+    """As many values, the largest repeated."""
+    return np.pad(values, (0, count - len(values)), mode="edge")
 
 
 def places(rows: tf.Tensor, table: tf.Tensor) -> tf.Tensor:

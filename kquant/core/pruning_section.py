@@ -1,0 +1,37 @@
+"""The `[pruning]` section of a recipe: what `kquant.prune` is asked for, as data."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Pruning(BaseModel):
+    """How kernels are pruned; the arguments of `kquant.prune` and `kquant.SparsitySchedule` by the same names.
+
+    `schedule` "constant" has `sparsity` from the call on, "polynomial" comes from `initial` at step `begin` to
+    `sparsity` at step `end`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    sparsity: float = Field(0.5, ge=0.0, lt=1.0)
+    schedule: Literal["constant", "polynomial"] = "constant"
+    initial: float = Field(0.0, ge=0.0, lt=1.0)
+    begin: int = Field(0, ge=0)
+    end: int | None = Field(None, ge=0)
+    power: float = Field(3.0, gt=0.0)
+    frequency: int = Field(10, ge=1)
+    structure: str = Field("unstructured", pattern=r"^(unstructured|[1-9]\d*x[1-9]\d*|[1-9]\d*:[1-9]\d*)$")
+    pooling: Literal["mean", "max"] = "mean"
+    scope: Literal["layer", "global"] = "layer"
+    criterion: Literal["magnitude", "movement"] = "magnitude"
+    gradient: Literal["straight-through", "masked"] = "straight-through"
+    depthwise: bool = False
+
+    @model_validator(mode="after")
+    def _ramp_has_an_end(self) -> Pruning:
+        if self.schedule == "polynomial" and self.end is None:
+            raise ValueError("schedule 'polynomial' needs `end`, the training step at which `sparsity` is reached")
+        return self

@@ -1,0 +1,296 @@
+"""`kquant.prune`: masks in every kernel of a model, float or quantized.
+
+    float model       Dense, LSTM, ...     -> Transformed(layer, {path: [Mask]}); all other layers stay as they are
+    quantized model   Compressed, ...      -> the same with a Mask
+
+Masks act in every call. A training forward pass is one step of the schedule; no callback is needed.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from kquant.core import recipe as recipes
+from kquant.core.nodes import Compressed
+from kquant.core.origin import identities
+from kquant.core.pruning_section import Pruning
+from kquant.core.transformed import ManyKernels
+from kquant.core.transforms import growing, kernel_at
+from kquant.ops.kernels import Kernel, kernels_of
+from kquant.quantized import copy, forget_graphs, is_quantized
+from kquant.train.mask import Criterion, Gradient, Mask
+from kquant.train.masks import Pooling, choose, structure_of
+from kquant.train.schedules import SparsitySchedule, schedule_of
+from kquant.train.wrapping import wrapped
+
+FLOOR = 0.2  # with a global threshold a layer keeps at least this part of what it would keep at equal sparsities
+
+
+def prune(
+    model: keras.Model,
+    recipe_or_schedule: Any = 0.5,
+    *,
+    structure: str | None = None,
+    pooling: Pooling | None = None,
+    scope: str | None = None,
+    criterion: Criterion | None = None,
+    gradient: Gradient | None = None,
+    depthwise: bool | None = None,
+    rules: Sequence[Mapping[str, Any]] = (),
+    protect: Sequence[str] = (),
+) -> keras.Model:
+    """Mask the smallest weights of a model, and keep them zero while it trains.
+
+        w' = mask * w          zeros = round(sparsity * n), of the smallest |w|
+
+    Args:
+        model: a built float Keras 3 model of any kind, pruned or clustered or not, or a quantized one. Not changed.
+        recipe_or_schedule: a share of zeros in [0, 1), from this call on; a `kquant.SparsitySchedule` or tfmot's
+            schedule object; or a recipe with a `[pruning]` section (name, TOML file, data).
+        structure: "unstructured"; blocks such as "4x1" (input by output channels); or "2:4": 2 of 4 neighbours along
+            the input channels stay, the sparsity follows from it.
+        pooling: of a block's magnitudes, "mean" or "max".
+        scope: "layer": every kernel gets the same sparsity. "global": one threshold for all magnitudes, taken now, so
+            that the model as a whole gets it; each layer keeps some weights.
+        criterion: "magnitude", or "movement": scores that train (arXiv:2005.07683).
+        gradient: what reaches masked weights: "straight-through" lets them come back, "masked" holds them.
+        depthwise: prune depthwise kernels too; they are few weights and sensitive, so by default they stay dense.
+        rules: `{"layer": "head*", "pruning": {"sparsity": 0.8}}`; as in a recipe the last that matches a layer wins.
+        protect: patterns of names of layers that stay dense.
+
+    Returns:
+        A model with weights of its own: Functional, with `Transformed` layers, or the quantized model with masks.
+        Layers that do not train are left dense.
+
+    Raises:
+        ValueError: no kernel to prune, a setting without sense, or a model that cannot be taken apart.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4, name="head")])
+        >>> pruned = kquant.prune(model, 0.75)
+        >>> float(np.mean(pruned.get_layer("head").weights_as_used() == 0))
+        0.75
+
+    Source: Zhu and Gupta, arXiv:1710.01878; N:M: Mishra et al., arXiv:2104.08378.
+    """
+    given = {"structure": structure, "pooling": pooling, "scope": scope, "criterion": criterion}
+    given |= {"gradient": gradient, "depthwise": depthwise}
+    settings = settings_of(recipe_or_schedule, {k: v for k, v in given.items() if v is not None}, rules, protect)
+    new = copy(model) if is_quantized(model) else wrapped(model)
+    put_masks(new, settings)
+    return new
+
+
+@dataclass(frozen=True, eq=False)
+class Settings:
+    """What holds for the model, and for layers by rule.
+
+    Attributes:
+        section: of the whole model.
+        schedule: a schedule object instead of the section's.
+        rules: of the recipe and of the call, in order.
+        protect: patterns of names.
+    """
+
+    section: Pruning
+    schedule: SparsitySchedule | None = None
+    rules: tuple[recipes.LayerRule, ...] = ()
+
+    def of(self, names: Sequence[tuple[str, str]], position: str | None) -> Pruning:
+        """The section of one layer."""
+        found = self.section
+        for rule in self.rules:
+            if rule.pruning and any(rule.matches(name, kind, position) for name, kind in names):
+                found = Pruning(**{**found.model_dump(), **rule.pruning})
+        return found
+
+    def course(self, section: Pruning) -> SparsitySchedule:
+        """The schedule of one layer."""
+        pattern = structure_of(section.structure)
+        own = self.schedule or _schedule(section)
+        if section.sparsity != self.section.sparsity or self.schedule is None:
+            own = own.to(section.sparsity)
+        if pattern.sparsity is None or own.final in (0.0, pattern.sparsity):
+            return own
+        raise ValueError(
+            f"prune: structure '{section.structure}' has a sparsity of {pattern.sparsity:g}, and the schedule asks for "
+            f"{own.final:g}. Give that one, or an unstructured mask."
+        )
+
+
+def settings_of(
+    given: Any, changes: Mapping[str, Any], rules: Sequence[Mapping[str, Any]] = (), protect: Sequence[str] = ()
+) -> Settings:
+    """What `prune` was asked for.
+
+    Args:
+        given: recipe, schedule or number.
+        changes: arguments that replace keys of the section.
+        rules: see `prune`.
+        protect: see `prune`.
+
+    Raises:
+        ValueError: a recipe without a `[pruning]` section, or a setting without sense.
+    """
+    own = [*rules, *({"layer": pattern, "pruning": {"sparsity": 0.0}} for pattern in protect)]
+    if isinstance(given, str | Path | dict | recipes.Recipe):
+        recipe = recipes.load(given)
+        if recipe.pruning is None:
+            raise ValueError(f"prune: recipe '{recipe.name}' has no [pruning] section. 'prune50-int8' has one.")
+        checked = recipes.load({"name": "prune", "pruning": {**recipe.pruning.model_dump(), **changes}, "rules": own})
+        return Settings(_section(checked), None, (*recipe.rules, *checked.rules))
+    schedule = schedule_of(given)
+    pattern = structure_of(str(changes.get("structure", "unstructured")))
+    if pattern.sparsity is not None and given == 0.5:  # the default of `prune`
+        schedule = schedule_of(pattern.sparsity)
+    checked = recipes.load({"name": "prune", "pruning": {"sparsity": schedule.final, **changes}, "rules": own})
+    return Settings(_section(checked), schedule, checked.rules)
+
+
+def _section(recipe: recipes.Recipe) -> Pruning:
+    return recipe.pruning or Pruning()
+
+
+def _schedule(section: Pruning) -> SparsitySchedule:
+    if section.schedule == "constant":
+        return SparsitySchedule(section.sparsity, begin=section.begin, frequency=section.frequency)
+    return SparsitySchedule(
+        section.sparsity,
+        initial=section.initial,
+        begin=section.begin,
+        end=-1 if section.end is None else section.end,
+        power=section.power,
+        frequency=section.frequency,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """One kernel that is to be masked."""
+
+    layer: Any
+    path: str
+    kernel: Kernel
+    section: Pruning
+    schedule: SparsitySchedule
+
+    @property
+    def axes(self) -> tuple[int, int]:
+        """Input and output channels."""
+        return -2 if self.kernel.input_axis is None else self.kernel.input_axis, self.kernel.output_axis
+
+    def weights(self) -> tf.Tensor:
+        """The kernel without its mask."""
+        return _raw(self.layer, self.path)
+
+
+def has_masks(model: keras.Model) -> bool:
+    """True where a kernel of the model is masked."""
+    return any(isinstance(layer, Mask) for layer in model._flatten_layers())
+
+
+def put_masks(model: keras.Model, settings: Settings) -> None:
+    """Masks in the wrapped layers of a model, in place of those they have.
+
+    Args:
+        model: with `Transformed` layers, or quantized.
+        settings: what is wanted.
+
+    Raises:
+        ValueError: no kernel takes a mask.
+    """
+    targets = list(_targets(model, settings))
+    if not targets:
+        raise ValueError(
+            f"{model.name}: prune: no layer has a kernel to prune. Depthwise kernels need depthwise=True; layers that "
+            "do not train, are protected or have a sparsity of 0 stay dense."
+        )
+    finals = _global(targets) if settings.section.scope == "global" else [t.schedule.final for t in targets]
+    for target, final in zip(targets, finals, strict=True):
+        section = target.section
+        schedule = target.schedule if final == target.schedule.final else target.schedule.to(final)
+        mask = Mask(
+            schedule.get_config(), section.structure, target.axes, section.pooling, section.criterion, section.gradient
+        )
+        _replace(target.layer, target.path, mask)
+    forget_graphs(model)
+
+
+def _targets(model: keras.Model, settings: Settings) -> Iterator[Target]:
+    """The kernels to prune, in the order of the model; names those that are left dense for want of a place."""
+    found = [layer for layer in model._flatten_layers() if isinstance(layer, ManyKernels | Compressed)]
+    found = [layer for layer in found if _paths(layer)]
+    refused = []
+    for layer in found:
+        position = {0: "first", len(found) - 1: "last"}.get(found.index(layer))
+        names = [*identities(layer), *identities(layer.layer)]
+        section = settings.of(names, position)
+        for path, kernel in _paths(layer).items():
+            schedule = settings.course(section)
+            if schedule.final == 0.0 or (kernel.depthwise and not section.depthwise):
+                continue
+            if not layer.trainable or (structure_of(section.structure).of and kernel.input_axis is None):
+                refused.append(f"{layer.name} ({path})")
+                continue
+            yield Target(layer, path, kernel, section, schedule)
+    if refused:
+        warnings.warn(
+            f"prune: left dense: {', '.join(refused)}: layers that do not train, or kernels that sum over no input "
+            "channels and were to have an N:M pattern.",
+            stacklevel=4,
+        )
+
+
+def _paths(layer: Any) -> dict[str, Kernel]:
+    """The kernels of a wrapped layer that can be masked."""
+    inside = kernels_of(layer.layer)
+    if isinstance(layer, Compressed):
+        return {path: kernel for path, kernel in inside.items() if path == layer.kernel_name}
+    return inside
+
+
+def _transforms(layer: Any, path: str) -> list[Any]:
+    return list(layer.transforms if isinstance(layer, Compressed) else layer.transforms.get(path, ()))
+
+
+def _raw(layer: Any, path: str) -> tf.Tensor:
+    return tf.cast(tf.convert_to_tensor(kernel_at(layer.layer, path)), tf.float32)
+
+
+def _replace(layer: Any, path: str, mask: Mask) -> None:
+    """One mask for a kernel; what comes after it stays."""
+    rest = [t for t in _transforms(layer, path) if not isinstance(t, Mask)]
+    mask.build(tuple(kernel_at(layer.layer, path).shape))
+    mask.start(_raw(layer, path))
+    with growing(layer):
+        if isinstance(layer, Compressed):
+            layer.transforms = rest
+            layer.transform_by(mask)
+        else:
+            layer.transforms = {**layer.transforms, path: rest}
+            layer.transform_by(path, mask)
+
+
+def _global(targets: Sequence[Target]) -> list[float]:
+    """Sparsity of each kernel where all share one threshold.
+
+    Each keeps `FLOOR` of what it would keep at equal sparsities; the rest go to the highest scores of all.
+    """
+    whole = sum(float(t.schedule.final) * t.weights().shape.num_elements() for t in targets)
+    total = sum(t.weights().shape.num_elements() for t in targets)
+    scores = []
+    for t in targets:
+        values = tf.abs(t.weights())
+        floor = choose(values, 1.0 - FLOOR * (1.0 - t.schedule.final), structure_of("unstructured"), t.axes, "mean")
+        scores.append(np.where(np.asarray(floor), np.inf, np.asarray(values)).ravel())
+    kept = np.sort(np.concatenate(scores))[::-1][: max(1, round(total - whole))]
+    least = kept[-1]
+    return [float(1.0 - np.count_nonzero(s >= least) / s.size) for s in scores]
