@@ -48,6 +48,7 @@ if Path(sys.argv[0] if sys.argv else "").stem != "kquant":
     from kquant.shrink.prune import ChannelGroup, ChannelGroups, channel_groups, prune_channels
     from kquant.stream import Stream, stream
     from kquant.strip import strip
+    from kquant.train.clustering import cluster
     from kquant.train.distill import Distiller, distill
     from kquant.train.pruning import prune
     from kquant.train.scan import SparsityScan, scan_sparsity
@@ -87,6 +88,7 @@ __all__ = [
     "cell_samples",
     "channel_groups",
     "check",
+    "cluster",
     "compress",
     "cost",
     "distill",

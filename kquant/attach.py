@@ -132,6 +132,8 @@ class _Builder:
     def compressed(self, op: Any, weights: Weights, bits: int) -> Compressed:
         """The layer in its wrapper; the gain of a folded batch norm leaves the kernel that trains."""
         spec, gain = self.plan.weights[id(op)], self.gains.get(op.name)
+        if gain is not None:
+            gain = np.where(gain == 0.0, 1.0, gain).astype(np.float32)  # a dead channel stays as it is
         layer = Compressed(
             op,
             None if spec is None else spec.to_config(),
@@ -141,20 +143,19 @@ class _Builder:
             sums=weights.sums,
             gain_shape=None if gain is None else gain.shape,
             moments=op.name in self.moments,
-            transforms=self.transforms(op, weights.kernel),
+            transforms=self.transforms(op, weights.kernel, gain),
             observer=self.plan.settings[id(op)].weights.observer,
             input_bits=bits,
             storage=self.storage(op),
             origin=self.origin,
         )
         if gain is not None:
-            gain = np.where(gain == 0.0, 1.0, gain).astype(np.float32)  # a dead channel stays as it is
             variable = getattr(op, weights.kernel)
             layer.gain.assign(gain)
             variable.assign(variable.numpy() / gain)
         return layer
 
-    def transforms(self, op: Any, path: str) -> list[Transform]:
+    def transforms(self, op: Any, path: str, gain: np.ndarray | None = None) -> list[Transform]:
         """Masks and codebooks of the user's layer, for the kernel of the layer that it has become."""
         kernel = kernel_at(op, path)
         for name, _ in identities(op):
@@ -162,14 +163,18 @@ class _Builder:
             if found and tuple(found[0].get_build_config()["input_shape"]) == tuple(kernel.shape):
                 self.placed.add((name, path))
                 return [t.carried() or clone(t) for t in found]
-        for name, _ in identities(op):  # a layer that was taken apart: of its kernels only the values are left
-            every = [t for found in self.carried.get(name, {}).values() for t in found]
-            made = [new for new in (t.derived(kernel.numpy()) for t in every) if new is not None]
-            if len(made) == len(every):
-                self.placed.update((name, each) for each in self.carried.get(name, {}))
-            if made:
-                return [] if np.all(kernel) else made[:1]
-        return []
+        return self.derived(op, kernel.numpy() if gain is None else kernel.numpy() / gain)
+
+    def derived(self, op: Any, kernel: np.ndarray) -> list[Transform]:
+        """For a layer that the user's was taken apart into: of its kernels only the values are left."""
+        kept: list[Transform] = []
+        for name, _ in identities(op):
+            for path, found in self.carried.get(name, {}).items():
+                made = [new for t in found if (new := t.derived(kernel)) is not None]
+                if len(made) == len(found):
+                    self.placed.add((name, path))
+                    kept = kept or made
+        return [t for t in kept if t.rank or not np.all(kernel)]
 
     def warn_left(self) -> None:
         """Name kernels whose masks or codebooks have no place: their values stay, training would not keep them."""

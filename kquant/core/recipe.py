@@ -22,6 +22,7 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from kquant.core import aeq
+from kquant.core.clustering_section import Clustering
 from kquant.core.pruning_section import Pruning
 from kquant.core.spec import Kind, QuantSpec
 from kquant.core.wording import did_you_mean
@@ -99,6 +100,7 @@ class LayerRule(_Strict):
     activations: dict[str, Any] = Field(default_factory=dict)
     weights: dict[str, Any] = Field(default_factory=dict)
     pruning: dict[str, Any] = Field(default_factory=dict)
+    clustering: dict[str, Any] = Field(default_factory=dict)
     skip: bool | None = None
     stays_float: bool | None = Field(None, alias="float")
 
@@ -108,10 +110,11 @@ class LayerRule(_Strict):
             raise ValueError("a rule needs layer, type or position")
         return self
 
-    @field_validator("activations", "weights", "pruning")
+    @field_validator("activations", "weights", "pruning", "clustering")
     @classmethod
     def _known_settings(cls, given: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
-        section = {"activations": Activations, "weights": WeightGrid, "pruning": Pruning}[str(info.field_name)]
+        sections = {"weights": WeightGrid, "pruning": Pruning, "clustering": Clustering}
+        section = sections.get(str(info.field_name), Activations)
         try:
             section(**given)
         except ValidationError as error:
@@ -164,6 +167,7 @@ class Recipe(_Strict):
     weights: WeightGrid = WeightGrid()
     training: Training = Training()
     pruning: Pruning | None = None
+    clustering: Clustering | None = None
     steps: tuple[Step, ...] = (Step(name="calibrate"),)
     rules: tuple[LayerRule, ...] = ()
 
@@ -178,6 +182,14 @@ class Recipe(_Strict):
                 stays = found.stays_float if rule.stays_float is None else rule.stays_float or self.mode != "static"
                 found = Settings(activations, weights, skip, stays)
         return found
+
+    def clustering_of(self, names: Sequence[tuple[str, str]], position: str | None) -> Clustering | None:
+        """How the weights of one layer are shared; None: not at all."""
+        found = self.clustering
+        for rule in self.rules if found is not None else ():
+            if found is not None and any(rule.matches(name, kind, position) for name, kind in names):
+                found = found.model_copy(update=rule.clustering)
+        return found if found is not None and found.clusters else None
 
 
 def names() -> list[str]:
@@ -330,6 +342,7 @@ def _keys_at(loc: tuple[Any, ...], section: type[BaseModel]) -> list[str]:
         "weights": WeightGrid,
         "training": Training,
         "pruning": Pruning,
+        "clustering": Clustering,
         "rules": LayerRule,
     }
     found = next((sections[str(part)] for part in reversed(loc) if str(part) in sections), section)

@@ -135,5 +135,5 @@ def find_weighted(op: Any) -> Rule | None:
         >>> find_weighted(keras.layers.Dense(2, activation="relu")).weights.input_axis
         0
     """
-    matching = (rule for rule in _candidates(type(op)) if rule.expand is None and rule.when(op))
+    matching = (rule for rule in candidates(type(op)) if rule.expand is None and rule.when(op))
     return next((rule for rule in matching if rule.weights is not None), None)

@@ -1,0 +1,110 @@
+"""Numbers 3 and 4: ResNet8 with 16 values for each channel, and with half of its weights zero as well, in int8.
+
+Training data and augmentation as in `qat_accuracy`: 20,000 images of CIFAR-10, batches of 64. Adam with a learning rate
+that falls to zero along a cosine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import math
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import kquant
+from benchmarks.assets import loader
+from benchmarks.qat_accuracy import batches
+from kquant.core.nodes import Compressed
+
+BATCH = 64
+
+
+def trained(model: keras.Model, x: np.ndarray, y: np.ndarray, seed: int, epochs: float, rate: float) -> None:
+    """`fit` for so many epochs."""
+    steps = int(epochs * -(-len(x) // BATCH))
+    if steps:
+        fall = keras.optimizers.schedules.CosineDecay(rate, steps)
+        model.compile(keras.optimizers.Adam(fall), "sparse_categorical_crossentropy", metrics=["accuracy"])
+        model.fit(batches(x, y, seed).repeat(), steps_per_epoch=steps, epochs=1, verbose=0)
+
+
+def pruned(model: keras.Model, x: np.ndarray, y: np.ndarray, args: argparse.Namespace, seed: int) -> keras.Model:
+    """Half of the weights zero, trained for `--prune-epochs`."""
+    sparse = kquant.prune(model, 0.5)
+    trained(sparse, x, y, seed, args.prune_epochs, args.rate)
+    return sparse
+
+
+def run(seed: int, prune: bool, args: argparse.Namespace) -> None:
+    """Cluster, train, quantize, train, export, judge."""
+    load = loader()
+    keras.utils.set_random_seed(seed)
+    x, y = load.cifar10_train()
+    x, y = x.astype("float32"), y.reshape(-1)
+    test, labels = load.cifar10_test()
+    test, labels = test[: args.limit].astype("float32"), labels.reshape(-1)[: args.limit]
+    model = load.mlperf_model("image_classification")
+    reference = np.mean(model.predict(test, verbose=0).argmax(-1) == labels)
+    before = pruned(model, x, y, args, seed) if prune else model
+    for name in args.sharing:
+        sharing: Any = {"layer": False, "channel": True, "scale": "scale"}[name]
+        keras.utils.set_random_seed(seed)
+        shared = kquant.cluster(before, args.clusters, per_channel=sharing, seed=seed)
+        trained(shared, x, y, seed, args.float_epochs, args.rate)
+        q = kquant.calibrate(kquant.quantize(shared), x[:200], verbose=False)
+        trained(q, x, y, seed, args.epochs, args.rate)
+        what = f"{'prune 50 % + ' if prune else ''}{args.clusters} values, {name}, seed {seed}"
+        judge(q, test, labels, what, reference)
+
+
+def judge(q: keras.Model, test: np.ndarray, labels: np.ndarray, what: str, reference: float) -> None:
+    """Accuracy of the file, its bytes, and codes of its kernels."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.tflite"
+        kquant.export(q, path, samples=test[:64])
+        found = kquant.predict(path, test)
+        data = path.read_bytes()
+    kernels = [codes_of(layer) for layer in q._flatten_layers() if isinstance(layer, Compressed) and layer.transforms]
+    most = max(len(np.unique(c)) for kernel in kernels for c in kernel)
+    print(
+        f"{what}, n={len(test)}: float {100 * reference:.2f}, file {100 * np.mean(found.argmax(-1) == labels):.2f}; "
+        f"{len(data)} bytes, gzip -9 {len(gzip.compress(data, 9))}; at most {most} codes in a channel, "
+        f"{np.mean([len(np.unique(k)) for k in kernels]):.0f} in a kernel on average, zeros "
+        f"{100 * np.mean(np.concatenate([k.ravel() for k in kernels]) == 0):.1f} %",
+        flush=True,
+    )
+
+
+def codes_of(layer: Compressed) -> np.ndarray:
+    """Codes of one layer by output channel: float32[channels, n]."""
+    values = layer.codes(tf.constant(1.0))[0].numpy()
+    kept = [axis % values.ndim for axis in layer.channel_axes]
+    order = [*kept, *(axis for axis in range(values.ndim) if axis not in kept)]
+    return values.transpose(order).reshape(math.prod(values.shape[axis] for axis in kept), -1)
+
+
+def main() -> None:
+    """Parse and run."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0])
+    parser.add_argument("--clusters", type=int, default=16)
+    parser.add_argument("--sharing", nargs="*", default=["channel", "scale", "layer"])
+    parser.add_argument("--prune", action="store_true")
+    parser.add_argument("--prune-epochs", type=float, default=1.0)
+    parser.add_argument("--float-epochs", type=float, default=0.0)
+    parser.add_argument("--epochs", type=float, default=2.0)
+    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--limit", type=int, default=None)
+    args = parser.parse_args()
+    for seed in args.seeds:
+        run(seed, args.prune, args)
+
+
+if __name__ == "__main__":
+    main()

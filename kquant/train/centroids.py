@@ -1,0 +1,220 @@
+"""First centroids of a codebook: k-means, evenly spaced, by density, at random; numpy, float64.
+
+    kmeans++   seeds by squared distance (Arthur and Vassilvitskii, SODA 2007, section 2.2), then Lloyd's iterations
+    linear     evenly from the lowest to the highest weight (Han et al., arXiv:1510.00149, section 3.2)
+    density    quantiles: as many weights between any two neighbours (same section)
+    random     uniform between the lowest and the highest weight
+
+With a centroid that is fixed at zero, the others are split between the signs in proportion to the weights there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+Init = Literal["kmeans++", "linear", "density", "random"]
+Make = Callable[[np.ndarray, int, np.random.Generator], np.ndarray]
+
+TRIES = 4  # k-means keeps the best of so many starts
+LLOYD_STEPS = 100
+SEEDED_FROM = 2**16  # weights that seeds are drawn from, where a kernel has more
+LOWEST_QUANTILE = 0.01  # of "density": its first centroid stands for weights, not for the one outlier
+
+
+@dataclass(frozen=True, eq=False)
+class Points:
+    """Weights in order, with sums up to each: means of any interval cost two look-ups.
+
+    Attributes:
+        values: float64[n], ascending.
+        mass, moment: float64[n + 1], sums of the importance of the weights, and of importance times weight.
+    """
+
+    values: np.ndarray
+    mass: np.ndarray
+    moment: np.ndarray
+
+
+def points(weights: np.ndarray, importance: np.ndarray | None = None) -> Points:
+    """Weights of any shape, each as important as the others unless said."""
+    flat = np.asarray(weights, np.float64).ravel()
+    order = np.argsort(flat, kind="stable")
+    values = flat[order]
+    share = np.ones_like(values) if importance is None else np.asarray(importance, np.float64).ravel()[order]
+    return Points(values, np.append(0.0, np.cumsum(share)), np.append(0.0, np.cumsum(share * values)))
+
+
+def centroids(weights: np.ndarray, clusters: int, init: Init, *, keep_zero: bool = False, seed: int = 0) -> np.ndarray:
+    """Centroids for some weights.
+
+    Args:
+        weights: float[...], at least one.
+        clusters: how many; the zero counts.
+        init: name of the rule.
+        keep_zero: one centroid is 0.
+        seed: of what is drawn.
+
+    Returns:
+        float64[clusters], ascending; distinct where the weights have as many values, else with repetitions.
+
+    Raises:
+        ValueError: an unknown rule.
+
+    Example:
+        >>> centroids(np.arange(11.0), 5, "linear").tolist()
+        [0.0, 2.5, 5.0, 7.5, 10.0]
+        >>> centroids(np.arange(11.0), 5, "linear", keep_zero=True).tolist()
+        [0.0, 1.0, 4.0, 7.0, 10.0]
+    """
+    if init not in INITS:
+        raise ValueError(f"clustering: no init '{init}'. Known here: {', '.join(INITS)}.")
+    flat = np.asarray(weights, np.float64).ravel()
+    rng = np.random.default_rng(seed)
+    if not keep_zero:
+        return _exactly(INITS[init](flat, clusters, rng), flat, clusters)
+    found = _around_zero(flat, clusters, INITS[init], rng)
+    if init == "kmeans++":
+        found = lloyd(points(flat[flat != 0.0]), found, found == 0.0)
+    return found
+
+
+def lloyd(data: Points, found: np.ndarray, fixed: np.ndarray | None = None) -> np.ndarray:
+    """Lloyd's iterations: every centroid to the mean of the weights that are nearest to it.
+
+    Args:
+        data: the weights.
+        found: float64[k], where to start, ascending.
+        fixed: bool[k], centroids that stay.
+
+    Returns:
+        float64[k], ascending; a centroid that is nearest to no weight stays where it is.
+    """
+    fixed = np.zeros(len(found), bool) if fixed is None else fixed
+    for _ in range(LLOYD_STEPS if data.values.size else 0):
+        moved = np.where(fixed, found, means(data, found))
+        if np.array_equal(moved, found):
+            break
+        found = moved
+    return found
+
+
+def means(data: Points, found: np.ndarray) -> np.ndarray:
+    """Mean of the weights nearest to each of ascending centroids; the centroid itself where there are none."""
+    edges = np.searchsorted(data.values, (found[1:] + found[:-1]) / 2.0)
+    edges = np.concatenate([[0], edges, [data.values.size]])
+    mass, moment = np.diff(data.mass[edges]), np.diff(data.moment[edges])
+    return np.where(mass > 0.0, moment / np.where(mass > 0.0, mass, 1.0), found)
+
+
+def nearest(weights: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """Index of the nearest of ascending centroids, shaped like the weights."""
+    return np.searchsorted((found[1:] + found[:-1]) / 2.0, weights)
+
+
+def inertia(weights: np.ndarray, found: np.ndarray) -> float:
+    """Sum of squared distances to the nearest centroid, what k-means makes small."""
+    found = np.sort(np.asarray(found, np.float64))
+    flat = np.asarray(weights, np.float64).ravel()
+    return float(np.sum((flat - found[nearest(flat, found)]) ** 2))
+
+
+def scaled(
+    rows: np.ndarray, clusters: int, init: Init, *, keep_zero: bool, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """One codebook with ends at -1 and 1 for all channels, and for each channel what it is multiplied by.
+
+        minimize   sum over c, i of (rows[c, i] - reach[c] * shape[k(c, i)])^2        in turns by shape, k and reach
+
+    Args:
+        rows: float[channels, n].
+        clusters: how many; ends and zero count.
+        init: name of the rule; the scales of "kmeans++" are fitted, the others' are the largest weights.
+        keep_zero: one centroid is 0.
+        seed: of what is drawn.
+
+    Returns:
+        float64[clusters - fixed ones], ascending, and float64[channels]; 0 for a channel of zeros.
+    """
+    rows = np.asarray(rows, np.float64)
+    reach = np.max(np.abs(rows), axis=1)
+    unit = _over(rows, reach)
+    inner = unit[np.abs(unit) < 1.0] if np.any(np.abs(unit) < 1.0) else np.zeros(1)
+    ends = [-1.0, 1.0, 0.0] if keep_zero else [-1.0, 1.0]
+    free = centroids(inner, clusters - 2, init, keep_zero=keep_zero, seed=seed) if clusters > len(ends) else np.zeros(0)
+    free = np.delete(free, np.flatnonzero(free == 0.0)[:1]) if keep_zero else free
+    for _ in range(LLOYD_STEPS if init == "kmeans++" else 0):
+        whole = np.sort(np.concatenate([free, ends]))
+        used = whole[nearest(_over(rows, reach), whole)]
+        found = np.sum(rows * used, axis=1) / np.maximum(np.sum(used**2, axis=1), 1e-30)
+        reach, before = np.abs(found), reach
+        if free.size:
+            data = points(_over(rows, reach), np.broadcast_to(reach[:, None] ** 2, rows.shape))
+            moved = means(data, whole)
+            free = np.delete(moved, [int(np.flatnonzero(whole == end)[0]) for end in ends])
+        if np.allclose(reach, before, rtol=1e-6, atol=0.0):
+            break
+    return np.clip(free, -1.0, 1.0), reach
+
+
+def _over(rows: np.ndarray, reach: np.ndarray) -> np.ndarray:
+    return rows / np.where(reach > 0.0, reach, 1.0)[:, None]
+
+
+def _around_zero(weights: np.ndarray, clusters: int, make: Make, rng: np.random.Generator) -> np.ndarray:
+    """Centroids of the negative weights, zero, and those of the positive ones."""
+    signs = weights[weights < 0.0], weights[weights > 0.0]
+    left, count = clusters - 1, signs[0].size + signs[1].size
+    if count == 0:
+        return np.zeros(clusters)
+    below = int(np.round(left * signs[0].size / count))
+    parts = [_exactly(make(w, k, rng), w, k) if k else [] for w, k in zip(signs, (below, left - below), strict=True)]
+    return np.concatenate([parts[0], [0.0], parts[1]])
+
+
+def _exactly(found: np.ndarray, weights: np.ndarray, clusters: int) -> np.ndarray:
+    """`clusters` distinct centroids: the weight farthest from all others joins until there are as many."""
+    found = np.unique(found)
+    while found.size < clusters:
+        distance = np.abs(weights - found[nearest(weights, found)])
+        if not np.any(distance > 0.0):
+            return np.pad(found, (0, clusters - found.size), mode="edge")
+        found = np.sort(np.append(found, weights[np.argmax(distance)]))
+    return found
+
+
+def _kmeans(weights: np.ndarray, clusters: int, rng: np.random.Generator) -> np.ndarray:
+    data, some = points(weights), weights
+    if weights.size > SEEDED_FROM:
+        some = rng.choice(weights, SEEDED_FROM, replace=False)
+    tried = [lloyd(data, _seeds(some, clusters, rng)) for _ in range(TRIES)]
+    return min(tried, key=lambda found: inertia(weights, found))
+
+
+def _seeds(weights: np.ndarray, clusters: int, rng: np.random.Generator) -> np.ndarray:
+    """Weights drawn one by one, with a chance that grows with the squared distance to those drawn before."""
+    found = [weights[rng.integers(weights.size)]]
+    distance = (weights - found[0]) ** 2
+    while len(found) < clusters and np.any(distance > 0.0):
+        at = np.searchsorted(np.cumsum(distance), rng.random() * np.sum(distance))
+        found.append(weights[min(at, weights.size - 1)])
+        distance = np.minimum(distance, (weights - found[-1]) ** 2)
+    return np.sort(found)
+
+
+def _linear(weights: np.ndarray, clusters: int, rng: np.random.Generator) -> np.ndarray:
+    return np.linspace(weights.min(), weights.max(), clusters)
+
+
+def _density(weights: np.ndarray, clusters: int, rng: np.random.Generator) -> np.ndarray:
+    return np.quantile(weights, np.linspace(LOWEST_QUANTILE, 1.0, clusters), method="inverted_cdf")
+
+
+def _random(weights: np.ndarray, clusters: int, rng: np.random.Generator) -> np.ndarray:
+    return np.sort(rng.uniform(weights.min(), weights.max(), clusters))
+
+
+INITS: dict[str, Make] = {"kmeans++": _kmeans, "linear": _linear, "density": _density, "random": _random}

@@ -1,0 +1,165 @@
+"""Weight sharing: the weights of a kernel, or of each of its channels, take a few trainable values."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from kquant.core import recipe as recipes
+from kquant.core.clustering_section import Clustering
+from kquant.core.nodes import Compressed
+from kquant.core.recipe import Recipe
+from kquant.core.transforms import kernel_at
+from kquant.quantized import copy, is_quantized
+from kquant.train.centroids import Init
+from kquant.train.codebook import Aggregation, Channels, Codebook
+from kquant.train.sites import Site, put
+from kquant.train.wrapping import wrapped
+
+
+def cluster(
+    model: keras.Model,
+    clusters: int | str | Path | dict[str, Any] | Recipe,
+    init: Init = "kmeans++",
+    per_channel: Channels = False,
+    preserve_sparsity: bool = True,
+    *,
+    layers: str | Sequence[str] | None = None,
+    skip: str | Sequence[str] = (),
+    depthwise: bool = False,
+    aggregation: Aggregation = "sum",
+    seed: int = 0,
+) -> keras.Model:
+    """Replace every weight by the nearest of a few values, which go on training.
+
+        w' = c[argmin_k |w - c[k]|]        (Han et al., Deep Compression, arXiv:1510.00149, section 3)
+
+    Train it, then quantize it: after int8 quantization every output channel has at most `clusters` different codes,
+    whether batch norms are folded or not. A pruned model keeps its masks, a quantized model its ranges: pruning,
+    clustering and quantization compose in any order.
+
+    Args:
+        model: a built Keras 3 model, float (pruned or not) or quantized. It is not changed.
+        clusters: number of values, 2 or more; or a recipe with a `[clustering]` section, in which case the arguments
+            after this one replace what the section says where they are not at their default.
+        init: first values: "kmeans++", "linear", "density" or "random".
+        per_channel: False, one codebook for each kernel; True, one for each output channel; "scale", one for each
+            kernel times a trainable scale for each output channel: int8 codes are then the same in all channels, so
+            the file deflates best.
+        preserve_sparsity: one of the values is 0 and stays 0, the others are split between the signs in proportion;
+            weights that are exactly 0 stay so.
+        layers: name patterns of the layers to cluster; None: all that have kernels.
+        skip: name patterns of layers to leave.
+        depthwise: cluster depthwise kernels too; they have few weights and lose most.
+        aggregation: a value's gradient is the "sum" or the "mean" of those of its weights.
+        seed: of what is drawn.
+
+    Returns:
+        A float model as a Functional one with `Transformed` layers; a quantized model as a quantized one.
+
+    Raises:
+        ValueError: too few clusters, an unknown init, a model that is not built or clustered already, a pattern that
+            matches no layer, a recipe without `[clustering]`.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((16,)), keras.layers.Dense(8, name="head")])
+        >>> small = kquant.cluster(model, 4)
+        >>> np.unique(small.get_layer("head").weights_as_used("kernel")).size
+        4
+    """
+    options = {"init": init, "per_channel": per_channel, "preserve_sparsity": preserve_sparsity}
+    options |= {"depthwise": depthwise, "aggregation": aggregation, "seed": seed}
+    recipe = _recipe(clusters, options)
+    chooser = _Chooser(recipe, _patterns(layers), _patterns(skip) or ())
+    new = copy(model) if is_quantized(model) else wrapped(model)
+    count = put(new, chooser.choose)
+    chooser.check()
+    if not count:
+        raise ValueError(f"{model.name}: cluster: no kernel to cluster (depthwise ones only with depthwise=True).")
+    return new
+
+
+def _recipe(given: Any, options: dict[str, Any]) -> Recipe:
+    """A recipe with a `[clustering]` section: the one that is given, changed by options, or made of a number."""
+    if isinstance(given, int | np.integer):
+        if given < 2:
+            raise ValueError(f"cluster: clusters must be 2 or more. Received: {given}.")
+        return recipes.load({"name": "cluster", "clustering": {"clusters": int(given), **options}})
+    recipe = recipes.load(given)
+    if recipe.clustering is None:
+        raise ValueError(f"cluster: recipe '{recipe.name}' has no [clustering] section. 'cluster16-int8' has one.")
+    standard = Clustering()
+    changed = {name: value for name, value in options.items() if value != getattr(standard, name)}
+    section = Clustering(**{**recipe.clustering.model_dump(), **changed})
+    return recipe.model_copy(update={"clustering": section})
+
+
+def _patterns(given: str | Sequence[str] | None) -> tuple[str, ...] | None:
+    if given is None:
+        return None
+    return (given,) if isinstance(given, str) else tuple(given)
+
+
+@dataclass
+class _Chooser:
+    """Which kernels get a codebook, and what is to be said of the others."""
+
+    recipe: Recipe
+    wanted: tuple[str, ...] | None
+    skip: tuple[str, ...]
+    names: set[str] = field(default_factory=set)
+    small: list[str] = field(default_factory=list)
+
+    def choose(self, site: Site) -> Codebook | None:
+        """The codebook of one kernel."""
+        known = [name for name, _ in site.names]
+        self.names.update(known)
+        asked = self.wanted is None or _match(known, self.wanted)
+        settings = self.recipe.clustering_of(site.names, site.position)
+        if not asked or _match(known, self.skip) or settings is None or not site.holder.trainable:
+            return None
+        if site.kernel.depthwise and not settings.depthwise:
+            return None
+        if any(isinstance(t, Codebook) for t in site.transforms):
+            raise ValueError(f"{site.holder.name}: '{site.path}' is clustered already; start from the model before.")
+        book = Codebook(**settings.model_dump(exclude={"depthwise"}), channel_axes=_axes(site))
+        shape = kernel_at(site.holder.layer, site.path).shape
+        each = math.prod(shape) // (book.groups_of(shape) if settings.per_channel is True else 1)
+        if each > settings.clusters:
+            return book
+        self.small.append(f"{site.holder.name} ({site.path}: {each} for {settings.clusters} values)")
+        return None
+
+    def check(self) -> None:
+        """Name patterns that match nothing, and kernels with too few weights."""
+        for pattern in (*(self.wanted or ()), *self.skip):
+            if not _match(sorted(self.names), (pattern,)):
+                near = difflib.get_close_matches(pattern, sorted(self.names), 1)
+                hint = f" Did you mean '{near[0]}'?" if near else f" There are: {', '.join(sorted(self.names))}."
+                raise ValueError(f"cluster: '{pattern}' matches no layer with a kernel.{hint}")
+        if self.small:
+            warnings.warn(
+                "cluster: left as they are, because they (or each of their channels) have no more weights than values: "
+                f"{', '.join(self.small)}.",
+                stacklevel=3,
+            )
+
+
+def _match(names: Sequence[str], patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
+
+
+def _axes(site: Site) -> tuple[int, ...]:
+    """The axes that number the output channels."""
+    if isinstance(site.holder, Compressed):
+        return site.holder.channel_axes
+    return (-2, -1) if site.kernel.depthwise else (site.kernel.output_axis,)

@@ -1,0 +1,94 @@
+"""The kernels of a wrapped or quantized model, one by one: what a method may put a transform on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from kquant.core import transforms as kernels
+from kquant.core.nodes import Compressed
+from kquant.core.origin import identities
+from kquant.core.transformed import ManyKernels
+from kquant.core.transforms import Transform
+from kquant.ops.kernels import Kernel, kernels_of
+from kquant.quantized import forget_graphs
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """A kernel that a transform may be put on.
+
+    Attributes:
+        holder: the wrapper around the Keras layer.
+        path: of the kernel in that layer.
+        kernel: its geometry.
+        position: "first" or "last" of the layers with kernels, or None.
+    """
+
+    holder: Any
+    path: str
+    kernel: Kernel
+    position: str | None
+
+    @property
+    def names(self) -> tuple[tuple[str, str], ...]:
+        """(name, class) under which recipes may speak of the layer."""
+        return (*identities(self.holder), *identities(self.holder.layer))
+
+    @property
+    def transforms(self) -> list[Transform]:
+        """Those that the kernel has."""
+        held = self.holder.transforms
+        return list(held.get(self.path, ()) if isinstance(held, dict) else held)
+
+    @property
+    def weights(self) -> tf.Tensor:
+        """float32, after the transforms that the kernel has."""
+        return kernels.apply(self.transforms, kernels.real(self.holder.layer, self.path))
+
+    def transform_by(self, transform: Transform) -> None:
+        """Put one more transform on the kernel."""
+        if isinstance(self.holder, Compressed):
+            self.holder.transform_by(transform)
+        else:
+            self.holder.transform_by(self.path, transform)
+
+
+def sites(model: keras.Model) -> list[Site]:
+    """The kernels of a model whose layers are wrapped, in its order.
+
+    Args:
+        model: what `kquant.train.wrapping.wrapped` or `kquant.quantize` gave.
+    """
+    holders = [layer for layer in model._flatten_layers() if isinstance(layer, ManyKernels | Compressed)]
+    holders = [holder for holder in holders if any(True for _ in _kernels(holder))]
+    ends = {id(holders[-1]): "last", id(holders[0]): "first"} if holders else {}
+    return [Site(h, path, kernel, ends.get(id(h))) for h in holders for path, kernel in _kernels(h)]
+
+
+def put(model: keras.Model, choose: Callable[[Site], Transform | None]) -> int:
+    """Put a transform on every kernel that `choose` has one for; all are asked before the first is changed.
+
+    Args:
+        model: see `sites`.
+        choose: gives a transform that is neither built nor started.
+
+    Returns:
+        How many there are.
+    """
+    chosen = [(site, transform) for site in sites(model) if (transform := choose(site)) is not None]
+    for site, transform in chosen:
+        site.transform_by(transform)
+    forget_graphs(model)
+    return len(chosen)
+
+
+def _kernels(holder: Any) -> Iterator[tuple[str, Kernel]]:
+    """Of a wrapper in a quantized model only the kernel that it quantizes."""
+    for path, kernel in kernels_of(holder.layer).items():
+        if not isinstance(holder, Compressed) or path == holder.kernel_name:
+            yield path, kernel
