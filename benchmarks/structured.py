@@ -23,7 +23,7 @@ import kquant
 from benchmarks.assets import loader
 from benchmarks.qat_accuracy import batches
 
-BATCH, CLASSES, HELD_OUT, TEMPERATURE = 64, 10, 2000, 4.0
+CLASSES, HELD_OUT, TEMPERATURE = 10, 2000, 4.0
 LOSS = "sparse_categorical_crossentropy"
 
 
@@ -54,6 +54,7 @@ def tune(
     *,
     seed: int,
     epochs: int,
+    batch: int,
     rate: float,
     soft: float,
 ) -> None:
@@ -68,10 +69,10 @@ def tune(
         far = tf.reduce_sum(tf.nn.softmax(taught) * (tf.nn.log_softmax(taught) - tf.nn.log_softmax(said)), -1)
         return (1.0 - soft) * hard + soft * TEMPERATURE**2 * far
 
-    steps = epochs * -(-len(x) // BATCH)
+    steps = epochs * -(-len(x) // batch)
     schedule = keras.optimizers.schedules.CosineDecay(0.0, steps, warmup_target=rate, warmup_steps=steps // 20)
     small.compile(keras.optimizers.Adam(schedule), loss)
-    small.fit(batches(x, y, seed).map(both), epochs=epochs, verbose=0)
+    small.fit(batches(x, y, seed).rebatch(batch).map(both), epochs=epochs, verbose=0)
 
 
 def accuracy(outputs: np.ndarray, labels: np.ndarray) -> float:
@@ -112,13 +113,13 @@ def judge(
     small = compressed(model, method, share, x, y, args.multiple)
     before = accuracy(small.predict(u, verbose=0), v)
     start = time.perf_counter()
-    tune(small, model, x, y, seed=seed, epochs=args.epochs, rate=args.rate, soft=args.soft)
+    tune(small, model, x, y, seed=seed, epochs=args.epochs, batch=args.batch, rate=args.rate, soft=args.soft)
     seconds = time.perf_counter() - start
     whole, left = kquant.cost(model), kquant.cost(small)
     after, reference = (accuracy(m.predict(u, verbose=0), v) for m in (small, model))
     line = (
-        f"{method} {share:g}, multiple {args.multiple}, seed {seed}, {args.epochs} epochs, Adam {args.rate:g}, soft "
-        f"labels {args.soft:g}: MACs {left.macs / whole.macs:.3f}, weight bytes "
+        f"{method} {share:g}, multiple {args.multiple}, seed {seed}, {args.epochs} epochs of batches of {args.batch}, "
+        f"Adam {args.rate:g}, soft labels {args.soft:g}: MACs {left.macs / whole.macs:.3f}, weight bytes "
         f"{left.weight_bytes / whole.weight_bytes:.3f}; float {reference:.2f}, untrained {before:.2f}, trained "
         f"{after:.2f} (n={len(v)}), {seconds:.0f} s"
     )
@@ -139,6 +140,7 @@ def main() -> None:
     parser.add_argument("--macs", type=float, nargs="*", default=[0.6])
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1])
     parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--soft", type=float, default=0.9)
     parser.add_argument("--multiple", type=int, default=1)

@@ -123,6 +123,6 @@ def silence(channels: Channels, seed: int = 0) -> np.ndarray:
             values = np.moveaxis(kernel.numpy(), weights.channel_axes[0], -1)
             kernel.assign(np.moveaxis(np.where(silent, 0.0, values), -1, weights.channel_axes[0]))
         for variable in getattr(site.op, "variables", ()):
-            if variable.name in ("bias", "gamma", "beta"):
+            if variable.name in ("bias", "gamma", "beta") and not np.all(kept[site.makes]):
                 variable.assign(np.where(kept[site.makes], variable.numpy(), 0.0))
     return kept

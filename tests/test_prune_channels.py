@@ -309,6 +309,42 @@ def test_errors_teach(arguments, said):
         kquant.prune_channels(made("residual"), verbose=False, **arguments)
 
 
+def test_quantized_models_are_refused():
+    q = kquant.quantize(keras.Sequential([keras.Input((4,)), layers.Dense(3), layers.Dense(2)]))
+    with pytest.raises(ValueError, match="float model, before kquant.quantize"):
+        kquant.prune_channels(q, macs=0.5)
+
+
+@keras.saving.register_keras_serializable(package="shrink_tests")
+class ReZero(layers.Layer):
+    """Mixes channels by a factor that starts at zero: what it does shows in other weights only."""
+
+    def build(self, shape):
+        self.factor = self.add_weight(name="factor", shape=(1,), initializer="zeros")
+
+    def call(self, x):
+        return x + self.factor * keras.ops.mean(x, axis=-1, keepdims=True)
+
+
+@keras.saving.register_keras_serializable(package="shrink_tests")
+class Gain(layers.Layer):
+    """A factor for each channel."""
+
+    def build(self, shape):
+        self.gain = self.add_weight(name="gain", shape=(shape[-1],), initializer="ones")
+
+    def call(self, x):
+        return x * self.gain
+
+
+def test_layers_of_your_own():
+    inputs = keras.Input((6,))
+    x = ReZero()(layers.Dense(5, name="mixed")(Gain()(layers.Dense(7, name="scaled")(inputs))))
+    model = keras.Model(inputs, layers.Dense(2, name="head")(x))
+    free = {g.layers[0] for g in kquant.channel_groups(model).groups if g.removable}
+    assert free == {"scaled"}
+
+
 def test_open_shapes_want_a_budget_in_bytes():
     inputs = keras.Input((None, None, 3))
     x = layers.Conv2D(8, 3, name="a")(inputs)

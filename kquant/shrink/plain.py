@@ -48,8 +48,8 @@ def plain(model: keras.Model) -> keras.Model:
     """
     if is_quantized(model):
         raise ValueError(
-            f"{model.name}: channels leave and kernels split in a float model, before kquant.quantize and "
-            "kquant.prune. Received a model that is quantized or masked; give the plain one."
+            f"{model.name}: channels leave and kernels split in a float model, before kquant.quantize. Received a "
+            "model that is quantized or masked; give the plain one."
         )
     graph = read(model)
     made: dict[tuple[int, str], Any] = {}
