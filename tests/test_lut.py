@@ -162,9 +162,11 @@ def test_operators_read_decoded_weights(code, shape, axis):
 
 
 @needs_tflm
-@pytest.mark.parametrize(("code", "shape"), [("FULLY_CONNECTED", (32, 128)), ("CONV_2D", (16, 3, 3, 24))])
-def test_packed_weights_of_two_bits_take_two_bits(code, shape):
-    plain, tabled = files_of(one_operator(code, RNG.integers(-2, 2, shape).astype(np.int8), 0, "int4"))
+@pytest.mark.parametrize(
+    ("code", "shape", "axis"), [("FULLY_CONNECTED", (32, 128), None), ("CONV_2D", (16, 3, 3, 24), 0)]
+)
+def test_packed_weights_of_two_bits_take_two_bits(code, shape, axis):
+    plain, tabled = files_of(one_operator(code, RNG.integers(-2, 2, shape).astype(np.int8), axis, "int4"))
     stored = read_model(tabled).tables[0].stored_bytes
     assert stored == int(np.prod(shape)) // 4 + 16 + 4
     assert len(tabled) < len(plain) - int(np.prod(shape)) // 4 + 260
