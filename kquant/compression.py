@@ -56,13 +56,13 @@ def in_tables(program: Program, lowered: Lowered, metadata: dict[str, Any], tabl
     """
     copy = dataclasses.replace(program)
     names = store_in_tables(copy, tables)
-    if not names:
+    plain, content = (to_bytes(p, lowered.target, metadata) for p in (program, copy))
+    if not names or len(content) >= len(plain):
         raise ValueError(
             "export: no weights get smaller in look-up tables: too many distinct codes, or too few weights for a "
             "table. Cluster the weights first; kquant.layer_bytes counts codes and bytes of a plain export."
         )
-    content = to_bytes(copy, lowered.target, metadata)
-    _refuse_other_codes(to_bytes(program, lowered.target, metadata), content)
+    _refuse_other_codes(plain, content)
     return content
 
 

@@ -168,7 +168,7 @@ def _layer(t: FileTensor, code: str, values: np.ndarray, stored: int) -> LayerBy
     packed = t.type == "INT4"
     raw = -(-values.size // 2) if packed else values.nbytes
     content = values.tobytes() if not packed else _pairs(values)
-    lut = smallest(values, axis) if code in READERS and t.type == "INT8" else None
+    lut = smallest(values, axis) if code in READERS and t.type in ("INT8", "INT4") else None
     return LayerBytes(
         name=t.name,
         operator=code,

@@ -172,7 +172,8 @@ def test_packed_and_recurrent_weights(tmp_path):
     q = kquant.calibrate(kquant.quantize(dense, "int4-weights"), data[:, 0], verbose=False)
     packed = kquant.export(q, tmp_path / "p.tflite", check_runtimes=False).weights.layers[0]
     assert (packed.type, packed.raw_bytes, packed.stored_bytes) == ("INT4", 27, 27)
-    assert packed.unique <= 15 and packed.lut_bytes is None and packed.sparse is None
+    assert packed.unique <= 15 and packed.sparse is None
+    assert packed.lut_bytes == 27 + 16 + packed.unique
 
 
 def test_vela_is_asked_where_it_is(tmp_path, monkeypatch):

@@ -35,11 +35,11 @@ def encoding(axis: int | None = None, channels: int = 1, scale: float = 0.05) ->
     return Encoding(scales, np.zeros(channels, np.int64), spec, axis)
 
 
-def one_operator(code: str, codes: np.ndarray, axis: int | None) -> Program:
+def one_operator(code: str, codes: np.ndarray, axis: int | None, dtype: str = "int8") -> Program:
     """A program that reads `codes` as its weights."""
     program = Program("one")
     weights = encoding(axis, 1 if axis is None else codes.shape[axis])
-    kernel = program.constant("layer/kernel", codes, weights)
+    kernel = program.constant("layer/kernel", codes, weights, dtype)
     conv = {"strideH": 1, "strideW": 1, "dilationHFactor": 1, "dilationWFactor": 1, "padding": "VALID"}
     if code == "FULLY_CONNECTED":
         x = program.value("x", (1, codes.shape[1]), encoding())
@@ -158,6 +158,18 @@ def test_operators_read_decoded_weights(code, shape, axis):
         codes = codes + 3 * channel
     plain, tabled = files_of(one_operator(code, codes, axis))
     assert len(read_model(tabled).tables) == 1
+    assert all(np.array_equal(a, b) for a, b in zip(outputs(plain), outputs(tabled), strict=True))
+
+
+@needs_tflm
+@pytest.mark.parametrize(
+    ("code", "shape", "axis"), [("FULLY_CONNECTED", (32, 128), None), ("CONV_2D", (16, 3, 3, 24), 0)]
+)
+def test_packed_weights_of_two_bits_take_two_bits(code, shape, axis):
+    plain, tabled = files_of(one_operator(code, RNG.integers(-2, 2, shape).astype(np.int8), axis, "int4"))
+    stored = read_model(tabled).tables[0].stored_bytes
+    assert stored == int(np.prod(shape)) // 4 + 16 + 4
+    assert len(tabled) < len(plain) - int(np.prod(shape)) // 4 + 260
     assert all(np.array_equal(a, b) for a, b in zip(outputs(plain), outputs(tabled), strict=True))
 
 
@@ -365,6 +377,7 @@ def test_the_command_writes_and_counts(exports, tmp_path):
     model.save(tmp_path / "net.keras")
     np.save(tmp_path / "x.npy", RNG.random((32, 48), np.float32))
     options = ["--data", tmp_path / "x.npy", "--target", "tflm", "--out", tmp_path / "out", "--compression", "lut"]
+    options += ["--recipe", "int16x8"]
     done = CliRunner().invoke(app, [str(a) for a in ("compress", tmp_path / "net.keras", *options)])
     assert done.exit_code == 0, done.output
     assert "stored in" in done.stdout

@@ -111,7 +111,8 @@ def _insert(program: Program, chosen: dict[int, Lut]) -> None:
     written: list[Operator] = []
     for op in program.operators:
         found = {id(ref): ref for ref in op.inputs if ref is not None and id(ref) in chosen}
-        decoded = {key: Ref(ref.name, ref.shape, ref.dtype, ref.encoding) for key, ref in found.items()}
+        # packed codes come back as int8, which the kernels compute with anyway
+        decoded = {key: Ref(ref.name, ref.shape, "int8", ref.encoding) for key, ref in found.items()}
         if found:
             pairs = [stored.setdefault(key, _stored(chosen[key])) for key in found]
             written.append(Operator(CODE, [part for pair in pairs for part in pair], list(decoded.values())))
@@ -128,12 +129,12 @@ def _stored(lut: Lut) -> tuple[Ref, Ref]:
 
 
 def _readable(program: Program) -> list[Ref]:
-    """Stored int8 codes that only operators read which take them decoded, each once."""
+    """Stored codes of 8 or 4 bits that only operators read which take them decoded, each once."""
     found: dict[int, Ref] = {}
     barred = {id(ref) for ref in program.outputs}
     for op in program.operators:
         for i, ref in enumerate(op.inputs):
-            if ref is None or ref.data is None or ref.dtype != "int8":
+            if ref is None or ref.data is None or ref.dtype not in ("int8", "int4"):
                 continue
             found[id(ref)] = ref
             if READERS.get(op.code) != i:
@@ -143,7 +144,8 @@ def _readable(program: Program) -> list[Ref]:
 
 def _lut(ref: Ref, max_bits: int, required: bool) -> Lut | None:
     """Tables for a tensor, where they save bytes; scales along an axis allow tables along it."""
-    codes = np.asarray(ref.data)
+    codes = np.asarray(ref.data).astype(np.int8)
+    raw = codes.size if ref.dtype == "int8" else -(-codes.size // 2)
     axis = ref.encoding.axis if ref.encoding is not None else None
     lut = smallest(codes, axis)
     if required and (lut is None or lut.bits > max_bits):
@@ -153,10 +155,10 @@ def _lut(ref: Ref, max_bits: int, required: bool) -> Lut | None:
         )
     if lut is None or lut.bits > max_bits:
         return None
-    smaller = lut.size_bytes + TABLE_BYTES < codes.nbytes
+    smaller = lut.size_bytes + TABLE_BYTES < raw
     if required and not smaller:
         raise ValueError(
-            f"export: '{ref.name}' gets no smaller: {codes.nbytes} bytes as it is, {lut.size_bytes} as indices of "
+            f"export: '{ref.name}' gets no smaller: {raw} bytes as it is, {lut.size_bytes} as indices of "
             f"{lut.bits} bits and tables, and about {TABLE_BYTES} for the operator that decodes them. Leave it out."
         )
     return lut if smaller else None
@@ -170,7 +172,7 @@ def _refuse_unreadable(names: Sequence[str], readable: list[Ref], program: Progr
         readers = sorted({code for code, ref in stored if ref.data is not None and _is_of(ref, name)})
         if readers:
             raise ValueError(
-                f"export: '{name}' cannot be stored in look-up tables: TFLM decodes the int8 weights of "
+                f"export: '{name}' cannot be stored in look-up tables: TFLM decodes the integer weights of "
                 f"{', '.join(READERS)}. It is read by {', '.join(readers)}; leave it out."
             )
         known = [ref.name for ref in readable]
