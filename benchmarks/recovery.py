@@ -35,12 +35,14 @@ METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 
 
-def quantized(t: Task, data: np.ndarray, method: str, weights: int, activations: int) -> keras.Model:
-    """The task's model with this method applied."""
+def quantized(
+    t: Task, data: np.ndarray, method: str, weights: int, activations: int, of_activations: str
+) -> keras.Model:
+    """The task's model with this method applied; `of_activations` is the observer of tensors."""
     observer, steps = METHODS[method]
     recipe: dict[str, Any] = {
         "name": method,
-        "activations": {"bits": activations},
+        "activations": {"bits": activations, "observer": of_activations},
         "weights": {"bits": weights, "unpacked_bits": 8, "observer": observer},
     }
     q = kquant.quantize(t.model, recipe)
@@ -63,7 +65,9 @@ def score(y: np.ndarray, reference: np.ndarray, t: Task) -> str:
     return f"accuracy {hits:6.2f}  = float {agree:6.2f}  n={len(y)}"
 
 
-def run(name: str, methods: list[str], count: int | None, pairs: list[tuple[int, int]], files: bool) -> None:
+def run(
+    name: str, methods: list[str], count: int | None, pairs: list[tuple[int, int]], files: bool, observer: str
+) -> None:
     """Print one model's block."""
     t = task(name)
     x, data = t.x[:MOST_JUDGED], samples(t, count)
@@ -72,7 +76,7 @@ def run(name: str, methods: list[str], count: int | None, pairs: list[tuple[int,
     for weights, activations in pairs:
         for method in methods:
             started, busy = time.perf_counter(), time.process_time()
-            q = quantized(t, data, method, weights, activations)
+            q = quantized(t, data, method, weights, activations, observer)
             took = f"{time.perf_counter() - started:6.1f} s, {time.process_time() - busy:6.1f} s of CPU"
             print(f"  W{weights}A{activations} {method}: {took}, peak {peak_kb() / 1024:,.0f} MiB", flush=True)
             if files:
@@ -100,6 +104,7 @@ def main() -> None:
     parser.add_argument("--simulated", action="store_true", help="W4A4 and W3A8 in Keras")
     parser.add_argument("--methods", nargs="*", default=list(METHODS))
     parser.add_argument("--samples", type=int, default=None, help="training images for ResNet8 instead of its 200")
+    parser.add_argument("--observer", default="percentile", help="of activations; mse suits 4 bits better")
     parser.add_argument("--here", action="store_true", help="in this process")
     args = parser.parse_args()
     if not args.here:
@@ -109,9 +114,9 @@ def main() -> None:
         return
     for name in args.tasks:
         if args.w4 or not args.simulated:
-            run(name, args.methods, args.samples, [(4, 8)], files=True)
+            run(name, args.methods, args.samples, [(4, 8)], True, args.observer)
         if args.simulated:
-            run(name, args.methods, args.samples, [(4, 4), (3, 8)], files=False)
+            run(name, args.methods, args.samples, [(4, 4), (3, 8)], False, args.observer)
 
 
 if __name__ == "__main__":

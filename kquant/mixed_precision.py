@@ -2,7 +2,8 @@
 
     1. measure   the noise that each layer's weights and each layer's activations add to the outputs, in each width
     2. order     take bits away where a byte (or a multiplication) saved costs least noise
-    3. measure   real files along that way: bytes, arena, SQNR; the first inside the budget is the answer
+    3. measure   real files along that way: bytes, arena, SQNR; the first inside the budget is kept
+    4. choose    any layers at all that save enough and lose least, an integer programme; measured, and the better kept
 
 Noise of layers adds up to first order (Lin et al., "Fixed Point Quantization of Deep Convolutional Networks",
 arXiv:1511.06393), so that the cheapest next step can be told from measurements of single layers; what they cost
@@ -11,7 +12,7 @@ together is measured on the whole model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
@@ -19,6 +20,7 @@ import keras
 import numpy as np
 from tqdm.auto import tqdm
 
+from kquant.analysis.knapsack import least_loss
 from kquant.analysis.results import Analysis, LayerReport
 from kquant.analyze import analyze
 from kquant.core.recipe import Recipe, Step, load
@@ -31,6 +33,7 @@ from kquant.runtimes import arena_bytes, available
 Budget = Literal["flash_bytes", "arena_bytes", "bit_macs"]
 WIDTHS = ("int4", "int8", "int16")
 SAMPLES = 256
+TRIES = 3  # models of the integer programme to measure
 WIDE = {"bits": 16, "observer": "minmax"}
 
 
@@ -56,7 +59,7 @@ class Point:
     """One model on the way from most to fewest bits.
 
     Attributes:
-        moves: how many moves were made.
+        moves: how many moves were made; on the way the first ones, `recipe` has a rule for each.
         recipe: plain data of the whole recipe.
         flash_bytes: size of the file that `kquant.export` writes.
         arena_bytes: RAM of its tensors in TFLM; None without the `micro` extra or for files that TFLM does not run.
@@ -82,11 +85,12 @@ class Mixed:
         model: the quantized model, steps applied.
         recipe: that made it.
         budget: unit and limit.
-        moves: all of them in order; a point has made the first few.
-        points: the measured ones before any `steps`, most bits first.
-        chosen: the point inside the budget with most bits; the smallest one where none is. With `steps` it is measured
-            again behind them, so that it describes `model`.
+        moves: all of them in order; a point on the way has made the first few.
+        points: the measured ones before any `steps`, the dearest first.
+        chosen: the better of two inside the budget, the point on the way with most bits and the integer programme's;
+            the smallest one where none is. With `steps` it is measured again behind them, so that it describes `model`.
         ok: True where it is inside the budget.
+        made: the moves of the chosen point.
     """
 
     model: keras.Model
@@ -96,6 +100,7 @@ class Mixed:
     points: tuple[Point, ...]
     chosen: Point
     ok: bool
+    made: tuple[Move, ...]
 
     @property
     def pareto(self) -> tuple[Point, ...]:
@@ -113,6 +118,7 @@ class Mixed:
             "ok": self.ok,
             "budget": {self.budget[0]: self.budget[1]},
             "chosen": asdict(self.chosen),
+            "made": [asdict(move) for move in self.made],
             "moves": [asdict(move) for move in self.moves],
             "points": [asdict(point) for point in self.points],
         }
@@ -172,14 +178,40 @@ def mixed_precision(
         counts = np.linspace(0, len(moves), max(points, 2)).astype(int)  # both ends among them
         measured = {n: way.point(moves, n, bar) for n in np.unique(counts).tolist()}
         chosen, ok = _first_inside(way, moves, measured, unit, limit, bar)
+        tried = [(point, moves[:n]) for n, point in sorted(measured.items())]
+        made = moves[: chosen.moves]
+        if ok and unit != "arena_bytes":  # which is a peak, and no sum of what layers save
+            for point, some in _programme(way, moves, measured[0], chosen, (unit, limit), bar):
+                tried.append((point, some))
+                if _cost(point, unit) <= limit and point.sqnr_db > chosen.sqnr_db:
+                    chosen, made = point, some
         final = load(chosen.recipe)
         final = final.model_copy(update={"steps": (*final.steps, *(_step(s) for s in steps))})
         qmodel = way.make(final)
         if steps:
             chosen = way.measured(final, qmodel, chosen.moves, bar)
             ok = _cost(chosen, unit) <= limit
-    ordered = tuple(point for _, point in sorted(measured.items()))
-    return Mixed(qmodel, final, (unit, limit), tuple(moves), ordered, chosen, ok)
+    ordered = tuple(sorted((point for point, _ in tried), key=lambda p: -_cost(p, unit)))
+    return Mixed(qmodel, final, (unit, limit), tuple(moves), ordered, chosen, ok, tuple(made))
+
+
+def _programme(
+    way: _Way, moves: list[Move], widest: Point, greedy: Point, budget: tuple[str, int], bar: Any
+) -> Iterator[tuple[Point, list[Move]]]:
+    """The choices that lose least by the measured noises; where a model saves less than their sum, again with more."""
+    unit, limit = budget
+    wanted, before = _cost(widest, unit) - limit, [moves[: greedy.moves]]
+    for _ in range(TRIES):
+        numbers = least_loss([m.noise for m in moves], [m.saved for m in moves], wanted)
+        some = None if numbers is None else [moves[i] for i in numbers]
+        if some is None or some in before:
+            return
+        before.append(some)
+        point = way.point(some, len(some), bar)
+        yield point, some
+        if _cost(point, unit) <= limit:
+            return
+        wanted += _cost(point, unit) - limit
 
 
 def _check_widths(widths: Sequence[str]) -> None:

@@ -277,6 +277,30 @@ def test_the_seed_decides_and_a_run_that_was_stopped_goes_on(rounded: keras.Mode
         kquant.adaround(calibrated(), X, resume=tmp_path, **{**QUICK, "iterations": 7})
 
 
+def test_sequential_mse_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
+    starts = 0
+
+    def data() -> Iterator[np.ndarray]:
+        nonlocal starts
+        starts += 1
+        if starts == 3:  # of the third layer
+            raise KeyboardInterrupt
+        yield from np.split(X, 3)
+
+    whole = kquant.sequential_mse(calibrated(), X, batch_size=len(X) // 3, verbose=False)
+    q = calibrated()
+    with pytest.raises(KeyboardInterrupt):
+        kquant.sequential_mse(q, data, resume=tmp_path, verbose=False)
+    starts = 10
+    kquant.sequential_mse(q, data, resume=tmp_path, verbose=False)
+    assert starts == 11 and same(all_codes(q), all_codes(whole))
+    starts = 20
+    fresh = kquant.sequential_mse(calibrated(), data, resume=tmp_path, verbose=False)
+    assert starts == 20 and same(all_codes(fresh), all_codes(whole)), "all of it was kept"
+    with pytest.raises(ValueError, match=r"sequential-mse.*holds the range of 'conv' for other weights, ranges or op"):
+        kquant.sequential_mse(calibrated(), X, resume=tmp_path, candidates=7, verbose=False)
+
+
 def test_a_shared_layer_learns_from_all_its_calls() -> None:
     inputs = keras.Input((12,))
     shared = keras.layers.Dense(12, name="shared")

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
 import warnings
 import zlib
 from dataclasses import asdict
@@ -16,8 +13,8 @@ import numpy as np
 import tensorflow as tf
 from tqdm.auto import tqdm
 
-from kquant.core.atomic import write_atomically
-from kquant.core.nodes import FakeQuant, QuantizedLSTM
+from kquant.core.nodes import QuantizedLSTM
+from kquant.correct.finished import Finished, activation_ranges
 from kquant.correct.reconstruction import Matrix, Reservoir, Source, matrix_of, most_rows, pairs
 from kquant.correct.rounding import Examples, Settings, applied, products, round_matrix
 from kquant.ops.rows import from_matrix
@@ -97,17 +94,17 @@ def adaround(
     found = places(source.graph)
     _name_others(source, found)
     found = [place for place in found if place.rule.weights.rows is not None and not place.layer.shares]
-    ranges = _ranges(source)
+    folder, ranges = None if resume is None else Path(resume), activation_ranges(source)
+    finished = Finished(folder, "adaround", "rounding", [asdict(settings), rows, seed], ranges)
     with tqdm(found, desc="adaround", unit="layer", disable=not verbose) as bar:
         for place in bar:
             bar.set_postfix_str(place.name)
-            file = None if resume is None else Path(resume) / f"{zlib.crc32(place.name.encode()):08x}.npz"
-            key = _fingerprint(place, settings, rows, seed, ranges)
-            codes = None if file is None else _load(file, key, place)
+            weights = place.layer.weights_as_used()
+            known = weights, place.layer.scale_of(weights)
+            codes = finished.load(place, known)
             if codes is None:
                 codes = round_layer(source, place, settings, rows, seed + zlib.crc32(place.name.encode()) % 2**16)
-                if file is not None:
-                    _store(file, key, codes)
+                finished.store(place, known, codes)
             place.layer.round_by(codes)
             forget_graphs(qmodel)
     return qmodel
@@ -195,39 +192,3 @@ def _check(settings: Settings, rows: int) -> None:
         raise ValueError(f"adaround: warm_start must be in 0..1, 1 left out. Received: {settings.warm_start}.")
     if len(settings.beta) != 2:
         raise ValueError(f"adaround: beta needs its first and its last value. Received: {settings.beta}.")
-
-
-def _ranges(source: Source) -> bytes:
-    """Those of all activations, which follow the data that the model was calibrated on."""
-    held = [node.op for node in source.graph.nodes if isinstance(node.op, FakeQuant) and node.op.has_range]
-    return b"".join(v.numpy().tobytes() for quantizer in held for v in (quantizer.low, quantizer.high))
-
-
-def _fingerprint(place: Place, settings: Settings, rows: int, seed: int, ranges: bytes) -> str:
-    """Of what a rounding was made for."""
-    weights = place.layer.weights_as_used()
-    said = json.dumps([place.name, asdict(settings), rows, seed, place.layer.spec.to_config()], sort_keys=True)
-    digest = hashlib.sha256(said.encode() + ranges)
-    for values in (weights, place.layer.scale_of(weights)):
-        digest.update(np.ascontiguousarray(values.numpy()).tobytes())
-    return digest.hexdigest()
-
-
-def _load(file: Path, key: str, place: Place) -> np.ndarray | None:
-    if not file.is_file():
-        return None
-    with np.load(file) as stored:
-        if str(stored["key"]) != key:
-            raise ValueError(
-                f"adaround: {file} holds the rounding of '{place.name}' for other weights, ranges or options; resume "
-                "from another folder, or empty this one."
-            )
-        return stored["codes"]
-
-
-def _store(file: Path, key: str, codes: np.ndarray) -> None:
-    """Write beside and rename, so that a file is whole or absent."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    content = io.BytesIO()
-    np.savez_compressed(content, key=key, codes=codes)
-    write_atomically(file, content.getvalue(), "adaround")

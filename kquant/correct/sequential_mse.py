@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -14,6 +15,7 @@ from tqdm.auto import tqdm
 from kquant import observers
 from kquant.core.nodes import QuantizedLSTM
 from kquant.core.spec import encode_weights
+from kquant.correct.finished import Finished, activation_ranges
 from kquant.correct.reconstruction import Reservoir, Source, channels_of, input_rows, most_rows
 from kquant.ops.rows import as_matrix
 from kquant.quantized import Place, forget_graphs, places, read
@@ -28,6 +30,7 @@ def sequential_mse(
     candidates: int = 20,
     batch_size: int = 32,
     batches: int | None = None,
+    resume: str | Path | None = None,
     verbose: bool = True,
 ) -> keras.Model:
     """Choose the range of each channel's weights by what its rounding does to the layer's output.
@@ -45,13 +48,15 @@ def sequential_mse(
         candidates: n, how many ranges to try.
         batch_size: for arrays.
         batches: use this many batches only.
+        resume: folder for the ranges of finished layers; a run that was stopped goes on from there.
         verbose: show a progress bar.
 
     Returns:
         `qmodel`. Interrupted, the layers seen so far have their new range.
 
     Raises:
-        ValueError: not a quantized model, data that do not fit, or fewer than 1 candidate.
+        ValueError: not a quantized model, data that do not fit, fewer than 1 candidate, or a folder with the ranges of
+            another model, calibration or options.
 
     Source: AIMET 2, `seq_mse`; with the Gram matrix of Frantar et al., arXiv:2210.17323, section 3 ("layer-wise
     quantization"), which makes the search exact over all positions.
@@ -67,17 +72,26 @@ def sequential_mse(
     source = Source(read(qmodel), qmodel, data, batches, batch_size)
     source.check("sequential_mse")
     _name_others(source)
+    folder = None if resume is None else Path(resume)
+    finished = Finished(folder, "sequential-mse", "range", candidates, activation_ranges(source))
     for place in tqdm(places(source.graph), desc="sequential mse", unit="layer", disable=not verbose):
-        layer = place.layer
-        if place.rule.weights.rows is None:
-            weights = layer.weights_as_used().numpy()
-            chosen = observers.reach_of_weights("mse", weights, layer.spec, layer.channel_axes)
-        else:
-            chosen = best_reach(place, output_error(source, place), candidates)
-        layer.round_by(None)
-        layer.set_reach(chosen, by_data=True)
+        known = (place.layer.weights_as_used(),)
+        chosen = finished.load(place, known)
+        if chosen is None:
+            chosen = _reach(source, place, candidates)
+            finished.store(place, known, chosen)
+        place.layer.round_by(None)
+        place.layer.set_reach(chosen, by_data=True)
         forget_graphs(qmodel)
     return qmodel
+
+
+def _reach(source: Source, place: Place, candidates: int) -> np.ndarray:
+    """By the output's error where the layer is a product of matrices, by that of its weights elsewhere."""
+    if place.rule.weights.rows is None:
+        weights = place.layer.weights_as_used().numpy()
+        return observers.reach_of_weights("mse", weights, place.layer.spec, place.layer.channel_axes)
+    return best_reach(place, output_error(source, place), candidates)
 
 
 def _name_others(source: Source) -> None:

@@ -41,7 +41,7 @@ def _failed(rung: Rung) -> str:
 def _mixed(m: Mixed) -> Page:
     unit, limit = m.budget
     columns = ("moves", "file, bytes", "arena, bytes", "bit MACs", "SQNR, dB", "score", "")
-    best = {p.moves for p in m.pareto}
+    best = {id(p) for p in m.pareto}
     corrected = m.chosen not in m.points  # measured again behind its steps
     rows = tuple(
         (
@@ -51,11 +51,11 @@ def _mixed(m: Mixed) -> Page:
             f"{p.bit_macs:,}",
             f"{p.sqnr_db:.1f}",
             "-" if p.score is None else f"{p.score:.4f}",
-            "chosen" if p is m.chosen else "Pareto" if p.moves in best else "",
+            "chosen" if p is m.chosen else "Pareto" if id(p) in best else "",
         )
         for p in (*m.points, *((m.chosen,) if corrected else ()))
     )
-    made = tuple((v.layer, f"{v.setting} {'4' if v.setting == 'weights' else '8'} bits") for v in _made(m))
+    made = tuple((v.layer, f"{v.setting} {'4' if v.setting == 'weights' else '8'} bits") for v in m.made)
     found = f"{getattr(m.chosen, unit):,} of {limit:,} {UNITS[unit]}"
     missed = f"No choice of widths is inside the budget: the smallest has {found}."
     if corrected and min(getattr(p, unit) for p in m.points) <= limit:
@@ -66,14 +66,10 @@ def _mixed(m: Mixed) -> Page:
         findings=() if m.ok else (missed,),
         facts=(),
         tables=(
-            Table("Measured models, most bits first", columns, rows, columns[:-1]),
+            Table("Measured models, the dearest first", columns, rows, columns[:-1]),
             Table("Fewer bits for", ("layer", "what"), made),
         ),
     )
-
-
-def _made(m: Mixed) -> tuple:
-    return m.moves[: m.chosen.moves]
 
 
 def pareto(mixed: Mixed, path: str | Path) -> Path:
