@@ -1,8 +1,9 @@
 """Number 6: time of a training step of every way to compress, against the float step of the same model.
 
-All models train in one process by turns, a few steps each, and the ratios are medians over the rounds, so that a machine
-that slows down slows all of them. tfmot's rows come from a process of its own (Keras 2), which takes its turns between:
-`--peer-python` names a Python that has tensorflow-model-optimization and tf-keras.
+All models train in one process by turns, a few steps each, and the ratios are medians over the rounds, so that a
+machine that slows down slows all of them. tfmot's rows come from a process of its own (Keras 2), which takes its turns
+between: `--peer-python` names a Python that has tensorflow-model-optimization and tf-keras. `--clock cpu` counts the
+processor's time instead of the wall's, on a machine that others use too.
 
     python -m benchmarks.train_time resnet8 --rounds 12 --steps 10 --peer-python /path/to/python
 """
@@ -30,6 +31,7 @@ from benchmarks.step_time import BATCH, build
 
 TARGETS = {"QAT": 1.3, "pruning": 1.15, "clustering": 1.4, "PCQAT": 1.6}  # at most this many float steps
 WARM_UP = 10
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 Make = Callable[[keras.Model, np.ndarray], keras.Model]
 WAYS: dict[str, Make] = {}
 
@@ -63,7 +65,8 @@ def distillation(model: keras.Model, x: np.ndarray) -> keras.Model:
 class Ours:
     """One way, ready to take steps."""
 
-    def __init__(self, model_name: str, make: Make, jit: bool) -> None:
+    def __init__(self, model_name: str, make: Make, jit: bool, clock: str) -> None:
+        self.clock = CLOCKS[clock]
         model, x, y = build(model_name)
         self.model = make(model, x)
         self.model.compile(keras.optimizers.Adam(1e-4), "sparse_categorical_crossentropy", jit_compile=jit)
@@ -75,23 +78,24 @@ class Ours:
         """Seconds of each step."""
         found = []
         for _ in range(steps):
-            started = time.perf_counter()
+            started = self.clock()
             for value in self.model.train_function(self.batches).values():
                 np.asarray(value)  # wait for it
-            found.append(time.perf_counter() - started)
+            found.append(self.clock() - started)
         return found
 
 
 class Peer:
     """tfmot's ways, in a process that takes steps when it is told to."""
 
-    def __init__(self, python: str, model_name: str, jit: bool) -> None:
+    def __init__(self, python: str, model_name: str, jit: bool, clock: str) -> None:
         folder = Path(tempfile.mkdtemp())
         model, x, y = build(model_name)
         np.savez(folder / "data.npz", x=x, y=y)
         where = str(folder / "data.npz")
         weights = _h5_of(model_name)
-        command = [python, str(Path(__file__).with_name("tfmot_steps.py")), model_name, where, weights, str(int(jit))]
+        script = str(Path(__file__).with_name("tfmot_steps.py"))
+        command = [python, script, model_name, where, weights, str(int(jit)), clock]
         env = {**os.environ, "TF_USE_LEGACY_KERAS": "1"}
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
         self.names = self._answer()
@@ -129,17 +133,25 @@ def ratios(rows: dict[str, list[list[float]]], base: str) -> dict[str, tuple[flo
     return found
 
 
-def show(title: str, found: dict[str, tuple[float, float, float]]) -> None:
-    """A Markdown table."""
-    print(f"\n{title}\n\n| | ms | times float | quartiles apart | at most |\n| --- | --- | --- | --- | --- |")
-    for name, (ms, ratio, spread) in found.items():
-        print(f"| {name} | {ms:.1f} | {ratio:.3f} | {spread:.3f} | {TARGETS.get(name, '')} |", flush=True)
+def show(title: str, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+    """A Markdown table: steps in ms, ratios to each one's own float step, how far the quartiles of the ratio lie apart."""
+    print(f"\n{title}\n")
+    print("| | ms | times float | quartiles apart | at most | tfmot, ms | times float | quartiles apart |")
+    print("| --- " * 8 + "|")
+    for name in dict.fromkeys([*ours, *theirs]):
+        cells = [
+            f"{found[name][0]:.1f} | {found[name][1]:.3f} | {found[name][2]:.3f}" if name in found else "- | - | -"
+            for found in (ours, theirs)
+        ]
+        print(f"| {name} | {cells[0]} | {TARGETS.get(name, '')} | {cells[1]} |", flush=True)
 
 
-def measure(model_name: str, ways: Iterable[str], steps: int, rounds: int, jit: bool, python: str | None) -> None:
+def measure(
+    model_name: str, ways: Iterable[str], steps: int, rounds: int, jit: bool, python: str | None, clock: str
+) -> None:
     """Turns of all ways, ours and the peer's."""
-    ours = {name: Ours(model_name, WAYS[name], jit) for name in ways}
-    peer = None if python is None else Peer(python, model_name, jit)
+    ours = {name: Ours(model_name, WAYS[name], jit, clock) for name in ways}
+    peer = None if python is None else Peer(python, model_name, jit, clock)
     theirs: list[str] = [] if peer is None else peer.names
     rows: dict[str, list[list[float]]] = {name: [] for name in ours}
     peers: dict[str, list[list[float]]] = {name: [] for name in theirs}
@@ -149,11 +161,11 @@ def measure(model_name: str, ways: Iterable[str], steps: int, rounds: int, jit: 
             rows[name].append(each.run(count))
         for name in theirs:
             peers[name].append(peer.run(name, count))
-    title = f"{model_name}, batch {BATCH[model_name]}, jit={jit}, {rounds} rounds of {steps} steps"
-    show(f"{title}: kquant", ratios({name: runs[1:] for name, runs in rows.items()}, "float"))
+    found = [
+        ratios({name: runs[1:] for name, runs in turns.items()}, "float") if turns else {} for turns in (rows, peers)
+    ]
+    show(f"{model_name}, batch {BATCH[model_name]}, jit={jit}, {rounds} rounds of {steps} steps, {clock} time", *found)
     if peer is not None:
-        found = ratios({name: runs[1:] for name, runs in peers.items()}, "float")
-        show(f"{title}: tfmot on Keras 2, against its own float step", found)
         peer.close()
 
 
@@ -166,10 +178,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--peer-python", default=None)
+    parser.add_argument("--clock", default="wall", choices=list(CLOCKS))
     args = parser.parse_args()
     for name in args.models:
         ways = dict.fromkeys(["float", *args.ways])
-        measure(name, ways, args.steps, args.rounds, args.jit, args.peer_python)
+        measure(name, ways, args.steps, args.rounds, args.jit, args.peer_python, args.clock)
 
 
 if __name__ == "__main__":
