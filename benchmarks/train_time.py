@@ -134,7 +134,7 @@ def ratios(rows: dict[str, list[list[float]]], base: str) -> dict[str, tuple[flo
 
 
 def show(title: str, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
-    """A Markdown table: steps in ms, ratios to each one's own float step, how far the quartiles of the ratio lie apart."""
+    """A Markdown table: steps in ms, ratios to each one's own float step, and how far its quartiles lie apart."""
     print(f"\n{title}\n")
     print("| | ms | times float | quartiles apart | at most | tfmot, ms | times float | quartiles apart |")
     print("| --- " * 8 + "|")
