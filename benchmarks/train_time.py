@@ -1,0 +1,189 @@
+"""Number 6: time of a training step of every way to compress, against the float step of the same model.
+
+All models train in one process by turns, a few steps each, and the ratios are medians over the rounds, so that a
+machine that slows down slows all of them. tfmot's rows come from a process of its own (Keras 2), which takes its turns
+between: `--peer-python` names a Python that has tensorflow-model-optimization and tf-keras. `--clock cpu` counts the
+processor's time instead of the wall's, on a machine that others use too.
+
+    python -m benchmarks.train_time resnet8 --rounds 12 --steps 10 --peer-python /path/to/python
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import kquant
+from benchmarks.assets import FOLDER
+from benchmarks.step_time import BATCH, build
+
+TARGETS = {"QAT": 1.3, "pruning": 1.15, "clustering": 1.4, "PCQAT": 1.6}  # at most this many float steps
+WARM_UP = 10
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+Make = Callable[[keras.Model, np.ndarray], keras.Model]
+WAYS: dict[str, Make] = {}
+
+
+def way(name: str) -> Callable[[Make], Make]:
+    """Enrol a function from a float model and its data to the model that trains."""
+
+    def enrol(make: Make) -> Make:
+        WAYS[name] = make
+        return make
+
+    return enrol
+
+
+@way("float")
+def plain(model: keras.Model, x: np.ndarray) -> keras.Model:
+    return model
+
+
+@way("QAT")
+def qat(model: keras.Model, x: np.ndarray) -> keras.Model:
+    return kquant.calibrate(kquant.quantize(model), x[:64], verbose=False)
+
+
+@way("distillation")
+def distillation(model: keras.Model, x: np.ndarray) -> keras.Model:
+    """A quantized student of its own float model: the teacher's forward pass comes on top of QAT."""
+    return kquant.distill(qat(model, x), model)
+
+
+class Ours:
+    """One way, ready to take steps."""
+
+    def __init__(self, model_name: str, make: Make, jit: bool, clock: str) -> None:
+        self.clock = CLOCKS[clock]
+        model, x, y = build(model_name)
+        self.model = make(model, x)
+        self.model.compile(keras.optimizers.Adam(1e-4), "sparse_categorical_crossentropy", jit_compile=jit)
+        data = tf.data.Dataset.from_tensor_slices((x, y)).batch(BATCH[model_name]).repeat()
+        self.batches = iter(data)
+        self.model.make_train_function()
+
+    def run(self, steps: int) -> list[float]:
+        """Seconds of each step."""
+        found = []
+        for _ in range(steps):
+            started = self.clock()
+            for value in self.model.train_function(self.batches).values():
+                np.asarray(value)  # wait for it
+            found.append(self.clock() - started)
+        return found
+
+
+class Peer:
+    """tfmot's ways, in a process that takes steps when it is told to."""
+
+    def __init__(self, python: str, model_name: str, jit: bool, clock: str) -> None:
+        folder = Path(tempfile.mkdtemp())
+        model, x, y = build(model_name)
+        np.savez(folder / "data.npz", x=x, y=y)
+        where = str(folder / "data.npz")
+        weights = _h5_of(model_name)
+        script = str(Path(__file__).with_name("tfmot_steps.py"))
+        command = [python, script, model_name, where, weights, str(int(jit)), clock]
+        env = {**os.environ, "TF_USE_LEGACY_KERAS": "1"}
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
+        self.names = self._answer()
+
+    def _answer(self) -> Any:
+        for line in self.process.stdout or ():
+            if line.startswith("{") or line.startswith("["):
+                return json.loads(line)
+        raise RuntimeError("The peer has stopped; run it alone to see why: benchmarks/tfmot_steps.py.")
+
+    def run(self, name: str, steps: int) -> list[float]:
+        """Seconds of each step of one way."""
+        print(json.dumps([name, steps]), file=self.process.stdin, flush=True)
+        return self._answer()
+
+    def close(self) -> None:
+        self.process.communicate("\n")
+
+
+def _h5_of(model_name: str) -> str:
+    """Keras 2 reads MLPerf's original file; random weights do for the other model, whose time they do not change."""
+    if model_name != "resnet8":
+        return ""
+    return str(next((FOLDER / "mlperf_tiny" / "image_classification").glob("*.h5")))
+
+
+def ratios(rows: dict[str, list[list[float]]], base: str) -> dict[str, tuple[float, float, float]]:
+    """For each way its median step in ms, the median over rounds of its ratio to `base`, and the ratios' spread."""
+    medians = {name: np.array([np.median(steps) for steps in rounds]) for name, rounds in rows.items()}
+    found = {}
+    for name, values in medians.items():
+        each = values / medians[base]
+        spread = float(np.subtract(*np.percentile(each, [75, 25])))
+        found[name] = (1e3 * float(np.median(values)), float(np.median(each)), spread)
+    return found
+
+
+def show(title: str, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+    """A Markdown table: steps in ms, ratios to each one's own float step, and how far its quartiles lie apart."""
+    print(f"\n{title}\n")
+    print("| | ms | times float | quartiles apart | at most | tfmot, ms | times float | quartiles apart |")
+    print("| --- " * 8 + "|")
+    for name in dict.fromkeys([*ours, *theirs]):
+        cells = [
+            f"{found[name][0]:.1f} | {found[name][1]:.3f} | {found[name][2]:.3f}" if name in found else "- | - | -"
+            for found in (ours, theirs)
+        ]
+        print(f"| {name} | {cells[0]} | {TARGETS.get(name, '')} | {cells[1]} |", flush=True)
+
+
+def measure(
+    model_name: str, ways: Iterable[str], steps: int, rounds: int, jit: bool, python: str | None, clock: str
+) -> None:
+    """Turns of all ways, ours and the peer's."""
+    ours = {name: Ours(model_name, WAYS[name], jit, clock) for name in ways}
+    peer = None if python is None else Peer(python, model_name, jit, clock)
+    theirs: list[str] = [] if peer is None else peer.names
+    rows: dict[str, list[list[float]]] = {name: [] for name in ours}
+    peers: dict[str, list[list[float]]] = {name: [] for name in theirs}
+    for number in range(rounds + 1):
+        count = steps if number else WARM_UP
+        for name, each in ours.items():
+            rows[name].append(each.run(count))
+        for name in theirs:
+            peers[name].append(peer.run(name, count))
+    found = [
+        ratios({name: runs[1:] for name, runs in turns.items()}, "float") if turns else {} for turns in (rows, peers)
+    ]
+    show(f"{model_name}, batch {BATCH[model_name]}, jit={jit}, {rounds} rounds of {steps} steps, {clock} time", *found)
+    if peer is not None:
+        peer.close()
+
+
+def main() -> None:
+    """Parse and run."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("models", nargs="*", default=list(BATCH))
+    parser.add_argument("--ways", nargs="*", default=list(WAYS), choices=list(WAYS))
+    parser.add_argument("--jit", action="store_true")
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--peer-python", default=None)
+    parser.add_argument("--clock", default="wall", choices=list(CLOCKS))
+    args = parser.parse_args()
+    for name in args.models:
+        ways = dict.fromkeys(["float", *args.ways])
+        measure(name, ways, args.steps, args.rounds, args.jit, args.peer_python, args.clock)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,55 @@
+"""Models that train in the contract tests of `fit`: an entry here enrols a method in all of test_training.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import keras
+import numpy as np
+from keras import layers
+
+import kquant
+
+MODELS: dict[str, Callable[[], keras.Model]] = {}
+RNG = np.random.default_rng(0)
+X = np.float32(RNG.normal(size=(32, 6)))
+LABELS = RNG.integers(0, 3, 32)
+BATCH = 8
+
+
+def make_model(build: Callable[[], keras.Model]) -> Callable[[], keras.Model]:
+    """Enrol a function that makes a model for rows of six numbers with three logits, always the same one."""
+    MODELS[build.__name__] = build
+    return build
+
+
+def made(name: str) -> keras.Model:
+    """The model of that name, with the same weights and seeds every time."""
+    keras.utils.set_random_seed(1)
+    return MODELS[name]()
+
+
+def small() -> keras.Model:
+    """A float model."""
+    return keras.Sequential(
+        [keras.Input((6,), name="row"), layers.Dense(4, activation="relu", name="hidden"), layers.Dense(3, name="out")]
+    )
+
+
+@make_model
+def qat() -> keras.Model:
+    """From calibrated ranges."""
+    return kquant.calibrate(kquant.quantize(small()), X, verbose=False)
+
+
+@make_model
+def qat_that_freezes() -> keras.Model:
+    """No ranges at first, and after some steps they stay; a batch norm is folded away, a layer is shared.
+
+    No Dropout: Keras saves none of its seeds, so that no model with it resumes to the same numbers.
+    """
+    x = keras.Input((6,), name="row")
+    twin = layers.Dense(3, name="twin")
+    y = layers.ReLU(name="relu")(layers.BatchNormalization(name="norm")(layers.Dense(6, name="hidden")(x)))
+    recipe = {"name": "frozen", "training": {"momentum": 0.8, "freeze_ranges_after": 5}}
+    return kquant.quantize(keras.Model(x, layers.Add(name="sum")([twin(x), twin(y)])), recipe)
