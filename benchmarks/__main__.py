@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 ALL = ("accuracy", "parity", "qat_accuracy", "step_time", "ptq_time", "applications", "trained", "random_graphs")
-ALL += ("observers", "recovery", "broken", "analysis", "lut", "structured", "train_time")
+ALL += ("observers", "recovery", "broken", "analysis", "lut", "structured", "train_time", "pruning")
 
 
 def main() -> None:

@@ -35,14 +35,14 @@ def images():
 
 def sequences():
     """Kernels that run over steps."""
-    x = keras.Input((4, 6), name="steps")
+    x = keras.Input((2, 6), name="steps")
     ends = [
         L.LSTM(4, name="lstm")(x),
         L.Bidirectional(L.LSTM(3), name="both")(x),
         L.GRU(3, name="gru")(x),
-        L.Flatten(name="f1")(L.Conv1D(4, 3, padding="causal", activation="relu", name="causal")(x)),
+        L.Flatten(name="f1")(L.Conv1D(4, 2, padding="causal", activation="relu", name="causal")(x)),
         L.Flatten(name="f2")(L.MultiHeadAttention(2, 3, name="attention")(x, x)),
-        L.Flatten(name="f3")(L.EinsumDense("abc,cd->abd", (4, 5), name="einsum")(x)),
+        L.Flatten(name="f3")(L.EinsumDense("abc,cd->abd", (2, 5), name="einsum")(x)),
         L.Flatten(name="f4")(L.TimeDistributed(L.Dense(3, name="inner"), name="each")(x)),
     ]
     return keras.Model(x, L.Dense(3, name="head")(L.Concatenate(name="all")(ends)), name="sequences")
@@ -63,9 +63,9 @@ def data(model, samples=32):
     return x, np.random.default_rng(4).normal(size=(samples, *model.output_shape[1:])).astype(np.float32)
 
 
-def train(model, x, y, **kwargs):
+def train(model, x, y, epochs=2, **kwargs):
     model.compile(keras.optimizers.Adam(1e-2), "mse", **kwargs)
-    model.fit(x, y, batch_size=16, epochs=2, verbose=0)
+    model.fit(x, y, batch_size=16, epochs=epochs, verbose=0)
 
 
 def masks(model):
@@ -100,7 +100,7 @@ def test_every_kernel_is_half_zeros(pruned):
     expected = {(layer.name, p) for layer in model.layers for p, k in kernels_of(layer).items() if not k.depthwise}
     assert set(masks(new)) == expected and len(expected) >= 5
     for key, mask in masks(new).items():
-        assert (~mask).sum() == round(0.5 * mask.size), key
+        assert mask.sum() == round(0.5 * mask.size), key
         assert np.all(used(new, key)[~mask] == 0), key
     assert all(np.array_equal(old, w.numpy()) for old, w in zip(before, model.weights, strict=True))
     assert all(int(t.steps) == 4 for layer in new.layers if isinstance(layer, Transformed) for t in layer.held)
@@ -382,7 +382,9 @@ def test_recipe_prunes_with_both_verbs(tmp_path):
     model = small()
     new = kquant.prune(model, "prune50-int8")
     q = kquant.quantize(model, "prune50-int8")
-    assert {key: (~m).mean() for key, m in masks(q).items()} == {key: (~m).mean() for key, m in masks(new).items()}
+    assert kquant.sparsity(new).total == pytest.approx(0.5, abs=1e-3)
+    for key, mask in masks(new).items():
+        np.testing.assert_array_equal(masks(q)[key], mask)
     kept = kquant.quantize(kquant.prune(model, 0.75, protect=["head"]), "prune50-int8")
     assert ("head", "kernel") not in masks(kept) and np.mean(~masks(kept)["conv", "kernel"]) == 0.75
     path = tmp_path / "mine.toml"
