@@ -23,6 +23,12 @@ from benchmarks.qat_accuracy import batches
 from kquant.core.nodes import Compressed
 
 BATCH = 64
+SHARING: dict[str, dict[str, Any]] = {
+    "layer": {"per_channel": False},
+    "channel": {"per_channel": True},
+    "scale": {"per_channel": "scale"},
+    "linear": {"per_channel": "scale", "init": "linear", "train_values": False},
+}
 
 
 def trained(model: keras.Model, x: np.ndarray, y: np.ndarray, seed: int, epochs: float, rate: float) -> None:
@@ -53,9 +59,9 @@ def run(seed: int, prune: bool, args: argparse.Namespace) -> None:
     reference = np.mean(model.predict(test, verbose=0).argmax(-1) == labels)
     before = pruned(model, x, y, args, seed) if prune else model
     for name in args.sharing:
-        sharing: Any = {"layer": False, "channel": True, "scale": "scale"}[name]
+        options = SHARING[name]
         keras.utils.set_random_seed(seed)
-        shared = kquant.cluster(before, args.clusters, per_channel=sharing, seed=seed)
+        shared = kquant.cluster(before, args.clusters, seed=seed, **options)
         trained(shared, x, y, seed, args.float_epochs, args.rate)
         q = kquant.calibrate(kquant.quantize(shared), x[:200], verbose=False)
         trained(q, x, y, seed, args.epochs, args.rate)
@@ -94,7 +100,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0])
     parser.add_argument("--clusters", type=int, default=16)
-    parser.add_argument("--sharing", nargs="*", default=["channel", "scale", "layer"])
+    parser.add_argument("--sharing", nargs="*", choices=SHARING, default=["channel", "scale", "layer"])
     parser.add_argument("--prune", action="store_true")
     parser.add_argument("--prune-epochs", type=float, default=1.0)
     parser.add_argument("--float-epochs", type=float, default=0.0)

@@ -24,6 +24,7 @@ class Clustering(BaseModel):
     init: Literal["kmeans++", "linear", "density", "random"] = "kmeans++"
     per_channel: bool | Literal["scale"] = False
     preserve_sparsity: bool = True
+    train_values: bool = True
     depthwise: bool = False
     aggregation: Literal["sum", "mean"] = "sum"
     seed: int = Field(0, ge=0)

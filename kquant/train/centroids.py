@@ -144,8 +144,13 @@ def scaled(
     unit = _over(rows, reach)
     inner = unit[np.abs(unit) < 1.0] if np.any(np.abs(unit) < 1.0) else np.zeros(1)
     ends = [-1.0, 1.0, 0.0] if keep_zero else [-1.0, 1.0]
-    free = centroids(inner, clusters - 2, init, keep_zero=keep_zero, seed=seed) if clusters > len(ends) else np.zeros(0)
-    free = np.delete(free, np.flatnonzero(free == 0.0)[:1]) if keep_zero else free
+    if clusters == len(ends):
+        free = np.zeros(0)
+    elif init == "linear":
+        free = _between_ends(clusters, keep_zero)
+    else:
+        free = centroids(inner, clusters - 2, init, keep_zero=keep_zero, seed=seed)
+        free = np.delete(free, np.flatnonzero(free == 0.0)[:1]) if keep_zero else free
     for _ in range(LLOYD_STEPS if init == "kmeans++" else 0):
         whole = np.sort(np.concatenate([free, ends]))
         used = whole[nearest(_over(rows, reach), whole)]
@@ -158,6 +163,15 @@ def scaled(
         if np.allclose(reach, before, rtol=1e-6, atol=0.0):
             break
     return np.clip(free, -1.0, 1.0), reach
+
+
+def _between_ends(clusters: int, keep_zero: bool) -> np.ndarray:
+    """Evenly from -1 to 1, the same whatever the weights are; beside a zero, evenly on both sides."""
+    if not keep_zero:
+        return np.linspace(-1.0, 1.0, clusters)[1:-1]
+    below = clusters // 2
+    found = [np.linspace(-1.0, 0.0, below + 1)[1:-1], np.linspace(0.0, 1.0, clusters - below)[1:-1]]
+    return np.concatenate(found) * (1.0 - 1e-4)  # half of 127 would be rounded down here and up there
 
 
 def _over(rows: np.ndarray, reach: np.ndarray) -> np.ndarray:

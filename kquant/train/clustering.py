@@ -36,6 +36,7 @@ def cluster(
     layers: str | Sequence[str] | None = None,
     skip: str | Sequence[str] = (),
     depthwise: bool = False,
+    train_values: bool = True,
     aggregation: Aggregation = "sum",
     seed: int = 0,
 ) -> keras.Model:
@@ -60,6 +61,8 @@ def cluster(
         layers: name patterns of the layers to cluster; None: all that have kernels.
         skip: name patterns of layers to leave.
         depthwise: cluster depthwise kernels too; they have few weights and lose most.
+        train_values: False: only the weights train (and the scales of "scale"), the values stay as `init` found them.
+            With init="linear" and per_channel="scale" the codes of all layers are then the same.
         aggregation: a value's gradient is the "sum" or the "mean" of those of its weights.
         seed: of what is drawn.
 
@@ -77,7 +80,7 @@ def cluster(
         4
     """
     options = {"init": init, "per_channel": per_channel, "preserve_sparsity": preserve_sparsity}
-    options |= {"depthwise": depthwise, "aggregation": aggregation, "seed": seed}
+    options |= {"depthwise": depthwise, "train_values": train_values, "aggregation": aggregation, "seed": seed}
     recipe = _recipe(clusters, options)
     chooser = _Chooser(recipe, _patterns(layers), _patterns(skip) or ())
     new = copy(model) if is_quantized(model) else wrapped(model)

@@ -35,6 +35,7 @@ class Codebook(Transform):
         channel_axes: axes of the kernel that number the output channels.
         per_channel: False, True or "scale", as above.
         preserve_sparsity: one value is 0 and stays 0, and a weight that is exactly 0 does not train.
+        train_values: False: the values stay as they were found; the scales of "scale" train all the same.
         aggregation: of the gradients of the weights that share a value.
         seed: of what the initializer draws.
 
@@ -56,6 +57,7 @@ class Codebook(Transform):
         channel_axes: Sequence[int] = (-1,),
         per_channel: Channels = False,
         preserve_sparsity: bool = True,
+        train_values: bool = True,
         aggregation: Aggregation = "sum",
         seed: int = 0,
         **kwargs: Any,
@@ -64,7 +66,7 @@ class Codebook(Transform):
         self.clusters, self.init = int(clusters), init
         self.channel_axes = tuple(channel_axes)
         self.per_channel: Channels = per_channel
-        self.preserve_sparsity = bool(preserve_sparsity)
+        self.preserve_sparsity, self.train_values = bool(preserve_sparsity), bool(train_values)
         self.aggregation, self.seed = aggregation, int(seed)
         self.fixed = ([-1.0, 1.0] if per_channel == "scale" else []) + ([0.0] if preserve_sparsity else [])
         if self.clusters < max(2, len(self.fixed)):
@@ -79,8 +81,8 @@ class Codebook(Transform):
         self.order = [*sorted(kept), *(axis for axis in range(len(shape)) if axis not in kept)]
         self.groups = self.groups_of(shape)
         books = 1 if self.per_channel == "scale" else self.groups
-        self.centroids = self._variable("centroids", (books, self.clusters - len(self.fixed)))
-        self.reach = self._variable("reach", (self.groups,)) if self.per_channel == "scale" else None
+        self.centroids = self._variable("centroids", (books, self.clusters - len(self.fixed)), self.train_values)
+        self.reach = self._variable("reach", (self.groups,), True) if self.per_channel == "scale" else None
         self.built = True
 
     def groups_of(self, shape: Any) -> int:
@@ -88,8 +90,10 @@ class Codebook(Transform):
         axes = self.channel_axes if self.per_channel else ()
         return math.prod(int(shape[axis]) for axis in axes)
 
-    def _variable(self, name: str, shape: tuple[int, ...]) -> Any:
-        return self.add_weight(name=name, shape=shape, initializer="zeros", dtype="float32", autocast=False)
+    def _variable(self, name: str, shape: tuple[int, ...], trainable: bool) -> Any:
+        return self.add_weight(
+            name=name, shape=shape, initializer="zeros", trainable=trainable, dtype="float32", autocast=False
+        )
 
     def start(self, weights: tf.Tensor) -> None:
         """Find the first values."""
@@ -154,7 +158,7 @@ class Codebook(Transform):
 
     def get_config(self) -> dict[str, Any]:
         """All arguments."""
-        names = ("clusters", "init", "per_channel", "preserve_sparsity", "aggregation", "seed")
+        names = ("clusters", "init", "per_channel", "preserve_sparsity", "train_values", "aggregation", "seed")
         own = {name: getattr(self, name) for name in names}
         return {**super().get_config(), **own, "channel_axes": list(self.channel_axes)}
 
