@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from kquant.core.graph import Node, legal_name, rewrite
-from kquant.core.nodes import Compressed, FakeQuant
+from kquant.core.nodes import Compressed, FakeQuant, QuantizedLSTM
 from kquant.core.origin import identities
 from kquant.core.spec import FLOAT, QuantSpec
 from kquant.core.training import Training
@@ -216,6 +216,8 @@ class _Builder:
             raise ValueError(f"{node.name}: its rule attaches nothing.")
         if id(node.op) not in self.layers:
             layer = self.layers[id(node.op)] = rule.attach(node.op, spec, self.inside(node))
+            if isinstance(layer, QuantizedLSTM):
+                layer.learn(self.plan.settings[id(node.op)].training.for_weights())
             if isinstance(layer, ManyKernels):
                 for path in sorted({path for found in self.carried.values() for path in found}):
                     shape = kernel_at(node.op, path).shape if path.startswith("cell.") else ()
@@ -229,6 +231,8 @@ class _Builder:
         """Arguments of a `FakeQuant` inside a layer, by what it holds."""
         sites = len(self.plan.graph.calls()[id(node.op)])
         training = self.plan.settings[id(node.op)].training
+        if training.learns_tensors or training.progressive:  # a power of two over 16 bits: nothing to learn
+            training = training.model_copy(update={"ranges": "moving", "progressive": None})
         return lambda what: {**self.settings(training), "sites": sites, "name": self.name(f"{node.name}_{what}_quant")}
 
     def settings(self, training: Training) -> dict[str, Any]:

@@ -210,6 +210,7 @@ def _into_second(before: Affine, layer: Any, folded: Folded) -> Any:
         factor, shift = layer.scale.numpy().astype(np.float64), layer.offset.numpy().astype(np.float64)
         trains = tuple(dict.fromkeys((*before.trains, *layer.trains)))
         both = affine(scale * factor, offset * factor + shift, channels=scale.size, name=layer.name, trains=trains)
+        both.norm = None if before.norm is None or layer.norm is not None else before.norm.then(factor, shift)
         both.moments = layer.moments or _scaled(before.moments, layer)
         return both
     weights = _weights(layer)

@@ -188,15 +188,13 @@ class FakeQuant(keras.layers.Layer):
         if training and self.has_range and self.trainable:
             self._move(real, site)
         scale, zero_point, seen = self.grid(encodings)
-        if training and self.learning != Training() and self.fixed is None:
-            quantized, scale, zero_point = self._learned(real, scale, zero_point)
-            quantized = tf.where(seen, quantized, real)
-            return [tf.cast(quantized, _float_like(y)), tf.where(seen, tf.stack([scale, zero_point]), tf.zeros(2))]
         if training and self.fixed is not None:
             # Probabilities on a grid of 1/256 are often 0, where a cross-entropy has no gradient; the kernel's grid is
             # fine enough that training need not see it.
             return [tf.cast(y, _float_like(y)), tf.stack([scale, zero_point])]
-        if training or is_simulating():
+        if training and self.learning != Training():
+            quantized, scale, zero_point = self._learned(real, scale, zero_point)
+        elif training or is_simulating():
             quantized = _train(real, scale, zero_point, self.spec)
         else:
             self._warn_unseen()
