@@ -10,13 +10,14 @@ import keras
 import numpy as np
 
 from kquant.core.graph import Node, legal_name, rewrite
-from kquant.core.nodes import Compressed, FakeQuant
+from kquant.core.nodes import Compressed, FakeQuant, QuantizedLSTM
 from kquant.core.origin import identities
 from kquant.core.spec import FLOAT, QuantSpec
+from kquant.core.training import Training
 from kquant.core.transformed import ManyKernels
 from kquant.core.transforms import Carried, Transform, clone, kernel_at
 from kquant.ops import find
-from kquant.ops.affine import Moments
+from kquant.ops.affine import Moments, Norm
 from kquant.ops.rule import Rule, Weights
 from kquant.plan import Plan, Site
 
@@ -26,6 +27,7 @@ def attach(
     gains: Mapping[str, np.ndarray] | None = None,
     moments: Mapping[str, Moments] | None = None,
     carried: Carried | None = None,
+    norms: Mapping[str, Norm] | None = None,
 ) -> keras.Model:
     """The quantized model: a Functional Keras model that trains, saves and loads like any other.
 
@@ -34,11 +36,12 @@ def attach(
         gains: layer name -> what folding multiplied its kernel by; kept apart from what trains.
         moments: layer name -> how the batch norm that was folded says its output is distributed.
         carried: masks and codebooks of the float model, by the layer they were taken from.
+        norms: layer name -> the batch norm behind it that stays one in training.
 
     Returns:
         The model, ranges unseen.
     """
-    builder = _Builder(plan, gains or {}, moments or {}, carried or {})
+    builder = _Builder(plan, gains or {}, moments or {}, carried or {}, norms or {})
     qmodel = rewrite(plan.graph, builder.call, enter=builder.enter)
     builder.warn_left()
     for layer in builder.layers.values():
@@ -52,12 +55,18 @@ class _Builder:
     """The new model while it grows: encodings and accumulator scales of its tensors, by id."""
 
     def __init__(
-        self, plan: Plan, gains: Mapping[str, np.ndarray], moments: Mapping[str, Moments], carried: Carried
+        self,
+        plan: Plan,
+        gains: Mapping[str, np.ndarray],
+        moments: Mapping[str, Moments],
+        carried: Carried,
+        norms: Mapping[str, Norm],
     ) -> None:
         self.plan = plan
         self.gains = gains
         self.moments = moments
         self.carried = carried
+        self.norms = norms
         self.placed: set[tuple[str, str]] = set()  # (layer, path) of `carried` that found its place
         self.encodings: dict[int, Any] = {}  # of quantized tensors
         self.specs: dict[int, QuantSpec] = {}  # their grids
@@ -144,16 +153,34 @@ class _Builder:
             gain_shape=None if gain is None else gain.shape,
             moments=op.name in self.moments,
             transforms=self.transforms(op, weights.kernel, gain),
+            learning=self.plan.settings[id(op)].training.for_weights(),
+            norm=self.norm(op),
             observer=self.plan.settings[id(op)].weights.observer,
             input_bits=bits,
             storage=self.storage(op),
             origin=self.origin,
         )
+        if layer.norm is not None:
+            norm = self.norms[op.name]
+            found = (norm.gamma, norm.beta, norm.mean, norm.variance)
+            held = (layer.norm.gamma, layer.norm.beta, layer.norm.moving_mean, layer.norm.moving_variance)
+            for variable, values in zip(held, found, strict=True):
+                variable.assign(values.astype(np.float32))
         if gain is not None:
             variable = getattr(op, weights.kernel)
             layer.gain.assign(gain)
             variable.assign(variable.numpy() / gain)
         return layer
+
+    def norm(self, op: Any) -> dict[str, Any] | None:
+        """Arguments of the live batch norm of this layer."""
+        norm = self.norms.get(op.name)
+        if norm is None:
+            return None
+        trains = {name: name in norm.trains for name in ("scale", "center")}
+        after = self.plan.settings[id(op)].training.freeze_batch_norm_after
+        parameters = {"channels": norm.gamma.size, "epsilon": norm.epsilon, "momentum": norm.momentum}
+        return {**parameters, **trains, "freeze_after": after}
 
     def transforms(self, op: Any, path: str, gain: np.ndarray | None = None) -> list[Transform]:
         """Masks and codebooks of the user's layer, for the kernel of the layer that it has become."""
@@ -203,6 +230,8 @@ class _Builder:
         if id(node.op) not in self.layers:
             bits = self.plan.widths.calls[id(node)]
             layer = self.layers[id(node.op)] = rule.attach(node.op, spec, self.inside(node), bits)
+            if isinstance(layer, QuantizedLSTM):
+                layer.learn(self.plan.settings[id(node.op)].training.for_weights())
             if isinstance(layer, ManyKernels):
                 for path in ("cell.kernel", "cell.recurrent_kernel"):
                     for transform in self.transforms(node.op, path):
@@ -214,14 +243,17 @@ class _Builder:
     def inside(self, node: Node) -> Callable[[str], dict[str, Any]]:
         """Arguments of a `FakeQuant` inside a layer, by what it holds."""
         sites = len(self.plan.graph.calls()[id(node.op)])
-        return lambda what: {**self.settings(), "sites": sites, "name": self.name(f"{node.name}_{what}_quant")}
+        training = self.plan.settings[id(node.op)].training
+        if training.learns_tensors or training.progressive:  # a power of two over 16 bits: nothing to learn
+            training = training.model_copy(update={"ranges": "moving", "progressive": None})
+        return lambda what: {**self.settings(training), "sites": sites, "name": self.name(f"{node.name}_{what}_quant")}
 
-    def settings(self) -> dict[str, Any]:
-        """What every `FakeQuant` of this model is made with."""
-        plan = self.plan
+    def settings(self, training: Training) -> dict[str, Any]:
+        """What a `FakeQuant` of this model is made with."""
         return {
-            "momentum": plan.recipe.training.momentum,
-            "freeze_after": plan.recipe.training.freeze_ranges_after,
+            "momentum": training.momentum,
+            "freeze_after": 0 if training.ranges == "fixed" else training.freeze_ranges_after,
+            "learning": training.for_tensors(),
             "origin": self.origin,
         }
 
@@ -281,7 +313,7 @@ class _Builder:
                 follows=group.follows,
                 observer=group.observer,
                 span=group.span,
-                **self.settings(),
+                **self.settings(group.training or self.plan.recipe.training),
                 name=self.name(f"{group.name}_quant"),
                 dtype="float32",
             )

@@ -68,13 +68,16 @@ def calibrate(
 
 
 def set_weight_ranges(qmodel: keras.Model) -> None:
-    """Where a recipe names an observer for weights, choose their ranges; what a correction has chosen stays.
+    """Where a recipe names an observer for weights, or learns their ranges, choose them; what a correction chose stays.
 
     Args:
         qmodel: what `kquant.quantize` returned; changed in place.
     """
     for layer in qmodel._flatten_layers():
-        if not isinstance(layer, Compressed) or layer.observer == "minmax" or not layer.takes("reach"):
+        if not isinstance(layer, Compressed) or not layer.takes("reach"):
+            continue
+        learns = layer.learner is not None and layer.learner.learning.learns_weights
+        if layer.observer == "minmax" and not learns:
             continue
         if not layer.reach_by_data:
             weights = layer.weights_as_used().numpy()

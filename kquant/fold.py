@@ -9,6 +9,7 @@ Source: Jacob et al., arXiv:1712.05877, section 3.2; Krishnamoorthi, arXiv:1806.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from kquant.core.graph import Graph, Node, rewrite, trace
 from kquant.core.unfold import substitute
 from kquant.expand import expand
 from kquant.ops import find
-from kquant.ops.affine import Affine, Moments, affine
+from kquant.ops.affine import Affine, Moments, Norm, affine
 from kquant.ops.rule import Weights, rebuild
 
 layers = keras.layers
@@ -32,11 +33,13 @@ class Folded(NamedTuple):
         graph: without the layers that were folded.
         gains: layer name -> what its kernel was multiplied by; it broadcasts against the kernel.
         moments: layer name -> (mean, standard deviation) of its output channels, as the batch norm behind it had them.
+        norms: layer name -> the batch norm behind it, which stays one in training; None where all are folded.
     """
 
     graph: Graph
     gains: dict[str, np.ndarray]
     moments: dict[str, Moments]
+    norms: dict[str, Norm] | None = None
 
 
 def fold(model: keras.Model) -> keras.Model:
@@ -58,11 +61,23 @@ def fold(model: keras.Model) -> keras.Model:
     return rewrite(folded.graph, lambda node, args, kwargs: node.op(*args, **kwargs))
 
 
-def fold_graph(graph: Graph) -> Folded:
-    """`fold` of the graph of a model that `expand` made, whose layers may be changed; repeats until nothing is left."""
-    folded = Folded(graph, {}, {})
+def fold_graph(graph: Graph, *, live: bool = False) -> Folded:
+    """`fold` of the graph of a model that `expand` made, whose layers may be changed; repeats until nothing is left.
+
+    Args:
+        graph: of that model.
+        live: batch norms that train, right behind a layer with weights, leave the graph unfolded (`Folded.norms`).
+    """
+    found = {node.op.name for node in graph.nodes if isinstance(node.op, Affine) and node.op.norm is not None}
+    folded = Folded(graph, {}, {}, {} if live else None)
     while pairs := _pairs(folded.graph):
         folded = folded._replace(graph=_merge(folded, pairs))
+    if live and len(folded.norms or {}) < len(found):
+        warnings.warn(
+            f"quantize: {len(found) - len(folded.norms or {})} of {len(found)} batch norms stand behind no layer with "
+            "weights; they are folded, and do not follow the batches in training.",
+            stacklevel=4,
+        )
     left = [n.op for n in folded.graph.nodes if isinstance(n.op, Affine) and n.op.moments is not None]
     return folded._replace(moments=folded.moments | {op.name: op.moments for op in left})
 
@@ -176,8 +191,14 @@ def _into_first(layer: Any, after: Affine, folded: Folded) -> Any:
     moments = after.moments or _scaled(folded.moments.get(layer.name), after)
     if moments is not None:
         folded.moments[layer.name] = moments
-    kernel, bias = _numbers(layer, weights)
     scale, offset = after.scale.numpy().astype(np.float64), after.offset.numpy().astype(np.float64)
+    if folded.norms is not None and layer.name in folded.norms:
+        folded.norms[layer.name] = folded.norms[layer.name].then(scale, offset)
+        return layer
+    if folded.norms is not None and after.norm is not None:
+        folded.norms[layer.name] = after.norm
+        return layer
+    kernel, bias = _numbers(layer, weights)
     factor = _channelwise(scale, weights.channel_axes, kernel.shape)
     folded.gains[layer.name] = folded.gains.get(layer.name, np.ones(())) * factor
     return _with_numbers(layer, weights, kernel * factor, bias * scale + offset)
@@ -189,6 +210,7 @@ def _into_second(before: Affine, layer: Any, folded: Folded) -> Any:
         factor, shift = layer.scale.numpy().astype(np.float64), layer.offset.numpy().astype(np.float64)
         trains = tuple(dict.fromkeys((*before.trains, *layer.trains)))
         both = affine(scale * factor, offset * factor + shift, channels=scale.size, name=layer.name, trains=trains)
+        both.norm = None if before.norm is None or layer.norm is not None else before.norm.then(factor, shift)
         both.moments = layer.moments or _scaled(before.moments, layer)
         return both
     weights = _weights(layer)

@@ -18,6 +18,7 @@ from kquant.core.graph import Graph, Node
 from kquant.core.origin import identities
 from kquant.core.recipe import Recipe, Settings
 from kquant.core.spec import FLOAT, INDEX, QuantSpec
+from kquant.core.training import Training
 from kquant.ops import find
 from kquant.ops.rule import Rule
 from kquant.targets import Target
@@ -35,6 +36,7 @@ class Group:
     follows: bool = False
     sites: int = 1
     span: tuple[float, float] | None = None
+    training: Training | None = None
 
 
 @dataclass(frozen=True)
@@ -357,25 +359,26 @@ def _sites(
     for node in draft.graph.nodes:
         rule, out = draft.rules[id(node)], node.outputs[0]
         activations, bits = draft.settings[id(node.op)].activations, draft_widths.tensors[id(out)]
+        trains = {"training": draft.settings[id(node.op)].training}
         if rule is None or bits == FLOAT:
             continue
         if draft_widths.calls[id(node)] == FLOAT:  # a model output that was computed in float
-            sites[id(out)] = join(classes.root(out), node.name, activations, bits)
+            sites[id(out)] = join(classes.root(out), node.name, activations, bits, **trains)
             continue
         for i, t in enumerate(draft.inputs(node)):
             if (id(node), i) in requantized:
-                edges[id(node), i] = join(classes.root(out), f"{node.name}_in{i}", activations, bits)
+                edges[id(node), i] = join(classes.root(out), f"{node.name}_in{i}", activations, bits, **trains)
             elif isinstance(t, _Converted):
                 if id(t) not in conversions:
-                    conversions[id(t)] = join(classes.root(t), f"{t.name}_{bits}bit", activations, bits)
+                    conversions[id(t)] = join(classes.root(t), f"{t.name}_{bits}bit", activations, bits, **trains)
                 edges[id(node), i] = conversions[id(t)]
         if rule.output == "fixed":
-            sites[id(out)] = join(id(out), node.name, activations, bits, fixed=draft.fixed(rule, bits))
+            sites[id(out)] = join(id(out), node.name, activations, bits, **trains, fixed=draft.fixed(rule, bits))
         elif rule.output == "follows":
-            sites[id(out)] = join(id(out), node.name, activations, bits, follows=True)
+            sites[id(out)] = join(id(out), node.name, activations, bits, **trains, follows=True)
         elif rule.output == "own" and id(out) not in draft.fused:
             span = None if rule.span is None else rule.span(node.op)
-            sites[id(out)] = join(classes.root(out), node.name, activations, bits, rule.observer, span=span)
+            sites[id(out)] = join(classes.root(out), node.name, activations, bits, rule.observer, **trains, span=span)
     return groups, sites, edges
 
 

@@ -71,13 +71,14 @@ def quantize(
     if unknown:
         raise ValueError(describe(unknown, goal))
     flat = trace(expand_graph(graph), is_known)
-    folded = fold_graph(flat) if chosen.fold else Folded(flat, {}, {})
+    live = chosen.training.batch_norm == "live"
+    folded = fold_graph(flat, live=live) if chosen.fold else Folded(flat, {}, {})
     plan = make_plan(folded.graph, chosen, goal)
     if plan.problems:
         raise ValueError(describe(plan.problems, goal))
     warn_dead(plan)
     warn_narrowed(plan)
-    qmodel = attach(plan, folded.gains, folded.moments, carried)
+    qmodel = attach(plan, folded.gains, folded.moments, carried, folded.norms)
     if chosen.pruning is not None and not has_masks(qmodel):
         put_masks(qmodel, settings_of(chosen, {}))
     return qmodel if encodings is None else set_encodings(qmodel, encodings)
@@ -128,6 +129,11 @@ def check_recipe(recipe: recipes.Recipe) -> None:
     Raises:
         ValueError: an unknown observer, or a width that the file writer has no kernels for.
     """
+    if recipe.training.batch_norm == "live" and not recipe.fold:
+        raise ValueError(
+            f"recipe '{recipe.name}': batch_norm = \"live\" needs fold = true: a live batch norm belongs to the layer "
+            "before it."
+        )
     for settings in (recipe.activations.model_dump(), *(rule.activations for rule in recipe.rules)):
         if "observer" in settings:
             observers.find(settings["observer"])

@@ -11,9 +11,13 @@ import tensorflow as tf
 from kquant.core import transforms as kernels
 from kquant.core.fake_quant import is_float, is_simulating
 from kquant.core.graph import full_precision
+from kquant.core.live_norm import LiveNorm
 from kquant.core.nonuniform import on_grid
 from kquant.core.spec import QuantSpec
 from kquant.core.weighted import Weighted
+
+# Of a live batch norm: below it a channel is switched off.
+SMALLEST_FACTOR = 1e-12
 
 
 @keras.saving.register_keras_serializable(package="kquant")
@@ -35,6 +39,8 @@ class Compressed(Weighted):
         moments: a batch norm was folded into the layer: `mean` and `deviation` say how its output is distributed.
         corrected: which of `reach`, `shift` and `rounding` a correction has asked for, in order.
         transforms: what happens to the kernel first (`core.transforms`): masks, codebooks; layers or their configs.
+        learning: what the recipe's `[training]` asks of the weights (`Training.for_weights`).
+        norm: arguments of a `LiveNorm`, where the batch norm behind the layer stays one in training.
         observer: name of the function that calibration chooses the range of the weights with.
         reach_by_data: see `set_reach`.
         input_bits: width of the activations: 8, 16, or 0 for float ones.
@@ -55,6 +61,8 @@ class Compressed(Weighted):
         moments: bool = False,
         corrected: Sequence[str] = (),
         transforms: Sequence[Any] = (),
+        learning: dict[str, Any] | None = None,
+        norm: dict[str, Any] | None = None,
         observer: str = "minmax",
         reach_by_data: bool = False,
         input_bits: int = 8,
@@ -64,7 +72,7 @@ class Compressed(Weighted):
     ) -> None:
         geometry = {"kernel": kernel, "bias": bias, "channel_axes": channel_axes, "sums": sums}
         state = {"gain_shape": gain_shape, "moments": moments, "corrected": corrected, "transforms": transforms}
-        super().__init__(layer, spec, **geometry, **state, **kwargs)
+        super().__init__(layer, spec, **geometry, **state, learning=learning, norm=norm, **kwargs)
         self.observer = observer
         self.reach_by_data = reach_by_data
         self.input_bits, self.storage = input_bits, storage
@@ -78,8 +86,15 @@ class Compressed(Weighted):
             values: shaped like the scale.
             by_data: a correction chose it; calibration then leaves it, where it would follow changed weights.
         """
-        self.correction("reach").assign(values)
+        unit = self._unit()
+        self.correction("reach").assign(values if isinstance(unit, float) else tf.math.divide_no_nan(values, unit))
         self.reach_by_data = by_data
+        self.forget_learned()
+
+    def forget_learned(self) -> None:
+        """What training learned of other weights or another range."""
+        if self.learner is not None:
+            self.learner.forget()
 
     def compute_mask(self, inputs: Any, previous_mask: Any) -> Any:
         """The mask of the tensor; accumulator scales have none."""
@@ -114,9 +129,16 @@ class Compressed(Weighted):
         """
         unknown = [tf.zeros((1,), tf.float64)] * (2 if self.wide else 1)
         if is_float(self):
+            if self.norm is not None:
+                return [self._biased(x, self.weights_as_used(), self.float_bias(), self.layer), *unknown]
             return [self._with(x, {self.kernel_name: self.weights_as_used()}, self.layer), *unknown]
         if training and self.trainable and site == 0:
             kernels.advance(self.transforms, kernels.real(self.layer, self.kernel_name))
+            self._begin_step()
+        if self.norm is not None and ((training and self.trainable) or self.norm.counter is not None):
+            return [self._normalised(self.norm, x, training, site), *unknown]
+        if training and self.learner is not None:
+            return [self._biased(x, self._learned(site), self.bias_as_used(), self.layer), *unknown]
         if training or is_simulating() or encoding is None or self.spec is None or not self.spec.has_codes:
             return [self._biased(x, self.weights_on_grid(), self.bias_as_used(), self.layer), *unknown]
         known = encoding[0] > 0.0
@@ -169,7 +191,54 @@ class Compressed(Weighted):
         if self.rounding is not None:
             with full_precision():
                 steps += tf.convert_to_tensor(self.rounding)
-        return round_through(steps, float(spec.low), float(spec.high))
+        codes = round_through(steps, float(spec.low), float(spec.high))
+        return codes if self.learner is None else self.learner.settled(codes)
+
+    def _begin_step(self) -> None:
+        """Of what learns: the range of the last step, and which weights oscillate."""
+        if self.learner is None:
+            return
+        weights = tf.stop_gradient(self.weights_as_used())
+        widest = tf.reduce_max(tf.abs(weights), axis=self._summed(), keepdims=True) / self._divisor()
+        self.learner.move(self.reach, widest)
+        if self.learner.freezing is not None:
+            self.learner.follow(self._rounded(weights, self.scale_of(weights)))
+
+    def _divisor(self) -> tf.Tensor | float:
+        unit = self._unit()
+        return unit if isinstance(unit, float) else tf.where(unit > 0.0, unit, 1.0)
+
+    def _summed(self) -> list[int]:
+        """Axes of the kernel that one scale covers."""
+        return [axis for axis, n in enumerate(self._shape_of("reach")) if n != self.kernel_shape[axis] or n == 1]
+
+    def _learned(self, site: int) -> tf.Tensor:
+        """The kernel on the grid of this training step; the loss of its oscillations counts once."""
+        if self.learner is None:
+            return self.weights_on_grid()
+        weights = self.weights_as_used()
+        scale = self.scale_of(weights)
+        if self.rounding is not None:
+            with full_precision():
+                weights += tf.stop_gradient(scale * tf.convert_to_tensor(self.rounding))
+        quantized = self.learner.quantized(weights, scale)
+        unit = 1.0 if self.gain is None else tf.convert_to_tensor(self.gain)  # in units of the kernel that trains
+        loss = self.learner.loss(weights / unit, quantized / unit, scale / tf.abs(unit))
+        if loss is not None and site == 0 and self.trainable:
+            self.add_loss(loss)
+        return quantized
+
+    def _normalised(self, norm: LiveNorm, x: tf.Tensor, training: bool, site: int) -> tf.Tensor:
+        """The output with a live batch norm; a channel that it switches off computes with its float weights."""
+        factor = self._along(tf.stop_gradient(norm.factor()))
+        alive = tf.abs(factor) > SMALLEST_FACTOR
+        weights = self._learned(site) if training else self.weights_on_grid()
+        plain = kernels.apply(self.transforms, kernels.real(self.layer, self.kernel_name))
+        if self.gain is not None:
+            plain *= tf.convert_to_tensor(self.gain)
+        weights = tf.where(alive, weights / tf.where(alive, factor, 1.0), plain)
+        y = norm(self._biased(x, weights, self.own_bias(), self.layer))
+        return y if self.shift is None else y + tf.cast(tf.convert_to_tensor(self.shift), y.dtype)
 
     def apply(self, x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor | None) -> tf.Tensor:
         """The layer's output with other weights: float[...] of float[...]; it keeps its own."""

@@ -11,9 +11,11 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from kquant.core import arithmetic
+from kquant.core import arithmetic, learned
+from kquant.core.ranges import replaced
 from kquant.core.replicas import extremes
 from kquant.core.spec import QuantSpec, encode_range, to_codes
+from kquant.core.training import Training
 
 Collector = Callable[["FakeQuant", int, tf.Tensor], None]
 _COLLECTOR: contextvars.ContextVar[Collector | None] = contextvars.ContextVar("collector", default=None)
@@ -72,6 +74,7 @@ class FakeQuant(keras.layers.Layer):
         follows: the encoding is that of the first source (average pooling).
         momentum: of the moving ranges in training (Adam's zero debias).
         freeze_after: training steps after which ranges stay; None: they keep moving.
+        learning: what the recipe's `[training]` asks for beside moving ranges (`Training.for_tensors`).
         observer: name of the function that calibration sets the range with.
         span: (lowest, highest) that a calibrated range holds in any case: rows of a table that no sample looks up.
         origin: recipe and target that this model was made for.
@@ -85,6 +88,7 @@ class FakeQuant(keras.layers.Layer):
         follows: bool = False,
         momentum: float = 0.99,
         freeze_after: int | None = None,
+        learning: dict[str, Any] | None = None,
         observer: str = "minmax",
         span: Sequence[float] | None = None,
         origin: dict[str, str] | None = None,
@@ -97,6 +101,7 @@ class FakeQuant(keras.layers.Layer):
         self.follows = follows
         self.momentum = momentum
         self.freeze_after = freeze_after
+        self.learning = Training(**(learning or {}))
         self.observer = observer
         self.span = None if span is None else (float(span[0]), float(span[1]))
         self.origin = dict(origin or {})
@@ -107,8 +112,11 @@ class FakeQuant(keras.layers.Layer):
             self.low = self.add_weight(name="low", autocast=False, **zeros)
             self.high = self.add_weight(name="high", autocast=False, **zeros)
             self.count = self.add_weight(name="count", autocast=False, **zeros)
-            if freeze_after is not None:  # batches that calibration counted: they are no training steps
+            if freeze_after is not None or learning:  # batches that calibration counted: they are no training steps
                 self.calibrated = self.add_weight(name="calibrated", autocast=False, **zeros)
+            if self.learning.learns_tensors:
+                pending = {**zeros, "shape": (2,), "trainable": True, "aggregation": "mean"}
+                self.stretch = self.add_weight(name="stretch", autocast=False, **pending)
         self.built = True
 
     @property
@@ -174,6 +182,8 @@ class FakeQuant(keras.layers.Layer):
         real = tf.cast(y, tf.float32)
         if peek:
             scale, zero_point, seen = self.grid(encodings)
+            if training and self.learning != Training() and self.has_range:
+                scale, zero_point = learned.grid(self)[:2]
             return [real, tf.where(seen, tf.stack([scale, zero_point]), tf.zeros(2))]
         if training and self.has_range and self.trainable:
             self._move(real, site)
@@ -182,7 +192,9 @@ class FakeQuant(keras.layers.Layer):
             # Probabilities on a grid of 1/256 are often 0, where a cross-entropy has no gradient; the kernel's grid is
             # fine enough that training need not see it.
             return [tf.cast(y, _float_like(y)), tf.stack([scale, zero_point])]
-        if training or is_simulating():
+        if training and self.learning != Training():
+            quantized, scale, zero_point = self._learned(real, scale, zero_point)
+        elif training or is_simulating():
             quantized = _train(real, scale, zero_point, self.spec)
         else:
             self._warn_unseen()
@@ -213,8 +225,10 @@ class FakeQuant(keras.layers.Layer):
         if self.span is not None and not exact:
             low, high = min(low, self.span[0]), max(high, self.span[1])
         stored = [(self.low, low), (self.high, high), (self.count, count)]
-        if self.freeze_after is not None:
+        if self.freeze_after is not None or self.learning != Training():
             stored.append((self.calibrated, count))
+        if self.learning.learns_tensors:
+            self.stretch.assign(tf.zeros((2,)))
         for variable, value in stored:
             values = variable.numpy()
             values[site] = value
@@ -226,7 +240,9 @@ class FakeQuant(keras.layers.Layer):
         count = tf.convert_to_tensor(self.count) + here
         steps = tf.reduce_sum(count * here)
         rate = (1.0 - self.momentum) / (1.0 - tf.pow(self.momentum, steps))
-        if self.freeze_after is not None:
+        if self.learning.learns_tensors:  # the first batch starts a range that nothing calibrated
+            rate = tf.where(steps <= 1.0, rate, 0.0)
+        elif self.freeze_after is not None:
             trained = steps - tf.reduce_sum(tf.convert_to_tensor(self.calibrated) * here)
             moves = tf.logical_or(trained <= float(self.freeze_after), steps <= 1.0)  # no range at all is worse
             rate = tf.where(moves, rate, 0.0)
@@ -234,6 +250,16 @@ class FakeQuant(keras.layers.Layer):
             now = tf.convert_to_tensor(variable)
             variable.assign(now + here * rate * (value - now))
         self.count.assign(count)
+        if self.learning.learns_tensors:
+            learned.move(self)
+
+    def _learned(self, y: tf.Tensor, scale: tf.Tensor, zero_point: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Training where the range has gradients, or the grid is still wide; what follows takes the grid it got."""
+        if self.follows:
+            return replaced(y, tf.round(y / scale) * scale), scale, zero_point
+        if self.learning.ranges == "pact" and self.trainable:
+            self.add_loss(learned.penalty(self, y))
+        return learned.fake_quantize(self, y)
 
     def _summed(
         self,
@@ -307,6 +333,7 @@ class FakeQuant(keras.layers.Layer):
             "follows": self.follows,
             "momentum": self.momentum,
             "freeze_after": self.freeze_after,
+            "learning": self.learning.for_tensors(),
             "observer": self.observer,
             "span": self.span,
             "origin": self.origin,

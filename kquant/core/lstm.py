@@ -23,12 +23,16 @@ from kquant.core.arithmetic.lstm import LstmWeights, lstm
 from kquant.core.compressed import round_through
 from kquant.core.fake_quant import FakeQuant, is_float, is_observing, is_simulating, straight_through
 from kquant.core.graph import full_precision
+from kquant.core.learner import WeightLearner
 from kquant.core.nonuniform import on_grid
+from kquant.core.ranges import gradient_scale, quantized
 from kquant.core.spec import QuantSpec, encode_weights
 from kquant.core.transformed import ManyKernels
+from kquant.core.transforms import kernel_at
 
 GATES = "ifco"
 STATES = QuantSpec(16, symmetric=True)
+PATHS = ("cell.kernel", "cell.recurrent_kernel")
 GATE_REACH = 8.0  # int16 at 2^-12 ends there
 
 
@@ -45,6 +49,8 @@ class QuantizedLSTM(ManyKernels):
         cell: arguments of the `FakeQuant` that holds the cell state's range.
         bits: of the input and of the hidden state, 8 or 16.
         transforms: path of a kernel -> its masks and codebooks, see `ManyKernels`.
+        learning: what the recipe's `[training]` asks of the weights (`Training.for_weights`): one range for each gate.
+            The cell state's, a power of two over 16 bits, moves in any case.
     """
 
     def __init__(
@@ -54,6 +60,7 @@ class QuantizedLSTM(ManyKernels):
         cell: dict[str, Any],
         bits: int = 8,
         transforms: Mapping[str, Sequence[Any]] | None = None,
+        learning: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         kwargs.setdefault("dtype", "float32")
@@ -63,10 +70,47 @@ class QuantizedLSTM(ManyKernels):
         self.bits = bits
         self.cell = FakeQuant(STATES.to_config(), dtype="float32", **cell)
         self.supports_masking = False
+        self.learning, self.reaches, self.learners = {}, [], []
+        self.learn(learning or {})
+
+    def learn(self, learning: dict[str, Any]) -> None:
+        """Train the weights so; before the layer is built."""
+        self.learning = dict(learning)
+        made = self.learning and self.spec.has_codes
+        spec = self._gates().to_config()
+        self.learners = [WeightLearner(self.learning, spec, name=p.replace(".", "_")) for p in PATHS] if made else []
 
     def build(self, x_shape: Any, **_: Any) -> None:
-        """Build the wrapped layer and its transforms."""
+        """Build the wrapped layer, its transforms and what learns."""
         super().build(x_shape)
+        fixed = {"initializer": "zeros", "trainable": False, "autocast": False, "aggregation": "mean"}
+        self.reaches = []
+        for number, learner in enumerate(self.learners):
+            rows = int(kernel_at(self.layer, PATHS[number]).shape[0])
+            learner.build((rows, 4, self.layer.units), (1, 4, 1))
+            self.reaches.append(self.add_weight(name=f"reach_{number}", shape=(1, 4, 1), dtype="float32", **fixed))
+
+    def _gates(self) -> QuantSpec:
+        """The grid of a matrix with an axis of gates."""
+        return QuantSpec(self.spec.bits, True, True, per_axis=True)
+
+    def _scales(self, number: int, gates: tf.Tensor, bias_reach: tf.Tensor | None = None) -> tf.Tensor:
+        """Of the kernel (0) or the recurrent kernel (1), float32[rows, 4, units]: float32[1, 4, 1]."""
+        reach = tf.convert_to_tensor(self.reaches[number]) if self.learners else None
+        return tf.stop_gradient(encode_weights(gates, self._gates(), (1,), bias_reach=bias_reach, reach=reach))
+
+    def _begin_step(self) -> None:
+        """Of what learns: the ranges of the last step, and which weights oscillate."""
+        for number, learner in enumerate(self.learners):
+            gates = tf.stop_gradient(self.weights_as_used(PATHS[number]))
+            gates = tf.reshape(gates, (gates.shape[0], 4, -1))
+            learner.move(self.reaches[number], tf.reduce_max(tf.abs(gates), axis=(0, 2), keepdims=True))
+            learner.follow(self._rounded(number, gates, self._scales(number, gates)))
+
+    def _rounded(self, number: int, gates: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
+        spec = self._gates()
+        codes = tf.clip_by_value(tf.round(gates / scale), float(spec.low), float(spec.high))
+        return self.learners[number].settled(codes) if self.learners else codes
 
     def compute_output_spec(self, x: keras.KerasTensor, **_: Any) -> keras.KerasTensor:
         """The hidden state after every step."""
@@ -95,6 +139,7 @@ class QuantizedLSTM(ManyKernels):
         x = tf.cast(x, tf.float32)
         if training and self.trainable and site == 0:
             self.advance()
+            self._begin_step()
         if is_float(self) or encoding is None or out is None:
             self._warn_one_step(x)
             return self._real(x, None, site)
@@ -131,15 +176,11 @@ class QuantizedLSTM(ManyKernels):
         kernel, recurrent, bias = self._floats()
         units = self.layer.units
         kernel, recurrent = (tf.reshape(w, (w.shape[0], 4, units)) for w in (kernel, recurrent))
-        spec = QuantSpec(self.spec.bits, True, True, per_axis=True)  # an axis of gates
         reach = None  # an int64 bias has room
         if self.bits == 8:
             reach = tf.reduce_max(tf.abs(tf.reshape(bias, (1, 4, units))), axis=2, keepdims=True) / input_scale
-        scales = encode_weights(kernel, spec, (1,), bias_reach=reach), encode_weights(recurrent, spec, (1,))
-        kernel, recurrent = (
-            tf.clip_by_value(tf.round(w / s), float(spec.low), float(spec.high))
-            for w, s in zip((kernel, recurrent), scales, strict=True)
-        )
+        scales = self._scales(0, kernel, reach), self._scales(1, recurrent)
+        kernel, recurrent = (self._rounded(n, w, scales[n]) for n, w in enumerate((kernel, recurrent)))
         steps = tf.round(tf.reshape(bias, (4, units)) / (tf.reshape(scales[0], (4, 1)) * input_scale))
         return LstmWeights(
             *(tf.cast(tf.reshape(w, (w.shape[0], -1)), tf.float64) for w in (kernel, recurrent)),
@@ -156,14 +197,20 @@ class QuantizedLSTM(ManyKernels):
                 return kernel, recurrent, tf.zeros((4 * self.layer.units,))
             return kernel, recurrent, tf.cast(tf.convert_to_tensor(cell.bias), tf.float32)
 
-    def _on_grid(self, weights: tf.Tensor) -> tf.Tensor:
+    def _on_grid(self, number: int, weights: tf.Tensor, training: bool, site: int) -> tf.Tensor:
         """Weights as training sees them: each gate on its grid."""
         gates = tf.reshape(weights, (weights.shape[0], 4, -1))
         if not self.spec.has_codes:  # as in the file, each gate is a matrix of its own
             near = tf.stack([on_grid(gate, self.spec, ()) for gate in tf.unstack(gates, axis=1)], axis=1)
             return weights + tf.stop_gradient(tf.reshape(near, weights.shape) - weights)
-        spec = QuantSpec(self.spec.bits, True, True, per_axis=True)
-        scale = tf.stop_gradient(encode_weights(gates, spec, (1,)))
+        spec, scale = self._gates(), self._scales(number, gates)
+        if self.learners:
+            learner = self.learners[number]
+            near = learner.quantized(gates, scale) if training else self._rounded(number, gates, scale) * scale
+            loss = learner.loss(gates, near, scale) if training and site == 0 else None
+            if loss is not None:
+                self.add_loss(loss)
+            return tf.reshape(near, weights.shape)
         return tf.reshape(round_through(gates / scale, float(spec.low), float(spec.high)) * scale, weights.shape)
 
     def _integer(self, x: tf.Tensor, encoding: tf.Tensor, out: tf.Tensor) -> tf.Tensor:
@@ -176,7 +223,7 @@ class QuantizedLSTM(ManyKernels):
         """In float; with `out`, weights and states are on their grids, and training moves the cell's range."""
         kernel, recurrent, bias = self._floats()
         if out is not None:
-            kernel, recurrent = self._on_grid(kernel), self._on_grid(recurrent)
+            kernel, recurrent = (self._on_grid(n, w, training, site) for n, w in enumerate((kernel, recurrent)))
         by_input = tf.transpose(tf.matmul(x, kernel) + bias, (1, 0, 2))
         seen, bits = self.seen(), self.cell_bits()
 
@@ -191,7 +238,7 @@ class QuantizedLSTM(ManyKernels):
                 cell = tf.where(seen, _snapped_cell(cell, bits), cell)
             hidden = tf.sigmoid(o) * tf.tanh(cell)
             if out is not None:
-                hidden = tf.where(out[0] > 0.0, _snapped(hidden, out, *self._ends()), hidden)
+                hidden = tf.where(out[0] > 0.0, _snapped(hidden, out, int(x.shape[1]), self._ends()), hidden)
             return hidden, cell
 
         zeros = tf.zeros_like(by_input[0, :, : self.layer.units])
@@ -202,15 +249,16 @@ class QuantizedLSTM(ManyKernels):
 
     def get_config(self) -> dict[str, Any]:
         """All arguments."""
-        return {**super().get_config(), "spec": self.spec.to_config(), "cell": self.cell_config, "bits": self.bits}
+        own = {"spec": self.spec.to_config(), "cell": self.cell_config, "bits": self.bits, "learning": self.learning}
+        return {**super().get_config(), **own}
 
 
-def _snapped(y: tf.Tensor, encoding: tf.Tensor, lowest: int, highest: int) -> tf.Tensor:
-    """Hidden states on their grid, gradient straight through."""
+def _snapped(y: tf.Tensor, encoding: tf.Tensor, steps: int, ends: tuple[int, int]) -> tf.Tensor:
+    """Hidden states on their grid, gradient straight through, and to a range that learns."""
     scale, zero_point = tf.where(encoding[0] > 0.0, encoding[0], 1.0), encoding[1]
-    codes = tf.clip_by_value(tf.round(y / scale) + zero_point, float(lowest), float(highest))
-    low, high = (lowest - zero_point) * scale, (highest - zero_point) * scale
-    return straight_through(y, (codes - zero_point) * scale, low, high)
+    low, high = (tf.constant(float(end)) for end in ends)
+    scaled = tf.constant(gradient_scale(steps * int(y.shape[-1]), float(ends[1] - ends[0])))
+    return quantized(y, scale, zero_point, low, high, scaled, tf.constant(1.0))
 
 
 def _snapped_cell(y: tf.Tensor, bits: tf.Tensor) -> tf.Tensor:

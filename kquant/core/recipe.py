@@ -25,14 +25,11 @@ from kquant.core import aeq
 from kquant.core.clustering_section import Clustering
 from kquant.core.pruning_section import Pruning
 from kquant.core.spec import Kind, QuantSpec
+from kquant.core.training import Oscillations, Progressive, Strict, Training
 from kquant.core.wording import did_you_mean
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
-
-
-class Activations(_Strict):
+class Activations(Strict):
     """Grid and observer of activations; more than 8 bits are symmetric, as the 16-bit kernels want them."""
 
     bits: int = Field(8, ge=2, le=16)
@@ -47,7 +44,7 @@ class Activations(_Strict):
         return QuantSpec(bits, self.symmetric or bits > 8, signed=self.signed, kind=self.kind)
 
 
-class WeightGrid(_Strict):
+class WeightGrid(Strict):
     """Grid of kernels: symmetric, without its lowest code; "float16" stores them so instead.
 
     `unpacked_bits` is the width of those layers whose 4-bit codes the target would keep in 8 bits; None leaves it at
@@ -67,11 +64,14 @@ class WeightGrid(_Strict):
         return QuantSpec(self.bits, symmetric=True, narrow=True, per_axis=self.per_axis, kind=self.kind)
 
 
-class Training(_Strict):
-    """How ranges behave under `fit`."""
-
-    momentum: float = Field(0.99, gt=0.0, lt=1.0)
-    freeze_ranges_after: int | None = Field(None, ge=0)
+# The tables that a rule may change for its layers.
+SECTIONS: dict[str, type[BaseModel]] = {
+    "activations": Activations,
+    "weights": WeightGrid,
+    "training": Training,
+    "pruning": Pruning,
+    "clustering": Clustering,
+}
 
 
 class Step(BaseModel):
@@ -91,7 +91,7 @@ class Step(BaseModel):
         return dict(self.model_extra or {})
 
 
-class LayerRule(_Strict):
+class LayerRule(Strict):
     """Settings for the layers that match all of `layer`, `type` and `position` that are given."""
 
     layer: str | None = None
@@ -99,6 +99,7 @@ class LayerRule(_Strict):
     position: Literal["first", "last"] | None = None
     activations: dict[str, Any] = Field(default_factory=dict)
     weights: dict[str, Any] = Field(default_factory=dict)
+    training: dict[str, Any] = Field(default_factory=dict)
     pruning: dict[str, Any] = Field(default_factory=dict)
     clustering: dict[str, Any] = Field(default_factory=dict)
     skip: bool | None = None
@@ -110,11 +111,10 @@ class LayerRule(_Strict):
             raise ValueError("a rule needs layer, type or position")
         return self
 
-    @field_validator("activations", "weights", "pruning", "clustering")
+    @field_validator("activations", "weights", "training", "pruning", "clustering")
     @classmethod
     def _known_settings(cls, given: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
-        sections = {"weights": WeightGrid, "pruning": Pruning, "clustering": Clustering}
-        section = sections.get(str(info.field_name), Activations)
+        section = SECTIONS[str(info.field_name)]
         try:
             section(**given)
         except ValidationError as error:
@@ -137,15 +137,17 @@ class Settings(NamedTuple):
         activations, weights: grids.
         skip: left float in the model only; `export` refuses it.
         stays_float: left float in the file too.
+        training: how it trains.
     """
 
     activations: Activations
     weights: WeightGrid
     skip: bool
     stays_float: bool
+    training: Training
 
 
-class Recipe(_Strict):
+class Recipe(Strict):
     """A whole recipe.
 
     Attributes:
@@ -173,14 +175,15 @@ class Recipe(_Strict):
 
     def settings(self, names: Sequence[tuple[str, str]], position: str | None) -> Settings:
         """What holds for one layer, given as (name, class) under which it is known; the last matching rule wins."""
-        found = Settings(self.activations, self.weights, False, self.mode != "static")
+        found = Settings(self.activations, self.weights, False, self.mode != "static", self.training)
         for rule in self.rules:
             if any(rule.matches(name, kind, position) for name, kind in names):
                 activations = found.activations.model_copy(update=rule.activations)
                 weights = found.weights.model_copy(update=rule.weights)
                 skip = found.skip if rule.skip is None else rule.skip
                 stays = found.stays_float if rule.stays_float is None else rule.stays_float or self.mode != "static"
-                found = Settings(activations, weights, skip, stays)
+                training = Training.model_validate({**found.training.model_dump(by_alias=True), **rule.training})
+                found = Settings(activations, weights, skip, stays, training)
         return found
 
     def clustering_of(self, names: Sequence[tuple[str, str]], position: str | None) -> Clustering | None:
@@ -337,13 +340,6 @@ def _explain(error: Any, section: type[BaseModel]) -> str:
 
 
 def _keys_at(loc: tuple[Any, ...], section: type[BaseModel]) -> list[str]:
-    sections: dict[str, type[BaseModel]] = {
-        "activations": Activations,
-        "weights": WeightGrid,
-        "training": Training,
-        "pruning": Pruning,
-        "clustering": Clustering,
-        "rules": LayerRule,
-    }
+    sections = {**SECTIONS, "rules": LayerRule, "progressive": Progressive, "oscillations": Oscillations}
     found = next((sections[str(part)] for part in reversed(loc) if str(part) in sections), section)
     return [field.alias or name for name, field in found.model_fields.items()]

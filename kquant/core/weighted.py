@@ -12,6 +12,8 @@ import tensorflow as tf
 
 from kquant.core import transforms as kernels
 from kquant.core.graph import full_precision
+from kquant.core.learner import WeightLearner
+from kquant.core.live_norm import LiveNorm
 from kquant.core.spec import QuantSpec, encode_weights
 from kquant.core.transforms import Transform
 
@@ -22,10 +24,13 @@ CORRECTIONS = ("reach", "shift", "rounding")
 class Weighted(keras.layers.Wrapper):
     """A layer, its float kernel that trains, and what the kernel becomes before it is quantized.
 
-        weights = transforms(kernel) * gain          bias = layer's bias + shift
+        weights = transforms(kernel) * gain * f          bias = offset(layer's bias) + shift
+
+    with f and the offset of a batch norm that lives in the layer.
 
     Args:
-        layer, spec, kernel, bias, channel_axes, sums, gain_shape, moments, corrected, transforms: see `Compressed`.
+        layer, spec, kernel, bias, channel_axes, sums, gain_shape, moments, corrected, transforms, learning, norm: see
+            `Compressed`.
     """
 
     def __init__(
@@ -40,6 +45,8 @@ class Weighted(keras.layers.Wrapper):
         moments: bool,
         corrected: Sequence[str],
         transforms: Sequence[Any],
+        learning: dict[str, Any] | None,
+        norm: dict[str, Any] | None,
         **kwargs: Any,
     ) -> None:
         kwargs.setdefault("name", layer.name)
@@ -53,6 +60,11 @@ class Weighted(keras.layers.Wrapper):
         self.transforms: list[Transform] = kernels.in_order(transforms)
         self.gain = self.mean = self.deviation = None
         self.reach = self.shift = self.rounding = None
+        self.norm = None if norm is None else LiveNorm(**norm)
+        learns = learning and self.spec is not None and self.spec.has_codes
+        self.learner = WeightLearner(learning, self.spec.to_config(), name="learner") if learns else None
+        if self.learner is not None and self.learner.learning.learns_weights and "reach" not in self.corrected:
+            self.corrected = ("reach", *self.corrected)
         if gain_shape is not None:
             self.gain = self._fixed("gain", gain_shape, "ones")
 
@@ -67,6 +79,8 @@ class Weighted(keras.layers.Wrapper):
             self.deviation = self._fixed("deviation", (self.channels,))
         for name in self.corrected:
             setattr(self, name, self._fixed(name, self._shape_of(name)))
+        if self.learner is not None and not self.learner.built:
+            self.learner.build(self.kernel_shape, self._shape_of("reach"))
 
     def transform_by(self, transform: Transform) -> None:
         """Add a transform of the kernel, built and started here if it is not yet."""
@@ -134,6 +148,8 @@ class Weighted(keras.layers.Wrapper):
         Args:
             codes: int[...] like the kernel.
         """
+        if self.learner is not None and self.learner.freezing is not None:
+            self.learner.freezing.forget()
         if codes is None:
             if self.rounding is not None:
                 self.rounding.assign(tf.zeros_like(self.rounding))
@@ -163,26 +179,50 @@ class Weighted(keras.layers.Wrapper):
         return math.prod(int(shape[axis]) for axis in self._kept(len(shape)))
 
     def weights_as_used(self) -> tf.Tensor:
-        """The float kernel that is quantized: the trained one, transformed, times its gain."""
+        """The float kernel that is quantized: the trained one, transformed, times its gain and that of a batch norm."""
         weights = kernels.apply(self.transforms, kernels.real(self.layer, self.kernel_name))
-        if self.gain is None:
-            return weights
-        with full_precision():
-            return weights * tf.convert_to_tensor(self.gain)
+        if self.gain is not None:
+            with full_precision():
+                weights = weights * tf.convert_to_tensor(self.gain)
+        return weights if self.norm is None else weights * self._along(self.norm.factor())
+
+    def _along(self, values: tf.Tensor) -> tf.Tensor:
+        """One number for each output channel, shaped to broadcast against the kernel."""
+        shape = self.kernel_shape
+        kept = self._kept(len(shape))
+        return tf.reshape(values, [n if axis in kept else 1 for axis, n in enumerate(shape)])
 
     def scale_of(self, weights: tf.Tensor, bias_reach: tf.Tensor | None = None) -> tf.Tensor:
         """Scales of the kernel, shaped to broadcast against it: see `encode_weights`."""
         spec = self.spec or QuantSpec(16, True, True)
         with full_precision():
             reach = None if self.reach is None else tf.convert_to_tensor(self.reach)
+        if reach is not None:
+            reach = reach * self._unit()
         scale = encode_weights(weights, spec, self.channel_axes, bias_reach=bias_reach, reach=reach)
         return tf.stop_gradient(scale)
 
-    def bias_as_used(self) -> tf.Tensor | None:
-        """The float bias with its correction: float32[channels], or None where nothing is added."""
+    def _unit(self) -> tf.Tensor | float:
+        """What `reach` is kept in: of a live batch norm the size of its factor, so that a range moves with it."""
+        if self.norm is None or self.spec is None or not self.spec.per_axis:
+            return 1.0
+        return tf.stop_gradient(self._along(tf.abs(self.norm.factor())))
+
+    def own_bias(self) -> tf.Tensor | None:
+        """The wrapped layer's bias, float32[channels], or None."""
         with full_precision():
             own = getattr(self.layer, self.bias_name, None) if self.bias_name else None
-            own = None if own is None else tf.cast(tf.convert_to_tensor(own), tf.float32)
+            return None if own is None else tf.cast(tf.convert_to_tensor(own), tf.float32)
+
+    def float_bias(self) -> tf.Tensor | None:
+        """The bias of the float function: with the offset of a live batch norm, without a correction."""
+        own = self.own_bias()
+        return own if self.norm is None else self.norm.offset(own)
+
+    def bias_as_used(self) -> tf.Tensor | None:
+        """The float bias with its correction: float32[channels], or None where nothing is added."""
+        own = self.float_bias()
+        with full_precision():
             shift = None if self.shift is None else tf.convert_to_tensor(self.shift)
         if own is None or shift is None:
             return shift if own is None else own
@@ -204,4 +244,6 @@ class Weighted(keras.layers.Wrapper):
             "moments": self.has_moments,
             "corrected": list(self.corrected),
             "transforms": kernels.configs(self.transforms),
+            "learning": None if self.learner is None else self.learner.learning.for_weights(),
+            "norm": None if self.norm is None else self.norm.settings(),
         }

@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from kquant.core.nodes import FakeQuant
-from kquant.correct.chains import Pair, layer_values
+from kquant.correct.chains import Pair
 from kquant.correct.channels import compute
 from kquant.correct.clipped import Extremes
 
@@ -68,7 +68,7 @@ def absorbable(pair: Pair, seen: Extremes | None) -> np.ndarray | None:
 
 def _added(pair: Pair, amount: np.ndarray) -> tuple[np.ndarray | None, str]:
     """What the second layer's bias takes on, or the reason why it cannot."""
-    biases = [layer_values(p.layer.layer, p.layer.bias_name) for p in (pair.first, pair.second)]
+    biases = [None if (held := _bias(p.layer)) is None else held.numpy() for p in (pair.first, pair.second)]
     if any(bias is None for bias in biases):
         return None, "a layer has no bias"
     if not _passes(pair, amount):
@@ -80,6 +80,13 @@ def _added(pair: Pair, amount: np.ndarray) -> tuple[np.ndarray | None, str]:
     if np.ptp(rows, axis=0).max() > 1e-4 * np.abs(rows).max():
         return None, f"{pair.second.name} pads with zeros"
     return rows.mean(axis=0), ""
+
+
+def _bias(layer: Any) -> Any:
+    """The variable that shifts a layer's output, or None."""
+    if layer.norm is not None:
+        return layer.norm.beta
+    return getattr(layer.layer, layer.bias_name, None) if layer.bias_name else None
 
 
 def _passes(pair: Pair, amount: np.ndarray) -> bool:
@@ -99,7 +106,7 @@ def _passes(pair: Pair, amount: np.ndarray) -> bool:
 def _store(pair: Pair, amount: np.ndarray, added: np.ndarray) -> None:
     first, second = pair.first.layer, pair.second.layer
     for layer, change in ((first, -amount), (second, added)):
-        bias: Any = getattr(layer.layer, layer.bias_name or "")
+        bias: Any = _bias(layer)
         bias.assign((bias.numpy().astype(np.float64) + change).astype(np.float32))
     if first.mean is not None:
         first.mean.assign((first.mean.numpy().astype(np.float64) - amount).astype(np.float32))

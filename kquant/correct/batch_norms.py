@@ -22,6 +22,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from kquant.core.inputs import inputs_of
+from kquant.core.live_norm import LiveNorm
 from kquant.data import batches_of, refuse_endless
 
 
@@ -31,8 +32,9 @@ class _Pooled:
     def __init__(self) -> None:
         self.count, self.first, self.second = 0.0, np.zeros(()), np.zeros(())
 
-    def add(self, count: float, mean: Any, variance: Any) -> None:
+    def add(self, count: Any, mean: Any, variance: Any) -> None:
         mean, variance = np.asarray(mean, np.float64), np.asarray(variance, np.float64)
+        count = float(count)
         self.count += count
         self.first = self.first + count * mean
         self.second = self.second + count * (variance + mean**2)
@@ -48,7 +50,8 @@ def reestimate(
     """Replace the moving statistics of batch norms by the mean and variance over all the data.
 
     Args:
-        model: a Keras model with live `BatchNormalization` layers; changed in place, once all data have been seen.
+        model: a Keras model with live `BatchNormalization` layers, or a quantized one whose recipe says
+            `batch_norm = "live"`; changed in place, once all data have been seen.
         data: see `kquant.calibrate`. Large batches come nearest to the statistics of the whole.
         batches: use this many batches only.
         batch_size: for arrays.
@@ -67,11 +70,13 @@ def reestimate(
         >>> bool(np.allclose(model.layers[0].moving_mean.numpy(), x.mean(0), atol=1e-5))
         True
     """
-    norms = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
+    kinds = (keras.layers.BatchNormalization, LiveNorm)
+    norms = [layer for layer in model._flatten_layers() if isinstance(layer, kinds)]
     if not norms:
         raise ValueError(
             f"{model.name}: there is no BatchNormalization layer in it. kquant.quantize folds batch norms into the "
-            "layers before; re-estimate the float model before you quantize it."
+            "layers before, unless the recipe says [training] batch_norm = \"live\"; re-estimate the float model "
+            "before you quantize it."
         )
     if batches is None:
         refuse_endless(data)
@@ -102,13 +107,19 @@ def _with_inputs(model: keras.Model) -> Any:
 @contextlib.contextmanager
 def _counting(norms: list[Any], pooled: dict[int, _Pooled]) -> Iterator[None]:
     """Inside, these layers normalise by the batch and add its statistics to theirs, whatever `training` says."""
-    for layer in norms:
+    own = [layer for layer in norms if not isinstance(layer, LiveNorm)]
+    inside = [layer for layer in norms if isinstance(layer, LiveNorm)]
+    for layer in own:
         layer.call = _batch_call(layer, pooled[id(layer)])
+    for layer in inside:
+        layer.counter = pooled[id(layer)].add
     try:
         yield
     finally:
-        for layer in norms:
+        for layer in own:
             del layer.call
+        for layer in inside:
+            layer.counter = None
 
 
 def _batch_call(layer: Any, pooled: _Pooled) -> Any:

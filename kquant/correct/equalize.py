@@ -318,7 +318,8 @@ def _apply(steps: list[Step]) -> None:
     for step in steps:
         first, second = step.pair.first, step.pair.second
         of_output[id(first.layer)] = step.factors
-        of_kernel[id(first.layer)] = of_kernel[id(first.layer)] * step.factors[numbering(first)[0]]
+        if first.layer.norm is None:  # a live batch norm takes the factors itself
+            of_kernel[id(first.layer)] = of_kernel[id(first.layer)] * step.factors[numbering(first)[0]]
         reads = step.factors[step.pair.channels][numbering(second)[1]]
         of_kernel[id(second.layer)] = of_kernel[id(second.layer)] / reads
     stored = []
@@ -330,6 +331,7 @@ def _apply(steps: list[Step]) -> None:
         variable.assign(value)
     for place in layers.values():
         place.layer.reach_by_data = False
+        place.layer.forget_learned()
 
 
 def _kernel_changes(place: Place, factors: np.ndarray) -> list[tuple[Any, np.ndarray]]:
@@ -343,7 +345,8 @@ def _kernel_changes(place: Place, factors: np.ndarray) -> list[tuple[Any, np.nda
 def _output_changes(place: Place, factors: np.ndarray) -> list[tuple[Any, np.ndarray]]:
     layer = place.layer
     bias = getattr(layer.layer, layer.bias_name, None) if layer.bias_name else None
-    scaled = [v for v in (bias, layer.shift, layer.mean, layer.deviation) if v is not None]
+    made = [bias] if layer.norm is None else [layer.norm.gamma, layer.norm.beta]
+    scaled = [v for v in (*made, layer.shift, layer.mean, layer.deviation) if v is not None]
     return [(v, (v.numpy().astype(np.float64) * factors).astype(np.float32)) for v in scaled]
 
 

@@ -21,7 +21,6 @@ import numpy as np
 
 from kquant.core.graph import Graph, Node
 from kquant.core.nodes import Compressed, FakeQuant
-from kquant.correct.chains import layer_values
 from kquant.correct.channels import channels_after, is_linear, numbering, reads_one_tensor, total
 from kquant.ops import find
 from kquant.quantized import Place
@@ -170,6 +169,7 @@ def through_weights(place: Place, x: Moments) -> Moments | None:
     count = int(makes.size)
     if int(reads.max()) + 1 != x.mean.size:
         return None
-    bias = layer_values(place.layer.layer, place.layer.bias_name)
+    bias = place.layer.float_bias()
+    bias = None if bias is None else bias.numpy().astype(np.float64)
     mean = total(kernel * x.mean[reads], makes, count) + (0.0 if bias is None else bias)
     return Moments(mean, total(kernel**2 * x.variance[reads], makes, count))

@@ -7,6 +7,7 @@ channel, where a MUL and an ADD would round twice. `kquant.fold` merges most of 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
@@ -21,6 +22,23 @@ layers = keras.layers
 Moments = tuple[np.ndarray, np.ndarray]
 
 
+@dataclass
+class Norm:
+    """A batch norm as its parameters, float64[channels] each; `trains` says which of "scale" and "center" do."""
+
+    gamma: np.ndarray
+    beta: np.ndarray
+    mean: np.ndarray
+    variance: np.ndarray
+    epsilon: float
+    momentum: float
+    trains: tuple[str, ...]
+
+    def then(self, scale: np.ndarray, offset: np.ndarray) -> Norm:
+        """With `scale * y + offset` behind it."""
+        return replace(self, gamma=self.gamma * scale, beta=self.beta * scale + offset)
+
+
 @keras.saving.register_keras_serializable(package="kquant")
 class Affine(keras.layers.Layer):
     """`y = scale * x + offset`, both float32[channels].
@@ -30,6 +48,7 @@ class Affine(keras.layers.Layer):
 
     Attributes:
         moments: of its output, where a batch norm knew them: the mean is its beta, the deviation its |gamma|.
+        norm: the batch norm that it was, where that one trains.
 
     Example:
         >>> layer = affine([2.0, 0.5], 1.0, channels=2, name="a")
@@ -41,6 +60,7 @@ class Affine(keras.layers.Layer):
         super().__init__(**kwargs)
         self.trains = tuple(trains)
         self.moments: Moments | None = None
+        self.norm: Norm | None = None
 
     def build(self, input_shape: Any) -> None:
         """Make the two vectors."""
@@ -98,6 +118,14 @@ def batch_norm_moments(op: Any) -> Moments:
     return beta, np.abs(gamma)
 
 
+def _norm(op: Any) -> Norm:
+    mean, variance = (v.numpy().astype(np.float64) for v in (op.moving_mean, op.moving_variance))
+    gamma = op.gamma.numpy().astype(np.float64) if op.scale else np.ones_like(mean)
+    beta = op.beta.numpy().astype(np.float64) if op.center else np.zeros_like(mean)
+    trains = tuple(name for name, does in (("scale", op.scale), ("center", op.center)) if does)
+    return Norm(gamma, beta, mean, variance, op.epsilon, op.momentum, trains)
+
+
 def _batch_norm(op: Any, make: Make, x: Any, **_: Any) -> Any:
     channels = x.shape[op.axis]
 
@@ -106,6 +134,7 @@ def _batch_norm(op: Any, make: Make, x: Any, **_: Any) -> Any:
         trains = ("scale", "offset") if op.trainable else ()
         layer = affine(scale, offset, channels=channels, name=op.name, trains=trains, dtype=op.dtype_policy.name)
         layer.moments = batch_norm_moments(op)
+        layer.norm = _norm(op) if op.trainable else None
         return layer
 
     axis, rank = op.axis % len(x.shape), len(x.shape)

@@ -1,0 +1,150 @@
+"""Ranges that learn by gradient: LSQ, LSQ+, PACT.
+
+The range in force is always what the variables `low` and `high` (of weights: `reach`) hold, so that every reader sees
+one number. What an optimizer steps on is `stretch`: it is 0 in every forward pass, and what a step made of it moves the
+range, relative to its width, at the start of the next training step:
+
+    low  <- min(low - width * rate * stretch[0], 0)       high <- max(high + width * rate * stretch[1], 0)
+
+So `rate` multiplies the learning rate, whatever the optimizer, and no weight decay pulls at a range. With `s` the step,
+`x` the real value and a grid of `N` steps:
+
+    inside   dx' / dhigh = (round(x / s) - x / s) / N = -dx' / dlow
+    above    dx' / dhigh = 1, dx' / dlow = 0              below    the other way round
+
+Sources: Esser et al., "Learned Step Size Quantization", arXiv:1902.08153, equations 3 to 5 and section 2.2; Bhalgat et
+al., "LSQ+", arXiv:2004.09576, section 3; Choi et al., "PACT", arXiv:1805.06085, section 3.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import tensorflow as tf
+
+from kquant.core.spec import QuantSpec, encode_range
+
+# A step changes no end by more of the width than this.
+LARGEST_CHANGE = 0.25
+
+
+@tf.custom_gradient
+def pending(stretch: tf.Tensor) -> Any:
+    """0 forward, so that a pass computes with the range in force; the gradient is that of a range moved by it."""
+    return tf.zeros_like(stretch), lambda upstream: upstream
+
+
+@tf.custom_gradient
+def replaced(x: tf.Tensor, value: tf.Tensor) -> Any:
+    """`value` forward, the gradient to `x`."""
+    return tf.identity(value), lambda upstream: (upstream, None)
+
+
+def moved_ends(low: tf.Tensor, high: tf.Tensor, change: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Both ends after a step, which always hold 0 and at least half the old width.
+
+    Args:
+        low: float32[], at most 0.
+        high: float32[], at least 0.
+        change: float32[2], by how much of the width each end moves outwards.
+
+    Example:
+        >>> low, high = moved_ends(tf.constant(-1.0), tf.constant(1.0), tf.constant([0.1, -0.05]))
+        >>> round(float(low), 3), round(float(high), 3)
+        (-1.2, 0.9)
+    """
+    low, high = tf.minimum(low, 0.0), tf.maximum(high, 0.0)
+    change = (high - low) * tf.clip_by_value(change, -LARGEST_CHANGE, LARGEST_CHANGE)
+    return tf.minimum(low - change[0], 0.0), tf.maximum(high + change[1], 0.0)
+
+
+def bits_now(steps: tf.Tensor, start: int, final: int, over: int) -> tf.Tensor:
+    """Width of the grid at a training step, int32[]: from `start` down to `final` in equal times.
+
+    Example:
+        >>> [int(bits_now(tf.constant(t), 8, 4, 100)) for t in (0.0, 24.0, 25.0, 99.0, 100.0)]
+        [8, 8, 7, 5, 4]
+    """
+    if start <= final:
+        return tf.constant(final)
+    passed = tf.cast(tf.floor(steps * float(start - final) / float(over)), tf.int32)
+    return tf.maximum(start - passed, final)
+
+
+def gradient_scale(count: float, highest: float) -> float:
+    """`1 / sqrt(count * highest)` (LSQ, section 2.2): ranges and weights then move alike in proportion.
+
+    Args:
+        count: number of values of one sample, or weights of one scale.
+        highest: of the codes, or number of steps of an asymmetric grid.
+    """
+    return 1.0 / math.sqrt(max(count, 1.0) * highest)
+
+
+def encode_through(low: tf.Tensor, high: tf.Tensor, spec: QuantSpec) -> tuple[tf.Tensor, tf.Tensor]:
+    """`encode_range` to the bit, with gradients that pass the rounding of the zero point straight through.
+
+    Args:
+        low: float32[], at most 0.
+        high: float32[], at least 0.
+        spec: the grid.
+    """
+    scale, zero_point = encode_range(low, high, spec)
+    if spec.symmetric:
+        return replaced(tf.maximum(-low, high) / float(spec.high), scale), zero_point
+    through = replaced((high - low) / float(spec.high - spec.low), scale)
+    return through, replaced(float(spec.low) - low / through, zero_point)
+
+
+def encode_at(
+    low: tf.Tensor, high: tf.Tensor, spec: QuantSpec, start: int, bits: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Scale, zero point, lowest and highest code of the same range on a grid of `bits`, `spec.bits` to `start`."""
+    specs = [replace(spec, bits=n) for n in range(spec.bits, max(start, spec.bits) + 1)]
+    rows = [tf.stack([*encode_through(low, high, s), float(s.low), float(s.high)]) for s in specs]
+    return tuple(tf.unstack(tf.gather(tf.stack(rows), bits - spec.bits)))
+
+
+@tf.custom_gradient
+def quantized(
+    y: tf.Tensor,
+    scale: tf.Tensor,
+    zero_point: tf.Tensor,
+    lowest: tf.Tensor,
+    highest: tf.Tensor,
+    scaled: tf.Tensor,
+    inside_counts: tf.Tensor,
+) -> Any:
+    """`scale * (clip(round(y / scale) + zero_point, lowest, highest) - zero_point)` with gradients for the grid.
+
+    Args:
+        y: float32[...].
+        scale: float32[].
+        zero_point: float32[].
+        lowest: float32[], the lowest code.
+        highest: float32[], the highest code.
+        scaled: float32[], what the gradients of the grid are multiplied by.
+        inside_counts: 1 where values between the ends have a gradient to the scale, 0 for clipped ones alone (PACT).
+    """
+    steps = y / scale
+    codes = tf.round(steps) + zero_point
+    clipped = tf.clip_by_value(codes, lowest, highest)
+
+    def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor | None, ...]:
+        below, above = steps < lowest - zero_point, steps > highest - zero_point
+        inside = tf.logical_not(tf.logical_or(below, above))
+        by_scale = tf.where(inside, inside_counts * (codes - zero_point - steps), clipped - zero_point)
+        by_point = tf.where(inside, tf.zeros_like(steps), -scale * tf.ones_like(steps))
+        return (
+            tf.where(inside, upstream, tf.zeros_like(upstream)),
+            scaled * tf.reduce_sum(upstream * by_scale),
+            scaled * tf.reduce_sum(upstream * by_point),
+            None,
+            None,
+            None,
+            None,
+        )
+
+    return (clipped - zero_point) * scale, gradient

@@ -1,0 +1,297 @@
+"""Ranges that learn: gradients against closed forms and finite differences; what every way of training keeps."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from test_transforms import Half
+
+import kquant
+from kquant.core import learned, ranges
+from kquant.core.learner import WeightLearner
+from kquant.core.nodes import Compressed, FakeQuant
+from kquant.core.spec import QuantSpec, encode_range
+
+layers = keras.layers
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(48, 6, 6, 2)).astype(np.float32)
+Y = (X.mean((1, 2)) @ RNG.normal(size=(2, 3))).argmax(-1)
+
+
+def small() -> keras.Model:
+    x = inputs = keras.Input((6, 6, 2), name="image")
+    x = layers.Conv2D(4, 3, use_bias=False, name="conv")(x)
+    x = layers.ReLU(name="relu")(layers.BatchNormalization(name="norm")(x))
+    x = layers.GlobalAveragePooling2D(name="pool")(x)
+    return keras.Model(inputs, layers.Dense(3, activation="softmax", name="head")(x), name="small")
+
+
+def recurrent() -> keras.Model:
+    inputs = keras.Input((6, 3), name="steps")
+    return keras.Model(inputs, layers.Dense(3, activation="softmax", name="head")(layers.LSTM(4, name="lstm")(inputs)))
+
+
+def trained(training: dict, *, steps: int = 5, rate: float = 1e-2, bits: tuple[int, int] = (4, 8), model=small, **kw):
+    """A quantized model after some steps on the whole of the data, and its losses."""
+    keras.utils.set_random_seed(1)
+    weights = {"bits": bits[0], "observer": "mse"}
+    recipe = {"name": "t", "activations": {"bits": bits[1]}, "weights": weights, "training": training}
+    x = X if model is not recurrent else X.reshape(48, -1)[:, :18].reshape(48, 6, 3)
+    q = kquant.calibrate(kquant.quantize(model(), recipe), x, verbose=False)
+    q.compile(keras.optimizers.Adam(rate), "sparse_categorical_crossentropy", **{"run_eagerly": True, **kw})
+    losses = [float(q.train_on_batch(x, Y)) for _ in range(steps)]
+    return q, losses, x
+
+
+def nodes(q: keras.Model) -> list[FakeQuant]:
+    return [layer for layer in q.layers if isinstance(layer, FakeQuant) and layer.has_range]
+
+
+def gradients(low: float, high: float, y: np.ndarray, upstream: np.ndarray, spec: QuantSpec, ranges_: str = "learned"):
+    """(d/dlow, d/dhigh, d/dy) of a `FakeQuant` in training, without LSQ's factor."""
+    layer = FakeQuant(spec.to_config(), learning={"ranges": ranges_})
+    layer.set_range(0, low, high, 1.0)
+    with tf.GradientTape() as tape:
+        t = tf.constant(y, tf.float32)
+        tape.watch(t)
+        loss = tf.reduce_sum(learned.fake_quantize(layer, t)[0] * upstream)
+    by_stretch, by_y = tape.gradient(loss, [layer.stretch.value, t])
+    factor = ranges.gradient_scale(np.prod(y.shape[1:]), spec.high if spec.symmetric else spec.high - spec.low)
+    ends = by_stretch.numpy() / factor / (high - low) * np.array([-1.0, 1.0])
+    return ends[0], ends[1], by_y.numpy()
+
+
+def straight(low: float, high: float, y: np.ndarray, spec: QuantSpec, at: tuple[float, float]) -> np.ndarray:
+    """The function that the gradients are those of: residues of rounding held as they are at the range `at`."""
+
+    def grid(low, high):
+        scale = (high - low) / (spec.high - spec.low)
+        return scale, spec.low - low / scale
+
+    scale, point = grid(*at)
+    rest = np.rint(point) - point
+    held = np.rint(y / scale) - y / scale
+    codes = np.rint(y / scale) + np.rint(point)
+    scale, point = grid(low, high)
+    inside = scale * (y / scale + held)
+    below, above = scale * (spec.low - point - rest), scale * (spec.high - point - rest)
+    return np.where(codes < spec.low, below, np.where(codes > spec.high, above, inside))
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_both_ends_against_finite_differences_and_closed_form(bits):
+    spec, low, high = QuantSpec(bits), -1.0, 2.0
+    y, upstream = RNG.normal(0.3, 1.5, (400, 3)), RNG.normal(size=(400, 3))
+    scale, point = (float(v) for v in encode_range(tf.constant(low), tf.constant(high), spec)[:2])
+    edges = np.array([spec.low - point, spec.high - point]) * scale
+    keep = np.abs(y[..., None] - edges).min(-1) > 0.51 * scale  # between the end and half a step beyond, both clip
+    upstream = np.where(keep, upstream, 0.0)
+    by_low, by_high, by_y = gradients(low, high, y, upstream, spec)
+    step = 1e-6
+    expected = [
+        np.sum((straight(low + a, high + b, y, spec, (low, high)) - straight(low - a, high - b, y, spec, (low, high)))
+               * upstream) / (2 * step)
+        for a, b in ((step, 0.0), (0.0, step))
+    ]
+    np.testing.assert_allclose([by_low, by_high], expected, rtol=2e-3, atol=2e-3)
+    inside, above = (y > edges[0]) & (y < edges[1]), y >= edges[1]
+    residue = np.rint(y / scale) - y / scale
+    closed = np.sum(upstream * np.where(inside, residue / (2**bits - 1), above))
+    # the zero point is nudged to a code, so an end that is clipped is `scale` times whole steps from zero
+    np.testing.assert_allclose(by_high, closed, rtol=2e-3, atol=0.02 * np.abs(upstream).sum() / 2**bits)
+    np.testing.assert_array_equal(by_y != 0, inside & (upstream != 0))
+
+
+@pytest.mark.parametrize(("y", "expected"), [(-3.0, (1.0, 0.0)), (5.0, (0.0, 1.0))])
+def test_clipped_values_reach_their_own_end(y, expected):
+    by_low, by_high, _ = gradients(-1.0, 2.0, np.array([[y]]), np.array([[1.0]]), QuantSpec(4))
+    np.testing.assert_allclose([by_low, by_high], expected, atol=1e-5)
+
+
+def test_pact_learns_from_clipped_values_alone():
+    y = np.array([[0.31, 0.77, 3.0, 4.0]])
+    by_low, by_high, by_y = gradients(0.0, 2.0, y, np.ones_like(y), QuantSpec(4), "pact")
+    np.testing.assert_allclose([by_low, by_high], [0.0, 2.0], atol=1e-5)
+    np.testing.assert_array_equal(by_y, [[1, 1, 0, 0]])
+
+
+def test_symmetric_range_follows_the_end_that_sets_it():
+    spec = QuantSpec(4, symmetric=True)
+    by_low, by_high, _ = gradients(-1.0, 2.0, np.array([[5.0, -5.0]]), np.array([[1.0, 0.0]]), spec)
+    np.testing.assert_allclose([by_low, by_high], [0.0, 1.0], atol=1e-5)
+
+
+def test_weights_have_the_gradient_of_lsq():
+    spec = QuantSpec(3, symmetric=True, narrow=True, per_axis=True)
+    weights, upstream = RNG.normal(size=(50, 4)), RNG.normal(size=(50, 4))
+    scale = np.abs(weights).max(0, keepdims=True) / (1.7 * spec.high)
+    learner = WeightLearner({"ranges": "learned"}, spec.to_config())
+    learner.build((50, 4), (1, 4))
+    with tf.GradientTape() as tape:
+        w = tf.constant(weights, tf.float32)
+        tape.watch(w)
+        loss = tf.reduce_sum(learner.quantized(w, tf.constant(scale, tf.float32)) * upstream)
+    by_stretch, by_weights = tape.gradient(loss, [learner.stretch.value, w])
+    v = weights / scale
+    by_step = np.where(v <= -spec.high, -spec.high, np.where(v >= spec.high, spec.high, np.rint(v) - v))  # equation 3
+    expected = np.sum(by_step * upstream, 0, keepdims=True) / np.sqrt(50 * spec.high)
+    np.testing.assert_allclose(by_stretch / scale, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(by_weights.numpy() != 0, np.abs(v) < spec.high)
+
+
+def test_any_step_leaves_a_valid_range():
+    for _ in range(200):
+        low, high = -abs(RNG.normal()), abs(RNG.normal())
+        width = high - low
+        change = RNG.normal(size=2).astype("float32")
+        low, high = (float(v) for v in ranges.moved_ends(tf.constant(low), tf.constant(high), change))
+        assert low <= 0.0 <= high and high - low >= 0.49 * width
+        for bits in (2, 4, 8):
+            scale, point = encode_range(tf.constant(low), tf.constant(high), QuantSpec(bits))
+            assert float(scale) > 0 and float(point) == round(float(point))
+            assert QuantSpec(bits).low <= float(point) <= QuantSpec(bits).high
+
+
+@pytest.mark.parametrize(("optimizer", "step"), [(keras.optimizers.SGD, 1.0), (keras.optimizers.Adam, 1e-3)])
+def test_range_rate_multiplies_the_step_of_any_optimizer(optimizer, step):
+    moved = {}
+    for rate in (1.0, 4.0):
+        keras.utils.set_random_seed(1)
+        training = {"ranges": "learned", "range_rate": rate}
+        q = kquant.calibrate(kquant.quantize(small(), {"name": "t", "training": training}), X, verbose=False)
+        q.compile(optimizer(step), "sparse_categorical_crossentropy", run_eagerly=True)
+        before = [float(n.high[0]) for n in nodes(q)]
+        q.train_on_batch(X, Y)
+        for n in nodes(q):
+            learned.move(n)
+        moved[rate] = np.array([float(n.high[0]) - b for n, b in zip(nodes(q), before, strict=True)])
+    assert np.any(moved[1.0] != 0)
+    np.testing.assert_allclose(moved[4.0], 4 * moved[1.0], rtol=1e-2, atol=1e-6)
+
+
+WAYS = {
+    "moving": {},
+    "fixed": {"ranges": "fixed"},
+    "learned": {"ranges": "learned"},
+    "pact": {"ranges": "pact", "range_penalty": 1e-3},
+    "frozen": {"ranges": "learned", "freeze_ranges_after": 2},
+    "progressive": {"ranges": "learned", "progressive": {"from": 8, "steps": 4}},
+    "oscillations": {"ranges": "learned", "oscillations": {"dampen": 0.01, "dampen_steps": 3, "freeze": 0.02}},
+    "live": {"ranges": "learned", "batch_norm": "live", "freeze_batch_norm_after": 4},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_trains_saves_and_exports_what_it_simulates(way, tmp_path):
+    q, losses, _ = trained(WAYS[way], steps=6)
+    assert np.mean(losses[-2:]) < losses[0]
+    y = np.asarray(q(X[:16]))
+    q.save(tmp_path / "q.keras")
+    loaded = keras.models.load_model(tmp_path / "q.keras")
+    np.testing.assert_array_equal(np.asarray(loaded(X[:16])), y)
+    kquant.export(loaded, tmp_path / "m.tflite", samples=X[:2], check_runtimes=False)
+    np.testing.assert_array_equal(kquant.predict(tmp_path / "m.tflite", X[:16], "litert-reference"), y)
+    for node in nodes(q) if q.get_layer("conv").learner is not None else ():
+        assert float(node.low[0]) <= 0.0 < float(node.high[0])
+        assert node.name != "relu_quant" or float(node.low[0]) == 0.0  # nothing is below it
+
+
+def test_learned_ranges_move_and_freeze_exactly():
+    q, _, _ = trained({"ranges": "learned", "freeze_ranges_after": 2}, steps=2)
+    held = [q.get_layer("conv").reach, *(n.high for n in nodes(q))]
+    before = [np.asarray(v) for v in held]
+    q.train_on_batch(X, Y)
+    for old, variable in zip(before, held, strict=True):
+        np.testing.assert_array_equal(old, np.asarray(variable))
+    q, _, _ = trained({"ranges": "learned"}, steps=3)
+    assert any(np.any(np.asarray(v) != old) for old, v in zip(before, [n.high for n in nodes(q)], strict=False))
+    kquant.calibrate(q, X, verbose=False)
+    assert all(np.all(np.asarray(n.stretch) == 0) for n in nodes(q))
+    assert np.all(np.asarray(q.get_layer("conv").learner.stretch) == 0)
+
+
+def test_learned_without_calibration_starts_at_the_first_batch():
+    keras.utils.set_random_seed(1)
+    q = kquant.quantize(small(), {"name": "t", "training": {"ranges": "learned"}})
+    q.compile("adam", "sparse_categorical_crossentropy", run_eagerly=True)
+    q.train_on_batch(X, Y)
+    np.testing.assert_allclose([float(nodes(q)[0].low[0]), float(nodes(q)[0].high[0])], [X.min(), X.max()], rtol=1e-5)
+
+
+def test_width_shrinks_in_training_and_inference_has_the_final_one():
+    q, _, _ = trained({"progressive": {"from": 8, "steps": 4}}, steps=0, bits=(4, 4))
+    conv, node = q.get_layer("conv"), next(n for n in nodes(q) if n.name == "relu_quant")
+    seen = []
+    for _ in range(5):
+        q.train_on_batch(X, Y)
+        levels = float(learned.grid(node)[3] - learned.grid(node)[2])
+        codes = conv.learner.quantized(conv.weights_as_used(), conv.scale_of(conv.weights_as_used()))
+        seen.append((levels, max(len(np.unique(c)) for c in codes.numpy().reshape(-1, 4).T)))
+        assert np.abs(conv.codes(tf.constant(1.0))[0]).max() <= 7
+    assert [levels for levels, _ in seen] == [255.0, 127.0, 63.0, 31.0, 15.0]
+    assert seen[0][1] > 15 and seen[-1][1] <= 15
+    assert len(np.unique(np.asarray(node(tf.random.normal((500,)))[0]))) <= 16
+
+
+def test_rules_change_training_of_their_layers():
+    rule = {"layer": "head", "training": {"range_rate": 0.5, "ranges": "moving"}}
+    q = kquant.quantize(small(), {"name": "t", "training": {"ranges": "learned"}, "rules": [rule]})
+    assert q.get_layer("conv").learner.learning.range_rate == 1.0
+    assert q.get_layer("head").learner is None
+    for bad, hint in (({"rangs": "x"}, "ranges"), ({"progressive": {"from": 8, "stps": 1}}, "steps")):
+        with pytest.raises(ValueError, match=hint):
+            kquant.Recipe.model_validate({"name": "t"})
+            kquant.quantize(small(), {"name": "t", "training": bad})
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_mixed_precision(policy):
+    keras.config.set_dtype_policy(policy)
+    try:
+        model = small()
+    finally:
+        keras.config.set_dtype_policy("float32")
+    training = {"ranges": "learned", "batch_norm": "live", "oscillations": {"dampen": 0.01, "freeze": 0.02}}
+    q, losses, _ = trained(training, model=lambda: model)
+    assert np.all(np.isfinite(losses)) and losses[-1] < losses[0]
+    assert all(v.dtype == "float32" for v in q.trainable_variables)
+    assert np.any(np.asarray(q.get_layer("conv").learner.stretch) != 0)
+
+
+@pytest.mark.parametrize("jit", [True])  # `fit` without it is what benchmarks and other tests do
+def test_graphs_compute_what_eager_mode_does(jit):
+    training = {**WAYS["oscillations"], "progressive": {"from": 8, "steps": 2}, "batch_norm": "live"}
+    q, losses, _ = trained(training, steps=4, run_eagerly=False, jit_compile=jit)
+    _, eager, _ = trained(training, steps=4)
+    np.testing.assert_allclose(losses, eager, rtol=0.05)
+    assert losses[-1] < losses[0]
+    assert np.any(np.asarray(q.get_layer("conv").learner.stretch) != 0)
+
+
+def test_recurrent_layers_learn_theirs(tmp_path):
+    training = {"ranges": "learned", "oscillations": {"freeze": 0.3}}
+    q, losses, x = trained(training, model=recurrent, bits=(8, 8), steps=4)
+    lstm = q.get_layer("lstm")
+    assert losses[-1] < losses[0]
+    assert all(np.any(np.asarray(learner.stretch) != 0) for learner in lstm.learners)
+    hidden = next(n for n in nodes(q) if n.name == "lstm_quant")
+    assert np.any(np.asarray(hidden.stretch) != 0)
+    y = np.asarray(q(x[:8]))
+    q.save(tmp_path / "q.keras")
+    loaded = keras.models.load_model(tmp_path / "q.keras")
+    np.testing.assert_array_equal(np.asarray(loaded(x[:8])), y)
+    kquant.export(loaded, tmp_path / "m.tflite", samples=x[:2], check_runtimes=False)
+    np.testing.assert_array_equal(kquant.predict(tmp_path / "m.tflite", x[:8], "litert-reference"), y)
+
+
+def test_masks_live_below_learned_ranges():
+    q, _, _ = trained({"ranges": "learned"}, steps=0)
+    head = q.get_layer("head")
+    head.transform_by(Half())
+    q.compile("adam", "sparse_categorical_crossentropy", run_eagerly=True)
+    q.train_on_batch(X, Y)
+    zeros = np.asarray(head.transforms[0].mask) == 0
+    assert np.all(head.codes(tf.constant(1.0))[0].numpy()[zeros] == 0) and zeros.any()
+    assert isinstance(head, Compressed)

@@ -1,0 +1,121 @@
+"""Oscillating weights: algorithm 1 of the paper written out in numpy, the dampening loss, and frozen codes in files."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from ai_edge_litert.interpreter import Interpreter
+
+import kquant
+from kquant.core.learner import WeightLearner
+from kquant.core.oscillations import Freezing, dampening, risen
+from kquant.core.spec import QuantSpec
+
+layers = keras.layers
+
+
+def reference(series: np.ndarray, threshold: float, momentum: float) -> tuple[np.ndarray, np.ndarray]:
+    """Codes in force after each step and frequencies, one weight at a time."""
+    count = series.shape[1]
+    kept, frequencies = np.zeros(series.shape), np.zeros(count)
+    for w in range(count):
+        previous, direction, average, frozen = series[0, w], 0.0, series[0, w], None
+        kept[0, w] = previous
+        for t in range(1, len(series)):
+            code = series[t, w] if frozen is None else frozen
+            change = np.sign(code - previous)
+            jumped = change != 0 and direction != 0 and change == -direction
+            frequencies[w] = momentum * jumped + (1 - momentum) * frequencies[w]
+            average = momentum * code + (1 - momentum) * average
+            if frozen is None and frequencies[w] > threshold:
+                code = frozen = np.rint(average)
+            direction = change if change != 0 else direction
+            previous = kept[t, w] = code
+    return kept, frequencies
+
+
+def test_freezing_is_the_papers_algorithm():
+    rng = np.random.default_rng(0)
+    wander = np.cumsum(rng.normal(0, 0.3, (60, 40)), 0)
+    series = np.rint(wander + rng.choice([0, 0.6], 40) * np.sign(np.sin(np.arange(60) * 2.2))[:, None]).clip(-7, 7)
+    layer = Freezing(0.25, 0.1)
+    layer.build((40,))
+    kept, frequencies = reference(series, 0.25, 0.1)
+    for t, codes in enumerate(series):
+        layer.advance(tf.constant(codes, tf.float32), tf.constant(True))
+        np.testing.assert_allclose(layer(tf.constant(codes, tf.float32)) * layer.frozen, kept[t] * layer.frozen)
+    np.testing.assert_allclose(layer.frequency, frequencies, atol=1e-6)
+    assert 0.1 < float(tf.reduce_mean(layer.frozen)) < 0.9
+
+
+def test_nothing_is_counted_before_the_final_width():
+    layer = Freezing(0.15, 0.1)
+    layer.build((3,))
+    for sign in (1.0, -1.0, 1.0, -1.0):
+        layer.advance(tf.fill((3,), sign), tf.constant(False))
+    assert all(np.all(np.asarray(v) == 0) for v in layer.variables)
+
+
+def test_frozen_weights_have_no_gradient():
+    spec = QuantSpec(4, symmetric=True, narrow=True)
+    learner = WeightLearner({"oscillations": {"freeze": 0.1}}, spec.to_config())
+    learner.build((4,), (1,))
+    learner.freezing.frozen.assign([0, 1, 0, 1])
+    learner.freezing.previous.assign([0, 3, 0, -2])
+    w = tf.constant([0.2, 0.4, -0.3, 0.1])
+    with tf.GradientTape() as tape:
+        tape.watch(w)
+        made = learner.quantized(w, tf.constant([0.1]))
+        loss = tf.reduce_sum(made)
+    np.testing.assert_allclose(made, [0.2, 0.3, -0.3, -0.2], atol=1e-6)
+    np.testing.assert_allclose(tape.gradient(loss, w), [1, 0, 1, 0], atol=1e-6)
+
+
+def test_dampening_against_its_formula():
+    rng = np.random.default_rng(0)
+    w, scale = rng.normal(size=(20, 3)), np.abs(rng.normal(size=(1, 3))) * 0.2
+    codes = np.rint(w / scale).clip(-7, 7)
+    expected = np.sum((codes * scale - np.clip(w, -7 * scale, 7 * scale)) ** 2)
+    t, q, s = (tf.constant(v, tf.float32) for v in (w, codes * scale, scale))
+    with tf.GradientTape() as tape:
+        tape.watch(t)
+        found = dampening(t, q, s, tf.constant(-7.0), tf.constant(7.0))
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    pull = np.where(np.abs(w) < 7 * scale, 2 * (w - codes * scale), 0)
+    np.testing.assert_allclose(tape.gradient(found, t), pull, atol=1e-5)
+    np.testing.assert_allclose([float(risen(tf.constant(n), 10)) for n in (0.0, 5.0, 10.0, 20.0)], [0, 0.5, 1, 1])
+
+
+@pytest.mark.parametrize("gain", [False, True])
+def test_frozen_codes_reach_the_file(tmp_path, gain):
+    keras.utils.set_random_seed(1)
+    x = np.random.default_rng(0).normal(size=(64, 5)).astype(np.float32)
+    y = np.random.default_rng(1).normal(size=(64, 3)).astype(np.float32)
+    parts = [layers.BatchNormalization()] if gain else []
+    model = keras.Sequential([keras.Input((5,)), layers.Dense(3, name="d"), *parts])
+    training = {"ranges": "learned", "oscillations": {"freeze": 0.05, "momentum": 0.04, "dampen": 0.1}}
+    q = kquant.quantize(model, {"name": "o", "weights": {"bits": 3}, "training": training})
+    kquant.calibrate(q, x, verbose=False)
+    q.compile(keras.optimizers.SGD(1.0), "mse", run_eagerly=True)  # so large that weights jump
+    for _ in range(12):
+        q.train_on_batch(x, y)
+    dense = q.get_layer("d")
+    frozen = np.asarray(dense.learner.freezing.frozen) > 0
+    assert frozen.any()
+    held = np.asarray(dense.learner.freezing.previous)
+    q.save(tmp_path / "q.keras")
+    q = keras.models.load_model(tmp_path / "q.keras")
+    kquant.export(q, tmp_path / "m.tflite", samples=x[:2], check_runtimes=False)
+    file = Interpreter(str(tmp_path / "m.tflite"))
+    file.allocate_tensors()
+    found = next(t["index"] for t in file.get_tensor_details() if t["name"].endswith("kernel"))
+    codes = file.get_tensor(found).reshape(3, 5).T
+    np.testing.assert_array_equal(codes[frozen], held[frozen])
+    np.testing.assert_array_equal(codes, q.get_layer("d").codes(tf.constant(1.0))[0].numpy())
+
+
+def test_unreachable_thresholds_are_refused():
+    with pytest.raises(ValueError, match="above momentum"):
+        kquant.Recipe(name="r", training={"oscillations": {"freeze": 0.01, "momentum": 0.1}})
