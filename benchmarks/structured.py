@@ -121,9 +121,9 @@ def judge(
     after, reference = (accuracy(m.predict(u, verbose=0), v) for m in (small, model))
     line = (
         f"{method} {share:g}, multiple {args.multiple}, seed {seed}, {args.stages} stages, {args.epochs} epochs of "
-        f"batches of {args.batch}, Adam {args.rate:g}, soft labels {args.soft:g}: MACs {left.macs / whole.macs:.3f}, weight bytes "
-        f"{left.weight_bytes / whole.weight_bytes:.3f}; float {reference:.2f}, untrained {before:.2f}, trained "
-        f"{after:.2f} (n={len(v)}), {seconds:.0f} s"
+        f"batches of {args.batch}, Adam {args.rate:g}, soft labels {args.soft:g}: MACs {left.macs / whole.macs:.3f}, "
+        f"weight bytes {left.weight_bytes / whole.weight_bytes:.3f}; float {reference:.2f}, untrained {before:.2f}, "
+        f"trained {after:.2f} (n={len(v)}), {seconds:.0f} s"
     )
     if not args.hold_out:
         files = [exported(m, x, folder / f"{i}.tflite") for i, m in enumerate((model, small))]
