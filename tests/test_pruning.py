@@ -91,7 +91,7 @@ def pruned(request):
     before = [w.numpy() for w in model.weights]
     new = kquant.prune(model, 0.5)
     x, y = data(model)
-    train(new, x, y)
+    train(new, x, y, run_eagerly=request.param == "sequences")  # tracing takes longer than four steps
     return model, before, new, x, y
 
 
@@ -144,7 +144,7 @@ def test_training_of_the_quantized_model_keeps_exactly_the_zeros(pruned, tmp_pat
     kquant.calibrate(q, x, verbose=False)
     before = masks(q)
     assert sum((~m).sum() for m in before.values()) >= sum((~m).sum() for m in masks(new).values())
-    train(q, x, y)
+    train(q, x, y, epochs=1, run_eagerly=True)
     for key, mask in masks(q).items():
         np.testing.assert_array_equal(mask, before[key])
         assert np.all(used(q, key)[~mask] == 0), key
@@ -165,7 +165,7 @@ def test_quantized_model_takes_masks(tmp_path):
     q = kquant.calibrate(kquant.quantize(model), x, verbose=False)
     before = q.get_weights()
     new = kquant.prune(q, 0.75, structure="unstructured", protect=["head"])
-    train(new, x, y)
+    train(new, x, y, epochs=1)
     assert ("head", "kernel") not in masks(new)
     assert all((~m).mean() == 0.75 for m in masks(new).values()) and len(masks(new)) == 1
     assert all(np.array_equal(a, b) for a, b in zip(before, q.get_weights(), strict=True))
