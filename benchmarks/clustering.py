@@ -42,7 +42,7 @@ def trained(model: keras.Model, x: np.ndarray, y: np.ndarray, seed: int, epochs:
 
 def pruned(model: keras.Model, x: np.ndarray, y: np.ndarray, args: argparse.Namespace, seed: int) -> keras.Model:
     """Half of the weights zero, trained for `--prune-epochs`."""
-    sparse = kquant.prune(model, 0.5)
+    sparse = kquant.prune(model, 0.5, scope="global")
     trained(sparse, x, y, seed, args.prune_epochs, args.rate)
     return sparse
 

@@ -22,6 +22,7 @@ from kquant.ops import find
 from kquant.ops.refused import remedy
 from kquant.plan import Plan, Problem, describe, make_plan, packs
 from kquant.strip import release
+from kquant.train.clustering import has_codebooks, put_codebooks
 from kquant.train.pruning import has_masks, put_masks, settings_of
 
 REPLACE = "replace it by layers that have one, or leave it out of the exported model"
@@ -40,7 +41,8 @@ def quantize(
     """Put quantize-dequantize nodes and wrapped kernels into a model.
 
     Masks and codebooks of a model that `kquant.prune` or `kquant.cluster` returned go on in the new one. With a
-    `[pruning]` section in the recipe, a model without masks gets them here, as `kquant.prune` of the result would.
+    `[pruning]` or `[clustering]` section in the recipe, a model without masks or codebooks gets them here, as
+    `kquant.prune` and `kquant.cluster` of the result would.
 
     Args:
         model: a built Keras 3 model: Functional, Sequential, nested or subclassed. It is not changed.
@@ -81,6 +83,8 @@ def quantize(
     qmodel = attach(plan, folded.gains, folded.moments, carried, folded.norms)
     if chosen.pruning is not None and not has_masks(qmodel):
         put_masks(qmodel, settings_of(chosen, {}))
+    if chosen.clustering is not None and not has_codebooks(qmodel):
+        put_codebooks(qmodel, chosen)
     return qmodel if encodings is None else set_encodings(qmodel, encodings)
 
 

@@ -82,13 +82,35 @@ def cluster(
     options = {"init": init, "per_channel": per_channel, "preserve_sparsity": preserve_sparsity}
     options |= {"depthwise": depthwise, "train_values": train_values, "aggregation": aggregation, "seed": seed}
     recipe = _recipe(clusters, options)
-    chooser = _Chooser(recipe, _patterns(layers), _patterns(skip) or ())
     new = copy(model) if is_quantized(model) else wrapped(model)
-    count = put(new, chooser.choose)
+    put_codebooks(new, recipe, _patterns(layers), _patterns(skip) or ())
+    return new
+
+
+def put_codebooks(
+    model: keras.Model, recipe: Recipe, layers: tuple[str, ...] | None = None, skip: tuple[str, ...] = ()
+) -> None:
+    """Codebooks in a model whose layers are wrapped, as its recipe's `[clustering]` says.
+
+    Args:
+        model: what `kquant.train.wrapping.wrapped` or `kquant.quantize` gave; it is changed.
+        recipe: with that section.
+        layers: patterns of names, see `cluster`.
+        skip: patterns of names.
+
+    Raises:
+        ValueError: no kernel to cluster, a pattern that matches no layer, or a model that is clustered already.
+    """
+    chooser = _Chooser(recipe, layers, skip)
+    count = put(model, chooser.choose)
     chooser.check()
     if not count:
         raise ValueError(f"{model.name}: cluster: no kernel to cluster (depthwise ones only with depthwise=True).")
-    return new
+
+
+def has_codebooks(model: keras.Model) -> bool:
+    """True where weights of the model are shared."""
+    return any(isinstance(layer, Codebook) for layer in model._flatten_layers())
 
 
 def _recipe(given: Any, options: dict[str, Any]) -> Recipe:
@@ -153,7 +175,7 @@ class _Chooser:
             warnings.warn(
                 "cluster: left as they are, because they (or each of their channels) have no more weights than values: "
                 f"{', '.join(self.small)}.",
-                stacklevel=3,
+                stacklevel=4,
             )
 
 

@@ -111,23 +111,32 @@ class Codebook(Transform):
         """The values that train."""
         return np.delete(found, np.flatnonzero(found == 0.0)[0]) if self.preserve_sparsity else found
 
-    def table(self) -> tf.Tensor:
-        """The values, ascending: float32[1 or channels, clusters]."""
+    def table(self, rows: tf.Tensor) -> tf.Tensor:
+        """The values, ascending: float32[1 or channels, clusters].
+
+        Args:
+            rows: float32[channels, n]. A channel's scale is never above its largest weight, so that every channel has
+                a weight at an end of the codebook; int8 codes are then those of the other channels.
+        """
         with full_precision():
             values = tf.convert_to_tensor(self.centroids)
             fixed = tf.tile(tf.constant([self.fixed], tf.float32), (values.shape[0], 1))
             values = tf.concat([values, fixed], axis=1) if self.fixed else values
             if self.reach is not None:
-                values = tf.clip_by_value(values, -1.0, 1.0) * tf.abs(tf.convert_to_tensor(self.reach))[:, None]
+                largest = tf.stop_gradient(tf.reduce_max(tf.abs(rows), axis=1))
+                reach = tf.minimum(tf.abs(tf.convert_to_tensor(self.reach)), largest)
+                values = tf.clip_by_value(values, -1.0, 1.0) * reach[:, None]
         return tf.sort(values, axis=1)
 
     def indices(self, weights: tf.Tensor) -> tf.Tensor:
         """Place of every weight in `table`, shaped like the kernel: int32."""
-        return self._back(places(self._rows(weights), self.table()), weights.shape)
+        rows = self._rows(weights)
+        return self._back(places(rows, self.table(rows)), weights.shape)
 
     def call(self, weights: tf.Tensor) -> tf.Tensor:
         """The kernel with shared values."""
-        shared = look_up(self.table(), self._rows(weights), self.aggregation == "mean", self.preserve_sparsity)
+        rows = self._rows(weights)
+        shared = look_up(self.table(rows), rows, self.aggregation == "mean", self.preserve_sparsity)
         return self._back(shared, weights.shape)
 
     def derived(self, kernel: np.ndarray) -> Transform | None:
