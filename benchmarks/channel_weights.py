@@ -51,7 +51,8 @@ def weigh(q: keras.Model, data: np.ndarray) -> int:
         rows = np.concatenate([a.reshape(-1, a.shape[-1]) for a in parts])
         weights = importance(graph, node, rows.shape[-1])
         total = histogram(rows)
-        ends = (np.float32([-total.reach, total.reach]),)  # so that every channel has the same bins
+        end = np.nextafter(np.float32(total.reach), np.float32(0))
+        ends = (np.float32([-end, end]),)  # so that every channel has the same bins
         counts = sum(w * (histogram(np.concatenate([rows[:, c], *ends])).counts) for c, w in enumerate(weights))
         counts[[0, -1]] -= weights.sum()
         seen = Statistics(rows.min(keepdims=True)[0], rows.max(keepdims=True)[0], np.maximum(counts, 0), total.reach)
