@@ -361,7 +361,8 @@ def test_global_threshold():
         (dict(protect=["*"]), "no layer has a kernel"),
         (dict(rules=[{"layer": "a", "pruning": {"sparsty": 0.1}}]), "Did you mean 'sparsity'"),
         (dict(recipe_or_schedule="fast"), "no recipe"),
-        (dict(recipe_or_schedule=None), "expected a share of zeros"),
+        (dict(recipe_or_schedule=[0.5]), "expected a share of zeros"),
+        (dict(structure="2:4", scope="global"), "fixes that of a"),
     ],
 )
 def test_what_is_refused(arguments, message):
@@ -376,6 +377,7 @@ def test_rules_speak_of_layers():
     new = kquant.prune(dense(), 0.5, rules=[{"layer": "a", "pruning": {"sparsity": 0.75}}, rules[1]])
     assert [k.sparsity for k in kquant.sparsity(new).kernels] == [0.75, pytest.approx(8 / 24)]  # a tail of 2 stays
     assert new.get_layer("b").transforms["kernel"][0].structure == "2:4"
+    assert kquant.sparsity(kquant.prune(dense(), structure="1:4")).kernels[0].sparsity == 0.75
 
 
 def test_recipe_prunes_with_both_verbs(tmp_path):
