@@ -10,6 +10,7 @@ import argparse
 import gzip
 import math
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,32 @@ def judge(q: keras.Model, test: np.ndarray, labels: np.ndarray, what: str, refer
     )
 
 
+def step_times(clusters: int, rounds: int = 6, steps: int = 15) -> None:
+    """Processor time of a training step on one thread, rounds of all kinds in turn."""
+    rng = np.random.default_rng(0)
+    x, y = rng.uniform(0, 255, (512, 32, 32, 3)).astype("float32"), rng.integers(0, 10, 512)
+    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(BATCH).repeat()
+    float_model = loader().mlperf_model("image_classification")
+    models = {"float": float_model}
+    models |= {name: kquant.cluster(float_model, clusters, **options) for name, options in SHARING.items()}
+    both = kquant.cluster(kquant.prune(float_model, 0.5), clusters, per_channel="scale")
+    models["prune, scale, int8"] = kquant.calibrate(kquant.quantize(both), x[:BATCH], verbose=False)
+    models["float"] = keras.models.clone_model(float_model)
+    spent: dict[str, list[float]] = {name: [] for name in models}
+    for model in models.values():
+        model.compile(keras.optimizers.Adam(1e-4), "sparse_categorical_crossentropy", jit_compile=False)
+        model.fit(data, steps_per_epoch=3, verbose=0)
+    for _ in range(rounds):
+        for name, model in models.items():
+            started = time.process_time()
+            model.fit(data, steps_per_epoch=steps, verbose=0)
+            spent[name].append((time.process_time() - started) / steps)
+    for name, seconds in spent.items():
+        ratio = np.median(np.array(seconds) / np.array(spent["float"]))
+        shown = f"{1e3 * np.median(seconds):.1f} ms, ratio {ratio:.2f}"
+        print(f"{name}: {shown} ({rounds} rounds of {steps} steps)", flush=True)
+
+
 def codes_of(layer: Compressed) -> np.ndarray:
     """Codes of one layer by output channel: float32[channels, n]."""
     values = layer.codes(tf.constant(1.0))[0].numpy()
@@ -107,7 +134,11 @@ def main() -> None:
     parser.add_argument("--epochs", type=float, default=2.0)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--limit", type=int, default=None)
+    parser.add_argument("--time", action="store_true", help="of a training step, instead")
     args = parser.parse_args()
+    if args.time:
+        step_times(args.clusters)
+        return
     for seed in args.seeds:
         run(seed, args.prune, args)
 

@@ -132,6 +132,18 @@ def test_the_same_in_xla_and_in_a_function():
         keras.tree.map_structure(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), plain, compiled)
 
 
+def test_a_kernel_made_of_another_keeps_its_values():
+    made, weights = book((4, 30, 6), per_channel=True)
+    kernel = made(tf.constant(weights)).numpy()
+    for part in (kernel[1], kernel.reshape(120, 6), kernel[2:, ::2].reshape(-1, 6)):
+        derived = made.derived(part)
+        assert derived.clusters == 5 and derived.centroids.shape == (6, 4)
+        np.testing.assert_allclose(derived(tf.constant(part * (1 + 1e-7))), part, rtol=1e-6)
+    assert made.derived(weights[0]) is None and made.derived(kernel[0, :2]) is None
+    part = np.where(np.arange(6) < 2, np.abs(kernel[1]), 0.0).astype("float32")  # zeros in some channels only
+    np.testing.assert_allclose(made.derived(part)(tf.constant(part)), part, rtol=1e-6)
+
+
 def image() -> keras.Model:
     x = inputs = keras.Input((8, 8, 3), name="image")
     x = layers.Conv2D(6, 3, use_bias=False, name="conv")(x)
@@ -208,8 +220,9 @@ def codes_in(content):
     return found
 
 
-@pytest.mark.parametrize("per_channel", SHARING)
-@pytest.mark.parametrize("build", [image, attentive, words])
+@pytest.mark.parametrize(
+    ("build", "per_channel"), [*((image, each) for each in SHARING), (attentive, "scale"), (words, False)]
+)
 def test_every_kernel_shares_from_training_to_the_file(build, per_channel, tmp_path):
     model = made(build)
     before = [np.array(v) for v in model.variables]
@@ -224,7 +237,7 @@ def test_every_kernel_shares_from_training_to_the_file(build, per_channel, tmp_p
         assert shared_by(codebook, np.array(kernel_at(plain.get_layer(layer.name), path))) <= 4
         assert np.any(np.array(kernel_at(layer.layer, path)) != np.array(layer.weights_as_used(path)))
         count += 1
-    assert count == {"image": 6, "attentive": 10, "words": 6}[build.__name__]
+    assert count == {"image": 6, "attentive": 11, "words": 6}[build.__name__]
     x, _ = samples(model)
     q = kquant.calibrate(kquant.quantize(clustered), x, verbose=False)
     if build is words:
@@ -238,7 +251,7 @@ def test_every_kernel_shares_from_training_to_the_file(build, per_channel, tmp_p
     assert not single or max(single.values()) <= limit
 
 
-@pytest.mark.parametrize("per_channel", SHARING)
+@pytest.mark.parametrize("per_channel", [True, "scale"])
 def test_masks_and_zeros_stay(per_channel, tmp_path):
     pruned = kquant.prune(made(image), 0.5)
     clustered = train(kquant.cluster(pruned, 6, per_channel=per_channel))

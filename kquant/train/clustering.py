@@ -104,7 +104,7 @@ def put_codebooks(
     chooser = _Chooser(recipe, layers, skip)
     count = put(model, chooser.choose)
     chooser.check()
-    if not count:
+    if not count and not chooser.small:
         raise ValueError(f"{model.name}: cluster: no kernel to cluster (depthwise ones only with depthwise=True).")
 
 

@@ -141,16 +141,22 @@ class Codebook(Transform):
 
     def derived(self, kernel: np.ndarray) -> Transform | None:
         """A codebook of the values of a kernel that was made of this one's, whole or by channels of its own."""
-        options = {"clusters": self.clusters, "preserve_sparsity": bool(np.any(kernel == 0.0))}
         rank = kernel.ndim
         for axes in ((), (rank - 1,), (rank - 2,), (rank - 2, rank - 1)) if rank > 1 else ((),):
-            book = Codebook(**options, channel_axes=axes, per_channel=bool(axes), aggregation=self.aggregation)
+            options = {"channel_axes": axes, "per_channel": bool(axes), "aggregation": self.aggregation}
+            book = Codebook(self.clusters, preserve_sparsity=False, train_values=self.train_values, **options)
             book.build(kernel.shape)
             rows = np.asarray(book._rows(tf.constant(kernel)))
             found = [_distinct(row) for row in rows]
-            if rows.shape[1] > self.clusters and max(map(len, found)) <= self.clusters:
-                book.centroids.assign([book._free(_filled(row, self.clusters)) for row in found])
-                return book
+            if rows.shape[1] <= self.clusters or max(map(len, found)) > self.clusters:
+                continue
+            free = [row[row != 0.0] for row in found]
+            if self.preserve_sparsity and max(map(len, free)) < self.clusters:
+                book = Codebook(self.clusters, train_values=self.train_values, **options)
+                book.build(kernel.shape)
+                found = free
+            book.centroids.assign([_filled(row, self.clusters - len(book.fixed)) for row in found])
+            return book
         return None
 
     def _rows(self, weights: tf.Tensor) -> tf.Tensor:
@@ -179,8 +185,8 @@ def _distinct(values: np.ndarray) -> np.ndarray:
 
 
 def _filled(values: np.ndarray, count: int) -> np.ndarray:
-    """As many values, the largest repeated."""
-    return np.pad(values, (0, count - len(values)), mode="edge")
+    """As many values, the largest repeated; zeros where there are none."""
+    return np.pad(values, (0, count - len(values)), mode="edge") if len(values) else np.zeros(count, np.float32)
 
 
 def places(rows: tf.Tensor, table: tf.Tensor) -> tf.Tensor:
