@@ -43,7 +43,7 @@ class Setup:
 
 
 LEARNED = {"ranges": "learned", "range_rate": 1.0}
-LOW = {"observers": ("mse", "mse"), "rate": 5e-4, "cosine": True}
+LOW = {"observers": ("mse", "mse"), "rate": 1e-3, "cosine": True}
 SETUPS = {
     "int8": Setup(8, 8),
     "int8-learned": Setup(8, 8, LEARNED),
