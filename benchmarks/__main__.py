@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 ALL = ("accuracy", "parity", "qat_accuracy", "step_time", "ptq_time", "applications", "trained", "random_graphs")
-ALL += ("observers", "recovery", "broken", "analysis", "lut", "structured", "train_time", "pruning")
+ALL += ("observers", "recovery", "broken", "analysis", "lut", "structured", "train_time", "pruning", "clustering")
 
 
 def main() -> None:

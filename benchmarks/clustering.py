@@ -64,7 +64,7 @@ def run(seed: int, prune: bool, args: argparse.Namespace) -> None:
         keras.utils.set_random_seed(seed)
         shared = kquant.cluster(before, args.clusters, seed=seed, **options)
         trained(shared, x, y, seed, args.float_epochs, args.rate)
-        q = kquant.calibrate(kquant.quantize(shared), x[:200], verbose=False)
+        q = kquant.calibrate(kquant.quantize(shared, target=args.target), x[:200], verbose=False)
         trained(q, x, y, seed, args.epochs, args.rate)
         what = f"{'prune 50 % + ' if prune else ''}{args.clusters} values, {name}, seed {seed}"
         judge(q, test, labels, what, reference)
@@ -77,15 +77,25 @@ def judge(q: keras.Model, test: np.ndarray, labels: np.ndarray, what: str, refer
         kquant.export(q, path, samples=test[:64])
         found = kquant.predict(path, test)
         data = path.read_bytes()
+        said = tables(q, test, Path(folder), len(data)) if q.layers[1].origin["target"] == "tflm" else ""
     kernels = [codes_of(layer) for layer in q._flatten_layers() if isinstance(layer, Compressed) and layer.transforms]
     most = max(len(np.unique(c)) for kernel in kernels for c in kernel)
     print(
         f"{what}, n={len(test)}: float {100 * reference:.2f}, file {100 * np.mean(found.argmax(-1) == labels):.2f}; "
         f"{len(data)} bytes, gzip -9 {len(gzip.compress(data, 9))}; at most {most} codes in a channel, "
         f"{np.mean([len(np.unique(k)) for k in kernels]):.0f} in a kernel on average, zeros "
-        f"{100 * np.mean(np.concatenate([k.ravel() for k in kernels]) == 0):.1f} %",
+        f"{100 * np.mean(np.concatenate([k.ravel() for k in kernels]) == 0):.1f} %{said}",
         flush=True,
     )
+
+
+def tables(q: keras.Model, test: np.ndarray, folder: Path, plain_bytes: int) -> str:
+    """The file with look-up tables, against the plain one: bytes, and outputs under TFLM."""
+    kquant.export(q, folder / "lut.tflite", samples=test[:64], compression="lut")
+    size = (folder / "lut.tflite").stat().st_size
+    a, b = (kquant.predict(folder / name, test[:200], "tflm") for name in ("model.tflite", "lut.tflite"))
+    same = "equal" if np.array_equal(a, b) else "DIFFERENT"
+    return f"; look-up tables {size} bytes, ratio {size / plain_bytes:.3f}, {same} outputs under TFLM (200 images)"
 
 
 def step_times(clusters: int, rounds: int = 6, steps: int = 15) -> None:
@@ -133,6 +143,7 @@ def main() -> None:
     parser.add_argument("--float-epochs", type=float, default=0.0)
     parser.add_argument("--epochs", type=float, default=2.0)
     parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--target", default="litert", help="tflm: look-up tables too")
     parser.add_argument("--limit", type=int, default=None)
     parser.add_argument("--time", action="store_true", help="of a training step, instead")
     args = parser.parse_args()
