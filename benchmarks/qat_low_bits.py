@@ -50,7 +50,7 @@ SETUPS = {
     "w4a8-moving": Setup(4, 8, steps=("calibrate", "sequential-mse"), rate=5e-4, cosine=True),
     "w4a8": Setup(4, 8, LEARNED, steps=("calibrate", "sequential-mse"), rate=5e-4, cosine=True),
     "w4a4": Setup(4, 4, LEARNED, steps=("calibrate", "sequential-mse"), epochs=4, image_bits=8, **LOW),
-    "w4a4-image4": Setup(4, 4, LEARNED, steps=("calibrate", "sequential-mse"), epochs=4, **LOW),
+    "w4a4-image4": Setup(4, 4, LEARNED, steps=("calibrate", "sequential-mse"), epochs=4, **{**LOW, "rate": 5e-4}),
     "w2a8": Setup(2, 8, LEARNED, steps=("calibrate", "sequential-mse"), rate=1e-3, epochs=4, cosine=True),
 }
 
