@@ -24,6 +24,7 @@ from kquant.plan import Plan, Problem, describe, make_plan, packs
 from kquant.strip import release
 from kquant.train.clustering import has_codebooks, put_codebooks
 from kquant.train.pruning import has_masks, put_masks, settings_of
+from kquant.train.wrapping import as_loaded
 
 REPLACE = "replace it by layers that have one, or leave it out of the exported model"
 # Where Keras 2 keeps its classes: the legacy package, standalone Keras 2, and TensorFlow's own copy.
@@ -83,8 +84,10 @@ def quantize(
     qmodel = attach(plan, folded.gains, folded.moments, carried, folded.norms)
     if chosen.pruning is not None and not has_masks(qmodel):
         put_masks(qmodel, settings_of(chosen, {}))
+        qmodel = as_loaded(qmodel)
     if chosen.clustering is not None and not has_codebooks(qmodel):
         put_codebooks(qmodel, chosen)
+        qmodel = as_loaded(qmodel)
     return qmodel if encodings is None else set_encodings(qmodel, encodings)
 
 

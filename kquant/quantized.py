@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from kquant.core.copies import copy_state
 from kquant.core.graph import Graph, Node, reachable, run, trace
 from kquant.core.nodes import Compressed, FakeQuant, observing
 from kquant.ops import find
@@ -128,7 +129,9 @@ def tensors(
 def copy(qmodel: keras.Model) -> keras.Model:
     """A quantized model of its own with the same state."""
     new = type(qmodel).from_config(qmodel.get_config())
-    new.set_weights(qmodel.get_weights())
+    # by place: a layer that took on masks or corrections late holds its variables in another order
+    for old, fresh in zip(qmodel.layers, new.layers, strict=True):
+        copy_state(old, fresh)
     return new
 
 

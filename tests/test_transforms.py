@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 import kquant
+import kquant.quantized
 from kquant.core import transforms
 from kquant.core.nodes import Compressed, Transformed
 from kquant.core.transforms import Transform
@@ -201,3 +202,18 @@ def test_adaround_and_equalize_leave_shared_weights(calibrated):
     before = q.get_layer("first").layer.kernel.numpy()
     kquant.equalize(q, x, verbose=False)
     np.testing.assert_array_equal(q.get_layer("first").layer.kernel.numpy(), before)
+
+
+def test_quantized_models_are_copied_with_what_they_took_on_late():
+    keras.utils.set_random_seed(4)
+    x = np.random.default_rng(2).normal(size=(48, 6, 3)).astype(np.float32)
+    learned = {"name": "lsq", "weights": {"bits": 4}, "training": {"ranges": "learned"}}
+    for recipe in ("int8", learned):
+        q = kquant.calibrate(kquant.quantize(recurrent(), recipe), x, verbose=False)
+        q = kquant.cluster(kquant.prune(q, 0.5), 4)
+        if recipe == "int8":
+            kquant.correct_bias(q, x, verbose=False)
+        other = kquant.quantized.copy(q)
+        np.testing.assert_array_equal(q.predict(x, verbose=0), other.predict(x, verbose=0))
+        order = [[v.path for v in m.trainable_variables] for m in (q, kquant.quantized.copy(q))]
+        assert order[0] == order[1]  # an optimizer finds its state by it

@@ -73,3 +73,24 @@ def learned_ranges() -> keras.Model:
     """Four bits whose ranges train."""
     recipe = {"name": "lsq", "weights": {"bits": 4}, "training": {"ranges": "learned", "range_rate": 0.1}}
     return kquant.calibrate(kquant.quantize(small(), recipe), X, verbose=False)
+
+
+@make_model
+def pruned_by_movement() -> keras.Model:
+    """The scores of the masks train."""
+    ramp = kquant.SparsitySchedule(final=0.5, initial=0.0, end=6, frequency=1)
+    return kquant.prune(small(), ramp, criterion="movement")
+
+
+@make_model
+def live_norm_with_masks() -> keras.Model:
+    """A batch norm inside a quantized layer that also has a mask and a codebook.
+
+    No bias before the norm, which takes it away again: its gradient would be noise, which Adam makes steps of.
+    """
+    x = keras.Input((6,), name="row")
+    hidden = layers.Dense(6, use_bias=False, name="hidden")(x)
+    y = layers.ReLU(name="relu")(layers.BatchNormalization(name="norm")(hidden))
+    model = keras.Model(x, layers.Dense(3, name="out")(y))
+    q = kquant.quantize(model, {"name": "live", "training": {"batch_norm": "live"}})
+    return kquant.cluster(kquant.prune(kquant.calibrate(q, X, verbose=False), 0.5), 4)

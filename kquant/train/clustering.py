@@ -23,7 +23,7 @@ from kquant.quantized import copy, is_quantized
 from kquant.train.centroids import Init
 from kquant.train.codebook import Aggregation, Channels, Codebook
 from kquant.train.sites import Site, put
-from kquant.train.wrapping import wrapped
+from kquant.train.wrapping import as_loaded, wrapped
 
 
 def cluster(
@@ -84,7 +84,7 @@ def cluster(
     recipe = _recipe(clusters, options)
     new = copy(model) if is_quantized(model) else wrapped(model)
     put_codebooks(new, recipe, _patterns(layers), _patterns(skip) or ())
-    return new
+    return as_loaded(new)
 
 
 def put_codebooks(

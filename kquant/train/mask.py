@@ -94,7 +94,7 @@ class Mask(Transform):
         kept = tf.convert_to_tensor(self.mask)
         if self.scores is not None:
             with full_precision():
-                return _scored(weights, tf.convert_to_tensor(self.scores), kept, self.gradient == "masked")
+                return _scored(weights, tf.convert_to_tensor(self.scores), kept, masked=self.gradient == "masked")
         if self.gradient == "masked":
             return tf.where(kept, weights, tf.zeros_like(weights))
         return _straight_through(weights, kept)
@@ -140,12 +140,15 @@ def _straight_through(weights: tf.Tensor, kept: tf.Tensor) -> Any:
     return tf.where(kept, weights, tf.zeros_like(weights)), lambda upstream: (upstream, None)
 
 
-@tf.custom_gradient
-def _scored(weights: tf.Tensor, scores: tf.Tensor, kept: tf.Tensor, masked: bool) -> Any:
+def _scored(weights: tf.Tensor, scores: tf.Tensor, kept: tf.Tensor, *, masked: bool) -> tf.Tensor:
     """`dL/dS = dL/d(masked w) * w`, of all weights."""
 
-    def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor | None, ...]:
-        own = tf.where(kept, upstream, tf.zeros_like(upstream)) if masked else upstream
-        return own, upstream * weights, None, None
+    @tf.custom_gradient
+    def applied(weights: tf.Tensor, scores: tf.Tensor) -> Any:
+        def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            own = tf.where(kept, upstream, tf.zeros_like(upstream)) if masked else upstream
+            return own, upstream * weights
 
-    return tf.where(kept, weights, tf.zeros_like(weights)), gradient
+        return tf.where(kept, weights, tf.zeros_like(weights)), gradient
+
+    return applied(weights, scores)

@@ -29,7 +29,7 @@ from kquant.quantized import copy, forget_graphs, is_quantized
 from kquant.train.mask import Criterion, Gradient, Mask
 from kquant.train.masks import Pooling, choose, structure_of
 from kquant.train.schedules import SparsitySchedule, schedule_of
-from kquant.train.wrapping import wrapped
+from kquant.train.wrapping import as_loaded, wrapped
 
 FLOOR = 0.2  # with a global threshold a layer keeps at least this part of what it would keep at equal sparsities
 
@@ -87,7 +87,7 @@ def prune(
     settings = settings_of(recipe_or_schedule, {k: v for k, v in given.items() if v is not None}, rules, protect)
     new = copy(model) if is_quantized(model) else wrapped(model)
     put_masks(new, settings)
-    return new
+    return as_loaded(new)
 
 
 @dataclass(frozen=True, eq=False)

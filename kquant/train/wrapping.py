@@ -11,6 +11,7 @@ from kquant.core.graph import Node, rewrite, trace
 from kquant.core.nodes import Transformed
 from kquant.core.origin import identities, mark
 from kquant.ops.kernels import kernels_of
+from kquant.quantized import copy, is_quantized
 
 
 def wrapped(model: keras.Model) -> keras.Model:
@@ -78,3 +79,15 @@ def _refuse_loose(node: Node) -> None:
             f"{owner}: it computes with its variable '{found[0].name}' outside any layer, so the new model could not "
             "train it. Make a keras.layers.Layer of that part."
         )
+
+
+def as_loaded(model: keras.Model) -> keras.Model:
+    """The same model made anew of its config.
+
+    A layer that took on transforms late holds its variables in another order than one that is loaded with them, and an
+    optimizer finds its state by that order.
+
+    Args:
+        model: float with `Transformed` layers, or quantized.
+    """
+    return copy(model) if is_quantized(model) else wrapped(model)
