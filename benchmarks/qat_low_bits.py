@@ -39,16 +39,18 @@ class Setup:
     epochs: int = 2
     rate: float = 1e-4
     cosine: bool = False
+    image_bits: int | None = None
 
 
 LEARNED = {"ranges": "learned", "range_rate": 1.0}
-LOW = {"observers": ("mse", "mse"), "rate": 5e-4, "cosine": True}
+LOW = {"observers": ("mse", "mse"), "rate": 1e-3, "cosine": True}
 SETUPS = {
     "int8": Setup(8, 8),
     "int8-learned": Setup(8, 8, LEARNED),
     "w4a8-moving": Setup(4, 8, steps=("calibrate", "sequential-mse"), rate=5e-4, cosine=True),
     "w4a8": Setup(4, 8, LEARNED, steps=("calibrate", "sequential-mse"), rate=5e-4, cosine=True),
-    "w4a4": Setup(4, 4, LEARNED, steps=("calibrate", "sequential-mse"), epochs=4, **LOW),
+    "w4a4": Setup(4, 4, LEARNED, steps=("calibrate", "sequential-mse"), epochs=4, image_bits=8, **LOW),
+    "w4a4-image4": Setup(4, 4, LEARNED, steps=("calibrate", "sequential-mse"), epochs=4, **LOW),
     "w2a8": Setup(2, 8, LEARNED, steps=("calibrate", "sequential-mse"), rate=1e-3, epochs=4, cosine=True),
 }
 
@@ -57,7 +59,8 @@ def quantized(model: keras.Model, setup: Setup, data: np.ndarray) -> keras.Model
     """The model with its ranges set."""
     recipe = {
         "name": "qat",
-        "activations": {"bits": setup.activations, "observer": setup.observers[0]},
+        "activations": {"bits": setup.image_bits or setup.activations, "observer": setup.observers[0]},
+        "rules": [{"layer": "*", "activations": {"bits": setup.activations}}],
         "weights": {"bits": setup.weights, "unpacked_bits": max(setup.weights, 8), "observer": setup.observers[1]},
         "training": setup.training,
     }

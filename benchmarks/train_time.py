@@ -62,6 +62,23 @@ def distillation(model: keras.Model, x: np.ndarray) -> keras.Model:
     return kquant.distill(qat(model, x), model)
 
 
+@way("pruning")
+def pruning(model: keras.Model, x: np.ndarray) -> keras.Model:
+    """A ramp, so that masks are chosen anew while it trains."""
+    return kquant.prune(model, kquant.SparsitySchedule(final=0.5, initial=0.0, end=10_000, frequency=100))
+
+
+@way("clustering")
+def clustering(model: keras.Model, x: np.ndarray) -> keras.Model:
+    return kquant.cluster(model, 16)
+
+
+@way("PCQAT")
+def pcqat(model: keras.Model, x: np.ndarray) -> keras.Model:
+    clustered = kquant.cluster(kquant.prune(model, 0.5), 16)
+    return kquant.calibrate(kquant.quantize(clustered), x[:64], verbose=False)
+
+
 class Ours:
     """One way, ready to take steps."""
 

@@ -114,7 +114,8 @@ class _Builder:
 
     def in_float(self, node: Node, rule: Rule, args: tuple, kwargs: dict) -> Any:
         """A call that stays float; its weights may be quantized all the same."""
-        if rule.weights is None or self.plan.settings[id(node.op)].skip:
+        skipped = self.plan.settings[id(node.op)].skip and node.op.name not in self.norms
+        if rule.weights is None or skipped:
             y = node.op(*args, **kwargs)
         else:
             if id(node.op) not in self.layers:

@@ -1,8 +1,9 @@
-"""The whole flow in one call."""
+"""The whole flow in one call: prune, cluster, quantize, each with training behind it where the caller trains."""
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,11 @@ from kquant.export import IO, ExportReport, export
 from kquant.lower import LookUpTables
 from kquant.quantize import quantize
 from kquant.quantized import is_quantized
+from kquant.train.clustering import cluster, has_codebooks
+from kquant.train.pruning import has_masks, prune
+
+Stage = Literal["prune", "cluster", "quantize"]
+Train = Callable[[keras.Model, Stage], Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,9 +47,10 @@ def compress(
     batches: int | None = None,
     input_shape: Any = None,
     compression: Literal["lut"] | LookUpTables | None = None,
+    train: Train | None = None,
     verbose: bool = True,
 ) -> CompressResult:
-    """Quantize, run the recipe's steps (calibrate, and corrections), export and verify.
+    """Prune and cluster where the recipe says so, quantize, run its steps (calibrate, corrections), export and verify.
 
     Args:
         model: a built Keras 3 model; it is not changed.
@@ -55,6 +62,8 @@ def compress(
         batches: calibrate and correct with this many batches only.
         input_shape: static shape(s) for models with open dimensions.
         compression: "lut" for look-up tables on target "tflm", see `kquant.export`.
+        train: `train(model, stage)` compiles and fits the model it is given; called after each stage that the recipe
+            has, "prune", "cluster" (float models) and "quantize" (its steps are done). It may pass any of them over.
         verbose: show progress bars.
 
     Returns:
@@ -69,7 +78,16 @@ def compress(
         >>> result.report.types["FLOAT32"] if "FLOAT32" in result.report.types else 0
         0
     """
-    qmodel = prepare(model, data, recipe, target=target, batches=batches, input_shape=input_shape, verbose=verbose)
+    qmodel = prepare(
+        model,
+        data,
+        recipe,
+        target=target,
+        batches=batches,
+        input_shape=input_shape,
+        train=train,
+        verbose=verbose,
+    )
     return CompressResult(qmodel, export(qmodel, output, samples=data, io=io, compression=compression))
 
 
@@ -81,9 +99,10 @@ def prepare(
     target: str = "litert",
     batches: int | None = None,
     input_shape: Any = None,
+    train: Train | None = None,
     verbose: bool = True,
 ) -> keras.Model:
-    """Quantize and run the recipe's steps: `compress`, which explains the arguments, up to the export.
+    """Prune, cluster, quantize and run the recipe's steps: `compress`, which explains the arguments, up to the export.
 
     Returns:
         The quantized model.
@@ -93,8 +112,17 @@ def prepare(
     """
     chosen = load(recipe)
     check_steps(chosen.steps)
+    train = train or (lambda *_: None)
+    if chosen.pruning is not None and not has_masks(model):
+        model = prune(model, chosen)
+        train(model, "prune")
+    if chosen.clustering is not None and not has_codebooks(model):
+        model = cluster(model, chosen)
+        train(model, "cluster")
     qmodel = quantize(model, chosen, target=target, input_shape=input_shape)
-    return apply_steps(qmodel, [_limited(step, batches) for step in chosen.steps], data, verbose=verbose)
+    apply_steps(qmodel, [_limited(step, batches) for step in chosen.steps], data, verbose=verbose)
+    train(qmodel, "quantize")
+    return qmodel
 
 
 def to_correct(

@@ -72,6 +72,13 @@ def qat_from_no_ranges() -> keras.Model:
     return kquant.quantize(keras.Model(x, layers.Dense(3, name="head")(y)), recipe)
 
 
+@case()
+def pruning_clustering_qat() -> keras.Model:
+    """Masks that follow a ramp, shared values and moving ranges."""
+    ramp = kquant.SparsitySchedule(final=0.5, initial=0.0, end=6, frequency=1)
+    return kquant.calibrate(kquant.quantize(kquant.cluster(kquant.prune(convolutions(), ramp), 4)), X, verbose=False)
+
+
 @case(epochs=1)
 def distillation() -> keras.Model:
     """Features are collected in the threads of the replicas."""

@@ -13,6 +13,7 @@ from kquant.core import learned, ranges
 from kquant.core.learner import WeightLearner
 from kquant.core.nodes import Compressed, FakeQuant
 from kquant.core.spec import QuantSpec, encode_range
+from kquant.quantized import copy
 
 layers = keras.layers
 RNG = np.random.default_rng(0)
@@ -191,6 +192,7 @@ def test_every_way_trains_saves_and_exports_what_it_simulates(way, tmp_path):
     q.save(tmp_path / "q.keras")
     loaded = keras.models.load_model(tmp_path / "q.keras")
     np.testing.assert_array_equal(np.asarray(loaded(X[:16])), y)
+    np.testing.assert_array_equal(np.asarray(copy(q)(X[:16])), y)
     kquant.export(loaded, tmp_path / "m.tflite", samples=X[:2], check_runtimes=False)
     np.testing.assert_array_equal(kquant.predict(tmp_path / "m.tflite", X[:16], "litert-reference"), y)
     for node in nodes(q) if q.get_layer("conv").learner is not None else ():

@@ -159,6 +159,15 @@ def test_norms_without_a_layer_before_them_are_named():
         kquant.quantize(loose, LIVE)
     with pytest.raises(ValueError, match="fold = true"):
         kquant.quantize(loose, {**LIVE, "fold": False})
+    with pytest.raises(ValueError, match="whole recipe"):
+        kquant.Recipe(name="r", rules=[{"layer": "conv", "training": {"batch_norm": "live"}}])
+
+
+@pytest.mark.parametrize("rule", [{"skip": True}, {"float": True}])
+def test_layers_that_stay_float_keep_their_norm(rule):
+    q = kquant.quantize(model(), {**LIVE, "rules": [{"layer": "conv", **rule}]})
+    plain = kquant.strip(q)
+    np.testing.assert_allclose(plain(X), model()(X), rtol=1e-4, atol=1e-4)
 
 
 def test_what_stands_around_a_norm_is_folded_into_it():

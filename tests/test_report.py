@@ -79,3 +79,13 @@ def test_json_is_strict():
 def test_other_objects_are_refused():
     with pytest.raises(TypeError, match="Received: int"):
         report.render(3)
+
+
+def test_compression_has_pages():
+    model = keras.Sequential([keras.Input((8,), name="x"), keras.layers.Dense(16, name="wide"), keras.layers.Dense(4)])
+    zeros = report.render(kquant.sparsity(kquant.prune(model, 0.75, protect=["dense*"])))
+    assert "96" in zeros and "wide" in zeros
+    x = np.random.default_rng(0).random((16, 8), np.float32)
+    scan = report.render(kquant.scan_sparsity(model, x, sparsities=(0.5, 0.9), verbose=False))
+    assert "SQNR" in scan and "90 %" in scan
+    assert "they are outputs of the model" in report.render(kquant.channel_groups(model))

@@ -53,3 +53,23 @@ def qat_that_freezes() -> keras.Model:
     y = layers.ReLU(name="relu")(layers.BatchNormalization(name="norm")(layers.Dense(6, name="hidden")(x)))
     recipe = {"name": "frozen", "training": {"momentum": 0.8, "freeze_ranges_after": 5}}
     return kquant.quantize(keras.Model(x, layers.Add(name="sum")([twin(x), twin(y)])), recipe)
+
+
+@make_model
+def pruned() -> keras.Model:
+    """A ramp that ends while it trains."""
+    return kquant.prune(small(), kquant.SparsitySchedule(final=0.5, initial=0.0, end=6, frequency=2))
+
+
+@make_model
+def pruned_clustered_qat() -> keras.Model:
+    """Masks, shared values and moving ranges in one layer."""
+    clustered = kquant.cluster(kquant.prune(small(), 0.5), 4)
+    return kquant.calibrate(kquant.quantize(clustered), X, verbose=False)
+
+
+@make_model
+def learned_ranges() -> keras.Model:
+    """Four bits whose ranges train."""
+    recipe = {"name": "lsq", "weights": {"bits": 4}, "training": {"ranges": "learned", "range_rate": 0.1}}
+    return kquant.calibrate(kquant.quantize(small(), recipe), X, verbose=False)

@@ -197,7 +197,7 @@ class QuantizedLSTM(ManyKernels):
                 return kernel, recurrent, tf.zeros((4 * self.layer.units,))
             return kernel, recurrent, tf.cast(tf.convert_to_tensor(cell.bias), tf.float32)
 
-    def _on_grid(self, number: int, weights: tf.Tensor, training: bool, site: int) -> tf.Tensor:
+    def _on_grid(self, weights: tf.Tensor, number: int = 0, training: bool = False, site: int = 0) -> tf.Tensor:
         """Weights as training sees them: each gate on its grid."""
         gates = tf.reshape(weights, (weights.shape[0], 4, -1))
         if not self.spec.has_codes:  # as in the file, each gate is a matrix of its own
@@ -223,7 +223,7 @@ class QuantizedLSTM(ManyKernels):
         """In float; with `out`, weights and states are on their grids, and training moves the cell's range."""
         kernel, recurrent, bias = self._floats()
         if out is not None:
-            kernel, recurrent = (self._on_grid(n, w, training, site) for n, w in enumerate((kernel, recurrent)))
+            kernel, recurrent = (self._on_grid(w, n, training, site) for n, w in enumerate((kernel, recurrent)))
         by_input = tf.transpose(tf.matmul(x, kernel) + bias, (1, 0, 2))
         seen, bits = self.seen(), self.cell_bits()
 

@@ -115,6 +115,8 @@ class LayerRule(Strict):
     @classmethod
     def _known_settings(cls, given: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
         section = SECTIONS[str(info.field_name)]
+        if "batch_norm" in given:
+            raise ValueError("training.batch_norm holds for the whole recipe; give it in [training]")
         try:
             section(**given)
         except ValidationError as error:

@@ -5,7 +5,7 @@
     report.html(kquant.analyze(qmodel, images), "report.html")
 """
 
-from kquant.report import pages  # noqa: F401  registers its pages
+from kquant.report import compression, pages  # noqa: F401  they register their pages
 from kquant.report.html import check_html, html
 from kquant.report.search import pareto
 from kquant.report.tables import Table

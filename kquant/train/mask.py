@@ -101,9 +101,9 @@ class Mask(Transform):
 
     def carried(self) -> Transform | None:
         """The mask as it goes on in a quantized model: one that has come to its end keeps its zeros for good."""
-        if self.schedule is not None and not self.schedule.is_done(int(self.steps)):
+        if self.schedule is not None and not self.schedule.is_done(int(self.steps.numpy())):
             return None
-        return fixed(np.asarray(self.mask), self)
+        return fixed(self.mask.numpy(), self)
 
     def derived(self, kernel: np.ndarray) -> Transform | None:
         """The mask of a kernel that was made of this one's values, by its zeros."""

@@ -36,7 +36,7 @@ FLOOR = 0.2  # with a global threshold a layer keeps at least this part of what 
 
 def prune(
     model: keras.Model,
-    recipe_or_schedule: Any = 0.5,
+    recipe_or_schedule: Any = None,
     *,
     structure: str | None = None,
     pooling: Pooling | None = None,
@@ -54,7 +54,8 @@ def prune(
     Args:
         model: a built float Keras 3 model of any kind, pruned or clustered or not, or a quantized one. Not changed.
         recipe_or_schedule: a share of zeros in [0, 1), from this call on; a `kquant.SparsitySchedule` or tfmot's
-            schedule object; or a recipe with a `[pruning]` section (name, TOML file, data).
+            schedule object; or a recipe with a `[pruning]` section (name, TOML file, data). None: 0.5, or what the
+            structure prescribes.
         structure: "unstructured"; blocks such as "4x1" (input by output channels); or "2:4": 2 of 4 neighbours along
             the input channels stay, the sparsity follows from it.
         pooling: of a block's magnitudes, "mean" or "max".
@@ -147,10 +148,8 @@ def settings_of(
             raise ValueError(f"prune: recipe '{recipe.name}' has no [pruning] section. 'prune50-int8' has one.")
         checked = recipes.load({"name": "prune", "pruning": {**recipe.pruning.model_dump(), **changes}, "rules": own})
         return Settings(_section(checked), None, (*recipe.rules, *checked.rules))
-    schedule = schedule_of(given)
     pattern = structure_of(str(changes.get("structure", "unstructured")))
-    if pattern.sparsity is not None and given == 0.5:  # the default of `prune`
-        schedule = schedule_of(pattern.sparsity)
+    schedule = schedule_of((pattern.sparsity or 0.5) if given is None else given)
     checked = recipes.load({"name": "prune", "pruning": {"sparsity": schedule.final, **changes}, "rules": own})
     return Settings(_section(checked), schedule, checked.rules)
 
@@ -286,6 +285,9 @@ def _global(targets: Sequence[Target]) -> list[float]:
     """
     whole = sum(float(t.schedule.final) * t.weights().shape.num_elements() for t in targets)
     total = sum(t.weights().shape.num_elements() for t in targets)
+    fixed = [t.layer.name for t in targets if structure_of(t.section.structure).of]
+    if fixed:
+        raise ValueError(f"prune: scope 'global' chooses sparsities, and an N:M structure fixes that of {fixed[0]}.")
     scores = []
     for t in targets:
         values = tf.abs(t.weights())

@@ -61,11 +61,15 @@ class SparsityScan:
         """The proposal, one rule for each layer."""
         return [{"layer": row.layer, "pruning": {"sparsity": row.chosen}} for row in self.layers]
 
-    def to_json(self) -> str:
-        """The same as JSON."""
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
         rows = [{"layer": r.layer, "weights": r.weights, "values": r.values, "chosen": r.chosen} for r in self.layers]
         head = {"sparsities": self.sparsities, "target": self.target, "dense": self.dense}
-        return json.dumps({**head, "layers": rows}, indent=2)
+        return {**head, "layers": rows}
+
+    def to_json(self) -> str:
+        """The same as JSON."""
+        return json.dumps(self.to_dict(), indent=2)
 
     def __str__(self) -> str:
         wide = max(len("layer"), *(len(row.layer) for row in self.layers))

@@ -57,10 +57,14 @@ class Sparsity:
         """Share of zeros of all kernels together."""
         return sum(k.zeros for k in self.kernels) / max(1, sum(k.size for k in self.kernels))
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        rows = [{**asdict(k), "sparsity": k.sparsity} for k in self.kernels]
+        return {"total": self.total, "kernels": rows}
+
     def to_json(self) -> str:
         """The same as JSON."""
-        rows = [{**asdict(k), "sparsity": k.sparsity} for k in self.kernels]
-        return json.dumps({"total": self.total, "kernels": rows}, indent=2)
+        return json.dumps(self.to_dict(), indent=2)
 
     def __str__(self) -> str:
         rows = [(k.layer, k.path + ("" if k.masked else " (no mask)"), k.size, k.zeros) for k in self.kernels]
