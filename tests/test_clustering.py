@@ -156,7 +156,7 @@ def image() -> keras.Model:
 
 
 def attentive() -> keras.Model:
-    x = inputs = keras.Input((7, 6), name="steps")
+    x = inputs = keras.Input((3, 6), name="steps")
     x = layers.Conv1D(8, 3, padding="causal", activation="gelu", name="conv")(x)
     x = layers.Add(name="add")([x, layers.MultiHeadAttention(2, 4, name="attention")(x, x)])
     x = layers.EinsumDense("abc,cd->abd", (None, 8), bias_axes="d", name="einsum")(x)
@@ -251,8 +251,8 @@ def test_every_kernel_shares_from_training_to_the_file(build, per_channel, tmp_p
     assert not single or max(single.values()) <= limit
 
 
-@pytest.mark.parametrize("per_channel", [True, "scale"])
-def test_masks_and_zeros_stay(per_channel, tmp_path):
+def test_masks_and_zeros_stay():
+    per_channel = "scale"
     pruned = kquant.prune(made(image), 0.5)
     clustered = train(kquant.cluster(pruned, 6, per_channel=per_channel))
     assert [type(t).__name__ for t in clustered.get_layer("conv").transforms["kernel"]] == ["Mask", "Codebook"]
