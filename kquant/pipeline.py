@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +12,14 @@ from typing import Any, Literal
 import keras
 
 from kquant.core.recipe import Recipe, Step, load
+from kquant.core.wording import first_of
 from kquant.correct import STEPS, apply_steps, check_steps, parse_steps
 from kquant.export import IO, ExportReport, export
 from kquant.lower import LookUpTables
 from kquant.quantize import quantize
 from kquant.quantized import is_quantized
 from kquant.train.clustering import cluster, has_codebooks
+from kquant.train.mask import Mask
 from kquant.train.pruning import has_masks, prune
 
 Stage = Literal["prune", "cluster", "quantize"]
@@ -55,7 +58,8 @@ def compress(
     Args:
         model: a built Keras 3 model; it is not changed.
         data: representative samples, see `kquant.calibrate`.
-        recipe: see `kquant.quantize`.
+        recipe: see `kquant.quantize`. A model that is pruned or clustered already keeps its masks or codebooks,
+            whatever the recipe says of them.
         output: path of the `.tflite` file.
         target: "litert", "tflm" or "ethos-u".
         io: type of the file's inputs and outputs.
@@ -122,7 +126,24 @@ def prepare(
     qmodel = quantize(model, chosen, target=target, input_shape=input_shape)
     apply_steps(qmodel, [_limited(step, batches) for step in chosen.steps], data, verbose=verbose)
     train(qmodel, "quantize")
+    _warn_unfinished(qmodel)
     return qmodel
+
+
+def _warn_unfinished(qmodel: keras.Model) -> None:
+    """Name layers whose masks have not come to the end of their schedule: the file has fewer zeros than was asked."""
+    left = []
+    for layer in qmodel._flatten_layers():
+        held = getattr(layer, "transforms", ())
+        masks = [t for t in (layer.held if isinstance(held, dict) else held) if isinstance(t, Mask)]
+        if any(t.schedule is not None and not t.schedule.is_done(int(t.steps.numpy())) for t in masks):
+            left.append(layer.name)
+    if left:
+        warnings.warn(
+            f"compress: the masks of {first_of(left)} are still on their ramp, so the file has fewer zeros than the "
+            "recipe asks for. Train longer (`train=`), end the ramp earlier, or use a constant schedule.",
+            stacklevel=4,
+        )
 
 
 def to_correct(

@@ -51,3 +51,10 @@ def test_without_training_the_stages_are_there_all_the_same(task, tmp_path):
     assert has_masks(result.model)
     rows = [row for row in result.report.weights.layers if "kernel" in row.name]
     assert sum(row.sparsity * row.raw_bytes for row in rows) >= 0.5 * sum(row.raw_bytes for row in rows)
+
+
+def test_a_ramp_without_its_training_is_said(task, tmp_path):
+    model, x, _ = task
+    ramp = {"name": "ramp", "pruning": {"sparsity": 0.8, "schedule": "polynomial", "end": 1000}}
+    with pytest.warns(UserWarning, match="still on their ramp"):
+        kquant.compress(model, x, ramp, output=tmp_path / "r.tflite", verbose=False)

@@ -217,3 +217,19 @@ def test_quantized_models_are_copied_with_what_they_took_on_late():
         np.testing.assert_array_equal(q.predict(x, verbose=0), other.predict(x, verbose=0))
         order = [[v.path for v in m.trainable_variables] for m in (q, kquant.quantized.copy(q))]
         assert order[0] == order[1]  # an optimizer finds its state by it
+
+
+def test_masks_and_codebooks_after_adaround_hold(calibrated):
+    make, x = calibrated
+    q = kquant.adaround(make(), x, iterations=60, verbose=False)
+    assert kquant.sparsity(kquant.prune(q, 0.5)).total >= 0.5
+    with pytest.warns(UserWarning, match="rounded to nearest again"):
+        shared = kquant.cluster(q, 3)
+    codes = shared.get_layer("first").codes(tf.constant(1.0))[0].numpy()
+    assert max(np.unique(codes[:, i]).size for i in range(codes.shape[1])) <= 3
+
+
+def test_shrinking_wants_the_plain_model():
+    for verb in (kquant.cost, lambda m: kquant.prune_channels(m, macs=0.5), lambda m: kquant.factorize(m, macs=0.5)):
+        with pytest.raises(ValueError, match="kquant.strip"):
+            verb(kquant.prune(wide(), 0.5))

@@ -189,10 +189,18 @@ class Compressed(Weighted):
         spec = self.spec or QuantSpec(16, True, True)
         steps = weights / scale
         if self.rounding is not None:
-            with full_precision():
-                steps += tf.convert_to_tensor(self.rounding)
+            steps += self._pushed(weights)
         codes = round_through(steps, float(spec.low), float(spec.high))
-        return codes if self.learner is None else self.learner.settled(codes)
+        if self.learner is None or self.learner.freezing is None:
+            return codes
+        codes = self.learner.settled(codes)
+        return tf.where(weights == 0.0, tf.zeros_like(codes), codes) if self.transforms else codes
+
+    def _pushed(self, weights: tf.Tensor) -> tf.Tensor:
+        """What a correction adds before rounding, in steps; a weight that a mask has taken out stays out."""
+        with full_precision():
+            pushed = tf.convert_to_tensor(self.rounding)
+        return tf.where(weights == 0.0, tf.zeros_like(pushed), pushed) if self.transforms else pushed
 
     def _begin_step(self) -> None:
         """Of what learns: the range of the last step, and which weights oscillate."""
@@ -219,8 +227,7 @@ class Compressed(Weighted):
         weights = self.weights_as_used()
         scale = self.scale_of(weights)
         if self.rounding is not None:
-            with full_precision():
-                weights += tf.stop_gradient(scale * tf.convert_to_tensor(self.rounding))
+            weights += tf.stop_gradient(scale * self._pushed(weights))
         quantized = self.learner.quantized(weights, scale)
         unit = 1.0 if self.gain is None else tf.convert_to_tensor(self.gain)  # in units of the kernel that trains
         loss = self.learner.loss(weights / unit, quantized / unit, scale / tf.abs(unit))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -87,6 +88,13 @@ class Weighted(keras.layers.Wrapper):
         if not transform.built:
             transform.build(self.kernel_shape)
             transform.start(kernels.apply(self.transforms, kernels.real(self.layer, self.kernel_name)))
+        if transform.shares and self.rounding is not None and bool(tf.reduce_any(self.rounding.value != 0.0)):
+            warnings.warn(
+                f"{self.name}: its weights share values from now on, and are rounded to nearest again: roundings of "
+                "single weights (AdaRound) would pull them apart. Cluster first, then quantize and correct.",
+                stacklevel=2,
+            )
+            self.round_by(None)
         with kernels.growing(self):
             self.transforms = kernels.in_order([*self.transforms, transform])
 

@@ -174,6 +174,7 @@ def choose_ranks(ladders: Mapping[str, Sequence[Candidate]], limit: int, name: s
             f"together, and cost {least:,} at their lowest ranks. Ask for more, or use kquant.prune_channels too."
         )
     scores = sorted({c.score for ladder in ladders.values() for c in ladder}, reverse=True)
+    taken: dict[Any, int] = {}
     for lowest in scores:
         taken = {key: next(i for i, c in enumerate(ladder) if c.score >= lowest) for key, ladder in ladders.items()}
         if sum(ladders[key][i].cost for key, i in taken.items()) <= limit:

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 
 from kquant.core.graph import Graph, Node, legal_name, rewrite, trace
+from kquant.core.nodes import Transformed
 from kquant.ops import find
 from kquant.quantized import is_quantized
 
@@ -46,10 +47,11 @@ def plain(model: keras.Model) -> keras.Model:
         >>> [layer.name for layer in plain(keras.Sequential([keras.Input((4,), name="x"), inner])).layers]
         ['x', 'inside']
     """
-    if is_quantized(model):
+    if is_quantized(model) or any(isinstance(layer, Transformed) for layer in model._flatten_layers()):
         raise ValueError(
-            f"{model.name}: channels leave and kernels split in a float model, before kquant.quantize. Received a "
-            "model that is quantized or masked; give the plain one."
+            f"{model.name}: channels leave and kernels split in a plain float model. Received one that is quantized, "
+            "pruned or clustered: shrink it before kquant.prune, kquant.cluster and kquant.quantize, or give "
+            "kquant.strip(model)."
         )
     graph = read(model)
     made: dict[tuple[int, str], Any] = {}

@@ -49,6 +49,7 @@ class Codebook(Transform):
     """
 
     rank = 1
+    shares = True
 
     def __init__(
         self,
