@@ -29,7 +29,9 @@ JUDGED = 2000
 # name -> part of the steps over which sparsity grows, learning rate, its decay, arguments of kquant.prune
 SETTINGS: dict[str, tuple[float, float, bool, dict[str, Any]]] = {
     "kquant": (0.3, 1e-3, True, {"scope": "global"}),
+    "flat": (0.3, 1e-4, False, {"scope": "global"}),
     "layer": (0.3, 1e-3, True, {"scope": "layer"}),
+    "layer-constant": (0.0, 1e-3, True, {"scope": "layer"}),
     "tfmot": (0.75, 1e-4, False, {"scope": "global"}),
     "tfmot-layer": (0.75, 1e-4, False, {"scope": "layer"}),
     "tfmot-masked": (0.75, 1e-4, False, {"scope": "layer", "gradient": "masked"}),
@@ -43,7 +45,9 @@ def pruned(model: keras.Model, what: str, settings: str, epochs: int) -> keras.M
     if ":" in what:
         new = kquant.prune(model, structure=what)
     else:
-        course = kquant.SparsitySchedule(float(what), initial=0.0, end=int(ramp * total), frequency=15)
+        course: Any = float(what)
+        if ramp:
+            course = kquant.SparsitySchedule(float(what), initial=0.0, end=int(ramp * total), frequency=15)
         new = kquant.prune(model, course, **arguments)
     rate = keras.optimizers.schedules.CosineDecay(rate, total) if decays else rate
     new.compile(keras.optimizers.Adam(rate), "sparse_categorical_crossentropy")
