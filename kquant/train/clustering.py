@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +16,10 @@ from kquant.core import recipe as recipes
 from kquant.core.clustering_section import Clustering
 from kquant.core.nodes import Compressed
 from kquant.core.recipe import Recipe
-from kquant.core.transforms import kernel_at
 from kquant.quantized import copy, is_quantized
 from kquant.train.centroids import Init
 from kquant.train.codebook import Aggregation, Channels, Codebook
-from kquant.train.sites import Site, put
+from kquant.train.sites import Site, check_patterns, match, put, sites
 from kquant.train.wrapping import wrapped
 
 
@@ -102,8 +99,9 @@ def put_codebooks(
         ValueError: no kernel to cluster, a pattern that matches no layer, or a model that is clustered already.
     """
     chooser = _Chooser(recipe, layers, skip)
+    check_patterns("cluster", (*(layers or ()), *skip), sites(model))
     count = put(model, chooser.choose)
-    chooser.check()
+    chooser.warn()
     if not count and not chooser.small:
         raise ValueError(f"{model.name}: cluster: no kernel to cluster (depthwise ones only with depthwise=True).")
 
@@ -141,46 +139,35 @@ class _Chooser:
     recipe: Recipe
     wanted: tuple[str, ...] | None
     skip: tuple[str, ...]
-    names: set[str] = field(default_factory=set)
     small: list[str] = field(default_factory=list)
 
     def choose(self, site: Site) -> Codebook | None:
         """The codebook of one kernel."""
         known = [name for name, _ in site.names]
-        self.names.update(known)
-        asked = self.wanted is None or _match(known, self.wanted)
+        asked = self.wanted is None or match(known, self.wanted)
         settings = self.recipe.clustering_of(site.names, site.position)
-        if not asked or _match(known, self.skip) or settings is None or not site.holder.trainable:
+        if not asked or match(known, self.skip) or settings is None or not site.holder.trainable:
             return None
         if site.kernel.depthwise and not settings.depthwise:
             return None
         if any(isinstance(t, Codebook) for t in site.transforms):
             raise ValueError(f"{site.holder.name}: '{site.path}' is clustered already; start from the model before.")
         book = Codebook(**settings.model_dump(exclude={"depthwise"}), channel_axes=_axes(site))
-        shape = kernel_at(site.holder.layer, site.path).shape
+        shape = site.shape
         each = math.prod(shape) // (book.groups_of(shape) if settings.per_channel is True else 1)
         if each > settings.clusters:
             return book
         self.small.append(f"{site.holder.name} ({site.path}: {each} for {settings.clusters} values)")
         return None
 
-    def check(self) -> None:
-        """Name patterns that match nothing, and kernels with too few weights."""
-        for pattern in (*(self.wanted or ()), *self.skip):
-            if not _match(sorted(self.names), (pattern,)):
-                near = difflib.get_close_matches(pattern, sorted(self.names), 1)
-                hint = f" Did you mean '{near[0]}'?" if near else f" There are: {', '.join(sorted(self.names))}."
-                raise ValueError(f"cluster: '{pattern}' matches no layer with a kernel.{hint}")
+    def warn(self) -> None:
+        """Name kernels with too few weights."""
         if self.small:
             warnings.warn(
                 "cluster: left as they are, because they (or each of their channels) have no more weights than values: "
                 f"{', '.join(self.small)}.",
                 stacklevel=4,
             )
-
-
-def _match(names: Sequence[str], patterns: Sequence[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
 
 
 def _axes(site: Site) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ Masks act in every call. A training forward pass is one step of the schedule; no
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,16 +20,12 @@ import numpy as np
 import tensorflow as tf
 
 from kquant.core import recipe as recipes
-from kquant.core.nodes import Compressed
-from kquant.core.origin import identities
 from kquant.core.pruning_section import Pruning
-from kquant.core.transformed import ManyKernels
-from kquant.core.transforms import growing, kernel_at
-from kquant.ops.kernels import Kernel, kernels_of
 from kquant.quantized import copy, forget_graphs, is_quantized
 from kquant.train.mask import Criterion, Gradient, Mask
 from kquant.train.masks import Pooling, choose, structure_of
 from kquant.train.schedules import SparsitySchedule, schedule_of
+from kquant.train.sites import Site, sites
 from kquant.train.wrapping import wrapped
 
 FLOOR = 0.2  # with a global threshold a layer keeps at least this part of what it would keep at equal sparsities
@@ -175,20 +172,15 @@ def _schedule(section: Pruning) -> SparsitySchedule:
 class Target:
     """One kernel that is to be masked."""
 
-    layer: Any
-    path: str
-    kernel: Kernel
+    site: Site
     section: Pruning
     schedule: SparsitySchedule
 
     @property
     def axes(self) -> tuple[int, int]:
         """Input and output channels."""
-        return -2 if self.kernel.input_axis is None else self.kernel.input_axis, self.kernel.output_axis
-
-    def weights(self) -> tf.Tensor:
-        """The kernel without its mask."""
-        return _raw(self.layer, self.path)
+        kernel = self.site.kernel
+        return -2 if kernel.input_axis is None else kernel.input_axis, kernel.output_axis
 
 
 def has_masks(model: keras.Model) -> bool:
@@ -219,27 +211,22 @@ def put_masks(model: keras.Model, settings: Settings) -> None:
         mask = Mask(
             schedule.get_config(), section.structure, target.axes, section.pooling, section.criterion, section.gradient
         )
-        _replace(target.layer, target.path, mask)
+        target.site.replace_by(mask)
     forget_graphs(model)
 
 
 def targets_of(model: keras.Model, settings: Settings) -> Iterator[Target]:
     """The kernels to prune, in the order of the model; names those that are left dense for want of a place."""
-    found = [layer for layer in model._flatten_layers() if isinstance(layer, ManyKernels | Compressed)]
-    found = [layer for layer in found if _paths(layer)]
     refused = []
-    for layer in found:
-        position = {0: "first", len(found) - 1: "last"}.get(found.index(layer))
-        names = [*identities(layer), *identities(layer.layer)]
-        section = settings.of(names, position)
-        for path, kernel in _paths(layer).items():
-            schedule = settings.course(section)
-            if schedule.final == 0.0 or (kernel.depthwise and not section.depthwise):
-                continue
-            if not layer.trainable or (structure_of(section.structure).of and kernel.input_axis is None):
-                refused.append(f"{layer.name} ({path})")
-                continue
-            yield Target(layer, path, kernel, section, schedule)
+    for site in sites(model):
+        section = settings.of(site.names, site.position)
+        schedule = settings.course(section)
+        if schedule.final == 0.0 or (site.kernel.depthwise and not section.depthwise):
+            continue
+        if not site.holder.trainable or (structure_of(section.structure).of and site.kernel.input_axis is None):
+            refused.append(site.label)
+            continue
+        yield Target(site, section, schedule)
     if refused:
         warnings.warn(
             f"prune: left dense: {', '.join(refused)}: layers that do not train, or kernels that sum over no input "
@@ -248,49 +235,19 @@ def targets_of(model: keras.Model, settings: Settings) -> Iterator[Target]:
         )
 
 
-def _paths(layer: Any) -> dict[str, Kernel]:
-    """The kernels of a wrapped layer that can be masked."""
-    inside = kernels_of(layer.layer)
-    if isinstance(layer, Compressed):
-        return {path: kernel for path, kernel in inside.items() if path == layer.kernel_name}
-    return inside
-
-
-def _transforms(layer: Any, path: str) -> list[Any]:
-    return list(layer.transforms if isinstance(layer, Compressed) else layer.transforms.get(path, ()))
-
-
-def _raw(layer: Any, path: str) -> tf.Tensor:
-    return tf.cast(tf.convert_to_tensor(kernel_at(layer.layer, path)), tf.float32)
-
-
-def _replace(layer: Any, path: str, mask: Mask) -> None:
-    """One mask for a kernel; what comes after it stays."""
-    rest = [t for t in _transforms(layer, path) if not isinstance(t, Mask)]
-    mask.build(tuple(kernel_at(layer.layer, path).shape))
-    mask.start(_raw(layer, path))
-    with growing(layer):
-        if isinstance(layer, Compressed):
-            layer.transforms = rest
-            layer.transform_by(mask)
-        else:
-            layer.transforms = {**layer.transforms, path: rest}
-            layer.transform_by(path, mask)
-
-
 def _global(targets: Sequence[Target]) -> list[float]:
     """Sparsity of each kernel where all share one threshold.
 
     Each keeps `FLOOR` of what it would keep at equal sparsities; the rest go to the highest scores of all.
     """
-    whole = sum(float(t.schedule.final) * t.weights().shape.num_elements() for t in targets)
-    total = sum(t.weights().shape.num_elements() for t in targets)
-    fixed = [t.layer.name for t in targets if structure_of(t.section.structure).of]
+    whole = sum(float(t.schedule.final) * math.prod(t.site.shape) for t in targets)
+    total = sum(math.prod(t.site.shape) for t in targets)
+    fixed = [t.site.holder.name for t in targets if structure_of(t.section.structure).of]
     if fixed:
         raise ValueError(f"prune: scope 'global' chooses sparsities, and an N:M structure fixes that of {fixed[0]}.")
     scores = []
     for t in targets:
-        values = tf.abs(t.weights())
+        values = tf.abs(t.site.raw)
         floor = choose(values, 1.0 - FLOOR * (1.0 - t.schedule.final), structure_of("unstructured"), t.axes, "mean")
         scores.append(np.where(np.asarray(floor), np.inf, np.asarray(values)).ravel())
     kept = np.sort(np.concatenate(scores))[::-1][: max(1, round(total - whole))]

@@ -137,7 +137,7 @@ def scan_sparsity(
     found = _by_layer(list(targets_of(copy, settings)))
     for targets in found.values():
         for each in targets:
-            each.layer.transform_by(each.path, fixed(np.ones(each.weights().shape, bool)))
+            each.site.transform_by(fixed(np.ones(each.site.shape, bool)))
     measure, dense = _measure(copy, data, evaluate, samples)
     values: dict[str, list[float]] = {name: [] for name in found}
     with tqdm(desc="scan", unit="model", total=len(found) * len(levels), disable=not verbose) as bar:
@@ -165,7 +165,7 @@ def _check(data: Any, evaluate: Any, levels: Sequence[float], target: float, str
 def _by_layer(targets: Sequence[Target]) -> dict[str, list[Target]]:
     found: dict[str, list[Target]] = {}
     for each in targets:
-        found.setdefault(each.layer.name, []).append(each)
+        found.setdefault(each.site.holder.name, []).append(each)
     if not found:
         raise ValueError("scan_sparsity: no layer has a kernel to prune.")
     return found
@@ -174,9 +174,9 @@ def _by_layer(targets: Sequence[Target]) -> dict[str, list[Target]]:
 def _set(targets: Sequence[Target], level: float, structure: str) -> None:
     """The masks of one layer at a sparsity."""
     for each in targets:
-        scores = tf.abs(each.weights())
+        scores = tf.abs(each.site.raw)
         mask = choose(scores, level, structure_of(structure), each.axes, "mean")
-        each.layer.transforms[each.path][0].mask.assign(mask)
+        each.site.transforms[0].mask.assign(mask)
 
 
 def _measure(
@@ -203,7 +203,7 @@ def _result(
     target: float,
     dense: float | None,
 ) -> SparsityScan:
-    sizes = {name: sum(int(t.weights().shape.num_elements()) for t in targets) for name, targets in found.items()}
+    sizes = {name: sum(math.prod(t.site.shape) for t in targets) for name, targets in found.items()}
     damage = {name: row if dense is None else [dense - v for v in row] for name, row in values.items()}
     chosen = propose(damage, sizes, levels, target)
     rows = tuple(

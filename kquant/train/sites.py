@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 import keras
@@ -14,6 +15,7 @@ from kquant.core.nodes import Compressed
 from kquant.core.origin import identities
 from kquant.core.transformed import ManyKernels
 from kquant.core.transforms import Transform
+from kquant.core.wording import did_you_mean
 from kquant.ops.kernels import Kernel, kernels_of
 from kquant.quantized import forget_graphs
 
@@ -46,9 +48,24 @@ class Site:
         return list(held.get(self.path, ()) if isinstance(held, dict) else held)
 
     @property
+    def label(self) -> str:
+        """For messages."""
+        return f"{self.holder.name} ({self.path})"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the kernel."""
+        return tuple(int(n) for n in kernels.kernel_at(self.holder.layer, self.path).shape)
+
+    @property
+    def raw(self) -> tf.Tensor:
+        """float32, before the transforms that the kernel has."""
+        return kernels.real(self.holder.layer, self.path)
+
+    @property
     def weights(self) -> tf.Tensor:
         """float32, after the transforms that the kernel has."""
-        return kernels.apply(self.transforms, kernels.real(self.holder.layer, self.path))
+        return kernels.apply(self.transforms, self.raw)
 
     def transform_by(self, transform: Transform) -> None:
         """Put one more transform on the kernel."""
@@ -56,6 +73,18 @@ class Site:
             self.holder.transform_by(transform)
         else:
             self.holder.transform_by(self.path, transform)
+
+    def replace_by(self, transform: Transform) -> None:
+        """Put a transform, started from the kernel itself, in the place of those of its class."""
+        rest = [t for t in self.transforms if not isinstance(t, type(transform))]
+        transform.build(self.shape)
+        transform.start(self.raw)
+        with kernels.growing(self.holder):
+            if isinstance(self.holder, Compressed):
+                self.holder.transforms = rest
+            else:
+                self.holder.transforms = {**self.holder.transforms, self.path: rest}
+            self.transform_by(transform)
 
 
 def sites(model: keras.Model) -> list[Site]:
@@ -85,6 +114,29 @@ def put(model: keras.Model, choose: Callable[[Site], Transform | None]) -> int:
         site.transform_by(transform)
     forget_graphs(model)
     return len(chosen)
+
+
+def check_patterns(verb: str, patterns: Sequence[str], found: Sequence[Site]) -> None:
+    """Refuse name patterns that match no layer with a kernel.
+
+    Args:
+        verb: that was given them.
+        patterns: of names of layers.
+        found: the kernels of the model.
+
+    Raises:
+        ValueError: names the pattern and the nearest name.
+    """
+    names = sorted({name for site in found for name, _ in site.names})
+    for pattern in patterns:
+        if not match(names, [pattern]):
+            hint = did_you_mean(pattern, names) or f" There are: {', '.join(names)}."
+            raise ValueError(f"{verb}: '{pattern}' matches no layer with a kernel.{hint}")
+
+
+def match(names: Sequence[str], patterns: Sequence[str]) -> bool:
+    """True where one of the names fits one of the patterns."""
+    return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
 
 
 def _kernels(holder: Any) -> Iterator[tuple[str, Kernel]]:
