@@ -413,3 +413,14 @@ def test_scan_proposes_what_the_target_wants():
     assert "evaluate" in str(judged) and judged.to_json()
     with pytest.raises(ValueError, match="one of the two"):
         kquant.scan_sparsity(model, verbose=False)
+
+
+def test_zeros_hold_before_a_codebook_or_are_refused():
+    shared = kquant.cluster(dense(), 4, preserve_sparsity=False)
+    for verb in (lambda: kquant.prune(shared, 0.5), lambda: kquant.scan_sparsity(shared, np.ones((1, 8), "f4"))):
+        with pytest.raises(ValueError, match=r"a \(kernel\).*codebook without a zero.*preserve_sparsity=True"):
+            verb()
+    with pytest.raises(ValueError, match=r"a: 'kernel' has a mask.*preserve_sparsity=True"):
+        kquant.cluster(kquant.prune(dense(), 0.5), 4, preserve_sparsity=False)
+    both = kquant.prune(kquant.cluster(dense(), 4), 0.5)
+    assert kquant.sparsity(both).total >= 0.5

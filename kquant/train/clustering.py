@@ -19,6 +19,7 @@ from kquant.core.recipe import Recipe
 from kquant.quantized import copy, is_quantized
 from kquant.train.centroids import Init
 from kquant.train.codebook import Aggregation, Channels, Codebook
+from kquant.train.mask import Mask
 from kquant.train.sites import Site, check_patterns, match, put, sites
 from kquant.train.wrapping import wrapped
 
@@ -68,7 +69,7 @@ def cluster(
 
     Raises:
         ValueError: too few clusters, an unknown init, a model that is not built or clustered already, a pattern that
-            matches no layer, a recipe without `[clustering]`.
+            matches no layer, a mask whose zeros preserve_sparsity=False would undo, a recipe without `[clustering]`.
 
     Example:
         >>> model = keras.Sequential([keras.Input((16,)), keras.layers.Dense(8, name="head")])
@@ -152,6 +153,11 @@ class _Chooser:
             return None
         if any(isinstance(t, Codebook) for t in site.transforms):
             raise ValueError(f"{site.holder.name}: '{site.path}' is clustered already; start from the model before.")
+        if not settings.preserve_sparsity and any(isinstance(t, Mask) for t in site.transforms):
+            raise ValueError(
+                f"{site.holder.name}: '{site.path}' has a mask, whose zeros a codebook without a zero would undo. Give "
+                "cluster preserve_sparsity=True; or drop the mask before: kquant.strip(model)."
+            )
         book = Codebook(**settings.model_dump(exclude={"depthwise"}), channel_axes=_axes(site))
         shape = site.shape
         each = math.prod(shape) // (book.groups_of(shape) if settings.per_channel is True else 1)

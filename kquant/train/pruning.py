@@ -22,6 +22,7 @@ import tensorflow as tf
 from kquant.core import recipe as recipes
 from kquant.core.pruning_section import Pruning
 from kquant.quantized import copy, forget_graphs, is_quantized
+from kquant.train.codebook import Codebook
 from kquant.train.mask import Criterion, Gradient, Mask
 from kquant.train.masks import Pooling, choose, structure_of
 from kquant.train.schedules import SparsitySchedule, schedule_of
@@ -226,12 +227,22 @@ def targets_of(model: keras.Model, settings: Settings) -> Iterator[Target]:
         if not site.holder.trainable or (structure_of(section.structure).of and site.kernel.input_axis is None):
             refused.append(site.label)
             continue
+        _check_zero(site)
         yield Target(site, section, schedule)
     if refused:
         warnings.warn(
             f"prune: left dense: {', '.join(refused)}: layers that do not train, or kernels that sum over no input "
             "channels and were to have an N:M pattern.",
             stacklevel=4,
+        )
+
+
+def _check_zero(site: Site) -> None:
+    """Refuse a codebook behind the mask that would make something else of its zeros."""
+    if any(isinstance(t, Codebook) and not t.preserve_sparsity for t in site.transforms):
+        raise ValueError(
+            f"{site.label}: prune: its codebook without a zero would undo the mask. Cluster with "
+            "preserve_sparsity=True; to give the shared values up, start from kquant.strip(model)."
         )
 
 
