@@ -424,3 +424,29 @@ def test_zeros_hold_before_a_codebook_or_are_refused():
         kquant.cluster(kquant.prune(dense(), 0.5), 4, preserve_sparsity=False)
     both = kquant.prune(kquant.cluster(dense(), 4), 0.5)
     assert kquant.sparsity(both).total >= 0.5
+
+
+def test_scan_of_a_pruned_model_adds_to_its_zeros():
+    model = dense(units=32, inputs=16)
+    pruned = kquant.prune(model, 0.9)
+    before = masks(pruned)
+    x, _ = data(model, 64)
+    seen = []
+
+    def judge(copy):
+        seen.append({k.layer: k.sparsity for k in kquant.sparsity(copy).kernels})
+        return 0.0
+
+    kquant.scan_sparsity(pruned, evaluate=judge, sparsities=[0.5, 0.95], verbose=False)
+    assert [s["a"] for s in seen] == pytest.approx([0.9, 0.9, 0.95, 0.9, 0.9], abs=0.01)
+    assert [s["b"] for s in seen] == pytest.approx([0.9, 0.9, 0.9, 0.9, 0.95], abs=0.01)
+    for key, mask in masks(pruned).items():
+        np.testing.assert_array_equal(mask, before[key])
+    scan = kquant.scan_sparsity(pruned, x, sparsities=[0.5, 0.95], verbose=False)
+    assert all(row.damage[0] == 0.0 < row.damage[1] for row in scan.layers)
+
+
+def test_scan_of_a_quantized_model_is_refused():
+    model = dense()
+    with pytest.raises(ValueError, match="scan_sparsity: expected a float model.*before kquant.quantize"):
+        kquant.scan_sparsity(kquant.quantize(model), data(model)[0])
