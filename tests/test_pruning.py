@@ -327,12 +327,19 @@ def test_masked_steps_of_sequences_work():
     assert ("table", "embeddings") in masks(new)
 
 
-def test_frozen_layers_stay_dense():
-    model = dense()
+@pytest.mark.parametrize("quantized", [False, True])
+@pytest.mark.parametrize("verb", ["prune", "cluster"])
+def test_frozen_layers_are_left_with_a_warning(verb, quantized):
+    model = dense(units=32, inputs=16)
     model.get_layer("a").trainable = False
-    with pytest.warns(UserWarning, match=r"left dense: a \(kernel\)"):
-        new = kquant.prune(model)
-    assert set(masks(new)) == {("b", "kernel")} and not new.get_layer("a").trainable
+    model = kquant.quantize(model) if quantized else model
+    call = {"prune": lambda m: kquant.prune(m, 0.5), "cluster": lambda m: kquant.cluster(m, 4)}[verb]
+    with pytest.warns(UserWarning, match=rf"{verb}: left as they are, because they do not train: a \(kernel\)"):
+        new = call(model)
+    held = {name: new.get_layer(name).transforms for name in "ab"}
+    assert held["b"] and not (held["a"] if quantized else held["a"].get("kernel"))
+    with pytest.raises(ValueError, match=r"no.*kernel to .*they do not train: a \(kernel\)"):
+        kquant.prune(model, protect=["b"]) if verb == "prune" else kquant.cluster(model, 4, layers="a")
 
 
 def test_global_threshold():

@@ -20,7 +20,7 @@ from kquant.quantized import copy, is_quantized
 from kquant.train.centroids import Init
 from kquant.train.codebook import Aggregation, Channels, Codebook
 from kquant.train.mask import Mask
-from kquant.train.sites import Site, check_patterns, match, put, sites
+from kquant.train.sites import Site, check_patterns, match, note_of, put, sites
 from kquant.train.wrapping import wrapped
 
 
@@ -65,7 +65,8 @@ def cluster(
         seed: of what is drawn.
 
     Returns:
-        A float model as a Functional one with `Transformed` layers; a quantized model as a quantized one.
+        A float model as a Functional one with `Transformed` layers; a quantized model as a quantized one. Layers that
+        do not train are left as they are, with a warning.
 
     Raises:
         ValueError: too few clusters, an unknown init, a model that is not built or clustered already, a pattern that
@@ -102,9 +103,10 @@ def put_codebooks(
     chooser = _Chooser(recipe, layers, skip)
     check_patterns("cluster", (*(layers or ()), *skip), sites(model))
     count = put(model, chooser.choose)
-    chooser.warn()
     if not count and not chooser.small:
-        raise ValueError(f"{model.name}: cluster: no kernel to cluster (depthwise ones only with depthwise=True).")
+        why = note_of(chooser.frozen) or "depthwise ones only with depthwise=True."
+        raise ValueError(f"{model.name}: cluster: no kernel to cluster: {why}")
+    chooser.warn()
 
 
 def has_codebooks(model: keras.Model) -> bool:
@@ -141,15 +143,19 @@ class _Chooser:
     wanted: tuple[str, ...] | None
     skip: tuple[str, ...]
     small: list[str] = field(default_factory=list)
+    frozen: list[Site] = field(default_factory=list)
 
     def choose(self, site: Site) -> Codebook | None:
         """The codebook of one kernel."""
         known = [name for name, _ in site.names]
         asked = self.wanted is None or match(known, self.wanted)
         settings = self.recipe.clustering_of(site.names, site.position)
-        if not asked or match(known, self.skip) or settings is None or not site.holder.trainable:
+        if not asked or match(known, self.skip) or settings is None:
             return None
         if site.kernel.depthwise and not settings.depthwise:
+            return None
+        if not site.trains:
+            self.frozen.append(site)
             return None
         if any(isinstance(t, Codebook) for t in site.transforms):
             raise ValueError(f"{site.holder.name}: '{site.path}' is clustered already; start from the model before.")
@@ -167,7 +173,9 @@ class _Chooser:
         return None
 
     def warn(self) -> None:
-        """Name kernels with too few weights."""
+        """Name kernels that do not train, or have too few weights."""
+        if self.frozen:
+            warnings.warn(f"cluster: {note_of(self.frozen)}", stacklevel=4)
         if self.small:
             warnings.warn(
                 "cluster: left as they are, because they (or each of their channels) have no more weights than values: "

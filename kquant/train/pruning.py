@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from kquant.train.codebook import Codebook
 from kquant.train.mask import Criterion, Gradient, Mask
 from kquant.train.masks import Pooling, choose, structure_of
 from kquant.train.schedules import SparsitySchedule, schedule_of
-from kquant.train.sites import Site, sites
+from kquant.train.sites import Site, note_of, sites
 from kquant.train.wrapping import wrapped
 
 FLOOR = 0.2  # with a global threshold a layer keeps at least this part of what it would keep at equal sparsities
@@ -67,7 +67,7 @@ def prune(
 
     Returns:
         A model with weights of its own: Functional, with `Transformed` layers, or the quantized model with masks.
-        Layers that do not train are left dense.
+        Layers that do not train are left as they are, with a warning.
 
     Raises:
         ValueError: no kernel to prune, a setting without sense, or a model that cannot be taken apart.
@@ -199,12 +199,7 @@ def put_masks(model: keras.Model, settings: Settings) -> None:
     Raises:
         ValueError: no kernel takes a mask.
     """
-    targets = list(targets_of(model, settings))
-    if not targets:
-        raise ValueError(
-            f"{model.name}: prune: no layer has a kernel to prune. Depthwise kernels need depthwise=True; layers that "
-            "do not train, are protected or have a sparsity of 0 stay dense."
-        )
+    targets = targets_of(model, settings)
     finals = _global(targets) if settings.section.scope == "global" else [t.schedule.final for t in targets]
     for target, final in zip(targets, finals, strict=True):
         section = target.section
@@ -216,25 +211,34 @@ def put_masks(model: keras.Model, settings: Settings) -> None:
     forget_graphs(model)
 
 
-def targets_of(model: keras.Model, settings: Settings) -> Iterator[Target]:
-    """The kernels to prune, in the order of the model; names those that are left dense for want of a place."""
-    refused = []
+def targets_of(model: keras.Model, settings: Settings) -> list[Target]:
+    """The kernels to prune, in the order of the model; warns of those that cannot be.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found, frozen, refused = [], [], []
     for site in sites(model):
         section = settings.of(site.names, site.position)
         schedule = settings.course(section)
         if schedule.final == 0.0 or (site.kernel.depthwise and not section.depthwise):
             continue
-        if not site.holder.trainable or (structure_of(section.structure).of and site.kernel.input_axis is None):
+        if not site.trains:
+            frozen.append(site)
+        elif structure_of(section.structure).of and site.kernel.input_axis is None:
             refused.append(site.label)
-            continue
-        _check_zero(site)
-        yield Target(site, section, schedule)
+        else:
+            _check_zero(site)
+            found.append(Target(site, section, schedule))
+    notes = [note_of(frozen)] if frozen else []
     if refused:
-        warnings.warn(
-            f"prune: left dense: {', '.join(refused)}: layers that do not train, or kernels that sum over no input "
-            "channels and were to have an N:M pattern.",
-            stacklevel=4,
-        )
+        notes.append(f"left dense: {', '.join(refused)}: they sum over no input channels, as an N:M pattern needs.")
+    if not found:
+        why = "depthwise kernels need depthwise=True; layers that are protected or have a sparsity of 0 stay dense."
+        raise ValueError(f"{model.name}: prune: no layer has a kernel to prune: {' '.join(notes) or why}")
+    for note in notes:
+        warnings.warn(f"prune: {note}", stacklevel=4)
+    return found
 
 
 def _check_zero(site: Site) -> None:

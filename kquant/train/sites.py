@@ -1,4 +1,7 @@
-"""The kernels of a wrapped or quantized model, one by one: what a method may put a transform on."""
+"""The kernels of a wrapped or quantized model, one by one: what a method may put a transform on.
+
+Kernels that do not train are left as they are, whatever the method: `Site.trains` and `note_of` are the one place.
+"""
 
 from __future__ import annotations
 
@@ -51,6 +54,11 @@ class Site:
     def label(self) -> str:
         """For messages."""
         return f"{self.holder.name} ({self.path})"
+
+    @property
+    def trains(self) -> bool:
+        """False in a frozen layer; a quantized model's wrapper around one trains all the same, so its kernel tells."""
+        return bool(self.holder.trainable and kernels.kernel_at(self.holder.layer, self.path).trainable)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -114,6 +122,14 @@ def put(model: keras.Model, choose: Callable[[Site], Transform | None]) -> int:
         site.transform_by(transform)
     forget_graphs(model)
     return len(chosen)
+
+
+def note_of(frozen: Sequence[Site]) -> str:
+    """What is said of kernels that a method was to change but that do not train; nothing where there are none."""
+    if not frozen:
+        return ""
+    names = ", ".join(site.label for site in frozen)
+    return f"left as they are, because they do not train: {names}; set trainable = True where they are meant."
 
 
 def check_patterns(verb: str, patterns: Sequence[str], found: Sequence[Site]) -> None:
