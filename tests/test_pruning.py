@@ -370,6 +370,10 @@ def test_global_threshold():
         (dict(recipe_or_schedule="fast"), "no recipe"),
         (dict(recipe_or_schedule=[0.5]), "expected a share of zeros"),
         (dict(structure="2:4", scope="global"), "fixes that of a"),
+        (dict(protect=["haed"]), "prune: 'haed' matches no layer with a kernel. There are: a, b"),
+        (dict(protect="bb"), "Did you mean 'b'"),
+        (dict(rules=[{"type": "Conv2D", "pruning": {"sparsity": 0.1}}]), "rule type='Conv2D' matches no layer"),
+        (dict(rules=[{"layer": "bb", "pruning": {"sparsity": 0.1}}]), "rule layer='bb' matches.*mean 'b'"),
     ],
 )
 def test_what_is_refused(arguments, message):

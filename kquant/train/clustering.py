@@ -20,7 +20,7 @@ from kquant.quantized import copy, is_quantized
 from kquant.train.centroids import Init
 from kquant.train.codebook import Aggregation, Channels, Codebook
 from kquant.train.mask import Mask
-from kquant.train.sites import Site, check_patterns, match, note_of, put, sites
+from kquant.train.sites import Site, check_patterns, match, note_of, patterns_of, put, sites
 from kquant.train.wrapping import wrapped
 
 
@@ -82,7 +82,7 @@ def cluster(
     options |= {"depthwise": depthwise, "train_values": train_values, "aggregation": aggregation, "seed": seed}
     recipe = _recipe(clusters, options)
     new = copy(model) if is_quantized(model) else wrapped(model)
-    put_codebooks(new, recipe, _patterns(layers), _patterns(skip) or ())
+    put_codebooks(new, recipe, None if layers is None else patterns_of(layers), patterns_of(skip))
     return new
 
 
@@ -127,12 +127,6 @@ def _recipe(given: Any, options: dict[str, Any]) -> Recipe:
     changed = {name: value for name, value in options.items() if value != getattr(standard, name)}
     section = Clustering(**{**recipe.clustering.model_dump(), **changed})
     return recipe.model_copy(update={"clustering": section})
-
-
-def _patterns(given: str | Sequence[str] | None) -> tuple[str, ...] | None:
-    if given is None:
-        return None
-    return (given,) if isinstance(given, str) else tuple(given)
 
 
 @dataclass

@@ -26,7 +26,7 @@ from kquant.train.codebook import Codebook
 from kquant.train.mask import Criterion, Gradient, Mask
 from kquant.train.masks import Pooling, choose, structure_of
 from kquant.train.schedules import SparsitySchedule, schedule_of
-from kquant.train.sites import Site, note_of, sites
+from kquant.train.sites import Site, check_patterns, check_rules, note_of, patterns_of, sites
 from kquant.train.wrapping import wrapped
 
 FLOOR = 0.2  # with a global threshold a layer keeps at least this part of what it would keep at equal sparsities
@@ -43,7 +43,7 @@ def prune(
     gradient: Gradient | None = None,
     depthwise: bool | None = None,
     rules: Sequence[Mapping[str, Any]] = (),
-    protect: Sequence[str] = (),
+    protect: str | Sequence[str] = (),
 ) -> keras.Model:
     """Mask the smallest weights of a model, and keep them zero while it trains.
 
@@ -70,7 +70,8 @@ def prune(
         Layers that do not train are left as they are, with a warning.
 
     Raises:
-        ValueError: no kernel to prune, a setting without sense, or a model that cannot be taken apart.
+        ValueError: no kernel to prune, a setting without sense, a rule or a name that matches no layer, or a model
+            that cannot be taken apart.
 
     Example:
         >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4, name="head")])
@@ -82,8 +83,11 @@ def prune(
     """
     given = {"structure": structure, "pooling": pooling, "scope": scope, "criterion": criterion}
     given |= {"gradient": gradient, "depthwise": depthwise}
+    protect = patterns_of(protect)
     settings = settings_of(recipe_or_schedule, {k: v for k, v in given.items() if v is not None}, rules, protect)
     new = copy(model) if is_quantized(model) else wrapped(model)
+    check_patterns("prune", protect, sites(new))
+    check_rules("prune", [rule for rule in settings.rules if rule.pruning], sites(new))
     put_masks(new, settings)
     return new
 

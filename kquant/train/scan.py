@@ -20,6 +20,7 @@ from kquant.quantized import is_quantized
 from kquant.train.mask import Mask, fixed
 from kquant.train.masks import choose, structure_of
 from kquant.train.pruning import Target, settings_of, targets_of
+from kquant.train.sites import check_patterns, patterns_of, sites
 from kquant.train.wrapping import wrapped
 
 
@@ -95,7 +96,7 @@ def scan_sparsity(
     target: float = 0.5,
     structure: str = "unstructured",
     depthwise: bool = False,
-    protect: Sequence[str] = (),
+    protect: str | Sequence[str] = (),
     samples: int = 256,
     verbose: bool = True,
 ) -> SparsityScan:
@@ -135,8 +136,9 @@ def scan_sparsity(
     levels = tuple(sorted({float(s) for s in sparsities}))
     _check(data, evaluate, levels, target, structure)
     _check_float(model)
-    copy = wrapped(model)
+    copy, protect = wrapped(model), patterns_of(protect)
     settings = settings_of(target, {"structure": structure, "depthwise": depthwise}, protect=protect)
+    check_patterns("scan_sparsity", protect, sites(copy))
     found = _by_layer([_trial(each) for each in targets_of(copy, settings)])
     measure, dense = _measure(copy, data, evaluate, samples)
     values: dict[str, list[float]] = {name: [] for name in found}

@@ -16,6 +16,7 @@ import tensorflow as tf
 from kquant.core import transforms as kernels
 from kquant.core.nodes import Compressed
 from kquant.core.origin import identities
+from kquant.core.recipe import LayerRule
 from kquant.core.transformed import ManyKernels
 from kquant.core.transforms import Transform
 from kquant.core.wording import did_you_mean
@@ -148,6 +149,32 @@ def check_patterns(verb: str, patterns: Sequence[str], found: Sequence[Site]) ->
         if not match(names, [pattern]):
             hint = did_you_mean(pattern, names) or f" There are: {', '.join(names)}."
             raise ValueError(f"{verb}: '{pattern}' matches no layer with a kernel.{hint}")
+
+
+def check_rules(verb: str, rules: Sequence[LayerRule], found: Sequence[Site]) -> None:
+    """Refuse rules that match no layer with a kernel.
+
+    Args:
+        verb: that was given them.
+        rules: of a call or a recipe.
+        found: the kernels of the model.
+
+    Raises:
+        ValueError: names the rule and the nearest name.
+    """
+    names = sorted({name for site in found for name, _ in site.names})
+    for rule in rules:
+        if any(rule.matches(name, kind, site.position) for site in found for name, kind in site.names):
+            continue
+        conditions = {"layer": rule.layer, "type": rule.type, "position": rule.position}
+        wanted = ", ".join(f"{key}='{value}'" for key, value in conditions.items() if value)
+        hint = (did_you_mean(rule.layer, names) if rule.layer else "") or f" There are: {', '.join(names)}."
+        raise ValueError(f"{verb}: the rule {wanted} matches no layer with a kernel.{hint}")
+
+
+def patterns_of(given: str | Sequence[str]) -> tuple[str, ...]:
+    """One pattern may be given as it is."""
+    return (given,) if isinstance(given, str) else tuple(given)
 
 
 def match(names: Sequence[str], patterns: Sequence[str]) -> bool:
