@@ -13,7 +13,6 @@ import keras
 import numpy as np
 
 from kquant.core import recipe as recipes
-from kquant.core.clustering_section import Clustering
 from kquant.core.nodes import Compressed
 from kquant.core.recipe import Recipe
 from kquant.quantized import copy, is_quantized
@@ -27,16 +26,16 @@ from kquant.train.wrapping import wrapped
 def cluster(
     model: keras.Model,
     clusters: int | str | Path | dict[str, Any] | Recipe,
-    init: Init = "kmeans++",
-    per_channel: Channels = False,
-    preserve_sparsity: bool = True,
+    init: Init | None = None,
+    per_channel: Channels | None = None,
+    preserve_sparsity: bool | None = None,
     *,
     layers: str | Sequence[str] | None = None,
     skip: str | Sequence[str] = (),
-    depthwise: bool = False,
-    train_values: bool = True,
-    aggregation: Aggregation = "sum",
-    seed: int = 0,
+    depthwise: bool | None = None,
+    train_values: bool | None = None,
+    aggregation: Aggregation | None = None,
+    seed: int | None = None,
 ) -> keras.Model:
     """Replace every weight by the nearest of a few values, which go on training.
 
@@ -49,20 +48,20 @@ def cluster(
     Args:
         model: a built Keras 3 model, float (pruned or not) or quantized. It is not changed.
         clusters: number of values, 2 or more; or a recipe with a `[clustering]` section, in which case the arguments
-            after this one replace what the section says where they are not at their default.
-        init: first values: "kmeans++", "linear", "density" or "random".
-        per_channel: False, one codebook for each kernel; True, one for each output channel; "scale", one for each
-            kernel times a trainable scale for each output channel: int8 codes are then the same in all channels, so
-            the file deflates best.
+            after this one replace what the section says. None leaves them as it says, or at the default.
+        init: first values: "kmeans++" (the default), "linear", "density" or "random".
+        per_channel: False (the default), one codebook for each kernel; True, one for each output channel; "scale",
+            one for each kernel times a trainable scale for each output channel: int8 codes are then the same in all
+            channels, so the file deflates best.
         preserve_sparsity: one of the values is 0 and stays 0, the others are split between the signs in proportion;
-            weights that are exactly 0 stay so.
+            weights that are exactly 0 stay so. True by default.
         layers: name patterns of the layers to cluster; None: all that have kernels.
         skip: name patterns of layers to leave.
-        depthwise: cluster depthwise kernels too; they have few weights and lose most.
+        depthwise: cluster depthwise kernels too; they have few weights and lose most. False by default.
         train_values: False: only the weights train (and the scales of "scale"), the values stay as `init` found them.
-            With init="linear" and per_channel="scale" the codes of all layers are then the same.
-        aggregation: a value's gradient is the "sum" or the "mean" of those of its weights.
-        seed: of what is drawn.
+            With init="linear" and per_channel="scale" the codes of all layers are then the same. True by default.
+        aggregation: a value's gradient is the "sum" (the default) or the "mean" of those of its weights.
+        seed: of what is drawn; 0 by default.
 
     Returns:
         A float model as a Functional one with `Transformed` layers; a quantized model as a quantized one. Layers that
@@ -80,7 +79,7 @@ def cluster(
     """
     options = {"init": init, "per_channel": per_channel, "preserve_sparsity": preserve_sparsity}
     options |= {"depthwise": depthwise, "train_values": train_values, "aggregation": aggregation, "seed": seed}
-    recipe = _recipe(clusters, options)
+    recipe = _recipe(clusters, {name: value for name, value in options.items() if value is not None})
     new = copy(model) if is_quantized(model) else wrapped(model)
     put_codebooks(new, recipe, None if layers is None else patterns_of(layers), patterns_of(skip))
     return new
@@ -123,10 +122,8 @@ def _recipe(given: Any, options: dict[str, Any]) -> Recipe:
     recipe = recipes.load(given)
     if recipe.clustering is None:
         raise ValueError(f"cluster: recipe '{recipe.name}' has no [clustering] section. 'cluster16-int8' has one.")
-    standard = Clustering()
-    changed = {name: value for name, value in options.items() if value != getattr(standard, name)}
-    section = Clustering(**{**recipe.clustering.model_dump(), **changed})
-    return recipe.model_copy(update={"clustering": section})
+    changed = recipes.load({"name": "cluster", "clustering": {**recipe.clustering.model_dump(), **options}})
+    return recipe.model_copy(update={"clustering": changed.clustering})
 
 
 @dataclass
