@@ -370,6 +370,7 @@ def test_global_threshold():
         (dict(recipe_or_schedule="fast"), "no recipe"),
         (dict(recipe_or_schedule=[0.5]), "expected a share of zeros"),
         (dict(structure="2:4", scope="global"), "fixes that of a"),
+        (dict(recipe_or_schedule=50), "Received: 50.* For 50 % give 0.5"),
         (dict(protect=["haed"]), "prune: 'haed' matches no layer with a kernel. There are: a, b"),
         (dict(protect="bb"), "Did you mean 'b'"),
         (dict(rules=[{"type": "Conv2D", "pruning": {"sparsity": 0.1}}]), "rule type='Conv2D' matches no layer"),
@@ -461,3 +462,15 @@ def test_scan_of_a_quantized_model_is_refused():
     model = dense()
     with pytest.raises(ValueError, match="scan_sparsity: expected a float model.*before kquant.quantize"):
         kquant.scan_sparsity(kquant.quantize(model), data(model)[0])
+
+
+@pytest.mark.parametrize("verb", ["prune", "cluster", "sparsity", "scan_sparsity"])
+@pytest.mark.parametrize("given", [L.Dense(3, name="alone"), 3])
+def test_what_is_no_model_is_refused(verb, given):
+    rest = {"cluster": (4,), "scan_sparsity": (np.ones((1, 3)),)}
+    with pytest.raises(ValueError, match=f"^{verb}: expected a keras.Model. Received: .*(Dense|int)"):
+        getattr(kquant, verb)(given, *rest.get(verb, ()))
+
+
+def test_numbers_of_numpy_are_numbers():
+    assert kquant.sparsity(kquant.prune(dense(), np.float32(0.5))).total == 0.5

@@ -6,21 +6,20 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 
 from kquant.core import recipe as recipes
 from kquant.core.nodes import Compressed
 from kquant.core.recipe import Recipe
-from kquant.quantized import copy, is_quantized
 from kquant.train.centroids import Init
 from kquant.train.codebook import Aggregation, Channels, Codebook
 from kquant.train.mask import Mask
 from kquant.train.sites import Site, check_patterns, match, note_of, patterns_of, put, sites
-from kquant.train.wrapping import wrapped
+from kquant.train.wrapping import to_transform
 
 
 def cluster(
@@ -80,7 +79,7 @@ def cluster(
     options = {"init": init, "per_channel": per_channel, "preserve_sparsity": preserve_sparsity}
     options |= {"depthwise": depthwise, "train_values": train_values, "aggregation": aggregation, "seed": seed}
     recipe = _recipe(clusters, {name: value for name, value in options.items() if value is not None})
-    new = copy(model) if is_quantized(model) else wrapped(model)
+    new = to_transform(model, "cluster")
     put_codebooks(new, recipe, None if layers is None else patterns_of(layers), patterns_of(skip))
     return new
 
@@ -115,9 +114,12 @@ def has_codebooks(model: keras.Model) -> bool:
 
 def _recipe(given: Any, options: dict[str, Any]) -> Recipe:
     """A recipe with a `[clustering]` section: the one that is given, changed by options, or made of a number."""
-    if isinstance(given, int | np.integer):
-        if given < 2:
-            raise ValueError(f"cluster: clusters must be 2 or more. Received: {given}.")
+    sharing = options.get("per_channel", False)
+    if not isinstance(sharing, bool) and sharing != "scale":
+        raise ValueError(f"cluster: per_channel must be False, True or 'scale'. Received: {sharing!r}.")
+    if isinstance(given, Real):
+        if not isinstance(given, Integral) or given < 2:
+            raise ValueError(f"cluster: clusters must be a whole number, 2 or more. Received: {given!r}.")
         return recipes.load({"name": "cluster", "clustering": {"clusters": int(given), **options}})
     recipe = recipes.load(given)
     if recipe.clustering is None:

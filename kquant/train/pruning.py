@@ -21,13 +21,13 @@ import tensorflow as tf
 
 from kquant.core import recipe as recipes
 from kquant.core.pruning_section import Pruning
-from kquant.quantized import copy, forget_graphs, is_quantized
+from kquant.quantized import forget_graphs
 from kquant.train.codebook import Codebook
 from kquant.train.mask import Criterion, Gradient, Mask
 from kquant.train.masks import Pooling, choose, structure_of
 from kquant.train.schedules import SparsitySchedule, schedule_of
 from kquant.train.sites import Site, check_patterns, check_rules, note_of, patterns_of, sites
-from kquant.train.wrapping import wrapped
+from kquant.train.wrapping import to_transform
 
 FLOOR = 0.2  # with a global threshold a layer keeps at least this part of what it would keep at equal sparsities
 
@@ -85,7 +85,7 @@ def prune(
     given |= {"gradient": gradient, "depthwise": depthwise}
     protect = patterns_of(protect)
     settings = settings_of(recipe_or_schedule, {k: v for k, v in given.items() if v is not None}, rules, protect)
-    new = copy(model) if is_quantized(model) else wrapped(model)
+    new = to_transform(model, "prune")
     check_patterns("prune", protect, sites(new))
     check_rules("prune", [rule for rule in settings.rules if rule.pruning], sites(new))
     put_masks(new, settings)

@@ -21,7 +21,7 @@ from kquant.train.mask import Mask, fixed
 from kquant.train.masks import choose, structure_of
 from kquant.train.pruning import Target, settings_of, targets_of
 from kquant.train.sites import check_patterns, patterns_of, sites
-from kquant.train.wrapping import wrapped
+from kquant.train.wrapping import check_model, wrapped
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,8 @@ def _check(data: Any, evaluate: Any, levels: Sequence[float], target: float, str
 
 
 def _check_float(model: Any) -> None:
-    if isinstance(model, keras.Model) and is_quantized(model):
+    check_model(model, "scan_sparsity")
+    if is_quantized(model):
         raise ValueError(
             f"{model.name}: scan_sparsity: expected a float model. Scan before kquant.quantize, or what "
             "kquant.strip(model) gives; kquant.prune(model, ..., rules=scan.rules) takes the quantized model too."
