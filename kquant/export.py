@@ -15,7 +15,6 @@ import keras
 import numpy as np
 
 from kquant import __version__, targets
-from kquant.compression import in_tables, refuse_other_outputs, refuse_tables, tables_of
 from kquant.core.atomic import write_atomically
 from kquant.core.spec import Encoding
 from kquant.data import gather
@@ -23,6 +22,7 @@ from kquant.encodings import Version
 from kquant.encodings import encodings as encodings_of
 from kquant.inspect import FileModel, read_model
 from kquant.layer_bytes import FileBytes, layer_bytes
+from kquant.look_up_tables import in_tables, refuse_other_outputs, refuse_tables, tables_of
 from kquant.lower import (
     IO,
     LookUpTables,

@@ -59,11 +59,15 @@ def strip(model: keras.Model, *, grids: bool = False) -> keras.Model:
         A Functional model with the masks and codebooks in its weights. Of a quantized model: the float model that it
         simulates, batch norms folded.
 
+    Raises:
+        ValueError: not a Keras 3 model, or what `kquant.distill` returned: its `.student` is the model.
+
     Example:
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
         >>> [type(layer).__name__ for layer in kquant.strip(kquant.quantize(model)).layers]
         ['InputLayer', 'Dense']
     """
+    _check_model(model)
     plain: dict[int, Any] = {}
 
     def replace(node: Node, args: tuple, kwargs: dict) -> Any:
@@ -77,6 +81,14 @@ def strip(model: keras.Model, *, grids: bool = False) -> keras.Model:
         return [plain[id(op)](x)] * len(node.outputs)
 
     return rewrite(trace(release(model)[0], _is_known, masks=True), replace)
+
+
+def _check_model(model: Any) -> None:
+    kind = f"{type(model).__module__}.{type(model).__name__}"
+    if not isinstance(model, keras.Model):
+        raise ValueError(f"strip: expected a keras.Model. Received: {kind}.")
+    if hasattr(model, "student") and hasattr(model, "teacher"):  # `train` is above this module: not imported here
+        raise ValueError(f"strip: {kind} trains a model and is none to strip. Give the one that it trained: .student.")
 
 
 def _is_known(op: Any) -> bool:

@@ -392,6 +392,18 @@ def test_recipes_and_rules():
     assert found == {"conv"}
 
 
+def test_an_argument_at_its_default_replaces_the_recipes():
+    inputs = keras.Input((64,))
+    model = keras.Model(inputs, layers.Dense(12, name="head")(inputs))
+    options = {"init": "kmeans++", "per_channel": False, "train_values": True}
+    for given in ({}, options):
+        ((_, _, found),) = books(kquant.cluster(model, "prune50-cluster16-int8", **given))
+        wanted = given or {"init": "linear", "per_channel": "scale", "train_values": False}
+        assert {name: getattr(found, name) for name in wanted} == wanted
+    ((_, _, found),) = books(kquant.cluster(model, 4))
+    assert {name: getattr(found, name) for name in options} == options and found.preserve_sparsity is True
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -402,6 +414,9 @@ def test_recipes_and_rules():
         ({"clusters": {"name": "x", "clustering": {"cluster": 3}}}, "Did you mean 'clusters'"),
         ({"clusters": 2, "per_channel": "scale"}, "at least 3"),
         ({"clusters": 4, "layers": "depthwise"}, "depthwise=True"),
+        ({"clusters": 4.0}, "whole number, 2 or more. Received: 4.0"),
+        ({"clusters": 4, "per_channel": "channel"}, "^cluster: per_channel must be False, True or 'scale'"),
+        ({"clusters": {"name": "x", "clustering": {"per_channel": "channel"}}}, "^[^\n]*per_channel: must be[^\n]*$"),
     ],
 )
 def test_refused(options, message):

@@ -335,6 +335,14 @@ def test_refusals() -> None:
     check_refused("share 9 variables, so the teacher would change", refused_pair()[1])
 
 
+def test_strip_asks_for_the_student() -> None:
+    student, teacher = (keras.Sequential([keras.Input((4,)), layers.Dense(3)]) for _ in range(2))
+    with pytest.raises(ValueError, match=r"^strip: .*Distiller trains.*\.student"):
+        kquant.strip(kquant.distill(student, teacher))
+    with pytest.raises(ValueError, match="^strip: expected a keras.Model. Received: .*Dense"):
+        kquant.strip(student.layers[0])
+
+
 def test_missing_labels_and_losses_that_tell_nothing() -> None:
     trainer = kquant.distill(*refused_pair())
     trainer.compile("sgd", "sparse_categorical_crossentropy")

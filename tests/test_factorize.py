@@ -150,6 +150,7 @@ def test_the_halves_are_plain_and_quantize(tmp_path):
         ({"ranks": {"nobody": 2}}, "no layer"),
         ({"ranks": {"first": 2}, "macs": 0.5}, "either ranks or a budget"),
         ({}, "one budget"),
+        ({"macs": 0.5, "multiple": 0}, "multiple: expected a whole number, 1 or more. Received: 0"),
     ],
 )
 def test_errors_teach(arguments, said):

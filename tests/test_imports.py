@@ -26,7 +26,7 @@ ORDER = (
     ("train",),
     ("callbacks",),
     ("quantize", "analyze", "dry_run"),
-    ("check", "verify", "stream", "cell", "compression", "layer_bytes", "vela"),
+    ("check", "verify", "stream", "cell", "look_up_tables", "layer_bytes", "vela"),
     ("export",),
     ("autotune", "mixed_precision"),
     ("report", "files", "c_array"),

@@ -328,7 +328,7 @@ def test_what_cannot_be_is_refused_with_the_way_out(qmodel, tmp_path, monkeypatc
     refused("no weights get smaller", kquant.LookUpTables(max_bits=1))
     with pytest.raises(ValueError, match="max_bits must be 1 to 7"):
         kquant.LookUpTables(max_bits=8)
-    monkeypatch.setattr("kquant.compression.available", lambda: ["litert"])
+    monkeypatch.setattr("kquant.look_up_tables.available", lambda: ["litert"])
     with pytest.raises(ValueError, match=r"pip install 'kquant\[micro\]'"):
         kquant.export(qmodel, path, compression="lut")
     assert path.read_bytes() == b"older"

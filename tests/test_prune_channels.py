@@ -299,6 +299,8 @@ def test_frozen_layers_stay_frozen_and_seeds_give_equal_models():
         ({}, "one budget is to be given"),
         ({"macs": 0.5, "weight_bytes": 0.5}, "one budget"),
         ({"macs": -1.0}, "expected a share"),
+        ({"macs": 0.5, "multiple": 0}, "multiple: expected a whole number, 1 or more. Received: 0"),
+        ({"macs": 0.5, "minimum": 0}, "minimum: expected a whole number, 1 or more. Received: 0"),
         ({"macs": 0.5, "importance": "l3"}, "expected one of l1, bn-scale, taylor"),
         ({"macs": 0.5, "importance": "taylor"}, "needs a loss"),
         ({"macs": 0.5, "importance": "taylor", "loss": "mse", "data": np.zeros((4, 8, 8, 3))}, "samples with labels"),

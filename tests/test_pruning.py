@@ -327,12 +327,19 @@ def test_masked_steps_of_sequences_work():
     assert ("table", "embeddings") in masks(new)
 
 
-def test_frozen_layers_stay_dense():
-    model = dense()
+@pytest.mark.parametrize("quantized", [False, True])
+@pytest.mark.parametrize("verb", ["prune", "cluster"])
+def test_frozen_layers_are_left_with_a_warning(verb, quantized):
+    model = dense(units=32, inputs=16)
     model.get_layer("a").trainable = False
-    with pytest.warns(UserWarning, match=r"left dense: a \(kernel\)"):
-        new = kquant.prune(model)
-    assert set(masks(new)) == {("b", "kernel")} and not new.get_layer("a").trainable
+    model = kquant.quantize(model) if quantized else model
+    call = {"prune": lambda m: kquant.prune(m, 0.5), "cluster": lambda m: kquant.cluster(m, 4)}[verb]
+    with pytest.warns(UserWarning, match=rf"{verb}: left as they are, because they do not train: a \(kernel\)"):
+        new = call(model)
+    held = {name: new.get_layer(name).transforms for name in "ab"}
+    assert held["b"] and not (held["a"] if quantized else held["a"].get("kernel"))
+    with pytest.raises(ValueError, match=r"no.*kernel to .*they do not train: a \(kernel\)"):
+        kquant.prune(model, protect=["b"]) if verb == "prune" else kquant.cluster(model, 4, layers="a")
 
 
 def test_global_threshold():
@@ -363,6 +370,11 @@ def test_global_threshold():
         (dict(recipe_or_schedule="fast"), "no recipe"),
         (dict(recipe_or_schedule=[0.5]), "expected a share of zeros"),
         (dict(structure="2:4", scope="global"), "fixes that of a"),
+        (dict(recipe_or_schedule=50), "Received: 50.* For 50 % give 0.5"),
+        (dict(protect=["haed"]), "prune: 'haed' matches no layer with a kernel. There are: a, b"),
+        (dict(protect="bb"), "Did you mean 'b'"),
+        (dict(rules=[{"type": "Conv2D", "pruning": {"sparsity": 0.1}}]), "rule type='Conv2D' matches no layer"),
+        (dict(rules=[{"layer": "bb", "pruning": {"sparsity": 0.1}}]), "rule layer='bb' matches.*mean 'b'"),
     ],
 )
 def test_what_is_refused(arguments, message):
@@ -413,3 +425,68 @@ def test_scan_proposes_what_the_target_wants():
     assert "evaluate" in str(judged) and judged.to_json()
     with pytest.raises(ValueError, match="one of the two"):
         kquant.scan_sparsity(model, verbose=False)
+
+
+def test_zeros_hold_before_a_codebook_or_are_refused():
+    shared = kquant.cluster(dense(), 4, preserve_sparsity=False)
+    for verb in (lambda: kquant.prune(shared, 0.5), lambda: kquant.scan_sparsity(shared, np.ones((1, 8), "f4"))):
+        with pytest.raises(ValueError, match=r"a \(kernel\).*codebook without a zero.*preserve_sparsity=True"):
+            verb()
+    with pytest.raises(ValueError, match=r"a: 'kernel' has a mask.*preserve_sparsity=True"):
+        kquant.cluster(kquant.prune(dense(), 0.5), 4, preserve_sparsity=False)
+    both = kquant.prune(kquant.cluster(dense(), 4), 0.5)
+    assert kquant.sparsity(both).total >= 0.5
+
+
+def test_scan_of_a_pruned_model_adds_to_its_zeros():
+    model = dense(units=32, inputs=16)
+    pruned = kquant.prune(model, 0.9)
+    before = masks(pruned)
+    x, _ = data(model, 64)
+    seen = []
+
+    def judge(copy):
+        seen.append({k.layer: k.sparsity for k in kquant.sparsity(copy).kernels})
+        return 0.0
+
+    kquant.scan_sparsity(pruned, evaluate=judge, sparsities=[0.5, 0.95], verbose=False)
+    assert [s["a"] for s in seen] == pytest.approx([0.9, 0.9, 0.95, 0.9, 0.9], abs=0.01)
+    assert [s["b"] for s in seen] == pytest.approx([0.9, 0.9, 0.9, 0.9, 0.95], abs=0.01)
+    for key, mask in masks(pruned).items():
+        np.testing.assert_array_equal(mask, before[key])
+    scan = kquant.scan_sparsity(pruned, x, sparsities=[0.5, 0.95], verbose=False)
+    assert all(row.damage[0] == 0.0 < row.damage[1] for row in scan.layers)
+
+
+def test_scan_of_a_quantized_model_is_refused():
+    model = dense()
+    with pytest.raises(ValueError, match="scan_sparsity: expected a float model.*before kquant.quantize"):
+        kquant.scan_sparsity(kquant.quantize(model), data(model)[0])
+
+
+@pytest.mark.parametrize("verb", ["prune", "cluster", "sparsity", "scan_sparsity"])
+@pytest.mark.parametrize("given", [L.Dense(3, name="alone"), 3])
+def test_what_is_no_model_is_refused(verb, given):
+    rest = {"cluster": (4,), "scan_sparsity": (np.ones((1, 3)),)}
+    with pytest.raises(ValueError, match=f"^{verb}: expected a keras.Model. Received: .*(Dense|int)"):
+        getattr(kquant, verb)(given, *rest.get(verb, ()))
+
+
+def test_numbers_of_numpy_are_numbers():
+    assert kquant.sparsity(kquant.prune(dense(), np.float32(0.5))).total == 0.5
+
+
+def test_zeros_of_an_embedding_stay_in_the_quantized_model_unless_it_trains():
+    inputs = keras.Input((6,), dtype="int32")
+    head = L.Dense(3, name="head")(L.Flatten(name="flat")(L.Embedding(10, 8, name="table")(inputs)))
+    pruned = kquant.prune(keras.Model(inputs, head), 0.5)
+    x = np.random.default_rng(0).integers(0, 10, (16, 6)).astype("int32")
+    with pytest.warns(UserWarning, match=r"masks .* of table \(embeddings\)"):
+        q = kquant.calibrate(kquant.quantize(pruned), x, verbose=False)
+    table = q.get_layer("table")
+    table.trainable = False
+    train(q, x, np.zeros((16, 3), "float32"))
+    assert np.mean(np.array(table.embeddings) == 0.0) == 0.5
+    table.trainable = True
+    train(q, x, np.zeros((16, 3), "float32"))
+    assert np.mean(np.array(table.embeddings) == 0.0) < 0.5

@@ -10,9 +10,15 @@ clustering = { clusters = 64 }          # 0 leaves the layer as it is
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+
+def _sharing(given: Any) -> Any:
+    if not isinstance(given, bool) and given != "scale":
+        raise ValueError('must be false, true or "scale"')
+    return given
 
 
 class Clustering(BaseModel):
@@ -22,7 +28,7 @@ class Clustering(BaseModel):
 
     clusters: int = Field(16, ge=0)
     init: Literal["kmeans++", "linear", "density", "random"] = "kmeans++"
-    per_channel: bool | Literal["scale"] = False
+    per_channel: Annotated[bool | Literal["scale"], BeforeValidator(_sharing)] = False
     preserve_sparsity: bool = True
     train_values: bool = True
     depthwise: bool = False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -11,6 +10,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from kquant.core.program import Operator, Program, Ref
+from kquant.core.wording import did_you_mean
 from kquant.inspect import constants, read_model
 from kquant.lut import CODE, MAX_BITS, READERS, Lut, distinct, header, pack, smallest
 
@@ -176,6 +176,5 @@ def _refuse_unreadable(names: Sequence[str], readable: list[Ref], program: Progr
                 f"{', '.join(READERS)}. It is read by {', '.join(readers)}; leave it out."
             )
         known = [ref.name for ref in readable]
-        near = difflib.get_close_matches(name, [*known, *(name.rpartition("/")[0] for name in known)], 1)
-        hint = f" Did you mean '{near[0]}'?" if near else ""
+        hint = did_you_mean(name, [*known, *(name.rpartition("/")[0] for name in known)])
         raise ValueError(f"export: the file has no weights '{name}'.{hint} There are: {', '.join(known)}.")

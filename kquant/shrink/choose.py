@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Literal, get_args
 
 import numpy as np
@@ -82,6 +83,20 @@ def ledger(channels: Channels, unit: Unit) -> Ledger:
         for channel, (as_input, as_output) in inside.items():
             of.setdefault(channel, []).append((number, as_input, as_output))
     return Ledger(sites, reads, makes, each * np.array(places), each, of)
+
+
+def check_widths(**given: int) -> None:
+    """Refuse limits of widths or ranks that are no whole numbers from 1 on.
+
+    Args:
+        **given: name of the argument -> its value.
+
+    Raises:
+        ValueError: names the argument.
+    """
+    for name, value in given.items():
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+            raise ValueError(f"{name}: expected a whole number, 1 or more. Received: {value!r}.")
 
 
 def widths_allowed(width: int, minimum: int, multiple: int) -> list[int]:

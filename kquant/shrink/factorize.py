@@ -19,7 +19,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from kquant.core.graph import Graph, Node, rewrite
-from kquant.shrink.choose import Unit, budget
+from kquant.shrink.choose import Unit, budget, check_widths
 from kquant.shrink.cost import BIAS_BYTES, cost, positions
 from kquant.shrink.factors import as_wide_matrix, can_split, halves, singular_values, split
 from kquant.shrink.importance import norm_behind
@@ -92,6 +92,7 @@ def factorize(
     Source: Jaderberg et al., "Speeding up Convolutional Neural Networks with Low Rank Expansions", arXiv:1405.3866,
     section 2.2; ranks as AIMET chooses them.
     """
+    check_widths(multiple=multiple)
     wide = plain(model)
     graph = read(wide)
     able = _able(graph, {*protect, *(ranks or {})}, protect)

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from kquant.core.graph import Node, rewrite
 from kquant.shrink.channels import Channels, follow_channels
-from kquant.shrink.choose import Unit, budget, choose, ledger, savings
+from kquant.shrink.choose import Unit, budget, check_widths, choose, ledger, savings
 from kquant.shrink.importance import NAMES, Importance, by_bn_scale, by_l1, by_taylor, norm_behind
 from kquant.shrink.labelled import labelled_batches, loss_of
 from kquant.shrink.narrow import narrow_values, narrower
@@ -167,6 +167,7 @@ def prune_channels(
     Deep Neural Networks", arXiv:1707.06168, section 3.1, equation 1, and 3.2.
     """
     unit, share = budget(macs, weight_bytes)
+    check_widths(minimum=minimum, multiple=multiple)
     wide = plain(model)
     channels = follow_channels(read(wide), protect)
     whole = ledger(channels, unit).total(unit)

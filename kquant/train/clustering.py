@@ -2,43 +2,39 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 
 from kquant.core import recipe as recipes
-from kquant.core.clustering_section import Clustering
 from kquant.core.nodes import Compressed
 from kquant.core.recipe import Recipe
-from kquant.core.transforms import kernel_at
-from kquant.quantized import copy, is_quantized
 from kquant.train.centroids import Init
 from kquant.train.codebook import Aggregation, Channels, Codebook
-from kquant.train.sites import Site, put
-from kquant.train.wrapping import as_loaded, wrapped
+from kquant.train.mask import Mask
+from kquant.train.sites import Site, check_patterns, match, note_of, patterns_of, put, sites
+from kquant.train.wrapping import as_loaded, to_transform
 
 
 def cluster(
     model: keras.Model,
     clusters: int | str | Path | dict[str, Any] | Recipe,
-    init: Init = "kmeans++",
-    per_channel: Channels = False,
-    preserve_sparsity: bool = True,
+    init: Init | None = None,
+    per_channel: Channels | None = None,
+    preserve_sparsity: bool | None = None,
     *,
     layers: str | Sequence[str] | None = None,
     skip: str | Sequence[str] = (),
-    depthwise: bool = False,
-    train_values: bool = True,
-    aggregation: Aggregation = "sum",
-    seed: int = 0,
+    depthwise: bool | None = None,
+    train_values: bool | None = None,
+    aggregation: Aggregation | None = None,
+    seed: int | None = None,
 ) -> keras.Model:
     """Replace every weight by the nearest of a few values, which go on training.
 
@@ -51,27 +47,28 @@ def cluster(
     Args:
         model: a built Keras 3 model, float (pruned or not) or quantized. It is not changed.
         clusters: number of values, 2 or more; or a recipe with a `[clustering]` section, in which case the arguments
-            after this one replace what the section says where they are not at their default.
-        init: first values: "kmeans++", "linear", "density" or "random".
-        per_channel: False, one codebook for each kernel; True, one for each output channel; "scale", one for each
-            kernel times a trainable scale for each output channel: int8 codes are then the same in all channels, so
-            the file deflates best.
+            after this one replace what the section says. None leaves them as it says, or at the default.
+        init: first values: "kmeans++" (the default), "linear", "density" or "random".
+        per_channel: False (the default), one codebook for each kernel; True, one for each output channel; "scale",
+            one for each kernel times a trainable scale for each output channel: int8 codes are then the same in all
+            channels, so the file deflates best.
         preserve_sparsity: one of the values is 0 and stays 0, the others are split between the signs in proportion;
-            weights that are exactly 0 stay so.
+            weights that are exactly 0 stay so. True by default.
         layers: name patterns of the layers to cluster; None: all that have kernels.
         skip: name patterns of layers to leave.
-        depthwise: cluster depthwise kernels too; they have few weights and lose most.
+        depthwise: cluster depthwise kernels too; they have few weights and lose most. False by default.
         train_values: False: only the weights train (and the scales of "scale"), the values stay as `init` found them.
-            With init="linear" and per_channel="scale" the codes of all layers are then the same.
-        aggregation: a value's gradient is the "sum" or the "mean" of those of its weights.
-        seed: of what is drawn.
+            With init="linear" and per_channel="scale" the codes of all layers are then the same. True by default.
+        aggregation: a value's gradient is the "sum" (the default) or the "mean" of those of its weights.
+        seed: of what is drawn; 0 by default.
 
     Returns:
-        A float model as a Functional one with `Transformed` layers; a quantized model as a quantized one.
+        A float model as a Functional one with `Transformed` layers; a quantized model as a quantized one. Layers that
+        do not train are left as they are, with a warning.
 
     Raises:
         ValueError: too few clusters, an unknown init, a model that is not built or clustered already, a pattern that
-            matches no layer, a recipe without `[clustering]`.
+            matches no layer, a mask whose zeros preserve_sparsity=False would undo, a recipe without `[clustering]`.
 
     Example:
         >>> model = keras.Sequential([keras.Input((16,)), keras.layers.Dense(8, name="head")])
@@ -81,9 +78,9 @@ def cluster(
     """
     options = {"init": init, "per_channel": per_channel, "preserve_sparsity": preserve_sparsity}
     options |= {"depthwise": depthwise, "train_values": train_values, "aggregation": aggregation, "seed": seed}
-    recipe = _recipe(clusters, options)
-    new = copy(model) if is_quantized(model) else wrapped(model)
-    put_codebooks(new, recipe, _patterns(layers), _patterns(skip) or ())
+    recipe = _recipe(clusters, {name: value for name, value in options.items() if value is not None})
+    new = to_transform(model, "cluster")
+    put_codebooks(new, recipe, None if layers is None else patterns_of(layers), patterns_of(skip))
     return as_loaded(new)
 
 
@@ -102,10 +99,12 @@ def put_codebooks(
         ValueError: no kernel to cluster, a pattern that matches no layer, or a model that is clustered already.
     """
     chooser = _Chooser(recipe, layers, skip)
+    check_patterns("cluster", (*(layers or ()), *skip), sites(model))
     count = put(model, chooser.choose)
-    chooser.check()
     if not count and not chooser.small:
-        raise ValueError(f"{model.name}: cluster: no kernel to cluster (depthwise ones only with depthwise=True).")
+        why = note_of(chooser.frozen) or "depthwise ones only with depthwise=True."
+        raise ValueError(f"{model.name}: cluster: no kernel to cluster: {why}")
+    chooser.warn()
 
 
 def has_codebooks(model: keras.Model) -> bool:
@@ -115,23 +114,18 @@ def has_codebooks(model: keras.Model) -> bool:
 
 def _recipe(given: Any, options: dict[str, Any]) -> Recipe:
     """A recipe with a `[clustering]` section: the one that is given, changed by options, or made of a number."""
-    if isinstance(given, int | np.integer):
-        if given < 2:
-            raise ValueError(f"cluster: clusters must be 2 or more. Received: {given}.")
+    sharing = options.get("per_channel", False)
+    if not isinstance(sharing, bool) and sharing != "scale":
+        raise ValueError(f"cluster: per_channel must be False, True or 'scale'. Received: {sharing!r}.")
+    if isinstance(given, Real):
+        if not isinstance(given, Integral) or given < 2:
+            raise ValueError(f"cluster: clusters must be a whole number, 2 or more. Received: {given!r}.")
         return recipes.load({"name": "cluster", "clustering": {"clusters": int(given), **options}})
     recipe = recipes.load(given)
     if recipe.clustering is None:
         raise ValueError(f"cluster: recipe '{recipe.name}' has no [clustering] section. 'cluster16-int8' has one.")
-    standard = Clustering()
-    changed = {name: value for name, value in options.items() if value != getattr(standard, name)}
-    section = Clustering(**{**recipe.clustering.model_dump(), **changed})
-    return recipe.model_copy(update={"clustering": section})
-
-
-def _patterns(given: str | Sequence[str] | None) -> tuple[str, ...] | None:
-    if given is None:
-        return None
-    return (given,) if isinstance(given, str) else tuple(given)
+    changed = recipes.load({"name": "cluster", "clustering": {**recipe.clustering.model_dump(), **options}})
+    return recipe.model_copy(update={"clustering": changed.clustering})
 
 
 @dataclass
@@ -141,46 +135,46 @@ class _Chooser:
     recipe: Recipe
     wanted: tuple[str, ...] | None
     skip: tuple[str, ...]
-    names: set[str] = field(default_factory=set)
     small: list[str] = field(default_factory=list)
+    frozen: list[Site] = field(default_factory=list)
 
     def choose(self, site: Site) -> Codebook | None:
         """The codebook of one kernel."""
         known = [name for name, _ in site.names]
-        self.names.update(known)
-        asked = self.wanted is None or _match(known, self.wanted)
+        asked = self.wanted is None or match(known, self.wanted)
         settings = self.recipe.clustering_of(site.names, site.position)
-        if not asked or _match(known, self.skip) or settings is None or not site.holder.trainable:
+        if not asked or match(known, self.skip) or settings is None:
             return None
         if site.kernel.depthwise and not settings.depthwise:
             return None
+        if not site.trains:
+            self.frozen.append(site)
+            return None
         if any(isinstance(t, Codebook) for t in site.transforms):
             raise ValueError(f"{site.holder.name}: '{site.path}' is clustered already; start from the model before.")
+        if not settings.preserve_sparsity and any(isinstance(t, Mask) for t in site.transforms):
+            raise ValueError(
+                f"{site.holder.name}: '{site.path}' has a mask, whose zeros a codebook without a zero would undo. Give "
+                "cluster preserve_sparsity=True; or drop the mask before: kquant.strip(model)."
+            )
         book = Codebook(**settings.model_dump(exclude={"depthwise"}), channel_axes=_axes(site))
-        shape = kernel_at(site.holder.layer, site.path).shape
+        shape = site.shape
         each = math.prod(shape) // (book.groups_of(shape) if settings.per_channel is True else 1)
         if each > settings.clusters:
             return book
         self.small.append(f"{site.holder.name} ({site.path}: {each} for {settings.clusters} values)")
         return None
 
-    def check(self) -> None:
-        """Name patterns that match nothing, and kernels with too few weights."""
-        for pattern in (*(self.wanted or ()), *self.skip):
-            if not _match(sorted(self.names), (pattern,)):
-                near = difflib.get_close_matches(pattern, sorted(self.names), 1)
-                hint = f" Did you mean '{near[0]}'?" if near else f" There are: {', '.join(sorted(self.names))}."
-                raise ValueError(f"cluster: '{pattern}' matches no layer with a kernel.{hint}")
+    def warn(self) -> None:
+        """Name kernels that do not train, or have too few weights."""
+        if self.frozen:
+            warnings.warn(f"cluster: {note_of(self.frozen)}", stacklevel=4)
         if self.small:
             warnings.warn(
                 "cluster: left as they are, because they (or each of their channels) have no more weights than values: "
                 f"{', '.join(self.small)}.",
                 stacklevel=4,
             )
-
-
-def _match(names: Sequence[str], patterns: Sequence[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
 
 
 def _axes(site: Site) -> tuple[int, ...]:

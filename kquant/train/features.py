@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-import difflib
 import functools
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ import tensorflow as tf
 
 from kquant.core.inputs import inputs_of
 from kquant.core.nodes import Compressed, FakeQuant
+from kquant.core.wording import did_you_mean
 
 Seen = dict[int, list[tf.Tensor]]
 _SEEN: contextvars.ContextVar[Seen | None] = contextvars.ContextVar("seen", default=None)
@@ -150,9 +150,7 @@ def _by_name(model: keras.Model) -> dict[str, keras.layers.Layer]:
 
 def _named(layers: Mapping[str, keras.layers.Layer], name: str, whose: str) -> keras.layers.Layer:
     if name not in layers:
-        near = difflib.get_close_matches(name, layers, n=1)
-        hint = f" Did you mean '{near[0]}'?" if near else ""
-        raise ValueError(f"distill: features: the {whose} has no layer '{name}'.{hint}")
+        raise ValueError(f"distill: features: the {whose} has no layer '{name}'.{did_you_mean(name, layers)}")
     return layers[name]
 
 

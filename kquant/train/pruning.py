@@ -8,8 +8,9 @@ Masks act in every call. A training forward pass is one step of the schedule; no
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,17 +20,14 @@ import numpy as np
 import tensorflow as tf
 
 from kquant.core import recipe as recipes
-from kquant.core.nodes import Compressed
-from kquant.core.origin import identities
 from kquant.core.pruning_section import Pruning
-from kquant.core.transformed import ManyKernels
-from kquant.core.transforms import growing, kernel_at
-from kquant.ops.kernels import Kernel, kernels_of
-from kquant.quantized import copy, forget_graphs, is_quantized
+from kquant.quantized import forget_graphs
+from kquant.train.codebook import Codebook
 from kquant.train.mask import Criterion, Gradient, Mask
 from kquant.train.masks import Pooling, choose, structure_of
 from kquant.train.schedules import SparsitySchedule, schedule_of
-from kquant.train.wrapping import as_loaded, wrapped
+from kquant.train.sites import Site, check_patterns, check_rules, note_of, patterns_of, sites
+from kquant.train.wrapping import as_loaded, to_transform
 
 FLOOR = 0.2  # with a global threshold a layer keeps at least this part of what it would keep at equal sparsities
 
@@ -45,7 +43,7 @@ def prune(
     gradient: Gradient | None = None,
     depthwise: bool | None = None,
     rules: Sequence[Mapping[str, Any]] = (),
-    protect: Sequence[str] = (),
+    protect: str | Sequence[str] = (),
 ) -> keras.Model:
     """Mask the smallest weights of a model, and keep them zero while it trains.
 
@@ -69,10 +67,11 @@ def prune(
 
     Returns:
         A model with weights of its own: Functional, with `Transformed` layers, or the quantized model with masks.
-        Layers that do not train are left dense.
+        Layers that do not train are left as they are, with a warning.
 
     Raises:
-        ValueError: no kernel to prune, a setting without sense, or a model that cannot be taken apart.
+        ValueError: no kernel to prune, a setting without sense, a rule or a name that matches no layer, or a model
+            that cannot be taken apart.
 
     Example:
         >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4, name="head")])
@@ -84,8 +83,11 @@ def prune(
     """
     given = {"structure": structure, "pooling": pooling, "scope": scope, "criterion": criterion}
     given |= {"gradient": gradient, "depthwise": depthwise}
+    protect = patterns_of(protect)
     settings = settings_of(recipe_or_schedule, {k: v for k, v in given.items() if v is not None}, rules, protect)
-    new = copy(model) if is_quantized(model) else wrapped(model)
+    new = to_transform(model, "prune")
+    check_patterns("prune", protect, sites(new))
+    check_rules("prune", [rule for rule in settings.rules if rule.pruning], sites(new))
     put_masks(new, settings)
     return as_loaded(new)
 
@@ -175,20 +177,15 @@ def _schedule(section: Pruning) -> SparsitySchedule:
 class Target:
     """One kernel that is to be masked."""
 
-    layer: Any
-    path: str
-    kernel: Kernel
+    site: Site
     section: Pruning
     schedule: SparsitySchedule
 
     @property
     def axes(self) -> tuple[int, int]:
         """Input and output channels."""
-        return -2 if self.kernel.input_axis is None else self.kernel.input_axis, self.kernel.output_axis
-
-    def weights(self) -> tf.Tensor:
-        """The kernel without its mask."""
-        return _raw(self.layer, self.path)
+        kernel = self.site.kernel
+        return -2 if kernel.input_axis is None else kernel.input_axis, kernel.output_axis
 
 
 def has_masks(model: keras.Model) -> bool:
@@ -206,12 +203,7 @@ def put_masks(model: keras.Model, settings: Settings) -> None:
     Raises:
         ValueError: no kernel takes a mask.
     """
-    targets = list(targets_of(model, settings))
-    if not targets:
-        raise ValueError(
-            f"{model.name}: prune: no layer has a kernel to prune. Depthwise kernels need depthwise=True; layers that "
-            "do not train, are protected or have a sparsity of 0 stay dense."
-        )
+    targets = targets_of(model, settings)
     finals = _global(targets) if settings.section.scope == "global" else [t.schedule.final for t in targets]
     for target, final in zip(targets, finals, strict=True):
         section = target.section
@@ -219,63 +211,47 @@ def put_masks(model: keras.Model, settings: Settings) -> None:
         mask = Mask(
             schedule.get_config(), section.structure, target.axes, section.pooling, section.criterion, section.gradient
         )
-        _replace(target.layer, target.path, mask)
+        target.site.replace_by(mask)
     forget_graphs(model)
 
 
-def targets_of(model: keras.Model, settings: Settings) -> Iterator[Target]:
-    """The kernels to prune, in the order of the model; names those that are left dense for want of a place."""
-    found = [layer for layer in model._flatten_layers() if isinstance(layer, ManyKernels | Compressed)]
-    found = [layer for layer in found if _paths(layer)]
-    refused = []
-    for layer in found:
-        position = {0: "first", len(found) - 1: "last"}.get(found.index(layer))
-        names = [*identities(layer), *identities(layer.layer)]
-        section = settings.of(names, position)
-        for path, kernel in _paths(layer).items():
-            schedule = settings.course(section)
-            if schedule.final == 0.0 or (kernel.depthwise and not section.depthwise):
-                continue
-            if not layer.trainable or (structure_of(section.structure).of and kernel.input_axis is None):
-                refused.append(f"{layer.name} ({path})")
-                continue
-            yield Target(layer, path, kernel, section, schedule)
-    if refused:
-        warnings.warn(
-            f"prune: left dense: {', '.join(refused)}: layers that do not train, or kernels that sum over no input "
-            "channels and were to have an N:M pattern.",
-            stacklevel=4,
-        )
+def targets_of(model: keras.Model, settings: Settings) -> list[Target]:
+    """The kernels to prune, in the order of the model; warns of those that cannot be.
 
-
-def _paths(layer: Any) -> dict[str, Kernel]:
-    """The kernels of a wrapped layer that can be masked."""
-    inside = kernels_of(layer.layer)
-    if isinstance(layer, Compressed):
-        return {path: kernel for path, kernel in inside.items() if path == layer.kernel_name}
-    return inside
-
-
-def _transforms(layer: Any, path: str) -> list[Any]:
-    return list(layer.transforms if isinstance(layer, Compressed) else layer.transforms.get(path, ()))
-
-
-def _raw(layer: Any, path: str) -> tf.Tensor:
-    return tf.cast(tf.convert_to_tensor(kernel_at(layer.layer, path)), tf.float32)
-
-
-def _replace(layer: Any, path: str, mask: Mask) -> None:
-    """One mask for a kernel; what comes after it stays."""
-    rest = [t for t in _transforms(layer, path) if not isinstance(t, Mask)]
-    mask.build(tuple(kernel_at(layer.layer, path).shape))
-    mask.start(_raw(layer, path))
-    with growing(layer):
-        if isinstance(layer, Compressed):
-            layer.transforms = rest
-            layer.transform_by(mask)
+    Raises:
+        ValueError: there is none.
+    """
+    found, frozen, refused = [], [], []
+    for site in sites(model):
+        section = settings.of(site.names, site.position)
+        schedule = settings.course(section)
+        if schedule.final == 0.0 or (site.kernel.depthwise and not section.depthwise):
+            continue
+        if not site.trains:
+            frozen.append(site)
+        elif structure_of(section.structure).of and site.kernel.input_axis is None:
+            refused.append(site.label)
         else:
-            layer.transforms = {**layer.transforms, path: rest}
-            layer.transform_by(path, mask)
+            _check_zero(site)
+            found.append(Target(site, section, schedule))
+    notes = [note_of(frozen)] if frozen else []
+    if refused:
+        notes.append(f"left dense: {', '.join(refused)}: they sum over no input channels, as an N:M pattern needs.")
+    if not found:
+        why = "depthwise kernels need depthwise=True; layers that are protected or have a sparsity of 0 stay dense."
+        raise ValueError(f"{model.name}: prune: no layer has a kernel to prune: {' '.join(notes) or why}")
+    for note in notes:
+        warnings.warn(f"prune: {note}", stacklevel=4)
+    return found
+
+
+def _check_zero(site: Site) -> None:
+    """Refuse a codebook behind the mask that would make something else of its zeros."""
+    if any(isinstance(t, Codebook) and not t.preserve_sparsity for t in site.transforms):
+        raise ValueError(
+            f"{site.label}: prune: its codebook without a zero would undo the mask. Cluster with "
+            "preserve_sparsity=True; to give the shared values up, start from kquant.strip(model)."
+        )
 
 
 def _global(targets: Sequence[Target]) -> list[float]:
@@ -283,14 +259,14 @@ def _global(targets: Sequence[Target]) -> list[float]:
 
     Each keeps `FLOOR` of what it would keep at equal sparsities; the rest go to the highest scores of all.
     """
-    whole = sum(float(t.schedule.final) * t.weights().shape.num_elements() for t in targets)
-    total = sum(t.weights().shape.num_elements() for t in targets)
-    fixed = [t.layer.name for t in targets if structure_of(t.section.structure).of]
+    whole = sum(float(t.schedule.final) * math.prod(t.site.shape) for t in targets)
+    total = sum(math.prod(t.site.shape) for t in targets)
+    fixed = [t.site.holder.name for t in targets if structure_of(t.section.structure).of]
     if fixed:
         raise ValueError(f"prune: scope 'global' chooses sparsities, and an N:M structure fixes that of {fixed[0]}.")
     scores = []
     for t in targets:
-        values = tf.abs(t.weights())
+        values = tf.abs(t.site.raw)
         floor = choose(values, 1.0 - FLOOR * (1.0 - t.schedule.final), structure_of("unstructured"), t.axes, "mean")
         scores.append(np.where(np.asarray(floor), np.inf, np.asarray(values)).ravel())
     kept = np.sort(np.concatenate(scores))[::-1][: max(1, round(total - whole))]

@@ -14,11 +14,14 @@ import tensorflow as tf
 from tqdm.auto import tqdm
 
 from kquant.analysis.sqnr import decibel, noise_of
+from kquant.core.transforms import apply
 from kquant.data import gather
-from kquant.train.mask import fixed
+from kquant.quantized import is_quantized
+from kquant.train.mask import Mask, fixed
 from kquant.train.masks import choose, structure_of
 from kquant.train.pruning import Target, settings_of, targets_of
-from kquant.train.wrapping import wrapped
+from kquant.train.sites import check_patterns, patterns_of, sites
+from kquant.train.wrapping import check_model, wrapped
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ def scan_sparsity(
     target: float = 0.5,
     structure: str = "unstructured",
     depthwise: bool = False,
-    protect: Sequence[str] = (),
+    protect: str | Sequence[str] = (),
     samples: int = 256,
     verbose: bool = True,
 ) -> SparsityScan:
@@ -103,7 +106,7 @@ def scan_sparsity(
     reached; layers with little to lose end sparser.
 
     Args:
-        model: a built float Keras model; it is not changed.
+        model: a built float Keras model; it is not changed. The zeros of a pruned one stay, and count.
         data: samples, see `kquant.calibrate`; the outputs are compared with those of the dense model.
         evaluate: `(keras model) -> float`, higher is better, instead of data.
         sparsities: to try, in (0, 1).
@@ -119,7 +122,7 @@ def scan_sparsity(
 
     Raises:
         ValueError: neither or both of data and evaluate, a target that the sparsities cannot make, a structure that
-            fixes the sparsity.
+            fixes the sparsity, a quantized model.
 
     Example:
         >>> model = keras.Sequential([keras.Input((16,)), keras.layers.Dense(32, name="a"), keras.layers.Dense(4)])
@@ -132,21 +135,20 @@ def scan_sparsity(
     """
     levels = tuple(sorted({float(s) for s in sparsities}))
     _check(data, evaluate, levels, target, structure)
-    copy = wrapped(model)
+    _check_float(model)
+    copy, protect = wrapped(model), patterns_of(protect)
     settings = settings_of(target, {"structure": structure, "depthwise": depthwise}, protect=protect)
-    found = _by_layer(list(targets_of(copy, settings)))
-    for targets in found.values():
-        for each in targets:
-            each.layer.transform_by(each.path, fixed(np.ones(each.weights().shape, bool)))
+    check_patterns("scan_sparsity", protect, sites(copy))
+    found = _by_layer([_trial(each) for each in targets_of(copy, settings)])
     measure, dense = _measure(copy, data, evaluate, samples)
     values: dict[str, list[float]] = {name: [] for name in found}
     with tqdm(desc="scan", unit="model", total=len(found) * len(levels), disable=not verbose) as bar:
-        for name, targets in found.items():
+        for name, trials in found.items():
             for level in levels:
-                _set(targets, level, structure)
+                _set(trials, level, structure)
                 values[name].append(measure())
                 bar.update()
-            _set(targets, 0.0, "unstructured")
+            _set(trials, 0.0, "unstructured")
     return _result(found, values, levels, target, dense)
 
 
@@ -162,21 +164,43 @@ def _check(data: Any, evaluate: Any, levels: Sequence[float], target: float, str
         raise ValueError(f"scan_sparsity: structure '{structure}' fixes the sparsity of every layer; nothing to scan.")
 
 
-def _by_layer(targets: Sequence[Target]) -> dict[str, list[Target]]:
-    found: dict[str, list[Target]] = {}
-    for each in targets:
-        found.setdefault(each.layer.name, []).append(each)
-    if not found:
-        raise ValueError("scan_sparsity: no layer has a kernel to prune.")
+def _check_float(model: Any) -> None:
+    check_model(model, "scan_sparsity")
+    if is_quantized(model):
+        raise ValueError(
+            f"{model.name}: scan_sparsity: expected a float model. Scan before kquant.quantize, or what "
+            "kquant.strip(model) gives; kquant.prune(model, ..., rules=scan.rules) takes the quantized model too."
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """A kernel with a mask for the scan, behind those that it has."""
+
+    target: Target
+    mask: Mask
+    scores: tf.Tensor
+
+
+def _trial(target: Target) -> Trial:
+    """Weights under the masks of a pruned model go first."""
+    site, mask = target.site, fixed(np.ones(target.site.shape, bool))
+    kept = [t for t in site.transforms if isinstance(t, Mask)]
+    site.transform_by(mask)
+    return Trial(target, mask, tf.abs(apply(kept, site.raw)))
+
+
+def _by_layer(trials: Sequence[Trial]) -> dict[str, list[Trial]]:
+    found: dict[str, list[Trial]] = {}
+    for each in trials:
+        found.setdefault(each.target.site.holder.name, []).append(each)
     return found
 
 
-def _set(targets: Sequence[Target], level: float, structure: str) -> None:
+def _set(trials: Sequence[Trial], level: float, structure: str) -> None:
     """The masks of one layer at a sparsity."""
-    for each in targets:
-        scores = tf.abs(each.weights())
-        mask = choose(scores, level, structure_of(structure), each.axes, "mean")
-        each.layer.transforms[each.path][0].mask.assign(mask)
+    for each in trials:
+        each.mask.mask.assign(choose(each.scores, level, structure_of(structure), each.target.axes, "mean"))
 
 
 def _measure(
@@ -197,13 +221,13 @@ def _measure(
 
 
 def _result(
-    found: dict[str, list[Target]],
+    found: dict[str, list[Trial]],
     values: dict[str, list[float]],
     levels: tuple[float, ...],
     target: float,
     dense: float | None,
 ) -> SparsityScan:
-    sizes = {name: sum(int(t.weights().shape.num_elements()) for t in targets) for name, targets in found.items()}
+    sizes = {name: sum(math.prod(t.target.site.shape) for t in trials) for name, trials in found.items()}
     damage = {name: row if dense is None else [dense - v for v in row] for name, row in values.items()}
     chosen = propose(damage, sizes, levels, target)
     rows = tuple(

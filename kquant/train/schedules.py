@@ -9,6 +9,7 @@ of `kquant.prune`. Before `begin` nothing is pruned, after `end` masks stay as t
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from numbers import Real
 from typing import Any
 
 import tensorflow as tf
@@ -49,7 +50,8 @@ class SparsitySchedule:
         for name in ("final", "initial"):
             value = getattr(self, name)
             if value is not None and not 0.0 <= value < 1.0:
-                raise ValueError(f"SparsitySchedule: {name} must be in [0, 1). Received: {value!r}.")
+                hint = f" For {value:g} % give {value / 100:g}." if 1.0 < value < 100.0 else ""
+                raise ValueError(f"SparsitySchedule: {name} must be in [0, 1). Received: {value!r}.{hint}")
         if self.begin < 0 or self.frequency < 1 or self.power <= 0:
             raise ValueError(
                 "SparsitySchedule: expected begin >= 0, frequency >= 1 and power > 0. Received: "
@@ -116,7 +118,7 @@ def schedule_of(given: Any) -> SparsitySchedule:
     """
     if isinstance(given, SparsitySchedule):
         return given
-    if isinstance(given, int | float) and not isinstance(given, bool):
+    if isinstance(given, Real) and not isinstance(given, bool):
         return SparsitySchedule(float(given))
     if hasattr(given, "get_config"):
         config = given.get_config()

@@ -1,9 +1,13 @@
-"""The kernels of a wrapped or quantized model, one by one: what a method may put a transform on."""
+"""The kernels of a wrapped or quantized model, one by one: what a method may put a transform on.
+
+Kernels that do not train are left as they are, whatever the method: `Site.trains` and `note_of` are the one place.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 import keras
@@ -12,8 +16,10 @@ import tensorflow as tf
 from kquant.core import transforms as kernels
 from kquant.core.nodes import Compressed
 from kquant.core.origin import identities
+from kquant.core.recipe import LayerRule
 from kquant.core.transformed import ManyKernels
 from kquant.core.transforms import Transform
+from kquant.core.wording import did_you_mean
 from kquant.ops.kernels import Kernel, kernels_of
 from kquant.quantized import forget_graphs
 
@@ -46,9 +52,29 @@ class Site:
         return list(held.get(self.path, ()) if isinstance(held, dict) else held)
 
     @property
+    def label(self) -> str:
+        """For messages."""
+        return f"{self.holder.name} ({self.path})"
+
+    @property
+    def trains(self) -> bool:
+        """False in a frozen layer; a quantized model's wrapper around one trains all the same, so its kernel tells."""
+        return bool(self.holder.trainable and kernels.kernel_at(self.holder.layer, self.path).trainable)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the kernel."""
+        return tuple(int(n) for n in kernels.kernel_at(self.holder.layer, self.path).shape)
+
+    @property
+    def raw(self) -> tf.Tensor:
+        """float32, before the transforms that the kernel has."""
+        return kernels.real(self.holder.layer, self.path)
+
+    @property
     def weights(self) -> tf.Tensor:
         """float32, after the transforms that the kernel has."""
-        return kernels.apply(self.transforms, kernels.real(self.holder.layer, self.path))
+        return kernels.apply(self.transforms, self.raw)
 
     def transform_by(self, transform: Transform) -> None:
         """Put one more transform on the kernel."""
@@ -56,6 +82,18 @@ class Site:
             self.holder.transform_by(transform)
         else:
             self.holder.transform_by(self.path, transform)
+
+    def replace_by(self, transform: Transform) -> None:
+        """Put a transform, started from the kernel itself, in the place of those of its class."""
+        rest = [t for t in self.transforms if not isinstance(t, type(transform))]
+        transform.build(self.shape)
+        transform.start(self.raw)
+        with kernels.growing(self.holder):
+            if isinstance(self.holder, Compressed):
+                self.holder.transforms = rest
+            else:
+                self.holder.transforms = {**self.holder.transforms, self.path: rest}
+            self.transform_by(transform)
 
 
 def sites(model: keras.Model) -> list[Site]:
@@ -85,6 +123,63 @@ def put(model: keras.Model, choose: Callable[[Site], Transform | None]) -> int:
         site.transform_by(transform)
     forget_graphs(model)
     return len(chosen)
+
+
+def note_of(frozen: Sequence[Site]) -> str:
+    """What is said of kernels that a method was to change but that do not train; nothing where there are none."""
+    if not frozen:
+        return ""
+    names = ", ".join(site.label for site in frozen)
+    return f"left as they are, because they do not train: {names}; set trainable = True where they are meant."
+
+
+def check_patterns(verb: str, patterns: Sequence[str], found: Sequence[Site]) -> None:
+    """Refuse name patterns that match no layer with a kernel.
+
+    Args:
+        verb: that was given them.
+        patterns: of names of layers.
+        found: the kernels of the model.
+
+    Raises:
+        ValueError: names the pattern and the nearest name.
+    """
+    names = sorted({name for site in found for name, _ in site.names})
+    for pattern in patterns:
+        if not match(names, [pattern]):
+            hint = did_you_mean(pattern, names) or f" There are: {', '.join(names)}."
+            raise ValueError(f"{verb}: '{pattern}' matches no layer with a kernel.{hint}")
+
+
+def check_rules(verb: str, rules: Sequence[LayerRule], found: Sequence[Site]) -> None:
+    """Refuse rules that match no layer with a kernel.
+
+    Args:
+        verb: that was given them.
+        rules: of a call or a recipe.
+        found: the kernels of the model.
+
+    Raises:
+        ValueError: names the rule and the nearest name.
+    """
+    names = sorted({name for site in found for name, _ in site.names})
+    for rule in rules:
+        if any(rule.matches(name, kind, site.position) for site in found for name, kind in site.names):
+            continue
+        conditions = {"layer": rule.layer, "type": rule.type, "position": rule.position}
+        wanted = ", ".join(f"{key}='{value}'" for key, value in conditions.items() if value)
+        hint = (did_you_mean(rule.layer, names) if rule.layer else "") or f" There are: {', '.join(names)}."
+        raise ValueError(f"{verb}: the rule {wanted} matches no layer with a kernel.{hint}")
+
+
+def patterns_of(given: str | Sequence[str]) -> tuple[str, ...]:
+    """One pattern may be given as it is."""
+    return (given,) if isinstance(given, str) else tuple(given)
+
+
+def match(names: Sequence[str], patterns: Sequence[str]) -> bool:
+    """True where one of the names fits one of the patterns."""
+    return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
 
 
 def _kernels(holder: Any) -> Iterator[tuple[str, Kernel]]:

@@ -14,6 +14,7 @@ from kquant.core import transforms as kernels
 from kquant.core.nodes import Compressed
 from kquant.core.transformed import ManyKernels
 from kquant.ops.kernels import kernels_of
+from kquant.train.wrapping import check_model
 
 
 @dataclass(frozen=True)
@@ -91,11 +92,15 @@ def sparsity(model: keras.Model) -> Sparsity:
     Returns:
         Zeros by kernel and in total; of a quantized model weights that round to code 0 count.
 
+    Raises:
+        ValueError: not a Keras 3 model.
+
     Example:
         >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
         >>> kquant.sparsity(kquant.prune(model, 0.5)).total
         0.5
     """
+    check_model(model, "sparsity")
     found: list[KernelSparsity] = []
     seen: set[int] = set()
     for layer in model._flatten_layers(include_self=False):

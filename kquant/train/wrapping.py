@@ -14,6 +14,33 @@ from kquant.ops.kernels import kernels_of
 from kquant.quantized import copy, is_quantized
 
 
+def to_transform(model: keras.Model, verb: str) -> keras.Model:
+    """A model with weights of its own whose kernels take transforms, float or quantized like the given one.
+
+    Args:
+        model: see `wrapped`, or a quantized one.
+        verb: that is to change it, for messages.
+
+    Raises:
+        ValueError: see `wrapped`.
+    """
+    check_model(model, verb)
+    return copy(model) if is_quantized(model) else wrapped(model)
+
+
+def check_model(model: Any, verb: str) -> None:
+    """Refuse what is no Keras 3 model.
+
+    Raises:
+        ValueError: names what came.
+    """
+    if not isinstance(model, keras.Model):
+        raise ValueError(
+            f"{verb}: expected a keras.Model. Received: {type(model).__module__}.{type(model).__name__}. "
+            "A single layer goes into keras.Sequential([keras.Input(shape), layer])."
+        )
+
+
 def wrapped(model: keras.Model) -> keras.Model:
     """A Functional model with weights of its own; layers stay whole and keep their names.
 
@@ -22,10 +49,8 @@ def wrapped(model: keras.Model) -> keras.Model:
             already are copied with what they hold.
 
     Raises:
-        ValueError: not a built Keras 3 model, or one whose own variables would be lost.
+        ValueError: a model that is not built, or one whose own variables would be lost.
     """
-    if not isinstance(model, keras.Model):
-        raise ValueError(f"prune: expected a keras.Model. Received: {type(model).__module__}.{type(model).__name__}.")
     graph = trace(model, stays_whole, masks=True)
     made: dict[int, Any] = {}
     taken = {t.name for t in keras.tree.flatten(graph.inputs)}
