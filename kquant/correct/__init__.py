@@ -3,7 +3,7 @@
     step(qmodel, data, *, verbose, **options) -> qmodel     changes the ranges, biases or rounding of the model in place
 
 The float weights stay what they were, so that the model still knows its float function; equalization alone rescales
-them, and leaves that function as it is.
+them, and leaves that function as it is. Re-estimation gives live batch norms new statistics, and so changes it.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from kquant.calibrate import calibrate
 from kquant.core.recipe import Step
 from kquant.core.wording import did_you_mean
 from kquant.correct.adaround import adaround
+from kquant.correct.batch_norms import reestimate
 from kquant.correct.bias import correct_bias
 from kquant.correct.data_free import data_free_ranges
 from kquant.correct.equalize import equalize
@@ -34,6 +35,7 @@ STEPS: dict[str, Callable[..., keras.Model]] = {
     "bias": correct_bias,
     "sequential-mse": sequential_mse,
     "adaround": adaround,
+    "reestimate": reestimate,
 }
 # Options that count something, in whatever step they are.
 COUNTS = frozenset({"batches", "batch_size", "candidates", "iterations", "row_batch", "rows", "samples"})
