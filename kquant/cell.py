@@ -85,6 +85,11 @@ def cell_samples(step: keras.Model, x: np.ndarray) -> list[np.ndarray]:
 
     Returns:
         One array [samples * steps, 1, ...] for each input, in order.
+
+    Example:
+        >>> step = cell(keras.Sequential([keras.Input((20, 3)), layers.GRU(4, name="gru")]))
+        >>> [a.shape for a in cell_samples(step, np.zeros((2, 20, 3), np.float32))]
+        [(40, 1, 3), (40, 1, 4)]
     """
     seen: list[list[np.ndarray]] = []
     states = [np.zeros((len(x), *t.shape[1:]), np.float32) for t in step.inputs[1:]]

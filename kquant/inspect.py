@@ -150,6 +150,14 @@ def inspect(path: str | Path | bytes) -> FileModel:
 
     Raises:
         ValueError: no such file, or not a TFLite file.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+        >>> x = np.random.default_rng(0).random((64, 4), np.float32)
+        >>> q = kquant.calibrate(kquant.quantize(model), x, verbose=False)
+        >>> report = kquant.export(q, "dense.tflite", check_runtimes=False)
+        >>> kquant.inspect("dense.tflite").operator_counts
+        {'FULLY_CONNECTED': 1}
     """
     if isinstance(path, bytes):
         return read_model(path)

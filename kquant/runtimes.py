@@ -46,6 +46,14 @@ def predict(
 
     Raises:
         ValueError: unknown runtime, not a TFLite file, wrong shapes, a missing extra.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+        >>> x = np.random.default_rng(0).random((64, 4), np.float32)
+        >>> q = kquant.calibrate(kquant.quantize(model), x, verbose=False)
+        >>> report = kquant.export(q, "dense.tflite", check_runtimes=False)
+        >>> kquant.predict("dense.tflite", x[:3]).shape
+        (3, 2)
     """
     data = read_bytes(path_or_bytes)
     model = read_model(data, _label(path_or_bytes))

@@ -32,6 +32,11 @@ def vela_bytes(path: str | Path | bytes, accelerator: str = "ethos-u55-128") -> 
 
     Raises:
         ValueError: without the `ethos-u` extra, or Vela refuses the file.
+
+    Example:
+        >>> kquant.vela_bytes(b"no model")
+        Traceback (most recent call last):
+        ValueError: vela_bytes...
     """
     vela = find_vela()
     if vela is None:

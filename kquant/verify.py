@@ -94,6 +94,14 @@ def verify(
 
     Raises:
         ValueError: the file is no TFLite file, the interpreter refuses it, or data do not fit.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+        >>> x = np.random.default_rng(0).random((64, 4), np.float32)
+        >>> q = kquant.calibrate(kquant.quantize(model), x, verbose=False)
+        >>> report = kquant.export(q, "dense.tflite", check_runtimes=False)
+        >>> kquant.verify(q, "dense.tflite", x, "litert-reference").ok
+        True
     """
     lowered = lower(qmodel)
     content = read_bytes(path)
