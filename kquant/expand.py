@@ -12,7 +12,7 @@ from typing import Any
 
 import keras
 
-from kquant.core.graph import Graph, Node, legal_name, rewrite, trace
+from kquant.core.graph import Graph, Node, legal_name, named_apart, rewrite, trace
 from kquant.core.origin import mark, origins
 from kquant.core.unfold import substitute
 from kquant.ops import find
@@ -46,7 +46,7 @@ def expand_graph(graph: Graph) -> keras.Model:
         def make(key: str, factory: Callable[[], Any]) -> Any:
             if (id(op), key) not in made:
                 name = op.name
-                made[id(op), key] = _named_apart(factory(), taken)
+                made[id(op), key] = named_apart(factory(), taken)
                 if isinstance(made[id(op), key], keras.Operation):
                     mark(made[id(op), key], (*origins(op), *owners.get(id(op), ()), (name, type(op).__name__)))
             return made[id(op), key]
@@ -131,14 +131,3 @@ def _keep(op: Any, make_for: Callable[[Any], Any]) -> Any:
         return new
 
     return make_for(op)("copy", copy)
-
-
-def _named_apart(op: Any, taken: set[str]) -> Any:
-    """Layers of different nested models may share a name; a flat model wants them apart, and graphs want them legal."""
-    op.name = legal_name(op.name)
-    name, n = op.name, 1
-    while op.name in taken:
-        op.name = f"{name}_{n}"
-        n += 1
-    taken.add(op.name)
-    return op

@@ -148,13 +148,7 @@ def export(
         >>> kquant.export(q, "dense.tflite").operators
         {'FULLY_CONNECTED': 1}
     """
-    if io not in get_args(IO):
-        raise ValueError(f"export: io must be one of {', '.join(map(repr, get_args(IO)))}. Received: {io!r}.")
-    if states not in ("io", "variables") or isinstance(streaming, float) or streaming < 0:
-        raise ValueError(
-            "export: streaming must be False, True or a number of results for each call, and states 'io' or "
-            f"'variables'. Received: streaming={streaming!r}, states={states!r}."
-        )
+    _check_options(io, states, streaming)
     tables = tables_of(compression)
     target_path = _writable(Path(path))
     beside = None if encodings is None else (_writable(Path(encodings)), encodings_of(qmodel, encodings_version))
@@ -185,6 +179,17 @@ def export(
         weights=_weights(lowered, content, check_runtimes),
         streaming=streamed,
     )
+
+
+def _check_options(io: Any, states: Any, streaming: Any) -> None:
+    """Refuse values that `export` does not know."""
+    if io not in get_args(IO):
+        raise ValueError(f"export: io must be one of {', '.join(map(repr, get_args(IO)))}. Received: {io!r}.")
+    if states not in ("io", "variables") or isinstance(streaming, float) or streaming < 0:
+        raise ValueError(
+            "export: streaming must be False, True or a number of results for each call, and states 'io' or "
+            f"'variables'. Received: streaming={streaming!r}, states={states!r}."
+        )
 
 
 # The file, what was checked, the arena, and what a streaming file needs.

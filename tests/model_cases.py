@@ -2,32 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import keras
 import numpy as np
-from contract import randomise
+from enrolled import Cases
 from keras import layers, ops
 
-CASES: dict[str, Callable[[], keras.Model]] = {}
-
-
-def case(build: Callable[[], keras.Model]) -> Callable[[], keras.Model]:
-    """Enrol a model."""
-    CASES[build.__name__] = build
-    return build
-
-
-def made(name: str) -> keras.Model:
-    """A model of that name, always with the same weights."""
-    keras.utils.set_random_seed(3)
-    return randomise(CASES[name](), len(name))
-
-
-def samples(model: keras.Model, count: int = 64) -> list[np.ndarray]:
-    """Random inputs, one array for each input of a Functional model in order."""
-    rng = np.random.default_rng(5)
-    return [np.float32(rng.normal(size=(count, *t.shape[1:]))) for t in model.inputs]
+CASES = Cases()
+case, made = CASES.case, CASES.made
 
 
 def _tower() -> keras.Model:

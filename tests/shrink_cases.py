@@ -2,35 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import keras
 import numpy as np
-from contract import randomise
+from enrolled import Cases, samples
 from keras import layers
 
 from kquant.shrink.channels import Channels, follow_channels
 from kquant.shrink.plain import plain, read
 
-CASES: dict[str, Callable[[], keras.Model]] = {}
-
-
-def case(build: Callable[[], keras.Model]) -> Callable[[], keras.Model]:
-    """Enrol a model."""
-    CASES[build.__name__] = build
-    return build
-
-
-def made(name: str) -> keras.Model:
-    """A model of that name with random weights, always the same."""
-    keras.utils.set_random_seed(3)
-    return randomise(CASES[name](), len(name))
+CASES = Cases()
+case, made = CASES.case, CASES.made
 
 
 def images(model: keras.Model, count: int = 8) -> list[np.ndarray]:
-    """Random samples, one array for each input."""
-    rng = np.random.default_rng(5)
-    return [np.float32(rng.normal(size=(count, *t.shape[1:]))) for t in model.inputs]
+    """Few random samples, one array for each input."""
+    return samples(model, count)
 
 
 def _block(x: keras.KerasTensor, width: int, name: str, *, shortcut: bool = False) -> keras.KerasTensor:

@@ -254,49 +254,46 @@ def test_the_file_has_the_learned_codes(rounded: keras.Model, tmp_path: Path) ->
     assert [v.agreements[0].equal for v in report.verification if v.runtime == "litert-reference"] == [1.0]
 
 
-def test_the_seed_decides_and_a_run_that_was_stopped_goes_on(rounded: keras.Model, tmp_path: Path) -> None:
-    starts = 0
+class Stopping:
+    """Data that are interrupted once, when the third layer asks for them; `starts` counts who asked."""
 
-    def data() -> Iterator[np.ndarray]:
-        nonlocal starts
-        starts += 1
-        if starts == 3:  # of the third layer
+    def __init__(self) -> None:
+        self.starts = 0
+
+    def __call__(self) -> Iterator[np.ndarray]:
+        self.starts += 1
+        if self.starts == 3:
             raise KeyboardInterrupt
         yield from np.split(X, 3)
 
+
+def test_the_seed_decides_and_a_run_that_was_stopped_goes_on(rounded: keras.Model, tmp_path: Path) -> None:
+    data = Stopping()
     q = calibrated()  # a run of its own, to the same codes as the fixture's
     plain = all_codes(q)
     with pytest.raises(KeyboardInterrupt):
         kquant.adaround(q, data, resume=tmp_path, **QUICK)
     stopped = all_codes(q)
     assert np.any(stopped["depthwise"] != plain["depthwise"]) and np.array_equal(stopped["head"], plain["head"])
-    starts = 10
+    data.starts = 10
     kquant.adaround(q, data, resume=tmp_path, **QUICK)
-    assert starts == 11 and same(all_codes(q), all_codes(rounded))
+    assert data.starts == 11 and same(all_codes(q), all_codes(rounded))
     with pytest.raises(ValueError, match=r"holds the rounding of 'conv' for other weights, ranges or options"):
         kquant.adaround(calibrated(), X, resume=tmp_path, **{**QUICK, "iterations": 7})
 
 
 def test_sequential_mse_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
-    starts = 0
-
-    def data() -> Iterator[np.ndarray]:
-        nonlocal starts
-        starts += 1
-        if starts == 3:  # of the third layer
-            raise KeyboardInterrupt
-        yield from np.split(X, 3)
-
+    data = Stopping()
     whole = kquant.sequential_mse(calibrated(), X, batch_size=len(X) // 3, verbose=False)
     q = calibrated()
     with pytest.raises(KeyboardInterrupt):
         kquant.sequential_mse(q, data, resume=tmp_path, verbose=False)
-    starts = 10
+    data.starts = 10
     kquant.sequential_mse(q, data, resume=tmp_path, verbose=False)
-    assert starts == 11 and same(all_codes(q), all_codes(whole))
-    starts = 20
+    assert data.starts == 11 and same(all_codes(q), all_codes(whole))
+    data.starts = 20
     fresh = kquant.sequential_mse(calibrated(), data, resume=tmp_path, verbose=False)
-    assert starts == 20 and same(all_codes(fresh), all_codes(whole)), "all of it was kept"
+    assert data.starts == 20 and same(all_codes(fresh), all_codes(whole)), "all of it was kept"
     with pytest.raises(ValueError, match=r"sequential-mse.*holds the range of 'conv' for other weights, ranges or op"):
         kquant.sequential_mse(calibrated(), X, resume=tmp_path, candidates=7, verbose=False)
 

@@ -13,8 +13,9 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from enrolled import samples
 from keras import layers, ops
-from model_cases import CASES, made, samples
+from model_cases import CASES, made
 
 import kquant
 

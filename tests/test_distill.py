@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from contract import packed
+from enrolled import samples
 from keras import layers
-from model_cases import made, samples
+from model_cases import made
 
 import kquant
 from kquant.core.nodes import Compressed, FakeQuant

@@ -13,7 +13,8 @@ import keras
 import numpy as np
 import pytest
 from contract import packed
-from model_cases import CASES, Gate, made, samples
+from enrolled import samples
+from model_cases import CASES, Gate, made
 
 import kquant
 from kquant.core.nodes import FakeQuant

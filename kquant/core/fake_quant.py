@@ -181,10 +181,7 @@ class FakeQuant(keras.layers.Layer):
             return [tf.cast(y, _float_like(y)), tf.zeros(2)]
         real = tf.cast(y, tf.float32)
         if peek:
-            scale, zero_point, seen = self.grid(encodings)
-            if training and self.learning != Training() and self.has_range:
-                scale, zero_point = learned.grid(self)[:2]
-            return [real, tf.where(seen, tf.stack([scale, zero_point]), tf.zeros(2))]
+            return [real, self._peeked(encodings, training)]
         if training and self.has_range and self.trainable:
             self._move(real, site)
         scale, zero_point, seen = self.grid(encodings)
@@ -208,6 +205,13 @@ class FakeQuant(keras.layers.Layer):
             quantized = straight_through(real, (codes - zero_point) * scale, *_reach(scale, zero_point, self.spec))
         quantized = tf.where(seen, quantized, real)
         return [tf.cast(quantized, _float_like(y)), tf.where(seen, tf.stack([scale, zero_point]), tf.zeros(2))]
+
+    def _peeked(self, encodings: Sequence[tf.Tensor], training: bool) -> tf.Tensor:
+        """float32[2]: the encoding that the tensor is going to have, zeros where no data were seen."""
+        scale, zero_point, seen = self.grid(encodings)
+        if training and self.learning != Training() and self.has_range:
+            scale, zero_point = learned.grid(self)[:2]
+        return tf.where(seen, tf.stack([scale, zero_point]), tf.zeros(2))
 
     def grid(self, encodings: Sequence[tf.Tensor] = ()) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Scale, zero point (float32[]) and whether they come from data (bool[])."""

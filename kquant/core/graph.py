@@ -127,6 +127,22 @@ def legal_name(name: str, *, root: bool = False) -> str:
     return f"model{legal}" if root and legal[:1] in ("_", "-", ">") else legal
 
 
+def named_apart(op: Any, taken: set[str]) -> Any:
+    """Layers of different nested models may share a name; a flat model wants them apart, and graphs want them legal.
+
+    Args:
+        op: layer or operation; it is renamed where its name is in `taken`.
+        taken: names in use; the new one is added.
+    """
+    op.name = legal_name(op.name)
+    name, n = op.name, 1
+    while op.name in taken:
+        op.name = f"{name}_{n}"
+        n += 1
+    taken.add(op.name)
+    return op
+
+
 def reachable(nodes: Sequence[Node], outputs: list[Tensor]) -> tuple[Node, ...]:
     """Only what the outputs need: unused branches go."""
     needed = {id(t) for t in outputs}

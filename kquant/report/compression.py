@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kquant.report.page import Page, Table, page
-from kquant.shrink.prune import ChannelGroups
+from kquant.shrink.prune import COLUMNS, ChannelGroups
 from kquant.train.scan import SparsityScan
 from kquant.train.sparsity import Sparsity
 
@@ -54,22 +54,11 @@ def _scan(report: SparsityScan) -> Page:
 
 @page.register
 def _channels(report: ChannelGroups) -> Page:
-    rows = tuple(
-        (
-            ", ".join(group.layers),
-            str(group.width),
-            "?" if group.macs is None else f"{group.macs:,}",
-            str(group.removable),
-            group.reason or "",
-        )
-        for group in report.groups
-    )
     able = sum(group.removable > 0 for group in report.groups)
-    columns = ("layers", "channels", "multiply-accumulates", "may leave", "the others stay because")
     return Page(
         headline=f"{able} of {len(report.groups)} groups of channels can get narrower",
         ok=True,
         findings=(),
         facts=(),
-        tables=(Table("Channels", columns, rows, right=("channels", "multiply-accumulates", "may leave")),),
+        tables=(Table("Channels", COLUMNS, report.rows, right=("channels", "MACs", "may leave")),),
     )

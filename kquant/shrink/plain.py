@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from kquant.core.graph import Graph, Node, legal_name, rewrite, trace
+from kquant.core.graph import Graph, Node, legal_name, named_apart, rewrite, trace
 from kquant.core.nodes import Transformed
 from kquant.ops import find
 from kquant.quantized import is_quantized
@@ -119,17 +119,6 @@ def settle(old: Any, new: Any) -> None:
         target.trainable = source.trainable
         if isinstance(target, layers.Normalization):
             target.finalize_state()
-
-
-def named_apart(op: Any, taken: set[str]) -> Any:
-    """Layers of different nested models may share a name; those of a flat model must not."""
-    op.name = legal_name(op.name)
-    name, n = op.name, 1
-    while op.name in taken:
-        op.name = f"{name}_{n}"
-        n += 1
-    taken.add(op.name)
-    return op
 
 
 def _refuse_own_variables(model: keras.Model, node: Node) -> None:

@@ -19,6 +19,8 @@ from kquant.shrink.narrow import narrow_values, narrower
 from kquant.shrink.plain import inference_only, plain, read
 from kquant.shrink.reconstruct import Job, can_refit, refit
 
+COLUMNS = ("layers", "channels", "MACs", "may leave", "the others stay because")
+
 
 @dataclass(frozen=True)
 class ChannelGroup:
@@ -49,8 +51,10 @@ class ChannelGroups:
         """Plain data, for JSON."""
         return asdict(self)
 
-    def __str__(self) -> str:
-        rows = [
+    @property
+    def rows(self) -> tuple[tuple[str, ...], ...]:
+        """A line for each group, as `COLUMNS` has them."""
+        return tuple(
             (
                 ", ".join(g.layers),
                 str(g.width),
@@ -59,10 +63,12 @@ class ChannelGroups:
                 g.reason or "",
             )
             for g in self.groups
-        ]
-        head = ("layers", "channels", "MACs", "may leave", "the others stay because")
-        widths = [max(len(row[i]) for row in (head, *rows)) for i in range(5)]
-        padded = ([cell.ljust(n) for cell, n in zip(row, widths, strict=True)] for row in (head, *rows))
+        )
+
+    def __str__(self) -> str:
+        table = (COLUMNS, *self.rows)
+        widths = [max(len(row[i]) for row in table) for i in range(5)]
+        padded = ([cell.ljust(n) for cell, n in zip(row, widths, strict=True)] for row in table)
         return "\n".join("  ".join(row).rstrip() for row in padded)
 
 
