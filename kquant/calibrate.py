@@ -23,7 +23,7 @@ HALVES_DIFFER = 2.0
 
 
 def calibrate(
-    qmodel: keras.Model, data: Any, *, batches: int | None = None, batch_size: int = 32, verbose: bool = True
+    qmodel: keras.Model, data: Any, *, batches: int | None = None, batch_size: int | None = None, verbose: bool = True
 ) -> keras.Model:
     """Set the ranges of a quantized model from representative data.
 
@@ -34,7 +34,7 @@ def calibrate(
             function that returns a generator; labels beside the inputs are ignored. Or `Observations`, the sum of what
             `kquant.observe` saw of several shards.
         batches: use this many batches only.
-        batch_size: for arrays.
+        batch_size: for arrays; by default 32, or up to 128 small samples where `batches` does not count them.
         verbose: show a progress bar.
 
     Returns:

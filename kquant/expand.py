@@ -17,7 +17,7 @@ from kquant.core.origin import mark, origins
 from kquant.core.unfold import substitute
 from kquant.ops import find
 from kquant.ops.refused import remedy
-from kquant.ops.rule import copy_weights
+from kquant.ops.rule import rebuild
 
 
 def expand(model: keras.Model, input_shape: Any = None) -> keras.Model:
@@ -124,10 +124,8 @@ def _keep(op: Any, make_for: Callable[[Any], Any]) -> Any:
     """A copy with its own weights, made once for each original."""
 
     def copy() -> Any:
-        new = type(op).from_config(op.get_config())
         if isinstance(op, keras.layers.Layer) and op.built:
-            new.build_from_config(op.get_build_config())
-            copy_weights(op, new)
-        return new
+            return rebuild(op)
+        return type(op).from_config(op.get_config())
 
     return make_for(op)("copy", copy)

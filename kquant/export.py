@@ -20,8 +20,8 @@ from kquant.core.spec import Encoding
 from kquant.data import gather
 from kquant.encodings import Version
 from kquant.encodings import encodings as encodings_of
-from kquant.inspect import FileModel, read_model
-from kquant.layer_bytes import FileBytes, layer_bytes
+from kquant.inspect import FileModel, contents, read_model
+from kquant.layer_bytes import FileBytes, count_bytes
 from kquant.look_up_tables import in_tables, refuse_other_outputs, refuse_tables, tables_of
 from kquant.lower import (
     IO,
@@ -159,7 +159,7 @@ def export(
     else:
         made = _over_clips(qmodel, lowered, samples, io, check_runtimes, tables)
     content, reports, arena, streamed = made
-    file = read_model(content)
+    file, held = contents(content)
     write_atomically(target_path, content)
     if beside is not None:
         write_atomically(beside[0], f"{json.dumps(beside[1], indent=1)}\n".encode())
@@ -176,7 +176,7 @@ def export(
         outputs=tuple(_port(t) for t in file.outputs),
         float_layers=tuple(sorted(lowered.floats)),
         verification=reports,
-        weights=_weights(lowered, content, check_runtimes),
+        weights=_weights(lowered, content, count_bytes(content, file, held), check_runtimes),
         streaming=streamed,
     )
 
@@ -269,9 +269,8 @@ def _streaming(
     return content, reports, _arena(lowered, content), describe_stream(streamed, states, checks)
 
 
-def _weights(lowered: Lowered, content: bytes, check: bool) -> FileBytes:
+def _weights(lowered: Lowered, content: bytes, counted: FileBytes, check: bool) -> FileBytes:
     """Bytes of the weights; Vela's too, where the file is for an Ethos-U and Vela is installed."""
-    counted = layer_bytes(content)
     if not check or lowered.target.name != "ethos-u" or find_vela() is None:
         return counted
     try:

@@ -169,13 +169,18 @@ def inspect(path: str | Path | bytes) -> FileModel:
 
 def read_model(data: bytes, where: str = "the file") -> FileModel:
     """`inspect` of bytes."""
+    return _unpacked(data, where)[0]
+
+
+def _unpacked(data: bytes, where: str = "the file") -> tuple[FileModel, Any]:
+    """What a file says of itself, and the schema's objects that say it."""
     if len(data) < 8 or data[4:8] != b"TFL3":
         raise ValueError(
             f"{where} is not a TFLite file: bytes 4 to 8 must read TFL3. Received: {data[4:8]!r} in {len(data)} bytes."
         )
     try:
         model = schema.ModelT.InitFromPackedBuf(data, 0)
-        return _read(model, len(data))
+        return _read(model, len(data)), model
     except DAMAGE as error:
         raise ValueError(f"{where} is damaged: {type(error).__name__}: {error}. Export it again.") from error
 
@@ -230,6 +235,12 @@ def _tensor(index: int, t: Any, buffers: list[Any]) -> FileTensor:
     )
 
 
+def contents(data: bytes) -> tuple[FileModel, dict[int, np.ndarray]]:
+    """`read_model` and `constants` of one file, read once."""
+    file, model = _unpacked(data)
+    return file, _constants(file, model)
+
+
 def constants(data: bytes) -> dict[int, np.ndarray]:
     """Stored contents by index of their tensor, in its shape; 4-bit codes unpacked, look-up tables decoded.
 
@@ -239,8 +250,10 @@ def constants(data: bytes) -> dict[int, np.ndarray]:
     Returns:
         Arrays; of what is stored in look-up tables under the index of what the DECODE writes.
     """
-    file = read_model(data)
-    model = schema.ModelT.InitFromPackedBuf(data, 0)
+    return contents(data)[1]
+
+
+def _constants(file: FileModel, model: Any) -> dict[int, np.ndarray]:
     found: dict[int, np.ndarray] = {}
     for t, stored in zip(file.tensors, model.subgraphs[0].tensors, strict=True):
         content = model.buffers[stored.buffer].data

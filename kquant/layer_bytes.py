@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from kquant.inspect import FileModel, FileTensor, constants, read_model
+from kquant.inspect import FileModel, FileTensor, contents
 from kquant.lut import READERS, distinct, smallest
 from kquant.runtimes import read_bytes
 
@@ -141,8 +141,11 @@ def layer_bytes(path: str | Path | bytes) -> FileBytes:
         [('head/kernel', 8)]
     """
     data = read_bytes(path)
-    file = read_model(data)
-    held = constants(data)
+    return count_bytes(data, *contents(data))
+
+
+def count_bytes(data: bytes, file: FileModel, held: dict[int, np.ndarray]) -> FileBytes:
+    """`layer_bytes` of a file that was read already (`inspect.contents`)."""
     stored = {table.output: table.stored_bytes for table in file.tables}
     layers = tuple(
         _layer(t, code, held[t.index], stored.get(t.index, t.size_bytes)) for t, code in _weights(file, held)

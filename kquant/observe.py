@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -23,12 +23,14 @@ from tqdm.auto import tqdm
 from kquant import observers
 from kquant.core.atomic import write_atomically
 from kquant.core.nodes import FakeQuant, encodings_of, observing
-from kquant.core.statistics import BINS, MOST_SAMPLES, SMALLEST_EXPONENT, Statistics, thinned
+from kquant.core.statistics import MOST_SAMPLES, Statistics, histogram, thinned
 from kquant.core.wording import first_of
 from kquant.data import batches_of, refuse_endless
 
 NONE = np.zeros(0, np.float32)
 EAGER_BATCHES = 8  # 200 samples in batches of 32 take 7
+# What a batch costs beside its arithmetic is that of some 20 samples of a small model.
+SMALLEST_BATCH, LARGEST_BATCH, BATCH_VALUES = 32, 128, 1 << 20
 # Values of a batch that its histogram counts: the first batches give hundreds of thousands for each tensor, where a
 # percentile stands still; the batches after them add what is new at little cost.
 MOST_VALUES, FEW_VALUES = 1 << 16, 1 << 12
@@ -104,7 +106,7 @@ class Observations:
 
 
 def observe(
-    qmodel: keras.Model, data: Any, *, batches: int | None = None, batch_size: int = 32, verbose: bool = True
+    qmodel: keras.Model, data: Any, *, batches: int | None = None, batch_size: int | None = None, verbose: bool = True
 ) -> Observations:
     """Run data through the float function of a quantized model, and keep what its observers need.
 
@@ -112,7 +114,7 @@ def observe(
         qmodel: what `kquant.quantize` returned; it is not changed.
         data: see `kquant.calibrate`; a shard of them.
         batches: use this many batches only.
-        batch_size: for arrays.
+        batch_size: for arrays; by default 32, or up to 128 small samples where `batches` does not count them.
         verbose: show a progress bar.
 
     Returns:
@@ -137,6 +139,8 @@ def observe(
         refuse_endless(data)
     for node in nodes:
         observers.find(node.observer)
+    if batch_size is None:
+        batch_size = _batch_size(qmodel) if batches is None else SMALLEST_BATCH
     found, samples = _observe(qmodel, nodes, batches_of(qmodel, data, batch_size), batches, verbose)
     if samples == 0:
         raise ValueError(
@@ -144,6 +148,12 @@ def observe(
             "call."
         )
     return Observations(found, samples)
+
+
+def _batch_size(qmodel: keras.Model) -> int:
+    """As many samples as hold `BATCH_VALUES` values, within bounds."""
+    sample = sum(int(np.prod([n or 1 for n in t.shape[1:]])) for t in qmodel.inputs)
+    return int(np.clip(BATCH_VALUES // max(sample, 1), SMALLEST_BATCH, LARGEST_BATCH))
 
 
 def _observe(
@@ -160,17 +170,15 @@ def _observe(
     samples = 0
     # islice asks for no batch beyond the limit, which may be slow to make
     for x in tqdm(itertools.islice(data, limit), desc="calibrate", unit="batch", disable=not verbose, total=limit):
-        rows, counts, reaches, rows_of = look(x)
-        extents.append(np.array(rows))  # a copy: `rows.numpy()` would keep the whole tensor alive
+        seen = look(x)
+        extents.append(np.array(seen.rows))  # a copy: `rows.numpy()` would keep the whole tensor alive
         extents = thinned(extents)
         if not np.all(np.isfinite(extents[-1])):
             _refuse_infinite(look.keys, extents[-1])
         samples += int(keras.tree.flatten(x)[0].shape[0])
-        new = {
-            key: Statistics(NONE, NONE, row.astype(np.int64), float(reach))
-            for key, row, reach in zip(look.counted(), counts.numpy(), reaches.numpy(), strict=True)
-        }
-        new |= {key: Statistics(NONE, NONE, samples=y.numpy()) for key, y in rows_of.items()}
+        largest = dict(zip(look.keys, np.abs(extents[-1]).max(axis=1).tolist(), strict=True))
+        new = {key: histogram(values.numpy(), look.steps[key], largest[key]) for key, values in seen.values.items()}
+        new |= {key: Statistics(NONE, NONE, samples=y.numpy()) for key, y in seen.samples.items()}
         found |= {key: found[key].merge(s) if key in found else s for key, s in new.items()}
     if not extents:
         return {}, 0
@@ -181,12 +189,18 @@ def _observe(
     return found, samples
 
 
-Looked = tuple[tf.Tensor, tf.Tensor, tf.Tensor, dict[Key, tf.Tensor]]
+class _Seen(NamedTuple):
+    """What one batch shows: `rows` float32[sites, 2], smallest and largest value of each; `values` float32[n] of those
+    that want a histogram; `samples` float32[m, channels], whole rows of the few tensors whose observer looks at them.
+    """
+
+    rows: tf.Tensor
+    values: dict[Key, tf.Tensor]
+    samples: dict[Key, tf.Tensor]
 
 
 class _Look:
-    """One batch through the model in float: `(extremes[sites, 2], counts[histograms, bins], reaches[histograms],
-    rows)`; `rows` are whole samples of the few tensors whose observer looks at them.
+    """One batch through the model in float.
 
     Tracing a graph takes as long as a few batches do without one, so only what comes after `EAGER_BATCHES` is traced,
     once, with an open batch axis.
@@ -195,15 +209,12 @@ class _Look:
     def __init__(self, qmodel: keras.Model, wants: set[str], rows: set[str]) -> None:
         self.qmodel, self.wants, self.rows = qmodel, wants, rows
         self.keys: list[Key] = []
+        self.steps: dict[Key, int] = {}  # how many values each one of a histogram stands for
         self.batches = 0
         self.most = MOST_VALUES
         self.compiled: Any = None
 
-    def counted(self) -> list[Key]:
-        """The keys that have a histogram, in order."""
-        return [key for key in self.keys if key[0] in self.wants]
-
-    def __call__(self, x: Any) -> Looked:
+    def __call__(self, x: Any) -> _Seen:
         self.batches += 1
         if self.batches <= EAGER_BATCHES:
             return self.run(x)
@@ -214,10 +225,11 @@ class _Look:
             self.compiled = tf.function(self.run, autograph=False).get_concrete_function(specs)
         return self.compiled(x)
 
-    def run(self, x: Any) -> Looked:
-        lows, highs, values, steps = [], [], [], []
+    def run(self, x: Any) -> _Seen:
+        lows, highs = [], []
         keys: list[Key] = []
-        rows_of: dict[Key, tf.Tensor] = {}
+        values: dict[Key, tf.Tensor] = {}
+        samples: dict[Key, tf.Tensor] = {}
 
         def collect(layer: FakeQuant, site: int, y: tf.Tensor) -> None:
             if layer.has_range:
@@ -226,22 +238,14 @@ class _Look:
                 lows.append(tf.reduce_min(y))
                 highs.append(tf.reduce_max(y))
                 if layer.name in self.wants:
-                    chosen, step = _spread(y, self.most)
-                    values.append(chosen)
-                    steps.append(step)
+                    values[keys[-1]], self.steps[keys[-1]] = _spread(y, self.most)
                 if layer.name in self.rows:
-                    rows_of[layer.name, site] = tf.reshape(y, (-1, y.shape[-1]))[:MOST_SAMPLES]
+                    samples[keys[-1]] = tf.reshape(y, (-1, y.shape[-1]))[:MOST_SAMPLES]
 
         with observing(collect):
             self.qmodel(x, training=False)
         self.keys = keys
-        rows = tf.stack([tf.stack(lows), tf.stack(highs)], axis=1)
-        counted = [i for i, key in enumerate(keys) if key[0] in self.wants]
-        if not counted:
-            return rows, tf.zeros((0, BINS), tf.int64), tf.zeros((0,)), rows_of
-        counts, reaches = _histograms(values, tf.reduce_max(tf.abs(tf.gather(rows, counted)), axis=1))
-        # batches count alike, however thinly they are looked at: so shards add up
-        return rows, tf.cast(counts, tf.int64) * tf.constant(steps, tf.int64)[:, None], reaches, rows_of
+        return _Seen(tf.stack([tf.stack(lows), tf.stack(highs)], axis=1), values, samples)
 
 
 def _spread(y: tf.Tensor, most: int) -> tuple[tf.Tensor, int]:
@@ -250,29 +254,10 @@ def _spread(y: tf.Tensor, most: int) -> tuple[tf.Tensor, int]:
     The step has no factor in common with a sample's size, so every channel and place is met in some sample.
     """
     size = int(np.prod(y.shape[1:], dtype=np.int64))
-    step = max(1, 32 * size // most)
+    step = max(1, (y.shape[0] or SMALLEST_BATCH) * size // most)
     while math.gcd(step, size) > 1:
         step += 1
     return tf.reshape(y, (-1,))[::step], step
-
-
-def _histograms(values: list[tf.Tensor], largest: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """`observers.histogram` of many tensors at once: int32[tensors, bins], and the reach of each."""
-    exponent = tf.floor(tf.math.log(tf.maximum(largest, 2.0**-30)) / np.float32(np.log(2.0))) + 1.0
-    exponent = tf.where(tf.pow(2.0, exponent) > largest, exponent, exponent + 1.0)  # the logarithm may round down
-    reaches = tf.pow(2.0, tf.maximum(exponent, float(SMALLEST_EXPONENT)))
-    rows = _owners(values)
-    bins = tf.cast(tf.floor((tf.concat(values, 0) / tf.gather(reaches, rows) + 1.0) * (BINS / 2)), tf.int32)
-    places = rows * BINS + tf.clip_by_value(bins, 0, BINS - 1)
-    total = len(values) * BINS
-    return tf.reshape(tf.math.bincount(places, minlength=total, maxlength=total), (-1, BINS)), reaches
-
-
-def _owners(values: list[tf.Tensor]) -> Any:
-    """For each value of all tensors, laid end to end, the number of its tensor: int32[values]."""
-    if tf.executing_eagerly():  # numpy does it in a fraction of the time
-        return np.repeat(np.arange(len(values), dtype=np.int32), [v.shape[0] for v in values])
-    return tf.repeat(tf.range(len(values)), tf.stack([tf.size(v) for v in values]))
 
 
 def _refuse_infinite(keys: list[Key], extents: np.ndarray) -> None:

@@ -131,6 +131,8 @@ class Compressed(Weighted):
         if is_float(self):
             if self.norm is not None:
                 return [self._biased(x, self.weights_as_used(), self.float_bias(), self.layer), *unknown]
+            if not self.transforms and self.gain is None:
+                return [self.layer(x), *unknown]
             return [self._with(x, {self.kernel_name: self.weights_as_used()}, self.layer), *unknown]
         if training and self.trainable and site == 0:
             kernels.advance(self.transforms, kernels.real(self.layer, self.kernel_name))

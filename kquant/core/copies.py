@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 
+from kquant.core.creation import without_random
 from kquant.core.origin import mark, origins
 
 
@@ -37,7 +38,8 @@ def own(op: Any, **changes: Any) -> Any:
     new = type(op).from_config({**op.get_config(), **changes})
     if op.built:
         if not new.built:
-            new.build_from_config(op.get_build_config() or {})
+            with without_random(new):
+                new.build_from_config(op.get_build_config() or {})
         copy_state(op, new)
     mark(new, origins(op))
     return new

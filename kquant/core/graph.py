@@ -15,6 +15,7 @@ import keras
 from keras import KerasTensor as Tensor
 from keras import tree
 
+from kquant.core.creation import with_one_name
 from kquant.core.inputs import inputs_of
 from kquant.core.unfold import Node, substitute, unfold
 
@@ -95,11 +96,12 @@ def rewrite(
     inputs = tree.map_structure(lambda t: keras.Input(batch_shape=t.shape, dtype=t.dtype, name=t.name), graph.inputs)
     for old, fresh in zip(tree.flatten(graph.inputs), tree.flatten(inputs), strict=True):
         new[id(old)] = fresh if enter is None else enter(old, fresh)
-    for node in graph.nodes:
-        args, kwargs = substitute((node.args, node.kwargs), new)
-        results = tree.flatten(replace(node, args, kwargs))
-        for old, fresh in zip(node.outputs, results, strict=True):
-            new[id(old)] = fresh
+    with with_one_name():
+        for node in graph.nodes:
+            args, kwargs = substitute((node.args, node.kwargs), new)
+            results = tree.flatten(replace(node, args, kwargs))
+            for old, fresh in zip(node.outputs, results, strict=True):
+                new[id(old)] = fresh
     outputs = tree.map_structure(lambda t: new[id(t)], graph.outputs)
     return keras.Model(inputs, _distinct(outputs, inputs), name=name or graph.name)
 

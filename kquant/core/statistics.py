@@ -51,22 +51,26 @@ def _widened(counts: np.ndarray) -> np.ndarray:
     return np.concatenate([quarter, counts.reshape(-1, 2).sum(axis=1), quarter])
 
 
-def histogram(values: np.ndarray) -> Statistics:
+def histogram(values: np.ndarray, each: int = 1, largest: float = 0.0) -> Statistics:
     """Counts of one batch, without its extremes.
 
     Args:
         values: float32[...].
+        each: how many values one of these stands for; batches count alike, however thinly they are looked at.
+        largest: magnitude in the batch, where `values` are some of it only.
 
     Example:
         >>> histogram(np.float32([0.0, 0.7, -0.7])).reach
         1.0
     """
-    largest = float(np.abs(values).max(initial=0.0))
+    flat = np.asarray(values, np.float64).reshape(-1)
+    largest = max(largest, float(flat.max(initial=0.0)), -float(flat.min(initial=0.0)))
     exponent = max(math.frexp(largest)[1] if largest else SMALLEST_EXPONENT, SMALLEST_EXPONENT)  # largest < 2^exponent
     reach = math.ldexp(1.0, exponent)
-    counts, _ = np.histogram(np.asarray(values, np.float64), bins=BINS, range=(-reach, reach))
+    bins = (flat * (BINS / 2 / reach) + BINS / 2).astype(np.int64)  # both factors are powers of two
+    counts = np.bincount(np.minimum(bins, BINS - 1), minlength=BINS).astype(np.int64) * each
     none = np.zeros(0, np.float32)
-    return Statistics(none, none, counts.astype(np.int64), reach)
+    return Statistics(none, none, counts, reach)
 
 
 def thinned(extents: list[np.ndarray]) -> list[np.ndarray]:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import keras
 import numpy as np
 
+from kquant.core.creation import without_random
 from kquant.core.graph import Node
 from kquant.core.origin import mark, origins
 from kquant.core.program import Program, Ref
@@ -191,10 +192,11 @@ class Rule:
 def rebuild(layer: keras.layers.Layer, **changes: Any) -> keras.layers.Layer:
     """A new layer with the config, shapes and weights of `layer`, but for `changes` to its config.
 
-    Weights that the changed layer has too are copied by name; new ones keep their initial values.
+    Weights that the changed layer has too are copied by name; new ones start with zeros, or a constant of the config.
     """
     new = type(layer).from_config({**layer.get_config(), **changes})
-    new.build_from_config(layer.get_build_config())
+    with without_random(new):
+        new.build_from_config(layer.get_build_config())
     copy_weights(layer, new)
     mark(new, origins(layer))
     return new
