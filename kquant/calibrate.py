@@ -62,7 +62,7 @@ def calibrate(
     for (name, site), statistics in found.tensors.items():
         layer = layers[name]
         low, high = observers.find(layer.observer)(statistics, layer.spec)
-        layer.set_range(site, low, high, float(statistics.lows.size))
+        layer.set_range(site, low, high)
     set_weight_ranges(qmodel)
     return qmodel
 

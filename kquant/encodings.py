@@ -339,7 +339,7 @@ def _set(where: str, graph: Graph, tensors: dict[str, Any], layer: FakeQuant, gi
         warnings.warn(f"{where}: {names} share one encoding on the device; it takes the widest range.", stacklevel=4)
     low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
     for site in range(layer.sites):
-        layer.set_range(site, low, high, 1.0, exact=True)
+        layer.set_range(site, low, high, exact=True)
 
 
 def _compare(where: str, name: str, grid: Grid, layer: Compressed) -> None:

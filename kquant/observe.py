@@ -26,6 +26,7 @@ from kquant.core.nodes import FakeQuant, encodings_of, observing
 from kquant.core.statistics import MOST_SAMPLES, Statistics, histogram, thinned
 from kquant.core.wording import first_of
 from kquant.data import batches_of, refuse_endless
+from kquant.quantized import refuse_nested
 
 NONE = np.zeros(0, np.float32)
 EAGER_BATCHES = 8  # 200 samples in batches of 32 take 7
@@ -130,6 +131,7 @@ def observe(
         >>> both.samples, kquant.calibrate(q, both) is q
         (64, True)
     """
+    refuse_nested(qmodel)
     nodes = [layer for layer in encodings_of(qmodel) if layer.has_range]
     if not nodes:
         raise ValueError(f"{qmodel.name}: nothing to calibrate; pass the model that kquant.quantize returned.")

@@ -52,12 +52,31 @@ def is_quantized(model: keras.Model) -> bool:
     return any(isinstance(layer, FakeQuant | Compressed) for layer in model._flatten_layers())
 
 
+def refuse_nested(model: keras.Model) -> None:
+    """Refuse a model that has a quantized one among its layers: which of the rest is float, nobody said.
+
+    Args:
+        model: float or quantized.
+
+    Raises:
+        ValueError: it holds one, by name.
+    """
+    inner = [x for x in model._flatten_layers(include_self=False) if isinstance(x, keras.Model) and is_quantized(x)]
+    if inner:
+        raise ValueError(
+            f"{model.name}: it has the quantized model '{inner[0].name}' among its layers, beside float ones. Build the "
+            "whole model in float (kquant.strip gives the float model of a quantized one), then prune, cluster or "
+            "quantize that; a rule with float = true keeps a layer float."
+        )
+
+
 def read(qmodel: keras.Model) -> Graph:
     """The calls of a quantized model.
 
     Raises:
-        ValueError: it is not one.
+        ValueError: it is not one, or holds one.
     """
+    refuse_nested(qmodel)
     graph = trace(qmodel, is_known)
     if not any(isinstance(node.op, FakeQuant | Compressed) for node in graph.nodes):
         raise ValueError(f"{qmodel.name}: not a quantized model; pass what kquant.quantize returned.")

@@ -15,9 +15,11 @@ import numpy as np
 from kquant.core import transforms as kernels
 from kquant.core.copies import own, stays_whole
 from kquant.core.graph import Node, rewrite, trace
-from kquant.core.nodes import Compressed, FakeQuant, QuantizedLSTM, Transformed
+from kquant.core.nodes import Compressed, FakeQuant, QuantizedLSTM, Transformed, observing
 from kquant.core.transforms import Carried
 from kquant.ops import find
+from kquant.ops.affine import Affine
+from kquant.ops.constant import Stored
 from kquant.ops.rule import rebuild
 
 
@@ -57,7 +59,9 @@ def strip(model: keras.Model, *, grids: bool = False) -> keras.Model:
 
     Returns:
         A Functional model with the masks and codebooks in its weights. Of a quantized model: the float model that it
-        simulates, batch norms folded.
+        simulates, batch norms folded; layers that it took apart (GRU, attention, layer norms) stay so, in Keras' layers
+        and `keras.ops`, and a batch norm with no layer to fold into is a `Rescaling`. Only a constant tensor of the
+        model stays a layer of kquant's, because Keras has none for it.
 
     Raises:
         ValueError: not a Keras 3 model, or what `kquant.distill` returned: its `.student` is the model.
@@ -75,7 +79,7 @@ def strip(model: keras.Model, *, grids: bool = False) -> keras.Model:
         if isinstance(op, FakeQuant):
             return [x] * len(node.outputs)
         if not isinstance(op, Compressed | QuantizedLSTM):
-            return _copy(op, plain)(*args, **kwargs)
+            return _in_keras(op, plain)(*args, **kwargs)
         if id(op) not in plain:
             plain[id(op)] = _without_grid(op, grids)
         return [plain[id(op)](x)] * len(node.outputs)
@@ -103,6 +107,31 @@ def _copy(op: Any, made: dict[int, Any]) -> Any:
     return made[id(op)]
 
 
+def _in_keras(op: Any, made: dict[int, Any]) -> Any:
+    """What computes the same without a class of kquant's, where Keras has it."""
+    if isinstance(op, Affine):
+        if id(op) not in made:
+            made[id(op)] = _rescaling(op.name, op.scale, op.offset)
+        return made[id(op)]
+    ours = isinstance(op, keras.layers.Layer) and type(op).__module__.startswith("kquant.")
+    return _recorded(op) if ours and not isinstance(op, Stored) else _copy(op, made)
+
+
+def _recorded(op: Any) -> Any:
+    """The operations of `keras.ops` that a layer without trainable weights is written in."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with observing(lambda *_: None):
+            return op.call(*args, **kwargs)
+
+    return call
+
+
+def _rescaling(name: str, scale: Any, offset: Any) -> keras.layers.Layer:
+    """A constant `scale * x + offset` along the last axis."""
+    return keras.layers.Rescaling(*(np.asarray(v, np.float64).tolist() for v in (scale, offset)), name=name)
+
+
 def _with_kernels(layer: Any, values: Mapping[str, Any]) -> Any:
     """A copy with other values for some of its variables."""
     new = own(layer)
@@ -122,5 +151,7 @@ def _without_grid(op: Any, grids: bool) -> Any:
     layer = op.layer
     if bias is not None and getattr(layer, "use_bias", True) is False:
         layer = rebuild(layer, use_bias=True)
+    if isinstance(layer, Affine):
+        return _rescaling(op.name, weights, bias)
     values = {op.kernel_name: weights} | ({} if bias is None else {str(op.bias_name): bias})
     return _with_kernels(layer, {path: np.asarray(value) for path, value in values.items()})

@@ -109,7 +109,7 @@ def test_a_dense_layer_against_numpy() -> None:
 def test_clipping_against_numpy() -> None:
     q = calibrated(network())
     layer = next(v for v in q.layers if v.name == "head_quant")
-    layer.set_range(0, -0.3, 0.4, 8.0)
+    layer.set_range(0, -0.3, 0.4)
     tensor = analyzed(q, sensitivity=False).tensor("head_quant")
     y = network()(X).numpy().astype(np.float64)
     step = (tensor.high - tensor.low) / 255
@@ -322,7 +322,7 @@ def test_an_unequalized_pair() -> None:
 def test_a_wrong_range(factor: float, cause: str) -> None:
     q = calibrated(network())
     layer = next(v for v in q.layers if v.name == "relu_a_quant")
-    layer.set_range(0, 0.0, factor * float(layer.high.numpy()[0]), 8.0)
+    layer.set_range(0, 0.0, factor * float(layer.high.numpy()[0]))
     a = analyzed(q, sensitivity=False)
     finding = next(f for f in a.findings if f.cause == cause)
     assert finding.layer == "a"

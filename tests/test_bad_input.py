@@ -541,3 +541,31 @@ def test_one_sample_without_a_batch_axis_is_told_apart(tmp_path: Path) -> None:
     kquant.compress(model, np.random.default_rng(0).normal(size=(64, 4)), output=tmp_path / "m.tflite", verbose=False)
     with pytest.raises(ValueError, match=r"pass x\[None\]"):
         kquant.predict(tmp_path / "m.tflite", np.zeros(4, "float32"))
+
+
+# Models made of a quantized one
+
+
+def with_a_head() -> keras.Model:
+    return keras.Sequential([calibrated(), layers.Dense(2, name="top")], name="whole")
+
+
+@pytest.mark.parametrize("verb", ["calibrate", "export", "prune", "cluster"])
+def test_a_quantized_model_inside_another_is_named(verb: str, tmp_path: Path) -> None:
+    calls: dict[str, Callable[[keras.Model], Any]] = {
+        "calibrate": lambda model: kquant.calibrate(model, X, verbose=False),
+        "export": lambda model: kquant.export(model, tmp_path / "m.tflite"),
+        "prune": lambda model: kquant.prune(model, 0.5),
+        "cluster": lambda model: kquant.cluster(model, 2),
+    }
+    with pytest.raises(ValueError, match="^whole: it has the quantized model 'net' among its layers.*kquant.strip"):
+        calls[verb](with_a_head())
+
+
+def test_other_outputs_of_a_quantized_model_are_named(tmp_path: Path) -> None:
+    q = calibrated()
+    behind = keras.Model(q.input, ops.softmax(q.output), name="behind")
+    inside = keras.Model(q.input, q.get_layer("head_quant").output, name="inside")
+    for model, maker in ((behind, "softmax"), (inside, "head_quant")):
+        with pytest.raises(ValueError, match=rf"^export: {model.name} gives out what '{maker}.*no quantized tensor"):
+            kquant.export(model, tmp_path / "m.tflite")

@@ -423,3 +423,17 @@ def test_freezing_survives_saving(tmp_path: Any) -> None:
     assert moved != ranges(q)
     again.fit(X[:32] * 90, np.zeros((32, 3)), batch_size=32, verbose=0)
     assert ranges(again) == moved
+
+
+@pytest.mark.parametrize("momentum", [0.9, 0.99])
+def test_training_moves_calibrated_ranges_at_the_pace_of_momentum(momentum: float) -> None:
+    model = keras.Sequential([keras.Input((4,), name="x"), keras.layers.Dense(3)])
+    rng = np.random.default_rng(0)
+    x, small = (np.float32(rng.normal(size=(64, 4))) * scale for scale in (1.0, 0.25))
+    q = kquant.calibrate(kquant.quantize(model, {"name": "m", "training": {"momentum": momentum}}), x, verbose=False)
+    node = q.get_layer("x_quant")
+    start, steps = float(node.high.numpy()[0]), 5
+    q.compile(keras.optimizers.SGD(0.0), "mse")
+    q.fit(small, np.zeros((64, 3), np.float32), batch_size=64, epochs=steps, verbose=0)
+    expected = momentum**steps * start + (1.0 - momentum**steps) * float(small.max())
+    np.testing.assert_allclose(node.high.numpy()[0], expected, rtol=1e-5)

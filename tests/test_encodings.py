@@ -85,7 +85,7 @@ def test_the_scale_of_a_cell_gives_its_integer_bits_again(bits):
     model = keras.Sequential([keras.Input((6, 4)), layers.LSTM(3, name="memory")])
     q = quantized(model, samples=32)
     (layer,) = (x for x in q.layers if isinstance(x, QuantizedLSTM))
-    layer.cell.set_range(0, -1.1 * 2.0 ** (bits - 1), 0.5, 1.0, exact=True)
+    layer.cell.set_range(0, -1.1 * 2.0 ** (bits - 1), 0.5, exact=True)
     again = kquant.quantize(model, encodings=kquant.encodings(q))
     (same,) = (x for x in again.layers if isinstance(x, QuantizedLSTM))
     assert int(same.cell_bits()) == int(layer.cell_bits()) == bits

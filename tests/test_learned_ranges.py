@@ -53,7 +53,7 @@ def nodes(q: keras.Model) -> list[FakeQuant]:
 def gradients(low: float, high: float, y: np.ndarray, upstream: np.ndarray, spec: QuantSpec, ranges_: str = "learned"):
     """(d/dlow, d/dhigh, d/dy) of a `FakeQuant` in training, without LSQ's factor."""
     layer = FakeQuant(spec.to_config(), learning={"ranges": ranges_})
-    layer.set_range(0, low, high, 1.0)
+    layer.set_range(0, low, high)
     with tf.GradientTape() as tape:
         t = tf.constant(y, tf.float32)
         tape.watch(t)

@@ -126,7 +126,7 @@ def test_cell_scale_is_the_power_of_two_that_holds_the_range():
     q = calibrated(NETWORKS["lstm"]())
     (layer,) = (x for x in q.layers if isinstance(x, QuantizedLSTM))
     for reach, bits in ((0.4, 0), (1.0, 1), (1.5, 1), (3.0, 2), (63.0, 6), (900.0, 6)):
-        layer.cell.set_range(0, -reach, reach / 2, 1.0)
+        layer.cell.set_range(0, -reach, reach / 2)
         assert int(layer.cell_bits()) == bits
         parity = contract.compare(q, contract.file_of(q), "litert-reference", [sequences(16)])
         assert parity == contract.Parity(1.0, 0)
@@ -215,12 +215,13 @@ def test_trains_as_the_kernel_computes():
     inference, training = contract.simulate(q, [x])[0], np.asarray(q(x, training=True))
     assert np.mean(np.abs(inference - training)) < 0.01 * np.abs(inference).max()
     (layer,) = (x for x in q.layers if isinstance(x, QuantizedLSTM))
-    with tf.GradientTape() as tape:
-        loss = tf.reduce_mean(tf.square(q(x, training=True) - 1.0))
-    for variable, gradient in zip(
-        layer.trainable_variables, tape.gradient(loss, [v.value for v in layer.trainable_variables]), strict=True
-    ):
-        assert gradient is not None and np.any(np.asarray(gradient)), variable.path
+    for mode in (True, False):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(tf.square(q(x, training=mode) - 1.0))
+        for variable, gradient in zip(
+            layer.trainable_variables, tape.gradient(loss, [v.value for v in layer.trainable_variables]), strict=True
+        ):
+            assert gradient is not None and np.any(np.asarray(gradient)), (variable.path, mode)
     before = [e.count.numpy() for e in encodings_of(q) if e.has_range]
     q.compile(keras.optimizers.Adam(0.01), "mse")
     losses = q.fit(x, np.ones((64, STEPS, 3), np.float32), epochs=4, verbose=0).history["loss"]

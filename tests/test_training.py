@@ -115,6 +115,24 @@ class Stepper(keras.Model):
 
 
 @every_model
+def test_a_loop_that_forgets_to_say_training_still_trains(name: str) -> None:
+    """Without `training=True` ranges, masks and batch norms stay, and the gradients are those of the fixed grids."""
+    model = made(name)
+    model.compile(keras.optimizers.SGD(0.1), loss())
+    model.train_on_batch(X[:BATCH], LABELS[:BATCH])  # ranges that nothing calibrated start here
+    found = []
+    for training in (False, True):
+        with tf.GradientTape() as tape:
+            value = loss()(LABELS[:BATCH], model(X[:BATCH], training=training))
+        found.append(tape.gradient(value, model.trainable_variables))
+    for variable, here, there in zip(model.trainable_variables, *found, strict=True):
+        if "kernel" in variable.path and there is not None and np.any(there):
+            assert here is not None and np.any(here), f"{variable.path} gets no gradient"
+            cosine = np.sum(here * there) / (np.linalg.norm(here) * np.linalg.norm(there))
+            assert cosine > 0.5, f"{variable.path}: {cosine}"  # batch norms have other statistics here
+
+
+@every_model
 def test_own_train_step_gives_the_weights_of_fit(name: str, whole: Any) -> None:
     stepper = Stepper(compiled(made(name)))
     stepper.compile(keras.optimizers.Adam(0.01))

@@ -152,11 +152,11 @@ class Compressed(Weighted):
         step = tf.cast(exact, tf.float32)
         x = tf.cast(x, tf.float32) / tf.where(known, encoding[0], 1.0)
         if self.wide:
-            return self._wide(tf.where(known, tf.round(x), x), codes, bias, exact, known)
-        bias = None if bias is None else tf.where(known, tf.round(bias), bias)
+            return self._wide(tf.where(known, rounded(x), x), codes, bias, exact, known)
+        bias = None if bias is None else tf.where(known, rounded(bias), bias)
         with full_precision():
-            integers = self._biased(tf.where(known, tf.round(x), x), codes, bias, self.layer.call)
-        y = tf.where(known, tf.round(integers), integers) * step
+            integers = self._biased(tf.where(known, rounded(x), x), codes, bias, self.layer.call)
+        y = tf.where(known, rounded(integers), integers) * step
         return [tf.cast(y, self.compute_dtype), tf.where(known, exact, tf.zeros_like(exact))]
 
     def _wide(
@@ -169,7 +169,7 @@ class Compressed(Weighted):
             parts = [self._biased(part, codes, none, self.layer.call) for part in (high, x - 256.0 * high)]
         total = 256.0 * tf.cast(parts[0], tf.float64) + tf.cast(parts[1], tf.float64)
         if bias is not None:
-            total += tf.cast(tf.where(known, tf.round(bias), bias), tf.float64)
+            total += tf.cast(tf.where(known, rounded(bias), bias), tf.float64)
         y = tf.cast(total * exact, self.compute_dtype)
         return [y, tf.where(known, exact, tf.zeros_like(exact)), tf.round(total)]
 
@@ -302,6 +302,12 @@ class Compressed(Weighted):
             "storage": self.storage,
             "origin": self.origin,
         }
+
+
+@tf.custom_gradient
+def rounded(x: tf.Tensor) -> Any:
+    """`round(x)` forward; the gradient passes, so that a loop which forgets `training=True` still trains."""
+    return tf.round(x), lambda upstream: upstream
 
 
 @tf.custom_gradient

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from kquant.core import arithmetic, learned
@@ -17,6 +18,8 @@ from kquant.core.replicas import extremes
 from kquant.core.spec import QuantSpec, encode_range, to_codes
 from kquant.core.training import Training
 
+SETTLED = 17.0  # exp(-17) is below float32's last place: from here on nothing is left to unbias
+MOST_BATCHES = 2.0**20  # float32 counts on from here
 Collector = Callable[["FakeQuant", int, tf.Tensor], None]
 _COLLECTOR: contextvars.ContextVar[Collector | None] = contextvars.ContextVar("collector", default=None)
 _ONLY: contextvars.ContextVar[frozenset[str] | None] = contextvars.ContextVar("only", default=None)
@@ -224,10 +227,21 @@ class FakeQuant(keras.layers.Layer):
         scale, zero_point = encode_range(tf.reduce_min(low), tf.reduce_max(high), self.spec)
         return scale, zero_point, tf.reduce_max(tf.convert_to_tensor(self.count)) > 0.0
 
-    def set_range(self, site: int, low: float, high: float, count: float, *, exact: bool = False) -> None:
-        """Store what calibration found for one site, and the span that weights can give, unless it is `exact`."""
+    def set_range(self, site: int, low: float, high: float, *, exact: bool = False) -> None:
+        """Store what calibration found for one site, and the span that weights can give, unless it is `exact`.
+
+        It counts as the average of so many batches that training moves it at the pace of `momentum`.
+        """
         if self.span is not None and not exact:
             low, high = min(low, self.span[0]), max(high, self.span[1])
+        self._store(site, low, high, min(float(np.ceil(SETTLED / (1.0 - self.momentum))), MOST_BATCHES))
+
+    def forget_range(self) -> None:
+        """No data were seen."""
+        for site in range(self.sites):
+            self._store(site, 0.0, 0.0, 0.0)
+
+    def _store(self, site: int, low: float, high: float, count: float) -> None:
         stored = [(self.low, low), (self.high, high), (self.count, count)]
         if self.freeze_after is not None or self.learning != Training():
             stored.append((self.calibrated, count))

@@ -146,7 +146,12 @@ class QuantizedLSTM(ManyKernels):
         if training or is_simulating() or not self.spec.has_codes:
             return self._real(x, out, site, training)
         known = tf.logical_and(tf.logical_and(encoding[0] > 0.0, out[0] > 0.0), self.seen())
-        return tf.cond(known, lambda: self._integer(x, encoding, out), lambda: self._real(x, None))
+        return tf.cond(known, lambda: self._simulated(x, encoding, out), lambda: self._real(x, None))
+
+    def _simulated(self, x: tf.Tensor, encoding: tf.Tensor, out: tf.Tensor) -> tf.Tensor:
+        """The integers' result, with the gradients of the floats on their grids."""
+        through = self._real(x, out)
+        return self._integer(x, encoding, out) + (through - tf.stop_gradient(through))
 
     def _warn_one_step(self, x: tf.Tensor) -> None:
         if self.layer.stateful and x.shape[1] == 1:

@@ -77,7 +77,7 @@ def data_free_ranges(
     found = run(samples, seed, verbose)
     layers = {layer.name: layer for layer in encodings_of(qmodel)}
     for (name, site), (low, high) in found.items():
-        layers[name].set_range(site, low, high, 1.0)
+        layers[name].set_range(site, low, high)
     set_weight_ranges(qmodel)
     forget_graphs(qmodel)
     return qmodel

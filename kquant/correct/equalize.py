@@ -354,8 +354,7 @@ def forget_ranges(quantizers: list[FakeQuant]) -> None:
     """Ranges that were those of other numbers count as unseen, so that calibration is asked for again."""
     known = [q for q in {id(q): q for q in quantizers}.values() if np.any(q.count.numpy())]
     for layer in known:
-        for site in range(layer.sites):
-            layer.set_range(site, 0.0, 0.0, 0.0, exact=True)
+        layer.forget_range()
     if known:
         warnings.warn(
             f"equalize: the ranges of {first_of(q.name for q in known)} were "

@@ -81,11 +81,21 @@ def lower(qmodel: keras.Model) -> Lowered:
     for t in keras.tree.flatten(graph.inputs):
         writer.unread(t)
     program.inputs.sort(key=lambda ref: writer.order[id(ref)])
-    program.outputs = [writer.refs[id(t)] for t in keras.tree.flatten(graph.outputs)]
+    program.outputs = [_output(writer, graph, t) for t in keras.tree.flatten(graph.outputs)]
     program = tidy(program, target)
     program.distinct_names()
     refuse_extremes(program, target)
     return Lowered(program, graph, writer.refs, target, origin.get("recipe", ""), writer.floats)
+
+
+def _output(writer: _Writer, graph: Graph, t: Any) -> Ref:
+    """The file's tensor of a model output."""
+    if id(t) not in writer.refs:
+        raise ValueError(
+            f"export: {graph.name} gives out what '{graph.producers()[id(t)].name}' makes, which is no quantized tensor. "
+            "Its outputs were changed after kquant.quantize: quantize a float model that has these outputs."
+        )
+    return writer.refs[id(t)]
 
 
 def _refuse_unseen(nodes: list[FakeQuant]) -> None:

@@ -11,7 +11,7 @@ from kquant.core.graph import Node, rewrite, trace
 from kquant.core.nodes import Transformed
 from kquant.core.origin import identities, mark
 from kquant.ops.kernels import kernels_of
-from kquant.quantized import copy, is_quantized
+from kquant.quantized import copy, is_quantized, refuse_nested
 
 
 def to_transform(model: keras.Model, verb: str) -> keras.Model:
@@ -39,6 +39,7 @@ def check_model(model: Any, verb: str) -> None:
             f"{verb}: expected a keras.Model. Received: {type(model).__module__}.{type(model).__name__}. "
             "A single layer goes into keras.Sequential([keras.Input(shape), layer])."
         )
+    refuse_nested(model)
 
 
 def wrapped(model: keras.Model) -> keras.Model:
