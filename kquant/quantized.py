@@ -64,8 +64,8 @@ def refuse_nested(model: keras.Model) -> None:
     inner = [x for x in model._flatten_layers(include_self=False) if isinstance(x, keras.Model) and is_quantized(x)]
     if inner:
         raise ValueError(
-            f"{model.name}: it has the quantized model '{inner[0].name}' among its layers, beside float ones. Build the "
-            "whole model in float (kquant.strip gives the float model of a quantized one), then prune, cluster or "
+            f"{model.name}: it has the quantized model '{inner[0].name}' among its layers, beside float ones. Build "
+            "the whole model in float (kquant.strip gives the float model of a quantized one), then prune, cluster or "
             "quantize that; a rule with float = true keeps a layer float."
         )
 

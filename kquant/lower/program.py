@@ -92,8 +92,8 @@ def _output(writer: _Writer, graph: Graph, t: Any) -> Ref:
     """The file's tensor of a model output."""
     if id(t) not in writer.refs:
         raise ValueError(
-            f"export: {graph.name} gives out what '{graph.producers()[id(t)].name}' makes, which is no quantized tensor. "
-            "Its outputs were changed after kquant.quantize: quantize a float model that has these outputs."
+            f"export: {graph.name} gives out what '{graph.producers()[id(t)].name}' makes, which is no quantized "
+            "tensor. Its outputs were changed after kquant.quantize: quantize a float model that has these outputs."
         )
     return writer.refs[id(t)]
 
