@@ -293,7 +293,8 @@ class _Builder:
                 self.converted[id(t), site.group] = self.quantize(t, site, details)
             return self.converted[id(t), site.group]
 
-        return keras.tree.map_structure(visit, (args, kwargs))
+        new_args, new_kwargs = keras.tree.map_structure(visit, (args, kwargs))
+        return new_args, new_kwargs
 
     def quantize(self, y: Any, site: Site, details: dict[str, Any]) -> Any:
         """FakeQuant of the site's group on `y`."""

@@ -67,7 +67,7 @@ def in_order(transforms: Sequence[Any]) -> list[Transform]:
     return sorted(made, key=lambda t: t.rank)
 
 
-def configs(transforms: Sequence[Transform]) -> list[dict[str, Any]]:
+def configs(transforms: Sequence[Transform]) -> list[Any]:
     """For a layer's config."""
     return [keras.saving.serialize_keras_object(t) for t in transforms]
 
