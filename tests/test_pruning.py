@@ -474,19 +474,3 @@ def test_what_is_no_model_is_refused(verb, given):
 
 def test_numbers_of_numpy_are_numbers():
     assert kquant.sparsity(kquant.prune(dense(), np.float32(0.5))).total == 0.5
-
-
-def test_zeros_of_an_embedding_stay_in_the_quantized_model_unless_it_trains():
-    inputs = keras.Input((6,), dtype="int32")
-    head = L.Dense(3, name="head")(L.Flatten(name="flat")(L.Embedding(10, 8, name="table")(inputs)))
-    pruned = kquant.prune(keras.Model(inputs, head), 0.5)
-    x = np.random.default_rng(0).integers(0, 10, (16, 6)).astype("int32")
-    with pytest.warns(UserWarning, match=r"masks .* of table \(embeddings\)"):
-        q = kquant.calibrate(kquant.quantize(pruned), x, verbose=False)
-    table = q.get_layer("table")
-    table.trainable = False
-    train(q, x, np.zeros((16, 3), "float32"))
-    assert np.mean(np.array(table.embeddings) == 0.0) == 0.5
-    table.trainable = True
-    train(q, x, np.zeros((16, 3), "float32"))
-    assert np.mean(np.array(table.embeddings) == 0.0) < 0.5
