@@ -74,7 +74,7 @@ def qat_from_no_ranges() -> keras.Model:
 
 @case()
 def qat_of_learned_ranges() -> keras.Model:
-    """Ranges of tensors and weights by gradient, from a wider grid on; weights that oscillate are pulled and frozen."""
+    """Ranges of tensors and weights by gradient, from a wider grid on, with what is done about oscillations."""
     still = {"dampen": 1e-3, "freeze": 0.02}
     training = {"ranges": "learned", "progressive": {"from": 8, "steps": 4}, "oscillations": still}
     recipe = {"name": "lsq", "weights": {"bits": 4}, "training": training}
