@@ -308,6 +308,15 @@ def test_subclassed_and_nested_models():
     assert kquant.sparsity(new).total == 0.5
 
 
+def test_what_a_normalization_was_adapted_to_stays():
+    x = np.random.default_rng(0).normal(3.0, 2.0, (64, 6)).astype(np.float32)
+    adapted = L.Normalization(name="norm")
+    adapted.adapt(x)
+    model = keras.Sequential([keras.Input((6,)), adapted, L.Dense(4, name="a")])
+    for copy in (kquant.prune(model, kquant.SparsitySchedule(0.5, initial=0.0, end=9)), kquant.strip(model)):
+        np.testing.assert_allclose(copy(x), model(x), atol=1e-5)
+
+
 def test_variables_outside_layers_are_refused():
     class Loose(keras.Model):
         def __init__(self):
