@@ -10,7 +10,6 @@ import argparse
 import gzip
 import math
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ import tensorflow as tf
 import kquant
 from benchmarks.assets import loader
 from benchmarks.qat_accuracy import batches
+from benchmarks.turns import fit_step, in_turns, ratios, timed
 from kquant.core.nodes import Compressed
 
 BATCH = 64
@@ -102,26 +102,17 @@ def step_times(clusters: int, rounds: int = 6, steps: int = 15) -> None:
     """Processor time of a training step on one thread, rounds of all kinds in turn."""
     rng = np.random.default_rng(0)
     x, y = rng.uniform(0, 255, (512, 32, 32, 3)).astype("float32"), rng.integers(0, 10, 512)
-    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(BATCH).repeat()
     float_model = loader().mlperf_model("image_classification")
     models = {"float": float_model}
     models |= {name: kquant.cluster(float_model, clusters, **options) for name, options in SHARING.items()}
     both = kquant.cluster(kquant.prune(float_model, 0.5), clusters, per_channel="scale")
     models["prune, scale, int8"] = kquant.calibrate(kquant.quantize(both), x[:BATCH], verbose=False)
     models["float"] = keras.models.clone_model(float_model)
-    spent: dict[str, list[float]] = {name: [] for name in models}
     for model in models.values():
         model.compile(keras.optimizers.Adam(1e-4), "sparse_categorical_crossentropy", jit_compile=False)
-        model.fit(data, steps_per_epoch=3, verbose=0)
-    for _ in range(rounds):
-        for name, model in models.items():
-            started = time.process_time()
-            model.fit(data, steps_per_epoch=steps, verbose=0)
-            spent[name].append((time.process_time() - started) / steps)
-    for name, seconds in spent.items():
-        ratio = np.median(np.array(seconds) / np.array(spent["float"]))
-        shown = f"{1e3 * np.median(seconds):.1f} ms, ratio {ratio:.2f}"
-        print(f"{name}: {shown} ({rounds} rounds of {steps} steps)", flush=True)
+    runs = {name: timed(fit_step(model, x, y, BATCH), "cpu") for name, model in models.items()}
+    for name, (ms, ratio, _) in ratios(in_turns(runs, rounds, steps), "float").items():
+        print(f"{name}: {ms:.1f} ms, ratio {ratio:.2f} ({rounds} rounds of {steps} steps)", flush=True)
 
 
 def codes_of(layer: Compressed) -> np.ndarray:

@@ -20,6 +20,7 @@ import tensorflow as tf
 import kquant
 from benchmarks.assets import loader
 from benchmarks.memory import peak_kb
+from benchmarks.turns import fit_step, in_turns, ratios, timed
 
 BATCH = {"resnet8": 64, "mobilenetv2": 32}
 
@@ -36,49 +37,30 @@ def build(name: str) -> tuple[Any, np.ndarray, np.ndarray]:
     return model, x, rng.integers(0, 10, len(x))
 
 
-def prepared(name: str, kind: str, jit: bool) -> tuple[Any, tf.data.Dataset]:
-    """A compiled model, float or quantized, and an endless data set."""
+def prepared(name: str, kind: str, jit: bool) -> tuple[Any, np.ndarray, np.ndarray]:
+    """A compiled model, float or quantized, and its data."""
     model, x, y = build(name)
     if kind == "qat":
         model = kquant.calibrate(kquant.quantize(model), x[: BATCH[name]], verbose=False)
     model.compile(keras.optimizers.Adam(1e-4), "sparse_categorical_crossentropy", jit_compile=jit)
-    return model, tf.data.Dataset.from_tensor_slices((x, y)).batch(BATCH[name]).repeat()
-
-
-class Clock(keras.callbacks.Callback):
-    """Seconds of each step."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seconds: list[float] = []
-
-    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        self.started = time.perf_counter()
-
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        self.seconds.append(time.perf_counter() - self.started)
+    return model, x, y
 
 
 def steps(name: str, jit: bool, count: int, rounds: int) -> None:
     """Alternate rounds of float and quantized steps; print medians and their ratio."""
-    pairs = {kind: prepared(name, kind, jit) for kind in ("float", "qat")}
-    clocks = {kind: Clock() for kind in pairs}
-    for model, data in pairs.values():
-        model.fit(data, steps_per_epoch=10, verbose=0)
-    for _ in range(rounds):
-        for kind, (model, data) in pairs.items():
-            model.fit(data, steps_per_epoch=count, verbose=0, callbacks=[clocks[kind]])
-    medians = {kind: 1e3 * float(np.median(clock.seconds)) for kind, clock in clocks.items()}
+    runs = {kind: timed(fit_step(*prepared(name, kind, jit), BATCH[name])) for kind in ("float", "qat")}
+    found = ratios(in_turns(runs, rounds, count), "float")
     print(
-        f"{name} batch {BATCH[name]} jit={jit}: float {medians['float']:.1f} ms, QAT {medians['qat']:.1f} ms, "
-        f"ratio {medians['qat'] / medians['float']:.3f} ({rounds} rounds of {count} steps)",
+        f"{name} batch {BATCH[name]} jit={jit}: float {found['float'][0]:.1f} ms, QAT {found['qat'][0]:.1f} ms, "
+        f"ratio {found['qat'][1]:.3f} ({rounds} rounds of {count} steps)",
         flush=True,
     )
 
 
 def child(name: str, kind: str, jit: bool) -> None:
     """First step and memory of one configuration, as JSON."""
-    model, data = prepared(name, kind, jit)
+    model, x, y = prepared(name, kind, jit)
+    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(BATCH[name]).repeat()
     started = time.perf_counter()
     model.fit(data, steps_per_epoch=1, verbose=0)
     first = time.perf_counter() - started

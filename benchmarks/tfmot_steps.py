@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 
 os.environ["TF_USE_LEGACY_KERAS"] = "1"
 
@@ -17,6 +16,7 @@ import tensorflow as tf
 import tensorflow_model_optimization as tfmot
 import tf_keras
 from tensorflow_model_optimization.python.core.clustering.keras.experimental import cluster
+from turns import fit_step, timed  # beside this file, which runs as a script
 
 BATCH = {"resnet8": 64, "mobilenetv2": 32}
 
@@ -62,32 +62,28 @@ def prepared(name: str, way: str, x: np.ndarray, y: np.ndarray, weights: str, ji
     """A function that takes one step, as `fit` does it, and waits for it."""
     model = WAYS[way](build(name, weights))
     model.compile(tf_keras.optimizers.Adam(1e-4), "sparse_categorical_crossentropy", jit_compile=jit)
-    batches = iter(tf.data.Dataset.from_tensor_slices((x, y)).batch(BATCH[name]).repeat())
-    step = model.make_train_function()
-    update = None
-    if way == "pruning":
-        update = tfmot.sparsity.keras.UpdatePruningStep()  # what its users must add to `fit`
-        update.set_model(model)
-        update.on_train_begin()
+    step = fit_step(model, x, y, BATCH[name])
+    if way != "pruning":
+        return step
+    update = tfmot.sparsity.keras.UpdatePruningStep()  # what its users must add to `fit`
+    update.set_model(model)
+    update.on_train_begin()
 
     def run() -> None:
-        if update is not None:
-            update.on_train_batch_begin(0)
-        for value in step(batches).values():
-            np.asarray(value)
+        update.on_train_batch_begin(0)
+        step()
 
     return run
 
 
 def main() -> None:
     name, data, weights, jit, clock = sys.argv[1:]
-    now = {"wall": time.perf_counter, "cpu": time.process_time}[clock]
     tf.config.threading.set_intra_op_parallelism_threads(int(os.environ.get("OMP_NUM_THREADS", "0")))
     stored = np.load(data)
     found = {}
     for way in WAYS:
         try:
-            found[way] = prepared(name, way, stored["x"], stored["y"], weights, jit == "1")
+            found[way] = timed(prepared(name, way, stored["x"], stored["y"], weights, jit == "1"), clock)
         except Exception as error:  # noqa: BLE001  a way that it cannot do with this model has no row
             print(f"tfmot, {way}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
     print(json.dumps(list(found)), flush=True)
@@ -95,12 +91,7 @@ def main() -> None:
         if not line.strip():
             return
         way, count = json.loads(line)
-        seconds = []
-        for _ in range(count):
-            started = now()
-            found[way]()
-            seconds.append(now() - started)
-        print(json.dumps(seconds), flush=True)
+        print(json.dumps(found[way](count)), flush=True)
 
 
 if __name__ == "__main__":

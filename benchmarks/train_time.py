@@ -16,22 +16,20 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 import kquant
 from benchmarks.assets import FOLDER
 from benchmarks.step_time import BATCH, build
+from benchmarks.turns import CLOCKS, Run, fit_step, in_turns, ratios, timed
 
 TARGETS = {"QAT": 1.3, "pruning": 1.15, "clustering": 1.4, "PCQAT": 1.6}  # at most this many float steps
-WARM_UP = 10
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 Make = Callable[[keras.Model, np.ndarray], keras.Model]
 WAYS: dict[str, Make] = {}
 
@@ -79,27 +77,12 @@ def pcqat(model: keras.Model, x: np.ndarray) -> keras.Model:
     return kquant.calibrate(kquant.quantize(clustered), x[:64], verbose=False)
 
 
-class Ours:
+def ours(model_name: str, make: Make, jit: bool, clock: str) -> Run:
     """One way, ready to take steps."""
-
-    def __init__(self, model_name: str, make: Make, jit: bool, clock: str) -> None:
-        self.clock = CLOCKS[clock]
-        model, x, y = build(model_name)
-        self.model = make(model, x)
-        self.model.compile(keras.optimizers.Adam(1e-4), "sparse_categorical_crossentropy", jit_compile=jit)
-        data = tf.data.Dataset.from_tensor_slices((x, y)).batch(BATCH[model_name]).repeat()
-        self.batches = iter(data)
-        self.model.make_train_function()
-
-    def run(self, steps: int) -> list[float]:
-        """Seconds of each step."""
-        found = []
-        for _ in range(steps):
-            started = self.clock()
-            for value in self.model.train_function(self.batches).values():
-                np.asarray(value)  # wait for it
-            found.append(self.clock() - started)
-        return found
+    model, x, y = build(model_name)
+    made = make(model, x)
+    made.compile(keras.optimizers.Adam(1e-4), "sparse_categorical_crossentropy", jit_compile=jit)
+    return timed(fit_step(made, x, y, BATCH[model_name]), clock)
 
 
 class Peer:
@@ -139,17 +122,6 @@ def _h5_of(model_name: str) -> str:
     return str(next((FOLDER / "mlperf_tiny" / "image_classification").glob("*.h5")))
 
 
-def ratios(rows: dict[str, list[list[float]]], base: str) -> dict[str, tuple[float, float, float]]:
-    """For each way its median step in ms, the median over rounds of its ratio to `base`, and the ratios' spread."""
-    medians = {name: np.array([np.median(steps) for steps in rounds]) for name, rounds in rows.items()}
-    found = {}
-    for name, values in medians.items():
-        each = values / medians[base]
-        spread = float(np.subtract(*np.percentile(each, [75, 25])))
-        found[name] = (1e3 * float(np.median(values)), float(np.median(each)), spread)
-    return found
-
-
 def show(title: str, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
     """A Markdown table: steps in ms, ratios to each one's own float step, and how far its quartiles lie apart."""
     print(f"\n{title}\n")
@@ -167,20 +139,15 @@ def measure(
     model_name: str, ways: Iterable[str], steps: int, rounds: int, jit: bool, python: str | None, clock: str
 ) -> None:
     """Turns of all ways, ours and the peer's."""
-    ours = {name: Ours(model_name, WAYS[name], jit, clock) for name in ways}
+    runs = {("ours", name): ours(model_name, WAYS[name], jit, clock) for name in ways}
     peer = None if python is None else Peer(python, model_name, jit, clock)
-    theirs: list[str] = [] if peer is None else peer.names
-    rows: dict[str, list[list[float]]] = {name: [] for name in ours}
-    peers: dict[str, list[list[float]]] = {name: [] for name in theirs}
-    for number in range(rounds + 1):
-        count = steps if number else WARM_UP
-        for name, each in ours.items():
-            rows[name].append(each.run(count))
-        for name in theirs:
-            peers[name].append(peer.run(name, count))
-    found = [
-        ratios({name: runs[1:] for name, runs in turns.items()}, "float") if turns else {} for turns in (rows, peers)
-    ]
+    if peer is not None:
+        runs |= {("peer", name): partial(peer.run, name) for name in peer.names}
+    rows = in_turns(runs, rounds, steps)
+    found = []
+    for whose in ("ours", "peer"):
+        own = {name: turns for (side, name), turns in rows.items() if side == whose}
+        found.append(ratios(own, "float") if own else {})
     show(f"{model_name}, batch {BATCH[model_name]}, jit={jit}, {rounds} rounds of {steps} steps, {clock} time", *found)
     if peer is not None:
         peer.close()

@@ -128,16 +128,23 @@ class _Builder:
         """The layer's own output, and what FakeQuant must know of its sums."""
         if rule.attach is not None and encoding is not None and self.plan.weights[id(node.op)] is not None:
             return self.whole(node, rule, args, encoding), {}
-        if rule.weights is None or encoding is None:
+        table = rule.indices and self.trains(node.op)
+        if rule.weights is None or (encoding is None and not table):
             return node.op(*args, **kwargs), {}
         bits = self.plan.widths.calls[id(node)]
         if id(node.op) not in self.layers:
             self.layers[id(node.op)] = self.compressed(node.op, rule.weights, bits)
         number = self.plan.graph.calls()[id(node.op)].index(node)
         site = {"site": number} if number else {}
+        if table:
+            return self.layers[id(node.op)](*args, **site, **kwargs)[0], {}
         y, accumulator, *sums = self.layers[id(node.op)](*args, encoding=encoding, **site, **kwargs)
         details = {"accumulator": accumulator, "kernel": rule.operators[0]}
         return y, {**details, "sums": sums[0], "attributes": {}} if sums else details
+
+    def trains(self, op: Any) -> bool:
+        """True for a layer whose weights train, or trained behind masks and codebooks."""
+        return bool(op.trainable) or any(name in self.carried for name, _ in identities(op))
 
     def compressed(self, op: Any, weights: Weights, bits: int) -> Compressed:
         """The layer in its wrapper; the gain of a folded batch norm leaves the kernel that trains."""

@@ -172,6 +172,44 @@ def correct(
 
 @app.command()
 @refusing
+def scan(
+    model: Annotated[Path, typer.Argument(help="A float model saved by Keras", metavar="MODEL.keras")],
+    data: Data,
+    sparsity: Annotated[float, typer.Option("--sparsity", help="Share of zeros in total")] = 0.5,
+    structure: Annotated[str, typer.Option("--structure", help="unstructured, or blocks like 4x1")] = "unstructured",
+    labels: Annotated[Path | None, typer.Option("--labels", help="Class numbers (.npy): judge by accuracy")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Write the proposal as a recipe to this .toml file")] = None,
+    recipe: Annotated[str, typer.Option("--recipe", help="What else that recipe says")] = "prune50-int8",
+    scale: Scale = 1.0,  # type: ignore[assignment]
+    samples: Samples = 256,
+    as_json: Json = False,
+) -> None:
+    """Prune each layer alone, without training, and propose a sparsity for each: a recipe to train with."""
+    from kquant import files
+    from kquant.analysis.metrics import top1
+    from kquant.core import recipe as recipes
+    from kquant.export import write_atomically
+    from kquant.train.scan import scan_sparsity
+
+    if out is not None:
+        files.check_results([out], model, (".toml",))
+    base, keras_model = recipes.load(recipe), files.load_model(model)
+    arrays = files.load_data(data, files.inputs_of(keras_model), scale=scale, limit=samples)
+    judge: dict[str, Any] = {"data": arrays}
+    if labels is not None:
+        accuracy = top1(files.load_labels(labels, limit=samples))
+        judge = {"evaluate": lambda m: accuracy(m.predict(arrays, verbose=0))}
+    options = {"target": sparsity, "structure": structure, "samples": samples or sys.maxsize}
+    found = scan_sparsity(keras_model, **judge, **options, verbose=_bars(as_json))
+    if out is not None:
+        write_atomically(out, recipes.recipe_to_toml(found.to_recipe(base)).encode())
+    _print(found, as_json)
+    if out is not None and not as_json:
+        typer.echo(f"\n{out}: a recipe for kquant.prune, and for kquant compress --recipe")
+
+
+@app.command()
+@refusing
 def autotune(
     model: Model,
     data: Data,

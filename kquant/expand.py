@@ -109,7 +109,11 @@ def _inside(layer: Any, make_for: Callable[[Any], Any], args: tuple) -> Any:
 
     def read() -> _Inside:
         inputs = keras.tree.map_structure(lambda t: keras.Input(batch_shape=t.shape, dtype=t.dtype), args[0])
-        return _Inside(layer.name, trace(keras.Model(inputs, layer(inputs)), lambda op: find(op) is not None))
+        graph = trace(keras.Model(inputs, layer(inputs)), lambda op: find(op) is not None)
+        for node in graph.nodes:
+            if isinstance(node.op, keras.layers.Layer):
+                mark(node.op, origins(layer))
+        return _Inside(layer.name, graph)
 
     graph = make_for(layer)("inside", read).graph
     new = {id(old): t for old, t in zip(keras.tree.flatten(graph.inputs), keras.tree.flatten(args[0]), strict=True)}

@@ -235,15 +235,20 @@ def save_arrays(path: str | Path, arrays: dict[str, np.ndarray]) -> None:
     write_atomically(target, content.getvalue())
 
 
-def check_results(paths: Sequence[Path], model_path: Path) -> None:
+def check_results(paths: Sequence[Path], model_path: Path, kinds: Sequence[str] = RESULTS) -> None:
     """Refuse files for results that could not be written, before any work is done.
+
+    Args:
+        paths: of the results.
+        model_path: of the model that they come from.
+        kinds: suffixes of which each has one.
 
     Raises:
         ValueError: another suffix, no such folder, or the model that the results come from.
     """
     for path in paths:
-        if path.suffix not in RESULTS:
-            raise ValueError(f"--out {path}: expected a file {' or '.join(RESULTS)}. Received: '{path.suffix}'.")
+        if path.suffix not in kinds:
+            raise ValueError(f"--out {path}: expected a file {' or '.join(kinds)}. Received: '{path.suffix}'.")
         if not path.parent.is_dir():
             raise ValueError(f"--out {path}: the folder {path.parent} does not exist; make it first.")
         if path.resolve() == model_path.resolve():

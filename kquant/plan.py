@@ -198,9 +198,9 @@ def _too_large(node: Node, rule: Rule, target: Target) -> str | None:
 
 
 def _weight_grid(settings: Settings, rule: Rule, target: Target, bits: int) -> QuantSpec | None:
-    """The kernel's grid; None where the weights stay float."""
+    """The kernel's grid; None where the weights stay float, or are rows on the grid of the layer's output."""
     wanted = settings.weights
-    if settings.skip or wanted.dtype == "float16":
+    if settings.skip or wanted.dtype == "float16" or (rule.indices and bits != FLOAT):
         return None
     packed = wanted.bits <= 4 and packs(rule, target)
     spec = wanted.spec()

@@ -73,6 +73,15 @@ def qat_from_no_ranges() -> keras.Model:
 
 
 @case()
+def qat_of_learned_ranges() -> keras.Model:
+    """Ranges of tensors and weights by gradient, from a wider grid on, with what is done about oscillations."""
+    still = {"dampen": 1e-3, "freeze": 0.02}
+    training = {"ranges": "learned", "progressive": {"from": 8, "steps": 4}, "oscillations": still}
+    recipe = {"name": "lsq", "weights": {"bits": 4}, "training": training}
+    return kquant.calibrate(kquant.quantize(convolutions(), recipe), X[:32], verbose=False)
+
+
+@case()
 def pruning_clustering_qat() -> keras.Model:
     """Masks that follow a ramp, shared values and moving ranges."""
     ramp = kquant.SparsitySchedule(final=0.5, initial=0.0, end=6, frequency=1)

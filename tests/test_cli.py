@@ -17,7 +17,7 @@ import kquant
 from kquant.cli import app
 
 COMMANDS = ("compress", "analyze", "correct", "autotune", "check", "inspect", "bytes", "verify", "predict", "recipes")
-COMMANDS += ("demo",)
+COMMANDS += ("demo", "scan")
 layers = keras.layers
 
 
@@ -166,6 +166,40 @@ def test_correct_refuses(work, tmp_path):
         assert message in refused(*arguments)
     assert kq(*quantized, "--steps", "calibrate").exit_code == 2
     assert kq(*quantized, "--steps", "calibrate", "--dry-run", "--out", tmp_path / "m.keras").exit_code == 2
+
+
+def test_scan_writes_a_recipe_that_prunes(work, tmp_path):
+    arguments = ("scan", work / "tiny.keras", "--data", work / "images.npz", "--sparsity", "0.6")
+    result = kq(*arguments, "--samples", 32, "--out", tmp_path / "mine.toml")
+    assert result.exit_code == 0, result.output
+    assert "60 % in total" in result.stdout and str(tmp_path / "mine.toml") in result.stdout.replace("\n", "")
+    model, x = keras.models.load_model(work / "tiny.keras"), np.load(work / "images.npy")
+    chosen = np.linspace(0, len(x) - 1, 32).round().astype(int)
+    expected = kquant.scan_sparsity(model, x[chosen], target=0.6, verbose=False)
+    pruned = kquant.prune(model, str(tmp_path / "mine.toml"))
+    want = kquant.prune(model, 0.6, rules=expected.rules)
+    assert kquant.sparsity(pruned) == kquant.sparsity(want)
+    assert kquant.sparsity(pruned).total == pytest.approx(0.6, abs=0.01)
+    again = kq("compress", work / "tiny.keras", "--data", work / "images.npz", "--recipe", tmp_path / "mine.toml",
+               "--out", tmp_path / "build", "--json")
+    assert again.exit_code == 0, again.output
+    assert kquant.layer_bytes(tmp_path / "build/tiny.tflite").sparsity == pytest.approx(0.6, abs=0.05)
+
+
+def test_scan_judges_by_accuracy_and_refuses(work, tmp_path):
+    model = keras.models.load_model(work / "tiny.keras")
+    np.save(tmp_path / "y.npy", model.predict(np.load(work / "images.npy"), verbose=0).argmax(-1))
+    arguments = ("scan", work / "tiny.keras", "--data", work / "images.npz")
+    found = json.loads(kq(*arguments, "--labels", tmp_path / "y.npy", "--structure", "2x1", "--json").stdout)
+    assert found["dense"] == 1.0 and found["structure"] == "2x1" and len(found["layers"]) == 2
+    cases = {
+        "expected a file .toml": (*arguments, "--out", tmp_path / "m.keras"),
+        "a target in (0, 1)": (*arguments, "--sparsity", "1.5"),
+        "fixes the sparsity": (*arguments, "--structure", "2:4"),
+        "expected a float model": ("scan", work / "build/tiny.keras", *arguments[2:]),
+    }
+    for message, given in cases.items():
+        assert message in refused(*given)
 
 
 def test_verify(work):

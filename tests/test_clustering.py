@@ -240,8 +240,6 @@ def test_every_kernel_shares_from_training_to_the_file(build, per_channel, tmp_p
     assert count == {"image": 6, "attentive": 11, "words": 6}[build.__name__]
     x, _ = samples(model)
     q = kquant.calibrate(kquant.quantize(clustered), x, verbose=False)
-    if build is words:
-        q.get_layer("table").trainable = False  # a table is written on the grid of its output, by no wrapper
     train(q, steps=2)
     kquant.export(q, tmp_path / "m.tflite", check_runtimes=False)
     found = codes_in((tmp_path / "m.tflite").read_bytes())

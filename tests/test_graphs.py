@@ -248,3 +248,14 @@ def test_a_range_too_small_for_its_weights_is_refused_by_name():
     q = _quantized(model, contract.data(model, 64))
     with pytest.raises(ValueError, match=r"far.*would rescale by .*less than 256.*scale those down"):
         lower(q)
+
+
+@pytest.mark.parametrize("inside", ["layer", "model"])
+def test_what_a_normalization_of_every_step_was_adapted_to_stays(inside):
+    x = np.random.default_rng(0).normal(3.0, 2.0, (16, 5, 6)).astype(np.float32)
+    adapted = layers.Normalization(name="norm")
+    adapted.adapt(x.reshape(-1, 6))
+    block = adapted if inside == "layer" else keras.Sequential([keras.Input((6,)), adapted, layers.Dense(3)])
+    inputs = keras.Input((5, 6))
+    model = keras.Model(inputs, layers.TimeDistributed(block, name="each")(inputs))
+    np.testing.assert_allclose(expand(model)(x), model(x), atol=1e-5)

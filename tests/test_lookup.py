@@ -43,7 +43,7 @@ def test_random_samples_stay_inside_the_table(tmp_path):
 
 def test_training_reaches_the_table():
     q = kquant.calibrate(kquant.quantize(contract.randomise(_tokens())), contract.data(_tokens()), verbose=False)
-    table = next(layer.embeddings for layer in q.layers if isinstance(layer, layers.Embedding))
+    table = next(layer.embeddings for layer in q._flatten_layers() if isinstance(layer, layers.Embedding))
     before = table.numpy()
     q.compile("sgd", "mse")
     q.fit(contract.data(q), np.ones((contract.SAMPLES, 2)), verbose=0)

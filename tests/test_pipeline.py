@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import kquant
+from kquant.inspect import constants, read_model
 from kquant.train.clustering import has_codebooks
 from kquant.train.pruning import has_masks
 
@@ -58,3 +59,75 @@ def test_a_ramp_without_its_training_is_said(task, tmp_path):
     ramp = {"name": "ramp", "pruning": {"sparsity": 0.8, "schedule": "polynomial", "end": 1000}}
     with pytest.warns(UserWarning, match="still on their ramp"):
         kquant.compress(model, x, ramp, output=tmp_path / "r.tflite", verbose=False)
+
+
+@pytest.fixture(scope="module")
+def words():
+    keras.utils.set_random_seed(4)
+    x = np.random.default_rng(1).integers(0, 40, (96, 6)).astype(np.int32)
+    inputs = keras.Input((6,), dtype="int32", name="words")
+    pooled = layers.GlobalAveragePooling1D(name="mean")(layers.Embedding(40, 8, name="table")(inputs))
+    return keras.Model(inputs, layers.Dense(4, activation="softmax", name="head")(pooled), name="words"), x, x[:, 0] % 4
+
+
+def fit(model, x, y):
+    model.compile(keras.optimizers.Adam(1e-2), "sparse_categorical_crossentropy", jit_compile=False)
+    model.fit(x, y, batch_size=16, verbose=0)
+    return model
+
+
+def pruned(model):
+    return kquant.prune(model, 0.5)
+
+
+def clustered(model):
+    return kquant.cluster(model, 8)
+
+
+ORDERS = {
+    "prune, cluster, quantize": (pruned, clustered, kquant.quantize),
+    "quantize, prune, cluster": (kquant.quantize, pruned, clustered),
+}
+
+
+def codes_of(path, ending):
+    """Codes and zero point of the weights of that name."""
+    content = path.read_bytes()
+    (tensor,) = [t for t in read_model(content).tensors if t.name.endswith(ending)]
+    return constants(content)[tensor.index], tensor.zero_point[0]
+
+
+@pytest.mark.parametrize("steps", ORDERS.values(), ids=ORDERS)
+def test_a_table_of_embeddings_keeps_its_mask_and_codebook_through_training(words, steps, tmp_path):
+    model, x, y = words
+    made = model
+    for step in steps:
+        made = step(made)
+        if step is kquant.quantize:
+            kquant.calibrate(made, x, verbose=False)
+    fit(made, x, y)
+    found = np.asarray(made.get_layer("table").weights_as_used())
+    assert np.mean(found == 0.0) >= 0.5 and np.unique(found).size <= 8
+    assert np.any(found != model.get_layer("table").embeddings.numpy())  # it trained
+    made.save(tmp_path / "m.keras")
+    again = fit(keras.models.load_model(tmp_path / "m.keras"), x, y)
+    path = tmp_path / "m.tflite"
+    report = kquant.export(again, path, samples=x)
+    exact = [v for v in report.verification if v.runtime == "litert-reference"]
+    assert exact and all(a.equal == 1.0 for v in exact for a in v.agreements), report.verification
+    found = np.asarray(again.get_layer("table").weights_as_used())
+    codes, zero = codes_of(path, "table/embeddings")
+    assert np.all((codes == zero)[found == 0.0]) and np.mean(codes == zero) >= 0.5
+    assert np.unique(codes).size <= 8
+    row = next(row for row in report.weights.layers if row.name == "table/embeddings")
+    assert (row.sparsity, row.unique) == (np.mean(codes == zero), np.unique(codes).size)
+
+
+def test_a_recipe_prunes_a_table_in_the_quantized_model_too(words, tmp_path):
+    model, x, y = words
+    q = fit(kquant.calibrate(kquant.quantize(model, "prune50-cluster16-int8"), x, verbose=False), x, y)
+    kquant.export(q, tmp_path / "m.tflite", samples=x)
+    codes, zero = codes_of(tmp_path / "m.tflite", "table/embeddings")
+    assert np.mean(codes == zero) >= 0.4 and max(np.unique(c).size for c in codes.T) <= 16
+    plain = kquant.strip(q)
+    np.testing.assert_array_equal(plain.get_layer("table").embeddings, q.get_layer("table").weights_as_used())

@@ -33,6 +33,10 @@ def images():
     return keras.Model(x, L.Dense(4, activation="softmax", name="head")(L.Concatenate(name="all")(ends)), name="images")
 
 
+def block():
+    return keras.Sequential([keras.Input((6,)), L.Dense(4, activation="relu"), L.Dense(3)])
+
+
 def sequences():
     """Kernels that run over steps."""
     x = keras.Input((2, 6), name="steps")
@@ -44,6 +48,8 @@ def sequences():
         L.Flatten(name="f2")(L.MultiHeadAttention(2, 3, name="attention")(x, x)),
         L.Flatten(name="f3")(L.EinsumDense("abc,cd->abd", (2, 5), name="einsum")(x)),
         L.Flatten(name="f4")(L.TimeDistributed(L.Dense(3, name="inner"), name="each")(x)),
+        L.Flatten(name="f5")(L.TimeDistributed(block(), name="blocks")(x)),
+        L.RNN(L.StackedRNNCells([L.SimpleRNNCell(3), L.GRUCell(3)]), name="stacked")(x),
     ]
     return keras.Model(x, L.Dense(3, name="head")(L.Concatenate(name="all")(ends)), name="sequences")
 
@@ -302,6 +308,15 @@ def test_subclassed_and_nested_models():
     assert kquant.sparsity(new).total == 0.5
 
 
+def test_what_a_normalization_was_adapted_to_stays():
+    x = np.random.default_rng(0).normal(3.0, 2.0, (64, 6)).astype(np.float32)
+    adapted = L.Normalization(name="norm")
+    adapted.adapt(x)
+    model = keras.Sequential([keras.Input((6,)), adapted, L.Dense(4, name="a")])
+    for copy in (kquant.prune(model, kquant.SparsitySchedule(0.5, initial=0.0, end=9)), kquant.strip(model)):
+        np.testing.assert_allclose(copy(x), model(x), atol=1e-5)
+
+
 def test_variables_outside_layers_are_refused():
     class Loose(keras.Model):
         def __init__(self):
@@ -476,17 +491,45 @@ def test_numbers_of_numpy_are_numbers():
     assert kquant.sparsity(kquant.prune(dense(), np.float32(0.5))).total == 0.5
 
 
-def test_zeros_of_an_embedding_stay_in_the_quantized_model_unless_it_trains():
-    inputs = keras.Input((6,), dtype="int32")
-    head = L.Dense(3, name="head")(L.Flatten(name="flat")(L.Embedding(10, 8, name="table")(inputs)))
-    pruned = kquant.prune(keras.Model(inputs, head), 0.5)
-    x = np.random.default_rng(0).integers(0, 10, (16, 6)).astype("int32")
-    with pytest.warns(UserWarning, match=r"masks .* of table \(embeddings\)"):
-        q = kquant.calibrate(kquant.quantize(pruned), x, verbose=False)
-    table = q.get_layer("table")
-    table.trainable = False
-    train(q, x, np.zeros((16, 3), "float32"))
-    assert np.mean(np.array(table.embeddings) == 0.0) == 0.5
-    table.trainable = True
-    train(q, x, np.zeros((16, 3), "float32"))
-    assert np.mean(np.array(table.embeddings) == 0.0) < 0.5
+def test_both_kernels_of_a_convolutional_lstm_are_masked(tmp_path):
+    inputs = keras.Input((2, 4, 4, 3))
+    model = keras.Model(inputs, L.ConvLSTM2D(4, 2, name="memory")(inputs))
+    new = kquant.prune(model, structure="2:4")
+    x, y = data(new, 8)
+    train(new, x, y, epochs=1)
+    new.save(tmp_path / "m.keras")
+    plain = kquant.strip(keras.models.load_model(tmp_path / "m.keras"))
+    for path in ("cell.kernel", "cell.recurrent_kernel"):
+        kept = masks(new)["memory", path]
+        assert np.all(used(new, ("memory", path))[~kept] == 0)
+        channels = np.moveaxis(kept, -2, -1).reshape(-1, kept.shape[-2])
+        assert np.all(channels.sum(1) == 2), path
+    np.testing.assert_allclose(plain.predict(x, verbose=0), new.predict(x, verbose=0), atol=1e-6)
+
+
+class Projected(L.Layer):
+    """A matrix that no rule knows."""
+
+    def build(self, shape):
+        self.matrix = self.add_weight(shape=(shape[-1], 6), name="matrix")
+
+    def call(self, x):
+        return keras.ops.matmul(x, self.matrix)
+
+
+@pytest.mark.parametrize("verb", ["prune", "cluster"])
+@pytest.mark.parametrize("quantized", [False, True])
+def test_layers_whose_kernels_nothing_tells_are_named(verb, quantized):
+    inputs = keras.Input((8,))
+    made = Projected(name="mine")(L.SpectralNormalization(L.Dense(6), name="bounded")(inputs))
+    model = keras.Model(inputs, L.Dense(6, name="head")(made))
+    call = {"prune": lambda m: kquant.prune(m, 0.5), "cluster": lambda m: kquant.cluster(m, 4)}[verb]
+    if quantized:  # both became layers that are known
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            call(kquant.quantize(model))
+        return
+    with pytest.warns(UserWarning, match=r"knows no kernels .*: bounded \(SpectralNormalization\), mine \(Projected\)"):
+        call(model)
+    with pytest.raises(ValueError, match=r"no kernel to|knows no kernels of such layers: mine \(Projected\)"):
+        call(keras.Sequential([keras.Input((8,)), Projected(name="mine")]))

@@ -183,6 +183,8 @@ def test_what_is_written_reads_back(name):
         ({"weights": {"kind": "power-of-two"}}, "weights.kind: LiteRT Quantizer has uniform grids only"),
         ({"weights": {"dtype": "float16"}}, "weights.dtype: .*float16 in weight-only"),
         ({"activations": {"observer": "minmax", "signed": False}}, "activations.signed"),
+        ({"pruning": {"sparsity": 0.5}}, r"mine': pruning: .*kquant.prune and kquant.strip made.*without \[pruning\]"),
+        ({"clustering": {"clusters": 16}}, r"mine': clustering: .*kquant.cluster and kquant.strip"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_written_is_refused_by_key(values, message):
@@ -194,6 +196,25 @@ def test_what_cannot_be_written_is_refused_by_key(values, message):
 def test_observers_have_no_place():
     with pytest.warns(UserWarning, match=r"activations.observer = 'percentile' has no place"):
         kquant.recipe_to_aeq("int8")
+
+
+def test_what_trains_has_no_place_and_is_said():
+    grids = [{"layer": "a", "weights": {"bits": 4}}, {"layer": "b", "float": True}]
+    rules = [{"layer": "a", "training": {"ranges": "fixed"}}, {"layer": "a", "pruning": {"sparsity": 0.8}}]
+    plain = {"name": "mine", "activations": {"observer": "minmax"}, "rules": grids}
+    expected = kquant.recipe_to_aeq(plain)
+    assert len(expected) == 3
+    with pytest.warns(UserWarning, match=r"mine': training, steps, training of rules: .*no place for them"):
+        found = kquant.recipe_to_aeq(
+            {**plain, "training": {"ranges": "learned"}, "steps": ["calibrate", "adaround"], "rules": [*grids, *rules]}
+        )
+    assert found == expected
+
+
+@pytest.mark.parametrize("name", [n for n in recipe.names() if n.startswith(("prune", "cluster"))])
+def test_recipes_that_prune_or_cluster_are_refused(name):
+    with pytest.raises(ValueError, match=f"{name}': (pruning|clustering): LiteRT Quantizer takes weights as they are"):
+        kquant.recipe_to_aeq(name)
 
 
 def test_a_json_file_is_a_recipe_everywhere(tmp_path):

@@ -100,11 +100,17 @@ def read(entries: Any, name: str, where: str) -> dict[str, Any]:
 def write(data: dict[str, Any], where: str) -> list[dict[str, Any]]:
     """The entries of a LiteRT Quantizer recipe from the data of a `Recipe`, all keys given.
 
-    `unpacked_bits` is left out: what is packed is that tool's own policy.
+    `unpacked_bits` is left out: what is packed is that tool's own policy. Rules that say nothing of grids are, too.
 
     Raises:
         ValueError: a key or value without counterpart, with the reason.
     """
+    for section, verb in (("pruning", "prune"), ("clustering", "cluster")):
+        if data[section] is not None:
+            raise ValueError(
+                f"{where}: {section}: LiteRT Quantizer takes weights as they are. Give it the model that kquant.{verb} "
+                f"and kquant.strip made, and this recipe without [{section}]."
+            )
     activations, weights, mode = data["activations"], data["weights"], data["mode"]
     if mode == "static" and activations["observer"] != "minmax":
         warnings.warn(
@@ -116,6 +122,8 @@ def write(data: dict[str, Any], where: str) -> list[dict[str, Any]]:
     seen: set[str] = set()
     for i, rule in enumerate(data["rules"]):
         place = f"{where}: rule {i}"
+        if not (rule["activations"] or rule["weights"]) and rule["float"] is None and rule["skip"] is None:
+            continue
         if rule["position"]:
             raise ValueError(f"{place}: position: LiteRT Quantizer knows layers by name and operation. Name the layer.")
         if rule["skip"]:

@@ -64,6 +64,9 @@ def copy_state(old: keras.layers.Layer, new: keras.layers.Layer) -> None:
         else:
             item.assign(values[place])
     new.trainable = old.trainable
+    for layer in new._flatten_layers():
+        if isinstance(layer, keras.layers.Normalization):
+            layer.finalize_state()  # it computes with numbers made of its variables
 
 
 def _state(layer: Any, where: str, seen: set[int]) -> dict[str, Any]:

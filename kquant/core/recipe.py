@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+import warnings
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from importlib import resources
@@ -267,8 +268,8 @@ def recipe_from_aeq(recipe: str | Path | list[dict[str, Any]], name: str | None 
 def recipe_to_aeq(recipe: str | Path | dict[str, Any] | Recipe) -> list[dict[str, Any]]:
     """A recipe as LiteRT Quantizer's entries, for `json.dump`.
 
-    Fold, training and observers are not part of that format: fold is a matter of the float model there, and a
-    percentile observer is a warning.
+    What it has no place for is a warning, where the recipe says anything of it: observers, steps and training. Folding
+    is a matter of the float model there.
 
     Args:
         recipe: see `kquant.quantize`.
@@ -277,7 +278,7 @@ def recipe_to_aeq(recipe: str | Path | dict[str, Any] | Recipe) -> list[dict[str
         Its entries.
 
     Raises:
-        ValueError: a key or value without counterpart, with the reason.
+        ValueError: a key or value without counterpart, with the reason; a recipe that prunes or clusters.
 
     Example:
         >>> recipe = kquant.Recipe(name="mine", activations={"observer": "minmax"})
@@ -285,7 +286,17 @@ def recipe_to_aeq(recipe: str | Path | dict[str, Any] | Recipe) -> list[dict[str
         'CHANNELWISE'
     """
     chosen = load(recipe)
-    return aeq.write(chosen.model_dump(by_alias=True), f"recipe '{chosen.name}'")
+    where = f"recipe '{chosen.name}'"
+    entries = aeq.write(chosen.model_dump(by_alias=True), where)
+    lost = [name for name in ("training", "steps") if getattr(chosen, name) != Recipe.model_fields[name].default]
+    lost += ["training of rules"] if any(rule.training for rule in chosen.rules) else []
+    if lost:
+        warnings.warn(
+            f"{where}: {', '.join(lost)}: LiteRT Quantizer's recipe has no place for them; its file gets ranges of "
+            "calibration and weights rounded to nearest.",
+            stacklevel=2,
+        )
+    return entries
 
 
 def recipe_to_toml(recipe: str | Path | dict[str, Any] | Recipe) -> str:

@@ -108,14 +108,14 @@ def clone(transform: Transform) -> Transform:
 
 
 def kernel_at(layer: keras.layers.Layer, path: str) -> Any:
-    """A layer's variable by name; "cell.kernel" is the kernel of its cell.
+    """A layer's variable by name; "cell.kernel" is the kernel of its cell, "cells.0.kernel" of the first of several.
 
     Raises:
         AttributeError: there is none.
     """
     *owners, name = path.split(".")
     for owner in owners:
-        layer = getattr(layer, owner)
+        layer = layer[int(owner)] if owner.isdigit() else getattr(layer, owner)
     held = getattr(layer, f"_{name}", None)  # Keras' Dense and convolutions show a property of this name
     return held if isinstance(held, keras.Variable) else getattr(layer, name)
 

@@ -242,8 +242,9 @@ class _Writer:
         if rule is None:
             raise ValueError(f"{first.name} ({type(first.op).__name__}): no rule writes it.")
         inputs = [self.read(t, first) for t in self.data_inputs(first)]
-        weights = self.constants(first, inputs[0]) if isinstance(first.op, Compressed) else None
-        op = first.op.layer if isinstance(first.op, Compressed) else first.op
+        op, weights = first.op, None
+        if isinstance(op, Compressed):
+            op, weights = op.layer, self.float_constants(first) if rule.indices else self.constants(first, inputs[0])
         clip = getattr(last.op, "max_value", None)
         clip = None if activation == "RELU6" else clip
         self.write(rule, Call(op, inputs, self.unclipped(output, clip), activation, weights, first))

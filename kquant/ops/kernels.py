@@ -29,6 +29,7 @@ class Kernel:
 
 
 CONV, MATRIX = Kernel(-2, -1), Kernel(0, 1)
+IMAGE_CELL = {"cell.kernel": CONV, "cell.recurrent_kernel": CONV}  # Keras exports no class of the cell itself
 # Classes whose rules make other layers of them, so that no rule says where their kernels are.
 EXPANDED: dict[type, dict[str, Kernel]] = {
     layers.Conv3D: {"kernel": CONV},
@@ -36,6 +37,9 @@ EXPANDED: dict[type, dict[str, Kernel]] = {
     layers.Conv3DTranspose: {"kernel": Kernel(-1, -2)},
     layers.SeparableConv1D: {"depthwise_kernel": Kernel(None, -1, True), "pointwise_kernel": CONV},
     layers.SeparableConv2D: {"depthwise_kernel": Kernel(None, -1, True), "pointwise_kernel": CONV},
+    layers.ConvLSTM1D: IMAGE_CELL,
+    layers.ConvLSTM2D: IMAGE_CELL,
+    layers.ConvLSTM3D: IMAGE_CELL,
     layers.LSTMCell: {"kernel": MATRIX, "recurrent_kernel": MATRIX},
     layers.GRUCell: {"kernel": MATRIX, "recurrent_kernel": MATRIX},
     layers.SimpleRNNCell: {"kernel": MATRIX, "recurrent_kernel": MATRIX},
@@ -52,7 +56,7 @@ def kernels_of(op: Any) -> dict[str, Kernel]:
         op: a built Keras layer, or an operation (which has none).
 
     Returns:
-        Path ("kernel", "cell.recurrent_kernel", "_query_dense.kernel") -> geometry.
+        Path ("kernel", "cell.cells.0.kernel", "_query_dense.kernel") -> geometry.
 
     Example:
         >>> layer = keras.layers.LSTM(3)
@@ -73,9 +77,57 @@ def _collect(layer: Any, before: str, found: dict[str, Kernel], seen: set[int]) 
         return
     seen.add(id(layer))
     found.update({before + name: kernel for name, kernel in _own(layer).items()})
-    for name, inner in vars(layer).items():
-        if isinstance(inner, keras.layers.Layer) and not isinstance(layer, layers.SpectralNormalization):
+    if not isinstance(layer, layers.SpectralNormalization):
+        for name, inner in _inside(layer):
             _collect(inner, f"{before}{name}.", found, seen)
+
+
+def _inside(layer: Any) -> list[tuple[str, Any]]:
+    """Path and layer: the cells of a stack, the layers of a model, else what attributes hold."""
+    if isinstance(layer, layers.StackedRNNCells):
+        return [(f"cells.{i}", cell) for i, cell in enumerate(layer.cells)]
+    if isinstance(layer, keras.Model):
+        return [(f"layers.{i}", inner) for i, inner in enumerate(layer.layers)]
+    return [(name, inner) for name, inner in vars(layer).items() if isinstance(inner, keras.layers.Layer)]
+
+
+def unknown_kernels(op: Any) -> list[str]:
+    """Layers with weights that may be kernels, but whose geometry nothing tells: pruning and clustering leave them.
+
+    Args:
+        op: a built Keras layer, or an operation (which has none).
+
+    Returns:
+        "name (class)" of the layer itself or of layers inside it.
+
+    Example:
+        >>> layer = keras.layers.SpectralNormalization(keras.layers.Dense(3), name="bounded")
+        >>> layer.build((None, 2))
+        >>> unknown_kernels(layer)
+        ['bounded (SpectralNormalization)']
+    """
+    found: dict[int, str] = {}
+
+    def visit(layer: Any, seen: set[int]) -> None:
+        if id(layer) in seen:
+            return
+        seen.add(id(layer))
+        if isinstance(layer, layers.SpectralNormalization) or _is_unknown(layer):
+            found[id(layer)] = f"{layer.name} ({type(layer).__name__})"
+            return
+        for _, inner in _inside(layer):
+            visit(inner, seen)
+
+    if isinstance(op, keras.layers.Layer):
+        visit(op, set())
+    return list(found.values())
+
+
+def _is_unknown(layer: Any) -> bool:
+    """Matrices that train, of a layer without a rule."""
+    if isinstance(layer, NOT_KERNELS) or kernels_of(layer) or candidates(type(layer)):
+        return False
+    return any(v.trainable and len(v.shape) > 1 for v in layer._trainable_variables)
 
 
 def _own(layer: Any) -> dict[str, Kernel]:

@@ -1,7 +1,8 @@
 """Rows of a stored table: GATHER with int32 indices, which are inputs of the model and stay as they are.
 
-The table is written in the encoding of the layer's output, so a row that is looked up is copied code by code. What
-reads indices says `indices=True`: the file's input is then int32, not quantized.
+The table is written in the encoding of the layer's output, so a row that is looked up is copied code by code; a table
+that trains is in a `Compressed` without a grid of its own, which holds its masks and codebooks. What reads indices says
+`indices=True`: the file's input is then int32, not quantized.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ def _span(op: Any) -> tuple[float, float]:
 
 def _lower(program: Program, call: Call) -> None:
     encoding = call.output.encoding
-    codes = encoding.quantize(call.op.embeddings.numpy())
+    codes = encoding.quantize(call.op.embeddings.numpy() if call.weights is None else call.weights.codes)
     table = program.codes(f"{call.op.name}/embeddings", codes, encoding)
     program.emit("GATHER", [table, call.inputs[0]], call.output, axis=0, batchDims=0)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 
+from kquant.core.copies import copy_state
 from kquant.ops.index import reshaped, stacked, unstacked
 from kquant.ops.rule import Make, Rule, example
 
@@ -30,8 +31,7 @@ def _copied(layer: Any, shape: Any) -> Any:
     new = type(layer).from_config(layer.get_config())
     if not new.built:
         new.build(shape)
-    new.set_weights(layer.get_weights())
-    new.trainable = layer.trainable
+    copy_state(layer, new)
     return new
 
 

@@ -6,17 +6,10 @@ from dataclasses import dataclass
 from functools import singledispatch
 from typing import Any
 
+from kquant.core.columns import Table
 from kquant.export import ExportReport
 
-
-@dataclass(frozen=True)
-class Table:
-    """Rows under a title; every cell is text. Columns in `right` hold numbers."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    right: tuple[str, ...] = ()
+__all__ = ["Page", "Table", "page"]
 
 
 @dataclass(frozen=True)

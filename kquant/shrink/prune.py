@@ -10,6 +10,7 @@ import keras
 import numpy as np
 from tqdm.auto import tqdm
 
+from kquant.core.columns import Table
 from kquant.core.graph import Node, rewrite
 from kquant.shrink.channels import Channels, follow_channels
 from kquant.shrink.choose import Unit, budget, check_widths, choose, ledger, savings
@@ -18,8 +19,6 @@ from kquant.shrink.labelled import labelled_batches, loss_of
 from kquant.shrink.narrow import narrow_values, narrower
 from kquant.shrink.plain import inference_only, plain, read
 from kquant.shrink.reconstruct import Job, can_refit, refit
-
-COLUMNS = ("layers", "channels", "MACs", "may leave", "the others stay because")
 
 
 @dataclass(frozen=True)
@@ -52,9 +51,10 @@ class ChannelGroups:
         return asdict(self)
 
     @property
-    def rows(self) -> tuple[tuple[str, ...], ...]:
-        """A line for each group, as `COLUMNS` has them."""
-        return tuple(
+    def table(self) -> Table:
+        """A line for each group."""
+        columns = ("layers", "channels", "MACs", "may leave", "the others stay because")
+        rows = tuple(
             (
                 ", ".join(g.layers),
                 str(g.width),
@@ -64,12 +64,10 @@ class ChannelGroups:
             )
             for g in self.groups
         )
+        return Table("Channels", columns, rows, right=columns[1:4])
 
     def __str__(self) -> str:
-        table = (COLUMNS, *self.rows)
-        widths = [max(len(row[i]) for row in table) for i in range(5)]
-        padded = ([cell.ljust(n) for cell, n in zip(row, widths, strict=True)] for row in table)
-        return "\n".join("  ".join(row).rstrip() for row in padded)
+        return str(self.table)
 
 
 def channel_groups(model: keras.Model, *, protect: Collection[str] = ()) -> ChannelGroups:
@@ -93,8 +91,8 @@ def channel_groups(model: keras.Model, *, protect: Collection[str] = ()) -> Chan
         >>> y = keras.layers.Dense(2, name="head")(keras.layers.Flatten()(x))
         >>> print(kquant.channel_groups(keras.Model(inputs, y)))
         layers  channels  MACs    may leave  the others stay because
-        a, b    3         10,368  3
-        head    2         384     0          they are outputs of the model
+        a, b           3  10,368          3
+        head           2     384          0  they are outputs of the model
     """
     channels = follow_channels(read(plain(model)), protect)
     try:

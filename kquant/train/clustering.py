@@ -18,7 +18,7 @@ from kquant.core.recipe import Recipe
 from kquant.train.centroids import Init
 from kquant.train.codebook import Aggregation, Channels, Codebook
 from kquant.train.mask import Mask
-from kquant.train.sites import Site, check_patterns, match, note_of, patterns_of, put, sites
+from kquant.train.sites import Site, check_patterns, match, note_of, note_of_unknown, patterns_of, put, sites
 from kquant.train.wrapping import as_loaded, to_transform
 
 
@@ -102,9 +102,9 @@ def put_codebooks(
     check_patterns("cluster", (*(layers or ()), *skip), sites(model))
     count = put(model, chooser.choose)
     if not count and not chooser.small:
-        why = note_of(chooser.frozen) or "depthwise ones only with depthwise=True."
+        why = note_of(chooser.frozen) or note_of_unknown(model) or "depthwise ones only with depthwise=True."
         raise ValueError(f"{model.name}: cluster: no kernel to cluster: {why}")
-    chooser.warn()
+    chooser.warn(note_of_unknown(model))
 
 
 def has_codebooks(model: keras.Model) -> bool:
@@ -165,10 +165,11 @@ class _Chooser:
         self.small.append(f"{site.holder.name} ({site.path}: {each} for {settings.clusters} values)")
         return None
 
-    def warn(self) -> None:
-        """Name kernels that do not train, or have too few weights."""
-        if self.frozen:
-            warnings.warn(f"cluster: {note_of(self.frozen)}", stacklevel=4)
+    def warn(self, unknown: str) -> None:
+        """Name kernels that do not train, or have too few weights; and what is said of layers without known ones."""
+        for note in (note_of(self.frozen), unknown):
+            if note:
+                warnings.warn(f"cluster: {note}", stacklevel=4)
         if self.small:
             warnings.warn(
                 "cluster: left as they are, because they (or each of their channels) have no more weights than values: "

@@ -26,7 +26,7 @@ from kquant.train.codebook import Codebook
 from kquant.train.mask import Criterion, Gradient, Mask
 from kquant.train.masks import Pooling, choose, structure_of
 from kquant.train.schedules import SparsitySchedule, schedule_of
-from kquant.train.sites import Site, check_patterns, check_rules, note_of, patterns_of, sites
+from kquant.train.sites import Site, check_patterns, check_rules, note_of, note_of_unknown, patterns_of, sites
 from kquant.train.wrapping import as_loaded, to_transform
 
 FLOOR = 0.2  # with a global threshold a layer keeps at least this part of what it would keep at equal sparsities
@@ -234,7 +234,7 @@ def targets_of(model: keras.Model, settings: Settings) -> list[Target]:
         else:
             _check_zero(site)
             found.append(Target(site, section, schedule))
-    notes = [note_of(frozen)] if frozen else []
+    notes = [note for note in (note_of(frozen), note_of_unknown(model)) if note]
     if refused:
         notes.append(f"left dense: {', '.join(refused)}: they sum over no input channels, as an N:M pattern needs.")
     if not found:

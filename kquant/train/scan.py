@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -14,6 +15,9 @@ import tensorflow as tf
 from tqdm.auto import tqdm
 
 from kquant.analysis.sqnr import decibel, noise_of
+from kquant.core import recipe as recipes
+from kquant.core.columns import Table
+from kquant.core.recipe import Recipe
 from kquant.core.transforms import apply
 from kquant.data import gather
 from kquant.quantized import is_quantized
@@ -52,12 +56,14 @@ class SparsityScan:
         target: share of zeros that was asked for.
         dense: what `evaluate` gives without pruning; None where data were given.
         layers: in the order of the model.
+        structure: of the masks, see `kquant.prune`.
     """
 
     sparsities: tuple[float, ...]
     target: float
     dense: float | None
     layers: tuple[LayerScan, ...]
+    structure: str = "unstructured"
 
     @property
     def rules(self) -> list[dict[str, Any]]:
@@ -67,24 +73,49 @@ class SparsityScan:
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
         rows = [{"layer": r.layer, "weights": r.weights, "values": r.values, "chosen": r.chosen} for r in self.layers]
-        head = {"sparsities": self.sparsities, "target": self.target, "dense": self.dense}
+        head = {"sparsities": self.sparsities, "target": self.target, "dense": self.dense, "structure": self.structure}
         return {**head, "layers": rows}
 
     def to_json(self) -> str:
         """The same as JSON."""
         return json.dumps(self.to_dict(), indent=2)
 
+    def to_recipe(self, base: str | Path | dict[str, Any] | Recipe = "prune50-int8") -> Recipe:
+        """The proposal inside a recipe, for `kquant.prune`, `kquant.compress` and the command line.
+
+        Args:
+            base: what else the recipe says; of its `[pruning]` sparsity, structure and scope are replaced.
+
+        Example:
+            >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(16, name="a"), keras.layers.Dense(4)])
+            >>> scan = kquant.scan_sparsity(model, np.ones((4, 8), "float32"), target=0.4, verbose=False)
+            >>> round(kquant.sparsity(kquant.prune(model, scan.to_recipe())).total, 2)
+            0.4
+        """
+        chosen = recipes.load(base)
+        said = {"sparsity": self.target, "structure": self.structure, "scope": "layer"}
+        section = {} if chosen.pruning is None else chosen.pruning.model_dump()
+        rest = chosen.model_dump(by_alias=True, exclude={"pruning", "rules", "title"})
+        rules = [*(rule.model_dump(by_alias=True) for rule in chosen.rules), *self.rules]
+        return recipes.load({**rest, "name": f"{chosen.name}-scanned", "pruning": {**section, **said}, "rules": rules})
+
+    @property
+    def unit(self) -> str:
+        """What the values are."""
+        return "SQNR of the outputs in dB" if self.dense is None else f"evaluate, {self.dense:.4g} of the dense model"
+
+    @property
+    def table(self) -> Table:
+        """A line for each layer."""
+        columns = ("layer", "weights", *(f"{100 * s:g} %" for s in self.sparsities), "chosen")
+        rows = tuple(
+            (row.layer, f"{row.weights:,}", *(f"{v:.4g}" for v in row.values), f"{100 * row.chosen:.1f} %")
+            for row in self.layers
+        )
+        return Table("Layers", columns, rows, right=columns[1:])
+
     def __str__(self) -> str:
-        wide = max(len("layer"), *(len(row.layer) for row in self.layers))
-        unit = "SQNR in dB" if self.dense is None else f"evaluate, {self.dense:.4g} dense"
-        lines = [
-            f"each layer alone: {unit}",
-            f"{'layer':<{wide}}  weights  {'  '.join(f'{s:>7.0%}' for s in self.sparsities)}  chosen",
-        ]
-        for row in self.layers:
-            found = "  ".join(f"{v:>7.4g}" for v in row.values)
-            lines.append(f"{row.layer:<{wide}}  {row.weights:>7,}  {found}  {row.chosen:>6.1%}")
-        return "\n".join(lines)
+        return f"each layer alone: {self.unit}\n{self.table}"
 
 
 def scan_sparsity(
@@ -149,7 +180,7 @@ def scan_sparsity(
                 values[name].append(measure())
                 bar.update()
             _set(trials, 0.0, "unstructured")
-    return _result(found, values, levels, target, dense)
+    return replace(_result(found, values, levels, target, dense), structure=structure)
 
 
 def _check(data: Any, evaluate: Any, levels: Sequence[float], target: float, structure: str) -> None:

@@ -20,7 +20,7 @@ from kquant.core.recipe import LayerRule
 from kquant.core.transformed import ManyKernels
 from kquant.core.transforms import Transform
 from kquant.core.wording import did_you_mean
-from kquant.ops.kernels import Kernel, kernels_of
+from kquant.ops.kernels import Kernel, kernels_of, unknown_kernels
 from kquant.quantized import forget_graphs
 
 
@@ -123,6 +123,19 @@ def put(model: keras.Model, choose: Callable[[Site], Transform | None]) -> int:
         site.transform_by(transform)
     forget_graphs(model)
     return len(chosen)
+
+
+def note_of_unknown(model: keras.Model) -> str:
+    """What is said of layers with weights whose kernels nothing tells; nothing where there are none.
+
+    Args:
+        model: see `sites`.
+    """
+    held = [layer.layer if isinstance(layer, ManyKernels | Compressed) else layer for layer in model.layers]
+    names = list(dict.fromkeys(name for layer in held for name in unknown_kernels(layer)))
+    if not names:
+        return ""
+    return f"left as they are, because kquant knows no kernels of such layers: {', '.join(names)}."
 
 
 def note_of(frozen: Sequence[Site]) -> str:

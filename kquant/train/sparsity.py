@@ -11,6 +11,7 @@ import keras
 import numpy as np
 
 from kquant.core import transforms as kernels
+from kquant.core.columns import Table
 from kquant.core.nodes import Compressed
 from kquant.core.transformed import ManyKernels
 from kquant.ops.kernels import kernels_of
@@ -67,20 +68,18 @@ class Sparsity:
         """The same as JSON."""
         return json.dumps(self.to_dict(), indent=2)
 
-    def __str__(self) -> str:
-        rows = [(k.layer, k.path + ("" if k.masked else " (no mask)"), k.size, k.zeros) for k in self.kernels]
+    @property
+    def table(self) -> Table:
+        """A line for each kernel, and one for all."""
+        said = any(k.masked for k in self.kernels)  # of a plain model nothing need be said of masks
+        rows = [(k.layer, k.path + " (no mask)" * (said and not k.masked), k.size, k.zeros) for k in self.kernels]
         rows.append(("total", "", sum(k.size for k in self.kernels), sum(k.zeros for k in self.kernels)))
-        if all(k.masked for k in self.kernels):
-            rows = [(name, path.replace(" (no mask)", ""), size, zeros) for name, path, size, zeros in rows]
-        cells = [("layer", "kernel", "weights", "zeros", "sparsity")]
-        for name, path, size, zeros in rows:
-            cells.append((name, path, f"{size:,}", f"{zeros:,}", f"{100 * zeros / max(1, size):.1f} %"))
-        widths = [max(len(row[i]) for row in cells) for i in range(5)]
-        lines = (
-            "  ".join(c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
-            for row in cells
-        )
-        return "\n".join(lines)
+        cells = tuple((*at, f"{n:,}", f"{zeros:,}", f"{100 * zeros / max(1, n):.1f} %") for *at, n, zeros in rows)
+        columns = ("layer", "kernel", "weights", "zeros", "sparsity")
+        return Table("Zeros", columns, cells, right=columns[2:])
+
+    def __str__(self) -> str:
+        return str(self.table)
 
 
 def sparsity(model: keras.Model) -> Sparsity:
