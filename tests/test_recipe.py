@@ -173,6 +173,36 @@ def test_wrong_recipes_are_refused(kind: str) -> None:
         recipes.load(recipe)
 
 
+TYPES: dict[str, tuple[dict[str, Any], str]] = {
+    "text for a width": ({"activations": {"bits": "8"}}, "activations.bits: .*integer. Received: '8'"),
+    "8.0 for a width": ({"weights": {"bits": 8.0}}, "weights.bits: .*integer. Received: 8.0"),
+    "true for a width": ({"weights": {"bits": True}}, "weights.bits: .*integer. Received: True"),
+    "a word for a flag": ({"activations": {"symmetric": "no"}}, "activations.symmetric: .*boolean. Received: 'no'"),
+    "0 for a flag": ({"weights": {"per_axis": 0}}, "weights.per_axis: .*boolean. Received: 0"),
+    "text for a number": ({"training": {"momentum": "0.9"}}, "training.momentum: .*number. Received: '0.9'"),
+    "nested": ({"training": {"progressive": {"steps": 3.0}}}, "training.progressive.steps: .*integer. Received: 3.0"),
+    "pruning": ({"pruning": {"sparsity": "0.5"}}, "pruning.sparsity: .*number. Received: '0.5'"),
+    "clustering": ({"clustering": {"clusters": "16"}}, "clustering.clusters: .*integer. Received: '16'"),
+    "skip": ({"rules": [{"layer": "d", "skip": "yes"}]}, "rules.0.skip: .*boolean. Received: 'yes'"),
+    "in a rule": ({"rules": [{"layer": "d", "weights": {"bits": "4"}}]}, "weights: bits: .*integer. Received: '4'.$"),
+}
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_values_of_another_type_are_refused(kind: str) -> None:
+    recipe, message = TYPES[kind]
+    with pytest.raises(ValueError, match=f"recipe: .*{message}"):
+        recipes.load({"name": "r", **recipe})
+
+
+def test_lists_whole_numbers_and_numpys_will_do() -> None:
+    rule = {"layer": "d", "weights": {"bits": np.int64(4)}}
+    recipe = {"name": "r", "steps": ["calibrate"], "rules": [rule], "pruning": {"sparsity": 0, "power": np.int32(2)}}
+    found = recipes.load({**recipe, "activations": {"bits": np.int64(16)}})
+    assert found.pruning is not None and found.pruning.power == 2.0 and found.activations.bits == 16
+    assert recipes.load({**found.model_dump(mode="json", by_alias=True)}) == found  # plain numbers throughout
+
+
 def test_all_mistakes_are_listed() -> None:
     with pytest.raises(ValueError) as caught:
         recipes.load({"name": "r", "activations": {"bitz": 8}, "fold": "maybe"})

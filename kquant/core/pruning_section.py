@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from kquant.core.training import Strict
 
 
-class Pruning(BaseModel):
+class Pruning(Strict):
     """How kernels are pruned; the arguments of `kquant.prune` and `kquant.SparsitySchedule` by the same names.
 
     `schedule` "constant" has `sparsity` from the call on, "polynomial" comes from `initial` at step `begin` to
     `sparsity` at step `end`.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     sparsity: float = Field(0.5, ge=0.0, lt=1.0)
     schedule: Literal["constant", "polynomial"] = "constant"

@@ -25,7 +25,7 @@ from kquant.core import aeq
 from kquant.core.clustering_section import Clustering
 from kquant.core.pruning_section import Pruning
 from kquant.core.spec import Kind, QuantSpec
-from kquant.core.training import Oscillations, Progressive, Strict, Training
+from kquant.core.training import Oscillations, Progressive, Strict, Training, plain
 from kquant.core.wording import did_you_mean
 
 
@@ -121,7 +121,7 @@ class LayerRule(Strict):
             section(**given)
         except ValidationError as error:
             raise ValueError("; ".join(_explain(e, section) for e in error.errors())) from None
-        return given
+        return plain(given)
 
     def matches(self, name: str, kind: str, position: str | None) -> bool:
         """True where the rule speaks for this layer."""
@@ -172,8 +172,8 @@ class Recipe(Strict):
     training: Training = Training()
     pruning: Pruning | None = None
     clustering: Clustering | None = None
-    steps: tuple[Step, ...] = (Step(name="calibrate"),)
-    rules: tuple[LayerRule, ...] = ()
+    steps: tuple[Step, ...] = Field((Step(name="calibrate"),), strict=False)  # a list will do, as TOML has no tuples
+    rules: tuple[LayerRule, ...] = Field((), strict=False)
 
     def settings(self, names: Sequence[tuple[str, str]], position: str | None) -> Settings:
         """What holds for one layer, given as (name, class) under which it is known; the last matching rule wins."""
@@ -336,7 +336,8 @@ def _explain(error: Any, section: type[BaseModel]) -> str:
         said = error["msg"].removeprefix("Value error, ").rstrip(".")
         # a message of ours has told what was received
         place = path or "the rule"
-        return f"{place}: {said}." if "Known here" in said else f"{place}: {said}. Received: {error['input']!r}."
+        told = "Known here" in said or "Received: " in said
+        return f"{place}: {said}." if told else f"{place}: {said}. Received: {error['input']!r}."
     known = _keys_at(error["loc"][:-1], section)
     return f"unknown key '{path}'.{did_you_mean(error['loc'][-1], known)} Known here: {', '.join(known)}."
 
