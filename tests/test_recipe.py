@@ -75,6 +75,14 @@ def test_rules_match(kind: str) -> None:
     assert {name: layer.spec.per_axis for name, layer in compressed(q).items()} == expected
 
 
+def test_rules_name_layers_with_brackets() -> None:
+    x = keras.Input((6,))
+    named = keras.Model(x, layers.Dense(2, name="a[0]*")(layers.Dense(3, name="body")(x)))
+    rules = [{"layer": "a[0]*", "weights": {"per_axis": False}}]
+    q = kquant.quantize(named, {"name": "r", "rules": rules})
+    assert [c.spec.per_axis for c in compressed(q).values()] == [True, False]
+
+
 def test_last_match_wins_key_by_key() -> None:
     rules = [
         {"type": "Dense", "weights": {"bits": 4, "per_axis": False}},
@@ -216,6 +224,10 @@ def test_files_are_named_in_messages(tmp_path: Path) -> None:
     (tmp_path / "broken.toml").write_text("name = \n")
     with pytest.raises(ValueError, match="broken.toml: not TOML: .*line 1"):
         recipes.load(tmp_path / "broken.toml")
+    for name in ("old.toml", "old.json"):
+        (tmp_path / name).write_bytes('name = "Größe"'.encode("utf-16"))
+        with pytest.raises(ValueError, match=rf"{name}: not UTF-8 text, .* at byte 0. Save it again as UTF-8"):
+            recipes.load(tmp_path / name)
     with pytest.raises(ValueError, match="recipe: no file .*gone.toml"):
         recipes.load(tmp_path / "gone.toml")
 

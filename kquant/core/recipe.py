@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -23,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from kquant.core import aeq
 from kquant.core.clustering_section import Clustering
+from kquant.core.origin import fits
 from kquant.core.pruning_section import Pruning
 from kquant.core.spec import Kind, QuantSpec
 from kquant.core.training import Oscillations, Progressive, Strict, Training, plain
@@ -126,8 +126,8 @@ class LayerRule(Strict):
     def matches(self, name: str, kind: str, position: str | None) -> bool:
         """True where the rule speaks for this layer."""
         return (
-            (self.layer is None or fnmatchcase(name, self.layer))
-            and (self.type is None or fnmatchcase(kind, self.type))
+            (self.layer is None or fits(name, self.layer))
+            and (self.type is None or fits(kind, self.type))
             and (self.position is None or self.position == position)
         )
 
@@ -224,13 +224,13 @@ def load(recipe: str | Path | dict[str, Any] | Recipe) -> Recipe:
     if path.suffix == ".toml":
         if not path.is_file():
             raise ValueError(f"recipe: no file {path}.")
-        return _read(path.read_text(), str(path))
+        return _read(_text(path), str(path))
     if str(recipe) not in names():
         hint = did_you_mean(recipe, names())
         raise ValueError(
             f"recipe: no recipe '{recipe}'.{hint} There are: {', '.join(names())}; or give a .toml or .json file."
         )
-    return _read((_folder() / f"{recipe}.toml").read_text(), f"{recipe}.toml")
+    return _read((_folder() / f"{recipe}.toml").read_text("utf-8"), f"{recipe}.toml")
 
 
 def recipe_from_aeq(recipe: str | Path | list[dict[str, Any]], name: str | None = None) -> Recipe:
@@ -256,8 +256,9 @@ def recipe_from_aeq(recipe: str | Path | list[dict[str, Any]], name: str | None 
         where = str(recipe)
         if not Path(recipe).is_file():
             raise ValueError(f"recipe: no file {recipe}.")
+        text = _text(Path(recipe))
         try:
-            entries = json.loads(Path(recipe).read_text())
+            entries = json.loads(text)
         except ValueError as error:
             raise ValueError(f"{where}: not JSON: {error}.") from error
         name = name or Path(recipe).stem
@@ -312,6 +313,15 @@ def _folder() -> Any:
     """Inside the wheel `kquant/recipes`; in a checkout the folder beside the package."""
     packaged = resources.files("kquant") / "recipes"
     return packaged if packaged.is_dir() else Path(__file__).parents[2] / "recipes"
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path}: not UTF-8 text, as recipes are: {error.reason} at byte {error.start}. Save it again as UTF-8."
+        ) from error
 
 
 def _read(text: str, where: str) -> Recipe:
