@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,16 @@ def test_skipped_layers_stay_float_and_export_names_them(tmp_path: Path) -> None
     kquant.calibrate(q, X, verbose=False)
     with pytest.raises(ValueError, match=r"the recipe skips body: .*write float = true"):
         kquant.export(q, tmp_path / "m.tflite")
+
+
+def test_widths_without_a_kernel_are_told_before_any_training() -> None:
+    recipe = {"name": "r", "activations": {"bits": 4}, "rules": [{"layer": "body", "activations": {"bits": 3}}]}
+    with pytest.warns(UserWarning, match=r"activations of 3 and 4 bits are simulated only: kquant.export") as caught:
+        kquant.quantize(model(), recipe)
+    assert len(caught) == 1 and caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        kquant.quantize(model(), {"name": "r", "activations": {"bits": 16}, "weights": {"bits": 5}})
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
