@@ -13,9 +13,9 @@ from pathlib import Path
 
 __version__ = "0.1.0"
 
-# The command `kquant` answers --help before TensorFlow has loaded, and imports what it needs. Everywhere else the
-# import alone must register the layers with Keras: `import kquant; keras.models.load_model(...)`.
-if Path(sys.argv[0] if sys.argv else "").stem != "kquant":
+# The command `kquant` (`python -m kquant`) answers --help before TensorFlow has loaded, and imports what it needs.
+# Everywhere else the import alone must register the layers with Keras: `import kquant; keras.models.load_model(...)`.
+if Path(sys.argv[0] if sys.argv else "").stem != "kquant" and sys.orig_argv[1:3] != ["-m", "kquant"]:
     from kquant import callbacks, report
     from kquant.analysis.results import Analysis
     from kquant.analyze import analyze

@@ -67,26 +67,26 @@ def compress(
     from kquant.export import write_atomically
     from kquant.pipeline import compress as pipeline
 
-    folder = files.output_folder(out, model)
-    keras_model = files.load_model(model)
-    inputs = files.inputs_of(keras_model) if input_shape is None else (files.Input("x", input_shape[1:]),)
-    name = model.stem
-    lite = folder / f"{name}.tflite"
-    result = pipeline(
-        keras_model,
-        files.load_data(data, inputs, scale=scale, limit=samples),
-        recipe,
-        output=lite,
-        target=target,
-        io=io.value,
-        compression=compression,
-        input_shape=input_shape,
-        verbose=_bars(as_json),
-    )
-    result.model.save(folder / f"{name}.keras")
-    header, source = save_c_array(lite.read_bytes(), folder, name)
-    write_atomically(folder / "report.json", f"{report.to_json(result)}\n".encode())
-    write_atomically(folder / "report.txt", report.render(result).encode())
+    with files.output_folder(out, model) as folder:
+        keras_model = files.load_model(model)
+        inputs = files.inputs_of(keras_model) if input_shape is None else (files.Input("x", input_shape[1:]),)
+        name = model.stem
+        lite = folder / f"{name}.tflite"
+        result = pipeline(
+            keras_model,
+            files.load_data(data, inputs, scale=scale, limit=samples),
+            recipe,
+            output=lite,
+            target=target,
+            io=io.value,
+            compression=compression,
+            input_shape=input_shape,
+            verbose=_bars(as_json),
+        )
+        result.model.save(folder / f"{name}.keras")
+        header, source = save_c_array(lite.read_bytes(), folder, name)
+        write_atomically(folder / "report.json", f"{report.to_json(result)}\n".encode())
+        write_atomically(folder / "report.txt", report.render(result).encode())
     _print(result, as_json)
     if not as_json:
         typer.echo(f"\n{folder}: {lite.name}, {name}.keras, {header.name}, {source.name}, report.json, report.txt")
@@ -229,24 +229,24 @@ def autotune(
     from kquant.core.recipe import recipe_to_toml
     from kquant.export import export, write_atomically
 
-    folder = files.output_folder(out, model)
-    keras_model = files.load_model(model)
-    arrays = files.load_data(data, files.inputs_of(keras_model), scale=scale, limit=samples)
-    accuracy = top1(files.load_labels(labels, limit=samples))
-    found = run_autotune(
-        keras_model,
-        arrays,
-        lambda m: accuracy(m.predict(arrays, verbose=0)),
-        max_drop=max_drop,
-        target=target,
-        recipe=recipe,
-        folder=folder,
-        verbose=_bars(as_json),
-    )
-    export(found.model, folder / f"{model.stem}.tflite", samples=arrays)
-    found.model.save(folder / f"{model.stem}.keras")
-    write_atomically(folder / "autotune.json", f"{report.to_json(found)}\n".encode())
-    write_atomically(folder / "recipe.toml", recipe_to_toml(found.recipe).encode())
+    with files.output_folder(out, model) as folder:
+        keras_model = files.load_model(model)
+        arrays = files.load_data(data, files.inputs_of(keras_model), scale=scale, limit=samples)
+        accuracy = top1(files.load_labels(labels, limit=samples))
+        found = run_autotune(
+            keras_model,
+            arrays,
+            lambda m: accuracy(m.predict(arrays, verbose=0)),
+            max_drop=max_drop,
+            target=target,
+            recipe=recipe,
+            folder=folder,
+            verbose=_bars(as_json),
+        )
+        export(found.model, folder / f"{model.stem}.tflite", samples=arrays)
+        found.model.save(folder / f"{model.stem}.keras")
+        write_atomically(folder / "autotune.json", f"{report.to_json(found)}\n".encode())
+        write_atomically(folder / "recipe.toml", recipe_to_toml(found.recipe).encode())
     _print(found, as_json)
     raise typer.Exit(0 if found.ok else 1)
 
@@ -321,6 +321,8 @@ def predict(
     from kquant.inspect import inspect as run_inspect
     from kquant.runtimes import predict as run_predict
 
+    if out is not None:
+        files.check_arrays_file(out)
     described = run_inspect(file)
     arrays = files.load_data(data, files.inputs_of(described), scale=scale, limit=samples)
     found = run_predict(file, arrays, runtime, verbose=_bars(as_json))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,23 @@ import numpy as np
 import tensorflow as tf
 
 
-def batches_of(model: keras.Model, data: Any, batch_size: int = 32) -> Iterator[Any]:
+@dataclass(frozen=True)
+class Port:
+    """An input as `batches_of` reads it of a model."""
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Ports:
+    """The inputs of something that is no Keras model."""
+
+    inputs: Sequence[Port]
+
+
+def batches_of(model: keras.Model | Ports, data: Any, batch_size: int = 32) -> Iterator[Any]:
     """Batches in the structure of the model's inputs, labels dropped, every value checked.
 
     Args:
@@ -31,7 +48,7 @@ def batches_of(model: keras.Model, data: Any, batch_size: int = 32) -> Iterator[
         yield _checked(model, batch, number)
 
 
-def gather(model: keras.Model, data: Any, samples: int, batches: int | None = None) -> list[np.ndarray]:
+def gather(model: keras.Model | Ports, data: Any, samples: int, batches: int | None = None) -> list[np.ndarray]:
     """The first `samples` samples, one array for each input in order.
 
     Args:
@@ -55,18 +72,27 @@ def gather(model: keras.Model, data: Any, samples: int, batches: int | None = No
     return [np.concatenate(column)[:samples] for column in zip(*collected, strict=True)]
 
 
-def refuse_endless(data: Any) -> None:
+def gives_batches(data: Any) -> bool:
+    """True for what `batches_of` goes through batch by batch: everything but arrays."""
+    return isinstance(data, tf.data.Dataset | keras.utils.PyDataset) or callable(data) or hasattr(data, "__next__")
+
+
+def refuse_endless(data: Any, remedy: str = "say how much of it to use, like batches=100") -> None:
     """Refuse data that say of themselves that they never end.
+
+    Args:
+        data: see `batches_of`.
+        remedy: what to do about it.
 
     Raises:
         ValueError: a repeated `tf.data.Dataset`, or a `PyDataset` without a number of batches.
     """
     repeated = isinstance(data, tf.data.Dataset) and data.cardinality() == tf.data.INFINITE_CARDINALITY
     if repeated or (isinstance(data, keras.utils.PyDataset) and data.num_batches is None):
-        raise ValueError("data: this dataset repeats forever; say how much of it to use, like batches=100.")
+        raise ValueError(f"data: this dataset repeats forever; {remedy}.")
 
 
-def _raw(model: keras.Model, data: Any, batch_size: int) -> Iterator[Any]:
+def _raw(model: keras.Model | Ports, data: Any, batch_size: int) -> Iterator[Any]:
     if isinstance(data, keras.utils.PyDataset):
         count = data.num_batches
         for i in itertools.count() if count is None else range(count):
@@ -87,9 +113,10 @@ def _raw(model: keras.Model, data: Any, batch_size: int) -> Iterator[Any]:
         yield from _arrays(model, data, batch_size)
 
 
-def _arrays(model: keras.Model, data: Any, batch_size: int) -> Iterator[Any]:
+def _arrays(model: keras.Model | Ports, data: Any, batch_size: int) -> Iterator[Any]:
     data = _inputs_only(model, data)
     count = len(model.inputs)
+    _refuse_list_of_batches(data, model)
     if isinstance(data, dict):
         data = {k: np.asarray(v) for k, v in data.items()}
     elif isinstance(data, list | tuple) and (count > 1 or _is_list_of_inputs(data, model.inputs[0])):
@@ -105,12 +132,23 @@ def _arrays(model: keras.Model, data: Any, batch_size: int) -> Iterator[Any]:
         yield keras.tree.map_structure(lambda a, s=start: a[s : s + batch_size], data)
 
 
+def _refuse_list_of_batches(data: Any, model: keras.Model | Ports) -> None:
+    """A list means inputs, or samples; what looks like batches of the one input would be read as one array."""
+    batches = isinstance(data, list | tuple) and len(model.inputs) == 1 and len(data) > 1
+    if batches and np.ndim(data[0]) == len(model.inputs[0].shape):
+        raise ValueError(
+            f"data: expected one array for the one input '{model.inputs[0].name}'. Received: a list of {len(data)} "
+            f"arrays, the first of shape {np.shape(data[0])}. A list means several inputs, or is read as one array; "
+            "for batches pass a function: `lambda: iter(batches)`."
+        )
+
+
 def _is_list_of_inputs(data: Any, spec: Any) -> bool:
     """True for `[x]`, one array for the one input; a list of samples has one axis less."""
     return len(data) == 1 and np.ndim(data[0]) == len(spec.shape)
 
 
-def _inputs_only(model: keras.Model, batch: Any) -> Any:
+def _inputs_only(model: keras.Model | Ports, batch: Any) -> Any:
     """Drop labels and sample weights: `(x, y)` or `(x, y, w)` becomes `x`."""
     if not isinstance(batch, tuple):
         return batch
@@ -120,7 +158,7 @@ def _inputs_only(model: keras.Model, batch: Any) -> Any:
     return batch[0] if 0 < len(batch) <= 3 else batch
 
 
-def _checked(model: keras.Model, batch: Any, number: int) -> Any:
+def _checked(model: keras.Model | Ports, batch: Any, number: int) -> Any:
     specs = model.inputs
     given = batch if not isinstance(batch, dict) else [_pick(batch, name, number) for name in _names(model)]
     flat = list(given) if isinstance(given, list | tuple) else [given]
@@ -138,7 +176,7 @@ def _checked(model: keras.Model, batch: Any, number: int) -> Any:
     return keras.tree.pack_sequence_as(getattr(model, "_inputs_struct", specs), checked)
 
 
-def _names(model: keras.Model) -> list[str]:
+def _names(model: keras.Model | Ports) -> list[str]:
     """The inputs in the model's order, as a dict of data names them: by key, or by the name of the input."""
     struct = getattr(model, "_inputs_struct", None)
     keys = {id(t): key for key, t in struct.items()} if isinstance(struct, dict) else {}

@@ -23,7 +23,7 @@ import numpy as np
 from kquant.core.graph import Graph
 from kquant.core.nodes import Compressed, FakeQuant, QuantizedLSTM
 from kquant.core.spec import QuantSpec, range_of
-from kquant.core.wording import did_you_mean, first_of
+from kquant.core.wording import absent, did_you_mean, first_of
 from kquant.quantized import read
 
 Version = Literal["0.6.1", "1.0.0"]
@@ -250,7 +250,7 @@ def _read(given: str | Path | dict[str, Any]) -> tuple[dict[str, Grid], dict[str
     if isinstance(given, str | Path):
         where = f"encodings: {given}"
         if not Path(given).is_file():
-            raise ValueError(f"{where}: no such file.")
+            raise ValueError(f"{where}: {absent(given)}.")
         try:
             data = json.loads(Path(given).read_text())
         except ValueError as error:

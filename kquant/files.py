@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import io
 import json
 import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import numpy as np
 import kquant.core.nodes
 import kquant.ops  # noqa: F401  both register kquant's layers with Keras, which `load_model` needs
 from kquant.core import inputs
+from kquant.core.wording import absent
 from kquant.export import export, write_atomically
 from kquant.inspect import FileModel
 
@@ -52,7 +54,7 @@ def load_model(path: str | Path) -> keras.Model:
     """
     file = Path(path)
     if not file.is_file():
-        raise ValueError(f"{file}: no such file; give a Keras model saved with model.save('name.keras').")
+        raise ValueError(f"{file}: {absent(file)}; give a Keras model saved with model.save('name.keras').")
     if file.suffix.lower() not in MODELS:
         raise ValueError(f"{file}: expected a Keras model (.keras). Received: '{file.suffix}'.")
     if file.suffix.lower() == ".keras" and not zipfile.is_zipfile(file):
@@ -73,6 +75,8 @@ def _way_out(file: Path, reason: str) -> str:
     if file.suffix.lower() == ".keras":
         with zipfile.ZipFile(file) as archive:
             names = archive.namelist()
+            if "config.json" not in names:
+                return "it is a zip archive, but no Keras model. Save one with model.save('name.keras')."
             saved_by = json.loads(archive.read("metadata.json")) if "metadata.json" in names else {}
         if str(saved_by.get("keras_version", "")).startswith("2."):
             return f"Keras {saved_by['keras_version']} (tf_keras) saved it; docs/migrate.md shows how to bring it over."
@@ -129,7 +133,7 @@ def load_labels(path: str | Path, *, limit: int | None = None) -> np.ndarray:
     """
     source = Path(path)
     if not source.is_file():
-        raise ValueError(f"{source}: no such file; give .npy or .npz.")
+        raise ValueError(f"{source}: {absent(source)}; give .npy or .npz.")
     found = _arrays(source)
     if "y" not in found and len(found) != 1:
         raise ValueError(f"{source}: which array holds the labels? Name it 'y'. It holds: {', '.join(found)}.")
@@ -219,8 +223,8 @@ def named_outputs(file: FileModel, found: Any) -> dict[str, np.ndarray]:
     return {t.name: array for t, array in zip(file.outputs, arrays, strict=True)}
 
 
-def save_arrays(path: str | Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write arrays by name to a `.npz` file.
+def check_arrays_file(path: str | Path) -> Path:
+    """Refuse a file for arrays that could not be written, before any work is done.
 
     Raises:
         ValueError: another suffix, or no such folder.
@@ -230,6 +234,16 @@ def save_arrays(path: str | Path, arrays: dict[str, np.ndarray]) -> None:
         raise ValueError(f"--out {target}: arrays go to a .npz file. Received: '{target.suffix}'.")
     if not target.parent.is_dir():
         raise ValueError(f"--out {target}: the folder {target.parent} does not exist; make it first.")
+    return target
+
+
+def save_arrays(path: str | Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write arrays by name to a `.npz` file.
+
+    Raises:
+        ValueError: see `check_arrays_file`.
+    """
+    target = check_arrays_file(path)
     content = io.BytesIO()
     np.savez(content, **arrays)
     write_atomically(target, content.getvalue())
@@ -270,8 +284,9 @@ def save_result(qmodel: keras.Model, path: Path, samples: Any) -> None:
         write_atomically(path, whole.read_bytes())
 
 
-def output_folder(out: str | Path, model_path: str | Path) -> Path:
-    """The folder for results, made where it is missing.
+@contextlib.contextmanager
+def output_folder(out: str | Path, model_path: str | Path) -> Iterator[Path]:
+    """The folder for results, made where it is missing, and gone again where nothing was written into it.
 
     Raises:
         ValueError: it is a file, cannot be made, or the results would overwrite the model they come from.
@@ -281,8 +296,14 @@ def output_folder(out: str | Path, model_path: str | Path) -> Path:
         raise ValueError(f"--out {folder}: a file of that name is there; give a folder.")
     if folder.resolve() == model.resolve().parent:
         raise ValueError(f"--out {folder}: the quantized model would overwrite {model}; give another folder.")
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"--out {folder}: cannot make this folder: {error.strerror}.") from error
-    return folder
+    try:
+        yield folder
+    finally:
+        for each in made:
+            if not any(each.iterdir()):
+                each.rmdir()

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
+from kquant.core.wording import absent
 from kquant.lut import CODE, decode, is_header, layout
 
 NAMES = {v: k for k, v in vars(schema.TensorType).items() if not k.startswith("_")}
@@ -163,7 +164,7 @@ def inspect(path: str | Path | bytes) -> FileModel:
         return read_model(path)
     file = Path(path)
     if not file.is_file():
-        raise ValueError(f"{file}: no such file.")
+        raise ValueError(f"{file}: {absent(file)}; give the path of a .tflite file or its bytes.")
     return read_model(file.read_bytes(), str(file))
 
 

@@ -26,6 +26,7 @@ from kquant.train.clustering import has_codebooks, put_codebooks
 from kquant.train.pruning import has_masks, put_masks, settings_of
 from kquant.train.wrapping import as_loaded
 
+KERNEL_BITS = (8, 16)  # of activations
 REPLACE = "replace it by layers that have one, or leave it out of the exported model"
 # Where Keras 2 keeps its classes: the legacy package, standalone Keras 2, and TensorFlow's own copy.
 KERAS_2 = ("tf_keras", "keras.src.engine", "keras.engine", "tensorflow.python.keras")
@@ -82,6 +83,7 @@ def quantize(
     warn_dead(plan)
     warn_narrowed(plan)
     qmodel = attach(plan, folded.gains, folded.moments, carried, folded.norms)
+    warn_simulated(qmodel)
     if chosen.pruning is not None and not has_masks(qmodel):
         put_masks(qmodel, settings_of(chosen, {}))
         qmodel = as_loaded(qmodel)
@@ -134,7 +136,7 @@ def check_recipe(recipe: recipes.Recipe) -> None:
     """Refuse what no stage could carry out later.
 
     Raises:
-        ValueError: an unknown observer, or a width that the file writer has no kernels for.
+        ValueError: an unknown observer, one that is not for weights, or a live batch norm without folding.
     """
     if recipe.training.batch_norm == "live" and not recipe.fold:
         raise ValueError(
@@ -198,6 +200,18 @@ def _no_model(given: Any) -> str:
     if isinstance(given, str | Path):
         return f"quantize: expected a keras.Model. Received: the path {given}; load it with keras.models.load_model."
     return f"quantize: expected a keras.Model. Received: {kind}."
+
+
+def warn_simulated(qmodel: keras.Model) -> None:
+    """Say before any training that no kernel has activations of such a width: `export` refuses the model."""
+    found = {layer.spec.bits for layer in qmodel._flatten_layers() if isinstance(layer, FakeQuant)} - set(KERNEL_BITS)
+    if found:
+        warnings.warn(
+            f"quantize: activations of {' and '.join(map(str, sorted(found)))} bits are simulated only: kquant.export "
+            "will refuse this model, because kernels have 8 or 16 (weights may have 2 to 8). Take activations of 8 or "
+            "16 bits where a file is wanted.",
+            stacklevel=3,
+        )
 
 
 def warn_narrowed(plan: Plan) -> None:

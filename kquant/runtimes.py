@@ -20,8 +20,8 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from kquant import interpreters
-from kquant.core.wording import did_you_mean
-from kquant.inspect import FileTensor, read_model
+from kquant.core.wording import absent, did_you_mean
+from kquant.inspect import FileModel, FileTensor, read_model
 from kquant.interpreters import RUNTIMES, Invoke
 
 PROBE_SECONDS = 600
@@ -36,16 +36,19 @@ def predict(
 
     Args:
         path_or_bytes: the file.
-        x: array [samples, ...], or a list (in the file's order) or dict (by tensor name) of arrays.
+        x: array [samples, ...], a list (in the file's order) or dict (by tensor name) of arrays, or batches as for
+            `kquant.calibrate`: `tf.data.Dataset`, `keras.utils.PyDataset`, a function that returns a generator.
         runtime: "litert" (XNNPACK), "litert-reference" or "tflm".
         verbose: show a progress bar.
 
     Returns:
-        float32 array [samples, ...], a list of them for several outputs: inputs are quantized and outputs dequantized
-        with the file's own scales.
+        float32 array [samples, ...], a list of them in the file's order for several outputs, of a model that returns
+        a dict too (by sorted keys, which are the names of `kquant.inspect(path).outputs`): inputs are quantized and
+        outputs dequantized with the file's own scales.
 
     Raises:
-        ValueError: unknown runtime, not a TFLite file, wrong shapes, a missing extra.
+        ValueError: unknown runtime, or one that cannot decode the file's look-up tables, not a TFLite file, wrong
+            shapes, a missing extra.
 
     Example:
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
@@ -58,7 +61,8 @@ def predict(
     data = read_bytes(path_or_bytes)
     model = read_model(data, _label(path_or_bytes))
     _known(runtime)
-    arrays = _arrays(x, model.inputs)
+    refuse_tables("predict", model, runtime)
+    arrays = _arrays(_gathered(x, model.inputs), model.inputs)
 
     def sample(i: int) -> list[np.ndarray]:
         return [quantize_input(a[i : i + 1], t) for a, t in zip(arrays, model.inputs, strict=True)]
@@ -126,7 +130,8 @@ def probe(data: bytes, runtime: str, codes: list[np.ndarray]) -> list[np.ndarray
             f"{runtime} was not done with this file after {PROBE_SECONDS} s; try fewer samples."
         ) from error
     if done.returncode != 0:
-        lines = [line for line in done.stderr.decode(errors="replace").splitlines() if line.strip()]
+        said = done.stderr.decode(errors="replace").splitlines()
+        lines = [line for line in said if line.strip(" ^~")]  # without the marks under a line of a traceback
         raise ValueError(f"{runtime} cannot run this file ({_ending(done.returncode)}): {' | '.join(lines[-3:])}")
     _RAN.add((runtime, _digest(data)))
     answer = np.load(io.BytesIO(done.stdout))
@@ -162,6 +167,19 @@ def arena_bytes(data: bytes) -> int | None:
     return int(found.group(1))
 
 
+def refuse_tables(verb: str, file: FileModel, runtime: str) -> None:
+    """Look-up tables are for TFLM.
+
+    Raises:
+        ValueError: the file has some, and the runtime is another one.
+    """
+    if file.tables and runtime != "tflm":
+        raise ValueError(
+            f"{verb}: this file has look-up tables, which '{runtime}' cannot decode. Give runtime='tflm', or export "
+            "without compression."
+        )
+
+
 def quantize_input(x: np.ndarray, tensor: FileTensor) -> np.ndarray:
     """`clip(round(x / scale) + zero_point)` in the tensor's type; float inputs as they are."""
     if tensor.scale is None:
@@ -184,7 +202,7 @@ def read_bytes(path_or_bytes: str | Path | bytes) -> bytes:
         return bytes(path_or_bytes)
     path = Path(path_or_bytes)
     if not path.is_file():
-        raise ValueError(f"{path}: no such file; give the path of a .tflite file or its bytes.")
+        raise ValueError(f"{path}: {absent(path)}; give the path of a .tflite file or its bytes.")
     return path.read_bytes()
 
 
@@ -204,6 +222,19 @@ def _known(runtime: str) -> None:
         raise ValueError(f"runtime '{runtime}' needs an extra: pip install 'kquant[micro]' (Linux only).")
 
 
+def _gathered(x: Any, tensors: tuple[FileTensor, ...]) -> Any:
+    """Batches of a dataset or a function as arrays; everything else as it is."""
+    if isinstance(x, np.ndarray | list | tuple | dict):
+        return x
+    from kquant import data  # needs TensorFlow, which arrays do without
+
+    if not data.gives_batches(x):
+        return x
+    ports = [data.Port(t.name, tuple(t.shape), t.dtype if t.scale is None else "float32") for t in tensors]
+    data.refuse_endless(x, "take what is wanted of it: dataset.take(n)")
+    return data.gather(data.Ports(ports), x, sys.maxsize)
+
+
 def _arrays(x: Any, tensors: tuple[FileTensor, ...]) -> list[np.ndarray]:
     if isinstance(x, dict):
         missing = [t.name for t in tensors if t.name not in x]
@@ -214,7 +245,11 @@ def _arrays(x: Any, tensors: tuple[FileTensor, ...]) -> list[np.ndarray]:
     if len(arrays) != len(tensors):
         raise ValueError(f"predict: the file has {len(tensors)} inputs. Received: {len(arrays)} arrays.")
     for array, tensor in zip(arrays, tensors, strict=True):
-        if array.shape[1:] != tuple(tensor.shape[1:]) or len(array) == 0:
+        if array.ndim and len(array) == 0:
+            raise ValueError(f"predict: no samples for input '{tensor.name}'; give at least one.")
+        if array.ndim == 0:
+            raise ValueError(f"predict: input '{tensor.name}' takes arrays [samples, ...]. Received: {array.item()!r}.")
+        if array.shape[1:] != tuple(tensor.shape[1:]):
             raise ValueError(
                 f"predict: input '{tensor.name}' takes [samples, {', '.join(map(str, tensor.shape[1:]))}]. "
                 f"Received: {array.shape}."

@@ -12,7 +12,7 @@ import numpy as np
 from kquant.core.program import Ref
 from kquant.inspect import FileModel, FileTensor, read_model
 from kquant.lower.streaming import Streamed, StreamOutput
-from kquant.runtimes import dequantize_output, open_runtime, prove, quantize_input, read_bytes
+from kquant.runtimes import dequantize_output, open_runtime, prove, quantize_input, read_bytes, refuse_tables
 
 # A stream is checked on two clips; one call is enough to prove that a runtime takes a file.
 CLIPS = 2
@@ -125,6 +125,7 @@ class Stream:
                 f"stream: {where} is not a streaming file; write one with kquant.export(..., streaming=True), or run "
                 "it on whole clips with kquant.predict."
             )
+        refuse_tables("stream", self.file, runtime)
         self.hop: int = about["hop"]
         self.axes: list[int | None] = about["axes"]
         self._initial: list[int] = about["states"]

@@ -21,7 +21,7 @@ from kquant.data import gather
 from kquant.inspect import EDGES, FileModel, FileTensor, float_operators, inspect, read_model
 from kquant.interpreters import litert_interpreter
 from kquant.lower import Lowered, lower, without_tables
-from kquant.runtimes import probe, quantize_input, read_bytes
+from kquant.runtimes import probe, quantize_input, read_bytes, refuse_tables
 
 EDGE = 1e-12
 BATCH = 32
@@ -111,11 +111,7 @@ def verify(
             "verify: this is a streaming file, which kquant.export has compared with the file over whole clips; run it "
             "with kquant.stream, or verify an export without streaming."
         )
-    if file.tables and runtime != "tflm":
-        raise ValueError(
-            f"verify: this file has look-up tables, which '{runtime}' cannot decode. Verify with runtime='tflm', or "
-            "export without compression."
-        )
+    refuse_tables("verify", file, runtime)
     x = gather(qmodel, data, samples)
     return compare(lowered, content, file, x, (runtime,))[0]
 

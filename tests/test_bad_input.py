@@ -18,6 +18,7 @@ from keras import layers, ops
 from model_cases import CASES, made
 
 import kquant
+from kquant.runtimes import probe
 
 X = np.float32(np.random.default_rng(0).normal(size=(64, 6)))
 
@@ -461,7 +462,12 @@ PREDICT: dict[str, tuple[Any, dict[str, Any], str]] = {
         r"runtime 'tflite' does not exist.*There are: litert, litert-reference, tflm",
     ),
     "shape": (X[:, :5], {}, r"input 'x' takes \[samples, 6\]. Received: \(64, 5\)"),
-    "no samples": (X[:0], {}, r"input 'x' takes \[samples, 6\]. Received: \(0, 6\)"),
+    "no samples": (X[:0], {}, r"no samples for input 'x'; give at least one"),
+    "empty dataset": (tf.data.Dataset.from_tensor_slices(X[:0]).batch(4), {}, "the data are empty; give at least one"),
+    "endless dataset": (tf.data.Dataset.from_tensors(X).repeat(), {}, r"repeats forever; .*dataset.take\(n\)"),
+    "unbatched dataset": (tf.data.Dataset.from_tensor_slices(X), {}, r"batch axis in front: .*dataset.batch\(32\)"),
+    "generator": (iter([X]), {}, "a generator that can run only once; pass the function"),
+    "a path": ("x.npy", {}, "takes arrays .*. Received: 'x.npy'"),
     "count": ([X, X], {}, "the file has 1 inputs. Received: 2 arrays"),
     "name": ({"y": X}, {}, "no array for input x. Received: y"),
     "text": (np.full((2, 6), "a"), {}, "input 'x' takes numbers. Received: dtype <U1"),
@@ -474,6 +480,29 @@ def test_predict_refuses(kind: str) -> None:
     x, options, message = PREDICT[kind]
     with pytest.raises(ValueError, match=message):
         kquant.predict(content(), x, **options)
+
+
+def test_predict_takes_batches() -> None:
+    expected = kquant.predict(content(), X)
+    dataset = tf.data.Dataset.from_tensor_slices((X, np.zeros(64))).batch(10)
+    for x in (dataset, lambda: ({"x": X[i : i + 32]} for i in (0, 32)), tf.constant(X)):
+        np.testing.assert_array_equal(kquant.predict(content(), x), expected)
+
+
+def test_a_file_with_tables_names_the_runtime(tmp_path: Path) -> None:
+    keras.utils.set_random_seed(1)
+    model = keras.Sequential([keras.Input((32,), name="x"), layers.Dense(64, name="head")])
+    q = kquant.quantize(kquant.cluster(model, 4), target="tflm")
+    kquant.calibrate(q, np.float32(np.random.default_rng(0).normal(size=(64, 32))), verbose=False)
+    kquant.export(q, tmp_path / "t.tflite", compression="lut", check_runtimes=False)
+    with pytest.raises(ValueError, match="look-up tables, which 'litert' cannot decode. Give runtime='tflm'"):
+        kquant.predict(tmp_path / "t.tflite", np.zeros((1, 32), np.float32))
+
+
+def test_a_runtimes_last_words_have_no_marks() -> None:
+    with pytest.raises(ValueError, match="cannot run this file") as caught:
+        probe(content()[:40], "litert", [np.zeros((1, 6), np.int8)])
+    assert "^" not in str(caught.value)
 
 
 def test_verify_refuses_another_models_file() -> None:

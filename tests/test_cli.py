@@ -318,6 +318,8 @@ def test_refusals(work):
     compress = ("compress", model, "--out", out, "--data")
     (work / "bad.keras").write_bytes(b"no zip")
     (work / "bad.npz").write_bytes(b"no zip")
+    with zipfile.ZipFile(work / "other.keras", "w") as archive:
+        archive.writestr("a", "b")
     (work / "bad.tflite").write_bytes((work / "build/tiny.tflite").read_bytes()[:900])
     (work / "empty").mkdir()
     np.savez(work / "ab.npz", a=np.ones(3), b=np.ones(3))
@@ -325,6 +327,9 @@ def test_refusals(work):
     cases = {
         "no such file; give a Keras model": ("check", work / "none.keras"),
         "expected a Keras model (.keras)": ("check", data),
+        "it is a zip archive, but no Keras model. Save one with": ("check", work / "other.keras"),
+        "empty: a folder, not a file; give a Keras model": ("check", work / "empty"),
+        "empty: a folder, not a file; give the path of a .tflite": ("inspect", work / "empty"),
         "a .keras file is a zip archive": ("check", work / "bad.keras"),
         "no such file or folder": (*compress, work / "none.npz"),
         "expected .npz, .npy or a folder": (*compress, model),
@@ -342,6 +347,22 @@ def test_refusals(work):
     }
     for message, arguments in cases.items():
         assert message in refused(*arguments)
+    assert not out.exists()
+
+
+def test_folders_of_refused_results_are_gone_and_others_stay(work):
+    for out in (work / "one/two", work / "empty_before"):
+        (work / "empty_before").mkdir(exist_ok=True)
+        refused("compress", work / "build/tiny.keras", "--data", work / "images.npz", "--out", out)
+    assert not (work / "one").exists()
+    assert (work / "empty_before").is_dir()
+
+
+def test_predict_refuses_its_output_before_it_runs(work, monkeypatch):
+    monkeypatch.setattr(kquant.runtimes, "predict", lambda *_, **__: pytest.fail("it ran"))
+    run = ("predict", work / "build/tiny.tflite", "--data", work / "images.npz", "--out")
+    assert "arrays go to a .npz file. Received: '.txt'" in refused(*run, work / "o.txt")
+    assert "no does not exist; make it first" in refused(*run, work / "no" / "o.npz")
 
 
 def test_a_keras_2_file_names_the_way_over(tmp_path):
@@ -385,5 +406,9 @@ def test_the_command_speaks_only_for_itself(work):
     done = run("check", work / "none.keras")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.count("\n") == 1
+    module = [sys.executable, "-m", "kquant", "inspect", str(work)]
+    done = subprocess.run(module, capture_output=True, text=True, env=environment, check=False)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert "a folder, not a file" in done.stderr
     probe = "import sys; sys.argv[0] = 'kquant'; import kquant.cli; sys.exit('tensorflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", probe], env=environment, check=False).returncode == 0

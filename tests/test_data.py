@@ -182,6 +182,14 @@ def test_a_generator_itself_is_refused() -> None:
     assert len(list(batches_of(one(), generate))) == 1
 
 
+@pytest.mark.parametrize("data", [[X[:9], X[9:]], (X, X, X, X)])
+def test_a_list_of_batches_for_one_input_is_refused(data: Any) -> None:
+    wanted = r"one array for the one input 'x'. Received: a list of . arrays, .*`lambda: iter\(batches\)`"
+    with pytest.raises(ValueError, match=wanted):
+        next(batches_of(one(), data))
+    assert len(list(batches_of(one(), lambda: iter(data)))) == len(data)
+
+
 def test_endless_data_are_refused_where_no_limit_is_given() -> None:
     repeated = tf.data.Dataset.from_tensor_slices(X).batch(8).repeat()
     with pytest.raises(ValueError, match="repeats forever; say how much of it to use, like batches=100"):

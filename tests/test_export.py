@@ -72,3 +72,21 @@ def test_dropout_stays_for_training(tmp_path):
     q = result.model
     assert not np.allclose(q(data, training=True), q(data, training=True))
     assert np.array_equal(q(data), q(data))
+
+
+def test_outputs_in_a_dict_go_by_its_keys(tmp_path):
+    """As inputs do; those of a float layer too."""
+    x = keras.Input((6,), name="x")
+    h = layers.Dense(4, name="out")(x)
+    outputs = {"probabilities": layers.Softmax(name="unit")(h), "logits": h, "raw": layers.ReLU()(x)}
+    model = keras.Model(x, outputs)
+    data = np.float32(np.random.default_rng(0).normal(size=(64, 6)))
+    for recipe in ("int8", {"name": "r", "rules": [{"layer": "unit", "float": True}]}):
+        q = kquant.calibrate(kquant.quantize(model, recipe), data, verbose=False)
+        for io in ("model", "float32"):
+            report = kquant.export(q, tmp_path / "m.tflite", samples=data, io=io)
+            assert [port.name for port in report.outputs] == ["logits", "probabilities", "raw"]
+            assert all(check.ok for check in report.verification)
+    expected, found = q.predict(data, verbose=0), kquant.predict(tmp_path / "m.tflite", data, "litert-reference")
+    for key, array in zip(sorted(expected), found, strict=True):
+        np.testing.assert_allclose(array, expected[key], atol=1e-6)

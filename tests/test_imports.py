@@ -34,6 +34,7 @@ ORDER = (
     ("demo",),
     ("options",),
     ("cli",),
+    ("__main__",),
 )
 ROW = {name: row for row, names in enumerate(ORDER) for name in names}
 

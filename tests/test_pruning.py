@@ -357,6 +357,25 @@ def test_frozen_layers_are_left_with_a_warning(verb, quantized):
         kquant.prune(model, protect=["b"]) if verb == "prune" else kquant.cluster(model, 4, layers="a")
 
 
+def test_blocks_as_tfmot_gives_them():
+    model = dense(units=32, inputs=16)
+    expected = masks(kquant.prune(model, 0.5, structure="4x1"))
+    recipe = {"name": "r", "pruning": {"structure": [4, 1]}}
+    for found in (kquant.prune(model, 0.5, structure=(4, 1)), kquant.prune(model, recipe)):
+        for key, mask in masks(found).items():
+            np.testing.assert_array_equal(mask, expected[key])
+
+
+def test_a_layer_with_brackets_in_its_name_is_protected_by_it():
+    x = inputs = keras.Input((16,))
+    for name in ("a[0]", "b"):
+        x = keras.layers.Dense(16, name=name)(x)
+    model = keras.Model(inputs, x)
+    rule = {"layer": "a[0]", "pruning": {"sparsity": 0.0}}
+    for new in (kquant.prune(model, 0.5, protect="a[0]"), kquant.prune(model, 0.5, rules=[rule])):
+        assert [k.sparsity for k in kquant.sparsity(new).kernels if k.sparsity] == [0.5]
+
+
 def test_global_threshold():
     model = dense(units=32, inputs=32)
     model.get_layer("b").kernel.assign(np.random.default_rng(0).normal(size=(32, 4)) * 10.0)
@@ -378,6 +397,8 @@ def test_global_threshold():
         (dict(recipe_or_schedule=1.0), "final must be in"),
         (dict(recipe_or_schedule=0.8, structure="2:4"), "sparsity of 0.5"),
         (dict(structure="rows"), "structure"),
+        (dict(structure=(4, 1, 1)), r"structure must be .*Received: '\(4, 1, 1\)'"),
+        (dict(structure=(0, 1)), "structure must be .*Received: '0x1'"),
         (dict(recipe_or_schedule="int8"), r"no \[pruning\] section"),
         (dict(scope="model"), "scope"),
         (dict(protect=["*"]), "no layer has a kernel"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,14 @@ def test_rules_match(kind: str) -> None:
     assert {name: layer.spec.per_axis for name, layer in compressed(q).items()} == expected
 
 
+def test_rules_name_layers_with_brackets() -> None:
+    x = keras.Input((6,))
+    named = keras.Model(x, layers.Dense(2, name="a[0]*")(layers.Dense(3, name="body")(x)))
+    rules = [{"layer": "a[0]*", "weights": {"per_axis": False}}]
+    q = kquant.quantize(named, {"name": "r", "rules": rules})
+    assert [c.spec.per_axis for c in compressed(q).values()] == [True, False]
+
+
 def test_last_match_wins_key_by_key() -> None:
     rules = [
         {"type": "Dense", "weights": {"bits": 4, "per_axis": False}},
@@ -130,6 +139,16 @@ def test_skipped_layers_stay_float_and_export_names_them(tmp_path: Path) -> None
         kquant.export(q, tmp_path / "m.tflite")
 
 
+def test_widths_without_a_kernel_are_told_before_any_training() -> None:
+    recipe = {"name": "r", "activations": {"bits": 4}, "rules": [{"layer": "body", "activations": {"bits": 3}}]}
+    with pytest.warns(UserWarning, match=r"activations of 3 and 4 bits are simulated only: kquant.export") as caught:
+        kquant.quantize(model(), recipe)
+    assert len(caught) == 1 and caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        kquant.quantize(model(), {"name": "r", "activations": {"bits": 16}, "weights": {"bits": 5}})
+
+
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "section": (
         {"name": "r", "activation": {}},
@@ -173,6 +192,36 @@ def test_wrong_recipes_are_refused(kind: str) -> None:
         recipes.load(recipe)
 
 
+TYPES: dict[str, tuple[dict[str, Any], str]] = {
+    "text for a width": ({"activations": {"bits": "8"}}, "activations.bits: .*integer. Received: '8'"),
+    "8.0 for a width": ({"weights": {"bits": 8.0}}, "weights.bits: .*integer. Received: 8.0"),
+    "true for a width": ({"weights": {"bits": True}}, "weights.bits: .*integer. Received: True"),
+    "a word for a flag": ({"activations": {"symmetric": "no"}}, "activations.symmetric: .*boolean. Received: 'no'"),
+    "0 for a flag": ({"weights": {"per_axis": 0}}, "weights.per_axis: .*boolean. Received: 0"),
+    "text for a number": ({"training": {"momentum": "0.9"}}, "training.momentum: .*number. Received: '0.9'"),
+    "nested": ({"training": {"progressive": {"steps": 3.0}}}, "training.progressive.steps: .*integer. Received: 3.0"),
+    "pruning": ({"pruning": {"sparsity": "0.5"}}, "pruning.sparsity: .*number. Received: '0.5'"),
+    "clustering": ({"clustering": {"clusters": "16"}}, "clustering.clusters: .*integer. Received: '16'"),
+    "skip": ({"rules": [{"layer": "d", "skip": "yes"}]}, "rules.0.skip: .*boolean. Received: 'yes'"),
+    "in a rule": ({"rules": [{"layer": "d", "weights": {"bits": "4"}}]}, "weights: bits: .*integer. Received: '4'.$"),
+}
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_values_of_another_type_are_refused(kind: str) -> None:
+    recipe, message = TYPES[kind]
+    with pytest.raises(ValueError, match=f"recipe: .*{message}"):
+        recipes.load({"name": "r", **recipe})
+
+
+def test_lists_whole_numbers_and_numpys_will_do() -> None:
+    rule = {"layer": "d", "weights": {"bits": np.int64(4)}}
+    recipe = {"name": "r", "steps": ["calibrate"], "rules": [rule], "pruning": {"sparsity": 0, "power": np.int32(2)}}
+    found = recipes.load({**recipe, "activations": {"bits": np.int64(16)}})
+    assert found.pruning is not None and found.pruning.power == 2.0 and found.activations.bits == 16
+    assert recipes.load({**found.model_dump(mode="json", by_alias=True)}) == found  # plain numbers throughout
+
+
 def test_all_mistakes_are_listed() -> None:
     with pytest.raises(ValueError) as caught:
         recipes.load({"name": "r", "activations": {"bitz": 8}, "fold": "maybe"})
@@ -186,6 +235,10 @@ def test_files_are_named_in_messages(tmp_path: Path) -> None:
     (tmp_path / "broken.toml").write_text("name = \n")
     with pytest.raises(ValueError, match="broken.toml: not TOML: .*line 1"):
         recipes.load(tmp_path / "broken.toml")
+    for name in ("old.toml", "old.json"):
+        (tmp_path / name).write_bytes('name = "Größe"'.encode("utf-16"))
+        with pytest.raises(ValueError, match=rf"{name}: not UTF-8 text, .* at byte 0. Save it again as UTF-8"):
+            recipes.load(tmp_path / name)
     with pytest.raises(ValueError, match="recipe: no file .*gone.toml"):
         recipes.load(tmp_path / "gone.toml")
 

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
+
+from kquant.core.training import Strict
 
 
 def _sharing(given: Any) -> Any:
@@ -21,10 +23,8 @@ def _sharing(given: Any) -> Any:
     return given
 
 
-class Clustering(BaseModel):
+class Clustering(Strict):
     """The arguments of `kquant.cluster`, which explains them; 0 clusters leave the weights."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     clusters: int = Field(16, ge=0)
     init: Literal["kmeans++", "linear", "density", "random"] = "kmeans++"

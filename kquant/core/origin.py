@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from typing import Any
 
 ATTRIBUTE = "_kquant_origin"
@@ -20,3 +21,13 @@ def origins(op: Any) -> tuple[tuple[str, str], ...]:
 def identities(op: Any) -> tuple[tuple[str, str], ...]:
     """(name, class) under which a recipe may speak of a layer: its own, and those of what it was made from."""
     return tuple(dict.fromkeys(((op.name, type(op).__name__), *origins(op))))
+
+
+def fits(name: str, pattern: str) -> bool:
+    """True where a pattern of recipes and arguments means this name: the name itself, brackets and all, or with * ? [].
+
+    Example:
+        >>> fits("stem_1", "stem_*"), fits("dense[0]", "dense[0]"), fits("dense0", "dense[0]")
+        (True, True, True)
+    """
+    return name == pattern or fnmatchcase(name, pattern)

@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from numbers import Integral
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
+
+from kquant.core.training import Strict
 
 
-class Pruning(BaseModel):
+def structure_name(given: Any) -> Any:
+    """A block size as tfmot gives it, (inputs, outputs), by kquant's name; everything else as it is.
+
+    Example:
+        >>> structure_name((4, 1)), structure_name("2:4")
+        ('4x1', '2:4')
+    """
+    pair = isinstance(given, list | tuple) and len(given) == 2
+    if pair and all(isinstance(n, Integral) and not isinstance(n, bool) for n in given):
+        return f"{given[0]}x{given[1]}"
+    return given
+
+
+class Pruning(Strict):
     """How kernels are pruned; the arguments of `kquant.prune` and `kquant.SparsitySchedule` by the same names.
 
     `schedule` "constant" has `sparsity` from the call on, "polynomial" comes from `initial` at step `begin` to
     `sparsity` at step `end`.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     sparsity: float = Field(0.5, ge=0.0, lt=1.0)
     schedule: Literal["constant", "polynomial"] = "constant"
@@ -23,7 +37,9 @@ class Pruning(BaseModel):
     end: int | None = Field(None, ge=0)
     power: float = Field(3.0, gt=0.0)
     frequency: int = Field(10, ge=1)
-    structure: str = Field("unstructured", pattern=r"^(unstructured|[1-9]\d*x[1-9]\d*|[1-9]\d*:[1-9]\d*)$")
+    structure: Annotated[str, BeforeValidator(structure_name)] = Field(
+        "unstructured", pattern=r"^(unstructured|[1-9]\d*x[1-9]\d*|[1-9]\d*:[1-9]\d*)$"
+    )
     pooling: Literal["mean", "max"] = "mean"
     scope: Literal["layer", "global"] = "layer"
     criterion: Literal["magnitude", "movement"] = "magnitude"

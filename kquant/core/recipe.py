@@ -14,7 +14,6 @@ import json
 import tomllib
 import warnings
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -24,9 +23,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from kquant.core import aeq
 from kquant.core.clustering_section import Clustering
+from kquant.core.origin import fits
 from kquant.core.pruning_section import Pruning
 from kquant.core.spec import Kind, QuantSpec
-from kquant.core.training import Oscillations, Progressive, Strict, Training
+from kquant.core.training import Oscillations, Progressive, Strict, Training, plain
 from kquant.core.wording import did_you_mean
 
 
@@ -122,13 +122,13 @@ class LayerRule(Strict):
             section(**given)
         except ValidationError as error:
             raise ValueError("; ".join(_explain(e, section) for e in error.errors())) from None
-        return given
+        return plain(given)
 
     def matches(self, name: str, kind: str, position: str | None) -> bool:
         """True where the rule speaks for this layer."""
         return (
-            (self.layer is None or fnmatchcase(name, self.layer))
-            and (self.type is None or fnmatchcase(kind, self.type))
+            (self.layer is None or fits(name, self.layer))
+            and (self.type is None or fits(kind, self.type))
             and (self.position is None or self.position == position)
         )
 
@@ -173,8 +173,8 @@ class Recipe(Strict):
     training: Training = Training()
     pruning: Pruning | None = None
     clustering: Clustering | None = None
-    steps: tuple[Step, ...] = (Step(name="calibrate"),)
-    rules: tuple[LayerRule, ...] = ()
+    steps: tuple[Step, ...] = Field((Step(name="calibrate"),), strict=False)  # a list will do, as TOML has no tuples
+    rules: tuple[LayerRule, ...] = Field((), strict=False)
 
     def settings(self, names: Sequence[tuple[str, str]], position: str | None) -> Settings:
         """What holds for one layer, given as (name, class) under which it is known; the last matching rule wins."""
@@ -225,13 +225,13 @@ def load(recipe: str | Path | dict[str, Any] | Recipe) -> Recipe:
     if path.suffix == ".toml":
         if not path.is_file():
             raise ValueError(f"recipe: no file {path}.")
-        return _read(path.read_text(), str(path))
+        return _read(_text(path), str(path))
     if str(recipe) not in names():
         hint = did_you_mean(recipe, names())
         raise ValueError(
             f"recipe: no recipe '{recipe}'.{hint} There are: {', '.join(names())}; or give a .toml or .json file."
         )
-    return _read((_folder() / f"{recipe}.toml").read_text(), f"{recipe}.toml")
+    return _read((_folder() / f"{recipe}.toml").read_text("utf-8"), f"{recipe}.toml")
 
 
 def recipe_from_aeq(recipe: str | Path | list[dict[str, Any]], name: str | None = None) -> Recipe:
@@ -257,8 +257,9 @@ def recipe_from_aeq(recipe: str | Path | list[dict[str, Any]], name: str | None 
         where = str(recipe)
         if not Path(recipe).is_file():
             raise ValueError(f"recipe: no file {recipe}.")
+        text = _text(Path(recipe))
         try:
-            entries = json.loads(Path(recipe).read_text())
+            entries = json.loads(text)
         except ValueError as error:
             raise ValueError(f"{where}: not JSON: {error}.") from error
         name = name or Path(recipe).stem
@@ -325,6 +326,15 @@ def _folder() -> Any:
     return packaged if packaged.is_dir() else Path(__file__).parents[2] / "recipes"
 
 
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path}: not UTF-8 text, as recipes are: {error.reason} at byte {error.start}. Save it again as UTF-8."
+        ) from error
+
+
 def _read(text: str, where: str) -> Recipe:
     try:
         data = tomllib.loads(text)
@@ -347,7 +357,8 @@ def _explain(error: Any, section: type[BaseModel]) -> str:
         said = error["msg"].removeprefix("Value error, ").rstrip(".")
         # a message of ours has told what was received
         place = path or "the rule"
-        return f"{place}: {said}." if "Known here" in said else f"{place}: {said}. Received: {error['input']!r}."
+        told = "Known here" in said or "Received: " in said
+        return f"{place}: {said}." if told else f"{place}: {said}. Received: {error['input']!r}."
     known = _keys_at(error["loc"][:-1], section)
     return f"unknown key '{path}'.{did_you_mean(error['loc'][-1], known)} Known here: {', '.join(known)}."
 

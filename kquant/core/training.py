@@ -11,13 +11,29 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Strict(BaseModel):
-    """Refuses unknown keys; does not change."""
+    """Refuses unknown keys and values of another type (an int is a float, numpy's numbers are); does not change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_numpy(cls, given: Any) -> Any:
+        return plain(given) if isinstance(given, dict) else given
+
+
+def plain(given: dict[str, Any]) -> dict[str, Any]:
+    """Python's numbers in place of numpy's.
+
+    Example:
+        >>> plain({"bits": np.int64(4)})
+        {'bits': 4}
+    """
+    return {key: value.item() if isinstance(value, np.generic) else value for key, value in given.items()}
 
 
 class Progressive(Strict):

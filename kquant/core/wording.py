@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 SHOWN = 5
 
@@ -34,3 +35,13 @@ def first_of(names: Iterable[str], most: int = SHOWN) -> str:
     """
     found = list(names)
     return ", ".join(found[:most]) + " and others" * (len(found) > most)
+
+
+def absent(path: str | Path) -> str:
+    """Why there is no file to read.
+
+    Example:
+        >>> absent("nowhere.tflite"), absent(".")
+        ('no such file', 'a folder, not a file')
+    """
+    return "a folder, not a file" if Path(path).is_dir() else "no such file"

@@ -83,6 +83,7 @@ def lower(qmodel: keras.Model) -> Lowered:
     program.inputs.sort(key=lambda ref: writer.order[id(ref)])
     program.outputs = [_output(writer, graph, t) for t in keras.tree.flatten(graph.outputs)]
     program = tidy(program, target)
+    _name_by_keys(program, graph.outputs)
     program.distinct_names()
     refuse_extremes(program, target)
     return Lowered(program, graph, writer.refs, target, origin.get("recipe", ""), writer.floats)
@@ -96,6 +97,16 @@ def _output(writer: _Writer, graph: Graph, t: Any) -> Ref:
             "tensor. Its outputs were changed after kquant.quantize: quantize a float model that has these outputs."
         )
     return writer.refs[id(t)]
+
+
+def _name_by_keys(program: Program, outputs: Any) -> None:
+    """Outputs of a model that returns a dict go by its keys, as inputs do."""
+    if not isinstance(outputs, dict) or any(isinstance(t, dict | list | tuple) for t in outputs.values()):
+        return
+    refs = {id(ref): ref for ref in program.outputs}
+    for key, ref in zip(sorted(outputs), program.outputs, strict=True):  # the order of `keras.tree.flatten`
+        if id(ref) in refs:  # the first of two keys for one tensor
+            refs.pop(id(ref)).name = str(key)
 
 
 def _refuse_unseen(nodes: list[FakeQuant]) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 import tensorflow as tf
 
 from kquant.core import recipe as recipes
-from kquant.core.pruning_section import Pruning
+from kquant.core.pruning_section import Pruning, structure_name
 from kquant.quantized import forget_graphs
 from kquant.train.codebook import Codebook
 from kquant.train.mask import Criterion, Gradient, Mask
@@ -36,7 +36,7 @@ def prune(
     model: keras.Model,
     recipe_or_schedule: Any = None,
     *,
-    structure: str | None = None,
+    structure: str | tuple[int, int] | None = None,
     pooling: Pooling | None = None,
     scope: str | None = None,
     criterion: Criterion | None = None,
@@ -54,8 +54,8 @@ def prune(
         recipe_or_schedule: a share of zeros in [0, 1), from this call on; a `kquant.SparsitySchedule` or tfmot's
             schedule object; or a recipe with a `[pruning]` section (name, TOML file, data). None: 0.5, or what the
             structure prescribes.
-        structure: "unstructured"; blocks such as "4x1" (input by output channels); or "2:4": 2 of 4 neighbours along
-            the input channels stay, the sparsity follows from it.
+        structure: "unstructured"; blocks such as "4x1" or (4, 1) (input by output channels); or "2:4": 2 of 4
+            neighbours along the input channels stay, the sparsity follows from it.
         pooling: of a block's magnitudes, "mean" or "max".
         scope: "layer": every kernel gets the same sparsity. "global": one threshold for all magnitudes, taken now, so
             that the model as a whole gets it; each layer keeps some weights.
@@ -150,7 +150,7 @@ def settings_of(
             raise ValueError(f"prune: recipe '{recipe.name}' has no [pruning] section. 'prune50-int8' has one.")
         checked = recipes.load({"name": "prune", "pruning": {**recipe.pruning.model_dump(), **changes}, "rules": own})
         return Settings(_section(checked), None, (*recipe.rules, *checked.rules))
-    pattern = structure_of(str(changes.get("structure", "unstructured")))
+    pattern = structure_of(str(structure_name(changes.get("structure", "unstructured"))))
     schedule = schedule_of((pattern.sparsity or 0.5) if given is None else given)
     checked = recipes.load({"name": "prune", "pruning": {"sparsity": schedule.final, **changes}, "rules": own})
     return Settings(_section(checked), schedule, checked.rules)

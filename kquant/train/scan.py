@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from kquant.analysis.sqnr import decibel, noise_of
 from kquant.core import recipe as recipes
 from kquant.core.columns import Table
+from kquant.core.pruning_section import structure_name
 from kquant.core.recipe import Recipe
 from kquant.core.transforms import apply
 from kquant.data import gather
@@ -125,7 +126,7 @@ def scan_sparsity(
     evaluate: Callable[[keras.Model], float] | None = None,
     sparsities: Sequence[float] = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95),
     target: float = 0.5,
-    structure: str = "unstructured",
+    structure: str | tuple[int, int] = "unstructured",
     depthwise: bool = False,
     protect: str | Sequence[str] = (),
     samples: int = 256,
@@ -165,6 +166,7 @@ def scan_sparsity(
     Source: Li et al., arXiv:1608.08710, section 3.2 (sensitivity of each layer alone).
     """
     levels = tuple(sorted({float(s) for s in sparsities}))
+    structure = str(structure_name(structure))
     _check(data, evaluate, levels, target, structure)
     _check_float(model)
     copy, protect = wrapped(model), patterns_of(protect)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 import keras
@@ -15,7 +14,7 @@ import tensorflow as tf
 
 from kquant.core import transforms as kernels
 from kquant.core.nodes import Compressed
-from kquant.core.origin import identities
+from kquant.core.origin import fits, identities
 from kquant.core.recipe import LayerRule
 from kquant.core.transformed import ManyKernels
 from kquant.core.transforms import Transform
@@ -192,7 +191,7 @@ def patterns_of(given: str | Sequence[str]) -> tuple[str, ...]:
 
 def match(names: Sequence[str], patterns: Sequence[str]) -> bool:
     """True where one of the names fits one of the patterns."""
-    return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
+    return any(fits(name, pattern) for name in names for pattern in patterns)
 
 
 def _kernels(holder: Any) -> Iterator[tuple[str, Kernel]]:
