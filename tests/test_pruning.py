@@ -528,14 +528,17 @@ def test_both_kernels_of_a_convolutional_lstm_are_masked(tmp_path):
     np.testing.assert_allclose(plain.predict(x, verbose=0), new.predict(x, verbose=0), atol=1e-6)
 
 
+@keras.saving.register_keras_serializable(package="tests")
 class Projected(L.Layer):
-    """A matrix that no rule knows."""
+    """A matrix that no rule knows, and one that is known."""
 
     def build(self, shape):
         self.matrix = self.add_weight(shape=(shape[-1], 6), name="matrix")
+        self.inner = L.Dense(6)
+        self.inner.build((None, 6))
 
     def call(self, x):
-        return keras.ops.matmul(x, self.matrix)
+        return self.inner(keras.ops.matmul(x, self.matrix))
 
 
 @pytest.mark.parametrize("verb", ["prune", "cluster"])
@@ -550,7 +553,9 @@ def test_layers_whose_kernels_nothing_tells_are_named(verb, quantized):
             warnings.simplefilter("error", UserWarning)
             call(kquant.quantize(model))
         return
-    with pytest.warns(UserWarning, match=r"knows no kernels .*: bounded \(SpectralNormalization\), mine \(Projected\)"):
-        call(model)
-    with pytest.raises(ValueError, match=r"no kernel to|knows no kernels of such layers: mine \(Projected\)"):
-        call(keras.Sequential([keras.Input((8,)), Projected(name="mine")]))
+    said = r"knows no kernels among weights of such layers: bounded \(SpectralNormalization\)"
+    with pytest.warns(UserWarning, match=said + r", mine \(Projected\)"):
+        new = call(model)
+    assert [k.layer for k in kquant.sparsity(new).kernels if k.masked] == ["mine", "head"] * (verb == "prune")
+    with pytest.raises(ValueError, match=said):
+        call(keras.Sequential([keras.Input((8,)), L.SpectralNormalization(L.Dense(6), name="bounded")]))

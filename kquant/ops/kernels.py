@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 
+from kquant.core.transforms import kernel_at
 from kquant.ops import candidates
 from kquant.ops.affine import Affine
 
@@ -106,28 +107,30 @@ def unknown_kernels(op: Any) -> list[str]:
         >>> unknown_kernels(layer)
         ['bounded (SpectralNormalization)']
     """
+    if not isinstance(op, keras.layers.Layer):
+        return []
     found: dict[int, str] = {}
+    known = {id(kernel_at(op, path)) for path in kernels_of(op)}
 
     def visit(layer: Any, seen: set[int]) -> None:
         if id(layer) in seen:
             return
         seen.add(id(layer))
-        if isinstance(layer, layers.SpectralNormalization) or _is_unknown(layer):
+        closed = isinstance(layer, layers.SpectralNormalization)
+        if closed or _is_unknown(layer, known):
             found[id(layer)] = f"{layer.name} ({type(layer).__name__})"
-            return
-        for _, inner in _inside(layer):
+        for _, inner in [] if closed else _inside(layer):
             visit(inner, seen)
 
-    if isinstance(op, keras.layers.Layer):
-        visit(op, set())
+    visit(op, set())
     return list(found.values())
 
 
-def _is_unknown(layer: Any) -> bool:
+def _is_unknown(layer: Any, known: set[int]) -> bool:
     """Matrices that train, of a layer without a rule."""
-    if isinstance(layer, NOT_KERNELS) or kernels_of(layer) or candidates(type(layer)):
+    if isinstance(layer, NOT_KERNELS) or _own(layer) or candidates(type(layer)):
         return False
-    return any(v.trainable and len(v.shape) > 1 for v in layer._trainable_variables)
+    return any(v.trainable and len(v.shape) > 1 and id(v) not in known for v in layer._trainable_variables)
 
 
 def _own(layer: Any) -> dict[str, Kernel]:

@@ -134,7 +134,7 @@ def note_of_unknown(model: keras.Model) -> str:
     names = list(dict.fromkeys(name for layer in held for name in unknown_kernels(layer)))
     if not names:
         return ""
-    return f"left as they are, because kquant knows no kernels of such layers: {', '.join(names)}."
+    return f"left as they are, because kquant knows no kernels among weights of such layers: {', '.join(names)}."
 
 
 def note_of(frozen: Sequence[Site]) -> str:
