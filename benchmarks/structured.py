@@ -16,6 +16,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
 
 import kquant
@@ -60,6 +61,16 @@ def alike(small: keras.Model, teacher: keras.Model) -> list[str]:
     return [layer.name for layer in activations if shapes.get(layer.name) == layer.output.shape]
 
 
+def mixed(images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Each image with a random share of another one, which the float model has not seen; the labels are no longer true.
+
+    Source: Beyer et al., "Knowledge distillation: A good teacher is patient and consistent", arXiv:2106.05237.
+    """
+    count = tf.shape(images)[0]
+    share = tf.random.uniform((count, 1, 1, 1))
+    return share * images + (1.0 - share) * tf.gather(images, tf.random.shuffle(tf.range(count))), labels
+
+
 def tune(small: keras.Model, teacher: keras.Model, data: tuple[Any, Any], seed: int, epochs: int, args: Any) -> None:
     """Adam, a cosine from `args.rate` to 0 behind a short warm-up; outputs and layers learn from the float model's."""
     keras.utils.set_random_seed(seed)
@@ -76,7 +87,8 @@ def tune(small: keras.Model, teacher: keras.Model, data: tuple[Any, Any], seed: 
         outputs="probabilities",
     )
     trainer.compile(keras.optimizers.Adam(schedule), LOSS)
-    trainer.fit(batches(*data, seed).rebatch(args.batch), epochs=epochs, verbose=0)
+    images = batches(*data, seed).rebatch(args.batch)
+    trainer.fit(images.map(mixed) if args.mix else images, epochs=epochs, verbose=0)
 
 
 def accuracy(outputs: np.ndarray, labels: np.ndarray) -> float:
@@ -126,7 +138,7 @@ def judge(
     line = (
         f"{method} {share:g}, multiples {args.multiple} and {args.rank_multiple}, seed {seed}, {args.stages} stages, "
         f"{args.epochs} epochs of batches of {args.batch}, Adam {args.rate:g}, soft labels {args.soft:g}, features "
-        f"{args.features:g}: MACs {left.macs / whole.macs:.3f}, weight bytes "
+        f"{args.features:g}{', mixed images' * args.mix}: MACs {left.macs / whole.macs:.3f}, weight bytes "
         f"{left.weight_bytes / whole.weight_bytes:.3f}; float {reference:.2f}, untrained {before:.2f}, "
         f"trained {after:.2f} (n={len(v)}), {seconds:.0f} s"
     )
@@ -152,6 +164,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--soft", type=float, default=0.95)
     parser.add_argument("--features", type=float, default=10.0, help="weight of the layers' loss")
+    parser.add_argument("--mix", action="store_true", help="mix images with each other; for --soft 1")
     parser.add_argument("--multiple", type=int, default=1, help="of channels")
     parser.add_argument("--rank-multiple", type=int, default=1)
     parser.add_argument("--channels", type=float, default=0.83, help="both: the share that the channels leave")
