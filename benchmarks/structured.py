@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,56 +23,72 @@ import kquant
 from benchmarks.assets import loader
 from benchmarks.qat_accuracy import batches
 
-CLASSES, HELD_OUT, TEMPERATURE = 10, 2000, 4.0
+HELD_OUT, TEMPERATURE = 2000, 4.0
 LOSS = "sparse_categorical_crossentropy"
 
 
-def compressed(
-    model: keras.Model, method: str, macs: float, x: np.ndarray, y: np.ndarray, multiple: int
-) -> keras.Model:
-    """The smaller model before any training."""
+def closeness(teacher: keras.Model, x: np.ndarray) -> Callable[[keras.Model], float]:
+    """How near a candidate's probabilities are to the float model's on a thousand images: minus the mean divergence."""
+    few, wanted = x[:1000], teacher.predict(x[:1000], verbose=0)
 
-    def likelihood(candidate: keras.Model) -> float:
-        said = candidate(x[:512], training=False)
-        return -float(np.mean(keras.losses.sparse_categorical_crossentropy(y[:512], said)))
+    def score(candidate: keras.Model) -> float:
+        return -float(np.mean(keras.losses.kl_divergence(wanted, candidate(few, training=False))))
 
-    if method.startswith("low-rank"):
-        judge = likelihood if method == "low-rank-eval" else None
-        return kquant.factorize(
-            model, macs=macs, data=x[:1024], multiple=multiple, evaluate=judge, verbose=False
+    return score
+
+
+def compressed(model: keras.Model, method: str, macs: float, data: tuple[Any, Any], args: Any) -> keras.Model:
+    """The smaller model before any training; the options are those of `main`."""
+    x, y = data
+    judge = closeness(model, x) if method in ("channels", "both", "low-rank-eval") else None
+    common: dict[str, Any] = {"evaluate": judge, "verbose": args.widths}
+    if method != "both" and not method.startswith("low-rank"):
+        kind = "taylor" if method == "channels" else method
+        labelled = (x[:2048], y[:2048])
+        return kquant.prune_channels(
+            model, macs=macs, importance=kind, data=labelled, loss=LOSS, multiple=args.multiple, **common
         )
-    return kquant.prune_channels(
-        model, macs=macs, importance=method, data=(x[:2048], y[:2048]), loss=LOSS, multiple=multiple, verbose=False
+    if method == "both":
+        most = round(args.channels * kquant.cost(model).macs)
+        model = compressed(model, "channels", most, data, args)
+    return kquant.factorize(model, macs=macs, data=x[:1024], multiple=args.rank_multiple, **common)
+
+
+def alike(small: keras.Model, teacher: keras.Model) -> list[str]:
+    """Activations that have the same shape in both."""
+    shapes = {layer.name: layer.output.shape for layer in teacher.layers}
+    activations = [layer for layer in small.layers if isinstance(layer, keras.layers.Activation)]
+    return [layer.name for layer in activations if shapes.get(layer.name) == layer.output.shape]
+
+
+def mixed(images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Each image with a random share of another one, which the float model has not seen; the labels are no longer true.
+
+    Source: Beyer et al., "Knowledge distillation: A good teacher is patient and consistent", arXiv:2106.05237.
+    """
+    count = tf.shape(images)[0]
+    share = tf.random.uniform((count, 1, 1, 1))
+    return share * images + (1.0 - share) * tf.gather(images, tf.random.shuffle(tf.range(count))), labels
+
+
+def tune(small: keras.Model, teacher: keras.Model, data: tuple[Any, Any], seed: int, epochs: int, args: Any) -> None:
+    """Adam, a cosine from `args.rate` to 0 behind a short warm-up; outputs and layers learn from the float model's."""
+    keras.utils.set_random_seed(seed)
+    steps = epochs * -(-len(data[0]) // args.batch)
+    schedule = keras.optimizers.schedules.CosineDecay(0.0, steps, warmup_target=args.rate, warmup_steps=steps // 20)
+    features = alike(small, teacher) if args.features else []
+    trainer = kquant.distill(
+        small,
+        teacher,
+        temperature=TEMPERATURE,
+        alpha=args.soft,
+        features=features,
+        feature_weight=args.features,
+        outputs="probabilities",
     )
-
-
-def tune(
-    small: keras.Model,
-    teacher: keras.Model,
-    x: np.ndarray,
-    y: np.ndarray,
-    *,
-    seed: int,
-    epochs: int,
-    batch: int,
-    rate: float,
-    soft: float,
-) -> None:
-    """Adam, a cosine from `rate` to 0 behind a short warm-up; distillation as in Hinton et al., arXiv:1503.02531."""
-
-    def both(images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        return images, tf.stack([tf.one_hot(tf.cast(labels, tf.int32), CLASSES), teacher(images, training=False)], 1)
-
-    def loss(labels: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
-        hard = keras.losses.categorical_crossentropy(labels[:, 0], outputs)
-        taught, said = (tf.math.log(p + 1e-7) / TEMPERATURE for p in (labels[:, 1], outputs))
-        far = tf.reduce_sum(tf.nn.softmax(taught) * (tf.nn.log_softmax(taught) - tf.nn.log_softmax(said)), -1)
-        return (1.0 - soft) * hard + soft * TEMPERATURE**2 * far
-
-    steps = epochs * -(-len(x) // batch)
-    schedule = keras.optimizers.schedules.CosineDecay(0.0, steps, warmup_target=rate, warmup_steps=steps // 20)
-    small.compile(keras.optimizers.Adam(schedule), loss)
-    small.fit(batches(x, y, seed).rebatch(batch).map(both), epochs=epochs, verbose=0)
+    trainer.compile(keras.optimizers.Adam(schedule), LOSS)
+    images = batches(*data, seed).rebatch(args.batch)
+    trainer.fit(images.map(mixed) if args.mix else images, epochs=epochs, verbose=0)
 
 
 def accuracy(outputs: np.ndarray, labels: np.ndarray) -> float:
@@ -113,16 +129,17 @@ def judge(
     small, before, start, whole = model, 0.0, time.perf_counter(), kquant.cost(model)
     for stage in range(1, args.stages + 1):
         budget = round((1 - (1 - share) * stage / args.stages) * whole.macs)
-        small = compressed(small, method, budget, x, y, args.multiple)
+        small = compressed(small, method, budget, (x, y), args)
         before = accuracy(small.predict(u, verbose=0), v)
         epochs = args.epochs * stage // args.stages - args.epochs * (stage - 1) // args.stages
-        tune(small, model, x, y, seed=seed, epochs=epochs, batch=args.batch, rate=args.rate, soft=args.soft)
+        tune(small, model, (x, y), seed, epochs, args)
     seconds, left = time.perf_counter() - start, kquant.cost(small)
     after, reference = (accuracy(m.predict(u, verbose=0), v) for m in (small, model))
     line = (
-        f"{method} {share:g}, multiple {args.multiple}, seed {seed}, {args.stages} stages, {args.epochs} epochs of "
-        f"batches of {args.batch}, Adam {args.rate:g}, soft labels {args.soft:g}: MACs {left.macs / whole.macs:.3f}, "
-        f"weight bytes {left.weight_bytes / whole.weight_bytes:.3f}; float {reference:.2f}, untrained {before:.2f}, "
+        f"{method} {share:g}, multiples {args.multiple} and {args.rank_multiple}, seed {seed}, {args.stages} stages, "
+        f"{args.epochs} epochs of batches of {args.batch}, Adam {args.rate:g}, soft labels {args.soft:g}, features "
+        f"{args.features:g}{', mixed images' * args.mix}: MACs {left.macs / whole.macs:.3f}, weight bytes "
+        f"{left.weight_bytes / whole.weight_bytes:.3f}; float {reference:.2f}, untrained {before:.2f}, "
         f"trained {after:.2f} (n={len(v)}), {seconds:.0f} s"
     )
     if not args.hold_out:
@@ -138,15 +155,20 @@ def judge(
 def main() -> None:
     """Parse and run."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--methods", nargs="*", default=["taylor", "l1", "bn-scale", "low-rank", "low-rank-eval"])
+    parser.add_argument("--methods", nargs="*", default=["channels", "low-rank-eval", "both"])
     parser.add_argument("--macs", type=float, nargs="*", default=[0.6])
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1])
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--stages", type=int, default=1, help="compress in so many steps, with epochs behind each")
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--soft", type=float, default=0.95)
-    parser.add_argument("--multiple", type=int, default=1)
+    parser.add_argument("--features", type=float, default=10.0, help="weight of the layers' loss")
+    parser.add_argument("--mix", action="store_true", help="mix images with each other; for --soft 1")
+    parser.add_argument("--multiple", type=int, default=1, help="of channels")
+    parser.add_argument("--rank-multiple", type=int, default=1)
+    parser.add_argument("--channels", type=float, default=0.83, help="both: the share that the channels leave")
+    parser.add_argument("--widths", action="store_true", help="show them, and bars")
     parser.add_argument("--limit", type=int, default=None, help="test images")
     parser.add_argument("--hold-out", action="store_true", help="judge on training images that are not trained on")
     args = parser.parse_args()

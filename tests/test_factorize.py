@@ -11,8 +11,9 @@ from contract import randomise
 from keras import layers
 
 import kquant
-from kquant.shrink.factorize import Candidate, choose_ranks, full_rank
+from kquant.shrink.factorize import full_rank
 from kquant.shrink.factors import split
+from kquant.shrink.ranks import Candidate, cheapest_ranks, choose_ranks
 
 KINDS = {
     "dense": (lambda: layers.Dense(7, activation="tanh", name="it"), (5, 9)),
@@ -105,6 +106,28 @@ def test_ranks_are_the_best_of_all_by_their_lowest_score():
         assert min(c.score for c in taken) == best
 
 
+def test_ranks_by_score_are_near_the_best_of_all_by_their_sum():
+    """Against all combinations; every layer's score falls faster the lower its rank."""
+    rng, shares = np.random.default_rng(5), []
+    for _ in range(30):
+        ladders = {}
+        for key in "abcd":
+            costs = np.sort(rng.choice(np.arange(5, 100), 8, replace=False))
+            scores = -rng.uniform(0.5, 2.0) * (1.0 - costs / 100.0) ** 2
+            pairs = zip(costs.tolist(), scores.tolist(), strict=True)
+            ladders[key] = [*(Candidate(i + 1, c, s) for i, (c, s) in enumerate(pairs)), Candidate(None, 100, 0.0)]
+        ranks = cheapest_ranks(ladders, 200)
+        taken = [next(c for c in ladder if c.rank == ranks.get(key)) for key, ladder in ladders.items()]
+        assert sum(c.cost for c in taken) <= 200
+        best = max(
+            sum(c.score for c in combination)
+            for combination in itertools.product(*ladders.values())
+            if sum(c.cost for c in combination) <= 200
+        )
+        shares.append(sum(c.score for c in taken) / best)
+    assert max(shares) < 1.5 and np.mean(shares) < 1.1
+
+
 def test_evaluate_decides():
     """A judge that minds one layer only leaves that layer whole."""
     model, x = network(), noise(network())
@@ -116,6 +139,18 @@ def test_evaluate_decides():
     names = [layer.name for layer in low.layers]
     assert "second_first" not in names and "first_first" in names
     assert low(x).shape == model(x).shape
+
+
+def test_evaluate_judges_refitted_models():
+    model, errors = network(), {}
+    x = noise(model, 128)
+    wanted = model(x).numpy()
+    for data in (None, x):
+        seen = errors.setdefault(data is None, [])
+        judge = lambda m, seen=seen: seen.append(np.mean((m(x).numpy() - wanted) ** 2)) or 0.0  # noqa: E731
+        kquant.factorize(model, macs=0.85, evaluate=judge, data=data, verbose=False)
+    assert len(errors[True]) == len(errors[False]) > 10
+    assert np.mean(errors[False]) < 0.7 * np.mean(errors[True])
 
 
 def test_refitted_halves_are_nearer_and_the_model_is_untouched():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import keras
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from model_cases import made as any_model
 from shrink_cases import CASES, channels_of, images, made, silence
 
 import kquant
+from kquant.shrink.by_score import choose_by_score
 from kquant.shrink.channels import follow_channels
 from kquant.shrink.choose import choose, ledger, widths_allowed
 from kquant.shrink.importance import by_bn_scale, by_l1, by_taylor
@@ -354,3 +357,62 @@ def test_open_shapes_want_a_budget_in_bytes():
     with pytest.raises(ValueError, match="open shape.*weight_bytes"):
         kquant.prune_channels(model, macs=0.5, verbose=False)
     assert kquant.prune_channels(model, weight_bytes=0.6, verbose=False).get_layer("a").filters < 8
+
+
+def score_of_widths(channels, worth):
+    """A judge: a layer's share of channels, squared, times what it is worth."""
+    groups = [(makers[0].name, members) for makers, members in channels.groups()]
+    return lambda kept: -sum(worth.get(name, 1.0) * (1.0 - np.mean(kept[members])) ** 2 for name, members in groups)
+
+
+@pytest.mark.parametrize(("unit", "multiple"), [("macs", 1), ("weight_bytes", 2)])
+def test_widths_by_score_are_near_the_best_of_all(unit, multiple):
+    """Against all combinations of widths, their costs counted on the models."""
+    channels = channels_of(made("residual"))
+    score = score_of_widths(channels, {"stem": 3.0, "a_1": 0.5})
+    free = [members for _, members in channels.groups() if int(members[0]) not in channels.fixed]
+    best, limit = -np.inf, int(0.5 * ledger(channels, unit).total(unit))
+    for left in itertools.product(*(widths_allowed(len(members), 2, multiple) for members in free)):
+        kept, books = np.ones(channels.count, bool), ledger(channels, unit)
+        for members, width in zip(free, left, strict=True):
+            kept[members[width:]] = False
+            for channel in members[width:]:
+                books.remove(int(channel))
+        if books.total(unit) <= limit:
+            best = max(best, score(kept))
+    importances = by_l1(channels)
+    arguments = {"minimum": 2, "multiple": multiple}
+    kept = choose_by_score(channels, importances, limit, unit, score, verbose=False, **arguments)
+    small = smaller(channels, kept)
+    assert getattr(kquant.cost(small), unit) <= limit
+    assert score(kept) >= 1.1 * best > 1.1 * score(choose(channels, importances, limit, unit, **arguments))
+    for makers, members in channels.groups():
+        gone = importances[members][~kept[members]]
+        assert not len(gone) or gone.max() <= importances[members][kept[members]].min(), makers
+
+
+def test_evaluate_decides_the_widths_of_refitted_models():
+    """A judge that minds one layer only leaves it whole; what it sees is nearer than what was cut."""
+    model = made("residual")
+    x, seen = images(model, 64)[0], {}
+    wanted = model.predict(x, verbose=0)
+
+    def judge(candidate):
+        width = widths(candidate)["b_1"]
+        seen.setdefault(width, []).append(np.mean((candidate(x).numpy() - wanted) ** 2))
+        return float(width)
+
+    cut = kquant.prune_channels(model, macs=0.6, minimum=2, evaluate=judge, verbose=False)
+    narrow, seen = min(seen), {width: errors[0] for width, errors in seen.items()}
+    raw, seen = seen[narrow], {}
+    kept = kquant.prune_channels(model, macs=0.6, minimum=2, evaluate=judge, data=x, verbose=False)
+    assert widths(cut)["b_1"] == widths(kept)["b_1"] == widths(model)["b_1"]
+    assert kquant.cost(kept).macs <= 0.6 * kquant.cost(model).macs
+    assert seen[narrow][0] < raw and len(seen) > 5
+
+
+def test_scores_that_decide_nothing_teach():
+    with pytest.raises(ValueError, match="evaluate: expected a finite number.*Received: nan"):
+        kquant.prune_channels(made("residual"), macs=0.6, evaluate=lambda _: float("nan"), verbose=False)
+    with pytest.raises(ValueError, match="narrowest model has.*head: they are outputs of the model"):
+        kquant.prune_channels(made("residual"), macs=0.01, evaluate=lambda _: 0.0, verbose=False)

@@ -131,7 +131,7 @@ def choose(
     """
     books, kept = ledger(channels, unit), np.ones(channels.count, bool)
     total = books.total(unit)
-    queues, waiting = _queues(channels, scores, minimum, multiple)
+    queues, waiting = queues_of(channels, scores, minimum, multiple)
     for group in waiting:
         if total <= limit:
             break
@@ -144,12 +144,12 @@ def choose(
             queue.gone += 1
         total = books.total(unit)
     if total > limit:
-        raise ValueError(_out_of_reach(channels, limit, total, unit, minimum, multiple))
+        raise ValueError(out_of_reach(channels, limit, total, unit, minimum, multiple))
     return kept
 
 
 @dataclass
-class _Queue:
+class Queue:
     """Channels of one group in the order in which they leave.
 
     Attributes:
@@ -171,9 +171,9 @@ class _Queue:
         return next_width is not None and self.width - self.asked <= next_width
 
 
-def _queues(
+def queues_of(
     channels: Channels, scores: np.ndarray, minimum: int, multiple: int
-) -> tuple[list[_Queue], list[int]]:
+) -> tuple[list[Queue], list[int]]:
     """A queue for each group, and the groups in which one channel after the other is least important."""
     queues, waiting = [], []
     for _, members in channels.groups():
@@ -182,11 +182,12 @@ def _queues(
         fixed = len(members) - len(free)
         allowed = [n for n in widths_allowed(len(members), minimum, multiple) if n >= fixed]
         waiting += [(scores[c], c, len(queues)) for c in order]
-        queues.append(_Queue(order, len(members), allowed))
+        queues.append(Queue(order, len(members), allowed))
     return queues, [group for _, _, group in sorted(waiting)]
 
 
-def _out_of_reach(channels: Channels, limit: int, left: int, unit: Unit, minimum: int, multiple: int) -> str:
+def out_of_reach(channels: Channels, limit: int, left: int, unit: Unit, minimum: int, multiple: int) -> str:
+    """The message about a budget below what the narrowest model needs."""
     reasons: dict[str, list[str]] = {}
     for site in channels.kernels:
         why = next((channels.fixed[int(c)] for c in site.makes if int(c) in channels.fixed), None)

@@ -1,17 +1,12 @@
 """Low-rank factorization: kernels split in two, ranks chosen for a budget.
 
-    1. score    every layer alone at every candidate rank: what `evaluate` gives, or the energy that is kept
-    2. choose   the highest score s such that, with each layer at its cheapest candidate of score >= s, the budget holds
-    3. spend    what is left of the budget on the layers with the lowest scores
-
-Greedy selection by a common lowest score is that of AIMET's spatial SVD (user guide, "Greedy Compression Ratio
-Selection"): a ladder of ten steps of cost for each layer.
+Every layer alone is judged at candidate ranks, by what `evaluate` gives, its second half refitted where there are data,
+or by the energy that is kept; `ranks` chooses among them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -19,30 +14,18 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from kquant.core.graph import Graph, Node, rewrite
+from kquant.data import gather
+from kquant.shrink.by_score import finite
 from kquant.shrink.choose import Unit, budget, check_widths
 from kquant.shrink.cost import BIAS_BYTES, cost, positions
 from kquant.shrink.factors import as_wide_matrix, can_split, halves, singular_values, split
 from kquant.shrink.importance import norm_behind
 from kquant.shrink.narrow import kernel_of
 from kquant.shrink.plain import again, copy_values, inference_only, named_apart, plain, read, settle
-from kquant.shrink.reconstruct import Job, refit
+from kquant.shrink.ranks import Candidate, cheapest_ranks, choose_ranks
+from kquant.shrink.reconstruct import FEW, Job, refit
 
 STEPS = 10  # of each layer's cost
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A layer at one rank.
-
-    Attributes:
-        rank: channels between the halves; None for the layer as it is.
-        cost: in the budget's unit.
-        score: the higher, the better; infinite for the layer as it is.
-    """
-
-    rank: int | None
-    cost: int
-    score: float
 
 
 def factorize(
@@ -71,8 +54,9 @@ def factorize(
         ranks: layer name -> rank, chosen by you; other layers stay whole.
         data: representative samples, see `kquant.calibrate`: every second half is refitted on them by least squares, so
             that it gives what the whole layer gave. Left out without.
-        evaluate: `(keras model) -> float`, higher is better, called for some ten ranks of each layer alone; without it
-            a layer is judged by the share of its kernel's squared norm that is kept.
+        evaluate: `(keras model) -> float`, higher is better, called for some ten ranks of each layer alone, refitted on
+            the first 256 of `data` where they are given; without it a layer is judged by the share of its kernel's
+            squared norm that is kept.
         protect: names of layers that stay whole.
         multiple: ranks become a multiple of this.
         verbose: show progress and the ranks.
@@ -81,7 +65,8 @@ def factorize(
         A Functional model of plain layers, to be compiled and fine-tuned; nothing of kquant in it.
 
     Raises:
-        ValueError: no budget or two, one out of reach, unknown layers or ranks, or a model that cannot be copied.
+        ValueError: no budget or two, one out of reach, unknown layers or ranks, a score that is no number, or a model
+            that cannot be copied.
 
     Example:
         >>> model = keras.Sequential([keras.Input((8, 8, 4)), keras.layers.Conv2D(16, 3, name="conv")])
@@ -90,7 +75,7 @@ def factorize(
         [('conv_first', (3, 1, 4, 4)), ('conv', (1, 3, 4, 16))]
 
     Source: Jaderberg et al., "Speeding up Convolutional Neural Networks with Low Rank Expansions", arXiv:1405.3866,
-    section 2.2; ranks as AIMET chooses them.
+    section 2.2; ranks, see `kquant.shrink.ranks`.
     """
     check_widths(multiple=multiple)
     wide = plain(model)
@@ -104,8 +89,10 @@ def factorize(
         unit, share = budget(macs, weight_bytes)
         whole = getattr(cost(wide), unit)
         limit = round(share * whole) if share <= 1 else int(share)
-        ladders = _ladders(graph, able, unit, multiple, evaluate, verbose)
-        chosen = choose_ranks(ladders, limit - whole + sum(ladder[-1].cost for ladder in ladders.values()), graph.name)
+        judge = None if evaluate is None else _judge(wide, graph, evaluate, data)
+        ladders = _ladders(graph, able, unit, multiple, judge, verbose)
+        limit += sum(ladder[-1].cost for ladder in ladders.values()) - whole
+        chosen = (choose_ranks if judge is None else cheapest_ranks)(ladders, limit, graph.name)
     low = factorized(graph, chosen)
     if data is not None:
         refit(graph, low, _jobs(graph, chosen), data, verbose=verbose)
@@ -148,66 +135,6 @@ def factorized(graph: Graph, ranks: Mapping[str, int]) -> keras.Model:
     return model
 
 
-def choose_ranks(ladders: Mapping[str, Sequence[Candidate]], limit: int, name: str = "model") -> dict[str, int]:
-    """A rank for each layer that is split, so that the sum of costs is within a limit.
-
-    Args:
-        ladders: layer name -> candidates, cheapest first, the whole layer last.
-        limit: of the sum of their costs.
-        name: of the model, for the message.
-
-    Returns:
-        Layer name -> rank; layers that stay whole are left out.
-
-    Raises:
-        ValueError: the limit is below the sum of the cheapest.
-
-    Example:
-        >>> whole = Candidate(None, 100, float("inf"))
-        >>> choose_ranks({"a": [Candidate(2, 20, 0.5), whole], "b": [Candidate(4, 40, 0.9), whole]}, 150)
-        {'b': 4}
-    """
-    ladders = {key: _rising(ladder) for key, ladder in ladders.items()}
-    least = sum(ladder[0].cost for ladder in ladders.values())
-    if least > limit:
-        raise ValueError(
-            f"{name}: this budget cannot be reached by splitting layers: those that can be split may cost {limit:,} "
-            f"together, and cost {least:,} at their lowest ranks. Ask for more, or use kquant.prune_channels too."
-        )
-    scores = sorted({c.score for ladder in ladders.values() for c in ladder}, reverse=True)
-    taken: dict[Any, int] = {}
-    for lowest in scores:
-        taken = {key: next(i for i, c in enumerate(ladder) if c.score >= lowest) for key, ladder in ladders.items()}
-        if sum(ladders[key][i].cost for key, i in taken.items()) <= limit:
-            break
-    _spend(ladders, taken, limit)
-    found = {key: ladders[key][i].rank for key, i in taken.items()}
-    return {key: rank for key, rank in found.items() if rank is not None}
-
-
-def _rising(ladder: Sequence[Candidate]) -> list[Candidate]:
-    """Without candidates that cost more than another and score no better."""
-    kept: list[Candidate] = []
-    for candidate in ladder:
-        if not kept or candidate.score > kept[-1].score:
-            kept.append(candidate)
-    return kept
-
-
-def _spend(ladders: Mapping[str, Sequence[Candidate]], taken: dict[str, int], limit: int) -> None:
-    """One step up for the layer that has the lowest score, while the limit allows it for any."""
-    while True:
-        left = limit - sum(ladders[key][i].cost for key, i in taken.items())
-        able = [
-            (ladders[key][i].score, key)
-            for key, i in taken.items()
-            if i + 1 < len(ladders[key]) and ladders[key][i + 1].cost - ladders[key][i].cost <= left
-        ]
-        if not able:
-            return
-        taken[min(able)[1]] += 1
-
-
 def _able(graph: Graph, named: Collection[str], protect: Collection[str]) -> dict[str, tuple[Node, ...]]:
     """Layer name -> calls, of those that can be split."""
     unknown = sorted(set(named) - {node.name for node in graph.nodes})
@@ -241,23 +168,39 @@ def _ladders(
     able: Mapping[str, tuple[Node, ...]],
     unit: Unit,
     multiple: int,
-    evaluate: Callable[[keras.Model], float] | None,
+    judge: Callable[[dict[str, int]], float] | None,
     verbose: bool,
 ) -> dict[str, list[Candidate]]:
     """Candidates of each layer, cheapest first, the whole layer last."""
     found: dict[str, list[Candidate]] = {}
+    uncut = float("inf") if judge is None else judge({})
     for name, calls in tqdm(able.items(), desc="ranks", unit="layer", disable=not verbose):
         whole, each, extra = _costs(graph, calls, unit)
         steps = {int((whole * step / STEPS - extra) // each) // multiple * multiple for step in range(1, STEPS)}
         ranks = sorted(r for r in steps | {multiple} if 1 <= r <= full_rank(calls[0].op) and each * r + extra < whole)
-        if evaluate is None:
+        if judge is None:
             energy = np.cumsum(singular_values(calls[0].op) ** 2)
             scores = [float(energy[r - 1] / energy[-1]) if energy[-1] else 1.0 for r in ranks]
         else:
-            scores = [float(evaluate(factorized(graph, {name: r}))) for r in ranks]
+            scores = [judge({name: r}) for r in ranks]
         split_ones = [Candidate(r, each * r + extra, s) for r, s in zip(ranks, scores, strict=True)]
-        found[name] = [*split_ones, Candidate(None, whole, float("inf"))]
+        found[name] = [*split_ones, Candidate(None, whole, uncut)]
     return found
+
+
+def _judge(
+    wide: keras.Model, graph: Graph, evaluate: Callable[[keras.Model], float], data: Any
+) -> Callable[[dict[str, int]], float]:
+    """Ranks -> score of the model that has them, refitted as far as there are data."""
+    few = None if data is None else gather(wide, data, FEW)
+
+    def score(ranks: dict[str, int]) -> float:
+        low = factorized(graph, ranks)
+        if few is not None:
+            refit(graph, low, _jobs(graph, ranks), few, verbose=False)
+        return finite(evaluate(low))
+
+    return score
 
 
 def _costs(graph: Graph, calls: Sequence[Node], unit: Unit) -> tuple[int, int, int]:

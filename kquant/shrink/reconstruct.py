@@ -31,6 +31,7 @@ ROWS = 10  # for each weight of an output channel, and never less than
 LEAST_ROWS = 20_000
 BATCH = 64
 SAMPLES = 1024
+FEW = 256  # for each of many candidates
 SEED = 0
 
 
@@ -51,14 +52,17 @@ class Job:
     norm: str | None
 
 
-def refit(old: Graph, new: keras.Model, jobs: Sequence[Job], data: Any, *, verbose: bool) -> None:
+def refit(
+    old: Graph, new: keras.Model, jobs: Sequence[Job], data: Any, *, samples: int = SAMPLES, verbose: bool
+) -> None:
     """Refit layers of a new model in place; nothing changes where it is interrupted.
 
     Args:
         old: graph of the model whose outputs are wanted.
         new: the model, flat and plain.
         jobs: in the new model's order.
-        data: representative samples, see `kquant.calibrate`; the first 1,024 are read.
+        data: representative samples, see `kquant.calibrate`.
+        samples: the first of them are read.
         verbose: show a bar.
 
     Raises:
@@ -66,14 +70,14 @@ def refit(old: Graph, new: keras.Model, jobs: Sequence[Job], data: Any, *, verbo
     """
     if not jobs:
         return
-    samples = gather(new, data, SAMPLES)
+    read_in = gather(new, data, samples)
     picks = np.random.default_rng(SEED)
     graph, before = read(new), new.get_weights()
     places: list[list[np.ndarray]] = [[] for _ in jobs]
     wanted: list[list[np.ndarray]] = [[] for _ in jobs]
     inputs = [call.inputs[0] for job in jobs for call in job.old]
-    parts = -(-len(samples[0]) // BATCH)
-    for values in tensors(old, inputs, batches_of(new, samples, BATCH), quantized=True):
+    parts = -(-len(read_in[0]) // BATCH)
+    for values in tensors(old, inputs, batches_of(new, read_in, BATCH), quantized=True):
         given = iter(values)
         for number, job in enumerate(jobs):
             for call in job.old:
@@ -86,7 +90,7 @@ def refit(old: Graph, new: keras.Model, jobs: Sequence[Job], data: Any, *, verbo
         for job, place, y in tqdm(
             list(zip(jobs, places, wanted, strict=True)), desc="reconstruct", unit="layer", disable=not verbose
         ):
-            _set(new, job, _read_sums(graph, job, batches_of(new, samples, BATCH), place, y))
+            _set(new, job, _read_sums(graph, job, batches_of(new, read_in, BATCH), place, y))
     except BaseException:
         new.set_weights(before)
         raise

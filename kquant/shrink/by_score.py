@@ -1,0 +1,187 @@
+"""What fits a budget by what models score: each part alone at some widths or ranks, then the cheapest steps.
+
+    1. score    each part (a group of channels, a kernel) alone at some nine sizes: what `evaluate` gives
+    2. choose   the step down that loses least score for each MAC or byte it saves, until the budget holds
+    3. fill     what is left of the budget: the steps up that win most for each MAC or byte
+
+Scores of parts are taken to add up; costs are counted exactly, as two narrow neighbours save less than each alone.
+Judging each layer alone at a ladder of sizes is AIMET's (user guide, "Greedy Compression Ratio Selection"); its choice,
+the highest score that all layers can have, also shrinks layers that save next to nothing. Steps by score for cost are
+the greedy answer to the multiple-choice knapsack (Sinha and Zoltners, Operations Research 27, 1979).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from kquant.shrink.channels import Channels
+from kquant.shrink.choose import Ledger, Queue, Unit, ledger, out_of_reach, queues_of
+
+STEPS = 9  # widths judged for each group
+
+
+@dataclass(frozen=True, eq=False)
+class Ladder:
+    """One group at every width that it may have, the widest first.
+
+    Attributes:
+        order: its channels, as they leave.
+        gone: int[n], how many have left.
+        reads, makes: int[n, sites], what has left each layer with a kernel.
+        judged: int[m], indices of the widths whose score is known.
+        scores: float64[n], the group alone; a straight line between those judged.
+    """
+
+    order: list[int]
+    gone: np.ndarray
+    reads: np.ndarray
+    makes: np.ndarray
+    judged: np.ndarray
+    scores: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """From the sizes of all parts to others.
+
+    Attributes:
+        rate: score for each MAC or byte between the two.
+        places: where each part then is.
+        cost: of the model then.
+    """
+
+    rate: float
+    places: list[int]
+    cost: int
+
+
+def cheapest(
+    scores: Sequence[Any], cost: Callable[[list[int]], int], limit: int, judged: Sequence[Any] | None = None
+) -> list[int]:
+    """Where each part is in the end: steps down of least score for their cost, then those up that the limit allows.
+
+    Args:
+        scores: for each part float[n], the part alone at each of its sizes, the largest first.
+        cost: the place of each part, from 0 on -> of the model.
+        limit: of the cost, not below that of all parts at their last places.
+        judged: for each part the places that steps down may go to; all of them without.
+
+    Example:
+        >>> costs = [[100, 50, 20], [60, 30, 10]]
+        >>> total = lambda places: sum(each[i] for each, i in zip(costs, places))
+        >>> cheapest([[0.0, -1.0, -9.0], [0.0, -0.1, -0.2]], total, 110)
+        [0, 2]
+    """
+    places, targets = [0] * len(scores), judged or [np.arange(len(each)) for each in scores]
+    while cost(places) > limit:
+        places = min(_steps(scores, cost, places, targets), key=lambda step: step.rate).places
+    while True:
+        able = [step for step in _steps(scores, cost, places, None) if step.cost <= limit]
+        if not able:
+            return places
+        places = max(able, key=lambda step: step.rate).places
+
+
+def _steps(
+    scores: Sequence[Any], cost: Callable[[list[int]], int], places: list[int], targets: Sequence[Any] | None
+) -> Iterator[Step]:
+    """Of one part each: down to every target, or up to the next place."""
+    now = cost(places)
+    for part, (each, place) in enumerate(zip(scores, places, strict=True)):
+        for other in range(place)[-1:] if targets is None else targets[part]:
+            if targets is not None and other <= place:
+                continue
+            then = [*places[:part], int(other), *places[part + 1 :]]
+            left = cost(then)
+            if left != now:
+                yield Step(float((each[place] - each[other]) / (now - left)), then, left)
+
+
+def choose_by_score(
+    channels: Channels,
+    importances: np.ndarray,
+    limit: int,
+    unit: Unit,
+    score: Callable[[np.ndarray], float],
+    *,
+    minimum: int,
+    multiple: int,
+    verbose: bool,
+) -> np.ndarray:
+    """The channels that stay.
+
+    Args:
+        channels: of the model.
+        importances: float64[channels], the least important of a group lowest; NaN for those that stay.
+        limit: of the budget.
+        unit: "macs" or "weight_bytes".
+        score: bool[channels] that stay -> how good the model is, higher is better.
+        minimum: every layer keeps at least this many channels.
+        multiple: widths that change become a multiple of this.
+        verbose: show a bar.
+
+    Returns:
+        bool[channels].
+
+    Raises:
+        ValueError: the budget cannot be met, or a score is no number.
+    """
+    books, kept = ledger(channels, unit), np.ones(channels.count, bool)
+    queues = [queue for queue in queues_of(channels, importances, minimum, multiple)[0] if len(queue.allowed) > 1]
+    ladders = [_counted(books, queue) for queue in queues]
+    least = _cost(books, unit, ladders, [len(ladder.gone) - 1 for ladder in ladders])
+    if least > limit:
+        raise ValueError(out_of_reach(channels, limit, least, unit, minimum, multiple))
+    whole = finite(score(kept))
+    bar = tqdm(ladders, desc="widths", unit="group", disable=not verbose)
+    ladders = [_judged(ladder, kept, whole, score) for ladder in bar]
+    scores, judged = [ladder.scores for ladder in ladders], [ladder.judged for ladder in ladders]
+    places = cheapest(scores, lambda places: _cost(books, unit, ladders, places), limit, judged)
+    for ladder, place in zip(ladders, places, strict=True):
+        kept[ladder.order[: ladder.gone[place]]] = False
+    return kept
+
+
+def _counted(books: Ledger, queue: Queue) -> Ladder:
+    """What a group's widths save, not judged."""
+    gone = queue.width - np.array(queue.allowed)
+    left = np.zeros((2, len(queue.order) + 1, len(books.sites)), np.int64)
+    for number, channel in enumerate(queue.order):
+        for site, reads, makes in books.of.get(channel, ()):
+            left[:, number + 1, site] += reads, makes
+    reads, makes = left.cumsum(axis=1)[:, gone]
+    judged = np.unique(np.linspace(0, len(gone) - 1, STEPS + 1).round().astype(int))
+    return Ladder(queue.order, gone, reads, makes, judged, np.zeros(len(gone)))
+
+
+def _judged(ladder: Ladder, everything: np.ndarray, whole: float, score: Callable[[np.ndarray], float]) -> Ladder:
+    """With the scores of this group alone."""
+    found = [whole]
+    for place in ladder.judged[1:]:
+        kept = everything.copy()
+        kept[ladder.order[: ladder.gone[place]]] = False
+        found.append(finite(score(kept)))
+    return replace(ladder, scores=np.interp(ladder.gone, ladder.gone[ladder.judged], found))
+
+
+def finite(score: float) -> float:
+    """What `evaluate` gave.
+
+    Raises:
+        ValueError: it is no number.
+    """
+    if not np.isfinite(score):
+        raise ValueError(f"evaluate: expected a finite number, the higher the better. Received: {score}.")
+    return float(score)
+
+
+def _cost(books: Ledger, unit: Unit, ladders: list[Ladder], places: list[int]) -> int:
+    """What is left with each group at its place."""
+    on = list(zip(ladders, places, strict=True))
+    reads, makes = (sum(getattr(ladder, side)[i] for ladder, i in on) for side in ("reads", "makes"))
+    return replace(books, reads=books.reads - reads, makes=books.makes - makes).total(unit)
