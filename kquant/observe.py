@@ -142,7 +142,7 @@ def observe(
     for node in nodes:
         observers.find(node.observer)
     if batch_size is None:
-        batch_size = _batch_size(qmodel) if batches is None else SMALLEST_BATCH
+        batch_size = _batch_size(qmodel, data) if batches is None else SMALLEST_BATCH
     found, samples = _observe(qmodel, nodes, batches_of(qmodel, data, batch_size), batches, verbose)
     if samples == 0:
         raise ValueError(
@@ -152,10 +152,13 @@ def observe(
     return Observations(found, samples)
 
 
-def _batch_size(qmodel: keras.Model) -> int:
-    """As many samples as hold `BATCH_VALUES` values, within bounds."""
+def _batch_size(qmodel: keras.Model, data: Any) -> int:
+    """As many samples as hold `BATCH_VALUES` values, within bounds, and two batches, so that halves can differ."""
     sample = sum(int(np.prod([n or 1 for n in t.shape[1:]])) for t in qmodel.inputs)
-    return int(np.clip(BATCH_VALUES // max(sample, 1), SMALLEST_BATCH, LARGEST_BATCH))
+    leaf = next(iter(keras.tree.flatten(data)), None)  # of arrays: the first input
+    whole = hasattr(leaf, "shape") and len(leaf.shape) == len(qmodel.inputs[0].shape)
+    half = -(-int(leaf.shape[0]) // 2) if whole else LARGEST_BATCH
+    return max(SMALLEST_BATCH, min(BATCH_VALUES // max(sample, 1), half, LARGEST_BATCH))
 
 
 def _observe(

@@ -67,7 +67,7 @@ def histogram(values: np.ndarray, each: int = 1, largest: float = 0.0) -> Statis
     largest = max(largest, float(flat.max(initial=0.0)), -float(flat.min(initial=0.0)))
     exponent = max(math.frexp(largest)[1] if largest else SMALLEST_EXPONENT, SMALLEST_EXPONENT)  # largest < 2^exponent
     reach = math.ldexp(1.0, exponent)
-    bins = (flat * (BINS / 2 / reach) + BINS / 2).astype(np.int64)  # both factors are powers of two
+    bins = np.floor(flat * (BINS / 2 / reach)).astype(np.int64) + BINS // 2  # the factor is a power of two
     counts = np.bincount(np.minimum(bins, BINS - 1), minlength=BINS).astype(np.int64) * each
     none = np.zeros(0, np.float32)
     return Statistics(none, none, counts, reach)
