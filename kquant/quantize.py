@@ -15,6 +15,7 @@ from kquant.core import recipe as recipes
 from kquant.core.graph import Graph, trace
 from kquant.core.inputs import check_static, inputs_of
 from kquant.core.nodes import Compressed, FakeQuant
+from kquant.core.spec import KERNEL_BITS
 from kquant.encodings import set_encodings
 from kquant.expand import expand_graph
 from kquant.fold import Folded, fold_graph
@@ -26,7 +27,6 @@ from kquant.train.clustering import has_codebooks, put_codebooks
 from kquant.train.pruning import has_masks, put_masks, settings_of
 from kquant.train.wrapping import as_loaded
 
-KERNEL_BITS = (8, 16)  # of activations
 REPLACE = "replace it by layers that have one, or leave it out of the exported model"
 # Where Keras 2 keeps its classes: the legacy package, standalone Keras 2, and TensorFlow's own copy.
 KERAS_2 = ("tf_keras", "keras.src.engine", "keras.engine", "tensorflow.python.keras")

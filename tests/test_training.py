@@ -129,7 +129,8 @@ def test_a_loop_that_forgets_to_say_training_still_trains(name: str) -> None:
         if "kernel" in variable.path and there is not None and np.any(there):
             assert here is not None and np.any(here), f"{variable.path} gets no gradient"
             cosine = np.sum(here * there) / (np.linalg.norm(here) * np.linalg.norm(there))
-            assert cosine > 0.5, f"{variable.path}: {cosine}"  # batch norms have other statistics here
+            least = 0.5 if "live_norm" in name else 0.8  # live batch norms have other statistics here
+            assert cosine > least, f"{variable.path}: {cosine}"
 
 
 @every_model

@@ -21,6 +21,7 @@ import tensorflow as tf
 Kind = Literal["uniform", "power-of-two", "log", "codebook"]
 # The width of a tensor that is not quantized.
 FLOAT = 0
+KERNEL_BITS = (8, 16)  # widths of activations that integer kernels take
 # The width of an input that holds positions.
 INDEX = -1
 # A range narrower than this is that of a dead tensor, which may take any scale.

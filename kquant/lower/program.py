@@ -18,7 +18,7 @@ from kquant import targets
 from kquant.core.graph import Graph, Node
 from kquant.core.nodes import Compressed, FakeQuant, QuantizedLSTM, encodings_of
 from kquant.core.program import Program, Ref
-from kquant.core.spec import Encoding, QuantSpec
+from kquant.core.spec import KERNEL_BITS, Encoding, QuantSpec
 from kquant.lower.limits import refuse_extremes
 from kquant.lower.passes import tidy
 from kquant.ops import find
@@ -127,7 +127,7 @@ def _refuse_simulated(nodes: list[Node]) -> None:
             if spec is not None and not spec.has_codes:
                 reason = f"weights on a {spec.kind} grid, which no integer kernel multiplies; take kind = 'uniform'"
                 said.setdefault(reason, []).append(node.name)
-        elif spec.bits not in (8, 16):
+        elif spec.bits not in KERNEL_BITS:
             reason = f"activations of {spec.bits} bits; kernels have 8 or 16 (weights may have 2 to 8)"
             said.setdefault(reason, []).append(node.name)
         elif not spec.signed:
