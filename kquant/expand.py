@@ -12,12 +12,12 @@ from typing import Any
 
 import keras
 
+from kquant.core.copies import own
 from kquant.core.graph import Graph, Node, legal_name, named_apart, rewrite, trace
 from kquant.core.origin import mark, origins
 from kquant.core.unfold import substitute
 from kquant.ops import find
 from kquant.ops.refused import remedy
-from kquant.ops.rule import rebuild
 
 
 def expand(model: keras.Model, input_shape: Any = None) -> keras.Model:
@@ -126,10 +126,4 @@ def _inside(layer: Any, make_for: Callable[[Any], Any], args: tuple) -> Any:
 
 def _keep(op: Any, make_for: Callable[[Any], Any]) -> Any:
     """A copy with its own weights, made once for each original."""
-
-    def copy() -> Any:
-        if isinstance(op, keras.layers.Layer) and op.built:
-            return rebuild(op)
-        return type(op).from_config(op.get_config())
-
-    return make_for(op)("copy", copy)
+    return make_for(op)("copy", lambda: own(op))

@@ -35,7 +35,7 @@ def own(op: Any, **changes: Any) -> Any:
             return type(op).from_config(op.get_config())
         except (NotImplementedError, TypeError, ValueError):
             return op
-    new = type(op).from_config({**op.get_config(), **changes})
+    new = again(op, **changes)
     if op.built:
         if not new.built:
             with without_random(new):
@@ -43,6 +43,21 @@ def own(op: Any, **changes: Any) -> Any:
         copy_state(op, new)
     mark(new, origins(op))
     return new
+
+
+def again(op: Any, **changes: Any) -> Any:
+    """A new layer or operation with the config of `op`, but for `changes`; not built.
+
+    Raises:
+        ValueError: the config does not describe it.
+    """
+    try:
+        return type(op).from_config({**op.get_config(), **changes})
+    except Exception as error:  # whatever a layer without a proper config raises
+        raise ValueError(
+            f"{op.name} ({type(op).__name__}): it cannot be copied, because get_config and from_config do not describe "
+            f"it. Return every argument of its __init__ from get_config. It said: {error}"
+        ) from error
 
 
 def copy_state(old: keras.layers.Layer, new: keras.layers.Layer) -> None:
@@ -64,9 +79,21 @@ def copy_state(old: keras.layers.Layer, new: keras.layers.Layer) -> None:
         else:
             item.assign(values[place])
     new.trainable = old.trainable
-    for layer in new._flatten_layers():
-        if isinstance(layer, keras.layers.Normalization):
-            layer.finalize_state()  # it computes with numbers made of its variables
+    finalize(new)
+
+
+def settle(old: keras.layers.Layer, new: keras.layers.Layer) -> None:
+    """What belongs to a layer's weights beside their values: `trainable`, and what is made of them."""
+    for source, target in zip(old._flatten_layers(), new._flatten_layers(), strict=True):
+        target.trainable = source.trainable
+    finalize(new)
+
+
+def finalize(layer: keras.layers.Layer) -> None:
+    """A Normalization layer computes with numbers made of its variables; make them, in all that `layer` holds."""
+    for inner in layer._flatten_layers():
+        if isinstance(inner, keras.layers.Normalization):
+            inner.finalize_state()
 
 
 def _state(layer: Any, where: str, seen: set[int]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from kquant.core.copies import copy_state
+from kquant.core.copies import again, copy_state
 from kquant.ops.index import reshaped, stacked, unstacked
 from kquant.ops.rule import Make, Rule, example
 
@@ -28,7 +28,7 @@ LAST_AXIS = (
 
 def _copied(layer: Any, shape: Any) -> Any:
     """The wrapped layer with weights of its own, built for this shape."""
-    new = type(layer).from_config(layer.get_config())
+    new = again(layer)
     if not new.built:
         new.build(shape)
     copy_state(layer, new)

@@ -13,7 +13,8 @@ import keras
 import numpy as np
 from tqdm.auto import tqdm
 
-from kquant.core.graph import Graph, Node, rewrite
+from kquant.core.copies import again, copy_state, settle
+from kquant.core.graph import Graph, Node, named_apart, rewrite
 from kquant.data import gather
 from kquant.shrink.by_score import finite
 from kquant.shrink.choose import Unit, budget, check_widths
@@ -21,7 +22,7 @@ from kquant.shrink.cost import BIAS_BYTES, cost, positions
 from kquant.shrink.factors import as_wide_matrix, can_split, halves, singular_values, split
 from kquant.shrink.importance import norm_behind
 from kquant.shrink.narrow import kernel_of
-from kquant.shrink.plain import again, copy_values, inference_only, named_apart, plain, read, settle
+from kquant.shrink.plain import inference_only, plain, read
 from kquant.shrink.ranks import Candidate, cheapest_ranks, choose_ranks
 from kquant.shrink.reconstruct import FEW, Job, refit
 
@@ -125,7 +126,8 @@ def factorized(graph: Graph, ranks: Mapping[str, int]) -> keras.Model:
     model = rewrite(graph, replace)
     for op in {id(node.op): node.op for node in graph.nodes}.values():
         if op.name not in ranks:
-            copy_values(op, made[id(op)])
+            if isinstance(op, keras.layers.Layer):
+                copy_state(op, made[id(op)])
             continue
         for layer, kernel in zip(made[id(op)], split(op.kernel.numpy(), ranks[op.name]), strict=True):
             layer.kernel.assign(kernel.astype(np.float32))

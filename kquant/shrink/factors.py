@@ -17,8 +17,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from kquant.core.copies import again
 from kquant.shrink.narrow import kernel_of
-from kquant.shrink.plain import again
 
 layers = keras.layers
 

@@ -7,9 +7,9 @@ from typing import Any
 import keras
 import numpy as np
 
+from kquant.core.copies import again, settle
 from kquant.ops import find_weighted
 from kquant.ops.rule import Weights
-from kquant.shrink.plain import again, settle
 
 # Entries of the configs of keras.layers.Reshape and keras.ops.reshape.
 SHAPES = ("target_shape", "newshape")

@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 
+from kquant.core.copies import again, copy_state
 from kquant.core.graph import Graph, Node, legal_name, named_apart, rewrite, trace
 from kquant.core.nodes import Transformed
 from kquant.ops import find
@@ -80,45 +81,14 @@ def plain(model: keras.Model) -> keras.Model:
 
     copy = rewrite(graph, replace, name=legal_name(graph.name, root=True))
     for old, new in values:
-        copy_values(old, new)
+        if isinstance(old, keras.layers.Layer):
+            copy_state(old, new)
     return copy
 
 
 def inference_only(kwargs: dict) -> dict:
     """Arguments of a call without those that Keras gives anew in training."""
     return {k: v for k, v in kwargs.items() if k not in ("training", "mask")}
-
-
-def again(op: Any, **changes: Any) -> Any:
-    """A new layer or operation with the config of `op`, but for `changes`; not built.
-
-    Raises:
-        ValueError: the config does not describe it.
-    """
-    try:
-        return type(op).from_config({**op.get_config(), **changes})
-    except Exception as error:  # whatever a layer without a proper config raises
-        raise ValueError(
-            f"{op.name} ({type(op).__name__}): it cannot be copied, because get_config and from_config do not describe "
-            f"it. Return every argument of its __init__ from get_config. It said: {error}"
-        ) from error
-
-
-def copy_values(old: Any, new: Any) -> None:
-    """Variables of one layer to its copy, in order, and whether they train."""
-    if not isinstance(old, keras.layers.Layer):
-        return
-    for source, target in zip(old.variables, new.variables, strict=True):
-        target.assign(source)
-    settle(old, new)
-
-
-def settle(old: Any, new: Any) -> None:
-    """What belongs to a layer's weights beside its variables: `trainable`, and numbers made of an adapted state."""
-    for source, target in zip(old._flatten_layers(), new._flatten_layers(), strict=True):
-        target.trainable = source.trainable
-        if isinstance(target, layers.Normalization):
-            target.finalize_state()
 
 
 def _refuse_own_variables(model: keras.Model, node: Node) -> None:
