@@ -15,6 +15,7 @@ import keras
 import numpy as np
 
 from benchmarks.assets import task
+from benchmarks.latency import latencies_ms
 from benchmarks.memory import peak_kb
 
 TASKS = {
@@ -53,22 +54,6 @@ def child(name: str, tool: str, path: str) -> None:
     print(json.dumps({"seconds": seconds, "peak_kb": peak_kb()}))
 
 
-def latency_ms(paths: list[str], rounds: int = 7, seconds: float = 0.25) -> list[float]:
-    """Median over interleaved rounds of one thread's time for an invocation."""
-    from kquant.interpreters import litert_interpreter
-
-    found: list[list[float]] = [[] for _ in paths]
-    interpreters = [litert_interpreter(Path(p).read_bytes(), reference=False) for p in paths]
-    for _ in range(rounds):
-        for interpreter, times in zip(interpreters, found, strict=True):
-            count, started = 0, time.perf_counter()
-            while time.perf_counter() - started < seconds:
-                interpreter.invoke()
-                count += 1
-            times.append(1e3 * (time.perf_counter() - started) / count)
-    return [float(np.median(times)) for times in found]
-
-
 def run(name: str, repeats: int) -> None:
     """Both tools in processes of their own, in turn; then both files in one process."""
     with tempfile.TemporaryDirectory() as folder:
@@ -82,7 +67,7 @@ def run(name: str, repeats: int) -> None:
         times = {tool: float(np.median([r["seconds"] for r in found])) for tool, found in rows.items()}
         memory = {tool: max(r["peak_kb"] for r in found) / 1024 for tool, found in rows.items()}
         sizes = {tool: Path(path).stat().st_size for tool, path in paths.items()}
-        a, b = latency_ms([paths["kquant"], paths["converter"]])
+        a, b = latencies_ms([paths["kquant"], paths["converter"]])
     print(
         f"{name:<9} PTQ {times['unverified']:.2f} s against the converter's {times['converter']:.2f} s (ratio "
         f"{times['unverified'] / times['converter']:.2f}), {times['kquant']:.2f} s with the file run on all runtimes; "

@@ -10,17 +10,17 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
-from ai_edge_litert.interpreter import Interpreter
 
 import kquant
 from benchmarks.assets import loader
+from benchmarks.latency import latencies_ms
 from benchmarks.qat_accuracy import batches
 
 HELD_OUT, TEMPERATURE = 2000, 4.0
@@ -94,23 +94,6 @@ def tune(small: keras.Model, teacher: keras.Model, data: tuple[Any, Any], seed: 
 def accuracy(outputs: np.ndarray, labels: np.ndarray) -> float:
     """In %."""
     return 100 * float(np.mean(outputs.argmax(-1) == labels))
-
-
-def latencies_ms(paths: Sequence[Path], rounds: int = 200, calls: int = 10) -> list[float]:
-    """Shortest time of a call of each file on one thread of LiteRT (XNNPACK), the files in turn."""
-    runners = []
-    for path in paths:
-        runner = Interpreter(str(path), num_threads=1)
-        runner.allocate_tensors()
-        runners.append(runner)
-    found: list[list[float]] = [[] for _ in runners]
-    for _ in range(rounds):
-        for times, runner in zip(found, runners, strict=True):
-            start = time.perf_counter()
-            for _ in range(calls):
-                runner.invoke()
-            times.append((time.perf_counter() - start) / calls * 1e3)
-    return [min(times) for times in found]
 
 
 def exported(model: keras.Model, x: np.ndarray, path: Path) -> Path:
