@@ -21,7 +21,7 @@ import tensorflow as tf
 import kquant
 from benchmarks.assets import loader
 from benchmarks.qat_accuracy import batches
-from benchmarks.step_time import Clock
+from benchmarks.turns import fit_step, in_turns, ratios, timed
 from kquant.core.nodes import Compressed
 
 STEPS = 313  # of an epoch: 20,000 images in batches of 64
@@ -107,23 +107,17 @@ def run(what: str, settings: str, seed: int, epochs: int, qat: bool) -> None:
 def times(rounds: int, count: int) -> None:
     """Medians of training steps, float and pruned in turn."""
     x = np.random.default_rng(0).uniform(0, 255, (512, 32, 32, 3)).astype("float32")
-    data = tf.data.Dataset.from_tensor_slices((x, np.arange(512) % 10)).batch(64).repeat()
     model = loader().mlperf_model("image_classification")
     models = {
         "float": model,
         "every 10 steps": kquant.prune(model, 0.5),
         "every step": kquant.prune(model, kquant.SparsitySchedule(0.5, frequency=1)),
     }
-    clocks = {name: Clock() for name in models}
     for each in models.values():
         each.compile(keras.optimizers.Adam(1e-4), "sparse_categorical_crossentropy")
-        each.fit(data, steps_per_epoch=10, verbose=0)
-    for _ in range(rounds):
-        for name, each in models.items():
-            each.fit(data, steps_per_epoch=count, verbose=0, callbacks=[clocks[name]])
-    medians = {name: 1e3 * float(np.median(clock.seconds)) for name, clock in clocks.items()}
-    for name, ms in medians.items():
-        print(f"ResNet8 batch 64, masks {name}: {ms:.1f} ms, ratio {ms / medians['float']:.3f}", flush=True)
+    runs = {name: timed(fit_step(each, x, np.arange(512) % 10, 64)) for name, each in models.items()}
+    for name, (ms, ratio, _) in ratios(in_turns(runs, rounds, count), "float").items():
+        print(f"ResNet8 batch 64, masks {name}: {ms:.1f} ms, ratio {ratio:.3f}", flush=True)
 
 
 def main() -> None:
