@@ -42,6 +42,7 @@ if Path(sys.argv[0] if sys.argv else "").stem != "kquant" and sys.orig_argv[1:3]
     from kquant.ops import register_rule
     from kquant.pipeline import CompressResult, compress
     from kquant.quantize import quantize
+    from kquant.quantized import in_float32
     from kquant.runtimes import predict
     from kquant.shrink.cost import Cost, cost
     from kquant.shrink.factorize import factorize
@@ -100,6 +101,7 @@ __all__ = [
     "export",
     "factorize",
     "fold",
+    "in_float32",
     "inspect",
     "layer_bytes",
     "mixed_precision",

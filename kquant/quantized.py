@@ -17,6 +17,8 @@ from kquant.core.nodes import Compressed, FakeQuant, observing
 from kquant.ops import find
 from kquant.ops.rule import Rule
 
+HALF = ("float16", "bfloat16")
+MIXED = tuple(f"mixed_{dtype}" for dtype in HALF)
 EAGER_BATCHES = 16  # tracing takes as long as a few batches do without
 
 
@@ -152,6 +154,41 @@ def copy(qmodel: keras.Model) -> keras.Model:
     for old, fresh in zip(qmodel.layers, new.layers, strict=True):
         copy_state(old, fresh)
     return new
+
+
+def in_float32(qmodel: keras.Model) -> keras.Model:
+    """A model that trained in mixed precision, computing in float32 throughout, as its file does.
+
+    Such a model rounds all that passes between its layers to 16 bits, at inference too: its `predict` is near the file,
+    not equal to it. `kquant.export` and `kquant.verify` compare the file with this one.
+
+    Args:
+        qmodel: a quantized model; it is not changed.
+
+    Returns:
+        The model itself where no layer computes in 16 bits; otherwise a copy with the same state, not compiled.
+
+    Example:
+        >>> layers = [keras.layers.Dense(2, dtype="mixed_bfloat16"), keras.layers.ReLU(dtype="mixed_bfloat16")]
+        >>> q = kquant.quantize(keras.Sequential([keras.Input((4,)), *layers]))
+        >>> q.get_layer("re_lu").compute_dtype, in_float32(q).get_layer("re_lu").compute_dtype
+        ('bfloat16', 'float32')
+    """
+    if all(layer.compute_dtype not in HALF for layer in qmodel._flatten_layers()):
+        return qmodel
+    new = type(qmodel).from_config(_with_float32(qmodel.get_config()))
+    for old, fresh in zip(qmodel.layers, new.layers, strict=True):
+        copy_state(old, fresh)
+    return new
+
+
+def _with_float32(config: Any) -> Any:
+    """A config with float32 in place of every mixed policy."""
+    if isinstance(config, dict):
+        return {key: _with_float32(value) for key, value in config.items()}
+    if isinstance(config, list | tuple):
+        return type(config)(_with_float32(value) for value in config)
+    return "float32" if config in MIXED else config
 
 
 def forget_graphs(qmodel: keras.Model) -> None:

@@ -23,7 +23,7 @@ from kquant.lower.limits import refuse_extremes
 from kquant.lower.passes import tidy
 from kquant.ops import find
 from kquant.ops.rule import Call, Constants, Rule
-from kquant.quantized import read
+from kquant.quantized import in_float32, read
 from kquant.targets import Target
 
 
@@ -60,6 +60,7 @@ def lower(qmodel: keras.Model) -> Lowered:
     Raises:
         ValueError: not a quantized model, or a node without a range, by name.
     """
+    qmodel = in_float32(qmodel)
     graph = read(qmodel)
     nodes = [n for n in graph.nodes if isinstance(n.op, FakeQuant | Compressed)]
     _refuse_unseen(encodings_of(qmodel))
