@@ -119,11 +119,9 @@ def probe(data: bytes, runtime: str, codes: list[np.ndarray]) -> list[np.ndarray
     _known(runtime)
     request = io.BytesIO()
     np.savez(request, model=np.frombuffer(data, np.uint8), **{f"x{i}": c for i, c in enumerate(codes)})
-    # -P: the script's own folder must not stand in for the standard library (it holds an inspect.py)
-    command = [sys.executable, "-P", str(Path(interpreters.__file__)), runtime]
     try:
         done = subprocess.run(
-            command, input=request.getvalue(), capture_output=True, check=False, timeout=PROBE_SECONDS
+            _process(runtime), input=request.getvalue(), capture_output=True, check=False, timeout=PROBE_SECONDS
         )
     except subprocess.TimeoutExpired as error:
         raise ValueError(
@@ -136,6 +134,12 @@ def probe(data: bytes, runtime: str, codes: list[np.ndarray]) -> list[np.ndarray
     _RAN.add((runtime, _digest(data)))
     answer = np.load(io.BytesIO(done.stdout))
     return [answer[f"y{i}"] for i in range(len(answer.files))]
+
+
+def _process(task: str) -> list[str]:
+    """The command that does a task of `kquant.interpreters` in a process of its own."""
+    # -P: the script's own folder must not stand in for the standard library (it holds an inspect.py)
+    return [sys.executable, "-P", str(Path(interpreters.__file__)), task]
 
 
 def _ending(code: int) -> str:
@@ -154,11 +158,7 @@ def arena_bytes(data: bytes) -> int | None:
     """
     if "tflm" not in available():
         return None
-    code = (
-        "import sys; from tflite_micro import runtime; "
-        "i = runtime.Interpreter.from_bytes(sys.stdin.buffer.read()); i.print_allocations()"
-    )
-    done = subprocess.run([sys.executable, "-c", code], input=data, capture_output=True, check=False)
+    done = subprocess.run(_process("arena"), input=data, capture_output=True, check=False)
     found = re.search(rb"Arena allocation total (\d+) bytes", done.stdout + done.stderr)
     if found is None:
         raise ValueError(
