@@ -93,7 +93,7 @@ def arena_for(data: bytes) -> int:
 
 
 def tflm_interpreter(data: bytes) -> Any:
-    """TFLM in an arena that is large enough: that of `arena_for`, or twice as much until it works.
+    """TFLM in an arena that is large enough: that of `arena_for`, or eight times as much until it works.
 
     Args:
         data: a `.tflite` file.
@@ -113,7 +113,7 @@ def tflm_interpreter(data: bytes) -> Any:
         except RuntimeError as error:
             if size >= LARGEST_ARENA:
                 raise RuntimeError(f"{error}, in an arena of {size:,} bytes too") from error
-        size = min(2 * size, LARGEST_ARENA)
+        size = min(8 * size, LARGEST_ARENA)
 
 
 def _tflm(data: bytes, keep: bool) -> Invoke:
