@@ -227,10 +227,38 @@ def test_halves_that_differ_warn() -> None:
         calibrated(small(), data, batch_size=16)
 
 
-def test_good_data_do_not_warn() -> None:
+@pytest.mark.parametrize("count", [33, 40, 63, 64, 100, 129, 130, 200, 1000])
+def test_halves_that_differ_warn_wherever_the_middle_falls(count: int) -> None:
+    data = np.float32(RNG.normal(size=(count, 6)))
+    data[(count + 1) // 2 :] *= 50
+    with pytest.warns(UserWarning, match="between the first and the second half.*x_quant"):
+        calibrated(small(), data)
+
+
+@pytest.mark.parametrize("sizes", [(20, 40, 20, 20), (1, 42, 20, 20), (25, 30, 25)])
+def test_a_batch_with_the_middle_belongs_to_no_half(sizes: tuple[int, ...]) -> None:
+    """Its few samples of the other half would hide what differs."""
+    data = np.float32(RNG.normal(size=(sum(sizes), 6)))
+    data[sum(sizes) // 2 :] *= 50
+    ends = np.cumsum(sizes)
+    with pytest.warns(UserWarning, match="between the first and the second half.*x_quant"):
+        calibrated(small(), lambda: iter([data[e - n : e] for e, n in zip(ends, sizes, strict=True)]))
+
+
+def test_halves_that_lie_apart_warn() -> None:
+    """What counts is the range with 0 in it, as on the grid: of one width, but not at one place."""
+    data = np.float32(RNG.uniform(0, 1, size=(96, 6)))
+    data[48:] += 10
+    with pytest.warns(UserWarning, match="between the first and the second half.*x_quant"):
+        calibrated(small(), data)
+
+
+@pytest.mark.parametrize("count", [40, 45, 96, 200])
+def test_good_data_do_not_warn(count: int) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        calibrated(small())
+        calibrated(small(), np.float32(np.random.default_rng(count).normal(size=(count, 6))))
+        calibrated(small(), np.float32(np.random.default_rng(count).uniform(9, 11, size=(count, 6))))
 
 
 # Shards
@@ -335,10 +363,12 @@ def test_memory_does_not_grow_with_the_samples() -> None:
 def test_statistics_of_many_batches_are_thinned() -> None:
     rows = [np.float32([[-i, i], [0, 1]]) for i in range(30_000)]
     kept: list[np.ndarray] = []
+    sizes: list[int] = []
     for row in rows:
         kept.append(row)
-        kept = thinned(kept)
-    assert len(kept) < MOST_BATCHES
+        sizes.append(3)
+        kept, sizes = thinned(kept, sizes)
+    assert len(kept) == len(sizes) < MOST_BATCHES and sum(sizes) == 3 * len(rows)
     both = [Statistics(*np.stack(part)[:, 0].T) for part in (kept, rows)]
     assert minmax(both[0], QuantSpec()) == minmax(both[1], QuantSpec()) == (-29_999.0, 29_999.0)
     assert moving_average(both[0], QuantSpec()) == pytest.approx(moving_average(both[1], QuantSpec()), rel=1e-12)
