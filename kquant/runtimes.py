@@ -259,4 +259,8 @@ def _arrays(x: Any, tensors: tuple[FileTensor, ...]) -> list[np.ndarray]:
             raise ValueError(f"predict: input '{tensor.name}' takes numbers. Received: dtype {array.dtype}.")
         if np.isnan(array).any():
             raise ValueError(f"predict: NaN among the values of input '{tensor.name}'; it has no code.")
+    if len({len(array) for array in arrays}) > 1:
+        raise ValueError(
+            f"predict: every input needs the same number of samples. Received: {[len(array) for array in arrays]}."
+        )
     return arrays

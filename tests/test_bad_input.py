@@ -482,6 +482,18 @@ def test_predict_refuses(kind: str) -> None:
         kquant.predict(content(), x, **options)
 
 
+@pytest.mark.parametrize("sizes", [(2, 5), (5, 2)])
+def test_predict_wants_as_many_samples_of_every_input(sizes: tuple[int, int], tmp_path: Path) -> None:
+    a, b = keras.Input((3,), name="a"), keras.Input((4,), name="b")
+    q = kquant.quantize(keras.Model([a, b], ops.concatenate([a, b], axis=-1)))
+    kquant.calibrate(q, [X[:, :3], X[:, :4]], verbose=False)
+    kquant.export(q, tmp_path / "m.tflite", check_runtimes=False)
+    arrays = [np.zeros((n, width), np.float32) for n, width in zip(sizes, (3, 4), strict=True)]
+    for x in (arrays, dict(zip("ab", arrays, strict=True))):
+        with pytest.raises(ValueError, match=rf"same number of samples. Received: \[{sizes[0]}, {sizes[1]}\]"):
+            kquant.predict(tmp_path / "m.tflite", x)
+
+
 def test_predict_takes_batches() -> None:
     expected = kquant.predict(content(), X)
     dataset = tf.data.Dataset.from_tensor_slices((X, np.zeros(64))).batch(10)
