@@ -21,6 +21,7 @@ import tensorflow as tf
 from tqdm.auto import tqdm
 
 from kquant import observers
+from kquant.core.arguments import check_count
 from kquant.core.atomic import write_atomically
 from kquant.core.nodes import FakeQuant, encodings_of, observing
 from kquant.core.statistics import MOST_SAMPLES, Statistics, histogram, thinned
@@ -140,8 +141,9 @@ def observe(
     nodes = [layer for layer in encodings_of(qmodel) if layer.has_range]
     if not nodes:
         raise ValueError(f"{qmodel.name}: nothing to calibrate; pass the model that kquant.quantize returned.")
-    if batches is not None and batches < 1:
-        raise ValueError(f"calibrate: batches must be 1 or more. Received: {batches}.")
+    for name, given in (("batches", batches), ("batch_size", batch_size)):
+        if given is not None:
+            check_count("calibrate", name, given)
     if batches is None:
         refuse_endless(data)
     for node in nodes:

@@ -20,8 +20,9 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from kquant import interpreters
-from kquant.core.wording import absent, did_you_mean
-from kquant.inspect import FileModel, FileTensor, read_model
+from kquant.core.arguments import array_of
+from kquant.core.wording import did_you_mean
+from kquant.inspect import FileModel, FileTensor, label, read_bytes, read_model
 from kquant.interpreters import RUNTIMES, Invoke
 
 PROBE_SECONDS = 600
@@ -59,7 +60,7 @@ def predict(
         (3, 2)
     """
     data = read_bytes(path_or_bytes)
-    model = read_model(data, _label(path_or_bytes))
+    model = read_model(data, label(path_or_bytes))
     _known(runtime)
     refuse_tables("predict", model, runtime)
     arrays = _arrays(_gathered(x, model.inputs), model.inputs)
@@ -196,22 +197,8 @@ def dequantize_output(codes: np.ndarray, tensor: FileTensor) -> np.ndarray:
     return (codes.astype(np.int64) - tensor.zero_point[0]).astype(np.float32) * np.float32(tensor.scale[0])
 
 
-def read_bytes(path_or_bytes: str | Path | bytes) -> bytes:
-    """Contents of a file given by path or as bytes."""
-    if isinstance(path_or_bytes, bytes | bytearray):
-        return bytes(path_or_bytes)
-    path = Path(path_or_bytes)
-    if not path.is_file():
-        raise ValueError(f"{path}: {absent(path)}; give the path of a .tflite file or its bytes.")
-    return path.read_bytes()
-
-
 def _digest(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()
-
-
-def _label(path_or_bytes: str | Path | bytes) -> str:
-    return "the file" if isinstance(path_or_bytes, bytes | bytearray) else str(path_or_bytes)
 
 
 def _known(runtime: str) -> None:
@@ -241,9 +228,10 @@ def _arrays(x: Any, tensors: tuple[FileTensor, ...]) -> list[np.ndarray]:
         if missing:
             raise ValueError(f"predict: no array for input {', '.join(missing)}. Received: {', '.join(map(str, x))}.")
         x = [x[t.name] for t in tensors]
-    arrays = [np.asarray(x)] if len(tensors) == 1 and not isinstance(x, list | tuple) else [np.asarray(a) for a in x]
-    if len(arrays) != len(tensors):
-        raise ValueError(f"predict: the file has {len(tensors)} inputs. Received: {len(arrays)} arrays.")
+    given = x if isinstance(x, list | tuple) or len(tensors) > 1 else [x]
+    if len(given) != len(tensors):
+        raise ValueError(f"predict: the file has {len(tensors)} inputs. Received: {len(given)} arrays.")
+    arrays = [array_of(f"predict: input '{t.name}'", a) for a, t in zip(given, tensors, strict=True)]
     for array, tensor in zip(arrays, tensors, strict=True):
         if array.ndim and len(array) == 0:
             raise ValueError(f"predict: no samples for input '{tensor.name}'; give at least one.")

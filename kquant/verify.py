@@ -15,13 +15,14 @@ from typing import Any
 import keras
 import numpy as np
 
+from kquant.core.arguments import check_count
 from kquant.core.graph import run
 from kquant.core.program import Ref
 from kquant.data import gather
-from kquant.inspect import EDGES, FileModel, FileTensor, float_operators, inspect, read_model
+from kquant.inspect import EDGES, FileModel, FileTensor, float_operators, inspect, read_bytes, read_model
 from kquant.interpreters import litert_interpreter
 from kquant.lower import Lowered, lower, without_tables
-from kquant.runtimes import probe, quantize_input, read_bytes, refuse_tables
+from kquant.runtimes import probe, quantize_input, refuse_tables
 
 EDGE = 1e-12
 BATCH = 32
@@ -103,6 +104,7 @@ def verify(
         >>> kquant.verify(q, "dense.tflite", x, "litert-reference").ok
         True
     """
+    check_count("verify", "samples", samples)
     lowered = lower(qmodel)
     content = read_bytes(path)
     file = inspect(path)
@@ -118,7 +120,7 @@ def verify(
 
 
 def _refuse_foreign(lowered: Lowered, file: FileModel) -> None:
-    """Inputs and outputs go by their place: a model that was built again has other names. Shapes must be the same."""
+    """Inputs and outputs go by place, as a model that was built again has other names; shapes must be the same."""
     program = lowered.program
     pairs = ((program.inputs, file.inputs), (program.outputs, file.outputs))
     if any([ref.shape for ref in ours] != [t.shape for t in theirs] for ours, theirs in pairs):

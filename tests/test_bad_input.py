@@ -259,9 +259,22 @@ def test_input_shape_of_wrong_rank_is_refused() -> None:
         kquant.quantize(convolutional(), input_shape=(96, 96, 3))
 
 
-def test_input_shape_that_does_not_fit_the_weights_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"conv2d|image|expected axis -1"):
-        kquant.quantize(convolutional(), input_shape=(None, 9, 9, 5))
+@pytest.mark.parametrize("verb", [kquant.quantize, kquant.check])
+def test_input_shape_that_does_not_fit_the_weights_is_refused(verb: Callable) -> None:
+    wanted = r"^net: with input_shape=\(None, 9, 9, 5\): conv.* \(Conv2D\): its weights are for 3 values along axis -1"
+    sequential = keras.Sequential([keras.Input((None, None, 3)), layers.Conv2D(4, 3, name="conv")], name="net")
+    for model in (convolutional(), sequential):
+        with pytest.raises(ValueError, match=wanted):
+            verb(model, input_shape=(None, 9, 9, 5))
+
+
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [(5, "must be a shape with batch axis"), ("a", "must be a shape"), ((None, -1, 9, 3), "must hold whole numbers")],
+)
+def test_what_is_no_input_shape_is_refused(shape: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=rf"^net: input_shape .*{said}|^net: input_shape {said}"):
+        kquant.quantize(convolutional(), input_shape=shape)
 
 
 def test_empty_axis_is_refused() -> None:
@@ -453,6 +466,35 @@ def test_missing_file_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match="gone.tflite: no such file"):
             failing(tmp_path / "gone.tflite")
+
+
+@pytest.mark.parametrize("given", [None, 5, [1]])
+def test_what_is_no_file_is_refused(given: Any) -> None:
+    for failing in (
+        kquant.inspect,
+        lambda path: kquant.predict(path, X),
+        lambda path: kquant.verify(calibrated(), path, X),
+    ):
+        with pytest.raises(ValueError, match=r"^file: expected the path of a .tflite file, or its bytes. Received: "):
+            failing(given)
+
+
+def test_samples_of_different_shapes_are_refused() -> None:
+    uneven = [X[0], X[1][:3]]
+    wanted = r"expected samples of one shape. Received: \(6,\), \(3,\). Pad them, or cut them"
+    for failing in (
+        lambda: kquant.calibrate(calibrated(), uneven),
+        lambda: kquant.calibrate(calibrated(), {"x": uneven}),
+        lambda: kquant.calibrate(calibrated(), lambda: iter([[uneven]]), verbose=False),
+        lambda: kquant.predict(content(), [uneven]),
+    ):
+        with pytest.raises(ValueError, match=wanted):
+            failing()
+
+
+def test_verify_wants_samples() -> None:
+    with pytest.raises(ValueError, match="verify: samples must be 1 or more. Received: 0"):
+        kquant.verify(calibrated(), content(), X, samples=0)
 
 
 PREDICT: dict[str, tuple[Any, dict[str, Any], str]] = {

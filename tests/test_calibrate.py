@@ -169,9 +169,11 @@ def test_batches_stops_an_endless_dataset() -> None:
         calibrated(small(), repeated)
 
 
-def test_wrong_limit_is_refused() -> None:
-    with pytest.raises(ValueError, match="batches must be 1 or more. Received: 0"):
-        calibrated(small(), batches=0)
+@pytest.mark.parametrize("name", ["batches", "batch_size"])
+@pytest.mark.parametrize("value", [0, -3, "a", 2.5, True])
+def test_wrong_counts_are_refused(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"calibrate: {name} must be 1 or more. Received: {value!r}"):
+        calibrated(small(), **{name: value})
 
 
 def empty_generator() -> Iterator[np.ndarray]:
