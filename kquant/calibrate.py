@@ -16,7 +16,8 @@ from kquant import observers
 from kquant.core.nodes import Compressed, FakeQuant, encodings_of
 from kquant.core.wording import first_of
 from kquant.observe import Observations, observe
-from kquant.quantized import forget_graphs
+from kquant.ops.constant import Stored
+from kquant.quantized import forget_graphs, read
 
 FEW_SAMPLES = 32
 HALVES_DIFFER = 2.0
@@ -57,7 +58,7 @@ def calibrate(
         found = observe(qmodel, data, batches=batches, batch_size=batch_size, verbose=verbose)
     if found.samples < FEW_SAMPLES:
         warnings.warn(f"calibrate: {found.samples} samples are few; ranges want 100 or more.", stacklevel=2)
-    _warn_constant(found)
+    _warn_constant(qmodel, found)
     _warn_moved(found)
     layers = {node.name: node for node in nodes}
     for (name, site), statistics in found.tensors.items():
@@ -113,14 +114,31 @@ def _constant(found: Observations) -> list[str]:
     return list(dict.fromkeys(key[0] for key in found.tensors if key[0] not in varying))
 
 
-def _warn_constant(found: Observations) -> None:
+def _warn_constant(qmodel: keras.Model, found: Observations) -> None:
     """Name tensors that data without variety made constant."""
     constant = _constant(found)
+    if constant:  # reading the model takes time
+        computed = _computed(qmodel)
+        constant = [name for name in constant if name in computed]
     if constant:
         warnings.warn(
             f"calibrate: these tensors hold a single value on all data: {first_of(constant)}. Use data that vary.",
             stacklevel=3,
         )
+
+
+def _computed(qmodel: keras.Model) -> set[str]:
+    """The encodings of tensors that depend on the model's inputs; constants of the model do not."""
+    graph = read(qmodel)
+    varying, names = {id(t) for t in keras.tree.flatten(graph.inputs)}, set()
+    for node in graph.nodes:
+        encodes = isinstance(node.op, FakeQuant)
+        sources = node.args[:1] if encodes else node.inputs
+        if not isinstance(node.op, Stored) and any(id(t) in varying for t in sources):
+            varying.update(id(t) for t in node.outputs)
+            if encodes:
+                names.add(node.op.name)
+    return names
 
 
 def _warn_moved(found: Observations) -> None:

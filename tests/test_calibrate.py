@@ -221,6 +221,18 @@ def test_constant_tensor_warns() -> None:
         calibrated(small(), np.full((64, 6), 0.5, "float32"))
 
 
+def test_constants_of_the_model_are_no_fault_of_the_data() -> None:
+    x = keras.Input((3, 4), name="x")
+    ones = keras.ops.ones((3, 4))
+    model = keras.Model(x, [x * ones, keras.ops.maximum(keras.layers.Dense(4, name="head")(x), ones[:, :1])])
+    data = np.float32(RNG.normal(size=(64, 3, 4)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        calibrated(kquant.quantize(model, MINMAX), data)
+    with pytest.warns(UserWarning, match="hold a single value on all data: x_quant(?!.*stored)"):
+        calibrated(kquant.quantize(model, MINMAX), np.ones_like(data))
+
+
 def test_halves_that_differ_warn() -> None:
     data = np.concatenate([X[:48], X[48:] * 10])
     with pytest.warns(
