@@ -14,6 +14,7 @@ import numpy as np
 
 from kquant import observers
 from kquant.core.nodes import Compressed, FakeQuant, encodings_of
+from kquant.core.spec import QuantSpec
 from kquant.core.wording import first_of
 from kquant.observe import Observations, observe
 from kquant.ops.constant import Stored
@@ -21,6 +22,7 @@ from kquant.quantized import forget_graphs, read
 
 FEW_SAMPLES = 32
 HALVES_DIFFER = 2.0
+FEW_STEPS = 8  # of the grid, in which all data lie: noise 18 dB below what varies in them, or worse
 
 
 def calibrate(
@@ -60,6 +62,7 @@ def calibrate(
         warnings.warn(f"calibrate: {found.samples} samples are few; ranges want 100 or more.", stacklevel=2)
     _warn_constant(qmodel, found)
     _warn_moved(found)
+    _warn_far(qmodel, found)
     layers = {node.name: node for node in nodes}
     for (name, site), statistics in found.tensors.items():
         layer = layers[name]
@@ -159,6 +162,37 @@ def _warn_moved(found: Observations) -> None:
             f"the data at: {first_of(moved)}. Shuffle the data, or use more.",
             stacklevel=3,
         )
+
+
+def _warn_far(qmodel: keras.Model, found: Observations) -> None:
+    """Name inputs so far from 0 that the grid, which must hold 0, has hardly any codes for what varies in them."""
+    layers = {node.name: node for node in encodings_of(qmodel)}
+    few = {
+        name: (f"{low:g} to {high:g}", steps, layers[name].spec.bits)
+        for (name, _), s in found.tensors.items()
+        for low, high in [(float(s.lows.min()), float(s.highs.max()))]
+        for steps in [_steps(low, high, layers[name].spec)]
+        if low < high and steps < FEW_STEPS
+    }
+    if not few:  # reading the model takes time
+        return
+    graph = read(qmodel)
+    inputs = {id(t): t.name for t in keras.tree.flatten(graph.inputs)}
+    for node in graph.nodes:
+        if isinstance(node.op, FakeQuant) and node.op.name in few and id(node.args[0]) in inputs:
+            values, steps, bits = few[node.op.name]
+            warnings.warn(
+                f"calibrate: the values of input '{inputs[id(node.args[0])]}', {values}, span {steps:.1f} steps of its "
+                f"{bits}-bit grid, which must hold 0 too: nearly all that varies in them is lost. Subtract their mean "
+                "in the application, before the model, and not in a layer of it.",
+                stacklevel=3,
+            )
+
+
+def _steps(low: float, high: float, spec: QuantSpec) -> float:
+    """Steps of the grid between two values, where it reaches from one to the other and holds 0."""
+    reach = 2 * max(-low, high) if spec.symmetric else max(high, 0.0) - min(low, 0.0)
+    return (high - low) / max(reach, 1e-30) * (spec.high - spec.low)
 
 
 def _span(lows: np.ndarray, highs: np.ndarray) -> float:
