@@ -68,6 +68,15 @@ def test_arena_is_what_tflm_says_whatever_it_was_given(tmp_path):
     assert f"Arena allocation total {report.arena_bytes} bytes" in said.decode()
 
 
+def test_what_was_not_run_is_not_in_the_report(tmp_path):
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(2)])
+    q = kquant.calibrate(kquant.quantize(model), RNG.normal(size=(40, 4)), verbose=False)
+    report = kquant.export(q, tmp_path / "m.tflite", check_runtimes=False)
+    assert report.arena_bytes is None and report.verification == ()
+    said = " ".join((type(report).__doc__ or "").split())
+    assert "with check_runtimes=False, and for files that TFLM does not run" in said
+
+
 def test_an_arena_grows_until_tflm_is_content(tmp_path, monkeypatch):
     tflm = pytest.importorskip("tflite_micro", reason="the micro extra is not installed").runtime
     model = keras.Sequential([keras.Input((4,)), layers.Dense(2)])
