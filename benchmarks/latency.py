@@ -9,15 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from kquant.interpreters import RUNTIMES, litert_interpreter
+from kquant.interpreters import RUNTIMES, litert_interpreter, tflm_interpreter
 
 
 def invocation(data: bytes, runtime: str) -> Callable[[], object]:
     """A function that runs a file once, on whatever its input holds."""
     if runtime == "tflm":
-        from tflite_micro import runtime as tflm
-
-        interpreter = tflm.Interpreter.from_bytes(data)
+        interpreter = tflm_interpreter(data)
         details = interpreter.get_input_details(0)
         interpreter.set_input(np.zeros(details["shape"], details["dtype"]), 0)
         return interpreter.invoke

@@ -10,16 +10,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 
 from kquant import observers
 from kquant.core.nodes import Compressed, FakeQuant, encodings_of
-from kquant.core.statistics import Statistics
+from kquant.core.spec import QuantSpec
 from kquant.core.wording import first_of
 from kquant.observe import Observations, observe
-from kquant.quantized import forget_graphs
+from kquant.ops.constant import Stored
+from kquant.quantized import forget_graphs, read
 
 FEW_SAMPLES = 32
 HALVES_DIFFER = 2.0
+FEW_STEPS = 8  # of the grid, in which all data lie: noise 18 dB below what varies in them, or worse
 
 
 def calibrate(
@@ -57,7 +60,9 @@ def calibrate(
         found = observe(qmodel, data, batches=batches, batch_size=batch_size, verbose=verbose)
     if found.samples < FEW_SAMPLES:
         warnings.warn(f"calibrate: {found.samples} samples are few; ranges want 100 or more.", stacklevel=2)
-    _warn(found.tensors)
+    _warn_constant(qmodel, found)
+    _warn_moved(found)
+    _warn_far(qmodel, found)
     layers = {node.name: node for node in nodes}
     for (name, site), statistics in found.tensors.items():
         layer = layers[name]
@@ -106,22 +111,50 @@ def _of_model(qmodel: keras.Model, nodes: Sequence[FakeQuant], data: Observation
     return data
 
 
-def _warn(found: dict[tuple[str, int], Statistics]) -> None:
-    """Name tensors whose ranges deserve a second look."""
-    varying = {key[0] for key, s in found.items() if s.lows.min() != s.highs.max()}
-    constant = list(dict.fromkeys(key[0] for key in found if key[0] not in varying))
+def _constant(found: Observations) -> list[str]:
+    """Tensors that hold a single value on all data."""
+    varying = {key[0] for key, s in found.tensors.items() if s.lows.min() != s.highs.max()}
+    return list(dict.fromkeys(key[0] for key in found.tensors if key[0] not in varying))
+
+
+def _warn_constant(qmodel: keras.Model, found: Observations) -> None:
+    """Name tensors that data without variety made constant."""
+    constant = _constant(found)
+    if constant:  # reading the model takes time
+        computed = _computed(qmodel)
+        constant = [name for name in constant if name in computed]
     if constant:
         warnings.warn(
             f"calibrate: these tensors hold a single value on all data: {first_of(constant)}. Use data that vary.",
             stacklevel=3,
         )
+
+
+def _computed(qmodel: keras.Model) -> set[str]:
+    """The encodings of tensors that depend on the model's inputs; constants of the model do not."""
+    graph = read(qmodel)
+    varying, names = {id(t) for t in keras.tree.flatten(graph.inputs)}, set()
+    for node in graph.nodes:
+        encodes = isinstance(node.op, FakeQuant)
+        sources = node.args[:1] if encodes else node.inputs
+        if not isinstance(node.op, Stored) and any(id(t) in varying for t in sources):
+            varying.update(id(t) for t in node.outputs)
+            if encodes:
+                names.add(node.op.name)
+    return names
+
+
+def _warn_moved(found: Observations) -> None:
+    """Name tensors whose range, 0 included as on the grid, is much wider for both halves than for one of them."""
+    first, second = _halves(found.sizes)
+    constant = _constant(found)
+    if not first or second >= len(found.sizes):
+        return  # every batch has samples of both halves
     moved = []
-    for key, s in found.items():
-        half = s.lows.size // 2
-        if half and key[0] not in constant:
-            a = s.highs[:half].max() - s.lows[:half].min()
-            b = s.highs[half:].max() - s.lows[half:].min()
-            if max(a, b) > HALVES_DIFFER * max(min(a, b), 1e-12):
+    for key, s in found.tensors.items():
+        if key[0] not in constant:
+            spans = [_span(s.lows[part], s.highs[part]) for part in (slice(first), slice(second, None))]
+            if _span(s.lows, s.highs) > HALVES_DIFFER * max(min(spans), 1e-12):
                 moved.append(key[0])
     if moved:
         warnings.warn(
@@ -129,3 +162,52 @@ def _warn(found: dict[tuple[str, int], Statistics]) -> None:
             f"the data at: {first_of(moved)}. Shuffle the data, or use more.",
             stacklevel=3,
         )
+
+
+def _warn_far(qmodel: keras.Model, found: Observations) -> None:
+    """Name inputs so far from 0 that the grid, which must hold 0, has hardly any codes for what varies in them."""
+    layers = {node.name: node for node in encodings_of(qmodel)}
+    few = {
+        name: (f"{low:g} to {high:g}", steps, layers[name].spec.bits)
+        for (name, _), s in found.tensors.items()
+        for low, high in [(float(s.lows.min()), float(s.highs.max()))]
+        for steps in [_steps(low, high, layers[name].spec)]
+        if low < high and steps < FEW_STEPS
+    }
+    if not few:  # reading the model takes time
+        return
+    graph = read(qmodel)
+    inputs = {id(t): t.name for t in keras.tree.flatten(graph.inputs)}
+    for node in graph.nodes:
+        if isinstance(node.op, FakeQuant) and node.op.name in few and id(node.args[0]) in inputs:
+            values, steps, bits = few[node.op.name]
+            warnings.warn(
+                f"calibrate: the values of input '{inputs[id(node.args[0])]}', {values}, span {steps:.1f} steps of its "
+                f"{bits}-bit grid, which must hold 0 too: nearly all that varies in them is lost. Subtract their mean "
+                "in the application, before the model, and not in a layer of it.",
+                stacklevel=3,
+            )
+
+
+def _steps(low: float, high: float, spec: QuantSpec) -> float:
+    """Steps of the grid between two values, where it reaches from one to the other and holds 0."""
+    reach = 2 * max(-low, high) if spec.symmetric else max(high, 0.0) - min(low, 0.0)
+    return (high - low) / max(reach, 1e-30) * (spec.high - spec.low)
+
+
+def _span(lows: np.ndarray, highs: np.ndarray) -> float:
+    return max(float(highs.max()), 0.0) - min(float(lows.min()), 0.0)
+
+
+def _halves(sizes: np.ndarray) -> tuple[int, int]:
+    """The number of batches that lie in the first half of the samples, and the first batch that lies in the second.
+
+    A batch with samples of both is in neither. The middle one of an odd number of samples may close the first half.
+
+    Example:
+        >>> _halves(np.array([32, 32, 32, 32])), _halves(np.array([17, 16])), _halves(np.array([10, 10, 10]))
+        ((2, 2), (1, 1), (1, 2))
+    """
+    ends = np.cumsum(sizes)
+    first = np.searchsorted(ends, -(-ends[-1] // 2), side="right")
+    return int(first), int(np.searchsorted(ends - sizes, ends[-1] / 2, side="left"))

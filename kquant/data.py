@@ -12,6 +12,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from kquant.core.arguments import array_of
+
 
 @dataclass(frozen=True)
 class Port:
@@ -118,11 +120,11 @@ def _arrays(model: keras.Model | Ports, data: Any, batch_size: int) -> Iterator[
     count = len(model.inputs)
     _refuse_list_of_batches(data, model)
     if isinstance(data, dict):
-        data = {k: np.asarray(v) for k, v in data.items()}
+        data = {k: array_of(f"data, input '{k}'", v) for k, v in data.items()}
     elif isinstance(data, list | tuple) and (count > 1 or _is_list_of_inputs(data, model.inputs[0])):
-        data = [np.asarray(v) for v in data]
+        data = [array_of(f"data, input {i}", v) for i, v in enumerate(data)]
     else:
-        data = np.asarray(data)
+        data = array_of("data", data)
     if any(a.ndim == 0 for a in keras.tree.flatten(data)):
         raise ValueError(f"data: expected arrays [samples, ...]. Received: {data}.")
     sizes = {len(a) for a in keras.tree.flatten(data)}
@@ -167,7 +169,7 @@ def _checked(model: keras.Model | Ports, batch: Any, number: int) -> Any:
             f"data, batch {number}: expected {len(specs)} inputs ({', '.join(t.name for t in specs)}). "
             f"Received: {len(flat)}."
         )
-    checked = [_one(np.asarray(x), t, number) for x, t in zip(flat, specs, strict=True)]
+    checked = [_one(x, t, number) for x, t in zip(flat, specs, strict=True)]
     if len({len(x) for x in checked}) > 1:
         raise ValueError(
             f"data, batch {number}: every input needs the same number of samples. "
@@ -189,8 +191,9 @@ def _pick(batch: dict[str, Any], name: str, number: int) -> Any:
     return batch[name]
 
 
-def _one(x: np.ndarray, spec: Any, number: int) -> tf.Tensor:
+def _one(given: Any, spec: Any, number: int) -> tf.Tensor:
     where = f"data, batch {number}, input '{spec.name}'"
+    x = array_of(where, given)
     real = x.dtype.kind in "fiub" or x.dtype == tf.bfloat16.as_numpy_dtype
     if not real or (x.dtype.kind == "f" and "int" in spec.dtype):
         raise ValueError(f"{where}: expected numbers of type {spec.dtype}. Received: dtype {x.dtype}.")

@@ -68,13 +68,13 @@ class ExportReport:
         file_bytes: size of the file.
         weight_bytes: of it, stored tensors.
         arena_bytes: RAM that TFLM needs for tensors on a 64-bit host (a 32-bit device needs a little less); None
-            without the `micro` extra.
+            without the `micro` extra, with check_runtimes=False, and for files that TFLM does not run.
         operators: code -> count.
         types: tensor type -> number of tensors.
         inputs, outputs: what the application feeds and reads.
         float_layers: those that the recipe leaves float ("*": all).
         verification: one report for each runtime of the target that is installed; of the file over whole clips, where
-            this is a streaming file.
+            this is a streaming file; none with check_runtimes=False.
         weights: bytes, zeros and distinct codes of the weights, layer by layer.
         streaming: what a streaming file needs of the application; None for others.
     """

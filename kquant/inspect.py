@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections import Counter
 from collections.abc import Iterator
@@ -160,12 +161,28 @@ def inspect(path: str | Path | bytes) -> FileModel:
         >>> kquant.inspect("dense.tflite").operator_counts
         {'FULLY_CONNECTED': 1}
     """
-    if isinstance(path, bytes):
-        return read_model(path)
-    file = Path(path)
-    if not file.is_file():
-        raise ValueError(f"{file}: {absent(file)}; give the path of a .tflite file or its bytes.")
-    return read_model(file.read_bytes(), str(file))
+    return read_model(read_bytes(path), label(path))
+
+
+def read_bytes(path_or_bytes: str | Path | bytes) -> bytes:
+    """Contents of a file given by path or as bytes.
+
+    Raises:
+        ValueError: no such file, or neither path nor bytes.
+    """
+    if isinstance(path_or_bytes, bytes | bytearray):
+        return bytes(path_or_bytes)
+    if not isinstance(path_or_bytes, str | os.PathLike):
+        raise ValueError(f"file: expected the path of a .tflite file, or its bytes. Received: {path_or_bytes!r}.")
+    path = Path(path_or_bytes)
+    if not path.is_file():
+        raise ValueError(f"{path}: {absent(path)}; give the path of a .tflite file or its bytes.")
+    return path.read_bytes()
+
+
+def label(path_or_bytes: str | Path | bytes) -> str:
+    """What messages call a file."""
+    return "the file" if isinstance(path_or_bytes, bytes | bytearray) else str(path_or_bytes)
 
 
 def read_model(data: bytes, where: str = "the file") -> FileModel:

@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from kquant.inspect import FileModel, FileTensor, contents
+from kquant.inspect import FileModel, FileTensor, contents, read_bytes
 from kquant.lut import READERS, distinct, smallest
-from kquant.runtimes import read_bytes
 
 # Inputs of an operator that are weights.
 WEIGHTS = {

@@ -21,6 +21,7 @@ import tensorflow as tf
 from tqdm.auto import tqdm
 
 from kquant import observers
+from kquant.core.arguments import check_count
 from kquant.core.atomic import write_atomically
 from kquant.core.nodes import FakeQuant, encodings_of, observing
 from kquant.core.statistics import MOST_SAMPLES, Statistics, histogram, thinned
@@ -44,11 +45,16 @@ class Observations:
 
     Attributes:
         tensors: (name of the `FakeQuant`, number of its call) -> statistics.
-        samples: how many were seen.
+        sizes: int64[batches], samples of each batch that the statistics tell of.
     """
 
     tensors: dict[Key, Statistics]
-    samples: int
+    sizes: np.ndarray
+
+    @property
+    def samples(self) -> int:
+        """How many were seen."""
+        return int(self.sizes.sum())
 
     def __add__(self, other: Observations) -> Observations:
         """Of both shards.
@@ -60,7 +66,7 @@ class Observations:
             only = sorted({name for name, _ in set(self.tensors) ^ set(other.tensors)})
             raise ValueError(f"observations: these two are of different models; only one has {first_of(only)}.")
         merged = {key: s.merge(other.tensors[key]) for key, s in self.tensors.items()}
-        return Observations(merged, self.samples + other.samples)
+        return Observations(merged, np.concatenate([self.sizes, other.sizes]))
 
     def save(self, path: str | Path) -> None:
         """Write them as an .npz file, to be joined elsewhere.
@@ -68,7 +74,7 @@ class Observations:
         Args:
             path: of the file.
         """
-        arrays: dict[str, Any] = {"index": json.dumps({"samples": self.samples, "tensors": list(self.tensors)})}
+        arrays: dict[str, Any] = {"index": json.dumps({"tensors": list(self.tensors)}), "sizes": self.sizes}
         for i, s in enumerate(self.tensors.values()):
             arrays |= {f"{i}/lows": s.lows, f"{i}/highs": s.highs, f"{i}/counts": s.counts}
             arrays |= {f"{i}/reach": np.float64(s.reach), f"{i}/samples": s.samples}
@@ -90,7 +96,7 @@ class Observations:
             raise ValueError(f"observations: no file {path}.")
         try:
             with np.load(path, allow_pickle=False) as stored:
-                index = json.loads(str(stored["index"]))
+                index, sizes = json.loads(str(stored["index"])), stored["sizes"]
                 tensors = {
                     (name, site): Statistics(
                         stored[f"{i}/lows"],
@@ -103,7 +109,7 @@ class Observations:
                 }
         except (KeyError, OSError, ValueError) as error:
             raise ValueError(f"observations: {path} is not what Observations.save wrote.") from error
-        return cls(tensors, index["samples"])
+        return cls(tensors, sizes)
 
 
 def observe(
@@ -135,36 +141,40 @@ def observe(
     nodes = [layer for layer in encodings_of(qmodel) if layer.has_range]
     if not nodes:
         raise ValueError(f"{qmodel.name}: nothing to calibrate; pass the model that kquant.quantize returned.")
-    if batches is not None and batches < 1:
-        raise ValueError(f"calibrate: batches must be 1 or more. Received: {batches}.")
+    for name, given in (("batches", batches), ("batch_size", batch_size)):
+        if given is not None:
+            check_count("calibrate", name, given)
     if batches is None:
         refuse_endless(data)
     for node in nodes:
         observers.find(node.observer)
     if batch_size is None:
         batch_size = _batch_size(qmodel, data) if batches is None else SMALLEST_BATCH
-    found, samples = _observe(qmodel, nodes, batches_of(qmodel, data, batch_size), batches, verbose)
-    if samples == 0:
+    found = _observe(qmodel, nodes, batches_of(qmodel, data, batch_size), batches, verbose)
+    if found.samples == 0:
         raise ValueError(
             "calibrate: the data are empty; give at least one sample. A function must return a new generator on each "
             "call."
         )
-    return Observations(found, samples)
+    return found
 
 
 def _batch_size(qmodel: keras.Model, data: Any) -> int:
-    """As many samples as hold `BATCH_VALUES` values, within bounds, and two batches, so that halves can differ."""
+    """As many samples as hold `BATCH_VALUES` values, within bounds; few samples make two batches, so that halves can
+    differ.
+    """
     sample = sum(int(np.prod([n or 1 for n in t.shape[1:]])) for t in qmodel.inputs)
     leaf = next(iter(keras.tree.flatten(data)), None)  # of arrays: the first input
     whole = hasattr(leaf, "shape") and len(leaf.shape) == len(qmodel.inputs[0].shape)
-    half = -(-int(leaf.shape[0]) // 2) if whole else LARGEST_BATCH
-    return max(SMALLEST_BATCH, min(BATCH_VALUES // max(sample, 1), half, LARGEST_BATCH))
+    fitting = max(SMALLEST_BATCH, min(BATCH_VALUES // max(sample, 1), LARGEST_BATCH))
+    count = int(leaf.shape[0]) if whole else 0
+    return min(fitting, -(-count // 2)) if count > SMALLEST_BATCH else fitting
 
 
 def _observe(
     qmodel: keras.Model, nodes: Iterable[FakeQuant], data: Iterator[Any], limit: int | None, verbose: bool
-) -> tuple[dict[Key, Statistics], int]:
-    """Run the data through; statistics of each (layer, site), and the number of samples."""
+) -> Observations:
+    """Run the data through; statistics of each (layer, site)."""
     need = [
         {node.name for node in nodes if node.observer in names}
         for names in (observers.NEED_HISTOGRAM, observers.NEED_SAMPLES)
@@ -172,26 +182,26 @@ def _observe(
     look = _Look(qmodel, *need)
     found: dict[Key, Statistics] = {}
     extents: list[np.ndarray] = []
-    samples = 0
+    sizes: list[int] = []
     # islice asks for no batch beyond the limit, which may be slow to make
     for x in tqdm(itertools.islice(data, limit), desc="calibrate", unit="batch", disable=not verbose, total=limit):
         seen = look(x)
         extents.append(np.array(seen.rows))  # a copy: `rows.numpy()` would keep the whole tensor alive
-        extents = thinned(extents)
+        sizes.append(int(keras.tree.flatten(x)[0].shape[0]))
+        extents, sizes = thinned(extents, sizes)
         if not np.all(np.isfinite(extents[-1])):
             _refuse_infinite(look.keys, extents[-1])
-        samples += int(keras.tree.flatten(x)[0].shape[0])
         largest = dict(zip(look.keys, np.abs(extents[-1]).max(axis=1).tolist(), strict=True))
         new = {key: histogram(values.numpy(), look.steps[key], largest[key]) for key, values in seen.values.items()}
         new |= {key: Statistics(NONE, NONE, samples=y.numpy()) for key, y in seen.samples.items()}
         found |= {key: found[key].merge(s) if key in found else s for key, s in new.items()}
     if not extents:
-        return {}, 0
+        return Observations({}, np.zeros(0, np.int64))
     stacked = np.stack(extents)
     for i, key in enumerate(look.keys):
         counted = found.get(key, Statistics(NONE, NONE))
         found[key] = replace(counted, lows=stacked[:, i, 0], highs=stacked[:, i, 1])
-    return found, samples
+    return Observations(found, np.int64(sizes))
 
 
 class _Seen(NamedTuple):

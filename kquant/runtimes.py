@@ -20,8 +20,9 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from kquant import interpreters
-from kquant.core.wording import absent, did_you_mean
-from kquant.inspect import FileModel, FileTensor, read_model
+from kquant.core.arguments import array_of
+from kquant.core.wording import did_you_mean
+from kquant.inspect import FileModel, FileTensor, label, read_bytes, read_model
 from kquant.interpreters import RUNTIMES, Invoke
 
 PROBE_SECONDS = 600
@@ -59,7 +60,7 @@ def predict(
         (3, 2)
     """
     data = read_bytes(path_or_bytes)
-    model = read_model(data, _label(path_or_bytes))
+    model = read_model(data, label(path_or_bytes))
     _known(runtime)
     refuse_tables("predict", model, runtime)
     arrays = _arrays(_gathered(x, model.inputs), model.inputs)
@@ -119,11 +120,9 @@ def probe(data: bytes, runtime: str, codes: list[np.ndarray]) -> list[np.ndarray
     _known(runtime)
     request = io.BytesIO()
     np.savez(request, model=np.frombuffer(data, np.uint8), **{f"x{i}": c for i, c in enumerate(codes)})
-    # -P: the script's own folder must not stand in for the standard library (it holds an inspect.py)
-    command = [sys.executable, "-P", str(Path(interpreters.__file__)), runtime]
     try:
         done = subprocess.run(
-            command, input=request.getvalue(), capture_output=True, check=False, timeout=PROBE_SECONDS
+            _process(runtime), input=request.getvalue(), capture_output=True, check=False, timeout=PROBE_SECONDS
         )
     except subprocess.TimeoutExpired as error:
         raise ValueError(
@@ -136,6 +135,12 @@ def probe(data: bytes, runtime: str, codes: list[np.ndarray]) -> list[np.ndarray
     _RAN.add((runtime, _digest(data)))
     answer = np.load(io.BytesIO(done.stdout))
     return [answer[f"y{i}"] for i in range(len(answer.files))]
+
+
+def _process(task: str) -> list[str]:
+    """The command that does a task of `kquant.interpreters` in a process of its own."""
+    # -P: the script's own folder must not stand in for the standard library (it holds an inspect.py)
+    return [sys.executable, "-P", str(Path(interpreters.__file__)), task]
 
 
 def _ending(code: int) -> str:
@@ -154,11 +159,7 @@ def arena_bytes(data: bytes) -> int | None:
     """
     if "tflm" not in available():
         return None
-    code = (
-        "import sys; from tflite_micro import runtime; "
-        "i = runtime.Interpreter.from_bytes(sys.stdin.buffer.read()); i.print_allocations()"
-    )
-    done = subprocess.run([sys.executable, "-c", code], input=data, capture_output=True, check=False)
+    done = subprocess.run(_process("arena"), input=data, capture_output=True, check=False)
     found = re.search(rb"Arena allocation total (\d+) bytes", done.stdout + done.stderr)
     if found is None:
         raise ValueError(
@@ -196,22 +197,8 @@ def dequantize_output(codes: np.ndarray, tensor: FileTensor) -> np.ndarray:
     return (codes.astype(np.int64) - tensor.zero_point[0]).astype(np.float32) * np.float32(tensor.scale[0])
 
 
-def read_bytes(path_or_bytes: str | Path | bytes) -> bytes:
-    """Contents of a file given by path or as bytes."""
-    if isinstance(path_or_bytes, bytes | bytearray):
-        return bytes(path_or_bytes)
-    path = Path(path_or_bytes)
-    if not path.is_file():
-        raise ValueError(f"{path}: {absent(path)}; give the path of a .tflite file or its bytes.")
-    return path.read_bytes()
-
-
 def _digest(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()
-
-
-def _label(path_or_bytes: str | Path | bytes) -> str:
-    return "the file" if isinstance(path_or_bytes, bytes | bytearray) else str(path_or_bytes)
 
 
 def _known(runtime: str) -> None:
@@ -241,9 +228,10 @@ def _arrays(x: Any, tensors: tuple[FileTensor, ...]) -> list[np.ndarray]:
         if missing:
             raise ValueError(f"predict: no array for input {', '.join(missing)}. Received: {', '.join(map(str, x))}.")
         x = [x[t.name] for t in tensors]
-    arrays = [np.asarray(x)] if len(tensors) == 1 and not isinstance(x, list | tuple) else [np.asarray(a) for a in x]
-    if len(arrays) != len(tensors):
-        raise ValueError(f"predict: the file has {len(tensors)} inputs. Received: {len(arrays)} arrays.")
+    given = x if isinstance(x, list | tuple) or len(tensors) > 1 else [x]
+    if len(given) != len(tensors):
+        raise ValueError(f"predict: the file has {len(tensors)} inputs. Received: {len(given)} arrays.")
+    arrays = [array_of(f"predict: input '{t.name}'", a) for a, t in zip(given, tensors, strict=True)]
     for array, tensor in zip(arrays, tensors, strict=True):
         if array.ndim and len(array) == 0:
             raise ValueError(f"predict: no samples for input '{tensor.name}'; give at least one.")
@@ -259,4 +247,8 @@ def _arrays(x: Any, tensors: tuple[FileTensor, ...]) -> list[np.ndarray]:
             raise ValueError(f"predict: input '{tensor.name}' takes numbers. Received: dtype {array.dtype}.")
         if np.isnan(array).any():
             raise ValueError(f"predict: NaN among the values of input '{tensor.name}'; it has no code.")
+    if len({len(array) for array in arrays}) > 1:
+        raise ValueError(
+            f"predict: every input needs the same number of samples. Received: {[len(array) for array in arrays]}."
+        )
     return arrays

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from kquant.core.program import Ref
-from kquant.inspect import FileModel, FileTensor, read_model
+from kquant.inspect import FileModel, FileTensor, read_bytes, read_model
 from kquant.lower.streaming import Streamed, StreamOutput
-from kquant.runtimes import dequantize_output, open_runtime, prove, quantize_input, read_bytes, refuse_tables
+from kquant.runtimes import dequantize_output, open_runtime, prove, quantize_input, refuse_tables
 
 # A stream is checked on two clips; one call is enough to prove that a runtime takes a file.
 CLIPS = 2

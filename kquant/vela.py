@@ -9,7 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from kquant.runtimes import read_bytes
+from kquant.inspect import read_bytes
 
 VELA_SECONDS = 600
 NEEDED = "needs Arm's compiler Vela: pip install 'kquant[ethos-u]'."

@@ -15,13 +15,14 @@ from typing import Any
 import keras
 import numpy as np
 
+from kquant.core.arguments import check_count
 from kquant.core.graph import run
 from kquant.core.program import Ref
 from kquant.data import gather
-from kquant.inspect import EDGES, FileModel, FileTensor, float_operators, inspect, read_model
+from kquant.inspect import EDGES, FileModel, FileTensor, float_operators, inspect, read_bytes, read_model
 from kquant.interpreters import litert_interpreter
 from kquant.lower import Lowered, lower, without_tables
-from kquant.runtimes import probe, quantize_input, read_bytes, refuse_tables
+from kquant.runtimes import probe, quantize_input, refuse_tables
 
 EDGE = 1e-12
 BATCH = 32
@@ -93,7 +94,7 @@ def verify(
         The report; `ok` is False where the file is not integer or its encodings are not the model's.
 
     Raises:
-        ValueError: the file is no TFLite file, the interpreter refuses it, or data do not fit.
+        ValueError: the file is no TFLite file, is another model's, the interpreter refuses it, or data do not fit.
 
     Example:
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
@@ -103,6 +104,7 @@ def verify(
         >>> kquant.verify(q, "dense.tflite", x, "litert-reference").ok
         True
     """
+    check_count("verify", "samples", samples)
     lowered = lower(qmodel)
     content = read_bytes(path)
     file = inspect(path)
@@ -111,9 +113,26 @@ def verify(
             "verify: this is a streaming file, which kquant.export has compared with the file over whole clips; run it "
             "with kquant.stream, or verify an export without streaming."
         )
+    _refuse_foreign(lowered, file)
     refuse_tables("verify", file, runtime)
     x = gather(qmodel, data, samples)
     return compare(lowered, content, file, x, (runtime,))[0]
+
+
+def _refuse_foreign(lowered: Lowered, file: FileModel) -> None:
+    """Inputs and outputs go by place, as a model that was built again has other names; shapes must be the same."""
+    program = lowered.program
+    pairs = ((program.inputs, file.inputs), (program.outputs, file.outputs))
+    if any([ref.shape for ref in ours] != [t.shape for t in theirs] for ours, theirs in pairs):
+        (takes, given), (gives, made) = [(_ports(ours), _ports(theirs)) for ours, theirs in pairs]
+        raise ValueError(
+            f"verify: this file takes {given} and gives {made}; the model takes {takes} and gives {gives}. It was "
+            "exported from another model: give the file that kquant.export wrote of this one."
+        )
+
+
+def _ports(tensors: Sequence[Ref] | Sequence[FileTensor]) -> str:
+    return ", ".join(f"'{t.name}' {list(t.shape)}" for t in tensors)
 
 
 def compare(
@@ -178,19 +197,20 @@ def _agreement(name: str, expected: np.ndarray, found: np.ndarray, tensor: Any) 
 def _wrong_encodings(lowered: Lowered, file: FileModel) -> tuple[str, ...]:
     """Tensors of the file whose numbers are not the model's, to the bit."""
     by_name = {t.name: t for t in file.tensors}
-    wrong = []
-    for ref in _refs(lowered):
-        t = _in_file(ref, by_name)
-        if ref.encoding is None or t is None:
-            continue
-        same = (
-            t.scale is not None
-            and np.array_equal(np.float32(t.scale), ref.encoding.scale)
-            and np.array_equal(np.int64(t.zero_point), ref.encoding.zero_point)
-        )
-        if not same:
-            wrong.append(ref.name)
-    return tuple(wrong)
+    pairs = [(ref, _in_file(ref, by_name)) for ref in _refs(lowered)]
+    edges = zip((*lowered.program.inputs, *lowered.program.outputs), (*file.inputs, *file.outputs), strict=True)
+    pairs += [(ref, t) for ref, t in edges if ref.name not in by_name and ref.dtype == t.dtype]
+    return tuple(ref.name for ref, t in pairs if ref.encoding is not None and t is not None and not _same(ref, t))
+
+
+def _same(ref: Ref, t: FileTensor) -> bool:
+    """Scales and zero points, to the bit."""
+    return (
+        ref.encoding is not None
+        and t.scale is not None
+        and np.array_equal(np.float32(t.scale), ref.encoding.scale)
+        and np.array_equal(np.int64(t.zero_point), ref.encoding.zero_point)
+    )
 
 
 def _in_file(ref: Ref, by_name: dict[str, FileTensor]) -> FileTensor | None:

@@ -259,9 +259,22 @@ def test_input_shape_of_wrong_rank_is_refused() -> None:
         kquant.quantize(convolutional(), input_shape=(96, 96, 3))
 
 
-def test_input_shape_that_does_not_fit_the_weights_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"conv2d|image|expected axis -1"):
-        kquant.quantize(convolutional(), input_shape=(None, 9, 9, 5))
+@pytest.mark.parametrize("verb", [kquant.quantize, kquant.check])
+def test_input_shape_that_does_not_fit_the_weights_is_refused(verb: Callable) -> None:
+    wanted = r"^net: with input_shape=\(None, 9, 9, 5\): conv.* \(Conv2D\): its weights are for 3 values along axis -1"
+    sequential = keras.Sequential([keras.Input((None, None, 3)), layers.Conv2D(4, 3, name="conv")], name="net")
+    for model in (convolutional(), sequential):
+        with pytest.raises(ValueError, match=wanted):
+            verb(model, input_shape=(None, 9, 9, 5))
+
+
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [(5, "must be a shape with batch axis"), ("a", "must be a shape"), ((None, -1, 9, 3), "must hold whole numbers")],
+)
+def test_what_is_no_input_shape_is_refused(shape: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=rf"^net: input_shape .*{said}|^net: input_shape {said}"):
+        kquant.quantize(convolutional(), input_shape=shape)
 
 
 def test_empty_axis_is_refused() -> None:
@@ -455,6 +468,35 @@ def test_missing_file_is_refused(tmp_path: Path) -> None:
             failing(tmp_path / "gone.tflite")
 
 
+@pytest.mark.parametrize("given", [None, 5, [1]])
+def test_what_is_no_file_is_refused(given: Any) -> None:
+    for failing in (
+        kquant.inspect,
+        lambda path: kquant.predict(path, X),
+        lambda path: kquant.verify(calibrated(), path, X),
+    ):
+        with pytest.raises(ValueError, match=r"^file: expected the path of a .tflite file, or its bytes. Received: "):
+            failing(given)
+
+
+def test_samples_of_different_shapes_are_refused() -> None:
+    uneven = [X[0], X[1][:3]]
+    wanted = r"expected samples of one shape. Received: \(6,\), \(3,\). Pad them, or cut them"
+    for failing in (
+        lambda: kquant.calibrate(calibrated(), uneven),
+        lambda: kquant.calibrate(calibrated(), {"x": uneven}),
+        lambda: kquant.calibrate(calibrated(), lambda: iter([[uneven]]), verbose=False),
+        lambda: kquant.predict(content(), [uneven]),
+    ):
+        with pytest.raises(ValueError, match=wanted):
+            failing()
+
+
+def test_verify_wants_samples() -> None:
+    with pytest.raises(ValueError, match="verify: samples must be 1 or more. Received: 0"):
+        kquant.verify(calibrated(), content(), X, samples=0)
+
+
 PREDICT: dict[str, tuple[Any, dict[str, Any], str]] = {
     "unknown runtime": (
         X,
@@ -480,6 +522,18 @@ def test_predict_refuses(kind: str) -> None:
     x, options, message = PREDICT[kind]
     with pytest.raises(ValueError, match=message):
         kquant.predict(content(), x, **options)
+
+
+@pytest.mark.parametrize("sizes", [(2, 5), (5, 2)])
+def test_predict_wants_as_many_samples_of_every_input(sizes: tuple[int, int], tmp_path: Path) -> None:
+    a, b = keras.Input((3,), name="a"), keras.Input((4,), name="b")
+    q = kquant.quantize(keras.Model([a, b], ops.concatenate([a, b], axis=-1)))
+    kquant.calibrate(q, [X[:, :3], X[:, :4]], verbose=False)
+    kquant.export(q, tmp_path / "m.tflite", check_runtimes=False)
+    arrays = [np.zeros((n, width), np.float32) for n, width in zip(sizes, (3, 4), strict=True)]
+    for x in (arrays, dict(zip("ab", arrays, strict=True))):
+        with pytest.raises(ValueError, match=rf"same number of samples. Received: \[{sizes[0]}, {sizes[1]}\]"):
+            kquant.predict(tmp_path / "m.tflite", x)
 
 
 def test_predict_takes_batches() -> None:
@@ -509,6 +563,42 @@ def test_verify_refuses_another_models_file() -> None:
     other = kquant.calibrate(kquant.quantize(dense()), X * 3, verbose=False)
     report = kquant.verify(other, content(), X)
     assert not report.ok and set(report.wrong_encodings) >= {"x", "head"}
+
+
+@pytest.mark.parametrize("kind", ["shape", "outputs", "inputs"])
+def test_verify_names_the_inputs_and_outputs_that_differ(kind: str) -> None:
+    x, other = keras.Input((6,), name="x"), keras.Input((6,), name="other")
+    head = layers.Dense(3, name="head")
+    outputs = {
+        "shape": layers.Dense(4, name="head")(x),
+        "outputs": [head(x), layers.ReLU()(x)],
+        "inputs": head(x + other),
+    }[kind]
+    model = keras.Model([x, other] if kind == "inputs" else x, outputs)
+    data = [X, X] if kind == "inputs" else X
+    q = kquant.calibrate(kquant.quantize(model), data, verbose=False)
+    wanted = r"^verify: this file takes 'x' \[1, 6\] and gives 'head' \[1, 3\]; the model takes .x.*another model: g"
+    with pytest.raises(ValueError, match=wanted):
+        kquant.verify(q, content(), data)
+
+
+def test_verify_compares_by_place_where_names_differ() -> None:
+    model = keras.Sequential([keras.Input((6,), name="in"), layers.Dense(3, name="tail")])
+    again = keras.Sequential([keras.Input((6,), name="in"), layers.Dense(3, name="tail")])
+    again.set_weights(dense().get_weights())
+    for given, wrong in ((model, {"tail"}), (again, set())):
+        q = kquant.calibrate(kquant.quantize(given), X, verbose=False)
+        assert set(kquant.verify(q, content(), X, "litert-reference").wrong_encodings) == wrong
+
+
+def test_verify_knows_its_own_files(tmp_path: Path) -> None:
+    """Whatever the application feeds, and where an input is an output."""
+    x = keras.Input((6,), name="x")
+    model = keras.Model({"a": x}, {"plain": x, "twice": [layers.ReLU()(x), layers.ReLU()(x)], "sum": x + 1.0})
+    q = kquant.calibrate(kquant.quantize(model), {"a": X}, verbose=False)
+    for io in ("model", "uint8", "int16", "float32"):
+        kquant.export(q, tmp_path / "m.tflite", io=io, check_runtimes=False)
+        assert kquant.verify(q, tmp_path / "m.tflite", {"a": X}, "litert-reference").samples == 64
 
 
 # The user's model

@@ -169,9 +169,11 @@ def test_batches_stops_an_endless_dataset() -> None:
         calibrated(small(), repeated)
 
 
-def test_wrong_limit_is_refused() -> None:
-    with pytest.raises(ValueError, match="batches must be 1 or more. Received: 0"):
-        calibrated(small(), batches=0)
+@pytest.mark.parametrize("name", ["batches", "batch_size"])
+@pytest.mark.parametrize("value", [0, -3, "a", 2.5, True])
+def test_wrong_counts_are_refused(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"calibrate: {name} must be 1 or more. Received: {value!r}"):
+        calibrated(small(), **{name: value})
 
 
 def empty_generator() -> Iterator[np.ndarray]:
@@ -219,6 +221,18 @@ def test_constant_tensor_warns() -> None:
         calibrated(small(), np.full((64, 6), 0.5, "float32"))
 
 
+def test_constants_of_the_model_are_no_fault_of_the_data() -> None:
+    x = keras.Input((3, 4), name="x")
+    ones = keras.ops.ones((3, 4))
+    model = keras.Model(x, [x * ones, keras.ops.maximum(keras.layers.Dense(4, name="head")(x), ones[:, :1])])
+    data = np.float32(RNG.normal(size=(64, 3, 4)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        calibrated(kquant.quantize(model, MINMAX), data)
+    with pytest.warns(UserWarning, match="hold a single value on all data: x_quant(?!.*stored)"):
+        calibrated(kquant.quantize(model, MINMAX), np.ones_like(data))
+
+
 def test_halves_that_differ_warn() -> None:
     data = np.concatenate([X[:48], X[48:] * 10])
     with pytest.warns(
@@ -227,10 +241,59 @@ def test_halves_that_differ_warn() -> None:
         calibrated(small(), data, batch_size=16)
 
 
-def test_good_data_do_not_warn() -> None:
+@pytest.mark.parametrize("count", [33, 40, 63, 64, 100, 129, 130, 200, 1000])
+def test_halves_that_differ_warn_wherever_the_middle_falls(count: int) -> None:
+    data = np.float32(RNG.normal(size=(count, 6)))
+    data[(count + 1) // 2 :] *= 50
+    with pytest.warns(UserWarning, match="between the first and the second half.*x_quant"):
+        calibrated(small(), data)
+
+
+@pytest.mark.parametrize("sizes", [(20, 40, 20, 20), (1, 42, 20, 20), (25, 30, 25)])
+def test_a_batch_with_the_middle_belongs_to_no_half(sizes: tuple[int, ...]) -> None:
+    """Its few samples of the other half would hide what differs."""
+    data = np.float32(RNG.normal(size=(sum(sizes), 6)))
+    data[sum(sizes) // 2 :] *= 50
+    ends = np.cumsum(sizes)
+    with pytest.warns(UserWarning, match="between the first and the second half.*x_quant"):
+        calibrated(small(), lambda: iter([data[e - n : e] for e, n in zip(ends, sizes, strict=True)]))
+
+
+def test_halves_that_lie_apart_warn() -> None:
+    """What counts is the range with 0 in it, as on the grid: of one width, but not at one place."""
+    data = np.float32(RNG.uniform(0, 1, size=(96, 6)))
+    data[48:] += 10
+    with pytest.warns(UserWarning, match="between the first and the second half.*x_quant"):
+        calibrated(small(), data)
+
+
+def far_away() -> keras.Model:
+    x = keras.Input((4,), name="pressure")
+    return keras.Model(x, keras.layers.Dense(3)(keras.layers.Normalization(mean=[1000.0] * 4, variance=[1.0] * 4)(x)))
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_inputs_far_from_zero_warn(sign: int) -> None:
+    """Where the first layer was to bring them near 0, too few codes are left to hand it."""
+    data = sign * np.float32(1000 + np.random.default_rng(0).normal(size=(64, 4)))
+    with pytest.warns(UserWarning, match=r"input 'pressure', .* span 1.\d steps of its 8-bit grid.*Subtract their"):
+        calibrated(kquant.quantize(far_away()), data)
+
+
+@pytest.mark.parametrize(("recipe", "centre"), [("int16x8", 1000.0), ("int8", 20.0), ("int8", 1.0)])
+def test_inputs_with_codes_enough_do_not_warn(recipe: str, centre: float) -> None:
+    data = np.float32(centre + np.random.default_rng(0).normal(size=(64, 4)))
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        calibrated(small())
+        calibrated(kquant.quantize(far_away(), recipe), data)
+
+
+@pytest.mark.parametrize("count", [40, 45, 96, 200])
+def test_good_data_do_not_warn(count: int) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        calibrated(small(), np.float32(np.random.default_rng(count).normal(size=(count, 6))))
+        calibrated(small(), np.float32(np.random.default_rng(count).uniform(9, 11, size=(count, 6))))
 
 
 # Shards
@@ -335,10 +398,12 @@ def test_memory_does_not_grow_with_the_samples() -> None:
 def test_statistics_of_many_batches_are_thinned() -> None:
     rows = [np.float32([[-i, i], [0, 1]]) for i in range(30_000)]
     kept: list[np.ndarray] = []
+    sizes: list[int] = []
     for row in rows:
         kept.append(row)
-        kept = thinned(kept)
-    assert len(kept) < MOST_BATCHES
+        sizes.append(3)
+        kept, sizes = thinned(kept, sizes)
+    assert len(kept) == len(sizes) < MOST_BATCHES and sum(sizes) == 3 * len(rows)
     both = [Statistics(*np.stack(part)[:, 0].T) for part in (kept, rows)]
     assert minmax(both[0], QuantSpec()) == minmax(both[1], QuantSpec()) == (-29_999.0, 29_999.0)
     assert moving_average(both[0], QuantSpec()) == pytest.approx(moving_average(both[1], QuantSpec()), rel=1e-12)

@@ -1,10 +1,14 @@
 """Exports of models as users have them: integer images, more inputs than TFLM concatenates, inputs by name."""
 
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
 
 import kquant
+from kquant import interpreters, runtimes
 
 layers = keras.layers
 RNG = np.random.default_rng(5)
@@ -34,6 +38,78 @@ def test_arena_is_unknown_beyond_the_limits_of_tflm(tmp_path):
     model = keras.Model(x, layers.Concatenate()([layers.Dense(2)(x) for _ in range(14)]))
     result = compressed(model, RNG.normal(size=(64, 4)).astype("float32"), tmp_path / "m.tflite")
     assert result.report.arena_bytes is None
+
+
+@pytest.mark.parametrize("kind", ["convolutions", "mean", "transposed"])
+def test_small_files_with_large_tensors_run_on_tflm(kind, tmp_path):
+    """Ten times the file, the interpreter's own choice, is no arena for them."""
+    pytest.importorskip("tflite_micro", reason="the micro extra is not installed")
+    parts = {
+        "convolutions": [layers.Conv2D(8, 3, strides=2, activation="relu"), layers.DepthwiseConv2D(3, strides=2)],
+        "mean": [layers.GlobalAveragePooling2D()],
+        "transposed": [layers.Conv2DTranspose(4, 3, strides=2)],
+    }
+    model = keras.Sequential([keras.Input((64, 64, 3)), *parts[kind]])
+    data = RNG.normal(size=(40, 64, 64, 3)).astype("float32")
+    report = compressed(model, data, tmp_path / "m.tflite", target="tflm").report
+    assert report.arena_bytes is not None and report.arena_bytes > 10 * report.file_bytes
+    found = [kquant.predict(tmp_path / "m.tflite", data[:2], runtime) for runtime in ("tflm", "litert-reference")]
+    np.testing.assert_array_equal(*found)
+
+
+def test_arena_is_what_tflm_says_whatever_it_was_given(tmp_path):
+    """To the byte what an arena of ten times the file gives, where that is enough."""
+    pytest.importorskip("tflite_micro", reason="the micro extra is not installed")
+    model = keras.Sequential([keras.Input((6, 6, 2)), layers.Conv2D(5, 3), layers.Flatten(), layers.Dense(7)])
+    data = RNG.normal(size=(40, 6, 6, 2)).astype("float32")
+    report = compressed(model, data, tmp_path / "m.tflite", target="tflm").report
+    code = "import sys, tflite_micro as t; t.runtime.Interpreter.from_file(sys.argv[1]).print_allocations()"
+    said = subprocess.run([sys.executable, "-c", code, tmp_path / "m.tflite"], capture_output=True, check=True).stderr
+    assert f"Arena allocation total {report.arena_bytes} bytes" in said.decode()
+
+
+def test_what_was_not_run_is_not_in_the_report(tmp_path):
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(2)])
+    q = kquant.calibrate(kquant.quantize(model), RNG.normal(size=(40, 4)), verbose=False)
+    report = kquant.export(q, tmp_path / "m.tflite", check_runtimes=False)
+    assert report.arena_bytes is None and report.verification == ()
+    said = " ".join((type(report).__doc__ or "").split())
+    assert "with check_runtimes=False, and for files that TFLM does not run" in said
+
+
+def test_an_arena_grows_until_tflm_is_content(tmp_path, monkeypatch):
+    tflm = pytest.importorskip("tflite_micro", reason="the micro extra is not installed").runtime
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(2)])
+    data = RNG.normal(size=(40, 4)).astype("float32")
+    q = kquant.calibrate(kquant.quantize(model), data, verbose=False)
+    kquant.export(q, tmp_path / "m.tflite", check_runtimes=False)
+    content, sizes = (tmp_path / "m.tflite").read_bytes(), []
+
+    def picky(data, arena_size):
+        sizes.append(arena_size)
+        if len(sizes) < 3:
+            raise RuntimeError("TFLM failed to allocate tensors")
+        return "ready"
+
+    monkeypatch.setattr(tflm.Interpreter, "from_bytes", picky)
+    assert interpreters.tflm_interpreter(content) == "ready"
+    first = interpreters.arena_for(content)
+    assert sizes == [first, 8 * first, 64 * first]
+    sizes[:] = []
+    monkeypatch.setattr(interpreters, "LARGEST_ARENA", 2 * first)
+    with pytest.raises(ValueError, match=f"tflm cannot prepare this file: TFLM failed.*in an arena of {2 * first:,} b"):
+        runtimes.open_runtime(content, "tflm")
+
+
+def test_what_tflm_refuses_is_told_in_its_words(tmp_path):
+    pytest.importorskip("tflite_micro", reason="the micro extra is not installed")
+    x = keras.Input((4,), name="x")
+    model = keras.Model(x, layers.Concatenate()([layers.Dense(2)(x) for _ in range(14)]))
+    data = RNG.normal(size=(64, 4)).astype("float32")
+    q = kquant.calibrate(kquant.quantize(model), data, verbose=False)
+    kquant.export(q, tmp_path / "m.tflite", check_runtimes=False)
+    with pytest.raises(ValueError, match="kMaxInputNum.*Node CONCATENATION .*in an arena of 1,073,741,824 bytes too"):
+        kquant.predict(tmp_path / "m.tflite", data, "tflm")
 
 
 def test_crash_of_an_interpreter_is_an_error_that_names_the_cause(tmp_path):

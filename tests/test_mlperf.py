@@ -1,5 +1,9 @@
 """The five pretrained MLPerf Tiny models, from `.keras` to files that all runtimes execute; needs the asset folder."""
 
+import re
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -18,6 +22,10 @@ def test_file_computes_what_the_model_computes(name, tmp_path):
     result = kquant.compress(task.model, task.calibration, output=tmp_path / "m.tflite", verbose=False)
     content = (tmp_path / "m.tflite").read_bytes()
     assert kquant.inspect(content).is_integer
+    if "tflm" in available():  # its own arena, ten times the file, is enough for these
+        code = "import sys, tflite_micro as t; t.runtime.Interpreter.from_file(sys.argv[1]).print_allocations()"
+        said = subprocess.run([sys.executable, "-c", code, tmp_path / "m.tflite"], capture_output=True, check=True)
+        assert re.findall(rb"Arena allocation total (\d+) b", said.stderr) == [b"%d" % result.report.arena_bytes]
     x = task.x[:24]
     simulated = result.model.predict(x, verbose=0)
     step = kquant.inspect(content).outputs[0].scale[0]

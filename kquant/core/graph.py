@@ -72,7 +72,22 @@ def trace(
     """
     inputs = inputs_of(model, input_shape)
     nodes, outputs = unfold(model, inputs, known, masks)
+    if input_shape is not None:
+        for node in nodes:
+            _refuse_misfit(node)
     return Graph(model.name, inputs, outputs, reachable(nodes, tree.flatten(outputs)))
+
+
+def _refuse_misfit(node: Node) -> None:
+    """A layer's weights are for one number of channels; Keras says so only where the layer is called."""
+    spec = next(iter(tree.flatten(getattr(node.op, "input_spec", None))), None)
+    for axis, expected in (getattr(spec, "axes", None) or {}).items():
+        shape = node.inputs[0].shape
+        if expected is not None and shape[axis] not in (None, expected):
+            raise ValueError(
+                f"{node.name} ({type(node.op).__name__}): its weights are for {expected} values along axis {axis} of "
+                f"its input. Received: an input of shape {shape}."
+            )
 
 
 def rewrite(

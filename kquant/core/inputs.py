@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -74,6 +75,11 @@ def _reshaped(struct: Any, input_shape: Any, name: str) -> Any:
     flat = tree.flatten(struct)
     if isinstance(input_shape, dict):
         input_shape = [input_shape.get(t.name) for t in flat]
+    if isinstance(input_shape, str) or not isinstance(input_shape, Iterable):
+        raise ValueError(
+            f"{name}: input_shape must be a shape with batch axis, like {flat[0].shape}, or a list or dict of shapes. "
+            f"Received: {input_shape!r}."
+        )
     shapes = [input_shape] if all(isinstance(n, int | None) for n in input_shape) else list(input_shape)
     if len(shapes) != len(flat) or any(shape is None for shape in shapes):
         raise ValueError(
@@ -85,6 +91,10 @@ def _reshaped(struct: Any, input_shape: Any, name: str) -> Any:
             raise ValueError(
                 f"{name}: input_shape for '{t.name}' must have rank {len(t.shape)}, batch axis included, like "
                 f"{t.shape}. Received: {tuple(shape)}."
+            )
+        if any(n is not None and (not isinstance(n, int) or n < 0) for n in shape[1:]):
+            raise ValueError(
+                f"{name}: input_shape for '{t.name}' must hold whole numbers. Received: {tuple(shape)}."
             )
     new = [Tensor((None, *shape[1:]), t.dtype, name=t.name) for t, shape in zip(flat, shapes, strict=True)]
     return tree.pack_sequence_as(struct, new)

@@ -73,17 +73,19 @@ def histogram(values: np.ndarray, each: int = 1, largest: float = 0.0) -> Statis
     return Statistics(none, none, counts, reach)
 
 
-def thinned(extents: list[np.ndarray]) -> list[np.ndarray]:
+def thinned(extents: list[np.ndarray], sizes: list[int]) -> tuple[list[np.ndarray], list[int]]:
     """Extremes of many batches in bounded memory: past `MOST_BATCHES`, the older half becomes pairs of batches.
 
     What is thinned lies thousands of batches back, where a moving average has forgotten it.
 
     Args:
         extents: float32[tensors, 2] for each batch, smallest and largest value.
+        sizes: samples of each batch.
     """
     if len(extents) < MOST_BATCHES:
-        return extents
+        return extents, sizes
     older = np.stack(extents[: MOST_BATCHES // 2])
     lows, highs = older[..., 0], older[..., 1]
     pairs = np.stack([np.minimum(lows[::2], lows[1::2]), np.maximum(highs[::2], highs[1::2])], axis=-1)
-    return [*pairs, *extents[MOST_BATCHES // 2 :]]
+    both = np.reshape(sizes[: MOST_BATCHES // 2], (-1, 2)).sum(axis=1).tolist()
+    return [*pairs, *extents[MOST_BATCHES // 2 :]], [*both, *sizes[MOST_BATCHES // 2 :]]

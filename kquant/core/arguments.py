@@ -1,0 +1,60 @@
+"""Checks of what callers give: refuse it by name, before numpy does."""
+
+from __future__ import annotations
+
+import numbers
+from typing import Any
+
+import numpy as np
+
+
+def array_of(where: str, x: Any) -> np.ndarray:
+    """`x` as an array.
+
+    Args:
+        where: what the message starts with.
+        x: array, or list of arrays or numbers of one shape.
+
+    Raises:
+        ValueError: the samples in it have different shapes.
+
+    Example:
+        >>> array_of("data", [[1, 2], [3]])
+        Traceback (most recent call last):
+        ValueError: data: expected samples of one shape. Received: (2,), (1,). Pad them, or cut them, to the model's.
+    """
+    try:
+        return np.asarray(x)
+    except ValueError as error:
+        shapes = list(dict.fromkeys(_shape(sample) for sample in x))
+        raise ValueError(
+            f"{where}: expected samples of one shape. Received: {', '.join(shapes[:4])}. Pad them, or cut them, to the "
+            "model's."
+        ) from error
+
+
+def _shape(sample: Any) -> str:
+    try:
+        return str(np.shape(sample))
+    except ValueError:
+        return "a sample that is uneven itself"
+
+
+def check_count(where: str, name: str, value: Any) -> None:
+    """Refuse what does not count anything.
+
+    Args:
+        where: what the message starts with.
+        name: of the argument.
+        value: given for it.
+
+    Raises:
+        ValueError: not a whole number, or less than 1.
+
+    Example:
+        >>> check_count("calibrate", "batches", 2.5)
+        Traceback (most recent call last):
+        ValueError: calibrate: batches must be 1 or more. Received: 2.5.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
+        raise ValueError(f"{where}: {name} must be 1 or more. Received: {value!r}.")
