@@ -65,10 +65,11 @@ def expand_call(op: Any, make_for: Callable[[Any], Any], args: tuple, kwargs: di
     """One call, expanded until no rule has anything to expand; what is `ours` need not be copied."""
     rule = find(op)
     if rule is None:
-        raise ValueError(
-            f"{op.name} ({type(op).__name__}): kquant has no rule for it. Replace it by layers that have one "
-            "(`kquant.check(model)` lists what each layer becomes), or leave it out of the exported model."
+        said = remedy(op) or (
+            "kquant has no rule for it. Replace it by layers that have one (`kquant.check(model)` lists what each "
+            "layer becomes), or leave it out of the exported model"
         )
+        raise ValueError(f"{op.name} ({type(op).__name__}): {said}.")
     left_out = ("training",) if rule.masks else ("training", "mask")
     kwargs = {k: v for k, v in kwargs.items() if k not in left_out}
     if rule.expand is None:

@@ -218,7 +218,7 @@ def _followed(op: Any, args: tuple, kwargs: dict) -> Any:
         outputs = op.call(*args, **kwargs)
     except Exception as error:  # whatever the user's code raises on symbolic tensors
         said = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        if _is_builtin(op):
+        if _is_builtin(op) and not isinstance(op, keras.layers.Activation):  # that one calls the user's function
             raise ValueError(
                 f"{where}: kquant has no rule for this layer, and its `call` does not unfold into operations that have "
                 f"one. Replace it by layers that have one, or leave it out of the exported model. It said: {said}"
