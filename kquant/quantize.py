@@ -12,6 +12,7 @@ import numpy as np
 from kquant import observers, targets
 from kquant.attach import attach
 from kquant.core import recipe as recipes
+from kquant.core.defaults import own_defaults
 from kquant.core.graph import Graph, trace
 from kquant.core.inputs import check_static, inputs_of
 from kquant.core.nodes import Compressed, FakeQuant
@@ -74,22 +75,23 @@ def quantize(
     unknown = unknown_layers(graph)
     if unknown:
         raise ValueError(describe(unknown, goal))
-    flat = trace(expand_graph(graph), is_known)
-    live = chosen.training.batch_norm == "live"
-    folded = fold_graph(flat, live=live) if chosen.fold else Folded(flat, {}, {})
-    plan = make_plan(folded.graph, chosen, goal)
-    if plan.problems:
-        raise ValueError(describe(plan.problems, goal))
-    warn_dead(plan)
-    warn_narrowed(plan)
-    qmodel = attach(plan, folded.gains, folded.moments, carried, folded.norms)
-    warn_simulated(qmodel)
-    if chosen.pruning is not None and not has_masks(qmodel):
-        put_masks(qmodel, settings_of(chosen, {}))
-        qmodel = as_loaded(qmodel)
-    if chosen.clustering is not None and not has_codebooks(qmodel):
-        put_codebooks(qmodel, chosen)
-        qmodel = as_loaded(qmodel)
+    with own_defaults(graph.layers()):
+        flat = trace(expand_graph(graph), is_known)
+        live = chosen.training.batch_norm == "live"
+        folded = fold_graph(flat, live=live) if chosen.fold else Folded(flat, {}, {})
+        plan = make_plan(folded.graph, chosen, goal)
+        if plan.problems:
+            raise ValueError(describe(plan.problems, goal))
+        warn_dead(plan)
+        warn_narrowed(plan)
+        qmodel = attach(plan, folded.gains, folded.moments, carried, folded.norms)
+        warn_simulated(qmodel)
+        if chosen.pruning is not None and not has_masks(qmodel):
+            put_masks(qmodel, settings_of(chosen, {}))
+            qmodel = as_loaded(qmodel)
+        if chosen.clustering is not None and not has_codebooks(qmodel):
+            put_codebooks(qmodel, chosen)
+            qmodel = as_loaded(qmodel)
     return qmodel if encodings is None else set_encodings(qmodel, encodings)
 
 
