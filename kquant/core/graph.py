@@ -58,6 +58,11 @@ class Graph:
         return found
 
 
+def alone(node: Node) -> Graph:
+    """The graph of one call."""
+    return Graph(node.name, list({id(t): t for t in node.inputs}.values()), list(node.outputs), (node,))
+
+
 def trace(
     model: keras.Model, known: Callable[[Any], bool], input_shape: Any = None, *, masks: bool = False
 ) -> Graph:
