@@ -14,6 +14,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from kquant.core.defaults import own_defaults
 from kquant.core.graph import Graph, Node, substitute, trace
 from kquant.expand import expand_call
 from kquant.ops import find
@@ -73,7 +74,8 @@ def cell(model: keras.Model | keras.layers.Layer) -> keras.Model:
     shapes = [(1, 1, *t.shape[2:]) for t in keras.tree.flatten(model.inputs)]
     _refuse_mixing(trace(model, _is_known))
     graph = trace(model, _is_known, shapes if len(shapes) > 1 else shapes[0])
-    return _assembled(graph, [_open(t) for t in keras.tree.flatten(graph.inputs)])
+    with own_defaults(graph.layers()):
+        return _assembled(graph, [_open(t) for t in keras.tree.flatten(graph.inputs)])
 
 
 def cell_samples(step: keras.Model, x: np.ndarray) -> list[np.ndarray]:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import keras
 
 from kquant import targets
-from kquant.core.graph import Graph, Node, trace
+from kquant.core.graph import Node, alone, trace
 from kquant.expand import expand_graph
 from kquant.ops import find
 from kquant.plan import problem
@@ -83,9 +83,8 @@ def check(model: keras.Model, target: str = "tflm", *, input_shape: Any = None) 
 
 def _row(node: Node, target: targets.Target) -> LayerCheck:
     name, kind = node.name, type(node.op).__name__
-    tensors = list({id(t): t for t in node.inputs}.values())
     try:
-        part = expand_graph(Graph(name, tensors, list(node.outputs), (node,)))
+        part = expand_graph(alone(node))
     except ValueError as error:
         return LayerCheck(name, kind, "refused", (), str(error))
     nodes = [n for n in trace(part, is_known).nodes if not isinstance(n.op, keras.layers.Identity)]

@@ -6,6 +6,7 @@ convolutions, batch norms and constants become `Affine`. Weights are copied: the
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import keras
 
 from kquant.core.copies import own
+from kquant.core.defaults import own_defaults
 from kquant.core.graph import Graph, Node, legal_name, named_apart, rewrite, trace
 from kquant.core.origin import mark, origins
 from kquant.core.unfold import substitute
@@ -46,7 +48,8 @@ def expand_graph(graph: Graph) -> keras.Model:
         def make(key: str, factory: Callable[[], Any]) -> Any:
             if (id(op), key) not in made:
                 name = op.name
-                made[id(op), key] = named_apart(factory(), taken)
+                with own_defaults([op]) if isinstance(op, keras.layers.Layer) else contextlib.nullcontext():
+                    made[id(op), key] = named_apart(factory(), taken)
                 if isinstance(made[id(op), key], keras.Operation):
                     mark(made[id(op), key], (*origins(op), *owners.get(id(op), ()), (name, type(op).__name__)))
             return made[id(op), key]
@@ -65,10 +68,11 @@ def expand_call(op: Any, make_for: Callable[[Any], Any], args: tuple, kwargs: di
     """One call, expanded until no rule has anything to expand; what is `ours` need not be copied."""
     rule = find(op)
     if rule is None:
-        raise ValueError(
-            f"{op.name} ({type(op).__name__}): kquant has no rule for it. Replace it by layers that have one "
-            "(`kquant.check(model)` lists what each layer becomes), or leave it out of the exported model."
+        said = remedy(op) or (
+            "kquant has no rule for it. Replace it by layers that have one (`kquant.check(model)` lists what each "
+            "layer becomes), or leave it out of the exported model"
         )
+        raise ValueError(f"{op.name} ({type(op).__name__}): {said}.")
     left_out = ("training",) if rule.masks else ("training", "mask")
     kwargs = {k: v for k, v in kwargs.items() if k not in left_out}
     if rule.expand is None:

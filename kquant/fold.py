@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
+from kquant.core.defaults import own_defaults
 from kquant.core.graph import Graph, Node, rewrite, trace
 from kquant.core.transforms import growing
 from kquant.core.unfold import substitute
@@ -58,7 +59,9 @@ def fold(model: keras.Model) -> keras.Model:
         >>> [type(layer).__name__ for layer in fold(model).layers]
         ['InputLayer', 'Dense']
     """
-    folded = fold_graph(trace(expand(model), lambda op: find(op) is not None))
+    graph = trace(expand(model), lambda op: find(op) is not None)
+    with own_defaults(graph.layers()):
+        folded = fold_graph(graph)
     return rewrite(folded.graph, lambda node, args, kwargs: node.op(*args, **kwargs))
 
 

@@ -12,10 +12,12 @@ import numpy as np
 from kquant import observers, targets
 from kquant.attach import attach
 from kquant.core import recipe as recipes
-from kquant.core.graph import Graph, trace
+from kquant.core.defaults import own_defaults
+from kquant.core.graph import Graph, alone, trace
 from kquant.core.inputs import check_static, inputs_of
 from kquant.core.nodes import Compressed, FakeQuant
 from kquant.core.spec import KERNEL_BITS
+from kquant.core.wording import first_of
 from kquant.encodings import set_encodings
 from kquant.expand import expand_graph
 from kquant.fold import Folded, fold_graph
@@ -71,25 +73,23 @@ def quantize(
     warn_lost_losses(model)
     plain, carried = release(model)
     graph = read(plain, input_shape)
-    unknown = unknown_layers(graph)
-    if unknown:
-        raise ValueError(describe(unknown, goal))
-    flat = trace(expand_graph(graph), is_known)
-    live = chosen.training.batch_norm == "live"
-    folded = fold_graph(flat, live=live) if chosen.fold else Folded(flat, {}, {})
-    plan = make_plan(folded.graph, chosen, goal)
-    if plan.problems:
-        raise ValueError(describe(plan.problems, goal))
-    warn_dead(plan)
-    warn_narrowed(plan)
-    qmodel = attach(plan, folded.gains, folded.moments, carried, folded.norms)
-    warn_simulated(qmodel)
-    if chosen.pruning is not None and not has_masks(qmodel):
-        put_masks(qmodel, settings_of(chosen, {}))
-        qmodel = as_loaded(qmodel)
-    if chosen.clustering is not None and not has_codebooks(qmodel):
-        put_codebooks(qmodel, chosen)
-        qmodel = as_loaded(qmodel)
+    with own_defaults(graph.layers()):
+        flat = trace(expanded(graph, goal), is_known)
+        live = chosen.training.batch_norm == "live"
+        folded = fold_graph(flat, live=live) if chosen.fold else Folded(flat, {}, {})
+        plan = make_plan(folded.graph, chosen, goal)
+        if plan.problems:
+            raise ValueError(describe(plan.problems, goal))
+        warn_dead(plan)
+        warn_narrowed(plan)
+        qmodel = attach(plan, folded.gains, folded.moments, carried, folded.norms)
+        warn_simulated(qmodel)
+        if chosen.pruning is not None and not has_masks(qmodel):
+            put_masks(qmodel, settings_of(chosen, {}))
+            qmodel = as_loaded(qmodel)
+        if chosen.clustering is not None and not has_codebooks(qmodel):
+            put_codebooks(qmodel, chosen)
+            qmodel = as_loaded(qmodel)
     return qmodel if encodings is None else set_encodings(qmodel, encodings)
 
 
@@ -99,13 +99,70 @@ def read(model: keras.Model, input_shape: Any) -> Graph:
     Raises:
         ValueError: open or empty shapes, an `input_shape` that does not fit, or a `call` that cannot be followed.
     """
-    check_static(model.name, inputs_of(model, input_shape))
+    inputs = inputs_of(model, input_shape)
+    check_static(model.name, inputs)
     try:
-        return trace(model, lambda op: is_known(op) or remedy(op) is not None, input_shape)
+        graph = trace(model, lambda op: is_known(op) or remedy(op) is not None, input_shape)
     except ValueError as error:
         if input_shape is None:
             raise
         raise ValueError(f"{model.name}: with input_shape={input_shape}: {error}") from error
+    check_dtypes(graph)
+    return graph
+
+
+def check_dtypes(graph: Graph) -> None:
+    """Refuse inputs that are no numbers, and float64 (a model without weights may compute in it, too).
+
+    Raises:
+        ValueError: naming the input or the layer.
+    """
+    given = {id(t): t for t in keras.tree.flatten(graph.inputs)}
+    for t in given.values():
+        if not t.dtype.startswith(("float", "bfloat", "int", "uint", "bool")):
+            raise ValueError(
+                f"{graph.name}: input '{t.name}' is of type {t.dtype}, which no integer kernel reads. Keep what makes "
+                "numbers of it in the application's preprocessing, and give the model those numbers."
+            )
+    for node in graph.nodes:
+        read = {t.dtype for t in node.inputs if id(t) in given}
+        if "float64" in ([node.op.compute_dtype] if isinstance(node.op, keras.layers.Layer) else read):
+            raise ValueError(
+                f"{node.name} ({type(node.op).__name__}): it computes in float64; kquant reads float32. Rebuild the "
+                "model with dtype float32, its inputs and constants too."
+            )
+
+
+def expanded(graph: Graph, target: targets.Target) -> keras.Model:
+    """`expand_graph`, or all that it refuses at once.
+
+    Raises:
+        ValueError: naming every layer without a rule, and every one that its rule refuses, with the remedy.
+    """
+    problems = unknown_layers(graph)
+    try:
+        if not problems:
+            return expand_graph(graph)
+    except ValueError as error:
+        problems = _refusals(graph)
+        if len(problems) < 2:
+            raise error
+        raise ValueError(describe(problems, target)) from error
+    raise ValueError(describe([*problems, *_refusals(graph)], target))
+
+
+def _refusals(graph: Graph) -> list[Problem]:
+    """The calls that `expand_graph` refuses, each tried alone."""
+    problems = []
+    for node in graph.nodes:
+        try:
+            if is_known(node.op):
+                expand_graph(alone(node))
+        except ValueError as error:
+            kind = type(node.op).__name__
+            reason = str(error).removeprefix(f"{node.name} ({kind}): ").removeprefix(f"{node.name}: ").rstrip(".")
+            problems.append(Problem(node.name, kind, reason))
+    return problems
 
 
 def unknown_layers(graph: Graph) -> list[Problem]:
@@ -160,12 +217,18 @@ def check_model(model: Any) -> None:
     """Refuse what kquant cannot take, with the way out.
 
     Raises:
-        ValueError: no Keras 3 model, quantized already, weights that are not float32 or not finite.
+        ValueError: no Keras 3 model, quantized already (by Keras too), weights that are not float32 or not finite.
     """
     if not isinstance(model, keras.Model):
         raise ValueError(_no_model(model))
     if any(isinstance(layer, FakeQuant | Compressed) for layer in model._flatten_layers()):
         raise ValueError(f"{model.name}: this model is quantized already; pass the float model.")
+    grids = [layer.name for layer in model._flatten_layers() if getattr(layer, "quantization_mode", None)]
+    if grids:
+        raise ValueError(
+            f"{model.name}: Keras quantized {first_of(grids)} (`model.quantize`); kquant finds its own grids. Pass the "
+            "float model, as it was before."
+        )
     for variable in model.variables:
         if "float" not in variable.dtype:
             continue

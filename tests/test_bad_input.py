@@ -688,3 +688,94 @@ def test_other_outputs_of_a_quantized_model_are_named(tmp_path: Path) -> None:
     for model, maker in ((behind, "softmax"), (inside, "head_quant")):
         with pytest.raises(ValueError, match=rf"^export: {model.name} gives out what '{maker}.*no quantized tensor"):
             kquant.export(model, tmp_path / "m.tflite")
+
+
+@pytest.mark.parametrize("verb", [kquant.quantize, kquant.check])
+def test_a_model_that_keras_quantized_is_refused(verb: Callable) -> None:
+    model = dense()
+    model.quantize("int8")
+    with pytest.raises(ValueError, match=r"net: Keras quantized head \(`model.quantize`\).*Pass the float model"):
+        verb(model)
+
+
+class Branching(keras.Model):
+    """Runs on data, but Keras cannot follow it to learn its shapes."""
+
+    def __init__(self, follow: Callable) -> None:
+        super().__init__(name="net")
+        self.follow, self.head = follow, layers.Dense(2, name="head")
+
+    def call(self, x: Any) -> Any:
+        return self.follow(self.head(x))
+
+
+UNFOLLOWED = {
+    "branch": lambda y: y + 1.0 if float(ops.max(y)) > 0 else y,
+    "py_function": lambda y: tf.py_function(lambda v: v, [y], tf.float32),
+}
+
+
+@pytest.mark.parametrize("name", UNFOLLOWED)
+def test_a_subclass_that_cannot_be_followed_is_told_so(name: str) -> None:
+    model = Branching(UNFOLLOWED[name])
+    model(X[:1])
+    with pytest.raises(ValueError, match=r"net \(Branching\): .* no input shape.*followed.*input_shape=\(None"):
+        kquant.quantize(model)
+    with pytest.raises(ValueError, match=r"net \(Branching\): its `call` cannot be followed on symbolic tensors"):
+        kquant.quantize(model, input_shape=(None, 6))
+
+
+def test_an_input_shape_stands_in_for_one_that_keras_does_not_know() -> None:
+    model = Branching(lambda y: y)
+    model.head.build((None, 6))
+    model.built = True
+    assert kquant.quantize(model, input_shape=(None, 6)).input_shape == (None, 6)
+
+
+CONSTANTS = {
+    "sum": lambda x: x + np.inf,
+    "product": lambda x: x * np.nan,
+    "rows": lambda x: layers.Reshape((2, 3))(x) + np.float32([[1.0], [np.inf]]),
+    "bound": lambda x: ops.maximum(x, np.nan),
+    "no number is larger": lambda x: ops.minimum(x, -np.inf),
+    "normalization": lambda x: layers.Rescaling(1.0, offset=np.inf)(x),
+}
+
+
+@pytest.mark.parametrize("name", CONSTANTS)
+def test_infinite_constants_are_refused(name: str) -> None:
+    x = keras.Input((6,), name="x")
+    with pytest.raises(ValueError, match=r"\w+: a constant of the model holds NaN or Inf"):
+        kquant.quantize(keras.Model(x, CONSTANTS[name](x), name="net"))
+
+
+def test_an_infinite_bound_is_none() -> None:
+    x = keras.Input((6,), name="x")
+    model = keras.Model(x, ops.clip(x, -np.inf, 1.0) + ops.maximum(x, -np.inf), name="net")
+    np.testing.assert_allclose(kquant.fold(model).predict(X, verbose=0), model.predict(X, verbose=0), atol=1e-6)
+
+
+@pytest.mark.parametrize("verb", [kquant.quantize, kquant.check])
+def test_strings_and_doubles_are_refused(verb: Callable) -> None:
+    text = keras.Input((6,), name="text", dtype="string")
+    with pytest.raises(ValueError, match=r"net: input 'text' is of type string.*preprocessing"):
+        verb(keras.Model(text, layers.Flatten()(text), name="net"))
+    x = keras.Input((6,), name="x", dtype="float64")
+    for y in (layers.ReLU(name="double", dtype="float64")(x), ops.relu(x)):
+        with pytest.raises(ValueError, match=r"(double|relu\w*) \(\w+\): it computes in float64; kquant reads float32"):
+            verb(keras.Model(x, y, name="net"))
+    verb(keras.Model(x, layers.Dense(2)(x)))  # which casts
+
+
+def test_every_refusal_of_a_rule_is_listed_at_once() -> None:
+    x = keras.Input((70, 3), name="x")
+    long = layers.GRU(3, name="long")(x)
+    each = layers.TimeDistributed(layers.Conv1D(2, 1), name="each")(layers.Reshape((70, 3, 1))(x))
+    model = keras.Model(x, [long, each, ops.argsort(layers.Dense(2)(x)), layers.Dense(2)(x)], name="net")
+    with pytest.raises(ValueError, match=r"cannot run in integers on LiteRT") as caught:
+        kquant.quantize(model)
+    refused = [row for row in kquant.check(model, "litert").layers if row.status == "refused"]
+    lines = str(caught.value).splitlines()[1:]
+    assert len(refused) == 3 and sorted(line.split()[0] for line in lines) == sorted(row.layer for row in refused)
+    with pytest.raises(ValueError, match=r"^long \(GRU\): no kernel computes it"):  # one alone says it itself
+        kquant.quantize(keras.Model(x, long, name="net"))

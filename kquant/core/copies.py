@@ -52,12 +52,51 @@ def again(op: Any, **changes: Any) -> Any:
         ValueError: the config does not describe it.
     """
     try:
-        return type(op).from_config({**op.get_config(), **changes})
+        new = type(op).from_config({**config_of(op), **changes})
     except Exception as error:  # whatever a layer without a proper config raises
         raise ValueError(
             f"{op.name} ({type(op).__name__}): it cannot be copied, because get_config and from_config do not describe "
             f"it. Return every argument of its __init__ from get_config. It said: {error}"
         ) from error
+    _same_functions(op, new, tuple(changes))
+    return new
+
+
+def config_of(op: Any) -> dict[str, Any]:
+    """`op.get_config()`, with "linear" for a user's own activation functions, in `op` and the layers in it.
+
+    A config holds the name of a function only: another one of Keras may have it, or nobody may find it.
+    """
+    inside = op._flatten_layers() if isinstance(op, keras.layers.Layer) else ()
+    found = [(layer, name, function) for layer in inside for name, function in _functions(layer).items()]
+    try:
+        for layer, name, _ in found:
+            setattr(layer, name, keras.activations.linear)
+        return op.get_config()
+    finally:
+        for layer, name, function in found:
+            setattr(layer, name, function)
+
+
+def _functions(layer: Any) -> dict[str, Any]:
+    """A user's own functions among the activations of a layer, by attribute."""
+    return {
+        name: held
+        for name, held in vars(layer).items()
+        if name.endswith("activation")
+        and callable(held)
+        and not isinstance(held, keras.layers.Layer)
+        and getattr(keras.activations, getattr(held, "__name__", ""), None) is not held
+    }
+
+
+def _same_functions(old: Any, new: Any, changed: tuple[str, ...]) -> None:
+    if not isinstance(old, keras.layers.Layer):
+        return
+    for source, target in zip(old._flatten_layers(), new._flatten_layers(), strict=False):
+        for name, function in _functions(source).items():
+            if type(source) is type(target) and not (source is old and name in changed):
+                setattr(target, name, function)
 
 
 def copy_state(old: keras.layers.Layer, new: keras.layers.Layer) -> None:

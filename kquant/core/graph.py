@@ -16,6 +16,7 @@ from keras import KerasTensor as Tensor
 from keras import tree
 
 from kquant.core.creation import with_one_name
+from kquant.core.defaults import own_defaults
 from kquant.core.inputs import inputs_of
 from kquant.core.unfold import Node, substitute, unfold
 
@@ -28,6 +29,10 @@ class Graph:
     inputs: Any
     outputs: Any
     nodes: tuple[Node, ...]
+
+    def layers(self) -> list[Any]:
+        """The layers and operations that the nodes call, each once."""
+        return list({id(node.op): node.op for node in self.nodes}.values())
 
     def producers(self) -> dict[int, Node]:
         """id(tensor) -> the node that made it."""
@@ -51,6 +56,11 @@ class Graph:
         for node in self.nodes:
             found.setdefault(id(node.op), []).append(node)
         return found
+
+
+def alone(node: Node) -> Graph:
+    """The graph of one call."""
+    return Graph(node.name, list({id(t): t for t in node.inputs}.values()), list(node.outputs), (node,))
 
 
 def trace(
@@ -108,17 +118,17 @@ def rewrite(
         A Functional model with the same structure of inputs and outputs.
     """
     new: dict[int, Any] = {}
-    inputs = tree.map_structure(lambda t: keras.Input(batch_shape=t.shape, dtype=t.dtype, name=t.name), graph.inputs)
-    for old, fresh in zip(tree.flatten(graph.inputs), tree.flatten(inputs), strict=True):
-        new[id(old)] = fresh if enter is None else enter(old, fresh)
-    with with_one_name():
+    with own_defaults(graph.layers()), with_one_name():
+        inputs = tree.map_structure(lambda t: keras.Input(t.shape[1:], t.shape[0], t.dtype, name=t.name), graph.inputs)
+        for old, fresh in zip(tree.flatten(graph.inputs), tree.flatten(inputs), strict=True):
+            new[id(old)] = fresh if enter is None else enter(old, fresh)
         for node in graph.nodes:
             args, kwargs = substitute((node.args, node.kwargs), new)
             results = tree.flatten(replace(node, args, kwargs))
             for old, fresh in zip(node.outputs, results, strict=True):
                 new[id(old)] = fresh
-    outputs = tree.map_structure(lambda t: new[id(t)], graph.outputs)
-    return keras.Model(inputs, _distinct(outputs, inputs), name=name or graph.name)
+        outputs = tree.map_structure(lambda t: new[id(t)], graph.outputs)
+        return keras.Model(inputs, _distinct(outputs, inputs), name=name or graph.name)
 
 
 def _distinct(outputs: Any, inputs: Any) -> Any:
@@ -199,5 +209,8 @@ def run(graph: Graph, inputs: Any) -> dict[int, Any]:
 
 
 def full_precision() -> contextlib.AbstractContextManager:
-    """Inside, variables read in their own dtype, whatever a mixed policy would cast them to."""
-    return keras.src.backend.AutocastScope(None)
+    """Inside, float variables read as float32, which is what they are, whatever a mixed policy would cast them to.
+
+    (`AutocastScope(None)` would do so too, but there a variable's `dtype` is that of `keras.config.floatx()`.)
+    """
+    return keras.src.backend.AutocastScope("float32")

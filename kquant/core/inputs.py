@@ -37,7 +37,7 @@ def inputs_of(model: keras.Model, input_shape: Any = None) -> Any:
         )
     if isinstance(model, keras.Sequential):
         model = model._functional
-    struct = model._inputs_struct if hasattr(model, "_inputs_struct") else _of_subclass(model)
+    struct = model._inputs_struct if hasattr(model, "_inputs_struct") else _of_subclass(model, input_shape)
     if isinstance(struct, list | tuple) and len(struct) == 1:
         struct = struct[0]  # as Keras loads old files; a bare tensor is what everybody passes
     if input_shape is not None:
@@ -100,10 +100,19 @@ def _reshaped(struct: Any, input_shape: Any, name: str) -> Any:
     return tree.pack_sequence_as(struct, new)
 
 
-def _of_subclass(model: keras.Model) -> Any:
+def _of_subclass(model: keras.Model, input_shape: Any) -> Any:
     """Inputs of a subclassed model from the shapes it was built with, and the argument names of its `call`."""
     shapes = model._build_shapes_dict or {}
     first, *others = _arguments(model)
+    if not shapes and not others:  # Keras could not build it on symbolic tensors, but has run it on data
+        if input_shape is None:
+            raise ValueError(
+                f"{model.name} ({type(model).__name__}): Keras knows no input shape of it, most likely because its "
+                "`call` cannot be followed on symbolic tensors (`float(x)`, an `if` on values, tf.py_function, numpy). "
+                "Write it with Keras layers and `keras.ops`; to see what stands in the way, say which shape it takes, "
+                f"with the batch axis: kquant.quantize(model, input_shape=(None, ...)). Its argument: {first}."
+            )
+        return _named(input_shape, first, model.input_dtype)
     if len(shapes) != 1 or others:
         raise ValueError(
             f"{model.name} ({type(model).__name__}): its `call` must take one argument (a tensor, list or dict) "

@@ -16,6 +16,8 @@ from typing import Any
 import keras
 from keras import KerasTensor as Tensor
 from keras import tree
+from keras.src.backend.common import global_state
+from keras.src.layers.layer import CallContext
 from keras.src.ops.node import Node as KerasNode  # recorded calls; Keras has no public name for them
 from keras.src.utils.naming import to_snake_case
 
@@ -60,11 +62,11 @@ def unfold(
         masks: layers that heed a mask are welcome.
 
     Raises:
-        ValueError: a `call` cannot be followed on symbolic tensors, or a mask reaches a layer that heeds it; names the
-            layer.
+        ValueError: a `call` cannot be followed on symbolic tensors, a mask reaches a layer that heeds it, or a batch
+            norm is told to use the statistics of the batch; names the layer.
     """
     with _untouched(model):
-        unfolding = _Unfolding(known, masks)
+        unfolding = _Unfolding(known, masks, training=False if model._call_has_training_arg else None)
         outputs = unfolding.visit(model, (inputs,), {})
     if all(known(node.op) for node in unfolding.nodes):  # otherwise the model is about to be refused
         for message in unfolding.frozen:
@@ -92,10 +94,14 @@ def _untouched(model: keras.Model) -> Iterator[None]:
 
 @dataclass
 class _Unfolding:
-    """The calls found so far, the layer that is being unfolded, and what is to be said of variables that froze."""
+    """The calls found so far, the layer that is being unfolded, and what is to be said of variables that froze.
+
+    `training` is the last value that a layer was called with, which Keras hands on to the next one in `predict`.
+    """
 
     known: Callable[[Any], bool]
     masks: bool = False
+    training: bool | None = False
     nodes: list[Node] = field(default_factory=list)
     owner: Any = None
     frozen: list[str] = field(default_factory=list)
@@ -103,6 +109,8 @@ class _Unfolding:
 
     def visit(self, op: Any, args: tuple, kwargs: dict) -> Any:
         """Append the calls that `op(*args, **kwargs)` consists of; return its outputs."""
+        if isinstance(op, keras.layers.Layer):
+            self.training = _training(op, kwargs, self.training)
         layer = isinstance(op, keras.layers.Layer) and not isinstance(op, keras.Model)
         masked = layer and any(id(x) in self.masked for x in tree.flatten((args, kwargs)))
         if masked and not self.masks and _reads_mask(op):
@@ -134,6 +142,8 @@ class _Unfolding:
 
     def keep(self, op: Any, args: tuple, kwargs: dict) -> Any:
         """One call that stays whole."""
+        if self.training:
+            _refuse_training(op, self.owner)
         outputs = _fresh(op, args, kwargs)
         self.nodes.append(Node(op, args, kwargs, tuple(tree.flatten(outputs)), self.owner))
         return outputs
@@ -141,7 +151,7 @@ class _Unfolding:
     def function(self, op: Any, args: tuple) -> Any:
         """The calls that a Functional model recorded when it was made."""
         new: dict[int, Any] = {}
-        given = args[0]
+        given, training = args[0], self.training
         if isinstance(given, dict) and not isinstance(op._inputs_struct, dict):
             given = [given[t.name] for t in op.inputs]  # Keras accepts a dict by input names too
         for old, fresh in zip(op.inputs, tree.flatten(given), strict=True):
@@ -149,7 +159,7 @@ class _Unfolding:
         for depth in sorted(op._nodes_by_depth, reverse=True):
             for node in op._nodes_by_depth[depth]:
                 if not node.is_input and all(id(t) in new for t in node.input_tensors):
-                    self.again(node, new)
+                    self.again(node, new, training)
         return tree.map_structure(lambda t: new[id(t)], op._outputs_struct)
 
     def call(self, op: Any, args: tuple, kwargs: dict) -> Any:
@@ -157,11 +167,11 @@ class _Unfolding:
         starts = [x for x in tree.flatten((args, kwargs)) if isinstance(x, Tensor)]
         ours = {id(t): Tensor(t.shape, t.dtype) for t in starts}
         call_args, call_kwargs = substitute((args, kwargs), ours)
-        if op._call_has_training_arg:
-            call_kwargs["training"] = False
-        elif "training" in call_kwargs:
-            del call_kwargs["training"]
-        outputs = _followed(op, call_args, call_kwargs)
+        call_kwargs.pop("training", None)
+        if op._call_has_training_arg and self.training is not None:
+            call_kwargs["training"] = self.training
+        with _called_from(op, self.training):
+            outputs = _followed(op, call_args, call_kwargs)
         back = {id(ours[id(t)]): t for t in starts}
         recorded = _recorded(tree.flatten(outputs), set(back))
         self.frozen += _frozen(op, recorded)
@@ -174,12 +184,51 @@ class _Unfolding:
         self.owner = outer
         return tree.map_structure(lambda t: back[id(t)], outputs)
 
-    def again(self, node: KerasNode, new: dict[int, Any]) -> None:
-        """A recorded call, on our tensors."""
+    def again(self, node: KerasNode, new: dict[int, Any], training: bool | None = None) -> None:
+        """A recorded call, on our tensors; a Functional model puts its own `training` over what was recorded."""
         args, kwargs = node.arguments.fill_in(new)
+        if training is not None:
+            self.training = training
+            kwargs = {k: training if k == "training" else v for k, v in kwargs.items()}
         outputs = self.visit(node.operation, tuple(args), dict(kwargs))
         for old, t in zip(node.outputs, tree.flatten(outputs), strict=True):
             new[id(old)] = t
+
+
+def _training(op: Any, kwargs: dict, inherited: bool | None) -> bool | None:
+    """What Keras resolves `training` to: as given, else as the layer around was called, else the default."""
+    if "training" in kwargs:
+        value = kwargs["training"]
+    elif inherited is not None or not op._call_has_training_arg:
+        return inherited
+    else:
+        value = inspect.signature(op.call).parameters["training"].default
+    return bool(value) if isinstance(value, bool | int) else None
+
+
+@contextlib.contextmanager
+def _called_from(op: Any, training: bool | None) -> Iterator[None]:
+    """As in `op.__call__`: the layers that `op.call` calls inherit `training`."""
+    before, context = global_state.get_global_attribute("current_call_ctx"), CallContext(entry_layer=op)
+    context.training = training
+    global_state.set_global_attribute("current_call_ctx", context)
+    try:
+        yield
+    finally:
+        global_state.set_global_attribute("current_call_ctx", before)
+
+
+def _refuse_training(op: Any, owner: Any) -> None:
+    """A batch norm that uses the statistics of the batch, in inference too."""
+    inside = op._flatten_layers() if isinstance(op, keras.layers.Layer) else ()
+    found = next((x for x in inside if isinstance(x, keras.layers.BatchNormalization) and x.trainable), None)
+    if found is not None:
+        where = "" if owner is None else f" inside {owner.name} ({type(owner).__name__})"
+        raise ValueError(
+            f"{found.name} (BatchNormalization): it runs{where} with training=True in inference too, by the mean and "
+            "variance of each batch, which a file for one sample cannot have. Call it without `training` (layers "
+            "called after one with training=True inherit it), or take a GroupNormalization."
+        )
 
 
 def _makes_mask(op: Any) -> bool:
@@ -218,7 +267,7 @@ def _followed(op: Any, args: tuple, kwargs: dict) -> Any:
         outputs = op.call(*args, **kwargs)
     except Exception as error:  # whatever the user's code raises on symbolic tensors
         said = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        if _is_builtin(op):
+        if _is_builtin(op) and not isinstance(op, keras.layers.Activation):  # that one calls the user's function
             raise ValueError(
                 f"{where}: kquant has no rule for this layer, and its `call` does not unfold into operations that have "
                 f"one. Replace it by layers that have one, or leave it out of the exported model. It said: {said}"

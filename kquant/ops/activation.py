@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
+from functools import cache
 from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from kquant.core.graph import Node
 from kquant.core.program import Program
@@ -25,25 +28,47 @@ OPERATIONS = {
     "LeakyRelu": "leaky_relu",
 }
 
-
-def name_of(function: Any, layer: str) -> str:
-    """The registered name of an activation function ("linear" for None)."""
-    if function is None:
-        return "linear"
-    name = keras.activations.serialize(function)
-    if isinstance(name, dict):
-        name = name.get("config") if isinstance(name.get("config"), str) else name.get("class_name")
-    if not isinstance(name, str) or not hasattr(keras.activations, name):
-        raise ValueError(
-            f"{layer}: its activation {getattr(function, '__name__', function)!r} is not one of keras.activations. "
-            "Write it as keras.ops between layers, or use a built-in activation."
-        )
-    return name
+# What TensorFlow has under the same name and computes alike; KerasTensors cannot pass it, so it is not to be followed.
+TENSORFLOW = "relu relu6 leaky_relu elu selu silu gelu sigmoid softmax softplus softsign".split()
 
 
-def activate(name: str, make: Make, x: Any, layer: str | None = None) -> Any:
-    """Apply the activation `name` to `x` with layers that have rules."""
-    label = layer or f"{x._keras_history.operation.name}_{name}"
+class Applied(keras.layers.Layer):
+    """`function(x)`, for a function or layer given as `activation`; it has no rule, so it is unfolded."""
+
+    def __init__(self, function: Any, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.function = function
+
+    def call(self, x: Any) -> Any:
+        """Apply the function."""
+        return self.function(x)
+
+
+@cache
+def _functions() -> dict[int, str]:
+    """`id(function)` -> the name it has in `keras.activations`."""
+    known = {name: f for name, f in vars(keras.activations).items() if inspect.isfunction(f) and f.__name__ == name}
+    named = {id(f): name for name, f in known.items() if name not in ("get", "serialize", "deserialize")}
+    named |= {id(getattr(tf.nn, name)): name for name in TENSORFLOW}
+    return named | {id(tf.sigmoid): "sigmoid", id(tf.tanh): "tanh", id(tf.nn.tanh): "tanh", id(tf.identity): "linear"}
+
+
+def name_of(function: Any) -> str | None:
+    """The name of a built-in activation function ("linear" for None); None for any other, whatever it is called.
+
+    Example:
+        >>> name_of(keras.activations.tanh), name_of(lambda x: x)
+        ('tanh', None)
+    """
+    return "linear" if function is None else _functions().get(id(function))
+
+
+def activate(function: Any, make: Make, x: Any, layer: str | None = None) -> Any:
+    """Apply an activation, a function or the name of one, to `x` with layers that have rules."""
+    name = function if isinstance(function, str) else name_of(function)
+    label = layer or f"{x._keras_history.operation.name}_{name or 'activation'}"
+    if name is None:
+        return make("applied", lambda: Applied(function, name=label))(x)
     if name == "linear":
         return x
     if name in ("relu", "relu6"):
@@ -62,7 +87,12 @@ def activate(name: str, make: Make, x: Any, layer: str | None = None) -> Any:
 
 
 def _expand_activation(op: Any, make: Make, x: Any, **_: Any) -> Any:
-    return activate(name_of(op.activation, op.name), make, x, layer=op.name)
+    return activate(op.activation, make, x, layer=op.name)
+
+
+def _expand_relu(op: Any, make: Make, x: Any, **_: Any) -> Any:
+    """`keras.activations.relu` with settings, which is an operation of its own."""
+    return make("relu", lambda: layers.ReLU(op.max_value, op.negative_slope, op.threshold, name=op.name))(x)
 
 
 def _expand_operation(op: Any, make: Make, x: Any, *args: Any, **_: Any) -> Any:
@@ -77,7 +107,7 @@ def _expand_operation(op: Any, make: Make, x: Any, *args: Any, **_: Any) -> Any:
 
 def named(*names: str) -> Any:
     """Condition: an `Activation` layer of one of these functions."""
-    return lambda op: name_of(op.activation, op.name) in names
+    return lambda op: name_of(op.activation) in names
 
 
 def _relu_is_plain(op: Any) -> bool:
@@ -149,7 +179,7 @@ def _bad_softmax(node: Node) -> str | None:
 
 
 def _softmax(layer: Any) -> bool:
-    return isinstance(layer, layers.Softmax) or name_of(layer.activation, layer.name) == "softmax"
+    return isinstance(layer, layers.Softmax) or name_of(layer.activation) == "softmax"
 
 
 def _activation(name: str) -> Any:
@@ -167,6 +197,11 @@ RULES = (
         operations=tuple(OPERATIONS),
         expand=_expand_operation,
         examples=tuple(computed(getattr(keras.ops, name), (6, 5)) for name in OPERATIONS.values()),
+    ),
+    Rule(
+        operations=("ReLU",),
+        expand=_expand_relu,
+        examples=(computed(lambda x: keras.activations.relu(x, 0.1, 2.0), (6, 5)),),
     ),
     Rule(
         layers=(layers.ReLU,),

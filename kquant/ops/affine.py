@@ -14,6 +14,7 @@ import keras
 import numpy as np
 
 from kquant.core.program import Program
+from kquant.ops.constant import as_array, refuse_infinite, stored
 from kquant.ops.rows import affine_rows
 from kquant.ops.rule import Call, Make, Rule, Weights, example
 
@@ -94,6 +95,7 @@ def affine(
             f"{name}: it scales a tensor whose last axis is open, or which has no axis besides the batch. Give the "
             "model's input a static shape, like keras.Input((1,)) instead of keras.Input(())."
         )
+    refuse_infinite(name, scale, offset)
     layer = Affine(trains, name=name, dtype=dtype)
     layer.build((None, channels))
     layer.scale.assign(np.broadcast_to(np.asarray(scale, np.float32).reshape(-1), (channels,)))
@@ -170,20 +172,25 @@ def per_channel(value: Any, x: Any, name: str) -> np.ndarray:
     return array.reshape(-1)
 
 
+def scaled(make: Make, x: Any, scale: np.ndarray, offset: np.ndarray, name: str) -> Any:
+    """`scale * x + offset`: one `Affine` where both run over the channels, else what varies along other axes stored."""
+    if is_per_channel(scale, x) and is_per_channel(offset, x):
+        return make("affine", lambda: affine(scale, offset, channels=x.shape[-1], name=name))(x)
+    x = make("scaled", lambda: layers.Multiply(name=f"{name}_scaled"))([x, stored(make, scale, x, name, "scale")])
+    if not np.any(offset):
+        return x
+    return make("shifted", lambda: layers.Add(name=name))([x, stored(make, offset, x, name, "offset")])
+
+
 def _rescaling(op: Any, make: Make, x: Any, **_: Any) -> Any:
-    scale, offset = (per_channel(v, x, op.name) for v in (op.scale, op.offset))
-    return make("affine", lambda: affine(scale, offset, channels=x.shape[-1], name=op.name))(x)
+    return scaled(make, x, *(as_array(v).astype(np.float64) for v in (op.scale, op.offset)), op.name)
 
 
 def _normalization(op: Any, make: Make, x: Any, **_: Any) -> Any:
-    mean, variance = (per_channel(v, x, op.name) for v in (op.mean, op.variance))
-
-    def build() -> Any:
-        deviation = np.maximum(np.sqrt(variance), keras.config.epsilon())
-        scale, offset = (deviation, mean) if op.invert else (1.0 / deviation, -mean / deviation)
-        return affine(scale, offset, channels=x.shape[-1], name=op.name)
-
-    return make("affine", build)(x)
+    mean, variance = (as_array(v).astype(np.float64) for v in (op.mean, op.variance))
+    deviation = np.maximum(np.sqrt(variance), keras.config.epsilon())
+    scale, offset = (deviation, mean) if op.invert else (1.0 / deviation, -mean / deviation)
+    return scaled(make, x, scale, offset, op.name)
 
 
 def _lower(program: Program, call: Call) -> None:
@@ -237,6 +244,7 @@ RULES = (
         examples=(
             example(lambda: layers.Rescaling(1 / 127.5, offset=-1.0), shape=(6, 6, 3)),
             example(lambda: layers.Rescaling([0.5, 2.0, -1.0], offset=[0.0, 1.0, 2.0]), shape=(6, 3)),
+            example(lambda: layers.Rescaling(2.0, offset=np.arange(6.0).reshape(6, 1)), shape=(6, 3)),
         ),
     ),
     Rule(
@@ -245,6 +253,7 @@ RULES = (
         examples=(
             example(_adapted, shape=(7, 3)),
             example(lambda: layers.Normalization(axis=None, mean=0.3, variance=2.0, invert=True), shape=(5, 4)),
+            example(lambda: layers.Normalization(axis=1, mean=[1.0, -2.0, 0.5], variance=[1, 4, 0.2]), shape=(3, 7)),
         ),
     ),
     Rule(

@@ -124,9 +124,23 @@ class Masked(keras.layers.Layer):
         return {**super().get_config(), "shape": list(self.shape)}
 
 
+def refuse_infinite(name: str, *values: Any) -> None:
+    """A constant without a code.
+
+    Raises:
+        ValueError: NaN or Inf among the values.
+    """
+    if not all(np.all(np.isfinite(np.asarray(value, np.float64))) for value in values):
+        raise ValueError(
+            f"{name}: a constant of the model holds NaN or Inf (a division by 0 makes one, too), which no integer "
+            "stands for. Compute it so that it is finite."
+        )
+
+
 def stored_layer(value: Any, name: str, trains: bool = False) -> Stored:
     """A `Stored` that holds `value` (float[...], without batch axis)."""
     array = np.asarray(value, np.float32)
+    refuse_infinite(name, array)
     layer = Stored(array.shape, trains, name=name)
     layer.value.assign(array)
     return layer

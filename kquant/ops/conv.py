@@ -9,7 +9,7 @@ import numpy as np
 
 from kquant.core.graph import Node
 from kquant.core.program import Program, Ref
-from kquant.ops.activation import activate, name_of
+from kquant.ops.activation import activate
 from kquant.ops.dense import has_activation, split_activation
 from kquant.ops.rows import conv_rows, depthwise_rows
 from kquant.ops.rule import Call, Make, Rule, Weights, copy_weights, example, rebuild
@@ -125,7 +125,7 @@ def _separable(op: Any, make: Make, x: Any) -> Any:
         return _with_kernel(new, (*x.shape[:-1], x.shape[-1] * op.depth_multiplier), op.pointwise_kernel, op)
 
     y = make("pointwise", pointwise)(make("depthwise", depthwise)(x))
-    return activate(name_of(op.activation, op.name), make, y)
+    return activate(op.activation, make, y)
 
 
 def _with_kernel(new: Any, shape: Any, kernel: Any, old: Any) -> Any:

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from kquant.core.program import Program
-from kquant.ops.activation import activate, name_of
+from kquant.ops.activation import activate
 from kquant.ops.rows import dense_rows
 from kquant.ops.rule import Call, Make, Rule, Weights, example, rebuild
 
@@ -18,7 +18,7 @@ layers = keras.layers
 def split_activation(op: Any, make: Make, x: Any) -> Any:
     """The layer without its activation, then the activation."""
     y = make("linear", lambda: rebuild(op, activation="linear"))(x)
-    return activate(name_of(op.activation, op.name), make, y)
+    return activate(op.activation, make, y)
 
 
 def has_activation(op: Any) -> bool:

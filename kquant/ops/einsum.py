@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from kquant.ops.activation import activate, name_of
+from kquant.ops.activation import activate
 from kquant.ops.constant import as_array, stored
 from kquant.ops.labels import Equation, parse
 from kquant.ops.matmul import contraction, is_dense, kernel_contraction, permuted, product, reshaped, summed
@@ -149,7 +149,7 @@ def _einsum_dense(op: Any, make: Make, x: Any, **_: Any) -> Any:
     if bias is not None and inside is None:
         other = stored(make, bias, y, op.name, key="bias")
         y = make("biased", lambda: layers.Add(name=f"{op.name}_biased"))([y, other])
-    return activate(name_of(op.activation, op.name), make, y)
+    return activate(op.activation, make, y)
 
 
 def _in_kernel(bias: np.ndarray, e: Equation) -> np.ndarray | None:

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from kquant.ops.activation import activate, name_of
+from kquant.ops.activation import activate
 from kquant.ops.attention import attend, constant_mask, repeated
 from kquant.ops.constant import as_array, masked
 from kquant.ops.matmul import dense, permuted, product, reshaped
@@ -87,7 +87,7 @@ def _projected(op: Any, make: Make, x: Any, key: str) -> Any:
         key=f"{key}_dense",
     )
     if key == "gate":
-        y = activate(name_of(inner.activation, op.name), make, y)
+        y = activate(inner.activation, make, y)
     y = reshaped(make, y, (x.shape[1], heads, features), op.name, f"{key}_heads")
     return permuted(make, y, [0, 2, 1, 3], op.name, f"{key}_order")
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import keras
 import numpy as np
 
 from kquant.core.program import Program
-from kquant.ops.constant import stored
+from kquant.ops.affine import affine
+from kquant.ops.constant import refuse_infinite, stored
 from kquant.ops.merge import same_rank
 from kquant.ops.rule import Call, Make, Rule, computed, example
 
@@ -43,10 +45,37 @@ class Clip(keras.layers.Layer):
 
 
 def bounded(make: Make, x: Any, low: float | None, high: float | None, name: str) -> Any:
-    """`x` within bounds: as a ReLU where it is one, so that it fuses."""
+    """`x` within bounds: as a ReLU where it is one, or where its shift folds, so that it fuses."""
+    low, high = None if low == -math.inf else low, None if high == math.inf else high
+    refuse_infinite(name, *(bound for bound in (low, high) if bound is not None))
+    if low is None and high is None:
+        return x
     if low == 0 and (high is None or high > 0):
         return make("relu", lambda: layers.ReLU(high, name=name))(x)
+    if _is_weighted(x) and (low is None or high is None or low < high):
+        return _shifted(make, x, low, high, name)
     return make("clip", lambda: Clip(low, high, name=name))(x)
+
+
+def _is_weighted(x: Any) -> bool:
+    """True behind a layer that a scale and an offset fold into."""
+    from kquant.ops import find_weighted  # which reads the rules of this file
+
+    rule = find_weighted(x._keras_history.operation)
+    return rule is not None and rule.fuses and rule.weights.sums
+
+
+def _shifted(make: Make, x: Any, low: float | None, high: float | None, name: str) -> Any:
+    """`low + ReLU(x - low)`, or `high - ReLU(high - x)`: the layer before computes on the bounded range from the start.
+
+    MAXIMUM and MINIMUM keep the encoding of what they read, so that a wide layer would leave few codes to the rest.
+    """
+    sign, start = (1.0, low) if low is not None else (-1.0, high or 0.0)
+    most = None if low is None or high is None else high - low
+    channels = x.shape[-1]
+    x = make("down", lambda: affine(sign, -sign * start, channels=channels, name=f"{name}_down"))(x)
+    x = make("relu", lambda: layers.ReLU(most, name=name))(x)
+    return make("up", lambda: affine(sign, start, channels=channels, name=f"{name}_up"))(x)
 
 
 def _number(value: Any, op: Any) -> float | None:
@@ -102,6 +131,7 @@ RULES = (
         examples=(
             computed(lambda x: keras.ops.clip(x, -0.5, 1.25), (5, 4)),
             computed(lambda x: keras.ops.clip(x, 0.0, 1.25), (5, 4)),
+            computed(lambda x: keras.ops.clip(layers.Dense(6)(x), -0.5, 0.25), (5, 4)),
         ),
     ),
     Rule(
@@ -112,7 +142,11 @@ RULES = (
     Rule(
         operations=("Minimum",),
         expand=_of_two(layers.Minimum, "high"),
-        examples=(computed(keras.ops.minimum, (5, 4), (5, 4)), computed(lambda x: keras.ops.minimum(0.3, x), (5, 4))),
+        examples=(
+            computed(keras.ops.minimum, (5, 4), (5, 4)),
+            computed(lambda x: keras.ops.minimum(0.3, x), (5, 4)),
+            computed(lambda x: layers.Dense(3)(keras.ops.minimum(layers.Dense(6)(x), 0.25)), (9,)),
+        ),
     ),
     Rule(
         layers=(Clip,),

@@ -6,6 +6,8 @@ from typing import Any
 
 import keras
 
+from kquant.ops.activation import name_of
+
 PREPROCESS = "it computes with strings, integers or statistics of the input; keep it in the application's preprocessing"
 FOREIGN = "it runs {}, which kquant cannot look into; rebuild it with Keras layers and copy the weights"
 
@@ -66,7 +68,7 @@ def remedy(op: Any) -> str | None:
 
 def _activation(op: Any) -> str | None:
     """Of an Activation layer, by its function."""
-    name = getattr(op.activation, "__name__", "")
+    name = name_of(op.activation) or ""
     return OPERATIONS.get("".join(word.capitalize() for word in name.split("_")))
 
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import keras
 import numpy as np
 
+from kquant.core.copies import again
 from kquant.core.creation import without_random
 from kquant.core.graph import Node
 from kquant.core.origin import mark, origins
@@ -194,7 +195,7 @@ def rebuild(layer: keras.layers.Layer, **changes: Any) -> keras.layers.Layer:
 
     Weights that the changed layer has too are copied by name; new ones start with zeros, or a constant of the config.
     """
-    new = type(layer).from_config({**layer.get_config(), **changes})
+    new = again(layer, **changes)
     with without_random(new):
         new.build_from_config(layer.get_build_config())
     copy_weights(layer, new)

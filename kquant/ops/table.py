@@ -41,7 +41,7 @@ class TanhGelu(keras.layers.Layer):
 
 
 def _is_gelu(op: Any) -> bool:
-    return isinstance(op, TanhGelu) or name_of(op.activation, op.name) == "gelu"
+    return isinstance(op, TanhGelu) or name_of(op.activation) == "gelu"
 
 
 def _lower_gelu(program: Program, call: Call) -> None:
@@ -75,7 +75,7 @@ FLOAT_OPERATORS |= {"Sin": "SIN", "Cos": "COS", "Floor": "FLOOR", "Ceil": "CEIL"
 
 def _float_operator(op: Any) -> str | None:
     kind = type(op).__name__
-    code = FLOAT_OPERATORS.get(name_of(op.activation, op.name) if kind == "Activation" else kind)
+    code = FLOAT_OPERATORS.get(name_of(op.activation) if kind == "Activation" else kind)
     return None if code == "ELU" and getattr(op, "alpha", 1.0) != 1.0 else code
 
 

@@ -86,7 +86,7 @@ class Steps:
     def activate(self, name: str, function: Any, x: Any) -> Any:
         """An activation function; its helper layers are numbered too."""
         make = lambda key, factory: self.make(f"{name}/{key}/{self.step}", factory)  # noqa: E731
-        return activate(name_of(function, self.op.name), make, x, layer=f"{self.op.name}_{name}_{self.step}")
+        return activate(function, make, x, layer=f"{self.op.name}_{name}_{self.step}")
 
     def matrix(self, name: str, kernel: np.ndarray, bias: np.ndarray | None = None) -> Any:
         """A matrix that all steps share."""
@@ -227,7 +227,7 @@ def unroll(op: Any, make: Make, x: Any, initial_state: Any = None, mask: Any = N
 def _tied(steps: Steps, number: int, after: Any, before: Any) -> Any:
     """One encoding for a state over all steps, so that what the steps share is stored once."""
     cell = steps.cell
-    if type(cell) is layers.SimpleRNNCell and name_of(cell.activation, steps.op.name) in FIXED:
+    if type(cell) is layers.SimpleRNNCell and name_of(cell.activation) in FIXED:
         return after
     before = steps.zero if before is None else before
     if before is None:

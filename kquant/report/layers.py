@@ -8,7 +8,7 @@ from functools import cache
 import keras
 
 from kquant import targets
-from kquant.core.graph import Graph, Node, trace
+from kquant.core.graph import Node, alone, trace
 from kquant.expand import expand_graph
 from kquant.ops import FAMILIES, find, passive
 from kquant.ops.refused import LAYERS, OPERATIONS, UNFOLDED
@@ -127,8 +127,7 @@ def _examples() -> dict[str, dict[str, list[_Way]]]:
 
 def _ways(node: Node) -> dict[str, _Way]:
     """Target -> what one call becomes; targets that lack an operator are left out."""
-    tensors = list({id(t): t for t in node.inputs}.values())
-    part = expand_graph(Graph(node.name, tensors, list(node.outputs), (node,)))
+    part = expand_graph(alone(node))
     nodes = trace(part, lambda op: find(op) is not None).nodes
     ways = {}
     for name in targets.names():
