@@ -22,6 +22,7 @@ from kquant.quantized import forget_graphs, read
 
 FEW_SAMPLES = 32
 HALVES_DIFFER = 2.0
+UNEQUAL = 16.0  # widths of ranges in one encoding: 4 bits of the narrow one are gone
 FEW_STEPS = 8  # of the grid, in which all data lie: noise 18 dB below what varies in them, or worse
 
 
@@ -63,6 +64,7 @@ def calibrate(
     _warn_constant(qmodel, found)
     _warn_moved(found)
     _warn_far(qmodel, found)
+    _warn_unequal(found)
     layers = {node.name: node for node in nodes}
     for (name, site), statistics in found.tensors.items():
         layer = layers[name]
@@ -187,6 +189,23 @@ def _warn_far(qmodel: keras.Model, found: Observations) -> None:
                 "in the application, before the model, and not in a layer of it.",
                 stacklevel=3,
             )
+
+
+def _warn_unequal(found: Observations) -> None:
+    """Name encodings that several tensors share, where the widest leaves the narrowest hardly any codes."""
+    spans: dict[str, list[float]] = {}
+    for (name, _), s in found.tensors.items():
+        spans.setdefault(name, []).append(_span(s.lows, s.highs))
+    unequal = {name: sorted(w for w in widths if w > 0.0) for name, widths in spans.items()}
+    said = [f"{name} ({w[0]:.3g} to {w[-1]:.3g} wide)" for name, w in unequal.items() if w and w[-1] > UNEQUAL * w[0]]
+    if said:
+        warnings.warn(
+            f"calibrate: tensors of very different ranges share an encoding: {first_of(said)}. The kernels of "
+            "Concatenate, Maximum and Minimum want one for all that they join, and what else reads a narrow one has few"
+            " codes left too. Put keras.layers.Rescaling(1.0) on it before the join, so that its other readers keep a "
+            "grid of their own; give all of them 16 bits; or bring their ranges nearer with a BatchNormalization.",
+            stacklevel=3,
+        )
 
 
 def _steps(low: float, high: float, spec: QuantSpec) -> float:

@@ -502,3 +502,27 @@ def test_training_moves_calibrated_ranges_at_the_pace_of_momentum(momentum: floa
     q.fit(small, np.zeros((64, 3), np.float32), batch_size=64, epochs=steps, verbose=0)
     expected = momentum**steps * start + (1.0 - momentum**steps) * float(small.max())
     np.testing.assert_allclose(node.high.numpy()[0], expected, rtol=1e-5)
+
+
+def joined(factor: float, apart: bool) -> keras.Model:
+    inputs = keras.Input((4, 4, 2), name="x")
+    narrow = keras.layers.Rescaling(1.0, name="apart")(inputs) if apart else inputs
+    return keras.Model(inputs, keras.layers.Concatenate(name="join")([inputs * factor, narrow]))
+
+
+def test_ranges_that_do_not_go_together_are_named_and_the_remedy_helps():
+    x = np.random.default_rng(0).normal(size=(100, 4, 4, 2)).astype("float32")
+    sqnr = {}
+    for apart in (False, True):
+        model = joined(100.0, apart)
+        with pytest.warns(UserWarning, match=r"share an encoding: .* wide\).*Rescaling"):
+            q = kquant.calibrate(kquant.quantize(model), x, verbose=False)
+        wanted = model.predict(x, verbose=0)
+        sqnr[apart] = 10 * np.log10(np.sum(wanted**2) / np.sum((wanted - q.predict(x, verbose=0)) ** 2))
+    assert sqnr[True] > sqnr[False] + 20, sqnr
+
+
+def test_ranges_that_go_together_need_no_word(recwarn):
+    x = np.random.default_rng(0).normal(size=(100, 4, 4, 2)).astype("float32")
+    kquant.calibrate(kquant.quantize(joined(4.0, False)), x, verbose=False)
+    assert not [w for w in recwarn if "share an encoding" in str(w.message)]
