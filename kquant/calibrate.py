@@ -18,11 +18,13 @@ from kquant.core.spec import QuantSpec
 from kquant.core.wording import first_of
 from kquant.observe import Observations, observe
 from kquant.ops.constant import Stored
+from kquant.ops.function import Function
 from kquant.quantized import forget_graphs, read
 
 FEW_SAMPLES = 32
 HALVES_DIFFER = 2.0
 UNEQUAL = 16.0  # widths of ranges in one encoding: 4 bits of the narrow one are gone
+LOST = 0.25  # of what a function spans, that no code of its input gives
 FEW_STEPS = 8  # of the grid, in which all data lie: noise 18 dB below what varies in them, or worse
 
 
@@ -71,6 +73,7 @@ def calibrate(
         low, high = observers.find(layer.observer)(statistics, layer.spec)
         layer.set_range(site, low, high)
     set_weight_ranges(qmodel)
+    _warn_poles(qmodel, found)
     return qmodel
 
 
@@ -206,6 +209,41 @@ def _warn_unequal(found: Observations) -> None:
             "grid of their own; give all of them 16 bits; or bring their ranges nearer with a BatchNormalization.",
             stacklevel=3,
         )
+
+
+def _warn_poles(qmodel: keras.Model, found: Observations) -> None:
+    """Name reciprocals, logarithms and the like whose input came nearer to where they have no bound than a step."""
+    functions = [layer for layer in qmodel.layers if isinstance(layer, Function)]
+    if all(layer.domain.closed and not layer.domain.hole for layer in functions):
+        return
+    graph = read(qmodel)
+    producers, consumers = graph.producers(), graph.consumers()
+    for node in graph.nodes:
+        if not isinstance(node.op, Function) or (node.op.domain.closed and not node.op.domain.hole):
+            continue
+        before = producers.get(id(node.inputs[0]))
+        readers = [n for n in consumers.get(id(node.outputs[0]), []) if not n.kwargs.get("peek")]
+        after = [n for n in readers if isinstance(n.op, FakeQuant) and n.op.has_range]
+        if before is None or not isinstance(before.op, FakeQuant) or before.op.follows or not after:
+            continue
+        s = found.tensors[after[0].op.name, after[0].kwargs.get("site", 0)]
+        low, high = float(s.lows.min()), float(s.highs.max())
+        values = _table(node.op, before.op)
+        if values.size and max(high - values.max(), values.min() - low) > LOST * (high - low):
+            warnings.warn(
+                f"calibrate: '{node.name}' ({node.op.function}) takes values from {low:g} to {high:g}, and the codes "
+                f"of its input give {values.min():g} to {values.max():g} only: it has no bound near some of the data. "
+                "Keep its input away from there (x + 0.1), or leave it out of the model.",
+                stacklevel=3,
+            )
+
+
+def _table(function: Function, source: FakeQuant) -> np.ndarray:
+    """What a function is at every code of its input where it is finite."""
+    scale, zero_point, _ = source.grid()
+    codes = np.arange(source.spec.low, source.spec.high + 1, dtype=np.float32)
+    values = np.asarray(function((codes - float(zero_point)) * float(scale)), np.float64)
+    return values[np.isfinite(values)]
 
 
 def _steps(low: float, high: float, spec: QuantSpec) -> float:

@@ -288,6 +288,31 @@ def test_inputs_with_codes_enough_do_not_warn(recipe: str, centre: float) -> Non
         calibrated(kquant.quantize(far_away(), recipe), data)
 
 
+def of_function(compute: Any) -> keras.Model:
+    x = keras.Input((6,), name="x")
+    return keras.Model(x, compute(x))
+
+
+@pytest.mark.parametrize("name", ["reciprocal", "rsqrt", "log"])
+def test_functions_near_where_they_have_no_bound_warn(name: str) -> None:
+    compute = getattr(keras.ops, name)
+    model = of_function(lambda x: compute(x if name == "reciprocal" else x * x))
+    with pytest.warns(UserWarning, match=rf"\({name}\) takes values from .* has no bound near some of the data. Keep"):
+        q = calibrated(kquant.quantize(model, MINMAX))
+    wanted, found = model.predict(X, verbose=0), q.predict(X, verbose=0)
+    assert np.mean(wanted**2) < 10 * np.mean((found - wanted) ** 2), "less than 10 dB: the warning is right"
+
+
+@pytest.mark.parametrize("name", ["reciprocal", "rsqrt", "log"])
+def test_functions_of_what_stays_away_do_not_warn(name: str) -> None:
+    model = of_function(lambda x: getattr(keras.ops, name)(keras.ops.abs(x) + 0.5))
+    signs = of_function(keras.ops.reciprocal)  # across 0, and never near it
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        calibrated(kquant.quantize(model, MINMAX))
+        calibrated(kquant.quantize(signs, MINMAX), np.float32(np.sign(X) * (0.5 + np.abs(X))))
+
+
 @pytest.mark.parametrize("count", [40, 45, 96, 200])
 def test_good_data_do_not_warn(count: int) -> None:
     with warnings.catch_warnings():
