@@ -193,10 +193,7 @@ class Compressed(Weighted):
         if self.rounding is not None:
             steps += self._pushed(weights)
         codes = round_through(steps, float(spec.low), float(spec.high))
-        if self.learner is None or self.learner.freezing is None:
-            return codes
-        codes = self.learner.settled(codes)
-        return tf.where(weights == 0.0, tf.zeros_like(codes), codes) if self.transforms else codes
+        return codes if self.learner is None else self.learner.settled(codes, weights)
 
     def _pushed(self, weights: tf.Tensor) -> tf.Tensor:
         """What a correction adds before rounding, in steps; a weight that a mask has taken out stays out."""
@@ -212,7 +209,7 @@ class Compressed(Weighted):
         widest = tf.reduce_max(tf.abs(weights), axis=self._summed(), keepdims=True) / self._divisor()
         self.learner.move(self.reach, widest)
         if self.learner.freezing is not None:
-            self.learner.follow(self._rounded(weights, self.scale_of(weights)))
+            self.learner.follow(self._rounded(weights, self.scale_of(weights)), weights)
 
     def _divisor(self) -> tf.Tensor | float:
         unit = self._unit()

@@ -94,22 +94,21 @@ class WeightLearner(keras.layers.Layer):
             scaled = tf.where(self.frozen(), 0.0, self.scaled)
             scale = scale * _through(tf.convert_to_tensor(self.stretch), scaled)
         codes = _round_through(weights / scale, lowest, highest, 1e-3 if self.stretch is not None else 0.51)
-        if self.freezing is not None:
-            codes = self.freezing.call(codes)
-        return codes * scale
+        return self.settled(codes, weights) * scale
 
-    def follow(self, codes: tf.Tensor) -> None:
+    def follow(self, codes: tf.Tensor, weights: tf.Tensor) -> None:
         """One step of what freezes weights.
 
         Args:
             codes: of the final grid, rounded.
+            weights: that they are the codes of.
         """
         if self.freezing is not None:
-            self.freezing.advance(tf.stop_gradient(codes), self._width() <= self.spec.bits)
+            self.freezing.advance(tf.stop_gradient(codes), self._width() <= self.spec.bits, weights == 0.0)
 
-    def settled(self, codes: tf.Tensor) -> tf.Tensor:
-        """The codes of the final grid with those that are frozen."""
-        return codes if self.freezing is None else self.freezing.call(codes)
+    def settled(self, codes: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+        """The codes with those that are frozen; a weight that is 0, as a mask makes it, keeps code 0."""
+        return codes if self.freezing is None else self.freezing.call(codes, weights == 0.0)
 
     def loss(self, weights: tf.Tensor, quantized: tf.Tensor, scale: tf.Tensor) -> tf.Tensor | None:
         """Of oscillations, float32[]; None where none are dampened."""

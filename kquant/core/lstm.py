@@ -105,12 +105,12 @@ class QuantizedLSTM(ManyKernels):
             gates = tf.stop_gradient(self.weights_as_used(PATHS[number]))
             gates = tf.reshape(gates, (gates.shape[0], 4, -1))
             learner.move(self.reaches[number], tf.reduce_max(tf.abs(gates), axis=(0, 2), keepdims=True))
-            learner.follow(self._rounded(number, gates, self._scales(number, gates)))
+            learner.follow(self._rounded(number, gates, self._scales(number, gates)), gates)
 
     def _rounded(self, number: int, gates: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
         spec = self._gates()
         codes = tf.clip_by_value(tf.round(gates / scale), float(spec.low), float(spec.high))
-        return self.learners[number].settled(codes) if self.learners else codes
+        return self.learners[number].settled(codes, gates) if self.learners else codes
 
     def compute_output_spec(self, x: keras.KerasTensor, **_: Any) -> keras.KerasTensor:
         """The hidden state after every step."""
@@ -201,6 +201,14 @@ class QuantizedLSTM(ManyKernels):
             if not cell.use_bias:
                 return kernel, recurrent, tf.zeros((4 * self.layer.units,))
             return kernel, recurrent, tf.cast(tf.convert_to_tensor(cell.bias), tf.float32)
+
+    def weights_on_grid(self, path: str) -> tf.Tensor:
+        """A kernel on its grid, float32 (a bias cannot move it more than rounding does).
+
+        Args:
+            path: "cell.kernel" or "cell.recurrent_kernel".
+        """
+        return self._on_grid(self.weights_as_used(path), PATHS.index(path))
 
     def _on_grid(self, weights: tf.Tensor, number: int = 0, training: bool = False, site: int = 0) -> tf.Tensor:
         """Weights as training sees them: each gate on its grid."""
