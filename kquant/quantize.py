@@ -15,6 +15,7 @@ from kquant.core import recipe as recipes
 from kquant.core.graph import Graph, trace
 from kquant.core.inputs import check_static, inputs_of
 from kquant.core.nodes import Compressed, FakeQuant
+from kquant.core.oscillations import warn_unfrozen
 from kquant.core.spec import KERNEL_BITS
 from kquant.encodings import set_encodings
 from kquant.expand import expand_graph
@@ -90,6 +91,7 @@ def quantize(
     if chosen.clustering is not None and not has_codebooks(qmodel):
         put_codebooks(qmodel, chosen)
         qmodel = as_loaded(qmodel)
+    warn_unfrozen(qmodel, "quantize")
     return qmodel if encodings is None else set_encodings(qmodel, encodings)
 
 

@@ -197,3 +197,54 @@ def test_sparsity_of_an_lstm_counts_weights_that_round_to_zero(tmp_path):
     found = sum(k.zeros for k in kquant.sparsity(q).kernels)
     assert found > 10
     assert zeros_in_file(tmp_path / "m.tflite") == found
+
+
+def most_codes(q: keras.Model) -> int:
+    """Different codes of a channel of the layer "d"."""
+    return max(len(np.unique(channel)) for channel in q.get_layer("d").codes(tf.constant(1.0))[0].numpy().T)
+
+
+@pytest.mark.parametrize("per_channel", [False, True, "scale"])
+def test_weights_that_share_values_are_not_frozen_one_by_one(per_channel, tmp_path):
+    """Neither where the codebook came first, nor where weights were frozen before it came."""
+    data = np.random.default_rng(0).normal(size=(16, 16)).astype(np.float32)
+    before = kquant.cluster(dense(), 4, per_channel=per_channel)
+    with pytest.warns(UserWarning, match="quantize: the weights of d share values, so oscillations.freeze"):
+        q = kquant.calibrate(kquant.quantize(before, FREEZE), data, verbose=False)
+    late = kquant.calibrate(kquant.quantize(dense(), FREEZE), data, verbose=False)
+    freezing = late.get_layer("d").learner.freezing
+    freeze_all(freezing)
+    freezing.previous.assign(np.random.default_rng(0).integers(-7, 8, (16, 8)))
+    with pytest.warns(UserWarning, match="cluster: the weights of d share values"):
+        late = kquant.cluster(late, 4, per_channel=per_channel)
+    for clustered in (q, late):
+        clustered.compile(keras.optimizers.SGD(2.0), "mse", run_eagerly=True)  # so large that weights jump
+        for _ in range(6):
+            clustered.train_on_batch(data, data[:, :8])
+        assert most_codes(clustered) <= 4
+        assert most_codes_trained(clustered) <= 4
+        assert not np.any(np.asarray(clustered.get_layer("d").learner.freezing.frozen))
+
+
+def most_codes_trained(q: keras.Model) -> int:
+    """As training sees them."""
+    return max(len(np.unique(channel)) for channel in q.get_layer("d")._learned(0).numpy().T)
+
+
+def test_lstms_that_share_values_are_not_frozen():
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((3, 6)), layers.LSTM(5, name="l")])
+    q = kquant.quantize(model, {**FREEZE, "weights": {"bits": 8}})
+    for learner in q.get_layer("l").learners:
+        freeze_all(learner.freezing)
+        learner.freezing.previous.assign(np.random.default_rng(0).integers(-7, 8, learner.freezing.previous.shape))
+    with pytest.warns(UserWarning, match="cluster: the weights of l share values"):
+        q = kquant.cluster(q, 4)
+    lstm = q.get_layer("l")
+    lstm._begin_step()
+    for number, path in enumerate(("cell.kernel", "cell.recurrent_kernel")):
+        assert len(np.unique(lstm.weights_as_used(path))) <= 4
+        for weights in (lstm.weights_on_grid(path), lstm._on_grid(lstm.weights_as_used(path), number, training=True)):
+            gates = np.asarray(weights).reshape(-1, 4, 5)
+            assert max(len(np.unique(gates[:, gate])) for gate in range(4)) <= 4
+        assert not np.any(np.asarray(lstm.learners[number].freezing.frozen))

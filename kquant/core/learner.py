@@ -82,33 +82,41 @@ class WeightLearner(keras.layers.Layer):
         after = self.learning.freeze_ranges_after
         return tf.constant(False) if after is None else tf.convert_to_tensor(self.steps) > float(after)
 
-    def quantized(self, weights: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
+    def quantized(self, weights: tf.Tensor, scale: tf.Tensor, shared: bool = False) -> tf.Tensor:
         """The weights on the grid of this training step, with gradients for them and, where it learns, the range.
 
         Args:
             weights: float32[...].
             scale: of the final grid, broadcasts against them.
+            shared: see `settled`.
         """
         lowest, highest, scale = self._grid(scale)
         if self.stretch is not None:
             scaled = tf.where(self.frozen(), 0.0, self.scaled)
             scale = scale * _through(tf.convert_to_tensor(self.stretch), scaled)
         codes = _round_through(weights / scale, lowest, highest, 1e-3 if self.stretch is not None else 0.51)
-        return self.settled(codes, weights) * scale
+        return self.settled(codes, weights, shared) * scale
 
-    def follow(self, codes: tf.Tensor, weights: tf.Tensor) -> None:
+    def follow(self, codes: tf.Tensor, weights: tf.Tensor, shared: bool = False) -> None:
         """One step of what freezes weights.
 
         Args:
             codes: of the final grid, rounded.
             weights: that they are the codes of.
+            shared: see `settled`; nothing is counted then.
         """
-        if self.freezing is not None:
+        if self.freezing is not None and not shared:
             self.freezing.advance(tf.stop_gradient(codes), self._width() <= self.spec.bits, weights == 0.0)
 
-    def settled(self, codes: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
-        """The codes with those that are frozen; a weight that is 0, as a mask makes it, keeps code 0."""
-        return codes if self.freezing is None else self.freezing.call(codes, weights == 0.0)
+    def settled(self, codes: tf.Tensor, weights: tf.Tensor, shared: bool = False) -> tf.Tensor:
+        """The codes with those that are frozen; a weight that is 0, as a mask makes it, keeps code 0.
+
+        Args:
+            codes: of the weights, rounded.
+            weights: float32[...].
+            shared: a codebook gives them common values: a code held for one weight would leave that of its value.
+        """
+        return codes if self.freezing is None or shared else self.freezing.call(codes, weights == 0.0)
 
     def loss(self, weights: tf.Tensor, quantized: tf.Tensor, scale: tf.Tensor) -> tf.Tensor | None:
         """Of oscillations, float32[]; None where none are dampened."""

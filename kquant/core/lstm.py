@@ -28,7 +28,7 @@ from kquant.core.nonuniform import on_grid
 from kquant.core.ranges import gradient_scale, quantized
 from kquant.core.spec import QuantSpec, encode_weights
 from kquant.core.transformed import ManyKernels
-from kquant.core.transforms import kernel_at
+from kquant.core.transforms import Transform, kernel_at
 
 GATES = "ifco"
 STATES = QuantSpec(16, symmetric=True)
@@ -90,6 +90,23 @@ class QuantizedLSTM(ManyKernels):
             learner.build((rows, 4, self.layer.units), (1, 4, 1))
             self.reaches.append(self.add_weight(name=f"reach_{number}", shape=(1, 4, 1), dtype="float32", **fixed))
 
+    def transform_by(self, path: str, transform: Transform) -> None:
+        """Add a transform of one kernel, built and started here if it is not yet."""
+        super().transform_by(path, transform)
+        if transform.shares and self.learners:
+            freezing = self.learners[PATHS.index(path)].freezing
+            if freezing is not None and freezing.built:
+                freezing.forget()
+
+    def _shares(self, number: int) -> bool:
+        """True where a codebook gives the weights of the kernel (0) or the recurrent kernel (1) common values."""
+        return any(transform.shares for transform in self.transforms.get(PATHS[number], ()))
+
+    @property
+    def unfrozen(self) -> bool:
+        """True where weights were to freeze one by one, and do not, because they share values."""
+        return any(x.freezing is not None and self._shares(n) for n, x in enumerate(self.learners))
+
     def _gates(self) -> QuantSpec:
         """The grid of a matrix with an axis of gates."""
         return QuantSpec(self.spec.bits, True, True, per_axis=True)
@@ -105,12 +122,12 @@ class QuantizedLSTM(ManyKernels):
             gates = tf.stop_gradient(self.weights_as_used(PATHS[number]))
             gates = tf.reshape(gates, (gates.shape[0], 4, -1))
             learner.move(self.reaches[number], tf.reduce_max(tf.abs(gates), axis=(0, 2), keepdims=True))
-            learner.follow(self._rounded(number, gates, self._scales(number, gates)), gates)
+            learner.follow(self._rounded(number, gates, self._scales(number, gates)), gates, self._shares(number))
 
     def _rounded(self, number: int, gates: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
         spec = self._gates()
         codes = tf.clip_by_value(tf.round(gates / scale), float(spec.low), float(spec.high))
-        return self.learners[number].settled(codes, gates) if self.learners else codes
+        return self.learners[number].settled(codes, gates, self._shares(number)) if self.learners else codes
 
     def compute_output_spec(self, x: keras.KerasTensor, **_: Any) -> keras.KerasTensor:
         """The hidden state after every step."""
@@ -219,7 +236,9 @@ class QuantizedLSTM(ManyKernels):
         spec, scale = self._gates(), self._scales(number, gates)
         if self.learners:
             learner = self.learners[number]
-            near = learner.quantized(gates, scale) if training else self._rounded(number, gates, scale) * scale
+            near = self._rounded(number, gates, scale) * scale
+            if training:
+                near = learner.quantized(gates, scale, self._shares(number))
             loss = learner.loss(gates, near, scale) if training and site == 0 else None
             if loss is not None:
                 self.add_loss(loss)

@@ -5,7 +5,8 @@
                 f_t = m o_t + (1 - m) f_(t-1)          a_t = m code_t + (1 - m) a_(t-1)
                 f_t > threshold: the code is round(a_t) from now on
 
-A weight of 0, such as a mask makes, has code 0: what was counted of it is forgotten, and it is frozen no more.
+Weights that share the values of a codebook are not frozen: the code of one would leave that of its value. A weight of
+0, such as a mask makes, has code 0: what was counted of it is forgotten, and it is frozen no more.
 
 Source: Nagel et al., "Overcoming Oscillations in Quantization-Aware Training", arXiv:2203.11086, sections 2.3, 4.1, 4.2
 and algorithm 1.
@@ -14,6 +15,7 @@ and algorithm 1.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -94,6 +96,22 @@ class Freezing(keras.layers.Layer):
     def get_config(self) -> dict[str, Any]:
         """All arguments."""
         return {**super().get_config(), "threshold": self.threshold, "momentum": self.momentum}
+
+
+def warn_unfrozen(model: keras.Model, verb: str) -> None:
+    """Name layers where `freeze` is asked for and a codebook shares values: a value's weights stay together.
+
+    Args:
+        model: quantized.
+        verb: that was called, for the message.
+    """
+    names = [layer.name for layer in model._flatten_layers() if getattr(layer, "unfrozen", False)]
+    if names:
+        warnings.warn(
+            f"{verb}: the weights of {', '.join(names)} share values, so oscillations.freeze freezes none of them: a "
+            "code held for one weight would leave the others of its value. oscillations.dampen acts on them.",
+            stacklevel=3,
+        )
 
 
 def dampening(

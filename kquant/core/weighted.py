@@ -95,6 +95,8 @@ class Weighted(keras.layers.Wrapper):
                 stacklevel=2,
             )
             self.round_by(None)
+        if transform.shares and self.learner is not None and self.learner.freezing is not None:
+            self.learner.freezing.forget()
         with kernels.growing(self):
             self.transforms = kernels.in_order([*self.transforms, transform])
 
@@ -102,6 +104,11 @@ class Weighted(keras.layers.Wrapper):
     def shares(self) -> bool:
         """True where a codebook gives weights common values."""
         return any(transform.shares for transform in self.transforms)
+
+    @property
+    def unfrozen(self) -> bool:
+        """True where weights were to freeze one by one, and do not, because they share values."""
+        return self.shares and self.learner is not None and self.learner.freezing is not None
 
     @property
     def kernel_shape(self) -> tuple[int, ...]:
