@@ -86,6 +86,10 @@ def gradient_scale(count: float, highest: float) -> float:
 def encode_through(low: tf.Tensor, high: tf.Tensor, spec: QuantSpec) -> tuple[tf.Tensor, tf.Tensor]:
     """`encode_range` to the bit, with gradients that pass the rounding of the zero point straight through.
 
+    They are taken at the low end of the grid, `(lowest code - zero point) * scale`, to which rounding has moved `low`:
+    only so does a value that is clipped at an end pull at that end with gradient 1 and at the other with 0. Taken at
+    `low` itself the other end would get `(real - rounded zero point) / N`.
+
     Args:
         low: float32[], at most 0.
         high: float32[], at least 0.
@@ -95,7 +99,8 @@ def encode_through(low: tf.Tensor, high: tf.Tensor, spec: QuantSpec) -> tuple[tf
     if spec.symmetric:
         return replaced(tf.maximum(-low, high) / float(spec.high), scale), zero_point
     through = replaced((high - low) / float(spec.high - spec.low), scale)
-    return through, replaced(float(spec.low) - low / through, zero_point)
+    nudged = replaced(low, (float(spec.low) - zero_point) * scale)
+    return through, replaced(float(spec.low) - nudged / through, zero_point)
 
 
 def encode_at(
