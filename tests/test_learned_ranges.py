@@ -296,3 +296,80 @@ def test_masks_live_below_learned_ranges():
     zeros = np.asarray(head.transforms[0].mask) == 0
     assert np.all(head.codes(tf.constant(1.0))[0].numpy()[zeros] == 0) and zeros.any()
     assert isinstance(head, Compressed)
+
+
+WIDTHS = np.concatenate([np.zeros(3), np.linspace(0.01, 2.0, 150), np.full(180, 2.0), np.full(40, 4.0)])
+
+
+@pytest.mark.parametrize("ranges_", ["moving", "fixed", "learned", "pact"])
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_a_tensor_that_was_zero_gets_its_range_once_it_is_not(ranges_, calibrated):
+    """As behind a batch norm that starts at gamma 0; steps since it has width: 150 of growth, 256 is the last look."""
+    learning = {"ranges": ranges_} if ranges_ in ("learned", "pact") else {}
+    node = FakeQuant(QuantSpec(8).to_config(), freeze_after=0 if ranges_ == "fixed" else None, learning=learning)
+    if calibrated:
+        node.set_range(0, 0.0, 0.0)
+    step = tf.function(lambda y: node(y, training=True)[0], jit_compile=True)
+    found = []
+    for width in WIDTHS:
+        y = tf.constant([[-0.5 * width, 0.0, width]], tf.float32)
+        made = step(y)
+        found.append(float(node.high[0]))
+        if ranges_ != "moving":
+            np.testing.assert_allclose(made, tf.clip_by_value(y, -1.0, 2.0), atol=0.02)
+    if ranges_ == "moving":  # the unbiased moving average since
+        for last in (3, 4, 100):
+            wanted = np.average(WIDTHS[3 : last + 1], weights=0.99 ** np.arange(last - 3, -1, -1))
+            np.testing.assert_allclose(found[last], wanted, rtol=1e-4)
+        return
+    assert found[:3] == [0.0, 0.0, 0.0]
+    np.testing.assert_allclose(found[3:-40], WIDTHS[3:-40], rtol=1e-5)
+    np.testing.assert_allclose(found[-40:], 2.0, rtol=1e-5)  # it has left zero for good, and stays
+
+
+def test_places_that_share_a_range_leave_zero_together():
+    node = FakeQuant(QuantSpec(8).to_config(), sites=2, learning={"ranges": "learned"})
+    step = tf.function(lambda y, site: node(y, site=site, training=True)[0])
+    for width in WIDTHS:
+        for site, value in enumerate((-0.25 * width, width)):
+            step(tf.constant([[value]], tf.float32), site)
+        if width < 2.0:
+            np.testing.assert_allclose([np.min(node.low), np.max(node.high)], [-0.25 * width, width], rtol=1e-5)
+    np.testing.assert_allclose([np.min(node.low), np.max(node.high)], [-0.5, 2.0], rtol=1e-5)
+
+
+def test_weights_that_were_zero_keep_no_range_until_they_have_left_it():
+    spec = QuantSpec(4, symmetric=True, narrow=True, per_axis=True)
+    learner = WeightLearner({"ranges": "learned"}, spec.to_config())
+    learner.build((4, 3), (1, 3))
+    reach = keras.Variable(np.zeros((1, 3)), dtype="float32")
+    move = tf.function(lambda widest: learner.move(reach, widest), jit_compile=True)
+    for width in WIDTHS:
+        move(tf.constant([[1.0, width, 0.0]], tf.float32))  # a channel that lives, one that wakes, one that is dead
+        np.testing.assert_allclose(reach[0, 0], 1.0)
+        assert reach[0, 2] == 0.0
+        if width < 2.0:
+            assert reach[0, 1] == 0.0
+    np.testing.assert_allclose(reach[0, 1], 2.0)
+    learner.forget()
+    assert np.all(np.asarray(learner.waking) == 0.0)
+
+
+@pytest.mark.parametrize("training", [{}, {"batch_norm": "live"}], ids=["folded", "live"])
+def test_a_branch_that_starts_at_zero_trains(training):
+    keras.utils.set_random_seed(0)
+    x = inputs = keras.Input((6, 6, 2))
+    y = layers.Conv2D(2, 3, padding="same", name="conv")(x)
+    x = layers.Add()([x, layers.BatchNormalization(gamma_initializer="zeros", name="norm")(y)])
+    model = keras.Model(inputs, layers.Dense(3, activation="softmax")(layers.GlobalAveragePooling2D()(x)))
+    q = kquant.quantize(model, {"name": "t", "training": {"ranges": "learned", **training}})
+    kquant.calibrate(q, X, verbose=False)
+    q.compile(keras.optimizers.Adam(0.05), "sparse_categorical_crossentropy")
+    q.fit(X, Y, batch_size=16, epochs=4, verbose=0)
+    conv = q.get_layer("conv")
+    assert not np.any(np.asarray(conv.reach))  # 12 steps are no growth to judge by
+    node = next(n for n in nodes(q) if n.name in ("conv_quant", "norm_quant"))
+    made = np.asarray(keras.Model(q.input, node.output[0])(X))
+    assert float(node.high[0]) - float(node.low[0]) > 0.5 * float(np.ptp(made)) > 0.0
+    used = np.asarray(conv.weights_as_used())
+    np.testing.assert_allclose(conv.weights_on_grid(), used, atol=0.51 * np.abs(used).max() / 127)

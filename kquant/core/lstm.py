@@ -21,11 +21,11 @@ from kquant.core import arithmetic
 from kquant.core.arithmetic.gates import CELL_BITS
 from kquant.core.arithmetic.lstm import LstmWeights, lstm
 from kquant.core.compressed import round_through
-from kquant.core.fake_quant import FakeQuant, is_float, is_observing, is_simulating, straight_through
+from kquant.core.fake_quant import FakeQuant, is_float, is_observing, is_simulating
 from kquant.core.graph import full_precision
 from kquant.core.learner import WeightLearner
 from kquant.core.nonuniform import on_grid
-from kquant.core.ranges import gradient_scale, quantized
+from kquant.core.ranges import gradient_scale, quantized, straight_through
 from kquant.core.spec import QuantSpec, encode_weights
 from kquant.core.transformed import ManyKernels
 from kquant.core.transforms import Transform, kernel_at
