@@ -39,8 +39,9 @@ def trained(training: dict, *, steps: int = 5, rate: float = 1e-2, bits: tuple[i
     keras.utils.set_random_seed(1)
     weights = {"bits": bits[0], "observer": "mse"}
     recipe = {"name": "t", "activations": {"bits": bits[1]}, "weights": weights, "training": training}
-    x = X if model is not recurrent else X.reshape(48, -1)[:, :18].reshape(48, 6, 3)
-    q = kquant.calibrate(kquant.quantize(model(), recipe), x, verbose=False)
+    q = kquant.quantize(model(), recipe)
+    x = X if q.input.shape[1:] == X.shape[1:] else X.reshape(48, -1)[:, :18].reshape(48, 6, 3)
+    kquant.calibrate(q, x, verbose=False)
     q.compile(keras.optimizers.Adam(rate), "sparse_categorical_crossentropy", **{"run_eagerly": True, **kw})
     losses = [float(q.train_on_batch(x, Y)) for _ in range(steps)]
     return q, losses, x
@@ -373,3 +374,42 @@ def test_a_branch_that_starts_at_zero_trains(training):
     assert float(node.high[0]) - float(node.low[0]) > 0.5 * float(np.ptp(made)) > 0.0
     used = np.asarray(conv.weights_as_used())
     np.testing.assert_allclose(conv.weights_on_grid(), used, atol=0.51 * np.abs(used).max() / 127)
+
+
+@pytest.mark.parametrize("model", [small, recurrent])
+@pytest.mark.parametrize("loaded", [False, True])
+def test_layers_that_were_frozen_train_nothing(model, loaded, tmp_path):
+    frozen = model()
+    name = "conv" if model is small else "lstm"
+    frozen.get_layer(name).trainable = False
+    training = {"ranges": "learned", "batch_norm": "live", "progressive": {"from": 8, "steps": 4}}
+    training["oscillations"] = {"dampen": 0.01, "freeze": 0.02}
+    q, _, x = trained(training, model=lambda: frozen, steps=0, bits=(4, 8))
+    if loaded:
+        q.save(tmp_path / "q.keras")
+        q = keras.models.load_model(tmp_path / "q.keras")
+        q.compile(keras.optimizers.Adam(1e-2), "sparse_categorical_crossentropy", run_eagerly=True)
+    layer = q.get_layer(name)
+    assert [v.path for v in layer.variables if v.trainable] == []
+    before, other = [np.asarray(v) for v in layer.variables], np.asarray(q.get_layer("head").learner.stretch)
+    for _ in range(2):
+        q.train_on_batch(x, Y)
+    for variable, value in zip(layer.variables, before, strict=True):
+        np.testing.assert_array_equal(np.asarray(variable), value, err_msg=variable.path)
+    assert np.any(np.asarray(q.get_layer("head").learner.stretch) != other)
+    assert [v.path for v in copy(q).trainable_variables] == [v.path for v in q.trainable_variables]
+    if model is small:  # the codes of the file, not those of 8 bits
+        seen = layer(X, training=True)[0]
+        wanted = keras.ops.conv(X, layer.weights_on_grid()) + layer.bias_as_used()
+        np.testing.assert_allclose(seen, wanted, atol=1e-5)
+
+
+def test_a_layer_may_thaw():
+    frozen = small()
+    frozen.get_layer("conv").trainable = False
+    q, _, _ = trained({"ranges": "learned", "batch_norm": "live"}, model=lambda: frozen, steps=0)
+    q.get_layer("conv").trainable = True
+    q.compile(keras.optimizers.Adam(1e-2), "sparse_categorical_crossentropy", run_eagerly=True)
+    q.train_on_batch(X, Y)
+    conv = q.get_layer("conv")
+    assert np.all(np.asarray(conv.learner.stretch) != 0) and np.any(np.asarray(conv.norm.moving_mean) != 0)

@@ -139,7 +139,7 @@ class Compressed(Weighted):
             self._begin_step()
         if self.norm is not None and ((training and self.trainable) or self.norm.counter is not None):
             return [self._normalised(self.norm, x, training, site), *unknown]
-        if training and self.learner is not None:
+        if training and self.trainable and self.learner is not None:
             return [self._biased(x, self._learned(site), self.bias_as_used(), self.layer), *unknown]
         if training or is_simulating() or encoding is None or self.spec is None or not self.spec.has_codes:
             return [self._biased(x, self.weights_on_grid(), self.bias_as_used(), self.layer), *unknown]

@@ -28,7 +28,7 @@ from kquant.core.nonuniform import on_grid
 from kquant.core.ranges import gradient_scale, quantized, straight_through
 from kquant.core.spec import QuantSpec, encode_weights
 from kquant.core.transformed import ManyKernels
-from kquant.core.transforms import Transform, kernel_at
+from kquant.core.transforms import Transform, freeze, kernel_at
 
 GATES = "ifco"
 STATES = QuantSpec(16, symmetric=True)
@@ -72,6 +72,8 @@ class QuantizedLSTM(ManyKernels):
         self.supports_masking = False
         self.learning, self.reaches, self.learners = {}, [], []
         self.learn(learning or {})
+        if not layer.trainable:  # what was frozen in the float model trains no range here either
+            freeze(self)
 
     def learn(self, learning: dict[str, Any]) -> None:
         """Train the weights so; before the layer is built."""
@@ -89,6 +91,8 @@ class QuantizedLSTM(ManyKernels):
             rows = int(kernel_at(self.layer, PATHS[number]).shape[0])
             learner.build((rows, 4, self.layer.units), (1, 4, 1))
             self.reaches.append(self.add_weight(name=f"reach_{number}", shape=(1, 4, 1), dtype="float32", **fixed))
+        if not self.trainable:
+            freeze(self)
 
     def transform_by(self, path: str, transform: Transform) -> None:
         """Add a transform of one kernel, built and started here if it is not yet."""
@@ -161,7 +165,7 @@ class QuantizedLSTM(ManyKernels):
             self._warn_one_step(x)
             return self._real(x, None, site)
         if training or is_simulating() or not self.spec.has_codes:
-            return self._real(x, out, site, training)
+            return self._real(x, out, site, training and self.trainable)
         known = tf.logical_and(tf.logical_and(encoding[0] > 0.0, out[0] > 0.0), self.seen())
         return tf.cond(known, lambda: self._simulated(x, encoding, out), lambda: self._real(x, None))
 
