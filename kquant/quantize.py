@@ -16,6 +16,7 @@ from kquant.core.defaults import own_defaults
 from kquant.core.graph import Graph, alone, trace
 from kquant.core.inputs import check_static, inputs_of
 from kquant.core.nodes import Compressed, FakeQuant
+from kquant.core.oscillations import warn_unfrozen
 from kquant.core.spec import KERNEL_BITS
 from kquant.core.wording import first_of
 from kquant.encodings import set_encodings
@@ -90,6 +91,7 @@ def quantize(
         if chosen.clustering is not None and not has_codebooks(qmodel):
             put_codebooks(qmodel, chosen)
             qmodel = as_loaded(qmodel)
+    warn_unfrozen(qmodel, "quantize")
     return qmodel if encodings is None else set_encodings(qmodel, encodings)
 
 

@@ -39,8 +39,9 @@ def trained(training: dict, *, steps: int = 5, rate: float = 1e-2, bits: tuple[i
     keras.utils.set_random_seed(1)
     weights = {"bits": bits[0], "observer": "mse"}
     recipe = {"name": "t", "activations": {"bits": bits[1]}, "weights": weights, "training": training}
-    x = X if model is not recurrent else X.reshape(48, -1)[:, :18].reshape(48, 6, 3)
-    q = kquant.calibrate(kquant.quantize(model(), recipe), x, verbose=False)
+    q = kquant.quantize(model(), recipe)
+    x = X if q.input.shape[1:] == X.shape[1:] else X.reshape(48, -1)[:, :18].reshape(48, 6, 3)
+    kquant.calibrate(q, x, verbose=False)
     q.compile(keras.optimizers.Adam(rate), "sparse_categorical_crossentropy", **{"run_eagerly": True, **kw})
     losses = [float(q.train_on_batch(x, Y)) for _ in range(steps)]
     return q, losses, x
@@ -65,25 +66,22 @@ def gradients(low: float, high: float, y: np.ndarray, upstream: np.ndarray, spec
 
 
 def straight(low: float, high: float, y: np.ndarray, spec: QuantSpec, at: tuple[float, float]) -> np.ndarray:
-    """The function that the gradients are those of: residues of rounding held as they are at the range `at`."""
+    """The function that the gradients are those of: residues of rounding held as they are at the range `at`.
 
-    def grid(low, high):
-        scale = (high - low) / (spec.high - spec.low)
-        return scale, spec.low - low / scale
-
-    scale, point = grid(*at)
-    rest = np.rint(point) - point
+    A clipped value is the end itself, but for the constant by which rounding the zero point moves it.
+    """
+    steps = spec.high - spec.low
+    scale = (at[1] - at[0]) / steps
+    point = np.rint(spec.low - at[0] / scale)
     held = np.rint(y / scale) - y / scale
-    codes = np.rint(y / scale) + np.rint(point)
-    scale, point = grid(low, high)
-    inside = scale * (y / scale + held)
-    below, above = scale * (spec.low - point - rest), scale * (spec.high - point - rest)
-    return np.where(codes < spec.low, below, np.where(codes > spec.high, above, inside))
+    codes = np.rint(y / scale) + point
+    inside = y + (high - low) / steps * held
+    return np.where(codes < spec.low, low, np.where(codes > spec.high, high, inside))
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_both_ends_against_finite_differences_and_closed_form(bits):
-    spec, low, high = QuantSpec(bits), -1.0, 2.0
+    spec, low, high = QuantSpec(bits), -0.9, 2.0
     y, upstream = RNG.normal(0.3, 1.5, (400, 3)), RNG.normal(size=(400, 3))
     scale, point = (float(v) for v in encode_range(tf.constant(low), tf.constant(high), spec)[:2])
     edges = np.array([spec.low - point, spec.high - point]) * scale
@@ -99,15 +97,17 @@ def test_both_ends_against_finite_differences_and_closed_form(bits):
     np.testing.assert_allclose([by_low, by_high], expected, rtol=2e-3, atol=2e-3)
     inside, above = (y > edges[0]) & (y < edges[1]), y >= edges[1]
     residue = np.rint(y / scale) - y / scale
-    closed = np.sum(upstream * np.where(inside, residue / (2**bits - 1), above))
-    # the zero point is nudged to a code, so an end that is clipped is `scale` times whole steps from zero
-    np.testing.assert_allclose(by_high, closed, rtol=2e-3, atol=0.02 * np.abs(upstream).sum() / 2**bits)
+    closed = [np.sum(upstream * np.where(inside, way * residue / (2**bits - 1), out))
+              for way, out in ((-1, y <= edges[0]), (1, above))]
+    np.testing.assert_allclose([by_low, by_high], closed, rtol=2e-3, atol=2e-3)
     np.testing.assert_array_equal(by_y != 0, inside & (upstream != 0))
 
 
 @pytest.mark.parametrize(("y", "expected"), [(-3.0, (1.0, 0.0)), (5.0, (0.0, 1.0))])
-def test_clipped_values_reach_their_own_end(y, expected):
-    by_low, by_high, _ = gradients(-1.0, 2.0, np.array([[y]]), np.array([[1.0]]), QuantSpec(4))
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("low", [-1.0, -0.8])  # the second is rounded to whole steps
+def test_clipped_values_reach_their_own_end_alone(y, expected, bits, low):
+    by_low, by_high, _ = gradients(low, 1.3, np.array([[y]]), np.array([[1.0]]), QuantSpec(bits))
     np.testing.assert_allclose([by_low, by_high], expected, atol=1e-5)
 
 
@@ -297,3 +297,119 @@ def test_masks_live_below_learned_ranges():
     zeros = np.asarray(head.transforms[0].mask) == 0
     assert np.all(head.codes(tf.constant(1.0))[0].numpy()[zeros] == 0) and zeros.any()
     assert isinstance(head, Compressed)
+
+
+WIDTHS = np.concatenate([np.zeros(3), np.linspace(0.01, 2.0, 150), np.full(180, 2.0), np.full(40, 4.0)])
+
+
+@pytest.mark.parametrize("ranges_", ["moving", "fixed", "learned", "pact"])
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_a_tensor_that_was_zero_gets_its_range_once_it_is_not(ranges_, calibrated):
+    """As behind a batch norm that starts at gamma 0; steps since it has width: 150 of growth, 256 is the last look."""
+    learning = {"ranges": ranges_} if ranges_ in ("learned", "pact") else {}
+    node = FakeQuant(QuantSpec(8).to_config(), freeze_after=0 if ranges_ == "fixed" else None, learning=learning)
+    if calibrated:
+        node.set_range(0, 0.0, 0.0)
+    step = tf.function(lambda y: node(y, training=True)[0], jit_compile=True)
+    found = []
+    for width in WIDTHS:
+        y = tf.constant([[-0.5 * width, 0.0, width]], tf.float32)
+        made = step(y)
+        found.append(float(node.high[0]))
+        if ranges_ != "moving":
+            np.testing.assert_allclose(made, tf.clip_by_value(y, -1.0, 2.0), atol=0.02)
+    if ranges_ == "moving":  # the unbiased moving average since
+        for last in (3, 4, 100):
+            wanted = np.average(WIDTHS[3 : last + 1], weights=0.99 ** np.arange(last - 3, -1, -1))
+            np.testing.assert_allclose(found[last], wanted, rtol=1e-4)
+        return
+    assert found[:3] == [0.0, 0.0, 0.0]
+    np.testing.assert_allclose(found[3:-40], WIDTHS[3:-40], rtol=1e-5)
+    np.testing.assert_allclose(found[-40:], 2.0, rtol=1e-5)  # it has left zero for good, and stays
+
+
+def test_places_that_share_a_range_leave_zero_together():
+    node = FakeQuant(QuantSpec(8).to_config(), sites=2, learning={"ranges": "learned"})
+    step = tf.function(lambda y, site: node(y, site=site, training=True)[0])
+    for width in WIDTHS:
+        for site, value in enumerate((-0.25 * width, width)):
+            step(tf.constant([[value]], tf.float32), site)
+        if width < 2.0:
+            np.testing.assert_allclose([np.min(node.low), np.max(node.high)], [-0.25 * width, width], rtol=1e-5)
+    np.testing.assert_allclose([np.min(node.low), np.max(node.high)], [-0.5, 2.0], rtol=1e-5)
+
+
+def test_weights_that_were_zero_keep_no_range_until_they_have_left_it():
+    spec = QuantSpec(4, symmetric=True, narrow=True, per_axis=True)
+    learner = WeightLearner({"ranges": "learned"}, spec.to_config())
+    learner.build((4, 3), (1, 3))
+    reach = keras.Variable(np.zeros((1, 3)), dtype="float32")
+    move = tf.function(lambda widest: learner.move(reach, widest), jit_compile=True)
+    for width in WIDTHS:
+        move(tf.constant([[1.0, width, 0.0]], tf.float32))  # a channel that lives, one that wakes, one that is dead
+        np.testing.assert_allclose(reach[0, 0], 1.0)
+        assert reach[0, 2] == 0.0
+        if width < 2.0:
+            assert reach[0, 1] == 0.0
+    np.testing.assert_allclose(reach[0, 1], 2.0)
+    learner.forget()
+    assert np.all(np.asarray(learner.waking) == 0.0)
+
+
+@pytest.mark.parametrize("training", [{}, {"batch_norm": "live"}], ids=["folded", "live"])
+def test_a_branch_that_starts_at_zero_trains(training):
+    keras.utils.set_random_seed(0)
+    x = inputs = keras.Input((6, 6, 2))
+    y = layers.Conv2D(2, 3, padding="same", name="conv")(x)
+    x = layers.Add()([x, layers.BatchNormalization(gamma_initializer="zeros", name="norm")(y)])
+    model = keras.Model(inputs, layers.Dense(3, activation="softmax")(layers.GlobalAveragePooling2D()(x)))
+    q = kquant.quantize(model, {"name": "t", "training": {"ranges": "learned", **training}})
+    kquant.calibrate(q, X, verbose=False)
+    q.compile(keras.optimizers.Adam(0.05), "sparse_categorical_crossentropy")
+    q.fit(X, Y, batch_size=16, epochs=4, verbose=0)
+    conv = q.get_layer("conv")
+    assert not np.any(np.asarray(conv.reach))  # 12 steps are no growth to judge by
+    node = next(n for n in nodes(q) if n.name in ("conv_quant", "norm_quant"))
+    made = np.asarray(keras.Model(q.input, node.output[0])(X))
+    assert float(node.high[0]) - float(node.low[0]) > 0.5 * float(np.ptp(made)) > 0.0
+    used = np.asarray(conv.weights_as_used())
+    np.testing.assert_allclose(conv.weights_on_grid(), used, atol=0.51 * np.abs(used).max() / 127)
+
+
+@pytest.mark.parametrize("model", [small, recurrent])
+@pytest.mark.parametrize("loaded", [False, True])
+def test_layers_that_were_frozen_train_nothing(model, loaded, tmp_path):
+    frozen = model()
+    name = "conv" if model is small else "lstm"
+    frozen.get_layer(name).trainable = False
+    training = {"ranges": "learned", "batch_norm": "live", "progressive": {"from": 8, "steps": 4}}
+    training["oscillations"] = {"dampen": 0.01, "freeze": 0.02}
+    q, _, x = trained(training, model=lambda: frozen, steps=0, bits=(4, 8))
+    if loaded:
+        q.save(tmp_path / "q.keras")
+        q = keras.models.load_model(tmp_path / "q.keras")
+        q.compile(keras.optimizers.Adam(1e-2), "sparse_categorical_crossentropy", run_eagerly=True)
+    layer = q.get_layer(name)
+    assert [v.path for v in layer.variables if v.trainable] == []
+    before, other = [np.asarray(v) for v in layer.variables], np.asarray(q.get_layer("head").learner.stretch)
+    for _ in range(2):
+        q.train_on_batch(x, Y)
+    for variable, value in zip(layer.variables, before, strict=True):
+        np.testing.assert_array_equal(np.asarray(variable), value, err_msg=variable.path)
+    assert np.any(np.asarray(q.get_layer("head").learner.stretch) != other)
+    assert [v.path for v in copy(q).trainable_variables] == [v.path for v in q.trainable_variables]
+    if model is small:  # the codes of the file, not those of 8 bits
+        seen = layer(X, training=True)[0]
+        wanted = keras.ops.conv(X, layer.weights_on_grid()) + layer.bias_as_used()
+        np.testing.assert_allclose(seen, wanted, atol=1e-5)
+
+
+def test_a_layer_may_thaw():
+    frozen = small()
+    frozen.get_layer("conv").trainable = False
+    q, _, _ = trained({"ranges": "learned", "batch_norm": "live"}, model=lambda: frozen, steps=0)
+    q.get_layer("conv").trainable = True
+    q.compile(keras.optimizers.Adam(1e-2), "sparse_categorical_crossentropy", run_eagerly=True)
+    q.train_on_batch(X, Y)
+    conv = q.get_layer("conv")
+    assert np.all(np.asarray(conv.learner.stretch) != 0) and np.any(np.asarray(conv.norm.moving_mean) != 0)

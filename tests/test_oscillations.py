@@ -10,7 +10,7 @@ from ai_edge_litert.interpreter import Interpreter
 
 import kquant
 from kquant.core.learner import WeightLearner
-from kquant.core.oscillations import Freezing, dampening, risen
+from kquant.core.oscillations import STATE, Freezing, dampening, risen
 from kquant.core.spec import QuantSpec
 
 layers = keras.layers
@@ -119,3 +119,132 @@ def test_frozen_codes_reach_the_file(tmp_path, gain):
 def test_unreachable_thresholds_are_refused():
     with pytest.raises(ValueError, match="above momentum"):
         kquant.Recipe(name="r", training={"oscillations": {"freeze": 0.01, "momentum": 0.1}})
+
+
+FREEZE = {"name": "f", "weights": {"bits": 4}, "training": {"oscillations": {"freeze": 0.02}}}
+
+
+def dense() -> keras.Model:
+    keras.utils.set_random_seed(0)
+    return keras.Sequential([keras.Input((16,)), layers.Dense(8, name="d")])
+
+
+def freeze_all(freezing: Freezing, code: float = 3.0) -> None:
+    """As if training had frozen every weight at this code."""
+    freezing.frozen.assign(tf.ones_like(freezing.frozen))
+    freezing.previous.assign(tf.fill(freezing.previous.shape, code))
+
+
+def test_a_mask_that_comes_later_holds_its_zeros_in_training_too():
+    q = kquant.calibrate(kquant.quantize(dense(), FREEZE), np.ones((4, 16), np.float32), verbose=False)
+    freeze_all(q.get_layer("d").learner.freezing)
+    q = kquant.prune(q, 0.75)
+    d = q.get_layer("d")
+    kept = d.transforms[0].mask.numpy()
+    for weights in (d._learned(0), d.weights_on_grid()):
+        np.testing.assert_array_equal(np.asarray(weights) != 0, kept)
+    q(np.ones((4, 16), np.float32), training=True)
+    np.testing.assert_array_equal(np.asarray(d.learner.freezing.frozen) > 0, kept)  # a masked weight may come back
+
+
+def test_weights_of_zero_are_forgotten():
+    layer = Freezing(0.15, 0.1)
+    layer.build((2,))
+    zeros = tf.constant([True, False])
+    for sign in (1.0, -1.0, 1.0, -1.0, 1.0):
+        layer.advance(tf.constant([sign, sign]), tf.constant(True))
+    assert np.all(np.asarray(layer.frozen) == 1)
+    held = float(layer.previous.numpy()[1])
+    np.testing.assert_array_equal(layer.call(tf.constant([0.0, 5.0]), zeros), [0.0, held])
+    layer.advance(tf.constant([0.0, 1.0]), tf.constant(True), zeros)
+    np.testing.assert_array_equal([getattr(layer, name).numpy()[0] for name in STATE], np.zeros(5))
+    np.testing.assert_array_equal(layer.frozen.numpy(), [0, 1])
+
+
+def test_masks_and_frozen_codes_of_an_lstm_are_those_of_the_file(tmp_path):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((3, 6)), layers.LSTM(5, name="l")])
+    x = np.random.default_rng(0).normal(size=(16, 3, 6)).astype(np.float32)
+    q = kquant.calibrate(kquant.quantize(model, {**FREEZE, "weights": {"bits": 8}}), x, verbose=False)
+    for learner in q.get_layer("l").learners:
+        freeze_all(learner.freezing)
+    q = kquant.prune(q, 0.6)
+    lstm = q.get_layer("l")
+    for number, path in enumerate(("cell.kernel", "cell.recurrent_kernel")):
+        kept = lstm.transforms[path][0].mask.numpy()
+        trained = lstm._on_grid(lstm.weights_as_used(path), number, training=True)
+        for weights in (trained, lstm.weights_on_grid(path)):
+            np.testing.assert_array_equal(np.asarray(weights) != 0, kept)
+    kquant.export(q, tmp_path / "m.tflite", samples=x[:2], check_runtimes=False)
+    np.testing.assert_array_equal(kquant.predict(tmp_path / "m.tflite", x, "litert-reference"), np.asarray(q(x)))
+    assert zeros_in_file(tmp_path / "m.tflite") == sum(k.zeros for k in kquant.sparsity(q).kernels)
+
+
+def zeros_in_file(path) -> int:
+    """Of the int8 matrices of an LSTM."""
+    file = Interpreter(str(path))
+    file.allocate_tensors()
+    (op,) = [op for op in file._get_ops_details() if op["op_name"] == "UNIDIRECTIONAL_SEQUENCE_LSTM"]
+    return sum(int(np.sum(file.get_tensor(int(n)) == 0)) for n in op["inputs"][1:9])
+
+
+def test_sparsity_of_an_lstm_counts_weights_that_round_to_zero(tmp_path):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((3, 6)), layers.LSTM(5, name="l")])
+    x = np.random.default_rng(0).normal(size=(16, 3, 6)).astype(np.float32)
+    q = kquant.calibrate(kquant.quantize(model, {"name": "w3", "weights": {"bits": 3}}), x, verbose=False)
+    kquant.export(q, tmp_path / "m.tflite", samples=x[:2], check_runtimes=False)
+    found = sum(k.zeros for k in kquant.sparsity(q).kernels)
+    assert found > 10
+    assert zeros_in_file(tmp_path / "m.tflite") == found
+
+
+def most_codes(q: keras.Model) -> int:
+    """Different codes of a channel of the layer "d"."""
+    return max(len(np.unique(channel)) for channel in q.get_layer("d").codes(tf.constant(1.0))[0].numpy().T)
+
+
+@pytest.mark.parametrize("per_channel", [False, True, "scale"])
+def test_weights_that_share_values_are_not_frozen_one_by_one(per_channel, tmp_path):
+    """Neither where the codebook came first, nor where weights were frozen before it came."""
+    data = np.random.default_rng(0).normal(size=(16, 16)).astype(np.float32)
+    before = kquant.cluster(dense(), 4, per_channel=per_channel)
+    with pytest.warns(UserWarning, match="quantize: the weights of d share values, so oscillations.freeze"):
+        q = kquant.calibrate(kquant.quantize(before, FREEZE), data, verbose=False)
+    late = kquant.calibrate(kquant.quantize(dense(), FREEZE), data, verbose=False)
+    freezing = late.get_layer("d").learner.freezing
+    freeze_all(freezing)
+    freezing.previous.assign(np.random.default_rng(0).integers(-7, 8, (16, 8)))
+    with pytest.warns(UserWarning, match="cluster: the weights of d share values"):
+        late = kquant.cluster(late, 4, per_channel=per_channel)
+    for clustered in (q, late):
+        clustered.compile(keras.optimizers.SGD(2.0), "mse", run_eagerly=True)  # so large that weights jump
+        for _ in range(6):
+            clustered.train_on_batch(data, data[:, :8])
+        assert most_codes(clustered) <= 4
+        assert most_codes_trained(clustered) <= 4
+        assert not np.any(np.asarray(clustered.get_layer("d").learner.freezing.frozen))
+
+
+def most_codes_trained(q: keras.Model) -> int:
+    """As training sees them."""
+    return max(len(np.unique(channel)) for channel in q.get_layer("d")._learned(0).numpy().T)
+
+
+def test_lstms_that_share_values_are_not_frozen():
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((3, 6)), layers.LSTM(5, name="l")])
+    q = kquant.quantize(model, {**FREEZE, "weights": {"bits": 8}})
+    for learner in q.get_layer("l").learners:
+        freeze_all(learner.freezing)
+        learner.freezing.previous.assign(np.random.default_rng(0).integers(-7, 8, learner.freezing.previous.shape))
+    with pytest.warns(UserWarning, match="cluster: the weights of l share values"):
+        q = kquant.cluster(q, 4)
+    lstm = q.get_layer("l")
+    lstm._begin_step()
+    for number, path in enumerate(("cell.kernel", "cell.recurrent_kernel")):
+        assert len(np.unique(lstm.weights_as_used(path))) <= 4
+        for weights in (lstm.weights_on_grid(path), lstm._on_grid(lstm.weights_as_used(path), number, training=True)):
+            gates = np.asarray(weights).reshape(-1, 4, 5)
+            assert max(len(np.unique(gates[:, gate])) for gate in range(4)) <= 4
+        assert not np.any(np.asarray(lstm.learners[number].freezing.frozen))

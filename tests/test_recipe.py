@@ -278,3 +278,28 @@ def test_what_no_kernel_computes_is_simulated_and_not_exported(
     assert np.isfinite(keras.tree.flatten(q.predict(X, verbose=0))[0]).all()
     with pytest.raises(ValueError, match=reason):
         kquant.export(q, tmp_path / "m.tflite")
+
+
+@pytest.mark.parametrize(
+    ("training", "said"),
+    [
+        ({"range_rate": 0.1}, r"range_rate does nothing without ranges = 'learned' or 'pact'"),
+        ({"range_penalty": 0.1, "ranges": "learned"}, "range_penalty does nothing without ranges = 'pact'"),
+        ({"freeze_ranges_after": 5, "ranges": "fixed"}, "freeze_ranges_after does nothing with ranges = 'fixed'"),
+        ({"freeze_batch_norm_after": 5}, "freeze_batch_norm_after does nothing without batch_norm = 'live'"),
+        ({"oscillations": {"dampen_steps": 5}}, "dampen_steps does nothing without dampen"),
+        ({"progressive": {"from": 4, "steps": 5}}, "from must be above the width that training ends at, 8 bits"),
+    ],
+)
+def test_training_that_could_not_act_is_refused(training, said):
+    with pytest.raises(ValueError, match=f"^recipe: training.*{said}.* Change it, or leave it out.$"):
+        recipes.load({"name": "t", "training": training})
+
+
+def test_training_that_a_rule_carries_out_is_taken():
+    rules = [{"type": "Dense", "training": {"ranges": "learned"}, "weights": {"bits": 3}}]
+    told = {"range_rate": 0.1, "progressive": {"from": 4, "steps": 5}}
+    recipe = recipes.load({"name": "t", "training": told, "rules": rules})
+    assert recipes.load(recipe.model_dump(by_alias=True)) == recipe
+    rules = [{"layer": "head", "training": {"range_rate": 0.1}}]
+    recipes.load({"name": "t", "training": {"ranges": "pact"}, "rules": rules})

@@ -139,7 +139,7 @@ class Compressed(Weighted):
             self._begin_step()
         if self.norm is not None and ((training and self.trainable) or self.norm.counter is not None):
             return [self._normalised(self.norm, x, training, site), *unknown]
-        if training and self.learner is not None:
+        if training and self.trainable and self.learner is not None:
             return [self._biased(x, self._learned(site), self.bias_as_used(), self.layer), *unknown]
         if training or is_simulating() or encoding is None or self.spec is None or not self.spec.has_codes:
             return [self._biased(x, self.weights_on_grid(), self.bias_as_used(), self.layer), *unknown]
@@ -193,10 +193,7 @@ class Compressed(Weighted):
         if self.rounding is not None:
             steps += self._pushed(weights)
         codes = round_through(steps, float(spec.low), float(spec.high))
-        if self.learner is None or self.learner.freezing is None:
-            return codes
-        codes = self.learner.settled(codes)
-        return tf.where(weights == 0.0, tf.zeros_like(codes), codes) if self.transforms else codes
+        return codes if self.learner is None else self.learner.settled(codes, weights, self.shares)
 
     def _pushed(self, weights: tf.Tensor) -> tf.Tensor:
         """What a correction adds before rounding, in steps; a weight that a mask has taken out stays out."""
@@ -212,7 +209,7 @@ class Compressed(Weighted):
         widest = tf.reduce_max(tf.abs(weights), axis=self._summed(), keepdims=True) / self._divisor()
         self.learner.move(self.reach, widest)
         if self.learner.freezing is not None:
-            self.learner.follow(self._rounded(weights, self.scale_of(weights)))
+            self.learner.follow(self._rounded(weights, self.scale_of(weights)), weights, self.shares)
 
     def _divisor(self) -> tf.Tensor | float:
         unit = self._unit()
@@ -230,7 +227,7 @@ class Compressed(Weighted):
         scale = self.scale_of(weights)
         if self.rounding is not None:
             weights += tf.stop_gradient(scale * self._pushed(weights))
-        quantized = self.learner.quantized(weights, scale)
+        quantized = self.learner.quantized(weights, scale, self.shares)
         unit = 1.0 if self.gain is None else tf.convert_to_tensor(self.gain)  # in units of the kernel that trains
         loss = self.learner.loss(weights / unit, quantized / unit, scale / tf.abs(unit))
         if loss is not None and site == 0 and self.trainable:

@@ -12,8 +12,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kquant.core import arithmetic, learned
-from kquant.core.ranges import replaced
+from kquant.core import arithmetic, learned, ranges
+from kquant.core.ranges import replaced, straight_through
 from kquant.core.replicas import extremes
 from kquant.core.spec import QuantSpec, encode_range, to_codes
 from kquant.core.training import Training
@@ -115,8 +115,9 @@ class FakeQuant(keras.layers.Layer):
             self.low = self.add_weight(name="low", autocast=False, **zeros)
             self.high = self.add_weight(name="high", autocast=False, **zeros)
             self.count = self.add_weight(name="count", autocast=False, **zeros)
-            if freeze_after is not None or learning:  # batches that calibration counted: they are no training steps
+            if self.stays:  # batches that calibration counted: they are no training steps
                 self.calibrated = self.add_weight(name="calibrated", autocast=False, **zeros)
+                self.waking = self.add_weight(name="waking", autocast=False, **{**zeros, "shape": (2,)})
             if self.learning.learns_tensors:
                 pending = {**zeros, "shape": (2,), "trainable": True, "aggregation": "mean"}
                 self.stretch = self.add_weight(name="stretch", autocast=False, **pending)
@@ -126,6 +127,11 @@ class FakeQuant(keras.layers.Layer):
     def has_range(self) -> bool:
         """True where the encoding comes from data."""
         return self.fixed is None and not self.follows
+
+    @property
+    def stays(self) -> bool:
+        """True where the range is not a moving one from the first to the last step of training."""
+        return self.freeze_after is not None or self.learning != Training()
 
     @property
     def runtime(self) -> str:
@@ -243,8 +249,9 @@ class FakeQuant(keras.layers.Layer):
 
     def _store(self, site: int, low: float, high: float, count: float) -> None:
         stored = [(self.low, low), (self.high, high), (self.count, count)]
-        if self.freeze_after is not None or self.learning != Training():
+        if self.stays:
             stored.append((self.calibrated, count))
+            self.waking.assign(tf.zeros((2,)))
         if self.learning.learns_tensors:
             self.stretch.assign(tf.zeros((2,)))
         for variable, value in stored:
@@ -253,9 +260,18 @@ class FakeQuant(keras.layers.Layer):
             variable.assign(values)
 
     def _move(self, y: tf.Tensor, site: int) -> None:
-        """Moving averages of the batch's smallest and largest value, unbiased from the first step on."""
-        here = tf.one_hot(site, self.sites)
+        """Moving averages of the batch's smallest and largest value, unbiased from the first step on.
+
+        A range without width begins anew; one that does not move all the time follows the batches until it has left
+        zero for good (`ranges.woken`).
+        """
+        here, following = tf.one_hot(site, self.sites), tf.constant(False)
         count = tf.convert_to_tensor(self.count) + here
+        if self.stays:
+            following = learned.follows(self)
+        else:
+            dead = ranges.is_dead(tf.convert_to_tensor(self.low), tf.convert_to_tensor(self.high))
+            count = tf.where(tf.logical_and(dead, here > 0.0), 1.0, count)
         steps = tf.reduce_sum(count * here)
         rate = (1.0 - self.momentum) / (1.0 - tf.pow(self.momentum, steps))
         if self.learning.learns_tensors:  # the first batch starts a range that nothing calibrated
@@ -264,12 +280,15 @@ class FakeQuant(keras.layers.Layer):
             trained = steps - tf.reduce_sum(tf.convert_to_tensor(self.calibrated) * here)
             moves = tf.logical_or(trained <= float(self.freeze_after), steps <= 1.0)  # no range at all is worse
             rate = tf.where(moves, rate, 0.0)
+        rate = tf.where(following, 1.0, rate)
         for variable, value in zip((self.low, self.high), extremes(y), strict=True):
             now = tf.convert_to_tensor(variable)
             variable.assign(now + here * rate * (value - now))
         self.count.assign(count)
         if self.learning.learns_tensors:
-            learned.move(self)
+            learned.move(self, following)
+        if self.stays:
+            learned.wake(self, following)
 
     def _learned(self, y: tf.Tensor, scale: tf.Tensor, zero_point: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Training where the range has gradients, or the grid is still wide; what follows takes the grid it got."""
@@ -375,14 +394,3 @@ def _train(y: tf.Tensor, scale: tf.Tensor, zero_point: tf.Tensor, spec: QuantSpe
         tf.stop_gradient(y), tf.stop_gradient(low), tf.stop_gradient(high), num_bits=spec.bits, narrow_range=spec.narrow
     )
     return straight_through(y, quantized, low, high)
-
-
-@tf.custom_gradient
-def straight_through(y: tf.Tensor, quantized: tf.Tensor, low: tf.Tensor, high: tf.Tensor) -> Any:
-    """`quantized` forward; backward the gradient passes where `y` lies in the range and stops where it was clipped."""
-
-    def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor | None, ...]:
-        inside = tf.logical_and(y >= low, y <= high)
-        return tf.where(inside, upstream, tf.zeros_like(upstream)), None, None, None
-
-    return quantized, gradient

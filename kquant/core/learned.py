@@ -48,15 +48,30 @@ def grid(layer: Any, y: tf.Tensor | None = None) -> tuple[tf.Tensor, tf.Tensor, 
     return ranges.encode_at(low, high, spec, progress.start, bits)
 
 
-def move(layer: Any) -> None:
-    """What the optimizer made of the last step becomes part of the range in force."""
+def follows(layer: Any) -> tf.Tensor:
+    """bool[]: the range of a `FakeQuant` is that of each batch, as it has no width or had none until lately."""
+    low, high = (tf.convert_to_tensor(v) for v in (layer.low, layer.high))
+    dead = ranges.is_dead(tf.reduce_min(low), tf.reduce_max(high))
+    return tf.logical_or(dead, tf.convert_to_tensor(layer.waking)[0] > 0.0)
+
+
+def wake(layer: Any, following: tf.Tensor) -> None:
+    """One step of a `FakeQuant` whose range may be following, after it took this batch."""
+    low, high = (tf.convert_to_tensor(v) for v in (layer.low, layer.high))
+    width = tf.maximum(tf.reduce_max(high), 0.0) - tf.minimum(tf.reduce_min(low), 0.0)
+    waking = tf.convert_to_tensor(layer.waking)
+    layer.waking.assign(tf.where(following, ranges.woken(waking, width, layer.sites), waking))
+
+
+def move(layer: Any, following: tf.Tensor | bool = False) -> None:
+    """What the optimizer made of the last step becomes part of the range in force, but of one that is `following`."""
     stretch = tf.convert_to_tensor(layer.stretch)
     if layer.freeze_after is not None:
         stretch = tf.where(trained_steps(layer) <= float(layer.freeze_after), stretch, tf.zeros_like(stretch))
-    low, high = (tf.convert_to_tensor(v) for v in (layer.low, layer.high))
-    low, high = ranges.moved_ends(tf.reduce_min(low), tf.reduce_max(high), stretch * layer.learning.range_rate)
-    layer.low.assign(tf.fill((layer.sites,), low))
-    layer.high.assign(tf.fill((layer.sites,), high))
+    low, high = before = [tf.convert_to_tensor(v) for v in (layer.low, layer.high)]
+    ends = ranges.moved_ends(tf.reduce_min(low), tf.reduce_max(high), stretch * layer.learning.range_rate)
+    for variable, old, end in zip((layer.low, layer.high), before, ends, strict=True):
+        variable.assign(tf.where(following, old, tf.fill((layer.sites,), end)))
     layer.stretch.assign(tf.zeros((2,)))
 
 

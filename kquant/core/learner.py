@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from kquant.core import ranges
 from kquant.core.oscillations import Freezing, dampening, risen
-from kquant.core.spec import QuantSpec
+from kquant.core.spec import SMALLEST_RANGE, QuantSpec
 from kquant.core.training import Training
 
 
@@ -48,6 +48,8 @@ class WeightLearner(keras.layers.Layer):
         self.stretch = None
         if self.learning.learns_weights:
             self.stretch = self.add_weight(name="stretch", shape=tuple(scale_shape), aggregation="mean", **common)
+            own = {"trainable": False, "aggregation": "only_first_replica", **common}
+            self.waking = self.add_weight(name="waking", shape=(2, *scale_shape), **own)
         if self.freezing is not None:
             self.freezing.build(tuple(kernel_shape))
         self.built = True
@@ -57,11 +59,15 @@ class WeightLearner(keras.layers.Layer):
         self.steps.assign(0.0)
         if self.stretch is not None:
             self.stretch.assign(tf.zeros_like(self.stretch))
+            self.waking.assign(tf.zeros_like(self.waking))
         if self.freezing is not None:
             self.freezing.forget()
 
     def move(self, reach: Any, widest: tf.Tensor) -> None:
         """Begin a training step: what the optimizer made of the last one becomes part of the range.
+
+        The first step starts the range of weights that have none at their largest. Where all were 0 then, it stays that
+        of the weights until they have left zero for good (`ranges.woken`).
 
         Args:
             reach: the variable that holds the range, 0 where it is that of the weights.
@@ -73,8 +79,13 @@ class WeightLearner(keras.layers.Layer):
         change = tf.convert_to_tensor(self.stretch) * self.learning.range_rate
         change = tf.where(self.frozen(), tf.zeros_like(change), change)
         change = tf.clip_by_value(change, -ranges.LARGEST_CHANGE, ranges.LARGEST_CHANGE)
-        now = tf.convert_to_tensor(reach)
-        reach.assign(tf.where(now > 0.0, now, tf.cast(widest, now.dtype)) * (1.0 + change))
+        now, before = tf.convert_to_tensor(reach), tf.convert_to_tensor(self.waking)
+        waking = tf.where(now > 0.0, tf.zeros_like(before), ranges.woken(before, widest))
+        first = tf.convert_to_tensor(self.steps) < 1.5
+        follows = tf.where(first, widest <= SMALLEST_RANGE, (before[0] == 0.0) | (waking[0] > 0.0))
+        start = tf.where(follows, tf.zeros_like(now), tf.cast(widest, now.dtype))
+        reach.assign(tf.where(now > 0.0, now, start) * (1.0 + change))
+        self.waking.assign(tf.where(follows, waking, tf.zeros_like(waking)))
         self.stretch.assign(tf.zeros_like(change))
 
     def frozen(self) -> tf.Tensor:
@@ -82,34 +93,41 @@ class WeightLearner(keras.layers.Layer):
         after = self.learning.freeze_ranges_after
         return tf.constant(False) if after is None else tf.convert_to_tensor(self.steps) > float(after)
 
-    def quantized(self, weights: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
+    def quantized(self, weights: tf.Tensor, scale: tf.Tensor, shared: bool = False) -> tf.Tensor:
         """The weights on the grid of this training step, with gradients for them and, where it learns, the range.
 
         Args:
             weights: float32[...].
             scale: of the final grid, broadcasts against them.
+            shared: see `settled`.
         """
         lowest, highest, scale = self._grid(scale)
         if self.stretch is not None:
             scaled = tf.where(self.frozen(), 0.0, self.scaled)
             scale = scale * _through(tf.convert_to_tensor(self.stretch), scaled)
         codes = _round_through(weights / scale, lowest, highest, 1e-3 if self.stretch is not None else 0.51)
-        if self.freezing is not None:
-            codes = self.freezing.call(codes)
-        return codes * scale
+        return self.settled(codes, weights, shared) * scale
 
-    def follow(self, codes: tf.Tensor) -> None:
+    def follow(self, codes: tf.Tensor, weights: tf.Tensor, shared: bool = False) -> None:
         """One step of what freezes weights.
 
         Args:
             codes: of the final grid, rounded.
+            weights: that they are the codes of.
+            shared: see `settled`; nothing is counted then.
         """
-        if self.freezing is not None:
-            self.freezing.advance(tf.stop_gradient(codes), self._width() <= self.spec.bits)
+        if self.freezing is not None and not shared:
+            self.freezing.advance(tf.stop_gradient(codes), self._width() <= self.spec.bits, weights == 0.0)
 
-    def settled(self, codes: tf.Tensor) -> tf.Tensor:
-        """The codes of the final grid with those that are frozen."""
-        return codes if self.freezing is None else self.freezing.call(codes)
+    def settled(self, codes: tf.Tensor, weights: tf.Tensor, shared: bool = False) -> tf.Tensor:
+        """The codes with those that are frozen; a weight that is 0, as a mask makes it, keeps code 0.
+
+        Args:
+            codes: of the weights, rounded.
+            weights: float32[...].
+            shared: a codebook gives them common values: a code held for one weight would leave that of its value.
+        """
+        return codes if self.freezing is None or shared else self.freezing.call(codes, weights == 0.0)
 
     def loss(self, weights: tf.Tensor, quantized: tf.Tensor, scale: tf.Tensor) -> tf.Tensor | None:
         """Of oscillations, float32[]; None where none are dampened."""

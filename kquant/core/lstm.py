@@ -21,14 +21,14 @@ from kquant.core import arithmetic
 from kquant.core.arithmetic.gates import CELL_BITS
 from kquant.core.arithmetic.lstm import LstmWeights, lstm
 from kquant.core.compressed import round_through
-from kquant.core.fake_quant import FakeQuant, is_float, is_observing, is_simulating, straight_through
+from kquant.core.fake_quant import FakeQuant, is_float, is_observing, is_simulating
 from kquant.core.graph import full_precision
 from kquant.core.learner import WeightLearner
 from kquant.core.nonuniform import on_grid
-from kquant.core.ranges import gradient_scale, quantized
+from kquant.core.ranges import gradient_scale, quantized, straight_through
 from kquant.core.spec import QuantSpec, encode_weights
 from kquant.core.transformed import ManyKernels
-from kquant.core.transforms import kernel_at
+from kquant.core.transforms import Transform, freeze, kernel_at
 
 GATES = "ifco"
 STATES = QuantSpec(16, symmetric=True)
@@ -72,6 +72,8 @@ class QuantizedLSTM(ManyKernels):
         self.supports_masking = False
         self.learning, self.reaches, self.learners = {}, [], []
         self.learn(learning or {})
+        if not layer.trainable:  # what was frozen in the float model trains no range here either
+            freeze(self)
 
     def learn(self, learning: dict[str, Any]) -> None:
         """Train the weights so; before the layer is built."""
@@ -89,6 +91,25 @@ class QuantizedLSTM(ManyKernels):
             rows = int(kernel_at(self.layer, PATHS[number]).shape[0])
             learner.build((rows, 4, self.layer.units), (1, 4, 1))
             self.reaches.append(self.add_weight(name=f"reach_{number}", shape=(1, 4, 1), dtype="float32", **fixed))
+        if not self.trainable:
+            freeze(self)
+
+    def transform_by(self, path: str, transform: Transform) -> None:
+        """Add a transform of one kernel, built and started here if it is not yet."""
+        super().transform_by(path, transform)
+        if transform.shares and self.learners:
+            freezing = self.learners[PATHS.index(path)].freezing
+            if freezing is not None and freezing.built:
+                freezing.forget()
+
+    def _shares(self, number: int) -> bool:
+        """True where a codebook gives the weights of the kernel (0) or the recurrent kernel (1) common values."""
+        return any(transform.shares for transform in self.transforms.get(PATHS[number], ()))
+
+    @property
+    def unfrozen(self) -> bool:
+        """True where weights were to freeze one by one, and do not, because they share values."""
+        return any(x.freezing is not None and self._shares(n) for n, x in enumerate(self.learners))
 
     def _gates(self) -> QuantSpec:
         """The grid of a matrix with an axis of gates."""
@@ -105,12 +126,12 @@ class QuantizedLSTM(ManyKernels):
             gates = tf.stop_gradient(self.weights_as_used(PATHS[number]))
             gates = tf.reshape(gates, (gates.shape[0], 4, -1))
             learner.move(self.reaches[number], tf.reduce_max(tf.abs(gates), axis=(0, 2), keepdims=True))
-            learner.follow(self._rounded(number, gates, self._scales(number, gates)))
+            learner.follow(self._rounded(number, gates, self._scales(number, gates)), gates, self._shares(number))
 
     def _rounded(self, number: int, gates: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
         spec = self._gates()
         codes = tf.clip_by_value(tf.round(gates / scale), float(spec.low), float(spec.high))
-        return self.learners[number].settled(codes) if self.learners else codes
+        return self.learners[number].settled(codes, gates, self._shares(number)) if self.learners else codes
 
     def compute_output_spec(self, x: keras.KerasTensor, **_: Any) -> keras.KerasTensor:
         """The hidden state after every step."""
@@ -144,7 +165,7 @@ class QuantizedLSTM(ManyKernels):
             self._warn_one_step(x)
             return self._real(x, None, site)
         if training or is_simulating() or not self.spec.has_codes:
-            return self._real(x, out, site, training)
+            return self._real(x, out, site, training and self.trainable)
         known = tf.logical_and(tf.logical_and(encoding[0] > 0.0, out[0] > 0.0), self.seen())
         return tf.cond(known, lambda: self._simulated(x, encoding, out), lambda: self._real(x, None))
 
@@ -202,6 +223,14 @@ class QuantizedLSTM(ManyKernels):
                 return kernel, recurrent, tf.zeros((4 * self.layer.units,))
             return kernel, recurrent, tf.cast(tf.convert_to_tensor(cell.bias), tf.float32)
 
+    def weights_on_grid(self, path: str) -> tf.Tensor:
+        """A kernel on its grid, float32 (a bias cannot move it more than rounding does).
+
+        Args:
+            path: "cell.kernel" or "cell.recurrent_kernel".
+        """
+        return self._on_grid(self.weights_as_used(path), PATHS.index(path))
+
     def _on_grid(self, weights: tf.Tensor, number: int = 0, training: bool = False, site: int = 0) -> tf.Tensor:
         """Weights as training sees them: each gate on its grid."""
         gates = tf.reshape(weights, (weights.shape[0], 4, -1))
@@ -211,7 +240,9 @@ class QuantizedLSTM(ManyKernels):
         spec, scale = self._gates(), self._scales(number, gates)
         if self.learners:
             learner = self.learners[number]
-            near = learner.quantized(gates, scale) if training else self._rounded(number, gates, scale) * scale
+            near = self._rounded(number, gates, scale) * scale
+            if training:
+                near = learner.quantized(gates, scale, self._shares(number))
             loss = learner.loss(gates, near, scale) if training and site == 0 else None
             if loss is not None:
                 self.add_loss(loss)

@@ -5,6 +5,9 @@
                 f_t = m o_t + (1 - m) f_(t-1)          a_t = m code_t + (1 - m) a_(t-1)
                 f_t > threshold: the code is round(a_t) from now on
 
+Weights that share the values of a codebook are not frozen: the code of one would leave that of its value. A weight of
+0, such as a mask makes, has code 0: what was counted of it is forgotten, and it is frozen no more.
+
 Source: Nagel et al., "Overcoming Oscillations in Quantization-Aware Training", arXiv:2203.11086, sections 2.3, 4.1, 4.2
 and algorithm 1.
 """
@@ -12,6 +15,7 @@ and algorithm 1.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -46,12 +50,13 @@ class Freezing(keras.layers.Layer):
         kind = {"trainable": False, "aggregation": "only_first_replica", "autocast": False}
         return self.add_weight(name=name, shape=shape, initializer="zeros", **kind)
 
-    def advance(self, codes: tf.Tensor, active: tf.Tensor) -> None:
+    def advance(self, codes: tf.Tensor, active: tf.Tensor, zeros: tf.Tensor | None = None) -> None:
         """One training step.
 
         Args:
             codes: float32 like the kernel, what rounding gives now.
             active: bool[]; nothing is counted while False.
+            zeros: bool like the kernel, weights that are 0; None: there are none.
         """
         previous, direction, frequency, average, frozen = (
             tf.convert_to_tensor(getattr(self, name)) for name in STATE
@@ -73,12 +78,15 @@ class Freezing(keras.layers.Layer):
         }
         for name, value in new.items():
             variable = getattr(self, name)
+            value = value if zeros is None else tf.where(zeros, tf.zeros_like(value), value)
             variable.assign(tf.where(active, value, tf.convert_to_tensor(variable)))
         self.seen.assign(tf.where(active, 1.0, self.seen))
 
-    def call(self, codes: tf.Tensor) -> tf.Tensor:
-        """The codes with those that are frozen, which have no gradient."""
-        return tf.where(tf.convert_to_tensor(self.frozen) > 0.5, tf.convert_to_tensor(self.previous), codes)
+    def call(self, codes: tf.Tensor, zeros: tf.Tensor | None = None) -> tf.Tensor:
+        """The codes with those that are frozen, which have no gradient; but not of weights that are 0 by now."""
+        frozen = tf.convert_to_tensor(self.frozen) > 0.5
+        frozen = frozen if zeros is None else tf.logical_and(frozen, tf.logical_not(zeros))
+        return tf.where(frozen, tf.convert_to_tensor(self.previous), codes)
 
     def forget(self) -> None:
         """Other weights: nothing was seen of them."""
@@ -88,6 +96,22 @@ class Freezing(keras.layers.Layer):
     def get_config(self) -> dict[str, Any]:
         """All arguments."""
         return {**super().get_config(), "threshold": self.threshold, "momentum": self.momentum}
+
+
+def warn_unfrozen(model: keras.Model, verb: str) -> None:
+    """Name layers where `freeze` is asked for and a codebook shares values: a value's weights stay together.
+
+    Args:
+        model: quantized.
+        verb: that was called, for the message.
+    """
+    names = [layer.name for layer in model._flatten_layers() if getattr(layer, "unfrozen", False)]
+    if names:
+        warnings.warn(
+            f"{verb}: the weights of {', '.join(names)} share values, so oscillations.freeze freezes none of them: a "
+            "code held for one weight would leave the others of its value. oscillations.dampen acts on them.",
+            stacklevel=3,
+        )
 
 
 def dampening(

@@ -24,10 +24,13 @@ from typing import Any
 
 import tensorflow as tf
 
-from kquant.core.spec import QuantSpec, encode_range
+from kquant.core.spec import SMALLEST_RANGE, QuantSpec, encode_range
 
 # A step changes no end by more of the width than this.
 LARGEST_CHANGE = 0.25
+# A range that began without width is first looked at after so many steps, and stays once it grew by less from one look
+# to the next.
+FIRST_LOOK, GROWTH = 64, 1.5
 
 
 @tf.custom_gradient
@@ -60,6 +63,48 @@ def moved_ends(low: tf.Tensor, high: tf.Tensor, change: tf.Tensor) -> tuple[tf.T
     return tf.minimum(low - change[0], 0.0), tf.maximum(high + change[1], 0.0)
 
 
+def is_dead(low: tf.Tensor, high: tf.Tensor) -> tf.Tensor:
+    """True where a range, 0 included, has no width, as that of a tensor that was always 0: bool like the ends."""
+    return tf.maximum(high, 0.0) - tf.minimum(low, 0.0) <= SMALLEST_RANGE
+
+
+def woken(waking: tf.Tensor, width: tf.Tensor, calls: int = 1) -> tf.Tensor:
+    """One training step of ranges that began without width, and follow the data until they have left zero for good.
+
+    What is 0 at first (the last batch norm of a residual block with gamma 0) grows by the learning rate in each step; a
+    change relative to the first width that it has would not keep up. So a range follows for 64 steps with some width at
+    least; after 64, 128, 256, ... of them it is looked at, and stays once it has grown by less than half since the look
+    before. One that is 0 again starts anew.
+
+    Args:
+        waking: float32[2, ...], steps since the range has width (0: none, or it stays), and its width at the last look.
+        width: float32[...], of the data of this step.
+        calls: of this function in a step.
+
+    Returns:
+        `waking` after the step.
+
+    Example:
+        >>> state = tf.zeros((2,))
+        >>> grown = [float(min(step, 150)) for step in range(1, 300)]
+        >>> for step, width in enumerate(grown, 1):
+        ...     state = woken(state, tf.constant(width))
+        ...     if float(state[0]) == 0.0:
+        ...         break
+        >>> step
+        256
+    """
+    steps, before = tf.unstack(waking)
+    steps = tf.where(width > SMALLEST_RANGE, steps + 1.0, 0.0)
+    before = tf.where(steps > 1.0, before, 0.0)
+    number = tf.cast(steps, tf.int32) // calls
+    halves = tf.bitwise.bitwise_and(number, number - 1) > 0
+    looks = (number >= FIRST_LOOK) & ~halves & (number * calls == tf.cast(steps, tf.int32))
+    stays = looks & (before > 0.0) & (width < GROWTH * before)
+    state = tf.stack([steps, tf.where(looks, width, before)])
+    return tf.where(stays, tf.zeros_like(state), state)
+
+
 def bits_now(steps: tf.Tensor, start: int, final: int, over: int) -> tf.Tensor:
     """Width of the grid at a training step, int32[]: from `start` down to `final` in equal times.
 
@@ -86,6 +131,10 @@ def gradient_scale(count: float, highest: float) -> float:
 def encode_through(low: tf.Tensor, high: tf.Tensor, spec: QuantSpec) -> tuple[tf.Tensor, tf.Tensor]:
     """`encode_range` to the bit, with gradients that pass the rounding of the zero point straight through.
 
+    They are taken at the low end of the grid, `(lowest code - zero point) * scale`, to which rounding has moved `low`:
+    only so does a value that is clipped at an end pull at that end with gradient 1 and at the other with 0. Taken at
+    `low` itself the other end would get `(real - rounded zero point) / N`.
+
     Args:
         low: float32[], at most 0.
         high: float32[], at least 0.
@@ -95,7 +144,8 @@ def encode_through(low: tf.Tensor, high: tf.Tensor, spec: QuantSpec) -> tuple[tf
     if spec.symmetric:
         return replaced(tf.maximum(-low, high) / float(spec.high), scale), zero_point
     through = replaced((high - low) / float(spec.high - spec.low), scale)
-    return through, replaced(float(spec.low) - low / through, zero_point)
+    nudged = replaced(low, (float(spec.low) - zero_point) * scale)
+    return through, replaced(float(spec.low) - nudged / through, zero_point)
 
 
 def encode_at(
@@ -148,3 +198,14 @@ def quantized(
         )
 
     return (clipped - zero_point) * scale, gradient
+
+
+@tf.custom_gradient
+def straight_through(y: tf.Tensor, quantized: tf.Tensor, low: tf.Tensor, high: tf.Tensor) -> Any:
+    """`quantized` forward; backward the gradient passes where `y` lies in the range and stops where it was clipped."""
+
+    def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor | None, ...]:
+        inside = tf.logical_and(y >= low, y <= high)
+        return tf.where(inside, upstream, tf.zeros_like(upstream)), None, None, None
+
+    return quantized, gradient

@@ -26,7 +26,7 @@ from kquant.core.clustering_section import Clustering
 from kquant.core.origin import fits
 from kquant.core.pruning_section import Pruning
 from kquant.core.spec import Kind, QuantSpec
-from kquant.core.training import Oscillations, Progressive, Strict, Training, plain
+from kquant.core.training import Oscillations, Progressive, Strict, Training, idle, plain
 from kquant.core.wording import did_you_mean
 
 
@@ -175,6 +175,17 @@ class Recipe(Strict):
     clustering: Clustering | None = None
     steps: tuple[Step, ...] = Field((Step(name="calibrate"),), strict=False)  # a list will do, as TOML has no tuples
     rules: tuple[LayerRule, ...] = Field((), strict=False)
+
+    @model_validator(mode="after")
+    def _may_act(self) -> Recipe:
+        changes = [table for rule in self.rules for table in (rule.activations, rule.weights)]
+        widths = [self.activations.bits, self.weights.bits, self.weights.unpacked_bits]
+        widths += [table.get(key) for table in changes for key in ("bits", "unpacked_bits")]
+        tables = [self.training.model_dump(by_alias=True), *(rule.training for rule in self.rules)]
+        found = idle(tables, min(width for width in widths if width))
+        if found:
+            raise ValueError(f"{found}. Change it, or leave it out")
+        return self
 
     def settings(self, names: Sequence[tuple[str, str]], position: str | None) -> Settings:
         """What holds for one layer, given as (name, class) under which it is known; the last matching rule wins."""
@@ -356,6 +367,8 @@ def _explain(error: Any, section: type[BaseModel]) -> str:
     if error["type"] != "extra_forbidden":
         said = error["msg"].removeprefix("Value error, ").rstrip(".")
         # a message of ours has told what was received
+        if not path and section is Recipe:
+            return f"{said}."
         place = path or "the rule"
         told = "Known here" in said or "Received: " in said
         return f"{place}: {said}." if told else f"{place}: {said}. Received: {error['input']!r}."

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -116,3 +117,34 @@ class Training(Strict):
 
     def _plain(self, kept: set[str]) -> dict[str, Any]:
         return self.model_dump(mode="json", by_alias=True, exclude_defaults=True, include=kept)
+
+
+def idle(tables: Sequence[Mapping[str, Any]], bits: int) -> str:
+    """What a recipe asks of training that nothing in it could carry out; "" where all may act.
+
+    Args:
+        tables: `[training]`, whole, and what rules change of it.
+        bits: the narrowest grid of the recipe.
+
+    Example:
+        >>> idle([Training(range_rate=0.1).model_dump()], 8)
+        "training.range_rate does nothing without ranges = 'learned' or 'pact'"
+    """
+    default = Training().model_dump()
+    ways = {table["ranges"] for table in tables if "ranges" in table}
+    turns = [Oscillations.model_validate(table["oscillations"]) for table in tables if table.get("oscillations")]
+    starts = [table["progressive"] for table in tables if table.get("progressive")]
+    needs = {
+        "range_rate": (bool(ways & {"learned", "pact"}), "without ranges = 'learned' or 'pact'"),
+        "range_penalty": ("pact" in ways, "without ranges = 'pact'"),
+        "freeze_ranges_after": (ways != {"fixed"}, "with ranges = 'fixed', which stay from the first step on"),
+        "freeze_batch_norm_after": (tables[0]["batch_norm"] == "live", "without batch_norm = 'live'"),
+    }
+    for key, (acts, why) in needs.items():
+        if not acts and any(table.get(key, default[key]) != default[key] for table in tables):
+            return f"training.{key} does nothing {why}"
+    if any(turn.dampen_steps for turn in turns) and not any(turn.dampen for turn in turns):
+        return "training.oscillations.dampen_steps does nothing without dampen"
+    if starts and max(Progressive.model_validate(start).start for start in starts) <= bits:
+        return f"training.progressive does nothing: from must be above the width that training ends at, {bits} bits"
+    return ""

@@ -97,6 +97,12 @@ def growing(layer: keras.layers.Layer) -> Iterator[None]:
         layer._tracker.locked = locked
 
 
+def freeze(layer: keras.layers.Layer) -> None:
+    """Train nothing in it, whatever was built after it was frozen: Keras passes on a change alone."""
+    layer.trainable = True
+    layer.trainable = False
+
+
 def clone(transform: Transform) -> Transform:
     """The same transform with variables of its own."""
     new = type(transform).from_config(transform.get_config())

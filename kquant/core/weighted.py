@@ -16,7 +16,7 @@ from kquant.core.graph import full_precision
 from kquant.core.learner import WeightLearner
 from kquant.core.live_norm import LiveNorm
 from kquant.core.spec import QuantSpec, encode_weights
-from kquant.core.transforms import Transform
+from kquant.core.transforms import Transform, freeze
 
 # What a correction may ask of a layer.
 CORRECTIONS = ("reach", "shift", "rounding")
@@ -68,6 +68,8 @@ class Weighted(keras.layers.Wrapper):
             self.corrected = ("reach", *self.corrected)
         if gain_shape is not None:
             self.gain = self._fixed("gain", gain_shape, "ones")
+        if not layer.trainable:  # what was frozen in the float model trains no range and no batch norm here either
+            freeze(self)
 
     def build(self, x_shape: Any, encoding_shape: Any = None) -> None:
         """Build the wrapped layer, and what corrections had set when the model was saved."""
@@ -82,6 +84,8 @@ class Weighted(keras.layers.Wrapper):
             setattr(self, name, self._fixed(name, self._shape_of(name)))
         if self.learner is not None and not self.learner.built:
             self.learner.build(self.kernel_shape, self._shape_of("reach"))
+        if not self.trainable:
+            freeze(self)
 
     def transform_by(self, transform: Transform) -> None:
         """Add a transform of the kernel, built and started here if it is not yet."""
@@ -95,6 +99,8 @@ class Weighted(keras.layers.Wrapper):
                 stacklevel=2,
             )
             self.round_by(None)
+        if transform.shares and self.learner is not None and self.learner.freezing is not None:
+            self.learner.freezing.forget()
         with kernels.growing(self):
             self.transforms = kernels.in_order([*self.transforms, transform])
 
@@ -102,6 +108,11 @@ class Weighted(keras.layers.Wrapper):
     def shares(self) -> bool:
         """True where a codebook gives weights common values."""
         return any(transform.shares for transform in self.transforms)
+
+    @property
+    def unfrozen(self) -> bool:
+        """True where weights were to freeze one by one, and do not, because they share values."""
+        return self.shares and self.learner is not None and self.learner.freezing is not None
 
     @property
     def kernel_shape(self) -> tuple[int, ...]:

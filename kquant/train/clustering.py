@@ -14,6 +14,7 @@ import keras
 
 from kquant.core import recipe as recipes
 from kquant.core.nodes import Compressed
+from kquant.core.oscillations import warn_unfrozen
 from kquant.core.recipe import Recipe
 from kquant.train.centroids import Init
 from kquant.train.codebook import Aggregation, Channels, Codebook
@@ -81,6 +82,7 @@ def cluster(
     recipe = _recipe(clusters, {name: value for name, value in options.items() if value is not None})
     new = to_transform(model, "cluster")
     put_codebooks(new, recipe, None if layers is None else patterns_of(layers), patterns_of(skip))
+    warn_unfrozen(new, "cluster")
     return as_loaded(new)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from kquant.core import transforms as kernels
 from kquant.core.columns import Table
-from kquant.core.nodes import Compressed
+from kquant.core.nodes import Compressed, QuantizedLSTM
 from kquant.core.transformed import ManyKernels
 from kquant.ops.kernels import kernels_of
 from kquant.train.wrapping import check_model
@@ -120,7 +120,8 @@ def _kernels(layer: Any) -> Iterator[tuple[str, np.ndarray, bool, Any]]:
             if path == layer.kernel_name:
                 yield path, np.asarray(layer.weights_on_grid()), _holds(layer.transforms), variable
         elif wrapped:
-            yield path, np.asarray(layer.weights_as_used(path)), _holds(layer.transforms.get(path, ())), variable
+            used = layer.weights_on_grid(path) if isinstance(layer, QuantizedLSTM) else layer.weights_as_used(path)
+            yield path, np.asarray(used), _holds(layer.transforms.get(path, ())), variable
         else:
             yield path, np.asarray(kernels.real(inside, path)), False, variable
 
