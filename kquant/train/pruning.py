@@ -269,6 +269,23 @@ def _global(targets: Sequence[Target]) -> list[float]:
         values = tf.abs(t.site.raw)
         floor = choose(values, 1.0 - FLOOR * (1.0 - t.schedule.final), structure_of("unstructured"), t.axes, "mean")
         scores.append(np.where(np.asarray(floor), np.inf, np.asarray(values)).ravel())
-    kept = np.sort(np.concatenate(scores))[::-1][: max(1, round(total - whole))]
-    least = kept[-1]
-    return [float(1.0 - np.count_nonzero(s >= least) / s.size) for s in scores]
+    return [1.0 - kept / s.size for kept, s in zip(_kept(scores, round(total - whole)), scores, strict=True)]
+
+
+def _kept(scores: Sequence[np.ndarray], count: int) -> list[int]:
+    """How many scores of each kernel are among the highest of all.
+
+    Scores that equal the last one that stays (zeros of a sparse model, values of a clustered one) are many: each kernel
+    keeps its share of them, and what rounding leaves over goes to the first kernels. So the count is exact.
+
+    Args:
+        scores: float[n] of each kernel; those at infinity stay in any case.
+        count: how many stay.
+    """
+    every = np.concatenate(scores)
+    count = max(count, int(np.count_nonzero(np.isinf(every))))
+    least = np.partition(every, every.size - count)[every.size - count]
+    above = [int(np.count_nonzero(s > least)) for s in scores]
+    ends = np.cumsum([np.count_nonzero(s == least) for s in scores])
+    shares = np.diff(-(-ends * (count - sum(above)) // ends[-1]), prepend=0)  # of ends rounded up: they sum exactly
+    return [n + int(share) for n, share in zip(above, shares, strict=True)]
