@@ -12,6 +12,7 @@ import numpy as np
 from kquant import observers, targets
 from kquant.attach import attach
 from kquant.core import recipe as recipes
+from kquant.core.given import warn_lost_steps
 from kquant.core.graph import Graph, trace
 from kquant.core.inputs import check_static, inputs_of
 from kquant.core.nodes import Compressed, FakeQuant
@@ -84,6 +85,7 @@ def quantize(
     warn_narrowed(plan)
     qmodel = attach(plan, folded.gains, folded.moments, carried, folded.norms)
     warn_simulated(qmodel)
+    warn_lost_steps(model, qmodel, "quantize")
     if chosen.pruning is not None and not has_masks(qmodel):
         put_masks(qmodel, settings_of(chosen, {}))
         qmodel = as_loaded(qmodel)

@@ -14,6 +14,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from kquant.core.copies import again, copy_state, settle
+from kquant.core.given import warn_lost_steps
 from kquant.core.graph import Graph, Node, named_apart, rewrite
 from kquant.data import gather
 from kquant.shrink.by_score import finite
@@ -99,6 +100,7 @@ def factorize(
         refit(graph, low, _jobs(graph, chosen), data, verbose=verbose)
     if verbose:
         tqdm.write(_changes(wide, low, able, chosen))
+    warn_lost_steps(model, low, "factorize")
     return low
 
 

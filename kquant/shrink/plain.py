@@ -8,6 +8,7 @@ from typing import Any
 import keras
 
 from kquant.core.copies import again, copy_state
+from kquant.core.given import check_finite
 from kquant.core.graph import Graph, Node, legal_name, named_apart, rewrite, trace
 from kquant.core.nodes import Transformed
 from kquant.ops import find
@@ -40,8 +41,8 @@ def plain(model: keras.Model) -> keras.Model:
         The copy. Layers keep their names; a separable convolution becomes its two halves.
 
     Raises:
-        ValueError: the model is quantized already, a layer is not described by its config, or a variable of the model
-            itself is computed with.
+        ValueError: the model is quantized already, a weight is NaN or Inf, a layer is not described by its config, or
+            a variable of the model itself is computed with.
 
     Example:
         >>> inner = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="inside")])
@@ -54,6 +55,7 @@ def plain(model: keras.Model) -> keras.Model:
             "pruned or clustered: shrink it before kquant.prune, kquant.cluster and kquant.quantize, or give "
             "kquant.strip(model)."
         )
+    check_finite(model)
     graph = read(model)
     made: dict[tuple[int, str], Any] = {}
     values: list[tuple[Any, Any]] = []

@@ -11,6 +11,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from kquant.core.columns import Table
+from kquant.core.given import warn_lost_steps
 from kquant.core.graph import Node, rewrite
 from kquant.data import gather
 from kquant.shrink.by_score import choose_by_score
@@ -198,6 +199,7 @@ def prune_channels(
         refit(channels.graph, small, _jobs(channels, kept), samples, verbose=verbose)
     if verbose:
         tqdm.write(_changes(channels, kept, unit, whole))
+    warn_lost_steps(model, small, "prune_channels")
     return small
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import keras
 
 from kquant.core import recipe as recipes
+from kquant.core.given import warn_lost_steps
 from kquant.core.nodes import Compressed
 from kquant.core.recipe import Recipe
 from kquant.train.centroids import Init
@@ -81,7 +82,9 @@ def cluster(
     recipe = _recipe(clusters, {name: value for name, value in options.items() if value is not None})
     new = to_transform(model, "cluster")
     put_codebooks(new, recipe, None if layers is None else patterns_of(layers), patterns_of(skip))
-    return as_loaded(new)
+    new = as_loaded(new)
+    warn_lost_steps(model, new, "cluster")
+    return new
 
 
 def put_codebooks(

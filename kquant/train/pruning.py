@@ -20,6 +20,7 @@ import numpy as np
 import tensorflow as tf
 
 from kquant.core import recipe as recipes
+from kquant.core.given import warn_lost_steps
 from kquant.core.pruning_section import Pruning, structure_name
 from kquant.quantized import forget_graphs
 from kquant.train.codebook import Codebook
@@ -89,7 +90,9 @@ def prune(
     check_patterns("prune", protect, sites(new))
     check_rules("prune", [rule for rule in settings.rules if rule.pruning], sites(new))
     put_masks(new, settings)
-    return as_loaded(new)
+    new = as_loaded(new)
+    warn_lost_steps(model, new, "prune")
+    return new
 
 
 @dataclass(frozen=True, eq=False)

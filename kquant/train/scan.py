@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from kquant.analysis.sqnr import decibel, noise_of
 from kquant.core import recipe as recipes
 from kquant.core.columns import Table
+from kquant.core.given import check_finite
 from kquant.core.pruning_section import structure_name
 from kquant.core.recipe import Recipe
 from kquant.core.transforms import apply
@@ -199,6 +200,7 @@ def _check(data: Any, evaluate: Any, levels: Sequence[float], target: float, str
 
 def _check_float(model: Any) -> None:
     check_model(model, "scan_sparsity")
+    check_finite(model)
     if is_quantized(model):
         raise ValueError(
             f"{model.name}: scan_sparsity: expected a float model. Scan before kquant.quantize, or what "

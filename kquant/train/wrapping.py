@@ -7,6 +7,7 @@ from typing import Any
 import keras
 
 from kquant.core.copies import copy_state, own, stays_whole
+from kquant.core.given import check_finite
 from kquant.core.graph import Node, rewrite, trace
 from kquant.core.nodes import Transformed
 from kquant.core.origin import identities, mark
@@ -22,9 +23,10 @@ def to_transform(model: keras.Model, verb: str) -> keras.Model:
         verb: that is to change it, for messages.
 
     Raises:
-        ValueError: see `wrapped`.
+        ValueError: see `wrapped`; and weights that are NaN or Inf.
     """
     check_model(model, verb)
+    check_finite(model)
     return copy(model) if is_quantized(model) else wrapped(model)
 
 
