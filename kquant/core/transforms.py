@@ -152,17 +152,26 @@ def real(layer: keras.layers.Layer, path: str) -> tf.Tensor:
 
 
 def run_with(
-    layer: keras.layers.Layer, values: Mapping[str, tf.Tensor], call: Callable, *args: Any, **kwargs: Any
+    layer: keras.layers.Layer,
+    values: Mapping[str, tf.Tensor],
+    call: Callable,
+    *args: Any,
+    add_loss: Callable[[tf.Tensor], None] | None = None,
+    **kwargs: Any,
 ) -> Any:
     """Call a layer with other values for some of its variables, given by path; gradients reach those values.
 
-    What the call assigns to others (seeds, states of a stateful layer) is kept.
+    What the call assigns to others (seeds, states of a stateful layer) is kept; `add_loss` gets the losses that it
+    adds (activity regularizers), which Keras drops otherwise.
     """
     with full_precision():
         mapping = {id(v): (v, v.value) for v in layer.variables}
     replaced = {id(kernel_at(layer, path)): (kernel_at(layer, path), value) for path, value in values.items()}
-    with keras.StatelessScope(state_mapping=list((mapping | replaced).values())) as scope:
+    state = list((mapping | replaced).values())
+    with keras.StatelessScope(state_mapping=state, collect_losses=add_loss is not None) as scope:
         result = call(*args, **kwargs)
+    for loss in scope.losses if add_loss is not None else ():
+        add_loss(loss)
     for key, (variable, old) in mapping.items():
         new = scope.get_current_value(variable)
         if key not in replaced and new is not old:
