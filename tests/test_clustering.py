@@ -410,7 +410,7 @@ def test_an_argument_at_its_default_replaces_the_recipes():
         ({"clusters": 4, "layers": "haed"}, "Did you mean 'head'"),
         ({"clusters": "int8"}, r"no \[clustering\] section"),
         ({"clusters": {"name": "x", "clustering": {"cluster": 3}}}, "Did you mean 'clusters'"),
-        ({"clusters": 2, "per_channel": "scale"}, "at least 3"),
+        ({"clusters": 2, "per_channel": "scale"}, r"^conv \(kernel\): cluster: clusters=2, and at least 3.*'scale'"),
         ({"clusters": 4, "layers": "depthwise"}, "depthwise=True"),
         ({"clusters": 4.0}, "whole number, 2 or more. Received: 4.0"),
         ({"clusters": 4, "per_channel": "channel"}, "^cluster: per_channel must be False, True or 'scale'"),
