@@ -87,6 +87,20 @@ class Numpy(layers.Layer):
         return shape
 
 
+class Penalized(layers.Layer):
+    def call(self, x: Any) -> Any:
+        self.add_loss(0.1 * ops.mean(x))
+        return ops.tanh(x)
+
+
+@pytest.mark.parametrize("verb", [kquant.quantize, lambda model: kquant.prune(model, 0.5)], ids=("quantize", "prune"))
+def test_add_loss_inside_call_is_named(verb: Callable[[keras.Model], Any]) -> None:
+    x = keras.Input((6,), name="x")
+    model = keras.Model(x, layers.Dense(2)(Penalized(name="sparse")(x)))
+    with pytest.raises(ValueError, match=r"^sparse \(Penalized\): its `call` uses add_loss.*activity_regularizer"):
+        verb(model)
+
+
 @pytest.mark.parametrize("layer", [RawTensorFlow, Numpy])
 @pytest.mark.parametrize("verb", [kquant.quantize, kquant.check])
 def test_untraceable_custom_layer_is_named(layer: type, verb: Callable) -> None:

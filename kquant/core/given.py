@@ -43,8 +43,8 @@ def warn_lost_steps(model: keras.Model, new: keras.Model, verb: str) -> None:
         kind, named = type(model).__name__, ", ".join(lost)
         warnings.warn(
             f"{verb}: {kind} has {named} of its own, and the new model, a {type(new).__name__}, does not: fit would "
-            f"train it by its compiled loss. Put a class with {named} around the result: class Own(keras.Model): "
-            f"{lost[0]} = {kind}.{lost[0]}; own = Own(new.inputs, new.outputs). Training `own` trains the result.",
+            f"train it in Keras' way. Write {named} in a class around the result, class Own(keras.Model), and train "
+            "own = Own(new.inputs, new.outputs): the two are one set of weights (docs/training.md).",
             stacklevel=3,
         )
 

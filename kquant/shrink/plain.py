@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import keras
@@ -11,6 +11,7 @@ from kquant.core.copies import again, copy_state
 from kquant.core.given import check_finite
 from kquant.core.graph import Graph, Node, legal_name, named_apart, rewrite, trace
 from kquant.core.nodes import Transformed
+from kquant.core.origin import fits, patterns_of
 from kquant.ops import find
 from kquant.quantized import is_quantized
 
@@ -86,6 +87,23 @@ def plain(model: keras.Model) -> keras.Model:
         if isinstance(old, keras.layers.Layer):
             copy_state(old, new)
     return copy
+
+
+def names_of(graph: Graph, protect: str | Collection[str]) -> set[str]:
+    """The layers that name patterns mean.
+
+    Args:
+        graph: of a model that `plain` made.
+        protect: one pattern, or several.
+
+    Raises:
+        ValueError: a pattern matches no layer.
+    """
+    known = list(dict.fromkeys(node.name for node in graph.nodes))
+    unknown = [pattern for pattern in patterns_of(protect) if not any(fits(name, pattern) for name in known)]
+    if unknown:
+        raise ValueError(f"protect: {graph.name} has no layer {unknown}. It has: {', '.join(known)}.")
+    return {name for name in known if any(fits(name, pattern) for pattern in patterns_of(protect))}
 
 
 def inference_only(kwargs: dict) -> dict:

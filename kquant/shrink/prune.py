@@ -73,12 +73,12 @@ class ChannelGroups:
         return str(self.table)
 
 
-def channel_groups(model: keras.Model, *, protect: Collection[str] = ()) -> ChannelGroups:
+def channel_groups(model: keras.Model, *, protect: str | Collection[str] = ()) -> ChannelGroups:
     """Which layers can lose channels, which only together, and which not and why.
 
     Args:
         model: a built float Keras model; it is not changed.
-        protect: names of layers whose output keeps its width.
+        protect: name patterns of layers whose output keeps its width.
 
     Returns:
         One group for each set of channels that the same layers make.
@@ -126,7 +126,7 @@ def prune_channels(
     loss: Any = None,
     reconstruct: bool = True,
     evaluate: Callable[[keras.Model], float] | None = None,
-    protect: Collection[str] = (),
+    protect: str | Collection[str] = (),
     minimum: int = 4,
     multiple: int = 1,
     verbose: bool = True,
@@ -156,7 +156,7 @@ def prune_channels(
         evaluate: `(keras model) -> float`, higher is better, called for some nine widths of each group alone, refitted
             on the first 256 of `data` where they are given. Widths are then those that lose least of it for what they
             save, and `importance` only says which channels of a group leave first.
-        protect: names of layers whose output keeps its width.
+        protect: name patterns of layers whose output keeps its width.
         minimum: channels that every layer keeps at least.
         multiple: widths that change become a multiple of this; kernels like 8 or 16.
         verbose: show progress and the new widths.

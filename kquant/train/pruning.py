@@ -21,13 +21,14 @@ import tensorflow as tf
 
 from kquant.core import recipe as recipes
 from kquant.core.given import warn_lost_steps
+from kquant.core.origin import patterns_of
 from kquant.core.pruning_section import Pruning, structure_name
 from kquant.quantized import forget_graphs
 from kquant.train.codebook import Codebook
 from kquant.train.mask import Criterion, Gradient, Mask
 from kquant.train.masks import Pooling, choose, structure_of
 from kquant.train.schedules import SparsitySchedule, schedule_of
-from kquant.train.sites import Site, check_patterns, check_rules, note_of, note_of_unknown, patterns_of, sites
+from kquant.train.sites import Site, check_patterns, check_rules, note_of, note_of_unknown, sites
 from kquant.train.wrapping import as_loaded, to_transform
 
 FLOOR = 0.2  # with a global threshold a layer keeps at least this part of what it would keep at equal sparsities
