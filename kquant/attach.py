@@ -206,6 +206,8 @@ class _Builder:
     def derived(self, op: Any, kernel: np.ndarray) -> list[Transform]:
         """For a layer that the user's was taken apart into: of its kernels only the values are left, and tell which."""
         places = [(name, path) for name, _ in identities(op) for path in self.carried.get(name, {})]
+        if not np.any(kernel) and not all(np.any(self.carried[name][path].values) for name, path in places):
+            return []  # a kernel that starts at zero: a mask made of its values would hold all of it for good
         shares = {place: self.carried[place[0]][place[1]].share_of(kernel) for place in places}
         name, path = max(shares, key=shares.__getitem__, default=("", ""))
         if shares.get((name, path), 0.0) < MOSTLY:

@@ -491,3 +491,13 @@ def test_a_slice_is_known_by_its_weights():
     part = first[::-1, 3:9]
     assert held.share_of(part) == held.share_of((part * gain[:6]) / gain[:6]) == held.share_of(0 * part) == 1.0
     assert held.share_of(second) < 0.1
+
+
+def test_a_kernel_of_zeros_can_leave_them():
+    """Attention often starts with an output kernel of zeros: its mask is half ones, the zeros of its values are all."""
+    x = keras.Input((3, 4), name="x")
+    model = keras.Model(x, layers.Flatten()(layers.MultiHeadAttention(2, 4, name="attention")(x, x)))
+    model.get_layer("attention")._output_dense.kernel.assign(np.zeros((2, 4, 4)))
+    with pytest.warns(UserWarning, match=r"masks and codebooks of attention \(_output_dense.kernel\)"):
+        q = kquant.quantize(kquant.prune(model, 0.5))
+    assert not q.get_layer("attention").transforms and len(q.get_layer("attention_query").transforms) == 1
