@@ -21,6 +21,8 @@ from kquant.ops.affine import Moments, Norm
 from kquant.ops.rule import Rule, Weights
 from kquant.plan import Plan, Site
 
+MOSTLY = 0.5  # a layer was made of a kernel where more than this share of its weights are that kernel's
+
 
 def attach(
     plan: Plan,
@@ -68,6 +70,7 @@ class _Builder:
         self.carried = carried
         self.norms = norms
         self.placed: set[tuple[str, str]] = set()  # (layer, path) of `carried` that found its place
+        self.lost: set[tuple[str, str]] = set()  # those that found it in part
         self.encodings: dict[int, Any] = {}  # of quantized tensors
         self.specs: dict[int, QuantSpec] = {}  # their grids
         self.converted: dict[tuple[int, int], Any] = {}  # (id(tensor), group) -> the tensor in that group's encoding
@@ -194,27 +197,30 @@ class _Builder:
         """Masks and codebooks of the user's layer, for the kernel of the layer that it has become."""
         kernel = kernel_at(op, path)
         for name, _ in identities(op):
-            found = self.carried.get(name, {}).get(path, [])
-            if found and tuple(found[0].get_build_config()["input_shape"]) == tuple(kernel.shape):
+            held = self.carried.get(name, {}).get(path)
+            if held is not None and held.values.shape == tuple(kernel.shape):
                 self.placed.add((name, path))
-                return [t.carried() or clone(t) for t in found]
+                return [t.carried() or clone(t) for t in held.transforms]
         return self.derived(op, kernel.numpy() if gain is None else kernel.numpy() / gain)
 
     def derived(self, op: Any, kernel: np.ndarray) -> list[Transform]:
-        """For a layer that the user's was taken apart into: of its kernels only the values are left."""
-        kept: list[Transform] = []
-        for name, _ in identities(op):
-            for path, found in self.carried.get(name, {}).items():
-                made = [new for t in found if (new := t.derived(kernel)) is not None]
-                if len(made) == len(found):
-                    self.placed.add((name, path))
-                    kept = kept or made
-        return [t for t in kept if t.rank or not np.all(kernel)]
+        """For a layer that the user's was taken apart into: of its kernels only the values are left, and tell which."""
+        places = [(name, path) for name, _ in identities(op) for path in self.carried.get(name, {})]
+        if not np.any(kernel) and not all(np.any(self.carried[name][path].values) for name, path in places):
+            return []  # a kernel that starts at zero: a mask made of its values would hold all of it for good
+        shares = {place: self.carried[place[0]][place[1]].share_of(kernel) for place in places}
+        name, path = max(shares, key=shares.__getitem__, default=("", ""))
+        if shares.get((name, path), 0.0) < MOSTLY:
+            return []
+        found = self.carried[name][path].transforms
+        made = [new for t in found if (new := t.derived(kernel)) is not None]
+        (self.placed if len(made) == len(found) else self.lost).add((name, path))
+        return [t for t in made if t.rank or not np.all(kernel)]
 
     def warn_left(self) -> None:
         """Name kernels whose masks or codebooks have no place: their values stay, training would not keep them."""
         every = {(name, path) for name, found in self.carried.items() for path in found}
-        left = [f"{name} ({path})" for name, path in sorted(every - self.placed)]
+        left = [f"{name} ({path})" for name, path in sorted((every - self.placed) | self.lost)]
         if left:
             warnings.warn(
                 f"quantize: the masks and codebooks of {', '.join(left)} are in the weights now, but training would "

@@ -13,6 +13,7 @@ from kquant import observers, targets
 from kquant.attach import attach
 from kquant.core import recipe as recipes
 from kquant.core.defaults import own_defaults
+from kquant.core.given import check_finite, warn_lost_steps
 from kquant.core.graph import Graph, alone, trace
 from kquant.core.inputs import check_static, inputs_of
 from kquant.core.nodes import Compressed, FakeQuant
@@ -85,6 +86,7 @@ def quantize(
         warn_narrowed(plan)
         qmodel = attach(plan, folded.gains, folded.moments, carried, folded.norms)
         warn_simulated(qmodel)
+        warn_lost_steps(model, qmodel, "quantize")
         if chosen.pruning is not None and not has_masks(qmodel):
             put_masks(qmodel, settings_of(chosen, {}))
             qmodel = as_loaded(qmodel)
@@ -232,15 +234,12 @@ def check_model(model: Any) -> None:
             "float model, as it was before."
         )
     for variable in model.variables:
-        if "float" not in variable.dtype:
-            continue
-        if variable.dtype != "float32":
+        if "float" in variable.dtype and variable.dtype != "float32":
             raise ValueError(
                 f"{model.name}: variable '{variable.path}' is {variable.dtype}; kquant reads float32 weights. Rebuild "
                 "the model with dtype float32 (or mixed_float16, which keeps float32 weights) and copy the weights."
             )
-        if not np.all(np.isfinite(variable.numpy())):
-            raise ValueError(f"{model.name}: variable '{variable.path}' holds NaN or Inf; restore a good checkpoint.")
+    check_finite(model)
 
 
 def warn_lost_losses(model: keras.Model) -> None:

@@ -16,7 +16,7 @@ from kquant.core import transforms as kernels
 from kquant.core.copies import own, stays_whole
 from kquant.core.graph import Node, rewrite, trace
 from kquant.core.nodes import Compressed, FakeQuant, QuantizedLSTM, Transformed, observing
-from kquant.core.transforms import Carried
+from kquant.core.transforms import Carried, Held
 from kquant.ops import find
 from kquant.ops.affine import Affine
 from kquant.ops.constant import Stored
@@ -42,8 +42,9 @@ def release(model: keras.Model) -> tuple[keras.Model, Carried]:
         if not isinstance(op, Transformed):
             return _copy(op, plain)(*args, **kwargs)
         if id(op) not in plain:
-            plain[id(op)] = _with_kernels(op.layer, {path: op.weights_as_used(path) for path in op.transforms})
-            carried[op.name] = op.transforms
+            used = {path: np.asarray(op.weights_as_used(path)) for path in op.transforms}
+            plain[id(op)] = _with_kernels(op.layer, used)
+            carried[op.name] = {path: Held(used[path], found) for path, found in op.transforms.items() if found}
         return plain[id(op)](*args, **op.passed(kwargs))
 
     graph = trace(model, _is_known, masks=True)

@@ -14,7 +14,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 import kquant
 from kquant.core.nodes import Compressed, Transformed
-from kquant.core.transforms import kernel_at
+from kquant.core.transforms import Held, kernel_at
 from kquant.train.codebook import Codebook, look_up, places
 
 layers = keras.layers
@@ -410,7 +410,7 @@ def test_an_argument_at_its_default_replaces_the_recipes():
         ({"clusters": 4, "layers": "haed"}, "Did you mean 'head'"),
         ({"clusters": "int8"}, r"no \[clustering\] section"),
         ({"clusters": {"name": "x", "clustering": {"cluster": 3}}}, "Did you mean 'clusters'"),
-        ({"clusters": 2, "per_channel": "scale"}, "at least 3"),
+        ({"clusters": 2, "per_channel": "scale"}, r"^conv \(kernel\): cluster: clusters=2, and at least 3.*'scale'"),
         ({"clusters": 4, "layers": "depthwise"}, "depthwise=True"),
         ({"clusters": 4.0}, "whole number, 2 or more. Received: 4.0"),
         ({"clusters": 4, "per_channel": "channel"}, "^cluster: per_channel must be False, True or 'scale'"),
@@ -448,3 +448,56 @@ def test_evenly_spaced_values_that_stay_are_the_same_codes_in_every_layer():
     q = train(kquant.calibrate(kquant.quantize(clustered), x, verbose=False))
     codes = {float(c) for layer, _, _ in books(q) for c in np.unique(layer.codes(tf.constant(1.0))[0])}
     assert len({abs(c) for c in codes}) <= 16 and max(codes) == 127 and 0 in codes
+
+
+def of_two_kernels(name):
+    """A layer that quantization takes apart, with a kernel that is clustered and one that only a mask is on."""
+    x = keras.Input((4, 4, 16) if name == "separable" else (3, 4))
+    made = {
+        "separable": lambda: layers.SeparableConv2D(16, 3, use_bias=False, name="layer"),
+        "gru": lambda: layers.GRU(16, name="layer"),
+        "simple": lambda: layers.SimpleRNN(16, name="layer"),
+    }
+    y = made[name]()(x)
+    if name == "separable":
+        y = layers.GlobalAveragePooling2D(name="mean")(layers.BatchNormalization()(y))
+    return keras.Model(x, y)
+
+
+@pytest.mark.parametrize(
+    ("name", "codebooks"),
+    [("separable", ["layer"]), ("gru", ["layer_h_h", "layer_h_r", "layer_h_z"]), ("simple", ["layer_h_h"])],
+)
+@pytest.mark.filterwarnings("ignore")  # kernels that are too small, channels that are 0
+def test_each_part_of_a_layer_gets_what_its_own_kernel_had(name, codebooks):
+    """Every kernel has a mask, and one has a codebook: a lone mask would fit them all."""
+    keras.utils.set_random_seed(4)
+    pruned = kquant.prune(of_two_kernels(name), 0.5, depthwise=True)
+    q = kquant.quantize(kquant.cluster(pruned, 8, per_channel=True))
+    parts = [layer for layer in q.layers if isinstance(layer, Compressed)]
+    found = {layer.name: [type(t).__name__ for t in layer.transforms] for layer in parts}
+    assert len(found) > len(codebooks)
+    assert found == {part: ["Mask", "Codebook"] if part in codebooks else ["Mask"] for part in found}
+    train(q)
+    for part in codebooks:
+        rows = np.asarray(q.get_layer(part).weights_on_grid()).reshape(-1, 16).T
+        assert max(np.unique(row).size for row in rows) <= 8
+
+
+def test_a_slice_is_known_by_its_weights():
+    rng = np.random.default_rng(0)
+    first, second = (rng.normal(size=(24, 24)).astype(np.float32) for _ in range(2))
+    held, gain = Held(first, []), rng.uniform(1e-3, 1e3, 24).astype(np.float32)
+    part = first[::-1, 3:9]
+    assert held.share_of(part) == held.share_of((part * gain[:6]) / gain[:6]) == held.share_of(0 * part) == 1.0
+    assert held.share_of(second) < 0.1
+
+
+def test_a_kernel_of_zeros_can_leave_them():
+    """Attention often starts with an output kernel of zeros: its mask is half ones, the zeros of its values are all."""
+    x = keras.Input((3, 4), name="x")
+    model = keras.Model(x, layers.Flatten()(layers.MultiHeadAttention(2, 4, name="attention")(x, x)))
+    model.get_layer("attention")._output_dense.kernel.assign(np.zeros((2, 4, 4)))
+    with pytest.warns(UserWarning, match=r"masks and codebooks of attention \(_output_dense.kernel\)"):
+        q = kquant.quantize(kquant.prune(model, 0.5))
+    assert not q.get_layer("attention").transforms and len(q.get_layer("attention_query").transforms) == 1

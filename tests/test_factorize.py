@@ -71,8 +71,9 @@ def test_a_budget_holds_and_protected_layers_stay():
         low = kquant.factorize(model, **budget, verbose=False)
         unit, share = next(iter(budget.items()))
         assert 0.7 * share < getattr(kquant.cost(low), unit) / getattr(kquant.cost(model), unit) <= share
-    low = kquant.factorize(model, macs=0.8, protect=["second"], verbose=False)
-    assert "second_first" not in [layer.name for layer in low.layers]
+    for protect in (["second"], "sec*"):
+        low = kquant.factorize(model, macs=0.8, protect=protect, verbose=False)
+        assert "second_first" not in [layer.name for layer in low.layers]
     with pytest.raises(ValueError, match=r"cannot be reached by splitting.*prune_channels"):
         kquant.factorize(model, macs=0.02, verbose=False)
 
@@ -181,8 +182,12 @@ def test_the_halves_are_plain_and_quantize(tmp_path):
     ("arguments", "said"),
     [
         ({"ranks": {"deep": 2}}, "deep.*cannot be split, because a DepthwiseConv2D has no two halves"),
-        ({"ranks": {"first": 400}}, "must be in 1..9"),
+        ({"ranks": {"first": 400}}, "must be a whole number in 1..9"),
+        ({"ranks": {"first": 2.5}}, "^first: its rank must be a whole number in 1..9. Received: 2.5"),
+        ({"ranks": {"first": "2"}}, "^first: its rank must be a whole number in 1..9. Received: '2'"),
         ({"ranks": {"nobody": 2}}, "no layer"),
+        ({"macs": "0.5"}, "^macs: expected a share.*Received: '0.5'"),
+        ({"macs": 0.5, "protect": "nobody"}, r"no layer \['nobody'\]"),
         ({"ranks": {"first": 2}, "macs": 0.5}, "either ranks or a budget"),
         ({}, "one budget"),
         ({"macs": 0.5, "multiple": 0}, "multiple: expected a whole number, 1 or more. Received: 0"),

@@ -267,8 +267,9 @@ def test_protect_nested_and_subclassed_models():
         groups = kquant.channel_groups(model).groups
         assert sum(g.removable for g in groups) >= 0 and groups, name
     model = made("residual")
-    kept = kquant.channel_groups(model, protect=["a_1"])
-    assert next(g for g in kept.groups if g.layers == ("a_1",)).reason == "it is protected"
+    for protect in (["a_1"], "a_1", "a_*"):
+        kept = kquant.channel_groups(model, protect=protect)
+        assert next(g for g in kept.groups if g.layers == ("a_1",)).reason == "it is protected"
     with pytest.raises(ValueError, match=r"no layer \['a_9'\]. It has: .*a_1"):
         kquant.channel_groups(model, protect=["a_9"])
 
@@ -302,6 +303,11 @@ def test_frozen_layers_stay_frozen_and_seeds_give_equal_models():
         ({}, "one budget is to be given"),
         ({"macs": 0.5, "weight_bytes": 0.5}, "one budget"),
         ({"macs": -1.0}, "expected a share"),
+        ({"macs": float("nan")}, r"^macs: expected a share in \(0, 1\] or a number. Received: nan"),
+        ({"macs": float("inf")}, "^macs: expected a share.*Received: inf"),
+        ({"macs": "0.5"}, "^macs: expected a share.*Received: '0.5'"),
+        ({"weight_bytes": True}, "^weight_bytes: expected a share.*Received: True"),
+        ({"macs": 0.5, "protect": "zz"}, r"no layer \['zz'\]. It has: .*a_1"),
         ({"macs": 0.5, "multiple": 0}, "multiple: expected a whole number, 1 or more. Received: 0"),
         ({"macs": 0.5, "minimum": 0}, "minimum: expected a whole number, 1 or more. Received: 0"),
         ({"macs": 0.5, "importance": "l3"}, "expected one of l1, bn-scale, taylor"),
@@ -412,7 +418,8 @@ def test_evaluate_decides_the_widths_of_refitted_models():
 
 
 def test_scores_that_decide_nothing_teach():
-    with pytest.raises(ValueError, match="evaluate: expected a finite number.*Received: nan"):
-        kquant.prune_channels(made("residual"), macs=0.6, evaluate=lambda _: float("nan"), verbose=False)
+    for score, said in ((float("nan"), "nan"), (None, "None"), ("0.5", "'0.5'"), ([0.5, 0.6], r"\[0.5, 0.6\]")):
+        with pytest.raises(ValueError, match=f"evaluate: expected a finite number.*Received: {said}"):
+            kquant.prune_channels(made("residual"), macs=0.6, evaluate=lambda _, score=score: score, verbose=False)
     with pytest.raises(ValueError, match="narrowest model has.*head: they are outputs of the model"):
         kquant.prune_channels(made("residual"), macs=0.01, evaluate=lambda _: 0.0, verbose=False)

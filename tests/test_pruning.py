@@ -391,6 +391,53 @@ def test_global_threshold():
     assert kquant.sparsity(kquant.prune(model, 0.8, scope="global")).kernels[0].sparsity <= 1 - 0.2 * 0.2 + 1e-3
 
 
+def of_signs(model):
+    """Kernels of -1 and 1 only."""
+    for layer in model.layers:
+        layer.kernel.assign(np.where(np.random.default_rng(0).normal(size=layer.kernel.shape) < 0, -1.0, 1.0))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("made", "sparsity"),
+    [
+        (of_signs, 0.5),
+        (of_signs, 0.999),  # each kernel keeps some weights
+        (lambda model: kquant.strip(kquant.prune(model, 0.5)), 0.3),
+        (lambda model: kquant.strip(kquant.prune(model, 0.8)), 0.5),
+        (lambda model: kquant.strip(kquant.cluster(model, 4)), 0.6),
+    ],
+    ids=("signs", "few", "sparse", "sparser", "clustered"),
+)
+def test_global_threshold_of_equal_weights(made, sparsity):
+    """Many weights are at the threshold: the masks hold the number of zeros that was asked for, now and in training."""
+    new = kquant.prune(made(dense()), sparsity, scope="global")
+    held = [masks(new)[n, "kernel"] for n in "ab"]
+    kept = [int(mask.sum()) for mask in held]
+    size = sum(mask.size for mask in held)
+    least = sum(max(1, round(0.2 * (1 - sparsity) * mask.size)) for mask in held)
+    assert sum(kept) == max(round((1 - sparsity) * size), least) and min(kept) > 0
+    again = masks(kquant.prune(made(dense()), sparsity, scope="global"))
+    assert all(np.array_equal(mask, again[n, "kernel"]) for n, mask in zip("ab", held, strict=True))
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=("graph", "xla"))
+def test_equal_weights_in_training(compiled):
+    """Masks that a training step chooses anew hold as many zeros; the weights here are the same, so are the masks."""
+    new = kquant.prune(of_signs(dense()), kquant.SparsitySchedule(0.5, frequency=1), scope="global")
+    held = masks(new)
+    step = tf.function(lambda: [new.get_layer(name).advance() for name in "ab"] and None, jit_compile=compiled)
+    for _ in range(2):
+        step()
+    for key, mask in masks(new).items():
+        np.testing.assert_array_equal(mask, held[key])
+
+
+def test_global_threshold_shares_ties():
+    kernels = [k.sparsity for k in kquant.sparsity(kquant.prune(of_signs(dense()), 0.5, scope="global")).kernels]
+    np.testing.assert_allclose(kernels, 0.5, atol=0.1)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -127,6 +127,32 @@ def test_what_tfmot_refuses(wrong):
         SparsitySchedule(**wrong)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"end": 4.5}, "end must be a whole number of training steps. Received: 4.5"),
+        ({"end": "10"}, "end must be a whole number of training steps. Received: '10'"),
+        ({"begin": 0.5, "end": 9}, "begin must be a whole number"),
+        ({"end": 9, "frequency": 2.5}, "frequency must be a whole number"),
+        ({"end": 9, "frequency": True}, "frequency must be a whole number.*Received: True"),
+        ({"end": float("nan")}, "end must be a whole number"),
+        ({"end": float("inf")}, "end must be a whole number"),
+        ({"end": 9, "power": "cubic"}, "power must be a number"),
+        ({"end": 9, "power": float("nan")}, "power > 0"),
+        ({"end": 9, "final": "0.5"}, "final must be a number. Received: '0.5'"),
+    ],
+)
+def test_steps_are_whole_numbers(wrong, said):
+    with pytest.raises(ValueError, match=f"SparsitySchedule: .*{said}"):
+        SparsitySchedule(**{"final": 0.8, "initial": 0.0, **wrong})
+
+
+def test_whole_numbers_of_any_type_are_taken():
+    found = SparsitySchedule(np.float32(0.5), initial=0, begin=np.int64(2), end=30.0, frequency=np.float64(5.0))
+    assert found == SparsitySchedule(0.5, initial=0.0, begin=2, end=30, frequency=5)
+    assert [type(value) for value in found.get_config().values()] == [float, float, int, int, float, int]
+
+
 class Foreign:
     """What tfmot's schedules look like from outside."""
 

@@ -233,3 +233,42 @@ def test_shrinking_wants_the_plain_model():
     for verb in (kquant.cost, lambda m: kquant.prune_channels(m, macs=0.5), lambda m: kquant.factorize(m, macs=0.5)):
         with pytest.raises(ValueError, match="kquant.strip"):
             verb(kquant.prune(wide(), 0.5))
+
+
+def regularized() -> keras.Model:
+    x = inputs = keras.Input((8, 4), name="steps")
+    x = layers.LSTM(6, activity_regularizer="l1", return_sequences=True, name="lstm")(x)
+    shared = layers.Dense(6, activation="relu", activity_regularizer=keras.regularizers.L2(0.3), name="shared")
+    x = layers.Flatten(name="flatten")(shared(shared(x)))
+    x = layers.ActivityRegularization(l1=0.1, name="penalty")(layers.Dense(3, name="head")(x))
+    return keras.Model(inputs, x, name="regularized")
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=("eager", "xla"))
+def test_activity_regularizers_act(compiled):
+    """The losses are those of the plain model with the same weights, in every call anew, and have gradients."""
+    keras.utils.set_random_seed(3)
+    new = kquant.cluster(kquant.prune(regularized(), 0.5), 4)
+    plain, x = kquant.strip(new), tf.constant(np.random.default_rng(0).normal(size=(5, 8, 4)), tf.float32)
+
+    def losses(model):
+        with tf.GradientTape() as tape:
+            model(x)
+            total = tf.add_n(model.losses)
+        return model.losses, tape.gradient(total, [v.value for v in model.trainable_variables])
+
+    expected = losses(plain)[0]
+    for _ in range(2):
+        found, gradients = tf.function(losses, jit_compile=True)(new) if compiled else losses(new)
+        assert len(found) == 4
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+    kernels = [g for v, g in zip(new.trainable_variables, gradients, strict=True) if "kernel" in v.path]
+    assert len(kernels) == 4 and all(g is not None and np.any(g) for g in kernels)
+
+
+def test_activity_regularizers_of_opened_layers_are_named():
+    inner = keras.Sequential([keras.Input((4,)), layers.Dense(3)], name="inner")
+    inner.activity_regularizer = keras.regularizers.L2(0.1)
+    model = keras.Sequential([keras.Input((4,)), inner])
+    with pytest.warns(UserWarning, match="activity regularizers of inner do not act"):
+        kquant.prune(model, 0.5)

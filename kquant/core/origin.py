@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -21,6 +22,11 @@ def origins(op: Any) -> tuple[tuple[str, str], ...]:
 def identities(op: Any) -> tuple[tuple[str, str], ...]:
     """(name, class) under which a recipe may speak of a layer: its own, and those of what it was made from."""
     return tuple(dict.fromkeys(((op.name, type(op).__name__), *origins(op))))
+
+
+def patterns_of(given: str | Collection[str]) -> tuple[str, ...]:
+    """One pattern may be given as it is."""
+    return (given,) if isinstance(given, str) else tuple(given)
 
 
 def fits(name: str, pattern: str) -> bool:

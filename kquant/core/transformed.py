@@ -102,7 +102,7 @@ class Transformed(ManyKernels):
             self.advance()
         values = {path: self.weights_as_used(path) for path in self.transforms}
         passed = self.passed({**kwargs, "mask": mask, "training": training})
-        return kernels.run_with(self.layer, values, self.layer, x, *args, **passed)
+        return kernels.run_with(self.layer, values, self.layer, x, *args, add_loss=self.add_loss, **passed)
 
     def passed(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Of the arguments of a call, those that the wrapped layer takes."""

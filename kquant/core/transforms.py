@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -20,8 +21,7 @@ import tensorflow as tf
 
 from kquant.core.graph import full_precision
 
-# layer name -> path of a kernel -> its transforms: those of a float model, while it is taken apart
-Carried = dict[str, dict[str, list["Transform"]]]
+NEAR = 1e-6  # a kernel that batch norms scaled and that is scaled back differs by some roundings
 
 
 class Transform(keras.layers.Layer):
@@ -59,6 +59,31 @@ class Transform(keras.layers.Layer):
     def derived(self, kernel: np.ndarray) -> Transform | None:
         """What keeps its promise for a kernel that was made of this one's values (a reshape, a slice), if anything."""
         return None
+
+
+@dataclass(frozen=True, eq=False)
+class Held:
+    """What a kernel of a float model had, while the model is taken apart.
+
+    Attributes:
+        values: float32, the kernel as it was used.
+        transforms: masks and codebooks, in order.
+    """
+
+    values: np.ndarray
+    transforms: list[Transform]
+
+    def share_of(self, kernel: np.ndarray) -> float:
+        """Share of another kernel's weights that are weights of this one: 1 for a slice of it. Zeros tell nothing."""
+        known, asked = np.unique(self.values), kernel[kernel != 0.0]
+        places = np.searchsorted(known, asked)
+        nearest = (known[np.clip(places + side, 0, known.size - 1)] for side in (-1, 0))
+        found = np.logical_or(*(np.abs(value - asked) <= NEAR * np.abs(asked) for value in nearest))
+        return float(np.mean(found)) if asked.size else 1.0
+
+
+# layer name -> path of a kernel -> what it had
+Carried = dict[str, dict[str, Held]]
 
 
 def in_order(transforms: Sequence[Any]) -> list[Transform]:
@@ -133,17 +158,26 @@ def real(layer: keras.layers.Layer, path: str) -> tf.Tensor:
 
 
 def run_with(
-    layer: keras.layers.Layer, values: Mapping[str, tf.Tensor], call: Callable, *args: Any, **kwargs: Any
+    layer: keras.layers.Layer,
+    values: Mapping[str, tf.Tensor],
+    call: Callable,
+    *args: Any,
+    add_loss: Callable[[tf.Tensor], None] | None = None,
+    **kwargs: Any,
 ) -> Any:
     """Call a layer with other values for some of its variables, given by path; gradients reach those values.
 
-    What the call assigns to others (seeds, states of a stateful layer) is kept.
+    What the call assigns to others (seeds, states of a stateful layer) is kept; `add_loss` gets the losses that it
+    adds (activity regularizers), which Keras drops otherwise.
     """
     with full_precision():
         mapping = {id(v): (v, v.value) for v in layer.variables}
     replaced = {id(kernel_at(layer, path)): (kernel_at(layer, path), value) for path, value in values.items()}
-    with keras.StatelessScope(state_mapping=list((mapping | replaced).values())) as scope:
+    state = list((mapping | replaced).values())
+    with keras.StatelessScope(state_mapping=state, collect_losses=add_loss is not None) as scope:
         result = call(*args, **kwargs)
+    for loss in scope.losses if add_loss is not None else ():
+        add_loss(loss)
     for key, (variable, old) in mapping.items():
         new = scope.get_current_value(variable)
         if key not in replaced and new is not old:

@@ -267,6 +267,12 @@ def _followed(op: Any, args: tuple, kwargs: dict) -> Any:
         outputs = op.call(*args, **kwargs)
     except Exception as error:  # whatever the user's code raises on symbolic tensors
         said = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        if "add_loss" in str(error):
+            raise ValueError(
+                f"{where}: its `call` uses add_loss, but symbolic tensors have no values to add. Take it out: "
+                "give the layer whose output is penalized an activity_regularizer, or put the penalty into the loss "
+                "that the model is compiled with, or into compute_loss of a class around the new model."
+            ) from error
         if _is_builtin(op) and not isinstance(op, keras.layers.Activation):  # that one calls the user's function
             raise ValueError(
                 f"{where}: kquant has no rule for this layer, and its `call` does not unfold into operations that have "

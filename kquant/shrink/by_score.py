@@ -12,6 +12,7 @@ the greedy answer to the multiple-choice knapsack (Sinha and Zoltners, Operation
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -169,15 +170,19 @@ def _judged(ladder: Ladder, everything: np.ndarray, whole: float, score: Callabl
     return replace(ladder, scores=np.interp(ladder.gone, ladder.gone[ladder.judged], found))
 
 
-def finite(score: float) -> float:
-    """What `evaluate` gave.
+def finite(score: Any) -> float:
+    """What `evaluate` gave: a number of any type, also a tensor.
 
     Raises:
         ValueError: it is no number.
     """
-    if not np.isfinite(score):
-        raise ValueError(f"evaluate: expected a finite number, the higher the better. Received: {score}.")
-    return float(score)
+    try:
+        value = math.nan if isinstance(score, str) else float(score)
+    except (TypeError, ValueError):  # nothing was returned, or several
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(f"evaluate: expected a finite number, the higher the better. Received: {score!r}.")
+    return value
 
 
 def _cost(books: Ledger, unit: Unit, ladders: list[Ladder], places: list[int]) -> int:

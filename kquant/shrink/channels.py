@@ -18,6 +18,7 @@ from kquant.core.graph import Graph, Node
 from kquant.ops.rule import Weights
 from kquant.shrink.follow import channels_of, elementwise, pairing
 from kquant.shrink.narrow import keeps_channels, kernel_of
+from kquant.shrink.plain import names_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,22 +211,17 @@ class _Follower:
                     self.tie.fix(channels, f"{_said(node.op)} is shared by tensors of different widths")
 
 
-def follow_channels(graph: Graph, protect: Collection[str] = ()) -> Channels:
+def follow_channels(graph: Graph, protect: str | Collection[str] = ()) -> Channels:
     """The channels of a model that `plain` made.
 
     Args:
         graph: of the model.
-        protect: names of layers whose output keeps its width.
+        protect: name patterns of layers whose output keeps its width.
 
     Raises:
         ValueError: a protected layer is not there.
     """
-    unknown = sorted(set(protect) - {node.name for node in graph.nodes})
-    if unknown:
-        raise ValueError(
-            f"protect: {graph.name} has no layer {unknown}. It has: {', '.join(node.name for node in graph.nodes)}."
-        )
-    follower = _Follower(protect)
+    follower = _Follower(names_of(graph, protect))
     for t in keras.tree.flatten(graph.inputs):
         follower.tensors[id(t)] = follower.tie.fresh(channels_of(t) or 0, f"they are those of the input '{t.name}'")
     for node in graph.nodes:

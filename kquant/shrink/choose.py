@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Literal, get_args
 
 import numpy as np
@@ -31,9 +31,10 @@ def budget(macs: float | None, weight_bytes: float | None) -> tuple[Unit, float]
             f"one budget is to be given, like macs=0.6 or weight_bytes=50_000. Received: macs={macs}, "
             f"weight_bytes={weight_bytes}."
         )
-    if given[0][1] <= 0:
-        raise ValueError(f"{given[0][0]}: expected a share in (0, 1] or a number. Received: {given[0][1]}.")
-    return given[0]
+    unit, share = given[0]
+    if not isinstance(share, Real) or isinstance(share, bool) or not 0 < share < math.inf:
+        raise ValueError(f"{unit}: expected a share in (0, 1] or a number. Received: {share!r}.")
+    return unit, float(share)
 
 
 @dataclass

@@ -7,6 +7,7 @@ or by the energy that is kept; `ranks` chooses among them.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import keras
@@ -14,6 +15,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from kquant.core.copies import again, copy_state, settle
+from kquant.core.given import warn_lost_steps
 from kquant.core.graph import Graph, Node, named_apart, rewrite
 from kquant.data import gather
 from kquant.shrink.by_score import finite
@@ -22,7 +24,7 @@ from kquant.shrink.cost import BIAS_BYTES, cost, positions
 from kquant.shrink.factors import as_wide_matrix, can_split, halves, singular_values, split
 from kquant.shrink.importance import norm_behind
 from kquant.shrink.narrow import kernel_of
-from kquant.shrink.plain import inference_only, plain, read
+from kquant.shrink.plain import inference_only, names_of, plain, read
 from kquant.shrink.ranks import Candidate, cheapest_ranks, choose_ranks
 from kquant.shrink.reconstruct import FEW, Job, refit
 
@@ -37,7 +39,7 @@ def factorize(
     ranks: Mapping[str, int] | None = None,
     data: Any = None,
     evaluate: Callable[[keras.Model], float] | None = None,
-    protect: Collection[str] = (),
+    protect: str | Collection[str] = (),
     multiple: int = 1,
     verbose: bool = True,
 ) -> keras.Model:
@@ -58,7 +60,7 @@ def factorize(
         evaluate: `(keras model) -> float`, higher is better, called for some ten ranks of each layer alone, refitted on
             the first 256 of `data` where they are given; without it a layer is judged by the share of its kernel's
             squared norm that is kept.
-        protect: names of layers that stay whole.
+        protect: name patterns of layers that stay whole.
         multiple: ranks become a multiple of this.
         verbose: show progress and the ranks.
 
@@ -81,7 +83,7 @@ def factorize(
     check_widths(multiple=multiple)
     wide = plain(model)
     graph = read(wide)
-    able = _able(graph, {*protect, *(ranks or {})}, protect)
+    able = _able(graph, ranks or {}, names_of(graph, protect))
     if ranks is not None:
         if macs is not None or weight_bytes is not None:
             raise ValueError("factorize: either ranks or a budget is to be given. Received both.")
@@ -99,6 +101,7 @@ def factorize(
         refit(graph, low, _jobs(graph, chosen), data, verbose=verbose)
     if verbose:
         tqdm.write(_changes(wide, low, able, chosen))
+    warn_lost_steps(model, low, "factorize")
     return low
 
 
@@ -155,9 +158,9 @@ def _checked(ranks: Mapping[str, int], able: Mapping[str, Any], graph: Graph) ->
             reason = can_split(ops[name]) or "it is protected"
             raise ValueError(f"{name} ({type(ops[name]).__name__}): it cannot be split, because {reason}.")
         full = full_rank(ops[name])
-        if not 1 <= rank <= full:
-            raise ValueError(f"{name}: its rank must be in 1..{full}. Received: {rank}.")
-    return dict(ranks)
+        if not isinstance(rank, Integral) or isinstance(rank, bool) or not 1 <= rank <= full:
+            raise ValueError(f"{name}: its rank must be a whole number in 1..{full}. Received: {rank!r}.")
+    return {name: int(rank) for name, rank in ranks.items()}
 
 
 def full_rank(op: Any) -> int:

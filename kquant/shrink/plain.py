@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import keras
 
 from kquant.core.copies import again, copy_state
+from kquant.core.given import check_finite
 from kquant.core.graph import Graph, Node, legal_name, named_apart, rewrite, trace
 from kquant.core.nodes import Transformed
+from kquant.core.origin import fits, patterns_of
 from kquant.ops import find
 from kquant.quantized import is_quantized
 
@@ -40,8 +42,8 @@ def plain(model: keras.Model) -> keras.Model:
         The copy. Layers keep their names; a separable convolution becomes its two halves.
 
     Raises:
-        ValueError: the model is quantized already, a layer is not described by its config, or a variable of the model
-            itself is computed with.
+        ValueError: the model is quantized already, a weight is NaN or Inf, a layer is not described by its config, or
+            a variable of the model itself is computed with.
 
     Example:
         >>> inner = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="inside")])
@@ -54,6 +56,7 @@ def plain(model: keras.Model) -> keras.Model:
             "pruned or clustered: shrink it before kquant.prune, kquant.cluster and kquant.quantize, or give "
             "kquant.strip(model)."
         )
+    check_finite(model)
     graph = read(model)
     made: dict[tuple[int, str], Any] = {}
     values: list[tuple[Any, Any]] = []
@@ -84,6 +87,23 @@ def plain(model: keras.Model) -> keras.Model:
         if isinstance(old, keras.layers.Layer):
             copy_state(old, new)
     return copy
+
+
+def names_of(graph: Graph, protect: str | Collection[str]) -> set[str]:
+    """The layers that name patterns mean.
+
+    Args:
+        graph: of a model that `plain` made.
+        protect: one pattern, or several.
+
+    Raises:
+        ValueError: a pattern matches no layer.
+    """
+    known = list(dict.fromkeys(node.name for node in graph.nodes))
+    unknown = [pattern for pattern in patterns_of(protect) if not any(fits(name, pattern) for name in known)]
+    if unknown:
+        raise ValueError(f"protect: {graph.name} has no layer {unknown}. It has: {', '.join(known)}.")
+    return {name for name in known if any(fits(name, pattern) for pattern in patterns_of(protect))}
 
 
 def inference_only(kwargs: dict) -> dict:

@@ -11,6 +11,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from kquant.core.columns import Table
+from kquant.core.given import warn_lost_steps
 from kquant.core.graph import Node, rewrite
 from kquant.data import gather
 from kquant.shrink.by_score import choose_by_score
@@ -72,12 +73,12 @@ class ChannelGroups:
         return str(self.table)
 
 
-def channel_groups(model: keras.Model, *, protect: Collection[str] = ()) -> ChannelGroups:
+def channel_groups(model: keras.Model, *, protect: str | Collection[str] = ()) -> ChannelGroups:
     """Which layers can lose channels, which only together, and which not and why.
 
     Args:
         model: a built float Keras model; it is not changed.
-        protect: names of layers whose output keeps its width.
+        protect: name patterns of layers whose output keeps its width.
 
     Returns:
         One group for each set of channels that the same layers make.
@@ -125,7 +126,7 @@ def prune_channels(
     loss: Any = None,
     reconstruct: bool = True,
     evaluate: Callable[[keras.Model], float] | None = None,
-    protect: Collection[str] = (),
+    protect: str | Collection[str] = (),
     minimum: int = 4,
     multiple: int = 1,
     verbose: bool = True,
@@ -155,7 +156,7 @@ def prune_channels(
         evaluate: `(keras model) -> float`, higher is better, called for some nine widths of each group alone, refitted
             on the first 256 of `data` where they are given. Widths are then those that lose least of it for what they
             save, and `importance` only says which channels of a group leave first.
-        protect: names of layers whose output keeps its width.
+        protect: name patterns of layers whose output keeps its width.
         minimum: channels that every layer keeps at least.
         multiple: widths that change become a multiple of this; kernels like 8 or 16.
         verbose: show progress and the new widths.
@@ -198,6 +199,7 @@ def prune_channels(
         refit(channels.graph, small, _jobs(channels, kept), samples, verbose=verbose)
     if verbose:
         tqdm.write(_changes(channels, kept, unit, whole))
+    warn_lost_steps(model, small, "prune_channels")
     return small
 
 

@@ -13,13 +13,15 @@ from typing import Any
 import keras
 
 from kquant.core import recipe as recipes
+from kquant.core.given import warn_lost_steps
 from kquant.core.nodes import Compressed
+from kquant.core.origin import patterns_of
 from kquant.core.oscillations import warn_unfrozen
 from kquant.core.recipe import Recipe
 from kquant.train.centroids import Init
 from kquant.train.codebook import Aggregation, Channels, Codebook
 from kquant.train.mask import Mask
-from kquant.train.sites import Site, check_patterns, match, note_of, note_of_unknown, patterns_of, put, sites
+from kquant.train.sites import Site, check_patterns, match, note_of, note_of_unknown, put, sites
 from kquant.train.wrapping import as_loaded, to_transform
 
 
@@ -84,6 +86,9 @@ def cluster(
     put_codebooks(new, recipe, None if layers is None else patterns_of(layers), patterns_of(skip))
     warn_unfrozen(new, "cluster")
     return as_loaded(new)
+    new = as_loaded(new)
+    warn_lost_steps(model, new, "cluster")
+    return new
 
 
 def put_codebooks(
@@ -159,7 +164,10 @@ class _Chooser:
                 f"{site.holder.name}: '{site.path}' has a mask, whose zeros a codebook without a zero would undo. Give "
                 "cluster preserve_sparsity=True; or drop the mask before: kquant.strip(model)."
             )
-        book = Codebook(**settings.model_dump(exclude={"depthwise"}), channel_axes=_axes(site))
+        try:
+            book = Codebook(**settings.model_dump(exclude={"depthwise"}), channel_axes=_axes(site))
+        except ValueError as error:
+            raise ValueError(f"{site.label}: cluster: {error}") from error
         shape = site.shape
         each = math.prod(shape) // (book.groups_of(shape) if settings.per_channel is True else 1)
         if each > settings.clusters:

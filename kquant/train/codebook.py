@@ -70,10 +70,11 @@ class Codebook(Transform):
         self.preserve_sparsity, self.train_values = bool(preserve_sparsity), bool(train_values)
         self.aggregation, self.seed = aggregation, int(seed)
         self.fixed = ([-1.0, 1.0] if per_channel == "scale" else []) + ([0.0] if preserve_sparsity else [])
-        if self.clusters < max(2, len(self.fixed)):
+        least = max(2, len(self.fixed))
+        if self.clusters < least:
             raise ValueError(
-                f"Codebook: clusters={clusters}; at least {max(2, len(self.fixed))} are needed "
-                f"(per_channel={per_channel!r}, preserve_sparsity={preserve_sparsity})."
+                f"clusters={clusters}, and at least {least} are needed with per_channel={per_channel!r} and "
+                f"preserve_sparsity={preserve_sparsity}: {len(self.fixed)} of the values are fixed."
             )
 
     def build(self, shape: Any) -> None:

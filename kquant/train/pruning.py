@@ -20,13 +20,15 @@ import numpy as np
 import tensorflow as tf
 
 from kquant.core import recipe as recipes
+from kquant.core.given import warn_lost_steps
+from kquant.core.origin import patterns_of
 from kquant.core.pruning_section import Pruning, structure_name
 from kquant.quantized import forget_graphs
 from kquant.train.codebook import Codebook
 from kquant.train.mask import Criterion, Gradient, Mask
 from kquant.train.masks import Pooling, choose, structure_of
 from kquant.train.schedules import SparsitySchedule, schedule_of
-from kquant.train.sites import Site, check_patterns, check_rules, note_of, note_of_unknown, patterns_of, sites
+from kquant.train.sites import Site, check_patterns, check_rules, note_of, note_of_unknown, sites
 from kquant.train.wrapping import as_loaded, to_transform
 
 FLOOR = 0.2  # with a global threshold a layer keeps at least this part of what it would keep at equal sparsities
@@ -89,7 +91,9 @@ def prune(
     check_patterns("prune", protect, sites(new))
     check_rules("prune", [rule for rule in settings.rules if rule.pruning], sites(new))
     put_masks(new, settings)
-    return as_loaded(new)
+    new = as_loaded(new)
+    warn_lost_steps(model, new, "prune")
+    return new
 
 
 @dataclass(frozen=True, eq=False)
@@ -269,6 +273,23 @@ def _global(targets: Sequence[Target]) -> list[float]:
         values = tf.abs(t.site.raw)
         floor = choose(values, 1.0 - FLOOR * (1.0 - t.schedule.final), structure_of("unstructured"), t.axes, "mean")
         scores.append(np.where(np.asarray(floor), np.inf, np.asarray(values)).ravel())
-    kept = np.sort(np.concatenate(scores))[::-1][: max(1, round(total - whole))]
-    least = kept[-1]
-    return [float(1.0 - np.count_nonzero(s >= least) / s.size) for s in scores]
+    return [1.0 - kept / s.size for kept, s in zip(_kept(scores, round(total - whole)), scores, strict=True)]
+
+
+def _kept(scores: Sequence[np.ndarray], count: int) -> list[int]:
+    """How many scores of each kernel are among the highest of all.
+
+    Scores that equal the last one that stays (zeros of a sparse model, values of a clustered one) are many: each kernel
+    keeps its share of them, and what rounding leaves over goes to the first kernels. So the count is exact.
+
+    Args:
+        scores: float[n] of each kernel; those at infinity stay in any case.
+        count: how many stay.
+    """
+    every = np.concatenate(scores)
+    count = max(count, int(np.count_nonzero(np.isinf(every))))
+    least = np.partition(every, every.size - count)[every.size - count]
+    above = [int(np.count_nonzero(s > least)) for s in scores]
+    ends = np.cumsum([np.count_nonzero(s == least) for s in scores])
+    shares = np.diff(-(-ends * (count - sum(above)) // ends[-1]), prepend=0)  # of ends rounded up: they sum exactly
+    return [n + int(share) for n, share in zip(above, shares, strict=True)]

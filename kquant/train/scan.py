@@ -17,15 +17,18 @@ from tqdm.auto import tqdm
 from kquant.analysis.sqnr import decibel, noise_of
 from kquant.core import recipe as recipes
 from kquant.core.columns import Table
+from kquant.core.given import check_finite
+from kquant.core.origin import patterns_of
 from kquant.core.pruning_section import structure_name
 from kquant.core.recipe import Recipe
 from kquant.core.transforms import apply
 from kquant.data import gather
 from kquant.quantized import is_quantized
+from kquant.shrink.by_score import finite
 from kquant.train.mask import Mask, fixed
 from kquant.train.masks import choose, structure_of
 from kquant.train.pruning import Target, settings_of, targets_of
-from kquant.train.sites import check_patterns, patterns_of, sites
+from kquant.train.sites import check_patterns, sites
 from kquant.train.wrapping import check_model, wrapped
 
 
@@ -199,6 +202,7 @@ def _check(data: Any, evaluate: Any, levels: Sequence[float], target: float, str
 
 def _check_float(model: Any) -> None:
     check_model(model, "scan_sparsity")
+    check_finite(model)
     if is_quantized(model):
         raise ValueError(
             f"{model.name}: scan_sparsity: expected a float model. Scan before kquant.quantize, or what "
@@ -241,7 +245,7 @@ def _measure(
 ) -> tuple[Callable[[], float], float | None]:
     """A function that judges the model as it is now; and what `evaluate` says of the dense one."""
     if evaluate is not None:
-        return lambda: float(evaluate(model)), float(evaluate(model))
+        return lambda: finite(evaluate(model)), finite(evaluate(model))
     inputs = [tf.constant(x) for x in gather(model, data, samples)]
     call = tf.function(lambda: model(tf.nest.pack_sequence_as(model.input, inputs), training=False), autograph=False)
     dense = [np.asarray(y) for y in keras.tree.flatten(call())]

@@ -8,7 +8,7 @@ of `kquant.prune`. Before `begin` nothing is pruned, after `end` masks stay as t
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from numbers import Real
 from typing import Any
 
@@ -47,12 +47,14 @@ class SparsitySchedule:
     frequency: int = 10
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            object.__setattr__(self, field.name, _number(field.name, getattr(self, field.name)))
         for name in ("final", "initial"):
             value = getattr(self, name)
             if value is not None and not 0.0 <= value < 1.0:
                 hint = f" For {value:g} % give {value / 100:g}." if 1.0 < value < 100.0 else ""
                 raise ValueError(f"SparsitySchedule: {name} must be in [0, 1). Received: {value!r}.{hint}")
-        if self.begin < 0 or self.frequency < 1 or self.power <= 0:
+        if self.begin < 0 or self.frequency < 1 or not self.power > 0:
             raise ValueError(
                 "SparsitySchedule: expected begin >= 0, frequency >= 1 and power > 0. Received: "
                 f"begin={self.begin}, frequency={self.frequency}, power={self.power}."
@@ -100,6 +102,23 @@ class SparsitySchedule:
     def get_config(self) -> dict[str, Any]:
         """All arguments."""
         return asdict(self)
+
+
+def _number(name: str, value: Any) -> Any:
+    """Python's own number, whole where steps are counted; 0.3 * 100 steps may come as 30.0.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if value is None and name == "initial":
+        return None
+    if isinstance(value, Real) and not isinstance(value, bool):
+        if name in ("final", "initial", "power"):
+            return float(value)
+        if float(value).is_integer():
+            return int(value)
+    kind = "a number" if name in ("final", "initial", "power") else "a whole number of training steps"
+    raise ValueError(f"SparsitySchedule: {name} must be {kind}. Received: {value!r}.")
 
 
 def schedule_of(given: Any) -> SparsitySchedule:

@@ -184,11 +184,6 @@ def check_rules(verb: str, rules: Sequence[LayerRule], found: Sequence[Site]) ->
         raise ValueError(f"{verb}: the rule {wanted} matches no layer with a kernel.{hint}")
 
 
-def patterns_of(given: str | Sequence[str]) -> tuple[str, ...]:
-    """One pattern may be given as it is."""
-    return (given,) if isinstance(given, str) else tuple(given)
-
-
 def match(names: Sequence[str], patterns: Sequence[str]) -> bool:
     """True where one of the names fits one of the patterns."""
     return any(fits(name, pattern) for name in names for pattern in patterns)

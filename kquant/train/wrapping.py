@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import keras
 
 from kquant.core.copies import copy_state, own, stays_whole
-from kquant.core.graph import Node, rewrite, trace
+from kquant.core.given import check_finite
+from kquant.core.graph import Graph, Node, rewrite, trace
 from kquant.core.nodes import Transformed
 from kquant.core.origin import identities, mark
 from kquant.ops.kernels import kernels_of
@@ -22,9 +24,10 @@ def to_transform(model: keras.Model, verb: str) -> keras.Model:
         verb: that is to change it, for messages.
 
     Raises:
-        ValueError: see `wrapped`.
+        ValueError: see `wrapped`; and weights that are NaN or Inf.
     """
     check_model(model, verb)
+    check_finite(model)
     return copy(model) if is_quantized(model) else wrapped(model)
 
 
@@ -53,6 +56,7 @@ def wrapped(model: keras.Model) -> keras.Model:
         ValueError: a model that is not built, or one whose own variables would be lost.
     """
     graph = trace(model, stays_whole, masks=True)
+    _warn_lost_losses(model, graph)
     made: dict[int, Any] = {}
     taken = {t.name for t in keras.tree.flatten(graph.inputs)}
     calls: dict[int, int] = {}
@@ -70,6 +74,24 @@ def wrapped(model: keras.Model) -> keras.Model:
         return layer(*args, **kwargs)
 
     return rewrite(graph, replace)
+
+
+def _warn_lost_losses(model: keras.Model, graph: Graph) -> None:
+    """Name models and layers that are opened, of whose outputs no penalty is taken any more."""
+    whole = {id(layer) for node in graph.nodes for layer in _inside(node.op)}
+    found = [layer for layer in _inside(model) if id(layer) not in whole and layer.activity_regularizer is not None]
+    if found:
+        warnings.warn(
+            f"the activity regularizers of {', '.join(layer.name for layer in found)} do not act on the new model: "
+            "these are opened into the layers that they are made of. Give one of those layers the regularizer, or put "
+            "a keras.layers.ActivityRegularization behind them.",
+            stacklevel=5,
+        )
+
+
+def _inside(op: Any) -> list[Any]:
+    """A layer and all in it; of an operation nothing."""
+    return list(op._flatten_layers()) if isinstance(op, keras.layers.Layer) else []
 
 
 def _own(op: Any, taken: set[str]) -> Any:
