@@ -413,3 +413,13 @@ def test_a_layer_may_thaw():
     q.train_on_batch(X, Y)
     conv = q.get_layer("conv")
     assert np.all(np.asarray(conv.learner.stretch) != 0) and np.any(np.asarray(conv.norm.moving_mean) != 0)
+
+
+def test_a_range_that_nothing_calibrated_does_not_follow_once_it_is_there():
+    for learning, after in (({"ranges": "learned"}, None), ({}, 0)):
+        node = FakeQuant(QuantSpec(8).to_config(), sites=2, learning=learning, freeze_after=after)
+        for factor in (1.0, 9.0):
+            for site, value in enumerate((-0.5, 2.0)):
+                node(tf.constant([[value * factor]], tf.float32), site=site, training=True)
+            np.testing.assert_allclose([np.min(node.low), np.max(node.high)], [-0.5, 2.0], rtol=1e-5)
+        assert not np.any(np.asarray(node.waking))

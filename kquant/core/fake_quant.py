@@ -280,6 +280,7 @@ class FakeQuant(keras.layers.Layer):
             trained = steps - tf.reduce_sum(tf.convert_to_tensor(self.calibrated) * here)
             moves = tf.logical_or(trained <= float(self.freeze_after), steps <= 1.0)  # no range at all is worse
             rate = tf.where(moves, rate, 0.0)
+        following = tf.logical_and(following, steps > 1.0)  # before the first batch there is no range at all
         rate = tf.where(following, 1.0, rate)
         for variable, value in zip((self.low, self.high), extremes(y), strict=True):
             now = tf.convert_to_tensor(variable)
