@@ -20,6 +20,7 @@ ORDER = (
     ("ops",),
     ("data", "observers", "inspect", "interpreters", "widths", "quantized", "strip"),
     ("expand", "plan", "observe", "lower", "runtimes", "encodings"),
+    ("second_look",),
     ("fold", "attach", "calibrate", "shrink"),
     ("correct",),
     ("analysis",),
