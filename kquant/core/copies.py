@@ -68,7 +68,7 @@ def config_of(op: Any) -> dict[str, Any]:
     A config holds the name of a function only: another one of Keras may have it, or nobody may find it.
     """
     inside = op._flatten_layers() if isinstance(op, keras.layers.Layer) else ()
-    found = [(layer, name, function) for layer in inside for name, function in _functions(layer).items()]
+    found = [(layer, name, function) for layer in inside for name, function in own_functions(layer).items()]
     try:
         for layer, name, _ in found:
             setattr(layer, name, keras.activations.linear)
@@ -78,7 +78,7 @@ def config_of(op: Any) -> dict[str, Any]:
             setattr(layer, name, function)
 
 
-def _functions(layer: Any) -> dict[str, Any]:
+def own_functions(layer: Any) -> dict[str, Any]:
     """A user's own functions among the activations of a layer, by attribute."""
     return {
         name: held
@@ -94,7 +94,7 @@ def _same_functions(old: Any, new: Any, changed: tuple[str, ...]) -> None:
     if not isinstance(old, keras.layers.Layer):
         return
     for source, target in zip(old._flatten_layers(), new._flatten_layers(), strict=False):
-        for name, function in _functions(source).items():
+        for name, function in own_functions(source).items():
             if type(source) is type(target) and not (source is old and name in changed):
                 setattr(target, name, function)
 

@@ -17,6 +17,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from kquant.core.copies import config_of, own_functions
 from kquant.core.graph import Node
 from kquant.core.unfold import substitute
 from kquant.shrink.narrow import narrow_values, narrower, narrower_shape
@@ -82,9 +83,10 @@ def _key(node: Node) -> str | None:
     """What tells a layer's answer; None for an operation, whose arguments may be arrays."""
     if not isinstance(node.op, keras.layers.Layer):
         return None
-    config = {k: v for k, v in node.op.get_config().items() if k != "name"}
+    config = {k: v for k, v in config_of(node.op).items() if k != "name"}
+    functions = {name: id(function) for name, function in own_functions(node.op).items()}
     order = [next(i for i, other in enumerate(node.inputs) if other is t) for t in node.inputs]
-    return f"{type(node.op)} {config} {[t.shape for t in node.inputs]} {order} {node.kwargs.keys()}"
+    return f"{type(node.op)} {config} {functions} {[t.shape for t in node.inputs]} {order} {node.kwargs.keys()}"
 
 
 @contextlib.contextmanager

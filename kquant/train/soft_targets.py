@@ -169,5 +169,6 @@ def _activation(op: Any) -> str | None:
     if not type(op).__module__.startswith("keras."):
         return None
     if hasattr(op, "activation"):
-        return getattr(op.activation, "__name__", None)
+        name = getattr(op.activation, "__name__", "")
+        return name if getattr(keras.activations, name, None) is op.activation else None
     return {"Softmax": "softmax", "Sigmoid": "sigmoid"}.get(type(op).__name__, "linear")
