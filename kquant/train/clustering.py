@@ -85,7 +85,6 @@ def cluster(
     new = to_transform(model, "cluster")
     put_codebooks(new, recipe, None if layers is None else patterns_of(layers), patterns_of(skip))
     warn_unfrozen(new, "cluster")
-    return as_loaded(new)
     new = as_loaded(new)
     warn_lost_steps(model, new, "cluster")
     return new
