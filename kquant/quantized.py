@@ -18,7 +18,6 @@ from kquant.ops import find
 from kquant.ops.rule import Rule
 
 HALF = ("float16", "bfloat16")
-MIXED = tuple(f"mixed_{dtype}" for dtype in HALF)
 EAGER_BATCHES = 16  # tracing takes as long as a few batches do without
 
 
@@ -149,7 +148,12 @@ def tensors(
 
 def copy(qmodel: keras.Model) -> keras.Model:
     """A quantized model of its own with the same state."""
-    new = type(qmodel).from_config(qmodel.get_config())
+    return _made(qmodel, qmodel.get_config())
+
+
+def _made(qmodel: keras.Model, config: dict[str, Any]) -> keras.Model:
+    """A model of this config with the state of `qmodel`."""
+    new = type(qmodel).from_config(config)
     # by place: a layer that took on masks or corrections late holds its variables in another order
     for old, fresh in zip(qmodel.layers, new.layers, strict=True):
         copy_state(old, fresh)
@@ -176,19 +180,18 @@ def in_float32(qmodel: keras.Model) -> keras.Model:
     """
     if all(layer.compute_dtype not in HALF for layer in qmodel._flatten_layers()):
         return qmodel
-    new = type(qmodel).from_config(_with_float32(qmodel.get_config()))
-    for old, fresh in zip(qmodel.layers, new.layers, strict=True):
-        copy_state(old, fresh)
-    return new
+    return _made(qmodel, _with_float32(qmodel.get_config()))
 
 
 def _with_float32(config: Any) -> Any:
-    """A config with float32 in place of every mixed policy."""
+    """A config with float32 in place of every policy that computes in 16 bits."""
     if isinstance(config, dict):
+        if config.get("class_name") == "DTypePolicy" and config["config"]["name"].endswith(HALF):
+            return {**config, "config": {"name": "float32"}}
         return {key: _with_float32(value) for key, value in config.items()}
     if isinstance(config, list | tuple):
         return type(config)(_with_float32(value) for value in config)
-    return "float32" if config in MIXED else config
+    return config
 
 
 def forget_graphs(qmodel: keras.Model) -> None:

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from kquant.core.graph import trace
 from kquant.core.nodes import Compressed, FakeQuant
+from kquant.ops.activation import name_of
 
 KINDS = ("logits", "probabilities", "binary-logits", "binary-probabilities", "regression")
 SMALLEST = 1e-7  # of a probability whose logarithm is taken, as in Keras' losses
@@ -169,6 +170,5 @@ def _activation(op: Any) -> str | None:
     if not type(op).__module__.startswith("keras."):
         return None
     if hasattr(op, "activation"):
-        name = getattr(op.activation, "__name__", "")
-        return name if getattr(keras.activations, name, None) is op.activation else None
+        return name_of(op.activation)
     return {"Softmax": "softmax", "Sigmoid": "sigmoid"}.get(type(op).__name__, "linear")
