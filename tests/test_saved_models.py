@@ -1,0 +1,32 @@
+"""Models that an earlier kquant saved (tests/saved): they load, predict the same and are exported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from saved.write import HERE, samples
+
+import kquant
+
+FILES = sorted(HERE.glob("*.keras"))
+# Floats meet another processor's matrix kernels; integers are the same numbers everywhere.
+FLOAT = {"pruned_float", "embedded_dynamic"}
+
+
+def test_every_file_has_its_outputs() -> None:
+    with np.load(HERE / "outputs.npz") as outputs:
+        assert sorted(outputs.files) == [path.stem for path in FILES]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_loads_and_predicts_the_same(path: Path, tmp_path: Path) -> None:
+    model = keras.models.load_model(path)
+    with np.load(HERE / "outputs.npz") as outputs:
+        expected = outputs[path.stem]
+    tolerance = 1e-6 if path.stem in FLOAT else 0
+    np.testing.assert_allclose(np.asarray(model(samples(model))), expected, rtol=0, atol=tolerance)
+    if path.stem != "pruned_float":
+        assert kquant.export(model, tmp_path / "again.tflite", check_runtimes=False).file_bytes > 0
