@@ -30,6 +30,7 @@ def attach(
     moments: Mapping[str, Moments] | None = None,
     carried: Carried | None = None,
     norms: Mapping[str, Norm] | None = None,
+    takes: Mapping[str, tuple[float, float, str]] | None = None,
 ) -> keras.Model:
     """The quantized model: a Functional Keras model that trains, saves and loads like any other.
 
@@ -39,11 +40,13 @@ def attach(
         moments: layer name -> how the batch norm that was folded says its output is distributed.
         carried: masks and codebooks of the float model, by the layer they were taken from.
         norms: layer name -> the batch norm behind it that stays one in training.
+        takes: input -> (lowest, highest, layer), where the first layer of the float model tells.
 
     Returns:
         The model, ranges unseen.
     """
     builder = _Builder(plan, gains or {}, moments or {}, carried or {}, norms or {})
+    builder.takes = takes or {}
     qmodel = rewrite(plan.graph, builder.call, enter=builder.enter)
     builder.warn_left()
     for layer in builder.layers.values():
@@ -75,6 +78,7 @@ class _Builder:
         self.specs: dict[int, QuantSpec] = {}  # their grids
         self.converted: dict[tuple[int, int], Any] = {}  # (id(tensor), group) -> the tensor in that group's encoding
         self.origin = {"recipe": plan.recipe.name, "target": plan.target.name}
+        self.takes: Mapping[str, tuple[float, float, str]] = {}
         calls = [n for n in plan.graph.nodes if plan.widths.calls[id(n)] == FLOAT]
         kept = sorted({n.name for n in calls if not plan.settings[id(n.op)].skip})
         skipped = sorted({n.name for n in plan.graph.nodes if plan.settings[id(n.op)].skip})
@@ -89,7 +93,11 @@ class _Builder:
     def enter(self, old: Any, new: Any) -> Any:
         """Quantize a model input, unless it stays float or holds indices."""
         site = self.plan.sites.get(id(old))
-        return new if site is None else self.quantize(new, site, {})
+        if site is None:
+            return new
+        known = self.takes.get(old.name)
+        self.fake_quant(site).ports[old.name] = None if known is None else list(known)
+        return self.quantize(new, site, {})
 
     def call(self, node: Node, args: tuple, kwargs: dict) -> Any:
         """One call of the float model, with its quantization."""

@@ -13,6 +13,8 @@ import numpy as np
 import tensorflow as tf
 
 from kquant.core.arguments import array_of
+from kquant.core.nodes import FakeQuant
+from kquant.data_scale import Expected, warn_of_scale
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,9 @@ class Ports:
 def batches_of(model: keras.Model | Ports, data: Any, batch_size: int = 32) -> Iterator[Any]:
     """Batches in the structure of the model's inputs, labels dropped, every value checked.
 
+    A quantized model knows the range of its inputs: a first batch of another scale gets a warning, whatever verb reads
+    the data.
+
     Args:
         model: tells names, shapes and dtypes.
         data: array, list or dict of arrays, `tf.data.Dataset`, `keras.utils.PyDataset`, or a function returning an
@@ -47,7 +52,30 @@ def batches_of(model: keras.Model | Ports, data: Any, batch_size: int = 32) -> I
         ValueError: wrong structure, shape, dtype, NaN or Inf; says which input and batch.
     """
     for number, batch in enumerate(_raw(model, data, batch_size)):
-        yield _checked(model, batch, number)
+        checked = _checked(model, batch, number)
+        if number == 0 and isinstance(model, keras.Model):
+            _look_at_scale(model, checked)
+        yield checked
+
+
+def _look_at_scale(model: keras.Model, batch: Any) -> None:
+    """Compare a batch with what a quantized model knows of its inputs."""
+    known = {e.name: e for layer in model.layers if isinstance(layer, FakeQuant) for e in _expected(layer)}
+    for t, x in zip(model.inputs, keras.tree.flatten(batch), strict=True):
+        if t.name in known:
+            warn_of_scale(f"data, input '{t.name}'", np.asarray(x), known[t.name])
+
+
+def _expected(layer: FakeQuant) -> Iterator[Expected]:
+    """The ranges of the inputs that one encoding serves: as calibrated, else as the float model's first layer tells."""
+    if not layer.ports or not layer.has_range:
+        return
+    low, high = float(layer.low.numpy().min()), float(layer.high.numpy().max())
+    for name, takes in layer.ports.items():
+        if np.any(layer.count.numpy()):
+            yield Expected(name, min(low, 0.0), max(high, 0.0), "which calibration saw")
+        elif takes is not None:
+            yield Expected(name, *takes[:2], f"which its layer '{takes[2]}' takes")
 
 
 def gather(model: keras.Model | Ports, data: Any, samples: int, batches: int | None = None) -> list[np.ndarray]:

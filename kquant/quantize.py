@@ -26,6 +26,7 @@ from kquant.fold import Folded, fold_graph
 from kquant.ops import find
 from kquant.ops.refused import remedy
 from kquant.plan import Plan, Problem, describe, make_plan, packs
+from kquant.preprocessing import inputs_take
 from kquant.strip import release
 from kquant.train.clustering import has_codebooks, put_codebooks
 from kquant.train.pruning import has_masks, put_masks, settings_of
@@ -84,7 +85,7 @@ def quantize(
             raise ValueError(describe(plan.problems, goal))
         warn_dead(plan)
         warn_narrowed(plan)
-        qmodel = attach(plan, folded.gains, folded.moments, carried, folded.norms)
+        qmodel = attach(plan, folded.gains, folded.moments, carried, folded.norms, inputs_take(graph))
         warn_simulated(qmodel)
         warn_lost_steps(model, qmodel, "quantize")
         if chosen.pruning is not None and not has_masks(qmodel):

@@ -13,6 +13,7 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from tqdm.auto import tqdm
 from kquant import interpreters
 from kquant.core.arguments import array_of
 from kquant.core.wording import did_you_mean
+from kquant.data_scale import Expected, warn_of_scale
 from kquant.inspect import FileModel, FileTensor, label, read_bytes, read_model
 from kquant.interpreters import RUNTIMES, Invoke
 
@@ -64,6 +66,10 @@ def predict(
     _known(runtime)
     refuse_tables("predict", model, runtime)
     arrays = _arrays(_gathered(x, model.inputs), model.inputs)
+    for array, tensor in zip(arrays, model.inputs, strict=True):
+        known = _expected(model, tensor)
+        if known is not None:
+            warn_of_scale(f"predict: input '{tensor.name}'", array, known)
 
     def sample(i: int) -> list[np.ndarray]:
         return [quantize_input(a[i : i + 1], t) for a, t in zip(arrays, model.inputs, strict=True)]
@@ -195,6 +201,20 @@ def dequantize_output(codes: np.ndarray, tensor: FileTensor) -> np.ndarray:
     if tensor.scale is None:
         return codes.astype(np.float32)
     return (codes.astype(np.int64) - tensor.zero_point[0]).astype(np.float32) * np.float32(tensor.scale[0])
+
+
+def _expected(model: FileModel, tensor: FileTensor) -> Expected | None:
+    """The range of an input's grid; None for floats that no QUANTIZE reads, and for positions."""
+    if tensor.scale is None:
+        made = [op.outputs[0] for op in model.operators if op.code == "QUANTIZE" and op.inputs[0] == tensor.index]
+        return _expected(model, replace(model.tensors[made[0]], name=tensor.name)) if made else None
+    if len(tensor.scale) != 1 or tensor.dtype not in ("int8", "uint8", "int16"):
+        return None
+    info, zero, scale = np.iinfo(tensor.dtype), tensor.zero_point[0], tensor.scale[0]
+    # Where every grid is symmetric (or a function's own), a range below 0 says nothing about the data.
+    asymmetric = any(t.zero_point and t.zero_point[0] not in (0, info.min) for t in model.tensors if t.scale)
+    ends = ((info.min - zero) * scale, (info.max - zero) * scale)
+    return Expected(tensor.name, *ends, "which the codes of the file hold", two_sided=asymmetric)
 
 
 def _digest(data: bytes) -> bytes:

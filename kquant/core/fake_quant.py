@@ -81,6 +81,8 @@ class FakeQuant(keras.layers.Layer):
         observer: name of the function that calibration sets the range with.
         span: (lowest, highest) that a calibrated range holds in any case: rows of a table that no sample looks up.
         origin: recipe and target that this model was made for.
+        ports: inputs of the model that it quantizes -> (lowest, highest, layer), what the first layer of the float
+            model takes there, where that tells; else None.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class FakeQuant(keras.layers.Layer):
         observer: str = "minmax",
         span: Sequence[float] | None = None,
         origin: dict[str, str] | None = None,
+        ports: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(autocast=False, **{k: v for k, v in kwargs.items() if k != "autocast"})
@@ -108,6 +111,7 @@ class FakeQuant(keras.layers.Layer):
         self.observer = observer
         self.span = None if span is None else (float(span[0]), float(span[1]))
         self.origin = dict(origin or {})
+        self.ports = dict(ports or {})
         self.supports_masking = True
         if self.has_range:
             zeros = {"shape": (sites,), "initializer": "zeros", "trainable": False, "dtype": "float32"}
@@ -375,6 +379,7 @@ class FakeQuant(keras.layers.Layer):
             "observer": self.observer,
             "span": self.span,
             "origin": self.origin,
+            "ports": dict(self.ports),
         }
 
 

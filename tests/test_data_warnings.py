@@ -1,0 +1,136 @@
+"""Warnings of what data show: another scale than the model's, and ranges that do not go together."""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+import kquant
+from kquant.data import batches_of
+
+layers = keras.layers
+Model = keras.Model
+rng = np.random.default_rng(0)
+PIXELS = rng.integers(0, 256, (48, 6, 6, 3)).astype(np.float32)
+
+
+def said(call: Callable[[], Any], *words: str) -> list[str]:
+    """What a call warns of, where these words are in it; each warning names this file as its place."""
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        call()
+    found = [w for w in seen if all(word in str(w.message) for word in words)]
+    assert all(w.filename in (__file__,) for w in found)
+    return [str(w.message) for w in found]
+
+
+def network(*first: keras.layers.Layer) -> Model:
+    body = [layers.Conv2D(4, 3, activation="relu"), layers.Flatten(), layers.Dense(3)]
+    return keras.Sequential([keras.Input((6, 6, 3), name="image"), *first, *body])
+
+
+@cache
+def calibrated(low: float, high: float) -> tuple[Model, bytes]:
+    """A model calibrated on pixels between these values, and its file."""
+    q = kquant.calibrate(kquant.quantize(network()), PIXELS / 255 * (high - low) + low, verbose=False)
+    with tempfile.TemporaryDirectory() as folder:
+        kquant.export(q, Path(folder, "m.tflite"), check_runtimes=False)
+        return q, Path(folder, "m.tflite").read_bytes()
+
+
+# what the model knows, what comes, words of the warning
+WRONG: dict[str, tuple[tuple[float, float], np.ndarray, str]] = {
+    "pixels for 0..1": ((0, 1), PIXELS, "Did you forget / 255?"),
+    "uint8 for 0..1": ((0, 1), PIXELS.astype(np.uint8), "Did you forget / 255?"),
+    "one image of pixels": ((0, 1), PIXELS[:1], "Did you forget / 255?"),
+    "divided twice": ((0, 1), PIXELS / 255 / 255, "divided by 255 once too often?"),
+    "one image divided twice": ((0, 1), PIXELS[:1] / 255 / 255, "divided by 255 once too often?"),
+    "0..1 for pixels": ((0, 255), PIXELS / 255, "divided by 255 once too often?"),
+    "centred for pixels": ((0, 255), PIXELS / 127.5 - 1, "lie"),
+    "centred for 0..1": ((0, 1), PIXELS / 127.5 - 1, "lie outside"),
+    "normalised for 0..1": ((0, 1), (PIXELS - 120) / 60, "lie outside"),
+    "0..1 for centred": ((-1, 1), PIXELS / 255, "forget to centre"),
+    "pixels for centred": ((-1, 1), PIXELS, "Did you forget / 255?"),
+    "mostly black pixels for 0..1": ((0, 1), np.where(PIXELS > 230, PIXELS, 0), "Did you forget / 255?"),
+    "codes for 0..1": ((0, 1), (PIXELS - 128).astype(np.int8), "codes of a grid"),
+}
+# what the model knows, what comes; nothing is wrong
+RIGHT: dict[str, tuple[tuple[float, float], np.ndarray]] = {
+    "the same": ((0, 1), PIXELS / 255),
+    "one sample": ((0, 1), PIXELS[:1] / 255),
+    "one dark image": ((0, 1), PIXELS[:1] / 255 * 0.01),
+    "dark pixels": ((0, 1), np.float32(PIXELS > 128) / 255),
+    "zeros": ((0, 1), np.zeros_like(PIXELS)),
+    "white": ((0, 1), np.ones_like(PIXELS)),
+    "masks": ((-1, 1), np.float32(PIXELS > 128)),
+    "one-hot": ((0, 1), np.float32(PIXELS == PIXELS.max(-1, keepdims=True))),
+    "normal inside": ((-3, 3), rng.normal(size=(64, 6, 6, 3)).astype(np.float32)),
+    "a little wider": ((-2, 2), rng.normal(size=(64, 6, 6, 3)).astype(np.float32) * 1.2),
+    "centred, one dark image": ((-1, 1), PIXELS[:1] / 255 * 0.1 - 1),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_data_of_another_scale_are_told(name: str) -> None:
+    ends, data, words = WRONG[name]
+    q, content = calibrated(*ends)
+    assert len(said(lambda: kquant.predict(content, data[:4]), "predict: input 'image", words)) == 1
+    assert len(said(lambda: list(batches_of(q, data)), "data, input 'image'")) == 1
+
+
+VERBS: dict[str, Callable[[Model, np.ndarray, Path], Any]] = {
+    "calibrate": lambda q, x, path: kquant.calibrate(q, x, verbose=False),
+    "observe": lambda q, x, path: kquant.observe(q, x, verbose=False),
+    "calibrate, batches": lambda q, x, path: kquant.calibrate(q, lambda: iter([x[:16], x[16:]]), verbose=False),
+    "analyze": lambda q, x, path: kquant.analyze(q, x, samples=8, sensitivity=False, verbose=False),
+    "correct_bias": lambda q, x, path: kquant.correct_bias(q, x, verbose=False),
+    "verify": lambda q, x, path: kquant.verify(q, calibrated(0, 1)[1], x, samples=4),
+    "export": lambda q, x, path: kquant.export(q, path / "m.tflite", samples=x[:4]),
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_that_reads_data_looks_at_their_scale(verb: str, tmp_path: Path) -> None:
+    q = keras.models.clone_model(calibrated(0, 1)[0])
+    q.set_weights(calibrated(0, 1)[0].get_weights())
+    assert set(said(lambda: VERBS[verb](q, PIXELS, tmp_path), "data, input 'image'", "Did you forget / 255?"))
+
+
+def test_a_second_calibration_with_the_same_data_is_silent() -> None:
+    q = kquant.calibrate(kquant.quantize(network()), PIXELS, verbose=False)
+    assert not said(lambda: kquant.calibrate(q, PIXELS, verbose=False))
+
+
+FIRST: dict[str, Callable[[], keras.layers.Layer]] = {
+    "Rescaling": lambda: layers.Rescaling(1 / 255),
+    "Rescaling, centred": lambda: layers.Rescaling(1 / 127.5, offset=-1.0),
+    "Normalization": lambda: layers.Normalization(mean=[120.0, 118, 110], variance=[3600.0, 3500, 3400]),
+    "division": lambda: layers.Lambda(lambda x: x / 255.0),
+}
+
+
+@pytest.mark.parametrize("first", FIRST)
+def test_the_first_layer_tells_what_data_a_model_takes(first: str, tmp_path: Path) -> None:
+    q = kquant.quantize(network(FIRST[first]()))
+    q.save(tmp_path / "q.keras")
+    for model in (q, keras.models.load_model(tmp_path / "q.keras")):
+        assert said(lambda m=model: kquant.observe(m, PIXELS / 255, verbose=False), "takes", "divided by 255")
+        assert said(lambda m=model: kquant.observe(m, PIXELS / 127.5 - 1, verbose=False), "takes", "lie")
+        assert not said(lambda m=model: kquant.observe(m, PIXELS, verbose=False))
+        assert not said(lambda m=model: kquant.observe(m, PIXELS[:1] * 0.05, verbose=False))
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_usual_data_raise_no_doubt_of_their_scale(name: str) -> None:
+    ends, data = RIGHT[name]
+    q, content = calibrated(*ends)
+    assert not said(lambda: kquant.predict(content, data[:4]), "input 'image'")
+    assert not said(lambda: list(batches_of(q, data)), "input 'image'")
