@@ -7,9 +7,9 @@ All verbs that take data look at the first batch with this one function.
 from __future__ import annotations
 
 import inspect
-import os
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -21,7 +21,7 @@ NARROW = 1 / 100
 ENOUGH_SAMPLES = 8
 # What data are divided by on the way into a model: images of 8 bits, and sound of 16.
 FACTORS = (255.0, 127.5, 32768.0)
-PACKAGE = os.path.dirname(__file__) + os.sep
+PACKAGE = str(Path(__file__).parent)
 SOME_VALUES = 1 << 16  # of a batch, that tell how its values are distributed
 
 
@@ -110,8 +110,8 @@ def doubt(values: np.ndarray, expected: Expected) -> str | None:
     both = expected.two_sided and expected.low <= -0.5 * expected.high
     if both and float(values.min()) == 0.0 and distinct > 2 and len(values) > 1 and values.size >= SOME_VALUES >> 8:
         return (
-            f"no value lies below 0, they go from {ends}; the model knows {known}. Did you forget to centre them, as in "
-            "x / 127.5 - 1, or to subtract the mean?"
+            f"no value lies below 0, they go from {ends}; the model knows {known}. Did you forget to centre them, as "
+            "in x / 127.5 - 1, or to subtract the mean?"
         )
     return None
 
