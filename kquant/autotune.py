@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 from kquant import targets
 from kquant.analyze import analyze
 from kquant.core.recipe import Recipe, Step, load
+from kquant.core.untrusted import read_json
 from kquant.correct import apply_steps
 from kquant.data import gather
 from kquant.export import file_content, write_atomically
@@ -320,13 +321,15 @@ class _Kept:
         }
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.is_file():
-            stored = json.loads(self.path.read_text())
-            if stored["search"] != self.key:
+            where = f"autotune: {self.path}"
+            stored = read_json(self.path, where)
+            if not isinstance(stored, dict) or stored.get("search") != self.key:
+                search = stored.get("search") if isinstance(stored, dict) else "nothing"
                 raise ValueError(
-                    f"autotune: {self.path} is of another search: {stored['search']}. Expected: {self.key}. Give "
-                    "another folder, or delete it."
+                    f"{where} is of another search: {str(search)[:400]}. Expected: {self.key}. Give another folder, or "
+                    "delete it."
                 )
-            self.rungs = [Rung(**row) for row in stored["rungs"]]
+            self.rungs = [_rung(row, where) for row in _rows(stored)]
 
     def find(self, name: str, recipe: dict[str, Any]) -> Rung | None:
         """A rung that an earlier call has finished."""
@@ -337,6 +340,20 @@ class _Kept:
         if self.path is not None:
             content = {"search": self.key, "rungs": [asdict(rung) for rung in rungs if not rung.failed]}
             write_atomically(self.path, json.dumps(content, indent=2).encode())
+
+
+def _rows(stored: dict[str, Any]) -> list[Any]:
+    rows = stored.get("rungs")
+    return rows if isinstance(rows, list) else [rows]
+
+
+def _rung(row: Any, where: str) -> Rung:
+    """One that was stored, with the types that it had."""
+    types = {"name": str, "recipe": dict, "score": float | int, "drop": float | int, "file_bytes": int}
+    types |= {"seconds": float | int, "kept": bool, "failed": str}
+    if not isinstance(row, dict) or set(row) != set(types) or any(not isinstance(row[k], types[k]) for k in types):
+        raise ValueError(f"{where} is damaged: {str(row)[:80]} is no rung. Delete it, and the search begins again.")
+    return Rung(**row)
 
 
 def _first_line(error: ValueError) -> str:

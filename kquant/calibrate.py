@@ -88,7 +88,8 @@ def set_weight_ranges(qmodel: keras.Model) -> None:
 
 def _of_model(qmodel: keras.Model, nodes: Sequence[FakeQuant], data: Observations) -> Observations:
     """The observations, where they are of this model and hold what its observers read."""
-    missing = sorted({node.name for node in nodes} ^ {name for name, _ in data.tensors})
+    calls = {(node.name, site) for node in nodes for site in range(node.sites)}
+    missing = sorted({name for name, _ in calls ^ set(data.tensors)})
     if missing:
         raise ValueError(
             f"calibrate: these observations are not of {qmodel.name}: they differ at {first_of(missing)}. Observe "

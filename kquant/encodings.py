@@ -10,7 +10,6 @@ kernel `layer/kernel`. A layer that is called more than once makes `layer`, `lay
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -23,13 +22,15 @@ import numpy as np
 from kquant.core.graph import Graph
 from kquant.core.nodes import Compressed, FakeQuant, QuantizedLSTM
 from kquant.core.spec import QuantSpec, range_of
-from kquant.core.wording import absent, did_you_mean, first_of
+from kquant.core.untrusted import read_json
+from kquant.core.wording import did_you_mean, first_of
 from kquant.quantized import read
 
 Version = Literal["0.6.1", "1.0.0"]
 VERSIONS = ("0.6.1", "1.0.0")
 # Scales of the file and of the model's own weights that differ more than this are worth a warning.
 TOLERANCE = 1e-3
+MOST_BITS = 32
 
 
 @dataclass(frozen=True)
@@ -249,12 +250,7 @@ def _read(given: str | Path | dict[str, Any]) -> tuple[dict[str, Grid], dict[str
     where, data = "encodings", given
     if isinstance(given, str | Path):
         where = f"encodings: {given}"
-        if not Path(given).is_file():
-            raise ValueError(f"{where}: {absent(given)}.")
-        try:
-            data = json.loads(Path(given).read_text())
-        except ValueError as error:
-            raise ValueError(f"{where}: not JSON: {error}.") from error
+        data = read_json(given, where)
     if not isinstance(data, dict) or not {"activation_encodings", "param_encodings"} <= set(data):
         raise ValueError(
             f"{where}: expected AIMET's encodings: an object with version, activation_encodings and param_encodings."
@@ -266,15 +262,23 @@ def _read(given: str | Path | dict[str, Any]) -> tuple[dict[str, Grid], dict[str
 
 def _grids(section: Any, where: str) -> Iterable[tuple[str, Grid]]:
     """Entries of a section: an object of lists (0.x) or a list of objects with names (1.0.0)."""
-    entries = section.items() if isinstance(section, dict) else ((e.get("name", "?"), e) for e in section)
+    if not isinstance(section, dict | list):
+        raise ValueError(f"{where}: expected sections with entries by name, or lists of them. Received: {section!r}.")
+    entries = section.items() if isinstance(section, dict) else ((_name(e, where), e) for e in section)
     for name, entry in entries:
         try:
             yield str(name).removesuffix(":0"), _grid(entry)
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, LookupError, OverflowError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{where}: '{name}' is not an entry with {'bw' if isinstance(entry, dict) else 'bitwidth'}, scale and "
                 f"offset of integers: {type(error).__name__}: {error}."
             ) from error
+
+
+def _name(entry: Any, where: str) -> str:
+    if not isinstance(entry, dict):
+        raise ValueError(f"{where}: expected a list of entries with names. Received: {first_of([repr(entry)])[:80]}.")
+    return str(entry.get("name", "?"))
 
 
 def _grid(entry: Any) -> Grid:
@@ -287,10 +291,16 @@ def _grid(entry: Any) -> Grid:
         scales, offsets = [e["scale"] for e in entry], [e["offset"] for e in entry]
     if str(dtype).lower() != "int":
         raise ValueError(f"dtype {dtype!r}; kquant's files hold integers")
-    scale = np.asarray(scales, np.float64).astype(np.float32)
+    if isinstance(bits, float) or not 2 <= int(bits) <= MOST_BITS:
+        raise ValueError(f"{bits} bits; kquant's grids have 2 to {MOST_BITS}")
+    exact = np.asarray(scales, np.float64)
+    scale = np.where(np.abs(exact) <= np.finfo(np.float32).max, exact, np.nan).astype(np.float32)
     if not np.all(np.isfinite(scale)) or np.any(scale <= 0):
         raise ValueError("a scale that is not a positive number")
-    points = -np.asarray(offsets, np.int64) - 2 ** (int(bits) - 1)
+    given = np.asarray(offsets)
+    if given.dtype.kind not in "iuf" or not np.all(np.abs(given) <= 2.0**MOST_BITS) or np.any(given != np.rint(given)):
+        raise ValueError("an offset that is no integer of a grid")
+    points = -given.astype(np.int64) - 2 ** (int(bits) - 1)
     if scale.shape != points.shape or scale.ndim != 1 or scale.size == 0:
         raise ValueError("scale and offset of different lengths")
     return Grid(int(bits), str(symmetric).lower() == "true", scale, points)

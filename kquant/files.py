@@ -6,7 +6,9 @@ import contextlib
 import importlib.util
 import io
 import json
+import math
 import tempfile
+import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ import numpy as np
 import kquant.core.nodes
 import kquant.ops  # noqa: F401  both register kquant's layers with Keras, which `load_model` needs
 from kquant.core import inputs
+from kquant.core.untrusted import read_arrays
 from kquant.core.wording import absent
 from kquant.export import export, write_atomically
 from kquant.inspect import FileModel
@@ -26,6 +29,8 @@ from kquant.inspect import FileModel
 MODELS = (".keras", ".h5")
 RESULTS = (".keras", ".tflite")
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".pgm", ".ppm")
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "PPM")
+MOST_PIXELS = 1 << 26  # that one image may have before it is resized: 256 MB
 
 
 @dataclass(frozen=True)
@@ -111,7 +116,7 @@ def load_data(path: str | Path, takes: Sequence[Input], *, scale: float = 1.0, l
     if source.is_dir():
         return _images(source, takes, scale, limit)
     if not source.is_file():
-        raise ValueError(f"{source}: no such file or folder; give .npz, .npy or a folder of images.")
+        raise ValueError(f"{source}: {absent(source)}; give .npz, .npy or a folder of images.")
     found = _arrays(source)
     named = _chosen(found, takes, source)
     ready = [_scaled(_taken(array, limit), scale, f"{source}, array '{name}'") for name, array in named.items()]
@@ -138,21 +143,22 @@ def load_labels(path: str | Path, *, limit: int | None = None) -> np.ndarray:
     if "y" not in found and len(found) != 1:
         raise ValueError(f"{source}: which array holds the labels? Name it 'y'. It holds: {', '.join(found)}.")
     labels = _taken(found["y"] if "y" in found else next(iter(found.values())), limit)
-    if labels.ndim == 2 and labels.shape[1] > 1:
+    if labels.ndim == 2 and labels.shape[1] > 1 and labels.dtype.kind in "fiub":
         labels = labels.argmax(axis=1)
-    if labels.size != len(labels) or not np.array_equal(labels, labels.astype(np.int64)):
+    if not (labels.ndim and labels.size == len(labels) and labels.dtype.kind in "fiub" and _whole(labels)):
         raise ValueError(f"{source}: expected a class number for each sample. Received: {labels.dtype} {labels.shape}.")
     return labels.reshape(-1).astype(np.int64)
+
+
+def _whole(labels: np.ndarray) -> bool:
+    """Whether all are integers that int64 holds: no NaN, no fractions."""
+    return bool(np.all(np.abs(labels.astype(np.float64)) < 2.0**53) and np.all(labels == np.rint(labels)))
 
 
 def _arrays(source: Path) -> dict[str, np.ndarray]:
     if source.suffix.lower() not in (".npy", ".npz"):
         raise ValueError(f"{source}: expected .npz, .npy or a folder of images. Received: '{source.suffix}'.")
-    try:
-        loaded = np.load(source)
-        return {name: loaded[name] for name in loaded.files} if hasattr(loaded, "files") else {"x": loaded}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{source}: numpy cannot read it: {_shorten(str(error))}") from error
+    return read_arrays(source, str(source))
 
 
 def _chosen(found: dict[str, np.ndarray], takes: Sequence[Input], source: Path) -> dict[str, np.ndarray]:
@@ -197,7 +203,7 @@ def _images(folder: Path, takes: Sequence[Input], scale: float, limit: int | Non
     if len(takes) != 1 or len(shape) != 3 or None in shape or shape[2] not in (1, 3, 4):
         wanted = ", ".join(f"{i.name} {i.shape}" for i in takes)
         raise ValueError(f"{folder}: images feed one input [height, width, 1, 3 or 4]. The model takes: {wanted}.")
-    files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in IMAGES)
+    files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in IMAGES and not f.is_dir())
     if not files:
         raise ValueError(f"{folder}: no images in it; known are {', '.join(IMAGES)}.")
     chosen = [files[i] for i in _spread(len(files), limit)]
@@ -205,15 +211,22 @@ def _images(folder: Path, takes: Sequence[Input], scale: float, limit: int | Non
 
 
 def _image(file: Path, shape: tuple[int | None, ...]) -> np.ndarray:
-    from PIL import Image, UnidentifiedImageError  # optional extra
+    from PIL import Image  # optional extra
 
+    if not file.is_file():
+        raise ValueError(f"{file}: {absent(file)}.")
     height, width, channels = shape
     try:
-        with Image.open(file) as image:
+        # a suffix says little: among what Pillow opens by content are formats that start other programs
+        with warnings.catch_warnings(), Image.open(file, formats=FORMATS) as image:
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            if math.prod(image.size) > MOST_PIXELS:
+                raise ValueError(f"{image.size[0]} x {image.size[1]} pixels; at most {MOST_PIXELS:,} in all")
             mode = {1: "L", 3: "RGB", 4: "RGBA"}[channels]
             resized = image.convert(mode).resize((width, height), Image.Resampling.BILINEAR)
-    except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"{file}: not an image that can be read ({error}).") from error
+    # Pillow's readers let through what struct, zlib and their own parsers raise at damaged bytes
+    except Exception as error:
+        raise ValueError(f"{file}: not an image that can be read ({_shorten(str(error))}).") from error
     return np.asarray(resized, np.float32).reshape(height, width, channels)
 
 

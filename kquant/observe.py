@@ -25,6 +25,7 @@ from kquant.core.arguments import check_count
 from kquant.core.atomic import write_atomically
 from kquant.core.nodes import FakeQuant, encodings_of, observing
 from kquant.core.statistics import MOST_SAMPLES, Statistics, histogram, thinned
+from kquant.core.untrusted import parse_json, read_arrays
 from kquant.core.wording import first_of
 from kquant.data import batches_of, refuse_endless
 from kquant.quantized import refuse_nested
@@ -95,21 +96,29 @@ class Observations:
         if not Path(path).is_file():
             raise ValueError(f"observations: no file {path}.")
         try:
-            with np.load(path, allow_pickle=False) as stored:
-                index, sizes = json.loads(str(stored["index"])), stored["sizes"]
-                tensors = {
-                    (name, site): Statistics(
-                        stored[f"{i}/lows"],
-                        stored[f"{i}/highs"],
-                        stored[f"{i}/counts"],
-                        float(stored[f"{i}/reach"]),
-                        stored[f"{i}/samples"],
-                    )
-                    for i, (name, site) in enumerate(index["tensors"])
-                }
-        except (KeyError, OSError, ValueError) as error:
-            raise ValueError(f"observations: {path} is not what Observations.save wrote.") from error
-        return cls(tensors, sizes)
+            stored = read_arrays(path, "the file")
+            return _read(stored, parse_json(str(stored["index"][()]), "the index"))
+        except (KeyError, TypeError, ValueError) as error:
+            said = str(error).rstrip(".")
+            raise ValueError(f"observations: {path} is not what Observations.save wrote: {said}.") from error
+
+
+def _read(stored: dict[str, np.ndarray], index: Any) -> Observations:
+    """From the arrays of a file and its index; what does not go together is a `KeyError` or a `ValueError`."""
+    keys = index.get("tensors") if isinstance(index, dict) else None
+    if not isinstance(keys, list) or not all(
+        isinstance(key, list) and [type(part) for part in key] == [str, int] for key in keys
+    ):
+        raise ValueError("the index is no list of names and numbers")
+    sizes, found = stored["sizes"], {}
+    if sizes.ndim != 1 or sizes.dtype.kind != "i" or not np.all(sizes > 0):
+        raise ValueError("the sizes of batches are no counts")
+    for i, (name, site) in enumerate(keys):
+        lows, highs, counts, reach, samples = (
+            stored[f"{i}/{part}"] for part in ("lows", "highs", "counts", "reach", "samples")
+        )
+        found[name, site] = Statistics(lows, highs, counts, float(reach[()]), samples).checked(len(sizes))
+    return Observations(found, sizes)
 
 
 def observe(

@@ -47,6 +47,7 @@ CONFIG = (
     "skip_checks",
     "min_weight_elements",
 )
+KINDS = {str: "text", int: "a whole number", bool: "true or false", dict: "an object"}
 TENSOR = ("num_bits", "symmetric", "granularity", "dtype")
 
 
@@ -70,6 +71,8 @@ def read(entries: Any, name: str, where: str) -> dict[str, Any]:
     """
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries) or not entries:
         raise ValueError(f"{where}: expected LiteRT Quantizer's recipe, a list of {{{', '.join(ENTRY)}}}.")
+    for i, entry in enumerate(entries):
+        _check_types(entry, f"{where}: entry {i}")
     settings = []
     for i, entry in _in_effect(entries, where):
         settings.append((entry, *_settings(entry, f"{where}: entry {i}")))
@@ -95,6 +98,28 @@ def read(entries: Any, name: str, where: str) -> dict[str, Any]:
     if mode == "static":
         data["activations"] = {**data.get("activations", {}), "observer": "minmax"}
     return {**data, "rules": rules}
+
+
+def _check_types(entry: dict[str, Any], where: str) -> None:
+    """Of what has a counterpart; other keys and values are refused where they are read.
+
+    Raises:
+        ValueError: naming the key.
+    """
+    config = entry.get("op_config") or {}
+    tensors = [(name, config[name]) for name in CONFIG[:2] if isinstance(config, dict) and config.get(name) is not None]
+    given: list[tuple[str, Any, Any]] = [(key, entry[key], str) for key in ENTRY[:3] if key in entry]
+    given += [("op_config", config, dict), *((f"op_config.{name}", tensor, dict) for name, tensor in tensors)]
+    for name, tensor in tensors:
+        if isinstance(tensor, dict):
+            given.append((f"op_config.{name}.num_bits", tensor.get("num_bits"), int))
+            given += [(f"op_config.{name}.{key}", tensor[key], str) for key in TENSOR[2:] if key in tensor]
+    if isinstance(config, dict):
+        given += [(f"op_config.{key}", config[key], str) for key in CONFIG[2:3] if key in config]
+        given += [(f"op_config.{key}", config[key], bool) for key in CONFIG[3:4] if key in config]
+    for key, value, kind in given:
+        if not isinstance(value, kind):
+            raise ValueError(f"{where}: {key}: expected {KINDS[kind]}. Received: {str(value)[:80]!r}.")
 
 
 def write(data: dict[str, Any], where: str) -> list[dict[str, Any]]:

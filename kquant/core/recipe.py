@@ -10,8 +10,6 @@ weights = { per_axis = false }
 
 from __future__ import annotations
 
-import json
-import tomllib
 import warnings
 from collections.abc import Sequence
 from importlib import resources
@@ -27,6 +25,7 @@ from kquant.core.origin import fits
 from kquant.core.pruning_section import Pruning
 from kquant.core.spec import Kind, QuantSpec
 from kquant.core.training import Oscillations, Progressive, Strict, Training, idle, plain
+from kquant.core.untrusted import MOST_SETTINGS_BYTES, check_plain, parse_toml, read_json, read_text
 from kquant.core.wording import did_you_mean
 
 
@@ -236,7 +235,7 @@ def load(recipe: str | Path | dict[str, Any] | Recipe) -> Recipe:
     if path.suffix == ".toml":
         if not path.is_file():
             raise ValueError(f"recipe: no file {path}.")
-        return _read(_text(path), str(path))
+        return _read(read_text(path, str(path), MOST_SETTINGS_BYTES), str(path))
     if str(recipe) not in names():
         hint = did_you_mean(recipe, names())
         raise ValueError(
@@ -268,11 +267,8 @@ def recipe_from_aeq(recipe: str | Path | list[dict[str, Any]], name: str | None 
         where = str(recipe)
         if not Path(recipe).is_file():
             raise ValueError(f"recipe: no file {recipe}.")
-        text = _text(Path(recipe))
-        try:
-            entries = json.loads(text)
-        except ValueError as error:
-            raise ValueError(f"{where}: not JSON: {error}.") from error
+        entries = read_json(recipe, where)
+        check_plain(entries, where)
         name = name or Path(recipe).stem
     return _parse(aeq.read(entries, name or "aeq", where), where)
 
@@ -337,21 +333,8 @@ def _folder() -> Any:
     return packaged if packaged.is_dir() else Path(__file__).parents[2] / "recipes"
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path}: not UTF-8 text, as recipes are: {error.reason} at byte {error.start}. Save it again as UTF-8."
-        ) from error
-
-
 def _read(text: str, where: str) -> Recipe:
-    try:
-        data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{where}: not TOML: {error}.") from error
-    return _parse(data, where)
+    return _parse(parse_toml(text, where), where)
 
 
 def _parse(data: dict[str, Any], where: str) -> Recipe:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 BINS = 2048
+MOST_COUNT = 1 << 53  # where the sums of histograms stop being exact
 MOST_BATCHES = 8192
 SMALLEST_EXPONENT = -20  # a histogram of zeros reaches 2^-20
 MOST_SAMPLES = 1024  # rows kept where an observer looks at whole samples
@@ -43,6 +44,31 @@ class Statistics:
         while reach < wide.reach:
             counts, reach = _widened(counts), reach * 2.0
         return Statistics(lows, highs, wide.counts + counts, wide.reach, samples)
+
+
+    def checked(self, batches: int) -> Statistics:
+        """These statistics, where they are ones that calibration can have seen; files may tell anything.
+
+        Args:
+            batches: that were seen.
+
+        Raises:
+            ValueError: a part of another shape or type, or numbers that no tensor has.
+        """
+        parts = (self.lows, self.highs, self.samples)
+        if [(a.dtype.kind, a.ndim) for a in parts] != [("f", 1), ("f", 1), ("f", 2)]:
+            raise ValueError("extremes and samples are no rows of floats")
+        if self.counts.dtype.kind != "i" or self.counts.ndim != 1 or self.counts.size not in (0, BINS):
+            raise ValueError(f"a histogram of other than {BINS} counts")
+        if not self.lows.size == self.highs.size == batches > 0 or np.any(self.lows > self.highs):
+            raise ValueError("extremes that are not those of the batches")
+        if not all(np.all(np.isfinite(a)) for a in parts) or len(self.samples) > MOST_SAMPLES:
+            raise ValueError("extremes or samples that are not finite")
+        if self.counts.size and not (np.all(self.counts >= 0) and 0 < self.counts.sum() < MOST_COUNT):
+            raise ValueError("a histogram with counts below 0, or without any")
+        if self.counts.size and not (0 < self.reach < math.inf and math.frexp(self.reach)[0] == 0.5):
+            raise ValueError("a histogram whose reach is no power of two")
+        return self
 
 
 def _widened(counts: np.ndarray) -> np.ndarray:

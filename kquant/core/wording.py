@@ -44,4 +44,7 @@ def absent(path: str | Path) -> str:
         >>> absent("nowhere.tflite"), absent(".")
         ('no such file', 'a folder, not a file')
     """
-    return "a folder, not a file" if Path(path).is_dir() else "no such file"
+    given = Path(path)
+    if given.is_dir():
+        return "a folder, not a file"
+    return "a pipe, a socket or a device, not a file" if given.exists() else "no such file"

@@ -15,6 +15,7 @@ import numpy as np
 
 from kquant.core.atomic import write_atomically
 from kquant.core.nodes import FakeQuant
+from kquant.core.untrusted import read_arrays
 from kquant.correct.reconstruction import Source
 from kquant.quantized import Place
 
@@ -50,13 +51,14 @@ class Finished:
         file = self._file(place)
         if file is None or not file.is_file():
             return None
-        with np.load(file) as stored:
-            if str(stored["key"]) != self._key(place, arrays):
-                raise ValueError(
-                    f"{self.step}: {file} holds the {self.what} of '{place.name}' for other weights, ranges or "
-                    "options; resume from another folder, or empty this one."
-                )
-            return stored["made"]
+        stored = read_arrays(file, f"{self.step}: {file}")
+        known = str(stored.get("key")) == self._key(place, arrays) and "made" in stored
+        if not known or str(stored.get("digest")) != _digest(stored["made"]):
+            raise ValueError(
+                f"{self.step}: {file} holds the {self.what} of '{place.name}' for other weights, ranges or "
+                "options; resume from another folder, or empty this one."
+            )
+        return stored["made"]
 
     def store(self, place: Place, arrays: Iterable[Any], made: np.ndarray) -> None:
         """Keep what was made of a layer; the file is whole or absent.
@@ -71,7 +73,7 @@ class Finished:
             return
         file.parent.mkdir(parents=True, exist_ok=True)
         content = io.BytesIO()
-        np.savez_compressed(content, key=self._key(place, arrays), made=made)
+        np.savez_compressed(content, key=self._key(place, arrays), made=made, digest=_digest(made))
         write_atomically(file, content.getvalue(), self.step)
 
     def _file(self, place: Place) -> Path | None:
@@ -84,6 +86,12 @@ class Finished:
         for values in arrays:
             digest.update(np.ascontiguousarray(values).tobytes())
         return digest.hexdigest()
+
+
+def _digest(made: np.ndarray) -> str:
+    """Of a result, its type and shape."""
+    told = f"{made.dtype.str} {made.shape}".encode()
+    return hashlib.sha256(told + np.ascontiguousarray(made).tobytes()).hexdigest()
 
 
 def activation_ranges(source: Source) -> bytes:
