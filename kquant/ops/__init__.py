@@ -52,7 +52,7 @@ FAMILIES = (
     *(shape, index, order, border, resize, lookup, constant, matmul, einsum, norm, attention, heads),
     *(recurrent, unrolled, steps, layered, passive),
 )
-RULES: tuple[Rule, ...] = tuple(rule for family in FAMILIES for rule in family.RULES)
+RULES: tuple[Rule, ...] = tuple(rule for family in FAMILIES for rule in family.RULES if rule.exists())
 _OF_USERS: list[Rule] = []  # the latest first; they come before those of kquant
 
 

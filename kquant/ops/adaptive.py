@@ -9,7 +9,7 @@ import numpy as np
 
 from kquant.ops.border import refuse_channels_first
 from kquant.ops.index import part, picked, reshaped
-from kquant.ops.rule import Make, Rule, example
+from kquant.ops.rule import Make, Rule, example, keras_layers
 
 layers = keras.layers
 
@@ -57,7 +57,10 @@ def _adaptive(cls: type) -> Any:
     return expand
 
 
-def _examples(one: Any, two: Any, three: Any) -> tuple[Any, ...]:
+def _examples(classes: tuple[type, ...]) -> tuple[Any, ...]:
+    if not classes:
+        return ()
+    one, two, three = classes
     return (
         example(lambda: one(3), shape=(8, 4)),
         example(lambda: two((2, 3)), shape=(4, 6, 3)),
@@ -67,9 +70,9 @@ def _examples(one: Any, two: Any, three: Any) -> tuple[Any, ...]:
     )
 
 
-AVERAGE = (layers.AdaptiveAveragePooling1D, layers.AdaptiveAveragePooling2D, layers.AdaptiveAveragePooling3D)
-MAX = (layers.AdaptiveMaxPooling1D, layers.AdaptiveMaxPooling2D, layers.AdaptiveMaxPooling3D)
+AVERAGE = keras_layers(*(f"AdaptiveAveragePooling{rank}D" for rank in (1, 2, 3)))
+MAX = keras_layers(*(f"AdaptiveMaxPooling{rank}D" for rank in (1, 2, 3)))
 RULES = (
-    Rule(layers=AVERAGE, expand=_adaptive(layers.AveragePooling2D), examples=_examples(*AVERAGE)),
-    Rule(layers=MAX, expand=_adaptive(layers.MaxPooling2D), examples=_examples(*MAX)),
+    Rule(layers=AVERAGE, expand=_adaptive(layers.AveragePooling2D), examples=_examples(AVERAGE)),
+    Rule(layers=MAX, expand=_adaptive(layers.MaxPooling2D), examples=_examples(MAX)),
 )

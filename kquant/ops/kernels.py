@@ -10,6 +10,7 @@ import keras
 from kquant.core.transforms import kernel_at
 from kquant.ops import candidates
 from kquant.ops.affine import Affine
+from kquant.ops.rule import keras_layers
 
 layers = keras.layers
 
@@ -45,7 +46,7 @@ EXPANDED: dict[type, dict[str, Kernel]] = {
     layers.GRUCell: {"kernel": MATRIX, "recurrent_kernel": MATRIX},
     layers.SimpleRNNCell: {"kernel": MATRIX, "recurrent_kernel": MATRIX},
     layers.Embedding: {"embeddings": Kernel(None, -1)},
-    layers.ReversibleEmbedding: {"embeddings": Kernel(None, -1)},
+    **{cls: {"embeddings": Kernel(None, -1)} for cls in keras_layers("ReversibleEmbedding")},
 }
 NOT_KERNELS = (Affine, layers.PReLU)
 

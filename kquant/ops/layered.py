@@ -146,8 +146,14 @@ class _OwnTransposed(keras.layers.Layer):
         return K.conv_transpose(x, _kernel(2, 2, 3, x.shape[-1]), strides=2, data_format="channels_last")
 
 
-def _rule(name: str, expand: Any, *examples: Any) -> Rule:
-    return Rule(operations=(name,), expand=expand, examples=tuple(computed(f, (6, 6, 4)) for f in examples))
+def _rule(name: str, expand: Any, *examples: Any, needs: tuple[str, ...] = ()) -> Rule:
+    models = tuple(computed(f, (6, 6, 4)) for f in examples)
+    return Rule(operations=(name,), needs=needs, expand=expand, examples=models)
+
+
+def _later(name: str, function: str, expand: Any, *arguments: Any) -> Rule:
+    """A rule for a function that came after the oldest Keras."""
+    return _rule(name, expand, lambda x: getattr(K, function)(x, *arguments), needs=(f"ops.{function}",))
 
 
 def _blocks_rule(to_depth: bool) -> Rule:
@@ -164,12 +170,12 @@ def _blocks_rule(to_depth: bool) -> Rule:
 RULES = (
     _blocks_rule(True),
     _blocks_rule(False),
-    _rule("SpaceToDepth", _blocks, lambda x: K.space_to_depth(x, 3)),
-    _rule("DepthToSpace", _blocks, lambda x: K.depth_to_space(x, 2)),
+    _later("SpaceToDepth", "space_to_depth", _blocks, 3),
+    _later("DepthToSpace", "depth_to_space", _blocks, 2),
     _rule("MaxPool", _pool("MaxPooling{}D"), lambda x: K.max_pool(x, (2, 3), strides=1, padding="same")),
     _rule("AveragePool", _pool("AveragePooling{}D"), lambda x: K.average_pool(x, 2)),
-    _rule("AdaptiveMaxPool", _adaptive("AdaptiveMaxPooling{}D"), lambda x: K.adaptive_max_pool(x, (3, 2))),
-    _rule("AdaptiveAveragePool", _adaptive("AdaptiveAveragePooling{}D"), lambda x: K.adaptive_average_pool(x, (2, 4))),
+    _later("AdaptiveMaxPool", "adaptive_max_pool", _adaptive("AdaptiveMaxPooling{}D"), (3, 2)),
+    _later("AdaptiveAveragePool", "adaptive_average_pool", _adaptive("AdaptiveAveragePooling{}D"), (2, 4)),
     _rule("Conv", _conv("Conv{}D"), lambda x: _OwnConv()(x), lambda x: K.conv(x, _kernel(3, 2, 4, 6), strides=2)),
     _rule("DepthwiseConv", _conv("DepthwiseConv{}D"), lambda x: K.depthwise_conv(x, _kernel(3, 3, 4, 2))),
     _rule("ConvTranspose", _conv("Conv{}DTranspose"), lambda x: _OwnTransposed()(x)),

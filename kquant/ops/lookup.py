@@ -15,7 +15,7 @@ import numpy as np
 
 from kquant.core.program import Program
 from kquant.ops.affine import affine
-from kquant.ops.rule import Call, Make, Rule, Weights, copy_weights
+from kquant.ops.rule import Call, Make, Rule, Weights, copy_weights, keras_layers
 
 layers = keras.layers
 K = keras.ops
@@ -143,7 +143,7 @@ class _Tied(keras.layers.Layer):
 
 RULES = (
     Rule(
-        layers=(layers.ReversibleEmbedding,),
+        layers=keras_layers("ReversibleEmbedding"),
         expand=_reversible,
         examples=(looked_up(lambda x: _Tied()(x), 5),),
     ),

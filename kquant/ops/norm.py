@@ -229,6 +229,7 @@ RULES = (
     ),
     Rule(
         operations=("LayerNorm",),
+        needs=("ops.layer_normalization",),
         expand=_operation,
         examples=(
             computed(lambda x: keras.ops.layer_normalization(x, epsilon=1e-3), (5, 8)),

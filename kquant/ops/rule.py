@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any, Literal
 
 import keras
@@ -158,6 +159,8 @@ class Rule:
         indices: it reads whole numbers as positions; the model's input that it reads stays int32 in the file.
         refuse: `(node) -> reason` where this use of the layer has no integer form, else None.
         masks: `expand` takes the call's `mask`, which otherwise is left out.
+        needs: public names of Keras ("ops.layer_normalization") that its operations come with; a Keras without them
+            has no such rule.
         examples: tiny models, which enrol the rule in every contract test.
     """
 
@@ -181,13 +184,33 @@ class Rule:
     indices: bool = False
     refuse: Callable[[Node], str | None] | None = None
     masks: bool = False
+    needs: tuple[str, ...] = ()
     examples: tuple[Callable[[], keras.Model], ...] = field(default=(), repr=False)
+
+    def exists(self) -> bool:
+        """True where the installed Keras has what the rule speaks for."""
+        return bool(self.layers or self.operations) and all(_has(name) for name in self.needs)
 
     def speaks_for(self, kind: type) -> bool:
         """True where the rule may match layers or operations of this class: its own, or one that keeps its `call`."""
         if issubclass(kind, keras.layers.Layer):
             return any(issubclass(kind, cls) and kind.call is cls.call for cls in self.layers)
         return kind.__name__ in self.operations
+
+
+def keras_layers(*names: str) -> tuple[type, ...]:
+    """The classes of `keras.layers` that the installed Keras has, for rules of layers that came after the oldest one.
+
+    Example:
+        >>> keras_layers("Dense", "LayerOfTomorrow") == (keras.layers.Dense,)
+        True
+    """
+    return tuple(getattr(keras.layers, name) for name in names if hasattr(keras.layers, name))
+
+
+def _has(name: str) -> bool:
+    *path, last = name.split(".")
+    return hasattr(reduce(getattr, path, keras), last)
 
 
 def rebuild(layer: keras.layers.Layer, **changes: Any) -> keras.layers.Layer:
