@@ -16,7 +16,7 @@ from kquant.core.nodes import FakeQuant
 from kquant.inspect import read_model
 from kquant.interpreters import open_runtime
 from kquant.lower import lower, to_bytes
-from kquant.ops import FAMILIES
+from kquant.ops import FAMILIES, rules_of
 from kquant.runtimes import quantize_input
 
 SAMPLES = 256
@@ -26,7 +26,7 @@ def examples() -> dict[str, Callable[[], keras.Model]]:
     """Every example of every rule, by a name that says where it comes from."""
     found: dict[str, Callable[[], keras.Model]] = {}
     for family in FAMILIES:
-        for rule in family.RULES:
+        for rule in rules_of(family):
             kind = rule.layers[0].__name__ if rule.layers else f"ops.{rule.operations[0]}"
             for build in rule.examples:
                 name, n = f"{family.__name__.rsplit('.', 1)[-1]}-{kind}", 1

@@ -17,7 +17,7 @@ from kquant.core.nodes import Compressed
 from kquant.correct.adaround import error, examples
 from kquant.correct.reconstruction import Reservoir, Source, input_rows, matrix_of
 from kquant.correct.rounding import Examples, Settings, inverse, products, rectified_sigmoid, round_matrix
-from kquant.ops import FAMILIES
+from kquant.ops import RULES
 from kquant.ops.rows import as_matrix, from_matrix
 from kquant.quantized import Place, places, read, tensors
 
@@ -77,8 +77,7 @@ def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
 
 WITH_ROWS = [
     name
-    for family in FAMILIES
-    for rule in family.RULES
+    for rule in RULES
     if rule.weights is not None and rule.weights.rows is not None
     for name in contract.EXAMPLES
     if contract.EXAMPLES[name] in rule.examples

@@ -52,7 +52,14 @@ FAMILIES = (
     *(shape, index, order, border, resize, lookup, constant, matmul, einsum, norm, attention, heads),
     *(recurrent, unrolled, steps, layered, passive),
 )
-RULES: tuple[Rule, ...] = tuple(rule for family in FAMILIES for rule in family.RULES if rule.exists())
+
+
+def rules_of(family: Any) -> tuple[Rule, ...]:
+    """The rules of a family (a module of this folder) whose layers the installed Keras has."""
+    return tuple(filter(Rule.exists, family.RULES))
+
+
+RULES: tuple[Rule, ...] = tuple(rule for family in FAMILIES for rule in rules_of(family))
 _OF_USERS: list[Rule] = []  # the latest first; they come before those of kquant
 
 

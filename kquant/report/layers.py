@@ -10,7 +10,7 @@ import keras
 from kquant import targets
 from kquant.core.graph import Node, alone, trace
 from kquant.expand import expand_graph
-from kquant.ops import FAMILIES, find, passive
+from kquant.ops import FAMILIES, RULES, find, passive, rules_of
 from kquant.ops.refused import LAYERS, OPERATIONS, UNFOLDED
 from kquant.ops.rule import Rule
 
@@ -46,7 +46,7 @@ def markdown() -> str:
     for family in FAMILIES:
         summary = (family.__doc__ or "").strip().splitlines()[0]
         rows: dict[str, list[Rule]] = {}
-        for rule in family.RULES:
+        for rule in rules_of(family):
             public = [cls.__name__ for cls in rule.layers if cls.__module__.startswith("keras")]
             for name in (*public, *(f"ops.{operation}" for operation in rule.operations)):
                 rows.setdefault(name, []).append(rule)
@@ -115,7 +115,7 @@ class _Way:
 def _examples() -> dict[str, dict[str, list[_Way]]]:
     """Class -> target -> what each example with it becomes."""
     found: dict[str, dict[str, list[_Way]]] = {}
-    for build in (build for family in FAMILIES for rule in family.RULES for build in rule.examples):
+    for build in (build for rule in RULES for build in rule.examples):
         for node in trace(build(), lambda op: find(op) is not None).nodes:
             kind = type(node.op).__name__
             kind = kind if isinstance(node.op, keras.layers.Layer) else f"ops.{kind}"
