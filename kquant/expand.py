@@ -1,6 +1,6 @@
 """Any Keras model -> the same function as a flat Functional model of layers that have a rule of their own.
 
-Nested and subclassed models are unfolded, Dropout leaves, activations stand alone, SeparableConv2D becomes two
+Nested and subclassed models are unfolded, what does nothing leaves, activations stand alone, SeparableConv2D becomes two
 convolutions, batch norms and constants become `Affine`. Weights are copied: the given model keeps its own.
 """
 
@@ -19,6 +19,7 @@ from kquant.core.graph import Graph, Node, legal_name, named_apart, rewrite, tra
 from kquant.core.origin import mark, origins
 from kquant.core.unfold import substitute
 from kquant.ops import find
+from kquant.ops.passive import is_idle
 from kquant.ops.refused import remedy
 
 
@@ -73,6 +74,8 @@ def expand_call(op: Any, make_for: Callable[[Any], Any], args: tuple, kwargs: di
             "layer becomes), or leave it out of the exported model"
         )
         raise ValueError(f"{op.name} ({type(op).__name__}): {said}.")
+    if args and is_idle(op, args[0]):
+        return args[0]
     left_out = ("training",) if rule.masks else ("training", "mask")
     kwargs = {k: v for k, v in kwargs.items() if k not in left_out}
     if rule.expand is None:

@@ -24,6 +24,7 @@ from kquant.expand import expand
 from kquant.ops import find
 from kquant.ops.affine import Affine, Moments, Norm, affine
 from kquant.ops.rule import Weights
+from kquant.unblock import move_past_affines
 
 layers = keras.layers
 
@@ -72,6 +73,7 @@ def fold_graph(graph: Graph, *, live: bool = False) -> Folded:
         graph: of that model.
         live: batch norms that train, right behind a layer with weights, leave the graph unfolded (`Folded.norms`).
     """
+    graph = move_past_affines(graph, _exact)
     found = {node.op.name for node in graph.nodes if isinstance(node.op, Affine) and node.op.norm is not None}
     folded = Folded(graph, {}, {}, {} if live else None)
     while pairs := _pairs(folded.graph):

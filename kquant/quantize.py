@@ -31,6 +31,7 @@ from kquant.strip import release
 from kquant.train.clustering import has_codebooks, put_codebooks
 from kquant.train.pruning import has_masks, put_masks, settings_of
 from kquant.train.wrapping import as_loaded
+from kquant.unblock import move_into_relus
 
 REPLACE = "replace it by layers that have one, or leave it out of the exported model"
 # Where Keras 2 keeps its classes: the legacy package, standalone Keras 2, and TensorFlow's own copy.
@@ -80,7 +81,7 @@ def quantize(
         flat = trace(expanded(graph, goal), is_known)
         live = chosen.training.batch_norm == "live"
         folded = fold_graph(flat, live=live) if chosen.fold else Folded(flat, {}, {})
-        plan = make_plan(folded.graph, chosen, goal)
+        plan = make_plan(move_into_relus(folded.graph), chosen, goal)
         if plan.problems:
             raise ValueError(describe(plan.problems, goal))
         warn_dead(plan)

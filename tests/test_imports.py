@@ -19,7 +19,7 @@ ORDER = (
     ("targets", "lut", "data_scale"),
     ("ops",),
     ("data", "observers", "inspect", "interpreters", "widths", "quantized", "strip"),
-    ("expand", "plan", "observe", "lower", "runtimes", "encodings"),
+    ("expand", "plan", "unblock", "observe", "lower", "runtimes", "encodings"),
     ("second_look",),
     ("fold", "attach", "calibrate", "shrink", "preprocessing"),
     ("correct",),

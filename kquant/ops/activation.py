@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from kquant.core.graph import Node
 from kquant.core.program import Program
+from kquant.core.training_only import ReLUBehind
 from kquant.ops.rule import Call, Make, Rule, Weights, computed, example
 
 layers = keras.layers
@@ -204,7 +205,7 @@ RULES = (
         examples=(computed(lambda x: keras.activations.relu(x, 0.1, 2.0), (6, 5)),),
     ),
     Rule(
-        layers=(layers.ReLU,),
+        layers=(layers.ReLU, ReLUBehind),
         when=_relu_is_plain,
         operators=("RELU",),
         relu=_relu_form,

@@ -12,6 +12,7 @@ from kquant.core.program import Program
 from kquant.ops.affine import affine
 from kquant.ops.constant import refuse_infinite, stored
 from kquant.ops.merge import same_rank
+from kquant.ops.passive import TRAINING_ONLY
 from kquant.ops.rule import Call, Make, Rule, computed, example
 
 layers = keras.layers
@@ -58,10 +59,13 @@ def bounded(make: Make, x: Any, low: float | None, high: float | None, name: str
 
 
 def _is_weighted(x: Any) -> bool:
-    """True behind a layer that a scale and an offset fold into."""
+    """True behind a layer that a scale and an offset fold into, layers that act in training only between or not."""
     from kquant.ops import find_weighted  # which reads the rules of this file
 
-    rule = find_weighted(x._keras_history.operation)
+    op = x._keras_history.operation
+    while isinstance(op, TRAINING_ONLY) and isinstance(x := op.input, keras.KerasTensor):
+        op = x._keras_history.operation
+    rule = find_weighted(op)
     return rule is not None and rule.fuses and rule.weights.sums
 
 

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
 
 from kquant.core.program import Program
+from kquant.core.training_only import Conjugated
 from kquant.ops.rule import Call, Make, Rule, computed, example
 
 layers = keras.layers
 
-RANDOM = (
+# Each value times a random factor.
+MULTIPLIES = (
     layers.Dropout,
     layers.SpatialDropout1D,
     layers.SpatialDropout2D,
     layers.SpatialDropout3D,
-    layers.AlphaDropout,
     layers.GaussianDropout,
-    layers.GaussianNoise,
 )
+# What stays in the quantized model and acts in training only; `kquant.unblock` moves it out of the way of fusions.
+TRAINING_ONLY = (*MULTIPLIES, layers.AlphaDropout, layers.GaussianNoise, Conjugated)
 
 
 # Augmentation: images come out of inference as they went in.
@@ -50,6 +54,37 @@ AUGMENTATION = (
     layers.RandomZoom,
     layers.Solarization,
 )
+
+
+# What each of these says of itself where it moves nothing, and repeats, adds and leaves out nothing.
+_IDLE: dict[tuple[type, ...], Callable[[Any], bool]] = {
+    (layers.Reshape, layers.Flatten): lambda op: True,
+    (layers.Permute,): lambda op: list(op.dims) == sorted(op.dims),
+    (layers.UpSampling1D, layers.UpSampling2D, layers.UpSampling3D): lambda op: bool(np.all(np.equal(op.size, 1))),
+    (layers.ZeroPadding1D, layers.ZeroPadding2D, layers.ZeroPadding3D): lambda op: not np.any(op.padding),
+    (layers.Cropping1D, layers.Cropping2D, layers.Cropping3D): lambda op: not np.any(op.cropping),
+    (layers.MaxPooling1D, layers.MaxPooling2D, layers.AveragePooling1D, layers.AveragePooling2D): lambda op: (
+        set(op.pool_size) | set(op.strides) == {1}
+    ),
+}
+
+
+def is_idle(op: Any, x: Any) -> bool:
+    """True for a layer that moves values, and here gives x as it came: it need not stand in the way of anything.
+
+    Args:
+        op: Keras layer or operation.
+        x: what it is called with.
+
+    Example:
+        >>> x = keras.KerasTensor((None, 4, 3))
+        >>> is_idle(keras.layers.Reshape((4, 3)), x), is_idle(keras.layers.Reshape((3, 4)), x)
+        (True, False)
+    """
+    idle = next((idle for classes, idle in _IDLE.items() if type(op) in classes), None)
+    if idle is None or not isinstance(x, keras.KerasTensor) or not idle(op):
+        return False
+    return tuple(op.compute_output_shape(x.shape)) == tuple(x.shape)
 
 
 def _masking(op: Any, make: Make, x: Any, *_: Any, **__: Any) -> Any:
@@ -116,7 +151,7 @@ RULES = (
         examples=(computed(lambda x: keras.ops.cast(keras.ops.stop_gradient(x), "float32") * 2.0, (4,)),),
     ),
     Rule(
-        layers=RANDOM,
+        layers=TRAINING_ONLY,
         operators=(),
         output="same",
         lower=_lower,
@@ -125,6 +160,14 @@ RULES = (
                 lambda: layers.Dropout(0.5), lambda: layers.Dense(3), lambda: layers.GaussianNoise(0.1), shape=(4,)
             ),
             example(lambda: layers.SpatialDropout1D(0.5), layers.Identity, lambda: layers.Dense(3), shape=(4, 5)),
+            example(
+                lambda: layers.Conv2D(4, 3),
+                lambda: layers.GaussianNoise(0.1),
+                layers.BatchNormalization,
+                lambda: layers.Dropout(0.5),
+                layers.ReLU,
+                shape=(6, 6, 2),
+            ),
         ),
     ),
 )
