@@ -1,7 +1,7 @@
 """Any Keras model -> the same function as a flat Functional model of layers that have a rule of their own.
 
-Nested and subclassed models are unfolded, what does nothing leaves, activations stand alone, SeparableConv2D becomes two
-convolutions, batch norms and constants become `Affine`. Weights are copied: the given model keeps its own.
+Nested and subclassed models are unfolded, what does nothing leaves, activations stand alone, SeparableConv2D becomes
+two convolutions, batch norms and constants become `Affine`. Weights are copied: the given model keeps its own.
 """
 
 from __future__ import annotations
