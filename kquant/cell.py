@@ -16,6 +16,7 @@ import numpy as np
 
 from kquant.core.defaults import own_defaults
 from kquant.core.graph import Graph, Node, substitute, trace
+from kquant.core.step_mask import StepMask
 from kquant.expand import expand_call
 from kquant.ops import find
 from kquant.ops.unrolled import CELLS, SameEncoding, Steps
@@ -126,6 +127,11 @@ def _refuse_mixing(graph: Graph) -> None:
         if not any(id(t) in sequences for t in node.inputs):
             continue
         op = node.op
+        if isinstance(op, StepMask):
+            raise ValueError(
+                f"{op.name}: a layer reads this mask, and a stream has no padding. Build the model without Masking and "
+                "mask_zero=True (weights stay as they are), and run no step where there is none."
+            )
         if _is_recurrent(op):
             _refuse_recurrent(node)
             sequences |= {id(node.outputs[0])} if op.return_sequences else set()

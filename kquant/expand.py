@@ -17,6 +17,7 @@ from kquant.core.copies import own
 from kquant.core.defaults import own_defaults
 from kquant.core.graph import Graph, Node, legal_name, named_apart, rewrite, trace
 from kquant.core.origin import mark, origins
+from kquant.core.step_mask import reads_mask
 from kquant.core.unfold import substitute
 from kquant.ops import find
 from kquant.ops.passive import is_idle
@@ -77,6 +78,12 @@ def expand_call(op: Any, make_for: Callable[[Any], Any], args: tuple, kwargs: di
     if args and is_idle(op, args[0]):
         return args[0]
     left_out = ("training",) if rule.masks else ("training", "mask")
+    if not rule.masks and kwargs.get("mask") is not None and reads_mask(op):
+        raise ValueError(
+            f"{op.name} ({type(op).__name__}): it leaves out the steps that a mask marks, and kquant writes it for all "
+            "steps only. Feed it sequences of full length without Masking or mask_zero, or let a recurrent layer, "
+            "which takes masks, sum them up."
+        )
     kwargs = {k: v for k, v in kwargs.items() if k not in left_out}
     if rule.expand is None:
         return _keep(op, make_for)(*args, **kwargs)

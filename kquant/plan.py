@@ -164,7 +164,7 @@ def problem(node: Node, rule: Rule | None, target: Target, bits: int = 8) -> Pro
         return Problem(node.name, kind, reason)
     if bits == FLOAT:
         return _float_problem(node, rule, target)
-    missing = [code for code in rule.operators if not target.supports(code)]
+    missing = [code for code in (*rule.operators, *rule.helpers) if not target.supports(code)]
     if missing:
         return Problem(
             node.name, kind, f"{target.title} has no int8 kernel {', '.join(missing)}; choose another layer or target"
@@ -321,7 +321,8 @@ def _mixed(graph: Graph, rules: dict[int, Rule | None]) -> list[Problem]:
     problems = []
     for node in graph.nodes:
         rule = rules[id(node)]
-        if rule is None or not any(id(t) in indices for t in node.inputs):
+        read = node.inputs[:1] if rule is not None and rule.told else node.inputs
+        if rule is None or not any(id(t) in indices for t in read):
             continue
         if not rule.indices:
             reason = "it computes with an input that another layer reads as indices; give the model two inputs"

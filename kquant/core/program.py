@@ -60,6 +60,7 @@ class Program:
     Attributes:
         name: of the model.
         operators, inputs, outputs: of the main subgraph.
+        made: what several operators read and one makes, by what it is made of.
         once: a second subgraph that a CALL_ONCE of the first one runs (initial values of variables), or None.
     """
 
@@ -68,6 +69,7 @@ class Program:
     inputs: list[Ref] = field(default_factory=list)
     outputs: list[Ref] = field(default_factory=list)
     once: Program | None = None
+    made: dict[Any, Ref] = field(default_factory=dict)
 
     def constant(
         self, name: str, data: np.ndarray, encoding: Encoding | None = None, dtype: str | None = None

@@ -21,6 +21,8 @@ from keras.src.layers.layer import CallContext
 from keras.src.ops.node import Node as KerasNode  # recorded calls; Keras has no public name for them
 from keras.src.utils.naming import to_snake_case
 
+from kquant.core.step_mask import combined, is_handed_on, makes_mask, mask_made_by, reads_mask
+
 
 @dataclass(frozen=True, eq=False)
 class Node:
@@ -59,11 +61,12 @@ def unfold(
         model: a built Keras 3 model; it is not changed.
         inputs: symbolic tensors in the model's structure.
         known: tells which layers and operations stay whole.
-        masks: layers that heed a mask are welcome.
+        masks: leave masks to Keras, because the graph becomes a Keras model of the same layers. Otherwise what reads a
+            mask is given it, as a tensor of the graph (`StepMask`).
 
     Raises:
-        ValueError: a `call` cannot be followed on symbolic tensors, a mask reaches a layer that heeds it, or a batch
-            norm is told to use the statistics of the batch; names the layer.
+        ValueError: a `call` cannot be followed on symbolic tensors, or a batch norm is told to use the statistics of
+            the batch; names the layer.
     """
     with _untouched(model):
         unfolding = _Unfolding(known, masks, training=False if model._call_has_training_arg else None)
@@ -105,27 +108,77 @@ class _Unfolding:
     nodes: list[Node] = field(default_factory=list)
     owner: Any = None
     frozen: list[str] = field(default_factory=list)
-    masked: set[int] = field(default_factory=set)
+    masked: dict[int, Tensor] = field(default_factory=dict)  # id(tensor) -> its mask
+    lost: dict[int, str] = field(default_factory=dict)  # id(mask) -> why it is not known
 
     def visit(self, op: Any, args: tuple, kwargs: dict) -> Any:
         """Append the calls that `op(*args, **kwargs)` consists of; return its outputs."""
         if isinstance(op, keras.layers.Layer):
             self.training = _training(op, kwargs, self.training)
-        layer = isinstance(op, keras.layers.Layer) and not isinstance(op, keras.Model)
-        masked = layer and any(id(x) in self.masked for x in tree.flatten((args, kwargs)))
-        if masked and not self.masks and _reads_mask(op):
-            raise ValueError(
-                f"{op.name} ({type(op).__name__}): it leaves out what a Masking or Embedding(mask_zero=True) layer "
-                "before it marks, and the file has no masks. Build the model without the mask, on samples of full "
-                "length, or cut the padding off in the application."
-            )
-        outputs = self.open(op, args, kwargs)
-        if layer and (_makes_mask(op) or (masked and op.supports_masking)):
-            self.masked.update(id(t) for t in tree.flatten(outputs))
+        heeds = isinstance(op, keras.layers.Layer) and not isinstance(op, keras.Model) and not self.masks
+        outputs = self.open(op, args, self.with_masks(op, args, kwargs) if heeds else kwargs)
+        if heeds:
+            self.hand_on(op, args, kwargs, tree.flatten(outputs))
         return outputs
 
+    def with_masks(self, op: Any, args: tuple, kwargs: dict) -> dict:
+        """The arguments with the masks of its inputs, where the layer reads them: as `Layer.__call__` adds them."""
+        if not self.masked or not reads_mask(op):
+            return kwargs
+        given = inspect.signature(op.call).bind(*args, **kwargs).arguments
+        read = {k: v for k, v in given.items() if any(isinstance(t, Tensor) for t in tree.flatten(v))}
+        names = inspect.signature(op.call).parameters
+        for argument, value in read.items():
+            name = "mask" if len(read) == 1 else f"{argument}_mask"
+            masks = self.masks_of(value)
+            if name in names and given.get(name) is None and any(m is not None for m in tree.flatten(masks)):
+                lost = [self.lost[id(m)] for m in tree.flatten(masks) if id(m) in self.lost]
+                if lost:
+                    raise ValueError(lost[0])
+                kwargs = {**kwargs, name: masks}
+        return kwargs
+
+    def masks_of(self, structure: Any) -> Any:
+        """The masks of tensors, None for those without."""
+        return tree.map_structure(lambda t: self.masked.get(id(t)), structure)
+
+    def hand_on(self, op: Any, args: tuple, kwargs: dict, outputs: list[Tensor]) -> None:
+        """Note the masks of a layer's outputs."""
+        if all(id(t) in self.masked for t in outputs) or not op.supports_masking:
+            return
+        first = args[0] if args else next(iter(kwargs.values()))
+        if makes_mask(op):
+            mask = mask_made_by(op)
+            marks = Tensor(mask.compute_output_spec(first).shape, "bool")  # as users' code knows masks
+            self.nodes.append(Node(mask, (first,), {}, (marks,), self.owner))
+            self.masked[id(outputs[0])] = marks
+            return
+        before = kwargs["mask"] if kwargs.get("mask") is not None else self.masks_of(first)
+        if any(m is not None for m in tree.flatten(before)):
+            after = tree.flatten(self.mask_after(op, first, before))
+            self.masked.update({id(t): m for t, m in zip(outputs, after, strict=False) if m is not None})
+
+    def mask_after(self, op: Any, inputs: Any, masks: Any) -> Any:
+        """The masks of a layer's outputs, as its `compute_mask` says; what that computes is unfolded."""
+        try:
+            found = combined(op, inputs, masks)
+        except Exception as error:  # whatever the user's code raises on symbolic tensors
+            lost = Tensor((None,), "bool")
+            self.lost[id(lost)] = (
+                f"{op.name} ({type(op).__name__}): its `compute_mask` cannot be followed on symbolic tensors, and a "
+                f"layer behind it reads the mask. Write it with `keras.ops`. It said: {type(error).__name__}: {error}"
+            )
+            return lost
+        known = {id(t): t for t in tree.flatten((inputs, masks)) if t is not None}
+        made = [m for m in tree.flatten(found) if m is not None]
+        for node in _recorded(made, set(known)):
+            if not isinstance(node.operation, keras.layers.Layer):
+                node.operation.name = f"{op.name}_mask_{to_snake_case(type(node.operation).__name__)}"
+            self.again(node, known)
+        return tree.map_structure(lambda m: None if m is None else known[id(m)], found)
+
     def open(self, op: Any, args: tuple, kwargs: dict) -> Any:
-        """`visit`, without a look at masks."""
+        """`visit`, its masks among the arguments."""
         if self.known(op):
             return self.keep(op, args, kwargs)
         if isinstance(op, keras.Sequential):
@@ -187,6 +240,8 @@ class _Unfolding:
     def again(self, node: KerasNode, new: dict[int, Any], training: bool | None = None) -> None:
         """A recorded call, on our tensors; a Functional model puts its own `training` over what was recorded."""
         args, kwargs = node.arguments.fill_in(new)
+        if not self.masks:
+            kwargs = {k: None if is_handed_on(node, k) else v for k, v in kwargs.items()}
         if training is not None:
             self.training = training
             kwargs = {k: training if k == "training" else v for k, v in kwargs.items()}
@@ -229,17 +284,6 @@ def _refuse_training(op: Any, owner: Any) -> None:
             "variance of each batch, which a file for one sample cannot have. Call it without `training` (layers "
             "called after one with training=True inherit it), or take a GroupNormalization."
         )
-
-
-def _makes_mask(op: Any) -> bool:
-    return isinstance(op, keras.layers.Masking) or bool(getattr(op, "mask_zero", False))
-
-
-def _reads_mask(op: Any) -> bool:
-    """Layers that compute something else where their input is masked; batch norms do in training only."""
-    names = inspect.signature(op.call).parameters
-    reads = any(name == "mask" or name.endswith("_mask") for name in names)
-    return reads and not isinstance(op, keras.layers.BatchNormalization)
 
 
 def _is_builtin(op: Any) -> bool:

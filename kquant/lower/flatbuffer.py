@@ -26,6 +26,7 @@ TYPES = {
     "int64": "INT64",
     "float16": "FLOAT16",
     "float32": "FLOAT32",
+    "bool": "BOOL",
     "resource": "RESOURCE",
 }
 ALIGNMENT = 16  # of buffers, from the schema's `force_align`
@@ -271,6 +272,6 @@ def _option(field: str, value: Any) -> Any:
         return getattr(schema.Padding, value)
     if field == "fusedActivationFunction":
         return getattr(schema.ActivationFunctionType, value)
-    if field in ("inDataType", "outDataType"):
+    if field in ("inDataType", "outDataType", "outputType"):
         return getattr(schema.TensorType, value)
     return value

@@ -1,8 +1,8 @@
 """One rule for each Keras layer or operation, grouped by family. A new layer is one entry in one of these files.
 
     dense  conv  volume  affine  activation  table  function  limit  choose  merge  pool  adaptive  reduce  shape  index
-    order  border  resize  lookup  constant  matmul  einsum  norm  attention  heads  recurrent  unrolled  steps  layered
-    passive
+    order  border  resize  lookup  constant  matmul  einsum  norm  attention  heads  recurrent  unrolled  real_steps
+    steps  layered  passive
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from kquant.ops import (
     order,
     passive,
     pool,
+    real_steps,
     recurrent,
     reduce,
     resize,
@@ -50,7 +51,7 @@ from kquant.targets import Target
 FAMILIES = (
     *(dense, conv, volume, affine, activation, table, function, limit, choose, merge, pool, adaptive, reduce),
     *(shape, index, order, border, resize, lookup, constant, matmul, einsum, norm, attention, heads),
-    *(recurrent, unrolled, steps, layered, passive),
+    *(recurrent, unrolled, real_steps, steps, layered, passive),
 )
 
 
@@ -125,7 +126,7 @@ def find(op: Any, target: Target | None = None) -> Rule | None:
     matching = [rule for rule in candidates(type(op)) if rule.when(op)]
     if target is None or not matching:
         return matching[0] if matching else None
-    able = [rule for rule in matching if all(target.supports(code) for code in rule.operators)]
+    able = [rule for rule in matching if all(target.supports(code) for code in (*rule.operators, *rule.helpers))]
     return (able or matching)[0]
 
 

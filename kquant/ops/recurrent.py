@@ -3,6 +3,7 @@
     go_backwards            Reverse before it
     return_sequences=False  the last step of its output, sliced
     Bidirectional           two of them, the second reversed, merged
+    a mask                  the real steps in front before it, moved back behind it: `real_steps`
     RNN(LSTMCell)           the same as LSTM
 
 The file keeps the states of an LSTM between runs only where the layer is `stateful`; others start each run from zeros.
@@ -19,6 +20,7 @@ from kquant.core.arithmetic.lstm import GATE_SCALE
 from kquant.core.lstm import GATES, QuantizedLSTM
 from kquant.core.program import Operator, Program, Ref
 from kquant.core.spec import Encoding, QuantSpec
+from kquant.ops.real_steps import padded
 from kquant.ops.rule import Call, Make, Rule, computed, copy_weights, example, rebuild
 
 layers = keras.layers
@@ -62,21 +64,16 @@ class CellState(keras.layers.Layer):
         return (input_shape[0], *input_shape[2:])
 
 
-def refuse_states(op: Any, x: Any, initial_state: Any = None, mask: Any = None) -> None:
+def refuse_states(op: Any, initial_state: Any = None) -> None:
     """Refuse what an exported sequence cannot be given.
 
     Raises:
-        ValueError: states or a mask are given, by the layer's name.
+        ValueError: states are given, by the layer's name.
     """
     if initial_state is not None and (not isinstance(initial_state, list | tuple) or len(initial_state)):
         raise ValueError(
             f"{op.name} ({type(op).__name__}): it is given an initial state; the exported sequence starts from zeros. "
             "Export a one-step model with the states as inputs and outputs (kquant.cell), or use stateful=True."
-        )
-    if mask is not None or getattr(x, "_keras_mask", None) is not None:
-        raise ValueError(
-            f"{op.name} ({type(op).__name__}): it reads a mask; the kernels compute every step. Take Masking or "
-            "mask_zero=True out and pad at the start of the sequence, with values that the model was trained on."
         )
 
 
@@ -109,23 +106,28 @@ def has_kernel(op: Any) -> bool:
 
 
 def _expand(op: Any, make: Make, x: Any, initial_state: Any = None, mask: Any = None, **_: Any) -> Any:
-    """The plain LSTM, with what its options mean around it."""
-    refuse_states(op, x, initial_state, mask)
-    if op.go_backwards:
+    """The plain LSTM, with what its options and the mask mean around it; None where it is the plain LSTM."""
+    refuse_states(op, initial_state)
+    real = padded(op, make, mask)
+    if real is None and _plain(op):
+        return None
+    if real is not None:
+        x = real.enter(x)
+    elif op.go_backwards:
         x = turned(op, make, x)
     y = make("lstm", lambda: rebuild(op, **PLAIN))(x)
-    if op.return_sequences and not op.return_state:
-        return y
-    last = last_step(op, make, y)
+    last = None
+    if op.return_state or not op.return_sequences:
+        last = last_step(op, make, y) if real is None else real.last(y)
+    if op.return_sequences and real is not None:
+        y = real.sequence(y)
+    first = y if op.return_sequences else last
     if not op.return_state:
-        return last
-    cell = make("cell", lambda: CellState(name=f"{op.name}_cell_state"))(y)
-    return [y if op.return_sequences else last, last, cell]
+        return first
+    return [first, last, make("cell", lambda: CellState(name=f"{op.name}_cell_state"))(y)]
 
 
 def _refuse_plain(node: Any) -> str | None:
-    if node.kwargs.get("mask") is not None or getattr(node.inputs[0], "_keras_mask", None) is not None:
-        return "it reads a mask; the kernels compute every step. Take Masking or mask_zero=True out"
     if len(node.inputs) > 1 and not isinstance(node.op, QuantizedLSTM):
         return "it is given an initial state; the exported sequence starts from zeros. Export a one-step model instead"
     return None
@@ -216,11 +218,11 @@ def _intermediates(program: Program, name: str, encoding: Encoding) -> list[Ref]
 
 def _bidirectional(op: Any, make: Make, x: Any, initial_state: Any = None, mask: Any = None, **_: Any) -> Any:
     """Both directions, the second turned back, merged."""
-    refuse_states(op, x, initial_state, mask)
+    refuse_states(op, initial_state)
     if op.stateful:
         raise ValueError(f"{op.name} (Bidirectional): stateful=True has no meaning backwards; set stateful=False.")
-    forward = keras.tree.flatten(make("forward", lambda: rebuild(op.forward_layer))(x))
-    backward = keras.tree.flatten(make("backward", lambda: rebuild(op.backward_layer))(x))
+    forward = keras.tree.flatten(make("forward", lambda: rebuild(op.forward_layer))(x, mask=mask))
+    backward = keras.tree.flatten(make("backward", lambda: rebuild(op.backward_layer))(x, mask=mask))
     first, second = forward[0], backward[0]
     if op.return_sequences:
         second = make("turn", lambda: Reverse(name=f"{op.name}_turn"))(second)
@@ -240,6 +242,7 @@ def _from_cell(op: Any, make: Make, x: Any, **kwargs: Any) -> Any:
 
 def _as_lstm(op: Any) -> Any:
     shared = {k: getattr(op, k) for k in ("return_sequences", "return_state", "go_backwards", "stateful", "unroll")}
+    shared["zero_output_for_mask"] = op.zero_output_for_mask
     config = {k: v for k, v in op.cell.get_config().items() if k not in ("name", "trainable", "dtype")}
     layer = layers.LSTM.from_config({**config, **shared, "name": op.name})
     layer.build_from_config(op.get_build_config())
@@ -256,6 +259,8 @@ RULES = (
     Rule(
         layers=(layers.LSTM, QuantizedLSTM),
         when=_plain,
+        expand=_expand,
+        masks=True,
         operators=("UNIDIRECTIONAL_SEQUENCE_LSTM",),
         widths=(8, 16),
         attach=_attach,
@@ -270,6 +275,7 @@ RULES = (
         layers=(layers.LSTM,),
         when=has_kernel,
         expand=_expand,
+        masks=True,
         examples=(
             example(lstm(5), shape=(7, 4)),
             example(lstm(5, go_backwards=True, dropout=0.2), lambda: layers.Dense(3), shape=(7, 4)),
@@ -293,6 +299,7 @@ RULES = (
     Rule(
         layers=(layers.Bidirectional,),
         expand=_bidirectional,
+        masks=True,
         examples=(
             example(lambda: layers.Bidirectional(layers.LSTM(4)), shape=(6, 3)),
             example(lambda: layers.Bidirectional(layers.LSTM(4, return_sequences=True), "sum"), shape=(6, 3)),
@@ -302,6 +309,7 @@ RULES = (
         layers=(layers.RNN,),
         when=has_kernel,
         expand=_from_cell,
+        masks=True,
         examples=(example(lambda: layers.RNN(layers.LSTMCell(4)), shape=(6, 3)),),
     ),
 )

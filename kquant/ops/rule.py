@@ -140,6 +140,7 @@ class Rule:
         expand: `expand(op, make, *args, **kwargs)` builds the same function of simpler layers; `make(key, factory)`
             returns one layer for each key, also when the original is shared. It may return None: stay as it is.
         operators: TFLite operators that `lower` writes.
+        helpers: further ones that it writes with int8, int32 and bool tensors, whatever the width of the activations.
         output: how its output's encoding is found.
         fixed: (scale, zero point) where output is "fixed".
         weights: where its weights are.
@@ -157,6 +158,7 @@ class Rule:
         observer: the function that calibration sets its range with, where not the recipe's.
         span: `(layer) -> (lowest, highest)` of all that it can give, where its weights tell; calibration sees a part.
         indices: it reads whole numbers as positions; the model's input that it reads stays int32 in the file.
+        told: its second input only tells which steps are real; what holds indices does, too.
         refuse: `(node) -> reason` where this use of the layer has no integer form, else None.
         masks: `expand` takes the call's `mask`, which otherwise is left out.
         needs: public names of Keras ("ops.layer_normalization") that its operations come with; a Keras without them
@@ -169,6 +171,7 @@ class Rule:
     when: Callable[[Any], bool] = _always
     expand: Callable[..., Any] | None = None
     operators: tuple[str, ...] = ()
+    helpers: tuple[str, ...] = ()
     output: Output = "own"
     fixed: tuple[float, int] | None = None
     weights: Weights | None = None
@@ -182,6 +185,7 @@ class Rule:
     observer: str | None = None
     span: Callable[[Any], tuple[float, float]] | None = None
     indices: bool = False
+    told: bool = False
     refuse: Callable[[Node], str | None] | None = None
     masks: bool = False
     needs: tuple[str, ...] = ()

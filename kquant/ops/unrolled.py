@@ -19,6 +19,7 @@ import numpy as np
 
 from kquant.core.program import Program
 from kquant.ops.activation import activate, name_of
+from kquant.ops.real_steps import Padded, padded
 from kquant.ops.recurrent import refuse_states, turned
 from kquant.ops.rule import Call, Make, Rule, computed, copy_weights, example
 
@@ -195,7 +196,7 @@ CELLS = {layers.GRUCell: (gru, 1), layers.SimpleRNNCell: (simple, 1), layers.LST
 
 def unroll(op: Any, make: Make, x: Any, initial_state: Any = None, mask: Any = None, **_: Any) -> Any:
     """Every step of the layer in simpler layers."""
-    refuse_states(op, x, initial_state, mask)
+    refuse_states(op, initial_state)
     if op.stateful:
         raise ValueError(
             f"{op.name} ({type(op).__name__}): stateful=True, but no operator keeps its state. Export the model of one "
@@ -208,20 +209,41 @@ def unroll(op: Any, make: Make, x: Any, initial_state: Any = None, mask: Any = N
             f"more than {MOST_STEPS} make a file too large. Export the model of one step (kquant.cell), take an LSTM "
             "with its default activations, which is one operator, or shorten the sequence (a convolution with strides)."
         )
-    if op.go_backwards:
+    real = padded(op, make, mask)
+    if real is not None:
+        x = real.enter(x)
+    elif op.go_backwards:
         x = turned(op, make, x)
     build, number = CELLS[type(op.cell)]
     steps = Steps(op, make)
     inputs, step = build(steps, x)
     states: list[Any] = [None] * number
-    made = []
+    made = []  # the states after every step
     for steps.step in range(count):
         new = step([steps.at(part, str(i)) for i, part in enumerate(inputs)], states)
         states = [_tied(steps, i, after, before) for i, (after, before) in enumerate(zip(new, states, strict=True))]
-        made.append(states[0])
-    sequence = op.return_sequences and count > 1
-    y = make("sequence", lambda: layers.Concatenate(1, name=op.name))(made) if sequence else made[-1]
+        made.append(states)
+    if real is not None:
+        return _of_real(op, make, made, real)
+    y = _sequence(op, make, made, 0) if op.return_sequences else states[0]
     return _returned(op, make, y, states)
+
+
+def _sequence(op: Any, make: Make, made: list[Any], number: int) -> Any:
+    """One of the states after every step."""
+    name = f"{op.name}_states_{number}" if number else op.name
+    steps = [states[number] for states in made]
+    return steps[0] if len(steps) == 1 else make(f"sequence{number}", lambda: layers.Concatenate(1, name=name))(steps)
+
+
+def _of_real(op: Any, make: Make, made: list[Any], real: Padded) -> Any:
+    """What the layer returns where a mask says which steps are real."""
+    numbers = range(len(made[0]) if op.return_state else 1)
+    sequences = [_sequence(op, make, made, i) for i in numbers]
+    first = real.sequence(sequences[0]) if op.return_sequences else real.last(sequences[0])
+    if not op.return_state:
+        return first
+    return [first, *(real.last(y, f"last_{i}") for i, y in enumerate(sequences))]
 
 
 def _tied(steps: Steps, number: int, after: Any, before: Any) -> Any:
@@ -256,14 +278,14 @@ def _stacked(op: Any) -> bool:
 
 def _stack(op: Any, make: Make, x: Any, initial_state: Any = None, mask: Any = None, **_: Any) -> Any:
     """`RNN([cell, cell])`: one layer after the other."""
-    refuse_states(op, x, initial_state, mask)
+    refuse_states(op, initial_state)
     if op.return_state or op.stateful:
         raise ValueError(
             f"{op.name} (RNN): stacked cells with return_state or stateful; write them as layers, one after the other."
         )
     for i, cell in enumerate(op.cell.cells):
         last = i == len(op.cell.cells) - 1
-        x = make(f"cell{i}", lambda cell=cell, last=last, i=i, x=x: _alone(op, cell, x, last, i))(x)
+        x = make(f"cell{i}", lambda cell=cell, last=last, i=i, x=x: _alone(op, cell, x, last, i))(x, mask=mask)
     return x
 
 
@@ -273,6 +295,7 @@ def _alone(op: Any, cell: Any, x: Any, last: bool, number: int) -> Any:
         type(cell).from_config(cell.get_config()),
         return_sequences=op.return_sequences or not last,
         go_backwards=op.go_backwards and number == 0,
+        zero_output_for_mask=op.zero_output_for_mask and last,
         name=f"{op.name}_{number}",
     )
     layer.build(x.shape)
@@ -296,11 +319,13 @@ RULES = (
     Rule(
         layers=(layers.LSTM,),
         expand=unroll,
+        masks=True,
         examples=(example(lambda: layers.LSTM(3, activation="relu"), shape=(4, 3)),),
     ),
     Rule(
         layers=(layers.GRU, layers.SimpleRNN),
         expand=unroll,
+        masks=True,
         examples=(
             example(lambda: layers.GRU(4), shape=(4, 3)),
             example(lambda: layers.GRU(4, reset_after=False, return_sequences=True), shape=(3, 3)),
@@ -312,12 +337,14 @@ RULES = (
         layers=(layers.RNN,),
         when=_unrollable,
         expand=unroll,
+        masks=True,
         examples=(example(lambda: layers.RNN(layers.GRUCell(3)), shape=(3, 3)),),
     ),
     Rule(
         layers=(layers.RNN,),
         when=_stacked,
         expand=_stack,
+        masks=True,
         examples=(example(lambda: layers.RNN([layers.LSTMCell(3), layers.LSTMCell(4)]), shape=(4, 3)),),
     ),
     Rule(

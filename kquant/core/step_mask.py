@@ -1,0 +1,105 @@
+"""`StepMask`: which steps of a sequence are real, as Keras' masks say it, in a tensor that layers are given.
+
+Keras hands masks on beside the tensors; a graph has them as tensors (`unfold`), so that what reads one is an ordinary
+call: `LSTM(x, mask=StepMask(x))`.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import Any
+
+import keras
+
+K = keras.ops
+
+
+@keras.saving.register_keras_serializable(package="kquant")
+class StepMask(keras.layers.Layer):
+    """1 at the steps that a Masking or Embedding(mask_zero=True) layer keeps, 0 at those that it leaves out.
+
+    Args:
+        value: what a step that is left out holds.
+        features: it holds that in every feature (the last axis); else each number is a step of its own (indices).
+
+    Example:
+        >>> StepMask()(np.float32([[[1.0, 0.0], [0.0, 2.0], [0.0, 0.0]]])).numpy().tolist()
+        [[1.0, 1.0, 0.0]]
+        >>> StepMask(features=False)(np.array([[4, 7, 0]])).numpy().tolist()
+        [[1.0, 1.0, 0.0]]
+    """
+
+    def __init__(self, value: float = 0.0, features: bool = True, **kwargs: Any) -> None:
+        super().__init__(autocast=False, **kwargs)
+        self.value, self.features = float(value), bool(features)
+        self.trainable = False
+
+    def call(self, x: Any) -> Any:
+        """Compare."""
+        real = K.not_equal(x, K.cast(self.value, x.dtype))
+        return K.cast(K.any(real, axis=-1) if self.features else real, "float32")
+
+    def compute_output_spec(self, x: keras.KerasTensor) -> keras.KerasTensor:
+        """Without the features."""
+        return keras.KerasTensor(x.shape[:-1] if self.features else x.shape, "float32")
+
+    def get_config(self) -> dict[str, Any]:
+        """All arguments."""
+        return {**super().get_config(), "value": self.value, "features": self.features}
+
+
+def makes_mask(op: Any) -> bool:
+    """True for the layers of Keras that say which steps are real.
+
+    Example:
+        >>> makes_mask(keras.layers.Masking()), makes_mask(keras.layers.Embedding(9, 2))
+        (True, False)
+    """
+    return isinstance(op, keras.layers.Masking) or bool(getattr(op, "mask_zero", False))
+
+
+def mask_made_by(op: Any) -> StepMask:
+    """The mask of such a layer, to be called with what the layer reads."""
+    if isinstance(op, keras.layers.Masking):
+        return StepMask(op.mask_value, name=f"{op.name}_mask")
+    return StepMask(features=False, name=f"{op.name}_mask")
+
+
+def reads_mask(op: Any) -> bool:
+    """Layers that compute something else where their input is masked; batch norms do in training only.
+
+    Example:
+        >>> reads_mask(keras.layers.LSTM(2)), reads_mask(keras.layers.Dense(2))
+        (True, False)
+    """
+    if isinstance(op, keras.layers.TimeDistributed):  # hands each step's on to the layer inside
+        return reads_mask(op.layer)
+    names = inspect.signature(op.call).parameters
+    reads = any(name == "mask" or name.endswith("_mask") for name in names)
+    return reads and not isinstance(op, keras.layers.BatchNormalization)
+
+
+def is_handed_on(node: Any, name: str) -> bool:
+    """True for the mask of a recorded call, under this name, that Keras took from the call's inputs itself."""
+    if name != "mask" and not name.endswith("_mask"):
+        return False
+    own = {id(getattr(t, "_keras_mask", None)) for t in node.input_tensors}
+    given = [t for t in keras.tree.flatten(node.arguments.kwargs[name]) if t is not None]
+    return all(id(t) in own for t in given)
+
+
+def combined(op: Any, inputs: Any, masks: Any) -> Any:
+    """`op.compute_mask`, in fewer operations where masks meet along the features."""
+    if isinstance(op, keras.layers.Concatenate) and op.axis in (-1, len(inputs[0].shape) - 1):
+        if any(m is None for m in masks):
+            return None  # a step counts that one of the inputs has, and this one has all
+        return functools.reduce(_either, masks)
+    of_merge = type(op).compute_mask is keras.layers.Add.compute_mask  # of a class that Keras does not export
+    if of_merge and all(m is not None for m in masks):
+        return functools.reduce(_either, masks)
+    return op.compute_mask(inputs, masks)
+
+
+def _either(a: keras.KerasTensor, b: keras.KerasTensor) -> Any:
+    return a if a is b else K.logical_or(a, b)

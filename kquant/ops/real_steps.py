@@ -1,0 +1,322 @@
+"""Sequences with padding: the real steps, moved to the front for a recurrent kernel, and its outputs moved back.
+
+No kernel skips a step, but a recurrent one is causal: what it computes at the first n steps knows nothing of those
+behind. So the real steps k .. n - 1 of x, as the mask says, are moved to the front, the layer runs over all T steps,
+and what it makes of the padding behind them is never read. With h' = [0, h[0], .., h[T - 1]] and L = n - k:
+
+    begin      x[min(k + j, T - 1)]           last       h'[L]
+    reversed   x[max(n - 1 - j, 0)]           spread     h'[clip(t + 1 - k, 0, L)]
+                                              backward   h'[clip(n - (T - 1 - s), 0, L)]
+
+That is what Keras computes: a masked step leaves the states as they are and repeats the output before it, which is 0
+before the first real step; with zero_output_for_mask it gives 0. Rows are picked, so codes stay what they are. k is the
+first real step and n - 1 the last one: padding may be at the end, in front, or both, not between.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from kquant.core.program import Program, Ref
+from kquant.core.spec import Encoding, QuantSpec
+from kquant.core.step_mask import StepMask
+from kquant.ops.rule import Call, Make, Rule, computed
+
+layers = keras.layers
+K = keras.ops
+BEFORE, AFTER = ("begin", "reversed"), ("last", "spread", "backward")
+FLAG = Encoding(np.float32([1.0]), np.int64([0]), QuantSpec())
+
+
+@keras.saving.register_keras_serializable(package="kquant")
+class RealSteps(keras.layers.Layer):
+    """The rows of a sequence that the head of this file says, of the steps that `source` tells.
+
+    Args:
+        rows: "begin" or "reversed" before a recurrent layer, "last", "spread" or "backward" behind it.
+        zeros: "spread" and "backward" are 0 at masked steps, instead of the output before.
+        value: what every feature of a masked step of `source` holds.
+
+    Example:
+        >>> x = np.float32([[[0.0], [5.0], [6.0], [0.0]]])
+        >>> RealSteps("reversed")([x, x]).numpy()[0, :2, 0].tolist()
+        [6.0, 5.0]
+        >>> RealSteps("spread")([np.float32([[[1.0], [2.0], [9.0], [9.0]]]), x]).numpy().ravel().tolist()
+        [0.0, 1.0, 2.0, 2.0]
+    """
+
+    def __init__(self, rows: str, zeros: bool = False, value: float = 0.0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.rows, self.zeros, self.value = rows, bool(zeros), float(value)
+
+    def call(self, xs: Any) -> Any:
+        """Pick the rows."""
+        x, source = xs
+        real = tf.not_equal(source, tf.cast(self.value, source.dtype))
+        real = tf.reduce_any(real, axis=-1) if len(source.shape) > 2 else real
+        first, end = _block(real)
+        rows = _positions(self, int(x.shape[1]), first, end)
+        if self.rows in AFTER:
+            x = tf.pad(x, [[0, 0], [1, 0], [0, 0]])
+        return tf.gather(x, rows, axis=1, batch_dims=1)
+
+    def compute_output_spec(self, xs: Any) -> keras.KerasTensor:
+        """As the sequence, or one step of it."""
+        x = xs[0]
+        return keras.KerasTensor((x.shape[0], 1 if self.rows == "last" else x.shape[1], *x.shape[2:]), x.dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        """All arguments."""
+        return {**super().get_config(), "rows": self.rows, "zeros": self.zeros, "value": self.value}
+
+
+def _block(real: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """The first real step and the one behind the last; 0 and 0 where there is none. int32[samples, 1] each."""
+    flags, steps = tf.cast(real, tf.int32), int(real.shape[1])
+    behind = tf.concat([tf.reverse(flags, [1]), tf.ones_like(flags[:, :1])], axis=1)
+    first, rest = (tf.argmax(f, axis=1, output_type=tf.int32)[:, None] for f in (flags, behind))
+    return first, steps - rest
+
+
+def _positions(op: RealSteps, steps: int, first: tf.Tensor, end: tf.Tensor) -> tf.Tensor:
+    """Rows of x, or of h', int32[samples, steps]."""
+    at = tf.range(steps, dtype=tf.int32)[None]
+    if op.rows == "begin":
+        return tf.minimum(first + at, steps - 1)
+    if op.rows == "reversed":
+        return tf.maximum(end - 1 - at, 0)
+    length = end - first
+    if op.rows == "last":
+        return length
+    forward = op.rows == "spread"
+    rows = at + 1 - first if forward else at + end - (steps - 1)
+    rows = tf.clip_by_value(rows, 0, length)
+    if op.zeros:  # what lies behind the real steps in the order in which they are read
+        ahead = end - at if forward else steps - first - at
+        rows *= tf.clip_by_value(ahead, 0, 1)
+    return rows
+
+
+@dataclass(frozen=True, eq=False)
+class Padded:
+    """What a recurrent layer that is given a mask needs around it.
+
+    Attributes:
+        op: the layer.
+        make: of its rule.
+        source: the tensor whose values tell which steps are real: [samples, steps], or with features.
+        value: what a masked step holds there.
+    """
+
+    op: Any
+    make: Make
+    source: Any
+    value: float = 0.0
+
+    def pick(self, x: Any, rows: str, name: str = "", zeros: bool = False) -> Any:
+        """Rows of `x`."""
+        name = name or rows
+        build = lambda: RealSteps(rows, zeros, self.value, name=f"{self.op.name}_{name}")  # noqa: E731
+        return self.make(f"pick_{name}", build)([x, self.source])
+
+    def enter(self, x: Any) -> Any:
+        """The real steps first, in the order in which the layer reads them."""
+        if self.op.go_backwards:
+            return self.pick(x, "reversed")
+        before, read = _producer(x)
+        if isinstance(before, RealSteps) and before.rows == "spread" and read[1] is self.source:
+            return read[0]  # of a recurrent layer with the same mask: they stand there already
+        return self.pick(x, "begin")
+
+    def last(self, y: Any, name: str = "last") -> Any:
+        """[samples, units]: what the layer makes of `enter`, at the last real step."""
+        row = self.pick(y, "last", name)
+        return self.make(f"{name}_row", lambda: layers.Reshape(y.shape[2:], name=f"{self.op.name}_{name}_row"))(row)
+
+    def sequence(self, y: Any) -> Any:
+        """The outputs at every step, as Keras gives them."""
+        rows = "backward" if self.op.go_backwards else "spread"
+        return self.pick(y, rows, zeros=self.op.zero_output_for_mask)
+
+
+def _producer(x: Any) -> tuple[Any, list[Any]]:
+    """What made a tensor, and the tensors that it read."""
+    history = x._keras_history
+    if history.operation is None:
+        return None, []
+    return history.operation, history.operation._inbound_nodes[history.node_index].input_tensors
+
+
+def padded(op: Any, make: Make, mask: Any) -> Padded | None:
+    """What goes around a recurrent layer, or None without a mask.
+
+    Raises:
+        ValueError: the mask is no tensor of steps.
+    """
+    mask = keras.tree.flatten(mask)[0] if mask is not None else None
+    if mask is None:
+        return None
+    if not isinstance(mask, keras.KerasTensor) or len(mask.shape) != 2:
+        raise ValueError(
+            f"{op.name} ({type(op).__name__}): expected a mask of shape [samples, steps] that depends on an input. "
+            f"Received: {mask}. Leave out a constant mask and cut the steps off, as x[:, :n]."
+        )
+    if op.stateful:
+        raise ValueError(
+            f"{op.name} ({type(op).__name__}): stateful=True with a mask: the kernel's state would go on through the "
+            "padding. Set stateful=False, or run a stream without padding."
+        )
+    made, read = _producer(mask)
+    if isinstance(made, StepMask):
+        return Padded(op, make, read[0], made.value)
+    return Padded(op, make, mask)
+
+
+def _flags(program: Program, source: Ref, value: float, features: bool) -> Ref:
+    """1 at real steps: int8[1, steps]."""
+    key = ("flags", id(source), value)
+    if key in program.made:
+        return program.made[key]
+    name = f"{source.name}/real"
+    if source.dtype == "int16":  # saturated, which leaves all but 0 other than 0
+        narrow = Encoding(source.encoding.scale, np.int64([0]), QuantSpec())
+        source = program.emit("QUANTIZE", [source], program.value(f"{name}_narrow", source.shape, narrow))
+    other = program.emit(
+        "NOT_EQUAL",
+        [source, _number(program, source, value)],
+        program.value(f"{name}_other", source.shape, None, "bool"),
+    )
+    flags = program.value(name if not features else f"{name}_each", source.shape, FLAG)
+    program.emit("CAST", [other], flags, inDataType="BOOL", outDataType="INT8")
+    if features:
+        axes = program.constant("axes", np.array([len(source.shape) - 1], np.int32))
+        found = program.value(name, source.shape[:-1], FLAG)
+        flags = program.emit("REDUCE_MAX", [flags, axes], found, keepDims=False)
+    program.made[key] = flags
+    return flags
+
+
+def _number(program: Program, source: Ref, value: float) -> Ref:
+    """A constant in the type of `source`."""
+    if source.encoding is None:
+        return program.constant("padding", np.array([value], source.dtype))
+    return program.codes("padding", source.encoding.quantize(np.float32([value])), source.encoding)
+
+
+class _Positions:
+    """int32 vectors of the file: positions of steps."""
+
+    def __init__(self, program: Program, name: str) -> None:
+        self.program, self.name, self.count = program, name, 0
+
+    def __call__(self, code: str, a: Any, b: Any) -> Ref:
+        """`a code b`, of tensors or numbers."""
+        refs = [v if isinstance(v, Ref) else self.constant(v) for v in (a, b)]
+        shape = max((ref.shape for ref in refs), key=lambda s: s[0])
+        options = {} if code in ("MAXIMUM", "MINIMUM") else {"fusedActivationFunction": "NONE"}
+        self.count += 1
+        out = self.program.value(f"{self.name}/{self.count}", shape, None, "int32")
+        return self.program.emit(code, refs, out, **options)
+
+    def constant(self, values: Any) -> Ref:
+        return self.program.constant("positions", np.atleast_1d(np.asarray(values, np.int32)))
+
+    def first(self, flags: Ref, name: str) -> Ref:
+        """Where the first 1 stands."""
+        axis = self.program.constant("axis", np.array(1, np.int32))
+        out = self.program.value(name, (1,), None, "int32")
+        return self.program.emit("ARG_MAX", [flags, axis], out, outputType="INT32")
+
+
+def _ends(program: Program, flags: Ref) -> tuple[Ref, Ref, Ref]:
+    """The first real step, the one behind the last, and how many lie between: int32[1] each."""
+    keys = [(what, id(flags)) for what in ("first", "end", "length")]
+    if keys[0] not in program.made:
+        name, steps = flags.name, flags.shape[1]
+        calculate = _Positions(program, f"{name}_end")
+        back = program.value(f"{name}_back", flags.shape, FLAG)
+        turned = (("begin", [0, steps - 1]), ("end", [1, steps]), ("strides", [1, -1]))
+        bounds = [program.constant(n, np.array(v, np.int32)) for n, v in turned]
+        masks = dict.fromkeys(("ellipsisMask", "newAxisMask", "shrinkAxisMask", "beginMask"), 0)
+        program.emit("STRIDED_SLICE", [flags, *bounds], back, endMask=2, offset=False, **masks)
+        one = program.codes("one", np.ones((1, 1)), FLAG)
+        ended = program.value(f"{name}_ended", (1, steps + 1), FLAG)
+        program.emit("CONCATENATION", [back, one], ended, axis=1, fusedActivationFunction="NONE")
+        first = calculate.first(flags, f"{name}_first")
+        end = calculate("SUB", steps, calculate.first(ended, f"{name}_rest"))
+        program.made.update(zip(keys, (first, end, calculate("SUB", end, first)), strict=True))
+    first, end, length = (program.made[key] for key in keys)
+    return first, end, length
+
+
+def _lower(program: Program, call: Call) -> None:
+    """GATHER with positions that the mask gives."""
+    op, (x, source), y = call.op, call.inputs, call.output
+    flags = _flags(program, source, op.value, features=len(source.shape) > 2)
+    first, end, length = _ends(program, flags)
+    calculate, steps = _Positions(program, f"{y.name}/rows"), x.shape[1]
+    at = np.arange(steps)
+    if op.rows == "begin":
+        rows = calculate("MINIMUM", calculate("ADD", first, at), steps - 1)
+    elif op.rows == "reversed":
+        rows = calculate("MAXIMUM", calculate("ADD", end, -1 - at), 0)
+    elif op.rows == "last":
+        rows = length
+    else:
+        forward = op.rows == "spread"
+        rows = calculate("SUB", at + 1, first) if forward else calculate("ADD", end, at - (steps - 1))
+        rows = calculate("MINIMUM", calculate("MAXIMUM", rows, 0), length)
+        if op.zeros:
+            ahead = calculate("SUB", end, at) if forward else calculate("SUB", steps - at, first)
+            rows = calculate("MUL", rows, calculate("MINIMUM", calculate("MAXIMUM", ahead, 0), 1))
+    if op.rows in AFTER:
+        pads = program.constant("pads", np.array([[0, 0], [1, 0], [0, 0]], np.int32))
+        grown = program.value(f"{y.name}/from_zero", (1, steps + 1, *x.shape[2:]), x.encoding, x.dtype)
+        x = program.emit("PAD", [x, pads], grown)
+    program.emit("GATHER", [x, rows], y, axis=1, batchDims=0)
+
+
+def _lower_mask(program: Program, call: Call) -> None:
+    flags = _flags(program, call.inputs[0], call.op.value, call.op.features)
+    program.reshape(flags, call.output.shape, call.output)
+
+
+RULES = (
+    Rule(
+        layers=(RealSteps,),
+        operators=("PAD", "GATHER"),
+        helpers=("NOT_EQUAL", "CAST", "REDUCE_MAX", "ARG_MAX", "STRIDED_SLICE", "CONCATENATION", "ADD", "SUB"),
+        output="same",
+        told=True,
+        lower=_lower,
+        examples=tuple(
+            computed(lambda x, rows=rows: RealSteps(rows)([x, K.relu(x - 1.0)]), (6, 3)) for rows in (*BEFORE, *AFTER)
+        ),
+    ),
+    Rule(
+        layers=(StepMask,),
+        when=lambda op: op.features,
+        operators=("NOT_EQUAL",),
+        helpers=("CAST", "REDUCE_MAX"),
+        output="fixed",
+        fixed=(1.0, 0),
+        widths=(8,),
+        lower=_lower_mask,
+        examples=(computed(lambda x: StepMask()(K.relu(x - 0.5)), (6, 2)),),
+    ),
+    Rule(
+        layers=(StepMask,),
+        operators=("NOT_EQUAL",),
+        helpers=("CAST",),
+        output="fixed",
+        fixed=(1.0, 0),
+        widths=(8,),
+        indices=True,
+        lower=_lower_mask,
+    ),
+)
