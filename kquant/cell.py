@@ -122,16 +122,17 @@ def _refuse_mixing(graph: Graph) -> None:
     Raises:
         ValueError: naming the first layer that does not.
     """
+    mask = next((node.op for node in graph.nodes if isinstance(node.op, StepMask)), None)
+    if mask is not None:
+        raise ValueError(
+            f"{mask.name}: a layer reads this mask, and a stream has no padding. Build the model without Masking and "
+            "mask_zero=True (its weights are the same), and run no step where there is none."
+        )
     sequences = {id(t) for t in keras.tree.flatten(graph.inputs)}
     for node in graph.nodes:
         if not any(id(t) in sequences for t in node.inputs):
             continue
         op = node.op
-        if isinstance(op, StepMask):
-            raise ValueError(
-                f"{op.name}: a layer reads this mask, and a stream has no padding. Build the model without Masking and "
-                "mask_zero=True (weights stay as they are), and run no step where there is none."
-            )
         if _is_recurrent(op):
             _refuse_recurrent(node)
             sequences |= {id(node.outputs[0])} if op.return_sequences else set()
