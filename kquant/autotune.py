@@ -23,11 +23,12 @@ from tqdm.auto import tqdm
 
 from kquant import targets
 from kquant.analyze import analyze
+from kquant.core.atomic import write_atomically
 from kquant.core.recipe import Recipe, Step, load
 from kquant.core.untrusted import read_json
 from kquant.correct import apply_steps
 from kquant.data import gather
-from kquant.export import file_content, write_atomically
+from kquant.export import file_content
 from kquant.lower import lower
 from kquant.quantize import quantize
 

@@ -5,13 +5,42 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from kquant.export import write_atomically
+from kquant.core.atomic import Outputs
 
 BYTES_PER_LINE = 12
 
 
+def c_array(content: bytes, name: str) -> dict[str, bytes]:
+    """Bytes as a C++ array, 16-byte aligned as TFLM asks.
+
+    Args:
+        content: of the `.tflite` file.
+        name: of the model; characters that C does not know become underscores.
+
+    Returns:
+        Header and source, by the names of their files, `NAME_model.h` and `NAME_model.cc`.
+
+    Example:
+        >>> list(c_array(b"abc", "my-net"))
+        ['my_net_model.h', 'my_net_model.cc']
+    """
+    symbol = f"{identifier(name)}_model"
+    guard = f"{symbol.upper()}_H_"
+    rows = [content[i : i + BYTES_PER_LINE] for i in range(0, len(content), BYTES_PER_LINE)]
+    values = "\n".join("    " + " ".join(f"0x{b:02x}," for b in row) for row in rows)
+    header = (
+        f"#ifndef {guard}\n#define {guard}\n\n// {len(content)} bytes; tflite::GetModel({symbol}) reads them.\n"
+        f"extern const unsigned char {symbol}[];\nextern const unsigned int {symbol}_len;\n\n#endif  // {guard}\n"
+    )
+    source = (
+        f'#include "{symbol}.h"\n\nalignas(16) const unsigned char {symbol}[] = {{\n{values}\n}};\n'
+        f"const unsigned int {symbol}_len = {len(content)};\n"
+    )
+    return {f"{symbol}.h": header.encode(), f"{symbol}.cc": source.encode()}
+
+
 def save_c_array(content: bytes, folder: str | Path, name: str) -> tuple[Path, Path]:
-    """Write bytes as a C++ array, 16-byte aligned as TFLM asks.
+    """Write bytes as a C++ array, see `c_array`.
 
     Args:
         content: of the `.tflite` file.
@@ -25,25 +54,11 @@ def save_c_array(content: bytes, folder: str | Path, name: str) -> tuple[Path, P
         >>> [path.name for path in save_c_array(b"abc", ".", "my-net")]
         ['my_net_model.h', 'my_net_model.cc']
     """
-    symbol = f"{identifier(name)}_model"
-    header, source = Path(folder) / f"{symbol}.h", Path(folder) / f"{symbol}.cc"
-    guard = f"{symbol.upper()}_H_"
-    rows = [content[i : i + BYTES_PER_LINE] for i in range(0, len(content), BYTES_PER_LINE)]
-    values = "\n".join("    " + " ".join(f"0x{b:02x}," for b in row) for row in rows)
-    write_atomically(
-        header,
-        (
-            f"#ifndef {guard}\n#define {guard}\n\n// {len(content)} bytes; tflite::GetModel({symbol}) reads them.\n"
-            f"extern const unsigned char {symbol}[];\nextern const unsigned int {symbol}_len;\n\n#endif  // {guard}\n"
-        ).encode(),
-    )
-    write_atomically(
-        source,
-        (
-            f'#include "{symbol}.h"\n\nalignas(16) const unsigned char {symbol}[] = {{\n{values}\n}};\n'
-            f"const unsigned int {symbol}_len = {len(content)};\n"
-        ).encode(),
-    )
+    texts = {Path(folder) / file: text for file, text in c_array(content, name).items()}
+    with Outputs(list(texts), "save_c_array") as new:
+        for path, text in texts.items():
+            new.write(path, text)
+    header, source = texts
     return header, source
 
 

@@ -7,6 +7,7 @@ Exit codes: 0 done; 1 refused, or findings that need work; 2 wrong usage. Tensor
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -62,34 +63,30 @@ def compress(
     as_json: Json = False,
 ) -> None:
     """Quantize, calibrate, export and verify a model: .tflite, quantized .keras, C array and reports."""
-    from kquant import files, report
-    from kquant.c_array import save_c_array
-    from kquant.export import write_atomically
+    from kquant import files
+    from kquant.core.atomic import Outputs
     from kquant.pipeline import compress as pipeline
+    from kquant.result_files import CompressFiles
 
-    with files.output_folder(out, model) as folder:
+    results = CompressFiles(out, model.stem)
+    with files.output_folder(out, model), Outputs(results.paths, "compress") as new:
         keras_model = files.load_model(model)
         inputs = files.inputs_of(keras_model) if input_shape is None else (files.Input("x", input_shape[1:]),)
-        name = model.stem
-        lite = folder / f"{name}.tflite"
-        result = pipeline(
+        made = pipeline(
             keras_model,
             files.load_data(data, inputs, scale=scale, limit=samples),
             recipe,
-            output=lite,
+            output=new.place(results.lite),
             target=target,
             io=io.value,
             compression=compression,
             input_shape=input_shape,
             verbose=_bars(as_json),
         )
-        result.model.save(folder / f"{name}.keras")
-        header, source = save_c_array(lite.read_bytes(), folder, name)
-        write_atomically(folder / "report.json", f"{report.to_json(result)}\n".encode())
-        write_atomically(folder / "report.txt", report.render(result).encode())
+        result = results.write(made, new)
     _print(result, as_json)
     if not as_json:
-        typer.echo(f"\n{folder}: {lite.name}, {name}.keras, {header.name}, {source.name}, report.json, report.txt")
+        typer.echo(f"\n{out}: {', '.join(path.name for path in results.paths)}")
 
 
 @app.command()
@@ -163,8 +160,7 @@ def correct(
     qmodel, chosen = to_correct(keras_model, steps, recipe, target)
     arrays = files.load_data(data, files.inputs_of(qmodel), scale=scale, limit=samples)
     found = (try_steps if dry_run else run_steps)(qmodel, chosen, arrays, verbose=_bars(as_json))
-    for path in out or ():
-        files.save_result(qmodel, path, arrays)
+    files.save_results(qmodel, out or (), arrays)
     _print(found, as_json)
     if out and not as_json:
         typer.echo("\nwritten: " + ", ".join(map(str, out)))
@@ -188,7 +184,7 @@ def scan(
     from kquant import files
     from kquant.analysis.metrics import top1
     from kquant.core import recipe as recipes
-    from kquant.export import write_atomically
+    from kquant.core.atomic import write_atomically
     from kquant.train.scan import scan_sparsity
 
     if out is not None:
@@ -202,7 +198,7 @@ def scan(
     options = {"target": sparsity, "structure": structure, "samples": samples or sys.maxsize}
     found = scan_sparsity(keras_model, **judge, **options, verbose=_bars(as_json))
     if out is not None:
-        write_atomically(out, recipes.recipe_to_toml(found.to_recipe(base)).encode())
+        write_atomically(out, recipes.recipe_to_toml(found.to_recipe(base)).encode(), "scan")
     _print(found, as_json)
     if out is not None and not as_json:
         typer.echo(f"\n{out}: a recipe for kquant.prune, and for kquant compress --recipe")
@@ -223,13 +219,15 @@ def autotune(
     as_json: Json = False,
 ) -> None:
     """Try dearer recipes until the accuracy on the samples holds: .tflite, quantized .keras and reports."""
-    from kquant import files, report
+    from kquant import files
     from kquant.analysis.metrics import top1
     from kquant.autotune import autotune as run_autotune
-    from kquant.core.recipe import recipe_to_toml
-    from kquant.export import export, write_atomically
+    from kquant.core.atomic import Outputs
+    from kquant.result_files import AutotuneFiles
 
+    results = AutotuneFiles(out, model.stem)
     with files.output_folder(out, model) as folder:
+        new = Outputs(results.paths, "autotune")  # refuses before the search what could not be written after it
         keras_model = files.load_model(model)
         arrays = files.load_data(data, files.inputs_of(keras_model), scale=scale, limit=samples)
         accuracy = top1(files.load_labels(labels, limit=samples))
@@ -243,10 +241,8 @@ def autotune(
             folder=folder,
             verbose=_bars(as_json),
         )
-        export(found.model, folder / f"{model.stem}.tflite", samples=arrays)
-        found.model.save(folder / f"{model.stem}.keras")
-        write_atomically(folder / "autotune.json", f"{report.to_json(found)}\n".encode())
-        write_atomically(folder / "recipe.toml", recipe_to_toml(found.recipe).encode())
+        with new:
+            results.write(found, arrays, new)
     _print(found, as_json)
     raise typer.Exit(0 if found.ok else 1)
 
@@ -361,6 +357,12 @@ def demo(
     typer.echo(digits.to_json(found) if as_json else digits.render(found), nl=as_json)
 
 
+def _stop(number: int, _frame: Any) -> None:
+    """End like after Ctrl-C: what was begun beside the results is cleared on the way out."""
+    sys.stderr.write(f"kquant: stopped by {signal.Signals(number).name}; results of earlier runs are as they were.\n")
+    raise SystemExit(128 + number)
+
+
 def main() -> None:
     """Entry point of the command: kquant's own words only.
 
@@ -371,6 +373,9 @@ def main() -> None:
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
         sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), _stop)
     warnings.formatwarning = lambda message, *_args, **_kwargs: f"warning: {message}\n"
     app()
 

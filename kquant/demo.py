@@ -19,9 +19,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kquant.c_array import save_c_array
+from kquant.c_array import c_array
 from kquant.calibrate import calibrate
-from kquant.export import ExportReport, export, write_atomically
+from kquant.core.atomic import Outputs, write_atomically
+from kquant.export import ExportReport, export
 from kquant.inspect import inspect
 from kquant.quantize import quantize
 from kquant.report import Table, render_table
@@ -86,31 +87,40 @@ def run(folder: str | Path = "demo-output", *, verbose: bool = True) -> DemoResu
     start = time.perf_counter()
     digits = load_digits()
     out = Path(folder)
+    names = ("digits_float.tflite", "digits_model.cc", "digits_model.h", "digits_ptq.tflite", "digits_qat.tflite")
     out.mkdir(parents=True, exist_ok=True)
+    with Outputs([out / name for name in names], "demo") as new:
+        rows = _rows(digits, out, new, verbose)
+    return DemoResult(
+        rows=rows,
+        train_samples=len(digits.x_train),
+        calibration_samples=CALIBRATION_SAMPLES,
+        test_samples=len(digits.x_test),
+        seconds=time.perf_counter() - start,
+        files=tuple(str(out / name) for name in names),
+    )
+
+
+def _rows(digits: Digits, out: Path, new: Outputs, verbose: bool) -> tuple[Row, ...]:
+    """Train, quantize, run; the files are made on the way."""
     calibration = digits.x_train[:CALIBRATION_SAMPLES]
 
     _say(verbose, f"Training a float CNN on {len(digits.x_train):,} digits, {EPOCHS} epochs ...")
     model = trained(digits)
-    rows = [_float_row(model, digits, out / "digits_float.tflite")]
+    rows = [_float_row(model, digits, new.place(out / "digits_float.tflite"))]
 
     _say(verbose, f"PTQ int8: calibrating with {CALIBRATION_SAMPLES} digits ...")
     ptq = calibrate(quantize(model, "int8", target=TARGET), calibration, verbose=False)
-    rows.append(_integer_row("PTQ int8", ptq, digits, out / "digits_ptq.tflite"))
+    rows.append(_integer_row("PTQ int8", ptq, digits, new.place(out / "digits_ptq.tflite")))
 
     _say(verbose, f"QAT int8: {QAT_EPOCHS} more epochs with quantization in place ...")
     qat = calibrate(quantize(model, "int8", target=TARGET), calibration, verbose=False)
     _fit(qat, digits, QAT_EPOCHS, QAT_RATE)
-    rows.append(_integer_row("QAT int8", qat, digits, out / "digits_qat.tflite"))
+    rows.append(_integer_row("QAT int8", qat, digits, new.place(out / "digits_qat.tflite")))
 
-    save_c_array((out / "digits_qat.tflite").read_bytes(), out, "digits")
-    return DemoResult(
-        rows=tuple(rows),
-        train_samples=len(digits.x_train),
-        calibration_samples=len(calibration),
-        test_samples=len(digits.x_test),
-        seconds=time.perf_counter() - start,
-        files=tuple(str(path) for path in sorted(out.iterdir()) if path.name.startswith("digits")),
-    )
+    for name, text in c_array(new.place(out / "digits_qat.tflite").read_bytes(), "digits").items():
+        new.write(out / name, text)
+    return tuple(rows)
 
 
 def load_digits() -> Digits:
@@ -175,7 +185,7 @@ def _float_row(model: keras.Model, digits: Digits, path: Path) -> Row:
     """The float model and its float file, made by TensorFlow's converter, for comparison."""
     with contextlib.redirect_stdout(io.StringIO()):  # the converter lists the model's endpoints
         content = tf.lite.TFLiteConverter.from_keras_model(model).convert()
-    write_atomically(path, content)
+    write_atomically(path, content, "demo")
     return Row(
         name="float",
         float_accuracy=_accuracy(model.predict(digits.x_test, verbose=0), digits),

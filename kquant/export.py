@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import stat
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -15,7 +13,8 @@ import keras
 import numpy as np
 
 from kquant import __version__, targets
-from kquant.core.atomic import write_atomically
+from kquant.core.atomic import Outputs
+from kquant.core.destination import destination
 from kquant.core.spec import Encoding
 from kquant.data import gather
 from kquant.encodings import Version
@@ -150,8 +149,9 @@ def export(
     """
     _check_options(io, states, streaming)
     tables = tables_of(compression)
-    target_path = _writable(Path(path))
-    beside = None if encodings is None else (_writable(Path(encodings)), encodings_of(qmodel, encodings_version))
+    target_path = destination(path, "export", "model.tflite").given
+    results = Outputs([target_path] if encodings is None else [target_path, encodings], "export")
+    beside = None if encodings is None else encodings_of(qmodel, encodings_version)
     lowered = lower(qmodel)
     refuse_tables(lowered, tables, check_runtimes)
     if streaming:
@@ -160,9 +160,10 @@ def export(
         made = _over_clips(qmodel, lowered, samples, io, check_runtimes, tables)
     content, reports, arena, streamed = made
     file, held = contents(content)
-    write_atomically(target_path, content)
-    if beside is not None:
-        write_atomically(beside[0], f"{json.dumps(beside[1], indent=1)}\n".encode())
+    with results as new:
+        new.write(target_path, content)
+        if encodings is not None:
+            new.write(encodings, f"{json.dumps(beside, indent=1)}\n".encode())
     return ExportReport(
         path=str(target_path),
         target=lowered.target.name,
@@ -362,25 +363,3 @@ def _input_encodings(lowered: Lowered, t: Any) -> list[Encoding]:
 def _port(t: Any) -> Port:
     scale = None if t.scale is None else t.scale[0]
     return Port(t.name, t.shape, t.type, scale, None if scale is None else t.zero_point[0])
-
-
-def _writable(path: Path) -> Path:
-    """Refuse early what could not be written late."""
-    try:
-        return _checked(path)
-    except OSError as error:  # a name that the system cannot even look up
-        raise ValueError(f"export: {path} cannot be written: {error.strerror}; choose another path.") from error
-
-
-def _checked(path: Path) -> Path:
-    if path.is_dir():
-        raise ValueError(f"export: {path} is a folder; give the name of the file, like {path / 'model.tflite'}.")
-    parent = path.parent
-    if not parent.is_dir():
-        raise ValueError(f"export: the folder {parent} does not exist; make it first.")
-    if not os.access(parent, os.W_OK):
-        raise ValueError(f"export: the folder {parent} cannot be written to; choose another path.")
-    # as a shell's `>` would refuse; the mode itself, because root may write everywhere
-    if path.exists() and not path.stat().st_mode & stat.S_IWUSR:
-        raise ValueError(f"export: {path} exists and is read-only; remove it or choose another path.")
-    return path

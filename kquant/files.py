@@ -7,7 +7,6 @@ import importlib.util
 import io
 import json
 import math
-import tempfile
 import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -21,9 +20,12 @@ import numpy as np
 import kquant.core.nodes
 import kquant.ops  # noqa: F401  both register kquant's layers with Keras, which `load_model` needs
 from kquant.core import inputs
+from kquant.core.atomic import Outputs, write_atomically
+from kquant.core.destination import destination
+from kquant.core.leftovers import settle
 from kquant.core.untrusted import read_arrays
 from kquant.core.wording import absent
-from kquant.export import export, write_atomically
+from kquant.export import export
 from kquant.inspect import FileModel
 
 MODELS = (".keras", ".h5")
@@ -58,6 +60,7 @@ def load_model(path: str | Path) -> keras.Model:
         ValueError: no such file, another kind of file, or Keras cannot rebuild it.
     """
     file = Path(path)
+    settle(file.parent)  # a model and its file may be of two runs where one was killed
     if not file.is_file():
         raise ValueError(f"{file}: {absent(file)}; give a Keras model saved with model.save('name.keras').")
     if file.suffix.lower() not in MODELS:
@@ -245,8 +248,7 @@ def check_arrays_file(path: str | Path) -> Path:
     target = Path(path)
     if target.suffix != ".npz":
         raise ValueError(f"--out {target}: arrays go to a .npz file. Received: '{target.suffix}'.")
-    if not target.parent.is_dir():
-        raise ValueError(f"--out {target}: the folder {target.parent} does not exist; make it first.")
+    destination(target, "--out", "outputs.npz")
     return target
 
 
@@ -259,7 +261,7 @@ def save_arrays(path: str | Path, arrays: dict[str, np.ndarray]) -> None:
     target = check_arrays_file(path)
     content = io.BytesIO()
     np.savez(content, **arrays)
-    write_atomically(target, content.getvalue())
+    write_atomically(target, content.getvalue(), "--out")
 
 
 def check_results(paths: Sequence[Path], model_path: Path, kinds: Sequence[str] = RESULTS) -> None:
@@ -276,25 +278,43 @@ def check_results(paths: Sequence[Path], model_path: Path, kinds: Sequence[str] 
     for path in paths:
         if path.suffix not in kinds:
             raise ValueError(f"--out {path}: expected a file {' or '.join(kinds)}. Received: '{path.suffix}'.")
-        if not path.parent.is_dir():
-            raise ValueError(f"--out {path}: the folder {path.parent} does not exist; make it first.")
+        destination(path, "--out")
         if path.resolve() == model_path.resolve():
             raise ValueError(f"--out {path}: would overwrite the model it comes from; give another file.")
 
 
-def save_result(qmodel: keras.Model, path: Path, samples: Any) -> None:
-    """A quantized model as `.keras`, or as a verified `.tflite` file; an older file stays until the new one is whole.
+def save_results(qmodel: keras.Model, paths: Sequence[Path], samples: Any) -> None:
+    """A quantized model as `.keras`, as a verified `.tflite` file, or both; older files stay until all are whole.
+
+    Args:
+        qmodel: the model.
+        paths: of the results.
+        samples: see `kquant.export`.
 
     Raises:
         ValueError: what `kquant.export` refuses.
     """
-    if path.suffix == ".tflite":
-        export(qmodel, path, samples=samples)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        whole = Path(folder) / path.name
-        qmodel.save(whole)
-        write_atomically(path, whole.read_bytes())
+    with Outputs(paths, "--out") as new:
+        for path in paths:
+            if path.suffix == ".tflite":
+                export(qmodel, new.place(path), samples=samples)
+            else:
+                save_model(qmodel, path, new)
+
+
+def save_model(model: keras.Model, path: Path, new: Outputs) -> None:
+    """A Keras model as one of the results of a run.
+
+    Args:
+        model: the model.
+        path: of its file.
+        new: the results.
+
+    Raises:
+        ValueError: the system refuses, with its reason.
+    """
+    with new.making(path, 4 * sum(int(np.prod(w.shape)) for w in model.weights)) as made:
+        model.save(made)
 
 
 @contextlib.contextmanager

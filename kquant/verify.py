@@ -17,6 +17,7 @@ import numpy as np
 
 from kquant.core.arguments import check_count
 from kquant.core.graph import run
+from kquant.core.leftovers import settle
 from kquant.core.program import Ref
 from kquant.data import gather
 from kquant.inspect import EDGES, FileModel, FileTensor, float_operators, inspect, read_bytes, read_model
@@ -106,6 +107,8 @@ def verify(
     """
     check_count("verify", "samples", samples)
     lowered = lower(qmodel)
+    if not isinstance(path, bytes):
+        settle(Path(path).parent)  # after a kill a file may be of another run than its model
     content = read_bytes(path)
     file = inspect(path)
     if "streaming" in file.metadata:

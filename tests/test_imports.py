@@ -32,7 +32,7 @@ ORDER = (
     ("autotune", "mixed_precision"),
     ("report", "files", "c_array"),
     ("pipeline",),
-    ("demo",),
+    ("demo", "result_files"),
     ("options",),
     ("cli",),
     ("__main__",),

@@ -7,7 +7,8 @@ from importlib import resources
 from pathlib import Path
 
 from kquant.analysis.results import Analysis
-from kquant.export import write_atomically
+from kquant.core.atomic import write_atomically
+from kquant.core.destination import destination
 from kquant.report.pages import facts, headline
 from kquant.report.tables import page
 
@@ -39,7 +40,7 @@ def html(analysis: Analysis, path: str | Path) -> Path:
     if not isinstance(analysis, Analysis):
         raise TypeError(f"report.html: expected what kquant.analyze returned. Received: {type(analysis).__name__}.")
     target = check_html(path)
-    write_atomically(target, render_html(analysis).encode())
+    write_atomically(target, render_html(analysis).encode(), "report.html")
     return target
 
 
@@ -53,8 +54,7 @@ def check_html(path: str | Path) -> Path:
     target = Path(path)
     if target.suffix != ".html":
         raise ValueError(f"report.html: {target}: expected a name that ends in .html.")
-    if not target.parent.is_dir():
-        raise ValueError(f"report.html: the folder {target.parent} does not exist; make it first.")
+    destination(target, "report.html", "report.html")
     check_extra("the HTML report", "jinja2", "matplotlib")
     return target
 

@@ -7,7 +7,8 @@ import io
 from pathlib import Path
 
 from kquant.autotune import Rung, Tuned
-from kquant.export import write_atomically
+from kquant.core.atomic import write_atomically
+from kquant.core.destination import destination
 from kquant.mixed_precision import Mixed
 from kquant.report.html import check_extra
 from kquant.report.tables import Page, Table, page
@@ -98,6 +99,7 @@ def pareto(mixed: Mixed, path: str | Path) -> Path:
     kind = path.suffix.lower().removeprefix(".")
     if kind not in ("png", "svg", "pdf"):
         raise ValueError(f"report.pareto: {path} must end in .png, .svg or .pdf.")
+    destination(path, "report.pareto", "pareto.png")
     figures = importlib.import_module("matplotlib.figure")
     fig = figures.Figure(figsize=(6.4, 4.2), layout="constrained")
     ax = fig.add_subplot()
@@ -117,5 +119,5 @@ def pareto(mixed: Mixed, path: str | Path) -> Path:
     ax.legend(loc="lower right")
     content = io.BytesIO()
     fig.savefig(content, format=kind, dpi=150)
-    write_atomically(path, content.getvalue())
+    write_atomically(path, content.getvalue(), "report.pareto")
     return path
