@@ -271,7 +271,7 @@ class _Search:
         self.rungs.append(replace(rung, kept=better))
         if better:
             self.qmodel = qmodel
-        self.kept.save(self.rungs)
+        self.kept.store(self.rungs)
 
     def measure(self, name: str, recipe: Recipe) -> tuple[Rung, keras.Model | None]:
         """The model of a recipe and its score; one that fails is reported, unless there is nothing to go back to."""
@@ -336,7 +336,7 @@ class _Kept:
         """A rung that an earlier call has finished."""
         return next((r for r in self.rungs if r.name == name and r.recipe == recipe), None)
 
-    def save(self, rungs: list[Rung]) -> None:
+    def store(self, rungs: list[Rung]) -> None:
         """Write what is finished."""
         if self.path is not None:
             content = {"search": self.key, "rungs": [asdict(rung) for rung in rungs if not rung.failed]}

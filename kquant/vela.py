@@ -9,6 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from kquant.core.atomic import write_atomically
 from kquant.inspect import read_bytes
 
 VELA_SECONDS = 600
@@ -43,7 +44,7 @@ def vela_bytes(path: str | Path | bytes, accelerator: str = "ethos-u55-128") -> 
         raise ValueError(f"vela_bytes {NEEDED}")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.tflite"
-        file.write_bytes(read_bytes(path))
+        write_atomically(file, read_bytes(path), "vela_bytes")
         command = [vela, str(file), "--accelerator-config", accelerator, "--output-dir", folder]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=VELA_SECONDS)
         summary = next(Path(folder).glob("*_summary_*.csv"), None)

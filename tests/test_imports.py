@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from functools import cache
 from pathlib import Path
 
@@ -147,6 +148,87 @@ def test_names_say_what_is_inside() -> None:
     stems = {path.stem for path in FILES}
     assert not stems & {"utils", "util", "common", "base", "manager", "helpers", "misc"}
     assert not {stem for stem in stems if stem.endswith(("_v2", "_new", "_old"))}
+
+
+WRITERS = {"write_text", "write_bytes", "tofile", "savetxt", "save_weights", "symlink_to", "hardlink_to", "write_file"}
+WRITERS |= {"dump", "mkstemp", "NamedTemporaryFile", "copyfile", "copytree", "copy2", "rename", "imsave"}
+ARCHIVES = {"save", "savez", "savez_compressed", "savefig"}  # into memory, or where results are made
+WRITTEN_ELSEWHERE = {"core/atomic.py", "core/leftovers.py"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=IDS)
+def test_results_are_written_in_one_place(path: Path) -> None:
+    """`kquant.core.atomic` writes files whole; whoever else opens one for writing can be killed in the middle."""
+    if str(path.relative_to(PACKAGE)) not in WRITTEN_ELSEWHERE:
+        assert writes(parsed(path)) == []
+
+
+def writes(tree: ast.AST) -> list[str]:
+    """Calls that write a file of their own."""
+    memory = {
+        t.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign) and ast.unparse(node.value) in ("io.BytesIO()", "io.StringIO()")
+        for t in node.targets
+        if isinstance(t, ast.Name)
+    }
+    memory |= {  # `with results.making(path) as made`
+        item.optional_vars.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.With)
+        for item in node.items
+        if isinstance(item.context_expr, ast.Call)
+        and ast.unparse(item.context_expr.func).endswith(".making")
+        and isinstance(item.optional_vars, ast.Name)
+    }
+    return [
+        f"{node.lineno}: {ast.unparse(node)}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and _writes(node, memory)
+    ]
+
+
+def _writes(call: ast.Call, memory: set[str]) -> bool:
+    name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    texts = [ast.unparse(a) for a in (*call.args, *(k.value for k in call.keywords))]
+    if name in ("open", "fdopen", "ZipFile", "File"):
+        return "os.dup(2)" not in texts and any(re.fullmatch(r"'[rbt+]*[wax+][rwabxt+]*'", text) or "O_CREAT" in text for text in texts)
+    of = ast.unparse(call.func.value) if isinstance(call.func, ast.Attribute) else ""
+    if name in ("replace", "move"):  # those of texts and of dataclasses have other arguments
+        return of in ("os", "shutil") or (of not in ("", "dataclasses") and len(texts) == 1)
+    return name in WRITERS or (name in ARCHIVES and len(texts) > 0 and texts[0] not in memory)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "path.write_text('x')",
+        "open(path, 'w')",
+        "path.open('ab')",
+        "open(path, mode='x')",
+        "path.open('r+b')",
+        "os.fdopen(handle, 'wb')",
+        "os.open(path, os.O_WRONLY | os.O_CREAT)",
+        "np.savez(path, x=x)",
+        "np.save('x.npy', x)",
+        "model.save(path)",
+        "fig.savefig(path)",
+        "json.dump(x, file)",
+        "zipfile.ZipFile(path, 'w')",
+        "os.replace(a, b)",
+        "a.replace(b)",
+        "shutil.move(a, b)",
+        "shutil.copyfile(a, b)",
+    ],
+)
+def test_writing_is_noticed(line: str) -> None:
+    assert writes(ast.parse(line))
+
+
+def test_reading_and_memory_are_no_writing() -> None:
+    lines = ["path.open()", "open(path, 'rb')", "text.replace('a', 'b')", "dataclasses.replace(row, kept=True)"]
+    lines += ["content = io.BytesIO()\nnp.savez(content, x=x)", "with new.making(path) as made:\n    model.save(made)"]
+    assert [line for line in lines if writes(ast.parse(line))] == []
 
 
 def test_interpreters_start_without_tensorflow() -> None:

@@ -210,8 +210,9 @@ class Outputs:
             raise ValueError(refusal(self.who, place.given, error)) from error
 
     def _remove(self) -> None:
-        for stage in self.stages.values():
-            stage.remove()
+        with contextlib.ExitStack() as removals:  # each, also where Ctrl-C ends one of them
+            for stage in self.stages.values():
+                removals.callback(stage.remove)
         self.stages.clear()
 
 

@@ -94,6 +94,8 @@ def _check(given: Path, real: Path, mode: int | None, who: str) -> None:
     if mode is not None and not stat.S_ISREG(mode):
         return  # a device or a pipe; whether it takes bytes shows when they come
     folder, link = real.parent, "" if real == given else f" ({given} is a link to it)"
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{who}: {given} cannot be written: {folder} is no folder{link}; choose another path.")
     if not folder.is_dir():
         raise ValueError(f"{who}: the folder {folder} does not exist{link}; make it first.")
     if not os.access(folder, os.W_OK | os.X_OK):
