@@ -192,7 +192,8 @@ def _writes(call: ast.Call, memory: set[str]) -> bool:
     name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
     texts = [ast.unparse(a) for a in (*call.args, *(k.value for k in call.keywords))]
     if name in ("open", "fdopen", "ZipFile", "File"):
-        return "os.dup(2)" not in texts and any(re.fullmatch(r"'[rbt+]*[wax+][rwabxt+]*'", text) or "O_CREAT" in text for text in texts)
+        writing = re.compile(r"'[rbt+]*[wax+][rwabxt+]*'|.*O_CREAT.*")
+        return "os.dup(2)" not in texts and any(map(writing.fullmatch, texts))
     of = ast.unparse(call.func.value) if isinstance(call.func, ast.Attribute) else ""
     if name in ("replace", "move"):  # those of texts and of dataclasses have other arguments
         return of in ("os", "shutil") or (of not in ("", "dataclasses") and len(texts) == 1)

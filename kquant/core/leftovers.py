@@ -172,7 +172,7 @@ def settle(folder: str | Path) -> None:
     try:
         with os.scandir(folder) as entries:
             found = [e.path for e in entries if STAGE.fullmatch(e.name) and e.is_dir(follow_symlinks=False)]
-    except OSError:
+    except (OSError, ValueError):
         return  # no such folder, or it cannot be listed: nothing can be told of it
     for path in sorted(found):
         _settle(Path(path))
