@@ -18,6 +18,7 @@ from kquant.core.graph import Graph, Node
 from kquant.core.origin import identities
 from kquant.core.recipe import Recipe, Settings
 from kquant.core.spec import FLOAT, INDEX, QuantSpec
+from kquant.core.stored import Stored
 from kquant.core.training import Training
 from kquant.ops import find
 from kquant.ops.rule import Rule
@@ -322,8 +323,8 @@ def _mixed(graph: Graph, rules: dict[int, Rule | None]) -> list[Problem]:
     for node in graph.nodes:
         rule = rules[id(node)]
         read = node.inputs[:1] if rule is not None and rule.told else node.inputs
-        if rule is None or not any(id(t) in indices for t in read):
-            continue
+        if rule is None or not any(id(t) in indices for t in read) or isinstance(node.op, Stored):
+            continue  # a constant reads nothing
         if not rule.indices:
             reason = "it computes with an input that another layer reads as indices; give the model two inputs"
             problems.append(Problem(node.name, type(node.op).__name__, reason))

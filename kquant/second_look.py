@@ -9,9 +9,9 @@ import numpy as np
 
 from kquant.core.nodes import FakeQuant, encodings_of
 from kquant.core.spec import QuantSpec
+from kquant.core.stored import Stored
 from kquant.core.wording import first_of
 from kquant.observe import Observations
-from kquant.ops.constant import Stored
 from kquant.ops.function import Function
 from kquant.quantized import read
 

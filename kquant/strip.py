@@ -16,10 +16,10 @@ from kquant.core import transforms as kernels
 from kquant.core.copies import own, stays_whole
 from kquant.core.graph import Node, rewrite, trace
 from kquant.core.nodes import Compressed, FakeQuant, QuantizedLSTM, Transformed, observing
+from kquant.core.stored import Stored
 from kquant.core.transforms import Carried, Held
 from kquant.ops import find
 from kquant.ops.affine import Affine
-from kquant.ops.constant import Stored
 from kquant.ops.rule import rebuild
 
 

@@ -197,6 +197,37 @@ class Block(keras.layers.Layer):
         return ops.relu(self.norm(self.conv(x), training=training)) + x
 
 
+class Tokens(layers.Layer):
+    """Rows that are the same for every sample, in every spelling; positions from a table."""
+
+    def build(self, shape):
+        width = shape[-1]
+        self.token = self.add_weight(shape=(1, 1, width), name="token")
+        self.queries = self.add_weight(shape=(2, width), name="queries")
+        self.slope = self.add_weight(shape=(width,), name="slope")
+        self.positions = layers.Embedding(12, width, name="positions")
+        self.positions.build()
+
+    def call(self, x):
+        batch, width = ops.shape(x)[0], x.shape[-1]
+        x = self.slope * x + self.positions(ops.arange(ops.shape(x)[1]))
+        rows = [
+            ops.broadcast_to(self.token, (batch, 1, width)),
+            ops.repeat(self.token, batch, axis=0),
+            ops.tile(self.queries[None], [batch, 1, 1]),
+            self.token + ops.zeros_like(x[:, :1]),
+            ops.ones((batch, 1, width)) / 2,
+            np.float32([[[0.5]]]) * x,
+        ]
+        return ops.concatenate(rows, axis=1)
+
+
+@case
+def tokens_of_every_spelling() -> keras.Model:
+    x = keras.Input((3, 4))
+    return keras.Model(x, layers.Dense(3)(Tokens()(x)))
+
+
 class Subclassed(keras.Model):
     """A subclassed model with a block called twice."""
 

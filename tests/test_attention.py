@@ -10,8 +10,8 @@ from keras import layers, ops
 
 import kquant
 from kquant.core.nodes import Compressed
+from kquant.core.stored import Stored
 from kquant.expand import expand
-from kquant.ops.constant import Stored
 from kquant.ops.rule import computed
 from kquant.runtimes import available
 

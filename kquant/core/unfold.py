@@ -21,7 +21,10 @@ from keras.src.layers.layer import CallContext
 from keras.src.ops.node import Node as KerasNode  # recorded calls; Keras has no public name for them
 from keras.src.utils.naming import to_snake_case
 
+from kquant.core.recording import FEW, MORE, Recording, keep_training, lost, open_batch, symbolic_on_either_side
 from kquant.core.step_mask import combined, is_handed_on, makes_mask, mask_made_by, reads_mask
+from kquant.core.stored import stored_layer
+from kquant.core.unfollowed import refusal, returned
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,25 +220,52 @@ class _Unfolding:
 
     def call(self, op: Any, args: tuple, kwargs: dict) -> Any:
         """Run `op.call` on symbolic tensors and unfold the calls it recorded."""
+        made = self.record(op, args, kwargs)
+        keep_training(made, op.trainable_variables)
+        self.frozen += _frozen(op, made)
+        outer, self.owner = self.owner, op if self.owner is None or not _is_builtin(self.owner) else self.owner
+        self.store(op, made)
+        for node in made.nodes:
+            if not isinstance(node.operation, keras.layers.Layer):
+                # made while `call` ran, so it is ours to name: after the layer, instead of Keras' running number
+                node.operation.name = f"{op.name}_{to_snake_case(type(node.operation).__name__)}"
+            self.again(node, made.back)
+        self.owner = outer
+        return tree.map_structure(lambda t: made.back[id(t)], made.outputs)
+
+    def store(self, op: Any, made: Recording) -> None:
+        """Give the constants that `call` made tensors of the graph; what these are called with does not matter."""
+        for i, (placeholder, value, repeated, variable) in enumerate(made.stored):
+            name = f"{op.name}_{f'stored{i or str()}' if variable is None else variable.name}"
+            layer = stored_layer(value, name, variable is not None, repeated)
+            made.back[id(placeholder)] = self.keep(layer, (next(iter(made.back.values())),), {})
+
+    def record(self, op: Any, args: tuple, kwargs: dict) -> Recording:
+        """What `op.call` does; where it asks for the number of samples, by what differs with that."""
+        try:
+            made = self.run(op, args, kwargs, None)
+        except Exception as error:  # whatever the user's code raises on symbolic tensors
+            try:
+                made, more = (self.run(op, args, kwargs, batch) for batch in (FEW, MORE))
+            except Exception as second:
+                raise refusal(op, second, _is_builtin(op) and not isinstance(op, keras.layers.Activation)) from error
+            made = open_batch(f"{op.name} ({type(op).__name__})", made, more)
+        if not all(isinstance(t, Tensor) for t in tree.flatten(made.outputs)) or made.outputs is None:
+            raise returned(op, made.outputs)
+        return made
+
+    def run(self, op: Any, args: tuple, kwargs: dict, batch: int | None) -> Recording:
+        """`op.call` on symbolic tensors of so many samples."""
         starts = [x for x in tree.flatten((args, kwargs)) if isinstance(x, Tensor)]
-        ours = {id(t): Tensor(t.shape, t.dtype) for t in starts}
+        ours = {id(t): Tensor((t.shape[0] or batch, *t.shape[1:]) if t.shape else (), t.dtype) for t in starts}
         call_args, call_kwargs = substitute((args, kwargs), ours)
         call_kwargs.pop("training", None)
         if op._call_has_training_arg and self.training is not None:
             call_kwargs["training"] = self.training
-        with _called_from(op, self.training):
-            outputs = _followed(op, call_args, call_kwargs)
+        with _called_from(op, self.training), symbolic_on_either_side():
+            outputs = op.call(*call_args, **call_kwargs)
         back = {id(ours[id(t)]): t for t in starts}
-        recorded = _recorded(tree.flatten(outputs), set(back))
-        self.frozen += _frozen(op, recorded)
-        outer, self.owner = self.owner, op if self.owner is None or not _is_builtin(self.owner) else self.owner
-        for node in recorded:
-            if not isinstance(node.operation, keras.layers.Layer):
-                # made while `call` ran, so it is ours to name: after the layer, instead of Keras' running number
-                node.operation.name = f"{op.name}_{to_snake_case(type(node.operation).__name__)}"
-            self.again(node, back)
-        self.owner = outer
-        return tree.map_structure(lambda t: back[id(t)], outputs)
+        return Recording(outputs, _recorded(tree.flatten(outputs), set(back)), back, list(ours.values()))
 
     def again(self, node: KerasNode, new: dict[int, Any], training: bool | None = None) -> None:
         """A recorded call, on our tensors; a Functional model puts its own `training` over what was recorded."""
@@ -304,45 +334,13 @@ def _fresh(op: Any, args: tuple, kwargs: dict) -> Any:
     return tree.map_structure(lambda t: Tensor(t.shape, t.dtype), spec)
 
 
-def _followed(op: Any, args: tuple, kwargs: dict) -> Any:
-    """Outputs of `op.call` on symbolic tensors."""
-    where = f"{op.name} ({type(op).__name__})"
-    try:
-        outputs = op.call(*args, **kwargs)
-    except Exception as error:  # whatever the user's code raises on symbolic tensors
-        said = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        if "add_loss" in str(error):
-            raise ValueError(
-                f"{where}: its `call` uses add_loss, but symbolic tensors have no values to add. Take it out: "
-                "give the layer whose output is penalized an activity_regularizer, or put the penalty into the loss "
-                "that the model is compiled with, or into compute_loss of a class around the new model."
-            ) from error
-        if _is_builtin(op) and not isinstance(op, keras.layers.Activation):  # that one calls the user's function
-            raise ValueError(
-                f"{where}: kquant has no rule for this layer, and its `call` does not unfold into operations that have "
-                f"one. Replace it by layers that have one, or leave it out of the exported model. It said: {said}"
-            ) from error
-        raise ValueError(
-            f"{where}: its `call` cannot be followed on symbolic tensors, so kquant cannot see what it computes. Write "
-            f"it with Keras layers and `keras.ops` instead of raw `tf.*` or numpy, or replace it before quantizing. It "
-            f"said: {said}"
-        ) from error
-    if not all(isinstance(t, Tensor) for t in tree.flatten(outputs)):
-        raise ValueError(
-            f"{where}: its `call` must return tensors that depend on its inputs. Received: {outputs}. Write it with "
-            "Keras layers and `keras.ops` instead of raw `tf.*` or numpy."
-        )
-    return outputs
-
-
-def _frozen(op: Any, recorded: list[KerasNode]) -> list[str]:
+def _frozen(op: Any, made: Recording) -> list[str]:
     """Variables that `call` turned into numbers before they met a tensor keep their values, but cannot train."""
-    used = {id(x) for n in recorded for x in tree.flatten((n.arguments.args, n.arguments.kwargs))}
-    lost = [v.name for v in getattr(op, "_trainable_variables", []) if v.trainable and id(v) not in used]
-    if not lost:
+    names = lost(made, (v for v in getattr(op, "_trainable_variables", []) if v.trainable))
+    if not names:
         return []
     return [
-        f"{op.name} ({type(op).__name__}): {', '.join(lost)} is computed with before it meets a tensor (or not at "
+        f"{op.name} ({type(op).__name__}): {', '.join(names)} is computed with before it meets a tensor (or not at "
         "all), so it keeps its value in the quantized model and does not train there."
     ]
 

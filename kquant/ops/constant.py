@@ -13,45 +13,13 @@ import keras
 import numpy as np
 
 from kquant.core.program import Program
+from kquant.core.stored import Stored, stored_layer
 from kquant.ops.rule import Call, Make, Rule, computed, example
 
 layers = keras.layers
 
 # How far the lowest code must lie below the smallest logit, so that a masked one gets exp(-8) < 1/512 at most.
 MASKED_BELOW = 8.0
-
-
-@keras.saving.register_keras_serializable(package="kquant")
-class Stored(keras.layers.Layer):
-    """A constant or variable of the model as a tensor of the graph; what it is called with does not matter.
-
-    Args:
-        shape: without batch axis; the value is the same for every sample.
-        trains: False for what is a constant in the model.
-
-    Example:
-        >>> layer = stored_layer(np.float32([[1.0], [2.0]]), "rows")
-        >>> layer(np.zeros((5, 2, 3), "float32")).numpy().tolist()
-        [[[1.0], [2.0]]]
-    """
-
-    def __init__(self, shape: Sequence[int], trains: bool = False, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.shape, self.trains = tuple(int(n) for n in shape), trains
-        self.value = self.add_weight(name="value", shape=self.shape, initializer="zeros", trainable=trains)
-        self.built = True
-
-    def call(self, x: Any) -> Any:
-        """The value with a leading 1, which broadcasts over the batch."""
-        return keras.ops.expand_dims(keras.ops.convert_to_tensor(self.value), 0)
-
-    def compute_output_spec(self, x: Any) -> Any:
-        """As if there were one value for each sample."""
-        return keras.KerasTensor((None, *self.shape), self.compute_dtype)
-
-    def get_config(self) -> dict[str, Any]:
-        """All arguments."""
-        return {**super().get_config(), "shape": list(self.shape), "trains": self.trains}
 
 
 @keras.saving.register_keras_serializable(package="kquant")
@@ -124,28 +92,6 @@ class Masked(keras.layers.Layer):
         return {**super().get_config(), "shape": list(self.shape)}
 
 
-def refuse_infinite(name: str, *values: Any) -> None:
-    """A constant without a code.
-
-    Raises:
-        ValueError: NaN or Inf among the values.
-    """
-    if not all(np.all(np.isfinite(np.asarray(value, np.float64))) for value in values):
-        raise ValueError(
-            f"{name}: a constant of the model holds NaN or Inf (a division by 0 makes one, too), which no integer "
-            "stands for. Compute it so that it is finite."
-        )
-
-
-def stored_layer(value: Any, name: str, trains: bool = False) -> Stored:
-    """A `Stored` that holds `value` (float[...], without batch axis)."""
-    array = np.asarray(value, np.float32)
-    refuse_infinite(name, array)
-    layer = Stored(array.shape, trains, name=name)
-    layer.value.assign(array)
-    return layer
-
-
 def masked_layer(allowed: np.ndarray, name: str) -> Masked:
     """A `Masked` for bool[...], without batch axis."""
     layer = Masked(allowed.shape, name=name)
@@ -179,6 +125,39 @@ def stored(make: Make, value: Any, x: Any, name: str, key: str = "stored", *, tr
     trains = trains or (isinstance(value, keras.Variable) and value.trainable)
     array = without_batch(value, len(x.shape), name)
     return make(key, lambda: stored_layer(array, f"{name}_{key}", trains))(x)
+
+
+def known(t: Any) -> np.ndarray | None:
+    """The numbers of a tensor of the graph that is a constant of the model, with a leading 1; else None.
+
+    Axes along which they repeat are 1 long, so that what they meet broadcasts them.
+    """
+    layer = t._keras_history.operation if isinstance(t, keras.KerasTensor) else None
+    if not isinstance(layer, Stored) or layer.trains:
+        return None
+    value = layer.value.numpy()
+    for axis in range(value.ndim):
+        first = np.take(value, [0], axis)
+        value = first if value.shape[axis] > 1 and np.array_equal(np.broadcast_to(first, value.shape), value) else value
+    return value[None]
+
+
+def repeated(make: Make, value: np.ndarray, x: Any, name: str, *, trains: bool = False) -> Any:
+    """Numbers without batch axis as a tensor of the graph that has them for every sample of `x`."""
+    return make("repeated", lambda: stored_layer(value, name, trains, repeated=True))(x)
+
+
+def _filled(op: Any, make: Make, x: Any, *fill: Any, **named: Any) -> Any:
+    """`zeros_like`, `ones_like`, `full_like`: the shape of a tensor, and numbers that do not depend on it."""
+    number: Any = {"ZerosLike": 0.0, "OnesLike": 1.0}.get(type(op).__name__)
+    if number is None:
+        number = [*fill, *named.values()][0]
+    if isinstance(number, keras.KerasTensor):
+        raise ValueError(
+            f"{op.name} (FullLike): the model computes what it fills with. Write it as fill_value + "
+            "ops.zeros_like(x), which broadcasts."
+        )
+    return repeated(make, np.broadcast_to(as_array(number), (1, *x.shape[1:]))[0], x, op.name)
 
 
 def masked(make: Make, x: Any, allowed: np.ndarray, name: str, below: float = MASKED_BELOW) -> Any:
@@ -270,6 +249,14 @@ RULES = (
             computed(lambda x: keras.ops.minimum(_rows(3, 1), x), (2, 3, 4)),
             example(_Positions, lambda: layers.Dense(3), shape=(6, 5)),
             example(_Positions, layers.ReLU, shape=(7, 4)),
+        ),
+    ),
+    Rule(
+        operations=("ZerosLike", "OnesLike", "FullLike"),
+        expand=_filled,
+        examples=(
+            computed(lambda x: keras.ops.concatenate([keras.ops.zeros_like(x[:, :1]), x], axis=1), (3, 4)),
+            computed(lambda x: x * keras.ops.full_like(x, 2.0) + keras.ops.ones_like(x) * _rows(4), (3, 4)),
         ),
     ),
     Rule(layers=(Below,), operators=(), lower=_lower_below, examples=(_causal(layers.Softmax),)),

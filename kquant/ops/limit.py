@@ -9,8 +9,9 @@ import keras
 import numpy as np
 
 from kquant.core.program import Program
+from kquant.core.stored import refuse_infinite
 from kquant.ops.affine import affine
-from kquant.ops.constant import refuse_infinite, stored
+from kquant.ops.constant import stored
 from kquant.ops.merge import same_rank
 from kquant.ops.passive import TRAINING_ONLY
 from kquant.ops.rule import Call, Make, Rule, computed, example

@@ -15,6 +15,7 @@ import numpy as np
 
 from kquant.core.program import Program
 from kquant.ops.affine import affine
+from kquant.ops.constant import known, repeated
 from kquant.ops.rule import Call, Make, Rule, Weights, copy_weights, keras_layers
 
 layers = keras.layers
@@ -35,6 +36,9 @@ def _embedding(op: Any, make: Make, x: Any, *_: Any, **__: Any) -> Any:
     """Without LoRA's sum and without the mask, which nobody reads here."""
     if getattr(op, "lora_enabled", False):
         raise ValueError(f"{op.name} (Embedding): LoRA is on; merge it into the embeddings first (save and reload).")
+    if (numbers := known(x)) is not None:  # segments or positions, the same for every sample
+        rows = np.broadcast_to(op.embeddings.numpy()[numbers[0].astype(np.int64)], (*x.shape[1:], op.output_dim))
+        return repeated(make, rows, x, op.name)
     return None if not op.mask_zero else _plain(op, make, x)
 
 
@@ -159,6 +163,7 @@ RULES = (
         examples=(
             looked_up(lambda x: layers.Embedding(10, 6)(x), 7),
             looked_up(lambda x: layers.Dense(3)(layers.Flatten()(layers.Embedding(10, 4, mask_zero=True)(x))), 5),
+            looked_up(lambda x: layers.Embedding(10, 6)(x) + layers.Embedding(2, 6)(K.zeros_like(x)), 4),
         ),
     ),
     Rule(

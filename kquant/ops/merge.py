@@ -10,7 +10,7 @@ import numpy as np
 from kquant.core.graph import Node
 from kquant.core.program import Program
 from kquant.ops.affine import affine, is_per_channel, per_channel
-from kquant.ops.constant import as_array, stored
+from kquant.ops.constant import as_array, known, repeated, stored
 from kquant.ops.rule import Call, Make, Rule, computed
 
 layers = keras.layers
@@ -56,6 +56,9 @@ def _binary(cls: type, with_constant: Any) -> Any:
     """`a + b` of two tensors, or of a tensor and a constant."""
 
     def expand(op: Any, make: Make, a: Any, b: Any) -> Any:
+        if (made := _of_constants(cls, op, make, a, b)) is not None:
+            return made
+        a, b = _constants_apart(a, b)
         tensors = [isinstance(v, keras.KerasTensor) for v in (a, b)]
         if all(tensors):
             same_rank(op, a, b)
@@ -70,6 +73,35 @@ def _binary(cls: type, with_constant: Any) -> Any:
         return make("affine", lambda: affine(scale, offset, channels=x.shape[-1], name=op.name, trains=trains))(x)
 
     return expand
+
+
+def _constants_apart(a: Any, b: Any) -> tuple[Any, Any]:
+    """A tensor that is one number for each channel goes as these numbers: they fold."""
+    for x, other, turned in ((a, b, False), (b, a, True)):
+        numbers = known(other)
+        if isinstance(x, keras.KerasTensor) and numbers is not None and is_per_channel(numbers, x):
+            return (numbers, x) if turned else (x, numbers)
+    return a, b
+
+
+def _of_constants(cls: type, op: Any, make: Make, a: Any, b: Any) -> Any:
+    """Two constants, one of them a tensor of the graph (`token + ops.zeros_like(x)`): what they make, as a tensor.
+
+    None where it takes an operator: one is no constant, or a variable that trains would not be the result as it is.
+    """
+    tensors = [v for v in (a, b) if isinstance(v, keras.KerasTensor)]
+    values = [known(v) if isinstance(v, keras.KerasTensor) else as_array(v) for v in (a, b)]
+    if any(v is None for v in values):
+        return None
+    shape = np.broadcast_shapes(*((1, *t.shape[1:]) for t in tensors), *(v.shape for v in values))
+    if shape[0] != 1 or len(shape) != len(tensors[0].shape):
+        return None
+    function = {layers.Add: np.add, layers.Subtract: np.subtract, layers.Multiply: np.multiply}[cls]
+    made = np.broadcast_to(function(*values), shape)[0]
+    free = next((v for v in (a, b) if isinstance(v, keras.Variable) and v.trainable), None)
+    if free is not None and not np.array_equal(np.ravel(made), np.ravel(as_array(free))):
+        return None
+    return repeated(make, made, tensors[0], op.name, trains=free is not None)
 
 
 def same_rank(op: Any, a: Any, b: Any) -> None:
