@@ -195,6 +195,9 @@ def all_cases():
 
     int32, float32 = Tensor((1, 8), "int32", ()), Tensor((1, 8), "float32", ())
     add("CAST", [row], int32, lambda x: np.rint(x / 0.05 + 3), "CastOptions", inDataType=9, outDataType=2)
+    add("ARG_MAX", [row, integers(1)], Tensor((1,), "int32", ()), lambda x, a: x.argmax(1), "ArgMaxOptions",
+        outputType=2)  # fmt: skip
+    add("NOT_EQUAL", [row, row], Tensor((1, 8), "bool", ()), np.not_equal, "NotEqualOptions")
     add("QUANTIZE", [row], signal(1, 8, scale=0.08, zero_point=-9), lambda x: x, "QuantizeOptions")
     add("DEQUANTIZE", [row], float32, lambda x: x, "DequantizeOptions")
     return cases

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import warnings
+
 import contract
 import keras
 import numpy as np
@@ -110,6 +114,116 @@ def test_masked_steps_are_left_out(name, target, runtime):
     x = np.concatenate([samples(model, 6, seed) for seed in (1, 2)] + [samples(model, 6, 3, anywhere=True)])
     assert contract.compare(q, contract.file_of(q), runtime, [x]) == contract.Parity(1.0, 0)
     assert signal_to_noise(model(x), q(x, training=False)) > 25
+
+
+def calibrated(name: str) -> tuple[keras.Model, keras.Model]:
+    """One of the networks, and its quantized form."""
+    model = NETWORKS[name]()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # padding at the ends is as expected
+        q = kquant.calibrate(kquant.quantize(model), samples(model, 128), batch_size=64, verbose=False)
+    return model, q
+
+
+@pytest.mark.parametrize("name", ["last", "both ways"])
+def test_padding_changes_nothing(name):
+    """To the bit what the model gives for the sequence without its padding, wherever that stands."""
+    _, q = calibrated(name)
+    short = sequences(count=2, seed=5)[:1, :4]  # of full length
+    padded = [np.pad(short, ((0, 0), (n, STEPS - 4 - n), (0, 0))) for n in (0, 2, 3)]
+    cut = kquant.quantize(NETWORKS[name](), input_shape=(None, 4, FEATURES))
+    cut.set_weights(q.get_weights())
+    for x in padded:
+        np.testing.assert_array_equal(q(x), cut(short))
+
+
+@pytest.mark.parametrize("factor", [1e-4, 1.0, 300.0])
+@pytest.mark.parametrize(("target", "runtime"), REFERENCES)
+def test_steps_are_told_by_codes_of_any_scale(factor, target, runtime):
+    """A step that is one code away from 0 is real."""
+    x = sequences(64) * np.float32(factor)
+    model = build(layers.LSTM(3))
+    model.layers[2].cell.kernel.assign(model.layers[2].cell.kernel / factor)
+    q = kquant.calibrate(kquant.quantize(model, target=target), x, verbose=False)
+    scale, _, _ = next(layer for layer in q.layers if hasattr(layer, "grid")).grid()
+    given = sequences(12, seed=4) * np.float32(factor)
+    given[:, 2:] = 0.0
+    given[:, 2, 1] = np.float32(scale)
+    assert contract.compare(q, contract.file_of(q), runtime, [given]) == contract.Parity(1.0, 0)
+    assert signal_to_noise(model(given), q(given, training=False)) > 20
+
+
+def test_trains_saves_and_loads(tmp_path):
+    """Gradients pass the rows that are picked; another process reads the model."""
+    _, q = calibrated("words")
+    x = sentences(64)
+    q.compile(keras.optimizers.Adam(0.02), "mse")
+    wanted = np.float32(np.stack([(x == n).sum(1) for n in (1, 2, 3)], 1))
+    losses = q.fit(x, wanted, epochs=8, batch_size=16, verbose=0).history["loss"]
+    assert losses[-1] < 0.8 * losses[0]
+    q.save(tmp_path / "q.keras")
+    np.save(tmp_path / "x.npy", x)
+    code = (
+        "import sys, keras, kquant, numpy as np; folder = sys.argv[1];"
+        "q = keras.models.load_model(folder + '/q.keras'); np.save(folder + '/y.npy', q(np.load(folder + '/x.npy')))"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+    np.testing.assert_array_equal(np.load(tmp_path / "y.npy"), q(x))
+    assert contract.compare(q, contract.file_of(q), "litert-reference", [x[:16]]) == contract.Parity(1.0, 0)
+
+
+def test_padding_between_real_steps_is_named():
+    """What the warning says to do gives what the mask stands for."""
+    model, x = NETWORKS["last"](), sequences(64)
+    x[:, 2] = 0.0
+    q = kquant.quantize(model)
+    with pytest.warns(UserWarning, match="lstm.*_begin: in some samples .* between real ones"):
+        kquant.calibrate(q, x, verbose=False)
+    moved = np.zeros_like(x)
+    for i, real in enumerate(np.any(x, axis=-1)):
+        moved[i, : real.sum()] = x[i, real]
+    np.testing.assert_allclose(model(moved), model(x), atol=1e-5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        kquant.calibrate(q, moved, verbose=False)
+
+
+@keras.saving.register_keras_serializable(package="test_padding")
+class Inside(layers.Layer):
+    """A layer whose inside is masked."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.mask, self.lstm = layers.Masking(), layers.LSTM(3)
+
+    def call(self, x):
+        return self.lstm(self.mask(x))
+
+
+def nested() -> keras.Model:
+    return keras.Sequential([keras.Input((STEPS, FEATURES)), layers.Masking(), layers.Dense(4)])
+
+
+# What reads a mask, and what looks as if it did: as in Keras, operations and sums with a whole input lose it.
+MASKS = {
+    "inside a layer": lambda x: Inside(name="mine")(x),
+    "of two tensors": lambda x: layers.LSTM(3)(layers.Add()([layers.Masking()(x), layers.Masking()(x * 2.0)])),
+    "side by side": lambda x: layers.LSTM(3)(layers.Concatenate()([m := layers.Masking()(x), m])),
+    "of a nested model": lambda x: layers.LSTM(3)(nested()(x)),
+    "lost behind an operation": lambda x: layers.LSTM(3)(layers.Masking()(x) * 2.0),
+    "met by a whole input": lambda x: layers.LSTM(3)(layers.Add()([layers.Masking()(x), x])),
+}
+
+
+@pytest.mark.parametrize("name", sorted(MASKS))
+def test_masks_go_where_keras_sends_them(name):
+    keras.utils.set_random_seed(1)
+    x = keras.Input((STEPS, FEATURES), name="x")
+    model = contract.randomise(keras.Model(x, MASKS[name](x)))
+    q = kquant.calibrate(kquant.quantize(model), sequences(128), batch_size=128, verbose=False)
+    given = sequences(12, seed=4)
+    assert signal_to_noise(model(given), q(given, training=False)) > 25
+    assert contract.compare(q, contract.file_of(q), "litert-reference", [given]) == contract.Parity(1.0, 0)
 
 
 def test_one_step_of_a_stream_has_no_padding():

@@ -15,6 +15,7 @@ first real step and n - 1 the last one: padding may be at the end, in front, or 
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from kquant.core.fake_quant import is_observing
 from kquant.core.program import Program, Ref
 from kquant.core.spec import Encoding, QuantSpec
 from kquant.core.step_mask import StepMask
@@ -60,10 +62,22 @@ class RealSteps(keras.layers.Layer):
         real = tf.not_equal(source, tf.cast(self.value, source.dtype))
         real = tf.reduce_any(real, axis=-1) if len(source.shape) > 2 else real
         first, end = _block(real)
+        if is_observing() and self.rows in BEFORE:
+            inside = tf.logical_and(_steps(real) >= first, _steps(real) < end)
+            tf.py_function(self._warn_between, [tf.reduce_any(tf.logical_and(inside, tf.logical_not(real)))], [])
         rows = _positions(self, int(x.shape[1]), first, end)
         if self.rows in AFTER:
             x = tf.pad(x, [[0, 0], [1, 0], [0, 0]])
         return tf.gather(x, rows, axis=1, batch_dims=1)
+
+    def _warn_between(self, found: tf.Tensor) -> None:
+        if found:
+            warnings.warn(
+                f"calibrate: {self.name}: in some samples the mask leaves out steps between real ones, and the file "
+                "computes those as real: padding may stand in front and behind only. Move the real steps of each "
+                "sample together (x[i, : real.sum()] = x[i, real], zeros behind), which is the same to a mask.",
+                stacklevel=2,
+            )
 
     def compute_output_spec(self, xs: Any) -> keras.KerasTensor:
         """As the sequence, or one step of it."""
@@ -73,6 +87,10 @@ class RealSteps(keras.layers.Layer):
     def get_config(self) -> dict[str, Any]:
         """All arguments."""
         return {**super().get_config(), "rows": self.rows, "zeros": self.zeros, "value": self.value}
+
+
+def _steps(real: tf.Tensor) -> tf.Tensor:
+    return tf.range(int(real.shape[1]), dtype=tf.int32)[None]
 
 
 def _block(real: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -183,14 +201,15 @@ def _flags(program: Program, source: Ref, value: float, features: bool) -> Ref:
     if key in program.made:
         return program.made[key]
     name = f"{source.name}/real"
-    if source.dtype == "int16":  # saturated, which leaves all but 0 other than 0
-        narrow = Encoding(source.encoding.scale, np.int64([0]), QuantSpec())
-        source = program.emit("QUANTIZE", [source], program.value(f"{name}_narrow", source.shape, narrow))
-    other = program.emit(
-        "NOT_EQUAL",
-        [source, _number(program, source, value)],
-        program.value(f"{name}_other", source.shape, None, "bool"),
-    )
+    padding: Any = value
+    if source.encoding is not None:  # NOT_EQUAL of int8 scales first, which loses the small ones; int32 is exact
+        padding = source.encoding.quantize(np.float32([value]))
+        whole = program.value(f"{name}_codes", source.shape, None, "int32")
+        types = {"inDataType": source.dtype.upper(), "outDataType": "INT32"}
+        source = program.emit("CAST", [source], whole, **types)
+    constant = program.constant("padding", np.atleast_1d(np.asarray(padding, source.dtype)))
+    other = program.value(f"{name}_other", source.shape, None, "bool")
+    program.emit("NOT_EQUAL", [source, constant], other)
     flags = program.value(name if not features else f"{name}_each", source.shape, FLAG)
     program.emit("CAST", [other], flags, inDataType="BOOL", outDataType="INT8")
     if features:
@@ -199,13 +218,6 @@ def _flags(program: Program, source: Ref, value: float, features: bool) -> Ref:
         flags = program.emit("REDUCE_MAX", [flags, axes], found, keepDims=False)
     program.made[key] = flags
     return flags
-
-
-def _number(program: Program, source: Ref, value: float) -> Ref:
-    """A constant in the type of `source`."""
-    if source.encoding is None:
-        return program.constant("padding", np.array([value], source.dtype))
-    return program.codes("padding", source.encoding.quantize(np.float32([value])), source.encoding)
 
 
 class _Positions:
