@@ -9,9 +9,7 @@ written down, and made again by `kquant.compress`.
 
 from __future__ import annotations
 
-import json
 import time
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,20 +21,18 @@ from tqdm.auto import tqdm
 
 from kquant import targets
 from kquant.analyze import analyze
-from kquant.core.atomic import write_atomically
+from kquant.core.kept import Kept
 from kquant.core.recipe import Recipe, Step, load
-from kquant.core.untrusted import read_json
 from kquant.correct import apply_steps
-from kquant.data import gather
 from kquant.export import file_content
 from kquant.lower import lower
 from kquant.quantize import quantize
+from kquant.search_state import rounded, search_state
 
 OBSERVERS = ("mse", "percentile", "kl", "minmax")  # tried in this order; see docs/benchmarks.md
 WIDE = {"bits": 16, "observer": "minmax"}
 RANGES = ("calibrate", "data-free")  # steps that set ranges; weights are rescaled before them
 SAMPLES = 256  # that the sensitivity of layers is measured on
-FIRST = 32  # samples that data are recognized by
 ADVICE = (
     "train the best model: result.model.compile(...); result.model.fit(train, epochs=2) starts from its ranges; "
     "docs/recipes.md has the settings."
@@ -154,7 +150,8 @@ def autotune(
         raise ValueError(f"autotune: max_drop must be 0 or more. Received: {max_drop}.")
     base = load(recipe)
     float_score = _score(evaluate, model, "the float model")
-    kept = _Kept(folder, model, data, base, target, float_score)
+    options = {"target": target, "float_score": rounded(float_score)}
+    kept = search_state(folder, "rungs.json", "autotune", model, data, base, **options)
     search = _Search(model, data, evaluate, target, kept, float_score, max_drop)
     with tqdm(_ladder(search, base), desc="autotune", unit="rung", disable=not verbose) as rungs:
         for name, tried in rungs:
@@ -226,11 +223,12 @@ class _Search:
     """What has been tried, and the best of it."""
 
     def __init__(
-        self, model: keras.Model, data: Any, evaluate: Any, target: str, kept: _Kept, float_score: float, budget: float
+        self, model: keras.Model, data: Any, evaluate: Any, target: str, kept: Kept, float_score: float, budget: float
     ) -> None:
         self.model, self.data, self.evaluate = model, data, evaluate
         self.target, self.kept, self.float_score, self.budget = target, kept, float_score, budget
         self.rungs: list[Rung] = []
+        self.earlier = kept.rows("rungs", Rung)
         self.qmodel: keras.Model | None = None
 
     @property
@@ -264,14 +262,14 @@ class _Search:
         given = recipe.model_dump(mode="json", by_alias=True)
         if any(rung.recipe == given for rung in self.rungs):
             return
-        rung, qmodel = self.kept.find(name, given), None
+        rung, qmodel = next((r for r in self.earlier if r.name == name and r.recipe == given), None), None
         if rung is None:
             rung, qmodel = self.measure(name, recipe)
         better = not self.rungs or rung.score > self.best.score
         self.rungs.append(replace(rung, kept=better))
         if better:
             self.qmodel = qmodel
-        self.kept.store(self.rungs)
+        self.kept.store(rungs=[rung for rung in self.rungs if not rung.failed])
 
     def measure(self, name: str, recipe: Recipe) -> tuple[Rung, keras.Model | None]:
         """The model of a recipe and its score; one that fails is reported, unless there is nothing to go back to."""
@@ -302,64 +300,5 @@ class _Search:
         return [row.name for row in sorted(rows, key=lambda row: -row.sensitivity.all_but)]
 
 
-class _Kept:
-    """Rungs on disk, for a search that was stopped."""
-
-    def __init__(
-        self, folder: str | Path | None, model: keras.Model, data: Any, base: Recipe, target: str, float_score: float
-    ) -> None:
-        self.path = None if folder is None else Path(folder) / "rungs.json"
-        self.rungs: list[Rung] = []
-        if self.path is None:
-            return
-        self.key = {
-            "model": model.name,
-            "weights": _crc(model.get_weights()),
-            "recipe": base.name,
-            "target": target,
-            "data": None if data is None else _crc(gather(model, data, FIRST, batches=1)),
-            "float_score": float(f"{float_score:.6g}"),  # sums of float32 may differ in the last digits
-        }
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self.path.is_file():
-            where = f"autotune: {self.path}"
-            stored = read_json(self.path, where)
-            if not isinstance(stored, dict) or stored.get("search") != self.key:
-                search = stored.get("search") if isinstance(stored, dict) else "nothing"
-                raise ValueError(
-                    f"{where} is of another search: {str(search)[:400]}. Expected: {self.key}. Give another folder, or "
-                    "delete it."
-                )
-            self.rungs = [_rung(row, where) for row in _rows(stored)]
-
-    def find(self, name: str, recipe: dict[str, Any]) -> Rung | None:
-        """A rung that an earlier call has finished."""
-        return next((r for r in self.rungs if r.name == name and r.recipe == recipe), None)
-
-    def store(self, rungs: list[Rung]) -> None:
-        """Write what is finished."""
-        if self.path is not None:
-            content = {"search": self.key, "rungs": [asdict(rung) for rung in rungs if not rung.failed]}
-            write_atomically(self.path, json.dumps(content, indent=2).encode())
-
-
-def _rows(stored: dict[str, Any]) -> list[Any]:
-    rows = stored.get("rungs")
-    return rows if isinstance(rows, list) else [rows]
-
-
-def _rung(row: Any, where: str) -> Rung:
-    """One that was stored, with the types that it had."""
-    types = {"name": str, "recipe": dict, "score": float | int, "drop": float | int, "file_bytes": int}
-    types |= {"seconds": float | int, "kept": bool, "failed": str}
-    if not isinstance(row, dict) or set(row) != set(types) or any(not isinstance(row[k], types[k]) for k in types):
-        raise ValueError(f"{where} is damaged: {str(row)[:80]} is no rung. Delete it, and the search begins again.")
-    return Rung(**row)
-
-
 def _first_line(error: ValueError) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _crc(arrays: list[np.ndarray]) -> int:
-    return zlib.crc32(b"".join(np.ascontiguousarray(a).tobytes() for a in arrays))

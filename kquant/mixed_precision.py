@@ -13,7 +13,8 @@ together is measured on the whole model.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import keras
@@ -23,12 +24,14 @@ from tqdm.auto import tqdm
 from kquant.analysis.knapsack import least_loss
 from kquant.analysis.results import Analysis, LayerReport
 from kquant.analyze import analyze
-from kquant.core.recipe import Recipe, Step, load
+from kquant.core.kept import Kept
+from kquant.core.recipe import Recipe, Step, load, recipe_to_toml
 from kquant.correct import apply_steps
 from kquant.export import file_content
 from kquant.lower import lower
 from kquant.quantize import quantize
 from kquant.runtimes import arena_bytes, available
+from kquant.search_state import rounded, search_state
 
 Budget = Literal["flash_bytes", "arena_bytes", "bit_macs"]
 WIDTHS = ("int4", "int8", "int16")
@@ -137,6 +140,7 @@ def mixed_precision(
     steps: Sequence[Any] = (),
     evaluate: Callable[[keras.Model], float] | None = None,
     points: int = 6,
+    folder: str | Path | None = None,
     verbose: bool = True,
 ) -> Mixed:
     """Choose a width for every layer, so that one budget holds and the outputs stay nearest to float.
@@ -154,13 +158,16 @@ def mixed_precision(
         steps: corrections for the chosen model, like "adaround", behind those of the recipe; it is measured again.
         evaluate: `(keras model) -> float`, for the table.
         points: measure at least this many models along the way.
+        folder: keep what was measured there, in mixed.json; the same call, with data in the same order, goes on where
+            it was stopped, and one with another limit of the same budget starts from those measurements.
         verbose: show a progress bar.
 
     Returns:
         The chosen model, its recipe, and the measured points.
 
     Raises:
-        ValueError: not one budget, unknown widths or none of 8 bits, or an `evaluate` that gives no number.
+        ValueError: not one budget, unknown widths or none of 8 bits, an `evaluate` that gives no number, or a
+            folder of another search.
 
     Example:
         >>> layers = [keras.layers.Dense(64, activation="relu"), keras.layers.Dense(64), keras.layers.Dense(3)]
@@ -172,7 +179,12 @@ def mixed_precision(
     """
     unit, limit = _budget({"flash_bytes": flash_bytes, "arena_bytes": arena_bytes, "bit_macs": bit_macs}, target)
     _check_widths(widths)
-    way = _Way(model, data, load(recipe), target, tuple(widths), evaluate)
+    base = load(recipe)
+    options = {"target": target, "widths": sorted(widths), "budget": unit, "recipe_text": recipe_to_toml(base)}
+    if folder is not None and evaluate is not None:
+        options["float_score"] = rounded(_score(evaluate(model)))
+    kept = search_state(folder, "mixed.json", "mixed_precision", model, data, base, **options)
+    way = _Way(model, data, base, target, tuple(widths), evaluate, kept)
     moves = way.moves(unit)
     with tqdm(desc="mixed precision", unit="model", disable=not verbose) as bar:
         counts = np.linspace(0, len(moves), max(points, 2)).astype(int)  # both ends among them
@@ -189,7 +201,7 @@ def mixed_precision(
         final = final.model_copy(update={"steps": (*final.steps, *(_step(s) for s in steps))})
         qmodel = way.make(final)
         if steps:
-            chosen = way.measured(final, qmodel, chosen.moves, bar)
+            chosen = way.measured(final, chosen.moves, bar, qmodel)
             ok = _cost(chosen, unit) <= limit
     ordered = tuple(sorted((point for point, _ in tried), key=lambda p: -_cost(p, unit)))
     return Mixed(qmodel, final, (unit, limit), tuple(moves), ordered, chosen, ok, tuple(made))
@@ -265,12 +277,27 @@ def _first_inside(
     return measured[inside], True
 
 
+@dataclass(frozen=True)
+class _Kernel:
+    """A layer that has weights, as it is kept."""
+
+    name: str
+
+
 class _Way:
     """Models of one float model, one recipe and one target, with more or fewer bits."""
 
     def __init__(
-        self, model: keras.Model, data: Any, recipe: Recipe, target: str, widths: tuple[str, ...], evaluate: Any
+        self,
+        model: keras.Model,
+        data: Any,
+        recipe: Recipe,
+        target: str,
+        widths: tuple[str, ...],
+        evaluate: Any,
+        kept: Kept,
     ) -> None:
+        self.kept, self.points = kept, kept.rows("points", Point)
         self.model, self.data, self.target, self.widths, self.evaluate = model, data, target, widths, evaluate
         weights = recipe.weights.model_copy(update={"bits": 8})
         update: dict[str, Any] = {"weights": weights}
@@ -278,7 +305,7 @@ class _Way:
             update["activations"] = recipe.activations.model_copy(update=WIDE)
         self.recipe = recipe.model_copy(update=update)
         self.observer = recipe.activations.observer if recipe.activations.bits == 8 else "percentile"
-        self.layers: tuple[LayerReport, ...] = ()
+        self.kernels: set[str] = set()
 
     def make(self, recipe: Recipe) -> keras.Model:
         """The quantized model of a recipe."""
@@ -291,8 +318,12 @@ class _Way:
 
     def moves(self, unit: str) -> list[Move]:
         """Every move, the one with least noise for what it saves first."""
+        kernels = self.kept.rows("kernels", _Kernel)
+        self.kernels = {row.name for row in kernels}
+        if kernels:
+            return self.kept.rows("moves", Move)
         widest = self.analysis(self.recipe, True)
-        self.layers = widest.layers
+        self.kernels = {row.name for row in widest.layers if row.weights}
         found: list[Move] = []
         if "int4" in self.widths:
             narrow = self.recipe.model_copy(update={"weights": self.recipe.weights.model_copy(update={"bits": 4})})
@@ -302,7 +333,9 @@ class _Way:
             chosen = self.recipe.activations.model_copy(update=eight)
             narrow = self.recipe.model_copy(update={"activations": chosen})
             found += _moves("activations", widest, self.analysis(narrow, True), unit)
-        return sorted((m for m in found if m.saved > 0), key=lambda m: m.noise / m.saved)
+        moves = sorted((m for m in found if m.saved > 0), key=lambda m: m.noise / m.saved)
+        self.kept.store(moves=moves, kernels=[_Kernel(name) for name in sorted(self.kernels)])
+        return moves
 
     def recipe_after(self, moves: Sequence[Move]) -> Recipe:
         """With a rule for each move; where all activations have 8 bits, the model's inputs have them too."""
@@ -310,23 +343,32 @@ class _Way:
         rules = [{"layer": m.layer, m.setting: {"bits": 4} if m.setting == "weights" else eight} for m in moves]
         added = Recipe.model_validate({"name": "rules", "rules": rules}).rules
         update: dict[str, Any] = {"name": "mixed", "rules": (*self.recipe.rules, *added)}
-        if {m.layer for m in moves if m.setting == "activations"} >= {r.name for r in self.layers if r.weights}:
+        if {m.layer for m in moves if m.setting == "activations"} >= self.kernels:
             update["activations"] = self.recipe.activations.model_copy(update=eight)
         return self.recipe.model_copy(update=update)
 
     def point(self, moves: Sequence[Move], count: int, bar: Any) -> Point:
         """What the model costs after the first moves, measured."""
         recipe = self.recipe_after(moves[:count])
-        return self.measured(recipe, self.make(recipe), count, bar)
+        return self.measured(recipe, count, bar)
 
-    def measured(self, recipe: Recipe, qmodel: keras.Model, count: int, bar: Any) -> Point:
-        """What the quantized model of a recipe costs."""
+    def measured(self, recipe: Recipe, count: int, bar: Any, qmodel: keras.Model | None = None) -> Point:
+        """What the quantized model of a recipe costs; an earlier call may know."""
+        given = recipe.model_dump(mode="json", by_alias=True)
+        known = next((point for point in self.points if point.recipe == given), None)
+        if known is None:
+            known = self._measure(given, self.make(recipe) if qmodel is None else qmodel)
+            self.points.append(known)
+            self.kept.store(points=self.points)
+        bar.update()
+        return replace(known, moves=count)
+
+    def _measure(self, recipe: dict[str, Any], qmodel: keras.Model) -> Point:
         content = file_content(lower(qmodel))
         found = analyze(qmodel, self.data, samples=SAMPLES, sensitivity=False, verbose=False)
-        bar.update()
         return Point(
-            count,
-            recipe.model_dump(mode="json", by_alias=True),
+            0,
+            recipe,
             len(content),
             arena_bytes(content) if "tflm" in available() and self.target == "tflm" else None,
             sum(_bit_macs(row, found) for row in found.layers),

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import resource
+import signal
 import stat
 import subprocess
 import sys
@@ -232,6 +233,37 @@ def test_read_only_folder_behind_a_link(tmp_path: Path) -> None:
     (tmp_path / "store").chmod(0o555)
     with pytest.raises(ValueError, match=r"store cannot be written to \(.*x is a link to it\); choose another path"):
         write_atomically(tmp_path / "x", b"1")
+
+
+COMMAND = """
+import sys, time
+sys.argv[0] = "kquant"
+from kquant import cli
+from kquant.core.atomic import Outputs
+def app():
+    with Outputs(["a", "b"]) as new:
+        new.write("a", b"new")
+        print("ready", flush=True)
+        time.sleep(60)
+cli.app = app
+cli.main()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_command_that_is_stopped_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    (tmp_path / "a").write_bytes(b"old")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", COMMAND], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+    assert len(names(tmp_path)) == 2
+    process.send_signal(number)
+    said = process.communicate(timeout=60)[1].decode()
+    if number != signal.SIGINT:  # typer's own words
+        assert process.returncode == 128 + number and f"stopped by {number.name}; results of earlier runs" in said
+    assert names(tmp_path) == ["a"] and (tmp_path / "a").read_bytes() == b"old"
 
 
 def test_longest_name(tmp_path: Path) -> None:

@@ -14,8 +14,10 @@ import pytest
 import kquant
 from kquant import report
 from kquant.analysis.knapsack import least_loss
+from kquant.core.kept import Kept
 from kquant.core.nodes import Compressed, FakeQuant
 from kquant.correct import STEPS
+from kquant.mixed_precision import Move
 from kquant.runtimes import available
 
 RNG = np.random.default_rng(0)
@@ -217,6 +219,50 @@ def test_points_are_what_was_measured(mixed: kquant.Mixed) -> None:
     assert all(a.flash_bytes > b.flash_bytes and a.sqnr_db > b.sqnr_db for a, b in zip(curve, curve[1:], strict=False))
     noises = [move.noise / move.saved for move in mixed.moves]
     assert noises == sorted(noises)
+
+
+def test_mixed_precision_goes_on_where_it_was_stopped(mixed: kquant.Mixed, tmp_path: Path) -> None:
+    calls: list[str] = []
+
+    def stopped(model: keras.Model) -> float:
+        calls.append(model.name)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return sqnr(model)
+
+    options = {"flash_bytes": mixed.budget[1], "folder": tmp_path, "verbose": False}
+    with pytest.raises(KeyboardInterrupt):
+        kquant.mixed_precision(MODEL, X, evaluate=stopped, **options)
+    assert [p.name for p in tmp_path.iterdir()] == ["mixed.json"]
+    resumed = kquant.mixed_precision(MODEL, X, evaluate=stopped, **options)
+    assert resumed.to_dict() == mixed.to_dict()
+    # the float model twice, one point measured in vain
+    assert len(calls) == 3 + len({json.dumps(p.recipe) for p in mixed.points})
+    for a, b in zip(resumed.model.get_weights(), mixed.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    again = kquant.mixed_precision(MODEL, X, evaluate=stopped, **{**options, "flash_bytes": 10**6})
+    assert again.chosen == again.points[0] and len(calls) == 4 + len({json.dumps(p.recipe) for p in mixed.points})
+    others: tuple[dict, ...] = ({"widths": ("int8", "int16")}, {"recipe": W4}, {"evaluate": lambda m: 2 * sqnr(m)})
+    for other in others:
+        with pytest.raises(ValueError, match=r"mixed_precision: .*mixed.json is of another search.*another folder"):
+            kquant.mixed_precision(MODEL, X, **{"evaluate": sqnr, **options, **other})
+
+
+@pytest.mark.parametrize("file", ["rungs.json", "mixed.json"])
+def test_damaged_state_is_named(tmp_path: Path, file: str) -> None:
+    path = tmp_path / file
+    kept = Kept(path, "search", {"model": "m"})
+    kept.store(moves=[Move("a", "weights", 0.5, float("inf"))])
+    assert Kept(path, "search", {"model": "m"}).rows("moves", Move) == [Move("a", "weights", 0.5, float("inf"))]
+    whole = path.read_text()
+    for damage in (whole.replace("0.5", "0.25"), whole[:-20], "[]", "", whole.replace('"done"', '"gone"'), "[" * 9999):
+        path.write_text(damage)
+        with pytest.raises(ValueError, match=rf"search: .*{file}"):
+            Kept(path, "search", {"model": "m"})
+    for row in (Move("a", "weights", "0.5", 1.0), Move("a", "layers", 0.5, 1.0), Move(3, "weights", 0.5, True)):
+        kept.store(moves=[row])
+        with pytest.raises(ValueError, match=rf"search: .*{file} is damaged: .* is no Move. Delete it"):
+            Kept(path, "search", {"model": "m"}).rows("moves", Move)
 
 
 def test_the_programme_is_exact() -> None:

@@ -21,7 +21,7 @@ ORDER = (
     ("ops",),
     ("data", "observers", "inspect", "interpreters", "widths", "quantized", "strip"),
     ("expand", "plan", "unblock", "observe", "lower", "runtimes", "encodings"),
-    ("second_look",),
+    ("search_state", "second_look"),
     ("fold", "attach", "calibrate", "shrink", "preprocessing"),
     ("correct",),
     ("analysis",),
