@@ -1,4 +1,4 @@
-"""Kills at random moments over `compress`, `autotune`, `export` and `correct`: what is there then, and after one more run.
+"""Kills at random moments over `compress`, `autotune`, `export` and `correct`: what is there then, and after one more.
 
 Each run goes into a folder that holds the results of an earlier run (of another recipe) and a file of the user's. It is
 killed by SIGKILL: half of the runs at a moment drawn from their whole time, half before or after a call to the system
