@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import struct
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
+from kquant.core.untrusted import parse_json, read_file
 from kquant.core.wording import absent
 from kquant.lut import CODE, decode, is_header, layout
 
@@ -32,7 +33,15 @@ NUMPY = {
 _NIBBLES = ("int4",)
 EDGES = ("QUANTIZE", "DEQUANTIZE")
 # What the generated schema code raises when offsets lead out of the file or into other data: it checks nothing itself.
-DAMAGE = (AttributeError, LookupError, MemoryError, OverflowError, RecursionError, TypeError, ValueError, struct.error)
+DAMAGE = (
+    *(ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError),
+    struct.error,
+)
+
+
+# What a file may tell of in all: its own bytes so many times, as tensors may share contents and names.
+MOST_SHARED, OFFSET_BYTES = 16, 4
+MOST_BYTES = (1 << 31) - 1  # offsets in a flatbuffer reach no further
 
 
 @dataclass(frozen=True)
@@ -177,7 +186,7 @@ def read_bytes(path_or_bytes: str | Path | bytes) -> bytes:
     path = Path(path_or_bytes)
     if not path.is_file():
         raise ValueError(f"{path}: {absent(path)}; give the path of a .tflite file or its bytes.")
-    return path.read_bytes()
+    return read_file(path, str(path), MOST_BYTES)
 
 
 def label(path_or_bytes: str | Path | bytes) -> str:
@@ -187,38 +196,107 @@ def label(path_or_bytes: str | Path | bytes) -> str:
 
 def read_model(data: bytes, where: str = "the file") -> FileModel:
     """`inspect` of bytes."""
-    return _unpacked(data, where)[0]
+    parts = _Parts(data, where)
+    with parts.reading():
+        return _read(parts)
 
 
-def _unpacked(data: bytes, where: str = "the file") -> tuple[FileModel, Any]:
-    """What a file says of itself, and the schema's objects that say it."""
-    if len(data) < 8 or data[4:8] != b"TFL3":
-        raise ValueError(
-            f"{where} is not a TFLite file: bytes 4 to 8 must read TFL3. Received: {data[4:8]!r} in {len(data)} bytes."
-        )
-    try:
-        model = schema.ModelT.InitFromPackedBuf(data, 0)
-        return _read(model, len(data)), model
-    except DAMAGE as error:
-        raise ValueError(f"{where} is damaged: {type(error).__name__}: {error}. Export it again.") from error
+def refuse_damaged(data: bytes, where: str = "the file") -> None:
+    """Whether a file tells of no more than it holds, for what reads it without `read_model`.
+
+    Raises:
+        ValueError: not a TFLite file, or a damaged one.
+    """
+    _Parts(data, where)
 
 
-def _read(model: Any, size: int) -> FileModel:
-    graph = model.subgraphs[0]
-    tensors = tuple(_tensor(i, t, model.buffers) for i, t in enumerate(graph.tensors))
-    operators = tuple(_operator(i, op, model.operatorCodes) for i, op in enumerate(graph.operators))
-    inputs = tuple(tensors[i] for i in graph.inputs)
-    outputs = tuple(tensors[i] for i in graph.outputs)
-    contents = [model.buffers[t.buffer].data for t in graph.tensors]
+class _Parts:
+    """A file's tables as the generated schema code finds them in its bytes, none of them unpacked.
+
+    That code checks nothing, and tables may be shared: a vector of 5,000 offsets to one subgraph with 5,000 offsets to
+    one tensor takes 40 KB and tells of 25 million tensors. So what is told is counted before objects are made of it.
+    """
+
+    def __init__(self, data: bytes, where: str) -> None:
+        if len(data) < 8 or data[4:8] != b"TFL3":
+            raise ValueError(
+                f"{where} is not a TFLite file: bytes 4 to 8 must read TFL3. "
+                f"Received: {data[4:8]!r} in {len(data)} bytes."
+            )
+        self.where, self.size, self.left = where, len(data), MOST_SHARED * len(data)
+        with self.reading():
+            self.model = schema.Model.GetRootAs(data, 0)
+            self.graphs = self._tables(self.model, "Subgraphs")
+            for graph in self.graphs:
+                self._count(OFFSET_BYTES * (graph.TensorsLength() + graph.OperatorsLength()))
+            self.graph = self.graphs[0]
+            self.stored, self.operators = self._tables(self.graph, "Tensors"), self._tables(self.graph, "Operators")
+            self.codes, self.buffers = self._tables(self.model, "OperatorCodes"), self._tables(self.model, "Buffers")
+            self.metadata = self._tables(self.model, "Metadata")
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """What the schema's code raises at damaged bytes becomes an error that names the file."""
+        try:
+            yield
+        except DAMAGE as error:
+            raise ValueError(f"{self.where} is damaged: {type(error).__name__}: {error}. Export it again.") from error
+
+    def _count(self, size: int) -> None:
+        self.left -= size
+        if self.left < 0:
+            raise ValueError(f"it tells of far more than its {self.size:,} bytes can hold")
+
+    def _tables(self, table: Any, name: str) -> list[Any]:
+        count = getattr(table, f"{name}Length")()
+        self._count(OFFSET_BYTES * count)
+        return [getattr(table, name)(i) for i in range(count)]
+
+    def numbers(self, table: Any, name: str) -> tuple:
+        """A vector of numbers as a tuple."""
+        values = self.array(table, name)
+        return () if values is None else tuple(values.tolist())
+
+    def array(self, table: Any, name: str) -> np.ndarray | None:
+        """A vector of numbers where it lies; None where there is none."""
+        if getattr(table, f"{name}IsNone")():
+            return None
+        values = getattr(table, f"{name}AsNumpy")()
+        self._count(values.nbytes)
+        return values
+
+    def text(self, value: bytes | None) -> str:
+        """A string."""
+        self._count(len(value or b""))
+        return (value or b"").decode()
+
+    def content(self, index: int) -> np.ndarray | None:
+        """uint8[n] that a tensor holds."""
+        return self.array(self.buffers[_within(index, self.buffers)], "Data")
+
+
+def _within(index: int, held: Sized, least: int = 0) -> int:
+    if not least <= index < len(held):
+        raise IndexError(f"index {index} of {len(held)}")
+    return index
+
+
+def _read(parts: _Parts) -> FileModel:
+    tensors = tuple(_tensor(i, t, parts) for i, t in enumerate(parts.stored))
+    operators = tuple(_operator(i, op, parts) for i, op in enumerate(parts.operators))
+    inputs = tuple(tensors[_within(i, tensors)] for i in parts.numbers(parts.graph, "Inputs"))
+    outputs = tuple(tensors[_within(i, tensors)] for i in parts.numbers(parts.graph, "Outputs"))
+    contents = [parts.content(t.Buffer()) for t in parts.stored]
     tables = tuple(t for op in operators if op.code == CODE for t in _tables(op, tensors, contents))
-    bare = FileModel(size, tensors, operators, inputs, outputs, _metadata(model), (), tables)
-    return replace(bare, findings=_findings(bare, len(model.subgraphs)))
+    bare = FileModel(parts.size, tensors, operators, inputs, outputs, _metadata(parts), (), tables)
+    return replace(bare, findings=_findings(bare, len(parts.graphs)))
 
 
 def _tables(op: FileOperator, tensors: tuple[FileTensor, ...], contents: list[Any]) -> Iterator[FileTable]:
     """What a DECODE of look-up tables writes; other encodings (pruning, Huffman) have no tables to tell of."""
     for output, indices, header in zip(op.outputs, op.inputs[::2], op.inputs[1::2], strict=True):
-        stored, t = np.asarray(contents[header], np.uint8).tobytes(), tensors[output]
+        t, content = tensors[_within(output, tensors)], contents[_within(header, tensors)]
+        stored = b"" if content is None else content.tobytes()
         if not is_header(stored):
             continue
         size = np.dtype(t.dtype).itemsize
@@ -235,28 +313,30 @@ def _tables(op: FileOperator, tensors: tuple[FileTensor, ...], contents: list[An
         )
 
 
-def _tensor(index: int, t: Any, buffers: list[Any]) -> FileTensor:
-    q = t.quantization
-    scales = () if q is None or q.scale is None else tuple(float(s) for s in q.scale)
-    points = (0,) if q is None or q.zeroPoint is None else tuple(int(z) for z in q.zeroPoint)
-    data = buffers[t.buffer].data
+def _tensor(index: int, t: Any, parts: _Parts) -> FileTensor:
+    q = t.Quantization()
+    scales = () if q is None else parts.numbers(q, "Scale")
+    points = () if q is None else parts.numbers(q, "ZeroPoint")
+    content = parts.content(t.Buffer())
     return FileTensor(
         index=index,
-        name=t.name.decode() if t.name else "",
-        shape=tuple(int(n) for n in (t.shape if t.shape is not None else ())),
-        type=NAMES[t.type],
+        name=parts.text(t.Name()),
+        shape=parts.numbers(t, "Shape"),
+        type=NAMES[t.Type()],
         scale=scales or None,
-        zero_point=points if scales else (0,),
-        axis=int(q.quantizedDimension) if scales else 0,
-        size_bytes=0 if data is None else len(data),
-        variable=bool(t.isVariable),
+        zero_point=points if scales and points else (0,),
+        axis=int(q.QuantizedDimension()) if scales else 0,
+        size_bytes=0 if content is None else len(content),
+        variable=bool(t.IsVariable()),
     )
 
 
-def contents(data: bytes) -> tuple[FileModel, dict[int, np.ndarray]]:
+def contents(data: bytes, where: str = "the file") -> tuple[FileModel, dict[int, np.ndarray]]:
     """`read_model` and `constants` of one file, read once."""
-    file, model = _unpacked(data)
-    return file, _constants(file, model)
+    parts = _Parts(data, where)
+    with parts.reading():
+        file = _read(parts)
+        return file, _constants(file, parts)
 
 
 def constants(data: bytes) -> dict[int, np.ndarray]:
@@ -271,14 +351,13 @@ def constants(data: bytes) -> dict[int, np.ndarray]:
     return contents(data)[1]
 
 
-def _constants(file: FileModel, model: Any) -> dict[int, np.ndarray]:
+def _constants(file: FileModel, parts: _Parts) -> dict[int, np.ndarray]:
     found: dict[int, np.ndarray] = {}
-    for t, stored in zip(file.tensors, model.subgraphs[0].tensors, strict=True):
-        content = model.buffers[stored.buffer].data
+    for t, stored in zip(file.tensors, parts.stored, strict=True):
+        content = parts.content(stored.Buffer())
         if content is None or t.dtype not in (*_NIBBLES, *NUMPY.values(), "float16"):
             continue
-        raw = np.asarray(content, np.uint8).tobytes()
-        flat = _nibbles(raw, t.shape) if t.dtype in _NIBBLES else np.frombuffer(raw, t.dtype)
+        flat = _nibbles(content, t.shape) if t.dtype in _NIBBLES else np.frombuffer(content.tobytes(), t.dtype)
         found[t.index] = flat.reshape(t.shape)
     for table in file.tables:
         t = file.tensors[table.output]
@@ -286,24 +365,28 @@ def _constants(file: FileModel, model: Any) -> dict[int, np.ndarray]:
     return found
 
 
-def _nibbles(raw: bytes, shape: tuple[int, ...]) -> np.ndarray:
+def _nibbles(pairs: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """4-bit codes, the first in the low half of a byte."""
-    pairs = np.frombuffer(raw, np.uint8)
     codes = np.stack([pairs & 15, pairs >> 4], axis=1).reshape(-1)[: int(np.prod(shape, dtype=np.int64))]
     return ((codes ^ 8).astype(np.int8) - 8).astype(np.int8)
 
 
-def _operator(index: int, op: Any, codes: list[Any]) -> FileOperator:
-    code = codes[op.opcodeIndex]
-    number = max(code.builtinCode, code.deprecatedBuiltinCode)
-    name = code.customCode.decode() if code.customCode else OPERATORS[number]
-    return FileOperator(index, name, int(code.version), tuple(map(int, op.inputs)), tuple(map(int, op.outputs)))
+def _operator(index: int, op: Any, parts: _Parts) -> FileOperator:
+    code = parts.codes[_within(op.OpcodeIndex(), parts.codes)]
+    number = max(code.BuiltinCode(), code.DeprecatedBuiltinCode())
+    name = parts.text(code.CustomCode()) or OPERATORS[number]
+    ports = [tuple(_within(i, parts.stored, -1) for i in parts.numbers(op, side)) for side in ("Inputs", "Outputs")]
+    return FileOperator(index, name, int(code.Version()), *ports)
 
 
-def _metadata(model: Any) -> dict[str, Any]:
-    for entry in model.metadata or []:
-        if entry.name == b"kquant":
-            return json.loads(np.asarray(model.buffers[entry.buffer].data, np.uint8).tobytes())
+def _metadata(parts: _Parts) -> dict[str, Any]:
+    for entry in parts.metadata:
+        if entry.Name() == b"kquant":
+            content = parts.content(entry.Buffer())
+            found = parse_json(b"" if content is None else content.tobytes(), "its metadata")
+            if not isinstance(found, dict):
+                raise ValueError("its metadata are no object")
+            return found
     return {}
 
 

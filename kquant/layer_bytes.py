@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from kquant.inspect import FileModel, FileTensor, contents, read_bytes
+from kquant.inspect import DAMAGE, FileModel, FileTensor, contents, label, read_bytes
 from kquant.lut import READERS, distinct, smallest
 
 # Inputs of an operator that are weights.
@@ -139,8 +139,12 @@ def layer_bytes(path: str | Path | bytes) -> FileBytes:
         >>> [(layer.name, layer.raw_bytes) for layer in kquant.layer_bytes("dense.tflite").layers]
         [('head/kernel', 8)]
     """
-    data = read_bytes(path)
-    return count_bytes(data, *contents(data))
+    data, where = read_bytes(path), label(path)
+    file, held = contents(data, where)
+    try:
+        return count_bytes(data, file, held)
+    except DAMAGE as error:  # shapes, axes and scales that do not go together
+        raise ValueError(f"{where} is damaged: {type(error).__name__}: {error}. Export it again.") from error
 
 
 def count_bytes(data: bytes, file: FileModel, held: dict[int, np.ndarray]) -> FileBytes:

@@ -1,21 +1,26 @@
 """The interpreters behind one call: LiteRT with XNNPACK, LiteRT's reference kernels, TensorFlow Lite Micro.
 
-A file that an interpreter cannot take may end the process. `probe` therefore runs it in a process of its own; `predict`
-does so with the first sample of a file that it has not seen run before (`kquant.export` has).
+A file that an interpreter cannot take may end the process, this time or another time: what is read beyond a buffer's
+end depends on what lies there. So every file runs in a process of its own (`Running`), which stays for as many samples
+as there are.
 """
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import importlib.util
 import io
+import math
 import re
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
+import weakref
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -24,12 +29,12 @@ from kquant import interpreters
 from kquant.core.arguments import array_of
 from kquant.core.wording import did_you_mean
 from kquant.data_scale import Expected, warn_of_scale
-from kquant.inspect import FileModel, FileTensor, label, read_bytes, read_model
-from kquant.interpreters import RUNTIMES, Invoke
+from kquant.inspect import FileModel, FileTensor, label, read_bytes, read_model, refuse_damaged
+from kquant.interpreters import CALL, RESET, RUNTIMES, SAMPLES, TENSORS
 
-PROBE_SECONDS = 600
-# (runtime, digest of the file) of what has run in a process of its own without ending it.
-_RAN: set[tuple[str, bytes]] = set()
+ANSWER_SECONDS = 600
+# Codes that go to another process at once: enough that the way there costs nothing, few enough to show progress.
+MESSAGE_BYTES = 1 << 20
 
 
 def predict(
@@ -71,31 +76,116 @@ def predict(
         if known is not None:
             warn_of_scale(f"predict: input '{tensor.name}'", array, known)
 
-    def sample(i: int) -> list[np.ndarray]:
-        return [quantize_input(a[i : i + 1], t) for a, t in zip(arrays, model.inputs, strict=True)]
-
-    prove(data, runtime, sample(0))
-    invoke = open_runtime(data, runtime)
+    count, step = len(arrays[0]), _samples_at_once(model)
     outputs: list[list[np.ndarray]] = [[] for _ in model.outputs]
-    for i in tqdm(range(len(arrays[0])), desc=runtime, unit="sample", disable=not verbose):
-        codes = sample(i)
-        for collected, result, tensor in zip(outputs, invoke(codes), model.outputs, strict=True):
-            collected.append(dequantize_output(result, tensor))
+    with Running(data, runtime) as running, tqdm(total=count, desc=runtime, unit="sample", disable=not verbose) as bar:
+        for start in range(0, count, step):
+            part = [a[start : start + step] for a in arrays]
+            codes = [quantize_input(a, t) for a, t in zip(part, model.inputs, strict=True)]
+            for collected, result, tensor in zip(outputs, running.samples(codes), model.outputs, strict=True):
+                collected.append(dequantize_output(result, tensor))
+            bar.update(len(part[0]))
     results = [np.concatenate(collected) for collected in outputs]
     return results[0] if len(results) == 1 else results
 
 
-def open_runtime(data: bytes, runtime: str, *, keep: bool = False) -> Invoke:
-    """An interpreter of that name, ready to run; `keep`: its states outlive a call (streams).
+def _samples_at_once(model: FileModel) -> int:
+    """As many as make a message of `MESSAGE_BYTES`, at least one."""
+    each = sum(8 * math.prod(t.shape[1:]) for t in (*model.inputs, *model.outputs))
+    return max(1, MESSAGE_BYTES // max(1, each))
+
+
+class Running:
+    """A file on a runtime, in a process of its own; leave it with `with`, or let go of it, and the process ends.
+
+    Args:
+        data: the file.
+        runtime: name of the interpreter.
 
     Raises:
-        ValueError: unknown name, or the interpreter refuses the file.
+        ValueError: unknown runtime; from every method, the interpreter refused the file or died.
     """
-    _known(runtime)
-    try:
-        return interpreters.open_runtime(data, runtime, keep=keep)
-    except RuntimeError as error:
-        raise ValueError(f"{runtime} cannot prepare this file: {error}") from error
+
+    def __init__(self, data: bytes, runtime: str) -> None:
+        _known(runtime)
+        refuse_damaged(data)  # the interpreters' own walks through a file count nothing either
+        self.runtime = runtime
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115  what the process says, as long as it lives
+        self._process = subprocess.Popen(
+            _process(runtime), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said
+        )
+        self._end = weakref.finalize(self, _ended, self._process, self._said)
+        self._sent = [np.frombuffer(data, np.uint8)]
+
+    def __enter__(self) -> Running:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
+
+    def samples(self, codes: list[np.ndarray]) -> list[np.ndarray]:
+        """Run samples, each as a sequence of its own.
+
+        Args:
+            codes: [samples, ...] of the file's types, one for each input.
+
+        Returns:
+            Codes of each output.
+        """
+        return self._ask(SAMPLES, codes)
+
+    def call(self, codes: list[np.ndarray]) -> list[np.ndarray]:
+        """Run one sample, with the states that the calls before it have left."""
+        return self._ask(CALL, codes)
+
+    def reset(self) -> None:
+        """Let the next `call` be a first one."""
+        self._ask(RESET, [])
+
+    def tensors(self, codes: list[np.ndarray]) -> dict[int, np.ndarray]:
+        """Every tensor of one sample on LiteRT's reference kernels, by index; none for those without values."""
+        indices, *values = self._ask(TENSORS, codes)
+        return dict(zip(indices.tolist(), values, strict=True))
+
+    def _ask(self, what: int, arrays: list[np.ndarray]) -> list[np.ndarray]:
+        late = threading.Event()
+        timer = threading.Timer(ANSWER_SECONDS, lambda: (late.set(), self._process.kill()))
+        timer.start()
+        try:
+            requests, answers = _pipes(self._process)
+            if self._sent:  # the file, with the first request
+                interpreters.send(requests, self._sent)
+                self._sent = []
+            interpreters.send(requests, [np.int64(what), *arrays])
+            return interpreters.receive(answers)
+        except (EOFError, OSError) as error:
+            raise ValueError(self._last_words(late.is_set())) from error
+        finally:
+            timer.cancel()
+
+    def _last_words(self, late: bool) -> str:
+        if late:
+            return f"{self.runtime} was not done with this file after {ANSWER_SECONDS} s; try fewer samples."
+        code = self._process.wait()
+        self._said.seek(0)
+        said = self._said.read().decode(errors="replace").splitlines()
+        lines = [line for line in said if line.strip(" ^~")]  # without the marks under a line of a traceback
+        return f"{self.runtime} cannot run this file ({_ending(code)}): {' | '.join(lines[-3:])}"
+
+
+def _pipes(process: subprocess.Popen) -> tuple[BinaryIO, BinaryIO]:
+    if process.stdin is None or process.stdout is None:
+        raise EOFError
+    return process.stdin, process.stdout
+
+
+def _ended(process: subprocess.Popen, said: BinaryIO) -> None:
+    process.kill()
+    for pipe in (process.stdin, process.stdout, said):
+        if pipe is not None:
+            with contextlib.suppress(OSError):  # what a dead process did not read
+                pipe.close()
+    process.wait()
 
 
 def available() -> list[str]:
@@ -103,14 +193,8 @@ def available() -> list[str]:
     return [name for name in RUNTIMES if name != "tflm" or importlib.util.find_spec("tflite_micro") is not None]
 
 
-def prove(data: bytes, runtime: str, codes: list[np.ndarray]) -> None:
-    """`probe` one sample of a file that no other process has run before, so that it may run in this one."""
-    if (runtime, _digest(data)) not in _RAN:
-        probe(data, runtime, codes)
-
-
 def probe(data: bytes, runtime: str, codes: list[np.ndarray]) -> list[np.ndarray]:
-    """Run samples in a process of their own, so that a crash there becomes an error here.
+    """Run samples through a file, in a process of its own.
 
     Args:
         data: the file.
@@ -123,24 +207,8 @@ def probe(data: bytes, runtime: str, codes: list[np.ndarray]) -> list[np.ndarray
     Raises:
         ValueError: the interpreter refused the file or died.
     """
-    _known(runtime)
-    request = io.BytesIO()
-    np.savez(request, model=np.frombuffer(data, np.uint8), **{f"x{i}": c for i, c in enumerate(codes)})
-    try:
-        done = subprocess.run(
-            _process(runtime), input=request.getvalue(), capture_output=True, check=False, timeout=PROBE_SECONDS
-        )
-    except subprocess.TimeoutExpired as error:
-        raise ValueError(
-            f"{runtime} was not done with this file after {PROBE_SECONDS} s; try fewer samples."
-        ) from error
-    if done.returncode != 0:
-        said = done.stderr.decode(errors="replace").splitlines()
-        lines = [line for line in said if line.strip(" ^~")]  # without the marks under a line of a traceback
-        raise ValueError(f"{runtime} cannot run this file ({_ending(done.returncode)}): {' | '.join(lines[-3:])}")
-    _RAN.add((runtime, _digest(data)))
-    answer = np.load(io.BytesIO(done.stdout))
-    return [answer[f"y{i}"] for i in range(len(answer.files))]
+    with Running(data, runtime) as running:
+        return running.samples(codes)
 
 
 def _process(task: str) -> list[str]:
@@ -165,7 +233,15 @@ def arena_bytes(data: bytes) -> int | None:
     """
     if "tflm" not in available():
         return None
-    done = subprocess.run(_process("arena"), input=data, capture_output=True, check=False)
+    refuse_damaged(data)
+    request = io.BytesIO()
+    interpreters.send(request, [np.frombuffer(data, np.uint8)])
+    try:
+        done = subprocess.run(
+            _process("arena"), input=request.getvalue(), capture_output=True, check=False, timeout=ANSWER_SECONDS
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ValueError(f"TFLM has not prepared this file after {ANSWER_SECONDS} s.") from error
     found = re.search(rb"Arena allocation total (\d+) bytes", done.stdout + done.stderr)
     if found is None:
         raise ValueError(
@@ -206,8 +282,10 @@ def dequantize_output(codes: np.ndarray, tensor: FileTensor) -> np.ndarray:
 def _expected(model: FileModel, tensor: FileTensor) -> Expected | None:
     """The range of an input's grid; None for floats that no QUANTIZE reads, and for positions."""
     if tensor.scale is None:
-        made = [op.outputs[0] for op in model.operators if op.code == "QUANTIZE" and op.inputs[0] == tensor.index]
-        return _expected(model, replace(model.tensors[made[0]], name=tensor.name)) if made else None
+        made = [op.outputs for op in model.operators if op.code == "QUANTIZE" and op.inputs[:1] == (tensor.index,)]
+        if not made or not made[0] or model.tensors[made[0][0]].scale is None:
+            return None
+        return _expected(model, replace(model.tensors[made[0][0]], name=tensor.name))
     if len(tensor.scale) != 1 or tensor.dtype not in ("int8", "uint8", "int16"):
         return None
     info, zero, scale = np.iinfo(tensor.dtype), tensor.zero_point[0], tensor.scale[0]
@@ -215,10 +293,6 @@ def _expected(model: FileModel, tensor: FileTensor) -> Expected | None:
     asymmetric = any(t.zero_point and t.zero_point[0] not in (0, info.min) for t in model.tensors if t.scale)
     ends = ((info.min - zero) * scale, (info.max - zero) * scale)
     return Expected(tensor.name, *ends, "which the codes of the file hold", two_sided=asymmetric)
-
-
-def _digest(data: bytes) -> bytes:
-    return hashlib.sha256(data).digest()
 
 
 def _known(runtime: str) -> None:

@@ -12,9 +12,9 @@ import numpy as np
 from kquant.core.program import Ref
 from kquant.inspect import FileModel, FileTensor, read_bytes, read_model
 from kquant.lower.streaming import Streamed, StreamOutput
-from kquant.runtimes import dequantize_output, open_runtime, prove, quantize_input, refuse_tables
+from kquant.runtimes import Running, dequantize_output, probe, quantize_input, refuse_tables
 
-# A stream is checked on two clips; one call is enough to prove that a runtime takes a file.
+# A stream is checked on two clips.
 CLIPS = 2
 LONGEST = 2000
 
@@ -131,12 +131,14 @@ class Stream:
         self._initial: list[int] = about["states"]
         self.inputs = self.file.inputs[: len(self.file.inputs) - len(self._initial)]
         self.outputs = self.file.outputs[: len(self.file.outputs) - len(self._initial)]
-        prove(data, runtime, [np.zeros(t.shape, t.dtype) for t in self.inputs] + self._first_states())
+        self._running = Running(data, runtime)
+        self._states = self._first_states()
+        self.step_codes([np.zeros(t.shape, t.dtype) for t in self.inputs])  # what cannot run is refused here
         self.reset()
 
     def reset(self) -> None:
         """Forget all frames: the next call is the first one of a clip."""
-        self._invoke = open_runtime(self.data, self.runtime, keep=True)
+        self._running.reset()
         self._states = self._first_states()
 
     def _first_states(self) -> list[np.ndarray]:
@@ -145,7 +147,7 @@ class Stream:
 
     def step_codes(self, codes: list[np.ndarray]) -> list[np.ndarray]:
         """`step` on codes: inputs and outputs as the file has them, batch axis included."""
-        results = self._invoke([*codes, *self._states])
+        results = self._running.call([*codes, *self._states])
         self._states = results[len(self.outputs) :]
         return results[: len(self.outputs)]
 
@@ -258,16 +260,13 @@ def check_stream(
     length = clips[0].shape[1]
     count = 1 if length // running.hop > LONGEST else CLIPS
     codes = [quantize_input(_uneven(a[:count]), t) for a, t in zip(clips, file.inputs, strict=True)]
-    prove(plain, runtime, [c[:1] for c in codes])
-    invoke, equal, total = open_runtime(plain, runtime), 0, 0
+    over_clips, equal, total = probe(plain, runtime, codes), 0, 0
     for i in range(len(codes[0])):
-        wanted = invoke([c[i : i + 1] for c in codes])
+        wanted = [output[i : i + 1] for output in over_clips]
         running.reset()
         # frames behind the clip fill the last call; no result that is compared depends on them
         fed = [np.pad(c[i : i + 1], [(0, 0), (0, -length % running.hop), *[(0, 0)] * (c.ndim - 2)]) for c in codes]
-        calls = [
-            running.step_codes([c[:, at : at + running.hop] for c in fed]) for at in range(0, length, running.hop)
-        ]
+        calls = [running.step_codes([c[:, at : at + running.hop] for c in fed]) for at in range(0, length, running.hop)]
         for output, expected, made in zip(outputs, wanted, zip(*calls, strict=True), strict=True):
             same = _same(output, expected, list(made))
             if runtime != "litert" and not np.all(same):

@@ -46,7 +46,10 @@ def vela_bytes(path: str | Path | bytes, accelerator: str = "ethos-u55-128") -> 
         file = Path(folder) / "model.tflite"
         write_atomically(file, read_bytes(path), "vela_bytes")
         command = [vela, str(file), "--accelerator-config", accelerator, "--output-dir", folder]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=VELA_SECONDS)
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=VELA_SECONDS)
+        except subprocess.TimeoutExpired as error:
+            raise ValueError(f"vela_bytes: Vela was not done with this file after {VELA_SECONDS} s.") from error
         summary = next(Path(folder).glob("*_summary_*.csv"), None)
         if done.returncode != 0 or summary is None:
             lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]

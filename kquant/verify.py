@@ -21,9 +21,8 @@ from kquant.core.leftovers import settle
 from kquant.core.program import Ref
 from kquant.data import gather
 from kquant.inspect import EDGES, FileModel, FileTensor, float_operators, inspect, read_bytes, read_model
-from kquant.interpreters import litert_interpreter
 from kquant.lower import Lowered, lower, without_tables
-from kquant.runtimes import probe, quantize_input, refuse_tables
+from kquant.runtimes import Running, probe, quantize_input, refuse_tables
 
 EDGE = 1e-12
 BATCH = 32
@@ -249,8 +248,6 @@ def first_difference(lowered: Lowered, content: bytes, file: FileModel, x: list[
 
 def all_tensors(content: bytes, codes: list[np.ndarray]) -> Callable[[int], np.ndarray]:
     """Run the reference kernels once and keep every tensor: index -> int64 codes."""
-    interpreter = litert_interpreter(content, reference=True, keep_all=True)
-    for detail, value in zip(interpreter.get_input_details(), codes, strict=True):
-        interpreter.set_tensor(detail["index"], value)
-    interpreter.invoke()
-    return lambda index: interpreter.get_tensor(index).astype(np.int64)
+    with Running(content, "litert-reference") as running:
+        found = running.tensors(codes)
+    return lambda index: found[index].astype(np.int64) if index in found else np.zeros(0, np.int64)
