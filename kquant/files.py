@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
-import json
 import math
 import warnings
-import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,7 @@ import numpy as np
 
 import kquant.core.nodes
 import kquant.ops  # noqa: F401  both register kquant's layers with Keras, which `load_model` needs
+from kquant import model_files
 from kquant.core import inputs
 from kquant.core.atomic import Outputs, write_atomically
 from kquant.core.destination import destination
@@ -28,7 +27,6 @@ from kquant.core.wording import absent
 from kquant.export import export
 from kquant.inspect import FileModel
 
-MODELS = (".keras", ".h5")
 RESULTS = (".keras", ".tflite")
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".pgm", ".ppm")
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "PPM")
@@ -54,43 +52,13 @@ def inputs_of(model: keras.Model | FileModel) -> tuple[Input, ...]:
 
 
 def load_model(path: str | Path) -> keras.Model:
-    """A Keras model from a `.keras` file; quantized ones too.
+    """A Keras model from a `.keras` or HDF5 file; quantized ones too.
 
     Raises:
-        ValueError: no such file, another kind of file, or Keras cannot rebuild it.
+        ValueError: no such file, another kind of file, or Keras cannot rebuild it; with the way where there is one.
     """
-    file = Path(path)
-    settle(file.parent)  # a model and its file may be of two runs where one was killed
-    if not file.is_file():
-        raise ValueError(f"{file}: {absent(file)}; give a Keras model saved with model.save('name.keras').")
-    if file.suffix.lower() not in MODELS:
-        raise ValueError(f"{file}: expected a Keras model (.keras). Received: '{file.suffix}'.")
-    if file.suffix.lower() == ".keras" and not zipfile.is_zipfile(file):
-        raise ValueError(f"{file}: damaged, or no Keras 3 model: a .keras file is a zip archive. Save it again.")
-    try:
-        model = keras.models.load_model(file, compile=False)
-    # A damaged or foreign file ends in whatever the zip, JSON and HDF5 readers and the layers' constructors raise.
-    except Exception as error:
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ValueError(f"{file}: Keras {keras.__version__} cannot load it: {_way_out(file, reason)}") from error
-    if not isinstance(model, keras.Model):
-        raise ValueError(f"{file}: holds a {type(model).__name__}, not a model.")
-    return model
-
-
-def _way_out(file: Path, reason: str) -> str:
-    """Why Keras could not rebuild a model, and what to do."""
-    if file.suffix.lower() == ".keras":
-        with zipfile.ZipFile(file) as archive:
-            names = archive.namelist()
-            if "config.json" not in names:
-                return "it is a zip archive, but no Keras model. Save one with model.save('name.keras')."
-            saved_by = json.loads(archive.read("metadata.json")) if "metadata.json" in names else {}
-        if str(saved_by.get("keras_version", "")).startswith("2."):
-            return f"Keras {saved_by['keras_version']} (tf_keras) saved it; docs/migrate.md shows how to bring it over."
-    if "Could not locate" in reason:
-        return f"{_shorten(reason)} Custom layers need their code: import it in Python and call kquant.compress there."
-    return _shorten(reason)
+    settle(Path(path).parent)  # a model and its file may be of two runs where one was killed
+    return model_files.load(path)
 
 
 def _shorten(text: str, width: int = 240) -> str:
@@ -119,7 +87,7 @@ def load_data(path: str | Path, takes: Sequence[Input], *, scale: float = 1.0, l
     if source.is_dir():
         return _images(source, takes, scale, limit)
     if not source.is_file():
-        raise ValueError(f"{source}: {absent(source)}; give .npz, .npy or a folder of images.")
+        raise ValueError(f"{source}: {absent(source)} or folder; give .npz, .npy or a folder of images.")
     found = _arrays(source)
     named = _chosen(found, takes, source)
     ready = [_scaled(_taken(array, limit), scale, f"{source}, array '{name}'") for name, array in named.items()]

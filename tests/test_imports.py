@@ -17,9 +17,9 @@ IDS = [str(path.relative_to(PACKAGE)) for path in FILES]
 # Each module imports from rows above its own only; modules of one row never import each other.
 ORDER = (
     ("core",),
-    ("targets", "lut", "data_scale"),
+    ("targets", "lut", "data_scale", "hdf5"),
     ("ops",),
-    ("data", "observers", "inspect", "interpreters", "widths", "quantized", "strip"),
+    ("data", "observers", "inspect", "interpreters", "widths", "quantized", "strip", "model_files"),
     ("expand", "plan", "unblock", "observe", "lower", "runtimes", "encodings"),
     ("search_state", "second_look"),
     ("fold", "attach", "calibrate", "shrink", "preprocessing"),
@@ -150,6 +150,7 @@ def test_names_say_what_is_inside() -> None:
     assert not {stem for stem in stems if stem.endswith(("_v2", "_new", "_old"))}
 
 
+<<<<<<< HEAD
 WRITERS = {"write_text", "write_bytes", "tofile", "savetxt", "save_weights", "symlink_to", "hardlink_to", "write_file"}
 WRITERS |= {"dump", "mkstemp", "NamedTemporaryFile", "copyfile", "copytree", "copy2", "rename", "imsave"}
 ARCHIVES = {"save", "savez", "savez_compressed", "savefig"}  # into memory, or where results are made
@@ -234,9 +235,14 @@ def test_reading_and_memory_are_no_writing() -> None:
 
 def test_interpreters_start_without_tensorflow() -> None:
     """The small process that runs a file must not load TensorFlow, or the package."""
+=======
+@pytest.mark.parametrize("name", ["interpreters.py", "hdf5.py"])
+def test_small_processes_start_without_tensorflow(name: str) -> None:
+    """The small process that runs or reads a file must not load TensorFlow, or the package."""
+>>>>>>> 0a22b49 (Keras models by what is in the file: HDF5 read apart, weights within what is stored, the way from Keras 2 and other formats)
     names = {
         alias.name.split(".")[0]
-        for node in ast.walk(parsed(PACKAGE / "interpreters.py"))
+        for node in ast.walk(parsed(PACKAGE / name))
         if isinstance(node, ast.Import | ast.ImportFrom)
         for alias in (node.names if isinstance(node, ast.Import) else [ast.alias(node.module or "")])
     }

@@ -70,12 +70,13 @@ def read_text(path: str | Path, where: str, most: int = MOST_TEXT_BYTES) -> str:
         ) from error
 
 
-def parse_json(text: str | bytes, where: str) -> Any:
+def parse_json(text: str | bytes, where: str, deepest: int = MOST_DEPTH) -> Any:
     """Plain data of a JSON text.
 
     Args:
         text: UTF-8.
         where: names it in errors.
+        deepest: how many levels such a text may have.
 
     Raises:
         ValueError: not JSON, nested too deeply, too many values, or numbers without end.
@@ -93,7 +94,7 @@ def parse_json(text: str | bytes, where: str) -> Any:
     if values > MOST_VALUES:
         raise ValueError(f"{where}: {values:,} values; such files have at most {MOST_VALUES:,}.")
     brackets = [_DEPTH[byte] for byte in bare if byte in _DEPTH]
-    _check_depth(max(itertools.accumulate(brackets), default=0), where)
+    _check_depth(max(itertools.accumulate(brackets), default=0), where, deepest)
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError and integers of 5,000 digits among them
@@ -159,9 +160,9 @@ def check_plain(data: Any, where: str) -> None:
         level, depth = below, depth + 1
 
 
-def _check_depth(depth: int, where: str) -> None:
-    if depth > MOST_DEPTH:
-        raise ValueError(f"{where}: nested {depth:,} levels deep; such files have at most {MOST_DEPTH}.")
+def _check_depth(depth: int, where: str, deepest: int = MOST_DEPTH) -> None:
+    if depth > deepest:
+        raise ValueError(f"{where}: nested {depth:,} levels deep; such files have at most {deepest}.")
 
 
 class Archive:
