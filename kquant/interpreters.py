@@ -217,7 +217,7 @@ def all_tensors(data: bytes, codes: list[np.ndarray]) -> list[np.ndarray]:
             found[detail["index"]] = interpreter.get_tensor(detail["index"])
         except ValueError:  # what the kernels keep for themselves has no values to read
             continue
-    return [np.int64(list(found)), *found.values()]
+    return [np.array(list(found), np.int64), *found.values()]
 
 
 def _limit_memory(size: int, runtime: str) -> None:

@@ -173,7 +173,7 @@ class Running:
         return f"{self.runtime} cannot run this file ({_ending(code)}): {' | '.join(lines[-3:])}"
 
 
-def _pipes(process: subprocess.Popen) -> tuple[BinaryIO, BinaryIO]:
+def _pipes(process: subprocess.Popen) -> tuple[Any, Any]:
     if process.stdin is None or process.stdout is None:
         raise EOFError
     return process.stdin, process.stdout
