@@ -194,7 +194,7 @@ def _writes(call: ast.Call, memory: set[str]) -> bool:
     texts = [ast.unparse(a) for a in (*call.args, *(k.value for k in call.keywords))]
     if name in ("open", "fdopen", "ZipFile", "File"):
         writing = re.compile(r"'[rbt+]*[wax+][rwabxt+]*'|.*O_CREAT.*")
-        return "os.dup(2)" not in texts and any(map(writing.fullmatch, texts))
+        return not {"os.dup(1)", "os.dup(2)"} & set(texts) and any(map(writing.fullmatch, texts))
     of = ast.unparse(call.func.value) if isinstance(call.func, ast.Attribute) else ""
     if name in ("replace", "move"):  # those of texts and of dataclasses have other arguments
         return of in ("os", "shutil") or (of not in ("", "dataclasses") and len(texts) == 1)

@@ -49,11 +49,10 @@ def read_file(path: str | Path, where: str, most: int = MOST_TEXT_BYTES) -> byte
     """
     if not Path(path).is_file():
         raise ValueError(f"{where}: {absent(path)}.")
-    with Path(path).open("rb") as file:
-        content = file.read(most + 1)
-    if len(content) > most:
-        raise ValueError(f"{where}: too large, {Path(path).stat().st_size:,} bytes; such files have at most {most:,}.")
-    return content
+    size = Path(path).stat().st_size
+    if size > most:
+        raise ValueError(f"{where}: too large, {size:,} bytes; such files have at most {most:,}.")
+    return Path(path).read_bytes()
 
 
 def read_text(path: str | Path, where: str, most: int = MOST_TEXT_BYTES) -> str:
