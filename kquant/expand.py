@@ -7,6 +7,7 @@ two convolutions, batch norms and constants become `Affine`. Weights are copied:
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ from kquant.core.defaults import own_defaults
 from kquant.core.graph import Graph, Node, legal_name, named_apart, rewrite, trace
 from kquant.core.origin import mark, origins
 from kquant.core.step_mask import reads_mask
-from kquant.core.unfold import substitute
+from kquant.core.unfold import draws_in_training, substitute
 from kquant.ops import find
 from kquant.ops.passive import is_idle
 from kquant.ops.refused import remedy
@@ -63,7 +64,26 @@ def expand_graph(graph: Graph) -> keras.Model:
             owners[id(node.op)] = ((node.owner.name, type(node.owner).__name__),)
         return expand_call(node.op, make_for, args, kwargs)
 
-    return rewrite(graph, replace, name=legal_name(graph.name, root=True))
+    model = rewrite(graph, replace, name=legal_name(graph.name, root=True))
+    _warn_lost_draws(graph, model)
+    return model
+
+
+def _warn_lost_draws(graph: Graph, model: keras.Model) -> None:
+    """Name layers of Keras' own that act in training only and leave, or come apart into layers that do not."""
+    random = [layer for layer in model._flatten_layers() if draws_in_training(layer)]
+    kept = {name for layer in random for name in (layer.name, *(n for n, _ in origins(layer)))}
+    lost = []
+    for op in graph.layers():
+        inside = list(op._flatten_layers()) if isinstance(op, keras.layers.Layer) else []
+        if any(draws_in_training(layer) for layer in inside) and not kept & {layer.name for layer in inside}:
+            lost.append(f"{op.name} ({type(op).__name__})")
+    if lost:
+        warnings.warn(
+            f"{', '.join(lost)}: what it draws in training (augmentation, dropout inside a recurrent layer) is left "
+            "out of the new model. Augment the samples before they enter it; put a Dropout before or behind the layer.",
+            stacklevel=4,
+        )
 
 
 def expand_call(op: Any, make_for: Callable[[Any], Any], args: tuple, kwargs: dict, *, ours: bool = False) -> Any:

@@ -18,6 +18,7 @@ import numpy as np
 
 from kquant.core.defaults import own_defaults
 from kquant.core.graph import Graph, Node, rewrite, trace
+from kquant.core.output_names import as_keras
 from kquant.core.transforms import growing
 from kquant.core.unfold import substitute
 from kquant.expand import expand
@@ -63,7 +64,7 @@ def fold(model: keras.Model) -> keras.Model:
     graph = trace(expand(model), lambda op: find(op) is not None)
     with own_defaults(graph.layers()):
         folded = fold_graph(graph)
-    return rewrite(folded.graph, lambda node, args, kwargs: node.op(*args, **kwargs))
+    return as_keras(rewrite(folded.graph, lambda node, args, kwargs: node.op(*args, **kwargs)))
 
 
 def fold_graph(graph: Graph, *, live: bool = False) -> Folded:

@@ -13,9 +13,10 @@ import keras
 import numpy as np
 
 from kquant.core import transforms as kernels
-from kquant.core.copies import own, stays_whole
+from kquant.core.copies import is_described, own, stays_whole
 from kquant.core.graph import Node, rewrite, trace
 from kquant.core.nodes import Compressed, FakeQuant, QuantizedLSTM, Transformed, observing
+from kquant.core.output_names import as_keras
 from kquant.core.stored import Stored
 from kquant.core.transforms import Carried, Held
 from kquant.ops import find
@@ -47,7 +48,7 @@ def release(model: keras.Model) -> tuple[keras.Model, Carried]:
             carried[op.name] = {path: Held(used[path], found) for path, found in op.transforms.items() if found}
         return plain[id(op)](*args, **op.passed(kwargs))
 
-    graph = trace(model, _is_known, masks=True)
+    graph = trace(model, _is_known, masks=True, whole=is_described)
     return rewrite(graph, replace), carried
 
 
@@ -85,7 +86,7 @@ def strip(model: keras.Model, *, grids: bool = False) -> keras.Model:
             plain[id(op)] = _without_grid(op, grids)
         return [plain[id(op)](x)] * len(node.outputs)
 
-    return rewrite(trace(release(model)[0], _is_known, masks=True), replace)
+    return as_keras(rewrite(trace(release(model)[0], _is_known, masks=True, whole=is_described), replace))
 
 
 def _check_model(model: Any) -> None:

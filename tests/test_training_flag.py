@@ -48,7 +48,7 @@ class Written(keras.Model):
         self.parts = {
             "first": layers.Dense(4, name="first"),
             "norm": layers.BatchNormalization(name="norm"),
-            "drop": layers.Dropout(1e-9, name="drop"),
+            "drop": layers.Dropout(0.0, name="drop"),
             "tower": keras.Sequential([keras.Input((4,)), layers.BatchNormalization(name="norm_of_tower")]),
             "branch": _branch(),
             "careless": Careless(),

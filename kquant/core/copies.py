@@ -11,13 +11,24 @@ from kquant.core.origin import mark, origins
 
 
 def stays_whole(op: Any) -> bool:
-    """Keras' own layers, and those with variables of their own: only models and blocks of layers are opened."""
+    """Keras' own layers, and those with variables of their own or none at all: models and blocks are opened."""
     if isinstance(op, keras.Model):
         return False
     if not isinstance(op, keras.layers.Layer):
         return True
     builtin = type(op).__module__.startswith(("keras.", "kquant."))
-    return builtin or bool(op._trainable_variables or op._non_trainable_variables)
+    own_variables = bool(op._trainable_variables or op._non_trainable_variables)
+    return builtin or own_variables or (not op.weights and is_described(op))
+
+
+def is_described(op: Any) -> bool:
+    """True for a layer that its config makes again, no model: it may stay whole in a float model."""
+    if isinstance(op, keras.Model):
+        return False
+    try:
+        return [v.shape for v in own(op).variables] == [v.shape for v in op.variables]
+    except ValueError:
+        return False
 
 
 def own(op: Any, **changes: Any) -> Any:
@@ -52,7 +63,8 @@ def again(op: Any, **changes: Any) -> Any:
         ValueError: the config does not describe it.
     """
     try:
-        new = type(op).from_config({**config_of(op), **changes})
+        with keras.saving.CustomObjectScope(_classes(op)):
+            new = type(op).from_config({**config_of(op), **changes})
     except Exception as error:  # whatever a layer without a proper config raises
         raise ValueError(
             f"{op.name} ({type(op).__name__}): it cannot be copied, because get_config and from_config do not describe "
@@ -60,6 +72,13 @@ def again(op: Any, **changes: Any) -> Any:
         ) from error
     _same_functions(op, new, tuple(changes))
     return new
+
+
+def _classes(op: Any) -> dict[str, type]:
+    """The user's own classes in a layer, which nobody need have registered."""
+    inside = op._flatten_layers() if isinstance(op, keras.layers.Layer) else ()
+    found = {type(layer) for layer in inside if not type(layer).__module__.startswith(("keras.", "kquant."))}
+    return {keras.saving.get_registered_name(kind): kind for kind in found}
 
 
 def config_of(op: Any) -> dict[str, Any]:

@@ -18,17 +18,22 @@ from keras import tree
 from kquant.core.creation import with_one_name
 from kquant.core.defaults import own_defaults
 from kquant.core.inputs import inputs_of
+from kquant.core.output_names import functional, output_names
 from kquant.core.unfold import Node, substitute, unfold
 
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """A model as calls in order: `inputs` and `outputs` keep the model's structure (tensor, list or dict)."""
+    """A model as calls in order: `inputs` and `outputs` keep the model's structure (tensor, list or dict).
+
+    `output_names` are what the model calls its outputs, flattened; None where nothing says so.
+    """
 
     name: str
     inputs: Any
     outputs: Any
     nodes: tuple[Node, ...]
+    output_names: tuple[str, ...] | None = None
 
     def layers(self) -> list[Any]:
         """The layers and operations that the nodes call, each once."""
@@ -64,7 +69,12 @@ def alone(node: Node) -> Graph:
 
 
 def trace(
-    model: keras.Model, known: Callable[[Any], bool], input_shape: Any = None, *, masks: bool = False
+    model: keras.Model,
+    known: Callable[[Any], bool],
+    input_shape: Any = None,
+    *,
+    masks: bool = False,
+    whole: Callable[[Any], bool] | None = None,
 ) -> Graph:
     """The calls of `model`, unfolded until every operation is `known`.
 
@@ -73,6 +83,7 @@ def trace(
         known: tells which layers and operations stay whole.
         input_shape: shapes with batch axis (one, or a list for several inputs) that replace the model's own.
         masks: layers that heed a mask are welcome, because the graph becomes a Keras model, not a file.
+        whole: which of those that act otherwise in training stay whole, so that they go on doing so; none by default.
 
     Returns:
         The graph, unused branches left out.
@@ -81,11 +92,22 @@ def trace(
         ValueError: the model is not built, or a `call` cannot be followed symbolically.
     """
     inputs = inputs_of(model, input_shape)
-    nodes, outputs = unfold(model, inputs, known, masks)
+    nodes, outputs = unfold(model, inputs, known, masks, whole)
     if input_shape is not None:
         for node in nodes:
             _refuse_misfit(node)
-    return Graph(model.name, inputs, outputs, reachable(nodes, tree.flatten(outputs)))
+    kept = reachable(nodes, tree.flatten(outputs))
+    return Graph(model.name, inputs, outputs, kept, output_names(model) or _names(outputs, kept))
+
+
+def _names(outputs: Any, nodes: Sequence[Node]) -> tuple[str, ...] | None:
+    """What a subclassed model calls its outputs: the keys of a dict, or the layers that make them."""
+    flat = tree.flatten(outputs)
+    if isinstance(outputs, dict) and len(outputs) == len(flat):
+        keys = {id(t): key for key, t in outputs.items()}
+        return tuple(str(keys[id(t)]) for t in flat) if len(keys) == len(flat) else None
+    makers = {id(t): node.name for node in nodes for t in node.outputs}
+    return tuple(makers[id(t)] for t in flat) if all(id(t) in makers for t in flat) else None
 
 
 def _refuse_misfit(node: Node) -> None:
@@ -115,7 +137,7 @@ def rewrite(
         enter: what becomes of a new input before anything reads it, `enter(old, new)`.
 
     Returns:
-        A Functional model with the same structure of inputs and outputs.
+        A Functional model with the same structure of inputs and outputs, and the same names of them.
     """
     new: dict[int, Any] = {}
     with own_defaults(graph.layers()), with_one_name():
@@ -128,7 +150,7 @@ def rewrite(
             for old, fresh in zip(node.outputs, results, strict=True):
                 new[id(old)] = fresh
         outputs = tree.map_structure(lambda t: new[id(t)], graph.outputs)
-        return keras.Model(inputs, _distinct(outputs, inputs), name=name or graph.name)
+        return functional(inputs, _distinct(outputs, inputs), name or graph.name, graph.output_names)
 
 
 def _distinct(outputs: Any, inputs: Any) -> Any:

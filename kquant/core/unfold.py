@@ -1,7 +1,7 @@
 """Unfold a Keras model into calls of known layers and operations: nested, subclassed, or made of custom layers.
 
-A `call` that has no rule runs on symbolic tensors, and what Keras records is unfolded in turn. Nodes that Keras records
-on shared layers meanwhile are taken back, so the model stays as it was.
+A `call` that has no rule runs on symbolic tensors, and what Keras records is unfolded in turn. Variables it assigns,
+attributes it writes and nodes that Keras records on shared layers meanwhile are taken back: the model stays as it was.
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ from keras.src.layers.layer import CallContext
 from keras.src.ops.node import Node as KerasNode  # recorded calls; Keras has no public name for them
 from keras.src.utils.naming import to_snake_case
 
+from kquant.core.effects import Effects, effects, refusal_of_draws
 from kquant.core.recording import FEW, MORE, Recording, keep_training, lost, open_batch, symbolic_on_either_side
 from kquant.core.step_mask import combined, is_handed_on, makes_mask, mask_made_by, reads_mask
 from kquant.core.stored import stored_layer
 from kquant.core.unfollowed import refusal, returned
+from kquant.core.watched import Watched, attributes_kept
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +58,11 @@ class Node:
 
 
 def unfold(
-    model: keras.Model, inputs: Any, known: Callable[[Any], bool], masks: bool = False
+    model: keras.Model,
+    inputs: Any,
+    known: Callable[[Any], bool],
+    masks: bool = False,
+    whole: Callable[[Any], bool] | None = None,
 ) -> tuple[list[Node], Any]:
     """The calls that `model(inputs)` consists of at inference, and its outputs.
 
@@ -66,16 +72,18 @@ def unfold(
         known: tells which layers and operations stay whole.
         masks: leave masks to Keras, because the graph becomes a Keras model of the same layers. Otherwise what reads a
             mask is given it, as a tensor of the graph (`StepMask`).
+        whole: which of those that act otherwise in training stay whole.
 
     Raises:
         ValueError: a `call` cannot be followed on symbolic tensors, or a batch norm is told to use the statistics of
             the batch; names the layer.
     """
     with _untouched(model):
-        unfolding = _Unfolding(known, masks, training=False if model._call_has_training_arg else None)
+        unfolding = _Unfolding(known, masks, whole, training=False if model._call_has_training_arg else None)
         outputs = unfolding.visit(model, (inputs,), {})
-    if all(known(node.op) for node in unfolding.nodes):  # otherwise the model is about to be refused
-        for message in unfolding.frozen:
+    kept = [node for node in unfolding.nodes if known(node.op) or id(node.op) in unfolding.kept]
+    if len(kept) == len(unfolding.nodes):  # otherwise the model is about to be refused
+        for message in unfolding.said:
             warnings.warn(message, stacklevel=2)
     return unfolding.nodes, outputs
 
@@ -91,7 +99,8 @@ def _untouched(model: keras.Model) -> Iterator[None]:
     layers = list(model._flatten_layers(include_self=True))
     before = [(layer, len(layer._inbound_nodes), len(layer._outbound_nodes)) for layer in layers]
     try:
-        yield
+        with attributes_kept(layers):
+            yield
     finally:
         for layer, inbound, outbound in before:
             del layer._inbound_nodes[inbound:]
@@ -100,17 +109,19 @@ def _untouched(model: keras.Model) -> Iterator[None]:
 
 @dataclass
 class _Unfolding:
-    """The calls found so far, the layer that is being unfolded, and what is to be said of variables that froze.
+    """The calls found so far, the layer that is being unfolded, and what is to be said of what it loses.
 
     `training` is the last value that a layer was called with, which Keras hands on to the next one in `predict`.
     """
 
     known: Callable[[Any], bool]
     masks: bool = False
+    whole: Callable[[Any], bool] | None = None
     training: bool | None = False
     nodes: list[Node] = field(default_factory=list)
     owner: Any = None
-    frozen: list[str] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
+    kept: set[int] = field(default_factory=set)
     masked: dict[int, Tensor] = field(default_factory=dict)  # id(tensor) -> its mask
     lost: dict[int, str] = field(default_factory=dict)  # id(mask) -> why it is not known
 
@@ -220,9 +231,13 @@ class _Unfolding:
 
     def call(self, op: Any, args: tuple, kwargs: dict) -> Any:
         """Run `op.call` on symbolic tensors and unfold the calls it recorded."""
-        made = self.record(op, args, kwargs)
+        made, found = self.record(op, args, kwargs)
+        if found.in_training and self.whole is not None and self.whole(op):
+            self.kept.add(id(op))
+            return self.keep(op, args, kwargs)
+        self.said += found.sentences()
         keep_training(made, op.trainable_variables)
-        self.frozen += _frozen(op, made)
+        self.said += _frozen(op, made)
         outer, self.owner = self.owner, op if self.owner is None or not _is_builtin(self.owner) else self.owner
         self.store(op, made)
         for node in made.nodes:
@@ -240,29 +255,42 @@ class _Unfolding:
             layer = stored_layer(value, name, variable is not None, repeated)
             made.back[id(placeholder)] = self.keep(layer, (next(iter(made.back.values())),), {})
 
-    def record(self, op: Any, args: tuple, kwargs: dict) -> Recording:
-        """What `op.call` does; where it asks for the number of samples, by what differs with that."""
+    def record(self, op: Any, args: tuple, kwargs: dict) -> tuple[Recording, Effects]:
+        """What `op.call` does; where it asks for the number of samples, by what differs with that. And what beside."""
+        where = f"{op.name} ({type(op).__name__})"
+        users = not _is_builtin(op) or isinstance(op, keras.layers.Activation)  # that one calls the user's function
+        batch, more, watched = None, None, Watched()
         try:
-            made = self.run(op, args, kwargs, None)
+            made = self.run(op, args, kwargs, None, self.training, watched)
         except Exception as error:  # whatever the user's code raises on symbolic tensors
+            batch, watched = FEW, Watched()
             try:
-                made, more = (self.run(op, args, kwargs, batch) for batch in (FEW, MORE))
+                made = self.run(op, args, kwargs, FEW, self.training, watched)
+                more = self.run(op, args, kwargs, MORE, self.training, Watched())
             except Exception as second:
-                raise refusal(op, second, _is_builtin(op) and not isinstance(op, keras.layers.Activation)) from error
-            made = open_batch(f"{op.name} ({type(op).__name__})", made, more)
+                if watched.draws:
+                    raise ValueError(refusal_of_draws(where)) from error
+                raise refusal(op, second, not users) from error
         if not all(isinstance(t, Tensor) for t in tree.flatten(made.outputs)) or made.outputs is None:
             raise returned(op, made.outputs)
-        return made
 
-    def run(self, op: Any, args: tuple, kwargs: dict, batch: int | None) -> Recording:
+        def follow(training: bool | None, watched: Watched) -> Recording:
+            return self.run(op, args, kwargs, batch, training, watched)
+
+        found = effects(op, made, watched, follow, self.training) if users else Effects(where)
+        return (made if more is None else open_batch(where, made, more)), found
+
+    def run(
+        self, op: Any, args: tuple, kwargs: dict, batch: int | None, training: bool | None, watched: Watched
+    ) -> Recording:
         """`op.call` on symbolic tensors of so many samples."""
         starts = [x for x in tree.flatten((args, kwargs)) if isinstance(x, Tensor)]
         ours = {id(t): Tensor((t.shape[0] or batch, *t.shape[1:]) if t.shape else (), t.dtype) for t in starts}
         call_args, call_kwargs = substitute((args, kwargs), ours)
         call_kwargs.pop("training", None)
-        if op._call_has_training_arg and self.training is not None:
-            call_kwargs["training"] = self.training
-        with _called_from(op, self.training), symbolic_on_either_side():
+        if op._call_has_training_arg and training is not None:
+            call_kwargs["training"] = training
+        with _called_from(op, training), symbolic_on_either_side(), watched.over(op):
             outputs = op.call(*call_args, **call_kwargs)
         back = {id(ours[id(t)]): t for t in starts}
         return Recording(outputs, _recorded(tree.flatten(outputs), set(back)), back, list(ours.values()))
@@ -304,8 +332,17 @@ def _called_from(op: Any, training: bool | None) -> Iterator[None]:
 
 
 def _refuse_training(op: Any, owner: Any) -> None:
-    """A batch norm that uses the statistics of the batch, in inference too."""
-    inside = op._flatten_layers() if isinstance(op, keras.layers.Layer) else ()
+    """A layer that draws, or a batch norm that uses the statistics of the batch, in inference too."""
+    inside = list(op._flatten_layers()) if isinstance(op, keras.layers.Layer) else []
+    random = next((x for x in inside if _is_builtin(x) and draws_in_training(x)), None)
+    if random is not None:
+        where = "" if owner is None else f" inside {owner.name} ({type(owner).__name__})"
+        raise ValueError(
+            f"{random.name} ({type(random).__name__}): it runs{where} with training=True in inference too and draws "
+            "random numbers, so two calls give two results; a file would hold one draw for good. Call it without "
+            "`training` (layers called after one with training=True inherit it): then it acts in training only. "
+            "To average over draws, take a model for each, or draw outside and give the mask as one more input."
+        )
     found = next((x for x in inside if isinstance(x, keras.layers.BatchNormalization) and x.trainable), None)
     if found is not None:
         where = "" if owner is None else f" inside {owner.name} ({type(owner).__name__})"
@@ -314,6 +351,22 @@ def _refuse_training(op: Any, owner: Any) -> None:
             "variance of each batch, which a file for one sample cannot have. Call it without `training` (layers "
             "called after one with training=True inherit it), or take a GroupNormalization."
         )
+
+
+def draws_in_training(layer: Any) -> bool:
+    """True for a layer of Keras' own that holds a seed and a rate to draw at (a cell has a seed in any case).
+
+    Args:
+        layer: of Keras' own.
+
+    Example:
+        >>> [draws_in_training(layer) for layer in (keras.layers.Dropout(0.5), keras.layers.LSTMCell(4))]
+        [True, False]
+    """
+    rates = [getattr(layer, name, None) for name in ("dropout", "recurrent_dropout")]
+    given = [rate for rate in rates if isinstance(rate, int | float)]
+    seeded = any(isinstance(held, keras.random.SeedGenerator) for held in vars(layer).values())
+    return seeded and (not given or any(given))
 
 
 def _is_builtin(op: Any) -> bool:

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from kquant.core.copies import again, copy_state, settle
 from kquant.core.given import warn_lost_steps
 from kquant.core.graph import Graph, Node, named_apart, rewrite
+from kquant.core.output_names import as_keras
 from kquant.data import gather
 from kquant.shrink.by_score import finite
 from kquant.shrink.choose import Unit, budget, check_widths
@@ -102,7 +103,7 @@ def factorize(
     if verbose:
         tqdm.write(_changes(wide, low, able, chosen))
     warn_lost_steps(model, low, "factorize")
-    return low
+    return as_keras(low)
 
 
 def factorized(graph: Graph, ranks: Mapping[str, int]) -> keras.Model:

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from kquant.core.columns import Table
 from kquant.core.given import warn_lost_steps
 from kquant.core.graph import Node, rewrite
+from kquant.core.output_names import as_keras
 from kquant.data import gather
 from kquant.shrink.by_score import choose_by_score
 from kquant.shrink.channels import Channels, follow_channels
@@ -200,7 +201,7 @@ def prune_channels(
     if verbose:
         tqdm.write(_changes(channels, kept, unit, whole))
     warn_lost_steps(model, small, "prune_channels")
-    return small
+    return as_keras(small)
 
 
 def smaller(channels: Channels, kept: np.ndarray) -> keras.Model:

@@ -7,11 +7,12 @@ from typing import Any
 
 import keras
 
-from kquant.core.copies import copy_state, own, stays_whole
+from kquant.core.copies import copy_state, is_described, own, stays_whole
 from kquant.core.given import check_finite
 from kquant.core.graph import Graph, Node, rewrite, trace
 from kquant.core.nodes import Transformed
 from kquant.core.origin import identities, mark
+from kquant.core.transforms import kernel_at
 from kquant.ops.kernels import kernels_of
 from kquant.quantized import copy, is_quantized, refuse_nested
 
@@ -55,7 +56,7 @@ def wrapped(model: keras.Model) -> keras.Model:
     Raises:
         ValueError: a model that is not built, or one whose own variables would be lost.
     """
-    graph = trace(model, stays_whole, masks=True)
+    graph = trace(model, stays_whole, masks=True, whole=_takes_transforms)
     _warn_lost_losses(model, graph)
     made: dict[int, Any] = {}
     taken = {t.name for t in keras.tree.flatten(graph.inputs)}
@@ -74,6 +75,12 @@ def wrapped(model: keras.Model) -> keras.Model:
         return layer(*args, **kwargs)
 
     return rewrite(graph, replace)
+
+
+def _takes_transforms(op: Any) -> bool:
+    """True for a block of layers whose kernels can be found in it, and which its config makes again."""
+    kernels = {id(kernel_at(op, path)) for path in kernels_of(op)}
+    return is_described(op) and all(id(v) in kernels for v in op.trainable_variables if len(v.shape) > 1)
 
 
 def _warn_lost_losses(model: keras.Model, graph: Graph) -> None:

@@ -1,0 +1,124 @@
+"""A Functional model names its outputs after its last layers; one that is made of it keeps the old names.
+
+`compile(loss={"kind": ...})`, `metrics`, `loss_weights` and monitors ("val_kind_loss") go by them. Where the last layer
+is another one now (a `FakeQuant`, an activation that stands alone), one of two things keeps them:
+
+    NamedOutputs   a Functional model that remembers names: models that hold layers of kquant's in any case
+    as_keras       the layers are named so that plain Keras finds the same names
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import tree
+
+
+@keras.saving.register_keras_serializable(package="kquant")
+class NamedOutputs(keras.Model):
+    """A Functional model whose outputs are called as they were in the model that it was made of."""
+
+    def get_config(self) -> dict[str, Any]:
+        """That of the Functional model, and the names."""
+        return {**super().get_config(), "output_names": list(self.output_names)}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> NamedOutputs:
+        """The Functional model, and the names put on."""
+        rest = {key: value for key, value in config.items() if key != "output_names"}
+        model = super().from_config(rest, custom_objects=custom_objects)
+        if "output_names" in config:
+            model.output_names = list(config["output_names"])
+        return model
+
+
+def output_names(model: keras.Model) -> tuple[str, ...] | None:
+    """What a model calls its outputs, in the order of `tree.flatten`.
+
+    Args:
+        model: any Keras model.
+
+    Returns:
+        The names; of a subclassed model with a dict of outputs nobody but its `call` knows them: None.
+
+    Example:
+        >>> x = keras.Input((4,))
+        >>> output_names(keras.Model(x, keras.layers.Dense(2, name="kind")(x)))
+        ('kind',)
+    """
+    if isinstance(model, keras.Sequential) and model.layers:
+        return (model.layers[-1].name,)
+    found = getattr(model, "output_names", None)
+    return tuple(found) if found else None
+
+
+def functional(inputs: Any, outputs: Any, name: str, names: Sequence[str] | None) -> keras.Model:
+    """A Functional model with these names of its outputs.
+
+    Args:
+        inputs: symbolic tensors in any structure.
+        outputs: the same.
+        name: of the model.
+        names: of the flattened outputs; None leaves them to Keras.
+    """
+    model = keras.Model(inputs, outputs, name=name)
+    if names is None or list(names) == list(model.output_names):
+        return model
+    named = NamedOutputs(inputs, outputs, name=name)
+    named.output_names = list(names)
+    return named
+
+
+def as_keras(model: keras.Model) -> keras.Model:
+    """The same model in Keras' own class, the names of its outputs in its layers.
+
+    A layer that was made of the one that has the name (`kind_softmax`, of `kind`) takes it over, and that one is called
+    after its class (`kind_dense`); anything else gets an Identity of that name behind it.
+
+    Args:
+        model: of layers that may be renamed; what `rewrite` returned.
+
+    Returns:
+        Itself where the names are right already, or where no layer can have them.
+
+    Example:
+        >>> x = keras.Input((4,))
+        >>> y = keras.layers.Softmax(name="kind_softmax")(keras.layers.Dense(2, name="kind")(x))
+        >>> model = as_keras(functional(x, y, "model", ["kind"]))
+        >>> [layer.name for layer in model.layers[1:]], list(model.output_names)
+        (['kind_dense', 'kind'], ['kind'])
+    """
+    if not isinstance(model, NamedOutputs):
+        return model
+    had, wanted = list(keras.Model(model.input, model.output).output_names), list(model.output_names)
+    makers = {name: {h for h, w in zip(had, wanted, strict=True) if w == name} for name in wanted}
+    if any(len(found) > 1 for found in makers.values()) or {t.name for t in model.inputs} & set(wanted):
+        return model
+    by_name = {op.name: op for op in model.operations}
+    renamed: dict[str, str] = {}
+    ends: dict[tuple[int, str], Any] = {}
+    for t, h, w in zip(model.outputs, had, wanted, strict=True):
+        if h == w or renamed.get(h) == w or (id(t), w) in ends:
+            continue
+        if w in by_name:
+            _after_its_class(by_name[w], by_name)
+        alone = {other for name, other in zip(had, wanted, strict=True) if name == h} == {w}
+        if h.startswith(f"{w}_") and alone:
+            by_name[h].name = w
+            renamed[h] = w
+        else:
+            ends[id(t), w] = keras.layers.Identity(name=w, dtype=t.dtype)(t)
+    new = [ends.get((id(t), w), t) for t, w in zip(model.outputs, wanted, strict=True)]
+    return keras.Model(model.input, tree.pack_sequence_as(model.output, new), name=model.name)
+
+
+def _after_its_class(op: Any, taken: dict[str, Any]) -> None:
+    """`kind` of class Dense becomes `kind_dense`."""
+    name = fresh = f"{op.name}_{type(op).__name__.lower()}"
+    number = 1
+    while fresh in taken:
+        fresh, number = f"{name}_{number}", number + 1
+    taken[fresh] = taken.pop(op.name)
+    op.name = fresh
