@@ -47,6 +47,7 @@ if Path(sys.argv[0] if sys.argv else "").stem != "kquant" and sys.orig_argv[1:3]
     from kquant.shrink.cost import Cost, cost
     from kquant.shrink.factorize import factorize
     from kquant.shrink.prune import ChannelGroup, ChannelGroups, channel_groups, prune_channels
+    from kquant.split import SplitModel, split_preprocessing
     from kquant.stream import Stream, stream
     from kquant.strip import strip
     from kquant.train.clustering import cluster
@@ -77,6 +78,7 @@ __all__ = [
     "Sparsity",
     "SparsityScan",
     "SparsitySchedule",
+    "SplitModel",
     "Stream",
     "Tuned",
     "VerifyReport",
@@ -120,6 +122,7 @@ __all__ = [
     "sequential_mse",
     "set_encodings",
     "sparsity",
+    "split_preprocessing",
     "stream",
     "strip",
     "vela_bytes",

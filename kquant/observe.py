@@ -30,6 +30,7 @@ from kquant.core.wording import first_of
 from kquant.data import batches_of, refuse_endless
 from kquant.quantized import refuse_nested
 
+SOME = 16  # samples that stay with the statistics
 NONE = np.zeros(0, np.float32)
 EAGER_BATCHES = 8  # 200 samples in batches of 32 take 7
 # What a batch costs beside its arithmetic is that of some 20 samples of a small model.
@@ -47,10 +48,12 @@ class Observations:
     Attributes:
         tensors: (name of the `FakeQuant`, number of its call) -> statistics.
         sizes: int64[batches], samples of each batch that the statistics tell of.
+        some: a few samples, in the structure of the inputs, to measure with what the ranges cost; no file holds them.
     """
 
     tensors: dict[Key, Statistics]
     sizes: np.ndarray
+    some: Any = None
 
     @property
     def samples(self) -> int:
@@ -67,7 +70,9 @@ class Observations:
             only = sorted({name for name, _ in set(self.tensors) ^ set(other.tensors)})
             raise ValueError(f"observations: these two are of different models; only one has {first_of(only)}.")
         merged = {key: s.merge(other.tensors[key]) for key, s in self.tensors.items()}
-        return Observations(merged, np.concatenate([self.sizes, other.sizes]))
+        return Observations(
+            merged, np.concatenate([self.sizes, other.sizes]), other.some if self.some is None else self.some
+        )
 
     def save(self, path: str | Path) -> None:
         """Write them as an .npz file, to be joined elsewhere.
@@ -192,9 +197,11 @@ def _observe(
     found: dict[Key, Statistics] = {}
     extents: list[np.ndarray] = []
     sizes: list[int] = []
+    some = None
     # islice asks for no batch beyond the limit, which may be slow to make
     for x in tqdm(itertools.islice(data, limit), desc="calibrate", unit="batch", disable=not verbose, total=limit):
         seen = look(x)
+        some = keras.tree.map_structure(lambda t: t[:SOME], x) if some is None else some
         extents.append(np.array(seen.rows))  # a copy: `rows.numpy()` would keep the whole tensor alive
         sizes.append(int(keras.tree.flatten(x)[0].shape[0]))
         extents, sizes = thinned(extents, sizes)
@@ -210,7 +217,7 @@ def _observe(
     for i, key in enumerate(look.keys):
         counted = found.get(key, Statistics(NONE, NONE))
         found[key] = replace(counted, lows=stacked[:, i, 0], highs=stacked[:, i, 1])
-    return Observations(found, np.int64(sizes))
+    return Observations(found, np.int64(sizes), some)
 
 
 class _Seen(NamedTuple):

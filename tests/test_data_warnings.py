@@ -134,3 +134,65 @@ def test_usual_data_raise_no_doubt_of_their_scale(name: str) -> None:
     q, content = calibrated(*ends)
     assert not said(lambda: kquant.predict(content, data[:4]), "input 'image'")
     assert not said(lambda: list(batches_of(q, data)), "input 'image'")
+
+
+SENSORS = np.float32(rng.normal(size=(64, 5)) * [1, 10, 100, 1000, 10000])
+
+
+def losing(*body: Callable[[Any], Any], width: int = 8) -> Model:
+    x = inputs = keras.Input((width,), name="sensors")
+    for function in body:
+        x = function(x)
+    return Model(inputs, layers.Dense(3, name="last")(x))
+
+
+def unlike_inside() -> Model:
+    """A channel a thousand times as wide as the others, which the next layer takes back."""
+    model = losing(layers.Dense(8, activation="relu", name="wide"))
+    factors = np.float32([1, 1, 1, 1000, 1, 1, 1, 1000])
+    kernel, bias = model.get_layer("wide").get_weights()
+    model.get_layer("wide").set_weights([kernel * factors, bias])
+    kernel, bias = model.get_layer("last").get_weights()
+    model.get_layer("last").set_weights([kernel / factors[:, None], bias])
+    return model
+
+
+ROWS = rng.normal(size=(64, 8)).astype(np.float32)
+LOST: dict[str, tuple[Callable[[], Model], np.ndarray, str]] = {
+    "columns of an input": (
+        lambda: losing(layers.Normalization(mean=[0.0] * 5, variance=list(SENSORS.var(0))), width=5),
+        SENSORS,
+        "input 'sensors' are of very unlike scale",
+    ),
+    "channels inside": (unlike_inside, ROWS, "'wide_relu' (of 'wide') are of very unlike scale"),
+    "silu far below 0": (
+        lambda: losing(layers.Dense(8), layers.Rescaling(2.0, offset=-12.0), keras.ops.silu),
+        ROWS,
+        "1 of 256 codes",
+    ),
+    "a wide exponential": (
+        lambda: losing(layers.Rescaling(9.0), layers.Activation("exponential", name="grows")),
+        ROWS,
+        "'grows'",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LOST)
+def test_ranges_that_cost_the_outputs_are_told(name: str) -> None:
+    make, x, words = LOST[name]
+    q = kquant.quantize(make())
+    assert len(said(lambda: kquant.calibrate(q, x, verbose=False), words, "of signal over noise")) == 1
+
+
+HEALTHY: dict[str, Callable[[], Model]] = {
+    "dense": lambda: losing(layers.Dense(8, activation="relu"), layers.Dense(8, activation="tanh")),
+    "a narrow column that does not matter": lambda: losing(layers.Rescaling([1.0] * 7 + [1e-4]), layers.Dense(6)),
+    "silu and softmax": lambda: losing(layers.Dense(8, activation="silu"), layers.Softmax()),
+}
+
+
+@pytest.mark.parametrize("name", HEALTHY)
+def test_ranges_that_cost_nothing_are_silent(name: str) -> None:
+    q = kquant.quantize(HEALTHY[name]())
+    assert not said(lambda: kquant.calibrate(q, ROWS, verbose=False), "of signal over noise")
