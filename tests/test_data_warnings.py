@@ -166,9 +166,9 @@ LOST: dict[str, tuple[Callable[[], Model], np.ndarray, str]] = {
     ),
     "channels inside": (unlike_inside, ROWS, "'wide_relu' (of 'wide') are of very unlike scale"),
     "silu far below 0": (
-        lambda: losing(layers.Dense(8), layers.Rescaling(2.0, offset=-12.0), keras.ops.silu),
+        lambda: losing(layers.Dense(8), layers.Rescaling(2.0, offset=-20.0), keras.ops.silu),
         ROWS,
-        "1 of 256 codes",
+        "_gate' (of 'silu",
     ),
     "a wide exponential": (
         lambda: losing(layers.Rescaling(9.0), layers.Activation("exponential", name="grows")),
