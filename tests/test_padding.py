@@ -209,6 +209,7 @@ MASKS = {
     "inside a layer": lambda x: Inside(name="mine")(x),
     "of two tensors": lambda x: layers.LSTM(3)(layers.Add()([layers.Masking()(x), layers.Masking()(x * 2.0)])),
     "side by side": lambda x: layers.LSTM(3)(layers.Concatenate()([m := layers.Masking()(x), m])),
+    "written by hand": lambda x: layers.LSTM(3)(x, mask=keras.ops.any(keras.ops.not_equal(x, 0.0), axis=-1)),
     "of a nested model": lambda x: layers.LSTM(3)(nested()(x)),
     "lost behind an operation": lambda x: layers.LSTM(3)(layers.Masking()(x) * 2.0),
     "met by a whole input": lambda x: layers.LSTM(3)(layers.Add()([layers.Masking()(x), x])),
@@ -224,6 +225,14 @@ def test_masks_go_where_keras_sends_them(name):
     given = sequences(12, seed=4)
     assert signal_to_noise(model(given), q(given, training=False)) > 25
     assert contract.compare(q, contract.file_of(q), "litert-reference", [given]) == contract.Parity(1.0, 0)
+
+
+@pytest.mark.parametrize("name", ["last", "words"])
+def test_pruned_layers_take_their_masks_along(name):
+    model = kquant.prune(NETWORKS[name](), 0.5)
+    q = kquant.calibrate(kquant.quantize(model), samples(model, 64), verbose=False)
+    x = samples(model, 12, 4, anywhere=True)
+    assert signal_to_noise(model(x), q(x, training=False)) > 20
 
 
 def test_one_step_of_a_stream_has_no_padding():

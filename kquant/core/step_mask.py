@@ -11,6 +11,7 @@ import inspect
 from typing import Any
 
 import keras
+import numpy as np
 
 K = keras.ops
 
@@ -64,6 +65,30 @@ def mask_made_by(op: Any) -> StepMask:
     if isinstance(op, keras.layers.Masking):
         return StepMask(op.mask_value, name=f"{op.name}_mask")
     return StepMask(features=False, name=f"{op.name}_mask")
+
+
+def compared_with(op: Any, args: tuple) -> tuple[keras.KerasTensor, float] | None:
+    """`(x, value)` of the operation `x != value`, where that is one number."""
+    if type(op).__name__ != "NotEqual" or isinstance(op, keras.layers.Layer) or len(args) != 2:
+        return None
+    x, value = args
+    if not isinstance(x, keras.KerasTensor) or isinstance(value, keras.KerasTensor) or np.size(value) != 1:
+        return None
+    return x, float(np.reshape(K.convert_to_numpy(value), ()))
+
+
+def step_mask_of(
+    op: Any, args: tuple, compared: dict[int, tuple[keras.KerasTensor, float]]
+) -> tuple[StepMask, keras.KerasTensor] | None:
+    """The mask that an operation computes and what it reads, where that is one; `compared` holds what went before."""
+    found = compared_with(op, args)
+    if found is not None and "int" in found[0].dtype and len(found[0].shape) == 2:
+        return StepMask(found[1], features=False, name=op.name), found[0]
+    whole = type(op).__name__ == "Any" and not getattr(op, "keepdims", False)
+    found = compared.get(id(args[0])) if whole and args else None
+    if found is None or op.axis not in (-1, [-1], (-1,)):
+        return None
+    return StepMask(found[1], name=op.name), found[0]
 
 
 def reads_mask(op: Any) -> bool:

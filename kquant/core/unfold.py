@@ -23,7 +23,15 @@ from keras.src.utils.naming import to_snake_case
 
 from kquant.core.effects import Effects, effects, refusal_of_draws
 from kquant.core.recording import FEW, MORE, Recording, keep_training, lost, open_batch, symbolic_on_either_side
-from kquant.core.step_mask import combined, is_handed_on, makes_mask, mask_made_by, reads_mask
+from kquant.core.step_mask import (
+    combined,
+    compared_with,
+    is_handed_on,
+    makes_mask,
+    mask_made_by,
+    reads_mask,
+    step_mask_of,
+)
 from kquant.core.stored import stored_layer
 from kquant.core.unfollowed import refusal, returned
 from kquant.core.watched import Watched, attributes_kept
@@ -123,16 +131,29 @@ class _Unfolding:
     said: list[str] = field(default_factory=list)
     kept: set[int] = field(default_factory=set)
     masked: dict[int, Tensor] = field(default_factory=dict)  # id(tensor) -> its mask
+    compared: dict[int, tuple[Tensor, float]] = field(default_factory=dict)  # id(x != value) -> x, value
     lost: dict[int, str] = field(default_factory=dict)  # id(mask) -> why it is not known
 
     def visit(self, op: Any, args: tuple, kwargs: dict) -> Any:
         """Append the calls that `op(*args, **kwargs)` consists of; return its outputs."""
         if isinstance(op, keras.layers.Layer):
             self.training = _training(op, kwargs, self.training)
+        if not self.masks and (outputs := self.spelled_out(op, args)) is not None:
+            return outputs
         heeds = isinstance(op, keras.layers.Layer) and not isinstance(op, keras.Model) and not self.masks
         outputs = self.open(op, args, self.with_masks(op, args, kwargs) if heeds else kwargs)
         if heeds:
             self.hand_on(op, args, kwargs, tree.flatten(outputs))
+        return outputs
+
+    def spelled_out(self, op: Any, args: tuple) -> Any:
+        """The mask that `any(x != value, axis=-1)` or `indices != 0` computes, as Masking and Embedding write it."""
+        made = step_mask_of(op, args, self.compared)
+        if made is None:
+            return None
+        mask, source = made
+        outputs = Tensor(mask.compute_output_spec(source).shape, "bool")
+        self.nodes.append(Node(mask, (source,), {}, (outputs,), self.owner))
         return outputs
 
     def with_masks(self, op: Any, args: tuple, kwargs: dict) -> dict:
@@ -212,6 +233,8 @@ class _Unfolding:
         if self.training:
             _refuse_training(op, self.owner)
         outputs = _fresh(op, args, kwargs)
+        if (compared := compared_with(op, args)) is not None:
+            self.compared[id(outputs)] = compared
         self.nodes.append(Node(op, args, kwargs, tuple(tree.flatten(outputs)), self.owner))
         return outputs
 
