@@ -23,15 +23,15 @@ from kquant import targets
 from kquant.analyze import analyze
 from kquant.core.kept import Kept
 from kquant.core.recipe import Recipe, Step, load
-from kquant.correct import apply_steps
+from kquant.correct import RANGES, apply_steps
 from kquant.export import file_content
 from kquant.lower import lower
 from kquant.quantize import quantize
+from kquant.quantized import places, read
 from kquant.search_state import rounded, search_state
 
 OBSERVERS = ("mse", "percentile", "kl", "minmax")  # tried in this order; see docs/benchmarks.md
 WIDE = {"bits": 16, "observer": "minmax"}
-RANGES = ("calibrate", "data-free")  # steps that set ranges; weights are rescaled before them
 SAMPLES = 256  # that the sensitivity of layers is measured on
 ADVICE = (
     "train the best model: result.model.compile(...); result.model.fit(train, epochs=2) starts from its ranges; "
@@ -153,10 +153,12 @@ def autotune(
     options = {"target": target, "float_score": rounded(float_score)}
     kept = search_state(folder, "rungs.json", "autotune", model, data, base, **options)
     search = _Search(model, data, evaluate, target, kept, float_score, max_drop)
-    with tqdm(_ladder(search, base), desc="autotune", unit="rung", disable=not verbose) as rungs:
-        for name, tried in rungs:
-            rungs.set_postfix_str(name)
+    with tqdm(desc="autotune, at most", unit="rung", disable=not verbose, total=1) as bar:
+        for name, tried in _ladder(search, base):
+            bar.set_postfix_str(name)
             search.climb(name, tried)
+            bar.total = _most_rungs(search, base)  # the first rung tells how many layers there are
+            bar.update()
             if search.best.drop <= max_drop:
                 break
     found = search.result
@@ -207,6 +209,19 @@ def _ladder(search: _Search, base: Recipe) -> Iterator[tuple[str, Recipe]]:
     if wide:
         chosen = search.recipe.activations.model_copy(update=WIDE)
         yield "16-bit activations", search.recipe.model_copy(update={"activations": chosen})
+
+
+def _most_rungs(search: _Search, base: Recipe) -> int:
+    """How many rungs `_ladder` has where none holds the budget, one for each name it may yield."""
+    if base.mode != "static":
+        return 1
+    wide = any(op.int16x8 for op in targets.load(search.target).ops.values())
+    few = base.weights.bits < 8
+    layers = 0 if search.qmodel is None else len(places(read(search.qmodel)))
+    doublings = max(layers - 1, 0).bit_length()
+    before = 2 + len([name for name in OBSERVERS if name != base.activations.observer])
+    rounded = 0 if "adaround" in [step.name for step in base.steps] else 2
+    return before + rounded + (doublings + 1) * (few + wide)
 
 
 def _with_steps(recipe: Recipe, name: str, before: tuple[str, ...] = ()) -> Recipe:

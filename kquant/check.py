@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import keras
 
 from kquant import targets
-from kquant.core.graph import Node, alone, trace
+from kquant.core.defaults import own_defaults
+from kquant.core.graph import Graph, Node, alone, trace
 from kquant.expand import expand_graph
+from kquant.fold import Fate, fates
 from kquant.ops import find
 from kquant.plan import problem
-from kquant.quantize import check_model, is_known, read, unknown_layers
+from kquant.quantize import check_model, expanded, is_known, read, unknown_layers
 
-Status = Literal["integer", "decomposed", "removed", "no kernel", "refused"]
+Status = Literal["integer", "decomposed", "folded", "removed", "no kernel", "refused"]
 
 
 @dataclass(frozen=True)
@@ -23,8 +25,8 @@ class LayerCheck:
 
     Attributes:
         layer, kind: name and class.
-        status: "integer" (one operator), "decomposed" (several), "removed" (does nothing at inference), "no kernel"
-            (the target lacks it), "refused" (no integer form).
+        status: "integer" (one operator), "decomposed" (several), "folded" (part of the weights of another layer),
+            "removed" (does nothing at inference), "no kernel" (the target lacks it), "refused" (no integer form).
         operators: the TFLite operators that it becomes.
         remedy: what to do, empty where nothing is wrong.
     """
@@ -38,11 +40,19 @@ class LayerCheck:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What `kquant.check` found: one row for each layer call in order, then the layers without a rule."""
+    """What `kquant.check` found.
+
+    Attributes:
+        model, target: names.
+        layers: one row for each layer call in order, then the layers without a rule.
+        folds: every batch norm and constant factor: the layer that takes it in, or why it stays an operator; empty
+            where a layer has no integer form, as only the whole model tells.
+    """
 
     model: str
     target: str
     layers: tuple[LayerCheck, ...]
+    folds: tuple[Fate, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -63,7 +73,8 @@ def check(model: keras.Model, target: str = "tflm", *, input_shape: Any = None) 
         input_shape: static shape(s) for models with open dimensions, batch axis included.
 
     Returns:
-        The report. Batch norms and constant factors that will fold into a neighbour show as their own operator here.
+        The report. Batch norms and constant factors are "folded" where a neighbour takes them in, as recipes do by
+        default (`fold = true`); `report.folds` says into which, or why not.
 
     Raises:
         ValueError: not a Keras 3 model, or one whose `call` cannot be followed.
@@ -78,7 +89,19 @@ def check(model: keras.Model, target: str = "tflm", *, input_shape: Any = None) 
     graph = read(model, input_shape)
     rows = [_row(node, goal) for node in graph.nodes if is_known(node.op)]
     refused = [LayerCheck(p.layer, p.kind, "refused", (), p.reason) for p in unknown_layers(graph)]
-    return CheckReport(model.name, goal.name, (*rows, *refused))
+    found = CheckReport(model.name, goal.name, (*rows, *refused))
+    return _with_folds(found, graph, goal) if found.ok else found
+
+
+def _with_folds(report: CheckReport, graph: Graph, target: targets.Target) -> CheckReport:
+    """The batch norms among the rows, from a copy of the model that is folded."""
+    with own_defaults(graph.layers()):
+        found = fates(trace(expanded(graph, target), is_known))
+    gone = {(fate.layer, fate.kind) for fate in found if fate.into is not None}
+    rows = tuple(
+        replace(row, status="folded", operators=()) if (row.layer, row.kind) in gone else row for row in report.layers
+    )
+    return replace(report, layers=rows, folds=found)
 
 
 def _row(node: Node, target: targets.Target) -> LayerCheck:

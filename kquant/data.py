@@ -102,6 +102,35 @@ def gather(model: keras.Model | Ports, data: Any, samples: int, batches: int | N
     return [np.concatenate(column)[:samples] for column in zip(*collected, strict=True)]
 
 
+def batch_count(model: keras.Model | Ports, data: Any, batch_size: int = 32, limit: int | None = None) -> int | None:
+    """How many batches `batches_of` will yield, for a progress bar; None where only running through them tells.
+
+    Args:
+        model: see `batches_of`.
+        data: see `batches_of`; a function returning an iterator does not say how much it has.
+        batch_size: for arrays.
+        limit: no more than this many are taken.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+        >>> batch_count(model, np.zeros((70, 4))), batch_count(model, np.zeros((70, 4)), limit=2)
+        (3, 2)
+        >>> batch_count(model, lambda: iter([])) is None
+        True
+    """
+    if isinstance(data, keras.utils.PyDataset):
+        count = data.num_batches
+    elif isinstance(data, tf.data.Dataset):
+        known = int(data.cardinality())
+        count = known if known >= 0 else None
+    elif callable(data) or hasattr(data, "__next__"):
+        count = None
+    else:
+        leaf = next(iter(keras.tree.flatten(_inputs_only(model, data))), None)
+        count = -(-len(leaf) // batch_size) if hasattr(leaf, "shape") and len(leaf.shape) else None
+    return limit if count is None else count if limit is None else min(count, limit)
+
+
 def gives_batches(data: Any) -> bool:
     """True for what `batches_of` goes through batch by batch: everything but arrays."""
     return isinstance(data, tf.data.Dataset | keras.utils.PyDataset) or callable(data) or hasattr(data, "__next__")

@@ -19,6 +19,7 @@ from kquant.core.nodes import encodings_of
 from kquant.core.recipe import Step
 from kquant.core.wording import first_of
 from kquant.correct import apply_steps, check_steps
+from kquant.correct.equalize import ForgottenRanges
 from kquant.data import gather
 from kquant.quantized import copy, read
 
@@ -151,7 +152,9 @@ def _tried(qmodel: keras.Model, changed: keras.Model, steps: Any, data: Any, sam
     had_ranges = _has_ranges(qmodel)
     before, real, outputs = _states(qmodel, x, verbose)
     before_db = _db(had_ranges, real, outputs)
-    apply_steps(changed, chosen, data, verbose=verbose)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ForgottenRanges)  # `notes` tell
+        apply_steps(changed, chosen, data, verbose=verbose)
     forgotten = _without_range(changed) if had_ranges else []
     notes = _calibrated_again(changed, forgotten, x, verbose) if changed is not qmodel else _told(forgotten)
     after, _, found = _states(changed, x, verbose)
@@ -174,9 +177,7 @@ def _told(forgotten: list[str]) -> tuple[str, ...]:
     return (f"The steps forgot the ranges of {first_of(forgotten)}. Calibrate after these steps.",)
 
 
-def _calibrated_again(
-    tried: keras.Model, forgotten: list[str], x: list[np.ndarray], verbose: bool
-) -> tuple[str, ...]:
+def _calibrated_again(tried: keras.Model, forgotten: list[str], x: list[np.ndarray], verbose: bool) -> tuple[str, ...]:
     """The copy gets the ranges that the steps made it forget; says so."""
     if not forgotten:
         return ()

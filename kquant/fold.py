@@ -10,7 +10,7 @@ Source: Jacob et al., arXiv:1712.05877, section 3.2; Krishnamoorthi, arXiv:1806.
 from __future__ import annotations
 
 import warnings
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import keras
@@ -18,6 +18,7 @@ import numpy as np
 
 from kquant.core.defaults import own_defaults
 from kquant.core.graph import Graph, Node, rewrite, trace
+from kquant.core.origin import origins
 from kquant.core.output_names import as_keras
 from kquant.core.transforms import growing
 from kquant.core.unfold import substitute
@@ -37,13 +38,31 @@ class Folded(NamedTuple):
         graph: without the layers that were folded.
         gains: layer name -> what its kernel was multiplied by; it broadcasts against the kernel.
         moments: layer name -> (mean, standard deviation) of its output channels, as the batch norm behind it had them.
+        into: name of a layer that left -> of the one that computes it now.
         norms: layer name -> the batch norm behind it, which stays one in training; None where all are folded.
     """
 
     graph: Graph
     gains: dict[str, np.ndarray]
     moments: dict[str, Moments]
+    into: dict[str, str]
     norms: dict[str, Norm] | None = None
+
+
+@dataclass(frozen=True)
+class Fate:
+    """What becomes of a batch norm, a Rescaling, a Normalization or a constant factor.
+
+    Attributes:
+        layer, kind: name and class.
+        into: the layer whose weights take it in; None where it stays an operator of its own.
+        reason: why it stays; empty where it folds.
+    """
+
+    layer: str
+    kind: str
+    into: str | None
+    reason: str
 
 
 def fold(model: keras.Model) -> keras.Model:
@@ -76,7 +95,7 @@ def fold_graph(graph: Graph, *, live: bool = False) -> Folded:
     """
     graph = move_past_affines(graph, _exact)
     found = {node.op.name for node in graph.nodes if isinstance(node.op, Affine) and node.op.norm is not None}
-    folded = Folded(graph, {}, {}, {} if live else None)
+    folded = Folded(graph, {}, {}, {}, {} if live else None)
     while pairs := _pairs(folded.graph):
         folded = folded._replace(graph=_merge(folded, pairs))
     if live and len(folded.norms or {}) < len(found):
@@ -87,6 +106,66 @@ def fold_graph(graph: Graph, *, live: bool = False) -> Folded:
         )
     left = [n.op for n in folded.graph.nodes if isinstance(n.op, Affine) and n.op.moments is not None]
     return folded._replace(moments=folded.moments | {op.name: op.moments for op in left})
+
+
+def fates(graph: Graph) -> tuple[Fate, ...]:
+    """What `fold_graph` makes of every batch norm and constant factor, in the order of the model; folds the graph.
+
+    Args:
+        graph: see `fold_graph`.
+    """
+    found = {id(node.op): node.op for node in graph.nodes if isinstance(node.op, Affine)}
+    folded = fold_graph(graph)
+    left = {node.op.name: node for node in folded.graph.nodes if isinstance(node.op, Affine)}
+    result = []
+    for op in found.values():
+        layer, kind = origins(op)[-1] if origins(op) else (op.name, type(op).__name__)
+        kept = op.name
+        while kept in folded.into:  # a batch norm may be merged with a factor first
+            kept = folded.into[kept]
+        if kept not in left:
+            result.append(Fate(layer, kind, kept, ""))
+            continue
+        together = "" if kept == op.name else f"merged with '{kept}'; "
+        result.append(Fate(layer, kind, None, together + _why_apart(left[kept], folded.graph)))
+    return tuple(result)
+
+
+def _why_apart(node: Node, graph: Graph) -> str:
+    """What keeps an `Affine` from its neighbours on both sides."""
+    calls, consumers = graph.calls(), graph.consumers()
+    outputs = {id(t) for t in keras.tree.flatten(graph.outputs)}
+    before = graph.producers().get(id(node.inputs[0]))
+    readers = consumers.get(id(node.outputs[0]), [])
+    if before is None:
+        first = "before it is an input of the model"
+    elif not _has_sums(before.op):
+        first = f"{_said(before)} before it has no weights to take it in"
+    elif _always_together(before.op, node.op, calls, consumers, outputs):
+        first = f"{_said(before)} before it cannot take it in exactly"
+    else:
+        first = f"{_said(before)} before it is read elsewhere too, or called more than once"
+    if id(node.outputs[0]) in outputs:
+        return f"{first}; it makes an output of the model"
+    if len(readers) != 1:
+        return f"{first}; {len(readers)} layers read it"
+    after = readers[0]
+    if not _has_sums(after.op):
+        return f"{first}; {_said(after)} behind it has none"
+    if not _always_together(node.op, after.op, calls, consumers, outputs):
+        return f"{first}; {_said(after)} behind it reads other tensors too, or is called more than once"
+    if getattr(after.op, "groups", 1) > 1:
+        return f"{first}; {_said(after)} behind it works in groups of channels"
+    return f"{first}; {_said(after)} behind it pads with zeros, which its offset would have to reach"
+
+
+def _said(node: Node) -> str:
+    return f"'{node.op.name}' ({type(node.op).__name__})"
+
+
+def _has_sums(op: Any) -> bool:
+    weights = _weights(op)
+    return weights is not None and weights.sums
 
 
 def _pairs(graph: Graph) -> dict[int, tuple[Any, Any]]:
@@ -161,6 +240,8 @@ def _merge(folded: Folded, pairs: dict[int, tuple[Any, Any]]) -> Graph:
         if second is not None and id(first) not in merged:
             into = _into_second if isinstance(first, Affine) else _into_first
             merged[id(first)] = into(first, second, folded)
+            gone, kept = (first, second) if isinstance(first, Affine) else (second, first)
+            folded.into[gone.name] = kept.name
         nodes.append(replace(node, op=merged.get(id(first), node.op), args=args, kwargs=kwargs))
     return replace(graph, nodes=tuple(nodes))
 

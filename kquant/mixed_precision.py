@@ -186,8 +186,9 @@ def mixed_precision(
     kept = search_state(folder, "mixed.json", "mixed_precision", model, data, base, **options)
     way = _Way(model, data, base, target, tuple(widths), evaluate, kept)
     moves = way.moves(unit)
-    with tqdm(desc="mixed precision", unit="model", disable=not verbose) as bar:
-        counts = np.linspace(0, len(moves), max(points, 2)).astype(int)  # both ends among them
+    counts = np.linspace(0, len(moves), max(points, 2)).astype(int)  # both ends among them
+    total = _most_models(np.unique(counts), TRIES if unit != "arena_bytes" else 0, bool(steps))
+    with tqdm(desc="mixed precision, at most", unit="model", disable=not verbose, total=total) as bar:
         measured = {n: way.point(moves, n, bar) for n in np.unique(counts).tolist()}
         chosen, ok = _first_inside(way, moves, measured, unit, limit, bar)
         tried = [(point, moves[:n]) for n, point in sorted(measured.items())]
@@ -205,6 +206,12 @@ def mixed_precision(
             ok = _cost(chosen, unit) <= limit
     ordered = tuple(sorted((point for point, _ in tried), key=lambda p: -_cost(p, unit)))
     return Mixed(qmodel, final, (unit, limit), tuple(moves), ordered, chosen, ok, tuple(made))
+
+
+def _most_models(counts: np.ndarray, tries: int, corrected: bool) -> int:
+    """How many models a search measures at most: those on the way, a bisection between two of them, the programme's."""
+    between = int(np.diff(counts).max(initial=1))
+    return len(counts) + (between - 1).bit_length() + tries + corrected
 
 
 def _programme(

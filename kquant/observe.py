@@ -27,7 +27,7 @@ from kquant.core.nodes import FakeQuant, encodings_of, observing
 from kquant.core.statistics import MOST_SAMPLES, Statistics, histogram, thinned
 from kquant.core.untrusted import parse_json, read_arrays
 from kquant.core.wording import first_of
-from kquant.data import batches_of, refuse_endless
+from kquant.data import batch_count, batches_of, refuse_endless
 from kquant.quantized import refuse_nested
 
 SOME = 16  # samples that stay with the statistics
@@ -164,7 +164,8 @@ def observe(
         observers.find(node.observer)
     if batch_size is None:
         batch_size = _batch_size(qmodel, data) if batches is None else SMALLEST_BATCH
-    found = _observe(qmodel, nodes, batches_of(qmodel, data, batch_size), batches, verbose)
+    total = batch_count(qmodel, data, batch_size, batches)
+    found = _observe(qmodel, nodes, itertools.islice(batches_of(qmodel, data, batch_size), batches), total, verbose)
     if found.samples == 0:
         raise ValueError(
             "calibrate: the data are empty; give at least one sample. A function must return a new generator on each "
@@ -186,9 +187,9 @@ def _batch_size(qmodel: keras.Model, data: Any) -> int:
 
 
 def _observe(
-    qmodel: keras.Model, nodes: Iterable[FakeQuant], data: Iterator[Any], limit: int | None, verbose: bool
+    qmodel: keras.Model, nodes: Iterable[FakeQuant], data: Iterator[Any], total: int | None, verbose: bool
 ) -> Observations:
-    """Run the data through; statistics of each (layer, site)."""
+    """Run the data through; statistics of each (layer, site). `total`: of batches, where it is known beforehand."""
     need = [
         {node.name for node in nodes if node.observer in names}
         for names in (observers.NEED_HISTOGRAM, observers.NEED_SAMPLES)
@@ -198,8 +199,7 @@ def _observe(
     extents: list[np.ndarray] = []
     sizes: list[int] = []
     some = None
-    # islice asks for no batch beyond the limit, which may be slow to make
-    for x in tqdm(itertools.islice(data, limit), desc="calibrate", unit="batch", disable=not verbose, total=limit):
+    for x in tqdm(data, desc="calibrate", unit="batch", disable=not verbose, total=total):
         seen = look(x)
         some = keras.tree.map_structure(lambda t: t[:SOME], x) if some is None else some
         extents.append(np.array(seen.rows))  # a copy: `rows.numpy()` would keep the whole tensor alive

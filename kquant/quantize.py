@@ -80,7 +80,7 @@ def quantize(
     with own_defaults(graph.layers()):
         flat = trace(expanded(graph, goal), is_known)
         live = chosen.training.batch_norm == "live"
-        folded = fold_graph(flat, live=live) if chosen.fold else Folded(flat, {}, {})
+        folded = fold_graph(flat, live=live) if chosen.fold else Folded(flat, {}, {}, {})
         plan = make_plan(move_into_relus(folded.graph), chosen, goal)
         if plan.problems:
             raise ValueError(describe(plan.problems, goal))

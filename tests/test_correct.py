@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 import kquant
+from kquant import quantized
 from kquant.core.nodes import observing
 from kquant.core.recipe import Step, load
 from kquant.correct import STEPS, apply_steps, check_steps
+from kquant.dry_run import run_steps
 
 X = np.float32(np.random.default_rng(0).normal(size=(64, 8, 8, 3)))
 # What keeps a step short, and what it cannot do without.
@@ -175,3 +177,24 @@ def test_values_as_recipes_write_them_are_taken() -> None:
     lists = {"beta": [20, 2.0], "learning_rate": 1, "iterations": np.int64(5), "warm_start": np.float32(0.5)}
     check_steps([Step(name="adaround", **lists, batches=None, resume="here")])
     check_steps([Step(name="data-free", input_range=[0, 1]), Step(name="data-free", input_range={"image": [0, 1.0]})])
+
+
+def test_no_step_asks_for_what_the_next_one_does(recwarn: pytest.WarningsRecorder) -> None:
+    """Equalization forgets ranges; the steps behind it find them, or the result says that they are gone."""
+    q = kquant.calibrate(kquant.quantize(network(), W4), X, verbose=False)
+
+    def asked() -> list[str]:
+        found = [str(w.message) for w in recwarn.list if "calibrate again" in str(w.message)]
+        recwarn.clear()
+        return found
+
+    for steps in (["equalize", "calibrate"], ["equalize", "bias", "calibrate"], ["equalize", "equalize", "calibrate"]):
+        apply_steps(quantized.copy(q), [Step(name=name) for name in steps], X, verbose=False)
+        kquant.dry_run(q, steps, X, verbose=False)
+        assert asked() == []
+    run_steps(quantized.copy(q), ["equalize"], X, verbose=False)  # its notes say it
+    assert asked() == []
+    apply_steps(quantized.copy(q), [Step(name="calibrate"), Step(name="equalize")], X, verbose=False)
+    assert len(asked()) == 1
+    kquant.equalize(q, verbose=False)
+    assert len(asked()) == 1

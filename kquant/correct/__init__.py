@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 import re
 import tomllib
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -25,7 +26,7 @@ from kquant.correct.adaround import adaround
 from kquant.correct.batch_norms import reestimate
 from kquant.correct.bias import correct_bias
 from kquant.correct.data_free import data_free_ranges
-from kquant.correct.equalize import equalize
+from kquant.correct.equalize import ForgottenRanges, equalize
 from kquant.correct.sequential_mse import sequential_mse
 
 STEPS: dict[str, Callable[..., keras.Model]] = {
@@ -37,6 +38,7 @@ STEPS: dict[str, Callable[..., keras.Model]] = {
     "adaround": adaround,
     "reestimate": reestimate,
 }
+RANGES = ("calibrate", "data-free")  # steps that set the range of every activation
 # Options that count something, in whatever step they are.
 COUNTS = frozenset({"batches", "batch_size", "candidates", "iterations", "row_batch", "rows", "samples"})
 
@@ -145,6 +147,9 @@ def apply_steps(qmodel: keras.Model, steps: Sequence[Step], data: Any, *, verbos
         ValueError: an unknown step or option, or what a step refuses.
     """
     check_steps(steps)
-    for step in steps:
-        STEPS[step.name](qmodel, data, verbose=verbose, **step.options)
+    for number, step in enumerate(steps):
+        with warnings.catch_warnings():
+            if any(later.name in RANGES for later in steps[number + 1 :]):  # what the warning asks for comes next
+                warnings.simplefilter("ignore", ForgottenRanges)
+            STEPS[step.name](qmodel, data, verbose=verbose, **step.options)
     return qmodel

@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from kquant.core.inputs import inputs_of
 from kquant.core.live_norm import LiveNorm
-from kquant.data import batches_of, refuse_endless
+from kquant.data import batch_count, batches_of, refuse_endless
 
 
 class _Pooled:
@@ -75,15 +75,16 @@ def reestimate(
     if not norms:
         raise ValueError(
             f"{model.name}: there is no BatchNormalization layer in it. kquant.quantize folds batch norms into the "
-            "layers before, unless the recipe says [training] batch_norm = \"live\"; re-estimate the float model "
+            'layers before, unless the recipe says [training] batch_norm = "live"; re-estimate the float model '
             "before you quantize it."
         )
     if batches is None:
         refuse_endless(data)
     pooled = {id(layer): _Pooled() for layer in norms}
     given = itertools.islice(batches_of(_with_inputs(model), data, batch_size), batches)
+    total = batch_count(_with_inputs(model), data, batch_size, batches)
     with _counting(norms, pooled):
-        for x in tqdm(given, desc="batch norms", unit="batch", disable=not verbose, total=batches):
+        for x in tqdm(given, desc="batch norms", unit="batch", disable=not verbose, total=total):
             model(x, training=False)
     if not any(p.count for p in pooled.values()):
         raise ValueError("reestimate: the data are empty; give at least one sample.")

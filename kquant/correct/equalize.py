@@ -61,6 +61,10 @@ class Step:
         return bool(np.any(np.abs(np.log2(self.factors)) > TOUCH))
 
 
+class ForgottenRanges(UserWarning):
+    """Ranges have to be found anew; who does that next, or says so in other words, ignores it."""
+
+
 @dataclass(frozen=True, eq=False)
 class Equalization:
     """What `equalize` would do to a model; printed, a line for each pair.
@@ -359,5 +363,6 @@ def forget_ranges(quantizers: list[FakeQuant]) -> None:
         warnings.warn(
             f"equalize: the ranges of {first_of(q.name for q in known)} were "
             "those of the old channels; calibrate again, with kquant.calibrate or kquant.data_free_ranges.",
+            ForgottenRanges,
             stacklevel=3,
         )

@@ -69,9 +69,22 @@ def _check(report: CheckReport) -> Page:
         headline=f"{report.model} on {report.target}: {verdict}",
         ok=report.ok,
         findings=tuple(f"{row.layer} ({row.kind}), {row.status}: {row.remedy}" for row in bad),
-        facts=(),
+        facts=tuple(_folds(report)),
         tables=(Table("Layers", ("layer", "class", "status", "operators"), rows),),
     )
+
+
+def _folds(report: CheckReport) -> Iterable[str]:
+    """Batch norms and constants that fold, those that stay, and why."""
+    if not report.ok and any(row.kind == "BatchNormalization" for row in report.layers):
+        yield "which batch norms fold is known once every layer has an integer form"
+    gone = [fold for fold in report.folds if fold.into is not None]
+    if gone:
+        names = ", ".join(f"{fold.layer} into {fold.into}" for fold in gone)
+        yield f"{len(gone)} of {len(report.folds)} batch norms and constant factors fold: {names}"
+    for fold in report.folds:
+        if fold.into is None:
+            yield f"{fold.layer} ({fold.kind}) stays an operator of its own: {fold.reason}"
 
 
 @page.register

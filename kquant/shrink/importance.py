@@ -51,7 +51,12 @@ def by_bn_scale(channels: Channels) -> np.ndarray:
 
 
 def by_taylor(
-    channels: Channels, model: keras.Model, batches: Callable[[], Iterator[Any]], loss: Any, verbose: bool
+    channels: Channels,
+    model: keras.Model,
+    batches: Callable[[], Iterator[Any]],
+    loss: Any,
+    verbose: bool,
+    total: int | None = None,
 ) -> np.ndarray:
     """The mean over batches of `(dL/dz)^2`, z a factor of the channel behind its batch norm: float64[channels].
 
@@ -64,6 +69,7 @@ def by_taylor(
         batches: gives (inputs, labels) afresh.
         loss: `(labels, outputs) -> scalar`.
         verbose: show a bar.
+        total: how many batches there are, where it is known.
 
     Raises:
         ValueError: no data.
@@ -83,7 +89,7 @@ def by_taylor(
         return [v.value * g for v, g in zip(variables, found, strict=True)]
 
     total, count = np.zeros(channels.count), 0
-    for x, y in tqdm(batches(), desc="taylor importance", unit="batch", disable=not verbose):
+    for x, y in tqdm(batches(), desc="taylor importance", unit="batch", disable=not verbose, total=total):
         products = {id(v): np.asarray(p, np.float64) for v, p in zip(variables, gradients(x, y), strict=True)}
         moved = np.zeros(channels.count)
         for makes, parts in gates:

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kquant.data import batches_of
+from kquant.data import batch_count, batches_of
 
 BATCH = 32
 
@@ -50,6 +50,13 @@ def labelled_batches(model: keras.Model, data: Any, labels: Any = None) -> Itera
         "data: this importance needs samples with labels: data=(x, y), a dataset of (x, y), or data=x and labels=y. "
         f"Received: {type(data).__name__} without labels."
     )
+
+
+def labelled_count(model: keras.Model, data: Any, labels: Any = None) -> int | None:
+    """How many batches `labelled_batches` gives, for a progress bar; None where only running through them tells."""
+    if labels is None and isinstance(data, tuple) and len(data) == 2:
+        data = data[0]
+    return batch_count(model, data, BATCH)
 
 
 def loss_of(model: keras.Model, loss: Any = None) -> Callable[[Any, Any], Any]:

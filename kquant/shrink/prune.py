@@ -19,7 +19,7 @@ from kquant.shrink.by_score import choose_by_score
 from kquant.shrink.channels import Channels, follow_channels
 from kquant.shrink.choose import Unit, budget, check_widths, choose, ledger, savings
 from kquant.shrink.importance import NAMES, Importance, by_bn_scale, by_l1, by_taylor, norm_behind
-from kquant.shrink.labelled import labelled_batches, loss_of
+from kquant.shrink.labelled import labelled_batches, labelled_count, loss_of
 from kquant.shrink.narrow import narrow_values, narrower
 from kquant.shrink.plain import inference_only, plain, read
 from kquant.shrink.reconstruct import FEW, Job, can_refit, refit
@@ -279,7 +279,8 @@ def _scores(
     if importance != "taylor":
         raise ValueError(f"importance: expected one of {', '.join(NAMES)}. Received: {importance!r}.")
     computed = loss_of(model, loss)
-    return by_taylor(channels, wide, lambda: labelled_batches(wide, data, labels), computed, verbose)
+    count = labelled_count(wide, data, labels)
+    return by_taylor(channels, wide, lambda: labelled_batches(wide, data, labels), computed, verbose, count)
 
 
 def _changes(channels: Channels, kept: np.ndarray, unit: Unit, whole: int) -> str:
@@ -294,5 +295,3 @@ def _changes(channels: Channels, kept: np.ndarray, unit: Unit, whole: int) -> st
         lines.append(f"  {', '.join(s.name for s in makers)}: {len(members)} -> {int(kept[members].sum())}{stays}")
     left = books.total(unit)
     return "\n".join([f"{channels.graph.name}: {whole:,} -> {left:,} {unit} ({left / whole:.1%})", *lines])
-
-
