@@ -88,21 +88,21 @@ def by_taylor(
         found = tape.gradient(value, [v.value for v in variables], unconnected_gradients="zero")
         return [v.value * g for v, g in zip(variables, found, strict=True)]
 
-    total, count = np.zeros(channels.count), 0
+    summed, count = np.zeros(channels.count), 0
     for x, y in tqdm(batches(), desc="taylor importance", unit="batch", disable=not verbose, total=total):
         products = {id(v): np.asarray(p, np.float64) for v, p in zip(variables, gradients(x, y), strict=True)}
         moved = np.zeros(channels.count)
         for makes, parts in gates:
             for v, axes in parts:
                 np.add.at(moved, makes, products[id(v)].sum(axis=axes))
-        total += moved**2
+        summed += moved**2
         count += 1
     if count == 0:
         raise ValueError("data: importance='taylor' needs samples and labels; received none.")
     made = np.zeros(channels.count, bool)
     for makes, _ in gates:
         made[makes] = True
-    return np.where(made, total / count, np.nan)
+    return np.where(made, summed / count, np.nan)
 
 
 def norm_behind(graph: Graph, calls: Sequence[Node]) -> keras.layers.BatchNormalization | None:
