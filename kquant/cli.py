@@ -285,7 +285,10 @@ def verify(
     model: Annotated[Path, typer.Argument(help="The quantized model", metavar="QUANTIZED.keras")],
     file: Lite,
     data: Data,
-    runtime: Runtime = "litert",
+    runtime: Annotated[
+        str | None, typer.Option("--runtime", help="litert (XNNPACK), litert-reference, tflm; by default the target's")
+    ] = None,
+    agreement: Annotated[float, typer.Option("--agreement", help="dB to reach on one that rounds otherwise")] = 20.0,
     scale: Scale = 1.0,  # type: ignore[assignment]
     samples: Samples = 64,
     as_json: Json = False,
@@ -296,7 +299,7 @@ def verify(
 
     qmodel = files.load_model(model)
     arrays = files.load_data(data, files.inputs_of(qmodel), scale=scale, limit=samples)
-    found = run_verify(qmodel, file, arrays, runtime, samples=samples or sys.maxsize)
+    found = run_verify(qmodel, file, arrays, runtime, samples=samples or sys.maxsize, agreement=agreement)
     _print(found, as_json)
     raise typer.Exit(0 if found.ok else 1)
 

@@ -36,7 +36,7 @@ from kquant.lower import (
     to_stream,
 )
 from kquant.lut import CODE
-from kquant.runtimes import arena_bytes, available
+from kquant.runtimes import FALLBACK, arena_bytes, available
 from kquant.stream import Stream, StreamReport, check_stream, describe_stream, stream_metadata
 from kquant.vela import find_vela, vela_bytes
 from kquant.verify import VerifyReport, compare
@@ -306,8 +306,8 @@ def _verified(
     qmodel: keras.Model, lowered: Lowered, content: bytes, file: FileModel, samples: Any
 ) -> tuple[VerifyReport, ...]:
     x = _random(lowered) if samples is None else gather(qmodel, samples, 64)
-    names = [name for name in lowered.target.runtimes if name in available()] or ["litert-reference"]
-    reports = compare(lowered, content, file, x, names)
+    names = [name for name in lowered.target.runtimes if name in available()] or [FALLBACK]
+    reports = compare(lowered, content, file, x, names, locate=False)
     for report in reports:
         if report.float_operators:
             raise ValueError(f"export: the file would compute in float: {', '.join(report.float_operators)}.")

@@ -35,6 +35,7 @@ from kquant.interpreters import CALL, RESET, RUNTIMES, SAMPLES, TENSORS
 ANSWER_SECONDS = 600
 # Codes that go to another process at once: enough that the way there costs nothing, few enough to show progress.
 MESSAGE_BYTES = 1 << 20
+FALLBACK = "litert-reference"  # where no runtime of the target is installed
 
 
 def predict(
@@ -46,7 +47,9 @@ def predict(
         path_or_bytes: the file.
         x: array [samples, ...], a list (in the file's order) or dict (by tensor name) of arrays, or batches as for
             `kquant.calibrate`: `tf.data.Dataset`, `keras.utils.PyDataset`, a function that returns a generator.
-        runtime: "litert" (XNNPACK), "litert-reference" or "tflm".
+        runtime: "litert" (XNNPACK), "litert-reference" or "tflm": the one that your device has. A file does not say
+            what it was made for, so the default is not the target's. XNNPACK rounds some codes otherwise than the
+            model; `kquant.verify` tells how far that goes.
         verbose: show a progress bar.
 
     Returns:

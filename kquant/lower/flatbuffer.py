@@ -8,6 +8,7 @@ which version and recipe made the file.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import flatbuffers
@@ -64,6 +65,21 @@ def to_bytes(program: Program, target: Target, metadata: dict[str, Any]) -> byte
         Bytes with the identifier TFL3.
     """
     return _Writer(program, target).pack(metadata)
+
+
+def with_outputs(content: bytes, tensors: Sequence[int]) -> bytes:
+    """The file with these tensors of its main graph as outputs, in that order, and without signatures.
+
+    Args:
+        content: a `.tflite` file.
+        tensors: their indices.
+    """
+    model = schema.ModelT.InitFromPackedBuf(content, 0)
+    model.subgraphs[0].outputs = list(tensors)
+    model.signatureDefs = []
+    builder = _Builder(1 << 16)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
 
 
 class _Writer:

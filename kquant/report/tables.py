@@ -34,6 +34,7 @@ def _export(report: ExportReport) -> Page:
         facts=(
             f"file {report.file_bytes:,} bytes, of it weights {report.weight_bytes:,} bytes",
             f"arena {arena}",
+            *_first_roundings(report.verification),
             *weight_facts(report.weights),
             *_stream_facts(report.streaming),
         ),
@@ -50,14 +51,25 @@ def _export(report: ExportReport) -> Page:
 
 @page.register
 def _verify(report: VerifyReport) -> Page:
-    verdict = "the file is the model" if report.ok else "the file is NOT the model"
     return Page(
-        headline=f"{report.runtime}, {report.samples} samples: {verdict}",
+        headline=f"{report.runtime}, {report.samples} samples: {_verdict(report)}",
         ok=report.ok,
         findings=tuple(_verify_findings(report)),
-        facts=(),
+        facts=(*((report.note,) if report.note else ()), *_first_roundings((report,))),
         tables=(_agreements((report,)),),
     )
+
+
+def _verdict(report: VerifyReport) -> str:
+    """One of three, with the figures of the output that is furthest off."""
+    if report.verdict == "equal":
+        return "equal in every code: the file is the model"
+    if report.verdict == "wrong":
+        return "the file is NOT the model"
+    worst = min(report.agreements, key=lambda a: a.sqnr_db)
+    figures = f"{_percent(worst.equal)} of the codes equal, at most {worst.max_err_lsb} LSB off, {worst.sqnr_db:.1f} dB"
+    said = f"the model's encodings; this runtime rounds otherwise: {figures}"
+    return said if report.agrees else f"{said}, below the {report.agreement:g} dB asked for"
 
 
 @page.register
@@ -116,8 +128,19 @@ def _verify_findings(report: VerifyReport) -> Iterable[str]:
         yield f"{report.runtime}: these operators compute in float: {', '.join(report.float_operators)}."
     if report.wrong_encodings:
         yield f"{report.runtime}: scale or zero point is not the model's at {', '.join(report.wrong_encodings)}."
-    if report.first_difference:
+    if report.follows and report.verdict == "wrong" and not (report.float_operators or report.wrong_encodings):
+        yield f"{report.runtime}: codes differ on the runtime whose roundings the model computes."
+    if report.verdict == "rounds otherwise" and not report.agrees:
+        yield f"{report.runtime}: outputs are below the agreement of {report.agreement:g} dB."
+    if report.first_difference and not (report.verdict == "rounds otherwise" and report.agrees):
         yield f"{report.runtime}: outputs first differ from the model at {report.first_difference}."
+
+
+def _first_roundings(reports: Iterable[VerifyReport]) -> Iterable[str]:
+    """Where another rounding begins, which nothing is to be done about."""
+    for report in reports:
+        if report.verdict == "rounds otherwise" and report.agrees and report.first_difference:
+            yield f"{report.runtime} first rounds otherwise at {report.first_difference}"
 
 
 def _agreements(reports: Iterable[VerifyReport]) -> Table:

@@ -127,6 +127,7 @@ class Target(BaseModel):
         name: what the user says, the file's name.
         title: what reports say.
         runtimes: the names for `kquant.predict` that can run the file here, the one to trust first.
+        follows: the runtime whose roundings a model that is quantized for the target computes.
         ops: the operators by their schema name, such as `CONV_2D`.
         floats: runs float operators as well.
         fallback: the target that runs what this one does not take, for an accelerator beside a processor.
@@ -141,6 +142,7 @@ class Target(BaseModel):
     name: str
     title: str
     runtimes: tuple[str, ...] = Field(min_length=1, strict=False)
+    follows: str = "litert-reference"
     ops: Annotated[Mapping[str, Operator], AfterValidator(MappingProxyType)]
     floats: bool = False
     fallback: str | None = None
