@@ -51,7 +51,7 @@ def main() -> None:
     print(f"accuracy of {len(t.y)} samples: float {real:.4f}, {label} {accuracy_of(q, t):.4f}")
     for finding in analysis.findings:
         if finding.remedy.startswith("[[rules]]"):
-            rules = tomllib.loads(finding.remedy.split("\nor")[0])["rules"]
+            rules = tomllib.loads(finding.remedy)["rules"]
             changed = base.model_copy(update={"rules": tuple(kquant.core.recipe.LayerRule(**r) for r in rules)})
             print(f"  with {rules[0]}: {accuracy_of(calibrated(t, changed), t):.4f}", flush=True)
 

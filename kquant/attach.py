@@ -12,6 +12,7 @@ import numpy as np
 from kquant.core.graph import Node, legal_name, rewrite
 from kquant.core.nodes import Compressed, FakeQuant, QuantizedLSTM
 from kquant.core.origin import identities
+from kquant.core.recipe import load, names
 from kquant.core.spec import FLOAT, QuantSpec
 from kquant.core.training import Training
 from kquant.core.transformed import ManyKernels
@@ -79,6 +80,8 @@ class _Builder:
         self.converted: dict[tuple[int, int], Any] = {}  # (id(tensor), group) -> the tensor in that group's encoding
         self.origin = {"recipe": plan.recipe.name, "target": plan.target.name}
         self.takes: Mapping[str, tuple[float, float, str]] = {}
+        if plan.recipe.name not in names() or load(plan.recipe.name) != plan.recipe:
+            self.origin["settings"] = plan.recipe.model_dump_json(by_alias=True, exclude_defaults=True)
         calls = [n for n in plan.graph.nodes if plan.widths.calls[id(n)] == FLOAT]
         kept = sorted({n.name for n in calls if not plan.settings[id(n.op)].skip})
         skipped = sorted({n.name for n in plan.graph.nodes if plan.settings[id(n.op)].skip})

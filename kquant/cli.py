@@ -98,6 +98,9 @@ def analyze(
     recipe: Annotated[str | None, typer.Option("--recipe", help="For a float model; int8 by default")] = None,
     target: Target = "litert",
     out: Annotated[Path | None, typer.Option("--out", help="Write a report with plots to this .html file")] = None,
+    apply: Annotated[
+        Path | None, typer.Option("--apply", help="Write the recipe with the remedy that gains most to this .toml file")
+    ] = None,
     scale: Scale = 1.0,  # type: ignore[assignment]
     samples: Samples = 256,
     as_json: Json = False,
@@ -106,11 +109,16 @@ def analyze(
     from kquant import files, report
     from kquant.analysis.metrics import top1
     from kquant.analyze import analyze as run_analyze
+    from kquant.core.recipe import recipe_to_toml
+    from kquant.export import write_atomically
     from kquant.pipeline import prepare
     from kquant.quantized import is_quantized
+    from kquant.remedies import with_remedy
 
     if out is not None:
         report.check_html(out)
+    if apply is not None:
+        files.check_results([apply], model, (".toml",))
     keras_model = files.load_model(model)
     arrays = files.load_data(data, files.inputs_of(keras_model), scale=scale, limit=samples)
     metric = None if labels is None else top1(files.load_labels(labels, limit=samples))
@@ -125,6 +133,11 @@ def analyze(
     _print(found, as_json)
     if out is not None and not as_json:
         typer.echo(f"\n{out}: the report with plots")
+    if apply is not None:
+        chosen = with_remedy(keras_model, found, metric is None)
+        write_atomically(apply, recipe_to_toml(chosen).encode())
+        if not as_json:
+            typer.echo(f"\n{apply}: a recipe for kquant compress --recipe")
 
 
 @app.command()

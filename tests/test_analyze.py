@@ -23,6 +23,7 @@ from kquant.cli import app
 from kquant.core.graph import run
 from kquant.core.nodes import FakeQuant, observing, only
 from kquant.correct import STEPS
+from kquant.remedies import LEAST_DB, Trials, merged, told, with_remedy
 
 layers = keras.layers
 RNG = np.random.default_rng(0)
@@ -47,7 +48,7 @@ def calibrated(model: keras.Model, recipe: Any = "int8", data: Any = X) -> keras
 
 
 def analyzed(q: keras.Model, data: Any = X, **options: Any) -> kquant.Analysis:
-    return kquant.analyze(q, data, verbose=False, **options)
+    return kquant.analyze(q, data, verbose=False, **{"remedies": False, **options})
 
 
 def causes(a: kquant.Analysis) -> set[str]:
@@ -69,7 +70,7 @@ def healthy() -> tuple[keras.Model, kquant.Analysis]:
 def broken() -> tuple[keras.Model, kquant.Analysis]:
     """The second convolution has 2-bit weights."""
     q = calibrated(network(), {"name": "two", "rules": [{"layer": "b", "weights": {"bits": 2}}]})
-    return q, analyzed(q)
+    return q, analyzed(q, remedies=True)
 
 
 # Figures
@@ -238,6 +239,7 @@ def test_the_destroyed_layer_is_found(broken: tuple) -> None:
     finding = next(f for f in a.findings if f.cause == "most sensitive layer")
     assert finding.layer == "b"
     assert finding.remedy == '[[rules]]\nlayer = "b"\nweights = { bits = 8 }'
+    assert finding.gain.sqnr_db > 15
 
 
 def test_the_remedies_are_recipes_that_help(broken: tuple) -> None:
@@ -248,6 +250,51 @@ def test_the_remedies_are_recipes_that_help(broken: tuple) -> None:
     rules = tomllib.loads(finding.remedy)["rules"]
     better = calibrated(network(), {"name": "two", "rules": [{"layer": "b", "weights": {"bits": 2}}, *rules]})
     assert analyzed(better, sensitivity=False).value > a.value + 15
+
+
+def test_the_gain_is_what_applying_the_remedy_gives(broken: tuple) -> None:
+    """The recipe that `--apply` writes, through TOML, on the float model: the gain that was told."""
+    q, a = broken
+    best = max((f for f in a.findings if f.gain), key=lambda f: f.gain.sqnr_db)
+    recipe = load_toml(kquant.recipe_to_toml(with_remedy(q, a)))
+    assert recipe["rules"] == [{"layer": "b", "weights": {"bits": 2}}, {"layer": "b", "weights": {"bits": 8}}]
+    better = analyzed(calibrated(network(), recipe), sensitivity=False, remedies=False)
+    assert better.sqnr_db - a.sqnr_db == pytest.approx(best.gain.sqnr_db, abs=0.1)
+    text = report.render(a)
+    assert f"Tried: {best.gain.sqnr_db:+.1f} dB SQNR:\n{best.remedy}" in text  # the box, as it can be pasted
+
+
+def test_a_tie_goes_to_the_cheaper_and_nothing_is_told_that_gains_nothing() -> None:
+    from kquant.analysis.results import Finding, Gain
+
+    wide, eight = (f'[[rules]]\nlayer = "b"\n{s} = {{ bits = {n} }}' for s, n in (("activations", 16), ("weights", 8)))
+    given = Finding("b", "most sensitive layer", "", candidates=(wide, eight))
+    gains = {wide: Gain(0.07, 6.0), eight: Gain(0.07, 6.1)}
+
+    class Fixed(Trials):
+        def gain(self, change: str) -> Gain | None:
+            return gains[change]
+
+    for metric in (None, lambda y: 0.0):
+        trials = Fixed(None, None, "litert", [], metric, 0.0, 0.0)
+        assert told([given], trials, False)[0].remedy == eight
+    gains = {wide: Gain(0.0, 0.1), eight: Gain(-0.01, 0.4)}
+    (found,) = told([given], trials, False)
+    assert (found.remedy, found.gain) == ("", None)
+    gains = {wide: None, eight: Gain(0.01, 3.0)}
+    assert told([given], trials, False)[0].remedy == eight
+
+
+def test_every_box_is_lines_of_a_recipe(broken: tuple) -> None:
+    for finding in broken[1].findings:
+        for change in finding.candidates:
+            assert merged(kquant.Recipe(name="mine", weights={"bits": 4}), change).weights.bits == 4
+
+
+def load_toml(text: str) -> dict[str, Any]:
+    import tomllib
+
+    return tomllib.loads(text)
 
 
 def test_the_model_stays_as_it_is(broken: tuple) -> None:
@@ -298,10 +345,11 @@ def rescaled(model: keras.Model) -> None:
 
 
 def test_outlier_channels() -> None:
-    a = analyzed(calibrated(network(outlier), PER_TENSOR), sensitivity=False)
+    a = analyzed(calibrated(network(outlier), PER_TENSOR), sensitivity=False, remedies=True)
     finding = next(f for f in a.findings if f.cause == "outlier channels")
     assert (finding.layer, a.layer("b").weights.spread > 50) == ("b", True)
-    assert "per_axis = true" in finding.remedy
+    assert any("per_axis = true" in change for change in finding.candidates)
+    assert finding.remedy in finding.candidates and finding.gain.sqnr_db >= LEAST_DB
     assert "outlier channels" not in causes(analyzed(calibrated(network(outlier)), sensitivity=False))
 
 
@@ -310,7 +358,7 @@ def test_an_unequalized_pair() -> None:
     a = analyzed(q)
     finding = next(f for f in a.findings if f.cause == "unequalized pair")
     assert finding.layer == "a"
-    assert finding.remedy == 'steps = ["equalize", "calibrate"]'
+    assert finding.candidates == ('steps = ["equalize", "calibrate"]',)
     found = {(p.first, p.second): p.spread for p in pairs(quantized.read(q))}
     (first, _), (second, _) = (network(rescaled).get_layer(n).get_weights() for n in "ab")
     ratio = np.abs(first).max((0, 1, 2)) / np.abs(second).max((0, 1, 3))
@@ -323,10 +371,11 @@ def test_a_wrong_range(factor: float, cause: str) -> None:
     q = calibrated(network())
     layer = next(v for v in q.layers if v.name == "relu_a_quant")
     layer.set_range(0, 0.0, factor * float(layer.high.numpy()[0]))
-    a = analyzed(q, sensitivity=False)
+    a = analyzed(q, sensitivity=False, remedies=True)
     finding = next(f for f in a.findings if f.cause == cause)
     assert finding.layer == "a"
-    assert finding.remedy.startswith('[[rules]]\nlayer = "relu_a"\nactivations = { observer = "mse" }')
+    assert finding.candidates[0] == '[[rules]]\nlayer = "relu_a"\nactivations = { observer = "mse" }'
+    assert finding.remedy in finding.candidates and finding.gain.sqnr_db > 1
     tensor = a.tensor("relu_a_quant")
     assert tensor.clipped > 0.3 if factor < 1 else tensor.used < 0.05
 
@@ -338,12 +387,12 @@ def test_an_unbalanced_concat() -> None:
         left = layers.Conv2D(3, 3, name="left")(x)
         right = layers.Conv2D(3, 3, name="right", kernel_initializer=keras.initializers.RandomNormal(0, scale))(x)
         model = keras.Model(x, layers.Flatten()(layers.Concatenate(name="both")([left, right])))
-        return analyzed(calibrated(model), sensitivity=False)
+        return analyzed(calibrated(model), sensitivity=False, remedies=True, samples=64)
 
     a = joined(30.0)
     finding = next(f for f in a.findings if f.cause == "unbalanced concat")
     assert finding.layer == "both"
-    assert "bits = 16" in finding.remedy
+    assert "bits = 16" in finding.remedy and finding.gain.sqnr_db > 1
     assert "unbalanced concat" not in causes(joined(0.3))
 
 
@@ -354,10 +403,11 @@ def test_too_few_samples(healthy: tuple) -> None:
 
 
 def test_low_bits() -> None:
-    a = analyzed(calibrated(network(), "int4-weights"), sensitivity=False)
+    a = analyzed(calibrated(network(), "int4-weights"), sensitivity=False, remedies=True)
     finding = next(f for f in a.findings if f.cause == "4-bit weights")
-    assert "adaround" in finding.remedy
-    assert "sequential-mse" in finding.remedy
+    assert any("adaround" in change for change in finding.candidates)
+    assert any("sequential-mse" in change for change in finding.candidates)
+    assert finding.remedy in finding.candidates and finding.gain.sqnr_db > 1
 
 
 # Other models

@@ -1,4 +1,4 @@
-"""Causes of lost accuracy, each with its evidence and the remedy to try."""
+"""Causes of lost accuracy, each with its evidence and the remedies worth trying (`kquant.remedies` tries them)."""
 
 from __future__ import annotations
 
@@ -42,10 +42,14 @@ LOW_BITS = 4
 SENSITIVE_SHARE = 0.2
 LOSS_DB, LOSS = 20.0, 0.005
 MOST_SENSITIVE = 3
+# Noise of a tenth: taking it away gains less than half a decibel.
+APART_DB = 10.0
 
 # Equalization moves the ranges of activations, so they are found anew.
 EQUALIZE = 'steps = ["equalize", "calibrate"]'
-ADAROUND = 'steps = ["calibrate", "adaround"]'
+# Few steps, so that a trial takes seconds; what is told is what was tried.
+ADAROUND = 'steps = ["calibrate", { name = "adaround", iterations = 300 }]'
+SEQUENTIAL_MSE = 'steps = ["calibrate", "sequential-mse"]'
 
 
 @dataclass(frozen=True)
@@ -99,21 +103,18 @@ def ranges(e: Evidence) -> Iterator[Finding]:
         better = f"[{t.best_low:.4g}, {t.best_high:.4g}] would have {t.gain_db:.1f} dB less noise"
         if t.clipped > CLIPPED and t.clipping > t.rounding:
             evidence = f"{t.clipped:.3%} of the values beyond [{t.low:.4g}, {t.high:.4g}]; {better}"
-            yield Finding(t.unit, "saturated activations", evidence, _observer(e, t))
+            yield Finding(t.unit, "saturated activations", evidence, candidates=_observer(e, t))
         elif t.used < USED:
             evidence = f"all but 0.2 % of the values use {t.used:.0%} of [{t.low:.4g}, {t.high:.4g}]; {better}"
-            yield Finding(t.unit, "too wide range", evidence, _observer(e, t))
+            yield Finding(t.unit, "too wide range", evidence, candidates=_observer(e, t))
 
 
-def _observer(e: Evidence, t: TensorReport) -> str:
-    """The range with the least error, from data like these."""
+def _observer(e: Evidence, t: TensorReport) -> tuple[str, ...]:
+    """The range with the least error, from data like these; or as before, where calibration saw other data."""
     unit = next(u for u in e.units if u.name == t.unit)
-    recipe = (
-        '[activations]\nobserver = "mse"'
-        if unit.kind in ("Input", "encoding", "shared encoding") or len(t.sites) > 1
-        else _rule(t.layer, "activations", 'observer = "mse"')
-    )
-    return f"{recipe}\nor, where calibration saw other data, kquant.calibrate(qmodel, data) with data like these"
+    everywhere = unit.kind in ("Input", "encoding", "shared encoding") or len(t.sites) > 1
+    mse = _rule(t.layer, "activations", 'observer = "mse"')
+    return ('[activations]\nobserver = "mse"' if everywhere else mse, 'steps = ["calibrate"]')
 
 
 def concats(e: Evidence) -> Iterator[Finding]:
@@ -123,7 +124,8 @@ def concats(e: Evidence) -> Iterator[Finding]:
         if len(widths) < 2 or widths.min() * UNBALANCED > widths.max():
             continue
         evidence = f"one encoding for ranges of width {', '.join(f'{w:.4g}' for w in widths)}"
-        yield Finding(t.unit, "unbalanced concat", evidence, _rule(t.unit, "activations", "bits = 16"))
+        wide = _rule(t.unit, "activations", "bits = 16")
+        yield Finding(t.unit, "unbalanced concat", evidence, candidates=(EQUALIZE, wide))
 
 
 def outliers(e: Evidence) -> Iterator[Finding]:
@@ -137,8 +139,8 @@ def outliers(e: Evidence) -> Iterator[Finding]:
         worst = int(np.argmax(row.weights.channels))
         evidence = f"channel {worst} reaches {live.max():.4g}, the median channel {np.median(live):.4g}; one scale"
         per_axis = _rule(row.name, "weights", "per_axis = true")
-        remedy = per_axis if _takes_per_axis(unit.weighted) else EQUALIZE
-        yield Finding(row.name, "outlier channels", evidence, remedy)
+        able = (per_axis,) if _takes_per_axis(unit.weighted) else ()
+        yield Finding(row.name, "outlier channels", evidence, candidates=(*able, EQUALIZE))
 
 
 def _takes_per_axis(layer: Compressed) -> bool:
@@ -158,7 +160,7 @@ def unequalized(e: Evidence) -> Iterator[Finding]:
             continue
         costs = ", ".join(f"{row.name} alone leaves {_own_db(row):.1f} dB" for row in suffering)
         evidence = f"channel ranges of {pair.first} against {pair.second} differ {pair.spread:.0f} times; {costs}"
-        yield Finding(pair.first, "unequalized pair", evidence, EQUALIZE)
+        yield Finding(pair.first, "unequalized pair", evidence, candidates=(EQUALIZE,))
 
 
 def _suffers(row: LayerReport) -> bool:
@@ -179,13 +181,10 @@ def low_bits(e: Evidence) -> Iterator[Finding]:
     if not poor or not _loses(e):
         return
     worst = min(few, key=_weights_alone)
-    remedy = (
-        f'{ADAROUND}\nor steps = ["calibrate", "sequential-mse"], or 8 bits for the one that costs most:\n'
-        + _rule(worst.name, "weights", "bits = 8")
-    )
+    candidates = (SEQUENTIAL_MSE, ADAROUND, _rule(worst.name, "weights", "bits = 8"))
     bits = "/".join(map(str, sorted({row.weights.bits for row in few if row.weights is not None})))
     evidence = f"weights of {len(poor)} of {len(few)} layers below {LOW_WEIGHTS_DB:g} dB; {worst.name} costs most"
-    yield Finding(worst.name if len(few) == 1 else e.model, f"{bits}-bit weights", evidence, remedy)
+    yield Finding(worst.name if len(few) == 1 else e.model, f"{bits}-bit weights", evidence, candidates=candidates)
 
 
 def _weights_alone(row: LayerReport) -> float:
@@ -206,11 +205,11 @@ def sensitive(e: Evidence) -> Iterator[Finding]:
         if share >= SENSITIVE_SHARE and row.sensitivity is not None:
             unit = "dB" if e.is_sqnr else ""
             evidence = (
-                f"{share:.0%} of the loss: {e.simulated:.4g} {unit}".rstrip()
+                f"{share:.0%} of the loss is gone with it in float: {e.simulated:.4g} {unit}".rstrip()
                 + f", {row.sensitivity.all_but:.4g} {unit}".rstrip()
                 + " with all but this layer quantized"
             )
-            yield Finding(row.name, "most sensitive layer", evidence, _more_bits(row))
+            yield Finding(row.name, "most sensitive layer", evidence, candidates=_more_bits(row, e.is_sqnr))
 
 
 def _loses(e: Evidence) -> bool:
@@ -237,16 +236,20 @@ def share_of_loss(float_value: float, simulated: float, row: LayerReport, is_sqn
     return (row.sensitivity.all_but - simulated) / drop if drop > LOSS else 0.0
 
 
-def _more_bits(row: LayerReport) -> str:
-    """For what costs more: the weights or the output."""
+def _more_bits(row: LayerReport, is_sqnr: bool) -> tuple[str, ...]:
+    """For the weights and for the output; the trials tell which of both loses the accuracy."""
+    wide = _rule(row.name, "activations", "bits = 16")
+    if row.weights is None:
+        return (wide,)
+    eight = (_rule(row.name, "weights", "bits = 8"),) if row.weights.bits < 8 else ()
     s = row.sensitivity
     weights, activations = (None, None) if s is None else (s.only_weights, s.only_activations)
-    by_weights = row.weights is not None and (activations is None or (weights is not None and weights < activations))
-    if not by_weights:
-        return _rule(row.name, "activations", "bits = 16")
-    if row.weights is not None and row.weights.bits < 8:
-        return _rule(row.name, "weights", "bits = 8")
-    return ADAROUND
+    if weights is None or activations is None:
+        return (ADAROUND, *eight, wide)
+    # What is far from losing most is not worth a trial; where both lose alike, each is tried.
+    far = APART_DB if is_sqnr else LOSS
+    by_weights = () if weights > activations + far else (*eight, ADAROUND)
+    return (*by_weights, *(() if activations > weights + far else (wide,)))
 
 
 def _rule(layer: str, section: str, setting: str) -> str:

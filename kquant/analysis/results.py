@@ -119,6 +119,19 @@ class LayerReport:
 
 
 @dataclass(frozen=True)
+class Gain:
+    """What a remedy gained when it was tried on the samples.
+
+    Attributes:
+        value: of the metric.
+        sqnr_db: of the outputs.
+    """
+
+    value: float
+    sqnr_db: float
+
+
+@dataclass(frozen=True)
 class Finding:
     """A cause of lost accuracy.
 
@@ -126,13 +139,18 @@ class Finding:
         layer: where; the model's name where it is no single layer.
         cause: in a few words.
         evidence: the figures that say so.
-        remedy: a call, or lines of a recipe.
+        remedy: lines of a recipe (TOML) that were tried and gain, or a call that data are wanted for; empty where
+            nothing that was tried gains anything.
+        gain: of the recipe, measured on the samples; None where there is none.
+        candidates: the lines of recipes that were tried.
     """
 
     layer: str
     cause: str
     evidence: str
-    remedy: str
+    remedy: str = ""
+    gain: Gain | None = None
+    candidates: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

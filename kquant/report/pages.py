@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 
 from kquant.analysis.findings import share_of_loss
-from kquant.analysis.results import Analysis, LayerReport
+from kquant.analysis.results import Analysis, Finding, Gain, LayerReport
 from kquant.dry_run import DryRun
 from kquant.report.tables import Page, Table, page
 
@@ -16,7 +16,7 @@ def _analysis(a: Analysis) -> Page:
     return Page(
         headline=headline(a),
         ok=not a.findings,
-        findings=tuple(_finding(f.layer, f.cause, f.evidence, f.remedy) for f in a.findings),
+        findings=tuple(_finding(f, is_sqnr(a)) for f in a.findings),
         facts=tuple(facts(a)),
         tables=(_layers(a), _sensitivities(a), _weights(a), _tensors(a)),
     )
@@ -47,9 +47,18 @@ def facts(a: Analysis) -> Iterable[str]:
     yield f"{cost}, activations alive together at most {a.peak_bytes:,} bytes"
 
 
-def _finding(layer: str, cause: str, evidence: str, remedy: str) -> str:
-    lines = "\n".join(f"    {line}" for line in remedy.splitlines())
-    return f"{layer}: {cause}. {evidence}. Try:\n{lines}"
+def _finding(f: Finding, in_db: bool) -> str:
+    """The cause; behind it the remedy in a box of its own, ready to be pasted into a recipe."""
+    said = f"{f.layer}: {f.cause}. {f.evidence}."
+    if not f.remedy:
+        return f"{said} Nothing that was tried gains on these samples." if f.candidates else said
+    return f"{said} {'Try' if f.gain is None else gained(f.gain, in_db)}:\n{f.remedy}"
+
+
+def gained(gain: Gain, in_db: bool) -> str:
+    """What a remedy gained, in dB and in points of the metric."""
+    decibel = f"{gain.sqnr_db:+.1f} dB SQNR"
+    return f"Tried: {decibel}" if in_db else f"Tried: {100 * gain.value:+.2f} points, {decibel}"
 
 
 def _layers(a: Analysis) -> Table:
@@ -66,7 +75,7 @@ def _cost(row: LayerReport) -> tuple[int, int, int]:
 
 
 def _sensitivities(a: Analysis) -> Table:
-    columns = ("layer", "only it", "its weights", "its output", "all but it", "of the loss")
+    columns = ("layer", "only it", "its weights", "its output", "all but it", "loss gone")
     rows = tuple(
         (
             r.name,
@@ -79,7 +88,8 @@ def _sensitivities(a: Analysis) -> Table:
         for r in a.layers
         if (s := r.sensitivity) is not None
     )
-    return Table(f"Sensitivity: {a.metric}, with these quantized", columns, rows, columns[1:])
+    title = f"Sensitivity: {a.metric}, with these quantized; loss gone with it in float (these do not add up)"
+    return Table(title, columns, rows, columns[1:])
 
 
 def share(a: Analysis, row: LayerReport) -> float:
