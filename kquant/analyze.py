@@ -96,9 +96,9 @@ def analyze(
     )
     origin = next((q.origin for u in found for q in (u.weighted, *u.quants) if getattr(q, "origin", None)), {})
     value, sqnr_db = passes.value(passes.ALL), mean_db(passes.outputs[passes.ALL].noises)
-    causes, recipe = findings(evidence), recipe_of(origin)
-    if remedies and recipe is not None and any(f.candidates for f in causes):
-        causes = told(causes, Trials(strip(qmodel), recipe, origin["target"], x, metric, value, sqnr_db), verbose)
+    causes = findings(evidence)
+    if remedies and any(f.candidates for f in causes):
+        causes = told(causes, _trials(qmodel, origin, x, metric, (value, sqnr_db)), verbose)
     return Analysis(
         model=qmodel.name,
         recipe=origin.get("recipe", ""),
@@ -118,6 +118,14 @@ def analyze(
         tensors=tensors,
         findings=causes,
     )
+
+
+def _trials(
+    qmodel: keras.Model, origin: dict[str, str], x: list[np.ndarray], metric: Any, reached: tuple[float, float]
+) -> Trials | None:
+    """The float model and the recipe that remedies are tried with; None where nobody knows the recipe any more."""
+    recipe = recipe_of(origin)
+    return None if recipe is None else Trials(strip(qmodel), recipe, origin["target"], x, metric, *reached)
 
 
 def _settings(found: list[Unit], weights: Names, sensitivity: bool) -> list[Names]:
