@@ -86,8 +86,7 @@ def analyze(
     weights = frozenset().union(*(u.weight_names for u in found))
     passes = Passes(graph, found, metric, _settings(found, weights, sensitivity))
     passes.walk(chunks(graph, x), verbose)
-    layers = _layers(graph, found, passes, sensitivity)
-    tensors = _tensors(graph, found, passes)
+    layers, tensors = _layers(graph, found, passes, sensitivity), _tensors(graph, found, passes)
     everything = all_names(found)
     values = {name: passes.value(names) for name, names in (("float", passes.NONE), ("simulated", everything))}
     name = metric if metric is None else getattr(metric, "__name__", type(metric).__name__)
@@ -95,10 +94,9 @@ def analyze(
         qmodel.name, len(x[0]), tuple(found), layers, tensors, tuple(pairs(graph)), *values.values(), metric is None
     )
     origin = next((q.origin for u in found for q in (u.weighted, *u.quants) if getattr(q, "origin", None)), {})
-    value, sqnr_db = passes.value(passes.ALL), mean_db(passes.outputs[passes.ALL].noises)
+    reached = passes.value(passes.ALL), mean_db(passes.outputs[passes.ALL].noises)
     causes = findings(evidence)
-    if remedies and any(f.candidates for f in causes):
-        causes = told(causes, _trials(qmodel, origin, x, metric, (value, sqnr_db)), verbose)
+    trials = _trials(qmodel, origin, x, metric, reached) if remedies and any(f.candidates for f in causes) else None
     return Analysis(
         model=qmodel.name,
         recipe=origin.get("recipe", ""),
@@ -106,17 +104,17 @@ def analyze(
         samples=len(x[0]),
         metric="SQNR in dB" if name is None else name,
         float_value=values["float"],
-        value=value,
+        value=reached[0],
         simulated=values["simulated"],
         weights_only=passes.value(weights),
         activations_only=passes.value(everything - weights),
-        sqnr_db=sqnr_db,
+        sqnr_db=reached[1],
         macs=sum(row.macs for row in layers),
         weight_bytes=sum(row.weight_bytes for row in layers),
         peak_bytes=peak_bytes(graph),
         layers=layers,
         tensors=tensors,
-        findings=causes,
+        findings=told(causes, trials, verbose),
     )
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from kquant.core import arithmetic, learned, ranges
+from kquant.core.conversion import refuse_conversion
 from kquant.core.ranges import replaced, straight_through
 from kquant.core.replicas import extremes
 from kquant.core.spec import QuantSpec, encode_range, to_codes
@@ -208,6 +209,8 @@ class FakeQuant(keras.layers.Layer):
             quantized = _train(real, scale, zero_point, self.spec)
         else:
             self._warn_unseen()
+            if not tf.executing_eagerly():
+                refuse_conversion()
             out = arithmetic.Grid(scale, zero_point, self.spec.low, self.spec.high)
             attributes = attributes or {}
             if accumulator is not None:

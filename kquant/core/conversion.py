@@ -1,0 +1,43 @@
+"""A quantized model that another converter turns into a float file: told while that converter traces it.
+
+Converters trace a model like `predict` does, so only the callers on the stack tell them apart.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from types import FrameType
+
+# Modules that trace a model to write a TFLite file; their files hold the simulation as float operators.
+LITE = ("tensorflow.lite.", "tensorflow_lite", "ai_edge_litert")
+WAY_OUT = 'kquant.export(qmodel, "model.tflite") writes the integer file'
+
+
+def refuse_conversion() -> None:
+    """Refuse a trace by a TFLite converter; warn of one by another of Keras' exporters.
+
+    Raises:
+        ValueError: inside `model.export(..., format="litert")` or `tf.lite.TFLiteConverter`.
+    """
+    found = [frame.f_globals.get("__name__", "") for frame in _callers(sys._getframe(1))]
+    keras_exports = [name for name in found if name.startswith("keras.") and ".export." in name]
+    if any(name.startswith(LITE) for name in found) or any("litert" in name for name in keras_exports):
+        raise ValueError(
+            "this converter would write a quantized model as a float file that simulates it, without one integer "
+            f"kernel; {WAY_OUT}."
+        )
+    if keras_exports:
+        warnings.warn(
+            "model.export writes a quantized model as the float graph that simulates it: right numbers, no integers. "
+            f"{WAY_OUT} for devices.",
+            stacklevel=2,
+        )
+
+
+def _callers(frame: FrameType | None) -> list[FrameType]:
+    found = []
+    while frame is not None:
+        found.append(frame)
+        frame = frame.f_back
+    return found
