@@ -21,6 +21,7 @@ from kquant import model_files
 from kquant.core import inputs
 from kquant.core.atomic import Outputs, write_atomically
 from kquant.core.destination import destination
+from kquant.core.given_files import check_data, check_labels_file
 from kquant.core.leftovers import settle
 from kquant.core.untrusted import read_arrays
 from kquant.core.wording import absent
@@ -86,8 +87,7 @@ def load_data(path: str | Path, takes: Sequence[Input], *, scale: float = 1.0, l
         raise ValueError(f"{source}: the number of samples must be at least 1. Received: {limit}.")
     if source.is_dir():
         return _images(source, takes, scale, limit)
-    if not source.is_file():
-        raise ValueError(f"{source}: {absent(source)} or folder; give .npz, .npy or a folder of images.")
+    check_data(source)
     found = _arrays(source)
     named = _chosen(found, takes, source)
     ready = [_scaled(_taken(array, limit), scale, f"{source}, array '{name}'") for name, array in named.items()]
@@ -108,8 +108,7 @@ def load_labels(path: str | Path, *, limit: int | None = None) -> np.ndarray:
         ValueError: no such file, or no class numbers.
     """
     source = Path(path)
-    if not source.is_file():
-        raise ValueError(f"{source}: {absent(source)}; give .npy or .npz.")
+    check_labels_file(source)
     found = _arrays(source)
     if "y" not in found and len(found) != 1:
         raise ValueError(f"{source}: which array holds the labels? Name it 'y'. It holds: {', '.join(found)}.")

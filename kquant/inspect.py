@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
+from kquant.core.given_files import check_lite_file
 from kquant.core.untrusted import parse_json, read_file
-from kquant.core.wording import absent
 from kquant.lut import CODE, decode, is_header, layout
 
 NAMES = {v: k for k, v in vars(schema.TensorType).items() if not k.startswith("_")}
@@ -184,8 +184,7 @@ def read_bytes(path_or_bytes: str | Path | bytes) -> bytes:
     if not isinstance(path_or_bytes, str | os.PathLike):
         raise ValueError(f"file: expected the path of a .tflite file, or its bytes. Received: {path_or_bytes!r}.")
     path = Path(path_or_bytes)
-    if not path.is_file():
-        raise ValueError(f"{path}: {absent(path)}; give the path of a .tflite file or its bytes.")
+    check_lite_file(path)
     return read_file(path, str(path), MOST_BYTES)
 
 

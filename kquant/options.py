@@ -11,6 +11,12 @@ from typing import Annotated, Any
 
 import typer
 
+from kquant import targets
+from kquant.core import recipe as recipes
+from kquant.core.given_files import check_data, check_labels_file, check_lite_file, check_model_file
+from kquant.core.wording import did_you_mean
+from kquant.interpreters import RUNTIMES
+
 
 class Io(StrEnum):
     """Types of a file's inputs and outputs."""
@@ -56,12 +62,37 @@ Shape = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, on standard output")]
 
 
+def _recipe(value: str) -> None:
+    recipes.load(value)
+
+
+def _runtime(value: str) -> None:
+    if value not in RUNTIMES:
+        hint = did_you_mean(value, RUNTIMES)
+        raise ValueError(f"runtime '{value}' does not exist.{hint} There are: {', '.join(RUNTIMES)}.")
+
+
+# What is looked at before TensorFlow loads, by the name of the argument: a wrong one is told at once.
+CHECKS: dict[str, Callable[[Any], Any]] = {
+    "model": check_model_file,
+    "file": check_lite_file,
+    "data": check_data,
+    "labels": check_labels_file,
+    "recipe": _recipe,
+    "target": targets.load,
+    "runtime": _runtime,
+}
+
+
 def refusing(command: Callable[..., None]) -> Callable[..., None]:
     """What kquant refuses: its own message on standard error, exit code 1, no traceback."""
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
         try:
+            for name, check in CHECKS.items():
+                if kwargs.get(name) is not None:
+                    check(kwargs[name])
             command(*args, **kwargs)
         except (ValueError, OSError, ImportError) as error:
             typer.echo(f"kquant: {error}", err=True)

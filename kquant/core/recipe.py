@@ -23,7 +23,7 @@ from kquant.core import aeq
 from kquant.core.clustering_section import Clustering
 from kquant.core.origin import fits
 from kquant.core.pruning_section import Pruning
-from kquant.core.spec import Kind, QuantSpec
+from kquant.core.quant_spec import Kind, QuantSpec
 from kquant.core.training import Oscillations, Progressive, Strict, Training, idle, plain
 from kquant.core.untrusted import MOST_SETTINGS_BYTES, check_plain, parse_toml, read_json, read_text
 from kquant.core.wording import did_you_mean

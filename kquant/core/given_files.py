@@ -1,0 +1,47 @@
+"""Files that a caller names are looked for before anything loads; each absence has one sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kquant.core.wording import absent
+
+
+def check_model_file(path: str | Path) -> None:
+    """Refuse a model that is not there.
+
+    Raises:
+        ValueError: nothing is there.
+    """
+    if not Path(path).exists():  # what else it may be is told by who reads it
+        raise ValueError(f"{path}: {absent(path)}; give a Keras model saved with model.save('name.keras').")
+
+
+def check_data(path: str | Path) -> None:
+    """Refuse samples that are not there.
+
+    Raises:
+        ValueError: neither a file nor a folder.
+    """
+    if not Path(path).exists():
+        raise ValueError(f"{path}: {absent(path)} or folder; give .npz, .npy or a folder of images.")
+
+
+def check_labels_file(path: str | Path) -> None:
+    """Refuse labels that are not there.
+
+    Raises:
+        ValueError: no such file, or a folder.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"{path}: {absent(path)}; give .npy or .npz.")
+
+
+def check_lite_file(path: str | Path) -> None:
+    """Refuse a TFLite file that is not there.
+
+    Raises:
+        ValueError: no such file, or a folder.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"{path}: {absent(path)}; give the path of a .tflite file or its bytes.")

@@ -1,0 +1,66 @@
+"""What is wanted of a tensor, as plain data: recipes are read before TensorFlow has loaded."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+# power-of-two: a uniform grid whose scale is one; log, codebook: see core.nonuniform (weights only)
+Kind = Literal["uniform", "power-of-two", "log", "codebook"]
+
+
+@dataclass(frozen=True)
+class QuantSpec:
+    """What is wanted of one tensor.
+
+    Attributes:
+        bits: width of a code, 2 to 16.
+        symmetric: zero point fixed at 0.
+        narrow: leave out the lowest code, so that the grid is symmetric around 0.
+        per_axis: one scale for each output channel (weights only).
+        signed: False for codes from 0 to 2^b - 1 (activations only).
+        kind: how the values of the grid are spaced.
+
+    Example:
+        >>> QuantSpec(bits=8, symmetric=True, narrow=True).low
+        -127
+    """
+
+    bits: int = 8
+    symmetric: bool = False
+    narrow: bool = False
+    per_axis: bool = False
+    signed: bool = True
+    kind: Kind = "uniform"
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.bits <= 16:
+            raise ValueError(f"QuantSpec: bits must lie in 2..16. Received: bits={self.bits}.")
+        if self.kind not in get_args(Kind):
+            raise ValueError(f"QuantSpec: kind must be one of {', '.join(get_args(Kind))}. Received: {self.kind!r}.")
+        if self.narrow and not self.symmetric:
+            raise ValueError("QuantSpec: narrow needs symmetric=True, because only a grid around 0 leaves a code out.")
+
+    @property
+    def low(self) -> int:
+        """The lowest code."""
+        return -(2 ** (self.bits - 1)) + int(self.narrow) if self.signed else 0
+
+    @property
+    def high(self) -> int:
+        """The highest code."""
+        return 2 ** (self.bits - 1) - 1 if self.signed else 2**self.bits - 1
+
+    @property
+    def has_codes(self) -> bool:
+        """True where values are integers times a scale, which is what integer kernels multiply."""
+        return self.kind in ("uniform", "power-of-two")
+
+    @property
+    def container(self) -> str:
+        """The type that stores a code in a file: int8 up to 8 bits, int16 above."""
+        return "int8" if self.bits <= 8 else "int16"
+
+    def to_config(self) -> dict[str, Any]:
+        """As plain data, for a layer's config."""
+        return asdict(self)

@@ -1,0 +1,53 @@
+"""What is wrong with a command is told before TensorFlow loads."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+CODE = """
+import sys
+
+class Refused:
+    def find_spec(self, name, path=None, target=None):
+        if name in ("tensorflow", "keras"):
+            raise SystemExit(f"{name} was asked for")
+
+sys.argv = ["kquant"]
+sys.meta_path.insert(0, Refused())
+from typer.testing import CliRunner
+from kquant.cli import app
+
+for arguments, code, wanted in CASES:
+    found = CliRunner().invoke(app, arguments)
+    said = (found.stdout + found.stderr).replace("\\n", " ")
+    assert found.exit_code == code and wanted in said, (arguments, found.exit_code, said, found.exception)
+"""
+
+
+def test_wrong_arguments_are_told_at_once(tmp_path: Path) -> None:
+    model, data, file = (tmp_path / name for name in ("m.keras", "x.npz", "m.tflite"))
+    for path in (model, data, file):
+        path.write_bytes(b"")
+    absent = str(tmp_path / "absent")
+    model, data, file = str(model), str(data), str(file)
+    out = ["--out", str(tmp_path / "build")]
+    cases = [
+        (["recipes"], 0, "int4-weights"),
+        (["recipes", "--json"], 0, '"int8"'),
+        (["check", absent], 1, "no such file; give a Keras model"),
+        (["check", model, "--target", "tflmm"], 1, "Did you mean 'tflm'?"),
+        (["compress", model, "--data", absent, *out], 1, "no such file or folder; give .npz"),
+        (["compress", model, "--data", data, "--recipe", "int9", *out], 1, "Did you mean 'int8'?"),
+        (["compress", model, "--data", data, "--recipe", absent + ".toml", *out], 1, "no file"),
+        (["compress", model, "--data", data, "--target", "litertt", *out], 1, "Did you mean 'litert'?"),
+        (["compress", model, "--data", data, "--samples", "0", *out], 2, "--samples"),
+        (["compress", model, "--data", data, "--scale", "1/x", *out], 2, "1/255"),
+        (["autotune", model, "--data", data, "--labels", absent, *out], 1, "give .npy or .npz"),
+        (["verify", model, file, "--data", data, "--runtime", "tflmm"], 1, "Did you mean 'tflm'?"),
+        (["verify", model, absent, "--data", data], 1, "give the path of a .tflite file"),
+        (["predict", absent, "--data", data], 1, "give the path of a .tflite file"),
+        (["inspect", absent], 1, "give the path of a .tflite file"),
+        (["correct", model, "--data", data, "--recipe", "int9", "--dry-run"], 1, "Did you mean 'int8'?"),
+    ]
+    done = subprocess.run([sys.executable, "-c", f"CASES = {cases!r}\n{CODE}"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
