@@ -12,7 +12,6 @@ import math
 import re
 import subprocess
 import sys
-import tempfile
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ import h5py
 import keras
 
 from kquant import hdf5
+from kquant.core.leftovers import scratch
 from kquant.core.untrusted import Archive, parse_json
 from kquant.core.wording import absent
 
@@ -119,13 +119,13 @@ def _from_zip(file: Path) -> keras.Model:
         about = parse_json(bytes(archive.read(METADATA)), f"{file}, {METADATA}") if METADATA in archive.sizes else {}
         if not isinstance(config, dict) or not isinstance(about, dict):
             raise ValueError(f"{file}: damaged: its configuration is no object. Save it again.")
-        with tempfile.TemporaryDirectory() as folder:
-            whole, stored = Path(folder) / "model.keras", 0
+        with scratch() as folder:
+            whole, stored = folder / "model.keras", 0
             with zipfile.ZipFile(whole, "w") as copy:
                 for name in archive.sizes:
                     content: Any = archive.read(name)
                     if name == WEIGHTS:
-                        content, stored = _copied(bytes(content), Path(folder), str(file))
+                        content, stored = _copied(bytes(content), folder, str(file))
                     copy.writestr(name, bytes(content))
             return _rebuilt(file, whole, stored, str(about.get("keras_version", "")))
 
@@ -145,8 +145,8 @@ def _no_model(archive: Archive) -> str:
 
 
 def _from_hdf5(file: Path) -> keras.Model:
-    with tempfile.TemporaryDirectory() as folder:
-        whole = Path(folder) / "model.h5"
+    with scratch() as folder:
+        whole = folder / "model.h5"
         stored = _copy(file, whole, str(file))
         with h5py.File(whole, "r") as found:
             version, config = (_text(found.attrs.get(name, "")) for name in ("keras_version", "model_config"))

@@ -6,10 +6,10 @@ import csv
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 from kquant.core.atomic import write_atomically
+from kquant.core.leftovers import scratch
 from kquant.inspect import read_bytes
 
 VELA_SECONDS = 600
@@ -42,15 +42,15 @@ def vela_bytes(path: str | Path | bytes, accelerator: str = "ethos-u55-128") -> 
     vela = find_vela()
     if vela is None:
         raise ValueError(f"vela_bytes {NEEDED}")
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "model.tflite"
+    with scratch() as folder:
+        file = folder / "model.tflite"
         write_atomically(file, read_bytes(path), "vela_bytes")
-        command = [vela, str(file), "--accelerator-config", accelerator, "--output-dir", folder]
+        command = [vela, str(file), "--accelerator-config", accelerator, "--output-dir", str(folder)]
         try:
             done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=VELA_SECONDS)
         except subprocess.TimeoutExpired as error:
             raise ValueError(f"vela_bytes: Vela was not done with this file after {VELA_SECONDS} s.") from error
-        summary = next(Path(folder).glob("*_summary_*.csv"), None)
+        summary = next(folder.glob("*_summary_*.csv"), None)
         if done.returncode != 0 or summary is None:
             lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
             raise ValueError(f"vela_bytes: Vela refuses the file: {' | '.join(lines[-3:])}")

@@ -140,6 +140,16 @@ def test_what_only_looks_like_a_leftover_stays(tmp_path: Path) -> None:
     assert names(tmp_path) == before
 
 
+def test_scratch_is_gone_and_clears_that_of_killed_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leftovers.tempfile, "tempdir", str(tmp_path))
+    left = dead_run(tmp_path, None)
+    with leftovers.scratch() as folder:
+        assert folder.parent == tmp_path and folder.is_dir() and not left.exists()
+        with leftovers.scratch() as other:
+            assert other != folder and folder.is_dir()
+    assert names(tmp_path) == []
+
+
 def test_modes(tmp_path: Path, umask: Callable[[int], int]) -> None:
     for mask, mode in ((0o077, 0o600), (0o022, 0o644), (0o002, 0o664)):
         umask(mask)

@@ -17,6 +17,7 @@ import json
 import os
 import secrets
 import shutil
+import tempfile
 import time
 import warnings
 from collections.abc import Iterable, Iterator
@@ -79,6 +80,21 @@ def _made(folder: Path) -> tuple[Path, int | None]:
         except BaseException:  # Ctrl-C between these lines
             shutil.rmtree(path, ignore_errors=True)
             raise
+
+
+@contextlib.contextmanager
+def scratch() -> Iterator[Path]:
+    """A folder for files that nobody keeps; those of killed runs are deleted on the way.
+
+    Yields:
+        The folder, in the system's one for temporary files.
+    """
+    settle(tempfile.gettempdir())
+    stage = Stage(Path(tempfile.gettempdir()))
+    try:
+        yield stage.path
+    finally:
+        stage.remove()
 
 
 def decide(leader: Stage, moves: Iterable[tuple[Path, Path]]) -> None:
