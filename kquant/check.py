@@ -14,6 +14,7 @@ from kquant.expand import expand_graph
 from kquant.fold import Fate, fates
 from kquant.ops import find
 from kquant.plan import problem
+from kquant.preprocessing import advice
 from kquant.quantize import check_model, expanded, is_known, read, unknown_layers
 
 Status = Literal["integer", "decomposed", "folded", "removed", "no kernel", "refused"]
@@ -47,12 +48,14 @@ class CheckReport:
         layers: one row for each layer call in order, then the layers without a rule.
         folds: every batch norm and constant factor: the layer that takes it in, or why it stays an operator; empty
             where a layer has no integer form, as only the whole model tells.
+        advice: what costs accuracy although every layer can be integer.
     """
 
     model: str
     target: str
     layers: tuple[LayerCheck, ...]
     folds: tuple[Fate, ...] = ()
+    advice: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -89,7 +92,7 @@ def check(model: keras.Model, target: str = "tflm", *, input_shape: Any = None) 
     graph = read(model, input_shape)
     rows = [_row(node, goal) for node in graph.nodes if is_known(node.op)]
     refused = [LayerCheck(p.layer, p.kind, "refused", (), p.reason) for p in unknown_layers(graph)]
-    found = CheckReport(model.name, goal.name, (*rows, *refused))
+    found = CheckReport(model.name, goal.name, (*rows, *refused), advice=tuple(advice(graph)))
     return _with_folds(found, graph, goal) if found.ok else found
 
 

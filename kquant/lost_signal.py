@@ -53,8 +53,8 @@ def warn_of_losses(qmodel: keras.Model, seen: Observations) -> None:
     """
     if seen.some is None:
         return  # of shards that were saved: there are no samples to measure with
-    x = seen.some
-    if _total_db(qmodel, x) >= ENOUGH_DB:
+    x, y = seen.some
+    if _total_db(qmodel, x, y) >= ENOUGH_DB:
         return
     found = _Model(qmodel, x).losses()
     for cause, remedy in REMEDIES.items():
@@ -106,12 +106,10 @@ def _outputs(values: Any) -> list[np.ndarray]:
     return [np.asarray(t, np.float32) for t in keras.tree.flatten(values)]
 
 
-def _total_db(qmodel: keras.Model, x: Any) -> float:
+def _total_db(qmodel: keras.Model, x: Any, y: Any) -> float:
     """What the outputs keep with every activation on its grid."""
-    with observing(lambda *_: None):
-        y = _outputs(qmodel(x, training=False))
     with only({layer.name for layer in encodings_of(qmodel)}):
-        return _db(y, _outputs(qmodel(x, training=False)))
+        return _db(_outputs(y), _outputs(qmodel(x, training=False)))
 
 
 class _Model:

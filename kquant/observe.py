@@ -48,12 +48,13 @@ class Observations:
     Attributes:
         tensors: (name of the `FakeQuant`, number of its call) -> statistics.
         sizes: int64[batches], samples of each batch that the statistics tell of.
-        some: a few samples, in the structure of the inputs, to measure with what the ranges cost; no file holds them.
+        some: a few samples, in the structure of the inputs, and the float outputs for them, to measure with what the
+            ranges cost; no file holds them.
     """
 
     tensors: dict[Key, Statistics]
     sizes: np.ndarray
-    some: Any = None
+    some: tuple[Any, Any] | None = None
 
     @property
     def samples(self) -> int:
@@ -201,7 +202,7 @@ def _observe(
     some = None
     for x in tqdm(data, desc="calibrate", unit="batch", disable=not verbose, total=total):
         seen = look(x)
-        some = keras.tree.map_structure(lambda t: t[:SOME], x) if some is None else some
+        some = keras.tree.map_structure(lambda t: t[:SOME], (x, look.outputs)) if some is None else some
         extents.append(np.array(seen.rows))  # a copy: `rows.numpy()` would keep the whole tensor alive
         sizes.append(int(keras.tree.flatten(x)[0].shape[0]))
         extents, sizes = thinned(extents, sizes)
@@ -244,6 +245,7 @@ class _Look:
         self.batches = 0
         self.most = MOST_VALUES
         self.compiled: Any = None
+        self.outputs: Any = None
 
     def __call__(self, x: Any) -> _Seen:
         self.batches += 1
@@ -274,8 +276,10 @@ class _Look:
                     samples[keys[-1]] = tf.reshape(y, (-1, y.shape[-1]))[:MOST_SAMPLES]
 
         with observing(collect):
-            self.qmodel(x, training=False)
+            outputs = self.qmodel(x, training=False)
         self.keys = keys
+        if self.outputs is None:  # of the first batch, which runs eagerly
+            self.outputs = outputs
         return _Seen(tf.stack([tf.stack(lows), tf.stack(highs)], axis=1), values, samples)
 
 

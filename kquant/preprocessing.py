@@ -20,6 +20,8 @@ layers = keras.layers
 # What images of 8 bits and sound of 16 bits are divided by.
 PIXELS = (255.0, 256.0, 127.5, 127.0, 128.0)
 SOUND = (32767.0, 32768.0)
+FEW_CODES = 8.0
+UNLIKE = 16.0  # ranges of channels: 4 bits of the narrow one are gone
 DEVIATIONS = 3.0  # normal data lie within so many
 
 
@@ -122,4 +124,27 @@ def inputs_take(graph: Graph) -> dict[str, tuple[float, float, str]]:
         ends = s.takes()
         if ends is not None:
             found[s.tensor.name] = (float(ends[0].min()), float(ends[1].max()), s.node.name)
+    return found
+
+
+def advice(graph: Graph) -> list[str]:
+    """What to know of inputs whose channels one grid of 256 codes does not hold, as their first layers tell.
+
+    Args:
+        graph: see `scalings`.
+    """
+    found = []
+    for s in scalings(graph):
+        mean, deviation = s.seen or (-s.offset / s.scale, 1.0 / np.abs(s.scale))
+        low, high = mean - DEVIATIONS * deviation, mean + DEVIATIONS * deviation
+        live = np.where(deviation > 0.0, high - low, np.inf)
+        codes = 255.0 * live.min() / max(max(high.max(), 0.0) - min(low.min(), 0.0), 1e-30)
+        narrow, wide = int(live.argmin()), int(deviation.argmax())
+        if codes < FEW_CODES and live[wide] > UNLIKE * live[narrow]:
+            found.append(
+                f"input '{s.tensor.name}': its channels go from {low[narrow]:.3g} to {high[narrow]:.3g} ({narrow}) and "
+                f"from {low[wide]:.3g} to {high[wide]:.3g} ({wide}), as '{s.node.name}' scales them; on one 8-bit grid "
+                f"the narrowest gets {codes:.2g} of 256 codes. Run that layer in the application: "
+                "kquant.split_preprocessing(model) takes it out."
+            )
     return found

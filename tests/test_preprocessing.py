@@ -118,3 +118,18 @@ def test_what_is_split_keeps_its_accuracy() -> None:
     q = kquant.calibrate(kquant.quantize(split.model), x, verbose=False)
     y = np.asarray(model(ROWS))
     assert 10 * np.log10(np.var(y) / np.mean((y - q.predict(x, verbose=0)) ** 2)) > 30
+
+
+@pytest.mark.parametrize("name", ["Normalization", "Rescaling", "BatchNormalization", "constants", "nested"])
+def test_check_advises_to_scale_columns_of_unlike_scale_outside(name: str) -> None:
+    (said,) = kquant.check(SPLIT[name]()).advice
+    assert "input 'sensors'" in said or name == "nested"
+    assert "kquant.split_preprocessing" in said
+    assert "split_preprocessing" in kquant.report.render(kquant.check(SPLIT[name]()))
+
+
+def test_check_has_no_advice_for_inputs_of_one_scale() -> None:
+    pixels = layers.Normalization(mean=[123.0, 116, 103], variance=[3400.0, 3200, 3300])
+    assert not kquant.check(chain(pixels)).advice
+    assert not kquant.check(chain(layers.Rescaling(1 / 255))).advice
+    assert not kquant.check(chain(layers.BatchNormalization())).advice

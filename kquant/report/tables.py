@@ -80,7 +80,7 @@ def _check(report: CheckReport) -> Page:
     return Page(
         headline=f"{report.model} on {report.target}: {verdict}",
         ok=report.ok,
-        findings=tuple(f"{row.layer} ({row.kind}), {row.status}: {row.remedy}" for row in bad),
+        findings=(*(f"{row.layer} ({row.kind}), {row.status}: {row.remedy}" for row in bad), *report.advice),
         facts=tuple(_folds(report)),
         tables=(Table("Layers", ("layer", "class", "status", "operators"), rows),),
     )
