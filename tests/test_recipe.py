@@ -15,6 +15,7 @@ import kquant
 from kquant.core import recipe as recipes
 from kquant.core.nodes import Compressed, FakeQuant
 from kquant.core.recipe import LayerRule, Recipe
+from kquant.remedies import recipe_of
 
 X = np.float32(np.random.default_rng(0).normal(size=(64, 6)))
 
@@ -119,10 +120,12 @@ def test_symmetric_activations_have_zero_point_0() -> None:
 
 
 def test_training_settings_reach_the_layers() -> None:
-    q = kquant.quantize(model(), {"name": "r", "training": {"momentum": 0.9, "freeze_ranges_after": 7}})
+    given = {"name": "r", "training": {"momentum": 0.9, "freeze_ranges_after": 7}}
+    q = kquant.quantize(model(), given)
     nodes = [x for x in q.layers if isinstance(x, FakeQuant)]
     assert all(x.momentum == 0.9 and x.freeze_after == 7 for x in nodes)
-    assert all(x.origin == {"recipe": "r", "target": "litert"} for x in nodes)
+    assert all((x.origin["recipe"], x.origin["target"]) == ("r", "litert") for x in nodes)
+    assert all(recipe_of(x.origin) == recipes.load(given) for x in nodes)  # one that does not ship stays with the model
 
 
 def test_fold_is_a_choice() -> None:
