@@ -11,6 +11,7 @@ import pytest
 import kquant
 from kquant import report
 from kquant.check import CheckReport, LayerCheck
+from kquant.report.tables import page
 from kquant.verify import Agreement, VerifyReport
 
 ODD = "bold[red]/x:0"
@@ -89,3 +90,21 @@ def test_compression_has_pages():
     scan = report.render(kquant.scan_sparsity(model, x, sparsities=(0.5, 0.9), verbose=False))
     assert "SQNR" in scan and "90 %" in scan
     assert "they are outputs of the model" in report.render(kquant.channel_groups(model))
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_no_table_breaks_a_number(result, width):
+    """Whatever the terminal: every figure stands whole in a line, every line fits."""
+    long, path = "a_layer_with_a_name_of_more_than_forty_characters", result.report.path
+    rows = tuple(LayerCheck(f"{long}_{i}", "Conv2D", "integer", ("CONV_2D",), "") for i in (1, 2))
+    figures = tuple(f"{n * 123_456_789:,}" for n in range(1, 9))
+    wide = report.Table("t", ("layer", *"abcdefgh"), ((long, *figures),), tuple("abcdefgh"))
+    reports = (result, kquant.inspect(path), CheckReport("m", "tflm", rows), VERIFIED, kquant.layer_bytes(path))
+    for table in (wide, *(table for r in reports for table in page(r).tables if table.rows)):
+        lines = report.render_table(table, width).splitlines()
+        assert all(len(line) <= width for line in lines), (table.title, width)
+        words = {word for line in lines for word in line.split()}
+        for row in table.rows:
+            for column, cell in zip(table.columns, row, strict=True):
+                if column in table.right or cell.replace(",", "").isdigit():
+                    assert set(cell.split()) <= words, (table.title, column, cell)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 import sys
 from typing import Any
 
@@ -18,6 +19,10 @@ from kquant.report.tables import Table, page
 
 WIDTH = 120
 ROWS_SHOWN, VALUES_SHOWN = 10, 10
+GAP = 3  # characters between two columns
+FOLDED = 16  # words are folded to no less
+# A figure with its unit, or a range of two.
+NUMBER = re.compile(r"(-|equal|[-+]?[\d.,]+(e[-+]?\d+)?( ?%| dB)?( \.\. [-+]?[\d.,]+(e[-+]?\d+)?)?)?")
 
 
 def show(report: Any, console: Console | None = None) -> None:
@@ -41,11 +46,65 @@ def show(report: Any, console: Console | None = None) -> None:
     for table in content.tables:
         if table.rows:
             console.print()
-            console.print(table_of(table))
+            _print_table(table, console)
+
+
+def _print_table(table: Table, console: Console) -> None:
+    """A table, or several below each other where it is too wide for the console."""
+    for part in fitting(table, console.width):
+        console.print(table_of(part))
+
+
+def fitting(table: Table, width: int) -> list[Table]:
+    """The table in parts that fit into a width without breaking a number; each part begins with the first column.
+
+    Args:
+        table: of any width.
+        width: characters in a line.
+
+    Example:
+        >>> wide = Table("t", ("layer", "a", "b"), (("conv", "1,234,567", "7,654,321"),), ("a", "b"))
+        >>> [part.columns for part in fitting(wide, 20)]
+        [('layer', 'a'), ('layer', 'b')]
+    """
+    needs = [_least(table, i) for i in range(len(table.columns))]
+    parts, room = [[0]], width - needs[0]
+    for i in range(1, len(table.columns)):
+        if needs[i] + GAP > room and len(parts[-1]) > 1:
+            parts.append([0])
+            room = width - needs[0]
+        parts[-1].append(i)
+        room -= needs[i] + GAP
+    if len(parts) == 1:
+        return [table]
+    return [
+        Table(
+            table.title if number == 0 else "",
+            tuple(table.columns[i] for i in part),
+            tuple(tuple(row[i] for i in part) for row in table.rows),
+            tuple(c for c in table.right if c in {table.columns[i] for i in part}),
+        )
+        for number, part in enumerate(parts)
+    ]
+
+
+def _least(table: Table, place: int) -> int:
+    """The narrowest a column may get: numbers stay whole, words may be folded."""
+    cells = [row[place] for row in table.rows]
+    longest = max((len(cell) for cell in cells), default=0)
+    if _whole(table, place):
+        return max(longest, len(table.columns[place]))
+    words = max((len(word) for word in table.columns[place].split()), default=0)
+    return max(words, min(longest, FOLDED))
+
+
+def _whole(table: Table, place: int) -> bool:
+    """True for a column of numbers."""
+    return table.columns[place] in table.right or all(NUMBER.fullmatch(row[place]) for row in table.rows)
 
 
 def table_of(table: Table) -> RichTable:
-    """A rich table; numbers to the right, nothing cut off."""
+    """A rich table; numbers to the right and whole, words folded where a line is too short."""
     rich = RichTable(
         title=escape(table.title) or None,
         title_justify="left",
@@ -54,8 +113,9 @@ def table_of(table: Table) -> RichTable:
         show_edge=False,
         pad_edge=False,
     )
-    for column in table.columns:
-        rich.add_column(escape(column), justify="right" if column in table.right else "left", overflow="fold")
+    for place, column in enumerate(table.columns):
+        justify, whole = "right" if column in table.right else "left", _whole(table, place)
+        rich.add_column(escape(column), justify=justify, overflow="fold", no_wrap=whole)
     for row in table.rows:
         rich.add_row(*map(escape, row))
     return rich
@@ -90,7 +150,7 @@ def render(report: Any, width: int = WIDTH) -> str:
 def render_table(table: Table, width: int = WIDTH) -> str:
     """One table as plain text."""
     console = Console(file=io.StringIO(), width=width, no_color=True, color_system=None, force_terminal=False)
-    console.print(table_of(table))
+    _print_table(table, console)
     return _plain(console)
 
 
