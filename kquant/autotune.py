@@ -23,6 +23,7 @@ from kquant import targets
 from kquant.analyze import analyze
 from kquant.core.kept import Kept
 from kquant.core.recipe import Recipe, Step, load
+from kquant.core.watched import state_kept
 from kquant.correct import RANGES, apply_steps
 from kquant.export import file_content
 from kquant.lower import lower
@@ -166,7 +167,8 @@ def autotune(
 
 
 def _score(evaluate: Callable[[keras.Model], float], model: keras.Model, which: str) -> float:
-    given = evaluate(model)
+    with state_kept(model):
+        given = evaluate(model)
     try:
         found = float(given)
     except (TypeError, ValueError):

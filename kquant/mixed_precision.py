@@ -26,6 +26,7 @@ from kquant.analysis.results import Analysis, LayerReport
 from kquant.analyze import analyze
 from kquant.core.kept import Kept
 from kquant.core.recipe import Recipe, Step, load, recipe_to_toml
+from kquant.core.watched import state_kept
 from kquant.correct import apply_steps
 from kquant.export import file_content
 from kquant.lower import lower
@@ -182,7 +183,8 @@ def mixed_precision(
     base = load(recipe)
     options = {"target": target, "widths": sorted(widths), "budget": unit, "recipe_text": recipe_to_toml(base)}
     if folder is not None and evaluate is not None:
-        options["float_score"] = rounded(_score(evaluate(model)))
+        with state_kept(model):
+            options["float_score"] = rounded(_score(evaluate(model)))
     kept = search_state(folder, "mixed.json", "mixed_precision", model, data, base, **options)
     way = _Way(model, data, base, target, tuple(widths), evaluate, kept)
     moves = way.moves(unit)

@@ -217,6 +217,34 @@ def attributes_kept(layers: Iterable[keras.layers.Layer]) -> Iterator[None]:
                     _refill(held, old)
 
 
+@contextlib.contextmanager
+def state_kept(model: keras.Model) -> Iterator[None]:
+    """Inside, a given model runs; afterwards counters, seeds, metrics and attributes are what they were.
+
+    Args:
+        model: of the user; its weights that train are left alone.
+    """
+    held = {id(v): v for v in (*model.non_trainable_variables, *model.metrics_variables)}
+    values = [(v, v.numpy()) for v in held.values()]
+    try:
+        with attributes_kept(list(model._flatten_layers())):
+            yield
+    finally:
+        for v, value in values:
+            v.assign(value)
+
+
+@contextlib.contextmanager
+def state_unmoved(model: keras.Model) -> Iterator[None]:
+    """Inside, also in a graph that is being traced, a given model runs without a change of its state.
+
+    Args:
+        model: of the user; what it assigns ends with the call.
+    """
+    with attributes_kept(list(model._flatten_layers())), keras.StatelessScope():
+        yield
+
+
 def _items(layer: Any) -> list[tuple[Any, Any]]:
     """The lists, dicts and sets that a layer holds, each with a copy."""
     held = [x for k, x in vars(layer).items() if k not in BOOKKEEPING and isinstance(x, list | dict | set)]

@@ -15,6 +15,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from kquant.core.watched import state_unmoved
 from kquant.train.features import Seen, adapters_of, pairs_of, traced, watching
 from kquant.train.soft_targets import SoftTargets, kinds_given, kinds_of_loss, kinds_of_teacher, last_activations
 
@@ -180,7 +181,7 @@ class Distiller(keras.Model):
                 "with labels and compile with a loss, or distill with alpha=1."
             )
         pairs = self.pairs
-        with watching([theirs for _, theirs in pairs]) as shown:
+        with watching([theirs for _, theirs in pairs]) as shown, state_unmoved(self.teacher):
             wanted = keras.tree.map_structure(tf.stop_gradient, self.teacher(x, training=False))
         parts = {"soft": self._soft_loss(wanted, y_pred, sample_weight)}
         if y is not None and self.loss is not None:
