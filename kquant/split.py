@@ -14,6 +14,7 @@ from typing import Any
 import keras
 
 from kquant.core.graph import Graph, Node, alone, rewrite, substitute, trace
+from kquant.core.output_names import as_keras
 from kquant.expand import expand_graph
 from kquant.ops import find
 from kquant.ops.affine import Affine
@@ -83,8 +84,8 @@ def split_preprocessing(model: keras.Model) -> SplitModel:
     for node in rest:
         args, kwargs = substitute((node.args, node.kwargs), new)
         nodes.append(replace(node, args=args, kwargs=kwargs))
-    after = Graph(graph.name, entrances, substitute(graph.outputs, new), tuple(nodes))
-    parts = [rewrite(part, lambda node, args, kwargs: node.op(*args, **kwargs)) for part in (before, after)]
+    after = Graph(graph.name, entrances, substitute(graph.outputs, new), tuple(nodes), graph.output_names)
+    parts = [as_keras(rewrite(part, lambda node, args, kwargs: node.op(*args, **kwargs))) for part in (before, after)]
     moved = tuple(dict.fromkeys(n.name for n in outside if isinstance(n.op, layers.Layer) or _scales(n)))
     return SplitModel(*parts, moved)
 

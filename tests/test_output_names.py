@@ -174,6 +174,14 @@ def test_one_tensor_twice_a_sequence_and_states() -> None:
     assert list(kquant.fold(states).output_names) == states.output_names == ["lstm"] * 3
 
 
+def test_the_rest_behind_the_preprocessing_keeps_the_names() -> None:
+    model, x = made(nested), keras.Input((6,), name="raw")
+    scaled = keras.Model(x, keras.tree.flatten(model(layers.Rescaling(0.5)(x))))
+    whole = keras.Model(x, [layers.Identity(name=n)(t) for n, t in zip(("kind", "size"), scaled.outputs, strict=True)])
+    split = kquant.split_preprocessing(whole)
+    assert list(split.model.output_names) == ["kind", "size"] and type(split.model).__module__.startswith("keras.")
+
+
 def test_a_name_that_no_layer_can_take_is_remembered() -> None:
     x = keras.Input((4,), name="x")
     first, second = layers.Dense(2, name="first")(x), layers.Dense(2, name="second")(x)

@@ -46,7 +46,7 @@ def made() -> keras.Model:
     """Compiled and trained a little, so that optimizer and metrics have a state too."""
     keras.utils.set_random_seed(0)
     x = keras.Input((6,), name="x")
-    y = layers.Dense(8, activation="relu", name="wide")(x)
+    y = layers.Dense(8, activation="relu", name="wide")(layers.Rescaling(0.5, name="scale")(x))
     y = layers.BatchNormalization(name="norm")(y)
     y = layers.Dropout(0.2, name="drop")(ops.clip(y, -2.0, 2.0))
     y = Busy(name="busy")(layers.Dense(8, name="middle")(y))
@@ -105,6 +105,7 @@ VERBS: dict[str, Callable[[keras.Model, Path], Any]] = {
     "prune_channels": lambda m, _: kquant.prune_channels(m, macs=0.9, data=X, labels=Y, importance="taylor", **QUIET),
     "quantize": lambda m, _: kquant.quantize(m),
     "scan_sparsity": lambda m, _: kquant.scan_sparsity(m, X, sparsities=(0.5,), **QUIET),
+    "split_preprocessing": lambda m, _: kquant.split_preprocessing(m),
     "sparsity": lambda m, _: kquant.sparsity(m),
     "strip": lambda m, _: kquant.strip(m),
 }
