@@ -158,6 +158,24 @@ def unlike_inside() -> Model:
 
 
 ROWS = rng.normal(size=(64, 8)).astype(np.float32)
+STEPS = rng.normal(size=(3, 512, 4)).astype(np.float32)
+
+
+def attention() -> Model:
+    """A softmax over 512 steps, where an even share is half a code."""
+    x = keras.Input((512, 4), name="sensors")
+    y = layers.MultiHeadAttention(1, 4, name="attend")(x, x)
+    return Model(x, layers.Dense(3)(layers.GlobalAveragePooling1D()(y)))
+
+
+def test_a_softmax_over_many_steps_is_told_and_16_bits_mend_it() -> None:
+    model = attention()
+    rule = {"layer": "attend", "activations": {"bits": 16}}
+    for recipe, told in (("int8", 1), ({"name": "wide", "rules": [rule]}, 0)):
+        q = kquant.quantize(model, recipe)
+        assert len(said(lambda q=q: kquant.calibrate(q, STEPS, verbose=False), "softmax over 512", "16 bits")) == told
+
+
 LOST: dict[str, tuple[Callable[[], Model], np.ndarray, str]] = {
     "columns of an input": (
         lambda: losing(layers.Normalization(mean=[0.0] * 5, variance=list(SENSORS.var(0))), width=5),
@@ -188,6 +206,9 @@ def test_ranges_that_cost_the_outputs_are_told(name: str) -> None:
 HEALTHY: dict[str, Callable[[], Model]] = {
     "dense": lambda: losing(layers.Dense(8, activation="relu"), layers.Dense(8, activation="tanh")),
     "a narrow column that does not matter": lambda: losing(layers.Rescaling([1.0] * 7 + [1e-4]), layers.Dense(6)),
+    "an output that hardly varies": lambda: Model(
+        (x := keras.Input((8,), name="sensors")), layers.Dense(5, activation="softmax")(layers.Dense(8)(x) * 0.01)
+    ),
     "silu and softmax": lambda: losing(layers.Dense(8, activation="silu"), layers.Softmax()),
 }
 
