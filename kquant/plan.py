@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import keras
+import numpy as np
 
 from kquant.core.graph import Graph, Node
 from kquant.core.origin import identities
@@ -381,7 +382,25 @@ def _sites(
         elif rule.output == "own" and id(out) not in draft.fused:
             span = None if rule.span is None else rule.span(node.op)
             sites[id(out)] = join(classes.root(out), node.name, activations, bits, rule.observer, **trains, span=span)
-    return groups, sites, edges
+    return _held(draft, classes, groups), sites, edges
+
+
+def _held(draft: _Draft, classes: _Classes, groups: dict[int, Group]) -> dict[int, Group]:
+    """The groups, whose scales stay above what the kernels that read their tensors check."""
+    held = dict(groups)
+    for node in draft.graph.nodes:
+        rule = draft.rules[id(node)]
+        if rule is None or draft.widths.calls[id(node)] != 8:
+            continue
+        known = [draft.target.ops[code] for code in rule.operators if code in draft.target.ops]
+        limit = max((op.min_scale for op in known if op.min_scale is not None), default=None)
+        if limit is None:
+            continue
+        smallest = float(np.nextafter(np.float32(limit), np.float32(1.0)))
+        for key in {classes.root(t) for t in draft.inputs(node)} & set(held):
+            spec = held[key].spec
+            held[key] = replace(held[key], spec=replace(spec, smallest=max(spec.smallest, smallest)))
+    return held
 
 
 def describe(problems: Iterable[Problem], target: Target) -> str:

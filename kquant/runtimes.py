@@ -31,8 +31,15 @@ from kquant.core.wording import did_you_mean
 from kquant.data_scale import Expected, warn_of_scale
 from kquant.inspect import FileModel, FileTensor, label, read_bytes, read_model, refuse_damaged
 from kquant.interpreters import CALL, RESET, RUNTIMES, SAMPLES, TENSORS
+from kquant.prefixes import Place, first_that_ends, place_of
 
 ANSWER_SECONDS = 600
+SEARCH_SECONDS = 60  # for each prefix of a file, where the operator is looked for that ends a process
+REMEDY = "look at the values that come in there (kquant.analyze names ranges), or leave the layer out of the model"
+REMEDIES = {
+    "SOFTMAX": "a SOFTMAX over more than 512 nearly equal values does so, as in models without trained weights: train "
+    "first, or end the exported model at the logits",
+}
 # Codes that go to another process at once: enough that the way there costs nothing, few enough to show progress.
 MESSAGE_BYTES = 1 << 20
 FALLBACK = "litert-reference"  # where no runtime of the target is installed
@@ -104,13 +111,16 @@ class Running:
     Args:
         data: the file.
         runtime: name of the interpreter.
+        seconds: that an answer may take.
+        search: where the process dies, look for the operator that ends it; it costs some runs more.
 
     Raises:
         ValueError: unknown runtime; from every method, the interpreter refused the file or died.
     """
 
-    def __init__(self, data: bytes, runtime: str) -> None:
+    def __init__(self, data: bytes, runtime: str, *, seconds: float = ANSWER_SECONDS, search: bool = True) -> None:
         _known(runtime)
+        self._data, self._seconds, self._search = data, seconds, search
         refuse_damaged(data)  # the interpreters' own walks through a file count nothing either
         self.runtime = runtime
         self._said = tempfile.TemporaryFile()  # noqa: SIM115  what the process says, as long as it lives
@@ -152,7 +162,7 @@ class Running:
 
     def _ask(self, what: int, arrays: list[np.ndarray]) -> list[np.ndarray]:
         late = threading.Event()
-        timer = threading.Timer(ANSWER_SECONDS, lambda: (late.set(), self._process.kill()))
+        timer = threading.Timer(self._seconds, lambda: (late.set(), self._process.kill()))
         timer.start()
         try:
             requests, answers = _pipes(self._process)
@@ -162,18 +172,37 @@ class Running:
             interpreters.send(requests, [np.int64(what), *arrays])
             return interpreters.receive(answers)
         except (EOFError, OSError) as error:
-            raise ValueError(self._last_words(late.is_set())) from error
+            raise ValueError(self._last_words(late.is_set(), arrays if what in (SAMPLES, CALL) else None)) from error
         finally:
             timer.cancel()
 
-    def _last_words(self, late: bool) -> str:
+    def _last_words(self, late: bool, codes: list[np.ndarray] | None) -> str:
         if late:
-            return f"{self.runtime} was not done with this file after {ANSWER_SECONDS} s; try fewer samples."
+            return f"{self.runtime} was not done with this file after {self._seconds:g} s; try fewer samples."
         code = self._process.wait()
         self._said.seek(0)
         said = self._said.read().decode(errors="replace").splitlines()
         lines = [line for line in said if line.strip(" ^~")]  # without the marks under a line of a traceback
-        return f"{self.runtime} cannot run this file ({_ending(code)}): {' | '.join(lines[-3:])}"
+        place = self._place(code, "\n".join(said), codes) if self._search else None
+        return f"{self.runtime} cannot run this file ({_ending(code, place)}): {' | '.join(lines[-3:])}"
+
+    def _place(self, code: int, said: str, codes: list[np.ndarray] | None) -> Place | None:
+        """The operator at which the interpreter stopped: the one that it names, or the first that ends a process."""
+        named = re.search(r"Node number (\d+) \(", said)
+        if named is not None:
+            return place_of(self._data, int(named.group(1)))
+        if code >= 0 or codes is None:
+            return None
+
+        def ends(prefix: bytes) -> bool:
+            try:
+                with Running(prefix, self.runtime, seconds=SEARCH_SECONDS, search=False) as running:
+                    running.samples([c[:1] for c in codes])
+            except ValueError:
+                return True
+            return False
+
+        return first_that_ends(self._data, ends)
 
 
 def _pipes(process: subprocess.Popen) -> tuple[Any, Any]:
@@ -220,13 +249,15 @@ def _process(task: str) -> list[str]:
     return [sys.executable, "-P", str(Path(interpreters.__file__)), task]
 
 
-def _ending(code: int) -> str:
-    """What the exit code of a process says."""
+def _ending(code: int, place: Place | None) -> str:
+    """What the exit code of a process says, and where it ended."""
+    where = f" in operator {place}" if place is not None else ""
     if code >= 0:
-        return f"exit code {code}"
-    hint = "a kernel's own check failed; a SOFTMAX over more than 512 nearly equal values does, so train first, or "
-    hint += "end the exported model at the logits"
-    return f"killed by {signal.Signals(-code).name}" + (f": {hint}" if -code == signal.SIGABRT else "")
+        return f"exit code {code}{where}"
+    said = f"killed by {signal.Signals(-code).name}{where}"
+    if code == -signal.SIGABRT:
+        said += ": a check of its kernel failed; " + REMEDIES.get(place.code if place else "", REMEDY)
+    return said
 
 
 def arena_bytes(data: bytes) -> int | None:

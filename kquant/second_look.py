@@ -29,6 +29,7 @@ def warn_of_data(qmodel: keras.Model, found: Observations) -> None:
         found: what the data show of it.
     """
     _warn_constant(qmodel, found)
+    _warn_faint(qmodel, found)
     _warn_moved(found)
     _warn_far(qmodel, found)
     _warn_unequal(found)
@@ -49,6 +50,23 @@ def _warn_constant(qmodel: keras.Model, found: Observations) -> None:
     if constant:
         warnings.warn(
             f"calibrate: these tensors hold a single value on all data: {first_of(constant)}. Use data that vary.",
+            stacklevel=4,
+        )
+
+
+def _warn_faint(qmodel: keras.Model, found: Observations) -> None:
+    """Name tensors whose values are smaller than the steps that the kernels behind can take."""
+    faint: dict[str, str] = {}
+    for node in encodings_of(qmodel):
+        spans = [_span(s.lows, s.highs) for (name, _), s in found.tensors.items() if name == node.name]
+        steps = max(spans, default=0.0) / (node.spec.high - node.spec.low)
+        if 0.0 < steps < node.spec.smallest:
+            faint[node.name] = f"{node.name} ({max(spans):.3g} wide, in steps of {node.spec.smallest:.3g})"
+    if faint:
+        warnings.warn(
+            f"calibrate: these tensors carry hardly any signal: {first_of(list(faint.values()))}. Kernels that read "
+            "them (Softmax, sigmoid, tanh) take no finer steps, so that most of their codes are equal. A model without "
+            "trained weights looks like this: its file has the right size and speed, not the right numbers.",
             stacklevel=4,
         )
 

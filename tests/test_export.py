@@ -115,8 +115,10 @@ def test_what_tflm_refuses_is_told_in_its_words(tmp_path):
 def test_crash_of_an_interpreter_is_an_error_that_names_the_cause(tmp_path):
     x = keras.Input((4,), name="x")
     small = keras.initializers.RandomNormal(stddev=1e-3, seed=1)
-    model = keras.Model(x, layers.Softmax()(layers.Dense(600, kernel_initializer=small)(x)))
-    with pytest.raises(ValueError, match="SIGABRT.*SOFTMAX over more than 512"):
+    y = layers.Softmax(name="chances")(layers.Dense(600, kernel_initializer=small)(x))
+    model = keras.Model(x, layers.Reshape((20, 30))(y))
+    place = "operator 2 of 3, SOFTMAX, which makes 'chances'"
+    with pytest.raises(ValueError, match=f"SIGABRT in {place}: .*SOFTMAX over more than 512"):
         compressed(model, RNG.normal(size=(64, 4)).astype("float32"), tmp_path / "m.tflite")
     assert not (tmp_path / "m.tflite").exists()
 

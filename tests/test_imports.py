@@ -19,7 +19,7 @@ ORDER = (
     ("core",),
     ("targets", "lut", "data_scale", "hdf5"),
     ("ops",),
-    ("data", "observers", "inspect", "interpreters", "widths", "quantized", "strip", "model_files"),
+    ("data", "observers", "inspect", "interpreters", "prefixes", "widths", "quantized", "strip", "model_files"),
     ("expand", "plan", "unblock", "observe", "lower", "runtimes", "encodings"),
     ("search_state", "second_look", "lost_signal"),
     ("fold", "attach", "calibrate", "shrink", "preprocessing"),

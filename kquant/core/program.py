@@ -52,6 +52,16 @@ class Operator:
     options: dict[str, Any] = field(default_factory=dict)
     intermediates: list[Ref] = field(default_factory=list)
 
+    @property
+    def type(self) -> str:
+        """What the target files call the types of this operator; "float" where it computes in float32."""
+        dtypes = {ref.dtype for ref in (*self.inputs, *self.outputs) if ref is not None}
+        if "int16" in dtypes:
+            return "int16x8"
+        if self.outputs and self.outputs[0].dtype == "float32":
+            return "float"
+        return "int4" if "int4" in dtypes else "int8"
+
 
 @dataclass(eq=False)
 class Program:

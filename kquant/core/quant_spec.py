@@ -20,6 +20,7 @@ class QuantSpec:
         per_axis: one scale for each output channel (weights only).
         signed: False for codes from 0 to 2^b - 1 (activations only).
         kind: how the values of the grid are spaced.
+        smallest: the scale is no smaller, because a kernel that reads the codes could not take it (activations only).
 
     Example:
         >>> QuantSpec(bits=8, symmetric=True, narrow=True).low
@@ -32,6 +33,7 @@ class QuantSpec:
     per_axis: bool = False
     signed: bool = True
     kind: Kind = "uniform"
+    smallest: float = 0.0
 
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= 16:

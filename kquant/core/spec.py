@@ -90,6 +90,7 @@ def encode_range(low: tf.Tensor, high: tf.Tensor, spec: QuantSpec) -> tuple[tf.T
 
     `scale = (high - low) / (codes - 1)`, `zero_point = round(lowest_code - low / scale)` after stretching the range to
     contain 0; symmetric: `scale = max(-low, high) / highest_code`. Source: LiteRT 8-bit quantization specification.
+    A scale below `spec.smallest` is that.
 
     Args:
         low: float32[], smallest value.
@@ -107,8 +108,8 @@ def encode_range(low: tf.Tensor, high: tf.Tensor, spec: QuantSpec) -> tuple[tf.T
     low, high = tf.minimum(low, 0.0), tf.maximum(high, 0.0)
     if spec.symmetric:
         reach = tf.maximum(-low, high)
-        return _spaced(_alive(reach) * _reciprocal(spec.high), spec), tf.zeros_like(low)
-    scale = _spaced(_alive(high - low) * _reciprocal(spec.high - spec.low), spec)
+        return _spaced(_held(_alive(reach) * _reciprocal(spec.high), spec), spec), tf.zeros_like(low)
+    scale = _spaced(_held(_alive(high - low) * _reciprocal(spec.high - spec.low), spec), spec)
     zero_point = tf.clip_by_value(tf.round(spec.low - low / scale), float(spec.low), float(spec.high))
     return scale, zero_point
 
@@ -118,6 +119,11 @@ def _reciprocal(steps: int) -> np.float32:
     is the same number in eager mode, in a graph and under XLA.
     """
     return np.float32(1.0) / np.float32(steps)
+
+
+def _held(scale: tf.Tensor, spec: QuantSpec) -> tf.Tensor:
+    """The scale itself, or the smallest that the kernels take."""
+    return tf.maximum(scale, np.float32(spec.smallest)) if spec.smallest else scale
 
 
 def _spaced(scale: tf.Tensor, spec: QuantSpec) -> tf.Tensor:

@@ -191,7 +191,7 @@ class _Writer:
         if name is not None:
             options = getattr(schema, f"{name}T")()
             known = self.target.ops.get(op.code)
-            needed = known.options_int16 if known is not None and _type(op) == "int16x8" else {}
+            needed = known.options_int16 if known is not None and op.type == "int16x8" else {}
             for field, value in {**op.options, **needed}.items():
                 if not hasattr(options, field):
                     raise ValueError(f"{op.code}: the schema's {name} has no field '{field}'.")
@@ -201,7 +201,7 @@ class _Writer:
         return written
 
     def code(self, op: Operator) -> int:
-        version = self.target.ops[op.code].version_for(_type(op)) if op.code in self.target.ops else 1
+        version = self.target.ops[op.code].version_for(op.type) if op.code in self.target.ops else 1
         key = (op.code, version)
         if key not in self.codes:
             entry = schema.OperatorCodeT()
@@ -213,12 +213,6 @@ class _Writer:
             self.model.operatorCodes.append(entry)
             self.codes[key] = len(self.model.operatorCodes) - 1
         return self.codes[key]
-
-
-def _type(op: Operator) -> str:
-    """What the target files call the types of this operator."""
-    dtypes = {ref.dtype for ref in (*op.inputs, *op.outputs) if ref is not None}
-    return "int16x8" if "int16" in dtypes else "int4" if "int4" in dtypes else "int8"
 
 
 def _stored(ref: Ref) -> bytes:

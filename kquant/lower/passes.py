@@ -7,6 +7,7 @@
     float op, then RELU    the operator with its activation (integers were fused when they were quantized)
     dead operators         nothing
     CONCATENATION of many  several, where the target takes only so many inputs
+    bias of zeros          none, where the target's kernel does without
 """
 
 from __future__ import annotations
@@ -16,10 +17,13 @@ import numpy as np
 from kquant.core.program import Operator, Program, Ref
 from kquant.targets import Target
 
+BIAS_AT = {"CONV_2D": 2, "DEPTHWISE_CONV_2D": 2, "FULLY_CONNECTED": 2, "TRANSPOSE_CONV": 3}
+
 
 def tidy(program: Program, target: Target) -> Program:
     """Apply every pass, until none changes anything."""
     _split_concatenations(program, target)
+    _drop_zero_biases(program, target)
     passes = (_merge_reshapes, _drop_empty_reshapes, _share_reshapes, _fold_padding, _fuse_relus, _drop_dead)
     while any([change(program) for change in passes]):
         pass
@@ -162,6 +166,17 @@ def _part(inputs: list[Ref | None], op: Operator, number: int) -> Ref:
     shape = list(output.shape)
     shape[axis] = sum(ref.shape[axis] for ref in inputs if ref is not None)
     return Ref(f"{output.name}/part{number}", tuple(shape), output.dtype, output.encoding)
+
+
+def _drop_zero_biases(program: Program, target: Target) -> None:
+    """A bias that adds nothing, where the kernel adds none for a missing input: 12 bytes a channel."""
+    for op in program.operators:
+        at, known = BIAS_AT.get(op.code), target.ops.get(op.code)
+        if at is None or known is None or len(op.inputs) <= at or op.type not in known.optional_bias:
+            continue
+        bias = op.inputs[at]
+        if bias is not None and bias.data is not None and not np.any(bias.data):
+            del op.inputs[at]
 
 
 def _drop_dead(program: Program) -> bool:

@@ -23,7 +23,7 @@ from collections.abc import Mapping
 from functools import cache
 from importlib import resources
 from types import MappingProxyType
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
@@ -51,6 +51,7 @@ class Operator(BaseModel):
         max_rank: the highest rank of the data tensors; None where no limit was found.
         max_inputs: the largest number of inputs; None where no limit was found.
         max_rescale: `s_in * s_w / s_out` (`s_in / s_out` without weights) must stay below it, for every channel.
+        min_scale: the scale of its input must exceed it (int8): the kernel checks, and ends the process.
         int16x8: inputs and outputs may be int16 with zero point 0 and the numbers come out right; weights are then
             int8 and the bias int64.
         version_int16: the operator version to write in an int16 file; `version` where it is None.
@@ -61,6 +62,8 @@ class Operator(BaseModel):
             low half.
         version_int4: the operator version to write in a file with int4 weights; `version` where it is None.
         per_axis_int4: as `per_axis`, with int4 weights.
+        optional_bias: types, of `TYPES` and "float", in which the bias may be missing, on every runtime that runs the
+            file: one for a microcontroller is tried on a desktop, too.
         broken_on: runtimes of the target that lack the operator or compute it wrongly, so they cannot check it.
         in_place: the interpreter may write the output over an input that nobody else reads.
         notes: further limits in words.
@@ -79,6 +82,7 @@ class Operator(BaseModel):
     max_rank: int | None = Field(default=None, ge=1)
     max_inputs: int | None = Field(default=None, ge=1)
     max_rescale: float | None = Field(default=None, gt=0)
+    min_scale: float | None = Field(default=None, gt=0)
     int16x8: bool = False
     version_int16: int | None = Field(default=None, ge=1)
     per_axis_int16: bool = False
@@ -87,6 +91,7 @@ class Operator(BaseModel):
     int4_weights: bool = False
     version_int4: int | None = Field(default=None, ge=1)
     per_axis_int4: bool = False
+    optional_bias: tuple[Literal["int8", "int16x8", "int4", "float"], ...] = Field(default=(), strict=False)
     broken_on: tuple[str, ...] = Field(default=(), strict=False)
     in_place: bool = False
     notes: str = ""
