@@ -3,6 +3,7 @@
     RESHAPE of RESHAPE     one RESHAPE
     RESHAPE to same shape  nothing
     two RESHAPEs alike     one
+    RESHAPEs in a chain    one before and one behind (`planes`)
     PAD + VALID conv       SAME conv, where TFLite's SAME pads exactly those pixels
     float op, then RELU    the operator with its activation (integers were fused when they were quantized)
     dead operators         nothing
@@ -15,6 +16,7 @@ from __future__ import annotations
 import numpy as np
 
 from kquant.core.program import Operator, Program, Ref
+from kquant.lower.planes import stay_in_four_dimensions
 from kquant.targets import Target
 
 BIAS_AT = {"CONV_2D": 2, "DEPTHWISE_CONV_2D": 2, "FULLY_CONNECTED": 2, "TRANSPOSE_CONV": 3}
@@ -25,6 +27,9 @@ def tidy(program: Program, target: Target) -> Program:
     _split_concatenations(program, target)
     _drop_zero_biases(program, target)
     passes = (_merge_reshapes, _drop_empty_reshapes, _share_reshapes, _fold_padding, _fuse_relus, _drop_dead)
+    while any([change(program) for change in passes]):
+        pass
+    stay_in_four_dimensions(program)
     while any([change(program) for change in passes]):
         pass
     return program
