@@ -396,7 +396,8 @@ def _held(draft: _Draft, classes: _Classes, groups: dict[int, Group]) -> dict[in
         limit = max((op.min_scale for op in known if op.min_scale is not None), default=None)
         if limit is None:
             continue
-        smallest = float(np.nextafter(np.float32(limit), np.float32(1.0)))
+        beta = rule.arithmetic(node)[1].get("beta", 1.0) if rule.arithmetic is not None else 1.0  # times the scale
+        smallest = float(np.nextafter(np.float32(limit / beta), np.float32(np.inf)))
         for key in {classes.root(t) for t in draft.inputs(node)} & set(held):
             spec = held[key].spec
             held[key] = replace(held[key], spec=replace(spec, smallest=max(spec.smallest, smallest)))
