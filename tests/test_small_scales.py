@@ -31,7 +31,8 @@ def shrunk(kernel: str, size: float) -> keras.Model:
 def test_values_too_small_for_a_kernel_are_told_and_the_file_runs(target: str, tmp_path: Path) -> None:
     inputs = keras.Input((8,))
     outputs = [shrunk(kernel, 1e-13)(inputs) for kernel in KERNELS]
-    pair = layers.Reshape((2, 4))(layers.Dense(8, kernel_initializer=keras.initializers.RandomNormal(stddev=1e-9))(inputs))
+    small = keras.initializers.RandomNormal(stddev=1e-9)
+    pair = layers.Reshape((2, 4))(layers.Dense(8, kernel_initializer=small)(inputs))
     outputs.append(layers.MultiHeadAttention(1, 4)(pair, pair))  # its softmax multiplies by a beta below 1
     q = kquant.quantize(keras.Model(inputs, outputs), target=target)
     with pytest.warns(UserWarning, match=r"hardly any signal: .*logits.*e-1[23] wide, in steps of 1.49e-08"):
