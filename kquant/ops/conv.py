@@ -78,6 +78,9 @@ def _lower_depthwise(program: Program, call: Call) -> None:
 
 
 def _lower_transpose(program: Program, call: Call) -> None:
+    """The output's shape is an operand, and so is Keras' output_padding: what the kernels make of a longer one is the
+    same sum, since both take the padding off from `(n - 1) * stride + size - length` on.
+    """
     op, weights = call.op, call.weights
     kernel = weights.kernel_ref(program, np.ascontiguousarray(weights.codes.transpose(2, 0, 1, 3)), axis=0)
     shape = program.constant("shape", np.array(call.output.shape, np.int32))
@@ -141,11 +144,8 @@ def _unsupported(node: Node) -> str | None:
         return "data_format='channels_first'; the kernels want channels last, so rebuild the model with channels_last"
     if getattr(op, "lora_enabled", False):
         return "LoRA is on; merge it into the kernel first"
-    if isinstance(op, layers.Conv2DTranspose):
-        if op.output_padding is not None:
-            return "output_padding has no counterpart in TRANSPOSE_CONV; use padding='same' and crop or pad after it"
-        if max(op.dilation_rate if isinstance(op.dilation_rate, tuple) else (op.dilation_rate,)) > 1:
-            return "a dilated transposed convolution has no kernel; use UpSampling2D and a dilated Conv2D"
+    if isinstance(op, layers.Conv2DTranspose) and max(np.atleast_1d(op.dilation_rate)) > 1:
+        return "a dilated transposed convolution has no kernel; use UpSampling2D and a dilated Conv2D"
     return None
 
 
@@ -224,6 +224,8 @@ RULES = (
         examples=(
             example(lambda: layers.Conv2DTranspose(4, 3, strides=2, padding="same"), shape=(5, 6, 3)),
             example(lambda: layers.Conv2DTranspose(3, 2, strides=2), shape=(5, 5, 4)),
+            example(lambda: layers.Conv2DTranspose(3, 3, strides=2, padding="same", output_padding=0), shape=(4, 5, 2)),
+            example(lambda: layers.Conv2DTranspose(2, (3, 2), strides=3, output_padding=(1, 2)), shape=(3, 4, 3)),
         ),
     ),
 )

@@ -106,13 +106,13 @@ def _transposed(op: Any, make: Make, x: Any, *_: Any, **__: Any) -> Any:
     """
     refuse_channels_first(op)
     size, stride, depth, channels = op.kernel_size[0], op.strides[0], x.shape[1], x.shape[4]
-    if op.output_padding is not None or max(np.atleast_1d(op.dilation_rate)) > 1 or size < stride:
+    if max(np.atleast_1d(op.dilation_rate)) > 1 or size < stride:
         raise ValueError(
-            f"{op.name} (Conv3DTranspose): output_padding, dilation and a kernel shorter than its stride have no "
-            "integer form; use UpSampling3D and a Conv3D."
+            f"{op.name} (Conv3DTranspose): dilation and a kernel shorter than its stride have no integer form; use "
+            "UpSampling3D and a Conv3D."
         )
-    before = max(size - stride, 0) // 2 if op.padding == "same" else 0
-    count = depth * stride + (0 if op.padding == "same" else size - stride)
+    count = op.compute_output_shape(x.shape)[1]
+    before = max((depth - 1) * stride + size - count, 0) // 2 if op.padding == "same" else 0
     reached = {d: _sources(d + before, stride, size) for d in range(count)}
     low = min(min(i) for i in reached.values())
     high = max(max(i) for i in reached.values())
@@ -137,22 +137,24 @@ def _phase(op: Any, taps: list[int], channels: int) -> Any:
     """The 2-D layer of the output slices that use these taps."""
     kernel = np.concatenate([np.asarray(op.kernel)[k] for k in taps], axis=-1)
     name = f"{op.name}_phase{taps[-1]}"
-    new = layers.Conv2DTranspose(op.filters, op.kernel_size[1:], name=name, **_settings(op))
+    settings = {**_settings(op), "output_padding": op.output_padding and op.output_padding[1:]}
+    new = layers.Conv2DTranspose(op.filters, op.kernel_size[1:], name=name, **settings)
     return _with_kernel(new, len(taps) * channels, kernel, op)
 
 
 def _transposed_1d(op: Any, make: Make, x: Any, *_: Any, **__: Any) -> Any:
     """Over a height of 1."""
     refuse_channels_first(op)
-    if op.output_padding is not None or max(np.atleast_1d(op.dilation_rate)) > 1:
+    if max(np.atleast_1d(op.dilation_rate)) > 1:
         raise ValueError(
-            f"{op.name} (Conv1DTranspose): output_padding and dilation have no counterpart in TRANSPOSE_CONV; use "
-            "padding='same', or UpSampling1D and a Conv1D."
+            f"{op.name} (Conv1DTranspose): dilation has no counterpart in TRANSPOSE_CONV; use UpSampling1D and a "
+            "dilated Conv1D."
         )
     x = make("to_2d", lambda: layers.Reshape((1, *x.shape[1:]), name=f"{op.name}_2d"))(x)
 
     def build() -> Any:
         settings = {**_settings(op), "strides": (1, op.strides[0]), "name": op.name}
+        settings["output_padding"] = op.output_padding and (0, *op.output_padding)
         new = layers.Conv2DTranspose(op.filters, (1, op.kernel_size[0]), **settings)
         return _with_kernel(new, x.shape[-1], np.asarray(op.kernel)[None], op)
 
@@ -214,6 +216,8 @@ RULES = (
         examples=(
             example(_conv3d_t(3, 3, strides=2, padding="same"), shape=(2, 3, 4, 2)),
             example(_conv3d_t(2, (3, 2, 2), strides=(2, 1, 2), activation="relu"), shape=(2, 3, 3, 2)),
+            example(_conv3d_t(2, 3, strides=2, padding="same", output_padding=(0, 1, 0)), shape=(2, 3, 3, 2)),
+            example(_conv3d_t(2, 2, strides=2, output_padding=1), shape=(2, 2, 3, 2)),
         ),
     ),
     Rule(
@@ -222,6 +226,7 @@ RULES = (
         examples=(
             example(lambda: layers.Conv1DTranspose(4, 3, strides=2, padding="same"), shape=(6, 3)),
             example(lambda: layers.Conv1DTranspose(3, 4, activation="tanh"), shape=(6, 3)),
+            example(lambda: layers.Conv1DTranspose(3, 3, strides=3, padding="same", output_padding=1), shape=(5, 3)),
         ),
     ),
     Rule(
