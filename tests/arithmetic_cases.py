@@ -258,6 +258,7 @@ def resize(op: str) -> Make:
 
 
 CASES: dict[str, Make] = {
+    "ABS": unary("ABS"),
     "ADD": binary("ADD"),
     "AVERAGE_POOL_2D": average_pool,
     "BATCH_MATMUL": batch_matmul,
@@ -287,6 +288,7 @@ CASES: dict[str, Make] = {
 
 # What runs with int16 activations and is met exactly, by runtime.
 INT16_ANYWHERE = (
+    "ABS",
     "ADD",
     "AVERAGE_POOL_2D",
     "LEAKY_RELU",

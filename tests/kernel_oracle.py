@@ -14,6 +14,7 @@ _TYPES = ("int8", "int16", "int32", "int64", "float32", "int4")
 
 # Operator name -> (stem of its options in the schema, or None; version).
 _OPTIONS: dict[str, tuple[str | None, int]] = {
+    "ABS": ("AbsOptions", 3),
     "ADD": ("AddOptions", 2),
     "AVERAGE_POOL_2D": ("Pool2DOptions", 2),
     "BATCH_MATMUL": ("BatchMatMulOptions", 2),

@@ -59,9 +59,10 @@ DOMAINS: dict[str, Domain] = {
     "arctanh": Domain(-1.0, 1.0, closed=False),
     "arccosh": Domain(1.0),
     "erfinv": Domain(-1.0, 1.0, closed=False),
-    "abs": EVERYWHERE,
 }
-OPERATIONS = {name.capitalize(): name for name in DOMAINS if name != "abs"}
+# Finite everywhere, beside the comparisons: a size, 1 / x with 0 at 0, and what is left of a division by a number.
+PLAIN = ("abs", "reciprocal_no_nan", "mod", "fmod", "floor_divide")
+OPERATIONS = {name.capitalize(): name for name in DOMAINS}
 COMPARISONS: dict[str, Callable[[Any, float], Any]] = {
     "greater": lambda x, c: x > c,
     "greater_equal": lambda x, c: x >= c,
@@ -84,8 +85,8 @@ class Function(keras.layers.Layer):
     """A function of `keras.ops` of one value, defined everywhere.
 
     Args:
-        function: a key of `DOMAINS`, "power", or a key of `COMPARISONS` (1 where it holds, else 0).
-        number: the exponent of "power", what a comparison compares with.
+        function: a key of `DOMAINS`, one of `PLAIN`, "power", or a key of `COMPARISONS` (1 where it holds, else 0).
+        number: the exponent of "power", what a comparison compares with, the divisor of the others.
 
     Example:
         >>> Function("log")(np.float32([[1.0, 0.0]])).numpy().tolist()
@@ -113,6 +114,10 @@ class Function(keras.layers.Layer):
             return K.power(x, self.number)
         if self.function in COMPARISONS:
             return K.cast(COMPARISONS[self.function](x, self.number), x.dtype)
+        if self.function == "reciprocal_no_nan":
+            return K.divide_no_nan(K.ones_like(x), x)
+        if self.function in ("mod", "fmod", "floor_divide"):
+            return getattr(K, self.function)(x, self.number)
         return getattr(K, self.function)(x)
 
     def _inside(self, x: Any) -> tuple[Any, Any]:
@@ -175,7 +180,7 @@ def _model(kind: str) -> Any:
 
 
 # Functions with a float operator; its own domain is that of the function.
-FLOAT_OPERATORS = {"sqrt": "SQRT", "rsqrt": "RSQRT", "log": "LOG", "abs": "ABS"}
+FLOAT_OPERATORS = {"sqrt": "SQRT", "rsqrt": "RSQRT", "log": "LOG"}
 
 
 def _lower_float(program: Program, call: Call) -> None:
@@ -189,7 +194,24 @@ def _lower_float(program: Program, call: Call) -> None:
     program.emit(code, call.inputs, call.output)
 
 
+def _lower_abs(program: Program, call: Call) -> None:
+    program.emit("ABS", call.inputs, call.output)
+
+
 RULES = (
+    Rule(
+        layers=(Function,),
+        when=lambda op: op.function == "abs",
+        operators=("ABS",),
+        arithmetic=lambda node: ("ABS", {}),
+        lower=_lower_abs,
+        examples=(example(lambda: Function("abs"), shape=(6, 5)),),
+    ),
+    Rule(
+        operations=("Abs", "Absolute", "Fabs"),
+        expand=lambda op, make, x, **_: function(make, "abs", x, op.name),
+        examples=(computed(K.abs, (4, 5)), computed(lambda x: keras.layers.Dense(3)(K.absolute(x)), (2, 6))),
+    ),
     Rule(
         layers=(Function,),
         operators=("CAST", "ADD", "GATHER"),
@@ -201,7 +223,7 @@ RULES = (
             computed(lambda x: Function("reciprocal")(K.square(x) + 0.5), (6, 5)),
             computed(lambda x: Function("sqrt")(K.relu(x)), (6, 5)),
             computed(lambda x: Function("log")(K.sigmoid(x)), (6, 5)),
-            example(lambda: Function("abs"), shape=(6, 5)),
+            example(lambda: Function("mod", 0.7), shape=(20,)),
             *(example(lambda kind=kind: Function(kind, 0.25), shape=(20,)) for kind in ("greater", "less_equal")),
         ),
     ),

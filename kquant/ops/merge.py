@@ -52,8 +52,8 @@ def _average(op: Any, make: Make, inputs: Any, **_: Any) -> Any:
     return make("part", lambda: affine(1 / len(inputs), 0.0, channels=total.shape[-1], name=op.name))(total)
 
 
-def _binary(cls: type, with_constant: Any) -> Any:
-    """`a + b` of two tensors, or of a tensor and a constant."""
+def binary(cls: type, with_constant: Any) -> Any:
+    """An `expand` for `a + b` of two tensors, or of a tensor and a constant."""
 
     def expand(op: Any, make: Make, a: Any, b: Any) -> Any:
         if (made := _of_constants(cls, op, make, a, b)) is not None:
@@ -111,22 +111,6 @@ def same_rank(op: Any, a: Any, b: Any) -> None:
             f"{op.name} ({type(op).__name__}): inputs of different rank {tuple(a.shape)}, {tuple(b.shape)}, so the "
             "samples of one meet another axis of the other. Put a Reshape before it that gives both one rank."
         )
-
-
-def _divided(op: Any, make: Make, a: Any, b: Any) -> Any:
-    """By a constant: times its reciprocal."""
-    if isinstance(b, keras.KerasTensor):
-        raise ValueError(
-            f"{op.name} ({type(op).__name__}): division by a tensor has no integer kernel that is right. Multiply by a "
-            "reciprocal that the model is given as an input, or divide outside the model."
-        )
-    if not np.all(as_array(b)):
-        raise ValueError(f"{op.name} ({type(op).__name__}): its divisor holds a 0. Replace it by what is meant there.")
-    if not is_per_channel(b, a):
-        trains = isinstance(b, keras.Variable) and b.trainable
-        other = stored(make, 1.0 / as_array(b).astype(np.float64), a, op.name, trains=trains)
-        return make("pair", lambda: layers.Multiply(name=op.name))([a, other])
-    return _binary(layers.Multiply, lambda c, first: (1.0 / c, 0.0))(op, make, a, b)
 
 
 def _negative(op: Any, make: Make, x: Any) -> Any:
@@ -258,23 +242,18 @@ RULES = (
     ),
     Rule(
         operations=("Add",),
-        expand=_binary(layers.Add, lambda c, first: (1.0, c)),
+        expand=binary(layers.Add, lambda c, first: (1.0, c)),
         examples=(computed(lambda x: x + 1.5, (5, 4)), computed(lambda x: x + x, (5, 4))),
     ),
     Rule(
         operations=("Subtract",),
-        expand=_binary(layers.Subtract, lambda c, first: (1.0, -c) if first else (-1.0, c)),
+        expand=binary(layers.Subtract, lambda c, first: (1.0, -c) if first else (-1.0, c)),
         examples=(computed(lambda x: 1.0 - x, (5, 4)),),
     ),
     Rule(
         operations=("Multiply",),
-        expand=_binary(layers.Multiply, lambda c, first: (c, 0.0)),
+        expand=binary(layers.Multiply, lambda c, first: (c, 0.0)),
         examples=(computed(lambda x: x * np.array([1.0, 2.0, -3.0], "float32"), (5, 3)),),
-    ),
-    Rule(
-        operations=("Divide", "TrueDivide"),
-        expand=_divided,
-        examples=(computed(lambda x: x / 3.0, (5, 4)), computed(lambda x: x / np.float32([1.0, -2.0, 0.5]), (4, 3))),
     ),
     Rule(operations=("Negative",), expand=_negative, examples=(computed(lambda x: -x, (5, 4)),)),
     Rule(operations=("Square",), expand=_square, examples=(computed(keras.ops.square, (5, 4)),)),

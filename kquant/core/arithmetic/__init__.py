@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from kquant.core.arithmetic.activation import hard_swish, leaky_relu, relu, relu6, relu_n1_to_1
+from kquant.core.arithmetic.activation import absolute, hard_swish, leaky_relu, relu, relu6, relu_n1_to_1
 from kquant.core.arithmetic.elementwise import add, maximum, minimum, mul, prelu, sub
 from kquant.core.arithmetic.grid import Grid, activation_range
 from kquant.core.arithmetic.matmul import batch_matmul
@@ -27,6 +27,7 @@ from kquant.core.arithmetic.softmax import softmax
 from kquant.core.arithmetic.table import elu, gelu, logistic, lookup, table, tanh
 
 KERNELS: dict[str, Callable[..., tf.Tensor]] = {
+    "ABS": absolute,
     "ADD": add,
     "AVERAGE_POOL_2D": average_pool_2d,
     "BATCH_MATMUL": batch_matmul,

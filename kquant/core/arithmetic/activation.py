@@ -1,4 +1,4 @@
-"""Activations of one operand computed in fixed point: RELU, RELU6, RELU_N1_TO_1, LEAKY_RELU, HARD_SWISH."""
+"""Activations of one operand computed in fixed point: RELU, RELU6, RELU_N1_TO_1, ABS, LEAKY_RELU, HARD_SWISH."""
 
 from collections.abc import Sequence
 
@@ -102,6 +102,21 @@ def leaky_relu(
         values = centred(codes, grids[0])
         below = multiply(values, slope)
         return placed(tf.where(values >= 0, multiply(values, identity), -below if alpha < 0 else below), out)
+
+    return tabulated(kernel, sources[0], grids[0])
+
+
+def absolute(sources: Sequence[tf.Tensor], grids: Sequence[Grid], out: Grid, runtime: str = "litert") -> tf.Tensor:
+    """ABS: `M(|q|, s_in / s_out)` (tflite/kernels/elementwise.cc, micro/kernels/elementwise.cc).
+
+    LiteRT takes the ratio in float32, TFLM in double, as with RELU. For the arguments see `relu`.
+    """
+    precision = _precision(runtime)
+    ratio = tf.cast(tf.cast(grids[0].scale, precision) / tf.cast(out.scale, precision), tf.float64)
+    by = quantize_multiplier(ratio)
+
+    def kernel(codes: tf.Tensor) -> tf.Tensor:
+        return placed(multiply(tf.abs(centred(codes, grids[0])), by), out)
 
     return tabulated(kernel, sources[0], grids[0])
 
