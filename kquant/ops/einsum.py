@@ -32,9 +32,10 @@ def _refuse(op: Any, reason: str) -> ValueError:
 def _mixed(op: Any, *shapes: Any) -> ValueError:
     return _refuse(
         op,
-        f"it multiplies values of different samples, or one operand lacks the batch axis: shapes "
-        f"{', '.join(str(tuple(s)) for s in shapes)}. The device computes one sample at a time; give both operands the "
-        "same rank with the batch axis first, by a Reshape before it.",
+        f"it multiplies values of different samples, adds up over the samples, or one operand lacks the batch axis: "
+        f"shapes {', '.join(str(tuple(s)) for s in shapes)}. The device computes one sample at a time; give both "
+        "operands the same rank with the batch axis first, by a Reshape before it, and sum over the other axes only: "
+        "ops.sum(x * y, axis=-1) is a dot product for each sample, 'bij,bij->bi' one in einsum.",
     )
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from kquant.core.program import Program
 from kquant.ops.rule import Call, Make, Rule, computed, example
+from kquant.ops.samples import why_mixed
 
 layers = keras.layers
 STRIDED_RANK = 4  # TFLM's STRIDED_SLICE takes no more; strided parts of larger tensors are picked
@@ -79,10 +80,8 @@ def refuse_batch(op: Any, axes: Sequence[int]) -> None:
         ValueError: axis 0 is among the axes.
     """
     if 0 in axes:
-        raise ValueError(
-            f"{op.name} ({type(op).__name__}): it works on the batch axis; the device computes one sample at a time. "
-            "Keep axis 0 as it is."
-        )
+        kind = type(op).__name__
+        raise ValueError(f"{op.name} ({kind}): {why_mixed(kind, everything=getattr(op, 'axis', 0) is None)}.")
 
 
 def along(op: Any, axis: Any, rank: int) -> int:

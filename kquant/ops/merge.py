@@ -12,6 +12,7 @@ from kquant.core.program import Program
 from kquant.ops.affine import affine, is_per_channel, per_channel
 from kquant.ops.constant import as_array, known, repeated, stored
 from kquant.ops.rule import Call, Make, Rule, computed
+from kquant.ops.samples import why_mixed
 
 layers = keras.layers
 
@@ -147,7 +148,7 @@ def _ranks(node: Node) -> str | None:
 
 def _batch_axis(node: Node) -> str | None:
     if node.op.axis % len(node.outputs[0].shape) == 0:
-        return "concatenation over the batch axis; the device computes one sample at a time"
+        return why_mixed("Concatenate")
     return None
 
 

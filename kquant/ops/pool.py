@@ -11,6 +11,7 @@ from kquant.core.graph import Node
 from kquant.core.program import Program
 from kquant.ops.conv import window
 from kquant.ops.rule import Call, Make, Rule, computed, example
+from kquant.ops.samples import why_mixed
 
 layers = keras.layers
 
@@ -101,7 +102,7 @@ def _lower_mean(program: Program, call: Call) -> None:
 
 def _over_batch(node: Node) -> str | None:
     axes, _ = mean_axes(node)
-    return "a mean over the batch axis; the device computes one sample at a time" if 0 in axes else None
+    return why_mixed("Mean", everything=node.op.axis is None) if 0 in axes else None
 
 
 def _channels_first(node: Node) -> str | None:

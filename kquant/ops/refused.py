@@ -7,6 +7,7 @@ from typing import Any
 import keras
 
 from kquant.ops.activation import name_of
+from kquant.ops.samples import ONE, REDUCED, why_mixed
 
 PREPROCESS = "it computes with strings, integers or statistics of the input; keep it in the application's preprocessing"
 FOREIGN = "it runs {}, which kquant cannot look into; rebuild it with Keras layers and copy the weights"
@@ -37,10 +38,31 @@ LAYERS: dict[str, str] = {
 INDEX = "its result is a position, not a number; end the model before it and do it in the application"
 SORT = "no int8 kernel sorts; end the model before it and do it in the application"
 RUNNING = "no int8 kernel adds along an axis step by step; write it as a Dense layer with a triangular kernel"
+CONDITION = "no int8 kernel asks for a condition of many values; write ops.max{} over the axes of one sample"
+LOOP = "the data say how often it runs, and a file has one sequence of operators; write a fixed number of steps"
+EACH = "it calls a function for each row; write the function on all rows at once, or on x[:, i] in a Python loop"
 OPERATIONS: dict[str, str] = {
+    "All": CONDITION.format("(ops.cast(c, 'float32')) with min for max"),
+    "Any": CONDITION.format("(ops.cast(c, 'float32'))"),
     "Argmax": INDEX,
     "Argmin": INDEX,
     "Argsort": SORT,
+    "AssociativeScan": EACH,
+    "Cond": "it chooses by a value what to compute; compute both and choose with ops.where(condition, a, b)",
+    "Diagonal": "no int8 kernel picks a diagonal; multiply with ops.eye(n) and sum over an axis of one sample",
+    "ForiLoop": LOOP + " as a Python loop",
+    "Inner": f"it multiplies every sample with every other; {ONE}. Write ops.sum(x * y, axis=-1)",
+    "Map": EACH,
+    "Outer": f"it lays all samples in one row; {ONE}. Write x[:, :, None] * y[:, None, :]",
+    "Ravel": f"it lays all samples in one row; {ONE}. Take layers.Flatten()",
+    "Scan": EACH,
+    "Scatter": "no int8 kernel writes rows by position; use ops.where with a constant mask, or concatenate the parts",
+    "ScatterUpdate": "no int8 kernel writes into a tensor; use ops.where with a constant mask, or concatenate parts",
+    "SliceUpdate": "no int8 kernel writes into a tensor; concatenate the parts that stay and the new one",
+    "Trace": "no int8 kernel picks a diagonal; multiply with ops.eye(n) and sum over the axes of one sample",
+    "Vdot": f"it adds up the products of all samples; {ONE}. Write ops.sum(x * y, axis=-1)",
+    "VectorizedMap": EACH,
+    "WhileLoop": LOOP + " as a Python loop",
     "Cumprod": "no int8 kernel multiplies along an axis; do it in the application",
     "Cumsum": RUNNING,
     "Median": SORT,
@@ -63,7 +85,10 @@ def remedy(op: Any) -> str | None:
         return _activation(op)
     if isinstance(op, keras.layers.Layer):
         return next((LAYERS[c.__name__] for c in type(op).__mro__ if _is_kerass(c) and c.__name__ in LAYERS), None)
-    return OPERATIONS.get(type(op).__name__)
+    kind = type(op).__name__
+    if kind in OPERATIONS and kind in REDUCED and getattr(op, "axis", 1) in (0, None, (0,), [0]):
+        return why_mixed(kind, everything=op.axis is None)
+    return OPERATIONS.get(kind)
 
 
 def _activation(op: Any) -> str | None:

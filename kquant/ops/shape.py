@@ -10,6 +10,7 @@ import numpy as np
 from kquant.core.graph import Node
 from kquant.core.program import Program
 from kquant.ops.rule import Call, Make, Rule, computed, example
+from kquant.ops.samples import why_mixed
 
 layers = keras.layers
 
@@ -73,7 +74,9 @@ def _reshaped(op: Any, make: Make, x: Any, *_: Any, **__: Any) -> Any:
     if moved or int(np.prod(shape[1:], dtype=np.int64)) != int(np.prod(x.shape[1:], dtype=np.int64)):
         raise ValueError(
             f"{op.name} ({type(op).__name__}): it moves values across the batch axis, {tuple(x.shape)} to "
-            f"{tuple(shape)}; the device computes one sample at a time. Keep the first axis as it is."
+            f"{tuple(shape)}, so that several samples stand in one row; the device computes one sample at a time. Keep "
+            "the first axis as it is ((ops.shape(x)[0], ...) or (-1, ...) with all the other sizes): Dense, softmax, "
+            "matmul and MultiHeadAttention work on one axis more, a convolution does in a TimeDistributed."
         )
     return make("reshape", lambda: layers.Reshape(shape[1:], name=op.name))(x)
 
@@ -98,8 +101,7 @@ def _transposed(op: Any, make: Make, x: Any, *_: Any, **__: Any) -> Any:
     order = [int(a) for a in _order(op, len(x.shape))]
     if order[0] != 0:
         raise ValueError(
-            f"{op.name} ({type(op).__name__}): it moves the batch axis (axes {order}); the device computes one sample "
-            "at a time. Keep axis 0 first."
+            f"{op.name} ({type(op).__name__}): axes {order}: {why_mixed(type(op).__name__)}."
         )
     return make("permute", lambda: layers.Permute(order[1:], name=op.name))(x)
 
