@@ -182,3 +182,9 @@ def test_rank_beyond_the_target_is_refused_by_name():
     kquant.quantize(model, target="litert")
     with pytest.raises(ValueError, match=r"me .*rank 6.*TRANSPOSE up to rank 5.*Reshape"):
         kquant.quantize(model, target="tflm")
+
+
+def test_what_reads_a_number_for_all_samples_does_not_stop_the_list():
+    rows = kquant.check(_unary(lambda x: ops.tensordot(x, x, 4) + x)).layers
+    assert [row.status for row in rows] == ["refused", "refused"]
+    assert "ops.sum(x * y, axis=-1)" in rows[0].reason and "tensor without axes" in rows[1].reason
