@@ -24,7 +24,7 @@ from kquant.core.training import Training
 from kquant.ops import find
 from kquant.ops.rule import Rule
 from kquant.targets import Target
-from kquant.widths import Widths, container, find_widths, index_inputs
+from kquant.widths import Widths, container, find_widths, index_tensors, moves_indices
 
 
 @dataclass(frozen=True)
@@ -298,7 +298,7 @@ def _classes(draft: _Draft) -> tuple[_Classes, set[tuple[int, int]]]:
     for node in draft.graph.nodes:
         rule, out = draft.rules[id(node)], node.outputs[0]
         bits = draft.widths.calls[id(node)]
-        if rule is None or bits == FLOAT:
+        if rule is None or bits in (FLOAT, INDEX):
             continue
         inputs = draft.inputs(node)
         if rule.output == "fixed" and rule.fixed is not None:
@@ -318,19 +318,30 @@ def _classes(draft: _Draft) -> tuple[_Classes, set[tuple[int, int]]]:
 
 
 def _mixed(graph: Graph, rules: dict[int, Rule | None]) -> list[Problem]:
-    """Positions must be inputs of the model, and nothing else."""
-    indices, inputs = index_inputs(graph, rules), {id(t) for t in keras.tree.flatten(graph.inputs)}
+    """Positions must be inputs of the model or parts of them, and nothing else."""
+    indices, given = index_tensors(graph, rules), {id(t) for t in keras.tree.flatten(graph.inputs)}
+    reader = next((n for n in graph.nodes if (r := rules[id(n)]) is not None and r.indices), None)
     problems = []
     for node in graph.nodes:
         rule = rules[id(node)]
         read = node.inputs[:1] if rule is not None and rule.told else node.inputs
         if rule is None or not any(id(t) in indices for t in read) or isinstance(node.op, Stored):
             continue  # a constant reads nothing
-        if not rule.indices:
-            reason = "it computes with an input that another layer reads as indices; give the model two inputs"
+        handed_on = moves_indices(rule) and id(node.outputs[0]) in indices
+        if handed_on:
+            given.update(id(t) for t in node.outputs if all(id(s) in given for s in node.inputs))
+        elif not rule.indices and reader is not None:
+            reason = (
+                f"it computes with an input that another layer ({reader.name}) reads as indices; one input of the file "
+                "is whole numbers or codes, not both. Give the model two inputs: an int32 one for the indices, and one "
+                "for the numbers"
+            )
             problems.append(Problem(node.name, type(node.op).__name__, reason))
-        elif id(node.inputs[0]) not in inputs:
-            reason = "its indices are computed by the model; make them an input of the model of their own"
+        elif id(node.inputs[0]) not in given:
+            reason = (
+                "its indices are computed by the model; slices, reshapes, stacks and splits of an input are indices, "
+                "sums, products and roundings are not. Make them an input of the model of their own"
+            )
             problems.append(Problem(node.name, type(node.op).__name__, reason))
     return problems
 
@@ -363,7 +374,7 @@ def _sites(
         rule, out = draft.rules[id(node)], node.outputs[0]
         activations, bits = draft.settings[id(node.op)].activations, draft_widths.tensors[id(out)]
         trains = {"training": draft.settings[id(node.op)].training}
-        if rule is None or bits == FLOAT:
+        if rule is None or bits in (FLOAT, INDEX):
             continue
         if draft_widths.calls[id(node)] == FLOAT:  # a model output that was computed in float
             sites[id(out)] = join(classes.root(out), node.name, activations, bits, **trains)

@@ -20,6 +20,8 @@ from kquant.core.spec import FLOAT, INDEX
 from kquant.ops.rule import Rule
 from kquant.targets import Target
 
+# Operators that positions pass: TFLM's TRANSPOSE takes no int32, nor its GATHER, which slices stand in for.
+MOVES_INDICES = frozenset({"SLICE", "STRIDED_SLICE", "RESHAPE", "CONCATENATION", "GATHER"})
 # What the target files call the activations of a width.
 TYPES = {8: "int8", 16: "int16x8"}
 
@@ -29,7 +31,7 @@ class Widths:
     """What was decided.
 
     Attributes:
-        calls: id(node) -> bits that the call computes in.
+        calls: id(node) -> bits that the call computes in; `INDEX` where it hands positions on.
         tensors: id(tensor) -> bits that it is stored in.
         narrowed: the calls that were to have 16 bits, and have no kernel for them.
     """
@@ -51,9 +53,23 @@ def container(bits: int) -> int:
     return 8 if bits <= 8 else 16
 
 
-def index_inputs(graph: Graph, rules: Mapping[int, Rule | None]) -> set[int]:
-    """Ids of the tensors that are read as positions."""
-    return {id(n.inputs[0]) for n in graph.nodes if (rule := rules[id(n)]) is not None and rule.indices}
+def index_tensors(graph: Graph, rules: Mapping[int, Rule | None]) -> set[int]:
+    """Ids of the tensors that are read as positions, and of those that they are parts of: a slice of an input, say."""
+    found: set[int] = set()
+    for node in reversed(graph.nodes):
+        rule = rules[id(node)]
+        if rule is None:
+            continue
+        if rule.indices:
+            found.add(id(node.inputs[0]))
+        elif moves_indices(rule) and any(id(t) in found for t in node.outputs):
+            found.update(id(t) for t in node.inputs)
+    return found
+
+
+def moves_indices(rule: Rule) -> bool:
+    """True where the operators take int32 as they take codes: what goes through them is the same positions."""
+    return rule.output in ("same", "shared") and rule.arithmetic is None and set(rule.operators) <= MOVES_INDICES
 
 
 def find_widths(
@@ -76,13 +92,17 @@ def find_widths(
     """
     edge = container(recipe.activations.bits) if recipe.mode == "static" else FLOAT
     calls: dict[int, int] = {}
-    positions = index_inputs(graph, rules)
+    positions = index_tensors(graph, rules)
     tensors = {id(t): INDEX if id(t) in positions else edge for t in keras.tree.flatten(graph.inputs)}
     outputs = {id(t) for t in keras.tree.flatten(graph.outputs)}
     narrowed = []
     for node in graph.nodes:
         rule, wanted = rules[id(node)], settings[id(node.op)]
         source = tensors[id(node.inputs[0])] if node.inputs else edge
+        if id(node.outputs[0]) in positions and node.inputs:
+            calls[id(node)] = INDEX
+            tensors.update({id(t): INDEX for t in node.outputs})
+            continue
         if wanted.skip or wanted.stays_float:
             bits = FLOAT
         elif rule is None or rule.output in ("same", "follows") or id(node.inputs[0]) in fused:

@@ -63,6 +63,14 @@ REFUSED = {
     "flattened batch": (lambda: _unary(ops.ravel), r"ravel .*Flatten"),
     "swapped samples": (lambda: _unary(lambda x: ops.swapaxes(x, 0, 1)), r"swapaxes .*moves the samples.*behind them"),
     "loop": (lambda: _unary(lambda x: ops.fori_loop(0, 3, lambda i, v: v * 2.0, x)), r"fori_loop .*Python loop"),
+    "indices and numbers in one": (
+        lambda: keras.Model(x := keras.Input((3,)), [layers.Embedding(9, 4)(x[:, 0]), layers.Dense(2)(x[:, 1:])]),
+        r"Slice.*another layer \(embedding.*\) reads as indices.*two inputs",
+    ),
+    "indices that are computed": (
+        lambda: keras.Model(x := keras.Input((3,)), layers.Embedding(9, 4)(x[:, :2] * 2)),
+        r"mbedding.*indices are computed by the model.*an input of the model of their own",
+    ),
     "maximum with a start": (lambda: _unary(lambda x: ops.max(x, axis=1, initial=0.0)), r"max .*keras.ops.maximum"),
     "matrix norm": (lambda: _unary(lambda x: ops.norm(x, ord="nuc", axis=(1, 2))), r"norm .*Frobenius"),
     "position of the maximum": (lambda: _unary(lambda x: ops.argmax(x, axis=-1)), r"argmax .*in the application"),
@@ -187,4 +195,4 @@ def test_rank_beyond_the_target_is_refused_by_name():
 def test_what_reads_a_number_for_all_samples_does_not_stop_the_list():
     rows = kquant.check(_unary(lambda x: ops.tensordot(x, x, 4) + x)).layers
     assert [row.status for row in rows] == ["refused", "refused"]
-    assert "ops.sum(x * y, axis=-1)" in rows[0].reason and "tensor without axes" in rows[1].reason
+    assert "ops.sum(x * y, axis=-1)" in rows[0].remedy and "tensor without axes" in rows[1].remedy

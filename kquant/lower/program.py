@@ -25,6 +25,7 @@ from kquant.ops import find
 from kquant.ops.rule import Call, Constants, Rule
 from kquant.quantized import in_float32, read
 from kquant.targets import Target
+from kquant.widths import index_tensors
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,7 +166,7 @@ class _Writer:
 
     def positions(self) -> None:
         """Inputs that are read as indices are int32 inputs of the file, as they are."""
-        read = {id(n.inputs[0]) for n in self.graph.nodes if (rule := self.rule(n)) is not None and rule.indices}
+        read = index_tensors(self.graph, {id(n): self.rule(n) for n in self.graph.nodes})
         for t in keras.tree.flatten(self.graph.inputs):
             if id(t) in read:
                 ref = self.refs[id(t)] = self.program.value(t.name, _static(t), None, "int32")
@@ -195,7 +196,8 @@ class _Writer:
         if rule is None:
             raise ValueError(f"{node.name} ({type(node.op).__name__}): no rule writes it.")
         inputs = [self.as_float(t) for t in self.data_inputs(node)]
-        output = self.program.value(node.name, _static(node.outputs[0]), None)
+        moved = rule.output in ("same", "shared") and {ref.dtype for ref in inputs} == {"int32"}
+        output = self.program.value(node.name, _static(node.outputs[0]), None, "int32" if moved else None)
         compressed = isinstance(node.op, Compressed)
         weights = self.float_constants(node) if compressed else None
         call = Call(node.op.layer if compressed else node.op, inputs, output, "NONE", weights, node)

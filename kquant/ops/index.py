@@ -277,6 +277,9 @@ def _lower_strided(program: Program, call: Call) -> None:
 
 
 def _lower_pick(program: Program, call: Call) -> None:
+    if call.inputs[0].dtype == "int32":  # positions, which TFLM's GATHER does not pick
+        _lower_runs(program, call)
+        return
     rows = program.constant("rows", np.array(call.op.indices, np.int32))
     program.emit("GATHER", [call.inputs[0], rows], call.output, axis=call.op.axis, batchDims=0)
 
@@ -300,7 +303,7 @@ def _lower_runs(program: Program, call: Call) -> None:
     for run in np.split(np.array(call.op.indices), cuts):
         begin, size = np.zeros(len(x.shape), np.int32), np.array(x.shape, np.int32)
         begin[axis], size[axis] = run[0], len(run)
-        made = program.value(f"{y.name}/run{len(parts)}", size, x.encoding)
+        made = program.value(f"{y.name}/run{len(parts)}", size, x.encoding, x.dtype)
         bounds = [program.constant("begin", begin), program.constant("size", size)]
         parts.append(program.emit("SLICE", [x, *bounds], made))
     program.emit("CONCATENATION", parts, y, axis=axis, fusedActivationFunction="NONE")

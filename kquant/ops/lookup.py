@@ -163,6 +163,8 @@ RULES = (
         examples=(
             looked_up(lambda x: layers.Embedding(10, 6)(x), 7),
             looked_up(lambda x: layers.Dense(3)(layers.Flatten()(layers.Embedding(10, 4, mask_zero=True)(x))), 5),
+            looked_up(lambda x: K.multiply(layers.Embedding(10, 6)(x[:, 0]), layers.Embedding(10, 6)(x[:, 2])), 3),
+            looked_up(lambda x: layers.Embedding(10, 6)(K.concatenate([x[:, ::-1], K.split(x, 2, axis=1)[1]], 1)), 4),
             looked_up(lambda x: layers.Embedding(10, 6)(x) + layers.Embedding(2, 6)(K.zeros_like(x)), 4),
         ),
     ),

@@ -107,7 +107,8 @@ def _same(op: Any, make: Make, x: Any, *_: Any, **__: Any) -> Any:
     if "int" in dtype and not _is_whole(x):
         raise ValueError(
             f"{op.name} ({type(op).__name__}): it cuts numbers off to {dtype}; use keras.ops.floor or trunc, which "
-            "have an integer form, or do it in the application."
+            "have an integer form, or do it in the application. Where they are indices, give the model an input of "
+            "their own for them, keras.Input(..., dtype='int32'), which needs no cast."
         )
     return x
 
