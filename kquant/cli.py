@@ -109,8 +109,8 @@ def analyze(
     from kquant import files, report
     from kquant.analysis.metrics import top1
     from kquant.analyze import analyze as run_analyze
+    from kquant.core.atomic import write_atomically
     from kquant.core.recipe import recipe_to_toml
-    from kquant.export import write_atomically
     from kquant.pipeline import prepare
     from kquant.quantized import is_quantized
     from kquant.remedies import with_remedy
@@ -135,7 +135,7 @@ def analyze(
         typer.echo(f"\n{out}: the report with plots")
     if apply is not None:
         chosen = with_remedy(keras_model, found, metric is None)
-        write_atomically(apply, recipe_to_toml(chosen).encode())
+        write_atomically(apply, recipe_to_toml(chosen).encode(), "analyze")
         if not as_json:
             typer.echo(f"\n{apply}: a recipe for kquant compress --recipe")
 

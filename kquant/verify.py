@@ -158,7 +158,7 @@ def verify(
     note = ""
     if runtime is None:
         runtime, note = runtime_of(lowered.target)
-    if not isinstance(path, bytes):
+    if isinstance(path, str | Path):
         settle(Path(path).parent)  # after a kill a file may be of another run than its model
     content = read_bytes(path)
     file = inspect(path)

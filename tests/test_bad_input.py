@@ -404,9 +404,9 @@ def test_failed_export_leaves_the_old_file(tmp_path: Path) -> None:
 
 
 def test_interrupted_write_leaves_no_temporary_file(tmp_path: Path) -> None:
-    from kquant.export import write_atomically
+    from kquant.core.atomic import write_atomically
 
-    (tmp_path / "m.tflite").mkdir()  # moving onto a folder fails after the bytes were written
+    (tmp_path / "m.tflite").mkdir()
     with pytest.raises(ValueError, match="cannot be written"):
         write_atomically(tmp_path / "m.tflite", b"bytes")
     assert [p.name for p in tmp_path.iterdir()] == ["m.tflite"]
