@@ -72,13 +72,15 @@ def fold(model: keras.Model) -> keras.Model:
         model: any built Keras 3 model; it is not changed.
 
     Returns:
-        A Functional model of the same function (to float32 rounding).
+        A Functional model of the same function (to float32 rounding). Its outputs keep their names: where the layer of
+        that name was folded away, an Identity has it.
 
     Example:
         >>> inputs = keras.Input((4,))
-        >>> model = keras.Model(inputs, keras.layers.BatchNormalization()(keras.layers.Dense(2)(inputs)))
+        >>> x = keras.layers.BatchNormalization()(keras.layers.Dense(2)(inputs))
+        >>> model = keras.Model(inputs, keras.layers.ReLU()(x))
         >>> [type(layer).__name__ for layer in fold(model).layers]
-        ['InputLayer', 'Dense']
+        ['InputLayer', 'Dense', 'ReLU']
     """
     graph = trace(expand(model), lambda op: find(op) is not None)
     with own_defaults(graph.layers()):
