@@ -19,6 +19,7 @@ from kquant.core.transformed import ManyKernels
 from kquant.core.transforms import Carried, Transform, clone, kernel_at
 from kquant.ops import find
 from kquant.ops.affine import Moments, Norm
+from kquant.ops.real_steps import marks_padding, unread_padding
 from kquant.ops.rule import Rule, Weights
 from kquant.plan import Plan, Site
 
@@ -92,6 +93,7 @@ class _Builder:
         self.pending: dict[int, dict[str, Any]] = {}  # of tensors to be quantized: FakeQuant's arguments
         self.layers: dict[int, Any] = {}
         self.names = {node.name for node in plan.graph.nodes}
+        self.padding = unread_padding(plan.graph)
 
     def enter(self, old: Any, new: Any) -> Any:
         """Quantize a model input, unless it stays float or holds indices."""
@@ -100,6 +102,7 @@ class _Builder:
             return new
         known = self.takes.get(old.name)
         self.fake_quant(site).ports[old.name] = None if known is None else list(known)
+        self.told(old, site)
         return self.quantize(new, site, {})
 
     def call(self, node: Node, args: tuple, kwargs: dict) -> Any:
@@ -112,6 +115,9 @@ class _Builder:
         args, kwargs = self.requantized(node, args, kwargs)
         inputs = [t for t in keras.tree.flatten((args, kwargs)) if isinstance(t, keras.KerasTensor)]
         known = [self.encodings.get(id(t)) for t in inputs]
+        if marks_padding(node.op) and node.op.value != 0.0 and known[-1] is not None:
+            grid = self.specs[id(inputs[-1])]
+            kwargs = {**kwargs, "encoding": known[-1], "codes": [grid.low, grid.high]}
         y, details = self.compute(node, rule, args, kwargs, known[0])
         if rule.weights is None and all(e is not None for e in known):
             details = self.sources(rule, node, inputs, known)
@@ -119,6 +125,7 @@ class _Builder:
             details = self.fuse(rule, node, self.pending[id(inputs[0])])
         out = node.outputs[0]
         if id(out) in self.plan.sites and (rule.output != "follows" or known[0] is not None):
+            self.told(out, self.plan.sites[id(out)])
             return self.quantize(y, self.plan.sites[id(out)], details)
         if id(out) in self.plan.fused:
             self.pending[id(y)] = details
@@ -306,9 +313,11 @@ class _Builder:
         def visit(t: Any) -> Any:
             if not isinstance(t, keras.KerasTensor):
                 return t
-            site = self.plan.edges.get((id(node), next(counter)))
+            number = next(counter)
+            site = self.plan.edges.get((id(node), number))
             if site is None:
                 return t
+            self.told(node.inputs[number], site)
             if (id(t), site.group) not in self.converted:
                 details: dict[str, Any] = {"kernel": "QUANTIZE", "attributes": {}}
                 if id(t) in self.encodings:  # otherwise a layer that stays float made it
@@ -319,6 +328,11 @@ class _Builder:
 
         new_args, new_kwargs = keras.tree.map_structure(visit, (args, kwargs))
         return new_args, new_kwargs
+
+    def told(self, old: Any, site: Site) -> None:
+        """Let the encoding of a tensor of the graph know what marks the padding in it."""
+        if id(old) in self.padding:
+            self.fake_quant(site).padding[str(site.index)] = self.padding[id(old)]
 
     def quantize(self, y: Any, site: Site, details: dict[str, Any]) -> Any:
         """FakeQuant of the site's group on `y`."""

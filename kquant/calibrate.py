@@ -17,7 +17,7 @@ from kquant.core.wording import first_of
 from kquant.lost_signal import warn_of_losses
 from kquant.observe import Observations, observe
 from kquant.quantized import forget_graphs
-from kquant.second_look import warn_of_data, warn_of_poles
+from kquant.second_look import warn_of_data, warn_of_padding, warn_of_poles
 
 FEW_SAMPLES = 32
 
@@ -65,6 +65,7 @@ def calibrate(
         layer.set_range(site, low, high)
     set_weight_ranges(qmodel)
     warn_of_poles(qmodel, found)
+    warn_of_padding(qmodel, found)
     warn_of_losses(qmodel, found)
     return qmodel
 

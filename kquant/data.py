@@ -73,7 +73,8 @@ def _expected(layer: FakeQuant) -> Iterator[Expected]:
     low, high = float(layer.low.numpy().min()), float(layer.high.numpy().max())
     for name, takes in layer.ports.items():
         if np.any(layer.count.numpy()):
-            yield Expected(name, min(low, 0.0), max(high, 0.0), "which calibration saw")
+            padding = tuple((value, value) for value in layer.padding.values())
+            yield Expected(name, min(low, 0.0), max(high, 0.0), "which calibration saw", padding=padding)
         elif takes is not None:
             yield Expected(name, *takes[:2], f"which its layer '{takes[2]}' takes")
 

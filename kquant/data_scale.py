@@ -34,6 +34,7 @@ class Expected:
         low, high: its values lie between them.
         source: how that is known, for the message: "which calibration saw".
         two_sided: the range reaches below 0 because values do, and not because its grid is symmetric.
+        padding: ends of the values that mark a masked step where all its features lie between them.
     """
 
     name: str
@@ -41,6 +42,14 @@ class Expected:
     high: float
     source: str
     two_sided: bool = True
+    padding: tuple[tuple[float, float], ...] = ()
+
+    def without_padding(self, values: np.ndarray) -> np.ndarray:
+        """The values with 0 at masked steps."""
+        for least, most in self.padding if values.ndim > 1 else ():
+            masked = np.all((values >= least) & (values <= most), axis=-1, keepdims=True)
+            values = np.where(masked, np.zeros_like(values), values)
+        return values
 
 
 def warn_of_scale(where: str, values: np.ndarray, expected: Expected) -> None:
@@ -51,7 +60,7 @@ def warn_of_scale(where: str, values: np.ndarray, expected: Expected) -> None:
         values: float[samples, ...], the first batch.
         expected: what the model knows.
     """
-    said = doubt(values, expected)
+    said = doubt(expected.without_padding(values), expected)
     if said is not None:
         warnings.warn(f"{where}: {said}", stacklevel=_frames_inside())
 

@@ -85,6 +85,7 @@ class Observations:
         for i, s in enumerate(self.tensors.values()):
             arrays |= {f"{i}/lows": s.lows, f"{i}/highs": s.highs, f"{i}/counts": s.counts}
             arrays |= {f"{i}/reach": np.float64(s.reach), f"{i}/samples": s.samples}
+            arrays |= {f"{i}/nearest": np.float64(s.nearest)} if s.nearest < math.inf else {}
         content = io.BytesIO()
         np.savez_compressed(content, **arrays)
         write_atomically(Path(path), content.getvalue(), "observations")
@@ -123,7 +124,8 @@ def _read(stored: dict[str, np.ndarray], index: Any) -> Observations:
         lows, highs, counts, reach, samples = (
             stored[f"{i}/{part}"] for part in ("lows", "highs", "counts", "reach", "samples")
         )
-        found[name, site] = Statistics(lows, highs, counts, float(reach[()]), samples).checked(len(sizes))
+        nearest = float(stored.get(f"{i}/nearest", np.float64(math.inf))[()])
+        found[name, site] = Statistics(lows, highs, counts, float(reach[()]), samples, nearest).checked(len(sizes))
     return Observations(found, sizes)
 
 
@@ -199,6 +201,7 @@ def _observe(
     found: dict[Key, Statistics] = {}
     extents: list[np.ndarray] = []
     sizes: list[int] = []
+    nearest: dict[Key, float] = {}
     some = None
     for x in tqdm(data, desc="calibrate", unit="batch", disable=not verbose, total=total):
         seen = look(x)
@@ -208,6 +211,7 @@ def _observe(
         extents, sizes = thinned(extents, sizes)
         if not np.all(np.isfinite(extents[-1])):
             _refuse_infinite(look.keys, extents[-1])
+        nearest |= {key: min(nearest.get(key, math.inf), float(d)) for key, d in seen.nearest.items()}
         largest = dict(zip(look.keys, np.abs(extents[-1]).max(axis=1).tolist(), strict=True))
         new = {key: histogram(values.numpy(), look.steps[key], largest[key]) for key, values in seen.values.items()}
         new |= {key: Statistics(NONE, NONE, samples=y.numpy()) for key, y in seen.samples.items()}
@@ -217,18 +221,21 @@ def _observe(
     stacked = np.stack(extents)
     for i, key in enumerate(look.keys):
         counted = found.get(key, Statistics(NONE, NONE))
-        found[key] = replace(counted, lows=stacked[:, i, 0], highs=stacked[:, i, 1])
+        ends = {"lows": stacked[:, i, 0], "highs": stacked[:, i, 1]}
+        found[key] = replace(counted, **ends, nearest=nearest.get(key, math.inf))
     return Observations(found, np.int64(sizes), some)
 
 
 class _Seen(NamedTuple):
     """What one batch shows: `rows` float32[sites, 2], smallest and largest value of each; `values` float32[n] of those
-    that want a histogram; `samples` float32[m, channels], whole rows of the few tensors whose observer looks at them.
+    that want a histogram; `samples` float32[m, channels], whole rows of the few tensors whose observer looks at them;
+    `nearest` float32[], see `Statistics`.
     """
 
     rows: tf.Tensor
     values: dict[Key, tf.Tensor]
     samples: dict[Key, tf.Tensor]
+    nearest: dict[Key, tf.Tensor]
 
 
 class _Look:
@@ -263,11 +270,15 @@ class _Look:
         keys: list[Key] = []
         values: dict[Key, tf.Tensor] = {}
         samples: dict[Key, tf.Tensor] = {}
+        nearest: dict[Key, tf.Tensor] = {}
 
         def collect(layer: FakeQuant, site: int, y: tf.Tensor) -> None:
             if layer.has_range:
                 y = tf.cast(y, tf.float32)
                 keys.append((layer.name, site))
+                if str(site) in layer.padding:
+                    nearest[keys[-1]] = layer.nearest_to_padding(y, site)
+                    y = layer.without_padding(y, site)
                 lows.append(tf.reduce_min(y))
                 highs.append(tf.reduce_max(y))
                 if layer.name in self.wants:
@@ -280,7 +291,7 @@ class _Look:
         self.keys = keys
         if self.outputs is None:  # of the first batch, which runs eagerly
             self.outputs = outputs
-        return _Seen(tf.stack([tf.stack(lows), tf.stack(highs)], axis=1), values, samples)
+        return _Seen(tf.stack([tf.stack(lows), tf.stack(highs)], axis=1), values, samples, nearest)
 
 
 def _spread(y: tf.Tensor, most: int) -> tuple[tf.Tensor, int]:

@@ -29,7 +29,7 @@ from kquant import interpreters
 from kquant.core.arguments import array_of
 from kquant.core.wording import did_you_mean
 from kquant.data_scale import Expected, warn_of_scale
-from kquant.inspect import FileModel, FileTensor, label, read_bytes, read_model, refuse_damaged
+from kquant.inspect import FileModel, FileTensor, constants, label, read_bytes, read_model, refuse_damaged
 from kquant.interpreters import CALL, RESET, RUNTIMES, SAMPLES, TENSORS
 from kquant.prefixes import Place, first_that_ends, place_of
 
@@ -84,6 +84,7 @@ def predict(
     for array, tensor in zip(arrays, model.inputs, strict=True):
         known = _expected(model, tensor)
         if known is not None:
+            known = replace(known, padding=_padding(model, data, tensor))
             warn_of_scale(f"predict: input '{tensor.name}'", array, known)
 
     count, step = len(arrays[0]), _samples_at_once(model)
@@ -327,6 +328,20 @@ def _expected(model: FileModel, tensor: FileTensor) -> Expected | None:
     asymmetric = any(t.zero_point and t.zero_point[0] not in (0, info.min) for t in model.tensors if t.scale)
     ends = ((info.min - zero) * scale, (info.max - zero) * scale)
     return Expected(tensor.name, *ends, "which the codes of the file hold", two_sided=asymmetric)
+
+
+def _padding(model: FileModel, data: bytes, tensor: FileTensor) -> tuple[tuple[float, float], ...]:
+    """Ends of what gets the code that the file compares an input with, to tell which steps are real."""
+    if tensor.scale is None or len(tensor.scale) != 1 or "NOT_EQUAL" not in model.operator_counts:
+        return ()
+    cast = {op.outputs[0] for op in model.operators if op.code == "CAST" and op.inputs[0] == tensor.index}
+    compared = [op.inputs[1] for op in model.operators if op.code == "NOT_EQUAL" and op.inputs[0] in cast]
+    stored, info = constants(data), np.iinfo(tensor.dtype)
+    found = []
+    for code in (int(stored[i].flat[0]) for i in compared if i in stored and stored[i].size == 1):
+        least, most = ((code + half - tensor.zero_point[0]) * tensor.scale[0] for half in (-0.5, 0.5))
+        found.append((-math.inf if code == info.min else least, math.inf if code == info.max else most))
+    return tuple(found)
 
 
 def _known(runtime: str) -> None:

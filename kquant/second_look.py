@@ -174,6 +174,28 @@ def warn_of_poles(qmodel: keras.Model, found: Observations) -> None:
             )
 
 
+def warn_of_padding(qmodel: keras.Model, found: Observations) -> None:
+    """Name tensors in which a real step at the end of a sample gets the codes of padding.
+
+    Args:
+        qmodel: the quantized model, with its ranges.
+        found: what the data show of it.
+    """
+    for node in encodings_of(qmodel):
+        for site, value in node.padding.items():
+            scale, zero_point, _ = (np.asarray(x) for x in node.grid())
+            code = np.clip(np.rint(np.float32(value) / scale) + zero_point, node.spec.low, node.spec.high)
+            inside = node.spec.low * scale <= value + zero_point * scale <= node.spec.high * scale
+            off = abs(float((code - zero_point) * scale) - value) if inside else 0.0
+            if found.tensors[node.name, int(site)].nearest <= 0.5 * float(scale) + off:
+                warnings.warn(
+                    f"calibrate: '{node.name}': real steps at an end of some samples are so near to {value:g}, which "
+                    f"marks padding, that all their codes are the same: the file leaves them out. Write padding as a "
+                    "number far from all data, as Masking(mask_value=-999.0): that has a code of its own.",
+                    stacklevel=3,
+                )
+
+
 def _table(function: Function, source: FakeQuant) -> np.ndarray:
     """What a function is at every code of its input where it is finite."""
     scale, zero_point, _ = source.grid()

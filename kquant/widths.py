@@ -34,16 +34,18 @@ class Widths:
         calls: id(node) -> bits that the call computes in; `INDEX` where it hands positions on.
         tensors: id(tensor) -> bits that it is stored in.
         narrowed: the calls that were to have 16 bits, and have no kernel for them.
+        told: id(node) of the calls whose last input tells which steps are real, in whatever width it comes.
     """
 
     calls: Mapping[int, int]
     tensors: Mapping[int, int]
     narrowed: tuple[Node, ...]
+    told: frozenset[int] = frozenset()
 
     def conversions(self, node: Node) -> Iterator[tuple[int, Any, int]]:
         """(input number, tensor, bits wanted) of the inputs that come in another width."""
         wanted = self.calls.get(id(node))
-        for i, t in enumerate(node.inputs):
+        for i, t in enumerate(node.inputs[:-1] if id(node) in self.told else node.inputs):
             if wanted is not None and self.tensors[id(t)] not in (wanted, INDEX):
                 yield i, t, wanted
 
@@ -117,7 +119,9 @@ def find_widths(
         calls[id(node)] = bits
         for t in node.outputs:  # what leaves a static model is a code, whoever computed it
             tensors[id(t)] = edge if bits == FLOAT and id(t) in outputs else bits
-    return Widths(calls, tensors, tuple(narrowed))
+    telling = {id(node) for node in graph.nodes if (rule := rules[id(node)]) is not None and rule.told}
+    told = frozenset(call for call in telling if calls[call] != FLOAT)
+    return Widths(calls, tensors, tuple(narrowed), told)
 
 
 def _has(target: Target, rule: Rule, bits: int) -> bool:

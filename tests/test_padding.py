@@ -188,6 +188,75 @@ def test_padding_between_real_steps_is_named():
         kquant.calibrate(q, moved, verbose=False)
 
 
+def marked(value: float, *made, features: int = FEATURES) -> keras.Model:
+    """A network of sequences whose padding holds `value`."""
+    keras.utils.set_random_seed(3)
+    y = x = keras.Input((STEPS, features), name="x")
+    for layer in (layers.Masking(value, name="masking"), *made):
+        y = layer(y)
+    return contract.randomise(keras.Model(x, y, name="marked"))
+
+
+def signals(value: float, count: int, seed: int = 0, features: int = FEATURES) -> np.ndarray:
+    """Sequences with `value` before and behind the real steps."""
+    x = np.cumsum(np.random.default_rng(seed).normal(size=(count, STEPS, features)), 1) * 0.5
+    return np.float32(np.where(blocks(count, STEPS, seed, True)[..., None], x, value))
+
+
+def _twice(x):
+    return x * 2.0
+
+
+MARKED = {  # value, layers, features, recipe, runtime
+    "off the grid": (0.5, [layers.LSTM], 3, "int8", "tflm"),
+    "far below, by XNNPACK": (-999.0, [layers.LSTM, layers.Dense], 3, "int8", "litert"),
+    "far below, 16 bits": (-999.0, [layers.Dense, layers.LSTM], 3, "int16x8", "tflm"),
+    "one feature, far below": (-999.0, [layers.LSTM], 1, "int8", "litert-reference"),
+    "one feature, above": (99.0, [layers.LSTM], 1, "int8", "tflm"),
+    "mask ignored": (-999.0, [lambda n: layers.Lambda(_twice), lambda n: layers.Flatten()], 3, "int8", "tflm"),
+}
+
+
+@pytest.mark.parametrize("name", MARKED)
+@pytest.mark.filterwarnings("error", "ignore:quantize.*no 16-bit kernel", "ignore:.*does not support masking")
+def test_padding_of_any_value(name):
+    """It has no part in the range, and the code that its value gets tells it; no check of scales takes it for data."""
+    value, made, features, recipe, runtime = MARKED[name]
+    model = marked(value, *(make(4) for make in made), features=features)
+    q = kquant.quantize(model, recipe, target="tflm" if runtime == "tflm" else "litert")
+    kquant.calibrate(q, signals(value, 128, features=features), batch_size=64, verbose=False)
+    x, file = signals(value, 14, 5, features), contract.file_of(q)
+    assert contract.compare(q, file, runtime, [x]) == contract.Parity(1.0, 0)
+    assert signal_to_noise(model(x), q(x, training=False)) > 25
+    kquant.predict(file, x[:2], runtime=runtime)
+
+
+def test_padding_is_in_the_range_where_something_reads_it():
+    x = keras.Input((STEPS, FEATURES), name="x")
+    y = layers.LSTM(3)(layers.Masking(-9.0)(x))
+    model = contract.randomise(keras.Model(x, [y, layers.GlobalAveragePooling1D()(x)]))
+    q = kquant.calibrate(kquant.quantize(model), signals(-9.0, 64), verbose=False)
+    given = signals(-9.0, 12, 5)
+    assert signal_to_noise(model(given), q(given, training=False)) > 20
+    assert contract.compare(q, contract.file_of(q), "litert-reference", [given]) == contract.Parity(1.0, 0)
+
+
+def test_real_steps_that_look_like_padding_are_named(tmp_path):
+    """In shards of the data too; the number that the warning says to take has a code of its own."""
+    x = signals(0.0, 64)
+    x[5] = 1.0
+    x[5, -1] = 1e-3
+    q = kquant.quantize(marked(0.0, layers.LSTM(2)))
+    first, second = (kquant.observe(q, part, verbose=False) for part in (x[:32], x[32:]))
+    first.save(tmp_path / "first.npz")
+    with pytest.warns(UserWarning, match="'x_quant': real steps at an end .* near to 0"):
+        kquant.calibrate(q, second + kquant.Observations.load(tmp_path / "first.npz"), verbose=False)
+    far = np.where(np.any(x, axis=-1, keepdims=True), x, np.float32(-999.0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        kquant.calibrate(kquant.quantize(marked(-999.0, layers.LSTM(2))), far, verbose=False)
+
+
 @keras.saving.register_keras_serializable(package="test_padding")
 class Inside(layers.Layer):
     """A layer whose inside is masked."""

@@ -17,6 +17,7 @@ from kquant.core.conversion import refuse_conversion
 from kquant.core.ranges import replaced, straight_through
 from kquant.core.replicas import extremes
 from kquant.core.spec import QuantSpec, encode_range, to_codes
+from kquant.core.step_mask import is_other
 from kquant.core.training import Training
 
 SETTLED = 17.0  # exp(-17) is below float32's last place: from here on nothing is left to unbias
@@ -84,6 +85,8 @@ class FakeQuant(keras.layers.Layer):
         origin: recipe and target that this model was made for.
         ports: inputs of the model that it quantizes -> (lowest, highest, layer), what the first layer of the float
             model takes there, where that tells; else None.
+        padding: number of a call -> what every feature of a masked step holds there, which nobody reads: its range is
+            that of the other steps, and leaves a code to those where the value lies beyond.
     """
 
     def __init__(
@@ -99,6 +102,7 @@ class FakeQuant(keras.layers.Layer):
         span: Sequence[float] | None = None,
         origin: dict[str, str] | None = None,
         ports: dict[str, Any] | None = None,
+        padding: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(autocast=False, **{k: v for k, v in kwargs.items() if k != "autocast"})
@@ -113,6 +117,7 @@ class FakeQuant(keras.layers.Layer):
         self.span = None if span is None else (float(span[0]), float(span[1]))
         self.origin = dict(origin or {})
         self.ports = dict(ports or {})
+        self.padding = dict(padding or {})
         self.supports_masking = True
         if self.has_range:
             zeros = {"shape": (sites,), "initializer": "zeros", "trainable": False, "dtype": "float32"}
@@ -197,7 +202,7 @@ class FakeQuant(keras.layers.Layer):
         if peek:
             return [real, self._peeked(encodings, training)]
         if training and self.has_range and self.trainable:
-            self._move(real, site)
+            self._move(self.without_padding(real, site), site)
         scale, zero_point, seen = self.grid(encodings)
         if training and self.fixed is not None:
             # Probabilities on a grid of 1/256 are often 0, where a cross-entropy has no gradient; the kernel's grid is
@@ -247,7 +252,36 @@ class FakeQuant(keras.layers.Layer):
         """
         if self.span is not None and not exact:
             low, high = min(low, self.span[0]), max(high, self.span[1])
+        if not exact:
+            low, high = (float(end) for end in self._with_padding(low, high, site))
         self._store(site, low, high, min(float(np.ceil(SETTLED / (1.0 - self.momentum))), MOST_BATCHES))
+
+    def without_padding(self, y: tf.Tensor, site: int = 0) -> tf.Tensor:
+        """The tensor with 0 at masked steps, where padding is known by a value."""
+        if not self.padding.get(str(site)):  # 0 is 0
+            return y
+        real = tf.reduce_any(is_other(y, self.padding[str(site)]), axis=-1, keepdims=True)
+        return tf.where(real, y, tf.zeros_like(y))
+
+    def nearest_to_padding(self, y: tf.Tensor, site: int = 0) -> tf.Tensor:
+        """float32[]: `Statistics.nearest` of float[samples, steps, features]."""
+        far = tf.reduce_max(tf.abs(y - self.padding[str(site)]), axis=-1)
+        real = far > 0.0
+        counted = [tf.cumsum(tf.cast(real, tf.int32), axis=1, reverse=back) for back in (False, True)]
+        at_end = tf.logical_and(real, tf.logical_or(counted[0] == 1, counted[1] == 1))
+        return tf.reduce_min(tf.where(at_end, far, np.float32(np.inf)))
+
+    def _with_padding(self, low: Any, high: Any, site: int) -> tuple[Any, Any]:
+        """The range, and a code more at the side where the value of masked steps lies beyond it."""
+        value = self.padding.get(str(site), 0.0)
+        if value == 0.0:  # a code of every grid
+            return low, high
+        least, most = tf.minimum(low, 0.0), tf.maximum(high, 0.0)
+        # 1.5 steps, since the zero point may move the grid by half a step; with 16 bits what lies beyond the grid of 8
+        # bits too, where some kernel wants that in between
+        steps = (1.5 if self.spec.bits <= 8 else 3.0) / (min(self.spec.high - self.spec.low, 255) - 2)
+        beyond = (most - least) * steps
+        return tf.where(value < least, least - beyond, low), tf.where(value > most, most + beyond, high)
 
     def forget_range(self) -> None:
         """No data were seen."""
@@ -289,7 +323,7 @@ class FakeQuant(keras.layers.Layer):
             rate = tf.where(moves, rate, 0.0)
         following = tf.logical_and(following, steps > 1.0)  # before the first batch there is no range at all
         rate = tf.where(following, 1.0, rate)
-        for variable, value in zip((self.low, self.high), extremes(y), strict=True):
+        for variable, value in zip((self.low, self.high), self._with_padding(*extremes(y), site), strict=True):
             now = tf.convert_to_tensor(variable)
             variable.assign(now + here * rate * (value - now))
         self.count.assign(count)
@@ -383,6 +417,7 @@ class FakeQuant(keras.layers.Layer):
             "span": self.span,
             "origin": self.origin,
             "ports": dict(self.ports),
+            "padding": dict(self.padding),
         }
 
 

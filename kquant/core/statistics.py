@@ -23,6 +23,8 @@ class Statistics:
         counts: int64[bins] over -reach to reach, empty where no observer asked for it.
         reach: a power of two above every |value|, so that the bins of any two histograms nest.
         samples: float32[n, channels], whole rows of the tensor, empty where no observer asked for them.
+        nearest: how near the first or last real step of a sample came to what marks padding: the largest distance among
+            its features, of the step where that is least. Infinite where nothing marks any.
     """
 
     lows: np.ndarray
@@ -30,20 +32,22 @@ class Statistics:
     counts: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     reach: float = 0.0
     samples: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    nearest: float = math.inf
 
     def merge(self, other: Statistics) -> Statistics:
         """Of two shards together: histograms are brought to the wider reach by powers of two."""
         lows, highs = np.concatenate([self.lows, other.lows]), np.concatenate([self.highs, other.highs])
         rows = [s.samples for s in (self, other) if s.samples.size]
         samples = np.concatenate(rows)[:MOST_SAMPLES] if rows else self.samples
+        nearest = min(self.nearest, other.nearest)
         if not self.counts.size or not other.counts.size:
             filled = self if self.counts.size else other
-            return Statistics(lows, highs, filled.counts, filled.reach, samples)
+            return Statistics(lows, highs, filled.counts, filled.reach, samples, nearest)
         wide, narrow = (self, other) if self.reach >= other.reach else (other, self)
         counts, reach = narrow.counts, narrow.reach
         while reach < wide.reach:
             counts, reach = _widened(counts), reach * 2.0
-        return Statistics(lows, highs, wide.counts + counts, wide.reach, samples)
+        return Statistics(lows, highs, wide.counts + counts, wide.reach, samples, nearest)
 
 
     def checked(self, batches: int) -> Statistics:
@@ -68,6 +72,8 @@ class Statistics:
             raise ValueError("a histogram with counts below 0, or without any")
         if self.counts.size and not (0 < self.reach < math.inf and math.frexp(self.reach)[0] == 0.5):
             raise ValueError("a histogram whose reach is no power of two")
+        if not self.nearest >= 0.0:
+            raise ValueError("a distance below 0")
         return self
 
 

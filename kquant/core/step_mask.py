@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -36,18 +37,45 @@ class StepMask(keras.layers.Layer):
         self.value, self.features = float(value), bool(features)
         self.trainable = False
 
-    def call(self, x: Any) -> Any:
-        """Compare."""
-        real = K.not_equal(x, K.cast(self.value, x.dtype))
+    def call(self, x: Any, encoding: Any = None, codes: Sequence[int] = ()) -> Any:
+        """Compare; by codes where `x` has some."""
+        real = is_other(x, self.value, encoding, codes)
         return K.cast(K.any(real, axis=-1) if self.features else real, "float32")
 
-    def compute_output_spec(self, x: keras.KerasTensor) -> keras.KerasTensor:
+    def compute_output_spec(self, x: keras.KerasTensor, **_: Any) -> keras.KerasTensor:
         """Without the features."""
         return keras.KerasTensor(x.shape[:-1] if self.features else x.shape, "float32")
 
     def get_config(self) -> dict[str, Any]:
         """All arguments."""
         return {**super().get_config(), "value": self.value, "features": self.features}
+
+
+def is_other(x: Any, value: float, encoding: Any = None, codes: Sequence[int] = ()) -> Any:
+    """Where `x` is not `value`; of a tensor on a grid, where its code is not the one that `value` gets.
+
+    A value beyond the grid gets the code at its end.
+
+    Args:
+        x: float[...], on the grid, if there is one.
+        value: the number.
+        encoding: float32[2], scale and zero point of the grid; zeros where `x` is not on it.
+        codes: the lowest and the highest of the grid.
+
+    Example:
+        >>> x, encoding = np.float32([-2.0, -1.5, 0.5]), np.float32([0.5, 124.0])
+        >>> is_other(x, -999.0).numpy().tolist(), is_other(x, -999.0, encoding, (-128, 127)).numpy().tolist()
+        ([True, True, True], [True, True, True])
+        >>> is_other(x, -2.1, encoding, (-128, 127)).numpy().tolist()
+        [False, True, True]
+    """
+    plain = K.not_equal(x, K.cast(value, x.dtype))
+    if encoding is None:
+        return plain
+    scale, zero_point = K.where(encoding[0] > 0.0, encoding[0], 1.0), encoding[1]
+    code = K.clip(K.round(np.float32(value) / scale) + zero_point, *map(float, codes))
+    apart = K.abs(K.cast(x, "float32") - (code - zero_point) * scale) > 0.5 * scale
+    return K.where(encoding[0] > 0.0, apart, plain)
 
 
 def makes_mask(op: Any) -> bool:

@@ -186,7 +186,7 @@ class _Writer:
             return
         if rule is None or rule.output not in ("same", "shared"):
             return
-        inputs = [self.read(t, node) for t in node.inputs]
+        inputs = [self.read(t, node) for t in self.data_inputs(node)]
         output = self.program.value(node.name, _static(node.outputs[0]), inputs[0].encoding, inputs[0].dtype)
         self.refs[id(node.outputs[0])] = output
         self.write(rule, Call(node.op, inputs, output, node=node))

@@ -10,6 +10,7 @@ import numpy as np
 
 from kquant.core.program import Program
 from kquant.core.training_only import Conjugated
+from kquant.ops.real_steps import RealSteps
 from kquant.ops.rule import Call, Make, Rule, computed, example
 
 layers = keras.layers
@@ -88,13 +89,15 @@ def is_idle(op: Any, x: Any) -> bool:
 
 
 def _masking(op: Any, make: Make, x: Any, *_: Any, **__: Any) -> Any:
-    """What equals `mask_value` becomes 0; the mask itself is refused where a layer reads it."""
-    if op.mask_value != 0:
+    """What equals `mask_value` becomes 0; layers that read the mask are given it."""
+    if op.mask_value == 0:
+        return x
+    if len(x.shape) != 3:
         raise ValueError(
-            f"{op.name} (Masking): mask_value={op.mask_value} turns values into 0; use mask_value=0, or write zeros in "
-            "the application."
+            f"{op.name} (Masking): expected [samples, steps, features] where mask_value={op.mask_value} turns steps "
+            f"into 0. Received: {tuple(x.shape)}. Write zeros in the application and take mask_value=0."
         )
-    return x
+    return make("kept", lambda: RealSteps("kept", value=op.mask_value, name=f"{op.name}_kept"))([x, x])
 
 
 def _pass(op: Any, make: Make, x: Any, *_: Any, **__: Any) -> Any:
@@ -144,7 +147,10 @@ RULES = (
     Rule(
         layers=(layers.Masking,),
         expand=_masking,
-        examples=(example(layers.Masking, lambda: layers.Dense(3), shape=(4, 3)),),
+        examples=(
+            example(layers.Masking, lambda: layers.Dense(3), shape=(4, 3)),
+            example(lambda: layers.Masking(-0.5), lambda: layers.Dense(3), shape=(4, 3)),
+        ),
     ),
     Rule(
         operations=("Cast", "StopGradient", "ConvertToTensor", "Copy"),

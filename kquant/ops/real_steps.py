@@ -6,16 +6,21 @@ and what it makes of the padding behind them is never read. With h' = [0, h[0], 
 
     begin      x[min(k + j, T - 1)]           last       h'[L]
     reversed   x[max(n - 1 - j, 0)]           spread     h'[clip(t + 1 - k, 0, L)]
-                                              backward   h'[clip(n - (T - 1 - s), 0, L)]
+    kept       [0, x][(t + 1) real[t]]        backward   h'[clip(n - (T - 1 - s), 0, L)]
 
 That is what Keras computes: a masked step leaves the states as they are and repeats the output before it, which is 0
 before the first real step; with zero_output_for_mask it gives 0. Rows are picked, so codes stay what they are. k is the
-first real step and n - 1 the last one: padding may be at the end, in front, or both, not between.
+first real step and n - 1 the last one: padding may be at the end, in front, or both, not between. What Masking gives to
+layers that read no mask is "kept": 0 at masked steps.
+
+A masked step is told by the code that its value gets, which is that of the grid's end where the value lies beyond: a
+tensor whose padding nobody else reads (`unread_padding`) has a grid for the real steps only.
 """
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,14 +29,15 @@ import numpy as np
 import tensorflow as tf
 
 from kquant.core.fake_quant import is_observing
+from kquant.core.graph import Graph
 from kquant.core.program import Program, Ref
 from kquant.core.spec import Encoding, QuantSpec
-from kquant.core.step_mask import StepMask
+from kquant.core.step_mask import StepMask, is_other
 from kquant.ops.rule import Call, Make, Rule, computed
 
 layers = keras.layers
 K = keras.ops
-BEFORE, AFTER = ("begin", "reversed"), ("last", "spread", "backward")
+BEFORE, AFTER, KEPT = ("begin", "reversed"), ("last", "spread", "backward"), "kept"
 FLAG = Encoding(np.float32([1.0]), np.int64([0]), QuantSpec())
 
 
@@ -40,7 +46,7 @@ class RealSteps(keras.layers.Layer):
     """The rows of a sequence that the head of this file says, of the steps that `source` tells.
 
     Args:
-        rows: "begin" or "reversed" before a recurrent layer, "last", "spread" or "backward" behind it.
+        rows: "begin" or "reversed" before a recurrent layer, "last", "spread" or "backward" behind it; "kept" anywhere.
         zeros: "spread" and "backward" are 0 at masked steps, instead of the output before.
         value: what every feature of a masked step of `source` holds.
 
@@ -56,11 +62,16 @@ class RealSteps(keras.layers.Layer):
         super().__init__(**kwargs)
         self.rows, self.zeros, self.value = rows, bool(zeros), float(value)
 
-    def call(self, xs: Any) -> Any:
-        """Pick the rows."""
+    def call(self, xs: Any, encoding: Any = None, codes: Sequence[int] = ()) -> Any:
+        """Pick the rows; `encoding` and the lowest and highest of its `codes` are those of the source."""
         x, source = xs
-        real = tf.not_equal(source, tf.cast(self.value, source.dtype))
+        real = is_other(source, self.value, encoding, codes)
         real = tf.reduce_any(real, axis=-1) if len(source.shape) > 2 else real
+        if self.rows == KEPT:
+            return tf.where(real[..., None], x, tf.zeros_like(x))
+        if self.rows in BEFORE and self.value != 0.0:  # what recurrent layers make of -999 would tell in their ranges
+            on_grid = encoding is not None and encoding[0] > 0.0
+            x = tf.where(tf.logical_or(real, on_grid)[..., None], x, tf.zeros_like(x))
         first, end = _block(real)
         if is_observing() and self.rows in BEFORE:
             inside = tf.logical_and(_steps(real) >= first, _steps(real) < end)
@@ -79,7 +90,7 @@ class RealSteps(keras.layers.Layer):
                 stacklevel=2,
             )
 
-    def compute_output_spec(self, xs: Any) -> keras.KerasTensor:
+    def compute_output_spec(self, xs: Any, **_: Any) -> keras.KerasTensor:
         """As the sequence, or one step of it."""
         x = xs[0]
         return keras.KerasTensor((x.shape[0], 1 if self.rows == "last" else x.shape[1], *x.shape[2:]), x.dtype)
@@ -144,9 +155,15 @@ class Padded:
 
     def enter(self, x: Any) -> Any:
         """The real steps first, in the order in which the layer reads them."""
+        before, read = _producer(x)
+        if (
+            isinstance(before, RealSteps)
+            and before.rows == KEPT
+            and (read[1], before.value) == (self.source, self.value)
+        ):
+            x = read[0]  # which of the masked steps is 0 makes no difference here
         if self.op.go_backwards:
             return self.pick(x, "reversed")
-        before, read = _producer(x)
         if isinstance(before, RealSteps) and before.rows == "spread" and read[1] is self.source:
             return read[0]  # of a recurrent layer with the same mask: they stand there already
         return self.pick(x, "begin")
@@ -195,6 +212,37 @@ def padded(op: Any, make: Make, mask: Any) -> Padded | None:
     return Padded(op, make, mask)
 
 
+def unread_padding(graph: Graph) -> dict[int, float]:
+    """Tensors whose masked steps are told by their value, where nothing else reads those: id(tensor) -> that value.
+
+    A value of 0, which every grid holds, may be read.
+
+    Args:
+        graph: of an expanded model.
+    """
+    found: dict[int, float] = {}
+    consumers, outputs = graph.consumers(), {id(t) for t in keras.tree.flatten(graph.outputs)}
+    for node in graph.nodes:
+        if marks_padding(node.op) and "int" not in node.inputs[-1].dtype:
+            t, value = node.inputs[-1], node.op.value
+            alone = id(t) not in outputs and all(_leaves_out(n, t, value) for n in consumers[id(t)])
+            if alone or value == 0.0:
+                found[id(t)] = value
+    return found
+
+
+def marks_padding(op: Any) -> bool:
+    """True for what tells real steps by the values of its last input."""
+    return isinstance(op, RealSteps) or (isinstance(op, StepMask) and op.features)
+
+
+def _leaves_out(node: Any, t: Any, value: float) -> bool:
+    """True for a call that reads of `t` only which steps are not `value`, or those steps."""
+    if not marks_padding(node.op) or node.op.value != value or node.inputs[-1] is not t:
+        return False
+    return isinstance(node.op, StepMask) or node.inputs[0] is not t or node.op.rows in (*BEFORE, KEPT)
+
+
 def _flags(program: Program, source: Ref, value: float, features: bool) -> Ref:
     """1 at real steps: int8[1, steps]."""
     key = ("flags", id(source), value)
@@ -238,6 +286,14 @@ class _Positions:
     def constant(self, values: Any) -> Ref:
         return self.program.constant("positions", np.atleast_1d(np.asarray(values, np.int32)))
 
+    def flat(self, flags: Ref) -> Ref:
+        """int8[1, steps] as int32[steps]."""
+        whole = self.program.value(f"{self.name}/flags", flags.shape, None, "int32")
+        self.program.emit("CAST", [flags], whole, inDataType="INT8", outDataType="INT32")
+        return self.program.reshape(
+            whole, flags.shape[1:], self.program.value(f"{self.name}/flat", flags.shape[1:], None, "int32")
+        )
+
     def first(self, flags: Ref, name: str) -> Ref:
         """Where the first 1 stands."""
         axis = self.program.constant("axis", np.array(1, np.int32))
@@ -270,9 +326,22 @@ def _lower(program: Program, call: Call) -> None:
     """GATHER with positions that the mask gives."""
     op, (x, source), y = call.op, call.inputs, call.output
     flags = _flags(program, source, op.value, features=len(source.shape) > 2)
-    first, end, length = _ends(program, flags)
     calculate, steps = _Positions(program, f"{y.name}/rows"), x.shape[1]
     at = np.arange(steps)
+    if op.rows == KEPT:
+        rows = calculate("MUL", calculate.flat(flags), at + 1)
+    else:
+        rows = _moved(op, calculate, steps, at, _ends(program, flags))
+    if op.rows in (*AFTER, KEPT):
+        pads = program.constant("pads", np.array([[0, 0], [1, 0], [0, 0]], np.int32))
+        grown = program.value(f"{y.name}/from_zero", (1, steps + 1, *x.shape[2:]), x.encoding, x.dtype)
+        x = program.emit("PAD", [x, pads], grown)
+    program.emit("GATHER", [x, rows], y, axis=1, batchDims=0)
+
+
+def _moved(op: RealSteps, calculate: _Positions, steps: int, at: np.ndarray, ends: tuple[Ref, Ref, Ref]) -> Ref:
+    """Rows of x, or of h', for real steps that lie together."""
+    first, end, length = ends
     if op.rows == "begin":
         rows = calculate("MINIMUM", calculate("ADD", first, at), steps - 1)
     elif op.rows == "reversed":
@@ -286,11 +355,7 @@ def _lower(program: Program, call: Call) -> None:
         if op.zeros:
             ahead = calculate("SUB", end, at) if forward else calculate("SUB", steps - at, first)
             rows = calculate("MUL", rows, calculate("MINIMUM", calculate("MAXIMUM", ahead, 0), 1))
-    if op.rows in AFTER:
-        pads = program.constant("pads", np.array([[0, 0], [1, 0], [0, 0]], np.int32))
-        grown = program.value(f"{y.name}/from_zero", (1, steps + 1, *x.shape[2:]), x.encoding, x.dtype)
-        x = program.emit("PAD", [x, pads], grown)
-    program.emit("GATHER", [x, rows], y, axis=1, batchDims=0)
+    return rows
 
 
 def _lower_mask(program: Program, call: Call) -> None:
@@ -307,7 +372,8 @@ RULES = (
         told=True,
         lower=_lower,
         examples=tuple(
-            computed(lambda x, rows=rows: RealSteps(rows)([x, K.relu(x - 1.0)]), (6, 3)) for rows in (*BEFORE, *AFTER)
+            computed(lambda x, rows=rows: RealSteps(rows)([x, K.relu(x - 1.0)]), (6, 3))
+            for rows in (*BEFORE, *AFTER, KEPT)
         ),
     ),
     Rule(
@@ -318,6 +384,7 @@ RULES = (
         output="fixed",
         fixed=(1.0, 0),
         widths=(8,),
+        told=True,
         lower=_lower_mask,
         examples=(computed(lambda x: StepMask()(K.relu(x - 0.5)), (6, 2)),),
     ),

@@ -158,7 +158,7 @@ class Rule:
         observer: the function that calibration sets its range with, where not the recipe's.
         span: `(layer) -> (lowest, highest)` of all that it can give, where its weights tell; calibration sees a part.
         indices: it reads whole numbers as positions; the model's input that it reads stays int32 in the file.
-        told: its second input only tells which steps are real; what holds indices does, too.
+        told: its last input only tells which steps are real, by codes of any width; what holds indices does, too.
         refuse: `(node) -> reason` where this use of the layer has no integer form, else None.
         masks: `expand` takes the call's `mask`, which otherwise is left out.
         needs: public names of Keras ("ops.layer_normalization") that its operations come with; a Keras without them
