@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import zipfile
 from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
+from packaging.version import Version
 from saved.write import HERE, samples
 
 import kquant
@@ -16,6 +19,14 @@ FILES = sorted(HERE.glob("*.keras"))
 FLOAT = {"pruned_float", "embedded_dynamic"}
 
 
+def refuse_newer(path: Path) -> None:
+    """Keras reads files of older ones; those of newer ones hold settings that it does not know."""
+    with zipfile.ZipFile(path) as archive:
+        wrote = json.loads(archive.read("metadata.json"))["keras_version"]
+    if Version(wrote) > Version(keras.__version__):
+        pytest.skip(f"Keras {wrote} wrote this file, and Keras {keras.__version__} is older")
+
+
 def test_every_file_has_its_outputs() -> None:
     with np.load(HERE / "outputs.npz") as outputs:
         assert sorted(outputs.files) == [path.stem for path in FILES]
@@ -23,6 +34,7 @@ def test_every_file_has_its_outputs() -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_loads_and_predicts_the_same(path: Path, tmp_path: Path) -> None:
+    refuse_newer(path)
     model = keras.models.load_model(path)
     with np.load(HERE / "outputs.npz") as outputs:
         expected = outputs[path.stem]
