@@ -254,7 +254,7 @@ RULES = (
         examples=(
             example(_adapted, shape=(7, 3)),
             example(lambda: layers.Normalization(axis=None, mean=0.3, variance=2.0, invert=True), shape=(5, 4)),
-            example(lambda: layers.Normalization(axis=1, mean=[1.0, -2.0, 0.5], variance=[1, 4, 0.2]), shape=(3, 7)),
+            example(lambda: layers.Normalization(axis=1, mean=[[1.0], [-2.0], [0.5]], variance=[[1], [4], [0.2]]), shape=(3, 7)),
         ),
     ),
     Rule(

@@ -117,9 +117,23 @@ def constant_mask(mask: Any, op: Any, rank: int) -> np.ndarray:
 
 
 def _dot_product(
-    op: Any, make: Make, query: Any, key: Any, value: Any, bias: Any = None, mask: Any = None, scale: Any = None
+    op: Any,
+    make: Make,
+    query: Any,
+    key: Any,
+    value: Any,
+    bias: Any = None,
+    mask: Any = None,
+    scale: Any = None,
+    flash_attention: Any = None,  # the same function, by another kernel
+    attn_logits_soft_cap: Any = None,
 ) -> Any:
     """`keras.ops.dot_product_attention`: [samples, positions, heads, features]."""
+    if attn_logits_soft_cap is not None:  # older Kerases pass it on, newer ones keep it in the operation
+        raise ValueError(
+            f"{op.name} ({type(op).__name__}): attn_logits_soft_cap has no rule. Write the attention out with "
+            "keras.ops: matmul, `cap * tanh(logits / cap)`, softmax, matmul."
+        )
     if isinstance(bias, keras.KerasTensor):
         raise ValueError(
             f"{op.name} ({type(op).__name__}): a bias that is computed from the inputs. Add it to the logits with "

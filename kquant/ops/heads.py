@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import keras
@@ -29,29 +30,30 @@ def _multi_head(op: Any, make: Make, query: Any, value: Any, key: Any = None, **
     """Both multi-head layers: projections as Dense, heads as an axis of their own, the output as Dense."""
     key = value if key is None else key
     grouped = isinstance(op, layers.GroupQueryAttention)
-    allowed = _allowed(op, query, key, grouped, options)
+    allowed = _allowed(op, query, key, options)
     shape = query.shape[1:-1]
     query, key, value = (_flat(op, make, t, n) for t, n in ((query, "query"), (key, "key"), (value, "value")))
     q, k, v = (_projected(op, make, t, n) for t, n in ((query, "query"), (key, "key"), (value, "value")))
     if grouped:
         k, v = (repeated(make, t, q.shape[1], f"{op.name}_{n}", n) for t, n in ((k, "key"), (v, "value")))
-    beta = op._inverse_sqrt_head_dim if grouped else op._inverse_sqrt_key_dim
-    dropout = op.dropout if grouped else op._dropout
+    config = op.get_config()
+    beta = 1.0 / np.sqrt(float(config["head_dim" if grouped else "key_dim"]))
+    dropout = config["dropout"]
     y, weights = attend(make, q, k, v, f"{op.name}_values", beta=float(beta), allowed=allowed, dropout=dropout)
-    if op.use_gate if grouped else op._use_gate:
+    if config.get("use_gate"):
         gate = _projected(op, make, query, "gate")
         y = make("gated", lambda: layers.Multiply(name=f"{op.name}_gated"))([y, gate])
     y = _output(op, make, y, shape)
     return (y, weights) if options.get("return_attention_scores") else y
 
 
-def _allowed(op: Any, query: Any, key: Any, grouped: bool, options: dict[str, Any]) -> np.ndarray | None:
+def _allowed(op: Any, query: Any, key: Any, options: dict[str, Any]) -> np.ndarray | None:
     """The constant masks of a call together, as bool[heads or 1, queries, keys]."""
     for name in ("query_mask", "value_mask", "key_mask"):
         if options.get(name) is not None:
             constant_mask(options[name], op, 2)
     queries, keys = (int(np.prod(t.shape[1:-1])) for t in (query, key))
-    window = op.sliding_window if grouped else op._sliding_window
+    window = op.get_config().get("sliding_window")
     allowed = _band(queries, keys, bool(options.get("use_causal_mask")), window)
     mask = options.get("attention_mask")
     if mask is not None:  # [samples, queries, keys]
@@ -62,7 +64,7 @@ def _allowed(op: Any, query: Any, key: Any, grouped: bool, options: dict[str, An
 
 def _flat(op: Any, make: Make, x: Any, key: str) -> Any:
     """[samples, positions, features]: more axes of positions become one, where attention runs over them all."""
-    axes = tuple(getattr(op, "_attention_axes", None) or (1,))
+    axes = tuple(op.get_config().get("attention_axes") or (1,))
     if axes != tuple(range(1, len(x.shape) - 1)):
         raise ValueError(
             f"{op.name} ({type(op).__name__}): attention over axes {axes} of a tensor {tuple(x.shape)}; only attention "
@@ -159,6 +161,12 @@ def _self(make_layer: Any, *shape: int, **options: Any) -> Any:
     return computed(lambda x: make_layer()(x, x, **options), shape)
 
 
+def _with(argument: str, make_layer: Any) -> tuple[Any, ...]:
+    """The example of an argument that came after the oldest Keras, where the installed one has it."""
+    known = inspect.signature(layers.MultiHeadAttention.__init__).parameters
+    return (_self(make_layer, 5, 8),) if argument in known else ()
+
+
 def _pair(make_layer: Any, **options: Any) -> Any:
     return computed(lambda q, v: make_layer()([q, v], **options), (4, 6), (5, 6))
 
@@ -170,13 +178,14 @@ RULES = (
         examples=(
             _self(lambda: layers.MultiHeadAttention(2, 4), 5, 8),
             _self(lambda: layers.MultiHeadAttention(2, 4, use_bias=False), 5, 8, use_causal_mask=True),
-            _self(lambda: layers.MultiHeadAttention(2, 4, dropout=0.1, sliding_window=2), 5, 8),
+            _self(lambda: layers.MultiHeadAttention(2, 4, dropout=0.1), 5, 8),
+            *_with("sliding_window", lambda: layers.MultiHeadAttention(2, 4, sliding_window=2)),
             _self(lambda: layers.MultiHeadAttention(2, 4, output_shape=(3, 2)), 3, 2, 8),
             _self(lambda: layers.MultiHeadAttention(2, 4), 5, 8, return_attention_scores=True),
             _self(lambda: layers.MultiHeadAttention(2, 4), 3, 8, attention_mask=np.eye(3, dtype=bool)[None]),
             computed(lambda x, y: layers.MultiHeadAttention(2, 3, value_dim=4)(x, y), (4, 6), (5, 7)),
             _self(lambda: layers.GroupQueryAttention(4, 4, 2), 5, 8, use_causal_mask=True),
-            _self(lambda: layers.GroupQueryAttention(4, 3, 1, use_gate=True), 5, 8),
+            *_with("use_gate", lambda: layers.GroupQueryAttention(4, 3, 1, use_gate=True)),
         ),
     ),
     Rule(

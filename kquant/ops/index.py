@@ -187,10 +187,11 @@ def _item(op: Any, item: Any) -> Any:
     return [int(i) for i in array] if array.ndim else int(array)
 
 
-def _slice(op: Any, make: Make, x: Any, begin: Any, *_: Any, **__: Any) -> Any:
+def _slice(op: Any, make: Make, x: Any, begin: Any, shape: Any = None, **__: Any) -> Any:
     """`ops.slice`: as long as `op.shape` from `begin` on; -1 reaches to the end."""
     begin = constant_indices(op, begin).reshape(-1)
-    shape = [int(n) if n is not None else -1 for n in op.shape]
+    lengths = op.shape if shape is None else shape  # older Kerases pass it with the call
+    shape = [int(n) if n is not None else -1 for n in lengths]
     refuse_batch(op, [] if begin[0] == 0 and shape[0] in (-1, 1) else [0])
     ranges = {
         a: range(int(begin[a]), x.shape[a] if shape[a] == -1 else int(begin[a]) + shape[a])
