@@ -22,6 +22,7 @@ from kquant.analysis.units import units
 from kquant.cli import app
 from kquant.core.graph import run
 from kquant.core.nodes import FakeQuant, observing, only
+from kquant.core.recipe import load
 from kquant.correct import STEPS
 from kquant.remedies import LEAST_DB, Trials, merged, told, with_remedy
 
@@ -280,7 +281,7 @@ def test_a_tie_goes_to_the_cheaper_and_nothing_is_told_that_gains_nothing() -> N
         assert told([given], trials, False)[0].remedy == eight
     gains = {wide: Gain(0.0, 0.1), eight: Gain(-0.01, 0.4)}
     (found,) = told([given], trials, False)
-    assert (found.remedy, found.gain) == ("", None)
+    assert (found.remedy, found.gain, found.tried) == ("", None, True)
     gains = {wide: None, eight: Gain(0.01, 3.0)}
     assert told([given], trials, False)[0].remedy == eight
 
@@ -402,12 +403,14 @@ def test_too_few_samples(healthy: tuple) -> None:
     assert "too few samples" in causes(analyzed(healthy[0], moving, sensitivity=False))
 
 
-def test_low_bits() -> None:
-    a = analyzed(calibrated(network(), "int4-weights"), sensitivity=False, remedies=True)
+def test_low_bits(broken: tuple) -> None:
+    a = analyzed(calibrated(network(), "int4-weights"), sensitivity=False)
     finding = next(f for f in a.findings if f.cause == "4-bit weights")
     assert any("adaround" in change for change in finding.candidates)
     assert any("sequential-mse" in change for change in finding.candidates)
-    assert finding.remedy in finding.candidates and finding.gain.sqnr_db > 1
+    assert (finding.remedy, finding.gain) == ("", None)  # not tried, so not told
+    tried = next(f for f in broken[1].findings if f.cause == "2-bit weights")
+    assert tried.remedy in tried.candidates and tried.gain.sqnr_db > 1
 
 
 # Other models
@@ -505,9 +508,11 @@ def test_command(tmp_path: Any) -> None:
     found = json.loads(result.stdout)
     assert (found["recipe"], found["metric"], found["float_value"], found["samples"]) == ("int8", "accuracy", 1.0, 64)
     assert (tmp_path / "report.html").stat().st_size > 10_000
-    result = call(tmp_path / "quantized.keras", *data)
+    result = call(tmp_path / "quantized.keras", *data, "--apply", tmp_path / "better.toml")
     assert result.exit_code == 0, result.output
-    assert "4-bit weights" in result.stdout
+    assert "4-bit weights" in result.stdout and "Tried: +" in result.stdout
+    applied = load(tmp_path / "better.toml")
+    assert applied.rules or applied.steps != load("int4-weights").steps
     result = call(tmp_path / "quantized.keras", *data, "--recipe", "int8")
     assert (result.exit_code, "leave --recipe out" in result.stderr) == (1, True)
     result = call(tmp_path / "net.keras", *data, "--out", tmp_path / "none" / "report.html")

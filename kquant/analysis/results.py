@@ -142,7 +142,8 @@ class Finding:
         remedy: lines of a recipe (TOML) that were tried and gain, or a call that data are wanted for; empty where
             nothing that was tried gains anything.
         gain: of the recipe, measured on the samples; None where there is none.
-        candidates: the lines of recipes that were tried.
+        candidates: lines of recipes that are worth trying.
+        tried: they were.
     """
 
     layer: str
@@ -151,6 +152,7 @@ class Finding:
     remedy: str = ""
     gain: Gain | None = None
     candidates: tuple[str, ...] = ()
+    tried: bool = False
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ def _finding(f: Finding, in_db: bool) -> str:
     """The cause; behind it the remedy in a box of its own, ready to be pasted into a recipe."""
     said = f"{f.layer}: {f.cause}. {f.evidence}."
     if not f.remedy:
-        return f"{said} Nothing that was tried gains on these samples." if f.candidates else said
+        return f"{said} Nothing that was tried gains on these samples." if f.tried else said
     return f"{said} {'Try' if f.gain is None else gained(f.gain, in_db)}:\n{f.remedy}"
 
 
