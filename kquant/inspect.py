@@ -228,6 +228,10 @@ class _Parts:
             self.graphs = self._tables(self.model, "Subgraphs")
             for graph in self.graphs:
                 self._count(OFFSET_BYTES * (graph.TensorsLength() + graph.OperatorsLength()))
+            for graph in self.graphs:  # names are copied, wherever the tables are unpacked
+                self._count(sum(len(graph.Tensors(i).Name() or b"") for i in range(graph.TensorsLength())))
+            for signature in self._tables(self.model, "SignatureDefs"):
+                self._count(OFFSET_BYTES * (signature.InputsLength() + signature.OutputsLength()))
             self.graph = self.graphs[0]
             self.stored, self.operators = self._tables(self.graph, "Tensors"), self._tables(self.graph, "Operators")
             self.codes, self.buffers = self._tables(self.model, "OperatorCodes"), self._tables(self.model, "Buffers")

@@ -29,7 +29,7 @@ from kquant import interpreters
 from kquant.core.arguments import array_of
 from kquant.core.wording import did_you_mean
 from kquant.data_scale import Expected, warn_of_scale
-from kquant.inspect import FileModel, FileTensor, constants, label, read_bytes, read_model, refuse_damaged
+from kquant.inspect import DAMAGE, NUMPY, FileModel, FileTensor, constants, label, read_bytes, read_model, refuse_damaged
 from kquant.interpreters import CALL, RESET, RUNTIMES, SAMPLES, TENSORS
 from kquant.prefixes import Place, first_that_ends, place_of
 
@@ -43,6 +43,7 @@ REMEDIES = {
 # Codes that go to another process at once: enough that the way there costs nothing, few enough to show progress.
 MESSAGE_BYTES = 1 << 20
 FALLBACK = "litert-reference"  # where no runtime of the target is installed
+NUMBERS = {**NUMPY, "FLOAT16": "float16", "FLOAT64": "float64", "UINT16": "uint16", "UINT32": "uint32"}
 
 
 def predict(
@@ -80,6 +81,8 @@ def predict(
     model = read_model(data, label(path_or_bytes))
     _known(runtime)
     refuse_tables("predict", model, runtime)
+    for tensor in (*model.inputs, *model.outputs):
+        _check_port(tensor)
     arrays = _arrays(_gathered(x, model.inputs), model.inputs)
     for array, tensor in zip(arrays, model.inputs, strict=True):
         known = _expected(model, tensor)
@@ -98,6 +101,19 @@ def predict(
             bar.update(len(part[0]))
     results = [np.concatenate(collected) for collected in outputs]
     return results[0] if len(results) == 1 else results
+
+
+def _check_port(tensor: FileTensor) -> None:
+    """Inputs and outputs are numbers, and the scales of codes are some that numbers can be divided by."""
+    if tensor.type not in NUMBERS:
+        raise ValueError(f"predict: '{tensor.name}' is of type {tensor.type}; known are {', '.join(NUMBERS)}.")
+    if tensor.scale is not None and not (
+        NUMBERS[tensor.type] in ("int8", "uint8", "int16", "int32") and 0 < tensor.scale[0] < math.inf
+    ):
+        raise ValueError(
+            f"predict: '{tensor.name}' ({tensor.type}) has the scale {tensor.scale[0]}: the file is damaged, or not "
+            "quantized as LiteRT specifies."
+        )
 
 
 def _samples_at_once(model: FileModel) -> int:
@@ -162,8 +178,8 @@ class Running:
         return dict(zip(indices.tolist(), values, strict=True))
 
     def _ask(self, what: int, arrays: list[np.ndarray]) -> list[np.ndarray]:
-        late = threading.Event()
-        timer = threading.Timer(self._seconds, lambda: (late.set(), self._process.kill()))
+        late, process = threading.Event(), self._process
+        timer = threading.Timer(self._seconds, lambda: (late.set(), process.kill()))
         timer.start()
         try:
             requests, answers = _pipes(self._process)
@@ -184,7 +200,10 @@ class Running:
         self._said.seek(0)
         said = self._said.read().decode(errors="replace").splitlines()
         lines = [line for line in said if line.strip(" ^~")]  # without the marks under a line of a traceback
-        place = self._place(code, "\n".join(said), codes) if self._search else None
+        place = None
+        if self._search:
+            with contextlib.suppress(*DAMAGE):  # no operator can be told of a file whose tables cannot be packed again
+                place = self._place(code, "\n".join(said), codes)
         return f"{self.runtime} cannot run this file ({_ending(code, place)}): {' | '.join(lines[-3:])}"
 
     def _place(self, code: int, said: str, codes: list[np.ndarray] | None) -> Place | None:

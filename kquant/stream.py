@@ -126,9 +126,7 @@ class Stream:
                 "it on whole clips with kquant.predict."
             )
         refuse_tables("stream", self.file, runtime)
-        self.hop: int = about["hop"]
-        self.axes: list[int | None] = about["axes"]
-        self._initial: list[int] = about["states"]
+        self.hop, self.axes, self._initial = _told(about, self.file, where)
         self.inputs = self.file.inputs[: len(self.file.inputs) - len(self._initial)]
         self.outputs = self.file.outputs[: len(self.file.outputs) - len(self._initial)]
         self._running = Running(data, runtime)
@@ -209,6 +207,30 @@ class Stream:
             for axis, column in zip(self.axes, zip(*rows, strict=True), strict=True)
         ]
         return joined[0] if len(joined) == 1 else joined
+
+
+def _told(about: Any, file: FileModel, where: str) -> tuple[int, list[int | None], list[int]]:
+    """Hop, time axes of the outputs and first codes of the states, as the file's metadata tell them."""
+    given = [about.get(key) for key in ("hop", "axes", "states")] if isinstance(about, dict) else [None] * 3
+    hop, axes, states = given
+    counts = isinstance(hop, int) and hop > 0 and isinstance(axes, list) and isinstance(states, list)
+    if not counts or len(states) > len(file.inputs) or len(states) + len(axes) != len(file.outputs):
+        raise ValueError(f"stream: {where} is damaged: its metadata tell of other inputs and outputs. Export it again.")
+    kept = file.inputs[len(file.inputs) - len(states) :]
+    fits = all(_is_code(code, t) for code, t in zip(states, kept, strict=True))
+    ranks = [len(t.shape) for t in file.outputs]
+    if not fits or not all(a is None or (isinstance(a, int) and 0 < a < n) for a, n in zip(axes, ranks, strict=False)):
+        raise ValueError(f"stream: {where} is damaged: its metadata tell of states or axes that it has not.")
+    return hop, axes, states
+
+
+def _is_code(code: Any, tensor: FileTensor) -> bool:
+    if isinstance(code, bool) or not isinstance(code, int | float):
+        return False
+    if not tensor.dtype.startswith(("int", "uint")):
+        return tensor.dtype.startswith("float")
+    info = np.iinfo(tensor.dtype)
+    return isinstance(code, int) and info.min <= code <= info.max
 
 
 def stream(path: str | Path | bytes, runtime: str = "litert") -> Stream:
