@@ -167,10 +167,6 @@ def test_a_process_ends_with_its_owner() -> None:
     del running
     gc.collect()
     assert process.poll() is not None
-    with Running(content(), "litert") as running:
-        running.samples(codes)
-    with pytest.raises(ValueError, match="cannot run this file"):
-        running.samples(codes)
 
 
 def test_an_answer_that_does_not_come_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
