@@ -169,10 +169,12 @@ def test_a_process_ends_with_its_owner() -> None:
     assert process.poll() is not None
 
 
-def test_an_answer_that_does_not_come_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtimes, "ANSWER_SECONDS", 0.0)
-    with pytest.raises(ValueError, match="litert was not done with this file after 0.0 s; try fewer samples"):
-        kquant.predict(content(), X[:1])
+def test_an_answer_that_does_not_come_is_an_error() -> None:
+    with (
+        Running(content(), "litert", seconds=0.0) as running,
+        pytest.raises(ValueError, match="litert was not done with this file after 0 s; try fewer samples"),
+    ):
+        running.samples([np.zeros((1, 6, 3), np.int8)])
 
 
 @pytest.mark.parametrize(
