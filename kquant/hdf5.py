@@ -22,7 +22,7 @@ MOST_OBJECTS, MOST_DEPTH = 100_000, 64
 FREE_BYTES, MOST_EXPANSION = 64 << 20, 100
 # Address space beyond what the libraries take, and so many times the file: one array and its copy at a time.
 MEMORY_BYTES, MEMORY_TIMES = 1 << 29, 4
-CPU_SECONDS = 60
+CPU_SECONDS, BYTES_PER_SECOND = 6, 10 << 20  # damaged lists may lead in a circle
 
 
 class _Copy:
@@ -86,7 +86,7 @@ def _limit(size: int) -> None:
         return
     most = used + MEMORY_BYTES + MEMORY_TIMES * size
     resource.setrlimit(resource.RLIMIT_AS, (most, resource.getrlimit(resource.RLIMIT_AS)[1]))
-    seconds = CPU_SECONDS + size // (10 << 20)
+    seconds = CPU_SECONDS + size // BYTES_PER_SECOND
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, resource.getrlimit(resource.RLIMIT_CPU)[1]))
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -188,7 +189,12 @@ def _copy(source: Path, target: Path, where: str) -> int:
         raise ValueError(f"{where}: not read after {SECONDS} s: damaged, or too large.") from error
     if done.returncode == 0:
         return int(done.stdout)
-    said = next((line.strip() for line in reversed(done.stderr.splitlines()) if line.strip()), "it ends its reader")
+    ends = (
+        "it keeps its reader busy without end"
+        if done.returncode == -getattr(signal, "SIGXCPU", 1 << 16)
+        else "it ends its reader"
+    )
+    said = next((line.strip() for line in reversed(done.stderr.splitlines()) if line.strip()), ends)
     raise ValueError(f"{where}: a damaged HDF5 file: {_shortened(said)}. Save it again.")
 
 
