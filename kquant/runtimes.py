@@ -29,7 +29,17 @@ from kquant import interpreters
 from kquant.core.arguments import array_of
 from kquant.core.wording import did_you_mean
 from kquant.data_scale import Expected, warn_of_scale
-from kquant.inspect import DAMAGE, NUMPY, FileModel, FileTensor, constants, label, read_bytes, read_model, refuse_damaged
+from kquant.inspect import (
+    DAMAGE,
+    NUMPY,
+    FileModel,
+    FileTensor,
+    constants,
+    label,
+    read_bytes,
+    read_model,
+    refuse_damaged,
+)
 from kquant.interpreters import CALL, RESET, RUNTIMES, SAMPLES, TENSORS
 from kquant.prefixes import Place, first_that_ends, place_of
 
@@ -353,8 +363,8 @@ def _padding(model: FileModel, data: bytes, tensor: FileTensor) -> tuple[tuple[f
     """Ends of what gets the code that the file compares an input with, to tell which steps are real."""
     if tensor.scale is None or len(tensor.scale) != 1 or "NOT_EQUAL" not in model.operator_counts:
         return ()
-    cast = {op.outputs[0] for op in model.operators if op.code == "CAST" and op.inputs[0] == tensor.index}
-    compared = [op.inputs[1] for op in model.operators if op.code == "NOT_EQUAL" and op.inputs[0] in cast]
+    cast = {op.outputs[:1] for op in model.operators if op.code == "CAST" and op.inputs[:1] == (tensor.index,)}
+    compared = [i for op in model.operators if op.code == "NOT_EQUAL" and op.inputs[:1] in cast for i in op.inputs[1:2]]
     stored, info = constants(data), np.iinfo(tensor.dtype)
     found = []
     for code in (int(stored[i].flat[0]) for i in compared if i in stored and stored[i].size == 1):
