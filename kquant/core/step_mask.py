@@ -72,7 +72,8 @@ def is_other(x: Any, value: float, encoding: Any = None, codes: Sequence[int] = 
     plain = K.not_equal(x, K.cast(value, x.dtype))
     if encoding is None:
         return plain
-    scale, zero_point = K.where(encoding[0] > 0.0, encoding[0], 1.0), encoding[1]
+    scale: Any = K.where(encoding[0] > 0.0, encoding[0], 1.0)
+    zero_point = encoding[1]
     code = K.clip(K.round(np.float32(value) / scale) + zero_point, *map(float, codes))
     apart = K.abs(K.cast(x, "float32") - (code - zero_point) * scale) > 0.5 * scale
     return K.where(encoding[0] > 0.0, apart, plain)
