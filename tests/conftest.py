@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -27,6 +28,27 @@ tf.config.threading.set_inter_op_parallelism_threads(1)
 def fixed_seed() -> None:
     """Weights and shuffles start from the same numbers in every test."""
     keras.utils.set_random_seed(7)
+
+
+# Each `kquant.calibrate` measures what the grids cost the outputs, to warn of it: 0.1 s, some thousand times in these
+# tests. Here are the files that look at its warnings, or at what all warnings are together.
+MEASURE = (
+    "test_calibrate",
+    "test_check",
+    "test_cli",
+    "test_data_warnings",
+    "test_demo",
+    "test_docs",
+    "test_preprocessing",
+)
+
+
+@pytest.fixture(autouse=True)
+def losses_are_measured_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Elsewhere that measurement is left out."""
+    module = sys.modules.get("kquant.calibrate")
+    if module is not None and request.path.stem not in MEASURE:
+        monkeypatch.setattr(module, "warn_of_losses", lambda *_: None)
 
 
 COUNT = itertools.count(1)
