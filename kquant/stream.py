@@ -211,8 +211,8 @@ class Stream:
 
 def _told(about: Any, file: FileModel, where: str) -> tuple[int, list[int | None], list[int]]:
     """Hop, time axes of the outputs and first codes of the states, as the file's metadata tell them."""
-    given = [about.get(key) for key in ("hop", "axes", "states")] if isinstance(about, dict) else [None] * 3
-    hop, axes, states = given
+    told: dict[str, Any] = about if isinstance(about, dict) else {}
+    hop, axes, states = (told.get(key) for key in ("hop", "axes", "states"))
     counts = isinstance(hop, int) and hop > 0 and isinstance(axes, list) and isinstance(states, list)
     if not counts or len(states) > len(file.inputs) or len(states) + len(axes) != len(file.outputs):
         raise ValueError(f"stream: {where} is damaged: its metadata tell of other inputs and outputs. Export it again.")
@@ -221,7 +221,7 @@ def _told(about: Any, file: FileModel, where: str) -> tuple[int, list[int | None
     ranks = [len(t.shape) for t in file.outputs]
     if not fits or not all(a is None or (isinstance(a, int) and 0 < a < n) for a, n in zip(axes, ranks, strict=False)):
         raise ValueError(f"stream: {where} is damaged: its metadata tell of states or axes that it has not.")
-    return hop, axes, states
+    return int(hop), list(axes), list(states)
 
 
 def _is_code(code: Any, tensor: FileTensor) -> bool:

@@ -154,7 +154,7 @@ RULES = (
             computed(lambda x: x / np.float32([1.0, -2.0, 0.5]), (4, 3)),
             computed(lambda x, y: x / (K.square(y) + 0.5), (5, 4), (5, 4)),
             computed(lambda x: K.true_divide(x, K.sqrt(K.sum(x * x, axis=-1, keepdims=True) + 1e-6)), (5, 4)),
-            computed(lambda x: 2.0 / K.add(K.exp(-x), 1.0), (5, 4)),
+            computed(lambda x: K.divide(2.0, K.add(K.exp(-x), 1.0)), (5, 4)),
             computed(_softmax, (5, 4)),
             computed(_softmax_over_rows, (5, 4)),
         ),
