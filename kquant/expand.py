@@ -6,6 +6,7 @@ two convolutions, batch norms and constants become `Affine`. Weights are copied:
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import warnings
 from collections.abc import Callable
@@ -59,7 +60,11 @@ def expand_graph(graph: Graph) -> keras.Model:
 
         return make
 
+    apart = _outputs_apart(graph)
+
     def replace(node: Node, args: tuple, kwargs: dict) -> Any:
+        if id(node) in apart:
+            return _keep(node.op, make_for)(*args, **kwargs)
         if node.owner is not None:
             owners[id(node.op)] = ((node.owner.name, type(node.owner).__name__),)
         return expand_call(node.op, make_for, args, kwargs)
@@ -67,6 +72,17 @@ def expand_graph(graph: Graph) -> keras.Model:
     model = rewrite(graph, replace, name=legal_name(graph.name, root=True))
     _warn_lost_draws(graph, model)
     return model
+
+
+def _outputs_apart(graph: Graph) -> set[int]:
+    """Ids of idle calls that stay, because they keep an output of the model apart from another one."""
+    roots: dict[int, int] = {}
+    for node in graph.nodes:
+        if node.args and is_idle(node.op, node.args[0]):
+            roots[id(node.outputs[0])] = roots.get(id(node.args[0]), id(node.args[0]))
+    ends = {id(t) for t in keras.tree.flatten(graph.outputs)}
+    found = collections.Counter(roots.get(end, end) for end in ends)
+    return {id(n) for n in graph.nodes if (end := id(n.outputs[0])) in ends and end in roots and found[roots[end]] > 1}
 
 
 def _warn_lost_draws(graph: Graph, model: keras.Model) -> None:

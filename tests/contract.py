@@ -129,8 +129,8 @@ def compare(
 
 
 def floats(content: bytes) -> list[str]:
-    """Names of the tensors of the file that are not integers."""
-    return [t.name for t in read_model(content).tensors if "int" not in t.type.lower()]
+    """Names of the tensors of the file that are floats."""
+    return [t.name for t in read_model(content).tensors if "FLOAT" in t.type]
 
 
 def unseen(q: keras.Model) -> list[str]:

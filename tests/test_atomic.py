@@ -265,7 +265,12 @@ def test_a_command_that_is_stopped_leaves_nothing(tmp_path: Path, number: signal
     (tmp_path / "a").write_bytes(b"old")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
-        [sys.executable, "-c", COMMAND], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-c", COMMAND],
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # what runs in the background ignores SIGINT
     )
     assert process.stdout is not None and process.stdout.readline() == b"ready\n"
     assert len(names(tmp_path)) == 2

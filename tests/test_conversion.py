@@ -1,5 +1,6 @@
 """A quantized model never becomes a float file in silence, and Keras' words without `import kquant` are in the docs."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -42,8 +43,8 @@ def test_the_error_without_the_import_is_found_in_the_docs(qmodel, tmp_path):
     qmodel.save(tmp_path / "q.keras")
     code = "import keras, sys; keras.models.load_model(sys.argv[1])"
     said = subprocess.run([sys.executable, "-c", code, str(tmp_path / "q.keras")], capture_output=True, text=True)
-    words = "Could not locate class 'FakeQuant'"
-    assert said.returncode != 0 and words in said.stderr
+    words = re.search(r"Could not locate class '\w+'", said.stderr)
+    assert said.returncode != 0 and words is not None
     for name in ("README.md", "docs/migrate.md"):
         text = (ROOT / name).read_text()
-        assert words in text and "import kquant" in text
+        assert words.group() in text and "import kquant" in text

@@ -295,10 +295,6 @@ def test_shared_matrices_are_stored_once():
     assert len(kernels) == 3
 
 
-def masked(x):
-    return layers.LSTM(4, name="memory")(layers.Masking()(x))
-
-
 def started(x):
     flat = layers.Flatten()(x)
     return layers.LSTM(4, name="memory")(x, initial_state=[layers.Dense(4)(flat), layers.Dense(4)(flat)])
@@ -332,11 +328,6 @@ def test_refused(made, message):
 def test_long_unrolled_sequence_is_refused():
     with pytest.raises(ValueError, match=r"memory \(GRU\): no kernel computes it.*65 steps.*64.*kquant.cell"):
         kquant.quantize(build(layers.GRU(4, name="memory"), steps=65))
-
-
-def test_masks_are_refused():
-    with pytest.raises(ValueError, match="asking"):
-        kquant.quantize(build(masked))
 
 
 def test_check_tells_the_operators():

@@ -147,7 +147,16 @@ EDITS = {
 def test_edited_files_are_refused(change: Any) -> None:
     with pytest.raises(ValueError, match=EDITS[change]):
         kquant.predict(edited(change), X[:2], RUNTIMES[-1])
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 1 << 20
+
+
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="the limit of another process is told on Linux only")
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_file_cannot_fill_the_machine(runtime: str) -> None:
+    with Running(content(), runtime) as running:
+        running.samples([np.zeros((1, 6, 3), np.int8)])
+        pages = int(Path(f"/proc/{running._process.pid}/statm").read_text().split()[0])
+        limit, _ = resource.prlimit(running._process.pid, resource.RLIMIT_AS)
+    assert 0 < limit < pages * resource.getpagesize() + (3 << 30)
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)

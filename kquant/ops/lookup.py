@@ -16,7 +16,7 @@ import numpy as np
 from kquant.core.program import Program
 from kquant.ops.affine import affine
 from kquant.ops.constant import known, repeated
-from kquant.ops.rule import Call, Make, Rule, Weights, copy_weights, keras_layers
+from kquant.ops.rule import Call, Make, Rule, Weights, copy_weights, keras_layers, looked_up
 
 layers = keras.layers
 K = keras.ops
@@ -119,16 +119,6 @@ def _lower_float(program: Program, call: Call) -> None:
     rows = program.value(f"{y.name}/codes", y.shape, table.encoding, table.dtype)
     program.emit("GATHER", [table, call.inputs[0]], rows, axis=0, batchDims=0)
     program.emit("DEQUANTIZE", [rows], y)
-
-
-def looked_up(function: Any, length: int) -> Any:
-    """A model that applies `function` to `length` indices."""
-
-    def build() -> keras.Model:
-        x = keras.Input((length,), dtype="int32", name="tokens")
-        return keras.Model(x, function(x), name="example")
-
-    return build
 
 
 @keras.saving.register_keras_serializable(package="kquant")

@@ -33,7 +33,7 @@ from kquant.core.graph import Graph
 from kquant.core.program import Program, Ref
 from kquant.core.spec import Encoding, QuantSpec
 from kquant.core.step_mask import StepMask, is_other
-from kquant.ops.rule import Call, Make, Rule, computed
+from kquant.ops.rule import Call, Make, Rule, computed, looked_up
 
 layers = keras.layers
 K = keras.ops
@@ -397,5 +397,6 @@ RULES = (
         widths=(8,),
         indices=True,
         lower=_lower_mask,
+        examples=(looked_up(lambda x: layers.Embedding(10, 4)(x) * StepMask(features=False)(x)[..., None], 5),),
     ),
 )

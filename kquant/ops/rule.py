@@ -259,3 +259,13 @@ def computed(function: Callable[[Any], Any], *shapes: tuple[int, ...]) -> Callab
         return keras.Model(inputs, function(*inputs), name="example")
 
     return build
+
+
+def looked_up(function: Callable[[Any], Any], length: int) -> Callable[[], keras.Model]:
+    """A model that applies `function` to `length` indices."""
+
+    def build() -> keras.Model:
+        x = keras.Input((length,), dtype="int32", name="tokens")
+        return keras.Model(x, function(x), name="example")
+
+    return build
