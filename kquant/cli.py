@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from kquant import __version__
+from kquant.core.given_files import check_results
 from kquant.options import Data, Io, Json, Lite, Model, Runtime, Samples, Scale, Shape, Target, refusing
 
 app = typer.Typer(
@@ -106,6 +107,9 @@ def analyze(
     as_json: Json = False,
 ) -> None:
     """Tell where a quantized model loses accuracy, and what to try; a float model is quantized first."""
+    if apply is not None:
+        check_results([apply], model, (".toml",))
+
     from kquant import files, report
     from kquant.analysis.metrics import top1
     from kquant.analyze import analyze as run_analyze
@@ -117,8 +121,6 @@ def analyze(
 
     if out is not None:
         report.check_html(out)
-    if apply is not None:
-        files.check_results([apply], model, (".toml",))
     keras_model = files.load_model(model)
     arrays = files.load_data(data, files.inputs_of(keras_model), scale=scale, limit=samples)
     metric = None if labels is None else top1(files.load_labels(labels, limit=samples))
@@ -133,9 +135,8 @@ def analyze(
     _print(found, as_json)
     if out is not None and not as_json:
         typer.echo(f"\n{out}: the report with plots")
-    if apply is not None:
-        chosen = with_remedy(keras_model, found, metric is None)
-        write_atomically(apply, recipe_to_toml(chosen).encode(), "analyze")
+    if apply is not None:  # last: where no remedy gained anything, the report says so
+        write_atomically(apply, recipe_to_toml(with_remedy(keras_model, found, metric is None)).encode(), "analyze")
         if not as_json:
             typer.echo(f"\n{apply}: a recipe for kquant compress --recipe")
 
@@ -161,15 +162,16 @@ def correct(
     as_json: Json = False,
 ) -> None:
     """Run post-training corrections on a model, and tell what each layer gains; a float model is quantized first."""
+    if dry_run == bool(out):
+        raise typer.BadParameter("give --out FILE.keras or FILE.tflite, or --dry-run")
+    check_results(out or (), model)
+
     from kquant import files
     from kquant.dry_run import dry_run as try_steps
     from kquant.dry_run import run_steps
     from kquant.pipeline import to_correct
 
-    if dry_run == bool(out):
-        raise typer.BadParameter("give --out FILE.keras or FILE.tflite, or --dry-run")
     keras_model = files.load_model(model)
-    files.check_results(out or (), model)
     qmodel, chosen = to_correct(keras_model, steps, recipe, target)
     arrays = files.load_data(data, files.inputs_of(qmodel), scale=scale, limit=samples)
     found = (try_steps if dry_run else run_steps)(qmodel, chosen, arrays, verbose=_bars(as_json))
@@ -184,7 +186,7 @@ def correct(
 def scan(
     model: Annotated[Path, typer.Argument(help="A float model saved by Keras", metavar="MODEL.keras")],
     data: Data,
-    sparsity: Annotated[float, typer.Option("--sparsity", help="Share of zeros in total")] = 0.5,
+    sparsity: Annotated[float, typer.Option("--sparsity", min=0.0, max=1.0, help="Share of zeros in total")] = 0.5,
     structure: Annotated[str, typer.Option("--structure", help="unstructured, or blocks like 4x1")] = "unstructured",
     labels: Annotated[Path | None, typer.Option("--labels", help="Class numbers (.npy): judge by accuracy")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Write the proposal as a recipe to this .toml file")] = None,
@@ -194,14 +196,15 @@ def scan(
     as_json: Json = False,
 ) -> None:
     """Prune each layer alone, without training, and propose a sparsity for each: a recipe to train with."""
+    if out is not None:
+        check_results([out], model, (".toml",))
+
     from kquant import files
     from kquant.analysis.metrics import top1
     from kquant.core import recipe as recipes
     from kquant.core.atomic import write_atomically
     from kquant.train.scan import scan_sparsity
 
-    if out is not None:
-        files.check_results([out], model, (".toml",))
     base, keras_model = recipes.load(recipe), files.load_model(model)
     arrays = files.load_data(data, files.inputs_of(keras_model), scale=scale, limit=samples)
     judge: dict[str, Any] = {"data": arrays}
@@ -224,7 +227,9 @@ def autotune(
     data: Data,
     labels: Annotated[Path, typer.Option("--labels", help="Class numbers (.npy) of the samples")],
     out: Annotated[Path, typer.Option("--out", help="Folder for the results, and for going on where it was stopped")],
-    max_drop: Annotated[float, typer.Option("--max-drop", help="Accuracy that may be lost, 0.01 is a point")] = 0.01,
+    max_drop: Annotated[
+        float, typer.Option("--max-drop", min=0.0, max=1.0, help="Accuracy that may be lost, 0.01 is a point")
+    ] = 0.01,
     recipe: Annotated[str, typer.Option("--recipe", help="The first one to try")] = "int8",
     target: Target = "litert",
     scale: Scale = 1.0,  # type: ignore[assignment]

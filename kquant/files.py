@@ -28,7 +28,6 @@ from kquant.core.wording import absent
 from kquant.export import export
 from kquant.inspect import FileModel
 
-RESULTS = (".keras", ".tflite")
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".pgm", ".ppm")
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "PPM")
 MOST_PIXELS = 1 << 26  # that one image may have before it is resized: 256 MB
@@ -229,25 +228,6 @@ def save_arrays(path: str | Path, arrays: dict[str, np.ndarray]) -> None:
     content = io.BytesIO()
     np.savez(content, **arrays)
     write_atomically(target, content.getvalue(), "--out")
-
-
-def check_results(paths: Sequence[Path], model_path: Path, kinds: Sequence[str] = RESULTS) -> None:
-    """Refuse files for results that could not be written, before any work is done.
-
-    Args:
-        paths: of the results.
-        model_path: of the model that they come from.
-        kinds: suffixes of which each has one.
-
-    Raises:
-        ValueError: another suffix, no such folder, or the model that the results come from.
-    """
-    for path in paths:
-        if path.suffix not in kinds:
-            raise ValueError(f"--out {path}: expected a file {' or '.join(kinds)}. Received: '{path.suffix}'.")
-        destination(path, "--out")
-        if path.resolve() == model_path.resolve():
-            raise ValueError(f"--out {path}: would overwrite the model it comes from; give another file.")
 
 
 def save_results(qmodel: keras.Model, paths: Sequence[Path], samples: Any) -> None:

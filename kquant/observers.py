@@ -18,7 +18,7 @@ import numpy as np
 
 from kquant.core.spec import QuantSpec
 from kquant.core.statistics import Statistics, histogram
-from kquant.core.wording import did_you_mean
+from kquant.core.vocabulary import check_observer
 
 Observer = Callable[[Statistics, QuantSpec], tuple[float, float]]
 CLIPPED_COUNTS = 3.0  # AIMET's gamma: how much more an error of clipping costs than one of rounding
@@ -318,7 +318,5 @@ def find(name: str) -> Observer:
     Raises:
         ValueError: unknown; names the nearest.
     """
-    if name not in OBSERVERS:
-        hint = did_you_mean(name, OBSERVERS)
-        raise ValueError(f"observer '{name}' does not exist.{hint} There are: {', '.join(OBSERVERS)}.")
+    check_observer(name, OBSERVERS)
     return OBSERVERS[name]

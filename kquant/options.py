@@ -14,6 +14,7 @@ import typer
 from kquant import targets
 from kquant.core import recipe as recipes
 from kquant.core.given_files import check_data, check_labels_file, check_lite_file, check_model_file
+from kquant.core.vocabulary import check_names, check_step, split_steps
 from kquant.core.wording import did_you_mean
 from kquant.interpreters import RUNTIMES
 
@@ -63,7 +64,12 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, an
 
 
 def _recipe(value: str) -> None:
-    recipes.load(value)
+    check_names(recipes.load(value))
+
+
+def _steps(value: str) -> None:
+    for name, _ in split_steps(value):
+        check_step(name)
 
 
 def _runtime(value: str) -> None:
@@ -81,6 +87,7 @@ CHECKS: dict[str, Callable[[Any], Any]] = {
     "recipe": _recipe,
     "target": targets.load,
     "runtime": _runtime,
+    "steps": _steps,
 }
 
 

@@ -4,6 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from kquant.core import vocabulary
+from kquant.correct import STEPS
+from kquant.observers import OBSERVERS
+
 CODE = """
 import sys
 
@@ -24,6 +28,10 @@ for arguments, code, wanted in CASES:
 """
 
 
+def test_names_are_those_that_do_something() -> None:
+    assert (vocabulary.OBSERVERS, vocabulary.STEPS) == (tuple(OBSERVERS), tuple(STEPS))
+
+
 def test_wrong_arguments_are_told_at_once(tmp_path: Path) -> None:
     model, data, file = (tmp_path / name for name in ("m.keras", "x.npz", "m.tflite"))
     for path in (model, data, file):
@@ -31,6 +39,13 @@ def test_wrong_arguments_are_told_at_once(tmp_path: Path) -> None:
     absent = str(tmp_path / "absent")
     model, data, file = str(model), str(data), str(file)
     out = ["--out", str(tmp_path / "build")]
+
+    def recipe(text: str) -> str:
+        path = tmp_path / f"{len(text)}.toml"
+        path.write_text(f"name = 'mine'\n{text}\n")
+        return str(path)
+
+    taken = [model, "--data", data, "--dry-run", "--recipe"]
     cases = [
         (["recipes"], 0, "int4-weights"),
         (["recipes", "--json"], 0, '"int8"'),
@@ -48,6 +63,14 @@ def test_wrong_arguments_are_told_at_once(tmp_path: Path) -> None:
         (["predict", absent, "--data", data], 1, "give the path of a .tflite file"),
         (["inspect", absent], 1, "give the path of a .tflite file"),
         (["correct", model, "--data", data, "--recipe", "int9", "--dry-run"], 1, "Did you mean 'int8'?"),
+        (["correct", model, "--data", data, "--steps", "equalise", "--dry-run"], 1, "Did you mean 'equalize'?"),
+        (["correct", model, "--data", data, "--out", absent + "/m.keras"], 1, "make it first"),
+        (["scan", model, "--data", data, "--sparsity", "1.5"], 2, "--sparsity"),
+        (["scan", model, "--data", data, "--out", absent + ".json"], 1, "expected a file .toml"),
+        (["analyze", model, "--data", data, "--apply", absent + ".json"], 1, "expected a file .toml"),
+        (["autotune", model, "--data", data, "--labels", data, "--max-drop", "-1", *out], 2, "--max-drop"),
+        (["correct", *taken, recipe("steps = ['calibrat']")], 1, "Did you mean 'calibrate'?"),
+        (["correct", *taken, recipe("[weights]\nobserver = 'min-max'")], 1, "Did you mean 'minmax'?"),
     ]
     done = subprocess.run([sys.executable, "-c", f"CASES = {cases!r}\n{CODE}"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]

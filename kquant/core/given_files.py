@@ -1,10 +1,14 @@
-"""Files that a caller names are looked for before anything loads; each absence has one sentence."""
+"""Files that a caller names are looked at before anything loads; each absence has one sentence."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from kquant.core.destination import destination
 from kquant.core.wording import absent
+
+RESULTS = (".keras", ".tflite")
 
 
 def check_model_file(path: str | Path) -> None:
@@ -45,3 +49,22 @@ def check_lite_file(path: str | Path) -> None:
     """
     if not Path(path).is_file():
         raise ValueError(f"{path}: {absent(path)}; give the path of a .tflite file or its bytes.")
+
+
+def check_results(paths: Sequence[Path], model_path: Path, kinds: Sequence[str] = RESULTS) -> None:
+    """Refuse files for results that could not be written, before any work is done.
+
+    Args:
+        paths: of the results.
+        model_path: of the model that they come from.
+        kinds: suffixes of which each has one.
+
+    Raises:
+        ValueError: another suffix, no such folder, or the model that the results come from.
+    """
+    for path in paths:
+        if path.suffix not in kinds:
+            raise ValueError(f"--out {path}: expected a file {' or '.join(kinds)}. Received: '{path.suffix}'.")
+        destination(path, "--out")
+        if path.resolve() == model_path.resolve():
+            raise ValueError(f"--out {path}: would overwrite the model it comes from; give another file.")

@@ -21,6 +21,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from kquant.calibrate import calibrate
 from kquant.core.recipe import Step
+from kquant.core.vocabulary import check_step, split_steps
 from kquant.core.wording import did_you_mean
 from kquant.correct.adaround import adaround
 from kquant.correct.batch_norms import reestimate
@@ -55,9 +56,7 @@ def check_steps(steps: Sequence[Step]) -> None:
         ValueError: steps: 'adaround': iterations must be int. Received: 'many'.
     """
     for step in steps:
-        if step.name not in STEPS:
-            hint = did_you_mean(step.name, STEPS)
-            raise ValueError(f"steps: no step '{step.name}'.{hint} There are: {', '.join(STEPS)}.")
+        check_step(step.name, STEPS)
         function = STEPS[step.name]
         known = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
         known = [name for name in known if name != "verbose"]
@@ -85,10 +84,7 @@ def parse_steps(text: str) -> tuple[Step, ...]:
         [('calibrate', {}), ('adaround', {'iterations': 2000})]
     """
     found = []
-    for part in re.split(r",(?![^\[{]*[\]}])", text):
-        name, *given = (piece.strip() for piece in re.split(r":(?=\s*\w+\s*=)", part))
-        if not name or not re.fullmatch(r"[\w-]+", name):
-            raise ValueError(f"steps: expected names like calibrate or adaround:iterations=2000. Received: '{part}'.")
+    for name, given in split_steps(text):
         pairs = [piece.partition("=") for piece in given]
         found.append(Step(name=name, **{key.strip(): _value(value.strip()) for key, _, value in pairs}))
     check_steps(found)
