@@ -8,6 +8,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import kquant
 
@@ -25,6 +26,18 @@ def test_keras_own_lite_export_is_refused(qmodel, tmp_path):
     with pytest.raises(ValueError, match=r'kquant.export\(qmodel, "model.tflite"\) writes the integer file'):
         qmodel.export(tmp_path / "m.tflite", format="litert", verbose=False)
     assert not (tmp_path / "m.tflite").exists()
+
+
+@pytest.mark.parametrize("recipe", ["int8", "weight-only-int8", "float16"])
+def test_the_converter_never_goes_on_in_silence(recipe, tmp_path):
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="head")])
+    q = kquant.quantize(model, recipe)
+    if recipe == "int8":
+        kquant.calibrate(q, X, verbose=False)
+    lite = tf.lite.TFLiteConverter.from_keras_model(q)
+    with pytest.warns(UserWarning, match="without one integer kernel; kquant.export"), pytest.raises(Exception):  # noqa: B017
+        lite.convert()  # it catches the refusal, and says something of its own
+    kquant.export(q, tmp_path / "m.tflite", check_runtimes=False)
 
 
 def test_a_saved_model_comes_with_a_warning(qmodel, tmp_path):

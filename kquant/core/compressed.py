@@ -9,6 +9,7 @@ import keras
 import tensorflow as tf
 
 from kquant.core import transforms as kernels
+from kquant.core.conversion import refuse_conversion
 from kquant.core.fake_quant import is_float, is_simulating
 from kquant.core.graph import full_precision
 from kquant.core.live_norm import LiveNorm
@@ -141,6 +142,8 @@ class Compressed(Weighted):
             return [self._normalised(self.norm, x, training, site), *unknown]
         if training and self.trainable and self.learner is not None:
             return [self._biased(x, self._learned(site), self.bias_as_used(), self.layer), *unknown]
+        if not (training or is_simulating() or tf.executing_eagerly()):
+            refuse_conversion()
         if training or is_simulating() or encoding is None or self.spec is None or not self.spec.has_codes:
             return [self._biased(x, self.weights_on_grid(), self.bias_as_used(), self.layer), *unknown]
         known = encoding[0] > 0.0

@@ -23,10 +23,13 @@ def refuse_conversion() -> None:
     found = [frame.f_globals.get("__name__", "") for frame in _callers(sys._getframe(1))]
     keras_exports = [name for name in found if name.startswith("keras.") and ".export." in name]
     if any(name.startswith(LITE) for name in found) or any("litert" in name for name in keras_exports):
-        raise ValueError(
+        message = (
             "this converter would write a quantized model as a float file that simulates it, without one integer "
             f"kernel; {WAY_OUT}."
         )
+        # TFLiteConverter.from_keras_model catches the error, tries another way and ends in a TypeError of its own
+        warnings.warn(message, stacklevel=2)
+        raise ValueError(message)
     if keras_exports:
         warnings.warn(
             "model.export writes a quantized model as the float graph that simulates it: right numbers, no integers. "
