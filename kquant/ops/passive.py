@@ -1,4 +1,6 @@
-"""Layers that do nothing at inference: regularizing ones stay for training and are not written, the others leave."""
+"""Layers that do nothing at inference: regularizing ones stay for training and are not written, the others leave.
+`Masking` writes 0 where its value is another one, and recurrent layers leave out what it marks: docs/recurrent.md.
+"""
 
 from __future__ import annotations
 

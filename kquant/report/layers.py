@@ -44,7 +44,7 @@ def markdown() -> str:
     """One table for each family: Keras layers and operations, and the operators that they become."""
     parts = [HEAD]
     for family in FAMILIES:
-        summary = (family.__doc__ or "").strip().splitlines()[0]
+        summary = " ".join((family.__doc__ or "").strip().split("\n\n")[0].splitlines())
         rows: dict[str, list[Rule]] = {}
         for rule in rules_of(family):
             public = [cls.__name__ for cls in rule.layers if cls.__module__.startswith("keras")]
