@@ -15,7 +15,10 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from one_op_types import WEIGHTED, Case, Tensor, as_int4, as_int16, packed, per_tensor, quantizes, typed
 
-from kquant import targets
+if __name__ == "__main__":
+    sys.argv[0] = "kquant"  # as the command, which starts without TensorFlow
+
+from kquant import targets  # noqa: E402
 
 RNG = np.random.default_rng(7)
 

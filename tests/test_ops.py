@@ -53,7 +53,8 @@ def test_file_computes_the_codes_of_the_model(name, target, record_property, tmp
         if runtime not in available():
             continue
         content = (tmp_path / "model.tflite").read_bytes()
-        parity = contract.compare(q, content, runtime, x, graph=runtime == "litert-reference")
+        graph = runtime == "litert-reference" and name.endswith("-1")  # one example of each rule
+        parity = contract.compare(q, content, runtime, x, graph=graph)
         record_property(f"{runtime}_equal", parity.equal)
         print(f"{name} {runtime}: {parity.equal:.6f} equal, {parity.max_err_lsb} LSB")
         if runtime != "litert":  # XNNPACK rounds in float32; that it runs is all that is asked of it
