@@ -14,6 +14,7 @@ import keras
 from kquant import observers
 from kquant.core.nodes import Compressed, FakeQuant, encodings_of
 from kquant.core.wording import first_of
+from kquant.held_scales import hold_scales
 from kquant.lost_signal import warn_of_losses
 from kquant.observe import Observations, observe
 from kquant.quantized import forget_graphs
@@ -64,6 +65,7 @@ def calibrate(
         low, high = observers.find(layer.observer)(statistics, layer.spec)
         layer.set_range(site, low, high)
     set_weight_ranges(qmodel)
+    hold_scales(qmodel)
     warn_of_poles(qmodel, found)
     warn_of_padding(qmodel, found)
     warn_of_losses(qmodel, found)

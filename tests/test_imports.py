@@ -21,7 +21,7 @@ ORDER = (
     ("ops",),
     ("data", "observers", "inspect", "interpreters", "prefixes", "widths", "quantized", "strip", "model_files"),
     ("expand", "plan", "unblock", "observe", "lower", "runtimes", "encodings"),
-    ("search_state", "second_look", "lost_signal"),
+    ("search_state", "second_look", "lost_signal", "held_scales"),
     ("fold", "attach", "calibrate", "shrink", "preprocessing"),
     ("correct",),
     ("analysis",),

@@ -26,6 +26,7 @@ from kquant.core.nodes import Compressed, FakeQuant, encodings_of, observing
 from kquant.core.unfold import substitute
 from kquant.correct.channels import readers_of
 from kquant.correct.moments import bounds_of, known_moments
+from kquant.held_scales import hold_scales
 from kquant.ops.affine import Affine
 from kquant.quantized import forget_graphs, read
 
@@ -79,6 +80,7 @@ def data_free_ranges(
     for (name, site), (low, high) in found.items():
         layers[name].set_range(site, low, high)
     set_weight_ranges(qmodel)
+    hold_scales(qmodel, "data_free_ranges")
     forget_graphs(qmodel)
     return qmodel
 

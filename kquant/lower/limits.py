@@ -2,43 +2,140 @@
 
 from __future__ import annotations
 
-from kquant.core.program import Operator, Program
+from dataclasses import dataclass
+
+import numpy as np
+
+from kquant.core.program import Operator, Program, Ref
+from kquant.core.rescale import WEIGHTED, unit_of
 from kquant.targets import Target
+
+INT32_BITS = 31
+# UNIDIRECTIONAL_SEQUENCE_LSTM: (what is multiplied, its four matrices, their biases) -> gates in steps of 2^-12
+LSTM_SUMS = ((0, (1, 2, 3, 4), (12, 13, 14, 15)), (18, (5, 6, 7, 8), ()))
+LSTM_GATE_SCALE = 2.0**-12
+SMALLER = (
+    "Calibrate with data whose outliers are real, and scale the data down before the model, in training too: of values "
+    "that large, such a layer tells no more than the sign."
+)
 
 
 def refuse_extremes(program: Program, target: Target) -> None:
-    """Compare `s_in * s_w / s_out` of every operator with the largest one that the target takes.
+    """Compare the scales around every operator with what the target's kernels take.
 
     Args:
         program: what is going to be written.
-        target: has `max_rescale` for the operators that are limited.
+        target: has `max_rescale` and `max_scale` for the operators that are limited.
 
     Raises:
-        ValueError: naming the layer, the ratio and what to do.
+        ValueError: naming the layer, the number and what to do.
     """
     for op in program.operators:
-        limit = target.ops[op.code].max_rescale if op.code in target.ops else None
-        ratio = rescale(op)
-        if limit is None or ratio is None or ratio < limit:
+        known = target.ops.get(op.code)
+        if known is None or op.type == "float":
             continue
-        output = op.outputs[0]
-        low, high = output.encoding.dequantize([output.encoding.spec.low, output.encoding.spec.high])
-        raise ValueError(
-            f"export: {output.name}: its range [{low:.3g}, {high:.3g}] is too small for what it is computed from: "
-            f"{op.code} would rescale by {ratio:.3g}, and {target.title} takes less than {limit:g}. Calibrate with "
-            "data on which this output varies and whose outliers are real; where its input is concatenated with much "
-            "larger tensors, scale those down first; where the output is constant, remove the layer."
-        )
+        ratio, limit = rescale(op), known.max_rescale_for(op.type)
+        if limit is not None and ratio is not None and ratio >= limit:
+            raise ValueError(_too_narrow(op, target, f"rescale by {ratio:.3g}", f"takes less than {limit:g}"))
+        scale = _scale(op.inputs[0]) if op.inputs else None
+        if known.max_scale is not None and op.type == "int8" and scale is not None and scale >= known.max_scale:
+            raise ValueError(_too_wide(op, target, scale, known.max_scale))
+        for sums in _sums(op):
+            if sums.overflow:
+                raise ValueError(_too_many_bits(op, target, sums))
 
 
 def rescale(op: Operator) -> float | None:
-    """The largest `s_in * s_w / s_out` of the channels; `s_in / s_out` without weights; None without encodings."""
-    source = op.inputs[2] if op.code == "TRANSPOSE_CONV" else op.inputs[0]
-    weights = op.inputs[1] if len(op.inputs) > 1 else None
-    output = op.outputs[0]
-    if source is None or source.encoding is None or output.encoding is None:
+    """What one unit of the operator's integers is worth, in steps of its output; None without encodings."""
+    if not op.outputs or (out := _scale(op.outputs[0])) is None:
         return None
-    factor = 1.0
-    if weights is not None and weights.encoding is not None:
-        factor = float(weights.encoding.scale.max())
-    return float(source.encoding.scale[0]) * factor / float(output.encoding.scale[0])
+    if op.code in WEIGHTED:
+        source, weights = op.inputs[2] if op.code == "TRANSPOSE_CONV" else op.inputs[0], op.inputs[1]
+        scale = _scale(source)
+        if scale is None or weights is None or weights.encoding is None:
+            return None
+        return unit_of(op.code, [scale], float(weights.encoding.scale.max())) / out
+    scales = [s for s in map(_scale, op.inputs) if s is not None]
+    return unit_of(op.code, scales[:1] if op.code == "PRELU" else scales) / out if scales else None
+
+
+def _scale(ref: Ref | None) -> float | None:
+    return None if ref is None or ref.encoding is None else float(ref.encoding.scale[0])
+
+
+def _name(ref: Ref) -> str:
+    return ref.name.removesuffix("/2d")
+
+
+def _too_narrow(op: Operator, target: Target, would: str, takes: str) -> str:
+    output = op.outputs[0]
+    low, high = output.encoding.dequantize([output.encoding.spec.low, output.encoding.spec.high])
+    return (
+        f"export: {_name(output)}: its range [{low:.3g}, {high:.3g}] is too small for what it is computed from: "
+        f"{op.code} would {would}, and {target.title} {takes}. Calibrate with data on which this output varies and "
+        "whose outliers are real; where what it reads is large because it is concatenated with much larger tensors, or "
+        "because the data are, scale those down first; where the output is constant, remove the layer."
+    )
+
+
+def _too_wide(op: Operator, target: Target, scale: float, limit: float) -> str:
+    return (
+        f"export: {_name(op.outputs[0])}: what it reads, {_name(op.inputs[0])}, comes in steps of {scale:.3g}, and "
+        f"{op.code} of {target.title} takes less than {limit:.3g}. {SMALLER}"
+    )
+
+
+def _too_many_bits(op: Operator, target: Target, sums: _Sums) -> str:
+    return (
+        f"export: {_name(op.outputs[0])}: what it reads, {_name(op.inputs[0])}, is too large for what it makes of it: "
+        f"{op.code} of {target.title} would shift sums of up to {sums.reach:.3g} to the left by {sums.left_shift} "
+        f"bits, and has {INT32_BITS}. {SMALLER}"
+    )
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """Sums of products that a kernel brings to another scale: the largest, and by how many bits they go up first."""
+
+    reach: float
+    left_shift: int
+
+    @property
+    def overflow(self) -> bool:
+        """The kernel's int32 would not hold them."""
+        return self.left_shift > 0 and self.reach * 2.0**self.left_shift >= 2.0**INT32_BITS
+
+
+def _sums(op: Operator) -> list[_Sums]:
+    """Those of an operator with int8 weights and activations; int16 activations are summed in 64 bits."""
+    if not op.inputs or op.inputs[0] is None or op.inputs[0].dtype != "int8":
+        return []
+    if op.code in WEIGHTED:
+        at = 2 if op.code == "TRANSPOSE_CONV" else 0
+        bias = op.inputs[at + 1 if at else 2] if len(op.inputs) > (at + 1 if at else 2) else None
+        return [_of_channels(op, op.inputs[at], op.inputs[1], bias, _scale(op.outputs[0]))]
+    if op.code == "UNIDIRECTIONAL_SEQUENCE_LSTM":
+        return [
+            _of_channels(op, op.inputs[source], op.inputs[w], op.inputs[biases[n]] if biases else None, LSTM_GATE_SCALE)
+            for source, matrices, biases in LSTM_SUMS
+            for n, w in enumerate(matrices)
+        ]
+    return []
+
+
+def _of_channels(op: Operator, source: Ref | None, weights: Ref | None, bias: Ref | None, out: float | None) -> _Sums:
+    """The channel that needs most bits."""
+    if source is None or weights is None or weights.data is None or source.encoding is None or not out:
+        return _Sums(0.0, 0)
+    grid, axis = source.encoding, 3 if op.code == "DEPTHWISE_CONV_2D" else 0
+    ratios = weights.encoding.scale.astype(np.float64) * float(grid.scale[0]) / out
+    if ratios.max() < 1.0:  # as nearly always
+        return _Sums(0.0, 0)
+    zero = int(grid.zero_point[0])
+    codes = np.moveaxis(np.abs(weights.data.astype(np.float64)), axis, 0).reshape(weights.shape[axis], -1)
+    reach = codes.sum(axis=1) * max(grid.spec.high - zero, zero - grid.spec.low)
+    if bias is not None and bias.data is not None:
+        reach = reach + np.abs(bias.data.astype(np.float64))
+    shifts = np.maximum(np.frexp(np.broadcast_to(ratios, reach.shape))[1], 0)
+    worst = int(np.argmax(np.where(shifts > 0, reach * 2.0**shifts, 0.0)))
+    return _Sums(float(reach[worst]), int(shifts[worst]))

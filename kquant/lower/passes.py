@@ -9,6 +9,7 @@
     dead operators         nothing
     CONCATENATION of many  several, where the target takes only so many inputs
     bias of zeros          none, where the target's kernel does without
+    RELU6 of tiny steps    RELU, whose bound kernels need no number for
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from kquant.core.program import Operator, Program, Ref
 from kquant.lower.planes import stay_in_four_dimensions
 from kquant.targets import Target
 
+# Fused activation -> its bound, and what does the same where no code reaches that.
+BOUNDS = {"RELU6": (6.0, "RELU"), "RELU_N1_TO_1": (1.0, "NONE")}
+MOST_STEPS = 2.0**30  # kernels refuse a bound that int32 does not hold (kernel_util.cc, Quantize)
 BIAS_AT = {"CONV_2D": 2, "DEPTHWISE_CONV_2D": 2, "FULLY_CONNECTED": 2, "TRANSPOSE_CONV": 3}
 
 
@@ -26,6 +30,7 @@ def tidy(program: Program, target: Target) -> Program:
     """Apply every pass, until none changes anything."""
     _split_concatenations(program, target)
     _drop_zero_biases(program, target)
+    _drop_far_bounds(program)
     passes = (_merge_reshapes, _drop_empty_reshapes, _share_reshapes, _fold_padding, _fuse_relus, _drop_dead)
     while any([change(program) for change in passes]):
         pass
@@ -113,6 +118,16 @@ def _fold_padding(program: Program) -> bool:
         op.options["padding"] = "SAME"
         return True
     return False
+
+
+def _drop_far_bounds(program: Program) -> None:
+    """Fused bounds that lie billions of steps above the highest code."""
+    for op in program.operators:
+        activation, encoding = op.options.get("fusedActivationFunction"), op.outputs[0].encoding
+        if activation in BOUNDS and encoding is not None:
+            bound, other = BOUNDS[activation]
+            if bound / float(encoding.scale[0]) >= MOST_STEPS:
+                op.options["fusedActivationFunction"] = other
 
 
 def _fuse_relus(program: Program) -> bool:

@@ -20,6 +20,8 @@ layers = keras.layers
 
 # How far the lowest code must lie below the smallest logit, so that a masked one gets exp(-8) < 1/512 at most.
 MASKED_BELOW = 8.0
+# What a masked logit becomes: on every grid, that is the lowest code.
+LOWEST, LOWEST_HALF = -1e38, -3e4
 
 
 @keras.saving.register_keras_serializable(package="kquant")
@@ -79,7 +81,7 @@ class Masked(keras.layers.Layer):
 
     def call(self, x: Any) -> Any:
         """Replace the logits of masked positions."""
-        lowest = -3e4 if keras.backend.standardize_dtype(x.dtype) == "float16" else -1e9
+        lowest = LOWEST_HALF if keras.backend.standardize_dtype(x.dtype) == "float16" else LOWEST
         allowed = keras.ops.expand_dims(keras.ops.convert_to_tensor(self.allowed), 0)
         return keras.ops.where(allowed > 0, x, keras.ops.cast(lowest, x.dtype))
 
@@ -198,7 +200,7 @@ def _lower_masked(program: Program, call: Call) -> None:
 def _lower_masked_float(program: Program, call: Call) -> None:
     """MINIMUM with the largest number where the mask allows a logit, with a very small one where not."""
     allowed = call.op.allowed.numpy()[None] > 0
-    mask = np.where(allowed, np.finfo(np.float32).max, -1e9).astype(np.float32)
+    mask = np.where(allowed, np.finfo(np.float32).max, LOWEST).astype(np.float32)
     program.emit("MINIMUM", [call.inputs[0], program.constant(f"{call.output.name}/mask", mask)], call.output)
 
 

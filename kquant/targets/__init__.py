@@ -50,8 +50,12 @@ class Operator(BaseModel):
         fuses: takes RELU, RELU_N1_TO_1 and RELU6 as its fused activation.
         max_rank: the highest rank of the data tensors; None where no limit was found.
         max_inputs: the largest number of inputs; None where no limit was found.
-        max_rescale: `s_in * s_w / s_out` (`s_in / s_out` without weights) must stay below it, for every channel.
+        max_rescale: what one unit of its integers is worth over the output's scale must stay below it (int8), for every
+            channel: `s_in * s_w / s_out` with weights, `max(s_1, s_2) / s_out` for a sum; `core.rescale` has them all.
+            The kernel checks it, or its 32-bit integers overflow beyond.
+        max_rescale_int16: as `max_rescale`, with int16 activations.
         min_scale: the scale of its input must exceed it (int8): the kernel checks, and ends the process.
+        max_scale: the scale of its input must stay below it (int8): a shift of the kernel ends there.
         int16x8: inputs and outputs may be int16 with zero point 0 and the numbers come out right; weights are then
             int8 and the bias int64.
         version_int16: the operator version to write in an int16 file; `version` where it is None.
@@ -82,7 +86,9 @@ class Operator(BaseModel):
     max_rank: int | None = Field(default=None, ge=1)
     max_inputs: int | None = Field(default=None, ge=1)
     max_rescale: float | None = Field(default=None, gt=0)
+    max_rescale_int16: float | None = Field(default=None, gt=0)
     min_scale: float | None = Field(default=None, gt=0)
+    max_scale: float | None = Field(default=None, gt=0)
     int16x8: bool = False
     version_int16: int | None = Field(default=None, ge=1)
     per_axis_int16: bool = False
@@ -114,6 +120,15 @@ class Operator(BaseModel):
             False
         """
         return {"int16x8": self.per_axis_int16, "int4": self.per_axis_int4}.get(type, self.per_axis)
+
+    def max_rescale_for(self, type: str = "int8") -> float | None:
+        """The bound of what one unit is worth in a type, one of `TYPES`; None where none is known.
+
+        Example:
+            >>> load("tflm").ops["ADD"].max_rescale_for("int16x8")
+            16384.0
+        """
+        return self.max_rescale_int16 if type == "int16x8" else self.max_rescale
 
     def fixed_for(self, type: str = "int8") -> tuple[float, int] | None:
         """The output encoding that the quantization specification prescribes in a type, one of `TYPES`.
