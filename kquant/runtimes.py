@@ -47,8 +47,8 @@ ANSWER_SECONDS = 600
 SEARCH_SECONDS = 60  # for each prefix of a file, where the operator is looked for that ends a process
 REMEDY = "look at the values that come in there (kquant.analyze names ranges), or leave the layer out of the model"
 REMEDIES = {
-    "SOFTMAX": "a SOFTMAX over more than 512 nearly equal values does so, as in models without trained weights: train "
-    "first, or end the exported model at the logits",
+    "SOFTMAX": "a SOFTMAX over more than 512 nearly equal values does so; give the layer 16 bits by a rule of the "
+    "recipe, activations = { bits = 16 }, or end the exported model at the logits",
 }
 # Codes that go to another process at once: enough that the way there costs nothing, few enough to show progress.
 MESSAGE_BYTES = 1 << 20

@@ -13,7 +13,10 @@ from keras import layers
 import kquant
 from kquant import targets
 from kquant.core.spec import QuantSpec, encode_range
+from kquant.inspect import read_model
 from kquant.prefixes import Place, first_that_ends, place_of
+from kquant.runtimes import probe, quantize_input
+from tests.contract import file_of, simulate
 
 X = np.random.default_rng(0).normal(size=(64, 8)).astype("float32")
 KERNELS = ("softmax", "sigmoid", "tanh")
@@ -84,3 +87,31 @@ def test_the_first_prefix_that_ends_is_found(tmp_path: Path) -> None:
     assert sizes == [5, 3, 4]
     assert first_that_ends(content, lambda prefix: False) is None
     assert first_that_ends(b"TFL3", lambda prefix: True) is None and place_of(content, 9) is None
+
+
+ROWS = np.random.default_rng(0).normal(size=(40, 600)).astype("float32")
+
+
+def _over_many(recipe: object, target: str, spread: float) -> keras.Model:
+    inputs = keras.Input((600,))
+    q = kquant.quantize(keras.Model(inputs, layers.Softmax()(inputs)), recipe, target=target)
+    return kquant.calibrate(q, np.clip(ROWS, -4, 4) * spread, verbose=False)
+
+
+@pytest.mark.parametrize("target", ["litert", "tflm"])
+def test_a_softmax_over_many_equal_values_is_computed_in_16_bits(target: str) -> None:
+    q = _over_many("int8", target, 0.3)
+    file, some = read_model(content := file_of(q)), 0.3 * ROWS[:2]
+    assert [op.code for op in file.operators] == ["QUANTIZE", "SOFTMAX", "QUANTIZE"]
+    found = probe(content, "litert-reference" if target == "litert" else target, [quantize_input(some, file.inputs[0])])
+    assert np.array_equal(simulate(q, [some])[0], found[0] / 256 + 0.5)
+
+
+def test_a_softmax_that_ends_the_process_runs_in_16_bits() -> None:
+    equal = np.zeros((1, 600))  # of which the data have none
+    with pytest.raises(ValueError, match=r"SOFTMAX, which makes 'softmax'.*16 bits by a rule .*\{ bits = 16 \}"):
+        probe(file_of(_over_many("int8", "tflm", 1.5)), "tflm", [equal.astype("int8")])
+    rule = {"type": "Softmax", "activations": {"bits": 16}}
+    content = file_of(_over_many({"name": "wide", "rules": [rule]}, "tflm", 1.5))
+    (found,) = probe(content, "tflm", [equal.astype(read_model(content).inputs[0].dtype)])
+    assert np.all(np.abs(found / 32768 - 1 / 600) < 1e-4)

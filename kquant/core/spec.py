@@ -61,8 +61,10 @@ class Encoding:
 
     def quantize(self, real: np.ndarray) -> np.ndarray:
         """`clip(round(real / scale) + zero_point)` as int64 codes."""
-        codes = np.rint(np.asarray(real, np.float32) / self._along(self.scale, np.ndim(real))).astype(np.int64)
-        return np.clip(codes + self._along(self.zero_point, np.ndim(real)), self.spec.low, self.spec.high)
+        with np.errstate(over="ignore"):  # beyond float32 in steps: clipped like all that lies beyond the grid
+            steps = np.rint(np.asarray(real, np.float32) / self._along(self.scale, np.ndim(real)))
+        codes = steps.astype(np.float64) + self._along(self.zero_point, np.ndim(real))
+        return np.clip(codes, self.spec.low, self.spec.high).astype(np.int64)
 
     def dequantize(self, codes: np.ndarray) -> np.ndarray:
         """`scale * (codes - zero_point)` as float32."""

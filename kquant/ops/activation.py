@@ -14,6 +14,7 @@ from kquant.core.graph import Node
 from kquant.core.program import Program
 from kquant.core.training_only import ReLUBehind
 from kquant.ops.rule import Call, Make, Rule, Weights, computed, example
+from kquant.ops.softmax import emit_softmax
 
 layers = keras.layers
 
@@ -150,7 +151,7 @@ def _lower_prelu(program: Program, call: Call) -> None:
 
 
 def _lower_softmax(program: Program, call: Call) -> None:
-    program.emit("SOFTMAX", call.inputs, call.output, beta=1.0)
+    emit_softmax(program, call, 1.0)
 
 
 def _lower_plain(code: str) -> Any:

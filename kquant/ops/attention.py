@@ -17,6 +17,7 @@ from kquant.ops.affine import affine
 from kquant.ops.constant import MASKED_BELOW, as_array, masked, stored, without_batch
 from kquant.ops.matmul import permuted, product, reshaped
 from kquant.ops.rule import Call, Make, Rule, computed, example
+from kquant.ops.softmax import emit_softmax
 
 layers = keras.layers
 
@@ -208,7 +209,7 @@ def _kernel(node: Node) -> tuple[str, dict[str, Any]]:
 
 
 def _lower(program: Program, call: Call) -> None:
-    program.emit("SOFTMAX", call.inputs, call.output, beta=call.op.beta)
+    emit_softmax(program, call, call.op.beta)
 
 
 def _heads(**options: Any) -> Any:

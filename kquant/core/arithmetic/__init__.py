@@ -23,7 +23,7 @@ from kquant.core.arithmetic.matmul import batch_matmul
 from kquant.core.arithmetic.pooling import average_pool_2d, mean
 from kquant.core.arithmetic.requantize import accumulator_scale, product_scale, quantize, requantize
 from kquant.core.arithmetic.resize import resize_bilinear, resize_nearest_neighbor
-from kquant.core.arithmetic.softmax import softmax
+from kquant.core.arithmetic.softmax import softmax, wide_below
 from kquant.core.arithmetic.table import elu, gelu, logistic, lookup, table, tanh
 
 KERNELS: dict[str, Callable[..., tf.Tensor]] = {
@@ -113,4 +113,5 @@ __all__ = [
     "product_scale",
     "requantize",
     "table",
+    "wide_below",
 ]

@@ -152,5 +152,6 @@ def check_int8(op: str, out: Grid, runtime: str | None = None) -> None:
 
 def _code_of(real: float, out: Grid) -> tf.Tensor:
     steps = round_half_away(tf.constant(real, tf.float32) / tf.cast(out.scale, tf.float32))
-    # A grid far finer than the bound would overflow int64 only beyond 2^63; the kernels refuse beyond 2^31.
+    # On a grid far finer than the bound it lies beyond every code; the kernels refuse beyond 2^31.
+    steps = tf.clip_by_value(steps, tf.constant(-(2.0**31), tf.float64), tf.constant(2.0**31, tf.float64))
     return tf.cast(out.zero_point, tf.int64) + tf.cast(steps, tf.int64)

@@ -1,5 +1,11 @@
-"""SOFTMAX along the last axis, in fixed point."""
+"""SOFTMAX along the last axis, in fixed point.
 
+The int8 kernel divides by a sum of exps below 512: beyond, a shift by more than 31 bits ends its process, or gives what
+the machine makes of it. So where a row of nearly equal logits can come to that, as in models without trained weights,
+the file computes the row in 16 bits, and so does `softmax`.
+"""
+
+import math
 from collections.abc import Sequence
 
 import tensorflow as tf
@@ -12,11 +18,34 @@ from kquant.core.arithmetic.fixed_point import (
 )
 from kquant.core.arithmetic.grid import Grid, check_runtime, clipped
 from kquant.core.arithmetic.interpolated import softmax_int16
+from kquant.core.arithmetic.requantize import quantize
 from kquant.core.arithmetic.table import input_radius
 from kquant.core.arithmetic.transcendental import exp_of_negative, reciprocal
 
 _DIFFERENCE_INTEGER_BITS = 5
 _SUM_INTEGER_BITS = 12
+_LARGEST_SUM = 512
+_MARGIN = 8.0  # rows in the middle of the logits' range come to an eighth of the largest sum
+_WIDE_SCALE = 1.0 / 32768.0
+
+
+def wide_below(count: int, beta: float) -> float:
+    """The scale of int8 logits, as a float32 number, below which a softmax over so many is computed in 16 bits.
+
+    The logits of a row in the middle of a range R lie R / 2 below its end: they sum to `count exp(-beta R / 2)`.
+
+    Args:
+        count: of the values that share a sum.
+        beta: factor of the logits.
+
+    Example:
+        >>> wide_below(512, 1.0), round(wide_below(1000, 1.0), 4)
+        (0.0, 0.0216)
+    """
+    if count <= _LARGEST_SUM:
+        return 0.0
+    reach = 2.0 * math.log(count * _MARGIN / _LARGEST_SUM)
+    return float(tf.constant(reach / (255.0 * beta), tf.float32))
 
 
 def softmax(
@@ -34,7 +63,7 @@ def softmax(
         grids: its grid.
         out: the output grid; the kernel takes the fixed one whatever it says.
         beta: factor of the logits; the file keeps it as float32.
-        runtime: "litert" or "tflm"; no difference in int8.
+        runtime: "litert" or "tflm"; no difference in int8, but where it is computed in 16 bits.
 
     Returns:
         int32 codes.
@@ -43,6 +72,22 @@ def softmax(
     source, grid = sources[0], grids[0]
     if out.is_int16:
         return softmax_int16(source, grid, beta, runtime)
+    below = wide_below(int(source.shape[-1]), beta)
+    if not below:
+        return _narrow(source, grid, beta)
+    return tf.where(grid.scale < below, _wide(source, grid, out, beta, runtime), _narrow(source, grid, beta))
+
+
+def _wide(source: tf.Tensor, grid: Grid, out: Grid, beta: float, runtime: str) -> tf.Tensor:
+    """The same codes without their zero point as int16, SOFTMAX in 16 bits, and back to 8."""
+    zero = tf.zeros_like(grid.zero_point)
+    ends = {"zero_point": zero, "low": -(2**15), "high": 2**15 - 1}
+    codes = quantize([source], [grid], Grid(grid.scale, **ends), runtime)
+    found = softmax_int16(codes, Grid(grid.scale, **ends), beta, runtime)
+    return quantize([found], [Grid(tf.constant(_WIDE_SCALE), **ends)], out, runtime)
+
+
+def _narrow(source: tf.Tensor, grid: Grid, beta: float) -> tf.Tensor:
     exps = _exp_table(grid, beta)
     # The table runs from the smallest difference to 0; entries below the radius are 0 and drop out of the sum.
     span = grid.high - grid.low
