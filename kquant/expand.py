@@ -117,8 +117,8 @@ def expand_call(op: Any, make_for: Callable[[Any], Any], args: tuple, kwargs: di
     if not rule.masks and kwargs.get("mask") is not None and reads_mask(op):
         raise ValueError(
             f"{op.name} ({type(op).__name__}): it leaves out the steps that a mask marks, and kquant writes it for all "
-            "steps only. Feed it sequences of full length without Masking or mask_zero, or let a recurrent layer, "
-            "which takes masks, sum them up."
+            "steps only. Feed it sequences of full length without Masking or mask_zero, or let a recurrent layer or "
+            "GlobalAveragePooling1D, which take masks, sum them up."
         )
     kwargs = {k: v for k, v in kwargs.items() if k not in left_out}
     if rule.expand is None:

@@ -101,9 +101,9 @@ REFUSED = {
     ),
     "masked steps": (
         lambda: keras.Model(
-            x := keras.Input((6, 3)), layers.GlobalAveragePooling1D(name="me")(layers.Masking()(x))
+            x := keras.Input((3, 6, 2)), layers.TimeDistributed(layers.LSTM(2), name="me")(layers.Masking()(x))
         ),
-        r"me \(GlobalAveragePooling1D\).*for all steps only.*without Masking",
+        r"me \(TimeDistributed\).*for all steps only.*without Masking",
     ),
     "masked state": (
         lambda: keras.Model(

@@ -1,5 +1,5 @@
 """Layers that do nothing at inference: regularizing ones stay for training and are not written, the others leave.
-`Masking` writes 0 where its value is another one, and recurrent layers leave out what it marks: docs/recurrent.md.
+`Masking` writes 0 where its value is another one; recurrent layers and means leave out what it marks (recurrent.md).
 """
 
 from __future__ import annotations

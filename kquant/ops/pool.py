@@ -10,6 +10,9 @@ import numpy as np
 from kquant.core.graph import Node
 from kquant.core.program import Program
 from kquant.ops.conv import window
+from kquant.ops.function import function
+from kquant.ops.real_steps import KEPT, padded
+from kquant.ops.reduce import Mean
 from kquant.ops.rule import Call, Make, Rule, computed, example
 from kquant.ops.samples import why_mixed
 
@@ -55,6 +58,24 @@ def _global_average(op: Any, make: Make, x: Any) -> Any:
     if tuple(op.compute_output_spec(x).shape[1:3]) != (1, 1):  # padded, it moves on (InceptionV3 on small images)
         return None
     return make("mean", lambda: layers.GlobalAveragePooling2D(keepdims=True, name=op.name))(x)
+
+
+def _masked_mean(op: Any, make: Make, x: Any, mask: Any = None, **_: Any) -> Any:
+    """The mean of the real steps: that of all with 0 at the others, over the share of real ones; None without a mask.
+
+    mean(m x) / mean(m) = sum(m x) / sum(m), which is what Keras computes; of no step at all it is 0, and NaN there.
+    The share n / T is a mean of flags.
+    """
+    real = padded(op, make, mask) if isinstance(op, layers.GlobalAveragePooling1D) else None
+    if real is None:
+        return None
+    _channels_last(op)
+    kept = real.pick(x, KEPT)
+    y = make("mean", lambda: layers.GlobalAveragePooling1D(keepdims=op.keepdims, name=op.name))(kept)
+    share = make("share", lambda: Mean([1], keepdims=True, name=f"{op.name}_share"))(keras.tree.flatten(mask)[0])
+    share = make("rank", lambda: layers.Reshape((1, 1), name=f"{op.name}_rank"))(share) if op.keepdims else share
+    whole = function(make, "reciprocal_no_nan", share, f"{op.name}_whole", key="whole")
+    return make("scaled", lambda: layers.Multiply(name=f"{op.name}_scaled"))([y, whole])
 
 
 def _lower_pool(code: str) -> Any:
@@ -170,6 +191,8 @@ RULES = (
     Rule(
         layers=(layers.GlobalAveragePooling1D, layers.GlobalAveragePooling2D),
         operations=("Mean",),
+        expand=_masked_mean,
+        masks=True,
         operators=("MEAN",),
         arithmetic=_mean,
         lower=_lower_mean,
@@ -178,6 +201,7 @@ RULES = (
             example(lambda: layers.GlobalAveragePooling2D(), shape=(6, 5, 4)),
             example(lambda: layers.GlobalAveragePooling2D(keepdims=True), shape=(7, 7, 3)),
             example(lambda: layers.GlobalAveragePooling1D(), shape=(9, 4)),
+            computed(lambda x: layers.GlobalAveragePooling1D()(layers.Masking()(keras.ops.relu(x - 0.5))), (9, 2)),
             example(lambda: _ChannelMean(), shape=(4, 4, 3)),
             computed(lambda x: keras.ops.mean(x, axis=-1), (4, 3, 5)),
             computed(lambda x: keras.ops.mean(x, axis=(1, 2, 3), keepdims=True), (4, 3, 5)),

@@ -133,7 +133,7 @@ def _positions(op: RealSteps, steps: int, first: tf.Tensor, end: tf.Tensor) -> t
 
 @dataclass(frozen=True, eq=False)
 class Padded:
-    """What a recurrent layer that is given a mask needs around it.
+    """What a recurrent layer, or a mean, that is given a mask needs around it.
 
     Attributes:
         op: the layer.
@@ -188,7 +188,7 @@ def _producer(x: Any) -> tuple[Any, list[Any]]:
 
 
 def padded(op: Any, make: Make, mask: Any) -> Padded | None:
-    """What goes around a recurrent layer, or None without a mask.
+    """What goes around a layer that reads a mask, or None without a mask.
 
     Raises:
         ValueError: the mask is no tensor of steps.
@@ -201,7 +201,7 @@ def padded(op: Any, make: Make, mask: Any) -> Padded | None:
             f"{op.name} ({type(op).__name__}): expected a mask of shape [samples, steps] that depends on an input. "
             f"Received: {mask}. Leave out a constant mask and cut the steps off, as x[:, :n]."
         )
-    if op.stateful:
+    if getattr(op, "stateful", False):
         raise ValueError(
             f"{op.name} ({type(op).__name__}): stateful=True with a mask: the kernel's state would go on through the "
             "padding. Set stateful=False, or run a stream without padding."
