@@ -8,7 +8,7 @@ import sys
 
 ALL = ("accuracy", "parity", "qat_accuracy", "step_time", "ptq_time", "applications", "trained", "random_graphs")
 ALL += ("observers", "recovery", "broken", "analysis", "lut", "structured", "train_time", "pruning", "clustering")
-ALL += ("qat_low_bits", "channel_weights", "kills", "damaged_files")
+ALL += ("qat_low_bits", "channel_weights", "packed", "kills", "damaged_files")
 
 
 def main() -> None:

@@ -267,12 +267,18 @@ def autotune(
 
 @app.command()
 @refusing
-def check(model: Model, target: Target = "tflm", input_shape: Shape = None, as_json: Json = False) -> None:
+def check(
+    model: Model,
+    target: Target = "tflm",
+    recipe: Annotated[str | None, typer.Option("--recipe", help="Tell the bits of every layer's weights, too")] = None,
+    input_shape: Shape = None,
+    as_json: Json = False,
+) -> None:
     """Tell for every layer whether it can be integer on a target, before any training."""
     from kquant import files
     from kquant.check import check as run_check
 
-    found = run_check(files.load_model(model), target, input_shape=input_shape)
+    found = run_check(files.load_model(model), target, recipe=recipe, input_shape=input_shape)
     _print(found, as_json)
     raise typer.Exit(0 if found.ok else 1)
 

@@ -23,6 +23,7 @@ from kquant.core.stored import Stored
 from kquant.core.training import Training
 from kquant.ops import find
 from kquant.ops.rule import Rule
+from kquant.packing import Packing, packing
 from kquant.targets import Target
 from kquant.widths import Widths, container, find_widths, index_tensors, moves_indices
 
@@ -78,6 +79,7 @@ class Plan:
         fused: id(tensor) of the outputs that a following activation takes over.
         settings: id(layer) -> what the recipe says.
         weights: id(layer) -> grid of its kernel; None leaves it float.
+        packings: id(layer) -> how the codes of its kernel are stored, where it has a grid.
         widths: how wide every call computes.
         problems: what the target cannot do.
     """
@@ -91,6 +93,7 @@ class Plan:
     fused: frozenset[int]
     settings: dict[int, Settings]
     weights: dict[int, QuantSpec | None]
+    packings: dict[int, Packing]
     widths: Widths
     problems: tuple[Problem, ...]
 
@@ -141,11 +144,7 @@ def make_plan(graph: Graph, recipe: Recipe, target: Target) -> Plan:
     draft = _Draft(graph, rules, settings, recipe, target, fused, widths, names)
     classes, requantized = _classes(draft)
     groups, sites, edges = _sites(draft, classes, requantized)
-    weights = {
-        id(node.op): _weight_grid(settings[id(node.op)], rule, target, widths.calls[id(node)])
-        for node in graph.nodes
-        if (rule := rules[id(node)]) is not None and (rule.weights is not None or rule.attach is not None)
-    }
+    weights, packings = _weights(draft)
     found = (
         problem(node, rules[id(node)], target, widths.calls[id(node)])
         for node in graph.nodes
@@ -153,7 +152,7 @@ def make_plan(graph: Graph, recipe: Recipe, target: Target) -> Plan:
     )
     problems = tuple(p for p in found if p is not None)
     problems += tuple(_mixed(graph, rules))
-    return Plan(graph, recipe, target, groups, sites, edges, fused, settings, weights, widths, problems)
+    return Plan(graph, recipe, target, groups, sites, edges, fused, settings, weights, packings, widths, problems)
 
 
 def problem(node: Node, rule: Rule | None, target: Target, bits: int = 8) -> Problem | None:
@@ -199,25 +198,34 @@ def _too_large(node: Node, rule: Rule, target: Target) -> str | None:
     return None
 
 
-def _weight_grid(settings: Settings, rule: Rule, target: Target, bits: int) -> QuantSpec | None:
+def _weights(draft: _Draft) -> tuple[dict[int, QuantSpec | None], dict[int, Packing]]:
+    """Grids of the kernels, and how their codes are stored."""
+    grids: dict[int, QuantSpec | None] = {}
+    packings: dict[int, Packing] = {}
+    for node in draft.graph.nodes:
+        rule, key, bits = draft.rules[id(node)], id(node.op), draft.widths.calls[id(node)]
+        if rule is None or (rule.weights is None and rule.attach is None):
+            continue
+        settings, unpacked_first = draft.settings[key], draft.recipe.mode == "weight-only"
+        width = FLOAT if bits == INDEX else bits  # rows that are looked up belong to no kernel's type
+        stored = packing(node.op, settings, rule, draft.target, width, unpacked_first)
+        grids[key] = _weight_grid(settings, rule, stored, draft.target, bits)
+        if grids[key] is not None:
+            packings[key] = stored
+    return grids, packings
+
+
+def _weight_grid(settings: Settings, rule: Rule, stored: Packing, target: Target, bits: int) -> QuantSpec | None:
     """The kernel's grid; None where the weights stay float, or are rows on the grid of the layer's output."""
     wanted = settings.weights
     if settings.skip or wanted.dtype == "float16" or (rule.indices and bits != FLOAT):
         return None
-    packed = wanted.bits <= 4 and packs(rule, target)
-    spec = wanted.spec()
-    if wanted.bits <= 4 and not packed:
-        spec = replace(spec, bits=wanted.unpacked_bits or wanted.bits)
+    spec = replace(wanted.spec(), bits=stored.bits)
     if rule.weights is None:
         return replace(spec, per_axis=False)
-    kernel = "int16x8" if bits == 16 else "int4" if packed else "int8"
+    kernel = "int16x8" if bits == 16 else "int4" if stored.packed else "int8"
     able = bits == FLOAT or all(target.ops[code].per_axis_for(kernel) for code in rule.operators)
     return replace(spec, per_axis=wanted.per_axis and rule.weights.per_axis and able)
-
-
-def packs(rule: Rule, target: Target) -> bool:
-    """True where the target takes 4-bit weights of this layer two to a byte."""
-    return all(target.supports(code, "int4") for code in rule.operators)
 
 
 def _positions(graph: Graph, rules: dict[int, Rule | None]) -> dict[int, str]:

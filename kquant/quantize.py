@@ -18,14 +18,15 @@ from kquant.core.graph import Graph, alone, trace
 from kquant.core.inputs import check_static, inputs_of
 from kquant.core.nodes import Compressed, FakeQuant
 from kquant.core.oscillations import warn_unfrozen
-from kquant.core.spec import KERNEL_BITS
+from kquant.core.spec import KERNEL_BITS, PACKED_BITS
 from kquant.core.wording import first_of
 from kquant.encodings import set_encodings
 from kquant.expand import expand_graph
 from kquant.fold import Folded, fold_graph
 from kquant.ops import find
 from kquant.ops.refused import remedy
-from kquant.plan import Plan, Problem, describe, make_plan, packs
+from kquant.packing import Packing, times
+from kquant.plan import Plan, Problem, describe, make_plan
 from kquant.preprocessing import inputs_take
 from kquant.strip import release
 from kquant.train.clustering import has_codebooks, put_codebooks
@@ -78,14 +79,12 @@ def quantize(
     plain, carried = release(model)
     graph = read(plain, input_shape)
     with own_defaults(graph.layers()):
-        flat = trace(expanded(graph, goal), is_known)
-        live = chosen.training.batch_norm == "live"
-        folded = fold_graph(flat, live=live) if chosen.fold else Folded(flat, {}, {}, {})
-        plan = make_plan(move_into_relus(folded.graph), chosen, goal)
+        plan, folded = planned(graph, chosen, goal)
         if plan.problems:
             raise ValueError(describe(plan.problems, goal))
         warn_dead(plan)
         warn_narrowed(plan)
+        warn_unpacked(plan)
         qmodel = attach(plan, folded.gains, folded.moments, carried, folded.norms, inputs_take(graph))
         warn_simulated(qmodel)
         warn_lost_steps(model, qmodel, "quantize")
@@ -97,6 +96,18 @@ def quantize(
             qmodel = as_loaded(qmodel)
     warn_unfrozen(qmodel, "quantize")
     return qmodel if encodings is None else set_encodings(qmodel, encodings)
+
+
+def planned(graph: Graph, recipe: recipes.Recipe, target: targets.Target) -> tuple[Plan, Folded]:
+    """What becomes of the calls of a float model, and what folding left beside them.
+
+    Raises:
+        ValueError: see `expanded`; a rule of the recipe matches no layer.
+    """
+    flat = trace(expanded(graph, target), is_known)
+    live = recipe.training.batch_norm == "live"
+    folded = fold_graph(flat, live=live) if recipe.fold else Folded(flat, {}, {}, {})
+    return make_plan(move_into_relus(folded.graph), recipe, target), folded
 
 
 def read(model: keras.Model, input_shape: Any) -> Graph:
@@ -289,11 +300,21 @@ def warn_narrowed(plan: Plan) -> None:
             "compute in 8 bits between two QUANTIZE. docs/layers.md lists what has one.",
             stacklevel=3,
         )
+
+
+def warn_unpacked(plan: Plan) -> None:
+    """Name layers that were to have 4-bit weights, and will not have them two to a byte."""
     stored: dict[bool, set[str]] = {False: set(), True: set()}
+    avoided: dict[str, Packing] = {}
     for node in plan.graph.nodes:
-        spec, wanted = plan.weights.get(id(node.op)), plan.settings[id(node.op)].weights
-        if spec is not None and wanted.bits <= 4 and not _packs(node.op, plan):
-            stored[spec.bits > 4].add(f"{node.name} ({spec.bits} bits)" if spec.bits > 4 else node.name)
+        found, wanted = plan.packings.get(id(node.op)), plan.settings[id(node.op)].weights
+        if found is None or found.packed or wanted.bits > PACKED_BITS:
+            continue
+        if found.avoided:
+            avoided[node.name] = found
+        else:
+            wide = found.bits > PACKED_BITS
+            stored[wide].add(f"{node.name} ({found.bits} bits)" if wide else node.name)
     said = f"quantize: {plan.target.title} takes no packed 4-bit weights for "
     if stored[False]:
         warnings.warn(
@@ -303,11 +324,14 @@ def warn_narrowed(plan: Plan) -> None:
         )
     if stored[True]:
         warnings.warn(f"{said}{', '.join(sorted(stored[True]))}, as `unpacked_bits` says.", stacklevel=3)
-
-
-def _packs(op: Any, plan: Plan) -> bool:
-    rule = find(op, plan.target)
-    return rule is not None and packs(rule, plan.target)
+    if avoided:
+        warnings.warn(
+            f"quantize: {', '.join(map(str, sorted({p.bits for p in avoided.values()})))}-bit weights for "
+            f'{first_of(avoided)}, as `prefer = "latency"` says: packed 4-bit ones would cost '
+            f"{times(p.slowdown for p in avoided.values())} the latency on {plan.target.title}. A rule with "
+            '`prefer = "bytes"` packs those that it names.',
+            stacklevel=3,
+        )
 
 
 def warn_dead(plan: Plan) -> None:

@@ -10,7 +10,7 @@ import pytest
 from benchmarks.__main__ import ALL
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
-ELSEWHERE = {"tfmot_steps"}  # runs in an environment of its own, on Keras 2
+ELSEWHERE = {"tfmot_steps", "litert_quantizer"}  # run in environments of their own
 NAMES = sorted({path.stem for path in FOLDER.glob("*.py")} - ELSEWHERE)
 
 

@@ -306,3 +306,85 @@ def test_training_that_a_rule_carries_out_is_taken():
     assert recipes.load(recipe.model_dump(by_alias=True)) == recipe
     rules = [{"layer": "head", "training": {"range_rate": 0.1}}]
     recipes.load({"name": "t", "training": {"ranges": "pact"}, "rules": rules})
+
+
+def convolutions() -> keras.Model:
+    """Each operator that may have packed weights, and a dense layer whose inputs are an odd number."""
+    keras.utils.set_random_seed(1)
+    parts = [
+        layers.SeparableConv2D(4, 3, name="apart"),
+        layers.Conv2D(4, 3, name="conv"),
+        layers.Flatten(name="flat"),
+        layers.Dense(5, name="even"),
+        layers.Dense(3, name="odd"),
+    ]
+    return keras.Sequential([keras.Input((6, 6, 3), name="x"), *parts])
+
+
+FOUR = {"name": "four", "weights": {"bits": 4}}
+CONVOLUTIONS = {"apart_depthwise": 8, "apart": 8, "conv": 8}
+PREFERENCES: dict[str, tuple[str, dict[str, Any], dict[str, int]]] = {
+    "bytes, by default": ("litert", {}, {}),
+    "latency": ("litert", {"prefer": "latency"}, {**CONVOLUTIONS, "odd": 8}),
+    "latency, 6 bits": (
+        "litert",
+        {"prefer": "latency", "weights": {"bits": 4, "unpacked_bits": 6}},
+        {"apart_depthwise": 6, "apart": 6, "conv": 6, "odd": 6},
+    ),
+    "latency, 3 bits": ("litert", {"prefer": "latency", "weights": {"bits": 3}}, {**CONVOLUTIONS, "even": 3, "odd": 8}),
+    "latency but for a class": (
+        "litert",
+        {"prefer": "latency", "rules": [{"type": "Conv2D", "prefer": "bytes"}]},
+        {"apart_depthwise": 8, "odd": 8},
+    ),
+    "latency for one": ("litert", {"rules": [{"layer": "conv", "prefer": "latency"}]}, {"conv": 8}),
+    "weights unpacked when run": (
+        "litert",
+        {"prefer": "latency", "mode": "weight-only"},
+        {**CONVOLUTIONS, "even": 8, "odd": 8},
+    ),
+    "no packed depthwise kernel for floats": ("litert", {"mode": "dynamic"}, {}),
+    "16-bit activations": ("litert", {"prefer": "latency", "activations": {"bits": 16}}, {}),
+    "16-bit activations elsewhere": ("tflm", {"activations": {"bits": 16}}, {}),
+    "8 bits": ("litert", {"prefer": "latency", "weights": {"bits": 8}}, dict.fromkeys(("even",), 8)),
+    "another runtime": ("tflm", {"prefer": "latency"}, {}),
+}
+
+
+@pytest.mark.parametrize("kind", PREFERENCES)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_weights_are_packed_where_it_is_preferred(kind: str, tmp_path: Path) -> None:
+    """The grids, what `check` tells of them beforehand, and the types of the file are the same."""
+    target, changes, wide = PREFERENCES[kind]
+    recipe, bits = {**FOUR, **changes}, {**FOUR, **changes}["weights"]["bits"]
+    made = convolutions()
+    expected = {**dict.fromkeys((*CONVOLUTIONS, "even", "odd"), bits), **wide}
+    q = kquant.quantize(made, recipe, target=target)
+    assert {name: layer.spec.bits for name, layer in compressed(q).items() if layer.spec is not None} == expected
+    told = {row.layer: row.weights for row in kquant.check(made, target, recipe=recipe).layers if row.weights}
+    unpacked = {"apart_depthwise"} if recipe.get("mode") == "dynamic" else set()
+    unpacked |= set(expected) if kind == "16-bit activations elsewhere" else set()
+    forms = {n: f"{b} bits" + (" in 8" if n in unpacked else ", packed" if b <= 4 else "") for n, b in expected.items()}
+    both = tuple(sorted({forms.pop("apart_depthwise"), forms["apart"]}))
+    assert told == {name: (form,) for name, form in forms.items()} | {"apart": both}
+    if recipe.get("mode", "static") == "static":
+        kquant.calibrate(q, np.float32(np.random.default_rng(0).normal(size=(8, 6, 6, 3))), verbose=False)
+    kquant.export(q, tmp_path / "m.tflite", check_runtimes=unpacked != set() or "16-bit" in kind)
+    tensors = kquant.inspect(tmp_path / "m.tflite").tensors
+    stored = {t.name.removesuffix("/kernel"): t.dtype for t in tensors if t.name.endswith("/kernel")}
+    assert stored == {n: "int4" if b <= 4 and n not in unpacked else "int8" for n, b in expected.items()}
+
+
+def test_what_latency_takes_is_told_and_kept(tmp_path: Path) -> None:
+    latency = {**FOUR, "prefer": "latency", "rules": [{"layer": "conv", "prefer": "bytes"}]}
+    with pytest.warns(UserWarning, match=r"8-bit weights for apart_depthwise, apart, odd, as `prefer = \"latency\"`"):
+        kquant.quantize(convolutions(), latency)
+    (said,) = kquant.check(convolutions(), "litert", recipe=FOUR).advice
+    assert said.startswith("packed 4-bit weights of apart_depthwise, apart, conv, odd cost 2.3 to 4.3 times the")
+    assert kquant.check(convolutions(), "tflm", recipe=FOUR).advice == ()
+    text = kquant.recipe_to_toml(latency)
+    assert 'prefer = "latency"' in text and 'prefer = "bytes"' in text
+    (tmp_path / "mine.toml").write_text(text)
+    assert recipes.load(tmp_path / "mine.toml") == recipes.load(latency)
+    with pytest.raises(ValueError, match="prefer: Input should be 'bytes' or 'latency'. Received: 'speed'"):
+        recipes.load({"name": "mine", "prefer": "speed"})

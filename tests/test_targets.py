@@ -4,15 +4,17 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
-from one_op import feeds, variants
-from one_op_types import WEIGHTED
+from one_op import build, feeds, variants
+from one_op_types import WEIGHTED, as_int4
 
 from kquant import targets
+from kquant.interpreters import litert_interpreter
 
 RUNTIMES = {"litert": "litert", "litert-reference": "litert", "tflm": "tflm"}  # runtime: the target that describes it
 # In int16 the tables that kernels interpolate are off by a few steps; a step is a 256th of one in int8.
@@ -97,6 +99,33 @@ def test_claims_of_scales_hold(op, runtime, verdicts):
         assert (verdicts[runtime, name] == "right") == takes
 
 
+def narrower(case):
+    """A FULLY_CONNECTED case without its last input."""
+    x, w, *rest = case.inputs
+    shape, data = (*w.shape[:-1], w.shape[-1] - 1), w.data[..., :-1]
+    return replace(case, inputs=[replace(x, shape=(x.shape[0], shape[-1])), replace(w, shape=shape, data=data), *rest])
+
+
+@pytest.mark.parametrize("op", [op for op in WEIGHTED if targets.load("litert").supports(op, "int4")])
+def test_packed_weights_are_slow_where_xnnpack_leaves_them(op):
+    """It takes every operator with 8-bit weights; what it leaves with 4-bit ones, LiteRT's own kernels unpack."""
+    row, files = targets.load("litert").ops[op], variants()
+    cases = {"FULLY_CONNECTED": [files[op], narrower(files[op])]}.get(op, [files[op]])
+    depths = []
+    for case in cases:
+        shape = case.inputs[1].shape
+        depths.append(int(np.prod([n for axis, n in enumerate(shape) if axis != row.axis])))
+        assert delegated(case)
+        assert delegated(as_int4(case)) == (row.slowdown("litert", depths[-1]) is None)
+    assert op != "FULLY_CONNECTED" or sorted(depth % 2 for depth in depths) == [0, 1]
+
+
+def delegated(case):
+    """Whether XNNPACK runs the one operator of a case."""
+    interpreter = litert_interpreter(build(case), reference=False)
+    return any(op["op_name"] == "DELEGATE" for op in interpreter._get_ops_details())
+
+
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_quantize_changes_types(runtime, verdicts):
     for change in ("int8 to int16", "int16 to int8", "float32 to int16"):
@@ -152,7 +181,10 @@ def test_file_is_consistent(name):
             assert not both or row.version_for(type) == targets.load("litert").ops[op].version_for(type)
         assert row.per_axis == (row.axis is not None)
         assert row.int16x8 or not (row.version_int16 or row.per_axis_int16 or row.fixed_int16 or row.options_int16)
-        assert row.int4_weights or not (row.version_int4 or row.per_axis_int4)
+        assert row.int4_weights or not (row.version_int4 or row.per_axis_int4 or row.int4_with)
+        assert row.int4_weights or op == "DEQUANTIZE" or not row.slow_int4
+        assert row.slow_int4 or row.fast_int4_depth is None
+        assert set(row.slow_int4) <= set(target.runtimes)
         assert set(row.broken_on) < set(target.runtimes)
         assert row.int8 or row.notes or name == "ethos-u"
 

@@ -15,7 +15,9 @@ import keras
 from kquant import targets
 from kquant.core.graph import Graph, Node
 from kquant.core.nodes import Compressed, FakeQuant, QuantizedLSTM
+from kquant.core.spec import PACKED_BITS
 from kquant.ops import find
+from kquant.packing import packs
 
 BIAS_BYTES = 4
 Weighted = Compressed | QuantizedLSTM
@@ -203,8 +205,9 @@ def _stored_bits(layer: Compressed) -> int:
         return 16 if _is_half(layer) else 32
     rule = find(layer.layer)
     target = targets.load(layer.origin["target"]) if "target" in layer.origin else None
-    packs = rule is not None and target is not None and all(target.supports(code, "int4") for code in rule.operators)
-    return 4 if layer.spec.bits <= 4 and packs else 8
+    if rule is None or target is None or layer.spec.bits > PACKED_BITS:
+        return 8
+    return 4 if packs(rule, target, layer.input_bits, layer.storage == "dequantized") else 8
 
 
 def live_bytes(unit: Unit, widths: dict[int, int]) -> int:

@@ -64,6 +64,9 @@ class WeightGrid(Strict):
         return QuantSpec(self.bits, symmetric=True, narrow=True, per_axis=self.per_axis, kind=self.kind)
 
 
+# What weights of up to 4 bits are for: packed wherever the target takes them so, or only where that costs no time.
+Prefer = Literal["bytes", "latency"]
+
 # The tables that a rule may change for its layers.
 SECTIONS: dict[str, type[BaseModel]] = {
     "activations": Activations,
@@ -102,6 +105,7 @@ class LayerRule(Strict):
     training: dict[str, Any] = Field(default_factory=dict)
     pruning: dict[str, Any] = Field(default_factory=dict)
     clustering: dict[str, Any] = Field(default_factory=dict)
+    prefer: Prefer | None = None
     skip: bool | None = None
     stays_float: bool | None = Field(None, alias="float")
 
@@ -140,6 +144,7 @@ class Settings(NamedTuple):
         skip: left float in the model only; `export` refuses it.
         stays_float: left float in the file too.
         training: how it trains.
+        prefer: where weights of up to 4 bits are packed.
     """
 
     activations: Activations
@@ -147,6 +152,7 @@ class Settings(NamedTuple):
     skip: bool
     stays_float: bool
     training: Training
+    prefer: Prefer = "bytes"
 
 
 class Recipe(Strict):
@@ -156,6 +162,8 @@ class Recipe(Strict):
         steps: what `kquant.compress` does between `quantize` and `export`, in order.
         mode: "static" quantizes activations with calibrated ranges; the two others leave them float: "dynamic" has the
             kernels quantize them as they run, "weight-only" has them compute in float with weights stored small.
+        prefer: "bytes" packs weights of up to 4 bits wherever the target takes them so; "latency" gives those layers 8
+            bits whose operator the target's runtime computes slower with packed weights.
 
     Example:
         >>> recipe = Recipe(name="mine", rules=[{"type": "Dense", "weights": {"per_axis": False}}])
@@ -167,6 +175,7 @@ class Recipe(Strict):
     title: str = ""
     fold: bool = True
     mode: Literal["static", "dynamic", "weight-only"] = "static"
+    prefer: Prefer = "bytes"
     activations: Activations = Activations()
     weights: WeightGrid = WeightGrid()
     training: Training = Training()
@@ -188,7 +197,7 @@ class Recipe(Strict):
 
     def settings(self, names: Sequence[tuple[str, str]], position: str | None) -> Settings:
         """What holds for one layer, given as (name, class) under which it is known; the last matching rule wins."""
-        found = Settings(self.activations, self.weights, False, self.mode != "static", self.training)
+        found = Settings(self.activations, self.weights, False, self.mode != "static", self.training, self.prefer)
         for rule in self.rules:
             if any(rule.matches(name, kind, position) for name, kind in names):
                 activations = found.activations.model_copy(update=rule.activations)
@@ -196,7 +205,7 @@ class Recipe(Strict):
                 skip = found.skip if rule.skip is None else rule.skip
                 stays = found.stays_float if rule.stays_float is None else rule.stays_float or self.mode != "static"
                 training = Training.model_validate({**found.training.model_dump(by_alias=True), **rule.training})
-                found = Settings(activations, weights, skip, stays, training)
+                found = Settings(activations, weights, skip, stays, training, rule.prefer or found.prefer)
         return found
 
     def clustering_of(self, names: Sequence[tuple[str, str]], position: str | None) -> Clustering | None:
@@ -296,6 +305,12 @@ def recipe_to_aeq(recipe: str | Path | dict[str, Any] | Recipe) -> list[dict[str
     chosen = load(recipe)
     where = f"recipe '{chosen.name}'"
     entries = aeq.write(chosen.model_dump(by_alias=True), where)
+    if chosen.prefer != "bytes" or any(rule.prefer for rule in chosen.rules):
+        warnings.warn(
+            f"{where}: prefer: LiteRT Quantizer's recipe has no place for it; that tool decides by itself which operators "
+            "have packed 4-bit weights.",
+            stacklevel=2,
+        )
     lost = [name for name in ("training", "steps") if getattr(chosen, name) != Recipe.model_fields[name].default]
     lost += ["training of rules"] if any(rule.training for rule in chosen.rules) else []
     if lost:

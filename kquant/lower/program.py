@@ -18,11 +18,12 @@ from kquant import targets
 from kquant.core.graph import Graph, Node
 from kquant.core.nodes import Compressed, FakeQuant, QuantizedLSTM, encodings_of
 from kquant.core.program import Program, Ref
-from kquant.core.spec import KERNEL_BITS, Encoding, QuantSpec
+from kquant.core.spec import KERNEL_BITS, PACKED_BITS, Encoding, QuantSpec
 from kquant.lower.limits import refuse_extremes
 from kquant.lower.passes import tidy
 from kquant.ops import find
 from kquant.ops.rule import Call, Constants, Rule
+from kquant.packing import packs
 from kquant.quantized import in_float32, read
 from kquant.targets import Target
 from kquant.widths import index_tensors
@@ -359,15 +360,20 @@ class _Writer:
             dtype=op.storage if op.storage.startswith("float") else self.stored(op),
             bias_dtype="float32",
             # there is no kernel that multiplies float32 by int8 element by element (PReLU)
-            dequantized=op.storage in ("dequantized", "float16") or (op.storage == "integer" and not op.sums),
+            dequantized=dequantized(op),
         )
 
     def stored(self, op: Compressed) -> str:
         """int4 for kernels of up to 4 bits, where the target takes them so; int8 holds any width."""
         rule = find(op.layer, self.target)
-        if op.spec is None or op.spec.bits > 4 or rule is None:
+        if op.spec is None or op.spec.bits > PACKED_BITS or rule is None:
             return "int8"
-        return "int4" if all(self.target.supports(code, "int4") for code in rule.operators) else "int8"
+        return "int4" if packs(rule, self.target, op.input_bits, dequantized(op)) else "int8"
+
+
+def dequantized(op: Compressed) -> bool:
+    """Whether a file makes the weights of a layer with float activations float before use."""
+    return op.storage in ("dequantized", "float16") or (op.storage == "integer" and not op.sums)
 
 
 def _channels(op: Compressed, codes: Any) -> int:

@@ -77,12 +77,17 @@ def _check(report: CheckReport) -> Page:
     bad = [row for row in report.layers if row.status in ("no kernel", "refused")]
     verdict = f"{len(bad)} of {len(report.layers)} layers cannot be integer" if bad else "every layer can be integer"
     rows = tuple((row.layer, row.kind, row.status, ", ".join(row.operators)) for row in report.layers)
+    columns = ("layer", "class", "status", "operators")
+    if report.recipe:
+        columns += ("weights",)
+        rows = tuple((*cells, "; ".join(row.weights)) for cells, row in zip(rows, report.layers, strict=True))
+    how = f" with recipe '{report.recipe}'" if report.recipe else ""
     return Page(
-        headline=f"{report.model} on {report.target}: {verdict}",
+        headline=f"{report.model} on {report.target}{how}: {verdict}",
         ok=report.ok,
         findings=(*(f"{row.layer} ({row.kind}), {row.status}: {row.remedy}" for row in bad), *report.advice),
         facts=tuple(_folds(report)),
-        tables=(Table("Layers", ("layer", "class", "status", "operators"), rows),),
+        tables=(Table("Layers", columns, rows),),
     )
 
 

@@ -13,6 +13,8 @@ One TOML file a target. A new target is a new file in this folder: `names` finds
     int4_weights = true                 # runs with int4 weights under int8 activations, and right
     version_int4 = 7
     per_axis_int4 = true
+    int4_with = ["int16x8", "float"]    # int4 weights run under these activations, too
+    slow_int4 = { litert = 2.3 }        # runtimes that compute slower with them than with int8 weights, and how much
     source = "tflite/kernels/conv.cc"   # where the claim can be read
 """
 
@@ -34,6 +36,7 @@ _FIELDS = {"int8": "int8", "int16x8": "int16x8", "int4": "int4_weights"}
 TYPES = tuple(_FIELDS)
 
 _Options = Annotated[Mapping[str, bool], AfterValidator(MappingProxyType)]
+_Times = Annotated[Mapping[str, Annotated[float, Field(gt=1)]], AfterValidator(MappingProxyType)]
 
 
 class Operator(BaseModel):
@@ -66,6 +69,11 @@ class Operator(BaseModel):
             low half.
         version_int4: the operator version to write in a file with int4 weights; `version` where it is None.
         per_axis_int4: as `per_axis`, with int4 weights.
+        int4_with: activations beside int8 ones that the kernel takes with int4 weights.
+        slow_int4: runtimes without a fast kernel for its int4 weights under int8 and float activations, each with the
+            latency over that of int8 weights (of DEQUANTIZE: of the layer that computes with what it unpacks); the
+            median of `benchmarks.packed`.
+        fast_int4_depth: they are fast there all the same, where each output sums a multiple of so many weights.
         optional_bias: types, of `TYPES` and "float", in which the bias may be missing, on every runtime that runs the
             file: one for a microcontroller is tried on a desktop, too.
         broken_on: runtimes of the target that lack the operator or compute it wrongly, so they cannot check it.
@@ -97,6 +105,9 @@ class Operator(BaseModel):
     int4_weights: bool = False
     version_int4: int | None = Field(default=None, ge=1)
     per_axis_int4: bool = False
+    int4_with: tuple[Literal["int16x8", "float"], ...] = Field(default=(), strict=False)
+    slow_int4: _Times = Field(default_factory=dict, validate_default=True)
+    fast_int4_depth: int | None = Field(default=None, ge=2)
     optional_bias: tuple[Literal["int8", "int16x8", "int4", "float"], ...] = Field(default=(), strict=False)
     broken_on: tuple[str, ...] = Field(default=(), strict=False)
     in_place: bool = False
@@ -138,6 +149,34 @@ class Operator(BaseModel):
             True
         """
         return self.fixed_int16 if type == "int16x8" else self.fixed
+
+    def packs(self, type: str = "int8") -> bool:
+        """Whether the weights may be int4 under activations of a type: "int8", "int16x8" or "float".
+
+        Example:
+            >>> [load(name).ops["CONV_2D"].packs("int16x8") for name in ("litert", "tflm")]
+            [True, False]
+        """
+        return self.int4_weights and (type == "int8" or type in self.int4_with)
+
+    def slowdown(self, runtime: str, depth: int, type: str = "int8") -> float | None:
+        """How many times the latency of int8 weights int4 ones cost.
+
+        Args:
+            runtime: a name for `kquant.predict`.
+            depth: weights that each output sums.
+            type: of the activations: "int8", "int16x8" or "float".
+
+        Returns:
+            None where they cost none.
+
+        Example:
+            >>> dense = load("litert").ops["FULLY_CONNECTED"]
+            >>> dense.slowdown("litert", 64) is None, dense.slowdown("litert", 63) > 1
+            (True, True)
+        """
+        fast = self.fast_int4_depth is not None and depth % self.fast_int4_depth == 0
+        return None if fast or type == "int16x8" else self.slow_int4.get(runtime)
 
 
 class Target(BaseModel):
