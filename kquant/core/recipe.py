@@ -307,8 +307,8 @@ def recipe_to_aeq(recipe: str | Path | dict[str, Any] | Recipe) -> list[dict[str
     entries = aeq.write(chosen.model_dump(by_alias=True), where)
     if chosen.prefer != "bytes" or any(rule.prefer for rule in chosen.rules):
         warnings.warn(
-            f"{where}: prefer: LiteRT Quantizer's recipe has no place for it; that tool decides by itself which operators "
-            "have packed 4-bit weights.",
+            f"{where}: prefer: LiteRT Quantizer's recipe has no place for it; that tool decides by itself which "
+            "operators have packed 4-bit weights.",
             stacklevel=2,
         )
     lost = [name for name in ("training", "steps") if getattr(chosen, name) != Recipe.model_fields[name].default]
