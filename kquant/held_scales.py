@@ -20,6 +20,7 @@ from kquant.core.graph import Graph, Node
 from kquant.core.nodes import Compressed, FakeQuant, encodings_of
 from kquant.core.ranges import is_dead
 from kquant.core.rescale import unit_of
+from kquant.core.spec import LARGEST_BIAS_CODE
 from kquant.core.wording import first_of
 from kquant.ops import find
 from kquant.quantized import read
@@ -39,16 +40,18 @@ def hold_scales(qmodel: keras.Model, verb: str = "calibrate") -> None:
         qmodel: with its ranges; those are changed in place.
         verb: that the user called.
     """
-    graph = read(qmodel)
-    origin = next((n.op.origin for n in graph.nodes if isinstance(n.op, FakeQuant)), {})
-    walk = _Walk(graph, targets.load(origin.get("target", "litert")))
+    layers = encodings_of(qmodel)
+    target = targets.load(next((n.origin["target"] for n in layers if "target" in n.origin), "litert"))
+    if _largest_rescale(qmodel, layers) < min(op.max_rescale or np.inf for op in target.ops.values()):
+        return  # as nearly always; reading the model takes time
+    walk = _Walk(read(qmodel), target)
     spans: dict[str, float] = {}
     for _ in range(ROUNDS):
         if not walk.widen(spans):
             break
     told = {name: span for name, span in spans.items() if span > 0.0}
     if told:
-        steps = {layer.name: float(layer.grid()[0]) for layer in encodings_of(qmodel) if layer.name in told}
+        steps = {layer.name: float(layer.grid()[0]) for layer in layers if layer.name in told}
         said = [f"{name} ({span:.3g} wide, in steps of {steps[name]:.3g})" for name, span in told.items()]
         warnings.warn(
             f"{verb}: these tensors carry hardly any signal: {first_of(said)}. They are that small beside what they "
@@ -56,6 +59,21 @@ def hold_scales(qmodel: keras.Model, verb: str = "calibrate") -> None:
             "computed from to one scale, or give it 16 bits; if not, leave them out of the model.",
             stacklevel=3,
         )
+
+
+def _largest_rescale(qmodel: keras.Model, layers: list[FakeQuant]) -> float:
+    """No operator has a larger one, whatever reads what."""
+    scales = {layer: float(layer.grid()[0]) for layer in layers if not layer.follows}
+    outputs = [scale for layer, scale in scales.items() if layer.has_range]
+    if not outputs:
+        return 0.0
+    largest, weights, biases = max(scales.values()), 0.0, 0.0
+    for layer in qmodel._flatten_layers():
+        if isinstance(layer, Compressed) and layer.spec is not None:
+            weights = max(weights, float(tf.reduce_max(tf.abs(layer.weights_as_used()))) / layer.spec.high)
+            bias = layer.bias_as_used()
+            biases = max(biases, 0.0 if bias is None else float(tf.reduce_max(tf.abs(bias))) / LARGEST_BIAS_CODE)
+    return max(largest * max(1.0, largest, weights), biases) / min(outputs)
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +122,7 @@ class _Walk:
             if not isinstance(made.op, Compressed) or not made.op.sums or encoding is None:
                 return None
             scale = _scale_of(makers[id(encoding)], makers)
-            return unit_of(code, [scale], float(np.max(made.op.codes(tf.constant(scale))[1])))
+            return unit_of(code, [scale], made.op.largest_scale(scale))
         if not node.kwargs.get("encodings"):
             return None
         scales = [_scale_of(makers[id(e)], makers) for e in node.kwargs["encodings"]]

@@ -182,12 +182,20 @@ class Compressed(Weighted):
         Gradients reach the float weights straight through.
         """
         weights, bias = self.weights_as_used(), self.bias_as_used()
+        scale = self._scale(weights, bias, input_scale)
+        steps = None if bias is None else bias / (tf.reshape(scale, (-1,)) * input_scale)
+        return self._rounded(weights, scale), scale, steps
+
+    def largest_scale(self, input_scale: float) -> float:
+        """Of all channels, the one that `codes` gives."""
+        return float(tf.reduce_max(self._scale(self.weights_as_used(), self.bias_as_used(), tf.constant(input_scale))))
+
+    def _scale(self, weights: tf.Tensor, bias: tf.Tensor | None, input_scale: tf.Tensor) -> tf.Tensor:
+        """Scales of the kernel, wide enough that an int32 holds the bias."""
         reach = None
         if bias is not None and not self.wide:
             reach = tf.reshape(tf.abs(bias) / input_scale, self._channel_shape(weights))
-        scale = self.scale_of(weights, reach)
-        steps = None if bias is None else bias / (tf.reshape(scale, (-1,)) * input_scale)
-        return self._rounded(weights, scale), scale, steps
+        return self.scale_of(weights, reach)
 
     def _rounded(self, weights: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
         """Codes of the kernel, as float32; gradients pass straight through, but where a code is clipped."""
