@@ -243,6 +243,19 @@ def test_check(work):
     assert json.loads(kq("check", work / "tiny.keras", "--json").stdout)["ok"]
 
 
+def test_check_tells_what_a_recipe_does_with_weights(work):
+    (work / "fast.toml").write_text('name = "fast"\nprefer = "latency"\n[weights]\nbits = 4\n')
+    for recipe, prefers in (("int4-weights", "bytes"), (work / "fast.toml", "latency")):
+        result = kq("check", work / "tiny.keras", "--target", "litert", "--recipe", recipe, "--json")
+        assert result.exit_code == 0, result.output
+        report = json.loads(result.stdout)
+        forms = {form for row in report["layers"] for form in row["weights"]}
+        assert report["recipe"] == ("fast" if prefers == "latency" else "int4-weights")
+        assert ("8 bits" in forms) == (prefers == "latency") and bool(report["advice"]) == (prefers == "bytes")
+    assert "8 bits" in kq("check", work / "tiny.keras", "--target", "litert", "--recipe", recipe).stdout
+    assert "Did you mean" in kq("check", work / "tiny.keras", "--recipe", "int4-weight").output
+
+
 def test_check_names_layers_without_integer_form(work):
     inputs = keras.Input((4, 4, 4, 2))
     keras.Model(inputs, layers.ConvLSTM2D(3, 2, name="cube")(inputs)).save(work / "cube.keras")
