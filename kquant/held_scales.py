@@ -25,8 +25,8 @@ from kquant.core.wording import first_of
 from kquant.ops import find
 from kquant.quantized import read
 from kquant.targets import Target
+from kquant.widths import TYPES
 
-TYPES = {8: "int8", 16: "int16x8"}
 ROUNDS = 8  # what is widened may be read by what was looked at before: an encoding of several tensors
 MARGIN = 1.0 + 2.0**-16  # float32 roundings of a range and of its scale stay on the right side
 
@@ -111,7 +111,7 @@ class _Walk:
 
     def _limit(self, node: Node) -> float | None:
         known = self.target.ops.get(node.kwargs.get("kernel") or "")
-        return None if known is None else known.max_rescale_for(TYPES.get(16 if node.op.spec.bits > 8 else 8, "int8"))
+        return None if known is None else known.max_rescale_for(TYPES[16 if node.op.spec.bits > 8 else 8])
 
     def _unit(self, node: Node, sources: list[Any], makers: dict[int, Node]) -> float | None:
         """What one unit of the kernel's integers is worth; None where no data have told yet."""

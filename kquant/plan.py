@@ -25,7 +25,7 @@ from kquant.ops import find
 from kquant.ops.rule import Rule
 from kquant.packing import Packing, packing
 from kquant.targets import Target
-from kquant.widths import Widths, container, find_widths, index_tensors, moves_indices
+from kquant.widths import TYPES, Widths, container, find_widths, index_tensors, moves_indices
 
 
 @dataclass(frozen=True)
@@ -409,10 +409,11 @@ def _held(draft: _Draft, classes: _Classes, groups: dict[int, Group]) -> dict[in
     held = dict(groups)
     for node in draft.graph.nodes:
         rule = draft.rules[id(node)]
-        if rule is None or draft.widths.calls[id(node)] != 8:
+        if rule is None or draft.widths.calls[id(node)] not in TYPES:
             continue
         known = [draft.target.ops[code] for code in rule.operators if code in draft.target.ops]
-        limit = max((op.min_scale for op in known if op.min_scale is not None), default=None)
+        limits = [op.min_scale_for(TYPES[draft.widths.calls[id(node)]]) for op in known]
+        limit = max((limit for limit in limits if limit is not None), default=None)
         if limit is None:
             continue
         beta = rule.arithmetic(node)[1].get("beta", 1.0) if rule.arithmetic is not None else 1.0  # times the scale

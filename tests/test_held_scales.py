@@ -114,4 +114,6 @@ def test_limits_are_those_of_the_target_files() -> None:
             assert known[code].max_rescale == 2**19 and known[code].max_rescale_for("int16x8") == 2**14
         assert known["SQUARED_DIFFERENCE"].max_rescale == 2**12
         assert known["HARD_SWISH"].max_rescale == 128 and known["HARD_SWISH"].max_scale == 2**31 * 3 / 256
+        assert known["SOFTMAX"].max_scale_for("int16x8") == 5.0  # 65535 steps, up by log2(s 65535 / 10) bits
+        assert known["CONV_2D"].max_rescale_for("int16x8") == 2**7  # a shift of 7 bits (MultiplyByQuantizedMultiplier)
         assert known["TANH"].max_scale == known["LOGISTIC"].max_scale == (None if name == "litert" else 2**35)

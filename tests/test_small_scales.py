@@ -115,3 +115,17 @@ def test_a_softmax_that_ends_the_process_runs_in_16_bits() -> None:
     content = file_of(_over_many({"name": "wide", "rules": [rule]}, "tflm", 1.5))
     (found,) = probe(content, "tflm", [equal.astype(read_model(content).inputs[0].dtype)])
     assert np.all(np.abs(found / 32768 - 1 / 600) < 1e-4)
+
+
+@pytest.mark.parametrize("target", ["litert", "tflm"])
+def test_16_bit_functions_of_tiny_values_keep_their_multiplier(target: str) -> None:
+    inputs = keras.Input((8,))
+    model = keras.Model(inputs, [layers.Activation(kernel)(inputs) for kernel in KERNELS])
+    q = kquant.quantize(model, "int16x8", target=target)
+    with pytest.warns(UserWarning, match="hardly any signal"):
+        kquant.calibrate(q, X * np.float32(1e-13), verbose=False)
+    content, some = file_of(q), X[:4] * np.float32(1e-13)
+    codes = quantize_input(some, read_model(content).inputs[0])
+    found = probe(content, "litert-reference" if target == "litert" else target, [codes])
+    for expected, made in zip(simulate(q, [some]), found, strict=True):
+        assert np.array_equal(expected, made / np.float32(32768))

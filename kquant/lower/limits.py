@@ -37,9 +37,9 @@ def refuse_extremes(program: Program, target: Target) -> None:
         ratio, limit = rescale(op), known.max_rescale_for(op.type)
         if limit is not None and ratio is not None and ratio >= limit:
             raise ValueError(_too_narrow(op, target, f"rescale by {ratio:.3g}", f"takes less than {limit:g}"))
-        scale = _scale(op.inputs[0]) if op.inputs else None
-        if known.max_scale is not None and op.type == "int8" and scale is not None and scale >= known.max_scale:
-            raise ValueError(_too_wide(op, target, scale, known.max_scale))
+        scale, limit = _scale(op.inputs[0]) if op.inputs else None, known.max_scale_for(op.type)
+        if limit is not None and scale is not None and scale * op.options.get("beta", 1.0) >= limit:
+            raise ValueError(_too_wide(op, target, scale, limit / op.options.get("beta", 1.0)))
         for sums in _sums(op):
             if sums.overflow:
                 raise ValueError(_too_many_bits(op, target, sums))

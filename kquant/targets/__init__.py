@@ -56,9 +56,11 @@ class Operator(BaseModel):
         max_rescale: what one unit of its integers is worth over the output's scale must stay below it (int8), for every
             channel: `s_in * s_w / s_out` with weights, `max(s_1, s_2) / s_out` for a sum; `core.rescale` has them all.
             The kernel checks it, or its 32-bit integers overflow beyond.
-        max_rescale_int16: as `max_rescale`, with int16 activations.
+        max_rescale_int16: as `max_rescale`, with int16 activations; `max_rescale` where it is None.
         min_scale: the scale of its input must exceed it (int8): the kernel checks, and ends the process.
+        min_scale_int16: as `min_scale`, with int16 activations: below, the multiplier of the kernel is 0.
         max_scale: the scale of its input must stay below it (int8): a shift of the kernel ends there.
+        max_scale_int16: as `max_scale`, with int16 activations.
         int16x8: inputs and outputs may be int16 with zero point 0 and the numbers come out right; weights are then
             int8 and the bias int64.
         version_int16: the operator version to write in an int16 file; `version` where it is None.
@@ -96,7 +98,9 @@ class Operator(BaseModel):
     max_rescale: float | None = Field(default=None, gt=0)
     max_rescale_int16: float | None = Field(default=None, gt=0)
     min_scale: float | None = Field(default=None, gt=0)
+    min_scale_int16: float | None = Field(default=None, gt=0)
     max_scale: float | None = Field(default=None, gt=0)
+    max_scale_int16: float | None = Field(default=None, gt=0)
     int16x8: bool = False
     version_int16: int | None = Field(default=None, ge=1)
     per_axis_int16: bool = False
@@ -139,7 +143,25 @@ class Operator(BaseModel):
             >>> load("tflm").ops["ADD"].max_rescale_for("int16x8")
             16384.0
         """
-        return self.max_rescale_int16 if type == "int16x8" else self.max_rescale
+        return self.max_rescale_int16 or self.max_rescale if type == "int16x8" else self.max_rescale
+
+    def min_scale_for(self, type: str = "int8") -> float | None:
+        """What its input's scale must exceed in a type, one of `TYPES`; None where nothing is known.
+
+        Example:
+            >>> load("tflm").ops["TANH"].min_scale_for("int16x8")
+            4e-14
+        """
+        return self.min_scale_int16 if type == "int16x8" else self.min_scale
+
+    def max_scale_for(self, type: str = "int8") -> float | None:
+        """The bound of its input's scale in a type, one of `TYPES`; None where none is known.
+
+        Example:
+            >>> load("tflm").ops["SOFTMAX"].max_scale_for("int16x8")
+            5.0
+        """
+        return self.max_scale_int16 if type == "int16x8" else self.max_scale
 
     def fixed_for(self, type: str = "int8") -> tuple[float, int] | None:
         """The output encoding that the quantization specification prescribes in a type, one of `TYPES`.
