@@ -22,6 +22,7 @@ from kquant.packing import times
 from kquant.plan import Plan, problem
 from kquant.preprocessing import advice
 from kquant.quantize import check_model, check_recipe, expanded, is_known, planned, read, unknown_layers
+from kquant.widths import container
 
 Status = Literal["integer", "decomposed", "folded", "removed", "no kernel", "refused"]
 
@@ -165,8 +166,10 @@ def _stored(op: Any, plan: Plan) -> str:
     settings, found = plan.settings[id(op)], plan.packings.get(id(op))
     if settings.weights.dtype == "float16":
         return "float16"
-    if found is None or (settings.stays_float and plan.recipe.mode == "static"):
+    if settings.skip or (settings.stays_float and (found is None or plan.recipe.mode == "static")):
         return "float32"
+    if found is None:  # rows that are looked up are codes of the layer's output
+        return f"{container(settings.activations.bits)} bits"
     in_bytes = " in 8" if found.bits <= PACKED_BITS else ""
     return f"{found.bits} bits{', packed' if found.packed else in_bytes}"
 

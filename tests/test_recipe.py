@@ -382,6 +382,10 @@ def test_what_latency_takes_is_told_and_kept(tmp_path: Path) -> None:
     (said,) = kquant.check(convolutions(), "litert", recipe=FOUR).advice
     assert said.startswith("packed 4-bit weights of apart_depthwise, apart, conv, odd cost 2.3 to 4.3 times the")
     assert kquant.check(convolutions(), "tflm", recipe=FOUR).advice == ()
+    table = keras.Sequential([keras.Input((4,), dtype="int32"), layers.Embedding(5, 6, name="rows")])
+    for mode in ("static", "weight-only"):
+        recipe = {**FOUR, "mode": mode, "weights": {"bits": 8}}
+        assert [row.weights for row in kquant.check(table, "litert", recipe=recipe).layers] == [("8 bits",)]
     text = kquant.recipe_to_toml(latency)
     assert 'prefer = "latency"' in text and 'prefer = "bytes"' in text
     (tmp_path / "mine.toml").write_text(text)
