@@ -42,7 +42,9 @@ def hold_scales(qmodel: keras.Model, verb: str = "calibrate") -> None:
     """
     layers = encodings_of(qmodel)
     target = targets.load(next((n.origin["target"] for n in layers if "target" in n.origin), "litert"))
-    if _largest_rescale(qmodel, layers) < min(op.max_rescale or np.inf for op in target.ops.values()):
+    types = {TYPES[16 if layer.spec.bits > 8 else 8] for layer in layers}
+    limits = [limit for op in target.ops.values() for t in types if (limit := op.max_rescale_for(t)) is not None]
+    if _largest_rescale(qmodel, layers) < min(limits, default=0.0):
         return  # as nearly always; reading the model takes time
     walk = _Walk(read(qmodel), target)
     spans: dict[str, float] = {}
