@@ -156,7 +156,8 @@ def settings(found):
     names = [("stem_1", "Conv2D"), ("a", "Dense"), ("x1.y", "Conv2D"), ("x1zy", "Conv2D"), ("b", "Add")]
     rows = []
     for name, kind in names:
-        activations, weights, _, stays_float, _ = found.settings([(name, kind)], None)
+        said = found.settings([(name, kind)], None)
+        activations, weights, stays_float = said.activations, said.weights, said.stays_float
         rows.append((stays_float, None if stays_float else activations.spec().bits, weights.spec(), weights.dtype))
         if found.mode == "static" and stays_float:
             rows[-1] = True
