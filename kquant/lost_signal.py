@@ -32,6 +32,7 @@ ENOUGH_DB = 20.0
 GAIN_DB = 6.0  # one bit: less is no remedy
 FEW_CODES = 8  # of 256: what a channel has left that is named
 MOST_TENSORS = 24  # measured one by one, in models that lose their outputs
+MOST_CALLS = 3000  # of layers, for that: some seconds; deep networks end there, the likeliest tensors done
 SIXTEEN_BITS = 32767
 UNLIKE = 16.0  # widths of channels: 4 bits of the narrow one are gone
 
@@ -124,6 +125,7 @@ class _Model:
         origins = (n.op.origin for n in self.graph.nodes if isinstance(n.op, FakeQuant))
         self.target = next((o["target"] for o in origins if "target" in o), "litert")
         self.inputs = {id(t): t.name for t in keras.tree.flatten(self.graph.inputs)}
+        self.calls = 0
 
     def losses(self) -> list[_Found]:
         """What is to be told, in order of the model."""
@@ -132,15 +134,18 @@ class _Model:
         ends = {id(t) for t in keras.tree.flatten(self.graph.outputs)}
         inside = [n for n in kept if not n.op.follows and id(n.outputs[0]) not in ends]
         suspects = sorted(inside, key=self._codes_left)[:MOST_TENSORS]
-        found = [self._loss(node) for node in kept if node in suspects]
-        return [f for f in found if f is not None]
+        found: dict[int, _Found | None] = {}
+        for node in suspects:
+            if self.calls >= MOST_CALLS:
+                break
+            found[id(node)] = self._loss(node)
+        return [f for node in kept if (f := found.get(id(node))) is not None]
 
-    def _codes_left(self, node: Node) -> float:
-        """Fewest codes that a channel gets, functions and inputs before all: the order in which tensors are tried."""
+    def _codes_left(self, node: Node) -> tuple[int, float]:
+        """Inputs, then functions, then the rest, those first whose narrowest channel gets fewest codes."""
         v = self._value(node)
-        if id(node.args[0]) in self.inputs or self._function(node) is not None:
-            return -1.0
-        return _codes(v, _step(node.op), v.ndim - 1)[0]
+        kind = 0 if id(node.args[0]) in self.inputs else 1 if self._function(node) is not None else 2
+        return kind, _codes(v, _step(node.op), v.ndim - 1)[0]
 
     def _value(self, node: Node) -> np.ndarray:
         return np.asarray(self.values[id(node.outputs[0])], np.float32)
@@ -217,6 +222,7 @@ class _Model:
                 if other is node or not any(id(t) in changed for t in other.inputs):
                     continue
                 args, kwargs = substitute((other.args, other.kwargs), values)
+                self.calls += 1
                 for t, made in zip(other.outputs, keras.tree.flatten(other.op(*args, **kwargs)), strict=True):
                     changed[id(t)] = made
         return _db(self.y, _outputs([values[id(t)] for t in keras.tree.flatten(self.graph.outputs)]))
