@@ -158,7 +158,7 @@ def _cut(graph: Graph, outside: list[Node], rest: list[Node]) -> tuple[Any, list
     of_input = {id(t): [p for p in passed if origins[id(p)] == {id(t)}] for t in inputs}
     if len(passed) == len(inputs) and all(len(found) == 1 for found in of_input.values()):
         return keras.tree.map_structure(lambda t: of_input[id(t)][0], graph.inputs), [t.name for t in inputs]
-    return (passed[0] if len(passed) == 1 else passed), [made.get(id(t), t.name) for t in passed]
+    return (passed[0] if len(passed) == 1 else passed), [str(made.get(id(t), t.name)) for t in passed]
 
 
 def _entrances(cut: Any, names: list[str]) -> Any:
