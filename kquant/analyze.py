@@ -17,6 +17,7 @@ from kquant.analysis.sqnr import mean_db
 from kquant.analysis.tensors import tensor_report
 from kquant.analysis.units import Unit, live_bytes, macs, units, weight_bytes, widths
 from kquant.analysis.weights import weight_report
+from kquant.core.arguments import check_count
 from kquant.core.graph import Graph
 from kquant.core.nodes import FakeQuant, encodings_of
 from kquant.core.wording import first_of
@@ -77,8 +78,7 @@ def analyze(
     Source: sensitivity by quantizing one layer, and all but one: Nagel et al., "A White Paper on Neural Network
     Quantization", arXiv:2106.08295, section 3.7.
     """
-    if samples < 1:
-        raise ValueError(f"analyze: samples must be 1 or more. Received: {samples}.")
+    check_count("analyze", "samples", samples)
     graph = read(qmodel)
     _refuse_uncalibrated(qmodel)
     found = units(graph)

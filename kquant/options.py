@@ -15,7 +15,7 @@ from kquant import targets
 from kquant.core import recipe as recipes
 from kquant.core.given_files import check_data, check_labels_file, check_lite_file, check_model_file
 from kquant.core.vocabulary import check_names, check_step, split_steps
-from kquant.core.wording import did_you_mean
+from kquant.core.wording import check_known
 from kquant.interpreters import RUNTIMES
 
 
@@ -73,9 +73,7 @@ def _steps(value: str) -> None:
 
 
 def _runtime(value: str) -> None:
-    if value not in RUNTIMES:
-        hint = did_you_mean(value, RUNTIMES)
-        raise ValueError(f"runtime '{value}' does not exist.{hint} There are: {', '.join(RUNTIMES)}.")
+    check_known(f"runtime '{value}' does not exist", value, RUNTIMES)
 
 
 # What is looked at before TensorFlow loads, by the name of the argument: a wrong one is told at once.

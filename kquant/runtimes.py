@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 
 from kquant import interpreters
 from kquant.core.arguments import array_of
-from kquant.core.wording import did_you_mean
+from kquant.core.wording import check_known
 from kquant.data_scale import Expected, warn_of_scale
 from kquant.inspect import (
     DAMAGE,
@@ -374,9 +374,7 @@ def _padding(model: FileModel, data: bytes, tensor: FileTensor) -> tuple[tuple[f
 
 
 def _known(runtime: str) -> None:
-    if runtime not in RUNTIMES:
-        hint = did_you_mean(runtime, RUNTIMES)
-        raise ValueError(f"runtime '{runtime}' does not exist.{hint} There are: {', '.join(RUNTIMES)}.")
+    check_known(f"runtime '{runtime}' does not exist", runtime, RUNTIMES)
     if runtime not in available():
         raise ValueError(f"runtime '{runtime}' needs an extra: pip install 'kquant[micro]' (Linux only).")
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable
 
 from kquant.core.recipe import Recipe
-from kquant.core.wording import did_you_mean
+from kquant.core.wording import check_known
 
 OBSERVERS = ("minmax", "moving-average", "percentile", "mse", "sqnr", "kl", "cross-entropy")
 STEPS = ("calibrate", "data-free", "equalize", "bias", "sequential-mse", "adaround", "reestimate")
@@ -21,9 +21,7 @@ def check_observer(name: str, known: Iterable[str] = OBSERVERS) -> None:
     Raises:
         ValueError: naming the nearest.
     """
-    known = tuple(known)
-    if name not in known:
-        raise ValueError(f"observer '{name}' does not exist.{did_you_mean(name, known)} There are: {', '.join(known)}.")
+    check_known(f"observer '{name}' does not exist", name, known)
 
 
 def check_step(name: str, known: Iterable[str] = STEPS) -> None:
@@ -32,9 +30,7 @@ def check_step(name: str, known: Iterable[str] = STEPS) -> None:
     Raises:
         ValueError: naming the nearest.
     """
-    known = tuple(known)
-    if name not in known:
-        raise ValueError(f"steps: no step '{name}'.{did_you_mean(name, known)} There are: {', '.join(known)}.")
+    check_known(f"steps: no step '{name}'", name, known)
 
 
 def check_names(recipe: Recipe) -> None:

@@ -26,6 +26,27 @@ def did_you_mean(name: object, known: Iterable[str], cutoff: float = 0.6, most: 
     return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 
+def check_known(said: str, name: str, known: Iterable[str]) -> None:
+    """Refuse a name that is none of those that there are.
+
+    Args:
+        said: what the message starts with.
+        name: what was given.
+        known: what there is.
+
+    Raises:
+        ValueError: naming the nearest, and all.
+
+    Example:
+        >>> check_known("no step 'x'", "x", ["calibrate", "bias"])
+        Traceback (most recent call last):
+        ValueError: no step 'x'. There are: calibrate, bias.
+    """
+    names = list(known)
+    if name not in names:
+        raise ValueError(f"{said}.{did_you_mean(name, names)} There are: {', '.join(names)}.")
+
+
 def first_of(names: Iterable[str], most: int = SHOWN) -> str:
     """The first names, and whether there are more.
 
