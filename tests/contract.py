@@ -99,6 +99,25 @@ def quantized(
     return kquant.calibrate(q, packed(q, data(q, samples)), batch_size=samples, verbose=False)
 
 
+class Example:
+    """An example of a rule, with the models that its tests share; each is made when it is first asked for."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.model = build(name)
+        self._quantized: dict[str, keras.Model] = {}
+
+    def quantized(self, target: str) -> keras.Model:
+        """Quantized in 8 bits and calibrated."""
+        if target not in self._quantized:
+            self._quantized[target] = quantized(self.model, target)
+        return self._quantized[target]
+
+    def forget(self, target: str) -> None:
+        """The next one is quantized anew: somebody changes the weights of this one."""
+        del self._quantized[target]
+
+
 def file_of(q: keras.Model) -> bytes:
     """The file, without the checks of `kquant.export`."""
     lowered = lower(q)
@@ -115,12 +134,17 @@ def compare(
     q: keras.Model, content: bytes, runtime: str, arrays: list[np.ndarray], graph: bool = False
 ) -> Parity:
     """Simulation against file on these inputs, all outputs together."""
+    return parity(content, runtime, arrays, simulate(q, arrays, graph))
+
+
+def parity(content: bytes, runtime: str, arrays: list[np.ndarray], simulated: list[np.ndarray]) -> Parity:
+    """What the model gave for these inputs against what the file gives, all outputs together."""
     file = read_model(content)
     invoke = open_runtime(content, runtime)
     codes = [quantize_input(a, t) for a, t in zip(arrays, file.inputs, strict=True)]
     rows = [invoke([c[i : i + 1] for c in codes]) for i in range(len(arrays[0]))]
     equal, total, worst = 0, 0, 0
-    for expected, found, t in zip(simulate(q, arrays, graph), zip(*rows, strict=True), file.outputs, strict=True):
+    for expected, found, t in zip(simulated, zip(*rows, strict=True), file.outputs, strict=True):
         wanted = np.rint(expected / np.float32(t.scale[0])).astype(np.int64) + t.zero_point[0]
         error = np.abs(wanted - np.concatenate(found).astype(np.int64))
         equal, total = equal + int((error == 0).sum()), total + error.size
