@@ -52,6 +52,25 @@ def losses_are_measured_once(request: pytest.FixtureRequest, monkeypatch: pytest
         monkeypatch.setattr(module, "warn_of_losses", lambda *_: None)
 
 
+@pytest.fixture(autouse=True)
+def steps_are_traced_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An optimizer that makes its variables in the first step has the step traced again; here it makes them before.
+
+    Seconds for each `fit`. How Keras does it alone is what test_training.py and test_demo.py see.
+    """
+    if request.path.stem in ("test_training", "test_demo"):
+        return
+    make = keras.Model.make_train_function
+
+    def built_before(model: keras.Model, force: bool = False) -> None:
+        optimizer, variables = getattr(model, "optimizer", None), model.trainable_variables
+        if optimizer is not None and variables and not optimizer.built and not tf.distribute.has_strategy():
+            optimizer.build(variables)
+        make(model, force)
+
+    monkeypatch.setattr(keras.Model, "make_train_function", built_before)
+
+
 COUNT = itertools.count(1)
 
 

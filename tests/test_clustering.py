@@ -227,7 +227,7 @@ def test_every_kernel_shares_from_training_to_the_file(build, per_channel, tmp_p
     model = made(build)
     before = [np.array(v) for v in model.variables]
     clustered = kquant.cluster(model, 4, per_channel=per_channel, depthwise=True)
-    train(clustered)
+    train(clustered, run_eagerly=True)
     for old, variable in zip(before, model.variables, strict=True):
         np.testing.assert_array_equal(old, variable)
     plain = kquant.strip(clustered)
@@ -240,7 +240,7 @@ def test_every_kernel_shares_from_training_to_the_file(build, per_channel, tmp_p
     assert count == {"image": 6, "attentive": 11, "words": 6}[build.__name__]
     x, _ = samples(model)
     q = kquant.calibrate(kquant.quantize(clustered), x, verbose=False)
-    train(q, steps=2)
+    train(q, steps=2, run_eagerly=True)
     kquant.export(q, tmp_path / "m.tflite", check_runtimes=False)
     found = codes_in((tmp_path / "m.tflite").read_bytes())
     limit = 4 if per_channel is False else 4 * 8  # LSTM's gates and embeddings have one scale for all channels
@@ -263,7 +263,7 @@ def test_masks_and_zeros_stay():
         assert max(len(np.unique(c)) for c in np.moveaxis(codes, -1, 0)) <= 6
     stripped = kquant.strip(pruned)  # no masks any more: the zeros themselves stay
     zeros = stripped.get_layer("head").kernel.numpy() == 0.0
-    again = train(kquant.cluster(stripped, 6, per_channel=per_channel))
+    again = train(kquant.cluster(stripped, 6, per_channel=per_channel), run_eagerly=True)
     assert zeros.mean() == 0.5 and np.all(np.array(again.get_layer("head").weights_as_used())[zeros] == 0.0)
 
 
@@ -287,7 +287,7 @@ def test_a_quantized_model_is_clustered():
     before = q.predict(x, verbose=0)
     clustered = kquant.cluster(q, 4, per_channel=True)
     np.testing.assert_array_equal(before, q.predict(x, verbose=0))
-    train(clustered)
+    train(clustered, run_eagerly=True)
     assert np.any(before != clustered.predict(x, verbose=0))
     for layer, _, _ in books(clustered):
         codes = np.moveaxis(layer.codes(tf.constant(1.0))[0].numpy(), layer.channel_axes[-1], 0)
@@ -295,18 +295,27 @@ def test_a_quantized_model_is_clustered():
     assert len(list(books(clustered))) == 4
 
 
+@pytest.fixture(scope="module")
+def trained():
+    """A clustered model that `fit` trained, and the variables of its codebooks before."""
+    clustered = kquant.cluster(made(image), 4, per_channel="scale")
+    before = [np.array(v) for _, _, b in books(clustered) for v in b.variables]
+    return train(clustered), before
+
+
 LOAD = """
 import sys, keras, kquant, numpy as np
 model = keras.models.load_model(sys.argv[1])
 x = np.load(sys.argv[2])
 np.save(sys.argv[3], model.predict(x, verbose=0))
+model.run_eagerly = True
 model.fit(x, np.zeros((len(x), 4)), verbose=0)
 print(max(len(np.unique(c)) for c in model.get_layer("head").weights_as_used().numpy().T))
 """
 
 
-def test_saved_and_loaded_in_another_process_to_the_bit(tmp_path):
-    clustered = train(kquant.cluster(made(image), 4, per_channel="scale"))
+def test_saved_and_loaded_in_another_process_to_the_bit(trained, tmp_path):
+    clustered, _ = trained
     x, _ = samples(clustered)
     clustered.save(tmp_path / "m.keras")
     np.save(tmp_path / "x.npy", x)
@@ -343,7 +352,12 @@ class _policy:
 
 
 def test_jit_compiled_training():
-    clustered = train(kquant.cluster(made(image), 4, per_channel=True), jit_compile=True)
+    x = inputs = keras.Input((4, 4, 3))
+    x = layers.ReLU()(layers.BatchNormalization()(layers.Conv2D(6, 3, use_bias=False)(x)))
+    x = layers.Flatten()(layers.Conv2DTranspose(4, 3)(x))
+    model = keras.Model(inputs, layers.Dense(4)(x))
+    clustered = train(kquant.cluster(model, 4, per_channel=True), jit_compile=True)
+    assert len(list(books(clustered))) == 3
     for layer, path, codebook in books(clustered):
         assert shared_by(codebook, np.array(layer.weights_as_used(path))) <= 4
 
@@ -367,10 +381,8 @@ def test_norms_and_dropout_train():
     assert np.any(before != np.array(clustered.get_layer("norm").moving_mean))
 
 
-def test_values_train():
-    clustered = kquant.cluster(made(image), 4, per_channel="scale")
-    before = [np.array(v) for _, _, b in books(clustered) for v in b.variables]
-    train(clustered)
+def test_values_train(trained):
+    clustered, before = trained
     after = [np.array(v) for _, _, b in books(clustered) for v in b.variables]
     assert all(np.any(a != b) for a, b in zip(before, after, strict=True) if a.size)
 
@@ -445,7 +457,7 @@ def test_evenly_spaced_values_that_stay_are_the_same_codes_in_every_layer():
     pruned = kquant.prune(made(image), 0.5, scope="global")
     clustered = kquant.cluster(pruned, "prune50-cluster16-int8")
     x, _ = samples(pruned)
-    q = train(kquant.calibrate(kquant.quantize(clustered), x, verbose=False))
+    q = train(kquant.calibrate(kquant.quantize(clustered), x, verbose=False), run_eagerly=True)
     codes = {float(c) for layer, _, _ in books(q) for c in np.unique(layer.codes(tf.constant(1.0))[0])}
     assert len({abs(c) for c in codes}) <= 16 and max(codes) == 127 and 0 in codes
 
@@ -478,7 +490,7 @@ def test_each_part_of_a_layer_gets_what_its_own_kernel_had(name, codebooks):
     found = {layer.name: [type(t).__name__ for t in layer.transforms] for layer in parts}
     assert len(found) > len(codebooks)
     assert found == {part: ["Mask", "Codebook"] if part in codebooks else ["Mask"] for part in found}
-    train(q)
+    train(q, run_eagerly=True)
     for part in codebooks:
         rows = np.asarray(q.get_layer(part).weights_on_grid()).reshape(-1, 16).T
         assert max(np.unique(row).size for row in rows) <= 8
