@@ -13,7 +13,7 @@ import kquant
 from benchmarks.assets import TASKS, Task, task
 from benchmarks.converter import convert_int8
 from kquant import targets
-from kquant.runtimes import available
+from kquant.runtime.running import available
 
 
 def sqnr_db(reference: np.ndarray, found: np.ndarray) -> float:

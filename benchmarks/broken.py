@@ -15,7 +15,7 @@ import numpy as np
 
 import kquant
 from benchmarks.assets import Task, task
-from kquant.correct.equalize import plan_equalization
+from kquant.correct.equalization import plan_equalization
 
 TASKS = ("image_classification", "keyword_spotting", "visual_wake_words")
 LARGEST = 1000.0

@@ -16,11 +16,11 @@ import numpy as np
 import kquant
 from benchmarks.accuracy import sqnr_db
 from benchmarks.assets import Task, task
-from kquant.core.graph import Graph, Node
-from kquant.core.nodes import Compressed, FakeQuant
-from kquant.core.statistics import Statistics, histogram
-from kquant.observers import mse
-from kquant.quantized import forget_graphs, read, tensors
+from kquant.calibration.observers import mse
+from kquant.calibration.tensor_statistics import Statistics, histogram
+from kquant.graph.graph import Graph, Node
+from kquant.layers.nodes import Compressed, FakeQuant
+from kquant.views.quantized_model import forget_graphs, read, tensors
 
 TASKS = ("image_classification", "keyword_spotting", "visual_wake_words")
 

@@ -21,7 +21,7 @@ import kquant
 from benchmarks.assets import loader
 from benchmarks.qat_accuracy import batches
 from benchmarks.turns import fit_step, in_turns, ratios, timed
-from kquant.core.nodes import Compressed
+from kquant.layers.nodes import Compressed
 
 BATCH = 64
 SHARING: dict[str, dict[str, Any]] = {

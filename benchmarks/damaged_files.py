@@ -97,11 +97,11 @@ def readers(folder: Path) -> dict[str, tuple[tuple[str, ...], Callable[[Path], A
     import numpy as np
 
     import kquant
-    from kquant import files
-    from kquant.core import recipe as recipes
+    from kquant.app import command_files
+    from kquant.recipe import recipe as recipes
 
-    takes = (files.Input("x", (6, 4)),)
-    picture = (files.Input("x", (8, 8, 3)),)
+    takes = (command_files.Input("x", (6, 4)),)
+    picture = (command_files.Input("x", (8, 8, 3)),)
     q = keras.models.load_model(folder / "quantized.keras")
     x = np.load(folder / "x.npy")
     images = tuple(f"image.{suffix}" for suffix in ("png", "jpg", "bmp", "gif", "webp", "ppm"))
@@ -115,9 +115,9 @@ def readers(folder: Path) -> dict[str, tuple[tuple[str, ...], Callable[[Path], A
         return lambda path: kquant.predict(path, x[:2], runtime)
 
     return {
-        "npy": (("x.npy",), lambda path: files.load_data(path, takes)),
-        "npz": (("plain.npz", "packed.npz"), lambda path: files.load_data(path, takes, limit=3)),
-        "labels": (("labels.npy", "plain.npz"), files.load_labels),
+        "npy": (("x.npy",), lambda path: command_files.load_data(path, takes)),
+        "npz": (("plain.npz", "packed.npz"), lambda path: command_files.load_data(path, takes, limit=3)),
+        "labels": (("labels.npy", "plain.npz"), command_files.load_labels),
         "observations": (
             ("observations.npz",),
             lambda path: kquant.calibrate(q, kquant.Observations.load(path), verbose=False),
@@ -127,11 +127,11 @@ def readers(folder: Path) -> dict[str, tuple[tuple[str, ...], Callable[[Path], A
         "recipe-toml": (("recipe.toml",), recipes.load),
         "rungs": (("rungs.json",), kept["rungs"]),
         "roundings": (("roundings.npz",), kept["roundings"]),
-        "image": (images, lambda path: files.load_data(path.parent, picture)),
+        "image": (images, lambda path: command_files.load_data(path.parent, picture)),
         "tflite": (("model.tflite",), both),
         **{f"tflite-{name}": (("model.tflite",), run(name)) for name in ("litert", "litert-reference", "tflm")},
-        "keras": (("model.keras", "quantized.keras"), files.load_model),
-        "h5": (("model.h5",), files.load_model),
+        "keras": (("model.keras", "quantized.keras"), command_files.load_model),
+        "h5": (("model.h5",), command_files.load_model),
     }
 
 
@@ -139,10 +139,10 @@ def _kept(folder: Path, q: Any) -> dict[str, Callable[[Path], Any]]:
     """State of searches and corrections that were stopped: made here, read again from a folder."""
     import numpy as np
 
-    from kquant.autotune import Rung
-    from kquant.core.kept import Kept
-    from kquant.correct.finished import Finished
-    from kquant.quantized import places, read
+    from kquant.correct.progress import Finished
+    from kquant.files.finished_work import Kept
+    from kquant.search.ladder import Rung
+    from kquant.views.quantized_model import places, read
 
     place, made = places(read(q))[0], np.zeros((3, 4, 4), np.int8)
     about = ("adaround", "rounding", [1], b"")

@@ -81,15 +81,16 @@ def command(name: str, given: Path, out: Path, old: bool) -> list[str]:
 
 def work(name: str, given: Path, out: Path, old: bool) -> None:
     """One run, in this process."""
-    from kquant import export, files
-    from kquant.cli import app
+    from kquant.app import command_files
+    from kquant.app.cli import app
+    from kquant.exporting import export_file
 
     arguments = command(name, given, out, old)
     if name == "autotune" and (out / "rungs.json").exists():
         (out / "rungs.json").unlink()  # of a run that was killed: its state is kept on purpose
     if name == "export":
-        q = files.load_model(arguments[1])
-        export(q, out / "net.tflite", encodings=out / "net.json")
+        q = command_files.load_model(arguments[1])
+        export_file(q, out / "net.tflite", encodings=out / "net.json")
     else:
         app(arguments, standalone_mode=False)
 
@@ -171,7 +172,7 @@ def kinds(found: dict[str, str], old: dict[str, str], new: set[str]) -> str:
 
 def run(name: str, kills: int, rng: np.random.Generator, given: Path, base: Path) -> Row:
     """All kills of one command."""
-    from kquant.core.leftovers import settle
+    from kquant.files.leftovers import settle
 
     row, started = Row(), time.perf_counter()
     first = base / name
@@ -231,9 +232,8 @@ def run(name: str, kills: int, rng: np.random.Generator, given: Path, base: Path
 
 def load() -> None:
     """Everything that a run imports, without computing anything: threads do not survive a fork."""
-    import kquant  # noqa: F401
-    import kquant.cli
-    import kquant.result_files  # noqa: F401
+    import kquant.app.cli
+    import kquant.app.result_files  # noqa: F401
 
 
 def main() -> None:
@@ -267,10 +267,10 @@ def main() -> None:
 def old_model(given: Path) -> None:
     """The quantized model that the old files of `export` come from."""
     import kquant
-    from kquant import files
+    from kquant.app import command_files
 
     samples = np.load(given / "x.npz")["x"]
-    q = kquant.quantize(files.load_model(given / "net.keras"), given / "old.toml")
+    q = kquant.quantize(command_files.load_model(given / "net.keras"), given / "old.toml")
     kquant.calibrate(q, samples, verbose=False).save(given / "old.keras")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kquant.interpreters import RUNTIMES, litert_interpreter, tflm_interpreter
+from kquant.runtime.interpreters import RUNTIMES, litert_interpreter, tflm_interpreter
 
 
 def invocation(data: bytes, runtime: str) -> Callable[[], object]:

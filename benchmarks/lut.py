@@ -19,7 +19,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 import kquant
 from benchmarks.assets import Task, task
-from kquant.runtimes import probe, quantize_input
+from kquant.runtime.running import probe, quantize_input
 
 NAMES = ("image_classification", "keyword_spotting", "visual_wake_words", "anomaly_detection")
 SAMPLES = 64

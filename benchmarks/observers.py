@@ -10,7 +10,7 @@ import numpy as np
 import kquant
 from benchmarks.accuracy import sqnr_db
 from benchmarks.assets import TASKS, task
-from kquant.observers import NEED_SAMPLES, OBSERVERS
+from kquant.calibration.observers import NEED_SAMPLES, OBSERVERS
 
 
 def measured(name: str, recipe: dict[str, Any], limit: int) -> tuple[float, str]:

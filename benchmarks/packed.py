@@ -29,9 +29,9 @@ from benchmarks.assets import Task, task
 from benchmarks.latency import invocation
 from benchmarks.turns import in_turns, ratios, timed
 from kquant import targets
-from kquant.core.recipe import Step
-from kquant.correct import apply_steps
-from kquant.packing import UNPACKS
+from kquant.correct.steps import apply_steps
+from kquant.recipe.recipe import Step
+from kquant.views.packing import UNPACKS
 
 MODELS = ("keyword_spotting", "visual_wake_words")
 Case = tuple[tuple[int, ...], Callable[[], keras.layers.Layer]]

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 import contract  # noqa: E402  (the examples and comparisons are those of the tests)
 
 from kquant import targets  # noqa: E402
-from kquant.runtimes import available  # noqa: E402
+from kquant.runtime.running import available  # noqa: E402
 
 COLUMNS = (("litert", "litert-reference"), ("tflm", "tflm"), ("litert", "litert"))  # (target, runtime)
 

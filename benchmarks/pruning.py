@@ -22,7 +22,7 @@ import kquant
 from benchmarks.assets import loader
 from benchmarks.qat_accuracy import batches
 from benchmarks.turns import fit_step, in_turns, ratios, timed
-from kquant.core.nodes import Compressed
+from kquant.layers.nodes import Compressed
 
 STEPS = 313  # of an epoch: 20,000 images in batches of 64
 JUDGED = 2000

@@ -21,8 +21,8 @@ import numpy as np
 import kquant
 from benchmarks.assets import loader
 from benchmarks.qat_accuracy import batches
-from kquant.core.recipe import Step
-from kquant.correct import apply_steps
+from kquant.correct.steps import apply_steps
+from kquant.recipe.recipe import Step
 
 FIRST = 2000
 

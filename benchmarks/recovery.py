@@ -20,8 +20,8 @@ import numpy as np
 import kquant
 from benchmarks.assets import Task, loader, task
 from benchmarks.memory import peak_kb
-from kquant.core.recipe import Step
-from kquant.correct import apply_steps
+from kquant.correct.steps import apply_steps
+from kquant.recipe.recipe import Step
 
 TASKS = ("image_classification", "keyword_spotting", "visual_wake_words")
 MOST_JUDGED = 2000

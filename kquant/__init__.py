@@ -17,47 +17,47 @@ __version__ = "0.1.0"
 # Everywhere else the import alone must register the layers with Keras: `import kquant; keras.models.load_model(...)`.
 if Path(sys.argv[0] if sys.argv else "").stem != "kquant" and sys.orig_argv[1:3] != ["-m", "kquant"]:
     from kquant import callbacks, report
+    from kquant.analysis.diagnosis import analyze
     from kquant.analysis.results import Analysis
-    from kquant.analyze import analyze
-    from kquant.autotune import Tuned, autotune
-    from kquant.calibrate import calibrate
-    from kquant.cell import cell, cell_samples
-    from kquant.check import CheckReport, check
-    from kquant.core.recipe import Recipe, recipe_from_aeq, recipe_to_aeq, recipe_to_toml
-    from kquant.correct.adaround import adaround
+    from kquant.analysis.try_steps import DryRun, dry_run
+    from kquant.app.pipeline import CompressResult, compress
+    from kquant.calibration.aimet_encodings import encodings, set_encodings
+    from kquant.calibration.observations import Observations, observe
+    from kquant.calibration.ranges import calibrate
+    from kquant.correct.adaptive_rounding import adaround
     from kquant.correct.batch_norms import reestimate
     from kquant.correct.bias import correct_bias
     from kquant.correct.data_free import data_free_ranges
-    from kquant.correct.equalize import equalize
-    from kquant.correct.sequential_mse import sequential_mse
-    from kquant.dry_run import DryRun, dry_run
-    from kquant.encodings import encodings, set_encodings
-    from kquant.export import ExportReport, export
-    from kquant.fold import fold
-    from kquant.inspect import FileModel, inspect
-    from kquant.layer_bytes import FileBytes, layer_bytes
-    from kquant.lower import LookUpTables
-    from kquant.mixed_precision import Mixed, mixed_precision
-    from kquant.observe import Observations, observe
+    from kquant.correct.equalization import equalize
+    from kquant.correct.range_search import sequential_mse
+    from kquant.exporting.export_file import ExportReport, export
+    from kquant.exporting.streams import Stream, stream
+    from kquant.exporting.verification import VerifyReport, verify
+    from kquant.masking.clustering import cluster
+    from kquant.masking.pruning import prune
+    from kquant.masking.schedules import SparsitySchedule
+    from kquant.masking.stripping import strip
+    from kquant.masking.zeros import Sparsity, sparsity
     from kquant.ops import register_rule
-    from kquant.pipeline import CompressResult, compress
-    from kquant.quantize import quantize
-    from kquant.quantized import in_float32
-    from kquant.runtimes import predict
-    from kquant.shrink.cost import Cost, cost
-    from kquant.shrink.factorize import factorize
-    from kquant.shrink.prune import ChannelGroup, ChannelGroups, channel_groups, prune_channels
-    from kquant.split import SplitModel, split_preprocessing
-    from kquant.stream import Stream, stream
-    from kquant.strip import strip
-    from kquant.train.clustering import cluster
-    from kquant.train.distill import Distiller, distill
-    from kquant.train.pruning import prune
-    from kquant.train.scan import SparsityScan, scan_sparsity
-    from kquant.train.schedules import SparsitySchedule
-    from kquant.train.sparsity import Sparsity, sparsity
-    from kquant.vela import vela_bytes
-    from kquant.verify import VerifyReport, verify
+    from kquant.prepare.folding import fold
+    from kquant.prepare.forecast import CheckReport, check
+    from kquant.prepare.one_step import cell, cell_samples
+    from kquant.prepare.quantization import quantize
+    from kquant.prepare.split_inputs import SplitModel, split_preprocessing
+    from kquant.recipe.recipe import Recipe, recipe_from_aeq, recipe_to_aeq, recipe_to_toml
+    from kquant.runtime.running import predict
+    from kquant.search.bit_widths import Mixed, mixed_precision
+    from kquant.search.ladder import Tuned, autotune
+    from kquant.search.sparsity_scan import SparsityScan, scan_sparsity
+    from kquant.shrink.channel_pruning import ChannelGroup, ChannelGroups, channel_groups, prune_channels
+    from kquant.shrink.factorization import factorize
+    from kquant.shrink.kernel_cost import Cost, cost
+    from kquant.tflite.lut_program import LookUpTables
+    from kquant.tflite.reader import FileModel, inspect
+    from kquant.tflite.vela import vela_bytes
+    from kquant.tflite.weight_bytes import FileBytes, layer_bytes
+    from kquant.train.distillation import Distiller, distill
+    from kquant.views.quantized_model import in_float32
 
 __all__ = [
     "Analysis",

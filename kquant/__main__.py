@@ -1,6 +1,6 @@
 """`python -m kquant`: the command `kquant`."""
 
-from kquant.cli import main
+from kquant.app.cli import main
 
 if __name__ == "__main__":
     main()

@@ -10,8 +10,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kquant.core.nodes import Compressed, FakeQuant, observing
-from kquant.train.distill import Distiller
+from kquant.layers.nodes import Compressed, FakeQuant, observing
+from kquant.train.distillation import Distiller
 
 MOST_UNIQUE = 256  # distinct weights beyond which they are no codebook
 BUCKETS = 30  # of a histogram, as many as TensorBoard makes

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 from kernel_oracle import ACTIVATION_CODES, Operand, one_op_model
 
-from kquant.core.arithmetic import KERNELS, Grid
+from kquant.arithmetic import KERNELS, Grid
 
 
 def all_codes(dtype: str = "int8") -> np.ndarray:

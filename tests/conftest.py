@@ -47,7 +47,7 @@ MEASURE = (
 @pytest.fixture(autouse=True)
 def losses_are_measured_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Elsewhere that measurement is left out."""
-    module = sys.modules.get("kquant.calibrate")
+    module = sys.modules.get("kquant.calibration.ranges")
     if module is not None and request.path.stem not in MEASURE:
         monkeypatch.setattr(module, "warn_of_losses", lambda *_: None)
 

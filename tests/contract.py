@@ -12,12 +12,13 @@ import numpy as np
 import tensorflow as tf
 
 import kquant
-from kquant.core.nodes import FakeQuant
-from kquant.inspect import read_model
-from kquant.interpreters import open_runtime
-from kquant.lower import lower, to_bytes
+from kquant.layers.nodes import FakeQuant
 from kquant.ops import FAMILIES, rules_of
-from kquant.runtimes import quantize_input
+from kquant.runtime.interpreters import open_runtime
+from kquant.runtime.running import quantize_input
+from kquant.tflite.flatbuffer import to_bytes
+from kquant.tflite.lowering import lower
+from kquant.tflite.reader import read_model
 
 SAMPLES = 256
 

@@ -7,7 +7,7 @@ import tensorflow as tf
 from arithmetic_cases import Encoding, random_codes, random_encoding
 from kernel_oracle import ACTIVATION_CODES, Operand, one_op_model
 
-from kquant.core.arithmetic import Grid
+from kquant.arithmetic import Grid
 
 CONTRACTIONS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV")
 # The types of a contraction's activations, of its weights and of its bias.

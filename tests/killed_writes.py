@@ -15,8 +15,8 @@ from pathlib import Path
 
 sys.argv[0] = "kquant"  # the light import of the command
 
-from kquant.core.atomic import Outputs, write_atomically  # noqa: E402
-from kquant.core.leftovers import settle  # noqa: E402
+from kquant.files.atomic import Outputs, write_atomically  # noqa: E402
+from kquant.files.leftovers import settle  # noqa: E402
 
 MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None  # what crashes of the machine keep is no subject
 OLD, NEW = b"old " * 1000, b"new " * 1000

@@ -8,7 +8,7 @@ from enrolled import Cases, samples
 from keras import layers
 
 from kquant.shrink.channels import Channels, follow_channels
-from kquant.shrink.plain import plain, read
+from kquant.views.flat_copy import plain, read
 
 CASES = Cases()
 case, made = CASES.case, CASES.made

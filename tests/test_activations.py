@@ -12,7 +12,7 @@ import tensorflow as tf
 from keras import layers, ops
 
 import kquant
-from kquant.core.copies import again
+from kquant.graph.copies import again
 from kquant.ops.activation import TENSORFLOW, name_of
 
 X = np.float32(np.random.default_rng(0).normal(size=(16, 5)) * 3)

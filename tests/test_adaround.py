@@ -13,13 +13,13 @@ import pytest
 import tensorflow as tf
 
 import kquant
-from kquant.core.nodes import Compressed
-from kquant.correct.adaround import error, examples
+from kquant.correct.adaptive_rounding import error, examples
 from kquant.correct.reconstruction import Reservoir, Source, input_rows, matrix_of
 from kquant.correct.rounding import Examples, Settings, inverse, products, rectified_sigmoid, round_matrix
+from kquant.layers.nodes import Compressed
 from kquant.ops import RULES
 from kquant.ops.rows import as_matrix, from_matrix
-from kquant.quantized import Place, places, read, tensors
+from kquant.views.quantized_model import Place, places, read, tensors
 
 RNG = np.random.default_rng(0)
 W4 = {"name": "w4", "weights": {"bits": 4}}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import kquant
-from kquant.runtimes import predict
+from kquant.runtime.running import predict
 
 layers = keras.layers
 X = np.random.default_rng(0).normal(size=(40, 6, 4)).astype("float32")
@@ -91,7 +91,7 @@ def test_random_views(seed: int, tmp_path) -> None:
 
 def test_litert_still_needs_it(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
     """The tests above can fail; where they no longer do, `in_place` of targets/litert.toml can go."""
-    monkeypatch.setattr(sys.modules["kquant.export"], "keep_apart", lambda *_: None)
+    monkeypatch.setattr(sys.modules["kquant.exporting.export_file"], "keep_apart", lambda *_: None)
     keras.utils.set_random_seed(1)
     assert differing(read_later(), "int8", "litert-reference", tmp_path / "m.tflite") > 1
 

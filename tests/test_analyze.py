@@ -15,16 +15,17 @@ import pytest
 from typer.testing import CliRunner
 
 import kquant
-from kquant import quantized, report
+from kquant import report
 from kquant.analysis.liveness import peak_bytes
 from kquant.analysis.pairs import pairs
+from kquant.analysis.remedies import LEAST_DB, Trials, merged, told, with_remedy
 from kquant.analysis.units import units
-from kquant.cli import app
-from kquant.core.graph import run
-from kquant.core.nodes import FakeQuant, observing, only
-from kquant.core.recipe import load
-from kquant.correct import STEPS
-from kquant.remedies import LEAST_DB, Trials, merged, told, with_remedy
+from kquant.app.cli import app
+from kquant.correct.steps import STEPS
+from kquant.graph.graph import run
+from kquant.layers.nodes import FakeQuant, observing, only
+from kquant.recipe.recipe import load
+from kquant.views import quantized_model
 
 layers = keras.layers
 RNG = np.random.default_rng(0)
@@ -195,7 +196,7 @@ FLOAT_B = {"name": "mixed", "rules": [{"layer": "b", "float": True}]}
 )
 def test_most_activations_alive_together(make: Any, recipe: Any, tmp_path: Path) -> None:
     q = calibrated(make(), recipe)
-    assert peak_bytes(quantized.read(q)) == file_peak(q, tmp_path / "m.tflite")
+    assert peak_bytes(quantized_model.read(q)) == file_peak(q, tmp_path / "m.tflite")
 
 
 def test_skip_connections_are_alive() -> None:
@@ -209,7 +210,7 @@ def test_skip_connections_are_alive() -> None:
 
 def test_wholly_float_and_wholly_quantized(healthy: tuple) -> None:
     q, a = healthy
-    graph = quantized.read(q)
+    graph = quantized_model.read(q)
     out = id(keras.tree.flatten(graph.outputs)[0])
     with observing(lambda *_: None):
         real = run(graph, X[:32])[out].numpy()
@@ -360,7 +361,7 @@ def test_an_unequalized_pair() -> None:
     finding = next(f for f in a.findings if f.cause == "unequalized pair")
     assert finding.layer == "a"
     assert finding.candidates == ('steps = ["equalize", "calibrate"]',)
-    found = {(p.first, p.second): p.spread for p in pairs(quantized.read(q))}
+    found = {(p.first, p.second): p.spread for p in pairs(quantized_model.read(q))}
     (first, _), (second, _) = (network(rescaled).get_layer(n).get_weights() for n in "ab")
     ratio = np.abs(first).max((0, 1, 2)) / np.abs(second).max((0, 1, 3))
     assert found["a", "b"] == pytest.approx(ratio.max() / ratio.min(), rel=1e-5)
@@ -525,7 +526,7 @@ def test_command(tmp_path: Any) -> None:
 def test_dry_run_leaves_the_model_and_tells_what_would_change(monkeypatch: pytest.MonkeyPatch) -> None:
     def halve(qmodel: keras.Model, data: Any, *, verbose: bool = True, layer: str = "a") -> keras.Model:
         """Half the weights' range, which clips."""
-        place = next(p for p in quantized.places(quantized.read(qmodel)) if p.name == layer)
+        place = next(p for p in quantized_model.places(quantized_model.read(qmodel)) if p.name == layer)
         place.layer.correction("reach").assign(np.abs(place.layer.weights_as_used()).max((0, 1, 2), keepdims=True) / 2)
         return qmodel
 
@@ -567,7 +568,7 @@ def test_dry_run_calibrates_again_where_ranges_were_forgotten() -> None:
     found = kquant.dry_run(q, ["equalize"], X, verbose=False)
     for old, new in zip(before, q.get_weights(), strict=True):
         np.testing.assert_array_equal(old, new)
-    by_hand = kquant.calibrate(kquant.equalize(quantized.copy(q), verbose=False), X, verbose=False)
+    by_hand = kquant.calibrate(kquant.equalize(quantized_model.copy(q), verbose=False), X, verbose=False)
     assert found.after_db == pytest.approx(db(network(unbalanced)(X).numpy(), by_hand(X).numpy()), abs=0.01)
     assert found.after_db > found.before_db + 3
     assert all(c.after.sqnr_db is not None for c in found.layers)

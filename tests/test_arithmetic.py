@@ -1,4 +1,4 @@
-"""The arithmetic of kquant.core.arithmetic against the interpreters, code for code."""
+"""The arithmetic of kquant.arithmetic against the interpreters, code for code."""
 
 import itertools
 import math
@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_oracle import one_op_model, run_litert, run_tflm
 
-from kquant.core.arithmetic import (
+from kquant.arithmetic import (
     KERNELS,
     ROUNDING,
     ROUNDING_INT16,
@@ -27,8 +27,8 @@ from kquant.core.arithmetic import (
     requantize,
     table,
 )
-from kquant.core.arithmetic.fixed_point import quantize_multiplier
-from kquant.core.arithmetic.requantize import ROUNDINGS
+from kquant.arithmetic.fixed_point import quantize_multiplier
+from kquant.arithmetic.requantize import ROUNDINGS
 
 EXAMPLES = 25
 # TFLM has no kernel for these.

@@ -18,10 +18,10 @@ from typing import Any
 
 import pytest
 
-from kquant.core import leftovers
-from kquant.core.atomic import Outputs, write_atomically
-from kquant.core.destination import destination
-from kquant.core.leftovers import settle
+from kquant.files import leftovers
+from kquant.files.atomic import Outputs, write_atomically
+from kquant.files.destination import destination
+from kquant.files.leftovers import settle
 
 ROOT = Path(__file__).parents[1]
 needs_user = pytest.mark.skipif(os.geteuid() == 0, reason="root may write to any folder")
@@ -76,7 +76,7 @@ def test_two_runs_do_not_mix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
             new.write(tmp_path / "a", content)
             new.write(tmp_path / "b", content)
 
-    monkeypatch.setattr("kquant.core.atomic.move_all", slow)
+    monkeypatch.setattr("kquant.files.atomic.move_all", slow)
     first, second = threading.Thread(target=run, args=(b"1",)), threading.Thread(target=run, args=(b"2",))
     first.start()
     assert inside.wait(10)
@@ -248,8 +248,8 @@ def test_read_only_folder_behind_a_link(tmp_path: Path) -> None:
 COMMAND = """
 import sys, time
 sys.argv[0] = "kquant"
-from kquant import cli
-from kquant.core.atomic import Outputs
+from kquant.app import cli
+from kquant.files.atomic import Outputs
 def app():
     with Outputs(["a", "b"]) as new:
         new.write("a", b"new")

@@ -9,11 +9,11 @@ import pytest
 from keras import layers, ops
 
 import kquant
-from kquant.core.nodes import Compressed
-from kquant.core.stored import Stored
-from kquant.expand import expand
+from kquant.graph.stored import Stored
+from kquant.layers.nodes import Compressed
 from kquant.ops.rule import computed
-from kquant.runtimes import available
+from kquant.prepare.expansion import expand
+from kquant.runtime.running import available
 
 RNG = np.random.default_rng(0)
 

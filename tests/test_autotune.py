@@ -13,12 +13,12 @@ import pytest
 
 import kquant
 from kquant import report
-from kquant.analysis.knapsack import least_loss
-from kquant.core.kept import Kept
-from kquant.core.nodes import Compressed, FakeQuant
-from kquant.correct import STEPS
-from kquant.mixed_precision import Move
-from kquant.runtimes import available
+from kquant.correct.steps import STEPS
+from kquant.files.finished_work import Kept
+from kquant.layers.nodes import Compressed, FakeQuant
+from kquant.runtime.running import available
+from kquant.search.bit_widths import Move
+from kquant.search.knapsack import least_loss
 
 RNG = np.random.default_rng(0)
 X = np.float32(RNG.normal(size=(64, 24)))
@@ -139,8 +139,8 @@ def test_layers_that_cannot_be_analyzed_are_reported(monkeypatch: pytest.MonkeyP
     def refuse(*_: object, **__: object) -> None:
         raise ValueError("no data")
 
-    monkeypatch.setattr(importlib.import_module("kquant.autotune"), "analyze", refuse)
-    monkeypatch.setattr(importlib.import_module("kquant.autotune"), "OBSERVERS", ())
+    monkeypatch.setattr(importlib.import_module("kquant.search.ladder"), "analyze", refuse)
+    monkeypatch.setattr(importlib.import_module("kquant.search.ladder"), "OBSERVERS", ())
     monkeypatch.setitem(STEPS, "adaround", lambda qmodel, data, *, verbose=True: qmodel)
     found = kquant.autotune(MODEL, X, lambda m: float(m is MODEL), max_drop=0.5, verbose=False)
     assert [(r.name, r.failed) for r in found.rungs if r.failed] == [("sensitivity of the layers", "no data")]
@@ -183,7 +183,7 @@ def test_file_fits_the_budget(mixed: kquant.Mixed, tmp_path: Path) -> None:
 
 
 def test_every_point_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    way = importlib.import_module("kquant.mixed_precision")._Way
+    way = importlib.import_module("kquant.search.bit_widths")._Way
     point, counts = way.point, []
 
     def counted(self: object, moves: list, count: int, bar: object) -> object:

@@ -19,7 +19,7 @@ from keras import layers, ops
 from model_cases import CASES, made
 
 import kquant
-from kquant.runtimes import probe
+from kquant.runtime.running import probe
 
 X = np.float32(np.random.default_rng(0).normal(size=(64, 6)))
 
@@ -408,7 +408,7 @@ def test_failed_export_leaves_the_old_file(tmp_path: Path) -> None:
 
 
 def test_interrupted_write_leaves_no_temporary_file(tmp_path: Path) -> None:
-    from kquant.core.atomic import write_atomically
+    from kquant.files.atomic import write_atomically
 
     (tmp_path / "m.tflite").mkdir()
     with pytest.raises(ValueError, match="cannot be written"):

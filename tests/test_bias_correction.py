@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 import kquant
-from kquant.core.nodes import Compressed, observing
 from kquant.correct.bias import analytic_errors, weight_errors
 from kquant.correct.moments import closed_moments, rectified_moments
-from kquant.quantized import places, read, tensors
+from kquant.layers.nodes import Compressed, observing
+from kquant.views.quantized_model import places, read, tensors
 
 layers = keras.layers
 FOUR_BITS = {"name": "four", "weights": {"bits": 4, "per_axis": False}}

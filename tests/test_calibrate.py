@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import kquant
-from kquant import observers
-from kquant.core.nodes import FakeQuant
+from kquant.calibration import observers
+from kquant.calibration.observers import minmax, moving_average, percentile
+from kquant.calibration.tensor_statistics import BINS, MOST_BATCHES, Statistics, histogram, thinned
 from kquant.core.spec import QuantSpec
-from kquant.core.statistics import BINS, MOST_BATCHES, Statistics, histogram, thinned
-from kquant.observers import minmax, moving_average, percentile
+from kquant.layers.nodes import FakeQuant
 
 RNG = np.random.default_rng(0)
 X = np.float32(RNG.normal(size=(96, 6)))

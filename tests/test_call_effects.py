@@ -13,7 +13,7 @@ import pytest
 from keras import layers, ops
 
 import kquant
-from kquant.core.watched import Watched
+from kquant.graph.watched import Watched
 
 X = np.float32(np.random.default_rng(0).normal(size=(8, 6)))
 

@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 import kquant
-from kquant.core.nodes import Compressed, FakeQuant
+from kquant.layers.nodes import Compressed, FakeQuant
 
 RNG = np.random.default_rng(0)
 X, Y = np.float32(RNG.normal(size=(32, 6))), np.float32(RNG.normal(size=(32, 3)))

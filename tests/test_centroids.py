@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kquant.train.centroids import INITS, centroids, inertia, lloyd, nearest, points, scaled
+from kquant.masking.centroids import INITS, centroids, inertia, lloyd, nearest, points, scaled
 
 TENTHS = [0, 1, 2, 3, 3.1, 3.2, 3.3, 3.4, 3.5]
 SIGNS = [-3.0, -2.0, -1.0, 0.0, 1.1, 2.2, 3.3, 4.4, 5.5, 6.6, 7.7, 8.8, 9.0]

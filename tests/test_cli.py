@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 import kquant
-from kquant.cli import app
+from kquant.app.cli import app
 
 COMMANDS = ("compress", "analyze", "correct", "autotune", "check", "inspect", "bytes", "verify", "predict", "recipes")
 COMMANDS += ("demo", "scan")
@@ -372,7 +372,7 @@ def test_folders_of_refused_results_are_gone_and_others_stay(work):
 
 
 def test_predict_refuses_its_output_before_it_runs(work, monkeypatch):
-    monkeypatch.setattr(kquant.runtimes, "predict", lambda *_, **__: pytest.fail("it ran"))
+    monkeypatch.setattr("kquant.runtime.running.predict", lambda *_, **__: pytest.fail("it ran"))
     run = ("predict", work / "build/tiny.tflite", "--data", work / "images.npz", "--out")
     assert "arrays go to a .npz file. Received: '.txt'" in refused(*run, work / "o.txt")
     assert "no does not exist; make it first" in refused(*run, work / "no" / "o.npz")
@@ -405,7 +405,7 @@ def test_a_missing_extra_is_one_line(monkeypatch, work):
 
 def test_the_command_speaks_only_for_itself(work):
     """As installed: no chatter of TensorFlow on either stream, and --help without importing it."""
-    start = "import sys; sys.argv[0] = 'kquant'; from kquant.cli import main; main()"
+    start = "import sys; sys.argv[0] = 'kquant'; from kquant.app.cli import main; main()"
     environment = {k: v for k, v in os.environ.items() if not k.startswith("TF_")}
     environment["PYTHONPATH"] = str(Path(kquant.__file__).parents[1])
 
@@ -423,5 +423,5 @@ def test_the_command_speaks_only_for_itself(work):
     done = subprocess.run(module, capture_output=True, text=True, env=environment, check=False)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
     assert "a folder, not a file" in done.stderr
-    probe = "import sys; sys.argv[0] = 'kquant'; import kquant.cli; sys.exit('tensorflow' in sys.modules)"
+    probe = "import sys; sys.argv[0] = 'kquant'; import kquant.app.cli; sys.exit('tensorflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", probe], env=environment, check=False).returncode == 0

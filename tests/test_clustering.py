@@ -13,9 +13,9 @@ import tensorflow as tf
 from ai_edge_litert import schema_py_generated as schema
 
 import kquant
-from kquant.core.nodes import Compressed, Transformed
-from kquant.core.transforms import Held, kernel_at
-from kquant.train.codebook import Codebook, look_up, places
+from kquant.layers.nodes import Compressed, Transformed
+from kquant.layers.transform import Held, kernel_at
+from kquant.masking.codebook import Codebook, look_up, places
 
 layers = keras.layers
 SHARING = [False, True, "scale"]

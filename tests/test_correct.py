@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 import kquant
-from kquant import quantized
-from kquant.core.nodes import observing
-from kquant.core.recipe import Step, load
-from kquant.correct import STEPS, apply_steps, check_steps
-from kquant.dry_run import run_steps
+from kquant.analysis.try_steps import run_steps
+from kquant.correct.steps import STEPS, apply_steps, check_steps
+from kquant.layers.nodes import observing
+from kquant.recipe.recipe import Step, load
+from kquant.views import quantized_model
 
 X = np.float32(np.random.default_rng(0).normal(size=(64, 8, 8, 3)))
 # What keeps a step short, and what it cannot do without.
@@ -189,12 +189,12 @@ def test_no_step_asks_for_what_the_next_one_does(recwarn: pytest.WarningsRecorde
         return found
 
     for steps in (["equalize", "calibrate"], ["equalize", "bias", "calibrate"], ["equalize", "equalize", "calibrate"]):
-        apply_steps(quantized.copy(q), [Step(name=name) for name in steps], X, verbose=False)
+        apply_steps(quantized_model.copy(q), [Step(name=name) for name in steps], X, verbose=False)
         kquant.dry_run(q, steps, X, verbose=False)
         assert asked() == []
-    run_steps(quantized.copy(q), ["equalize"], X, verbose=False)  # its notes say it
+    run_steps(quantized_model.copy(q), ["equalize"], X, verbose=False)  # its notes say it
     assert asked() == []
-    apply_steps(quantized.copy(q), [Step(name="calibrate"), Step(name="equalize")], X, verbose=False)
+    apply_steps(quantized_model.copy(q), [Step(name="calibrate"), Step(name="equalize")], X, verbose=False)
     assert len(asked()) == 1
     kquant.equalize(q, verbose=False)
     assert len(asked()) == 1

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kquant.data import batches_of, refuse_endless
+from kquant.calibration.data import batches_of, refuse_endless
 
 X = np.float32(np.random.default_rng(0).normal(size=(70, 3, 2)))
 A, B = X[:, :, 0], X[:, :2, 1]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import kquant
-from kquant.core.nodes import Compressed, FakeQuant, encodings_of
+from kquant.layers.nodes import Compressed, FakeQuant, encodings_of
 
 layers = keras.layers
 X = np.random.default_rng(0).uniform(-1, 1, (32, 6, 6, 2)).astype("float32")

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import kquant
-from kquant.data import batches_of
+from kquant.calibration.data import batches_of
 
 layers = keras.layers
 Model = keras.Model

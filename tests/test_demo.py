@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 import kquant
-from kquant import demo
-from kquant.runtimes import RUNTIMES, available
+from kquant.app import demo
+from kquant.runtime.running import RUNTIMES, available
 
 pytest.importorskip("sklearn")
 POINT = 0.01

@@ -16,7 +16,7 @@ from keras import layers
 from model_cases import made
 
 import kquant
-from kquant.core.nodes import Compressed, FakeQuant
+from kquant.layers.nodes import Compressed, FakeQuant
 from kquant.train.soft_targets import SoftTargets
 
 RNG = np.random.default_rng(0)

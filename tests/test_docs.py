@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import kquant
-from kquant import observers
+from kquant.calibration import observers
 from kquant.report import layers as layer_list
 
 ROOT = Path(__file__).parents[1]

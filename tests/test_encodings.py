@@ -10,8 +10,8 @@ import tensorflow as tf
 from contract import EXAMPLES, build, quantized
 
 import kquant
-from kquant.core.nodes import QuantizedLSTM, encodings_of
 from kquant.core.spec import QuantSpec, encode_range, range_of
+from kquant.layers.nodes import QuantizedLSTM, encodings_of
 
 layers = keras.layers
 RNG = np.random.default_rng(3)
@@ -117,7 +117,8 @@ def test_numbers_are_aimets(qmodel):
 
 
 def kquant_file(q):
-    from kquant.lower import lower, to_bytes
+    from kquant.tflite.flatbuffer import to_bytes
+    from kquant.tflite.lowering import lower
 
     lowered = lower(q)
     return to_bytes(lowered.program, lowered.target, {})

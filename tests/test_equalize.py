@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 import kquant
-from kquant.core.nodes import Compressed, FakeQuant, observing
 from kquant.correct.absorb import absorbable
 from kquant.correct.chains import find_pairs
-from kquant.correct.equalize import plan_equalization
-from kquant.quantized import read
+from kquant.correct.equalization import plan_equalization
+from kquant.layers.nodes import Compressed, FakeQuant, observing
+from kquant.views.quantized_model import read
 
 layers = keras.layers
 PER_TENSOR = {"name": "per-tensor", "weights": {"per_axis": False}}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import kquant
-from kquant import interpreters
+from kquant.runtime import interpreters
 
 layers = keras.layers
 RNG = np.random.default_rng(5)

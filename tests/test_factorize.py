@@ -11,7 +11,7 @@ from contract import randomise
 from keras import layers
 
 import kquant
-from kquant.shrink.factorize import full_rank
+from kquant.shrink.factorization import full_rank
 from kquant.shrink.factors import split
 from kquant.shrink.ranks import Candidate, cheapest_ranks, choose_ranks
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 import kquant
-from kquant.core.nodes import Compressed, FakeQuant
-from kquant.export import _random
-from kquant.inspect import read_model
-from kquant.lower import lower
+from kquant.exporting.export_file import _random
+from kquant.layers.nodes import Compressed, FakeQuant
+from kquant.tflite.lowering import lower
+from kquant.tflite.reader import read_model
 
 RNG = np.random.default_rng(0)
 X = np.float32(RNG.normal(size=(64, 12, 12, 3)))

@@ -16,12 +16,12 @@ from keras import layers
 
 import kquant
 from kquant import targets
-from kquant.core.nodes import Compressed
-from kquant.expand import expand
-from kquant.fold import fold
-from kquant.inspect import read_model
-from kquant.lower import lower
-from kquant.runtimes import available
+from kquant.layers.nodes import Compressed
+from kquant.prepare.expansion import expand
+from kquant.prepare.folding import fold
+from kquant.runtime.running import available
+from kquant.tflite.lowering import lower
+from kquant.tflite.reader import read_model
 
 every_graph = pytest.mark.parametrize("name", sorted(graph_cases.CASES))
 both_targets = pytest.mark.parametrize("target", ["litert", "tflm"])

@@ -11,10 +11,10 @@ from keras import layers, ops
 
 import kquant
 from kquant import targets
-from kquant.inspect import read_model
-from kquant.lower import lower
-from kquant.lower.limits import rescale
-from kquant.runtimes import dequantize_output, probe, quantize_input
+from kquant.runtime.running import dequantize_output, probe, quantize_input
+from kquant.tflite.limits import rescale
+from kquant.tflite.lowering import lower
+from kquant.tflite.reader import read_model
 from tests.contract import file_of, simulate
 
 X = np.random.default_rng(0).normal(size=(64, 6, 4)).astype("float32")

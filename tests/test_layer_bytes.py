@@ -12,13 +12,14 @@ import pytest
 from ai_edge_litert import schema_py_generated as schema
 
 import kquant
-from kquant import interpreters, report, targets
+from kquant import report, targets
 from kquant.core.program import Program
 from kquant.core.spec import Encoding, QuantSpec
-from kquant.inspect import constants, read_model
-from kquant.layer_bytes import Sparse, layer_bytes, sparse_bytes
-from kquant.lower import to_bytes
-from kquant.vela import find_vela, vela_bytes
+from kquant.runtime import interpreters
+from kquant.tflite.flatbuffer import to_bytes
+from kquant.tflite.reader import constants, read_model
+from kquant.tflite.vela import find_vela, vela_bytes
+from kquant.tflite.weight_bytes import Sparse, layer_bytes, sparse_bytes
 
 RNG = np.random.default_rng(4)
 PER_TENSOR = QuantSpec(8)
@@ -189,13 +190,13 @@ def test_vela_is_asked_where_it_is(tmp_path, monkeypatch):
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
     q = kquant.quantize(model, target="ethos-u")
     kquant.calibrate(q, np.ones((32, 4), "float32"), verbose=False)
-    monkeypatch.setattr(sys.modules["kquant.export"], "find_vela", lambda: "vela")
-    monkeypatch.setattr(sys.modules["kquant.export"], "vela_bytes", lambda content: 123)
+    monkeypatch.setattr(sys.modules["kquant.exporting.export_file"], "find_vela", lambda: "vela")
+    monkeypatch.setattr(sys.modules["kquant.exporting.export_file"], "vela_bytes", lambda content: 123)
     made = kquant.export(q, tmp_path / "m.tflite")
     assert made.weights.vela_bytes == 123 and "Vela encodes them 123 bytes" in report.render(made)
 
     def refuse(content):
         raise ValueError("Vela refuses the file: no")
 
-    monkeypatch.setattr(sys.modules["kquant.export"], "vela_bytes", refuse)
+    monkeypatch.setattr(sys.modules["kquant.exporting.export_file"], "vela_bytes", refuse)
     assert "! Vela refuses the file" in report.render(kquant.export(q, tmp_path / "m.tflite"))

@@ -9,11 +9,11 @@ import tensorflow as tf
 from test_transforms import Half
 
 import kquant
-from kquant.core import learned, ranges
-from kquant.core.learner import WeightLearner
-from kquant.core.nodes import Compressed, FakeQuant
 from kquant.core.spec import QuantSpec, encode_range
-from kquant.quantized import copy
+from kquant.layers import learned_ranges, range_learner
+from kquant.layers.nodes import Compressed, FakeQuant
+from kquant.layers.weight_learner import WeightLearner
+from kquant.views.quantized_model import copy
 
 layers = keras.layers
 RNG = np.random.default_rng(0)
@@ -58,9 +58,9 @@ def gradients(low: float, high: float, y: np.ndarray, upstream: np.ndarray, spec
     with tf.GradientTape() as tape:
         t = tf.constant(y, tf.float32)
         tape.watch(t)
-        loss = tf.reduce_sum(learned.fake_quantize(layer, t)[0] * upstream)
+        loss = tf.reduce_sum(range_learner.fake_quantize(layer, t)[0] * upstream)
     by_stretch, by_y = tape.gradient(loss, [layer.stretch.value, t])
-    factor = ranges.gradient_scale(np.prod(y.shape[1:]), spec.high if spec.symmetric else spec.high - spec.low)
+    factor = learned_ranges.gradient_scale(np.prod(y.shape[1:]), spec.high if spec.symmetric else spec.high - spec.low)
     ends = by_stretch.numpy() / factor / (high - low) * np.array([-1.0, 1.0])
     return ends[0], ends[1], by_y.numpy()
 
@@ -147,7 +147,7 @@ def test_any_step_leaves_a_valid_range():
         low, high = -abs(RNG.normal()), abs(RNG.normal())
         width = high - low
         change = RNG.normal(size=2).astype("float32")
-        low, high = (float(v) for v in ranges.moved_ends(tf.constant(low), tf.constant(high), change))
+        low, high = (float(v) for v in learned_ranges.moved_ends(tf.constant(low), tf.constant(high), change))
         assert low <= 0.0 <= high and high - low >= 0.49 * width
         for bits in (2, 4, 8):
             scale, point = encode_range(tf.constant(low), tf.constant(high), QuantSpec(bits))
@@ -166,7 +166,7 @@ def test_range_rate_multiplies_the_step_of_any_optimizer(optimizer, step):
         before = [float(n.high[0]) for n in nodes(q)]
         q.train_on_batch(X, Y)
         for n in nodes(q):
-            learned.move(n)
+            range_learner.move(n)
         moved[rate] = np.array([float(n.high[0]) - b for n, b in zip(nodes(q), before, strict=True)])
     assert np.any(moved[1.0] != 0)
     np.testing.assert_allclose(moved[4.0], 4 * moved[1.0], rtol=1e-2, atol=1e-6)
@@ -228,7 +228,7 @@ def test_width_shrinks_in_training_and_inference_has_the_final_one():
     seen = []
     for _ in range(5):
         q.train_on_batch(X, Y)
-        levels = float(learned.grid(node)[3] - learned.grid(node)[2])
+        levels = float(range_learner.grid(node)[3] - range_learner.grid(node)[2])
         codes = conv.learner.quantized(conv.weights_as_used(), conv.scale_of(conv.weights_as_used()))
         seen.append((levels, max(len(np.unique(c)) for c in codes.numpy().reshape(-1, 4).T)))
         assert np.abs(conv.codes(tf.constant(1.0))[0]).max() <= 7

@@ -54,7 +54,7 @@ def live() -> keras.Model:
 
 
 def test_the_float_function_is_the_models(live):
-    from kquant.core.nodes import observing
+    from kquant.layers.nodes import observing
 
     with observing(lambda *_: None):
         found = live(X)

@@ -9,7 +9,7 @@ import pytest
 from keras import layers, ops
 
 import kquant
-from kquant.inspect import read_model
+from kquant.tflite.reader import read_model
 
 
 def _tokens() -> keras.Model:

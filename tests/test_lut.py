@@ -13,15 +13,16 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import kquant
-from kquant import interpreters, report, targets
-from kquant.c_array import save_c_array
+from kquant import report, targets
 from kquant.core.program import Program
 from kquant.core.spec import Encoding, QuantSpec
-from kquant.inspect import constants, read_model
-from kquant.lower import to_bytes
-from kquant.lower.decodes import LookUpTables, store_in_tables, without_tables
-from kquant.lut import decode, encode, header, pack, smallest, unpack
-from kquant.runtimes import available
+from kquant.exporting.c_array import save_c_array
+from kquant.runtime import interpreters
+from kquant.runtime.running import available
+from kquant.tflite.flatbuffer import to_bytes
+from kquant.tflite.lut_format import decode, encode, header, pack, smallest, unpack
+from kquant.tflite.lut_program import LookUpTables, store_in_tables, without_tables
+from kquant.tflite.reader import constants, read_model
 
 layers = keras.layers
 RNG = np.random.default_rng(3)
@@ -328,7 +329,7 @@ def test_what_cannot_be_is_refused_with_the_way_out(qmodel, tmp_path, monkeypatc
     refused("no weights get smaller", kquant.LookUpTables(max_bits=1))
     with pytest.raises(ValueError, match="max_bits must be 1 to 7"):
         kquant.LookUpTables(max_bits=8)
-    monkeypatch.setattr("kquant.look_up_tables.available", lambda: ["litert"])
+    monkeypatch.setattr("kquant.exporting.lut_check.available", lambda: ["litert"])
     with pytest.raises(ValueError, match=r"pip install 'kquant\[micro\]'"):
         kquant.export(qmodel, path, compression="lut")
     assert path.read_bytes() == b"older"
@@ -370,7 +371,7 @@ def test_plain_again():
 def test_the_command_writes_and_counts(exports, tmp_path):
     from typer.testing import CliRunner
 
-    from kquant.cli import app
+    from kquant.app.cli import app
 
     model = keras.Sequential([keras.Input((48,)), layers.Dense(48, name="head")])
     model.layers[0].kernel.assign(np.sign(model.layers[0].kernel))

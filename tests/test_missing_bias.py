@@ -12,7 +12,7 @@ from keras import layers
 
 import kquant
 from kquant import targets
-from kquant.lower.passes import BIAS_AT
+from kquant.tflite.passes import BIAS_AT
 
 RNG = np.random.default_rng(0)
 

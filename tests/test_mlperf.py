@@ -9,7 +9,7 @@ import pytest
 
 import kquant
 from benchmarks import assets
-from kquant.runtimes import available
+from kquant.runtime.running import available
 
 pytestmark = pytest.mark.skipif(
     not (assets.FOLDER / "load.py").is_file(), reason="the models are not part of the repository; set KQUANT_ASSETS"

@@ -16,8 +16,8 @@ import keras
 import numpy as np
 import pytest
 
-from kquant import files, model_files
-from kquant.core import untrusted
+from kquant.app import command_files
+from kquant.files import keras_files, untrusted
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def has_weights_of(model: keras.Model, saved: Path) -> bool:
 def test_the_content_says_what_a_file_is(name: str, saved: Path, tmp_path: Path) -> None:
     source = saved / name if (saved / name).exists() else saved / ("net.keras" if "keras" in name else "net.h5")
     shutil.copy(source, tmp_path / name)
-    assert has_weights_of(files.load_model(tmp_path / name), saved)
+    assert has_weights_of(command_files.load_model(tmp_path / name), saved)
 
 
 @pytest.mark.parametrize("suffix", [".keras", ".h5", ".model"])
@@ -78,16 +78,17 @@ def test_a_model_of_keras_2_tells_the_way(suffix: str, saved: Path, tmp_path: Pa
     source = saved / ("net.keras" if suffix == ".keras" else "net.h5")
     old = with_config(source, tmp_path / f"old{suffix}", lambda c: layer(c, 1).update(time_major=False), "2.14.0")
     with pytest.raises(ValueError, match="Keras 2.14.0 .tf_keras. saved it; docs/migrate.md .*time_major") as caught:
-        files.load_model(old)
+        command_files.load_model(old)
     assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match="time_major") as caught:
-        files.load_model(with_config(source, tmp_path / f"new{suffix}", lambda c: layer(c, 1).update(time_major=False)))
+        changed = with_config(source, tmp_path / f"new{suffix}", lambda c: layer(c, 1).update(time_major=False))
+        command_files.load_model(changed)
     assert "migrate" not in str(caught.value)
 
 
 def test_what_keras_3_can_load_of_keras_2_is_loaded(saved: Path, tmp_path: Path) -> None:
     old = with_config(saved / "net.h5", tmp_path / "old.h5", lambda _: None, "2.15.0")
-    assert has_weights_of(files.load_model(old), saved)
+    assert has_weights_of(command_files.load_model(old), saved)
 
 
 OTHERS: dict[str, tuple[bytes, str]] = {
@@ -113,29 +114,29 @@ def test_files_of_other_formats_tell_what_they_are(name: str, tmp_path: Path) ->
     content, message = OTHERS[name]
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=f"{name}: .*{message}"):
-        files.load_model(tmp_path / name)
+        command_files.load_model(tmp_path / name)
 
 
 def test_folders_and_archives_of_other_formats_tell_what_they_are(saved: Path, tmp_path: Path) -> None:
     (tmp_path / "graph").mkdir()
     (tmp_path / "graph/saved_model.pb").write_bytes(b"\x08\x01\x12")
     with pytest.raises(ValueError, match="graph: .*a SavedModel folder of TensorFlow; docs/migrate.md"):
-        files.load_model(tmp_path / "graph")
+        command_files.load_model(tmp_path / "graph")
     (tmp_path / "graph/keras_metadata.pb").write_bytes(b"")
     with pytest.raises(ValueError, match="a SavedModel folder of tf_keras; docs/migrate.md"):
-        files.load_model(tmp_path / "graph")
+        command_files.load_model(tmp_path / "graph")
     with zipfile.ZipFile(saved / "net.keras") as archive:
         archive.extractall(tmp_path / "open")
     with pytest.raises(ValueError, match="an unpacked .keras archive; keras.models.load_model"):
-        files.load_model(tmp_path / "open")
+        command_files.load_model(tmp_path / "open")
     with zipfile.ZipFile(tmp_path / "net.pt", "w") as archive:
         archive.writestr("net/data.pkl", b"")
     with pytest.raises(ValueError, match="a PyTorch file"):
-        files.load_model(tmp_path / "net.pt")
+        command_files.load_model(tmp_path / "net.pt")
     with pytest.raises(
         ValueError, match=r"only.weights.h5: .*weights without their model .*model.load_weights\(file\)"
     ):
-        files.load_model(saved / "only.weights.h5")
+        command_files.load_model(saved / "only.weights.h5")
 
 
 def other_place(path: Path, link: Any) -> Path:
@@ -205,12 +206,12 @@ def test_damaged_models_are_refused(kind: str, saved: Path, tmp_path: Path, monk
     make, message = DAMAGED[kind]
     path = make(saved, tmp_path)
     with pytest.raises(ValueError, match=f"{path.name}.*{message}") as caught:
-        files.load_model(path)
+        command_files.load_model(path)
     assert "\n" not in str(caught.value)
 
 
 def test_a_reader_of_hdf5_cannot_fill_the_machine() -> None:
-    lines = "from kquant import hdf5; import numpy; hdf5._limit(1000); numpy.empty(1 << 30, numpy.uint8)"
+    lines = "from kquant.files import hdf5_copy; import numpy; hdf5_copy._limit(1000); numpy.empty(1 << 30, numpy.uint8)"
     said = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True)
     assert said.returncode and "Unable to allocate" in said.stderr
 
@@ -220,19 +221,19 @@ def test_a_checksum_that_is_wrong_is_damage(saved: Path, tmp_path: Path) -> None
     content[content.find(b"keras_version")] ^= 1
     (tmp_path / "a.keras").write_bytes(content)
     with pytest.raises(ValueError, match="a.keras: a damaged zip archive: Bad CRC-32 for file 'metadata.json'"):
-        files.load_model(tmp_path / "a.keras")
+        command_files.load_model(tmp_path / "a.keras")
 
 
 def test_code_in_a_file_does_not_run(saved: Path, tmp_path: Path) -> None:
     x = keras.Input((4,))
     keras.Model(x, keras.layers.Lambda(lambda y: y * 2)(x)).save(tmp_path / "code.keras")
     with pytest.raises(ValueError, match="code.keras: .*Lambda"):
-        files.load_model(tmp_path / "code.keras")
+        command_files.load_model(tmp_path / "code.keras")
 
 
 def test_the_limit_on_weights_ends_with_the_loading() -> None:
     before = keras.layers.Layer.add_weight
-    with pytest.raises(ValueError, match="more than the file holds"), model_files._weights_within(10):
+    with pytest.raises(ValueError, match="more than the file holds"), keras_files._weights_within(10):
         keras.layers.Dense(3).build((None, 4))
     assert keras.layers.Layer.add_weight is before
     keras.layers.Dense(3).build((None, 4))

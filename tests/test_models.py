@@ -17,7 +17,7 @@ from enrolled import samples
 from model_cases import CASES, Gate, made
 
 import kquant
-from kquant.core.nodes import FakeQuant
+from kquant.layers.nodes import FakeQuant
 
 ROOT = Path(__file__).parents[1]
 

@@ -15,13 +15,13 @@ import tensorflow as tf
 
 import kquant
 from kquant import targets
-from kquant.core.nodes import Compressed
-from kquant.core.training_only import ReLUBehind
-from kquant.expand import expand
-from kquant.fold import fold
-from kquant.interpreters import open_runtime
+from kquant.layers.nodes import Compressed
+from kquant.layers.training_only import ReLUBehind
 from kquant.ops import RULES, constant, find, passive
-from kquant.runtimes import available
+from kquant.prepare.expansion import expand
+from kquant.prepare.folding import fold
+from kquant.runtime.interpreters import open_runtime
+from kquant.runtime.running import available
 
 EQUAL = 0.999  # share of output codes that the issue asks for
 MAX_ERR_LSB = 1

@@ -4,9 +4,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from kquant.core import vocabulary
-from kquant.correct import STEPS
-from kquant.observers import OBSERVERS
+from kquant.calibration.observers import OBSERVERS
+from kquant.correct.steps import STEPS
+from kquant.recipe import known_names
 
 CODE = """
 import sys
@@ -19,7 +19,7 @@ class Refused:
 sys.argv = ["kquant"]
 sys.meta_path.insert(0, Refused())
 from typer.testing import CliRunner
-from kquant.cli import app
+from kquant.app.cli import app
 
 for arguments, code, wanted in CASES:
     found = CliRunner().invoke(app, arguments)
@@ -29,7 +29,7 @@ for arguments, code, wanted in CASES:
 
 
 def test_names_are_those_that_do_something() -> None:
-    assert (vocabulary.OBSERVERS, vocabulary.STEPS) == (tuple(OBSERVERS), tuple(STEPS))
+    assert (known_names.OBSERVERS, known_names.STEPS) == (tuple(OBSERVERS), tuple(STEPS))
 
 
 def test_wrong_arguments_are_told_at_once(tmp_path: Path) -> None:

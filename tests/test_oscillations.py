@@ -9,9 +9,9 @@ import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
 
 import kquant
-from kquant.core.learner import WeightLearner
-from kquant.core.oscillations import STATE, Freezing, dampening, risen
 from kquant.core.spec import QuantSpec
+from kquant.layers.oscillations import STATE, Freezing, dampening, risen
+from kquant.layers.weight_learner import WeightLearner
 
 layers = keras.layers
 

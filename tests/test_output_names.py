@@ -15,7 +15,7 @@ import pytest
 from keras import layers
 
 import kquant
-from kquant.core.output_names import as_keras, functional
+from kquant.graph.output_names import as_keras, functional
 
 X = np.float32(np.random.default_rng(0).normal(size=(8, 6)))
 Y = {"kind": np.arange(8) % 3, "size": X[:, :1]}

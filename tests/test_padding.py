@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import kquant
-from kquant.cell import cell
+from kquant.prepare.one_step import cell
 
 layers = keras.layers
 STEPS, FEATURES, WORDS = 7, 3, 20

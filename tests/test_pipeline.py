@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 import kquant
-from kquant.inspect import constants, read_model
-from kquant.train.clustering import has_codebooks
-from kquant.train.pruning import has_masks
+from kquant.masking.clustering import has_codebooks
+from kquant.masking.pruning import has_masks
+from kquant.tflite.reader import constants, read_model
 
 layers = keras.layers
 

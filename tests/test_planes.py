@@ -12,7 +12,7 @@ from contract import randomise
 from keras import layers
 
 import kquant
-from kquant.lower import passes
+from kquant.tflite import passes
 
 RNG = np.random.default_rng(0)
 

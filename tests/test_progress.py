@@ -12,11 +12,11 @@ import tensorflow as tf
 from tqdm import std
 
 import kquant
-from kquant.core.recipe import load
-from kquant.quantized import places, read
-from kquant.shrink.labelled import labelled_count
+from kquant.recipe.recipe import load
+from kquant.shrink.labelled_data import labelled_count
+from kquant.views.quantized_model import places, read
 
-autotune, mixed_precision = (importlib.import_module(f"kquant.{name}") for name in ("autotune", "mixed_precision"))
+ladder, bit_widths = (importlib.import_module(f"kquant.search.{name}") for name in ("ladder", "bit_widths"))
 
 PACKAGE = Path(__file__).parents[1] / "kquant"
 X = np.random.default_rng(0).random((70, 4), np.float32)
@@ -78,7 +78,7 @@ def test_the_ladder_is_no_longer_than_its_bar(model, recipe):
     qmodel = kquant.quantize(model)
     names = [place.name for place in places(read(qmodel))]
     search = SimpleNamespace(recipe=base, target="litert", qmodel=qmodel, sensitive=lambda: names)
-    assert len(list(autotune._ladder(search, base))) == autotune._most_rungs(search, base)
+    assert len(list(ladder._ladder(search, base))) == ladder._most_rungs(search, base)
 
 
 @pytest.mark.parametrize("points", [2, 5])
@@ -92,8 +92,8 @@ def test_mixed_precision_measures_no_more_than_its_bar_says(limit, points):
         return SimpleNamespace(flash_bytes=10_000 - 240 * count)
 
     measured = {n: point(None, n) for n in counts.tolist()}
-    mixed_precision._first_inside(SimpleNamespace(point=point), [None] * 40, measured, "flash_bytes", limit, None)
-    assert len(asked) <= mixed_precision._most_models(counts, 0, False)
+    bit_widths._first_inside(SimpleNamespace(point=point), [None] * 40, measured, "flash_bytes", limit, None)
+    assert len(asked) <= bit_widths._most_models(counts, 0, False)
 
 
 def test_batch_norms_and_labels(bars):

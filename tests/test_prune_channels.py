@@ -16,13 +16,13 @@ from shrink_cases import CASES, channels_of, images, made, silence
 
 import kquant
 from kquant.shrink.by_score import choose_by_score
+from kquant.shrink.channel_pruning import _jobs, smaller
 from kquant.shrink.channels import follow_channels
 from kquant.shrink.choose import choose, ledger, widths_allowed
 from kquant.shrink.importance import by_bn_scale, by_l1, by_taylor
-from kquant.shrink.labelled import loss_of
-from kquant.shrink.plain import plain, read
-from kquant.shrink.prune import _jobs, smaller
+from kquant.shrink.labelled_data import loss_of
 from kquant.shrink.reconstruct import Sums, least_squares, refit
+from kquant.views.flat_copy import plain, read
 
 
 def _tiny_efficientnet():

@@ -11,9 +11,9 @@ import tensorflow as tf
 from ai_edge_litert import schema_py_generated as schema
 
 import kquant
-from kquant.core.nodes import Compressed, Transformed
-from kquant.core.transformed import ManyKernels
-from kquant.ops.kernels import kernels_of
+from kquant.layers.nodes import Compressed, Transformed
+from kquant.layers.transformed import ManyKernels
+from kquant.views.kernels import kernels_of
 
 L = keras.layers
 

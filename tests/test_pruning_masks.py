@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kquant.train.masks import choose, highest, structure_of
-from kquant.train.schedules import SparsitySchedule, schedule_of
+from kquant.masking.patterns import choose, highest, structure_of
+from kquant.masking.schedules import SparsitySchedule, schedule_of
 
 CONV = [[[[-0.36, -0.77], [-0.43, -0.18], [0.12, 1.36], [0.77, 0.96]]]]
 # name: (weights in Keras' layout, structure, mask)

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from keras import layers, ops
 
-from kquant.expand import expand
-from kquant.fold import fold
-from kquant.runtimes import available
+from kquant.prepare.expansion import expand
+from kquant.prepare.folding import fold
+from kquant.runtime.running import available
 
 GRAPHS = 20
 STEPS = 7

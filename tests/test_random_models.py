@@ -7,7 +7,7 @@ import pytest
 import random_models
 
 import kquant
-from kquant.runtimes import available
+from kquant.runtime.running import available
 
 GRAPHS = 40
 # (target, runtime): each model is tried on one of them; the benchmark tries five hundred on both

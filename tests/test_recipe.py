@@ -12,10 +12,10 @@ import pytest
 from keras import layers
 
 import kquant
-from kquant.core import recipe as recipes
-from kquant.core.nodes import Compressed, FakeQuant
-from kquant.core.recipe import LayerRule, Recipe
-from kquant.remedies import recipe_of
+from kquant.analysis.remedies import recipe_of
+from kquant.layers.nodes import Compressed, FakeQuant
+from kquant.recipe import recipe as recipes
+from kquant.recipe.recipe import LayerRule, Recipe
 
 X = np.float32(np.random.default_rng(0).normal(size=(64, 6)))
 

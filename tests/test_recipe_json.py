@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import kquant
-from kquant.core import aeq, recipe
+from kquant.recipe import litert_quantizer, recipe
 
 layers = keras.layers
 TOOLS = [name for name in ("litert_quantizer", "ai_edge_quantizer") if importlib.util.find_spec(name)]
@@ -243,7 +243,7 @@ def test_files_that_are_none(tmp_path):
 def test_patterns_match_one_part_of_a_tensor_name():
     import re
 
-    written = aeq._regex("stem_*")
+    written = litert_quantizer._regex("stem_*")
     assert re.search(written, "net/stem_1/Conv2D;net/norm")
     assert not re.search(written, "net/my_stem_1/Conv2D")
 

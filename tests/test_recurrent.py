@@ -11,12 +11,12 @@ import pytest
 import tensorflow as tf
 
 import kquant
-from kquant.cell import cell, cell_samples
-from kquant.core.arithmetic.gates import sigmoid_table, tanh_table
-from kquant.core.lstm import QuantizedLSTM
-from kquant.core.nodes import encodings_of
-from kquant.inspect import read_model
-from kquant.interpreters import litert_interpreter
+from kquant.arithmetic.gates import sigmoid_table, tanh_table
+from kquant.layers.nodes import encodings_of
+from kquant.layers.quantized_lstm import QuantizedLSTM
+from kquant.prepare.one_step import cell, cell_samples
+from kquant.runtime.interpreters import litert_interpreter
+from kquant.tflite.reader import read_model
 
 layers = keras.layers
 REFERENCES = (("litert", "litert-reference"), ("tflm", "tflm"))

@@ -10,9 +10,9 @@ import pytest
 
 import kquant
 from kquant import report
-from kquant.check import CheckReport, LayerCheck
+from kquant.exporting.verification import Agreement, VerifyReport
+from kquant.prepare.forecast import CheckReport, LayerCheck
 from kquant.report.tables import page
-from kquant.verify import Agreement, VerifyReport
 
 ODD = "bold[red]/x:0"
 AGREEMENT = Agreement(output=ODD, equal=0.99999, max_err_lsb=1, argmax=1.0, sqnr_db=math.inf)

@@ -13,9 +13,9 @@ from keras import layers
 import kquant
 from kquant import targets
 from kquant.core.spec import QuantSpec, encode_range
-from kquant.inspect import read_model
-from kquant.prefixes import Place, first_that_ends, place_of
-from kquant.runtimes import probe, quantize_input
+from kquant.runtime.prefixes import Place, first_that_ends, place_of
+from kquant.runtime.running import probe, quantize_input
+from kquant.tflite.reader import read_model
 from tests.contract import file_of, simulate
 
 X = np.random.default_rng(0).normal(size=(64, 8)).astype("float32")

@@ -5,8 +5,11 @@ import numpy as np
 import pytest
 
 import kquant
-from kquant.lower import keep_states, lower, to_bytes, to_stream
-from kquant.stream import check_stream, stream_metadata
+from kquant.exporting.streams import check_stream, stream_metadata
+from kquant.tflite.flatbuffer import to_bytes
+from kquant.tflite.lowering import lower
+from kquant.tflite.states import keep_states
+from kquant.tflite.streaming import to_stream
 
 layers = keras.layers
 RNG = np.random.default_rng(11)

@@ -14,7 +14,7 @@ from one_op import build, feeds, variants
 from one_op_types import WEIGHTED, as_int4
 
 from kquant import targets
-from kquant.interpreters import litert_interpreter
+from kquant.runtime.interpreters import litert_interpreter
 
 RUNTIMES = {"litert": "litert", "litert-reference": "litert", "tflm": "tflm"}  # runtime: the target that describes it
 # In int16 the tables that kernels interpolate are off by a few steps; a step is a 256th of one in int8.

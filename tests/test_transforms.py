@@ -8,10 +8,10 @@ import pytest
 import tensorflow as tf
 
 import kquant
-import kquant.quantized
-from kquant.core import transforms
-from kquant.core.nodes import Compressed, Transformed
-from kquant.core.transforms import Transform
+from kquant.layers import transform
+from kquant.layers.nodes import Compressed, Transformed
+from kquant.layers.transform import Transform
+from kquant.views import quantized_model
 
 layers = keras.layers
 
@@ -151,7 +151,7 @@ def test_clone_has_variables_of_its_own():
     half = Half()
     half.build((2, 2))
     half.start(np.array([[1.0, 2.0], [3.0, 4.0]]))
-    other = transforms.clone(half)
+    other = transform.clone(half)
     half.mask.assign(np.ones((2, 2)))
     assert np.asarray(other.mask).tolist() == [[0, 0], [1, 1]]
 
@@ -213,9 +213,9 @@ def test_quantized_models_are_copied_with_what_they_took_on_late():
         q = kquant.cluster(kquant.prune(q, 0.5), 4)
         if recipe == "int8":
             kquant.correct_bias(q, x, verbose=False)
-        other = kquant.quantized.copy(q)
+        other = quantized_model.copy(q)
         np.testing.assert_array_equal(q.predict(x, verbose=0), other.predict(x, verbose=0))
-        order = [[v.path for v in m.trainable_variables] for m in (q, kquant.quantized.copy(q))]
+        order = [[v.path for v in m.trainable_variables] for m in (q, quantized_model.copy(q))]
         assert order[0] == order[1]  # an optimizer finds its state by it
 
 

@@ -13,8 +13,8 @@ from contract import randomise
 from keras import layers, ops
 
 import kquant
-from kquant.core.nodes import FakeQuant
-from kquant.core.training_only import Conjugated, ReLUBehind
+from kquant.layers.nodes import FakeQuant
+from kquant.layers.training_only import Conjugated, ReLUBehind
 
 RNG = np.random.default_rng(0)
 

@@ -18,11 +18,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kquant.core import recipe as recipes
-from kquant.core import untrusted
-from kquant.core.untrusted import Archive, parse_json, parse_toml, read_arrays, read_json
-from kquant.encodings import _read as read_encodings
-from kquant.observe import Observations
+from kquant.calibration.aimet_encodings import _read as read_encodings
+from kquant.calibration.observations import Observations
+from kquant.files import untrusted
+from kquant.files.untrusted import Archive, parse_json, parse_toml, read_arrays, read_json
+from kquant.recipe import recipe as recipes
 
 NPY = {"descr": "<f4", "fortran_order": False, "shape": (3, 4)}
 

@@ -10,9 +10,9 @@ import pytest
 
 import kquant
 from kquant import report, targets
-from kquant.lower import with_outputs
-from kquant.runtimes import available
-from kquant.verify import Agreement, VerifyReport, runtime_of
+from kquant.exporting.verification import Agreement, VerifyReport, runtime_of
+from kquant.runtime.running import available
+from kquant.tflite.flatbuffer import with_outputs
 
 layers = keras.layers
 X = np.random.default_rng(0).normal(size=(32, 8, 8, 3)).astype("float32")
@@ -100,7 +100,7 @@ def test_the_default_runtime_is_the_targets(monkeypatch):
     for name, runtime in expected.items():
         if runtime in available():
             assert runtime_of(targets.load(name)) == (runtime, "")
-    module = importlib.import_module("kquant.verify")
+    module = importlib.import_module("kquant.exporting.verification")
     monkeypatch.setattr(module, "available", lambda: ["litert", "litert-reference"])
     runtime, note = runtime_of(targets.load("tflm"))
     assert runtime == "litert-reference" and "tflm is not installed here (pip install 'kquant[micro]'" in note

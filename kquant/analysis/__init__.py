@@ -1,11 +1,6 @@
-"""Where accuracy goes: `kquant.analyze` and `kquant.dry_run` put these together.
+"""Where accuracy went: measured layer by layer, with causes and with remedies that were tried.
 
-    units        the parts of a quantized model that can be in float or not, and what each costs
-    sqnr         signal to noise, summed up over batches
-    weights      what became of a layer's weights
-    tensors      what becomes of a layer's outputs on their grid
-    passes       the model over the data: in float, in integers, and with some units quantized only
-    pairs        layers whose channels could be rescaled against each other
-    findings     causes, with the remedy to try
-    results      what all of them return
+`diagnosis` is the verb; `units`, `tensors`, `weights`, `pairs` and `liveness` measure, `findings` names causes,
+`remedies` tries what may help, `try_steps` runs corrections on a copy. A quantized model and samples come in, frozen
+results go out. A new cause is one function in `findings`.
 """

@@ -1,4 +1,4 @@
-"""Causes of lost accuracy, each with its evidence and the remedies worth trying (`kquant.remedies` tries them)."""
+"""Causes of lost accuracy, each with its evidence and the remedies worth trying (`remedies` tries them)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kquant import targets
 from kquant.analysis.pairs import Pair
 from kquant.analysis.results import Finding, LayerReport, TensorReport
 from kquant.analysis.units import Unit
-from kquant.core.nodes import Compressed
+from kquant.layers.nodes import Compressed
 from kquant.ops import find
 
 # A channel with an eighth of the range has three of eight bits less.

@@ -13,8 +13,8 @@ from typing import Any
 import keras
 
 from kquant.analysis.units import Weighted, quantizes, size_of, widths
-from kquant.core.graph import Graph, Node
-from kquant.core.nodes import Compressed, FakeQuant, QuantizedLSTM
+from kquant.graph.graph import Graph, Node
+from kquant.layers.nodes import Compressed, FakeQuant, QuantizedLSTM
 from kquant.ops import find
 
 FLOAT_BYTES = 4
@@ -48,7 +48,7 @@ def peak_bytes(graph: Graph) -> int:
     place without gaps needs more.
 
     Args:
-        graph: of a quantized model, see `kquant.quantized.read`.
+        graph: of a quantized model, see `kquant.views.quantized_model.read`.
 
     Returns:
         Its size; of tensors without an encoding as float32.
@@ -57,7 +57,7 @@ def peak_bytes(graph: Graph) -> int:
         >>> inputs = keras.Input((8,), name="x")  # is alive until the sum has read it
         >>> hidden = keras.layers.Dense(8)(keras.layers.Dense(32)(inputs))
         >>> q = kquant.quantize(keras.Model(inputs, keras.layers.Add()([inputs, hidden])))
-        >>> peak_bytes(kquant.quantized.read(q))
+        >>> peak_bytes(kquant.views.quantized_model.read(q))
         48
     """
     tensors = live_tensors(graph)

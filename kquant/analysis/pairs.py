@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kquant.core.graph import Graph
 from kquant.core.spec import SMALLEST_CHANNEL
 from kquant.correct.chains import find_pairs
 from kquant.correct.channels import largest, numbering
-from kquant.quantized import Place
+from kquant.graph.graph import Graph
+from kquant.views.quantized_model import Place
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from tqdm.auto import tqdm
 from kquant.analysis.sqnr import Noise, mean_db, noise_of
 from kquant.analysis.tensors import Seen, grid_of
 from kquant.analysis.units import Unit, followed, quantizes
-from kquant.core.graph import Graph, Node, run
-from kquant.core.nodes import FakeQuant, observing, only
-from kquant.core.unfold import substitute
+from kquant.graph.graph import Graph, Node, run
+from kquant.graph.unfold import substitute
+from kquant.layers.nodes import FakeQuant, observing, only
 
 MOST_VALUES = 1 << 26  # float values of all tensors of a chunk together: 256 MiB
 MOST_SAMPLES = 128  # in a chunk

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import tensorflow as tf
 
-from kquant import observers
 from kquant.analysis.results import TensorReport
 from kquant.analysis.sqnr import Noise, decibel
-from kquant.core.nodes import FakeQuant
-from kquant.core.statistics import BINS, Statistics, histogram
+from kquant.calibration import observers
+from kquant.calibration.tensor_statistics import BINS, Statistics, histogram
+from kquant.layers.nodes import FakeQuant
 
 COUNTED = 65521  # values of a batch that the histogram counts; a prime, so that they come from all channels
 TAIL = 1e-3  # of the values beyond each end of what counts as used

@@ -13,11 +13,11 @@ from typing import Any
 import keras
 
 from kquant import targets
-from kquant.core.graph import Graph, Node
-from kquant.core.nodes import Compressed, FakeQuant, QuantizedLSTM
 from kquant.core.spec import PACKED_BITS
+from kquant.graph.graph import Graph, Node
+from kquant.layers.nodes import Compressed, FakeQuant, QuantizedLSTM
 from kquant.ops import find
-from kquant.packing import packs
+from kquant.views.packing import packs
 
 BIAS_BYTES = 4
 Weighted = Compressed | QuantizedLSTM
@@ -45,17 +45,17 @@ class Unit:
 
     @property
     def weight_names(self) -> frozenset[str]:
-        """For `core.nodes.only`: the weights alone."""
+        """For `layers.nodes.only`: the weights alone."""
         return frozenset() if self.weighted is None else frozenset([self.weighted.name])
 
     @property
     def quant_names(self) -> frozenset[str]:
-        """For `core.nodes.only`: the tensors alone."""
+        """For `layers.nodes.only`: the tensors alone."""
         return frozenset(q.name for q in self.quants)
 
     @property
     def names(self) -> frozenset[str]:
-        """For `core.nodes.only`."""
+        """For `layers.nodes.only`."""
         return self.weight_names | self.quant_names
 
 
@@ -63,7 +63,7 @@ def units(graph: Graph) -> list[Unit]:
     """The units of a quantized model in its order.
 
     Args:
-        graph: see `kquant.quantized.read`.
+        graph: see `kquant.views.quantized_model.read`.
     """
     return list(_Units(graph).found.values())
 

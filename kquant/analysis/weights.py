@@ -9,8 +9,8 @@ import numpy as np
 from kquant.analysis.results import WeightReport
 from kquant.analysis.sqnr import Noise
 from kquant.analysis.units import Weighted
-from kquant.core.nodes import QuantizedLSTM
 from kquant.core.spec import SMALLEST_CHANNEL, QuantSpec
+from kquant.layers.nodes import QuantizedLSTM
 
 GATES = 4
 

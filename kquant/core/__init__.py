@@ -1,1 +1,6 @@
-"""The nouns: what is wanted and what was found (`spec`), the graph, kquant's two layers, recipes, kernel arithmetic."""
+"""The nouns that every room shares, and the words of its messages.
+
+`spec` says what is wanted of a tensor and what was found for it; `program` is a TFLite file as data. Nothing here
+knows Keras layers or files on disk, and nothing here imports another room. What two rooms need and neither owns goes
+here, if it is data; behaviour goes to the room that owns it.
+"""

@@ -1,7 +1,7 @@
 """What is wanted of a tensor (`QuantSpec`) and what was found for it (`Encoding`).
 
 One convention everywhere: `real = scale * (code - zero_point)`, `scale` being TFLite's. Codes are rounded half to even
-(float rounding of TensorFlow); how an interpreter rounds its accumulators is the business of `core.arithmetic`.
+(float rounding of TensorFlow); how an interpreter rounds its accumulators is the business of `arithmetic`.
 
     spec        codes                 zero point
     asymmetric  -2^(b-1) .. 2^(b-1)-1  any code

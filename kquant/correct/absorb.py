@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from kquant.core.nodes import FakeQuant
 from kquant.correct.chains import Pair
 from kquant.correct.channels import compute
 from kquant.correct.clipped import Extremes
+from kquant.layers.nodes import FakeQuant
 
 DEVIATIONS = 3.0
 NOTHING = 1e-4  # of a channel's deviation; less is not worth a change

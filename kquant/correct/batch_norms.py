@@ -21,9 +21,9 @@ import keras
 import numpy as np
 from tqdm.auto import tqdm
 
-from kquant.core.inputs import inputs_of
-from kquant.core.live_norm import LiveNorm
-from kquant.data import batch_count, batches_of, refuse_endless
+from kquant.calibration.data import batch_count, batches_of, refuse_endless
+from kquant.graph.inputs import inputs_of
+from kquant.layers.live_norm import LiveNorm
 
 
 class _Pooled:

@@ -20,14 +20,14 @@ import numpy as np
 import tensorflow as tf
 from tqdm.auto import tqdm
 
-from kquant.core.graph import Graph, Node
-from kquant.core.nodes import Compressed
-from kquant.core.wording import first_of
+from kquant.calibration.data import batches_of, refuse_endless
+from kquant.core.messages import first_of
 from kquant.correct.channels import numbering, total
 from kquant.correct.moments import Moments, closed_moments
 from kquant.correct.stepwise import run_stepwise
-from kquant.data import batches_of, refuse_endless
-from kquant.quantized import Place, forget_graphs, places, read, tensors
+from kquant.graph.graph import Graph, Node
+from kquant.layers.nodes import Compressed
+from kquant.views.quantized_model import Place, forget_graphs, places, read, tensors
 
 Method = Literal["auto", "analytic", "empirical"]
 NO_OVERFLOW = 1e30  # an input scale at which no bias is large

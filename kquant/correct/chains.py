@@ -8,10 +8,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from kquant.core.graph import Graph, Node
-from kquant.core.nodes import Compressed, FakeQuant
 from kquant.correct.channels import channels_after, readers_of, reads_one_tensor
-from kquant.quantized import Place, places
+from kquant.graph.graph import Graph, Node
+from kquant.layers.nodes import Compressed, FakeQuant
+from kquant.views.quantized_model import Place, places
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +46,7 @@ def find_pairs(graph: Graph) -> tuple[list[Pair], dict[str, str]]:
     """Every pair of a quantized model, and why the other layers are the first of none.
 
     Args:
-        graph: what `kquant.quantized.read` gave.
+        graph: what `kquant.views.quantized_model.read` gave.
 
     Returns:
         Pairs in the order of the model, and layer name -> reason.

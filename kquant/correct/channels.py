@@ -9,10 +9,10 @@ from __future__ import annotations
 import keras
 import numpy as np
 
-from kquant.core.graph import Graph, Node
-from kquant.core.nodes import Compressed, FakeQuant
-from kquant.core.unfold import substitute
-from kquant.quantized import Place
+from kquant.graph.graph import Graph, Node
+from kquant.graph.unfold import substitute
+from kquant.layers.nodes import Compressed, FakeQuant
+from kquant.views.quantized_model import Place
 
 SEED = 0
 SAMPLES = 2  # of a probe

@@ -10,9 +10,9 @@ from typing import Any
 import keras
 import numpy as np
 
-from kquant.core.graph import Graph, Node
 from kquant.correct.chains import Pair
-from kquant.quantized import Place, tensors
+from kquant.graph.graph import Graph, Node
+from kquant.views.quantized_model import Place, tensors
 
 # Batches of inputs, anew on each call; None where there are no data.
 Samples = Callable[[], Iterable[Any]] | None

@@ -20,15 +20,15 @@ import numpy as np
 import tensorflow as tf
 from tqdm.auto import tqdm
 
-from kquant.calibrate import set_weight_ranges
-from kquant.core.graph import Graph, Node, drop_read
-from kquant.core.nodes import Compressed, FakeQuant, encodings_of, observing
-from kquant.core.unfold import substitute
+from kquant.calibration.held_scales import hold_scales
+from kquant.calibration.ranges import set_weight_ranges
 from kquant.correct.channels import readers_of
 from kquant.correct.moments import bounds_of, known_moments
-from kquant.held_scales import hold_scales
+from kquant.graph.graph import Graph, Node, drop_read
+from kquant.graph.unfold import substitute
+from kquant.layers.nodes import Compressed, FakeQuant, encodings_of, observing
 from kquant.ops.affine import Affine
-from kquant.quantized import forget_graphs, read
+from kquant.views.quantized_model import forget_graphs, read
 
 Ends = tuple[np.ndarray, np.ndarray]  # of each channel: float64[channels] both
 Range = tuple[float, float]

@@ -19,11 +19,11 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from kquant.core.graph import Graph, Node
-from kquant.core.nodes import Compressed, FakeQuant
 from kquant.correct.channels import channels_after, is_linear, numbering, reads_one_tensor, total
+from kquant.graph.graph import Graph, Node
+from kquant.layers.nodes import Compressed, FakeQuant
 from kquant.ops import find
-from kquant.quantized import Place
+from kquant.views.quantized_model import Place
 
 _ERFC = np.vectorize(math.erfc, otypes=[float])
 

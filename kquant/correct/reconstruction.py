@@ -14,10 +14,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kquant.core.graph import Graph
-from kquant.data import batches_of, refuse_endless
+from kquant.calibration.data import batches_of, refuse_endless
+from kquant.graph.graph import Graph
 from kquant.ops.rows import as_matrix
-from kquant.quantized import Place, tensors
+from kquant.views.quantized_model import Place, tensors
 
 CHUNK_BYTES = 1 << 26  # of rows that are made at a time
 KEPT_BYTES = 1 << 28  # of rows that are kept for one layer

@@ -8,8 +8,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from kquant.core.graph import Graph, Node, drop_read
-from kquant.core.unfold import substitute
+from kquant.graph.graph import Graph, Node, drop_read
+from kquant.graph.unfold import substitute
 
 # Called with a node and its outputs for each batch; True: the node has changed and runs once more.
 Visit = Callable[[Node, list[list[Any]]], bool]
@@ -22,7 +22,7 @@ def run_stepwise(graph: Graph, batches: Iterable[Any], visit: Visit) -> None:
 
     Args:
         graph: of a quantized model.
-        batches: inputs, as `kquant.data.batches_of` gives them.
+        batches: inputs, as `kquant.calibration.data.batches_of` gives them.
         visit: see `Visit`; gets `[batch][output]`.
     """
     live: list[dict[int, Any]] = []

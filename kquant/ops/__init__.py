@@ -11,7 +11,7 @@ from dataclasses import fields
 from functools import cache
 from typing import Any
 
-from kquant.core.wording import did_you_mean
+from kquant.core.messages import did_you_mean
 from kquant.ops import (
     activation,
     adaptive,

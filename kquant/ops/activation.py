@@ -10,9 +10,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kquant.core.graph import Node
 from kquant.core.program import Program
-from kquant.core.training_only import ReLUBehind
+from kquant.graph.graph import Node
+from kquant.layers.training_only import ReLUBehind
 from kquant.ops.rule import Call, Make, Rule, Weights, computed, example
 from kquant.ops.softmax import emit_softmax
 

@@ -14,7 +14,7 @@ import keras
 import numpy as np
 
 from kquant.core.program import Program
-from kquant.core.stored import refuse_infinite
+from kquant.graph.stored import refuse_infinite
 from kquant.ops.constant import as_array, stored
 from kquant.ops.rows import affine_rows
 from kquant.ops.rule import Call, Make, Rule, Weights, example

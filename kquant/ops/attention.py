@@ -11,8 +11,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from kquant.core.graph import Node
 from kquant.core.program import Program
+from kquant.graph.graph import Node
 from kquant.ops.affine import affine
 from kquant.ops.constant import MASKED_BELOW, as_array, masked, stored, without_batch
 from kquant.ops.matmul import permuted, product, reshaped

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 from kquant.core.program import Program
-from kquant.core.stored import Stored, stored_layer
+from kquant.graph.stored import Stored, stored_layer
 from kquant.ops.rule import Call, Make, Rule, computed, example
 
 layers = keras.layers

@@ -7,8 +7,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from kquant.core.graph import Node
 from kquant.core.program import Program, Ref
+from kquant.graph.graph import Node
 from kquant.ops.activation import activate
 from kquant.ops.dense import has_activation, split_activation
 from kquant.ops.rows import conv_rows, depthwise_rows

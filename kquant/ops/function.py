@@ -15,9 +15,9 @@ from typing import Any
 import keras
 import numpy as np
 
-from kquant.core.fake_quant import is_observing
 from kquant.core.program import Program
 from kquant.core.spec import FLOAT
+from kquant.layers.fake_quant import is_observing
 from kquant.ops.rule import Call, Make, Rule, computed, example
 from kquant.ops.table import lower_table
 

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from kquant.core.program import Program
-from kquant.core.stored import refuse_infinite
+from kquant.graph.stored import refuse_infinite
 from kquant.ops.affine import affine
 from kquant.ops.constant import stored
 from kquant.ops.merge import same_rank

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 from kquant.core.program import Program
-from kquant.core.stored import stored_layer
+from kquant.graph.stored import stored_layer
 from kquant.ops.labels import Equation
 from kquant.ops.rule import Call, Make, Rule, computed
 

@@ -7,8 +7,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from kquant.core.graph import Node
 from kquant.core.program import Program
+from kquant.graph.graph import Node
 from kquant.ops.affine import affine, is_per_channel, per_channel
 from kquant.ops.constant import as_array, known, repeated, stored
 from kquant.ops.rule import Call, Make, Rule, computed

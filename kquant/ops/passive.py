@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 from kquant.core.program import Program
-from kquant.core.training_only import Conjugated
+from kquant.layers.training_only import Conjugated
 from kquant.ops.real_steps import RealSteps
 from kquant.ops.rule import Call, Make, Rule, computed, example
 
@@ -25,7 +25,7 @@ MULTIPLIES = (
     layers.SpatialDropout3D,
     layers.GaussianDropout,
 )
-# What stays in the quantized model and acts in training only; `kquant.unblock` moves it out of the way of fusions.
+# What stays in the quantized model and acts in training only; `prepare.unblock` moves it out of the way of fusions.
 TRAINING_ONLY = (*MULTIPLIES, layers.AlphaDropout, layers.GaussianNoise, Conjugated)
 
 

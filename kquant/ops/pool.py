@@ -7,8 +7,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from kquant.core.graph import Node
 from kquant.core.program import Program
+from kquant.graph.graph import Node
 from kquant.ops.conv import window
 from kquant.ops.function import function
 from kquant.ops.real_steps import KEPT, padded

@@ -28,11 +28,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kquant.core.fake_quant import is_observing
-from kquant.core.graph import Graph
 from kquant.core.program import Program, Ref
 from kquant.core.spec import Encoding, QuantSpec
-from kquant.core.step_mask import StepMask, is_other
+from kquant.graph.graph import Graph
+from kquant.graph.step_mask import StepMask, is_other
+from kquant.layers.fake_quant import is_observing
 from kquant.ops.rule import Call, Make, Rule, computed, looked_up
 
 layers = keras.layers

@@ -16,10 +16,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from kquant.core.arithmetic.lstm import GATE_SCALE
-from kquant.core.lstm import GATES, QuantizedLSTM
+from kquant.arithmetic.lstm import GATE_SCALE
 from kquant.core.program import Operator, Program, Ref
 from kquant.core.spec import Encoding, QuantSpec
+from kquant.layers.quantized_lstm import GATES, QuantizedLSTM
 from kquant.ops.real_steps import padded
 from kquant.ops.rule import Call, Make, Rule, computed, copy_weights, example, rebuild
 

@@ -13,8 +13,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from kquant.core.graph import Node
 from kquant.core.program import Program
+from kquant.graph.graph import Node
 from kquant.ops.affine import affine
 from kquant.ops.function import function
 from kquant.ops.index import refuse_batch

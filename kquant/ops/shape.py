@@ -7,8 +7,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from kquant.core.graph import Node
 from kquant.core.program import Program
+from kquant.graph.graph import Node
 from kquant.ops.rule import Call, Make, Rule, computed, example
 from kquant.ops.samples import why_mixed
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from kquant.core.copies import again, copy_state
+from kquant.graph.copies import again, copy_state
 from kquant.ops.index import reshaped, stacked, unstacked
 from kquant.ops.rule import Make, Rule, example
 

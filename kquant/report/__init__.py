@@ -3,10 +3,13 @@
     print(report.render(kquant.inspect("model.tflite")))
     report.show(kquant.check(model))
     report.html(kquant.analyze(qmodel, images), "report.html")
+
+A result comes in, tables on a terminal, a page, a picture or JSON go out. A new report is one function that
+`page.page_of` registers, and the entry that imports it here.
 """
 
 from kquant.report import compression, pages  # noqa: F401  they register their pages
-from kquant.report.html import check_html, html
+from kquant.report.html_file import check_html, html
 from kquant.report.search import pareto
 from kquant.report.tables import Table
 from kquant.report.text import arrays_to_json, render, render_arrays, render_table, show, to_json

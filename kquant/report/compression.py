@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from kquant.masking.zeros import Sparsity
 from kquant.report.page import Page, page
-from kquant.shrink.prune import ChannelGroups
-from kquant.train.scan import SparsityScan
-from kquant.train.sparsity import Sparsity
+from kquant.search.sparsity_scan import SparsityScan
+from kquant.shrink.channel_pruning import ChannelGroups
 
 
 @page.register

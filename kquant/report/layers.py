@@ -8,11 +8,11 @@ from functools import cache
 import keras
 
 from kquant import targets
-from kquant.core.graph import Node, alone, trace
-from kquant.expand import expand_graph
+from kquant.graph.graph import Node, alone, trace
 from kquant.ops import FAMILIES, RULES, find, passive, rules_of
 from kquant.ops.refused import LAYERS, OPERATIONS, UNFOLDED
 from kquant.ops.rule import Rule
+from kquant.prepare.expansion import expand_graph
 
 HEAD = """# Supported layers
 

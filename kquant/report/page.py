@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from functools import singledispatch
 from typing import Any
 
-from kquant.core.columns import Table
-from kquant.export import ExportReport
+from kquant.core.table import Table
+from kquant.exporting.export_file import ExportReport
 
 __all__ = ["Page", "Table", "page"]
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from kquant.analysis.findings import share_of_loss
 from kquant.analysis.results import Analysis, Finding, Gain, LayerReport
-from kquant.dry_run import DryRun
+from kquant.analysis.try_steps import DryRun
 from kquant.report.tables import Page, Table, page
 
 

@@ -6,12 +6,12 @@ import importlib
 import io
 from pathlib import Path
 
-from kquant.autotune import Rung, Tuned
-from kquant.core.atomic import write_atomically
-from kquant.core.destination import destination
-from kquant.mixed_precision import Mixed
-from kquant.report.html import check_extra
+from kquant.files.atomic import write_atomically
+from kquant.files.destination import destination
+from kquant.report.html_file import check_extra
 from kquant.report.tables import Page, Table, page
+from kquant.search.bit_widths import Mixed
+from kquant.search.ladder import Rung, Tuned
 
 UNITS = {"flash_bytes": "bytes of the file", "arena_bytes": "bytes of arena", "bit_macs": "MACs times bits"}
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from kquant.check import CheckReport
-from kquant.export import ExportReport, Port
-from kquant.inspect import FileModel, FileTensor
+from kquant.exporting.export_file import ExportReport, Port
+from kquant.exporting.streams import StreamReport
+from kquant.exporting.verification import VerifyReport
+from kquant.prepare.forecast import CheckReport
 from kquant.report.page import Page, Table, page
 from kquant.report.weights import tables_table, weight_facts, weight_findings, weights_table
-from kquant.stream import StreamReport
-from kquant.verify import VerifyReport
+from kquant.tflite.reader import FileModel, FileTensor
 
 TENSORS_SHOWN = 3
 

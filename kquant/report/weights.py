@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from kquant.inspect import FileModel
-from kquant.layer_bytes import FileBytes, LayerBytes, Sparse
 from kquant.report.page import Page, Table, page
+from kquant.tflite.reader import FileModel
+from kquant.tflite.weight_bytes import FileBytes, LayerBytes, Sparse
 
 SHOWN = 6
 COLUMNS = ("weights", "operator", "zeros", "codes", "a channel", "raw", "stored", "deflated", "tables", "sparse")

@@ -14,11 +14,11 @@ from typing import Any
 import keras
 import numpy as np
 
-from kquant.core.graph import Graph, Node
+from kquant.graph.graph import Graph, Node
 from kquant.ops.rule import Weights
 from kquant.shrink.follow import channels_of, elementwise, pairing
 from kquant.shrink.narrow import keeps_channels, kernel_of
-from kquant.shrink.plain import names_of
+from kquant.views.flat_copy import names_of
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from kquant.shrink.channels import Channels, Site
-from kquant.shrink.cost import BIAS_BYTES, positions
+from kquant.shrink.kernel_cost import BIAS_BYTES, positions
 
 Unit = Literal["macs", "weight_bytes"]
 

@@ -17,7 +17,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from kquant.core.copies import again
+from kquant.graph.copies import again
 from kquant.shrink.narrow import kernel_of
 
 layers = keras.layers

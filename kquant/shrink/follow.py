@@ -17,11 +17,11 @@ from typing import Any
 import keras
 import numpy as np
 
-from kquant.core.copies import config_of, own_functions
-from kquant.core.graph import Node
-from kquant.core.unfold import substitute
+from kquant.graph.copies import config_of, own_functions
+from kquant.graph.graph import Node
+from kquant.graph.unfold import substitute
 from kquant.shrink.narrow import narrow_values, narrower, narrower_shape
-from kquant.shrink.plain import inference_only
+from kquant.views.flat_copy import inference_only
 
 SEED = 0
 OPEN = 8  # stands for an axis of unknown length

@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm.auto import tqdm
 
-from kquant.core.graph import Graph, Node
+from kquant.graph.graph import Graph, Node
 from kquant.shrink.channels import Channels, Site
 
 Importance = Literal["l1", "bn-scale", "taylor"]

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from kquant.core.copies import again, settle
+from kquant.graph.copies import again, settle
 from kquant.ops import find_weighted
 from kquant.ops.rule import Weights
 

@@ -19,12 +19,12 @@ import keras
 import numpy as np
 from tqdm.auto import tqdm
 
-from kquant.core.graph import Graph, Node
-from kquant.data import batches_of, gather
+from kquant.calibration.data import batches_of, gather
+from kquant.graph.graph import Graph, Node
 from kquant.ops.rows import as_matrix, from_matrix
-from kquant.quantized import tensors
 from kquant.shrink.narrow import kernel_of
-from kquant.shrink.plain import read
+from kquant.views.flat_copy import read
+from kquant.views.quantized_model import tensors
 
 RIDGE = 1e-6  # of the mean square of what a layer reads
 ROWS = 10  # for each weight of an output channel, and never less than

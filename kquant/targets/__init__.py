@@ -29,7 +29,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from kquant.core.wording import did_you_mean
+from kquant.core.messages import did_you_mean
 
 # What a target file records: the field of `Operator` that says whether the operator runs in a type.
 _FIELDS = {"int8": "int8", "int16x8": "int16x8", "int4": "int4_weights"}

@@ -1,1 +1,5 @@
-"""Compression while training: what changes weights or losses step by step. One method is one file."""
+"""Training with more than labels: distillation from a teacher, by outputs and by features.
+
+Two models come in, a model that `fit` trains goes out. A new loss is a function in `soft_targets`. Fake quantization
+and masks need nothing from here: they train in any `fit`.
+"""

@@ -12,9 +12,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from kquant.core.inputs import inputs_of
-from kquant.core.nodes import Compressed, FakeQuant
-from kquant.core.wording import did_you_mean
+from kquant.core.messages import did_you_mean
+from kquant.graph.inputs import inputs_of
+from kquant.layers.nodes import Compressed, FakeQuant
 
 Seen = dict[int, list[tf.Tensor]]
 _SEEN: contextvars.ContextVar[Seen | None] = contextvars.ContextVar("seen", default=None)

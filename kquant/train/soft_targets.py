@@ -9,8 +9,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from kquant.core.graph import trace
-from kquant.core.nodes import Compressed, FakeQuant
+from kquant.graph.graph import trace
+from kquant.layers.nodes import Compressed, FakeQuant
 from kquant.ops.activation import name_of
 
 KINDS = ("logits", "probabilities", "binary-logits", "binary-probabilities", "regression")

@@ -1,0 +1,184 @@
+"""Where accuracy went: ranges, noise and sensitivity of every layer, causes and remedies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+
+from kquant.analysis.findings import Evidence, findings
+from kquant.analysis.liveness import peak_bytes
+from kquant.analysis.pairs import pairs
+from kquant.analysis.passes import Names, Passes, all_names, chunks, settings_of
+from kquant.analysis.remedies import Trials, recipe_of, told
+from kquant.analysis.results import Analysis, LayerReport, Sensitivity, TensorReport
+from kquant.analysis.sqnr import mean_db
+from kquant.analysis.tensors import tensor_report
+from kquant.analysis.units import Unit, live_bytes, macs, units, weight_bytes, widths
+from kquant.analysis.weights import weight_report
+from kquant.calibration.data import gather
+from kquant.core.checks import check_count
+from kquant.core.messages import first_of
+from kquant.graph.graph import Graph
+from kquant.layers.nodes import FakeQuant, encodings_of
+from kquant.masking.stripping import strip
+from kquant.views.quantized_model import read
+
+
+def analyze(
+    qmodel: keras.Model,
+    data: Any,
+    metric: Callable[[Any], float] | None = None,
+    *,
+    batches: int | None = None,
+    samples: int = 256,
+    sensitivity: bool = True,
+    remedies: bool = True,
+    verbose: bool = True,
+) -> Analysis:
+    """Tell where a quantized model loses accuracy, and what to try.
+
+    `SQNR = 10 log10(sum y^2 / sum (y_q - y)^2)` in dB, y the float tensor. Figures of layers "end to end" come from the
+    integer arithmetic of the device; sensitivities from floats on the grids, with some layers quantized only.
+
+    Every remedy has been tried: the float model (`kquant.strip(qmodel)`) is quantized again by the model's own recipe
+    with the remedy in it, its steps run on the samples, and the gain is measured on them. What gains nothing is not
+    told; of two that gain the same, the cheaper is (corrections and observers, a scale for each channel, 8-bit weights,
+    16-bit activations, in this order).
+
+    Args:
+        qmodel: a calibrated model; it is not changed.
+        data: see `kquant.calibrate`; the first samples are used, so they should be shuffled.
+        metric: `metric(outputs) -> float`, higher is better. `outputs` is the model's output for the samples in order,
+            float32[samples, ...], or a list of them for several outputs. None: SQNR of the outputs against the float
+            model in dB (of the mean ratio of noise to signal, where there are several). A metric keeps the outputs of
+            every setting in memory, some four for each layer.
+        batches: take no more than this many batches of the data.
+        samples: analyze at most this many samples.
+        sensitivity: measure the model with each layer alone quantized, and with all but it; takes most of the time.
+        remedies: try remedies for what is found; takes a quantization and a pass over the samples for each.
+        verbose: show progress bars.
+
+    Returns:
+        The analysis: `print(kquant.report.render(analysis))`, `kquant.report.html(analysis, "report.html")`.
+
+    Raises:
+        ValueError: not a quantized model, not calibrated, no data, or data that do not fit.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="head")])
+        >>> x = np.random.default_rng(0).normal(size=(64, 4)).astype("float32")
+        >>> q = kquant.calibrate(kquant.quantize(model), x, verbose=False)
+        >>> accuracy = lambda y: float(np.mean(y.argmax(1) == model(x).numpy().argmax(1)))
+        >>> kquant.analyze(q, x, accuracy, verbose=False).float_value
+        1.0
+
+    Source: sensitivity by quantizing one layer, and all but one: Nagel et al., "A White Paper on Neural Network
+    Quantization", arXiv:2106.08295, section 3.7.
+    """
+    check_count("analyze", "samples", samples)
+    graph = read(qmodel)
+    _refuse_uncalibrated(qmodel)
+    found = units(graph)
+    x = gather(qmodel, data, samples, batches)
+    weights = frozenset().union(*(u.weight_names for u in found))
+    passes = Passes(graph, found, metric, _settings(found, weights, sensitivity))
+    passes.walk(chunks(graph, x), verbose)
+    layers, tensors = _layers(graph, found, passes, sensitivity), _tensors(graph, found, passes)
+    everything = all_names(found)
+    values = {name: passes.value(names) for name, names in (("float", passes.NONE), ("simulated", everything))}
+    name = metric if metric is None else getattr(metric, "__name__", type(metric).__name__)
+    evidence = Evidence(
+        qmodel.name, len(x[0]), tuple(found), layers, tensors, tuple(pairs(graph)), *values.values(), metric is None
+    )
+    origin = next((q.origin for u in found for q in (u.weighted, *u.quants) if getattr(q, "origin", None)), {})
+    reached = passes.value(passes.ALL), mean_db(passes.outputs[passes.ALL].noises)
+    causes = findings(evidence)
+    trials = _trials(qmodel, origin, x, metric, reached) if remedies and any(f.candidates for f in causes) else None
+    return Analysis(
+        model=qmodel.name,
+        recipe=origin.get("recipe", ""),
+        target=origin.get("target", ""),
+        samples=len(x[0]),
+        metric="SQNR in dB" if name is None else name,
+        float_value=values["float"],
+        value=reached[0],
+        simulated=values["simulated"],
+        weights_only=passes.value(weights),
+        activations_only=passes.value(everything - weights),
+        sqnr_db=reached[1],
+        macs=sum(row.macs for row in layers),
+        weight_bytes=sum(row.weight_bytes for row in layers),
+        peak_bytes=peak_bytes(graph),
+        layers=layers,
+        tensors=tensors,
+        findings=told(causes, trials, verbose),
+    )
+
+
+def _trials(
+    qmodel: keras.Model, origin: dict[str, str], x: list[np.ndarray], metric: Any, reached: tuple[float, float]
+) -> Trials | None:
+    """The float model and the recipe that remedies are tried with; None where nobody knows the recipe any more."""
+    recipe = recipe_of(origin)
+    return None if recipe is None else Trials(strip(qmodel), recipe, origin["target"], x, metric, *reached)
+
+
+def _settings(found: list[Unit], weights: Names, sensitivity: bool) -> list[Names]:
+    """Each set of layers to be quantized once; that of none is the float model."""
+    everything = all_names(found)
+    wanted = [everything, weights, everything - weights, *(settings_of(found) if sensitivity else ())]
+    return [names for names in dict.fromkeys(wanted) if names]
+
+
+def _refuse_uncalibrated(qmodel: keras.Model) -> None:
+    blank = [q.name for q in encodings_of(qmodel) if q.has_range and not np.any(q.count.numpy())]
+    if blank:
+        raise ValueError(
+            f"analyze: {qmodel.name} has encodings without a range: {first_of(blank)}. Run "
+            "kquant.calibrate(qmodel, data) first."
+        )
+
+
+def _layers(graph: Graph, found: list[Unit], passes: Passes, sensitivity: bool) -> tuple[LayerReport, ...]:
+    bits = widths(graph)
+    return tuple(
+        LayerReport(
+            name=unit.name,
+            kind=unit.kind,
+            sqnr_db=passes.noises[id(unit)].db,
+            local_sqnr_db=passes.local[id(unit)].db if id(unit) in passes.local and sensitivity else None,
+            macs=macs(unit),
+            weight_bytes=weight_bytes(unit),
+            live_bytes=live_bytes(unit, bits),
+            weights=None if unit.weighted is None else weight_report(unit.weighted),
+            sensitivity=_sensitivity(unit, passes, all_names(found)) if sensitivity else None,
+        )
+        for unit in found
+    )
+
+
+def _sensitivity(unit: Unit, passes: Passes, everything: Names) -> Sensitivity:
+    both = bool(unit.weight_names and unit.quant_names)
+    return Sensitivity(
+        only=passes.value(unit.names),
+        only_weights=passes.value(unit.weight_names) if both else None,
+        only_activations=passes.value(unit.quant_names) if both else None,
+        all_but=passes.value(everything - unit.names),
+    )
+
+
+def _tensors(graph: Graph, found: list[Unit], passes: Passes) -> tuple[TensorReport, ...]:
+    names = {q.name: unit.name for unit in found for q in unit.quants}
+    layers = {node.op.name: node.op for node in graph.nodes if isinstance(node.op, FakeQuant)}
+    makers = graph.producers()
+    made_by = {}
+    for name, nodes in passes.calls.items():
+        maker = makers.get(id(nodes[-1].args[0]))
+        made_by[name] = names[name] if maker is None else maker.name
+    return tuple(
+        tensor_report(layers[name], passes.sources[name], names[name], made_by[name], seen)
+        for name, seen in passes.seen.items()
+    )

@@ -1,0 +1,414 @@
+"""The command `kquant`: parse, call, print.
+
+Exit codes: 0 done; 1 refused, or findings that need work; 2 wrong usage. TensorFlow loads inside the commands, so that
+`kquant --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from kquant import __version__
+from kquant.app.options import Data, Io, Json, Lite, Model, Runtime, Samples, Scale, Shape, Target, refusing
+from kquant.files.named_files import check_results
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    help="Compress Keras 3 models: full-integer TFLite files for phones and microcontrollers.",
+)
+
+
+def _print(result: Any, as_json: bool) -> None:
+    from kquant import report
+
+    if as_json:
+        typer.echo(report.to_json(result))
+    else:
+        report.show(result)
+
+
+def _bars(as_json: bool) -> bool:
+    """Progress bars are for people who watch."""
+    return not as_json and sys.stderr.isatty()
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version")] = False) -> None:
+    if version:
+        typer.echo(f"kquant {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+@refusing
+def compress(
+    model: Model,
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", help="Folder for the results")],
+    recipe: Annotated[str, typer.Option("--recipe", help="Name (see `kquant recipes`) or a .toml file")] = "int8",
+    target: Target = "litert",
+    io: Annotated[Io, typer.Option("--io", help="Type of the file's inputs and outputs")] = Io.model,
+    compression: Annotated[str | None, typer.Option("--compression", help="lut: look-up tables, for tflm")] = None,
+    scale: Scale = 1.0,  # type: ignore[assignment]
+    samples: Samples = None,
+    input_shape: Shape = None,
+    as_json: Json = False,
+) -> None:
+    """Quantize, calibrate, export and verify a model: .tflite, quantized .keras, C array and reports."""
+    from kquant.app import command_files
+    from kquant.app.pipeline import compress as pipeline
+    from kquant.app.result_files import CompressFiles
+    from kquant.files.atomic import Outputs
+
+    results = CompressFiles(out, model.stem)
+    with command_files.output_folder(out, model), Outputs(results.paths, "compress") as new:
+        keras_model = command_files.load_model(model)
+        given = command_files.Input("x", input_shape[1:]) if input_shape is not None else None
+        inputs = command_files.inputs_of(keras_model) if given is None else (given,)
+        made = pipeline(
+            keras_model,
+            command_files.load_data(data, inputs, scale=scale, limit=samples),
+            recipe,
+            output=new.place(results.lite),
+            target=target,
+            io=io.value,
+            compression=compression,
+            input_shape=input_shape,
+            verbose=_bars(as_json),
+        )
+        result = results.write(made, new)
+    _print(result, as_json)
+    if not as_json:
+        typer.echo(f"\n{out}: {', '.join(path.name for path in results.paths)}")
+
+
+@app.command()
+@refusing
+def analyze(
+    model: Annotated[Path, typer.Argument(help="A model saved by Keras, quantized or not", metavar="MODEL.keras")],
+    data: Data,
+    labels: Annotated[Path | None, typer.Option("--labels", help="Class numbers (.npy): measure accuracy")] = None,
+    recipe: Annotated[str | None, typer.Option("--recipe", help="For a float model; int8 by default")] = None,
+    target: Target = "litert",
+    out: Annotated[Path | None, typer.Option("--out", help="Write a report with plots to this .html file")] = None,
+    apply: Annotated[
+        Path | None, typer.Option("--apply", help="Write the recipe with the remedy that gains most to this .toml file")
+    ] = None,
+    scale: Scale = 1.0,  # type: ignore[assignment]
+    samples: Samples = 256,
+    as_json: Json = False,
+) -> None:
+    """Tell where a quantized model loses accuracy, and what to try; a float model is quantized first."""
+    if apply is not None:
+        check_results([apply], model, (".toml",))
+
+    from kquant import report
+    from kquant.analysis.diagnosis import analyze as run_analyze
+    from kquant.analysis.metrics import top1
+    from kquant.analysis.remedies import with_remedy
+    from kquant.app import command_files
+    from kquant.app.pipeline import prepare
+    from kquant.files.atomic import write_atomically
+    from kquant.recipe.recipe import recipe_to_toml
+    from kquant.views.quantized_model import is_quantized
+
+    if out is not None:
+        report.check_html(out)
+    keras_model = command_files.load_model(model)
+    arrays = command_files.load_data(data, command_files.inputs_of(keras_model), scale=scale, limit=samples)
+    metric = None if labels is None else top1(command_files.load_labels(labels, limit=samples))
+    if is_quantized(keras_model):
+        if recipe is not None:
+            raise ValueError(f"{model}: is quantized already; leave --recipe out.")
+    else:
+        keras_model = prepare(keras_model, arrays, recipe or "int8", target=target, verbose=_bars(as_json))
+    found = run_analyze(keras_model, arrays, metric, samples=samples or sys.maxsize, verbose=_bars(as_json))
+    if out is not None:
+        report.html(found, out)
+    _print(found, as_json)
+    if out is not None and not as_json:
+        typer.echo(f"\n{out}: the report with plots")
+    if apply is not None:  # last: where no remedy gained anything, the report says so
+        write_atomically(apply, recipe_to_toml(with_remedy(keras_model, found, metric is None)).encode(), "analyze")
+        if not as_json:
+            typer.echo(f"\n{apply}: a recipe for kquant compress --recipe")
+
+
+@app.command()
+@refusing
+def correct(
+    model: Annotated[Path, typer.Argument(help="A model saved by Keras, quantized or not", metavar="MODEL.keras")],
+    data: Data,
+    steps: Annotated[
+        str | None,
+        typer.Option("--steps", help="In order, like 'equalize,calibrate,adaround:iterations=2000'", metavar="STEPS"),
+    ] = None,
+    out: Annotated[
+        list[Path] | None,
+        typer.Option("--out", help="File for the result, .keras or .tflite; give it twice for both", metavar="FILE"),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell what the steps would change; write nothing")] = False,
+    recipe: Annotated[str | None, typer.Option("--recipe", help="For a float model; int8 by default")] = None,
+    target: Annotated[str | None, typer.Option("--target", help="For a float model; litert by default")] = None,
+    scale: Scale = 1.0,  # type: ignore[assignment]
+    samples: Samples = None,
+    as_json: Json = False,
+) -> None:
+    """Run post-training corrections on a model, and tell what each layer gains; a float model is quantized first."""
+    if dry_run == bool(out):
+        raise typer.BadParameter("give --out FILE.keras or FILE.tflite, or --dry-run")
+    check_results(out or (), model)
+
+    from kquant.analysis.try_steps import dry_run as try_steps
+    from kquant.analysis.try_steps import run_steps
+    from kquant.app import command_files
+    from kquant.app.pipeline import to_correct
+
+    keras_model = command_files.load_model(model)
+    qmodel, chosen = to_correct(keras_model, steps, recipe, target)
+    arrays = command_files.load_data(data, command_files.inputs_of(qmodel), scale=scale, limit=samples)
+    found = (try_steps if dry_run else run_steps)(qmodel, chosen, arrays, verbose=_bars(as_json))
+    command_files.save_results(qmodel, out or (), arrays)
+    _print(found, as_json)
+    if out and not as_json:
+        typer.echo("\nwritten: " + ", ".join(map(str, out)))
+
+
+@app.command()
+@refusing
+def scan(
+    model: Annotated[Path, typer.Argument(help="A float model saved by Keras", metavar="MODEL.keras")],
+    data: Data,
+    sparsity: Annotated[float, typer.Option("--sparsity", min=0.0, max=1.0, help="Share of zeros in total")] = 0.5,
+    structure: Annotated[str, typer.Option("--structure", help="unstructured, or blocks like 4x1")] = "unstructured",
+    labels: Annotated[Path | None, typer.Option("--labels", help="Class numbers (.npy): judge by accuracy")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Write the proposal as a recipe to this .toml file")] = None,
+    recipe: Annotated[str, typer.Option("--recipe", help="What else that recipe says")] = "prune50-int8",
+    scale: Scale = 1.0,  # type: ignore[assignment]
+    samples: Samples = 256,
+    as_json: Json = False,
+) -> None:
+    """Prune each layer alone, without training, and propose a sparsity for each: a recipe to train with."""
+    if out is not None:
+        check_results([out], model, (".toml",))
+
+    from kquant.analysis.metrics import top1
+    from kquant.app import command_files
+    from kquant.files.atomic import write_atomically
+    from kquant.recipe import recipe as recipes
+    from kquant.search.sparsity_scan import scan_sparsity
+
+    base, keras_model = recipes.load(recipe), command_files.load_model(model)
+    arrays = command_files.load_data(data, command_files.inputs_of(keras_model), scale=scale, limit=samples)
+    judge: dict[str, Any] = {"data": arrays}
+    if labels is not None:
+        accuracy = top1(command_files.load_labels(labels, limit=samples))
+        judge = {"evaluate": lambda m: accuracy(m.predict(arrays, verbose=0))}
+    options = {"target": sparsity, "structure": structure, "samples": samples or sys.maxsize}
+    found = scan_sparsity(keras_model, **judge, **options, verbose=_bars(as_json))
+    if out is not None:
+        write_atomically(out, recipes.recipe_to_toml(found.to_recipe(base)).encode(), "scan")
+    _print(found, as_json)
+    if out is not None and not as_json:
+        typer.echo(f"\n{out}: a recipe for kquant.prune, and for kquant compress --recipe")
+
+
+@app.command()
+@refusing
+def autotune(
+    model: Model,
+    data: Data,
+    labels: Annotated[Path, typer.Option("--labels", help="Class numbers (.npy) of the samples")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the results, and for going on where it was stopped")],
+    max_drop: Annotated[
+        float, typer.Option("--max-drop", min=0.0, max=1.0, help="Accuracy that may be lost, 0.01 is a point")
+    ] = 0.01,
+    recipe: Annotated[str, typer.Option("--recipe", help="The first one to try")] = "int8",
+    target: Target = "litert",
+    scale: Scale = 1.0,  # type: ignore[assignment]
+    samples: Samples = None,
+    as_json: Json = False,
+) -> None:
+    """Try dearer recipes until the accuracy on the samples holds: .tflite, quantized .keras and reports."""
+    from kquant.analysis.metrics import top1
+    from kquant.app import command_files
+    from kquant.app.result_files import AutotuneFiles
+    from kquant.files.atomic import Outputs
+    from kquant.search.ladder import autotune as run_autotune
+
+    results = AutotuneFiles(out, model.stem)
+    with command_files.output_folder(out, model) as folder:
+        new = Outputs(results.paths, "autotune")  # refuses before the search what could not be written after it
+        keras_model = command_files.load_model(model)
+        arrays = command_files.load_data(data, command_files.inputs_of(keras_model), scale=scale, limit=samples)
+        accuracy = top1(command_files.load_labels(labels, limit=samples))
+        found = run_autotune(
+            keras_model,
+            arrays,
+            lambda m: accuracy(m.predict(arrays, verbose=0)),
+            max_drop=max_drop,
+            target=target,
+            recipe=recipe,
+            folder=folder,
+            verbose=_bars(as_json),
+        )
+        with new:
+            results.write(found, arrays, new)
+    _print(found, as_json)
+    raise typer.Exit(0 if found.ok else 1)
+
+
+@app.command()
+@refusing
+def check(
+    model: Model,
+    target: Target = "tflm",
+    recipe: Annotated[str | None, typer.Option("--recipe", help="Tell the bits of every layer's weights, too")] = None,
+    input_shape: Shape = None,
+    as_json: Json = False,
+) -> None:
+    """Tell for every layer whether it can be integer on a target, before any training."""
+    from kquant.app import command_files
+    from kquant.prepare.forecast import check as run_check
+
+    found = run_check(command_files.load_model(model), target, recipe=recipe, input_shape=input_shape)
+    _print(found, as_json)
+    raise typer.Exit(0 if found.ok else 1)
+
+
+@app.command()
+@refusing
+def inspect(file: Lite, as_json: Json = False) -> None:
+    """Show operators, types and encodings of any .tflite file, and what in it is not integer."""
+    from kquant.tflite.reader import inspect as run_inspect
+
+    found = run_inspect(file)
+    _print(found, as_json)
+    raise typer.Exit(0 if found.is_integer else 1)
+
+
+@app.command("bytes")
+@refusing
+def weight_bytes(file: Lite, as_json: Json = False) -> None:
+    """Count the bytes of the weights: as they are, deflated, in look-up tables, as sparse tensors."""
+    from kquant.tflite.weight_bytes import layer_bytes
+
+    _print(layer_bytes(file), as_json)
+
+
+@app.command()
+@refusing
+def verify(
+    model: Annotated[Path, typer.Argument(help="The quantized model", metavar="QUANTIZED.keras")],
+    file: Lite,
+    data: Data,
+    runtime: Annotated[
+        str | None, typer.Option("--runtime", help="litert (XNNPACK), litert-reference, tflm; by default the target's")
+    ] = None,
+    agreement: Annotated[float, typer.Option("--agreement", help="dB to reach on one that rounds otherwise")] = 20.0,
+    scale: Scale = 1.0,  # type: ignore[assignment]
+    samples: Samples = 64,
+    as_json: Json = False,
+) -> None:
+    """Compare a .tflite file with the quantized model that it was exported from."""
+    from kquant.app import command_files
+    from kquant.exporting.verification import verify as run_verify
+
+    qmodel = command_files.load_model(model)
+    arrays = command_files.load_data(data, command_files.inputs_of(qmodel), scale=scale, limit=samples)
+    found = run_verify(qmodel, file, arrays, runtime, samples=samples or sys.maxsize, agreement=agreement)
+    _print(found, as_json)
+    raise typer.Exit(0 if found.ok else 1)
+
+
+@app.command()
+@refusing
+def predict(
+    file: Lite,
+    data: Data,
+    runtime: Runtime = "litert",
+    out: Annotated[Path | None, typer.Option("--out", help="Write the outputs to this .npz file")] = None,
+    scale: Scale = 1.0,  # type: ignore[assignment]
+    samples: Samples = None,
+    as_json: Json = False,
+) -> None:
+    """Run a .tflite file on samples; real numbers in, real numbers out."""
+    from kquant import report
+    from kquant.app import command_files
+    from kquant.runtime.running import predict as run_predict
+    from kquant.tflite.reader import inspect as run_inspect
+
+    if out is not None:
+        command_files.check_arrays_file(out)
+    described = run_inspect(file)
+    arrays = command_files.load_data(data, command_files.inputs_of(described), scale=scale, limit=samples)
+    found = run_predict(file, arrays, runtime, verbose=_bars(as_json))
+    outputs = command_files.named_outputs(described, found)
+    if out is not None:
+        command_files.save_arrays(out, outputs)
+    typer.echo(report.arrays_to_json(outputs) if as_json else report.render_arrays(outputs), nl=as_json)
+
+
+@app.command()
+@refusing
+def recipes(as_json: Json = False) -> None:
+    """List the recipes that ship with kquant."""
+    import json
+
+    from kquant.recipe import recipe
+
+    found = {name: recipe.load(name) for name in recipe.names()}
+    if as_json:
+        typer.echo(json.dumps({name: r.model_dump(mode="json") for name, r in found.items()}, indent=2))
+    else:
+        width = max(map(len, found))
+        typer.echo("\n".join(f"{name:{width}}  {r.title}" for name, r in found.items()))
+
+
+@app.command()
+@refusing
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Folder for the .tflite files")] = Path("demo-output"),
+    as_json: Json = False,
+) -> None:
+    """The main job on scikit-learn's handwritten digits: train, quantize, run everywhere, one table."""
+    from kquant.app import demo as digits
+
+    found = digits.run(out, verbose=not as_json)
+    typer.echo(digits.to_json(found) if as_json else digits.render(found), nl=as_json)
+
+
+def _stop(number: int, _frame: Any) -> None:
+    """End like after Ctrl-C: what was begun beside the results is cleared on the way out."""
+    sys.stderr.write(f"kquant: stopped by {signal.Signals(number).name}; results of earlier runs are as they were.\n")
+    raise SystemExit(128 + number)
+
+
+def main() -> None:
+    """Entry point of the command: kquant's own words only.
+
+    TensorFlow's C++ writes start-up lines to file descriptor 2. Python keeps the real standard error for messages and
+    progress bars; TF_CPP_MIN_LOG_LEVEL=0 shows everything.
+    """
+    if os.environ.get("TF_CPP_MIN_LOG_LEVEL") != "0":
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+        sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), _stop)
+    warnings.formatwarning = lambda message, *_args, **_kwargs: f"warning: {message}\n"
+    app()
+
+
+if __name__ == "__main__":
+    main()

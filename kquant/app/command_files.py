@@ -1,0 +1,289 @@
+"""Files that commands read and write: Keras models, samples (.npz, .npy, image folders), arrays."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+import kquant.layers.nodes
+import kquant.ops  # noqa: F401  both register kquant's layers with Keras, which `load_model` needs
+from kquant.core.messages import absent
+from kquant.exporting.export_file import export
+from kquant.files import keras_files
+from kquant.files.atomic import Outputs, write_atomically
+from kquant.files.destination import destination
+from kquant.files.leftovers import settle
+from kquant.files.named_files import check_data, check_labels_file
+from kquant.files.untrusted import read_arrays
+from kquant.graph import inputs
+from kquant.tflite.reader import FileModel
+
+IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".pgm", ".ppm")
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "PPM")
+MOST_PIXELS = 1 << 26  # that one image may have before it is resized: 256 MB
+
+
+@dataclass(frozen=True)
+class Input:
+    """Name and shape, without the batch axis, of what a model takes."""
+
+    name: str
+    shape: tuple[int | None, ...]
+
+
+def inputs_of(model: keras.Model | FileModel) -> tuple[Input, ...]:
+    """What a Keras model or a `.tflite` file takes, in order; inputs in a dict go by their keys."""
+    if isinstance(model, FileModel):
+        return tuple(Input(t.name, tuple(t.shape[1:])) for t in model.inputs)
+    struct = inputs.inputs_of(model)
+    tensors = keras.tree.flatten(struct)  # a dict by sorted keys
+    names = sorted(struct) if isinstance(struct, dict) else [t.name for t in tensors]
+    return tuple(Input(name, tuple(t.shape[1:])) for name, t in zip(names, tensors, strict=True))
+
+
+def load_model(path: str | Path) -> keras.Model:
+    """A Keras model from a `.keras` or HDF5 file; quantized ones too.
+
+    Raises:
+        ValueError: no such file, another kind of file, or Keras cannot rebuild it; with the way where there is one.
+    """
+    settle(Path(path).parent)  # a model and its file may be of two runs where one was killed
+    return keras_files.load(path)
+
+
+def _shorten(text: str, width: int = 240) -> str:
+    return text if len(text) <= width else text[: width - 4] + " ..."
+
+
+def load_data(path: str | Path, takes: Sequence[Input], *, scale: float = 1.0, limit: int | None = None) -> Any:
+    """Samples for a model.
+
+    Args:
+        path: `.npy` (one array), `.npz` (the array `x`, the only array, or one for each input by name) or a folder of
+            images, which are resized to the model's input.
+        takes: what the model takes, see `inputs_of`.
+        scale: factor for every value, 1/255 where the model was trained on [0, 1].
+        limit: take this many samples, spread evenly over all.
+
+    Returns:
+        float32[samples, ...], or a list of them for several inputs.
+
+    Raises:
+        ValueError: no such file, arrays that do not fit the inputs, no images, or a limit below 1.
+    """
+    source = Path(path)
+    if limit is not None and limit < 1:
+        raise ValueError(f"{source}: the number of samples must be at least 1. Received: {limit}.")
+    if source.is_dir():
+        return _images(source, takes, scale, limit)
+    check_data(source)
+    found = _arrays(source)
+    named = _chosen(found, takes, source)
+    ready = [_scaled(_taken(array, limit), scale, f"{source}, array '{name}'") for name, array in named.items()]
+    return ready if len(takes) > 1 else ready[0]
+
+
+def load_labels(path: str | Path, *, limit: int | None = None) -> np.ndarray:
+    """Class numbers of samples.
+
+    Args:
+        path: `.npy` file, or `.npz` with one array or an array `y`: int[samples], or one-hot [samples, classes].
+        limit: take this many, spread as `load_data` spreads the samples.
+
+    Returns:
+        int64[samples].
+
+    Raises:
+        ValueError: no such file, or no class numbers.
+    """
+    source = Path(path)
+    check_labels_file(source)
+    found = _arrays(source)
+    if "y" not in found and len(found) != 1:
+        raise ValueError(f"{source}: which array holds the labels? Name it 'y'. It holds: {', '.join(found)}.")
+    labels = _taken(found["y"] if "y" in found else next(iter(found.values())), limit)
+    if labels.ndim == 2 and labels.shape[1] > 1 and labels.dtype.kind in "fiub":
+        labels = labels.argmax(axis=1)
+    if not (labels.ndim and labels.size == len(labels) and labels.dtype.kind in "fiub" and _whole(labels)):
+        raise ValueError(f"{source}: expected a class number for each sample. Received: {labels.dtype} {labels.shape}.")
+    return labels.reshape(-1).astype(np.int64)
+
+
+def _whole(labels: np.ndarray) -> bool:
+    """Whether all are integers that int64 holds: no NaN, no fractions."""
+    return bool(np.all(np.abs(labels.astype(np.float64)) < 2.0**53) and np.all(labels == np.rint(labels)))
+
+
+def _arrays(source: Path) -> dict[str, np.ndarray]:
+    if source.suffix.lower() not in (".npy", ".npz"):
+        raise ValueError(f"{source}: expected .npz, .npy or a folder of images. Received: '{source.suffix}'.")
+    return read_arrays(source, str(source))
+
+
+def _chosen(found: dict[str, np.ndarray], takes: Sequence[Input], source: Path) -> dict[str, np.ndarray]:
+    """The arrays that feed the inputs."""
+    has = ", ".join(f"{name} {array.shape}" for name, array in found.items()) or "nothing"
+    names = [i.name for i in takes]
+    if len(takes) == 1:
+        for key in ("x", names[0]):
+            if key in found:
+                return {names[0]: found[key]}
+        if len(found) == 1:
+            return {names[0]: next(iter(found.values()))}
+        raise ValueError(f"{source}: which array feeds the model? Name it 'x'. It holds: {has}.")
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise ValueError(
+            f"{source}: the model takes {len(names)} inputs; the file needs one array for each. Missing: "
+            f"{', '.join(missing)}. It holds: {has}."
+        )
+    return {name: found[name] for name in names}
+
+
+def _taken(array: np.ndarray, limit: int | None) -> np.ndarray:
+    return array if limit is None or array.ndim == 0 else array[_spread(len(array), limit)]
+
+
+def _spread(count: int, limit: int | None) -> np.ndarray:
+    """Indices spread evenly: the first ones of a sorted set would all be of one class."""
+    return np.arange(count) if limit is None or limit >= count else np.linspace(0, count - 1, limit).round().astype(int)
+
+
+def _scaled(array: np.ndarray, scale: float, where: str) -> np.ndarray:
+    if not (np.issubdtype(array.dtype, np.number) or array.dtype == bool):
+        raise ValueError(f"{where}: expected numbers. Received: dtype {array.dtype}.")
+    return array.astype(np.float32) * np.float32(scale)
+
+
+def _images(folder: Path, takes: Sequence[Input], scale: float, limit: int | None) -> np.ndarray:
+    if importlib.util.find_spec("PIL") is None:
+        raise ValueError("a folder of images needs an extra: pip install 'kquant[images]'")
+    shape = takes[0].shape
+    if len(takes) != 1 or len(shape) != 3 or None in shape or shape[2] not in (1, 3, 4):
+        wanted = ", ".join(f"{i.name} {i.shape}" for i in takes)
+        raise ValueError(f"{folder}: images feed one input [height, width, 1, 3 or 4]. The model takes: {wanted}.")
+    files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in IMAGES and not f.is_dir())
+    if not files:
+        raise ValueError(f"{folder}: no images in it; known are {', '.join(IMAGES)}.")
+    chosen = [files[i] for i in _spread(len(files), limit)]
+    return np.stack([_image(file, shape) for file in chosen]) * np.float32(scale)
+
+
+def _image(file: Path, shape: tuple[int | None, ...]) -> np.ndarray:
+    from PIL import Image  # optional extra
+
+    if not file.is_file():
+        raise ValueError(f"{file}: {absent(file)}.")
+    height, width, channels = shape
+    try:
+        # a suffix says little: among what Pillow opens by content are formats that start other programs
+        with warnings.catch_warnings(), Image.open(file, formats=FORMATS) as image:
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            if math.prod(image.size) > MOST_PIXELS:
+                raise ValueError(f"{image.size[0]} x {image.size[1]} pixels; at most {MOST_PIXELS:,} in all")
+            mode = {1: "L", 3: "RGB", 4: "RGBA"}[channels]
+            resized = image.convert(mode).resize((width, height), Image.Resampling.BILINEAR)
+    # Pillow's readers let through what struct, zlib and their own parsers raise at damaged bytes
+    except Exception as error:
+        raise ValueError(f"{file}: not an image that can be read ({_shorten(str(error))}).") from error
+    return np.asarray(resized, np.float32).reshape(height, width, channels)
+
+
+def named_outputs(file: FileModel, found: Any) -> dict[str, np.ndarray]:
+    """What `kquant.predict` returned, by the names of the file's outputs."""
+    arrays = found if isinstance(found, list) else [found]
+    return {t.name: array for t, array in zip(file.outputs, arrays, strict=True)}
+
+
+def check_arrays_file(path: str | Path) -> Path:
+    """Refuse a file for arrays that could not be written, before any work is done.
+
+    Raises:
+        ValueError: another suffix, or no such folder.
+    """
+    target = Path(path)
+    if target.suffix != ".npz":
+        raise ValueError(f"--out {target}: arrays go to a .npz file. Received: '{target.suffix}'.")
+    destination(target, "--out", "outputs.npz")
+    return target
+
+
+def save_arrays(path: str | Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write arrays by name to a `.npz` file.
+
+    Raises:
+        ValueError: see `check_arrays_file`.
+    """
+    target = check_arrays_file(path)
+    content = io.BytesIO()
+    np.savez(content, **arrays)
+    write_atomically(target, content.getvalue(), "--out")
+
+
+def save_results(qmodel: keras.Model, paths: Sequence[Path], samples: Any) -> None:
+    """A quantized model as `.keras`, as a verified `.tflite` file, or both; older files stay until all are whole.
+
+    Args:
+        qmodel: the model.
+        paths: of the results.
+        samples: see `kquant.export`.
+
+    Raises:
+        ValueError: what `kquant.export` refuses.
+    """
+    with Outputs(paths, "--out") as new:
+        for path in paths:
+            if path.suffix == ".tflite":
+                export(qmodel, new.place(path), samples=samples)
+            else:
+                save_model(qmodel, path, new)
+
+
+def save_model(model: keras.Model, path: Path, new: Outputs) -> None:
+    """A Keras model as one of the results of a run.
+
+    Args:
+        model: the model.
+        path: of its file.
+        new: the results.
+
+    Raises:
+        ValueError: the system refuses, with its reason.
+    """
+    with new.making(path, 4 * sum(int(np.prod(w.shape)) for w in model.weights)) as made:
+        model.save(made)
+
+
+@contextlib.contextmanager
+def output_folder(out: str | Path, model_path: str | Path) -> Iterator[Path]:
+    """The folder for results, made where it is missing, and gone again where nothing was written into it.
+
+    Raises:
+        ValueError: it is a file, cannot be made, or the results would overwrite the model they come from.
+    """
+    folder, model = Path(out), Path(model_path)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--out {folder}: a file of that name is there; give a folder.")
+    if folder.resolve() == model.resolve().parent:
+        raise ValueError(f"--out {folder}: the quantized model would overwrite {model}; give another folder.")
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--out {folder}: cannot make this folder: {error.strerror}.") from error
+    try:
+        yield folder
+    finally:
+        for each in made:
+            if not any(each.iterdir()):
+                each.rmdir()

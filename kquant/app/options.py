@@ -1,0 +1,106 @@
+"""Options and arguments that several commands take, and how a command refuses."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from enum import StrEnum
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from kquant import targets
+from kquant.core.messages import check_known
+from kquant.files.named_files import check_data, check_labels_file, check_lite_file, check_model_file
+from kquant.recipe import recipe as recipes
+from kquant.recipe.known_names import check_names, check_step, split_steps
+from kquant.runtime.interpreters import RUNTIMES
+
+
+class Io(StrEnum):
+    """Types of a file's inputs and outputs."""
+
+    model = "model"
+    int8 = "int8"
+    uint8 = "uint8"
+    int16 = "int16"
+    float32 = "float32"
+
+
+def fraction(text: str) -> float:
+    """`0.5` or `1/255`."""
+    try:
+        return float(Fraction(text))
+    except (ValueError, ZeroDivisionError):
+        raise typer.BadParameter(f"expected a number or a fraction like 1/255. Received: {text}") from None
+
+
+def shape(text: str) -> tuple[int | None, ...]:
+    """`96,96,3` -> (None, 96, 96, 3)."""
+    try:
+        return (None, *(int(part) for part in text.replace("x", ",").split(",")))
+    except ValueError:
+        raise typer.BadParameter(f"expected sizes like 96,96,3. Received: {text}") from None
+
+
+Model = Annotated[Path, typer.Argument(help="A model saved by Keras", metavar="MODEL.keras")]
+Lite = Annotated[Path, typer.Argument(help="A TFLite file", metavar="FILE.tflite")]
+Data = Annotated[
+    Path,
+    typer.Option("--data", help="Samples: .npz (array x, or one for each input), .npy, or a folder of images"),
+]
+Scale = Annotated[
+    float, typer.Option("--scale", parser=fraction, help="Factor for every value of the data, like 1/255 for images")
+]
+Samples = Annotated[int | None, typer.Option("--samples", min=1, help="Use this many samples, evenly spread")]
+Target = Annotated[str, typer.Option("--target", help="Where the file is to run: litert, tflm or ethos-u")]
+Runtime = Annotated[str, typer.Option("--runtime", help="litert (XNNPACK), litert-reference or tflm")]
+Shape = Annotated[
+    Any, typer.Option("--input-shape", parser=shape, help="For open dimensions, like 96,96,3", metavar="H,W,C")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, on standard output")]
+
+
+def _recipe(value: str) -> None:
+    check_names(recipes.load(value))
+
+
+def _steps(value: str) -> None:
+    for name, _ in split_steps(value):
+        check_step(name)
+
+
+def _runtime(value: str) -> None:
+    check_known(f"runtime '{value}' does not exist", value, RUNTIMES)
+
+
+# What is looked at before TensorFlow loads, by the name of the argument: a wrong one is told at once.
+CHECKS: dict[str, Callable[[Any], Any]] = {
+    "model": check_model_file,
+    "file": check_lite_file,
+    "data": check_data,
+    "labels": check_labels_file,
+    "recipe": _recipe,
+    "target": targets.load,
+    "runtime": _runtime,
+    "steps": _steps,
+}
+
+
+def refusing(command: Callable[..., None]) -> Callable[..., None]:
+    """What kquant refuses: its own message on standard error, exit code 1, no traceback."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            for name, check in CHECKS.items():
+                if kwargs.get(name) is not None:
+                    check(kwargs[name])
+            command(*args, **kwargs)
+        except (ValueError, OSError, ImportError) as error:
+            typer.echo(f"kquant: {error}", err=True)
+            raise typer.Exit(1) from error
+
+    return run

@@ -1,0 +1,183 @@
+"""The whole flow in one call: prune, cluster, quantize, each with training behind it where the caller trains."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import keras
+
+from kquant.core.messages import first_of
+from kquant.correct.steps import STEPS, apply_steps, check_steps, parse_steps
+from kquant.exporting.export_file import IO, ExportReport, export
+from kquant.masking.clustering import cluster, has_codebooks
+from kquant.masking.mask import Mask
+from kquant.masking.pruning import has_masks, prune
+from kquant.prepare.quantization import quantize
+from kquant.recipe.recipe import Recipe, Step, load
+from kquant.tflite.lut_program import LookUpTables
+from kquant.views.quantized_model import is_quantized
+
+Stage = Literal["prune", "cluster", "quantize"]
+Train = Callable[[keras.Model, Stage], Any]
+
+
+@dataclass(frozen=True, eq=False)
+class CompressResult:
+    """What `kquant.compress` made.
+
+    Attributes:
+        model: the quantized Keras model, ready to train further.
+        report: of the exported file.
+    """
+
+    model: keras.Model
+    report: ExportReport
+
+
+def compress(
+    model: keras.Model,
+    data: Any,
+    recipe: str | Path | dict[str, Any] | Recipe = "int8",
+    *,
+    output: str | Path,
+    target: str = "litert",
+    io: IO = "model",
+    batches: int | None = None,
+    input_shape: Any = None,
+    compression: Literal["lut"] | LookUpTables | None = None,
+    train: Train | None = None,
+    verbose: bool = True,
+) -> CompressResult:
+    """Prune and cluster where the recipe says so, quantize, run its steps (calibrate, corrections), export and verify.
+
+    Args:
+        model: a built Keras 3 model; it is not changed.
+        data: representative samples, see `kquant.calibrate`.
+        recipe: see `kquant.quantize`. A model that is pruned or clustered already keeps its masks or codebooks,
+            whatever the recipe says of them.
+        output: path of the `.tflite` file.
+        target: "litert", "tflm" or "ethos-u".
+        io: type of the file's inputs and outputs.
+        batches: calibrate and correct with this many batches only.
+        input_shape: static shape(s) for models with open dimensions.
+        compression: "lut" for look-up tables on target "tflm", see `kquant.export`.
+        train: `train(model, stage)` compiles and fits the model it is given; called after each stage that the recipe
+            has, "prune", "cluster" (float models) and "quantize" (its steps are done). It may pass any of them over.
+        verbose: show progress bars.
+
+    Returns:
+        The quantized model and the export report.
+
+    Raises:
+        ValueError: see `quantize`, `calibrate` and `export`.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+        >>> result = kquant.compress(model, np.ones((64, 4), "float32"), output="dense.tflite", verbose=False)
+        >>> result.report.types["FLOAT32"] if "FLOAT32" in result.report.types else 0
+        0
+    """
+    qmodel = prepare(
+        model,
+        data,
+        recipe,
+        target=target,
+        batches=batches,
+        input_shape=input_shape,
+        train=train,
+        verbose=verbose,
+    )
+    return CompressResult(qmodel, export(qmodel, output, samples=data, io=io, compression=compression))
+
+
+def prepare(
+    model: keras.Model,
+    data: Any,
+    recipe: str | Path | dict[str, Any] | Recipe = "int8",
+    *,
+    target: str = "litert",
+    batches: int | None = None,
+    input_shape: Any = None,
+    train: Train | None = None,
+    verbose: bool = True,
+) -> keras.Model:
+    """Prune, cluster, quantize and run the recipe's steps: `compress`, which explains the arguments, up to the export.
+
+    Returns:
+        The quantized model.
+
+    Raises:
+        ValueError: see `quantize` and `calibrate`.
+    """
+    chosen = load(recipe)
+    check_steps(chosen.steps)
+    train = train or (lambda *_: None)
+    if chosen.pruning is not None and not has_masks(model):
+        model = prune(model, chosen)
+        train(model, "prune")
+    if chosen.clustering is not None and not has_codebooks(model):
+        model = cluster(model, chosen)
+        train(model, "cluster")
+    qmodel = quantize(model, chosen, target=target, input_shape=input_shape)
+    apply_steps(qmodel, [_limited(step, batches) for step in chosen.steps], data, verbose=verbose)
+    train(qmodel, "quantize")
+    _warn_unfinished(qmodel)
+    return qmodel
+
+
+def _warn_unfinished(qmodel: keras.Model) -> None:
+    """Name layers whose masks have not come to the end of their schedule: the file has fewer zeros than was asked."""
+    left = []
+    for layer in qmodel._flatten_layers():
+        held = getattr(layer, "transforms", ())
+        masks = [t for t in (layer.held if isinstance(held, dict) else held) if isinstance(t, Mask)]
+        if any(t.schedule is not None and not t.schedule.is_done(int(t.steps.numpy())) for t in masks):
+            left.append(layer.name)
+    if left:
+        warnings.warn(
+            f"compress: the masks of {first_of(left)} are still on their ramp, so the file has fewer zeros than the "
+            "recipe asks for. Train longer (`train=`), end the ramp earlier, or use a constant schedule.",
+            stacklevel=4,
+        )
+
+
+def to_correct(
+    model: keras.Model, steps: str | None = None, recipe: str | None = None, target: str | None = None
+) -> tuple[keras.Model, tuple[Step, ...]]:
+    """A quantized model and the steps to run on it, as the command `kquant correct` is asked.
+
+    Args:
+        model: quantized, which is taken as it is; or float, which is quantized.
+        steps: see `kquant.correct.parse_steps`; by default those of the recipe.
+        recipe: for a float model; "int8" by default.
+        target: likewise; "litert" by default.
+
+    Raises:
+        ValueError: a recipe or target for a quantized model, no steps for one, or unknown steps.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+        >>> [step.name for step in to_correct(model, "equalize,calibrate")[1]]
+        ['equalize', 'calibrate']
+    """
+    if is_quantized(model):
+        if recipe is not None or target is not None:
+            raise ValueError(f"{model.name}: is quantized already, for its own recipe and target; leave both out.")
+        if steps is None:
+            raise ValueError(f"{model.name}: is quantized already; say which steps to run: {', '.join(STEPS)}.")
+        return model, parse_steps(steps)
+    chosen = load(recipe or "int8")
+    picked = chosen.steps if steps is None else parse_steps(steps)
+    return quantize(model, chosen, target=target or "litert"), picked
+
+
+def _limited(step: Step, batches: int | None) -> Step:
+    """The step with the number of batches that the caller gave."""
+    takes = "batches" in inspect.signature(STEPS[step.name]).parameters
+    given = {"batches": batches} if batches is not None and takes else {}
+    return Step(name=step.name, **{**step.options, **given})

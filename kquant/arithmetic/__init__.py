@@ -1,0 +1,117 @@
+"""The integer arithmetic of the TFLite kernels on TensorFlow tensors, code for code.
+
+    codes  ->  KERNELS["LEAKY_RELU"](sources, grids, out, alpha=0.1)  ->  codes
+    accumulator  ->  requantize(accumulator, s_in * s_w, out, ROUNDING["litert"]["CONV_2D"])  ->  codes
+
+Every kernel takes int32 codes with their grids and returns int32 codes clipped to the output's range. Attributes are
+plain Python values. `runtime="litert"`, the default, is what LiteRT's reference kernels compute; `runtime="tflm"` is
+TensorFlow Lite Micro: RELU6 keeps its input's encoding, LOGISTIC, TANH, MUL, PRELU, RELU and LEAKY_RELU differ in a few
+codes in a million, the rest is the same. Grids of -32768 .. 32767 with zero point 0 choose the kernels of int16
+tensors; inputs and output are of one type, except in QUANTIZE. All are pure, run inside `tf.function` and under XLA,
+where they cost little more than reading their operands, and take scales as tensors. They are not differentiable. Where
+a kernel's own 32-bit integers would overflow, the codes are not defined.
+"""
+
+from collections.abc import Callable
+
+import tensorflow as tf
+
+from kquant.arithmetic.activation import absolute, hard_swish, leaky_relu, relu, relu6, relu_n1_to_1
+from kquant.arithmetic.elementwise import add, maximum, minimum, mul, prelu, sub
+from kquant.arithmetic.grid import Grid, activation_range
+from kquant.arithmetic.matmul import batch_matmul
+from kquant.arithmetic.pooling import average_pool_2d, mean
+from kquant.arithmetic.requantize import accumulator_scale, product_scale, quantize, requantize
+from kquant.arithmetic.resize import resize_bilinear, resize_nearest_neighbor
+from kquant.arithmetic.softmax import softmax, wide_below
+from kquant.arithmetic.table import elu, gelu, logistic, lookup, table, tanh
+
+KERNELS: dict[str, Callable[..., tf.Tensor]] = {
+    "ABS": absolute,
+    "ADD": add,
+    "AVERAGE_POOL_2D": average_pool_2d,
+    "BATCH_MATMUL": batch_matmul,
+    "ELU": elu,
+    "GELU": gelu,
+    "HARD_SWISH": hard_swish,
+    "LEAKY_RELU": leaky_relu,
+    "LOGISTIC": logistic,
+    "MAXIMUM": maximum,
+    "MEAN": mean,
+    "MINIMUM": minimum,
+    "MUL": mul,
+    "PRELU": prelu,
+    "QUANTIZE": quantize,
+    "RELU": relu,
+    "RELU6": relu6,
+    "RELU_N1_TO_1": relu_n1_to_1,
+    "RESIZE_BILINEAR": resize_bilinear,
+    "RESIZE_NEAREST_NEIGHBOR": resize_nearest_neighbor,
+    "SOFTMAX": softmax,
+    "SUB": sub,
+    "TANH": tanh,
+}
+
+# How each runtime rounds the accumulator of an int8 kernel, its weights int8 or int4; tests/test_arithmetic.py pins it.
+ROUNDING: dict[str, dict[str, str]] = {
+    "litert": {
+        "BATCH_MATMUL": "double",
+        "CONV_2D": "double",
+        "DEPTHWISE_CONV_2D": "double",
+        "FULLY_CONNECTED": "real",
+        "TRANSPOSE_CONV": "double",
+    },
+    "tflm": {
+        "BATCH_MATMUL": "double",
+        "CONV_2D": "double",
+        "DEPTHWISE_CONV_2D": "double",
+        "FULLY_CONNECTED": "double",
+        "TRANSPOSE_CONV": "double",
+    },
+    "xnnpack": {
+        "BATCH_MATMUL": "double",
+        "CONV_2D": "float",
+        "DEPTHWISE_CONV_2D": "float",
+        "FULLY_CONNECTED": "float",
+        "TRANSPOSE_CONV": "float",
+    },
+}
+
+# The same for int16 activations with int8 weights and an int64 bias.
+ROUNDING_INT16: dict[str, dict[str, str]] = {
+    "litert": {
+        "BATCH_MATMUL": "reduced",
+        "CONV_2D": "reduced",
+        "DEPTHWISE_CONV_2D": "reduced",
+        "FULLY_CONNECTED": "real",
+        "TRANSPOSE_CONV": "reduced",
+    },
+    "tflm": {
+        "BATCH_MATMUL": "reduced",
+        "CONV_2D": "reduced",
+        "DEPTHWISE_CONV_2D": "reduced",
+        "FULLY_CONNECTED": "reduced",
+        "TRANSPOSE_CONV": "reduced",
+    },
+    "xnnpack": {
+        "BATCH_MATMUL": "reduced",
+        "CONV_2D": "reduced",
+        "DEPTHWISE_CONV_2D": "reduced",
+        "FULLY_CONNECTED": "real",
+        "TRANSPOSE_CONV": "reduced",
+    },
+}
+
+__all__ = [
+    "KERNELS",
+    "ROUNDING",
+    "ROUNDING_INT16",
+    "Grid",
+    "accumulator_scale",
+    "activation_range",
+    "lookup",
+    "product_scale",
+    "requantize",
+    "table",
+    "wide_below",
+]

@@ -1,0 +1,130 @@
+"""Kernels of two operands: ADD, SUB, MUL, PRELU, MAXIMUM, MINIMUM. Operands broadcast as in NumPy."""
+
+from collections.abc import Callable, Sequence
+
+import tensorflow as tf
+
+from kquant.arithmetic.fixed_point import Multiplier, multiply, quantize_multiplier
+from kquant.arithmetic.grid import Grid, centred, check_int8, check_runtime, clipped, placed
+
+# ADD and SUB move both operands up by this many bits before they bring them to one scale.
+_HEADROOM_BITS, _HEADROOM_BITS_INT16 = 20, 15
+
+
+def add(
+    sources: Sequence[tf.Tensor],
+    grids: Sequence[Grid],
+    out: Grid,
+    activation: str | None = None,
+    runtime: str = "litert",
+) -> tf.Tensor:
+    """ADD: `out = A(s_1 q_1 + s_2 q_2)`, q without zero points.
+
+    With `t = 2 max(s_1, s_2)`, each operand becomes `M(q_i * 2**20, s_i / t)`, and their sum is multiplied by
+    `t / (2**20 s_out)`; M is the doubly rounding fixed-point product. Multipliers are formed in double
+    (tflite/kernels/add.cc, reference/integer_ops/add.h). int16 moves up by 2**15, and the file has to say
+    `potScaleInt16 = false`, or else scales that are powers of two are added in another way. Both runtimes alike.
+
+    Args:
+        sources: two int32 tensors of codes.
+        grids: their grids.
+        out: the output grid.
+        activation: fused activation.
+        runtime: "litert" or "tflm"; no difference here.
+
+    Returns:
+        int32 codes.
+    """
+    check_runtime(runtime)
+    return _sum(sources, grids, out, tf.add, activation)
+
+
+def sub(
+    sources: Sequence[tf.Tensor],
+    grids: Sequence[Grid],
+    out: Grid,
+    activation: str | None = None,
+    runtime: str = "litert",
+) -> tf.Tensor:
+    """SUB: as ADD with a difference (tflite/kernels/sub.cc, reference/sub.h).
+
+    Some sources of TFLM divide the scales in float32 (micro/kernels/sub_common.cc); the interpreter measured here uses
+    double, as LiteRT does. For the arguments see `add`.
+    """
+    check_runtime(runtime)
+    return _sum(sources, grids, out, tf.subtract, activation)
+
+
+def mul(
+    sources: Sequence[tf.Tensor],
+    grids: Sequence[Grid],
+    out: Grid,
+    activation: str | None = None,
+    runtime: str = "litert",
+) -> tf.Tensor:
+    """MUL: `out = A(M(q_1 q_2, s_1 s_2 / s_out))`, M the doubly rounding fixed-point product.
+
+    LiteRT forms `s_1 s_2 / s_out` in float32, TFLM in double (tflite/kernels/mul.cc, reference/integer_ops/mul.h,
+    micro/kernels/mul_common.cc). For the arguments see `add`.
+    """
+    precision = tf.float64 if check_runtime(runtime) == "tflm" else tf.float32
+    by = _multiplier(tf.cast(grids[0].scale, precision) * tf.cast(grids[1].scale, precision), out, precision)
+    product = centred(sources[0], grids[0]) * centred(sources[1], grids[1])
+    return placed(multiply(product, by), out, activation)
+
+
+def prelu(sources: Sequence[tf.Tensor], grids: Sequence[Grid], out: Grid, runtime: str = "litert") -> tf.Tensor:
+    """PRELU: `M(q, s_in / s_out)` where `q >= 0`, else `M(q q_alpha, s_in s_alpha / s_out)`.
+
+    LiteRT forms both multipliers in float32, TFLM in double (tflite/kernels/activations.cc, reference/prelu.h,
+    micro/kernels/prelu_common.cc).
+
+    Args:
+        sources: int32 codes of the input and of alpha, which broadcasts to the input.
+        grids: their grids.
+        out: the output grid.
+        runtime: "litert" or "tflm".
+
+    Returns:
+        int32 codes.
+    """
+    check_int8("PRELU", out)
+    precision = tf.float64 if check_runtime(runtime) == "tflm" else tf.float32
+    source_scale = tf.cast(grids[0].scale, precision)
+    identity = _multiplier(source_scale, out, precision)
+    slope = _multiplier(source_scale * tf.cast(grids[1].scale, precision), out, precision)
+    values = centred(sources[0], grids[0])
+    below = values * centred(sources[1], grids[1])
+    return placed(tf.where(values >= 0, multiply(values, identity), multiply(below, slope)), out)
+
+
+def maximum(sources: Sequence[tf.Tensor], grids: Sequence[Grid], out: Grid, runtime: str = "litert") -> tf.Tensor:
+    """MAXIMUM of the codes; the operands and the output share one encoding. Both runtimes alike."""
+    check_runtime(runtime)
+    return clipped(tf.maximum(sources[0], sources[1]), out.low, out.high)
+
+
+def minimum(sources: Sequence[tf.Tensor], grids: Sequence[Grid], out: Grid, runtime: str = "litert") -> tf.Tensor:
+    """MINIMUM of the codes; the operands and the output share one encoding. Both runtimes alike."""
+    check_runtime(runtime)
+    return clipped(tf.minimum(sources[0], sources[1]), out.low, out.high)
+
+
+def _sum(
+    sources: Sequence[tf.Tensor],
+    grids: Sequence[Grid],
+    out: Grid,
+    combine: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
+    activation: str | None,
+) -> tf.Tensor:
+    scales = [tf.cast(grid.scale, tf.float64) for grid in grids]
+    common = 2.0 * tf.maximum(scales[0], scales[1])
+    by = [quantize_multiplier(scale / common) for scale in scales]
+    raised = 2 ** (_HEADROOM_BITS_INT16 if out.is_int16 else _HEADROOM_BITS)
+    terms = [multiply(centred(q, g) * raised, m) for q, g, m in zip(sources, grids, by, strict=True)]
+    to_out = quantize_multiplier(common / (float(raised) * tf.cast(out.scale, tf.float64)))
+    return placed(multiply(combine(*terms), to_out), out, activation)
+
+
+def _multiplier(scale: tf.Tensor, out: Grid, precision: tf.DType) -> Multiplier:
+    return quantize_multiplier(tf.cast(scale / tf.cast(out.scale, precision), tf.float64))

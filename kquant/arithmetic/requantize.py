@@ -1,0 +1,121 @@
+"""From an accumulator, or from another encoding, to the codes of the output."""
+
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+from kquant.arithmetic.fixed_point import multiply, multiply_reduced, quantize_multiplier
+from kquant.arithmetic.grid import (
+    Grid,
+    activation_range,
+    centred,
+    check_runtime,
+    clipped,
+    placed,
+    round_half_away,
+    tabulated,
+)
+
+ROUNDINGS = ("double", "single", "reduced", "real", "float")
+
+
+def accumulator_scale(source: Grid, weights: Grid) -> tf.Tensor:
+    """What one unit of a kernel's accumulator is worth, `s_in * s_w`, as float64.
+
+    The kernels multiply the two float32 scales in double, so a float32 product is not enough to find their multiplier
+    (PopulateConvolutionQuantizationParams in tflite/kernels/kernel_util.cc).
+    """
+    return tf.cast(source.scale, tf.float64) * tf.cast(weights.scale, tf.float64)
+
+
+def product_scale(left: Grid, right: Grid, runtime: str = "litert") -> tf.Tensor:
+    """What one unit of BATCH_MATMUL's accumulator is worth, `s_left * s_right`, as float64.
+
+    LiteRT rounds the product to float32 (GetQuantizedConvolutionMultipler in tflite/kernels/kernel_util.cc), TFLM
+    multiplies in double: in int16, where the multiplier has 15 bits, one pair of scales in thousands shows it.
+    """
+    precision = tf.float64 if check_runtime(runtime) == "tflm" else tf.float32
+    return tf.cast(tf.cast(left.scale, precision) * tf.cast(right.scale, precision), tf.float64)
+
+
+def requantize(
+    accumulator: tf.Tensor,
+    accumulator_scale: tf.Tensor,
+    out: Grid,
+    rounding: str,
+    activation: str | None = None,
+) -> tf.Tensor:
+    """Codes of an integer accumulator, `round(accumulator * accumulator_scale / out.scale) + zero_point`, clipped.
+
+    How the multiplier is represented and the product rounded differs between kernels (see `ROUNDING`):
+        double: 31-bit mantissa, rounded twice (MultiplyByQuantizedMultiplier in tflite/kernels/internal/common.cc).
+        single: 31-bit mantissa, rounded once, halves up (the same with TFLITE_SINGLE_ROUNDING).
+        reduced: 15-bit mantissa, rounded once, halves up (the same on an int64 value: int16 activations).
+        real: float64 product, rounded once, halves away from zero.
+        float: float32 product, rounded to even (XNNPACK).
+
+    Args:
+        accumulator: float32, float64 or an integer type; exact integers within the int32 range, or for "reduced" and
+            "real" within 2**47.
+        accumulator_scale: what one unit is worth, a scalar or a vector along the last axis, float32 or float64.
+        out: the output grid.
+        rounding: one of the five.
+        activation: "RELU", "RELU6", "RELU_N1_TO_1" or None.
+
+    Returns:
+        int32 codes, shaped like `accumulator`.
+
+    Raises:
+        ValueError: unknown rounding or activation.
+    """
+    if rounding not in ROUNDINGS:
+        raise ValueError(f"requantize: expected rounding to be one of {ROUNDINGS}, received {rounding!r}.")
+    if rounding == "float":
+        return _requantize_float(accumulator, accumulator_scale, out, activation)
+    real = tf.cast(accumulator_scale, tf.float64) / tf.cast(out.scale, tf.float64)
+    if rounding == "real":
+        values = tf.cast(round_half_away(tf.cast(accumulator, tf.float64) * real), tf.int64)
+    elif rounding == "reduced":
+        values = multiply_reduced(tf.cast(accumulator, tf.int64), quantize_multiplier(real))
+    else:
+        values = multiply(tf.cast(accumulator, tf.int64), quantize_multiplier(real), rounding == "single")
+    return placed(values, out, activation)
+
+
+def quantize(
+    sources: Sequence[tf.Tensor], grids: Sequence[Grid | None], out: Grid, runtime: str = "litert"
+) -> tf.Tensor:
+    """QUANTIZE: real numbers to codes, or codes to the codes of another encoding.
+
+    Real numbers: `round(x / scale) + zero_point`, divided in float32, halves away from zero (AffineQuantize in
+    tflite/kernels/internal/reference/quantize.h). Codes: MultiplyByQuantizedMultiplier by `s_in / s_out`, taken in
+    double (tflite/kernels/quantize.cc, requantize.h). Either side may be int16. Both runtimes alike.
+
+    Args:
+        sources: one float32 tensor, or one int32 tensor of codes.
+        grids: the grid of the codes; None for real numbers.
+        out: the output grid.
+        runtime: "litert" or "tflm"; no difference here.
+
+    Returns:
+        int32 codes.
+    """
+    source, grid = sources[0], grids[0]
+    if source.dtype.is_floating:
+        steps = round_half_away(tf.cast(source, tf.float32) / tf.cast(out.scale, tf.float32))
+        steps = tf.clip_by_value(steps, tf.constant(-(2.0**31), tf.float64), tf.constant(2.0**31 - 1, tf.float64))
+        return placed(tf.cast(steps, tf.int64), out)
+    if grid is None:
+        raise ValueError("QUANTIZE: codes need their grid, received None. Pass None only with a float source.")
+    by = quantize_multiplier(tf.cast(grid.scale, tf.float64) / tf.cast(out.scale, tf.float64))
+    return tabulated(lambda codes: placed(multiply(centred(codes, grid), by), out), source, grid)
+
+
+def _requantize_float(accumulator: tf.Tensor, scale: tf.Tensor, out: Grid, activation: str | None) -> tf.Tensor:
+    low, high = activation_range(out, activation)
+    zero_point = tf.cast(out.zero_point, tf.float32)
+    product = tf.cast(accumulator, tf.float32) * (tf.cast(scale, tf.float32) / tf.cast(out.scale, tf.float32))
+    # XNNPACK clips the product before it rounds, which keeps the sum with the zero point exact.
+    product = tf.maximum(product, tf.cast(low, tf.float32) - zero_point)
+    product = tf.minimum(product, tf.cast(high, tf.float32) - zero_point)
+    return clipped(tf.cast(tf.round(product), tf.int64) + tf.cast(out.zero_point, tf.int64), low, high)

@@ -1,0 +1,373 @@
+"""Encodings as AIMET's JSON: written beside an exported file, read back as the ranges of a quantized model.
+
+Versions 0.6.1 (`activation_encodings` and `param_encodings` by name) and 1.0.0 (lists of entries with a name). Source:
+AIMET, docs "Quantization encoding specification". AIMET counts codes from 0, and its offset is `round(min / scale)`, so
+it is negative: an int8 zero point is `-offset - 128`.
+
+Names are those of Keras layers: a tensor is called like the layer that makes it (a model input like the input), a
+kernel `layer/kernel`. A layer that is called more than once makes `layer`, `layer_1`, ... in the order of the model.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import keras
+import numpy as np
+
+from kquant.core.messages import did_you_mean, first_of
+from kquant.core.spec import QuantSpec, range_of
+from kquant.files.untrusted import read_json
+from kquant.graph.graph import Graph
+from kquant.layers.nodes import Compressed, FakeQuant, QuantizedLSTM
+from kquant.views.quantized_model import read
+
+Version = Literal["0.6.1", "1.0.0"]
+VERSIONS = ("0.6.1", "1.0.0")
+# Scales of the file and of the model's own weights that differ more than this are worth a warning.
+TOLERANCE = 1e-3
+MOST_BITS = 32
+
+
+@dataclass(frozen=True)
+class Grid:
+    """One entry of a file: `real = scale * (code - zero_point)`, one scale or one for each channel."""
+
+    bits: int
+    symmetric: bool
+    scale: np.ndarray
+    zero_point: np.ndarray
+
+
+def encodings(qmodel: keras.Model, version: Version = "0.6.1") -> dict[str, Any]:
+    """The encodings of a quantized model as AIMET's JSON has them.
+
+    Args:
+        qmodel: quantized and calibrated or trained.
+        version: "0.6.1" or "1.0.0".
+
+    Returns:
+        Plain data for `json.dump`. Biases are not listed: their scale is that of the input times that of the kernel.
+
+    Raises:
+        ValueError: an unknown version, not a quantized model, or a node without a range, by name.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((4,), name="x"), keras.layers.Dense(2, name="head")])
+        >>> q = kquant.calibrate(kquant.quantize(model), np.ones((64, 4), "float32"), verbose=False)
+        >>> found = kquant.encodings(q)
+        >>> sorted(found["activation_encodings"]), sorted(found["param_encodings"])
+        (['head', 'x'], ['head/kernel'])
+    """
+    if version not in VERSIONS:
+        raise ValueError(f"encodings: version must be one of {', '.join(VERSIONS)}. Received: {version!r}.")
+    graph = read(qmodel)
+    cells = _cells(graph)
+    held = {**{n: x for n, (x, _) in _tensors(graph).items()}, **{n: x.cell for n, x in cells.items()}}
+    unseen = [n for n, x in held.items() if x.has_range and not np.any(x.count.numpy() > 0)]
+    if unseen:
+        raise ValueError(
+            f"encodings: no range yet at {first_of(unseen)}. Run kquant.calibrate(model, data) or train first."
+        )
+    activations = {name: _grid_of(graph, layer, source) for name, (layer, source) in _tensors(graph).items()}
+    width = max((g.bits for g in activations.values()), default=8)  # the cell state of an LSTM is int16 in any case
+    activations |= {name: _cell_grid(layer) for name, layer in cells.items()}
+    weights = {f"{name}/{layer.kernel_name}": _kernel_grid(layer) for name, layer in _weighted(graph).items()}
+    weights = {name: grid for name, grid in weights.items() if grid is not None}
+    if version == "1.0.0":
+        return {
+            "version": version,
+            "activation_encodings": [_entry_1_0(name, grid) for name, grid in activations.items()],
+            "param_encodings": [_entry_1_0(name, grid) for name, grid in weights.items()],
+        }
+    return {
+        "version": version,
+        "activation_encodings": {name: _entries_0_6(grid) for name, grid in activations.items()},
+        "param_encodings": {name: _entries_0_6(grid) for name, grid in weights.items()},
+        "quantizer_args": {
+            "activation_bitwidth": width,
+            "dtype": "int",
+            "is_symmetric": True,
+            "param_bitwidth": max((g.bits for g in weights.values()), default=8),
+            "per_channel_quantization": any(g.scale.size > 1 for g in weights.values()),
+            "quant_scheme": "post_training_tf",
+        },
+    }
+
+
+def set_encodings(qmodel: keras.Model, given: str | Path | dict[str, Any]) -> keras.Model:
+    """Set the ranges of a quantized model from encodings.
+
+    Activations take scale and zero point as they stand. Scales of kernels follow from the weights, in kquant as on
+    export; those of the file are compared, and a difference is a warning. Tensors that share one encoding on the device
+    (a concatenation, a pool) take the widest range of their entries.
+
+    Args:
+        qmodel: what `kquant.quantize` returned; changed in place.
+        given: path of the JSON file, or its data: versions 0.4.0 to 0.6.1 and 1.0.0.
+
+    Returns:
+        `qmodel`.
+
+    Raises:
+        ValueError: not such a file, a name that matches nothing, or an entry that the model's grid cannot hold.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((4,), name="x"), keras.layers.Dense(2, name="head")])
+        >>> q = kquant.calibrate(kquant.quantize(model), np.ones((64, 4), "float32"), verbose=False)
+        >>> again = kquant.quantize(model, encodings=kquant.encodings(q))
+        >>> kquant.encodings(again) == kquant.encodings(q)
+        True
+    """
+    activations, weights, where = _read(given)
+    graph = read(qmodel)
+    tensors = {**_tensors(graph), **{name: (layer.cell, None) for name, layer in _cells(graph).items()}}
+    kernels = {f"{n}/{x.kernel_name}": x for n, x in _weighted(graph).items()}
+    biases = {f"{n}/{x.bias_name}" for n, x in _weighted(graph).items() if x.bias_name}
+    _refuse_unknown(where, "activation_encodings", activations, tensors)
+    _refuse_unknown(where, "param_encodings", weights, {**kernels, **dict.fromkeys(biases)})
+    chosen: dict[int, list[tuple[str, Grid]]] = {}
+    for name, grid in activations.items():
+        layer = tensors[name][0]
+        if layer.has_range:
+            _check_grid(where, name, grid, layer.spec)
+        chosen.setdefault(id(layer), []).append((name, grid))
+    for layer in {id(x): x for x, _ in tensors.values()}.values():
+        if id(layer) in chosen:
+            _set(where, graph, tensors, layer, chosen[id(layer)])
+    left = [name for name, (layer, _) in tensors.items() if layer.has_range and id(layer) not in chosen]
+    if left:
+        warnings.warn(
+            f"{where}: nothing for {first_of(left)} ({len(left)} tensors); calibration would set all ranges "
+            "again, so give encodings for every tensor or for none.",
+            stacklevel=3,
+        )
+    for name, grid in weights.items():
+        if name in kernels:
+            _compare(where, name, grid, kernels[name])
+    return qmodel
+
+
+def _tensors(graph: Graph) -> dict[str, tuple[FakeQuant, Any]]:
+    """Name -> the layer that holds the encoding, and the output of its first source (for encodings that follow)."""
+    names = {id(t): t.name for t in keras.tree.flatten(graph.inputs)}
+    names |= {id(t): node.name for node in graph.nodes for t in node.outputs if not isinstance(node.op, FakeQuant)}
+    found: dict[str, tuple[FakeQuant, Any]] = {}
+    for node in graph.nodes:
+        if not isinstance(node.op, FakeQuant):
+            continue
+        made = node.args[0]
+        wanted = names.get(id(made), f"{node.op.name}")
+        name, n = wanted, 1
+        while name in found:
+            name, n = f"{wanted}_{n}", n + 1
+        names[id(node.outputs[0])] = f"{name}/{node.op.name}"  # what a requantization of it is called
+        found[name] = (node.op, node.kwargs.get("sources"))
+    return found
+
+
+def _cells(graph: Graph) -> dict[str, QuantizedLSTM]:
+    """LSTMs by the name of their cell state, which is a tensor inside the operator."""
+    return {f"{node.name}/cell": node.op for node in graph.nodes if isinstance(node.op, QuantizedLSTM)}
+
+
+def _weighted(graph: Graph) -> dict[str, Compressed]:
+    return {node.name: node.op for node in graph.nodes if isinstance(node.op, Compressed) and node.op.spec is not None}
+
+
+def _grid_of(graph: Graph, layer: FakeQuant, sources: Any) -> Grid:
+    """The encoding; a layer that follows has that of its first source."""
+    while layer.follows and sources:
+        producer = graph.producers()[id(sources[0])]
+        while not isinstance(producer.op, FakeQuant):  # layers that keep their input's codes
+            producer = graph.producers()[id(producer.inputs[0])]
+        layer, sources = producer.op, producer.kwargs.get("sources")
+    scale, zero_point, _ = layer.grid()
+    points = np.asarray(zero_point).reshape(1).astype(np.int64)
+    points -= _shift(layer.spec) if layer.has_range else 0
+    return Grid(layer.spec.bits, layer.spec.symmetric, np.asarray(scale, np.float32).reshape(1), points)
+
+
+def _cell_grid(layer: QuantizedLSTM) -> Grid:
+    """The power of two that the kernel computes with; its range gives the same one again."""
+    scale = np.float32([2.0 ** (int(layer.cell_bits()) - 15)])
+    return Grid(layer.cell.spec.bits, layer.cell.spec.symmetric, scale, np.zeros(1, np.int64))
+
+
+def _kernel_grid(layer: Compressed) -> Grid | None:
+    """Scales that follow from the weights alone."""
+    if layer.spec is None or not layer.spec.has_codes:
+        return None
+    scale = layer.scale_of(layer.weights_as_used()).numpy().reshape(-1)
+    return Grid(layer.spec.bits, True, scale, np.zeros(scale.size, np.int64))
+
+
+def _shift(spec: QuantSpec) -> int:
+    # where the codes of unsigned grids lie above those of signed ones
+    return 0 if spec.signed else 2 ** (spec.bits - 1)
+
+
+def _offset(zero_point: int, bits: int) -> int:
+    return -zero_point - 2 ** (bits - 1)
+
+
+def _entries_0_6(grid: Grid) -> list[dict[str, Any]]:
+    entries = []
+    for scale, zero_point in zip(grid.scale, grid.zero_point, strict=True):
+        offset = _offset(int(zero_point), grid.bits)
+        entries.append(
+            {
+                "bitwidth": grid.bits,
+                "dtype": "int",
+                "is_symmetric": str(grid.symmetric),
+                "max": float(scale) * (offset + 2**grid.bits - 1),
+                "min": float(scale) * offset,
+                "offset": offset,
+                "scale": float(scale),
+            }
+        )
+    return entries
+
+
+def _entry_1_0(name: str, grid: Grid) -> dict[str, Any]:
+    return {
+        "bw": grid.bits,
+        "dtype": "INT",
+        "enc_type": "PER_CHANNEL" if grid.scale.size > 1 else "PER_TENSOR",
+        "is_sym": grid.symmetric,
+        "name": name,
+        "offset": [_offset(int(z), grid.bits) for z in grid.zero_point],
+        "scale": [float(s) for s in grid.scale],
+    }
+
+
+def _read(given: str | Path | dict[str, Any]) -> tuple[dict[str, Grid], dict[str, Grid], str]:
+    """Activations and parameters by name, and what errors call the file."""
+    where, data = "encodings", given
+    if isinstance(given, str | Path):
+        where = f"encodings: {given}"
+        data = read_json(given, where)
+    if not isinstance(data, dict) or not {"activation_encodings", "param_encodings"} <= set(data):
+        raise ValueError(
+            f"{where}: expected AIMET's encodings: an object with version, activation_encodings and param_encodings."
+        )
+    sections = (data["activation_encodings"], data["param_encodings"])
+    activations, weights = (dict(_grids(section, where)) for section in sections)
+    return activations, weights, where
+
+
+def _grids(section: Any, where: str) -> Iterable[tuple[str, Grid]]:
+    """Entries of a section: an object of lists (0.x) or a list of objects with names (1.0.0)."""
+    if not isinstance(section, dict | list):
+        raise ValueError(f"{where}: expected sections with entries by name, or lists of them. Received: {section!r}.")
+    entries = section.items() if isinstance(section, dict) else ((_name(e, where), e) for e in section)
+    for name, entry in entries:
+        try:
+            yield str(name).removesuffix(":0"), _grid(entry)
+        except (AttributeError, LookupError, OverflowError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{where}: '{name}' is not an entry with {'bw' if isinstance(entry, dict) else 'bitwidth'}, scale and "
+                f"offset of integers: {type(error).__name__}: {error}."
+            ) from error
+
+
+def _name(entry: Any, where: str) -> str:
+    if not isinstance(entry, dict):
+        raise ValueError(f"{where}: expected a list of entries with names. Received: {first_of([repr(entry)])[:80]}.")
+    return str(entry.get("name", "?"))
+
+
+def _grid(entry: Any) -> Grid:
+    if isinstance(entry, dict):
+        bits, dtype, symmetric = entry["bw"], entry.get("dtype", "INT"), entry.get("is_sym", False)
+        scales, offsets = entry["scale"], entry["offset"]
+    else:
+        first = entry[0]
+        bits, dtype, symmetric = first["bitwidth"], first.get("dtype", "int"), first.get("is_symmetric", "False")
+        scales, offsets = [e["scale"] for e in entry], [e["offset"] for e in entry]
+    if str(dtype).lower() != "int":
+        raise ValueError(f"dtype {dtype!r}; kquant's files hold integers")
+    if isinstance(bits, float) or not 2 <= int(bits) <= MOST_BITS:
+        raise ValueError(f"{bits} bits; kquant's grids have 2 to {MOST_BITS}")
+    exact = np.asarray(scales, np.float64)
+    scale = np.where(np.abs(exact) <= np.finfo(np.float32).max, exact, np.nan).astype(np.float32)
+    if not np.all(np.isfinite(scale)) or np.any(scale <= 0):
+        raise ValueError("a scale that is not a positive number")
+    given = np.asarray(offsets)
+    if given.dtype.kind not in "iuf" or not np.all(np.abs(given) <= 2.0**MOST_BITS) or np.any(given != np.rint(given)):
+        raise ValueError("an offset that is no integer of a grid")
+    points = -given.astype(np.int64) - 2 ** (int(bits) - 1)
+    if scale.shape != points.shape or scale.ndim != 1 or scale.size == 0:
+        raise ValueError("scale and offset of different lengths")
+    return Grid(int(bits), str(symmetric).lower() == "true", scale, points)
+
+
+def _refuse_unknown(where: str, section: str, given: Iterable[str], known: dict[str, Any]) -> None:
+    for name in given:
+        if name not in known:
+            hint = did_you_mean(name, known, 0.3, most=3) or f" There are: {first_of(sorted(known), 20)}."
+            raise ValueError(f"{where}: {section} names '{name}', which is no tensor of this model.{hint}")
+
+
+def _check_grid(where: str, name: str, grid: Grid, spec: QuantSpec) -> None:
+    """The width and the zero point must be ones that the recipe's grid has."""
+    if grid.scale.size != 1:
+        raise ValueError(f"{where}: '{name}' has {grid.scale.size} scales; activations have one.")
+    if grid.bits != spec.bits:
+        raise ValueError(
+            f"{where}: '{name}' has {grid.bits} bits, the recipe's activations have {spec.bits}. Quantize with a "
+            f"recipe of bits = {grid.bits}."
+        )
+    point, offset = int(grid.zero_point[0]) + _shift(spec), _offset(int(grid.zero_point[0]), grid.bits)
+    if not spec.low <= point <= spec.high or (spec.symmetric and point):
+        raise ValueError(
+            f"{where}: '{name}' has offset {offset}, a zero point of {point}, which is not on the "
+            f"recipe's grid {spec.low} to {spec.high}{' with zero point 0' if spec.symmetric else ''}."
+        )
+
+
+def _set(where: str, graph: Graph, tensors: dict[str, Any], layer: FakeQuant, given: list[tuple[str, Grid]]) -> None:
+    """One layer's range from the entries of all its tensors."""
+    if not layer.has_range:
+        name, grid = given[0]
+        own = _grid_of(graph, layer, tensors[name][1])
+        if not np.isclose(own.scale[0], grid.scale[0], rtol=TOLERANCE) or own.zero_point[0] != grid.zero_point[0]:
+            reason = "follows its input" if layer.follows else "is prescribed by its kernel"
+            warnings.warn(
+                f"{where}: '{name}' has scale {grid.scale[0]:.6g} and zero point {grid.zero_point[0]}; it {reason} "
+                f"({own.scale[0]:.6g}, {own.zero_point[0]}), so the entry is left out.",
+                stacklevel=4,
+            )
+        return
+    ranges = [range_of(grid.scale[0], int(grid.zero_point[0]) + _shift(layer.spec), layer.spec) for _, grid in given]
+    if len(set(ranges)) > 1:
+        names = ", ".join(name for name, _ in given)
+        warnings.warn(f"{where}: {names} share one encoding on the device; it takes the widest range.", stacklevel=4)
+    low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
+    for site in range(layer.sites):
+        layer.set_range(site, low, high, exact=True)
+
+
+def _compare(where: str, name: str, grid: Grid, layer: Compressed) -> None:
+    """Warn where the file's scales are not those of the weights."""
+    own = _kernel_grid(layer)
+    if own is None:
+        return
+    if own.scale.size != grid.scale.size or own.bits != grid.bits:
+        warnings.warn(
+            f"{where}: '{name}' has {grid.scale.size} scales of {grid.bits} bits; the recipe gives {own.scale.size} of "
+            f"{own.bits} bits, computed from the weights, and those are used.",
+            stacklevel=4,
+        )
+        return
+    difference = float(np.max(np.abs(grid.scale / own.scale - 1.0)))
+    if difference > TOLERANCE:
+        warnings.warn(
+            f"{where}: '{name}' has scales up to {difference:.2%} away from those of the model's weights, which are "
+            "used. Were the encodings made from other weights?",
+            stacklevel=4,
+        )

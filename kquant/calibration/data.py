@@ -1,0 +1,272 @@
+"""Whatever holds samples -> checked batches for one model: arrays, datasets, generators, several inputs."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from kquant.calibration.data_scale import Expected, warn_of_scale
+from kquant.core.checks import array_of
+from kquant.layers.nodes import FakeQuant
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input as `batches_of` reads it of a model."""
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Ports:
+    """The inputs of something that is no Keras model."""
+
+    inputs: Sequence[Port]
+
+
+def batches_of(model: keras.Model | Ports, data: Any, batch_size: int = 32) -> Iterator[Any]:
+    """Batches in the structure of the model's inputs, labels dropped, every value checked.
+
+    A quantized model knows the range of its inputs: a first batch of another scale gets a warning, whatever verb reads
+    the data.
+
+    Args:
+        model: tells names, shapes and dtypes.
+        data: array, list or dict of arrays, `tf.data.Dataset`, `keras.utils.PyDataset`, or a function returning an
+            iterator.
+        batch_size: for arrays.
+
+    Yields:
+        float32 (or the input's dtype) tensors, one for each input.
+
+    Raises:
+        ValueError: wrong structure, shape, dtype, NaN or Inf; says which input and batch.
+    """
+    for number, batch in enumerate(_raw(model, data, batch_size)):
+        checked = _checked(model, batch, number)
+        if number == 0 and isinstance(model, keras.Model):
+            _look_at_scale(model, checked)
+        yield checked
+
+
+def _look_at_scale(model: keras.Model, batch: Any) -> None:
+    """Compare a batch with what a quantized model knows of its inputs."""
+    known = {e.name: e for layer in model.layers if isinstance(layer, FakeQuant) for e in _expected(layer)}
+    for t, x in zip(model.inputs, keras.tree.flatten(batch), strict=True):
+        if t.name in known:
+            warn_of_scale(f"data, input '{t.name}'", np.asarray(x), known[t.name])
+
+
+def _expected(layer: FakeQuant) -> Iterator[Expected]:
+    """The ranges of the inputs that one encoding serves: as calibrated, else as the float model's first layer tells."""
+    if not layer.ports or not layer.has_range:
+        return
+    low, high = float(layer.low.numpy().min()), float(layer.high.numpy().max())
+    for name, takes in layer.ports.items():
+        if np.any(layer.count.numpy()):
+            padding = tuple((value, value) for value in layer.padding.values())
+            yield Expected(name, min(low, 0.0), max(high, 0.0), "which calibration saw", padding=padding)
+        elif takes is not None:
+            yield Expected(name, *takes[:2], f"which its layer '{takes[2]}' takes")
+
+
+def gather(model: keras.Model | Ports, data: Any, samples: int, batches: int | None = None) -> list[np.ndarray]:
+    """The first `samples` samples, one array for each input in order.
+
+    Args:
+        model: see `batches_of`.
+        data: see `batches_of`.
+        samples: at most this many.
+        batches: take no more than this many batches.
+
+    Raises:
+        ValueError: no data; see `batches_of`.
+    """
+    collected: list[list[np.ndarray]] = []
+    count = 0
+    for batch in itertools.islice(batches_of(model, data), batches):
+        collected.append([np.asarray(t) for t in keras.tree.flatten(batch)])
+        count += len(collected[-1][0])
+        if count >= samples:
+            break
+    if count == 0:
+        raise ValueError("the data are empty; give at least one sample.")
+    return [np.concatenate(column)[:samples] for column in zip(*collected, strict=True)]
+
+
+def batch_count(model: keras.Model | Ports, data: Any, batch_size: int = 32, limit: int | None = None) -> int | None:
+    """How many batches `batches_of` will yield, for a progress bar; None where only running through them tells.
+
+    Args:
+        model: see `batches_of`.
+        data: see `batches_of`; a function returning an iterator does not say how much it has.
+        batch_size: for arrays.
+        limit: no more than this many are taken.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+        >>> batch_count(model, np.zeros((70, 4))), batch_count(model, np.zeros((70, 4)), limit=2)
+        (3, 2)
+        >>> batch_count(model, lambda: iter([])) is None
+        True
+    """
+    if isinstance(data, keras.utils.PyDataset):
+        count = data.num_batches
+    elif isinstance(data, tf.data.Dataset):
+        known = int(data.cardinality())
+        count = known if known >= 0 else None
+    elif callable(data) or hasattr(data, "__next__"):
+        count = None
+    else:
+        leaf = next(iter(keras.tree.flatten(_inputs_only(model, data))), None)
+        count = -(-len(leaf) // batch_size) if hasattr(leaf, "shape") and len(leaf.shape) else None
+    return limit if count is None else count if limit is None else min(count, limit)
+
+
+def gives_batches(data: Any) -> bool:
+    """True for what `batches_of` goes through batch by batch: everything but arrays."""
+    return isinstance(data, tf.data.Dataset | keras.utils.PyDataset) or callable(data) or hasattr(data, "__next__")
+
+
+def refuse_endless(data: Any, remedy: str = "say how much of it to use, like batches=100") -> None:
+    """Refuse data that say of themselves that they never end.
+
+    Args:
+        data: see `batches_of`.
+        remedy: what to do about it.
+
+    Raises:
+        ValueError: a repeated `tf.data.Dataset`, or a `PyDataset` without a number of batches.
+    """
+    repeated = isinstance(data, tf.data.Dataset) and data.cardinality() == tf.data.INFINITE_CARDINALITY
+    if repeated or (isinstance(data, keras.utils.PyDataset) and data.num_batches is None):
+        raise ValueError(f"data: this dataset repeats forever; {remedy}.")
+
+
+def _raw(model: keras.Model | Ports, data: Any, batch_size: int) -> Iterator[Any]:
+    if isinstance(data, keras.utils.PyDataset):
+        count = data.num_batches
+        for i in itertools.count() if count is None else range(count):
+            yield _inputs_only(model, data[i])
+    elif isinstance(data, tf.data.Dataset):
+        for batch in data:
+            yield _inputs_only(model, batch)
+    elif callable(data):
+        for batch in data():
+            yield _inputs_only(model, batch)
+    elif hasattr(data, "__next__"):
+        raise ValueError(
+            "data: received a generator that can run only once; pass the function that makes it, `lambda: samples()`."
+        )
+    elif isinstance(data, str | bytes | Path) or data is None:
+        raise ValueError(f"data: expected samples (arrays, a dataset or a function). Received: {data!r}.")
+    else:
+        yield from _arrays(model, data, batch_size)
+
+
+def _arrays(model: keras.Model | Ports, data: Any, batch_size: int) -> Iterator[Any]:
+    data = _inputs_only(model, data)
+    count = len(model.inputs)
+    _refuse_list_of_batches(data, model)
+    if isinstance(data, dict):
+        data = {k: array_of(f"data, input '{k}'", v) for k, v in data.items()}
+    elif isinstance(data, list | tuple) and (count > 1 or _is_list_of_inputs(data, model.inputs[0])):
+        data = [array_of(f"data, input {i}", v) for i, v in enumerate(data)]
+    else:
+        data = array_of("data", data)
+    if any(a.ndim == 0 for a in keras.tree.flatten(data)):
+        raise ValueError(f"data: expected arrays [samples, ...]. Received: {data}.")
+    sizes = {len(a) for a in keras.tree.flatten(data)}
+    if len(sizes) != 1:
+        raise ValueError(f"data: every input needs the same number of samples. Received: {sorted(sizes)}.")
+    for start in range(0, sizes.pop(), batch_size):
+        yield keras.tree.map_structure(lambda a, s=start: a[s : s + batch_size], data)
+
+
+def _refuse_list_of_batches(data: Any, model: keras.Model | Ports) -> None:
+    """A list means inputs, or samples; what looks like batches of the one input would be read as one array."""
+    batches = isinstance(data, list | tuple) and len(model.inputs) == 1 and len(data) > 1
+    if batches and np.ndim(data[0]) == len(model.inputs[0].shape):
+        raise ValueError(
+            f"data: expected one array for the one input '{model.inputs[0].name}'. Received: a list of {len(data)} "
+            f"arrays, the first of shape {np.shape(data[0])}. A list means several inputs, or is read as one array; "
+            "for batches pass a function: `lambda: iter(batches)`."
+        )
+
+
+def _is_list_of_inputs(data: Any, spec: Any) -> bool:
+    """True for `[x]`, one array for the one input; a list of samples has one axis less."""
+    return len(data) == 1 and np.ndim(data[0]) == len(spec.shape)
+
+
+def _inputs_only(model: keras.Model | Ports, batch: Any) -> Any:
+    """Drop labels and sample weights: `(x, y)` or `(x, y, w)` becomes `x`."""
+    if not isinstance(batch, tuple):
+        return batch
+    count = len(model.inputs)
+    if count > 1 and len(batch) == count and not isinstance(batch[0], tuple | list | dict):
+        return batch
+    return batch[0] if 0 < len(batch) <= 3 else batch
+
+
+def _checked(model: keras.Model | Ports, batch: Any, number: int) -> Any:
+    specs = model.inputs
+    given = batch if not isinstance(batch, dict) else [_pick(batch, name, number) for name in _names(model)]
+    flat = list(given) if isinstance(given, list | tuple) else [given]
+    if len(flat) != len(specs):
+        raise ValueError(
+            f"data, batch {number}: expected {len(specs)} inputs ({', '.join(t.name for t in specs)}). "
+            f"Received: {len(flat)}."
+        )
+    checked = [_one(x, t, number) for x, t in zip(flat, specs, strict=True)]
+    if len({len(x) for x in checked}) > 1:
+        raise ValueError(
+            f"data, batch {number}: every input needs the same number of samples. "
+            f"Received: {[len(x) for x in checked]}."
+        )
+    return keras.tree.pack_sequence_as(getattr(model, "_inputs_struct", specs), checked)
+
+
+def _names(model: keras.Model | Ports) -> list[str]:
+    """The inputs in the model's order, as a dict of data names them: by key, or by the name of the input."""
+    struct = getattr(model, "_inputs_struct", None)
+    keys = {id(t): key for key, t in struct.items()} if isinstance(struct, dict) else {}
+    return [str(keys.get(id(t), t.name)) for t in model.inputs]
+
+
+def _pick(batch: dict[str, Any], name: str, number: int) -> Any:
+    if name not in batch:
+        raise ValueError(f"data, batch {number}: no input '{name}'. Received: {', '.join(map(str, batch))}.")
+    return batch[name]
+
+
+def _one(given: Any, spec: Any, number: int) -> tf.Tensor:
+    where = f"data, batch {number}, input '{spec.name}'"
+    x = array_of(where, given)
+    real = x.dtype.kind in "fiub" or x.dtype == tf.bfloat16.as_numpy_dtype
+    if not real or (x.dtype.kind == "f" and "int" in spec.dtype):
+        raise ValueError(f"{where}: expected numbers of type {spec.dtype}. Received: dtype {x.dtype}.")
+    expected = tuple(spec.shape[1:])
+    if not _fits(x.shape[1:], expected):
+        batched = " Put a batch axis in front: x[None], or dataset.batch(32)." if _fits(x.shape, expected) else ""
+        raise ValueError(
+            f"{where}: expected shape (batch, {', '.join(map(str, expected))}). Received: {x.shape}.{batched}"
+        )
+    with np.errstate(over="ignore"):  # found right below
+        converted = x.astype(spec.dtype)
+    if not np.all(np.isfinite(converted)):
+        raise ValueError(f"{where}: NaN or Inf among the values; remove those samples.")
+    return tf.convert_to_tensor(converted)
+
+
+def _fits(shape: tuple[int, ...], expected: tuple[int | None, ...]) -> bool:
+    return len(shape) == len(expected) and all(e is None or e == s for s, e in zip(shape, expected, strict=True))

@@ -1,0 +1,228 @@
+"""What data show that deserves a second look, in warnings that name the tensor and the remedy."""
+
+from __future__ import annotations
+
+import warnings
+
+import keras
+import numpy as np
+
+from kquant.calibration.observations import Observations
+from kquant.core.messages import first_of
+from kquant.core.spec import QuantSpec
+from kquant.graph.stored import Stored
+from kquant.layers.nodes import FakeQuant, encodings_of
+from kquant.ops.function import Function
+from kquant.views.quantized_model import read
+
+HALVES_DIFFER = 2.0
+UNEQUAL = 16.0  # widths of ranges in one encoding: 4 bits of the narrow one are gone
+LOST = 0.25  # of what a function spans, that no code of its input gives
+FEW_STEPS = 8  # of the grid, in which all data lie: noise 18 dB below what varies in them, or worse
+
+
+def warn_of_data(qmodel: keras.Model, found: Observations) -> None:
+    """Of data that do not vary, that change on the way, that lie far from 0, and of ranges that do not go together.
+
+    Args:
+        qmodel: the quantized model, whose caller the user called.
+        found: what the data show of it.
+    """
+    _warn_constant(qmodel, found)
+    _warn_faint(qmodel, found)
+    _warn_moved(found)
+    _warn_far(qmodel, found)
+    _warn_unequal(found)
+
+
+def _constant(found: Observations) -> list[str]:
+    """Tensors that hold a single value on all data."""
+    varying = {key[0] for key, s in found.tensors.items() if s.lows.min() != s.highs.max()}
+    return list(dict.fromkeys(key[0] for key in found.tensors if key[0] not in varying))
+
+
+def _warn_constant(qmodel: keras.Model, found: Observations) -> None:
+    """Name tensors that data without variety made constant."""
+    constant = _constant(found)
+    if constant:  # reading the model takes time
+        computed = _computed(qmodel)
+        constant = [name for name in constant if name in computed]
+    if constant:
+        warnings.warn(
+            f"calibrate: these tensors hold a single value on all data: {first_of(constant)}. Use data that vary.",
+            stacklevel=4,
+        )
+
+
+def _warn_faint(qmodel: keras.Model, found: Observations) -> None:
+    """Name tensors whose values are smaller than the steps that the kernels behind can take."""
+    faint: dict[str, str] = {}
+    for node in encodings_of(qmodel):
+        spans = [_span(s.lows, s.highs) for (name, _), s in found.tensors.items() if name == node.name]
+        steps = max(spans, default=0.0) / (node.spec.high - node.spec.low)
+        if 0.0 < steps < node.spec.smallest:
+            faint[node.name] = f"{node.name} ({max(spans):.3g} wide, in steps of {node.spec.smallest:.3g})"
+    if faint:
+        warnings.warn(
+            f"calibrate: these tensors carry hardly any signal: {first_of(list(faint.values()))}. Kernels that read "
+            "them (Softmax, sigmoid, tanh) take no finer steps, so that most of their codes are equal. A model without "
+            "trained weights looks like this: its file has the right size and speed, not the right numbers.",
+            stacklevel=4,
+        )
+
+
+def _computed(qmodel: keras.Model) -> set[str]:
+    """The encodings of tensors that depend on the model's inputs; constants of the model do not."""
+    graph = read(qmodel)
+    varying, names = {id(t) for t in keras.tree.flatten(graph.inputs)}, set()
+    for node in graph.nodes:
+        encodes = isinstance(node.op, FakeQuant)
+        sources = node.args[:1] if encodes else node.inputs
+        if not isinstance(node.op, Stored) and any(id(t) in varying for t in sources):
+            varying.update(id(t) for t in node.outputs)
+            if encodes:
+                names.add(node.op.name)
+    return names
+
+
+def _warn_moved(found: Observations) -> None:
+    """Name tensors whose range, 0 included as on the grid, is much wider for both halves than for one of them."""
+    first, second = _halves(found.sizes)
+    constant = _constant(found)
+    if not first or second >= len(found.sizes):
+        return  # every batch has samples of both halves
+    moved = []
+    for key, s in found.tensors.items():
+        if key[0] not in constant:
+            spans = [_span(s.lows[part], s.highs[part]) for part in (slice(first), slice(second, None))]
+            if _span(s.lows, s.highs) > HALVES_DIFFER * max(min(spans), 1e-12):
+                moved.append(key[0])
+    if moved:
+        warnings.warn(
+            f"calibrate: the range differs more than {HALVES_DIFFER:g} times between the first and the second half of "
+            f"the data at: {first_of(moved)}. Shuffle the data, or use more.",
+            stacklevel=4,
+        )
+
+
+def _warn_far(qmodel: keras.Model, found: Observations) -> None:
+    """Name inputs so far from 0 that the grid, which must hold 0, has hardly any codes for what varies in them."""
+    layers = {node.name: node for node in encodings_of(qmodel)}
+    few = {
+        name: (f"{low:g} to {high:g}", steps, layers[name].spec.bits)
+        for (name, _), s in found.tensors.items()
+        for low, high in [(float(s.lows.min()), float(s.highs.max()))]
+        for steps in [_steps(low, high, layers[name].spec)]
+        if low < high and steps < FEW_STEPS
+    }
+    if not few:  # reading the model takes time
+        return
+    graph = read(qmodel)
+    inputs = {id(t): t.name for t in keras.tree.flatten(graph.inputs)}
+    for node in graph.nodes:
+        if isinstance(node.op, FakeQuant) and node.op.name in few and id(node.args[0]) in inputs:
+            values, steps, bits = few[node.op.name]
+            warnings.warn(
+                f"calibrate: the values of input '{inputs[id(node.args[0])]}', {values}, span {steps:.1f} steps of its "
+                f"{bits}-bit grid, which must hold 0 too: nearly all that varies in them is lost. Subtract their mean "
+                "in the application, before the model, and not in a layer of it.",
+                stacklevel=4,
+            )
+
+
+def _warn_unequal(found: Observations) -> None:
+    """Name encodings that several tensors share, where the widest leaves the narrowest hardly any codes."""
+    spans: dict[str, list[float]] = {}
+    for (name, _), s in found.tensors.items():
+        spans.setdefault(name, []).append(_span(s.lows, s.highs))
+    unequal = {name: sorted(w for w in widths if w > 0.0) for name, widths in spans.items()}
+    said = [f"{name} ({w[0]:.3g} to {w[-1]:.3g} wide)" for name, w in unequal.items() if w and w[-1] > UNEQUAL * w[0]]
+    if said:
+        warnings.warn(
+            f"calibrate: tensors of very different ranges share an encoding: {first_of(said)}. The kernels of "
+            "Concatenate, Maximum and Minimum want one for all that they join, and what else reads a narrow one has few"
+            " codes left too. Put keras.layers.Rescaling(1.0) on it before the join, so that its other readers keep a "
+            "grid of their own; give all of them 16 bits; or bring their ranges nearer with a BatchNormalization.",
+            stacklevel=4,
+        )
+
+
+def warn_of_poles(qmodel: keras.Model, found: Observations) -> None:
+    """Name reciprocals, logarithms and the like whose input came nearer to where they have no bound than a step."""
+    functions = [layer for layer in qmodel.layers if isinstance(layer, Function)]
+    if all(layer.domain.closed and not layer.domain.hole for layer in functions):
+        return
+    graph = read(qmodel)
+    producers, consumers = graph.producers(), graph.consumers()
+    for node in graph.nodes:
+        if not isinstance(node.op, Function) or (node.op.domain.closed and not node.op.domain.hole):
+            continue
+        before = producers.get(id(node.inputs[0]))
+        readers = [n for n in consumers.get(id(node.outputs[0]), []) if not n.kwargs.get("peek")]
+        after = [n for n in readers if isinstance(n.op, FakeQuant) and n.op.has_range]
+        if before is None or not isinstance(before.op, FakeQuant) or before.op.follows or not after:
+            continue
+        s = found.tensors[after[0].op.name, after[0].kwargs.get("site", 0)]
+        low, high = float(s.lows.min()), float(s.highs.max())
+        values = _table(node.op, before.op)
+        if values.size and max(high - values.max(), values.min() - low) > LOST * (high - low):
+            warnings.warn(
+                f"calibrate: '{node.name}' ({node.op.function}) takes values from {low:g} to {high:g}, and the codes "
+                f"of its input give {values.min():g} to {values.max():g} only: it has no bound near some of the data. "
+                "Keep its input away from there (x + 0.1), or leave it out of the model.",
+                stacklevel=3,
+            )
+
+
+def warn_of_padding(qmodel: keras.Model, found: Observations) -> None:
+    """Name tensors in which a real step at the end of a sample gets the codes of padding.
+
+    Args:
+        qmodel: the quantized model, with its ranges.
+        found: what the data show of it.
+    """
+    for node in encodings_of(qmodel):
+        for site, value in node.padding.items():
+            scale, zero_point, _ = (np.asarray(x) for x in node.grid())
+            code = np.clip(np.rint(np.float32(value) / scale) + zero_point, node.spec.low, node.spec.high)
+            inside = node.spec.low * scale <= value + zero_point * scale <= node.spec.high * scale
+            off = abs(float((code - zero_point) * scale) - value) if inside else 0.0
+            if found.tensors[node.name, int(site)].nearest <= 0.5 * float(scale) + off:
+                warnings.warn(
+                    f"calibrate: '{node.name}': real steps at an end of some samples are so near to {value:g}, which "
+                    f"marks padding, that all their codes are the same: the file leaves them out. Write padding as a "
+                    "number far from all data, as Masking(mask_value=-999.0): that has a code of its own.",
+                    stacklevel=3,
+                )
+
+
+def _table(function: Function, source: FakeQuant) -> np.ndarray:
+    """What a function is at every code of its input where it is finite."""
+    scale, zero_point, _ = source.grid()
+    codes = np.arange(source.spec.low, source.spec.high + 1, dtype=np.float32)
+    values = np.asarray(function((codes - float(zero_point)) * float(scale)), np.float64)
+    return values[np.isfinite(values)]
+
+
+def _steps(low: float, high: float, spec: QuantSpec) -> float:
+    """Steps of the grid between two values, where it reaches from one to the other and holds 0."""
+    reach = 2 * max(-low, high) if spec.symmetric else max(high, 0.0) - min(low, 0.0)
+    return (high - low) / max(reach, 1e-30) * (spec.high - spec.low)
+
+
+def _span(lows: np.ndarray, highs: np.ndarray) -> float:
+    return max(float(highs.max()), 0.0) - min(float(lows.min()), 0.0)
+
+
+def _halves(sizes: np.ndarray) -> tuple[int, int]:
+    """The number of batches that lie in the first half of the samples, and the first batch that lies in the second.
+
+    A batch with samples of both is in neither. The middle one of an odd number of samples may close the first half.
+
+    Example:
+        >>> _halves(np.array([32, 32, 32, 32])), _halves(np.array([17, 16])), _halves(np.array([10, 10, 10]))
+        ((2, 2), (1, 1), (1, 2))
+    """
+    ends = np.cumsum(sizes)
+    first = np.searchsorted(ends, -(-ends[-1] // 2), side="right")
+    return int(first), int(np.searchsorted(ends - sizes, ends[-1] / 2, side="left"))

@@ -1,0 +1,314 @@
+"""Representative data -> what they show of every tensor (`Observations`), in float.
+
+Each tensor that has a range hands over its smallest and largest value of every batch, and a histogram or whole rows
+where its observer asks for them. Observations of shards, also of other machines, add up to those of all the data.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+from tqdm.auto import tqdm
+
+from kquant.calibration import observers
+from kquant.calibration.data import batch_count, batches_of, refuse_endless
+from kquant.calibration.tensor_statistics import MOST_SAMPLES, Statistics, histogram, thinned
+from kquant.core.checks import check_count
+from kquant.core.messages import first_of
+from kquant.files.atomic import write_atomically
+from kquant.files.untrusted import parse_json, read_arrays
+from kquant.layers.nodes import FakeQuant, encodings_of, observing
+from kquant.views.quantized_model import refuse_nested
+
+SOME = 16  # samples that stay with the statistics
+NONE = np.zeros(0, np.float32)
+EAGER_BATCHES = 8  # 200 samples in batches of 32 take 7
+# What a batch costs beside its arithmetic is that of some 20 samples of a small model.
+SMALLEST_BATCH, LARGEST_BATCH, BATCH_VALUES = 32, 128, 1 << 20
+# Values of a batch that its histogram counts: the first batches give hundreds of thousands for each tensor, where a
+# percentile stands still; the batches after them add what is new at little cost.
+MOST_VALUES, FEW_VALUES = 1 << 16, 1 << 12
+Key = tuple[str, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Observations:
+    """What data show of a quantized model's tensors; `a + b` is that of two shards together.
+
+    Attributes:
+        tensors: (name of the `FakeQuant`, number of its call) -> statistics.
+        sizes: int64[batches], samples of each batch that the statistics tell of.
+        some: a few samples, in the structure of the inputs, and the float outputs for them, to measure with what the
+            ranges cost; no file holds them.
+    """
+
+    tensors: dict[Key, Statistics]
+    sizes: np.ndarray
+    some: tuple[Any, Any] | None = None
+
+    @property
+    def samples(self) -> int:
+        """How many were seen."""
+        return int(self.sizes.sum())
+
+    def __add__(self, other: Observations) -> Observations:
+        """Of both shards.
+
+        Raises:
+            ValueError: they are of two models.
+        """
+        if set(self.tensors) != set(other.tensors):
+            only = sorted({name for name, _ in set(self.tensors) ^ set(other.tensors)})
+            raise ValueError(f"observations: these two are of different models; only one has {first_of(only)}.")
+        merged = {key: s.merge(other.tensors[key]) for key, s in self.tensors.items()}
+        return Observations(
+            merged, np.concatenate([self.sizes, other.sizes]), other.some if self.some is None else self.some
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write them as an .npz file, to be joined elsewhere.
+
+        Args:
+            path: of the file.
+        """
+        arrays: dict[str, Any] = {"index": json.dumps({"tensors": list(self.tensors)}), "sizes": self.sizes}
+        for i, s in enumerate(self.tensors.values()):
+            arrays |= {f"{i}/lows": s.lows, f"{i}/highs": s.highs, f"{i}/counts": s.counts}
+            arrays |= {f"{i}/reach": np.float64(s.reach), f"{i}/samples": s.samples}
+            arrays |= {f"{i}/nearest": np.float64(s.nearest)} if s.nearest < math.inf else {}
+        content = io.BytesIO()
+        np.savez_compressed(content, **arrays)
+        write_atomically(Path(path), content.getvalue(), "observations")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Observations:
+        """Read what `save` wrote.
+
+        Args:
+            path: of the file.
+
+        Raises:
+            ValueError: no such file, or another kind of file.
+        """
+        if not Path(path).is_file():
+            raise ValueError(f"observations: no file {path}.")
+        try:
+            stored = read_arrays(path, "the file")
+            return _read(stored, parse_json(str(stored["index"][()]), "the index"))
+        except (KeyError, TypeError, ValueError) as error:
+            said = str(error).rstrip(".")
+            raise ValueError(f"observations: {path} is not what Observations.save wrote: {said}.") from error
+
+
+def _read(stored: dict[str, np.ndarray], index: Any) -> Observations:
+    """From the arrays of a file and its index; what does not go together is a `KeyError` or a `ValueError`."""
+    keys = index.get("tensors") if isinstance(index, dict) else None
+    if not isinstance(keys, list) or not all(
+        isinstance(key, list) and [type(part) for part in key] == [str, int] for key in keys
+    ):
+        raise ValueError("the index is no list of names and numbers")
+    sizes, found = stored["sizes"], {}
+    if sizes.ndim != 1 or sizes.dtype.kind != "i" or not np.all(sizes > 0):
+        raise ValueError("the sizes of batches are no counts")
+    for i, (name, site) in enumerate(keys):
+        lows, highs, counts, reach, samples = (
+            stored[f"{i}/{part}"] for part in ("lows", "highs", "counts", "reach", "samples")
+        )
+        nearest = float(stored.get(f"{i}/nearest", np.float64(math.inf))[()])
+        found[name, site] = Statistics(lows, highs, counts, float(reach[()]), samples, nearest).checked(len(sizes))
+    return Observations(found, sizes)
+
+
+def observe(
+    qmodel: keras.Model, data: Any, *, batches: int | None = None, batch_size: int | None = None, verbose: bool = True
+) -> Observations:
+    """Run data through the float function of a quantized model, and keep what its observers need.
+
+    Args:
+        qmodel: what `kquant.quantize` returned; it is not changed.
+        data: see `kquant.calibrate`; a shard of them.
+        batches: use this many batches only.
+        batch_size: for arrays; by default 32, or up to 128 small samples where `batches` does not count them.
+        verbose: show a progress bar.
+
+    Returns:
+        The observations: add those of all shards, and give the sum to `kquant.calibrate`.
+
+    Raises:
+        ValueError: not a quantized model, no data, wrong shape or dtype, NaN or Inf.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+        >>> q, x = kquant.quantize(model), np.random.default_rng(0).normal(size=(64, 4)).astype("float32")
+        >>> both = kquant.observe(q, x[:32], verbose=False) + kquant.observe(q, x[32:], verbose=False)
+        >>> both.samples, kquant.calibrate(q, both) is q
+        (64, True)
+    """
+    refuse_nested(qmodel)
+    nodes = [layer for layer in encodings_of(qmodel) if layer.has_range]
+    if not nodes:
+        raise ValueError(f"{qmodel.name}: nothing to calibrate; pass the model that kquant.quantize returned.")
+    for name, given in (("batches", batches), ("batch_size", batch_size)):
+        if given is not None:
+            check_count("calibrate", name, given)
+    if batches is None:
+        refuse_endless(data)
+    for node in nodes:
+        observers.find(node.observer)
+    if batch_size is None:
+        batch_size = _batch_size(qmodel, data) if batches is None else SMALLEST_BATCH
+    total = batch_count(qmodel, data, batch_size, batches)
+    found = _observe(qmodel, nodes, itertools.islice(batches_of(qmodel, data, batch_size), batches), total, verbose)
+    if found.samples == 0:
+        raise ValueError(
+            "calibrate: the data are empty; give at least one sample. A function must return a new generator on each "
+            "call."
+        )
+    return found
+
+
+def _batch_size(qmodel: keras.Model, data: Any) -> int:
+    """As many samples as hold `BATCH_VALUES` values, within bounds; few samples make two batches, so that halves can
+    differ.
+    """
+    sample = sum(int(np.prod([n or 1 for n in t.shape[1:]])) for t in qmodel.inputs)
+    leaf = next(iter(keras.tree.flatten(data)), None)  # of arrays: the first input
+    whole = hasattr(leaf, "shape") and len(leaf.shape) == len(qmodel.inputs[0].shape)
+    fitting = max(SMALLEST_BATCH, min(BATCH_VALUES // max(sample, 1), LARGEST_BATCH))
+    count = int(leaf.shape[0]) if whole else 0
+    return min(fitting, -(-count // 2)) if count > SMALLEST_BATCH else fitting
+
+
+def _observe(
+    qmodel: keras.Model, nodes: Iterable[FakeQuant], data: Iterator[Any], total: int | None, verbose: bool
+) -> Observations:
+    """Run the data through; statistics of each (layer, site). `total`: of batches, where it is known beforehand."""
+    need = [
+        {node.name for node in nodes if node.observer in names}
+        for names in (observers.NEED_HISTOGRAM, observers.NEED_SAMPLES)
+    ]
+    look = _Look(qmodel, *need)
+    found: dict[Key, Statistics] = {}
+    extents: list[np.ndarray] = []
+    sizes: list[int] = []
+    nearest: dict[Key, float] = {}
+    some = None
+    for x in tqdm(data, desc="calibrate", unit="batch", disable=not verbose, total=total):
+        seen = look(x)
+        some = keras.tree.map_structure(lambda t: t[:SOME], (x, look.outputs)) if some is None else some
+        extents.append(np.array(seen.rows))  # a copy: `rows.numpy()` would keep the whole tensor alive
+        sizes.append(int(keras.tree.flatten(x)[0].shape[0]))
+        extents, sizes = thinned(extents, sizes)
+        if not np.all(np.isfinite(extents[-1])):
+            _refuse_infinite(look.keys, extents[-1])
+        nearest |= {key: min(nearest.get(key, math.inf), float(d)) for key, d in seen.nearest.items()}
+        largest = dict(zip(look.keys, np.abs(extents[-1]).max(axis=1).tolist(), strict=True))
+        new = {key: histogram(values.numpy(), look.steps[key], largest[key]) for key, values in seen.values.items()}
+        new |= {key: Statistics(NONE, NONE, samples=y.numpy()) for key, y in seen.samples.items()}
+        found |= {key: found[key].merge(s) if key in found else s for key, s in new.items()}
+    if not extents:
+        return Observations({}, np.zeros(0, np.int64))
+    stacked = np.stack(extents)
+    for i, key in enumerate(look.keys):
+        counted = found.get(key, Statistics(NONE, NONE))
+        ends = {"lows": stacked[:, i, 0], "highs": stacked[:, i, 1]}
+        found[key] = replace(counted, **ends, nearest=nearest.get(key, math.inf))
+    return Observations(found, np.int64(sizes), some)
+
+
+class _Seen(NamedTuple):
+    """What one batch shows: `rows` float32[sites, 2], smallest and largest value of each; `values` float32[n] of those
+    that want a histogram; `samples` float32[m, channels], whole rows of the few tensors whose observer looks at them;
+    `nearest` float32[], see `Statistics`.
+    """
+
+    rows: tf.Tensor
+    values: dict[Key, tf.Tensor]
+    samples: dict[Key, tf.Tensor]
+    nearest: dict[Key, tf.Tensor]
+
+
+class _Look:
+    """One batch through the model in float.
+
+    Tracing a graph takes as long as a few batches do without one, so only what comes after `EAGER_BATCHES` is traced,
+    once, with an open batch axis.
+    """
+
+    def __init__(self, qmodel: keras.Model, wants: set[str], rows: set[str]) -> None:
+        self.qmodel, self.wants, self.rows = qmodel, wants, rows
+        self.keys: list[Key] = []
+        self.steps: dict[Key, int] = {}  # how many values each one of a histogram stands for
+        self.batches = 0
+        self.most = MOST_VALUES
+        self.compiled: Any = None
+        self.outputs: Any = None
+
+    def __call__(self, x: Any) -> _Seen:
+        self.batches += 1
+        if self.batches <= EAGER_BATCHES:
+            return self.run(x)
+        if self.compiled is None:
+            struct = getattr(self.qmodel, "_inputs_struct", self.qmodel.inputs)
+            specs = keras.tree.map_structure(lambda t: tf.TensorSpec((None, *t.shape[1:]), t.dtype), struct)
+            self.most = FEW_VALUES
+            self.compiled = tf.function(self.run, autograph=False).get_concrete_function(specs)
+        return self.compiled(x)
+
+    def run(self, x: Any) -> _Seen:
+        lows, highs = [], []
+        keys: list[Key] = []
+        values: dict[Key, tf.Tensor] = {}
+        samples: dict[Key, tf.Tensor] = {}
+        nearest: dict[Key, tf.Tensor] = {}
+
+        def collect(layer: FakeQuant, site: int, y: tf.Tensor) -> None:
+            if layer.has_range:
+                y = tf.cast(y, tf.float32)
+                keys.append((layer.name, site))
+                if str(site) in layer.padding:
+                    nearest[keys[-1]] = layer.nearest_to_padding(y, site)
+                    y = layer.without_padding(y, site)
+                lows.append(tf.reduce_min(y))
+                highs.append(tf.reduce_max(y))
+                if layer.name in self.wants:
+                    values[keys[-1]], self.steps[keys[-1]] = _spread(y, self.most)
+                if layer.name in self.rows:
+                    samples[keys[-1]] = tf.reshape(y, (-1, y.shape[-1]))[:MOST_SAMPLES]
+
+        with observing(collect):
+            outputs = self.qmodel(x, training=False)
+        self.keys = keys
+        if self.outputs is None:  # of the first batch, which runs eagerly
+            self.outputs = outputs
+        return _Seen(tf.stack([tf.stack(lows), tf.stack(highs)], axis=1), values, samples, nearest)
+
+
+def _spread(y: tf.Tensor, most: int) -> tuple[tf.Tensor, int]:
+    """About `most` of a batch's values, from all over it, and how many each of them stands for.
+
+    The step has no factor in common with a sample's size, so every channel and place is met in some sample.
+    """
+    size = int(np.prod(y.shape[1:], dtype=np.int64))
+    step = max(1, (y.shape[0] or SMALLEST_BATCH) * size // most)
+    while math.gcd(step, size) > 1:
+        step += 1
+    return tf.reshape(y, (-1,))[::step], step
+
+
+def _refuse_infinite(keys: list[Key], extents: np.ndarray) -> None:
+    first = next(key for key, row in zip(keys, extents, strict=True) if not np.all(np.isfinite(row)))
+    raise ValueError(
+        f"calibrate: NaN or Inf first appears at '{first[0]}', although the input is finite. Check the weights of the "
+        "layer before it and whether the data are scaled as the model was trained."
+    )

@@ -1,0 +1,112 @@
+"""Representative data -> ranges.
+
+Ranges are stored when all data have been seen (`observe`), so an interrupted calibration leaves the old ones.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+from kquant.calibration import observers
+from kquant.calibration.data_warnings import warn_of_data, warn_of_padding, warn_of_poles
+from kquant.calibration.held_scales import hold_scales
+from kquant.calibration.lost_signal import warn_of_losses
+from kquant.calibration.observations import Observations, observe
+from kquant.core.messages import first_of
+from kquant.layers.nodes import Compressed, FakeQuant, encodings_of
+from kquant.views.quantized_model import forget_graphs
+
+FEW_SAMPLES = 32
+
+
+def calibrate(
+    qmodel: keras.Model, data: Any, *, batches: int | None = None, batch_size: int | None = None, verbose: bool = True
+) -> keras.Model:
+    """Set the ranges of a quantized model from representative data.
+
+    Args:
+        qmodel: what `kquant.quantize` returned; its ranges are set in place. One whose activations stay float
+            (recipes "dynamic-int8", "float16", ...) comes back as it is.
+        data: numpy array, list or dict of arrays (several inputs), `tf.data.Dataset`, `keras.utils.PyDataset` or a
+            function that returns a generator; labels beside the inputs are ignored. Or `Observations`, the sum of what
+            `kquant.observe` saw of several shards.
+        batches: use this many batches only.
+        batch_size: for arrays; by default 32, or up to 128 small samples where `batches` does not count them.
+        verbose: show a progress bar.
+
+    Returns:
+        `qmodel`.
+
+    Raises:
+        ValueError: not a quantized model, no data, wrong shape or dtype, NaN or Inf.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+        >>> q = kquant.calibrate(kquant.quantize(model), np.ones((64, 4), "float32"), verbose=False)
+    """
+    nodes = [layer for layer in encodings_of(qmodel) if layer.has_range]
+    if not nodes and any(isinstance(layer, Compressed) for layer in qmodel.layers):
+        set_weight_ranges(qmodel)
+        return qmodel  # its activations stay float ("dynamic", "weight-only")
+    if isinstance(data, Observations):
+        found = _of_model(qmodel, nodes, data)
+    else:
+        found = observe(qmodel, data, batches=batches, batch_size=batch_size, verbose=verbose)
+    if found.samples < FEW_SAMPLES:
+        warnings.warn(f"calibrate: {found.samples} samples are few; ranges want 100 or more.", stacklevel=2)
+    warn_of_data(qmodel, found)
+    layers = {node.name: node for node in nodes}
+    for (name, site), statistics in found.tensors.items():
+        layer = layers[name]
+        low, high = observers.find(layer.observer)(statistics, layer.spec)
+        layer.set_range(site, low, high)
+    set_weight_ranges(qmodel)
+    hold_scales(qmodel)
+    warn_of_poles(qmodel, found)
+    warn_of_padding(qmodel, found)
+    warn_of_losses(qmodel, found)
+    return qmodel
+
+
+def set_weight_ranges(qmodel: keras.Model) -> None:
+    """Where a recipe names an observer for weights, or learns their ranges, choose them; what a correction chose stays.
+
+    Args:
+        qmodel: what `kquant.quantize` returned; changed in place.
+    """
+    for layer in qmodel._flatten_layers():
+        if not isinstance(layer, Compressed) or not layer.takes("reach"):
+            continue
+        learns = layer.learner is not None and layer.learner.learning.learns_weights
+        if layer.observer == "minmax" and not learns:
+            continue
+        if not layer.reach_by_data:
+            weights = layer.weights_as_used().numpy()
+            found = observers.reach_of_weights(layer.observer, weights, layer.spec, layer.channel_axes)
+            layer.set_reach(found, by_data=False)
+            forget_graphs(qmodel)
+
+
+def _of_model(qmodel: keras.Model, nodes: Sequence[FakeQuant], data: Observations) -> Observations:
+    """The observations, where they are of this model and hold what its observers read."""
+    calls = {(node.name, site) for node in nodes for site in range(node.sites)}
+    missing = sorted({name for name, _ in calls ^ set(data.tensors)})
+    if missing:
+        raise ValueError(
+            f"calibrate: these observations are not of {qmodel.name}: they differ at {first_of(missing)}. Observe "
+            "with the same model and recipe."
+        )
+    for node in nodes:
+        s = data.tensors[node.name, 0]
+        held = {"histogram": s.counts.size, "rows": s.samples.size}
+        for what, names in (("histogram", observers.NEED_HISTOGRAM), ("rows", observers.NEED_SAMPLES)):
+            if node.observer in names and not held[what]:
+                raise ValueError(
+                    f"calibrate: '{node.name}' has the observer '{node.observer}', which these observations were not "
+                    "made for. Observe with the same recipe."
+                )
+    return data

@@ -1,0 +1,194 @@
+"""AdaRound: round each weight up or down as the layer's output asks for, layer by layer."""
+
+from __future__ import annotations
+
+import warnings
+import zlib
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from tqdm.auto import tqdm
+
+from kquant.correct.progress import Finished, activation_ranges
+from kquant.correct.reconstruction import Matrix, Reservoir, Source, matrix_of, most_rows, pairs
+from kquant.correct.rounding import Examples, Settings, applied, products, round_matrix
+from kquant.layers.nodes import QuantizedLSTM
+from kquant.ops.rows import from_matrix
+from kquant.views.quantized_model import Place, forget_graphs, places, read
+
+HELD_OUT = 8  # every 8th sample judges
+
+
+def adaround(
+    qmodel: keras.Model,
+    data: Any,
+    *,
+    iterations: int = 5000,
+    learning_rate: float = 3e-2,
+    rows: int = 16384,
+    row_batch: int = 256,
+    batches: int | None = None,
+    batch_size: int = 32,
+    warm_start: float = 0.2,
+    beta: tuple[float, float] = (20.0, 2.0),
+    regularisation: float = 10.0,
+    seed: int = 0,
+    resume: str | Path | None = None,
+    verbose: bool = True,
+) -> keras.Model:
+    """Learn for every weight whether it is rounded up or down.
+
+    `w' = s clip(floor(w / s) + h(a), low, high)`, `h(a) = clip(1.2 sigmoid(a) - 0.1, 0, 1)`; a is found by Adam for
+
+        sum_c  mean (f(w'_c x') - f(w_c x))^2 / noise_c  +  regularisation mean_k (1 - |2 h(a_kc) - 1|^beta)
+
+    and h is then rounded. x' are inputs in the quantized model, whose earlier layers are rounded already; x those of
+    the float model; f is the activation that the operator fuses; `noise_c` is what rounding to nearest does to the
+    channel's sums, so that one `regularisation` suits all layers (10 stands where the paper's 0.01 does for errors that
+    are not divided). A layer is seen as a matrix product: the loss is over a random sample of output positions of all
+    samples, and every step takes a fresh batch of them. Biases stay.
+
+    Each eighth sample is held out; a channel that does no better on it than rounded to nearest is rounded to nearest.
+    Layers that are no matrix product (transposed convolutions, LSTM, embeddings, PReLU), or whose weights share values,
+    stay rounded to nearest; a warning names them. Pruned weights stay 0.
+
+    Args:
+        qmodel: what `kquant.quantize` returned, calibrated; changed in place.
+        data: representative samples, see `kquant.calibrate`; 200 do, 1000 do better.
+        iterations: steps for each layer.
+        learning_rate: of Adam.
+        rows: how many output positions of a layer to keep; fewer where they would take more than 256 MiB.
+        row_batch: positions in a step.
+        batches: use this many batches only.
+        batch_size: for arrays.
+        warm_start: share of the steps without regularisation.
+        beta: its first and last value; it falls along a cosine.
+        regularisation: weight of what pushes h to 0 and 1.
+        seed: decides which positions are kept and seen.
+        resume: folder for the roundings of finished layers; a run that was stopped goes on from there.
+        verbose: show a progress bar.
+
+    Returns:
+        `qmodel`. Interrupted, the finished layers are rounded and the others are as they were.
+
+    Raises:
+        ValueError: not a quantized model, data that do not fit, an option out of range, or a folder with the roundings
+            of another model, calibration or options.
+
+    Source: Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization", arXiv:2004.10568, (21)-(25).
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+        >>> x = np.random.default_rng(0).normal(size=(64, 4)).astype("float32")
+        >>> q = kquant.quantize(model, {"name": "w4", "weights": {"bits": 4}})
+        >>> q = kquant.adaround(kquant.calibrate(q, x, verbose=False), x, iterations=10, verbose=False)
+    """
+    settings = Settings(iterations, learning_rate, row_batch, warm_start, tuple(beta), regularisation)
+    _check(settings, rows)
+    source = Source(read(qmodel), qmodel, data, batches, batch_size)
+    source.check("adaround")
+    found = places(source.graph)
+    _name_others(source, found)
+    found = [place for place in found if place.rule.weights.rows is not None and not place.layer.shares]
+    folder, ranges = None if resume is None else Path(resume), activation_ranges(source)
+    finished = Finished(folder, "adaround", "rounding", [asdict(settings), rows, seed], ranges)
+    with tqdm(found, desc="adaround", unit="layer", disable=not verbose) as bar:
+        for place in bar:
+            bar.set_postfix_str(place.name)
+            weights = place.layer.weights_as_used()
+            known = weights, place.layer.scale_of(weights)
+            codes = finished.load(place, known)
+            if codes is None:
+                codes = round_layer(source, place, settings, rows, seed + zlib.crc32(place.name.encode()) % 2**16)
+                finished.store(place, known, codes)
+            place.layer.round_by(codes)
+            forget_graphs(qmodel)
+    return qmodel
+
+
+def round_layer(source: Source, place: Place, settings: Settings, rows: int, seed: int) -> np.ndarray:
+    """Codes of a layer's kernel, in Keras' layout: the better of learned and nearest, for each channel."""
+    seen, held = examples(source, place, rows, np.random.default_rng(seed))
+    matrix = matrix_of(place, seen[0].rows.shape[1])
+    channels = seen[0].outputs.shape[-1]
+    bias = place.layer.bias_as_used()
+    bias = np.zeros(channels, np.float32) if bias is None else bias.numpy()
+    nearest = matrix.nearest()
+    learned, _ = round_matrix(matrix, bias, seen, settings, seed)
+    if place.layer.transforms:  # what a mask has taken out stays out
+        learned = np.where(matrix.weights == 0.0, nearest, learned)
+    better = error(matrix, learned, bias, held) < error(matrix, nearest, bias, held)
+    codes = np.where(better.reshape(len(matrix.weights), 1, -1), learned, nearest)
+    return from_matrix(codes, tuple(place.layer.weights_as_used().shape)).astype(np.int8)
+
+
+def error(matrix: Matrix, codes: np.ndarray, bias: np.ndarray, examples: list[Examples]) -> np.ndarray:
+    """Mean squared error of the layer's output with these codes, for each channel: float64[channels]."""
+    weights = tf.constant(np.float32(codes * matrix.scale))
+    total = np.zeros(len(bias))
+    for each in examples:
+        y = products(tf.constant(each.rows), weights) + bias
+        y = np.asarray(applied(each.activation, y))
+        total += np.mean((y - each.outputs) ** 2, axis=0, dtype=np.float64)
+    return total
+
+
+def examples(
+    source: Source, place: Place, rows: int, rng: np.random.Generator
+) -> tuple[list[Examples], list[Examples]]:
+    """Rows to learn from and rows to judge by, of every call; the latter are of other samples where there are 8.
+
+    Raises:
+        ValueError: no data.
+    """
+    kept: dict[tuple[int, bool], Reservoir] = {}
+    for call, samples, x, y in pairs(source, place):
+        most = most_rows(rows, x.shape[1] * x.shape[2]) // len(place.calls) + 1
+        judges = samples % HELD_OUT == HELD_OUT - 1
+        for held, chosen in ((False, ~judges), (True, judges)):
+            room = most // (HELD_OUT // 2) + 1 if held else most
+            kept.setdefault((call, held), Reservoir(room, rng)).offer(x[chosen], y[chosen])
+    if not kept:
+        raise ValueError("adaround: the data are empty; give at least one sample.")
+    seen, held = ([_example(place, i, kept[i, held]) for i in range(len(place.calls))] for held in (False, True))
+    return seen, held if len(held[0].rows) else seen
+
+
+def _example(place: Place, call: int, kept: Reservoir) -> Examples:
+    x, y = kept.kept
+    after = place.activations[call]
+    return Examples(x, y if not len(y) else np.asarray(applied(after, tf.constant(y))), after)
+
+
+def _name_others(source: Source, found: list[Place]) -> None:
+    shared = sorted(place.name for place in found if place.layer.shares)
+    if shared:
+        warnings.warn(
+            f"adaround: the weights of {', '.join(shared)} share values (a codebook), and stay rounded to nearest: "
+            "weights that are rounded one by one would share no longer.",
+            stacklevel=3,
+        )
+    others = {place.name for place in found if place.rule.weights.rows is None}
+    others |= {node.name for node in source.graph.nodes if isinstance(node.op, QuantizedLSTM)}
+    if others:
+        warnings.warn(
+            f"adaround: {', '.join(sorted(others))} stay rounded to nearest; only roundings of matrix products are "
+            "learned. Give them 8 bits where they lose accuracy.",
+            stacklevel=3,
+        )
+
+
+def _check(settings: Settings, rows: int) -> None:
+    for name, value in (("iterations", settings.iterations), ("rows", rows), ("row_batch", settings.row_batch)):
+        if value < 1:
+            raise ValueError(f"adaround: {name} must be 1 or more. Received: {value}.")
+    if settings.learning_rate <= 0:
+        raise ValueError(f"adaround: learning_rate must be above 0. Received: {settings.learning_rate}.")
+    if not 0 <= settings.warm_start < 1:
+        raise ValueError(f"adaround: warm_start must be in 0..1, 1 left out. Received: {settings.warm_start}.")
+    if len(settings.beta) != 2:
+        raise ValueError(f"adaround: beta needs its first and its last value. Received: {settings.beta}.")

@@ -1,0 +1,180 @@
+"""Sequential MSE: the range of each kernel that keeps the layer's output, layer by layer."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from tqdm.auto import tqdm
+
+from kquant.calibration import observers
+from kquant.core.spec import encode_weights
+from kquant.correct.progress import Finished, activation_ranges
+from kquant.correct.reconstruction import Reservoir, Source, channels_of, input_rows, most_rows
+from kquant.layers.nodes import QuantizedLSTM
+from kquant.ops.rows import as_matrix
+from kquant.views.quantized_model import Place, forget_graphs, places, read
+
+WIDEST_GRAM = 4096  # inputs of an output; 128 MiB in float64
+
+
+def sequential_mse(
+    qmodel: keras.Model,
+    data: Any,
+    *,
+    candidates: int = 20,
+    batch_size: int = 32,
+    batches: int | None = None,
+    resume: str | Path | None = None,
+    verbose: bool = True,
+) -> keras.Model:
+    """Choose the range of each channel's weights by what its rounding does to the layer's output.
+
+    `reach_c = r max|w_c|` with `r = 1/n .. n/n` that makes `d' G d` least, `d = q(w_c) - w_c`, with `G = sum x x'` over
+    all positions of the layer's inputs x in the quantized model, whose earlier layers have their new ranges. The sum is
+    formed in float64. Where an output has more than 4096 inputs, G is that of a random sample of rows, so that memory
+    stays bounded. Layers with one scale get one reach. Layers that are no matrix product (transposed convolutions,
+    embeddings, PReLU) get the "mse" range of their weights, without data.
+
+    Args:
+        qmodel: what `kquant.quantize` returned, calibrated; the ranges of its weights are set in place, and weights
+            that AdaRound has rounded are rounded to nearest again.
+        data: representative samples, see `kquant.calibrate`.
+        candidates: n, how many ranges to try.
+        batch_size: for arrays.
+        batches: use this many batches only.
+        resume: folder for the ranges of finished layers; a run that was stopped goes on from there.
+        verbose: show a progress bar.
+
+    Returns:
+        `qmodel`. Interrupted, the layers seen so far have their new range.
+
+    Raises:
+        ValueError: not a quantized model, data that do not fit, fewer than 1 candidate, or a folder with the ranges of
+            another model, calibration or options.
+
+    Source: AIMET 2, `seq_mse`; with the Gram matrix of Frantar et al., arXiv:2210.17323, section 3 ("layer-wise
+    quantization"), which makes the search exact over all positions.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+        >>> q = kquant.quantize(model, {"name": "w4", "weights": {"bits": 4}})
+        >>> q = kquant.calibrate(q, np.ones((64, 4), "float32"), verbose=False)
+        >>> q = kquant.sequential_mse(q, np.ones((64, 4), "float32"), verbose=False)
+    """
+    if candidates < 1:
+        raise ValueError(f"sequential_mse: candidates must be 1 or more. Received: {candidates}.")
+    source = Source(read(qmodel), qmodel, data, batches, batch_size)
+    source.check("sequential_mse")
+    _name_others(source)
+    folder = None if resume is None else Path(resume)
+    finished = Finished(folder, "sequential-mse", "range", candidates, activation_ranges(source))
+    for place in tqdm(places(source.graph), desc="sequential mse", unit="layer", disable=not verbose):
+        known = (place.layer.weights_as_used(),)
+        chosen = finished.load(place, known)
+        if chosen is None:
+            chosen = _reach(source, place, candidates)
+            finished.store(place, known, chosen)
+        place.layer.round_by(None)
+        place.layer.set_reach(chosen, by_data=True)
+        forget_graphs(qmodel)
+    return qmodel
+
+
+def _reach(source: Source, place: Place, candidates: int) -> np.ndarray:
+    """By the output's error where the layer is a product of matrices, by that of its weights elsewhere."""
+    if place.rule.weights.rows is None:
+        weights = place.layer.weights_as_used().numpy()
+        return observers.reach_of_weights("mse", weights, place.layer.spec, place.layer.channel_axes)
+    return best_reach(place, output_error(source, place), candidates)
+
+
+def _name_others(source: Source) -> None:
+    """Layers with weights whose ranges no correction can set."""
+    found = sorted({node.name for node in source.graph.nodes if isinstance(node.op, QuantizedLSTM)})
+    if found:
+        warnings.warn(
+            f"sequential_mse: the matrices of {', '.join(found)} (LSTM) keep their ranges.", stacklevel=3
+        )
+
+
+@dataclass(frozen=True)
+class OutputError:
+    """What an error of a kernel does to the layer's output.
+
+    Attributes:
+        gram: float64[groups, k, k], sum of `x x'` over all rows; or None, and
+        rows: float32[groups, n, k], a sample of them.
+    """
+
+    gram: np.ndarray | None
+    rows: np.ndarray | None
+
+    def of(self, wrong: np.ndarray, outputs: int) -> np.ndarray:
+        """Squared error of each output channel, summed over the rows: float64[outputs].
+
+        Args:
+            wrong: float64, quantized weights minus weights, in Keras' layout.
+            outputs: number of output channels.
+        """
+        if self.gram is not None:
+            matrix = as_matrix(wrong, len(self.gram), outputs)
+            return np.sum(matrix * (self.gram @ matrix), axis=1).reshape(-1)
+        matrix = as_matrix(np.float32(wrong), len(self.rows), outputs)
+        return np.sum((self.rows @ matrix) ** 2, axis=1, dtype=np.float64).reshape(-1)
+
+
+def output_error(source: Source, place: Place) -> OutputError:
+    """Collect the inputs of a layer in the quantized model.
+
+    Raises:
+        ValueError: no data.
+    """
+    gram: np.ndarray | None = None
+    kept: Reservoir | None = None
+    for rows in input_rows(source, place):
+        groups, k = rows.shape[1:]
+        if k > WIDEST_GRAM:
+            kept = kept or Reservoir(most_rows(WIDEST_GRAM, groups * k), np.random.default_rng(0))
+            kept.offer(rows)
+            continue
+        columns = rows.transpose(1, 2, 0).astype(np.float64)
+        part = columns @ columns.transpose(0, 2, 1)
+        gram = part if gram is None else gram + part
+    if kept is not None:
+        return OutputError(None, kept.kept[0].transpose(1, 0, 2))
+    if gram is None:
+        raise ValueError("sequential_mse: the data are empty; give at least one sample.")
+    return OutputError(gram, None)
+
+
+def best_reach(place: Place, error: OutputError, candidates: int) -> np.ndarray:
+    """The reach of the least output error for each channel, or for all where the layer has one scale; of equal ones
+    the widest: float32, shaped like the correction "reach".
+    """
+    layer, outputs = place.layer, channels_of(place)
+    weights = layer.weights_as_used()
+    shape = tuple(layer.correction("reach").shape)
+    axes = [axis for axis, n in enumerate(shape) if n != weights.shape[axis]]
+    widest = tf.reduce_max(tf.abs(weights), axis=axes, keepdims=True).numpy()
+    best, least = np.zeros(shape, np.float32), np.full(shape, np.inf)
+    for n in range(candidates, 0, -1):
+        reach = np.float32(widest * (n / candidates))
+        wrong = (rounded(place, reach) - weights).numpy().astype(np.float64)
+        found = error.of(wrong, outputs)
+        found = found.reshape(shape) if layer.spec.per_axis else found.sum().reshape(shape)
+        best, least = np.where(found < least, reach, best), np.minimum(found, least)
+    return best
+
+
+def rounded(place: Place, reach: np.ndarray) -> tf.Tensor:
+    """The kernel on the grid of this reach."""
+    layer, spec = place.layer, place.layer.spec
+    weights = layer.weights_as_used()
+    scale = encode_weights(weights, spec, layer.channel_axes, reach=tf.constant(reach))
+    return tf.clip_by_value(tf.round(weights / scale), float(spec.low), float(spec.high)) * scale

@@ -1,0 +1,151 @@
+"""Post-training corrections: each is one file, and one entry in `STEPS`, which recipes and the command line name.
+
+    step(qmodel, data, *, verbose, **options) -> qmodel     changes the ranges, biases or rounding of the model in place
+
+The float weights stay what they were, so that the model still knows its float function; equalization alone rescales
+them, and leaves that function as it is. Re-estimation gives live batch norms new statistics, and so changes it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import tomllib
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import keras
+import numpy as np
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from kquant.calibration.ranges import calibrate
+from kquant.core.messages import did_you_mean
+from kquant.correct.adaptive_rounding import adaround
+from kquant.correct.batch_norms import reestimate
+from kquant.correct.bias import correct_bias
+from kquant.correct.data_free import data_free_ranges
+from kquant.correct.equalization import ForgottenRanges, equalize
+from kquant.correct.range_search import sequential_mse
+from kquant.recipe.known_names import check_step, split_steps
+from kquant.recipe.recipe import Step
+
+STEPS: dict[str, Callable[..., keras.Model]] = {
+    "calibrate": calibrate,
+    "data-free": data_free_ranges,
+    "equalize": equalize,
+    "bias": correct_bias,
+    "sequential-mse": sequential_mse,
+    "adaround": adaround,
+    "reestimate": reestimate,
+}
+RANGES = ("calibrate", "data-free")  # steps that set the range of every activation
+# Options that count something, in whatever step they are.
+COUNTS = frozenset({"batches", "batch_size", "candidates", "iterations", "row_batch", "rows", "samples"})
+
+
+def check_steps(steps: Sequence[Step]) -> None:
+    """Refuse unknown steps and options, and values that an option cannot have, before any work is done.
+
+    Raises:
+        ValueError: naming the nearest that exists, or what the option takes.
+
+    Example:
+        >>> check_steps([Step(name="adaround", iterations="many")])
+        Traceback (most recent call last):
+        ValueError: steps: 'adaround': iterations must be int. Received: 'many'.
+    """
+    for step in steps:
+        check_step(step.name, STEPS)
+        function = STEPS[step.name]
+        known = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+        known = [name for name in known if name != "verbose"]
+        hints = get_type_hints(function)
+        for option, value in step.options.items():
+            if option not in known:
+                raise ValueError(
+                    f"steps: '{step.name}' has no option '{option}'.{did_you_mean(option, known)} It has: "
+                    f"{', '.join(known) or 'none'}."
+                )
+            _check_value(f"steps: '{step.name}': {option}", option, value, hints.get(option, Any))
+
+
+def parse_steps(text: str) -> tuple[Step, ...]:
+    """Steps as a command line writes them: names in order, options behind colons, their values as in TOML.
+
+    Args:
+        text: like "equalize,calibrate,adaround:iterations=2000:beta=[20, 2]".
+
+    Raises:
+        ValueError: an option without a value, an unknown step or option, or a value that an option cannot have.
+
+    Example:
+        >>> [(step.name, step.options) for step in parse_steps("calibrate, adaround:iterations=2000")]
+        [('calibrate', {}), ('adaround', {'iterations': 2000})]
+    """
+    found = []
+    for name, given in split_steps(text):
+        pairs = [piece.partition("=") for piece in given]
+        found.append(Step(name=name, **{key.strip(): _value(value.strip()) for key, _, value in pairs}))
+    check_steps(found)
+    return tuple(found)
+
+
+def _value(text: str) -> Any:
+    """A TOML value; what is none is a string without its quotes."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _check_value(what: str, option: str, value: Any, hint: Any) -> None:
+    """Against the annotation, strictly: 1.5 is no int, and True no number; 1 is a float."""
+    try:
+        TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(_plain(value), strict=True)
+    except ValidationError:
+        raise ValueError(f"{what} must be {_said(hint)}. Received: {value!r}.") from None
+    if option in COUNTS and value is not None and value < 1:
+        raise ValueError(f"{what} must be 1 or more. Received: {value!r}.")
+
+
+def _plain(value: Any) -> Any:
+    """As Python has it: numbers of numpy, and the lists that recipes write for tuples."""
+    if isinstance(value, list | tuple):
+        return tuple(_plain(v) for v in value)
+    if isinstance(value, dict):
+        return {key: _plain(v) for key, v in value.items()}
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _said(hint: Any) -> str:
+    """An annotation for readers: `int | None` is "int or None"."""
+    if isinstance(hint, type) and not get_args(hint):
+        return hint.__name__
+    if get_origin(hint) is Literal:
+        return " or ".join(repr(v) for v in get_args(hint))
+    return re.sub(r"\b(?:\w+\.)+", "", str(hint)).replace(" | ", " or ")
+
+
+def apply_steps(qmodel: keras.Model, steps: Sequence[Step], data: Any, *, verbose: bool = True) -> keras.Model:
+    """Run the steps of a recipe on a quantized model, in order.
+
+    Args:
+        qmodel: what `kquant.quantize` returned; changed in place.
+        steps: of the recipe.
+        data: see `kquant.calibrate`.
+        verbose: show progress bars.
+
+    Returns:
+        `qmodel`.
+
+    Raises:
+        ValueError: an unknown step or option, or what a step refuses.
+    """
+    check_steps(steps)
+    for number, step in enumerate(steps):
+        with warnings.catch_warnings():
+            if any(later.name in RANGES for later in steps[number + 1 :]):  # what the warning asks for comes next
+                warnings.simplefilter("ignore", ForgottenRanges)
+            STEPS[step.name](qmodel, data, verbose=verbose, **step.options)
+    return qmodel

@@ -1,0 +1,7 @@
+"""Any Keras model, read and written as a graph of calls.
+
+`graph` traces a model into nodes, rewrites them into a new model, and computes one; `unfold` follows nested,
+subclassed and custom layers into operations, `recording`, `unfollowed`, `watched` and `effects` see to what a user's
+`call` does meanwhile. A Keras model comes in, and is never changed; nodes or a new model go out. What depends on how
+Keras works inside belongs here, and nowhere above.
+"""

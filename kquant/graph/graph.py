@@ -1,0 +1,247 @@
+"""Keras graphs: read one (`trace`), write one (`rewrite`), compute one (`run`).
+
+This file, `unfold` and `inputs` are the only ones that touch Keras internals.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+from keras import KerasTensor as Tensor
+from keras import tree
+
+from kquant.graph.creation import with_one_name
+from kquant.graph.defaults import own_defaults
+from kquant.graph.inputs import inputs_of
+from kquant.graph.output_names import functional, output_names
+from kquant.graph.unfold import Node, substitute, unfold
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """A model as calls in order: `inputs` and `outputs` keep the model's structure (tensor, list or dict).
+
+    `output_names` are what the model calls its outputs, flattened; None where nothing says so.
+    """
+
+    name: str
+    inputs: Any
+    outputs: Any
+    nodes: tuple[Node, ...]
+    output_names: tuple[str, ...] | None = None
+
+    def layers(self) -> list[Any]:
+        """The layers and operations that the nodes call, each once."""
+        return list({id(node.op): node.op for node in self.nodes}.values())
+
+    def producers(self) -> dict[int, Node]:
+        """id(tensor) -> the node that made it."""
+        return {id(t): node for node in self.nodes for t in node.outputs}
+
+    def consumers(self) -> dict[int, list[Node]]:
+        """id(tensor) -> the nodes that read it, each once for every time it reads it."""
+        found: dict[int, list[Node]] = {}
+        for node in self.nodes:
+            for t in node.inputs:
+                found.setdefault(id(t), []).append(node)
+        return found
+
+    def last_reads(self) -> dict[int, int]:
+        """id(tensor) -> number of the last node that reads it; what no node reads is not in it."""
+        return {id(t): i for i, node in enumerate(self.nodes) for t in node.inputs}
+
+    def calls(self) -> dict[int, list[Node]]:
+        """id(layer) -> its calls; more than one for a shared layer."""
+        found: dict[int, list[Node]] = {}
+        for node in self.nodes:
+            found.setdefault(id(node.op), []).append(node)
+        return found
+
+
+def alone(node: Node) -> Graph:
+    """The graph of one call.
+
+    Raises:
+        ValueError: it reads a tensor without axes, which no model takes as an input.
+    """
+    if not all(t.shape for t in node.inputs):
+        raise ValueError(
+            f"{node.name} ({type(node.op).__name__}): it reads one number for all samples, a tensor without axes. What "
+            "makes it is refused: let that keep axis 0."
+        )
+    return Graph(node.name, list({id(t): t for t in node.inputs}.values()), list(node.outputs), (node,))
+
+
+def trace(
+    model: keras.Model,
+    known: Callable[[Any], bool],
+    input_shape: Any = None,
+    *,
+    masks: bool = False,
+    whole: Callable[[Any], bool] | None = None,
+) -> Graph:
+    """The calls of `model`, unfolded until every operation is `known`.
+
+    Args:
+        model: a built Keras 3 model of any kind.
+        known: tells which layers and operations stay whole.
+        input_shape: shapes with batch axis (one, or a list for several inputs) that replace the model's own.
+        masks: layers that heed a mask are welcome, because the graph becomes a Keras model, not a file.
+        whole: which of those that act otherwise in training stay whole, so that they go on doing so; none by default.
+
+    Returns:
+        The graph, unused branches left out.
+
+    Raises:
+        ValueError: the model is not built, or a `call` cannot be followed symbolically.
+    """
+    inputs = inputs_of(model, input_shape)
+    nodes, outputs = unfold(model, inputs, known, masks, whole)
+    if input_shape is not None:
+        for node in nodes:
+            _refuse_misfit(node)
+    kept = reachable(nodes, tree.flatten(outputs))
+    return Graph(model.name, inputs, outputs, kept, output_names(model) or _names(outputs, kept))
+
+
+def _names(outputs: Any, nodes: Sequence[Node]) -> tuple[str, ...] | None:
+    """What a subclassed model calls its outputs: the keys of a dict, or the layers that make them."""
+    flat = tree.flatten(outputs)
+    if isinstance(outputs, dict) and len(outputs) == len(flat):
+        keys = {id(t): key for key, t in outputs.items()}
+        return tuple(str(keys[id(t)]) for t in flat) if len(keys) == len(flat) else None
+    makers = {id(t): node.name for node in nodes for t in node.outputs}
+    return tuple(makers[id(t)] for t in flat) if all(id(t) in makers for t in flat) else None
+
+
+def _refuse_misfit(node: Node) -> None:
+    """A layer's weights are for one number of channels; Keras says so only where the layer is called."""
+    spec = next(iter(tree.flatten(getattr(node.op, "input_spec", None))), None)
+    for axis, expected in (getattr(spec, "axes", None) or {}).items():
+        shape = node.inputs[0].shape
+        if expected is not None and shape[axis] not in (None, expected):
+            raise ValueError(
+                f"{node.name} ({type(node.op).__name__}): its weights are for {expected} values along axis {axis} of "
+                f"its input. Received: an input of shape {shape}."
+            )
+
+
+def rewrite(
+    graph: Graph,
+    replace: Callable[[Node, tuple, dict], Any],
+    name: str | None = None,
+    enter: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> keras.Model:
+    """A new Functional model: every node's call is what `replace` makes of it.
+
+    Args:
+        graph: what `trace` read.
+        replace: called in order with the node and its arguments on the new model's tensors; returns the new outputs.
+        name: of the new model, the old one's by default.
+        enter: what becomes of a new input before anything reads it, `enter(old, new)`.
+
+    Returns:
+        A Functional model with the same structure of inputs and outputs, and the same names of them.
+    """
+    new: dict[int, Any] = {}
+    with own_defaults(graph.layers()), with_one_name():
+        inputs = tree.map_structure(lambda t: keras.Input(t.shape[1:], t.shape[0], t.dtype, name=t.name), graph.inputs)
+        for old, fresh in zip(tree.flatten(graph.inputs), tree.flatten(inputs), strict=True):
+            new[id(old)] = fresh if enter is None else enter(old, fresh)
+        for node in graph.nodes:
+            args, kwargs = substitute((node.args, node.kwargs), new)
+            results = tree.flatten(replace(node, args, kwargs))
+            for old, fresh in zip(node.outputs, results, strict=True):
+                new[id(old)] = fresh
+        outputs = tree.map_structure(lambda t: new[id(t)], graph.outputs)
+        return functional(inputs, _distinct(outputs, inputs), name or graph.name, graph.output_names)
+
+
+def _distinct(outputs: Any, inputs: Any) -> Any:
+    """A model needs at least one operation between its inputs and outputs; a Reshape to the same shape keeps a bare
+    input legal, and gives the file's output a tensor of its own.
+    """
+    bare = {id(t) for t in tree.flatten(inputs)}
+    return tree.map_structure(lambda t: keras.layers.Reshape(t.shape[1:])(t) if id(t) in bare else t, outputs)
+
+
+def legal_name(name: str, *, root: bool = False) -> str:
+    """A name that TensorFlow's graphs allow; Keras takes any, but then fails in `predict` and `fit`.
+
+    Args:
+        name: of a layer or model.
+        root: of a model, whose first character is more restricted.
+
+    Example:
+        >>> legal_name("in put, 1"), legal_name("_model", root=True)
+        ('in_put__1', 'model_model')
+    """
+    legal = re.sub(r"[^A-Za-z0-9_.>-]", "_", name)
+    return f"model{legal}" if root and legal[:1] in ("_", "-", ">") else legal
+
+
+def named_apart(op: Any, taken: set[str]) -> Any:
+    """Layers of different nested models may share a name; a flat model wants them apart, and graphs want them legal.
+
+    Args:
+        op: layer or operation; it is renamed where its name is in `taken`.
+        taken: names in use; the new one is added.
+    """
+    op.name = legal_name(op.name)
+    name, n = op.name, 1
+    while op.name in taken:
+        op.name = f"{name}_{n}"
+        n += 1
+    taken.add(op.name)
+    return op
+
+
+def reachable(nodes: Sequence[Node], outputs: list[Tensor]) -> tuple[Node, ...]:
+    """Only what the outputs need: unused branches go."""
+    needed = {id(t) for t in outputs}
+    kept = []
+    for node in reversed(nodes):
+        if any(id(t) in needed for t in node.outputs):
+            kept.append(node)
+            needed.update(id(t) for t in node.inputs)
+    return tuple(reversed(kept))
+
+
+def drop_read(values: dict[int, Any], last: dict[int, int], done: int) -> None:
+    """Forget values that no node behind number `done` reads.
+
+    Args:
+        values: id(tensor) -> value; shrinks in place.
+        last: see `Graph.last_reads`.
+        done: number of the node that has run.
+    """
+    for key in [key for key in values if last.get(key, -1) <= done]:
+        del values[key]
+
+
+def run(graph: Graph, inputs: Any) -> dict[int, Any]:
+    """Every tensor of the graph computed on real inputs (inference): id(tensor) -> value.
+
+    Args:
+        graph: what `trace` read.
+        inputs: arrays or tensors in the structure of `graph.inputs`.
+    """
+    values = {id(t): x for t, x in zip(tree.flatten(graph.inputs), tree.flatten(inputs), strict=True)}
+    for node in graph.nodes:
+        args, kwargs = substitute((node.args, node.kwargs), values)
+        for t, value in zip(node.outputs, tree.flatten(node.op(*args, **kwargs)), strict=True):
+            values[id(t)] = value
+    return values
+
+
+def full_precision() -> contextlib.AbstractContextManager:
+    """Inside, float variables read as float32, which is what they are, whatever a mixed policy would cast them to.
+
+    (`AutocastScope(None)` would do so too, but there a variable's `dtype` is that of `keras.config.floatx()`.)
+    """
+    return keras.src.backend.AutocastScope("float32")

@@ -1,0 +1,449 @@
+"""Unfold a Keras model into calls of known layers and operations: nested, subclassed, or made of custom layers.
+
+A `call` that has no rule runs on symbolic tensors, and what Keras records is unfolded in turn. Variables it assigns,
+attributes it writes and nodes that Keras records on shared layers meanwhile are taken back: the model stays as it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+from keras import KerasTensor as Tensor
+from keras import tree
+from keras.src.backend.common import global_state
+from keras.src.layers.layer import CallContext
+from keras.src.ops.node import Node as KerasNode  # recorded calls; Keras has no public name for them
+from keras.src.utils.naming import to_snake_case
+
+from kquant.graph.effects import Effects, effects, refusal_of_draws
+from kquant.graph.recording import (
+    FEW,
+    MORE,
+    Recording,
+    keep_training,
+    lost,
+    open_batch,
+    symbolic_on_either_side,
+)
+from kquant.graph.step_mask import (
+    combined,
+    compared_with,
+    is_handed_on,
+    makes_mask,
+    mask_made_by,
+    reads_mask,
+    step_mask_of,
+)
+from kquant.graph.stored import stored_layer
+from kquant.graph.unfollowed import refusal, returned
+from kquant.graph.watched import Watched, attributes_kept
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """One call of one Keras layer or operation.
+
+    Attributes:
+        op: the layer or `keras.Operation`.
+        args, kwargs: what it was called with; tensors are `Tensor`s of this graph.
+        outputs: the tensors it made.
+        owner: the layer whose `call` it comes from, where that was unfolded: the innermost, but none inside Keras' own.
+    """
+
+    op: Any
+    args: tuple
+    kwargs: dict
+    outputs: tuple[Tensor, ...]
+    owner: Any = None
+
+    @property
+    def name(self) -> str:
+        """The layer's name."""
+        return self.op.name
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """The graph's tensors among the arguments, in order."""
+        return tuple(x for x in tree.flatten((self.args, self.kwargs)) if isinstance(x, Tensor))
+
+
+def unfold(
+    model: keras.Model,
+    inputs: Any,
+    known: Callable[[Any], bool],
+    masks: bool = False,
+    whole: Callable[[Any], bool] | None = None,
+) -> tuple[list[Node], Any]:
+    """The calls that `model(inputs)` consists of at inference, and its outputs.
+
+    Args:
+        model: a built Keras 3 model; it is not changed.
+        inputs: symbolic tensors in the model's structure.
+        known: tells which layers and operations stay whole.
+        masks: leave masks to Keras, because the graph becomes a Keras model of the same layers. Otherwise what reads a
+            mask is given it, as a tensor of the graph (`StepMask`).
+        whole: which of those that act otherwise in training stay whole.
+
+    Raises:
+        ValueError: a `call` cannot be followed on symbolic tensors, or a batch norm is told to use the statistics of
+            the batch; names the layer.
+    """
+    with _untouched(model):
+        unfolding = _Unfolding(known, masks, whole, training=False if model._call_has_training_arg else None)
+        outputs = unfolding.visit(model, (inputs,), {})
+    kept = [node for node in unfolding.nodes if known(node.op) or id(node.op) in unfolding.kept]
+    if len(kept) == len(unfolding.nodes):  # otherwise the model is about to be refused
+        for message in unfolding.said:
+            warnings.warn(message, stacklevel=2)
+    return unfolding.nodes, outputs
+
+
+def substitute(structure: Any, new: dict[int, Any]) -> Any:
+    """The structure with other tensors in place of those whose id is in `new`."""
+    return tree.map_structure(lambda x: new.get(id(x), x) if isinstance(x, Tensor) else x, structure)
+
+
+@contextlib.contextmanager
+def _untouched(model: keras.Model) -> Iterator[None]:
+    """Take back every node that unfolding records on the layers of `model`."""
+    layers = list(model._flatten_layers(include_self=True))
+    before = [(layer, len(layer._inbound_nodes), len(layer._outbound_nodes)) for layer in layers]
+    try:
+        with attributes_kept(layers):
+            yield
+    finally:
+        for layer, inbound, outbound in before:
+            del layer._inbound_nodes[inbound:]
+            del layer._outbound_nodes[outbound:]
+
+
+@dataclass
+class _Unfolding:
+    """The calls found so far, the layer that is being unfolded, and what is to be said of what it loses.
+
+    `training` is the last value that a layer was called with, which Keras hands on to the next one in `predict`.
+    """
+
+    known: Callable[[Any], bool]
+    masks: bool = False
+    whole: Callable[[Any], bool] | None = None
+    training: bool | None = False
+    nodes: list[Node] = field(default_factory=list)
+    owner: Any = None
+    said: list[str] = field(default_factory=list)
+    kept: set[int] = field(default_factory=set)
+    masked: dict[int, Tensor] = field(default_factory=dict)  # id(tensor) -> its mask
+    compared: dict[int, tuple[Tensor, float]] = field(default_factory=dict)  # id(x != value) -> x, value
+    lost: dict[int, str] = field(default_factory=dict)  # id(mask) -> why it is not known
+
+    def visit(self, op: Any, args: tuple, kwargs: dict) -> Any:
+        """Append the calls that `op(*args, **kwargs)` consists of; return its outputs."""
+        if isinstance(op, keras.layers.Layer):
+            self.training = _training(op, kwargs, self.training)
+        if not self.masks and (outputs := self.spelled_out(op, args)) is not None:
+            return outputs
+        heeds = isinstance(op, keras.layers.Layer) and not isinstance(op, keras.Model) and not self.masks
+        outputs = self.open(op, args, self.with_masks(op, args, kwargs) if heeds else kwargs)
+        if heeds:
+            self.hand_on(op, args, kwargs, tree.flatten(outputs))
+        return outputs
+
+    def spelled_out(self, op: Any, args: tuple) -> Any:
+        """The mask that `any(x != value, axis=-1)` or `indices != 0` computes, as Masking and Embedding write it."""
+        made = step_mask_of(op, args, self.compared)
+        if made is None:
+            return None
+        mask, source = made
+        outputs = Tensor(mask.compute_output_spec(source).shape, "bool")
+        self.nodes.append(Node(mask, (source,), {}, (outputs,), self.owner))
+        return outputs
+
+    def with_masks(self, op: Any, args: tuple, kwargs: dict) -> dict:
+        """The arguments with the masks of its inputs, where the layer reads them: as `Layer.__call__` adds them."""
+        if not self.masked or not reads_mask(op):
+            return kwargs
+        given = inspect.signature(op.call).bind(*args, **kwargs).arguments
+        read = {k: v for k, v in given.items() if any(isinstance(t, Tensor) for t in tree.flatten(v))}
+        names = inspect.signature(op.call).parameters
+        for argument, value in read.items():
+            name = "mask" if len(read) == 1 else f"{argument}_mask"
+            masks = self.masks_of(value)
+            if name in names and given.get(name) is None and any(m is not None for m in tree.flatten(masks)):
+                lost = [self.lost[id(m)] for m in tree.flatten(masks) if id(m) in self.lost]
+                if lost:
+                    raise ValueError(lost[0])
+                kwargs = {**kwargs, name: masks}
+        return kwargs
+
+    def masks_of(self, structure: Any) -> Any:
+        """The masks of tensors, None for those without."""
+        return tree.map_structure(lambda t: self.masked.get(id(t)), structure)
+
+    def hand_on(self, op: Any, args: tuple, kwargs: dict, outputs: list[Tensor]) -> None:
+        """Note the masks of a layer's outputs."""
+        if all(id(t) in self.masked for t in outputs) or not op.supports_masking:
+            return
+        first = args[0] if args else next(iter(kwargs.values()))
+        if makes_mask(op):
+            mask = mask_made_by(op)
+            marks = Tensor(mask.compute_output_spec(first).shape, "bool")  # as users' code knows masks
+            self.nodes.append(Node(mask, (first,), {}, (marks,), self.owner))
+            self.masked[id(outputs[0])] = marks
+            return
+        before = kwargs["mask"] if kwargs.get("mask") is not None else self.masks_of(first)
+        if any(m is not None for m in tree.flatten(before)):
+            after = tree.flatten(self.mask_after(op, first, before))
+            self.masked.update({id(t): m for t, m in zip(outputs, after, strict=False) if m is not None})
+
+    def mask_after(self, op: Any, inputs: Any, masks: Any) -> Any:
+        """The masks of a layer's outputs, as its `compute_mask` says; what that computes is unfolded."""
+        try:
+            found = combined(op, inputs, masks)
+        except Exception as error:  # whatever the user's code raises on symbolic tensors
+            lost = Tensor((None,), "bool")
+            self.lost[id(lost)] = (
+                f"{op.name} ({type(op).__name__}): its `compute_mask` cannot be followed on symbolic tensors, and a "
+                f"layer behind it reads the mask. Write it with `keras.ops`. It said: {type(error).__name__}: {error}"
+            )
+            return lost
+        known = {id(t): t for t in tree.flatten((inputs, masks)) if t is not None}
+        made = [m for m in tree.flatten(found) if m is not None]
+        for node in _recorded(made, set(known)):
+            if not isinstance(node.operation, keras.layers.Layer):
+                node.operation.name = f"{op.name}_mask_{to_snake_case(type(node.operation).__name__)}"
+            self.again(node, known)
+        return tree.map_structure(lambda m: None if m is None else known[id(m)], found)
+
+    def open(self, op: Any, args: tuple, kwargs: dict) -> Any:
+        """`visit`, its masks among the arguments."""
+        if self.known(op):
+            return self.keep(op, args, kwargs)
+        if isinstance(op, keras.Sequential):
+            op = op._functional
+        if hasattr(op, "_nodes_by_depth") and type(op).call in (
+            keras.Model.call,
+            keras.Function.call,
+            _functional_call(),
+        ):
+            return self.function(op, args)
+        if isinstance(op, keras.layers.Layer):
+            return self.call(op, args, kwargs)
+        return self.keep(op, args, kwargs)  # an operation without a rule: refused later by name
+
+    def keep(self, op: Any, args: tuple, kwargs: dict) -> Any:
+        """One call that stays whole."""
+        if self.training:
+            _refuse_training(op, self.owner)
+        outputs = _fresh(op, args, kwargs)
+        if (compared := compared_with(op, args)) is not None:
+            self.compared[id(outputs)] = compared
+        self.nodes.append(Node(op, args, kwargs, tuple(tree.flatten(outputs)), self.owner))
+        return outputs
+
+    def function(self, op: Any, args: tuple) -> Any:
+        """The calls that a Functional model recorded when it was made."""
+        new: dict[int, Any] = {}
+        given, training = args[0], self.training
+        if isinstance(given, dict) and not isinstance(op._inputs_struct, dict):
+            given = [given[t.name] for t in op.inputs]  # Keras accepts a dict by input names too
+        for old, fresh in zip(op.inputs, tree.flatten(given), strict=True):
+            new[id(old)] = fresh
+        for depth in sorted(op._nodes_by_depth, reverse=True):
+            for node in op._nodes_by_depth[depth]:
+                if not node.is_input and all(id(t) in new for t in node.input_tensors):
+                    self.again(node, new, training)
+        return tree.map_structure(lambda t: new[id(t)], op._outputs_struct)
+
+    def call(self, op: Any, args: tuple, kwargs: dict) -> Any:
+        """Run `op.call` on symbolic tensors and unfold the calls it recorded."""
+        made, found = self.record(op, args, kwargs)
+        if found.in_training and self.whole is not None and self.whole(op):
+            self.kept.add(id(op))
+            return self.keep(op, args, kwargs)
+        self.said += found.sentences()
+        keep_training(made, op.trainable_variables)
+        self.said += _frozen(op, made)
+        outer, self.owner = self.owner, op if self.owner is None or not _is_builtin(self.owner) else self.owner
+        self.store(op, made)
+        for node in made.nodes:
+            if not isinstance(node.operation, keras.layers.Layer):
+                # made while `call` ran, so it is ours to name: after the layer, instead of Keras' running number
+                node.operation.name = f"{op.name}_{to_snake_case(type(node.operation).__name__)}"
+            self.again(node, made.back)
+        self.owner = outer
+        return tree.map_structure(lambda t: made.back[id(t)], made.outputs)
+
+    def store(self, op: Any, made: Recording) -> None:
+        """Give the constants that `call` made tensors of the graph; what these are called with does not matter."""
+        for i, (placeholder, value, repeated, variable) in enumerate(made.stored):
+            name = f"{op.name}_{f'stored{i or str()}' if variable is None else variable.name}"
+            layer = stored_layer(value, name, variable is not None, repeated)
+            made.back[id(placeholder)] = self.keep(layer, (next(iter(made.back.values())),), {})
+
+    def record(self, op: Any, args: tuple, kwargs: dict) -> tuple[Recording, Effects]:
+        """What `op.call` does; where it asks for the number of samples, by what differs with that. And what beside."""
+        where = f"{op.name} ({type(op).__name__})"
+        users = not _is_builtin(op) or isinstance(op, keras.layers.Activation)  # that one calls the user's function
+        batch, more, watched = None, None, Watched()
+        try:
+            made = self.run(op, args, kwargs, None, self.training, watched)
+        except Exception as error:  # whatever the user's code raises on symbolic tensors
+            batch, watched = FEW, Watched()
+            try:
+                made = self.run(op, args, kwargs, FEW, self.training, watched)
+                more = self.run(op, args, kwargs, MORE, self.training, Watched())
+            except Exception as second:
+                if watched.draws:
+                    raise ValueError(refusal_of_draws(where)) from error
+                raise refusal(op, second, not users) from error
+        if not all(isinstance(t, Tensor) for t in tree.flatten(made.outputs)) or made.outputs is None:
+            raise returned(op, made.outputs)
+
+        def follow(training: bool | None, watched: Watched) -> Recording:
+            return self.run(op, args, kwargs, batch, training, watched)
+
+        found = effects(op, made, watched, follow, self.training) if users else Effects(where)
+        return (made if more is None else open_batch(where, made, more)), found
+
+    def run(
+        self, op: Any, args: tuple, kwargs: dict, batch: int | None, training: bool | None, watched: Watched
+    ) -> Recording:
+        """`op.call` on symbolic tensors of so many samples."""
+        starts = [x for x in tree.flatten((args, kwargs)) if isinstance(x, Tensor)]
+        ours = {id(t): Tensor((t.shape[0] or batch, *t.shape[1:]) if t.shape else (), t.dtype) for t in starts}
+        call_args, call_kwargs = substitute((args, kwargs), ours)
+        call_kwargs.pop("training", None)
+        if op._call_has_training_arg and training is not None:
+            call_kwargs["training"] = training
+        with _called_from(op, training), symbolic_on_either_side(), watched.over(op):
+            outputs = op.call(*call_args, **call_kwargs)
+        back = {id(ours[id(t)]): t for t in starts}
+        return Recording(outputs, _recorded(tree.flatten(outputs), set(back)), back, list(ours.values()))
+
+    def again(self, node: KerasNode, new: dict[int, Any], training: bool | None = None) -> None:
+        """A recorded call, on our tensors; a Functional model puts its own `training` over what was recorded."""
+        args, kwargs = node.arguments.fill_in(new)
+        if not self.masks:
+            kwargs = {k: None if is_handed_on(node, k) else v for k, v in kwargs.items()}
+        if training is not None:
+            self.training = training
+            kwargs = {k: training if k == "training" else v for k, v in kwargs.items()}
+        outputs = self.visit(node.operation, tuple(args), dict(kwargs))
+        for old, t in zip(node.outputs, tree.flatten(outputs), strict=True):
+            new[id(old)] = t
+
+
+def _training(op: Any, kwargs: dict, inherited: bool | None) -> bool | None:
+    """What Keras resolves `training` to: as given, else as the layer around was called, else the default."""
+    if "training" in kwargs:
+        value = kwargs["training"]
+    elif inherited is not None or not op._call_has_training_arg:
+        return inherited
+    else:
+        value = inspect.signature(op.call).parameters["training"].default
+    return bool(value) if isinstance(value, bool | int) else None
+
+
+@contextlib.contextmanager
+def _called_from(op: Any, training: bool | None) -> Iterator[None]:
+    """As in `op.__call__`: the layers that `op.call` calls inherit `training`."""
+    before, context = global_state.get_global_attribute("current_call_ctx"), CallContext(entry_layer=op)
+    context.training = training
+    global_state.set_global_attribute("current_call_ctx", context)
+    try:
+        yield
+    finally:
+        global_state.set_global_attribute("current_call_ctx", before)
+
+
+def _refuse_training(op: Any, owner: Any) -> None:
+    """A layer that draws, or a batch norm that uses the statistics of the batch, in inference too."""
+    inside = list(op._flatten_layers()) if isinstance(op, keras.layers.Layer) else []
+    random = next((x for x in inside if _is_builtin(x) and draws_in_training(x)), None)
+    if random is not None:
+        where = "" if owner is None else f" inside {owner.name} ({type(owner).__name__})"
+        raise ValueError(
+            f"{random.name} ({type(random).__name__}): it runs{where} with training=True in inference too and draws "
+            "random numbers, so two calls give two results; a file would hold one draw for good. Call it without "
+            "`training` (layers called after one with training=True inherit it): then it acts in training only. "
+            "To average over draws, take a model for each, or draw outside and give the mask as one more input."
+        )
+    found = next((x for x in inside if isinstance(x, keras.layers.BatchNormalization) and x.trainable), None)
+    if found is not None:
+        where = "" if owner is None else f" inside {owner.name} ({type(owner).__name__})"
+        raise ValueError(
+            f"{found.name} (BatchNormalization): it runs{where} with training=True in inference too, by the mean and "
+            "variance of each batch, which a file for one sample cannot have. Call it without `training` (layers "
+            "called after one with training=True inherit it), or take a GroupNormalization."
+        )
+
+
+def draws_in_training(layer: Any) -> bool:
+    """True for a layer of Keras' own that holds a seed and a rate to draw at (a cell has a seed in any case).
+
+    Args:
+        layer: of Keras' own.
+
+    Example:
+        >>> [draws_in_training(layer) for layer in (keras.layers.Dropout(0.5), keras.layers.LSTMCell(4))]
+        [True, False]
+    """
+    rates = [getattr(layer, name, None) for name in ("dropout", "recurrent_dropout")]
+    given = [rate for rate in rates if isinstance(rate, int | float)]
+    seeded = any(isinstance(held, keras.random.SeedGenerator) for held in vars(layer).values())
+    return seeded and (not given or any(given))
+
+
+def _is_builtin(op: Any) -> bool:
+    """One of Keras' own layers, whose inside is none of the user's business."""
+    return type(op).__module__.startswith("keras.") and not isinstance(op, keras.Model | keras.layers.Lambda)
+
+
+def _functional_call() -> Any:
+    from keras.src.models.functional import Functional
+
+    return Functional.call
+
+
+def _fresh(op: Any, args: tuple, kwargs: dict) -> Any:
+    """New tensors of the shapes that `op` makes of its arguments."""
+    training = {k: v for k, v in kwargs.items() if k not in ("training", "mask")}
+    spec = op.compute_output_spec(*args, **training)
+    return tree.map_structure(lambda t: Tensor(t.shape, t.dtype), spec)
+
+
+def _frozen(op: Any, made: Recording) -> list[str]:
+    """Variables that `call` turned into numbers before they met a tensor keep their values, but cannot train."""
+    names = lost(made, (v for v in getattr(op, "_trainable_variables", []) if v.trainable))
+    if not names:
+        return []
+    return [
+        f"{op.name} ({type(op).__name__}): {', '.join(names)} is computed with before it meets a tensor (or not at "
+        "all), so it keeps its value in the quantized model and does not train there."
+    ]
+
+
+def _recorded(outputs: list[Tensor], starts: set[int]) -> list[KerasNode]:
+    """The recorded calls between the tensors `starts` and `outputs`, in order."""
+    ordered: list[KerasNode] = []
+    seen: set[int] = set()
+    stack: list[tuple[Tensor, bool]] = [(t, False) for t in reversed(outputs)]
+    while stack:
+        t, done = stack.pop()
+        if id(t) in starts or not hasattr(t, "_keras_history") or t._keras_history.operation is None:
+            continue
+        node = t._keras_history.operation._inbound_nodes[t._keras_history.node_index]
+        if done:
+            if id(node) not in seen:
+                seen.add(id(node))
+                ordered.append(node)
+        elif id(node) not in seen:
+            stack.append((t, True))
+            stack.extend((parent, False) for parent in reversed(node.input_tensors))
+    return ordered

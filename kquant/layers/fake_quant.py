@@ -1,0 +1,441 @@
+"""`FakeQuant`: quantize and dequantize a tensor. The picture is in `layers.nodes`."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import warnings
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from kquant import arithmetic
+from kquant.core.spec import QuantSpec, encode_range, to_codes
+from kquant.graph.step_mask import is_other
+from kquant.layers import learned_ranges, range_learner
+from kquant.layers.conversion import refuse_conversion
+from kquant.layers.learned_ranges import replaced, straight_through
+from kquant.layers.replicas import extremes
+from kquant.recipe.training_section import Training
+
+SETTLED = 17.0  # exp(-17) is below float32's last place: from here on nothing is left to unbias
+MOST_BATCHES = 2.0**20  # float32 counts on from here
+Collector = Callable[["FakeQuant", int, tf.Tensor], None]
+_COLLECTOR: contextvars.ContextVar[Collector | None] = contextvars.ContextVar("collector", default=None)
+_ONLY: contextvars.ContextVar[frozenset[str] | None] = contextvars.ContextVar("only", default=None)
+
+
+@contextlib.contextmanager
+def observing(collector: Collector) -> Iterator[None]:
+    """Inside, models run in float and hand each tensor that has a range to `collector(layer, site, tensor)`."""
+    token = _COLLECTOR.set(collector)
+    try:
+        yield
+    finally:
+        _COLLECTOR.reset(token)
+
+
+def is_observing() -> bool:
+    """True inside `observing`."""
+    return _COLLECTOR.get() is not None
+
+
+@contextlib.contextmanager
+def only(names: Collection[str]) -> Iterator[None]:
+    """Inside, models compute in float, and only the layers of these names quantize: their weights, or their tensors.
+
+    What quantizes rounds floats to the grid (no integer sums), so that a layer costs what it costs in float.
+    """
+    token = _ONLY.set(frozenset(names))
+    try:
+        yield
+    finally:
+        _ONLY.reset(token)
+
+
+def is_simulating() -> bool:
+    """True inside `only`."""
+    return _ONLY.get() is not None
+
+
+def is_float(layer: keras.layers.Layer) -> bool:
+    """True where a layer is to compute in float: inside `observing`, and inside `only` where it is not named."""
+    names = _ONLY.get()
+    return is_observing() or (names is not None and layer.name not in names)
+
+
+@keras.saving.register_keras_serializable(package="kquant")
+class FakeQuant(keras.layers.Layer):
+    """Quantize and dequantize a tensor; one layer is one encoding.
+
+    A layer called at several `site`s gives them one encoding, which covers all their ranges (concatenations).
+
+    Args:
+        spec: `QuantSpec` of the codes, as its config.
+        sites: number of calls that share the encoding.
+        fixed: (scale, zero point) that the kernel prescribes, or None for a range.
+        follows: the encoding is that of the first source (average pooling).
+        momentum: of the moving ranges in training (Adam's zero debias).
+        freeze_after: training steps after which ranges stay; None: they keep moving.
+        learning: what the recipe's `[training]` asks for beside moving ranges (`Training.for_tensors`).
+        observer: name of the function that calibration sets the range with.
+        span: (lowest, highest) that a calibrated range holds in any case: rows of a table that no sample looks up.
+        origin: recipe and target that this model was made for.
+        ports: inputs of the model that it quantizes -> (lowest, highest, layer), what the first layer of the float
+            model takes there, where that tells; else None.
+        padding: number of a call -> what every feature of a masked step holds there, which nobody reads: its range is
+            that of the other steps, and leaves a code to those where the value lies beyond.
+    """
+
+    def __init__(
+        self,
+        spec: dict[str, Any],
+        sites: int = 1,
+        fixed: Sequence[float] | None = None,
+        follows: bool = False,
+        momentum: float = 0.99,
+        freeze_after: int | None = None,
+        learning: dict[str, Any] | None = None,
+        observer: str = "minmax",
+        span: Sequence[float] | None = None,
+        origin: dict[str, str] | None = None,
+        ports: dict[str, Any] | None = None,
+        padding: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(autocast=False, **{k: v for k, v in kwargs.items() if k != "autocast"})
+        self.spec = QuantSpec(**spec)
+        self.sites = sites
+        self.fixed = None if fixed is None else (float(fixed[0]), int(fixed[1]))
+        self.follows = follows
+        self.momentum = momentum
+        self.freeze_after = freeze_after
+        self.learning = Training(**(learning or {}))
+        self.observer = observer
+        self.span = None if span is None else (float(span[0]), float(span[1]))
+        self.origin = dict(origin or {})
+        self.ports = dict(ports or {})
+        self.padding = dict(padding or {})
+        self.supports_masking = True
+        if self.has_range:
+            zeros = {"shape": (sites,), "initializer": "zeros", "trainable": False, "dtype": "float32"}
+            zeros["aggregation"] = "only_first_replica"  # all replicas compute the same value (`extremes`)
+            self.low = self.add_weight(name="low", autocast=False, **zeros)
+            self.high = self.add_weight(name="high", autocast=False, **zeros)
+            self.count = self.add_weight(name="count", autocast=False, **zeros)
+            if self.stays:  # batches that calibration counted: they are no training steps
+                self.calibrated = self.add_weight(name="calibrated", autocast=False, **zeros)
+                self.waking = self.add_weight(name="waking", autocast=False, **{**zeros, "shape": (2,)})
+            if self.learning.learns_tensors:
+                pending = {**zeros, "shape": (2,), "trainable": True, "aggregation": "mean"}
+                self.stretch = self.add_weight(name="stretch", autocast=False, **pending)
+        self.built = True
+
+    @property
+    def has_range(self) -> bool:
+        """True where the encoding comes from data."""
+        return self.fixed is None and not self.follows
+
+    @property
+    def stays(self) -> bool:
+        """True where the range is not a moving one from the first to the last step of training."""
+        return self.freeze_after is not None or self.learning != Training()
+
+    @property
+    def runtime(self) -> str:
+        """The interpreter whose rounding inference follows."""
+        return "tflm" if self.origin.get("target") == "tflm" else "litert"
+
+    def build(self, *_: Any, **__: Any) -> None:
+        """Nothing to do: the variables do not depend on shapes."""
+
+    def compute_mask(self, inputs: Any, previous_mask: Any) -> Any:
+        """The mask of the tensor; encodings have none."""
+        return None if previous_mask is None else [previous_mask, None]
+
+    def compute_output_spec(self, y: keras.KerasTensor, **_: Any) -> list[keras.KerasTensor]:
+        """The tensor as it came, and its encoding."""
+        return [keras.KerasTensor(y.shape, _float_like(y)), keras.KerasTensor((2,), "float32")]
+
+    def call(
+        self,
+        y: tf.Tensor,
+        sources: Sequence[tf.Tensor] = (),
+        encodings: Sequence[tf.Tensor] = (),
+        accumulator: tf.Tensor | None = None,
+        kernel: str | None = None,
+        attributes: dict[str, Any] | None = None,
+        sums: tf.Tensor | None = None,
+        source_bits: Sequence[int] = (),
+        site: int = 0,
+        peek: bool = False,
+        training: bool = False,
+    ) -> list[tf.Tensor]:
+        """Quantize `y`.
+
+        Args:
+            y: float[...], what the layer before made.
+            sources: the inputs of that layer, where the kernel's rounding needs their codes.
+            encodings: float32[2] of each source.
+            accumulator: scale of the int32 sums behind `y`: float64[channels] or like `y`.
+            kernel: TFLite operator whose arithmetic makes the codes; None rounds to nearest.
+            attributes: of the kernel.
+            sums: the integers behind `y`, float64, where float32 cannot hold them (16-bit activations).
+            source_bits: width of each source's codes, 8 by default.
+            site: number of this call among those that share the encoding.
+            peek: only tell the encoding; `y` passes as it is.
+            training: straight-through with moving ranges.
+
+        Returns:
+            `[float[...], float32[2]]`: values on the grid, and (scale, zero point).
+        """
+        collector = _COLLECTOR.get()
+        if collector is not None:
+            if not peek:
+                collector(self, site, y)
+            return [tf.cast(y, _float_like(y)), tf.zeros(2)]
+        if is_float(self):
+            return [tf.cast(y, _float_like(y)), tf.zeros(2)]
+        real = tf.cast(y, tf.float32)
+        if peek:
+            return [real, self._peeked(encodings, training)]
+        if training and self.has_range and self.trainable:
+            self._move(self.without_padding(real, site), site)
+        scale, zero_point, seen = self.grid(encodings)
+        if training and self.fixed is not None:
+            # Probabilities on a grid of 1/256 are often 0, where a cross-entropy has no gradient; the kernel's grid is
+            # fine enough that training need not see it.
+            return [tf.cast(y, _float_like(y)), tf.stack([scale, zero_point])]
+        if training and self.learning != Training():
+            quantized, scale, zero_point = self._learned(real, scale, zero_point)
+        elif training or is_simulating():
+            quantized = _train(real, scale, zero_point, self.spec)
+        else:
+            self._warn_unseen()
+            if not tf.executing_eagerly():
+                refuse_conversion()
+            out = arithmetic.Grid(scale, zero_point, self.spec.low, self.spec.high)
+            attributes = attributes or {}
+            if accumulator is not None:
+                codes = self._summed(real, accumulator, sums, kernel or "", attributes.get("activation"), out)
+            else:
+                bits = tuple(source_bits) or (8,) * len(sources)
+                codes = self._codes(real, sources, encodings, bits, kernel, attributes, out)
+            quantized = straight_through(real, (codes - zero_point) * scale, *_reach(scale, zero_point, self.spec))
+        quantized = tf.where(seen, quantized, real)
+        return [tf.cast(quantized, _float_like(y)), tf.where(seen, tf.stack([scale, zero_point]), tf.zeros(2))]
+
+    def _peeked(self, encodings: Sequence[tf.Tensor], training: bool) -> tf.Tensor:
+        """float32[2]: the encoding that the tensor is going to have, zeros where no data were seen."""
+        scale, zero_point, seen = self.grid(encodings)
+        if training and self.learning != Training() and self.has_range:
+            scale, zero_point = range_learner.grid(self)[:2]
+        return tf.where(seen, tf.stack([scale, zero_point]), tf.zeros(2))
+
+    def grid(self, encodings: Sequence[tf.Tensor] = ()) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Scale, zero point (float32[]) and whether they come from data (bool[])."""
+        if self.fixed is not None:
+            return tf.constant(self.fixed[0]), tf.constant(float(self.fixed[1])), tf.constant(True)
+        if self.follows:
+            seen = encodings[0][0] > 0.0
+            return tf.where(seen, encodings[0][0], 1.0), encodings[0][1], seen
+        low, high = tf.convert_to_tensor(self.low), tf.convert_to_tensor(self.high)
+        scale, zero_point = encode_range(tf.reduce_min(low), tf.reduce_max(high), self.spec)
+        return scale, zero_point, tf.reduce_max(tf.convert_to_tensor(self.count)) > 0.0
+
+    def set_range(self, site: int, low: float, high: float, *, exact: bool = False) -> None:
+        """Store what calibration found for one site, and the span that weights can give, unless it is `exact`.
+
+        It counts as the average of so many batches that training moves it at the pace of `momentum`.
+        """
+        if self.span is not None and not exact:
+            low, high = min(low, self.span[0]), max(high, self.span[1])
+        if not exact:
+            low, high = (float(end) for end in self._with_padding(low, high, site))
+        self._store(site, low, high, min(float(np.ceil(SETTLED / (1.0 - self.momentum))), MOST_BATCHES))
+
+    def without_padding(self, y: tf.Tensor, site: int = 0) -> tf.Tensor:
+        """The tensor with 0 at masked steps, where padding is known by a value."""
+        if not self.padding.get(str(site)):  # 0 is 0
+            return y
+        real = tf.reduce_any(is_other(y, self.padding[str(site)]), axis=-1, keepdims=True)
+        return tf.where(real, y, tf.zeros_like(y))
+
+    def nearest_to_padding(self, y: tf.Tensor, site: int = 0) -> tf.Tensor:
+        """float32[]: `Statistics.nearest` of float[samples, steps, features]."""
+        far = tf.reduce_max(tf.abs(y - self.padding[str(site)]), axis=-1)
+        real = far > 0.0
+        counted = [tf.cumsum(tf.cast(real, tf.int32), axis=1, reverse=back) for back in (False, True)]
+        at_end = tf.logical_and(real, tf.logical_or(counted[0] == 1, counted[1] == 1))
+        return tf.reduce_min(tf.where(at_end, far, np.float32(np.inf)))
+
+    def _with_padding(self, low: Any, high: Any, site: int) -> tuple[Any, Any]:
+        """The range, and a code more at the side where the value of masked steps lies beyond it."""
+        value = self.padding.get(str(site), 0.0)
+        if value == 0.0:  # a code of every grid
+            return low, high
+        least, most = tf.minimum(low, 0.0), tf.maximum(high, 0.0)
+        # 1.5 steps, since the zero point may move the grid by half a step; with 16 bits what lies beyond the grid of 8
+        # bits too, where some kernel wants that in between
+        steps = (1.5 if self.spec.bits <= 8 else 3.0) / (min(self.spec.high - self.spec.low, 255) - 2)
+        beyond = (most - least) * steps
+        return tf.where(value < least, least - beyond, low), tf.where(value > most, most + beyond, high)
+
+    def forget_range(self) -> None:
+        """No data were seen."""
+        for site in range(self.sites):
+            self._store(site, 0.0, 0.0, 0.0)
+
+    def _store(self, site: int, low: float, high: float, count: float) -> None:
+        stored = [(self.low, low), (self.high, high), (self.count, count)]
+        if self.stays:
+            stored.append((self.calibrated, count))
+            self.waking.assign(tf.zeros((2,)))
+        if self.learning.learns_tensors:
+            self.stretch.assign(tf.zeros((2,)))
+        for variable, value in stored:
+            values = variable.numpy()
+            values[site] = value
+            variable.assign(values)
+
+    def _move(self, y: tf.Tensor, site: int) -> None:
+        """Moving averages of the batch's smallest and largest value, unbiased from the first step on.
+
+        A range without width begins anew; one that does not move all the time follows the batches until it has left
+        zero for good (`ranges.woken`).
+        """
+        here, following = tf.one_hot(site, self.sites), tf.constant(False)
+        count = tf.convert_to_tensor(self.count) + here
+        if self.stays:
+            following = range_learner.follows(self)
+        else:
+            dead = learned_ranges.is_dead(tf.convert_to_tensor(self.low), tf.convert_to_tensor(self.high))
+            count = tf.where(tf.logical_and(dead, here > 0.0), 1.0, count)
+        steps = tf.reduce_sum(count * here)
+        rate = (1.0 - self.momentum) / (1.0 - tf.pow(self.momentum, steps))
+        if self.learning.learns_tensors:  # the first batch starts a range that nothing calibrated
+            rate = tf.where(steps <= 1.0, rate, 0.0)
+        elif self.freeze_after is not None:
+            trained = steps - tf.reduce_sum(tf.convert_to_tensor(self.calibrated) * here)
+            moves = tf.logical_or(trained <= float(self.freeze_after), steps <= 1.0)  # no range at all is worse
+            rate = tf.where(moves, rate, 0.0)
+        following = tf.logical_and(following, steps > 1.0)  # before the first batch there is no range at all
+        rate = tf.where(following, 1.0, rate)
+        for variable, value in zip((self.low, self.high), self._with_padding(*extremes(y), site), strict=True):
+            now = tf.convert_to_tensor(variable)
+            variable.assign(now + here * rate * (value - now))
+        self.count.assign(count)
+        if self.learning.learns_tensors:
+            range_learner.move(self, following)
+        if self.stays:
+            range_learner.wake(self, following)
+
+    def _learned(self, y: tf.Tensor, scale: tf.Tensor, zero_point: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Training where the range has gradients, or the grid is still wide; what follows takes the grid it got."""
+        if self.follows:
+            return replaced(y, tf.round(y / scale) * scale), scale, zero_point
+        if self.learning.ranges == "pact" and self.trainable:
+            self.add_loss(range_learner.penalty(self, y))
+        return range_learner.fake_quantize(self, y)
+
+    def _summed(
+        self,
+        y: tf.Tensor,
+        accumulator: tf.Tensor,
+        sums: tf.Tensor | None,
+        kernel: str,
+        activation: Any,
+        out: arithmetic.Grid,
+    ) -> tf.Tensor:
+        """The codes that the interpreter makes of its integer sums, as float32."""
+        known = tf.reduce_min(accumulator) > 0.0
+        unit = tf.where(accumulator > 0.0, accumulator, tf.ones_like(accumulator))
+        nearest = to_codes(y, out.scale, out.zero_point, self.spec)
+        if sums is None:  # the activation between has clipped `y`
+            rounding = arithmetic.ROUNDING[self.runtime].get(kernel, "double")
+            codes = arithmetic.requantize(tf.round(tf.cast(y, tf.float64) / unit), accumulator, out, rounding)
+        else:
+            rounding = arithmetic.ROUNDING_INT16[self.runtime].get(kernel, "reduced")
+            codes = arithmetic.requantize(sums, accumulator, out, rounding, activation)
+        return tf.where(known, tf.cast(codes, tf.float32), nearest)
+
+    def _codes(
+        self,
+        y: tf.Tensor,
+        sources: Sequence[tf.Tensor],
+        encodings: Sequence[tf.Tensor],
+        bits: Sequence[int],
+        kernel: str | None,
+        attributes: dict[str, Any],
+        out: arithmetic.Grid,
+    ) -> tf.Tensor:
+        """The codes that the interpreter computes from those of its inputs, as float32."""
+        if kernel == "QUANTIZE" and not sources:  # of what was computed in float
+            return tf.cast(arithmetic.KERNELS[kernel]([y], [None], out), tf.float32)
+        nearest = to_codes(y, out.scale, out.zero_point, self.spec)
+        if kernel is None or not sources:
+            return nearest
+        scales = [tf.where(e[0] > 0.0, e[0], 1.0) for e in encodings]
+        grids = [
+            arithmetic.Grid(s, e[1], -(1 << n - 1), (1 << n - 1) - 1)
+            for s, e, n in zip(scales, encodings, bits, strict=True)
+        ]
+        integers = [
+            tf.cast(tf.round(tf.cast(x, tf.float32) / g.scale) + g.zero_point, tf.int32)
+            for x, g in zip(sources, grids, strict=True)
+        ]
+        codes = arithmetic.KERNELS[kernel](integers, grids, out, runtime=self.runtime, **attributes)
+        known = tf.reduce_all(tf.stack([e[0] > 0.0 for e in encodings]))
+        return tf.where(known, tf.cast(codes, tf.float32), nearest)
+
+    def _warn_unseen(self) -> None:
+        if not self.has_range:
+            return
+        with tf.init_scope():
+            seen = not tf.executing_eagerly() or bool(tf.reduce_any(tf.convert_to_tensor(self.count) > 0.0))
+        if not seen:
+            warnings.warn(
+                "This model has quantization nodes that have seen no data; they pass values through in float. "
+                "Run kquant.calibrate(model, data), or train it, before you trust its accuracy.",
+                stacklevel=2,
+            )
+
+    def get_config(self) -> dict[str, Any]:
+        """All arguments."""
+        return {
+            **super().get_config(),
+            "spec": self.spec.to_config(),
+            "sites": self.sites,
+            "fixed": self.fixed,
+            "follows": self.follows,
+            "momentum": self.momentum,
+            "freeze_after": self.freeze_after,
+            "learning": self.learning.for_tensors(),
+            "observer": self.observer,
+            "span": self.span,
+            "origin": self.origin,
+            "ports": dict(self.ports),
+            "padding": dict(self.padding),
+        }
+
+
+def _float_like(y: Any) -> str:
+    """The dtype to hand on: integers (images as uint8) become real numbers here, as by a first Rescaling."""
+    name = keras.backend.standardize_dtype(y.dtype)
+    return name if "float" in name else "float32"
+
+
+def _reach(scale: tf.Tensor, zero_point: tf.Tensor, spec: QuantSpec) -> tuple[tf.Tensor, tf.Tensor]:
+    return (spec.low - zero_point) * scale, (spec.high - zero_point) * scale
+
+
+def _train(y: tf.Tensor, scale: tf.Tensor, zero_point: tf.Tensor, spec: QuantSpec) -> tf.Tensor:
+    """Fake quantization by TensorFlow's fused kernel, with the straight-through gradient."""
+    low, high = _reach(scale, zero_point, spec)
+    quantized = tf.quantization.fake_quant_with_min_max_vars(
+        tf.stop_gradient(y), tf.stop_gradient(low), tf.stop_gradient(high), num_bits=spec.bits, narrow_range=spec.narrow
+    )
+    return straight_through(y, quantized, low, high)

@@ -1,0 +1,177 @@
+"""`WeightLearner`: what a layer keeps where its weights train otherwise than straight through on their own range."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from kquant.core.spec import SMALLEST_RANGE, QuantSpec
+from kquant.layers import learned_ranges
+from kquant.layers.oscillations import Freezing, dampening, risen
+from kquant.recipe.training_section import Training
+
+
+@keras.saving.register_keras_serializable(package="kquant")
+class WeightLearner(keras.layers.Layer):
+    """Learned ranges, progressive widths and oscillations of one kernel.
+
+    Args:
+        learning: of the recipe, as `Training.for_weights` gives it.
+        spec: `QuantSpec` of the kernel, as its config.
+    """
+
+    def __init__(self, learning: dict[str, Any], spec: dict[str, Any], **kwargs: Any) -> None:
+        kwargs["dtype"] = "float32"
+        super().__init__(autocast=False, **{k: v for k, v in kwargs.items() if k != "autocast"})
+        self.learning, self.spec = Training(**learning), QuantSpec(**spec)
+        self.scaled = 1.0
+        told = self.learning.oscillations
+        self.freezing = None if told.freeze is None else Freezing(told.freeze, told.momentum, name="freezing")
+
+    def build(self, kernel_shape: Sequence[int], scale_shape: Sequence[int]) -> None:
+        """Make the variables.
+
+        Args:
+            kernel_shape: of the weights.
+            scale_shape: of their scales, which broadcast against them.
+        """
+        count = math.prod(kernel_shape) / math.prod(scale_shape)
+        self.scaled = learned_ranges.gradient_scale(count, self.spec.high)
+        common = {"initializer": "zeros", "autocast": False}
+        self.steps = self.add_weight(
+            name="steps", shape=(), trainable=False, aggregation="only_first_replica", **common
+        )
+        self.stretch = None
+        if self.learning.learns_weights:
+            self.stretch = self.add_weight(name="stretch", shape=tuple(scale_shape), aggregation="mean", **common)
+            own = {"trainable": False, "aggregation": "only_first_replica", **common}
+            self.waking = self.add_weight(name="waking", shape=(2, *scale_shape), **own)
+        if self.freezing is not None:
+            self.freezing.build(tuple(kernel_shape))
+        self.built = True
+
+    def forget(self) -> None:
+        """Other weights, or another range: what was learned of the old ones goes; trained steps start anew."""
+        self.steps.assign(0.0)
+        if self.stretch is not None:
+            self.stretch.assign(tf.zeros_like(self.stretch))
+            self.waking.assign(tf.zeros_like(self.waking))
+        if self.freezing is not None:
+            self.freezing.forget()
+
+    def move(self, reach: Any, widest: tf.Tensor) -> None:
+        """Begin a training step: what the optimizer made of the last one becomes part of the range.
+
+        The first step starts the range of weights that have none at their largest. Where all were 0 then, it stays that
+        of the weights until they have left zero for good (`ranges.woken`).
+
+        Args:
+            reach: the variable that holds the range, 0 where it is that of the weights.
+            widest: like it, the largest weight.
+        """
+        self.steps.assign(self.steps + 1.0)
+        if self.stretch is None:
+            return
+        change = tf.convert_to_tensor(self.stretch) * self.learning.range_rate
+        change = tf.where(self.frozen(), tf.zeros_like(change), change)
+        change = tf.clip_by_value(change, -learned_ranges.LARGEST_CHANGE, learned_ranges.LARGEST_CHANGE)
+        now, before = tf.convert_to_tensor(reach), tf.convert_to_tensor(self.waking)
+        waking = tf.where(now > 0.0, tf.zeros_like(before), learned_ranges.woken(before, widest))
+        first = tf.convert_to_tensor(self.steps) < 1.5
+        follows = tf.where(first, widest <= SMALLEST_RANGE, (before[0] == 0.0) | (waking[0] > 0.0))
+        start = tf.where(follows, tf.zeros_like(now), tf.cast(widest, now.dtype))
+        reach.assign(tf.where(now > 0.0, now, start) * (1.0 + change))
+        self.waking.assign(tf.where(follows, waking, tf.zeros_like(waking)))
+        self.stretch.assign(tf.zeros_like(change))
+
+    def frozen(self) -> tf.Tensor:
+        """bool[]: ranges stay from now on."""
+        after = self.learning.freeze_ranges_after
+        return tf.constant(False) if after is None else tf.convert_to_tensor(self.steps) > float(after)
+
+    def quantized(self, weights: tf.Tensor, scale: tf.Tensor, shared: bool = False) -> tf.Tensor:
+        """The weights on the grid of this training step, with gradients for them and, where it learns, the range.
+
+        Args:
+            weights: float32[...].
+            scale: of the final grid, broadcasts against them.
+            shared: see `settled`.
+        """
+        lowest, highest, scale = self._grid(scale)
+        if self.stretch is not None:
+            scaled = tf.where(self.frozen(), 0.0, self.scaled)
+            scale = scale * _through(tf.convert_to_tensor(self.stretch), scaled)
+        codes = _round_through(weights / scale, lowest, highest, 1e-3 if self.stretch is not None else 0.51)
+        return self.settled(codes, weights, shared) * scale
+
+    def follow(self, codes: tf.Tensor, weights: tf.Tensor, shared: bool = False) -> None:
+        """One step of what freezes weights.
+
+        Args:
+            codes: of the final grid, rounded.
+            weights: that they are the codes of.
+            shared: see `settled`; nothing is counted then.
+        """
+        if self.freezing is not None and not shared:
+            self.freezing.advance(tf.stop_gradient(codes), self._width() <= self.spec.bits, weights == 0.0)
+
+    def settled(self, codes: tf.Tensor, weights: tf.Tensor, shared: bool = False) -> tf.Tensor:
+        """The codes with those that are frozen; a weight that is 0, as a mask makes it, keeps code 0.
+
+        Args:
+            codes: of the weights, rounded.
+            weights: float32[...].
+            shared: a codebook gives them common values: a code held for one weight would leave that of its value.
+        """
+        return codes if self.freezing is None or shared else self.freezing.call(codes, weights == 0.0)
+
+    def loss(self, weights: tf.Tensor, quantized: tf.Tensor, scale: tf.Tensor) -> tf.Tensor | None:
+        """Of oscillations, float32[]; None where none are dampened."""
+        told = self.learning.oscillations
+        if told.dampen == 0.0:
+            return None
+        lowest, highest, scale = self._grid(scale)
+        pulled = dampening(weights, quantized, scale, lowest, highest)
+        return told.dampen * risen(tf.convert_to_tensor(self.steps), told.dampen_steps) * pulled
+
+    def _width(self) -> tf.Tensor:
+        """int32[]: bits of this training step."""
+        progress = self.learning.progressive
+        if progress is None:
+            return tf.constant(self.spec.bits)
+        passed = tf.maximum(tf.convert_to_tensor(self.steps) - 1.0, 0.0)
+        return learned_ranges.bits_now(passed, progress.start, self.spec.bits, progress.steps)
+
+    def _grid(self, scale: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Lowest and highest code, and the scale that covers the same range with them."""
+        low, high = tf.constant(float(self.spec.low)), tf.constant(float(self.spec.high))
+        if self.learning.progressive is None:
+            return low, high, scale
+        wide = tf.pow(2.0, tf.cast(self._width() - 1, tf.float32)) - 1.0
+        final = self._width() <= self.spec.bits
+        return tf.where(final, low, -wide), tf.where(final, high, wide), tf.where(final, scale, scale * high / wide)
+
+    def get_config(self) -> dict[str, Any]:
+        """All arguments."""
+        return {**super().get_config(), "learning": self.learning.for_weights(), "spec": self.spec.to_config()}
+
+
+@tf.custom_gradient
+def _through(stretch: tf.Tensor, scaled: tf.Tensor) -> Any:
+    """1 forward; backward the gradient of `1 + stretch`, scaled as LSQ does."""
+    return tf.ones_like(stretch), lambda upstream: (upstream * scaled, None)
+
+
+@tf.custom_gradient
+def _round_through(x: tf.Tensor, low: tf.Tensor, high: tf.Tensor, margin: tf.Tensor) -> Any:
+    """`clip(round(x))` forward; backward the gradient passes where nothing is clipped by more than the margin."""
+
+    def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor | None, ...]:
+        inside = tf.logical_and(x > low - margin, x < high + margin)
+        return tf.where(inside, upstream, tf.zeros_like(upstream)), None, None, None
+
+    return tf.clip_by_value(tf.round(x), low, high), gradient

@@ -1,0 +1,370 @@
+"""Plan -> Keras model: `FakeQuant` after every tensor that has a site, `Compressed` around every layer with weights."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+from kquant.core.spec import FLOAT, QuantSpec
+from kquant.graph.graph import Node, legal_name, rewrite
+from kquant.graph.origin import identities
+from kquant.layers.nodes import Compressed, FakeQuant, QuantizedLSTM
+from kquant.layers.transform import Carried, Transform, clone, kernel_at
+from kquant.layers.transformed import ManyKernels
+from kquant.ops import find
+from kquant.ops.affine import Moments, Norm
+from kquant.ops.real_steps import marks_padding, unread_padding
+from kquant.ops.rule import Rule, Weights
+from kquant.recipe.recipe import load, names
+from kquant.recipe.training_section import Training
+from kquant.views.plan import Plan, Site
+
+MOSTLY = 0.5  # a layer was made of a kernel where more than this share of its weights are that kernel's
+
+
+def attach(
+    plan: Plan,
+    gains: Mapping[str, np.ndarray] | None = None,
+    moments: Mapping[str, Moments] | None = None,
+    carried: Carried | None = None,
+    norms: Mapping[str, Norm] | None = None,
+    takes: Mapping[str, tuple[float, float, str]] | None = None,
+) -> keras.Model:
+    """The quantized model: a Functional Keras model that trains, saves and loads like any other.
+
+    Args:
+        plan: without problems; its graph is of an expanded model that may be taken apart.
+        gains: layer name -> what folding multiplied its kernel by; kept apart from what trains.
+        moments: layer name -> how the batch norm that was folded says its output is distributed.
+        carried: masks and codebooks of the float model, by the layer they were taken from.
+        norms: layer name -> the batch norm behind it that stays one in training.
+        takes: input -> (lowest, highest, layer), where the first layer of the float model tells.
+
+    Returns:
+        The model, ranges unseen.
+    """
+    builder = _Builder(plan, gains or {}, moments or {}, carried or {}, norms or {})
+    builder.takes = takes or {}
+    qmodel = rewrite(plan.graph, builder.call, enter=builder.enter)
+    builder.warn_left()
+    for layer in builder.layers.values():
+        if isinstance(layer, Compressed) and layer.mean is not None:
+            for variable, values in zip((layer.mean, layer.deviation), builder.moments[layer.name], strict=True):
+                variable.assign(values.astype(np.float32))
+    return qmodel
+
+
+class _Builder:
+    """The new model while it grows: encodings and accumulator scales of its tensors, by id."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        gains: Mapping[str, np.ndarray],
+        moments: Mapping[str, Moments],
+        carried: Carried,
+        norms: Mapping[str, Norm],
+    ) -> None:
+        self.plan = plan
+        self.gains = gains
+        self.moments = moments
+        self.carried = carried
+        self.norms = norms
+        self.placed: set[tuple[str, str]] = set()  # (layer, path) of `carried` that found its place
+        self.lost: set[tuple[str, str]] = set()  # those that found it in part
+        self.encodings: dict[int, Any] = {}  # of quantized tensors
+        self.specs: dict[int, QuantSpec] = {}  # their grids
+        self.converted: dict[tuple[int, int], Any] = {}  # (id(tensor), group) -> the tensor in that group's encoding
+        self.origin = {"recipe": plan.recipe.name, "target": plan.target.name}
+        self.takes: Mapping[str, tuple[float, float, str]] = {}
+        if plan.recipe.name not in names() or load(plan.recipe.name) != plan.recipe:
+            self.origin["settings"] = plan.recipe.model_dump_json(by_alias=True, exclude_defaults=True)
+        calls = [n for n in plan.graph.nodes if plan.widths.calls[id(n)] == FLOAT]
+        kept = sorted({n.name for n in calls if not plan.settings[id(n.op)].skip})
+        skipped = sorted({n.name for n in plan.graph.nodes if plan.settings[id(n.op)].skip})
+        if skipped:
+            self.origin["skip"] = " ".join(skipped)
+        if kept:
+            self.origin["float"] = "*" if plan.recipe.mode != "static" else " ".join(kept)
+        self.pending: dict[int, dict[str, Any]] = {}  # of tensors to be quantized: FakeQuant's arguments
+        self.layers: dict[int, Any] = {}
+        self.names = {node.name for node in plan.graph.nodes}
+        self.padding = unread_padding(plan.graph)
+
+    def enter(self, old: Any, new: Any) -> Any:
+        """Quantize a model input, unless it stays float or holds indices."""
+        site = self.plan.sites.get(id(old))
+        if site is None:
+            return new
+        known = self.takes.get(old.name)
+        self.fake_quant(site).ports[old.name] = None if known is None else list(known)
+        self.told(old, site)
+        return self.quantize(new, site, {})
+
+    def call(self, node: Node, args: tuple, kwargs: dict) -> Any:
+        """One call of the float model, with its quantization."""
+        rule = find(node.op, self.plan.target)
+        if rule is None:
+            raise ValueError(f"{node.name}: no rule.")  # make_plan has listed it as a problem
+        if self.plan.widths.calls[id(node)] == FLOAT:
+            return self.in_float(node, rule, args, kwargs)
+        args, kwargs = self.requantized(node, args, kwargs)
+        inputs = [t for t in keras.tree.flatten((args, kwargs)) if isinstance(t, keras.KerasTensor)]
+        known = [self.encodings.get(id(t)) for t in inputs]
+        if marks_padding(node.op) and node.op.value != 0.0 and known[-1] is not None:
+            grid = self.specs[id(inputs[-1])]
+            kwargs = {**kwargs, "encoding": known[-1], "codes": [grid.low, grid.high]}
+        y, details = self.compute(node, rule, args, kwargs, known[0])
+        if rule.weights is None and all(e is not None for e in known):
+            details = self.sources(rule, node, inputs, known)
+        if id(node.inputs[0]) in self.plan.fused:
+            details = self.fuse(rule, node, self.pending[id(inputs[0])])
+        out = node.outputs[0]
+        if id(out) in self.plan.sites and (rule.output != "follows" or known[0] is not None):
+            self.told(out, self.plan.sites[id(out)])
+            return self.quantize(y, self.plan.sites[id(out)], details)
+        if id(out) in self.plan.fused:
+            self.pending[id(y)] = details
+        elif known[0] is not None and rule.output in ("same", "shared"):
+            self.encodings[id(y)], self.specs[id(y)] = known[0], self.specs[id(inputs[0])]
+        return y
+
+    def in_float(self, node: Node, rule: Rule, args: tuple, kwargs: dict) -> Any:
+        """A call that stays float; its weights may be quantized all the same."""
+        skipped = self.plan.settings[id(node.op)].skip and node.op.name not in self.norms
+        if rule.weights is None or skipped:
+            y = node.op(*args, **kwargs)
+        else:
+            if id(node.op) not in self.layers:
+                self.layers[id(node.op)] = self.compressed(node.op, rule.weights, FLOAT)
+            y = self.layers[id(node.op)](*args, **kwargs)[0]
+        site = self.plan.sites.get(id(node.outputs[0]))
+        return y if site is None else self.quantize(y, site, {"kernel": "QUANTIZE"})
+
+    def compute(self, node: Node, rule: Rule, args: tuple, kwargs: dict, encoding: Any) -> tuple[Any, dict[str, Any]]:
+        """The layer's own output, and what FakeQuant must know of its sums."""
+        if rule.attach is not None and encoding is not None and self.plan.weights[id(node.op)] is not None:
+            return self.whole(node, rule, args, encoding), {}
+        table = rule.indices and self.trains(node.op)
+        if rule.weights is None or (encoding is None and not table):
+            return node.op(*args, **kwargs), {}
+        bits = self.plan.widths.calls[id(node)]
+        if id(node.op) not in self.layers:
+            self.layers[id(node.op)] = self.compressed(node.op, rule.weights, bits)
+        number = self.plan.graph.calls()[id(node.op)].index(node)
+        site = {"site": number} if number else {}
+        if table:
+            return self.layers[id(node.op)](*args, **site, **kwargs)[0], {}
+        y, accumulator, *sums = self.layers[id(node.op)](*args, encoding=encoding, **site, **kwargs)
+        details = {"accumulator": accumulator, "kernel": rule.operators[0]}
+        return y, {**details, "sums": sums[0], "attributes": {}} if sums else details
+
+    def trains(self, op: Any) -> bool:
+        """True for a layer whose weights train, or trained behind masks and codebooks."""
+        return bool(op.trainable) or any(name in self.carried for name, _ in identities(op))
+
+    def compressed(self, op: Any, weights: Weights, bits: int) -> Compressed:
+        """The layer in its wrapper; the gain of a folded batch norm leaves the kernel that trains."""
+        spec, gain = self.plan.weights[id(op)], self.gains.get(op.name)
+        if gain is not None:
+            gain = np.where(gain == 0.0, 1.0, gain).astype(np.float32)  # a dead channel stays as it is
+        layer = Compressed(
+            op,
+            None if spec is None else spec.to_config(),
+            kernel=weights.kernel,
+            bias=weights.bias,
+            channel_axes=weights.channel_axes,
+            sums=weights.sums,
+            gain_shape=None if gain is None else gain.shape,
+            moments=op.name in self.moments,
+            transforms=self.transforms(op, weights.kernel, gain),
+            learning=self.plan.settings[id(op)].training.for_weights(),
+            norm=self.norm(op),
+            observer=self.plan.settings[id(op)].weights.observer,
+            input_bits=bits,
+            storage=self.storage(op),
+            origin=self.origin,
+        )
+        if layer.norm is not None:
+            norm = self.norms[op.name]
+            found = (norm.gamma, norm.beta, norm.mean, norm.variance)
+            held = (layer.norm.gamma, layer.norm.beta, layer.norm.moving_mean, layer.norm.moving_variance)
+            for variable, values in zip(held, found, strict=True):
+                variable.assign(values.astype(np.float32))
+        if gain is not None:
+            variable = getattr(op, weights.kernel)
+            layer.gain.assign(gain)
+            variable.assign(variable.numpy() / gain)
+        return layer
+
+    def norm(self, op: Any) -> dict[str, Any] | None:
+        """Arguments of the live batch norm of this layer."""
+        norm = self.norms.get(op.name)
+        if norm is None:
+            return None
+        trains = {name: name in norm.trains for name in ("scale", "center")}
+        after = self.plan.settings[id(op)].training.freeze_batch_norm_after
+        parameters = {"channels": norm.gamma.size, "epsilon": norm.epsilon, "momentum": norm.momentum}
+        return {**parameters, **trains, "freeze_after": after}
+
+    def transforms(self, op: Any, path: str, gain: np.ndarray | None = None) -> list[Transform]:
+        """Masks and codebooks of the user's layer, for the kernel of the layer that it has become."""
+        kernel = kernel_at(op, path)
+        for name, _ in identities(op):
+            held = self.carried.get(name, {}).get(path)
+            if held is not None and held.values.shape == tuple(kernel.shape):
+                self.placed.add((name, path))
+                return [t.carried() or clone(t) for t in held.transforms]
+        return self.derived(op, kernel.numpy() if gain is None else kernel.numpy() / gain)
+
+    def derived(self, op: Any, kernel: np.ndarray) -> list[Transform]:
+        """For a layer that the user's was taken apart into: of its kernels only the values are left, and tell which."""
+        places = [(name, path) for name, _ in identities(op) for path in self.carried.get(name, {})]
+        if not np.any(kernel) and not all(np.any(self.carried[name][path].values) for name, path in places):
+            return []  # a kernel that starts at zero: a mask made of its values would hold all of it for good
+        shares = {place: self.carried[place[0]][place[1]].share_of(kernel) for place in places}
+        name, path = max(shares, key=shares.__getitem__, default=("", ""))
+        if shares.get((name, path), 0.0) < MOSTLY:
+            return []
+        found = self.carried[name][path].transforms
+        made = [new for t in found if (new := t.derived(kernel)) is not None]
+        (self.placed if len(made) == len(found) else self.lost).add((name, path))
+        return [t for t in made if t.rank or not np.all(kernel)]
+
+    def warn_left(self) -> None:
+        """Name kernels whose masks or codebooks have no place: their values stay, training would not keep them."""
+        every = {(name, path) for name, found in self.carried.items() for path in found}
+        left = [f"{name} ({path})" for name, path in sorted((every - self.placed) | self.lost)]
+        if left:
+            warnings.warn(
+                f"quantize: the masks and codebooks of {', '.join(left)} are in the weights now, but training would "
+                "not keep them: these layers become others. Quantize without training, or leave them out of prune and "
+                "cluster.",
+                stacklevel=4,
+            )
+
+    def storage(self, op: Any) -> str:
+        """How a file keeps the weights of this layer where its activations are float."""
+        dtype, mode = self.plan.settings[id(op)].weights.dtype, self.plan.recipe.mode
+        if dtype == "float16" or mode == "weight-only":
+            return "float16" if dtype == "float16" else "dequantized"
+        return "integer" if mode == "dynamic" or not self.plan.settings[id(op)].stays_float else "float32"
+
+    def whole(self, node: Node, rule: Rule, args: tuple, encoding: Any) -> Any:
+        """The output of a layer with encodings inside, which must know its output's encoding beforehand."""
+        spec, site = self.plan.weights[id(node.op)], self.plan.sites[id(node.outputs[0])]
+        if rule.attach is None or spec is None:
+            raise ValueError(f"{node.name}: its rule attaches nothing.")
+        if id(node.op) not in self.layers:
+            bits = self.plan.widths.calls[id(node)]
+            layer = self.layers[id(node.op)] = rule.attach(node.op, spec, self.inside(node), bits)
+            if isinstance(layer, QuantizedLSTM):
+                layer.learn(self.plan.settings[id(node.op)].training.for_weights())
+            if isinstance(layer, ManyKernels):
+                for path in ("cell.kernel", "cell.recurrent_kernel"):
+                    for transform in self.transforms(node.op, path):
+                        layer.transform_by(path, transform)
+        _, out = self.fake_quant(site)(args[0], peek=True)
+        number = self.plan.graph.calls()[id(node.op)].index(node)
+        return self.layers[id(node.op)](args[0], encoding=encoding, out=out, **({"site": number} if number else {}))
+
+    def inside(self, node: Node) -> Callable[[str], dict[str, Any]]:
+        """Arguments of a `FakeQuant` inside a layer, by what it holds."""
+        sites = len(self.plan.graph.calls()[id(node.op)])
+        training = self.plan.settings[id(node.op)].training
+        if training.learns_tensors or training.progressive:  # a power of two over 16 bits: nothing to learn
+            training = training.model_copy(update={"ranges": "moving", "progressive": None})
+        return lambda what: {**self.settings(training), "sites": sites, "name": self.name(f"{node.name}_{what}_quant")}
+
+    def settings(self, training: Training) -> dict[str, Any]:
+        """What a `FakeQuant` of this model is made with."""
+        return {
+            "momentum": training.momentum,
+            "freeze_after": 0 if training.ranges == "fixed" else training.freeze_ranges_after,
+            "learning": training.for_tensors(),
+            "origin": self.origin,
+        }
+
+    def sources(self, rule: Rule, node: Node, inputs: list[Any], known: list[Any]) -> dict[str, Any]:
+        """What FakeQuant must know of the inputs: for the kernel's own rounding, or for an encoding that follows."""
+        if rule.arithmetic is not None:
+            kernel, attributes = rule.arithmetic(node)
+            bits = [self.specs[id(t)].bits for t in inputs]
+            details = {"sources": inputs, "encodings": known, "kernel": kernel, "attributes": attributes}
+            return {**details, "source_bits": bits}
+        return {"sources": inputs, "encodings": known} if rule.output == "follows" else {}
+
+    def fuse(self, rule: Rule, node: Node, details: dict[str, Any]) -> dict[str, Any]:
+        """The arithmetic of the operator before, clamped by this activation."""
+        if "attributes" not in details or rule.relu is None:
+            return details
+        form, maximum = rule.relu(node.op), node.op.max_value
+        activation = form if form != "RELU" or maximum is None else float(maximum)
+        return {**details, "attributes": {**details["attributes"], "activation": activation}}
+
+    def requantized(self, node: Node, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        """Inputs that come in an encoding of their own, brought to the shared one."""
+        counter = iter(range(len(node.inputs)))
+
+        def visit(t: Any) -> Any:
+            if not isinstance(t, keras.KerasTensor):
+                return t
+            number = next(counter)
+            site = self.plan.edges.get((id(node), number))
+            if site is None:
+                return t
+            self.told(node.inputs[number], site)
+            if (id(t), site.group) not in self.converted:
+                details: dict[str, Any] = {"kernel": "QUANTIZE", "attributes": {}}
+                if id(t) in self.encodings:  # otherwise a layer that stays float made it
+                    details |= {"sources": [t], "encodings": [self.encodings[id(t)]]}
+                    details["source_bits"] = [self.specs[id(t)].bits]
+                self.converted[id(t), site.group] = self.quantize(t, site, details)
+            return self.converted[id(t), site.group]
+
+        new_args, new_kwargs = keras.tree.map_structure(visit, (args, kwargs))
+        return new_args, new_kwargs
+
+    def told(self, old: Any, site: Site) -> None:
+        """Let the encoding of a tensor of the graph know what marks the padding in it."""
+        if id(old) in self.padding:
+            self.fake_quant(site).padding[str(site.index)] = self.padding[id(old)]
+
+    def quantize(self, y: Any, site: Site, details: dict[str, Any]) -> Any:
+        """FakeQuant of the site's group on `y`."""
+        if site.index:
+            details = {**details, "site": site.index}
+        quantized, encoding = self.fake_quant(site)(y, **details)
+        self.encodings[id(quantized)], self.specs[id(quantized)] = encoding, self.layers[site.group].spec
+        return quantized
+
+    def fake_quant(self, site: Site) -> FakeQuant:
+        """The layer that holds the encoding of a site's group, made at its first use."""
+        if site.group not in self.layers:
+            group = self.plan.groups[site.group]
+            self.layers[site.group] = FakeQuant(
+                group.spec.to_config(),
+                sites=group.sites,
+                fixed=group.fixed,
+                follows=group.follows,
+                observer=group.observer,
+                span=group.span,
+                **self.settings(group.training or self.plan.recipe.training),
+                name=self.name(f"{group.name}_quant"),
+                dtype="float32",
+            )
+        return self.layers[site.group]
+
+    def name(self, wanted: str) -> str:
+        """`wanted`, or with a number where a layer of the user has that name."""
+        wanted = legal_name(wanted)
+        name, n = wanted, 1
+        while name in self.names:
+            name = f"{wanted}_{n}"
+            n += 1
+        self.names.add(name)
+        return name

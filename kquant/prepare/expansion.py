@@ -1,0 +1,179 @@
+"""Any Keras model -> the same function as a flat Functional model of layers that have a rule of their own.
+
+Nested and subclassed models are unfolded, what does nothing leaves, activations stand alone, SeparableConv2D becomes
+two convolutions, batch norms and constants become `Affine`. Weights are copied: the given model keeps its own.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+
+from kquant.graph.copies import own
+from kquant.graph.defaults import own_defaults
+from kquant.graph.graph import Graph, Node, legal_name, named_apart, rewrite, trace
+from kquant.graph.origin import mark, origins
+from kquant.graph.step_mask import reads_mask
+from kquant.graph.unfold import draws_in_training, substitute
+from kquant.ops import find
+from kquant.ops.passive import is_idle
+from kquant.ops.refused import remedy
+
+
+def expand(model: keras.Model, input_shape: Any = None) -> keras.Model:
+    """The same function in layers whose rules say how they are quantized and written.
+
+    Args:
+        model: any built Keras 3 model.
+        input_shape: replaces the model's input shape(s), batch axis included.
+
+    Returns:
+        A Functional model; layers keep their names.
+
+    Raises:
+        ValueError: naming a layer that has no rule, with what to do.
+    """
+    return expand_graph(trace(model, lambda op: find(op) is not None, input_shape))
+
+
+def expand_graph(graph: Graph) -> keras.Model:
+    """`expand` of a graph that was traced already."""
+    made: dict[tuple[int, str], Any] = {}
+    owners: dict[int, tuple[tuple[str, str], ...]] = {}
+    taken: set[str] = {t.name for t in keras.tree.flatten(graph.inputs)}
+
+    def make_for(op: Any) -> Callable[[str, Callable[[], Any]], Any]:
+        def make(key: str, factory: Callable[[], Any]) -> Any:
+            if (id(op), key) not in made:
+                name = op.name
+                with own_defaults([op]) if isinstance(op, keras.layers.Layer) else contextlib.nullcontext():
+                    made[id(op), key] = named_apart(factory(), taken)
+                if isinstance(made[id(op), key], keras.Operation):
+                    mark(made[id(op), key], (*origins(op), *owners.get(id(op), ()), (name, type(op).__name__)))
+            return made[id(op), key]
+
+        return make
+
+    apart = _outputs_apart(graph)
+
+    def replace(node: Node, args: tuple, kwargs: dict) -> Any:
+        if id(node) in apart:
+            return _keep(node.op, make_for)(*args, **kwargs)
+        if node.owner is not None:
+            owners[id(node.op)] = ((node.owner.name, type(node.owner).__name__),)
+        return expand_call(node.op, make_for, args, kwargs)
+
+    model = rewrite(graph, replace, name=legal_name(graph.name, root=True))
+    _warn_lost_draws(graph, model)
+    return model
+
+
+def _outputs_apart(graph: Graph) -> set[int]:
+    """Ids of idle calls that stay, because they keep an output of the model apart from another one."""
+    roots: dict[int, int] = {}
+    for node in graph.nodes:
+        if node.args and is_idle(node.op, node.args[0]):
+            roots[id(node.outputs[0])] = roots.get(id(node.args[0]), id(node.args[0]))
+    ends = {id(t) for t in keras.tree.flatten(graph.outputs)}
+    found = collections.Counter(roots.get(end, end) for end in ends)
+    return {id(n) for n in graph.nodes if (end := id(n.outputs[0])) in ends and end in roots and found[roots[end]] > 1}
+
+
+def _warn_lost_draws(graph: Graph, model: keras.Model) -> None:
+    """Name layers of Keras' own that act in training only and leave, or come apart into layers that do not."""
+    random = [layer for layer in model._flatten_layers() if draws_in_training(layer)]
+    kept = {name for layer in random for name in (layer.name, *(n for n, _ in origins(layer)))}
+    lost = []
+    for op in graph.layers():
+        inside = list(op._flatten_layers()) if isinstance(op, keras.layers.Layer) else []
+        if any(draws_in_training(layer) for layer in inside) and not kept & {layer.name for layer in inside}:
+            lost.append(f"{op.name} ({type(op).__name__})")
+    if lost:
+        warnings.warn(
+            f"{', '.join(lost)}: what it draws in training (augmentation, dropout inside a recurrent layer) is left "
+            "out of the new model. Augment the samples before they enter it; put a Dropout before or behind the layer.",
+            stacklevel=4,
+        )
+
+
+def expand_call(op: Any, make_for: Callable[[Any], Any], args: tuple, kwargs: dict, *, ours: bool = False) -> Any:
+    """One call, expanded until no rule has anything to expand; what is `ours` need not be copied."""
+    rule = find(op)
+    if rule is None:
+        said = remedy(op) or (
+            "kquant has no rule for it. Replace it by layers that have one (`kquant.check(model)` lists what each "
+            "layer becomes), or leave it out of the exported model"
+        )
+        raise ValueError(f"{op.name} ({type(op).__name__}): {said}.")
+    if args and is_idle(op, args[0]):
+        return args[0]
+    left_out = ("training",) if rule.masks else ("training", "mask")
+    if not rule.masks and kwargs.get("mask") is not None and reads_mask(op):
+        raise ValueError(
+            f"{op.name} ({type(op).__name__}): it leaves out the steps that a mask marks, and kquant writes it for all "
+            "steps only. Feed it sequences of full length without Masking or mask_zero, or let a recurrent layer or "
+            "GlobalAveragePooling1D, which take masks, sum them up."
+        )
+    kwargs = {k: v for k, v in kwargs.items() if k not in left_out}
+    if rule.expand is None:
+        return _keep(op, make_for)(*args, **kwargs)
+
+    def make(key: str, factory: Callable[[], Any]) -> Any:
+        layer = make_for(op)(key, factory)
+        return lambda *a, **k: _again(layer, make_for, a, k)
+
+    expanded = rule.expand(op, make, *args, **kwargs)
+    if expanded is not None:
+        return expanded
+    return (op if ours else _keep(op, make_for))(*args, **kwargs)
+
+
+def _again(layer: Any, make_for: Callable[[Any], Any], args: tuple, kwargs: dict) -> Any:
+    """What an expansion made may have to be expanded too (Dense -> Dense, Activation -> ReLU)."""
+    rule = find(layer)
+    if remedy(layer) is not None:
+        raise ValueError(f"{layer.name} ({type(layer).__name__}): {remedy(layer)}.")
+    if rule is None and isinstance(layer, keras.layers.Layer):
+        return _inside(layer, make_for, args)
+    if rule is None or rule.expand is None:
+        return layer(*args, **kwargs)
+    return expand_call(layer, make_for, args, kwargs, ours=True)
+
+
+@dataclass
+class _Inside:
+    """The calls of a layer without a rule, traced once for all its calls, so that they share weights."""
+
+    name: str
+    graph: Graph
+
+
+def _inside(layer: Any, make_for: Callable[[Any], Any], args: tuple) -> Any:
+    """A layer or model that a rule found inside another (TimeDistributed): unfolded and expanded in turn."""
+
+    def read() -> _Inside:
+        inputs = keras.tree.map_structure(lambda t: keras.Input(batch_shape=t.shape, dtype=t.dtype), args[0])
+        graph = trace(keras.Model(inputs, layer(inputs)), lambda op: find(op) is not None)
+        for node in graph.nodes:
+            if isinstance(node.op, keras.layers.Layer):
+                mark(node.op, origins(layer))
+        return _Inside(layer.name, graph)
+
+    graph = make_for(layer)("inside", read).graph
+    new = {id(old): t for old, t in zip(keras.tree.flatten(graph.inputs), keras.tree.flatten(args[0]), strict=True)}
+    for node in graph.nodes:
+        node_args, node_kwargs = substitute((node.args, node.kwargs), new)
+        outputs = keras.tree.flatten(expand_call(node.op, make_for, node_args, node_kwargs))
+        new.update({id(old): t for old, t in zip(node.outputs, outputs, strict=True)})
+    return keras.tree.map_structure(lambda t: new[id(t)], graph.outputs)
+
+
+def _keep(op: Any, make_for: Callable[[Any], Any]) -> Any:
+    """A copy with its own weights, made once for each original."""
+    return make_for(op)("copy", lambda: own(op))

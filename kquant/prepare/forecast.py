@@ -1,0 +1,208 @@
+"""Before anything is built or trained: what becomes of each Keras layer on a target."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import keras
+
+from kquant import targets
+from kquant.core.messages import first_of
+from kquant.core.spec import PACKED_BITS
+from kquant.graph.defaults import own_defaults
+from kquant.graph.graph import Graph, Node, alone, trace
+from kquant.graph.origin import identities
+from kquant.ops import find
+from kquant.prepare.expansion import expand_graph
+from kquant.prepare.folding import Fate, fates
+from kquant.prepare.preprocessing import advice
+from kquant.prepare.quantization import (
+    check_model,
+    check_recipe,
+    expanded,
+    is_known,
+    planned,
+    read,
+    unknown_layers,
+)
+from kquant.recipe import recipe as recipes
+from kquant.views.packing import times
+from kquant.views.plan import Plan, problem
+from kquant.views.widths import container
+
+Status = Literal["integer", "decomposed", "folded", "removed", "no kernel", "refused"]
+
+
+@dataclass(frozen=True)
+class LayerCheck:
+    """One call of one layer.
+
+    Attributes:
+        layer, kind: name and class.
+        status: "integer" (one operator), "decomposed" (several), "folded" (part of the weights of another layer),
+            "removed" (does nothing at inference), "no kernel" (the target lacks it), "refused" (no integer form).
+        operators: the TFLite operators that it becomes.
+        remedy: what to do, empty where nothing is wrong.
+        weights: how the recipe has its kernels stored, a form for each kind: "8 bits", "4 bits, packed" (two to a
+            byte), "4 bits in 8", "float16", "float32"; empty without a recipe or without weights.
+    """
+
+    layer: str
+    kind: str
+    status: Status
+    operators: tuple[str, ...]
+    remedy: str
+    weights: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What `kquant.check` found.
+
+    Attributes:
+        model, target: names.
+        layers: one row for each layer call in order, then the layers without a rule.
+        folds: every batch norm and constant factor: the layer that takes it in, or why it stays an operator; empty
+            where a layer has no integer form, as only the whole model tells.
+        advice: what costs accuracy, or time, although every layer can be integer.
+        recipe: its name; empty where none was given.
+    """
+
+    model: str
+    target: str
+    layers: tuple[LayerCheck, ...]
+    folds: tuple[Fate, ...] = ()
+    advice: tuple[str, ...] = ()
+    recipe: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """True where every layer can be integer."""
+        return all(row.status not in ("no kernel", "refused") for row in self.layers)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        return {**asdict(self), "ok": self.ok}
+
+
+def check(
+    model: keras.Model,
+    target: str = "tflm",
+    *,
+    recipe: str | Path | dict[str, Any] | recipes.Recipe | None = None,
+    input_shape: Any = None,
+) -> CheckReport:
+    """Tell for every layer whether it can be integer on the target, before training or calibration.
+
+    Args:
+        model: any built Keras 3 model; it is not changed.
+        target: "litert", "tflm" or "ethos-u".
+        recipe: see `kquant.quantize`; the report then tells the bits of every layer's weights, which of them are packed
+            two to a byte, and what that costs in time.
+        input_shape: static shape(s) for models with open dimensions, batch axis included.
+
+    Returns:
+        The report. Batch norms and constant factors are "folded" where a neighbour takes them in, as recipes do by
+        default (`fold = true`); `report.folds` says into which, or why not.
+
+    Raises:
+        ValueError: not a Keras 3 model, or one whose `call` cannot be followed; a recipe that does not fit it.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, activation="gelu")])
+        >>> [(row.layer != "", row.status) for row in kquant.check(model).layers]
+        [(True, 'decomposed')]
+        >>> four = {"name": "four", "weights": {"bits": 4}}
+        >>> [row.weights for row in kquant.check(model, "litert", recipe=four).layers]
+        [('4 bits, packed',)]
+    """
+    chosen = None if recipe is None else recipes.load(recipe)
+    if chosen is not None:
+        check_recipe(chosen)
+    check_model(model)
+    goal = targets.load(target)
+    graph = read(model, input_shape)
+    rows = [_row(node, goal) for node in graph.nodes if is_known(node.op)]
+    refused = [LayerCheck(p.layer, p.kind, "refused", (), p.reason) for p in unknown_layers(graph)]
+    found = CheckReport(model.name, goal.name, (*rows, *refused), advice=tuple(advice(graph)))
+    if not found.ok:
+        return found
+    found = _with_folds(found, graph, goal)
+    return found if chosen is None else _with_weights(found, graph, goal, chosen)
+
+
+def _with_folds(report: CheckReport, graph: Graph, target: targets.Target) -> CheckReport:
+    """The batch norms among the rows, from a copy of the model that is folded."""
+    with own_defaults(graph.layers()):
+        found = fates(trace(expanded(graph, target), is_known))
+    gone = {(fate.layer, fate.kind) for fate in found if fate.into is not None}
+    rows = tuple(
+        replace(row, status="folded", operators=()) if (row.layer, row.kind) in gone else row for row in report.layers
+    )
+    return replace(report, layers=rows, folds=found)
+
+
+def _with_weights(report: CheckReport, graph: Graph, target: targets.Target, recipe: recipes.Recipe) -> CheckReport:
+    """How the recipe has the weights stored, and what of it the target cannot do."""
+    with own_defaults(graph.layers()):
+        plan, _ = planned(graph, recipe, target)
+    refused = {(p.layer, p.kind): p.reason for p in plan.problems}
+    forms: dict[tuple[str, str], set[str]] = {}
+    slow: dict[str, float] = {}
+    for op in {id(node.op): node.op for node in plan.graph.nodes if id(node.op) in plan.weights}.values():
+        for identity in identities(op):
+            forms.setdefault(identity, set()).add(_stored(op, plan))
+        found = plan.packings.get(id(op))
+        if found is not None and found.packed and found.slowdown is not None:
+            slow[op.name] = found.slowdown
+    rows = []
+    for row in report.layers:
+        key = (row.layer, row.kind)
+        kept = () if row.status == "folded" else tuple(sorted(forms.get(key, ())))
+        rows.append(replace(row, weights=kept))
+        if key in refused:
+            rows[-1] = replace(row, status="refused", remedy=refused.pop(key))
+    rows += [LayerCheck(name, kind, "refused", (), reason) for (name, kind), reason in refused.items()]
+    said = (*report.advice, _slow(slow, target)) if slow else report.advice
+    return replace(report, layers=tuple(rows), advice=said, recipe=recipe.name)
+
+
+def _stored(op: Any, plan: Plan) -> str:
+    """How a layer's kernel is stored."""
+    settings, found = plan.settings[id(op)], plan.packings.get(id(op))
+    if settings.weights.dtype == "float16":
+        return "float16"
+    if settings.skip or (settings.stays_float and (found is None or plan.recipe.mode == "static")):
+        return "float32"
+    if found is None:  # rows that are looked up are codes of the layer's output
+        return f"{container(settings.activations.bits)} bits"
+    in_bytes = " in 8" if found.bits <= PACKED_BITS else ""
+    return f"{found.bits} bits{', packed' if found.packed else in_bytes}"
+
+
+def _slow(slow: dict[str, float], target: targets.Target) -> str:
+    return (
+        f"packed 4-bit weights of {first_of(list(slow))} cost {times(slow.values())} the latency of 8-bit ones on "
+        f'{target.title}; `prefer = "latency"` in the recipe, or in a rule for some, keeps 8 bits there'
+    )
+
+
+def _row(node: Node, target: targets.Target) -> LayerCheck:
+    name, kind = node.name, type(node.op).__name__
+    try:
+        part = expand_graph(alone(node))
+    except ValueError as error:
+        return LayerCheck(name, kind, "refused", (), str(error))
+    nodes = [n for n in trace(part, is_known).nodes if not isinstance(n.op, keras.layers.Identity)]
+    rules = [find(n.op, target) for n in nodes]
+    operators = tuple(code for rule in rules if rule is not None for code in rule.operators)
+    for n, rule in zip(nodes, rules, strict=True):
+        found = problem(n, rule, target)
+        if found is not None:
+            missing = rule is not None and any(not target.supports(code) for code in rule.operators)
+            return LayerCheck(name, kind, "no kernel" if missing else "refused", operators, found.reason)
+    if not operators:
+        return LayerCheck(name, kind, "removed", (), "")
+    return LayerCheck(name, kind, "integer" if len(operators) == 1 else "decomposed", operators, "")

@@ -1,0 +1,355 @@
+"""Float Keras model -> the same model with quantization in place."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from kquant import targets
+from kquant.calibration import observers
+from kquant.calibration.aimet_encodings import set_encodings
+from kquant.core.messages import first_of
+from kquant.core.spec import KERNEL_BITS, PACKED_BITS
+from kquant.graph.defaults import own_defaults
+from kquant.graph.given_model import check_finite, warn_lost_steps
+from kquant.graph.graph import Graph, alone, trace
+from kquant.graph.inputs import check_static, inputs_of
+from kquant.layers.nodes import Compressed, FakeQuant
+from kquant.layers.oscillations import warn_unfrozen
+from kquant.masking.clustering import has_codebooks, put_codebooks
+from kquant.masking.pruning import has_masks, put_masks, settings_of
+from kquant.masking.stripping import release
+from kquant.masking.wrapping import as_loaded
+from kquant.ops import find
+from kquant.ops.refused import remedy
+from kquant.prepare.attach import attach
+from kquant.prepare.expansion import expand_graph
+from kquant.prepare.folding import Folded, fold_graph
+from kquant.prepare.preprocessing import inputs_take
+from kquant.prepare.unblock import move_into_relus
+from kquant.recipe import recipe as recipes
+from kquant.views.packing import Packing, times
+from kquant.views.plan import Plan, Problem, describe, make_plan
+
+REPLACE = "replace it by layers that have one, or leave it out of the exported model"
+# Where Keras 2 keeps its classes: the legacy package, standalone Keras 2, and TensorFlow's own copy.
+KERAS_2 = ("tf_keras", "keras.src.engine", "keras.engine", "tensorflow.python.keras")
+
+
+def quantize(
+    model: keras.Model,
+    recipe: str | Path | dict[str, Any] | recipes.Recipe = "int8",
+    *,
+    target: str = "litert",
+    input_shape: Any = None,
+    encodings: str | Path | dict[str, Any] | None = None,
+) -> keras.Model:
+    """Put quantize-dequantize nodes and wrapped kernels into a model.
+
+    Masks and codebooks of a model that `kquant.prune` or `kquant.cluster` returned go on in the new one. With a
+    `[pruning]` or `[clustering]` section in the recipe, a model without masks or codebooks gets them here, as
+    `kquant.prune` and `kquant.cluster` of the result would.
+
+    Args:
+        model: a built Keras 3 model: Functional, Sequential, nested or subclassed. It is not changed.
+        recipe: name, TOML file, plain data or `Recipe`.
+        target: where the file is to run: "litert", "tflm" or "ethos-u".
+        input_shape: static shape(s), batch axis included, for models with open dimensions.
+        encodings: AIMET's encodings as a JSON file or its data: ranges of all tensors, instead of calibration.
+
+    Returns:
+        A Functional model with weights of its own. Calibrate it, train it if you like, export it.
+
+    Raises:
+        ValueError: naming every layer that could not be integer on the target, with the remedy; a model that is not
+            built, not Keras 3, not float32, or holds NaN; an unknown recipe or target; encodings that do not fit.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, activation="relu")])
+        >>> [type(layer).__name__ for layer in kquant.quantize(model).layers]
+        ['InputLayer', 'FakeQuant', 'Compressed', 'ReLU', 'FakeQuant']
+    """
+    chosen, goal = recipes.load(recipe), targets.load(target)
+    check_recipe(chosen)
+    check_model(model)
+    warn_lost_losses(model)
+    plain, carried = release(model)
+    graph = read(plain, input_shape)
+    with own_defaults(graph.layers()):
+        plan, folded = planned(graph, chosen, goal)
+        if plan.problems:
+            raise ValueError(describe(plan.problems, goal))
+        warn_dead(plan)
+        warn_narrowed(plan)
+        warn_unpacked(plan)
+        qmodel = attach(plan, folded.gains, folded.moments, carried, folded.norms, inputs_take(graph))
+        warn_simulated(qmodel)
+        warn_lost_steps(model, qmodel, "quantize")
+        if chosen.pruning is not None and not has_masks(qmodel):
+            put_masks(qmodel, settings_of(chosen, {}))
+            qmodel = as_loaded(qmodel)
+        if chosen.clustering is not None and not has_codebooks(qmodel):
+            put_codebooks(qmodel, chosen)
+            qmodel = as_loaded(qmodel)
+    warn_unfrozen(qmodel, "quantize")
+    return qmodel if encodings is None else set_encodings(qmodel, encodings)
+
+
+def planned(graph: Graph, recipe: recipes.Recipe, target: targets.Target) -> tuple[Plan, Folded]:
+    """What becomes of the calls of a float model, and what folding left beside them.
+
+    Raises:
+        ValueError: see `expanded`; a rule of the recipe matches no layer.
+    """
+    flat = trace(expanded(graph, target), is_known)
+    live = recipe.training.batch_norm == "live"
+    folded = fold_graph(flat, live=live) if recipe.fold else Folded(flat, {}, {}, {})
+    return make_plan(move_into_relus(folded.graph), recipe, target), folded
+
+
+def read(model: keras.Model, input_shape: Any) -> Graph:
+    """The calls of a float model, with static shapes.
+
+    Raises:
+        ValueError: open or empty shapes, an `input_shape` that does not fit, or a `call` that cannot be followed.
+    """
+    inputs = inputs_of(model, input_shape)
+    check_static(model.name, inputs)
+    try:
+        graph = trace(model, lambda op: is_known(op) or remedy(op) is not None, input_shape)
+    except ValueError as error:
+        if input_shape is None:
+            raise
+        raise ValueError(f"{model.name}: with input_shape={input_shape}: {error}") from error
+    check_dtypes(graph)
+    return graph
+
+
+def check_dtypes(graph: Graph) -> None:
+    """Refuse inputs that are no numbers, and float64 (a model without weights may compute in it, too).
+
+    Raises:
+        ValueError: naming the input or the layer.
+    """
+    given = {id(t): t for t in keras.tree.flatten(graph.inputs)}
+    for t in given.values():
+        if not t.dtype.startswith(("float", "bfloat", "int", "uint", "bool")):
+            raise ValueError(
+                f"{graph.name}: input '{t.name}' is of type {t.dtype}, which no integer kernel reads. Keep what makes "
+                "numbers of it in the application's preprocessing, and give the model those numbers."
+            )
+    for node in graph.nodes:
+        read = {t.dtype for t in node.inputs if id(t) in given}
+        if "float64" in ([node.op.compute_dtype] if isinstance(node.op, keras.layers.Layer) else read):
+            raise ValueError(
+                f"{node.name} ({type(node.op).__name__}): it computes in float64; kquant reads float32. Rebuild the "
+                "model with dtype float32, its inputs and constants too."
+            )
+
+
+def expanded(graph: Graph, target: targets.Target) -> keras.Model:
+    """`expand_graph`, or all that it refuses at once.
+
+    Raises:
+        ValueError: naming every layer without a rule, and every one that its rule refuses, with the remedy.
+    """
+    problems = unknown_layers(graph)
+    try:
+        if not problems:
+            return expand_graph(graph)
+    except ValueError as error:
+        problems = _refusals(graph)
+        if len(problems) < 2:
+            raise error
+        raise ValueError(describe(problems, target)) from error
+    raise ValueError(describe([*problems, *_refusals(graph)], target))
+
+
+def _refusals(graph: Graph) -> list[Problem]:
+    """The calls that `expand_graph` refuses, each tried alone."""
+    problems = []
+    for node in graph.nodes:
+        try:
+            if is_known(node.op) and all(t.shape for t in node.inputs):  # without axes: what made it is refused
+                expand_graph(alone(node))
+        except ValueError as error:
+            kind = type(node.op).__name__
+            reason = str(error).removeprefix(f"{node.name} ({kind}): ").removeprefix(f"{node.name}: ").rstrip(".")
+            problems.append(Problem(node.name, kind, reason))
+    return problems
+
+
+def unknown_layers(graph: Graph) -> list[Problem]:
+    """Layers without a rule; one that was unfolded shows once, with the operations in it that have none."""
+    found: dict[int, tuple[Any, set[str]]] = {}
+    remedies: dict[str, str] = {}
+    for node in graph.nodes:
+        if not is_known(node.op):
+            owner = None if isinstance(node.op, keras.layers.Layer) else node.owner
+            kind = type(node.op).__name__
+            found.setdefault(id(owner or node.op), (owner, set()))[1].add(kind)
+            remedies[kind] = remedy(node.op) or ""
+    problems = []
+    for node in graph.nodes:
+        owner = None if isinstance(node.op, keras.layers.Layer) else node.owner
+        owner, kinds = found.pop(id(owner or node.op), (None, set()))
+        said = "; ".join(f"{k}: {remedies[k]}" for k in sorted(kinds) if remedies[k])
+        if owner is not None:
+            reason = f"it unfolds into {', '.join(sorted(kinds))}, which kquant has no rule for; {said or REPLACE}"
+            problems.append(Problem(owner.name, type(owner).__name__, reason))
+        elif kinds:
+            reason = remedy(node.op) or f"kquant has no rule for it; {REPLACE}"
+            problems.append(Problem(node.name, type(node.op).__name__, reason))
+    return problems
+
+
+def check_recipe(recipe: recipes.Recipe) -> None:
+    """Refuse what no stage could carry out later.
+
+    Raises:
+        ValueError: an unknown observer, one that is not for weights, or a live batch norm without folding.
+    """
+    if recipe.training.batch_norm == "live" and not recipe.fold:
+        raise ValueError(
+            f"recipe '{recipe.name}': batch_norm = \"live\" needs fold = true: a live batch norm belongs to the layer "
+            "before it."
+        )
+    for settings in (recipe.activations.model_dump(), *(rule.activations for rule in recipe.rules)):
+        if "observer" in settings:
+            observers.find(settings["observer"])
+    for settings in (recipe.weights.model_dump(), *(rule.weights for rule in recipe.rules)):
+        if "observer" in settings:
+            observers.check_for_weights(settings["observer"])
+
+
+def is_known(op: Any) -> bool:
+    """Layers and operations that stay whole when a float model is read."""
+    return find(op) is not None
+
+
+def check_model(model: Any) -> None:
+    """Refuse what kquant cannot take, with the way out.
+
+    Raises:
+        ValueError: no Keras 3 model, quantized already (by Keras too), weights that are not float32 or not finite.
+    """
+    if not isinstance(model, keras.Model):
+        raise ValueError(_no_model(model))
+    if any(isinstance(layer, FakeQuant | Compressed) for layer in model._flatten_layers()):
+        raise ValueError(f"{model.name}: this model is quantized already; pass the float model.")
+    grids = [layer.name for layer in model._flatten_layers() if getattr(layer, "quantization_mode", None)]
+    if grids:
+        raise ValueError(
+            f"{model.name}: Keras quantized {first_of(grids)} (`model.quantize`); kquant finds its own grids. Pass the "
+            "float model, as it was before."
+        )
+    for variable in model.variables:
+        if "float" in variable.dtype and variable.dtype != "float32":
+            raise ValueError(
+                f"{model.name}: variable '{variable.path}' is {variable.dtype}; kquant reads float32 weights. Rebuild "
+                "the model with dtype float32 (or mixed_float16, which keeps float32 weights) and copy the weights."
+            )
+    check_finite(model)
+
+
+def warn_lost_losses(model: keras.Model) -> None:
+    """Name layers whose activity regularizer training will not see: their outputs are computed inside a wrapper."""
+    lost = [layer.name for layer in model._flatten_layers() if layer.activity_regularizer is not None]
+    if lost:
+        warnings.warn(
+            f"quantize: the activity regularizers of {', '.join(lost)} do not act on the quantized model; kernel and "
+            "bias regularizers do. Add the penalty to the loss where training needs it.",
+            stacklevel=3,
+        )
+
+
+def _no_model(given: Any) -> str:
+    """What to say of something that is not a Keras 3 model."""
+    kind = f"{type(given).__module__}.{type(given).__name__}"
+    if any(cls.__module__.startswith(KERAS_2) for cls in type(given).__mro__):
+        return (
+            f"{getattr(given, 'name', 'model')}: this is a Keras 2 model ({kind}); kquant reads Keras 3. Build the "
+            "same model with Keras 3 (`import keras`) and copy the weights: `new.set_weights(old.get_weights())`."
+        )
+    if isinstance(given, str | Path):
+        return f"quantize: expected a keras.Model. Received: the path {given}; load it with keras.models.load_model."
+    return f"quantize: expected a keras.Model. Received: {kind}."
+
+
+def warn_simulated(qmodel: keras.Model) -> None:
+    """Say before any training that no kernel has activations of such a width: `export` refuses the model."""
+    found = {layer.spec.bits for layer in qmodel._flatten_layers() if isinstance(layer, FakeQuant)} - set(KERNEL_BITS)
+    if found:
+        warnings.warn(
+            f"quantize: activations of {' and '.join(map(str, sorted(found)))} bits are simulated only: kquant.export "
+            "will refuse this model, because kernels have 8 or 16 (weights may have 2 to 8). Take activations of 8 or "
+            "16 bits where a file is wanted.",
+            stacklevel=3,
+        )
+
+
+def warn_narrowed(plan: Plan) -> None:
+    """Name layers that were to have 16-bit activations, where the target has an 8-bit kernel only."""
+    found = sorted({f"{n.name} ({type(n.op).__name__})" for n in plan.widths.narrowed})
+    if found:
+        warnings.warn(
+            f"quantize: {plan.target.title}, as kquant writes it, has no 16-bit kernel for {', '.join(found)}; they "
+            "compute in 8 bits between two QUANTIZE. docs/layers.md lists what has one.",
+            stacklevel=3,
+        )
+
+
+def warn_unpacked(plan: Plan) -> None:
+    """Name layers that were to have 4-bit weights, and will not have them two to a byte."""
+    stored: dict[bool, set[str]] = {False: set(), True: set()}
+    avoided: dict[str, Packing] = {}
+    for node in plan.graph.nodes:
+        found, wanted = plan.packings.get(id(node.op)), plan.settings[id(node.op)].weights
+        if found is None or found.packed or wanted.bits > PACKED_BITS:
+            continue
+        if found.avoided:
+            avoided[node.name] = found
+        else:
+            wide = found.bits > PACKED_BITS
+            stored[wide].add(f"{node.name} ({found.bits} bits)" if wide else node.name)
+    said = f"quantize: {plan.target.title} takes no packed 4-bit weights for "
+    if stored[False]:
+        warnings.warn(
+            f"{said}{', '.join(sorted(stored[False]))}; their codes have 4 bits and are stored in 8. Give them 8 bits: "
+            "`weights = { unpacked_bits = 8 }` costs no byte.",
+            stacklevel=3,
+        )
+    if stored[True]:
+        warnings.warn(f"{said}{', '.join(sorted(stored[True]))}, as `unpacked_bits` says.", stacklevel=3)
+    if avoided:
+        warnings.warn(
+            f"quantize: {', '.join(map(str, sorted({p.bits for p in avoided.values()})))}-bit weights for "
+            f'{first_of(avoided)}, as `prefer = "latency"` says: packed 4-bit ones would cost '
+            f"{times(p.slowdown for p in avoided.values())} the latency on {plan.target.title}. A rule with "
+            '`prefer = "bytes"` packs those that it names.',
+            stacklevel=3,
+        )
+
+
+def warn_dead(plan: Plan) -> None:
+    """Name layers whose output channels compute nothing: they cost bytes and time, and hint at a lost checkpoint."""
+    for op in {id(node.op): node.op for node in plan.graph.nodes if id(node.op) in plan.weights}.values():
+        rule = find(op, plan.target)
+        if rule is None or rule.weights is None:
+            continue
+        kernel = getattr(op, rule.weights.kernel).numpy()
+        kept = {axis % kernel.ndim for axis in rule.weights.channel_axes}
+        summed = tuple(axis for axis in range(kernel.ndim) if axis not in kept)
+        dead = ~np.any(kernel, axis=summed)
+        if dead.all():
+            warnings.warn(f"{op.name}: every weight is 0; were the weights loaded?", stacklevel=3)
+        elif dead.any():
+            warnings.warn(
+                f"{op.name}: the weights of {int(dead.sum())} of its {dead.size} output channels are all 0; the file "
+                "keeps them. Take them out of the model, or check the checkpoint.",
+                stacklevel=3,
+            )

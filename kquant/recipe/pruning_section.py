@@ -1,0 +1,53 @@
+"""The `[pruning]` section of a recipe: what `kquant.prune` is asked for, as data."""
+
+from __future__ import annotations
+
+from numbers import Integral
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from kquant.recipe.training_section import Strict
+
+
+def structure_name(given: Any) -> Any:
+    """A block size as tfmot gives it, (inputs, outputs), by kquant's name; everything else as it is.
+
+    Example:
+        >>> structure_name((4, 1)), structure_name("2:4")
+        ('4x1', '2:4')
+    """
+    pair = isinstance(given, list | tuple) and len(given) == 2
+    if pair and all(isinstance(n, Integral) and not isinstance(n, bool) for n in given):
+        return f"{given[0]}x{given[1]}"
+    return given
+
+
+class Pruning(Strict):
+    """How kernels are pruned; the arguments of `kquant.prune` and `kquant.SparsitySchedule` by the same names.
+
+    `schedule` "constant" has `sparsity` from the call on, "polynomial" comes from `initial` at step `begin` to
+    `sparsity` at step `end`.
+    """
+
+    sparsity: float = Field(0.5, ge=0.0, lt=1.0)
+    schedule: Literal["constant", "polynomial"] = "constant"
+    initial: float = Field(0.0, ge=0.0, lt=1.0)
+    begin: int = Field(0, ge=0)
+    end: int | None = Field(None, ge=0)
+    power: float = Field(3.0, gt=0.0)
+    frequency: int = Field(10, ge=1)
+    structure: Annotated[str, BeforeValidator(structure_name)] = Field(
+        "unstructured", pattern=r"^(unstructured|[1-9]\d*x[1-9]\d*|[1-9]\d*:[1-9]\d*)$"
+    )
+    pooling: Literal["mean", "max"] = "mean"
+    scope: Literal["layer", "global"] = "layer"
+    criterion: Literal["magnitude", "movement"] = "magnitude"
+    gradient: Literal["straight-through", "masked"] = "straight-through"
+    depthwise: bool = False
+
+    @model_validator(mode="after")
+    def _ramp_has_an_end(self) -> Pruning:
+        if self.schedule == "polynomial" and self.end is None:
+            raise ValueError("schedule 'polynomial' needs `end`, the training step at which `sparsity` is reached")
+        return self

@@ -1,0 +1,380 @@
+"""Recipes: how a model is to be quantized, as strict TOML or as the same Python objects.
+
+name = "int8"
+[activations]
+bits = 8
+[[rules]]                  # the last rule that matches a layer wins
+layer = "head_*"           # name pattern; or  type = "Dense"; or  position = "first" | "last"
+weights = { per_axis = false }
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+
+from kquant.core.messages import did_you_mean
+from kquant.core.quant_spec import Kind, QuantSpec
+from kquant.files.untrusted import MOST_SETTINGS_BYTES, check_plain, parse_toml, read_json, read_text
+from kquant.graph.origin import fits
+from kquant.recipe import litert_quantizer
+from kquant.recipe.clustering_section import Clustering
+from kquant.recipe.pruning_section import Pruning
+from kquant.recipe.training_section import Oscillations, Progressive, Strict, Training, idle, plain
+
+
+class Activations(Strict):
+    """Grid and observer of activations; more than 8 bits are symmetric, as the 16-bit kernels want them."""
+
+    bits: int = Field(8, ge=2, le=16)
+    symmetric: bool = False
+    signed: bool = True
+    kind: Literal["uniform", "power-of-two"] = "uniform"
+    observer: str = "percentile"
+
+    def spec(self, bits: int | None = None) -> QuantSpec:
+        """The grid, at another width where `bits` says so."""
+        bits = bits or self.bits
+        return QuantSpec(bits, self.symmetric or bits > 8, signed=self.signed, kind=self.kind)
+
+
+class WeightGrid(Strict):
+    """Grid of kernels: symmetric, without its lowest code; "float16" stores them so instead.
+
+    `unpacked_bits` is the width of those layers whose 4-bit codes the target would keep in 8 bits; None leaves it at
+    `bits`.
+    """
+
+    bits: int = Field(8, ge=2, le=8)
+    unpacked_bits: int | None = Field(None, ge=2, le=8)
+    symmetric: Literal[True] = True
+    per_axis: bool = True
+    kind: Kind = "uniform"
+    dtype: Literal["int", "float16"] = "int"
+    observer: str = "minmax"
+
+    def spec(self) -> QuantSpec:
+        """The grid."""
+        return QuantSpec(self.bits, symmetric=True, narrow=True, per_axis=self.per_axis, kind=self.kind)
+
+
+# What weights of up to 4 bits are for: packed wherever the target takes them so, or only where that costs no time.
+Prefer = Literal["bytes", "latency"]
+
+# The tables that a rule may change for its layers.
+SECTIONS: dict[str, type[BaseModel]] = {
+    "activations": Activations,
+    "weights": WeightGrid,
+    "training": Training,
+    "pruning": Pruning,
+    "clustering": Clustering,
+}
+
+
+class Step(BaseModel):
+    """One thing to do to the quantized model before export: a name, or a table of a name and its options."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, given: Any) -> Any:
+        return {"name": given} if isinstance(given, str) else given
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Arguments of the step beside the model and the data."""
+        return dict(self.model_extra or {})
+
+
+class LayerRule(Strict):
+    """Settings for the layers that match all of `layer`, `type` and `position` that are given."""
+
+    layer: str | None = None
+    type: str | None = None
+    position: Literal["first", "last"] | None = None
+    activations: dict[str, Any] = Field(default_factory=dict)
+    weights: dict[str, Any] = Field(default_factory=dict)
+    training: dict[str, Any] = Field(default_factory=dict)
+    pruning: dict[str, Any] = Field(default_factory=dict)
+    clustering: dict[str, Any] = Field(default_factory=dict)
+    prefer: Prefer | None = None
+    skip: bool | None = None
+    stays_float: bool | None = Field(None, alias="float")
+
+    @model_validator(mode="after")
+    def _has_condition(self) -> LayerRule:
+        if not (self.layer or self.type or self.position):
+            raise ValueError("a rule needs layer, type or position")
+        return self
+
+    @field_validator("activations", "weights", "training", "pruning", "clustering")
+    @classmethod
+    def _known_settings(cls, given: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        section = SECTIONS[str(info.field_name)]
+        if "batch_norm" in given:
+            raise ValueError("training.batch_norm holds for the whole recipe; give it in [training]")
+        try:
+            section(**given)
+        except ValidationError as error:
+            raise ValueError("; ".join(_explain(e, section) for e in error.errors())) from None
+        return plain(given)
+
+    def matches(self, name: str, kind: str, position: str | None) -> bool:
+        """True where the rule speaks for this layer."""
+        return (
+            (self.layer is None or fits(name, self.layer))
+            and (self.type is None or fits(kind, self.type))
+            and (self.position is None or self.position == position)
+        )
+
+
+class Settings(NamedTuple):
+    """What a recipe says of one layer.
+
+    Attributes:
+        activations, weights: grids.
+        skip: left float in the model only; `export` refuses it.
+        stays_float: left float in the file too.
+        training: how it trains.
+        prefer: where weights of up to 4 bits are packed.
+    """
+
+    activations: Activations
+    weights: WeightGrid
+    skip: bool
+    stays_float: bool
+    training: Training
+    prefer: Prefer = "bytes"
+
+
+class Recipe(Strict):
+    """A whole recipe.
+
+    Attributes:
+        steps: what `kquant.compress` does between `quantize` and `export`, in order.
+        mode: "static" quantizes activations with calibrated ranges; the two others leave them float: "dynamic" has the
+            kernels quantize them as they run, "weight-only" has them compute in float with weights stored small.
+        prefer: "bytes" packs weights of up to 4 bits wherever the target takes them so; "latency" gives those layers 8
+            bits whose operator the target's runtime computes slower with packed weights.
+
+    Example:
+        >>> recipe = Recipe(name="mine", rules=[{"type": "Dense", "weights": {"per_axis": False}}])
+        >>> recipe.settings([("head", "Dense")], None)[1].per_axis
+        False
+    """
+
+    name: str
+    title: str = ""
+    fold: bool = True
+    mode: Literal["static", "dynamic", "weight-only"] = "static"
+    prefer: Prefer = "bytes"
+    activations: Activations = Activations()
+    weights: WeightGrid = WeightGrid()
+    training: Training = Training()
+    pruning: Pruning | None = None
+    clustering: Clustering | None = None
+    steps: tuple[Step, ...] = Field((Step(name="calibrate"),), strict=False)  # a list will do, as TOML has no tuples
+    rules: tuple[LayerRule, ...] = Field((), strict=False)
+
+    @model_validator(mode="after")
+    def _may_act(self) -> Recipe:
+        changes = [table for rule in self.rules for table in (rule.activations, rule.weights)]
+        widths = [self.activations.bits, self.weights.bits, self.weights.unpacked_bits]
+        widths += [table.get(key) for table in changes for key in ("bits", "unpacked_bits")]
+        tables = [self.training.model_dump(by_alias=True), *(rule.training for rule in self.rules)]
+        found = idle(tables, min(width for width in widths if width))
+        if found:
+            raise ValueError(f"{found}. Change it, or leave it out")
+        return self
+
+    def settings(self, names: Sequence[tuple[str, str]], position: str | None) -> Settings:
+        """What holds for one layer, given as (name, class) under which it is known; the last matching rule wins."""
+        found = Settings(self.activations, self.weights, False, self.mode != "static", self.training, self.prefer)
+        for rule in self.rules:
+            if any(rule.matches(name, kind, position) for name, kind in names):
+                activations = found.activations.model_copy(update=rule.activations)
+                weights = found.weights.model_copy(update=rule.weights)
+                skip = found.skip if rule.skip is None else rule.skip
+                stays = found.stays_float if rule.stays_float is None else rule.stays_float or self.mode != "static"
+                training = Training.model_validate({**found.training.model_dump(by_alias=True), **rule.training})
+                found = Settings(activations, weights, skip, stays, training, rule.prefer or found.prefer)
+        return found
+
+    def clustering_of(self, names: Sequence[tuple[str, str]], position: str | None) -> Clustering | None:
+        """How the weights of one layer are shared; None: not at all."""
+        found = self.clustering
+        for rule in self.rules if found is not None else ():
+            if found is not None and any(rule.matches(name, kind, position) for name, kind in names):
+                found = found.model_copy(update=rule.clustering)
+        return found if found is not None and found.clusters else None
+
+
+def names() -> list[str]:
+    """The recipes that ship with kquant."""
+    return sorted(p.name.removesuffix(".toml") for p in _folder().iterdir() if p.name.endswith(".toml"))
+
+
+def load(recipe: str | Path | dict[str, Any] | Recipe) -> Recipe:
+    """A recipe by name, file, plain data, or as it is.
+
+    Raises:
+        ValueError: unknown name or key, or a wrong value; names the nearest one that exists.
+
+    Example:
+        >>> load("int8").activations.bits
+        8
+    """
+    if isinstance(recipe, Recipe):
+        return recipe
+    if isinstance(recipe, dict):
+        return _parse(recipe, "recipe")
+    if not isinstance(recipe, str | Path):
+        raise ValueError(f"recipe: expected a name, a .toml or .json file, a dict or a Recipe. Received: {recipe!r}.")
+    path = Path(recipe)
+    if path.suffix == ".json":
+        return recipe_from_aeq(path)
+    if path.suffix == ".toml":
+        if not path.is_file():
+            raise ValueError(f"recipe: no file {path}.")
+        return _read(read_text(path, str(path), MOST_SETTINGS_BYTES), str(path))
+    if str(recipe) not in names():
+        hint = did_you_mean(recipe, names())
+        raise ValueError(
+            f"recipe: no recipe '{recipe}'.{hint} There are: {', '.join(names())}; or give a .toml or .json file."
+        )
+    return _read((_folder() / f"{recipe}.toml").read_text("utf-8"), f"{recipe}.toml")
+
+
+def recipe_from_aeq(recipe: str | Path | list[dict[str, Any]], name: str | None = None) -> Recipe:
+    """A recipe of LiteRT Quantizer (once AI Edge Quantizer) as kquant's own.
+
+    Args:
+        recipe: path of its JSON file, or its entries.
+        name: of the new recipe; the file's name by default.
+
+    Returns:
+        The recipe. Its observer is "minmax", which is that tool's calibration.
+
+    Raises:
+        ValueError: no such file, or a key or value without counterpart, with the reason.
+
+    Example:
+        >>> entries = kquant.recipe_to_aeq(kquant.Recipe(name="mine", activations={"observer": "minmax"}))
+        >>> kquant.recipe_from_aeq(entries).weights.per_axis
+        True
+    """
+    where, entries = "recipe", recipe
+    if isinstance(recipe, str | Path):
+        where = str(recipe)
+        if not Path(recipe).is_file():
+            raise ValueError(f"recipe: no file {recipe}.")
+        entries = read_json(recipe, where)
+        check_plain(entries, where)
+        name = name or Path(recipe).stem
+    return _parse(litert_quantizer.read(entries, name or "aeq", where), where)
+
+
+def recipe_to_aeq(recipe: str | Path | dict[str, Any] | Recipe) -> list[dict[str, Any]]:
+    """A recipe as LiteRT Quantizer's entries, for `json.dump`.
+
+    What it has no place for is a warning, where the recipe says anything of it: observers, steps and training. Folding
+    is a matter of the float model there.
+
+    Args:
+        recipe: see `kquant.quantize`.
+
+    Returns:
+        Its entries.
+
+    Raises:
+        ValueError: a key or value without counterpart, with the reason; a recipe that prunes or clusters.
+
+    Example:
+        >>> recipe = kquant.Recipe(name="mine", activations={"observer": "minmax"})
+        >>> kquant.recipe_to_aeq(recipe)[0]["op_config"]["weight_tensor_config"]["granularity"]
+        'CHANNELWISE'
+    """
+    chosen = load(recipe)
+    where = f"recipe '{chosen.name}'"
+    entries = litert_quantizer.write(chosen.model_dump(by_alias=True), where)
+    if chosen.prefer != "bytes" or any(rule.prefer for rule in chosen.rules):
+        warnings.warn(
+            f"{where}: prefer: LiteRT Quantizer's recipe has no place for it; that tool decides by itself which "
+            "operators have packed 4-bit weights.",
+            stacklevel=2,
+        )
+    lost = [name for name in ("training", "steps") if getattr(chosen, name) != Recipe.model_fields[name].default]
+    lost += ["training of rules"] if any(rule.training for rule in chosen.rules) else []
+    if lost:
+        warnings.warn(
+            f"{where}: {', '.join(lost)}: LiteRT Quantizer's recipe has no place for them; its file gets ranges of "
+            "calibration and weights rounded to nearest.",
+            stacklevel=2,
+        )
+    return entries
+
+
+def recipe_to_toml(recipe: str | Path | dict[str, Any] | Recipe) -> str:
+    """A recipe as the text of a TOML file, without what is so by default.
+
+    Args:
+        recipe: see `kquant.quantize`.
+
+    Returns:
+        The text; `Path("mine.toml").write_text(...)` makes it a recipe for every verb and command.
+
+    Example:
+        >>> print(kquant.recipe_to_toml({"name": "mine", "weights": {"bits": 4}}))
+        name = "mine"
+        <BLANKLINE>
+        [weights]
+        bits = 4
+        <BLANKLINE>
+    """
+    return tomli_w.dumps(load(recipe).model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude_none=True))
+
+
+def _folder() -> Any:
+    """Inside the wheel `kquant/recipes`; in a checkout the folder beside the package."""
+    packaged = resources.files("kquant") / "recipes"
+    return packaged if packaged.is_dir() else Path(__file__).parents[2] / "recipes"
+
+
+def _read(text: str, where: str) -> Recipe:
+    return _parse(parse_toml(text, where), where)
+
+
+def _parse(data: dict[str, Any], where: str) -> Recipe:
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        raise ValueError("\n".join(f"{where}: {_explain(e, Recipe)}" for e in error.errors())) from None
+
+
+def _explain(error: Any, section: type[BaseModel]) -> str:
+    """What is wrong with one key of a section."""
+    path = ".".join(str(p) for p in error["loc"])
+    if error["type"] != "extra_forbidden":
+        said = error["msg"].removeprefix("Value error, ").rstrip(".")
+        # a message of ours has told what was received
+        if not path and section is Recipe:
+            return f"{said}."
+        place = path or "the rule"
+        told = "Known here" in said or "Received: " in said
+        return f"{place}: {said}." if told else f"{place}: {said}. Received: {error['input']!r}."
+    known = _keys_at(error["loc"][:-1], section)
+    return f"unknown key '{path}'.{did_you_mean(error['loc'][-1], known)} Known here: {', '.join(known)}."
+
+
+def _keys_at(loc: tuple[Any, ...], section: type[BaseModel]) -> list[str]:
+    sections = {**SECTIONS, "rules": LayerRule, "progressive": Progressive, "oscillations": Oscillations}
+    found = next((sections[str(part)] for part in reversed(loc) if str(part) in sections), section)
+    return [field.alias or name for name, field in found.model_fields.items()]

@@ -1,0 +1,321 @@
+"""A ladder of recipes, cheap ones first, that stops where the accuracy holds.
+
+    as given -> other ranges -> equalization -> bias correction -> AdaRound -> more bits for the most sensitive layers
+    -> 16-bit activations everywhere -> the advice to train
+
+A rung that helps is kept, and the next one starts from it. Every rung is a recipe, so that what the search found can be
+written down, and made again by `kquant.compress`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from tqdm.auto import tqdm
+
+from kquant import targets
+from kquant.analysis.diagnosis import analyze
+from kquant.correct.steps import RANGES, apply_steps
+from kquant.exporting.export_file import file_content
+from kquant.files.finished_work import Kept
+from kquant.graph.watched import state_kept
+from kquant.prepare.quantization import quantize
+from kquant.recipe.recipe import Recipe, Step, load
+from kquant.search.search_state import rounded, search_state
+from kquant.tflite.lowering import lower
+from kquant.views.quantized_model import places, read
+
+OBSERVERS = ("mse", "percentile", "kl", "minmax")  # tried in this order; see docs/benchmarks.md
+WIDE = {"bits": 16, "observer": "minmax"}
+SAMPLES = 256  # that the sensitivity of layers is measured on
+ADVICE = (
+    "train the best model: result.model.compile(...); result.model.fit(train, epochs=2) starts from its ranges; "
+    "docs/recipes.md has the settings."
+)
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One recipe that was tried.
+
+    Attributes:
+        name: what it adds.
+        recipe: plain data of the whole recipe.
+        score: what `evaluate` gave for the quantized model; -inf where the rung failed.
+        drop: of the float model's score, minus this one.
+        file_bytes: size of the TFLite file that `kquant.export` writes; 0 where the rung failed.
+        seconds: that it took.
+        kept: True where it is the best so far, so that later rungs start from it.
+        failed: why there is no model of this recipe, else "".
+    """
+
+    name: str
+    recipe: dict[str, Any]
+    score: float
+    drop: float
+    file_bytes: int
+    seconds: float
+    kept: bool = False
+    failed: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Tuned:
+    """What `kquant.autotune` found.
+
+    Attributes:
+        model: the best quantized model.
+        recipe: that made it.
+        float_score: of the float model.
+        max_drop: the budget.
+        rungs: in the order they were tried.
+        advice: what to do where the budget does not hold, else "".
+    """
+
+    model: keras.Model
+    recipe: Recipe
+    float_score: float
+    max_drop: float
+    rungs: tuple[Rung, ...]
+    advice: str
+
+    @property
+    def best(self) -> Rung:
+        """The rung of `model`."""
+        return [rung for rung in self.rungs if rung.kept][-1]
+
+    @property
+    def ok(self) -> bool:
+        """True where the budget holds."""
+        return self.best.drop <= self.max_drop
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        return {
+            "ok": self.ok,
+            "float_score": self.float_score,
+            "max_drop": self.max_drop,
+            "best": self.best.name,
+            "rungs": [asdict(rung) for rung in self.rungs],
+            "advice": self.advice,
+        }
+
+
+def autotune(
+    model: keras.Model,
+    data: Any,
+    evaluate: Callable[[keras.Model], float],
+    *,
+    max_drop: float = 0.01,
+    target: str = "litert",
+    recipe: Any = "int8",
+    folder: str | Path | None = None,
+    verbose: bool = True,
+) -> Tuned:
+    """Climb from the given recipe to dearer ones until the accuracy holds.
+
+    Args:
+        model: a built float Keras model; it is not changed.
+        data: representative samples, see `kquant.calibrate`.
+        evaluate: `(keras model) -> float`, higher is better; it is called with the float model and with quantized ones,
+            which compute what their files compute.
+        max_drop: the score may lie this far below the float model's.
+        target: where the file is to run.
+        recipe: the first rung.
+        folder: keep finished rungs there, in rungs.json; the same call, with data in the same order, goes on where it
+            was stopped. No model is kept: the best model is made again from its recipe. Failed rungs are tried again.
+        verbose: show a progress bar.
+
+    Returns:
+        The best model, its recipe, and a row for every rung.
+
+    Raises:
+        ValueError: what the first rung raises (a later one that cannot be made is reported as failed), a score of the
+            float model that is no number, or a folder of another search.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+        >>> x = np.random.default_rng(0).normal(size=(64, 4)).astype("float32")
+        >>> wanted = model.predict(x, verbose=0).argmax(-1)
+        >>> score = lambda m: float(np.mean(m.predict(x, verbose=0).argmax(-1) == wanted))
+        >>> kquant.autotune(model, x, score, max_drop=0.1, verbose=False).ok
+        True
+    """
+    if not max_drop >= 0:
+        raise ValueError(f"autotune: max_drop must be 0 or more. Received: {max_drop}.")
+    base = load(recipe)
+    float_score = _score(evaluate, model, "the float model")
+    options = {"target": target, "float_score": rounded(float_score)}
+    kept = search_state(folder, "rungs.json", "autotune", model, data, base, **options)
+    search = _Search(model, data, evaluate, target, kept, float_score, max_drop)
+    with tqdm(desc="autotune, at most", unit="rung", disable=not verbose, total=1) as bar:
+        for name, tried in _ladder(search, base):
+            bar.set_postfix_str(name)
+            search.climb(name, tried)
+            bar.total = _most_rungs(search, base)  # the first rung tells how many layers there are
+            bar.update()
+            if search.best.drop <= max_drop:
+                break
+    found = search.result
+    return found if found.ok else replace(found, advice=ADVICE)
+
+
+def _score(evaluate: Callable[[keras.Model], float], model: keras.Model, which: str) -> float:
+    with state_kept(model):
+        given = evaluate(model)
+    try:
+        found = float(given)
+    except (TypeError, ValueError):
+        found = float("nan")
+    if not np.isfinite(found):
+        raise ValueError(f"autotune: evaluate must return a finite number. For {which} it returned {given!r}.")
+    return found
+
+
+def _ladder(search: _Search, base: Recipe) -> Iterator[tuple[str, Recipe]]:
+    """The rungs; each reads what is the best so far when its turn comes."""
+    yield f"as given ({base.name})", base
+    if base.mode != "static":
+        return
+    for observer in OBSERVERS:
+        if observer != base.activations.observer:
+            chosen = search.recipe.activations.model_copy(update={"observer": observer})
+            yield f"{observer} ranges", search.recipe.model_copy(update={"activations": chosen})
+    yield "equalization", _with_steps(search.recipe, "equalize", before=RANGES)
+    plain, few = search.recipe, search.recipe.weights.bits < 8
+    if "adaround" not in [step.name for step in plain.steps]:  # not both: the rounding sees to the means
+        yield "bias correction", _with_steps(plain, "bias")
+        rounded = _with_steps(plain, "sequential-mse") if few else plain
+        yield "AdaRound", _with_steps(rounded, "adaround")
+    wide = any(op.int16x8 for op in targets.load(search.target).ops.values())
+    ranked, count = search.sensitive(), 1
+    while count < len(ranked) and (wide or few):
+        for setting in (["weights"] if few else []) + (["activations"] if wide else []):
+            value = WIDE if setting == "activations" else {"bits": 8}
+            rules = [{"layer": name, setting: value} for name in ranked[:count]]
+            added = Recipe.model_validate({"name": "rules", "rules": rules}).rules
+            width = "16-bit activations" if setting == "activations" else "8-bit weights"
+            plural = "layer" if count == 1 else f"{count} layers"
+            name = f"{width} for the most sensitive {plural}"
+            yield name, search.recipe.model_copy(update={"rules": (*search.recipe.rules, *added)})
+        count *= 2
+    if few:
+        eight = search.recipe.weights.model_copy(update={"bits": 8})
+        yield "8-bit weights", search.recipe.model_copy(update={"weights": eight})
+    if wide:
+        chosen = search.recipe.activations.model_copy(update=WIDE)
+        yield "16-bit activations", search.recipe.model_copy(update={"activations": chosen})
+
+
+def _most_rungs(search: _Search, base: Recipe) -> int:
+    """How many rungs `_ladder` has where none holds the budget, one for each name it may yield."""
+    if base.mode != "static":
+        return 1
+    wide = any(op.int16x8 for op in targets.load(search.target).ops.values())
+    few = base.weights.bits < 8
+    layers = 0 if search.qmodel is None else len(places(read(search.qmodel)))
+    doublings = max(layers - 1, 0).bit_length()
+    before = 2 + len([name for name in OBSERVERS if name != base.activations.observer])
+    rounded = 0 if "adaround" in [step.name for step in base.steps] else 2
+    return before + rounded + (doublings + 1) * (few + wide)
+
+
+def _with_steps(recipe: Recipe, name: str, before: tuple[str, ...] = ()) -> Recipe:
+    """The recipe with one more step, at the end or before the first of some others."""
+    names = [step.name for step in recipe.steps]
+    if name in names:
+        return recipe
+    place = next((i for i, step in enumerate(names) if step in before), len(names))
+    steps = (*recipe.steps[:place], Step(name=name), *recipe.steps[place:])
+    return recipe.model_copy(update={"steps": steps})
+
+
+class _Search:
+    """What has been tried, and the best of it."""
+
+    def __init__(
+        self, model: keras.Model, data: Any, evaluate: Any, target: str, kept: Kept, float_score: float, budget: float
+    ) -> None:
+        self.model, self.data, self.evaluate = model, data, evaluate
+        self.target, self.kept, self.float_score, self.budget = target, kept, float_score, budget
+        self.rungs: list[Rung] = []
+        self.earlier = kept.rows("rungs", Rung)
+        self.qmodel: keras.Model | None = None
+
+    @property
+    def best(self) -> Rung:
+        """The rung that later ones start from."""
+        return [rung for rung in self.rungs if rung.kept][-1]
+
+    @property
+    def recipe(self) -> Recipe:
+        """Of the best rung."""
+        return load(self.best.recipe)
+
+    @property
+    def result(self) -> Tuned:
+        """All there is so far."""
+        return Tuned(self.best_model(), self.recipe, self.float_score, self.budget, tuple(self.rungs), "")
+
+    def best_model(self) -> keras.Model:
+        """Of the best rung; made again where it was found by an earlier call."""
+        if self.qmodel is None:
+            self.qmodel = self.make(self.recipe)
+        return self.qmodel
+
+    def make(self, recipe: Recipe) -> keras.Model:
+        """The quantized model of a recipe."""
+        qmodel = quantize(self.model, recipe, target=self.target)
+        return apply_steps(qmodel, recipe.steps, self.data, verbose=False)
+
+    def climb(self, name: str, recipe: Recipe) -> None:
+        """Try a recipe, unless it was tried before."""
+        given = recipe.model_dump(mode="json", by_alias=True)
+        if any(rung.recipe == given for rung in self.rungs):
+            return
+        rung, qmodel = next((r for r in self.earlier if r.name == name and r.recipe == given), None), None
+        if rung is None:
+            rung, qmodel = self.measure(name, recipe)
+        better = not self.rungs or rung.score > self.best.score
+        self.rungs.append(replace(rung, kept=better))
+        if better:
+            self.qmodel = qmodel
+        self.kept.store(rungs=[rung for rung in self.rungs if not rung.failed])
+
+    def measure(self, name: str, recipe: Recipe) -> tuple[Rung, keras.Model | None]:
+        """The model of a recipe and its score; one that fails is reported, unless there is nothing to go back to."""
+        given, started, qmodel = recipe.model_dump(mode="json", by_alias=True), time.perf_counter(), None
+        score, size, failed = -np.inf, 0, ""
+        try:
+            qmodel = self.make(recipe)
+            score = _score(self.evaluate, qmodel, f"the rung '{name}'")
+            size = len(file_content(lower(qmodel)))
+        except ValueError as error:
+            if not self.rungs:
+                raise
+            score, failed = -np.inf, _first_line(error)
+        seconds = time.perf_counter() - started
+        return Rung(name, given, score, self.float_score - score, size, seconds, failed=failed), qmodel
+
+    def sensitive(self) -> list[str]:
+        """Layers by what their quantization costs, most first; none, and a failed row, where it cannot be measured."""
+        started = time.perf_counter()
+        try:
+            found = analyze(self.best_model(), self.data, samples=SAMPLES, remedies=False, verbose=False)
+        except ValueError as error:
+            seconds, failed = time.perf_counter() - started, _first_line(error)
+            name = "sensitivity of the layers"
+            self.rungs.append(Rung(name, self.best.recipe, -np.inf, np.inf, 0, seconds, failed=failed))
+            return []
+        rows = [row for row in found.layers if row.weights is not None and row.sensitivity is not None]
+        return [row.name for row in sorted(rows, key=lambda row: -row.sensitivity.all_but)]
+
+
+def _first_line(error: ValueError) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,297 @@
+"""Structured pruning: channels leave, and the model that is left is a plain, smaller Keras model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import keras
+import numpy as np
+from tqdm.auto import tqdm
+
+from kquant.calibration.data import gather
+from kquant.core.table import Table
+from kquant.graph.given_model import warn_lost_steps
+from kquant.graph.graph import Node, rewrite
+from kquant.graph.output_names import as_keras
+from kquant.shrink.by_score import choose_by_score
+from kquant.shrink.channels import Channels, follow_channels
+from kquant.shrink.choose import Unit, budget, check_widths, choose, ledger, savings
+from kquant.shrink.importance import NAMES, Importance, by_bn_scale, by_l1, by_taylor, norm_behind
+from kquant.shrink.labelled_data import labelled_batches, labelled_count, loss_of
+from kquant.shrink.narrow import narrow_values, narrower
+from kquant.shrink.reconstruct import FEW, Job, can_refit, refit
+from kquant.views.flat_copy import inference_only, plain, read
+
+
+@dataclass(frozen=True)
+class ChannelGroup:
+    """Channels that only leave together with others of their number.
+
+    Attributes:
+        layers: that make them; an addition ties the channels of several layers.
+        width: how many there are.
+        macs: multiply-accumulates of these layers, None where shapes are open.
+        removable: how many of them may leave.
+        reason: why the others must stay, None where all may leave.
+    """
+
+    layers: tuple[str, ...]
+    width: int
+    macs: int | None
+    removable: int
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class ChannelGroups:
+    """What `kquant.channel_groups` found, in the model's order; `str` is a table."""
+
+    groups: tuple[ChannelGroup, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        return asdict(self)
+
+    @property
+    def table(self) -> Table:
+        """A line for each group."""
+        columns = ("layers", "channels", "MACs", "may leave", "the others stay because")
+        rows = tuple(
+            (
+                ", ".join(g.layers),
+                str(g.width),
+                "?" if g.macs is None else f"{g.macs:,}",
+                str(g.removable),
+                g.reason or "",
+            )
+            for g in self.groups
+        )
+        return Table("Channels", columns, rows, right=columns[1:4])
+
+    def __str__(self) -> str:
+        return str(self.table)
+
+
+def channel_groups(model: keras.Model, *, protect: str | Collection[str] = ()) -> ChannelGroups:
+    """Which layers can lose channels, which only together, and which not and why.
+
+    Args:
+        model: a built float Keras model; it is not changed.
+        protect: name patterns of layers whose output keeps its width.
+
+    Returns:
+        One group for each set of channels that the same layers make.
+
+    Raises:
+        ValueError: the model cannot be copied, or a protected layer is not there.
+
+    Example:
+        >>> x = inputs = keras.Input((8, 8, 3))
+        >>> for name in ("a", "b"):
+        ...     y = keras.layers.Conv2D(3, 3, padding="same", name=name)(x)
+        ...     x = y if x is inputs else keras.layers.Add()([x, y])
+        >>> y = keras.layers.Dense(2, name="head")(keras.layers.Flatten()(x))
+        >>> print(kquant.channel_groups(keras.Model(inputs, y)))
+        layers  channels  MACs    may leave  the others stay because
+        a, b           3  10,368          3
+        head           2     384          0  they are outputs of the model
+    """
+    channels = follow_channels(read(plain(model)), protect)
+    try:
+        books = ledger(channels, "macs")
+        macs: dict[str, Any] = {
+            s.name: int(each * m * (r if s.maker else 1))
+            for s, each, m, r in zip(books.sites, books.macs_each, books.makes, books.reads, strict=True)
+        }
+    except ValueError:  # open shapes
+        macs = {}
+    found = []
+    for makers, members in channels.groups():
+        reasons = [channels.fixed[int(c)] for c in members if int(c) in channels.fixed]
+        names = tuple(s.name for s in makers)
+        total = sum(macs[name] for name in names) if macs else None
+        found.append(ChannelGroup(names, len(members), total, len(members) - len(reasons), next(iter(reasons), None)))
+    return ChannelGroups(tuple(found))
+
+
+def prune_channels(
+    model: keras.Model,
+    *,
+    macs: float | None = None,
+    weight_bytes: float | None = None,
+    importance: Importance = "l1",
+    data: Any = None,
+    labels: Any = None,
+    loss: Any = None,
+    reconstruct: bool = True,
+    evaluate: Callable[[keras.Model], float] | None = None,
+    protect: str | Collection[str] = (),
+    minimum: int = 4,
+    multiple: int = 1,
+    verbose: bool = True,
+) -> keras.Model:
+    """A smaller model without the least important channels: convolutions, Dense and all that hangs on them shrink.
+
+    Channels are ranked over the whole model and leave until the budget is met. Those that an addition or a
+    multiplication ties together (residual blocks, squeeze-excite) leave together; layers that mix channels in ways that
+    are not understood, and the model's inputs and outputs, keep their width (`kquant.channel_groups` says which). Then
+    every layer that lost input channels is refitted on `data` so that it gives what it gave before:
+
+        W', b' = argmin sum over samples of |y - (x' W' + b')|^2     y: of the whole model, x': of the smaller one
+
+    Args:
+        model: a built float Keras model; it is not changed.
+        macs: the budget: multiply-accumulates to keep of those in convolutions and Dense, as a share (0.6) or, above 1,
+            a number. One budget is to be given.
+        weight_bytes: the budget: bytes of their weights in an int8 file, as a share or a number.
+        importance: "l1" (size of the filters), "bn-scale" (size of the batch norms' gamma, for models trained with an
+            L1 penalty on it) or "taylor" (what the loss would lose, for each
+            MAC or byte saved; needs data with labels; the best where a few thousand labelled samples are at hand).
+        data: representative samples, see `kquant.calibrate`; for "taylor" (x, y), unless `labels` is given.
+        labels: of `data` where that is an array, float or int[samples, ...].
+        loss: for "taylor", a Keras loss, its name or `(labels, outputs) -> value`; by default what the model is
+            compiled with.
+        reconstruct: refit weights; needs `data`, and is left out without.
+        evaluate: `(keras model) -> float`, higher is better, called for some nine widths of each group alone, refitted
+            on the first 256 of `data` where they are given. Widths are then those that lose least of it for what they
+            save, and `importance` only says which channels of a group leave first.
+        protect: name patterns of layers whose output keeps its width.
+        minimum: channels that every layer keeps at least.
+        multiple: widths that change become a multiple of this; kernels like 8 or 16.
+        verbose: show progress and the new widths.
+
+    Returns:
+        A Functional model of plain layers with the same names, to be compiled and fine-tuned; nothing of kquant in it.
+
+    Raises:
+        ValueError: no budget or two, a budget out of reach, labels or loss missing, a score that is no number, or a
+            model that cannot be copied.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(16, 3), keras.layers.Conv2D(8, 3),
+        ...                           keras.layers.Flatten(), keras.layers.Dense(2)])
+        >>> small = kquant.prune_channels(model, macs=0.5, verbose=False)
+        >>> kquant.cost(small).macs <= 0.5 * kquant.cost(model).macs, small.output_shape
+        (True, (None, 2))
+
+    Sources: criteria, see `kquant.shrink.importance`; least squares, He et al., "Channel Pruning for Accelerating Very
+    Deep Neural Networks", arXiv:1707.06168, section 3.1, equation 1, and 3.2.
+    """
+    unit, share = budget(macs, weight_bytes)
+    check_widths(minimum=minimum, multiple=multiple)
+    wide = plain(model)
+    channels = follow_channels(read(wide), protect)
+    whole = ledger(channels, unit).total(unit)
+    limit = round(share * whole) if share <= 1 else int(share)
+    scores = _scores(channels, wide, model, importance, data, labels, loss, verbose)
+    if importance == "taylor":  # a loss, so that the least for each MAC or byte saved leaves first
+        scores = scores / np.maximum(savings(channels, unit), 1.0)
+    samples = data if reconstruct else None
+    if evaluate is None:
+        kept = choose(channels, scores, limit, unit, minimum=minimum, multiple=multiple)
+    else:
+        judge = _judge(channels, wide, evaluate, samples)
+        widths: dict[str, Any] = {"minimum": minimum, "multiple": multiple, "verbose": verbose}
+        kept = choose_by_score(channels, scores, limit, unit, judge, **widths)
+    small = smaller(channels, kept)
+    if samples is not None:
+        refit(channels.graph, small, _jobs(channels, kept), samples, verbose=verbose)
+    if verbose:
+        tqdm.write(_changes(channels, kept, unit, whole))
+    warn_lost_steps(model, small, "prune_channels")
+    return as_keras(small)
+
+
+def smaller(channels: Channels, kept: np.ndarray) -> keras.Model:
+    """The model with some of its channels.
+
+    Args:
+        channels: of the whole model.
+        kept: bool[channels].
+
+    Returns:
+        A plain Functional model; its weights are those of the whole model that belong to these channels.
+    """
+    sites = {id(site.op): site for site in channels.sites}
+    made: dict[int, Any] = {}
+
+    def replace(node: Node, args: tuple, kwargs: dict) -> Any:
+        site = sites[id(node.op)]
+        if id(node.op) not in made:
+            made[id(node.op)] = narrower(node.op, *_indices(site, kept))
+        return made[id(node.op)](*args, **inference_only(kwargs))
+
+    model = rewrite(channels.graph, replace)
+    for site in channels.sites:
+        narrow_values(site.op, made[id(site.op)], *_indices(site, kept))
+    return model
+
+
+def _judge(
+    channels: Channels, wide: keras.Model, evaluate: Callable[[keras.Model], float], data: Any
+) -> Callable[[np.ndarray], float]:
+    """Channels that stay -> score of the model that has them, refitted as far as there are data."""
+    few = None if data is None else gather(wide, data, FEW)
+
+    def score(kept: np.ndarray) -> float:
+        small = smaller(channels, kept)
+        if few is not None:
+            refit(channels.graph, small, _jobs(channels, kept), few, verbose=False)
+        return evaluate(small)
+
+    return score
+
+
+def _jobs(channels: Channels, kept: np.ndarray) -> list[Job]:
+    """Layers that lost input channels."""
+    found = []
+    for site in channels.kernels:
+        if can_refit(site.op) and not np.all(kept[site.reads]):
+            norm = norm_behind(channels.graph, site.calls)
+            makes = kept[site.makes].nonzero()[0]
+            found.append(Job(site.name, site.calls, makes, None if norm is None else norm.name))
+    return found
+
+
+def _indices(site: Any, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
+    return kept[site.reads].nonzero()[0], kept[site.makes].nonzero()[0], (len(site.reads), len(site.makes))
+
+
+def _scores(
+    channels: Channels,
+    wide: keras.Model,
+    model: keras.Model,
+    importance: str,
+    data: Any,
+    labels: Any,
+    loss: Any,
+    verbose: bool,
+) -> np.ndarray:
+    if importance == "l1":
+        return by_l1(channels)
+    if importance == "bn-scale":
+        scores = by_bn_scale(channels)
+        if np.all(np.isnan(scores)):
+            raise ValueError(f"{model.name}: importance='bn-scale' reads gamma of batch norms, and the model has none.")
+        return scores
+    if importance != "taylor":
+        raise ValueError(f"importance: expected one of {', '.join(NAMES)}. Received: {importance!r}.")
+    computed = loss_of(model, loss)
+    count = labelled_count(wide, data, labels)
+    return by_taylor(channels, wide, lambda: labelled_batches(wide, data, labels), computed, verbose, count)
+
+
+def _changes(channels: Channels, kept: np.ndarray, unit: Unit, whole: int) -> str:
+    """A line for each group, and the budget."""
+    books = ledger(channels, unit)
+    for channel in np.flatnonzero(~kept):
+        books.remove(int(channel))
+    lines = []
+    for makers, members in channels.groups():
+        why = next((channels.fixed[int(c)] for c in members if int(c) in channels.fixed), None)
+        stays = f"  ({why})" if why else ""
+        lines.append(f"  {', '.join(s.name for s in makers)}: {len(members)} -> {int(kept[members].sum())}{stays}")
+    left = books.total(unit)
+    return "\n".join([f"{channels.graph.name}: {whole:,} -> {left:,} {unit} ({left / whole:.1%})", *lines])

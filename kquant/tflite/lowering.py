@@ -1,0 +1,385 @@
+"""Walk a quantized model and write each call with its rule: the numbers are the layers' own, to the bit.
+
+A tensor of the file exists where the model has a quantized tensor. `Compressed` and activations in front of a
+`FakeQuant` have none: they are written when their `FakeQuant` is reached.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from kquant import targets
+from kquant.core.program import Program, Ref
+from kquant.core.spec import KERNEL_BITS, PACKED_BITS, Encoding, QuantSpec
+from kquant.graph.graph import Graph, Node
+from kquant.layers.nodes import Compressed, FakeQuant, QuantizedLSTM, encodings_of
+from kquant.ops import find
+from kquant.ops.rule import Call, Constants, Rule
+from kquant.targets import Target
+from kquant.tflite.limits import refuse_extremes
+from kquant.tflite.passes import tidy
+from kquant.views.packing import packs
+from kquant.views.quantized_model import in_float32, read
+from kquant.views.widths import index_tensors
+
+
+@dataclass(frozen=True, eq=False)
+class Lowered:
+    """A program and where each of its tensors comes from.
+
+    Attributes:
+        program: what is written.
+        graph: the quantized model as traced.
+        refs: id(tensor of `graph`) -> tensor of the program.
+        target: what it was written for.
+        recipe: name of the recipe it was made with.
+        floats: names of the layers that stay float on purpose ("*": all).
+    """
+
+    program: Program
+    graph: Graph
+    refs: dict[int, Ref]
+    target: Target
+    recipe: str
+    floats: frozenset[str] = frozenset()
+
+
+def lower(qmodel: keras.Model) -> Lowered:
+    """The model as integer operators.
+
+    Args:
+        qmodel: quantized and calibrated (or trained).
+
+    Returns:
+        The program, tidied (static shapes, batch 1, no operator that does nothing), and its origins.
+
+    Raises:
+        ValueError: not a quantized model, or a node without a range, by name.
+    """
+    qmodel = in_float32(qmodel)
+    graph = read(qmodel)
+    nodes = [n for n in graph.nodes if isinstance(n.op, FakeQuant | Compressed)]
+    _refuse_unseen(encodings_of(qmodel))
+    _refuse_simulated([n for n in graph.nodes if isinstance(n.op, FakeQuant | Compressed | QuantizedLSTM)])
+    origin = nodes[0].op.origin
+    target = targets.load(origin.get("target", "litert"))
+    if "skip" in origin:
+        raise ValueError(
+            f"export: the recipe skips {origin['skip']}: these layers are float in the model and nowhere else. Take "
+            "the rule out before export, or write float = true in place of skip = true (target 'litert')."
+        )
+    writer = _Writer(graph, target, Program(qmodel.name), frozenset(origin.get("float", "").split()))
+    for t in keras.tree.flatten(graph.inputs):
+        writer.inputs[id(t)] = len(writer.inputs)
+    writer.positions()
+    for node in graph.nodes:
+        writer.visit(node)
+    program = writer.program
+    for t in keras.tree.flatten(graph.inputs):
+        writer.unread(t)
+    program.inputs.sort(key=lambda ref: writer.order[id(ref)])
+    program.outputs = [_output(writer, graph, t) for t in keras.tree.flatten(graph.outputs)]
+    program = tidy(program, target)
+    _name_by_keys(program, graph.outputs)
+    program.distinct_names()
+    refuse_extremes(program, target)
+    return Lowered(program, graph, writer.refs, target, origin.get("recipe", ""), writer.floats)
+
+
+def _output(writer: _Writer, graph: Graph, t: Any) -> Ref:
+    """The file's tensor of a model output."""
+    if id(t) not in writer.refs:
+        raise ValueError(
+            f"export: {graph.name} gives out what '{graph.producers()[id(t)].name}' makes, which is no quantized "
+            "tensor. Its outputs were changed after kquant.quantize: quantize a float model that has these outputs."
+        )
+    return writer.refs[id(t)]
+
+
+def _name_by_keys(program: Program, outputs: Any) -> None:
+    """Outputs of a model that returns a dict go by its keys, as inputs do."""
+    if not isinstance(outputs, dict) or any(isinstance(t, dict | list | tuple) for t in outputs.values()):
+        return
+    refs = {id(ref): ref for ref in program.outputs}
+    for key, ref in zip(sorted(outputs), program.outputs, strict=True):  # the order of `keras.tree.flatten`
+        if id(ref) in refs:  # the first of two keys for one tensor
+            refs.pop(id(ref)).name = str(key)
+
+
+def _refuse_unseen(nodes: list[FakeQuant]) -> None:
+    unseen = [node.name for node in nodes if node.has_range and not np.any(node.count.numpy() > 0)]
+    if unseen:
+        raise ValueError(
+            f"export: {len(set(unseen))} nodes have no range yet ({_few(unseen)}). Run kquant.calibrate(model, "
+            "data) or train the model first."
+        )
+
+
+def _refuse_simulated(nodes: list[Node]) -> None:
+    """Kernels clip at the ends of their type and multiply codes: other grids live in the model only."""
+    said: dict[str, list[str]] = {}
+    for node in nodes:
+        spec = node.op.spec
+        if isinstance(node.op, Compressed | QuantizedLSTM):
+            if spec is not None and not spec.has_codes:
+                reason = f"weights on a {spec.kind} grid, which no integer kernel multiplies; take kind = 'uniform'"
+                said.setdefault(reason, []).append(node.name)
+        elif spec.bits not in KERNEL_BITS:
+            reason = f"activations of {spec.bits} bits; kernels have 8 or 16 (weights may have 2 to 8)"
+            said.setdefault(reason, []).append(node.name)
+        elif not spec.signed:
+            reason = "unsigned activations; signed = true is the same grid for the asymmetric kernels"
+            said.setdefault(reason, []).append(node.name)
+    if said:
+        lines = "; ".join(f"{_few(names)}: {reason}" for reason, names in said.items())
+        raise ValueError(f"export: the model simulates what no kernel computes. {lines}.")
+
+
+def _few(names: list[str], shown: int = 5) -> str:
+    """Each name once, the first few of them, and how many more there are."""
+    distinct = sorted(set(names))
+    return ", ".join(distinct[:shown]) + (f" and {len(distinct) - shown} more" if len(distinct) > shown else "")
+
+
+@dataclass
+class _Writer:
+    """Tensors of the file by id of the model's tensor; `floats` names the layers that stay float ("*": all)."""
+
+    graph: Graph
+    target: Target
+    program: Program
+    floats: frozenset[str] = frozenset()
+    refs: dict[int, Ref] = field(default_factory=dict)
+    inputs: dict[int, int] = field(default_factory=dict)
+    order: dict[int, int] = field(default_factory=dict)
+    producers: dict[int, Node] = field(default_factory=dict)
+    dequantized: dict[int, Ref] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.producers = self.graph.producers()
+        self.encodings = {id(n.outputs[1]) for n in self.graph.nodes if isinstance(n.op, FakeQuant)}
+
+    def positions(self) -> None:
+        """Inputs that are read as indices are int32 inputs of the file, as they are."""
+        read = index_tensors(self.graph, {id(n): self.rule(n) for n in self.graph.nodes})
+        for t in keras.tree.flatten(self.graph.inputs):
+            if id(t) in read:
+                ref = self.refs[id(t)] = self.program.value(t.name, _static(t), None, "int32")
+                self.order[id(ref)] = self.inputs[id(t)]
+                self.program.inputs.append(ref)
+
+    def visit(self, node: Node) -> None:
+        """Write a `FakeQuant` with all that it closes, a float layer, or one that keeps its input's codes."""
+        if isinstance(node.op, FakeQuant):
+            if node.kwargs.get("peek"):
+                return
+            self.refs[id(node.outputs[0])] = self.close(node)
+            return
+        rule = self.rule(node)
+        if node.name in self.floats or "*" in self.floats:
+            self.refs[id(node.outputs[0])] = self.in_float(node, rule)
+            return
+        if rule is None or rule.output not in ("same", "shared"):
+            return
+        inputs = [self.read(t, node) for t in self.data_inputs(node)]
+        output = self.program.value(node.name, _static(node.outputs[0]), inputs[0].encoding, inputs[0].dtype)
+        self.refs[id(node.outputs[0])] = output
+        self.write(rule, Call(node.op, inputs, output, node=node))
+
+    def in_float(self, node: Node, rule: Rule | None) -> Ref:
+        """A layer that the recipe leaves float, behind a DEQUANTIZE where its input has codes."""
+        if rule is None:
+            raise ValueError(f"{node.name} ({type(node.op).__name__}): no rule writes it.")
+        inputs = [self.as_float(t) for t in self.data_inputs(node)]
+        moved = rule.output in ("same", "shared") and {ref.dtype for ref in inputs} == {"int32"}
+        output = self.program.value(node.name, _static(node.outputs[0]), None, "int32" if moved else None)
+        compressed = isinstance(node.op, Compressed)
+        weights = self.float_constants(node) if compressed else None
+        call = Call(node.op.layer if compressed else node.op, inputs, output, "NONE", weights, node)
+        self.write(rule, call, rule.lower_float or rule.lower)
+        return output
+
+    def as_float(self, t: Any) -> Ref:
+        """The float32 form of a tensor of the model, made once."""
+        if id(t) in self.inputs and id(t) not in self.refs:
+            ref = self.program.value(t.name, _static(t), None)
+            self.order[id(ref)] = self.inputs[id(t)]
+            self.program.inputs.append(ref)
+            self.refs[id(t)] = ref
+        ref = self.refs[id(t)]
+        if ref.encoding is None:
+            return ref
+        if id(ref) not in self.dequantized:
+            output = self.program.value(f"{ref.name}/float", ref.shape, None)
+            self.dequantized[id(ref)] = self.program.emit("DEQUANTIZE", [ref], output)
+        return self.dequantized[id(ref)]
+
+    def close(self, node: Node) -> Ref:
+        """The tensor behind a `FakeQuant`, and the operators that make it."""
+        made, op = node.args[0], node.op
+        if id(made) in self.inputs:
+            ref = self.program.value(made.name, _static(made), self.encoding(node))
+            self.order[id(ref)] = self.inputs[id(made)]
+            self.program.inputs.append(ref)
+            return ref
+        if id(made) in self.refs:  # a requantization
+            source = self.refs[id(made)]
+            output = self.program.value(f"{source.name}/{op.name}", source.shape, self.encoding(node))
+            if source.encoding is None:  # computed in float: the codes carry its name
+                output.name, source.name = source.name, f"{source.name}/float"
+            return self.program.emit("QUANTIZE", [source], output)
+        last = self.producers[id(made)]
+        output = self.program.value(last.name, _static(made), self.encoding(node))
+        self.chain(last, output)
+        return output
+
+    def unread(self, t: Any) -> None:
+        """An input that no output depends on stays an input of the file; its codes mean nothing."""
+        if any(n == self.inputs[id(t)] for n in self.order.values()):
+            return
+        ref = self.program.value(t.name, _static(t), Encoding(np.float32([1.0]), np.int64([0]), QuantSpec()))
+        self.order[id(ref)] = self.inputs[id(t)]
+        self.program.inputs.append(ref)
+
+    def chain(self, last: Node, output: Ref) -> None:
+        """Write `last`, or the operator before it with `last` as its fused activation."""
+        rule, activation, first = self.rule(last), "NONE", last
+        if rule is not None and rule.relu is not None and id(last.inputs[0]) not in self.refs:
+            activation = rule.relu(last.op) or "NONE"
+            first = self.producers[id(last.inputs[0])]
+            rule = self.rule(first)
+        if rule is None:
+            raise ValueError(f"{first.name} ({type(first.op).__name__}): no rule writes it.")
+        inputs = [self.read(t, first) for t in self.data_inputs(first)]
+        op, weights = first.op, None
+        if isinstance(op, Compressed):
+            op, weights = op.layer, self.float_constants(first) if rule.indices else self.constants(first, inputs[0])
+        clip = getattr(last.op, "max_value", None)
+        clip = None if activation == "RELU6" else clip
+        self.write(rule, Call(op, inputs, self.unclipped(output, clip), activation, weights, first))
+
+    def unclipped(self, output: Ref, clip: float | None) -> Ref:
+        """A ReLU's own maximum holds by itself where the range ends there; a wider (shared) range needs a MINIMUM."""
+        encoding = output.encoding
+        if clip is None or encoding is None:
+            return output
+        # halves away from zero, as the kernels round the bounds of their own activations
+        code = int(np.floor(np.float64(np.float32(clip) / encoding.scale[0]) + 0.5) + encoding.zero_point[0])
+        if code >= encoding.spec.high:
+            return output
+        before = self.program.value(f"{output.name}/unclipped", output.shape, encoding)
+        self.pending_minimum = (before, code, output)
+        return before
+
+    pending_minimum: tuple[Ref, int, Ref] | None = None
+
+    def write(self, rule: Rule, call: Call, lower: Callable[[Program, Call], None] | None = None) -> None:
+        """Let the rule write the call."""
+        lower = lower or rule.lower
+        if lower is None:
+            raise ValueError(f"{call.op.name} ({type(call.op).__name__}): its rule has no lowering.")
+        lower(self.program, call)
+        if self.pending_minimum is not None:
+            before, code, output = self.pending_minimum
+            self.pending_minimum = None
+            limit = self.program.codes(f"{output.name}/limit", np.array([code]), output.encoding)
+            self.program.emit("MINIMUM", [before, limit], output)
+
+    def rule(self, node: Node) -> Rule | None:
+        """The rule of a layer, of the wrapped one for `Compressed`."""
+        return find(node.op.layer if isinstance(node.op, Compressed) else node.op, self.target)
+
+    def data_inputs(self, node: Node) -> tuple[Any, ...]:
+        """The tensors a layer computes with, encodings left out."""
+        return tuple(t for t in node.inputs if id(t) not in self.encodings)
+
+    def read(self, t: Any, node: Node) -> Ref:
+        """The file's tensor for an input."""
+        if id(t) not in self.refs:
+            raise ValueError(
+                f"{node.name}: its input is not quantized. The model was changed after kquant.quantize; quantize the "
+                "float model again."
+            )
+        return self.refs[id(t)]
+
+    def encoding(self, node: Node) -> Encoding:
+        """Scale and zero point of a `FakeQuant`, as its own code computes them."""
+        op: FakeQuant = node.op
+        if op.follows:
+            source = self.refs[id(node.kwargs["sources"][0])].encoding
+            if source is not None:
+                return source
+        scale, zero_point, _ = op.grid()
+        return Encoding(
+            np.asarray(scale, np.float32).reshape(1), np.asarray(zero_point).reshape(1).astype(np.int64), op.spec
+        )
+
+    def constants(self, node: Node, source: Ref) -> Constants:
+        """Codes, scales and int32 bias of a `Compressed`, as its own code computes them."""
+        op: Compressed = node.op
+        if op.spec is None or source.encoding is None:
+            raise ValueError(
+                f"{node.name}: its weights are float, or its input has no codes. The model was changed after "
+                "kquant.quantize; quantize the float model again."
+            )
+        codes, scale, bias = op.codes(tf.constant(source.encoding.scale[0]))
+        scales = np.asarray(scale, np.float32).reshape(-1)
+        steps = np.zeros(_channels(op, codes), np.int64) if bias is None else np.rint(np.asarray(bias)).astype(np.int64)
+        return Constants(
+            codes=np.asarray(codes).astype(np.int64),
+            scale=scales,
+            bias=steps,
+            bias_scale=(scales * source.encoding.scale[0]).astype(np.float32),
+            spec=op.spec,
+            name=node.name,
+            dtype=self.stored(op),
+            bias_dtype="int64" if op.wide else "int32",
+        )
+
+    def float_constants(self, node: Node) -> Constants:
+        """Kernel and bias of a layer with float activations, stored as the recipe says."""
+        op: Compressed = node.op
+        bias = op.bias_as_used()
+        codes, scale, _ = op.codes(tf.constant(1.0)) if op.spec is not None else (op.weights_as_used(), None, None)
+        plain = op.storage == "float32" or scale is None
+        used = op.weights_on_grid() if plain else codes
+        kernel = op.weights_as_used().numpy() if op.spec is None else np.asarray(used)
+        return Constants(
+            codes=kernel,
+            scale=None if plain else np.asarray(scale, np.float32).reshape(-1),
+            bias=np.zeros(_channels(op, kernel), np.float32) if bias is None else np.asarray(bias, np.float32),
+            bias_scale=None,
+            spec=op.spec or QuantSpec(16, True, True),
+            name=node.name,
+            dtype=op.storage if op.storage.startswith("float") else self.stored(op),
+            bias_dtype="float32",
+            # there is no kernel that multiplies float32 by int8 element by element (PReLU)
+            dequantized=dequantized(op),
+        )
+
+    def stored(self, op: Compressed) -> str:
+        """int4 for kernels of up to 4 bits, where the target takes them so; int8 holds any width."""
+        rule = find(op.layer, self.target)
+        if op.spec is None or op.spec.bits > PACKED_BITS or rule is None:
+            return "int8"
+        return "int4" if packs(rule, self.target, op.input_bits, dequantized(op)) else "int8"
+
+
+def dequantized(op: Compressed) -> bool:
+    """Whether a file makes the weights of a layer with float activations float before use."""
+    return op.storage in ("dequantized", "float16") or (op.storage == "integer" and not op.sums)
+
+
+def _channels(op: Compressed, codes: Any) -> int:
+    return int(np.prod([codes.shape[axis] for axis in op.channel_axes], dtype=np.int64))
+
+
+def _static(t: Any) -> tuple[int, ...]:
+    """Batch 1."""
+    return (1, *t.shape[1:])

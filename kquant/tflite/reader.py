@@ -1,0 +1,438 @@
+"""Read any `.tflite` file: its tensors and operators, what is not integer, and why that matters."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+from collections import Counter
+from collections.abc import Iterator, Sized
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+from kquant.files.named_files import check_lite_file
+from kquant.files.untrusted import parse_json, read_file
+from kquant.tflite.lut_format import CODE, decode, is_header, layout
+
+NAMES = {v: k for k, v in vars(schema.TensorType).items() if not k.startswith("_")}
+OPERATORS = {v: k for k, v in vars(schema.BuiltinOperator).items() if not k.startswith("_")}
+FLOATS = frozenset({"FLOAT32", "FLOAT16", "FLOAT64", "BFLOAT16"})
+NUMPY = {
+    "FLOAT32": "float32",
+    "INT8": "int8",
+    "UINT8": "uint8",
+    "INT16": "int16",
+    "INT32": "int32",
+    "INT64": "int64",
+    "BOOL": "bool",
+}
+_NIBBLES = ("int4",)
+EDGES = ("QUANTIZE", "DEQUANTIZE")
+# What the generated schema code raises when offsets lead out of the file or into other data: it checks nothing itself.
+DAMAGE = (
+    *(ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError),
+    struct.error,
+)
+
+
+# What a file may tell of in all: its own bytes so many times, as tensors may share contents and names.
+MOST_SHARED, OFFSET_BYTES = 16, 4
+MOST_BYTES = (1 << 31) - 1  # offsets in a flatbuffer reach no further
+
+
+@dataclass(frozen=True)
+class FileTensor:
+    """One tensor of a file.
+
+    Attributes:
+        index: position in the file.
+        name, shape: as stored.
+        type: the schema's name, "INT8".
+        scale, zero_point: None where the tensor has no quantization.
+        axis: of the scales, where there are several.
+        size_bytes: of stored contents, 0 for computed tensors.
+        variable: state that outlives a call.
+    """
+
+    index: int
+    name: str
+    shape: tuple[int, ...]
+    type: str
+    scale: tuple[float, ...] | None
+    zero_point: tuple[int, ...]
+    axis: int
+    size_bytes: int
+    variable: bool = False
+
+    @property
+    def dtype(self) -> str:
+        """Numpy's name of the type."""
+        return NUMPY.get(self.type, self.type.lower())
+
+
+@dataclass(frozen=True)
+class FileOperator:
+    """One operator: its code, version, and the indices of its tensors (-1: absent)."""
+
+    index: int
+    code: str
+    version: int
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class FileTable:
+    """Weights that are stored in look-up tables; a DECODE writes them where their reader finds them.
+
+    Attributes:
+        name: of the weights, once for each DECODE that writes them.
+        output, indices, tables: of their tensors in the file.
+        bits: of an index.
+        count: how many tables there are.
+        raw_bytes: of the weights.
+        stored_bytes: of indices and tables.
+    """
+
+    name: str
+    output: int
+    indices: int
+    tables: int
+    bits: int
+    count: int
+    raw_bytes: int
+    stored_bytes: int
+
+
+@dataclass(frozen=True)
+class FileModel:
+    """What a file holds, as `kquant.inspect` returns it.
+
+    Attributes:
+        size_bytes: of the file.
+        tensors, operators: of the main subgraph.
+        inputs, outputs: in order.
+        metadata: kquant's entry, empty for other files.
+        findings: what is not integer, and why it matters.
+        tables: weights in look-up tables, which TensorFlow Lite Micro alone decodes.
+    """
+
+    size_bytes: int
+    tensors: tuple[FileTensor, ...]
+    operators: tuple[FileOperator, ...]
+    inputs: tuple[FileTensor, ...]
+    outputs: tuple[FileTensor, ...]
+    metadata: dict[str, Any]
+    findings: tuple[str, ...]
+    tables: tuple[FileTable, ...] = ()
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of stored tensors."""
+        return sum(t.size_bytes for t in self.tensors)
+
+    @property
+    def operator_counts(self) -> dict[str, int]:
+        """Operators by code."""
+        return dict(Counter(op.code for op in self.operators))
+
+    @property
+    def is_integer(self) -> bool:
+        """True where no operator but a QUANTIZE or DEQUANTIZE at the edge touches a float."""
+        return not float_operators(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        return {**asdict(self), "weight_bytes": self.weight_bytes, "operator_counts": self.operator_counts}
+
+
+def inspect(path: str | Path | bytes) -> FileModel:
+    """The tensors and operators of a `.tflite` file, and what in it is not integer.
+
+    Args:
+        path: the file, or its bytes.
+
+    Returns:
+        A `FileModel`; print it with `kquant.report`.
+
+    Raises:
+        ValueError: no such file, or not a TFLite file.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+        >>> x = np.random.default_rng(0).random((64, 4), np.float32)
+        >>> q = kquant.calibrate(kquant.quantize(model), x, verbose=False)
+        >>> report = kquant.export(q, "dense.tflite", check_runtimes=False)
+        >>> kquant.inspect("dense.tflite").operator_counts
+        {'FULLY_CONNECTED': 1}
+    """
+    return read_model(read_bytes(path), label(path))
+
+
+def read_bytes(path_or_bytes: str | Path | bytes) -> bytes:
+    """Contents of a file given by path or as bytes.
+
+    Raises:
+        ValueError: no such file, or neither path nor bytes.
+    """
+    if isinstance(path_or_bytes, bytes | bytearray):
+        return bytes(path_or_bytes)
+    if not isinstance(path_or_bytes, str | os.PathLike):
+        raise ValueError(f"file: expected the path of a .tflite file, or its bytes. Received: {path_or_bytes!r}.")
+    path = Path(path_or_bytes)
+    check_lite_file(path)
+    return read_file(path, str(path), MOST_BYTES)
+
+
+def label(path_or_bytes: str | Path | bytes) -> str:
+    """What messages call a file."""
+    return "the file" if isinstance(path_or_bytes, bytes | bytearray) else str(path_or_bytes)
+
+
+def read_model(data: bytes, where: str = "the file") -> FileModel:
+    """`inspect` of bytes."""
+    parts = _Parts(data, where)
+    with parts.reading():
+        return _read(parts)
+
+
+def refuse_damaged(data: bytes, where: str = "the file") -> None:
+    """Whether a file tells of no more than it holds, for what reads it without `read_model`.
+
+    Raises:
+        ValueError: not a TFLite file, or a damaged one.
+    """
+    _Parts(data, where)
+
+
+class _Parts:
+    """A file's tables as the generated schema code finds them in its bytes, none of them unpacked.
+
+    That code checks nothing, and tables may be shared: a vector of 5,000 offsets to one subgraph with 5,000 offsets to
+    one tensor takes 40 KB and tells of 25 million tensors. So what is told is counted before objects are made of it.
+    """
+
+    def __init__(self, data: bytes, where: str) -> None:
+        if len(data) < 8 or data[4:8] != b"TFL3":
+            raise ValueError(
+                f"{where} is not a TFLite file: bytes 4 to 8 must read TFL3. "
+                f"Received: {data[4:8]!r} in {len(data)} bytes."
+            )
+        self.where, self.size, self.left = where, len(data), MOST_SHARED * len(data)
+        with self.reading():
+            self.model = schema.Model.GetRootAs(data, 0)
+            self.graphs = self._tables(self.model, "Subgraphs")
+            for graph in self.graphs:
+                self._count(OFFSET_BYTES * (graph.TensorsLength() + graph.OperatorsLength()))
+            for graph in self.graphs:  # names are copied, wherever the tables are unpacked
+                self._count(sum(len(graph.Tensors(i).Name() or b"") for i in range(graph.TensorsLength())))
+            for signature in self._tables(self.model, "SignatureDefs"):
+                self._count(OFFSET_BYTES * (signature.InputsLength() + signature.OutputsLength()))
+            self.graph = self.graphs[0]
+            self.stored, self.operators = self._tables(self.graph, "Tensors"), self._tables(self.graph, "Operators")
+            self.codes, self.buffers = self._tables(self.model, "OperatorCodes"), self._tables(self.model, "Buffers")
+            self.metadata = self._tables(self.model, "Metadata")
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """What the schema's code raises at damaged bytes becomes an error that names the file."""
+        try:
+            yield
+        except DAMAGE as error:
+            raise ValueError(f"{self.where} is damaged: {type(error).__name__}: {error}. Export it again.") from error
+
+    def _count(self, size: int) -> None:
+        self.left -= size
+        if self.left < 0:
+            raise ValueError(f"it tells of far more than its {self.size:,} bytes can hold")
+
+    def _tables(self, table: Any, name: str) -> list[Any]:
+        count = getattr(table, f"{name}Length")()
+        self._count(OFFSET_BYTES * count)
+        return [getattr(table, name)(i) for i in range(count)]
+
+    def numbers(self, table: Any, name: str) -> tuple:
+        """A vector of numbers as a tuple."""
+        values = self.array(table, name)
+        return () if values is None else tuple(values.tolist())
+
+    def array(self, table: Any, name: str) -> np.ndarray | None:
+        """A vector of numbers where it lies; None where there is none."""
+        if getattr(table, f"{name}IsNone")():
+            return None
+        values = getattr(table, f"{name}AsNumpy")()
+        self._count(values.nbytes)
+        return values
+
+    def text(self, value: bytes | None) -> str:
+        """A string."""
+        self._count(len(value or b""))
+        return (value or b"").decode()
+
+    def content(self, index: int) -> np.ndarray | None:
+        """uint8[n] that a tensor holds."""
+        return self.array(self.buffers[_within(index, self.buffers)], "Data")
+
+
+def _within(index: int, held: Sized, least: int = 0) -> int:
+    if not least <= index < len(held):
+        raise IndexError(f"index {index} of {len(held)}")
+    return index
+
+
+def _read(parts: _Parts) -> FileModel:
+    tensors = tuple(_tensor(i, t, parts) for i, t in enumerate(parts.stored))
+    operators = tuple(_operator(i, op, parts) for i, op in enumerate(parts.operators))
+    inputs = tuple(tensors[_within(i, tensors)] for i in parts.numbers(parts.graph, "Inputs"))
+    outputs = tuple(tensors[_within(i, tensors)] for i in parts.numbers(parts.graph, "Outputs"))
+    contents = [parts.content(t.Buffer()) for t in parts.stored]
+    tables = tuple(t for op in operators if op.code == CODE for t in _tables(op, tensors, contents))
+    bare = FileModel(parts.size, tensors, operators, inputs, outputs, _metadata(parts), (), tables)
+    return replace(bare, findings=_findings(bare, len(parts.graphs)))
+
+
+def _tables(op: FileOperator, tensors: tuple[FileTensor, ...], contents: list[Any]) -> Iterator[FileTable]:
+    """What a DECODE of look-up tables writes; other encodings (pruning, Huffman) have no tables to tell of."""
+    for output, indices, header in zip(op.outputs, op.inputs[::2], op.inputs[1::2], strict=True):
+        t, content = tensors[_within(output, tensors)], contents[_within(header, tensors)]
+        stored = b"" if content is None else content.tobytes()
+        if not is_header(stored):
+            continue
+        size = np.dtype(t.dtype).itemsize
+        bits, count = layout(stored, t.shape)
+        yield FileTable(
+            name=t.name,
+            output=output,
+            indices=indices,
+            tables=header,
+            bits=bits,
+            count=count,
+            raw_bytes=int(np.prod(t.shape, dtype=np.int64)) * size,
+            stored_bytes=tensors[indices].size_bytes + tensors[header].size_bytes,
+        )
+
+
+def _tensor(index: int, t: Any, parts: _Parts) -> FileTensor:
+    q = t.Quantization()
+    scales = () if q is None else parts.numbers(q, "Scale")
+    points = () if q is None else parts.numbers(q, "ZeroPoint")
+    content = parts.content(t.Buffer())
+    return FileTensor(
+        index=index,
+        name=parts.text(t.Name()),
+        shape=parts.numbers(t, "Shape"),
+        type=NAMES[t.Type()],
+        scale=scales or None,
+        zero_point=points if scales and points else (0,),
+        axis=int(q.QuantizedDimension()) if scales else 0,
+        size_bytes=0 if content is None else len(content),
+        variable=bool(t.IsVariable()),
+    )
+
+
+def contents(data: bytes, where: str = "the file") -> tuple[FileModel, dict[int, np.ndarray]]:
+    """`read_model` and `constants` of one file, read once."""
+    parts = _Parts(data, where)
+    with parts.reading():
+        file = _read(parts)
+        return file, _constants(file, parts)
+
+
+def constants(data: bytes) -> dict[int, np.ndarray]:
+    """Stored contents by index of their tensor, in its shape; 4-bit codes unpacked, look-up tables decoded.
+
+    Args:
+        data: a `.tflite` file that `read_model` takes.
+
+    Returns:
+        Arrays; of what is stored in look-up tables under the index of what the DECODE writes.
+    """
+    return contents(data)[1]
+
+
+def _constants(file: FileModel, parts: _Parts) -> dict[int, np.ndarray]:
+    found: dict[int, np.ndarray] = {}
+    for t, stored in zip(file.tensors, parts.stored, strict=True):
+        content = parts.content(stored.Buffer())
+        if content is None or t.dtype not in (*_NIBBLES, *NUMPY.values(), "float16"):
+            continue
+        flat = _nibbles(content, t.shape) if t.dtype in _NIBBLES else np.frombuffer(content.tobytes(), t.dtype)
+        found[t.index] = flat.reshape(t.shape)
+    for table in file.tables:
+        t = file.tensors[table.output]
+        found[t.index] = decode(found[table.indices].tobytes(), found[table.tables].tobytes(), t.shape, t.dtype)
+    return found
+
+
+def _nibbles(pairs: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """4-bit codes, the first in the low half of a byte."""
+    codes = np.stack([pairs & 15, pairs >> 4], axis=1).reshape(-1)[: int(np.prod(shape, dtype=np.int64))]
+    return ((codes ^ 8).astype(np.int8) - 8).astype(np.int8)
+
+
+def _operator(index: int, op: Any, parts: _Parts) -> FileOperator:
+    code = parts.codes[_within(op.OpcodeIndex(), parts.codes)]
+    number = max(code.BuiltinCode(), code.DeprecatedBuiltinCode())
+    name = parts.text(code.CustomCode()) or OPERATORS[number]
+    ports = [tuple(_within(i, parts.stored, -1) for i in parts.numbers(op, side)) for side in ("Inputs", "Outputs")]
+    return FileOperator(index, name, int(code.Version()), *ports)
+
+
+def _metadata(parts: _Parts) -> dict[str, Any]:
+    for entry in parts.metadata:
+        if entry.Name() == b"kquant":
+            content = parts.content(entry.Buffer())
+            found = parse_json(b"" if content is None else content.tobytes(), "its metadata")
+            if not isinstance(found, dict):
+                raise ValueError("its metadata are no object")
+            return found
+    return {}
+
+
+def float_operators(model: FileModel) -> list[FileOperator]:
+    """Operators that touch a float tensor, the casts of float inputs and outputs left out."""
+    edge = {t.index for t in (*model.inputs, *model.outputs)}
+    found = []
+    for op in model.operators:
+        floats = {i for i in (*op.inputs, *op.outputs) if i >= 0 and model.tensors[i].type in FLOATS}
+        if floats and not (op.code in EDGES and floats <= edge):
+            found.append(op)
+    return found
+
+
+def _findings(model: FileModel, subgraphs: int) -> tuple[str, ...]:
+    found = []
+    floats = float_operators(model)
+    if floats:
+        names = ", ".join(f"{code} x{n}" for code, n in Counter(op.code for op in floats).items())
+        found.append(
+            f"{len(floats)} of {len(model.operators)} operators compute in float ({names}): slow or impossible on "
+            "microcontrollers without an FPU, and refused by NPUs."
+        )
+    for t in (*model.inputs, *model.outputs):
+        if t.type in FLOATS:
+            found.append(
+                f"'{t.name}' is {t.type}: the application converts nothing, the file spends an operator on it."
+            )
+    dynamic = [t.name for t in model.tensors if any(n < 0 for n in t.shape)]
+    if dynamic:
+        found.append(f"open shapes ({', '.join(dynamic[:3])}): TFLM and NPUs need static ones.")
+    hybrid = [
+        op
+        for op in floats
+        if any(i >= 0 and model.tensors[i].type == "INT8" and model.tensors[i].size_bytes for i in op.inputs)
+    ]
+    if hybrid:
+        found.append(f"{len(hybrid)} operators are hybrid (int8 weights, float activations): TFLM refuses them.")
+    if model.tables:
+        found.append(
+            f"{len(model.tables)} weights lie in look-up tables: TensorFlow Lite Micro decodes them, LiteRT refuses "
+            "the file."
+        )
+    if subgraphs > 1:
+        found.append(f"{subgraphs} subgraphs (control flow); only the first is shown.")
+    return tuple(found)

@@ -1,0 +1,364 @@
+"""Where the time axis of every tensor lies, and how each operator moves along it: what `streaming` needs to know.
+
+An element is one position on a tensor's time axis. Element `i` of a tensor can be computed once input frame
+`i * step + lead` has come, so after `frames` input frames a tensor has `frames / step - delay` elements, `delay` being
+`lead // step`. A convolution that pads nothing adds its reach to `lead`; zeros before the first frame take it back.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from kquant.core.program import Operator, Program, Ref
+
+LOCAL = frozenset(
+    "ADD SUB MUL DIV MAXIMUM MINIMUM SQUARED_DIFFERENCE RELU RELU6 RELU_N1_TO_1 RELU_0_TO_1 LEAKY_RELU PRELU LOGISTIC "
+    "TANH HARD_SWISH ELU GELU ABS NEG EXP LOG SQRT RSQRT SQUARE CAST QUANTIZE DEQUANTIZE".split()
+)
+KEEPS_ZERO = frozenset({"RESHAPE", "TRANSPOSE", "PAD", "SLICE", "QUANTIZE", "RELU", "RELU6"})
+REDUCES = frozenset({"MEAN", "SUM", "REDUCE_MAX", "REDUCE_MIN"})
+WINDOWS = {"CONV_2D": "weights", "DEPTHWISE_CONV_2D": "weights", "AVERAGE_POOL_2D": "pool", "MAX_POOL_2D": "pool"}
+HELPERS = re.compile(r"/(2d|unclipped|int8|part\d+|reshape_[0-9x]+)$")
+
+
+@dataclass(frozen=True)
+class Time:
+    """The time axis of a tensor.
+
+    Attributes:
+        axis: which of the tensor's axes it is.
+        step: input frames from one element to the next.
+        lead: element `i` needs input frame `i * step + lead`; negative behind padding.
+        clean: the first element that equals the file's; those before it depend on frames that no stream holds.
+        padded: zeros stand before the first frame somewhere on the way here.
+    """
+
+    axis: int
+    step: int = 1
+    lead: int = 0
+    clean: int = 0
+    padded: bool = False
+
+    @property
+    def delay(self) -> int:
+        """Elements that this tensor lags behind the newest input frame."""
+        return self.lead // self.step
+
+
+@dataclass(frozen=True)
+class Static:
+    """A tensor without time axis, computed anew in each call from whole windows.
+
+    Attributes:
+        ready: input frames until its windows are full of elements that equal the file's.
+        padded: some window holds elements that depend on zeros before the first frame.
+        windows: elements that there are at the end of a clip, and the time, of each tensor read as a window.
+    """
+
+    ready: int
+    padded: bool
+    windows: tuple[tuple[int, Time], ...] = ()
+
+
+@dataclass(frozen=True)
+class Read:
+    """The part of a tensor's stream that an operator reads in a call: `older` elements before the call's own, `skip`
+    of the newest left out; `whole`: so many elements instead, behind those skipped.
+    """
+
+    older: int = 0
+    skip: int = 0
+    whole: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One operator of the stream.
+
+    Attributes:
+        op: as in the file.
+        out: time of its output.
+        reads: number of an input -> what is read of it, for inputs with time.
+    """
+
+    op: Operator
+    out: Time | Static
+    reads: dict[int, Read] = field(default_factory=dict)
+
+
+def name_of(op: Operator) -> str:
+    """The layer that an operator comes from."""
+    return HELPERS.sub("", op.outputs[0].name)
+
+
+def refuse(op: Operator, reason: str) -> ValueError:
+    """An error that names the layer."""
+    return ValueError(f"export: {name_of(op)} ({op.code}) cannot be streamed: {reason}")
+
+
+class Timeline:
+    """Times of all tensors of a program, and its operators as steps.
+
+    Args:
+        program: tidied; axis 1 of its inputs is time.
+
+    Raises:
+        ValueError: an operator that looks ahead, or that mixes frames in a way no stream can follow, by layer name.
+    """
+
+    def __init__(self, program: Program) -> None:
+        self.times: dict[int, Time | Static] = {}
+        lengths = {ref.shape[1] if len(ref.shape) > 2 else 0 for ref in program.inputs}
+        if len(lengths) != 1 or lengths == {0}:
+            shapes = ", ".join(f"{ref.name} {list(ref.shape)}" for ref in program.inputs)
+            raise ValueError(
+                "export: streaming needs inputs of one length [batch, time, features...], time first. Received: "
+                f"{shapes}. Put a Reshape or Permute in the application, before the model."
+            )
+        self.frames = lengths.pop()
+        for ref in program.inputs:
+            self.times[id(ref)] = Time(1)
+        self.steps = [self._step(op) for op in program.operators]
+
+    def of(self, ref: Ref | None) -> Time | Static | None:
+        """Time of a tensor; None for constants."""
+        return None if ref is None else self.times.get(id(ref))
+
+    def _step(self, op: Operator) -> Step:
+        moving = {i: t for i, ref in enumerate(op.inputs) if isinstance(t := self.of(ref), Time)}
+        still = [t for ref in op.inputs if isinstance(t := self.of(ref), Static)]
+        if not moving and not still and op.code == "DEQUANTIZE":
+            raise refuse(op, "a stream dequantizes no weights. Take weights of dtype 'int' here, or no float.")
+        if not moving and not still:
+            raise refuse(op, "it depends on no input. Fold it into a weight.")
+        lengths = {_shape(op, i)[t.axis] for i, t in moving.items()}  # one row for all frames meets a row for each
+        if still or len(lengths) > 1 or self._takes_all(op, moving):
+            step = self._whole(op, moving, still)
+        else:
+            step = HANDLERS.get(op.code, _unknown)(op, moving)
+        for ref in op.outputs:
+            self.times[id(ref)] = step.out
+        return step
+
+    def _takes_all(self, op: Operator, moving: dict[int, Time]) -> bool:
+        """Operators whose result needs every frame at once: means over time, Flatten."""
+        time = moving.get(0)
+        if time is None:
+            return False
+        if op.code in REDUCES:
+            return time.axis in _axes(op)
+        return op.code == "RESHAPE" and _moved_axis(op, time) is None
+
+    def _whole(self, op: Operator, moving: dict[int, Time], still: list[Static]) -> Step:
+        """Every input as the whole window that the file sees."""
+        if op.code.endswith("LSTM"):
+            raise refuse(op, "its kernel begins every call anew. Export without streaming, or use causal convolutions.")
+        reads, ready, padded = {}, [t.ready for t in still], any(t.padded for t in still)
+        windows = [w for t in still for w in t.windows]
+        for i, time in moving.items():
+            length = _shape(op, i)[time.axis]
+            last = (self.frames - 1 - time.lead) // time.step  # the newest element when a clip ends
+            reads[i] = Read(skip=last - length + 1, whole=length)
+            ready.append((time.clean + last) * time.step + time.lead + 1)
+            padded = padded or time.padded
+            windows.append((last + 1, time))
+        return Step(op, Static(max(ready), padded, tuple(windows)), reads)
+
+
+Handler = Callable[[Operator, dict[int, Time]], Step]
+
+
+def _shape(op: Operator, i: int) -> tuple[int, ...]:
+    ref = op.inputs[i]
+    return () if ref is None else ref.shape
+
+
+def _axes(op: Operator) -> list[int]:
+    axes = op.inputs[1].data if len(op.inputs) > 1 and op.inputs[1] is not None else None
+    rank = len(_shape(op, 0))
+    return [] if axes is None else [int(a) % rank for a in np.ravel(axes)]
+
+
+def _used(op: Operator, time: Time) -> Time:
+    """The time of a computed value: zeros before the first frame are no longer zeros behind a computation."""
+    if op.code in KEEPS_ZERO or time.delay >= 0:
+        return time
+    return replace(time, clean=max(time.clean, -time.delay))
+
+
+def _unknown(op: Operator, moving: dict[int, Time]) -> Step:
+    raise refuse(op, "kquant does not know how it moves along time. Export without streaming, or leave it out.")
+
+
+def _local(op: Operator, moving: dict[int, Time]) -> Step:
+    """Frame by frame; inputs that come at different times meet behind delay lines."""
+    if len({(t.axis - len(_shape(op, i)), t.step) for i, t in moving.items()}) > 1:
+        raise refuse(op, "its inputs run at different rates or have time on different axes. Make them alike.")
+    last = max(moving.values(), key=lambda t: t.lead)
+    offset = last.axis - len(op.outputs[0].shape)
+    if op.code in LOCAL and any(_varies(ref, offset) for i, ref in enumerate(op.inputs) if i not in moving):
+        raise refuse(op, "its constant differs from frame to frame, and a stream has no frame numbers. Use one row.")
+    out = Time(
+        last.axis, last.step, last.lead, max(t.clean for t in moving.values()), any(t.padded for t in moving.values())
+    )
+    reads = {i: Read(out.delay - t.delay, out.delay - t.delay) for i, t in moving.items()}
+    return Step(op, _used(op, out), reads)
+
+
+def _varies(constant: Ref | None, offset: int) -> bool:
+    """True where a constant has more than one row along time, counted from its last axis."""
+    return constant is not None and len(constant.shape) >= -offset and constant.shape[offset] > 1
+
+
+def _concatenation(op: Operator, moving: dict[int, Time]) -> Step:
+    time = next(iter(moving.values()))
+    if op.options["axis"] % len(op.outputs[0].shape) == time.axis:
+        raise refuse(op, "it joins frames along time. Join features instead, or join in the application.")
+    return _local(op, moving)
+
+
+def _last_axis(op: Operator, moving: dict[int, Time]) -> Step:
+    """Operators over the last axis, one position at a time."""
+    if set(moving) != {0} or moving[0].axis == len(_shape(op, 0)) - 1:
+        raise refuse(op, "it runs over the time axis. Put time first and features last.")
+    return _local(op, moving)
+
+
+def _reduce(op: Operator, moving: dict[int, Time]) -> Step:
+    """Over other axes than time."""
+    time = moving[0]
+    gone = 0 if op.options.get("keepDims") else sum(a < time.axis for a in _axes(op))
+    return Step(op, replace(_used(op, time), axis=time.axis - gone), {0: Read()})
+
+
+def _moved_axis(op: Operator, time: Time) -> int | None:
+    """The axis that is time behind a RESHAPE; None where it merges frames."""
+    source, result = _shape(op, 0), op.outputs[0].shape
+    before = int(np.prod(source[: time.axis]))
+    for axis in range(1, len(result)):
+        if result[axis] == source[time.axis] and int(np.prod(result[:axis])) == before:
+            return axis
+    return None
+
+
+def _reshape(op: Operator, moving: dict[int, Time]) -> Step:
+    axis = _moved_axis(op, moving[0])
+    return Step(op, replace(moving[0], axis=moving[0].axis if axis is None else axis), {0: Read()})
+
+
+def _transpose(op: Operator, moving: dict[int, Time]) -> Step:
+    order = op.inputs[1].data if op.inputs[1] is not None else None
+    if order is None:
+        return _unknown(op, moving)
+    return Step(op, replace(moving[0], axis=list(map(int, order)).index(moving[0].axis)), {0: Read()})
+
+
+def _pad(op: Operator, moving: dict[int, Time]) -> Step:
+    """Zeros before the first frame are what the states hold at first; zeros behind the last one never come."""
+    time = moving[0]
+    rows = op.inputs[1].data if op.inputs[1] is not None else None
+    if rows is None:
+        return _unknown(op, moving)
+    before, behind = (int(n) for n in rows[time.axis])
+    if behind:
+        raise refuse(
+            op,
+            f"it pads {behind} frames behind the last one, so what reads it looks ahead. Pad before the first frame "
+            f"only: ({before + behind}, 0).",
+        )
+    fresh = time.clean == 0 and time.delay <= 0
+    clean = 0 if fresh or not before else time.clean + before
+    padded = time.padded or before > 0
+    return Step(op, replace(time, lead=time.lead - before * time.step, clean=clean, padded=padded), {0: Read()})
+
+
+def _slice(op: Operator, moving: dict[int, Time]) -> Step:
+    """Left-out first frames make the rest come later; last frames that are left out are never asked for."""
+    time = moving[0]
+    begin = op.inputs[1].data if op.inputs[1] is not None else None
+    if begin is None:
+        return _unknown(op, moving)
+    first = int(begin[time.axis])
+    out = replace(time, lead=time.lead + first * time.step, clean=max(time.clean - first, 0))
+    return Step(op, out, {0: Read()})
+
+
+def _window(op: Operator, moving: dict[int, Time]) -> Step:
+    """Convolutions and pools: `reach` older elements, every `stride`-th result."""
+    time = moving.get(0)
+    if time is None or time.axis not in (1, 2):
+        raise refuse(op, "time is not among the axes that it moves along. Put time first.")
+    letter = "HW"[time.axis - 1]
+    stride, source, made = op.options[f"stride{letter}"], _shape(op, 0)[time.axis], op.outputs[0].shape[time.axis]
+    if WINDOWS[op.code] == "weights":
+        reach = (_shape(op, 1)[time.axis] - 1) * op.options[f"dilation{letter}Factor"]
+    else:
+        reach = op.options["filterHeight" if letter == "H" else "filterWidth"] - 1
+    ahead = max((made - 1) * stride + reach + 1 - source, 0)
+    if op.options["padding"] == "SAME" and ahead:
+        raise refuse(
+            op,
+            f"padding='same' looks {ahead - ahead // 2} frames ahead in time. Use padding='causal' (Conv1D), or "
+            f"ZeroPadding with ({reach}, 0) in time before padding='valid'.",
+        )
+    stride = 1 if made == 1 else stride
+    lead, step = time.lead + reach * time.step, time.step * stride
+    out = _used(op, Time(time.axis, step, lead, -(-time.clean // stride), time.padded))
+    older = out.delay * stride - time.delay
+    return Step(op, out, {0: Read(older, out.delay * stride + stride - reach - time.delay - 1)})
+
+
+def _gather(op: Operator, moving: dict[int, Time]) -> Step:
+    """Codes looked up in a table, or constant rows of another axis than time."""
+    if set(moving) == {1} and len(_shape(op, 0)) == 1:
+        return _local(op, moving)
+    axis = op.options["axis"] % len(_shape(op, 0))
+    if set(moving) != {0} or axis == moving[0].axis or len(_shape(op, 1)) != 1:
+        raise refuse(op, "it picks frames by number, and a stream has no frame numbers. Pick features only.")
+    return _local(op, moving)
+
+
+def _matmul(op: Operator, moving: dict[int, Time]) -> Step:
+    """A product for each frame, where time is an axis of the batch; attention over time is not."""
+    if any(t.axis >= len(_shape(op, i)) - 2 for i, t in moving.items()):
+        raise refuse(op, "attention over time sees all frames. Export without streaming, or use causal convolutions.")
+    return _local(op, moving)
+
+
+def _strided(op: Operator, moving: dict[int, Time]) -> Step:
+    time = moving[0]
+    begin, _, step = (None if ref is None else ref.data for ref in op.inputs[1:4])
+    whole = _shape(op, 0)[time.axis] == op.outputs[0].shape[time.axis]
+    if begin is None or step is None or begin[time.axis] or step[time.axis] != 1 or not whole:
+        raise refuse(op, "it strides or turns time. Use the strides of a convolution.")
+    return _local(op, moving)
+
+
+def _resize(op: Operator, moving: dict[int, Time]) -> Step:
+    if _shape(op, 0)[moving[0].axis] != op.outputs[0].shape[moving[0].axis]:
+        raise refuse(op, "it stretches time. Resize features only.")
+    return Step(op, _used(op, moving[0]), {0: Read()})
+
+
+HANDLERS: dict[str, Handler] = {
+    **dict.fromkeys(LOCAL, _local),
+    **dict.fromkeys(REDUCES, _reduce),
+    **dict.fromkeys(WINDOWS, _window),
+    "CONCATENATION": _concatenation,
+    "FULLY_CONNECTED": _last_axis,
+    "SOFTMAX": _last_axis,
+    "LOG_SOFTMAX": _last_axis,
+    "GATHER": _gather,
+    "BATCH_MATMUL": _matmul,
+    "STRIDED_SLICE": _strided,
+    "RESHAPE": _reshape,
+    "TRANSPOSE": _transpose,
+    "PAD": _pad,
+    "SLICE": _slice,
+    "RESIZE_NEAREST_NEIGHBOR": _resize,
+    "RESIZE_BILINEAR": _resize,
+}

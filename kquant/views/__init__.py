@@ -1,0 +1,7 @@
+"""A whole model read through the rules of `kquant.ops`: nothing here changes one.
+
+`kernels` says which variables of a layer are weights, `widths` and `packing` how wide each call computes and how its
+weights are stored, `plan` what every tensor gets, `quantized_model` reads a model that has it, `flat_copy` makes a
+flat float model of any. A model, a recipe and a target come in, frozen data go out. What several stages ask of a
+model is answered here once.
+"""

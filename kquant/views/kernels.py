@@ -1,0 +1,158 @@
+"""Which variables of a layer are kernels, whatever its rule makes of it: what pruning and clustering act on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+
+from kquant.layers.transform import kernel_at
+from kquant.ops import candidates
+from kquant.ops.affine import Affine
+from kquant.ops.rule import keras_layers
+
+layers = keras.layers
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """The geometry of one kernel.
+
+    Attributes:
+        input_axis: axis that the layer sums over, as far as it runs over channels; None where it sums over none.
+        output_axis: axis of the output channels, the innermost where there are several.
+        depthwise: each input channel has weights of its own, and few of them.
+    """
+
+    input_axis: int | None
+    output_axis: int
+    depthwise: bool = False
+
+
+CONV, MATRIX = Kernel(-2, -1), Kernel(0, 1)
+IMAGE_CELL = {"cell.kernel": CONV, "cell.recurrent_kernel": CONV}  # Keras exports no class of the cell itself
+# Classes whose rules make other layers of them, so that no rule says where their kernels are.
+EXPANDED: dict[type, dict[str, Kernel]] = {
+    layers.Conv3D: {"kernel": CONV},
+    layers.Conv1DTranspose: {"kernel": Kernel(-1, -2)},
+    layers.Conv3DTranspose: {"kernel": Kernel(-1, -2)},
+    layers.SeparableConv1D: {"depthwise_kernel": Kernel(None, -1, True), "pointwise_kernel": CONV},
+    layers.SeparableConv2D: {"depthwise_kernel": Kernel(None, -1, True), "pointwise_kernel": CONV},
+    layers.ConvLSTM1D: IMAGE_CELL,
+    layers.ConvLSTM2D: IMAGE_CELL,
+    layers.ConvLSTM3D: IMAGE_CELL,
+    layers.LSTMCell: {"kernel": MATRIX, "recurrent_kernel": MATRIX},
+    layers.GRUCell: {"kernel": MATRIX, "recurrent_kernel": MATRIX},
+    layers.SimpleRNNCell: {"kernel": MATRIX, "recurrent_kernel": MATRIX},
+    layers.Embedding: {"embeddings": Kernel(None, -1)},
+    **{cls: {"embeddings": Kernel(None, -1)} for cls in keras_layers("ReversibleEmbedding")},
+}
+NOT_KERNELS = (Affine, layers.PReLU)
+
+
+def kernels_of(op: Any) -> dict[str, Kernel]:
+    """The kernels of a layer and of the layers inside it, by path.
+
+    Args:
+        op: a built Keras layer, or an operation (which has none).
+
+    Returns:
+        Path ("kernel", "cell.cells.0.kernel", "_query_dense.kernel") -> geometry.
+
+    Example:
+        >>> layer = keras.layers.LSTM(3)
+        >>> layer.build((None, 4, 2))
+        >>> list(kernels_of(layer))
+        ['cell.kernel', 'cell.recurrent_kernel']
+    """
+    if not isinstance(op, keras.layers.Layer):
+        return {}
+    found: dict[str, Kernel] = {}
+    _collect(op, "", found, set())
+    return found
+
+
+def _collect(layer: Any, before: str, found: dict[str, Kernel], seen: set[int]) -> None:
+    """Kernels of a layer itself, then of those that its attributes hold; each layer once."""
+    if id(layer) in seen or isinstance(layer, NOT_KERNELS):
+        return
+    seen.add(id(layer))
+    found.update({before + name: kernel for name, kernel in _own(layer).items()})
+    if not isinstance(layer, layers.SpectralNormalization):
+        for name, inner in _inside(layer):
+            _collect(inner, f"{before}{name}.", found, seen)
+
+
+def _inside(layer: Any) -> list[tuple[str, Any]]:
+    """Path and layer: the cells of a stack, the layers of a model, else what attributes hold."""
+    if isinstance(layer, layers.StackedRNNCells):
+        return [(f"cells.{i}", cell) for i, cell in enumerate(layer.cells)]
+    if isinstance(layer, keras.Model):
+        return [(f"layers.{i}", inner) for i, inner in enumerate(layer.layers)]
+    return [(name, inner) for name, inner in vars(layer).items() if isinstance(inner, keras.layers.Layer)]
+
+
+def unknown_kernels(op: Any) -> list[str]:
+    """Layers with weights that may be kernels, but whose geometry nothing tells: pruning and clustering leave them.
+
+    Args:
+        op: a built Keras layer, or an operation (which has none).
+
+    Returns:
+        "name (class)" of the layer itself or of layers inside it.
+
+    Example:
+        >>> layer = keras.layers.SpectralNormalization(keras.layers.Dense(3), name="bounded")
+        >>> layer.build((None, 2))
+        >>> unknown_kernels(layer)
+        ['bounded (SpectralNormalization)']
+    """
+    if not isinstance(op, keras.layers.Layer):
+        return []
+    found: dict[int, str] = {}
+    known = {id(kernel_at(op, path)) for path in kernels_of(op)}
+
+    def visit(layer: Any, seen: set[int]) -> None:
+        if id(layer) in seen:
+            return
+        seen.add(id(layer))
+        closed = isinstance(layer, layers.SpectralNormalization)
+        if closed or _is_unknown(layer, known):
+            found[id(layer)] = f"{layer.name} ({type(layer).__name__})"
+        for _, inner in [] if closed else _inside(layer):
+            visit(inner, seen)
+
+    visit(op, set())
+    return list(found.values())
+
+
+def _is_unknown(layer: Any, known: set[int]) -> bool:
+    """Matrices that train, of a layer without a rule."""
+    if isinstance(layer, NOT_KERNELS) or _own(layer) or candidates(type(layer)):
+        return False
+    return any(v.trainable and len(v.shape) > 1 and id(v) not in known for v in layer._trainable_variables)
+
+
+def _own(layer: Any) -> dict[str, Kernel]:
+    """Of the layer itself: its class's entry, its equation, or the rule that has its weights."""
+    for kind, kernels in EXPANDED.items():
+        if isinstance(layer, kind):
+            return kernels
+    if isinstance(layer, layers.EinsumDense):
+        return {"kernel": _einsum(layer)}
+    for rule in candidates(type(layer)):
+        if rule.weights is not None and rule.weights.sums:
+            axes = rule.weights.channel_axes
+            depthwise = len(axes) > 1
+            return {rule.weights.kernel: Kernel(None if depthwise else rule.weights.input_axis, axes[-1], depthwise)}
+    return {}
+
+
+def _einsum(layer: Any) -> Kernel:
+    """Axes of an EinsumDense's kernel: the innermost that is summed over, and the innermost that goes out."""
+    inputs, output = layer.equation.replace("...", "0").split("->")
+    given, kernel = inputs.split(",")
+    summed = [i for i, letter in enumerate(kernel) if letter in given and letter not in output]
+    out = [i for i, letter in enumerate(kernel) if letter in output]
+    return Kernel(summed[-1] if summed else None, out[-1] if out else len(kernel) - 1)

@@ -1,0 +1,430 @@
+"""Graph + recipe + target -> what every tensor gets, before anything is built.
+
+    fuse      a ReLU after a convolution is quantized once, at the end of the chain
+    unify     concatenation, pooling, reshape, pad, transpose: one encoding on both sides
+    requant   where a fixed encoding (softmax) meets a shared one, one QUANTIZE in between
+    refuse    whatever the target cannot run in integers, by layer name
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import keras
+import numpy as np
+
+from kquant.core.spec import FLOAT, INDEX, QuantSpec
+from kquant.graph.graph import Graph, Node
+from kquant.graph.origin import identities
+from kquant.graph.stored import Stored
+from kquant.ops import find
+from kquant.ops.rule import Rule
+from kquant.recipe.recipe import Recipe, Settings
+from kquant.recipe.training_section import Training
+from kquant.targets import Target
+from kquant.views.packing import Packing, packing
+from kquant.views.widths import TYPES, Widths, container, find_widths, index_tensors, moves_indices
+
+
+@dataclass(frozen=True)
+class Group:
+    """One encoding: the layer that will hold it."""
+
+    name: str
+    spec: QuantSpec
+    observer: str
+    fixed: tuple[float, int] | None = None
+    follows: bool = False
+    sites: int = 1
+    span: tuple[float, float] | None = None
+    training: Training | None = None
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place where a tensor is quantized.
+
+    Attributes:
+        group: key of its `Group`.
+        index: number among the sites of the group.
+    """
+
+    group: int
+    index: int
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A layer that cannot be integer on the target, and the remedy."""
+
+    layer: str
+    kind: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.layer} ({self.kind}): {self.reason}"
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What every tensor of the graph gets.
+
+    Attributes:
+        graph, recipe, target: what it was made from.
+        groups: key -> encoding.
+        sites: id(tensor) -> where it is quantized (inputs and node outputs).
+        edges: (id(node), input number) -> requantization of that one input.
+        fused: id(tensor) of the outputs that a following activation takes over.
+        settings: id(layer) -> what the recipe says.
+        weights: id(layer) -> grid of its kernel; None leaves it float.
+        packings: id(layer) -> how the codes of its kernel are stored, where it has a grid.
+        widths: how wide every call computes.
+        problems: what the target cannot do.
+    """
+
+    graph: Graph
+    recipe: Recipe
+    target: Target
+    groups: dict[int, Group]
+    sites: dict[int, Site]
+    edges: dict[tuple[int, int], Site]
+    fused: frozenset[int]
+    settings: dict[int, Settings]
+    weights: dict[int, QuantSpec | None]
+    packings: dict[int, Packing]
+    widths: Widths
+    problems: tuple[Problem, ...]
+
+
+@dataclass
+class _Classes:
+    """Union-find over tensors that must share an encoding."""
+
+    parent: dict[int, int] = field(default_factory=dict)
+    fixed: dict[int, tuple[float, int]] = field(default_factory=dict)
+
+    def root(self, tensor: Any) -> int:
+        key = id(tensor)
+        while self.parent.get(key, key) != key:
+            key = self.parent[key]
+        return key
+
+    def join(self, a: Any, b: Any) -> None:
+        first, second = self.root(a), self.root(b)
+        if first != second:
+            self.parent[second] = first
+            if second in self.fixed:
+                self.fixed[first] = self.fixed.pop(second)
+
+
+def make_plan(graph: Graph, recipe: Recipe, target: Target) -> Plan:
+    """Decide for every tensor.
+
+    Args:
+        graph: of an expanded model.
+        recipe: what is wanted.
+        target: what there are kernels for.
+
+    Returns:
+        The plan; `problems` is not empty where the target cannot run it in integers.
+
+    Raises:
+        ValueError: a rule of the recipe matches no layer.
+    """
+    rules = {id(node): find(node.op, target) for node in graph.nodes}
+    positions = _positions(graph, rules)
+    _check_patterns(graph, recipe, positions)
+    settings = {id(n.op): recipe.settings(identities(n.op), positions.get(id(n.op))) for n in graph.nodes}
+    fused = _fused(graph, rules, settings, target)
+    widths = find_widths(graph, rules, settings, recipe, target, fused)
+    fused = frozenset(t for t in fused if widths.tensors[t] != FLOAT)
+    names = {id(t): node.name for node in graph.nodes for t in node.outputs}
+    draft = _Draft(graph, rules, settings, recipe, target, fused, widths, names)
+    classes, requantized = _classes(draft)
+    groups, sites, edges = _sites(draft, classes, requantized)
+    weights, packings = _weights(draft)
+    found = (
+        problem(node, rules[id(node)], target, widths.calls[id(node)])
+        for node in graph.nodes
+        if not settings[id(node.op)].skip or rules[id(node)] is None
+    )
+    problems = tuple(p for p in found if p is not None)
+    problems += tuple(_mixed(graph, rules))
+    return Plan(graph, recipe, target, groups, sites, edges, fused, settings, weights, packings, widths, problems)
+
+
+def problem(node: Node, rule: Rule | None, target: Target, bits: int = 8) -> Problem | None:
+    """Why this call cannot run on the target in its width, or None."""
+    kind = type(node.op).__name__
+    if rule is None:
+        return Problem(node.name, kind, "kquant has no rule for it; replace it by layers that have one")
+    reason = rule.refuse(node) if rule.refuse is not None else None
+    if reason is not None:
+        return Problem(node.name, kind, reason)
+    if bits == FLOAT:
+        return _float_problem(node, rule, target)
+    missing = [code for code in (*rule.operators, *rule.helpers) if not target.supports(code)]
+    if missing:
+        return Problem(
+            node.name, kind, f"{target.title} has no int8 kernel {', '.join(missing)}; choose another layer or target"
+        )
+    reason = _too_large(node, rule, target)
+    return None if reason is None else Problem(node.name, kind, reason)
+
+
+def _float_problem(node: Node, rule: Rule, target: Target) -> Problem | None:
+    """Why this call cannot be left in float, or None."""
+    kind = type(node.op).__name__
+    if not target.floats:
+        return Problem(node.name, kind, f"{target.title} runs integers only; leave float layers to target 'litert'")
+    if FLOAT not in rule.widths:
+        reason = "it is to stay float, and kquant writes it in integers only; take a static recipe (int8, int16x8), or "
+        return Problem(node.name, kind, reason + "leave it out of the rule that says float = true")
+    return None
+
+
+def _too_large(node: Node, rule: Rule, target: Target) -> str | None:
+    """A tensor of more dimensions than an operator takes; layers with weights are written in four."""
+    rank = max(len(t.shape) for t in (*node.inputs, *node.outputs))
+    limits = [(target.ops[code].max_rank, code) for code in rule.operators if rule.weights is None]
+    for limit, code in limits:
+        if limit is not None and rank > limit:
+            return (
+                f"a tensor of rank {rank}, batch included; {target.title} takes {code} up to rank {limit}. Put a "
+                "Reshape before and after it"
+            )
+    return None
+
+
+def _weights(draft: _Draft) -> tuple[dict[int, QuantSpec | None], dict[int, Packing]]:
+    """Grids of the kernels, and how their codes are stored."""
+    grids: dict[int, QuantSpec | None] = {}
+    packings: dict[int, Packing] = {}
+    for node in draft.graph.nodes:
+        rule, key, bits = draft.rules[id(node)], id(node.op), draft.widths.calls[id(node)]
+        if rule is None or (rule.weights is None and rule.attach is None):
+            continue
+        settings, unpacked_first = draft.settings[key], draft.recipe.mode == "weight-only"
+        width = FLOAT if bits == INDEX else bits  # rows that are looked up belong to no kernel's type
+        stored = packing(node.op, settings, rule, draft.target, width, unpacked_first)
+        grids[key] = _weight_grid(settings, rule, stored, draft.target, bits)
+        if grids[key] is not None:
+            packings[key] = stored
+    return grids, packings
+
+
+def _weight_grid(settings: Settings, rule: Rule, stored: Packing, target: Target, bits: int) -> QuantSpec | None:
+    """The kernel's grid; None where the weights stay float, or are rows on the grid of the layer's output."""
+    wanted = settings.weights
+    if settings.skip or wanted.dtype == "float16" or (rule.indices and bits != FLOAT):
+        return None
+    spec = replace(wanted.spec(), bits=stored.bits)
+    if rule.weights is None:
+        return replace(spec, per_axis=False)
+    kernel = "int16x8" if bits == 16 else "int4" if stored.packed else "int8"
+    able = bits == FLOAT or all(target.ops[code].per_axis_for(kernel) for code in rule.operators)
+    return replace(spec, per_axis=wanted.per_axis and rule.weights.per_axis and able)
+
+
+def _positions(graph: Graph, rules: dict[int, Rule | None]) -> dict[int, str]:
+    """The first and the last layer with weights."""
+    weighted = [n.op for n in graph.nodes if (r := rules[id(n)]) is not None and r.weights is not None]
+    return {id(weighted[0]): "first", id(weighted[-1]): "last"} if weighted else {}
+
+
+def _check_patterns(graph: Graph, recipe: Recipe, positions: dict[int, str]) -> None:
+    for rule in recipe.rules:
+        known = ((name, kind, positions.get(id(n.op))) for n in graph.nodes for name, kind in identities(n.op))
+        if not any(rule.matches(*each) for each in known):
+            wanted = ", ".join(f"{k}='{v}'" for k in ("layer", "type", "position") if (v := getattr(rule, k)))
+            names = sorted({identities(n.op)[-1][0] for n in graph.nodes})
+            shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+            raise ValueError(
+                f"recipe '{recipe.name}': the rule {wanted} matches no layer. Layers: {shown}. (A batch norm or a "
+                "constant that was folded goes by the name of the layer it was folded into.)"
+            )
+
+
+def _fused(
+    graph: Graph, rules: dict[int, Rule | None], settings: dict[int, Settings], target: Target
+) -> frozenset[int]:
+    """Outputs whose only reader is an activation that the operator before it takes over."""
+    consumers = graph.consumers()
+    outputs = {id(t) for t in keras.tree.flatten(graph.outputs)}
+    found = set()
+    for node in graph.nodes:
+        rule, t = rules[id(node)], node.outputs[0]
+        readers = consumers.get(id(t), [])
+        able = rule is not None and all(code in target.ops and target.ops[code].fuses for code in rule.operators)
+        if not able or not rule.fuses or id(t) in outputs or len(readers) != 1:
+            continue
+        after, reader = rules[id(readers[0])], settings[id(readers[0].op)]
+        apart = reader.stays_float or reader.skip  # also where the operator is float too: it loses nothing then
+        if not apart and after is not None and after.relu is not None and after.relu(readers[0].op) is not None:
+            found.add(id(t))
+    return frozenset(found)
+
+
+@dataclass(frozen=True, eq=False)
+class _Draft:
+    """What the next two steps read."""
+
+    graph: Graph
+    rules: dict[int, Rule | None]
+    settings: dict[int, Settings]
+    recipe: Recipe
+    target: Target
+    fused: frozenset[int]
+    widths: Widths
+    names: dict[int, str]
+    converted: dict[tuple[int, int], object] = field(default_factory=dict)
+
+    def fixed(self, rule: Rule, bits: int) -> tuple[float, int] | None:
+        """(scale, zero point) that the kernel prescribes for its output."""
+        return rule.fixed if bits == 8 else self.target.ops[rule.operators[0]].fixed_for("int16x8")
+
+    def inputs(self, node: Node) -> list[Any]:
+        """The tensors that a call reads: where one comes in another width, what stands for its conversion."""
+        read: list[Any] = list(node.inputs)
+        for i, t, bits in self.widths.conversions(node):
+            read[i] = self.converted.setdefault((id(t), bits), _Converted(self.names.get(id(t), t.name)))
+        return read
+
+
+class _Converted:
+    """A tensor in another width than the one it was computed in."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name  # of the layer that computed it
+
+
+def _classes(draft: _Draft) -> tuple[_Classes, set[tuple[int, int]]]:
+    """Which tensors share an encoding, and which inputs need a requantization instead."""
+    classes, requantized = _Classes(), set()
+    for node in draft.graph.nodes:
+        rule, out = draft.rules[id(node)], node.outputs[0]
+        bits = draft.widths.calls[id(node)]
+        if rule is None or bits in (FLOAT, INDEX):
+            continue
+        inputs = draft.inputs(node)
+        if rule.output == "fixed" and rule.fixed is not None:
+            found = draft.fixed(rule, bits)
+            if found is not None:
+                classes.fixed[classes.root(out)] = found
+        elif rule.output in ("same", "follows"):
+            classes.join(inputs[0], out)
+        elif rule.output == "shared":
+            encodings = {classes.fixed.get(classes.root(t)) for t in inputs}
+            for i, t in enumerate(inputs):
+                if len(encodings) > 1 and classes.fixed.get(classes.root(t)) is not None:
+                    requantized.add((id(node), i))
+                else:
+                    classes.join(t, out)
+    return classes, requantized
+
+
+def _mixed(graph: Graph, rules: dict[int, Rule | None]) -> list[Problem]:
+    """Positions must be inputs of the model or parts of them, and nothing else."""
+    indices, given = index_tensors(graph, rules), {id(t) for t in keras.tree.flatten(graph.inputs)}
+    reader = next((n for n in graph.nodes if (r := rules[id(n)]) is not None and r.indices), None)
+    problems = []
+    for node in graph.nodes:
+        rule = rules[id(node)]
+        read = node.inputs[:1] if rule is not None and rule.told else node.inputs
+        if rule is None or not any(id(t) in indices for t in read) or isinstance(node.op, Stored):
+            continue  # a constant reads nothing
+        handed_on = moves_indices(rule) and id(node.outputs[0]) in indices
+        if handed_on:
+            given.update(id(t) for t in node.outputs if all(id(s) in given for s in node.inputs))
+        elif not rule.indices and reader is not None:
+            reason = (
+                f"it computes with an input that another layer ({reader.name}) reads as indices; one input of the file "
+                "is whole numbers or codes, not both. Give the model two inputs: an int32 one for the indices, and one "
+                "for the numbers"
+            )
+            problems.append(Problem(node.name, type(node.op).__name__, reason))
+        elif id(node.inputs[0]) not in given:
+            reason = (
+                "its indices are computed by the model; slices, reshapes, stacks and splits of an input are indices, "
+                "sums, products and roundings are not. Make them an input of the model of their own"
+            )
+            problems.append(Problem(node.name, type(node.op).__name__, reason))
+    return problems
+
+
+def _sites(
+    draft: _Draft, classes: _Classes, requantized: set[tuple[int, int]]
+) -> tuple[dict[int, Group], dict[int, Site], dict[tuple[int, int], Site]]:
+    """Give every tensor that is computed anew a place in the group of its class."""
+    groups: dict[int, Group] = {}
+    sites: dict[int, Site] = {}
+    edges: dict[tuple[int, int], Site] = {}
+    conversions: dict[int, Site] = {}
+    draft_widths = draft.widths
+
+    def join(key: int, name: str, activations: Any, bits: int, observer: str | None = None, **kind: Any) -> Site:
+        if key not in groups:
+            spec = activations.spec(None if container(activations.bits) == bits else bits)
+            groups[key] = Group(name, spec, observer or activations.observer, **kind)
+            return Site(key, 0)
+        spans = [span for span in (groups[key].span, kind.get("span")) if span is not None]
+        span = (min(low for low, _ in spans), max(high for _, high in spans)) if spans else None
+        groups[key] = replace(groups[key], sites=groups[key].sites + 1, span=span)
+        return Site(key, groups[key].sites - 1)
+
+    for t in keras.tree.flatten(draft.graph.inputs):
+        if draft_widths.tensors[id(t)] not in (FLOAT, INDEX):
+            bits = draft_widths.tensors[id(t)]
+            sites[id(t)] = join(classes.root(t), t.name, draft.recipe.activations, bits)
+    for node in draft.graph.nodes:
+        rule, out = draft.rules[id(node)], node.outputs[0]
+        activations, bits = draft.settings[id(node.op)].activations, draft_widths.tensors[id(out)]
+        trains = {"training": draft.settings[id(node.op)].training}
+        if rule is None or bits in (FLOAT, INDEX):
+            continue
+        if draft_widths.calls[id(node)] == FLOAT:  # a model output that was computed in float
+            sites[id(out)] = join(classes.root(out), node.name, activations, bits, **trains)
+            continue
+        for i, t in enumerate(draft.inputs(node)):
+            if (id(node), i) in requantized:
+                edges[id(node), i] = join(classes.root(out), f"{node.name}_in{i}", activations, bits, **trains)
+            elif isinstance(t, _Converted):
+                if id(t) not in conversions:
+                    conversions[id(t)] = join(classes.root(t), f"{t.name}_{bits}bit", activations, bits, **trains)
+                edges[id(node), i] = conversions[id(t)]
+        if rule.output == "fixed":
+            sites[id(out)] = join(id(out), node.name, activations, bits, **trains, fixed=draft.fixed(rule, bits))
+        elif rule.output == "follows":
+            sites[id(out)] = join(id(out), node.name, activations, bits, **trains, follows=True)
+        elif rule.output == "own" and id(out) not in draft.fused:
+            span = None if rule.span is None else rule.span(node.op)
+            sites[id(out)] = join(classes.root(out), node.name, activations, bits, rule.observer, **trains, span=span)
+    return _held(draft, classes, groups), sites, edges
+
+
+def _held(draft: _Draft, classes: _Classes, groups: dict[int, Group]) -> dict[int, Group]:
+    """The groups, whose scales stay above what the kernels that read their tensors check."""
+    held = dict(groups)
+    for node in draft.graph.nodes:
+        rule = draft.rules[id(node)]
+        if rule is None or draft.widths.calls[id(node)] not in TYPES:
+            continue
+        known = [draft.target.ops[code] for code in rule.operators if code in draft.target.ops]
+        limits = [op.min_scale_for(TYPES[draft.widths.calls[id(node)]]) for op in known]
+        limit = max((limit for limit in limits if limit is not None), default=None)
+        if limit is None:
+            continue
+        beta = rule.arithmetic(node)[1].get("beta", 1.0) if rule.arithmetic is not None else 1.0  # times the scale
+        smallest = float(np.nextafter(np.float32(limit / beta), np.float32(np.inf)))
+        for key in {classes.root(t) for t in draft.inputs(node)} & set(held):
+            spec = held[key].spec
+            held[key] = replace(held[key], spec=replace(spec, smallest=max(spec.smallest, smallest)))
+    return held
+
+
+def describe(problems: Iterable[Problem], target: Target) -> str:
+    """One message for all problems."""
+    lines = "\n".join(f"  {p}" for p in problems)
+    return f"These layers cannot run in integers on {target.title}:\n{lines}"

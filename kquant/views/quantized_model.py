@@ -1,0 +1,199 @@
+"""Read a quantized model: its calls, its layers with weights, and the tensors at any place, in float or in integers."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from kquant.graph.copies import copy_state
+from kquant.graph.graph import Graph, Node, reachable, run, trace
+from kquant.layers.nodes import Compressed, FakeQuant, observing
+from kquant.ops import find
+from kquant.ops.rule import Rule
+
+HALF = ("float16", "bfloat16")
+EAGER_BATCHES = 16  # tracing takes as long as a few batches do without
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """A layer with weights in a quantized model.
+
+    Attributes:
+        layer: the wrapper.
+        calls: where it is called, in order; more than one where it is shared.
+        activations: for each call, what the operator fuses between its sums and their encoding (a ReLU, or nothing).
+        rule: of the wrapped layer.
+    """
+
+    layer: Compressed
+    calls: tuple[Node, ...]
+    activations: tuple[Callable[[Any], Any] | None, ...]
+    rule: Rule
+
+    @property
+    def name(self) -> str:
+        """The layer's name, which is that of the user's layer."""
+        return self.layer.name
+
+
+def is_known(op: Any) -> bool:
+    """Layers that stay whole when a quantized model is read."""
+    return isinstance(op, FakeQuant | Compressed) or find(op) is not None
+
+
+def is_quantized(model: keras.Model) -> bool:
+    """True for what `kquant.quantize` returned, saved and loaded or not."""
+    return any(isinstance(layer, FakeQuant | Compressed) for layer in model._flatten_layers())
+
+
+def refuse_nested(model: keras.Model) -> None:
+    """Refuse a model that has a quantized one among its layers: which of the rest is float, nobody said.
+
+    Args:
+        model: float or quantized.
+
+    Raises:
+        ValueError: it holds one, by name.
+    """
+    inner = [x for x in model._flatten_layers(include_self=False) if isinstance(x, keras.Model) and is_quantized(x)]
+    if inner:
+        raise ValueError(
+            f"{model.name}: it has the quantized model '{inner[0].name}' among its layers, beside float ones. Build "
+            "the whole model in float (kquant.strip gives the float model of a quantized one), then prune, cluster or "
+            "quantize that; a rule with float = true keeps a layer float."
+        )
+
+
+def read(qmodel: keras.Model) -> Graph:
+    """The calls of a quantized model.
+
+    Raises:
+        ValueError: it is not one, or holds one.
+    """
+    refuse_nested(qmodel)
+    graph = trace(qmodel, is_known)
+    if not any(isinstance(node.op, FakeQuant | Compressed) for node in graph.nodes):
+        raise ValueError(f"{qmodel.name}: not a quantized model; pass what kquant.quantize returned.")
+    return graph
+
+
+def places(graph: Graph) -> list[Place]:
+    """The layers whose weights are codes, in the order of the model."""
+    found: dict[int, list[Node]] = {}
+    for node in graph.nodes:
+        if isinstance(node.op, Compressed) and node.op.spec is not None and node.op.spec.has_codes:
+            found.setdefault(id(node.op), []).append(node)
+    consumers = graph.consumers()
+    result = []
+    for nodes in found.values():
+        rule = find(nodes[0].op.layer)
+        if rule is not None:
+            after = tuple(_activation(node, consumers) for node in nodes)
+            result.append(Place(nodes[0].op, tuple(nodes), after, rule))
+    return result
+
+
+def _activation(node: Node, consumers: dict[int, list[Node]]) -> Callable[[Any], Any] | None:
+    """The operation between a layer's output and the `FakeQuant` that encodes it."""
+    readers = consumers.get(id(node.outputs[0]), [])
+    if len(readers) != 1 or isinstance(readers[0].op, FakeQuant | Compressed):
+        return None
+    after = consumers.get(id(readers[0].outputs[0]), [])
+    return readers[0].op if len(after) == 1 and isinstance(after[0].op, FakeQuant) else None
+
+
+def tensors(
+    graph: Graph, wanted: list[Any], batches: Iterable[Any], *, quantized: bool
+) -> Iterator[tuple[np.ndarray, ...]]:
+    """Values of some tensors for every batch; only what they need is computed.
+
+    Args:
+        graph: of a quantized model.
+        wanted: tensors of it.
+        batches: inputs, as `kquant.calibration.data.batches_of` gives them.
+        quantized: True: the integer arithmetic of the device; False: the float model that was quantized.
+
+    Yields:
+        A numpy array for each wanted tensor.
+    """
+    part = replace(graph, outputs=wanted, nodes=reachable(graph.nodes, wanted))
+
+    def compute(x: Any) -> tuple[tf.Tensor, ...]:
+        values = run(part, x)
+        return tuple(tf.convert_to_tensor(values[id(t)]) for t in wanted)
+
+    def mode() -> contextlib.AbstractContextManager:
+        return contextlib.nullcontext() if quantized else observing(lambda *_: None)
+
+    traced = None
+    for number, x in enumerate(batches):
+        if number < EAGER_BATCHES:
+            with mode():
+                values = compute(x)
+        else:
+            if traced is None:
+                specs = keras.tree.map_structure(lambda t: tf.TensorSpec((None, *t.shape[1:]), t.dtype), graph.inputs)
+                with mode():
+                    traced = tf.function(compute, autograph=False).get_concrete_function(specs)
+            values = traced(x)
+        yield tuple(y.numpy() for y in values)
+
+
+def copy(qmodel: keras.Model) -> keras.Model:
+    """A quantized model of its own with the same state."""
+    return _made(qmodel, qmodel.get_config())
+
+
+def _made(qmodel: keras.Model, config: dict[str, Any]) -> keras.Model:
+    """A model of this config with the state of `qmodel`."""
+    new = type(qmodel).from_config(config)
+    # by place: a layer that took on masks or corrections late holds its variables in another order
+    for old, fresh in zip(qmodel.layers, new.layers, strict=True):
+        copy_state(old, fresh)
+    return new
+
+
+def in_float32(qmodel: keras.Model) -> keras.Model:
+    """A model that trained in mixed precision, computing in float32 throughout, as its file does.
+
+    Such a model rounds all that passes between its layers to 16 bits, at inference too: its `predict` is near the file,
+    not equal to it. `kquant.export` and `kquant.verify` compare the file with this one.
+
+    Args:
+        qmodel: a quantized model; it is not changed.
+
+    Returns:
+        The model itself where no layer computes in 16 bits; otherwise a copy with the same state, not compiled.
+
+    Example:
+        >>> layers = [keras.layers.Dense(2, dtype="mixed_bfloat16"), keras.layers.ReLU(dtype="mixed_bfloat16")]
+        >>> q = kquant.quantize(keras.Sequential([keras.Input((4,)), *layers]))
+        >>> q.get_layer("re_lu").compute_dtype, in_float32(q).get_layer("re_lu").compute_dtype
+        ('bfloat16', 'float32')
+    """
+    if all(layer.compute_dtype not in HALF for layer in qmodel._flatten_layers()):
+        return qmodel
+    return _made(qmodel, _with_float32(qmodel.get_config()))
+
+
+def _with_float32(config: Any) -> Any:
+    """A config with float32 in place of every policy that computes in 16 bits."""
+    if isinstance(config, dict):
+        if config.get("class_name") == "DTypePolicy" and config["config"]["name"].endswith(HALF):
+            return {**config, "config": {"name": "float32"}}
+        return {key: _with_float32(value) for key, value in config.items()}
+    if isinstance(config, list | tuple):
+        return type(config)(_with_float32(value) for value in config)
+    return config
+
+
+def forget_graphs(qmodel: keras.Model) -> None:
+    """Functions that Keras has traced hold what layers were; changes beside their variables need a new trace."""
+    qmodel.train_function = qmodel.test_function = qmodel.predict_function = None
