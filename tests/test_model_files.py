@@ -211,7 +211,7 @@ def test_damaged_models_are_refused(kind: str, saved: Path, tmp_path: Path, monk
 
 
 def test_a_reader_of_hdf5_cannot_fill_the_machine() -> None:
-    lines = "from kquant.files import hdf5_copy; import numpy; hdf5_copy._limit(1000); numpy.empty(1 << 30, numpy.uint8)"
+    lines = "from kquant.files.hdf5_copy import _limit; import numpy; _limit(1000); numpy.empty(1 << 30, numpy.uint8)"
     said = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True)
     assert said.returncode and "Unable to allocate" in said.stderr
 
