@@ -111,10 +111,9 @@ def test_int16_codes_near_powers_of_two(op):
 
 @pytest.mark.parametrize("name", INT16["litert"])
 def test_xla_gives_the_same_int16_codes(name):
-    for seed in range(2):
+    for seed, runtime in enumerate(runtime for runtime in INT16 if name in INT16[runtime]):
         case = CASES[name](np.random.default_rng(seed), "int16")
-        for runtime in [runtime for runtime in INT16 if name in INT16[runtime]]:
-            _assert_equal_codes(case.computed(runtime, compiled=True), case.computed(runtime), f"{case}")
+        _assert_equal_codes(case.computed(runtime, compiled=True), case.computed(runtime), f"{case}")
 
 
 def test_int16_gelu_is_near_litert_reference():
@@ -131,10 +130,9 @@ def test_int16_gelu_is_near_litert_reference():
 
 @pytest.mark.parametrize("name", CASES)
 def test_xla_gives_the_same_codes(name):
-    for seed in range(2):
+    for seed, runtime in enumerate(("litert",) if name in NOT_IN_TFLM else ("litert", "tflm")):
         case = CASES[name](np.random.default_rng(seed), "int8")
-        for runtime in ("litert",) if name in NOT_IN_TFLM else ("litert", "tflm"):
-            _assert_equal_codes(case.computed(runtime, compiled=True), case.computed(runtime), f"{case}")
+        _assert_equal_codes(case.computed(runtime, compiled=True), case.computed(runtime), f"{case}")
 
 
 # Encodings, found by search, for which some code differs between the runtimes: a few in a million do.
@@ -199,7 +197,7 @@ def test_rounding_of_accumulators(op, runtime, types):
     for made in _contractions(op, types, runtime):
         want = RUN[runtime](made.model, made.codes)
         for rounding in alike:
-            alike[rounding] &= np.array_equal(_requantized(made, rounding), want)
+            alike[rounding] = alike[rounding] and np.array_equal(_requantized(made, rounding), want)
     assert [rounding for rounding, equal in alike.items() if equal] == [TABLES[types][runtime][op]]
 
 
