@@ -60,7 +60,6 @@ def convolutions() -> keras.Model:
     return keras.Model(x, layers.Dense(3, name="head")(layers.GlobalAveragePooling2D(name="pool")(y)))
 
 
-@case()
 def qat() -> keras.Model:
     return kquant.calibrate(kquant.quantize(convolutions()), X[:32], verbose=False)
 
@@ -94,9 +93,9 @@ def pruning_clustering_qat() -> keras.Model:
     return kquant.calibrate(kquant.quantize(kquant.cluster(kquant.prune(convolutions(), ramp), 4)), X, verbose=False)
 
 
-@case(epochs=1)
+@case()
 def distillation() -> keras.Model:
-    """Features are collected in the threads of the replicas."""
+    """Quantized from calibrated ranges; features are collected in the threads of the replicas."""
     teacher = convolutions()
     return kquant.distill(qat(), teacher, features=["conv"])
 
