@@ -109,11 +109,10 @@ def test_per_axis_encoding_follows_its_axis() -> None:
 @pytest.mark.parametrize("spec", SPECS)
 def test_graph_eager_and_compiled_agree_to_the_bit(spec: QuantSpec) -> None:
     rng = np.random.default_rng(0)
+    compiled = [tf.function(lambda a, b: encode_range(a, b, spec), jit_compile=jit) for jit in (False, True)]
     for low, high in np.float32(np.sort(rng.normal(size=(20, 2)) * 10)):
         arguments = tf.constant(low), tf.constant(high)
-        results = [encode_range(*arguments, spec)]
-        for jit in (False, True):
-            results.append(tf.function(lambda a, b: encode_range(a, b, spec), jit_compile=jit)(*arguments))
+        results = [encode_range(*arguments, spec), *(function(*arguments) for function in compiled)]
         assert len({(float(s), float(z)) for s, z in results}) == 1
 
 
