@@ -206,6 +206,9 @@ def test_unknown_name_lists_the_known_ones():
         targets.load("tfml")
 
 
+HEAD = 'name = "bad"\ntitle = "t"\nruntimes = ["tflm"]\nrounding = "tflm"\n'
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
@@ -220,4 +223,4 @@ def test_unknown_name_lists_the_known_ones():
 )
 def test_faults_are_named(row, message):
     with pytest.raises(ValueError, match=message):
-        targets.parse(f'name = "bad"\ntitle = "t"\nruntimes = ["tflm"]\n[ops.ADD]\n{row}\n', "bad.toml")
+        targets.parse(f"{HEAD}[ops.ADD]\n{row}\n", "bad.toml")

@@ -147,7 +147,7 @@ def _takes_per_axis(layer: Compressed) -> bool:
     rule = find(layer.layer)
     if rule is None or rule.weights is None or not rule.weights.per_axis or "target" not in layer.origin:
         return False
-    ops = targets.load(layer.origin["target"]).ops
+    ops = targets.of(layer.origin).ops
     return all(code in ops and ops[code].per_axis_for("int8") for code in rule.operators)
 
 

@@ -204,7 +204,7 @@ def _stored_bits(layer: Compressed) -> int:
     if layer.storage in ("float16", "float32") or layer.spec is None:
         return 16 if _is_half(layer) else 32
     rule = find(layer.layer)
-    target = targets.load(layer.origin["target"]) if "target" in layer.origin else None
+    target = targets.of(layer.origin) if "target" in layer.origin else None
     if rule is None or target is None or layer.spec.bits > PACKED_BITS:
         return 8
     return 4 if packs(rule, target, layer.input_bits, layer.storage == "dequantized") else 8

@@ -41,7 +41,7 @@ def hold_scales(qmodel: keras.Model, verb: str = "calibrate") -> None:
         verb: that the user called.
     """
     layers = encodings_of(qmodel)
-    target = targets.load(next((n.origin["target"] for n in layers if "target" in n.origin), "litert"))
+    target = targets.of(next((layer.origin for layer in layers if layer.origin), {}))
     types = {TYPES[16 if layer.spec.bits > 8 else 8] for layer in layers}
     limits = [limit for op in target.ops.values() for t in types if (limit := op.max_rescale_for(t)) is not None]
     if _largest_rescale(qmodel, layers) < min(limits, default=0.0):

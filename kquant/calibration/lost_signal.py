@@ -123,7 +123,7 @@ class _Model:
         self.y = _outputs([self.values[id(t)] for t in keras.tree.flatten(self.graph.outputs)])
         self.makers, self.readers = self.graph.producers(), self.graph.consumers()
         origins = (n.op.origin for n in self.graph.nodes if isinstance(n.op, FakeQuant))
-        self.target = next((o["target"] for o in origins if "target" in o), "litert")
+        self.target = targets.of(next((o for o in origins if o), {}))
         self.inputs = {id(t): t.name for t in keras.tree.flatten(self.graph.inputs)}
         self.calls = 0
 
@@ -189,8 +189,10 @@ class _Model:
         return {n.op.name for n in self.readers.get(id(node.outputs[0]), []) if isinstance(n.op, Compressed)}
 
     def _has_16(self, maker: Node) -> bool:
-        rule, target = find(maker.op), targets.load(self.target)
-        return rule is not None and 16 in rule.widths and all(target.supports(c, TYPES[16]) for c in rule.operators)
+        rule = find(maker.op)
+        if rule is None or 16 not in rule.widths:
+            return False
+        return all(self.target.supports(code, TYPES[16]) for code in rule.operators)
 
     def _unlike(self, node: Node, v: np.ndarray, step: float, alone: float, costs: str) -> _Found | None:
         """Channels of unlike ranges: true where a grid for each would mend it."""

@@ -22,7 +22,8 @@ from kquant.exporting.streams import Stream, StreamReport, check_stream, describ
 from kquant.exporting.verification import VerifyReport, compare
 from kquant.files.atomic import Outputs
 from kquant.files.destination import destination
-from kquant.runtime.running import FALLBACK, arena_bytes, available
+from kquant.runtime.running import ARENA, FALLBACK, arena_bytes, available
+from kquant.targets import Target
 from kquant.tflite.aliases import keep_apart
 from kquant.tflite.edges import IO, cast_edges
 from kquant.tflite.flatbuffer import to_bytes
@@ -265,8 +266,8 @@ def _streaming(
 
 
 def _weights(lowered: Lowered, content: bytes, counted: FileBytes, check: bool) -> FileBytes:
-    """Bytes of the weights; Vela's too, where the file is for an Ethos-U and Vela is installed."""
-    if not check or lowered.target.name != "ethos-u" or find_vela() is None:
+    """Bytes of the weights; Vela's too, where it compiles the target's files and is installed."""
+    if not check or lowered.target.compiler is None or find_vela() is None:
         return counted
     try:
         return replace(counted, vela_bytes=vela_bytes(content))
@@ -276,12 +277,12 @@ def _weights(lowered: Lowered, content: bytes, counted: FileBytes, check: bool) 
 
 def _arena(lowered: Lowered, content: bytes) -> int | None:
     """Arena size, where the file is for TFLM or happens to fit it."""
-    if not _fits_tflm(read_model(content)):
+    if not _fits(read_model(content), targets.load(ARENA)):
         return None
     try:
         return arena_bytes(content)
     except ValueError:
-        if "tflm" in lowered.target.runtimes:
+        if ARENA in lowered.target.runtimes:
             raise
         return None  # beyond TFLM's limits, which do not concern this target
 
@@ -310,10 +311,9 @@ def _verified(
     return reports
 
 
-def _fits_tflm(file: FileModel) -> bool:
-    """Files for another target may use operators that TFLM lacks; they have no arena."""
-    tflm = targets.load("tflm")
-    return all(tflm.supports(code) or code in (*VARIABLES, CODE) for code in file.operator_counts)
+def _fits(file: FileModel, target: Target) -> bool:
+    """Files for another target may use operators that this one lacks; they have no arena."""
+    return all(target.supports(code) or code in (*VARIABLES, CODE) for code in file.operator_counts)
 
 
 def _random(lowered: Lowered) -> list[np.ndarray]:

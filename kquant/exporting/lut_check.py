@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from kquant.core.program import Program
-from kquant.runtime.running import available, probe, quantize_input
+from kquant.runtime.running import DECODES, available, probe, quantize_input
 from kquant.tflite.flatbuffer import to_bytes
 from kquant.tflite.lowering import Lowered
 from kquant.tflite.lut_program import LookUpTables, store_in_tables
@@ -31,19 +31,19 @@ def tables_of(compression: Any) -> LookUpTables | None:
 
 
 def refuse_tables(lowered: Lowered, tables: LookUpTables | None, check: bool) -> None:
-    """Look-up tables, where they are asked for, are for TFLM, which must be there to run the file.
+    """Look-up tables, where they are asked for, are for targets that decode them, and run here before they are written.
 
     Raises:
-        ValueError: another target, or no TFLM to check the file with.
+        ValueError: another target, or no runtime to check the file with.
     """
     if tables is None:
         return
-    if lowered.target.name != "tflm":
+    if not lowered.target.look_up_tables:
         raise ValueError(
             "export: look-up tables are decoded by TensorFlow Lite Micro alone; quantize with target='tflm'. Received "
             f"a model for '{lowered.target.name}'."
         )
-    if check and "tflm" not in available():
+    if check and DECODES not in available():
         raise ValueError(
             "export: a file with look-up tables is run before it is written, and that needs an extra: "
             "pip install 'kquant[micro]' (Linux only). Or export with check_runtimes=False."
@@ -90,7 +90,7 @@ def refuse_other_outputs(plain: bytes, content: bytes, x: list[np.ndarray]) -> N
         ValueError: an output differs in any code.
     """
     codes = [quantize_input(a, t) for a, t in zip(x, read_model(plain).inputs, strict=True)]
-    expected, found = probe(plain, "tflm", codes), probe(content, "tflm", codes)
+    expected, found = probe(plain, DECODES, codes), probe(content, DECODES, codes)
     for t, a, b in zip(read_model(plain).outputs, expected, found, strict=True):
         if not np.array_equal(a, b):
             raise ValueError(

@@ -10,7 +10,14 @@ from typing import Any
 import numpy as np
 
 from kquant.core.program import Ref
-from kquant.runtime.running import Running, dequantize_output, probe, quantize_input, refuse_tables
+from kquant.runtime.running import (
+    ROUNDS_BY_SHAPE,
+    Running,
+    dequantize_output,
+    probe,
+    quantize_input,
+    refuse_tables,
+)
 from kquant.tflite.reader import FileModel, FileTensor, read_bytes, read_model
 from kquant.tflite.streaming import Streamed, StreamOutput
 
@@ -291,7 +298,7 @@ def check_stream(
         calls = [running.step_codes([c[:, at : at + running.hop] for c in fed]) for at in range(0, length, running.hop)]
         for output, expected, made in zip(outputs, wanted, zip(*calls, strict=True), strict=True):
             same = _same(output, expected, list(made))
-            if runtime != "litert" and not np.all(same):
+            if runtime != ROUNDS_BY_SHAPE and not np.all(same):
                 raise ValueError(
                     f"export: {output.name}: {1 - np.mean(same):.2%} of the stream's codes differ from the file's on "
                     f"{runtime}. Export without streaming, and report this network."

@@ -333,7 +333,7 @@ def first_difference(
     where the runtime computes other outputs then (it may choose other kernels): nothing could be said of the file.
     """
     if file.tables:  # weights in tables decode to these
-        content, runtime = without_tables(content), lowered.target.follows if runtime == "tflm" else runtime
+        content = without_tables(content)
         file = read_model(content)
     by_name = {t.name: t for t in file.tensors}
     expected, outputs = results

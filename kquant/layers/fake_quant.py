@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kquant import arithmetic
+from kquant import arithmetic, targets
 from kquant.core.spec import QuantSpec, encode_range, to_codes
 from kquant.graph.step_mask import is_other
 from kquant.layers import learned_ranges, range_learner
@@ -119,6 +119,7 @@ class FakeQuant(keras.layers.Layer):
         self.origin = dict(origin or {})
         self.ports = dict(ports or {})
         self.padding = dict(padding or {})
+        self.runtime = targets.of(self.origin).rounding  # whose rounding inference follows
         self.supports_masking = True
         if self.has_range:
             zeros = {"shape": (sites,), "initializer": "zeros", "trainable": False, "dtype": "float32"}
@@ -143,11 +144,6 @@ class FakeQuant(keras.layers.Layer):
     def stays(self) -> bool:
         """True where the range is not a moving one from the first to the last step of training."""
         return self.freeze_after is not None or self.learning != Training()
-
-    @property
-    def runtime(self) -> str:
-        """The interpreter whose rounding inference follows."""
-        return "tflm" if self.origin.get("target") == "tflm" else "litert"
 
     def build(self, *_: Any, **__: Any) -> None:
         """Nothing to do: the variables do not depend on shapes."""

@@ -53,6 +53,9 @@ REMEDIES = {
 # Codes that go to another process at once: enough that the way there costs nothing, few enough to show progress.
 MESSAGE_BYTES = 1 << 20
 FALLBACK = "litert-reference"  # where no runtime of the target is installed
+ARENA = "tflm"  # tells what RAM the tensors take
+DECODES = "tflm"  # reads look-up tables
+ROUNDS_BY_SHAPE = "litert"  # XNNPACK: has other kernels for other shapes, and they round a code otherwise
 NUMBERS = {**NUMPY, "FLOAT16": "float16", "FLOAT64": "float64", "UINT16": "uint16", "UINT32": "uint32"}
 
 
@@ -295,7 +298,7 @@ def arena_bytes(data: bytes) -> int | None:
 
     The interpreter only prints the figure, so it runs in a process of its own; a bad file cannot take this one along.
     """
-    if "tflm" not in available():
+    if ARENA not in available():
         return None
     refuse_damaged(data)
     request = io.BytesIO()
@@ -320,10 +323,10 @@ def refuse_tables(verb: str, file: FileModel, runtime: str) -> None:
     Raises:
         ValueError: the file has some, and the runtime is another one.
     """
-    if file.tables and runtime != "tflm":
+    if file.tables and runtime != DECODES:
         raise ValueError(
-            f"{verb}: this file has look-up tables, which '{runtime}' cannot decode. Give runtime='tflm', or export "
-            "without compression."
+            f"{verb}: this file has look-up tables, which '{runtime}' cannot decode. Give runtime='{DECODES}', or "
+            "export without compression."
         )
 
 

@@ -21,6 +21,7 @@ import keras
 import numpy as np
 from tqdm.auto import tqdm
 
+from kquant import targets
 from kquant.analysis.diagnosis import analyze
 from kquant.analysis.results import Analysis, LayerReport
 from kquant.correct.steps import apply_steps
@@ -150,7 +151,7 @@ def mixed_precision(
         model: a built float Keras model; it is not changed.
         data: representative samples, see `kquant.calibrate`.
         flash_bytes: the budget: size of the file. One budget is to be given.
-        arena_bytes: the budget: RAM of the tensors in TFLM (target "tflm").
+        arena_bytes: the budget: RAM of the tensors in TFLM (target "tflm", or another whose file names an `arena`).
         bit_macs: the budget: multiplications times bits of weights times bits of activations.
         widths: "int8" and one or both of "int4" (weights) and "int16" (activations); those the target has no kernel for
             cost nothing and save nothing, and are left out.
@@ -251,7 +252,7 @@ def _budget(given: dict[str, int | None], target: str) -> tuple[str, int]:
         names = ", ".join(get_args(Budget))
         raise ValueError(f"mixed_precision: give one budget of {names}. Received: {', '.join(found) or 'none'}.")
     name, value = next(iter(found.items()))
-    if name == "arena_bytes" and (target != "tflm" or "tflm" not in available()):
+    if name == "arena_bytes" and targets.load(target).arena not in available():
         raise ValueError(
             "mixed_precision: arena_bytes is measured by TFLM: it needs target='tflm' and pip install 'kquant[micro]'."
         )
@@ -380,7 +381,7 @@ class _Way:
             0,
             recipe,
             len(content),
-            arena_bytes(content) if "tflm" in available() and self.target == "tflm" else None,
+            arena_bytes(content) if targets.load(self.target).arena in available() else None,
             sum(_bit_macs(row, found) for row in found.layers),
             found.sqnr_db,
             None if self.evaluate is None else _score(self.evaluate(qmodel)),

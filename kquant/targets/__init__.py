@@ -1,6 +1,13 @@
 """The targets as data: which TFLite builtin operator a runtime takes in which type, its limits, and the source of both.
 
-One TOML file a target. A new target is a new file in this folder: `names` finds it, `load` checks it.
+One TOML file a target: `names` finds it, here or in the folder that `KQUANT_TARGETS` names, `load` checks it. Nothing
+else in the package knows a target by its name; what differs between targets is a field here, or one more.
+
+    name = "tflm"
+    runtimes = ["tflm"]                 # run the file here, the one to trust first
+    rounding = "tflm"                   # whose integer arithmetic the quantized model computes
+    arena = "tflm"                      # tells the RAM of the tensors
+    ops_of = "other"                    # a target whose operators it has; those below take their places
 
     [ops.CONV_2D]
     int8 = true                         # runs with int8 activations, and right
@@ -20,22 +27,29 @@ One TOML file a target. A new target is a new file in this folder: `names` finds
 
 from __future__ import annotations
 
+import os
 import tomllib
 from collections.abc import Mapping
 from functools import cache
 from importlib import resources
+from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from kquant.core.messages import did_you_mean
 
 # What a target file records: the field of `Operator` that says whether the operator runs in a type.
 _FIELDS = {"int8": "int8", "int16x8": "int16x8", "int4": "int4_weights"}
 TYPES = tuple(_FIELDS)
+DEFAULT = "litert"  # of models that do not say what they were quantized for
+FOLDER = "KQUANT_TARGETS"  # the environment variable with a folder of more target files
+# The arithmetics of `kquant.arithmetic`, each with the runtime whose codes it computes.
+FOLLOWED = {"litert": "litert-reference", "tflm": "tflm"}
 
 _Options = Annotated[Mapping[str, bool], AfterValidator(MappingProxyType)]
+_Runtime = Literal["litert", "litert-reference", "tflm"]  # those of `kquant.predict`
 _Times = Annotated[Mapping[str, Annotated[float, Field(gt=1)]], AfterValidator(MappingProxyType)]
 
 
@@ -208,9 +222,13 @@ class Target(BaseModel):
         name: what the user says, the file's name.
         title: what reports say.
         runtimes: the names for `kquant.predict` that can run the file here, the one to trust first.
-        follows: the runtime whose roundings a model that is quantized for the target computes.
+        rounding: whose integer arithmetic a model that is quantized for the target computes: "litert" (the reference
+            kernels) or "tflm".
         ops: the operators by their schema name, such as `CONV_2D`.
         floats: runs float operators as well.
+        look_up_tables: it decodes weights that are stored as indices into tables.
+        arena: the one of its runtimes that tells the RAM that tensors take on the device; None where none does.
+        compiler: what compiles the file for the device and says what its weights take there.
         fallback: the target that runs what this one does not take, for an accelerator beside a processor.
 
     Example:
@@ -222,11 +240,27 @@ class Target(BaseModel):
 
     name: str
     title: str
-    runtimes: tuple[str, ...] = Field(min_length=1, strict=False)
-    follows: str = "litert-reference"
+    runtimes: tuple[_Runtime, ...] = Field(min_length=1, strict=False)
+    rounding: Literal["litert", "tflm"]
     ops: Annotated[Mapping[str, Operator], AfterValidator(MappingProxyType)]
     floats: bool = False
+    look_up_tables: bool = False
+    arena: Literal["tflm"] | None = None
+    compiler: Literal["vela"] | None = None
     fallback: str | None = None
+
+    @model_validator(mode="after")
+    def _check_runtimes(self) -> Target:
+        """What a file says of a runtime is of one that it names; otherwise no export could ever be checked with it."""
+        for key, needed in (("rounding", self.follows), ("arena", self.arena)):
+            if needed is not None and needed not in self.runtimes:
+                raise ValueError(f"{key} = {getattr(self, key)!r} needs {needed!r} among the runtimes")
+        return self
+
+    @property
+    def follows(self) -> str:
+        """The runtime whose codes are those of a model that is quantized for the target."""
+        return FOLLOWED[self.rounding]
 
     def supports(self, op: str, type: str = "int8") -> bool:
         """Whether the target runs a builtin operator wholly in a type.
@@ -257,17 +291,18 @@ class Target(BaseModel):
 
 
 def names() -> list[str]:
-    """The known targets, sorted.
+    """The known targets, sorted: those of the package, and those of the folder that `KQUANT_TARGETS` names.
+
+    Raises:
+        ValueError: that folder does not exist, or has a file called like one of the package's.
 
     Example:
         >>> names()
         ['ethos-u', 'litert', 'tflm']
     """
-    files = (entry.name for entry in resources.files(__name__).iterdir())
-    return sorted(file.removesuffix(".toml") for file in files if file.endswith(".toml"))
+    return sorted(_files())
 
 
-@cache
 def load(name: str) -> Target:
     """Read a target by name.
 
@@ -280,21 +315,65 @@ def load(name: str) -> Target:
     Raises:
         ValueError: for an unknown name, listing the known ones, and for a file that does not fit the schema.
     """
-    known = names()
-    if name not in known:
-        hint = did_you_mean(name, known, cutoff=0.4)
-        raise ValueError(f"Unknown target {name!r}; the known ones are {', '.join(known)}.{hint}")
-    return parse((resources.files(__name__) / f"{name}.toml").read_text(encoding="utf-8"), f"{name}.toml")
+    files = _files()
+    if name not in files:
+        hint = did_you_mean(name, files, cutoff=0.4)
+        raise ValueError(
+            f"Unknown target {name!r}; the known ones are {', '.join(sorted(files))}.{hint} A target of your own is a "
+            f"TOML file in the folder that the environment variable {FOLDER} names."
+        )
+    return _read(name, files[name])
+
+
+def of(origin: Mapping[str, str]) -> Target:
+    """The target that a quantized model was made for.
+
+    Args:
+        origin: of one of its layers; without a target in old ones.
+
+    Raises:
+        ValueError: as of `load`: the model was quantized where that target had a file.
+    """
+    return load(origin.get("target", DEFAULT))
+
+
+def _files() -> dict[str, Any]:
+    """Name of a target -> its file. The folder is looked into each time: a test or a notebook may set it late."""
+    given = os.environ.get(FOLDER)
+    if given and not Path(given).is_dir():
+        raise ValueError(f"{FOLDER} names a folder with target files (*.toml). There is no folder {given!r}.")
+    folders = [resources.files(__name__), *([Path(given)] if given else [])]
+    known: dict[str, Any] = {}
+    for file in (file for folder in folders for file in folder.iterdir() if file.name.endswith(".toml")):
+        name = file.name.removesuffix(".toml")
+        if name in known:  # models say by name what they were quantized for: it must mean one thing
+            raise ValueError(f"{FOLDER}: {file} has the name of one of kquant's own targets. Call it otherwise.")
+        known[name] = file
+    return known
+
+
+def _read(name: str, file: Any) -> Target:
+    target = _parsed(file.read_text(encoding="utf-8"), str(file))
+    if target.name != name:
+        raise ValueError(f"Target file {file}: name must be that of the file, {name!r}. Received: {target.name!r}.")
+    return target
 
 
 def parse(text: str, where: str) -> Target:
     """Check the text of a target file; `where` names it in errors.
 
+    Args:
+        text: TOML with the fields of `Target`; `ops_of` names a target whose operators it has, but for its own `ops`.
+        where: for messages.
+
     Raises:
         ValueError: naming the file and, for every fault, the place in it and the nearest known key.
     """
     try:
-        return Target.model_validate(tomllib.loads(text))
+        given = tomllib.loads(text)
+        if "ops_of" in given:
+            given["ops"] = {**load(given.pop("ops_of")).ops, **given.get("ops", {})}
+        return Target.model_validate(given)
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"Target file {where} is not TOML: {error}.") from error
     except ValidationError as error:
@@ -302,11 +381,14 @@ def parse(text: str, where: str) -> Target:
         raise ValueError(f"Target file {where} does not fit the schema: {faults}.") from error
 
 
+_parsed = cache(parse)  # by its text: a file that changes is read anew
+
+
 def _describe(fault: dict) -> str:
     """One fault of a file in words: the place, what was expected, and the nearest key for an unknown one."""
     place = ".".join(str(part) for part in fault["loc"])
     if fault["type"] != "extra_forbidden":
         return f"{place}: {fault['msg']}, received {fault['input']!r}"
-    keys = list(Operator.model_fields if fault["loc"][0] == "ops" else Target.model_fields)
+    keys = list(Operator.model_fields if fault["loc"][0] == "ops" else (*Target.model_fields, "ops_of"))
     hint = did_you_mean(fault["loc"][-1], keys) or f" Expected one of {', '.join(keys)}"
     return f"{place}: unknown key.{hint}"

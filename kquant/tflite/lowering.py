@@ -68,7 +68,7 @@ def lower(qmodel: keras.Model) -> Lowered:
     _refuse_unseen(encodings_of(qmodel))
     _refuse_simulated([n for n in graph.nodes if isinstance(n.op, FakeQuant | Compressed | QuantizedLSTM)])
     origin = nodes[0].op.origin
-    target = targets.load(origin.get("target", "litert"))
+    target = targets.of(origin)
     if "skip" in origin:
         raise ValueError(
             f"export: the recipe skips {origin['skip']}: these layers are float in the model and nowhere else. Take "
