@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import kquant
+from kquant import targets
 from kquant.calibration import observers
 from kquant.report import layers as layer_list
 
@@ -45,6 +46,7 @@ def stand_in():
 def names(tmp_path, monkeypatch):
     """What examples may take for granted, in a folder of their own."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(targets.FOLDER, "")  # taken back, too
     monkeypatch.setitem(observers.OBSERVERS, "median", observers.minmax)  # taken back, whatever a page sets
     model = stand_in()
     model.save("resnet8.keras")

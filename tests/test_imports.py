@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 import kquant
+from kquant import targets
+from kquant.runtime.interpreters import RUNTIMES
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "kquant"
@@ -156,6 +158,43 @@ def test_no_module_is_called_like_something_else() -> None:
 def test_a_folder_says_what_it_is_for(folder: Path) -> None:
     said = ast.get_docstring(parsed(folder / "__init__.py")) or ""
     assert len(said.split()) >= 30, "what comes in, what goes out, where to add"
+
+
+# Where names are no targets: what implements the runtimes and their arithmetic, and Keras' exporter of that name.
+NAMES_ELSEWHERE = ("targets", "runtime", "arithmetic", "layers/conversion.py")
+
+
+@pytest.mark.parametrize("path", FILES, ids=IDS)
+def test_no_stage_knows_a_target_by_name(path: Path) -> None:
+    """What differs between targets is said in their files, so that a new one is a file and nothing else."""
+    if not str(path.relative_to(PACKAGE)).startswith(NAMES_ELSEWHERE):
+        assert compared(parsed(path), {*targets.names(), *RUNTIMES}) == []
+
+
+def compared(tree: ast.AST, names: set[str]) -> list[str]:
+    """Comparisons with one of these names, matches of one, and tables that have one as key."""
+    return [
+        f"{node.lineno}: {ast.unparse(node)}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Compare | ast.MatchValue | ast.Dict)
+        for part in ([key for key in node.keys if key] if isinstance(node, ast.Dict) else [node])
+        if any(isinstance(leaf, ast.Constant) and leaf.value in names for leaf in ast.walk(part))
+    ]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "x = target.name == 'tflm'",
+        "x = 'tflm' in target.runtimes",
+        "x = name not in ('litert', 'ethos-u')",
+        "ROUNDING = {'tflm': 'double'}",
+        "match name:\n    case 'ethos-u':\n        pass",
+    ],
+)
+def test_names_of_targets_are_noticed(line: str) -> None:
+    assert len(compared(ast.parse(line), {*targets.names(), *RUNTIMES})) == 1
+    assert compared(ast.parse("quantize(model, target='tflm')"), {"tflm"}) == []
 
 
 WRITERS = {"write_text", "write_bytes", "tofile", "savetxt", "save_weights", "symlink_to", "hardlink_to", "write_file"}

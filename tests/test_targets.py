@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from one_op import build, feeds, variants
 from one_op_types import WEIGHTED, as_int4
 
 from kquant import targets
+from kquant.arithmetic import grid
+from kquant.runtime import running
 from kquant.runtime.interpreters import litert_interpreter
 
 RUNTIMES = {"litert": "litert", "litert-reference": "litert", "tflm": "tflm"}  # runtime: the target that describes it
@@ -159,6 +162,13 @@ def test_limits_in_numbers(verdicts):
     assert [verdicts["tflm", f"{count} inputs"] for count in (10, 11)] == ["right", "refused"]
     assert targets.load("litert").ops["FULLY_CONNECTED"].max_rescale == 256
     assert [verdicts["litert", f"rescale {value}"] for value in (255, 256)] == ["right", "refused"]
+
+
+def test_runtimes_and_roundings_are_those_that_there_are():
+    fields = targets.Target.model_fields
+    assert get_args(get_args(fields["runtimes"].annotation)[0]) == running.RUNTIMES
+    assert get_args(fields["rounding"].annotation) == grid.RUNTIMES == tuple(targets.FOLLOWED)
+    assert set(get_args(get_args(fields["arena"].annotation)[0])) == {running.ARENA}
 
 
 def test_names_are_the_files():

@@ -387,6 +387,8 @@ _parsed = cache(parse)  # by its text: a file that changes is read anew
 def _describe(fault: dict) -> str:
     """One fault of a file in words: the place, what was expected, and the nearest key for an unknown one."""
     place = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "value_error":  # of `Target` itself, whose words say what came
+        return fault["msg"].removeprefix("Value error, ")
     if fault["type"] != "extra_forbidden":
         return f"{place}: {fault['msg']}, received {fault['input']!r}"
     keys = list(Operator.model_fields if fault["loc"][0] == "ops" else (*Target.model_fields, "ops_of"))
