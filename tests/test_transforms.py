@@ -63,7 +63,7 @@ def halved(model: keras.Model) -> keras.Model:
         new.build(layer.get_build_config()["input_shape"])
         new.layer.set_weights(layer.get_weights())
         for path in PATHS[layer.name]:
-            new.transform_by(path, Half())
+            new.transform_by(Half(), path)
         return new
 
     new = keras.models.clone_model(model, clone_function=wrap)

@@ -131,7 +131,7 @@ def concats(e: Evidence) -> Iterator[Finding]:
 def outliers(e: Evidence) -> Iterator[Finding]:
     """One scale for channels of very different ranges."""
     for unit, row in zip(e.units, e.layers, strict=True):
-        if row.weights is None or row.weights.per_axis or not isinstance(unit.weighted, Compressed):
+        if row.weights is None or row.weights.per_axis or unit.weighted.channel_axes is None:
             continue
         live = np.array([c for c in row.weights.channels if c > 0.0])
         if live.size < 2 or live.max() < CHANNEL_OUTLIER * np.median(live):

@@ -12,10 +12,12 @@ from typing import Any
 
 import keras
 
-from kquant.analysis.units import Weighted, quantizes, size_of, widths
+from kquant.analysis.units import quantizes, widths
 from kquant.graph.graph import Graph, Node
-from kquant.layers.nodes import Compressed, FakeQuant, QuantizedLSTM
+from kquant.layers.kernel import Holder
+from kquant.layers.nodes import Compressed, FakeQuant
 from kquant.ops import find
+from kquant.views.multiplications import size_of
 
 FLOAT_BYTES = 4
 
@@ -92,7 +94,7 @@ def live_tensors(graph: Graph) -> list[Live]:
             made.quantized |= isinstance(node.op, FakeQuant) or (node.name not in floats and _keeps_codes(node, found))
             made.in_float |= node.name in floats
         found[id(node.outputs[0])] = made
-        if not isinstance(node.op, FakeQuant | Weighted):  # the further outputs of those are scales
+        if not isinstance(node.op, FakeQuant | Holder):  # the further outputs of those are scales
             found |= {id(t): replace(made, bytes=_bytes(t, bits)) for t in node.outputs[1:]}
     for t in outputs:
         found[id(t)].last = 2 * len(graph.nodes) + 2
@@ -119,20 +121,20 @@ def _completed(node: Node, found: dict[int, Live]) -> Any:
 
 def _is_fused(node: Node, producers: dict[int, Node], consumers: dict[int, list[Node]], kept: set[int]) -> bool:
     """A ReLU that the operator before it takes over."""
-    rule = None if isinstance(node.op, FakeQuant | Weighted) else find(node.op)
+    rule = None if isinstance(node.op, FakeQuant | Holder) else find(node.op)
     if rule is None or rule.relu is None or rule.relu(node.op) is None:
         return False
     source = node.inputs[0]
     before = producers.get(id(source))
-    if before is None or isinstance(before.op, FakeQuant | QuantizedLSTM):
+    if before is None or isinstance(before.op, FakeQuant):
         return False
-    maker = find(before.op.layer if isinstance(before.op, Compressed) else before.op)
+    maker = find(before.op.layer if isinstance(before.op, Holder) else before.op)
     return maker is not None and maker.fuses and len(consumers[id(source)]) == 1 and id(source) not in kept
 
 
 def _keeps_codes(node: Node, found: dict[int, Live]) -> bool:
     """Its output is in the encoding of its inputs: another encoding is an operator of its own."""
-    rule = None if isinstance(node.op, FakeQuant | Weighted) else find(node.op)
+    rule = None if isinstance(node.op, FakeQuant | Holder) else find(node.op)
     if rule is None or rule.output not in ("same", "shared"):
         return False
     return all(found[id(t)].quantized for t in node.inputs if id(t) in found)

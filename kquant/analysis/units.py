@@ -15,12 +15,13 @@ import keras
 from kquant import targets
 from kquant.core.spec import PACKED_BITS
 from kquant.graph.graph import Graph, Node
-from kquant.layers.nodes import Compressed, FakeQuant, QuantizedLSTM
+from kquant.layers.kernel import Holder
+from kquant.layers.nodes import FakeQuant
 from kquant.ops import find
+from kquant.views.multiplications import macs_of, size_of
 from kquant.views.packing import packs
 
 BIAS_BYTES = 4
-Weighted = Compressed | QuantizedLSTM
 
 
 @dataclass(eq=False)
@@ -30,7 +31,7 @@ class Unit:
     Attributes:
         name: of the user's layer, of the input, or of the layer that joins tensors in one encoding.
         kind: class of the layer.
-        weighted: the layer with quantized weights, or None.
+        weighted: the layer that holds quantized weights (`layers.kernel.Holder`), or None.
         nodes: its calls.
         quants: the encodings that are its own.
         outputs: for each call, the tensor that the next layer reads.
@@ -38,7 +39,7 @@ class Unit:
 
     name: str
     kind: str
-    weighted: Weighted | None = None
+    weighted: Any = None
     nodes: list[Node] = field(default_factory=list)
     quants: list[FakeQuant] = field(default_factory=list)
     outputs: list[Any] = field(default_factory=list)
@@ -127,7 +128,7 @@ class _Units:
         for node in graph.nodes:
             made = [self.producers[id(t)].op for t in node.inputs if _is_data(t) and id(t) in self.producers]
             for op in made:
-                if isinstance(op, FakeQuant) and made.count(op) > 1 and not isinstance(node.op, FakeQuant | Compressed):
+                if isinstance(op, FakeQuant) and made.count(op) > 1 and not isinstance(node.op, FakeQuant | Holder):
                     found.setdefault(id(op), node)
         return found
 
@@ -144,15 +145,11 @@ class _Units:
 
 
 def _is_weighted(op: Any) -> bool:
-    return isinstance(op, QuantizedLSTM) or (isinstance(op, Compressed) and (op.spec is not None or _is_half(op)))
-
-
-def _is_half(op: Compressed) -> bool:
-    return op.storage == "float16"
+    return isinstance(op, Holder) and (op.spec is not None or op.storage == "float16")
 
 
 def _kind(op: Any) -> str:
-    return type(op.layer if isinstance(op, Weighted) else op).__name__
+    return type(op.layer if isinstance(op, Holder) else op).__name__
 
 
 def followed(graph: Graph) -> dict[str, FakeQuant]:
@@ -174,17 +171,10 @@ def macs(unit: Unit) -> int:
 def _macs(unit: Unit, node: Node) -> int:
     layer = unit.weighted
     y, x = node.outputs[0].shape[1:], node.inputs[0].shape[1:]
-    if isinstance(layer, QuantizedLSTM):
-        steps, inputs, size = x[0] or 1, x[-1], layer.layer.units
-        return steps * 4 * size * (inputs + size)
-    if layer is None:
-        rule = find(node.op)
-        return size_of(y) * (x[-1] or 1) if rule is not None and "BATCH_MATMUL" in rule.operators else 0
-    kernel = getattr(layer.layer, layer.kernel_name).shape
-    if isinstance(layer.layer, keras.layers.Conv1DTranspose | keras.layers.Conv2DTranspose):
-        return size_of(x[:-1]) * size_of(kernel)
-    channels = size_of([kernel[axis] for axis in layer.channel_axes])
-    return size_of(y) // channels * size_of(kernel)
+    if layer is not None:
+        return sum(macs_of(find(layer.layer), kernel.shape, x, y) for kernel in layer.kernels())
+    rule = find(node.op)
+    return size_of(y) * (x[-1] or 1) if rule is not None and "BATCH_MATMUL" in rule.operators else 0
 
 
 def weight_bytes(unit: Unit) -> int:
@@ -192,17 +182,13 @@ def weight_bytes(unit: Unit) -> int:
     layer = unit.weighted
     if layer is None:
         return 0
-    if isinstance(layer, QuantizedLSTM):
-        kernel, recurrent, bias = layer._floats()
-        return size_of(kernel.shape) + size_of(recurrent.shape) + BIAS_BYTES * size_of(bias.shape)
-    kernel = getattr(layer.layer, layer.kernel_name)
-    biases = BIAS_BYTES * (2 if layer.wide else 1) * layer.channels if layer.sums else 0  # of zeros where it has none
-    return math.ceil(size_of(kernel.shape) * _stored_bits(layer) / 8) + biases
+    stored = sum(math.ceil(size_of(kernel.shape) * _stored_bits(layer) / 8) for kernel in layer.kernels())
+    return stored + BIAS_BYTES * layer.biases()
 
 
-def _stored_bits(layer: Compressed) -> int:
+def _stored_bits(layer: Holder) -> int:
     if layer.storage in ("float16", "float32") or layer.spec is None:
-        return 16 if _is_half(layer) else 32
+        return 16 if layer.storage == "float16" else 32
     rule = find(layer.layer)
     target = targets.of(layer.origin) if "target" in layer.origin else None
     if rule is None or target is None or layer.spec.bits > PACKED_BITS:
@@ -230,7 +216,7 @@ def widths(graph: Graph) -> dict[int, int]:
     for node in graph.nodes:
         if isinstance(node.op, FakeQuant):
             found[id(node.outputs[0])] = node.op.spec.bits
-        elif not isinstance(node.op, Weighted) and node.inputs and id(node.inputs[0]) in found:
+        elif not isinstance(node.op, Holder) and node.inputs and id(node.inputs[0]) in found:
             for tensor in node.outputs:
                 found[id(tensor)] = found[id(node.inputs[0])]
     return found
@@ -239,8 +225,3 @@ def widths(graph: Graph) -> dict[int, int]:
 def _is_data(tensor: Any) -> bool:
     """Not an encoding or a scale of sums, which have no batch axis."""
     return len(tensor.shape) > 0 and tensor.shape[0] is None
-
-
-def size_of(shape: Any) -> int:
-    """Values of a tensor of this shape; an axis of unknown length counts once."""
-    return math.prod(int(n or 1) for n in shape)

@@ -23,7 +23,8 @@ from kquant.core.messages import did_you_mean, first_of
 from kquant.core.spec import QuantSpec, range_of
 from kquant.files.untrusted import read_json
 from kquant.graph.graph import Graph
-from kquant.layers.nodes import Compressed, FakeQuant, QuantizedLSTM
+from kquant.layers.kernel import Holder
+from kquant.layers.nodes import Compressed, FakeQuant
 from kquant.views.quantized_model import read
 
 Version = Literal["0.6.1", "1.0.0"]
@@ -66,8 +67,8 @@ def encodings(qmodel: keras.Model, version: Version = "0.6.1") -> dict[str, Any]
     if version not in VERSIONS:
         raise ValueError(f"encodings: version must be one of {', '.join(VERSIONS)}. Received: {version!r}.")
     graph = read(qmodel)
-    cells = _cells(graph)
-    held = {**{n: x for n, (x, _) in _tensors(graph).items()}, **{n: x.cell for n, x in cells.items()}}
+    inside = _inside(graph)
+    held = {**{n: x for n, (x, _) in _tensors(graph).items()}, **{n: x for n, (x, _) in inside.items()}}
     unseen = [n for n, x in held.items() if x.has_range and not np.any(x.count.numpy() > 0)]
     if unseen:
         raise ValueError(
@@ -75,7 +76,8 @@ def encodings(qmodel: keras.Model, version: Version = "0.6.1") -> dict[str, Any]
         )
     activations = {name: _grid_of(graph, layer, source) for name, (layer, source) in _tensors(graph).items()}
     width = max((g.bits for g in activations.values()), default=8)  # the cell state of an LSTM is int16 in any case
-    activations |= {name: _cell_grid(layer) for name, layer in cells.items()}
+    for name, (layer, scale) in inside.items():
+        activations[name] = Grid(layer.spec.bits, layer.spec.symmetric, scale, np.zeros(1, np.int64))
     weights = {f"{name}/{layer.kernel_name}": _kernel_grid(layer) for name, layer in _weighted(graph).items()}
     weights = {name: grid for name, grid in weights.items() if grid is not None}
     if version == "1.0.0":
@@ -125,7 +127,7 @@ def set_encodings(qmodel: keras.Model, given: str | Path | dict[str, Any]) -> ke
     """
     activations, weights, where = _read(given)
     graph = read(qmodel)
-    tensors = {**_tensors(graph), **{name: (layer.cell, None) for name, layer in _cells(graph).items()}}
+    tensors = {**_tensors(graph), **{name: (layer, None) for name, (layer, _) in _inside(graph).items()}}
     kernels = {f"{n}/{x.kernel_name}": x for n, x in _weighted(graph).items()}
     biases = {f"{n}/{x.bias_name}" for n, x in _weighted(graph).items() if x.bias_name}
     _refuse_unknown(where, "activation_encodings", activations, tensors)
@@ -170,9 +172,10 @@ def _tensors(graph: Graph) -> dict[str, tuple[FakeQuant, Any]]:
     return found
 
 
-def _cells(graph: Graph) -> dict[str, QuantizedLSTM]:
-    """LSTMs by the name of their cell state, which is a tensor inside the operator."""
-    return {f"{node.name}/cell": node.op for node in graph.nodes if isinstance(node.op, QuantizedLSTM)}
+def _inside(graph: Graph) -> dict[str, tuple[FakeQuant, np.ndarray]]:
+    """Tensors inside an operator (the cell state of an LSTM), and their scales as the kernel has them."""
+    holders = [node for node in graph.nodes if isinstance(node.op, Holder)]
+    return {f"{node.name}/{what}": held for node in holders for what, held in node.op.tensors_inside().items()}
 
 
 def _weighted(graph: Graph) -> dict[str, Compressed]:
@@ -190,12 +193,6 @@ def _grid_of(graph: Graph, layer: FakeQuant, sources: Any) -> Grid:
     points = np.asarray(zero_point).reshape(1).astype(np.int64)
     points -= _shift(layer.spec) if layer.has_range else 0
     return Grid(layer.spec.bits, layer.spec.symmetric, np.asarray(scale, np.float32).reshape(1), points)
-
-
-def _cell_grid(layer: QuantizedLSTM) -> Grid:
-    """The power of two that the kernel computes with; its range gives the same one again."""
-    scale = np.float32([2.0 ** (int(layer.cell_bits()) - 15)])
-    return Grid(layer.cell.spec.bits, layer.cell.spec.symmetric, scale, np.zeros(1, np.int64))
 
 
 def _kernel_grid(layer: Compressed) -> Grid | None:

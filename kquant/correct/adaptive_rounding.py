@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from kquant.correct.progress import Finished, activation_ranges
 from kquant.correct.reconstruction import Matrix, Reservoir, Source, matrix_of, most_rows, pairs
 from kquant.correct.rounding import Examples, Settings, applied, products, round_matrix
-from kquant.layers.nodes import QuantizedLSTM
+from kquant.layers.kernel import has_codes
 from kquant.ops.rows import from_matrix
 from kquant.views.quantized_model import Place, forget_graphs, places, read
 
@@ -173,7 +173,7 @@ def _name_others(source: Source, found: list[Place]) -> None:
             stacklevel=3,
         )
     others = {place.name for place in found if place.rule.weights.rows is None}
-    others |= {node.name for node in source.graph.nodes if isinstance(node.op, QuantizedLSTM)}
+    others |= {node.name for node in source.graph.nodes if has_codes(node.op) and not node.op.takes("rounding")}
     if others:
         warnings.warn(
             f"adaround: {', '.join(sorted(others))} stay rounded to nearest; only roundings of matrix products are "

@@ -16,7 +16,7 @@ from kquant.calibration import observers
 from kquant.core.spec import encode_weights
 from kquant.correct.progress import Finished, activation_ranges
 from kquant.correct.reconstruction import Reservoir, Source, channels_of, input_rows, most_rows
-from kquant.layers.nodes import QuantizedLSTM
+from kquant.layers.kernel import has_codes
 from kquant.ops.rows import as_matrix
 from kquant.views.quantized_model import Place, forget_graphs, places, read
 
@@ -96,7 +96,7 @@ def _reach(source: Source, place: Place, candidates: int) -> np.ndarray:
 
 def _name_others(source: Source) -> None:
     """Layers with weights whose ranges no correction can set."""
-    found = sorted({node.name for node in source.graph.nodes if isinstance(node.op, QuantizedLSTM)})
+    found = sorted({node.name for node in source.graph.nodes if has_codes(node.op) and not node.op.takes("reach")})
     if found:
         warnings.warn(
             f"sequential_mse: the matrices of {', '.join(found)} (LSTM) keep their ranges.", stacklevel=3

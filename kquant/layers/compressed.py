@@ -275,7 +275,7 @@ class Compressed(Weighted):
         kept = self._kept(weights.shape.rank)
         return [int(n or 1) if axis in kept else 1 for axis, n in enumerate(weights.shape.as_list())]
 
-    def weights_on_grid(self) -> tf.Tensor:
+    def weights_on_grid(self, path: str | None = None) -> tf.Tensor:
         """The kernel on its grid, as training sees it (a bias cannot move it more than rounding does)."""
         weights = self.weights_as_used()
         if self.storage == "float16":

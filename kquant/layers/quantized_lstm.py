@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from kquant import arithmetic
@@ -94,10 +95,14 @@ class QuantizedLSTM(ManyKernels):
         if not self.trainable:
             freeze(self)
 
-    def transform_by(self, path: str, transform: Transform) -> None:
-        """Add a transform of one kernel, built and started here if it is not yet."""
-        super().transform_by(path, transform)
-        if transform.shares and self.learners:
+    def kernel_paths(self) -> tuple[str, ...]:
+        """What multiplies the input, and the hidden state."""
+        return PATHS
+
+    def transform_by(self, transform: Transform, path: str | None = None) -> None:
+        """Add a transform of one kernel, or of both, built and started here if it is not yet."""
+        super().transform_by(transform, path)
+        if path is not None and transform.shares and self.learners:
             freezing = self.learners[PATHS.index(path)].freezing
             if freezing is not None and freezing.built:
                 freezing.forget()
@@ -213,6 +218,27 @@ class QuantizedLSTM(ManyKernels):
             tf.cast(tf.reshape(steps, (-1,)), tf.float64),
             *(tf.reshape(s, (4,)) for s in scales),
         )
+
+    def rows(self, path: str, values: tf.Tensor) -> np.ndarray:
+        """float64[4, n]: each gate is a matrix of its own in the file."""
+        values = np.asarray(values, np.float64)
+        return values.reshape(values.shape[0], len(GATES), -1).swapaxes(0, 1).reshape(len(GATES), -1)
+
+    def scales(self, path: str) -> tf.Tensor | None:
+        """float32[4, 1]; None where the weights have no codes."""
+        if not self.spec.has_codes:
+            return None
+        weights = self.weights_as_used(path)
+        gates = tf.reshape(weights, (weights.shape[0], len(GATES), -1))
+        return tf.reshape(self._scales(PATHS.index(path), gates), (len(GATES), 1))
+
+    def biases(self) -> int:
+        """One for each unit of each gate, zeros where the layer has none."""
+        return len(GATES) * int(self.layer.units)
+
+    def tensors_inside(self) -> dict[str, tuple[FakeQuant, np.ndarray]]:
+        """The cell state, on the power of two that the kernel computes with."""
+        return {"cell": (self.cell, np.float32([2.0 ** (int(self.cell_bits()) - 15)]))}
 
     def _floats(self) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Kernel, recurrent kernel and bias as they train."""

@@ -10,10 +10,11 @@ import keras
 import tensorflow as tf
 
 from kquant.layers import transform as kernels
+from kquant.layers.kernel import Holder
 from kquant.layers.transform import Transform
 
 
-class ManyKernels(keras.layers.Wrapper):
+class ManyKernels(Holder, keras.layers.Wrapper):
     """A layer with transforms of one or several of its kernels.
 
     Args:
@@ -38,14 +39,32 @@ class ManyKernels(keras.layers.Wrapper):
                     transform.build(tuple(kernels.kernel_at(self.layer, path).shape))
         self.built = True
 
-    def transform_by(self, path: str, transform: Transform) -> None:
-        """Add a transform of one kernel, built and started here if it is not yet."""
+    def kernel_paths(self) -> tuple[str, ...]:
+        """Those with transforms."""
+        return tuple(self.transforms)
+
+    def transforms_of(self, path: str) -> list[Transform]:
+        """Masks and codebooks of a kernel."""
+        return list(self.transforms.get(path, ()))
+
+    def set_transforms(self, path: str, transforms: Sequence[Transform]) -> None:
+        """Put others in their place, built already."""
+        self.transforms = {**self.transforms, path: kernels.in_order(transforms)}
+        self.held = [t for key in sorted(self.transforms) for t in self.transforms[key]]
+
+    def transform_by(self, transform: Transform, path: str | None = None) -> None:
+        """Add a transform of one kernel, or one of its kind of each, built and started here if it is not yet."""
+        if path is None:
+            first, *others = self.kernel_paths()
+            self.transform_by(transform, first)
+            for other in others:
+                self.transform_by(type(transform).from_config(transform.get_config()), other)
+            return
         if not transform.built:
             transform.build(tuple(kernels.kernel_at(self.layer, path).shape))
             transform.start(self.weights_as_used(path))
         with kernels.growing(self):
-            self.transforms = {**self.transforms, path: kernels.in_order([*self.transforms.get(path, ()), transform])}
-            self.held = [t for key in sorted(self.transforms) for t in self.transforms[key]]
+            self.set_transforms(path, [*self.transforms_of(path), transform])
 
     def weights_as_used(self, path: str = "kernel") -> tf.Tensor:
         """A kernel as the layer computes with it, float32."""
@@ -68,14 +87,26 @@ class Transformed(ManyKernels):
 
     Args:
         layer, transforms: see `ManyKernels`.
+        paths: of the layer's kernels, those without transforms too.
     """
 
-    def __init__(self, layer: keras.layers.Layer, transforms: Mapping[str, Sequence[Any]], **kwargs: Any) -> None:
+    def __init__(
+        self,
+        layer: keras.layers.Layer,
+        transforms: Mapping[str, Sequence[Any]],
+        paths: Sequence[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
         kwargs.setdefault("dtype", layer.dtype_policy)
         super().__init__(layer, transforms, **kwargs)
+        self.paths = tuple(self.transforms if paths is None else paths)
         self.supports_masking = layer.supports_masking
         self.takes_mask = "mask" in inspect.signature(layer.call).parameters
         self.takes_training = "training" in inspect.signature(layer.call).parameters
+
+    def kernel_paths(self) -> tuple[str, ...]:
+        """All that the layer has."""
+        return tuple(dict.fromkeys((*self.paths, *self.transforms)))
 
     def compute_output_spec(self, x: Any, *args: Any, site: int = 0, **kwargs: Any) -> Any:
         """As the layer's own."""
@@ -109,3 +140,7 @@ class Transformed(ManyKernels):
         takes = {"mask": self.takes_mask, "training": self.takes_training, "site": False}
         left_out = {name for name, taken in takes.items() if not taken}
         return {k: v for k, v in kwargs.items() if k not in left_out}
+
+    def get_config(self) -> dict[str, Any]:
+        """All arguments."""
+        return {**super().get_config(), "paths": list(self.paths)}

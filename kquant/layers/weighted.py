@@ -14,6 +14,7 @@ import tensorflow as tf
 from kquant.core.spec import QuantSpec, encode_weights
 from kquant.graph.graph import full_precision
 from kquant.layers import transform as kernels
+from kquant.layers.kernel import Holder
 from kquant.layers.live_norm import LiveNorm
 from kquant.layers.transform import Transform, freeze
 from kquant.layers.weight_learner import WeightLearner
@@ -22,7 +23,7 @@ from kquant.layers.weight_learner import WeightLearner
 CORRECTIONS = ("reach", "shift", "rounding")
 
 
-class Weighted(keras.layers.Wrapper):
+class Weighted(Holder, keras.layers.Wrapper):
     """A layer, its float kernel that trains, and what the kernel becomes before it is quantized.
 
         weights = transforms(kernel) * gain * f          bias = offset(layer's bias) + shift
@@ -87,8 +88,22 @@ class Weighted(keras.layers.Wrapper):
         if not self.trainable:
             freeze(self)
 
-    def transform_by(self, transform: Transform) -> None:
+    def kernel_paths(self) -> tuple[str, ...]:
+        """One."""
+        return (self.kernel_name,)
+
+    def transforms_of(self, path: str) -> list[Transform]:
+        """Masks and codebooks of the kernel."""
+        return list(self.transforms)
+
+    def set_transforms(self, path: str, transforms: Sequence[Transform]) -> None:
+        """Put others in their place, built already."""
+        self.transforms = kernels.in_order(transforms)
+
+    def transform_by(self, transform: Transform, path: str | None = None) -> None:
         """Add a transform of the kernel, built and started here if it is not yet."""
+        if path not in (None, self.kernel_name):
+            raise ValueError(f"{self.name}: it quantizes '{self.kernel_name}'. Received: path='{path}'.")
         if not transform.built:
             transform.build(self.kernel_shape)
             transform.start(kernels.apply(self.transforms, kernels.real(self.layer, self.kernel_name)))
@@ -197,7 +212,30 @@ class Weighted(keras.layers.Wrapper):
         shape = self.kernel_shape
         return math.prod(int(shape[axis]) for axis in self._kept(len(shape)))
 
-    def weights_as_used(self) -> tf.Tensor:
+    def rows(self, path: str, values: tf.Tensor) -> np.ndarray:
+        """float64[channels, n]: each output channel."""
+        values = np.asarray(values, np.float64)
+        kept = [axis % values.ndim for axis in self.channel_axes]
+        rest = [axis for axis in range(values.ndim) if axis not in kept]
+        return values.transpose(*kept, *rest).reshape(self.channels, -1)
+
+    def scales(self, path: str) -> tf.Tensor | None:
+        """float32[channels, 1], or [1, 1] where all channels share one."""
+        if self.spec is None or not self.spec.has_codes:
+            return None
+        scale = self.scale_of(self.weights_as_used())
+        return tf.constant(self.rows(path, scale) if self.spec.per_axis else np.reshape(scale, (1, 1)), tf.float32)
+
+    def biases(self) -> int:
+        """One for each channel, of zeros where the layer has none; 64 bits wide beside 16-bit activations."""
+        return self.channels * (2 if self.wide else 1) if self.sums else 0
+
+    @property
+    def wide(self) -> bool:
+        """True where the sums outgrow float32."""
+        return False
+
+    def weights_as_used(self, path: str | None = None) -> tf.Tensor:
         """The float kernel that is quantized: the trained one, transformed, times its gain and that of a batch norm."""
         weights = kernels.apply(self.transforms, kernels.real(self.layer, self.kernel_name))
         if self.gain is not None:

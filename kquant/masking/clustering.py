@@ -14,7 +14,6 @@ import keras
 
 from kquant.graph.given_model import warn_lost_steps
 from kquant.graph.origin import patterns_of
-from kquant.layers.nodes import Compressed
 from kquant.layers.oscillations import warn_unfrozen
 from kquant.masking.centroids import Init
 from kquant.masking.codebook import Aggregation, Channels, Codebook
@@ -151,7 +150,7 @@ class _Chooser:
         settings = self.recipe.clustering_of(site.names, site.position)
         if not asked or match(known, self.skip) or settings is None:
             return None
-        if site.kernel.depthwise and not settings.depthwise:
+        if site.geometry.depthwise and not settings.depthwise:
             return None
         if not site.trains:
             self.frozen.append(site)
@@ -189,6 +188,6 @@ class _Chooser:
 
 def _axes(site: Site) -> tuple[int, ...]:
     """The axes that number the output channels."""
-    if isinstance(site.holder, Compressed):
+    if site.holder.channel_axes is not None:
         return site.holder.channel_axes
-    return (-2, -1) if site.kernel.depthwise else (site.kernel.output_axis,)
+    return (-2, -1) if site.geometry.depthwise else (site.geometry.output_axis,)

@@ -1,98 +1,41 @@
 """The kernels of a wrapped or quantized model, one by one: what a method may put a transform on.
 
-Kernels that do not train are left as they are, whatever the method: `Site.trains` and `note_of` are the one place.
+Kernels that do not train are left as they are, whatever the method: `Kernel.trains` and `note_of` are the one place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import keras
-import tensorflow as tf
 
 from kquant.core.messages import did_you_mean
 from kquant.graph.origin import fits, identities
-from kquant.layers import transform as kernels
-from kquant.layers.nodes import Compressed
+from kquant.layers.kernel import Holder, Kernel, holders
 from kquant.layers.transform import Transform
-from kquant.layers.transformed import ManyKernels
 from kquant.recipe.recipe import LayerRule
-from kquant.views.kernels import Kernel, kernels_of, unknown_kernels
+from kquant.views.kernels import Geometry, kernels_of, unknown_kernels
 from kquant.views.quantized_model import forget_graphs
 
 
 @dataclass(frozen=True, eq=False)
-class Site:
+class Site(Kernel):
     """A kernel that a transform may be put on.
 
     Attributes:
-        holder: the wrapper around the Keras layer.
-        path: of the kernel in that layer.
-        kernel: its geometry.
+        geometry: its axes.
         position: "first" or "last" of the layers with kernels, or None.
     """
 
-    holder: Any
-    path: str
-    kernel: Kernel
+    geometry: Geometry
     position: str | None
 
     @property
     def names(self) -> tuple[tuple[str, str], ...]:
         """(name, class) under which recipes may speak of the layer."""
         return (*identities(self.holder), *identities(self.holder.layer))
-
-    @property
-    def transforms(self) -> list[Transform]:
-        """Those that the kernel has."""
-        held = self.holder.transforms
-        return list(held.get(self.path, ()) if isinstance(held, dict) else held)
-
-    @property
-    def label(self) -> str:
-        """For messages."""
-        return f"{self.holder.name} ({self.path})"
-
-    @property
-    def trains(self) -> bool:
-        """False in a frozen layer; a quantized model's wrapper around one trains all the same, so its kernel tells."""
-        return bool(self.holder.trainable and kernels.kernel_at(self.holder.layer, self.path).trainable)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of the kernel."""
-        return tuple(int(n) for n in kernels.kernel_at(self.holder.layer, self.path).shape)
-
-    @property
-    def raw(self) -> tf.Tensor:
-        """float32, before the transforms that the kernel has."""
-        return kernels.real(self.holder.layer, self.path)
-
-    @property
-    def weights(self) -> tf.Tensor:
-        """float32, after the transforms that the kernel has."""
-        return kernels.apply(self.transforms, self.raw)
-
-    def transform_by(self, transform: Transform) -> None:
-        """Put one more transform on the kernel."""
-        if isinstance(self.holder, Compressed):
-            self.holder.transform_by(transform)
-        else:
-            self.holder.transform_by(self.path, transform)
-
-    def replace_by(self, transform: Transform) -> None:
-        """Put a transform, started from the kernel itself, in the place of those of its class."""
-        rest = [t for t in self.transforms if not isinstance(t, type(transform))]
-        transform.build(self.shape)
-        transform.start(self.raw)
-        with kernels.growing(self.holder):
-            if isinstance(self.holder, Compressed):
-                self.holder.transforms = rest
-            else:
-                self.holder.transforms = {**self.holder.transforms, self.path: rest}
-            self.transform_by(transform)
 
 
 def sites(model: keras.Model) -> list[Site]:
@@ -101,10 +44,15 @@ def sites(model: keras.Model) -> list[Site]:
     Args:
         model: what `kquant.masking.wrapping.wrapped` or `kquant.quantize` gave.
     """
-    holders = [layer for layer in model._flatten_layers() if isinstance(layer, ManyKernels | Compressed)]
-    holders = [holder for holder in holders if any(True for _ in _kernels(holder))]
-    ends = {id(holders[-1]): "last", id(holders[0]): "first"} if holders else {}
-    return [Site(h, path, kernel, ends.get(id(h))) for h in holders for path, kernel in _kernels(h)]
+    found = [(holder, known) for holder in holders(model) if (known := _known(holder))]
+    ends = {id(found[-1][0]): "last", id(found[0][0]): "first"} if found else {}
+    return [Site(h, path, geometry, ends.get(id(h))) for h, known in found for path, geometry in known.items()]
+
+
+def _known(holder: Any) -> dict[str, Geometry]:
+    """Of a holder's kernels those whose geometry something tells; a PReLU's factors have none."""
+    geometry = kernels_of(holder.layer)
+    return {path: geometry[path] for path in holder.kernel_paths() if path in geometry}
 
 
 def put(model: keras.Model, choose: Callable[[Site], Transform | None]) -> int:
@@ -130,7 +78,7 @@ def note_of_unknown(model: keras.Model) -> str:
     Args:
         model: see `sites`.
     """
-    held = [layer.layer if isinstance(layer, ManyKernels | Compressed) else layer for layer in model.layers]
+    held = [layer.layer if isinstance(layer, Holder) else layer for layer in model.layers]
     names = list(dict.fromkeys(name for layer in held for name in unknown_kernels(layer)))
     if not names:
         return ""
@@ -187,10 +135,3 @@ def check_rules(verb: str, rules: Sequence[LayerRule], found: Sequence[Site]) ->
 def match(names: Sequence[str], patterns: Sequence[str]) -> bool:
     """True where one of the names fits one of the patterns."""
     return any(fits(name, pattern) for name in names for pattern in patterns)
-
-
-def _kernels(holder: Any) -> Iterator[tuple[str, Kernel]]:
-    """Of a wrapper in a quantized model only the kernel that it quantizes."""
-    for path, kernel in kernels_of(holder.layer).items():
-        if not isinstance(holder, Compressed) or path == holder.kernel_name:
-            yield path, kernel

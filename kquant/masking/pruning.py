@@ -188,7 +188,7 @@ class Target:
     @property
     def axes(self) -> tuple[int, int]:
         """Input and output channels."""
-        kernel = self.site.kernel
+        kernel = self.site.geometry
         return -2 if kernel.input_axis is None else kernel.input_axis, kernel.output_axis
 
 
@@ -229,11 +229,11 @@ def targets_of(model: keras.Model, settings: Settings) -> list[Target]:
     for site in sites(model):
         section = settings.of(site.names, site.position)
         schedule = settings.course(section)
-        if schedule.final == 0.0 or (site.kernel.depthwise and not section.depthwise):
+        if schedule.final == 0.0 or (site.geometry.depthwise and not section.depthwise):
             continue
         if not site.trains:
             frozen.append(site)
-        elif structure_of(section.structure).of and site.kernel.input_axis is None:
+        elif structure_of(section.structure).of and site.geometry.input_axis is None:
             refused.append(site.label)
         else:
             _check_zero(site)

@@ -17,7 +17,8 @@ from kquant.graph.graph import Node, rewrite, trace
 from kquant.graph.output_names import as_keras
 from kquant.graph.stored import Stored
 from kquant.layers import transform as kernels
-from kquant.layers.nodes import Compressed, FakeQuant, QuantizedLSTM, Transformed, observing
+from kquant.layers.kernel import Holder
+from kquant.layers.nodes import FakeQuant, Transformed, observing
 from kquant.layers.transform import Carried, Held
 from kquant.ops import find
 from kquant.ops.affine import Affine
@@ -43,9 +44,9 @@ def release(model: keras.Model) -> tuple[keras.Model, Carried]:
         if not isinstance(op, Transformed):
             return _copy(op, plain)(*args, **kwargs)
         if id(op) not in plain:
-            used = {path: np.asarray(op.weights_as_used(path)) for path in op.transforms}
-            plain[id(op)] = _with_kernels(op.layer, used)
-            carried[op.name] = {path: Held(used[path], found) for path, found in op.transforms.items() if found}
+            used = {kernel.path: (np.asarray(kernel.used), kernel.transforms) for kernel in op.kernels()}
+            plain[id(op)] = _with_kernels(op.layer, {path: values for path, (values, _) in used.items()})
+            carried[op.name] = {path: Held(*held) for path, held in used.items() if held[1]}
         return plain[id(op)](*args, **op.passed(kwargs))
 
     graph = trace(model, _is_known, masks=True, whole=is_described)
@@ -80,7 +81,7 @@ def strip(model: keras.Model, *, grids: bool = False) -> keras.Model:
         op, x = node.op, args[0] if args else None
         if isinstance(op, FakeQuant):
             return [x] * len(node.outputs)
-        if not isinstance(op, Compressed | QuantizedLSTM):
+        if not isinstance(op, Holder):
             return _in_keras(op, plain)(*args, **kwargs)
         if id(op) not in plain:
             plain[id(op)] = _without_grid(op, grids)
@@ -144,16 +145,11 @@ def _with_kernels(layer: Any, values: Mapping[str, Any]) -> Any:
 
 def _without_grid(op: Any, grids: bool) -> Any:
     """The layer in a wrapper of a quantized model, with the weights that the wrapper gives it."""
-    if isinstance(op, QuantizedLSTM):
-        paths = ("cell.kernel", "cell.recurrent_kernel")
-        return _with_kernels(op.layer, {path: op.weights_as_used(path) for path in paths})
-    weights, bias = op.weights_as_used(), op.bias_as_used()
-    if grids and op.spec is not None:
-        weights = op.weights_on_grid()
-    layer = op.layer
+    values = {k.path: k.on_grid if grids and op.spec is not None else k.used for k in op.kernels()}
+    layer, bias, bias_name = op.layer, op.bias_as_used(), getattr(op, "bias_name", None)
     if bias is not None and getattr(layer, "use_bias", True) is False:
         layer = rebuild(layer, use_bias=True)
     if isinstance(layer, Affine):
-        return _rescaling(op.name, weights, bias)
-    values = {op.kernel_name: weights} | ({} if bias is None else {str(op.bias_name): bias})
+        return _rescaling(op.name, *values.values(), bias)
+    values |= {} if bias is None else {str(bias_name): bias}
     return _with_kernels(layer, {path: np.asarray(value) for path, value in values.items()})

@@ -106,9 +106,12 @@ def _own(op: Any, taken: set[str]) -> Any:
     if not isinstance(op, keras.layers.Layer):
         return own(op)
     new = own(op, name=_apart(op.name, taken))
-    if isinstance(new, Transformed) or not op.built or not kernels_of(new):
+    if isinstance(new, Transformed):
+        new.paths = tuple(kernels_of(new.layer))  # files of earlier versions do not tell
         return new
-    layer = Transformed(new, {})
+    if not op.built or not kernels_of(new):
+        return new
+    layer = Transformed(new, {}, paths=tuple(kernels_of(new)))
     layer.build()
     layer.trainable = op.trainable
     copy_state(op, new)  # setting `trainable` reaches what is inside

@@ -12,8 +12,7 @@ import numpy as np
 
 from kquant.core.table import Table
 from kquant.layers import transform as kernels
-from kquant.layers.nodes import Compressed, QuantizedLSTM
-from kquant.layers.transformed import ManyKernels
+from kquant.layers.kernel import Holder
 from kquant.masking.wrapping import check_model
 from kquant.views.kernels import kernels_of
 
@@ -112,18 +111,16 @@ def sparsity(model: keras.Model) -> Sparsity:
 
 def _kernels(layer: Any) -> Iterator[tuple[str, np.ndarray, bool, Any]]:
     """Path, values, whether masked, and the variable of each kernel of a layer, of those inside it too."""
-    wrapped = isinstance(layer, ManyKernels | Compressed)
-    inside = layer.layer if wrapped else layer
-    for path in kernels_of(inside) if getattr(inside, "built", False) else ():
-        variable = kernels.kernel_at(inside, path)
-        if isinstance(layer, Compressed):
-            if path == layer.kernel_name:
-                yield path, np.asarray(layer.weights_on_grid()), _holds(layer.transforms), variable
-        elif wrapped:
-            used = layer.weights_on_grid(path) if isinstance(layer, QuantizedLSTM) else layer.weights_as_used(path)
-            yield path, np.asarray(used), _holds(layer.transforms.get(path, ())), variable
-        else:
-            yield path, np.asarray(kernels.real(inside, path)), False, variable
+    holds = isinstance(layer, Holder)
+    inside = layer.layer if holds else layer
+    known = kernels_of(inside) if getattr(inside, "built", False) else {}
+    held = {kernel.path: kernel for kernel in layer.kernels()} if holds else {}
+    for path in known:
+        if path in held:
+            kernel = held[path]
+            yield path, np.asarray(kernel.on_grid), _holds(kernel.transforms), kernel.variable
+        elif not holds:
+            yield path, np.asarray(kernels.real(inside, path)), False, kernels.kernel_at(inside, path)
 
 
 def _holds(transforms: Any) -> bool:

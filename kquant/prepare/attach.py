@@ -12,9 +12,8 @@ import numpy as np
 from kquant.core.spec import FLOAT, QuantSpec
 from kquant.graph.graph import Node, legal_name, rewrite
 from kquant.graph.origin import identities
-from kquant.layers.nodes import Compressed, FakeQuant, QuantizedLSTM
+from kquant.layers.nodes import Compressed, FakeQuant
 from kquant.layers.transform import Carried, Transform, clone, kernel_at
-from kquant.layers.transformed import ManyKernels
 from kquant.ops import find
 from kquant.ops.affine import Moments, Norm
 from kquant.ops.real_steps import marks_padding, unread_padding
@@ -262,12 +261,10 @@ class _Builder:
         if id(node.op) not in self.layers:
             bits = self.plan.widths.calls[id(node)]
             layer = self.layers[id(node.op)] = rule.attach(node.op, spec, self.inside(node), bits)
-            if isinstance(layer, QuantizedLSTM):
-                layer.learn(self.plan.settings[id(node.op)].training.for_weights())
-            if isinstance(layer, ManyKernels):
-                for path in ("cell.kernel", "cell.recurrent_kernel"):
-                    for transform in self.transforms(node.op, path):
-                        layer.transform_by(path, transform)
+            layer.learn(self.plan.settings[id(node.op)].training.for_weights())
+            for kernel in layer.kernels():
+                for transform in self.transforms(node.op, kernel.path):
+                    kernel.transform_by(transform)
         _, out = self.fake_quant(site)(args[0], peek=True)
         number = self.plan.graph.calls()[id(node.op)].index(node)
         return self.layers[id(node.op)](args[0], encoding=encoding, out=out, **({"site": number} if number else {}))

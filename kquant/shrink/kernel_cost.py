@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import keras
-import numpy as np
 
 from kquant.graph.graph import Graph, Node
 from kquant.ops import find_weighted
 from kquant.ops.rule import Weights
 from kquant.shrink.narrow import kernel_of
 from kquant.views.flat_copy import plain, read
+from kquant.views.multiplications import positions_of
 
 BIAS_BYTES = 4
 
@@ -79,12 +79,11 @@ def positions(graph: Graph, calls: Any) -> int:
 
 
 def _positions(graph: Graph, node: Node) -> int:
-    rule = find_weighted(node.op)
-    # a transposed convolution spreads every position of its input, the others gather for one of their output
-    tensor = node.inputs[0] if rule is not None and "TRANSPOSE_CONV" in rule.operators else node.outputs[0]
-    if any(n is None for n in tensor.shape[1:]):
+    rule, tensor = find_weighted(node.op), node.outputs[0]
+    if any(n is None for n in (*node.inputs[0].shape[1:], *tensor.shape[1:])):
         raise ValueError(
             f"{graph.name}, {node.name}: its output {tuple(tensor.shape)} has an open shape, so that its "
             "multiplications cannot be counted. Give the model's inputs static shapes, or a budget in weight_bytes."
         )
-    return int(np.prod(tensor.shape[1:-1], dtype=np.int64))
+    kernel = getattr(node.op, rule.weights.kernel).shape if rule is not None and rule.weights is not None else ()
+    return positions_of(rule, kernel, node.inputs[0].shape[1:], tensor.shape[1:])

@@ -18,7 +18,8 @@ from kquant import targets
 from kquant.core.program import Program, Ref
 from kquant.core.spec import KERNEL_BITS, PACKED_BITS, Encoding, QuantSpec
 from kquant.graph.graph import Graph, Node
-from kquant.layers.nodes import Compressed, FakeQuant, QuantizedLSTM, encodings_of
+from kquant.layers.kernel import Holder
+from kquant.layers.nodes import Compressed, FakeQuant, encodings_of
 from kquant.ops import find
 from kquant.ops.rule import Call, Constants, Rule
 from kquant.targets import Target
@@ -66,7 +67,7 @@ def lower(qmodel: keras.Model) -> Lowered:
     graph = read(qmodel)
     nodes = [n for n in graph.nodes if isinstance(n.op, FakeQuant | Compressed)]
     _refuse_unseen(encodings_of(qmodel))
-    _refuse_simulated([n for n in graph.nodes if isinstance(n.op, FakeQuant | Compressed | QuantizedLSTM)])
+    _refuse_simulated([n for n in graph.nodes if isinstance(n.op, FakeQuant | Holder)])
     origin = nodes[0].op.origin
     target = targets.of(origin)
     if "skip" in origin:
@@ -126,7 +127,7 @@ def _refuse_simulated(nodes: list[Node]) -> None:
     said: dict[str, list[str]] = {}
     for node in nodes:
         spec = node.op.spec
-        if isinstance(node.op, Compressed | QuantizedLSTM):
+        if isinstance(node.op, Holder):
             if spec is not None and not spec.has_codes:
                 reason = f"weights on a {spec.kind} grid, which no integer kernel multiplies; take kind = 'uniform'"
                 said.setdefault(reason, []).append(node.name)

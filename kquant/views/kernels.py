@@ -16,7 +16,7 @@ layers = keras.layers
 
 
 @dataclass(frozen=True)
-class Kernel:
+class Geometry:
     """The geometry of one kernel.
 
     Attributes:
@@ -30,28 +30,28 @@ class Kernel:
     depthwise: bool = False
 
 
-CONV, MATRIX = Kernel(-2, -1), Kernel(0, 1)
+CONV, MATRIX = Geometry(-2, -1), Geometry(0, 1)
 IMAGE_CELL = {"cell.kernel": CONV, "cell.recurrent_kernel": CONV}  # Keras exports no class of the cell itself
 # Classes whose rules make other layers of them, so that no rule says where their kernels are.
-EXPANDED: dict[type, dict[str, Kernel]] = {
+EXPANDED: dict[type, dict[str, Geometry]] = {
     layers.Conv3D: {"kernel": CONV},
-    layers.Conv1DTranspose: {"kernel": Kernel(-1, -2)},
-    layers.Conv3DTranspose: {"kernel": Kernel(-1, -2)},
-    layers.SeparableConv1D: {"depthwise_kernel": Kernel(None, -1, True), "pointwise_kernel": CONV},
-    layers.SeparableConv2D: {"depthwise_kernel": Kernel(None, -1, True), "pointwise_kernel": CONV},
+    layers.Conv1DTranspose: {"kernel": Geometry(-1, -2)},
+    layers.Conv3DTranspose: {"kernel": Geometry(-1, -2)},
+    layers.SeparableConv1D: {"depthwise_kernel": Geometry(None, -1, True), "pointwise_kernel": CONV},
+    layers.SeparableConv2D: {"depthwise_kernel": Geometry(None, -1, True), "pointwise_kernel": CONV},
     layers.ConvLSTM1D: IMAGE_CELL,
     layers.ConvLSTM2D: IMAGE_CELL,
     layers.ConvLSTM3D: IMAGE_CELL,
     layers.LSTMCell: {"kernel": MATRIX, "recurrent_kernel": MATRIX},
     layers.GRUCell: {"kernel": MATRIX, "recurrent_kernel": MATRIX},
     layers.SimpleRNNCell: {"kernel": MATRIX, "recurrent_kernel": MATRIX},
-    layers.Embedding: {"embeddings": Kernel(None, -1)},
-    **{cls: {"embeddings": Kernel(None, -1)} for cls in keras_layers("ReversibleEmbedding")},
+    layers.Embedding: {"embeddings": Geometry(None, -1)},
+    **{cls: {"embeddings": Geometry(None, -1)} for cls in keras_layers("ReversibleEmbedding")},
 }
 NOT_KERNELS = (Affine, layers.PReLU)
 
 
-def kernels_of(op: Any) -> dict[str, Kernel]:
+def kernels_of(op: Any) -> dict[str, Geometry]:
     """The kernels of a layer and of the layers inside it, by path.
 
     Args:
@@ -68,12 +68,12 @@ def kernels_of(op: Any) -> dict[str, Kernel]:
     """
     if not isinstance(op, keras.layers.Layer):
         return {}
-    found: dict[str, Kernel] = {}
+    found: dict[str, Geometry] = {}
     _collect(op, "", found, set())
     return found
 
 
-def _collect(layer: Any, before: str, found: dict[str, Kernel], seen: set[int]) -> None:
+def _collect(layer: Any, before: str, found: dict[str, Geometry], seen: set[int]) -> None:
     """Kernels of a layer itself, then of those that its attributes hold; each layer once."""
     if id(layer) in seen or isinstance(layer, NOT_KERNELS):
         return
@@ -134,7 +134,7 @@ def _is_unknown(layer: Any, known: set[int]) -> bool:
     return any(v.trainable and len(v.shape) > 1 and id(v) not in known for v in layer._trainable_variables)
 
 
-def _own(layer: Any) -> dict[str, Kernel]:
+def _own(layer: Any) -> dict[str, Geometry]:
     """Of the layer itself: its class's entry, its equation, or the rule that has its weights."""
     for kind, kernels in EXPANDED.items():
         if isinstance(layer, kind):
@@ -145,14 +145,14 @@ def _own(layer: Any) -> dict[str, Kernel]:
         if rule.weights is not None and rule.weights.sums:
             axes = rule.weights.channel_axes
             depthwise = len(axes) > 1
-            return {rule.weights.kernel: Kernel(None if depthwise else rule.weights.input_axis, axes[-1], depthwise)}
+            return {rule.weights.kernel: Geometry(None if depthwise else rule.weights.input_axis, axes[-1], depthwise)}
     return {}
 
 
-def _einsum(layer: Any) -> Kernel:
+def _einsum(layer: Any) -> Geometry:
     """Axes of an EinsumDense's kernel: the innermost that is summed over, and the innermost that goes out."""
     inputs, output = layer.equation.replace("...", "0").split("->")
     given, kernel = inputs.split(",")
     summed = [i for i, letter in enumerate(kernel) if letter in given and letter not in output]
     out = [i for i, letter in enumerate(kernel) if letter in output]
-    return Kernel(summed[-1] if summed else None, out[-1] if out else len(kernel) - 1)
+    return Geometry(summed[-1] if summed else None, out[-1] if out else len(kernel) - 1)
