@@ -221,8 +221,8 @@ class QuantizedLSTM(ManyKernels):
 
     def rows(self, path: str, values: tf.Tensor) -> np.ndarray:
         """float64[4, n]: each gate is a matrix of its own in the file."""
-        values = np.asarray(values, np.float64)
-        return values.reshape(values.shape[0], len(GATES), -1).swapaxes(0, 1).reshape(len(GATES), -1)
+        matrix = np.asarray(values, np.float64)
+        return matrix.reshape(matrix.shape[0], len(GATES), -1).swapaxes(0, 1).reshape(len(GATES), -1)
 
     def scales(self, path: str) -> tf.Tensor | None:
         """float32[4, 1]; None where the weights have no codes."""
@@ -238,7 +238,7 @@ class QuantizedLSTM(ManyKernels):
 
     def tensors_inside(self) -> dict[str, tuple[FakeQuant, np.ndarray]]:
         """The cell state, on the power of two that the kernel computes with."""
-        return {"cell": (self.cell, np.float32([2.0 ** (int(self.cell_bits()) - 15)]))}
+        return {"cell": (self.cell, np.array([2.0 ** (int(self.cell_bits()) - 15)], np.float32))}
 
     def _floats(self) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Kernel, recurrent kernel and bias as they train."""

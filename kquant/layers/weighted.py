@@ -214,10 +214,10 @@ class Weighted(Holder, keras.layers.Wrapper):
 
     def rows(self, path: str, values: tf.Tensor) -> np.ndarray:
         """float64[channels, n]: each output channel."""
-        values = np.asarray(values, np.float64)
-        kept = [axis % values.ndim for axis in self.channel_axes]
-        rest = [axis for axis in range(values.ndim) if axis not in kept]
-        return values.transpose(*kept, *rest).reshape(self.channels, -1)
+        array = np.asarray(values, np.float64)
+        kept = [axis % array.ndim for axis in self.channel_axes]
+        rest = [axis for axis in range(array.ndim) if axis not in kept]
+        return array.transpose(*kept, *rest).reshape(self.channels, -1)
 
     def scales(self, path: str) -> tf.Tensor | None:
         """float32[channels, 1], or [1, 1] where all channels share one."""
