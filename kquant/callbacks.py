@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from kquant.graph.keras_private import inner_layers
 from kquant.layers.nodes import Compressed, FakeQuant, observing
 from kquant.train.distillation import Distiller
 
@@ -120,7 +121,7 @@ class Monitor(keras.callbacks.Callback):
         model = self._model_of_interest()
         return [
             layer
-            for layer in model._flatten_layers(include_self=False)
+            for layer in inner_layers(model)
             if (isinstance(layer, FakeQuant) and layer.has_range) or hasattr(layer, "weights_as_used")
         ]
 

@@ -14,6 +14,7 @@ import keras
 from kquant.core.messages import first_of
 from kquant.correct.steps import STEPS, apply_steps, check_steps, parse_steps
 from kquant.exporting.export_file import IO, ExportReport, export
+from kquant.graph.keras_private import every_layer
 from kquant.masking.clustering import cluster, has_codebooks
 from kquant.masking.mask import Mask
 from kquant.masking.pruning import has_masks, prune
@@ -133,7 +134,7 @@ def prepare(
 def _warn_unfinished(qmodel: keras.Model) -> None:
     """Name layers whose masks have not come to the end of their schedule: the file has fewer zeros than was asked."""
     left = []
-    for layer in qmodel._flatten_layers():
+    for layer in every_layer(qmodel):
         held = getattr(layer, "transforms", ())
         masks = [t for t in (layer.held if isinstance(held, dict) else held) if isinstance(t, Mask)]
         if any(t.schedule is not None and not t.schedule.is_done(int(t.steps.numpy())) for t in masks):

@@ -28,9 +28,15 @@ class Port:
 
 @dataclass(frozen=True)
 class Ports:
-    """The inputs of something that is no Keras model."""
+    """The inputs of something that is no Functional model.
+
+    Attributes:
+        inputs: in order.
+        struct: the same, nested as batches are to be; None for a list.
+    """
 
     inputs: Sequence[Port]
+    struct: Any = None
 
 
 def batches_of(model: keras.Model | Ports, data: Any, batch_size: int = 32) -> Iterator[Any]:
@@ -233,12 +239,19 @@ def _checked(model: keras.Model | Ports, batch: Any, number: int) -> Any:
             f"data, batch {number}: every input needs the same number of samples. "
             f"Received: {[len(x) for x in checked]}."
         )
-    return keras.tree.pack_sequence_as(getattr(model, "_inputs_struct", specs), checked)
+    return keras.tree.pack_sequence_as(_structure(model), checked)
+
+
+def _structure(model: keras.Model | Ports) -> Any:
+    """The inputs, nested as the model takes them."""
+    if isinstance(model, Ports):
+        return model.inputs if model.struct is None else model.struct
+    return model.input if isinstance(model, keras.Function) else model.inputs
 
 
 def _names(model: keras.Model | Ports) -> list[str]:
     """The inputs in the model's order, as a dict of data names them: by key, or by the name of the input."""
-    struct = getattr(model, "_inputs_struct", None)
+    struct = _structure(model)
     keys = {id(t): key for key, t in struct.items()} if isinstance(struct, dict) else {}
     return [str(keys.get(id(t), t.name)) for t in model.inputs]
 

@@ -20,6 +20,7 @@ from kquant.core.messages import first_of
 from kquant.core.rescale import unit_of
 from kquant.core.spec import LARGEST_BIAS_CODE
 from kquant.graph.graph import Graph, Node
+from kquant.graph.keras_private import every_layer
 from kquant.layers.learned_ranges import is_dead
 from kquant.layers.nodes import Compressed, FakeQuant, encodings_of
 from kquant.ops import find
@@ -70,7 +71,7 @@ def _largest_rescale(qmodel: keras.Model, layers: list[FakeQuant]) -> float:
     if not outputs:
         return 0.0
     largest, weights, biases = max(scales.values()), 0.0, 0.0
-    for layer in qmodel._flatten_layers():
+    for layer in every_layer(qmodel):
         if isinstance(layer, Compressed) and layer.spec is not None:
             weights = max(weights, float(tf.reduce_max(tf.abs(layer.weights_as_used()))) / layer.spec.high)
             bias = layer.bias_as_used()

@@ -259,7 +259,7 @@ class _Look:
         if self.batches <= EAGER_BATCHES:
             return self.run(x)
         if self.compiled is None:
-            struct = getattr(self.qmodel, "_inputs_struct", self.qmodel.inputs)
+            struct = self.qmodel.input if isinstance(self.qmodel, keras.Function) else self.qmodel.inputs
             specs = keras.tree.map_structure(lambda t: tf.TensorSpec((None, *t.shape[1:]), t.dtype), struct)
             self.most = FEW_VALUES
             self.compiled = tf.function(self.run, autograph=False).get_concrete_function(specs)

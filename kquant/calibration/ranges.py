@@ -17,6 +17,7 @@ from kquant.calibration.held_scales import hold_scales
 from kquant.calibration.lost_signal import warn_of_losses
 from kquant.calibration.observations import Observations, observe
 from kquant.core.messages import first_of
+from kquant.graph.keras_private import every_layer
 from kquant.layers.nodes import Compressed, FakeQuant, encodings_of
 from kquant.views.quantized_model import forget_graphs
 
@@ -78,7 +79,7 @@ def set_weight_ranges(qmodel: keras.Model) -> None:
     Args:
         qmodel: what `kquant.quantize` returned; changed in place.
     """
-    for layer in qmodel._flatten_layers():
+    for layer in every_layer(qmodel):
         if not isinstance(layer, Compressed) or not layer.takes("reach"):
             continue
         learns = layer.learner is not None and layer.learner.learning.learns_weights

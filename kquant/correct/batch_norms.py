@@ -14,15 +14,15 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import keras
 import numpy as np
 from tqdm.auto import tqdm
 
-from kquant.calibration.data import batch_count, batches_of, refuse_endless
+from kquant.calibration.data import Ports, batch_count, batches_of, refuse_endless
 from kquant.graph.inputs import inputs_of
+from kquant.graph.keras_private import every_layer, masked_moments
 from kquant.layers.live_norm import LiveNorm
 
 
@@ -71,7 +71,7 @@ def reestimate(
         True
     """
     kinds = (keras.layers.BatchNormalization, LiveNorm)
-    norms = [layer for layer in model._flatten_layers() if isinstance(layer, kinds)]
+    norms = [layer for layer in every_layer(model) if isinstance(layer, kinds)]
     if not norms:
         raise ValueError(
             f"{model.name}: there is no BatchNormalization layer in it. kquant.quantize folds batch norms into the "
@@ -99,10 +99,10 @@ def reestimate(
     return model
 
 
-def _with_inputs(model: keras.Model) -> Any:
+def _with_inputs(model: keras.Model) -> Ports:
     """What tells the inputs of a model of any kind, subclassed ones too."""
     struct = inputs_of(model)
-    return SimpleNamespace(name=model.name, inputs=keras.tree.flatten(struct), _inputs_struct=struct)
+    return Ports(keras.tree.flatten(struct), struct)
 
 
 @contextlib.contextmanager
@@ -132,7 +132,7 @@ def _batch_call(layer: Any, pooled: _Pooled) -> Any:
             mean, variance = ops.moments(x, axes=[a for a in range(len(x.shape)) if a != axis])
             count = float(np.prod(x.shape)) / float(x.shape[axis])
         else:
-            mean, variance = layer._moments(x, mask)
+            mean, variance = masked_moments(layer, x, mask)
             count = float(ops.sum(ops.cast(mask, "float32")))
         pooled.add(count, mean, variance)
         gamma, beta = (layer.gamma if layer.scale else None), (layer.beta if layer.center else None)

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 
 from kquant.graph.creation import without_random
+from kquant.graph.keras_private import LISTS, every_layer, own_states, own_weights, set_trainable_alone
 from kquant.graph.origin import mark, origins
 
 
@@ -17,7 +18,7 @@ def stays_whole(op: Any) -> bool:
     if not isinstance(op, keras.layers.Layer):
         return True
     builtin = type(op).__module__.startswith(("keras.", "kquant."))
-    own_variables = bool(op._trainable_variables or op._non_trainable_variables)
+    own_variables = bool(own_weights(op) or own_states(op))
     return builtin or own_variables or (not op.weights and is_described(op))
 
 
@@ -76,7 +77,7 @@ def again(op: Any, **changes: Any) -> Any:
 
 def _classes(op: Any) -> dict[str, type]:
     """The user's own classes in a layer, which nobody need have registered."""
-    inside = op._flatten_layers() if isinstance(op, keras.layers.Layer) else ()
+    inside = every_layer(op) if isinstance(op, keras.layers.Layer) else ()
     found = {type(layer) for layer in inside if not type(layer).__module__.startswith(("keras.", "kquant."))}
     return {keras.saving.get_registered_name(kind): kind for kind in found}
 
@@ -86,7 +87,7 @@ def config_of(op: Any) -> dict[str, Any]:
 
     A config holds the name of a function only: another one of Keras may have it, or nobody may find it.
     """
-    inside = op._flatten_layers() if isinstance(op, keras.layers.Layer) else ()
+    inside = every_layer(op) if isinstance(op, keras.layers.Layer) else ()
     found = [(layer, name, function) for layer in inside for name, function in own_functions(layer).items()]
     try:
         for layer, name, _ in found:
@@ -112,7 +113,7 @@ def own_functions(layer: Any) -> dict[str, Any]:
 def _same_functions(old: Any, new: Any, changed: tuple[str, ...]) -> None:
     if not isinstance(old, keras.layers.Layer):
         return
-    for source, target in zip(old._flatten_layers(), new._flatten_layers(), strict=False):
+    for source, target in zip(every_layer(old), every_layer(new), strict=False):
         for name, function in own_functions(source).items():
             if type(source) is type(target) and not (source is old and name in changed):
                 setattr(target, name, function)
@@ -133,7 +134,7 @@ def copy_state(old: keras.layers.Layer, new: keras.layers.Layer) -> None:
         )
     for place, item in places.items():
         if isinstance(item, keras.layers.Layer):
-            item._trainable = values[place]._trainable
+            set_trainable_alone(item, values[place].trainable)
         else:
             item.assign(values[place])
     new.trainable = old.trainable
@@ -142,14 +143,14 @@ def copy_state(old: keras.layers.Layer, new: keras.layers.Layer) -> None:
 
 def settle(old: keras.layers.Layer, new: keras.layers.Layer) -> None:
     """What belongs to a layer's weights beside their values: `trainable`, and what is made of them."""
-    for source, target in zip(old._flatten_layers(), new._flatten_layers(), strict=True):
+    for source, target in zip(every_layer(old), every_layer(new), strict=True):
         target.trainable = source.trainable
     finalize(new)
 
 
 def finalize(layer: keras.layers.Layer) -> None:
     """A Normalization layer computes with numbers made of its variables; make them, in all that `layer` holds."""
-    for inner in layer._flatten_layers():
+    for inner in every_layer(layer):
         if isinstance(inner, keras.layers.Normalization):
             inner.finalize_state()
 
@@ -161,10 +162,10 @@ def _state(layer: Any, where: str, seen: set[int]) -> dict[str, Any]:
     seen.add(id(layer))
     found: dict[str, Any] = {}
     if isinstance(layer, keras.layers.Layer):
-        for kind in ("_trainable_variables", "_non_trainable_variables"):
-            found.update({f"{where}{kind}[{i}]": v for i, v in enumerate(getattr(layer, kind))})
+        found.update({f"{where}weights[{i}]": v for i, v in enumerate(own_weights(layer))})
+        found.update({f"{where}states[{i}]": v for i, v in enumerate(own_states(layer))})
     for name, held in vars(layer).items():
-        if name in ("_tracker", "_parent_path", "_inbound_nodes", "_outbound_nodes", "_layers", "_metrics"):
+        if name in LISTS:
             continue
         for place, inner in _parts(held, f"{where}{name}"):
             if isinstance(inner, keras.random.SeedGenerator):

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from kquant.graph.keras_private import every_layer
 from kquant.graph.recording import Recording
 from kquant.graph.watched import Watched, reads, same
 
@@ -83,7 +84,8 @@ def effects(op: Any, first: Recording, watched: Watched, follow: Follow, trainin
             f"{where}: its `call` uses add_loss, and the new model does without. Give the layer whose weights are "
             "penalized a kernel_regularizer, or put the penalty into the loss that the model is compiled with."
         )
-    taught = _taught(op, first, watched, follow) if not training and op._call_has_training_arg else ""
+    asks = not training and "training" in op.call_signature_parameters
+    taught = _taught(op, first, watched, follow) if asks else ""
     return Effects(where, tuple(said), taught)
 
 
@@ -147,7 +149,7 @@ def _not_building(op: Any) -> Iterator[None]:
     def refuse(*_: Any, **__: Any) -> None:
         raise RuntimeError("a layer that inference never called")
 
-    unbuilt = [(layer, layer.build) for layer in op._flatten_layers() if not layer.built]
+    unbuilt = [(layer, layer.build) for layer in every_layer(op) if not layer.built]
     for layer, _ in unbuilt:
         vars(layer)["build"] = refuse
     try:

@@ -18,6 +18,7 @@ from keras import tree
 from kquant.graph.creation import with_one_name
 from kquant.graph.defaults import own_defaults
 from kquant.graph.inputs import inputs_of
+from kquant.graph.keras_private import variables_as
 from kquant.graph.output_names import functional, output_names
 from kquant.graph.unfold import Node, substitute, unfold
 
@@ -244,4 +245,4 @@ def full_precision() -> contextlib.AbstractContextManager:
 
     (`AutocastScope(None)` would do so too, but there a variable's `dtype` is that of `keras.config.floatx()`.)
     """
-    return keras.src.backend.AutocastScope("float32")
+    return variables_as("float32")

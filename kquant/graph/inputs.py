@@ -10,6 +10,8 @@ import keras
 from keras import KerasTensor as Tensor
 from keras import tree
 
+from kquant.graph.keras_private import functional_of
+
 
 def inputs_of(model: keras.Model, input_shape: Any = None) -> Any:
     """New symbolic inputs in the model's structure: a tensor, a list or a dict.
@@ -36,8 +38,8 @@ def inputs_of(model: keras.Model, input_shape: Any = None) -> Any:
             "or `model.build(input_shape)`, before quantizing."
         )
     if isinstance(model, keras.Sequential):
-        model = model._functional
-    struct = model._inputs_struct if hasattr(model, "_inputs_struct") else _of_subclass(model, input_shape)
+        model = functional_of(model)
+    struct = model.input if isinstance(model, keras.Function) else _of_subclass(model, input_shape)
     if isinstance(struct, list | tuple) and len(struct) == 1:
         struct = struct[0]  # as Keras loads old files; a bare tensor is what everybody passes
     if input_shape is not None:
@@ -102,7 +104,7 @@ def _reshaped(struct: Any, input_shape: Any, name: str) -> Any:
 
 def _of_subclass(model: keras.Model, input_shape: Any) -> Any:
     """Inputs of a subclassed model from the shapes it was built with, and the argument names of its `call`."""
-    shapes = model._build_shapes_dict or {}
+    shapes = _build_shapes(model)
     first, *others = _arguments(model)
     if not shapes and not others:  # Keras could not build it on symbolic tensors, but has run it on data
         if input_shape is None:
@@ -121,6 +123,12 @@ def _of_subclass(model: keras.Model, input_shape: Any) -> Any:
             "of tensors instead of several arguments."
         )
     return _named(next(iter(shapes.values())), first, model.input_dtype)
+
+
+def _build_shapes(model: keras.Model) -> dict[str, Any]:
+    """The shapes that a model was built with, by argument of its `build`; a single one is its "input_shape"."""
+    config = model.get_build_config() or {}
+    return config.get("shapes_dict") or {name: config[name] for name in ("input_shape",) if name in config}
 
 
 def _arguments(model: keras.Model) -> list[str]:

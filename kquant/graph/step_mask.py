@@ -14,6 +14,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from kquant.graph.keras_private import mask_of
+
 K = keras.ops
 
 
@@ -138,7 +140,7 @@ def is_handed_on(node: Any, name: str) -> bool:
     """True for the mask of a recorded call, under this name, that Keras took from the call's inputs itself."""
     if name != "mask" and not name.endswith("_mask"):
         return False
-    own = {id(getattr(t, "_keras_mask", None)) for t in node.input_tensors}
+    own = {id(mask_of(t)) for t in node.input_tensors}
     given = [t for t in keras.tree.flatten(node.arguments.kwargs[name]) if t is not None]
     return all(id(t) in own for t in given)
 

@@ -16,12 +16,21 @@ from typing import Any
 import keras
 from keras import KerasTensor as Tensor
 from keras import tree
-from keras.src.backend.common import global_state
-from keras.src.layers.layer import CallContext
-from keras.src.ops.node import Node as KerasNode  # recorded calls; Keras has no public name for them
-from keras.src.utils.naming import to_snake_case
 
 from kquant.graph.effects import Effects, effects, refusal_of_draws
+from kquant.graph.keras_private import (
+    KerasNode,
+    called_from,
+    calls_forgotten,
+    computes_recorded,
+    every_layer,
+    functional_of,
+    own_weights,
+    recorded,
+    recorded_calls,
+    structures,
+    to_snake_case,
+)
 from kquant.graph.recording import (
     FEW,
     MORE,
@@ -94,8 +103,9 @@ def unfold(
         ValueError: a `call` cannot be followed on symbolic tensors, or a batch norm is told to use the statistics of
             the batch; names the layer.
     """
+    training = False if "training" in model.call_signature_parameters else None
     with _untouched(model):
-        unfolding = _Unfolding(known, masks, whole, training=False if model._call_has_training_arg else None)
+        unfolding = _Unfolding(known, masks, whole, training)
         outputs = unfolding.visit(model, (inputs,), {})
     kept = [node for node in unfolding.nodes if known(node.op) or id(node.op) in unfolding.kept]
     if len(kept) == len(unfolding.nodes):  # otherwise the model is about to be refused
@@ -112,15 +122,9 @@ def substitute(structure: Any, new: dict[int, Any]) -> Any:
 @contextlib.contextmanager
 def _untouched(model: keras.Model) -> Iterator[None]:
     """Take back every node that unfolding records on the layers of `model`."""
-    layers = list(model._flatten_layers(include_self=True))
-    before = [(layer, len(layer._inbound_nodes), len(layer._outbound_nodes)) for layer in layers]
-    try:
-        with attributes_kept(layers):
-            yield
-    finally:
-        for layer, inbound, outbound in before:
-            del layer._inbound_nodes[inbound:]
-            del layer._outbound_nodes[outbound:]
+    layers = every_layer(model)
+    with calls_forgotten(layers), attributes_kept(layers):
+        yield
 
 
 @dataclass
@@ -225,12 +229,8 @@ class _Unfolding:
         if self.known(op):
             return self.keep(op, args, kwargs)
         if isinstance(op, keras.Sequential):
-            op = op._functional
-        if hasattr(op, "_nodes_by_depth") and type(op).call in (
-            keras.Model.call,
-            keras.Function.call,
-            _functional_call(),
-        ):
+            op = functional_of(op)
+        if computes_recorded(op):
             return self.function(op, args)
         if isinstance(op, keras.layers.Layer):
             return self.call(op, args, kwargs)
@@ -250,15 +250,15 @@ class _Unfolding:
         """The calls that a Functional model recorded when it was made."""
         new: dict[int, Any] = {}
         given, training = args[0], self.training
-        if isinstance(given, dict) and not isinstance(op._inputs_struct, dict):
+        inputs, outputs = structures(op)
+        if isinstance(given, dict) and not isinstance(inputs, dict):
             given = [given[t.name] for t in op.inputs]  # Keras accepts a dict by input names too
         for old, fresh in zip(op.inputs, tree.flatten(given), strict=True):
             new[id(old)] = fresh
-        for depth in sorted(op._nodes_by_depth, reverse=True):
-            for node in op._nodes_by_depth[depth]:
-                if not node.is_input and all(id(t) in new for t in node.input_tensors):
-                    self.again(node, new, training)
-        return tree.map_structure(lambda t: new[id(t)], op._outputs_struct)
+        for node in recorded_calls(op):
+            if not node.is_input and all(id(t) in new for t in node.input_tensors):
+                self.again(node, new, training)
+        return tree.map_structure(lambda t: new[id(t)], outputs)
 
     def call(self, op: Any, args: tuple, kwargs: dict) -> Any:
         """Run `op.call` on symbolic tensors and unfold the calls it recorded."""
@@ -319,9 +319,9 @@ class _Unfolding:
         ours = {id(t): Tensor((t.shape[0] or batch, *t.shape[1:]) if t.shape else (), t.dtype) for t in starts}
         call_args, call_kwargs = substitute((args, kwargs), ours)
         call_kwargs.pop("training", None)
-        if op._call_has_training_arg and training is not None:
+        if "training" in op.call_signature_parameters and training is not None:
             call_kwargs["training"] = training
-        with _called_from(op, training), symbolic_on_either_side(), watched.over(op):
+        with called_from(op, training), symbolic_on_either_side(), watched.over(op):
             outputs = op.call(*call_args, **call_kwargs)
         back = {id(ours[id(t)]): t for t in starts}
         return Recording(outputs, _recorded(tree.flatten(outputs), set(back)), back, list(ours.values()))
@@ -343,28 +343,16 @@ def _training(op: Any, kwargs: dict, inherited: bool | None) -> bool | None:
     """What Keras resolves `training` to: as given, else as the layer around was called, else the default."""
     if "training" in kwargs:
         value = kwargs["training"]
-    elif inherited is not None or not op._call_has_training_arg:
+    elif inherited is not None or "training" not in op.call_signature_parameters:
         return inherited
     else:
         value = inspect.signature(op.call).parameters["training"].default
     return bool(value) if isinstance(value, bool | int) else None
 
 
-@contextlib.contextmanager
-def _called_from(op: Any, training: bool | None) -> Iterator[None]:
-    """As in `op.__call__`: the layers that `op.call` calls inherit `training`."""
-    before, context = global_state.get_global_attribute("current_call_ctx"), CallContext(entry_layer=op)
-    context.training = training
-    global_state.set_global_attribute("current_call_ctx", context)
-    try:
-        yield
-    finally:
-        global_state.set_global_attribute("current_call_ctx", before)
-
-
 def _refuse_training(op: Any, owner: Any) -> None:
     """A layer that draws, or a batch norm that uses the statistics of the batch, in inference too."""
-    inside = list(op._flatten_layers()) if isinstance(op, keras.layers.Layer) else []
+    inside = every_layer(op) if isinstance(op, keras.layers.Layer) else []
     random = next((x for x in inside if _is_builtin(x) and draws_in_training(x)), None)
     if random is not None:
         where = "" if owner is None else f" inside {owner.name} ({type(owner).__name__})"
@@ -405,12 +393,6 @@ def _is_builtin(op: Any) -> bool:
     return type(op).__module__.startswith("keras.") and not isinstance(op, keras.Model | keras.layers.Lambda)
 
 
-def _functional_call() -> Any:
-    from keras.src.models.functional import Functional
-
-    return Functional.call
-
-
 def _fresh(op: Any, args: tuple, kwargs: dict) -> Any:
     """New tensors of the shapes that `op` makes of its arguments."""
     training = {k: v for k, v in kwargs.items() if k not in ("training", "mask")}
@@ -420,7 +402,7 @@ def _fresh(op: Any, args: tuple, kwargs: dict) -> Any:
 
 def _frozen(op: Any, made: Recording) -> list[str]:
     """Variables that `call` turned into numbers before they met a tensor keep their values, but cannot train."""
-    names = lost(made, (v for v in getattr(op, "_trainable_variables", []) if v.trainable))
+    names = lost(made, (v for v in own_weights(op) if v.trainable))
     if not names:
         return []
     return [
@@ -436,9 +418,9 @@ def _recorded(outputs: list[Tensor], starts: set[int]) -> list[KerasNode]:
     stack: list[tuple[Tensor, bool]] = [(t, False) for t in reversed(outputs)]
     while stack:
         t, done = stack.pop()
-        if id(t) in starts or not hasattr(t, "_keras_history") or t._keras_history.operation is None:
+        node = None if id(t) in starts else recorded(t)
+        if node is None:
             continue
-        node = t._keras_history.operation._inbound_nodes[t._keras_history.node_index]
         if done:
             if id(node) not in seen:
                 seen.add(id(node))

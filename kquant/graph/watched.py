@@ -21,10 +21,11 @@ import numpy as np
 from keras import KerasTensor as Tensor
 from keras import tree
 
+from kquant.graph.keras_private import BOOKKEEPING, every_layer
 from kquant.graph.recording import Recording
 
 SEED = "seed_generator_state"  # name of the variable in every keras.random.SeedGenerator
-BOOKKEEPING = ("name", "_inbound_nodes", "_outbound_nodes", "_auto_config", "_lock")
+NOT_COMPARED = ("name", *BOOKKEEPING)
 # What `compute_output_spec` and gradients are asked for, not what a layer computes.
 FLAGS = ("training", "mask")
 PLAIN = (int, float, complex, str, bytes, type(None), tuple, list, dict, set, np.ndarray, Tensor)
@@ -67,7 +68,7 @@ class Watched(keras.StatelessScope):
         variables = {id(v): v for v in layer.variables}.values()
         kinds = [(v, type(v)) for v in variables]
         followed = {kind: _followed(kind, self) for _, kind in kinds}
-        metrics = [m for inner in layer._flatten_layers() for m in vars(inner).values() if _is_metric(m)]
+        metrics = [m for inner in every_layer(layer) for m in vars(inner).values() if _is_metric(m)]
         try:
             for v, kind in kinds:
                 v.__class__ = followed[kind]
@@ -171,7 +172,7 @@ def _same_operation(a: Any, b: Any) -> bool:
     if a is b or type(a) is not type(b):
         return a is b
     if not isinstance(a, keras.layers.Layer):
-        return _alike(*({k: v for k, v in vars(op).items() if k not in BOOKKEEPING} for op in (a, b)))
+        return _alike(*({k: v for k, v in vars(op).items() if k not in NOT_COMPARED} for op in (a, b)))
     return _alike([v.numpy() for v in a.weights], [v.numpy() for v in b.weights])
 
 
@@ -227,7 +228,7 @@ def state_kept(model: keras.Model) -> Iterator[None]:
     held = {id(v): v for v in (*model.non_trainable_variables, *model.metrics_variables)}
     values = [(v, v.numpy()) for v in held.values()]
     try:
-        with attributes_kept(list(model._flatten_layers())):
+        with attributes_kept(every_layer(model)):
             yield
     finally:
         for v, value in values:
@@ -241,13 +242,13 @@ def state_unmoved(model: keras.Model) -> Iterator[None]:
     Args:
         model: of the user; what it assigns ends with the call.
     """
-    with attributes_kept(list(model._flatten_layers())), keras.StatelessScope():
+    with attributes_kept(every_layer(model)), keras.StatelessScope():
         yield
 
 
 def _items(layer: Any) -> list[tuple[Any, Any]]:
     """The lists, dicts and sets that a layer holds, each with a copy."""
-    held = [x for k, x in vars(layer).items() if k not in BOOKKEEPING and isinstance(x, list | dict | set)]
+    held = [x for k, x in vars(layer).items() if k not in NOT_COMPARED and isinstance(x, list | dict | set)]
     return [(x, x.copy()) for x in held]
 
 

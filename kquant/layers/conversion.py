@@ -5,7 +5,7 @@ Converters trace a model like `predict` does, so only the callers on the stack t
 
 from __future__ import annotations
 
-import sys
+import inspect
 import warnings
 from types import FrameType
 
@@ -20,7 +20,7 @@ def refuse_conversion() -> None:
     Raises:
         ValueError: inside `model.export(..., format="litert")` or `tf.lite.TFLiteConverter`.
     """
-    found = [frame.f_globals.get("__name__", "") for frame in _callers(sys._getframe(1))]
+    found = [frame.f_globals.get("__name__", "") for frame in _callers(inspect.currentframe())]
     keras_exports = [name for name in found if name.startswith("keras.") and ".export." in name]
     if any(name.startswith(LITE) for name in found) or any("litert" in name for name in keras_exports):
         message = (

@@ -21,6 +21,7 @@ import numpy as np
 import tensorflow as tf
 
 from kquant.core.spec import QuantSpec
+from kquant.graph.keras_private import every_layer, growing
 from kquant.layers import transform as kernels
 from kquant.layers.transform import Transform
 
@@ -184,14 +185,14 @@ class Kernel:
         rest = [t for t in self.transforms if not isinstance(t, type(transform))]
         transform.build(self.shape)
         transform.start(self.raw)
-        with kernels.growing(self.holder):
+        with growing(self.holder):
             self.holder.set_transforms(self.path, rest)
             self.transform_by(transform)
 
 
 def holders(model: keras.Model) -> list[Any]:
     """The layers of a model that hold kernels, in its order."""
-    return [layer for layer in model._flatten_layers() if isinstance(layer, Holder)]
+    return [layer for layer in every_layer(model) if isinstance(layer, Holder)]
 
 
 def has_codes(op: Any) -> bool:

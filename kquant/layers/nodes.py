@@ -17,6 +17,7 @@ Four ways to run:
 
 import keras
 
+from kquant.graph.keras_private import every_layer
 from kquant.layers.compressed import Compressed
 from kquant.layers.fake_quant import FakeQuant, observing, only
 from kquant.layers.quantized_lstm import QuantizedLSTM
@@ -27,4 +28,4 @@ __all__ = ["Compressed", "FakeQuant", "QuantizedLSTM", "Transformed", "encodings
 
 def encodings_of(model: keras.Model) -> list[FakeQuant]:
     """Every `FakeQuant` of a model, also those inside its layers (the cell state of an LSTM)."""
-    return [layer for layer in model._flatten_layers() if isinstance(layer, FakeQuant)]
+    return [layer for layer in every_layer(model) if isinstance(layer, FakeQuant)]

@@ -22,6 +22,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from kquant.graph.keras_private import every_layer
+
 STATE = ("previous", "direction", "frequency", "average", "frozen")
 
 
@@ -105,7 +107,7 @@ def warn_unfrozen(model: keras.Model, verb: str) -> None:
         model: quantized.
         verb: that was called, for the message.
     """
-    names = [layer.name for layer in model._flatten_layers() if getattr(layer, "unfrozen", False)]
+    names = [layer.name for layer in every_layer(model) if getattr(layer, "unfrozen", False)]
     if names:
         warnings.warn(
             f"{verb}: the weights of {', '.join(names)} share values, so oscillations.freeze freezes none of them: a "

@@ -10,8 +10,7 @@ through folding and quantization: each channel is then multiplied by one number 
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,17 +108,6 @@ def advance(transforms: Sequence[Transform], weights: tf.Tensor) -> None:
     for transform in transforms:
         transform.advance(tf.stop_gradient(weights))
         weights = transform.call(weights)
-
-
-@contextlib.contextmanager
-def growing(layer: keras.layers.Layer) -> Iterator[None]:
-    """Inside, a built layer takes on variables and layers, as Keras' own do where they must (enable_lora)."""
-    locked = layer._tracker.locked
-    layer._tracker.unlock()
-    try:
-        yield
-    finally:
-        layer._tracker.locked = locked
 
 
 def freeze(layer: keras.layers.Layer) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from kquant.graph.keras_private import growing
 from kquant.layers import transform as kernels
 from kquant.layers.kernel import Holder
 from kquant.layers.transform import Transform
@@ -63,7 +64,7 @@ class ManyKernels(Holder, keras.layers.Wrapper):
         if not transform.built:
             transform.build(tuple(kernels.kernel_at(self.layer, path).shape))
             transform.start(self.weights_as_used(path))
-        with kernels.growing(self):
+        with growing(self):
             self.set_transforms(path, [*self.transforms_of(path), transform])
 
     def weights_as_used(self, path: str = "kernel") -> tf.Tensor:

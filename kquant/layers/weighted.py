@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from kquant.core.spec import QuantSpec, encode_weights
 from kquant.graph.graph import full_precision
+from kquant.graph.keras_private import growing
 from kquant.layers import transform as kernels
 from kquant.layers.kernel import Holder
 from kquant.layers.live_norm import LiveNorm
@@ -116,7 +117,7 @@ class Weighted(Holder, keras.layers.Wrapper):
             self.round_by(None)
         if transform.shares and self.learner is not None and self.learner.freezing is not None:
             self.learner.freezing.forget()
-        with kernels.growing(self):
+        with growing(self):
             self.transforms = kernels.in_order([*self.transforms, transform])
 
     @property
@@ -150,7 +151,7 @@ class Weighted(Holder, keras.layers.Wrapper):
         if name not in CORRECTIONS or not self.takes(name):
             raise ValueError(f"{self.name}: there is no correction '{name}' of this layer. Known: {CORRECTIONS}.")
         if name not in self.corrected:
-            with kernels.growing(self):
+            with growing(self):
                 setattr(self, name, self._fixed(name, self._shape_of(name)))
             self.corrected = (*self.corrected, name)
         return getattr(self, name)

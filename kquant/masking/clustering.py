@@ -13,6 +13,7 @@ from typing import Any
 import keras
 
 from kquant.graph.given_model import warn_lost_steps
+from kquant.graph.keras_private import every_layer
 from kquant.graph.origin import patterns_of
 from kquant.layers.oscillations import warn_unfrozen
 from kquant.masking.centroids import Init
@@ -114,7 +115,7 @@ def put_codebooks(
 
 def has_codebooks(model: keras.Model) -> bool:
     """True where weights of the model are shared."""
-    return any(isinstance(layer, Codebook) for layer in model._flatten_layers())
+    return any(isinstance(layer, Codebook) for layer in every_layer(model))
 
 
 def _recipe(given: Any, options: dict[str, Any]) -> Recipe:

@@ -20,6 +20,7 @@ import numpy as np
 import tensorflow as tf
 
 from kquant.graph.given_model import warn_lost_steps
+from kquant.graph.keras_private import every_layer
 from kquant.graph.origin import patterns_of
 from kquant.masking.codebook import Codebook
 from kquant.masking.kernel_sites import Site, check_patterns, check_rules, note_of, note_of_unknown, sites
@@ -194,7 +195,7 @@ class Target:
 
 def has_masks(model: keras.Model) -> bool:
     """True where a kernel of the model is masked."""
-    return any(isinstance(layer, Mask) for layer in model._flatten_layers())
+    return any(isinstance(layer, Mask) for layer in every_layer(model))
 
 
 def put_masks(model: keras.Model, settings: Settings) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 
 from kquant.graph.copies import is_described, own, stays_whole
 from kquant.graph.graph import Node, rewrite, trace
+from kquant.graph.keras_private import every_layer
 from kquant.graph.output_names import as_keras
 from kquant.graph.stored import Stored
 from kquant.layers import transform as kernels
@@ -34,7 +35,7 @@ def release(model: keras.Model) -> tuple[keras.Model, Carried]:
     Returns:
         The plain model, with weights of its own, and its transforms.
     """
-    if not any(isinstance(layer, Transformed) for layer in model._flatten_layers()):
+    if not any(isinstance(layer, Transformed) for layer in every_layer(model)):
         return model, {}
     carried: Carried = {}
     plain: dict[int, Any] = {}

@@ -10,6 +10,7 @@ import keras
 from kquant.graph.copies import copy_state, is_described, own, stays_whole
 from kquant.graph.given_model import check_finite
 from kquant.graph.graph import Graph, Node, rewrite, trace
+from kquant.graph.keras_private import every_layer
 from kquant.graph.origin import identities, mark
 from kquant.layers.nodes import Transformed
 from kquant.layers.transform import kernel_at
@@ -98,7 +99,7 @@ def _warn_lost_losses(model: keras.Model, graph: Graph) -> None:
 
 def _inside(op: Any) -> list[Any]:
     """A layer and all in it; of an operation nothing."""
-    return list(op._flatten_layers()) if isinstance(op, keras.layers.Layer) else []
+    return every_layer(op) if isinstance(op, keras.layers.Layer) else []
 
 
 def _own(op: Any, taken: set[str]) -> Any:

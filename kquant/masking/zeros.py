@@ -11,6 +11,7 @@ import keras
 import numpy as np
 
 from kquant.core.table import Table
+from kquant.graph.keras_private import inner_layers
 from kquant.layers import transform as kernels
 from kquant.layers.kernel import Holder
 from kquant.masking.wrapping import check_model
@@ -101,7 +102,7 @@ def sparsity(model: keras.Model) -> Sparsity:
     check_model(model, "sparsity")
     found: list[KernelSparsity] = []
     seen: set[int] = set()
-    for layer in model._flatten_layers(include_self=False):
+    for layer in inner_layers(model):
         for path, values, masked, variable in [] if isinstance(layer, keras.Model) else _kernels(layer):
             if id(variable) not in seen:  # a wrapper comes before what it wraps
                 seen.add(id(variable))

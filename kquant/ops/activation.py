@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from kquant.core.program import Program
 from kquant.graph.graph import Node
+from kquant.graph.keras_private import maker
 from kquant.layers.training_only import ReLUBehind
 from kquant.ops.rule import Call, Make, Rule, Weights, computed, example
 from kquant.ops.softmax import emit_softmax
@@ -68,7 +69,7 @@ def name_of(function: Any) -> str | None:
 def activate(function: Any, make: Make, x: Any, layer: str | None = None) -> Any:
     """Apply an activation, a function or the name of one, to `x` with layers that have rules."""
     name = function if isinstance(function, str) else name_of(function)
-    label = layer or f"{x._keras_history.operation.name}_{name or 'activation'}"
+    label = layer or f"{maker(x).name}_{name or 'activation'}"
     if name is None:
         return make("applied", lambda: Applied(function, name=label))(x)
     if name == "linear":

@@ -11,8 +11,8 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras.src.ops.numpy import Multiply  # the operation, which its own rule expands; Keras exports the function only
 
+from kquant.graph.keras_private import Multiply
 from kquant.ops.affine import affine
 from kquant.ops.function import function
 from kquant.ops.index import along, part

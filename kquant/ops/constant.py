@@ -13,6 +13,7 @@ import keras
 import numpy as np
 
 from kquant.core.program import Program
+from kquant.graph.keras_private import maker
 from kquant.graph.stored import Stored, stored_layer
 from kquant.ops.rule import Call, Make, Rule, computed, example
 
@@ -134,7 +135,7 @@ def known(t: Any) -> np.ndarray | None:
 
     Axes along which they repeat are 1 long, so that what they meet broadcasts them.
     """
-    layer = t._keras_history.operation if isinstance(t, keras.KerasTensor) else None
+    layer = maker(t) if isinstance(t, keras.KerasTensor) else None
     if not isinstance(layer, Stored) or layer.trains:
         return None
     value = layer.value.numpy()

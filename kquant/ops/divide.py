@@ -16,6 +16,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from kquant.graph.keras_private import made_of
 from kquant.ops.activation import name_of
 from kquant.ops.affine import Affine, is_per_channel
 from kquant.ops.constant import as_array, known, stored
@@ -56,7 +57,7 @@ def _by_constant(op: Any, make: Make, a: Any, b: Any) -> Any:
 
 def _reciprocal(op: Any, make: Make, y: Any, kind: str = "reciprocal") -> Any:
     """A table of `1 / y`; of what a root was taken of, where `y` is one."""
-    layer, inputs = _made_by(y)
+    layer, inputs = made_of(y)
     if kind == "reciprocal" and isinstance(layer, Function) and layer.function in INVERSES:
         y, kind = inputs[0], INVERSES[layer.function]
     return function(make, kind, y, f"{op.name}_{kind}", key="reciprocal")
@@ -80,17 +81,9 @@ def _no_nan(op: Any, make: Make, a: Any, b: Any) -> Any:
     return _times(op, make, a, _reciprocal(op, make, b, "reciprocal_no_nan"))
 
 
-def _made_by(t: Any) -> tuple[Any, list[Any]]:
-    """The layer that made a tensor, and what it read."""
-    history = t._keras_history
-    if history.operation is None or not hasattr(history.operation, "_inbound_nodes"):
-        return None, []
-    return history.operation, list(history.operation._inbound_nodes[history.node_index].input_tensors)
-
-
 def _axis(total: Any) -> Any:
     """The axes that a sum went over."""
-    axes = _made_by(_made_by(total)[1][0])[0].axis
+    axes = made_of(made_of(total)[1][0])[0].axis
     return axes[0] if len(axes) == 1 else tuple(axes)
 
 
@@ -98,19 +91,19 @@ def _softmax_input(a: Any, b: Any) -> Any:
     """`x` where this is `exp(x) / sum(exp(x), keepdims=True)`; the maximum that was taken off for safety put back."""
     if not isinstance(a, keras.KerasTensor):
         return None
-    power, below = _made_by(a)
-    scaling, sums = _made_by(b)
-    mean, summed = _made_by(sums[0]) if isinstance(scaling, Affine) and sums else (None, [])
+    power, below = made_of(a)
+    scaling, sums = made_of(b)
+    mean, summed = made_of(sums[0]) if isinstance(scaling, Affine) and sums else (None, [])
     if not _is_exp(power) or type(mean) is not Mean or not mean.keepdims:
         return None
-    other, read = _made_by(summed[0])
+    other, read = made_of(summed[0])
     if summed[0] is not a and not (_is_exp(other) and read[0] is below[0]):  # exp(x) may be written twice
         return None
     count = float(np.prod([a.shape[axis] for axis in mean.axis]))
     if not (np.all(scaling.scale.numpy() == np.float32(count)) and not np.any(scaling.offset.numpy())):
         return None
-    away, pair = _made_by(below[0])
-    largest, read = _made_by(pair[1]) if isinstance(away, layers.Subtract) else (None, [])
+    away, pair = made_of(below[0])
+    largest, read = made_of(pair[1]) if isinstance(away, layers.Subtract) else (None, [])
     same = isinstance(largest, Extreme) and largest.largest and largest.axis == mean.axis and read[0] is pair[0]
     return pair[0] if same else below[0]
 

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from kquant.graph.keras_private import projection
 from kquant.ops.activation import activate
 from kquant.ops.attention import attend, constant_mask, repeated
 from kquant.ops.constant import as_array, masked
@@ -75,7 +76,7 @@ def _flat(op: Any, make: Make, x: Any, key: str) -> Any:
 
 def _projected(op: Any, make: Make, x: Any, key: str) -> Any:
     """[samples, heads, positions, features] by one of the layer's projections."""
-    inner = getattr(op, f"_{key}_dense")
+    inner = projection(op, key)
     if getattr(inner, "lora_enabled", False):
         raise ValueError(f"{op.name} ({type(op).__name__}): LoRA is on; save and reload the layer to merge it.")
     width, heads, features = inner.kernel.shape
@@ -96,7 +97,7 @@ def _projected(op: Any, make: Make, x: Any, key: str) -> Any:
 
 def _output(op: Any, make: Make, y: Any, shape: Any) -> Any:
     """Heads side by side through the output projection, in the shape of the query."""
-    inner = op._output_dense
+    inner = projection(op, "output")
     kernel = inner.kernel.numpy()
     y = permuted(make, y, [0, 2, 1, 3], op.name, "positions")
     width = int(y.shape[2] * y.shape[3])

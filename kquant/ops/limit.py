@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 from kquant.core.program import Program
+from kquant.graph.keras_private import maker
 from kquant.graph.stored import refuse_infinite
 from kquant.ops.affine import affine
 from kquant.ops.constant import stored
@@ -63,9 +64,9 @@ def _is_weighted(x: Any) -> bool:
     """True behind a layer that a scale and an offset fold into, layers that act in training only between or not."""
     from kquant.ops import find_weighted  # which reads the rules of this file
 
-    op = x._keras_history.operation
+    op = maker(x)
     while isinstance(op, TRAINING_ONLY) and isinstance(x := op.input, keras.KerasTensor):
-        op = x._keras_history.operation
+        op = maker(x)
     rule = find_weighted(op)
     return rule is not None and rule.fuses and rule.weights.sums
 

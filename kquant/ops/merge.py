@@ -211,8 +211,7 @@ def _of_ranks(*classes: type) -> tuple[Rule, ...]:
 
 
 def _input_shapes(op: Any) -> list[Any]:
-    shapes = getattr(op, "_build_shapes_dict", None) or {}
-    shape = next(iter(shapes.values()), ())
+    shape = (op.get_build_config() or {}).get("input_shape", ())
     return list(shape) if shape and isinstance(shape[0], list | tuple) else []
 
 

@@ -31,6 +31,7 @@ import tensorflow as tf
 from kquant.core.program import Program, Ref
 from kquant.core.spec import Encoding, QuantSpec
 from kquant.graph.graph import Graph
+from kquant.graph.keras_private import made_of
 from kquant.graph.step_mask import StepMask, is_other
 from kquant.layers.fake_quant import is_observing
 from kquant.ops.rule import Call, Make, Rule, computed, looked_up
@@ -155,7 +156,7 @@ class Padded:
 
     def enter(self, x: Any) -> Any:
         """The real steps first, in the order in which the layer reads them."""
-        before, read = _producer(x)
+        before, read = made_of(x)
         if (
             isinstance(before, RealSteps)
             and before.rows == KEPT
@@ -179,14 +180,6 @@ class Padded:
         return self.pick(y, rows, zeros=self.op.zero_output_for_mask)
 
 
-def _producer(x: Any) -> tuple[Any, list[Any]]:
-    """What made a tensor, and the tensors that it read."""
-    history = x._keras_history
-    if history.operation is None:
-        return None, []
-    return history.operation, history.operation._inbound_nodes[history.node_index].input_tensors
-
-
 def padded(op: Any, make: Make, mask: Any) -> Padded | None:
     """What goes around a layer that reads a mask, or None without a mask.
 
@@ -206,7 +199,7 @@ def padded(op: Any, make: Make, mask: Any) -> Padded | None:
             f"{op.name} ({type(op).__name__}): stateful=True with a mask: the kernel's state would go on through the "
             "padding. Set stateful=False, or run a stream without padding."
         )
-    made, read = _producer(mask)
+    made, read = made_of(mask)
     if isinstance(made, StepMask):
         return Padded(op, make, read[0], made.value)
     return Padded(op, make, mask)

@@ -18,6 +18,7 @@ import keras
 from kquant.graph.copies import own
 from kquant.graph.defaults import own_defaults
 from kquant.graph.graph import Graph, Node, legal_name, named_apart, rewrite, trace
+from kquant.graph.keras_private import every_layer
 from kquant.graph.origin import mark, origins
 from kquant.graph.step_mask import reads_mask
 from kquant.graph.unfold import draws_in_training, substitute
@@ -87,11 +88,11 @@ def _outputs_apart(graph: Graph) -> set[int]:
 
 def _warn_lost_draws(graph: Graph, model: keras.Model) -> None:
     """Name layers of Keras' own that act in training only and leave, or come apart into layers that do not."""
-    random = [layer for layer in model._flatten_layers() if draws_in_training(layer)]
+    random = [layer for layer in every_layer(model) if draws_in_training(layer)]
     kept = {name for layer in random for name in (layer.name, *(n for n, _ in origins(layer)))}
     lost = []
     for op in graph.layers():
-        inside = list(op._flatten_layers()) if isinstance(op, keras.layers.Layer) else []
+        inside = every_layer(op) if isinstance(op, keras.layers.Layer) else []
         if any(draws_in_training(layer) for layer in inside) and not kept & {layer.name for layer in inside}:
             lost.append(f"{op.name} ({type(op).__name__})")
     if lost:

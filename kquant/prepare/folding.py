@@ -18,10 +18,10 @@ import numpy as np
 
 from kquant.graph.defaults import own_defaults
 from kquant.graph.graph import Graph, Node, rewrite, trace
+from kquant.graph.keras_private import growing
 from kquant.graph.origin import origins
 from kquant.graph.output_names import as_keras
 from kquant.graph.unfold import substitute
-from kquant.layers.transform import growing
 from kquant.ops import find
 from kquant.ops.affine import Affine, Moments, Norm, affine
 from kquant.ops.rule import Weights

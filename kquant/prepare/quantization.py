@@ -18,6 +18,7 @@ from kquant.graph.defaults import own_defaults
 from kquant.graph.given_model import check_finite, warn_lost_steps
 from kquant.graph.graph import Graph, alone, trace
 from kquant.graph.inputs import check_static, inputs_of
+from kquant.graph.keras_private import every_layer
 from kquant.layers.nodes import Compressed, FakeQuant
 from kquant.layers.oscillations import warn_unfrozen
 from kquant.masking.clustering import has_codebooks, put_codebooks
@@ -239,9 +240,9 @@ def check_model(model: Any) -> None:
     """
     if not isinstance(model, keras.Model):
         raise ValueError(_no_model(model))
-    if any(isinstance(layer, FakeQuant | Compressed) for layer in model._flatten_layers()):
+    if any(isinstance(layer, FakeQuant | Compressed) for layer in every_layer(model)):
         raise ValueError(f"{model.name}: this model is quantized already; pass the float model.")
-    grids = [layer.name for layer in model._flatten_layers() if getattr(layer, "quantization_mode", None)]
+    grids = [layer.name for layer in every_layer(model) if getattr(layer, "quantization_mode", None)]
     if grids:
         raise ValueError(
             f"{model.name}: Keras quantized {first_of(grids)} (`model.quantize`); kquant finds its own grids. Pass the "
@@ -258,7 +259,7 @@ def check_model(model: Any) -> None:
 
 def warn_lost_losses(model: keras.Model) -> None:
     """Name layers whose activity regularizer training will not see: their outputs are computed inside a wrapper."""
-    lost = [layer.name for layer in model._flatten_layers() if layer.activity_regularizer is not None]
+    lost = [layer.name for layer in every_layer(model) if layer.activity_regularizer is not None]
     if lost:
         warnings.warn(
             f"quantize: the activity regularizers of {', '.join(lost)} do not act on the quantized model; kernel and "
@@ -282,7 +283,7 @@ def _no_model(given: Any) -> str:
 
 def warn_simulated(qmodel: keras.Model) -> None:
     """Say before any training that no kernel has activations of such a width: `export` refuses the model."""
-    found = {layer.spec.bits for layer in qmodel._flatten_layers() if isinstance(layer, FakeQuant)} - set(KERNEL_BITS)
+    found = {layer.spec.bits for layer in every_layer(qmodel) if isinstance(layer, FakeQuant)} - set(KERNEL_BITS)
     if found:
         warnings.warn(
             f"quantize: activations of {' and '.join(map(str, sorted(found)))} bits are simulated only: kquant.export "

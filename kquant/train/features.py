@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from kquant.core.messages import did_you_mean
 from kquant.graph.inputs import inputs_of
+from kquant.graph.keras_private import inner_layers
 from kquant.layers.nodes import Compressed, FakeQuant
 
 Seen = dict[int, list[tf.Tensor]]
@@ -143,7 +144,7 @@ def pairs_of(
 def _by_name(model: keras.Model) -> dict[str, keras.layers.Layer]:
     """Layers of the model and of models inside it; a wrapper comes before what it wraps, which has its name."""
     found: dict[str, keras.layers.Layer] = {}
-    for layer in model._flatten_layers(include_self=False):
+    for layer in inner_layers(model):
         found.setdefault(layer.name, layer)
     return found
 

@@ -10,6 +10,7 @@ import keras
 from kquant.graph.copies import again, copy_state
 from kquant.graph.given_model import check_finite
 from kquant.graph.graph import Graph, Node, legal_name, named_apart, rewrite, trace
+from kquant.graph.keras_private import every_layer
 from kquant.graph.origin import fits, patterns_of
 from kquant.layers.nodes import Transformed
 from kquant.ops import find
@@ -50,7 +51,7 @@ def plain(model: keras.Model) -> keras.Model:
         >>> [layer.name for layer in plain(keras.Sequential([keras.Input((4,), name="x"), inner])).layers]
         ['x', 'inside']
     """
-    if is_quantized(model) or any(isinstance(layer, Transformed) for layer in model._flatten_layers()):
+    if is_quantized(model) or any(isinstance(layer, Transformed) for layer in every_layer(model)):
         raise ValueError(
             f"{model.name}: channels leave and kernels split in a plain float model. Received one that is quantized, "
             "pruned or clustered: shrink it before kquant.prune, kquant.cluster and kquant.quantize, or give "

@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 
+from kquant.graph.keras_private import own_weights
 from kquant.layers.transform import kernel_at
 from kquant.ops import candidates
 from kquant.ops.affine import Affine
@@ -131,7 +132,7 @@ def _is_unknown(layer: Any, known: set[int]) -> bool:
     """Matrices that train, of a layer without a rule."""
     if isinstance(layer, NOT_KERNELS) or _own(layer) or candidates(type(layer)):
         return False
-    return any(v.trainable and len(v.shape) > 1 and id(v) not in known for v in layer._trainable_variables)
+    return any(v.trainable and len(v.shape) > 1 and id(v) not in known for v in own_weights(layer))
 
 
 def _own(layer: Any) -> dict[str, Geometry]:

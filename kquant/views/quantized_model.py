@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from kquant.graph.copies import copy_state
 from kquant.graph.graph import Graph, Node, reachable, run, trace
+from kquant.graph.keras_private import every_layer, inner_layers
 from kquant.layers.nodes import Compressed, FakeQuant, observing
 from kquant.ops import find
 from kquant.ops.rule import Rule
@@ -50,7 +51,7 @@ def is_known(op: Any) -> bool:
 
 def is_quantized(model: keras.Model) -> bool:
     """True for what `kquant.quantize` returned, saved and loaded or not."""
-    return any(isinstance(layer, FakeQuant | Compressed) for layer in model._flatten_layers())
+    return any(isinstance(layer, FakeQuant | Compressed) for layer in every_layer(model))
 
 
 def refuse_nested(model: keras.Model) -> None:
@@ -62,7 +63,7 @@ def refuse_nested(model: keras.Model) -> None:
     Raises:
         ValueError: it holds one, by name.
     """
-    inner = [x for x in model._flatten_layers(include_self=False) if isinstance(x, keras.Model) and is_quantized(x)]
+    inner = [x for x in inner_layers(model) if isinstance(x, keras.Model) and is_quantized(x)]
     if inner:
         raise ValueError(
             f"{model.name}: it has the quantized model '{inner[0].name}' among its layers, beside float ones. Build "
@@ -178,7 +179,7 @@ def in_float32(qmodel: keras.Model) -> keras.Model:
         >>> q.get_layer("re_lu").compute_dtype, in_float32(q).get_layer("re_lu").compute_dtype
         ('bfloat16', 'float32')
     """
-    if all(layer.compute_dtype not in HALF for layer in qmodel._flatten_layers()):
+    if all(layer.compute_dtype not in HALF for layer in every_layer(qmodel)):
         return qmodel
     return _made(qmodel, _with_float32(qmodel.get_config()))
 

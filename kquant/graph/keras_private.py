@@ -1,0 +1,240 @@
+"""What kquant needs of Keras that Keras does not export: every such name stands in this file, and in no other.
+
+Each function gives one thing and says which attribute it relies on; all are there in Keras 3.11 to 3.15. Where a new
+Keras changes one, this is the file to mend. What has a public name (`model.input` of a Functional model,
+`layer.call_signature_parameters`, `layer.get_build_config()`) is read by that instead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import keras
+from keras.src import backend
+from keras.src.backend.common import global_state
+from keras.src.layers.layer import CallContext
+from keras.src.models.functional import Functional
+from keras.src.ops.node import Node as KerasNode
+from keras.src.ops.numpy import Multiply
+from keras.src.utils.naming import to_snake_case
+
+__all__ = [
+    "KerasNode",  # one recorded call: operation, arguments, input_tensors, outputs, is_input
+    "Multiply",  # the operation, which may be given a name; `keras.ops.multiply` is the function only
+    "to_snake_case",  # how Keras makes a name of a class
+]
+
+# Attributes in which a layer keeps books of its own: recorded calls, the config it was made with, a lock.
+BOOKKEEPING = ("_inbound_nodes", "_outbound_nodes", "_auto_config", "_lock")
+# Those in which it lists once more what its other attributes hold.
+LISTS = ("_tracker", "_parent_path", "_inbound_nodes", "_outbound_nodes", "_layers", "_metrics")
+
+PROJECTIONS = ("query", "key", "value", "gate", "output")
+
+
+# What a layer holds
+
+
+def every_layer(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
+    """A layer or model and all layers in it, at any depth, a wrapper before what it wraps.
+
+    Relies on `Layer._flatten_layers(include_self, recursive)`; the public `Model.layers` has one level, of models only.
+
+    Example:
+        >>> layer = keras.layers.TimeDistributed(keras.layers.Dense(2, name="inside"), name="around")
+        >>> [held.name for held in every_layer(layer)], [held.name for held in inner_layers(layer)]
+        (['around', 'inside'], ['inside'])
+    """
+    return list(layer._flatten_layers())
+
+
+def inner_layers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
+    """The layers in a layer or model, at any depth, without itself.
+
+    Relies on `Layer._flatten_layers`, as `every_layer` does.
+    """
+    return list(layer._flatten_layers(include_self=False))
+
+
+def own_weights(layer: keras.layers.Layer) -> list[keras.Variable]:
+    """The variables that a layer made itself to be trained, whether they are frozen now or not.
+
+    Relies on `Layer._trainable_variables`, the list of Keras' tracker; the public lists have those of inner layers too.
+    """
+    return list(layer._trainable_variables)
+
+
+def own_states(layer: keras.layers.Layer) -> list[keras.Variable]:
+    """The other variables that a layer made itself: statistics, counters.
+
+    Relies on `Layer._non_trainable_variables`, the list of Keras' tracker.
+    """
+    return list(layer._non_trainable_variables)
+
+
+def set_trainable_alone(layer: keras.layers.Layer, value: bool) -> None:
+    """Set `trainable` of a layer, but not of its variables and the layers in it.
+
+    Relies on `Layer._trainable`, what the public property reads; setting that one goes down to all within.
+    """
+    layer._trainable = value
+
+
+@contextlib.contextmanager
+def growing(layer: keras.layers.Layer) -> Iterator[None]:
+    """Inside, a built layer takes on variables and layers, as Keras' own do where they must (enable_lora).
+
+    Relies on `Layer._tracker`, its `locked` and `unlock()`: a built layer refuses new variables while it is locked.
+    """
+    locked = layer._tracker.locked
+    layer._tracker.unlock()
+    try:
+        yield
+    finally:
+        layer._tracker.locked = locked
+
+
+def projection(layer: keras.layers.Layer, name: str) -> keras.layers.EinsumDense:
+    """One of the projections of MultiHeadAttention or GroupQueryAttention.
+
+    Relies on `_query_dense`, `_key_dense`, `_value_dense`, `_output_dense`, and on `_gate_dense` where the layer has
+    `use_gate` (Keras 3.14); MultiHeadAttention has public properties of all but the gate, GroupQueryAttention of none.
+
+    Args:
+        layer: built.
+        name: one of `PROJECTIONS`.
+    """
+    return getattr(layer, f"_{name}_dense")
+
+
+def masked_moments(norm: keras.layers.BatchNormalization, x: Any, mask: Any) -> tuple[Any, Any]:
+    """Mean and variance of each channel over the steps that a mask keeps, as a batch norm computes them in training.
+
+    Relies on `BatchNormalization._moments(inputs, mask)`.
+    """
+    return norm._moments(x, mask)
+
+
+# Calls that Keras has recorded
+
+
+def recorded(t: keras.KerasTensor) -> KerasNode | None:
+    """The call that made a symbolic tensor; None of one that nothing made.
+
+    Relies on `KerasTensor._keras_history` (operation, node_index), which is missing before anything has read the
+    tensor, and on `Operation._inbound_nodes`.
+    """
+    history = getattr(t, "_keras_history", None)
+    if history is None or history.operation is None or not hasattr(history.operation, "_inbound_nodes"):
+        return None
+    return history.operation._inbound_nodes[history.node_index]
+
+
+def maker(t: keras.KerasTensor) -> Any:
+    """The layer or operation that made a symbolic tensor; None of one that nothing made.
+
+    Relies on `KerasTensor._keras_history`, as `recorded` does.
+
+    Example:
+        >>> maker(keras.layers.ReLU(name="relu")(keras.Input((2,)))).name
+        'relu'
+    """
+    return getattr(getattr(t, "_keras_history", None), "operation", None)
+
+
+def made_of(t: keras.KerasTensor) -> tuple[Any, list[keras.KerasTensor]]:
+    """The layer or operation that made a symbolic tensor, and the tensors it read; None and none where nothing did.
+
+    Relies on what `recorded` relies on.
+    """
+    node = recorded(t)
+    return (None, []) if node is None else (node.operation, list(node.input_tensors))
+
+
+def mask_of(t: keras.KerasTensor) -> Any:
+    """The mask that Keras hands on beside a tensor, or None.
+
+    Relies on the attribute `_keras_mask`, which Keras sets on tensors.
+    """
+    return getattr(t, "_keras_mask", None)
+
+
+@contextlib.contextmanager
+def calls_forgotten(layers: Iterable[keras.layers.Layer]) -> Iterator[None]:
+    """Afterwards, layers have no record of the calls that they got inside.
+
+    Relies on the lists `Operation._inbound_nodes` (calls of it) and `_outbound_nodes` (calls that read its outputs).
+    """
+    before = [(layer, len(layer._inbound_nodes), len(layer._outbound_nodes)) for layer in layers]
+    try:
+        yield
+    finally:
+        for layer, inbound, outbound in before:
+            del layer._inbound_nodes[inbound:]
+            del layer._outbound_nodes[outbound:]
+
+
+# Functional models
+
+
+def functional_of(model: keras.Sequential) -> keras.Model:
+    """The Functional model that a built Sequential one computes with.
+
+    Relies on `Sequential._functional`.
+    """
+    return model._functional
+
+
+def computes_recorded(op: Any) -> bool:
+    """True for models and functions whose `call` is Keras' own, which repeats the calls that were recorded.
+
+    Relies on `keras.src.models.functional.Functional`, which Keras exports as no name of its own: `keras.Model(x, y)`
+    makes one.
+    """
+    own = (keras.Model.call, keras.Function.call, Functional.call)
+    return isinstance(op, keras.Function) and type(op).call in own
+
+
+def recorded_calls(function: keras.Function) -> list[KerasNode]:
+    """The calls that a function or Functional model consists of, in the order in which it computes them.
+
+    Relies on `Function._nodes_by_depth` (depth -> calls), the deepest of which come first.
+    """
+    by_depth = function._nodes_by_depth
+    return [node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]]
+
+
+def structures(function: keras.Function) -> tuple[Any, Any]:
+    """Inputs and outputs of a function or Functional model, nested as they were given.
+
+    Relies on `Function._inputs_struct` and `_outputs_struct`; Functional models have them as `input` and `output`.
+    """
+    return function._inputs_struct, function._outputs_struct
+
+
+# Scopes of a call
+
+
+@contextlib.contextmanager
+def called_from(layer: keras.layers.Layer, training: bool | None) -> Iterator[None]:
+    """Inside, as in `layer.__call__`: the layers that `layer.call` calls inherit `training`.
+
+    Relies on `CallContext(entry_layer)`, which Keras reads as the global attribute "current_call_ctx".
+    """
+    before, context = global_state.get_global_attribute("current_call_ctx"), CallContext(entry_layer=layer)
+    context.training = training
+    global_state.set_global_attribute("current_call_ctx", context)
+    try:
+        yield
+    finally:
+        global_state.set_global_attribute("current_call_ctx", before)
+
+
+def variables_as(dtype: str) -> contextlib.AbstractContextManager[Any]:
+    """Inside, float variables read as this type, whatever a policy would cast them to.
+
+    Relies on `keras.src.backend.AutocastScope(dtype)`, which `Layer.__call__` opens around `call`.
+    """
+    return backend.AutocastScope(dtype)
