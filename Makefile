@@ -7,11 +7,12 @@ STAMP := $(VENV)/installed
 # Two workers on two cores: one thread for each keeps them out of each other's way.
 THREADS := OMP_NUM_THREADS=1 TF_NUM_INTRAOP_THREADS=1 TF_NUM_INTEROP_THREADS=1 TF_CPP_MIN_LOG_LEVEL=3
 
-.PHONY: help demo test lint bench docs clean
+.PHONY: help demo test quick lint bench docs clean
 
 help:
 	@echo "make demo    the main job on scikit-learn's handwritten digits: train, quantize, run, one table"
 	@echo "make test    the tests"
+	@echo "make quick   those that take a minute or two"
 	@echo "make lint    ruff and pyright"
 	@echo "make bench   the benchmarks"
 	@echo "make docs    docs/layers.md, read off the rules"
@@ -22,6 +23,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -q
+
+quick: $(STAMP)
+	$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -q -m quick
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

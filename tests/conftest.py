@@ -6,6 +6,7 @@ import gc
 import itertools
 import os
 import sys
+from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -19,10 +20,41 @@ import tensorflow as tf  # noqa: E402
 
 os.dup2(_stderr, 2)
 
+# Lanes, by file: what is in none of them is in `make test` alone.
+QUICK = {
+    "test_centroids",
+    "test_export",
+    "test_imports",
+    "test_kernel_view",
+    "test_options",
+    "test_recipe",
+    "test_recipe_json",
+    "test_targets",
+    "test_untrusted",
+    "test_unfollowed",
+}
+CONTRACT = {"test_ops", "test_correct", "test_transforms", "test_untouched", "test_training", "test_kernel_view"}
+SLOW = {"test_demo", "test_distribution", "test_notebooks", "test_docs", "test_clustering", "test_training"}
+LANES = {"quick": QUICK, "contract": CONTRACT, "slow": SLOW}
+
 SWEEP = 40  # tests between two collections of garbage
 
 tf.config.threading.set_intra_op_parallelism_threads(1)
 tf.config.threading.set_inter_op_parallelism_threads(1)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """`make quick` does not read the files that it has nothing of: collecting them takes as long as it does."""
+    stem = collection_path.stem
+    return True if config.option.markexpr == "quick" and stem.startswith("test_") and stem not in QUICK else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Lanes by file."""
+    for item in items:
+        for lane, files in LANES.items():
+            if item.path.stem in files:
+                item.add_marker(lane)
 
 
 @pytest.fixture(autouse=True)

@@ -290,3 +290,10 @@ def test_small_processes_start_without_tensorflow(name: str) -> None:
         for alias in (node.names if isinstance(node, ast.Import) else [ast.alias(node.module or "")])
     }
     assert not names & {"tensorflow", "keras", "kquant"}
+
+
+def test_lanes_name_files_of_tests() -> None:
+    import conftest
+
+    files = {path.stem for path in Path(__file__).parent.glob("test_*.py")}
+    assert not {stem for lane in conftest.LANES.values() for stem in lane} - files
