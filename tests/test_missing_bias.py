@@ -12,7 +12,7 @@ from keras import layers
 
 import kquant
 from kquant import targets
-from kquant.tflite.passes import BIAS_AT
+from kquant.core.operators import facts
 
 RNG = np.random.default_rng(0)
 
@@ -34,8 +34,8 @@ def biases(path: Path) -> dict[str, list[bool]]:
     found: dict[str, list[bool]] = {}
     for op in file.subgraphs[0].operators:
         code = codes[file.operatorCodes[op.opcodeIndex].builtinCode]
-        if code in BIAS_AT:
-            found.setdefault(code, []).append(len(op.inputs) > BIAS_AT[code])
+        if (at := facts(code).bias) is not None:
+            found.setdefault(code, []).append(len(op.inputs) > at)
     return found
 
 

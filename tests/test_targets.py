@@ -16,6 +16,7 @@ from one_op_types import WEIGHTED, as_int4
 
 from kquant import targets
 from kquant.arithmetic import grid
+from kquant.core.operators import facts
 from kquant.runtime import running
 from kquant.runtime.interpreters import litert_interpreter
 
@@ -117,7 +118,7 @@ def test_packed_weights_are_slow_where_xnnpack_leaves_them(op):
     depths = []
     for case in cases:
         shape = case.inputs[1].shape
-        depths.append(int(np.prod([n for axis, n in enumerate(shape) if axis != row.axis])))
+        depths.append(int(np.prod([n for axis, n in enumerate(shape) if axis != facts(op).channel_axis])))
         assert delegated(case)
         assert delegated(as_int4(case)) == (row.slowdown("litert", depths[-1]) is None)
     assert op != "FULLY_CONNECTED" or sorted(depth % 2 for depth in depths) == [0, 1]
@@ -189,7 +190,7 @@ def test_file_is_consistent(name):
         for type in targets.TYPES:
             both = target.supports(op, type) and targets.load("litert").supports(op, type)
             assert not both or row.version_for(type) == targets.load("litert").ops[op].version_for(type)
-        assert row.per_axis == (row.axis is not None)
+        assert not row.per_axis or facts(op).weights
         assert row.int16x8 or not (row.version_int16 or row.per_axis_int16 or row.fixed_int16 or row.options_int16)
         assert row.int4_weights or not (row.version_int4 or row.per_axis_int4 or row.int4_with)
         assert row.int4_weights or op == "DEQUANTIZE" or not row.slow_int4

@@ -129,7 +129,7 @@ class _Walk:
         if not node.kwargs.get("encodings"):
             return None
         scales = [_scale_of(makers[id(e)], makers) for e in node.kwargs["encodings"]]
-        return unit_of(code, scales[:1] if code == "PRELU" else scales)
+        return unit_of(code, scales)
 
     def _is_clipped(self, maker: Node | None) -> bool:
         """The narrow range is that of a function: what it says of large numbers would be lost."""

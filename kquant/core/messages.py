@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 SHOWN = 5
 
@@ -24,6 +25,26 @@ def did_you_mean(name: object, known: Iterable[str], cutoff: float = 0.6, most: 
     """
     near = difflib.get_close_matches(str(name), list(known), most, cutoff)
     return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+
+
+def fault_in_words(fault: Mapping[str, Any], keys: Iterable[str]) -> str:
+    """One fault that pydantic found: the place, what was expected, and the nearest key for an unknown one.
+
+    Args:
+        fault: of `ValidationError.errors()`.
+        keys: that there are at its place.
+
+    Example:
+        >>> fault_in_words({"type": "extra_forbidden", "loc": ("ADD", "tyme"), "msg": "", "input": 1}, ["time", "unit"])
+        "ADD.tyme: unknown key. Did you mean 'time'?"
+    """
+    place = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        hint = did_you_mean(fault["loc"][-1], keys) or f" Expected one of {', '.join(keys)}"
+        return f"{place}: unknown key.{hint}"
+    if fault["type"] == "value_error":  # of a check of our own, whose words say what came
+        return f"{place}: {fault['msg']}".removeprefix(": ").replace("Value error, ", "", 1)
+    return f"{place}: {fault['msg']}, received {fault['input']!r}"
 
 
 def check_known(said: str, name: str, known: Iterable[str]) -> None:

@@ -3,7 +3,10 @@
     with weights        s_in s_w
     products            s_1 s_2
     squared difference  max(s_1, s_2)^2
+    PRELU               s_1, of what its slopes multiply
     everything else     max(s_1, s_2, ...)
+
+`operators.toml` says which it is (`unit`).
 
 Kernels bound the quotient: they check it and end the process, or shift their 32-bit integers to the left by its
 exponent, beyond their end.
@@ -13,8 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV")
-PRODUCTS = ("MUL", "BATCH_MATMUL")
+from kquant.core.operators import facts
 
 
 def unit_of(code: str, scales: Sequence[float], weights: float | None = None) -> float:
@@ -31,6 +33,11 @@ def unit_of(code: str, scales: Sequence[float], weights: float | None = None) ->
     """
     if weights is not None:
         return scales[0] * weights
-    if code in PRODUCTS:
-        return scales[0] * scales[1]
-    return max(scales) ** 2 if code == "SQUARED_DIFFERENCE" else max(scales)
+    match facts(code).unit:
+        case "product":
+            return scales[0] * scales[1]
+        case "square":
+            return max(scales) ** 2
+        case "first":
+            return scales[0]
+    return max(scales)

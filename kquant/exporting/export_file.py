@@ -16,6 +16,7 @@ from kquant import __version__, targets
 from kquant.calibration.aimet_encodings import Version
 from kquant.calibration.aimet_encodings import encodings as encodings_of
 from kquant.calibration.data import gather
+from kquant.core.operators import facts
 from kquant.core.spec import Encoding
 from kquant.exporting.lut_check import in_tables, refuse_other_outputs, refuse_tables, tables_of
 from kquant.exporting.streams import Stream, StreamReport, check_stream, describe_stream, stream_metadata
@@ -28,7 +29,6 @@ from kquant.tflite.aliases import keep_apart
 from kquant.tflite.edges import IO, cast_edges
 from kquant.tflite.flatbuffer import to_bytes
 from kquant.tflite.lowering import Lowered, lower
-from kquant.tflite.lut_format import CODE
 from kquant.tflite.lut_program import LookUpTables
 from kquant.tflite.reader import FileModel, contents, read_model
 from kquant.tflite.states import States, keep_states
@@ -37,8 +37,6 @@ from kquant.tflite.vela import find_vela, vela_bytes
 from kquant.tflite.weight_bytes import FileBytes, count_bytes
 
 RANDOM_SAMPLES = 8
-# Of streaming files; TFLM and LiteRT have them, and a target's list is about the operators of layers.
-VARIABLES = ("CALL_ONCE", "VAR_HANDLE", "READ_VARIABLE", "ASSIGN_VARIABLE")
 
 
 @dataclass(frozen=True)
@@ -313,7 +311,7 @@ def _verified(
 
 def _fits(file: FileModel, target: Target) -> bool:
     """Files for another target may use operators that this one lacks; they have no arena."""
-    return all(target.supports(code) or code in (*VARIABLES, CODE) for code in file.operator_counts)
+    return all(target.supports(code) or facts(code).unlisted for code in file.operator_counts)
 
 
 def _random(lowered: Lowered) -> list[np.ndarray]:

@@ -12,6 +12,7 @@ from functools import cache
 from typing import Any
 
 from kquant.core.messages import did_you_mean
+from kquant.core.operators import check_operator
 from kquant.ops import (
     activation,
     adaptive,
@@ -105,6 +106,8 @@ def register_rule(cls: type) -> type:
         if name not in known:
             hint = did_you_mean(name, known)
             raise ValueError(f"{cls.__name__}: a rule has no '{name}'.{hint} Known: {', '.join(known)}.")
+    for code in (*given.get("operators", ()), *given.get("helpers", ())):
+        check_operator(cls.__name__, code)
     if not given.get("layers") or not (given.get("expand") or given.get("lower")):
         raise ValueError(f"{cls.__name__}: a rule needs layers, and expand or lower. Received: {', '.join(given)}.")
     functions = {name: value.__func__ if isinstance(value, staticmethod) else value for name, value in given.items()}

@@ -12,8 +12,7 @@ else in the package knows a target by its name; what differs between targets is 
     [ops.CONV_2D]
     int8 = true                         # runs with int8 activations, and right
     version = 3                         # the operator version to write
-    per_axis = true                     # one scale for each channel of the weights ...
-    axis = 0                            # ... which lie on this axis
+    per_axis = true                     # one scale for each channel of the weights
     int16x8 = true                      # runs with int16 activations and int8 weights, and right
     version_int16 = 4                   # the operator version to write then
     per_axis_int16 = true               # and whether each channel of the weights may have its scale
@@ -38,7 +37,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from kquant.core.messages import did_you_mean
+from kquant.core.messages import did_you_mean, fault_in_words
+from kquant.core.operators import check_operator
 
 # What a target file records: the field of `Operator` that says whether the operator runs in a type.
 _FIELDS = {"int8": "int8", "int16x8": "int16x8", "int4": "int4_weights"}
@@ -47,6 +47,14 @@ DEFAULT = "litert"  # of models that do not say what they were quantized for
 FOLDER = "KQUANT_TARGETS"  # the environment variable with a folder of more target files
 # The arithmetics of `kquant.arithmetic`, each with the runtime whose codes it computes.
 FOLLOWED = {"litert": "litert-reference", "tflm": "tflm"}
+
+
+def _known(ops: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Operators that `core/operators.toml` has."""
+    for code in ops:
+        check_operator("a row", code)
+    return MappingProxyType(ops)
+
 
 _Options = Annotated[Mapping[str, bool], AfterValidator(MappingProxyType)]
 _Runtime = Literal["litert", "litert-reference", "tflm"]  # those of `kquant.predict`
@@ -61,7 +69,6 @@ class Operator(BaseModel):
         version: the operator version to write in an int8 file.
         source: the file or document that the limits were read in.
         per_axis: the weights may have one scale for each channel.
-        axis: the axis of those channels in the weights, the tensor's `quantized_dimension`.
         equal_encodings: the data inputs and the outputs must share one scale and zero point.
         fixed: the output encoding that the quantization specification prescribes: scale and zero point.
         fuses: takes RELU, RELU_N1_TO_1 and RELU6 as its fused activation.
@@ -103,7 +110,6 @@ class Operator(BaseModel):
     version: int = Field(ge=1)
     source: str = Field(min_length=1)
     per_axis: bool = False
-    axis: int | None = Field(default=None, ge=0)
     equal_encodings: bool = False
     fixed: tuple[float, int] | None = Field(default=None, strict=False)
     fuses: bool = False
@@ -242,7 +248,7 @@ class Target(BaseModel):
     title: str
     runtimes: tuple[_Runtime, ...] = Field(min_length=1, strict=False)
     rounding: Literal["litert", "tflm"]
-    ops: Annotated[Mapping[str, Operator], AfterValidator(MappingProxyType)]
+    ops: Annotated[Mapping[str, Operator], AfterValidator(_known)]
     floats: bool = False
     look_up_tables: bool = False
     arena: Literal["tflm"] | None = None
@@ -377,20 +383,13 @@ def parse(text: str, where: str) -> Target:
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"Target file {where} is not TOML: {error}.") from error
     except ValidationError as error:
-        faults = "; ".join(_describe(fault) for fault in error.errors())
+        faults = "; ".join(fault_in_words(fault, _keys(fault)) for fault in error.errors())
         raise ValueError(f"Target file {where} does not fit the schema: {faults}.") from error
 
 
+def _keys(fault: Mapping[str, Any]) -> list[str]:
+    """The keys that there are at the place of a fault."""
+    return list(Operator.model_fields) if fault["loc"][:1] == ("ops",) else [*Target.model_fields, "ops_of"]
+
+
 _parsed = cache(parse)  # by its text: a file that changes is read anew
-
-
-def _describe(fault: dict) -> str:
-    """One fault of a file in words: the place, what was expected, and the nearest key for an unknown one."""
-    place = ".".join(str(part) for part in fault["loc"])
-    if fault["type"] == "value_error":  # of `Target` itself, whose words say what came
-        return fault["msg"].removeprefix("Value error, ")
-    if fault["type"] != "extra_forbidden":
-        return f"{place}: {fault['msg']}, received {fault['input']!r}"
-    keys = list(Operator.model_fields if fault["loc"][0] == "ops" else (*Target.model_fields, "ops_of"))
-    hint = did_you_mean(fault["loc"][-1], keys) or f" Expected one of {', '.join(keys)}"
-    return f"{place}: unknown key.{hint}"

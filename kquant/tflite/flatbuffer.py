@@ -15,6 +15,7 @@ import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
+from kquant.core.operators import facts
 from kquant.core.program import Operator, Program, Ref
 from kquant.targets import Target
 
@@ -31,26 +32,6 @@ TYPES = {
     "resource": "RESOURCE",
 }
 ALIGNMENT = 16  # of buffers, from the schema's `force_align`
-
-# Operators whose options table is not simply their name in camel case.
-OPTIONS = {
-    "CONV_2D": "Conv2DOptions",
-    "DEPTHWISE_CONV_2D": "DepthwiseConv2DOptions",
-    "AVERAGE_POOL_2D": "Pool2DOptions",
-    "BATCH_MATMUL": "BatchMatMulOptions",
-    "MAX_POOL_2D": "Pool2DOptions",
-    "MEAN": "ReducerOptions",
-    "REDUCE_MAX": "ReducerOptions",
-    "REDUCE_MIN": "ReducerOptions",
-    "MAXIMUM": "MaximumMinimumOptions",
-    "MINIMUM": "MaximumMinimumOptions",
-    "RELU": None,
-    "RELU6": None,
-    "PRELU": None,
-    "LOGISTIC": None,
-    "TANH": None,
-    "UNIDIRECTIONAL_SEQUENCE_LSTM": "UnidirectionalSequenceLSTMOptions",
-}
 
 
 def to_bytes(program: Program, target: Target, metadata: dict[str, Any]) -> bytes:
@@ -185,9 +166,7 @@ class _Writer:
         written.outputs = [self.tensor(ref) for ref in op.outputs]
         if op.intermediates:
             written.intermediates = [self.tensor(ref) for ref in op.intermediates]
-        name = OPTIONS.get(op.code, f"{_camel(op.code)}Options")
-        if name is not None and not hasattr(schema, f"{name}T") and not op.options:
-            name = None  # an operator without settings (RSQRT, ELU, SIN)
+        name = facts(op.code).options_of(op.code)
         if name is not None:
             options = getattr(schema, f"{name}T")()
             known = self.target.ops.get(op.code)
@@ -271,10 +250,6 @@ def _quantization(ref: Ref) -> Any:
     quantization.zeroPoint = encoding.zero_point.astype(np.int64)
     quantization.quantizedDimension = encoding.axis or 0
     return quantization
-
-
-def _camel(code: str) -> str:
-    return "".join(part.capitalize() for part in code.split("_"))
 
 
 def _option(field: str, value: Any) -> Any:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from kquant.core.operators import facts
 from kquant.core.program import Operator, Program, Ref
-from kquant.core.rescale import WEIGHTED, unit_of
+from kquant.core.rescale import unit_of
 from kquant.targets import Target
 
 INT32_BITS = 31
@@ -49,14 +50,14 @@ def rescale(op: Operator) -> float | None:
     """What one unit of the operator's integers is worth, in steps of its output; None without encodings."""
     if not op.outputs or (out := _scale(op.outputs[0])) is None:
         return None
-    if op.code in WEIGHTED:
-        source, weights = op.inputs[2] if op.code == "TRANSPOSE_CONV" else op.inputs[0], op.inputs[1]
-        scale = _scale(source)
+    kind = facts(op.code)
+    if kind.unit == "weights":
+        scale, weights = _scale(op.inputs[kind.data]), op.inputs[kind.weights[0]]
         if scale is None or weights is None or weights.encoding is None:
             return None
         return unit_of(op.code, [scale], float(weights.encoding.scale.max())) / out
     scales = [s for s in map(_scale, op.inputs) if s is not None]
-    return unit_of(op.code, scales[:1] if op.code == "PRELU" else scales) / out if scales else None
+    return unit_of(op.code, scales) / out if scales else None
 
 
 def _scale(ref: Ref | None) -> float | None:
@@ -110,10 +111,10 @@ def _sums(op: Operator) -> list[_Sums]:
     """Those of an operator with int8 weights and activations; int16 activations are summed in 64 bits."""
     if not op.inputs or op.inputs[0] is None or op.inputs[0].dtype != "int8":
         return []
-    if op.code in WEIGHTED:
-        at = 2 if op.code == "TRANSPOSE_CONV" else 0
-        bias = op.inputs[at + 1 if at else 2] if len(op.inputs) > (at + 1 if at else 2) else None
-        return [_of_channels(op, op.inputs[at], op.inputs[1], bias, _scale(op.outputs[0]))]
+    kind = facts(op.code)
+    if kind.unit == "weights":
+        bias = op.inputs[kind.bias] if kind.bias is not None and len(op.inputs) > kind.bias else None
+        return [_of_channels(op, op.inputs[kind.data], op.inputs[kind.weights[0]], bias, _scale(op.outputs[0]))]
     if op.code == "UNIDIRECTIONAL_SEQUENCE_LSTM":
         return [
             _of_channels(op, op.inputs[source], op.inputs[w], op.inputs[biases[n]] if biases else None, LSTM_GATE_SCALE)
@@ -127,7 +128,7 @@ def _of_channels(op: Operator, source: Ref | None, weights: Ref | None, bias: Re
     """The channel that needs most bits."""
     if source is None or weights is None or weights.data is None or source.encoding is None or not out:
         return _Sums(0.0, 0)
-    grid, axis = source.encoding, 3 if op.code == "DEPTHWISE_CONV_2D" else 0
+    grid, axis = source.encoding, facts(op.code).channel_axis
     ratios = weights.encoding.scale.astype(np.float64) * float(grid.scale[0]) / out
     if ratios.max() < 1.0:  # as nearly always
         return _Sums(0.0, 0)

@@ -15,9 +15,6 @@ CODE = "TFLM_DECODE"
 MAX_BITS = 7
 HEADER_BYTES = 16
 _LUT_TYPE, _VERSION, _ONE_TABLE = 0, 1, 15
-# Operators and the input that may be decoded: kernels that read it when they run, not before. SVDF and
-# UNIDIRECTIONAL_SEQUENCE_LSTM are not here: their CMSIS-NN kernels add up the weights while the model is prepared.
-READERS = {"CONV_2D": 1, "DEPTHWISE_CONV_2D": 1, "TRANSPOSE_CONV": 1, "FULLY_CONNECTED": 1, "GATHER": 0}
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,12 +10,14 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from kquant.core.messages import did_you_mean
+from kquant.core.operators import OPERATORS, facts
 from kquant.core.program import Operator, Program, Ref
-from kquant.tflite.lut_format import CODE, MAX_BITS, READERS, Lut, distinct, header, pack, smallest
+from kquant.tflite.lut_format import CODE, MAX_BITS, Lut, distinct, header, pack, smallest
 from kquant.tflite.reader import constants, read_model
 
 # What one more tensor behind tables costs beside its bytes: 3 tensors for 1, 2 buffers for 1, an operator. Measured.
 TABLE_BYTES = 128
+
 
 @dataclass(frozen=True)
 class LookUpTables:
@@ -137,7 +139,7 @@ def _readable(program: Program) -> list[Ref]:
             if ref is None or ref.data is None or ref.dtype not in ("int8", "int4"):
                 continue
             found[id(ref)] = ref
-            if READERS.get(op.code) != i:
+            if not (facts(op.code).reads_tables and i in facts(op.code).weights):
                 barred.add(id(ref))
     return [ref for key, ref in found.items() if key not in barred]
 
@@ -168,12 +170,13 @@ def _refuse_unreadable(names: Sequence[str], readable: list[Ref], program: Progr
     for name in names:
         if any(_is_of(ref, name) for ref in readable):
             continue
+        able = [code for code, kind in OPERATORS.items() if kind.reads_tables]
         stored = [(op.code, ref) for op in program.operators for ref in op.inputs if ref is not None]
         readers = sorted({code for code, ref in stored if ref.data is not None and _is_of(ref, name)})
         if readers:
             raise ValueError(
                 f"export: '{name}' cannot be stored in look-up tables: TFLM decodes the integer weights of "
-                f"{', '.join(READERS)}. It is read by {', '.join(readers)}; leave it out."
+                f"{', '.join(able)}. It is read by {', '.join(readers)}; leave it out."
             )
         known = [ref.name for ref in readable]
         hint = did_you_mean(name, [*known, *(name.rpartition("/")[0] for name in known)])

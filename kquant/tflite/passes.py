@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from kquant.core.operators import facts
 from kquant.core.program import Operator, Program, Ref
 from kquant.targets import Target
 from kquant.tflite.planes import stay_in_four_dimensions
@@ -23,7 +24,6 @@ from kquant.tflite.planes import stay_in_four_dimensions
 # Fused activation -> its bound, and what does the same where no code reaches that.
 BOUNDS = {"RELU6": (6.0, "RELU"), "RELU_N1_TO_1": (1.0, "NONE")}
 MOST_STEPS = 2.0**30  # kernels refuse a bound that int32 does not hold (kernel_util.cc, Quantize)
-BIAS_AT = {"CONV_2D": 2, "DEPTHWISE_CONV_2D": 2, "FULLY_CONNECTED": 2, "TRANSPOSE_CONV": 3}
 
 
 def tidy(program: Program, target: Target) -> Program:
@@ -191,7 +191,7 @@ def _part(inputs: list[Ref | None], op: Operator, number: int) -> Ref:
 def _drop_zero_biases(program: Program, target: Target) -> None:
     """A bias that adds nothing, where the kernel adds none for a missing input: 12 bytes a channel."""
     for op in program.operators:
-        at, known = BIAS_AT.get(op.code), target.ops.get(op.code)
+        at, known = facts(op.code).bias, target.ops.get(op.code)
         if at is None or known is None or len(op.inputs) <= at or op.type not in known.optional_bias:
             continue
         bias = op.inputs[at]

@@ -12,24 +12,12 @@ What reduces over axes by their numbers (MEAN) keeps its form, as kernels round 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from kquant.core.operators import facts
 from kquant.core.program import Operator, Program, Ref
 
-ELEMENTWISE = frozenset(
-    "RELU RELU6 RELU_N1_TO_1 RELU_0_TO_1 LEAKY_RELU PRELU ELU GELU HARD_SWISH LOGISTIC TANH SOFTMAX EXP LOG SQRT RSQRT "
-    "ABS CAST QUANTIZE DEQUANTIZE ADD SUB MUL DIV MAXIMUM MINIMUM SQUARED_DIFFERENCE".split()
-)
-# What a further axis adds to each constant vector of one number an axis, by the number of the input.
-ROWS: dict[str, dict[int, Any]] = {
-    "PAD": {1: [0, 0]},
-    "PADV2": {1: [0, 0]},
-    "MIRROR_PAD": {1: [0, 0]},
-    "SLICE": {1: 0, 2: 1},
-    "TILE": {1: 1},
-}
 RANK = 4
 
 
@@ -141,7 +129,7 @@ def _data(op: Operator) -> list[Ref]:
     """The tensors that an operator computes with, constants left out; none where it must stay as it is."""
     stored = [ref.data for ref in op.inputs if ref is not None and ref.data is not None]
     one_row = op.code == "GATHER" and any(data.ndim == 1 for data in stored)  # a table, or positions along an axis
-    if not one_row and op.code not in ELEMENTWISE and op.code not in ROWS and op.code != "CONCATENATION":
+    if not one_row and not _any_rank(op) and not facts(op.code).axis_rows and op.code != "CONCATENATION":
         return []
     computed = [ref for ref in op.inputs if ref is not None and ref.data is None]
     constants = [ref for ref in op.inputs if ref is not None and ref.data is not None]
@@ -150,10 +138,15 @@ def _data(op: Operator) -> list[Ref]:
     return computed
 
 
+def _any_rank(op: Operator) -> bool:
+    """It computes with a further axis as it is: element by element, or over the last axis."""
+    return facts(op.code).any_rank or facts(op.code).time == "local"
+
+
 def _axes_for(op: Operator) -> frozenset[int]:
     """Where the further axis may stand: a stored operand of full rank wants it in front of its own axes."""
     stored = [ref for ref in op.inputs if ref is not None and ref.data is not None]
-    if op.code in ELEMENTWISE and any(len(ref.shape) > 1 for ref in stored):
+    if _any_rank(op) and any(len(ref.shape) > 1 for ref in stored):
         return frozenset([1])
     return frozenset(range(1, RANK - 1))
 
@@ -175,7 +168,7 @@ def _sink(program: Program, at: int, forms: dict[int, Ref], axis: int) -> None:
     shape = (*output.shape[:axis], 1, *output.shape[axis:])
     made = program.value(f"{output.name}/2d", shape, output.encoding, output.dtype)
     op.inputs = [forms.get(id(ref), ref) for ref in op.inputs]
-    for number, row in ROWS.get(op.code, {}).items():
+    for number, row in facts(op.code).axis_rows.items():
         given = op.inputs[number]
         if given is not None and given.data is not None:
             op.inputs[number] = program.constant(given.name, np.insert(given.data, axis, row, axis=0))

@@ -17,13 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from kquant.core.operators import facts
 from kquant.core.program import Operator, Program, Ref
 from kquant.tflite.timeline import HELPERS, Read, Static, Step, Time, Timeline
-
-# Operators that do nothing where they leave the shape of a block as it is.
-NOTHING = frozenset({"PAD", "SLICE", "RESHAPE"})
-# Where an operator has its output's size as a constant.
-SIZES = {"RESHAPE": 1, "SLICE": 2, "RESIZE_NEAREST_NEIGHBOR": 1, "RESIZE_BILINEAR": 1}
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,7 +153,7 @@ class _Emitter:
         time = self.timeline.of(op.outputs[0])
         if isinstance(time, Time):
             inputs, options = self.fitted(step, time, inputs, outputs[0], options)
-            still = op.code in NOTHING and inputs[0] is not None and inputs[0].shape == outputs[0].shape
+            still = facts(op.code).moves_frames and inputs[0] is not None and inputs[0].shape == outputs[0].shape
             if still and not any(op.outputs[0] is ref for ref in self.source.outputs):
                 self.blocks[id(op.outputs[0])] = inputs[0]  # it moved frames only
                 return
@@ -168,9 +164,10 @@ class _Emitter:
     ) -> tuple[list[Ref | None], dict[str, Any]]:
         """Sizes, offsets and strides along time, for the block."""
         op = step.op
-        if op.code in SIZES and inputs[SIZES[op.code]] is not None:
+        at = facts(op.code).size_at
+        if at is not None and inputs[at] is not None:
             size = output.shape[1:3] if op.code.startswith("RESIZE") else output.shape
-            inputs[SIZES[op.code]] = self.program.constant("shape", np.array(size, np.int32))
+            inputs[at] = self.program.constant("shape", np.array(size, np.int32))
             if "newShape" in options:
                 options["newShape"] = list(output.shape)
         if op.code == "STRIDED_SLICE" and op.inputs[2] is not None and op.inputs[2].data is not None:

@@ -13,15 +13,9 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from kquant.core.operators import Along, facts
 from kquant.core.program import Operator, Program, Ref
 
-LOCAL = frozenset(
-    "ADD SUB MUL DIV MAXIMUM MINIMUM SQUARED_DIFFERENCE RELU RELU6 RELU_N1_TO_1 RELU_0_TO_1 LEAKY_RELU PRELU LOGISTIC "
-    "TANH HARD_SWISH ELU GELU ABS NEG EXP LOG SQRT RSQRT SQUARE CAST QUANTIZE DEQUANTIZE".split()
-)
-KEEPS_ZERO = frozenset({"RESHAPE", "TRANSPOSE", "PAD", "SLICE", "QUANTIZE", "RELU", "RELU6"})
-REDUCES = frozenset({"MEAN", "SUM", "REDUCE_MAX", "REDUCE_MIN"})
-WINDOWS = {"CONV_2D": "weights", "DEPTHWISE_CONV_2D": "weights", "AVERAGE_POOL_2D": "pool", "MAX_POOL_2D": "pool"}
 HELPERS = re.compile(r"/(2d|unclipped|int8|part\d+|reshape_[0-9x]+)$")
 
 
@@ -139,7 +133,7 @@ class Timeline:
         if still or len(lengths) > 1 or self._takes_all(op, moving):
             step = self._whole(op, moving, still)
         else:
-            step = HANDLERS.get(op.code, _unknown)(op, moving)
+            step = _handler(op)(op, moving)
         for ref in op.outputs:
             self.times[id(ref)] = step.out
         return step
@@ -149,7 +143,7 @@ class Timeline:
         time = moving.get(0)
         if time is None:
             return False
-        if op.code in REDUCES:
+        if facts(op.code).time == "reduce":
             return time.axis in _axes(op)
         return op.code == "RESHAPE" and _moved_axis(op, time) is None
 
@@ -185,7 +179,7 @@ def _axes(op: Operator) -> list[int]:
 
 def _used(op: Operator, time: Time) -> Time:
     """The time of a computed value: zeros before the first frame are no longer zeros behind a computation."""
-    if op.code in KEEPS_ZERO or time.delay >= 0:
+    if facts(op.code).keeps_zero or time.delay >= 0:
         return time
     return replace(time, clean=max(time.clean, -time.delay))
 
@@ -200,7 +194,8 @@ def _local(op: Operator, moving: dict[int, Time]) -> Step:
         raise refuse(op, "its inputs run at different rates or have time on different axes. Make them alike.")
     last = max(moving.values(), key=lambda t: t.lead)
     offset = last.axis - len(op.outputs[0].shape)
-    if op.code in LOCAL and any(_varies(ref, offset) for i, ref in enumerate(op.inputs) if i not in moving):
+    beside = [ref for i, ref in enumerate(op.inputs) if i not in moving]
+    if facts(op.code).time == "local" and any(_varies(ref, offset) for ref in beside):
         raise refuse(op, "its constant differs from frame to frame, and a stream has no frame numbers. Use one row.")
     out = Time(
         last.axis, last.step, last.lead, max(t.clean for t in moving.values()), any(t.padded for t in moving.values())
@@ -294,7 +289,7 @@ def _window(op: Operator, moving: dict[int, Time]) -> Step:
         raise refuse(op, "time is not among the axes that it moves along. Put time first.")
     letter = "HW"[time.axis - 1]
     stride, source, made = op.options[f"stride{letter}"], _shape(op, 0)[time.axis], op.outputs[0].shape[time.axis]
-    if WINDOWS[op.code] == "weights":
+    if facts(op.code).weights:  # else a pool
         reach = (_shape(op, 1)[time.axis] - 1) * op.options[f"dilation{letter}Factor"]
     else:
         reach = op.options["filterHeight" if letter == "H" else "filterWidth"] - 1
@@ -344,21 +339,24 @@ def _resize(op: Operator, moving: dict[int, Time]) -> Step:
     return Step(op, _used(op, moving[0]), {0: Read()})
 
 
-HANDLERS: dict[str, Handler] = {
-    **dict.fromkeys(LOCAL, _local),
-    **dict.fromkeys(REDUCES, _reduce),
-    **dict.fromkeys(WINDOWS, _window),
-    "CONCATENATION": _concatenation,
-    "FULLY_CONNECTED": _last_axis,
-    "SOFTMAX": _last_axis,
-    "LOG_SOFTMAX": _last_axis,
-    "GATHER": _gather,
-    "BATCH_MATMUL": _matmul,
-    "STRIDED_SLICE": _strided,
-    "RESHAPE": _reshape,
-    "TRANSPOSE": _transpose,
-    "PAD": _pad,
-    "SLICE": _slice,
-    "RESIZE_NEAREST_NEIGHBOR": _resize,
-    "RESIZE_BILINEAR": _resize,
+# What `operators.toml` calls them. A new way to move along time is a function here and its name there.
+HANDLERS: dict[Along, Handler] = {
+    "local": _local,
+    "last_axis": _last_axis,
+    "reduce": _reduce,
+    "window": _window,
+    "matmul": _matmul,
+    "concatenation": _concatenation,
+    "gather": _gather,
+    "reshape": _reshape,
+    "transpose": _transpose,
+    "pad": _pad,
+    "slice": _slice,
+    "strided": _strided,
+    "resize": _resize,
 }
+
+
+def _handler(op: Operator) -> Handler:
+    time = facts(op.code).time
+    return _unknown if time is None else HANDLERS[time]

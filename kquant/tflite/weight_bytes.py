@@ -10,20 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from kquant.tflite.lut_format import READERS, distinct, smallest
+from kquant.core.operators import facts
+from kquant.tflite.lut_format import distinct, smallest
 from kquant.tflite.reader import DAMAGE, FileModel, FileTensor, contents, label, read_bytes
 
-# Inputs of an operator that are weights.
-WEIGHTS = {
-    **{code: (position,) for code, position in READERS.items()},
-    "CONV_3D": (1,),
-    "BATCH_MATMUL": (0, 1),
-    "SVDF": (1, 2),
-    "UNIDIRECTIONAL_SEQUENCE_LSTM": tuple(range(1, 9)),
-}
 DEFLATE_LEVEL = 9
-# Operators behind a DENSIFY whose outputs were compared with those of dense weights, see docs/bytes.md.
-DENSIFIED = ("CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "FULLY_CONNECTED")
 BLOCK = 16  # of the int8 kernel of a sparse FULLY_CONNECTED
 
 
@@ -160,7 +151,7 @@ def _weights(file: FileModel, held: dict[int, np.ndarray]) -> Iterator[tuple[Fil
     """Tensors of weights, each with the first operator that reads it."""
     seen = set()
     for op in file.operators:
-        for position in WEIGHTS.get(op.code, ()):
+        for position in facts(op.code).weights:
             index = op.inputs[position] if position < len(op.inputs) else -1
             name = file.tensors[index].name if index >= 0 else ""
             if index in held and name not in seen:
@@ -174,7 +165,7 @@ def _layer(t: FileTensor, code: str, values: np.ndarray, stored: int) -> LayerBy
     packed = t.type == "INT4"
     raw = -(-values.size // 2) if packed else values.nbytes
     content = values.tobytes() if not packed else _pairs(values)
-    lut = smallest(values, axis) if code in READERS and t.type in ("INT8", "INT4") else None
+    lut = smallest(values, axis) if facts(code).reads_tables and t.type in ("INT8", "INT4") else None
     return LayerBytes(
         name=t.name,
         operator=code,
@@ -219,7 +210,7 @@ def _sparse(values: np.ndarray, code: str) -> Sparse | None:
     before a FULLY_CONNECTED that XNNPACK runs. The kernels of FULLY_CONNECTED also read int8 blocks of 1 x 16 as they
     are (tflite/kernels/fully_connected.cc); XNNPACK takes those for dense ones and computes nonsense.
     """
-    if code not in DENSIFIED or values.ndim < 2:
+    if not facts(code).densified or values.ndim < 2:
         return None
     dense = code == "FULLY_CONNECTED" and values.dtype == np.int8
     forms = [Sparse(sparse_bytes(values, 1), "densify", not dense)]

@@ -14,14 +14,13 @@ from typing import Any
 
 import keras
 
+from kquant.core.operators import facts
 from kquant.core.spec import FLOAT, INDEX
 from kquant.graph.graph import Graph, Node
 from kquant.ops.rule import Rule
 from kquant.recipe.recipe import Recipe, Settings
 from kquant.targets import Target
 
-# Operators that positions pass: TFLM's TRANSPOSE takes no int32, nor its GATHER, which slices stand in for.
-MOVES_INDICES = frozenset({"SLICE", "STRIDED_SLICE", "RESHAPE", "CONCATENATION", "GATHER"})
 # What the target files call the activations of a width.
 TYPES = {8: "int8", 16: "int16x8"}
 
@@ -71,7 +70,8 @@ def index_tensors(graph: Graph, rules: Mapping[int, Rule | None]) -> set[int]:
 
 def moves_indices(rule: Rule) -> bool:
     """True where the operators take int32 as they take codes: what goes through them is the same positions."""
-    return rule.output in ("same", "shared") and rule.arithmetic is None and set(rule.operators) <= MOVES_INDICES
+    copies = rule.output in ("same", "shared") and rule.arithmetic is None
+    return copies and all(facts(code).moves_indices for code in rule.operators)
 
 
 def find_widths(

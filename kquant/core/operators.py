@@ -1,0 +1,131 @@
+"""TFLite's builtin operators as data: `operators.toml` says what is so of each, on every target.
+
+    facts("TRANSPOSE_CONV").data        # 2: what it computes from is its third input
+    facts("PAD").time                   # "pad": which function of `tflite.timeline` moves it along time
+
+A new operator is an entry there, a row in the files of the targets that run it, and a rule; arithmetic where it rounds
+in its own way. Code that is about one operator (its lowering, its kernel) names it; what several operators share is a
+field here.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from importlib import resources
+from types import MappingProxyType
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from kquant.core.messages import did_you_mean, fault_in_words
+
+FILE = "operators.toml"
+Unit = Literal["largest", "first", "product", "square", "weights"]
+# fmt: off
+Along = Literal[
+    "local", "last_axis", "reduce", "window", "matmul", "concatenation", "gather",
+    "reshape", "transpose", "pad", "slice", "strided", "resize",
+]
+# fmt: on
+_Numbers = Annotated[tuple[int, ...], Field(strict=False)]
+# Keys of TOML are texts, those of Python numbers.
+_Rows = Annotated[Mapping[Annotated[int, Field(strict=False)], Any], AfterValidator(MappingProxyType)]
+
+
+class OperatorFacts(BaseModel):
+    """What is so of one operator.
+
+    Attributes:
+        options: its table of options in the schema; None: its own name in camel case; "": it has none.
+        data: number of the input that it computes from, beside weights.
+        weights: numbers of the inputs that are weights.
+        bias: number of the input that is its bias, of int32 sums; None where it takes none.
+        channel_axis: axis of the output channels in its weights.
+        unit: what one unit of its integers is worth: the "largest" scale that it reads, the "first", their "product",
+            the largest as a "square", or input times "weights"; see `core.rescale`.
+        reads_tables: TFLM's kernel reads its weights when it runs, so that a DECODE may have written them.
+        densified: outputs behind a DENSIFY were compared with those of dense weights, see docs/bytes.md.
+        time: how it moves along time, of the functions in `tflite.timeline`; "local": element by element. None: it
+            cannot be streamed.
+        keeps_zero: gives zeros for zeros, whatever its settings: padding stays padding behind it.
+        moves_frames: it does nothing in a stream where it leaves the shape of a block as it is.
+        size_at: number of the input that tells its output's size.
+        any_rank: computes the same with one axis of length 1 more in front of the last one; "local" ones do.
+        axis_rows: number of an input with one row for each axis -> the row of a further axis of length 1.
+        moves_indices: takes int32 as it takes codes.
+        unlisted: targets do not list it, as no layer becomes one.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    options: str | None = None
+    data: int = 0
+    weights: _Numbers = ()
+    bias: int | None = None
+    channel_axis: int = 0
+    unit: Unit = "largest"
+    reads_tables: bool = False
+    densified: bool = False
+    time: Along | None = None
+    keeps_zero: bool = False
+    moves_frames: bool = False
+    size_at: int | None = None
+    any_rank: bool = False
+    axis_rows: _Rows = Field(default_factory=dict, validate_default=True)
+    moves_indices: bool = False
+    unlisted: bool = False
+
+    def options_of(self, code: str) -> str | None:
+        """Name of the table of options of the operator with this code; None where it has none.
+
+        Example:
+            >>> facts("ADD").options_of("ADD"), facts("MEAN").options_of("MEAN"), facts("TANH").options_of("TANH")
+            ('AddOptions', 'ReducerOptions', None)
+        """
+        named = "".join(part.capitalize() for part in code.split("_")) + "Options"
+        return named if self.options is None else self.options or None
+
+
+def parse(text: str) -> Mapping[str, OperatorFacts]:
+    """Check the text of an operator table.
+
+    Raises:
+        ValueError: naming, for every fault, the place in it and the nearest known key.
+    """
+    try:
+        return MappingProxyType(TypeAdapter(dict[str, OperatorFacts]).validate_python(tomllib.loads(text)))
+    except ValidationError as error:
+        keys = list(OperatorFacts.model_fields)
+        faults = "; ".join(fault_in_words(fault, keys) for fault in error.errors())
+        raise ValueError(f"{FILE} does not fit its schema: {faults}.") from error
+
+
+OPERATORS = parse((resources.files("kquant.core") / FILE).read_text(encoding="utf-8"))
+_UNKNOWN = OperatorFacts()
+
+
+def check_operator(said: str, code: str) -> None:
+    """Refuse an operator that the table does not have, and that could not be written.
+
+    Raises:
+        ValueError: naming the nearest one.
+
+    Example:
+        >>> check_operator("MyRule", "CONV2D")
+        Traceback (most recent call last):
+        ValueError: MyRule: TFLite has no operator 'CONV2D', or kquant does not know it. Did you mean 'CONV_2D'?
+    """
+    if code not in OPERATORS:
+        hint = did_you_mean(code, OPERATORS)
+        raise ValueError(f"{said}: TFLite has no operator {code!r}, or kquant does not know it.{hint}")
+
+
+def facts(code: str) -> OperatorFacts:
+    """What is so of an operator, by its schema name; nothing in particular of one that stands in a foreign file.
+
+    Example:
+        >>> facts("CONV_2D").weights, facts("FULLY_CONNECTED").time, facts("CUSTOM").weights
+        ((1,), 'last_axis', ())
+    """
+    return OPERATORS.get(code, _UNKNOWN)
