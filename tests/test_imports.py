@@ -197,6 +197,95 @@ def test_names_of_targets_are_noticed(line: str) -> None:
     assert compared(ast.parse("quantize(model, target='tflm')"), {"tflm"}) == []
 
 
+ROOM = PACKAGE / "graph" / "keras_private.py"
+# The fields of a namedtuple, which Python documents under this name.
+DOCUMENTED = {"_fields"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=IDS)
+def test_what_keras_does_not_export_stands_in_one_file(path: Path) -> None:
+    """And what a module of the package keeps to itself is read by that module alone."""
+    if path != ROOM:
+        assert foreign(parsed(path)) == []
+
+
+def foreign(tree: ast.AST) -> list[str]:
+    """Places where a file reads `keras.src`, or names with an underscore that are not its own."""
+    own = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    own |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and _is_of_self(node.value)}
+    return [f"{node.lineno}: {text}" for node in ast.walk(tree) for text in _foreign(node, own)]
+
+
+def _foreign(node: ast.AST, own: set[str]) -> list[str]:
+    if isinstance(node, ast.Attribute):
+        inside = node.attr == "src" and ast.unparse(node.value) == "keras"
+        hidden = _is_private(node.attr) and not _is_of_self(node.value) and node.attr not in own
+        return [ast.unparse(node)] if inside or hidden else []
+    if isinstance(node, ast.ImportFrom | ast.Import):
+        start = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
+        names = [f"{start}{alias.name}" for alias in node.names]
+        return [n for n in names if f"{n}.".startswith("keras.src.") or any(map(_is_private, n.split(".")))]
+    if isinstance(node, ast.Constant):  # in `vars(x)[...]`, in a table of names
+        return [node.value] if node.value in kept_in_the_room() else []
+    if isinstance(node, ast.Call) and len(node.args) > 1 and getattr(node.func, "id", "").endswith("attr"):
+        name = node.args[1].values[0] if isinstance(node.args[1], ast.JoinedStr) else node.args[1]
+        text = name.value if isinstance(name, ast.Constant) else ""
+        return [ast.unparse(node)] if _is_private(text) and text not in own | DOCUMENTED else []
+    return []
+
+
+def _is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+def _is_of_self(node: ast.AST) -> bool:
+    return ast.unparse(node) in ("self", "cls", "super()")
+
+
+@cache
+def kept_in_the_room() -> frozenset[str]:
+    """Names with an underscore that `keras_private` reads."""
+    nodes = list(ast.walk(parsed(ROOM)))
+    parts = {id(part) for node in nodes if isinstance(node, ast.JoinedStr) for part in node.values}
+    texts = [n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str) and id(n) not in parts]
+    names = [n.attr for n in nodes if isinstance(n, ast.Attribute)]
+    return frozenset(filter(_is_private, (*texts, *names)))
+
+
+def test_the_room_says_what_it_relies_on() -> None:
+    functions = [node for node in parsed(ROOM).body if isinstance(node, ast.FunctionDef)]
+    assert [f.name for f in functions if "Relies on" not in (ast.get_docstring(f) or "")] == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from keras.src.ops.node import Node",
+        "from keras.src import backend",
+        "from keras import src",
+        "import keras.src.backend",
+        "keras.src.backend.AutocastScope",
+        "model._flatten_layers()",
+        "t._keras_history.operation",
+        "self.layer._tracker.locked",
+        "getattr(layer, '_metrics', None)",
+        "hasattr(op, '_keras_mask')",
+        "setattr(op, f'_{name}', 1)",
+        "vars(layer)['_layers']",
+        "SKIPPED = ('_inbound_nodes', '_lock')",
+        "from kquant.ops.pool import _window",
+    ],
+)
+def test_what_is_not_exported_is_noticed(line: str) -> None:
+    assert foreign(ast.parse(line))
+
+
+def test_own_names_with_an_underscore_are_no_fault() -> None:
+    lines = ["self._rows(x)", "super()._rows(x)", "def _rows(x): ...\ndef f(book): return book._rows(1)"]
+    lines += ["getattr(x, '__name__', '')", "hasattr(x, '_fields')", "model.input", "name = f'{op.name}_gate'"]
+    assert [line for line in lines if foreign(ast.parse(line))] == []
+
+
 WRITERS = {"write_text", "write_bytes", "tofile", "savetxt", "save_weights", "symlink_to", "hardlink_to", "write_file"}
 WRITERS |= {"dump", "mkstemp", "NamedTemporaryFile", "copyfile", "copytree", "copy2", "rename", "imsave"}
 ARCHIVES = {"save", "savez", "savez_compressed", "savefig"}  # into memory, or where results are made

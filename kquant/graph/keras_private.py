@@ -31,8 +31,6 @@ BOOKKEEPING = ("_inbound_nodes", "_outbound_nodes", "_auto_config", "_lock")
 # Those in which it lists once more what its other attributes hold.
 LISTS = ("_tracker", "_parent_path", "_inbound_nodes", "_outbound_nodes", "_layers", "_metrics")
 
-PROJECTIONS = ("query", "key", "value", "gate", "output")
-
 
 # What a layer holds
 
@@ -74,6 +72,22 @@ def own_states(layer: keras.layers.Layer) -> list[keras.Variable]:
     return list(layer._non_trainable_variables)
 
 
+def variable_of(layer: keras.layers.Layer, name: str) -> Any:
+    """What a layer has under a name: the variable itself where Keras shows a property computed of it.
+
+    Relies on `_kernel` and `_embeddings` of Dense, EinsumDense, Embedding and the convolutions; their public `kernel`
+    and `embeddings` are the variables plus what LoRA adds.
+
+    Example:
+        >>> layer = keras.layers.Dense(2)
+        >>> layer.build((None, 3))
+        >>> variable_of(layer, "kernel").shape, variable_of(layer, "bias") is layer.bias
+        ((3, 2), True)
+    """
+    held = getattr(layer, f"_{name}", None)
+    return held if isinstance(held, keras.Variable) else getattr(layer, name)
+
+
 def set_trainable_alone(layer: keras.layers.Layer, value: bool) -> None:
     """Set `trainable` of a layer, but not of its variables and the layers in it.
 
@@ -104,7 +118,7 @@ def projection(layer: keras.layers.Layer, name: str) -> keras.layers.EinsumDense
 
     Args:
         layer: built.
-        name: one of `PROJECTIONS`.
+        name: "query", "key", "value", "gate" or "output".
     """
     return getattr(layer, f"_{name}_dense")
 

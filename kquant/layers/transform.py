@@ -19,6 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from kquant.graph.graph import full_precision
+from kquant.graph.keras_private import variable_of
 
 NEAR = 1e-6  # a kernel that batch norms scaled and that is scaled back differs by some roundings
 
@@ -135,8 +136,7 @@ def kernel_at(layer: keras.layers.Layer, path: str) -> Any:
     *owners, name = path.split(".")
     for owner in owners:
         layer = layer[int(owner)] if owner.isdigit() else getattr(layer, owner)
-    held = getattr(layer, f"_{name}", None)  # Keras' Dense and convolutions show a property of this name
-    return held if isinstance(held, keras.Variable) else getattr(layer, name)
+    return variable_of(layer, name)
 
 
 def real(layer: keras.layers.Layer, path: str) -> tf.Tensor:

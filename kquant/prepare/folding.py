@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import numpy as np
@@ -31,7 +31,8 @@ from kquant.prepare.unblock import move_past_affines
 layers = keras.layers
 
 
-class Folded(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Folded:
     """What `fold_graph` leaves behind for the quantized layers.
 
     Attributes:
@@ -99,7 +100,7 @@ def fold_graph(graph: Graph, *, live: bool = False) -> Folded:
     found = {node.op.name for node in graph.nodes if isinstance(node.op, Affine) and node.op.norm is not None}
     folded = Folded(graph, {}, {}, {}, {} if live else None)
     while pairs := _pairs(folded.graph):
-        folded = folded._replace(graph=_merge(folded, pairs))
+        folded = replace(folded, graph=_merge(folded, pairs))
     if live and len(folded.norms or {}) < len(found):
         warnings.warn(
             f"quantize: {len(found) - len(folded.norms or {})} of {len(found)} batch norms stand behind no layer with "
@@ -107,7 +108,7 @@ def fold_graph(graph: Graph, *, live: bool = False) -> Folded:
             stacklevel=4,
         )
     left = [n.op for n in folded.graph.nodes if isinstance(n.op, Affine) and n.op.moments is not None]
-    return folded._replace(moments=folded.moments | {op.name: op.moments for op in left})
+    return replace(folded, moments=folded.moments | {op.name: op.moments for op in left})
 
 
 def fates(graph: Graph) -> tuple[Fate, ...]:
