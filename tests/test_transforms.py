@@ -157,6 +157,37 @@ def test_clone_has_variables_of_its_own():
 
 
 @keras.saving.register_keras_serializable(package="kquant-tests")
+class Scaled(layers.Layer):
+    """Two layers and a variable of its own, which no verb takes apart."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.first, self.second = layers.Dense(3, name="first"), layers.Dense(3, name="second")
+
+    def build(self, shape):
+        self.factor = self.add_weight(name="factor", shape=(3,), initializer="ones")
+        self.first.build(shape)
+        self.second.build((None, 3))
+
+    def call(self, x):
+        return self.second(self.first(x) * self.factor)
+
+
+def test_what_is_frozen_inside_a_layer_stays_frozen():
+    model = keras.Sequential([keras.Input((4,)), Scaled(name="scaled"), layers.Dense(2, name="head")])
+    model.get_layer("scaled").first.trainable = False
+    model.get_layer("head").bias.trainable = False
+    pruned = kquant.prune(model, 0.5)
+    for made in (model, pruned, kquant.strip(pruned)):
+        trained = ["/".join(v.path.split("/")[-2:]) for v in made.trainable_variables]
+        assert sorted(path for path in trained if not path.endswith("factor")) == [
+            "head/kernel",
+            "second/bias",
+            "second/kernel",
+        ]
+
+
+@keras.saving.register_keras_serializable(package="kquant-tests")
 class Tenths(Transform):
     """Weights that share values: multiples of 0.1."""
 

@@ -132,12 +132,13 @@ def copy_state(old: keras.layers.Layer, new: keras.layers.Layer) -> None:
             f"{old.name} ({type(old).__name__}): a copy made from its config has other variables ({differing[0]}); its "
             "get_config or build does not say all that it is made of. Complete them."
         )
+    set_trainable_alone(new, old.trainable)
     for place, item in places.items():
         if isinstance(item, keras.layers.Layer):
             set_trainable_alone(item, values[place].trainable)
         else:
             item.assign(values[place])
-    new.trainable = old.trainable
+            item.trainable = values[place].trainable  # of a layer that trains, some may be frozen
     finalize(new)
 
 
