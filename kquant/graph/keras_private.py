@@ -81,8 +81,8 @@ def variable_of(layer: keras.layers.Layer, name: str) -> Any:
     Example:
         >>> layer = keras.layers.Dense(2)
         >>> layer.build((None, 3))
-        >>> variable_of(layer, "kernel").shape, variable_of(layer, "bias") is layer.bias
-        ((3, 2), True)
+        >>> len(variable_of(layer, "kernel").shape), variable_of(layer, "bias") is layer.bias
+        (2, True)
     """
     held = getattr(layer, f"_{name}", None)
     return held if isinstance(held, keras.Variable) else getattr(layer, name)
