@@ -21,13 +21,14 @@ IDS = [str(path.relative_to(PACKAGE)) for path in FILES]
 
 # The flow, bottom up: each folder imports from rows above its own only, and folders of one row never import each other.
 ORDER = (
-    ("core", "arithmetic", "graph"),
-    ("files", "targets"),
+    ("core", "arithmetic"),
+    ("graph", "files", "targets"),
     ("recipe",),
     ("layers",),
     ("ops",),
     ("views", "train"),
     ("calibration", "masking", "tflite", "callbacks"),
+    ("registration",),
     ("prepare", "correct", "shrink", "runtime"),
     ("analysis", "exporting"),
     ("search",),

@@ -12,8 +12,11 @@ where they cost little more than reading their operands, and take scales as tens
 a kernel's own 32-bit integers would overflow, the codes are not defined.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 
+import keras  # noqa: F401  first: `kquant.registration` runs then
 import tensorflow as tf
 
 from kquant.arithmetic.activation import absolute, hard_swish, leaky_relu, relu, relu6, relu_n1_to_1

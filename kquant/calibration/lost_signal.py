@@ -19,8 +19,8 @@ import numpy as np
 
 from kquant import targets
 from kquant.calibration.observations import Observations
+from kquant.core.origin import origins
 from kquant.graph.graph import Graph, Node, run
-from kquant.graph.origin import origins
 from kquant.graph.unfold import substitute
 from kquant.layers.nodes import Compressed, FakeQuant, encodings_of, observing, only
 from kquant.ops import find

@@ -6,3 +6,5 @@ subclassed and custom layers into operations, `recording`, `unfollowed`, `watche
 does not export stands in `keras_private`, a name once, and nowhere else; what depends on how a Keras model is made up
 inside belongs to this folder, and nowhere above.
 """
+
+import keras  # noqa: F401  first: `kquant.registration` runs then

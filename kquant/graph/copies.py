@@ -6,9 +6,9 @@ from typing import Any
 
 import keras
 
+from kquant.core.origin import mark, origins
 from kquant.graph.creation import without_random
 from kquant.graph.keras_private import LISTS, every_layer, own_states, own_weights, set_trainable_alone
-from kquant.graph.origin import mark, origins
 
 
 def stays_whole(op: Any) -> bool:

@@ -5,3 +5,5 @@ masks or shares them. Tensors and encodings come in, values on the grid go out, 
 ranges or weights is a file beside `learned_ranges`, `oscillations` and `nonuniform`; a new transform of a kernel is a
 subclass of `transform.Transform` in the room that uses it.
 """
+
+import keras  # noqa: F401  first: `kquant.registration` runs then

@@ -5,3 +5,5 @@
 model and a section of a recipe come in, a model goes out. A new pattern, schedule or choice of centroids is one
 function.
 """
+
+import keras  # noqa: F401  first: `kquant.registration` runs then

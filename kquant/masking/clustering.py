@@ -12,9 +12,9 @@ from typing import Any
 
 import keras
 
+from kquant.core.origin import patterns_of
 from kquant.graph.given_model import warn_lost_steps
 from kquant.graph.keras_private import every_layer
-from kquant.graph.origin import patterns_of
 from kquant.layers.oscillations import warn_unfrozen
 from kquant.masking.centroids import Init
 from kquant.masking.codebook import Aggregation, Channels, Codebook

@@ -12,7 +12,7 @@ from typing import Any
 import keras
 
 from kquant.core.messages import did_you_mean
-from kquant.graph.origin import fits, identities
+from kquant.core.origin import fits, identities
 from kquant.layers.kernel import Holder, Kernel, holders
 from kquant.layers.transform import Transform
 from kquant.recipe.recipe import LayerRule

@@ -19,9 +19,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from kquant.core.origin import patterns_of
 from kquant.graph.given_model import warn_lost_steps
 from kquant.graph.keras_private import every_layer
-from kquant.graph.origin import patterns_of
 from kquant.masking.codebook import Codebook
 from kquant.masking.kernel_sites import Site, check_patterns, check_rules, note_of, note_of_unknown, sites
 from kquant.masking.mask import Criterion, Gradient, Mask

@@ -7,11 +7,11 @@ from typing import Any
 
 import keras
 
+from kquant.core.origin import identities, mark
 from kquant.graph.copies import copy_state, is_described, own, stays_whole
 from kquant.graph.given_model import check_finite
 from kquant.graph.graph import Graph, Node, rewrite, trace
 from kquant.graph.keras_private import every_layer
-from kquant.graph.origin import identities, mark
 from kquant.layers.nodes import Transformed
 from kquant.layers.transform import kernel_at
 from kquant.views.kernels import kernels_of

@@ -11,6 +11,8 @@ from dataclasses import fields
 from functools import cache
 from typing import Any
 
+import keras  # noqa: F401  first: `kquant.registration` runs then
+
 from kquant.core.messages import did_you_mean
 from kquant.core.operators import check_operator
 from kquant.ops import (

@@ -14,12 +14,12 @@ from typing import Any, Literal
 import keras
 import numpy as np
 
+from kquant.core.origin import mark, origins
 from kquant.core.program import Program, Ref
 from kquant.core.spec import FLOAT, Encoding, QuantSpec
 from kquant.graph.copies import again
 from kquant.graph.creation import without_random
 from kquant.graph.graph import Node
-from kquant.graph.origin import mark, origins
 
 # own: a range of its own; same: the codes of its input, moved or picked; shared: all inputs and the output in one
 # encoding; fixed: prescribed by the kernel; follows: new codes in the encoding of its input.

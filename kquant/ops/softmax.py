@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kquant.arithmetic import wide_below
+from kquant.arithmetic.softmax import wide_below
 from kquant.core.program import Program
 from kquant.core.spec import Encoding, QuantSpec
 from kquant.ops.rule import Call

@@ -9,9 +9,9 @@ from typing import Any
 import keras
 import numpy as np
 
+from kquant.core.origin import identities
 from kquant.core.spec import FLOAT, QuantSpec
 from kquant.graph.graph import Node, legal_name, rewrite
-from kquant.graph.origin import identities
 from kquant.layers.nodes import Compressed, FakeQuant
 from kquant.layers.transform import Carried, Transform, clone, kernel_at
 from kquant.ops import find

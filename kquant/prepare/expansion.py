@@ -15,11 +15,11 @@ from typing import Any
 
 import keras
 
+from kquant.core.origin import mark, origins
 from kquant.graph.copies import own
 from kquant.graph.defaults import own_defaults
 from kquant.graph.graph import Graph, Node, legal_name, named_apart, rewrite, trace
 from kquant.graph.keras_private import every_layer
-from kquant.graph.origin import mark, origins
 from kquant.graph.step_mask import reads_mask
 from kquant.graph.unfold import draws_in_training, substitute
 from kquant.ops import find

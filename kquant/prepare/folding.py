@@ -16,10 +16,10 @@ from typing import Any
 import keras
 import numpy as np
 
+from kquant.core.origin import origins
 from kquant.graph.defaults import own_defaults
 from kquant.graph.graph import Graph, Node, rewrite, trace
 from kquant.graph.keras_private import growing
-from kquant.graph.origin import origins
 from kquant.graph.output_names import as_keras
 from kquant.graph.unfold import substitute
 from kquant.ops import find

@@ -10,10 +10,10 @@ import keras
 
 from kquant import targets
 from kquant.core.messages import first_of
+from kquant.core.origin import identities
 from kquant.core.spec import PACKED_BITS
 from kquant.graph.defaults import own_defaults
 from kquant.graph.graph import Graph, Node, alone, trace
-from kquant.graph.origin import identities
 from kquant.ops import find
 from kquant.prepare.expansion import expand_graph
 from kquant.prepare.folding import Fate, fates

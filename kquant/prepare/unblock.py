@@ -16,8 +16,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from kquant.core.origin import identities, mark, origins
 from kquant.graph.graph import Graph, Node
-from kquant.graph.origin import identities, mark, origins
 from kquant.graph.unfold import substitute
 from kquant.layers.training_only import Conjugated, ReLUBehind
 from kquant.ops import find

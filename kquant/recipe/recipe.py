@@ -20,9 +20,9 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from kquant.core.messages import did_you_mean
+from kquant.core.origin import fits
 from kquant.core.quant_spec import Kind, QuantSpec
 from kquant.files.untrusted import MOST_SETTINGS_BYTES, check_plain, parse_toml, read_json, read_text
-from kquant.graph.origin import fits
 from kquant.recipe import litert_quantizer
 from kquant.recipe.clustering_section import Clustering
 from kquant.recipe.pruning_section import Pruning

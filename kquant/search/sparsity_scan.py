@@ -16,9 +16,9 @@ from tqdm.auto import tqdm
 
 from kquant.analysis.sqnr import decibel, noise_of
 from kquant.calibration.data import gather
+from kquant.core.origin import patterns_of
 from kquant.core.table import Table
 from kquant.graph.given_model import check_finite
-from kquant.graph.origin import patterns_of
 from kquant.layers.transform import apply
 from kquant.masking.kernel_sites import check_patterns, sites
 from kquant.masking.mask import Mask, fixed

@@ -7,11 +7,11 @@ from typing import Any
 
 import keras
 
+from kquant.core.origin import fits, patterns_of
 from kquant.graph.copies import again, copy_state
 from kquant.graph.given_model import check_finite
 from kquant.graph.graph import Graph, Node, legal_name, named_apart, rewrite, trace
 from kquant.graph.keras_private import every_layer
-from kquant.graph.origin import fits, patterns_of
 from kquant.layers.nodes import Transformed
 from kquant.ops import find
 from kquant.views.quantized_model import is_quantized

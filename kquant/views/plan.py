@@ -15,9 +15,9 @@ from typing import Any
 import keras
 import numpy as np
 
+from kquant.core.origin import identities
 from kquant.core.spec import FLOAT, INDEX, QuantSpec
 from kquant.graph.graph import Graph, Node
-from kquant.graph.origin import identities
 from kquant.graph.stored import Stored
 from kquant.ops import find
 from kquant.ops.rule import Rule

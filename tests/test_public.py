@@ -1,0 +1,66 @@
+"""`import kquant`: light, lazy, and enough for Keras to load what it saved."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import pytest
+
+import kquant
+from kquant import registration
+
+PACKAGE = Path(kquant.__file__).parent
+COUNT = "import keras; print(sum(name.startswith('kquant>') for name in keras.saving.get_custom_objects()))"
+
+
+def answer(lines: str) -> list[str]:
+    """What a new process prints."""
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
+    made = subprocess.run([sys.executable, "-c", lines], env=environment, capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
+    return made.stdout.split()
+
+
+def registered() -> int:
+    return sum(name.startswith("kquant>") for name in keras.saving.get_custom_objects())
+
+
+def test_dir_shows_the_public_names_and_nothing_else() -> None:
+    assert sorted(dir(kquant)) == sorted(kquant.__all__)
+    assert not [name for name in kquant.__all__ if name.startswith("_")]
+    for name in kquant.__all__:
+        assert getattr(kquant, name) is getattr(kquant, name)
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="quantise"):
+        kquant.quantise  # noqa: B018
+
+
+def test_every_class_that_is_registered_has_a_home() -> None:
+    """All that the package registers is there after `import kquant` alone: counted in the source."""
+    decorators = 0
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef | ast.FunctionDef):
+                decorators += sum("register_keras_serializable" in ast.unparse(d) for d in node.decorator_list)
+    assert decorators == registered() > 30
+
+
+@pytest.mark.parametrize("first", ["kquant", "kquant.arithmetic", "kquant.ops.rule"])
+def test_whatever_is_imported_first(first: str) -> None:
+    assert answer(f"import {first}; {COUNT}") == [str(registered())]
+
+
+def test_importing_it_loads_no_tensorflow() -> None:
+    lines = "import sys, kquant, kquant.app.cli, kquant.recipe.recipe; print('keras' in sys.modules, len(dir(kquant)))"
+    assert answer(f"{lines}; print('tensorflow' in sys.modules)") == ["False", str(len(kquant.__all__)), "False"]
+
+
+def test_homes_import_what_they_say() -> None:
+    assert all(name in sys.modules for name in registration.HOMES)
