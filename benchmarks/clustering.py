@@ -21,7 +21,6 @@ import kquant
 from benchmarks.assets import loader
 from benchmarks.qat_accuracy import batches
 from benchmarks.turns import fit_step, in_turns, ratios, timed
-from kquant import targets
 from kquant.layers.nodes import Compressed
 
 BATCH = 64
@@ -78,7 +77,7 @@ def judge(q: keras.Model, test: np.ndarray, labels: np.ndarray, what: str, refer
         kquant.export(q, path, samples=test[:64])
         found = kquant.predict(path, test)
         data = path.read_bytes()
-        said = tables(q, test, Path(folder), len(data)) if targets.of(q.layers[1].origin).look_up_tables else ""
+        said = tables(q, test, Path(folder), len(data)) if q.layers[1].origin.load_target().look_up_tables else ""
     kernels = [codes_of(layer) for layer in q._flatten_layers() if isinstance(layer, Compressed) and layer.transforms]
     most = max(len(np.unique(c)) for kernel in kernels for c in kernel)
     print(

@@ -12,7 +12,6 @@ import pytest
 from keras import layers
 
 import kquant
-from kquant.analysis.remedies import recipe_of
 from kquant.layers.nodes import Compressed, FakeQuant
 from kquant.recipe import recipe as recipes
 from kquant.recipe.recipe import LayerRule, Recipe
@@ -124,8 +123,8 @@ def test_training_settings_reach_the_layers() -> None:
     q = kquant.quantize(model(), given)
     nodes = [x for x in q.layers if isinstance(x, FakeQuant)]
     assert all(x.momentum == 0.9 and x.freeze_after == 7 for x in nodes)
-    assert all((x.origin["recipe"], x.origin["target"]) == ("r", "litert") for x in nodes)
-    assert all(recipe_of(x.origin) == recipes.load(given) for x in nodes)  # one that does not ship stays with the model
+    assert all((x.origin.recipe, x.origin.target) == ("r", "litert") for x in nodes)
+    assert all(x.origin.load_recipe() == recipes.load(given) for x in nodes)
 
 
 def test_fold_is_a_choice() -> None:

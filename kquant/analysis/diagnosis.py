@@ -12,7 +12,7 @@ from kquant.analysis.findings import Evidence, findings
 from kquant.analysis.liveness import peak_bytes
 from kquant.analysis.pairs import pairs
 from kquant.analysis.passes import Names, Passes, all_names, chunks, settings_of
-from kquant.analysis.remedies import Trials, recipe_of, told
+from kquant.analysis.remedies import Trials, told
 from kquant.analysis.results import Analysis, LayerReport, Sensitivity, TensorReport
 from kquant.analysis.sqnr import mean_db
 from kquant.analysis.tensors import tensor_report
@@ -23,6 +23,7 @@ from kquant.core.checks import check_count
 from kquant.core.messages import first_of
 from kquant.graph.graph import Graph
 from kquant.layers.nodes import FakeQuant, encodings_of
+from kquant.layers.provenance import Provenance, provenance_of
 from kquant.masking.stripping import strip
 from kquant.views.quantized_model import read
 
@@ -93,14 +94,14 @@ def analyze(
     evidence = Evidence(
         qmodel.name, len(x[0]), tuple(found), layers, tensors, tuple(pairs(graph)), *values.values(), metric is None
     )
-    origin = next((q.origin for u in found for q in (u.weighted, *u.quants) if getattr(q, "origin", None)), {})
+    origin = provenance_of(layer for u in found for layer in (u.weighted, *u.quants))
     reached = passes.value(passes.ALL), mean_db(passes.outputs[passes.ALL].noises)
     causes = findings(evidence)
     trials = _trials(qmodel, origin, x, metric, reached) if remedies and any(f.candidates for f in causes) else None
     return Analysis(
         model=qmodel.name,
-        recipe=origin.get("recipe", ""),
-        target=origin.get("target", ""),
+        recipe=origin.recipe,
+        target=origin.target,
         samples=len(x[0]),
         metric="SQNR in dB" if name is None else name,
         float_value=values["float"],
@@ -119,11 +120,11 @@ def analyze(
 
 
 def _trials(
-    qmodel: keras.Model, origin: dict[str, str], x: list[np.ndarray], metric: Any, reached: tuple[float, float]
+    qmodel: keras.Model, origin: Provenance, x: list[np.ndarray], metric: Any, reached: tuple[float, float]
 ) -> Trials | None:
     """The float model and the recipe that remedies are tried with; None where nobody knows the recipe any more."""
-    recipe = recipe_of(origin)
-    return None if recipe is None else Trials(strip(qmodel), recipe, origin["target"], x, metric, *reached)
+    recipe = origin.load_recipe()
+    return None if recipe is None else Trials(strip(qmodel), recipe, origin.target, x, metric, *reached)
 
 
 def _settings(found: list[Unit], weights: Names, sensitivity: bool) -> list[Names]:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kquant import targets
 from kquant.analysis.pairs import Pair
 from kquant.analysis.results import Finding, LayerReport, TensorReport
 from kquant.analysis.units import Unit
 from kquant.layers.nodes import Compressed
+from kquant.layers.provenance import NOWHERE
 from kquant.ops import find
 
 # A channel with an eighth of the range has three of eight bits less.
@@ -145,9 +145,9 @@ def outliers(e: Evidence) -> Iterator[Finding]:
 
 def _takes_per_axis(layer: Compressed) -> bool:
     rule = find(layer.layer)
-    if rule is None or rule.weights is None or not rule.weights.per_axis or "target" not in layer.origin:
+    if rule is None or rule.weights is None or not rule.weights.per_axis or layer.origin == NOWHERE:
         return False
-    ops = targets.of(layer.origin).ops
+    ops = layer.origin.load_target().ops
     return all(code in ops and ops[code].per_axis_for("int8") for code in rule.operators)
 
 

@@ -15,7 +15,8 @@ import keras
 from kquant.analysis.units import quantizes, widths
 from kquant.graph.graph import Graph, Node
 from kquant.layers.kernel import Holder
-from kquant.layers.nodes import Compressed, FakeQuant
+from kquant.layers.nodes import FakeQuant
+from kquant.layers.provenance import ALL, provenance_of
 from kquant.ops import find
 from kquant.views.multiplications import size_of
 
@@ -103,8 +104,7 @@ def live_tensors(graph: Graph) -> list[Live]:
 
 def _floats(graph: Graph) -> frozenset[str]:
     """Layers that the recipe leaves float among others: the file converts what they read and write."""
-    origin = next((node.op.origin for node in graph.nodes if isinstance(node.op, FakeQuant | Compressed)), {})
-    return frozenset(origin.get("float", "").split()) - {"*"}
+    return frozenset(provenance_of(node.op for node in graph.nodes).floats) - {ALL}
 
 
 def _bytes(tensor: Any, bits: dict[int, int]) -> int:

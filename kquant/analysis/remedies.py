@@ -9,7 +9,6 @@ What gains nothing is not told. Of two that gain the same the cheaper is: first 
 
 from __future__ import annotations
 
-import json
 import tomllib
 import warnings
 from collections.abc import Callable, Sequence
@@ -26,8 +25,9 @@ from kquant.analysis.sqnr import mean_db
 from kquant.analysis.units import units
 from kquant.correct.steps import apply_steps
 from kquant.layers.nodes import encodings_of
+from kquant.layers.provenance import provenance_of
 from kquant.prepare.quantization import quantize
-from kquant.recipe.recipe import Recipe, load, names
+from kquant.recipe.recipe import Recipe, load
 from kquant.views.quantized_model import read
 
 # Less than half a decibel is what another order of the same sums gives.
@@ -78,13 +78,6 @@ def measured(qmodel: keras.Model, x: list[np.ndarray], metric: Metric | None) ->
     passes = Passes(graph, units(graph), metric, [])
     passes.walk(chunks(graph, x), False)
     return passes.value(passes.ALL), mean_db(passes.outputs[passes.ALL].noises)
-
-
-def recipe_of(origin: dict[str, str]) -> Recipe | None:
-    """The recipe that a quantized model was made with; None for one of an older kquant that did not ship."""
-    if "settings" in origin:
-        return Recipe.model_validate(json.loads(origin["settings"]))
-    return load(origin["recipe"]) if origin.get("recipe") in names() else None
 
 
 def merged(recipe: Recipe, change: str) -> Recipe:
@@ -174,7 +167,7 @@ def with_remedy(qmodel: keras.Model, analysis: Analysis, is_sqnr: bool = True) -
         ValueError: no remedy gained anything, or nobody knows the model's recipe any more.
     """
     tried = [(f.remedy, f.gain) for f in analysis.findings if f.gain is not None]
-    recipe = recipe_of(next((q.origin for q in encodings_of(qmodel) if getattr(q, "origin", None)), {}))
+    recipe = provenance_of(encodings_of(qmodel)).load_recipe()
     if not tried or recipe is None:
         raise ValueError(f"analyze: {analysis.model}: no remedy gains anything on these samples, so none is applied.")
     best, _ = max(tried, key=lambda pair: (_worth(pair[1], is_sqnr), -_cost(pair[0])))

@@ -12,11 +12,11 @@ from typing import Any
 
 import keras
 
-from kquant import targets
 from kquant.core.spec import PACKED_BITS
 from kquant.graph.graph import Graph, Node
 from kquant.layers.kernel import Holder
 from kquant.layers.nodes import FakeQuant
+from kquant.layers.provenance import NOWHERE
 from kquant.ops import find
 from kquant.views.multiplications import macs_of, size_of
 from kquant.views.packing import packs
@@ -190,10 +190,9 @@ def _stored_bits(layer: Holder) -> int:
     if layer.storage in ("float16", "float32") or layer.spec is None:
         return 16 if layer.storage == "float16" else 32
     rule = find(layer.layer)
-    target = targets.of(layer.origin) if "target" in layer.origin else None
-    if rule is None or target is None or layer.spec.bits > PACKED_BITS:
+    if rule is None or layer.origin == NOWHERE or layer.spec.bits > PACKED_BITS:
         return 8
-    return 4 if packs(rule, target, layer.input_bits, layer.storage == "dequantized") else 8
+    return 4 if packs(rule, layer.origin.load_target(), layer.input_bits, layer.storage == "dequantized") else 8
 
 
 def live_bytes(unit: Unit, widths: dict[int, int]) -> int:

@@ -15,7 +15,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kquant import targets
 from kquant.core.messages import first_of
 from kquant.core.rescale import unit_of
 from kquant.core.spec import LARGEST_BIAS_CODE
@@ -23,6 +22,7 @@ from kquant.graph.graph import Graph, Node
 from kquant.graph.keras_private import every_layer
 from kquant.layers.learned_ranges import is_dead
 from kquant.layers.nodes import Compressed, FakeQuant, encodings_of
+from kquant.layers.provenance import provenance_of
 from kquant.ops import find
 from kquant.targets import Target
 from kquant.views.quantized_model import read
@@ -42,7 +42,7 @@ def hold_scales(qmodel: keras.Model, verb: str = "calibrate") -> None:
         verb: that the user called.
     """
     layers = encodings_of(qmodel)
-    target = targets.of(next((layer.origin for layer in layers if layer.origin), {}))
+    target = provenance_of(layers).load_target()
     types = {TYPES[16 if layer.spec.bits > 8 else 8] for layer in layers}
     limits = [limit for op in target.ops.values() for t in types if (limit := op.max_rescale_for(t)) is not None]
     if _largest_rescale(qmodel, layers) < min(limits, default=0.0):

@@ -17,12 +17,12 @@ from typing import Any
 import keras
 import numpy as np
 
-from kquant import targets
 from kquant.calibration.observations import Observations
 from kquant.core.origin import origins
 from kquant.graph.graph import Graph, Node, run
 from kquant.graph.unfold import substitute
 from kquant.layers.nodes import Compressed, FakeQuant, encodings_of, observing, only
+from kquant.layers.provenance import provenance_of
 from kquant.ops import find
 from kquant.views.quantized_model import read
 from kquant.views.widths import TYPES
@@ -122,8 +122,7 @@ class _Model:
             self.values = run(self.graph, x)
         self.y = _outputs([self.values[id(t)] for t in keras.tree.flatten(self.graph.outputs)])
         self.makers, self.readers = self.graph.producers(), self.graph.consumers()
-        origins = (n.op.origin for n in self.graph.nodes if isinstance(n.op, FakeQuant))
-        self.target = targets.of(next((o for o in origins if o), {}))
+        self.target = provenance_of(n.op for n in self.graph.nodes).load_target()
         self.inputs = {id(t): t.name for t in keras.tree.flatten(self.graph.inputs)}
         self.calls = 0
 

@@ -1,7 +1,6 @@
 """The nouns that every room shares, and the words of its messages.
 
 `spec` says what is wanted of a tensor and what was found for it; `program` is a TFLite file as data, `operators.toml`
-what is so of its operators. Nothing here
-knows Keras layers or files on disk, and nothing here imports another room. What two rooms need and neither owns goes
-here, if it is data; behaviour goes to the room that owns it.
+what is so of its operators. Nothing here knows Keras layers or files on disk, and nothing here imports another room.
+What two rooms need and neither owns goes here, if it is data; behaviour goes to the room that owns it.
 """

@@ -23,6 +23,7 @@ from kquant.exporting.streams import Stream, StreamReport, check_stream, describ
 from kquant.exporting.verification import VerifyReport, compare
 from kquant.files.atomic import Outputs
 from kquant.files.destination import destination
+from kquant.layers.provenance import ALL
 from kquant.runtime.running import ARENA, FALLBACK, arena_bytes, available
 from kquant.targets import Target
 from kquant.tflite.aliases import keep_apart
@@ -244,7 +245,7 @@ def _streaming(
             return in_tables(streamed.program, lowered, metadata, tables), streamed
         return to_bytes(streamed.program, lowered.target, metadata), streamed
 
-    if "*" in lowered.floats:
+    if ALL in lowered.floats:
         raise ValueError(
             f"export: streaming files compute with integers, and the recipe '{lowered.recipe}' leaves all activations "
             "float. Quantize with recipe 'int8' or 'int16x8', or export without streaming."

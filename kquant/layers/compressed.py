@@ -15,6 +15,7 @@ from kquant.layers.conversion import refuse_conversion
 from kquant.layers.fake_quant import is_float, is_simulating
 from kquant.layers.live_norm import LiveNorm
 from kquant.layers.nonuniform import on_grid
+from kquant.layers.provenance import Provenance
 from kquant.layers.weighted import Weighted
 
 # Of a live batch norm: below it a channel is switched off.
@@ -47,7 +48,7 @@ class Compressed(Weighted):
         input_bits: width of the activations: 8, 16, or 0 for float ones.
         storage: how a file keeps the weights where activations are float: "integer" (the kernel quantizes activations
             as it runs), "dequantized" (codes, made float before use), "float16" or "float32".
-        origin: recipe and target that this model was made for.
+        origin: how this model was made, as its config: recipe, target.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class Compressed(Weighted):
         self.observer = observer
         self.reach_by_data = reach_by_data
         self.input_bits, self.storage = input_bits, storage
-        self.origin = dict(origin or {})
+        self.origin = Provenance.read(origin)
         self.supports_masking = True
 
     def set_reach(self, values: Any, *, by_data: bool) -> None:
@@ -308,7 +309,7 @@ class Compressed(Weighted):
             "reach_by_data": self.reach_by_data,
             "input_bits": self.input_bits,
             "storage": self.storage,
-            "origin": self.origin,
+            "origin": self.origin.to_config(),
         }
 
 

@@ -12,12 +12,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kquant import arithmetic, targets
+from kquant import arithmetic
 from kquant.core.spec import QuantSpec, encode_range, to_codes
 from kquant.graph.step_mask import is_other
 from kquant.layers import learned_ranges, range_learner
 from kquant.layers.conversion import refuse_conversion
 from kquant.layers.learned_ranges import replaced, straight_through
+from kquant.layers.provenance import Provenance
 from kquant.layers.replicas import extremes
 from kquant.recipe.training_section import Training
 
@@ -83,7 +84,7 @@ class FakeQuant(keras.layers.Layer):
         learning: what the recipe's `[training]` asks for beside moving ranges (`Training.for_tensors`).
         observer: name of the function that calibration sets the range with.
         span: (lowest, highest) that a calibrated range holds in any case: rows of a table that no sample looks up.
-        origin: recipe and target that this model was made for.
+        origin: how this model was made, as its config: recipe, target.
         ports: inputs of the model that it quantizes -> (lowest, highest, layer), what the first layer of the float
             model takes there, where that tells; else None.
         padding: number of a call -> what every feature of a masked step holds there, which nobody reads: its range is
@@ -116,10 +117,10 @@ class FakeQuant(keras.layers.Layer):
         self.learning = Training(**(learning or {}))
         self.observer = observer
         self.span = None if span is None else (float(span[0]), float(span[1]))
-        self.origin = dict(origin or {})
+        self.origin = Provenance.read(origin)
         self.ports = dict(ports or {})
         self.padding = dict(padding or {})
-        self.runtime = targets.of(self.origin).rounding  # whose rounding inference follows
+        self.runtime = self.origin.load_target().rounding  # whose rounding inference follows
         self.supports_masking = True
         if self.has_range:
             zeros = {"shape": (sites,), "initializer": "zeros", "trainable": False, "dtype": "float32"}
@@ -412,7 +413,7 @@ class FakeQuant(keras.layers.Layer):
             "learning": self.learning.for_tensors(),
             "observer": self.observer,
             "span": self.span,
-            "origin": self.origin,
+            "origin": self.origin.to_config(),
             "ports": dict(self.ports),
             "padding": dict(self.padding),
         }

@@ -11,9 +11,8 @@ table of an Embedding and the halves of a separable convolution look the same to
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 import keras
@@ -23,6 +22,7 @@ import tensorflow as tf
 from kquant.core.spec import QuantSpec
 from kquant.graph.keras_private import every_layer, growing
 from kquant.layers import transform as kernels
+from kquant.layers.provenance import NOWHERE, Provenance
 from kquant.layers.transform import Transform
 
 
@@ -36,7 +36,7 @@ class Holder:
         channel_axes: of a kernel, those that number the output channels; None where its scales are not those of
             channels.
         input_bits: of the codes that the weights are multiplied with.
-        origin: where the model came from: target, recipe.
+        origin: how the model was made: recipe, target.
     """
 
     layer: Any
@@ -46,7 +46,7 @@ class Holder:
     storage: str = "integer"
     channel_axes: tuple[int, ...] | None = None
     input_bits: int = 8
-    origin: Mapping[str, str] = MappingProxyType({})
+    origin: Provenance = NOWHERE
 
     def kernels(self) -> tuple[Kernel, ...]:
         """Its kernels, in order."""

@@ -13,6 +13,7 @@ from kquant.core.origin import identities
 from kquant.core.spec import FLOAT, QuantSpec
 from kquant.graph.graph import Node, legal_name, rewrite
 from kquant.layers.nodes import Compressed, FakeQuant
+from kquant.layers.provenance import ALL, Provenance
 from kquant.layers.transform import Carried, Transform, clone, kernel_at
 from kquant.ops import find
 from kquant.ops.affine import Moments, Norm
@@ -57,6 +58,18 @@ def attach(
     return qmodel
 
 
+def _provenance(plan: Plan) -> Provenance:
+    """What every layer of the new model remembers; the whole recipe where its name does not tell it."""
+    recipe, ships = plan.recipe, plan.recipe.name in names() and load(plan.recipe.name) == plan.recipe
+    settings = "" if ships else recipe.model_dump_json(by_alias=True, exclude_defaults=True)
+    skips = {n.name for n in plan.graph.nodes if plan.settings[id(n.op)].skip}
+    calls = [n for n in plan.graph.nodes if plan.widths.calls[id(n)] == FLOAT]
+    floats = {n.name for n in calls if not plan.settings[id(n.op)].skip}
+    if floats and recipe.mode != "static":
+        floats = {ALL}
+    return Provenance(recipe.name, plan.target.name, settings, tuple(sorted(skips)), tuple(sorted(floats)))
+
+
 class _Builder:
     """The new model while it grows: encodings and accumulator scales of its tensors, by id."""
 
@@ -78,17 +91,8 @@ class _Builder:
         self.encodings: dict[int, Any] = {}  # of quantized tensors
         self.specs: dict[int, QuantSpec] = {}  # their grids
         self.converted: dict[tuple[int, int], Any] = {}  # (id(tensor), group) -> the tensor in that group's encoding
-        self.origin = {"recipe": plan.recipe.name, "target": plan.target.name}
+        self.origin = _provenance(plan)
         self.takes: Mapping[str, tuple[float, float, str]] = {}
-        if plan.recipe.name not in names() or load(plan.recipe.name) != plan.recipe:
-            self.origin["settings"] = plan.recipe.model_dump_json(by_alias=True, exclude_defaults=True)
-        calls = [n for n in plan.graph.nodes if plan.widths.calls[id(n)] == FLOAT]
-        kept = sorted({n.name for n in calls if not plan.settings[id(n.op)].skip})
-        skipped = sorted({n.name for n in plan.graph.nodes if plan.settings[id(n.op)].skip})
-        if skipped:
-            self.origin["skip"] = " ".join(skipped)
-        if kept:
-            self.origin["float"] = "*" if plan.recipe.mode != "static" else " ".join(kept)
         self.pending: dict[int, dict[str, Any]] = {}  # of tensors to be quantized: FakeQuant's arguments
         self.layers: dict[int, Any] = {}
         self.names = {node.name for node in plan.graph.nodes}
@@ -186,7 +190,7 @@ class _Builder:
             observer=self.plan.settings[id(op)].weights.observer,
             input_bits=bits,
             storage=self.storage(op),
-            origin=self.origin,
+            origin=self.origin.to_config(),
         )
         if layer.norm is not None:
             norm = self.norms[op.name]
@@ -283,7 +287,7 @@ class _Builder:
             "momentum": training.momentum,
             "freeze_after": 0 if training.ranges == "fixed" else training.freeze_ranges_after,
             "learning": training.for_tensors(),
-            "origin": self.origin,
+            "origin": self.origin.to_config(),
         }
 
     def sources(self, rule: Rule, node: Node, inputs: list[Any], known: list[Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from kquant.exporting.export_file import ExportReport, Port
 from kquant.exporting.streams import StreamReport
 from kquant.exporting.verification import VerifyReport
+from kquant.layers.provenance import ALL
 from kquant.prepare.forecast import CheckReport
 from kquant.report.page import Page, Table, page
 from kquant.report.weights import tables_table, weight_facts, weight_findings, weights_table
@@ -26,7 +27,7 @@ def _export(report: ExportReport) -> Page:
         findings.append("The file was not run: check_runtimes was off.")
     kind = "every operator integer"
     if report.float_layers:
-        kind = "float activations" if "*" in report.float_layers else f"float: {', '.join(report.float_layers)}"
+        kind = "float activations" if ALL in report.float_layers else f"float: {', '.join(report.float_layers)}"
     return Page(
         headline=f"{report.path}: recipe {report.recipe}, target {report.target}, {kind}",
         ok=all(v.ok for v in report.verification),

@@ -331,18 +331,6 @@ def load(name: str) -> Target:
     return _read(name, files[name])
 
 
-def of(origin: Mapping[str, str]) -> Target:
-    """The target that a quantized model was made for.
-
-    Args:
-        origin: of one of its layers; without a target in old ones.
-
-    Raises:
-        ValueError: as of `load`: the model was quantized where that target had a file.
-    """
-    return load(origin.get("target", DEFAULT))
-
-
 def _files() -> dict[str, Any]:
     """Name of a target -> its file. The folder is looked into each time: a test or a notebook may set it late."""
     given = os.environ.get(FOLDER)

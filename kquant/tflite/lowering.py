@@ -14,7 +14,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kquant import targets
 from kquant.core.program import Program, Ref
 from kquant.core.spec import KERNEL_BITS, PACKED_BITS, Encoding, QuantSpec
 from kquant.graph.graph import Graph, Node
@@ -69,13 +68,13 @@ def lower(qmodel: keras.Model) -> Lowered:
     _refuse_unseen(encodings_of(qmodel))
     _refuse_simulated([n for n in graph.nodes if isinstance(n.op, FakeQuant | Holder)])
     origin = nodes[0].op.origin
-    target = targets.of(origin)
-    if "skip" in origin:
+    target = origin.load_target()
+    if origin.skips:
         raise ValueError(
-            f"export: the recipe skips {origin['skip']}: these layers are float in the model and nowhere else. Take "
-            "the rule out before export, or write float = true in place of skip = true (target 'litert')."
+            f"export: the recipe skips {' '.join(origin.skips)}: these layers are float in the model and nowhere else. "
+            "Take the rule out before export, or write float = true in place of skip = true (target 'litert')."
         )
-    writer = _Writer(graph, target, Program(qmodel.name), frozenset(origin.get("float", "").split()))
+    writer = _Writer(graph, target, Program(qmodel.name), frozenset(origin.floats))
     for t in keras.tree.flatten(graph.inputs):
         writer.inputs[id(t)] = len(writer.inputs)
     writer.positions()
@@ -90,7 +89,7 @@ def lower(qmodel: keras.Model) -> Lowered:
     _name_by_keys(program, graph.outputs)
     program.distinct_names()
     refuse_extremes(program, target)
-    return Lowered(program, graph, writer.refs, target, origin.get("recipe", ""), writer.floats)
+    return Lowered(program, graph, writer.refs, target, origin.recipe, writer.floats)
 
 
 def _output(writer: _Writer, graph: Graph, t: Any) -> Ref:
