@@ -385,5 +385,12 @@ def test_small_processes_start_without_tensorflow(name: str) -> None:
 def test_lanes_name_files_of_tests() -> None:
     import conftest
 
-    files = {path.stem for path in Path(__file__).parent.glob("test_*.py")}
+    files = {path.stem for path in Path(__file__).parent.rglob("test_*.py")}
     assert not {stem for lane in conftest.LANES.values() for stem in lane} - files
+
+
+def test_tests_mirror_the_folders() -> None:
+    """A file of tests is in the folder of what it tests; what asks the whole house is outside of them."""
+    here = Path(__file__).parent
+    folders = {path.name for path in here.iterdir() if path.is_dir() and any(path.glob("test_*.py"))}
+    assert folders <= {path.parent.name for path in FILES}

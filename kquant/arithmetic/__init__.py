@@ -55,7 +55,7 @@ KERNELS: dict[str, Callable[..., tf.Tensor]] = {
     "TANH": tanh,
 }
 
-# How each runtime rounds the accumulator of an int8 kernel, its weights int8 or int4; tests/test_arithmetic.py pins it.
+# How each runtime rounds the accumulator of an int8 kernel, its weights int8 or int4; test_arithmetic.py pins it.
 ROUNDING: dict[str, dict[str, str]] = {
     "litert": {
         "BATCH_MATMUL": "double",

@@ -63,7 +63,7 @@ def test_the_printed_table_is_the_result(result):
 
 def test_the_readme_shows_this_table(result):
     """Title and columns, to the letter; the figures of one run, so rows by name."""
-    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
     title, columns = demo.render(result).strip().splitlines()[:2]
     assert title in readme
     assert columns.split() in [line.split() for line in readme.splitlines()]

@@ -16,7 +16,7 @@ import pytest
 
 import kquant  # noqa: F401  registers the layers that are loaded here
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SECONDS = 300
 
 
@@ -36,7 +36,7 @@ def start(name: str, folder: Path, **environment: str) -> subprocess.Popen:
     folder.mkdir()
     paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     return subprocess.Popen(
-        [sys.executable, str(ROOT / "tests/distributed.py"), name, str(folder)],
+        [sys.executable, str(ROOT / "tests/support/distributed.py"), name, str(folder)],
         env={**os.environ, "PYTHONPATH": paths, "CUDA_VISIBLE_DEVICES": "-1", **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

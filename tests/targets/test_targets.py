@@ -23,7 +23,7 @@ from kquant.runtime.interpreters import litert_interpreter
 RUNTIMES = {"litert": "litert", "litert-reference": "litert", "tflm": "tflm"}  # runtime: the target that describes it
 # In int16 the tables that kernels interpolate are off by a few steps; a step is a 256th of one in int8.
 TOLERANCE_LSB = {"int8": 1.01, "int16": 4.0, "int32": 1.01, "float32": 1e-5, "bool": 0.0}
-PROGRAM = Path(__file__).with_name("one_op.py")
+PROGRAM = Path(__file__).parents[1] / "support" / "one_op.py"
 # LiteRT looks tanh up in a table and so takes any output encoding; the specification still prescribes one.
 LENIENT = {("litert", "TANH", "int8")}
 

@@ -588,7 +588,7 @@ def unbalanced(model: keras.Model) -> None:
 
 def test_the_benchmark_says_what_it_measured() -> None:
     """Its grids are those of the recipe "int4-weights", whose steps it leaves out."""
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     text = (root / "docs/benchmarks.md").read_text()
     section = text[text.index("\n\n## What analysis says") :]
     assert "\n| 4-bit weights, rounded to nearest | 55.64 |\n" in section

@@ -18,7 +18,7 @@ from kquant.views.quantized_model import places, read
 
 ladder, bit_widths = (importlib.import_module(f"kquant.search.{name}") for name in ("ladder", "bit_widths"))
 
-PACKAGE = Path(__file__).parents[1] / "kquant"
+PACKAGE = Path(__file__).parents[2] / "kquant"
 X = np.random.default_rng(0).random((70, 4), np.float32)
 
 

@@ -23,7 +23,7 @@ from kquant.files.atomic import Outputs, write_atomically
 from kquant.files.destination import destination
 from kquant.files.leftovers import settle
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 needs_user = pytest.mark.skipif(os.geteuid() == 0, reason="root may write to any folder")
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away and mounts file systems")
 
@@ -42,7 +42,7 @@ def umask() -> Iterator[Callable[[int], int]]:
 def test_killed_and_interrupted_at_every_call() -> None:
     """One file, three files, files of two folders behind a link; and the run that mends, killed as well."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    script = [sys.executable, str(ROOT / "tests/killed_writes.py")]
+    script = [sys.executable, str(ROOT / "tests/support/killed_writes.py")]
     done = subprocess.run(script, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     table = json.loads(done.stdout)

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 import kquant
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 X = np.random.default_rng(0).random((40, 4), np.float32)
 
 
