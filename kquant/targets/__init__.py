@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -328,22 +328,35 @@ def load(name: str) -> Target:
             f"Unknown target {name!r}; the known ones are {', '.join(sorted(files))}.{hint} A target of your own is a "
             f"TOML file in the folder that the environment variable {FOLDER} names."
         )
-    return _read(name, files[name])
+    return _shipped(name) if name in _shipped_files() else _read(name, files[name])
 
 
 def _files() -> dict[str, Any]:
     """Name of a target -> its file. The folder is looked into each time: a test or a notebook may set it late."""
     given = os.environ.get(FOLDER)
-    if given and not Path(given).is_dir():
+    if not given:
+        return _shipped_files()
+    if not Path(given).is_dir():
         raise ValueError(f"{FOLDER} names a folder with target files (*.toml). There is no folder {given!r}.")
-    folders = [resources.files(__name__), *([Path(given)] if given else [])]
-    known: dict[str, Any] = {}
-    for file in (file for folder in folders for file in folder.iterdir() if file.name.endswith(".toml")):
-        name = file.name.removesuffix(".toml")
-        if name in known:  # models say by name what they were quantized for: it must mean one thing
-            raise ValueError(f"{FOLDER}: {file} has the name of one of kquant's own targets. Call it otherwise.")
-        known[name] = file
-    return known
+    own = _named(Path(given).iterdir())
+    for name in sorted(own.keys() & _shipped_files().keys()):  # models say by name what they were quantized for
+        raise ValueError(f"{FOLDER}: {own[name]} has the name of one of kquant's own targets. Call it otherwise.")
+    return {**_shipped_files(), **own}
+
+
+@cache
+def _shipped_files() -> dict[str, Any]:
+    return _named(resources.files(__name__).iterdir())
+
+
+def _named(files: Iterable[Any]) -> dict[str, Any]:
+    return {file.name.removesuffix(".toml"): file for file in files if file.name.endswith(".toml")}
+
+
+@cache
+def _shipped(name: str) -> Target:
+    """One of the package's; every layer of a quantized model asks for its own."""
+    return _read(name, _shipped_files()[name])
 
 
 def _read(name: str, file: Any) -> Target:
