@@ -55,7 +55,7 @@ Scale = Annotated[
     float, typer.Option("--scale", parser=fraction, help="Factor for every value of the data, like 1/255 for images")
 ]
 Samples = Annotated[int | None, typer.Option("--samples", min=1, help="Use this many samples, evenly spread")]
-Target = Annotated[str, typer.Option("--target", help="Where the file is to run: litert, tflm or ethos-u")]
+Target = Annotated[str, typer.Option("--target", help="Where the file is to run: litert, tflm, ethos-u or your own")]
 Runtime = Annotated[str, typer.Option("--runtime", help="litert (XNNPACK), litert-reference or tflm")]
 Shape = Annotated[
     Any, typer.Option("--input-shape", parser=shape, help="For open dimensions, like 96,96,3", metavar="H,W,C")

@@ -58,7 +58,7 @@ def quantize(
     Args:
         model: a built Keras 3 model: Functional, Sequential, nested or subclassed. It is not changed.
         recipe: name, TOML file, plain data or `Recipe`.
-        target: where the file is to run: "litert", "tflm" or "ethos-u".
+        target: where the file is to run: "litert", "tflm", "ethos-u" or one of your own (`KQUANT_TARGETS`).
         input_shape: static shape(s), batch axis included, for models with open dimensions.
         encodings: AIMET's encodings as a JSON file or its data: ranges of all tensors, instead of calibration.
 
