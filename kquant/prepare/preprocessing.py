@@ -103,7 +103,10 @@ def affines(node: Node) -> list[Affine] | None:
     Returns:
         None where the call is anything else.
     """
-    if find(node.op) is None or len(node.inputs) != 1 or len(node.outputs) != 1:
+    rule = find(node.op)
+    if rule is None or len(node.inputs) != 1 or len(node.outputs) != 1:
+        return None
+    if rule.weights is not None and not isinstance(node.op, Affine):  # most first layers: nothing to write out
         return None
     try:
         part = trace(expand_graph(alone(node)), lambda op: find(op) is not None)

@@ -19,8 +19,8 @@ import pytest
 from ai_edge_litert import schema_py_generated as schema
 
 import kquant
-from kquant.runtime import interpreters, running
-from kquant.runtime.running import Running
+from kquant.runtime import interpreters
+from kquant.runtime.running import Running, arena_bytes
 from kquant.tflite.reader import refuse_damaged
 
 X = np.random.default_rng(0).normal(size=(40, 6, 3)).astype(np.float32)
@@ -77,7 +77,7 @@ def test_tables_are_counted_before_they_are_unpacked(tmp_path: Path) -> None:
     for verb in verbs:
         with pytest.raises(ValueError, match=r"m.tflite is damaged: .*far more than its 4\d,\d+ bytes can hold"):
             verb(tmp_path / "m.tflite")
-    for run in (lambda data: Running(data, "litert"), running.arena_bytes, refuse_damaged):
+    for run in (lambda data: Running(data, "litert"), arena_bytes, refuse_damaged):
         with pytest.raises(ValueError, match="far more than"):
             run(shared_tables(5000, 5000))
 
@@ -106,7 +106,7 @@ def test_no_interpreter_runs_in_this_process(runtime: str, monkeypatch: pytest.M
     with Running(content(), "litert-reference") as running:
         assert len(running.tensors([np.zeros((1, 6, 3), np.int8)])) > 2
     if runtime == "tflm":
-        assert running.arena_bytes(content())
+        assert arena_bytes(content())
 
 
 def shape_of_the_input(model: Any) -> None:
@@ -162,7 +162,7 @@ def test_a_file_cannot_fill_the_machine(runtime: str) -> None:
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_samples_in_many_messages_are_those_in_one(runtime: str, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = kquant.predict(content(), X, runtime)
-    monkeypatch.setattr(running, "MESSAGE_BYTES", 1000)
+    monkeypatch.setattr("kquant.runtime.running.MESSAGE_BYTES", 1000)
     np.testing.assert_array_equal(kquant.predict(content(), X, runtime), expected)
 
 
