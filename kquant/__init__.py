@@ -11,9 +11,12 @@
 import lazy_loader
 from wrapt import register_post_import_hook
 
+from kquant import moved
+
 __version__ = "0.1.0"
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)  # the names in `__init__.pyi`
 
 # `import kquant; keras.models.load_model(...)` must know the layers, while the command `kquant` answers before Keras,
 # and TensorFlow with it, has loaded. So they register when Keras has been imported, at once where it has been before.
 register_post_import_hook("kquant.registration:register", "keras")
+moved.install()

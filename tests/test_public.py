@@ -64,3 +64,18 @@ def test_importing_it_loads_no_tensorflow() -> None:
 
 def test_homes_import_what_they_say() -> None:
     assert all(name in sys.modules for name in registration.HOMES)
+
+
+@pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")
+def test_old_paths_give_what_moved() -> None:
+    import importlib
+
+    from kquant import moved
+
+    for old, new in moved.MOVED.items():
+        assert importlib.util.find_spec(f"kquant.{new}") is not None, (old, new)
+    with pytest.warns(PendingDeprecationWarning, match="kquant.core.atomic is kquant.files.atomic now"):
+        sys.modules.pop("kquant.core.atomic", None)
+        atomic = importlib.import_module("kquant.core.atomic")
+    assert atomic.write_atomically is importlib.import_module("kquant.files.atomic").write_atomically
+    assert importlib.import_module("kquant.core.spec") is sys.modules["kquant.core.spec"]
