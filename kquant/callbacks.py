@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from kquant.graph.keras_private import inner_layers
+from kquant.layers.kernel import Holder
 from kquant.layers.nodes import Compressed, FakeQuant, observing
 from kquant.train.distillation import Distiller
 
@@ -122,7 +123,7 @@ class Monitor(keras.callbacks.Callback):
         return [
             layer
             for layer in inner_layers(model)
-            if (isinstance(layer, FakeQuant) and layer.has_range) or hasattr(layer, "weights_as_used")
+            if (isinstance(layer, FakeQuant) and layer.has_range) or isinstance(layer, Holder)
         ]
 
     def _model_of_interest(self) -> keras.Model:
@@ -163,13 +164,9 @@ def _buckets(values: np.ndarray) -> np.ndarray:
 
 
 def _kernels(layer: keras.layers.Layer) -> dict[str, np.ndarray]:
-    """Kernels as they are used, by a prefix of their names; a layer of several tells them by path."""
-    if not hasattr(layer, "weights_as_used"):
-        return {}
-    paths = getattr(layer, "transforms", None)
-    if isinstance(paths, Mapping):
-        return {f"{path}/": layer.weights_as_used(path).numpy() for path in paths}
-    return {"": layer.weights_as_used().numpy()}
+    """Kernels as they are used, by a prefix of their names: none for a layer of one kernel, else its path."""
+    held = layer.kernels() if isinstance(layer, Holder) else ()
+    return {"" if layer.channel_axes is not None else f"{k.path}/": k.used.numpy() for k in held}
 
 
 def _has_codes(layer: keras.layers.Layer) -> bool:

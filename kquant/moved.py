@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import sys
 import warnings
 from collections.abc import Sequence
@@ -101,7 +102,7 @@ interpreters runtime.interpreters
 layer_bytes tflite.weight_bytes
 look_up_tables exporting.lut_check
 lost_signal calibration.lost_signal
-lower tflite
+lower tflite.aliases tflite.edges tflite.flatbuffer tflite.lowering tflite.lut_program tflite.states tflite.streaming
 lower.aliases tflite.aliases
 lower.decodes tflite.lut_program
 lower.edges tflite.edges
@@ -157,7 +158,7 @@ vela tflite.vela
 verify exporting.verification
 widths views.widths
 """
-MOVED = {old: new for old, new in (line.split() for line in TABLE.strip().splitlines())}
+MOVED = {old: tuple(new) for old, *new in (line.split() for line in TABLE.strip().splitlines())}
 
 
 class Moved(ModuleType):
@@ -165,9 +166,7 @@ class Moved(ModuleType):
 
     def __getattr__(self, name: str) -> Any:
         """What the new module has."""
-        if name.startswith("__"):
-            raise AttributeError(f"module '{self.__name__}' has no attribute '{name}'")
-        return getattr(importlib.import_module(new_path(self.__name__)), name)
+        return held(self.__name__, name, new_paths(self.__name__))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The function of the same name."""
@@ -190,15 +189,39 @@ class Finder(MetaPathFinder, Loader):
     def exec_module(self, module: ModuleType) -> None:
         """Say where it is now."""
         warnings.warn(
-            f"{module.__name__} is {new_path(module.__name__)} now; kquant's public names are those of dir(kquant).",
+            f"{module.__name__} is {' and '.join(new_paths(module.__name__))} now; kquant's public names are those of "
+            "dir(kquant).",
             PendingDeprecationWarning,  # shown by test runners, not to whoever runs a script
             stacklevel=2,
         )
 
 
-def new_path(old: str) -> str:
-    """Of a module, from its old one."""
-    return "kquant." + MOVED[old.removeprefix("kquant.")]
+def new_paths(old: str) -> tuple[str, ...]:
+    """Of what stood in a module, from its old path."""
+    return tuple(f"kquant.{new}" for new in MOVED[old.removeprefix("kquant.")])
+
+
+def held(old: str, name: str, homes: Sequence[str]) -> Any:
+    """A name of an old module.
+
+    Args:
+        old: path of the module.
+        name: in it.
+        homes: modules that hold what stood there.
+
+    Raises:
+        AttributeError: none of them has it.
+    """
+    if not name.startswith("__") and not _is_module(old, name):
+        for home in homes:
+            if hasattr(module := importlib.import_module(home), name):
+                return getattr(module, name)
+    raise AttributeError(f"module '{old}' has no attribute '{name}'")
+
+
+def _is_module(folder: str, name: str) -> bool:
+    """True for a module in a folder of today, which the import that asks for it looks for next."""
+    return hasattr(sys.modules[folder], "__path__") and importlib.util.find_spec(f"{folder}.{name}") is not None
 
 
 def install() -> None:

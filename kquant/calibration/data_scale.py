@@ -9,9 +9,10 @@ from __future__ import annotations
 import inspect
 import warnings
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
+
+from kquant.core.messages import PACKAGE
 
 # Of the values that are not 0, how many may lie outside: distributions shift, and percentiles clip, but not a quarter.
 MOST_OUTSIDE = 0.25
@@ -21,7 +22,6 @@ NARROW = 1 / 100
 ENOUGH_SAMPLES = 8
 # What data are divided by on the way into a model: images of 8 bits, and sound of 16.
 FACTORS = (255.0, 127.5, 32768.0)
-PACKAGE = str(Path(__file__).parents[1])
 SOME_VALUES = 1 << 16  # of a batch, that tell how its values are distributed
 
 

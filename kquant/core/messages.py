@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 SHOWN = 5
+PACKAGE = str(Path(__file__).parents[1])  # frames of files in it are not the caller's
 
 
 def did_you_mean(name: object, known: Iterable[str], cutoff: float = 0.6, most: int = 1) -> str:

@@ -3,3 +3,12 @@
 A quantized model comes in and is changed in place; its float function stays. Each correction is one file, and one
 entry in `steps.STEPS`, which recipes and the command line name.
 """
+
+from typing import Any
+
+from kquant import moved
+
+
+def __getattr__(name: str) -> Any:
+    """What stood in this file before it was `steps`."""
+    return moved.held(__name__, name, ("kquant.correct.steps",))

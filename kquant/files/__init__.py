@@ -6,13 +6,11 @@
 of file gets a reader with limits of its own here.
 """
 
-import importlib
-import importlib.util
 from typing import Any
+
+from kquant import moved
 
 
 def __getattr__(name: str) -> Any:
-    """What stood in the module of this name before it was a folder: see `kquant.moved`."""
-    if name.startswith("__") or importlib.util.find_spec(f"{__name__}.{name}") is not None:  # a module of today
-        raise AttributeError(f"module 'kquant.files' has no attribute '{name}'")
-    return getattr(importlib.import_module("kquant.app.command_files"), name)
+    """What stood in the module of this name before it was a folder."""
+    return moved.held(__name__, name, ("kquant.app.command_files",))

@@ -1,7 +1,7 @@
 """Keras models from files that anyone may have written, told apart by what is in them and not by their names.
 
 A `.keras` file is a zip archive with a configuration and an HDF5 file of weights; a `.h5` file is HDF5 with both.
-Either is counted and measured first (`core/untrusted.py`), its HDF5 part is read by another process (`hdf5.py`), and
+Either is counted and measured first (`untrusted`), its HDF5 part is read by another process (`hdf5_copy`), and
 while Keras builds the model no weight may be larger than what is stored.
 """
 

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import re
+import sysconfig
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
+import optree
+import tensorflow as tf
 
+from kquant.core.messages import PACKAGE
+
+# Where lines are that the user did not write: the folders themselves, since a user's own may be called like them.
+LIBRARIES = (*(str(Path(str(m.__file__)).parent) for m in (keras, np, optree, tf)), PACKAGE)
+STANDARD = sysconfig.get_paths()["stdlib"]
 # What TensorFlow and NumPy call by another name than `keras.ops`.
 RENAMED = {
     "arg_max": "argmax",
@@ -84,12 +94,16 @@ def returned(op: Any, outputs: Any) -> ValueError:
 
 def _line(error: Exception) -> tuple[str, str]:
     """File and line of the user's code that raised, and its text."""
-    library = ("/keras/", "/tensorflow/", "/kquant/core/", "/numpy/", "/optree/")
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not any(p in f.filename for p in library)]
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not _is_library(f.filename)]
     if not frames:
         return "", ""
     frame = frames[-1]
     return f"{frame.filename.rsplit('/', 1)[-1]}, line {frame.lineno}", (frame.line or "").strip()
+
+
+def _is_library(file: str) -> bool:
+    """True for a line that the user did not write; where packages lie inside the standard library, they are others'."""
+    return file.startswith(LIBRARIES) or (file.startswith(STANDARD) and "site-packages" not in file)
 
 
 def _instead(line: str) -> str:

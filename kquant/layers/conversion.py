@@ -11,6 +11,7 @@ from types import FrameType
 
 # Modules that trace a model to write a TFLite file; their files hold the simulation as float operators.
 LITE = ("tensorflow.lite.", "tensorflow_lite", "ai_edge_litert")
+LITE_OF_KERAS = ".export.litert"  # inside Keras, wherever it keeps it
 WAY_OUT = 'kquant.export(qmodel, "model.tflite") writes the integer file'
 
 
@@ -22,7 +23,7 @@ def refuse_conversion() -> None:
     """
     found = [frame.f_globals.get("__name__", "") for frame in _callers(inspect.currentframe())]
     keras_exports = [name for name in found if name.startswith("keras.") and ".export." in name]
-    if any(name.startswith(LITE) for name in found) or any("litert" in name for name in keras_exports):
+    if any(name.startswith(LITE) for name in found) or any(LITE_OF_KERAS in name for name in keras_exports):
         message = (
             "this converter would write a quantized model as a float file that simulates it, without one integer "
             f"kernel; {WAY_OUT}."

@@ -11,6 +11,7 @@ table of an Embedding and the halves of a separable convolution look the same to
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +27,7 @@ from kquant.layers.provenance import NOWHERE, Provenance
 from kquant.layers.transform import Transform
 
 
-class Holder:
+class Holder(ABC):
     """What a layer that holds another one's kernels answers of each, by its path in that layer (`kernel_at`).
 
     Attributes:
@@ -52,25 +53,25 @@ class Holder:
         """Its kernels, in order."""
         return tuple(Kernel(self, path) for path in self.kernel_paths())
 
+    @abstractmethod
     def kernel_paths(self) -> tuple[str, ...]:
         """Where they are."""
-        raise NotImplementedError
 
+    @abstractmethod
     def transforms_of(self, path: str) -> list[Transform]:
         """Masks and codebooks of a kernel, in the order in which they act."""
-        raise NotImplementedError
 
+    @abstractmethod
     def set_transforms(self, path: str, transforms: Sequence[Transform]) -> None:
         """Put others in their place, built already."""
-        raise NotImplementedError
 
+    @abstractmethod
     def transform_by(self, transform: Transform, path: str | None = None) -> None:
         """Add a transform, built and started here if it is not yet; of every kernel (copies of it), or of one."""
-        raise NotImplementedError
 
+    @abstractmethod
     def weights_as_used(self, path: str) -> tf.Tensor:
         """float32, after transforms and gains."""
-        raise NotImplementedError
 
     def weights_on_grid(self, path: str) -> tf.Tensor:
         """float32, on the grid, where there is one."""
@@ -81,8 +82,8 @@ class Holder:
         return None
 
     def rows(self, path: str, values: tf.Tensor) -> np.ndarray:
-        """float64[rows, n]: what shares a scale (or would, per axis), one row for each: channels, or gates."""
-        raise NotImplementedError
+        """float64[rows, n]: what shares a scale (or would, per axis), a row for each: channels, or gates; else one."""
+        return np.asarray(values, np.float64).reshape(1, -1)
 
     def bias_as_used(self) -> tf.Tensor | None:
         """float32[channels], the bias with what a correction added; None where the layer inside has the last word."""
@@ -97,7 +98,14 @@ class Holder:
         return False
 
     def learn(self, learning: dict[str, Any]) -> None:
-        """Train the weights so (`Training.for_weights`); before the layer is built."""
+        """Train the weights so (`Training.for_weights`); before the layer is built.
+
+        Raises:
+            ValueError: this layer knows one way only, straight through on the range of the weights.
+        """
+        if learning:
+            asked = ", ".join(sorted(learning))
+            raise ValueError(f"{self.name}: its weights cannot train as [training] asks ({asked}); leave that out.")
 
     def tensors_inside(self) -> dict[str, tuple[Any, np.ndarray]]:
         """What -> the `FakeQuant` of a tensor that never leaves the layer, and its scale as the device has it."""

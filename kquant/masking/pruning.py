@@ -255,7 +255,7 @@ def _check_zero(site: Site) -> None:
     if any(isinstance(t, Codebook) and not t.preserve_sparsity for t in site.transforms):
         raise ValueError(
             f"{site.label}: prune: its codebook without a zero would undo the mask. Cluster with "
-            "preserve_sparsity=True; to give the shared values up, start from kquant.masking.stripping(model)."
+            "preserve_sparsity=True; to give the shared values up, start from kquant.strip(model)."
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -33,6 +34,7 @@ BODIES: dict[str, tuple[Callable[[Any], Any], str]] = {
     "method": (lambda x: x.mean(), r"do not have\. Write `ops\.mean\(x\)`"),
     "numbers of a tensor": (lambda x: ops.tanh(x.numpy()), r"asks for the numbers in a tensor"),
     "weights before building": (lambda x: ops.matmul(x, layers.Dense(3).kernel), r"not built.*layer\.build"),
+    "a layer called wrongly": (lambda x: layers.Dense(3)(x, x), r"own code raises.*TypeError"),
     "own mistake": (lambda x: [x][1], r"its own code raises.*IndexError"),
     "nothing": (lambda x: None, r"Received: None; is its `return` missing"),
     "text": (lambda x: {"a": x, "b": "text"}, r"must return tensors.*Received: str 'text'"),
@@ -71,8 +73,10 @@ class Body(keras.Model):
 @pytest.mark.parametrize("name", BODIES)
 def test_each_reason_has_its_own_words(name: str) -> None:
     function, said = BODIES[name]
-    with pytest.raises(ValueError, match=rf"body \(Body\): .*{said}"):
+    with pytest.raises(ValueError, match=rf"body \(Body\): .*{said}") as caught:
         kquant.check(Body(function), input_shape=(None, 3, 4))
+    places = re.findall(r"\((\w+\.py), line \d+", str(caught.value))
+    assert set(places) <= {"test_unfollowed.py"}, "the user's own line, whichever part of kquant it went through"
 
 
 def test_the_line_that_raised_is_shown() -> None:

@@ -98,16 +98,12 @@ def test_a_distilled_student_is_recorded_and_its_teacher_is_not(tmp_path: Path) 
 
 def test_layers_of_several_kernels_and_their_paths() -> None:
     """What wraps a layer with masks or codebooks tells its kernels by path."""
-
-    class Many(keras.layers.Dense):
-        transforms = {"kernel": ["mask"]}
-
-        def weights_as_used(self, path: str) -> tf.Tensor:
-            return getattr(self, path) * 0.0
-
+    model = keras.Sequential([keras.Input((3, 4)), keras.layers.LSTM(2, name="masked")])
     monitor = kquant.callbacks.Monitor("unused")
-    monitor.set_model(keras.Sequential([keras.Input((4,)), Many(2, name="masked")]))
-    assert monitor.scalars() == {"masked/kernel/sparsity": 1.0, "masked/kernel/unique": 1.0}
+    monitor.set_model(kquant.prune(model, 0.5))
+    found = monitor.scalars()
+    for path, size in (("cell.kernel", 4 * 8), ("cell.recurrent_kernel", 2 * 8)):
+        assert found[f"masked/{path}/sparsity"] == 0.5 and 2 <= found[f"masked/{path}/unique"] <= size / 2 + 1
 
 
 def test_recurrent_layers_show_the_range_of_their_cell(tmp_path: Path) -> None:
