@@ -96,6 +96,28 @@ def test_inside_a_folder_imports_have_no_circle() -> None:
                 del after[name]
 
 
+@pytest.mark.parametrize("folder", ["kquant", "tests", "benchmarks", "examples"])
+def test_what_is_imported_from_here_exists(folder: str) -> None:
+    missing = set()
+    for path in (ROOT / folder).rglob("*.py"):
+        for node in ast.walk(parsed(path)):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                names = [node.module]
+            elif isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            else:
+                continue
+            here = [name for name in names if name.split(".")[0] in ("kquant", "tests", "benchmarks", "examples")]
+            missing |= {(str(path.relative_to(ROOT)), name) for name in here if not _is_module(name)}
+    assert not missing
+
+
+def _is_module(name: str) -> bool:
+    """A file or folder of this tree: a module of 0.1 that `kquant.moved` serves is for users alone."""
+    path = ROOT.joinpath(*name.split("."))
+    return path.is_dir() or path.with_suffix(".py").is_file()
+
+
 @pytest.mark.parametrize("path", FILES, ids=IDS)
 def test_files_and_functions_are_small(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= 500

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
-from tests.contract import file_of, simulate
+from tests.support.contract import file_of, simulate
 
 import kquant
 from kquant import targets
