@@ -7,8 +7,8 @@ import warnings
 import keras
 import numpy as np
 import pytest
+from contract import file_of, simulate
 from keras import layers, ops
-from tests.support.contract import file_of, simulate
 
 import kquant
 from kquant import targets

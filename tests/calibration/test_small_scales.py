@@ -8,8 +8,8 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from contract import file_of, simulate
 from keras import layers
-from tests.support.contract import file_of, simulate
 
 import kquant
 from kquant import targets

@@ -434,3 +434,12 @@ def test_destination_names_where_it_leads(tmp_path: Path) -> None:
     found = destination(tmp_path / "link")
     assert (found.given, found.real, found.takes_bytes) == (tmp_path / "link", tmp_path / "store", False)
     assert destination("/dev/stdout").takes_bytes
+
+
+def test_interrupted_write_leaves_no_temporary_file(tmp_path: Path) -> None:
+    from kquant.files.atomic import write_atomically
+
+    (tmp_path / "m.tflite").mkdir()
+    with pytest.raises(ValueError, match="cannot be written"):
+        write_atomically(tmp_path / "m.tflite", b"bytes")
+    assert [p.name for p in tmp_path.iterdir()] == ["m.tflite"]

@@ -1,0 +1,61 @@
+"""What `quantize` warns of, and goes on with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from one_layer import X, dense
+
+import kquant
+
+
+def with_kernel(change: Callable[[np.ndarray], None]) -> keras.Model:
+    model = dense()
+    kernel = model.get_layer("head").kernel.numpy()
+    change(kernel)
+    model.get_layer("head").kernel.assign(kernel)
+    return model
+
+
+def exported(q: keras.Model, tmp_path: Path, data: np.ndarray = X) -> np.ndarray:
+    """Goes on to a file whose codes are the simulation's."""
+    kquant.calibrate(q, data, verbose=False)
+    report = kquant.export(q, tmp_path / "m.tflite", samples=data)
+    assert all(a.equal == 1.0 for v in report.verification if v.runtime != "litert" for a in v.agreements)
+    return kquant.predict(tmp_path / "m.tflite", data, "litert-reference")
+
+
+def test_zero_channels_warn_and_work(tmp_path: Path) -> None:
+    model = with_kernel(lambda kernel: kernel.__setitem__((slice(None), 1), 0.0))
+    with pytest.warns(UserWarning, match="head: the weights of 1 of its 3 output channels are all 0.*Take them out"):
+        q = kquant.quantize(model)
+    assert not exported(q, tmp_path)[:, 1].any()
+
+
+def test_all_zero_weights_warn_and_work(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="head: every weight is 0; were the weights loaded"):
+        q = kquant.quantize(with_kernel(lambda kernel: kernel.fill(0.0)))
+    with pytest.warns(UserWarning, match="hold a single value on all data"):
+        assert not exported(q, tmp_path).any()
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5, -3.0, 1e-30])
+def test_single_valued_activations_warn_and_work(value: float, tmp_path: Path) -> None:
+    q = kquant.quantize(dense())
+    with pytest.warns(UserWarning, match="these tensors hold a single value on all data: x_quant.*Use data that vary"):
+        found = exported(q, tmp_path, np.full((64, 6), value, "float32"))
+    wanted = dense()(np.full((1, 6), value, "float32")).numpy()
+    np.testing.assert_allclose(found[:1], wanted, atol=0.05 * max(1.0, abs(value)))
+
+
+def test_lost_activity_regularizers_are_named() -> None:
+    layer = layers.Dense(2, activity_regularizer="l2", kernel_regularizer="l2", name="sparse_head")
+    model = keras.Sequential([keras.Input((4,)), layer])
+    with pytest.warns(UserWarning, match="activity regularizers of sparse_head"):
+        q = kquant.quantize(model)
+    assert len(q.losses) == 1  # the kernel's
