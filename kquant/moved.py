@@ -79,7 +79,7 @@ core.transforms layers.transform
 core.unfold graph.unfold
 core.unfollowed graph.unfollowed
 core.untrusted files.untrusted
-core.vocabulary recipe.known_names
+core.vocabulary correct.steps calibration.observers
 core.watched graph.watched
 core.weighted layers.weighted
 core.wording core.messages

@@ -39,6 +39,9 @@ ORDER = (
 ROW = {name: row for row, names in enumerate(ORDER) for name in names}
 
 
+LATER = re.compile(r"kquant\.([\w.]+):\w+")  # `module:function` in a table, imported when it is asked for
+
+
 @cache
 def parsed(path: Path) -> ast.Module:
     return ast.parse(path.read_text())
@@ -64,6 +67,8 @@ def imported(path: Path) -> set[str]:
             found |= {name[1] for name in names if name[0] == "kquant" and len(name) > 1}
             if any(name == ["kquant"] for name in names):
                 raise ValueError(f"{path}: `import kquant` reaches everything; import what is needed")
+        elif isinstance(node, ast.Constant) and (later := LATER.fullmatch(str(node.value))):
+            found.add(later[1].split(".")[0])
     return found - {"__version__"}
 
 

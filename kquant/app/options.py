@@ -12,10 +12,11 @@ from typing import Annotated, Any
 import typer
 
 from kquant import targets
+from kquant.calibration import observers
 from kquant.core.messages import check_known
+from kquant.correct.steps import check_step, split_steps
 from kquant.files.named_files import check_data, check_labels_file, check_lite_file, check_model_file
 from kquant.recipe import recipe as recipes
-from kquant.recipe.known_names import check_names, check_step, split_steps
 from kquant.runtime.interpreters import RUNTIMES
 
 
@@ -64,7 +65,13 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, an
 
 
 def _recipe(value: str) -> None:
-    check_names(recipes.load(value))
+    chosen = recipes.load(value)
+    tables = [table for rule in chosen.rules for table in (rule.activations, rule.weights)]
+    named = [table["observer"] for table in tables if "observer" in table]
+    for name in (chosen.activations.observer, chosen.weights.observer, *named):
+        observers.find(name)
+    for step in chosen.steps:
+        check_step(step.name)
 
 
 def _steps(value: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import keras
 
 from kquant.core.messages import first_of
-from kquant.correct.steps import STEPS, apply_steps, check_steps, parse_steps
+from kquant.correct.steps import STEPS, apply_steps, check_steps, function_of, parse_steps
 from kquant.exporting.export_file import IO, ExportReport, export
 from kquant.graph.keras_private import every_layer
 from kquant.masking.clustering import cluster, has_codebooks
@@ -179,6 +179,6 @@ def to_correct(
 
 def _limited(step: Step, batches: int | None) -> Step:
     """The step with the number of batches that the caller gave."""
-    takes = "batches" in inspect.signature(STEPS[step.name]).parameters
+    takes = "batches" in inspect.signature(function_of(step.name)).parameters
     given = {"batches": batches} if batches is not None and takes else {}
     return Step(name=step.name, **{**step.options, **given})

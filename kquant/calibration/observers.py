@@ -1,6 +1,7 @@
 """How a range is chosen from what calibration saw of a tensor (`tensor_statistics`): an observer is one function.
 
-A range for 4 or 8 bits trades what it clips for what it rounds, so an observer is told the grid:
+Plain NumPy, so that a command refuses a wrong name before TensorFlow has loaded. A range for 4 or 8 bits trades what it
+clips for what it rounds, so an observer is told the grid:
 
     minmax, moving-average   clip nothing (of the averaged batch)
     percentile               clips a fixed share
@@ -17,8 +18,8 @@ from collections.abc import Callable
 import numpy as np
 
 from kquant.calibration.tensor_statistics import Statistics, histogram
-from kquant.core.spec import QuantSpec
-from kquant.recipe.known_names import check_observer
+from kquant.core.messages import check_known
+from kquant.core.quant_spec import QuantSpec
 
 Observer = Callable[[Statistics, QuantSpec], tuple[float, float]]
 CLIPPED_COUNTS = 3.0  # AIMET's gamma: how much more an error of clipping costs than one of rounding
@@ -318,5 +319,5 @@ def find(name: str) -> Observer:
     Raises:
         ValueError: unknown; names the nearest.
     """
-    check_observer(name, OBSERVERS)
+    check_known(f"observer '{name}' does not exist", name, OBSERVERS)
     return OBSERVERS[name]

@@ -10,5 +10,8 @@ from kquant import moved
 
 
 def __getattr__(name: str) -> Any:
-    """What stood in this file before it was `steps`."""
-    return moved.held(__name__, name, ("kquant.correct.steps",))
+    """What stood in this file before it was `steps`, and what it imported for that."""
+    from kquant.correct.steps import STEPS
+
+    homes = [step.partition(":")[0] for step in STEPS.values() if isinstance(step, str)]
+    return moved.held(__name__, name, ("kquant.correct.steps", *homes))

@@ -9,39 +9,60 @@ them, and leaves that function as it is. Re-estimation gives live batch norms ne
 from __future__ import annotations
 
 import inspect
+import pkgutil
 import re
 import tomllib
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
-import keras
 import numpy as np
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from kquant.calibration.ranges import calibrate
-from kquant.core.messages import did_you_mean
-from kquant.correct.adaptive_rounding import adaround
-from kquant.correct.batch_norms import reestimate
-from kquant.correct.bias import correct_bias
-from kquant.correct.data_free import data_free_ranges
-from kquant.correct.equalization import ForgottenRanges, equalize
-from kquant.correct.range_search import sequential_mse
-from kquant.recipe.known_names import check_step, split_steps
+from kquant.core.messages import check_known, did_you_mean
 from kquant.recipe.recipe import Step
 
-STEPS: dict[str, Callable[..., keras.Model]] = {
-    "calibrate": calibrate,
-    "data-free": data_free_ranges,
-    "equalize": equalize,
-    "bias": correct_bias,
-    "sequential-mse": sequential_mse,
-    "adaround": adaround,
-    "reestimate": reestimate,
+if TYPE_CHECKING:
+    import keras
+
+# A function, or where it is: imported when it is asked for, so that a command refuses a wrong name before TensorFlow
+# has loaded.
+STEPS: dict[str, str | Callable[..., keras.Model]] = {
+    "calibrate": "kquant.calibration.ranges:calibrate",
+    "data-free": "kquant.correct.data_free:data_free_ranges",
+    "equalize": "kquant.correct.equalization:equalize",
+    "bias": "kquant.correct.bias:correct_bias",
+    "sequential-mse": "kquant.correct.range_search:sequential_mse",
+    "adaround": "kquant.correct.adaptive_rounding:adaround",
+    "reestimate": "kquant.correct.batch_norms:reestimate",
 }
 RANGES = ("calibrate", "data-free")  # steps that set the range of every activation
 # Options that count something, in whatever step they are.
 COUNTS = frozenset({"batches", "batch_size", "candidates", "iterations", "row_batch", "rows", "samples"})
+
+
+def check_step(name: str) -> None:
+    """Refuse a step that does not exist.
+
+    Raises:
+        ValueError: naming the nearest.
+    """
+    check_known(f"steps: no step '{name}'", name, STEPS)
+
+
+def function_of(name: str) -> Callable[..., keras.Model]:
+    """What a step does.
+
+    Raises:
+        ValueError: unknown; names the nearest.
+
+    Example:
+        >>> function_of("adaround") is kquant.adaround
+        True
+    """
+    check_step(name)
+    step = STEPS[name]
+    return pkgutil.resolve_name(step) if isinstance(step, str) else step
 
 
 def check_steps(steps: Sequence[Step]) -> None:
@@ -56,8 +77,7 @@ def check_steps(steps: Sequence[Step]) -> None:
         ValueError: steps: 'adaround': iterations must be int. Received: 'many'.
     """
     for step in steps:
-        check_step(step.name, STEPS)
-        function = STEPS[step.name]
+        function = function_of(step.name)
         known = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
         known = [name for name in known if name != "verbose"]
         hints = get_type_hints(function)
@@ -68,6 +88,25 @@ def check_steps(steps: Sequence[Step]) -> None:
                     f"{', '.join(known) or 'none'}."
                 )
             _check_value(f"steps: '{step.name}': {option}", option, value, hints.get(option, Any))
+
+
+def split_steps(text: str) -> list[tuple[str, list[str]]]:
+    """Steps as a command line writes them: names in order, each with what stands behind its colons.
+
+    Raises:
+        ValueError: something that is no name.
+
+    Example:
+        >>> split_steps("calibrate, adaround:iterations=2000:beta=[20, 2]")
+        [('calibrate', []), ('adaround', ['iterations=2000', 'beta=[20, 2]'])]
+    """
+    found = []
+    for part in re.split(r",(?![^\[{]*[\]}])", text):
+        name, *given = (piece.strip() for piece in re.split(r":(?=\s*\w+\s*=)", part))
+        if not name or not re.fullmatch(r"[\w-]+", name):
+            raise ValueError(f"steps: expected names like calibrate or adaround:iterations=2000. Received: '{part}'.")
+        found.append((name, given))
+    return found
 
 
 def parse_steps(text: str) -> tuple[Step, ...]:
@@ -142,10 +181,12 @@ def apply_steps(qmodel: keras.Model, steps: Sequence[Step], data: Any, *, verbos
     Raises:
         ValueError: an unknown step or option, or what a step refuses.
     """
+    from kquant.correct.equalization import ForgottenRanges  # with which TensorFlow comes
+
     check_steps(steps)
     for number, step in enumerate(steps):
         with warnings.catch_warnings():
             if any(later.name in RANGES for later in steps[number + 1 :]):  # what the warning asks for comes next
                 warnings.simplefilter("ignore", ForgottenRanges)
-            STEPS[step.name](qmodel, data, verbose=verbose, **step.options)
+            function_of(step.name)(qmodel, data, verbose=verbose, **step.options)
     return qmodel

@@ -2,5 +2,5 @@
 
 Text, a name or a dict comes in, a frozen `Recipe` goes out, before TensorFlow has loaded. A new setting is a field of
 `recipe`, or of the section that it belongs to (`*_section`); `litert_quantizer` reads and writes the recipes of
-LiteRT Quantizer, `known_names` refuses names that do not exist.
+LiteRT Quantizer.
 """

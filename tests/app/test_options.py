@@ -4,10 +4,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-from kquant.calibration.observers import OBSERVERS
-from kquant.correct.steps import STEPS
-from kquant.recipe import known_names
-
 CODE = """
 import sys
 
@@ -26,10 +22,6 @@ for arguments, code, wanted in CASES:
     said = (found.stdout + found.stderr).replace("\\n", " ")
     assert found.exit_code == code and wanted in said, (arguments, found.exit_code, said, found.exception)
 """
-
-
-def test_names_are_those_that_do_something() -> None:
-    assert (known_names.OBSERVERS, known_names.STEPS) == (tuple(OBSERVERS), tuple(STEPS))
 
 
 def test_wrong_arguments_are_told_at_once(tmp_path: Path) -> None:
