@@ -15,8 +15,20 @@ from typing import Annotated, Any
 
 import typer
 
-from kquant import __version__
-from kquant.app.options import Data, Io, Json, Lite, Model, Runtime, Samples, Scale, Shape, Target, refusing
+from kquant import __version__, targets
+from kquant.app.options import (
+    Data,
+    Io,
+    Json,
+    Lite,
+    Model,
+    Runtime,
+    Samples,
+    Scale,
+    Shape,
+    Target,
+    refusing,
+)
 from kquant.files.named_files import check_results
 
 app = typer.Typer(
@@ -55,7 +67,7 @@ def compress(
     data: Data,
     out: Annotated[Path, typer.Option("--out", help="Folder for the results")],
     recipe: Annotated[str, typer.Option("--recipe", help="Name (see `kquant recipes`) or a .toml file")] = "int8",
-    target: Target = "litert",
+    target: Target = targets.DEFAULT,
     io: Annotated[Io, typer.Option("--io", help="Type of the file's inputs and outputs")] = Io.model,
     compression: Annotated[str | None, typer.Option("--compression", help="lut: look-up tables, for tflm")] = None,
     scale: Scale = 1.0,  # type: ignore[assignment]
@@ -98,7 +110,7 @@ def analyze(
     data: Data,
     labels: Annotated[Path | None, typer.Option("--labels", help="Class numbers (.npy): measure accuracy")] = None,
     recipe: Annotated[str | None, typer.Option("--recipe", help="For a float model; int8 by default")] = None,
-    target: Target = "litert",
+    target: Target = targets.DEFAULT,
     out: Annotated[Path | None, typer.Option("--out", help="Write a report with plots to this .html file")] = None,
     apply: Annotated[
         Path | None, typer.Option("--apply", help="Write the recipe with the remedy that gains most to this .toml file")
@@ -158,7 +170,9 @@ def correct(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell what the steps would change; write nothing")] = False,
     recipe: Annotated[str | None, typer.Option("--recipe", help="For a float model; int8 by default")] = None,
-    target: Annotated[str | None, typer.Option("--target", help="For a float model; litert by default")] = None,
+    target: Annotated[
+        str | None, typer.Option("--target", help=f"For a float model; {targets.DEFAULT} by default")
+    ] = None,
     scale: Scale = 1.0,  # type: ignore[assignment]
     samples: Samples = None,
     as_json: Json = False,
@@ -233,7 +247,7 @@ def autotune(
         float, typer.Option("--max-drop", min=0.0, max=1.0, help="Accuracy that may be lost, 0.01 is a point")
     ] = 0.01,
     recipe: Annotated[str, typer.Option("--recipe", help="The first one to try")] = "int8",
-    target: Target = "litert",
+    target: Target = targets.DEFAULT,
     scale: Scale = 1.0,  # type: ignore[assignment]
     samples: Samples = None,
     as_json: Json = False,
@@ -271,7 +285,7 @@ def autotune(
 @refusing
 def check(
     model: Model,
-    target: Target = "tflm",
+    target: Target = targets.DEFAULT,
     recipe: Annotated[str | None, typer.Option("--recipe", help="Tell the bits of every layer's weights, too")] = None,
     input_shape: Shape = None,
     as_json: Json = False,

@@ -57,6 +57,7 @@ Scale = Annotated[
 ]
 Samples = Annotated[int | None, typer.Option("--samples", min=1, help="Use this many samples, evenly spread")]
 Target = Annotated[str, typer.Option("--target", help="Where the file is to run: litert, tflm, ethos-u or your own")]
+TargetOrNone = Annotated[str | None, typer.Option("--target", help=f"For a float model; {targets.DEFAULT} by default")]
 Runtime = Annotated[str, typer.Option("--runtime", help="litert (XNNPACK), litert-reference or tflm")]
 Shape = Annotated[
     Any, typer.Option("--input-shape", parser=shape, help="For open dimensions, like 96,96,3", metavar="H,W,C")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import Any, Literal
 
 import keras
 
-from kquant.core.messages import first_of
+from kquant import targets
+from kquant.core.messages import first_of, warn
 from kquant.correct.steps import STEPS, apply_steps, check_steps, function_of, parse_steps
 from kquant.exporting.export_file import IO, ExportReport, export
 from kquant.graph.keras_private import every_layer
@@ -46,7 +46,7 @@ def compress(
     recipe: str | Path | dict[str, Any] | Recipe = "int8",
     *,
     output: str | Path,
-    target: str = "litert",
+    target: str = targets.DEFAULT,
     io: IO = "model",
     batches: int | None = None,
     input_shape: Any = None,
@@ -101,7 +101,7 @@ def prepare(
     data: Any,
     recipe: str | Path | dict[str, Any] | Recipe = "int8",
     *,
-    target: str = "litert",
+    target: str = targets.DEFAULT,
     batches: int | None = None,
     input_shape: Any = None,
     train: Train | None = None,
@@ -140,10 +140,9 @@ def _warn_unfinished(qmodel: keras.Model) -> None:
         if any(t.schedule is not None and not t.schedule.is_done(int(t.steps.numpy())) for t in masks):
             left.append(layer.name)
     if left:
-        warnings.warn(
+        warn(
             f"compress: the masks of {first_of(left)} are still on their ramp, so the file has fewer zeros than the "
-            "recipe asks for. Train longer (`train=`), end the ramp earlier, or use a constant schedule.",
-            stacklevel=4,
+            "recipe asks for. Train longer (`train=`), end the ramp earlier, or use a constant schedule."
         )
 
 
@@ -156,7 +155,7 @@ def to_correct(
         model: quantized, which is taken as it is; or float, which is quantized.
         steps: see `kquant.correct.parse_steps`; by default those of the recipe.
         recipe: for a float model; "int8" by default.
-        target: likewise; "litert" by default.
+        target: likewise; `kquant.targets.DEFAULT` by default.
 
     Raises:
         ValueError: a recipe or target for a quantized model, no steps for one, or unknown steps.
@@ -174,7 +173,7 @@ def to_correct(
         return model, parse_steps(steps)
     chosen = load(recipe or "int8")
     picked = chosen.steps if steps is None else parse_steps(steps)
-    return quantize(model, chosen, target=target or "litert"), picked
+    return quantize(model, chosen, target=target or targets.DEFAULT), picked
 
 
 def _limited(step: Step, batches: int | None) -> Step:

@@ -89,7 +89,7 @@ class CheckReport:
 
 def check(
     model: keras.Model,
-    target: str = "tflm",
+    target: str = targets.DEFAULT,
     *,
     recipe: str | Path | dict[str, Any] | recipes.Recipe | None = None,
     input_shape: Any = None,
@@ -98,7 +98,7 @@ def check(
 
     Args:
         model: any built Keras 3 model; it is not changed.
-        target: "litert", "tflm" or "ethos-u".
+        target: see `kquant.quantize`; the same by default.
         recipe: see `kquant.quantize`; the report then tells the bits of every layer's weights, which of them are packed
             two to a byte, and what that costs in time.
         input_shape: static shape(s) for models with open dimensions, batch axis included.

@@ -137,7 +137,7 @@ def mixed_precision(
     arena_bytes: int | None = None,
     bit_macs: int | None = None,
     widths: Sequence[str] = ("int4", "int8"),
-    target: str = "litert",
+    target: str = targets.DEFAULT,
     recipe: Any = "int8",
     steps: Sequence[Any] = (),
     evaluate: Callable[[keras.Model], float] | None = None,

@@ -113,7 +113,7 @@ def autotune(
     evaluate: Callable[[keras.Model], float],
     *,
     max_drop: float = 0.01,
-    target: str = "litert",
+    target: str = targets.DEFAULT,
     recipe: Any = "int8",
     folder: str | Path | None = None,
     verbose: bool = True,

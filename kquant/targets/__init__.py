@@ -43,7 +43,9 @@ from kquant.core.operators import check_operator
 # What a target file records: the field of `Operator` that says whether the operator runs in a type.
 _FIELDS = {"int8": "int8", "int16x8": "int16x8", "int4": "int4_weights"}
 TYPES = tuple(_FIELDS)
-DEFAULT = "litert"  # of models that do not say what they were quantized for
+# Of every verb and command that takes a target, and of models that do not say what they were quantized for: the widest
+# of them, and the one that `kquant.predict` and `kquant.stream` run a file on where nobody says otherwise.
+DEFAULT = "litert"
 FOLDER = "KQUANT_TARGETS"  # the environment variable with a folder of more target files
 # The arithmetics of `kquant.arithmetic`, each with the runtime whose codes it computes.
 FOLLOWED = {"litert": "litert-reference", "tflm": "tflm"}
