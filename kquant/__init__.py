@@ -1,11 +1,11 @@
 """kquant: compress Keras 3 models for phones and microcontrollers.
 
-    quantize -> calibrate -> (compile, fit) -> export -> verify, predict, inspect
+quantize -> calibrate -> (compile, fit) -> export -> verify, predict, inspect
 
-    q = kquant.quantize(model)              # a Keras model again; `model` is untouched
-    kquant.calibrate(q, images)             # ranges from representative data
-    q.compile(...); q.fit(...)              # optional: quantization-aware training
-    report = kquant.export(q, "m.tflite")   # full integer, read back and run before it returns
+q = kquant.quantize(model)              # a Keras model again; `model` is untouched
+kquant.calibrate(q, images)             # ranges from representative data
+q.compile(...); q.fit(...)              # optional: quantization-aware training
+report = kquant.export(q, "m.tflite")   # full integer, read back and run before it returns
 """
 
 import lazy_loader

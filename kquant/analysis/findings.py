@@ -255,5 +255,3 @@ def _more_bits(row: LayerReport, is_sqnr: bool) -> tuple[str, ...]:
 def _rule(layer: str, section: str, setting: str) -> str:
     """Lines of a recipe."""
     return f'[[rules]]\nlayer = "{layer}"\n{section} = {{ {setting} }}'
-
-

@@ -157,9 +157,7 @@ def _precision(runtime: str) -> tf.DType:
     return tf.float64 if check_runtime(runtime) == "tflm" else tf.float32
 
 
-def _bounded(
-    source: tf.Tensor, grid: Grid, out: Grid, activation: str | float, precision: tf.DType
-) -> tf.Tensor:
+def _bounded(source: tf.Tensor, grid: Grid, out: Grid, activation: str | float, precision: tf.DType) -> tf.Tensor:
     ratio = tf.cast(grid.scale, precision) / tf.cast(out.scale, precision)
     by = quantize_multiplier(tf.cast(ratio, tf.float64))
     return tabulated(lambda codes: placed(multiply(centred(codes, grid), by), out, activation), source, grid)

@@ -42,9 +42,7 @@ def batch_matmul(
     depth = sources[0].shape[-2 if adj_x else -1]
     wide = grids[0].high > 127
     exact = tf.float32 if not wide and depth is not None and depth <= _EXACT_IN_FLOAT32 else tf.float64
-    x, y = (
-        tf.cast(q, exact) - tf.cast(grid.zero_point, exact) for q, grid in zip(sources, grids, strict=True)
-    )
+    x, y = (tf.cast(q, exact) - tf.cast(grid.zero_point, exact) for q, grid in zip(sources, grids, strict=True))
     sums = tf.cast(tf.round(tf.linalg.matmul(x, y, transpose_a=adj_x, transpose_b=adj_y)), tf.int64)
     real = product_scale(grids[0], grids[1], runtime) / tf.cast(out.scale, tf.float64)
     if wide:

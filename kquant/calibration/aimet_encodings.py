@@ -10,7 +10,6 @@ kernel `layer/kernel`. A layer that is called more than once makes `layer`, `lay
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any, Literal
 import keras
 import numpy as np
 
-from kquant.core.messages import did_you_mean, first_of
+from kquant.core.messages import did_you_mean, first_of, warn
 from kquant.core.spec import QuantSpec, range_of
 from kquant.files.untrusted import read_json
 from kquant.graph.graph import Graph
@@ -143,10 +142,9 @@ def set_encodings(qmodel: keras.Model, given: str | Path | dict[str, Any]) -> ke
             _set(where, graph, tensors, layer, chosen[id(layer)])
     left = [name for name, (layer, _) in tensors.items() if layer.has_range and id(layer) not in chosen]
     if left:
-        warnings.warn(
+        warn(
             f"{where}: nothing for {first_of(left)} ({len(left)} tensors); calibration would set all ranges "
-            "again, so give encodings for every tensor or for none.",
-            stacklevel=3,
+            "again, so give encodings for every tensor or for none."
         )
     for name, grid in weights.items():
         if name in kernels:
@@ -334,16 +332,15 @@ def _set(where: str, graph: Graph, tensors: dict[str, Any], layer: FakeQuant, gi
         own = _grid_of(graph, layer, tensors[name][1])
         if not np.isclose(own.scale[0], grid.scale[0], rtol=TOLERANCE) or own.zero_point[0] != grid.zero_point[0]:
             reason = "follows its input" if layer.follows else "is prescribed by its kernel"
-            warnings.warn(
+            warn(
                 f"{where}: '{name}' has scale {grid.scale[0]:.6g} and zero point {grid.zero_point[0]}; it {reason} "
-                f"({own.scale[0]:.6g}, {own.zero_point[0]}), so the entry is left out.",
-                stacklevel=4,
+                f"({own.scale[0]:.6g}, {own.zero_point[0]}), so the entry is left out."
             )
         return
     ranges = [range_of(grid.scale[0], int(grid.zero_point[0]) + _shift(layer.spec), layer.spec) for _, grid in given]
     if len(set(ranges)) > 1:
         names = ", ".join(name for name, _ in given)
-        warnings.warn(f"{where}: {names} share one encoding on the device; it takes the widest range.", stacklevel=4)
+        warn(f"{where}: {names} share one encoding on the device; it takes the widest range.")
     low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
     for site in range(layer.sites):
         layer.set_range(site, low, high, exact=True)
@@ -355,16 +352,14 @@ def _compare(where: str, name: str, grid: Grid, layer: Compressed) -> None:
     if own is None:
         return
     if own.scale.size != grid.scale.size or own.bits != grid.bits:
-        warnings.warn(
+        warn(
             f"{where}: '{name}' has {grid.scale.size} scales of {grid.bits} bits; the recipe gives {own.scale.size} of "
-            f"{own.bits} bits, computed from the weights, and those are used.",
-            stacklevel=4,
+            f"{own.bits} bits, computed from the weights, and those are used."
         )
         return
     difference = float(np.max(np.abs(grid.scale / own.scale - 1.0)))
     if difference > TOLERANCE:
-        warnings.warn(
+        warn(
             f"{where}: '{name}' has scales up to {difference:.2%} away from those of the model's weights, which are "
-            "used. Were the encodings made from other weights?",
-            stacklevel=4,
+            "used. Were the encodings made from other weights?"
         )

@@ -6,13 +6,11 @@ All verbs that take data look at the first batch with this one function.
 
 from __future__ import annotations
 
-import inspect
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
 
-from kquant.core.messages import PACKAGE
+from kquant.core.messages import warn
 
 # Of the values that are not 0, how many may lie outside: distributions shift, and percentiles clip, but not a quarter.
 MOST_OUTSIDE = 0.25
@@ -62,19 +60,7 @@ def warn_of_scale(where: str, values: np.ndarray, expected: Expected) -> None:
     """
     said = doubt(expected.without_padding(values), expected)
     if said is not None:
-        warnings.warn(f"{where}: {said}", stacklevel=_frames_inside())
-
-
-def _frames_inside() -> int:
-    """The `stacklevel`, for a warning of the caller, of whoever called into this package: verbs read data at many
-    depths, through generators and progress bars.
-    """
-    frame, depth, found = inspect.currentframe(), 0, 1
-    while frame is not None:
-        if frame.f_code.co_filename.startswith(PACKAGE):
-            found = depth + 1
-        frame, depth = frame.f_back, depth + 1
-    return found
+        warn(f"{where}: {said}")
 
 
 def doubt(values: np.ndarray, expected: Expected) -> str | None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
-
 import keras
 import numpy as np
 
 from kquant.calibration.observations import Observations
-from kquant.core.messages import first_of
+from kquant.core.messages import first_of, warn
 from kquant.core.spec import QuantSpec
 from kquant.graph.stored import Stored
 from kquant.layers.nodes import FakeQuant, encodings_of
@@ -48,10 +46,7 @@ def _warn_constant(qmodel: keras.Model, found: Observations) -> None:
         computed = _computed(qmodel)
         constant = [name for name in constant if name in computed]
     if constant:
-        warnings.warn(
-            f"calibrate: these tensors hold a single value on all data: {first_of(constant)}. Use data that vary.",
-            stacklevel=4,
-        )
+        warn(f"calibrate: these tensors hold a single value on all data: {first_of(constant)}. Use data that vary.")
 
 
 def _warn_faint(qmodel: keras.Model, found: Observations) -> None:
@@ -63,11 +58,10 @@ def _warn_faint(qmodel: keras.Model, found: Observations) -> None:
         if 0.0 < steps < node.spec.smallest:
             faint[node.name] = f"{node.name} ({max(spans):.3g} wide, in steps of {node.spec.smallest:.3g})"
     if faint:
-        warnings.warn(
+        warn(
             f"calibrate: these tensors carry hardly any signal: {first_of(list(faint.values()))}. Kernels that read "
             "them (Softmax, sigmoid, tanh) take no finer steps, so that most of their codes are equal. A model without "
-            "trained weights looks like this: its file has the right size and speed, not the right numbers.",
-            stacklevel=4,
+            "trained weights looks like this: its file has the right size and speed, not the right numbers."
         )
 
 
@@ -98,10 +92,9 @@ def _warn_moved(found: Observations) -> None:
             if _span(s.lows, s.highs) > HALVES_DIFFER * max(min(spans), 1e-12):
                 moved.append(key[0])
     if moved:
-        warnings.warn(
+        warn(
             f"calibrate: the range differs more than {HALVES_DIFFER:g} times between the first and the second half of "
-            f"the data at: {first_of(moved)}. Shuffle the data, or use more.",
-            stacklevel=4,
+            f"the data at: {first_of(moved)}. Shuffle the data, or use more."
         )
 
 
@@ -122,11 +115,10 @@ def _warn_far(qmodel: keras.Model, found: Observations) -> None:
     for node in graph.nodes:
         if isinstance(node.op, FakeQuant) and node.op.name in few and id(node.args[0]) in inputs:
             values, steps, bits = few[node.op.name]
-            warnings.warn(
+            warn(
                 f"calibrate: the values of input '{inputs[id(node.args[0])]}', {values}, span {steps:.1f} steps of its "
                 f"{bits}-bit grid, which must hold 0 too: nearly all that varies in them is lost. Subtract their mean "
-                "in the application, before the model, and not in a layer of it.",
-                stacklevel=4,
+                "in the application, before the model, and not in a layer of it."
             )
 
 
@@ -138,12 +130,11 @@ def _warn_unequal(found: Observations) -> None:
     unequal = {name: sorted(w for w in widths if w > 0.0) for name, widths in spans.items()}
     said = [f"{name} ({w[0]:.3g} to {w[-1]:.3g} wide)" for name, w in unequal.items() if w and w[-1] > UNEQUAL * w[0]]
     if said:
-        warnings.warn(
+        warn(
             f"calibrate: tensors of very different ranges share an encoding: {first_of(said)}. The kernels of "
             "Concatenate, Maximum and Minimum want one for all that they join, and what else reads a narrow one has few"
             " codes left too. Put keras.layers.Rescaling(1.0) on it before the join, so that its other readers keep a "
-            "grid of their own; give all of them 16 bits; or bring their ranges nearer with a BatchNormalization.",
-            stacklevel=4,
+            "grid of their own; give all of them 16 bits; or bring their ranges nearer with a BatchNormalization."
         )
 
 
@@ -166,11 +157,10 @@ def warn_of_poles(qmodel: keras.Model, found: Observations) -> None:
         low, high = float(s.lows.min()), float(s.highs.max())
         values = _table(node.op, before.op)
         if values.size and max(high - values.max(), values.min() - low) > LOST * (high - low):
-            warnings.warn(
+            warn(
                 f"calibrate: '{node.name}' ({node.op.function}) takes values from {low:g} to {high:g}, and the codes "
                 f"of its input give {values.min():g} to {values.max():g} only: it has no bound near some of the data. "
-                "Keep its input away from there (x + 0.1), or leave it out of the model.",
-                stacklevel=3,
+                "Keep its input away from there (x + 0.1), or leave it out of the model."
             )
 
 
@@ -188,11 +178,10 @@ def warn_of_padding(qmodel: keras.Model, found: Observations) -> None:
             inside = node.spec.low * scale <= value + zero_point * scale <= node.spec.high * scale
             off = abs(float((code - zero_point) * scale) - value) if inside else 0.0
             if found.tensors[node.name, int(site)].nearest <= 0.5 * float(scale) + off:
-                warnings.warn(
+                warn(
                     f"calibrate: '{node.name}': real steps at an end of some samples are so near to {value:g}, which "
                     f"marks padding, that all their codes are the same: the file leaves them out. Write padding as a "
-                    "number far from all data, as Masking(mask_value=-999.0): that has a code of its own.",
-                    stacklevel=3,
+                    "number far from all data, as Masking(mask_value=-999.0): that has a code of its own."
                 )
 
 

@@ -7,7 +7,6 @@ tensors much larger. Wider steps lose nothing then, and the user is told.
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kquant.core.messages import first_of
+from kquant.core.messages import first_of, warn
 from kquant.core.rescale import unit_of
 from kquant.core.spec import LARGEST_BIAS_CODE
 from kquant.graph.graph import Graph, Node
@@ -56,11 +55,10 @@ def hold_scales(qmodel: keras.Model, verb: str = "calibrate") -> None:
     if told:
         steps = {layer.name: float(layer.grid()[0]) for layer in layers if layer.name in told}
         said = [f"{name} ({span:.3g} wide, in steps of {steps[name]:.3g})" for name, span in told.items()]
-        warnings.warn(
+        warn(
             f"{verb}: these tensors carry hardly any signal: {first_of(said)}. They are that small beside what they "
             "are computed from, and the kernels take no finer steps there. If they should vary, bring what they are "
-            "computed from to one scale, or give it 16 bits; if not, leave them out of the model.",
-            stacklevel=3,
+            "computed from to one scale, or give it 16 bits; if not, leave them out of the model."
         )
 
 

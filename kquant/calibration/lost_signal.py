@@ -8,7 +8,6 @@ A channel of a small range may matter or not: after folding, what multiplies it 
 
 from __future__ import annotations
 
-import warnings
 from collections import ChainMap
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import keras
 import numpy as np
 
 from kquant.calibration.observations import Observations
+from kquant.core.messages import warn
 from kquant.core.origin import origins
 from kquant.graph.graph import Graph, Node, run
 from kquant.graph.unfold import substitute
@@ -61,7 +61,7 @@ def warn_of_losses(qmodel: keras.Model, seen: Observations) -> None:
     for cause, remedy in REMEDIES.items():
         said = [f.said for f in found if f.cause == cause]
         if said:
-            warnings.warn(f"calibrate: {'; '.join(said[:3])}{_more(said)}. {remedy}", stacklevel=3)
+            warn(f"calibrate: {'; '.join(said[:3])}{_more(said)}. {remedy}")
 
 
 # What to do about each cause; what a remedy gives stands with the tensor.

@@ -5,7 +5,6 @@ Ranges are stored when all data have been seen (`observe`), so an interrupted ca
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from kquant.calibration.data_warnings import warn_of_data, warn_of_padding, warn
 from kquant.calibration.held_scales import hold_scales
 from kquant.calibration.lost_signal import warn_of_losses
 from kquant.calibration.observations import Observations, observe
-from kquant.core.messages import first_of
+from kquant.core.messages import first_of, warn
 from kquant.graph.keras_private import every_layer
 from kquant.layers.nodes import Compressed, FakeQuant, encodings_of
 from kquant.views.quantized_model import forget_graphs
@@ -58,7 +57,7 @@ def calibrate(
     else:
         found = observe(qmodel, data, batches=batches, batch_size=batch_size, verbose=verbose)
     if found.samples < FEW_SAMPLES:
-        warnings.warn(f"calibrate: {found.samples} samples are few; ranges want 100 or more.", stacklevel=2)
+        warn(f"calibrate: {found.samples} samples are few; ranges want 100 or more.")
     warn_of_data(qmodel, found)
     layers = {node.name: node for node in nodes}
     for (name, site), statistics in found.tensors.items():

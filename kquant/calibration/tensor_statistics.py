@@ -49,7 +49,6 @@ class Statistics:
             counts, reach = _widened(counts), reach * 2.0
         return Statistics(lows, highs, wide.counts + counts, wide.reach, samples, nearest)
 
-
     def checked(self, batches: int) -> Statistics:
         """These statistics, where they are ones that calibration can have seen; files may tell anything.
 

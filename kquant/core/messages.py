@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import inspect
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -91,3 +93,32 @@ def absent(path: str | Path) -> str:
     if given.is_dir():
         return "a folder, not a file"
     return "a pipe, a socket or a device, not a file" if given.exists() else "no such file"
+
+
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn at the line that called into this package, however deep inside the cause is found.
+
+    Args:
+        message: what is to be known, and done.
+        category: of the warning.
+
+    Example:
+        >>> with warnings.catch_warnings(record=True) as seen:
+        ...     warnings.simplefilter("always")
+        ...     warn("the data are few")
+        >>> str(seen[0].message), seen[0].category.__name__
+        ('the data are few', 'UserWarning')
+    """
+    warnings.warn(message, category, stacklevel=_frames_inside())
+
+
+def _frames_inside() -> int:
+    """The `stacklevel`, for `warn`, of whoever called into this package: verbs get here at many depths, through
+    decorators, generators and progress bars.
+    """
+    frame, depth, found = inspect.currentframe(), 0, 1
+    while frame is not None:
+        if frame.f_code.co_filename.startswith(PACKAGE):
+            found = depth + 1
+        frame, depth = frame.f_back, depth + 1
+    return found

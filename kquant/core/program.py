@@ -81,9 +81,7 @@ class Program:
     once: Program | None = None
     made: dict[Any, Ref] = field(default_factory=dict)
 
-    def constant(
-        self, name: str, data: np.ndarray, encoding: Encoding | None = None, dtype: str | None = None
-    ) -> Ref:
+    def constant(self, name: str, data: np.ndarray, encoding: Encoding | None = None, dtype: str | None = None) -> Ref:
         """A stored tensor; `dtype` where it is stored as another type than numpy's ("int4")."""
         return Ref(name, tuple(data.shape), dtype or str(data.dtype), encoding, data)
 

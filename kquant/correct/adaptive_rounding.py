@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 import zlib
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm.auto import tqdm
 
+from kquant.core.messages import warn
 from kquant.correct.progress import Finished, activation_ranges
 from kquant.correct.reconstruction import Matrix, Reservoir, Source, matrix_of, most_rows, pairs
 from kquant.correct.rounding import Examples, Settings, applied, products, round_matrix
@@ -167,18 +167,16 @@ def _example(place: Place, call: int, kept: Reservoir) -> Examples:
 def _name_others(source: Source, found: list[Place]) -> None:
     shared = sorted(place.name for place in found if place.layer.shares)
     if shared:
-        warnings.warn(
+        warn(
             f"adaround: the weights of {', '.join(shared)} share values (a codebook), and stay rounded to nearest: "
-            "weights that are rounded one by one would share no longer.",
-            stacklevel=3,
+            "weights that are rounded one by one would share no longer."
         )
     others = {place.name for place in found if place.rule.weights.rows is None}
     others |= {node.name for node in source.graph.nodes if has_codes(node.op) and not node.op.takes("rounding")}
     if others:
-        warnings.warn(
+        warn(
             f"adaround: {', '.join(sorted(others))} stay rounded to nearest; only roundings of matrix products are "
-            "learned. Give them 8 bits where they lose accuracy.",
-            stacklevel=3,
+            "learned. Give them 8 bits where they lose accuracy."
         )
 
 

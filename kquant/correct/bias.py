@@ -11,7 +11,6 @@ Source: Nagel et al., arXiv:1906.04721, section 4.2 (analytic, with |gamma|) and
 from __future__ import annotations
 
 import itertools
-import warnings
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,7 +20,7 @@ import tensorflow as tf
 from tqdm.auto import tqdm
 
 from kquant.calibration.data import batches_of, refuse_endless
-from kquant.core.messages import first_of
+from kquant.core.messages import first_of, warn
 from kquant.correct.channels import numbering, total
 from kquant.correct.moments import Moments, closed_moments
 from kquant.correct.stepwise import run_stepwise
@@ -232,17 +231,15 @@ def _take(place: Place, error: np.ndarray, *, from_zero: bool = False) -> None:
 def _warn_rounded(known: list[Place]) -> None:
     rounded = [p.name for p in known if p.layer.rounding is not None and np.any(p.layer.rounding.numpy())]
     if rounded:
-        warnings.warn(
+        warn(
             f"correct_bias: {first_of(rounded)} carry roundings of their own "
-            "(AdaRound), which have met the error of the mean already; correcting biases on top is advised against.",
-            stacklevel=3,
+            "(AdaRound), which have met the error of the mean already; correcting biases on top is advised against."
         )
 
 
 def _warn_skipped(found: BiasErrors) -> None:
     if found.skipped:
-        warnings.warn(
+        warn(
             f"correct_bias: no statistics of a folded batch norm reach {', '.join(found.skipped)}; their biases stay. "
-            "Pass data to correct them too.",
-            stacklevel=3,
+            "Pass data to correct them too."
         )

@@ -74,9 +74,7 @@ def _shared(place: Place) -> str | None:
     return f"it is called {len(place.calls)} times" if len(place.calls) > 1 else None
 
 
-def _follow(
-    first: Place, able: dict[int, Place], outputs: set[int], readers: dict[int, list[Node]]
-) -> Pair | str:
+def _follow(first: Place, able: dict[int, Place], outputs: set[int], readers: dict[int, list[Node]]) -> Pair | str:
     """From a layer to the next, or the reason why there is none."""
     node, between, clip = first.calls[0], [], None
     channels = np.arange(int(node.outputs[0].shape[-1]))

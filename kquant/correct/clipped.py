@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from kquant.core.messages import warn
 from kquant.correct.chains import Pair
 from kquant.graph.graph import Graph, Node
 from kquant.views.quantized_model import Place, tensors
@@ -86,7 +86,7 @@ def replace_clips(graph: Graph, pairs: list[Pair], samples: Samples, verbose: bo
     reasons = {key: replaceable(graph, node) for key, node in clips.items()}
     for key, reason in reasons.items():
         if reason is not None:
-            warnings.warn(f"equalize: {clips[key].name} keeps its clip: {reason}.", stacklevel=3)
+            warn(f"equalize: {clips[key].name} keeps its clip: {reason}.")
     chosen = [node for key, node in clips.items() if reasons[key] is None]
     if not chosen:
         return

@@ -12,7 +12,6 @@ section 4.1 (its s is the reciprocal of the one here).
 from __future__ import annotations
 
 import itertools
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +20,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from kquant.calibration.data import batches_of, refuse_endless
-from kquant.core.messages import first_of
+from kquant.core.messages import first_of, warn
 from kquant.correct.absorb import absorb_biases
 from kquant.correct.chains import Pair, find_pairs
 from kquant.correct.channels import largest, numbering
@@ -360,9 +359,8 @@ def forget_ranges(quantizers: list[FakeQuant]) -> None:
     for layer in known:
         layer.forget_range()
     if known:
-        warnings.warn(
+        warn(
             f"equalize: the ranges of {first_of(q.name for q in known)} were "
             "those of the old channels; calibrate again, with kquant.calibrate or kquant.data_free_ranges.",
             ForgottenRanges,
-            stacklevel=3,
         )

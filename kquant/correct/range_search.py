@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import tensorflow as tf
 from tqdm.auto import tqdm
 
 from kquant.calibration import observers
+from kquant.core.messages import warn
 from kquant.core.spec import encode_weights
 from kquant.correct.progress import Finished, activation_ranges
 from kquant.correct.reconstruction import Reservoir, Source, channels_of, input_rows, most_rows
@@ -98,9 +98,7 @@ def _name_others(source: Source) -> None:
     """Layers with weights whose ranges no correction can set."""
     found = sorted({node.name for node in source.graph.nodes if has_codes(node.op) and not node.op.takes("reach")})
     if found:
-        warnings.warn(
-            f"sequential_mse: the matrices of {', '.join(found)} (LSTM) keep their ranges.", stacklevel=3
-        )
+        warn(f"sequential_mse: the matrices of {', '.join(found)} (LSTM) keep their ranges.")
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,7 @@ def tables_of(compression: Any) -> LookUpTables | None:
         return compression
     if compression == "lut":
         return LookUpTables()
-    raise ValueError(
-        f"export: compression must be None, 'lut' or kquant.LookUpTables(...). Received: {compression!r}."
-    )
+    raise ValueError(f"export: compression must be None, 'lut' or kquant.LookUpTables(...). Received: {compression!r}.")
 
 
 def refuse_tables(lowered: Lowered, tables: LookUpTables | None, check: bool) -> None:

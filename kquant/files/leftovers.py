@@ -19,11 +19,11 @@ import secrets
 import shutil
 import tempfile
 import time
-import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from kquant.core.messages import warn
 from kquant.files.destination import STAGE
 
 try:
@@ -248,11 +248,11 @@ def _decision(stage: Path, inode: int) -> list[tuple[Path, Path]] | None:
         with file.open("rb") as opened:
             stored: Any = json.loads(opened.read(MOST_BYTES))
         if stored["inode"] != inode:
-            warnings.warn(f"{stage}: results of a run elsewhere, copied unfinished; deleted.", stacklevel=6)
+            warn(f"{stage}: results of a run elsewhere, copied unfinished; deleted.")
             return None
         return [(Path(os.path.normpath(stage / a)), Path(os.path.normpath(stage / b))) for a, b in stored["moves"]]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        warnings.warn(f"{file} of a killed run is damaged ({error}); its results are lost, run it again.", stacklevel=6)
+        warn(f"{file} of a killed run is damaged ({error}); its results are lost, run it again.")
         return None
 
 
@@ -280,6 +280,4 @@ def _tell(folder: Path, moves: list[tuple[Path, Path]], failed: list[str]) -> No
     text = f"{folder}: a run that was killed while its results took their places left "
     text += f"{', '.join(target.name for _, target in moves)} undone; "
     text += f"lost are {', '.join(failed)}: run it again." if failed else "done now: all files are of that run."
-    warnings.warn(text, stacklevel=5)
-
-
+    warn(text)

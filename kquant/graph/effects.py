@@ -1,8 +1,8 @@
 """What a `call` does beside computing its output: refused where a file cannot follow, named where a new model loses it.
 
-    draws, or state that the output depends on     another output at each call: refused
-    state and losses beside the output             named
-    another way with training=True                 named; the new model computes what inference does
+draws, or state that the output depends on     another output at each call: refused
+state and losses beside the output             named
+another way with training=True                 named; the new model computes what inference does
 """
 
 from __future__ import annotations

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import keras
 import numpy as np
+
+from kquant.core.messages import warn
 
 STEPS = ("train_step", "test_step", "predict_step", "compute_loss", "compute_metrics")
 
@@ -41,11 +42,10 @@ def warn_lost_steps(model: keras.Model, new: keras.Model, verb: str) -> None:
     lost = [name for name in STEPS if _method(model, name) is not _method(new, name)]
     if lost:
         kind, named = type(model).__name__, ", ".join(lost)
-        warnings.warn(
+        warn(
             f"{verb}: {kind} has {named} of its own, and the new model, a {type(new).__name__}, does not: fit would "
             f"train it in Keras' way. Write {named} in a class around the result, class Own(keras.Model), and train "
-            "own = Own(new.inputs, new.outputs): the two are one set of weights (docs/training.md).",
-            stacklevel=3,
+            "own = Own(new.inputs, new.outputs): the two are one set of weights (docs/training.md)."
         )
 
 

@@ -95,9 +95,7 @@ def _reshaped(struct: Any, input_shape: Any, name: str) -> Any:
                 f"{t.shape}. Received: {tuple(shape)}."
             )
         if any(n is not None and (not isinstance(n, int) or n < 0) for n in shape[1:]):
-            raise ValueError(
-                f"{name}: input_shape for '{t.name}' must hold whole numbers. Received: {tuple(shape)}."
-            )
+            raise ValueError(f"{name}: input_shape for '{t.name}' must hold whole numbers. Received: {tuple(shape)}.")
     new = [Tensor((None, *shape[1:]), t.dtype, name=t.name) for t, shape in zip(flat, shapes, strict=True)]
     return tree.pack_sequence_as(struct, new)
 

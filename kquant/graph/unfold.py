@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +16,7 @@ import keras
 from keras import KerasTensor as Tensor
 from keras import tree
 
+from kquant.core.messages import warn
 from kquant.graph.effects import Effects, effects, refusal_of_draws
 from kquant.graph.keras_private import (
     KerasNode,
@@ -110,7 +110,7 @@ def unfold(
     kept = [node for node in unfolding.nodes if known(node.op) or id(node.op) in unfolding.kept]
     if len(kept) == len(unfolding.nodes):  # otherwise the model is about to be refused
         for message in unfolding.said:
-            warnings.warn(message, stacklevel=2)
+            warn(message)
     return unfolding.nodes, outputs
 
 

@@ -1,7 +1,7 @@
 """Grids of weights whose steps are not equal: simulated, because no integer kernel multiplies their codes.
 
-    log         0 and +-largest * 2^-k, k = 0 .. 2^(bits-1) - 2      Miyashita et al., arXiv:1603.01025, section 3
-    codebook    2^bits values that lie closest to the weights         Han et al., arXiv:1510.00149, section 3 (k-means)
+log         0 and +-largest * 2^-k, k = 0 .. 2^(bits-1) - 2      Miyashita et al., arXiv:1603.01025, section 3
+codebook    2^bits values that lie closest to the weights         Han et al., arXiv:1510.00149, section 3 (k-means)
 """
 
 from __future__ import annotations

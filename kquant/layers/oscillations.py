@@ -15,13 +15,13 @@ and algorithm 1.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
+from kquant.core.messages import warn
 from kquant.graph.keras_private import every_layer
 
 STATE = ("previous", "direction", "frequency", "average", "frozen")
@@ -60,9 +60,7 @@ class Freezing(keras.layers.Layer):
             active: bool[]; nothing is counted while False.
             zeros: bool like the kernel, weights that are 0; None: there are none.
         """
-        previous, direction, frequency, average, frozen = (
-            tf.convert_to_tensor(getattr(self, name)) for name in STATE
-        )
+        previous, direction, frequency, average, frozen = (tf.convert_to_tensor(getattr(self, name)) for name in STATE)
         first = tf.convert_to_tensor(self.seen) < 0.5
         codes = tf.where(frozen > 0.5, previous, codes)
         change = tf.where(first, tf.zeros_like(codes), tf.sign(codes - previous))
@@ -109,10 +107,9 @@ def warn_unfrozen(model: keras.Model, verb: str) -> None:
     """
     names = [layer.name for layer in every_layer(model) if getattr(layer, "unfrozen", False)]
     if names:
-        warnings.warn(
+        warn(
             f"{verb}: the weights of {', '.join(names)} share values, so oscillations.freeze freezes none of them: a "
-            "code held for one weight would leave the others of its value. oscillations.dampen acts on them.",
-            stacklevel=3,
+            "code held for one weight would leave the others of its value. oscillations.dampen acts on them."
         )
 
 

@@ -117,9 +117,7 @@ class Transformed(ManyKernels):
         """As the layer's own."""
         return self.layer.compute_mask(inputs, previous_mask)
 
-    def call(
-        self, x: Any, *args: Any, mask: Any = None, training: bool = False, site: int = 0, **kwargs: Any
-    ) -> Any:
+    def call(self, x: Any, *args: Any, mask: Any = None, training: bool = False, site: int = 0, **kwargs: Any) -> Any:
         """Run the layer.
 
         Args:

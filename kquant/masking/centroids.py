@@ -122,9 +122,7 @@ def inertia(weights: np.ndarray, found: np.ndarray) -> float:
     return float(np.sum((flat - found[nearest(flat, found)]) ** 2))
 
 
-def scaled(
-    rows: np.ndarray, clusters: int, init: Init, *, keep_zero: bool, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
+def scaled(rows: np.ndarray, clusters: int, init: Init, *, keep_zero: bool, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """One codebook with ends at -1 and 1 for all channels, and for each channel what it is multiplied by.
 
         minimize   sum over c, i of (rows[c, i] - reach[c] * shape[k(c, i)])^2        in turns by shape, k and reach

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
@@ -12,6 +11,7 @@ from typing import Any
 
 import keras
 
+from kquant.core.messages import warn
 from kquant.core.origin import patterns_of
 from kquant.graph.given_model import warn_lost_steps
 from kquant.graph.keras_private import every_layer
@@ -178,12 +178,11 @@ class _Chooser:
         """Name kernels that do not train, or have too few weights; and what is said of layers without known ones."""
         for note in (note_of(self.frozen), unknown):
             if note:
-                warnings.warn(f"cluster: {note}", stacklevel=4)
+                warn(f"cluster: {note}")
         if self.small:
-            warnings.warn(
+            warn(
                 "cluster: left as they are, because they (or each of their channels) have no more weights than values: "
-                f"{', '.join(self.small)}.",
-                stacklevel=4,
+                f"{', '.join(self.small)}."
             )
 
 

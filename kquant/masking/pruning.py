@@ -9,7 +9,6 @@ Masks act in every call. A training forward pass is one step of the schedule; no
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from kquant.core.messages import warn
 from kquant.core.origin import patterns_of
 from kquant.graph.given_model import warn_lost_steps
 from kquant.graph.keras_private import every_layer
@@ -246,7 +246,7 @@ def targets_of(model: keras.Model, settings: Settings) -> list[Target]:
         why = "depthwise kernels need depthwise=True; layers that are protected or have a sparsity of 0 stay dense."
         raise ValueError(f"{model.name}: prune: no layer has a kernel to prune: {' '.join(notes) or why}")
     for note in notes:
-        warnings.warn(f"prune: {note}", stacklevel=4)
+        warn(f"prune: {note}")
     return found
 
 

@@ -1,7 +1,7 @@
 """Compressed model -> plain Keras model: masks, codebooks and grids become plain weights.
 
-    release    what `kquant.prune` and `kquant.cluster` put into a float model, taken out and kept beside it
-    strip      the same for good, also out of a quantized model
+release    what `kquant.prune` and `kquant.cluster` put into a float model, taken out and kept beside it
+strip      the same for good, also out of a quantized model
 """
 
 from __future__ import annotations

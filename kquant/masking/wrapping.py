@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import keras
 
+from kquant.core.messages import warn
 from kquant.core.origin import identities, mark
 from kquant.graph.copies import copy_state, is_described, own, stays_whole
 from kquant.graph.given_model import check_finite
@@ -89,11 +89,10 @@ def _warn_lost_losses(model: keras.Model, graph: Graph) -> None:
     whole = {id(layer) for node in graph.nodes for layer in _inside(node.op)}
     found = [layer for layer in _inside(model) if id(layer) not in whole and layer.activity_regularizer is not None]
     if found:
-        warnings.warn(
+        warn(
             f"the activity regularizers of {', '.join(layer.name for layer in found)} do not act on the new model: "
             "these are opened into the layers that they are made of. Give one of those layers the regularizer, or put "
-            "a keras.layers.ActivityRegularization behind them.",
-            stacklevel=5,
+            "a keras.layers.ActivityRegularization behind them."
         )
 
 

@@ -1,8 +1,8 @@
 """One rule for each Keras layer or operation, grouped by family. A new layer is one entry in one of these files.
 
-    dense  conv  volume  affine  activation  table  function  limit  choose  merge  divide  pool  adaptive  reduce
-    shape  index  order  border  resize  lookup  constant  matmul  einsum  norm  attention  heads  recurrent  unrolled
-    real_steps  steps  layered  passive
+dense  conv  volume  affine  activation  table  function  limit  choose  merge  divide  pool  adaptive  reduce
+shape  index  order  border  resize  lookup  constant  matmul  einsum  norm  attention  heads  recurrent  unrolled
+real_steps  steps  layered  passive
 """
 
 from __future__ import annotations

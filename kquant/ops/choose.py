@@ -1,8 +1,8 @@
 """Conditions and choices. A condition is a tensor of 0 and 1; `where` is arithmetic with it, exact for those two.
 
-    x > c, x > y          a table of x, or of x - y
-    and, or, not          the smaller, the larger, 1 - c
-    where(c, a, b)        c a + (1 - c) b
+x > c, x > y          a table of x, or of x - y
+and, or, not          the smaller, the larger, 1 - c
+where(c, a, b)        c a + (1 - c) b
 """
 
 from __future__ import annotations

@@ -124,9 +124,7 @@ def _attention(op: Any, make: Make, inputs: Any, mask: Any = None, **options: An
     causal = _band(query.shape[1], key.shape[1], bool(options.get("use_causal_mask")), None)
     allowed = None if causal is None else causal[0]
     if getattr(op, "score_mode", "dot") == "dot" and not isinstance(op, layers.AdditiveAttention):
-        y, weights = attend(
-            make, query, key, value, op.name, scale=op.scale, allowed=allowed, dropout=op.dropout
-        )
+        y, weights = attend(make, query, key, value, op.name, scale=op.scale, allowed=allowed, dropout=op.dropout)
         return (y, weights) if options.get("return_attention_scores") else y
     logits = _additive(op, make, query, key)
     if allowed is not None:

@@ -1,8 +1,8 @@
 """Parts of a tensor: slices, splits, picked rows, and stacks of them. The codes stay what they are.
 
-    x[:, 1:-1]      Slice  SLICE                x[:, ::2]     Slice  STRIDED_SLICE
-    x[:, ::-1]      Pick   GATHER, with constant int32 indices
-    split, unstack  one Slice for each part
+x[:, 1:-1]      Slice  SLICE                x[:, ::2]     Slice  STRIDED_SLICE
+x[:, ::-1]      Pick   GATHER, with constant int32 indices
+split, unstack  one Slice for each part
 """
 
 from __future__ import annotations
@@ -231,9 +231,7 @@ def _split(op: Any, make: Make, x: Any, *_: Any, **__: Any) -> Any:
 def unstacked(make: Make, x: Any, axis: int, name: str, key: str = "row") -> list[Any]:
     """The rows along an axis, without that axis."""
     shape = [n for a, n in enumerate(x.shape) if a not in (0, axis)]
-    rows = [
-        part(make, x, {axis: range(i, i + 1)}, f"{name}_{i}", f"{key}{i}_part") for i in range(x.shape[axis])
-    ]
+    rows = [part(make, x, {axis: range(i, i + 1)}, f"{name}_{i}", f"{key}{i}_part") for i in range(x.shape[axis])]
     return [reshaped(make, row, shape, f"{name}_{i}_row", f"{key}{i}") for i, row in enumerate(rows)]
 
 

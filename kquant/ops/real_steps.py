@@ -19,7 +19,6 @@ tensor whose padding nobody else reads (`unread_padding`) has a grid for the rea
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +27,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from kquant.core.messages import warn
 from kquant.core.program import Program, Ref
 from kquant.core.spec import Encoding, QuantSpec
 from kquant.graph.graph import Graph
@@ -84,11 +84,10 @@ class RealSteps(keras.layers.Layer):
 
     def _warn_between(self, found: tf.Tensor) -> None:
         if found:
-            warnings.warn(
+            warn(
                 f"calibrate: {self.name}: in some samples the mask leaves out steps between real ones, and the file "
                 "computes those as real: padding may stand in front and behind only. Move the real steps of each "
-                "sample together (x[i, : real.sum()] = x[i, real], zeros behind), which is the same to a mask.",
-                stacklevel=2,
+                "sample together (x[i, : real.sum()] = x[i, real], zeros behind), which is the same to a mask."
             )
 
     def compute_output_spec(self, xs: Any, **_: Any) -> keras.KerasTensor:

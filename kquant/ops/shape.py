@@ -100,9 +100,7 @@ def _order(op: Any, rank: int) -> list[int]:
 def _transposed(op: Any, make: Make, x: Any, *_: Any, **__: Any) -> Any:
     order = [int(a) for a in _order(op, len(x.shape))]
     if order[0] != 0:
-        raise ValueError(
-            f"{op.name} ({type(op).__name__}): axes {order}: {why_mixed(type(op).__name__)}."
-        )
+        raise ValueError(f"{op.name} ({type(op).__name__}): axes {order}: {why_mixed(type(op).__name__)}.")
     return make("permute", lambda: layers.Permute(order[1:], name=op.name))(x)
 
 

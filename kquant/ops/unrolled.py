@@ -125,9 +125,7 @@ def gru(steps: Steps, x: Any) -> tuple[list[Any], Callable[[list[Any], list[Any]
     before, after = _biases(cell, 3)
     for gate in (0, 1):  # the two biases of these gates only ever meet as a sum
         before[gate] = before[gate] if after[gate] is None else before[gate] + after[gate]
-    inputs = [
-        steps.matrix(f"x_{g}", w, b)(x) for g, w, b in zip("zrh", _parts(cell.kernel, 3), before, strict=True)
-    ]
+    inputs = [steps.matrix(f"x_{g}", w, b)(x) for g, w, b in zip("zrh", _parts(cell.kernel, 3), before, strict=True)]
     by_z, by_r, by_h = _parts(cell.recurrent_kernel, 3)
 
     def step(x: list[Any], states: list[Any]) -> list[Any]:

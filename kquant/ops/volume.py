@@ -81,9 +81,7 @@ def _conv(op: Any, make: Make, x: Any, *_: Any, **__: Any) -> Any:
         settings = {**_settings(op), "dilation_rate": op.dilation_rate[1:], "name": f"{op.name}_slice"}
         kernel = np.asarray(op.kernel).transpose(1, 2, 0, 3, 4)
         kernel = kernel.reshape(*kernel.shape[:2], size * channels, op.filters)
-        return _with_kernel(
-            layers.Conv2D(op.filters, op.kernel_size[1:], **settings), size * channels, kernel, op
-        )
+        return _with_kernel(layers.Conv2D(op.filters, op.kernel_size[1:], **settings), size * channels, kernel, op)
 
     slices = []
     for d in range((depth - reach) // stride + 1):

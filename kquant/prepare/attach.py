@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
 import numpy as np
 
+from kquant.core.messages import warn
 from kquant.core.origin import identities
 from kquant.core.spec import FLOAT, QuantSpec
 from kquant.graph.graph import Node, legal_name, rewrite
@@ -243,11 +243,10 @@ class _Builder:
         every = {(name, path) for name, found in self.carried.items() for path in found}
         left = [f"{name} ({path})" for name, path in sorted((every - self.placed) | self.lost)]
         if left:
-            warnings.warn(
+            warn(
                 f"quantize: the masks and codebooks of {', '.join(left)} are in the weights now, but training would "
                 "not keep them: these layers become others. Quantize without training, or leave them out of prune and "
-                "cluster.",
-                stacklevel=4,
+                "cluster."
             )
 
     def storage(self, op: Any) -> str:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import keras
 
+from kquant.core.messages import warn
 from kquant.core.origin import mark, origins
 from kquant.graph.copies import own
 from kquant.graph.defaults import own_defaults
@@ -96,10 +96,9 @@ def _warn_lost_draws(graph: Graph, model: keras.Model) -> None:
         if any(draws_in_training(layer) for layer in inside) and not kept & {layer.name for layer in inside}:
             lost.append(f"{op.name} ({type(op).__name__})")
     if lost:
-        warnings.warn(
+        warn(
             f"{', '.join(lost)}: what it draws in training (augmentation, dropout inside a recurrent layer) is left "
-            "out of the new model. Augment the samples before they enter it; put a Dropout before or behind the layer.",
-            stacklevel=4,
+            "out of the new model. Augment the samples before they enter it; put a Dropout before or behind the layer."
         )
 
 

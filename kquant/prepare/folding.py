@@ -9,13 +9,13 @@ Source: Jacob et al., arXiv:1712.05877, section 3.2; Krishnamoorthi, arXiv:1806.
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
 import numpy as np
 
+from kquant.core.messages import warn
 from kquant.core.origin import origins
 from kquant.graph.defaults import own_defaults
 from kquant.graph.graph import Graph, Node, rewrite, trace
@@ -102,10 +102,9 @@ def fold_graph(graph: Graph, *, live: bool = False) -> Folded:
     while pairs := _pairs(folded.graph):
         folded = replace(folded, graph=_merge(folded, pairs))
     if live and len(folded.norms or {}) < len(found):
-        warnings.warn(
+        warn(
             f"quantize: {len(found) - len(folded.norms or {})} of {len(found)} batch norms stand behind no layer with "
-            "weights; they are folded, and do not follow the batches in training.",
-            stacklevel=4,
+            "weights; they are folded, and do not follow the batches in training."
         )
     left = [n.op for n in folded.graph.nodes if isinstance(n.op, Affine) and n.op.moments is not None]
     return replace(folded, moments=folded.moments | {op.name: op.moments for op in left})

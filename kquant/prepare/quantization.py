@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 from kquant import targets
 from kquant.calibration import observers
 from kquant.calibration.aimet_encodings import set_encodings
-from kquant.core.messages import first_of
+from kquant.core.messages import first_of, warn
 from kquant.core.spec import KERNEL_BITS, PACKED_BITS
 from kquant.graph.defaults import own_defaults
 from kquant.graph.given_model import check_finite, warn_lost_steps
@@ -45,7 +44,7 @@ def quantize(
     model: keras.Model,
     recipe: str | Path | dict[str, Any] | recipes.Recipe = "int8",
     *,
-    target: str = "litert",
+    target: str = targets.DEFAULT,
     input_shape: Any = None,
     encodings: str | Path | dict[str, Any] | None = None,
 ) -> keras.Model:
@@ -261,10 +260,9 @@ def warn_lost_losses(model: keras.Model) -> None:
     """Name layers whose activity regularizer training will not see: their outputs are computed inside a wrapper."""
     lost = [layer.name for layer in every_layer(model) if layer.activity_regularizer is not None]
     if lost:
-        warnings.warn(
+        warn(
             f"quantize: the activity regularizers of {', '.join(lost)} do not act on the quantized model; kernel and "
-            "bias regularizers do. Add the penalty to the loss where training needs it.",
-            stacklevel=3,
+            "bias regularizers do. Add the penalty to the loss where training needs it."
         )
 
 
@@ -285,11 +283,10 @@ def warn_simulated(qmodel: keras.Model) -> None:
     """Say before any training that no kernel has activations of such a width: `export` refuses the model."""
     found = {layer.spec.bits for layer in every_layer(qmodel) if isinstance(layer, FakeQuant)} - set(KERNEL_BITS)
     if found:
-        warnings.warn(
+        warn(
             f"quantize: activations of {' and '.join(map(str, sorted(found)))} bits are simulated only: kquant.export "
             "will refuse this model, because kernels have 8 or 16 (weights may have 2 to 8). Take activations of 8 or "
-            "16 bits where a file is wanted.",
-            stacklevel=3,
+            "16 bits where a file is wanted."
         )
 
 
@@ -297,10 +294,9 @@ def warn_narrowed(plan: Plan) -> None:
     """Name layers that were to have 16-bit activations, where the target has an 8-bit kernel only."""
     found = sorted({f"{n.name} ({type(n.op).__name__})" for n in plan.widths.narrowed})
     if found:
-        warnings.warn(
+        warn(
             f"quantize: {plan.target.title}, as kquant writes it, has no 16-bit kernel for {', '.join(found)}; they "
-            "compute in 8 bits between two QUANTIZE. docs/layers.md lists what has one.",
-            stacklevel=3,
+            "compute in 8 bits between two QUANTIZE. docs/layers.md lists what has one."
         )
 
 
@@ -319,20 +315,18 @@ def warn_unpacked(plan: Plan) -> None:
             stored[wide].add(f"{node.name} ({found.bits} bits)" if wide else node.name)
     said = f"quantize: {plan.target.title} takes no packed 4-bit weights for "
     if stored[False]:
-        warnings.warn(
+        warn(
             f"{said}{', '.join(sorted(stored[False]))}; their codes have 4 bits and are stored in 8. Give them 8 bits: "
-            "`weights = { unpacked_bits = 8 }` costs no byte.",
-            stacklevel=3,
+            "`weights = { unpacked_bits = 8 }` costs no byte."
         )
     if stored[True]:
-        warnings.warn(f"{said}{', '.join(sorted(stored[True]))}, as `unpacked_bits` says.", stacklevel=3)
+        warn(f"{said}{', '.join(sorted(stored[True]))}, as `unpacked_bits` says.")
     if avoided:
-        warnings.warn(
+        warn(
             f"quantize: {', '.join(map(str, sorted({p.bits for p in avoided.values()})))}-bit weights for "
             f'{first_of(avoided)}, as `prefer = "latency"` says: packed 4-bit ones would cost '
             f"{times(p.slowdown for p in avoided.values())} the latency on {plan.target.title}. A rule with "
-            '`prefer = "bytes"` packs those that it names.',
-            stacklevel=3,
+            '`prefer = "bytes"` packs those that it names.'
         )
 
 
@@ -347,10 +341,9 @@ def warn_dead(plan: Plan) -> None:
         summed = tuple(axis for axis in range(kernel.ndim) if axis not in kept)
         dead = ~np.any(kernel, axis=summed)
         if dead.all():
-            warnings.warn(f"{op.name}: every weight is 0; were the weights loaded?", stacklevel=3)
+            warn(f"{op.name}: every weight is 0; were the weights loaded?")
         elif dead.any():
-            warnings.warn(
+            warn(
                 f"{op.name}: the weights of {int(dead.sum())} of its {dead.size} output channels are all 0; the file "
-                "keeps them. Take them out of the model, or check the checkpoint.",
-                stacklevel=3,
+                "keeps them. Take them out of the model, or check the checkpoint."
             )

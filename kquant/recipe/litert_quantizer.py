@@ -7,8 +7,9 @@ whole (source: ai_edge_quantizer 0.10, recipe_manager.py and qtyping.py). What h
 from __future__ import annotations
 
 import re
-import warnings
 from typing import Any
+
+from kquant.core.messages import warn
 
 # TFLite operation -> pattern for Keras classes; 1-D convolutions are written as 2-D ones.
 OPERATIONS = {
@@ -138,10 +139,9 @@ def write(data: dict[str, Any], where: str) -> list[dict[str, Any]]:
             )
     activations, weights, mode = data["activations"], data["weights"], data["mode"]
     if mode == "static" and activations["observer"] != "minmax":
-        warnings.warn(
+        warn(
             f"{where}: activations.observer = '{activations['observer']}' has no place in LiteRT Quantizer's recipe; "
-            "its calibration takes the smallest and the largest value.",
-            stacklevel=3,
+            "its calibration takes the smallest and the largest value."
         )
     entries = [{"regex": ".*", "operation": "*", **_method(mode, activations, weights, where)}]
     seen: set[str] = set()

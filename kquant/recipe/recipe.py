@@ -10,7 +10,6 @@ weights = { per_axis = false }
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from kquant.core.messages import did_you_mean
+from kquant.core.messages import did_you_mean, warn
 from kquant.core.origin import fits
 from kquant.core.quant_spec import Kind, QuantSpec
 from kquant.files.untrusted import MOST_SETTINGS_BYTES, check_plain, parse_toml, read_json, read_text
@@ -306,18 +305,16 @@ def recipe_to_aeq(recipe: str | Path | dict[str, Any] | Recipe) -> list[dict[str
     where = f"recipe '{chosen.name}'"
     entries = litert_quantizer.write(chosen.model_dump(by_alias=True), where)
     if chosen.prefer != "bytes" or any(rule.prefer for rule in chosen.rules):
-        warnings.warn(
+        warn(
             f"{where}: prefer: LiteRT Quantizer's recipe has no place for it; that tool decides by itself which "
-            "operators have packed 4-bit weights.",
-            stacklevel=2,
+            "operators have packed 4-bit weights."
         )
     lost = [name for name in ("training", "steps") if getattr(chosen, name) != Recipe.model_fields[name].default]
     lost += ["training of rules"] if any(rule.training for rule in chosen.rules) else []
     if lost:
-        warnings.warn(
+        warn(
             f"{where}: {', '.join(lost)}: LiteRT Quantizer's recipe has no place for them; its file gets ranges of "
-            "calibration and weights rounded to nearest.",
-            stacklevel=2,
+            "calibration and weights rounded to nearest."
         )
     return entries
 

@@ -1,10 +1,10 @@
 """What a recipe says of training: the table `[training]`, and what of it the layers keep.
 
-    ranges = "moving"    activations: moving averages of the batches' extremes; weights: as the weights are, or as an
-                         observer or a correction chose
-             "fixed"     activations: as calibrated
-             "learned"   both by gradient: LSQ and LSQ+
-             "pact"      activations: the ends learn from clipped values alone
+ranges = "moving"    activations: moving averages of the batches' extremes; weights: as the weights are, or as an
+                     observer or a correction chose
+         "fixed"     activations: as calibrated
+         "learned"   both by gradient: LSQ and LSQ+
+         "pact"      activations: the ends learn from clipped values alone
 """
 
 from __future__ import annotations

@@ -172,9 +172,7 @@ class Queue:
         return next_width is not None and self.width - self.asked <= next_width
 
 
-def queues_of(
-    channels: Channels, scores: np.ndarray, minimum: int, multiple: int
-) -> tuple[list[Queue], list[int]]:
+def queues_of(channels: Channels, scores: np.ndarray, minimum: int, multiple: int) -> tuple[list[Queue], list[int]]:
     """A queue for each group, and the groups in which one channel after the other is least important."""
     queues, waiting = [], []
     for _, members in channels.groups():
@@ -200,7 +198,6 @@ def out_of_reach(channels: Channels, limit: int, left: int, unit: Unit, minimum:
         f"{minimum} channels in each layer and widths in multiples of {multiple}. Ask for more, or lower `minimum` or "
         f"`multiple`. Layers that keep their width: {stays or 'none'}."
     )
-
 
 
 def savings(channels: Channels, unit: Unit) -> np.ndarray:

@@ -1,7 +1,7 @@
 """What kernels cost: multiply-accumulates of one sample, and bytes of weights in an int8 file.
 
-    MACs     output positions * kernel height * kernel width * input channels * output channels
-    bytes    one for each weight of a kernel, four for the bias of each output channel
+MACs     output positions * kernel height * kernel width * input channels * output channels
+bytes    one for each weight of a kernel, four for the bias of each output channel
 """
 
 from __future__ import annotations

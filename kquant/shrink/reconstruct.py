@@ -204,5 +204,3 @@ def _set(new: keras.Model, job: Job, sums: Sums) -> None:
         bias.assign(shift.astype(np.float32))
     elif norm is not None:
         norm.moving_mean.assign_sub(shift.astype(np.float32))
-
-

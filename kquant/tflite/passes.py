@@ -1,15 +1,15 @@
 """Tidy a program: what costs bytes or time and computes nothing goes.
 
-    RESHAPE of RESHAPE     one RESHAPE
-    RESHAPE to same shape  nothing
-    two RESHAPEs alike     one
-    RESHAPEs in a chain    one before and one behind (`planes`)
-    PAD + VALID conv       SAME conv, where TFLite's SAME pads exactly those pixels
-    float op, then RELU    the operator with its activation (integers were fused when they were quantized)
-    dead operators         nothing
-    CONCATENATION of many  several, where the target takes only so many inputs
-    bias of zeros          none, where the target's kernel does without
-    RELU6 of tiny steps    RELU, whose bound kernels need no number for
+RESHAPE of RESHAPE     one RESHAPE
+RESHAPE to same shape  nothing
+two RESHAPEs alike     one
+RESHAPEs in a chain    one before and one behind (`planes`)
+PAD + VALID conv       SAME conv, where TFLite's SAME pads exactly those pixels
+float op, then RELU    the operator with its activation (integers were fused when they were quantized)
+dead operators         nothing
+CONCATENATION of many  several, where the target takes only so many inputs
+bias of zeros          none, where the target's kernel does without
+RELU6 of tiny steps    RELU, whose bound kernels need no number for
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Graph + recipe + target -> what every tensor gets, before anything is built.
 
-    fuse      a ReLU after a convolution is quantized once, at the end of the chain
-    unify     concatenation, pooling, reshape, pad, transpose: one encoding on both sides
-    requant   where a fixed encoding (softmax) meets a shared one, one QUANTIZE in between
-    refuse    whatever the target cannot run in integers, by layer name
+fuse      a ReLU after a convolution is quantized once, at the end of the chain
+unify     concatenation, pooling, reshape, pad, transpose: one encoding on both sides
+requant   where a fixed encoding (softmax) meets a shared one, one QUANTIZE in between
+refuse    whatever the target cannot run in integers, by layer name
 """
 
 from __future__ import annotations

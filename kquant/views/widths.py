@@ -1,9 +1,9 @@
 """How wide every call computes: 8 or 16 bits, or float, and where a tensor must change its width between two calls.
 
-    settings say 16, the target has the kernel         16
-    settings say 16, the target has it in 8 bits only   8, and the tensors around it are requantized
-    a layer that moves codes (reshape, pool)            as its input
-    float = true, or a recipe without static ranges     float
+settings say 16, the target has the kernel         16
+settings say 16, the target has it in 8 bits only   8, and the tensors around it are requantized
+a layer that moves codes (reshape, pool)            as its input
+float = true, or a recipe without static ranges     float
 """
 
 from __future__ import annotations
