@@ -15,15 +15,14 @@ from kquant.core.messages import first_of, warn
 from kquant.correct.steps import STEPS, apply_steps, check_steps, function_of, parse_steps
 from kquant.exporting.export_file import IO, ExportReport, export
 from kquant.graph.keras_private import every_layer
-from kquant.masking.clustering import cluster, has_codebooks
 from kquant.masking.mask import Mask
-from kquant.masking.pruning import has_masks, prune
+from kquant.masking.method import methods
 from kquant.prepare.quantization import quantize
 from kquant.recipe.recipe import Recipe, Step, load
 from kquant.tflite.lut_program import LookUpTables
 from kquant.views.quantized_model import is_quantized
 
-Stage = Literal["prune", "cluster", "quantize"]
+Stage = str  # "prune", "cluster", ...: a method that the recipe has a section for; and "quantize"
 Train = Callable[[keras.Model, Stage], Any]
 
 
@@ -118,12 +117,10 @@ def prepare(
     chosen = load(recipe)
     check_steps(chosen.steps)
     train = train or (lambda *_: None)
-    if chosen.pruning is not None and not has_masks(model):
-        model = prune(model, chosen)
-        train(model, "prune")
-    if chosen.clustering is not None and not has_codebooks(model):
-        model = cluster(model, chosen)
-        train(model, "cluster")
+    for method in methods(chosen):
+        if not method.acts(model):
+            model = method.verb(model, chosen)
+            train(model, method.name)
     qmodel = quantize(model, chosen, target=target, input_shape=input_shape)
     apply_steps(qmodel, [_limited(step, batches) for step in chosen.steps], data, verbose=verbose)
     train(qmodel, "quantize")

@@ -20,8 +20,10 @@ from kquant.masking.centroids import Init
 from kquant.masking.codebook import Aggregation, Channels, Codebook
 from kquant.masking.kernel_sites import Site, check_patterns, match, note_of, note_of_unknown, put, sites
 from kquant.masking.mask import Mask
+from kquant.masking.method import Method
 from kquant.masking.wrapping import as_loaded, to_transform
 from kquant.recipe import recipe as recipes
+from kquant.recipe.clustering_section import Clustering
 from kquant.recipe.recipe import Recipe
 
 
@@ -128,10 +130,11 @@ def _recipe(given: Any, options: dict[str, Any]) -> Recipe:
             raise ValueError(f"cluster: clusters must be a whole number, 2 or more. Received: {given!r}.")
         return recipes.load({"name": "cluster", "clustering": {"clusters": int(given), **options}})
     recipe = recipes.load(given)
-    if recipe.clustering is None:
+    section = recipe.section(Clustering)
+    if section is None:
         raise ValueError(f"cluster: recipe '{recipe.name}' has no [clustering] section. 'cluster16-int8' has one.")
-    changed = recipes.load({"name": "cluster", "clustering": {**recipe.clustering.model_dump(), **options}})
-    return recipe.model_copy(update={"clustering": changed.clustering})
+    changed = recipes.load({"name": "cluster", "clustering": {**section.model_dump(), **options}})
+    return recipe.model_copy(update={"clustering": changed.section(Clustering)})
 
 
 @dataclass
@@ -148,8 +151,8 @@ class _Chooser:
         """The codebook of one kernel."""
         known = [name for name, _ in site.names]
         asked = self.wanted is None or match(known, self.wanted)
-        settings = self.recipe.clustering_of(site.names, site.position)
-        if not asked or match(known, self.skip) or settings is None:
+        settings = self.recipe.section_of(Clustering, site.names, site.position)
+        if not asked or match(known, self.skip) or settings is None or not settings.clusters:
             return None
         if site.geometry.depthwise and not settings.depthwise:
             return None
@@ -191,3 +194,6 @@ def _axes(site: Site) -> tuple[int, ...]:
     if site.holder.channel_axes is not None:
         return site.holder.channel_axes
     return (-2, -1) if site.geometry.depthwise else (site.geometry.output_axis,)
+
+
+METHOD = Method(Clustering, "cluster", cluster, put_codebooks, has_codebooks)

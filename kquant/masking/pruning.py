@@ -25,6 +25,7 @@ from kquant.graph.keras_private import every_layer
 from kquant.masking.codebook import Codebook
 from kquant.masking.kernel_sites import Site, check_patterns, check_rules, note_of, note_of_unknown, sites
 from kquant.masking.mask import Criterion, Gradient, Mask
+from kquant.masking.method import Method
 from kquant.masking.patterns import Pooling, choose, structure_of
 from kquant.masking.schedules import SparsitySchedule, schedule_of
 from kquant.masking.wrapping import as_loaded, to_transform
@@ -90,7 +91,7 @@ def prune(
     settings = settings_of(recipe_or_schedule, {k: v for k, v in given.items() if v is not None}, rules, protect)
     new = to_transform(model, "prune")
     check_patterns("prune", protect, sites(new))
-    check_rules("prune", [rule for rule in settings.rules if rule.pruning], sites(new))
+    check_rules("prune", [rule for rule in settings.rules if rule.table(Pruning)], sites(new))
     put_masks(new, settings)
     new = as_loaded(new)
     warn_lost_steps(model, new, "prune")
@@ -116,8 +117,8 @@ class Settings:
         """The section of one layer."""
         found = self.section
         for rule in self.rules:
-            if rule.pruning and any(rule.matches(name, kind, position) for name, kind in names):
-                found = Pruning(**{**found.model_dump(), **rule.pruning})
+            if rule.table(Pruning) and any(rule.matches(name, kind, position) for name, kind in names):
+                found = Pruning(**{**found.model_dump(), **rule.table(Pruning)})
         return found
 
     def course(self, section: Pruning) -> SparsitySchedule:
@@ -151,9 +152,10 @@ def settings_of(
     own = [*rules, *({"layer": pattern, "pruning": {"sparsity": 0.0}} for pattern in protect)]
     if isinstance(given, str | Path | dict | recipes.Recipe):
         recipe = recipes.load(given)
-        if recipe.pruning is None:
+        section = recipe.section(Pruning)
+        if section is None:
             raise ValueError(f"prune: recipe '{recipe.name}' has no [pruning] section. 'prune50-int8' has one.")
-        checked = recipes.load({"name": "prune", "pruning": {**recipe.pruning.model_dump(), **changes}, "rules": own})
+        checked = recipes.load({"name": "prune", "pruning": {**section.model_dump(), **changes}, "rules": own})
         return Settings(_section(checked), None, (*recipe.rules, *checked.rules))
     pattern = structure_of(str(structure_name(changes.get("structure", "unstructured"))))
     schedule = schedule_of((pattern.sparsity or 0.5) if given is None else given)
@@ -162,7 +164,7 @@ def settings_of(
 
 
 def _section(recipe: recipes.Recipe) -> Pruning:
-    return recipe.pruning or Pruning()
+    return recipe.section(Pruning) or Pruning()
 
 
 def _schedule(section: Pruning) -> SparsitySchedule:
@@ -294,3 +296,6 @@ def _kept(scores: Sequence[np.ndarray], count: int) -> list[int]:
     ends = np.cumsum([np.count_nonzero(s == least) for s in scores])
     shares = np.diff(-(-ends * (count - sum(above)) // ends[-1]), prepend=0)  # of ends rounded up: they sum exactly
     return [n + int(share) for n, share in zip(above, shares, strict=True)]
+
+
+METHOD = Method(Pruning, "prune", prune, lambda model, recipe: put_masks(model, settings_of(recipe, {})), has_masks)

@@ -20,8 +20,7 @@ from kquant.graph.inputs import check_static, inputs_of
 from kquant.graph.keras_private import every_layer
 from kquant.layers.nodes import Compressed, FakeQuant
 from kquant.layers.oscillations import warn_unfrozen
-from kquant.masking.clustering import has_codebooks, put_codebooks
-from kquant.masking.pruning import has_masks, put_masks, settings_of
+from kquant.masking.method import methods
 from kquant.masking.stripping import release
 from kquant.masking.wrapping import as_loaded
 from kquant.ops import find
@@ -89,12 +88,10 @@ def quantize(
         qmodel = attach(plan, folded.gains, folded.moments, carried, folded.norms, inputs_take(graph))
         warn_simulated(qmodel)
         warn_lost_steps(model, qmodel, "quantize")
-        if chosen.pruning is not None and not has_masks(qmodel):
-            put_masks(qmodel, settings_of(chosen, {}))
-            qmodel = as_loaded(qmodel)
-        if chosen.clustering is not None and not has_codebooks(qmodel):
-            put_codebooks(qmodel, chosen)
-            qmodel = as_loaded(qmodel)
+        for method in methods(chosen):
+            if not method.acts(qmodel):
+                method.put(qmodel, chosen)
+                qmodel = as_loaded(qmodel)
     warn_unfrozen(qmodel, "quantize")
     return qmodel if encodings is None else set_encodings(qmodel, encodings)
 

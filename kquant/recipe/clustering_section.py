@@ -10,11 +10,11 @@ clustering = { clusters = 64 }          # 0 leaves the layer as it is
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
-from kquant.recipe.training_section import Strict
+from kquant.recipe.section import Section
 
 
 def _sharing(given: Any) -> Any:
@@ -23,8 +23,11 @@ def _sharing(given: Any) -> Any:
     return given
 
 
-class Clustering(Strict):
+class Clustering(Section):
     """The arguments of `kquant.cluster`, which explains them; 0 clusters leave the weights."""
+
+    key: ClassVar[str] = "clustering"
+    place: ClassVar[int] = 2  # behind pruning, whose zeros a codebook keeps
 
     clusters: int = Field(16, ge=0)
     init: Literal["kmeans++", "linear", "density", "random"] = "kmeans++"

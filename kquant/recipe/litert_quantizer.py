@@ -10,6 +10,7 @@ import re
 from typing import Any
 
 from kquant.core.messages import warn
+from kquant.recipe.section import sections
 
 # TFLite operation -> pattern for Keras classes; 1-D convolutions are written as 2-D ones.
 OPERATIONS = {
@@ -131,11 +132,11 @@ def write(data: dict[str, Any], where: str) -> list[dict[str, Any]]:
     Raises:
         ValueError: a key or value without counterpart, with the reason.
     """
-    for section, verb in (("pruning", "prune"), ("clustering", "cluster")):
-        if data[section] is not None:
+    for key in sections():
+        if data[key] is not None:
             raise ValueError(
-                f"{where}: {section}: LiteRT Quantizer takes weights as they are. Give it the model that kquant.{verb} "
-                f"and kquant.strip made, and this recipe without [{section}]."
+                f"{where}: {key}: LiteRT Quantizer takes weights as they are. Train the model with [{key}] "
+                f"first, and give it what kquant.strip makes of that, with this recipe without [{key}]."
             )
     activations, weights, mode = data["activations"], data["weights"], data["mode"]
     if mode == "static" and activations["observer"] != "minmax":

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from numbers import Integral
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from kquant.recipe.training_section import Strict
+from kquant.recipe.section import Section
 
 
 def structure_name(given: Any) -> Any:
@@ -23,12 +23,15 @@ def structure_name(given: Any) -> Any:
     return given
 
 
-class Pruning(Strict):
+class Pruning(Section):
     """How kernels are pruned; the arguments of `kquant.prune` and `kquant.SparsitySchedule` by the same names.
 
     `schedule` "constant" has `sparsity` from the call on, "polynomial" comes from `initial` at step `begin` to
     `sparsity` at step `end`.
     """
+
+    key: ClassVar[str] = "pruning"
+    place: ClassVar[int] = 1
 
     sparsity: float = Field(0.5, ge=0.0, lt=1.0)
     schedule: Literal["constant", "polynomial"] = "constant"

@@ -13,18 +13,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    create_model,
+    field_validator,
+    model_validator,
+)
 
 from kquant.core.messages import did_you_mean, warn
 from kquant.core.origin import fits
 from kquant.core.quant_spec import Kind, QuantSpec
 from kquant.files.untrusted import MOST_SETTINGS_BYTES, check_plain, parse_toml, read_json, read_text
 from kquant.recipe import litert_quantizer
-from kquant.recipe.clustering_section import Clustering
-from kquant.recipe.pruning_section import Pruning
+from kquant.recipe.section import Section, sections
 from kquant.recipe.training_section import Oscillations, Progressive, Strict, Training, idle, plain
 
 
@@ -71,9 +79,20 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "activations": Activations,
     "weights": WeightGrid,
     "training": Training,
-    "pruning": Pruning,
-    "clustering": Clustering,
+    **sections(),
 }
+OneSection = TypeVar("OneSection", bound=Section)
+
+# What the sections add, by their keys: a table of the recipe each, and one of every rule.
+if TYPE_CHECKING:
+    RecipeTables = RuleTables = Strict
+else:
+    RecipeTables = create_model(
+        "RecipeTables", __base__=Strict, **{key: (section | None, None) for key, section in sections().items()}
+    )
+    RuleTables = create_model(
+        "RuleTables", __base__=Strict, **{key: (dict[str, Any], Field(default_factory=dict)) for key in sections()}
+    )
 
 
 class Step(BaseModel):
@@ -93,7 +112,7 @@ class Step(BaseModel):
         return dict(self.model_extra or {})
 
 
-class LayerRule(Strict):
+class LayerRule(RuleTables):
     """Settings for the layers that match all of `layer`, `type` and `position` that are given."""
 
     layer: str | None = None
@@ -102,8 +121,6 @@ class LayerRule(Strict):
     activations: dict[str, Any] = Field(default_factory=dict)
     weights: dict[str, Any] = Field(default_factory=dict)
     training: dict[str, Any] = Field(default_factory=dict)
-    pruning: dict[str, Any] = Field(default_factory=dict)
-    clustering: dict[str, Any] = Field(default_factory=dict)
     prefer: Prefer | None = None
     skip: bool | None = None
     stays_float: bool | None = Field(None, alias="float")
@@ -114,7 +131,7 @@ class LayerRule(Strict):
             raise ValueError("a rule needs layer, type or position")
         return self
 
-    @field_validator("activations", "weights", "training", "pruning", "clustering")
+    @field_validator(*SECTIONS)
     @classmethod
     def _known_settings(cls, given: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
         section = SECTIONS[str(info.field_name)]
@@ -125,6 +142,10 @@ class LayerRule(Strict):
         except ValidationError as error:
             raise ValueError("; ".join(_explain(e, section) for e in error.errors())) from None
         return plain(given)
+
+    def table(self, section: type[Section]) -> dict[str, Any]:
+        """What the rule changes of a section."""
+        return getattr(self, section.key)
 
     def matches(self, name: str, kind: str, position: str | None) -> bool:
         """True where the rule speaks for this layer."""
@@ -154,7 +175,7 @@ class Settings(NamedTuple):
     prefer: Prefer = "bytes"
 
 
-class Recipe(Strict):
+class Recipe(RecipeTables):
     """A whole recipe.
 
     Attributes:
@@ -178,8 +199,6 @@ class Recipe(Strict):
     activations: Activations = Activations()
     weights: WeightGrid = WeightGrid()
     training: Training = Training()
-    pruning: Pruning | None = None
-    clustering: Clustering | None = None
     steps: tuple[Step, ...] = Field((Step(name="calibrate"),), strict=False)  # a list will do, as TOML has no tuples
     rules: tuple[LayerRule, ...] = Field((), strict=False)
 
@@ -207,13 +226,19 @@ class Recipe(Strict):
                 found = Settings(activations, weights, skip, stays, training, rule.prefer or found.prefer)
         return found
 
-    def clustering_of(self, names: Sequence[tuple[str, str]], position: str | None) -> Clustering | None:
-        """How the weights of one layer are shared; None: not at all."""
-        found = self.clustering
+    def section(self, section: type[OneSection]) -> OneSection | None:
+        """A table of a method; None where the recipe has none."""
+        return getattr(self, section.key)
+
+    def section_of(
+        self, section: type[OneSection], names: Sequence[tuple[str, str]], position: str | None
+    ) -> OneSection | None:
+        """A table of a method as it holds for one layer, named as for `settings`."""
+        found = self.section(section)
         for rule in self.rules if found is not None else ():
-            if found is not None and any(rule.matches(name, kind, position) for name, kind in names):
-                found = found.model_copy(update=rule.clustering)
-        return found if found is not None and found.clusters else None
+            if found is not None and rule.table(section) and any(rule.matches(n, kind, position) for n, kind in names):
+                found = found.model_copy(update=rule.table(section))
+        return found
 
 
 def names() -> list[str]:
@@ -372,6 +397,7 @@ def _explain(error: Any, section: type[BaseModel]) -> str:
 
 
 def _keys_at(loc: tuple[Any, ...], section: type[BaseModel]) -> list[str]:
-    sections = {**SECTIONS, "rules": LayerRule, "progressive": Progressive, "oscillations": Oscillations}
-    found = next((sections[str(part)] for part in reversed(loc) if str(part) in sections), section)
-    return [field.alias or name for name, field in found.model_fields.items()]
+    tables = {**SECTIONS, "rules": LayerRule, "progressive": Progressive, "oscillations": Oscillations}
+    found = next((tables[str(part)] for part in reversed(loc) if str(part) in tables), section)
+    fields = sorted(found.model_fields.items(), key=lambda pair: pair[0] in sections())  # last, as in a recipe
+    return [field.alias or name for name, field in fields]

@@ -26,7 +26,7 @@ from kquant.masking.patterns import choose, structure_of
 from kquant.masking.pruning import Target, settings_of, targets_of
 from kquant.masking.wrapping import check_model, wrapped
 from kquant.recipe import recipe as recipes
-from kquant.recipe.pruning_section import structure_name
+from kquant.recipe.pruning_section import Pruning, structure_name
 from kquant.recipe.recipe import Recipe
 from kquant.shrink.by_score import finite
 from kquant.views.quantized_model import is_quantized
@@ -98,7 +98,7 @@ class SparsityScan:
         """
         chosen = recipes.load(base)
         said = {"sparsity": self.target, "structure": self.structure, "scope": "layer"}
-        section = {} if chosen.pruning is None else chosen.pruning.model_dump()
+        section = (chosen.section(Pruning) or Pruning()).model_dump()
         rest = chosen.model_dump(by_alias=True, exclude={"pruning", "rules", "title"})
         rules = [*(rule.model_dump(by_alias=True) for rule in chosen.rules), *self.rules]
         return recipes.load({**rest, "name": f"{chosen.name}-scanned", "pruning": {**section, **said}, "rules": rules})
