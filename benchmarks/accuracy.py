@@ -44,7 +44,7 @@ def run(name: str, limit: int | None, peers: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "m.tflite"
         started = time.perf_counter()
-        result = kquant.compress(t.model, t.calibration, output=path, verbose=False)
+        result = kquant.compress(t.model, t.calibration, path=path, verbose=False)
         seconds = time.perf_counter() - started
         content = path.read_bytes()
     peer = convert_int8(t.model, t.calibration)
@@ -73,7 +73,7 @@ def run_format(name: str, limit: int | None, recipe: str) -> None:
     for target in ("litert", "tflm"):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "m.tflite"
-            result = kquant.compress(t.model, t.calibration, recipe, output=path, target=target, verbose=False)
+            result = kquant.compress(t.model, t.calibration, recipe, path=path, target=target, verbose=False)
             content = path.read_bytes()
         print(f"{name} {recipe} for {target}: {len(content):,} bytes, arena {result.report.arena_bytes}", flush=True)
         simulated = result.model.predict(x, verbose=0)

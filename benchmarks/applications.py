@@ -58,7 +58,7 @@ def child(family: str) -> None:
     kquant.calibrate(q, images[:CALIBRATION], verbose=False)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.tflite"
-        report = kquant.export(q, path, samples=images[CALIBRATION:])
+        report = kquant.export(q, path, data=images[CALIBRATION:])
         seconds = time.perf_counter() - started
         file = kquant.inspect(path)
         found = kquant.predict(path, images[CALIBRATION:])

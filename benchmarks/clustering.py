@@ -74,7 +74,7 @@ def judge(q: keras.Model, test: np.ndarray, labels: np.ndarray, what: str, refer
     """Accuracy of the file, its bytes, and codes of its kernels."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.tflite"
-        kquant.export(q, path, samples=test[:64])
+        kquant.export(q, path, data=test[:64])
         found = kquant.predict(path, test)
         data = path.read_bytes()
         said = tables(q, test, Path(folder), len(data)) if q.layers[1].origin.load_target().look_up_tables else ""
@@ -91,7 +91,7 @@ def judge(q: keras.Model, test: np.ndarray, labels: np.ndarray, what: str, refer
 
 def tables(q: keras.Model, test: np.ndarray, folder: Path, plain_bytes: int) -> str:
     """The file with look-up tables, against the plain one: bytes, and outputs under TFLM."""
-    kquant.export(q, folder / "lut.tflite", samples=test[:64], compression="lut")
+    kquant.export(q, folder / "lut.tflite", data=test[:64], compression="lut")
     size = (folder / "lut.tflite").stat().st_size
     a, b = (kquant.predict(folder / name, test[:200], "tflm") for name in ("model.tflite", "lut.tflite"))
     same = "equal" if np.array_equal(a, b) else "DIFFERENT"

@@ -69,12 +69,12 @@ def command(name: str, given: Path, out: Path, old: bool) -> list[str]:
     data = ["--data", str(given / "x.npz")]
     recipe = ["--recipe", str(given / "old.toml")] if old else ["--recipe", "int8"]
     if name == "compress":
-        return ["compress", str(given / "net.keras"), *data, "--out", str(out), *recipe]
+        return ["compress", str(given / "net.keras"), *data, "--folder", str(out), *recipe]
     if name == "autotune":
         labels = ["--labels", str(given / "y.npy"), "--max-drop", "1"]
-        return ["autotune", str(given / "net.keras"), *data, *labels, "--out", str(out), *recipe]
+        return ["autotune", str(given / "net.keras"), *data, *labels, "--folder", str(out), *recipe]
     if name == "correct":
-        files = ["--out", str(out / "net.keras"), "--out", str(out / "net.tflite")]
+        files = ["--path", str(out / "net.keras"), "--path", str(out / "net.tflite")]
         return ["correct", str(given / "net.keras"), *data, "--steps", "calibrate,bias", *files, *recipe]
     return ["export", str(given / ("old.keras" if old else "quantized.keras"))]  # which is no command: a verb
 

@@ -53,8 +53,8 @@ def measure(t: Task, clusters: int, per_channel: bool, folder: Path) -> dict[str
     recipe = {"name": "int8", "weights": {"per_axis": per_channel}}
     q = kquant.quantize(clustered(t.model, clusters, per_channel), recipe, target="tflm")
     kquant.calibrate(q, t.calibration, verbose=False)
-    plain = kquant.export(q, folder / "plain.tflite", samples=t.calibration[:8])
-    tabled = kquant.export(q, folder / "lut.tflite", samples=t.calibration[:8], compression="lut")
+    plain = kquant.export(q, folder / "plain.tflite", data=t.calibration[:8])
+    tabled = kquant.export(q, folder / "lut.tflite", data=t.calibration[:8], compression="lut")
     a, b = ((folder / f"{name}.tflite").read_bytes() for name in ("plain", "lut"))
     codes = [quantize_input(t.x[:SAMPLES], kquant.inspect(a).inputs[0])]
     same = all(np.array_equal(p, r) for p, r in zip(probe(a, "tflm", codes), probe(b, "tflm", codes), strict=True))

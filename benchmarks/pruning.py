@@ -58,7 +58,7 @@ def exported(q: keras.Model, x: np.ndarray, y: np.ndarray) -> tuple[float, float
     """Accuracy of the int8 file on LiteRT and on its reference kernels, its bytes, and those deflated."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pruned.tflite"
-        kquant.export(q, path, samples=x[:64])
+        kquant.export(q, path, data=x[:64])
         found = [kquant.predict(path, x, runtime) for runtime in ("litert", "litert-reference")]
         content = path.read_bytes()
     right = [float(np.mean(f.argmax(-1) == y)) for f in found]

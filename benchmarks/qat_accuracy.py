@@ -48,7 +48,7 @@ def run(seed: int, epochs: int, rate: float, limit: int | None, runtimes: list[s
     )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "qat.tflite"
-        kquant.export(q, path, samples=x_test[:64])
+        kquant.export(q, path, data=x_test[:64])
         for runtime in runtimes:
             found = kquant.predict(path, x_test, runtime)
             print(

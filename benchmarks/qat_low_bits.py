@@ -92,7 +92,7 @@ def run(name: str, seed: int, args: argparse.Namespace) -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "qat.tflite"
-        kquant.export(q, path, samples=x_test[:64])
+        kquant.export(q, path, data=x_test[:64])
         size = path.stat().st_size
         for runtime in ("litert", "litert-reference"):
             found = kquant.predict(path, x_test, runtime)

@@ -89,7 +89,7 @@ def on_files(q: keras.Model, x: np.ndarray, reference: np.ndarray, t: Task) -> N
     """The file on both kinds of kernels."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "m.tflite"
-        kquant.export(q, path, samples=t.calibration)
+        kquant.export(q, path, data=t.calibration)
         content = path.read_bytes()
     for runtime in ("litert", "litert-reference"):
         y = kquant.predict(content, x, runtime)

@@ -104,7 +104,7 @@ def halved(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def exported(model: keras.Model, x: np.ndarray, path: Path) -> Path:
     """An int8 file."""
     q = kquant.calibrate(kquant.quantize(model), x[:200], verbose=False)
-    kquant.export(q, path, samples=x[:16])
+    kquant.export(q, path, data=x[:16])
     return path
 
 

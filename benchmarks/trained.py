@@ -154,7 +154,7 @@ def judge(name: str, recipe: str, target: str, cache: Path, epochs: int) -> None
         q.compile(keras.optimizers.Adam(1e-4), "sparse_categorical_crossentropy")
         q.fit(x, y, batch_size=64, epochs=epochs, verbose=0)
     path = cache / f"{name}-{recipe}-{target}.tflite"
-    report = kquant.export(q, path, samples=u[:16])
+    report = kquant.export(q, path, data=u[:16])
     seconds = time.perf_counter() - started
     wanted = model.predict(u, verbose=0)
     rows = {"float": wanted, "simulated": q.predict(u, verbose=0)}

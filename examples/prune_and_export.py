@@ -31,7 +31,7 @@ def main() -> None:
     q = kquant.calibrate(kquant.quantize(pruned), x[:300], verbose=False)
     print(kquant.sparsity(q))
     with tempfile.TemporaryDirectory() as folder:
-        print(kquant.export(q, Path(folder) / "pruned.tflite", samples=x[:32]))
+        print(kquant.export(q, Path(folder) / "pruned.tflite", data=x[:32]))
 
 
 if __name__ == "__main__":

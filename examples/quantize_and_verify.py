@@ -36,7 +36,7 @@ def main() -> None:
     kquant.calibrate(q, images[:200], verbose=False)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "digits.tflite"
-        report = kquant.export(q, path, samples=images[:32])
+        report = kquant.export(q, path, data=images[:32])
         codes = kquant.predict(path, images[1500:])
     right = {
         "float": np.mean(model.predict(images[1500:], verbose=0).argmax(1) == labels[1500:]),

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from kquant.core.renamed import renamed
 from kquant.graph.keras_private import inner_layers
 from kquant.layers.kernel import Holder
 from kquant.layers.nodes import Compressed, FakeQuant, observing
@@ -22,17 +23,17 @@ BUCKETS = 30  # of a histogram, as many as TensorBoard makes
 class Monitor(keras.callbacks.Callback):
     """Writes ranges, scales, sparsity and codebooks of every layer as TensorBoard scalars and histograms.
 
-    Scalars, under the name of the layer: of an encoding `low`, `high`, `scale`, `zero_point` and, given `samples`,
+    Scalars, under the name of the layer: of an encoding `low`, `high`, `scale`, `zero_point` and, given `data`,
     `clipped`, the share of the tensor's values beyond its range; of a kernel as it is used (masked, shared, with its
     gain) `sparsity`, the share of zeros, and `unique`, the number of distinct values; of a quantized kernel also
     `scale_min`, `scale_max`, `clipped`, `zero_codes` and `unique_codes`. Histograms: `weights`, `scales` (one for
     each channel), and `codebook` where there are at most 256 distinct values.
 
     Args:
-        log_dir: folder of the event file: `tensorboard --logdir` shows it; to write it takes no TensorBoard.
+        folder: of the event file: `tensorboard --logdir` shows it; to write it takes no TensorBoard.
         every: steps of the optimizer between two records, or "epoch". What training ends with is always recorded.
         histograms: write histograms too.
-        samples: a batch of inputs, on which the share of clipped activations is counted, in float; None leaves it out.
+        data: a batch of inputs, on which the share of clipped activations is counted, in float; None leaves it out.
 
     Raises:
         ValueError: `every` is neither "epoch" nor a number of steps; the model has nothing to record.
@@ -41,19 +42,20 @@ class Monitor(keras.callbacks.Callback):
         >>> import tempfile
         >>> q = kquant.quantize(keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="out")]))
         >>> q.compile("sgd", "mse")
-        >>> monitor = kquant.callbacks.Monitor(tempfile.mkdtemp(), samples=np.ones((8, 4), "float32"))
+        >>> monitor = kquant.callbacks.Monitor(tempfile.mkdtemp(), data=np.ones((8, 4), "float32"))
         >>> history = q.fit(np.ones((8, 4)), np.ones((8, 2)), verbose=0, callbacks=[monitor])
         >>> sorted(name for name in monitor.scalars() if name.startswith("out_quant"))
         ['out_quant/clipped', 'out_quant/high', 'out_quant/low', 'out_quant/scale', 'out_quant/zero_point']
     """
 
+    @renamed
     def __init__(
-        self, log_dir: str | Path, every: int | str = "epoch", *, histograms: bool = True, samples: Any = None
+        self, folder: str | Path, every: int | str = "epoch", *, histograms: bool = True, data: Any = None
     ) -> None:
         super().__init__()
         if every != "epoch" and not (isinstance(every, int) and every > 0):
             raise ValueError(f"Monitor: every must be 'epoch' or a number of steps. Received: {every!r}.")
-        self.log_dir, self.every, self.histograms, self.samples = str(log_dir), every, histograms, samples
+        self.folder, self.every, self.histograms, self.data = str(folder), every, histograms, data
         self.writer: Any = None
         self.step = 0
         self.written: int | None = None
@@ -65,7 +67,7 @@ class Monitor(keras.callbacks.Callback):
                 f"Monitor: {self.model.name} has no encodings, masks or codebooks. Fit what kquant.quantize, prune or "
                 "cluster returned."
             )
-        self.writer = tf.summary.create_file_writer(self.log_dir)
+        self.writer = tf.summary.create_file_writer(self.folder)
         self.step = int(self.model.optimizer.iterations)
         self.written = None
 
@@ -132,7 +134,7 @@ class Monitor(keras.callbacks.Callback):
 
     def _clipped(self) -> dict[str, float]:
         """For each encoding, the share of values of the samples that its range cuts off by more than rounding does."""
-        if self.samples is None:
+        if self.data is None:
             return {}
         counts: dict[str, np.ndarray] = {}
 
@@ -145,7 +147,7 @@ class Monitor(keras.callbacks.Callback):
                 counts[layer.name] = counts.get(layer.name, np.zeros(2)) + row
 
         with observing(count):
-            self._model_of_interest()(self.samples, training=False)
+            self._model_of_interest()(self.data, training=False)
         return {f"{name}/clipped": beyond / size for name, (beyond, size) in counts.items()}
 
 

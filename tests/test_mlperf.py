@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(
 @pytest.mark.parametrize("name", assets.TASKS)
 def test_file_computes_what_the_model_computes(name, tmp_path):
     task = assets.task(name)
-    result = kquant.compress(task.model, task.calibration, output=tmp_path / "m.tflite", verbose=False)
+    result = kquant.compress(task.model, task.calibration, path=tmp_path / "m.tflite", verbose=False)
     content = (tmp_path / "m.tflite").read_bytes()
     assert kquant.inspect(content).is_integer
     if "tflm" in available():  # its own arena, ten times the file, is enough for these
@@ -40,6 +40,6 @@ def test_file_computes_what_the_model_computes(name, tmp_path):
 def test_accuracy_of_keyword_spotting(tmp_path):
     task = assets.task("keyword_spotting")
     reference = np.mean(task.model.predict(task.x, verbose=0).argmax(-1) == task.y)
-    kquant.compress(task.model, task.calibration, output=tmp_path / "m.tflite", verbose=False)
+    kquant.compress(task.model, task.calibration, path=tmp_path / "m.tflite", verbose=False)
     found = np.mean(kquant.predict(tmp_path / "m.tflite", task.x).argmax(-1) == task.y)
     assert found >= reference - 0.005

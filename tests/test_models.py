@@ -69,7 +69,7 @@ def test_quantized_model_computes_the_same_function(name: str) -> None:
 def test_file_equals_simulation(name: str, tmp_path: Path) -> None:
     q, x = quantized(name)
     path = tmp_path / "m.tflite"
-    report = kquant.export(q, path, samples=packed(q, x))
+    report = kquant.export(q, path, data=packed(q, x))
     assert "FLOAT32" not in report.types
     assert_same_codes(q, path, x)
     found = kquant.predict(path, x if len(x) > 1 else x[0], "litert-reference")
@@ -127,7 +127,7 @@ def test_mixed_precision_trains_and_exports(policy: str, tmp_path: Path) -> None
     assert any(not np.array_equal(b, v) for b, v in zip(before, q.trainable_variables, strict=True))
     assert all(np.all(np.isfinite(v)) for v in q.variables)
     path = tmp_path / "m.tflite"
-    report = kquant.export(q, path, samples=x[0])
+    report = kquant.export(q, path, data=x[0])
     # the model itself rounds to 16 bits between its layers, where the device does not
     for run in report.verification:
         assert all(a.equal == 1.0 for a in run.agreements if run.runtime != "litert"), run

@@ -95,7 +95,7 @@ VERBS: dict[str, Callable[[keras.Model, Path], Any]] = {
     "channel_groups": lambda m, _: kquant.channel_groups(m),
     "check": lambda m, _: kquant.check(m),
     "cluster": lambda m, _: kquant.cluster(m, 4),
-    "compress": lambda m, folder: kquant.compress(m, X, output=folder / "m.tflite", **QUIET),
+    "compress": lambda m, folder: kquant.compress(m, X, path=folder / "m.tflite", **QUIET),
     "cost": lambda m, _: kquant.cost(m),
     "distill": fit_student,
     "factorize": lambda m, _: kquant.factorize(m, ranks={"middle": 3}, data=X, **QUIET),

@@ -21,6 +21,7 @@ from kquant.analysis.weights import weight_report
 from kquant.calibration.data import gather
 from kquant.core.checks import check_count
 from kquant.core.messages import first_of
+from kquant.core.renamed import renamed
 from kquant.graph.graph import Graph
 from kquant.layers.nodes import FakeQuant, encodings_of
 from kquant.layers.provenance import Provenance, provenance_of
@@ -28,13 +29,13 @@ from kquant.masking.stripping import strip
 from kquant.views.quantized_model import read
 
 
+@renamed
 def analyze(
     qmodel: keras.Model,
     data: Any,
     metric: Callable[[Any], float] | None = None,
     *,
-    batches: int | None = None,
-    samples: int = 256,
+    limit: int | None = 256,
     sensitivity: bool = True,
     remedies: bool = True,
     verbose: bool = True,
@@ -56,8 +57,7 @@ def analyze(
             float32[samples, ...], or a list of them for several outputs. None: SQNR of the outputs against the float
             model in dB (of the mean ratio of noise to signal, where there are several). A metric keeps the outputs of
             every setting in memory, some four for each layer.
-        batches: take no more than this many batches of the data.
-        samples: analyze at most this many samples.
+        limit: analyze at most this many samples; None: all.
         sensitivity: measure the model with each layer alone quantized, and with all but it; takes most of the time.
         remedies: try remedies for what is found; takes a quantization and a pass over the samples for each.
         verbose: show progress bars.
@@ -79,11 +79,12 @@ def analyze(
     Source: sensitivity by quantizing one layer, and all but one: Nagel et al., "A White Paper on Neural Network
     Quantization", arXiv:2106.08295, section 3.7.
     """
-    check_count("analyze", "samples", samples)
+    if limit is not None:
+        check_count("analyze", "limit", limit)
     graph = read(qmodel)
     _refuse_uncalibrated(qmodel)
     found = units(graph)
-    x = gather(qmodel, data, samples, batches)
+    x = gather(qmodel, data, limit)
     weights = frozenset().union(*(u.weight_names for u in found))
     passes = Passes(graph, found, metric, _settings(found, weights, sensitivity))
     passes.walk(chunks(graph, x), verbose)

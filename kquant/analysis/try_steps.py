@@ -17,6 +17,7 @@ from kquant.analysis.weights import weight_report
 from kquant.calibration.data import gather
 from kquant.calibration.ranges import calibrate
 from kquant.core.messages import first_of
+from kquant.core.renamed import renamed
 from kquant.correct.equalization import ForgottenRanges
 from kquant.correct.steps import apply_steps, check_steps
 from kquant.layers.nodes import encodings_of
@@ -80,12 +81,13 @@ class DryRun:
         return asdict(self)
 
 
+@renamed
 def dry_run(
     qmodel: keras.Model,
     steps: Sequence[str | dict[str, Any] | Step],
     data: Any,
     *,
-    samples: int = 256,
+    limit: int | None = 256,
     verbose: bool = True,
 ) -> DryRun:
     """Run steps on a copy of a quantized model, and tell what they change; the model itself stays as it is.
@@ -97,7 +99,7 @@ def dry_run(
         qmodel: what `kquant.quantize` returned.
         steps: as in a recipe: names, or dicts of a name and its options.
         data: for the steps and for the comparison, see `kquant.calibrate`.
-        samples: compare at most this many samples.
+        limit: compare at most this many samples; None: all.
         verbose: show progress bars.
 
     Returns:
@@ -113,7 +115,7 @@ def dry_run(
         >>> found.before_db is None and found.after_db > 30.0
         True
     """
-    return _tried(qmodel, copy(qmodel), steps, data, samples, verbose)
+    return _tried(qmodel, copy(qmodel), steps, data, limit, verbose)
 
 
 def run_steps(
@@ -121,7 +123,7 @@ def run_steps(
     steps: Sequence[str | dict[str, Any] | Step],
     data: Any,
     *,
-    samples: int = 256,
+    limit: int | None = 256,
     verbose: bool = True,
 ) -> DryRun:
     """Run steps on a quantized model itself, and tell what they have changed; `dry_run` explains the arguments.
@@ -141,14 +143,16 @@ def run_steps(
         >>> run_steps(q, ["calibrate"], x, verbose=False).on_copy
         False
     """
-    return _tried(qmodel, qmodel, steps, data, samples, verbose)
+    return _tried(qmodel, qmodel, steps, data, limit, verbose)
 
 
-def _tried(qmodel: keras.Model, changed: keras.Model, steps: Any, data: Any, samples: int, verbose: bool) -> DryRun:
+def _tried(
+    qmodel: keras.Model, changed: keras.Model, steps: Any, data: Any, limit: int | None, verbose: bool
+) -> DryRun:
     """Run steps on `changed`, which is the model or a copy of it, between two looks at all layers."""
     chosen = [Step.model_validate(step) for step in steps]
     check_steps(chosen)
-    x = gather(qmodel, data, samples)
+    x = gather(qmodel, data, limit)
     had_ranges = _has_ranges(qmodel)
     before, real, outputs = _states(qmodel, x, verbose)
     before_db = _db(had_ranges, real, outputs)

@@ -14,24 +14,25 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from kquant import __version__, targets
-from kquant.app.options import (
-    Data,
-    Io,
-    Json,
-    Lite,
-    Model,
-    Runtime,
-    Samples,
-    Scale,
-    Shape,
-    Target,
-    refusing,
-)
+from kquant.app.options import Data, Io, Json, Limit, Lite, Model, Runtime, Scale, Shape, Target, refusing
+from kquant.core.renamed import new_options
 from kquant.files.named_files import check_results
 
+
+class Commands(TyperGroup):
+    """Commands that take the old words of their options, too."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command, and what stands behind it by the new words."""
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, command, new_options(name or "", rest)
+
+
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -65,13 +66,13 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 def compress(
     model: Model,
     data: Data,
-    out: Annotated[Path, typer.Option("--out", help="Folder for the results")],
+    folder: Annotated[Path, typer.Option("--folder", help="Folder for the results")],
     recipe: Annotated[str, typer.Option("--recipe", help="Name (see `kquant recipes`) or a .toml file")] = "int8",
     target: Target = targets.DEFAULT,
     io: Annotated[Io, typer.Option("--io", help="Type of the file's inputs and outputs")] = Io.model,
     compression: Annotated[str | None, typer.Option("--compression", help="lut: look-up tables, for tflm")] = None,
     scale: Scale = 1.0,  # type: ignore[assignment]
-    samples: Samples = None,
+    limit: Limit = None,
     input_shape: Shape = None,
     as_json: Json = False,
 ) -> None:
@@ -81,16 +82,16 @@ def compress(
     from kquant.app.result_files import CompressFiles
     from kquant.files.atomic import Outputs
 
-    results = CompressFiles(out, model.stem)
-    with command_files.output_folder(out, model), Outputs(results.paths, "compress") as new:
+    results = CompressFiles(folder, model.stem)
+    with command_files.output_folder(folder, model), Outputs(results.paths, "compress") as new:
         keras_model = command_files.load_model(model)
         given = command_files.Input("x", input_shape[1:]) if input_shape is not None else None
         inputs = command_files.inputs_of(keras_model) if given is None else (given,)
         made = pipeline(
             keras_model,
-            command_files.load_data(data, inputs, scale=scale, limit=samples),
+            command_files.load_data(data, inputs, scale=scale, limit=limit),
             recipe,
-            output=new.place(results.lite),
+            path=new.place(results.lite),
             target=target,
             io=io.value,
             compression=compression,
@@ -100,7 +101,7 @@ def compress(
         result = results.write(made, new)
     _print(result, as_json)
     if not as_json:
-        typer.echo(f"\n{out}: {', '.join(path.name for path in results.paths)}")
+        typer.echo(f"\n{folder}: {', '.join(path.name for path in results.paths)}")
 
 
 @app.command()
@@ -111,12 +112,12 @@ def analyze(
     labels: Annotated[Path | None, typer.Option("--labels", help="Class numbers (.npy): measure accuracy")] = None,
     recipe: Annotated[str | None, typer.Option("--recipe", help="For a float model; int8 by default")] = None,
     target: Target = targets.DEFAULT,
-    out: Annotated[Path | None, typer.Option("--out", help="Write a report with plots to this .html file")] = None,
+    path: Annotated[Path | None, typer.Option("--path", help="Write a report with plots to this .html file")] = None,
     apply: Annotated[
         Path | None, typer.Option("--apply", help="Write the recipe with the remedy that gains most to this .toml file")
     ] = None,
     scale: Scale = 1.0,  # type: ignore[assignment]
-    samples: Samples = 256,
+    limit: Limit = 256,
     as_json: Json = False,
 ) -> None:
     """Tell where a quantized model loses accuracy, and what to try; a float model is quantized first."""
@@ -133,22 +134,22 @@ def analyze(
     from kquant.recipe.recipe import recipe_to_toml
     from kquant.views.quantized_model import is_quantized
 
-    if out is not None:
-        report.check_html(out)
+    if path is not None:
+        report.check_html(path)
     keras_model = command_files.load_model(model)
-    arrays = command_files.load_data(data, command_files.inputs_of(keras_model), scale=scale, limit=samples)
-    metric = None if labels is None else top1(command_files.load_labels(labels, limit=samples))
+    arrays = command_files.load_data(data, command_files.inputs_of(keras_model), scale=scale, limit=limit)
+    metric = None if labels is None else top1(command_files.load_labels(labels, limit=limit))
     if is_quantized(keras_model):
         if recipe is not None:
             raise ValueError(f"{model}: is quantized already; leave --recipe out.")
     else:
         keras_model = prepare(keras_model, arrays, recipe or "int8", target=target, verbose=_bars(as_json))
-    found = run_analyze(keras_model, arrays, metric, samples=samples or sys.maxsize, verbose=_bars(as_json))
-    if out is not None:
-        report.html(found, out)
+    found = run_analyze(keras_model, arrays, metric, limit=limit, verbose=_bars(as_json))
+    if path is not None:
+        report.html(found, path)
     _print(found, as_json)
-    if out is not None and not as_json:
-        typer.echo(f"\n{out}: the report with plots")
+    if path is not None and not as_json:
+        typer.echo(f"\n{path}: the report with plots")
     if apply is not None:  # last: where no remedy gained anything, the report says so
         write_atomically(apply, recipe_to_toml(with_remedy(keras_model, found, metric is None)).encode(), "analyze")
         if not as_json:
@@ -164,9 +165,9 @@ def correct(
         str | None,
         typer.Option("--steps", help="In order, like 'equalize,calibrate,adaround:iterations=2000'", metavar="STEPS"),
     ] = None,
-    out: Annotated[
+    path: Annotated[
         list[Path] | None,
-        typer.Option("--out", help="File for the result, .keras or .tflite; give it twice for both", metavar="FILE"),
+        typer.Option("--path", help="File for the result, .keras or .tflite; give it twice for both", metavar="FILE"),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell what the steps would change; write nothing")] = False,
     recipe: Annotated[str | None, typer.Option("--recipe", help="For a float model; int8 by default")] = None,
@@ -174,13 +175,13 @@ def correct(
         str | None, typer.Option("--target", help=f"For a float model; {targets.DEFAULT} by default")
     ] = None,
     scale: Scale = 1.0,  # type: ignore[assignment]
-    samples: Samples = None,
+    limit: Limit = None,
     as_json: Json = False,
 ) -> None:
     """Run post-training corrections on a model, and tell what each layer gains; a float model is quantized first."""
-    if dry_run == bool(out):
-        raise typer.BadParameter("give --out FILE.keras or FILE.tflite, or --dry-run")
-    check_results(out or (), model)
+    if dry_run == bool(path):
+        raise typer.BadParameter("give --path FILE.keras or FILE.tflite, or --dry-run")
+    check_results(path or (), model)
 
     from kquant.analysis.try_steps import dry_run as try_steps
     from kquant.analysis.try_steps import run_steps
@@ -189,12 +190,12 @@ def correct(
 
     keras_model = command_files.load_model(model)
     qmodel, chosen = to_correct(keras_model, steps, recipe, target)
-    arrays = command_files.load_data(data, command_files.inputs_of(qmodel), scale=scale, limit=samples)
+    arrays = command_files.load_data(data, command_files.inputs_of(qmodel), scale=scale, limit=limit)
     found = (try_steps if dry_run else run_steps)(qmodel, chosen, arrays, verbose=_bars(as_json))
-    command_files.save_results(qmodel, out or (), arrays)
+    command_files.save_results(qmodel, path or (), arrays)
     _print(found, as_json)
-    if out and not as_json:
-        typer.echo("\nwritten: " + ", ".join(map(str, out)))
+    if path and not as_json:
+        typer.echo("\nwritten: " + ", ".join(map(str, path)))
 
 
 @app.command()
@@ -205,15 +206,17 @@ def scan(
     sparsity: Annotated[float, typer.Option("--sparsity", min=0.0, max=1.0, help="Share of zeros in total")] = 0.5,
     structure: Annotated[str, typer.Option("--structure", help="unstructured, or blocks like 4x1")] = "unstructured",
     labels: Annotated[Path | None, typer.Option("--labels", help="Class numbers (.npy): judge by accuracy")] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Write the proposal as a recipe to this .toml file")] = None,
+    path: Annotated[
+        Path | None, typer.Option("--path", help="Write the proposal as a recipe to this .toml file")
+    ] = None,
     recipe: Annotated[str, typer.Option("--recipe", help="What else that recipe says")] = "prune50-int8",
     scale: Scale = 1.0,  # type: ignore[assignment]
-    samples: Samples = 256,
+    limit: Limit = 256,
     as_json: Json = False,
 ) -> None:
     """Prune each layer alone, without training, and propose a sparsity for each: a recipe to train with."""
-    if out is not None:
-        check_results([out], model, (".toml",))
+    if path is not None:
+        check_results([path], model, (".toml",))
 
     from kquant.analysis.metrics import top1
     from kquant.app import command_files
@@ -222,18 +225,18 @@ def scan(
     from kquant.search.sparsity_scan import scan_sparsity
 
     base, keras_model = recipes.load(recipe), command_files.load_model(model)
-    arrays = command_files.load_data(data, command_files.inputs_of(keras_model), scale=scale, limit=samples)
+    arrays = command_files.load_data(data, command_files.inputs_of(keras_model), scale=scale, limit=limit)
     judge: dict[str, Any] = {"data": arrays}
     if labels is not None:
-        accuracy = top1(command_files.load_labels(labels, limit=samples))
+        accuracy = top1(command_files.load_labels(labels, limit=limit))
         judge = {"evaluate": lambda m: accuracy(m.predict(arrays, verbose=0))}
-    options = {"target": sparsity, "structure": structure, "samples": samples or sys.maxsize}
+    options = {"sparsity": sparsity, "structure": structure, "limit": limit}
     found = scan_sparsity(keras_model, **judge, **options, verbose=_bars(as_json))
-    if out is not None:
-        write_atomically(out, recipes.recipe_to_toml(found.to_recipe(base)).encode(), "scan")
+    if path is not None:
+        write_atomically(path, recipes.recipe_to_toml(found.to_recipe(base)).encode(), "scan")
     _print(found, as_json)
-    if out is not None and not as_json:
-        typer.echo(f"\n{out}: a recipe for kquant.prune, and for kquant compress --recipe")
+    if path is not None and not as_json:
+        typer.echo(f"\n{path}: a recipe for kquant.prune, and for kquant compress --recipe")
 
 
 @app.command()
@@ -242,14 +245,16 @@ def autotune(
     model: Model,
     data: Data,
     labels: Annotated[Path, typer.Option("--labels", help="Class numbers (.npy) of the samples")],
-    out: Annotated[Path, typer.Option("--out", help="Folder for the results, and for going on where it was stopped")],
+    folder: Annotated[
+        Path, typer.Option("--folder", help="Folder for the results, and for going on where it was stopped")
+    ],
     max_drop: Annotated[
         float, typer.Option("--max-drop", min=0.0, max=1.0, help="Accuracy that may be lost, 0.01 is a point")
     ] = 0.01,
     recipe: Annotated[str, typer.Option("--recipe", help="The first one to try")] = "int8",
     target: Target = targets.DEFAULT,
     scale: Scale = 1.0,  # type: ignore[assignment]
-    samples: Samples = None,
+    limit: Limit = None,
     as_json: Json = False,
 ) -> None:
     """Try dearer recipes until the accuracy on the samples holds: .tflite, quantized .keras and reports."""
@@ -259,12 +264,12 @@ def autotune(
     from kquant.files.atomic import Outputs
     from kquant.search.ladder import autotune as run_autotune
 
-    results = AutotuneFiles(out, model.stem)
-    with command_files.output_folder(out, model) as folder:
+    results = AutotuneFiles(folder, model.stem)
+    with command_files.output_folder(folder, model) as kept:
         new = Outputs(results.paths, "autotune")  # refuses before the search what could not be written after it
         keras_model = command_files.load_model(model)
-        arrays = command_files.load_data(data, command_files.inputs_of(keras_model), scale=scale, limit=samples)
-        accuracy = top1(command_files.load_labels(labels, limit=samples))
+        arrays = command_files.load_data(data, command_files.inputs_of(keras_model), scale=scale, limit=limit)
+        accuracy = top1(command_files.load_labels(labels, limit=limit))
         found = run_autotune(
             keras_model,
             arrays,
@@ -272,7 +277,7 @@ def autotune(
             max_drop=max_drop,
             target=target,
             recipe=recipe,
-            folder=folder,
+            folder=kept,
             verbose=_bars(as_json),
         )
         with new:
@@ -330,7 +335,7 @@ def verify(
     ] = None,
     agreement: Annotated[float, typer.Option("--agreement", help="dB to reach on one that rounds otherwise")] = 20.0,
     scale: Scale = 1.0,  # type: ignore[assignment]
-    samples: Samples = 64,
+    limit: Limit = 64,
     as_json: Json = False,
 ) -> None:
     """Compare a .tflite file with the quantized model that it was exported from."""
@@ -338,8 +343,8 @@ def verify(
     from kquant.exporting.verification import verify as run_verify
 
     qmodel = command_files.load_model(model)
-    arrays = command_files.load_data(data, command_files.inputs_of(qmodel), scale=scale, limit=samples)
-    found = run_verify(qmodel, file, arrays, runtime, samples=samples or sys.maxsize, agreement=agreement)
+    arrays = command_files.load_data(data, command_files.inputs_of(qmodel), scale=scale, limit=limit)
+    found = run_verify(qmodel, file, arrays, runtime, limit=limit, agreement=agreement)
     _print(found, as_json)
     raise typer.Exit(0 if found.ok else 1)
 
@@ -350,9 +355,9 @@ def predict(
     file: Lite,
     data: Data,
     runtime: Runtime = "litert",
-    out: Annotated[Path | None, typer.Option("--out", help="Write the outputs to this .npz file")] = None,
+    path: Annotated[Path | None, typer.Option("--path", help="Write the outputs to this .npz file")] = None,
     scale: Scale = 1.0,  # type: ignore[assignment]
-    samples: Samples = None,
+    limit: Limit = None,
     as_json: Json = False,
 ) -> None:
     """Run a .tflite file on samples; real numbers in, real numbers out."""
@@ -361,14 +366,14 @@ def predict(
     from kquant.runtime.running import predict as run_predict
     from kquant.tflite.reader import inspect as run_inspect
 
-    if out is not None:
-        command_files.check_arrays_file(out)
+    if path is not None:
+        command_files.check_arrays_file(path)
     described = run_inspect(file)
-    arrays = command_files.load_data(data, command_files.inputs_of(described), scale=scale, limit=samples)
+    arrays = command_files.load_data(data, command_files.inputs_of(described), scale=scale, limit=limit)
     found = run_predict(file, arrays, runtime, verbose=_bars(as_json))
     outputs = command_files.named_outputs(described, found)
-    if out is not None:
-        command_files.save_arrays(out, outputs)
+    if path is not None:
+        command_files.save_arrays(path, outputs)
     typer.echo(report.arrays_to_json(outputs) if as_json else report.render_arrays(outputs), nl=as_json)
 
 
@@ -391,13 +396,13 @@ def recipes(as_json: Json = False) -> None:
 @app.command()
 @refusing
 def demo(
-    out: Annotated[Path, typer.Option("--out", help="Folder for the .tflite files")] = Path("demo-output"),
+    folder: Annotated[Path, typer.Option("--folder", help="Folder for the .tflite files")] = Path("demo-output"),
     as_json: Json = False,
 ) -> None:
     """The main job on scikit-learn's handwritten digits: train, quantize, run everywhere, one table."""
     from kquant.app import demo as digits
 
-    found = digits.run(out, verbose=not as_json)
+    found = digits.run(folder, verbose=not as_json)
     typer.echo(digits.to_json(found) if as_json else digits.render(found), nl=as_json)
 
 
@@ -420,6 +425,7 @@ def main() -> None:
     for name in ("SIGTERM", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), _stop)
+    warnings.filterwarnings("default", "kquant ", DeprecationWarning)  # of `new_options`: who types them should know
     warnings.formatwarning = lambda message, *_args, **_kwargs: f"warning: {message}\n"
     app()
 

@@ -213,8 +213,8 @@ def check_arrays_file(path: str | Path) -> Path:
     """
     target = Path(path)
     if target.suffix != ".npz":
-        raise ValueError(f"--out {target}: arrays go to a .npz file. Received: '{target.suffix}'.")
-    destination(target, "--out", "outputs.npz")
+        raise ValueError(f"--path {target}: arrays go to a .npz file. Received: '{target.suffix}'.")
+    destination(target, "--path", "outputs.npz")
     return target
 
 
@@ -227,24 +227,24 @@ def save_arrays(path: str | Path, arrays: dict[str, np.ndarray]) -> None:
     target = check_arrays_file(path)
     content = io.BytesIO()
     np.savez(content, **arrays)
-    write_atomically(target, content.getvalue(), "--out")
+    write_atomically(target, content.getvalue(), "--path")
 
 
-def save_results(qmodel: keras.Model, paths: Sequence[Path], samples: Any) -> None:
+def save_results(qmodel: keras.Model, paths: Sequence[Path], data: Any) -> None:
     """A quantized model as `.keras`, as a verified `.tflite` file, or both; older files stay until all are whole.
 
     Args:
         qmodel: the model.
         paths: of the results.
-        samples: see `kquant.export`.
+        data: see `kquant.export`.
 
     Raises:
         ValueError: what `kquant.export` refuses.
     """
-    with Outputs(paths, "--out") as new:
+    with Outputs(paths, "--path") as new:
         for path in paths:
             if path.suffix == ".tflite":
-                export(qmodel, new.place(path), samples=samples)
+                export(qmodel, new.place(path), data=data)
             else:
                 save_model(qmodel, path, new)
 
@@ -265,22 +265,22 @@ def save_model(model: keras.Model, path: Path, new: Outputs) -> None:
 
 
 @contextlib.contextmanager
-def output_folder(out: str | Path, model_path: str | Path) -> Iterator[Path]:
+def output_folder(folder: str | Path, model_path: str | Path) -> Iterator[Path]:
     """The folder for results, made where it is missing, and gone again where nothing was written into it.
 
     Raises:
         ValueError: it is a file, cannot be made, or the results would overwrite the model they come from.
     """
-    folder, model = Path(out), Path(model_path)
+    folder, model = Path(folder), Path(model_path)
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"--out {folder}: a file of that name is there; give a folder.")
+        raise ValueError(f"--folder {folder}: a file of that name is there; give a folder.")
     if folder.resolve() == model.resolve().parent:
-        raise ValueError(f"--out {folder}: the quantized model would overwrite {model}; give another folder.")
+        raise ValueError(f"--folder {folder}: the quantized model would overwrite {model}; give another folder.")
     made = [each for each in (folder, *folder.parents) if not each.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"--out {folder}: cannot make this folder: {error.strerror}.") from error
+        raise ValueError(f"--folder {folder}: cannot make this folder: {error.strerror}.") from error
     try:
         yield folder
     finally:

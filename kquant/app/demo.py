@@ -198,7 +198,7 @@ def _float_row(model: keras.Model, digits: Digits, path: Path) -> Row:
 
 
 def _integer_row(name: str, qmodel: keras.Model, digits: Digits, path: Path) -> Row:
-    report: ExportReport = export(qmodel, path, samples=digits.x_train[:64])
+    report: ExportReport = export(qmodel, path, data=digits.x_train[:64])
     return Row(
         name=name,
         float_accuracy=None,

@@ -55,7 +55,7 @@ Data = Annotated[
 Scale = Annotated[
     float, typer.Option("--scale", parser=fraction, help="Factor for every value of the data, like 1/255 for images")
 ]
-Samples = Annotated[int | None, typer.Option("--samples", min=1, help="Use this many samples, evenly spread")]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Use this many samples, evenly spread")]
 Target = Annotated[str, typer.Option("--target", help="Where the file is to run: litert, tflm, ethos-u or your own")]
 TargetOrNone = Annotated[str | None, typer.Option("--target", help=f"For a float model; {targets.DEFAULT} by default")]
 Runtime = Annotated[str, typer.Option("--runtime", help="litert (XNNPACK), litert-reference or tflm")]

@@ -12,6 +12,7 @@ import keras
 
 from kquant import targets
 from kquant.core.messages import first_of, warn
+from kquant.core.renamed import new_words, renamed
 from kquant.correct.steps import STEPS, apply_steps, check_steps, function_of, parse_steps
 from kquant.exporting.export_file import IO, ExportReport, export
 from kquant.graph.keras_private import every_layer
@@ -39,15 +40,16 @@ class CompressResult:
     report: ExportReport
 
 
+@renamed
 def compress(
     model: keras.Model,
     data: Any,
     recipe: str | Path | dict[str, Any] | Recipe = "int8",
     *,
-    output: str | Path,
+    path: str | Path,
     target: str = targets.DEFAULT,
     io: IO = "model",
-    batches: int | None = None,
+    limit: int | None = None,
     input_shape: Any = None,
     compression: Literal["lut"] | LookUpTables | None = None,
     train: Train | None = None,
@@ -60,10 +62,10 @@ def compress(
         data: representative samples, see `kquant.calibrate`.
         recipe: see `kquant.quantize`. A model that is pruned or clustered already keeps its masks or codebooks,
             whatever the recipe says of them.
-        output: path of the `.tflite` file.
+        path: of the `.tflite` file.
         target: "litert", "tflm" or "ethos-u".
         io: type of the file's inputs and outputs.
-        batches: calibrate and correct with this many batches only.
+        limit: calibrate and correct with this many samples only, the first ones.
         input_shape: static shape(s) for models with open dimensions.
         compression: "lut" for look-up tables on target "tflm", see `kquant.export`.
         train: `train(model, stage)` compiles and fits the model it is given; called after each stage that the recipe
@@ -78,7 +80,7 @@ def compress(
 
     Example:
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
-        >>> result = kquant.compress(model, np.ones((64, 4), "float32"), output="dense.tflite", verbose=False)
+        >>> result = kquant.compress(model, np.ones((64, 4), "float32"), path="dense.tflite", verbose=False)
         >>> result.report.types["FLOAT32"] if "FLOAT32" in result.report.types else 0
         0
     """
@@ -87,12 +89,12 @@ def compress(
         data,
         recipe,
         target=target,
-        batches=batches,
+        limit=limit,
         input_shape=input_shape,
         train=train,
         verbose=verbose,
     )
-    return CompressResult(qmodel, export(qmodel, output, samples=data, io=io, compression=compression))
+    return CompressResult(qmodel, export(qmodel, path, data=data, io=io, compression=compression))
 
 
 def prepare(
@@ -101,7 +103,7 @@ def prepare(
     recipe: str | Path | dict[str, Any] | Recipe = "int8",
     *,
     target: str = targets.DEFAULT,
-    batches: int | None = None,
+    limit: int | None = None,
     input_shape: Any = None,
     train: Train | None = None,
     verbose: bool = True,
@@ -122,7 +124,7 @@ def prepare(
             model = method.verb(model, chosen)
             train(model, method.name)
     qmodel = quantize(model, chosen, target=target, input_shape=input_shape)
-    apply_steps(qmodel, [_limited(step, batches) for step in chosen.steps], data, verbose=verbose)
+    apply_steps(qmodel, [_limited(step, limit) for step in chosen.steps], data, verbose=verbose)
     train(qmodel, "quantize")
     _warn_unfinished(qmodel)
     return qmodel
@@ -173,8 +175,9 @@ def to_correct(
     return quantize(model, chosen, target=target or targets.DEFAULT), picked
 
 
-def _limited(step: Step, batches: int | None) -> Step:
-    """The step with the number of batches that the caller gave."""
-    takes = "batches" in inspect.signature(function_of(step.name)).parameters
-    given = {"batches": batches} if batches is not None and takes else {}
-    return Step(name=step.name, **{**step.options, **given})
+def _limited(step: Step, limit: int | None) -> Step:
+    """The step with the number of samples that the caller gave."""
+    function = function_of(step.name)
+    if limit is None or "limit" not in inspect.signature(function).parameters:
+        return step
+    return Step(name=step.name, **{**new_words(function, step.options), "limit": limit})

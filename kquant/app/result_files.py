@@ -67,15 +67,15 @@ class AutotuneFiles:
         self.rungs, self.recipe = Path(folder) / "autotune.json", Path(folder) / "recipe.toml"
         self.paths = (self.lite, self.model, self.rungs, self.recipe)
 
-    def write(self, found: Tuned, samples: Any, new: Outputs) -> None:
+    def write(self, found: Tuned, data: Any, new: Outputs) -> None:
         """Put all of them.
 
         Args:
             found: by `kquant.autotune`.
-            samples: see `kquant.export`.
+            data: see `kquant.export`.
             new: the results.
         """
-        export(found.model, new.place(self.lite), samples=samples)
+        export(found.model, new.place(self.lite), data=data)
         save_model(found.model, self.model, new)
         new.write(self.rungs, f"{report.to_json(found)}\n".encode())
         new.write(self.recipe, recipe_to_toml(found.recipe).encode())

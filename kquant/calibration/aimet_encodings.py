@@ -19,6 +19,7 @@ import keras
 import numpy as np
 
 from kquant.core.messages import did_you_mean, first_of, warn
+from kquant.core.renamed import renamed
 from kquant.core.spec import QuantSpec, range_of
 from kquant.files.untrusted import read_json
 from kquant.graph.graph import Graph
@@ -100,7 +101,8 @@ def encodings(qmodel: keras.Model, version: Version = "0.6.1") -> dict[str, Any]
     }
 
 
-def set_encodings(qmodel: keras.Model, given: str | Path | dict[str, Any]) -> keras.Model:
+@renamed
+def set_encodings(qmodel: keras.Model, encodings: str | Path | dict[str, Any]) -> keras.Model:
     """Set the ranges of a quantized model from encodings.
 
     Activations take scale and zero point as they stand. Scales of kernels follow from the weights, in kquant as on
@@ -109,7 +111,7 @@ def set_encodings(qmodel: keras.Model, given: str | Path | dict[str, Any]) -> ke
 
     Args:
         qmodel: what `kquant.quantize` returned; changed in place.
-        given: path of the JSON file, or its data: versions 0.4.0 to 0.6.1 and 1.0.0.
+        encodings: path of the JSON file, or its data: versions 0.4.0 to 0.6.1 and 1.0.0.
 
     Returns:
         `qmodel`.
@@ -124,7 +126,7 @@ def set_encodings(qmodel: keras.Model, given: str | Path | dict[str, Any]) -> ke
         >>> kquant.encodings(again) == kquant.encodings(q)
         True
     """
-    activations, weights, where = _read(given)
+    activations, weights, where = _read(encodings)
     graph = read(qmodel)
     tensors = {**_tensors(graph), **{name: (layer, None) for name, (layer, _) in _inside(graph).items()}}
     kernels = {f"{n}/{x.kernel_name}": x for n, x in _weighted(graph).items()}

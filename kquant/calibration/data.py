@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ import tensorflow as tf
 
 from kquant.calibration.data_scale import Expected, warn_of_scale
 from kquant.core.checks import array_of
+from kquant.core.renamed import Batches
 from kquant.layers.nodes import FakeQuant
 
 
@@ -39,7 +41,7 @@ class Ports:
     struct: Any = None
 
 
-def batches_of(model: keras.Model | Ports, data: Any, batch_size: int = 32) -> Iterator[Any]:
+def batches_of(model: keras.Model | Ports, data: Any, batch_size: int = 32, limit: int | None = None) -> Iterator[Any]:
     """Batches in the structure of the model's inputs, labels dropped, every value checked.
 
     A quantized model knows the range of its inputs: a first batch of another scale gets a warning, whatever verb reads
@@ -50,6 +52,7 @@ def batches_of(model: keras.Model | Ports, data: Any, batch_size: int = 32) -> I
         data: array, list or dict of arrays, `tf.data.Dataset`, `keras.utils.PyDataset`, or a function returning an
             iterator.
         batch_size: for arrays.
+        limit: no more than this many samples; a `Batches` counts batches.
 
     Yields:
         float32 (or the input's dtype) tensors, one for each input.
@@ -57,11 +60,19 @@ def batches_of(model: keras.Model | Ports, data: Any, batch_size: int = 32) -> I
     Raises:
         ValueError: wrong structure, shape, dtype, NaN or Inf; says which input and batch.
     """
+    if isinstance(limit, Batches):
+        yield from itertools.islice(batches_of(model, data, batch_size, limit.samples), limit)
+        return
+    left = sys.maxsize if limit is None else limit
     for number, batch in enumerate(_raw(model, data, batch_size)):
         checked = _checked(model, batch, number)
         if number == 0 and isinstance(model, keras.Model):
             _look_at_scale(model, checked)
-        yield checked
+        count = len(keras.tree.flatten(checked)[0])
+        yield checked if count <= left else keras.tree.map_structure(lambda t, end=left: t[:end], checked)
+        left -= count
+        if left <= 0:  # before the next batch is asked for
+            return
 
 
 def _look_at_scale(model: keras.Model, batch: Any) -> None:
@@ -85,28 +96,23 @@ def _expected(layer: FakeQuant) -> Iterator[Expected]:
             yield Expected(name, *takes[:2], f"which its layer '{takes[2]}' takes")
 
 
-def gather(model: keras.Model | Ports, data: Any, samples: int, batches: int | None = None) -> list[np.ndarray]:
-    """The first `samples` samples, one array for each input in order.
+def gather(model: keras.Model | Ports, data: Any, limit: int | None) -> list[np.ndarray]:
+    """The first samples, one array for each input in order.
 
     Args:
         model: see `batches_of`.
         data: see `batches_of`.
-        samples: at most this many.
-        batches: take no more than this many batches.
+        limit: see `batches_of`; None for all.
 
     Raises:
         ValueError: no data; see `batches_of`.
     """
-    collected: list[list[np.ndarray]] = []
-    count = 0
-    for batch in itertools.islice(batches_of(model, data), batches):
-        collected.append([np.asarray(t) for t in keras.tree.flatten(batch)])
-        count += len(collected[-1][0])
-        if count >= samples:
-            break
-    if count == 0:
+    if limit is None:
+        refuse_endless(data)
+    collected = [[np.asarray(t) for t in keras.tree.flatten(x)] for x in batches_of(model, data, limit=limit)]
+    if not collected or not sum(len(row[0]) for row in collected):
         raise ValueError("the data are empty; give at least one sample.")
-    return [np.concatenate(column)[:samples] for column in zip(*collected, strict=True)]
+    return [np.concatenate(column) for column in zip(*collected, strict=True)]
 
 
 def batch_count(model: keras.Model | Ports, data: Any, batch_size: int = 32, limit: int | None = None) -> int | None:
@@ -116,26 +122,26 @@ def batch_count(model: keras.Model | Ports, data: Any, batch_size: int = 32, lim
         model: see `batches_of`.
         data: see `batches_of`; a function returning an iterator does not say how much it has.
         batch_size: for arrays.
-        limit: no more than this many are taken.
+        limit: see `batches_of`.
 
     Example:
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
-        >>> batch_count(model, np.zeros((70, 4))), batch_count(model, np.zeros((70, 4)), limit=2)
+        >>> batch_count(model, np.zeros((70, 4))), batch_count(model, np.zeros((70, 4)), limit=33)
         (3, 2)
         >>> batch_count(model, lambda: iter([])) is None
         True
     """
-    if isinstance(data, keras.utils.PyDataset):
-        count = data.num_batches
-    elif isinstance(data, tf.data.Dataset):
-        known = int(data.cardinality())
-        count = known if known >= 0 else None
-    elif callable(data) or hasattr(data, "__next__"):
-        count = None
+    most = int(limit) if isinstance(limit, Batches) else None
+    if gives_batches(data):
+        known = data.num_batches if isinstance(data, keras.utils.PyDataset) else None
+        known = int(data.cardinality()) if isinstance(data, tf.data.Dataset) else known
+        count = None if known is None or known < 0 or (limit is not None and most is None) else known
     else:
         leaf = next(iter(keras.tree.flatten(_inputs_only(model, data))), None)
-        count = -(-len(leaf) // batch_size) if hasattr(leaf, "shape") and len(leaf.shape) else None
-    return limit if count is None else count if limit is None else min(count, limit)
+        count = None
+        if hasattr(leaf, "shape") and len(leaf.shape):
+            count = -(-(len(leaf) if limit is None or most is not None else min(len(leaf), limit)) // batch_size)
+    return most if count is None else count if most is None else min(count, most)
 
 
 def gives_batches(data: Any) -> bool:
@@ -143,7 +149,7 @@ def gives_batches(data: Any) -> bool:
     return isinstance(data, tf.data.Dataset | keras.utils.PyDataset) or callable(data) or hasattr(data, "__next__")
 
 
-def refuse_endless(data: Any, remedy: str = "say how much of it to use, like batches=100") -> None:
+def refuse_endless(data: Any, remedy: str = "say how much of it to use, like limit=1000") -> None:
     """Refuse data that say of themselves that they never end.
 
     Args:

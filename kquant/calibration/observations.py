@@ -7,9 +7,9 @@ where its observer asks for them. Observations of shards, also of other machines
 from __future__ import annotations
 
 import io
-import itertools
 import json
 import math
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +25,7 @@ from kquant.calibration.data import batch_count, batches_of, refuse_endless
 from kquant.calibration.tensor_statistics import MOST_SAMPLES, Statistics, histogram, thinned
 from kquant.core.checks import check_count
 from kquant.core.messages import first_of
+from kquant.core.renamed import Batches, renamed
 from kquant.files.atomic import write_atomically
 from kquant.files.untrusted import parse_json, read_arrays
 from kquant.layers.nodes import FakeQuant, encodings_of, observing
@@ -129,16 +130,17 @@ def _read(stored: dict[str, np.ndarray], index: Any) -> Observations:
     return Observations(found, sizes)
 
 
+@renamed
 def observe(
-    qmodel: keras.Model, data: Any, *, batches: int | None = None, batch_size: int | None = None, verbose: bool = True
+    qmodel: keras.Model, data: Any, *, limit: int | None = None, batch_size: int | None = None, verbose: bool = True
 ) -> Observations:
     """Run data through the float function of a quantized model, and keep what its observers need.
 
     Args:
         qmodel: what `kquant.quantize` returned; it is not changed.
         data: see `kquant.calibrate`; a shard of them.
-        batches: use this many batches only.
-        batch_size: for arrays; by default 32, or up to 128 small samples where `batches` does not count them.
+        limit: use this many samples only, the first ones.
+        batch_size: for arrays; by default 32, or up to 128 small samples.
         verbose: show a progress bar.
 
     Returns:
@@ -158,17 +160,17 @@ def observe(
     nodes = [layer for layer in encodings_of(qmodel) if layer.has_range]
     if not nodes:
         raise ValueError(f"{qmodel.name}: nothing to calibrate; pass the model that kquant.quantize returned.")
-    for name, given in (("batches", batches), ("batch_size", batch_size)):
+    for name, given in (("limit", limit), ("batch_size", batch_size)):
         if given is not None:
             check_count("calibrate", name, given)
-    if batches is None:
+    if limit is None:
         refuse_endless(data)
     for node in nodes:
         observers.find(node.observer)
     if batch_size is None:
-        batch_size = _batch_size(qmodel, data) if batches is None else SMALLEST_BATCH
-    total = batch_count(qmodel, data, batch_size, batches)
-    found = _observe(qmodel, nodes, itertools.islice(batches_of(qmodel, data, batch_size), batches), total, verbose)
+        batch_size = SMALLEST_BATCH if isinstance(limit, Batches) else _batch_size(qmodel, data, limit)
+    total = batch_count(qmodel, data, batch_size, limit)
+    found = _observe(qmodel, nodes, batches_of(qmodel, data, batch_size, limit), total, verbose)
     if found.samples == 0:
         raise ValueError(
             "calibrate: the data are empty; give at least one sample. A function must return a new generator on each "
@@ -177,7 +179,7 @@ def observe(
     return found
 
 
-def _batch_size(qmodel: keras.Model, data: Any) -> int:
+def _batch_size(qmodel: keras.Model, data: Any, limit: int | None) -> int:
     """As many samples as hold `BATCH_VALUES` values, within bounds; few samples make two batches, so that halves can
     differ.
     """
@@ -185,7 +187,7 @@ def _batch_size(qmodel: keras.Model, data: Any) -> int:
     leaf = next(iter(keras.tree.flatten(data)), None)  # of arrays: the first input
     whole = hasattr(leaf, "shape") and len(leaf.shape) == len(qmodel.inputs[0].shape)
     fitting = max(SMALLEST_BATCH, min(BATCH_VALUES // max(sample, 1), LARGEST_BATCH))
-    count = int(leaf.shape[0]) if whole else 0
+    count = min(int(leaf.shape[0]), sys.maxsize if limit is None else limit) if whole else 0
     return min(fitting, -(-count // 2)) if count > SMALLEST_BATCH else fitting
 
 

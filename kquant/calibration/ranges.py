@@ -16,6 +16,7 @@ from kquant.calibration.held_scales import hold_scales
 from kquant.calibration.lost_signal import warn_of_losses
 from kquant.calibration.observations import Observations, observe
 from kquant.core.messages import first_of, warn
+from kquant.core.renamed import renamed
 from kquant.graph.keras_private import every_layer
 from kquant.layers.nodes import Compressed, FakeQuant, encodings_of
 from kquant.views.quantized_model import forget_graphs
@@ -23,8 +24,9 @@ from kquant.views.quantized_model import forget_graphs
 FEW_SAMPLES = 32
 
 
+@renamed
 def calibrate(
-    qmodel: keras.Model, data: Any, *, batches: int | None = None, batch_size: int | None = None, verbose: bool = True
+    qmodel: keras.Model, data: Any, *, limit: int | None = None, batch_size: int | None = None, verbose: bool = True
 ) -> keras.Model:
     """Set the ranges of a quantized model from representative data.
 
@@ -34,8 +36,8 @@ def calibrate(
         data: numpy array, list or dict of arrays (several inputs), `tf.data.Dataset`, `keras.utils.PyDataset` or a
             function that returns a generator; labels beside the inputs are ignored. Or `Observations`, the sum of what
             `kquant.observe` saw of several shards.
-        batches: use this many batches only.
-        batch_size: for arrays; by default 32, or up to 128 small samples where `batches` does not count them.
+        limit: use this many samples only, the first ones.
+        batch_size: for arrays; by default 32, or up to 128 small samples.
         verbose: show a progress bar.
 
     Returns:
@@ -55,7 +57,7 @@ def calibrate(
     if isinstance(data, Observations):
         found = _of_model(qmodel, nodes, data)
     else:
-        found = observe(qmodel, data, batches=batches, batch_size=batch_size, verbose=verbose)
+        found = observe(qmodel, data, limit=limit, batch_size=batch_size, verbose=verbose)
     if found.samples < FEW_SAMPLES:
         warn(f"calibrate: {found.samples} samples are few; ranges want 100 or more.")
     warn_of_data(qmodel, found)

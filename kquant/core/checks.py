@@ -52,9 +52,9 @@ def check_count(where: str, name: str, value: Any) -> None:
         ValueError: not a whole number, or less than 1.
 
     Example:
-        >>> check_count("calibrate", "batches", 2.5)
+        >>> check_count("calibrate", "limit", 2.5)
         Traceback (most recent call last):
-        ValueError: calibrate: batches must be 1 or more. Received: 2.5.
+        ValueError: calibrate: limit must be 1 or more. Received: 2.5.
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
         raise ValueError(f"{where}: {name} must be 1 or more. Received: {value!r}.")

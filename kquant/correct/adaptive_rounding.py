@@ -13,6 +13,7 @@ import tensorflow as tf
 from tqdm.auto import tqdm
 
 from kquant.core.messages import warn
+from kquant.core.renamed import renamed
 from kquant.correct.progress import Finished, activation_ranges
 from kquant.correct.reconstruction import Matrix, Reservoir, Source, matrix_of, most_rows, pairs
 from kquant.correct.rounding import Examples, Settings, applied, products, round_matrix
@@ -23,6 +24,7 @@ from kquant.views.quantized_model import Place, forget_graphs, places, read
 HELD_OUT = 8  # every 8th sample judges
 
 
+@renamed
 def adaround(
     qmodel: keras.Model,
     data: Any,
@@ -31,13 +33,13 @@ def adaround(
     learning_rate: float = 3e-2,
     rows: int = 16384,
     row_batch: int = 256,
-    batches: int | None = None,
+    limit: int | None = None,
     batch_size: int = 32,
     warm_start: float = 0.2,
     beta: tuple[float, float] = (20.0, 2.0),
     regularisation: float = 10.0,
     seed: int = 0,
-    resume: str | Path | None = None,
+    folder: str | Path | None = None,
     verbose: bool = True,
 ) -> keras.Model:
     """Learn for every weight whether it is rounded up or down.
@@ -63,13 +65,13 @@ def adaround(
         learning_rate: of Adam.
         rows: how many output positions of a layer to keep; fewer where they would take more than 256 MiB.
         row_batch: positions in a step.
-        batches: use this many batches only.
+        limit: use this many samples only, the first ones.
         batch_size: for arrays.
         warm_start: share of the steps without regularisation.
         beta: its first and last value; it falls along a cosine.
         regularisation: weight of what pushes h to 0 and 1.
         seed: decides which positions are kept and seen.
-        resume: folder for the roundings of finished layers; a run that was stopped goes on from there.
+        folder: for the roundings of finished layers; a run that was stopped goes on from there.
         verbose: show a progress bar.
 
     Returns:
@@ -89,13 +91,14 @@ def adaround(
     """
     settings = Settings(iterations, learning_rate, row_batch, warm_start, tuple(beta), regularisation)
     _check(settings, rows)
-    source = Source(read(qmodel), qmodel, data, batches, batch_size)
+    source = Source(read(qmodel), qmodel, data, limit, batch_size)
     source.check("adaround")
     found = places(source.graph)
     _name_others(source, found)
     found = [place for place in found if place.rule.weights.rows is not None and not place.layer.shares]
-    folder, ranges = None if resume is None else Path(resume), activation_ranges(source)
-    finished = Finished(folder, "adaround", "rounding", [asdict(settings), rows, seed], ranges)
+    ranges = activation_ranges(source)
+    kept = None if folder is None else Path(folder)
+    finished = Finished(kept, "adaround", "rounding", [asdict(settings), rows, seed], ranges)
     with tqdm(found, desc="adaround", unit="layer", disable=not verbose) as bar:
         for place in bar:
             bar.set_postfix_str(place.name)

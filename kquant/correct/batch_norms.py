@@ -12,7 +12,6 @@ spread between batches, which an average of variances leaves out.
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,6 +20,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from kquant.calibration.data import Ports, batch_count, batches_of, refuse_endless
+from kquant.core.renamed import renamed
 from kquant.graph.inputs import inputs_of
 from kquant.graph.keras_private import every_layer, masked_moments
 from kquant.layers.live_norm import LiveNorm
@@ -44,8 +44,9 @@ class _Pooled:
         return mean, np.maximum(self.second / self.count - mean**2, 0.0)
 
 
+@renamed
 def reestimate(
-    model: keras.Model, data: Any, *, batches: int | None = None, batch_size: int = 32, verbose: bool = True
+    model: keras.Model, data: Any, *, limit: int | None = None, batch_size: int = 32, verbose: bool = True
 ) -> keras.Model:
     """Replace the moving statistics of batch norms by the mean and variance over all the data.
 
@@ -53,7 +54,7 @@ def reestimate(
         model: a Keras model with live `BatchNormalization` layers, or a quantized one whose recipe says
             `batch_norm = "live"`; changed in place, once all data have been seen.
         data: see `kquant.calibrate`. Large batches come nearest to the statistics of the whole.
-        batches: use this many batches only.
+        limit: use this many samples only, the first ones.
         batch_size: for arrays.
         verbose: show a progress bar.
 
@@ -78,11 +79,11 @@ def reestimate(
             'layers before, unless the recipe says [training] batch_norm = "live"; re-estimate the float model '
             "before you quantize it."
         )
-    if batches is None:
+    if limit is None:
         refuse_endless(data)
     pooled = {id(layer): _Pooled() for layer in norms}
-    given = itertools.islice(batches_of(_with_inputs(model), data, batch_size), batches)
-    total = batch_count(_with_inputs(model), data, batch_size, batches)
+    given = batches_of(_with_inputs(model), data, batch_size, limit)
+    total = batch_count(_with_inputs(model), data, batch_size, limit)
     with _counting(norms, pooled):
         for x in tqdm(given, desc="batch norms", unit="batch", disable=not verbose, total=total):
             model(x, training=False)

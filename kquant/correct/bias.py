@@ -10,7 +10,6 @@ Source: Nagel et al., arXiv:1906.04721, section 4.2 (analytic, with |gamma|) and
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,6 +20,7 @@ from tqdm.auto import tqdm
 
 from kquant.calibration.data import batches_of, refuse_endless
 from kquant.core.messages import first_of, warn
+from kquant.core.renamed import renamed
 from kquant.correct.channels import numbering, total
 from kquant.correct.moments import Moments, closed_moments
 from kquant.correct.stepwise import run_stepwise
@@ -53,12 +53,13 @@ class BiasErrors:
         return "\n".join(lines + [f"  {name} stays: {reason}" for name, reason in self.skipped.items()])
 
 
+@renamed
 def correct_bias(
     qmodel: keras.Model,
     data: Any = None,
     *,
     method: Method = "auto",
-    batches: int | None = None,
+    limit: int | None = None,
     batch_size: int = 32,
     verbose: bool = True,
 ) -> keras.Model:
@@ -71,7 +72,7 @@ def correct_bias(
         method: "empirical" measures on data, layer after layer, earlier ones corrected; it holds a layer's activations
             of all samples in memory. "analytic" needs batch norms that were folded into the layers, and no data.
             "auto" is "empirical" where there are data.
-        batches: use this many batches only.
+        limit: use this many samples only, the first ones.
         batch_size: for arrays.
         verbose: show a progress bar and a line for each layer.
 
@@ -105,10 +106,10 @@ def correct_bias(
             if place.name in found.errors:  # what an earlier correction took is in the error of the weights still
                 _take(place, found.errors[place.name], from_zero=True)
     else:
-        if batches is None:
+        if limit is None:
             refuse_endless(data)
         # the samples that are kept are read once for the float model, once for the quantized one
-        samples = list(itertools.islice(batches_of(qmodel, data, batch_size), batches))
+        samples = list(batches_of(qmodel, data, batch_size, limit))
         if not samples:
             raise ValueError("correct_bias: the data are empty; give at least one sample.")
         found = _correct_empirically(graph, known, samples, verbose)

@@ -11,7 +11,6 @@ section 4.1 (its s is the reciprocal of the one here).
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +20,7 @@ from tqdm.auto import tqdm
 
 from kquant.calibration.data import batches_of, refuse_endless
 from kquant.core.messages import first_of, warn
+from kquant.core.renamed import renamed
 from kquant.correct.absorb import absorb_biases
 from kquant.correct.chains import Pair, find_pairs
 from kquant.correct.channels import largest, numbering
@@ -89,6 +89,7 @@ class Equalization:
         return "\n".join(lines)
 
 
+@renamed
 def equalize(
     qmodel: keras.Model,
     data: Any = None,
@@ -97,7 +98,7 @@ def equalize(
     replace_relu6: bool = False,
     powers_of_two: bool = False,
     iterations: int = ITERATIONS,
-    batches: int | None = None,
+    limit: int | None = None,
     batch_size: int = 32,
     verbose: bool = True,
 ) -> keras.Model:
@@ -116,7 +117,7 @@ def equalize(
         powers_of_two: round the factors to powers of two, so that the float function stays the same to the bit; ranges
             of a pair then differ by up to a factor of 2.
         iterations: sweeps over all pairs at most.
-        batches: use this many batches of the data only.
+        limit: use this many samples only, the first ones.
         batch_size: for arrays.
         verbose: print a line for each pair.
 
@@ -132,10 +133,10 @@ def equalize(
         >>> q = kquant.calibrate(kquant.equalize(q, verbose=False), np.ones((64, 4), "float32"), verbose=False)
     """
     graph = read(qmodel)
-    if batches is None:
+    if limit is None:
         refuse_endless(data)
     pairs, _ = find_pairs(graph)
-    samples = None if data is None else lambda: itertools.islice(batches_of(qmodel, data, batch_size), batches)
+    samples = None if data is None else lambda: batches_of(qmodel, data, batch_size, limit)
     seen = extremes_of(graph, pairs, samples)
     if replace_relu6:
         replace_clips(graph, pairs, samples, verbose)

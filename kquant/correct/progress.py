@@ -56,7 +56,7 @@ class Finished:
         if not known or str(stored.get("digest")) != _digest(stored["made"]):
             raise ValueError(
                 f"{self.step}: {file} holds the {self.what} of '{place.name}' for other weights, ranges or "
-                "options; resume from another folder, or empty this one."
+                "options; take another folder, or empty this one."
             )
         return stored["made"]
 

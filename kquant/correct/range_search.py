@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from kquant.calibration import observers
 from kquant.core.messages import warn
+from kquant.core.renamed import renamed
 from kquant.core.spec import encode_weights
 from kquant.correct.progress import Finished, activation_ranges
 from kquant.correct.reconstruction import Reservoir, Source, channels_of, input_rows, most_rows
@@ -23,14 +24,15 @@ from kquant.views.quantized_model import Place, forget_graphs, places, read
 WIDEST_GRAM = 4096  # inputs of an output; 128 MiB in float64
 
 
+@renamed
 def sequential_mse(
     qmodel: keras.Model,
     data: Any,
     *,
     candidates: int = 20,
     batch_size: int = 32,
-    batches: int | None = None,
-    resume: str | Path | None = None,
+    limit: int | None = None,
+    folder: str | Path | None = None,
     verbose: bool = True,
 ) -> keras.Model:
     """Choose the range of each channel's weights by what its rounding does to the layer's output.
@@ -47,8 +49,8 @@ def sequential_mse(
         data: representative samples, see `kquant.calibrate`.
         candidates: n, how many ranges to try.
         batch_size: for arrays.
-        batches: use this many batches only.
-        resume: folder for the ranges of finished layers; a run that was stopped goes on from there.
+        limit: use this many samples only, the first ones.
+        folder: for the ranges of finished layers; a run that was stopped goes on from there.
         verbose: show a progress bar.
 
     Returns:
@@ -69,11 +71,11 @@ def sequential_mse(
     """
     if candidates < 1:
         raise ValueError(f"sequential_mse: candidates must be 1 or more. Received: {candidates}.")
-    source = Source(read(qmodel), qmodel, data, batches, batch_size)
+    source = Source(read(qmodel), qmodel, data, limit, batch_size)
     source.check("sequential_mse")
     _name_others(source)
-    folder = None if resume is None else Path(resume)
-    finished = Finished(folder, "sequential-mse", "range", candidates, activation_ranges(source))
+    kept = None if folder is None else Path(folder)
+    finished = Finished(kept, "sequential-mse", "range", candidates, activation_ranges(source))
     for place in tqdm(places(source.graph), desc="sequential mse", unit="layer", disable=not verbose):
         known = (place.layer.weights_as_used(),)
         chosen = finished.load(place, known)

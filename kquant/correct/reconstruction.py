@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from kquant.calibration.data import batches_of, refuse_endless
+from kquant.core.checks import check_count
 from kquant.graph.graph import Graph
 from kquant.ops.rows import as_matrix
 from kquant.views.quantized_model import Place, tensors
@@ -31,29 +32,29 @@ class Source:
         graph: of the quantized model.
         qmodel: the model itself, which tells how its inputs look.
         data: see `kquant.calibrate`.
-        batches: how many of them, or None.
+        limit: how many samples of them, or None.
         batch_size: for arrays.
     """
 
     graph: Graph
     qmodel: keras.Model
     data: Any
-    batches: int | None = None
+    limit: int | None = None
     batch_size: int = 32
 
     def __iter__(self) -> Iterator[Any]:
-        return itertools.islice(batches_of(self.qmodel, self.data, self.batch_size), self.batches)
+        return batches_of(self.qmodel, self.data, self.batch_size, self.limit)
 
     def check(self, step: str) -> None:
-        """Refuse data that never end, and a number of batches below 1.
+        """Refuse data that never end, and a limit below 1.
 
         Raises:
             ValueError: says which.
         """
-        if self.batches is not None and self.batches < 1:
-            raise ValueError(f"{step}: batches must be 1 or more. Received: {self.batches}.")
-        if self.batches is None:
+        if self.limit is None:
             refuse_endless(self.data)
+        else:
+            check_count(step, "limit", self.limit)
 
 
 @dataclass(frozen=True)

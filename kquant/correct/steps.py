@@ -20,6 +20,7 @@ import numpy as np
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from kquant.core.messages import check_known, did_you_mean
+from kquant.core.renamed import new_word
 from kquant.recipe.recipe import Step
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ STEPS: dict[str, str | Callable[..., keras.Model]] = {
 }
 RANGES = ("calibrate", "data-free")  # steps that set the range of every activation
 # Options that count something, in whatever step they are.
-COUNTS = frozenset({"batches", "batch_size", "candidates", "iterations", "row_batch", "rows", "samples"})
+COUNTS = frozenset({"batch_size", "candidates", "iterations", "limit", "row_batch", "rows", "samples"})
 
 
 def check_step(name: str) -> None:
@@ -82,12 +83,13 @@ def check_steps(steps: Sequence[Step]) -> None:
         known = [name for name in known if name != "verbose"]
         hints = get_type_hints(function)
         for option, value in step.options.items():
-            if option not in known:
+            now = new_word(function, option)
+            if now not in known:
                 raise ValueError(
                     f"steps: '{step.name}' has no option '{option}'.{did_you_mean(option, known)} It has: "
                     f"{', '.join(known) or 'none'}."
                 )
-            _check_value(f"steps: '{step.name}': {option}", option, value, hints.get(option, Any))
+            _check_value(f"steps: '{step.name}': {option}", now, value, hints.get(now, Any))
 
 
 def split_steps(text: str) -> list[tuple[str, list[str]]]:

@@ -17,6 +17,7 @@ from kquant.calibration.aimet_encodings import Version
 from kquant.calibration.aimet_encodings import encodings as encodings_of
 from kquant.calibration.data import gather
 from kquant.core.operators import facts
+from kquant.core.renamed import renamed
 from kquant.core.spec import Encoding
 from kquant.exporting.lut_check import in_tables, refuse_other_outputs, refuse_tables, tables_of
 from kquant.exporting.streams import Stream, StreamReport, check_stream, describe_stream, stream_metadata
@@ -93,11 +94,12 @@ class ExportReport:
         return {**asdict(self), "verification": verification, "weights": self.weights.to_dict()}
 
 
+@renamed
 def export(
     qmodel: keras.Model,
     path: str | Path,
     *,
-    samples: Any = None,
+    data: Any = None,
     io: IO = "model",
     check_runtimes: bool = True,
     streaming: bool | int = False,
@@ -114,7 +116,7 @@ def export(
     Args:
         qmodel: quantized and calibrated or trained; it is not changed.
         path: of the `.tflite` file.
-        samples: data for the verification, like for `kquant.calibrate`; random codes by default.
+        data: representative data to verify the file with, see `kquant.calibrate`; random codes by default.
         io: type of inputs and outputs: what the model computes with (int8, or int16 with 16-bit activations), or
             another one behind a QUANTIZE or DEQUANTIZE at the edges.
         check_runtimes: run the file before returning.
@@ -149,9 +151,9 @@ def export(
     lowered = lower(qmodel)
     refuse_tables(lowered, tables, check_runtimes)
     if streaming:
-        made = _streaming(qmodel, lowered, samples, io, int(streaming), states, check_runtimes, tables)
+        made = _streaming(qmodel, lowered, data, io, int(streaming), states, check_runtimes, tables)
     else:
-        made = _over_clips(qmodel, lowered, samples, io, check_runtimes, tables)
+        made = _over_clips(qmodel, lowered, data, io, check_runtimes, tables)
     content, reports, arena, streamed = made
     file, held = contents(content)
     with results as new:
@@ -209,7 +211,7 @@ def _metadata(lowered: Lowered) -> dict[str, Any]:
 
 
 def _over_clips(
-    qmodel: keras.Model, lowered: Lowered, samples: Any, io: IO, check: bool, tables: LookUpTables | None
+    qmodel: keras.Model, lowered: Lowered, data: Any, io: IO, check: bool, tables: LookUpTables | None
 ) -> _Made:
     """The file as the model is: whole samples in, whole results out."""
     cast_edges(lowered.program, io)
@@ -217,7 +219,7 @@ def _over_clips(
     content = plain if tables is None else in_tables(lowered.program, lowered, _metadata(lowered), tables)
     if not check:
         return content, (), None, None
-    reports, arena = _tried(qmodel, lowered, content, read_model(content), samples)
+    reports, arena = _tried(qmodel, lowered, content, read_model(content), data)
     if tables is not None:
         refuse_other_outputs(plain, content, _random(lowered))
     return content, reports, arena, None
@@ -226,7 +228,7 @@ def _over_clips(
 def _streaming(
     qmodel: keras.Model,
     lowered: Lowered,
-    samples: Any,
+    data: Any,
     io: IO,
     frames: int,
     states: States,
@@ -254,8 +256,8 @@ def _streaming(
     if not check:
         return content, (), None, describe_stream(streamed, states, ())
     plain = file_content(lowered)
-    reports = _verified(qmodel, lowered, plain, read_model(plain), samples)
-    clips = _random(lowered) if samples is None else gather(qmodel, samples, 2)
+    reports = _verified(qmodel, lowered, plain, read_model(plain), data)
+    clips = _random(lowered) if data is None else gather(qmodel, data, 2)
     inner = content if io == "model" else written("int8")[0]
     checks = [check_stream(plain, inner, streamed.outputs, clips, report.runtime) for report in reports]
     if io != "model":
@@ -287,19 +289,19 @@ def _arena(lowered: Lowered, content: bytes) -> int | None:
 
 
 def _tried(
-    qmodel: keras.Model, lowered: Lowered, content: bytes, file: FileModel, samples: Any
+    qmodel: keras.Model, lowered: Lowered, content: bytes, file: FileModel, data: Any
 ) -> tuple[tuple[VerifyReport, ...], int | None]:
     """Verification and arena size, side by side."""
     with ThreadPoolExecutor() as pool:
         arena = pool.submit(_arena, lowered, content)
-        reports = _verified(qmodel, lowered, content, file, samples)
+        reports = _verified(qmodel, lowered, content, file, data)
         return reports, arena.result()
 
 
 def _verified(
-    qmodel: keras.Model, lowered: Lowered, content: bytes, file: FileModel, samples: Any
+    qmodel: keras.Model, lowered: Lowered, content: bytes, file: FileModel, data: Any
 ) -> tuple[VerifyReport, ...]:
-    x = _random(lowered) if samples is None else gather(qmodel, samples, 64)
+    x = _random(lowered) if data is None else gather(qmodel, data, 64)
     names = [name for name in lowered.target.runtimes if name in available()] or [FALLBACK]
     reports = compare(lowered, content, file, x, names, locate=False)
     for report in reports:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from kquant.core.program import Ref
+from kquant.core.renamed import renamed
 from kquant.runtime.running import (
     ROUNDS_BY_SHAPE,
     Running,
@@ -118,14 +119,15 @@ class Stream:
     """A streaming file with its states: `step` for the newest frames, `run` for a clip, `reset` between clips.
 
     Args:
-        data: the file.
+        content: the file.
         runtime: "litert", "litert-reference" or "tflm".
         where: names the file in errors.
     """
 
-    def __init__(self, data: bytes, runtime: str = "litert", where: str = "the file") -> None:
-        self.data, self.runtime = data, runtime
-        self.file: FileModel = read_model(data, where)
+    @renamed
+    def __init__(self, content: bytes, runtime: str = "litert", where: str = "the file") -> None:
+        self.content, self.runtime = content, runtime
+        self.file: FileModel = read_model(content, where)
         about = self.file.metadata.get("streaming")
         if about is None:
             raise ValueError(
@@ -136,7 +138,7 @@ class Stream:
         self.hop, self.axes, self._initial = _told(about, self.file, where)
         self.inputs = self.file.inputs[: len(self.file.inputs) - len(self._initial)]
         self.outputs = self.file.outputs[: len(self.file.outputs) - len(self._initial)]
-        self._running = Running(data, runtime)
+        self._running = Running(content, runtime)
         self._states = self._first_states()
         self.step_codes([np.zeros(t.shape, t.dtype) for t in self.inputs])  # what cannot run is refused here
         self.reset()
@@ -156,11 +158,12 @@ class Stream:
         self._states = results[len(self.outputs) :]
         return results[: len(self.outputs)]
 
-    def step(self, frames: Any) -> np.ndarray | list[np.ndarray]:
+    @renamed
+    def step(self, data: Any) -> np.ndarray | list[np.ndarray]:
         """The newest frames in, the newest outputs out.
 
         Args:
-            frames: real numbers [hop, features...], or [features...] where `hop` is 1; a list for several inputs.
+            data: real numbers [hop, features...], or [features...] where `hop` is 1; a list for several inputs.
 
         Returns:
             float32 without batch axis; a list for several outputs.
@@ -177,7 +180,7 @@ class Stream:
             >>> kquant.stream("conv.tflite").step(np.ones(4)).shape
             (1, 2)
         """
-        arrays = [np.asarray(frames)] if len(self.inputs) == 1 else [np.asarray(a) for a in frames]
+        arrays = [np.asarray(data)] if len(self.inputs) == 1 else [np.asarray(a) for a in data]
         codes = [self._codes(a, t) for a, t in zip(arrays, self.inputs, strict=True)]
         results = [dequantize_output(y, t)[0] for y, t in zip(self.step_codes(codes), self.outputs, strict=True)]
         return results[0] if len(results) == 1 else results
@@ -191,17 +194,18 @@ class Stream:
             raise ValueError(f"stream: NaN among the values of input '{tensor.name}'; it has no code.")
         return quantize_input(array[None], tensor)
 
-    def run(self, clip: Any) -> np.ndarray | list[np.ndarray]:
+    @renamed
+    def run(self, data: Any) -> np.ndarray | list[np.ndarray]:
         """A clip from a reset on, `hop` frames a call; frames that do not fill a last call are left out.
 
         Args:
-            clip: real numbers [frames, features...]; a list for several inputs.
+            data: real numbers [frames, features...]; a list for several inputs.
 
         Returns:
             Outputs with time joined along it, others stacked: one for each call.
         """
         self.reset()
-        arrays = [np.asarray(clip)] if len(self.inputs) == 1 else [np.asarray(a) for a in clip]
+        arrays = [np.asarray(data)] if len(self.inputs) == 1 else [np.asarray(a) for a in data]
         rows = []
         for start in range(0, len(arrays[0]) - self.hop + 1, self.hop):
             parts = [a[start : start + self.hop] for a in arrays]
@@ -248,7 +252,7 @@ def stream(path: str | Path | bytes, runtime: str = "litert") -> Stream:
         runtime: "litert" (XNNPACK), "litert-reference" or "tflm".
 
     Returns:
-        An object that keeps the states: `step(frames)`, `run(clip)`, `reset()`.
+        An object that keeps the states: `step(data)`, `run(data)`, `reset()`.
 
     Raises:
         ValueError: not a streaming file, or the runtime refuses it.

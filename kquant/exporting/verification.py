@@ -21,6 +21,7 @@ import numpy as np
 from kquant.calibration.data import gather
 from kquant.core.checks import check_count
 from kquant.core.program import Ref
+from kquant.core.renamed import renamed
 from kquant.files.leftovers import settle
 from kquant.graph.graph import run
 from kquant.runtime.running import FALLBACK, available, probe, quantize_input, refuse_tables
@@ -125,13 +126,14 @@ def _nearly(a: Agreement) -> bool:
     return a.equal >= EQUAL or (a.equal >= NEARLY and a.max_err_lsb <= 1)
 
 
+@renamed
 def verify(
     qmodel: keras.Model,
     path: str | Path | bytes,
     data: Any,
     runtime: str | None = None,
     *,
-    samples: int = 64,
+    limit: int | None = 64,
     agreement: float = AGREEMENT_DB,
 ) -> VerifyReport:
     """Compare a file with the model it was exported from.
@@ -143,7 +145,7 @@ def verify(
         runtime: "litert" (XNNPACK), "litert-reference" or "tflm"; by default the first of the model's target that is
             installed ("litert" for litert, "litert-reference" for ethos-u, "tflm" for tflm). Where none is, LiteRT's
             reference kernels, which round some codes otherwise than TFLM; `note` says so.
-        samples: compare at most this many.
+        limit: compare at most this many samples; None: all.
         agreement: SQNR in dB that every output has to reach on a runtime that rounds otherwise than the model.
 
     Returns:
@@ -161,7 +163,8 @@ def verify(
         >>> kquant.verify(q, "dense.tflite", x, "litert-reference").ok
         True
     """
-    check_count("verify", "samples", samples)
+    if limit is not None:
+        check_count("verify", "limit", limit)
     if not (isinstance(agreement, int | float) and math.isfinite(agreement)):
         raise ValueError(f"verify: agreement must be a number of dB. Received: {agreement!r}.")
     lowered = lower(qmodel)
@@ -179,7 +182,7 @@ def verify(
         )
     _refuse_foreign(lowered, file)
     refuse_tables("verify", file, runtime)
-    x = gather(qmodel, data, samples)
+    x = gather(qmodel, data, limit)
     (found,) = compare(lowered, content, file, x, (runtime,))
     return replace(found, agreement=float(agreement), note=note)
 

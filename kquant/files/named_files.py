@@ -64,7 +64,7 @@ def check_results(paths: Sequence[Path], model_path: Path, kinds: Sequence[str] 
     """
     for path in paths:
         if path.suffix not in kinds:
-            raise ValueError(f"--out {path}: expected a file {' or '.join(kinds)}. Received: '{path.suffix}'.")
-        destination(path, "--out")
+            raise ValueError(f"--path {path}: expected a file {' or '.join(kinds)}. Received: '{path.suffix}'.")
+        destination(path, "--path")
         if path.resolve() == model_path.resolve():
-            raise ValueError(f"--out {path}: would overwrite the model it comes from; give another file.")
+            raise ValueError(f"--path {path}: would overwrite the model it comes from; give another file.")

@@ -13,6 +13,7 @@ import keras
 
 from kquant.core.messages import warn
 from kquant.core.origin import patterns_of
+from kquant.core.renamed import renamed
 from kquant.graph.given_model import warn_lost_steps
 from kquant.graph.keras_private import every_layer
 from kquant.layers.oscillations import warn_unfrozen
@@ -27,6 +28,7 @@ from kquant.recipe.clustering_section import Clustering
 from kquant.recipe.recipe import Recipe
 
 
+@renamed
 def cluster(
     model: keras.Model,
     clusters: int | str | Path | dict[str, Any] | Recipe,
@@ -35,7 +37,7 @@ def cluster(
     preserve_sparsity: bool | None = None,
     *,
     layers: str | Sequence[str] | None = None,
-    skip: str | Sequence[str] = (),
+    protect: str | Sequence[str] = (),
     depthwise: bool | None = None,
     train_values: bool | None = None,
     aggregation: Aggregation | None = None,
@@ -60,7 +62,7 @@ def cluster(
         preserve_sparsity: one of the values is 0 and stays 0, the others are split between the signs in proportion;
             weights that are exactly 0 stay so. True by default.
         layers: name patterns of the layers to cluster; None: all that have kernels.
-        skip: name patterns of layers to leave.
+        protect: name patterns of layers to leave.
         depthwise: cluster depthwise kernels too; they have few weights and lose most. False by default.
         train_values: False: only the weights train (and the scales of "scale"), the values stay as `init` found them.
             With init="linear" and per_channel="scale" the codes of all layers are then the same. True by default.
@@ -85,7 +87,7 @@ def cluster(
     options |= {"depthwise": depthwise, "train_values": train_values, "aggregation": aggregation, "seed": seed}
     recipe = _recipe(clusters, {name: value for name, value in options.items() if value is not None})
     new = to_transform(model, "cluster")
-    put_codebooks(new, recipe, None if layers is None else patterns_of(layers), patterns_of(skip))
+    put_codebooks(new, recipe, None if layers is None else patterns_of(layers), patterns_of(protect))
     warn_unfrozen(new, "cluster")
     new = as_loaded(new)
     warn_lost_steps(model, new, "cluster")
@@ -93,7 +95,7 @@ def cluster(
 
 
 def put_codebooks(
-    model: keras.Model, recipe: Recipe, layers: tuple[str, ...] | None = None, skip: tuple[str, ...] = ()
+    model: keras.Model, recipe: Recipe, layers: tuple[str, ...] | None = None, protect: tuple[str, ...] = ()
 ) -> None:
     """Codebooks in a model whose layers are wrapped, as its recipe's `[clustering]` says.
 
@@ -101,13 +103,13 @@ def put_codebooks(
         model: what `kquant.masking.wrapping.wrapped` or `kquant.quantize` gave; it is changed.
         recipe: with that section.
         layers: patterns of names, see `cluster`.
-        skip: patterns of names.
+        protect: patterns of names.
 
     Raises:
         ValueError: no kernel to cluster, a pattern that matches no layer, or a model that is clustered already.
     """
-    chooser = _Chooser(recipe, layers, skip)
-    check_patterns("cluster", (*(layers or ()), *skip), sites(model))
+    chooser = _Chooser(recipe, layers, protect)
+    check_patterns("cluster", (*(layers or ()), *protect), sites(model))
     count = put(model, chooser.choose)
     if not count and not chooser.small:
         why = note_of(chooser.frozen) or note_of_unknown(model) or "depthwise ones only with depthwise=True."
@@ -143,7 +145,7 @@ class _Chooser:
 
     recipe: Recipe
     wanted: tuple[str, ...] | None
-    skip: tuple[str, ...]
+    protect: tuple[str, ...]
     small: list[str] = field(default_factory=list)
     frozen: list[Site] = field(default_factory=list)
 
@@ -152,7 +154,7 @@ class _Chooser:
         known = [name for name, _ in site.names]
         asked = self.wanted is None or match(known, self.wanted)
         settings = self.recipe.section_of(Clustering, site.names, site.position)
-        if not asked or match(known, self.skip) or settings is None or not settings.clusters:
+        if not asked or match(known, self.protect) or settings is None or not settings.clusters:
             return None
         if site.geometry.depthwise and not settings.depthwise:
             return None

@@ -20,6 +20,7 @@ import tensorflow as tf
 
 from kquant.core.messages import warn
 from kquant.core.origin import patterns_of
+from kquant.core.renamed import renamed
 from kquant.graph.given_model import warn_lost_steps
 from kquant.graph.keras_private import every_layer
 from kquant.masking.codebook import Codebook
@@ -36,9 +37,10 @@ from kquant.views.quantized_model import forget_graphs
 FLOOR = 0.2  # with a global threshold a layer keeps at least this part of what it would keep at equal sparsities
 
 
+@renamed
 def prune(
     model: keras.Model,
-    recipe_or_schedule: Any = None,
+    recipe: Any = None,
     *,
     structure: str | tuple[int, int] | None = None,
     pooling: Pooling | None = None,
@@ -55,7 +57,7 @@ def prune(
 
     Args:
         model: a built float Keras 3 model of any kind, pruned or clustered or not, or a quantized one. Not changed.
-        recipe_or_schedule: a share of zeros in [0, 1), from this call on; a `kquant.SparsitySchedule` or tfmot's
+        recipe: a share of zeros in [0, 1), from this call on; a `kquant.SparsitySchedule` or tfmot's
             schedule object; or a recipe with a `[pruning]` section (name, TOML file, data). None: 0.5, or what the
             structure prescribes.
         structure: "unstructured"; blocks such as "4x1" or (4, 1) (input by output channels); or "2:4": 2 of 4
@@ -88,7 +90,7 @@ def prune(
     given = {"structure": structure, "pooling": pooling, "scope": scope, "criterion": criterion}
     given |= {"gradient": gradient, "depthwise": depthwise}
     protect = patterns_of(protect)
-    settings = settings_of(recipe_or_schedule, {k: v for k, v in given.items() if v is not None}, rules, protect)
+    settings = settings_of(recipe, {k: v for k, v in given.items() if v is not None}, rules, protect)
     new = to_transform(model, "prune")
     check_patterns("prune", protect, sites(new))
     check_rules("prune", [rule for rule in settings.rules if rule.table(Pruning)], sites(new))

@@ -14,6 +14,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from kquant.core.renamed import renamed
 from kquant.graph.defaults import own_defaults
 from kquant.graph.graph import Graph, Node, substitute, trace
 from kquant.graph.step_mask import StepMask
@@ -79,12 +80,13 @@ def cell(model: keras.Model | keras.layers.Layer) -> keras.Model:
         return _assembled(graph, [_open(t) for t in keras.tree.flatten(graph.inputs)])
 
 
-def cell_samples(step: keras.Model, x: np.ndarray) -> list[np.ndarray]:
+@renamed
+def cell_samples(step: keras.Model, data: np.ndarray) -> list[np.ndarray]:
     """What the inputs of a step model see while it runs over sequences: data to calibrate, train or verify it with.
 
     Args:
         step: what `cell` returned; one input besides the states.
-        x: float32[samples, steps, features].
+        data: float32[samples, steps, features].
 
     Returns:
         One array [samples * steps, 1, ...] for each input, in order.
@@ -95,9 +97,9 @@ def cell_samples(step: keras.Model, x: np.ndarray) -> list[np.ndarray]:
         [(40, 1, 3), (40, 1, 4)]
     """
     seen: list[list[np.ndarray]] = []
-    states = [np.zeros((len(x), *t.shape[1:]), np.float32) for t in step.inputs[1:]]
-    for t in range(x.shape[1]):
-        given = [np.asarray(x[:, t : t + 1], np.float32), *states]
+    states = [np.zeros((len(data), *t.shape[1:]), np.float32) for t in step.inputs[1:]]
+    for t in range(data.shape[1]):
+        given = [np.asarray(data[:, t : t + 1], np.float32), *states]
         seen.append(given)
         made = step([keras.ops.convert_to_tensor(a) for a in given], training=False)
         states = [np.asarray(y) for y in made[-len(states) :]]

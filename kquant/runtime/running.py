@@ -28,6 +28,7 @@ from tqdm.auto import tqdm
 from kquant.calibration.data_scale import Expected, warn_of_scale
 from kquant.core.checks import array_of
 from kquant.core.messages import check_known
+from kquant.core.renamed import renamed
 from kquant.runtime import interpreters
 from kquant.runtime.interpreters import CALL, RESET, RUNTIMES, SAMPLES, TENSORS
 from kquant.runtime.prefixes import Place, first_that_ends, place_of
@@ -59,14 +60,15 @@ ROUNDS_BY_SHAPE = "litert"  # XNNPACK: has other kernels for other shapes, and t
 NUMBERS = {**NUMPY, "FLOAT16": "float16", "FLOAT64": "float64", "UINT16": "uint16", "UINT32": "uint32"}
 
 
+@renamed
 def predict(
-    path_or_bytes: str | Path | bytes, x: Any, runtime: str = "litert", *, verbose: bool = False
+    path: str | Path | bytes, data: Any, runtime: str = "litert", *, verbose: bool = False
 ) -> np.ndarray | list[np.ndarray]:
     """Run a `.tflite` file on real numbers, sample by sample; states that a file keeps start from zeros each time.
 
     Args:
-        path_or_bytes: the file.
-        x: array [samples, ...], a list (in the file's order) or dict (by tensor name) of arrays, or batches as for
+        path: the file, or its bytes.
+        data: array [samples, ...], a list (in the file's order) or dict (by tensor name) of arrays, or batches as for
             `kquant.calibrate`: `tf.data.Dataset`, `keras.utils.PyDataset`, a function that returns a generator.
         runtime: "litert" (XNNPACK), "litert-reference" or "tflm": the one that your device has. A file does not say
             what it was made for, so the default is not the target's. XNNPACK rounds some codes otherwise than the
@@ -90,22 +92,23 @@ def predict(
         >>> kquant.predict("dense.tflite", x[:3]).shape
         (3, 2)
     """
-    data = read_bytes(path_or_bytes)
-    model = read_model(data, label(path_or_bytes))
+    content = read_bytes(path)
+    model = read_model(content, label(path))
     _known(runtime)
     refuse_tables("predict", model, runtime)
     for tensor in (*model.inputs, *model.outputs):
         _check_port(tensor)
-    arrays = _arrays(_gathered(x, model.inputs), model.inputs)
+    arrays = _arrays(_gathered(data, model.inputs), model.inputs)
     for array, tensor in zip(arrays, model.inputs, strict=True):
         known = _expected(model, tensor)
         if known is not None:
-            known = replace(known, padding=_padding(model, data, tensor))
+            known = replace(known, padding=_padding(model, content, tensor))
             warn_of_scale(f"predict: input '{tensor.name}'", array, known)
 
     count, step = len(arrays[0]), _samples_at_once(model)
     outputs: list[list[np.ndarray]] = [[] for _ in model.outputs]
-    with Running(data, runtime) as running, tqdm(total=count, desc=runtime, unit="sample", disable=not verbose) as bar:
+    bar = tqdm(total=count, desc=runtime, unit="sample", disable=not verbose)
+    with Running(content, runtime) as running, bar:
         for start in range(0, count, step):
             part = [a[start : start + step] for a in arrays]
             codes = [quantize_input(a, t) for a, t in zip(part, model.inputs, strict=True)]

@@ -325,7 +325,7 @@ class _Way:
     def analysis(self, recipe: Recipe, sensitivity: bool) -> Analysis:
         """Of the model of that recipe."""
         options = {"sensitivity": sensitivity, "remedies": False, "verbose": False}
-        return analyze(self.make(recipe), self.data, samples=SAMPLES, **options)
+        return analyze(self.make(recipe), self.data, limit=SAMPLES, **options)
 
     def moves(self, unit: str) -> list[Move]:
         """Every move, the one with least noise for what it saves first."""
@@ -376,7 +376,7 @@ class _Way:
 
     def _measure(self, recipe: dict[str, Any], qmodel: keras.Model) -> Point:
         content = file_content(lower(qmodel))
-        found = analyze(qmodel, self.data, samples=SAMPLES, sensitivity=False, remedies=False, verbose=False)
+        found = analyze(qmodel, self.data, limit=SAMPLES, sensitivity=False, remedies=False, verbose=False)
         return Point(
             0,
             recipe,

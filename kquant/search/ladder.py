@@ -307,7 +307,7 @@ class _Search:
         """Layers by what their quantization costs, most first; none, and a failed row, where it cannot be measured."""
         started = time.perf_counter()
         try:
-            found = analyze(self.best_model(), self.data, samples=SAMPLES, remedies=False, verbose=False)
+            found = analyze(self.best_model(), self.data, limit=SAMPLES, remedies=False, verbose=False)
         except ValueError as error:
             seconds, failed = time.perf_counter() - started, _first_line(error)
             name = "sensitivity of the layers"

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 
 from kquant.calibration.data import gather
+from kquant.core.renamed import Batches
 from kquant.files.finished_work import Kept, fingerprint
 from kquant.recipe.recipe import Recipe
 
@@ -40,7 +41,7 @@ def search_state(
         "model": model.name,
         "weights": fingerprint(model.get_weights()),
         "recipe": recipe.name,
-        "data": None if data is None else fingerprint(gather(model, data, FIRST, batches=1)),
+        "data": None if data is None else fingerprint(gather(model, data, Batches(1, FIRST))),
         **options,
     }
     return Kept(Path(folder) / file, who, search)

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from kquant.analysis.sqnr import decibel, noise_of
 from kquant.calibration.data import gather
 from kquant.core.origin import patterns_of
+from kquant.core.renamed import renamed
 from kquant.core.table import Table
 from kquant.graph.given_model import check_finite
 from kquant.layers.transform import apply
@@ -92,7 +93,7 @@ class SparsityScan:
 
         Example:
             >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(16, name="a"), keras.layers.Dense(4)])
-            >>> scan = kquant.scan_sparsity(model, np.ones((4, 8), "float32"), target=0.4, verbose=False)
+            >>> scan = kquant.scan_sparsity(model, np.ones((4, 8), "float32"), sparsity=0.4, verbose=False)
             >>> round(kquant.sparsity(kquant.prune(model, scan.to_recipe())).total, 2)
             0.4
         """
@@ -122,17 +123,18 @@ class SparsityScan:
         return f"each layer alone: {self.unit}\n{self.table}"
 
 
+@renamed
 def scan_sparsity(
     model: keras.Model,
     data: Any = None,
     *,
     evaluate: Callable[[keras.Model], float] | None = None,
     sparsities: Sequence[float] = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95),
-    target: float = 0.5,
+    sparsity: float = 0.5,
     structure: str | tuple[int, int] = "unstructured",
     depthwise: bool = False,
     protect: str | Sequence[str] = (),
-    samples: int = 256,
+    limit: int | None = 256,
     verbose: bool = True,
 ) -> SparsityScan:
     """Prune each layer alone, without training, and propose a sparsity for each that makes the target in total.
@@ -145,11 +147,11 @@ def scan_sparsity(
         data: samples, see `kquant.calibrate`; the outputs are compared with those of the dense model.
         evaluate: `(keras model) -> float`, higher is better, instead of data.
         sparsities: to try, in (0, 1).
-        target: share of zeros of all kernels scanned, in (0, 1).
+        sparsity: share of zeros of all kernels scanned that the proposal is to make, in (0, 1).
         structure: "unstructured" or blocks, see `kquant.prune`.
         depthwise: scan depthwise kernels too.
         protect: patterns of names of layers to leave dense.
-        samples: of the data, at most so many.
+        limit: use at most this many samples of the data; None: all.
         verbose: show a progress bar.
 
     Returns:
@@ -162,7 +164,7 @@ def scan_sparsity(
     Example:
         >>> model = keras.Sequential([keras.Input((16,)), keras.layers.Dense(32, name="a"), keras.layers.Dense(4)])
         >>> x = np.random.default_rng(0).normal(size=(64, 16)).astype("float32")
-        >>> scan = kquant.scan_sparsity(model, x, target=0.6, verbose=False)
+        >>> scan = kquant.scan_sparsity(model, x, sparsity=0.6, verbose=False)
         >>> round(kquant.sparsity(kquant.prune(model, 0.6, rules=scan.rules)).total, 2)
         0.6
 
@@ -170,13 +172,13 @@ def scan_sparsity(
     """
     levels = tuple(sorted({float(s) for s in sparsities}))
     structure = str(structure_name(structure))
-    _check(data, evaluate, levels, target, structure)
+    _check(data, evaluate, levels, sparsity, structure)
     _check_float(model)
     copy, protect = wrapped(model), patterns_of(protect)
-    settings = settings_of(target, {"structure": structure, "depthwise": depthwise}, protect=protect)
+    settings = settings_of(sparsity, {"structure": structure, "depthwise": depthwise}, protect=protect)
     check_patterns("scan_sparsity", protect, sites(copy))
     found = _by_layer([_trial(each) for each in targets_of(copy, settings)])
-    measure, dense = _measure(copy, data, evaluate, samples)
+    measure, dense = _measure(copy, data, evaluate, limit)
     values: dict[str, list[float]] = {name: [] for name in found}
     with tqdm(desc="scan", unit="model", total=len(found) * len(levels), disable=not verbose) as bar:
         for name, trials in found.items():
@@ -185,7 +187,7 @@ def scan_sparsity(
                 values[name].append(measure())
                 bar.update()
             _set(trials, 0.0, "unstructured")
-    return replace(_result(found, values, levels, target, dense), structure=structure)
+    return replace(_result(found, values, levels, sparsity, dense), structure=structure)
 
 
 def _check(data: Any, evaluate: Any, levels: Sequence[float], target: float, structure: str) -> None:
@@ -193,8 +195,8 @@ def _check(data: Any, evaluate: Any, levels: Sequence[float], target: float, str
         raise ValueError("scan_sparsity: give data or evaluate, one of the two.")
     if not levels or levels[0] <= 0.0 or levels[-1] >= 1.0 or not 0.0 < target <= levels[-1]:
         raise ValueError(
-            "scan_sparsity: expected sparsities in (0, 1), and a target in (0, 1) that is not above the highest. "
-            f"Received: sparsities {list(levels)}, target {target}."
+            "scan_sparsity: expected sparsities in (0, 1), and a sparsity in (0, 1) that is not above the highest. "
+            f"Received: sparsities {list(levels)}, sparsity {target}."
         )
     if structure_of(structure).of:
         raise ValueError(f"scan_sparsity: structure '{structure}' fixes the sparsity of every layer; nothing to scan.")
@@ -241,12 +243,12 @@ def _set(trials: Sequence[Trial], level: float, structure: str) -> None:
 
 
 def _measure(
-    model: keras.Model, data: Any, evaluate: Callable[[keras.Model], float] | None, samples: int
+    model: keras.Model, data: Any, evaluate: Callable[[keras.Model], float] | None, limit: int | None
 ) -> tuple[Callable[[], float], float | None]:
     """A function that judges the model as it is now; and what `evaluate` says of the dense one."""
     if evaluate is not None:
         return lambda: finite(evaluate(model)), finite(evaluate(model))
-    inputs = [tf.constant(x) for x in gather(model, data, samples)]
+    inputs = [tf.constant(x) for x in gather(model, data, limit)]
     call = tf.function(lambda: model(tf.nest.pack_sequence_as(model.input, inputs), training=False), autograph=False)
     dense = [np.asarray(y) for y in keras.tree.flatten(call())]
 

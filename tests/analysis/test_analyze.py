@@ -302,7 +302,7 @@ def load_toml(text: str) -> dict[str, Any]:
 def test_the_model_stays_as_it_is(broken: tuple) -> None:
     q, _ = broken
     before, y = [np.array(w) for w in q.get_weights()], q(X[:16]).numpy()
-    analyzed(q, samples=16)
+    analyzed(q, limit=16)
     for old, new in zip(before, q.get_weights(), strict=True):
         np.testing.assert_array_equal(old, new)
     np.testing.assert_array_equal(y, q(X[:16]).numpy())
@@ -317,7 +317,7 @@ def test_a_metric_sees_the_outputs_in_order(broken: tuple) -> None:
         shapes.append(outputs.shape)
         return float(np.mean(outputs.argmax(1) == labels[: len(outputs)]))
 
-    a = analyzed(q, metric=accuracy, samples=150)
+    a = analyzed(q, metric=accuracy, limit=150)
     assert (a.metric, a.samples, a.float_value) == ("accuracy", 150, 1.0)
     assert set(shapes) == {(150, 4)}
     assert a.value == np.mean(q(X[:150]).numpy().argmax(1) == labels[:150])
@@ -389,7 +389,7 @@ def test_an_unbalanced_concat() -> None:
         left = layers.Conv2D(3, 3, name="left")(x)
         right = layers.Conv2D(3, 3, name="right", kernel_initializer=keras.initializers.RandomNormal(0, scale))(x)
         model = keras.Model(x, layers.Flatten()(layers.Concatenate(name="both")([left, right])))
-        return analyzed(calibrated(model), sensitivity=False, remedies=True, samples=64)
+        return analyzed(calibrated(model), sensitivity=False, remedies=True, limit=64)
 
     a = joined(30.0)
     finding = next(f for f in a.findings if f.cause == "unbalanced concat")
@@ -448,8 +448,8 @@ def test_refusals(healthy: tuple) -> None:
         analyzed(network())
     with pytest.raises(ValueError, match=r"without a range: image_quant.*calibrate"):
         analyzed(kquant.quantize(network()))
-    with pytest.raises(ValueError, match="samples must be 1 or more"):
-        analyzed(healthy[0], samples=0)
+    with pytest.raises(ValueError, match="limit must be 1 or more"):
+        analyzed(healthy[0], limit=0)
     with pytest.raises(ValueError, match="data are empty"):
         analyzed(healthy[0], X[:0])
     with pytest.raises(ValueError, match="no 'nowhere'. There are: image, a, b, head"):
@@ -502,8 +502,8 @@ def test_command(tmp_path: Any) -> None:
     def call(*arguments: Any) -> Any:
         return CliRunner().invoke(app, ["analyze", *map(str, arguments)])
 
-    data = ("--data", tmp_path / "x.npz", "--samples", 64)
-    out = ("--labels", tmp_path / "y.npy", "--out", tmp_path / "report.html")
+    data = ("--data", tmp_path / "x.npz", "--limit", 64)
+    out = ("--labels", tmp_path / "y.npy", "--path", tmp_path / "report.html")
     result = call(tmp_path / "net.keras", *data, *out, "--json")
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
@@ -516,7 +516,7 @@ def test_command(tmp_path: Any) -> None:
     assert applied.rules or applied.steps != load("int4-weights").steps
     result = call(tmp_path / "quantized.keras", *data, "--recipe", "int8")
     assert (result.exit_code, "leave --recipe out" in result.stderr) == (1, True)
-    result = call(tmp_path / "net.keras", *data, "--out", tmp_path / "none" / "report.html")
+    result = call(tmp_path / "net.keras", *data, "--path", tmp_path / "none" / "report.html")
     assert (result.exit_code, "does not exist" in result.stderr) == (1, True)
 
 

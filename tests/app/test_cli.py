@@ -48,7 +48,7 @@ def work(tmp_path_factory):
     images = np.random.default_rng(0).random((64, 6, 6, 1), np.float32)
     np.savez(folder / "images.npz", x=images, y=np.zeros(64))
     np.save(folder / "images.npy", images)
-    result = kq("compress", folder / "tiny.keras", "--data", folder / "images.npz", "--target", "tflm", "--out",
+    result = kq("compress", folder / "tiny.keras", "--data", folder / "images.npz", "--target", "tflm", "--folder",
                 folder / "build", "--json")
     assert result.exit_code == 0, result.output
     (folder / "result.json").write_text(result.stdout)
@@ -72,7 +72,7 @@ def test_compress_writes_everything(work):
 
 def test_compress_prints_tables_and_files(work):
     arguments = ("compress", work / "tiny.keras", "--data", work / "images.npy", "--io", "uint8")
-    result = kq(*arguments, "--out", work / "other")
+    result = kq(*arguments, "--folder", work / "other")
     assert result.exit_code == 0, result.output
     assert "UINT8" in result.stdout
     assert "tiny_model.cc" in result.stdout
@@ -93,7 +93,7 @@ def test_autotune_leaves_the_file_and_its_recipe(work, tmp_path):
     model = keras.models.load_model(work / "tiny.keras")
     np.save(work / "y.npy", model.predict(np.load(work / "images.npy"), verbose=0).argmax(-1))
     result = kq("autotune", work / "tiny.keras", "--data", work / "images.npz", "--labels", work / "y.npy",
-                "--out", tmp_path, "--max-drop", "0.2", "--json")
+                "--folder", tmp_path, "--max-drop", "0.2", "--json")
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert found["ok"] and found["rungs"][0]["kept"] and found["float_score"] == 1.0
@@ -102,7 +102,7 @@ def test_autotune_leaves_the_file_and_its_recipe(work, tmp_path):
     ]
     assert kquant.inspect(tmp_path / "tiny.tflite").is_integer
     again = kq("compress", work / "tiny.keras", "--data", work / "images.npz", "--recipe", tmp_path / "recipe.toml",
-               "--out", tmp_path / "again", "--json")
+               "--folder", tmp_path / "again", "--json")
     assert again.exit_code == 0, again.output
     assert (tmp_path / "again/tiny.tflite").stat().st_size == (tmp_path / "tiny.tflite").stat().st_size
 
@@ -111,7 +111,7 @@ def test_correct_tries_steps_and_writes_nothing(work):
     before = sorted(work.rglob("*"))
     quantized = work / "build/tiny.keras"
     content = quantized.read_bytes()
-    arguments = ("correct", quantized, "--data", work / "images.npz", "--samples", 48)
+    arguments = ("correct", quantized, "--data", work / "images.npz", "--limit", 48)
     result = kq(*arguments, "--steps", "equalize,calibrate,bias", "--dry-run")
     assert result.exit_code == 0, result.output
     assert "equalize, calibrate, bias on a copy, 48 samples" in " ".join(result.stdout.split())
@@ -126,7 +126,7 @@ def test_correct_writes_the_model_and_its_file(work, tmp_path):
     out = tmp_path / "better.keras", tmp_path / "better.tflite"
     arguments = ("correct", work / "tiny.keras", "--recipe", tmp_path / "w4.toml", "--data", work / "images.npz")
     steps = "calibrate, sequential-mse:candidates=5, adaround:iterations=20:beta=[10, 2]"
-    result = kq(*arguments, "--steps", steps, "--out", out[0], "--out", out[1], "--json")
+    result = kq(*arguments, "--steps", steps, "--path", out[0], "--path", out[1], "--json")
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert found["steps"] == ["calibrate", "sequential-mse", "adaround"] and not found["on_copy"]
@@ -143,7 +143,7 @@ def test_correct_writes_the_model_and_its_file(work, tmp_path):
 
 def test_correct_takes_the_steps_of_the_recipe(work, tmp_path):
     arguments = ("correct", work / "tiny.keras", "--data", work / "images.npz", "--target", "tflm")
-    result = kq(*arguments, "--out", tmp_path / "m.keras")
+    result = kq(*arguments, "--path", tmp_path / "m.keras")
     assert result.exit_code == 0, result.output
     assert "tiny, calibrate, 64 samples: SQNR no ranges ->" in " ".join(result.stdout.split())
     assert str(tmp_path / "m.keras") in result.stdout
@@ -158,30 +158,30 @@ def test_correct_refuses(work, tmp_path):
         "expected names like calibrate": (*quantized, "--dry-run", "--steps", "calibrate,,bias"),
         "say which steps to run": (*quantized, "--dry-run"),
         "leave both out": (*quantized, "--dry-run", "--steps", "calibrate", "--recipe", "int8"),
-        "would overwrite the model": (*quantized, "--steps", "calibrate", "--out", work / "build/tiny.keras"),
-        "expected a file .keras or .tflite": (*quantized, "--steps", "calibrate", "--out", tmp_path / "m.onnx"),
-        "does not exist; make it first": (*quantized, "--steps", "calibrate", "--out", tmp_path / "no" / "m.keras"),
+        "would overwrite the model": (*quantized, "--steps", "calibrate", "--path", work / "build/tiny.keras"),
+        "expected a file .keras or .tflite": (*quantized, "--steps", "calibrate", "--path", tmp_path / "m.onnx"),
+        "does not exist; make it first": (*quantized, "--steps", "calibrate", "--path", tmp_path / "no" / "m.keras"),
     }
     for message, arguments in cases.items():
         assert message in refused(*arguments)
     assert kq(*quantized, "--steps", "calibrate").exit_code == 2
-    assert kq(*quantized, "--steps", "calibrate", "--dry-run", "--out", tmp_path / "m.keras").exit_code == 2
+    assert kq(*quantized, "--steps", "calibrate", "--dry-run", "--path", tmp_path / "m.keras").exit_code == 2
 
 
 def test_scan_writes_a_recipe_that_prunes(work, tmp_path):
     arguments = ("scan", work / "tiny.keras", "--data", work / "images.npz", "--sparsity", "0.6")
-    result = kq(*arguments, "--samples", 32, "--out", tmp_path / "mine.toml")
+    result = kq(*arguments, "--limit", 32, "--path", tmp_path / "mine.toml")
     assert result.exit_code == 0, result.output
     assert "60 % in total" in result.stdout and str(tmp_path / "mine.toml") in result.stdout.replace("\n", "")
     model, x = keras.models.load_model(work / "tiny.keras"), np.load(work / "images.npy")
     chosen = np.linspace(0, len(x) - 1, 32).round().astype(int)
-    expected = kquant.scan_sparsity(model, x[chosen], target=0.6, verbose=False)
+    expected = kquant.scan_sparsity(model, x[chosen], sparsity=0.6, verbose=False)
     pruned = kquant.prune(model, str(tmp_path / "mine.toml"))
     want = kquant.prune(model, 0.6, rules=expected.rules)
     assert kquant.sparsity(pruned) == kquant.sparsity(want)
     assert kquant.sparsity(pruned).total == pytest.approx(0.6, abs=0.01)
     again = kq("compress", work / "tiny.keras", "--data", work / "images.npz", "--recipe", tmp_path / "mine.toml",
-               "--out", tmp_path / "build", "--json")
+               "--folder", tmp_path / "build", "--json")
     assert again.exit_code == 0, again.output
     assert kquant.layer_bytes(tmp_path / "build/tiny.tflite").sparsity == pytest.approx(0.6, abs=0.05)
 
@@ -193,7 +193,7 @@ def test_scan_judges_by_accuracy_and_refuses(work, tmp_path):
     found = json.loads(kq(*arguments, "--labels", tmp_path / "y.npy", "--structure", "2x1", "--json").stdout)
     assert found["dense"] == 1.0 and found["structure"] == "2x1" and len(found["layers"]) == 2
     cases = {
-        "expected a file .toml": (*arguments, "--out", tmp_path / "m.keras"),
+        "expected a file .toml": (*arguments, "--path", tmp_path / "m.keras"),
         "a target in (0, 1)": (*arguments, "--sparsity", "1"),
         "fixes the sparsity": (*arguments, "--structure", "2:4"),
         "expected a float model": ("scan", work / "build/tiny.keras", *arguments[2:]),
@@ -208,7 +208,7 @@ def test_verify(work):
     result = kq(*arguments, "--runtime", "tflm")
     assert result.exit_code == 0, result.output
     assert "the file is the model" in result.stdout
-    found = json.loads(kq(*arguments, "--json", "--samples", 5).stdout)
+    found = json.loads(kq(*arguments, "--json", "--limit", 5).stdout)
     assert found["ok"]
     assert found["samples"] == 5
 
@@ -226,12 +226,12 @@ def test_verify_of_a_foreign_file_fails(work):
 def test_predict(work):
     file = work / "build/tiny.tflite"
     out = work / "y.npz"
-    result = kq("predict", file, "--data", work / "images.npz", "--runtime", "litert-reference", "--out", out)
+    result = kq("predict", file, "--data", work / "images.npz", "--runtime", "litert-reference", "--path", out)
     assert result.exit_code == 0, result.output
     expected = kquant.predict(file, np.load(work / "images.npy"), "litert-reference")
     (written,) = np.load(out).values()
     np.testing.assert_array_equal(written, expected)
-    printed = json.loads(kq("predict", file, "--data", work / "images.npz", "--samples", 2, "--json").stdout)
+    printed = json.loads(kq("predict", file, "--data", work / "images.npz", "--limit", 2, "--json").stdout)
     (values,) = printed.values()
     assert np.shape(values) == (2, 3)
 
@@ -296,7 +296,7 @@ def test_images_are_resized_and_scaled(work):
     for i in range(40):
         pixels = np.random.default_rng(i).integers(0, 256, (12, 9, 3), np.uint8)
         Image.fromarray(pixels).save(folder / "a" / f"{i}.png")
-    arguments = ("compress", work / "tiny.keras", "--data", folder, "--scale", "1/255", "--out", work / "photo")
+    arguments = ("compress", work / "tiny.keras", "--data", folder, "--scale", "1/255", "--folder", work / "photo")
     result = kq(*arguments, "--json")
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["inputs"][0]["scale"] < 1.01 / 255
@@ -309,11 +309,11 @@ def test_several_inputs_by_name(work):
     keras.Model([a, b], layers.Dense(2)(layers.Concatenate()([a, b]))).save(work / "two.keras")
     rng = np.random.default_rng(0)
     np.savez(work / "two.npz", right=rng.random((40, 2)), left=rng.random((40, 3)))
-    result = kq("compress", work / "two.keras", "--data", work / "two.npz", "--out", work / "two", "--json")
+    result = kq("compress", work / "two.keras", "--data", work / "two.npz", "--folder", work / "two", "--json")
     assert result.exit_code == 0, result.output
     assert [p["name"] for p in json.loads(result.stdout)["inputs"]] == ["left", "right"]
     np.savez(work / "one.npz", left=rng.random((40, 3)))
-    message = refused("compress", work / "two.keras", "--data", work / "one.npz", "--out", work / "two")
+    message = refused("compress", work / "two.keras", "--data", work / "one.npz", "--folder", work / "two")
     assert "Missing: right" in message
 
 
@@ -321,14 +321,14 @@ def test_inputs_in_a_dict_go_by_their_keys(work):
     a, b = keras.Input((3,), name="a"), keras.Input((2,), name="b")
     keras.Model({"z": a, "y": b}, layers.Dense(2)(layers.Concatenate()([a, b]))).save(work / "keys.keras")
     np.savez(work / "keys.npz", z=np.random.rand(40, 3), y=np.random.rand(40, 2))
-    result = kq("compress", work / "keys.keras", "--data", work / "keys.npz", "--out", work / "keys", "--json")
+    result = kq("compress", work / "keys.keras", "--data", work / "keys.npz", "--folder", work / "keys", "--json")
     assert result.exit_code == 0, result.output
     assert {p["name"]: p["shape"] for p in json.loads(result.stdout)["inputs"]} == {"z": [1, 3], "y": [1, 2]}
 
 
 def test_refusals(work):
     model, data, out = work / "tiny.keras", work / "images.npz", work / "refused"
-    compress = ("compress", model, "--out", out, "--data")
+    compress = ("compress", model, "--folder", out, "--data")
     (work / "bad.keras").write_bytes(b"no zip")
     (work / "bad.npz").write_bytes(b"no zip")
     with zipfile.ZipFile(work / "other.keras", "w") as archive:
@@ -352,8 +352,8 @@ def test_refusals(work):
         "expected shape": (*compress, work / "wide.npy"),
         "Did you mean 'int8'": (*compress, data, "--recipe", "int9"),
         "Did you mean 'tflm'": (*compress, data, "--target", "tflmm"),
-        "would overwrite": ("compress", model, "--data", data, "--out", work),
-        "quantized already": ("compress", work / "build/tiny.keras", "--data", data, "--out", out),
+        "would overwrite": ("compress", model, "--data", data, "--folder", work),
+        "quantized already": ("compress", work / "build/tiny.keras", "--data", data, "--folder", out),
         "is damaged": ("inspect", work / "bad.tflite"),
         "is not a TFLite file": ("inspect", data),
         "runtime 'tfl' does not exist": ("predict", work / "build/tiny.tflite", "--data", data, "--runtime", "tfl"),
@@ -366,14 +366,14 @@ def test_refusals(work):
 def test_folders_of_refused_results_are_gone_and_others_stay(work):
     for out in (work / "one/two", work / "empty_before"):
         (work / "empty_before").mkdir(exist_ok=True)
-        refused("compress", work / "build/tiny.keras", "--data", work / "images.npz", "--out", out)
+        refused("compress", work / "build/tiny.keras", "--data", work / "images.npz", "--folder", out)
     assert not (work / "one").exists()
     assert (work / "empty_before").is_dir()
 
 
 def test_predict_refuses_its_output_before_it_runs(work, monkeypatch):
     monkeypatch.setattr("kquant.runtime.running.predict", lambda *_, **__: pytest.fail("it ran"))
-    run = ("predict", work / "build/tiny.tflite", "--data", work / "images.npz", "--out")
+    run = ("predict", work / "build/tiny.tflite", "--data", work / "images.npz", "--path")
     assert "arrays go to a .npz file. Received: '.txt'" in refused(*run, work / "o.txt")
     assert "no does not exist; make it first" in refused(*run, work / "no" / "o.npz")
 
@@ -390,8 +390,8 @@ def test_a_keras_2_file_names_the_way_over(tmp_path):
 def test_wrong_usage_is_2(work):
     assert kq("compress", work / "tiny.keras").exit_code == 2
     assert kq("squash").exit_code == 2
-    assert kq("compress", work / "tiny.keras", "--data", "x.npz", "--out", "b", "--io", "int4").exit_code == 2
-    assert kq("compress", work / "tiny.keras", "--data", "x.npz", "--out", "b", "--scale", "1/0").exit_code == 2
+    assert kq("compress", work / "tiny.keras", "--data", "x.npz", "--folder", "b", "--io", "int4").exit_code == 2
+    assert kq("compress", work / "tiny.keras", "--data", "x.npz", "--folder", "b", "--scale", "1/0").exit_code == 2
 
 
 def test_a_missing_extra_is_one_line(monkeypatch, work):
@@ -400,7 +400,7 @@ def test_a_missing_extra_is_one_line(monkeypatch, work):
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda n: None if n in ("sklearn", "PIL") else found(n))
     assert refused("demo").strip() == "kquant: the demo needs an extra: pip install 'kquant[demo]'"
-    assert "kquant[images]" in refused("compress", work / "tiny.keras", "--data", work, "--out", work / "nothing")
+    assert "kquant[images]" in refused("compress", work / "tiny.keras", "--data", work, "--folder", work / "nothing")
 
 
 def test_the_command_speaks_only_for_itself(work):

@@ -30,7 +30,7 @@ def test_wrong_arguments_are_told_at_once(tmp_path: Path) -> None:
         path.write_bytes(b"")
     absent = str(tmp_path / "absent")
     model, data, file = str(model), str(data), str(file)
-    out = ["--out", str(tmp_path / "build")]
+    out = ["--folder", str(tmp_path / "build")]
 
     def recipe(text: str) -> str:
         path = tmp_path / f"{len(text)}.toml"
@@ -47,7 +47,7 @@ def test_wrong_arguments_are_told_at_once(tmp_path: Path) -> None:
         (["compress", model, "--data", data, "--recipe", "int9", *out], 1, "Did you mean 'int8'?"),
         (["compress", model, "--data", data, "--recipe", absent + ".toml", *out], 1, "no file"),
         (["compress", model, "--data", data, "--target", "litertt", *out], 1, "Did you mean 'litert'?"),
-        (["compress", model, "--data", data, "--samples", "0", *out], 2, "--samples"),
+        (["compress", model, "--data", data, "--limit", "0", *out], 2, "--limit"),
         (["compress", model, "--data", data, "--scale", "1/x", *out], 2, "1/255"),
         (["autotune", model, "--data", data, "--labels", absent, *out], 1, "give .npy or .npz"),
         (["verify", model, file, "--data", data, "--runtime", "tflmm"], 1, "Did you mean 'tflm'?"),
@@ -56,9 +56,9 @@ def test_wrong_arguments_are_told_at_once(tmp_path: Path) -> None:
         (["inspect", absent], 1, "give the path of a .tflite file"),
         (["correct", model, "--data", data, "--recipe", "int9", "--dry-run"], 1, "Did you mean 'int8'?"),
         (["correct", model, "--data", data, "--steps", "equalise", "--dry-run"], 1, "Did you mean 'equalize'?"),
-        (["correct", model, "--data", data, "--out", absent + "/m.keras"], 1, "make it first"),
+        (["correct", model, "--data", data, "--path", absent + "/m.keras"], 1, "make it first"),
         (["scan", model, "--data", data, "--sparsity", "1.5"], 2, "--sparsity"),
-        (["scan", model, "--data", data, "--out", absent + ".json"], 1, "expected a file .toml"),
+        (["scan", model, "--data", data, "--path", absent + ".json"], 1, "expected a file .toml"),
         (["analyze", model, "--data", data, "--apply", absent + ".json"], 1, "expected a file .toml"),
         (["autotune", model, "--data", data, "--labels", data, "--max-drop", "-1", *out], 2, "--max-drop"),
         (["correct", *taken, recipe("steps = ['calibrat']")], 1, "Did you mean 'calibrate'?"),

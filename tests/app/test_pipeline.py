@@ -36,7 +36,7 @@ def test_every_stage_of_the_recipe_is_trained_in_order(task, tmp_path):
         stage_model.fit(x, y, batch_size=32, verbose=0)
 
     path = tmp_path / "small.tflite"
-    result = kquant.compress(model, x, "prune50-cluster16-int8", output=path, target="tflm", train=train, verbose=False)
+    result = kquant.compress(model, x, "prune50-cluster16-int8", path=path, target="tflm", train=train, verbose=False)
     assert seen == [("prune", True, False), ("cluster", True, True), ("quantize", True, True)]
     for old, variable in zip(before, model.variables, strict=True):
         np.testing.assert_array_equal(old, variable.numpy())
@@ -48,7 +48,7 @@ def test_every_stage_of_the_recipe_is_trained_in_order(task, tmp_path):
 
 def test_without_training_the_stages_are_there_all_the_same(task, tmp_path):
     model, x, _ = task
-    result = kquant.compress(model, x, "prune50-int8", output=tmp_path / "s.tflite", verbose=False)
+    result = kquant.compress(model, x, "prune50-int8", path=tmp_path / "s.tflite", verbose=False)
     assert has_masks(result.model)
     rows = [row for row in result.report.weights.layers if "kernel" in row.name]
     assert sum(row.sparsity * row.raw_bytes for row in rows) >= 0.5 * sum(row.raw_bytes for row in rows)
@@ -58,7 +58,7 @@ def test_a_ramp_without_its_training_is_said(task, tmp_path):
     model, x, _ = task
     ramp = {"name": "ramp", "pruning": {"sparsity": 0.8, "schedule": "polynomial", "end": 1000}}
     with pytest.warns(UserWarning, match="still on their ramp"):
-        kquant.compress(model, x, ramp, output=tmp_path / "r.tflite", verbose=False)
+        kquant.compress(model, x, ramp, path=tmp_path / "r.tflite", verbose=False)
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,7 @@ def test_a_table_of_embeddings_keeps_its_mask_and_codebook_through_training(word
     made.save(tmp_path / "m.keras")
     again = fit(keras.models.load_model(tmp_path / "m.keras"), x, y)
     path = tmp_path / "m.tflite"
-    report = kquant.export(again, path, samples=x)
+    report = kquant.export(again, path, data=x)
     exact = [v for v in report.verification if v.runtime == "litert-reference"]
     assert exact and all(a.equal == 1.0 for v in exact for a in v.agreements), report.verification
     found = np.asarray(again.get_layer("table").weights_as_used())
@@ -126,7 +126,7 @@ def test_a_table_of_embeddings_keeps_its_mask_and_codebook_through_training(word
 def test_a_recipe_prunes_a_table_in_the_quantized_model_too(words, tmp_path):
     model, x, y = words
     q = fit(kquant.calibrate(kquant.quantize(model, "prune50-cluster16-int8"), x, verbose=False), x, y)
-    kquant.export(q, tmp_path / "m.tflite", samples=x)
+    kquant.export(q, tmp_path / "m.tflite", data=x)
     codes, zero = codes_of(tmp_path / "m.tflite", "table/embeddings")
     assert np.mean(codes == zero) >= 0.4 and max(np.unique(c).size for c in codes.T) <= 16
     plain = kquant.strip(q)

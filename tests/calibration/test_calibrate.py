@@ -146,8 +146,8 @@ def test_unknown_observer_names_the_nearest() -> None:
 # Data
 
 
-@pytest.mark.parametrize("batches", [1, 2])
-def test_batches_limits_the_data(batches: int) -> None:
+@pytest.mark.parametrize(("limit", "batches"), [(32, 1), (40, 2), (64, 2)])
+def test_limit_limits_the_data(limit: int, batches: int) -> None:
     asked = 0
 
     def generate() -> Iterator[np.ndarray]:
@@ -156,20 +156,20 @@ def test_batches_limits_the_data(batches: int) -> None:
             asked += 1
             yield X[32 * i : 32 * (i + 1)]
 
-    found = ranges(calibrated(small(), generate, batches=batches))["x_quant"]
-    seen = X[: 32 * batches]
+    found = ranges(calibrated(small(), generate, limit=limit))["x_quant"]
+    seen = X[:limit]
     assert found == (float(seen.min()), float(seen.max()))
     assert asked == batches, "batches beyond the limit may be slow to make"
 
 
-def test_batches_stops_an_endless_dataset() -> None:
+def test_limit_stops_an_endless_dataset() -> None:
     repeated = tf.data.Dataset.from_tensor_slices(X).batch(32).repeat()
-    assert ranges(calibrated(small(), repeated, batches=3))["x_quant"] == (float(X.min()), float(X.max()))
+    assert ranges(calibrated(small(), repeated, limit=96))["x_quant"] == (float(X.min()), float(X.max()))
     with pytest.raises(ValueError, match="repeats forever"):
         calibrated(small(), repeated)
 
 
-@pytest.mark.parametrize("name", ["batches", "batch_size"])
+@pytest.mark.parametrize("name", ["limit", "batch_size"])
 @pytest.mark.parametrize("value", [0, -3, "a", 2.5, True])
 def test_wrong_counts_are_refused(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"calibrate: {name} must be 1 or more. Received: {value!r}"):

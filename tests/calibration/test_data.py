@@ -192,7 +192,7 @@ def test_a_list_of_batches_for_one_input_is_refused(data: Any) -> None:
 
 def test_endless_data_are_refused_where_no_limit_is_given() -> None:
     repeated = tf.data.Dataset.from_tensor_slices(X).batch(8).repeat()
-    with pytest.raises(ValueError, match="repeats forever; say how much of it to use, like batches=100"):
+    with pytest.raises(ValueError, match="repeats forever; say how much of it to use, like limit=1000"):
         refuse_endless(repeated)
     refuse_endless(repeated.take(3))
     assert len(list(itertools.islice(batches_of(one(), repeated), 20))) == 20

@@ -90,10 +90,10 @@ VERBS: dict[str, Callable[[Model, np.ndarray, Path], Any]] = {
     "calibrate": lambda q, x, path: kquant.calibrate(q, x, verbose=False),
     "observe": lambda q, x, path: kquant.observe(q, x, verbose=False),
     "calibrate, batches": lambda q, x, path: kquant.calibrate(q, lambda: iter([x[:16], x[16:]]), verbose=False),
-    "analyze": lambda q, x, path: kquant.analyze(q, x, samples=8, sensitivity=False, verbose=False),
+    "analyze": lambda q, x, path: kquant.analyze(q, x, limit=8, sensitivity=False, verbose=False),
     "correct_bias": lambda q, x, path: kquant.correct_bias(q, x, verbose=False),
-    "verify": lambda q, x, path: kquant.verify(q, calibrated(0, 1)[1], x, samples=4),
-    "export": lambda q, x, path: kquant.export(q, path / "m.tflite", samples=x[:4]),
+    "verify": lambda q, x, path: kquant.verify(q, calibrated(0, 1)[1], x, limit=4),
+    "export": lambda q, x, path: kquant.export(q, path / "m.tflite", data=x[:4]),
 }
 
 

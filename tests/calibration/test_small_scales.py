@@ -40,7 +40,7 @@ def test_values_too_small_for_a_kernel_are_told_and_the_file_runs(target: str, t
     q = kquant.quantize(keras.Model(inputs, outputs), target=target)
     with pytest.warns(UserWarning, match=r"hardly any signal: .*logits.*e-1[23] wide, in steps of 1.49e-08"):
         kquant.calibrate(q, X, verbose=False)
-    report = kquant.export(q, tmp_path / "m.tflite", samples=X[:8])
+    report = kquant.export(q, tmp_path / "m.tflite", data=X[:8])
     for found in report.verification:
         assert all(agreement.equal == 1.0 for agreement in found.agreements)
 

@@ -249,7 +249,7 @@ def test_it_survives_saving_bit_for_bit(rounded: keras.Model, tmp_path: Path) ->
 
 
 def test_the_file_has_the_learned_codes(rounded: keras.Model, tmp_path: Path) -> None:
-    report = kquant.export(rounded, tmp_path / "m.tflite", samples=NEW)
+    report = kquant.export(rounded, tmp_path / "m.tflite", data=NEW)
     assert [v.agreements[0].equal for v in report.verification if v.runtime == "litert-reference"] == [1.0]
 
 
@@ -271,14 +271,14 @@ def test_the_seed_decides_and_a_run_that_was_stopped_goes_on(rounded: keras.Mode
     q = calibrated()  # a run of its own, to the same codes as the fixture's
     plain = all_codes(q)
     with pytest.raises(KeyboardInterrupt):
-        kquant.adaround(q, data, resume=tmp_path, **QUICK)
+        kquant.adaround(q, data, folder=tmp_path, **QUICK)
     stopped = all_codes(q)
     assert np.any(stopped["depthwise"] != plain["depthwise"]) and np.array_equal(stopped["head"], plain["head"])
     data.starts = 10
-    kquant.adaround(q, data, resume=tmp_path, **QUICK)
+    kquant.adaround(q, data, folder=tmp_path, **QUICK)
     assert data.starts == 11 and same(all_codes(q), all_codes(rounded))
     with pytest.raises(ValueError, match=r"holds the rounding of 'conv' for other weights, ranges or options"):
-        kquant.adaround(calibrated(), X, resume=tmp_path, **{**QUICK, "iterations": 7})
+        kquant.adaround(calibrated(), X, folder=tmp_path, **{**QUICK, "iterations": 7})
 
 
 def test_sequential_mse_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
@@ -286,15 +286,15 @@ def test_sequential_mse_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     whole = kquant.sequential_mse(calibrated(), X, batch_size=len(X) // 3, verbose=False)
     q = calibrated()
     with pytest.raises(KeyboardInterrupt):
-        kquant.sequential_mse(q, data, resume=tmp_path, verbose=False)
+        kquant.sequential_mse(q, data, folder=tmp_path, verbose=False)
     data.starts = 10
-    kquant.sequential_mse(q, data, resume=tmp_path, verbose=False)
+    kquant.sequential_mse(q, data, folder=tmp_path, verbose=False)
     assert data.starts == 11 and same(all_codes(q), all_codes(whole))
     data.starts = 20
-    fresh = kquant.sequential_mse(calibrated(), data, resume=tmp_path, verbose=False)
+    fresh = kquant.sequential_mse(calibrated(), data, folder=tmp_path, verbose=False)
     assert data.starts == 20 and same(all_codes(fresh), all_codes(whole)), "all of it was kept"
     with pytest.raises(ValueError, match=r"sequential-mse.*holds the range of 'conv' for other weights, ranges or op"):
-        kquant.sequential_mse(calibrated(), X, resume=tmp_path, candidates=7, verbose=False)
+        kquant.sequential_mse(calibrated(), X, folder=tmp_path, candidates=7, verbose=False)
 
 
 def test_a_shared_layer_learns_from_all_its_calls() -> None:
@@ -331,7 +331,7 @@ def test_samples_make_their_rows(rounded: keras.Model) -> None:
         ({"learning_rate": 0.0}, "learning_rate must be above 0"),
         ({"warm_start": 1.0}, "warm_start must be in 0..1"),
         ({"beta": (2.0,)}, "beta needs its first and its last value"),
-        ({"batches": 0}, "batches must be 1 or more"),
+        ({"limit": 0}, "limit must be 1 or more"),
     ],
 )
 def test_what_cannot_be_done_is_refused(options: dict[str, Any], said: str, rounded: keras.Model) -> None:

@@ -230,7 +230,7 @@ def test_wide_activations_and_the_file(q: keras.Model, tmp_path: Any) -> None:
     kquant.correct_bias(kquant.calibrate(wide, x, verbose=False), x, verbose=False)
     kquant.correct_bias(q, X, verbose=False)
     for name, (model, data) in {"wide": (wide, x), "narrow": (q, X)}.items():
-        kquant.export(model, tmp_path / name, samples=data[:8])
+        kquant.export(model, tmp_path / name, data=data[:8])
         found = kquant.predict(tmp_path / name, data[:8], "litert-reference")
         np.testing.assert_array_equal(found, model(data[:8]).numpy())
 
@@ -302,7 +302,7 @@ def test_reestimation_refuses_and_leaves_models_whole() -> None:
             kquant.reestimate(model, data, verbose=False)
     assert all(np.array_equal(a, b) for a, b in zip(state, model.get_weights(), strict=True))
     y = model.predict(IMAGES[:4], verbose=0)
-    kquant.reestimate(model, IMAGES, batches=1, verbose=False)
+    kquant.reestimate(model, IMAGES, limit=32, verbose=False)
     assert not np.allclose(model.predict(IMAGES[:4], verbose=0), y), "no traced function holds the old numbers"
     with pytest.raises(ValueError, match="folds batch norms"):
         kquant.reestimate(kquant.quantize(model), IMAGES)

@@ -128,7 +128,7 @@ def test_steps_of_a_recipe_run_in_order(tmp_path: Path) -> None:
     again = tmp_path / "again.toml"
     again.write_text(kquant.recipe_to_toml(recipe))
     assert load(again) == recipe
-    result = kquant.compress(network(), X, again, output=tmp_path / "m.tflite", verbose=False)
+    result = kquant.compress(network(), X, again, path=tmp_path / "m.tflite", verbose=False)
     assert all("FLOAT" not in kind for kind in result.report.types)
 
 
@@ -145,7 +145,7 @@ def test_unknown_steps_and_options(step: Any, message: str, tmp_path: Path) -> N
     with pytest.raises(ValueError, match=message):
         check_steps(recipe.steps)
     with pytest.raises(ValueError, match=message):
-        kquant.compress(network(), X, recipe, output=tmp_path / "m.tflite", verbose=False)
+        kquant.compress(network(), X, recipe, path=tmp_path / "m.tflite", verbose=False)
 
 
 @pytest.mark.parametrize(
@@ -159,10 +159,10 @@ def test_unknown_steps_and_options(step: Any, message: str, tmp_path: Path) -> N
         ("adaround", "beta", 3, "beta must be tuple[float, float]. Received: 3."),
         ("adaround", "beta", [20.0, 2.0, 1.0], "beta must be tuple[float, float]. Received: [20.0, 2.0, 1.0]."),
         ("adaround", "warm_start", "x", "warm_start must be float. Received: 'x'."),
-        ("adaround", "resume", 3, "resume must be str or Path or None. Received: 3."),
-        ("bias", "batches", -1, "batches must be 1 or more. Received: -1."),
+        ("adaround", "folder", 3, "folder must be str or Path or None. Received: 3."),
+        ("bias", "limit", -1, "limit must be 1 or more. Received: -1."),
         ("bias", "method", "best", "method must be 'auto' or 'analytic' or 'empirical'. Received: 'best'."),
-        ("calibrate", "batches", "all", "batches must be int or None. Received: 'all'."),
+        ("calibrate", "limit", "all", "limit must be int or None. Received: 'all'."),
         ("equalize", "absorb", 1, "absorb must be bool. Received: 1."),
         ("sequential-mse", "candidates", 0, "candidates must be 1 or more. Received: 0."),
     ],
@@ -175,7 +175,7 @@ def test_values_of_options_are_checked_before_work(name: str, option: str, value
 
 def test_values_as_recipes_write_them_are_taken() -> None:
     lists = {"beta": [20, 2.0], "learning_rate": 1, "iterations": np.int64(5), "warm_start": np.float32(0.5)}
-    check_steps([Step(name="adaround", **lists, batches=None, resume="here")])
+    check_steps([Step(name="adaround", **lists, limit=None, folder="here")])
     check_steps([Step(name="data-free", input_range=[0, 1]), Step(name="data-free", input_range={"image": [0, 1.0]})])
 
 

@@ -217,7 +217,7 @@ def test_a_recipe_without_data_in_every_step(tmp_path: Any) -> None:
     recipe = {"name": "no-data", "weights": {"per_axis": False}, "steps": STEPS}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        made = kquant.compress(chain(), X, recipe, output=tmp_path / "m.tflite", verbose=False)
+        made = kquant.compress(chain(), X, recipe, path=tmp_path / "m.tflite", verbose=False)
     y = made.model(X[:8]).numpy()
     np.testing.assert_array_equal(kquant.predict(tmp_path / "m.tflite", X[:8], "litert-reference"), y)
     assert made.model.get_layer("head").shift.numpy().any()
@@ -228,4 +228,4 @@ def test_a_recipe_without_data_in_every_step(tmp_path: Any) -> None:
 @pytest.mark.parametrize("wrong", [{"name": "data-free", "sigma": 3}, {"name": "equalise"}])
 def test_mistakes_in_steps_are_named(wrong: dict[str, Any], tmp_path: Any) -> None:
     with pytest.raises(ValueError, match="Did you mean"):
-        kquant.compress(chain(), X, {"name": "no", "steps": [wrong]}, output=tmp_path / "m.tflite")
+        kquant.compress(chain(), X, {"name": "no", "steps": [wrong]}, path=tmp_path / "m.tflite")

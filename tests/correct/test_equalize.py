@@ -376,7 +376,7 @@ def test_file_equals_the_model_and_models_come_back(tmp_path: Any) -> None:
     wanted = in_float(q)
     kquant.calibrate(equalized(q), X, verbose=False)
     y = q(X[:8]).numpy()
-    kquant.export(q, tmp_path / "m.tflite", samples=X[:8])
+    kquant.export(q, tmp_path / "m.tflite", data=X[:8])
     np.testing.assert_array_equal(kquant.predict(tmp_path / "m.tflite", X[:8], "litert-reference"), y)
     q.save(tmp_path / "m.keras")
     again = keras.models.load_model(tmp_path / "m.keras")

@@ -15,7 +15,7 @@ RNG = np.random.default_rng(5)
 
 
 def compressed(model, data, path, **options):
-    return kquant.compress(model, data, output=path, verbose=False, **options)
+    return kquant.compress(model, data, path=path, verbose=False, **options)
 
 
 @pytest.mark.parametrize("tail", ["conv", "mean", "signed"])
@@ -164,7 +164,7 @@ def test_outputs_in_a_dict_go_by_its_keys(tmp_path):
     for recipe in ("int8", {"name": "r", "rules": [{"layer": "unit", "float": True}]}):
         q = kquant.calibrate(kquant.quantize(model, recipe), data, verbose=False)
         for io in ("model", "float32"):
-            report = kquant.export(q, tmp_path / "m.tflite", samples=data, io=io)
+            report = kquant.export(q, tmp_path / "m.tflite", data=data, io=io)
             assert [port.name for port in report.outputs] == ["logits", "probabilities", "raw"]
             assert all(check.ok for check in report.verification)
     expected, found = q.predict(data, verbose=0), kquant.predict(tmp_path / "m.tflite", data, "litert-reference")

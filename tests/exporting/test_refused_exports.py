@@ -80,8 +80,8 @@ def test_failed_export_leaves_the_old_file(tmp_path: Path) -> None:
     before = path.read_bytes()
     for failing in (
         lambda: kquant.export(kquant.quantize(dense()), path),
-        lambda: kquant.export(calibrated(), path, samples=X[:, :5]),
-        lambda: kquant.export(calibrated(), path, samples=X[:0]),
+        lambda: kquant.export(calibrated(), path, data=X[:, :5]),
+        lambda: kquant.export(calibrated(), path, data=X[:0]),
         lambda: kquant.export(calibrated(), path, io="float64"),
     ):
         with pytest.raises(ValueError):

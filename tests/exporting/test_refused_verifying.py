@@ -13,8 +13,8 @@ import kquant
 
 
 def test_verify_wants_samples() -> None:
-    with pytest.raises(ValueError, match="verify: samples must be 1 or more. Received: 0"):
-        kquant.verify(calibrated(), content(), X, samples=0)
+    with pytest.raises(ValueError, match="verify: limit must be 1 or more. Received: 0"):
+        kquant.verify(calibrated(), content(), X, limit=0)
 
 
 def test_verify_refuses_another_models_file() -> None:

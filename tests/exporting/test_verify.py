@@ -28,7 +28,7 @@ def deep(tmp_path_factory: pytest.TempPathFactory) -> tuple[keras.Model, Path]:
     model = keras.Model(inputs, layers.Dense(8, name="head")(layers.Flatten(name="flat")(x)))
     q = kquant.calibrate(kquant.quantize(model), X, verbose=False)
     path = tmp_path_factory.mktemp("verify") / "deep.tflite"
-    kquant.export(q, path, samples=X, check_runtimes=False)
+    kquant.export(q, path, data=X, check_runtimes=False)
     return q, path
 
 

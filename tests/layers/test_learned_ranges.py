@@ -193,7 +193,7 @@ def test_every_way_trains_saves_and_exports_what_it_simulates(way, tmp_path):
     loaded = keras.models.load_model(tmp_path / "q.keras")
     np.testing.assert_array_equal(np.asarray(loaded(X[:16])), y)
     np.testing.assert_array_equal(np.asarray(copy(q)(X[:16])), y)
-    kquant.export(loaded, tmp_path / "m.tflite", samples=X[:2], check_runtimes=False)
+    kquant.export(loaded, tmp_path / "m.tflite", data=X[:2], check_runtimes=False)
     np.testing.assert_array_equal(kquant.predict(tmp_path / "m.tflite", X[:16], "litert-reference"), y)
     for node in nodes(q) if q.get_layer("conv").learner is not None else ():
         assert float(node.low[0]) <= 0.0 < float(node.high[0])
@@ -284,7 +284,7 @@ def test_recurrent_layers_learn_theirs(tmp_path):
     q.save(tmp_path / "q.keras")
     loaded = keras.models.load_model(tmp_path / "q.keras")
     np.testing.assert_array_equal(np.asarray(loaded(x[:8])), y)
-    kquant.export(loaded, tmp_path / "m.tflite", samples=x[:2], check_runtimes=False)
+    kquant.export(loaded, tmp_path / "m.tflite", data=x[:2], check_runtimes=False)
     np.testing.assert_array_equal(kquant.predict(tmp_path / "m.tflite", x[:8], "litert-reference"), y)
 
 

@@ -120,7 +120,7 @@ def test_a_channel_that_is_switched_off_can_come_back(tmp_path):
     by_gamma = tape.gradient(loss, norm.gamma.value)
     assert np.all(np.isfinite(by_gamma)) and by_gamma[2] != 0
     assert all(np.all(np.isfinite(v)) for v in q.get_weights())
-    kquant.export(q, tmp_path / "m.tflite", samples=X[:2], check_runtimes=False)
+    kquant.export(q, tmp_path / "m.tflite", data=X[:2], check_runtimes=False)
 
 
 @pytest.mark.parametrize("ranges", ["moving", "learned"])
@@ -135,7 +135,7 @@ def test_reestimation_gives_the_statistics_of_the_data_and_keeps_the_codes(range
     np.testing.assert_allclose(conv.norm.moving_mean, np.mean(y, (0, 1, 2)), atol=1e-3)
     np.testing.assert_allclose(conv.norm.moving_variance, np.var(y, (0, 1, 2)), rtol=1e-3)
     assert np.mean(codes != conv.codes(tf.constant(0.01))[0].numpy()) < 0.01  # ties
-    kquant.export(q, tmp_path / "m.tflite", samples=X[:2], check_runtimes=False)
+    kquant.export(q, tmp_path / "m.tflite", data=X[:2], check_runtimes=False)
     found = kquant.predict(tmp_path / "m.tflite", X[:8], "litert-reference")
     np.testing.assert_array_equal(found, np.asarray(q(X[:8])))
 

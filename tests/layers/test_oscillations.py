@@ -107,7 +107,7 @@ def test_frozen_codes_reach_the_file(tmp_path, gain):
     held = np.asarray(dense.learner.freezing.previous)
     q.save(tmp_path / "q.keras")
     q = keras.models.load_model(tmp_path / "q.keras")
-    kquant.export(q, tmp_path / "m.tflite", samples=x[:2], check_runtimes=False)
+    kquant.export(q, tmp_path / "m.tflite", data=x[:2], check_runtimes=False)
     file = Interpreter(str(tmp_path / "m.tflite"))
     file.allocate_tensors()
     found = next(t["index"] for t in file.get_tensor_details() if t["name"].endswith("kernel"))
@@ -175,7 +175,7 @@ def test_masks_and_frozen_codes_of_an_lstm_are_those_of_the_file(tmp_path):
         trained = lstm._on_grid(lstm.weights_as_used(path), number, training=True)
         for weights in (trained, lstm.weights_on_grid(path)):
             np.testing.assert_array_equal(np.asarray(weights) != 0, kept)
-    kquant.export(q, tmp_path / "m.tflite", samples=x[:2], check_runtimes=False)
+    kquant.export(q, tmp_path / "m.tflite", data=x[:2], check_runtimes=False)
     np.testing.assert_array_equal(kquant.predict(tmp_path / "m.tflite", x, "litert-reference"), np.asarray(q(x)))
     assert zeros_in_file(tmp_path / "m.tflite") == sum(k.zeros for k in kquant.sparsity(q).kernels)
 
@@ -193,7 +193,7 @@ def test_sparsity_of_an_lstm_counts_weights_that_round_to_zero(tmp_path):
     model = keras.Sequential([keras.Input((3, 6)), layers.LSTM(5, name="l")])
     x = np.random.default_rng(0).normal(size=(16, 3, 6)).astype(np.float32)
     q = kquant.calibrate(kquant.quantize(model, {"name": "w3", "weights": {"bits": 3}}), x, verbose=False)
-    kquant.export(q, tmp_path / "m.tflite", samples=x[:2], check_runtimes=False)
+    kquant.export(q, tmp_path / "m.tflite", data=x[:2], check_runtimes=False)
     found = sum(k.zeros for k in kquant.sparsity(q).kernels)
     assert found > 10
     assert zeros_in_file(tmp_path / "m.tflite") == found

@@ -123,7 +123,7 @@ def test_zeros_reach_the_file(model, x, tmp_path, recipe):
     q.fit(x, np.zeros((len(x), *model.output_shape[1:]), np.float32), verbose=0)
     q.save(tmp_path / "q.keras")
     q = keras.models.load_model(tmp_path / "q.keras")
-    kquant.export(q, tmp_path / "m.tflite", samples=x[:8])
+    kquant.export(q, tmp_path / "m.tflite", data=x[:8])
     for layer in q.layers:
         if isinstance(layer, Compressed) and layer.spec is not None:
             codes = layer.codes(tf.constant(1.0))[0].numpy()

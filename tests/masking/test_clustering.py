@@ -398,7 +398,7 @@ def test_recipes_and_rules():
     assert found == {"separable": (8, "linear"), "transpose": (8, "linear"), "head": (3, "linear")}
     both = kquant.cluster(kquant.prune(model, "prune50-cluster16-int8"), "prune50-cluster16-int8")
     assert [len(t) for t in both.get_layer("head").transforms.values()] == [2]
-    found = {layer.name for layer, _, _ in books(kquant.cluster(model, 4, layers=["conv", "h*"], skip="head"))}
+    found = {layer.name for layer, _, _ in books(kquant.cluster(model, 4, layers=["conv", "h*"], protect="head"))}
     assert found == {"conv"}
 
 

@@ -154,7 +154,7 @@ def test_training_of_the_quantized_model_keeps_exactly_the_zeros(pruned, tmp_pat
     for key, mask in masks(q).items():
         np.testing.assert_array_equal(mask, before[key])
         assert np.all(used(q, key)[~mask] == 0), key
-    kquant.export(q, tmp_path / "m.tflite", samples=x[:4])
+    kquant.export(q, tmp_path / "m.tflite", data=x[:4])
     zeros = file_zeros(tmp_path / "m.tflite")
     for (name, path), mask in masks(q).items():
         layer = q.get_layer(name)
@@ -497,7 +497,7 @@ def test_scan_proposes_what_the_target_wants():
     model = dense(units=32, inputs=16)
     model.get_layer("b").kernel.assign(np.random.default_rng(0).normal(size=(32, 4)) * 3)
     x, _ = data(model, 64)
-    scan = kquant.scan_sparsity(model, x, target=0.6, verbose=False)
+    scan = kquant.scan_sparsity(model, x, sparsity=0.6, verbose=False)
     assert kquant.sparsity(kquant.prune(model, 0.6, rules=scan.rules)).total == pytest.approx(0.6, abs=2e-3)
     for row in scan.layers:
         assert sorted(row.values, reverse=True) == list(row.values)  # SQNR falls with sparsity

@@ -55,7 +55,7 @@ def test_unfolds(name, tmp_path):
     model = keras.Model(inputs, MODELS[name]()(inputs))
     x = np.float32(np.random.default_rng(0).normal(size=(64, 6, 6, 3)))
     q = kquant.calibrate(kquant.quantize(model, target="tflm"), x, verbose=False)
-    report = kquant.export(q, tmp_path / "model.tflite", samples=x)
+    report = kquant.export(q, tmp_path / "model.tflite", data=x)
     assert all(a.equal == 1.0 for v in report.verification if v.runtime == "tflm" for a in v.agreements)
     wanted = np.asarray(model(x, training=False))
     assert np.abs(wanted - np.asarray(q(x))).max() < 0.05 * np.abs(wanted).max()

@@ -24,7 +24,7 @@ def test_tokens_beside_an_image(io, tmp_path):
     rng = np.random.default_rng(0)
     data = [rng.integers(0, 10, (64, 5)).astype("int32"), rng.integers(0, 256, (64, 4)).astype("uint8")]
     q = kquant.calibrate(kquant.quantize(model, target="tflm"), data, verbose=False)
-    report = kquant.export(q, tmp_path / "m.tflite", samples=data, io=io)
+    report = kquant.export(q, tmp_path / "m.tflite", data=data, io=io)
     kinds = {"int8": "INT8", "uint8": "UINT8", "float32": "FLOAT32"}
     assert [p.type for p in report.inputs] == ["INT32", kinds[io]]
     assert all(a.equal == 1.0 for v in report.verification if v.runtime == "tflm" for a in v.agreements)

@@ -266,7 +266,7 @@ def test_biases_of_zeros_may_begin_to_train(kind, steps, tmp_path):
         q = calibrated(model, data=x)
     q.compile(keras.optimizers.SGD(1e-6), "mse", run_eagerly=True)
     q.fit(x, np.ones((len(x), 2)), batch_size=64, verbose=0)
-    for report in kquant.export(q, tmp_path / "m.tflite", samples=x).verification:
+    for report in kquant.export(q, tmp_path / "m.tflite", data=x).verification:
         if report.runtime == "litert-reference":
             assert all(a.equal == 1.0 for a in report.agreements)
 

@@ -35,7 +35,7 @@ def test_open_shape_works_with_input_shape(tmp_path: Path) -> None:
     assert q.input_shape == shape
     x = np.float32(np.random.default_rng(0).normal(size=(40, 10, 12, 3)))
     kquant.calibrate(q, x, verbose=False)
-    report = kquant.export(q, tmp_path / "m.tflite", samples=x)
+    report = kquant.export(q, tmp_path / "m.tflite", data=x)
     assert report.inputs[0].shape == (1, 10, 12, 3)
 
 

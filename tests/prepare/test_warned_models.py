@@ -25,7 +25,7 @@ def with_kernel(change: Callable[[np.ndarray], None]) -> keras.Model:
 def exported(q: keras.Model, tmp_path: Path, data: np.ndarray = X) -> np.ndarray:
     """Goes on to a file whose codes are the simulation's."""
     kquant.calibrate(q, data, verbose=False)
-    report = kquant.export(q, tmp_path / "m.tflite", samples=data)
+    report = kquant.export(q, tmp_path / "m.tflite", data=data)
     assert all(a.equal == 1.0 for v in report.verification if v.runtime != "litert" for a in v.agreements)
     return kquant.predict(tmp_path / "m.tflite", data, "litert-reference")
 

@@ -105,7 +105,7 @@ def test_observer_of_one_layer() -> None:
 def test_narrow_weights_stay_on_their_grid_in_the_file(tmp_path: Path) -> None:
     q = kquant.quantize(model(), {"name": "r", "weights": {"bits": 4}})
     kquant.calibrate(q, X, verbose=False)
-    report = kquant.export(q, tmp_path / "m.tflite", samples=X)
+    report = kquant.export(q, tmp_path / "m.tflite", data=X)
     assert all(run.agreements[0].max_err_lsb <= 1 for run in report.verification)
     codes, _, _ = compressed(q)["stem"].codes(np.float32(0.1))
     assert np.abs(codes).max() == 7

@@ -224,7 +224,7 @@ def test_a_json_file_is_a_recipe_everywhere(tmp_path):
     assert recipe.load(path).name == "mine"
     model = keras.Sequential([keras.Input((8, 4)), layers.Conv1D(3, 3, name="conv"), layers.Dense(2, name="head")])
     x = np.random.default_rng(0).normal(size=(64, 8, 4)).astype("float32")
-    kquant.compress(model, x, path, output=tmp_path / "m.tflite", verbose=False)
+    kquant.compress(model, x, path, path=tmp_path / "m.tflite", verbose=False)
     scales = {t.name: len(t.scale) for t in kquant.inspect(tmp_path / "m.tflite").tensors if "kernel" in t.name}
     assert scales == {"conv/kernel": 3, "head/kernel": 1}
 

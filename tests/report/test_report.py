@@ -23,7 +23,7 @@ VERIFIED = VerifyReport("tflm", 64, (AGREEMENT,), (), (), None)
 def result(tmp_path_factory):
     model = keras.Sequential([keras.Input((4,), name="x"), keras.layers.Dense(2, name="head")], name="tiny")
     x = np.random.default_rng(0).random((64, 4), np.float32)
-    return kquant.compress(model, x, output=tmp_path_factory.mktemp("report") / "m.tflite", verbose=False)
+    return kquant.compress(model, x, path=tmp_path_factory.mktemp("report") / "m.tflite", verbose=False)
 
 
 def test_compress_result_shows_its_report(result):

@@ -69,7 +69,7 @@ def test_ladder_climbs_until_the_budget_holds(tmp_path: Path) -> None:
     assert kept == sorted(kept) and len(set(kept)) == len(kept), "a rung is kept only where it helps"
     # what the search found can be made again from its recipe alone
     path = tmp_path / "again.tflite"
-    again = kquant.compress(MODEL, X, found.recipe, output=path, verbose=False).model
+    again = kquant.compress(MODEL, X, found.recipe, path=path, verbose=False).model
     assert sqnr(again) == found.best.score
     assert found.best.file_bytes == path.stat().st_size
 
@@ -175,7 +175,7 @@ def test_file_fits_the_budget(mixed: kquant.Mixed, tmp_path: Path) -> None:
     narrow = {move.layer for move in mixed.made}
     assert len(mixed.made) == mixed.chosen.moves
     assert widths(mixed.model) == {name: 4 if name in narrow else 8 for name in ("first", "second", "head")}
-    written = kquant.export(mixed.model, tmp_path / "m.tflite", samples=X)
+    written = kquant.export(mixed.model, tmp_path / "m.tflite", data=X)
     assert written.file_bytes == mixed.chosen.flash_bytes <= mixed.budget[1]
     # nothing measured inside the budget is nearer to float
     inside = [p.sqnr_db for p in mixed.points if p.flash_bytes <= mixed.budget[1]]

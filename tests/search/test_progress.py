@@ -56,12 +56,12 @@ class Batches(keras.utils.PyDataset):
     ("data", "options", "total"),
     [
         (X, {"batch_size": 32}, 3),
-        (X, {"batch_size": 32, "batches": 2}, 2),
+        (X, {"batch_size": 32, "limit": 40}, 2),
         (tf.data.Dataset.from_tensor_slices(X).batch(10), {}, 7),
-        (tf.data.Dataset.from_tensor_slices(X).batch(10).repeat(), {"batches": 4}, 4),
+        (tf.data.Dataset.from_tensor_slices(X).batch(10).repeat(), {"limit": 40}, None),  # of unknown size
         (Batches(), {}, 3),
         (lambda: iter([X]), {}, None),  # nobody knows before it has run
-        (lambda: iter([X, X]), {"batches": 2}, 2),
+        (lambda: iter([X, X]), {"limit": 2}, None),
     ],
 )
 def test_calibration(model, bars, data, options, total):

@@ -174,7 +174,7 @@ def test_the_halves_are_plain_and_quantize(tmp_path):
     low.save(tmp_path / "low.keras")
     assert np.array_equal(keras.saving.load_model(tmp_path / "low.keras").predict(x), low.predict(x))
     q = kquant.calibrate(kquant.quantize(low), x, verbose=False)
-    report = kquant.export(q, tmp_path / "low.tflite", samples=x[:4])
+    report = kquant.export(q, tmp_path / "low.tflite", data=x[:4])
     assert report.operators["CONV_2D"] >= 3
 
 

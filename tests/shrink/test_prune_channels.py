@@ -106,7 +106,7 @@ def test_a_budget_holds_in_the_exported_file(name, tmp_path):
     small = kquant.prune_channels(model, macs=0.5, data=x, minimum=2, verbose=False)
     assert 0.3 * kquant.cost(model).macs < kquant.cost(small).macs <= 0.5 * kquant.cost(model).macs
     q = kquant.calibrate(kquant.quantize(small), x, verbose=False)
-    kquant.export(q, tmp_path / "small.tflite", samples=x[:4])
+    kquant.export(q, tmp_path / "small.tflite", data=x[:4])
     assert file_macs(tmp_path / "small.tflite") == kquant.cost(small).macs
 
 

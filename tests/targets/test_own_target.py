@@ -43,7 +43,7 @@ def test_a_target_like_tflm_rounds_and_writes_as_tflm_does(folder: Path, tmp_pat
     codes, files, model = {}, {}, model_where_they_differ()
     for name in ("tflm", "mine", "litert"):
         q = kquant.calibrate(kquant.quantize(model, target=name), data, verbose=False)
-        report = kquant.export(q, tmp_path / f"{name}.tflite", samples=data, check_runtimes=name == "mine")
+        report = kquant.export(q, tmp_path / f"{name}.tflite", data=data, check_runtimes=name == "mine")
         codes[name], files[name] = np.asarray(q(data)), Path(report.path).read_bytes()
         if name == "mine":
             assert report.target == "mine" and report.arena_bytes

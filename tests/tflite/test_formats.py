@@ -41,7 +41,7 @@ def network() -> keras.Model:
 
 def exported(recipe: Any, path: Path, target: str = "litert") -> tuple[keras.Model, kquant.ExportReport]:
     q = kquant.calibrate(kquant.quantize(network(), recipe, target=target), X, verbose=False)
-    return q, kquant.export(q, path / "m.tflite", samples=X)
+    return q, kquant.export(q, path / "m.tflite", data=X)
 
 
 def mixed(*rules: dict[str, Any], **settings: Any) -> dict[str, Any]:
@@ -183,7 +183,7 @@ def test_wide_layers_without_a_kernel_are_named_and_narrowed(tmp_path: Path) -> 
         q = kquant.quantize(model, "int16x8")
     x = np.float32(RNG.normal(size=(64, 6, 5)))
     kquant.calibrate(q, x, verbose=False)
-    report = kquant.export(q, tmp_path / "m.tflite", samples=x)
+    report = kquant.export(q, tmp_path / "m.tflite", data=x)
     assert report.operators["QUANTIZE"] == 2
     reference = next(v for v in report.verification if v.runtime == "litert-reference")
     assert reference.agreements[0].equal == 1.0
@@ -193,7 +193,7 @@ def test_wide_layers_without_a_kernel_are_named_and_narrowed(tmp_path: Path) -> 
 @pytest.mark.parametrize("recipe", ["int8", "int16x8"])
 def test_edges_of_another_type(recipe: str, io: str, tmp_path: Path) -> None:
     q = kquant.calibrate(kquant.quantize(network(), recipe), X, verbose=False)
-    report = kquant.export(q, tmp_path / "m.tflite", samples=X, io=io)
+    report = kquant.export(q, tmp_path / "m.tflite", data=X, io=io)
     assert {port.type for port in (*report.inputs, *report.outputs)} == {io.upper()}
     found = kquant.predict(tmp_path / "m.tflite", X)
     assert np.mean(found.argmax(1) == q.predict(X, verbose=0).argmax(1)) > 0.9
@@ -231,7 +231,7 @@ def test_rules_speak_of_the_layers_of_the_user(tmp_path: Path) -> None:
     x = np.float32(RNG.normal(size=(64, 6, 8)))
     for rule in ({"layer": "norm"}, {"type": "LayerNormalization"}, {"layer": "causal"}, {"type": "Dense"}):
         q = kquant.calibrate(kquant.quantize(model, mixed({**rule, "float": True})), x, verbose=False)
-        report = kquant.export(q, tmp_path / "m.tflite", samples=x)
+        report = kquant.export(q, tmp_path / "m.tflite", data=x)
         assert report.operators["DEQUANTIZE"] == report.operators["QUANTIZE"] == 1, (rule, report.operators)
 
 
@@ -242,5 +242,5 @@ def test_what_only_moves_between_float_layers_stays_float(tmp_path: Path) -> Non
     q = kquant.quantize(model, mixed({"layer": "[ab]", "float": True}))
     x = np.float32(RNG.normal(size=(64, 8)))
     kquant.calibrate(q, x, verbose=False)
-    report = kquant.export(q, tmp_path / "m.tflite", samples=x)
+    report = kquant.export(q, tmp_path / "m.tflite", data=x)
     assert report.operators["DEQUANTIZE"] == report.operators["QUANTIZE"] == 1

@@ -124,7 +124,7 @@ def test_casts_at_the_edge_are_no_float_operators(
     ours: keras.Model, tmp_path: Path, io: Any, kind: str, casts: list[str]
 ) -> None:
     path = tmp_path / "m.tflite"
-    kquant.export(ours, path, samples=X, io=io)
+    kquant.export(ours, path, data=X, io=io)
     found = kquant.inspect(path)
     assert found.is_integer
     assert [op.code for op in found.operators] == [casts[0], "FULLY_CONNECTED", "FULLY_CONNECTED", casts[1]]

@@ -353,7 +353,7 @@ def test_a_stream_keeps_its_tables(tmp_path):
         layer.kernel.assign(np.sign(layer.kernel))
     data = RNG.normal(size=(32, 12, 16)).astype("float32")
     q = kquant.calibrate(kquant.quantize(model, target="tflm"), data, verbose=False)
-    made = kquant.export(q, tmp_path / "s.tflite", samples=data[:4], streaming=True, compression="lut")
+    made = kquant.export(q, tmp_path / "s.tflite", data=data[:4], streaming=True, compression="lut")
     assert made.operators["TFLM_DECODE"] == 2 and all(c.equal == 1.0 for c in made.streaming.checks)
 
 
@@ -377,7 +377,7 @@ def test_the_command_writes_and_counts(exports, tmp_path):
     model.layers[0].kernel.assign(np.sign(model.layers[0].kernel))
     model.save(tmp_path / "net.keras")
     np.save(tmp_path / "x.npy", RNG.random((32, 48), np.float32))
-    options = ["--data", tmp_path / "x.npy", "--target", "tflm", "--out", tmp_path / "out", "--compression", "lut"]
+    options = ["--data", tmp_path / "x.npy", "--target", "tflm", "--folder", tmp_path / "out", "--compression", "lut"]
     options += ["--recipe", "int16x8"]
     done = CliRunner().invoke(app, [str(a) for a in ("compress", tmp_path / "net.keras", *options)])
     assert done.exit_code == 0, done.output

@@ -44,7 +44,7 @@ def fit(q: keras.Model, monitor: keras.callbacks.Callback, epochs: int = 2, **op
 
 def test_records_are_the_state_of_the_model(tmp_path: Path) -> None:
     q = kquant.calibrate(kquant.quantize(model()), X, verbose=False)
-    fit(q, kquant.callbacks.Monitor(tmp_path, samples=X * 2.0))
+    fit(q, kquant.callbacks.Monitor(tmp_path, data=X * 2.0))
     found = events(tmp_path)
     assert {step for _, step in found} == {4, 8}
     node = q.get_layer("x_quant")
