@@ -1,9 +1,10 @@
-"""No verb changes the model that it is given: variables, seeds, settings, recorded calls, what it was compiled with."""
+"""Verbs change a given model only where they say so: variables, seeds, settings, calls, what it was compiled with."""
 
 from __future__ import annotations
 
 import inspect
 import json
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,8 @@ from keras import layers, ops
 
 import kquant
 
+WIDE: dict[str, Any] = {}  # encodings of other ranges
+FILES: dict[str, Path] = {}
 X = np.float32(np.random.default_rng(0).normal(size=(32, 6)))
 Y = np.arange(32) % 3
 
@@ -109,8 +112,33 @@ VERBS: dict[str, Callable[[keras.Model, Path], Any]] = {
     "sparsity": lambda m, _: kquant.sparsity(m),
     "strip": lambda m, _: kquant.strip(m),
 }
-# They are asked to set the state of the model that they are given, or take one of recurrent layers.
+# They say "In place", or take a model of recurrent layers: see below.
 OTHERS = {"reestimate", "cell"}
+# Verbs of a quantized model likewise.
+OF_QUANTIZED: dict[str, Callable[[keras.Model, Path], Any]] = {
+    "adaround": lambda q, _: kquant.adaround(q, X, iterations=1, **QUIET),
+    "analyze": lambda q, _: kquant.analyze(q, X, sensitivity=False, remedies=False, **QUIET),
+    "calibrate": lambda q, _: kquant.calibrate(q, 2.0 * X, **QUIET),
+    "correct_bias": lambda q, _: kquant.correct_bias(q, X, **QUIET),
+    "data_free_ranges": lambda q, _: kquant.data_free_ranges(q, input_range=(-2.0, 2.0), **QUIET),
+    "dry_run": lambda q, _: kquant.dry_run(q, ["equalize"], X, **QUIET),
+    "encodings": lambda q, _: kquant.encodings(q),
+    "equalize": lambda q, _: kquant.equalize(q, **QUIET),
+    "export": lambda q, folder: kquant.export(q, folder / "m.tflite", check_runtimes=False),
+    "in_float32": lambda q, _: kquant.in_float32(q),
+    "observe": lambda q, _: kquant.observe(q, X, **QUIET),
+    "sequential_mse": lambda q, _: kquant.sequential_mse(q, X, **QUIET),
+    "set_encodings": lambda q, _: kquant.set_encodings(q, WIDE),
+    "verify": lambda q, _: kquant.verify(q, FILES[q.name], X[:2], "litert-reference"),
+}
+FUNCTIONS = {name: getattr(kquant, name) for name in kquant.__all__ if inspect.isfunction(getattr(kquant, name))}
+FIRST = {name: next(iter(inspect.signature(f).parameters), "") for name, f in FUNCTIONS.items()}
+TAKE_MODELS = [name for name, first in FIRST.items() if first in ("model", "qmodel", "step", "student")]
+SENTENCES = {
+    "Copies": "Copies: `{}` stays as it was.",
+    "Reads": "Reads: `{}` stays as it was.",
+    "In place": "In place: changes `{}` and returns it.",
+}
 
 
 @pytest.fixture(scope="module")
@@ -128,9 +156,80 @@ def test_a_verb_leaves_the_model_as_it_was(name: str, model: keras.Model, tmp_pa
 
 
 def test_every_verb_of_a_float_model_is_tried() -> None:
-    functions = {name: getattr(kquant, name) for name in kquant.__all__ if inspect.isfunction(getattr(kquant, name))}
-    takes = {name for name, f in functions.items() if next(iter(inspect.signature(f).parameters)) == "model"}
+    takes = {name for name, first in FIRST.items() if first == "model"}
     assert takes - OTHERS <= set(VERBS)
+    assert {name for name, first in FIRST.items() if first == "qmodel"} == set(OF_QUANTIZED)
+
+
+def kind(name: str) -> str:
+    """What the docstring says of the given model."""
+    if name == "distill":
+        return "In place"
+    lines = (inspect.getdoc(FUNCTIONS[name]) or "").split("\n")
+    (said,) = [kind for kind, sentence in SENTENCES.items() if sentence.format(FIRST[name]) in lines]
+    return said
+
+
+def test_every_verb_says_whether_it_copies() -> None:
+    kinds = {name: kind(name) for name in TAKE_MODELS}
+    page = (Path(__file__).parents[1] / "docs/architecture.md").read_text()
+    for said in SENTENCES:
+        (row,) = re.findall(rf"^\| .*\({said}\) \| (.*) \|$", page, re.MULTILINE)
+        assert sorted(re.findall(r"`(\w+)`", row)) == sorted(name for name, k in kinds.items() if k == said)
+    assert {kind(name) for name in VERBS} == {"Copies", "Reads", "In place"}, (
+        "distill alone trains a model, not this one"
+    )
+
+
+@pytest.fixture(scope="module")
+def ready(tmp_path_factory: pytest.TempPathFactory) -> keras.Model:
+    """Quantized and calibrated."""
+    keras.utils.set_random_seed(0)
+    stack = [layers.Dense(8, activation="relu"), layers.Dense(3)]
+    float_model = keras.Sequential([keras.Input((6,)), *stack], name="ready")
+    q = kquant.calibrate(kquant.quantize(float_model, {"name": "w4", "weights": {"bits": 4}}), 2.0 * X, **QUIET)
+    WIDE.update(kquant.encodings(q))
+    q = kquant.calibrate(q, X, **QUIET)
+    FILES[q.name] = tmp_path_factory.mktemp("ready") / "m.tflite"
+    kquant.export(q, FILES[q.name], check_runtimes=False)
+    return q
+
+
+def variables(q: keras.Model) -> dict[str, Any]:
+    """By path: also corrections, which layers get when one first asks for them."""
+    return {v.path: v.numpy().tolist() for v in q.variables}
+
+
+@pytest.mark.parametrize("name", OF_QUANTIZED)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_verb_of_a_quantized_model_does_what_it_says(name: str, ready: keras.Model, tmp_path: Path) -> None:
+    q = keras.models.clone_model(ready)
+    q.set_weights(ready.get_weights())
+    before, config = variables(q), json.dumps(q.get_config(), sort_keys=True)
+    result = OF_QUANTIZED[name](q, tmp_path)
+    if kind(name) == "In place":
+        assert result is q and variables(q) != before
+    else:
+        assert result is not q or name == "in_float32", "nothing in it computes in 16 bits"
+        assert variables(q) == before and json.dumps(q.get_config(), sort_keys=True) == config
+
+
+def test_statistics_are_set_in_place() -> None:
+    model = keras.Sequential([keras.Input((6,)), layers.BatchNormalization()])
+    before = variables(model)
+    assert kquant.reestimate(model, X + 1.0, **QUIET) is model
+    assert variables(model) != before
+
+
+def test_one_step_is_a_copy() -> None:
+    model = keras.Sequential([keras.Input((5, 3)), layers.SimpleRNN(4, name="memory")])
+    before, config = variables(model), model.get_config()
+    step = kquant.cell(model)
+    held = variables(step)
+    kquant.cell_samples(step, np.ones((2, 5, 3), np.float32))
+    step.layers[-1].trainable = False
+    assert (variables(model), model.get_config(), variables(step)) == (before, config, held)
+    assert not {id(v) for v in step.variables} & {id(v) for v in model.variables}
 
 
 def test_a_refusal_leaves_the_model_as_it_was(model: keras.Model, monkeypatch: pytest.MonkeyPatch) -> None:

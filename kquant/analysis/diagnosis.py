@@ -42,6 +42,8 @@ def analyze(
 ) -> Analysis:
     """Tell where a quantized model loses accuracy, and what to try.
 
+    Reads: `qmodel` stays as it was.
+
     `SQNR = 10 log10(sum y^2 / sum (y_q - y)^2)` in dB, y the float tensor. Figures of layers "end to end" come from the
     integer arithmetic of the device; sensitivities from floats on the grids, with some layers quantized only.
 
@@ -51,7 +53,7 @@ def analyze(
     16-bit activations, in this order).
 
     Args:
-        qmodel: a calibrated model; it is not changed.
+        qmodel: a calibrated model.
         data: see `kquant.calibrate`; the first samples are used, so they should be shuffled.
         metric: `metric(outputs) -> float`, higher is better. `outputs` is the model's output for the samples in order,
             float32[samples, ...], or a list of them for several outputs. None: SQNR of the outputs against the float

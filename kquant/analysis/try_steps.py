@@ -90,7 +90,9 @@ def dry_run(
     limit: int | None = 256,
     verbose: bool = True,
 ) -> DryRun:
-    """Run steps on a copy of a quantized model, and tell what they change; the model itself stays as it is.
+    """Run steps on a copy of a quantized model, and tell what they change.
+
+    Reads: `qmodel` stays as it was.
 
     Where a step makes the model forget ranges that it had (equalization does), the copy is calibrated again, on the
     samples that are compared; `notes` say so.

@@ -57,8 +57,10 @@ def compress(
 ) -> CompressResult:
     """Prune and cluster where the recipe says so, quantize, run its steps (calibrate, corrections), export and verify.
 
+    Copies: `model` stays as it was.
+
     Args:
-        model: a built Keras 3 model; it is not changed.
+        model: a built Keras 3 model.
         data: representative samples, see `kquant.calibrate`.
         recipe: see `kquant.quantize`. A model that is pruned or clustered already keeps its masks or codebooks,
             whatever the recipe says of them.

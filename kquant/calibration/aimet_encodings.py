@@ -47,6 +47,8 @@ class Grid:
 def encodings(qmodel: keras.Model, version: Version = "0.6.1") -> dict[str, Any]:
     """The encodings of a quantized model as AIMET's JSON has them.
 
+    Reads: `qmodel` stays as it was.
+
     Args:
         qmodel: quantized and calibrated or trained.
         version: "0.6.1" or "1.0.0".
@@ -105,12 +107,14 @@ def encodings(qmodel: keras.Model, version: Version = "0.6.1") -> dict[str, Any]
 def set_encodings(qmodel: keras.Model, encodings: str | Path | dict[str, Any]) -> keras.Model:
     """Set the ranges of a quantized model from encodings.
 
+    In place: changes `qmodel` and returns it.
+
     Activations take scale and zero point as they stand. Scales of kernels follow from the weights, in kquant as on
     export; those of the file are compared, and a difference is a warning. Tensors that share one encoding on the device
     (a concatenation, a pool) take the widest range of their entries.
 
     Args:
-        qmodel: what `kquant.quantize` returned; changed in place.
+        qmodel: what `kquant.quantize` returned.
         encodings: path of the JSON file, or its data: versions 0.4.0 to 0.6.1 and 1.0.0.
 
     Returns:

@@ -136,8 +136,10 @@ def observe(
 ) -> Observations:
     """Run data through the float function of a quantized model, and keep what its observers need.
 
+    Reads: `qmodel` stays as it was.
+
     Args:
-        qmodel: what `kquant.quantize` returned; it is not changed.
+        qmodel: what `kquant.quantize` returned.
         data: see `kquant.calibrate`; a shard of them.
         limit: use this many samples only, the first ones.
         batch_size: for arrays; by default 32, or up to 128 small samples.

@@ -30,8 +30,10 @@ def calibrate(
 ) -> keras.Model:
     """Set the ranges of a quantized model from representative data.
 
+    In place: changes `qmodel` and returns it.
+
     Args:
-        qmodel: what `kquant.quantize` returned; its ranges are set in place. One whose activations stay float
+        qmodel: what `kquant.quantize` returned. One whose activations stay float
             (recipes "dynamic-int8", "float16", ...) comes back as it is.
         data: numpy array, list or dict of arrays (several inputs), `tf.data.Dataset`, `keras.utils.PyDataset` or a
             function that returns a generator; labels beside the inputs are ignored. Or `Observations`, the sum of what

@@ -44,6 +44,8 @@ def adaround(
 ) -> keras.Model:
     """Learn for every weight whether it is rounded up or down.
 
+    In place: changes `qmodel` and returns it.
+
     `w' = s clip(floor(w / s) + h(a), low, high)`, `h(a) = clip(1.2 sigmoid(a) - 0.1, 0, 1)`; a is found by Adam for
 
         sum_c  mean (f(w'_c x') - f(w_c x))^2 / noise_c  +  regularisation mean_k (1 - |2 h(a_kc) - 1|^beta)
@@ -59,7 +61,7 @@ def adaround(
     stay rounded to nearest; a warning names them. Pruned weights stay 0.
 
     Args:
-        qmodel: what `kquant.quantize` returned, calibrated; changed in place.
+        qmodel: what `kquant.quantize` returned, calibrated.
         data: representative samples, see `kquant.calibrate`; 200 do, 1000 do better.
         iterations: steps for each layer.
         learning_rate: of Adam.

@@ -50,9 +50,11 @@ def reestimate(
 ) -> keras.Model:
     """Replace the moving statistics of batch norms by the mean and variance over all the data.
 
+    In place: changes `model` and returns it.
+
     Args:
         model: a Keras model with live `BatchNormalization` layers, or a quantized one whose recipe says
-            `batch_norm = "live"`; changed in place, once all data have been seen.
+            `batch_norm = "live"`; changed once all data have been seen.
         data: see `kquant.calibrate`. Large batches come nearest to the statistics of the whole.
         limit: use this many samples only, the first ones.
         batch_size: for arrays.

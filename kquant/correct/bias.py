@@ -65,8 +65,10 @@ def correct_bias(
 ) -> keras.Model:
     """Correct the biases of a quantized model for what quantization moves the mean of each channel by.
 
+    In place: changes `qmodel` and returns it.
+
     Args:
-        qmodel: what `kquant.quantize` returned; changed in place. Calibrate it before, so that "empirical" sees the
+        qmodel: what `kquant.quantize` returned. Calibrate it before, so that "empirical" sees the
             errors of activations too.
         data: see `kquant.calibrate`; 500 samples are plenty. Not needed for "analytic".
         method: "empirical" measures on data, layer after layer, earlier ones corrected; it holds a layer's activations

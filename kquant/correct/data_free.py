@@ -47,8 +47,10 @@ def data_free_ranges(
 ) -> keras.Model:
     """Set the ranges of a quantized model from its batch norms, in place of `kquant.calibrate`.
 
+    In place: changes `qmodel` and returns it.
+
     Args:
-        qmodel: what `kquant.quantize` returned; its ranges are set in place.
+        qmodel: what `kquant.quantize` returned.
         data: not read; steps of recipes are all called with data.
         input_range: (lowest, highest) value of the model's input, or a dict by input name. Images as uint8, and inputs
             that a Rescaling brings from 0..255 to 0..1 or -1..1 (where it is not folded away), are known without.

@@ -104,11 +104,13 @@ def equalize(
 ) -> keras.Model:
     """Give the channels of layers that follow each other equal weight ranges; the float function stays as it is.
 
+    In place: changes `qmodel` and returns it.
+
     It helps where one scale holds for a whole kernel, and costs nothing at inference. Ranges of the activations inside
     the pairs are forgotten: calibrate afterwards, with data or with `kquant.data_free_ranges`.
 
     Args:
-        qmodel: what `kquant.quantize` returned; changed in place.
+        qmodel: what `kquant.quantize` returned.
         data: see `kquant.calibrate`; optional, tells which channels of a ReLU6 never reach 6.
         absorb: move what a ReLU always lets through, `c = max(0, mean - 3 deviation)`, into the next bias, where no
             zero padding comes between (see `kquant.correct.absorb`). One value in 740 of a channel falls below it

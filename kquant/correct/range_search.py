@@ -37,6 +37,8 @@ def sequential_mse(
 ) -> keras.Model:
     """Choose the range of each channel's weights by what its rounding does to the layer's output.
 
+    In place: changes `qmodel` and returns it.
+
     `reach_c = r max|w_c|` with `r = 1/n .. n/n` that makes `d' G d` least, `d = q(w_c) - w_c`, with `G = sum x x'` over
     all positions of the layer's inputs x in the quantized model, whose earlier layers have their new ranges. The sum is
     formed in float64. Where an output has more than 4096 inputs, G is that of a random sample of rows, so that memory

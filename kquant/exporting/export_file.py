@@ -110,11 +110,13 @@ def export(
 ) -> ExportReport:
     """Write a full-integer TFLite file, static batch 1.
 
+    Reads: `qmodel` stays as it was.
+
     The file is verified before it takes its place: every operator integer, every scale the model's own, and run on the
     target's interpreters in a process of their own. A failed export leaves an older file as it was.
 
     Args:
-        qmodel: quantized and calibrated or trained; it is not changed.
+        qmodel: quantized and calibrated or trained.
         path: of the `.tflite` file.
         data: representative data to verify the file with, see `kquant.calibrate`; random codes by default.
         io: type of inputs and outputs: what the model computes with (int8, or int16 with 16-bit activations), or

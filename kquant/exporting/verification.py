@@ -138,6 +138,8 @@ def verify(
 ) -> VerifyReport:
     """Compare a file with the model it was exported from.
 
+    Reads: `qmodel` stays as it was.
+
     Args:
         qmodel: the quantized model.
         path: the file, or its bytes.

@@ -45,6 +45,8 @@ def cluster(
 ) -> keras.Model:
     """Replace every weight by the nearest of a few values, which go on training.
 
+    Copies: `model` stays as it was.
+
         w' = c[argmin_k |w - c[k]|]        (Han et al., Deep Compression, arXiv:1510.00149, section 3)
 
     Train it, then quantize it: after int8 quantization every output channel has at most `clusters` different codes,
@@ -52,7 +54,7 @@ def cluster(
     clustering and quantization compose in any order.
 
     Args:
-        model: a built Keras 3 model, float (pruned or not) or quantized. It is not changed.
+        model: a built Keras 3 model, float (pruned or not) or quantized.
         clusters: number of values, 2 or more; or a recipe with a `[clustering]` section, in which case the arguments
             after this one replace what the section says. None leaves them as it says, or at the default.
         init: first values: "kmeans++" (the default), "linear", "density" or "random".

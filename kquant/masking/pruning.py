@@ -53,10 +53,12 @@ def prune(
 ) -> keras.Model:
     """Mask the smallest weights of a model, and keep them zero while it trains.
 
+    Copies: `model` stays as it was.
+
         w' = mask * w          zeros = round(sparsity * n), of the smallest |w|
 
     Args:
-        model: a built float Keras 3 model of any kind, pruned or clustered or not, or a quantized one. Not changed.
+        model: a built float Keras 3 model of any kind, pruned or clustered or not, or a quantized one.
         recipe: a share of zeros in [0, 1), from this call on; a `kquant.SparsitySchedule` or tfmot's
             schedule object; or a recipe with a `[pruning]` section (name, TOML file, data). None: 0.5, or what the
             structure prescribes.

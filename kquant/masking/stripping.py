@@ -57,8 +57,10 @@ def release(model: keras.Model) -> tuple[keras.Model, Carried]:
 def strip(model: keras.Model, *, grids: bool = False) -> keras.Model:
     """The plain Keras model: no layer of kquant's is left where Keras has one.
 
+    Copies: `model` stays as it was.
+
     Args:
-        model: what `kquant.prune`, `kquant.cluster` or `kquant.quantize` returned; it is not changed.
+        model: what `kquant.prune`, `kquant.cluster` or `kquant.quantize` returned.
         grids: of a quantized model: weights as the codes hold them, `scale * code`, instead of the float ones.
 
     Returns:

@@ -85,6 +85,8 @@ class Sparsity:
 def sparsity(model: keras.Model) -> Sparsity:
     """Zeros of every kernel, as the model computes with it: masks, codebooks and integer codes included.
 
+    Reads: `model` stays as it was.
+
     Args:
         model: any built Keras model: plain, pruned, clustered or quantized.
 

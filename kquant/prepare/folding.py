@@ -69,8 +69,10 @@ class Fate:
 def fold(model: keras.Model) -> keras.Model:
     """A float model with batch norms, Rescaling, Normalization and constant factors folded away.
 
+    Copies: `model` stays as it was.
+
     Args:
-        model: any built Keras 3 model; it is not changed.
+        model: any built Keras 3 model.
 
     Returns:
         A Functional model of the same function (to float32 rounding). Its outputs keep their names: where the layer of

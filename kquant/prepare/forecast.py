@@ -96,8 +96,10 @@ def check(
 ) -> CheckReport:
     """Tell for every layer whether it can be integer on the target, before training or calibration.
 
+    Reads: `model` stays as it was.
+
     Args:
-        model: any built Keras 3 model; it is not changed.
+        model: any built Keras 3 model.
         target: see `kquant.quantize`; the same by default.
         recipe: see `kquant.quantize`; the report then tells the bits of every layer's weights, which of them are packed
             two to a byte, and what that costs in time.

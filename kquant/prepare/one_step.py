@@ -54,9 +54,11 @@ PER_STEP = (
 def cell(model: keras.Model | keras.layers.Layer) -> keras.Model:
     """The model of one step of a recurrent network.
 
+    Copies: `model` stays as it was.
+
     Args:
         model: a built recurrent layer, or a model of GRU, SimpleRNN and LSTM layers (or RNN of their cells) and layers
-            that treat every step alike. It is not changed.
+            that treat every step alike.
 
     Returns:
         A Functional model: inputs `[x, *states]`, x of shape [1, features], each state [1, units], named after its
@@ -83,6 +85,8 @@ def cell(model: keras.Model | keras.layers.Layer) -> keras.Model:
 @renamed
 def cell_samples(step: keras.Model, data: np.ndarray) -> list[np.ndarray]:
     """What the inputs of a step model see while it runs over sequences: data to calibrate, train or verify it with.
+
+    Reads: `step` stays as it was.
 
     Args:
         step: what `cell` returned; one input besides the states.

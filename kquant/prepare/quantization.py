@@ -49,12 +49,14 @@ def quantize(
 ) -> keras.Model:
     """Put quantize-dequantize nodes and wrapped kernels into a model.
 
+    Copies: `model` stays as it was.
+
     Masks and codebooks of a model that `kquant.prune` or `kquant.cluster` returned go on in the new one. With a
     `[pruning]` or `[clustering]` section in the recipe, a model without masks or codebooks gets them here, as
     `kquant.prune` and `kquant.cluster` of the result would.
 
     Args:
-        model: a built Keras 3 model: Functional, Sequential, nested or subclassed. It is not changed.
+        model: a built Keras 3 model: Functional, Sequential, nested or subclassed.
         recipe: name, TOML file, plain data or `Recipe`.
         target: where the file is to run: "litert", "tflm", "ethos-u" or one of your own (`KQUANT_TARGETS`).
         input_shape: static shape(s), batch axis included, for models with open dimensions.

@@ -46,12 +46,14 @@ class SplitModel:
 def split_preprocessing(model: keras.Model) -> SplitModel:
     """Split a model behind the layers that scale its inputs by constants.
 
+    Copies: `model` stays as it was.
+
     `split.model(split.preprocessing(x)) = model(x)`. What leaves is what comes before any other layer: Normalization,
     Rescaling, BatchNormalization (as it is at inference), constant factors and summands, functions of one value (log,
     sqrt), Keras layers without weights that only prepare data (MelSpectrogram), and what moves values between them.
 
     Args:
-        model: any built float Keras 3 model; it is not changed.
+        model: any built float Keras 3 model.
 
     Returns:
         Both parts, with weights of their own. Where every input keeps one tensor of its own, `model` has inputs of the

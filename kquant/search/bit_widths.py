@@ -147,8 +147,10 @@ def mixed_precision(
 ) -> Mixed:
     """Choose a width for every layer, so that one budget holds and the outputs stay nearest to float.
 
+    Copies: `model` stays as it was.
+
     Args:
-        model: a built float Keras model; it is not changed.
+        model: a built float Keras model.
         data: representative samples, see `kquant.calibrate`.
         flash_bytes: the budget: size of the file. One budget is to be given.
         arena_bytes: the budget: RAM of the tensors in TFLM (target "tflm", or another whose file names an `arena`).

@@ -120,8 +120,10 @@ def autotune(
 ) -> Tuned:
     """Climb from the given recipe to dearer ones until the accuracy holds.
 
+    Copies: `model` stays as it was.
+
     Args:
-        model: a built float Keras model; it is not changed.
+        model: a built float Keras model.
         data: representative samples, see `kquant.calibrate`.
         evaluate: `(keras model) -> float`, higher is better; it is called with the float model and with quantized ones,
             which compute what their files compute.

@@ -139,11 +139,13 @@ def scan_sparsity(
 ) -> SparsityScan:
     """Prune each layer alone, without training, and propose a sparsity for each that makes the target in total.
 
+    Reads: `model` stays as it was.
+
     From the dense model on, the step that costs least for each weight it zeros is taken next, until the target is
     reached; layers with little to lose end sparser.
 
     Args:
-        model: a built float Keras model; it is not changed. The zeros of a pruned one stay, and count.
+        model: a built float Keras model. The zeros of a pruned one stay, and count.
         data: samples, see `kquant.calibrate`; the outputs are compared with those of the dense model.
         evaluate: `(keras model) -> float`, higher is better, instead of data.
         sparsities: to try, in (0, 1).

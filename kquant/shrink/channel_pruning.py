@@ -77,8 +77,10 @@ class ChannelGroups:
 def channel_groups(model: keras.Model, *, protect: str | Collection[str] = ()) -> ChannelGroups:
     """Which layers can lose channels, which only together, and which not and why.
 
+    Reads: `model` stays as it was.
+
     Args:
-        model: a built float Keras model; it is not changed.
+        model: a built float Keras model.
         protect: name patterns of layers whose output keeps its width.
 
     Returns:
@@ -134,6 +136,8 @@ def prune_channels(
 ) -> keras.Model:
     """A smaller model without the least important channels: convolutions, Dense and all that hangs on them shrink.
 
+    Copies: `model` stays as it was.
+
     Channels are ranked over the whole model and leave until the budget is met. Those that an addition or a
     multiplication ties together (residual blocks, squeeze-excite) leave together; layers that mix channels in ways that
     are not understood, and the model's inputs and outputs, keep their width (`kquant.channel_groups` says which). Then
@@ -142,7 +146,7 @@ def prune_channels(
         W', b' = argmin sum over samples of |y - (x' W' + b')|^2     y: of the whole model, x': of the smaller one
 
     Args:
-        model: a built float Keras model; it is not changed.
+        model: a built float Keras model.
         macs: the budget: multiply-accumulates to keep of those in convolutions and Dense, as a share (0.6) or, above 1,
             a number. One budget is to be given.
         weight_bytes: the budget: bytes of their weights in an int8 file, as a share or a number.

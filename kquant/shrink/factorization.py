@@ -46,12 +46,14 @@ def factorize(
 ) -> keras.Model:
     """A model whose convolutions and Dense layers are split in two of low rank, where that saves most for least.
 
+    Copies: `model` stays as it was.
+
     A `k x k` convolution becomes a `k x 1` one without bias and a `1 x k` one of its name; a Dense layer or a 1x1
     convolution becomes two of its kind. At full rank the function is the same to float rounding; the squared error of a
     kernel is the sum of the squared singular values that are left out.
 
     Args:
-        model: a built float Keras model; it is not changed.
+        model: a built float Keras model.
         macs: the budget: multiply-accumulates to keep of those in convolutions and Dense, as a share (0.6) or, above 1,
             a number. One budget, or `ranks`, is to be given.
         weight_bytes: the budget: bytes of their weights in an int8 file, as a share or a number.

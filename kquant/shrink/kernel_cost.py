@@ -38,6 +38,8 @@ class Cost:
 def cost(model: keras.Model) -> Cost:
     """Multiply-accumulates and weight bytes of a float model's convolutions and Dense layers.
 
+    Reads: `model` stays as it was.
+
     Batch norms cost nothing, as they fold into them. Recurrent and attention layers are not counted.
 
     Args:

@@ -38,6 +38,8 @@ def distill(
 ) -> Distiller:
     """A Keras trainer that trains `student`, in place, towards `teacher`.
 
+    In place: `fit` of what is returned trains `student`; `teacher` stays as it was.
+
     `loss = (1 - alpha) * hard + alpha * T^2 * KL(softmax(z_t / T) || softmax(z_s / T)) + feature_weight * MSE`, where
     `hard` is the loss it is compiled with and MSE the mean square distance of the features.
 

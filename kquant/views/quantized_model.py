@@ -164,11 +164,13 @@ def _made(qmodel: keras.Model, config: dict[str, Any]) -> keras.Model:
 def in_float32(qmodel: keras.Model) -> keras.Model:
     """A model that trained in mixed precision, computing in float32 throughout, as its file does.
 
+    Copies: `qmodel` stays as it was.
+
     Such a model rounds all that passes between its layers to 16 bits, at inference too: its `predict` is near the file,
     not equal to it. `kquant.export` and `kquant.verify` compare the file with this one.
 
     Args:
-        qmodel: a quantized model; it is not changed.
+        qmodel: a quantized model.
 
     Returns:
         The model itself where no layer computes in 16 bits; otherwise a copy with the same state, not compiled.
