@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import importlib
+from importlib import resources
 from types import ModuleType
 
-# Whoever registers a class with Keras, or imports all who do; a test finds those that are missing here.
-HOMES = (
-    "kquant.graph.output_names",
-    "kquant.layers.nodes",
-    "kquant.layers.training_only",
-    "kquant.ops",
-    "kquant.masking.mask",
-    "kquant.masking.codebook",
-    "kquant.train.distillation",
-)
+DECORATOR = "register_keras_serializable"
+
+
+def homes() -> list[str]:
+    """The modules that register a class with Keras: told by their text, so that a new one need not be named here.
+
+    Example:
+        >>> "kquant.masking.mask" in homes()
+        True
+    """
+    folders = [folder for folder in resources.files("kquant").iterdir() if folder.is_dir()]
+    return sorted(
+        f"kquant.{folder.name}.{file.name.removesuffix('.py')}"
+        for folder in folders
+        for file in folder.iterdir()
+        if file.name.endswith(".py") and f"{DECORATOR}(" in file.read_text("utf-8")
+    )
 
 
 def register(keras: ModuleType) -> None:
@@ -26,5 +34,5 @@ def register(keras: ModuleType) -> None:
     Args:
         keras: the module, imported.
     """
-    for home in HOMES:
+    for home in homes():
         importlib.import_module(home)
