@@ -7,12 +7,13 @@ STAMP := $(VENV)/installed
 # Two workers on two cores: one thread for each keeps them out of each other's way.
 THREADS := OMP_NUM_THREADS=1 TF_NUM_INTRAOP_THREADS=1 TF_NUM_INTEROP_THREADS=1 TF_CPP_MIN_LOG_LEVEL=3
 
-.PHONY: help demo test quick lint bench docs clean
+.PHONY: help demo test quick versions lint bench docs clean
 
 help:
 	@echo "make demo    the main job on scikit-learn's handwritten digits: train, quantize, run, one table"
 	@echo "make test    the tests"
 	@echo "make quick   those that take a minute or two"
+	@echo "make versions  those that lean on Keras, with the oldest and the newest Keras and TensorFlow"
 	@echo "make lint    ruff and pyright"
 	@echo "make bench   the benchmarks"
 	@echo "make docs    docs/layers.md, read off the rules"
@@ -27,6 +28,13 @@ test: $(STAMP)
 quick: $(STAMP)
 	$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -q -m quick
 
+# Environments of their own, made once for each pyproject.toml.
+versions: .venv-oldest/installed .venv-newest/installed
+	@for place in oldest newest; do \
+	  echo "$$place: $$(.venv-$$place/bin/python -m pip freeze | grep -iE '^(keras|tensorflow|numpy)==' | tr '\n' ' ')"; \
+	  $(THREADS) .venv-$$place/bin/python -m pytest -n $(WORKERS) --dist worksteal -q -m versions || exit 1; \
+	done
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/pyright
@@ -38,7 +46,7 @@ docs: $(STAMP)
 	$(BIN)/python -m kquant.report.layers > docs/layers.md
 
 clean:
-	rm -rf $(VENV) demo-output
+	rm -rf $(VENV) .venv-oldest .venv-newest demo-output
 
 # The stamp is the last thing written, so an interrupted installation starts again.
 $(STAMP): pyproject.toml
@@ -47,4 +55,17 @@ $(STAMP): pyproject.toml
 	@echo "Installing into $(VENV); TensorFlow makes this take a few minutes the first time."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[micro,report,demo,images,dev]'
+	@touch $@
+
+# The lower ends of the ranges, read where they stand: "keras>=3.11,<4" -> "keras==3.11.0".
+OLDEST = import re, tomllib; \
+  wanted = tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"]; \
+  ends = [re.match(r"(keras|tensorflow)>=(\d+\.\d+)", text) for text in wanted]; \
+  print("\n".join(f"{end[1]}=={end[2]}.0" for end in ends if end))
+
+.venv-%/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-$*
+	$(if $(filter oldest,$*),$(PYTHON) -c '$(OLDEST)',true) > .venv-$*/constraints.txt
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check -c .venv-$*/constraints.txt \
+	  --upgrade -e '.[micro,report,demo,images,dev]'
 	@touch $@

@@ -35,7 +35,9 @@ QUICK = {
 }
 CONTRACT = {"test_ops", "test_correct", "test_transforms", "test_untouched", "test_training", "test_kernel_view"}
 SLOW = {"test_demo", "test_distribution", "test_notebooks", "test_docs", "test_clustering", "test_training"}
-LANES = {"quick": QUICK, "contract": CONTRACT, "slow": SLOW}
+# Run with the oldest and the newest Keras and TensorFlow: what leans most on their inside.
+VERSIONS = QUICK | {"test_attention", "test_graphs", "test_recurrent", "test_training"}
+LANES = {"quick": QUICK, "contract": CONTRACT, "slow": SLOW, "versions": VERSIONS}
 
 SWEEP = 40  # tests between two collections of garbage
 
@@ -45,8 +47,8 @@ tf.config.threading.set_inter_op_parallelism_threads(1)
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """`make quick` does not read the files that it has nothing of: collecting them takes as long as it does."""
-    stem = collection_path.stem
-    return True if config.option.markexpr == "quick" and stem.startswith("test_") and stem not in QUICK else None
+    stem, files = collection_path.stem, LANES.get(config.option.markexpr)
+    return True if files is not None and stem.startswith("test_") and stem not in files else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

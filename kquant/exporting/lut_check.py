@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from kquant.core.program import Program
-from kquant.runtime.running import DECODES, available, probe, quantize_input
+from kquant.runtime.decoding import DECODES, check_decodes
+from kquant.runtime.running import available, probe, quantize_input
 from kquant.tflite.flatbuffer import to_bytes
 from kquant.tflite.lowering import Lowered
 from kquant.tflite.lut_program import LookUpTables, store_in_tables
@@ -46,6 +47,8 @@ def refuse_tables(lowered: Lowered, tables: LookUpTables | None, check: bool) ->
             "export: a file with look-up tables is run before it is written, and that needs an extra: "
             "pip install 'kquant[micro]' (Linux only). Or export with check_runtimes=False."
         )
+    if check:
+        check_decodes(probe)
 
 
 def in_tables(program: Program, lowered: Lowered, metadata: dict[str, Any], tables: LookUpTables) -> bytes:

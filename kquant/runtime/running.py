@@ -30,6 +30,7 @@ from kquant.core.checks import array_of
 from kquant.core.messages import check_known
 from kquant.core.renamed import renamed
 from kquant.runtime import interpreters
+from kquant.runtime.decoding import DECODES, check_decodes
 from kquant.runtime.interpreters import CALL, RESET, RUNTIMES, SAMPLES, TENSORS
 from kquant.runtime.prefixes import Place, first_that_ends, place_of
 from kquant.tflite.reader import (
@@ -55,7 +56,6 @@ REMEDIES = {
 MESSAGE_BYTES = 1 << 20
 FALLBACK = "litert-reference"  # where no runtime of the target is installed
 ARENA = "tflm"  # tells what RAM the tensors take
-DECODES = "tflm"  # reads look-up tables
 ROUNDS_BY_SHAPE = "litert"  # XNNPACK: has other kernels for other shapes, and they round a code otherwise
 NUMBERS = {**NUMPY, "FLOAT16": "float16", "FLOAT64": "float64", "UINT16": "uint16", "UINT32": "uint32"}
 
@@ -321,16 +321,18 @@ def arena_bytes(data: bytes) -> int | None:
 
 
 def refuse_tables(verb: str, file: FileModel, runtime: str) -> None:
-    """Look-up tables are for TFLM.
+    """Look-up tables are for TFLM, and for builds of it that decode them.
 
     Raises:
-        ValueError: the file has some, and the runtime is another one.
+        ValueError: the file has some, and the runtime is another one, or of another time.
     """
     if file.tables and runtime != DECODES:
         raise ValueError(
             f"{verb}: this file has look-up tables, which '{runtime}' cannot decode. Give runtime='{DECODES}', or "
             "export without compression."
         )
+    if file.tables:
+        check_decodes(probe)
 
 
 def quantize_input(x: np.ndarray, tensor: FileTensor) -> np.ndarray:
