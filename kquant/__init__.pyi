@@ -65,6 +65,7 @@ from .tflite.weight_bytes import FileBytes as FileBytes
 from .tflite.weight_bytes import layer_bytes as layer_bytes
 from .train.distillation import Distiller as Distiller
 from .train.distillation import distill as distill
+from .views.layer_table import summary as summary
 from .views.quantized_model import in_float32 as in_float32
 
 __version__: str

@@ -111,6 +111,7 @@ VERBS: dict[str, Callable[[keras.Model, Path], Any]] = {
     "split_preprocessing": lambda m, _: kquant.split_preprocessing(m),
     "sparsity": lambda m, _: kquant.sparsity(m),
     "strip": lambda m, _: kquant.strip(m),
+    "summary": lambda m, _: kquant.summary(m, print_fn=len),
 }
 # They say "In place", or take a model of recurrent layers: see below.
 OTHERS = {"reestimate", "cell"}

@@ -9,8 +9,8 @@ is another one now (a `FakeQuant`, an activation that stands alone), one of two 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import keras
 from keras import tree
@@ -18,7 +18,29 @@ from keras import tree
 
 @keras.saving.register_keras_serializable(package="kquant")
 class NamedOutputs(keras.Model):
-    """A Functional model whose outputs are called as they were in the model that it was made of."""
+    """A Functional model whose outputs are called as they were in the model that it was made of.
+
+    Attributes:
+        describe: prints the layers, `(model, line_length, print_fn)`; set by `views/layer_table.py`, which knows what
+            layers of kquant's are.
+    """
+
+    describe: ClassVar[Callable[..., None] | None] = None
+
+    def summary(
+        self,
+        line_length: int | None = None,
+        positions: Any = None,
+        print_fn: Any = None,
+        expand_nested: bool = False,
+        show_trainable: bool = False,
+        layer_range: Any = None,
+    ) -> None:
+        """As `kquant.summary`; with one of Keras' other arguments, Keras' own table of every layer that there is."""
+        if positions or expand_nested or show_trainable or layer_range or type(self).describe is None:
+            super().summary(line_length, positions, print_fn, expand_nested, show_trainable, layer_range)
+        else:
+            self.describe(line_length=line_length, print_fn=print_fn)
 
     def get_config(self) -> dict[str, Any]:
         """That of the Functional model, and the names."""
@@ -62,12 +84,17 @@ def functional(inputs: Any, outputs: Any, name: str, names: Sequence[str] | None
         outputs: the same.
         name: of the model.
         names: of the flattened outputs; None leaves them to Keras.
+
+    Returns:
+        Keras' own class where no layer is kquant's and the names are those that Keras finds.
     """
     model = keras.Model(inputs, outputs, name=name)
-    if names is None or list(names) == list(model.output_names):
+    own = any(type(layer).__module__.startswith("kquant.") for layer in model.layers)
+    if not own and (names is None or list(names) == list(model.output_names)):
         return model
     named = NamedOutputs(inputs, outputs, name=name)
-    named.output_names = list(names)
+    if names is not None:
+        named.output_names = list(names)
     return named
 
 

@@ -2,6 +2,10 @@
 
 `kernels` says which variables of a layer are weights, `widths` and `packing` how wide each call computes and how its
 weights are stored, `plan` what every tensor gets, `quantized_model` reads a model that has it, `flat_copy` makes a
-flat float model of any. A model, a recipe and a target come in, frozen data go out. What several stages ask of a
-model is answered here once.
+flat float model of any, `layer_table` is what `summary` prints. A model, a recipe and a target come in, frozen data go
+out. What several stages ask of a model is answered here once.
 """
+
+import keras  # noqa: F401  first: `kquant.registration` runs then
+
+from kquant.views import layer_table  # noqa: F401  `summary()` of every model that kquant makes is that one
