@@ -17,6 +17,7 @@ import keras
 import numpy as np
 
 from benchmarks.memory import peak_kb
+from kquant.graph.keras_private import every_layer
 
 # name -> (constructor, side of the input, further arguments)
 FAMILIES: dict[str, tuple[str, int, dict[str, Any]]] = {
@@ -86,7 +87,7 @@ def child(family: str) -> None:
 
 def settle(model: keras.Model, images: np.ndarray) -> None:
     """Batch norms take the statistics of these images: with those of a fresh model, activations die out or explode."""
-    norms = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
+    norms = [layer for layer in every_layer(model) if isinstance(layer, keras.layers.BatchNormalization)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.momentum = 0.0

@@ -16,6 +16,7 @@ import numpy as np
 import kquant
 from benchmarks.assets import Task, task
 from kquant.correct.equalization import plan_equalization
+from kquant.graph.keras_private import calls_of
 
 TASKS = ("image_classification", "keyword_spotting", "visual_wake_words")
 LARGEST = 1000.0
@@ -48,7 +49,7 @@ def next_kernel(norm: keras.layers.Layer) -> keras.Variable | None:
     """Of the layer behind a batch norm and its ReLU, where nothing else reads what lies between."""
     layer = norm
     while True:
-        nodes = layer._outbound_nodes
+        _, nodes = calls_of(layer)
         if len(nodes) != 1:
             return None
         layer = nodes[0].operation

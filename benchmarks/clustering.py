@@ -21,6 +21,7 @@ import kquant
 from benchmarks.assets import loader
 from benchmarks.qat_accuracy import batches
 from benchmarks.turns import fit_step, in_turns, ratios, timed
+from kquant.graph.keras_private import every_layer
 from kquant.layers.nodes import Compressed
 
 BATCH = 64
@@ -78,7 +79,7 @@ def judge(q: keras.Model, test: np.ndarray, labels: np.ndarray, what: str, refer
         found = kquant.predict(path, test)
         data = path.read_bytes()
         said = tables(q, test, Path(folder), len(data)) if q.layers[1].origin.load_target().look_up_tables else ""
-    kernels = [codes_of(layer) for layer in q._flatten_layers() if isinstance(layer, Compressed) and layer.transforms]
+    kernels = [codes_of(layer) for layer in every_layer(q) if isinstance(layer, Compressed) and layer.transforms]
     most = max(len(np.unique(c)) for kernel in kernels for c in kernel)
     print(
         f"{what}, n={len(test)}: float {100 * reference:.2f}, file {100 * np.mean(found.argmax(-1) == labels):.2f}; "

@@ -237,6 +237,40 @@ def test_what_keras_does_not_export_stands_in_one_file(path: Path) -> None:
         assert foreign(parsed(path)) == []
 
 
+# Private names of others than Keras that tests read: of os, of the interpreters, of flatbuffers.
+OF_OTHERS = {"_exit", "_get_ops_details", "_tab"}
+# Keras exports its builders of large models, not those of small ones.
+NOT_EXPORTED = {
+    "tests/shrink/test_prune_channels.py": {"keras.src.applications.efficientnet", "keras.src.applications.resnet"}
+}
+
+
+@pytest.mark.parametrize("folder", ["tests", "benchmarks", "examples"])
+def test_tests_and_benchmarks_ask_the_same_file(folder: str) -> None:
+    """They may look into kquant, not into Keras."""
+    found = {}
+    for path in set((ROOT / folder).rglob("*.py")) - {Path(__file__)}:
+        where = str(path.relative_to(ROOT))
+        texts = {text.split(": ", 1)[1] for text in foreign(parsed(path))} - NOT_EXPORTED.get(where, set())
+        found[where] = set(filter(of_keras, texts))
+    assert {where: texts for where, texts in found.items() if texts} == {}
+
+
+def of_keras(text: str) -> bool:
+    """True for an expression with a private name that is neither kquant's nor one of others."""
+    names = {name for name in re.findall(r"\w+", text) if _is_private(name)}
+    return "src" in text.split(".") or bool(names - own_names() - OF_OTHERS)
+
+
+@cache
+def own_names() -> frozenset[str]:
+    """Names with an underscore that the package defines."""
+    nodes = [node for path in FILES if path != ROOM for node in ast.walk(parsed(path))]
+    names = {n.name for n in nodes if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+    names |= {n.attr for n in nodes if isinstance(n, ast.Attribute) and _is_of_self(n.value)}
+    return frozenset(filter(_is_private, names))
+
+
 def foreign(tree: ast.AST) -> list[str]:
     """Places where a file reads `keras.src`, or names with an underscore that are not its own."""
     own = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)}

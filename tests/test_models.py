@@ -17,6 +17,7 @@ from enrolled import samples
 from model_cases import CASES, Gate, made
 
 import kquant
+from kquant.graph.keras_private import structures
 from kquant.layers.nodes import FakeQuant
 
 ROOT = Path(__file__).parents[1]
@@ -24,8 +25,9 @@ ROOT = Path(__file__).parents[1]
 
 def fit_one_step(q: keras.Model, x: list[np.ndarray], **options: Any) -> None:
     """One step towards other outputs."""
-    y = keras.tree.map_structure(lambda t: np.ones((16, *t.shape[1:]), "float32"), q._outputs_struct)
-    loss = keras.tree.map_structure(lambda t: "mse", q._outputs_struct)
+    _, outputs = structures(q)
+    y = keras.tree.map_structure(lambda t: np.ones((16, *t.shape[1:]), "float32"), outputs)
+    loss = keras.tree.map_structure(lambda t: "mse", outputs)
     q.compile(keras.optimizers.SGD(0.01), loss=loss, **options)
     q.fit(packed(q, [a[:16] for a in x]), y, batch_size=16, epochs=1, verbose=0)
 

@@ -16,6 +16,7 @@ import pytest
 from keras import layers, ops
 
 import kquant
+from kquant.graph.keras_private import calls_of, every_layer
 
 WIDE: dict[str, Any] = {}  # encodings of other ranges
 FILES: dict[str, Path] = {}
@@ -63,7 +64,7 @@ def made() -> keras.Model:
 
 def state(model: keras.Model) -> dict[str, Any]:
     """All of a model that could have changed."""
-    inside = list(model._flatten_layers())
+    inside = every_layer(model)
     operations = [*inside, *model.operations]
     busy = model.get_layer("busy")
     values = [*model.variables, *model.optimizer.variables, *model.metrics_variables, busy.seed.state]
@@ -71,7 +72,7 @@ def state(model: keras.Model) -> dict[str, Any]:
         "values": [(v.path, v.numpy().tolist()) for v in values],
         "trainable": [(layer.name, layer.trainable, layer.built) for layer in inside],
         "config": json.dumps(model.get_config(), sort_keys=True, default=str),
-        "nodes": [(op.name, len(op._inbound_nodes), len(op._outbound_nodes)) for op in operations],
+        "nodes": [(op.name, *map(len, calls_of(op))) for op in operations],
         "compiled": json.dumps(model.get_compile_config(), sort_keys=True, default=str),
         "objects": [id(x) for x in (model.optimizer, model.loss, *model.metrics, *inside)],
         "python": (list(busy.seen), busy.times, busy.last, sorted(vars(busy))),

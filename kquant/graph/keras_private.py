@@ -175,19 +175,32 @@ def mask_of(t: keras.KerasTensor) -> Any:
     return getattr(t, "_keras_mask", None)
 
 
+def calls_of(op: Any) -> tuple[list[KerasNode], list[KerasNode]]:
+    """The recorded calls of a layer or operation, and those that read its outputs: Keras' own lists.
+
+    Relies on `Operation._inbound_nodes` and `_outbound_nodes`.
+
+    Example:
+        >>> layer = keras.layers.ReLU()
+        >>> y = layer(layer(keras.Input((2,))))
+        >>> [len(calls) for calls in calls_of(layer)]
+        [2, 1]
+    """
+    return op._inbound_nodes, op._outbound_nodes
+
+
 @contextlib.contextmanager
 def calls_forgotten(layers: Iterable[keras.layers.Layer]) -> Iterator[None]:
     """Afterwards, layers have no record of the calls that they got inside.
 
-    Relies on the lists `Operation._inbound_nodes` (calls of it) and `_outbound_nodes` (calls that read its outputs).
+    Relies on the lists of `calls_of`, from whose ends it takes.
     """
-    before = [(layer, len(layer._inbound_nodes), len(layer._outbound_nodes)) for layer in layers]
+    before = [(calls, len(calls)) for layer in layers for calls in calls_of(layer)]
     try:
         yield
     finally:
-        for layer, inbound, outbound in before:
-            del layer._inbound_nodes[inbound:]
-            del layer._outbound_nodes[outbound:]
+        for calls, count in before:
+            del calls[count:]
 
 
 # Functional models

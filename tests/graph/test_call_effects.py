@@ -13,6 +13,7 @@ import pytest
 from keras import layers, ops
 
 import kquant
+from kquant.graph.keras_private import calls_of, every_layer
 from kquant.graph.watched import Watched
 
 X = np.float32(np.random.default_rng(0).normal(size=(8, 6)))
@@ -150,7 +151,7 @@ def state(model: keras.Model) -> list[Any]:
     """Everything of the model that a `call` could have changed."""
     own = model.get_layer("own")
     plain = [own.times, len(own.log), own.last, hasattr(own, "found"), own.late.built, len(own.losses)]
-    nodes = [(len(x._inbound_nodes), len(x._outbound_nodes)) for x in model._flatten_layers()]
+    nodes = [tuple(map(len, calls_of(x))) for x in every_layer(model)]
     return [*(v.numpy().tolist() for v in model.variables), own.seed.state.numpy().tolist(), *plain, nodes]
 
 

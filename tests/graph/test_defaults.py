@@ -12,6 +12,7 @@ import pytest
 from keras import layers, ops
 
 import kquant
+from kquant.graph.keras_private import every_layer
 
 X = np.random.default_rng(0).normal(size=(40, 16, 3)).astype("float32")
 LAST = {"data_format": "channels_last"}
@@ -58,7 +59,7 @@ def file_of(path: Path, policy: str | None = None) -> bytes:
 
 
 def dtypes(of: keras.Model) -> list[tuple[str, str]]:
-    return [(layer.name, layer.compute_dtype) for layer in of._flatten_layers()]
+    return [(layer.name, layer.compute_dtype) for layer in every_layer(of)]
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ import tensorflow as tf
 from ai_edge_litert import schema_py_generated as schema
 
 import kquant
+from kquant.graph.keras_private import every_layer, projection
 from kquant.layers.nodes import Compressed, Transformed
 from kquant.layers.transform import Held, kernel_at
 from kquant.masking.codebook import Codebook, look_up, places
@@ -193,7 +194,7 @@ def train(model, steps=3, **options):
 
 def books(model):
     """(wrapper, path, codebook) of every kernel that has one."""
-    for layer in model._flatten_layers():
+    for layer in every_layer(model):
         held = getattr(layer, "transforms", {})
         held = {layer.kernel_name: held} if isinstance(layer, Compressed) else held
         for path, found in held.items():
@@ -231,7 +232,7 @@ def test_every_kernel_shares_from_training_to_the_file(build, per_channel, tmp_p
     for old, variable in zip(before, model.variables, strict=True):
         np.testing.assert_array_equal(old, variable)
     plain = kquant.strip(clustered)
-    assert not any(isinstance(layer, Transformed) for layer in plain._flatten_layers())
+    assert not any(isinstance(layer, Transformed) for layer in every_layer(plain))
     count = 0
     for layer, path, codebook in books(clustered):
         assert shared_by(codebook, np.array(kernel_at(plain.get_layer(layer.name), path))) <= 4
@@ -509,7 +510,7 @@ def test_a_kernel_of_zeros_can_leave_them():
     """Attention often starts with an output kernel of zeros: its mask is half ones, the zeros of its values are all."""
     x = keras.Input((3, 4), name="x")
     model = keras.Model(x, layers.Flatten()(layers.MultiHeadAttention(2, 4, name="attention")(x, x)))
-    model.get_layer("attention")._output_dense.kernel.assign(np.zeros((2, 4, 4)))
+    projection(model.get_layer("attention"), "output").kernel.assign(np.zeros((2, 4, 4)))
     with pytest.warns(UserWarning, match=r"masks and codebooks of attention \(_output_dense.kernel\)"):
         q = kquant.quantize(kquant.prune(model, 0.5))
     assert not q.get_layer("attention").transforms and len(q.get_layer("attention_query").transforms) == 1

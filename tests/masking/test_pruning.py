@@ -11,6 +11,7 @@ import tensorflow as tf
 from ai_edge_litert import schema_py_generated as schema
 
 import kquant
+from kquant.graph.keras_private import every_layer
 from kquant.layers.nodes import Compressed, Transformed
 from kquant.layers.transformed import ManyKernels
 from kquant.views.kernels import kernels_of
@@ -77,7 +78,7 @@ def train(model, x, y, epochs=2, **kwargs):
 def masks(model):
     """(layer, path) -> mask."""
     found = {}
-    for layer in model._flatten_layers():
+    for layer in every_layer(model):
         if isinstance(layer, ManyKernels | Compressed):
             held = {layer.kernel_name: layer.transforms} if isinstance(layer, Compressed) else layer.transforms
             found.update({(layer.name, path): np.asarray(t[0].mask) for path, t in held.items() if t})
@@ -126,7 +127,7 @@ def test_saved_and_stripped_to_the_bit(pruned, tmp_path):
     expected = np.asarray(new(x))
     np.testing.assert_array_equal(np.asarray(loaded(x)), expected)
     np.testing.assert_array_equal(np.asarray(plain(x)), expected)
-    assert not any(isinstance(layer, Transformed) for layer in plain._flatten_layers())
+    assert not any(isinstance(layer, Transformed) for layer in every_layer(plain))
     assert kquant.sparsity(plain).total == pytest.approx(kquant.sparsity(new).total)
 
 

@@ -13,6 +13,7 @@ import pytest
 from keras import layers
 
 import kquant
+from kquant.graph.keras_private import every_layer
 
 SHAPE = (6, 4)
 X = np.float32(np.random.default_rng(0).normal(size=(5, *SHAPE)))
@@ -70,6 +71,6 @@ def stripped(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[keras.
 @pytest.mark.parametrize("name", KINDS)
 def test_nothing_of_kquant_is_left(name: str, stripped: dict) -> None:
     model, outputs, loaded = stripped[name]
-    assert not [type(x).__name__ for x in model._flatten_layers() if type(x).__module__.startswith("kquant")]
+    assert not [type(x).__name__ for x in every_layer(model) if type(x).__module__.startswith("kquant")]
     np.testing.assert_allclose(outputs, model_of(name).predict(X, verbose=0), atol=2e-6)
     np.testing.assert_array_equal(outputs, loaded)

@@ -13,6 +13,7 @@ from keras import layers, ops
 
 import kquant
 from kquant.graph.copies import again
+from kquant.graph.keras_private import every_layer
 from kquant.ops.activation import TENSORFLOW, name_of
 
 X = np.float32(np.random.default_rng(0).normal(size=(16, 5)) * 3)
@@ -136,7 +137,7 @@ def test_copies_keep_the_function(layer: str) -> None:
     """Its name alone is in the config, and would be read as Keras' own."""
     old = model_of(LAYERS[layer](tanh)).get_layer("layer")
     new = again(old)
-    inside = [f for each in new._flatten_layers() for name, f in vars(each).items() if name.endswith("activation")]
+    inside = [f for each in every_layer(new) for name, f in vars(each).items() if name.endswith("activation")]
     assert tanh in inside and keras.activations.tanh not in inside
     model = model_of(LAYERS[layer](tanh))
     assert apart(model, kquant.strip(model)) < 1e-6

@@ -9,6 +9,7 @@ import pytest
 from keras import layers, ops
 
 import kquant
+from kquant.graph.keras_private import every_layer
 from kquant.tflite.reader import read_model
 
 
@@ -43,7 +44,7 @@ def test_random_samples_stay_inside_the_table(tmp_path):
 
 def test_training_reaches_the_table():
     q = kquant.calibrate(kquant.quantize(contract.randomise(_tokens())), contract.data(_tokens()), verbose=False)
-    table = next(layer.embeddings for layer in q._flatten_layers() if isinstance(layer, layers.Embedding))
+    table = next(layer.embeddings for layer in every_layer(q) if isinstance(layer, layers.Embedding))
     before = table.numpy()
     q.compile("sgd", "mse")
     q.fit(contract.data(q), np.ones((contract.SAMPLES, 2)), verbose=0)

@@ -13,19 +13,20 @@ from model_cases import CASES, made
 from one_layer import RawTensorFlow
 
 import kquant
+from kquant.graph.keras_private import calls_of, every_layer
 
 
 def state(model: keras.Model) -> dict[str, Any]:
     """Everything that a careless reader of a model would change."""
-    every = model._flatten_layers(include_self=True)
+    every = every_layer(model)
     return {
-        "nodes": [(layer.name, len(layer._inbound_nodes), len(layer._outbound_nodes)) for layer in every],
+        "nodes": [(layer.name, *map(len, calls_of(layer))) for layer in every],
         "weights": [(v.path, v.trainable, v.numpy().tobytes()) for v in model.variables],
         "flags": [
-            (layer.name, layer.trainable, layer.built, layer.dtype_policy.name) for layer in model._flatten_layers()
+            (layer.name, layer.trainable, layer.built, layer.dtype_policy.name) for layer in every
         ],
         "config": str(model.get_config())
-        if isinstance(model, keras.Sequential) or hasattr(model, "_inputs_struct")
+        if isinstance(model, keras.Sequential) or isinstance(model, keras.Function)
         else "",
     }
 
@@ -35,7 +36,7 @@ def test_the_given_model_is_never_changed(name: str) -> None:
     model = made(name)
     q = kquant.quantize(model)
     x = samples(q, 4)
-    arguments = keras.tree.pack_sequence_as(q._inputs_struct, x) if isinstance(q._inputs_struct, list | dict) else x[0]
+    arguments = keras.tree.pack_sequence_as(q.input, x) if isinstance(q.input, list | dict) else x[0]
     outputs = [y.numpy() for y in keras.tree.flatten(model(arguments, training=False))]
     before = state(model)
     q = kquant.quantize(model)

@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 import kquant
+from kquant.graph.keras_private import structures
 from kquant.layers.nodes import FakeQuant
 from kquant.ops import FAMILIES, rules_of
 from kquant.runtime.interpreters import open_runtime
@@ -80,10 +81,9 @@ def _random(rng: np.random.Generator, shape: tuple[int, ...], dtype: str, spread
 
 def packed(model: keras.Model, arrays: list[np.ndarray]) -> Any:
     """The arrays in the structure that the model takes."""
-    struct = getattr(model, "_inputs_struct", None)
-    if struct is None:  # subclassed
+    if not isinstance(model, keras.Function):  # subclassed
         return arrays[0]
-    return keras.tree.pack_sequence_as(struct, arrays)
+    return keras.tree.pack_sequence_as(structures(model)[0], arrays)
 
 
 def build(name: str) -> keras.Model:

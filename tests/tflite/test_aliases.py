@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import kquant
+from kquant.graph.keras_private import made_of
 from kquant.runtime.running import predict
 
 layers = keras.layers
@@ -63,7 +64,7 @@ def random_views(seed: int) -> keras.Model:
             alike = [y for y in made if y.shape == x.shape]
             layer = layers.Add() if kind == "sum" else layers.Multiply()
             made.append(layer([x, rng.choice(alike)]))
-    read = {id(t) for layer in made for t in layer._keras_history.operation._inbound_nodes[0].input_tensors}
+    read = {id(t) for y in made for t in made_of(y)[1]}
     return keras.Model(inputs, [layers.Flatten()(t) for t in made if id(t) not in read] or made[-1])
 
 

@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 
 import kquant
+from kquant.graph.keras_private import every_layer
 from kquant.layers.nodes import Compressed, FakeQuant
 
 RNG = np.random.default_rng(0)
@@ -111,7 +112,7 @@ def test_recurrent_layers_show_the_range_of_their_cell(tmp_path: Path) -> None:
     q = kquant.quantize(keras.Model(x, keras.layers.LSTM(3, name="memory")(x)))
     q.compile("sgd", "mse")
     q.fit(X.reshape(32, 3, 2), Y, verbose=0, callbacks=[kquant.callbacks.Monitor(tmp_path)])
-    cells = [layer for layer in q._flatten_layers() if isinstance(layer, FakeQuant) and "cell" in layer.name]
+    cells = [layer for layer in every_layer(q) if isinstance(layer, FakeQuant) and "cell" in layer.name]
     assert (f"{cells[0].name}/high", 1) in events(tmp_path)
 
 
