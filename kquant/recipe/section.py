@@ -39,7 +39,9 @@ def sections() -> dict[str, type[Section]]:
         >>> list(sections())
         ['pruning', 'clustering']
     """
-    for module in pkgutil.iter_modules(folder.__path__):
-        if module.name.endswith("_section"):
-            importlib.import_module(f"{folder.__name__}.{module.name}")
-    return {section.key: section for section in sorted(Section.__subclasses__(), key=lambda s: (s.place, s.key))}
+    names = [file.name for file in pkgutil.iter_modules(folder.__path__) if file.name.endswith("_section")]
+    modules = [importlib.import_module(f"{folder.__name__}.{name}") for name in names]
+    # of these files alone: a subclass of Section that is somewhere else is nobody's section
+    held = [value for module in modules for value in vars(module).values() if isinstance(value, type)]
+    found = {value for value in held if issubclass(value, Section) and value is not Section}
+    return {section.key: section for section in sorted(found, key=lambda s: (s.place, s.key))}
