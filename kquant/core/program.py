@@ -49,8 +49,8 @@ class Operator:
     code: str
     inputs: list[Ref | None]
     outputs: list[Ref]
-    options: dict[str, Any] = field(default_factory=dict)
-    intermediates: list[Ref] = field(default_factory=list)
+    options: dict[str, Any] = field(default_factory=dict[str, Any])
+    intermediates: list[Ref] = field(default_factory=list[Ref])
 
     @property
     def type(self) -> str:
@@ -75,11 +75,11 @@ class Program:
     """
 
     name: str
-    operators: list[Operator] = field(default_factory=list)
-    inputs: list[Ref] = field(default_factory=list)
-    outputs: list[Ref] = field(default_factory=list)
+    operators: list[Operator] = field(default_factory=list[Operator])
+    inputs: list[Ref] = field(default_factory=list[Ref])
+    outputs: list[Ref] = field(default_factory=list[Ref])
     once: Program | None = None
-    made: dict[Any, Ref] = field(default_factory=dict)
+    made: dict[Any, Ref] = field(default_factory=dict[Any, Ref])
 
     def constant(self, name: str, data: np.ndarray, encoding: Encoding | None = None, dtype: str | None = None) -> Ref:
         """A stored tensor; `dtype` where it is stored as another type than numpy's ("int4")."""

@@ -129,7 +129,9 @@ def new_words(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[st
         )
         if counts:
             beside = found.get(new, inspect.signature(function).parameters[new].default)
-            value = Batches(value, beside) if isinstance(value, Integral) and not isinstance(value, bool) else value
+            value = (
+                Batches(int(value), beside) if not isinstance(value, bool) and isinstance(value, Integral) else value
+            )
         found[new] = value
     return found
 

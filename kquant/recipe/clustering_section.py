@@ -29,11 +29,11 @@ class Clustering(Section):
     key: ClassVar[str] = "clustering"
     place: ClassVar[int] = 2  # behind pruning, whose zeros a codebook keeps
 
-    clusters: int = Field(16, ge=0)
+    clusters: int = Field(default=16, ge=0)
     init: Literal["kmeans++", "linear", "density", "random"] = "kmeans++"
     per_channel: Annotated[bool | Literal["scale"], BeforeValidator(_sharing)] = False
     preserve_sparsity: bool = True
     train_values: bool = True
     depthwise: bool = False
     aggregation: Literal["sum", "mean"] = "sum"
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)

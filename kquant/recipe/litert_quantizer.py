@@ -7,7 +7,7 @@ whole (source: ai_edge_quantizer 0.10, recipe_manager.py and qtyping.py). What h
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, TypeGuard
 
 from kquant.core.messages import warn
 from kquant.recipe.section import sections
@@ -71,12 +71,13 @@ def read(entries: Any, name: str, where: str) -> dict[str, Any]:
         >>> read([entry], "mine", "recipe")["mode"]
         'dynamic'
     """
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries) or not entries:
+    if not _is_list(entries) or not all(_is_table(entry) for entry in entries) or not entries:
         raise ValueError(f"{where}: expected LiteRT Quantizer's recipe, a list of {{{', '.join(ENTRY)}}}.")
-    for i, entry in enumerate(entries):
+    checked: list[dict[str, Any]] = entries
+    for i, entry in enumerate(checked):
         _check_types(entry, f"{where}: entry {i}")
-    settings = []
-    for i, entry in _in_effect(entries, where):
+    settings: list[tuple[dict[str, Any], str, dict[str, Any]]] = []
+    for i, entry in _in_effect(checked, where):
         settings.append((entry, *_settings(entry, f"{where}: entry {i}")))
     modes = {mode for _, mode, _ in settings if mode}
     if len(modes) != 1:
@@ -102,21 +103,30 @@ def read(entries: Any, name: str, where: str) -> dict[str, Any]:
     return {**data, "rules": rules}
 
 
+def _is_list(given: Any) -> TypeGuard[list[Any]]:
+    return isinstance(given, list)
+
+
+def _is_table(given: Any) -> TypeGuard[dict[str, Any]]:
+    return isinstance(given, dict)
+
+
 def _check_types(entry: dict[str, Any], where: str) -> None:
     """Of what has a counterpart; other keys and values are refused where they are read.
 
     Raises:
         ValueError: naming the key.
     """
-    config = entry.get("op_config") or {}
-    tensors = [(name, config[name]) for name in CONFIG[:2] if isinstance(config, dict) and config.get(name) is not None]
+    config: Any = entry.get("op_config") or {}
+    table = config if _is_table(config) else {}
+    tensors = [(name, table[name]) for name in CONFIG[:2] if table.get(name) is not None]
     given: list[tuple[str, Any, Any]] = [(key, entry[key], str) for key in ENTRY[:3] if key in entry]
     given += [("op_config", config, dict), *((f"op_config.{name}", tensor, dict) for name, tensor in tensors)]
     for name, tensor in tensors:
-        if isinstance(tensor, dict):
+        if _is_table(tensor):
             given.append((f"op_config.{name}.num_bits", tensor.get("num_bits"), int))
             given += [(f"op_config.{name}.{key}", tensor[key], str) for key in TENSOR[2:] if key in tensor]
-    if isinstance(config, dict):
+    if _is_table(config):
         given += [(f"op_config.{key}", config[key], str) for key in CONFIG[2:3] if key in config]
         given += [(f"op_config.{key}", config[key], bool) for key in CONFIG[3:4] if key in config]
     for key, value, kind in given:
@@ -199,7 +209,8 @@ def _bare(regex: str) -> str:
 
 def _settings(entry: dict[str, Any], where: str) -> tuple[str, dict[str, Any]]:
     """Mode ("" for float) and the keys of a rule."""
-    algorithm, config = entry["algorithm_key"], entry.get("op_config") or {}
+    algorithm = entry["algorithm_key"]
+    config: dict[str, Any] = entry.get("op_config") or {}
     if algorithm == NO_QUANTIZE:
         return "", {"float": True}
     if algorithm not in (MIN_MAX, FLOAT_CASTING):
@@ -261,7 +272,8 @@ def _only(given: Any, known: tuple[str, ...], where: str) -> None:
 
 def _condition(entry: dict[str, Any], where: str) -> dict[str, Any]:
     """`layer` and `type` of a rule."""
-    operation, found = entry["operation"], {}
+    operation = entry["operation"]
+    found: dict[str, Any] = {}
     if operation != "*":
         if operation not in OPERATIONS:
             raise ValueError(

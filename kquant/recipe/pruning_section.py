@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from numbers import Integral
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -17,10 +17,10 @@ def structure_name(given: Any) -> Any:
         >>> structure_name((4, 1)), structure_name("2:4")
         ('4x1', '2:4')
     """
-    pair = isinstance(given, list | tuple) and len(given) == 2
-    if pair and all(isinstance(n, Integral) and not isinstance(n, bool) for n in given):
-        return f"{given[0]}x{given[1]}"
-    return given
+    sizes: list[Any] = [*given] if isinstance(given, list | tuple) else []
+    if len(sizes) == 2 and all(not isinstance(n, bool) and isinstance(n, Integral) for n in sizes):
+        return f"{sizes[0]}x{sizes[1]}"
+    return cast("Any", given)
 
 
 class Pruning(Section):
@@ -33,15 +33,15 @@ class Pruning(Section):
     key: ClassVar[str] = "pruning"
     place: ClassVar[int] = 1
 
-    sparsity: float = Field(0.5, ge=0.0, lt=1.0)
+    sparsity: float = Field(default=0.5, ge=0.0, lt=1.0)
     schedule: Literal["constant", "polynomial"] = "constant"
-    initial: float = Field(0.0, ge=0.0, lt=1.0)
-    begin: int = Field(0, ge=0)
-    end: int | None = Field(None, ge=0)
-    power: float = Field(3.0, gt=0.0)
-    frequency: int = Field(10, ge=1)
+    initial: float = Field(default=0.0, ge=0.0, lt=1.0)
+    begin: int = Field(default=0, ge=0)
+    end: int | None = Field(default=None, ge=0)
+    power: float = Field(default=3.0, gt=0.0)
+    frequency: int = Field(default=10, ge=1)
     structure: Annotated[str, BeforeValidator(structure_name)] = Field(
-        "unstructured", pattern=r"^(unstructured|[1-9]\d*x[1-9]\d*|[1-9]\d*:[1-9]\d*)$"
+        default="unstructured", pattern=r"^(unstructured|[1-9]\d*x[1-9]\d*|[1-9]\d*:[1-9]\d*)$"
     )
     pooling: Literal["mean", "max"] = "mean"
     scope: Literal["layer", "global"] = "layer"

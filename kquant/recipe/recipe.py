@@ -15,7 +15,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
-import tomli_w
+import tomli_w  # pyright: ignore[reportMissingImports]
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -39,7 +39,7 @@ from kquant.recipe.training_section import Oscillations, Progressive, Strict, Tr
 class Activations(Strict):
     """Grid and observer of activations; more than 8 bits are symmetric, as the 16-bit kernels want them."""
 
-    bits: int = Field(8, ge=2, le=16)
+    bits: int = Field(default=8, ge=2, le=16)
     symmetric: bool = False
     signed: bool = True
     kind: Literal["uniform", "power-of-two"] = "uniform"
@@ -58,8 +58,8 @@ class WeightGrid(Strict):
     `bits`.
     """
 
-    bits: int = Field(8, ge=2, le=8)
-    unpacked_bits: int | None = Field(None, ge=2, le=8)
+    bits: int = Field(default=8, ge=2, le=8)
+    unpacked_bits: int | None = Field(default=None, ge=2, le=8)
     symmetric: Literal[True] = True
     per_axis: bool = True
     kind: Kind = "uniform"
@@ -123,7 +123,7 @@ class LayerRule(RuleTables):
     training: dict[str, Any] = Field(default_factory=dict)
     prefer: Prefer | None = None
     skip: bool | None = None
-    stays_float: bool | None = Field(None, alias="float")
+    stays_float: bool | None = Field(default=None, alias="float")
 
     @model_validator(mode="after")
     def _has_condition(self) -> LayerRule:
@@ -200,7 +200,7 @@ class Recipe(RecipeTables):
     weights: WeightGrid = WeightGrid()
     training: Training = Training()
     steps: tuple[Step, ...] = Field((Step(name="calibrate"),), strict=False)  # a list will do, as TOML has no tuples
-    rules: tuple[LayerRule, ...] = Field((), strict=False)
+    rules: tuple[LayerRule, ...] = Field(default=(), strict=False)
 
     @model_validator(mode="after")
     def _may_act(self) -> Recipe:
@@ -260,9 +260,10 @@ def load(recipe: str | Path | dict[str, Any] | Recipe) -> Recipe:
         return recipe
     if isinstance(recipe, dict):
         return _parse(recipe, "recipe")
-    if not isinstance(recipe, str | Path):
-        raise ValueError(f"recipe: expected a name, a .toml or .json file, a dict or a Recipe. Received: {recipe!r}.")
-    path = Path(recipe)
+    given: Any = recipe  # whatever the annotation says
+    if not isinstance(given, str | Path):
+        raise ValueError(f"recipe: expected a name, a .toml or .json file, a dict or a Recipe. Received: {given!r}.")
+    path = Path(given)
     if path.suffix == ".json":
         return recipe_from_aeq(path)
     if path.suffix == ".toml":

@@ -2,7 +2,7 @@
 
     class Clipping(Section):
         key: ClassVar[str] = "clipping"         # the table [clipping]; `clipping = {...}` in a rule
-        reach: float = Field(0.5, gt=0.0)
+        reach: float = Field(default=0.5, gt=0.0)
 
 The file is found and read with the others; nothing names it but the file in `masking/` that carries it out, by a
 `METHOD`.

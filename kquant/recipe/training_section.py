@@ -10,7 +10,7 @@ ranges = "moving"    activations: moving averages of the batches' extremes; weig
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -24,7 +24,7 @@ class Strict(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _from_numpy(cls, given: Any) -> Any:
-        return plain(given) if isinstance(given, dict) else given
+        return plain(cast("dict[str, Any]", given)) if isinstance(given, dict) else given
 
 
 def plain(given: dict[str, Any]) -> dict[str, Any]:
@@ -40,7 +40,7 @@ def plain(given: dict[str, Any]) -> dict[str, Any]:
 class Progressive(Strict):
     """Training starts at a wider grid: `bits = max(recipe's, start - floor(t (start - recipe's) / steps))`."""
 
-    start: int = Field(8, ge=3, le=8, alias="from")
+    start: int = Field(default=8, ge=3, le=8, alias="from")
     steps: int = Field(ge=1)
 
 
@@ -54,10 +54,10 @@ class Oscillations(Strict):
         momentum: of the moving frequency.
     """
 
-    dampen: float = Field(0.0, ge=0.0)
-    dampen_steps: int | None = Field(None, ge=1)
-    freeze: float | None = Field(None, gt=0.0, lt=1.0)
-    momentum: float = Field(0.01, gt=0.0, lt=1.0)
+    dampen: float = Field(default=0.0, ge=0.0)
+    dampen_steps: int | None = Field(default=None, ge=1)
+    freeze: float | None = Field(default=None, gt=0.0, lt=1.0)
+    momentum: float = Field(default=0.01, gt=0.0, lt=1.0)
 
     @model_validator(mode="after")
     def _reachable(self) -> Oscillations:
@@ -84,15 +84,15 @@ class Training(Strict):
         freeze_batch_norm_after: training steps after which they use their moving statistics.
     """
 
-    momentum: float = Field(0.99, gt=0.0, lt=1.0)
-    freeze_ranges_after: int | None = Field(None, ge=0)
+    momentum: float = Field(default=0.99, gt=0.0, lt=1.0)
+    freeze_ranges_after: int | None = Field(default=None, ge=0)
     ranges: Literal["moving", "fixed", "learned", "pact"] = "moving"
-    range_rate: float = Field(1.0, gt=0.0)
-    range_penalty: float = Field(1e-4, ge=0.0)
+    range_rate: float = Field(default=1.0, gt=0.0)
+    range_penalty: float = Field(default=1e-4, ge=0.0)
     progressive: Progressive | None = None
     oscillations: Oscillations = Oscillations()
     batch_norm: Literal["folded", "live"] = "folded"
-    freeze_batch_norm_after: int | None = Field(None, ge=0)
+    freeze_batch_norm_after: int | None = Field(default=None, ge=0)
 
     @property
     def learns_weights(self) -> bool:

@@ -194,7 +194,7 @@ def test_scan_judges_by_accuracy_and_refuses(work, tmp_path):
     assert found["dense"] == 1.0 and found["structure"] == "2x1" and len(found["layers"]) == 2
     cases = {
         "expected a file .toml": (*arguments, "--path", tmp_path / "m.keras"),
-        "a target in (0, 1)": (*arguments, "--sparsity", "1"),
+        "a sparsity in (0, 1)": (*arguments, "--sparsity", "1"),
         "fixes the sparsity": (*arguments, "--structure", "2:4"),
         "expected a float model": ("scan", work / "build/tiny.keras", *arguments[2:]),
     }
