@@ -127,11 +127,9 @@ def new_words(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[st
             f"{name}: `{old}` is called `{new}` now{', and counts samples' if counts else ''}; write {said}.",
             DeprecationWarning,
         )
-        if counts:
+        if counts and not isinstance(value, bool) and isinstance(value, Integral):
             beside = found.get(new, inspect.signature(function).parameters[new].default)
-            value = (
-                Batches(int(value), beside) if not isinstance(value, bool) and isinstance(value, Integral) else value
-            )
+            value = Batches(int(value), beside)
         found[new] = value
     return found
 

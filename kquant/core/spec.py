@@ -9,6 +9,8 @@ One convention everywhere: `real = scale * (code - zero_point)`, `scale` being T
     narrow      -2^(b-1)+1 .. 2^(b-1)-1  (symmetric weights: -127 .. 127)
 """
 
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# (TensorFlow has no types for `tf.bitwise` and `tf.bitcast`)
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -210,7 +212,7 @@ def encode_weights(
         >>> encode_weights(tf.constant([[1.27, 0.5], [-0.2, 0.254]]), spec, (1,)).numpy().round(5)
         array([[0.01   , 0.00394]], dtype=float32)
     """
-    kept = {axis % weights.shape.rank for axis in channel_axes} if spec.per_axis else set()
+    kept: set[int] = {axis % weights.shape.rank for axis in channel_axes} if spec.per_axis else set()
     axes = [axis for axis in range(weights.shape.rank) if axis not in kept]
     found = tf.reduce_max(tf.abs(weights), axis=axes, keepdims=True)
     reach = found if reach is None else tf.where(reach > 0.0, reach, found)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, cast
 
 import tomli_w  # pyright: ignore[reportMissingImports]
 from pydantic import (
@@ -362,7 +362,8 @@ def recipe_to_toml(recipe: str | Path | dict[str, Any] | Recipe) -> str:
         bits = 4
         <BLANKLINE>
     """
-    return tomli_w.dumps(load(recipe).model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude_none=True))
+    said = load(recipe).model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude_none=True)
+    return cast("str", tomli_w.dumps(said))  # pyright: ignore[reportUnknownMemberType]
 
 
 def _folder() -> Any:

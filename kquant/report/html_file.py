@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from kquant.analysis.results import Analysis
 from kquant.files.atomic import write_atomically
@@ -37,8 +38,9 @@ def html(analysis: Analysis, path: str | Path) -> Path:
         >>> kquant.report.html(kquant.analyze(q, x, verbose=False), "report.html").name
         'report.html'
     """
-    if not isinstance(analysis, Analysis):
-        raise TypeError(f"report.html: expected what kquant.analyze returned. Received: {type(analysis).__name__}.")
+    given: Any = analysis  # whatever the annotation says
+    if not isinstance(given, Analysis):
+        raise TypeError(f"report.html: expected what kquant.analyze returned. Received: {type(given).__name__}.")
     target = check_html(path)
     write_atomically(target, render_html(analysis).encode(), "report.html")
     return target

@@ -182,7 +182,8 @@ def _split_concatenations(program: Program, target: Target) -> None:
 
 def _part(inputs: list[Ref | None], op: Operator, number: int) -> Ref:
     """The tensor that a part of a concatenation makes."""
-    axis, output = op.options["axis"], op.outputs[0]
+    output = op.outputs[0]
+    axis: int = op.options["axis"]
     shape = list(output.shape)
     shape[axis] = sum(ref.shape[axis] for ref in inputs if ref is not None)
     return Ref(f"{output.name}/part{number}", tuple(shape), output.dtype, output.encoding)

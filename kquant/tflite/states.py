@@ -34,7 +34,8 @@ def keep_states(streamed: Streamed, states: States) -> None:
     if not streamed.states:
         return
     program.once = Program("once")
-    reads, writes = [], []
+    reads: list[Operator] = []
+    writes: list[Operator] = []
     for state in streamed.states:
         handle = _handle(program, state)
         reads += [handle, Operator("READ_VARIABLE", [handle.outputs[0]], [state.read])]

@@ -99,10 +99,10 @@ class _Emitter:
     source: Program
     timeline: Timeline
     hop: int
-    blocks: dict[int, Ref] = field(default_factory=dict)
-    held: dict[int, Ref] = field(default_factory=dict)
-    parts: dict[tuple[int, int, int], Ref] = field(default_factory=dict)
-    states: list[State] = field(default_factory=list)
+    blocks: dict[int, Ref] = field(default_factory=dict[int, Ref])
+    held: dict[int, Ref] = field(default_factory=dict[int, Ref])
+    parts: dict[tuple[int, int, int], Ref] = field(default_factory=dict[tuple[int, int, int], Ref])
+    states: list[State] = field(default_factory=list[State])
 
     def __post_init__(self) -> None:
         self.program = Program(self.source.name)
@@ -153,9 +153,10 @@ class _Emitter:
         time = self.timeline.of(op.outputs[0])
         if isinstance(time, Time):
             inputs, options = self.fitted(step, time, inputs, outputs[0], options)
-            still = facts(op.code).moves_frames and inputs[0] is not None and inputs[0].shape == outputs[0].shape
-            if still and not any(op.outputs[0] is ref for ref in self.source.outputs):
-                self.blocks[id(op.outputs[0])] = inputs[0]  # it moved frames only
+            first = inputs[0]
+            still = facts(op.code).moves_frames and first is not None and first.shape == outputs[0].shape
+            if first is not None and still and not any(op.outputs[0] is ref for ref in self.source.outputs):
+                self.blocks[id(op.outputs[0])] = first  # it moved frames only
                 return
         self.program.operators.append(Operator(op.code, inputs, outputs, options))
 

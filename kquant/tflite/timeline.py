@@ -81,7 +81,7 @@ class Step:
 
     op: Operator
     out: Time | Static
-    reads: dict[int, Read] = field(default_factory=dict)
+    reads: dict[int, Read] = field(default_factory=dict[int, Read])
 
 
 def name_of(op: Operator) -> str:
@@ -151,7 +151,8 @@ class Timeline:
         """Every input as the whole window that the file sees."""
         if op.code.endswith("LSTM"):
             raise refuse(op, "its kernel begins every call anew. Export without streaming, or use causal convolutions.")
-        reads, ready, padded = {}, [t.ready for t in still], any(t.padded for t in still)
+        reads: dict[int, Read] = {}
+        ready, padded = [t.ready for t in still], any(t.padded for t in still)
         windows = [w for t in still for w in t.windows]
         for i, time in moving.items():
             length = _shape(op, i)[time.axis]

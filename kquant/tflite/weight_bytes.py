@@ -149,7 +149,7 @@ def count_bytes(data: bytes, file: FileModel, held: dict[int, np.ndarray]) -> Fi
 
 def _weights(file: FileModel, held: dict[int, np.ndarray]) -> Iterator[tuple[FileTensor, str]]:
     """Tensors of weights, each with the first operator that reads it."""
-    seen = set()
+    seen: set[str] = set()
     for op in file.operators:
         for position in facts(op.code).weights:
             index = op.inputs[position] if position < len(op.inputs) else -1
@@ -160,7 +160,7 @@ def _weights(file: FileModel, held: dict[int, np.ndarray]) -> Iterator[tuple[Fil
 
 
 def _layer(t: FileTensor, code: str, values: np.ndarray, stored: int) -> LayerBytes:
-    zero = np.asarray(t.zero_point).reshape(-1, *[1] * (values.ndim - 1 - t.axis)) if t.scale is not None else 0
+    zero: Any = np.asarray(t.zero_point).reshape(-1, *[1] * (values.ndim - 1 - t.axis)) if t.scale is not None else 0
     axis = t.axis if t.scale is not None and len(t.scale) > 1 else None
     packed = t.type == "INT4"
     raw = -(-values.size // 2) if packed else values.nbytes
