@@ -7,10 +7,10 @@ import tensorflow as tf
 from kquant.arithmetic.fixed_point import (
     Multiplier,
     doubling_high_mul,
-    multiply,
     power_of_two,
     quantize_multiplier,
     rounding_divide_by_power,
+    scaled,
     shift_right,
 )
 from kquant.arithmetic.grid import (
@@ -100,8 +100,8 @@ def leaky_relu(
 
     def kernel(codes: tf.Tensor) -> tf.Tensor:
         values = centred(codes, grids[0])
-        below = multiply(values, slope)
-        return placed(tf.where(values >= 0, multiply(values, identity), -below if alpha < 0 else below), out)
+        below = scaled(values, slope)
+        return placed(tf.where(values >= 0, scaled(values, identity), -below if alpha < 0 else below), out)
 
     return tabulated(kernel, sources[0], grids[0])
 
@@ -116,7 +116,7 @@ def absolute(sources: Sequence[tf.Tensor], grids: Sequence[Grid], out: Grid, run
     by = quantize_multiplier(ratio)
 
     def kernel(codes: tf.Tensor) -> tf.Tensor:
-        return placed(multiply(tf.abs(centred(codes, grids[0])), by), out)
+        return placed(scaled(tf.abs(centred(codes, grids[0])), by), out)
 
     return tabulated(kernel, sources[0], grids[0])
 
@@ -160,7 +160,7 @@ def _precision(runtime: str) -> tf.DType:
 def _bounded(source: tf.Tensor, grid: Grid, out: Grid, activation: str | float, precision: tf.DType) -> tf.Tensor:
     ratio = tf.cast(grid.scale, precision) / tf.cast(out.scale, precision)
     by = quantize_multiplier(tf.cast(ratio, tf.float64))
-    return tabulated(lambda codes: placed(multiply(centred(codes, grid), by), out, activation), source, grid)
+    return tabulated(lambda codes: placed(scaled(centred(codes, grid), by), out, activation), source, grid)
 
 
 def _int16_multiplier(ratio: tf.Tensor) -> Multiplier:

@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-from kquant.arithmetic.fixed_point import Multiplier, multiply, quantize_multiplier
-from kquant.arithmetic.grid import Grid, centred, check_int8, check_runtime, clipped, placed
+from kquant.arithmetic.fixed_point import Multiplier, multiply, quantize_multiplier, scaled
+from kquant.arithmetic.grid import Grid, centred, check_int8, check_runtime, clipped, placed, tabulated
 
 # ADD and SUB move both operands up by this many bits before they bring them to one scale.
 _HEADROOM_BITS, _HEADROOM_BITS_INT16 = 20, 15
@@ -69,8 +69,10 @@ def mul(
     """
     precision = tf.float64 if check_runtime(runtime) == "tflm" else tf.float32
     by = _multiplier(tf.cast(grids[0].scale, precision) * tf.cast(grids[1].scale, precision), out, precision)
-    product = centred(sources[0], grids[0]) * centred(sources[1], grids[1])
-    return placed(multiply(product, by), out, activation)
+    # of 8-bit codes the product has 16 bits, which floats hold; of 16-bit codes it has 32
+    kind = tf.int64 if out.is_int16 else tf.float32
+    product = centred(sources[0], grids[0], kind) * centred(sources[1], grids[1], kind)
+    return placed(scaled(product, by), out, activation)
 
 
 def prelu(sources: Sequence[tf.Tensor], grids: Sequence[Grid], out: Grid, runtime: str = "litert") -> tf.Tensor:
@@ -93,9 +95,9 @@ def prelu(sources: Sequence[tf.Tensor], grids: Sequence[Grid], out: Grid, runtim
     source_scale = tf.cast(grids[0].scale, precision)
     identity = _multiplier(source_scale, out, precision)
     slope = _multiplier(source_scale * tf.cast(grids[1].scale, precision), out, precision)
-    values = centred(sources[0], grids[0])
-    below = values * centred(sources[1], grids[1])
-    return placed(tf.where(values >= 0, multiply(values, identity), multiply(below, slope)), out)
+    values = centred(sources[0], grids[0], tf.float32)
+    below = values * centred(sources[1], grids[1], tf.float32)
+    return placed(tf.where(values >= 0, scaled(values, identity), scaled(below, slope)), out)
 
 
 def maximum(sources: Sequence[tf.Tensor], grids: Sequence[Grid], out: Grid, runtime: str = "litert") -> tf.Tensor:
@@ -121,9 +123,12 @@ def _sum(
     common = 2.0 * tf.maximum(scales[0], scales[1])
     by = [quantize_multiplier(scale / common) for scale in scales]
     raised = 2 ** (_HEADROOM_BITS_INT16 if out.is_int16 else _HEADROOM_BITS)
-    terms = [multiply(centred(q, g) * raised, m) for q, g, m in zip(sources, grids, by, strict=True)]
+    terms = [
+        tabulated(lambda codes, g=g, m=m: multiply(centred(codes, g) * raised, m), q, g)
+        for q, g, m in zip(sources, grids, by, strict=True)
+    ]
     to_out = quantize_multiplier(common / (float(raised) * tf.cast(out.scale, tf.float64)))
-    return placed(multiply(combine(*terms), to_out), out, activation)
+    return placed(scaled(combine(*terms), to_out), out, activation)
 
 
 def _multiplier(scale: tf.Tensor, out: Grid, precision: tf.DType) -> Multiplier:

@@ -86,9 +86,30 @@ def multiply(values: tf.Tensor, by: Multiplier, single_rounding: bool = False) -
         # A shift above 30 is saturated by the kernels; no rescale of int8 data comes near it.
         total = 31 - tf.minimum(by.shift, 30)
         return shift_right(values * by.mantissa + power_of_two(total - 1), total)
-    left = tf.maximum(by.shift, 0)
-    right = tf.maximum(-by.shift, 0)
-    return rounding_divide_by_power(doubling_high_mul(values * power_of_two(left), by.mantissa), right)
+    return tf.cast(scaled(values, by), tf.int64)
+
+
+def scaled(values: tf.Tensor, by: Multiplier) -> tf.Tensor:
+    """`multiply` with double rounding, as integers in float64, for values of any type.
+
+    Floats stay floats: their product with the mantissa is exact below 2**53, for values below 2**22. Beyond, where an
+    8-bit output that is not saturated needs a multiplier below 2**-13, `h` differs where the product ends within the
+    last bits below one half, which one value in 2**31 does.
+
+    Args:
+        values: int64, or integers in float32 or float64, within the int32 range.
+        by: the multiplier; a vector goes with the last axis.
+
+    Returns:
+        float64, shaped like `values`.
+    """
+    left, right = tf.maximum(by.shift, 0), tf.maximum(-by.shift, 0)
+    if values.dtype.is_floating:
+        factor = tf.cast(by.mantissa, tf.float64) * binary(left - 31)
+        high = tf.floor(tf.cast(values, tf.float64) * factor + 0.5)
+    else:
+        high = tf.cast(doubling_high_mul(values, by.mantissa * power_of_two(left)), tf.float64)
+    return _divided(high, right)
 
 
 def multiply_reduced(values: tf.Tensor, by: Multiplier) -> tf.Tensor:
@@ -120,12 +141,28 @@ def doubling_high_mul(a: tf.Tensor, b: tf.Tensor, bits: int = 32) -> tf.Tensor:
 
 
 def rounding_divide_by_power(values: tf.Tensor, exponent: tf.Tensor | int) -> tf.Tensor:
-    """`value / 2**exponent` to the nearest integer, halves away from zero: RoundingDivideByPOT, in int64."""
-    exponent = tf.cast(exponent, tf.int64)
-    half = shift_right(power_of_two(exponent), tf.constant(1, tf.int64))
-    # Below zero the floor of an arithmetic shift already rounds down, so a half must not be carried up.
-    negative = tf.where(values < 0, tf.minimum(exponent, 1), tf.zeros_like(exponent))
-    return shift_right(values + half - negative, exponent)
+    """`value / 2**exponent` to the nearest integer, halves away from zero: RoundingDivideByPOT, in int64.
+
+    Args:
+        values: int64, below 2**49.
+        exponent: 0 to 62.
+    """
+    return tf.cast(_divided(tf.cast(values, tf.float64), tf.cast(exponent, tf.int64)), tf.int64)
+
+
+def _divided(values: tf.Tensor, exponent: tf.Tensor) -> tf.Tensor:
+    """`rounding_divide_by_power` of integers in float64.
+
+    The factor is two to four units of the last place too large. A half is then more than a half, of either sign, and
+    goes away from zero where rounding to even would choose; any other value is at least `2**-exponent` away from a
+    half, which is more than four units of its last place below 2**49.
+    """
+    return tf.round(values * (binary(-exponent) * (1.0 + 2.0**-51)))
+
+
+def binary(exponent: tf.Tensor) -> tf.Tensor:
+    """`2.0**exponent` in float64 from int64 exponents of -1022 to 1023: the bits, since `pow` may be off by one."""
+    return tf.bitcast(tf.bitwise.left_shift(exponent + _EXPONENT_BIAS, _full(exponent, _FRACTION_BITS)), tf.float64)
 
 
 def saturating_shift_left(values: tf.Tensor, amount: int) -> tf.Tensor:

@@ -41,40 +41,50 @@ class Grid(NamedTuple):
         return self.high > 127
 
 
-def centred(codes: tf.Tensor, grid: Grid) -> tf.Tensor:
-    """Codes without their zero point, `code - zero_point`, as int64."""
-    return tf.cast(codes, tf.int64) - tf.cast(grid.zero_point, tf.int64)
+def centred(codes: tf.Tensor, grid: Grid, kind: tf.DType = tf.int64) -> tf.Tensor:
+    """Codes without their zero point, `code - zero_point`, as int64 or another kind of number."""
+    return tf.cast(codes, kind) - tf.cast(grid.zero_point, kind)
 
 
 def clipped(codes: tf.Tensor, low: tf.Tensor | int, high: tf.Tensor | int) -> tf.Tensor:
     """Codes of any integer type clipped to [low, high], as int32."""
     low, high = tf.cast(low, codes.dtype), tf.cast(high, codes.dtype)
-    return tf.cast(tf.minimum(tf.maximum(codes, low), high), tf.int32)
+    return tf.cast(tf.raw_ops.ClipByValue(t=codes, clip_value_min=low, clip_value_max=high), tf.int32)
 
 
 def placed(values: tf.Tensor, out: Grid, activation: str | None = None) -> tf.Tensor:
     """Integers on the output's scale moved to its zero point and clipped to what may leave the kernel.
 
     Args:
-        values: int64, `real / out.scale` already rounded.
+        values: int64 or integers in float64, `real / out.scale` already rounded.
         out: the output grid.
         activation: a key of `ACTIVATIONS`, None, or the maximum of a RELU that a MINIMUM follows.
 
     Returns:
         int32 codes.
     """
+    if values.dtype.is_floating:
+        return tf.cast(placed_floats(values, out, activation), tf.int32)
     low, high = activation_range(out, activation)
     return clipped(values + tf.cast(out.zero_point, tf.int64), low, high)
+
+
+def placed_floats(values: tf.Tensor, out: Grid, activation: str | None = None) -> tf.Tensor:
+    """`placed` of floats, as float32 codes: what float32 cannot tell apart lies outside of every grid."""
+    low, high = (tf.cast(end, tf.float32) for end in activation_range(out, activation))
+    codes = tf.cast(values, tf.float32) + tf.cast(out.zero_point, tf.float32)
+    return tf.raw_ops.ClipByValue(t=codes, clip_value_min=low, clip_value_max=high)
 
 
 def round_half_away(values: tf.Tensor) -> tf.Tensor:
     """`std::round` of float32 or float64 values, as float64: nearest integer, halves away from zero.
 
-    The sum with one half is taken in float64, where it is exact for every float32; in float32 the largest number below
-    one half would round up.
+    A float32 that is no half is far enough from one to stay on its side when float64 makes it a little larger, as
+    `fixed_point.rounding_divide_by_power` does. Of float64 the sum with one half is cut off.
     """
-    wide = tf.cast(values, tf.float64)
-    return tf.sign(wide) * tf.floor(tf.abs(wide) + 0.5)
+    if values.dtype == tf.float32:
+        return tf.round(tf.cast(values, tf.float64) * (1.0 + 2.0**-51))
+    return tf.sign(values) * tf.floor(tf.abs(values) + 0.5)
 
 
 def activation_range(out: Grid, activation: str | float | None) -> tuple[tf.Tensor, tf.Tensor]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from kquant.arithmetic.fixed_point import multiply, multiply_reduced, quantize_multiplier
+from kquant.arithmetic.fixed_point import multiply_reduced, quantize_multiplier, scaled
 from kquant.arithmetic.grid import Grid, check_runtime, placed
 from kquant.arithmetic.requantize import product_scale
 
@@ -43,8 +43,8 @@ def batch_matmul(
     wide = grids[0].high > 127
     exact = tf.float32 if not wide and depth is not None and depth <= _EXACT_IN_FLOAT32 else tf.float64
     x, y = (tf.cast(q, exact) - tf.cast(grid.zero_point, exact) for q, grid in zip(sources, grids, strict=True))
-    sums = tf.cast(tf.round(tf.linalg.matmul(x, y, transpose_a=adj_x, transpose_b=adj_y)), tf.int64)
+    sums = tf.round(tf.linalg.matmul(x, y, transpose_a=adj_x, transpose_b=adj_y))
     real = product_scale(grids[0], grids[1], runtime) / tf.cast(out.scale, tf.float64)
     if wide:
-        return placed(multiply_reduced(sums, quantize_multiplier(real)), out)
-    return placed(multiply(sums, quantize_multiplier(real)), out)
+        return placed(multiply_reduced(tf.cast(sums, tf.int64), quantize_multiplier(real)), out)
+    return placed(scaled(sums, quantize_multiplier(real)), out)

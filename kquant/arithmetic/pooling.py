@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from kquant.arithmetic.fixed_point import Multiplier, multiply, power_of_two, quantize_multiplier
+from kquant.arithmetic.fixed_point import Multiplier, power_of_two, quantize_multiplier, scaled
 from kquant.arithmetic.grid import Grid, activation_range, check_runtime, clipped, placed
 
 
@@ -93,7 +93,7 @@ def mean(
     lowered = tf.minimum(tf.constant(min(count.bit_length() - 1, 32), tf.int64), 31 + by.shift)
     by = Multiplier(by.mantissa * power_of_two(lowered) // count, by.shift - lowered)
     sums = tf.reduce_sum(tf.cast(source, tf.int64), axis=list(axes), keepdims=keepdims)
-    return placed(multiply(sums - tf.cast(grid.zero_point, tf.int64) * count, by), out)
+    return placed(scaled(sums - tf.cast(grid.zero_point, tf.int64) * count, by), out)
 
 
 def _window_counts(size: Sequence[int], pool_size: Sequence[int], strides: Sequence[int], padding: str) -> np.ndarray:

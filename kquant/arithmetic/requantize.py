@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from kquant.arithmetic.fixed_point import multiply, multiply_reduced, quantize_multiplier
+from kquant.arithmetic.fixed_point import multiply, multiply_reduced, quantize_multiplier, scaled
 from kquant.arithmetic.grid import (
     Grid,
     activation_range,
@@ -12,6 +12,7 @@ from kquant.arithmetic.grid import (
     check_runtime,
     clipped,
     placed,
+    placed_floats,
     round_half_away,
     tabulated,
 )
@@ -63,7 +64,7 @@ def requantize(
         activation: "RELU", "RELU6", "RELU_N1_TO_1" or None.
 
     Returns:
-        int32 codes, shaped like `accumulator`.
+        codes, shaped like `accumulator`: float32 of floats, int32 of integers.
 
     Raises:
         ValueError: unknown rounding or activation.
@@ -73,13 +74,16 @@ def requantize(
     if rounding == "float":
         return _requantize_float(accumulator, accumulator_scale, out, activation)
     real = tf.cast(accumulator_scale, tf.float64) / tf.cast(out.scale, tf.float64)
+    floats = accumulator.dtype.is_floating
     if rounding == "real":
-        values = tf.cast(round_half_away(tf.cast(accumulator, tf.float64) * real), tf.int64)
+        values = round_half_away(tf.cast(accumulator, tf.float64) * real)
     elif rounding == "reduced":
-        values = multiply_reduced(tf.cast(accumulator, tf.int64), quantize_multiplier(real))
+        values = tf.cast(multiply_reduced(tf.cast(accumulator, tf.int64), quantize_multiplier(real)), tf.float64)
+    elif rounding == "single":
+        values = tf.cast(multiply(tf.cast(accumulator, tf.int64), quantize_multiplier(real), True), tf.float64)
     else:
-        values = multiply(tf.cast(accumulator, tf.int64), quantize_multiplier(real), rounding == "single")
-    return placed(values, out, activation)
+        values = scaled(accumulator if floats else tf.cast(accumulator, tf.int64), quantize_multiplier(real))
+    return (placed_floats if floats else placed)(values, out, activation)
 
 
 def quantize(
@@ -102,13 +106,11 @@ def quantize(
     """
     source, grid = sources[0], grids[0]
     if source.dtype.is_floating:
-        steps = round_half_away(tf.cast(source, tf.float32) / tf.cast(out.scale, tf.float32))
-        steps = tf.clip_by_value(steps, tf.constant(-(2.0**31), tf.float64), tf.constant(2.0**31 - 1, tf.float64))
-        return placed(tf.cast(steps, tf.int64), out)
+        return placed(round_half_away(tf.cast(source, tf.float32) / tf.cast(out.scale, tf.float32)), out)
     if grid is None:
         raise ValueError("QUANTIZE: codes need their grid, received None. Pass None only with a float source.")
     by = quantize_multiplier(tf.cast(grid.scale, tf.float64) / tf.cast(out.scale, tf.float64))
-    return tabulated(lambda codes: placed(multiply(centred(codes, grid), by), out), source, grid)
+    return tabulated(lambda codes: placed(scaled(centred(codes, grid), by), out), source, grid)
 
 
 def _requantize_float(accumulator: tf.Tensor, scale: tf.Tensor, out: Grid, activation: str | None) -> tf.Tensor:

@@ -11,8 +11,10 @@ import tensorflow as tf
 from kquant.core.spec import QuantSpec
 from kquant.graph.graph import full_precision
 from kquant.layers import transform as kernels
+from kquant.layers.carried import carried, carry
 from kquant.layers.conversion import refuse_conversion
 from kquant.layers.fake_quant import is_float, is_simulating
+from kquant.layers.integers import chosen, is_known
 from kquant.layers.live_norm import LiveNorm
 from kquant.layers.nonuniform import on_grid
 from kquant.layers.provenance import Provenance
@@ -147,24 +149,29 @@ class Compressed(Weighted):
             refuse_conversion()
         if training or is_simulating() or encoding is None or self.spec is None or not self.spec.has_codes:
             return [self._biased(x, self.weights_on_grid(), self.bias_as_used(), self.layer), *unknown]
-        known = encoding[0] > 0.0
-        codes, scale, bias = self.codes(tf.where(known, encoding[0], 1.0))
+        known = is_known(encoding)
+        unit = chosen(known, encoding[0], tf.ones_like(encoding[0]))
+        codes, scale, bias = self.codes(unit)
         if not self.sums:
             return self._multiplied(x, encoding, codes, scale, known)
         # The kernels multiply the two scales in double; a float32 product shifts some ties.
-        exact = tf.cast(tf.reshape(scale, (-1,)), tf.float64) * tf.cast(tf.where(known, encoding[0], 1.0), tf.float64)
-        step = tf.cast(exact, tf.float32)
-        x = tf.cast(x, tf.float32) / tf.where(known, encoding[0], 1.0)
+        exact = tf.cast(tf.reshape(scale, (-1,)), tf.float64) * tf.cast(unit, tf.float64)
+        steps = carried(x, "codes")
+        if steps is None:
+            steps = tf.cast(x, tf.float32) / unit
+            steps = chosen(known, rounded(steps), steps)
+        bias = None if bias is None else chosen(known, rounded(bias), bias)
         if self.wide:
-            return self._wide(tf.where(known, rounded(x), x), codes, bias, exact, known)
-        bias = None if bias is None else tf.where(known, rounded(bias), bias)
+            return self._wide(steps, codes, bias, exact, known)
         with full_precision():
-            integers = self._biased(tf.where(known, rounded(x), x), codes, bias, self.layer.call)
-        y = tf.where(known, rounded(integers), integers) * step
-        return [tf.cast(y, self.compute_dtype), tf.where(known, exact, tf.zeros_like(exact))]
+            sums = self._biased(steps, codes, bias, self.layer.call)
+        y = tf.cast(sums * tf.cast(exact, tf.float32), self.compute_dtype)
+        if known is True:
+            return [y, carry(exact, "sums", sums)]
+        return [y, tf.where(known, exact, tf.zeros_like(exact))]
 
     def _wide(
-        self, x: tf.Tensor, codes: tf.Tensor, bias: tf.Tensor | None, exact: tf.Tensor, known: tf.Tensor
+        self, x: tf.Tensor, codes: tf.Tensor, bias: tf.Tensor | None, exact: tf.Tensor, known: bool | tf.Tensor
     ) -> list[tf.Tensor]:
         """Sums of 16-bit codes: those of the high and of the low bytes are exact in float32, their total in float64."""
         none = None if bias is None else tf.zeros_like(bias)
@@ -173,9 +180,9 @@ class Compressed(Weighted):
             parts = [self._biased(part, codes, none, self.layer.call) for part in (high, x - 256.0 * high)]
         total = 256.0 * tf.cast(parts[0], tf.float64) + tf.cast(parts[1], tf.float64)
         if bias is not None:
-            total += tf.cast(tf.where(known, rounded(bias), bias), tf.float64)
+            total += tf.cast(bias, tf.float64)
         y = tf.cast(total * exact, self.compute_dtype)
-        return [y, tf.where(known, exact, tf.zeros_like(exact)), tf.round(total)]
+        return [y, chosen(known, exact, tf.zeros_like(exact)), tf.round(total)]
 
     def codes(self, input_scale: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
         """Kernel codes, their scale (shaped like the kernel, 1 on reduced axes) and the bias in steps, not yet rounded.
@@ -293,13 +300,13 @@ class Compressed(Weighted):
         return kernels.run_with(self.layer, values, call, x)
 
     def _multiplied(
-        self, x: tf.Tensor, encoding: tf.Tensor, codes: tf.Tensor, scale: tf.Tensor, known: tf.Tensor
+        self, x: tf.Tensor, encoding: tf.Tensor, codes: tf.Tensor, scale: tf.Tensor, known: bool | tf.Tensor
     ) -> list[tf.Tensor]:
         """PReLU: positive inputs keep their scale, negative ones are multiplied by the codes of alpha."""
         y = self._with(tf.cast(x, tf.float32), {self.kernel_name: codes * scale}, self.layer.call)
         # LiteRT forms this product in float32 (prelu.cc)
         step = tf.cast(tf.where(x >= 0, encoding[0], encoding[0] * tf.reshape(scale, ())), tf.float64)
-        return [tf.cast(y, self.compute_dtype), tf.where(known, step, tf.zeros_like(step))]
+        return [tf.cast(y, self.compute_dtype), chosen(known, step, tf.zeros_like(step))]
 
     def get_config(self) -> dict[str, Any]:
         """All arguments."""

@@ -13,10 +13,12 @@ import numpy as np
 import tensorflow as tf
 
 from kquant import arithmetic
-from kquant.core.spec import QuantSpec, encode_range, to_codes
+from kquant.core.spec import QuantSpec, encode_range
 from kquant.graph.step_mask import is_other
 from kquant.layers import learned_ranges, range_learner
+from kquant.layers.carried import carried, carry
 from kquant.layers.conversion import refuse_conversion
+from kquant.layers.integers import Origin, codes_of, is_known
 from kquant.layers.learned_ranges import replaced, straight_through
 from kquant.layers.provenance import Provenance
 from kquant.layers.replicas import extremes
@@ -190,40 +192,72 @@ class FakeQuant(keras.layers.Layer):
             `[float[...], float32[2]]`: values on the grid, and (scale, zero point).
         """
         collector = _COLLECTOR.get()
-        if collector is not None:
-            if not peek:
-                collector(self, site, y)
-            return [tf.cast(y, _float_like(y)), tf.zeros(2)]
+        if collector is not None and not peek:
+            collector(self, site, y)
         if is_float(self):
             return [tf.cast(y, _float_like(y)), tf.zeros(2)]
         real = tf.cast(y, tf.float32)
         if peek:
             return [real, self._peeked(encodings, training)]
-        if training and self.has_range and self.trainable:
-            self._move(self.without_padding(real, site), site)
-        scale, zero_point, seen = self.grid(encodings)
-        if training and self.fixed is not None:
+        if training:
+            values, encoding = self._in_training(real, encodings, site)
+        elif is_simulating():
+            values, encoding = self._rounded(real, encodings)
+        else:
+            origin = Origin(kernel, attributes, sources, encodings, source_bits, accumulator, sums)
+            values, encoding = self._in_integers(real, origin)
+        return [_as(values, _float_like(y)), encoding]
+
+    def _in_training(self, y: tf.Tensor, encodings: Sequence[tf.Tensor], site: int) -> tuple[tf.Tensor, tf.Tensor]:
+        """Values and encoding of a training step: the range moves first, then the values are rounded."""
+        if self.has_range and self.trainable:
+            self._move(self.without_padding(y, site), site)
+        if self.fixed is not None:
             # Probabilities on a grid of 1/256 are often 0, where a cross-entropy has no gradient; the kernel's grid is
             # fine enough that training need not see it.
-            return [tf.cast(y, _float_like(y)), tf.stack([scale, zero_point])]
-        if training and self.learning != Training():
-            quantized, scale, zero_point = self._learned(real, scale, zero_point)
-        elif training or is_simulating():
-            quantized = _train(real, scale, zero_point, self.spec)
-        else:
+            return y, tf.stack(self.grid(encodings)[:2])
+        if self.learning == Training():
+            return self._rounded(y, encodings, moved=self.has_range and self.trainable)
+        scale, zero_point, seen = self.grid(encodings)
+        values, scale, zero_point = self._learned(y, scale, zero_point)
+        return _told(self.has_range and self.trainable, seen, values, y, scale, zero_point)
+
+    def _rounded(
+        self, y: tf.Tensor, encodings: Sequence[tf.Tensor], moved: bool = False
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Values rounded to the grid, by TensorFlow's fused kernel."""
+        scale, zero_point, seen = self.grid(encodings)
+        quantized = _train(y, scale, zero_point, self.spec)
+        return _told(moved or self.is_seen(encodings), seen, quantized, y, scale, zero_point)
+
+    def _in_integers(self, y: tf.Tensor, origin: Origin) -> tuple[tf.Tensor, tf.Tensor]:
+        """Values of the codes that the interpreter computes."""
+        seen = self.is_seen(origin.encodings)
+        if not seen:
             self._warn_unseen()
+        if not tf.executing_eagerly():
+            refuse_conversion()
+        scale, zero_point, told = self.grid(origin.encodings)
+        out = arithmetic.Grid(scale, zero_point, self.spec.low, self.spec.high)
+        codes = codes_of(y, origin, out, self.spec, self.runtime) - zero_point
+        reach = (self.spec.low - zero_point, self.spec.high - zero_point)
+        codes = _through(y, codes, scale, *reach)
+        values, encoding = _told(seen, told, codes * scale, y, scale, zero_point)
+        return (carry(values, "codes", codes), encoding) if seen else (values, encoding)
+
+    def is_seen(self, encodings: Sequence[tf.Tensor] = ()) -> bool:
+        """True where data gave the encoding, as far as that is known while a graph is made.
+
+        It holds from then on: ranges that data gave are replaced, and taken away only where graphs are forgotten too.
+        """
+        if self.fixed is not None:
+            return True
+        if self.follows:
+            return is_known(encodings[0]) is True
+        with contextlib.nullcontext() if tf.executing_eagerly() else tf.init_scope():
             if not tf.executing_eagerly():
-                refuse_conversion()
-            out = arithmetic.Grid(scale, zero_point, self.spec.low, self.spec.high)
-            attributes = attributes or {}
-            if accumulator is not None:
-                codes = self._summed(real, accumulator, sums, kernel or "", attributes.get("activation"), out)
-            else:
-                bits = tuple(source_bits) or (8,) * len(sources)
-                codes = self._codes(real, sources, encodings, bits, kernel, attributes, out)
-            quantized = straight_through(real, (codes - zero_point) * scale, *_reach(scale, zero_point, self.spec))
-        quantized = tf.where(seen, quantized, real)
-        return [tf.cast(quantized, _float_like(y)), tf.where(seen, tf.stack([scale, zero_point]), tf.zeros(2))]
+                return False
+            return bool(np.any(tf.convert_to_tensor(self.count).numpy() > 0.0))
 
     def _peeked(self, encodings: Sequence[tf.Tensor], training: bool) -> tf.Tensor:
         """float32[2]: the encoding that the tensor is going to have, zeros where no data were seen."""
@@ -240,7 +274,9 @@ class FakeQuant(keras.layers.Layer):
             seen = encodings[0][0] > 0.0
             return tf.where(seen, encodings[0][0], 1.0), encodings[0][1], seen
         low, high = tf.convert_to_tensor(self.low), tf.convert_to_tensor(self.high)
-        scale, zero_point = encode_range(tf.reduce_min(low), tf.reduce_max(high), self.spec)
+        if self.sites > 1:
+            low, high = tf.reduce_min(low), tf.reduce_max(high)
+        scale, zero_point = encode_range(tf.reshape(low, ()), tf.reshape(high, ()), self.spec)
         return scale, zero_point, tf.reduce_max(tf.convert_to_tensor(self.count)) > 0.0
 
     def set_range(self, site: int, low: float, high: float, *, exact: bool = False) -> None:
@@ -338,62 +374,10 @@ class FakeQuant(keras.layers.Layer):
             self.add_loss(range_learner.penalty(self, y))
         return range_learner.fake_quantize(self, y)
 
-    def _summed(
-        self,
-        y: tf.Tensor,
-        accumulator: tf.Tensor,
-        sums: tf.Tensor | None,
-        kernel: str,
-        activation: Any,
-        out: arithmetic.Grid,
-    ) -> tf.Tensor:
-        """The codes that the interpreter makes of its integer sums, as float32."""
-        known = tf.reduce_min(accumulator) > 0.0
-        unit = tf.where(accumulator > 0.0, accumulator, tf.ones_like(accumulator))
-        nearest = to_codes(y, out.scale, out.zero_point, self.spec)
-        if sums is None:  # the activation between has clipped `y`
-            rounding = arithmetic.ROUNDING[self.runtime].get(kernel, "double")
-            codes = arithmetic.requantize(tf.round(tf.cast(y, tf.float64) / unit), accumulator, out, rounding)
-        else:
-            rounding = arithmetic.ROUNDING_INT16[self.runtime].get(kernel, "reduced")
-            codes = arithmetic.requantize(sums, accumulator, out, rounding, activation)
-        return tf.where(known, tf.cast(codes, tf.float32), nearest)
-
-    def _codes(
-        self,
-        y: tf.Tensor,
-        sources: Sequence[tf.Tensor],
-        encodings: Sequence[tf.Tensor],
-        bits: Sequence[int],
-        kernel: str | None,
-        attributes: dict[str, Any],
-        out: arithmetic.Grid,
-    ) -> tf.Tensor:
-        """The codes that the interpreter computes from those of its inputs, as float32."""
-        if kernel == "QUANTIZE" and not sources:  # of what was computed in float
-            return tf.cast(arithmetic.KERNELS[kernel]([y], [None], out), tf.float32)
-        nearest = to_codes(y, out.scale, out.zero_point, self.spec)
-        if kernel is None or not sources:
-            return nearest
-        scales = [tf.where(e[0] > 0.0, e[0], 1.0) for e in encodings]
-        grids = [
-            arithmetic.Grid(s, e[1], -(1 << n - 1), (1 << n - 1) - 1)
-            for s, e, n in zip(scales, encodings, bits, strict=True)
-        ]
-        integers = [
-            tf.cast(tf.round(tf.cast(x, tf.float32) / g.scale) + g.zero_point, tf.int32)
-            for x, g in zip(sources, grids, strict=True)
-        ]
-        codes = arithmetic.KERNELS[kernel](integers, grids, out, runtime=self.runtime, **attributes)
-        known = tf.reduce_all(tf.stack([e[0] > 0.0 for e in encodings]))
-        return tf.where(known, tf.cast(codes, tf.float32), nearest)
-
     def _warn_unseen(self) -> None:
-        if not self.has_range:
-            return
         with tf.init_scope():
-            seen = not tf.executing_eagerly() or bool(tf.reduce_any(tf.convert_to_tensor(self.count) > 0.0))
-        if not seen:
+            known = tf.executing_eagerly()
+        if self.has_range and known:
             warnings.warn(
                 "This model has quantization nodes that have seen no data; they pass values through in float. "
                 "Run kquant.calibrate(model, data), or train it, before you trust its accuracy.",
@@ -423,6 +407,34 @@ def _float_like(y: Any) -> str:
     """The dtype to hand on: integers (images as uint8) become real numbers here, as by a first Rescaling."""
     name = keras.backend.standardize_dtype(y.dtype)
     return name if "float" in name else "float32"
+
+
+def _as(values: tf.Tensor, dtype: str) -> tf.Tensor:
+    """Values of another type, which carry the same codes."""
+    if values.dtype == dtype:
+        return values
+    return carry(tf.cast(values, dtype), "codes", carried(values, "codes"))
+
+
+def _told(
+    seen: bool, told: tf.Tensor, quantized: tf.Tensor, y: tf.Tensor, scale: tf.Tensor, zero_point: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Quantized values with their encoding; where no data were seen, the values as they came, with zeros."""
+    encoding = tf.stack([scale, zero_point])
+    if seen:
+        return quantized, carry(encoding, "seen", True)
+    return tf.where(told, quantized, y), tf.where(told, encoding, tf.zeros(2))
+
+
+@tf.custom_gradient
+def _through(y: tf.Tensor, codes: tf.Tensor, scale: tf.Tensor, low: tf.Tensor, high: tf.Tensor) -> Any:
+    """`codes` forward; backward the gradient reaches `y`, of which they count steps, where nothing was clipped."""
+
+    def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor | None, ...]:
+        inside = tf.logical_and(y >= low * scale, y <= high * scale)
+        return tf.where(inside, upstream / scale, tf.zeros_like(upstream)), None, None, None, None
+
+    return codes, gradient
 
 
 def _reach(scale: tf.Tensor, zero_point: tf.Tensor, spec: QuantSpec) -> tuple[tf.Tensor, tf.Tensor]:

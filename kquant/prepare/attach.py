@@ -163,8 +163,8 @@ class _Builder:
         if table:
             return self.layers[id(node.op)](*args, **site, **kwargs)[0], {}
         y, accumulator, *sums = self.layers[id(node.op)](*args, encoding=encoding, **site, **kwargs)
-        details = {"accumulator": accumulator, "kernel": rule.operators[0]}
-        return y, {**details, "sums": sums[0], "attributes": {}} if sums else details
+        details = {"accumulator": accumulator, "kernel": rule.operators[0], "attributes": {}}
+        return y, {**details, "sums": sums[0]} if sums else details
 
     def trains(self, op: Any) -> bool:
         """True for a layer whose weights train, or trained behind masks and codebooks."""

@@ -1,0 +1,27 @@
+"""What a tensor carries beside its values while a model computes in integers, so that codes flow between layers.
+
+    FakeQuant  -> values on a grid      carry `codes`, without the zero point    -> Compressed sums them
+    FakeQuant  -> encoding              carries `seen`: data gave it             -> nobody chooses between two results
+    Compressed -> scale of its sums     carries `sums`                           -> FakeQuant scales them
+
+Values say the same: `codes = values / scale`, `sums = output / scale of the sums`. But to divide and round again costs
+three passes over a tensor, and a choice by a condition that is known one more. A tensor that another layer made
+(pooling, a reshape) carries nothing, and then the reader takes the codes from the values.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+Thing = Literal["codes", "seen", "sums"]
+
+
+def carry(tensor: Any, thing: Thing, value: Any) -> Any:
+    """Hang something on a tensor, for as long as that tensor lives; returns the tensor."""
+    setattr(tensor, f"_kquant_{thing}", value)
+    return tensor
+
+
+def carried(tensor: Any, thing: Thing) -> Any:
+    """What hangs on a tensor, or None."""
+    return getattr(tensor, f"_kquant_{thing}", None)

@@ -1,0 +1,107 @@
+"""The codes that the interpreter computes, from what `FakeQuant` knows of the layer before it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import tensorflow as tf
+
+from kquant import arithmetic
+from kquant.core.spec import QuantSpec, to_codes
+from kquant.layers.carried import carried
+
+
+@dataclass(frozen=True, eq=False)
+class Origin:
+    """How the operator before made a tensor.
+
+    Attributes:
+        kernel: TFLite operator whose arithmetic makes the codes; None rounds to nearest.
+        attributes: of the kernel; "activation" is what it fuses. None in models of 0.1, where a kernel with sums has
+            an activation behind it or not.
+        sources: its inputs, where its rounding needs their codes.
+        encodings: float32[2] of each source.
+        source_bits: width of each source's codes, 8 by default.
+        accumulator: scale of its int32 sums: float64[channels] or like the tensor.
+        sums: the sums, where float32 cannot hold them (16-bit activations).
+    """
+
+    kernel: str | None = None
+    attributes: dict[str, Any] | None = None
+    sources: Sequence[tf.Tensor] = ()
+    encodings: Sequence[tf.Tensor] = ()
+    source_bits: Sequence[int] = ()
+    accumulator: tf.Tensor | None = None
+    sums: tf.Tensor | None = None
+
+
+def codes_of(y: tf.Tensor, origin: Origin, out: arithmetic.Grid, spec: QuantSpec, rounding: str) -> tf.Tensor:
+    """Codes of a tensor.
+
+    Args:
+        y: float32[...], its values.
+        origin: how it was made.
+        out: its grid.
+        spec: of its codes.
+        rounding: "litert" or "tflm", whose kernels.
+
+    Returns:
+        float32[...], integers within the grid.
+    """
+    if origin.accumulator is not None:
+        return _of_sums(y, origin, origin.accumulator, out, spec, rounding)
+    if origin.kernel == "QUANTIZE" and not origin.sources:  # of what was computed in float
+        return tf.cast(arithmetic.KERNELS[origin.kernel]([y], [None], out), tf.float32)
+    if origin.kernel is None or not origin.sources:
+        return to_codes(y, out.scale, out.zero_point, spec)
+    bits = tuple(origin.source_bits) or (8,) * len(origin.sources)
+    known = [is_known(encoding) for encoding in origin.encodings]
+    grids = [
+        arithmetic.Grid(chosen(k, e[0], tf.ones_like(e[0])), e[1], -(1 << n - 1), (1 << n - 1) - 1)
+        for k, e, n in zip(known, origin.encodings, bits, strict=True)
+    ]
+    integers = [_integers(x, grid) for x, grid in zip(origin.sources, grids, strict=True)]
+    made = arithmetic.KERNELS[origin.kernel](integers, grids, out, runtime=rounding, **(origin.attributes or {}))
+    codes = tf.cast(made, tf.float32)
+    if all(k is True for k in known):
+        return codes
+    return tf.where(tf.reduce_all(tf.stack(known)), codes, to_codes(y, out.scale, out.zero_point, spec))
+
+
+def is_known(encoding: tf.Tensor) -> bool | tf.Tensor:
+    """Whether data gave an encoding: True where that is known while a graph is made, else bool[]."""
+    return True if carried(encoding, "seen") else encoding[0] > 0.0
+
+
+def chosen(known: bool | tf.Tensor, value: tf.Tensor, otherwise: tf.Tensor) -> tf.Tensor:
+    """`value` where it is known, else the other: without a pass over both where that is known beforehand."""
+    return value if known is True else tf.where(known, value, otherwise)
+
+
+def _integers(x: tf.Tensor, grid: arithmetic.Grid) -> tf.Tensor:
+    """int32 codes of values on a grid."""
+    codes = carried(x, "codes")
+    if codes is None:
+        codes = tf.round(tf.cast(x, tf.float32) / grid.scale)
+    return tf.cast(codes + grid.zero_point, tf.int32)
+
+
+def _of_sums(
+    y: tf.Tensor, origin: Origin, scale: tf.Tensor, out: arithmetic.Grid, spec: QuantSpec, runtime: str
+) -> tf.Tensor:
+    """The codes that the interpreter makes of its integer sums."""
+    kernel, activation = origin.kernel or "", (origin.attributes or {}).get("activation")
+    sums = origin.sums if origin.attributes is None or origin.sums is not None else carried(scale, "sums")
+    if origin.sums is not None:
+        rounding = arithmetic.ROUNDING_INT16[runtime].get(kernel, "reduced")
+    else:
+        rounding = arithmetic.ROUNDING[runtime].get(kernel, "double")
+    if sums is None:  # an activation between may have clipped `y`
+        unit = tf.where(scale > 0.0, scale, tf.ones_like(scale))
+        sums, activation = tf.round(tf.cast(y, tf.float64) / unit), None
+    codes = arithmetic.requantize(sums, scale, out, rounding, activation)
+    if carried(scale, "sums") is not None:  # no zeros: data gave the encoding of what was summed
+        return codes
+    return tf.where(tf.reduce_min(scale) > 0.0, codes, to_codes(y, out.scale, out.zero_point, spec))
