@@ -3,7 +3,8 @@
     codes  ->  KERNELS["LEAKY_RELU"](sources, grids, out, alpha=0.1)  ->  codes
     accumulator  ->  requantize(accumulator, s_in * s_w, out, ROUNDING["litert"]["CONV_2D"])  ->  codes
 
-Every kernel takes int32 codes with their grids and returns int32 codes clipped to the output's range. Attributes are
+Every kernel takes int32 codes with their grids and returns codes clipped to the output's range, as int32 or as float32
+that hold integers, whichever it computed in. Attributes are
 plain Python values. `runtime="litert"`, the default, is what LiteRT's reference kernels compute; `runtime="tflm"` is
 TensorFlow Lite Micro: RELU6 keeps its input's encoding, LOGISTIC, TANH, MUL, PRELU, RELU and LEAKY_RELU differ in a few
 codes in a million, the rest is the same. Grids of -32768 .. 32767 with zero point 0 choose the kernels of int16
@@ -24,7 +25,7 @@ from kquant.arithmetic.elementwise import add, maximum, minimum, mul, prelu, sub
 from kquant.arithmetic.grid import Grid, activation_range
 from kquant.arithmetic.matmul import batch_matmul
 from kquant.arithmetic.pooling import average_pool_2d, mean
-from kquant.arithmetic.requantize import accumulator_scale, product_scale, quantize, requantize
+from kquant.arithmetic.requantize import accumulator_scale, product_scale, quantize, requantize, requantized_steps
 from kquant.arithmetic.resize import resize_bilinear, resize_nearest_neighbor
 from kquant.arithmetic.softmax import softmax, wide_below
 from kquant.arithmetic.table import elu, gelu, logistic, lookup, table, tanh
@@ -115,6 +116,7 @@ __all__ = [
     "lookup",
     "product_scale",
     "requantize",
+    "requantized_steps",
     "table",
     "wide_below",
 ]

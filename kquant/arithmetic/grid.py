@@ -52,28 +52,28 @@ def clipped(codes: tf.Tensor, low: tf.Tensor | int, high: tf.Tensor | int) -> tf
     return tf.cast(tf.raw_ops.ClipByValue(t=codes, clip_value_min=low, clip_value_max=high), tf.int32)
 
 
-def placed(values: tf.Tensor, out: Grid, activation: str | None = None) -> tf.Tensor:
+def placed(values: tf.Tensor, out: Grid, activation: str | float | None = None) -> tf.Tensor:
     """Integers on the output's scale moved to its zero point and clipped to what may leave the kernel.
 
     Args:
-        values: int64 or integers in float64, `real / out.scale` already rounded.
+        values: int64 or integers in floats, `real / out.scale` already rounded.
         out: the output grid.
         activation: a key of `ACTIVATIONS`, None, or the maximum of a RELU that a MINIMUM follows.
 
     Returns:
-        int32 codes.
+        Codes: int32 of int64, float32 of floats.
     """
     if values.dtype.is_floating:
-        return tf.cast(placed_floats(values, out, activation), tf.int32)
+        return clipped_steps(values, out, activation) + tf.cast(out.zero_point, tf.float32)
     low, high = activation_range(out, activation)
     return clipped(values + tf.cast(out.zero_point, tf.int64), low, high)
 
 
-def placed_floats(values: tf.Tensor, out: Grid, activation: str | None = None) -> tf.Tensor:
-    """`placed` of floats, as float32 codes: what float32 cannot tell apart lies outside of every grid."""
-    low, high = (tf.cast(end, tf.float32) for end in activation_range(out, activation))
-    codes = tf.cast(values, tf.float32) + tf.cast(out.zero_point, tf.float32)
-    return tf.raw_ops.ClipByValue(t=codes, clip_value_min=low, clip_value_max=high)
+def clipped_steps(values: tf.Tensor, out: Grid, activation: str | float | None = None) -> tf.Tensor:
+    """`placed` of floats without the zero point, as float32: what that cannot tell apart lies outside of every grid."""
+    zero_point = tf.cast(out.zero_point, tf.float32)
+    low, high = (tf.cast(end, tf.float32) - zero_point for end in activation_range(out, activation))
+    return tf.raw_ops.ClipByValue(t=tf.cast(values, tf.float32), clip_value_min=low, clip_value_max=high)
 
 
 def round_half_away(values: tf.Tensor) -> tf.Tensor:

@@ -10,9 +10,8 @@ from kquant.arithmetic.grid import (
     activation_range,
     centred,
     check_runtime,
-    clipped,
+    clipped_steps,
     placed,
-    placed_floats,
     round_half_away,
     tabulated,
 )
@@ -64,26 +63,38 @@ def requantize(
         activation: "RELU", "RELU6", "RELU_N1_TO_1" or None.
 
     Returns:
-        codes, shaped like `accumulator`: float32 of floats, int32 of integers.
+        float32 codes, shaped like `accumulator`.
 
     Raises:
         ValueError: unknown rounding or activation.
     """
+    steps = requantized_steps(accumulator, accumulator_scale, out, rounding, activation)
+    return steps + tf.cast(out.zero_point, tf.float32)
+
+
+def requantized_steps(
+    accumulator: tf.Tensor,
+    accumulator_scale: tf.Tensor,
+    out: Grid,
+    rounding: str,
+    activation: str | None = None,
+) -> tf.Tensor:
+    """`requantize` without the zero point: float32 steps from real 0, which the next layer sums."""
     if rounding not in ROUNDINGS:
         raise ValueError(f"requantize: expected rounding to be one of {ROUNDINGS}, received {rounding!r}.")
     if rounding == "float":
         return _requantize_float(accumulator, accumulator_scale, out, activation)
     real = tf.cast(accumulator_scale, tf.float64) / tf.cast(out.scale, tf.float64)
-    floats = accumulator.dtype.is_floating
     if rounding == "real":
         values = round_half_away(tf.cast(accumulator, tf.float64) * real)
     elif rounding == "reduced":
-        values = tf.cast(multiply_reduced(tf.cast(accumulator, tf.int64), quantize_multiplier(real)), tf.float64)
+        values = multiply_reduced(tf.cast(accumulator, tf.int64), quantize_multiplier(real))
     elif rounding == "single":
-        values = tf.cast(multiply(tf.cast(accumulator, tf.int64), quantize_multiplier(real), True), tf.float64)
+        values = multiply(tf.cast(accumulator, tf.int64), quantize_multiplier(real), True)
     else:
-        values = scaled(accumulator if floats else tf.cast(accumulator, tf.int64), quantize_multiplier(real))
-    return (placed_floats if floats else placed)(values, out, activation)
+        integers = accumulator if accumulator.dtype.is_floating else tf.cast(accumulator, tf.int64)
+        values = scaled(integers, quantize_multiplier(real))
+    return clipped_steps(values, out, activation)
 
 
 def quantize(
@@ -120,4 +131,4 @@ def _requantize_float(accumulator: tf.Tensor, scale: tf.Tensor, out: Grid, activ
     # XNNPACK clips the product before it rounds, which keeps the sum with the zero point exact.
     product = tf.maximum(product, tf.cast(low, tf.float32) - zero_point)
     product = tf.minimum(product, tf.cast(high, tf.float32) - zero_point)
-    return clipped(tf.cast(tf.round(product), tf.int64) + tf.cast(out.zero_point, tf.int64), low, high)
+    return clipped_steps(tf.round(product), out, activation)

@@ -18,7 +18,7 @@ from kquant.graph.step_mask import is_other
 from kquant.layers import learned_ranges, range_learner
 from kquant.layers.carried import carried, carry
 from kquant.layers.conversion import refuse_conversion
-from kquant.layers.integers import Origin, codes_of, is_known
+from kquant.layers.integers import Origin, is_known, steps_of
 from kquant.layers.learned_ranges import replaced, straight_through
 from kquant.layers.provenance import Provenance
 from kquant.layers.replicas import extremes
@@ -239,7 +239,7 @@ class FakeQuant(keras.layers.Layer):
             refuse_conversion()
         scale, zero_point, told = self.grid(origin.encodings)
         out = arithmetic.Grid(scale, zero_point, self.spec.low, self.spec.high)
-        codes = codes_of(y, origin, out, self.spec, self.runtime) - zero_point
+        codes = steps_of(y, origin, out, self.runtime)
         reach = (self.spec.low - zero_point, self.spec.high - zero_point)
         codes = _through(y, codes, scale, *reach)
         values, encoding = _told(seen, told, codes * scale, y, scale, zero_point)

@@ -9,7 +9,6 @@ from typing import Any
 import tensorflow as tf
 
 from kquant import arithmetic
-from kquant.core.spec import QuantSpec, to_codes
 from kquant.layers.carried import carried
 
 
@@ -37,25 +36,24 @@ class Origin:
     sums: tf.Tensor | None = None
 
 
-def codes_of(y: tf.Tensor, origin: Origin, out: arithmetic.Grid, spec: QuantSpec, rounding: str) -> tf.Tensor:
-    """Codes of a tensor.
+def steps_of(y: tf.Tensor, origin: Origin, out: arithmetic.Grid, rounding: str) -> tf.Tensor:
+    """Codes of a tensor without their zero point, as the interpreter computes them.
 
     Args:
         y: float32[...], its values.
         origin: how it was made.
         out: its grid.
-        spec: of its codes.
         rounding: "litert" or "tflm", whose kernels.
 
     Returns:
-        float32[...], integers within the grid.
+        float32[...], integers: steps from real 0.
     """
     if origin.accumulator is not None:
-        return _of_sums(y, origin, origin.accumulator, out, spec, rounding)
+        return _of_sums(y, origin, origin.accumulator, out, rounding)
     if origin.kernel == "QUANTIZE" and not origin.sources:  # of what was computed in float
-        return tf.cast(arithmetic.KERNELS[origin.kernel]([y], [None], out), tf.float32)
+        return tf.cast(arithmetic.KERNELS[origin.kernel]([y], [None], out), tf.float32) - out.zero_point
     if origin.kernel is None or not origin.sources:
-        return to_codes(y, out.scale, out.zero_point, spec)
+        return _nearest(y, out)
     bits = tuple(origin.source_bits) or (8,) * len(origin.sources)
     known = [is_known(encoding) for encoding in origin.encodings]
     grids = [
@@ -64,10 +62,10 @@ def codes_of(y: tf.Tensor, origin: Origin, out: arithmetic.Grid, spec: QuantSpec
     ]
     integers = [_integers(x, grid) for x, grid in zip(origin.sources, grids, strict=True)]
     made = arithmetic.KERNELS[origin.kernel](integers, grids, out, runtime=rounding, **(origin.attributes or {}))
-    codes = tf.cast(made, tf.float32)
+    steps = tf.cast(made, tf.float32) - out.zero_point
     if all(k is True for k in known):
-        return codes
-    return tf.where(tf.reduce_all(tf.stack(known)), codes, to_codes(y, out.scale, out.zero_point, spec))
+        return steps
+    return tf.where(tf.reduce_all(tf.stack(known)), steps, _nearest(y, out))
 
 
 def is_known(encoding: tf.Tensor) -> bool | tf.Tensor:
@@ -89,9 +87,9 @@ def _integers(x: tf.Tensor, grid: arithmetic.Grid) -> tf.Tensor:
 
 
 def _of_sums(
-    y: tf.Tensor, origin: Origin, scale: tf.Tensor, out: arithmetic.Grid, spec: QuantSpec, runtime: str
+    y: tf.Tensor, origin: Origin, scale: tf.Tensor, out: arithmetic.Grid, runtime: str
 ) -> tf.Tensor:
-    """The codes that the interpreter makes of its integer sums."""
+    """The steps that the interpreter makes of its integer sums."""
     kernel, activation = origin.kernel or "", (origin.attributes or {}).get("activation")
     sums = origin.sums if origin.attributes is None or origin.sums is not None else carried(scale, "sums")
     if origin.sums is not None:
@@ -101,7 +99,13 @@ def _of_sums(
     if sums is None:  # an activation between may have clipped `y`
         unit = tf.where(scale > 0.0, scale, tf.ones_like(scale))
         sums, activation = tf.round(tf.cast(y, tf.float64) / unit), None
-    codes = arithmetic.requantize(sums, scale, out, rounding, activation)
+    steps = arithmetic.requantized_steps(sums, scale, out, rounding, activation)
     if carried(scale, "sums") is not None:  # no zeros: data gave the encoding of what was summed
-        return codes
-    return tf.where(tf.reduce_min(scale) > 0.0, codes, to_codes(y, out.scale, out.zero_point, spec))
+        return steps
+    return tf.where(tf.reduce_min(scale) > 0.0, steps, _nearest(y, out))
+
+
+def _nearest(y: tf.Tensor, out: arithmetic.Grid) -> tf.Tensor:
+    """Steps of values, ties to even."""
+    low, high = out.low - out.zero_point, out.high - out.zero_point
+    return tf.raw_ops.ClipByValue(t=tf.round(y / out.scale), clip_value_min=low, clip_value_max=high)
