@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from kquant.core.one_node import one_node
+
 INT32_MAX = 2**31 - 1
 INT32_MIN = -(2**31)
 
@@ -45,6 +47,7 @@ def split_exponent(values: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     return tf.bitcast(fraction_bits + ((_EXPONENT_BIAS - 1) << _FRACTION_BITS), tf.float64), exponent
 
 
+@one_node
 def quantize_multiplier(real: tf.Tensor) -> Multiplier:
     """Nearest fixed-point number of a non-negative real one.
 
@@ -103,13 +106,19 @@ def scaled(values: tf.Tensor, by: Multiplier) -> tf.Tensor:
     Returns:
         float64, shaped like `values`.
     """
-    left, right = tf.maximum(by.shift, 0), tf.maximum(-by.shift, 0)
+    raised, factor, divisor = _factors(by.mantissa, by.shift)
     if values.dtype.is_floating:
-        factor = tf.cast(by.mantissa, tf.float64) * binary(left - 31)
         high = tf.floor(tf.cast(values, tf.float64) * factor + 0.5)
     else:
-        high = tf.cast(doubling_high_mul(values, by.mantissa * power_of_two(left)), tf.float64)
-    return _divided(high, right)
+        high = tf.cast(doubling_high_mul(values, raised), tf.float64)
+    return tf.round(high * divisor)
+
+
+@one_node
+def _factors(mantissa: tf.Tensor, shift: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Mantissa and what goes left, in int64; the same over 2**31 in float64; what goes right, as a `_divisor`."""
+    left, right = tf.maximum(shift, 0), tf.maximum(-shift, 0)
+    return mantissa * power_of_two(left), tf.cast(mantissa, tf.float64) * binary(left - 31), _divisor(right)
 
 
 def multiply_reduced(values: tf.Tensor, by: Multiplier) -> tf.Tensor:
@@ -147,17 +156,18 @@ def rounding_divide_by_power(values: tf.Tensor, exponent: tf.Tensor | int) -> tf
         values: int64, below 2**49.
         exponent: 0 to 62.
     """
-    return tf.cast(_divided(tf.cast(values, tf.float64), tf.cast(exponent, tf.int64)), tf.int64)
+    divisor = _divisor(tf.cast(exponent, tf.int64))
+    return tf.cast(tf.round(tf.cast(values, tf.float64) * divisor), tf.int64)
 
 
-def _divided(values: tf.Tensor, exponent: tf.Tensor) -> tf.Tensor:
-    """`rounding_divide_by_power` of integers in float64.
+def _divisor(exponent: tf.Tensor) -> tf.Tensor:
+    """What integers in float64 are multiplied by before they are rounded to even, to divide them by `2**exponent`.
 
-    The factor is two to four units of the last place too large. A half is then more than a half, of either sign, and
-    goes away from zero where rounding to even would choose; any other value is at least `2**-exponent` away from a
-    half, which is more than four units of its last place below 2**49.
+    It is two to four units of the last place too large. A half is then more than a half, of either sign, and goes away
+    from zero where rounding to even would choose; any other value is at least `2**-exponent` away from a half, which is
+    more than four units of its last place below 2**49.
     """
-    return tf.round(values * (binary(-exponent) * (1.0 + 2.0**-51)))
+    return binary(-exponent) * (1.0 + 2.0**-51)
 
 
 def binary(exponent: tf.Tensor) -> tf.Tensor:

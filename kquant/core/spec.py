@@ -224,8 +224,3 @@ def encode_weights(
     if not spec.per_axis:
         bias_reach = tf.reduce_max(bias_reach)
     return tf.maximum(scale, _spaced(bias_reach / LARGEST_BIAS_CODE, spec))
-
-
-def to_codes(real: tf.Tensor, scale: tf.Tensor, zero_point: tf.Tensor, spec: QuantSpec) -> tf.Tensor:
-    """`clip(round(real / scale) + zero_point, low, high)` as float32 that hold integers; ties go to even."""
-    return tf.clip_by_value(tf.round(real / scale) + zero_point, float(spec.low), float(spec.high))

@@ -6,19 +6,20 @@ import contextlib
 import contextvars
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from kquant import arithmetic
+from kquant.core.one_node import one_node
 from kquant.core.spec import QuantSpec, encode_range
 from kquant.graph.step_mask import is_other
 from kquant.layers import learned_ranges, range_learner
 from kquant.layers.carried import carried, carry
 from kquant.layers.conversion import refuse_conversion
-from kquant.layers.integers import Origin, is_known, steps_of
+from kquant.layers.integers import Origin, chosen, is_known, steps_of
 from kquant.layers.learned_ranges import replaced, straight_through
 from kquant.layers.provenance import Provenance
 from kquant.layers.replicas import extremes
@@ -210,25 +211,26 @@ class FakeQuant(keras.layers.Layer):
 
     def _in_training(self, y: tf.Tensor, encodings: Sequence[tf.Tensor], site: int) -> tuple[tf.Tensor, tf.Tensor]:
         """Values and encoding of a training step: the range moves first, then the values are rounded."""
-        if self.has_range and self.trainable:
+        moves = self.has_range and self.trainable
+        if moves:
             self._move(self.without_padding(y, site), site)
         if self.fixed is not None:
             # Probabilities on a grid of 1/256 are often 0, where a cross-entropy has no gradient; the kernel's grid is
             # fine enough that training need not see it.
-            return y, tf.stack(self.grid(encodings)[:2])
+            return y, self._numbers().encoding
         if self.learning == Training():
-            return self._rounded(y, encodings, moved=self.has_range and self.trainable)
-        scale, zero_point, seen = self.grid(encodings)
+            return self._rounded(y, encodings, moves)
+        scale, zero_point, _ = self.grid(encodings)
         values, scale, zero_point = self._learned(y, scale, zero_point)
-        return _told(self.has_range and self.trainable, seen, values, y, scale, zero_point)
+        return self._told(moves, encodings, values, y, tf.stack([scale, zero_point]))
 
     def _rounded(
         self, y: tf.Tensor, encodings: Sequence[tf.Tensor], moved: bool = False
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Values rounded to the grid, by TensorFlow's fused kernel."""
-        scale, zero_point, seen = self.grid(encodings)
-        quantized = _train(y, scale, zero_point, self.spec)
-        return _told(moved or self.is_seen(encodings), seen, quantized, y, scale, zero_point)
+        numbers = self._numbers(encodings)
+        quantized = _train(y, numbers, self.spec)
+        return self._told(moved or self.is_seen(encodings), encodings, quantized, y, numbers.encoding)
 
     def _in_integers(self, y: tf.Tensor, origin: Origin) -> tuple[tf.Tensor, tf.Tensor]:
         """Values of the codes that the interpreter computes."""
@@ -237,13 +239,25 @@ class FakeQuant(keras.layers.Layer):
             self._warn_unseen()
         if not tf.executing_eagerly():
             refuse_conversion()
-        scale, zero_point, told = self.grid(origin.encodings)
-        out = arithmetic.Grid(scale, zero_point, self.spec.low, self.spec.high)
-        codes = steps_of(y, origin, out, self.runtime)
-        reach = (self.spec.low - zero_point, self.spec.high - zero_point)
-        codes = _through(y, codes, scale, *reach)
-        values, encoding = _told(seen, told, codes * scale, y, scale, zero_point)
-        return (carry(values, "codes", codes), encoding) if seen else (values, encoding)
+        numbers = self._numbers(origin.encodings)
+        out = arithmetic.Grid(numbers.scale, numbers.zero_point, self.spec.low, self.spec.high)
+        steps = _through(y, steps_of(y, origin, out, self.runtime), numbers.scale, numbers.low, numbers.high)
+        values, encoding = self._told(seen, origin.encodings, steps * numbers.scale, y, numbers.encoding)
+        return (carry(values, "codes", steps), encoding) if seen else (values, encoding)
+
+    def _told(
+        self,
+        seen: bool,
+        encodings: Sequence[tf.Tensor],
+        quantized: tf.Tensor,
+        y: tf.Tensor,
+        encoding: tf.Tensor,
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Quantized values with their encoding; where no data were seen, the values as they came, with zeros."""
+        if seen:
+            return quantized, carry(encoding, "seen", True)
+        told = self._seen(encodings)
+        return tf.where(told, quantized, y), tf.where(told, encoding, tf.zeros(2))
 
     def is_seen(self, encodings: Sequence[tf.Tensor] = ()) -> bool:
         """True where data gave the encoding, as far as that is known while a graph is made.
@@ -261,23 +275,31 @@ class FakeQuant(keras.layers.Layer):
 
     def _peeked(self, encodings: Sequence[tf.Tensor], training: bool) -> tf.Tensor:
         """float32[2]: the encoding that the tensor is going to have, zeros where no data were seen."""
-        scale, zero_point, seen = self.grid(encodings)
+        encoding = self._numbers(encodings).encoding
         if training and self.learning != Training() and self.has_range:
-            scale, zero_point = range_learner.grid(self)[:2]
-        return tf.where(seen, tf.stack([scale, zero_point]), tf.zeros(2))
+            encoding = tf.stack(range_learner.grid(self)[:2])
+        return tf.where(self._seen(encodings), encoding, tf.zeros(2))
 
     def grid(self, encodings: Sequence[tf.Tensor] = ()) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Scale, zero point (float32[]) and whether they come from data (bool[])."""
+        numbers = self._numbers(encodings)
+        return numbers.scale, numbers.zero_point, self._seen(encodings)
+
+    def _numbers(self, encodings: Sequence[tf.Tensor] = ()) -> Numbers:
         if self.fixed is not None:
-            return tf.constant(self.fixed[0]), tf.constant(float(self.fixed[1])), tf.constant(True)
+            return _numbers_of(tf.constant(self.fixed[0]), tf.constant(float(self.fixed[1])), self.spec)
         if self.follows:
-            seen = encodings[0][0] > 0.0
-            return tf.where(seen, encodings[0][0], 1.0), encodings[0][1], seen
-        low, high = tf.convert_to_tensor(self.low), tf.convert_to_tensor(self.high)
-        if self.sites > 1:
-            low, high = tf.reduce_min(low), tf.reduce_max(high)
-        scale, zero_point = encode_range(tf.reshape(low, ()), tf.reshape(high, ()), self.spec)
-        return scale, zero_point, tf.reduce_max(tf.convert_to_tensor(self.count)) > 0.0
+            scale = chosen(is_known(encodings[0]), encodings[0][0], tf.constant(1.0))
+            return _numbers_of(scale, encodings[0][1], self.spec)
+        return _encoded(tf.convert_to_tensor(self.low), tf.convert_to_tensor(self.high), self.spec)
+
+    def _seen(self, encodings: Sequence[tf.Tensor] = ()) -> tf.Tensor:
+        """bool[]: whether data gave the encoding, when the graph runs."""
+        if self.fixed is not None:
+            return tf.constant(True)
+        if self.follows:
+            return encodings[0][0] > 0.0
+        return tf.reduce_max(tf.convert_to_tensor(self.count)) > 0.0
 
     def set_range(self, site: int, low: float, high: float, *, exact: bool = False) -> None:
         """Store what calibration found for one site, and the span that weights can give, unless it is `exact`.
@@ -337,16 +359,22 @@ class FakeQuant(keras.layers.Layer):
     def _move(self, y: tf.Tensor, site: int) -> None:
         """Moving averages of the batch's smallest and largest value, unbiased from the first step on.
 
-        A range without width begins anew; one that does not move all the time follows the batches until it has left
-        zero for good (`ranges.woken`).
+        A range that does not move all the time follows the batches until it has left zero for good (`ranges.woken`).
         """
-        here, following = tf.one_hot(site, self.sites), tf.constant(False)
-        count = tf.convert_to_tensor(self.count) + here
+        seen = self._with_padding(*extremes(y), site)
+        ends = tf.convert_to_tensor(self.low), tf.convert_to_tensor(self.high)
         if self.stays:
-            following = range_learner.follows(self)
-        else:
-            dead = learned_ranges.is_dead(tf.convert_to_tensor(self.low), tf.convert_to_tensor(self.high))
-            count = tf.where(tf.logical_and(dead, here > 0.0), 1.0, count)
+            self._move_at_times(ends, seen, site)
+            return
+        moved = _averaged(ends, tf.convert_to_tensor(self.count), seen, site, self.momentum)
+        for variable, value in zip((self.low, self.high, self.count), moved, strict=True):
+            variable.assign(value)
+
+    def _move_at_times(self, ends: tuple[tf.Tensor, tf.Tensor], seen: tuple[tf.Tensor, tf.Tensor], site: int) -> None:
+        """`_move` of a range that learns by gradient, or stays after some steps."""
+        here = tf.one_hot(site, self.sites)
+        following = range_learner.follows(self)
+        count = tf.convert_to_tensor(self.count) + here
         steps = tf.reduce_sum(count * here)
         rate = (1.0 - self.momentum) / (1.0 - tf.pow(self.momentum, steps))
         if self.learning.learns_tensors:  # the first batch starts a range that nothing calibrated
@@ -357,14 +385,12 @@ class FakeQuant(keras.layers.Layer):
             rate = tf.where(moves, rate, 0.0)
         following = tf.logical_and(following, steps > 1.0)  # before the first batch there is no range at all
         rate = tf.where(following, 1.0, rate)
-        for variable, value in zip((self.low, self.high), self._with_padding(*extremes(y), site), strict=True):
-            now = tf.convert_to_tensor(variable)
+        for variable, now, value in zip((self.low, self.high), ends, seen, strict=True):
             variable.assign(now + here * rate * (value - now))
         self.count.assign(count)
         if self.learning.learns_tensors:
             range_learner.move(self, following)
-        if self.stays:
-            range_learner.wake(self, following)
+        range_learner.wake(self, following)
 
     def _learned(self, y: tf.Tensor, scale: tf.Tensor, zero_point: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Training where the range has gradients, or the grid is still wide; what follows takes the grid it got."""
@@ -416,35 +442,77 @@ def _as(values: tf.Tensor, dtype: str) -> tf.Tensor:
     return carry(tf.cast(values, dtype), "codes", carried(values, "codes"))
 
 
-def _told(
-    seen: bool, told: tf.Tensor, quantized: tf.Tensor, y: tf.Tensor, scale: tf.Tensor, zero_point: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Quantized values with their encoding; where no data were seen, the values as they came, with zeros."""
-    encoding = tf.stack([scale, zero_point])
-    if seen:
-        return quantized, carry(encoding, "seen", True)
-    return tf.where(told, quantized, y), tf.where(told, encoding, tf.zeros(2))
-
-
 @tf.custom_gradient
-def _through(y: tf.Tensor, codes: tf.Tensor, scale: tf.Tensor, low: tf.Tensor, high: tf.Tensor) -> Any:
-    """`codes` forward; backward the gradient reaches `y`, of which they count steps, where nothing was clipped."""
+def _through(y: tf.Tensor, steps: tf.Tensor, scale: tf.Tensor, low: tf.Tensor, high: tf.Tensor) -> Any:
+    """`steps` forward; backward the gradient reaches `y`, of which they are steps, where nothing was clipped."""
 
     def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor | None, ...]:
-        inside = tf.logical_and(y >= low * scale, y <= high * scale)
+        inside = tf.logical_and(y >= low, y <= high)
         return tf.where(inside, upstream / scale, tf.zeros_like(upstream)), None, None, None, None
 
-    return codes, gradient
+    return steps, gradient
 
 
-def _reach(scale: tf.Tensor, zero_point: tf.Tensor, spec: QuantSpec) -> tuple[tf.Tensor, tf.Tensor]:
-    return (spec.low - zero_point) * scale, (spec.high - zero_point) * scale
-
-
-def _train(y: tf.Tensor, scale: tf.Tensor, zero_point: tf.Tensor, spec: QuantSpec) -> tf.Tensor:
+def _train(y: tf.Tensor, numbers: Numbers, spec: QuantSpec) -> tf.Tensor:
     """Fake quantization by TensorFlow's fused kernel, with the straight-through gradient."""
-    low, high = _reach(scale, zero_point, spec)
+    low, high = tf.stop_gradient(numbers.low), tf.stop_gradient(numbers.high)
     quantized = tf.quantization.fake_quant_with_min_max_vars(
-        tf.stop_gradient(y), tf.stop_gradient(low), tf.stop_gradient(high), num_bits=spec.bits, narrow_range=spec.narrow
+        tf.stop_gradient(y), low, high, num_bits=spec.bits, narrow_range=spec.narrow
     )
     return straight_through(y, quantized, low, high)
+
+
+class Numbers(NamedTuple):
+    """What an encoding says, each float32[].
+
+    Attributes:
+        scale: of one step.
+        zero_point: the code of real 0.
+        low: the lowest real number of the grid.
+        high: the highest.
+        encoding: float32[2], scale and zero point.
+    """
+
+    scale: tf.Tensor
+    zero_point: tf.Tensor
+    low: tf.Tensor
+    high: tf.Tensor
+    encoding: tf.Tensor
+
+
+@one_node
+def _encoded(low: tf.Tensor, high: tf.Tensor, spec: QuantSpec) -> Numbers:
+    """Of ranges, float32[sites] each: one encoding covers them all."""
+    return _described(*encode_range(tf.reduce_min(low), tf.reduce_max(high), spec), spec)
+
+
+@one_node
+def _numbers_of(scale: tf.Tensor, zero_point: tf.Tensor, spec: QuantSpec) -> Numbers:
+    """Of an encoding, float32[] each."""
+    return _described(scale, zero_point, spec)
+
+
+def _described(scale: tf.Tensor, zero_point: tf.Tensor, spec: QuantSpec) -> Numbers:
+    low, high = (spec.low - zero_point) * scale, (spec.high - zero_point) * scale
+    return Numbers(scale, zero_point, low, high, tf.stack([scale, zero_point]))
+
+
+@one_node
+def _averaged(
+    ends: tuple[tf.Tensor, tf.Tensor], count: tf.Tensor, seen: tuple[tf.Tensor, tf.Tensor], site: int, momentum: float
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Moving averages of the smallest and largest value of batches, unbiased from the first on, and their number.
+
+    Args:
+        ends: lowest and highest so far, float32[sites].
+        count: batches so far, float32[sites].
+        seen: smallest and largest value of this batch, float32[].
+        site: whose batch it is.
+        momentum: of the averages.
+    """
+    here = tf.one_hot(site, tf.size(count))
+    # a range without width, as of a tensor that was always 0, begins anew
+    count = tf.where(tf.logical_and(learned_ranges.is_dead(*ends), here > 0.0), 1.0, count + here)
+    rate = (1.0 - momentum) / (1.0 - tf.pow(momentum, tf.reduce_sum(count * here)))
+    low, high = (now + here * rate * (value - now) for now, value in zip(ends, seen, strict=True))
+    return low, high, count

@@ -53,7 +53,7 @@ def steps_of(y: tf.Tensor, origin: Origin, out: arithmetic.Grid, rounding: str) 
     if origin.kernel == "QUANTIZE" and not origin.sources:  # of what was computed in float
         return tf.cast(arithmetic.KERNELS[origin.kernel]([y], [None], out), tf.float32) - out.zero_point
     if origin.kernel is None or not origin.sources:
-        return _nearest(y, out)
+        return nearest_steps(y, out)
     bits = tuple(origin.source_bits) or (8,) * len(origin.sources)
     known = [is_known(encoding) for encoding in origin.encodings]
     grids = [
@@ -65,7 +65,7 @@ def steps_of(y: tf.Tensor, origin: Origin, out: arithmetic.Grid, rounding: str) 
     steps = tf.cast(made, tf.float32) - out.zero_point
     if all(k is True for k in known):
         return steps
-    return tf.where(tf.reduce_all(tf.stack(known)), steps, _nearest(y, out))
+    return tf.where(tf.reduce_all(tf.stack(known)), steps, nearest_steps(y, out))
 
 
 def is_known(encoding: tf.Tensor) -> bool | tf.Tensor:
@@ -102,10 +102,10 @@ def _of_sums(
     steps = arithmetic.requantized_steps(sums, scale, out, rounding, activation)
     if carried(scale, "sums") is not None:  # no zeros: data gave the encoding of what was summed
         return steps
-    return tf.where(tf.reduce_min(scale) > 0.0, steps, _nearest(y, out))
+    return tf.where(tf.reduce_min(scale) > 0.0, steps, nearest_steps(y, out))
 
 
-def _nearest(y: tf.Tensor, out: arithmetic.Grid) -> tf.Tensor:
+def nearest_steps(y: tf.Tensor, out: arithmetic.Grid) -> tf.Tensor:
     """Steps of values, ties to even."""
     low, high = out.low - out.zero_point, out.high - out.zero_point
     return tf.raw_ops.ClipByValue(t=tf.round(y / out.scale), clip_value_min=low, clip_value_max=high)

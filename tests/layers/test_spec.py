@@ -9,15 +9,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from kquant.core.spec import (
-    SMALLEST_CHANNEL,
-    SMALLEST_RANGE,
-    Encoding,
-    QuantSpec,
-    encode_range,
-    encode_weights,
-    to_codes,
-)
+from kquant.arithmetic import Grid
+from kquant.core.spec import SMALLEST_CHANNEL, SMALLEST_RANGE, Encoding, QuantSpec, encode_range, encode_weights
+from kquant.layers.integers import nearest_steps
 
 SPECS = [QuantSpec(bits, symmetric) for bits in (2, 4, 8, 16) for symmetric in (False, True)]
 ends = st.floats(-1e6, 1e6, width=32, allow_subnormal=False)
@@ -128,7 +122,8 @@ def test_agreement_with_tensorflows_fake_quant(bits: int, narrow: bool) -> None:
     theirs = tf.quantization.fake_quant_with_min_max_args(
         x, float(low), float(high), num_bits=bits, narrow_range=narrow
     )
-    ours = (to_codes(x, scale, zero_point, spec).numpy() - zero_point) * scale
+    out = Grid(tf.constant(scale), tf.constant(float(zero_point)), spec.low, spec.high)
+    ours = nearest_steps(tf.constant(x), out).numpy() * scale
     steps = np.abs(theirs.numpy() - ours) / scale
     assert np.mean(steps > 0.01) <= 0.002, "but for ties"
     assert steps.max() <= 1.01
