@@ -18,10 +18,10 @@ Thing = Literal["codes", "seen", "sums"]
 
 def carry(tensor: Any, thing: Thing, value: Any) -> Any:
     """Hang something on a tensor, for as long as that tensor lives; returns the tensor."""
-    setattr(tensor, f"_kquant_{thing}", value)
+    tensor.kquant_carries = {**getattr(tensor, "kquant_carries", {}), thing: value}
     return tensor
 
 
 def carried(tensor: Any, thing: Thing) -> Any:
     """What hangs on a tensor, or None."""
-    return getattr(tensor, f"_kquant_{thing}", None)
+    return getattr(tensor, "kquant_carries", {}).get(thing)

@@ -6,22 +6,22 @@ import contextlib
 import contextvars
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from kquant import arithmetic
-from kquant.core.one_node import one_node
-from kquant.core.spec import QuantSpec, encode_range
+from kquant.core.spec import QuantSpec
 from kquant.graph.step_mask import is_other
-from kquant.layers import learned_ranges, range_learner
+from kquant.layers import range_learner
 from kquant.layers.carried import carried, carry
 from kquant.layers.conversion import refuse_conversion
 from kquant.layers.integers import Origin, chosen, is_known, steps_of
 from kquant.layers.learned_ranges import replaced, straight_through
 from kquant.layers.provenance import Provenance
+from kquant.layers.range_numbers import Numbers, averaged, encoded, numbers_of
 from kquant.layers.replicas import extremes
 from kquant.recipe.training_section import Training
 
@@ -287,11 +287,11 @@ class FakeQuant(keras.layers.Layer):
 
     def _numbers(self, encodings: Sequence[tf.Tensor] = ()) -> Numbers:
         if self.fixed is not None:
-            return _numbers_of(tf.constant(self.fixed[0]), tf.constant(float(self.fixed[1])), self.spec)
+            return numbers_of(tf.constant(self.fixed[0]), tf.constant(float(self.fixed[1])), self.spec)
         if self.follows:
             scale = chosen(is_known(encodings[0]), encodings[0][0], tf.constant(1.0))
-            return _numbers_of(scale, encodings[0][1], self.spec)
-        return _encoded(tf.convert_to_tensor(self.low), tf.convert_to_tensor(self.high), self.spec)
+            return numbers_of(scale, encodings[0][1], self.spec)
+        return encoded(tf.convert_to_tensor(self.low), tf.convert_to_tensor(self.high), self.spec)
 
     def _seen(self, encodings: Sequence[tf.Tensor] = ()) -> tf.Tensor:
         """bool[]: whether data gave the encoding, when the graph runs."""
@@ -366,7 +366,7 @@ class FakeQuant(keras.layers.Layer):
         if self.stays:
             self._move_at_times(ends, seen, site)
             return
-        moved = _averaged(ends, tf.convert_to_tensor(self.count), seen, site, self.momentum)
+        moved = averaged(ends, tf.convert_to_tensor(self.count), seen, site, self.momentum)
         for variable, value in zip((self.low, self.high, self.count), moved, strict=True):
             variable.assign(value)
 
@@ -460,59 +460,3 @@ def _train(y: tf.Tensor, numbers: Numbers, spec: QuantSpec) -> tf.Tensor:
         tf.stop_gradient(y), low, high, num_bits=spec.bits, narrow_range=spec.narrow
     )
     return straight_through(y, quantized, low, high)
-
-
-class Numbers(NamedTuple):
-    """What an encoding says, each float32[].
-
-    Attributes:
-        scale: of one step.
-        zero_point: the code of real 0.
-        low: the lowest real number of the grid.
-        high: the highest.
-        encoding: float32[2], scale and zero point.
-    """
-
-    scale: tf.Tensor
-    zero_point: tf.Tensor
-    low: tf.Tensor
-    high: tf.Tensor
-    encoding: tf.Tensor
-
-
-@one_node
-def _encoded(low: tf.Tensor, high: tf.Tensor, spec: QuantSpec) -> Numbers:
-    """Of ranges, float32[sites] each: one encoding covers them all."""
-    return _described(*encode_range(tf.reduce_min(low), tf.reduce_max(high), spec), spec)
-
-
-@one_node
-def _numbers_of(scale: tf.Tensor, zero_point: tf.Tensor, spec: QuantSpec) -> Numbers:
-    """Of an encoding, float32[] each."""
-    return _described(scale, zero_point, spec)
-
-
-def _described(scale: tf.Tensor, zero_point: tf.Tensor, spec: QuantSpec) -> Numbers:
-    low, high = (spec.low - zero_point) * scale, (spec.high - zero_point) * scale
-    return Numbers(scale, zero_point, low, high, tf.stack([scale, zero_point]))
-
-
-@one_node
-def _averaged(
-    ends: tuple[tf.Tensor, tf.Tensor], count: tf.Tensor, seen: tuple[tf.Tensor, tf.Tensor], site: int, momentum: float
-) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Moving averages of the smallest and largest value of batches, unbiased from the first on, and their number.
-
-    Args:
-        ends: lowest and highest so far, float32[sites].
-        count: batches so far, float32[sites].
-        seen: smallest and largest value of this batch, float32[].
-        site: whose batch it is.
-        momentum: of the averages.
-    """
-    here = tf.one_hot(site, tf.size(count))
-    # a range without width, as of a tensor that was always 0, begins anew
-    count = tf.where(tf.logical_and(learned_ranges.is_dead(*ends), here > 0.0), 1.0, count + here)
-    rate = (1.0 - momentum) / (1.0 - tf.pow(momentum, tf.reduce_sum(count * here)))
-    low, high = (now + here * rate * (value - now) for now, value in zip(ends, seen, strict=True))
-    return low, high, count

@@ -16,7 +16,6 @@ from kquant.runtime.running import dequantize_output, probe, quantize_input
 from kquant.tflite.limits import rescale
 from kquant.tflite.lowering import lower
 from kquant.tflite.reader import read_model
-from tests.support.contract import file_of, simulate
 
 X = np.random.default_rng(0).normal(size=(64, 6, 4)).astype("float32")
 

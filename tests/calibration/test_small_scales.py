@@ -17,7 +17,6 @@ from kquant.core.spec import QuantSpec, encode_range
 from kquant.runtime.prefixes import Place, first_that_ends, place_of
 from kquant.runtime.running import probe, quantize_input
 from kquant.tflite.reader import read_model
-from tests.support.contract import file_of, simulate
 
 X = np.random.default_rng(0).normal(size=(64, 8)).astype("float32")
 KERNELS = ("softmax", "sigmoid", "tanh")

@@ -1,0 +1,67 @@
+"""What a range says, and how it moves: arithmetic on a few numbers, each part one node of a graph."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from kquant.core.one_node import one_node
+from kquant.core.spec import QuantSpec, encode_range
+from kquant.layers.learned_ranges import is_dead
+
+
+class Numbers(NamedTuple):
+    """What an encoding says, each float32[].
+
+    Attributes:
+        scale: of one step.
+        zero_point: the code of real 0.
+        low: the lowest real number of the grid.
+        high: the highest.
+        encoding: float32[2], scale and zero point.
+    """
+
+    scale: tf.Tensor
+    zero_point: tf.Tensor
+    low: tf.Tensor
+    high: tf.Tensor
+    encoding: tf.Tensor
+
+
+@one_node
+def encoded(low: tf.Tensor, high: tf.Tensor, spec: QuantSpec) -> Numbers:
+    """Of ranges, float32[sites] each: one encoding covers them all."""
+    return _described(*encode_range(tf.reduce_min(low), tf.reduce_max(high), spec), spec)
+
+
+@one_node
+def numbers_of(scale: tf.Tensor, zero_point: tf.Tensor, spec: QuantSpec) -> Numbers:
+    """Of an encoding, float32[] each."""
+    return _described(scale, zero_point, spec)
+
+
+def _described(scale: tf.Tensor, zero_point: tf.Tensor, spec: QuantSpec) -> Numbers:
+    low, high = (spec.low - zero_point) * scale, (spec.high - zero_point) * scale
+    return Numbers(scale, zero_point, low, high, tf.stack([scale, zero_point]))
+
+
+@one_node
+def averaged(
+    ends: tuple[tf.Tensor, tf.Tensor], count: tf.Tensor, seen: tuple[tf.Tensor, tf.Tensor], site: int, momentum: float
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Moving averages of the smallest and largest value of batches, unbiased from the first on, and their number.
+
+    Args:
+        ends: lowest and highest so far, float32[sites].
+        count: batches so far, float32[sites].
+        seen: smallest and largest value of this batch, float32[].
+        site: whose batch it is.
+        momentum: of the averages.
+    """
+    here = tf.one_hot(site, tf.size(count))
+    # a range without width, as of a tensor that was always 0, begins anew
+    count = tf.where(tf.logical_and(is_dead(*ends), here > 0.0), 1.0, count + here)
+    rate = (1.0 - momentum) / (1.0 - tf.pow(momentum, tf.reduce_sum(count * here)))
+    low, high = (now + here * rate * (value - now) for now, value in zip(ends, seen, strict=True))
+    return low, high, count
