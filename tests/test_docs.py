@@ -20,6 +20,11 @@ from kquant import targets
 from kquant.calibration import observers
 from kquant.report import layers as layer_list
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.* what it draws in training",
+    "ignore:correct_bias. no statistics of a folded batch norm",
+)
+
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
 BLOCK = re.compile(r"^```python(?P<needs>[^\n]*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -11,9 +11,12 @@ import kquant
 from benchmarks import assets
 from kquant.runtime.running import available
 
-pytestmark = pytest.mark.skipif(
-    not (assets.FOLDER / "load.py").is_file(), reason="the models are not part of the repository; set KQUANT_ASSETS"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        not (assets.FOLDER / "load.py").is_file(), reason="the models are not part of the repository; set KQUANT_ASSETS"
+    ),
+    pytest.mark.filterwarnings(r"ignore:calibrate. \d+ samples are few"),
+]
 
 
 @pytest.mark.parametrize("name", assets.TASKS)

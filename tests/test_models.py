@@ -20,6 +20,10 @@ import kquant
 from kquant.graph.keras_private import structures
 from kquant.layers.nodes import FakeQuant
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:calibrate. the range differs more than 2 times",
+)
+
 ROOT = Path(__file__).parents[1]
 
 

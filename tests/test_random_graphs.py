@@ -14,6 +14,12 @@ from kquant.prepare.expansion import expand
 from kquant.prepare.folding import fold
 from kquant.runtime.running import available
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:calibrate. tensors of very different ranges share",
+    "ignore:calibrate. these tensors hold a single value",
+    "ignore:calibrate. the range differs more than 2 times",
+)
+
 GRAPHS = 20
 STEPS = 7
 SIZE, CHANNELS = 6, 4

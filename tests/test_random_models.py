@@ -9,6 +9,19 @@ import random_models
 import kquant
 from kquant.runtime.running import available
 
+pytestmark = pytest.mark.filterwarnings(
+    r"ignore:calibrate. '.*' \(.*\) takes values from",
+    "ignore:calibrate. tensors of very different ranges share",
+    "ignore:calibrate. these tensors hold a single value",
+    "ignore:quantize. .* takes no packed 4-bit weights",
+    "ignore:quantize. .* has no 16-bit kernel",
+    "ignore:The structure of `inputs` doesn't match",
+    "ignore:.* every weight is 0",
+    r"ignore:.* the weights of \d+ of its \d+ output channels are all 0",
+    "ignore:calibrate. the range differs more than 2 times",
+    r"ignore:calibrate. \d+ samples are few",
+)
+
 GRAPHS = 40
 # (target, runtime): each model is tried on one of them; the benchmark tries five hundred on both
 SIDES = (("litert", "litert-reference"), ("tflm", "tflm"))

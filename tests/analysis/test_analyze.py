@@ -27,6 +27,10 @@ from kquant.layers.nodes import FakeQuant, observing, only
 from kquant.recipe.recipe import load
 from kquant.views import quantized_model
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:calibrate. tensors of very different ranges share",
+)
+
 layers = keras.layers
 RNG = np.random.default_rng(0)
 X = np.float32(RNG.normal(size=(192, 6, 6, 2)))

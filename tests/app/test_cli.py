@@ -16,6 +16,10 @@ from typer.testing import CliRunner
 import kquant
 from kquant.app.cli import app
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:When providing `inputs` as a dict",
+)
+
 COMMANDS = ("compress", "analyze", "correct", "autotune", "check", "inspect", "bytes", "verify", "predict", "recipes")
 COMMANDS += ("demo", "scan")
 layers = keras.layers

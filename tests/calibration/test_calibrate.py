@@ -25,6 +25,13 @@ from kquant.calibration.tensor_statistics import BINS, MOST_BATCHES, Statistics,
 from kquant.core.spec import QuantSpec
 from kquant.layers.nodes import FakeQuant
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:divide by zero encountered in log10",
+    "ignore:calibrate. '.*' reads .* in steps of",
+    "ignore:calibrate. the range differs more than 2 times",
+    "ignore:data, input .* lie outside",
+)
+
 RNG = np.random.default_rng(0)
 X = np.float32(RNG.normal(size=(96, 6)))
 

@@ -14,6 +14,10 @@ import tensorflow as tf
 
 from kquant.calibration.data import batches_of, refuse_endless
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:When providing `inputs` as a dict",
+)
+
 X = np.float32(np.random.default_rng(0).normal(size=(70, 3, 2)))
 A, B = X[:, :, 0], X[:, :2, 1]
 Y = np.arange(70)

@@ -13,6 +13,12 @@ import kquant
 from kquant.core.spec import QuantSpec, encode_range, range_of
 from kquant.layers.nodes import QuantizedLSTM, encodings_of
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:calibrate. tensors of very different ranges share",
+    "ignore:calibrate. real_steps. in some samples the mask",
+    "ignore:encodings. '.*' has scale .* it follows its input",
+)
+
 layers = keras.layers
 RNG = np.random.default_rng(3)
 VERSIONS = ("0.6.1", "1.0.0")

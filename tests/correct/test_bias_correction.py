@@ -16,6 +16,10 @@ from kquant.correct.moments import closed_moments, rectified_moments
 from kquant.layers.nodes import Compressed, observing
 from kquant.views.quantized_model import places, read, tensors
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:This model has quantization nodes that have seen no data",
+)
+
 layers = keras.layers
 FOUR_BITS = {"name": "four", "weights": {"bits": 4, "per_axis": False}}
 RNG = np.random.default_rng(0)

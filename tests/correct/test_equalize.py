@@ -16,6 +16,10 @@ from kquant.correct.equalization import plan_equalization
 from kquant.layers.nodes import Compressed, FakeQuant, observing
 from kquant.views.quantized_model import read
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.* every weight is 0",
+)
+
 layers = keras.layers
 PER_TENSOR = {"name": "per-tensor", "weights": {"per_axis": False}}
 X = np.random.default_rng(0).normal(size=(48, 8, 8, 3)).astype("float32")

@@ -10,6 +10,11 @@ import pytest
 import kquant
 from kquant.runtime import interpreters
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:calibrate. these tensors hold a single value",
+    "ignore:When providing `inputs` as a dict",
+)
+
 layers = keras.layers
 RNG = np.random.default_rng(5)
 

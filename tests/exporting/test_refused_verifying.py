@@ -11,6 +11,10 @@ from one_layer import X, calibrated, content, dense
 
 import kquant
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:When providing `inputs` as a dict",
+)
+
 
 def test_verify_wants_samples() -> None:
     with pytest.raises(ValueError, match="verify: limit must be 1 or more. Received: 0"):

@@ -23,6 +23,13 @@ from kquant.runtime.running import available
 from kquant.tflite.lowering import lower
 from kquant.tflite.reader import read_model
 
+pytestmark = pytest.mark.filterwarnings(
+    r"ignore:calibrate. \d+ samples are few",
+    "ignore:calibrate. tensors of very different ranges share",
+    "ignore:calibrate. the range differs more than 2 times",
+    "ignore:calibrate. these tensors carry hardly any signal",
+)
+
 every_graph = pytest.mark.parametrize("name", sorted(graph_cases.CASES))
 both_targets = pytest.mark.parametrize("target", ["litert", "tflm"])
 

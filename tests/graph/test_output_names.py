@@ -17,6 +17,10 @@ from keras import layers
 import kquant
 from kquant.graph.output_names import as_keras, functional
 
+pytestmark = pytest.mark.filterwarnings(
+    r"ignore:calibrate. \d+ samples are few",
+)
+
 X = np.float32(np.random.default_rng(0).normal(size=(8, 6)))
 Y = {"kind": np.arange(8) % 3, "size": X[:, :1]}
 

@@ -15,6 +15,10 @@ from keras import layers, ops
 
 import kquant
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:This model has quantization nodes that have seen no data",
+)
+
 BATCH = "one sample at a time"
 # What the body of `call` does -> what is said of it.
 BODIES: dict[str, tuple[Callable[[Any], Any], str]] = {

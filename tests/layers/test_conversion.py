@@ -12,6 +12,10 @@ import tensorflow as tf
 
 import kquant
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:this converter would write a quantized model as a float file",
+)
+
 ROOT = Path(__file__).parents[2]
 X = np.random.default_rng(0).random((40, 4), np.float32)
 

@@ -17,6 +17,10 @@ import kquant
 from kquant.layers.kernel import Holder, Kernel, holders
 from kquant.layers.transform import Transform
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:quantize. .* takes no packed 4-bit weights",
+)
+
 PATHS = {"cell.kernel", "cell.recurrent_kernel"}
 
 

@@ -15,6 +15,14 @@ from kquant.layers.nodes import Compressed, FakeQuant
 from kquant.layers.weight_learner import WeightLearner
 from kquant.views.quantized_model import copy
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:calibrate. these tensors hold a single value",
+    "ignore:.* every weight is 0",
+    "ignore:quantize. .* takes no packed 4-bit weights",
+    r"ignore:quantize. activations of \d+ bits are simulated only",
+    "ignore:Skipping variable loading for optimizer",
+)
+
 layers = keras.layers
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(48, 6, 6, 2)).astype(np.float32)

@@ -9,6 +9,10 @@ import tensorflow as tf
 
 import kquant
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:equalize. the ranges of .* were those of the old",
+)
+
 layers = keras.layers
 RNG = np.random.default_rng(0)
 X = RNG.normal(1.0, 2.0, size=(64, 6, 6, 3)).astype(np.float32)

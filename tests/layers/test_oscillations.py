@@ -13,6 +13,12 @@ from kquant.core.spec import QuantSpec
 from kquant.layers.oscillations import STATE, Freezing, dampening, risen
 from kquant.layers.weight_learner import WeightLearner
 
+pytestmark = pytest.mark.filterwarnings(
+    r"ignore:calibrate. \d+ samples are few",
+    "ignore:calibrate. these tensors hold a single value",
+    "ignore:quantize. .* takes no packed 4-bit weights",
+)
+
 layers = keras.layers
 
 

@@ -13,6 +13,11 @@ from kquant.layers.nodes import Compressed, Transformed
 from kquant.layers.transform import Transform
 from kquant.views import quantized_model
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:prune. left as they are",
+    "ignore:quantize. .* takes no packed 4-bit weights",
+)
+
 layers = keras.layers
 
 

@@ -18,6 +18,15 @@ from kquant.layers.nodes import Compressed, Transformed
 from kquant.layers.transform import Held, kernel_at
 from kquant.masking.codebook import Codebook, look_up, places
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.* every weight is 0",
+    r"ignore:.* the weights of \d+ of its \d+ output channels are all 0",
+    r"ignore:calibrate. \d+ samples are few",
+    "ignore:calibrate. tensors of very different ranges share",
+    "ignore:cluster. left as they are",
+    "ignore:quantize. the masks and codebooks of",
+)
+
 layers = keras.layers
 SHARING = [False, True, "scale"]
 

@@ -16,6 +16,10 @@ from kquant.layers.nodes import Compressed, Transformed
 from kquant.layers.transformed import ManyKernels
 from kquant.views.kernels import kernels_of
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:calibrate. tensors of very different ranges share",
+)
+
 L = keras.layers
 
 

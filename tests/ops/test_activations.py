@@ -16,6 +16,10 @@ from kquant.graph.copies import again
 from kquant.graph.keras_private import every_layer
 from kquant.ops.activation import TENSORFLOW, name_of
 
+pytestmark = pytest.mark.filterwarnings(
+    r"ignore:calibrate. \d+ samples are few",
+)
+
 X = np.float32(np.random.default_rng(0).normal(size=(16, 5)) * 3)
 
 

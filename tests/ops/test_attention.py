@@ -15,6 +15,11 @@ from kquant.ops.rule import computed
 from kquant.prepare.expansion import expand
 from kquant.runtime.running import available
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:calibrate. tensors of very different ranges share",
+    "ignore:calibrate. the values of input .* span",
+)
+
 RNG = np.random.default_rng(0)
 
 

@@ -11,6 +11,11 @@ import kquant
 from kquant.ops import RULES
 from kquant.ops.refused import ABSTRACT, LAYERS, UNFOLDED
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.* bias is computed with before it meets",
+    "ignore:.* what it draws in training",
+)
+
 EXPORTED = {n for n in dir(layers) if isinstance(cls := getattr(layers, n), type) and issubclass(cls, layers.Layer)}
 
 

@@ -12,6 +12,11 @@ import kquant
 from kquant.graph.keras_private import every_layer
 from kquant.tflite.reader import read_model
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:calibrate. tensors of very different ranges share",
+    "ignore:The model does not have any trainable weights",
+)
+
 
 def _tokens() -> keras.Model:
     tokens, image = keras.Input((5,), dtype="int32", name="tokens"), keras.Input((4,), dtype="uint8", name="image")

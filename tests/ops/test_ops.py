@@ -23,6 +23,18 @@ from kquant.prepare.folding import fold
 from kquant.runtime.interpreters import open_runtime
 from kquant.runtime.running import available
 
+pytestmark = pytest.mark.filterwarnings(
+    r"ignore:calibrate. '.*' \(.*\) takes values from",
+    "ignore:calibrate. '.*'. real steps at an end",
+    "ignore:calibrate. tensors of very different ranges share",
+    "ignore:calibrate. real_steps. in some samples the mask",
+    "ignore:data, input .* lie outside",
+    "ignore:.* what it draws in training",
+    r"ignore:.* the weights of \d+ of its \d+ output channels are all 0",
+    "ignore:The model does not have any trainable weights",
+    "ignore:calibrate. these tensors hold a single value",
+)
+
 EQUAL = 0.999  # share of output codes that the issue asks for
 MAX_ERR_LSB = 1
 RELATIVE = 1e-5

@@ -18,6 +18,11 @@ from kquant.prepare.one_step import cell, cell_samples
 from kquant.runtime.interpreters import litert_interpreter
 from kquant.tflite.reader import read_model
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:calibrate. the range differs more than 2 times",
+    "ignore:quantize. .* takes no packed 4-bit weights",
+)
+
 layers = keras.layers
 REFERENCES = (("litert", "litert-reference"), ("tflm", "tflm"))
 STEPS, FEATURES = 10, 4

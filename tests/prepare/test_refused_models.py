@@ -13,6 +13,10 @@ from one_layer import RawTensorFlow, X, calibrated, dense
 
 import kquant
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Layer InputLayer does not have a `quantize` method",
+)
+
 
 def test_layer_without_a_rule_is_named() -> None:
     x = keras.Input((6,), name="x")

@@ -16,6 +16,11 @@ from kquant.layers.nodes import Compressed, FakeQuant
 from kquant.recipe import recipe as recipes
 from kquant.recipe.recipe import LayerRule, Recipe
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:cluster. left as they are",
+    r"ignore:quantize. activations of \d+ bits are simulated only",
+)
+
 X = np.float32(np.random.default_rng(0).normal(size=(64, 6)))
 
 

@@ -15,6 +15,10 @@ from kquant.shrink.factorization import full_rank
 from kquant.shrink.factors import split
 from kquant.shrink.ranks import Candidate, cheapest_ranks, choose_ranks
 
+pytestmark = pytest.mark.filterwarnings(
+    r"ignore:calibrate. \d+ samples are few",
+)
+
 KINDS = {
     "dense": (lambda: layers.Dense(7, activation="tanh", name="it"), (5, 9)),
     "conv": (lambda: layers.Conv2D(7, 3, padding="same", activation="relu", name="it"), (8, 7, 4)),

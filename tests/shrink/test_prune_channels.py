@@ -25,6 +25,10 @@ from kquant.shrink.labelled_data import loss_of
 from kquant.shrink.reconstruct import Sums, least_squares, refit
 from kquant.views.flat_copy import plain, read
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:The structure of `inputs` doesn't match",
+)
+
 
 def _tiny_efficientnet():
     """EfficientNet's own blocks, fewer of them."""

@@ -13,6 +13,10 @@ import kquant
 from kquant.graph.keras_private import made_of
 from kquant.runtime.running import predict
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:calibrate. the range differs more than 2 times",
+)
+
 layers = keras.layers
 X = np.random.default_rng(0).normal(size=(40, 6, 4)).astype("float32")
 SHAPES = ((6, 4), (4, 6), (24,), (2, 12), (3, 8))

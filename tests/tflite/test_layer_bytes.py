@@ -21,6 +21,10 @@ from kquant.tflite.reader import constants, read_model
 from kquant.tflite.vela import find_vela, vela_bytes
 from kquant.tflite.weight_bytes import Sparse, layer_bytes, sparse_bytes
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:calibrate. these tensors hold a single value",
+)
+
 RNG = np.random.default_rng(4)
 PER_TENSOR = QuantSpec(8)
 

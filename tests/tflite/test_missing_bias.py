@@ -14,6 +14,11 @@ import kquant
 from kquant import targets
 from kquant.core.operators import facts
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:quantize. .* takes no packed 4-bit weights",
+    "ignore:Statistics for quantized inputs were expected",
+)
+
 RNG = np.random.default_rng(0)
 
 

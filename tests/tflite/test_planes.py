@@ -14,6 +14,10 @@ from keras import layers
 import kquant
 from kquant.tflite import passes
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:quantize. .* has no 16-bit kernel",
+)
+
 RNG = np.random.default_rng(0)
 
 

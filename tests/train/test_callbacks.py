@@ -14,6 +14,11 @@ import kquant
 from kquant.graph.keras_private import every_layer
 from kquant.layers.nodes import Compressed, FakeQuant
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:This model has quantization nodes that have seen no data",
+    r"ignore:.* the weights of \d+ of its \d+ output channels are all 0",
+)
+
 RNG = np.random.default_rng(0)
 X, Y = np.float32(RNG.normal(size=(32, 6))), np.float32(RNG.normal(size=(32, 3)))
 HIDDEN = [-1.0, 0.0, 0.0, 0.5]

@@ -19,6 +19,10 @@ import kquant
 from kquant.layers.nodes import Compressed, FakeQuant
 from kquant.train.soft_targets import SoftTargets
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:The structure of `inputs` doesn't match",
+)
+
 RNG = np.random.default_rng(0)
 X = np.float32(RNG.normal(size=(48, 6, 6, 2)))
 ROWS = X[:, 0, :, 0]

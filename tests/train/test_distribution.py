@@ -16,6 +16,10 @@ import pytest
 
 import kquant  # noqa: F401  registers the layers that are loaded here
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:`shuffle=True` was passed, but will be ignored",
+)
+
 ROOT = Path(__file__).parents[2]
 SECONDS = 300
 

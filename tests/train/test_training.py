@@ -15,6 +15,10 @@ import pytest
 import tensorflow as tf
 from training import BATCH, LABELS, MODELS, X, made
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:`shuffle=True` was passed, but will be ignored",
+)
+
 every_model = pytest.mark.parametrize("name", MODELS)
 EPOCHS = 2  # of four steps: ramps end and ranges freeze in the second
 

@@ -11,6 +11,10 @@ from keras import layers
 
 import kquant
 
+pytestmark = pytest.mark.filterwarnings(
+    r"ignore:`build\(\)` was called on layer",
+)
+
 X = np.float32(np.random.default_rng(0).normal(size=(16, 5)))
 # The body of `call`: whether `predict` then depends on the other samples of the batch.
 BODIES = {
