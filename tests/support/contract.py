@@ -107,12 +107,20 @@ class Example:
         self.name = name
         self.model = build(name)
         self._quantized: dict[str, keras.Model] = {}
+        self._reference: list[np.ndarray] | None = None
 
     def quantized(self, target: str) -> keras.Model:
         """Quantized in 8 bits and calibrated."""
         if target not in self._quantized:
             self._quantized[target] = quantized(self.model, target)
         return self._quantized[target]
+
+    def reference(self) -> list[np.ndarray]:
+        """What the one for LiteRT gives for `data(q, 32)`."""
+        if self._reference is None:
+            q = self.quantized("litert")
+            self._reference = simulate(q, data(q, 32))
+        return self._reference
 
     def forget(self, target: str) -> None:
         """The next one is quantized anew: somebody changes the weights of this one."""
