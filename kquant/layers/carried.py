@@ -1,7 +1,7 @@
 """What a tensor carries beside its values while a model computes in integers, so that codes flow between layers.
 
     FakeQuant  -> values on a grid      carry `codes`, without the zero point    -> Compressed sums them
-    FakeQuant  -> encoding              carries `seen`: data gave it             -> nobody chooses between two results
+    FakeQuant  -> encoding              carries its `grid`, if data gave it      -> nobody chooses between two results
     Compressed -> scale of its sums     carries `sums`                           -> FakeQuant scales them
 
 Values say the same: `codes = values / scale`, `sums = output / scale of the sums`. But to divide and round again costs
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-Thing = Literal["codes", "seen", "sums"]
+Thing = Literal["codes", "grid", "sums"]
 
 
 def carry(tensor: Any, thing: Thing, value: Any) -> Any:

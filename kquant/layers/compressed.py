@@ -14,7 +14,7 @@ from kquant.layers import transform as kernels
 from kquant.layers.carried import carried, carry
 from kquant.layers.conversion import refuse_conversion
 from kquant.layers.fake_quant import is_float, is_simulating
-from kquant.layers.integers import chosen, is_known
+from kquant.layers.integers import chosen, read
 from kquant.layers.live_norm import LiveNorm
 from kquant.layers.nonuniform import on_grid
 from kquant.layers.provenance import Provenance
@@ -149,11 +149,10 @@ class Compressed(Weighted):
             refuse_conversion()
         if training or is_simulating() or encoding is None or self.spec is None or not self.spec.has_codes:
             return [self._biased(x, self.weights_on_grid(), self.bias_as_used(), self.layer), *unknown]
-        known = is_known(encoding)
-        unit = chosen(known, encoding[0], tf.ones_like(encoding[0]))
+        known, unit, _ = read(encoding)
         codes, scale, bias = self.codes(unit)
         if not self.sums:
-            return self._multiplied(x, encoding, codes, scale, known)
+            return self._multiplied(x, unit, codes, scale, known)
         # The kernels multiply the two scales in double; a float32 product shifts some ties.
         exact = tf.cast(tf.reshape(scale, (-1,)), tf.float64) * tf.cast(unit, tf.float64)
         steps = carried(x, "codes")
@@ -300,12 +299,12 @@ class Compressed(Weighted):
         return kernels.run_with(self.layer, values, call, x)
 
     def _multiplied(
-        self, x: tf.Tensor, encoding: tf.Tensor, codes: tf.Tensor, scale: tf.Tensor, known: bool | tf.Tensor
+        self, x: tf.Tensor, unit: tf.Tensor, codes: tf.Tensor, scale: tf.Tensor, known: bool | tf.Tensor
     ) -> list[tf.Tensor]:
         """PReLU: positive inputs keep their scale, negative ones are multiplied by the codes of alpha."""
         y = self._with(tf.cast(x, tf.float32), {self.kernel_name: codes * scale}, self.layer.call)
         # LiteRT forms this product in float32 (prelu.cc)
-        step = tf.cast(tf.where(x >= 0, encoding[0], encoding[0] * tf.reshape(scale, ())), tf.float64)
+        step = tf.cast(tf.where(x >= 0, unit, unit * tf.reshape(scale, ())), tf.float64)
         return [tf.cast(y, self.compute_dtype), chosen(known, step, tf.zeros_like(step))]
 
     def get_config(self) -> dict[str, Any]:

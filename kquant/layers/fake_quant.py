@@ -18,7 +18,7 @@ from kquant.graph.step_mask import is_other
 from kquant.layers import range_learner
 from kquant.layers.carried import carried, carry
 from kquant.layers.conversion import refuse_conversion
-from kquant.layers.integers import Origin, chosen, is_known, steps_of
+from kquant.layers.integers import Origin, read, steps_of
 from kquant.layers.learned_ranges import replaced, straight_through
 from kquant.layers.provenance import Provenance
 from kquant.layers.range_numbers import Numbers, averaged, encoded, numbers_of
@@ -222,7 +222,7 @@ class FakeQuant(keras.layers.Layer):
             return self._rounded(y, encodings, moves)
         scale, zero_point, _ = self.grid(encodings)
         values, scale, zero_point = self._learned(y, scale, zero_point)
-        return self._told(moves, encodings, values, y, tf.stack([scale, zero_point]))
+        return self._told(moves, encodings, values, y, tf.stack([scale, zero_point]), (scale, zero_point))
 
     def _rounded(
         self, y: tf.Tensor, encodings: Sequence[tf.Tensor], moved: bool = False
@@ -230,7 +230,7 @@ class FakeQuant(keras.layers.Layer):
         """Values rounded to the grid, by TensorFlow's fused kernel."""
         numbers = self._numbers(encodings)
         quantized = _train(y, numbers, self.spec)
-        return self._told(moved or self.is_seen(encodings), encodings, quantized, y, numbers.encoding)
+        return self._told(moved or self.is_seen(encodings), encodings, quantized, y, numbers.encoding, numbers[:2])
 
     def _in_integers(self, y: tf.Tensor, origin: Origin) -> tuple[tf.Tensor, tf.Tensor]:
         """Values of the codes that the interpreter computes."""
@@ -242,7 +242,8 @@ class FakeQuant(keras.layers.Layer):
         numbers = self._numbers(origin.encodings)
         out = arithmetic.Grid(numbers.scale, numbers.zero_point, self.spec.low, self.spec.high)
         steps = _through(y, steps_of(y, origin, out, self.runtime), numbers.scale, numbers.low, numbers.high)
-        values, encoding = self._told(seen, origin.encodings, steps * numbers.scale, y, numbers.encoding)
+        values = steps * numbers.scale
+        values, encoding = self._told(seen, origin.encodings, values, y, numbers.encoding, numbers[:2])
         return (carry(values, "codes", steps), encoding) if seen else (values, encoding)
 
     def _told(
@@ -252,10 +253,11 @@ class FakeQuant(keras.layers.Layer):
         quantized: tf.Tensor,
         y: tf.Tensor,
         encoding: tf.Tensor,
+        grid: tuple[tf.Tensor, tf.Tensor],
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Quantized values with their encoding; where no data were seen, the values as they came, with zeros."""
         if seen:
-            return quantized, carry(encoding, "seen", True)
+            return quantized, carry(encoding, "grid", grid)
         told = self._seen(encodings)
         return tf.where(told, quantized, y), tf.where(told, encoding, tf.zeros(2))
 
@@ -267,7 +269,7 @@ class FakeQuant(keras.layers.Layer):
         if self.fixed is not None:
             return True
         if self.follows:
-            return is_known(encodings[0]) is True
+            return carried(encodings[0], "grid") is not None
         with contextlib.nullcontext() if tf.executing_eagerly() else tf.init_scope():
             if not tf.executing_eagerly():
                 return False
@@ -289,8 +291,8 @@ class FakeQuant(keras.layers.Layer):
         if self.fixed is not None:
             return numbers_of(tf.constant(self.fixed[0]), tf.constant(float(self.fixed[1])), self.spec)
         if self.follows:
-            scale = chosen(is_known(encodings[0]), encodings[0][0], tf.constant(1.0))
-            return numbers_of(scale, encodings[0][1], self.spec)
+            _, scale, zero_point = read(encodings[0])
+            return numbers_of(scale, zero_point, self.spec)
         return encoded(tf.convert_to_tensor(self.low), tf.convert_to_tensor(self.high), self.spec)
 
     def _seen(self, encodings: Sequence[tf.Tensor] = ()) -> tf.Tensor:

@@ -55,10 +55,10 @@ def steps_of(y: tf.Tensor, origin: Origin, out: arithmetic.Grid, rounding: str) 
     if origin.kernel is None or not origin.sources:
         return nearest_steps(y, out)
     bits = tuple(origin.source_bits) or (8,) * len(origin.sources)
-    known = [is_known(encoding) for encoding in origin.encodings]
+    known, scales, points = zip(*(read(encoding) for encoding in origin.encodings), strict=True)
     grids = [
-        arithmetic.Grid(chosen(k, e[0], tf.ones_like(e[0])), e[1], -(1 << n - 1), (1 << n - 1) - 1)
-        for k, e, n in zip(known, origin.encodings, bits, strict=True)
+        arithmetic.Grid(scale, point, -(1 << n - 1), (1 << n - 1) - 1)
+        for scale, point, n in zip(scales, points, bits, strict=True)
     ]
     integers = [_integers(x, grid) for x, grid in zip(origin.sources, grids, strict=True)]
     made = arithmetic.KERNELS[origin.kernel](integers, grids, out, runtime=rounding, **(origin.attributes or {}))
@@ -68,9 +68,21 @@ def steps_of(y: tf.Tensor, origin: Origin, out: arithmetic.Grid, rounding: str) 
     return tf.where(tf.reduce_all(tf.stack(known)), steps, nearest_steps(y, out))
 
 
-def is_known(encoding: tf.Tensor) -> bool | tf.Tensor:
-    """Whether data gave an encoding: True where that is known while a graph is made, else bool[]."""
-    return True if carried(encoding, "seen") else encoding[0] > 0.0
+def read(encoding: tf.Tensor) -> tuple[bool | tf.Tensor, tf.Tensor, tf.Tensor]:
+    """What an encoding says.
+
+    Args:
+        encoding: float32[2], as it travels beside its tensor.
+
+    Returns:
+        Whether data gave it, True where that is known while a graph is made, else bool[]; its scale, 1 where none did;
+        its zero point.
+    """
+    grid = carried(encoding, "grid")
+    if grid is not None:
+        return True, *grid
+    known = encoding[0] > 0.0
+    return known, tf.where(known, encoding[0], 1.0), encoding[1]
 
 
 def chosen(known: bool | tf.Tensor, value: tf.Tensor, otherwise: tf.Tensor) -> tf.Tensor:
