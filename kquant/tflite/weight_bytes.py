@@ -171,7 +171,7 @@ def _layer(t: FileTensor, code: str, values: np.ndarray, stored: int) -> LayerBy
         operator=code,
         shape=t.shape,
         type=t.type,
-        sparsity=float(np.mean(values == zero)),
+        sparsity=float(np.mean(np.equal(values, zero))),
         unique=_distinct(values),
         unique_per_channel=_distinct(values, axis),
         raw_bytes=raw,
