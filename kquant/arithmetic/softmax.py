@@ -75,7 +75,8 @@ def softmax(
     below = wide_below(int(source.shape[-1]), beta)
     if not below:
         return _narrow(source, grid, beta)
-    return tf.where(grid.scale < below, _wide(source, grid, out, beta, runtime), _narrow(source, grid, beta))
+    wide, narrow = _wide(source, grid, out, beta, runtime), _narrow(source, grid, beta)
+    return tf.where(grid.scale < below, tf.cast(wide, narrow.dtype), narrow)  # TensorFlow 2.18 wants one type
 
 
 def _wide(source: tf.Tensor, grid: Grid, out: Grid, beta: float, runtime: str) -> tf.Tensor:

@@ -12,6 +12,7 @@ from kquant.runtime import interpreters
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:calibrate. these tensors hold a single value",
+    "ignore:calibrate. .* is a softmax over",
     "ignore:When providing `inputs` as a dict",
 )
 
