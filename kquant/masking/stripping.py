@@ -13,6 +13,7 @@ import keras
 import numpy as np
 
 from kquant.graph.copies import is_described, own, stays_whole
+from kquant.graph.given_model import check_keras
 from kquant.graph.graph import Node, rewrite, trace
 from kquant.graph.keras_private import every_layer
 from kquant.graph.output_names import as_keras
@@ -94,10 +95,9 @@ def strip(model: keras.Model, *, grids: bool = False) -> keras.Model:
 
 
 def _check_model(model: Any) -> None:
-    kind = f"{type(model).__module__}.{type(model).__name__}"
-    if not isinstance(model, keras.Model):
-        raise ValueError(f"strip: expected a keras.Model. Received: {kind}.")
+    check_keras(model, "strip")
     if hasattr(model, "student") and hasattr(model, "teacher"):  # `train` is above this module: not imported here
+        kind = f"{type(model).__module__}.{type(model).__name__}"
         raise ValueError(f"strip: {kind} trains a model and is none to strip. Give the one that it trained: .student.")
 
 

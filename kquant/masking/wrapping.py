@@ -9,7 +9,7 @@ import keras
 from kquant.core.messages import warn
 from kquant.core.origin import identities, mark
 from kquant.graph.copies import copy_state, is_described, own, stays_whole
-from kquant.graph.given_model import check_finite
+from kquant.graph.given_model import check_finite, check_keras
 from kquant.graph.graph import Graph, Node, rewrite, trace
 from kquant.graph.keras_private import every_layer
 from kquant.layers.nodes import Transformed
@@ -39,11 +39,7 @@ def check_model(model: Any, verb: str) -> None:
     Raises:
         ValueError: names what came.
     """
-    if not isinstance(model, keras.Model):
-        raise ValueError(
-            f"{verb}: expected a keras.Model. Received: {type(model).__module__}.{type(model).__name__}. "
-            "A single layer goes into keras.Sequential([keras.Input(shape), layer])."
-        )
+    check_keras(model, verb)
     refuse_nested(model)
 
 

@@ -6,19 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 
 from kquant import targets
 from kquant.calibration import observers
 from kquant.calibration.aimet_encodings import set_encodings
-from kquant.core.messages import first_of, warn
-from kquant.core.spec import KERNEL_BITS, PACKED_BITS
 from kquant.graph.defaults import own_defaults
-from kquant.graph.given_model import check_finite, warn_lost_steps
+from kquant.graph.given_model import check_keras, check_weights, warn_lost_losses, warn_lost_steps
 from kquant.graph.graph import Graph, alone, trace
 from kquant.graph.inputs import check_static, inputs_of
-from kquant.graph.keras_private import every_layer
-from kquant.layers.nodes import Compressed, FakeQuant
 from kquant.layers.oscillations import warn_unfrozen
 from kquant.masking.method import methods
 from kquant.masking.stripping import release
@@ -28,15 +23,14 @@ from kquant.ops.refused import remedy
 from kquant.prepare.attach import attach
 from kquant.prepare.expansion import expand_graph
 from kquant.prepare.folding import Folded, fold_graph
+from kquant.prepare.notices import warn_of_plan, warn_simulated
 from kquant.prepare.preprocessing import inputs_take
 from kquant.prepare.unblock import move_into_relus
 from kquant.recipe import recipe as recipes
-from kquant.views.packing import Packing, times
 from kquant.views.plan import Plan, Problem, describe, make_plan
+from kquant.views.quantized_model import is_quantized
 
 REPLACE = "replace it by layers that have one, or leave it out of the exported model"
-# Where Keras 2 keeps its classes: the legacy package, standalone Keras 2, and TensorFlow's own copy.
-KERAS_2 = ("tf_keras", "keras.src.engine", "keras.engine", "tensorflow.python.keras")
 
 
 def quantize(
@@ -84,9 +78,7 @@ def quantize(
         plan, folded = planned(graph, chosen, goal)
         if plan.problems:
             raise ValueError(describe(plan.problems, goal))
-        warn_dead(plan)
-        warn_narrowed(plan)
-        warn_unpacked(plan)
+        warn_of_plan(plan)
         qmodel = attach(plan, folded.gains, folded.moments, carried, folded.norms, inputs_take(graph))
         warn_simulated(qmodel)
         warn_lost_steps(model, qmodel, "quantize")
@@ -236,113 +228,7 @@ def check_model(model: Any) -> None:
     Raises:
         ValueError: no Keras 3 model, quantized already (by Keras too), weights that are not float32 or not finite.
     """
-    if not isinstance(model, keras.Model):
-        raise ValueError(_no_model(model))
-    if any(isinstance(layer, FakeQuant | Compressed) for layer in every_layer(model)):
+    check_keras(model, "quantize")
+    if is_quantized(model):
         raise ValueError(f"{model.name}: this model is quantized already; pass the float model.")
-    grids = [layer.name for layer in every_layer(model) if getattr(layer, "quantization_mode", None)]
-    if grids:
-        raise ValueError(
-            f"{model.name}: Keras quantized {first_of(grids)} (`model.quantize`); kquant finds its own grids. Pass the "
-            "float model, as it was before."
-        )
-    for variable in model.variables:
-        if "float" in variable.dtype and variable.dtype != "float32":
-            raise ValueError(
-                f"{model.name}: variable '{variable.path}' is {variable.dtype}; kquant reads float32 weights. Rebuild "
-                "the model with dtype float32 (or mixed_float16, which keeps float32 weights) and copy the weights."
-            )
-    check_finite(model)
-
-
-def warn_lost_losses(model: keras.Model) -> None:
-    """Name layers whose activity regularizer training will not see: their outputs are computed inside a wrapper."""
-    lost = [layer.name for layer in every_layer(model) if layer.activity_regularizer is not None]
-    if lost:
-        warn(
-            f"quantize: the activity regularizers of {', '.join(lost)} do not act on the quantized model; kernel and "
-            "bias regularizers do. Add the penalty to the loss where training needs it."
-        )
-
-
-def _no_model(given: Any) -> str:
-    """What to say of something that is not a Keras 3 model."""
-    kind = f"{type(given).__module__}.{type(given).__name__}"
-    if any(cls.__module__.startswith(KERAS_2) for cls in type(given).__mro__):
-        return (
-            f"{getattr(given, 'name', 'model')}: this is a Keras 2 model ({kind}); kquant reads Keras 3. Build the "
-            "same model with Keras 3 (`import keras`) and copy the weights: `new.set_weights(old.get_weights())`."
-        )
-    if isinstance(given, str | Path):
-        return f"quantize: expected a keras.Model. Received: the path {given}; load it with keras.models.load_model."
-    return f"quantize: expected a keras.Model. Received: {kind}."
-
-
-def warn_simulated(qmodel: keras.Model) -> None:
-    """Say before any training that no kernel has activations of such a width: `export` refuses the model."""
-    found = {layer.spec.bits for layer in every_layer(qmodel) if isinstance(layer, FakeQuant)} - set(KERNEL_BITS)
-    if found:
-        warn(
-            f"quantize: activations of {' and '.join(map(str, sorted(found)))} bits are simulated only: kquant.export "
-            "will refuse this model, because kernels have 8 or 16 (weights may have 2 to 8). Take activations of 8 or "
-            "16 bits where a file is wanted."
-        )
-
-
-def warn_narrowed(plan: Plan) -> None:
-    """Name layers that were to have 16-bit activations, where the target has an 8-bit kernel only."""
-    found = sorted({f"{n.name} ({type(n.op).__name__})" for n in plan.widths.narrowed})
-    if found:
-        warn(
-            f"quantize: {plan.target.title}, as kquant writes it, has no 16-bit kernel for {', '.join(found)}; they "
-            "compute in 8 bits between two QUANTIZE. docs/layers.md lists what has one."
-        )
-
-
-def warn_unpacked(plan: Plan) -> None:
-    """Name layers that were to have 4-bit weights, and will not have them two to a byte."""
-    stored: dict[bool, set[str]] = {False: set(), True: set()}
-    avoided: dict[str, Packing] = {}
-    for node in plan.graph.nodes:
-        found, wanted = plan.packings.get(id(node.op)), plan.settings[id(node.op)].weights
-        if found is None or found.packed or wanted.bits > PACKED_BITS:
-            continue
-        if found.avoided:
-            avoided[node.name] = found
-        else:
-            wide = found.bits > PACKED_BITS
-            stored[wide].add(f"{node.name} ({found.bits} bits)" if wide else node.name)
-    said = f"quantize: {plan.target.title} takes no packed 4-bit weights for "
-    if stored[False]:
-        warn(
-            f"{said}{', '.join(sorted(stored[False]))}; their codes have 4 bits and are stored in 8. Give them 8 bits: "
-            "`weights = { unpacked_bits = 8 }` costs no byte."
-        )
-    if stored[True]:
-        warn(f"{said}{', '.join(sorted(stored[True]))}, as `unpacked_bits` says.")
-    if avoided:
-        warn(
-            f"quantize: {', '.join(map(str, sorted({p.bits for p in avoided.values()})))}-bit weights for "
-            f'{first_of(avoided)}, as `prefer = "latency"` says: packed 4-bit ones would cost '
-            f"{times(p.slowdown for p in avoided.values())} the latency on {plan.target.title}. A rule with "
-            '`prefer = "bytes"` packs those that it names.'
-        )
-
-
-def warn_dead(plan: Plan) -> None:
-    """Name layers whose output channels compute nothing: they cost bytes and time, and hint at a lost checkpoint."""
-    for op in {id(node.op): node.op for node in plan.graph.nodes if id(node.op) in plan.weights}.values():
-        rule = find(op, plan.target)
-        if rule is None or rule.weights is None:
-            continue
-        kernel = getattr(op, rule.weights.kernel).numpy()
-        kept = {axis % kernel.ndim for axis in rule.weights.channel_axes}
-        summed = tuple(axis for axis in range(kernel.ndim) if axis not in kept)
-        dead = ~np.any(kernel, axis=summed)
-        if dead.all():
-            warn(f"{op.name}: every weight is 0; were the weights loaded?")
-        elif dead.any():
-            warn(
-                f"{op.name}: the weights of {int(dead.sum())} of its {dead.size} output channels are all 0; the file "
-                "keeps them. Take them out of the model, or check the checkpoint."
-            )
+    check_weights(model)

@@ -1,0 +1,91 @@
+"""What `quantize` warns of: of the plan, before anything is made, and of the model that it made."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+
+from kquant.core.messages import first_of, warn
+from kquant.core.spec import KERNEL_BITS, PACKED_BITS
+from kquant.graph.keras_private import every_layer
+from kquant.layers.nodes import FakeQuant
+from kquant.ops import find
+from kquant.views.packing import Packing, times
+from kquant.views.plan import Plan
+
+
+def warn_of_plan(plan: Plan) -> None:
+    """Layers that compute nothing, and those that get other widths than the recipe says."""
+    warn_dead(plan)
+    warn_narrowed(plan)
+    warn_unpacked(plan)
+
+
+def warn_simulated(qmodel: keras.Model) -> None:
+    """Say before any training that no kernel has activations of such a width: `export` refuses the model."""
+    found = {layer.spec.bits for layer in every_layer(qmodel) if isinstance(layer, FakeQuant)} - set(KERNEL_BITS)
+    if found:
+        warn(
+            f"quantize: activations of {' and '.join(map(str, sorted(found)))} bits are simulated only: kquant.export "
+            "will refuse this model, because kernels have 8 or 16 (weights may have 2 to 8). Take activations of 8 or "
+            "16 bits where a file is wanted."
+        )
+
+
+def warn_narrowed(plan: Plan) -> None:
+    """Name layers that were to have 16-bit activations, where the target has an 8-bit kernel only."""
+    found = sorted({f"{n.name} ({type(n.op).__name__})" for n in plan.widths.narrowed})
+    if found:
+        warn(
+            f"quantize: {plan.target.title}, as kquant writes it, has no 16-bit kernel for {', '.join(found)}; they "
+            "compute in 8 bits between two QUANTIZE. docs/layers.md lists what has one."
+        )
+
+
+def warn_unpacked(plan: Plan) -> None:
+    """Name layers that were to have 4-bit weights, and will not have them two to a byte."""
+    stored: dict[bool, set[str]] = {False: set(), True: set()}
+    avoided: dict[str, Packing] = {}
+    for node in plan.graph.nodes:
+        found, wanted = plan.packings.get(id(node.op)), plan.settings[id(node.op)].weights
+        if found is None or found.packed or wanted.bits > PACKED_BITS:
+            continue
+        if found.avoided:
+            avoided[node.name] = found
+        else:
+            wide = found.bits > PACKED_BITS
+            stored[wide].add(f"{node.name} ({found.bits} bits)" if wide else node.name)
+    said = f"quantize: {plan.target.title} takes no packed 4-bit weights for "
+    if stored[False]:
+        warn(
+            f"{said}{', '.join(sorted(stored[False]))}; their codes have 4 bits and are stored in 8. Give them 8 bits: "
+            "`weights = { unpacked_bits = 8 }` costs no byte."
+        )
+    if stored[True]:
+        warn(f"{said}{', '.join(sorted(stored[True]))}, as `unpacked_bits` says.")
+    if avoided:
+        warn(
+            f"quantize: {', '.join(map(str, sorted({p.bits for p in avoided.values()})))}-bit weights for "
+            f'{first_of(avoided)}, as `prefer = "latency"` says: packed 4-bit ones would cost '
+            f"{times(p.slowdown for p in avoided.values())} the latency on {plan.target.title}. A rule with "
+            '`prefer = "bytes"` packs those that it names.'
+        )
+
+
+def warn_dead(plan: Plan) -> None:
+    """Name layers whose output channels compute nothing: they cost bytes and time, and hint at a lost checkpoint."""
+    for op in {id(node.op): node.op for node in plan.graph.nodes if id(node.op) in plan.weights}.values():
+        rule = find(op, plan.target)
+        if rule is None or rule.weights is None:
+            continue
+        kernel = getattr(op, rule.weights.kernel).numpy()
+        kept = {axis % kernel.ndim for axis in rule.weights.channel_axes}
+        summed = tuple(axis for axis in range(kernel.ndim) if axis not in kept)
+        dead = ~np.any(kernel, axis=summed)
+        if dead.all():
+            warn(f"{op.name}: every weight is 0; were the weights loaded?")
+        elif dead.any():
+            warn(
+                f"{op.name}: the weights of {int(dead.sum())} of its {dead.size} output channels are all 0; the file "
+                "keeps them. Take them out of the model, or check the checkpoint."
+            )
