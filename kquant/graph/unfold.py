@@ -191,6 +191,7 @@ class _Unfolding:
 
     def hand_on(self, op: Any, args: tuple, kwargs: dict, outputs: list[Tensor]) -> None:
         """Note the masks of a layer's outputs."""
+        # what is opened has handed its masks on inside; a layer without masking ends them, as in Keras
         if all(id(t) in self.masked for t in outputs) or not op.supports_masking:
             return
         first = args[0] if args else next(iter(kwargs.values()))
@@ -249,6 +250,7 @@ class _Unfolding:
     def function(self, op: Any, args: tuple) -> Any:
         """The calls that a Functional model recorded when it was made."""
         new: dict[int, Any] = {}
+        # A Functional model recorded its calls when it was made; its `call` only replays them, so they are read off.
         given, training = args[0], self.training
         inputs, outputs = structures(op)
         if isinstance(given, dict) and not isinstance(inputs, dict):
@@ -263,12 +265,14 @@ class _Unfolding:
     def call(self, op: Any, args: tuple, kwargs: dict) -> Any:
         """Run `op.call` on symbolic tensors and unfold the calls it recorded."""
         made, found = self.record(op, args, kwargs)
+        # prune and cluster keep a layer with a training branch as it is: its weights are masked where they stand
         if found.in_training and self.whole is not None and self.whole(op):
             self.kept.add(id(op))
             return self.keep(op, args, kwargs)
         self.said += found.sentences()
         keep_training(made, op.trainable_variables)
         self.said += _frozen(op, made)
+        # the owner is the outermost layer of the user's: messages, recipes' rules and protected layers go by its name
         outer, self.owner = self.owner, op if self.owner is None or not _is_builtin(self.owner) else self.owner
         self.store(op, made)
         for node in made.nodes:
@@ -290,6 +294,8 @@ class _Unfolding:
         """What `op.call` does; where it asks for the number of samples, by what differs with that. And what beside."""
         where = f"{op.name} ({type(op).__name__})"
         users = not _is_builtin(op) or isinstance(op, keras.layers.Activation)  # that one calls the user's function
+        # First without a number of samples. Code that needs one (ops.shape(x)[0], an arange over the batch) is run with
+        # two different ones, and what differs between the two recordings is what follows the number of samples.
         batch, more, watched = None, None, Watched()
         try:
             made = self.run(op, args, kwargs, None, self.training, watched)
@@ -316,6 +322,8 @@ class _Unfolding:
     ) -> Recording:
         """`op.call` on symbolic tensors of so many samples."""
         starts = [x for x in tree.flatten((args, kwargs)) if isinstance(x, Tensor)]
+        # Fresh tensors, so that the recording ends at them: Keras notes on each tensor which call made it, and what
+        # came before belongs to the outer model.
         ours = {id(t): Tensor((t.shape[0] or batch, *t.shape[1:]) if t.shape else (), t.dtype) for t in starts}
         call_args, call_kwargs = substitute((args, kwargs), ours)
         call_kwargs.pop("training", None)

@@ -211,7 +211,7 @@ class FakeQuant(keras.layers.Layer):
 
     def _in_training(self, y: tf.Tensor, encodings: Sequence[tf.Tensor], site: int) -> tuple[tf.Tensor, tf.Tensor]:
         """Values and encoding of a training step: the range moves first, then the values are rounded."""
-        moves = self.has_range and self.trainable
+        moves = self.has_range and self.trainable  # a range that moves has seen a batch: nothing to choose below
         if moves:
             self._move(self.without_padding(y, site), site)
         if self.fixed is not None:
@@ -237,7 +237,7 @@ class FakeQuant(keras.layers.Layer):
         seen = self.is_seen(origin.encodings)
         if not seen:
             self._warn_unseen()
-        if not tf.executing_eagerly():
+        if not tf.executing_eagerly():  # another converter traces this too, and would write it as float operators
             refuse_conversion()
         numbers = self._numbers(origin.encodings)
         out = arithmetic.Grid(numbers.scale, numbers.zero_point, self.spec.low, self.spec.high)
@@ -270,6 +270,7 @@ class FakeQuant(keras.layers.Layer):
             return True
         if self.follows:
             return carried(encodings[0], "grid") is not None
+        # a graph that is being traced holds no values; outside of it the variable has one
         with contextlib.nullcontext() if tf.executing_eagerly() else tf.init_scope():
             if not tf.executing_eagerly():
                 return False

@@ -103,6 +103,7 @@ class _Builder:
         site = self.plan.sites.get(id(old))
         if site is None:
             return new
+        # what the float model took here, before scalings were folded away: `predict` of a file warns by it
         known = self.takes.get(old.name)
         self.fake_quant(site).ports[old.name] = None if known is None else list(known)
         self.told(old, site)
@@ -118,12 +119,15 @@ class _Builder:
         args, kwargs = self.requantized(node, args, kwargs)
         inputs = [t for t in keras.tree.flatten((args, kwargs)) if isinstance(t, keras.KerasTensor)]
         known = [self.encodings.get(id(t)) for t in inputs]
+        # `x != value` compares codes in the file: the code of the value needs the grid of x, and that is known here
         if marks_padding(node.op) and node.op.value != 0.0 and known[-1] is not None:
             grid = self.specs[id(inputs[-1])]
             kwargs = {**kwargs, "encoding": known[-1], "codes": [grid.low, grid.high]}
         y, details = self.compute(node, rule, args, kwargs, known[0])
         if rule.weights is None and all(e is not None for e in known):
             details = self.sources(rule, node, inputs, known)
+        # an activation that the operator before takes over has no encoding of its own: what `FakeQuant` must know of
+        # that operator waited for it
         if id(node.inputs[0]) in self.plan.fused:
             details = self.fuse(rule, node, self.pending[id(inputs[0])])
         out = node.outputs[0]
@@ -133,6 +137,7 @@ class _Builder:
         if id(out) in self.plan.fused:
             self.pending[id(y)] = details
         elif known[0] is not None and rule.output in ("same", "shared"):
+            # a reshape or a maximum pool moves codes about: no node, the encoding goes on as it is
             self.encodings[id(y)], self.specs[id(y)] = known[0], self.specs[id(inputs[0])]
         return y
 
@@ -158,6 +163,8 @@ class _Builder:
         bits = self.plan.widths.calls[id(node)]
         if id(node.op) not in self.layers:
             self.layers[id(node.op)] = self.compressed(node.op, rule.weights, bits)
+        # a shared layer begins its training step at its first call; call 0 passes no argument, so that most graphs
+        # have none
         number = self.plan.graph.calls()[id(node.op)].index(node)
         site = {"site": number} if number else {}
         if table:
@@ -199,6 +206,8 @@ class _Builder:
             for variable, values in zip(held, found, strict=True):
                 variable.assign(values.astype(np.float32))
         if gain is not None:
+            # what trains is the kernel before the batch norm was folded in, as it would be in the float model: with
+            # the gain inside, one learning rate would mean another in every channel
             variable = getattr(op, weights.kernel)
             layer.gain.assign(gain)
             variable.assign(variable.numpy() / gain)
@@ -219,6 +228,7 @@ class _Builder:
         kernel = kernel_at(op, path)
         for name, _ in identities(op):
             held = self.carried.get(name, {}).get(path)
+            # a layer that became another one of its name (Conv1D a Conv2D) has kernels of other shapes: see `derived`
             if held is not None and held.values.shape == tuple(kernel.shape):
                 self.placed.add((name, path))
                 return [t.carried() or clone(t) for t in held.transforms]
@@ -268,6 +278,7 @@ class _Builder:
             for kernel in layer.kernels():
                 for transform in self.transforms(node.op, kernel.path):
                     kernel.transform_by(transform)
+        # its gates compute with the encoding of the output before there is an output to quantize
         _, out = self.fake_quant(site)(args[0], peek=True)
         number = self.plan.graph.calls()[id(node.op)].index(node)
         return self.layers[id(node.op)](args[0], encoding=encoding, out=out, **({"site": number} if number else {}))
@@ -303,6 +314,9 @@ class _Builder:
         if "attributes" not in details or rule.relu is None:
             return details
         form, maximum = rule.relu(node.op), node.op.max_value
+        if maximum is not None and "accumulator" in details and "sums" not in details:
+            # `equalize` may take the clip out of the layer: the codes are read off what the layer lets through
+            return {name: value for name, value in details.items() if name != "attributes"}
         activation = form if form != "RELU" or maximum is None else float(maximum)
         return {**details, "attributes": {**details["attributes"], "activation": activation}}
 

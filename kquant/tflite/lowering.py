@@ -83,6 +83,7 @@ def lower(qmodel: keras.Model) -> Lowered:
     program = writer.program
     for t in keras.tree.flatten(graph.inputs):
         writer.unread(t)
+    # inputs entered the program as their readers were written; users give them in the order of the model
     program.inputs.sort(key=lambda ref: writer.order[id(ref)])
     program.outputs = [_output(writer, graph, t) for t in keras.tree.flatten(graph.outputs)]
     program = tidy(program, target)
@@ -176,6 +177,8 @@ class _Writer:
 
     def visit(self, node: Node) -> None:
         """Write a `FakeQuant` with all that it closes, a float layer, or one that keeps its input's codes."""
+        # An operator is written when its output's encoding is known, which the `FakeQuant` behind it holds: that one
+        # closes it, with the activation between. What has no `FakeQuant` behind it keeps its input's codes.
         if isinstance(node.op, FakeQuant):
             if node.kwargs.get("peek"):
                 return

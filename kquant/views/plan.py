@@ -137,18 +137,21 @@ def make_plan(graph: Graph, recipe: Recipe, target: Target) -> Plan:
     positions = _positions(graph, rules)
     _check_patterns(graph, recipe, positions)
     settings = {id(n.op): recipe.settings(identities(n.op), positions.get(id(n.op))) for n in graph.nodes}
+    # Which activations are fused decides widths (an operator and its activation have one), and widths decide again:
+    # an operator that stays float fuses nothing.
     fused = _fused(graph, rules, settings, target)
     widths = find_widths(graph, rules, settings, recipe, target, fused)
     fused = frozenset(t for t in fused if widths.tensors[t] != FLOAT)
     names = {id(t): node.name for node in graph.nodes for t in node.outputs}
     draft = _Draft(graph, rules, settings, recipe, target, fused, widths, names)
+    # Tensors that must share an encoding are one class; inputs that would force too much into one are requantized.
     classes, requantized = _classes(draft)
     groups, sites, edges = _sites(draft, classes, requantized)
     weights, packings = _weights(draft)
     found = (
         problem(node, rules[id(node)], target, widths.calls[id(node)])
         for node in graph.nodes
-        if not settings[id(node.op)].skip or rules[id(node)] is None
+        if not settings[id(node.op)].skip or rules[id(node)] is None  # a skipped one stays float, if it has a rule
     )
     problems = tuple(p for p in found if p is not None)
     problems += tuple(_mixed(graph, rules))
@@ -224,6 +227,7 @@ def _weight_grid(settings: Settings, rule: Rule, stored: Packing, target: Target
     if rule.weights is None:
         return replace(spec, per_axis=False)
     kernel = "int16x8" if bits == 16 else "int4" if stored.packed else "int8"
+    # in float no kernel reads the codes; else every operator that the layer is written with must take a scale a channel
     able = bits == FLOAT or all(target.ops[code].per_axis_for(kernel) for code in rule.operators)
     return replace(spec, per_axis=wanted.per_axis and rule.weights.per_axis and able)
 

@@ -61,7 +61,7 @@ class Batches(keras.utils.PyDataset):
         (tf.data.Dataset.from_tensor_slices(X).batch(10).repeat(), {"limit": 40}, None),  # of unknown size
         (Batches(), {}, 3),
         (lambda: iter([X]), {}, None),  # nobody knows before it has run
-        (lambda: iter([X, X]), {"limit": 2}, None),
+        (lambda: iter([X, X]), {"limit": 2 * len(X)}, None),
     ],
 )
 def test_calibration(model, bars, data, options, total):
