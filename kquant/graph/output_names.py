@@ -15,6 +15,8 @@ from typing import Any, ClassVar
 import keras
 from keras import tree
 
+from kquant.graph.defaults import own_defaults
+
 
 @keras.saving.register_keras_serializable(package="kquant")
 class NamedOutputs(keras.Model):
@@ -121,6 +123,8 @@ def as_keras(model: keras.Model) -> keras.Model:
         return model
     had, wanted = list(keras.Model(model.input, model.output).output_names), list(model.output_names)
     makers = {name: {h for h, w in zip(had, wanted, strict=True) if w == name} for name in wanted}
+    if had == wanted:  # it is of this class for its layers' sake
+        return model
     if any(len(found) > 1 for found in makers.values()) or {t.name for t in model.inputs} & set(wanted):
         return model
     by_name = {op.name: op for op in model.operations}
@@ -138,7 +142,8 @@ def as_keras(model: keras.Model) -> keras.Model:
         else:
             ends[id(t), w] = keras.layers.Identity(name=w, dtype=t.dtype)(t)
     new = [ends.get((id(t), w), t) for t, w in zip(model.outputs, wanted, strict=True)]
-    return keras.Model(model.input, tree.pack_sequence_as(model.output, new), name=model.name)
+    with own_defaults(model.layers):
+        return keras.Model(model.input, tree.pack_sequence_as(model.output, new), name=model.name)
 
 
 def _after_its_class(op: Any, taken: dict[str, Any]) -> None:

@@ -265,22 +265,23 @@ class _Writer:
             op, weights = op.layer, self.float_constants(first) if rule.indices else self.constants(first, inputs[0])
         clip = getattr(last.op, "max_value", None)
         clip = None if activation == "RELU6" else clip
-        self.write(rule, Call(op, inputs, self.unclipped(output, clip), activation, weights, first))
-
-    def unclipped(self, output: Ref, clip: float | None) -> Ref:
-        """A ReLU's own maximum holds by itself where the range ends there; a wider (shared) range needs a MINIMUM."""
         encoding = output.encoding
+        highest = self.highest_code(encoding, clip)
+        if highest is None or encoding is None:
+            self.write(rule, Call(op, inputs, output, activation, weights, first))
+            return
+        before = self.program.value(f"{output.name}/unclipped", output.shape, encoding)
+        self.write(rule, Call(op, inputs, before, activation, weights, first))
+        limit = self.program.codes(f"{output.name}/limit", np.array([highest]), encoding)
+        self.program.emit("MINIMUM", [before, limit], output)
+
+    def highest_code(self, encoding: Encoding | None, clip: float | None) -> int | None:
+        """Where a ReLU's own maximum needs a MINIMUM; None where it holds by itself, because the range ends there."""
         if clip is None or encoding is None:
-            return output
+            return None
         # halves away from zero, as the kernels round the bounds of their own activations
         code = int(np.floor(np.float64(np.float32(clip) / encoding.scale[0]) + 0.5) + encoding.zero_point[0])
-        if code >= encoding.spec.high:
-            return output
-        before = self.program.value(f"{output.name}/unclipped", output.shape, encoding)
-        self.pending_minimum = (before, code, output)
-        return before
-
-    pending_minimum: tuple[Ref, int, Ref] | None = None
+        return None if code >= encoding.spec.high else code
 
     def write(self, rule: Rule, call: Call, lower: Callable[[Program, Call], None] | None = None) -> None:
         """Let the rule write the call."""
@@ -288,11 +289,6 @@ class _Writer:
         if lower is None:
             raise ValueError(f"{call.op.name} ({type(call.op).__name__}): its rule has no lowering.")
         lower(self.program, call)
-        if self.pending_minimum is not None:
-            before, code, output = self.pending_minimum
-            self.pending_minimum = None
-            limit = self.program.codes(f"{output.name}/limit", np.array([code]), output.encoding)
-            self.program.emit("MINIMUM", [before, limit], output)
 
     def rule(self, node: Node) -> Rule | None:
         """The rule of a layer, of the wrapped one for `Compressed`."""
