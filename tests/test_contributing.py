@@ -88,14 +88,16 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, typ
 @pytest.fixture(autouse=True)
 def no_traces() -> Iterator[None]:
     """What was imported from such a folder, or registered there, is gone behind a test."""
-    before = set(sys.modules)
+    modules, objects = set(sys.modules), dict(keras.saving.get_custom_objects())
     yield
-    for name in set(sys.modules) - before:
-        if name.startswith("kquant."):
+    for name in set(sys.modules) - modules:
+        elsewhere = not str(getattr(sys.modules[name], "__file__", None) or "").startswith(str(ROOT))
+        if name.startswith("kquant.") and elsewhere:
             folder, _, last = name.rpartition(".")
             vars(sys.modules[folder]).pop(last, None)
             del sys.modules[name]
-    keras.saving.get_custom_objects().pop("kquant>Clip", None)
+    keras.saving.get_custom_objects().clear()
+    keras.saving.get_custom_objects().update(objects)
     sections.cache_clear()
     method.known.cache_clear()
 
