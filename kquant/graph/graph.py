@@ -18,7 +18,7 @@ from keras import tree
 from kquant.graph.creation import with_one_name
 from kquant.graph.defaults import own_defaults
 from kquant.graph.inputs import inputs_of
-from kquant.graph.keras_private import variables_as
+from kquant.graph.keras_private import made_of, variables_as
 from kquant.graph.output_names import functional, output_names
 from kquant.graph.unfold import Node, substitute, unfold
 
@@ -160,7 +160,28 @@ def rewrite(
             for old, fresh in zip(node.outputs, results, strict=True):
                 new[id(old)] = fresh
         outputs = tree.map_structure(lambda t: new[id(t)], graph.outputs)
+        _name_operations_apart(graph, tree.flatten(outputs))
         return functional(inputs, _distinct(outputs, inputs), name or graph.name, graph.output_names)
+
+
+def _name_operations_apart(graph: Graph, outputs: list[Tensor]) -> None:
+    """Operations that `replace` called are named by Keras' running numbers, which start anew in every process and after
+    `keras.backend.clear_session`: so such a name may be that of an operation that the graph had.
+    """
+    given, ops, seen = {id(node.op) for node in graph.nodes}, {}, set()
+    todo = list(outputs)
+    while todo:
+        t = todo.pop()
+        op, read = (None, []) if id(t) in seen else made_of(t)
+        seen.add(id(t))
+        todo += read
+        if op is not None:
+            ops[id(op)] = op
+    ours = [op for key, op in ops.items() if key not in given and not isinstance(op, keras.layers.Layer)]
+    others = ops.keys() - {id(op) for op in ours}
+    taken = {ops[key].name for key in others}
+    for op in reversed(ours):  # in the order of the calls
+        named_apart(op, taken)
 
 
 def _distinct(outputs: Any, inputs: Any) -> Any:
