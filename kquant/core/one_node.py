@@ -9,7 +9,8 @@ runs the graph, so the numbers are the same to the bit, compiled by XLA or not.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from functools import cache, wraps
+from typing import Any, TypeVar
 
 import tensorflow as tf
 
@@ -17,8 +18,32 @@ Function = TypeVar("Function", bound=Callable)
 
 
 def one_node(function: Function) -> Function:
-    """The function of tensors and plain values, traced once for each set of plain values, types and ranks.
+    """The function, traced once for each set of plain arguments and each type and rank of tensors.
 
     Not for what a gradient passes through: TensorFlow would trace its gradient at every call.
+
+    Args:
+        function: of tensors, tuples of tensors, and plain values that can be hashed, by position.
     """
-    return tf.function(function, autograph=False, reduce_retracing=True)
+
+    # One for each set of plain values: TensorFlow takes a function that is traced for many of them for a mistake.
+    @cache
+    def traced(count: int, plain: tuple[tuple[int, Any], ...]) -> Callable:
+        values = dict(plain)
+
+        def filled(*tensors: Any) -> Any:
+            rest = iter(tensors)
+            return function(*(values[n] if n in values else next(rest) for n in range(count)))
+
+        return tf.function(filled, autograph=False, reduce_retracing=True)
+
+    @wraps(function)
+    def call(*args: Any) -> Any:
+        plain = tuple((n, a) for n, a in enumerate(args) if not _holds_tensors(a))
+        return traced(len(args), plain)(*(a for a in args if _holds_tensors(a)))
+
+    return call  # pyright: ignore[reportReturnType]  the same arguments, the same result
+
+
+def _holds_tensors(value: Any) -> bool:
+    return tf.is_tensor(value[0] if isinstance(value, tuple) else value)
