@@ -18,7 +18,7 @@ Function = TypeVar("Function", bound=Callable)
 
 
 def one_node(function: Function) -> Function:
-    """The function, traced once for each set of plain arguments and each type and rank of tensors.
+    """The function, traced once for each set of plain arguments and each type and shape of tensors.
 
     Not for what a gradient passes through: TensorFlow would trace its gradient at every call.
 
@@ -26,21 +26,24 @@ def one_node(function: Function) -> Function:
         function: of tensors, tuples of tensors, and plain values that can be hashed, by position.
     """
 
-    # One for each set of plain values: TensorFlow takes a function that is traced for many of them for a mistake.
+    # One for each kind of call: TensorFlow warns of a function that it traces for many of them, or in many graphs.
     @cache
-    def traced(count: int, plain: tuple[tuple[int, Any], ...]) -> Callable:
+    def traced(count: int, plain: tuple[tuple[int, Any], ...], kinds: tuple[Any, ...]) -> Callable:
         values = dict(plain)
 
         def filled(*tensors: Any) -> Any:
             rest = iter(tensors)
             return function(*(values[n] if n in values else next(rest) for n in range(count)))
 
-        return tf.function(filled, autograph=False, reduce_retracing=True)
+        with tf.init_scope():  # of no graph, so that it serves in all
+            return tf.function(filled, autograph=False, input_signature=kinds).get_concrete_function()
 
     @wraps(function)
     def call(*args: Any) -> Any:
         plain = tuple((n, a) for n, a in enumerate(args) if not _holds_tensors(a))
-        return traced(len(args), plain)(*(a for a in args if _holds_tensors(a)))
+        tensors = tuple(a for a in args if _holds_tensors(a))
+        kinds = tf.nest.map_structure(lambda t: tf.TensorSpec(t.shape, t.dtype), tensors)
+        return traced(len(args), plain, kinds)(*tensors)
 
     return call  # pyright: ignore[reportReturnType]  the same arguments, the same result
 
