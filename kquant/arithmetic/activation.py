@@ -145,9 +145,12 @@ def hard_swish(sources: Sequence[tf.Tensor], grids: Sequence[Grid], out: Grid, r
 
     def kernel(codes: tf.Tensor) -> tf.Tensor:
         x = centred(codes, grids[0]) * 128
+        # x / 3 saturated to [-1, 1) in Q15, brought to [0, 1): the clipped (x + 3) / 6.
         ramp = shift_right(_scaled_int16(x, to_unit) + 2**15, tf.constant(1, tf.int64))
         product = ramp * doubling_high_mul(x, to_out.mantissa, bits=16)
+        # Cut off towards zero, as SaturatingDoublingHighMul does: it cancels the bias of the rounded products before.
         product = tf.sign(product) * shift_right(tf.abs(product), tf.constant(15, tf.int64))
+        # The kernel refuses a multiplier of 1 or more here, so that the shift only ever goes right.
         return placed(rounding_divide_by_power(product, tf.maximum(-to_out.shift, 0)), out)
 
     return tabulated(kernel, sources[0], grids[0])

@@ -120,6 +120,8 @@ def _sum(
     activation: str | None,
 ) -> tf.Tensor:
     scales = [tf.cast(grid.scale, tf.float64) for grid in grids]
+    # Twice the larger one, so that both multipliers are at most one half: the kernels take none of 1 or more
+    # (QuantizeMultiplierSmallerThanOneExp), and the sum of the two stays within 32 bits.
     common = 2.0 * tf.maximum(scales[0], scales[1])
     by = [quantize_multiplier(scale / common) for scale in scales]
     raised = 2 ** (_HEADROOM_BITS_INT16 if out.is_int16 else _HEADROOM_BITS)

@@ -61,7 +61,9 @@ def quantize_multiplier(real: tf.Tensor) -> Multiplier:
         The multiplier, with the shape of `real`.
     """
     fraction, shift = split_exponent(real)
+    # The product is exact (31 bits before the point, 22 behind it); `tf.round` would send a half to the even number.
     mantissa = tf.cast(tf.floor(fraction * 2.0**31 + 0.5), tf.int64)
+    # A fraction just below 1 rounds up to 2**31, which int32 does not hold: half of it, with a shift by one more.
     overflows = mantissa >= 2**31
     mantissa = tf.where(overflows, tf.constant(2**30, tf.int64), mantissa)
     shift = tf.where(overflows, shift + 1, shift)
@@ -107,10 +109,12 @@ def scaled(values: tf.Tensor, by: Multiplier) -> tf.Tensor:
         float64, shaped like `values`.
     """
     raised, factor, divisor = _factors(by.mantissa, by.shift)
+    # Both branches are the doubling high product; integers that lie in floats need no way over int64 and back.
     if values.dtype.is_floating:
         high = tf.floor(tf.cast(values, tf.float64) * factor + 0.5)
     else:
         high = tf.cast(doubling_high_mul(values, raised), tf.float64)
+    # To even, and still halves away from zero: the divisor is a little too large for an exact half. See `_divisor`.
     return tf.round(high * divisor)
 
 

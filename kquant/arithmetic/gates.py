@@ -61,6 +61,7 @@ def _constant(raw: int) -> int:
 
 def _product(a: np.ndarray | int, b: np.ndarray | int) -> np.ndarray:
     """SaturatingRoundingDoublingHighMul of int16: `floor(a * b / 2**15 + 1/2)`."""
+    # The minimum is for -1 times -1, the one product that 16 bits do not hold.
     return np.minimum((np.asarray(a) * b + (1 << 14)) >> 15, _MAX)
 
 
@@ -85,12 +86,15 @@ def _exp_of_negative(x: np.ndarray, bits: int) -> np.ndarray:
         if bits > power:
             there = (multiple & (1 << (fraction_bits + power))) != 0
             result = np.where(there, _product(result, _constant(factor)), result)
+    # The factors end with exp(-16), so gemmlowp calls everything below -32 zero: a clamp that fewer bits do not need.
     if bits > 5:
         result = np.where(x < _constant(-(1 << (36 - bits))), 0, result)
+    # exp(0) is 1, which Q0 does not hold: its largest number instead.
     return np.where(x == 0, _MAX, result)
 
 
 def _exp_on_last_quarter(x: np.ndarray) -> np.ndarray:
+    # x counts from -1/8, the middle of the quarter: ((x^4 / 4 + x^3) / 3 + x^2) / 2 + x is exp(x) - 1 to fourth order.
     x = _wrapped(x + (1 << 12))
     x2 = _product(x, x)
     x3 = _product(x2, x)
@@ -102,6 +106,7 @@ def _exp_on_last_quarter(x: np.ndarray) -> np.ndarray:
 
 def _two_over_one_plus(x: np.ndarray) -> np.ndarray:
     """2 / (1 + x) in Q2 of x in [0, 1] in Q0, by three Newton steps."""
+    # (1 + x) / 2 lies in [1/2, 1], where 48/17 - 32/17 d is the best straight line for 1 / d.
     half = (x + _MAX + 1) >> 1
     y = _constant(_48_OVER_17) + _product(half, _constant(_MINUS_32_OVER_17))
     for _ in range(3):
@@ -133,6 +138,7 @@ def _sigmoid_of_24ths() -> np.ndarray:
 def _between(magnitude: np.ndarray, bits: int, saturated: int) -> np.ndarray:
     """The table at `magnitude / 2**bits`, times `2**bits`, with straight lines between its values."""
     table, place = _sigmoid_of_24ths(), magnitude >> bits
+    # The last of the 256 values has none behind it to draw a line to; `saturated` takes its place.
     first = np.minimum(place, 254)
     rest = magnitude & ((1 << bits) - 1)
     return np.where(place >= 255, saturated, (table[first] << bits) + rest * (table[first + 1] - table[first]))
@@ -140,11 +146,14 @@ def _between(magnitude: np.ndarray, bits: int, saturated: int) -> np.ndarray:
 
 def _interpolated_logistic(x: np.ndarray) -> np.ndarray:
     scaled = 3 * x
+    # Q3 codes times 3 are in 1/12288, of which 512 make one step of 1/24.
     result = _between(np.abs(scaled), 9, 0x7FFF << 10)
+    # sigmoid(-x) = 1 - sigmoid(x), with 1 being 2**25; the half less one mirrors the rounding, so it holds in codes.
     return np.where(scaled >= 0, result + (1 << 9), (1 << 25) - result + (1 << 9) - 1) >> 10
 
 
 def _interpolated_tanh(x: np.ndarray, bits: int) -> np.ndarray:
+    # TFLM's tanh reads Q3. tanh(x) = 2 sigmoid(2x) - 1, so one step of the table is 256 here, not 512.
     shift = bits - GATE_BITS
     scaled = 3 * x << shift if shift >= 0 else (3 * x + (1 << (-shift - 1))) >> -shift
     result = _between(np.abs(scaled), 8, 0xFFFF << 8)

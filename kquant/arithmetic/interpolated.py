@@ -39,6 +39,7 @@ def logistic_int16(source: tf.Tensor, grid: Grid) -> tf.Tensor:
     position = _table_position(source, grid, powers=(-12,))
     between = _between_entries(tf.abs(position), fraction_bits=9, largest=INT16_MAX << 10)
     half = 1 << 9
+    # sigmoid(-x) = 1 - sigmoid(x), with 1 being 2**25; the half less one mirrors the rounding, so it holds in codes.
     return _as_codes(tf.where(position >= 0, between + half, (1 << 25) - between + half - 1), 10)
 
 
@@ -74,6 +75,7 @@ def softmax_int16(source: tf.Tensor, grid: Grid, beta: float, runtime: str) -> t
     precision = tf.float64 if runtime == "tflm" else tf.float32
     scale = tf.cast(grid.scale, precision) * tf.cast(tf.constant(beta, tf.float32), precision)
     by = quantize_multiplier(tf.cast(scale, tf.float64) / (10.0 / _CODES))
+    # Rescaled differences of -65535 .. 0 stand for -10 .. 0; the offset brings them to the codes of a symmetric table.
     difference = tf.cast(source - tf.reduce_max(source, axis=-1, keepdims=True), tf.int64)
     exps = interpolate(clipped(multiply(difference, by) + INT16_MAX, INT16_MIN, INT16_MAX), exp_table)
     total = tf.reduce_sum(exps, axis=-1, keepdims=True)
@@ -179,11 +181,14 @@ def _table_position(source: tf.Tensor, grid: Grid, powers: tuple[int, ...]) -> t
     A scale that is a power of two to within 0.1 % counts as that power, for those in `powers`.
     """
     real = tf.cast(grid.scale, tf.float64) * 4096.0 * 3.0
+    # SigmoidPrepare and TanhPrepare double the multiplier while it is at most 32767 / 2 and count the shifts, up to
+    # 31; here the exponent tells how often.
     fraction, exponent = split_exponent(real)
     nearly_doubled = tf.cast(fraction * 2.0**14 > 32767.0 / 2.0, tf.int64)
     shift = tf.clip_by_value(15 - exponent - nearly_doubled, tf.constant(0, tf.int64), tf.constant(31, tf.int64))
     multiplier = tf.cast(tf.floor(real * tf.cast(power_of_two(shift), tf.float64)), tf.int64)
     log2 = tf.math.log(tf.cast(grid.scale, tf.float64)) / np.log(2.0)
+    # At those scales (CheckedLog2) the kernels cut nothing off: they take 3, and TANH at 2**-11 shifts by one bit more.
     for power in powers:
         near = tf.abs(log2 - power) < 1e-3
         multiplier = tf.where(near, tf.constant(3 << (power + 12), tf.int64), multiplier)

@@ -69,7 +69,9 @@ def lstm(
     if check_runtime(runtime) == "litert":
         check_int8("UNIDIRECTIONAL_SEQUENCE_LSTM", out, "LiteRT")
     kernel = _Kernel(source, weights, out, cell_bits, runtime)
+    # Steps first, since `tf.scan` runs along axis 0. What the input adds needs no state: one product for all steps.
     by_input = tf.transpose(kernel.inputs(codes), (1, 0, 2))
+    # A state of zeros: real 0 is the zero point for the hidden state, and code 0 for the symmetric cell state.
     zeros = tf.zeros_like(by_input[0, :, : weights.recurrent.shape[0]])
     states = tf.scan(kernel.step, by_input, (zeros + tf.cast(out.zero_point, tf.int64), zeros))
     return tf.cast(tf.transpose(states[0], (1, 0, 2)), tf.int32)
@@ -83,6 +85,7 @@ class _Kernel:
         self.multiply_sums = multiply_reduced if out.is_int16 else multiply
         self.by_input = self.gate_multiplier(source.scale, weights.kernel_scale)
         self.by_state = self.gate_multiplier(out.scale, weights.recurrent_scale)
+        # o and tanh(c') are Q0 with 15 fraction bits each, so that one unit of their product is 2**-30.
         hidden = tf.constant(2.0**-30, tf.float64) / tf.cast(out.scale, tf.float64)
         if runtime == "litert":  # kept in a float
             hidden = tf.cast(tf.cast(hidden, tf.float32), tf.float64)
@@ -97,11 +100,13 @@ class _Kernel:
         kind = tf.float32 if self.runtime == "litert" else tf.float64
         real = tf.cast(weight_scale, kind) * tf.cast(scale, kind) * np.float32(1 / GATE_SCALE)
         units = self.weights.recurrent.shape[0]
+        # One multiplier for each gate, spread over its units: the four gates stand side by side on the last axis.
         mantissa, shift = quantize_multiplier(tf.cast(real, tf.float64))
         return Multiplier(tf.repeat(mantissa, units), tf.repeat(shift, units))
 
     def inputs(self, codes: tf.Tensor) -> tf.Tensor:
         """What the input adds to the gates: int64[batch, steps, 4 units]."""
+        # Integers in float64: float32 loses the last bits beyond 2**24. The bias is on the scale of these sums only.
         sums = tf.matmul(tf.cast(centred(codes, self.source), tf.float64), self.weights.kernel) + self.weights.bias
         return _saturated(self.multiply_sums(tf.cast(sums, tf.int64), self.by_input))
 
@@ -114,6 +119,7 @@ class _Kernel:
             by_state = _saturated(by_state)
         i, f, g, o = tf.split(_saturated(by_input + by_state), 4, axis=-1)
         cell = _saturated(self.forget(_look(self.sigmoid, f), cell) + self.update(_look(self.sigmoid, i), self.gate(g)))
+        # Not saturated to 16 bits between: the kernels hold the product in 32 bits until it is rescaled.
         product = _look(self.cell_tanh, cell) * _look(self.sigmoid, o)
         moved = multiply(product, self.to_hidden) + tf.cast(self.out.zero_point, tf.int64)
         return tf.clip_by_value(moved, self.out.low, self.out.high), cell
@@ -126,11 +132,13 @@ class _Kernel:
         """`f * c` on the cell's grid."""
         if self.runtime == "litert":
             return rounding_divide_by_power(gate * cell, 15)
+        # The multiplier of 2**-15 is one half with a shift by 14, so TFLM rounds twice where LiteRT shifts once.
         return _saturated(multiply(gate * cell, quantize_multiplier(tf.constant(2.0**-15, tf.float64))))
 
     def update(self, gate: tf.Tensor, new: tf.Tensor) -> tf.Tensor:
         """`i * g` on the cell's grid."""
         if self.runtime == "litert":
+            # 30 fraction bits go to the cell's 15 - bits of them.
             return rounding_divide_by_power(gate * new, 15 + self.bits)
         scale = tf.pow(tf.constant(2.0, tf.float64), tf.cast(-15 - self.bits, tf.float64))
         return _saturated(multiply(gate * new, quantize_multiplier(scale)))

@@ -110,6 +110,7 @@ def _counts_along(length: int, window: int, stride: int, padding: str) -> np.nda
         outputs, before = (length - window) // stride + 1, 0
     else:
         outputs = -(-length // stride)
+        # Of an odd number of rows, SAME puts the one more behind the image.
         before = max((outputs - 1) * stride + window - length, 0) // 2
     starts = np.arange(outputs) * stride - before
     return np.minimum(starts + window, length) - np.maximum(starts, 0)

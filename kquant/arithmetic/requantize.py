@@ -85,6 +85,8 @@ def requantized_steps(
     if rounding == "float":
         return _requantize_float(accumulator, accumulator_scale, out, activation)
     real = tf.cast(accumulator_scale, tf.float64) / tf.cast(out.scale, tf.float64)
+    # FullyConnectedPerChannel of LiteRT rounds `acc * s_in s_w / s_out` as a double and has no multiplier at all
+    # (reference/integer_ops/fully_connected.h).
     if rounding == "real":
         values = round_half_away(tf.cast(accumulator, tf.float64) * real)
     elif rounding == "reduced":

@@ -46,6 +46,8 @@ def resize_bilinear(
         lower, upper, fraction = _bilinear_positions(
             _static_length(sources[0], axis, "RESIZE_BILINEAR"), length, half_pixel_centers, align_corners
         )
+        # One axis after the other, against [batch, height, width, channels]. Nothing is rounded in between, so the sum
+        # is that of the kernel's four products.
         weight = tf.constant(fraction.reshape([-1, 1, 1] if axis == 1 else [-1, 1]), tf.int64)
         values = tf.gather(values, lower, axis=axis) * (_ONE - weight) + tf.gather(values, upper, axis=axis) * weight
     return clipped(rounding_divide_by_power(values, 2 * _FRACTION_BITS), out.low, out.high)

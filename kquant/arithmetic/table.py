@@ -54,6 +54,7 @@ def table(function: Callable[[tf.Tensor], tf.Tensor], grid: Grid, out: Grid) -> 
     codes = tf.range(grid.low, grid.high + 1, dtype=tf.int32)
     reals = tf.cast(grid.scale, tf.float32) * tf.cast(centred(codes, grid), tf.float32)
     steps = round_half_away(function(reals) * (1.0 / tf.cast(out.scale, tf.float32)))
+    # In float64 until it is clipped: a function may be far beyond int32 on the grid of its output.
     steps = steps + tf.cast(out.zero_point, tf.float64)
     return tf.cast(
         tf.clip_by_value(steps, tf.constant(out.low, tf.float64), tf.constant(out.high, tf.float64)), tf.int32

@@ -43,6 +43,7 @@ def exp_of_negative(raw: tf.Tensor, integer_bits: int) -> tf.Tensor:
     rest = tf.bitwise.bitwise_and(raw, tf.zeros_like(raw) + (quarter - 1)) - quarter
     result = _exp_on_last_quarter(saturating_shift_left(rest, integer_bits))
     multiple = rest - raw
+    # One factor exp(-2**k) for each bit of the multiple; Qm has no bits of 2**m and above.
     for power, factor in _EXP_MINUS_POWERS.items():
         if integer_bits > power:
             bit = tf.bitwise.bitwise_and(multiple, tf.zeros_like(raw) + (1 << (fraction_bits + power)))
@@ -71,8 +72,10 @@ def reciprocal(raw: tf.Tensor, integer_bits: int) -> tuple[tf.Tensor, tf.Tensor]
     Returns:
         y and b, int64 (GetReciprocal in tflite/kernels/internal/common.h).
     """
+    # An int32 is exact in float64, whose exponent is the number of its bits: CountLeadingZeros without a loop.
     _, bit_length = split_exponent(tf.cast(raw, tf.float64))
     leading_zeros = 32 - bit_length
+    # With its highest bit at 2**31 the number is 1 + x; less that bit, x in Q0.
     normalized = raw * tf.bitwise.left_shift(tf.ones_like(raw), leading_zeros) - (1 << 31)
     return one_over_one_plus(normalized), integer_bits - leading_zeros
 
@@ -92,6 +95,7 @@ def tanh(raw: tf.Tensor, integer_bits: int) -> tf.Tensor:
 
 
 def _exp_on_last_quarter(raw: tf.Tensor) -> tf.Tensor:
+    # x counts from -1/8, the middle of the quarter: ((x^4 / 4 + x^3) / 3 + x^2) / 2 + x is exp(x) - 1 to fourth order.
     x = raw + (1 << 28)
     x2 = doubling_high_mul(x, x)
     x3 = doubling_high_mul(x2, x)
@@ -101,6 +105,7 @@ def _exp_on_last_quarter(raw: tf.Tensor) -> tf.Tensor:
 
 
 def _two_over_one_plus(raw: tf.Tensor) -> tf.Tensor:
+    # (1 + x) / 2 lies in [1/2, 1], where 48/17 - 32/17 d is the best straight line for 1 / d: three steps make 31 bits.
     half_denominator = shift_right(raw + (INT32_MAX + 1), _int64(1))
     x = _Q2_48_OVER_17 + doubling_high_mul(half_denominator, _int64(_Q2_MINUS_32_OVER_17))
     for _ in range(3):
