@@ -77,12 +77,14 @@ def plain(model: keras.Model) -> keras.Model:
         rule = find(node.op) if isinstance(node.op, SPLIT) else None
         if rule is not None and rule.expand is not None:
             return rule.expand(node.op, make_for(node.op), *args, **kwargs)
+        # a shared layer is called several times and copied once
         first = (id(node.op), "copy") not in made
         new = make_for(node.op)("copy", lambda: again(node.op))
         if first:
             values.append((node.op, new))
         return new(*args, **kwargs)
 
+    # values last: a new layer has no variables before its first call
     copy = rewrite(graph, replace, name=legal_name(graph.name, root=True))
     for old, new in values:
         if isinstance(old, keras.layers.Layer):

@@ -36,6 +36,7 @@ IMAGE_CELL = {"cell.kernel": CONV, "cell.recurrent_kernel": CONV}  # Keras expor
 # Classes whose rules make other layers of them, so that no rule says where their kernels are.
 EXPANDED: dict[type, dict[str, Geometry]] = {
     layers.Conv3D: {"kernel": CONV},
+    # transposed kernels are [..., output, input] in Keras
     layers.Conv1DTranspose: {"kernel": Geometry(-1, -2)},
     layers.Conv3DTranspose: {"kernel": Geometry(-1, -2)},
     layers.SeparableConv1D: {"depthwise_kernel": Geometry(None, -1, True), "pointwise_kernel": CONV},
@@ -80,6 +81,7 @@ def _collect(layer: Any, before: str, found: dict[str, Geometry], seen: set[int]
         return
     seen.add(id(layer))
     found.update({before + name: kernel for name, kernel in _own(layer).items()})
+    # it assigns the kernel of its layer anew whenever it trains, divided by its norm; see `unknown_kernels`
     if not isinstance(layer, layers.SpectralNormalization):
         for name, inner in _inside(layer):
             _collect(inner, f"{before}{name}.", found, seen)
@@ -144,6 +146,7 @@ def _own(layer: Any) -> dict[str, Geometry]:
         return {"kernel": _einsum(layer)}
     for rule in candidates(type(layer)):
         if rule.weights is not None and rule.weights.sums:
+            # a depthwise kernel is [..., input channel, multiplier]: both number its outputs, it sums over no channel
             axes = rule.weights.channel_axes
             depthwise = len(axes) > 1
             return {rule.weights.kernel: Geometry(None if depthwise else rule.weights.input_axis, axes[-1], depthwise)}
@@ -152,6 +155,7 @@ def _own(layer: Any) -> dict[str, Geometry]:
 
 def _einsum(layer: Any) -> Geometry:
     """Axes of an EinsumDense's kernel: the innermost that is summed over, and the innermost that goes out."""
+    # the axes behind an ellipsis are the samples', never the kernel's: any sign that is no letter stands for them
     inputs, output = layer.equation.replace("...", "0").split("->")
     given, kernel = inputs.split(",")
     summed = [i for i, letter in enumerate(kernel) if letter in given and letter not in output]

@@ -111,6 +111,7 @@ def rows(model: keras.Model) -> list[Row]:
     encoded: dict[int, str] = {}
     alone: set[int] = set()
     for call in calls:
+        # a peek asks for an encoding before there is a tensor, and encodes none
         if isinstance(call.operation, FakeQuant) and not call.arguments.kwargs.get("peek"):
             made_by = maker(call.input_tensors[0])
             if isinstance(made_by, FakeQuant) or encoded.get(id(made_by)):  # the same tensor in codes of another width

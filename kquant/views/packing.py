@@ -58,11 +58,13 @@ def packing(op: Any, settings: Settings, rule: Rule, target: Target, bits: int, 
         return Packing(wanted.bits, packed=False)
     if not packs(rule, target, bits, dequantized):
         return Packing(wanted.unpacked_bits or wanted.bits, packed=False)
+    # in a weight-only file DEQUANTIZE alone reads the codes, and the layer computes with the floats that it wrote
     readers = (UNPACKS,) if dequantized else rule.operators
     depth, type = _depth(op, rule), TYPES[bits]
     found = [target.ops[code].slowdown(target.runtimes[0], depth, type) for code in readers]
     slowdown = max((times for times in found if times is not None), default=None)
     if settings.prefer == "latency" and slowdown is not None:
+        # a code takes a byte now in any case, so that 4 bits in it would cost accuracy and save nothing
         wide = wanted.unpacked_bits or 8
         return Packing(wide if wide > PACKED_BITS else 8, packed=False, slowdown=slowdown, avoided=True)
     return Packing(wanted.bits, packed=True, slowdown=slowdown)
@@ -88,6 +90,7 @@ def packs(rule: Rule, target: Target, bits: int, dequantized: bool) -> bool:
 
 def _depth(op: Any, rule: Rule) -> int:
     """Weights that one output sums."""
+    # an LSTM: 1 is a multiple of no depth, so it is not counted among those with a fast kernel
     if rule.weights is None:
         return 1
     shape = getattr(op, rule.weights.kernel).shape

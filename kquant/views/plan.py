@@ -106,6 +106,7 @@ class _Classes:
     fixed: dict[int, tuple[float, int]] = field(default_factory=dict)
 
     def root(self, tensor: Any) -> int:
+        # a tensor that was never joined is its own root: nobody need list all tensors beforehand
         key = id(tensor)
         while self.parent.get(key, key) != key:
             key = self.parent[key]
@@ -115,6 +116,7 @@ class _Classes:
         first, second = self.root(a), self.root(b)
         if first != second:
             self.parent[second] = first
+            # where both are prescribed they are equal: `_classes` requantizes an input that would bring another one
             if second in self.fixed:
                 self.fixed[first] = self.fixed.pop(second)
 
@@ -163,11 +165,13 @@ def problem(node: Node, rule: Rule | None, target: Target, bits: int = 8) -> Pro
     kind = type(node.op).__name__
     if rule is None:
         return Problem(node.name, kind, "kquant has no rule for it; replace it by layers that have one")
+    # before the operators: a rule's own reason says what of this layer to change, a missing kernel only that there is none
     reason = rule.refuse(node) if rule.refuse is not None else None
     if reason is not None:
         return Problem(node.name, kind, reason)
     if bits == FLOAT:
         return _float_problem(node, rule, target)
+    # int8 is asked for whatever the width: a call without a kernel of 16 bits was narrowed to 8 by `find_widths`
     missing = [code for code in (*rule.operators, *rule.helpers) if not target.supports(code)]
     if missing:
         return Problem(
@@ -224,6 +228,7 @@ def _weight_grid(settings: Settings, rule: Rule, stored: Packing, target: Target
     if settings.skip or wanted.dtype == "float16" or (rule.indices and bits != FLOAT):
         return None
     spec = replace(wanted.spec(), bits=stored.bits)
+    # an LSTM, whose kernel takes one scale for each of its matrices
     if rule.weights is None:
         return replace(spec, per_axis=False)
     kernel = "int16x8" if bits == 16 else "int4" if stored.packed else "int8"
@@ -262,6 +267,7 @@ def _fused(
         rule, t = rules[id(node)], node.outputs[0]
         readers = consumers.get(id(t), [])
         able = rule is not None and all(code in target.ops and target.ops[code].fuses for code in rule.operators)
+        # a second reader, or the model's caller, sees the numbers before the activation: those need an encoding then
         if not able or not rule.fuses or id(t) in outputs or len(readers) != 1:
             continue
         after, reader = rules[id(readers[0])], settings[id(readers[0].op)]
@@ -313,13 +319,17 @@ def _classes(draft: _Draft) -> tuple[_Classes, set[tuple[int, int]]]:
         if rule is None or bits in (FLOAT, INDEX):
             continue
         inputs = draft.inputs(node)
+        # An "own" encoding needs no entry: a tensor that nobody joined is a class.
         if rule.output == "fixed" and rule.fixed is not None:
             found = draft.fixed(rule, bits)
             if found is not None:
                 classes.fixed[classes.root(out)] = found
         elif rule.output in ("same", "follows"):
+            # what follows gets new codes, but in the scale of its input: whatever shares with one shares with both
             classes.join(inputs[0], out)
         elif rule.output == "shared":
+            # Inputs of one prescribed encoding (two softmaxes) share it. With any other among them they are requantized:
+            # their kernels write the encoding that is prescribed, and no wider one.
             encodings = {classes.fixed.get(classes.root(t)) for t in inputs}
             for i, t in enumerate(inputs):
                 if len(encodings) > 1 and classes.fixed.get(classes.root(t)) is not None:
@@ -370,9 +380,11 @@ def _sites(
 
     def join(key: int, name: str, activations: Any, bits: int, observer: str | None = None, **kind: Any) -> Site:
         if key not in groups:
+            # 6 bits of a recipe live in int8 codes as they are; a call that was narrowed from 16 gets all 8
             spec = activations.spec(None if container(activations.bits) == bits else bits)
             groups[key] = Group(name, spec, observer or activations.observer, **kind)
             return Site(key, 0)
+        # one encoding must hold what each of its tensors can give
         spans = [span for span in (groups[key].span, kind.get("span")) if span is not None]
         span = (min(low for low, _ in spans), max(high for _, high in spans)) if spans else None
         groups[key] = replace(groups[key], sites=groups[key].sites + 1, span=span)
@@ -395,9 +407,12 @@ def _sites(
             if (id(node), i) in requantized:
                 edges[id(node), i] = join(classes.root(out), f"{node.name}_in{i}", activations, bits, **trains)
             elif isinstance(t, _Converted):
+                # one QUANTIZE serves all that read the tensor in this width
                 if id(t) not in conversions:
                     conversions[id(t)] = join(classes.root(t), f"{t.name}_{bits}bit", activations, bits, **trains)
                 edges[id(node), i] = conversions[id(t)]
+        # Keyed by the tensor, not its class: a prescribed encoding is a node of its own, even where a Concatenate has
+        # joined two of them; one that follows holds no range, which is with the other tensors of its class.
         if rule.output == "fixed":
             sites[id(out)] = join(id(out), node.name, activations, bits, **trains, fixed=draft.fixed(rule, bits))
         elif rule.output == "follows":
@@ -416,11 +431,13 @@ def _held(draft: _Draft, classes: _Classes, groups: dict[int, Group]) -> dict[in
         if rule is None or draft.widths.calls[id(node)] not in TYPES:
             continue
         known = [draft.target.ops[code] for code in rule.operators if code in draft.target.ops]
+        # below such a limit the kernel ends the process (int8) or multiplies by 0 (int16)
         limits = [op.min_scale_for(TYPES[draft.widths.calls[id(node)]]) for op in known]
         limit = max((limit for limit in limits if limit is not None), default=None)
         if limit is None:
             continue
         beta = rule.arithmetic(node)[1].get("beta", 1.0) if rule.arithmetic is not None else 1.0  # times the scale
+        # the scale must exceed the limit, so the least one that serves is the next float32
         smallest = float(np.nextafter(np.float32(limit / beta), np.float32(np.inf)))
         for key in {classes.root(t) for t in draft.inputs(node)} & set(held):
             spec = held[key].spec

@@ -104,6 +104,7 @@ def places(graph: Graph) -> list[Place]:
 def _activation(node: Node, consumers: dict[int, list[Node]]) -> Callable[[Any], Any] | None:
     """The operation between a layer's output and the `FakeQuant` that encodes it."""
     readers = consumers.get(id(node.outputs[0]), [])
+    # with several readers nothing was fused (`plan`): the layer's own output has the encoding
     if len(readers) != 1 or isinstance(readers[0].op, FakeQuant | Compressed):
         return None
     after = consumers.get(id(readers[0].outputs[0]), [])
@@ -131,11 +132,13 @@ def tensors(
         return tuple(tf.convert_to_tensor(values[id(t)]) for t in wanted)
 
     def mode() -> contextlib.AbstractContextManager:
+        # to observe is to run in float; a collector that drops everything makes it just that
         return contextlib.nullcontext() if quantized else observing(lambda *_: None)
 
     traced = None
     for number, x in enumerate(batches):
         if number < EAGER_BATCHES:
+            # around the call and not the loop: between two batches the caller's own code runs, which is in no such mode
             with mode():
                 values = compute(x)
         else:

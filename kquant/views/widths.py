@@ -57,6 +57,7 @@ def container(bits: int) -> int:
 def index_tensors(graph: Graph, rules: Mapping[int, Rule | None]) -> set[int]:
     """Ids of the tensors that are read as positions, and of those that they are parts of: a slice of an input, say."""
     found: set[int] = set()
+    # from those that read positions back to the inputs: only a reader tells what a tensor is
     for node in reversed(graph.nodes):
         rule = rules[id(node)]
         if rule is None:
@@ -112,6 +113,7 @@ def find_widths(
             able = rule is not None and FLOAT in rule.widths and target.floats
             bits = edge if source == INDEX or (source == FLOAT and not able) else source
         else:
+            # new codes, in the width that the recipe asks for, whatever came in: `conversions` adds the QUANTIZE
             bits = container(wanted.activations.bits)
         if bits == 16 and rule is not None and not _has(target, rule, bits):
             narrowed.append(node)
