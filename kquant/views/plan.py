@@ -165,7 +165,7 @@ def problem(node: Node, rule: Rule | None, target: Target, bits: int = 8) -> Pro
     kind = type(node.op).__name__
     if rule is None:
         return Problem(node.name, kind, "kquant has no rule for it; replace it by layers that have one")
-    # before the operators: a rule's own reason says what of this layer to change, a missing kernel only that there is none
+    # before the operators: the rule's own reason says what to change, a missing kernel only that there is none
     reason = rule.refuse(node) if rule.refuse is not None else None
     if reason is not None:
         return Problem(node.name, kind, reason)
@@ -328,8 +328,8 @@ def _classes(draft: _Draft) -> tuple[_Classes, set[tuple[int, int]]]:
             # what follows gets new codes, but in the scale of its input: whatever shares with one shares with both
             classes.join(inputs[0], out)
         elif rule.output == "shared":
-            # Inputs of one prescribed encoding (two softmaxes) share it. With any other among them they are requantized:
-            # their kernels write the encoding that is prescribed, and no wider one.
+            # Inputs of one prescribed encoding (two softmaxes) share it. With any other among them they are
+            # requantized: their kernels write the encoding that is prescribed, and no wider one.
             encodings = {classes.fixed.get(classes.root(t)) for t in inputs}
             for i, t in enumerate(inputs):
                 if len(encodings) > 1 and classes.fixed.get(classes.root(t)) is not None:
