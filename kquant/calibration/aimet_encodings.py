@@ -140,8 +140,10 @@ def set_encodings(qmodel: keras.Model, encodings: str | Path | dict[str, Any]) -
     chosen: dict[int, list[tuple[str, Grid]]] = {}
     for name, grid in activations.items():
         layer = tensors[name][0]
+        # one that follows, or is prescribed, cannot be set: `_set` compares it
         if layer.has_range:
             _check_grid(where, name, grid, layer.spec)
+        # tensors of one encoding on the device may have entries of their own: all of them before any is set
         chosen.setdefault(id(layer), []).append((name, grid))
     for layer in {id(x): x for x, _ in tensors.values()}.values():
         if id(layer) in chosen:
@@ -295,12 +297,14 @@ def _grid(entry: Any) -> Grid:
     if isinstance(bits, float) or not 2 <= int(bits) <= MOST_BITS:
         raise ValueError(f"{bits} bits; kquant's grids have 2 to {MOST_BITS}")
     exact = np.asarray(scales, np.float64)
+    # beyond float32 there is no scale: NaN, which the next line refuses, in place of a warning of NumPy's
     scale = np.where(np.abs(exact) <= np.finfo(np.float32).max, exact, np.nan).astype(np.float32)
     if not np.all(np.isfinite(scale)) or np.any(scale <= 0):
         raise ValueError("a scale that is not a positive number")
     given = np.asarray(offsets)
     if given.dtype.kind not in "iuf" or not np.all(np.abs(given) <= 2.0**MOST_BITS) or np.any(given != np.rint(given)):
         raise ValueError("an offset that is no integer of a grid")
+    # AIMET's codes begin at 0, signed ones at -2^(b-1)
     points = -given.astype(np.int64) - 2 ** (int(bits) - 1)
     if scale.shape != points.shape or scale.ndim != 1 or scale.size == 0:
         raise ValueError("scale and offset of different lengths")
@@ -348,6 +352,7 @@ def _set(where: str, graph: Graph, tensors: dict[str, Any], layer: FakeQuant, gi
         names = ", ".join(name for name, _ in given)
         warn(f"{where}: {names} share one encoding on the device; it takes the widest range.")
     low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
+    # exact: neither rows that no sample looked up nor padding may widen what the file says
     for site in range(layer.sites):
         layer.set_range(site, low, high, exact=True)
 
@@ -363,6 +368,7 @@ def _compare(where: str, name: str, grid: Grid, layer: Compressed) -> None:
             f"{own.bits} bits, computed from the weights, and those are used."
         )
         return
+    # relative, as scales of channels differ by orders of magnitude
     difference = float(np.max(np.abs(grid.scale / own.scale - 1.0)))
     if difference > TOLERANCE:
         warn(

@@ -63,6 +63,7 @@ def batches_of(model: keras.Model | Ports, data: Any, batch_size: int = 32, limi
     if isinstance(limit, Batches):
         yield from itertools.islice(batches_of(model, data, batch_size, limit.samples), limit)
         return
+    # batches are cut, so that `limit` counts samples however the data are batched
     left = sys.maxsize if limit is None else limit
     for number, batch in enumerate(_raw(model, data, batch_size)):
         checked = _checked(model, batch, number)
@@ -135,6 +136,7 @@ def batch_count(model: keras.Model | Ports, data: Any, batch_size: int = 32, lim
     if gives_batches(data):
         known = data.num_batches if isinstance(data, keras.utils.PyDataset) else None
         known = int(data.cardinality()) if isinstance(data, tf.data.Dataset) else known
+        # nobody knows how many samples a batch of a dataset has: with a limit of samples there is nothing to say
         count = None if known is None or known < 0 or (limit is not None and most is None) else known
     else:
         leaf = next(iter(keras.tree.flatten(_inputs_only(model, data))), None)
@@ -167,6 +169,7 @@ def refuse_endless(data: Any, remedy: str = "say how much of it to use, like lim
 def _raw(model: keras.Model | Ports, data: Any, batch_size: int) -> Iterator[Any]:
     if isinstance(data, keras.utils.PyDataset):
         count = data.num_batches
+        # without a number of batches it goes on until `limit` is reached; without that `refuse_endless` stopped it
         for i in itertools.count() if count is None else range(count):
             yield _inputs_only(model, data[i])
     elif isinstance(data, tf.data.Dataset):
@@ -225,6 +228,7 @@ def _inputs_only(model: keras.Model | Ports, batch: Any) -> Any:
     if not isinstance(batch, tuple):
         return batch
     count = len(model.inputs)
+    # as Keras reads it: a flat tuple of as many as there are inputs is the inputs; labels come as ((a, b), y) then
     if count > 1 and len(batch) == count and not isinstance(batch[0], tuple | list | dict):
         return batch
     return batch[0] if 0 < len(batch) <= 3 else batch
@@ -271,6 +275,7 @@ def _pick(batch: dict[str, Any], name: str, number: int) -> Any:
 def _one(given: Any, spec: Any, number: int) -> tf.Tensor:
     where = f"data, batch {number}, input '{spec.name}'"
     x = array_of(where, given)
+    # NumPy's kind of bfloat16 is V, of no type that it knows
     real = x.dtype.kind in "fiub" or x.dtype == tf.bfloat16.as_numpy_dtype
     if not real or (x.dtype.kind == "f" and "int" in spec.dtype):
         raise ValueError(f"{where}: expected numbers of type {spec.dtype}. Received: dtype {x.dtype}.")

@@ -81,9 +81,11 @@ def doubt(values: np.ndarray, expected: Expected) -> str | None:
     reach, given = max(-expected.low, expected.high), max(-least, most)
     if reach <= 0.0 or given == 0.0 or values.min() == values.max():
         return None
+    # from all over the batch: neighbours are alike, and the first sample may be dark
     few = values.reshape(-1)[:: max(1, values.size // SOME_VALUES)].astype(np.float64)
     step = (expected.high - expected.low) / 255.0
     outside = (few < expected.low - step / 2) | (few > expected.high + step / 2)
+    # zeros lie in every range: padding and background would hide that all the rest lies outside
     share = float(outside.sum()) / max(1, np.count_nonzero(few))
     ends = f"{values.min():.4g} to {values.max():.4g}"
     known = f"{expected.low:.4g} to {expected.high:.4g}, {expected.source}"
@@ -102,6 +104,7 @@ def doubt(values: np.ndarray, expected: Expected) -> str | None:
             f"all values lie within {ends}, of {known}: that is {(most - least) / step:.1f} steps of a grid of 256 "
             f"codes.{once} Give data that are scaled as those that the model was made with."
         )
+    # enough of them that values of a centred input would hardly all be positive by chance
     both = expected.two_sided and expected.low <= -0.5 * expected.high
     if both and float(values.min()) == 0.0 and distinct > 2 and len(values) > 1 and values.size >= SOME_VALUES >> 8:
         return (

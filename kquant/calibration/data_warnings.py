@@ -89,6 +89,7 @@ def _warn_moved(found: Observations) -> None:
     for key, s in found.tensors.items():
         if key[0] not in constant:
             spans = [_span(s.lows[part], s.highs[part]) for part in (slice(first), slice(second, None))]
+            # against the narrower half, which alone would have given another range
             if _span(s.lows, s.highs) > HALVES_DIFFER * max(min(spans), 1e-12):
                 moved.append(key[0])
     if moved:
@@ -151,6 +152,7 @@ def warn_of_poles(qmodel: keras.Model, found: Observations) -> None:
         before = producers.get(id(node.inputs[0]))
         readers = [n for n in consumers.get(id(node.outputs[0]), []) if not n.kwargs.get("peek")]
         after = [n for n in readers if isinstance(n.op, FakeQuant) and n.op.has_range]
+        # the codes that the function can get are those of the encoding before it: without one nothing can be told
         if before is None or not isinstance(before.op, FakeQuant) or before.op.follows or not after:
             continue
         s = found.tensors[after[0].op.name, after[0].kwargs.get("site", 0)]
@@ -176,6 +178,7 @@ def warn_of_padding(qmodel: keras.Model, found: Observations) -> None:
             scale, zero_point, _ = (np.asarray(x) for x in node.grid())
             code = np.clip(np.rint(np.float32(value) / scale) + zero_point, node.spec.low, node.spec.high)
             inside = node.spec.low * scale <= value + zero_point * scale <= node.spec.high * scale
+            # a step is padding where all its features round to this code, which lies `off` from the value given
             off = abs(float((code - zero_point) * scale) - value) if inside else 0.0
             if found.tensors[node.name, int(site)].nearest <= 0.5 * float(scale) + off:
                 warn(

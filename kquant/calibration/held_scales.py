@@ -71,9 +71,12 @@ def _largest_rescale(qmodel: keras.Model, layers: list[FakeQuant]) -> float:
     largest, weights, biases = max(scales.values()), 0.0, 0.0
     for layer in every_layer(qmodel):
         if isinstance(layer, Compressed) and layer.spec is not None:
+            # one largest of each, whatever reads what: too large a bound only means that the model is walked through
             weights = max(weights, float(tf.reduce_max(tf.abs(layer.weights_as_used()))) / layer.spec.high)
             bias = layer.bias_as_used()
+            # a channel's scale is widened until its bias fits (`encode_weights`): then s_in * s_w is |bias| / 2^30
             biases = max(biases, 0.0 if bias is None else float(tf.reduce_max(tf.abs(bias))) / LARGEST_BIAS_CODE)
+    # the units of `core.rescale`: s of a sum, s_1 * s_2 of a product, s_in * s_w with weights
     return max(largest * max(1.0, largest, weights), biases) / min(outputs)
 
 
@@ -99,6 +102,8 @@ class _Walk:
             scale = float(node.op.grid()[0])
             if unit is None or unit < limit * scale:
                 continue
+            # A live tensor keeps its steps where it is a dead one that makes its unit large: that one gives way,
+            # once; the next pass sees whether it was enough. A dead tensor itself is simply widened.
             changed, alive = True, not _is_dead(node.op)
             dead = [s for s in sources if s.has_range and s.name not in self.gave_way and _is_dead(s)]
             giving = [s for s in dead if alive and float(s.grid()[0]) > scale]
@@ -122,6 +127,7 @@ class _Walk:
             encoding = made.kwargs.get("encoding")
             if not isinstance(made.op, Compressed) or not made.op.sums or encoding is None:
                 return None
+            # also for `largest_scale`: a large bias over a small input scale widens the scale of its channel
             scale = _scale_of(makers[id(encoding)], makers)
             return unit_of(code, [scale], made.op.largest_scale(scale))
         if not node.kwargs.get("encodings"):
@@ -159,6 +165,7 @@ def _set_scale(layer: FakeQuant, scale: float) -> None:
     if _is_dead(layer):
         low, high = np.zeros_like(low), np.full_like(high, scale * steps)
     else:
+        # as wide as the grid makes it, which is symmetric or holds 0, and not as wide as the ends lie apart
         reach = 2.0 * max(-low.min(), high.max()) if layer.spec.symmetric else _span(layer)
         low, high = (end.astype(np.float64) * (scale * steps / reach) for end in (low, high))
     layer.low.assign(low.astype(np.float32))

@@ -99,6 +99,7 @@ def _db(y: list[np.ndarray], found: list[np.ndarray]) -> float:
     for a, b in zip(y, found, strict=True):
         signal, noise = float(np.var(a, dtype=np.float64)), float(np.mean((a - b).astype(np.float64) ** 2))
         if signal > 0.0:
+            # 120 dB at most, so that an output without any noise has a number too
             worst = min(worst, 10.0 * np.log10(signal / max(noise, signal * 1e-12)))
     return worst
 
@@ -162,6 +163,7 @@ class _Model:
         if alone >= ENOUGH_DB:
             return None
         finer = np.float32(_reach(node.op) / SIXTEEN_BITS)
+        # with the kernels behind it on their grids: where their columns are as unlike, finer codes help nothing
         wide = self.db(node, np.rint(v / finer) * finer, self._kernels(node))
         costs = f"that alone leaves the outputs {alone:.1f} dB of signal over noise"
         maker = self._function(node)
@@ -171,6 +173,7 @@ class _Model:
         if maker is None:
             said = f"{_layer(steep[0])} reads {v.min():.6g} to {v.max():.6g} in steps of {step:.2g}"
             return _Found("function", f"{said}: {costs}")
+        # no finer grid helps: what is lost is no fault of this one, and there would be no remedy to name
         if max(wide, self.db(node, _apart(v, v.ndim - 1))) < alone + GAIN_DB:
             return None
         helps = wide >= alone + GAIN_DB and self._has_16(maker)
@@ -196,6 +199,7 @@ class _Model:
     def _unlike(self, node: Node, v: np.ndarray, step: float, alone: float, costs: str) -> _Found | None:
         """Channels of unlike ranges: true where a grid for each would mend it."""
         name = self.inputs.get(id(node.args[0]))
+        # the features of an input may lie along any axis (channels first, time last), those inside along the last
         axes = range(1, v.ndim) if name is not None else [v.ndim - 1]
         few, low, high, axis = min((*_codes(v, step, a), a) for a in axes)
         apart = self.db(node, _apart(v, axis))

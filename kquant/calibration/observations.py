@@ -187,6 +187,7 @@ def _batch_size(qmodel: keras.Model, data: Any, limit: int | None) -> int:
     """
     sample = sum(int(np.prod([n or 1 for n in t.shape[1:]])) for t in qmodel.inputs)
     leaf = next(iter(keras.tree.flatten(data)), None)  # of arrays: the first input
+    # nobody knows how many samples a dataset or a function holds: those keep the size that fits
     whole = hasattr(leaf, "shape") and len(leaf.shape) == len(qmodel.inputs[0].shape)
     fitting = max(SMALLEST_BATCH, min(BATCH_VALUES // max(sample, 1), LARGEST_BATCH))
     count = min(int(leaf.shape[0]), sys.maxsize if limit is None else limit) if whole else 0
@@ -209,13 +210,16 @@ def _observe(
     some = None
     for x in tqdm(data, desc="calibrate", unit="batch", disable=not verbose, total=total):
         seen = look(x)
+        # of the first batch alone, whose outputs are there; batches that come later are never kept
         some = keras.tree.map_structure(lambda t: t[:SOME], (x, look.outputs)) if some is None else some
         extents.append(np.array(seen.rows))  # a copy: `rows.numpy()` would keep the whole tensor alive
         sizes.append(int(keras.tree.flatten(x)[0].shape[0]))
+        # at every batch, since there may be millions of them
         extents, sizes = thinned(extents, sizes)
         if not np.all(np.isfinite(extents[-1])):
             _refuse_infinite(look.keys, extents[-1])
         nearest |= {key: min(nearest.get(key, math.inf), float(d)) for key, d in seen.nearest.items()}
+        # of the whole batch: the few values that a histogram counts need not hold it
         largest = dict(zip(look.keys, np.abs(extents[-1]).max(axis=1).tolist(), strict=True))
         new = {key: histogram(values.numpy(), look.steps[key], largest[key]) for key, values in seen.values.items()}
         new |= {key: Statistics(NONE, NONE, samples=y.numpy()) for key, y in seen.samples.items()}
@@ -265,6 +269,7 @@ class _Look:
         if self.compiled is None:
             struct = self.qmodel.input if isinstance(self.qmodel, keras.Function) else self.qmodel.inputs
             specs = keras.tree.map_structure(lambda t: tf.TensorSpec((None, *t.shape[1:]), t.dtype), struct)
+            # the number stands in the graph for good, so the many values of the first batches are taken eagerly
             self.most = FEW_VALUES
             self.compiled = tf.function(self.run, autograph=False).get_concrete_function(specs)
         return self.compiled(x)
@@ -282,6 +287,7 @@ class _Look:
                 keys.append((layer.name, site))
                 if str(site) in layer.padding:
                     nearest[keys[-1]] = layer.nearest_to_padding(y, site)
+                    # masked steps would stretch the range to a number like -999, which nothing reads
                     y = layer.without_padding(y, site)
                 lows.append(tf.reduce_min(y))
                 highs.append(tf.reduce_max(y))
@@ -292,6 +298,7 @@ class _Look:
 
         with observing(collect):
             outputs = self.qmodel(x, training=False)
+        # in the order of the calls, which a graph that is traced keeps: its `rows` have no names
         self.keys = keys
         if self.outputs is None:  # of the first batch, which runs eagerly
             self.outputs = outputs

@@ -72,8 +72,10 @@ def percentile(statistics: Statistics, spec: QuantSpec, percent: float = 99.99) 
     below = np.cumsum(statistics.counts)
     total = int(below[-1])
     left_out = int(total * (100.0 - percent) / 200.0)  # values beyond each end
+    # the lower edge of the bin with the first value that is kept, the upper edge of the one with the last
     low = edges[int(np.searchsorted(below, left_out, side="right"))]
     high = edges[int(np.searchsorted(below, total - left_out)) + 1]
+    # bins are wider than what they hold: no further than the extremes
     return max(float(low), float(statistics.lows.min())), min(float(high), float(statistics.highs.max()))
 
 
@@ -138,7 +140,9 @@ def cross_entropy(statistics: Statistics, spec: QuantSpec) -> tuple[float, float
 
     def cost(low: np.ndarray, high: np.ndarray) -> np.ndarray:
         found = []
+        # one by one: a grid for all candidates would hold 81 copies of the logits
         for scale, first, last in zip(*_grid(spec, low, high), strict=True):
+            # 0 is a code, so multiples of the scale are the codes' values
             quantized = np.clip(np.rint(logits / scale) * scale, first, last)
             found.append(-np.mean(np.sum(wanted * _log_softmax(quantized), axis=-1)))
         return np.array(found)
@@ -151,12 +155,14 @@ Cost = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 def _least(statistics: Statistics, spec: QuantSpec, cost: Cost) -> tuple[float, float]:
     """The cheapest of the ranges inside the seen one; its two ends move in turn. Of equal ones the widest."""
+    # the grid holds 0 whatever is seen: candidates are shares of the way from 0 to each end
     low, high = min(float(statistics.lows.min()), 0.0), max(float(statistics.highs.max()), 0.0)
     if spec.symmetric:
         low, high = -max(-low, high), max(-low, high)
         return _first(cost(low * SHARES, high * SHARES), low * SHARES, high * SHARES)
     lows, highs = low * SHARES, high * SHARES
     best = _first(cost(lows, highs), lows, highs)  # both together first: a good start for either
+    # 81 candidates for one end, then for the other: all pairs of them would be 6,561, each a pass over the histogram
     for _ in range(ROUNDS):
         before = best
         best = _first(cost(lows, np.full_like(lows, best[1])), lows, np.full_like(lows, best[1]))
@@ -167,6 +173,7 @@ def _least(statistics: Statistics, spec: QuantSpec, cost: Cost) -> tuple[float, 
 
 
 def _first(costs: np.ndarray, lows: np.ndarray, highs: np.ndarray) -> tuple[float, float]:
+    # the first of equal ones, and the shares begin with the whole range
     i = int(np.argmin(costs))
     return float(lows[i]), float(highs[i])
 
@@ -174,6 +181,7 @@ def _first(costs: np.ndarray, lows: np.ndarray, highs: np.ndarray) -> tuple[floa
 def _grid(spec: QuantSpec, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Scale, smallest and largest value of each candidate's grid, as `core.spec.encode_range` makes it."""
     if spec.symmetric:
+        # a range of zeros has no width to divide by
         scale = np.maximum(np.maximum(-low, high) / spec.high, 1e-30)
         return scale, spec.low * scale, spec.high * scale
     scale = np.maximum((high - low) / (spec.high - spec.low), 1e-30)
@@ -189,9 +197,11 @@ def squared_error(s: Statistics, spec: QuantSpec, low: np.ndarray, high: np.ndar
     """
     edges = np.linspace(-s.reach, s.reach, s.counts.size + 1)
     used = np.flatnonzero(s.counts)
+    # a histogram reaches to a power of two on both sides: the empty bins at its ends are most of it behind a ReLU
     edges, counts = edges[used[0] : used[-1] + 2], s.counts[used[0] : used[-1] + 1]
     scale, first, last = (v[:, None] for v in _grid(spec, low, high))
     inside = np.clip(edges, first, last)
+    # the integral from 0 to each edge, odd in it; the difference of two edges is that over a bin
     steps = np.rint(inside / scale)
     rounding = scale**3 / 12 * steps + (inside - steps * scale) ** 3 / 3
     clipping = (edges - inside) ** 3 / 3
@@ -209,6 +219,7 @@ def _divergence(s: Statistics, spec: QuantSpec, low: np.ndarray, high: np.ndarra
         if inside.sum() < 2**spec.bits or not counts[inside].any():  # with a code for each bin nothing is lost
             found.append(np.inf)
             continue
+        # what is clipped is found at the ends in p, and not in q: that is what makes clipping cost something
         p = np.where(inside, counts, 0.0)
         where = np.flatnonzero(inside)
         p[where[0]] += counts[: where[0]].sum()
@@ -217,6 +228,7 @@ def _divergence(s: Statistics, spec: QuantSpec, low: np.ndarray, high: np.ndarra
         filled = counts[inside] > 0
         total = np.bincount(codes, counts[inside])
         bins = np.bincount(codes, filled)
+        # a bin that nothing fell into stays empty in q too: else data with gaps would look lost on any grid
         q = np.where(filled, total[codes] / np.maximum(bins[codes], 1), 0.0)
         p, q = p[inside] / p.sum(), (1.0 - SMOOTHING) * q / q.sum() + SMOOTHING / q.size
         found.append(float(np.sum(p[p > 0] * np.log(p[p > 0] / q[p > 0]))))
@@ -273,6 +285,7 @@ def reach_of_weights(name: str, weights: np.ndarray, spec: QuantSpec, channel_ax
     check_for_weights(name)
     observer = find(name)
     kept = {axis % weights.ndim for axis in channel_axes} if spec.per_axis else set()
+    # rows[channel, its weights]
     order = [*sorted(kept), *(axis for axis in range(weights.ndim) if axis not in kept)]
     shape = [n if axis in kept else 1 for axis, n in enumerate(weights.shape)]
     rows = weights.transpose(order).reshape(int(np.prod(shape)), -1)
@@ -288,6 +301,7 @@ def _exact_reach(rows: np.ndarray, spec: QuantSpec, clipped: float) -> np.ndarra
     widest = np.abs(rows).max(axis=1)
     best, least = widest, np.full(len(rows), np.inf)
     for share in WEIGHT_SHARES:
+        # for all channels at once: they differ in width, and are tried at the same shares of it
         scale = np.maximum(widest * share / spec.high, 1e-30)[:, None]
         error = np.clip(np.rint(rows / scale), spec.low, spec.high) * scale - rows
         counts = np.where(np.abs(rows) > scale * spec.high, clipped, 1.0)

@@ -69,6 +69,7 @@ def calibrate(
         low, high = observers.find(layer.observer)(statistics, layer.spec)
         layer.set_range(site, low, high)
     set_weight_ranges(qmodel)
+    # behind the weights' ranges, since kernels bound s_in * s_w / s_out; the warnings then see what the file will have
     hold_scales(qmodel)
     warn_of_poles(qmodel, found)
     warn_of_padding(qmodel, found)
@@ -86,12 +87,14 @@ def set_weight_ranges(qmodel: keras.Model) -> None:
         if not isinstance(layer, Compressed) or not layer.takes("reach"):
             continue
         learns = layer.learner is not None and layer.learner.learning.learns_weights
+        # without a reach the scales follow the weights at every call, which is min-max already
         if layer.observer == "minmax" and not learns:
             continue
         if not layer.reach_by_data:
             weights = layer.weights_as_used().numpy()
             found = observers.reach_of_weights(layer.observer, weights, layer.spec, layer.channel_axes)
             layer.set_reach(found, by_data=False)
+            # a first `set_reach` makes the variable, which graphs traced before do not read
             forget_graphs(qmodel)
 
 

@@ -43,6 +43,7 @@ class Statistics:
         if not self.counts.size or not other.counts.size:
             filled = self if self.counts.size else other
             return Statistics(lows, highs, filled.counts, filled.reach, samples, nearest)
+        # only ever to the wider one: a bin that is split would have to guess where its values lie
         wide, narrow = (self, other) if self.reach >= other.reach else (other, self)
         counts, reach = narrow.counts, narrow.reach
         while reach < wide.reach:
@@ -69,6 +70,7 @@ class Statistics:
             raise ValueError("extremes or samples that are not finite")
         if self.counts.size and not (np.all(self.counts >= 0) and 0 < self.counts.sum() < MOST_COUNT):
             raise ValueError("a histogram with counts below 0, or without any")
+        # frexp gives m in [0.5, 1): exactly 0.5 for powers of two, as 8 = 0.5 * 2^4
         if self.counts.size and not (0 < self.reach < math.inf and math.frexp(self.reach)[0] == 0.5):
             raise ValueError("a histogram whose reach is no power of two")
         if not self.nearest >= 0.0:
@@ -96,6 +98,7 @@ def histogram(values: np.ndarray, each: int = 1, largest: float = 0.0) -> Statis
     """
     flat = np.asarray(values, np.float64).reshape(-1)
     largest = max(largest, float(flat.max(initial=0.0)), -float(flat.min(initial=0.0)))
+    # equal reaches at powers of two: bins of two histograms nest, so that shards add up exactly
     exponent = max(math.frexp(largest)[1] if largest else SMALLEST_EXPONENT, SMALLEST_EXPONENT)  # largest < 2^exponent
     reach = math.ldexp(1.0, exponent)
     bins = np.floor(flat * (BINS / 2 / reach)).astype(np.int64) + BINS // 2  # the factor is a power of two
