@@ -376,7 +376,6 @@ def _sites(
     sites: dict[int, Site] = {}
     edges: dict[tuple[int, int], Site] = {}
     conversions: dict[int, Site] = {}
-    draft_widths = draft.widths
 
     def join(key: int, name: str, activations: Any, bits: int, observer: str | None = None, **kind: Any) -> Site:
         if key not in groups:
@@ -391,24 +390,23 @@ def _sites(
         return Site(key, groups[key].sites - 1)
 
     for t in keras.tree.flatten(draft.graph.inputs):
-        if draft_widths.tensors[id(t)] not in (FLOAT, INDEX):
-            bits = draft_widths.tensors[id(t)]
+        bits = draft.widths.tensors[id(t)]
+        if bits not in (FLOAT, INDEX):
             sites[id(t)] = join(classes.root(t), t.name, draft.recipe.activations, bits)
     for node in draft.graph.nodes:
         rule, out = draft.rules[id(node)], node.outputs[0]
-        activations, bits = draft.settings[id(node.op)].activations, draft_widths.tensors[id(out)]
+        activations, bits = draft.settings[id(node.op)].activations, draft.widths.tensors[id(out)]
         trains = {"training": draft.settings[id(node.op)].training}
         if rule is None or bits in (FLOAT, INDEX):
             continue
-        if draft_widths.calls[id(node)] == FLOAT:  # a model output that was computed in float
+        if draft.widths.calls[id(node)] == FLOAT:  # a model output that was computed in float
             sites[id(out)] = join(classes.root(out), node.name, activations, bits, **trains)
             continue
         for i, t in enumerate(draft.inputs(node)):
             if (id(node), i) in requantized:
                 edges[id(node), i] = join(classes.root(out), f"{node.name}_in{i}", activations, bits, **trains)
             elif isinstance(t, _Converted):
-                # one QUANTIZE serves all that read the tensor in this width
-                if id(t) not in conversions:
+                if id(t) not in conversions:  # one QUANTIZE serves all that read the tensor in this width
                     conversions[id(t)] = join(classes.root(t), f"{t.name}_{bits}bit", activations, bits, **trains)
                 edges[id(node), i] = conversions[id(t)]
         # Keyed by the tensor, not its class: a prescribed encoding is a node of its own, even where a Concatenate has
