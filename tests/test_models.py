@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import keras
+import new_process
 import numpy as np
 import pytest
 from contract import packed
@@ -109,7 +107,7 @@ def test_saved_models_load_in_a_new_process(tmp_path: Path) -> None:
         np.savez(folder / "x.npz", **{f"x{i}": a for i, a in enumerate(x)})
         kquant.export(q, folder / "here.tflite", check_runtimes=False)
         expected[folder] = [np.asarray(y) for y in keras.tree.flatten(q(packed(q, x), training=False))]
-    done = subprocess.run([sys.executable, "-c", LOAD, *map(str, expected)], cwd=ROOT, capture_output=True, text=True)
+    done = new_process.run(LOAD, *expected)
     assert done.returncode == 0, done.stderr[-3000:]
     for folder, outputs in expected.items():
         found = np.load(folder / "y.npz")
@@ -273,11 +271,6 @@ print("trained on", strategy.num_replicas_in_sync)
 
 
 def test_mirrored_strategy_trains_a_step(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", MIRRORED]
-    done = subprocess.run(command, cwd=tmp_path, env=_environment(), capture_output=True, text=True)
+    done = new_process.run(MIRRORED, folder=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "trained on 2" in done.stdout
-
-
-def _environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import keras
+import new_process
 import pytest
 
 import kquant
@@ -20,9 +21,8 @@ COUNT = "import keras; print(sum(name.startswith('kquant>') for name in keras.sa
 
 
 def answer(lines: str) -> list[str]:
-    """What a new process prints."""
-    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
-    made = subprocess.run([sys.executable, "-c", lines], env=environment, capture_output=True, text=True)
+    """What a new process prints that knows Keras already."""
+    made = new_process.run(lines)
     assert made.returncode == 0, made.stderr
     return made.stdout.split()
 
@@ -60,7 +60,9 @@ def test_whatever_is_imported_first(first: str) -> None:
 
 def test_importing_it_loads_no_tensorflow() -> None:
     lines = "import sys, kquant, kquant.app.cli, kquant.recipe.recipe; print('keras' in sys.modules, len(dir(kquant)))"
-    assert answer(f"{lines}; print('tensorflow' in sys.modules)") == ["False", str(len(kquant.__all__)), "False"]
+    command = [sys.executable, "-c", f"{lines}; print('tensorflow' in sys.modules)"]
+    made = subprocess.run(command, env={**os.environ, "PYTHONPATH": new_process.ROOT}, capture_output=True, text=True)
+    assert made.stdout.split() == ["False", str(len(kquant.__all__)), "False"], made.stderr
 
 
 # What earlier code imports: a module, one that was called like a public function, one that came apart, folders of today

@@ -91,6 +91,7 @@ class Compressed(Weighted):
             by_data: a correction chose it; calibration then leaves it, where it would follow changed weights.
         """
         unit = self._unit()
+        # A live batch norm scales the weights while it trains: kept in units of its factor, the range goes along.
         self.correction("reach").assign(values if isinstance(unit, float) else tf.math.divide_no_nan(values, unit))
         self.reach_by_data = by_data
         self.forget_learned()
@@ -135,12 +136,15 @@ class Compressed(Weighted):
         if is_float(self):
             if self.norm is not None:
                 return [self._biased(x, self.weights_as_used(), self.float_bias(), self.layer), *unknown]
+            # What runs in float calls the layer itself, `__call__` and all: a mixed policy casts there.
             if not self.transforms and self.gain is None:
                 return [self.layer(x), *unknown]
             return [self._with(x, {self.kernel_name: self.weights_as_used()}, self.layer), *unknown]
+        # Before the weights are read: this step computes with the masks and ranges that it begins with.
         if training and self.trainable and site == 0:
             kernels.advance(self.transforms, kernels.real(self.layer, self.kernel_name))
             self._begin_step()
+        # `reestimate` counts at inference, and what it counts is what training would normalise.
         if self.norm is not None and ((training and self.trainable) or self.norm.counter is not None):
             return [self._normalised(self.norm, x, training, site), *unknown]
         if training and self.trainable and self.learner is not None:
@@ -154,15 +158,20 @@ class Compressed(Weighted):
         if not self.sums:
             return self._multiplied(x, unit, codes, scale, known)
         # The kernels multiply the two scales in double; a float32 product shifts some ties.
+        # A scale has the kernel's axes, 1 where it does not differ: flat it is one number for each channel of the
+        # output, also where two axes number the channels (the inputs and the multiplier of a depthwise kernel).
         exact = tf.cast(tf.reshape(scale, (-1,)), tf.float64) * tf.cast(unit, tf.float64)
         steps = carried(x, "codes")
         if steps is None:
+            # Without codes: a layer that keeps its input's encoding stands between, or nobody has calibrated.
             steps = tf.cast(x, tf.float32) / unit
             steps = chosen(known, rounded(steps), steps)
         bias = None if bias is None else chosen(known, rounded(bias), bias)
         if self.wide:
             return self._wide(steps, codes, bias, exact, known)
         with full_precision():
+            # `call`, not the layer: `Layer.__call__` casts to the policy's dtype, and float16 holds integers up to 2048
+            # only.
             sums = self._biased(steps, codes, bias, self.layer.call)
         y = tf.cast(sums * tf.cast(exact, tf.float32), self.compute_dtype)
         if known is True:
@@ -173,7 +182,9 @@ class Compressed(Weighted):
         self, x: tf.Tensor, codes: tf.Tensor, bias: tf.Tensor | None, exact: tf.Tensor, known: bool | tf.Tensor
     ) -> list[tf.Tensor]:
         """Sums of 16-bit codes: those of the high and of the low bytes are exact in float32, their total in float64."""
+        # Zeros in place of the layer's bias, not none: a layer that has a bias would add its own.
         none = None if bias is None else tf.zeros_like(bias)
+        # x = 256 high + low with high in -128..127 and low in 0..255, each a step of 8 bits times a weight of 8.
         high = tf.floor(x / 256.0)
         with full_precision():
             parts = [self._biased(part, codes, none, self.layer.call) for part in (high, x - 256.0 * high)]
@@ -200,6 +211,7 @@ class Compressed(Weighted):
     def _scale(self, weights: tf.Tensor, bias: tf.Tensor | None, input_scale: tf.Tensor) -> tf.Tensor:
         """Scales of the kernel, wide enough that an int32 holds the bias."""
         reach = None
+        # Beside 16-bit activations a bias has 64 bits, which hold any.
         if bias is not None and not self.wide:
             reach = tf.reshape(tf.abs(bias) / input_scale, self._channel_shape(weights))
         return self.scale_of(weights, reach)
@@ -231,10 +243,12 @@ class Compressed(Weighted):
 
     def _divisor(self) -> tf.Tensor | float:
         unit = self._unit()
+        # A channel that its batch norm has switched off has factor 0.
         return unit if isinstance(unit, float) else tf.where(unit > 0.0, unit, 1.0)
 
     def _summed(self) -> list[int]:
         """Axes of the kernel that one scale covers."""
+        # An axis of length 1 counts either way: to reduce over it changes nothing.
         return [axis for axis, n in enumerate(self._shape_of("reach")) if n != self.kernel_shape[axis] or n == 1]
 
     def _learned(self, site: int) -> tf.Tensor:
@@ -244,9 +258,12 @@ class Compressed(Weighted):
         weights = self.weights_as_used()
         scale = self.scale_of(weights)
         if self.rounding is not None:
+            # `quantized` rounds to nearest, so that a chosen rounding comes in as a shift of the weight by less than a
+            # step.
             weights += tf.stop_gradient(scale * self._pushed(weights))
         quantized = self.learner.quantized(weights, scale, self.shares)
         unit = 1.0 if self.gain is None else tf.convert_to_tensor(self.gain)  # in units of the kernel that trains
+        # The distances are squared: with the gain in them, channels of large gain would be pulled harder.
         loss = self.learner.loss(weights / unit, quantized / unit, scale / tf.abs(unit))
         if loss is not None and site == 0 and self.trainable:
             self.add_loss(loss)
@@ -260,7 +277,11 @@ class Compressed(Weighted):
         plain = kernels.apply(self.transforms, kernels.real(self.layer, self.kernel_name))
         if self.gain is not None:
             plain *= tf.convert_to_tensor(self.gain)
+        # q(w f) / f: the norm behind multiplies by gamma / deviation of the batch, so that f must not act twice. Two
+        # choices, since a division by 0 inside the one would put NaN into its gradient.
         weights = tf.where(alive, weights / tf.where(alive, factor, 1.0), plain)
+        # The layer's own bias: the norm takes the mean away and adds beta itself. A shift corrects the output, so it
+        # comes after.
         y = norm(self._biased(x, weights, self.own_bias(), self.layer))
         return y if self.shift is None else y + tf.cast(tf.convert_to_tensor(self.shift), y.dtype)
 
@@ -302,6 +323,7 @@ class Compressed(Weighted):
         self, x: tf.Tensor, unit: tf.Tensor, codes: tf.Tensor, scale: tf.Tensor, known: bool | tf.Tensor
     ) -> list[tf.Tensor]:
         """PReLU: positive inputs keep their scale, negative ones are multiplied by the codes of alpha."""
+        # In float: no sums to keep exact, one product for each value.
         y = self._with(tf.cast(x, tf.float32), {self.kernel_name: codes * scale}, self.layer.call)
         # LiteRT forms this product in float32 (prelu.cc)
         step = tf.cast(tf.where(x >= 0, unit, unit * tf.reshape(scale, ())), tf.float64)
@@ -330,6 +352,7 @@ def round_through(x: tf.Tensor, low: float, high: float) -> Any:
     """`clip(round(x))` forward; backward the gradient passes where nothing is clipped."""
 
     def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor | None, ...]:
+        # Up to half a step beyond an end rounds to the end, which is no clipping; a hundredth is for float32.
         inside = tf.logical_and(x > low - 0.51, x < high + 0.51)
         return tf.where(inside, upstream, tf.zeros_like(upstream)), None, None
 

@@ -28,6 +28,8 @@ from kquant.recipe.training_section import Training
 SETTLED = 17.0  # exp(-17) is below float32's last place: from here on nothing is left to unbias
 MOST_BATCHES = 2.0**20  # float32 counts on from here
 Collector = Callable[["FakeQuant", int, tf.Tensor], None]
+# Not attributes of layers: a block reaches all of a model, also what its layers hold, and ends whatever is raised in
+# it. A graph keeps what held when it was traced, so that whoever opens a block forgets the model's graphs around it.
 _COLLECTOR: contextvars.ContextVar[Collector | None] = contextvars.ContextVar("collector", default=None)
 _ONLY: contextvars.ContextVar[frozenset[str] | None] = contextvars.ContextVar("only", default=None)
 
@@ -110,6 +112,7 @@ class FakeQuant(keras.layers.Layer):
         padding: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
+        # Keras would cast what is floating to the compute dtype of a mixed policy: encodings have to stay float32.
         super().__init__(autocast=False, **{k: v for k, v in kwargs.items() if k != "autocast"})
         self.spec = QuantSpec(**spec)
         self.sites = sites
@@ -135,6 +138,7 @@ class FakeQuant(keras.layers.Layer):
                 self.calibrated = self.add_weight(name="calibrated", autocast=False, **zeros)
                 self.waking = self.add_weight(name="waking", autocast=False, **{**zeros, "shape": (2,)})
             if self.learning.learns_tensors:
+                # What the optimizer steps on; the ends themselves are `low` and `high` (`learned_ranges`).
                 pending = {**zeros, "shape": (2,), "trainable": True, "aggregation": "mean"}
                 self.stretch = self.add_weight(name="stretch", autocast=False, **pending)
         self.built = True
@@ -193,10 +197,12 @@ class FakeQuant(keras.layers.Layer):
             `[float[...], float32[2]]`: values on the grid, and (scale, zero point).
         """
         collector = _COLLECTOR.get()
+        # A layer that peeks passes its input; the tensor that the range is of comes in a call of its own.
         if collector is not None and not peek:
             collector(self, site, y)
         if is_float(self):
             return [tf.cast(y, _float_like(y)), tf.zeros(2)]
+        # Of a mixed policy too: the device's codes come of float32 scales, and float16 has no 16 bits for them.
         real = tf.cast(y, tf.float32)
         if peek:
             return [real, self._peeked(encodings, training)]
@@ -244,6 +250,8 @@ class FakeQuant(keras.layers.Layer):
         steps = _through(y, steps_of(y, origin, out, self.runtime), numbers.scale, numbers.low, numbers.high)
         values = steps * numbers.scale
         values, encoding = self._told(seen, origin.encodings, values, y, numbers.encoding, numbers[:2])
+        # Where only the running graph knows whether data were seen, the values may be those that came, which have no
+        # codes.
         return (carry(values, "codes", steps), encoding) if seen else (values, encoding)
 
     def _told(
@@ -258,6 +266,7 @@ class FakeQuant(keras.layers.Layer):
         """Quantized values with their encoding; where no data were seen, the values as they came, with zeros."""
         if seen:
             return quantized, carry(encoding, "grid", grid)
+        # An encoding of zeros tells the layers behind that there is none: they compute in float then.
         told = self._seen(encodings)
         return tf.where(told, quantized, y), tf.where(told, encoding, tf.zeros(2))
 
@@ -273,6 +282,7 @@ class FakeQuant(keras.layers.Layer):
         # a graph that is being traced holds no values; outside of it the variable has one
         with contextlib.nullcontext() if tf.executing_eagerly() else tf.init_scope():
             if not tf.executing_eagerly():
+                # Inside `tf.Graph().as_default()` there is no eager context to go out to, and so nothing to read.
                 return False
             return bool(np.any(tf.convert_to_tensor(self.count).numpy() > 0.0))
 
@@ -313,6 +323,7 @@ class FakeQuant(keras.layers.Layer):
             low, high = min(low, self.span[0]), max(high, self.span[1])
         if not exact:
             low, high = (float(end) for end in self._with_padding(low, high, site))
+        # `averaged` steps by (1 - momentum) / (1 - momentum^count): with so many batches counted that is 1 - momentum.
         self._store(site, low, high, min(float(np.ceil(SETTLED / (1.0 - self.momentum))), MOST_BATCHES))
 
     def without_padding(self, y: tf.Tensor, site: int = 0) -> tf.Tensor:
@@ -327,6 +338,7 @@ class FakeQuant(keras.layers.Layer):
         far = tf.reduce_max(tf.abs(y - self.padding[str(site)]), axis=-1)
         real = far > 0.0
         counted = [tf.cumsum(tf.cast(real, tf.int32), axis=1, reverse=back) for back in (False, True)]
+        # Of the real steps of a sample, the first has 1 in the count from the front and the last in that from the back.
         at_end = tf.logical_and(real, tf.logical_or(counted[0] == 1, counted[1] == 1))
         return tf.reduce_min(tf.where(at_end, far, np.float32(np.inf)))
 
@@ -339,6 +351,7 @@ class FakeQuant(keras.layers.Layer):
         # 1.5 steps, since the zero point may move the grid by half a step; with 16 bits what lies beyond the grid of 8
         # bits too, where some kernel wants that in between
         steps = (1.5 if self.spec.bits <= 8 else 3.0) / (min(self.spec.high - self.spec.low, 255) - 2)
+        # By 2 steps fewer than there are: the range that comes out is wider, and so are its steps.
         beyond = (most - least) * steps
         return tf.where(value < least, least - beyond, low), tf.where(value > most, most + beyond, high)
 
@@ -355,6 +368,7 @@ class FakeQuant(keras.layers.Layer):
         if self.learning.learns_tensors:
             self.stretch.assign(tf.zeros((2,)))
         for variable, value in stored:
+            # One variable holds all sites, and calibration sets one at a time.
             values = variable.numpy()
             values[site] = value
             variable.assign(values)
@@ -379,7 +393,10 @@ class FakeQuant(keras.layers.Layer):
         following = range_learner.follows(self)
         count = tf.convert_to_tensor(self.count) + here
         steps = tf.reduce_sum(count * here)
+        # Adam's zero debias (Kingma and Ba, arXiv:1412.6980, section 3) as one step towards the new value: 1 at the
+        # first.
         rate = (1.0 - self.momentum) / (1.0 - tf.pow(self.momentum, steps))
+        # Either a gradient moves the ends or the batches do, not both.
         if self.learning.learns_tensors:  # the first batch starts a range that nothing calibrated
             rate = tf.where(steps <= 1.0, rate, 0.0)
         elif self.freeze_after is not None:
@@ -387,17 +404,21 @@ class FakeQuant(keras.layers.Layer):
             moves = tf.logical_or(trained <= float(self.freeze_after), steps <= 1.0)  # no range at all is worse
             rate = tf.where(moves, rate, 0.0)
         following = tf.logical_and(following, steps > 1.0)  # before the first batch there is no range at all
+        # The range of the batch itself: an average would lag behind one that grows with every step.
         rate = tf.where(following, 1.0, rate)
         for variable, now, value in zip((self.low, self.high), ends, seen, strict=True):
             variable.assign(now + here * rate * (value - now))
         self.count.assign(count)
         if self.learning.learns_tensors:
             range_learner.move(self, following)
+        # Last, since it looks at the range that this batch left.
         range_learner.wake(self, following)
 
     def _learned(self, y: tf.Tensor, scale: tf.Tensor, zero_point: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Training where the range has gradients, or the grid is still wide; what follows takes the grid it got."""
         if self.follows:
+            # A mean of values on the grid lies between its ends: nothing to clip, and no gradient to a range of its
+            # own.
             return replaced(y, tf.round(y / scale) * scale), scale, zero_point
         if self.learning.ranges == "pact" and self.trainable:
             self.add_loss(range_learner.penalty(self, y))
@@ -442,6 +463,7 @@ def _as(values: tf.Tensor, dtype: str) -> tf.Tensor:
     """Values of another type, which carry the same codes."""
     if values.dtype == dtype:
         return values
+    # float16 has 11 bits: the values are rounded here, the codes behind them must not be.
     return carry(tf.cast(values, dtype), "codes", carried(values, "codes"))
 
 
@@ -451,6 +473,7 @@ def _through(y: tf.Tensor, steps: tf.Tensor, scale: tf.Tensor, low: tf.Tensor, h
 
     def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor | None, ...]:
         inside = tf.logical_and(y >= low, y <= high)
+        # The caller multiplies the steps by the scale; together the values have gradient 1.
         return tf.where(inside, upstream / scale, tf.zeros_like(upstream)), None, None, None, None
 
     return steps, gradient
@@ -459,6 +482,9 @@ def _through(y: tf.Tensor, steps: tf.Tensor, scale: tf.Tensor, low: tf.Tensor, h
 def _train(y: tf.Tensor, numbers: Numbers, spec: QuantSpec) -> tf.Tensor:
     """Fake quantization by TensorFlow's fused kernel, with the straight-through gradient."""
     low, high = tf.stop_gradient(numbers.low), tf.stop_gradient(numbers.high)
+    # The ends are those of the grid, with 0 among its codes, so that the kernel has no zero point left to nudge. Its
+    # own gradient would reduce over the tensor twice more, for ends that do not learn here: it is cut off and written
+    # anew.
     quantized = tf.quantization.fake_quant_with_min_max_vars(
         tf.stop_gradient(y), low, high, num_bits=spec.bits, narrow_range=spec.narrow
     )

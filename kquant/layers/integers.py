@@ -62,7 +62,9 @@ def steps_of(y: tf.Tensor, origin: Origin, out: arithmetic.Grid, rounding: str) 
     ]
     integers = [_integers(x, grid) for x, grid in zip(origin.sources, grids, strict=True)]
     made = arithmetic.KERNELS[origin.kernel](integers, grids, out, runtime=rounding, **(origin.attributes or {}))
+    # Without the zero point, as all codes travel: 0 is real 0, and the next layer sums them as they are.
     steps = tf.cast(made, tf.float32) - out.zero_point
+    # `is True`: an encoding that only the running graph knows about gives a tensor here, which has no truth yet.
     if all(k is True for k in known):
         return steps
     return tf.where(tf.reduce_all(tf.stack(known)), steps, nearest_steps(y, out))
@@ -82,6 +84,7 @@ def read(encoding: tf.Tensor) -> tuple[bool | tf.Tensor, tf.Tensor, tf.Tensor]:
     if grid is not None:
         return True, *grid
     known = encoding[0] > 0.0
+    # 1, not 0, since what is divided by it is thrown away, but a NaN would stay in the gradients of `tf.where`.
     return known, tf.where(known, encoding[0], 1.0), encoding[1]
 
 
@@ -94,6 +97,7 @@ def _integers(x: tf.Tensor, grid: arithmetic.Grid) -> tf.Tensor:
     """int32 codes of values on a grid."""
     codes = carried(x, "codes")
     if codes is None:
+        # Exact to the code: the values are multiples of the scale, and pooling or a reshape left them so.
         codes = tf.round(tf.cast(x, tf.float32) / grid.scale)
     return tf.cast(codes + grid.zero_point, tf.int32)
 
@@ -103,21 +107,25 @@ def _of_sums(
 ) -> tf.Tensor:
     """The steps that the interpreter makes of its integer sums."""
     kernel, activation = origin.kernel or "", (origin.attributes or {}).get("activation")
+    # A model of 0.1 does not say what its kernel fuses, so that only its output tells where an activation has clipped.
     sums = origin.sums if origin.attributes is None or origin.sums is not None else carried(scale, "sums")
     if origin.sums is not None:
         rounding = arithmetic.ROUNDING_INT16[runtime].get(kernel, "reduced")
     else:
         rounding = arithmetic.ROUNDING[runtime].get(kernel, "double")
     if sums is None:  # an activation between may have clipped `y`
+        # `y` is what the layer made in float of its sums, so that it has the activation behind it already.
         unit = tf.where(scale > 0.0, scale, tf.ones_like(scale))
         sums, activation = tf.round(tf.cast(y, tf.float64) / unit), None
     steps = arithmetic.requantized_steps(sums, scale, out, rounding, activation)
     if carried(scale, "sums") is not None:  # no zeros: data gave the encoding of what was summed
         return steps
+    # A scale of 0 is that of no encoding: `y` came in float, and there were no sums.
     return tf.where(tf.reduce_min(scale) > 0.0, steps, nearest_steps(y, out))
 
 
 def nearest_steps(y: tf.Tensor, out: arithmetic.Grid) -> tf.Tensor:
     """Steps of values, ties to even."""
     low, high = out.low - out.zero_point, out.high - out.zero_point
+    # One pass over the tensor, where `tf.clip_by_value` takes a minimum and a maximum.
     return tf.raw_ops.ClipByValue(t=tf.round(y / out.scale), clip_value_min=low, clip_value_max=high)

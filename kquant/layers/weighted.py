@@ -53,6 +53,7 @@ class Weighted(Holder, keras.layers.Wrapper):
         **kwargs: Any,
     ) -> None:
         kwargs.setdefault("name", layer.name)
+        # What stands around the layer computes as it does, whatever the process is set to by now.
         kwargs.setdefault("dtype", layer.dtype_policy)
         super().__init__(layer, autocast=False, **{k: v for k, v in kwargs.items() if k != "autocast"})
         self.spec = None if spec is None else QuantSpec(**spec)
@@ -66,6 +67,7 @@ class Weighted(Holder, keras.layers.Wrapper):
         self.norm = None if norm is None else LiveNorm(**norm)
         learns = learning and self.spec is not None and self.spec.has_codes
         self.learner = WeightLearner(learning, self.spec.to_config(), name="learner") if learns else None
+        # A range that learns is kept where one that a correction chose is kept, so that every reader sees it.
         if self.learner is not None and self.learner.learning.learns_weights and "reach" not in self.corrected:
             self.corrected = ("reach", *self.corrected)
         if gain_shape is not None:
@@ -73,6 +75,8 @@ class Weighted(Holder, keras.layers.Wrapper):
         if not layer.trainable:  # what was frozen in the float model trains no range and no batch norm here either
             freeze(self)
 
+    # Keras passes shapes by the names of `call`'s arguments, with `_shape` behind, as soon as `build` takes two of
+    # them.
     def build(self, x_shape: Any, encoding_shape: Any = None) -> None:
         """Build the wrapped layer, and what corrections had set when the model was saved."""
         super().build(x_shape)
@@ -107,6 +111,7 @@ class Weighted(Holder, keras.layers.Wrapper):
             raise ValueError(f"{self.name}: it quantizes '{self.kernel_name}'. Received: path='{path}'.")
         if not transform.built:
             transform.build(self.kernel_shape)
+            # From the kernel as those before it leave it: a codebook behind a mask sees the zeros.
             transform.start(kernels.apply(self.transforms, kernels.real(self.layer, self.kernel_name)))
         if transform.shares and self.rounding is not None and bool(tf.reduce_any(self.rounding.value != 0.0)):
             warnings.warn(
@@ -115,6 +120,7 @@ class Weighted(Holder, keras.layers.Wrapper):
                 stacklevel=2,
             )
             self.round_by(None)
+        # Frozen are codes of weights, not of the values that they take from now on.
         if transform.shares and self.learner is not None and self.learner.freezing is not None:
             self.learner.freezing.forget()
         with growing(self):
@@ -164,6 +170,8 @@ class Weighted(Holder, keras.layers.Wrapper):
     def load_own_variables(self, store: Any) -> None:
         """Take on the corrections that were saved, and no others."""
         for name in CORRECTIONS:
+            # By what is stored, since Keras loads weights into a model whose corrections may be others than those that
+            # were saved.
             if name in store:
                 self.correction(name)
         for variable in self._own():
@@ -190,6 +198,7 @@ class Weighted(Holder, keras.layers.Wrapper):
                 self.rounding.assign(tf.zeros_like(self.rounding))
             return
         weights = self.weights_as_used()
+        # As what is added before rounding, not as codes: weights that train on afterwards take their codes along.
         self.correction("rounding").assign(tf.cast(codes, tf.float32) - weights / self.scale_of(weights))
 
     def _fixed(self, name: str, shape: Sequence[int], start: str = "zeros") -> Any:
@@ -216,6 +225,7 @@ class Weighted(Holder, keras.layers.Wrapper):
     def rows(self, path: str, values: tf.Tensor) -> np.ndarray:
         """float64[channels, n]: each output channel."""
         array = np.asarray(values, np.float64)
+        # Channels in the order of `channel_axes`, which is that of the output, not that of the kernel's axes.
         kept = [axis % array.ndim for axis in self.channel_axes]
         rest = [axis for axis in range(array.ndim) if axis not in kept]
         return array.transpose(*kept, *rest).reshape(self.channels, -1)
@@ -258,6 +268,8 @@ class Weighted(Holder, keras.layers.Wrapper):
         if reach is not None:
             reach = reach * self._unit()
         scale = encode_weights(weights, spec, self.channel_axes, bias_reach=bias_reach, reach=reach)
+        # The largest weight would get the gradients of all others through its scale; straight through, each has its own
+        # alone.
         return tf.stop_gradient(scale)
 
     def _unit(self) -> tf.Tensor | float:

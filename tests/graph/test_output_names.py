@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import keras
+import new_process
 import numpy as np
 import pytest
 from keras import layers
@@ -162,7 +161,8 @@ def test_names_survive_files_in_a_new_process(tmp_path: Path) -> None:
     code = "import keras, sys\nnames = lambda f: print(list(keras.models.load_model(f).output_names))\n"
     code += "names(sys.argv[1])\nassert 'kquant' not in sys.modules\nimport kquant\nnames(sys.argv[2])"
     files = [str(tmp_path / f"{name}.keras") for name in ("plain", "quantized")]
-    done = subprocess.run([sys.executable, "-c", code, *files], capture_output=True, text=True, check=True)
+    done = new_process.run(code, *files)
+    assert done.returncode == 0, done.stderr
     assert done.stdout.strip().splitlines()[-2:] == ["['kind', 'size']"] * 2, done.stdout
 
 

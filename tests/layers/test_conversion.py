@@ -1,11 +1,10 @@
 """A quantized model never becomes a float file in silence, and Keras' words without `import kquant` are in the docs."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import keras
+import new_process
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -59,7 +58,7 @@ def test_everything_else_is_as_before(qmodel, tmp_path):
 def test_the_error_without_the_import_is_found_in_the_docs(qmodel, tmp_path):
     qmodel.save(tmp_path / "q.keras")
     code = "import keras, sys; keras.models.load_model(sys.argv[1])"
-    said = subprocess.run([sys.executable, "-c", code, str(tmp_path / "q.keras")], capture_output=True, text=True)
+    said = new_process.run(code, tmp_path / "q.keras")
     words = re.search(r"Could not locate class '\w+'", said.stderr)
     assert said.returncode != 0 and words is not None
     for name in ("README.md", "docs/migrate.md"):

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import keras
+import new_process
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -330,7 +327,7 @@ def test_saved_and_loaded_in_another_process_to_the_bit(trained, tmp_path):
     clustered.save(tmp_path / "m.keras")
     np.save(tmp_path / "x.npy", x)
     paths = [str(tmp_path / name) for name in ("m.keras", "x.npy", "y.npy")]
-    done = subprocess.run([sys.executable, "-c", LOAD, *paths], env=os.environ, capture_output=True, text=True)
+    done = new_process.run(LOAD, *paths)
     assert done.returncode == 0, done.stderr
     np.testing.assert_array_equal(np.load(paths[2]), clustered.predict(x, verbose=0))
     assert int(done.stdout.split()[-1]) <= 4

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import keras
+import new_process
 import numpy as np
 import pytest
 from keras import layers
@@ -61,8 +60,7 @@ def stripped(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[keras.
     models = {name: kquant.strip(kquant.quantize(model_of(name))) for name in KINDS}
     for name, model in models.items():
         model.save(folder / f"{name}.keras")
-    command = [sys.executable, "-c", LOAD, str(folder), *KINDS]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = new_process.run(LOAD, folder, *KINDS)
     assert done.returncode == 0, done.stderr[-2000:]
     loaded = {name: np.load(Path(folder) / f"{name}.npy") for name in KINDS}
     return {name: (model, model.predict(X, verbose=0), loaded[name]) for name, model in models.items()}

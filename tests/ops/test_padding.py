@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import warnings
 
 import contract
 import keras
+import new_process
 import numpy as np
 import pytest
 
@@ -172,7 +171,8 @@ def test_trains_saves_and_loads(tmp_path):
         "import sys, keras, kquant, numpy as np; folder = sys.argv[1];"
         "q = keras.models.load_model(folder + '/q.keras'); np.save(folder + '/y.npy', q(np.load(folder + '/x.npy')))"
     )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+    done = new_process.run(code, tmp_path)
+    assert done.returncode == 0, done.stderr
     np.testing.assert_array_equal(np.load(tmp_path / "y.npy"), q(x))
     assert contract.compare(q, contract.file_of(q), "litert-reference", [x[:16]]) == contract.Parity(1.0, 0)
 

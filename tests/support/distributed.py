@@ -1,13 +1,12 @@
 """One training run of every case, to be compared with itself under another strategy: see test_distribution.py.
 
-python tests/distributed.py one|mirrored|workers FOLDER     # the variables of each case, as FOLDER/case.npz
+`main("one" | "mirrored" | "workers", folder)` writes the variables of each case to folder/case.npz.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,7 +160,3 @@ def main(name: str, folder: Path) -> None:
         np.savez(folder / f"{label}.npz", **floats(model))
         if name == "mirrored":
             model.save(folder / f"{label}.keras")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))

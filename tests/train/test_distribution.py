@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import distributed
 import keras
+import new_process
 import numpy as np
 import pytest
 
@@ -20,7 +18,6 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:`shuffle=True` was passed, but will be ignored",
 )
 
-ROOT = Path(__file__).parents[2]
 SECONDS = 300
 
 
@@ -35,17 +32,11 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def start(name: str, folder: Path, **environment: str) -> subprocess.Popen:
+def start(name: str, folder: Path, **environment: str) -> new_process.Started:
     """One process that runs every case."""
     folder.mkdir()
-    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "tests/support/distributed.py"), name, str(folder)],
-        env={**os.environ, "PYTHONPATH": paths, "CUDA_VISIBLE_DEVICES": "-1", **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    code = "import sys, pathlib, distributed; distributed.main(sys.argv[1], pathlib.Path(sys.argv[2]))"
+    return new_process.start(code, name, folder, CUDA_VISIBLE_DEVICES="-1", **environment)
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +52,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     distributed.main("one", base / "one")
     try:
         for name, process in started.items():
-            said, _ = process.communicate(timeout=SECONDS)
-            assert process.returncode == 0, f"{name}: {said[-3000:]}"
+            done = process.wait(SECONDS)
+            assert done.returncode == 0, f"{name}: {done.stderr[-3000:]}"
     finally:
         for process in started.values():
             process.kill()
