@@ -140,7 +140,7 @@ class Compressed(Weighted):
             if not self.transforms and self.gain is None:
                 return [self.layer(x), *unknown]
             return [self._with(x, {self.kernel_name: self.weights_as_used()}, self.layer), *unknown]
-        # Before the weights are read: this step computes with the masks and ranges that it begins with.
+        # Before the weights are read: the step computes with what moves on now.
         if training and self.trainable and site == 0:
             kernels.advance(self.transforms, kernels.real(self.layer, self.kernel_name))
             self._begin_step()
@@ -170,8 +170,8 @@ class Compressed(Weighted):
         if self.wide:
             return self._wide(steps, codes, bias, exact, known)
         with full_precision():
-            # `call`, not the layer: `Layer.__call__` casts to the policy's dtype, and float16 holds integers up to 2048
-            # only.
+            # `call`, not the layer: `Layer.__call__` casts to the policy's dtype, and float16 holds no integers
+            # above 2048.
             sums = self._biased(steps, codes, bias, self.layer.call)
         y = tf.cast(sums * tf.cast(exact, tf.float32), self.compute_dtype)
         if known is True:
@@ -258,8 +258,7 @@ class Compressed(Weighted):
         weights = self.weights_as_used()
         scale = self.scale_of(weights)
         if self.rounding is not None:
-            # `quantized` rounds to nearest, so that a chosen rounding comes in as a shift of the weight by less than a
-            # step.
+            # `quantized` rounds to nearest: a chosen rounding comes in as a shift of the weight by less than a step.
             weights += tf.stop_gradient(scale * self._pushed(weights))
         quantized = self.learner.quantized(weights, scale, self.shares)
         unit = 1.0 if self.gain is None else tf.convert_to_tensor(self.gain)  # in units of the kernel that trains

@@ -202,7 +202,7 @@ class FakeQuant(keras.layers.Layer):
             collector(self, site, y)
         if is_float(self):
             return [tf.cast(y, _float_like(y)), tf.zeros(2)]
-        # Of a mixed policy too: the device's codes come of float32 scales, and float16 has no 16 bits for them.
+        # Under a mixed policy too: ranges and codes are taken in float32, as the device has its scales.
         real = tf.cast(y, tf.float32)
         if peek:
             return [real, self._peeked(encodings, training)]
@@ -417,8 +417,8 @@ class FakeQuant(keras.layers.Layer):
     def _learned(self, y: tf.Tensor, scale: tf.Tensor, zero_point: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Training where the range has gradients, or the grid is still wide; what follows takes the grid it got."""
         if self.follows:
-            # A mean of values on the grid lies between its ends: nothing to clip, and no gradient to a range of its
-            # own.
+            # What follows an encoding (means, interpolated and clipped values) lies between its ends: nothing to clip,
+            # and no range of its own to learn.
             return replaced(y, tf.round(y / scale) * scale), scale, zero_point
         if self.learning.ranges == "pact" and self.trainable:
             self.add_loss(range_learner.penalty(self, y))

@@ -84,7 +84,7 @@ def read(encoding: tf.Tensor) -> tuple[bool | tf.Tensor, tf.Tensor, tf.Tensor]:
     if grid is not None:
         return True, *grid
     known = encoding[0] > 0.0
-    # 1, not 0, since what is divided by it is thrown away, but a NaN would stay in the gradients of `tf.where`.
+    # 1, not 0: the quotient is thrown away, but its NaN would come back in the gradient of the `tf.where` behind.
     return known, tf.where(known, encoding[0], 1.0), encoding[1]
 
 

@@ -192,6 +192,7 @@ class Kernel:
         """Put a transform, started from the kernel itself, in the place of those of its class."""
         rest = [t for t in self.transforms if not isinstance(t, type(transform))]
         transform.build(self.shape)
+        # Of the kernel itself: what it takes the place of must not show in the new one.
         transform.start(self.raw)
         with growing(self.holder):
             self.holder.set_transforms(self.path, rest)

@@ -97,9 +97,11 @@ def woken(waking: tf.Tensor, width: tf.Tensor, calls: int = 1) -> tf.Tensor:
     steps, before = tf.unstack(waking)
     steps = tf.where(width > SMALLEST_RANGE, steps + 1.0, 0.0)
     before = tf.where(steps > 1.0, before, 0.0)
+    # A layer called at several sites counts several times in a step; it is looked at in the last of these.
     number = tf.cast(steps, tf.int32) // calls
-    halves = tf.bitwise.bitwise_and(number, number - 1) > 0
-    looks = (number >= FIRST_LOOK) & ~halves & (number * calls == tf.cast(steps, tf.int32))
+    # n & (n - 1) takes the lowest bit of n away: 0 is left of a power of two only.
+    power_of_two = tf.bitwise.bitwise_and(number, number - 1) == 0
+    looks = (number >= FIRST_LOOK) & power_of_two & (number * calls == tf.cast(steps, tf.int32))
     stays = looks & (before > 0.0) & (width < GROWTH * before)
     state = tf.stack([steps, tf.where(looks, width, before)])
     return tf.where(stays, tf.zeros_like(state), state)
@@ -152,6 +154,8 @@ def encode_at(
     low: tf.Tensor, high: tf.Tensor, spec: QuantSpec, start: int, bits: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
     """Scale, zero point, lowest and highest code of the same range on a grid of `bits`, `spec.bits` to `start`."""
+    # A grid is Python's numbers, the width a tensor: each width that may come is encoded, a few numbers each, and one
+    # taken.
     specs = [replace(spec, bits=n) for n in range(spec.bits, max(start, spec.bits) + 1)]
     rows = [tf.stack([*encode_through(low, high, s), float(s.low), float(s.high)]) for s in specs]
     return tuple(tf.unstack(tf.gather(tf.stack(rows), bits - spec.bits)))
@@ -183,8 +187,11 @@ def quantized(
     clipped = tf.clip_by_value(codes, lowest, highest)
 
     def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor | None, ...]:
+        # By the value, not by its code: one that rounds to the last code from outside is clipped.
         below, above = steps < lowest - zero_point, steps > highest - zero_point
         inside = tf.logical_not(tf.logical_or(below, above))
+        # LSQ, equation 3: round(x / s) - x / s inside, the last step itself where x is clipped. LSQ+, section 3: the
+        # zero point moves what is clipped by a step, and nothing else.
         by_scale = tf.where(inside, inside_counts * (codes - zero_point - steps), clipped - zero_point)
         by_point = tf.where(inside, tf.zeros_like(steps), -scale * tf.ones_like(steps))
         return (

@@ -63,6 +63,8 @@ class LiveNorm(keras.layers.Layer):
         return tf.cast(self._factor(), tf.float32)
 
     def _factor(self) -> tf.Tensor:
+        # In double, since compilers order a root and a division as they like: the cast to float32 takes all of them to
+        # one number.
         variance = tf.cast(tf.convert_to_tensor(self.moving_variance), tf.float64)
         return tf.cast(tf.convert_to_tensor(self.gamma), tf.float64) / tf.sqrt(variance + self.epsilon)
 
@@ -80,12 +82,15 @@ class LiveNorm(keras.layers.Layer):
             y: float[..., channels], sums of the weights without their factor.
         """
         real = tf.cast(y, tf.float32)
+        # Over all axes but the channels, divided by the number of values: what Keras' BatchNormalization computes, and
+        # averages.
         mean, variance = tf.nn.moments(real, list(range(real.shape.rank - 1)))
         if self.counter is not None:
             self.counter(tf.size(real) // self.channels, mean, variance)
         else:
             mean, variance = self._followed(mean, variance)
         gamma, beta = tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta)
+        # With gradients through mean and variance, as any batch norm trains.
         made = tf.nn.batch_normalization(real, mean, variance, beta, gamma, self.epsilon)
         return tf.cast(made, y.dtype)
 
@@ -94,6 +99,7 @@ class LiveNorm(keras.layers.Layer):
         moving = tf.convert_to_tensor(self.moving_mean), tf.convert_to_tensor(self.moving_variance)
         frozen = tf.constant(False)
         if self.freeze_after is not None:
+            # Before the count moves on: exactly so many steps follow the batch.
             frozen = tf.convert_to_tensor(self.steps) >= float(self.freeze_after)
         self.steps.assign(self.steps + 1.0)
         rate = tf.where(frozen, 0.0, 1.0 - self.momentum)

@@ -36,6 +36,7 @@ def _log(weights: tf.Tensor, spec: QuantSpec, channel_axes: tuple[int, ...]) -> 
     steps = tf.round(-tf.math.log(tf.maximum(tf.abs(weights) / largest, SMALLEST_RANGE)) / tf.math.log(2.0))
     deepest = 2.0 ** (spec.bits - 1) - 2.0
     values = tf.sign(weights) * largest * tf.pow(2.0, -tf.clip_by_value(steps, 0.0, deepest))
+    # One code is for 0: it takes what rounds to less than the smallest power.
     return tf.where(steps > deepest, tf.zeros_like(values), values)
 
 
@@ -43,10 +44,12 @@ def _codebook(weights: tf.Tensor, spec: QuantSpec) -> tf.Tensor:
     """Lloyd's iterations from centroids that are spread evenly over the range."""
     flat = tf.reshape(weights, (-1,))
     centroids = tf.linspace(tf.reduce_min(flat), tf.reduce_max(flat), 2**spec.bits)
+    # A fixed number: this runs in every training step, in a graph, and starts anew from the range each time.
     for _ in range(LLOYD_STEPS):
         nearest = _nearest(flat, centroids)
         counts = tf.math.unsorted_segment_sum(tf.ones_like(flat), nearest, 2**spec.bits)
         sums = tf.math.unsorted_segment_sum(flat, nearest, 2**spec.bits)
+        # One that no weight is near stays where it was. Sorted, since `_nearest` searches between them.
         centroids = tf.sort(tf.where(counts > 0.0, sums / tf.maximum(counts, 1.0), centroids))
     return tf.reshape(tf.gather(centroids, _nearest(flat, centroids)), tf.shape(weights))
 

@@ -62,7 +62,9 @@ class Freezing(keras.layers.Layer):
         """
         previous, direction, frequency, average, frozen = (tf.convert_to_tensor(getattr(self, name)) for name in STATE)
         first = tf.convert_to_tensor(self.seen) < 0.5
+        # A frozen weight keeps the code that it got, so that it does not count as jumping.
         codes = tf.where(frozen > 0.5, previous, codes)
+        # Of the direction only its sign is kept, and through steps without a change: a jump back is one, however late.
         change = tf.where(first, tf.zeros_like(codes), tf.sign(codes - previous))
         jumped = tf.cast(change * direction < 0.0, tf.float32)
         rate = tf.constant(self.momentum)
@@ -70,6 +72,7 @@ class Freezing(keras.layers.Layer):
         average = tf.where(first, codes, rate * codes + (1.0 - rate) * average)
         freezes = tf.logical_and(frequency > self.threshold, frozen < 0.5)
         new = {
+            # What `call` holds the weight at from now on: its code on average, not the one that it happens to have.
             "previous": tf.where(freezes, tf.round(average), codes),
             "direction": tf.where(change != 0.0, change, direction),
             "frequency": frequency,
@@ -79,6 +82,7 @@ class Freezing(keras.layers.Layer):
         for name, value in new.items():
             variable = getattr(self, name)
             value = value if zeros is None else tf.where(zeros, tf.zeros_like(value), value)
+            # A choice of values, not of code: `active` is known when the graph runs.
             variable.assign(tf.where(active, value, tf.convert_to_tensor(variable)))
         self.seen.assign(tf.where(active, 1.0, self.seen))
 

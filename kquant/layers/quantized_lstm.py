@@ -64,11 +64,13 @@ class QuantizedLSTM(ManyKernels):
         learning: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
+        # Whatever the float layer's policy: float16 holds neither 16-bit states nor sums of codes.
         kwargs.setdefault("dtype", "float32")
         super().__init__(layer, transforms or {}, **kwargs)
         self.spec = QuantSpec(**spec)
         self.cell_config = dict(cell)
         self.bits = bits
+        # Only its range is used; the scale is the power of two that `cell_bits` finds for it.
         self.cell = FakeQuant(STATES.to_config(), dtype="float32", **cell)
         self.supports_masking = False
         self.learning, self.reaches, self.learners = {}, [], []
@@ -90,6 +92,7 @@ class QuantizedLSTM(ManyKernels):
         self.reaches = []
         for number, learner in enumerate(self.learners):
             rows = int(kernel_at(self.layer, PATHS[number]).shape[0])
+            # Keras keeps the gates side by side, [rows, 4 units]; a scale covers one of them: [rows, gate, unit].
             learner.build((rows, 4, self.layer.units), (1, 4, 1))
             self.reaches.append(self.add_weight(name=f"reach_{number}", shape=(1, 4, 1), dtype="float32", **fixed))
         if not self.trainable:
@@ -123,11 +126,13 @@ class QuantizedLSTM(ManyKernels):
     def _scales(self, number: int, gates: tf.Tensor, bias_reach: tf.Tensor | None = None) -> tf.Tensor:
         """Of the kernel (0) or the recurrent kernel (1), float32[rows, 4, units]: float32[1, 4, 1]."""
         reach = tf.convert_to_tensor(self.reaches[number]) if self.learners else None
+        # Of a gate's largest weight; straight through, that one gets no gradient of the others.
         return tf.stop_gradient(encode_weights(gates, self._gates(), (1,), bias_reach=bias_reach, reach=reach))
 
     def _begin_step(self) -> None:
         """Of what learns: the ranges of the last step, and which weights oscillate."""
         for number, learner in enumerate(self.learners):
+            # Before the forward pass, since it computes with the range that the optimizer's last step left.
             gates = tf.stop_gradient(self.weights_as_used(PATHS[number]))
             gates = tf.reshape(gates, (gates.shape[0], 4, -1))
             learner.move(self.reaches[number], tf.reduce_max(tf.abs(gates), axis=(0, 2), keepdims=True))
@@ -171,12 +176,14 @@ class QuantizedLSTM(ManyKernels):
             return self._real(x, None, site)
         if training or is_simulating() or not self.spec.has_codes:
             return self._real(x, out, site, training and self.trainable)
+        # A condition, not `tf.where`: the loop over the steps is what costs, and only one of the two runs.
         known = tf.logical_and(tf.logical_and(encoding[0] > 0.0, out[0] > 0.0), self.seen())
         return tf.cond(known, lambda: self._simulated(x, encoding, out), lambda: self._real(x, None))
 
     def _simulated(self, x: tf.Tensor, encoding: tf.Tensor, out: tf.Tensor) -> tf.Tensor:
         """The integers' result, with the gradients of the floats on their grids."""
         through = self._real(x, out)
+        # Adds 0: for loops that call the model without `training=True` and take gradients all the same.
         return self._integer(x, encoding, out) + (through - tf.stop_gradient(through))
 
     def _warn_one_step(self, x: tf.Tensor) -> None:
@@ -199,6 +206,7 @@ class QuantizedLSTM(ManyKernels):
     def cell_bits(self) -> tf.Tensor:
         """int32[]: integer bits of the cell state, the fewest that hold its range: its scale is `2**(bits - 15)`."""
         reach = tf.maximum(-tf.reduce_min(self.cell.low.value), tf.reduce_max(self.cell.high.value))
+        # int16 ends at 32767 steps of 2^(bits - 15): each of these ends that the range exceeds asks for one bit more.
         ends = [2.0**bits * (1.0 - 2.0**-15) for bits in range(CELL_BITS[0], CELL_BITS[1])]
         return tf.reduce_sum(tf.cast(reach > tf.constant(ends), tf.int32))
 
@@ -209,6 +217,8 @@ class QuantizedLSTM(ManyKernels):
         kernel, recurrent = (tf.reshape(w, (w.shape[0], 4, units)) for w in (kernel, recurrent))
         reach = None  # an int64 bias has room
         if self.bits == 8:
+            # The bias of a gate is int32 at `s_in * s_w`: its weights take a scale wide enough. Only those of the input
+            # carry one.
             reach = tf.reduce_max(tf.abs(tf.reshape(bias, (1, 4, units))), axis=2, keepdims=True) / input_scale
         scales = self._scales(0, kernel, reach), self._scales(1, recurrent)
         kernel, recurrent = (self._rounded(n, w, scales[n]) for n, w in enumerate((kernel, recurrent)))
@@ -222,6 +232,7 @@ class QuantizedLSTM(ManyKernels):
     def rows(self, path: str, values: tf.Tensor) -> np.ndarray:
         """float64[4, n]: each gate is a matrix of its own in the file."""
         matrix = np.asarray(values, np.float64)
+        # [rows, gate, unit] -> [gate, rows, unit] -> a row for each gate.
         return matrix.reshape(matrix.shape[0], len(GATES), -1).swapaxes(0, 1).reshape(len(GATES), -1)
 
     def scales(self, path: str) -> tf.Tensor | None:
@@ -286,6 +297,8 @@ class QuantizedLSTM(ManyKernels):
         kernel, recurrent, bias = self._floats()
         if out is not None:
             kernel, recurrent = (self._on_grid(w, n, training, site) for n, w in enumerate((kernel, recurrent)))
+        # All steps of the input in one product; `tf.scan` runs along axis 0, so that the steps come first: [steps,
+        # batch, 4 units].
         by_input = tf.transpose(tf.matmul(x, kernel) + bias, (1, 0, 2))
         seen, bits = self.seen(), self.cell_bits()
 
@@ -293,6 +306,7 @@ class QuantizedLSTM(ManyKernels):
             hidden, cell = states
             z = by_input + tf.matmul(hidden, recurrent)
             if out is not None:
+                # The kernel saturates what enters the gates to int16 at 2^-12.
                 z = tf.clip_by_value(z, -GATE_REACH, GATE_REACH)
             i, f, g, o = tf.split(z, 4, axis=-1)
             cell = tf.sigmoid(f) * cell + tf.sigmoid(i) * tf.tanh(g)
@@ -304,7 +318,9 @@ class QuantizedLSTM(ManyKernels):
             return hidden, cell
 
         zeros = tf.zeros_like(by_input[0, :, : self.layer.units])
+        # A loop of the graph: one step is traced, however long the sequence.
         hidden, cells = tf.scan(step, by_input, (zeros, zeros))
+        # Once for all steps, behind the loop: a range that moved inside it would give each step another grid.
         if training or is_observing():  # show it the range
             self.cell(tf.stop_gradient(cells), site=site, training=training)
         return tf.transpose(hidden, (1, 0, 2))
@@ -319,6 +335,7 @@ def _snapped(y: tf.Tensor, encoding: tf.Tensor, steps: int, ends: tuple[int, int
     """Hidden states on their grid, gradient straight through, and to a range that learns."""
     scale, zero_point = tf.where(encoding[0] > 0.0, encoding[0], 1.0), encoding[1]
     low, high = (tf.constant(float(end)) for end in ends)
+    # LSQ counts the values of one sample: as many as the sequence has hidden states.
     scaled = tf.constant(gradient_scale(steps * int(y.shape[-1]), float(ends[1] - ends[0])))
     return quantized(y, scale, zero_point, low, high, scaled, tf.constant(1.0))
 

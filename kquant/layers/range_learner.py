@@ -28,6 +28,7 @@ def fake_quantize(layer: Any, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Te
     scale, zero_point, lowest, highest = grid(layer, y)
     scaled, inside = tf.constant(_gradient_scale(y, layer.spec)), float(layer.learning.ranges != "pact")
     if layer.freeze_after is not None:
+        # No gradient any more: Adam's averages would go on moving the variable, so `move` drops what it made of them.
         scaled = tf.where(trained_steps(layer) <= float(layer.freeze_after), scaled, 0.0)
     quantized = learned_ranges.quantized(y, scale, zero_point, lowest, highest, scaled, tf.constant(inside))
     return quantized, scale, zero_point
@@ -45,6 +46,7 @@ def grid(layer: Any, y: tf.Tensor | None = None) -> tuple[tf.Tensor, tf.Tensor, 
     if progress is None or progress.start <= spec.bits:
         scale, zero_point = learned_ranges.encode_through(low, high, spec)
         return scale, zero_point, tf.constant(float(spec.low)), tf.constant(float(spec.high))
+    # The count has moved on already: the first step is number 0.
     steps = tf.maximum(trained_steps(layer) - 1.0, 0.0)
     bits = learned_ranges.bits_now(steps, progress.start, spec.bits, progress.steps)
     return learned_ranges.encode_at(low, high, spec, progress.start, bits)
@@ -60,6 +62,7 @@ def follows(layer: Any) -> tf.Tensor:
 def wake(layer: Any, following: tf.Tensor) -> None:
     """One step of a `FakeQuant` whose range may be following, after it took this batch."""
     low, high = (tf.convert_to_tensor(v) for v in (layer.low, layer.high))
+    # Of all sites together, as the encoding covers them.
     width = tf.maximum(tf.reduce_max(high), 0.0) - tf.minimum(tf.reduce_min(low), 0.0)
     waking = tf.convert_to_tensor(layer.waking)
     layer.waking.assign(tf.where(following, learned_ranges.woken(waking, width, layer.sites), waking))
@@ -73,6 +76,7 @@ def move(layer: Any, following: tf.Tensor | bool = False) -> None:
     low, high = before = [tf.convert_to_tensor(v) for v in (layer.low, layer.high)]
     ends = learned_ranges.moved_ends(tf.reduce_min(low), tf.reduce_max(high), stretch * layer.learning.range_rate)
     for variable, old, end in zip((layer.low, layer.high), before, ends, strict=True):
+        # A range that learned is one for all sites: nobody could say which of them a gradient was of.
         variable.assign(tf.where(following, old, tf.fill((layer.sites,), end)))
     layer.stretch.assign(tf.zeros((2,)))
 
@@ -80,6 +84,7 @@ def move(layer: Any, following: tf.Tensor | bool = False) -> None:
 def penalty(layer: Any, y: tf.Tensor) -> tf.Tensor:
     """PACT's squared ends, relative to the largest value of the batch: float32[]."""
     low, high = _ends(layer, None)
+    # PACT's penalty is the squared end; relative to the batch it means the same whatever scale the values have.
     largest = tf.stop_gradient(tf.maximum(tf.reduce_max(tf.abs(y)), 1e-20))
     return layer.learning.range_penalty * (tf.square(low / largest) + tf.square(high / largest))
 
@@ -89,6 +94,7 @@ def _ends(layer: Any, y: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
     high = tf.maximum(tf.reduce_max(tf.convert_to_tensor(layer.high)), 0.0)
     if not layer.learning.learns_tensors:
         return low, high
+    # 0 forward: only its gradient is wanted.
     change = (high - low) * learned_ranges.pending(tf.convert_to_tensor(layer.stretch))
     if y is None:
         return low - change[0], high + change[1]

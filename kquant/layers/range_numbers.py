@@ -42,6 +42,7 @@ def numbers_of(scale: tf.Tensor, zero_point: tf.Tensor, spec: QuantSpec) -> Numb
 
 
 def _described(scale: tf.Tensor, zero_point: tf.Tensor, spec: QuantSpec) -> Numbers:
+    # Of the grid, not of the range that it was made for: the zero point is rounded, which moves both ends.
     low, high = (spec.low - zero_point) * scale, (spec.high - zero_point) * scale
     return Numbers(scale, zero_point, low, high, tf.stack([scale, zero_point]))
 
@@ -62,6 +63,7 @@ def averaged(
     here = tf.one_hot(site, tf.size(count))
     # a range without width, as of a tensor that was always 0, begins anew
     count = tf.where(tf.logical_and(is_dead(*ends), here > 0.0), 1.0, count + here)
+    # Adam's zero debias: 1 for the first batch, then ever nearer to 1 - momentum.
     rate = (1.0 - momentum) / (1.0 - tf.pow(momentum, tf.reduce_sum(count * here)))
     low, high = (now + here * rate * (value - now) for now, value in zip(ends, seen, strict=True))
     return low, high, count

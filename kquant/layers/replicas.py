@@ -23,5 +23,6 @@ def extremes(y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         return low, high
     place = tf.one_hot(context.replica_id_in_sync_group, context.num_replicas_in_sync, on_value=True, off_value=False)
     row = tf.where(place[:, None], tf.stack([low, high])[None], 0.0)
+    # Ranges are statistics, without gradient: that of a sum over replicas would be one more of these sums.
     rows = context.all_reduce(tf.distribute.ReduceOp.SUM, tf.stop_gradient(row))
     return tf.reduce_min(rows[:, 0]), tf.reduce_max(rows[:, 1])

@@ -51,6 +51,7 @@ class Conjugated(keras.layers.Layer):
             return x
         scale, offset = tf.constant(self.scale, x.dtype), tf.constant(self.offset, x.dtype)
         alive = scale != 0.0
+        # Divided by 1, not by 0, what is thrown away below has no NaN to put into the gradients.
         unit = tf.where(alive, scale, tf.ones_like(scale))
         y = (self.layer(unit * x + offset, training=True) - offset) / unit
         return tf.where(alive, y, x)

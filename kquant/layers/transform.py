@@ -75,6 +75,7 @@ class Held:
 
     def share_of(self, kernel: np.ndarray) -> float:
         """Share of another kernel's weights that are weights of this one: 1 for a slice of it. Zeros tell nothing."""
+        # `np.unique` sorts: the value nearest to one that is asked for stands on either side of its place.
         known, asked = np.unique(self.values), kernel[kernel != 0.0]
         places = np.searchsorted(known, asked)
         nearest = (known[np.clip(places + side, 0, known.size - 1)] for side in (-1, 0))
@@ -89,6 +90,7 @@ Carried = dict[str, dict[str, Held]]
 def in_order(transforms: Sequence[Any]) -> list[Transform]:
     """Transforms, or their configs, as layers in the order in which they act."""
     made = [t if isinstance(t, Transform) else keras.saving.deserialize_keras_object(t) for t in transforms]
+    # Stable: transforms of one rank stay in the order in which they came.
     return sorted(made, key=lambda t: t.rank)
 
 
@@ -159,6 +161,8 @@ def run_with(
     adds (activity regularizers), which Keras drops otherwise.
     """
     with full_precision():
+        # All of them, not only those with other values: Keras asks the innermost scope alone, so that one around would
+        # be passed over. And under full precision, since a scope hands out, and later assigns, what it was given.
         mapping = {id(v): (v, v.value) for v in layer.variables}
     replaced = {id(kernel_at(layer, path)): (kernel_at(layer, path), value) for path, value in values.items()}
     state = list((mapping | replaced).values())
@@ -168,6 +172,7 @@ def run_with(
         add_loss(loss)
     for key, (variable, old) in mapping.items():
         new = scope.get_current_value(variable)
+        # By identity: an assignment puts another tensor there, even of the same value.
         if key not in replaced and new is not old:
             variable.assign(new)
     return result

@@ -59,6 +59,7 @@ class ManyKernels(Holder, keras.layers.Wrapper):
             first, *others = self.kernel_paths()
             self.transform_by(transform, first)
             for other in others:
+                # New ones, not clones: each starts from the kernel that it is put on.
                 self.transform_by(type(transform).from_config(transform.get_config()), other)
             return
         if not transform.built:

@@ -77,13 +77,16 @@ class WeightLearner(keras.layers.Layer):
         if self.stretch is None:
             return
         change = tf.convert_to_tensor(self.stretch) * self.learning.range_rate
+        # Adam's averages move `stretch` on after the last gradient; that is dropped below with the rest.
         change = tf.where(self.frozen(), tf.zeros_like(change), change)
         change = tf.clip_by_value(change, -learned_ranges.LARGEST_CHANGE, learned_ranges.LARGEST_CHANGE)
         now, before = tf.convert_to_tensor(reach), tf.convert_to_tensor(self.waking)
         waking = tf.where(now > 0.0, tf.zeros_like(before), learned_ranges.woken(before, widest))
+        # The steps are whole numbers in float32, this one counted.
         first = tf.convert_to_tensor(self.steps) < 1.5
         follows = tf.where(first, widest <= SMALLEST_RANGE, (before[0] == 0.0) | (waking[0] > 0.0))
         start = tf.where(follows, tf.zeros_like(now), tf.cast(widest, now.dtype))
+        # A range that is 0 follows the weights: whoever reads it takes the largest. Times 1 + change it is 0 still.
         reach.assign(tf.where(now > 0.0, now, start) * (1.0 + change))
         self.waking.assign(tf.where(follows, waking, tf.zeros_like(waking)))
         self.stretch.assign(tf.zeros_like(change))
@@ -104,7 +107,10 @@ class WeightLearner(keras.layers.Layer):
         lowest, highest, scale = self._grid(scale)
         if self.stretch is not None:
             scaled = tf.where(self.frozen(), 0.0, self.scaled)
+            # Times 1: the gradient of the scale reaches `stretch`, whose step `move` takes into the range.
             scale = scale * _through(tf.convert_to_tensor(self.stretch), scaled)
+        # Beyond a range that learns the gradient goes to the range alone (LSQ, equation 5), but for float32's last
+        # places. On its own range the largest weight lies at the end, and has to train.
         codes = _round_through(weights / scale, lowest, highest, 1e-3 if self.stretch is not None else 0.51)
         return self.settled(codes, weights, shared) * scale
 
@@ -151,6 +157,7 @@ class WeightLearner(keras.layers.Layer):
         low, high = tf.constant(float(self.spec.low)), tf.constant(float(self.spec.high))
         if self.learning.progressive is None:
             return low, high, scale
+        # Symmetric and narrow, as all grids of weights: the highest code is 2^(bits - 1) - 1.
         wide = tf.pow(2.0, tf.cast(self._width() - 1, tf.float32)) - 1.0
         final = self._width() <= self.spec.bits
         return tf.where(final, low, -wide), tf.where(final, high, wide), tf.where(final, scale, scale * high / wide)
