@@ -115,6 +115,8 @@ def advance(transforms: Sequence[Transform], weights: tf.Tensor) -> None:
 
 def freeze(layer: keras.layers.Layer) -> None:
     """Train nothing in it, whatever was built after it was frozen: Keras passes on a change alone."""
+    # `KerasAutoTrackable.__setattr__` of the TensorFlow backend returns early where an attribute has the value already:
+    # False alone would not get to the setter, which goes down to the variables.
     layer.trainable = True
     layer.trainable = False
 
