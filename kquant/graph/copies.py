@@ -27,6 +27,7 @@ def is_described(op: Any) -> bool:
     if isinstance(op, keras.Model):
         return False
     try:
+        # By a trial: nothing in Keras tells whether a config says all that a layer is made of.
         return [v.shape for v in own(op).variables] == [v.shape for v in op.variables]
     except ValueError:
         return False
@@ -50,6 +51,7 @@ def own(op: Any, **changes: Any) -> Any:
     new = again(op, **changes)
     if op.built:
         if not new.built:
+            # The values are assigned below: to draw them first costs more than all the rest.
             with without_random(new):
                 new.build_from_config(op.get_build_config() or {})
         copy_state(op, new)
@@ -126,12 +128,14 @@ def copy_state(old: keras.layers.Layer, new: keras.layers.Layer) -> None:
         ValueError: the two hold different variables.
     """
     values, places = _state(old, "", set()), _state(new, "", set())
+    # By place and not in order: attributes may have been set in another order since.
     if list(values) != list(places) and set(values) != set(places):
         differing = sorted(set(values) ^ set(places))
         raise ValueError(
             f"{old.name} ({type(old).__name__}): a copy made from its config has other variables ({differing[0]}); its "
             "get_config or build does not say all that it is made of. Complete them."
         )
+    # Alone, as the setter goes down to all inside and would undo what stands there.
     set_trainable_alone(new, old.trainable)
     for place, item in places.items():
         if isinstance(item, keras.layers.Layer):
@@ -166,8 +170,10 @@ def _state(layer: Any, where: str, seen: set[int]) -> dict[str, Any]:
         found.update({f"{where}weights[{i}]": v for i, v in enumerate(own_weights(layer))})
         found.update({f"{where}states[{i}]": v for i, v in enumerate(own_states(layer))})
     for name, held in vars(layer).items():
+        # Keras' lists hold the same layers once more, in the order in which they were made.
         if name in LISTS:
             continue
+        # A layer that is held twice has its first place only.
         for place, inner in _parts(held, f"{where}{name}"):
             if isinstance(inner, keras.random.SeedGenerator):
                 found[place] = inner.state

@@ -106,6 +106,8 @@ def _refuse_changing(op: Any, first: Recording, watched: Watched, follow: Follow
     where = f"{op.name} ({type(op).__name__})"
     moved = {id(v) for v in watched.assigned} & reads(first)
     try:
+        # From the state that the first run left, as `predict` would go on: where it started from, it comes out the
+        # same.
         if not moved and same(first, follow(training, Watched(watched.after()))):
             return
     except Exception:  # noqa: BLE001, whatever the user's code raises
@@ -132,6 +134,7 @@ def _taught(op: Any, first: Recording, before: Watched, follow: Follow) -> str:
     except Exception:  # noqa: BLE001, what cannot be followed in training, but in inference, is something else
         taught = None
     found = ["draws random numbers"] if watched.draws and not before.draws else []
+    # What inference assigns as well was said, or refused, before.
     assigned = [v for v in watched.assigned if id(v) not in before.updates]
     if assigned:
         found.append(f"assigns {_names(assigned)}")
@@ -151,6 +154,7 @@ def _not_building(op: Any) -> Iterator[None]:
 
     unbuilt = [(layer, layer.build) for layer in every_layer(op) if not layer.built]
     for layer, _ in unbuilt:
+        # Keras has put its own wrapper of `build` there (`Layer.__new__`), so that there is one to put back.
         vars(layer)["build"] = refuse
     try:
         yield

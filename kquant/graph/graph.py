@@ -122,6 +122,7 @@ def _names(outputs: Any, nodes: Sequence[Node]) -> tuple[str, ...] | None:
 
 def _refuse_misfit(node: Node) -> None:
     """A layer's weights are for one number of channels; Keras says so only where the layer is called."""
+    # A layer of several inputs has a list of them; the first says what its first input has to be.
     spec = next(iter(tree.flatten(getattr(node.op, "input_spec", None))), None)
     for axis, expected in (getattr(spec, "axes", None) or {}).items():
         shape = node.inputs[0].shape
@@ -150,6 +151,8 @@ def rewrite(
         A Functional model with the same structure of inputs and outputs, and the same names of them.
     """
     new: dict[int, Any] = {}
+    # Layers made by `replace` take what the process is set to, and that may be another policy than the model was made
+    # under.
     with own_defaults(graph.layers()), with_one_name():
         inputs = tree.map_structure(lambda t: keras.Input(t.shape[1:], t.shape[0], t.dtype, name=t.name), graph.inputs)
         for old, fresh in zip(tree.flatten(graph.inputs), tree.flatten(inputs), strict=True):
@@ -160,6 +163,7 @@ def rewrite(
             for old, fresh in zip(node.outputs, results, strict=True):
                 new[id(old)] = fresh
         outputs = tree.map_structure(lambda t: new[id(t)], graph.outputs)
+        # Before the model is made, which refuses two operations of one name (Keras' `map_graph`).
         _name_operations_apart(graph, tree.flatten(outputs))
         return functional(inputs, _distinct(outputs, inputs), name or graph.name, graph.output_names)
 
@@ -177,6 +181,7 @@ def _name_operations_apart(graph: Graph, outputs: list[Tensor]) -> None:
         todo += read
         if op is not None:
             ops[id(op)] = op
+    # Layers have names that `replace` chose, and recipes go by them; names of bare operations mean nothing to anybody.
     ours = [op for key, op in ops.items() if key not in given and not isinstance(op, keras.layers.Layer)]
     others = ops.keys() - {id(op) for op in ours}
     taken = {ops[key].name for key in others}
@@ -227,6 +232,7 @@ def reachable(nodes: Sequence[Node], outputs: list[Tensor]) -> tuple[Node, ...]:
     """Only what the outputs need: unused branches go."""
     needed = {id(t) for t in outputs}
     kept = []
+    # From the end: when a call is reached, all that could need it have been.
     for node in reversed(nodes):
         if any(id(t) in needed for t in node.outputs):
             kept.append(node)
@@ -242,6 +248,7 @@ def drop_read(values: dict[int, Any], last: dict[int, int], done: int) -> None:
         last: see `Graph.last_reads`.
         done: number of the node that has run.
     """
+    # Read by nothing: -1, and forgotten at once.
     for key in [key for key in values if last.get(key, -1) <= done]:
         del values[key]
 

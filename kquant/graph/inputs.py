@@ -76,12 +76,14 @@ def check_static(name: str, inputs: Any) -> None:
 def _reshaped(struct: Any, input_shape: Any, name: str) -> Any:
     flat = tree.flatten(struct)
     if isinstance(input_shape, dict):
+        # None for a name that is missing; counted below.
         input_shape = [input_shape.get(t.name) for t in flat]
     if isinstance(input_shape, str) or not isinstance(input_shape, Iterable):
         raise ValueError(
             f"{name}: input_shape must be a shape with batch axis, like {flat[0].shape}, or a list or dict of shapes. "
             f"Received: {input_shape!r}."
         )
+    # A shape, or a list of them: what holds numbers only is one shape.
     shapes = [input_shape] if all(isinstance(n, int | None) for n in input_shape) else list(input_shape)
     if len(shapes) != len(flat) or any(shape is None for shape in shapes):
         raise ValueError(
@@ -112,6 +114,7 @@ def _of_subclass(model: keras.Model, input_shape: Any) -> Any:
                 "Write it with Keras layers and `keras.ops`; to see what stands in the way, say which shape it takes, "
                 f"with the batch axis: kquant.quantize(model, input_shape=(None, ...)). Its argument: {first}."
             )
+        # By the shape that the user gave: whether `call` can be followed on it is seen next, with a message of its own.
         return _named(input_shape, first, model.input_dtype)
     if len(shapes) != 1 or others:
         raise ValueError(
@@ -125,6 +128,8 @@ def _of_subclass(model: keras.Model, input_shape: Any) -> Any:
 
 def _build_shapes(model: keras.Model) -> dict[str, Any]:
     """The shapes that a model was built with, by argument of its `build`; a single one is its "input_shape"."""
+    # Keras keeps the shapes of the first call: one as "input_shape", several as "shapes_dict"
+    # (`Layer.get_build_config`).
     config = model.get_build_config() or {}
     return config.get("shapes_dict") or {name: config[name] for name in ("input_shape",) if name in config}
 

@@ -90,6 +90,7 @@ def functional(inputs: Any, outputs: Any, name: str, names: Sequence[str] | None
     Returns:
         Keras' own class where no layer is kquant's and the names are those that Keras finds.
     """
+    # Made first, since only Keras knows which names it gives; most often they are right.
     model = keras.Model(inputs, outputs, name=name)
     own = any(type(layer).__module__.startswith("kquant.") for layer in model.layers)
     if not own and (names is None or list(names) == list(model.output_names)):
@@ -121,20 +122,26 @@ def as_keras(model: keras.Model) -> keras.Model:
     """
     if not isinstance(model, NamedOutputs):
         return model
+    # What plain Keras would call them, of the same layers.
     had, wanted = list(keras.Model(model.input, model.output).output_names), list(model.output_names)
     makers = {name: {h for h, w in zip(had, wanted, strict=True) if w == name} for name in wanted}
     if had == wanted:  # it is of this class for its layers' sake
         return model
+    # One name for two tensors, or that of an input: no layer can be called so, and the class that remembers names
+    # stays.
     if any(len(found) > 1 for found in makers.values()) or {t.name for t in model.inputs} & set(wanted):
         return model
     by_name = {op.name: op for op in model.operations}
     renamed: dict[str, str] = {}
     ends: dict[tuple[int, str], Any] = {}
     for t, h, w in zip(model.outputs, had, wanted, strict=True):
+        # One tensor may be several outputs, of one name or of several.
         if h == w or renamed.get(h) == w or (id(t), w) in ends:
             continue
+        # The name is free from here on, whether a layer takes it over or an Identity.
         if w in by_name:
             _after_its_class(by_name[w], by_name)
+        # A layer that makes two outputs of different names can have one of them only.
         alone = {other for name, other in zip(had, wanted, strict=True) if name == h} == {w}
         if h.startswith(f"{w}_") and alone:
             by_name[h].name = w

@@ -20,6 +20,7 @@ import numpy as np
 from keras import KerasTensor as Tensor
 from keras import tree
 
+# Two primes: a size that only happens to be the number of samples once is hardly ever so twice.
 FEW, MORE = 7, 11
 # Operators of a variable that stands to the left of a tensor -> their function in `keras.ops`.
 BINARY = {
@@ -71,6 +72,7 @@ def symbolic_on_either_side() -> Iterator[None]:
 
     Variables and NumPy arrays on the left would take x for numbers; on real tensors both ways are the same.
     """
+    # On the class, since that is where Python looks an operator up.
     cls, before = keras.Variable, {name: getattr(keras.Variable, name) for name in BINARY}
 
     def symbolic(name: str) -> Any:
@@ -80,6 +82,7 @@ def symbolic_on_either_side() -> Iterator[None]:
 
         return apply
 
+    # What the class only inherits is deleted again afterwards, not pinned to what it was.
     own = {name for name in BINARY if name in vars(cls)}
     for name in BINARY:
         setattr(cls, name, symbolic(name))
@@ -116,6 +119,7 @@ def open_batch(where: str, few: Recording, more: Recording) -> Recording:
             "left open."
         )
     for a, b in zip(few.nodes, more.nodes, strict=True):
+        # An operation keeps some arguments as attributes of its own (the shape of a Reshape): those are opened too.
         opened = _Opened(f"{where}: in its `call`, {type(a.operation).__name__}", few)
         a.arguments.args = opened.of(a.arguments.args, b.arguments.args)
         a.arguments.kwargs = opened.of(a.arguments.kwargs, b.arguments.kwargs)
@@ -135,6 +139,8 @@ class _Opened:
     recording: Recording
 
     def of(self, a: Any, b: Any) -> Any:
+        # Tensors are told apart by the calls that made them, which stand in one order in both. Truth values before
+        # numbers: True is an int.
         if isinstance(a, Tensor | keras.Variable | keras.Operation) or isinstance(a, str | bool | type(None)):
             return a
         if isinstance(a, slice):
@@ -143,6 +149,7 @@ class _Opened:
             return {k: self.of(v, b[k]) for k, v in a.items()}
         if isinstance(a, list | tuple) and isinstance(b, list | tuple) and len(a) == len(b):
             parts = [self.of(x, y) for x, y in zip(a, b, strict=True)]
+            # A named tuple takes its fields one by one.
             return type(a)(*parts) if hasattr(a, "_fields") else type(a)(parts)
         if isinstance(a, int | float | np.generic):
             return self.number(a, b)
@@ -152,6 +159,7 @@ class _Opened:
         """A number: the same, or the number of samples."""
         if a == b:
             return a
+        # None is an open axis for Keras, as in the shape of an `Input`.
         if (a, b) == (FEW, MORE):
             return None
         times = a / FEW
@@ -177,6 +185,7 @@ class _Opened:
         if not np.ndim(a):
             return a if a == b else self.refuse(a, b)
         first, second = (np.asarray(keras.ops.convert_to_numpy(v)) for v in (a, b))
+        # Only floats know NaN: of texts `equal_nan` raises.
         if np.array_equal(first, second, equal_nan=first.dtype.kind == "f"):
             return a
         rows = first.ndim and second.ndim and (len(first), len(second)) == (FEW, MORE)
@@ -242,13 +251,16 @@ def _used(recording: Recording) -> set[int]:
 
 def _found(array: np.ndarray, free: list[keras.Variable]) -> keras.Variable | None:
     """The variable whose values, or first rows, these are."""
+    # Integers are positions or sizes, even where a table of weights holds the same numbers.
     if array.dtype.kind != "f" or not array.size:
         return None
     for v in free:
         own = v.numpy()
+        # So many of its first rows as make up the array: `table[:n]`, as positions are looked up.
         rows = own[: array.size // max(own[:1].size, 1)] if own.ndim else own
         if (
             rows.size == array.size
+            # Zeros are the first rows of many a variable.
             and (np.any(array) or own.size == array.size)
             and np.array_equal(rows.reshape(-1), array.reshape(-1))
         ):

@@ -76,7 +76,9 @@ def is_other(x: Any, value: float, encoding: Any = None, codes: Sequence[int] = 
         return plain
     scale: Any = K.where(encoding[0] > 0.0, encoding[0], 1.0)
     zero_point = encoding[1]
+    # As the file does it: the value is a constant with a code, and codes are compared.
     code = K.clip(K.round(np.float32(value) / scale) + zero_point, *map(float, codes))
+    # On the grid, values of other codes are a whole step away; half of one leaves room for what float rounds.
     apart = K.abs(K.cast(x, "float32") - (code - zero_point) * scale) > 0.5 * scale
     return K.where(encoding[0] > 0.0, apart, plain)
 
@@ -140,6 +142,7 @@ def is_handed_on(node: Any, name: str) -> bool:
     """True for the mask of a recorded call, under this name, that Keras took from the call's inputs itself."""
     if name != "mask" and not name.endswith("_mask"):
         return False
+    # `Layer.__call__` puts such a mask into the recorded arguments, where it looks like one that the user gave.
     own = {id(mask_of(t)) for t in node.input_tensors}
     given = [t for t in keras.tree.flatten(node.arguments.kwargs[name]) if t is not None]
     return all(id(t) in own for t in given)
@@ -148,6 +151,7 @@ def is_handed_on(node: Any, name: str) -> bool:
 def combined(op: Any, inputs: Any, masks: Any) -> Any:
     """`op.compute_mask`, in fewer operations where masks meet along the features."""
     if isinstance(op, keras.layers.Concatenate) and op.axis in (-1, len(inputs[0].shape) - 1):
+        # Keras fills a missing mask with ones as wide as the features, joins all along them and takes `any`.
         if any(m is None for m in masks):
             return None  # a step counts that one of the inputs has, and this one has all
         return functools.reduce(_either, masks)

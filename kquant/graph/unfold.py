@@ -103,6 +103,7 @@ def unfold(
         ValueError: a `call` cannot be followed on symbolic tensors, or a batch norm is told to use the statistics of
             the batch; names the layer.
     """
+    # None where `call` knows no flag: `predict` passes none then, and layers inside fall back to their own defaults.
     training = False if "training" in model.call_signature_parameters else None
     with _untouched(model):
         unfolding = _Unfolding(known, masks, whole, training)
@@ -153,6 +154,8 @@ class _Unfolding:
         if not self.masks and (outputs := self.spelled_out(op, args)) is not None:
             return outputs
         heeds = isinstance(op, keras.layers.Layer) and not isinstance(op, keras.Model) and not self.masks
+        # With the masks only what reads them is called; `hand_on` gets the arguments as they came, as a mask that the
+        # user gave counts before those of the inputs.
         outputs = self.open(op, args, self.with_masks(op, args, kwargs) if heeds else kwargs)
         if heeds:
             self.hand_on(op, args, kwargs, tree.flatten(outputs))
@@ -172,6 +175,8 @@ class _Unfolding:
         """The arguments with the masks of its inputs, where the layer reads them: as `Layer.__call__` adds them."""
         if not self.masked or not reads_mask(op):
             return kwargs
+        # Keras' rule (`Layer.__call__`, step 6): of one argument with tensors the mask is `mask`, of several
+        # `<argument>_mask`.
         given = inspect.signature(op.call).bind(*args, **kwargs).arguments
         read = {k: v for k, v in given.items() if any(isinstance(t, Tensor) for t in tree.flatten(v))}
         names = inspect.signature(op.call).parameters
@@ -179,6 +184,8 @@ class _Unfolding:
             name = "mask" if len(read) == 1 else f"{argument}_mask"
             masks = self.masks_of(value)
             if name in names and given.get(name) is None and any(m is not None for m in tree.flatten(masks)):
+                # Only now, and not where `compute_mask` failed: a mask that nobody reads is no reason to refuse a
+                # model.
                 lost = [self.lost[id(m)] for m in tree.flatten(masks) if id(m) in self.lost]
                 if lost:
                     raise ValueError(lost[0])
@@ -201,6 +208,7 @@ class _Unfolding:
             self.nodes.append(Node(mask, (first,), {}, (marks,), self.owner))
             self.masked[id(outputs[0])] = marks
             return
+        # As in Keras, the mask that was given, else that of the first argument.
         before = kwargs["mask"] if kwargs.get("mask") is not None else self.masks_of(first)
         if any(m is not None for m in tree.flatten(before)):
             after = tree.flatten(self.mask_after(op, first, before))
@@ -217,6 +225,7 @@ class _Unfolding:
                 f"layer behind it reads the mask. Write it with `keras.ops`. It said: {type(error).__name__}: {error}"
             )
             return lost
+        # `compute_mask` ran on the graph's own tensors, so that what it recorded ends at them.
         known = {id(t): t for t in tree.flatten((inputs, masks)) if t is not None}
         made = [m for m in tree.flatten(found) if m is not None]
         for node in _recorded(made, set(known)):
@@ -231,6 +240,8 @@ class _Unfolding:
             return self.keep(op, args, kwargs)
         if isinstance(op, keras.Sequential):
             op = functional_of(op)
+        # Before layers in general, since a Functional model is one: a subclass with a `call` of its own is followed by
+        # that.
         if computes_recorded(op):
             return self.function(op, args)
         if isinstance(op, keras.layers.Layer):
@@ -258,6 +269,7 @@ class _Unfolding:
         for old, fresh in zip(op.inputs, tree.flatten(given), strict=True):
             new[id(old)] = fresh
         for node in recorded_calls(op):
+            # Like Keras (`Function._run_through_graph`), which skips calls whose inputs nobody computes.
             if not node.is_input and all(id(t) in new for t in node.input_tensors):
                 self.again(node, new, training)
         return tree.map_structure(lambda t: new[id(t)], outputs)
@@ -274,6 +286,7 @@ class _Unfolding:
         self.said += _frozen(op, made)
         # the owner is the outermost layer of the user's: messages, recipes' rules and protected layers go by its name
         outer, self.owner = self.owner, op if self.owner is None or not _is_builtin(self.owner) else self.owner
+        # Before the calls that read them.
         self.store(op, made)
         for node in made.nodes:
             if not isinstance(node.operation, keras.layers.Layer):
@@ -302,11 +315,13 @@ class _Unfolding:
         except Exception as error:  # whatever the user's code raises on symbolic tensors
             batch, watched = FEW, Watched()
             try:
+                # A watch of its own: the run that failed may have stopped before it drew or assigned.
                 made = self.run(op, args, kwargs, FEW, self.training, watched)
                 more = self.run(op, args, kwargs, MORE, self.training, Watched())
             except Exception as second:
                 if watched.draws:
                     raise ValueError(refusal_of_draws(where)) from error
+                # The second error: the first says only that there is no number of samples.
                 raise refusal(op, second, not users) from error
         if not all(isinstance(t, Tensor) for t in tree.flatten(made.outputs)) or made.outputs is None:
             raise returned(op, made.outputs)
@@ -326,6 +341,7 @@ class _Unfolding:
         # came before belongs to the outer model.
         ours = {id(t): Tensor((t.shape[0] or batch, *t.shape[1:]) if t.shape else (), t.dtype) for t in starts}
         call_args, call_kwargs = substitute((args, kwargs), ours)
+        # Said below, by what Keras would resolve it to here, or True where that way is looked at.
         call_kwargs.pop("training", None)
         if "training" in op.call_signature_parameters and training is not None:
             call_kwargs["training"] = training
@@ -349,6 +365,8 @@ class _Unfolding:
 
 def _training(op: Any, kwargs: dict, inherited: bool | None) -> bool | None:
     """What Keras resolves `training` to: as given, else as the layer around was called, else the default."""
+    # The order of `Layer._resolve_and_populate_arg`: given, inherited, default. What a call resolved to goes on to
+    # those that follow it in the same `call`, and not only to those inside.
     if "training" in kwargs:
         value = kwargs["training"]
     elif inherited is not None or "training" not in op.call_signature_parameters:
@@ -403,7 +421,9 @@ def _is_builtin(op: Any) -> bool:
 
 def _fresh(op: Any, args: tuple, kwargs: dict) -> Any:
     """New tensors of the shapes that `op` makes of its arguments."""
+    # Neither changes a shape, and most layers' `compute_output_spec` does not take them.
     training = {k: v for k, v in kwargs.items() if k not in ("training", "mask")}
+    # Not by a call, which would leave a node on the user's layer.
     spec = op.compute_output_spec(*args, **training)
     return tree.map_structure(lambda t: Tensor(t.shape, t.dtype), spec)
 
@@ -423,6 +443,8 @@ def _recorded(outputs: list[Tensor], starts: set[int]) -> list[KerasNode]:
     """The recorded calls between the tensors `starts` and `outputs`, in order."""
     ordered: list[KerasNode] = []
     seen: set[int] = set()
+    # By a stack of its own: a deep model has more calls in a row than Python has levels of recursion. A tensor comes up
+    # twice, the second time behind all that it was made of; so a call is listed behind those that it reads.
     stack: list[tuple[Tensor, bool]] = [(t, False) for t in reversed(outputs)]
     while stack:
         t, done = stack.pop()

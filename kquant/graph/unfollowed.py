@@ -67,6 +67,7 @@ def refusal(op: Any, error: Exception, is_builtin: bool) -> ValueError:
             f"{where}: kquant has no rule for this layer, and its `call` does not unfold into operations that have "
             f"one. Replace it by layers that have one, or leave it out of the exported model. It said: {said}"
         )
+    # The user's own line, not Keras': that is the one to change.
     line = _line(error)
     reason = next(words(line[1]) for mark, words in REASONS if mark.search(f"{type(error).__name__}: {error}"))
     place = f" ({line[0]}: `{line[1]}`)" if line[1] else ""

@@ -60,6 +60,7 @@ class Watched(keras.StatelessScope):
 
     def after(self) -> list[tuple[Any, Any]]:
         """The state that the next call starts from; what depends on the inputs is any other number."""
+        # What the inputs decide has no value yet; if the output reads it, any other value shows that.
         return [(v, _another(v) if isinstance(new, Tensor) else new) for v, new in self.updates.values()]
 
     @contextlib.contextmanager
@@ -73,6 +74,7 @@ class Watched(keras.StatelessScope):
             for v, kind in kinds:
                 v.__class__ = followed[kind]
             for metric in metrics:
+                # Past `__setattr__`, so that Keras tracks nothing of it.
                 vars(metric)["update_state"] = self._update_of(metric)
             with self:
                 yield self
@@ -156,6 +158,7 @@ class _Places:
 
     def add(self, tensors: Iterable[Tensor]) -> None:
         for t in tensors:
+            # The first place counts: a call may hand on a tensor that it read.
             self.known.setdefault(id(t), len(self.known))
 
     def of(self, structure: Any) -> Any:
@@ -180,6 +183,7 @@ def _alike(a: Any, b: Any) -> bool:
     """Equal in all that is a number, a text or a structure of such; of other things the class is looked at only."""
     if a is b:
         return True
+    # Another variable, though of the same values, is another state.
     if isinstance(a, keras.Variable) or isinstance(b, keras.Variable):
         return False
     if isinstance(a, dict) and isinstance(b, dict):
@@ -267,6 +271,7 @@ def _is_plain(value: Any) -> bool:
 def _refill(held: Any, old: Any) -> None:
     """The items that a list, dict or set had, unless Keras tracks what came."""
     items, kept = _listed(held), _listed(old)
+    # By identity: to compare arrays or tensors gives no single truth.
     unchanged = len(items) == len(kept) and all(map(operator.is_, items, kept))
     if unchanged or any(isinstance(x, keras.layers.Layer | keras.Variable) for x in items):
         return
