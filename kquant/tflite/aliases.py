@@ -37,6 +37,7 @@ def keep_apart(program: Program, target: Target) -> None:
 
 def _chain(program: Program, producer: Operator, in_place: set[str]) -> None:
     """The RESHAPEs of what `producer` writes, one behind the other in the order in which they are last read."""
+    # An output of the model gets memory of its own there (`InputTensorCanBeShared`), a RESHAPE that is one as well.
     source, ends = producer.outputs[0], {id(ref) for ref in program.outputs}
     views = [
         op
@@ -44,14 +45,18 @@ def _chain(program: Program, producer: Operator, in_place: set[str]) -> None:
         if op.code == "RESHAPE" and op.inputs[0] is source and id(op.outputs[0]) not in ends
     ]
     shared = [view for view in views if _computed_over(program, view.outputs[0], in_place)]
+    # Nothing is lost where the source is an output, as that counts as one more reader for each check; where no view is
+    # computed over; or where a single reader is all there is.
     if id(source) in ends or not shared or len(_readers(program, source)) < 2:
         return
     views.sort(key=lambda view: max(_readers(program, view.outputs[0]), default=-1))
+    # All of them right behind the producer: each reads the one before it, and none may come after its own readers.
     program.operators = [op for op in program.operators if all(op is not view for view in views)]
     at = next(i for i, op in enumerate(program.operators) if op is producer) + 1
     program.operators[at:at] = views
     for before, view in zip(views, views[1:], strict=False):
         view.inputs[0] = before.outputs[0]
+    # The last of the chain is read once, so it is computed over after all; that must not come before a late reader.
     if _computed_over(program, views[-1].outputs[0], in_place):
         _read_again(program, source, views[-1], at + len(views))
 

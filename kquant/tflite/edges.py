@@ -21,6 +21,7 @@ def cast_edges(program: Program, io: IO) -> None:
     """
     if io == "model":
         return
+    # The application keeps the names of the model's inputs and outputs; the tensors inside get their type behind it.
     for i, inner in enumerate(program.inputs):
         if inner.encoding is None or inner.dtype == io:
             continue
@@ -55,6 +56,7 @@ def _outer(program: Program, inner: Ref, io: IO) -> Ref:
         low, high = inner.encoding.dequantize(np.array([-128, 127]))
         scale = np.float32([max(-low, high) / wide.high])
         return program.value(inner.name, inner.shape, Encoding(scale, np.int64([0]), wide))
+    # The same real numbers: uint8 is int8 with all codes raised by 128, and int8 for int16 has coarser steps.
     scale, zero_point = inner.encoding.scale, inner.encoding.zero_point
     if inner.dtype == "int16":
         scale = np.float32(scale * (wide.high / narrow.high))

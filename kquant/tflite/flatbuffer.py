@@ -57,6 +57,7 @@ def with_outputs(content: bytes, tensors: Sequence[int]) -> bytes:
     """
     model = schema.ModelT.InitFromPackedBuf(content, 0)
     model.subgraphs[0].outputs = list(tensors)
+    # They would name outputs that there are no more.
     model.signatureDefs = []
     builder = _Builder(1 << 16)
     builder.Finish(model.Pack(builder), b"TFL3")
@@ -69,6 +70,7 @@ class _Writer:
         self.model = schema.ModelT()
         self.model.version = 3
         self.model.description = "kquant"
+        # Buffer 0 is empty by convention: tensors without contents refer to it.
         self.model.buffers = [schema.BufferT()]
         self.model.operatorCodes = []
         self.tensors: list[Any] = []
@@ -83,6 +85,7 @@ class _Writer:
         self.model.subgraphs = [graph]
         self.model.signatureDefs = [self.signature(graph)]
         if self.program.once is not None:
+            # Tensors and their names belong to a subgraph; buffers and operator codes, which stay, to the file.
             self.tensors, self.index, self.constants, self.names = [], {}, {}, set()
             self.model.subgraphs.append(self.subgraph("once", self.program.once))
         entry = schema.MetadataT()
@@ -141,6 +144,7 @@ class _Writer:
         tensor.shape = np.array(ref.shape, np.int32)
         tensor.type = getattr(schema.TensorType, TYPES[ref.dtype])
         tensor.buffer = 0 if ref.data is None else self.blob(_stored(ref))
+        # Without it the empty shape of a scalar would read as an unknown one.
         tensor.hasRank = True
         tensor.isVariable = ref.variable
         if ref.encoding is not None and ref.dtype != "float32":
@@ -187,6 +191,7 @@ class _Writer:
             entry.builtinCode = getattr(schema.BuiltinOperator, op.code, schema.BuiltinOperator.CUSTOM)
             if entry.builtinCode == schema.BuiltinOperator.CUSTOM:
                 entry.customCode = op.code.encode()
+            # The old field has 8 bits; 127 sends readers to the new one.
             entry.deprecatedBuiltinCode = min(entry.builtinCode, 127)
             entry.version = version
             self.model.operatorCodes.append(entry)
@@ -233,6 +238,7 @@ class _Buffer(schema.BufferT):
         """Offset of the table."""
         content = self.data.tobytes()
         builder.StartVector(1, len(content), ALIGNMENT)
+        # A flatbuffer grows towards its front: the contents end where its head was.
         builder.head -= len(content)
         builder.Bytes[builder.head : builder.head + len(content)] = content
         data = builder.EndVector()
@@ -248,6 +254,7 @@ def _quantization(ref: Ref) -> Any:
         return None
     quantization.scale = encoding.scale.astype(np.float32)
     quantization.zeroPoint = encoding.zero_point.astype(np.int64)
+    # LiteRT refuses an axis beyond the rank, also where there is one scale only.
     quantization.quantizedDimension = encoding.axis or 0
     return quantization
 

@@ -39,6 +39,7 @@ def refuse_extremes(program: Program, target: Target) -> None:
         if limit is not None and ratio is not None and ratio >= limit:
             raise ValueError(_too_narrow(op, target, f"rescale by {ratio:.3g}", f"takes less than {limit:g}"))
         scale, limit = _scale(op.inputs[0]) if op.inputs else None, known.max_scale_for(op.type)
+        # SOFTMAX multiplies by beta before anything else, so its limit is that of the product.
         if limit is not None and scale is not None and scale * op.options.get("beta", 1.0) >= limit:
             raise ValueError(_too_wide(op, target, scale, limit / op.options.get("beta", 1.0)))
         for sums in _sums(op):
@@ -55,6 +56,7 @@ def rescale(op: Operator) -> float | None:
         scale, weights = _scale(op.inputs[kind.data]), op.inputs[kind.weights[0]]
         if scale is None or weights is None or weights.encoding is None:
             return None
+        # The channel with the largest scale comes closest to the limit.
         return unit_of(op.code, [scale], float(weights.encoding.scale.max())) / out
     scales = [s for s in map(_scale, op.inputs) if s is not None]
     return unit_of(op.code, scales) / out if scales else None
@@ -128,6 +130,7 @@ def _of_channels(op: Operator, source: Ref | None, weights: Ref | None, bias: Re
     """The channel that needs most bits."""
     if source is None or weights is None or weights.data is None or source.encoding is None or not out:
         return _Sums(0.0, 0)
+    # What the sum of a channel can come to: the largest centred code times the sum of its |weights|, and |bias|.
     grid, axis = source.encoding, facts(op.code).channel_axis
     ratios = weights.encoding.scale.astype(np.float64) * float(grid.scale[0]) / out
     if ratios.max() < 1.0:  # as nearly always
@@ -137,6 +140,8 @@ def _of_channels(op: Operator, source: Ref | None, weights: Ref | None, bias: Re
     reach = codes.sum(axis=1) * max(grid.spec.high - zero, zero - grid.spec.low)
     if bias is not None and bias.data is not None:
         reach = reach + np.abs(bias.data.astype(np.float64))
+    # QuantizeMultiplier takes its shift from frexp, too: above 0, sums go up by so many bits before they are
+    # multiplied.
     shifts = np.maximum(np.frexp(np.broadcast_to(ratios, reach.shape))[1], 0)
     worst = int(np.argmax(np.where(shifts > 0, reach * 2.0**shifts, 0.0)))
     return _Sums(float(reach[worst]), int(shifts[worst]))

@@ -65,6 +65,7 @@ def lower(qmodel: keras.Model) -> Lowered:
     qmodel = in_float32(qmodel)
     graph = read(qmodel)
     nodes = [n for n in graph.nodes if isinstance(n.op, FakeQuant | Compressed)]
+    # All that can be said without writing is said first, with the names of all layers at once.
     _refuse_unseen(encodings_of(qmodel))
     _refuse_simulated([n for n in graph.nodes if isinstance(n.op, FakeQuant | Holder)])
     origin = nodes[0].op.origin
@@ -77,6 +78,7 @@ def lower(qmodel: keras.Model) -> Lowered:
     writer = _Writer(graph, target, Program(qmodel.name), frozenset(origin.floats))
     for t in keras.tree.flatten(graph.inputs):
         writer.inputs[id(t)] = len(writer.inputs)
+    # Before any operator, since whoever reads indices looks for an input that is there already.
     writer.positions()
     for node in graph.nodes:
         writer.visit(node)
@@ -86,6 +88,7 @@ def lower(qmodel: keras.Model) -> Lowered:
     # inputs entered the program as their readers were written; users give them in the order of the model
     program.inputs.sort(key=lambda ref: writer.order[id(ref)])
     program.outputs = [_output(writer, graph, t) for t in keras.tree.flatten(graph.outputs)]
+    # Tidying replaces tensors and fuses operators: names and limits are those of what is written.
     program = tidy(program, target)
     _name_by_keys(program, graph.outputs)
     program.distinct_names()
@@ -180,6 +183,8 @@ class _Writer:
         # An operator is written when its output's encoding is known, which the `FakeQuant` behind it holds: that one
         # closes it, with the activation between. What has no `FakeQuant` behind it keeps its input's codes.
         if isinstance(node.op, FakeQuant):
+            # Asked for its encoding only, by a layer that computes with it (an LSTM): the tensor comes with another
+            # call.
             if node.kwargs.get("peek"):
                 return
             self.refs[id(node.outputs[0])] = self.close(node)
@@ -200,6 +205,7 @@ class _Writer:
         if rule is None:
             raise ValueError(f"{node.name} ({type(node.op).__name__}): no rule writes it.")
         inputs = [self.as_float(t) for t in self.data_inputs(node)]
+        # Positions stay int32 through what only moves or joins them.
         moved = rule.output in ("same", "shared") and {ref.dtype for ref in inputs} == {"int32"}
         output = self.program.value(node.name, _static(node.outputs[0]), None, "int32" if moved else None)
         compressed = isinstance(node.op, Compressed)
@@ -252,6 +258,7 @@ class _Writer:
 
     def chain(self, last: Node, output: Ref) -> None:
         """Write `last`, or the operator before it with `last` as its fused activation."""
+        # `last.inputs[0]` is no tensor of the file where no `FakeQuant` stands between: then the two are one operator.
         rule, activation, first = self.rule(last), "NONE", last
         if rule is not None and rule.relu is not None and id(last.inputs[0]) not in self.refs:
             activation = rule.relu(last.op) or "NONE"
@@ -262,8 +269,10 @@ class _Writer:
         inputs = [self.read(t, first) for t in self.data_inputs(first)]
         op, weights = first.op, None
         if isinstance(op, Compressed):
+            # A table that is looked up has no grid of its own: its rule writes the numbers on that of the output.
             op, weights = op.layer, self.float_constants(first) if rule.indices else self.constants(first, inputs[0])
         clip = getattr(last.op, "max_value", None)
+        # RELU6 ends at its 6 by itself.
         clip = None if activation == "RELU6" else clip
         encoding = output.encoding
         highest = self.highest_code(encoding, clip)
@@ -310,6 +319,7 @@ class _Writer:
     def encoding(self, node: Node) -> Encoding:
         """Scale and zero point of a `FakeQuant`, as its own code computes them."""
         op: FakeQuant = node.op
+        # It has no range of its own: the file gives it the scale and zero point of its source, to the bit.
         if op.follows:
             source = self.refs[id(node.kwargs["sources"][0])].encoding
             if source is not None:
@@ -329,6 +339,7 @@ class _Writer:
             )
         codes, scale, bias = op.codes(tf.constant(source.encoding.scale[0]))
         scales = np.asarray(scale, np.float32).reshape(-1)
+        # Rules always write a bias; `passes` drops those of zeros where the kernels of the target do without.
         steps = np.zeros(_channels(op, codes), np.int64) if bias is None else np.rint(np.asarray(bias)).astype(np.int64)
         return Constants(
             codes=np.asarray(codes).astype(np.int64),
@@ -354,6 +365,7 @@ class _Writer:
             scale=None if plain else np.asarray(scale, np.float32).reshape(-1),
             bias=np.zeros(_channels(op, kernel), np.float32) if bias is None else np.asarray(bias, np.float32),
             bias_scale=None,
+            # Without a spec nothing reads this one: there are no codes.
             spec=op.spec or QuantSpec(16, True, True),
             name=node.name,
             dtype=op.storage if op.storage.startswith("float") else self.stored(op),

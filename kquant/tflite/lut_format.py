@@ -65,14 +65,18 @@ def encode(codes: np.ndarray, axis: int | None = None) -> Lut | None:
     entries = int(there.sum(axis=1).max())
     if entries > 1 << MAX_BITS:
         return None
+    # One length for all tables, for the header tells a single stride.
     tables = np.zeros((len(rows), entries), np.int8)
+    # Row by row in rising order of the codes, so that the rank of a code is its index in its table.
     table, code = np.nonzero(there)
     rank = np.cumsum(there, axis=1) - 1
     tables[table, rank[table, code]] = code - 128
+    # int8 + 128 would wrap around.
     indices = rank[np.arange(len(rows))[:, None], rows + np.int16(128)].astype(np.uint8)
     if axis is not None:
         rest = [n for i, n in enumerate(codes.shape) if i != axis]
         indices = np.moveaxis(indices.reshape(codes.shape[axis], *rest), 0, axis)
+    # A single code needs no bit, but the kernel reads at least one.
     return Lut(max(1, (entries - 1).bit_length()), axis, np.ascontiguousarray(indices.reshape(codes.shape)), tables)
 
 
@@ -188,5 +192,6 @@ def decode(indices: bytes, tables: bytes, shape: tuple[int, ...], dtype: str) ->
     if axis == _ONE_TABLE:
         return values[taken].reshape(shape)
     rows = values.reshape(shape[axis], -1)
+    # The number of its table for every position, broadcast along the other axes.
     channel = np.moveaxis(np.arange(shape[axis]).reshape(-1, *[1] * (len(shape) - 1)), 0, axis)
     return rows[channel, taken.reshape(shape)]

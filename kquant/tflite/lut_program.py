@@ -90,6 +90,7 @@ def without_tables(content: bytes) -> bytes:
     held, tables = constants(content), read_model(content).tables
     model = schema.ModelT.InitFromPackedBuf(content, 0)
     graph = model.subgraphs[0]
+    # Into buffers of their own: an old one may be shared, and buffer 0 is that of all computed tensors.
     for table in tables:
         buffer = schema.BufferT()
         buffer.data = held[table.output].reshape(-1).view(np.uint8)
@@ -112,10 +113,12 @@ def _insert(program: Program, chosen: dict[int, Lut]) -> None:
     stored: dict[int, tuple[Ref, Ref]] = {}
     written: list[Operator] = []
     for op in program.operators:
+        # By identity: two tensors with equal codes have names and scales of their own.
         found = {id(ref): ref for ref in op.inputs if ref is not None and id(ref) in chosen}
         # packed codes come back as int8, which the kernels compute with anyway
         decoded = {key: Ref(ref.name, ref.shape, "int8", ref.encoding) for key, ref in found.items()}
         if found:
+            # What is stored is there once, however many operators decode it.
             pairs = [stored.setdefault(key, _stored(chosen[key])) for key in found]
             written.append(Operator(CODE, [part for pair in pairs for part in pair], list(decoded.values())))
             op = replace(op, inputs=[decoded.get(id(ref), ref) for ref in op.inputs])
@@ -133,6 +136,7 @@ def _stored(lut: Lut) -> tuple[Ref, Ref]:
 def _readable(program: Program) -> list[Ref]:
     """Stored codes of 8 or 4 bits that only operators read which take them decoded, each once."""
     found: dict[int, Ref] = {}
+    # One reader that cannot bars a tensor for all: it would have to be stored both ways.
     barred = {id(ref) for ref in program.outputs}
     for op in program.operators:
         for i, ref in enumerate(op.inputs):
@@ -147,6 +151,7 @@ def _readable(program: Program) -> list[Ref]:
 def _lut(ref: Ref, max_bits: int, required: bool) -> Lut | None:
     """Tables for a tensor, where they save bytes; scales along an axis allow tables along it."""
     codes = np.asarray(ref.data).astype(np.int8)
+    # int4 lies in the file as two codes to a byte.
     raw = codes.size if ref.dtype == "int8" else -(-codes.size // 2)
     axis = ref.encoding.axis if ref.encoding is not None else None
     lut = smallest(codes, axis)

@@ -32,8 +32,10 @@ def tidy(program: Program, target: Target) -> Program:
     _drop_zero_biases(program, target)
     _drop_far_bounds(program)
     passes = (_merge_reshapes, _drop_empty_reshapes, _share_reshapes, _fold_padding, _fuse_relus, _drop_dead)
+    # A list, not a generator: every pass has its turn in every round.
     while any([change(program) for change in passes]):
         pass
+    # That leaves RESHAPEs that meet and operators that nobody reads, so all passes go once more.
     stay_in_four_dimensions(program)
     while any([change(program) for change in passes]):
         pass
@@ -75,6 +77,7 @@ def _drop_empty_reshapes(program: Program) -> bool:
         source, result = op.inputs[0], op.outputs[0]
         if id(result) in outputs and (id(source) in outputs or any(source is ref for ref in program.inputs)):
             continue  # a model output must be a tensor of its own
+        # The application asks for the name of the output.
         if id(result) in outputs:
             source.name = result.name
         program.operators.remove(op)
@@ -94,6 +97,7 @@ def _share_reshapes(program: Program) -> bool:
         if known is not op.outputs[0]:
             program.operators.remove(op)
             _redirect(program, op.outputs[0], known)
+            # The list that the loop runs over has changed; `tidy` comes back for the rest.
             return True
     return False
 
@@ -137,6 +141,7 @@ def _fuse_relus(program: Program) -> bool:
         before = producers.get(id(op.inputs[0])) if op.code in ("RELU", "RELU6") else None
         if before is None or before.outputs[0].dtype != "float32" or readers[id(before.outputs[0])] != 1:
             continue
+        # CONCATENATION has the field, and kernels that refuse anything but NONE in it (concatenation.cc, Prepare).
         if before.options.get("fusedActivationFunction") == "NONE" and before.code != "CONCATENATION":
             before.options["fusedActivationFunction"] = op.code
             before.outputs[0] = op.outputs[0]
@@ -150,6 +155,7 @@ def _pads_as_same(op: Operator, pad: Operator) -> bool:
     source, weights, result, paddings = pad.inputs[0], op.inputs[1], op.outputs[0], pad.inputs[1]
     if source is None or weights is None or paddings is None or paddings.data is None:
         return False
+    # SAME pads neither samples nor channels.
     if np.any(paddings.data[[0, 3]]):
         return False
     for axis, letter in ((1, "H"), (2, "W")):
@@ -168,6 +174,7 @@ def _split_concatenations(program: Program, target: Target) -> None:
     limit = known.max_inputs if known is not None else None
     written: list[Operator] = []
     for op in program.operators:
+        # Again, until the parts themselves are few enough.
         while limit is not None and op.code == "CONCATENATION" and len(op.inputs) > limit:
             parts = [op.inputs[i : i + limit] for i in range(0, len(op.inputs), limit)]
             for i, part in enumerate(parts):
@@ -197,6 +204,7 @@ def _drop_zero_biases(program: Program, target: Target) -> None:
             continue
         bias = op.inputs[at]
         if bias is not None and bias.data is not None and not np.any(bias.data):
+            # A bias is the last input, so that no other one changes its number.
             del op.inputs[at]
 
 

@@ -35,6 +35,7 @@ def stay_in_four_dimensions(program: Program) -> None:
     Args:
         program: tidied; changed in place.
     """
+    # First what costs no RESHAPE more, then what needs one in front and may save several behind.
     for create in (False, True):
         _sink_all(program, create)
 
@@ -42,9 +43,11 @@ def stay_in_four_dimensions(program: Program) -> None:
 def _sink_all(program: Program, create: bool) -> None:
     """Every operator that can; `create`: with a RESHAPE more in front of it, where an input has none yet."""
     count = _needed(program)
+    # Operators are changed in place, and only the end shows whether it was worth it: so that they can be put back.
     before = [(op, list(op.inputs), list(op.outputs), dict(op.options)) for op in program.operators]
     while _sink_one(program, create):
         pass
+    # Each step inserts a RESHAPE, so equal lengths mean that nothing was done.
     if len(before) != len(program.operators) and _needed(program) >= count:
         for op, inputs, outputs, options in before:
             op.inputs, op.outputs, op.options = inputs, outputs, options
@@ -83,15 +86,19 @@ def _sink_one(program: Program, create: bool) -> bool:
         made = any(id(ref) in producers and producers[id(ref)].code == "RESHAPE" for ref in data)
         missing = [ref for ref in {id(ref): ref for ref in data}.values() if forms[id(ref)] is None]
         able = all(len(ref.shape) == RANK - 1 for ref in missing)
+        # Without `create`, where an input comes out of a RESHAPE and all have a wide form already; with it also where
+        # the output goes into one, for the price of a RESHAPE more for each input that has none.
         if not (able and (made or id(op.outputs[0]) in wanted) if create else made and not missing):
             continue
         common = _axes_for(op).intersection(*(form.axes for form in forms.values() if form is not None))
         if not common:
             continue
+        # One axis for all inputs: beside other axes of length 1, the new one may stand in several places.
         axis = min(common)
         refs = {key: form.ref for key, form in forms.items() if form is not None}
         for ref in missing:
             refs[id(ref)] = _widened(program, at, ref, axis)
+            # What was inserted in front pushes the operator back.
             at += 1
         _sink(program, at, refs, axis)
         return True
@@ -108,6 +115,7 @@ def _axes(ref: Ref, wider: Ref) -> frozenset[int]:
     """Where the axis of length 1 may be that the wider tensor has more."""
     if len(wider.shape) != RANK:
         return frozenset()
+    # Never before the samples, nor behind the channels.
     inner = range(1, RANK - 1)
     return frozenset(a for a in inner if wider.shape == (*ref.shape[:a], 1, *ref.shape[a:]))
 
@@ -169,11 +177,13 @@ def _sink(program: Program, at: int, forms: dict[int, Ref], axis: int) -> None:
     made = program.value(f"{output.name}/2d", shape, output.encoding, output.dtype)
     op.inputs = [forms.get(id(ref), ref) for ref in op.inputs]
     for number, row in facts(op.code).axis_rows.items():
+        # An operand with an entry for each axis (paddings, begin, size) gets the one that leaves the new axis alone.
         given = op.inputs[number]
         if given is not None and given.data is not None:
             op.inputs[number] = program.constant(given.name, np.insert(given.data, axis, row, axis=0))
     if op.code == "CONCATENATION" or (op.code == "GATHER" and id(op.inputs[0]) in map(id, forms.values())):
         along = op.options["axis"] % (RANK - 1)
+        # Axes from the new one on count one more.
         op.options = {**op.options, "axis": along + (along >= axis)}
     op.outputs = [made]
     program.operators.insert(at + 1, _reshape(program, made, output))

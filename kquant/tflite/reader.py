@@ -371,11 +371,13 @@ def _constants(file: FileModel, parts: _Parts) -> dict[int, np.ndarray]:
 def _nibbles(pairs: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """4-bit codes, the first in the low half of a byte."""
     codes = np.stack([pairs & 15, pairs >> 4], axis=1).reshape(-1)[: int(np.prod(shape, dtype=np.int64))]
+    # The sign of four bits: 8 to 15 become -8 to -1.
     return ((codes ^ 8).astype(np.int8) - 8).astype(np.int8)
 
 
 def _operator(index: int, op: Any, parts: _Parts) -> FileOperator:
     code = parts.codes[_within(op.OpcodeIndex(), parts.codes)]
+    # Older files have the code in the old field alone; newer ones write 127 there where it needs more than 7 bits.
     number = max(code.BuiltinCode(), code.DeprecatedBuiltinCode())
     name = parts.text(code.CustomCode()) or OPERATORS[number]
     ports = [tuple(_within(i, parts.stored, -1) for i in parts.numbers(op, side)) for side in ("Inputs", "Outputs")]

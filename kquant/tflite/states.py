@@ -42,6 +42,7 @@ def keep_states(streamed: Streamed, states: States) -> None:
         writes.append(Operator("ASSIGN_VARIABLE", [handle.outputs[0], state.written], []))
         _initial(program.once, state)
     once = Operator("CALL_ONCE", [], [], {"initSubgraphIndex": 1})
+    # Reads first and writes last, so that all operators of a call see the states as they were before it.
     program.operators = [once, *reads, *program.operators, *writes]
 
 

@@ -88,6 +88,7 @@ def to_stream(program: Program, frames: int = 1) -> Streamed:
         ValueError: a layer that cannot be streamed, by name, with the remedy.
     """
     timeline = Timeline(program)
+    # The smallest call after which every tensor has grown by whole elements.
     rates = [t.step for t in timeline.times.values() if isinstance(t, Time)]
     return _Emitter(program, timeline, math.lcm(*rates) * frames).run()
 
@@ -106,6 +107,7 @@ class _Emitter:
 
     def __post_init__(self) -> None:
         self.program = Program(self.source.name)
+        # All readers of a tensor share one history, as long as the one that looks back furthest needs it.
         self.needs: dict[int, int] = {}
         for step in self.timeline.steps:
             for i, read in step.reads.items():
@@ -154,6 +156,7 @@ class _Emitter:
         if isinstance(time, Time):
             inputs, options = self.fitted(step, time, inputs, outputs[0], options)
             first = inputs[0]
+            # A PAD or SLICE in time alone only moves elements: what reads it reads its source.
             still = facts(op.code).moves_frames and first is not None and first.shape == outputs[0].shape
             if first is not None and still and not any(op.outputs[0] is ref for ref in self.source.outputs):
                 self.blocks[id(op.outputs[0])] = first  # it moved frames only
@@ -177,10 +180,12 @@ class _Emitter:
             inputs[2] = self.program.constant("end", ends)
         if op.code in ("PAD", "SLICE") and op.inputs[1] is not None and op.inputs[1].data is not None:
             amounts = op.inputs[1].data.copy()
+            # Along time these two only move elements, which first states and delays do here.
             amounts[time.axis] = 0
             inputs[1] = self.program.constant(op.inputs[1].name, amounts)
         stride = f"stride{'HW'[time.axis - 1]}" if time.axis in (1, 2) else ""
         if stride in options and op.outputs[0].shape[time.axis] == 1:
+            # A single result for the whole clip has no next one to step to; a stream gives one for every position.
             options[stride] = 1
         return inputs, options
 
@@ -194,6 +199,7 @@ class _Emitter:
         length = older + count - read.skip
         need = self.needs[id(ref)]
         full = self.history(ref, need, time) if need else block
+        # The history begins `need` elements before the call, this reader `older` of them.
         first = need - older
         if first == 0 and length == full.shape[time.axis]:
             return full
@@ -215,6 +221,7 @@ class _Emitter:
         full = self.program.value(f"{name}/history", shape, encoding, ref.dtype)
         options = {"axis": time.axis, "fusedActivationFunction": "NONE"}
         self.program.emit("CONCATENATION", [state, block], full, **options)
+        # What the next call finds before it: the newest `need` elements of the history and this block.
         written = self.slice(full, time.axis, block.shape[time.axis], need, f"{name}/state_out")
         self.states.append(State(state, written, 0 if encoding is None else int(encoding.zero_point[0])))
         self.held[id(ref)] = full
@@ -230,10 +237,12 @@ class _Emitter:
     def output(self, ref: Ref) -> StreamOutput:
         time = self.timeline.of(ref)
         if isinstance(time, Time):
+            # Calls before the one whose first element is `clean` or later, where element i comes `delay` elements late.
             warm_up = max(-(-(time.clean + time.delay) // self.count(time)), 0)
             return StreamOutput(ref.name, time.axis, time.delay, time.clean, warm_up)
         if not isinstance(time, Static):
             raise ValueError(f"export: {ref.name}: this output depends on no input, so there is nothing to stream.")
         calls = -(-time.ready // self.hop)
+        # Whether some call ends just where the clip does: only then does the window hold what the file sees.
         ends = all(calls * self.count(t) - t.delay == length for length, t in time.windows)
         return StreamOutput(ref.name, None, 0, 0, calls - 1, calls if ends else 0)

@@ -158,6 +158,7 @@ class Timeline:
             length = _shape(op, i)[time.axis]
             last = (self.frames - 1 - time.lead) // time.step  # the newest element when a clip ends
             reads[i] = Read(skip=last - length + 1, whole=length)
+            # The newest element for which all of the window is clean, and the frame that it comes with.
             ready.append((time.clean + last) * time.step + time.lead + 1)
             padded = padded or time.padded
             windows.append((last + 1, time))
@@ -198,6 +199,8 @@ def _local(op: Operator, moving: dict[int, Time]) -> Step:
     beside = [ref for i, ref in enumerate(op.inputs) if i not in moving]
     if facts(op.code).time == "local" and any(_varies(ref, offset) for ref in beside):
         raise refuse(op, "its constant differs from frame to frame, and a stream has no frame numbers. Use one row.")
+    # The output comes when the last of the inputs does; the others wait in delay lines: as many elements older are read
+    # as are left out of the newest.
     out = Time(
         last.axis, last.step, last.lead, max(t.clean for t in moving.values()), any(t.padded for t in moving.values())
     )
@@ -227,6 +230,7 @@ def _last_axis(op: Operator, moving: dict[int, Time]) -> Step:
 def _reduce(op: Operator, moving: dict[int, Time]) -> Step:
     """Over other axes than time."""
     time = moving[0]
+    # Reduced axes in front of time are gone, and it moves up.
     gone = 0 if op.options.get("keepDims") else sum(a < time.axis for a in _axes(op))
     return Step(op, replace(_used(op, time), axis=time.axis - gone), {0: Read()})
 
@@ -234,6 +238,7 @@ def _reduce(op: Operator, moving: dict[int, Time]) -> Step:
 def _moved_axis(op: Operator, time: Time) -> int | None:
     """The axis that is time behind a RESHAPE; None where it merges frames."""
     source, result = _shape(op, 0), op.outputs[0].shape
+    # Time is still an axis where one has its length and as many elements in front of it.
     before = int(np.prod(source[: time.axis]))
     for axis in range(1, len(result)):
         if result[axis] == source[time.axis] and int(np.prod(result[:axis])) == before:
@@ -266,6 +271,8 @@ def _pad(op: Operator, moving: dict[int, Time]) -> Step:
             f"it pads {behind} frames behind the last one, so what reads it looks ahead. Pad before the first frame "
             f"only: ({before + behind}, 0).",
         )
+    # Where the stream gives nothing before element 0, its first states are these zeros; elsewhere it has computed
+    # something in their place.
     fresh = time.clean == 0 and time.delay <= 0
     clean = 0 if fresh or not before else time.clean + before
     padded = time.padded or before > 0
@@ -294,6 +301,7 @@ def _window(op: Operator, moving: dict[int, Time]) -> Step:
         reach = (_shape(op, 1)[time.axis] - 1) * op.options[f"dilation{letter}Factor"]
     else:
         reach = op.options["filterHeight" if letter == "H" else "filterWidth"] - 1
+    # What the last window needs beyond the source: SAME puts the larger half of it behind.
     ahead = max((made - 1) * stride + reach + 1 - source, 0)
     if op.options["padding"] == "SAME" and ahead:
         raise refuse(
@@ -304,6 +312,8 @@ def _window(op: Operator, moving: dict[int, Time]) -> Step:
     stride = 1 if made == 1 else stride
     lead, step = time.lead + reach * time.step, time.step * stride
     out = _used(op, Time(time.axis, step, lead, -(-time.clean // stride), time.padded))
+    # The call's first window begins `out.delay` strides back in the source, which itself lags by its own delay; the
+    # last window of the call ends `reach` behind its beginning.
     older = out.delay * stride - time.delay
     return Step(op, out, {0: Read(older, out.delay * stride + stride - reach - time.delay - 1)})
 

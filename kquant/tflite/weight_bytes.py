@@ -160,6 +160,7 @@ def _weights(file: FileModel, held: dict[int, np.ndarray]) -> Iterator[tuple[Fil
 
 
 def _layer(t: FileTensor, code: str, values: np.ndarray, stored: int) -> LayerBytes:
+    # Along the axis of the channels, so that it broadcasts against the codes.
     zero: Any = np.asarray(t.zero_point).reshape(-1, *[1] * (values.ndim - 1 - t.axis)) if t.scale is not None else 0
     axis = t.axis if t.scale is not None and len(t.scale) > 1 else None
     packed = t.type == "INT4"
@@ -178,6 +179,7 @@ def _layer(t: FileTensor, code: str, values: np.ndarray, stored: int) -> LayerBy
         stored_bytes=stored,
         deflated_bytes=_deflated(content),
         lut_bytes=None if lut is None else lut.size_bytes,
+        # A sparse tensor leaves out codes of 0, so those have to stand for zero.
         sparse=_sparse(values, code) if t.type in ("INT8", "FLOAT32") and not np.any(zero) else None,
     )
 
@@ -232,6 +234,7 @@ def sparse_bytes(values: np.ndarray, block: int) -> int:
     blocks = np.any(values.reshape(-1, values.shape[-1] // block, block), axis=2)
     count = int(blocks.sum())
     indices = count * _width(blocks.shape[1] - 1)
+    # Where each row begins, and the end of the last.
     segments = (len(blocks) + 1) * _width(count)
     return count * block * values.itemsize + segments + indices
 
