@@ -149,13 +149,15 @@ def count_bytes(data: bytes, file: FileModel, held: dict[int, np.ndarray]) -> Fi
 
 def _weights(file: FileModel, held: dict[int, np.ndarray]) -> Iterator[tuple[FileTensor, str]]:
     """Tensors of weights, each with the first operator that reads it."""
-    seen: set[str] = set()
+    # Weights behind tables are a tensor of their own for each reader; they are one where they are decoded from one.
+    behind = {table.output: (table.indices, table.tables) for table in file.tables}
+    seen: set[int | tuple[int, int]] = set()
     for op in file.operators:
         for position in facts(op.code).weights:
             index = op.inputs[position] if position < len(op.inputs) else -1
-            name = file.tensors[index].name if index >= 0 else ""
-            if index in held and name not in seen:
-                seen.add(name)
+            stored = behind.get(index, index)
+            if index in held and stored not in seen:
+                seen.add(stored)
                 yield file.tensors[index], op.code
 
 

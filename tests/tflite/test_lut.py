@@ -174,15 +174,27 @@ def test_packed_weights_of_two_bits_take_two_bits(code, shape, axis):
     assert all(np.array_equal(a, b) for a, b in zip(outputs(plain), outputs(tabled), strict=True))
 
 
-@needs_tflm
-def test_weights_that_two_layers_share_are_stored_once():
+def shared_kernel() -> Program:
+    """Two layers that read one kernel."""
     program = Program("shared")
     kernel = program.constant("layer/kernel", RNG.integers(-2, 2, (64, 64)).astype(np.int8), encoding())
     x = program.inputs = [program.value("x", (1, 64), encoding())]
     for name in ("a", "b"):
         x = [program.emit("FULLY_CONNECTED", [x[0], kernel, None], program.value(name, (1, 64), encoding(scale=1.0)))]
     program.outputs = x
-    plain, tabled = files_of(program)
+    return program
+
+
+def test_weights_that_two_layers_share_count_once():
+    plain, tabled = (kquant.layer_bytes(content).layers for content in files_of(shared_kernel()))
+    assert [(layer.name, layer.raw_bytes) for layer in plain] == [("layer/kernel", 64 * 64)]
+    assert [(layer.name, layer.raw_bytes) for layer in tabled] == [("layer/kernel", 64 * 64)]
+    assert tabled[0].stored_bytes < plain[0].stored_bytes
+
+
+@needs_tflm
+def test_weights_that_two_layers_share_are_stored_once():
+    plain, tabled = files_of(shared_kernel())
     file = read_model(tabled)
     assert [op.code for op in file.operators] == ["TFLM_DECODE", "FULLY_CONNECTED"] * 2
     assert len({t.indices for t in file.tables}) == 1
