@@ -39,6 +39,7 @@ Budget = Literal["flash_bytes", "arena_bytes", "bit_macs"]
 WIDTHS = ("int4", "int8", "int16")
 SAMPLES = 256
 TRIES = 3  # models of the integer programme to measure
+# 65,536 codes need no clipping.
 WIDE = {"bits": 16, "observer": "minmax"}
 
 
@@ -181,12 +182,14 @@ def mixed_precision(
         >>> found.ok, found.chosen.flash_bytes <= 9000
         (True, True)
     """
+    # what can be refused is, before the first of many models is made
     unit, limit = _budget({"flash_bytes": flash_bytes, "arena_bytes": arena_bytes, "bit_macs": bit_macs}, target)
     _check_widths(widths)
     base = load(recipe)
     options = {"target": target, "widths": sorted(widths), "budget": unit, "recipe_text": recipe_to_toml(base)}
     if folder is not None and evaluate is not None:
         with state_kept(model):
+            # `evaluate` cannot be compared with that of an earlier call; what it says of the float model can
             options["float_score"] = rounded(_score(evaluate(model)))
     kept = search_state(folder, "mixed.json", "mixed_precision", model, data, base, **options)
     way = _Way(model, data, base, target, tuple(widths), evaluate, kept)
@@ -224,6 +227,7 @@ def _programme(
 ) -> Iterator[tuple[Point, list[Move]]]:
     """The choices that lose least by the measured noises; where a model saves less than their sum, again with more."""
     unit, limit = budget
+    # what is to be saved of the model with most bits; a choice that was measured already is not measured again
     wanted, before = _cost(widest, unit) - limit, [moves[: greedy.moves]]
     for _ in range(TRIES):
         numbers = least_loss([m.noise for m in moves], [m.saved for m in moves], wanted)
@@ -235,6 +239,7 @@ def _programme(
         yield point, some
         if _cost(point, unit) <= limit:
             return
+        # layers' estimates leave out what a file has beside codes: what this one is over is asked for in addition
         wanted += _cost(point, unit) - limit
 
 
@@ -277,6 +282,8 @@ def _first_inside(
     last = len(moves)
     if _cost(measured[last], unit) > limit:
         return measured[last], False
+    # A move saves, so costs fall along the way, as far as sums do. An arena is a peak, which may stand still for some
+    # moves: so the search begins behind the last point that is known to be outside.
     outside = max((n for n, p in measured.items() if _cost(p, unit) > limit), default=-1)
     inside = min(n for n, p in measured.items() if n > outside and _cost(p, unit) <= limit)
     while inside - outside > 1:
@@ -316,6 +323,7 @@ class _Way:
         if "int16" in widths:
             update["activations"] = recipe.activations.model_copy(update=WIDE)
         self.recipe = recipe.model_copy(update=update)
+        # for 8 bits; an observer that a recipe of 16 bits names was chosen for a grid that need not clip
         self.observer = recipe.activations.observer if recipe.activations.bits == 8 else "percentile"
         self.kernels: set[str] = set()
 
@@ -331,6 +339,7 @@ class _Way:
 
     def moves(self, unit: str) -> list[Move]:
         """Every move, the one with least noise for what it saves first."""
+        # there may be no moves: that there are kernels tells that the analyses were done
         kernels = self.kept.rows("kernels", _Kernel)
         self.kernels = {row.name for row in kernels}
         if kernels:
@@ -346,6 +355,7 @@ class _Way:
             chosen = self.recipe.activations.model_copy(update=eight)
             narrow = self.recipe.model_copy(update={"activations": chosen})
             found += _moves("activations", widest, self.analysis(narrow, True), unit)
+        # the greedy order of a knapsack; what saves nothing in this unit can only cost
         moves = sorted((m for m in found if m.saved > 0), key=lambda m: m.noise / m.saved)
         self.kept.store(moves=moves, kernels=[_Kernel(name) for name in sorted(self.kernels)])
         return moves
@@ -356,6 +366,7 @@ class _Way:
         rules = [{"layer": m.layer, m.setting: {"bits": 4} if m.setting == "weights" else eight} for m in moves]
         added = Recipe.model_validate({"name": "rules", "rules": rules}).rules
         update: dict[str, Any] = {"name": "mixed", "rules": (*self.recipe.rules, *added)}
+        # inputs belong to no layer that a rule could name
         if {m.layer for m in moves if m.setting == "activations"} >= self.kernels:
             update["activations"] = self.recipe.activations.model_copy(update=eight)
         return self.recipe.model_copy(update=update)
@@ -368,6 +379,7 @@ class _Way:
     def measured(self, recipe: Recipe, count: int, bar: Any, qmodel: keras.Model | None = None) -> Point:
         """What the quantized model of a recipe costs; an earlier call may know."""
         given = recipe.model_dump(mode="json", by_alias=True)
+        # by recipe: the way, the programme and an earlier call with another limit may come to the same model
         known = next((point for point in self.points if point.recipe == given), None)
         if known is None:
             known = self._measure(given, self.make(recipe) if qmodel is None else qmodel)
@@ -379,6 +391,7 @@ class _Way:
     def _measure(self, recipe: dict[str, Any], qmodel: keras.Model) -> Point:
         content = file_content(lower(qmodel))
         found = analyze(qmodel, self.data, limit=SAMPLES, sensitivity=False, remedies=False, verbose=False)
+        # 0: `measured` puts the number of moves in, which differs for one recipe
         return Point(
             0,
             recipe,
@@ -403,6 +416,7 @@ def _moves(setting: Any, wide: Analysis, narrow: Analysis, unit: str) -> list[Mo
     for before, after in zip(wide.layers, narrow.layers, strict=True):
         if before.weights is None or before.sensitivity is None or after.sensitivity is None:
             continue
+        # what the wide grid costs already is no price of the move; measured on other roundings it may come out below 0
         noise = _noise(after, setting) - _noise(before, setting)
         saved = {
             "flash_bytes": before.weight_bytes - after.weight_bytes,
@@ -418,6 +432,7 @@ def _noise(row: LayerReport, setting: str) -> float:
     if row.sensitivity is None:
         return 0.0
     alone = row.sensitivity.only_weights if setting == "weights" else row.sensitivity.only_activations
+    # a layer that has weights or an output of its own, and not both, is measured once
     return 10.0 ** (-(row.sensitivity.only if alone is None else alone) / 10.0)
 
 
@@ -425,5 +440,6 @@ def _bit_macs(row: LayerReport, analysis: Analysis) -> int:
     """Multiplications of a layer times the bits of both factors."""
     if row.weights is None:
         return 0
+    # of its output's encoding; one that is shared with others belongs to none of them, and counts 8
     bits = max((t.bits for t in analysis.tensors if t.unit == row.name), default=8)
     return row.macs * row.weights.bits * bits

@@ -35,11 +35,14 @@ def least_loss(losses: Sequence[float], savings: Sequence[float], wanted: float)
     if wanted <= 0:
         return ()
     unit = 1.0 if wanted <= UNITS else wanted / UNITS
+    # best[u]: the least loss that saves u units or more, so there is no need to look beyond what is wanted
     most = int(np.ceil(wanted / unit))
     best = np.full(most + 1, np.inf)
     best[0] = 0.0
+    # whether a thing lowered best[u], for the way back
     taken = np.zeros((len(losses), most + 1), bool)
     for i, (loss, saving) in enumerate(zip(losses, savings, strict=True)):
+        # what must have been saved without this thing; nothing, where it saves more than is asked for
         before = np.maximum(np.arange(most + 1) - int(saving / unit), 0)
         other = best[before] + loss
         taken[i] = other < best
@@ -47,6 +50,7 @@ def least_loss(losses: Sequence[float], savings: Sequence[float], wanted: float)
     if not np.isfinite(best[most]):
         return None
     chosen, left = [], most
+    # backwards: `taken[i]` knows of the things up to i alone
     for i in range(len(losses) - 1, -1, -1):
         if taken[i, left]:
             chosen.append(i)

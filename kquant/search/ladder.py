@@ -169,6 +169,7 @@ def autotune(
 
 
 def _score(evaluate: Callable[[keras.Model], float], model: keras.Model, which: str) -> float:
+    # a model that runs moves its counters, seeds and metrics, and the caller's function may compile it
     with state_kept(model):
         given = evaluate(model)
     try:
@@ -190,12 +191,15 @@ def _ladder(search: _Search, base: Recipe) -> Iterator[tuple[str, Recipe]]:
             chosen = search.recipe.activations.model_copy(update={"observer": observer})
             yield f"{observer} ranges", search.recipe.model_copy(update={"activations": chosen})
     yield "equalization", _with_steps(search.recipe, "equalize", before=RANGES)
+    # each of the next two starts from here, whatever the other one gains
     plain, few = search.recipe, search.recipe.weights.bits < 8
     if "adaround" not in [step.name for step in plain.steps]:  # not both: the rounding sees to the means
         yield "bias correction", _with_steps(plain, "bias")
+        # with few bits the ranges come first: AdaRound only chooses between the two codes beside a weight
         rounded = _with_steps(plain, "sequential-mse") if few else plain
         yield "AdaRound", _with_steps(rounded, "adaround")
     wide = any(op.int16x8 for op in targets.load(search.target).ops.values())
+    # 1, 2, 4, ... layers, as every rung is a whole model and an evaluation; all of them come last
     ranked, count = search.sensitive(), 1
     while count < len(ranked) and (wide or few):
         for setting in (["weights"] if few else []) + (["activations"] if wide else []):
@@ -284,9 +288,11 @@ class _Search:
         rung, qmodel = next((r for r in self.earlier if r.name == name and r.recipe == given), None), None
         if rung is None:
             rung, qmodel = self.measure(name, recipe)
+        # of equal scores the earlier rung stays, which is the cheaper one
         better = not self.rungs or rung.score > self.best.score
         self.rungs.append(replace(rung, kept=better))
         if better:
+            # None where an earlier call measured it: `best_model` makes it if anybody asks
             self.qmodel = qmodel
         self.kept.store(rungs=[rung for rung in self.rungs if not rung.failed])
 
@@ -296,6 +302,7 @@ class _Search:
         score, size, failed = -np.inf, 0, ""
         try:
             qmodel = self.make(recipe)
+            # the score first: a model that cannot be judged needs no file
             score = _score(self.evaluate, qmodel, f"the rung '{name}'")
             size = len(file_content(lower(qmodel)))
         except ValueError as error:
@@ -316,6 +323,7 @@ class _Search:
             self.rungs.append(Rung(name, self.best.recipe, -np.inf, np.inf, 0, seconds, failed=failed))
             return []
         rows = [row for row in found.layers if row.weights is not None and row.sensitivity is not None]
+        # first the layer whose return to float helps most, all others staying quantized
         return [row.name for row in sorted(rows, key=lambda row: -row.sensitivity.all_but)]
 
 

@@ -41,6 +41,7 @@ def search_state(
         "model": model.name,
         "weights": fingerprint(model.get_weights()),
         "recipe": recipe.name,
+        # one batch: all data may be dear to make, or endless
         "data": None if data is None else fingerprint(gather(model, data, Batches(1, FIRST))),
         **options,
     }

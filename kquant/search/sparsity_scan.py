@@ -176,6 +176,7 @@ def scan_sparsity(
     structure = str(structure_name(structure))
     _check(data, evaluate, levels, sparsity, structure)
     _check_float(model)
+    # one model for the whole scan: masks are set and taken back in it
     copy, protect = wrapped(model), patterns_of(protect)
     settings = settings_of(sparsity, {"structure": structure, "depthwise": depthwise}, protect=protect)
     check_patterns("scan_sparsity", protect, sites(copy))
@@ -188,6 +189,7 @@ def scan_sparsity(
                 _set(trials, level, structure)
                 values[name].append(measure())
                 bar.update()
+            # dense again, as each layer is judged alone
             _set(trials, 0.0, "unstructured")
     return replace(_result(found, values, levels, sparsity, dense), structure=structure)
 
@@ -226,6 +228,7 @@ class Trial:
 def _trial(target: Target) -> Trial:
     """Weights under the masks of a pruned model go first."""
     site, mask = target.site, fixed(np.ones(target.site.shape, bool))
+    # under a mask that is there already a weight scores 0, so that its zero is the first to be taken again
     kept = [t for t in site.transforms if isinstance(t, Mask)]
     site.transform_by(mask)
     return Trial(target, mask, tf.abs(apply(kept, site.raw)))
@@ -249,8 +252,10 @@ def _measure(
 ) -> tuple[Callable[[], float], float | None]:
     """A function that judges the model as it is now; and what `evaluate` says of the dense one."""
     if evaluate is not None:
+        # the masks are all ones still
         return lambda: finite(evaluate(model)), finite(evaluate(model))
     inputs = [tf.constant(x) for x in gather(model, data, limit)]
+    # traced once: masks are variables, which the graph reads anew at every call
     call = tf.function(lambda: model(tf.nest.pack_sequence_as(model.input, inputs), training=False), autograph=False)
     dense = [np.asarray(y) for y in keras.tree.flatten(call())]
 
@@ -304,15 +309,19 @@ def propose(
     """
     chosen = dict.fromkeys(sizes, 0.0)
     place = dict.fromkeys(sizes, -1)
+    # of all weights, so that a large layer with little to lose makes up for small ones
     missing = target * sum(sizes.values())
+    # half a weight: less is rounding
     while missing > 0.5:
         best: tuple[float, str, int] = (math.inf, "", 0)
         for name, row in damage.items():
+            # a layer that happens to be better pruned costs nothing; it is not paid for being chosen
             now = max(0.0, row[place[name]]) if place[name] >= 0 else 0.0
             for level in range(place[name] + 1, len(levels)):  # a cheap level may lie behind a dear one
                 cost = (max(0.0, row[level]) - now) / (sizes[name] * (levels[level] - chosen[name]))
                 best = min(best, (cost, name, level))
         name, level = best[1], best[2]
+        # the last step goes as far as the target only
         step = min(levels[level] - chosen[name], missing / sizes[name])
         missing -= step * sizes[name]
         chosen[name], place[name] = round(chosen[name] + step, 6), level

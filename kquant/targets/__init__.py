@@ -58,6 +58,7 @@ def _known(ops: Mapping[str, Any]) -> Mapping[str, Any]:
     return MappingProxyType(ops)
 
 
+# A frozen model does not freeze a dict inside it, and one `Target` serves every layer that asks (`_shipped`).
 _Options = Annotated[Mapping[str, bool], AfterValidator(MappingProxyType)]
 _Runtime = Literal["litert", "litert-reference", "tflm"]  # those of `kquant.predict`
 _Times = Annotated[Mapping[str, Annotated[float, Field(gt=1)]], AfterValidator(MappingProxyType)]
@@ -106,6 +107,7 @@ class Operator(BaseModel):
         notes: further limits in words.
     """
 
+    # strict: 1 is not true and "3" no version; lists of TOML become tuples where a field says strict=False
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     int8: bool
@@ -156,6 +158,7 @@ class Operator(BaseModel):
             >>> load("tflm").ops["FULLY_CONNECTED"].per_axis_for("int16x8")
             False
         """
+        # no default of another type's: a kernel may read one scale where the one of int8 reads many
         return {"int16x8": self.per_axis_int16, "int4": self.per_axis_int4}.get(type, self.per_axis)
 
     def max_rescale_for(self, type: str = "int8") -> float | None:
@@ -201,6 +204,7 @@ class Operator(BaseModel):
             >>> [load(name).ops["CONV_2D"].packs("int16x8") for name in ("litert", "tflm")]
             [True, False]
         """
+        # `int4_weights` alone says int8: under other activations another kernel, or none, unpacks the codes
         return self.int4_weights and (type == "int8" or type in self.int4_with)
 
     def slowdown(self, runtime: str, depth: int, type: str = "int8") -> float | None:
@@ -294,6 +298,7 @@ class Target(BaseModel):
             >>> load("litert").runtimes_for("SUM")
             ('litert',)
         """
+        # an operator that the target does not list is checked by none of its runtimes
         broken = self.ops[op].broken_on if op in self.ops else self.runtimes
         return tuple(runtime for runtime in self.runtimes if runtime not in broken)
 
@@ -381,6 +386,7 @@ def parse(text: str, where: str) -> Target:
     try:
         given = tomllib.loads(text)
         if "ops_of" in given:
+            # row by row: what a target says of an operator stands whole in its own file
             given["ops"] = {**load(given.pop("ops_of")).ops, **given.get("ops", {})}
         return Target.model_validate(given)
     except tomllib.TOMLDecodeError as error:
