@@ -132,12 +132,14 @@ def _trials(
 
 def _settings(found: list[Unit], weights: Names, sensitivity: bool) -> list[Names]:
     """Each set of layers to be quantized once; that of none is the float model."""
+    # equal sets run once: a model of one layer has the same set for "weights" and for "this layer alone"
     everything = all_names(found)
     wanted = [everything, weights, everything - weights, *(settings_of(found) if sensitivity else ())]
     return [names for names in dict.fromkeys(wanted) if names]
 
 
 def _refuse_uncalibrated(qmodel: keras.Model) -> None:
+    # such a tensor stays float, so the figures would be those of another model than the file
     blank = [q.name for q in encodings_of(qmodel) if q.has_range and not np.any(q.count.numpy())]
     if blank:
         raise ValueError(
@@ -165,6 +167,7 @@ def _layers(graph: Graph, found: list[Unit], passes: Passes, sensitivity: bool) 
 
 
 def _sensitivity(unit: Unit, passes: Passes, everything: Names) -> Sensitivity:
+    # of one that has weights or an encoding only, `only` says it already
     both = bool(unit.weight_names and unit.quant_names)
     return Sensitivity(
         only=passes.value(unit.names),
@@ -180,6 +183,7 @@ def _tensors(graph: Graph, found: list[Unit], passes: Passes) -> tuple[TensorRep
     makers = graph.producers()
     made_by = {}
     for name, nodes in passes.calls.items():
+        # a model input has no maker; an encoding of several tensors goes by the last of them
         maker = makers.get(id(nodes[-1].args[0]))
         made_by[name] = names[name] if maker is None else maker.name
     return tuple(

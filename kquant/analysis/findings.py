@@ -79,6 +79,7 @@ class Evidence:
 
 def findings(evidence: Evidence) -> tuple[Finding, ...]:
     """All causes that the evidence shows; data first, then the structure, then what more bits would buy."""
+    # data that show too little make every later finding doubtful, so that comes first
     found = (few_samples, ranges, concats, outliers, unequalized, low_bits, sensitive)
     return tuple(finding for search in found for finding in search(evidence))
 
@@ -98,6 +99,7 @@ def few_samples(e: Evidence) -> Iterator[Finding]:
 def ranges(e: Evidence) -> Iterator[Finding]:
     """Ranges that clip too much, or leave most of the grid unused."""
     for t in e.tensors:
+        # it cannot be chosen, or no other is much better, or it leaves all the signal that so many bits can hold
         if t.is_fixed or t.gain_db < GAIN_DB or t.sqnr_db > HEALTHY_DB - BIT_DB * (8 - min(t.bits, 8)):
             continue
         better = f"[{t.best_low:.4g}, {t.best_high:.4g}] would have {t.gain_db:.1f} dB less noise"
@@ -112,6 +114,7 @@ def ranges(e: Evidence) -> Iterator[Finding]:
 def _observer(e: Evidence, t: TensorReport) -> tuple[str, ...]:
     """The range with the least error, from data like these; or as before, where calibration saw other data."""
     unit = next(u for u in e.units if u.name == t.unit)
+    # a rule speaks for layers: inputs and encodings of several tensors belong to none
     everywhere = unit.kind in ("Input", "encoding", "shared encoding") or len(t.sites) > 1
     mse = _rule(t.layer, "activations", 'observer = "mse"')
     return ('[activations]\nobserver = "mse"' if everywhere else mse, 'steps = ["calibrate"]')
@@ -121,6 +124,7 @@ def concats(e: Evidence) -> Iterator[Finding]:
     """Tensors of very different ranges in one encoding."""
     for t in e.tensors:
         widths = np.array([max(high, 0.0) - min(low, 0.0) for low, high in t.sites])
+        # beyond here one of the tensors has less than an eighth of the codes
         if len(widths) < 2 or widths.min() * UNBALANCED > widths.max():
             continue
         evidence = f"one encoding for ranges of width {', '.join(f'{w:.4g}' for w in widths)}"
@@ -131,8 +135,10 @@ def concats(e: Evidence) -> Iterator[Finding]:
 def outliers(e: Evidence) -> Iterator[Finding]:
     """One scale for channels of very different ranges."""
     for unit, row in zip(e.units, e.layers, strict=True):
+        # with a scale for each channel an outlier costs its own channel only; gates of an LSTM are no channels
         if row.weights is None or row.weights.per_axis or unit.weighted.channel_axes is None:
             continue
+        # the median of those that do anything: dead channels would make every other one an outlier
         live = np.array([c for c in row.weights.channels if c > 0.0])
         if live.size < 2 or live.max() < CHANNEL_OUTLIER * np.median(live):
             continue
@@ -153,6 +159,7 @@ def _takes_per_axis(layer: Compressed) -> bool:
 
 def unequalized(e: Evidence) -> Iterator[Finding]:
     """Channels that are wide before and narrow behind, where a layer and the outputs suffer."""
+    # ranges that differ are no fault by themselves: somebody must suffer, a layer and the outputs
     rows = {row.name: row for row in e.layers} if _loses(e) else {}
     for pair in e.pairs:
         suffering = [rows[name] for name in (pair.first, pair.second) if name in rows and _suffers(rows[name])]
@@ -181,6 +188,7 @@ def low_bits(e: Evidence) -> Iterator[Finding]:
     if not poor or not _loses(e):
         return
     worst = min(few, key=_weights_alone)
+    # in the order of their price; the trials decide
     candidates = (SEQUENTIAL_MSE, ADAROUND, _rule(worst.name, "weights", "bits = 8"))
     bits = "/".join(map(str, sorted({row.weights.bits for row in few if row.weights is not None})))
     evidence = f"weights of {len(poor)} of {len(few)} layers below {LOW_WEIGHTS_DB:g} dB; {worst.name} costs most"
@@ -230,6 +238,7 @@ def share_of_loss(float_value: float, simulated: float, row: LayerReport, is_sqn
     if row.sensitivity is None:
         return 0.0
     if is_sqnr:
+        # decibels do not subtract, powers of noise do: what is left with this layer in float, of the whole
         left, whole = (10.0 ** (-db / 10.0) for db in (row.sensitivity.all_but, simulated))
         return 1.0 - left / whole if whole else 0.0
     drop = float_value - simulated

@@ -63,6 +63,7 @@ def peak_bytes(graph: Graph) -> int:
         >>> peak_bytes(kquant.views.quantized_model.read(q))
         48
     """
+    # the sum grows where a tensor begins and nowhere else, so the beginnings are the times to look at
     tensors = live_tensors(graph)
     return max(sum(t.bytes for t in tensors if t.first <= at <= t.last) for at in {t.first for t in tensors})
 
@@ -79,22 +80,26 @@ def live_tensors(graph: Graph) -> list[Live]:
     found = {id(t): Live(_bytes(t, bits), 0, 0) for t in keras.tree.flatten(graph.inputs)}
     copies: dict[int, Live] = {}  # id(tensor with codes) -> the same in float
     for at, node in zip(itertools.count(2, 2), graph.nodes, strict=False):  # between two calls is room for a conversion
+        # One operator of the file is up to three calls here (layer, ReLU, encoding): they write the same tensor.
         source = _completed(node, found)
         if source is None and _is_fused(node, producers, consumers, kept):
             source = node.inputs[0]
         made = Live(0, at, at) if source is None else found[id(source)]
         for tensor in [found[id(t)] for t in node.inputs if id(t) in found and found[id(t)] is not made]:
             if node.name in floats and tensor.quantized:
+                # one DEQUANTIZE serves every float layer that reads these codes; it runs right before the first of them
                 copy = copies.setdefault(id(tensor), Live(tensor.values * FLOAT_BYTES, at - 1, at, tensor.values))
                 tensor.last, copy.last = max(tensor.last, copy.first), max(copy.last, at)
             else:
                 tensor.last = max(tensor.last, made.first)  # an operator reads as it starts to write
+        # sizes at the last call of the operator: a layer's float32 become int8 where its encoding completes it
         if not isinstance(node.op, FakeQuant) or quantizes(node):
             made.values = size_of(node.outputs[0].shape[1:])
             made.bytes = made.values * FLOAT_BYTES if node.name in floats else _bytes(node.outputs[0], bits)
             made.quantized |= isinstance(node.op, FakeQuant) or (node.name not in floats and _keeps_codes(node, found))
             made.in_float |= node.name in floats
         found[id(node.outputs[0])] = made
+        # a Split writes several tensors at once
         if not isinstance(node.op, FakeQuant | Holder):  # the further outputs of those are scales
             found |= {id(t): replace(made, bytes=_bytes(t, bits)) for t in node.outputs[1:]}
     for t in outputs:

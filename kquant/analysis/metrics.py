@@ -29,6 +29,7 @@ def top1(labels: np.ndarray) -> Callable[[Any], float]:
                 f"accuracy: expected one output [samples, classes] and a label for each sample. Received: outputs "
                 f"{shape}, {len(labels)} labels."
             )
+        # a single output is the probability of class 1
         found = outputs.argmax(axis=1) if outputs.shape[1] > 1 else (outputs[:, 0] > 0.5).astype(int)
         return float(np.mean(found == labels[: len(outputs)]))
 

@@ -41,6 +41,7 @@ def pairs(graph: Graph) -> list[Pair]:
         before = _ranges(pair.first, 0)
         after = largest(_ranges(pair.second, 1), pair.channels, before.size)
         live = _live(before) & _live(after)
+        # equalization divides r1 and multiplies r2 by the same number, so that r1 / r2 of all channels become equal
         ratios = before[live] / after[live]
         spread = float(ratios.max() / ratios.min()) if ratios.size else 1.0
         found.append(Pair(pair.first.name, pair.second.name, spread))

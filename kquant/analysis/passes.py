@@ -51,6 +51,7 @@ def chunks(graph: Graph, x: list[np.ndarray]) -> list[Any]:
         graph: of the quantized model.
         x: one array for each input.
     """
+    # float values of all tensors stay while a chunk is walked over: every setting starts from them
     sizes = [np.prod([n or 1 for n in t.shape[1:]]) for node in graph.nodes for t in node.outputs]
     half = -(-len(x[0]) // 2)  # two chunks at least: they tell whether ranges still move
     step = int(np.clip(MOST_VALUES // max(int(np.sum(sizes)), 1), 1, min(MOST_SAMPLES, half)))
@@ -103,6 +104,7 @@ class Passes:
                 self._keep(self.ALL, real, found)
                 for unit in self.units:
                     self.noises[id(unit)] = self.noises.get(id(unit), Noise()) + _of_unit(unit, real, found)
+                # the settings below need the memory; `real` is all they start from
                 del found
                 bar.update()
                 for names in self.settings:
@@ -115,11 +117,13 @@ class Passes:
             layer: FakeQuant = nodes[0].op
             grid = grid_of(self.sources[name])
             if grid is not None:
+                # an encoding of several tensors has one grid, and so one histogram
                 values = tf.concat([tf.reshape(real[id(node.args[0])], (-1,)) for node in nodes], 0)
                 self.seen.setdefault(name, Seen()).add(values, *grid, layer.spec.low, layer.spec.high)
 
     def _simulate(self, names: Names, real: dict[int, Any]) -> None:
         """One setting on one chunk; what lies before the first named layer is what it is in float."""
+        # tensors are shared, not copied: a setting replaces those that it changes
         values = dict(real)
         changed: set[int] = set()
         with only(names):
@@ -131,6 +135,7 @@ class Passes:
                     values[id(t)] = value
                     changed.add(id(t))
         self._keep(names, real, values)
+        # a setting that is one layer alone tells that layer's own noise as well, at its output
         unit = self.by_names.get(names)
         if unit is not None:
             self.local[id(unit)] = self.local.get(id(unit), Noise()) + _of_unit(unit, real, values)

@@ -59,6 +59,7 @@ class Trials:
 
     def gain(self, change: str) -> Gain | None:
         """What a change of the recipe gains; None where no model comes of it."""
+        # quantized anew from the float model: with the change widths, packing and what fuses may come out otherwise
         chosen = merged(self.recipe, change)
         try:
             with warnings.catch_warnings():
@@ -108,6 +109,7 @@ def told(findings: Sequence[Finding], trials: Trials | None, verbose: bool) -> t
     """
     if trials is None:
         return tuple(findings)
+    # a remedy that several findings ask for (equalization) is tried once
     changes = list(dict.fromkeys(change for f in findings for change in f.candidates))
     gains: dict[str, Gain | None] = {}
     for change in tqdm(changes, desc="remedies", unit="model", disable=not verbose, total=len(changes)):
@@ -122,6 +124,7 @@ def _with_best(finding: Finding, gains: dict[str, Gain | None], is_sqnr: bool) -
     if not helping:
         return finding
     best = max(_worth(gain, is_sqnr) for _, gain in helping)
+    # of a metric of the caller's nobody knows what is within its noise
     margin = LEAST_DB if is_sqnr else 0.0
     equal = [(change, gain) for change, gain in helping if _worth(gain, is_sqnr) >= best - margin]
     change, gain = min(equal, key=lambda pair: _cost(pair[0]))
@@ -150,6 +153,7 @@ def _cost(change: str) -> int:
             asked.add("per_axis")
         if "observer" in table.get("activations", {}):
             asked.add("observer")
+    # the dearest thing tells: 16 bits cost time, whatever correction stands beside them
     return max((COSTS.index(name) for name in asked), default=0)
 
 

@@ -54,11 +54,13 @@ def noise_of(real: Any, found: Any) -> Noise:
         >>> round(noise_of(np.float32([3.0, 4.0]), np.float32([3.0, 4.5])).db, 6)
         20.0
     """
+    # sums of a million squares lose the small ones in float32, and noise is small
     real, found = (tf.cast(y, tf.float64) for y in (real, found))
     return Noise(float(tf.reduce_sum(tf.square(real))), float(tf.reduce_sum(tf.square(found - real))))
 
 
 def mean_db(outputs: Iterable[Noise]) -> float:
     """SQNR of several outputs together: of the mean of their ratios of noise to signal."""
+    # ratios and not decibels: an output without noise has infinitely many of those
     ratios = [output.ratio for output in outputs]
     return decibel(sum(ratios) / len(ratios))

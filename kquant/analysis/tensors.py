@@ -41,6 +41,7 @@ class Seen:
         codes = tf.round(y / scale) + zero_point
         inside = tf.clip_by_value(codes, float(low), float(high))
         beyond = tf.not_equal(codes, inside)
+        # in float64: squares of a million small errors add up
         error = tf.square(tf.cast((inside - zero_point) * scale, tf.float64) - tf.cast(y, tf.float64))
         clipping = float(tf.reduce_sum(tf.where(beyond, error, tf.zeros_like(error))))
         self.values += int(tf.size(y))
@@ -75,9 +76,11 @@ def tensor_report(layer: FakeQuant, source: FakeQuant, unit: str, made_by: str, 
     scale, zero_point = (float(v) for v in source.grid()[:2])
     low, high = (layer.spec.low - zero_point) * scale, (layer.spec.high - zero_point) * scale
     all_seen = merged(seen.statistics)
+    # where half of the data has narrower ranges than all, more data would widen them further
     first = merged(seen.statistics[: max(1, len(seen.statistics) // 2)])
     noise = Noise(seen.signal, seen.rounding + seen.clipping)
     best_low, best_high = observers.mse(all_seen, layer.spec)
+    # the same formula for both grids, from the histogram: what another range has to gain, not what was measured
     best, now = (
         float(observers.squared_error(all_seen, layer.spec, np.array([a]), np.array([b]), 1.0)[0])
         for a, b in ((best_low, best_high), (low, high))
@@ -144,5 +147,6 @@ def _shown(s: Statistics) -> tuple[tuple[int, ...], tuple[float, ...]]:
     used = np.flatnonzero(s.counts)
     a, b = edges[used[0]], edges[used[-1] + 1]
     centers = (edges[1:] + edges[:-1]) / 2
+    # counts go to where the middle of their bin lies: few bins over the seen range nest in none of the 2048
     counts, shown = np.histogram(centers, bins=SHOWN_BINS, range=(a, b), weights=s.counts)
     return tuple(int(n) for n in counts), tuple(float(e) for e in shown)

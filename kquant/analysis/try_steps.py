@@ -156,12 +156,14 @@ def _tried(
     check_steps(chosen)
     x = gather(qmodel, data, limit)
     had_ranges = _has_ranges(qmodel)
+    # first: where the model itself is changed nobody could look at it later
     before, real, outputs = _states(qmodel, x, verbose)
     before_db = _db(had_ranges, real, outputs)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ForgottenRanges)  # `notes` tell
         apply_steps(changed, chosen, data, verbose=verbose)
     forgotten = _without_range(changed) if had_ranges else []
+    # a model of the caller's is left as the steps leave it; a copy is made comparable
     notes = _calibrated_again(changed, forgotten, x, verbose) if changed is not qmodel else _told(forgotten)
     after, _, found = _states(changed, x, verbose)
     return DryRun(

@@ -80,6 +80,7 @@ class _Units:
         self.producers = graph.producers()
         self.names = {id(t): t.name for t in keras.tree.flatten(graph.inputs)}
         self.joins = self.joined(graph)
+        # known before any unit is made: the first call of a shared encoding must not give it to its layer
         roots: dict[int, set[int]] = {}  # encoding -> the layers that write into it
         quants = [node for node in graph.nodes if quantizes(node)]
         for node in quants:
@@ -100,10 +101,12 @@ class _Units:
         """An encoding joins the layer whose output it holds, or the encoding that it follows."""
         key, root = self.root(node)
         if node.op.follows:
+            # it has no range of its own that could be wide or narrow: it counts with the one that it follows
             source = self.producers[id(node.kwargs["encodings"][0])].op
             next(unit for unit in self.found.values() if source in unit.quants).quants.append(node.op)
             return
         if shared:
+            # named after what makes them share: the user knows the Concatenate, and no encoding
             join = self.joins.get(id(node.op))
             name, kind = (node.name, "shared encoding") if join is None else (join.name, _kind(join.op))
             unit = self.unit(id(node.op), name, kind)
@@ -117,6 +120,7 @@ class _Units:
                 unit.nodes.append(root)
         if node.op not in unit.quants:
             unit.quants.append(node.op)
+        # the layer's output is what the next one reads: behind its encoding, no longer its sums
         if unit.weighted is not None and root is not None and root.outputs[0] in unit.outputs:
             unit.outputs[unit.outputs.index(root.outputs[0])] = node.outputs[0]
         else:
@@ -138,6 +142,7 @@ class _Units:
         made = self.producers.get(id(tensor))
         if made is None:
             return id(tensor), None
+        # of one input: an addition behind a layer with weights is an operator of its own, a ReLU is none
         before = self.producers.get(id(made.inputs[0])) if len(made.inputs) == 1 else None
         if before is not None and _is_weighted(before.op) and not isinstance(made.op, FakeQuant):
             made = before
@@ -159,6 +164,7 @@ def followed(graph: Graph) -> dict[str, FakeQuant]:
     for node in graph.nodes:
         if isinstance(node.op, FakeQuant):
             source = producers[id(node.kwargs["encodings"][0])].op if node.op.follows else node.op
+            # of one that follows another follower: calls come in order, so that one has its source already
             found[node.op.name] = found.get(source.name, source)
     return found
 
@@ -174,6 +180,7 @@ def _macs(unit: Unit, node: Node) -> int:
     if layer is not None:
         return sum(macs_of(find(layer.layer), kernel.shape, x, y) for kernel in layer.kernels())
     rule = find(node.op)
+    # each number of the output sums over the last axis of the first input
     return size_of(y) * (x[-1] or 1) if rule is not None and "BATCH_MATMUL" in rule.operators else 0
 
 
@@ -182,6 +189,7 @@ def weight_bytes(unit: Unit) -> int:
     layer = unit.weighted
     if layer is None:
         return 0
+    # two to a byte, an odd number of them rounded up for each kernel
     stored = sum(math.ceil(size_of(kernel.shape) * _stored_bits(layer) / 8) for kernel in layer.kernels())
     return stored + BIAS_BYTES * layer.biases()
 

@@ -31,6 +31,7 @@ def _clipped(kernel: Kernel) -> int:
     scale, spec = kernel.scale, kernel.holder.spec
     if scale is None or spec is None:
         return 0
+    # half a step beyond still rounds to the last code, with an error like that of any other
     return int(np.sum(np.abs(kernel.rows) > (spec.high + 0.5) * np.asarray(scale, np.float64)))
 
 
