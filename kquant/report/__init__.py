@@ -5,7 +5,7 @@
     report.html(kquant.analyze(qmodel, images), "report.html")
 
 A result comes in, tables on a terminal, a page, a picture or JSON go out. A new report is one function that
-`page.page_of` registers, and the entry that imports it here.
+`page.page` registers, in a file that is imported here.
 """
 
 from kquant.report import compression, pages  # noqa: F401  they register their pages

@@ -56,6 +56,7 @@ def check_html(path: str | Path) -> Path:
     target = Path(path)
     if target.suffix != ".html":
         raise ValueError(f"report.html: {target}: expected a name that ends in .html.")
+    # asked before an analysis, which takes minutes, and needed only behind it
     destination(target, "report.html", "report.html")
     check_extra("the HTML report", "jinja2", "matplotlib")
     return target
@@ -79,11 +80,13 @@ def render_html(analysis: Analysis) -> str:
     from kquant.report import plots
 
     source = resources.files(__package__ or "kquant.report").joinpath(TEMPLATE).read_text(encoding="utf-8")
+    # names of layers are the user's, and go into the page as text
     template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(source)
     return template.render(
         analysis=analysis,
         headline=headline(analysis),
         facts=list(facts(analysis)),
+        # a model without weights has no table of them, rather than an empty one
         tables=[table for table in page(analysis).tables if table.rows],
         plots=[
             ("Along the network", ALONG, plots.along_network(analysis)),

@@ -45,6 +45,7 @@ def markdown() -> str:
     parts = [HEAD]
     for family in FAMILIES:
         summary = " ".join((family.__doc__ or "").strip().split("\n\n")[0].splitlines())
+        # several rules may speak for one class: with and without an activation, or in other orders of its axes
         rows: dict[str, list[Rule]] = {}
         for rule in rules_of(family):
             public = [cls.__name__ for cls in rule.layers if cls.__module__.startswith("keras")]
@@ -55,6 +56,7 @@ def markdown() -> str:
         gone = "nothing in the file" if family is passive else ""
         lines = []
         for name, rules in rows.items():
+            # what the examples became, since that is true; the rule's word only where no example has the layer
             becomes = gone or _measured(name) or _becomes(rules)
             lines.append(f"| {_names(name)} | {becomes} | {_where(name, 'wide')} | {_where(name, 'packed')} |")
         title = family.__name__.rsplit(".", 1)[-1]
@@ -92,6 +94,7 @@ def _measured(name: str) -> str:
 
 
 def _shortest(ways: list[tuple[str, ...]]) -> dict[str, None]:
+    # a longer way has all of a shorter one and something beside it: an activation, a reshape
     kept = [way for way in ways if not any(set(other) < set(way) for other in ways)]
     return dict.fromkeys(", ".join(way) or "nothing in the file" for way in kept)
 
@@ -116,6 +119,7 @@ def _examples() -> dict[str, dict[str, list[_Way]]]:
     """Class -> target -> what each example with it becomes."""
     found: dict[str, dict[str, list[_Way]]] = {}
     for build in (build for rule in RULES for build in rule.examples):
+        # an example is of one rule, and shows every layer in it
         for node in trace(build(), lambda op: find(op) is not None).nodes:
             kind = type(node.op).__name__
             kind = kind if isinstance(node.op, keras.layers.Layer) else f"ops.{kind}"
@@ -138,6 +142,7 @@ def _ways(node: Node) -> dict[str, _Way]:
             continue
         wide = all(16 in rule.widths for rule in rules) and all(target.supports(code, "int16x8") for code in codes)
         weighted = [code for rule in rules if rule.weights is not None for code in rule.operators]
+        # without weights there is nothing to pack, though every operator of it might
         packed = bool(weighted) and all(target.supports(code, "int4") for code in weighted)
         ways[name] = _Way(codes, wide, packed)
     return ways

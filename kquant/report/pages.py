@@ -32,6 +32,7 @@ def headline(a: Analysis) -> str:
 
 def is_sqnr(a: Analysis) -> bool:
     """True where the metric is SQNR, which is infinite in float."""
+    # both: a caller's metric may be called so, and may be infinite
     return math.isinf(a.float_value) and a.metric == "SQNR in dB"
 
 
@@ -139,6 +140,7 @@ def _tensors(a: Analysis) -> Table:
 
 @page.register
 def _dry_run(d: DryRun) -> Page:
+    # a table knows its columns by name, so equal heads end in different numbers of blanks
     columns = ("layer", "weights before", "after", "spread before", "after ", "SQNR before", "after  ")
     rows = tuple(
         (
@@ -155,6 +157,7 @@ def _dry_run(d: DryRun) -> Page:
     before = "no ranges" if d.before_db is None else f"{figure(d.before_db)} dB"
     after = "no ranges" if d.after_db is None else f"{figure(d.after_db)} dB"
     done = ", ".join(d.steps) + " on a copy" * d.on_copy
+    # ranges that are gone are worse than any: the model cannot be exported
     worse = d.before_db is not None and (d.after_db is None or d.after_db < d.before_db)
     return Page(
         headline=f"{d.model}, {done}, {d.samples} samples: SQNR {before} -> {after}",
@@ -173,6 +176,7 @@ def figure(value: float | None) -> str:
     """Four digits; `-` for what was not measured, `equal` for an infinite SQNR."""
     if value is None:
         return "-"
+    # -inf is the SQNR of a tensor that is 0 in float, and anything but equal
     return "equal" if math.isinf(value) and value > 0 else f"{value:.4g}"
 
 

@@ -21,6 +21,7 @@ ROW_INCHES = 0.24
 LONGEST_NAME = 34
 WORST_TENSORS = 9
 AS_GOOD_AS_EQUAL_DB = 100.0  # float32 rounds so
+# Text stays text, in the page's font; ids are hashed with a constant, so that the same analysis makes the same file.
 STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "kquant",
@@ -43,6 +44,7 @@ STYLE = {
 @matplotlib.rc_context(STYLE)
 def along_network(a: Analysis) -> str:
     """For every layer in order: SQNR of its output, and where it was measured, its sensitivity."""
+    # layers that only move codes leave their output equal: there is nothing to show of them
     rows = [r for r in a.layers if not (math.isinf(r.sqnr_db) and r.weights is None)]
     wanted = 3 if any(r.sensitivity for r in rows) else 1
     fig, axes = _figure(len(rows), wanted, [r.name for r in rows])
@@ -64,6 +66,7 @@ def _sensitivity(ax: Any, a: Analysis, rows: Sequence[LayerReport]) -> None:
     """The metric with only one layer quantized: both, its weights, its output."""
     places = list(range(len(rows)))
     found = [r.sensitivity for r in rows]
+    # None where a layer was not measured, or has only one of both: no dot
     _dots(ax, [s and s.only_weights for s in found], places, GREEN, "its weights", "s")
     _dots(ax, [s and s.only_activations for s in found], places, ORANGE, "its output", "D")
     _dots(ax, [s and s.only for s in found], places, BLUE, "layer", "o")
@@ -76,6 +79,7 @@ def _sensitivity(ax: Any, a: Analysis, rows: Sequence[LayerReport]) -> None:
 def _losses(ax: Any, a: Analysis, rows: Sequence[LayerReport]) -> None:
     """What is won with all but one layer quantized."""
     shares = [100.0 * share(a, r) for r in rows]
+    # red from where `analysis.findings` calls a layer sensitive
     ax.barh(range(len(rows)), shares, color=[RED if s >= 20.0 else BLUE for s in shares], height=0.62)
     ax.axvline(0.0, color=FAINT, linewidth=0.8)
     ax.set_xlabel("of the loss, gone with this layer in float, %")
@@ -97,6 +101,7 @@ def weight_ranges(a: Analysis) -> str:
         return ""
     fig, axes = _figure(len(rows), 2, [r.name for r in rows])
     for place, row in enumerate(rows):
+        # of the layer's own largest, as layers differ by orders of magnitude; an axis of logarithms has no place for 0
         top = max(row.weights.channels) if row.weights else 1.0
         shown = [c / top for c in (row.weights.channels if row.weights else ()) if c > top * SMALLEST_CHANNEL]
         axes[0].boxplot(
@@ -104,6 +109,7 @@ def weight_ranges(a: Analysis) -> str:
             positions=[place],
             orientation="horizontal",
             widths=0.6,
+            # whiskers to the extremes, no dots; names of layers at the ticks, which matplotlib would put numbers at
             whis=(0, 100),
             boxprops={"color": BLUE},
             medianprops={"color": ORANGE},
@@ -123,6 +129,7 @@ def weight_ranges(a: Analysis) -> str:
 @matplotlib.rc_context(STYLE)
 def histograms(a: Analysis) -> str:
     """Values of the noisiest tensors against their grid."""
+    # of what a kernel prescribes there is nothing to choose
     moving = [t for t in a.tensors if not t.is_fixed and math.isfinite(t.sqnr_db)]
     worst = sorted(moving, key=lambda t: t.sqnr_db)[:WORST_TENSORS]
     if not worst:
@@ -131,12 +138,14 @@ def histograms(a: Analysis) -> str:
     fig, axes = _subplots(lines, 3, figsize=(10.5, 1.95 * lines))
     for ax, tensor in zip(axes.flat, worst, strict=False):
         _histogram(ax, tensor)
+    # rows of three: the last one may have panels to spare
     for ax in list(axes.flat)[len(worst) :]:
         ax.set_visible(False)
     return _svg(fig)
 
 
 def _histogram(ax: Any, t: TensorReport) -> None:
+    # a bin with a single value stands above the ground, where the axis of logarithms begins
     ax.stairs(t.counts, t.edges, fill=True, color=BLUE, linewidth=0, baseline=0.5)
     ax.axvspan(t.low, t.high, color=GREEN, alpha=0.13, linewidth=0)
     for end in (t.low, t.high):
@@ -152,12 +161,14 @@ def _figure(rows: int, columns: int, names: Sequence[str]) -> tuple[Any, list[An
     fig, axes = _subplots(1, columns, sharey=True, figsize=(10.5, 1.0 + ROW_INCHES * rows))
     row = list(axes.flat)
     row[0].set_yticks(range(rows), [_short(name) for name in names])
+    # from large to small: the first layer on top, half a line of room at both ends
     row[0].set_ylim(rows - 0.4, -0.6)
     return fig, row
 
 
 def _subplots(lines: int, columns: int, **options: Any) -> tuple[Any, Any]:
     """Axes on a figure of their own; nothing is drawn on a screen."""
+    # without pyplot, which wants a screen and keeps every figure
     from matplotlib.figure import Figure
 
     fig = Figure(figsize=options.pop("figsize"), layout="constrained")
@@ -172,11 +183,13 @@ def _short(name: str) -> str:
 def _svg(fig: Any) -> str:
     """Inline SVG without links and namespaces, which HTML does not need."""
     content = io.StringIO()
+    # no date, so that the same analysis makes the same file
     fig.savefig(content, format="svg", transparent=True, metadata={"Date": None})
     text = content.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", text)
+    # without a size of its own the picture takes the width of the page, in the proportions of its viewBox
     text = re.sub(r'(<svg[^>]*?)\swidth="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg[^>]*?)\sheight="[^"]*"', r"\1", text, count=1)
     return text.replace(INK, "currentColor").replace(FAINT, "var(--line)")

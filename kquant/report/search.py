@@ -42,6 +42,7 @@ def _failed(rung: Rung) -> str:
 def _mixed(m: Mixed) -> Page:
     unit, limit = m.budget
     columns = ("moves", "file, bytes", "arena, bytes", "bit MACs", "SQNR, dB", "score", "")
+    # by identity: a point holds a recipe, a dict, and has no hash
     best = {id(p) for p in m.pareto}
     corrected = m.chosen not in m.points  # measured again behind its steps
     rows = tuple(
@@ -59,6 +60,7 @@ def _mixed(m: Mixed) -> Page:
     made = tuple((v.layer, f"{v.setting} {'4' if v.setting == 'weights' else '8'} bits") for v in m.made)
     found = f"{getattr(m.chosen, unit):,} of {limit:,} {UNITS[unit]}"
     missed = f"No choice of widths is inside the budget: the smallest has {found}."
+    # the search did find a model inside the budget; what the caller does next differs
     if corrected and min(getattr(p, unit) for p in m.points) <= limit:
         missed = f"The steps brought the chosen model out of the budget: it has {found}."
     return Page(
@@ -100,6 +102,7 @@ def pareto(mixed: Mixed, path: str | Path) -> Path:
     if kind not in ("png", "svg", "pdf"):
         raise ValueError(f"report.pareto: {path} must end in .png, .svg or .pdf.")
     destination(path, "report.pareto", "pareto.png")
+    # without pyplot, which wants a screen and keeps every figure
     figures = importlib.import_module("matplotlib.figure")
     fig = figures.Figure(figsize=(6.4, 4.2), layout="constrained")
     ax = fig.add_subplot()

@@ -20,6 +20,7 @@ TENSORS_SHOWN = 3
 @page.register
 def _export(report: ExportReport) -> Page:
     arena = "not measured" if report.arena_bytes is None else f"{report.arena_bytes:,} bytes (TFLM on this host)"
+    # what went wrong on each runtime first, then what is worth knowing
     findings = [line for v in report.verification for line in _verify_findings(v)]
     findings += [] if report.streaming is None else report.streaming.notes
     findings += weight_findings(report.weights)
@@ -67,6 +68,7 @@ def _verdict(report: VerifyReport) -> str:
         return "equal in every code: the file is the model"
     if report.verdict == "wrong":
         return "the file is NOT the model"
+    # one verdict for all outputs: that of the output which suffers most
     worst = min(report.agreements, key=lambda a: a.sqnr_db)
     figures = f"{_percent(worst.equal)} of the codes equal, at most {worst.max_err_lsb} LSB off, {worst.sqnr_db:.1f} dB"
     said = f"the model's encodings; this runtime rounds otherwise: {figures}"
@@ -94,6 +96,7 @@ def _check(report: CheckReport) -> Page:
 
 def _folds(report: CheckReport) -> Iterable[str]:
     """Batch norms and constants that fold, those that stay, and why."""
+    # a model with refused layers is not folded at all, so that no list would be right
     if not report.ok and any(row.kind == "BatchNormalization" for row in report.layers):
         yield "which batch norms fold is known once every layer has an integer form"
     gone = [fold for fold in report.folds if fold.into is not None]
@@ -107,6 +110,7 @@ def _folds(report: CheckReport) -> Iterable[str]:
 
 @page.register
 def _file(model: FileModel) -> Page:
+    # the plan of a stream is JSON for `kquant.Stream`, and nothing to read
     made_by = ", ".join(f"{key} {value}" for key, value in model.metadata.items() if key != "streaming")
     facts = [f"file {model.size_bytes:,} bytes, of it stored tensors {model.weight_bytes:,} bytes"]
     if made_by:
@@ -134,6 +138,7 @@ def _verify_findings(report: VerifyReport) -> Iterable[str]:
         yield f"{report.runtime}: these operators compute in float: {', '.join(report.float_operators)}."
     if report.wrong_encodings:
         yield f"{report.runtime}: scale or zero point is not the model's at {', '.join(report.wrong_encodings)}."
+    # only where nothing above explains it: other encodings give other codes, of course
     if report.follows and report.verdict == "wrong" and not (report.float_operators or report.wrong_encodings):
         yield f"{report.runtime}: codes differ on the runtime whose roundings the model computes."
     if report.verdict == "rounds otherwise" and not report.agrees:
@@ -212,12 +217,14 @@ def _encoding(scale: float | None, zero_point: int | None) -> tuple[str, str]:
 
 
 def _counts(title: str, column: str, counts: dict[str, int]) -> Table:
+    # most frequent first, equal ones by name: the same file always reads the same
     rows = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     return Table(title, (column, "count"), tuple((name, str(n)) for name, n in rows), ("count",))
 
 
 def _tensors(model: FileModel, indices: tuple[int, ...]) -> str:
     """Types and shapes of an operator's tensors: `INT8 1x8x8x16, INT8 32x3x3x16`."""
+    # -1 stands for an input that is left out, such as a bias
     present = [model.tensors[i] for i in indices if i >= 0]
     parts = [f"{t.type} {'x'.join(map(str, t.shape)) or 'scalar'}" for t in present[:TENSORS_SHOWN]]
     more = len(present) - TENSORS_SHOWN

@@ -35,9 +35,11 @@ def show(report: Any, console: Console | None = None) -> None:
     Raises:
         TypeError: not a report.
     """
+    # into a pipe rich would fold at 80 characters
     console = console or Console(width=None if sys.stdout.isatty() else WIDTH)
     content = page(report)
     colour = "green" if content.ok else "red"
+    # names of layers may hold brackets, which rich takes for its markup, and numbers, which it would colour
     console.print(f"[bold {colour}]{escape(content.headline)}[/]", highlight=False)
     for finding in content.findings:
         console.print(f"[yellow]![/] {escape(finding)}", highlight=False)
@@ -70,6 +72,7 @@ def fitting(table: Table, width: int) -> list[Table]:
     needs = [_least(table, i) for i in range(len(table.columns))]
     parts, room = [[0]], width - needs[0]
     for i in range(1, len(table.columns)):
+        # a part has one column beside the first at least, too wide as it may be
         if needs[i] + GAP > room and len(parts[-1]) > 1:
             parts.append([0])
             room = width - needs[0]
@@ -91,6 +94,7 @@ def fitting(table: Table, width: int) -> list[Table]:
 def _least(table: Table, place: int) -> int:
     """The narrowest a column may get: numbers stay whole, words may be folded."""
     cells = [row[place] for row in table.rows]
+    # of a table without rows the heads alone tell
     longest = max((len(cell) for cell in cells), default=0)
     if _whole(table, place):
         return max(longest, len(table.columns[place]))
@@ -179,6 +183,7 @@ def arrays_to_json(arrays: dict[str, np.ndarray]) -> str:
 
 def to_json(report: Any) -> str:
     """The report's `to_dict()` as strict JSON: infinite figures (the SQNR of equal outputs) become null."""
+    # a CompressResult holds a model, which is no data, and the report of its file
     plain = report.to_dict() if hasattr(report, "to_dict") else report.report.to_dict()
     return json.dumps(_finite(plain), indent=2)
 

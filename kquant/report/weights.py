@@ -44,6 +44,7 @@ def weight_facts(report: FileBytes) -> Iterable[str]:
 def weights_table(report: FileBytes, shown: int = SHOWN) -> Table:
     """The largest tensors, bytes in every form; a form without a number is none that the runtime executes."""
     largest = sorted(report.layers, key=lambda layer: -layer.raw_bytes)[:shown]
+    # the largest are shown, in the order of the file
     kept = [layer for layer in report.layers if layer in largest]
     title = "Bytes of weights"
     if len(kept) < len(report.layers):
@@ -56,6 +57,7 @@ def tables_table(model: FileModel) -> Table:
     columns = ("in look-up tables", "bits", "tables", "raw", "stored")
     rows = (
         (t.name, str(t.bits), str(t.count), f"{t.raw_bytes:,}", f"{t.stored_bytes:,}")
+        # weights that several DECODEs write, each for its reader, are one row
         for t in {t.name: t for t in model.tables}.values()
     )
     return Table("Look-up tables", columns, tuple(rows), columns[1:])
