@@ -130,11 +130,13 @@ class Distiller(keras.Model):
 
     def call(self, x: Any, training: bool = False) -> Any:
         """The student's outputs."""
+        # on the way: for features the student need not run twice in a step
         with watching([ours for ours, _ in self.pairs]) as seen:
             y = self.student(x, training=training)
         self._local.seen = seen
         return y
 
+    # Keras would list the variables of both models, as it tracks what an attribute holds: the teacher's would train.
     @property
     def trainable_variables(self) -> list[Any]:
         """Those of the student and of the adapters."""
@@ -189,6 +191,7 @@ class Distiller(keras.Model):
                 "with labels and compile with a loss, or distill with alpha=1."
             )
         pairs = self.pairs
+        # no gradient, no dropout, no counter: the teacher only answers
         with watching([theirs for _, theirs in pairs]) as shown, state_unmoved(self.teacher):
             wanted = keras.tree.map_structure(tf.stop_gradient, self.teacher(x, training=False))
         parts = {"soft": self._soft_loss(wanted, y_pred, sample_weight)}
@@ -209,6 +212,7 @@ class Distiller(keras.Model):
         weights = [None] if sample_weight is None else keras.tree.flatten(sample_weight)
         if len(weights) == 1:
             weights = weights * len(found)
+        # one of Keras' losses for each output: it takes sample weights as they do
         losses = [
             SoftTargets(kind, theirs, self.temperature)(t, s, sample_weight=weight)
             for kind, theirs, t, s, weight in zip(
@@ -219,6 +223,7 @@ class Distiller(keras.Model):
 
     def _seen(self, x: Any, training: bool) -> Seen:
         """The student's features of this step."""
+        # taken once: what is left over of another step, or of a graph that was traced before, would be wrong here
         seen, self._local.seen = getattr(self._local, "seen", None), None
         if seen is None or not all(_is_here(t) for t in keras.tree.flatten(seen)):
             with watching([ours for ours, _ in self.pairs]) as seen:  # Keras asks for the loss alone, to see its shape
@@ -230,6 +235,7 @@ class Distiller(keras.Model):
         losses = []
         for (ours, theirs), adapter in zip(self.pairs, self.adapters, strict=True):
             for found, wanted in zip(seen[id(ours)], shown[id(theirs)], strict=True):
+                # in float32 also under mixed precision, where squares of float16 overflow from 256 on
                 distance = keras.losses.MeanSquaredError(dtype="float32")
                 losses.append(distance(tf.stop_gradient(wanted), adapter(tf.cast(found, tf.float32))))
         return tf.add_n(losses)

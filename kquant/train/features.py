@@ -31,6 +31,7 @@ def watching(layers: Sequence[keras.layers.Layer]) -> Iterator[Seen]:
         for layer in layers:
             _WATCHED[id(layer)] = _WATCHED.get(id(layer), 0) + 1
             if _WATCHED[id(layer)] == 1:
+                # past Keras, which would track the attribute; it hides the class' own `call` until it is deleted
                 object.__setattr__(layer, "call", _collecting(layer, layer.call))
     token = _SEEN.set(seen)
     try:
@@ -49,6 +50,7 @@ def _collecting(layer: keras.layers.Layer, call: Any) -> Any:
     @functools.wraps(call)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         outputs = call(*args, **kwargs)
+        # each replica's thread has a context of its own, and so collects its own
         seen = _SEEN.get()
         if seen is not None and id(layer) in seen:
             seen[id(layer)].append(keras.tree.flatten(outputs)[0])
@@ -65,6 +67,7 @@ def traced(model: keras.Model) -> Any:
     """
 
     def compute(x: Any) -> Any:
+        # training=True moves batch norms and ranges, which ends with this scope
         with keras.StatelessScope():
             return model(x, training=True)
 
@@ -111,6 +114,7 @@ def adapters_of(
         if found[0][-1] == wanted[0][-1]:
             adapters.append(keras.layers.Identity(name=f"{a.name}_as_is"))
             continue
+        # on the last axis a Dense is a 1x1 convolution, of tensors of any rank
         adapter = keras.layers.Dense(wanted[0][-1], name=f"{a.name}_adapter", dtype="float32")
         adapter.build(found[0])
         adapters.append(adapter)
@@ -159,9 +163,11 @@ def _place(ours: Mapping[str, keras.layers.Layer], layer: keras.layers.Layer) ->
     """The student's layer whose output is what `layer` of the teacher gives."""
     name = layer.name
     activation = getattr(getattr(layer, "activation", None), "__name__", "linear")
+    # where the student's activation stands alone its layer gives the sums before it, which are another tensor
     opened = [] if activation == "linear" else [f"{name}_{activation}_quant", f"{name}_{activation}"]
     for candidate in (*opened, f"{name}_quant", name):
         found = ours.get(candidate)
+        # one encoding of several tensors is called once for each: which of them is meant, nobody said
         if found is not None and not (isinstance(found, FakeQuant) and found.sites > 1):
             break
     else:
@@ -169,6 +175,7 @@ def _place(ours: Mapping[str, keras.layers.Layer], layer: keras.layers.Layer) ->
             f"distill: features: the student has no layer '{name}': it may be folded into the one before. Name the "
             "layer behind it, or give pairs {student's name: teacher's name}."
         )
+    # its output is what the teacher's batch norm gives, and not its convolution
     if isinstance(found, Compressed) and found.gain is not None and not isinstance(layer, Compressed):
         raise ValueError(
             f"distill: features: the student's '{name}' has a batch norm folded into it, the teacher's has not. Name "

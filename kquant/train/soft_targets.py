@@ -43,14 +43,17 @@ class SoftTargets(keras.losses.Loss):
         """Of float32[..., classes] both: float32[...]."""
         if self.student == "regression":
             return tf.reduce_mean(tf.square(y_true - y_pred), axis=-1)
+        # as logits, since a temperature divides those: probabilities know it as a power
         wanted = _logits(y_true, self.teacher) / self.temperature
         found = _logits(y_pred, self.student) / self.temperature
         if self.student.startswith("binary"):
+            # both classes of each sigmoid, yes and no: 1 - sigmoid(z) is sigmoid(-z), exact where z is large
             parts = [
                 tf.sigmoid(sign * wanted) * (tf.math.log_sigmoid(sign * wanted) - tf.math.log_sigmoid(sign * found))
                 for sign in (1.0, -1.0)
             ]
             return self.temperature**2 * tf.reduce_mean(parts[0] + parts[1], axis=-1)
+        # logarithms from logits: log(softmax) would meet the logarithm of 0
         logs = tf.nn.log_softmax(wanted)
         return self.temperature**2 * tf.reduce_sum(tf.exp(logs) * (logs - tf.nn.log_softmax(found)), axis=-1)
 
@@ -111,6 +114,7 @@ def _kind_of_loss(given: Any) -> str:
     loss = keras.losses.get(given) if isinstance(given, str | dict) else given
     name = getattr(loss, "__name__", type(loss).__name__).replace("_", "").lower()
     module = getattr(loss, "__module__", "") or ""
+    # a loss of the user's own may be called anything, and take anything
     if loss is None or not (module.startswith("keras.") or type(loss).__module__.startswith("keras.")):
         raise ValueError(
             f"distill: the loss {given!r} does not tell what the student's output is. Say so: "
@@ -154,6 +158,7 @@ def last_activations(model: keras.Model, count: int) -> list[str | None]:
     found = []
     for t in keras.tree.flatten(graph.outputs):
         node = made_by.get(id(t))
+        # back through what leaves the numbers as they are
         while node is not None and (isinstance(node.op, (FakeQuant, *PASSIVE)) or _is_linear(node.op)):
             node = made_by.get(id(node.inputs[0]))
         found.append(None if node is None else _activation(node.op))
