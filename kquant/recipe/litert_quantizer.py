@@ -36,9 +36,9 @@ MODES = {
 IGNORED = ("observer", "unpacked_bits")  # keys that have no place there
 MIN_MAX, NO_QUANTIZE, FLOAT_CASTING = "min_max_uniform_quantize", "no_quantize", "float_casting"
 GRANULARITY = {"TENSORWISE": False, "CHANNELWISE": True}
-# What `write` makes of a layer pattern: one part of a tensor's name, from end to end.
 # The order there is that of the first use of each regex: this tail makes a repeated one another one.
 NOTHING = "(?:)"
+# What `write` makes of a layer pattern: one part of a tensor's name, from end to end.
 BEFORE, BEHIND, ANY, ONE = "(?:^|[/;])", "(?:$|[/;:])", "[^/;:]*", "[^/;:]"
 ENTRY = ("regex", "operation", "algorithm_key", "op_config")
 CONFIG = (
@@ -79,6 +79,7 @@ def read(entries: Any, name: str, where: str) -> dict[str, Any]:
     settings: list[tuple[dict[str, Any], str, dict[str, Any]]] = []
     for i, entry in _in_effect(checked, where):
         settings.append((entry, *_settings(entry, f"{where}: entry {i}")))
+    # entries that keep layers float have none
     modes = {mode for _, mode, _ in settings if mode}
     if len(modes) != 1:
         raise ValueError(
@@ -89,6 +90,7 @@ def read(entries: Any, name: str, where: str) -> dict[str, Any]:
     first, _, base = settings[0]
     whole = _is_all(first) and first["algorithm_key"] != NO_QUANTIZE
     data: dict[str, Any] = {"name": name, "mode": mode, **(base if whole else {})}
+    # what no entry speaks of is float there; here it would be quantized
     rules: list[dict[str, Any]] = [] if whole else [{"layer": "*", "float": True}]
     for entry, _, values in settings[1:] if _is_all(first) else settings:
         again = {"float": False} if any(rule.get("float") for rule in rules) else {}  # after an entry that kept float
@@ -99,6 +101,7 @@ def read(entries: Any, name: str, where: str) -> dict[str, Any]:
             "in static recipes only. Quantize all of them, or take a static recipe."
         )
     if mode == "static":
+        # what that tool calibrates with; kquant's default is another one
         data["activations"] = {**data.get("activations", {}), "observer": "minmax"}
     return {**data, "rules": rules}
 
@@ -175,6 +178,7 @@ def write(data: dict[str, Any], where: str) -> list[dict[str, Any]]:
         if not rule["float"]:
             method = _method(mode, {**activations, **rule["activations"]}, {**weights, **rule["weights"]}, place)
         regex = _regex(rule["layer"])
+        # only behind other entries: right behind its own regex an entry stays where it is put
         while any(entry["regex"] == regex for entry in entries) and entries[-1]["regex"] != regex:
             regex += NOTHING
         entries.append({"regex": regex, "operation": _operation(rule["type"], place), **method})
@@ -190,8 +194,9 @@ def _in_effect(entries: list[dict[str, Any]], where: str) -> list[tuple[int, dic
         if missing:
             raise ValueError(f"{where}: entry {i}: {missing[0]}: it is missing.")
         old = scopes.get(entry["regex"], [])
-        same = ("*", entry["operation"])
-        kept = [] if entry["operation"] == "*" else [(n, e) for n, e in old if e["operation"] not in same[1:]]
+        operation = entry["operation"]
+        # as that tool's recipe manager does: "*" clears what the regex had, an operation replaces itself
+        kept = [] if operation == "*" else [(n, e) for n, e in old if e["operation"] != operation]
         scopes[entry["regex"]] = [*kept, (i, entry)]
     return [item for scope in scopes.values() for item in scope]
 
@@ -219,6 +224,7 @@ def _settings(entry: dict[str, Any], where: str) -> tuple[str, dict[str, Any]]:
             f"{NO_QUANTIZE}."
         )
     _only(config, CONFIG, f"{where}: op_config")
+    # false and 0 say nothing: that tool writes all of its keys
     if config.get("skip_checks"):
         raise ValueError(f"{where}: op_config.skip_checks: kquant checks every layer against its target. Take it out.")
     if config.get("min_weight_elements"):
@@ -282,6 +288,7 @@ def _condition(entry: dict[str, Any], where: str) -> dict[str, Any]:
             )
         found["type"] = OPERATIONS[operation]
     regex = _bare(entry["regex"])
+    # a rule needs a condition, if only `*`
     if regex not in (".*", "") or not found:
         found["layer"] = _pattern(regex, where)
     return found
@@ -290,8 +297,10 @@ def _condition(entry: dict[str, Any], where: str) -> dict[str, Any]:
 def _pattern(regex: str, where: str) -> str:
     """A layer pattern for a regex of plain text, `.` and `.*`; it is searched for in names, so ends stay open."""
     if regex.startswith(BEFORE) and regex.endswith(BEHIND):
+        # what `write` has made, turned back: of other regexes only some are patterns
         body = regex[len(BEFORE) : -len(BEHIND)].replace(ANY, "*").replace(ONE, "?")
         return body.replace("\\", "")
+    # `re.search` finds it anywhere in a name
     body, ends = regex, ["*", "*"]
     if body.startswith("^"):
         body, ends[0] = body[1:], ""
@@ -335,6 +344,7 @@ def _method(mode: str, activations: dict[str, Any], weights: dict[str, Any], whe
         raise ValueError(f"{where}: weights.dtype: LiteRT Quantizer casts weights to float16 in weight-only recipes.")
     bits, per_axis = (16, False) if half else (weights["bits"], weights["per_axis"])
     given, precision, explicit = next(way for way, name in MODES.items() if name == mode)
+    # 16-bit kernels take zero point 0 only
     wide = activations["bits"] > 8
     config: dict[str, Any] = {
         "weight_tensor_config": _tensor(bits, True, per_axis, "FLOAT" if half else "INT"),

@@ -18,6 +18,7 @@ def structure_name(given: Any) -> Any:
         ('4x1', '2:4')
     """
     sizes: list[Any] = [*given] if isinstance(given, list | tuple) else []
+    # True is an Integral to Python
     if len(sizes) == 2 and all(not isinstance(n, bool) and isinstance(n, Integral) for n in sizes):
         return f"{sizes[0]}x{sizes[1]}"
     return cast("Any", given)

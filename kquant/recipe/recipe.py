@@ -84,6 +84,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
 OneSection = TypeVar("OneSection", bound=Section)
 
 # What the sections add, by their keys: a table of the recipe each, and one of every rule.
+# For a type checker plain tables: it cannot follow classes that are made when the package loads.
 if TYPE_CHECKING:
     RecipeTables = RuleTables = Strict
 else:
@@ -104,6 +105,7 @@ class Step(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _from_name(cls, given: Any) -> Any:
+        # most steps need no options, so that a list of names will do
         return {"name": given} if isinstance(given, str) else given
 
     @property
@@ -138,6 +140,7 @@ class LayerRule(RuleTables):
         if "batch_norm" in given:
             raise ValueError("training.batch_norm holds for the whole recipe; give it in [training]")
         try:
+            # the few keys of a rule on defaults: each is checked as if it stood in the recipe's own table
             section(**given)
         except ValidationError as error:
             raise ValueError("; ".join(_explain(e, section) for e in error.errors())) from None
@@ -205,6 +208,7 @@ class Recipe(RecipeTables):
     @model_validator(mode="after")
     def _may_act(self) -> Recipe:
         changes = [table for rule in self.rules for table in (rule.activations, rule.weights)]
+        # the narrowest grid anywhere: what starts wider than that has somewhere to go
         widths = [self.activations.bits, self.weights.bits, self.weights.unpacked_bits]
         widths += [table.get(key) for table in changes for key in ("bits", "unpacked_bits")]
         tables = [self.training.model_dump(by_alias=True), *(rule.training for rule in self.rules)]
@@ -218,10 +222,13 @@ class Recipe(RecipeTables):
         found = Settings(self.activations, self.weights, False, self.mode != "static", self.training, self.prefer)
         for rule in self.rules:
             if any(rule.matches(name, kind, position) for name, kind in names):
+                # `model_copy` checks nothing: `_known_settings` has
                 activations = found.activations.model_copy(update=rule.activations)
                 weights = found.weights.model_copy(update=rule.weights)
                 skip = found.skip if rule.skip is None else rule.skip
+                # activations of a recipe that is not static are float, whatever a rule says
                 stays = found.stays_float if rule.stays_float is None else rule.stays_float or self.mode != "static"
+                # tables inside this one (progressive, oscillations) come as dicts: validation makes them what they are
                 training = Training.model_validate({**found.training.model_dump(by_alias=True), **rule.training})
                 found = Settings(activations, weights, skip, stays, training, rule.prefer or found.prefer)
         return found
@@ -264,6 +271,7 @@ def load(recipe: str | Path | dict[str, Any] | Recipe) -> Recipe:
     if not isinstance(given, str | Path):
         raise ValueError(f"recipe: expected a name, a .toml or .json file, a dict or a Recipe. Received: {given!r}.")
     path = Path(given)
+    # of LiteRT Quantizer: kquant's own recipes are TOML
     if path.suffix == ".json":
         return recipe_from_aeq(path)
     if path.suffix == ".toml":
@@ -335,6 +343,7 @@ def recipe_to_aeq(recipe: str | Path | dict[str, Any] | Recipe) -> list[dict[str
             f"{where}: prefer: LiteRT Quantizer's recipe has no place for it; that tool decides by itself which "
             "operators have packed 4-bit weights."
         )
+    # what is so by default says nothing, and is not lost
     lost = [name for name in ("training", "steps") if getattr(chosen, name) != Recipe.model_fields[name].default]
     lost += ["training of rules"] if any(rule.training for rule in chosen.rules) else []
     if lost:
@@ -362,6 +371,7 @@ def recipe_to_toml(recipe: str | Path | dict[str, Any] | Recipe) -> str:
         bits = 4
         <BLANKLINE>
     """
+    # TOML has no null, and what is left out is None again when it is read
     said = load(recipe).model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude_none=True)
     return cast("str", tomli_w.dumps(said))  # pyright: ignore[reportUnknownMemberType]
 
@@ -380,12 +390,14 @@ def _parse(data: dict[str, Any], where: str) -> Recipe:
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
+        # from None: pydantic's own text would follow, with all that was given
         raise ValueError("\n".join(f"{where}: {_explain(e, Recipe)}" for e in error.errors())) from None
 
 
 def _explain(error: Any, section: type[BaseModel]) -> str:
     """What is wrong with one key of a section."""
     path = ".".join(str(p) for p in error["loc"])
+    # a wrong value: pydantic says what it wants
     if error["type"] != "extra_forbidden":
         said = error["msg"].removeprefix("Value error, ").rstrip(".")
         # a message of ours has told what was received
@@ -400,6 +412,7 @@ def _explain(error: Any, section: type[BaseModel]) -> str:
 
 def _keys_at(loc: tuple[Any, ...], section: type[BaseModel]) -> list[str]:
     tables = {**SECTIONS, "rules": LayerRule, "progressive": Progressive, "oscillations": Oscillations}
+    # the innermost table on the way to the fault: a rule's weights have the keys of weights
     found = next((tables[str(part)] for part in reversed(loc) if str(part) in tables), section)
     fields = sorted(found.model_fields.items(), key=lambda pair: pair[0] in sections())  # last, as in a recipe
     return [field.alias or name for name, field in fields]

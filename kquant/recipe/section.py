@@ -39,6 +39,7 @@ def sections() -> dict[str, type[Section]]:
         >>> list(sections())
         ['pruning', 'clustering']
     """
+    # found by the names of files, so that a new section is a new file and no entry anywhere
     names = [file.name for file in pkgutil.iter_modules(folder.__path__) if file.name.endswith("_section")]
     modules = [importlib.import_module(f"{folder.__name__}.{name}") for name in names]
     # of these files alone: a subclass of Section that is somewhere else is nobody's section

@@ -34,6 +34,7 @@ def plain(given: dict[str, Any]) -> dict[str, Any]:
         >>> plain({"bits": np.int64(4)})
         {'bits': 4}
     """
+    # np.int64(4) is no int to a strict field; numbers that NumPy made are meant as numbers
     return {key: value.item() if isinstance(value, np.generic) else value for key, value in given.items()}
 
 
@@ -116,6 +117,7 @@ class Training(Strict):
         return self._plain(kept) if self.learns_tensors or self.progressive else {}
 
     def _plain(self, kept: set[str]) -> dict[str, Any]:
+        # what is so by default stays out: configs of layers are saved, and most say nothing of training
         return self.model_dump(mode="json", by_alias=True, exclude_defaults=True, include=kept)
 
 
@@ -131,6 +133,7 @@ def idle(tables: Sequence[Mapping[str, Any]], bits: int) -> str:
         "training.range_rate does nothing without ranges = 'learned' or 'pact'"
     """
     default = Training().model_dump()
+    # a rule may be the only one that learns, and [training] say how fast
     ways = {table["ranges"] for table in tables if "ranges" in table}
     turns = [Oscillations.model_validate(table["oscillations"]) for table in tables if table.get("oscillations")]
     starts = [table["progressive"] for table in tables if table.get("progressive")]
