@@ -56,5 +56,6 @@ def check_count(where: str, name: str, value: Any) -> None:
         Traceback (most recent call last):
         ValueError: calibrate: limit must be 1 or more. Received: 2.5.
     """
+    # True is an Integral to Python, and limit=True a mistake
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
         raise ValueError(f"{where}: {name} must be 1 or more. Received: {value!r}.")

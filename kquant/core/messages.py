@@ -118,6 +118,8 @@ def _frames_inside() -> int:
     """
     frame, depth, found = inspect.currentframe(), 0, 1
     while frame is not None:
+        # The outermost frame of ours, since verbs call each other. `warn` lies at depth 1 and is stacklevel 1, so
+        # the frame behind depth d is d + 1.
         if frame.f_code.co_filename.startswith(PACKAGE):
             found = depth + 1
         frame, depth = frame.f_back, depth + 1

@@ -29,6 +29,7 @@ def one_node(function: Function) -> Function:
     # One for each kind of call: TensorFlow warns of a function that it traces for many of them, or in many graphs.
     @cache
     def traced(count: int, plain: tuple[tuple[int, Any], ...], kinds: tuple[Any, ...]) -> Callable:
+        # plain values are constants of the graph: a branch on one of them is taken as it is traced
         values = dict(plain)
 
         def filled(*tensors: Any) -> Any:

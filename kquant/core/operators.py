@@ -83,6 +83,7 @@ class OperatorFacts(BaseModel):
             >>> facts("ADD").options_of("ADD"), facts("MEAN").options_of("MEAN"), facts("TANH").options_of("TANH")
             ('AddOptions', 'ReducerOptions', None)
         """
+        # three cases: a name of another operator's table, none ("": no options), or by default its own in camel case
         named = "".join(part.capitalize() for part in code.split("_")) + "Options"
         return named if self.options is None else self.options or None
 
@@ -102,6 +103,7 @@ def parse(text: str) -> Mapping[str, OperatorFacts]:
 
 
 OPERATORS = parse((resources.files("kquant.core") / FILE).read_text(encoding="utf-8"))
+# Of operators in foreign files: what is not known of one is that nothing is special.
 _UNKNOWN = OperatorFacts()
 
 

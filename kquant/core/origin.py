@@ -11,6 +11,7 @@ ATTRIBUTE = "_kquant_origin"
 
 def mark(op: Any, found: tuple[tuple[str, str], ...]) -> None:
     """Remember (name, class) of what a layer was made from, outermost first."""
+    # an attribute and not a table by id: it goes where the layer goes, and ids are given again
     setattr(op, ATTRIBUTE, tuple(dict.fromkeys((*origins(op), *found))))
 
 

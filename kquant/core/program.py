@@ -56,8 +56,10 @@ class Operator:
     def type(self) -> str:
         """What the target files call the types of this operator; "float" where it computes in float32."""
         dtypes = {ref.dtype for ref in (*self.inputs, *self.outputs) if ref is not None}
+        # before "int8", which the weights under 16-bit activations have
         if "int16" in dtypes:
             return "int16x8"
+        # what it writes tells: int8 weights are computed with in float where the activations are float
         if self.outputs and self.outputs[0].dtype == "float32":
             return "float"
         return "int4" if "int4" in dtypes else "int8"
@@ -98,6 +100,7 @@ class Program:
         """Number the tensors that share a name, in the order of the file; a shared layer makes several."""
         taken: set[str] = set()
         seen: set[int] = set()
+        # inputs first, outputs last: the user's names stay where they can, and helpers get the numbers
         used = [ref for op in self.operators for ref in (*op.inputs, *op.outputs) if ref is not None]
         for ref in (*self.inputs, *used, *self.outputs):
             if id(ref) in seen:
@@ -121,5 +124,6 @@ class Program:
             return x
         if output is None:
             output = self.value(f"{x.name}/reshape_{'x'.join(map(str, shape))}", shape, x.encoding, x.dtype)
+        # as a tensor and as an option: TensorFlow's converter writes both, and readers differ in which they read
         new_shape = self.constant("shape", np.array(shape, np.int32))
         return self.emit("RESHAPE", [x, new_shape], output, newShape=list(shape))

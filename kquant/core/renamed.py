@@ -114,6 +114,7 @@ def new_words(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[st
         TypeError: the same argument by both names.
     """
     name = _name(function)
+    # in a copy: what a caller gave stays as it is
     table, found = ARGUMENTS.get(name, {}), dict(given)
     for old, new in sorted(table.items(), reverse=True):  # samples before batches: a limit of both is one of batches
         if old not in found:

@@ -31,6 +31,7 @@ def unit_of(code: str, scales: Sequence[float], weights: float | None = None) ->
         >>> unit_of("ADD", [0.5, 0.25]), unit_of("MUL", [0.5, 0.25]), unit_of("CONV_2D", [0.5], 0.125)
         (0.5, 0.125, 0.0625)
     """
+    # what an operator's table says is of its kernel without weights
     if weights is not None:
         return scales[0] * weights
     match facts(code).unit:

@@ -66,6 +66,7 @@ class Encoding:
         """`clip(round(real / scale) + zero_point)` as int64 codes."""
         with np.errstate(over="ignore"):  # beyond float32 in steps: clipped like all that lies beyond the grid
             steps = np.rint(np.asarray(real, np.float32) / self._along(self.scale, np.ndim(real)))
+        # float64: steps far beyond the grid and a zero point have no exact sum in float32
         codes = steps.astype(np.float64) + self._along(self.zero_point, np.ndim(real))
         return np.clip(codes, self.spec.low, self.spec.high).astype(np.int64)
 
@@ -165,6 +166,7 @@ def range_of(scale: np.float32, zero_point: int, spec: QuantSpec) -> tuple[float
     width = _width(np.float32(scale), steps)
     if spec.symmetric:
         return -float(width), float(width)
+    # `high - low` is formed in float32: of multiples of the width's last place it is exact
     place = np.float64(np.spacing(width))
     low = max(np.rint((spec.low - zero_point) * np.float64(scale) / place) * place, -np.float64(width))
     return float(np.float32(low)), float(np.float32(np.float64(width) + low))
@@ -175,6 +177,7 @@ def _width(scale: np.float32, steps: int) -> np.float32:
     unit = np.float32(1.0) / np.float32(steps)
     middle = np.float32(np.float64(scale) * steps)
     below = above = middle
+    # the product rounds as well, so that the number wanted may lie some places beside the quotient
     for _ in range(4):
         for width in (below, above):
             if np.float32(width * unit) == scale:
@@ -221,6 +224,7 @@ def encode_weights(
     scale = _spaced(reach * _reciprocal(spec.high), spec)
     if bias_reach is None:
         return scale
+    # one scale must hold the largest bias of all channels
     if not spec.per_axis:
         bias_reach = tf.reduce_max(bias_reach)
     return tf.maximum(scale, _spaced(bias_reach / LARGEST_BIAS_CODE, spec))
