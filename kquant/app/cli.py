@@ -27,6 +27,7 @@ class Commands(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The command, and what stands behind it by the new words."""
+        # here, since typer is about to parse what stands behind the command
         name, command, rest = super().resolve_command(ctx, args)
         return name, command, new_options(name or "", rest)
 
@@ -82,9 +83,11 @@ def compress(
     from kquant.app.result_files import CompressFiles
     from kquant.files.atomic import Outputs
 
+    # all files of one run, or those of the run before: a stopped command leaves no mixture
     results = CompressFiles(folder, model.stem)
     with command_files.output_folder(folder, model), Outputs(results.paths, "compress") as new:
         keras_model = command_files.load_model(model)
+        # open dimensions are told by --input-shape, which images are resized to as well
         given = command_files.Input("x", input_shape[1:]) if input_shape is not None else None
         inputs = command_files.inputs_of(keras_model) if given is None else (given,)
         made = pipeline(
@@ -121,6 +124,7 @@ def analyze(
     as_json: Json = False,
 ) -> None:
     """Tell where a quantized model loses accuracy, and what to try; a float model is quantized first."""
+    # before TensorFlow loads, as everything that can be refused by its name
     if apply is not None:
         check_results([apply], model, (".toml",))
 
@@ -138,6 +142,7 @@ def analyze(
         report.check_html(path)
     keras_model = command_files.load_model(model)
     arrays = command_files.load_data(data, command_files.inputs_of(keras_model), scale=scale, limit=limit)
+    # spread over the file as the samples are, so that each keeps its label
     metric = None if labels is None else top1(command_files.load_labels(labels, limit=limit))
     if is_quantized(keras_model):
         if recipe is not None:
@@ -179,6 +184,7 @@ def correct(
     as_json: Json = False,
 ) -> None:
     """Run post-training corrections on a model, and tell what each layer gains; a float model is quantized first."""
+    # one of the two: a run whose result goes nowhere is a dry run, and should say so
     if dry_run == bool(path):
         raise typer.BadParameter("give --path FILE.keras or FILE.tflite, or --dry-run")
     check_results(path or (), model)
@@ -374,6 +380,7 @@ def predict(
     outputs = command_files.named_outputs(described, found)
     if path is not None:
         command_files.save_arrays(path, outputs)
+    # JSON needs a line's end, a rendered table has one
     typer.echo(report.arrays_to_json(outputs) if as_json else report.render_arrays(outputs), nl=as_json)
 
 
@@ -408,6 +415,7 @@ def demo(
 
 def _stop(number: int, _frame: Any) -> None:
     """End like after Ctrl-C: what was begun beside the results is cleared on the way out."""
+    # 128 + number, as a shell reports it; SystemExit lets every `finally` on the way clean up
     sys.stderr.write(f"kquant: stopped by {signal.Signals(number).name}; results of earlier runs are as they were.\n")
     raise SystemExit(128 + number)
 
@@ -426,6 +434,7 @@ def main() -> None:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), _stop)
     warnings.filterwarnings("default", "kquant ", DeprecationWarning)  # of `new_options`: who types them should know
+    # without file and line of kquant's own code, which are nothing to whoever types commands
     warnings.formatwarning = lambda message, *_args, **_kwargs: f"warning: {message}\n"
     app()
 

@@ -112,6 +112,7 @@ def load_labels(path: str | Path, *, limit: int | None = None) -> np.ndarray:
     if "y" not in found and len(found) != 1:
         raise ValueError(f"{source}: which array holds the labels? Name it 'y'. It holds: {', '.join(found)}.")
     labels = _taken(found["y"] if "y" in found else next(iter(found.values())), limit)
+    # one-hot; a column [samples, 1] holds class numbers
     if labels.ndim == 2 and labels.shape[1] > 1 and labels.dtype.kind in "fiub":
         labels = labels.argmax(axis=1)
     if not (labels.ndim and labels.size == len(labels) and labels.dtype.kind in "fiub" and _whole(labels)):
@@ -135,6 +136,7 @@ def _chosen(found: dict[str, np.ndarray], takes: Sequence[Input], source: Path) 
     has = ", ".join(f"{name} {array.shape}" for name, array in found.items()) or "nothing"
     names = [i.name for i in takes]
     if len(takes) == 1:
+        # x before the input's name, which Keras may have made up
         for key in ("x", names[0]):
             if key in found:
                 return {names[0]: found[key]}
@@ -172,6 +174,7 @@ def _images(folder: Path, takes: Sequence[Input], scale: float, limit: int | Non
     if len(takes) != 1 or len(shape) != 3 or None in shape or shape[2] not in (1, 3, 4):
         wanted = ", ".join(f"{i.name} {i.shape}" for i in takes)
         raise ValueError(f"{folder}: images feed one input [height, width, 1, 3 or 4]. The model takes: {wanted}.")
+    # sorted: file systems list in any order, and the same command should take the same samples
     files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in IMAGES and not f.is_dir())
     if not files:
         raise ValueError(f"{folder}: no images in it; known are {', '.join(IMAGES)}.")
@@ -188,6 +191,7 @@ def _image(file: Path, shape: tuple[int | None, ...]) -> np.ndarray:
     try:
         # a suffix says little: among what Pillow opens by content are formats that start other programs
         with warnings.catch_warnings(), Image.open(file, formats=FORMATS) as image:
+            # Pillow warns from other sizes on; the bound is the one below
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             if math.prod(image.size) > MOST_PIXELS:
                 raise ValueError(f"{image.size[0]} x {image.size[1]} pixels; at most {MOST_PIXELS:,} in all")
@@ -260,6 +264,7 @@ def save_model(model: keras.Model, path: Path, new: Outputs) -> None:
     Raises:
         ValueError: the system refuses, with its reason.
     """
+    # about what the weights take in float32, so that a full disk is told before they are written
     with new.making(path, 4 * sum(int(np.prod(w.shape)) for w in model.weights)) as made:
         model.save(made)
 
@@ -276,6 +281,7 @@ def output_folder(folder: str | Path, model_path: str | Path) -> Iterator[Path]:
         raise ValueError(f"--folder {folder}: a file of that name is there; give a folder.")
     if folder.resolve() == model.resolve().parent:
         raise ValueError(f"--folder {folder}: the quantized model would overwrite {model}; give another folder.")
+    # the innermost first: a folder is empty once the one in it is gone
     made = [each for each in (folder, *folder.parents) if not each.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)

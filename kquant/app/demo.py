@@ -114,6 +114,7 @@ def _rows(digits: Digits, out: Path, new: Outputs, verbose: bool) -> tuple[Row, 
     rows.append(_integer_row("PTQ int8", ptq, digits, new.place(out / "digits_ptq.tflite")))
 
     _say(verbose, f"QAT int8: {QAT_EPOCHS} more epochs with quantization in place ...")
+    # from calibrated ranges: moving ones would need epochs to find them
     qat = calibrate(quantize(model, "int8", target=TARGET), calibration, verbose=False)
     _fit(qat, digits, QAT_EPOCHS, QAT_RATE)
     rows.append(_integer_row("QAT int8", qat, digits, new.place(out / "digits_qat.tflite")))
@@ -135,6 +136,7 @@ def load_digits() -> Digits:
 
     bunch = datasets.load_digits()
     images = (bunch.images[..., None] / 16.0).astype(np.float32)  # ink runs from 0 to 16
+    # by class, so that each digit has its share of both parts
     x_train, x_test, y_train, y_test = model_selection.train_test_split(
         images, bunch.target, test_size=TEST_SHARE, stratify=bunch.target, random_state=SEED
     )
@@ -167,6 +169,7 @@ def trained(digits: Digits) -> keras.Model:
 def _fit(model: keras.Model, digits: Digits, epochs: int, rate: float) -> None:
     steps = -(-len(digits.x_train) // 32) * epochs
     schedule = keras.optimizers.schedules.CosineDecay(rate, steps)
+    # down to a rate of 0: the last batches no longer move the accuracy
     model.compile(keras.optimizers.Adam(schedule), "sparse_categorical_crossentropy")
     model.fit(digits.x_train, digits.y_train, batch_size=32, epochs=epochs, verbose=0)
 

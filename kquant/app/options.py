@@ -33,6 +33,7 @@ class Io(StrEnum):
 def fraction(text: str) -> float:
     """`0.5` or `1/255`."""
     try:
+        # 1/255 has no exact decimal, and is what everybody means
         return float(Fraction(text))
     except (ValueError, ZeroDivisionError):
         raise typer.BadParameter(f"expected a number or a fraction like 1/255. Received: {text}") from None
@@ -69,6 +70,7 @@ def _recipe(value: str) -> None:
     chosen = recipes.load(value)
     tables = [table for rule in chosen.rules for table in (rule.activations, rule.weights)]
     named = [table["observer"] for table in tables if "observer" in table]
+    # `recipe` stands below those who know the names of observers and steps, and takes any
     for name in (chosen.activations.observer, chosen.weights.observer, *named):
         observers.find(name)
     for step in chosen.steps:

@@ -122,11 +122,13 @@ def prepare(
     check_steps(chosen.steps)
     train = train or (lambda *_: None)
     for method in methods(chosen):
+        # a model that is pruned already would get a second set of masks
         if not method.acts(model):
             model = method.verb(model, chosen)
             train(model, method.name)
     qmodel = quantize(model, chosen, target=target, input_shape=input_shape)
     apply_steps(qmodel, [_limited(step, limit) for step in chosen.steps], data, verbose=verbose)
+    # last, behind calibration and corrections: training starts from their ranges
     train(qmodel, "quantize")
     _warn_unfinished(qmodel)
     return qmodel
@@ -182,4 +184,5 @@ def _limited(step: Step, limit: int | None) -> Step:
     function = function_of(step.name)
     if limit is None or "limit" not in inspect.signature(function).parameters:
         return step
+    # the caller's limit wins over the recipe's, which may still go by its old name
     return Step(name=step.name, **{**new_words(function, step.options), "limit": limit})

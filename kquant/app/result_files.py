@@ -45,6 +45,7 @@ class CompressFiles:
         Returns:
             The result with the path that the file will have.
         """
+        # the file was written in another folder, and moves here with the others
         result = replace(made, report=replace(made.report, path=str(self.lite)))
         save_model(result.model, self.model, new)
         for file, text in c_array(new.place(self.lite).read_bytes(), self.name).items():
