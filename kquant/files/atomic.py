@@ -171,6 +171,7 @@ class Outputs:
             _dress(source, place.real)
         with moving_into(place.real.parent for _, place in moves if place.real.parent.is_dir()):
             self._move([(source, place.real) for source, place in moves])
+        # pipes and devices last, as what they have taken cannot be taken back
         for source, place in made:
             if place.takes_bytes:
                 self._pour(source, place)

@@ -98,6 +98,7 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin is Literal:
         return value in get_args(hint)
     if hint in (int, float):
+        # a whole number may stand for a float, and True, an int to Python, for no number at all
         return isinstance(value, (int, float) if hint is float else int) and not isinstance(value, bool)
     return isinstance(value, origin or hint)
 

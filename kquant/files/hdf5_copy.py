@@ -58,6 +58,7 @@ class _Copy:
         if source.external or source.is_virtual:
             raise ValueError(f"'{source.name}' lies outside the file")
         self.count(source.name, math.prod(source.shape or ()) * source.dtype.itemsize)
+        # counted before it is read: a file may tell of any size
         value = source[()]
         text = h5py.check_string_dtype(source.dtype) is not None
         if source.dtype.hasobject and not text:
