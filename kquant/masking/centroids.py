@@ -45,6 +45,7 @@ def points(weights: np.ndarray, importance: np.ndarray | None = None) -> Points:
     order = np.argsort(flat, kind="stable")
     values = flat[order]
     share = np.ones_like(values) if importance is None else np.asarray(importance, np.float64).ravel()[order]
+    # From 0 on, so that the sum over values[a:b] is entry b minus entry a, also where a is 0.
     return Points(values, np.append(0.0, np.cumsum(share)), np.append(0.0, np.cumsum(share * values)))
 
 
@@ -78,6 +79,8 @@ def centroids(weights: np.ndarray, clusters: int, init: Init, *, keep_zero: bool
         return _exactly(INITS[init](flat, clusters, rng), flat, clusters)
     found = _around_zero(flat, clusters, INITS[init], rng)
     if init == "kmeans++":
+        # They were found for each sign alone. Beside the zero some weights are nearest to that, so the means of the
+        # others move.
         found = lloyd(points(flat[flat != 0.0]), found, found == 0.0)
     return found
 
@@ -95,6 +98,8 @@ def lloyd(data: Points, found: np.ndarray, fixed: np.ndarray | None = None) -> n
     """
     fixed = np.zeros(len(found), bool) if fixed is None else fixed
     for _ in range(LLOYD_STEPS if data.values.size else 0):
+        # In one dimension the weights of a centroid are an interval, whose sums are two look-ups: a step costs the
+        # number of centroids, not that of the weights.
         moved = np.where(fixed, found, means(data, found))
         if np.array_equal(moved, found):
             break
@@ -140,6 +145,7 @@ def scaled(rows: np.ndarray, clusters: int, init: Init, *, keep_zero: bool, seed
     rows = np.asarray(rows, np.float64)
     reach = np.max(np.abs(rows), axis=1)
     unit = _over(rows, reach)
+    # In units of its channel each largest weight is an end already; the others tell where values are wanted between.
     inner = unit[np.abs(unit) < 1.0] if np.any(np.abs(unit) < 1.0) else np.zeros(1)
     ends = [-1.0, 1.0, 0.0] if keep_zero else [-1.0, 1.0]
     if clusters == len(ends):
@@ -147,17 +153,22 @@ def scaled(rows: np.ndarray, clusters: int, init: Init, *, keep_zero: bool, seed
     elif init == "linear":
         free = _between_ends(clusters, keep_zero)
     else:
+        # Two are the ends. `centroids` counts the zero, which is fixed here and comes out again.
         free = centroids(inner, clusters - 2, init, keep_zero=keep_zero, seed=seed)
         free = np.delete(free, np.flatnonzero(free == 0.0)[:1]) if keep_zero else free
     for _ in range(LLOYD_STEPS if init == "kmeans++" else 0):
         whole = np.sort(np.concatenate([free, ends]))
         used = whole[nearest(_over(rows, reach), whole)]
+        # With values and places held, the best factor of a channel is that of least squares.
         found = np.sum(rows * used, axis=1) / np.maximum(np.sum(used**2, axis=1), 1e-30)
         reach, before = np.abs(found), reach
         if free.size:
+            # And with factors and places held, the best values are means: (w - r c)^2 = r^2 (w / r - c)^2, so each
+            # weight counts r^2.
             data = points(_over(rows, reach), np.broadcast_to(reach[:, None] ** 2, rows.shape))
             moved = means(data, whole)
             free = np.delete(moved, [int(np.flatnonzero(whole == end)[0]) for end in ends])
+        # Each half of a turn makes the sum no larger, so that it settles.
         if np.allclose(reach, before, rtol=1e-6, atol=0.0):
             break
     return np.clip(free, -1.0, 1.0), reach
@@ -182,6 +193,7 @@ def _around_zero(weights: np.ndarray, clusters: int, make: Make, rng: np.random.
     left, count = clusters - 1, signs[0].size + signs[1].size
     if count == 0:
         return np.zeros(clusters)
+    # By how many weights each sign has; a sign without any gets none.
     below = int(np.round(left * signs[0].size / count))
     parts = [_exactly(make(w, k, rng), w, k) if k else [] for w, k in zip(signs, (below, left - below), strict=True)]
     return np.concatenate([parts[0], [0.0], parts[1]])
@@ -192,6 +204,7 @@ def _exactly(found: np.ndarray, weights: np.ndarray, clusters: int) -> np.ndarra
     found = np.unique(found)
     while found.size < clusters:
         distance = np.abs(weights - found[nearest(weights, found)])
+        # Fewer values than centroids: some are there twice.
         if not np.any(distance > 0.0):
             return np.pad(found, (0, clusters - found.size), mode="edge")
         found = np.sort(np.append(found, weights[np.argmax(distance)]))
@@ -201,6 +214,8 @@ def _exactly(found: np.ndarray, weights: np.ndarray, clusters: int) -> np.ndarra
 def _kmeans(weights: np.ndarray, clusters: int, rng: np.random.Generator) -> np.ndarray:
     data, some = points(weights), weights
     if weights.size > SEEDED_FROM:
+        # Only the seeds are drawn from some: each costs a pass over the weights, where a step of Lloyd's costs next to
+        # nothing.
         some = rng.choice(weights, SEEDED_FROM, replace=False)
     tried = [lloyd(data, _seeds(some, clusters, rng)) for _ in range(TRIES)]
     return min(tried, key=lambda found: inertia(weights, found))
@@ -211,6 +226,8 @@ def _seeds(weights: np.ndarray, clusters: int, rng: np.random.Generator) -> np.n
     found = [weights[rng.integers(weights.size)]]
     distance = (weights - found[0]) ** 2
     while len(found) < clusters and np.any(distance > 0.0):
+        # Drawn with these chances: the place where the running sum passes a number between 0 and the whole. The two
+        # sums round apart, so that the last one may not be reached.
         at = np.searchsorted(np.cumsum(distance), rng.random() * np.sum(distance))
         found.append(weights[min(at, weights.size - 1)])
         distance = np.minimum(distance, (weights - found[-1]) ** 2)
@@ -222,6 +239,7 @@ def _linear(weights: np.ndarray, clusters: int, rng: np.random.Generator) -> np.
 
 
 def _density(weights: np.ndarray, clusters: int, rng: np.random.Generator) -> np.ndarray:
+    # "inverted_cdf" gives weights that are there, no numbers between two.
     return np.quantile(weights, np.linspace(LOWEST_QUANTILE, 1.0, clusters), method="inverted_cdf")
 
 

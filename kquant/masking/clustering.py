@@ -175,6 +175,7 @@ class _Chooser:
         except ValueError as error:
             raise ValueError(f"{site.label}: cluster: {error}") from error
         shape = site.shape
+        # With "scale" the values are those of the whole kernel, so that all its weights count.
         each = math.prod(shape) // (book.groups_of(shape) if settings.per_channel is True else 1)
         if each > settings.clusters:
             return book
@@ -195,6 +196,7 @@ class _Chooser:
 
 def _axes(site: Site) -> tuple[int, ...]:
     """The axes that number the output channels."""
+    # As the scales of a quantized layer go: by other channels, a channel would get the codes of several codebooks.
     if site.holder.channel_axes is not None:
         return site.holder.channel_axes
     return (-2, -1) if site.geometry.depthwise else (site.geometry.output_axis,)

@@ -80,8 +80,10 @@ class Codebook(Transform):
     def build(self, shape: Any) -> None:
         """Make the values: float32[1 or channels, clusters but the fixed ones]."""
         kept = {axis % len(shape) for axis in self.channel_axes} if self.per_channel else set()
+        # Axes of channels first: `_rows` then needs no more than a reshape.
         self.order = [*sorted(kept), *(axis for axis in range(len(shape)) if axis not in kept)]
         self.groups = self.groups_of(shape)
+        # "scale": one shape for the kernel, one factor for each channel.
         books = 1 if self.per_channel == "scale" else self.groups
         self.centroids = self._variable("centroids", (books, self.clusters - len(self.fixed)), self.train_values)
         self.reach = self._variable("reach", (self.groups,), True) if self.per_channel == "scale" else None
@@ -99,6 +101,7 @@ class Codebook(Transform):
 
     def start(self, weights: tf.Tensor) -> None:
         """Find the first values."""
+        # In numpy: once, before any graph, and in double.
         rows = np.asarray(self._rows(tf.convert_to_tensor(weights)), np.float64)
         options: dict[str, Any] = {"keep_zero": self.preserve_sparsity, "seed": self.seed}
         if self.reach is not None:
@@ -126,8 +129,11 @@ class Codebook(Transform):
             values = tf.concat([values, fixed], axis=1) if self.fixed else values
             if self.reach is not None:
                 largest = tf.stop_gradient(tf.reduce_max(tf.abs(rows), axis=1))
+                # By its size: an optimizer may step across 0, and a negative factor would mirror the values.
                 reach = tf.minimum(tf.abs(tf.convert_to_tensor(self.reach)), largest)
+                # What trains between the ends must not pass them, or they would be ends no longer.
                 values = tf.clip_by_value(values, -1.0, 1.0) * reach[:, None]
+        # Ascending, as `places` searches among the midpoints; values that train may have passed each other.
         return tf.sort(values, axis=1)
 
     def indices(self, weights: tf.Tensor) -> tf.Tensor:
@@ -150,9 +156,11 @@ class Codebook(Transform):
             book.build(kernel.shape)
             rows = np.asarray(book._rows(tf.constant(kernel)))
             found = [_distinct(row) for row in rows]
+            # So few weights fit any codebook, which says nothing of where they came from.
             if rows.shape[1] <= self.clusters or max(map(len, found)) > self.clusters:
                 continue
             free = [row[row != 0.0] for row in found]
+            # There is room for a zero that stays 0, beside all others; else 0 is a value like the rest.
             if self.preserve_sparsity and max(map(len, free)) < self.clusters:
                 book = Codebook(self.clusters, train_values=self.train_values, **options)
                 book.build(kernel.shape)
@@ -163,6 +171,7 @@ class Codebook(Transform):
 
     def _rows(self, weights: tf.Tensor) -> tf.Tensor:
         """float32[1 or channels, weights of each]."""
+        # Channels come first already, or there are none: no pass over the kernel.
         moved = weights if self.order == sorted(self.order) else tf.transpose(weights, self.order)
         return tf.reshape(moved, (self.groups, -1))
 
@@ -210,14 +219,17 @@ def look_up(table: tf.Tensor, rows: tf.Tensor, mean: bool, keep_zero: bool) -> t
     """
     count = int(table.shape[0]) * int(table.shape[1])
 
+    # TensorFlow's own gradient of a look-up reaches the table alone, and not the weights that chose the places.
     @tf.custom_gradient
     def nearest(table: tf.Tensor, rows: tf.Tensor) -> Any:
+        # All tables laid end to end: a row's places begin where its table does, and one look-up and one sum serve all.
         start = tf.range(table.shape[0], dtype=tf.int32)[:, None] * int(table.shape[1])
         found = tf.reshape(places(rows, table) + start, (-1,))
 
         def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             sums = tf.math.unsorted_segment_sum(tf.reshape(upstream, (-1,)), found, count)
             if mean:
+                # A value without weights has sum 0 and count 0: its gradient is 0.
                 ones = tf.ones_like(found, tf.float32)
                 sums = tf.math.divide_no_nan(sums, tf.math.unsorted_segment_sum(ones, found, count))
             through = tf.where(tf.equal(rows, 0.0), 0.0, upstream) if keep_zero else upstream

@@ -45,6 +45,7 @@ def sites(model: keras.Model) -> list[Site]:
         model: what `kquant.masking.wrapping.wrapped` or `kquant.quantize` gave.
     """
     found = [(holder, known) for holder in holders(model) if (known := _known(holder))]
+    # In this order a model of one layer has its first: the later entry of a dict stays.
     ends = {id(found[-1][0]): "last", id(found[0][0]): "first"} if found else {}
     return [Site(h, path, geometry, ends.get(id(h))) for h, known in found for path, geometry in known.items()]
 
@@ -79,6 +80,7 @@ def note_of_unknown(model: keras.Model) -> str:
         model: see `sites`.
     """
     held = [layer.layer if isinstance(layer, Holder) else layer for layer in model.layers]
+    # Each once, in the order of the model.
     names = list(dict.fromkeys(name for layer in held for name in unknown_kernels(layer)))
     if not names:
         return ""

@@ -54,6 +54,7 @@ class Mask(Transform):
 
     def build(self, kernel_shape: Any) -> None:
         """Make the mask, the number of steps, and the scores where they train."""
+        # All replicas choose from the same weights at the same step, and so alike.
         own = {"trainable": False, "autocast": False, "aggregation": "only_first_replica"}
         self.mask = self.add_weight(name="mask", shape=kernel_shape, dtype="bool", initializer="ones", **own)
         self.steps = self.add_weight(name="steps", shape=(), dtype="int64", initializer="zeros", **own)
@@ -66,6 +67,8 @@ class Mask(Transform):
     def start(self, weights: tf.Tensor) -> None:
         """The mask of step 0."""
         if self.scores is not None:
+            # From the magnitudes on, so that the first masks are those of "magnitude" until gradients have said
+            # otherwise.
             self.scores.assign(tf.abs(weights))
         if self.schedule is not None and self.schedule.begin == 0:
             self.mask.assign(self.chosen(weights, 0))
@@ -77,6 +80,7 @@ class Mask(Transform):
         step = tf.convert_to_tensor(self.steps) + 1
         self.steps.assign(step)
         old = tf.convert_to_tensor(self.mask)
+        # Chosen where its turn has come only: to choose is to sort the kernel.
         self.mask.assign(tf.cond(self.schedule.due(step), lambda: self.chosen(weights, step), lambda: old))
 
     def chosen(self, weights: tf.Tensor, step: Any) -> tf.Tensor:
@@ -129,6 +133,8 @@ def fixed(mask: np.ndarray, like: Mask | None = None) -> Mask:
         mask: bool, like the kernel.
         like: whose pattern it has.
     """
+    # "masked": without a schedule no mask is chosen again, so that a weight which moved under it would move for
+    # nothing.
     new = Mask(None, gradient="masked") if like is None else Mask(None, like.structure, like.axes, gradient="masked")
     new.build(tuple(mask.shape))
     new.mask.assign(mask)

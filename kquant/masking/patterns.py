@@ -73,10 +73,13 @@ def highest(scores: tf.Tensor, sparsity: tf.Tensor | float) -> tf.Tensor:
     """
     flat = tf.reshape(scores, (-1,))
     n = int(flat.shape[0])
+    # In double: float32 counts to 2^24, and a share such as 0.8 of many weights would come out one off.
     wanted = tf.round(n * (1.0 - tf.cast(sparsity, tf.float64)))
     kept = tf.cast(tf.clip_by_value(wanted, 1.0, float(n)), tf.int32)
+    # All of them in order, not the first `kept`: XLA compiles no `k` that is known only when the graph runs.
     least = tf.gather(tf.math.top_k(flat, k=n).values, kept - 1)
     above, equal = flat > least, tf.equal(flat, least)
+    # Of those that equal the last one that stays, so many from the front as there is room for.
     room = kept - tf.reduce_sum(tf.cast(above, tf.int32))
     first = tf.logical_and(equal, tf.cumsum(tf.cast(equal, tf.int32)) <= room)
     return tf.reshape(tf.logical_or(above, first), scores.shape)
@@ -108,16 +111,21 @@ def _blocks(
     scores: tf.Tensor, sparsity: tf.Tensor | float, block: tuple[int, int], axes: tuple[int, int], pooling: Pooling
 ) -> tf.Tensor:
     """Whole blocks; those at the far edges are smaller where the channels do not divide."""
+    # Input and output channels last: [positions..., rows, columns], and each position of the kernel has blocks of its
+    # own.
     order = _last(scores.shape.rank, axes)
     moved = tf.transpose(scores, order)
     rows, columns = (int(n) for n in moved.shape[-2:])
     above, beside = (math.ceil(n / size) for n, size in zip((rows, columns), block, strict=True))
     padding = [[0, 0]] * (moved.shape.rank - 2) + [[0, above * block[0] - rows], [0, beside * block[1] - columns]]
+    # [positions, blocks down, within, blocks across, within]: a block is what axes 2 and 4 run over.
     shape = (-1, above, block[0], beside, block[1])
     if pooling == "max":
+        # What is padded must never be the largest of its block.
         low = tf.constant(-np.inf, scores.dtype)
         pooled = tf.reduce_max(tf.reshape(tf.pad(moved, padding, constant_values=low), shape), axis=(2, 4))
     else:
+        # A block at the edge is judged by the mean of the weights that it has.
         count = tf.reduce_sum(tf.reshape(tf.pad(tf.ones_like(moved), padding), shape), axis=(2, 4))
         pooled = tf.reduce_sum(tf.reshape(tf.pad(moved, padding), shape), axis=(2, 4)) / count
     kept = tf.repeat(tf.repeat(highest(pooled, sparsity), block[0], axis=1), block[1], axis=2)
@@ -132,13 +140,16 @@ def _groups(scores: tf.Tensor, sparsity: tf.Tensor | float, structure: Structure
     length = int(moved.shape[-1])
     groups = math.ceil(length / structure.of)
     padding = [[0, 0]] * (moved.shape.rank - 1) + [[0, groups * structure.of - length]]
+    # Below all scores, so that of a short group the real weights stay first.
     padded = tf.pad(moved, padding, constant_values=tf.constant(-np.inf, scores.dtype))
     places = tf.math.top_k(tf.reshape(padded, (-1, structure.of)), k=structure.keep).indices
     kept = tf.reduce_any(tf.one_hot(places, structure.of, on_value=True, off_value=False, dtype=tf.bool), axis=1)
     kept = tf.transpose(tf.reshape(kept, padded.shape)[..., :length], np.argsort(order))
     others = tf.size(scores) - tf.reduce_sum(tf.cast(kept, tf.int32))
+    # How far the ramp has come: 1 where the schedule asks for what the pattern has in the end.
     done = tf.cast(sparsity, tf.float64) / (structure.sparsity or 1.0)
     zeros = tf.cast(tf.round(done * tf.cast(others, tf.float64)), tf.float64)
+    # Those that the pattern keeps in the end stay in any case; the others go by their scores.
     ranked = tf.where(kept, tf.constant(np.inf, scores.dtype), scores)
     return highest(ranked, zeros / float(scores.shape.num_elements()))
 

@@ -122,6 +122,7 @@ class Settings:
         found = self.section
         for rule in self.rules:
             if rule.table(Pruning) and any(rule.matches(name, kind, position) for name, kind in names):
+                # One over the other, so that a later rule may change a key and leave those of an earlier one.
                 found = Pruning(**{**found.model_dump(), **rule.table(Pruning)})
         return found
 
@@ -129,6 +130,7 @@ class Settings:
         """The schedule of one layer."""
         pattern = structure_of(section.structure)
         own = self.schedule or _schedule(section)
+        # A schedule object holds as it is; where a rule wants another sparsity, its course is taken there.
         if section.sparsity != self.section.sparsity or self.schedule is None:
             own = own.to(section.sparsity)
         if pattern.sparsity is None or own.final in (0.0, pattern.sparsity):
@@ -153,12 +155,14 @@ def settings_of(
     Raises:
         ValueError: a recipe without a `[pruning]` section, or a setting without sense.
     """
+    # Protected is what has sparsity 0; last, so that no rule of the caller's wins over it.
     own = [*rules, *({"layer": pattern, "pruning": {"sparsity": 0.0}} for pattern in protect)]
     if isinstance(given, str | Path | dict | recipes.Recipe):
         recipe = recipes.load(given)
         section = recipe.section(Pruning)
         if section is None:
             raise ValueError(f"prune: recipe '{recipe.name}' has no [pruning] section. 'prune50-int8' has one.")
+        # Through a recipe of its own: changes and rules of a call are checked as those of a file are, and say so alike.
         checked = recipes.load({"name": "prune", "pruning": {**section.model_dump(), **changes}, "rules": own})
         return Settings(_section(checked), None, (*recipe.rules, *checked.rules))
     pattern = structure_of(str(structure_name(changes.get("structure", "unstructured"))))
@@ -278,7 +282,9 @@ def _global(targets: Sequence[Target]) -> list[float]:
     scores = []
     for t in targets:
         values = tf.abs(t.site.raw)
+        # A layer of small weights may lie below the common threshold altogether, and nothing would come through it.
         floor = choose(values, 1.0 - FLOOR * (1.0 - t.schedule.final), structure_of("unstructured"), t.axes, "mean")
+        # At infinity they are above any threshold; `_kept` counts them in.
         scores.append(np.where(np.asarray(floor), np.inf, np.asarray(values)).ravel())
     return [1.0 - kept / s.size for kept, s in zip(_kept(scores, round(total - whole)), scores, strict=True)]
 
@@ -295,6 +301,7 @@ def _kept(scores: Sequence[np.ndarray], count: int) -> list[int]:
     """
     every = np.concatenate(scores)
     count = max(count, int(np.count_nonzero(np.isinf(every))))
+    # The `count`-th highest: `partition` puts that one in its place and sorts nothing else.
     least = np.partition(every, every.size - count)[every.size - count]
     above = [int(np.count_nonzero(s > least)) for s in scores]
     ends = np.cumsum([np.count_nonzero(s == least) for s in scores])

@@ -48,6 +48,7 @@ class SparsitySchedule:
 
     def __post_init__(self) -> None:
         for field in fields(self):
+            # The way to set a field of a frozen dataclass.
             object.__setattr__(self, field.name, _number(field.name, getattr(self, field.name)))
         for name in ("final", "initial"):
             value = getattr(self, name)
@@ -74,6 +75,7 @@ class SparsitySchedule:
         final = tf.constant(self.final, tf.float64)
         if not self.ramps or self.initial is None:
             return final
+        # In double, as `highest` counts weights with it.
         done = (tf.cast(step, tf.float64) - self.begin) / float(self.end - self.begin)
         return final + (self.initial - self.final) * (1.0 - tf.clip_by_value(done, 0.0, 1.0)) ** self.power
 
@@ -84,6 +86,7 @@ class SparsitySchedule:
         if self.end == -1:
             return tf.logical_and(step >= self.begin, turn)
         inside = tf.logical_and(step >= self.begin, step <= self.end)
+        # At the end in any case, or the last masks would be those of up to `frequency` steps before, and less sparse.
         return tf.logical_and(inside, tf.logical_or(turn, tf.equal(step, self.end)))
 
     def at(self, step: int) -> float:
@@ -96,6 +99,7 @@ class SparsitySchedule:
 
     def to(self, final: float) -> SparsitySchedule:
         """The same course to another sparsity."""
+        # In proportion: the ramp begins as far below its end as the old one did.
         initial = None if self.initial is None else self.initial * (final / self.final if self.final else 1.0)
         return replace(self, final=final, initial=initial)
 

@@ -48,6 +48,7 @@ def release(model: keras.Model) -> tuple[keras.Model, Carried]:
         if id(op) not in plain:
             used = {kernel.path: (np.asarray(kernel.used), kernel.transforms) for kernel in op.kernels()}
             plain[id(op)] = _with_kernels(op.layer, {path: values for path, (values, _) in used.items()})
+            # By name and path, since what is done to the plain model next (folding, quantizing) makes new layers of it.
             carried[op.name] = {path: Held(*held) for path, held in used.items() if held[1]}
         return plain[id(op)](*args, **op.passed(kwargs))
 
@@ -84,6 +85,7 @@ def strip(model: keras.Model, *, grids: bool = False) -> keras.Model:
     def replace(node: Node, args: tuple, kwargs: dict) -> Any:
         op, x = node.op, args[0] if args else None
         if isinstance(op, FakeQuant):
+            # The encoding's place too: what would read it, a wrapper or another `FakeQuant`, is gone as well.
             return [x] * len(node.outputs)
         if not isinstance(op, Holder):
             return _in_keras(op, plain)(*args, **kwargs)
@@ -127,6 +129,7 @@ def _recorded(op: Any) -> Any:
     """The operations of `keras.ops` that a layer without trainable weights is written in."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
+        # Inside, layers of kquant's compute in float; what they would tell a calibration goes nowhere.
         with observing(lambda *_: None):
             return op.call(*args, **kwargs)
 
@@ -150,6 +153,7 @@ def _without_grid(op: Any, grids: bool) -> Any:
     """The layer in a wrapper of a quantized model, with the weights that the wrapper gives it."""
     values = {k.path: k.on_grid if grids and op.spec is not None else k.used for k in op.kernels()}
     layer, bias, bias_name = op.layer, op.bias_as_used(), getattr(op, "bias_name", None)
+    # A correction, or a folded batch norm, gave a bias to a layer that had none.
     if bias is not None and getattr(layer, "use_bias", True) is False:
         layer = rebuild(layer, use_bias=True)
     if isinstance(layer, Affine):

@@ -53,6 +53,7 @@ def wrapped(model: keras.Model) -> keras.Model:
     Raises:
         ValueError: a model that is not built, or one whose own variables would be lost.
     """
+    # With Keras' masks left alone: the result is a model of the same layers, which hand them on.
     graph = trace(model, stays_whole, masks=True, whole=_takes_transforms)
     _warn_lost_losses(model, graph)
     made: dict[int, Any] = {}
@@ -66,6 +67,7 @@ def wrapped(model: keras.Model) -> keras.Model:
         layer = made[id(node.op)]
         if node.owner is not None:  # its `call` was followed with training=False
             kwargs = {k: v for k, v in kwargs.items() if k != "training"}
+        # A shared layer takes one step for all its calls: only call 0 moves masks and codebooks on.
         number = calls[id(node.op)] = calls.get(id(node.op), -1) + 1
         if isinstance(layer, Transformed):
             kwargs = {**kwargs, **({"site": number} if number else {})}
@@ -77,6 +79,8 @@ def wrapped(model: keras.Model) -> keras.Model:
 def _takes_transforms(op: Any) -> bool:
     """True for a block of layers whose kernels can be found in it, and which its config makes again."""
     kernels = {id(kernel_at(op, path)) for path in kernels_of(op)}
+    # A matrix that no rule knows would stay dense inside, and nobody would hear of it: then the block is opened
+    # instead.
     return is_described(op) and all(id(v) in kernels for v in op.trainable_variables if len(v.shape) > 1)
 
 
@@ -108,6 +112,7 @@ def _own(op: Any, taken: set[str]) -> Any:
     if not op.built or not kernels_of(new):
         return new
     layer = Transformed(new, {}, paths=tuple(kernels_of(new)))
+    # Without a shape: what is inside is built already.
     layer.build()
     layer.trainable = op.trainable
     copy_state(op, new)  # setting `trainable` reaches what is inside
