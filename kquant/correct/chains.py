@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import keras
 import numpy as np
@@ -116,9 +115,3 @@ def _bent(node: Node) -> str:
     kind = type(node.op).__name__
     what = "is no scaling of each channel" if reads_one_tensor(node) else "reads more than one tensor"
     return f"{node.name} ({kind}) {what}"
-
-
-def layer_values(layer: Any, name: str | None) -> np.ndarray | None:
-    """A variable of a layer as float64, or None where it has none of that name."""
-    variable = getattr(layer, name, None) if name else None
-    return None if variable is None else np.asarray(variable.numpy(), np.float64)

@@ -109,8 +109,7 @@ class Settings:
     Attributes:
         section: of the whole model.
         schedule: a schedule object instead of the section's.
-        rules: of the recipe and of the call, in order.
-        protect: patterns of names.
+        rules: of the recipe and of the call, in order; what is protected has one of sparsity 0.
     """
 
     section: Pruning
