@@ -61,6 +61,7 @@ def absorbable(pair: Pair, seen: Extremes | None) -> np.ndarray | None:
     mean, deviation = (v.numpy().astype(np.float64) for v in (layer.mean, layer.deviation))
     amount = np.maximum(0.0, mean - DEVIATIONS * deviation)
     if seen is not None:
+        # What data showed is never below `seen.low`: with no more than that taken away, they lose nothing.
         amount = np.minimum(amount, np.maximum(0.0, seen.low))
     amount = np.where(amount > NOTHING * np.maximum(deviation, np.abs(mean)), amount, 0.0)
     return amount if np.any(amount) else None
@@ -74,9 +75,12 @@ def _added(pair: Pair, amount: np.ndarray) -> tuple[np.ndarray | None, str]:
     if not _passes(pair, amount):
         return None, "what lies between does not pass a constant (a clip, or zero padding)"
     layer, node = pair.second.layer, pair.second.calls[0]
+    # `sum W2 c` by the layer itself, on an input that is c everywhere: one number for each channel, but at edges with
+    # padding.
     x = np.broadcast_to(amount[pair.channels].astype(np.float32), (1, *node.inputs[0].shape[1:]))
     rows = np.asarray(layer.apply(tf.constant(x), layer.weights_as_used(), tf.zeros(biases[1].shape)), np.float64)
     rows = rows.reshape(-1, rows.shape[-1])
+    # Zeros beside the constant show as other sums at the edge.
     if np.ptp(rows, axis=0).max() > 1e-4 * np.abs(rows).max():
         return None, f"{pair.second.name} pads with zeros"
     return rows.mean(axis=0), ""
@@ -94,6 +98,7 @@ def _passes(pair: Pair, amount: np.ndarray) -> bool:
     if pair.clip is not None:
         return False
     shape = (1, *pair.first.calls[0].outputs[0].shape[1:])
+    # By trial, so that no list of layers is kept: y = rest + c with rest >= 0.
     rest = np.abs(np.random.default_rng(SEED).normal(size=shape)) * (1.0 + amount)
     with_it, without = (rest + amount).astype(np.float32), rest.astype(np.float32)
     for node in pair.between:
@@ -108,5 +113,6 @@ def _store(pair: Pair, amount: np.ndarray, added: np.ndarray) -> None:
     for layer, change in ((first, -amount), (second, added)):
         bias: Any = _bias(layer)
         bias.assign((bias.numpy().astype(np.float64) + change).astype(np.float32))
+    # The statistics too: ranges without data and analytic bias correction read them next.
     if first.mean is not None:
         first.mean.assign((first.mean.numpy().astype(np.float64) - amount).astype(np.float32))

@@ -105,11 +105,15 @@ def adaround(
         for place in bar:
             bar.set_postfix_str(place.name)
             weights = place.layer.weights_as_used()
+            # What the codes are of: the file of another run must not be taken for it.
             known = weights, place.layer.scale_of(weights)
             codes = finished.load(place, known)
             if codes is None:
+                # By name, so that a run that goes on from a folder draws as one from the start; `hash` of a text
+                # differs by process.
                 codes = round_layer(source, place, settings, rows, seed + zlib.crc32(place.name.encode()) % 2**16)
                 finished.store(place, known, codes)
+            # At once: the inputs of the next layer are those that this rounding makes.
             place.layer.round_by(codes)
             forget_graphs(qmodel)
     return qmodel
@@ -126,7 +130,9 @@ def round_layer(source: Source, place: Place, settings: Settings, rows: int, see
     learned, _ = round_matrix(matrix, bias, seen, settings, seed)
     if place.layer.transforms:  # what a mask has taken out stays out
         learned = np.where(matrix.weights == 0.0, nearest, learned)
+    # On samples that no step saw. Where both do as well, nearest stays.
     better = error(matrix, learned, bias, held) < error(matrix, nearest, bias, held)
+    # Channels as [groups, 1, outputs of each], along the matrices.
     codes = np.where(better.reshape(len(matrix.weights), 1, -1), learned, nearest)
     return from_matrix(codes, tuple(place.layer.weights_as_used().shape)).astype(np.int8)
 
@@ -152,9 +158,11 @@ def examples(
     """
     kept: dict[tuple[int, bool], Reservoir] = {}
     for call, samples, x, y in pairs(source, place):
+        # One budget for all calls of a shared layer.
         most = most_rows(rows, x.shape[1] * x.shape[2]) // len(place.calls) + 1
         judges = samples % HELD_OUT == HELD_OUT - 1
         for held, chosen in ((False, ~judges), (True, judges)):
+            # A quarter as many rows suffice to judge by.
             room = most // (HELD_OUT // 2) + 1 if held else most
             kept.setdefault((call, held), Reservoir(room, rng)).offer(x[chosen], y[chosen])
     if not kept:
@@ -166,6 +174,7 @@ def examples(
 def _example(place: Place, call: int, kept: Reservoir) -> Examples:
     x, y = kept.kept
     after = place.activations[call]
+    # Activations are not asked about no rows at all.
     return Examples(x, y if not len(y) else np.asarray(applied(after, tf.constant(y))), after)
 
 
@@ -177,6 +186,7 @@ def _name_others(source: Source, found: list[Place]) -> None:
             "weights that are rounded one by one would share no longer."
         )
     others = {place.name for place in found if place.rule.weights.rows is None}
+    # Holders that are no places: an LSTM.
     others |= {node.name for node in source.graph.nodes if has_codes(node.op) and not node.op.takes("rounding")}
     if others:
         warn(

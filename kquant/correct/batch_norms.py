@@ -37,10 +37,12 @@ class _Pooled:
         count = float(count)
         self.count += count
         self.first = self.first + count * mean
+        # E[x^2] of the batch, since second moments add up over batches and variances do not.
         self.second = self.second + count * (variance + mean**2)
 
     def moments(self) -> tuple[np.ndarray, np.ndarray]:
         mean = self.first / self.count
+        # A difference of two near numbers may come out just below 0.
         return mean, np.maximum(self.second / self.count - mean**2, 0.0)
 
 
@@ -91,6 +93,7 @@ def reestimate(
             model(x, training=False)
     if not any(p.count for p in pooled.values()):
         raise ValueError("reestimate: the data are empty; give at least one sample.")
+    # All are computed and looked at before the first is stored: an error leaves the model as it was.
     found = [(layer, *pooled[id(layer)].moments()) for layer in norms if pooled[id(layer)].count]
     for layer, mean, variance in found:
         if not (np.all(np.isfinite(mean)) and np.all(np.isfinite(variance))):
@@ -114,6 +117,8 @@ def _counting(norms: list[Any], pooled: dict[int, _Pooled]) -> Iterator[None]:
     own = [layer for layer in norms if not isinstance(layer, LiveNorm)]
     inside = [layer for layer in norms if isinstance(layer, LiveNorm)]
     for layer in own:
+        # On the layer, where it hides the method of the class until it is deleted. Not `training=True`, which would
+        # wake dropout too and move the statistics.
         layer.call = _batch_call(layer, pooled[id(layer)])
     for layer in inside:
         layer.counter = pooled[id(layer)].add
@@ -129,6 +134,7 @@ def _counting(norms: list[Any], pooled: dict[int, _Pooled]) -> Iterator[None]:
 def _batch_call(layer: Any, pooled: _Pooled) -> Any:
     def call(inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         ops = keras.ops
+        # As Keras does for its statistics in training: sums over a batch outgrow float16.
         x = ops.cast(inputs, "float32")
         axis = layer.axis % len(x.shape)
         if mask is None:

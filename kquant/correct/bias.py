@@ -143,6 +143,7 @@ def analytic_errors(qmodel: keras.Model) -> BiasErrors:
         given = [moments.get(id(node.inputs[0])) for node in place.calls]
         found = [_expected_error(place, m) for m in given if m is not None]
         found = [e for e in found if e is not None]
+        # A shared layer has one bias: without the means of one of its inputs, that of all is not known.
         if len(found) == len(given):
             errors[place.name] = np.mean(found, axis=0)
         else:
@@ -152,6 +153,7 @@ def analytic_errors(qmodel: keras.Model) -> BiasErrors:
 
 def weight_errors(layer: Compressed) -> np.ndarray:
     """`codes * scale - weights`: what quantization adds to a kernel, float64 like it."""
+    # At this scale no bias widens the scale of its channel, so that the error is that of the weights alone.
     codes, scale, _ = layer.codes(tf.constant(NO_OVERFLOW))
     weights = layer.weights_as_used().numpy().astype(np.float64)
     return codes.numpy().astype(np.float64) * scale.numpy().astype(np.float64) - weights
@@ -162,11 +164,13 @@ def _expected_error(place: Place, x: Moments) -> np.ndarray | None:
     if weights is None or weights.input_axis is None:
         return None
     makes, reads = numbering(place)
+    # E[sum eps x] = sum eps E[x]: the errors are constants, whatever the inputs have in common.
     return total(weight_errors(place.layer) * x.mean[reads], makes, int(makes.size))
 
 
 def _correct_empirically(graph: Graph, known: list[Place], samples: list[Any], verbose: bool) -> BiasErrors:
     """Layer after layer; on an interruption the biases are what they were."""
+    # Before anything is corrected, though the float function does not move: one pass for all layers.
     means = _float_means(graph, known, samples)
     before = [(place, place.layer.correction("shift").numpy()) for place in known]
     of_layer = {id(place.layer): place for place in known}
@@ -181,6 +185,7 @@ def _correct_empirically(graph: Graph, known: list[Place], samples: list[Any], v
             return False
         found = measured.setdefault(id(node.op), [])
         error = _mean([np.asarray(outputs[0]) for outputs in made]) - means[id(node)]
+        # The second output is what one unit of the sums is worth: the bias is a whole number of them.
         found.append(error - _rounding(place.layer, np.asarray(made[0][1])))
         if len(found) < len(place.calls):  # a shared layer has one bias for all its calls
             return False
@@ -190,6 +195,7 @@ def _correct_empirically(graph: Graph, known: list[Place], samples: list[Any], v
 
     try:
         run_stepwise(graph, samples, visit)
+    # Ctrl-C as well, which is no `Exception`.
     except BaseException:
         for place, shift in before:
             place.layer.correction("shift").assign(shift)
@@ -227,6 +233,7 @@ def _mean(values: list[np.ndarray]) -> np.ndarray:
 
 def _take(place: Place, error: np.ndarray, *, from_zero: bool = False) -> None:
     shift = place.layer.correction("shift")
+    # Measured errors are those that an earlier shift has left; closed forms know of none.
     start = np.zeros(error.shape) if from_zero else shift.numpy().astype(np.float64)
     shift.assign((start - error).astype(np.float32))
 

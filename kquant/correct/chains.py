@@ -78,9 +78,11 @@ def _follow(first: Place, able: dict[int, Place], outputs: set[int], readers: di
     node, between, clip = first.calls[0], [], None
     channels = np.arange(int(node.outputs[0].shape[-1]))
     while True:
+        # What the model gives away has to stay what it is.
         if any(id(t) in outputs for t in node.outputs):
             return "the model gives its output away"
         following = readers.get(id(node.outputs[0]), [])
+        # A factor would reach the other readers too, which nothing divides by it again.
         if len(following) != 1:
             return f"{len(following)} layers read its output ({', '.join(n.name for n in following)})"
         node = following[0]
@@ -89,6 +91,7 @@ def _follow(first: Place, able: dict[int, Place], outputs: set[int], readers: di
         between.append(node)
         if isinstance(node.op, FakeQuant):
             continue
+        # By trial on numbers: what a clip does to channels is allowed for once, and `limits_of` bounds the factors.
         after = channels_after(node, channels)
         if after is None and is_clipped(node) and clip is None:
             after, clip = channels, node

@@ -23,6 +23,7 @@ def readers_of(graph: Graph) -> dict[int, list[Node]]:
     found: dict[int, list[Node]] = {}
     for node in graph.nodes:
         own = isinstance(node.op, FakeQuant | Compressed)
+        # The others are encodings, and sources for the kernel's own rounding: they hand no values on.
         for t in node.inputs[:1] if own else node.inputs:
             found.setdefault(id(t), []).append(node)
     return found
@@ -41,6 +42,8 @@ def numbering(place: Place) -> tuple[np.ndarray, np.ndarray]:
     shape = tuple(int(n) for n in getattr(layer, place.layer.kernel_name).shape)
     kept = {axis % len(shape) for axis in place.layer.channel_axes}
     count = int(np.prod([shape[axis] for axis in kept]))
+    # Numbers along the axes of the channels, 1 elsewhere: they broadcast against the kernel, and no index is spelled
+    # out.
     makes = np.arange(count).reshape([n if axis in kept else 1 for axis, n in enumerate(shape)])
     if weights is None or weights.input_axis is None:
         raise ValueError(f"{place.name}: its rule does not say which axis of its kernel runs over input channels.")
@@ -48,6 +51,7 @@ def numbering(place: Place) -> tuple[np.ndarray, np.ndarray]:
     reads = np.arange(shape[axis]).reshape([-1 if a == axis else 1 for a in range(len(shape))])
     groups = getattr(layer, "groups", 1)
     if groups > 1 and axis not in kept:
+        # The kernel's axis has the inputs of one group; those of group g begin g times as many channels further on.
         reads = reads + makes // (count // groups) * shape[axis]
     return makes, reads
 
@@ -62,6 +66,7 @@ def largest(magnitudes: np.ndarray, numbers: np.ndarray, count: int) -> np.ndarr
     if numbers.size == count and np.array_equal(numbers.ravel(), np.arange(count)):  # each along its own axis: faster
         return magnitudes.max(axis=tuple(a for a, n in enumerate(numbers.shape) if n == 1), initial=0.0).ravel()
     found = np.zeros(count)
+    # Unbuffered: a plain `found[numbers] = ...` keeps one of the values for a number that comes several times.
     np.maximum.at(found, np.broadcast_to(numbers, magnitudes.shape).ravel(), magnitudes.ravel())
     return found
 
@@ -106,6 +111,8 @@ def channels_after(node: Node, channels: np.ndarray) -> np.ndarray | None:
     after = _moved(node, channels, x.shape)
     if after is None:
         return None
+    # Powers of two move exponents only: where the operation scales, both ways agree to the bit, and `array_equal` may
+    # ask.
     factors = np.exp2(np.random.default_rng(SEED + 1).integers(-8, 9, int(channels.max()) + 1)).astype(np.float32)
     scaled = compute(node, x * factors[channels])
     return after if np.array_equal(scaled, compute(node, x) * factors[after]) else None
@@ -120,6 +127,7 @@ def is_linear(node: Node) -> bool:
 def _noise(node: Node, seed: int = SEED) -> np.ndarray:
     """Numbers of both signs and of many sizes, in the shape of the node's input."""
     rng, shape = np.random.default_rng(seed), (SAMPLES, *node.inputs[0].shape[1:])
+    # Of many sizes, so that what has a threshold or a clip somewhere is found out.
     return (rng.normal(size=shape) * np.exp2(rng.integers(-6, 7, shape))).astype(np.float32)
 
 
@@ -127,7 +135,9 @@ def _moved(node: Node, channels: np.ndarray, shape: tuple[int, ...]) -> np.ndarr
     """Where the channels went: nowhere where their number is the same, else as the operation moves their numbers."""
     size = node.outputs[0].shape[-1]
     if size == channels.size:
+        # Where the number is the same they may still have moved; the factors, each channel's own, would not agree then.
         return channels
+    # The numbers of the channels sent through as values: what comes out says where each came from (a Flatten, a crop).
     moved = compute(node, np.broadcast_to(channels.astype(np.float32), shape))
     rows = moved.reshape(-1, moved.shape[-1])
     if not np.array_equal(rows, np.broadcast_to(rows[:1], rows.shape)):

@@ -64,9 +64,12 @@ def limits_of(pair: Pair, seen: Extremes | None) -> tuple[np.ndarray, np.ndarray
     top, clip = highest(pair.first, seen), float(pair.clip.op.max_value)
     count = int(pair.first.calls[0].outputs[0].shape[-1])
     if top is None:
+        # Nothing is known of the channels: all may reach the clip.
         return np.ones(count), np.ones(count)
     free = top < clip * MARGIN
+    # A channel that is never above 0 is cut to 0, whatever its factor.
     most = np.divide(clip * MARGIN, top, out=np.full(count, np.inf), where=top > 0)
+    # From 0 on: a smaller factor takes a channel away from the clip.
     return np.where(free, 0.0, 1.0), np.where(free, most, 1.0)
 
 
@@ -90,6 +93,7 @@ def replace_clips(graph: Graph, pairs: list[Pair], samples: Samples, verbose: bo
     chosen = [node for key, node in clips.items() if reasons[key] is None]
     if not chosen:
         return
+    # Before the clips go, while there is something to compare with.
     before = _outputs(graph, samples)
     reaching = [_reaching(pair) for pair in pairs if pair.clip in chosen]
     for node in chosen:

@@ -136,6 +136,7 @@ def _told_by_model(graph: Graph, t: Any) -> Range | None:
         return BYTES
     readers = readers_of(graph)
     following = readers.get(id(t), [])
+    # Past what quantizes the input.
     if len(following) == 1 and isinstance(following[0].op, FakeQuant):
         following = readers.get(id(following[0].outputs[0]), [])
     if len(following) != 1 or not isinstance(following[0].op, Compressed):
@@ -144,6 +145,7 @@ def _told_by_model(graph: Graph, t: Any) -> Range | None:
     if not isinstance(layer, Affine):
         return None
     scale, offset = layer.scale.numpy(), layer.offset.numpy()
+    # Ends of what 0..255 becomes; x / 128 - 1 ends at 0.99.
     made = {(round(float(b), 2), round(float(b + 255.0 * a), 2)) for a, b in zip(scale, offset, strict=True)}
     return BYTES if len(made) == 1 and made <= {(0.0, 1.0), (-1.0, 1.0), (-1.0, 0.99)} else None
 
@@ -179,9 +181,12 @@ class _Synthetic:
         out = id(node.outputs[0])
         if moments is not None:
             deviation = np.sqrt(moments.variance)
+            # What comes behind sees a batch with the moments of the training data: noise is not like them, and errs
+            # more with each layer.
             outputs[0] = _normalised(outputs[0], moments.mean, deviation)
             self.ends[out] = moments.mean - self.sigmas * deviation, moments.mean + self.sigmas * deviation
         elif bounds is not None:
+            # A ReLU cuts the ends themselves. Deviations around the mean of what it has cut would end too low.
             low, high = self.ends.get(id(node.inputs[0])) or self.seen(values[id(node.inputs[0])])
             self.ends[out] = np.clip(low, *bounds), np.clip(high, *bounds)
         elif isinstance(node.op, FakeQuant):
@@ -196,6 +201,7 @@ class _Synthetic:
             return id(node.inputs[0]) in self.positive
         if isinstance(node.op, Compressed) or not node.inputs:
             return False
+        # The batch shows that the operation keeps signs: a pool, a sum or a product does, a difference does not.
         kept = all(id(t) in self.positive for t in node.inputs) and float(tf.reduce_min(y)) >= 0.0
         return kept or bounds_of(node) is not None
 
@@ -208,6 +214,7 @@ class _Synthetic:
             self.found[key] = self.ranges[source]
         elif source in self.ends:
             low, high = self.ends[source]
+            # Channels have ends of their own; one encoding covers them all.
             self.found[key] = float(low.min()), float(high.max())
             self.ends[id(node.outputs[0])] = low, high
         elif source in self.positive:

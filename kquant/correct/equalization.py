@@ -142,10 +142,12 @@ def equalize(
     seen = extremes_of(graph, pairs, samples)
     if replace_relu6:
         replace_clips(graph, pairs, samples, verbose)
+    # Reads the model once more: ReLUs that were clipped are plain by now.
     plan = plan_equalization(qmodel, seen=seen, powers_of_two=powers_of_two, iterations=iterations, verbose=verbose)
     _apply([step for step in plan.steps if step.moves])
     changed = [step.pair for step in plan.steps if step.moves]
     if absorb:
+        # After the factors: what a channel lets through is that many times as large.
         changed += absorb_biases([step.pair for step in plan.steps], _scaled(seen, plan), verbose=verbose)
     forget_ranges([node for pair in changed for node in pair.quantizers])
     if verbose:
@@ -219,6 +221,8 @@ class _State:
         self.sizes: dict[int, np.ndarray] = {}
         for place in {id(p.layer): p for pair in pairs for p in (pair.first, pair.second)}.values():
             makes, reads = numbering(place)
+            # A factor is one for all positions of a kernel, so that the largest magnitude of them is all that sweeps
+            # need.
             free = tuple(a for a in range(makes.ndim) if makes.shape[a] == 1 == reads.shape[a])
             weights = np.abs(place.layer.weights_as_used().numpy().astype(np.float64))
             self.numbers[id(place.layer)] = (makes, reads)
@@ -230,6 +234,7 @@ class _State:
         count = self.factors[self.pairs.index(pair)].size
         makes = largest(self.sizes[first], self.numbers[first][0], count)
         reads = largest(self.sizes[second], self.numbers[second][1], pair.channels.size)
+        # Behind a Flatten several inputs of the second layer are one channel of the first.
         return makes, largest(reads, pair.channels, count)
 
     def used(self) -> list[tuple[float, float]]:
@@ -241,6 +246,7 @@ class _State:
         moved = 0.0
         for i, pair in enumerate(self.pairs):
             makes, reads = self.ranges(pair)
+            # makes s = reads / s: both have the range sqrt(makes reads) then.
             ratio = np.divide(reads, makes, out=np.ones_like(makes), where=alive(makes, reads))
             moved = max(moved, self.towards(i, np.sqrt(ratio), limits[i]))
         return moved > STILL
@@ -264,6 +270,7 @@ class _State:
     def towards(self, i: int, step: np.ndarray, limits: Limits | None) -> float:
         """Multiply the channels of a pair as far as its limits go; log2 of the largest factor."""
         low, high = limits or (0.0, np.inf)
+        # What is limited is the factor as a whole, over all sweeps.
         step = np.clip(np.clip(step * self.factors[i], 1.0 / MOST, MOST), low, high) / self.factors[i]
         self.move(i, step)
         return float(np.abs(np.log2(step)).max())
@@ -280,6 +287,8 @@ class _State:
         """The nearest powers of two; towards 1 where a limit holds (never beyond what was allowed)."""
         for i, factors in enumerate(self.factors):
             logs = np.log2(factors)
+            # Truncated, a factor stays within its limits; a little is added first, as a power of two may have come out
+            # just below itself.
             exponents = np.rint(logs) if self.pairs[i].clip is None else np.trunc(logs + np.sign(logs) * STILL)
             self.move(i, np.exp2(exponents) / factors)
 
@@ -327,6 +336,8 @@ def _apply(steps: list[Step]) -> None:
         if first.layer.norm is None:  # a live batch norm takes the factors itself
             of_kernel[id(first.layer)] = of_kernel[id(first.layer)] * step.factors[numbering(first)[0]]
         reads = step.factors[step.pair.channels][numbering(second)[1]]
+        # Collected, since a layer in a chain is the second of one pair and the first of the next: its kernel is written
+        # once.
         of_kernel[id(second.layer)] = of_kernel[id(second.layer)] / reads
     stored = []
     for key, place in layers.items():
@@ -336,6 +347,7 @@ def _apply(steps: list[Step]) -> None:
     for variable, value in stored:
         variable.assign(value)
     for place in layers.values():
+        # A range that data chose was that of other weights; calibration may set the next one.
         place.layer.reach_by_data = False
         place.layer.forget_learned()
 
@@ -351,6 +363,7 @@ def _kernel_changes(place: Place, factors: np.ndarray) -> list[tuple[Any, np.nda
 def _output_changes(place: Place, factors: np.ndarray) -> list[tuple[Any, np.ndarray]]:
     layer = place.layer
     bias = getattr(layer.layer, layer.bias_name, None) if layer.bias_name else None
+    # A live norm divides by the deviation of its batch, so that factors of the kernel would cancel: they go behind it.
     made = [bias] if layer.norm is None else [layer.norm.gamma, layer.norm.beta]
     scaled = [v for v in (*made, layer.shift, layer.mean, layer.deviation) if v is not None]
     return [(v, (v.numpy().astype(np.float64) * factors).astype(np.float32)) for v in scaled]

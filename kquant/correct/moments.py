@@ -64,6 +64,7 @@ def rectified_moments(
     """
     m, s = np.broadcast_arrays(np.asarray(mean, np.float64), np.abs(np.asarray(deviation, np.float64)))
     fixed = np.clip(m, low, high)
+    # Of a channel that does not vary the formulas divide by 0; it is put in at the end.
     s = np.where(s > 0, s, 1.0)
     alive = np.abs(np.broadcast_to(np.asarray(deviation, np.float64), m.shape)) > 0
     below, above = _below((low - m) / s), _below((m - high) / s)
@@ -130,6 +131,7 @@ def _after(node: Node, places: dict[int, Place], found: dict[int, Moments]) -> M
     x = given[0] if given else None
     if isinstance(op, Compressed):
         known = known_moments(op)
+        # What a batch norm counted in training, before what follows from the inputs as if these were independent.
         return known or (None if x is None or id(op) not in places else through_weights(places[id(op)], x))
     if x is None:
         return None
@@ -139,6 +141,7 @@ def _after(node: Node, places: dict[int, Place], found: dict[int, Moments]) -> M
     if bounds is not None:
         return Moments(*rectified_moments(x.mean, np.sqrt(x.variance), *bounds))
     if reads_one_tensor(node):
+        # By trial: the mean of what is not linear is not that of its inputs.
         if find(op) is None or not is_linear(node):
             return None
         after = channels_after(node, np.arange(x.mean.size))
@@ -167,6 +170,7 @@ def through_weights(place: Place, x: Moments) -> Moments | None:
     makes, reads = numbering(place)
     kernel = place.layer.weights_as_used().numpy().astype(np.float64)
     count = int(makes.size)
+    # The moments are those of the last axis; a kernel that sums over another one has no use for them.
     if int(reads.max()) + 1 != x.mean.size:
         return None
     bias = place.layer.float_bias()

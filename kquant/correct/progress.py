@@ -77,11 +77,13 @@ class Finished:
         write_atomically(file, content.getvalue(), self.step)
 
     def _file(self, place: Place) -> Path | None:
+        # By a checksum, since names of layers may hold what names of files may not.
         return None if self.folder is None else self.folder / f"{self.step}-{zlib.crc32(place.name.encode()):08x}.npz"
 
     def _key(self, place: Place, arrays: Iterable[Any]) -> str:
         """Of what a result was made for."""
         said = json.dumps([place.name, self.settings, place.layer.spec.to_config()], sort_keys=True)
+        # Of the data only what calibration made of them, the ranges: a generator cannot be read twice.
         digest = hashlib.sha256(said.encode() + self.ranges)
         for values in arrays:
             digest.update(np.ascontiguousarray(values).tobytes())

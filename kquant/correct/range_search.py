@@ -84,6 +84,7 @@ def sequential_mse(
         if chosen is None:
             chosen = _reach(source, place, candidates)
             finished.store(place, known, chosen)
+        # Codes that AdaRound kept were of the old grid.
         place.layer.round_by(None)
         place.layer.set_reach(chosen, by_data=True)
         forget_graphs(qmodel)
@@ -126,6 +127,7 @@ class OutputError:
         """
         if self.gram is not None:
             matrix = as_matrix(wrong, len(self.gram), outputs)
+            # d' G d = sum over rows of (x' d)^2, for all channels at once, without the rows.
             return np.sum(matrix * (self.gram @ matrix), axis=1).reshape(-1)
         matrix = as_matrix(np.float32(wrong), len(self.rows), outputs)
         return np.sum((self.rows @ matrix) ** 2, axis=1, dtype=np.float64).reshape(-1)
@@ -145,6 +147,7 @@ def output_error(source: Source, place: Place) -> OutputError:
             kept = kept or Reservoir(most_rows(WIDEST_GRAM, groups * k), np.random.default_rng(0))
             kept.offer(rows)
             continue
+        # Sums over all positions of all samples: in float32 the last ones would be lost.
         columns = rows.transpose(1, 2, 0).astype(np.float64)
         part = columns @ columns.transpose(0, 2, 1)
         gram = part if gram is None else gram + part
@@ -169,7 +172,9 @@ def best_reach(place: Place, error: OutputError, candidates: int) -> np.ndarray:
         reach = np.float32(widest * (n / candidates))
         wrong = (rounded(place, reach) - weights).numpy().astype(np.float64)
         found = error.of(wrong, outputs)
+        # `reach` has the kernel's axes, with 1 where it does not differ: the channels keep their order.
         found = found.reshape(shape) if layer.spec.per_axis else found.sum().reshape(shape)
+        # From the widest down, and only for a smaller error: of equal ones the widest stays, which clips least.
         best, least = np.where(found < least, reach, best), np.minimum(found, least)
     return best
 

@@ -118,6 +118,8 @@ def pairs(source: Source, place: Place) -> Iterator[tuple[int, np.ndarray, np.nd
         for call, (x, y) in enumerate(zip(xs, ys, strict=True)):
             done = 0
             for part in _chunks(place, x):
+                # By samples on both sides: their rows are made from inputs on the one, and are the positions of outputs
+                # on the other.
                 target = y[done : done + len(part)]
                 target = target.reshape(-1, target.shape[-1])
                 numbers = first + done + np.arange(len(part))
@@ -136,6 +138,7 @@ def _rows(place: Place, x: np.ndarray) -> tf.Tensor:
 
 def _chunks(place: Place, x: np.ndarray) -> Iterator[np.ndarray]:
     """Some samples at a time, so that their rows stay within `CHUNK_BYTES`."""
+    # One sample tells how many rows it becomes: a convolution reads each value many times.
     many = max(1, CHUNK_BYTES // max(1, 4 * int(np.prod(_rows(place, x[:1]).shape))))
     for start in range(0, len(x), many):
         yield x[start : start + many]
@@ -160,7 +163,10 @@ class Reservoir:
             self.kept = [np.empty((0, *c.shape[1:]), c.dtype) for c in columns]
         free = min(max(self.most - self.seen, 0), count)
         if free:
+            # The first rows all stay, until the places are full.
             self.kept = [np.concatenate([k, c[:free]]) for k, c in zip(self.kept, columns, strict=True)]
+        # Algorithm R for many at once: row number i takes a place drawn evenly from 0..i, where that is one of those
+        # kept.
         slots = np.int64(self.rng.random(count - free) * np.arange(self.seen + free + 1, self.seen + count + 1))
         taken = np.flatnonzero(slots < self.most)
         for kept, column in zip(self.kept, columns, strict=True):

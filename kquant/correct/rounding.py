@@ -58,6 +58,7 @@ def products(rows: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
     groups, k, m = weights.shape.as_list()
     if groups == 1:
         return tf.matmul(tf.reshape(rows, (-1, k)), weights[0])
+    # A depthwise kernel: one column for each group, so a sum of products, not many matrices of one column.
     if m == 1:
         return tf.reduce_sum(rows * weights[:, :, 0], axis=-1)
     return tf.reshape(tf.einsum("ngk,gkm->ngm", rows, weights), (-1, int(groups or 1) * int(m or 1)))
@@ -85,6 +86,7 @@ def round_matrix(
     """
     steps = matrix.weights / matrix.scale
     floor = np.floor(steps)
+    # h begins at the fraction itself, so that the first weights are the float ones.
     alpha = tf.constant(inverse(np.float32(steps - floor)))
     noise = _noise(matrix, examples)
     problem = _Problem(*(tf.constant(np.float32(v)) for v in (floor, matrix.scale, bias)), noise, tf.constant(seed))
@@ -99,6 +101,7 @@ def round_matrix(
     # Of one trace for each layer TensorFlow would say that it traces too often; a concrete function is made on purpose.
     compiled = tf.function(run, autograph=False, jit_compile=True).get_concrete_function(alpha, problem, tables)
     h = rectified_sigmoid(compiled(alpha, problem, tables)).numpy()
+    # The penalty has brought nearly all to 0 or 1; the rest go to the nearer.
     return np.clip(floor + (h >= 0.5), matrix.low, matrix.high), h
 
 
@@ -130,13 +133,16 @@ def _loss(
 ) -> tf.Tensor:
     """`sum over channels of err_c / noise_c + regularisation * mean_k penalty_kc` on a fresh batch of rows."""
     h = rectified_sigmoid(a)
+    # Clipped as the codes will be: beyond the grid up or down is no choice, and gets no gradient.
     soft = tf.clip_by_value(problem.floor + h, float(codes[0]), float(codes[1])) * problem.scale
     total = tf.zeros(())
     for n, ((rows, outputs), activation) in enumerate(zip(tables, activations, strict=True)):
         shape = (settings.row_batch,)
+        # Stateless, so that the loop can be compiled and repeats; the call and the step make each draw another.
         picked = tf.random.stateless_uniform(shape, tf.stack([problem.seed + n, i]), 0, rows.shape[0], tf.int32)
         y = products(tf.gather(rows, picked), soft) + problem.bias
         y = applied(activation, y)
+        # In units of what rounding to nearest costs the channel: 1 for all alike, whatever the scale of its outputs.
         total += tf.reduce_sum(tf.reduce_mean((y - tf.gather(outputs, picked)) ** 2, axis=0) / problem.noise)
     return total / len(tables) + settings.regularisation / int(a.shape[1] or 1) * _penalty(h, i, settings)
 
@@ -152,6 +158,7 @@ def _descend(alpha: tf.Tensor, loss: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
         g = tf.convert_to_tensor(tape.gradient(value, a))
         t = tf.cast(i + 1, tf.float32)
         m, v = first * m + (1 - first) * g, second * v + (1 - second) * g * g
+        # The bias of both averages in one factor (section 2 there).
         rate = settings.learning_rate * tf.sqrt(1.0 - tf.pow(second, t)) / (1.0 - tf.pow(first, t))
         return i + 1, a - rate * m / (tf.sqrt(v) + small), m, v
 

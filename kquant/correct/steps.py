@@ -103,7 +103,9 @@ def split_steps(text: str) -> list[tuple[str, list[str]]]:
         [('calibrate', []), ('adaround', ['iterations=2000', 'beta=[20, 2]'])]
     """
     found = []
+    # At commas that no closing bracket follows before an opening one: those in a list or table stay.
     for part in re.split(r",(?![^\[{]*[\]}])", text):
+        # At colons before `key=`.
         name, *given = (piece.strip() for piece in re.split(r":(?=\s*\w+\s*=)", part))
         if not name or not re.fullmatch(r"[\w-]+", name):
             raise ValueError(f"steps: expected names like calibrate or adaround:iterations=2000. Received: '{part}'.")

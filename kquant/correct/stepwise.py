@@ -32,6 +32,7 @@ def run_stepwise(graph: Graph, batches: Iterable[Any], visit: Visit) -> None:
     last = graph.last_reads()
     for i, node in enumerate(graph.nodes):
         made = _computed(node, live)
+        # Once more at most: a second visit would measure what the first has just corrected.
         if visit(node, made):
             made = _computed(node, live)
         for values, outputs in zip(live, made, strict=True):
