@@ -87,8 +87,8 @@ def attend(
         width, label = logits.shape[-1], f"{name}_factor"
         logits = make("factor", lambda: affine(factor, 0.0, channels=width, name=label, trains=trains))(logits)
         beta = 1.0
-    if bias is not None:  # added before beta is applied
-        other = stored(make, as_array(bias) / beta if not _trains(bias) else bias, logits, name, key="bias")
+    if bias is not None:  # added before beta is applied: divided by it, also where it trains
+        other = stored(make, as_array(bias) / beta, logits, name, key="bias", trains=_trains(bias))
         logits = make("biased", lambda: layers.Add(name=f"{name}_biased"))([logits, other])
     if allowed is not None:
         logits = masked(make, logits, allowed, name, MASKED_BELOW / beta)

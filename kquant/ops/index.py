@@ -218,7 +218,9 @@ def _split(op: Any, make: Make, x: Any, *_: Any, **__: Any) -> Any:
     axis, length = along(op, op.axis, len(x.shape)), x.shape[along(op, op.axis, len(x.shape))]
     sections = op.indices_or_sections
     if isinstance(sections, int):
-        borders = [length * i // sections for i in range(1, sections)]
+        # As NumPy deals them out: of what is left over, the first parts get one more each (array_split).
+        size, over = divmod(length, sections)
+        borders = [i * size + min(i, over) for i in range(1, sections)]
     else:
         borders = [int(i) for i in constant_indices(op, sections)]
     ends = [0, *borders, length]

@@ -154,6 +154,23 @@ def test_positional_embedding_trains_and_is_saved(tmp_path):
     assert contract.file_of(again) == contract.file_of(q)
 
 
+class Relative(layers.Layer):
+    """Attention with a trained bias for each pair of positions."""
+
+    def build(self, shape):
+        self.bias = self.add_weight(name="bias", shape=(1, shape[2], shape[1], shape[1]), initializer="random_normal")
+
+    def call(self, x):
+        return ops.dot_product_attention(x, x, x, bias=self.bias)
+
+
+def test_bias_that_trains_is_added_to_scaled_logits():
+    x = keras.Input((4, 2, 6))
+    model = contract.randomise(keras.Model(x, Relative()(x)))
+    _same_function(model)
+    assert len(expand(model).trainable_variables) == 1
+
+
 def test_kernel_of_a_product_trains_and_a_constant_does_not():
     x = keras.Input((5, 4))
     projected = layers.EinsumDense("abc,cd->abd", (None, 3))(x)

@@ -10,6 +10,7 @@ from keras import layers, ops
 
 import kquant
 from kquant.graph.keras_private import every_layer
+from kquant.prepare.expansion import expand
 from kquant.tflite.reader import read_model
 
 pytestmark = pytest.mark.filterwarnings(
@@ -82,3 +83,11 @@ def test_rows_are_picked_without_a_gather():
     content = contract.file_of(q)
     assert set(read_model(content).operator_counts) == {"SLICE", "CONCATENATION"}
     assert contract.compare(q, content, "tflm", contract.data(q, 64)).equal == 1.0
+
+
+@pytest.mark.skipif(not hasattr(ops, "array_split"), reason="this Keras has no array_split")
+def test_uneven_parts_are_those_of_numpy():
+    x, data = keras.Input((7, 2)), np.arange(28, dtype=np.float32).reshape(2, 7, 2)
+    parts = expand(keras.Model(x, ops.array_split(x, 3, axis=1)))(data)
+    for made, wanted in zip(parts, np.array_split(data, 3, axis=1), strict=True):
+        np.testing.assert_array_equal(made, wanted)
