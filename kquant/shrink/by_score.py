@@ -80,8 +80,10 @@ def cheapest(
     """
     places, targets = [0] * len(scores), judged or [np.arange(len(each)) for each in scores]
     while cost(places) > limit:
+        # Down to any target, not only the next: a small step may lose much and a larger one hardly more.
         places = min(_steps(scores, cost, places, targets), key=lambda step: step.rate).places
     while True:
+        # The last step down may have saved more than was asked for.
         able = [step for step in _steps(scores, cost, places, None) if step.cost <= limit]
         if not able:
             return places
@@ -94,11 +96,13 @@ def _steps(
     """Of one part each: down to every target, or up to the next place."""
     now = cost(places)
     for part, (each, place) in enumerate(zip(scores, places, strict=True)):
+        # Up: the place before, of which the largest size has none.
         for other in range(place)[-1:] if targets is None else targets[part]:
             if targets is not None and other <= place:
                 continue
             then = [*places[:part], int(other), *places[part + 1 :]]
             left = cost(then)
+            # What saves nothing has no rate.
             if left != now:
                 yield Step(float((each[place] - each[other]) / (now - left)), then, left)
 
@@ -135,6 +139,7 @@ def choose_by_score(
     books, kept = ledger(channels, unit), np.ones(channels.count, bool)
     queues = [queue for queue in queues_of(channels, importances, minimum, multiple)[0] if len(queue.allowed) > 1]
     ladders = [_counted(books, queue) for queue in queues]
+    # Before anything is judged, which takes minutes.
     least = _cost(books, unit, ladders, [len(ladder.gone) - 1 for ladder in ladders])
     if least > limit:
         raise ValueError(out_of_reach(channels, limit, least, unit, minimum, multiple))
@@ -155,7 +160,10 @@ def _counted(books: Ledger, queue: Queue) -> Ladder:
     for number, channel in enumerate(queue.order):
         for site, reads, makes in books.of.get(channel, ()):
             left[:, number + 1, site] += reads, makes
+    # `left` has what each channel takes along when it leaves, in the order of leaving; its running sum at `gone` is
+    # what all of them took: [2, widths, sites].
     reads, makes = left.cumsum(axis=1)[:, gone]
+    # Evenly over the widths that are allowed, both ends among them; few widths give the same one twice.
     judged = np.unique(np.linspace(0, len(gone) - 1, STEPS + 1).round().astype(int))
     return Ladder(queue.order, gone, reads, makes, judged, np.zeros(len(gone)))
 
@@ -187,6 +195,7 @@ def finite(score: Any) -> float:
 
 def _cost(books: Ledger, unit: Unit, ladders: list[Ladder], places: list[int]) -> int:
     """What is left with each group at its place."""
+    # Inputs and outputs are counted apart and multiplied in the end: two narrow neighbours save less than each alone.
     on = list(zip(ladders, places, strict=True))
     reads, makes = (sum(getattr(ladder, side)[i] for ladder, i in on) for side in ("reads", "makes"))
     return replace(books, reads=books.reads - reads, makes=books.makes - makes).total(unit)

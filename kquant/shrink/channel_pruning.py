@@ -227,6 +227,7 @@ def smaller(channels: Channels, kept: np.ndarray) -> keras.Model:
             made[id(node.op)] = narrower(node.op, *_indices(site, kept))
         return made[id(node.op)](*args, **inference_only(kwargs))
 
+    # Layers are built by being called, with the shapes of the smaller model; their values come after.
     model = rewrite(channels.graph, replace)
     for site in channels.sites:
         narrow_values(site.op, made[id(site.op)], *_indices(site, kept))
@@ -252,6 +253,7 @@ def _jobs(channels: Channels, kept: np.ndarray) -> list[Job]:
     """Layers that lost input channels."""
     found = []
     for site in channels.kernels:
+        # One that lost outputs only gives what it gave on those that stay.
         if can_refit(site.op) and not np.all(kept[site.reads]):
             norm = norm_behind(channels.graph, site.calls)
             makes = kept[site.makes].nonzero()[0]

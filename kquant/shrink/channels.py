@@ -100,6 +100,8 @@ class _Tie:
     def root(self, i: int) -> int:
         """The number that stands for all that are one with `i`."""
         while self.parents[i] != i:
+            # Path halving (Tarjan and van Leeuwen, JACM 31, 1984): each number on the way points two steps on from now
+            # on.
             self.parents[i] = i = self.parents[self.parents[i]]
         return i
 
@@ -109,7 +111,10 @@ class _Tie:
             i, j = self.root(i), self.root(j)
             if i != j:
                 low, high = min(i, j), max(i, j)
+                # The lower one stands for both, so that channels stay in the order in which the model makes them.
                 self.parents[high] = low
+                # A reason to stay is kept under the number that stands for the channel; what one of the two had holds
+                # for both.
                 reason = self.reasons.get(low, self.reasons.pop(high, None))
                 if reason is not None:
                     self.reasons[low] = reason
@@ -166,6 +171,8 @@ class _Follower:
         reason = _unable(op)
         if reason is not None:
             return self.stop(node, [reads], reason)
+        # A depthwise kernel keeps its input's channels, each as often as the multiplier says, and side by side: Keras'
+        # order.
         makes = np.repeat(reads, count // len(reads)) if keeps_channels(weights, len(shape)) else self.tie.fresh(count)
         activation = getattr(op, "activation", None)
         if activation is not None and not elementwise(activation, count):
@@ -184,6 +191,8 @@ class _Follower:
         for numbers, channels in zip(pair.reads, reads, strict=True):
             if numbers is not None:
                 for number, channel in zip(numbers.tolist(), channels.tolist(), strict=True):
+                    # Equal numbers on several inputs are one channel from here on: what an addition adds can only leave
+                    # together.
                     self.tie.one(np.array([of.setdefault(number, channel)]), np.array([channel]))
         return np.array([of[number] for number in pair.makes.tolist()])
 
@@ -204,6 +213,7 @@ class _Follower:
             self.sites[id(node.op)] = site
             return
         for first, second in ((site.reads, reads), (site.makes, makes)):
+            # A shared layer has one kernel: what it reads in one call are the channels that it reads in the other.
             if len(first) == len(second):
                 self.tie.one(first, second)
             else:
@@ -227,6 +237,7 @@ def follow_channels(graph: Graph, protect: str | Collection[str] = ()) -> Channe
     for node in graph.nodes:
         follower.visit(node)
     for t in keras.tree.flatten(graph.outputs):
+        # Over any other reason: that nobody can change.
         follower.tie.fix(follower.tensors[id(t)], "they are outputs of the model", first=False)
     return _settled(graph, follower)
 
@@ -234,6 +245,7 @@ def follow_channels(graph: Graph, protect: str | Collection[str] = ()) -> Channe
 def _settled(graph: Graph, follower: _Follower) -> Channels:
     """Every channel under the number that stands for it."""
     tie = follower.tie
+    # Only now all that is one is known to be.
     roots = np.array([tie.root(i) for i in range(len(tie.parents))], int)
     sites = tuple(
         Site(s.op, tuple(follower.calls[key]), s.weights, roots[s.reads], roots[s.makes], s.maker)

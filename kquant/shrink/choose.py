@@ -74,11 +74,15 @@ def ledger(channels: Channels, unit: Unit) -> Ledger:
     sites, of = channels.kernels, {}
     reads, makes = (np.array([len(getattr(s, name)) for s in sites], np.int64) for name in ("reads", "makes"))
     sizes = np.array([math.prod(getattr(s.op, s.weights.kernel).shape) for s in sites], np.float64)
+    # A kernel's weights for one input and one output channel (its positions); depthwise ones have no inputs of their
+    # own.
     each = sizes / (makes * np.array([r if s.maker else 1 for s, r in zip(sites, reads, strict=True)]))
     places = [positions(channels.graph, s.calls) if unit == "macs" else 0 for s in sites]
     for number, site in enumerate(sites):
         inside: dict[int, list[int]] = {}
         for side, members in enumerate((site.reads, site.makes)):
+            # A channel may be there several times: behind a Flatten once for each position, in a concatenation of a
+            # tensor with itself.
             for channel, times in zip(*np.unique(members, return_counts=True), strict=True):
                 inside.setdefault(int(channel), [0, 0])[side] = int(times)
         for channel, (as_input, as_output) in inside.items():
@@ -138,6 +142,7 @@ def choose(
             break
         queue = queues[group]
         queue.asked += 1
+        # One channel was asked for, and it may be that several go now: all that an allowed width waited for.
         while queue.leaves():
             leaving = queue.order[queue.gone]
             kept[leaving] = False
@@ -168,6 +173,7 @@ class Queue:
 
     def leaves(self) -> bool:
         """One more leaves: the next allowed width is reached by those that were to leave."""
+        # With multiples of 8, seven wait until the eighth is asked for.
         next_width = max((n for n in self.allowed if n < self.width - self.gone), default=None)
         return next_width is not None and self.width - self.asked <= next_width
 
@@ -179,6 +185,7 @@ def queues_of(channels: Channels, scores: np.ndarray, minimum: int, multiple: in
         free = [int(c) for c in members if int(c) not in channels.fixed and not math.isnan(scores[c])]
         order = sorted(free, key=lambda c: (scores[c], c))
         fixed = len(members) - len(free)
+        # Channels that must stay count among those that are left.
         allowed = [n for n in widths_allowed(len(members), minimum, multiple) if n >= fixed]
         waiting += [(scores[c], c, len(queues)) for c in order]
         queues.append(Queue(order, len(members), allowed))
@@ -209,6 +216,8 @@ def savings(channels: Channels, unit: Unit) -> np.ndarray:
         for site, as_input, as_output in members:
             reads, makes = int(books.reads[site]), int(books.makes[site])
             if books.sites[site].maker:
+                # A channel that one kernel reads and makes (a convolution inside a residual addition) takes a row and a
+                # column: their crossing counts once.
                 found[channel] += each[site] * (reads * makes - (reads - as_input) * (makes - as_output))
             else:
                 found[channel] += each[site] * as_output

@@ -97,6 +97,7 @@ def factorize(
         limit = round(share * whole) if share <= 1 else int(share)
         judge = None if evaluate is None else _judge(wide, graph, evaluate, data)
         ladders = _ladders(graph, able, unit, multiple, judge, verbose)
+        # Of the budget what is left for layers that can be split: the others cost what they cost.
         limit += sum(ladder[-1].cost for ladder in ladders.values()) - whole
         chosen = (choose_ranks if judge is None else cheapest_ranks)(ladders, limit, graph.name)
     low = factorized(graph, chosen)
@@ -123,6 +124,7 @@ def factorized(graph: Graph, ranks: Mapping[str, int]) -> keras.Model:
         if id(op) not in made:
             made[id(op)] = halves(op, ranks[op.name]) if op.name in ranks else again(op)
             if op.name in ranks:
+                # The second half has the layer's name; the first one's must be new.
                 named_apart(made[id(op)][0], taken)
         if op.name not in ranks:
             return made[id(op)](*args, **kwargs)
@@ -138,6 +140,8 @@ def factorized(graph: Graph, ranks: Mapping[str, int]) -> keras.Model:
         for layer, kernel in zip(made[id(op)], split(op.kernel.numpy(), ranks[op.name]), strict=True):
             layer.kernel.assign(kernel.astype(np.float32))
             settle(op, layer)
+        # The first half has none: its sums are not the layer's, and a bias there would only pass through the second
+        # kernel.
         if op.use_bias:
             made[id(op)][1].bias.assign(op.bias)
     return model
@@ -184,10 +188,14 @@ def _ladders(
     uncut = float("inf") if judge is None else judge({})
     for name, calls in tqdm(able.items(), desc="ranks", unit="layer", disable=not verbose):
         whole, each, extra = _costs(graph, calls, unit)
+        # Ranks whose two halves cost a tenth, two tenths, ... of the whole layer.
         steps = {int((whole * step / STEPS - extra) // each) // multiple * multiple for step in range(1, STEPS)}
+        # The lowest rank too, so that every budget which can be met is. A rank that costs as much as the layer is no
+        # gain.
         ranks = sorted(r for r in steps | {multiple} if 1 <= r <= full_rank(calls[0].op) and each * r + extra < whole)
         if judge is None:
             energy = np.cumsum(singular_values(calls[0].op) ** 2)
+            # |W_r|^2 / |W|^2. A kernel of zeros loses nothing.
             scores = [float(energy[r - 1] / energy[-1]) if energy[-1] else 1.0 for r in ranks]
         else:
             scores = [judge({name: r}) for r in ranks]
@@ -219,6 +227,8 @@ def _costs(graph: Graph, calls: Sequence[Node], unit: Unit) -> tuple[int, int, i
     if unit == "weight_bytes":
         biases = BIAS_BYTES * kernel[-1]
         return int(np.prod(kernel)) + biases, rows + columns + BIAS_BYTES, biases
+    # Strides along the height act in the first half: what lies between the halves is as high as the output, and as wide
+    # as the input.
     first, _ = halves(op, 1)
     between = [first.compute_output_shape(call.inputs[0].shape) for call in calls]
     places = positions(graph, calls)
@@ -230,8 +240,10 @@ def _jobs(graph: Graph, ranks: Mapping[str, int]) -> list[Job]:
     found = []
     for calls in graph.calls().values():
         op = calls[0].op
+        # Causal padding is not written in rows of inputs (`can_refit`).
         if op.name in ranks and getattr(op, "padding", "valid") != "causal":
             norm = norm_behind(graph, calls)
+            # All output channels: they are as many as before.
             makes = np.arange(op.kernel.shape[-1])
             found.append(Job(op.name, tuple(calls), makes, None if norm is None else norm.name))
     return found

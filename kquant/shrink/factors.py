@@ -54,11 +54,14 @@ def split(kernel: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
         >>> first.shape, second.shape, np.allclose(np.einsum("hxij,xwjo->hwio", first, second), kernel)
         ((3, 1, 4, 12), (1, 3, 12, 5), True)
     """
+    # Of all matrices of this rank the nearest (Eckart and Young); v has its vectors in rows.
     u, s, v = np.linalg.svd(as_wide_matrix(kernel), full_matrices=False)
+    # Half of each singular value on either side, so that neither half has much larger weights than the other.
     roots = np.sqrt(s[:rank])
     first, second = u[:, :rank] * roots, roots[:, None] * v[:rank]
     if kernel.ndim == 4:
         height, width, inputs, outputs = kernel.shape
+        # Rows are (height, in), columns (width, out): kernels [height, 1, in, rank] and [1, width, rank, out].
         return first.reshape(height, 1, inputs, rank), second.reshape(rank, width, outputs).transpose(1, 0, 2)[None]
     if kernel.ndim == 3:
         return first.reshape(*kernel.shape[:2], rank), second[None]
@@ -101,6 +104,7 @@ def halves(op: Any, rank: int) -> tuple[Any, Any]:
     if isinstance(op, layers.Dense):
         return again(op, units=rank, **bare), again(op)
     if op.rank == 1:
+        # The first half has moved and padded already; the second looks at one position.
         moves = {"strides": 1, "dilation_rate": 1, "padding": "valid"}
         return again(op, filters=rank, **bare), again(op, kernel_size=1, **moves)
     size, strides, rates = op.kernel_size, op.strides, op.dilation_rate

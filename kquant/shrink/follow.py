@@ -61,6 +61,7 @@ def pairing(node: Node, known: dict[str, Pairing | None]) -> Pairing | None:
     if not node.inputs or len(node.outputs) != 1 or None in widths:
         return None
     key = _key(node)
+    # Deep models have many layers that are alike: each kind is tried once.
     if key is None or key not in known:
         with _random_values(node.op):
             found = _tried(node, widths)
@@ -85,6 +86,7 @@ def _key(node: Node) -> str | None:
         return None
     config = {k: v for k, v in config_of(node.op).items() if k != "name"}
     functions = {name: id(function) for name, function in own_functions(node.op).items()}
+    # Which inputs are one tensor: x * x and x * y need not have one answer.
     order = [next(i for i, other in enumerate(node.inputs) if other is t) for t in node.inputs]
     return f"{type(node.op)} {config} {functions} {[t.shape for t in node.inputs]} {order} {node.kwargs.keys()}"
 
@@ -113,6 +115,7 @@ def elementwise(function: Any, channels: int) -> bool:
 def _candidates(node: Node, widths: list[Any]) -> Iterator[Pairing]:
     """Side by side in one axis, one after the other, or moved."""
     *given, made = widths
+    # One channel beside many is a factor for all of them.
     if all(n in (made, 1) for n in given) and made in given:
         yield Pairing(tuple(np.arange(made) if n == made else None for n in given), np.arange(made))
     if len(given) > 1 and sum(given) == made:
@@ -141,15 +144,18 @@ def _holds(node: Node, pair: Pairing, values: list[np.ndarray], wide: np.ndarray
         both = zip(pair.reads, values, strict=True)
         reads = [np.arange(x.shape[-1]) if r is None else kept[r].nonzero()[0] for r, x in both]
         makes = kept[pair.makes].nonzero()[0]
+        # No channel is left somewhere, and nothing to compare.
         if not all(map(len, reads)) or not len(makes):
             continue
         before = (values[0].shape[-1], wide.shape[-1])
+        # Without weights and shapes of its own the operation itself takes any width.
         stateless = not getattr(node.op, "variables", ()) and not narrower_shape(node.op, len(makes), before[1])
         op = node.op if stateless else narrower(node.op, reads[0], makes, before)
         some = [x[..., r] for x, r in zip(values, reads, strict=True)]
         if getattr(node.op, "variables", ()):
             compute(node, op, some)  # builds it
             narrow_values(node.op, op, reads[0], makes, before)
+        # The property itself: fewer channels in, and the same ones out, with the same values.
         found, wanted = compute(node, op, some), wide[..., makes]
         if found.shape != wanted.shape or not np.allclose(found, wanted, rtol=1e-4, atol=1e-5, equal_nan=True):
             return False
@@ -160,6 +166,7 @@ def _choices(count: int) -> Iterator[np.ndarray]:
     """All but the first, all but the last, and a random half."""
     for left_out in (0, count - 1):
         yield np.arange(count) != left_out
+    # Ends alone may leave together what an operation mixes further inside.
     yield np.random.default_rng(SEED + count).random(count) < 0.5
 
 

@@ -32,6 +32,7 @@ def by_l1(channels: Channels) -> np.ndarray:
     residual blocks.
     """
     found = ((site.makes, _filters(site)) for site in channels.sites if site.maker)
+    # Sums of |w| grow with what a filter reads; in units of the layer's mean they compare. A layer of zeros has mean 0.
     return _averaged(channels, [(makes, norms / (norms.mean() or 1.0)) for makes, norms in found])
 
 
@@ -45,6 +46,7 @@ def by_bn_scale(channels: Channels) -> np.ndarray:
     for site in channels.sites:
         if isinstance(site.op, keras.layers.BatchNormalization) and site.op.scale:
             sizes = np.abs(site.op.gamma.numpy().astype(np.float64))
+            # Not where the norm runs along another axis than the last.
             if len(sizes) == len(site.makes):
                 found.append((site.makes, sizes / (sizes.mean() or 1.0)))
     return _averaged(channels, found)
@@ -82,6 +84,7 @@ def by_taylor(
 
     @tf.function(reduce_retracing=True)
     def gradients(x: Any, y: Any) -> list[tf.Tensor]:
+        # Of the gates alone; all other variables would be watched for nothing.
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch([v.value for v in variables])
             value = loss(y, model(x, training=False))
@@ -94,6 +97,8 @@ def by_taylor(
         moved = np.zeros(channels.count)
         for makes, parts in gates:
             for v, axes in parts:
+                # Before the square: one gate scales all kernels that make the channel, and the parts of its derivative
+                # may cancel.
                 np.add.at(moved, makes, products[id(v)].sum(axis=axes))
         summed += moved**2
         count += 1
@@ -112,7 +117,9 @@ def norm_behind(graph: Graph, calls: Sequence[Node]) -> keras.layers.BatchNormal
     op = readers[0].op if readers else None
     if not isinstance(op, keras.layers.BatchNormalization) or any(reader.op is not op for reader in readers):
         return None
+    # One norm behind every call, and behind nothing else.
     alone = len(readers) == len(calls) == len(graph.calls()[id(op)])
+    # Behind an activation the norm does not see the layer's sums.
     bare = getattr(calls[0].op, "activation", None) in (None, keras.activations.linear)
     last = op.axis in (-1, len(calls[0].outputs[0].shape) - 1)
     return op if alone and bare and last and not any(id(c.outputs[0]) in given for c in calls) else None

@@ -22,6 +22,7 @@ def kernel_of(op: Any) -> Weights | None:
     if weights is None or not weights.sums or weights.input_axis is None:
         return None
     own = {weights.kernel, weights.bias} - {None}
+    # Other variables than kernel and bias would be cut by a rule that does not know them.
     named = [getattr(op, name, None) for name in own]
     covered = {id(v) for v in named}
     return weights if all(id(v) in covered for v in op.variables) else None
@@ -57,6 +58,7 @@ def narrower_shape(op: Any, width: int, before: int) -> dict[str, Any]:
         return {}
     config = op.get_config()
     shapes = {key: config[key] for key in SHAPES if config.get(key)}
+    # -1 stays: it follows by itself.
     return {key: (*shape[:-1], width) for key, shape in shapes.items() if shape[-1] == before}
 
 
@@ -76,6 +78,7 @@ def narrow_values(old: Any, new: Any, reads: np.ndarray, makes: np.ndarray, befo
             pass
         elif weights is not None:
             value = _taken(value, weights, source is getattr(old, weights.kernel), reads, makes)
+        # Vectors along the channels (a batch norm's, a PReLU's slopes), whose input and output are the same ones.
         elif value.ndim and value.shape[-1] == before[0] == before[1]:
             value = np.take(value, reads, axis=-1)
         target.assign(value)

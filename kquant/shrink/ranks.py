@@ -52,9 +52,11 @@ def choose_ranks(ladders: Mapping[str, Sequence[Candidate]], limit: int, name: s
     """
     ladders = {key: _rising(ladder) for key, ladder in ladders.items()}
     _within_reach(ladders, limit, name)
+    # Every score that a candidate has, from the best down: between two of them the choice is the same.
     scores = sorted({c.score for ladder in ladders.values() for c in ladder}, reverse=True)
     taken: dict[Any, int] = {}
     for lowest in scores:
+        # There is always one: the whole layer, of infinite score.
         taken = {key: next(i for i, c in enumerate(ladder) if c.score >= lowest) for key, ladder in ladders.items()}
         if sum(ladders[key][i].cost for key, i in taken.items()) <= limit:
             break
@@ -80,6 +82,7 @@ def cheapest_ranks(ladders: Mapping[str, Sequence[Candidate]], limit: int, name:
         {'b': 4}
     """
     _within_reach(ladders, limit, name)
+    # `cheapest` begins at the largest size.
     down = [list(reversed(ladder)) for ladder in ladders.values()]
     places = cheapest(
         [[c.score for c in ladder] for ladder in down],
@@ -103,6 +106,7 @@ def _rising(ladder: Sequence[Candidate]) -> list[Candidate]:
     """Without candidates that cost more than another and score no better."""
     kept: list[Candidate] = []
     for candidate in ladder:
+        # Cheapest first, so one that scores no better than the last has no reason to be taken.
         if not kept or candidate.score > kept[-1].score:
             kept.append(candidate)
     return kept

@@ -82,15 +82,20 @@ def refit(
         for number, job in enumerate(jobs):
             for call in job.old:
                 rows, matrix, bias = _as_rows(call.op, next(given))
+                # So many rows of each batch and call that they make up the wanted number together.
                 count = -(-max(LEAST_ROWS, ROWS * len(matrix)) // (parts * len(job.old)))
                 place = picks.choice(len(rows), min(count, len(rows)), replace=False)
+                # Kept, as the same positions are read in the new model, batch by batch in this order.
                 places[number].append(place)
+                # Before the activation, which least squares cannot fit through; of the channels that the new layer
+                # still has.
                 wanted[number].append((rows[place] @ matrix + bias)[:, job.makes])
     try:
         for job, place, y in tqdm(
             list(zip(jobs, places, wanted, strict=True)), desc="reconstruct", unit="layer", disable=not verbose
         ):
             _set(new, job, _read_sums(graph, job, batches_of(new, read_in, BATCH), place, y))
+    # Also on Ctrl-C, which is no `Exception`.
     except BaseException:
         new.set_weights(before)
         raise
@@ -149,8 +154,10 @@ def least_squares(
     """
     start, mean_x, mean_y = np.asarray(start, np.float64), sums.x / sums.count, sums.y / sums.count
     gram, cross = sums.xx / sums.count, sums.xy / sums.count
+    # Least squares with a bias is that without one, of what varies about the means.
     if intercept:
         gram, cross = gram - np.outer(mean_x, mean_x), cross - np.outer(mean_x, mean_y)
+    # In units of the mean square of an input, whatever its scale; and above 0 where all inputs are.
     ridged = gram + max(ridge * np.trace(gram) / len(gram), np.finfo(np.float64).tiny) * np.eye(len(gram))
     weights = start + np.linalg.lstsq(ridged, cross - gram @ start, rcond=None)[0]
     return weights, (mean_y - mean_x @ weights if intercept else np.zeros(len(mean_y)))
@@ -171,6 +178,7 @@ def _as_rows(op: Any, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray
         raise ValueError(f"{op.name} ({type(op).__name__}): it is not written as a product of matrices.")
     kernel = getattr(op, weights.kernel).numpy().astype(np.float64)
     bias = getattr(op, weights.bias or "", None)
+    # [rows, groups, k]: layers that are refitted have one group.
     rows = np.asarray(weights.rows(op, keras.ops.convert_to_tensor(x, "float32")))[:, 0]
     matrix = as_matrix(kernel, 1, kernel.shape[-1])[0]
     return rows, matrix, np.zeros(kernel.shape[-1]) if bias is None else bias.numpy().astype(np.float64)
@@ -203,4 +211,5 @@ def _set(new: keras.Model, job: Job, sums: Sums) -> None:
     if bias is not None:
         bias.assign(shift.astype(np.float32))
     elif norm is not None:
+        # A norm takes its mean away: to add to what it reads is to lower that.
         norm.moving_mean.assign_sub(shift.astype(np.float32))
