@@ -264,7 +264,7 @@ def save_model(model: keras.Model, path: Path, new: Outputs) -> None:
     Raises:
         ValueError: the system refuses, with its reason.
     """
-    # about what the weights take in float32, so that a full disk is told before they are written
+    # about what the weights take in float32: what the error of a full disk names
     with new.making(path, 4 * sum(int(np.prod(w.shape)) for w in model.weights)) as made:
         model.save(made)
 

@@ -103,7 +103,7 @@ def parse(text: str) -> Mapping[str, OperatorFacts]:
 
 
 OPERATORS = parse((resources.files("kquant.core") / FILE).read_text(encoding="utf-8"))
-# Of operators in foreign files: what is not known of one is that nothing is special.
+# For operators of foreign files: nothing in particular is known of them.
 _UNKNOWN = OperatorFacts()
 
 

@@ -124,6 +124,5 @@ class Program:
             return x
         if output is None:
             output = self.value(f"{x.name}/reshape_{'x'.join(map(str, shape))}", shape, x.encoding, x.dtype)
-        # as a tensor and as an option: TensorFlow's converter writes both, and readers differ in which they read
         new_shape = self.constant("shape", np.array(shape, np.int32))
         return self.emit("RESHAPE", [x, new_shape], output, newShape=list(shape))

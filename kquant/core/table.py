@@ -26,7 +26,7 @@ class Table:
         widths = [max(len(line[i]) for line in lines) for i in range(len(self.columns))]
 
         def padded(line: tuple[str, ...]) -> str:
-            # numbers to the right, so that digits of one weight stand below each other
+            # numbers to the right: tens below tens, so that lengths compare
             cells = zip(line, widths, self.columns, strict=True)
             return "  ".join(cell.rjust(n) if name in self.right else cell.ljust(n) for cell, n, name in cells).rstrip()
 
