@@ -85,19 +85,19 @@ def analyze(
         check_count("analyze", "limit", limit)
     graph = read(qmodel)
     _refuse_uncalibrated(qmodel)
-    found = units(graph)
+    parts = units(graph)
     x = gather(qmodel, data, limit)
-    weights = frozenset().union(*(u.weight_names for u in found))
-    passes = Passes(graph, found, metric, _settings(found, weights, sensitivity))
+    weights = frozenset().union(*(u.weight_names for u in parts))
+    passes = Passes(graph, parts, metric, _settings(parts, weights, sensitivity))
     passes.walk(chunks(graph, x), verbose)
-    layers, tensors = _layers(graph, found, passes, sensitivity), _tensors(graph, found, passes)
-    everything = all_names(found)
+    layers, tensors = _layers(graph, parts, passes, sensitivity), _tensors(graph, parts, passes)
+    everything = all_names(parts)
     values = {name: passes.value(names) for name, names in (("float", passes.NONE), ("simulated", everything))}
     name = metric if metric is None else getattr(metric, "__name__", type(metric).__name__)
     evidence = Evidence(
-        qmodel.name, len(x[0]), tuple(found), layers, tensors, tuple(pairs(graph)), *values.values(), metric is None
+        qmodel.name, len(x[0]), tuple(parts), layers, tensors, tuple(pairs(graph)), *values.values(), metric is None
     )
-    origin = provenance_of(layer for u in found for layer in (u.weighted, *u.quants))
+    origin = provenance_of(layer for u in parts for layer in (u.weighted, *u.quants))
     reached = passes.value(passes.ALL), mean_db(passes.outputs[passes.ALL].noises)
     causes = findings(evidence)
     trials = _trials(qmodel, origin, x, metric, reached) if remedies and any(f.candidates for f in causes) else None
@@ -130,11 +130,11 @@ def _trials(
     return None if recipe is None else Trials(strip(qmodel), recipe, origin.target, x, metric, *reached)
 
 
-def _settings(found: list[Unit], weights: Names, sensitivity: bool) -> list[Names]:
+def _settings(parts: list[Unit], weights: Names, sensitivity: bool) -> list[Names]:
     """Each set of layers to be quantized once; that of none is the float model."""
     # equal sets run once: a model of one layer has the same set for "weights" and for "this layer alone"
-    everything = all_names(found)
-    wanted = [everything, weights, everything - weights, *(settings_of(found) if sensitivity else ())]
+    everything = all_names(parts)
+    wanted = [everything, weights, everything - weights, *(settings_of(parts) if sensitivity else ())]
     return [names for names in dict.fromkeys(wanted) if names]
 
 
@@ -148,7 +148,7 @@ def _refuse_uncalibrated(qmodel: keras.Model) -> None:
         )
 
 
-def _layers(graph: Graph, found: list[Unit], passes: Passes, sensitivity: bool) -> tuple[LayerReport, ...]:
+def _layers(graph: Graph, parts: list[Unit], passes: Passes, sensitivity: bool) -> tuple[LayerReport, ...]:
     bits = widths(graph)
     return tuple(
         LayerReport(
@@ -160,9 +160,9 @@ def _layers(graph: Graph, found: list[Unit], passes: Passes, sensitivity: bool) 
             weight_bytes=weight_bytes(unit),
             live_bytes=live_bytes(unit, bits),
             weights=None if unit.weighted is None else weight_report(unit.weighted),
-            sensitivity=_sensitivity(unit, passes, all_names(found)) if sensitivity else None,
+            sensitivity=_sensitivity(unit, passes, all_names(parts)) if sensitivity else None,
         )
-        for unit in found
+        for unit in parts
     )
 
 
@@ -177,8 +177,8 @@ def _sensitivity(unit: Unit, passes: Passes, everything: Names) -> Sensitivity:
     )
 
 
-def _tensors(graph: Graph, found: list[Unit], passes: Passes) -> tuple[TensorReport, ...]:
-    names = {q.name: unit.name for unit in found for q in unit.quants}
+def _tensors(graph: Graph, parts: list[Unit], passes: Passes) -> tuple[TensorReport, ...]:
+    names = {q.name: unit.name for unit in parts for q in unit.quants}
     layers = {node.op.name: node.op for node in graph.nodes if isinstance(node.op, FakeQuant)}
     makers = graph.producers()
     made_by = {}

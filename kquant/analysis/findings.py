@@ -80,8 +80,8 @@ class Evidence:
 def findings(evidence: Evidence) -> tuple[Finding, ...]:
     """All causes that the evidence shows; data first, then the structure, then what more bits would buy."""
     # data that show too little make every later finding doubtful, so that comes first
-    found = (few_samples, ranges, concats, outliers, unequalized, low_bits, sensitive)
-    return tuple(finding for search in found for finding in search(evidence))
+    searches = (few_samples, ranges, concats, outliers, unequalized, low_bits, sensitive)
+    return tuple(finding for search in searches for finding in search(evidence))
 
 
 def few_samples(e: Evidence) -> Iterator[Finding]:

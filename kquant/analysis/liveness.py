@@ -77,15 +77,15 @@ def live_tensors(graph: Graph) -> list[Live]:
     bits, consumers, producers = widths(graph), graph.consumers(), graph.producers()
     outputs, floats = keras.tree.flatten(graph.outputs), _floats(graph)
     kept = {id(t) for t in outputs}
-    found = {id(t): Live(_bytes(t, bits), 0, 0) for t in keras.tree.flatten(graph.inputs)}
+    live = {id(t): Live(_bytes(t, bits), 0, 0) for t in keras.tree.flatten(graph.inputs)}
     copies: dict[int, Live] = {}  # id(tensor with codes) -> the same in float
     for at, node in zip(itertools.count(2, 2), graph.nodes, strict=False):  # between two calls is room for a conversion
         # One operator of the file is up to three calls here (layer, ReLU, encoding): they write the same tensor.
-        source = _completed(node, found)
+        source = _completed(node, live)
         if source is None and _is_fused(node, producers, consumers, kept):
             source = node.inputs[0]
-        made = Live(0, at, at) if source is None else found[id(source)]
-        for tensor in [found[id(t)] for t in node.inputs if id(t) in found and found[id(t)] is not made]:
+        made = Live(0, at, at) if source is None else live[id(source)]
+        for tensor in [live[id(t)] for t in node.inputs if id(t) in live and live[id(t)] is not made]:
             if node.name in floats and tensor.quantized:
                 # one DEQUANTIZE serves every float layer that reads these codes; it runs right before the first of them
                 copy = copies.setdefault(id(tensor), Live(tensor.values * FLOAT_BYTES, at - 1, at, tensor.values))
@@ -96,15 +96,15 @@ def live_tensors(graph: Graph) -> list[Live]:
         if not isinstance(node.op, FakeQuant) or quantizes(node):
             made.values = size_of(node.outputs[0].shape[1:])
             made.bytes = made.values * FLOAT_BYTES if node.name in floats else _bytes(node.outputs[0], bits)
-            made.quantized |= isinstance(node.op, FakeQuant) or (node.name not in floats and _keeps_codes(node, found))
+            made.quantized |= isinstance(node.op, FakeQuant) or (node.name not in floats and _keeps_codes(node, live))
             made.in_float |= node.name in floats
-        found[id(node.outputs[0])] = made
+        live[id(node.outputs[0])] = made
         # a Split writes several tensors at once
         if not isinstance(node.op, FakeQuant | Holder):  # the further outputs of those are scales
-            found |= {id(t): replace(made, bytes=_bytes(t, bits)) for t in node.outputs[1:]}
+            live |= {id(t): replace(made, bytes=_bytes(t, bits)) for t in node.outputs[1:]}
     for t in outputs:
-        found[id(t)].last = 2 * len(graph.nodes) + 2
-    return list({id(tensor): tensor for tensor in (*found.values(), *copies.values())}.values())
+        live[id(t)].last = 2 * len(graph.nodes) + 2
+    return list({id(tensor): tensor for tensor in (*live.values(), *copies.values())}.values())
 
 
 def _floats(graph: Graph) -> frozenset[str]:
@@ -116,12 +116,12 @@ def _bytes(tensor: Any, bits: dict[int, int]) -> int:
     return size_of(tensor.shape[1:]) * bits.get(id(tensor), 32) // 8
 
 
-def _completed(node: Node, found: dict[int, Live]) -> Any:
+def _completed(node: Node, live: dict[int, Live]) -> Any:
     """The tensor whose encoding a `FakeQuant` is; None for other calls, and where it writes codes in a new encoding."""
     if not isinstance(node.op, FakeQuant):
         return None
     source = node.args[0]
-    return None if quantizes(node) and (found[id(source)].quantized or found[id(source)].in_float) else source
+    return None if quantizes(node) and (live[id(source)].quantized or live[id(source)].in_float) else source
 
 
 def _is_fused(node: Node, producers: dict[int, Node], consumers: dict[int, list[Node]], kept: set[int]) -> bool:
@@ -137,9 +137,9 @@ def _is_fused(node: Node, producers: dict[int, Node], consumers: dict[int, list[
     return maker is not None and maker.fuses and len(consumers[id(source)]) == 1 and id(source) not in kept
 
 
-def _keeps_codes(node: Node, found: dict[int, Live]) -> bool:
+def _keeps_codes(node: Node, live: dict[int, Live]) -> bool:
     """Its output is in the encoding of its inputs: another encoding is an operator of its own."""
     rule = None if isinstance(node.op, FakeQuant | Holder) else find(node.op)
     if rule is None or rule.output not in ("same", "shared"):
         return False
-    return all(found[id(t)].quantized for t in node.inputs if id(t) in found)
+    return all(live[id(t)].quantized for t in node.inputs if id(t) in live)

@@ -30,7 +30,7 @@ def top1(labels: np.ndarray) -> Callable[[Any], float]:
                 f"{shape}, {len(labels)} labels."
             )
         # a single output is the probability of class 1
-        found = outputs.argmax(axis=1) if outputs.shape[1] > 1 else (outputs[:, 0] > 0.5).astype(int)
-        return float(np.mean(found == labels[: len(outputs)]))
+        classes = outputs.argmax(axis=1) if outputs.shape[1] > 1 else (outputs[:, 0] > 0.5).astype(int)
+        return float(np.mean(classes == labels[: len(outputs)]))
 
     return accuracy

@@ -34,7 +34,7 @@ def pairs(graph: Graph) -> list[Pair]:
     Source: Nagel et al., "Data-Free Quantization through Weight Equalization and Bias Correction", arXiv:1906.04721,
     section 4.1: ranges `r1_i` of output channel i and `r2_i` of input channel i are to be equal.
     """
-    found = []
+    rated = []
     for pair in find_pairs(graph)[0]:
         if pair.clip is not None:
             continue
@@ -44,8 +44,8 @@ def pairs(graph: Graph) -> list[Pair]:
         # equalization divides r1 and multiplies r2 by the same number, so that r1 / r2 of all channels become equal
         ratios = before[live] / after[live]
         spread = float(ratios.max() / ratios.min()) if ratios.size else 1.0
-        found.append(Pair(pair.first.name, pair.second.name, spread))
-    return found
+        rated.append(Pair(pair.first.name, pair.second.name, spread))
+    return rated
 
 
 def _ranges(place: Place, side: int) -> np.ndarray:

@@ -74,9 +74,9 @@ class Passes:
     ALL, NONE = None, frozenset()
 
     def __init__(
-        self, graph: Graph, found: list[Unit], metric: Metric | None, settings: list[Names], keep: bool = False
+        self, graph: Graph, parts: list[Unit], metric: Metric | None, settings: list[Names], keep: bool = False
     ) -> None:
-        self.graph, self.units, self.metric, self.settings = graph, found, metric, settings
+        self.graph, self.units, self.metric, self.settings = graph, parts, metric, settings
         self.keeps = keep or metric is not None
         self.ends = [id(t) for t in keras.tree.flatten(graph.outputs)]
         self.calls: dict[str, list[Node]] = {}
@@ -88,7 +88,7 @@ class Passes:
         self.local: dict[int, Noise] = {}
         self.seen: dict[str, Seen] = {}
         self.outputs: dict[Names | None, Outputs] = {}
-        self.by_names = {unit.names: unit for unit in found}
+        self.by_names = {unit.names: unit for unit in parts}
 
     def walk(self, pieces: list[Any], verbose: bool) -> None:
         """Every setting over every chunk."""
@@ -100,12 +100,12 @@ class Passes:
                 self._keep(self.NONE, real, real)
                 self._look(real)
                 bar.update()
-                found = run(self.graph, x)
-                self._keep(self.ALL, real, found)
+                quantized = run(self.graph, x)
+                self._keep(self.ALL, real, quantized)
                 for unit in self.units:
-                    self.noises[id(unit)] = self.noises.get(id(unit), Noise()) + _of_unit(unit, real, found)
+                    self.noises[id(unit)] = self.noises.get(id(unit), Noise()) + _of_unit(unit, real, quantized)
                 # the settings below need the memory; `real` is all they start from
-                del found
+                del quantized
                 bar.update()
                 for names in self.settings:
                     self._simulate(names, real)
@@ -140,26 +140,26 @@ class Passes:
         if unit is not None:
             self.local[id(unit)] = self.local.get(id(unit), Noise()) + _of_unit(unit, real, values)
 
-    def _keep(self, names: Names | None, real: dict[int, Any], found: dict[int, Any]) -> None:
+    def _keep(self, names: Names | None, real: dict[int, Any], values: dict[int, Any]) -> None:
         """Outputs of one setting on one chunk."""
         kept = self.outputs.setdefault(names, Outputs([Noise()] * len(self.ends)))
-        kept.noises = [n + noise_of(real[i], found[i]) for n, i in zip(kept.noises, self.ends, strict=True)]
+        kept.noises = [n + noise_of(real[i], values[i]) for n, i in zip(kept.noises, self.ends, strict=True)]
         if self.keeps:
-            kept.arrays.append([np.asarray(found[i]) for i in self.ends])
+            kept.arrays.append([np.asarray(values[i]) for i in self.ends])
 
     def value(self, names: Names | None) -> float:
         """The metric in one setting."""
         return self.outputs[names].value(self.metric)
 
 
-def _of_unit(unit: Unit, real: dict[int, Any], found: dict[int, Any]) -> Noise:
-    return sum((noise_of(real[id(t)], found[id(t)]) for t in unit.outputs), Noise())
+def _of_unit(unit: Unit, real: dict[int, Any], values: dict[int, Any]) -> Noise:
+    return sum((noise_of(real[id(t)], values[id(t)]) for t in unit.outputs), Noise())
 
 
-def settings_of(found: list[Unit]) -> Iterator[Names]:
+def settings_of(parts: list[Unit]) -> Iterator[Names]:
     """What sensitivity asks for: each unit alone, its weights and its tensors alone, and all but it."""
-    everything = all_names(found)
-    for unit in found:
+    everything = all_names(parts)
+    for unit in parts:
         yield unit.names
         if unit.weight_names and unit.quant_names:
             yield unit.weight_names
@@ -167,6 +167,6 @@ def settings_of(found: list[Unit]) -> Iterator[Names]:
         yield everything - unit.names
 
 
-def all_names(found: list[Unit]) -> Names:
+def all_names(parts: list[Unit]) -> Names:
     """Everything that quantizes."""
-    return frozenset().union(*(unit.names for unit in found))
+    return frozenset().union(*(unit.names for unit in parts))

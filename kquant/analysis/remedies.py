@@ -119,8 +119,8 @@ def told(findings: Sequence[Finding], trials: Trials | None, verbose: bool) -> t
 
 def _with_best(finding: Finding, gains: dict[str, Gain | None], is_sqnr: bool) -> Finding:
     finding = replace(finding, tried=bool(finding.candidates))
-    found = [(change, gain) for change in finding.candidates if (gain := gains[change]) is not None]
-    helping = [(change, gain) for change, gain in found if _helps(gain, is_sqnr)]
+    gained = [(change, gain) for change in finding.candidates if (gain := gains[change]) is not None]
+    helping = [(change, gain) for change, gain in gained if _helps(gain, is_sqnr)]
     if not helping:
         return finding
     best = max(_worth(gain, is_sqnr) for _, gain in helping)

@@ -213,7 +213,7 @@ class Analysis:
 
 
 def _named(rows: tuple[Any, ...], name: str) -> Any:
-    found = [row for row in rows if row.name == name]
-    if not found:
+    named = [row for row in rows if row.name == name]
+    if not named:
         raise ValueError(f"analysis: no '{name}'. There are: {', '.join(row.name for row in rows)}.")
-    return found[0]
+    return named[0]

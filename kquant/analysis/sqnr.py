@@ -43,20 +43,20 @@ def decibel(ratio: float) -> float:
     return math.inf if ratio == 0.0 else -10.0 * math.log10(ratio) if ratio < math.inf else -math.inf
 
 
-def noise_of(real: Any, found: Any) -> Noise:
+def noise_of(real: Any, changed: Any) -> Noise:
     """Of one batch, in float64.
 
     Args:
         real: float[...], of the float model.
-        found: float[...], of the quantized one.
+        changed: float[...], of the quantized one.
 
     Example:
         >>> round(noise_of(np.float32([3.0, 4.0]), np.float32([3.0, 4.5])).db, 6)
         20.0
     """
     # sums of a million squares lose the small ones in float32, and noise is small
-    real, found = (tf.cast(y, tf.float64) for y in (real, found))
-    return Noise(float(tf.reduce_sum(tf.square(real))), float(tf.reduce_sum(tf.square(found - real))))
+    real, changed = (tf.cast(y, tf.float64) for y in (real, changed))
+    return Noise(float(tf.reduce_sum(tf.square(real))), float(tf.reduce_sum(tf.square(changed - real))))
 
 
 def mean_db(outputs: Iterable[Noise]) -> float:

@@ -114,10 +114,10 @@ def tensor_report(layer: FakeQuant, source: FakeQuant, unit: str, made_by: str, 
 
 def merged(statistics: list[Statistics]) -> Statistics:
     """Of all batches."""
-    found = statistics[0]
+    together = statistics[0]
     for other in statistics[1:]:
-        found = found.merge(other)
-    return found
+        together = together.merge(other)
+    return together
 
 
 def _held(s: Statistics) -> tuple[float, float]:

@@ -113,8 +113,8 @@ def dry_run(
     Example:
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="head")])
         >>> x = np.random.default_rng(0).normal(size=(64, 4)).astype("float32")
-        >>> found = kquant.dry_run(kquant.quantize(model), ["calibrate"], x, verbose=False)
-        >>> found.before_db is None and found.after_db > 30.0
+        >>> tried = kquant.dry_run(kquant.quantize(model), ["calibrate"], x, verbose=False)
+        >>> tried.before_db is None and tried.after_db > 30.0
         True
     """
     return _tried(qmodel, copy(qmodel), steps, data, limit, verbose)
@@ -165,13 +165,13 @@ def _tried(
     forgotten = _without_range(changed) if had_ranges else []
     # a model of the caller's is left as the steps leave it; a copy is made comparable
     notes = _calibrated_again(changed, forgotten, x, verbose) if changed is not qmodel else _told(forgotten)
-    after, _, found = _states(changed, x, verbose)
+    after, _, outputs_after = _states(changed, x, verbose)
     return DryRun(
         model=qmodel.name,
         steps=tuple(step.name for step in chosen),
         samples=len(x[0]),
         before_db=before_db,
-        after_db=_db(_has_ranges(changed), real, found),
+        after_db=_db(_has_ranges(changed), real, outputs_after),
         layers=tuple(LayerChange(name, state, after[name]) for name, state in before.items()),
         notes=notes,
         on_copy=changed is not qmodel,
@@ -202,14 +202,14 @@ Outputs = list[list[np.ndarray]]
 def _states(qmodel: keras.Model, x: list[np.ndarray], verbose: bool) -> tuple[dict[str, LayerState], Outputs, Outputs]:
     """Every layer, and the outputs of the model in float and in integer arithmetic."""
     graph = read(qmodel)
-    found = units(graph)
-    passes = Passes(graph, found, None, [], keep=True)
+    parts = units(graph)
+    passes = Passes(graph, parts, None, [], keep=True)
     with warnings.catch_warnings():
         if not _has_ranges(qmodel):  # tensors without a range stay float, and say so
             warnings.simplefilter("ignore")
         passes.walk(chunks(graph, x), verbose)
     states = {}
-    for unit in found:
+    for unit in parts:
         weights = None if unit.weighted is None else weight_report(unit.weighted)
         noise = passes.noises[id(unit)].db if _has_ranges(qmodel) else None
         figures = (None,) * 4 if weights is None else (weights.low, weights.high, weights.spread, weights.sqnr_db)
@@ -217,12 +217,12 @@ def _states(qmodel: keras.Model, x: list[np.ndarray], verbose: bool) -> tuple[di
     return states, passes.outputs[passes.NONE].arrays, passes.outputs[passes.ALL].arrays
 
 
-def _db(has_ranges: bool, real: Outputs, found: Outputs) -> float | None:
+def _db(has_ranges: bool, real: Outputs, quantized: Outputs) -> float | None:
     """SQNR of all chunks of the outputs; the float ones are those of the model as given."""
     if not has_ranges:
         return None
     totals = [Noise()] * len(real[0])
-    for ours, theirs in zip(real, found, strict=True):
+    for ours, theirs in zip(real, quantized, strict=True):
         totals = [total + noise_of(a, b) for total, a, b in zip(totals, ours, theirs, strict=True)]
     return mean_db(totals)
 

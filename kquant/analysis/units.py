@@ -66,7 +66,7 @@ def units(graph: Graph) -> list[Unit]:
     Args:
         graph: see `kquant.views.quantized_model.read`.
     """
-    return list(_Units(graph).found.values())
+    return list(_Units(graph).units.values())
 
 
 def quantizes(node: Node) -> bool:
@@ -76,7 +76,7 @@ def quantizes(node: Node) -> bool:
 
 class _Units:
     def __init__(self, graph: Graph) -> None:
-        self.found: dict[int, Unit] = {}
+        self.units: dict[int, Unit] = {}
         self.producers = graph.producers()
         self.names = {id(t): t.name for t in keras.tree.flatten(graph.inputs)}
         self.joins = self.joined(graph)
@@ -95,7 +95,7 @@ class _Units:
                 self.add(node, shared=len(roots[id(node.op)]) > 1)
 
     def unit(self, key: int, name: str, kind: str) -> Unit:
-        return self.found.setdefault(key, Unit(name, kind))
+        return self.units.setdefault(key, Unit(name, kind))
 
     def add(self, node: Node, shared: bool) -> None:
         """An encoding joins the layer whose output it holds, or the encoding that it follows."""
@@ -103,7 +103,7 @@ class _Units:
         if node.op.follows:
             # it has no range of its own that could be wide or narrow: it counts with the one that it follows
             source = self.producers[id(node.kwargs["encodings"][0])].op
-            next(unit for unit in self.found.values() if source in unit.quants).quants.append(node.op)
+            next(unit for unit in self.units.values() if source in unit.quants).quants.append(node.op)
             return
         if shared:
             # named after what makes them share: the user knows the Concatenate, and no encoding
@@ -128,13 +128,13 @@ class _Units:
 
     def joined(self, graph: Graph) -> dict[int, Node]:
         """id(encoding) -> the call that reads several tensors in it, such as a concatenation."""
-        found: dict[int, Node] = {}
+        joins: dict[int, Node] = {}
         for node in graph.nodes:
             made = [self.producers[id(t)].op for t in node.inputs if _is_data(t) and id(t) in self.producers]
             for op in made:
                 if isinstance(op, FakeQuant) and made.count(op) > 1 and not isinstance(node.op, FakeQuant | Holder):
-                    found.setdefault(id(op), node)
-        return found
+                    joins.setdefault(id(op), node)
+        return joins
 
     def root(self, node: Node) -> tuple[int, Node | None]:
         """What made the tensor that is quantized, seen through a fused activation: (key, call)."""
@@ -160,13 +160,13 @@ def _kind(op: Any) -> str:
 def followed(graph: Graph) -> dict[str, FakeQuant]:
     """Name of each `FakeQuant` -> the one whose range its encoding comes from; itself, but where it follows."""
     producers = graph.producers()
-    found: dict[str, FakeQuant] = {}
+    sources: dict[str, FakeQuant] = {}
     for node in graph.nodes:
         if isinstance(node.op, FakeQuant):
             source = producers[id(node.kwargs["encodings"][0])].op if node.op.follows else node.op
             # of one that follows another follower: calls come in order, so that one has its source already
-            found[node.op.name] = found.get(source.name, source)
-    return found
+            sources[node.op.name] = sources.get(source.name, source)
+    return sources
 
 
 def macs(unit: Unit) -> int:
@@ -210,23 +210,23 @@ def live_bytes(unit: Unit, widths: dict[int, int]) -> int:
         unit: the part.
         widths: id(tensor) -> bits of a value, 32 where it is missing.
     """
-    found = [0]
+    sizes = [0]
     for node, output in zip(unit.nodes, unit.outputs, strict=False):
         read = [t for t in node.inputs if _is_data(t)]
-        found.append(sum(size_of(t.shape[1:]) * widths.get(id(t), 32) // 8 for t in (*read, output)))
-    return max(found)
+        sizes.append(sum(size_of(t.shape[1:]) * widths.get(id(t), 32) // 8 for t in (*read, output)))
+    return max(sizes)
 
 
 def widths(graph: Graph) -> dict[int, int]:
     """id(tensor) -> bits of its codes; what only moves codes keeps their width."""
-    found: dict[int, int] = {}
+    bits: dict[int, int] = {}
     for node in graph.nodes:
         if isinstance(node.op, FakeQuant):
-            found[id(node.outputs[0])] = node.op.spec.bits
-        elif not isinstance(node.op, Holder) and node.inputs and id(node.inputs[0]) in found:
+            bits[id(node.outputs[0])] = node.op.spec.bits
+        elif not isinstance(node.op, Holder) and node.inputs and id(node.inputs[0]) in bits:
             for tensor in node.outputs:
-                found[id(tensor)] = found[id(node.inputs[0])]
-    return found
+                bits[id(tensor)] = bits[id(node.inputs[0])]
+    return bits
 
 
 def _is_data(tensor: Any) -> bool:

@@ -149,14 +149,14 @@ def analyze(
             raise ValueError(f"{model}: is quantized already; leave --recipe out.")
     else:
         keras_model = prepare(keras_model, arrays, recipe or "int8", target=target, verbose=_bars(as_json))
-    found = run_analyze(keras_model, arrays, metric, limit=limit, verbose=_bars(as_json))
+    analysis = run_analyze(keras_model, arrays, metric, limit=limit, verbose=_bars(as_json))
     if path is not None:
-        report.html(found, path)
-    _print(found, as_json)
+        report.html(analysis, path)
+    _print(analysis, as_json)
     if path is not None and not as_json:
         typer.echo(f"\n{path}: the report with plots")
     if apply is not None:  # last: where no remedy gained anything, the report says so
-        write_atomically(apply, recipe_to_toml(with_remedy(keras_model, found, metric is None)).encode(), "analyze")
+        write_atomically(apply, recipe_to_toml(with_remedy(keras_model, analysis, metric is None)).encode(), "analyze")
         if not as_json:
             typer.echo(f"\n{apply}: a recipe for kquant compress --recipe")
 
@@ -197,9 +197,9 @@ def correct(
     keras_model = command_files.load_model(model)
     qmodel, chosen = to_correct(keras_model, steps, recipe, target)
     arrays = command_files.load_data(data, command_files.inputs_of(qmodel), scale=scale, limit=limit)
-    found = (try_steps if dry_run else run_steps)(qmodel, chosen, arrays, verbose=_bars(as_json))
+    changes = (try_steps if dry_run else run_steps)(qmodel, chosen, arrays, verbose=_bars(as_json))
     command_files.save_results(qmodel, path or (), arrays)
-    _print(found, as_json)
+    _print(changes, as_json)
     if path and not as_json:
         typer.echo("\nwritten: " + ", ".join(map(str, path)))
 
@@ -237,10 +237,10 @@ def scan(
         accuracy = top1(command_files.load_labels(labels, limit=limit))
         judge = {"evaluate": lambda m: accuracy(m.predict(arrays, verbose=0))}
     options = {"sparsity": sparsity, "structure": structure, "limit": limit}
-    found = scan_sparsity(keras_model, **judge, **options, verbose=_bars(as_json))
+    proposal = scan_sparsity(keras_model, **judge, **options, verbose=_bars(as_json))
     if path is not None:
-        write_atomically(path, recipes.recipe_to_toml(found.to_recipe(base)).encode(), "scan")
-    _print(found, as_json)
+        write_atomically(path, recipes.recipe_to_toml(proposal.to_recipe(base)).encode(), "scan")
+    _print(proposal, as_json)
     if path is not None and not as_json:
         typer.echo(f"\n{path}: a recipe for kquant.prune, and for kquant compress --recipe")
 
@@ -276,7 +276,7 @@ def autotune(
         keras_model = command_files.load_model(model)
         arrays = command_files.load_data(data, command_files.inputs_of(keras_model), scale=scale, limit=limit)
         accuracy = top1(command_files.load_labels(labels, limit=limit))
-        found = run_autotune(
+        tuned = run_autotune(
             keras_model,
             arrays,
             lambda m: accuracy(m.predict(arrays, verbose=0)),
@@ -287,9 +287,9 @@ def autotune(
             verbose=_bars(as_json),
         )
         with new:
-            results.write(found, arrays, new)
-    _print(found, as_json)
-    raise typer.Exit(0 if found.ok else 1)
+            results.write(tuned, arrays, new)
+    _print(tuned, as_json)
+    raise typer.Exit(0 if tuned.ok else 1)
 
 
 @app.command()
@@ -305,9 +305,9 @@ def check(
     from kquant.app import command_files
     from kquant.prepare.forecast import check as run_check
 
-    found = run_check(command_files.load_model(model), target, recipe=recipe, input_shape=input_shape)
-    _print(found, as_json)
-    raise typer.Exit(0 if found.ok else 1)
+    forecast = run_check(command_files.load_model(model), target, recipe=recipe, input_shape=input_shape)
+    _print(forecast, as_json)
+    raise typer.Exit(0 if forecast.ok else 1)
 
 
 @app.command()
@@ -316,9 +316,9 @@ def inspect(file: Lite, as_json: Json = False) -> None:
     """Show operators, types and encodings of any .tflite file, and what in it is not integer."""
     from kquant.tflite.reader import inspect as run_inspect
 
-    found = run_inspect(file)
-    _print(found, as_json)
-    raise typer.Exit(0 if found.is_integer else 1)
+    described = run_inspect(file)
+    _print(described, as_json)
+    raise typer.Exit(0 if described.is_integer else 1)
 
 
 @app.command("bytes")
@@ -350,9 +350,9 @@ def verify(
 
     qmodel = command_files.load_model(model)
     arrays = command_files.load_data(data, command_files.inputs_of(qmodel), scale=scale, limit=limit)
-    found = run_verify(qmodel, file, arrays, runtime, limit=limit, agreement=agreement)
-    _print(found, as_json)
-    raise typer.Exit(0 if found.ok else 1)
+    compared = run_verify(qmodel, file, arrays, runtime, limit=limit, agreement=agreement)
+    _print(compared, as_json)
+    raise typer.Exit(0 if compared.ok else 1)
 
 
 @app.command()
@@ -376,8 +376,8 @@ def predict(
         command_files.check_arrays_file(path)
     described = run_inspect(file)
     arrays = command_files.load_data(data, command_files.inputs_of(described), scale=scale, limit=limit)
-    found = run_predict(file, arrays, runtime, verbose=_bars(as_json))
-    outputs = command_files.named_outputs(described, found)
+    numbers = run_predict(file, arrays, runtime, verbose=_bars(as_json))
+    outputs = command_files.named_outputs(described, numbers)
     if path is not None:
         command_files.save_arrays(path, outputs)
     # JSON needs a line's end, a rendered table has one
@@ -392,12 +392,12 @@ def recipes(as_json: Json = False) -> None:
 
     from kquant.recipe import recipe
 
-    found = {name: recipe.load(name) for name in recipe.names()}
+    shipped = {name: recipe.load(name) for name in recipe.names()}
     if as_json:
-        typer.echo(json.dumps({name: r.model_dump(mode="json") for name, r in found.items()}, indent=2))
+        typer.echo(json.dumps({name: r.model_dump(mode="json") for name, r in shipped.items()}, indent=2))
     else:
-        width = max(map(len, found))
-        typer.echo("\n".join(f"{name:{width}}  {r.title}" for name, r in found.items()))
+        width = max(map(len, shipped))
+        typer.echo("\n".join(f"{name:{width}}  {r.title}" for name, r in shipped.items()))
 
 
 @app.command()
@@ -409,8 +409,8 @@ def demo(
     """The main job on scikit-learn's handwritten digits: train, quantize, run everywhere, one table."""
     from kquant.app import demo as digits
 
-    found = digits.run(folder, verbose=not as_json)
-    typer.echo(digits.to_json(found) if as_json else digits.render(found), nl=as_json)
+    result = digits.run(folder, verbose=not as_json)
+    typer.echo(digits.to_json(result) if as_json else digits.render(result), nl=as_json)
 
 
 def _stop(number: int, _frame: Any) -> None:

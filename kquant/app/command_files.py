@@ -87,8 +87,8 @@ def load_data(path: str | Path, takes: Sequence[Input], *, scale: float = 1.0, l
     if source.is_dir():
         return _images(source, takes, scale, limit)
     check_data(source)
-    found = _arrays(source)
-    named = _chosen(found, takes, source)
+    stored = _arrays(source)
+    named = _chosen(stored, takes, source)
     ready = [_scaled(_taken(array, limit), scale, f"{source}, array '{name}'") for name, array in named.items()]
     return ready if len(takes) > 1 else ready[0]
 
@@ -108,10 +108,10 @@ def load_labels(path: str | Path, *, limit: int | None = None) -> np.ndarray:
     """
     source = Path(path)
     check_labels_file(source)
-    found = _arrays(source)
-    if "y" not in found and len(found) != 1:
-        raise ValueError(f"{source}: which array holds the labels? Name it 'y'. It holds: {', '.join(found)}.")
-    labels = _taken(found["y"] if "y" in found else next(iter(found.values())), limit)
+    stored = _arrays(source)
+    if "y" not in stored and len(stored) != 1:
+        raise ValueError(f"{source}: which array holds the labels? Name it 'y'. It holds: {', '.join(stored)}.")
+    labels = _taken(stored["y"] if "y" in stored else next(iter(stored.values())), limit)
     # one-hot; a column [samples, 1] holds class numbers
     if labels.ndim == 2 and labels.shape[1] > 1 and labels.dtype.kind in "fiub":
         labels = labels.argmax(axis=1)
@@ -131,25 +131,25 @@ def _arrays(source: Path) -> dict[str, np.ndarray]:
     return read_arrays(source, str(source))
 
 
-def _chosen(found: dict[str, np.ndarray], takes: Sequence[Input], source: Path) -> dict[str, np.ndarray]:
+def _chosen(stored: dict[str, np.ndarray], takes: Sequence[Input], source: Path) -> dict[str, np.ndarray]:
     """The arrays that feed the inputs."""
-    has = ", ".join(f"{name} {array.shape}" for name, array in found.items()) or "nothing"
+    has = ", ".join(f"{name} {array.shape}" for name, array in stored.items()) or "nothing"
     names = [i.name for i in takes]
     if len(takes) == 1:
         # x before the input's name, which Keras may have made up
         for key in ("x", names[0]):
-            if key in found:
-                return {names[0]: found[key]}
-        if len(found) == 1:
-            return {names[0]: next(iter(found.values()))}
+            if key in stored:
+                return {names[0]: stored[key]}
+        if len(stored) == 1:
+            return {names[0]: next(iter(stored.values()))}
         raise ValueError(f"{source}: which array feeds the model? Name it 'x'. It holds: {has}.")
-    missing = [name for name in names if name not in found]
+    missing = [name for name in names if name not in stored]
     if missing:
         raise ValueError(
             f"{source}: the model takes {len(names)} inputs; the file needs one array for each. Missing: "
             f"{', '.join(missing)}. It holds: {has}."
         )
-    return {name: found[name] for name in names}
+    return {name: stored[name] for name in names}
 
 
 def _taken(array: np.ndarray, limit: int | None) -> np.ndarray:
@@ -203,9 +203,9 @@ def _image(file: Path, shape: tuple[int | None, ...]) -> np.ndarray:
     return np.asarray(resized, np.float32).reshape(height, width, channels)
 
 
-def named_outputs(file: FileModel, found: Any) -> dict[str, np.ndarray]:
+def named_outputs(file: FileModel, outputs: Any) -> dict[str, np.ndarray]:
     """What `kquant.predict` returned, by the names of the file's outputs."""
-    arrays = found if isinstance(found, list) else [found]
+    arrays = outputs if isinstance(outputs, list) else [outputs]
     return {t.name: array for t, array in zip(file.outputs, arrays, strict=True)}
 
 

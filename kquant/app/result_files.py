@@ -68,15 +68,15 @@ class AutotuneFiles:
         self.rungs, self.recipe = Path(folder) / "autotune.json", Path(folder) / "recipe.toml"
         self.paths = (self.lite, self.model, self.rungs, self.recipe)
 
-    def write(self, found: Tuned, data: Any, new: Outputs) -> None:
+    def write(self, tuned: Tuned, data: Any, new: Outputs) -> None:
         """Put all of them.
 
         Args:
-            found: by `kquant.autotune`.
+            tuned: by `kquant.autotune`.
             data: see `kquant.export`.
             new: the results.
         """
-        export(found.model, new.place(self.lite), data=data)
-        save_model(found.model, self.model, new)
-        new.write(self.rungs, f"{report.to_json(found)}\n".encode())
-        new.write(self.recipe, recipe_to_toml(found.recipe).encode())
+        export(tuned.model, new.place(self.lite), data=data)
+        save_model(tuned.model, self.model, new)
+        new.write(self.rungs, f"{report.to_json(tuned)}\n".encode())
+        new.write(self.recipe, recipe_to_toml(tuned.recipe).encode())

@@ -62,8 +62,8 @@ def encodings(qmodel: keras.Model, version: Version = "0.6.1") -> dict[str, Any]
     Example:
         >>> model = keras.Sequential([keras.Input((4,), name="x"), keras.layers.Dense(2, name="head")])
         >>> q = kquant.calibrate(kquant.quantize(model), np.ones((64, 4), "float32"), verbose=False)
-        >>> found = kquant.encodings(q)
-        >>> sorted(found["activation_encodings"]), sorted(found["param_encodings"])
+        >>> entries = kquant.encodings(q)
+        >>> sorted(entries["activation_encodings"]), sorted(entries["param_encodings"])
         (['head', 'x'], ['head/kernel'])
     """
     if version not in VERSIONS:
@@ -164,18 +164,18 @@ def _tensors(graph: Graph) -> dict[str, tuple[FakeQuant, Any]]:
     """Name -> the layer that holds the encoding, and the output of its first source (for encodings that follow)."""
     names = {id(t): t.name for t in keras.tree.flatten(graph.inputs)}
     names |= {id(t): node.name for node in graph.nodes for t in node.outputs if not isinstance(node.op, FakeQuant)}
-    found: dict[str, tuple[FakeQuant, Any]] = {}
+    tensors: dict[str, tuple[FakeQuant, Any]] = {}
     for node in graph.nodes:
         if not isinstance(node.op, FakeQuant):
             continue
         made = node.args[0]
         wanted = names.get(id(made), f"{node.op.name}")
         name, n = wanted, 1
-        while name in found:
+        while name in tensors:
             name, n = f"{wanted}_{n}", n + 1
         names[id(node.outputs[0])] = f"{name}/{node.op.name}"  # what a requantization of it is called
-        found[name] = (node.op, node.kwargs.get("sources"))
-    return found
+        tensors[name] = (node.op, node.kwargs.get("sources"))
+    return tensors
 
 
 def _inside(graph: Graph) -> dict[str, tuple[FakeQuant, np.ndarray]]:

@@ -19,29 +19,29 @@ LOST = 0.25  # of what a function spans, that no code of its input gives
 FEW_STEPS = 8  # of the grid, in which all data lie: noise 18 dB below what varies in them, or worse
 
 
-def warn_of_data(qmodel: keras.Model, found: Observations) -> None:
+def warn_of_data(qmodel: keras.Model, seen: Observations) -> None:
     """Of data that do not vary, that change on the way, that lie far from 0, and of ranges that do not go together.
 
     Args:
         qmodel: the quantized model, whose caller the user called.
-        found: what the data show of it.
+        seen: what the data show of it.
     """
-    _warn_constant(qmodel, found)
-    _warn_faint(qmodel, found)
-    _warn_moved(found)
-    _warn_far(qmodel, found)
-    _warn_unequal(found)
+    _warn_constant(qmodel, seen)
+    _warn_faint(qmodel, seen)
+    _warn_moved(seen)
+    _warn_far(qmodel, seen)
+    _warn_unequal(seen)
 
 
-def _constant(found: Observations) -> list[str]:
+def _constant(seen: Observations) -> list[str]:
     """Tensors that hold a single value on all data."""
-    varying = {key[0] for key, s in found.tensors.items() if s.lows.min() != s.highs.max()}
-    return list(dict.fromkeys(key[0] for key in found.tensors if key[0] not in varying))
+    varying = {key[0] for key, s in seen.tensors.items() if s.lows.min() != s.highs.max()}
+    return list(dict.fromkeys(key[0] for key in seen.tensors if key[0] not in varying))
 
 
-def _warn_constant(qmodel: keras.Model, found: Observations) -> None:
+def _warn_constant(qmodel: keras.Model, seen: Observations) -> None:
     """Name tensors that data without variety made constant."""
-    constant = _constant(found)
+    constant = _constant(seen)
     if constant:  # reading the model takes time
         computed = _computed(qmodel)
         constant = [name for name in constant if name in computed]
@@ -49,11 +49,11 @@ def _warn_constant(qmodel: keras.Model, found: Observations) -> None:
         warn(f"calibrate: these tensors hold a single value on all data: {first_of(constant)}. Use data that vary.")
 
 
-def _warn_faint(qmodel: keras.Model, found: Observations) -> None:
+def _warn_faint(qmodel: keras.Model, seen: Observations) -> None:
     """Name tensors whose values are smaller than the steps that the kernels behind can take."""
     faint: dict[str, str] = {}
     for node in encodings_of(qmodel):
-        spans = [_span(s.lows, s.highs) for (name, _), s in found.tensors.items() if name == node.name]
+        spans = [_span(s.lows, s.highs) for (name, _), s in seen.tensors.items() if name == node.name]
         steps = max(spans, default=0.0) / (node.spec.high - node.spec.low)
         if 0.0 < steps < node.spec.smallest:
             faint[node.name] = f"{node.name} ({max(spans):.3g} wide, in steps of {node.spec.smallest:.3g})"
@@ -79,14 +79,14 @@ def _computed(qmodel: keras.Model) -> set[str]:
     return names
 
 
-def _warn_moved(found: Observations) -> None:
+def _warn_moved(seen: Observations) -> None:
     """Name tensors whose range, 0 included as on the grid, is much wider for both halves than for one of them."""
-    first, second = _halves(found.sizes)
-    constant = _constant(found)
-    if not first or second >= len(found.sizes):
+    first, second = _halves(seen.sizes)
+    constant = _constant(seen)
+    if not first or second >= len(seen.sizes):
         return  # every batch has samples of both halves
     moved = []
-    for key, s in found.tensors.items():
+    for key, s in seen.tensors.items():
         if key[0] not in constant:
             spans = [_span(s.lows[part], s.highs[part]) for part in (slice(first), slice(second, None))]
             # against the narrower half, which alone would have given another range
@@ -99,12 +99,12 @@ def _warn_moved(found: Observations) -> None:
         )
 
 
-def _warn_far(qmodel: keras.Model, found: Observations) -> None:
+def _warn_far(qmodel: keras.Model, seen: Observations) -> None:
     """Name inputs so far from 0 that the grid, which must hold 0, has hardly any codes for what varies in them."""
     layers = {node.name: node for node in encodings_of(qmodel)}
     few = {
         name: (f"{low:g} to {high:g}", steps, layers[name].spec.bits)
-        for (name, _), s in found.tensors.items()
+        for (name, _), s in seen.tensors.items()
         for low, high in [(float(s.lows.min()), float(s.highs.max()))]
         for steps in [_steps(low, high, layers[name].spec)]
         if low < high and steps < FEW_STEPS
@@ -123,10 +123,10 @@ def _warn_far(qmodel: keras.Model, found: Observations) -> None:
             )
 
 
-def _warn_unequal(found: Observations) -> None:
+def _warn_unequal(seen: Observations) -> None:
     """Name encodings that several tensors share, where the widest leaves the narrowest hardly any codes."""
     spans: dict[str, list[float]] = {}
-    for (name, _), s in found.tensors.items():
+    for (name, _), s in seen.tensors.items():
         spans.setdefault(name, []).append(_span(s.lows, s.highs))
     unequal = {name: sorted(w for w in widths if w > 0.0) for name, widths in spans.items()}
     said = [f"{name} ({w[0]:.3g} to {w[-1]:.3g} wide)" for name, w in unequal.items() if w and w[-1] > UNEQUAL * w[0]]
@@ -139,7 +139,7 @@ def _warn_unequal(found: Observations) -> None:
         )
 
 
-def warn_of_poles(qmodel: keras.Model, found: Observations) -> None:
+def warn_of_poles(qmodel: keras.Model, seen: Observations) -> None:
     """Name reciprocals, logarithms and the like whose input came nearer to where they have no bound than a step."""
     functions = [layer for layer in qmodel.layers if isinstance(layer, Function)]
     if all(layer.domain.closed and not layer.domain.hole for layer in functions):
@@ -155,7 +155,7 @@ def warn_of_poles(qmodel: keras.Model, found: Observations) -> None:
         # the codes that the function can get are those of the encoding before it: without one nothing can be told
         if before is None or not isinstance(before.op, FakeQuant) or before.op.follows or not after:
             continue
-        s = found.tensors[after[0].op.name, after[0].kwargs.get("site", 0)]
+        s = seen.tensors[after[0].op.name, after[0].kwargs.get("site", 0)]
         low, high = float(s.lows.min()), float(s.highs.max())
         values = _table(node.op, before.op)
         if values.size and max(high - values.max(), values.min() - low) > LOST * (high - low):
@@ -166,12 +166,12 @@ def warn_of_poles(qmodel: keras.Model, found: Observations) -> None:
             )
 
 
-def warn_of_padding(qmodel: keras.Model, found: Observations) -> None:
+def warn_of_padding(qmodel: keras.Model, seen: Observations) -> None:
     """Name tensors in which a real step at the end of a sample gets the codes of padding.
 
     Args:
         qmodel: the quantized model, with its ranges.
-        found: what the data show of it.
+        seen: what the data show of it.
     """
     for node in encodings_of(qmodel):
         for site, value in node.padding.items():
@@ -180,7 +180,7 @@ def warn_of_padding(qmodel: keras.Model, found: Observations) -> None:
             inside = node.spec.low * scale <= value + zero_point * scale <= node.spec.high * scale
             # a step is padding where all its features round to this code, which lies `off` from the value given
             off = abs(float((code - zero_point) * scale) - value) if inside else 0.0
-            if found.tensors[node.name, int(site)].nearest <= 0.5 * float(scale) + off:
+            if seen.tensors[node.name, int(site)].nearest <= 0.5 * float(scale) + off:
                 warn(
                     f"calibrate: '{node.name}': real steps at an end of some samples are so near to {value:g}, which "
                     f"marks padding, that all their codes are the same: the file leaves them out. Write padding as a "

@@ -38,7 +38,7 @@ UNLIKE = 16.0  # widths of channels: 4 bits of the narrow one are gone
 
 
 @dataclass(frozen=True)
-class _Found:
+class _Loss:
     """A tensor that costs the outputs their signal: its name, what is wrong, and the remedy with what it gives."""
 
     cause: str
@@ -57,9 +57,9 @@ def warn_of_losses(qmodel: keras.Model, seen: Observations) -> None:
     x, y = seen.some
     if _total_db(qmodel, x, y) >= ENOUGH_DB:
         return
-    found = _Model(qmodel, x).losses()
+    losses = _Model(qmodel, x).losses()
     for cause, remedy in REMEDIES.items():
-        said = [f.said for f in found if f.cause == cause]
+        said = [f.said for f in losses if f.cause == cause]
         if said:
             warn(f"calibrate: {'; '.join(said[:3])}{_more(said)}. {remedy}")
 
@@ -93,10 +93,10 @@ def _more(said: list[str]) -> str:
     return f"; and {len(said) - 3} more" if len(said) > 3 else ""
 
 
-def _db(y: list[np.ndarray], found: list[np.ndarray]) -> float:
+def _db(y: list[np.ndarray], quantized: list[np.ndarray]) -> float:
     """Of the output that lost most: variance over the power of the difference."""
     worst = np.inf
-    for a, b in zip(y, found, strict=True):
+    for a, b in zip(y, quantized, strict=True):
         signal, noise = float(np.var(a, dtype=np.float64)), float(np.mean((a - b).astype(np.float64) ** 2))
         if signal > 0.0:
             # 120 dB at most, so that an output without any noise has a number too
@@ -127,19 +127,19 @@ class _Model:
         self.inputs = {id(t): t.name for t in keras.tree.flatten(self.graph.inputs)}
         self.calls = 0
 
-    def losses(self) -> list[_Found]:
+    def losses(self) -> list[_Loss]:
         """What is to be told, in order of the model."""
         kept = [n for n in self.graph.nodes if isinstance(n.op, FakeQuant) and not n.kwargs.get("peek")]
         # the grid of an output is what outputs are told in: a softmax that says the same of all samples is no fault
         ends = {id(t) for t in keras.tree.flatten(self.graph.outputs)}
         inside = [n for n in kept if not n.op.follows and id(n.outputs[0]) not in ends]
         suspects = sorted(inside, key=self._codes_left)[:MOST_TENSORS]
-        found: dict[int, _Found | None] = {}
+        losses: dict[int, _Loss | None] = {}
         for node in suspects:
             if self.calls >= MOST_CALLS:
                 break
-            found[id(node)] = self._loss(node)
-        return [f for node in kept if (f := found.get(id(node))) is not None]
+            losses[id(node)] = self._loss(node)
+        return [f for node in kept if (f := losses.get(id(node))) is not None]
 
     def _codes_left(self, node: Node) -> tuple[int, float]:
         """Inputs, then functions, then the rest, those first whose narrowest channel gets fewest codes."""
@@ -157,7 +157,7 @@ class _Model:
         fixed = rule is not None and rule.output == "fixed"
         return maker if fixed or _is_table(maker) else None
 
-    def _loss(self, node: Node) -> _Found | None:
+    def _loss(self, node: Node) -> _Loss | None:
         v, step = self._value(node), _step(node.op)
         alone = self.db(node, _on_grid(v, node.op))
         if alone >= ENOUGH_DB:
@@ -172,7 +172,7 @@ class _Model:
             return self._unlike(node, v, step, alone, costs)
         if maker is None:
             said = f"{_layer(steep[0])} reads {v.min():.6g} to {v.max():.6g} in steps of {step:.2g}"
-            return _Found("function", f"{said}: {costs}")
+            return _Loss("function", f"{said}: {costs}")
         # no finer grid helps: what is lost is no fault of this one, and there would be no remedy to name
         if max(wide, self.db(node, _apart(v, v.ndim - 1))) < alone + GAIN_DB:
             return None
@@ -181,10 +181,10 @@ class _Model:
         if _is_softmax(maker):
             said = f"{_layer(maker)} is a softmax over {v.shape[-1]}, an even share of which is "
             said += f"{1 / v.shape[-1] / step:.2g} of its steps of 1/256: {costs}"
-            return _Found("softmax" if helps else "function", said)
+            return _Loss("softmax" if helps else "function", said)
         codes = len(np.unique(np.rint(v / step)))
         said = f"{_layer(maker)} gives {v.min():.6g} to {v.max():.6g}, {codes} of 256 codes in steps of {step:.2g}"
-        return _Found("wide function" if helps else "function", f"{said}: {costs}")
+        return _Loss("wide function" if helps else "function", f"{said}: {costs}")
 
     def _kernels(self, node: Node) -> set[str]:
         """The layers with weights that read a tensor: where its channels are unlike, so are their columns."""
@@ -196,7 +196,7 @@ class _Model:
             return False
         return all(self.target.supports(code, TYPES[16]) for code in rule.operators)
 
-    def _unlike(self, node: Node, v: np.ndarray, step: float, alone: float, costs: str) -> _Found | None:
+    def _unlike(self, node: Node, v: np.ndarray, step: float, alone: float, costs: str) -> _Loss | None:
         """Channels of unlike ranges: true where a grid for each would mend it."""
         name = self.inputs.get(id(node.args[0]))
         # the features of an input may lie along any axis (channels first, time last), those inside along the last
@@ -216,7 +216,7 @@ class _Model:
             f"one grid of {bits} bits the narrowest gets {few:.2g} of {1 << bits} codes: {costs}; with a grid for each "
             f"{apart:.1f} dB"
         )
-        return _Found("channels" if name is None else "input", text)
+        return _Loss("channels" if name is None else "input", text)
 
     def db(self, node: Node, value: np.ndarray, kernels: Collection[str] = ()) -> float:
         """What the outputs keep with another value of one tensor, these kernels quantized, and all else in float."""

@@ -118,7 +118,7 @@ def _read(stored: dict[str, np.ndarray], index: Any) -> Observations:
         isinstance(key, list) and [type(part) for part in key] == [str, int] for key in keys
     ):
         raise ValueError("the index is no list of names and numbers")
-    sizes, found = stored["sizes"], {}
+    sizes, tensors = stored["sizes"], {}
     if sizes.ndim != 1 or sizes.dtype.kind != "i" or not np.all(sizes > 0):
         raise ValueError("the sizes of batches are no counts")
     for i, (name, site) in enumerate(keys):
@@ -126,8 +126,8 @@ def _read(stored: dict[str, np.ndarray], index: Any) -> Observations:
             stored[f"{i}/{part}"] for part in ("lows", "highs", "counts", "reach", "samples")
         )
         nearest = float(stored.get(f"{i}/nearest", np.float64(math.inf))[()])
-        found[name, site] = Statistics(lows, highs, counts, float(reach[()]), samples, nearest).checked(len(sizes))
-    return Observations(found, sizes)
+        tensors[name, site] = Statistics(lows, highs, counts, float(reach[()]), samples, nearest).checked(len(sizes))
+    return Observations(tensors, sizes)
 
 
 @renamed
@@ -172,13 +172,13 @@ def observe(
     if batch_size is None:
         batch_size = SMALLEST_BATCH if isinstance(limit, Batches) else _batch_size(qmodel, data, limit)
     total = batch_count(qmodel, data, batch_size, limit)
-    found = _observe(qmodel, nodes, batches_of(qmodel, data, batch_size, limit), total, verbose)
-    if found.samples == 0:
+    seen = _observe(qmodel, nodes, batches_of(qmodel, data, batch_size, limit), total, verbose)
+    if seen.samples == 0:
         raise ValueError(
             "calibrate: the data are empty; give at least one sample. A function must return a new generator on each "
             "call."
         )
-    return found
+    return seen
 
 
 def _batch_size(qmodel: keras.Model, data: Any, limit: int | None) -> int:
@@ -203,7 +203,7 @@ def _observe(
         for names in (observers.NEED_HISTOGRAM, observers.NEED_SAMPLES)
     ]
     look = _Look(qmodel, *need)
-    found: dict[Key, Statistics] = {}
+    tensors: dict[Key, Statistics] = {}
     extents: list[np.ndarray] = []
     sizes: list[int] = []
     nearest: dict[Key, float] = {}
@@ -223,15 +223,15 @@ def _observe(
         largest = dict(zip(look.keys, np.abs(extents[-1]).max(axis=1).tolist(), strict=True))
         new = {key: histogram(values.numpy(), look.steps[key], largest[key]) for key, values in seen.values.items()}
         new |= {key: Statistics(NONE, NONE, samples=y.numpy()) for key, y in seen.samples.items()}
-        found |= {key: found[key].merge(s) if key in found else s for key, s in new.items()}
+        tensors |= {key: tensors[key].merge(s) if key in tensors else s for key, s in new.items()}
     if not extents:
         return Observations({}, np.zeros(0, np.int64))
     stacked = np.stack(extents)
     for i, key in enumerate(look.keys):
-        counted = found.get(key, Statistics(NONE, NONE))
+        counted = tensors.get(key, Statistics(NONE, NONE))
         ends = {"lows": stacked[:, i, 0], "highs": stacked[:, i, 1]}
-        found[key] = replace(counted, **ends, nearest=nearest.get(key, math.inf))
-    return Observations(found, np.int64(sizes), some)
+        tensors[key] = replace(counted, **ends, nearest=nearest.get(key, math.inf))
+    return Observations(tensors, np.int64(sizes), some)
 
 
 class _Seen(NamedTuple):

@@ -139,13 +139,13 @@ def cross_entropy(statistics: Statistics, spec: QuantSpec) -> tuple[float, float
     wanted = _softmax(logits)
 
     def cost(low: np.ndarray, high: np.ndarray) -> np.ndarray:
-        found = []
+        costs = []
         # one by one: a grid for all candidates would hold 81 copies of the logits
         for scale, first, last in zip(*_grid(spec, low, high), strict=True):
             # 0 is a code, so multiples of the scale are the codes' values
             quantized = np.clip(np.rint(logits / scale) * scale, first, last)
-            found.append(-np.mean(np.sum(wanted * _log_softmax(quantized), axis=-1)))
-        return np.array(found)
+            costs.append(-np.mean(np.sum(wanted * _log_softmax(quantized), axis=-1)))
+        return np.array(costs)
 
     return _least(statistics, spec, cost)
 
@@ -213,11 +213,11 @@ def _divergence(s: Statistics, spec: QuantSpec, low: np.ndarray, high: np.ndarra
     """Kullback-Leibler divergence of each candidate."""
     edges = np.linspace(-s.reach, s.reach, s.counts.size + 1)
     centers, counts = (edges[1:] + edges[:-1]) / 2, s.counts.astype(np.float64)
-    found = []
+    divergences = []
     for scale, first, last in zip(*_grid(spec, low, high), strict=True):
         inside = (centers >= first - scale / 2) & (centers <= last + scale / 2)
         if inside.sum() < 2**spec.bits or not counts[inside].any():  # with a code for each bin nothing is lost
-            found.append(np.inf)
+            divergences.append(np.inf)
             continue
         # what is clipped is found at the ends in p, and not in q: that is what makes clipping cost something
         p = np.where(inside, counts, 0.0)
@@ -231,8 +231,8 @@ def _divergence(s: Statistics, spec: QuantSpec, low: np.ndarray, high: np.ndarra
         # a bin that nothing fell into stays empty in q too: else data with gaps would look lost on any grid
         q = np.where(filled, total[codes] / np.maximum(bins[codes], 1), 0.0)
         p, q = p[inside] / p.sum(), (1.0 - SMOOTHING) * q / q.sum() + SMOOTHING / q.size
-        found.append(float(np.sum(p[p > 0] * np.log(p[p > 0] / q[p > 0]))))
-    return np.array(found)
+        divergences.append(float(np.sum(p[p > 0] * np.log(p[p > 0] / q[p > 0]))))
+    return np.array(divergences)
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:
@@ -291,8 +291,8 @@ def reach_of_weights(name: str, weights: np.ndarray, spec: QuantSpec, channel_ax
     rows = weights.transpose(order).reshape(int(np.prod(shape)), -1)
     if name in ("mse", "sqnr"):
         return _exact_reach(rows, spec, CLIPPED_COUNTS if name == "sqnr" else 1.0).reshape(shape)
-    found = [max(-low, high) for low, high in (observer(_of_row(row), spec) for row in rows)]
-    return np.asarray(found, np.float32).reshape(shape)
+    reaches = [max(-low, high) for low, high in (observer(_of_row(row), spec) for row in rows)]
+    return np.asarray(reaches, np.float32).reshape(shape)
 
 
 def _exact_reach(rows: np.ndarray, spec: QuantSpec, clipped: float) -> np.ndarray:

@@ -57,23 +57,23 @@ def calibrate(
         set_weight_ranges(qmodel)
         return qmodel  # its activations stay float ("dynamic", "weight-only")
     if isinstance(data, Observations):
-        found = _of_model(qmodel, nodes, data)
+        seen = _of_model(qmodel, nodes, data)
     else:
-        found = observe(qmodel, data, limit=limit, batch_size=batch_size, verbose=verbose)
-    if found.samples < FEW_SAMPLES:
-        warn(f"calibrate: {found.samples} samples are few; ranges want 100 or more.")
-    warn_of_data(qmodel, found)
+        seen = observe(qmodel, data, limit=limit, batch_size=batch_size, verbose=verbose)
+    if seen.samples < FEW_SAMPLES:
+        warn(f"calibrate: {seen.samples} samples are few; ranges want 100 or more.")
+    warn_of_data(qmodel, seen)
     layers = {node.name: node for node in nodes}
-    for (name, site), statistics in found.tensors.items():
+    for (name, site), statistics in seen.tensors.items():
         layer = layers[name]
         low, high = observers.find(layer.observer)(statistics, layer.spec)
         layer.set_range(site, low, high)
     set_weight_ranges(qmodel)
     # behind the weights' ranges, since kernels bound s_in * s_w / s_out; the warnings then see what the file will have
     hold_scales(qmodel)
-    warn_of_poles(qmodel, found)
-    warn_of_padding(qmodel, found)
-    warn_of_losses(qmodel, found)
+    warn_of_poles(qmodel, seen)
+    warn_of_padding(qmodel, seen)
+    warn_of_losses(qmodel, seen)
     return qmodel
 
 
@@ -92,8 +92,8 @@ def set_weight_ranges(qmodel: keras.Model) -> None:
             continue
         if not layer.reach_by_data:
             weights = layer.weights_as_used().numpy()
-            found = observers.reach_of_weights(layer.observer, weights, layer.spec, layer.channel_axes)
-            layer.set_reach(found, by_data=False)
+            reach = observers.reach_of_weights(layer.observer, weights, layer.spec, layer.channel_axes)
+            layer.set_reach(reach, by_data=False)
             # a first `set_reach` makes the variable, which graphs traced before do not read
             forget_graphs(qmodel)
 

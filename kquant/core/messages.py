@@ -78,8 +78,8 @@ def first_of(names: Iterable[str], most: int = SHOWN) -> str:
         >>> first_of(["a", "b"]), first_of("abc", 2)
         ('a, b', 'a, b and others')
     """
-    found = list(names)
-    return ", ".join(found[:most]) + " and others" * (len(found) > most)
+    given = list(names)
+    return ", ".join(given[:most]) + " and others" * (len(given) > most)
 
 
 def absent(path: str | Path) -> str:
@@ -116,11 +116,11 @@ def _frames_inside() -> int:
     """The `stacklevel`, for `warn`, of whoever called into this package: verbs get here at many depths, through
     decorators, generators and progress bars.
     """
-    frame, depth, found = inspect.currentframe(), 0, 1
+    frame, depth, level = inspect.currentframe(), 0, 1
     while frame is not None:
         # The outermost frame of ours, since verbs call each other. `warn` lies at depth 1 and is stacklevel 1, so
         # the frame behind depth d is d + 1.
         if frame.f_code.co_filename.startswith(PACKAGE):
-            found = depth + 1
+            level = depth + 1
         frame, depth = frame.f_back, depth + 1
-    return found
+    return level

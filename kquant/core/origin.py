@@ -9,10 +9,10 @@ from typing import Any
 ATTRIBUTE = "_kquant_origin"
 
 
-def mark(op: Any, found: tuple[tuple[str, str], ...]) -> None:
+def mark(op: Any, made_of: tuple[tuple[str, str], ...]) -> None:
     """Remember (name, class) of what a layer was made from, outermost first."""
     # an attribute and not a table by id: it goes where the layer goes, and ids are given again
-    setattr(op, ATTRIBUTE, tuple(dict.fromkeys((*origins(op), *found))))
+    setattr(op, ATTRIBUTE, tuple(dict.fromkeys((*origins(op), *made_of))))
 
 
 def origins(op: Any) -> tuple[tuple[str, str], ...]:

@@ -83,9 +83,9 @@ def renamed(function: Callable[P, R]) -> Callable[P, R]:
         >>> with warnings.catch_warnings(record=True) as seen:
         ...     warnings.simplefilter("always")
         ...     kquant.recipe_to_toml  # not in the table: only those in it are decorated
-        ...     found = new_words(kquant.verify, {"samples": 8})
+        ...     words_now = new_words(kquant.verify, {"samples": 8})
         <function recipe_to_toml at ...>
-        >>> found, str(seen[0].message)
+        >>> words_now, str(seen[0].message)
         ({'limit': 8}, 'verify: `samples` is called `limit` now; write limit=8.')
     """
 
@@ -115,11 +115,11 @@ def new_words(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[st
     """
     name = _name(function)
     # in a copy: what a caller gave stays as it is
-    table, found = ARGUMENTS.get(name, {}), dict(given)
+    table, named = ARGUMENTS.get(name, {}), dict(given)
     for old, new in sorted(table.items(), reverse=True):  # samples before batches: a limit of both is one of batches
-        if old not in found:
+        if old not in named:
             continue
-        value = found.pop(old)
+        value = named.pop(old)
         if new in given:
             raise TypeError(f"{name}: got `{new}` and `{old}`, which is its old name; give the first.")
         counts = old == "batches" and value is not None
@@ -129,10 +129,10 @@ def new_words(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[st
             DeprecationWarning,
         )
         if counts and not isinstance(value, bool) and isinstance(value, Integral):
-            beside = found.get(new, inspect.signature(function).parameters[new].default)
+            beside = named.get(new, inspect.signature(function).parameters[new].default)
             value = Batches(int(value), beside)
-        found[new] = value
-    return found
+        named[new] = value
+    return named
 
 
 def new_word(function: Callable[..., Any], word: str) -> str:
@@ -156,12 +156,12 @@ def new_options(command: str, given: Sequence[str]) -> list[str]:
         >>> new_options("verify", ["q.keras", "m.tflite", "--limit=8"])
         ['q.keras', 'm.tflite', '--limit=8']
     """
-    table, found = OPTIONS.get(command, {}), list(given)
-    for place, piece in enumerate(found):
+    table, pieces = OPTIONS.get(command, {}), list(given)
+    for place, piece in enumerate(pieces):
         if piece == "--":
             break
         option, equals, value = piece.partition("=")
         if option in table:
             warn(f"kquant {command}: {option} is called {table[option]} now.", DeprecationWarning)
-            found[place] = table[option] + equals + value
-    return found
+            pieces[place] = table[option] + equals + value
+    return pieces

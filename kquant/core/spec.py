@@ -217,8 +217,8 @@ def encode_weights(
     """
     kept: set[int] = {axis % weights.shape.rank for axis in channel_axes} if spec.per_axis else set()
     axes = [axis for axis in range(weights.shape.rank) if axis not in kept]
-    found = tf.reduce_max(tf.abs(weights), axis=axes, keepdims=True)
-    reach = found if reach is None else tf.where(reach > 0.0, reach, found)
+    widest = tf.reduce_max(tf.abs(weights), axis=axes, keepdims=True)
+    reach = widest if reach is None else tf.where(reach > 0.0, reach, widest)
     largest = tf.reduce_max(reach)
     reach = tf.maximum(reach, tf.where(largest > SMALLEST_RANGE, largest, 1.0) * SMALLEST_CHANNEL)
     scale = _spaced(reach * _reciprocal(spec.high), spec)

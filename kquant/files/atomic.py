@@ -143,12 +143,12 @@ class Outputs:
             yield made
             _sync(made)
         except Exception as error:
-            found = system_error(error)
-            if found is None:
+            cause = system_error(error)
+            if cause is None:
                 raise
             if made is not None:
                 made.unlink(missing_ok=True)  # so that what is free is told without the part that was written
-            raise ValueError(refusal(self.who, Path(path), found, size_bytes)) from error
+            raise ValueError(refusal(self.who, Path(path), cause, size_bytes)) from error
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

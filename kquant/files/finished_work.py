@@ -113,7 +113,7 @@ def fingerprint(arrays: Iterable[np.ndarray]) -> int:
         >>> fingerprint([np.zeros(3)]) == fingerprint([np.zeros(4)])
         False
     """
-    found = 0
+    checksum = 0
     for array in arrays:
-        found = zlib.crc32(np.ascontiguousarray(array).tobytes(), found)
-    return found
+        checksum = zlib.crc32(np.ascontiguousarray(array).tobytes(), checksum)
+    return checksum

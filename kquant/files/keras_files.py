@@ -135,24 +135,24 @@ def _no_model(archive: Archive) -> str:
     """Why a zip archive is no Keras model."""
     names = list(archive.sizes)
     if any(name.endswith("data.pkl") for name in names):
-        found = "a PyTorch file; build the network in Keras and set its weights, as docs/migrate.md shows"
+        kind = "a PyTorch file; build the network in Keras and set its weights, as docs/migrate.md shows"
     elif any(name.endswith("saved_model.pb") for name in names):
-        found = f"a packed SavedModel; {MIGRATE}"
+        kind = f"a packed SavedModel; {MIGRATE}"
     elif names and all(name.endswith(".npy") for name in names):
-        found = "arrays (.npz)"
+        kind = "arrays (.npz)"
     else:
         return "it is a zip archive, but no Keras model. Save one with model.save('name.keras')."
-    return f"{EXPECTED}. Received: {found}."
+    return f"{EXPECTED}. Received: {kind}."
 
 
 def _from_hdf5(file: Path) -> keras.Model:
     with scratch() as folder:
         whole = folder / "model.h5"
         stored = _copy(file, whole, str(file))
-        with h5py.File(whole, "r") as found:
-            version, config = (_text(found.attrs.get(name, "")) for name in ("keras_version", "model_config"))
+        with h5py.File(whole, "r") as opened:
+            version, config = (_text(opened.attrs.get(name, "")) for name in ("keras_version", "model_config"))
             if not config:
-                raise ValueError(f"{file}: {_weights_only(found, version)}")
+                raise ValueError(f"{file}: {_weights_only(opened, version)}")
         parse_json(config, f"{file}, model_config", MOST_DEPTH)
         return _rebuilt(file, whole, stored, version)
 
@@ -161,9 +161,9 @@ def _text(value: Any) -> str:
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
-def _weights_only(found: h5py.File, version: str) -> str:
+def _weights_only(opened: h5py.File, version: str) -> str:
     """What an HDF5 file without a configuration is."""
-    if not ("layer_names" in found.attrs or "layers" in found or "vars" in found or "model_weights" in found):
+    if not ("layer_names" in opened.attrs or "layers" in opened or "vars" in opened or "model_weights" in opened):
         return f"{EXPECTED}. Received: an HDF5 file without a model."
     by = f" of Keras {version}" if version else ""
     return (

@@ -187,10 +187,10 @@ def settle(folder: str | Path) -> None:
     """
     try:
         with os.scandir(folder) as entries:
-            found = [e.path for e in entries if STAGE.fullmatch(e.name) and e.is_dir(follow_symlinks=False)]
+            stages = [e.path for e in entries if STAGE.fullmatch(e.name) and e.is_dir(follow_symlinks=False)]
     except (OSError, ValueError):
         return  # no such folder, or it cannot be listed: nothing can be told of it
-    for path in sorted(found):
+    for path in sorted(stages):
         _settle(Path(path))
 
 

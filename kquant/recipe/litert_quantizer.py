@@ -238,10 +238,10 @@ def _settings(entry: dict[str, Any], where: str) -> tuple[str, dict[str, Any]]:
             f"{where}: op_config.compute_precision: {way[1]} with explicit_dequantize={way[2]} and "
             f"{'' if way[0] else 'no '}activation_tensor_config is none of {', '.join(MODES.values())}."
         )
-    found = {"weights": _weights(weights, algorithm, f"{where}: op_config.weight_tensor_config")}
+    values = {"weights": _weights(weights, algorithm, f"{where}: op_config.weight_tensor_config")}
     if activations is not None:
-        found["activations"] = _activations(activations, f"{where}: op_config.activation_tensor_config")
-    return MODES[way], found
+        values["activations"] = _activations(activations, f"{where}: op_config.activation_tensor_config")
+    return MODES[way], values
 
 
 def _weights(tensor: dict[str, Any], algorithm: str, where: str) -> dict[str, Any]:
@@ -279,19 +279,19 @@ def _only(given: Any, known: tuple[str, ...], where: str) -> None:
 def _condition(entry: dict[str, Any], where: str) -> dict[str, Any]:
     """`layer` and `type` of a rule."""
     operation = entry["operation"]
-    found: dict[str, Any] = {}
+    condition: dict[str, Any] = {}
     if operation != "*":
         if operation not in OPERATIONS:
             raise ValueError(
                 f"{where}: operation: {operation} belongs to no single Keras class; name the layers by regex. Known "
                 f"here: {', '.join(OPERATIONS)}."
             )
-        found["type"] = OPERATIONS[operation]
+        condition["type"] = OPERATIONS[operation]
     regex = _bare(entry["regex"])
     # a rule needs a condition, if only `*`
-    if regex not in (".*", "") or not found:
-        found["layer"] = _pattern(regex, where)
-    return found
+    if regex not in (".*", "") or not condition:
+        condition["layer"] = _pattern(regex, where)
+    return condition
 
 
 def _pattern(regex: str, where: str) -> str:

@@ -212,26 +212,26 @@ class Recipe(RecipeTables):
         widths = [self.activations.bits, self.weights.bits, self.weights.unpacked_bits]
         widths += [table.get(key) for table in changes for key in ("bits", "unpacked_bits")]
         tables = [self.training.model_dump(by_alias=True), *(rule.training for rule in self.rules)]
-        found = idle(tables, min(width for width in widths if width))
-        if found:
-            raise ValueError(f"{found}. Change it, or leave it out")
+        useless = idle(tables, min(width for width in widths if width))
+        if useless:
+            raise ValueError(f"{useless}. Change it, or leave it out")
         return self
 
     def settings(self, names: Sequence[tuple[str, str]], position: str | None) -> Settings:
         """What holds for one layer, given as (name, class) under which it is known; the last matching rule wins."""
-        found = Settings(self.activations, self.weights, False, self.mode != "static", self.training, self.prefer)
+        so_far = Settings(self.activations, self.weights, False, self.mode != "static", self.training, self.prefer)
         for rule in self.rules:
             if any(rule.matches(name, kind, position) for name, kind in names):
                 # `model_copy` checks nothing: `_known_settings` has
-                activations = found.activations.model_copy(update=rule.activations)
-                weights = found.weights.model_copy(update=rule.weights)
-                skip = found.skip if rule.skip is None else rule.skip
+                activations = so_far.activations.model_copy(update=rule.activations)
+                weights = so_far.weights.model_copy(update=rule.weights)
+                skip = so_far.skip if rule.skip is None else rule.skip
                 # activations of a recipe that is not static are float, whatever a rule says
-                stays = found.stays_float if rule.stays_float is None else rule.stays_float or self.mode != "static"
+                stays = so_far.stays_float if rule.stays_float is None else rule.stays_float or self.mode != "static"
                 # tables inside this one (progressive, oscillations) come as dicts: validation makes them what they are
-                training = Training.model_validate({**found.training.model_dump(by_alias=True), **rule.training})
-                found = Settings(activations, weights, skip, stays, training, rule.prefer or found.prefer)
-        return found
+                training = Training.model_validate({**so_far.training.model_dump(by_alias=True), **rule.training})
+                so_far = Settings(activations, weights, skip, stays, training, rule.prefer or so_far.prefer)
+        return so_far
 
     def section(self, section: type[OneSection]) -> OneSection | None:
         """A table of a method; None where the recipe has none."""
@@ -241,11 +241,11 @@ class Recipe(RecipeTables):
         self, section: type[OneSection], names: Sequence[tuple[str, str]], position: str | None
     ) -> OneSection | None:
         """A table of a method as it holds for one layer, named as for `settings`."""
-        found = self.section(section)
-        for rule in self.rules if found is not None else ():
-            if found is not None and rule.table(section) and any(rule.matches(n, kind, position) for n, kind in names):
-                found = found.model_copy(update=rule.table(section))
-        return found
+        so_far = self.section(section)
+        for rule in self.rules if so_far is not None else ():
+            if so_far is not None and rule.table(section) and any(rule.matches(n, kind, position) for n, kind in names):
+                so_far = so_far.model_copy(update=rule.table(section))
+        return so_far
 
 
 def names() -> list[str]:
@@ -413,6 +413,6 @@ def _explain(error: Any, section: type[BaseModel]) -> str:
 def _keys_at(loc: tuple[Any, ...], section: type[BaseModel]) -> list[str]:
     tables = {**SECTIONS, "rules": LayerRule, "progressive": Progressive, "oscillations": Oscillations}
     # the innermost table on the way to the fault: a rule's weights have the keys of weights
-    found = next((tables[str(part)] for part in reversed(loc) if str(part) in tables), section)
-    fields = sorted(found.model_fields.items(), key=lambda pair: pair[0] in sections())  # last, as in a recipe
+    innermost = next((tables[str(part)] for part in reversed(loc) if str(part) in tables), section)
+    fields = sorted(innermost.model_fields.items(), key=lambda pair: pair[0] in sections())  # last, as in a recipe
     return [field.alias or name for name, field in fields]

@@ -44,5 +44,5 @@ def sections() -> dict[str, type[Section]]:
     modules = [importlib.import_module(f"{folder.__name__}.{name}") for name in names]
     # of these files alone: a subclass of Section that is somewhere else is nobody's section
     held = [value for module in modules for value in vars(module).values() if isinstance(value, type)]
-    found = {value for value in held if issubclass(value, Section) and value is not Section}
-    return {section.key: section for section in sorted(found, key=lambda s: (s.place, s.key))}
+    classes = {value for value in held if issubclass(value, Section) and value is not Section}
+    return {section.key: section for section in sorted(classes, key=lambda s: (s.place, s.key))}

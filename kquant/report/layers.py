@@ -77,10 +77,10 @@ def _names(name: str) -> str:
 
 def _becomes(rules: list[Rule]) -> str:
     """Operators of each way to write it; simpler layers where a rule explains it by those."""
-    found = [", ".join(rule.operators) for rule in rules if rule.operators]
+    ways = [", ".join(rule.operators) for rule in rules if rule.operators]
     if any(rule.expand is not None for rule in rules):
-        found.append("simpler layers")
-    return "; or ".join(dict.fromkeys(found))
+        ways.append("simpler layers")
+    return "; or ".join(dict.fromkeys(ways))
 
 
 def _measured(name: str) -> str:
@@ -101,8 +101,8 @@ def _shortest(ways: list[tuple[str, ...]]) -> dict[str, None]:
 
 def _where(name: str, what: str) -> str:
     """The targets on which some example of a layer is wholly "wide", or has weights that are "packed"."""
-    found = [target for target, ways in _examples().get(name, {}).items() if any(getattr(way, what) for way in ways)]
-    return ", ".join(found)
+    able = [target for target, ways in _examples().get(name, {}).items() if any(getattr(way, what) for way in ways)]
+    return ", ".join(able)
 
 
 @dataclass(frozen=True)
@@ -117,16 +117,16 @@ class _Way:
 @cache
 def _examples() -> dict[str, dict[str, list[_Way]]]:
     """Class -> target -> what each example with it becomes."""
-    found: dict[str, dict[str, list[_Way]]] = {}
+    examples: dict[str, dict[str, list[_Way]]] = {}
     for build in (build for rule in RULES for build in rule.examples):
         # an example is of one rule, and shows every layer in it
         for node in trace(build(), lambda op: find(op) is not None).nodes:
             kind = type(node.op).__name__
             kind = kind if isinstance(node.op, keras.layers.Layer) else f"ops.{kind}"
             for target, way in _ways(node).items():
-                known = found.setdefault(kind, {}).setdefault(target, [])
+                known = examples.setdefault(kind, {}).setdefault(target, [])
                 known.extend([way] if way not in known else [])
-    return found
+    return examples
 
 
 def _ways(node: Node) -> dict[str, _Way]:

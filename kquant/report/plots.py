@@ -65,11 +65,11 @@ def along_network(a: Analysis) -> str:
 def _sensitivity(ax: Any, a: Analysis, rows: Sequence[LayerReport]) -> None:
     """The metric with only one layer quantized: both, its weights, its output."""
     places = list(range(len(rows)))
-    found = [r.sensitivity for r in rows]
+    measured = [r.sensitivity for r in rows]
     # None where a layer was not measured, or has only one of both: no dot
-    _dots(ax, [s and s.only_weights for s in found], places, GREEN, "its weights", "s")
-    _dots(ax, [s and s.only_activations for s in found], places, ORANGE, "its output", "D")
-    _dots(ax, [s and s.only for s in found], places, BLUE, "layer", "o")
+    _dots(ax, [s and s.only_weights for s in measured], places, GREEN, "its weights", "s")
+    _dots(ax, [s and s.only_activations for s in measured], places, ORANGE, "its output", "D")
+    _dots(ax, [s and s.only for s in measured], places, BLUE, "layer", "o")
     if not math.isinf(a.float_value):
         ax.axvline(a.float_value, color=INK, linewidth=0.8, linestyle=":")
     ax.locator_params(axis="x", nbins=5)
@@ -119,8 +119,8 @@ def weight_ranges(a: Analysis) -> str:
         )
     axes[0].set_xscale("log")
     axes[0].set_xlabel("max|w| of the channels, of the largest one")
-    found = [row.weights.sqnr_db if row.weights else math.inf for row in rows]
-    shown = [v if math.isfinite(v) else 0.0 for v in found]
+    decibels = [row.weights.sqnr_db if row.weights else math.inf for row in rows]
+    shown = [v if math.isfinite(v) else 0.0 for v in decibels]
     axes[1].barh(range(len(rows)), shown, color=BLUE, height=0.62)
     axes[1].set_xlabel("SQNR of the weights, dB")
     return _svg(fig)

@@ -58,13 +58,13 @@ def _mixed(m: Mixed) -> Page:
         for p in (*m.points, *((m.chosen,) if corrected else ()))
     )
     made = tuple((v.layer, f"{v.setting} {'4' if v.setting == 'weights' else '8'} bits") for v in m.made)
-    found = f"{getattr(m.chosen, unit):,} of {limit:,} {UNITS[unit]}"
-    missed = f"No choice of widths is inside the budget: the smallest has {found}."
+    cost = f"{getattr(m.chosen, unit):,} of {limit:,} {UNITS[unit]}"
+    missed = f"No choice of widths is inside the budget: the smallest has {cost}."
     # the search did find a model inside the budget; what the caller does next differs
     if corrected and min(getattr(p, unit) for p in m.points) <= limit:
-        missed = f"The steps brought the chosen model out of the budget: it has {found}."
+        missed = f"The steps brought the chosen model out of the budget: it has {cost}."
     return Page(
-        headline=f"{m.chosen.moves} of {len(m.moves)} layers with fewer bits: {found}, SQNR {m.chosen.sqnr_db:.1f} dB",
+        headline=f"{m.chosen.moves} of {len(m.moves)} layers with fewer bits: {cost}, SQNR {m.chosen.sqnr_db:.1f} dB",
         ok=m.ok,
         findings=() if m.ok else (missed,),
         facts=(),
@@ -92,8 +92,8 @@ def pareto(mixed: Mixed, path: str | Path) -> Path:
     Example:
         >>> model = keras.Sequential([keras.Input((32,)), keras.layers.Dense(64), keras.layers.Dense(3)])
         >>> x = np.random.default_rng(0).normal(size=(64, 32)).astype("float32")
-        >>> found = kquant.mixed_precision(model, x, flash_bytes=5000, verbose=False)
-        >>> kquant.report.pareto(found, "pareto.png").name
+        >>> mixed = kquant.mixed_precision(model, x, flash_bytes=5000, verbose=False)
+        >>> kquant.report.pareto(mixed, "pareto.png").name
         'pareto.png'
     """
     check_extra("the Pareto curve", "matplotlib")

@@ -35,11 +35,11 @@ def check_decodes(probe: Callable[[bytes, str, list[np.ndarray]], list[np.ndarra
     """
     content, codes, expected = known()
     try:
-        (found,) = probe(content, DECODES, [codes])
+        (decoded,) = probe(content, DECODES, [codes])
     except ValueError as error:
         raise ValueError(_refusal(str(error))) from error
-    if not np.array_equal(found, expected):
-        raise ValueError(_refusal(f"{np.mean(found != expected):.0%} of the codes of a known file are others"))
+    if not np.array_equal(decoded, expected):
+        raise ValueError(_refusal(f"{np.mean(decoded != expected):.0%} of the codes of a known file are others"))
 
 
 def known() -> tuple[bytes, np.ndarray, np.ndarray]:

@@ -211,13 +211,13 @@ def all_tensors(data: bytes, codes: list[np.ndarray]) -> list[np.ndarray]:
     for detail, value in zip(interpreter.get_input_details(), codes, strict=True):
         interpreter.set_tensor(detail["index"], value)
     interpreter.invoke()
-    found = {}
+    values = {}
     for detail in interpreter.get_tensor_details():
         try:
-            found[detail["index"]] = interpreter.get_tensor(detail["index"])
+            values[detail["index"]] = interpreter.get_tensor(detail["index"])
         except ValueError:  # what the kernels keep for themselves has no values to read
             continue
-    return [np.array(list(found), np.int64), *found.values()]
+    return [np.array(list(values), np.int64), *values.values()]
 
 
 def _limit_memory(size: int, runtime: str) -> None:

@@ -312,12 +312,12 @@ def arena_bytes(data: bytes) -> int | None:
         )
     except subprocess.TimeoutExpired as error:
         raise ValueError(f"TFLM has not prepared this file after {ANSWER_SECONDS} s.") from error
-    found = re.search(rb"Arena allocation total (\d+) bytes", done.stdout + done.stderr)
-    if found is None:
+    told = re.search(rb"Arena allocation total (\d+) bytes", done.stdout + done.stderr)
+    if told is None:
         raise ValueError(
             f"TFLM cannot prepare this file:\n{(done.stdout + done.stderr).decode(errors='replace')[-800:]}"
         )
-    return int(found.group(1))
+    return int(told.group(1))
 
 
 def refuse_tables(verb: str, file: FileModel, runtime: str) -> None:
@@ -374,11 +374,11 @@ def _padding(model: FileModel, data: bytes, tensor: FileTensor) -> tuple[tuple[f
     cast = {op.outputs[:1] for op in model.operators if op.code == "CAST" and op.inputs[:1] == (tensor.index,)}
     compared = [i for op in model.operators if op.code == "NOT_EQUAL" and op.inputs[:1] in cast for i in op.inputs[1:2]]
     stored, info = constants(data), np.iinfo(tensor.dtype)
-    found = []
+    ends = []
     for code in (int(stored[i].flat[0]) for i in compared if i in stored and stored[i].size == 1):
         least, most = ((code + half - tensor.zero_point[0]) * tensor.scale[0] for half in (-0.5, 0.5))
-        found.append((-math.inf if code == info.min else least, math.inf if code == info.max else most))
-    return tuple(found)
+        ends.append((-math.inf if code == info.min else least, math.inf if code == info.max else most))
+    return tuple(ends)
 
 
 def _known(runtime: str) -> None:

@@ -178,8 +178,8 @@ def mixed_precision(
         >>> layers = [keras.layers.Dense(64, activation="relu"), keras.layers.Dense(64), keras.layers.Dense(3)]
         >>> model = keras.Sequential([keras.Input((32,)), *layers])
         >>> x = np.random.default_rng(0).normal(size=(64, 32)).astype("float32")
-        >>> found = kquant.mixed_precision(model, x, flash_bytes=9000, verbose=False)
-        >>> found.ok, found.chosen.flash_bytes <= 9000
+        >>> mixed = kquant.mixed_precision(model, x, flash_bytes=9000, verbose=False)
+        >>> mixed.ok, mixed.chosen.flash_bytes <= 9000
         (True, True)
     """
     # what can be refused is, before the first of many models is made
@@ -254,11 +254,11 @@ def _check_widths(widths: Sequence[str]) -> None:
 
 
 def _budget(given: dict[str, int | None], target: str) -> tuple[str, int]:
-    found = {name: value for name, value in given.items() if value is not None}
-    if len(found) != 1:
+    budgets = {name: value for name, value in given.items() if value is not None}
+    if len(budgets) != 1:
         names = ", ".join(get_args(Budget))
-        raise ValueError(f"mixed_precision: give one budget of {names}. Received: {', '.join(found) or 'none'}.")
-    name, value = next(iter(found.items()))
+        raise ValueError(f"mixed_precision: give one budget of {names}. Received: {', '.join(budgets) or 'none'}.")
+    name, value = next(iter(budgets.items()))
     if name == "arena_bytes" and targets.load(target).arena not in available():
         raise ValueError(
             "mixed_precision: arena_bytes is measured by TFLM: it needs target='tflm' and pip install 'kquant[micro]'."
@@ -271,8 +271,8 @@ def _step(given: Any) -> Step:
 
 
 def _cost(point: Point, unit: str) -> float:
-    found = getattr(point, unit)
-    return float("inf") if found is None else float(found)
+    cost = getattr(point, unit)
+    return float("inf") if cost is None else float(cost)
 
 
 def _first_inside(
@@ -346,17 +346,17 @@ class _Way:
             return self.kept.rows("moves", Move)
         widest = self.analysis(self.recipe, True)
         self.kernels = {row.name for row in widest.layers if row.weights}
-        found: list[Move] = []
+        possible: list[Move] = []
         if "int4" in self.widths:
             narrow = self.recipe.model_copy(update={"weights": self.recipe.weights.model_copy(update={"bits": 4})})
-            found += _moves("weights", widest, self.analysis(narrow, True), unit)
+            possible += _moves("weights", widest, self.analysis(narrow, True), unit)
         if "int16" in self.widths:
             eight = {"bits": 8, "observer": self.observer}
             chosen = self.recipe.activations.model_copy(update=eight)
             narrow = self.recipe.model_copy(update={"activations": chosen})
-            found += _moves("activations", widest, self.analysis(narrow, True), unit)
+            possible += _moves("activations", widest, self.analysis(narrow, True), unit)
         # the greedy order of a knapsack; what saves nothing in this unit can only cost
-        moves = sorted((m for m in found if m.saved > 0), key=lambda m: m.noise / m.saved)
+        moves = sorted((m for m in possible if m.saved > 0), key=lambda m: m.noise / m.saved)
         self.kept.store(moves=moves, kernels=[_Kernel(name) for name in sorted(self.kernels)])
         return moves
 
@@ -390,15 +390,15 @@ class _Way:
 
     def _measure(self, recipe: dict[str, Any], qmodel: keras.Model) -> Point:
         content = file_content(lower(qmodel))
-        found = analyze(qmodel, self.data, limit=SAMPLES, sensitivity=False, remedies=False, verbose=False)
+        analysis = analyze(qmodel, self.data, limit=SAMPLES, sensitivity=False, remedies=False, verbose=False)
         # 0: `measured` puts the number of moves in, which differs for one recipe
         return Point(
             0,
             recipe,
             len(content),
             arena_bytes(content) if targets.load(self.target).arena in available() else None,
-            sum(_bit_macs(row, found) for row in found.layers),
-            found.sqnr_db,
+            sum(_bit_macs(row, analysis) for row in analysis.layers),
+            analysis.sqnr_db,
             None if self.evaluate is None else _score(self.evaluate(qmodel)),
         )
 
@@ -412,7 +412,7 @@ def _score(given: Any) -> float:
 
 def _moves(setting: Any, wide: Analysis, narrow: Analysis, unit: str) -> list[Move]:
     """One move for each layer, from analyses of the model before and after all of them."""
-    found = []
+    moves = []
     for before, after in zip(wide.layers, narrow.layers, strict=True):
         if before.weights is None or before.sensitivity is None or after.sensitivity is None:
             continue
@@ -423,8 +423,8 @@ def _moves(setting: Any, wide: Analysis, narrow: Analysis, unit: str) -> list[Mo
             "arena_bytes": before.live_bytes - after.live_bytes,
             "bit_macs": _bit_macs(before, wide) - _bit_macs(after, narrow),
         }[unit]
-        found.append(Move(before.name, setting, max(noise, 0.0), float(saved)))
-    return found
+        moves.append(Move(before.name, setting, max(noise, 0.0), float(saved)))
+    return moves
 
 
 def _noise(row: LayerReport, setting: str) -> float:

@@ -164,8 +164,8 @@ def autotune(
             bar.update()
             if search.best.drop <= max_drop:
                 break
-    found = search.result
-    return found if found.ok else replace(found, advice=ADVICE)
+    tuned = search.result
+    return tuned if tuned.ok else replace(tuned, advice=ADVICE)
 
 
 def _score(evaluate: Callable[[keras.Model], float], model: keras.Model, which: str) -> float:
@@ -173,12 +173,12 @@ def _score(evaluate: Callable[[keras.Model], float], model: keras.Model, which: 
     with state_kept(model):
         given = evaluate(model)
     try:
-        found = float(given)
+        score = float(given)
     except (TypeError, ValueError):
-        found = float("nan")
-    if not np.isfinite(found):
+        score = float("nan")
+    if not np.isfinite(score):
         raise ValueError(f"autotune: evaluate must return a finite number. For {which} it returned {given!r}.")
-    return found
+    return score
 
 
 def _ladder(search: _Search, base: Recipe) -> Iterator[tuple[str, Recipe]]:
@@ -316,13 +316,13 @@ class _Search:
         """Layers by what their quantization costs, most first; none, and a failed row, where it cannot be measured."""
         started = time.perf_counter()
         try:
-            found = analyze(self.best_model(), self.data, limit=SAMPLES, remedies=False, verbose=False)
+            analysis = analyze(self.best_model(), self.data, limit=SAMPLES, remedies=False, verbose=False)
         except ValueError as error:
             seconds, failed = time.perf_counter() - started, _first_line(error)
             name = "sensitivity of the layers"
             self.rungs.append(Rung(name, self.best.recipe, -np.inf, np.inf, 0, seconds, failed=failed))
             return []
-        rows = [row for row in found.layers if row.weights is not None and row.sensitivity is not None]
+        rows = [row for row in analysis.layers if row.weights is not None and row.sensitivity is not None]
         # first the layer whose return to float helps most, all others staying quantized
         return [row.name for row in sorted(rows, key=lambda row: -row.sensitivity.all_but)]
 

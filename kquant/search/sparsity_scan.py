@@ -180,18 +180,18 @@ def scan_sparsity(
     copy, protect = wrapped(model), patterns_of(protect)
     settings = settings_of(sparsity, {"structure": structure, "depthwise": depthwise}, protect=protect)
     check_patterns("scan_sparsity", protect, sites(copy))
-    found = _by_layer([_trial(each) for each in targets_of(copy, settings)])
+    by_layer = _by_layer([_trial(each) for each in targets_of(copy, settings)])
     measure, dense = _measure(copy, data, evaluate, limit)
-    values: dict[str, list[float]] = {name: [] for name in found}
-    with tqdm(desc="scan", unit="model", total=len(found) * len(levels), disable=not verbose) as bar:
-        for name, trials in found.items():
+    values: dict[str, list[float]] = {name: [] for name in by_layer}
+    with tqdm(desc="scan", unit="model", total=len(by_layer) * len(levels), disable=not verbose) as bar:
+        for name, trials in by_layer.items():
             for level in levels:
                 _set(trials, level, structure)
                 values[name].append(measure())
                 bar.update()
             # dense again, as each layer is judged alone
             _set(trials, 0.0, "unstructured")
-    return replace(_result(found, values, levels, sparsity, dense), structure=structure)
+    return replace(_result(by_layer, values, levels, sparsity, dense), structure=structure)
 
 
 def _check(data: Any, evaluate: Any, levels: Sequence[float], target: float, structure: str) -> None:
@@ -235,10 +235,10 @@ def _trial(target: Target) -> Trial:
 
 
 def _by_layer(trials: Sequence[Trial]) -> dict[str, list[Trial]]:
-    found: dict[str, list[Trial]] = {}
+    by_layer: dict[str, list[Trial]] = {}
     for each in trials:
-        found.setdefault(each.target.site.holder.name, []).append(each)
-    return found
+        by_layer.setdefault(each.target.site.holder.name, []).append(each)
+    return by_layer
 
 
 def _set(trials: Sequence[Trial], level: float, structure: str) -> None:
@@ -260,20 +260,20 @@ def _measure(
     dense = [np.asarray(y) for y in keras.tree.flatten(call())]
 
     def noise() -> float:
-        found = keras.tree.flatten(call())
-        return float(np.mean([noise_of(a, b).ratio for a, b in zip(dense, found, strict=True)]))
+        outputs = keras.tree.flatten(call())
+        return float(np.mean([noise_of(a, b).ratio for a, b in zip(dense, outputs, strict=True)]))
 
     return noise, None
 
 
 def _result(
-    found: dict[str, list[Trial]],
+    by_layer: dict[str, list[Trial]],
     values: dict[str, list[float]],
     levels: tuple[float, ...],
     target: float,
     dense: float | None,
 ) -> SparsityScan:
-    sizes = {name: sum(math.prod(t.target.site.shape) for t in trials) for name, trials in found.items()}
+    sizes = {name: sum(math.prod(t.target.site.shape) for t in trials) for name, trials in by_layer.items()}
     damage = {name: row if dense is None else [dense - v for v in row] for name, row in values.items()}
     chosen = propose(damage, sizes, levels, target)
     rows = tuple(
@@ -284,7 +284,7 @@ def _result(
             tuple(damage[name]),
             chosen[name],
         )
-        for name in found
+        for name in by_layer
     )
     return SparsityScan(levels, target, dense, rows)
 

@@ -208,15 +208,15 @@ class Distiller(keras.Model):
 
     def _soft_loss(self, wanted: Any, y_pred: Any, sample_weight: Any) -> tf.Tensor:
         kinds = self._given or kinds_of_loss(self.loss, y_pred, self.output_names)
-        found, wanted = keras.tree.flatten(y_pred), keras.tree.flatten(wanted)
+        outputs, wanted = keras.tree.flatten(y_pred), keras.tree.flatten(wanted)
         weights = [None] if sample_weight is None else keras.tree.flatten(sample_weight)
         if len(weights) == 1:
-            weights = weights * len(found)
+            weights = weights * len(outputs)
         # one of Keras' losses for each output: it takes sample weights as they do
         losses = [
             SoftTargets(kind, theirs, self.temperature)(t, s, sample_weight=weight)
             for kind, theirs, t, s, weight in zip(
-                kinds, kinds_of_teacher(kinds, self._ends), wanted, found, weights, strict=True
+                kinds, kinds_of_teacher(kinds, self._ends), wanted, outputs, weights, strict=True
             )
         ]
         return tf.add_n(losses)
@@ -234,10 +234,10 @@ class Distiller(keras.Model):
         """Mean square distance of the student's features, as the adapters bring them, to the teacher's."""
         losses = []
         for (ours, theirs), adapter in zip(self.pairs, self.adapters, strict=True):
-            for found, wanted in zip(seen[id(ours)], shown[id(theirs)], strict=True):
+            for feature, wanted in zip(seen[id(ours)], shown[id(theirs)], strict=True):
                 # in float32 also under mixed precision, where squares of float16 overflow from 256 on
                 distance = keras.losses.MeanSquaredError(dtype="float32")
-                losses.append(distance(tf.stop_gradient(wanted), adapter(tf.cast(found, tf.float32))))
+                losses.append(distance(tf.stop_gradient(wanted), adapter(tf.cast(feature, tf.float32))))
         return tf.add_n(losses)
 
     def get_config(self) -> dict[str, Any]:

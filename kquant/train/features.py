@@ -105,18 +105,18 @@ def adapters_of(
     ours, theirs = shapes(student, [a for a, _ in pairs]), shapes(teacher, [b for _, b in pairs])
     adapters = []
     for a, b in pairs:
-        found, wanted = ours[id(a)], theirs[id(b)]
-        if not found or [s[1:-1] for s in found] != [s[1:-1] for s in wanted]:
+        given, wanted = ours[id(a)], theirs[id(b)]
+        if not given or [s[1:-1] for s in given] != [s[1:-1] for s in wanted]:
             raise ValueError(
-                f"distill: features: the student's '{a.name}' gives {found}, the teacher's '{b.name}' {wanted}; all "
+                f"distill: features: the student's '{a.name}' gives {given}, the teacher's '{b.name}' {wanted}; all "
                 "axes but the last must be alike. Name layers of the same size."
             )
-        if found[0][-1] == wanted[0][-1]:
+        if given[0][-1] == wanted[0][-1]:
             adapters.append(keras.layers.Identity(name=f"{a.name}_as_is"))
             continue
         # on the last axis a Dense is a 1x1 convolution, of tensors of any rank
         adapter = keras.layers.Dense(wanted[0][-1], name=f"{a.name}_adapter", dtype="float32")
-        adapter.build(found[0])
+        adapter.build(given[0])
         adapters.append(adapter)
     return adapters
 
@@ -147,10 +147,10 @@ def pairs_of(
 
 def _by_name(model: keras.Model) -> dict[str, keras.layers.Layer]:
     """Layers of the model and of models inside it; a wrapper comes before what it wraps, which has its name."""
-    found: dict[str, keras.layers.Layer] = {}
+    layers: dict[str, keras.layers.Layer] = {}
     for layer in inner_layers(model):
-        found.setdefault(layer.name, layer)
-    return found
+        layers.setdefault(layer.name, layer)
+    return layers
 
 
 def _named(layers: Mapping[str, keras.layers.Layer], name: str, whose: str) -> keras.layers.Layer:
@@ -166,9 +166,9 @@ def _place(ours: Mapping[str, keras.layers.Layer], layer: keras.layers.Layer) ->
     # where the student's activation stands alone its layer gives the sums before it, which are another tensor
     opened = [] if activation == "linear" else [f"{name}_{activation}_quant", f"{name}_{activation}"]
     for candidate in (*opened, f"{name}_quant", name):
-        found = ours.get(candidate)
+        place = ours.get(candidate)
         # one encoding of several tensors is called once for each: which of them is meant, nobody said
-        if found is not None and not (isinstance(found, FakeQuant) and found.sites > 1):
+        if place is not None and not (isinstance(place, FakeQuant) and place.sites > 1):
             break
     else:
         raise ValueError(
@@ -176,9 +176,9 @@ def _place(ours: Mapping[str, keras.layers.Layer], layer: keras.layers.Layer) ->
             "layer behind it, or give pairs {student's name: teacher's name}."
         )
     # its output is what the teacher's batch norm gives, and not its convolution
-    if isinstance(found, Compressed) and found.gain is not None and not isinstance(layer, Compressed):
+    if isinstance(place, Compressed) and place.gain is not None and not isinstance(layer, Compressed):
         raise ValueError(
             f"distill: features: the student's '{name}' has a batch norm folded into it, the teacher's has not. Name "
             f"the layer behind the batch norm, or give the pair {{'{name}': name of the teacher's batch norm}}."
         )
-    return found
+    return place

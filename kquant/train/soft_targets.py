@@ -45,17 +45,17 @@ class SoftTargets(keras.losses.Loss):
             return tf.reduce_mean(tf.square(y_true - y_pred), axis=-1)
         # as logits, since a temperature divides those: probabilities know it as a power
         wanted = _logits(y_true, self.teacher) / self.temperature
-        found = _logits(y_pred, self.student) / self.temperature
+        given = _logits(y_pred, self.student) / self.temperature
         if self.student.startswith("binary"):
             # both classes of each sigmoid, yes and no: 1 - sigmoid(z) is sigmoid(-z), exact where z is large
             parts = [
-                tf.sigmoid(sign * wanted) * (tf.math.log_sigmoid(sign * wanted) - tf.math.log_sigmoid(sign * found))
+                tf.sigmoid(sign * wanted) * (tf.math.log_sigmoid(sign * wanted) - tf.math.log_sigmoid(sign * given))
                 for sign in (1.0, -1.0)
             ]
             return self.temperature**2 * tf.reduce_mean(parts[0] + parts[1], axis=-1)
         # logarithms from logits: log(softmax) would meet the logarithm of 0
         logs = tf.nn.log_softmax(wanted)
-        return self.temperature**2 * tf.reduce_sum(tf.exp(logs) * (logs - tf.nn.log_softmax(found)), axis=-1)
+        return self.temperature**2 * tf.reduce_sum(tf.exp(logs) * (logs - tf.nn.log_softmax(given)), axis=-1)
 
     def get_config(self) -> dict[str, Any]:
         """All arguments."""
@@ -133,12 +133,12 @@ def kinds_of_teacher(kinds: Sequence[str], ends: Sequence[str | None]) -> list[s
         kinds: of the student's outputs.
         ends: what `last_activations` says of the teacher.
     """
-    found = []
+    theirs = []
     for kind, end in zip(kinds, ends, strict=True):
         form = "probabilities" if end in ("softmax", "sigmoid") else "logits"
         same = kind == "regression" or end is None
-        found.append(kind if same else f"binary-{form}" if kind.startswith("binary") else form)
-    return found
+        theirs.append(kind if same else f"binary-{form}" if kind.startswith("binary") else form)
+    return theirs
 
 
 def last_activations(model: keras.Model, count: int) -> list[str | None]:
@@ -155,14 +155,14 @@ def last_activations(model: keras.Model, count: int) -> list[str | None]:
         except ValueError:  # its `call` is not to be followed: it is not needed either
             return [None] * count
     made_by = graph.producers()
-    found = []
+    ends = []
     for t in keras.tree.flatten(graph.outputs):
         node = made_by.get(id(t))
         # back through what leaves the numbers as they are
         while node is not None and (isinstance(node.op, (FakeQuant, *PASSIVE)) or _is_linear(node.op)):
             node = made_by.get(id(node.inputs[0]))
-        found.append(None if node is None else _activation(node.op))
-    return found
+        ends.append(None if node is None else _activation(node.op))
+    return ends
 
 
 def _is_linear(op: Any) -> bool:

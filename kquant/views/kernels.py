@@ -70,21 +70,21 @@ def kernels_of(op: Any) -> dict[str, Geometry]:
     """
     if not isinstance(op, keras.layers.Layer):
         return {}
-    found: dict[str, Geometry] = {}
-    _collect(op, "", found, set())
-    return found
+    kernels: dict[str, Geometry] = {}
+    _collect(op, "", kernels, set())
+    return kernels
 
 
-def _collect(layer: Any, before: str, found: dict[str, Geometry], seen: set[int]) -> None:
+def _collect(layer: Any, before: str, kernels: dict[str, Geometry], seen: set[int]) -> None:
     """Kernels of a layer itself, then of those that its attributes hold; each layer once."""
     if id(layer) in seen or isinstance(layer, NOT_KERNELS):
         return
     seen.add(id(layer))
-    found.update({before + name: kernel for name, kernel in _own(layer).items()})
+    kernels.update({before + name: kernel for name, kernel in _own(layer).items()})
     # it assigns the kernel of its layer anew whenever it trains, divided by its norm; see `unknown_kernels`
     if not isinstance(layer, layers.SpectralNormalization):
         for name, inner in _inside(layer):
-            _collect(inner, f"{before}{name}.", found, seen)
+            _collect(inner, f"{before}{name}.", kernels, seen)
 
 
 def _inside(layer: Any) -> list[tuple[str, Any]]:
@@ -113,7 +113,7 @@ def unknown_kernels(op: Any) -> list[str]:
     """
     if not isinstance(op, keras.layers.Layer):
         return []
-    found: dict[int, str] = {}
+    unknown: dict[int, str] = {}
     known = {id(kernel_at(op, path)) for path in kernels_of(op)}
 
     def visit(layer: Any, seen: set[int]) -> None:
@@ -122,12 +122,12 @@ def unknown_kernels(op: Any) -> list[str]:
         seen.add(id(layer))
         closed = isinstance(layer, layers.SpectralNormalization)
         if closed or _is_unknown(layer, known):
-            found[id(layer)] = f"{layer.name} ({type(layer).__name__})"
+            unknown[id(layer)] = f"{layer.name} ({type(layer).__name__})"
         for _, inner in [] if closed else _inside(layer):
             visit(inner, seen)
 
     visit(op, set())
-    return list(found.values())
+    return list(unknown.values())
 
 
 def _is_unknown(layer: Any, known: set[int]) -> bool:

@@ -118,14 +118,14 @@ def rows(model: keras.Model) -> list[Row]:
                 alone.add(id(call.operation))
             else:
                 encoded[id(made_by)] = _encoding(call)
-    found: dict[int, Row] = {}
+    by_layer: dict[int, Row] = {}
     for call in calls:
         op = call.operation
-        if id(op) not in found and (not isinstance(op, FakeQuant) or id(op) in alone):
+        if id(op) not in by_layer and (not isinstance(op, FakeQuant) or id(op) in alone):
             first = ops[id(op)]
             told = _encoding(first) if isinstance(op, FakeQuant) else encoded.get(id(op), "")
-            found[id(op)] = _row(op, tuple(first.output_tensors[0].shape[1:]), told)
-    return list(found.values())
+            by_layer[id(op)] = _row(op, tuple(first.output_tensors[0].shape[1:]), told)
+    return list(by_layer.values())
 
 
 def _row(op: Any, shape: tuple[int | None, ...], encoding: str) -> Row:
@@ -173,14 +173,14 @@ def _grid(layer: FakeQuant, scale: float | None, zero_point: int) -> str:
     return f"{kind}, no range yet" if scale is None else f"{kind} {scale:.3g} {zero_point}"
 
 
-def _text(model: keras.Model, found: list[Row], width: int) -> str:
+def _text(model: keras.Model, listed: list[Row], width: int) -> str:
     """The table of a width, and what Keras' summary says below it."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for column in ("Layer (type)", "Output shape", "Params", "Weights", "Encoding"):
         words = column in ("Layer (type)", "Output shape")  # may be folded; figures stay whole where there is room
         justify = "right" if column == "Params" else "left"
         table.add_column(column, justify=justify, no_wrap=not words and width >= NARROW, overflow="fold")
-    for row in found:
+    for row in listed:
         shape = f"({', '.join(str(n) for n in row.shape)})"
         cells = (f"{row.name} ({row.kind})", shape, f"{row.params:,}", row.weights, row.encoding)
         table.add_row(*map(escape, cells))
@@ -188,7 +188,7 @@ def _text(model: keras.Model, found: list[Row], width: int) -> str:
     console.print(table)
     origin = provenance_of(layer for layer in model.layers if _is_own(layer))
     made = f" (recipe {origin.recipe}, target {origin.target})" if origin.recipe else ""
-    total, inner = _count(model.weights), sum(row.params for row in found)
+    total, inner = _count(model.weights), sum(row.params for row in listed)
     legend = "Encoding: type, scale, zero point; empty where the layer behind ends the operator, or codes pass."
     numbers = f"Total params: {total:,} ({inner:,} of layers, {total - inner:,} of kquant: ranges, gains, masks)"
     below = [

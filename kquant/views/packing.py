@@ -61,8 +61,8 @@ def packing(op: Any, settings: Settings, rule: Rule, target: Target, bits: int, 
     # in a weight-only file DEQUANTIZE alone reads the codes, and the layer computes with the floats that it wrote
     readers = (UNPACKS,) if dequantized else rule.operators
     depth, type = _depth(op, rule), TYPES[bits]
-    found = [target.ops[code].slowdown(target.runtimes[0], depth, type) for code in readers]
-    slowdown = max((times for times in found if times is not None), default=None)
+    slowdowns = [target.ops[code].slowdown(target.runtimes[0], depth, type) for code in readers]
+    slowdown = max((times for times in slowdowns if times is not None), default=None)
     if settings.prefer == "latency" and slowdown is not None:
         # a code takes a byte now in any case, so that 4 bits in it would cost accuracy and save nothing
         wide = wanted.unpacked_bits or 8
@@ -77,8 +77,8 @@ def times(slowdowns: Iterable[float | None]) -> str:
         >>> times([4.0, 2.2]), times([2.2])
         ('2.2 to 4 times', '2.2 times')
     """
-    found = [times for times in slowdowns if times is not None]
-    low, high = min(found), max(found)
+    numbers = [times for times in slowdowns if times is not None]
+    low, high = min(numbers), max(numbers)
     return f"{low:g} times" if low == high else f"{low:g} to {high:g} times"
 
 

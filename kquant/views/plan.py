@@ -150,12 +150,12 @@ def make_plan(graph: Graph, recipe: Recipe, target: Target) -> Plan:
     classes, requantized = _classes(draft)
     groups, sites, edges = _sites(draft, classes, requantized)
     weights, packings = _weights(draft)
-    found = (
+    verdicts = (
         problem(node, rules[id(node)], target, widths.calls[id(node)])
         for node in graph.nodes
         if not settings[id(node.op)].skip or rules[id(node)] is None  # a skipped one stays float, if it has a rule
     )
-    problems = tuple(p for p in found if p is not None)
+    problems = tuple(p for p in verdicts if p is not None)
     problems += tuple(_mixed(graph, rules))
     return Plan(graph, recipe, target, groups, sites, edges, fused, settings, weights, packings, widths, problems)
 
@@ -262,7 +262,7 @@ def _fused(
     """Outputs whose only reader is an activation that the operator before it takes over."""
     consumers = graph.consumers()
     outputs = {id(t) for t in keras.tree.flatten(graph.outputs)}
-    found = set()
+    taken_over = set()
     for node in graph.nodes:
         rule, t = rules[id(node)], node.outputs[0]
         readers = consumers.get(id(t), [])
@@ -273,8 +273,8 @@ def _fused(
         after, reader = rules[id(readers[0])], settings[id(readers[0].op)]
         apart = reader.stays_float or reader.skip  # also where the operator is float too: it loses nothing then
         if not apart and after is not None and after.relu is not None and after.relu(readers[0].op) is not None:
-            found.add(id(t))
-    return frozenset(found)
+            taken_over.add(id(t))
+    return frozenset(taken_over)
 
 
 @dataclass(frozen=True, eq=False)
@@ -321,9 +321,9 @@ def _classes(draft: _Draft) -> tuple[_Classes, set[tuple[int, int]]]:
         inputs = draft.inputs(node)
         # An "own" encoding needs no entry: a tensor that nobody joined is a class.
         if rule.output == "fixed" and rule.fixed is not None:
-            found = draft.fixed(rule, bits)
-            if found is not None:
-                classes.fixed[classes.root(out)] = found
+            prescribed = draft.fixed(rule, bits)
+            if prescribed is not None:
+                classes.fixed[classes.root(out)] = prescribed
         elif rule.output in ("same", "follows"):
             # what follows gets new codes, but in the scale of its input: whatever shares with one shares with both
             classes.join(inputs[0], out)

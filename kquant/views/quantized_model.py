@@ -87,13 +87,13 @@ def read(qmodel: keras.Model) -> Graph:
 
 def places(graph: Graph) -> list[Place]:
     """The layers whose weights are codes, in the order of the model."""
-    found: dict[int, list[Node]] = {}
+    calls: dict[int, list[Node]] = {}
     for node in graph.nodes:
         if isinstance(node.op, Compressed) and node.op.spec is not None and node.op.spec.has_codes:
-            found.setdefault(id(node.op), []).append(node)
+            calls.setdefault(id(node.op), []).append(node)
     consumers = graph.consumers()
     result = []
-    for nodes in found.values():
+    for nodes in calls.values():
         rule = find(nodes[0].op.layer)
         if rule is not None:
             after = tuple(_activation(node, consumers) for node in nodes)

@@ -56,17 +56,17 @@ def container(bits: int) -> int:
 
 def index_tensors(graph: Graph, rules: Mapping[int, Rule | None]) -> set[int]:
     """Ids of the tensors that are read as positions, and of those that they are parts of: a slice of an input, say."""
-    found: set[int] = set()
+    positions: set[int] = set()
     # from those that read positions back to the inputs: only a reader tells what a tensor is
     for node in reversed(graph.nodes):
         rule = rules[id(node)]
         if rule is None:
             continue
         if rule.indices:
-            found.add(id(node.inputs[0]))
-        elif moves_indices(rule) and any(id(t) in found for t in node.outputs):
-            found.update(id(t) for t in node.inputs)
-    return found
+            positions.add(id(node.inputs[0]))
+        elif moves_indices(rule) and any(id(t) in positions for t in node.outputs):
+            positions.update(id(t) for t in node.inputs)
+    return positions
 
 
 def moves_indices(rule: Rule) -> bool:
