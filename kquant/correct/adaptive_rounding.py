@@ -95,13 +95,13 @@ def adaround(
     _check(settings, rows)
     source = Source(read(qmodel), qmodel, data, limit, batch_size)
     source.check("adaround")
-    found = places(source.graph)
-    _name_others(source, found)
-    found = [place for place in found if place.rule.weights.rows is not None and not place.layer.shares]
+    layers = places(source.graph)
+    _name_others(source, layers)
+    layers = [place for place in layers if place.rule.weights.rows is not None and not place.layer.shares]
     ranges = activation_ranges(source)
     kept = None if folder is None else Path(folder)
     finished = Finished(kept, "adaround", "rounding", [asdict(settings), rows, seed], ranges)
-    with tqdm(found, desc="adaround", unit="layer", disable=not verbose) as bar:
+    with tqdm(layers, desc="adaround", unit="layer", disable=not verbose) as bar:
         for place in bar:
             bar.set_postfix_str(place.name)
             weights = place.layer.weights_as_used()
@@ -178,14 +178,14 @@ def _example(place: Place, call: int, kept: Reservoir) -> Examples:
     return Examples(x, y if not len(y) else np.asarray(applied(after, tf.constant(y))), after)
 
 
-def _name_others(source: Source, found: list[Place]) -> None:
-    shared = sorted(place.name for place in found if place.layer.shares)
+def _name_others(source: Source, layers: list[Place]) -> None:
+    shared = sorted(place.name for place in layers if place.layer.shares)
     if shared:
         warn(
             f"adaround: the weights of {', '.join(shared)} share values (a codebook), and stay rounded to nearest: "
             "weights that are rounded one by one would share no longer."
         )
-    others = {place.name for place in found if place.rule.weights.rows is None}
+    others = {place.name for place in layers if place.rule.weights.rows is None}
     # Holders that are no places: an LSTM.
     others |= {node.name for node in source.graph.nodes if has_codes(node.op) and not node.op.takes("rounding")}
     if others:

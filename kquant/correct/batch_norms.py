@@ -94,11 +94,11 @@ def reestimate(
     if not any(p.count for p in pooled.values()):
         raise ValueError("reestimate: the data are empty; give at least one sample.")
     # All are computed and looked at before the first is stored: an error leaves the model as it was.
-    found = [(layer, *pooled[id(layer)].moments()) for layer in norms if pooled[id(layer)].count]
-    for layer, mean, variance in found:
+    estimates = [(layer, *pooled[id(layer)].moments()) for layer in norms if pooled[id(layer)].count]
+    for layer, mean, variance in estimates:
         if not (np.all(np.isfinite(mean)) and np.all(np.isfinite(variance))):
             raise ValueError(f"reestimate: NaN or Inf reaches '{layer.name}'; check the weights before it.")
-    for layer, mean, variance in found:
+    for layer, mean, variance in estimates:
         layer.moving_mean.assign(mean.astype(np.float32))
         layer.moving_variance.assign(variance.astype(np.float32))
     model.predict_function = model.test_function = model.train_function = None

@@ -102,11 +102,11 @@ def correct_bias(
     known = [place for place in places(graph) if place.layer.takes("shift")]
     _warn_rounded(known)
     if method == "analytic" or data is None:
-        found = analytic_errors(qmodel)
-        _warn_skipped(found)
+        taken = analytic_errors(qmodel)
+        _warn_skipped(taken)
         for place in known:
-            if place.name in found.errors:  # what an earlier correction took is in the error of the weights still
-                _take(place, found.errors[place.name], from_zero=True)
+            if place.name in taken.errors:  # what an earlier correction took is in the error of the weights still
+                _take(place, taken.errors[place.name], from_zero=True)
     else:
         if limit is None:
             refuse_endless(data)
@@ -114,9 +114,9 @@ def correct_bias(
         samples = list(batches_of(qmodel, data, batch_size, limit))
         if not samples:
             raise ValueError("correct_bias: the data are empty; give at least one sample.")
-        found = _correct_empirically(graph, known, samples, verbose)
+        taken = _correct_empirically(graph, known, samples, verbose)
     if verbose:
-        print(found)
+        print(taken)
     forget_graphs(qmodel)
     return qmodel
 
@@ -141,11 +141,11 @@ def analytic_errors(qmodel: keras.Model) -> BiasErrors:
         if not place.layer.takes("shift"):
             continue
         given = [moments.get(id(node.inputs[0])) for node in place.calls]
-        found = [_expected_error(place, m) for m in given if m is not None]
-        found = [e for e in found if e is not None]
+        expected = [_expected_error(place, m) for m in given if m is not None]
+        expected = [e for e in expected if e is not None]
         # A shared layer has one bias: without the means of one of its inputs, that of all is not known.
-        if len(found) == len(given):
-            errors[place.name] = np.mean(found, axis=0)
+        if len(expected) == len(given):
+            errors[place.name] = np.mean(expected, axis=0)
         else:
             skipped[place.name] = "no batch-norm statistics reach its input"
     return BiasErrors("analytic", errors, skipped)
@@ -183,13 +183,13 @@ def _correct_empirically(graph: Graph, known: list[Place], samples: list[Any], v
         place = of_layer.get(id(node.op))
         if place is None:
             return False
-        found = measured.setdefault(id(node.op), [])
+        of_calls = measured.setdefault(id(node.op), [])
         error = _mean([np.asarray(outputs[0]) for outputs in made]) - means[id(node)]
         # The second output is what one unit of the sums is worth: the bias is a whole number of them.
-        found.append(error - _rounding(place.layer, np.asarray(made[0][1])))
-        if len(found) < len(place.calls):  # a shared layer has one bias for all its calls
+        of_calls.append(error - _rounding(place.layer, np.asarray(made[0][1])))
+        if len(of_calls) < len(place.calls):  # a shared layer has one bias for all its calls
             return False
-        errors[place.name] = np.mean(found, axis=0)
+        errors[place.name] = np.mean(of_calls, axis=0)
         _take(place, errors[place.name])
         return True
 
@@ -247,9 +247,9 @@ def _warn_rounded(known: list[Place]) -> None:
         )
 
 
-def _warn_skipped(found: BiasErrors) -> None:
-    if found.skipped:
+def _warn_skipped(taken: BiasErrors) -> None:
+    if taken.skipped:
         warn(
-            f"correct_bias: no statistics of a folded batch norm reach {', '.join(found.skipped)}; their biases stay. "
+            f"correct_bias: no statistics of a folded batch norm reach {', '.join(taken.skipped)}; their biases stay. "
             "Pass data to correct them too."
         )

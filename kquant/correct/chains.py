@@ -54,11 +54,11 @@ def find_pairs(graph: Graph) -> tuple[list[Pair], dict[str, str]]:
     outputs, readers = {id(t) for t in keras.tree.flatten(graph.outputs)}, readers_of(graph)
     pairs, ends = [], {}
     for place in able.values():
-        found = _shared(place) or _follow(place, able, outputs, readers)
-        if isinstance(found, Pair):
-            pairs.append(found)
+        outcome = _shared(place) or _follow(place, able, outputs, readers)
+        if isinstance(outcome, Pair):
+            pairs.append(outcome)
         else:
-            ends[place.name] = found
+            ends[place.name] = outcome
     return pairs, ends
 
 

@@ -20,13 +20,13 @@ SAMPLES = 2  # of a probe
 
 def readers_of(graph: Graph) -> dict[int, list[Node]]:
     """id(tensor) -> the nodes that compute with it; a `FakeQuant` that only needs its encoding or codes is none."""
-    found: dict[int, list[Node]] = {}
+    readers: dict[int, list[Node]] = {}
     for node in graph.nodes:
         own = isinstance(node.op, FakeQuant | Compressed)
         # The others are encodings, and sources for the kernel's own rounding: they hand no values on.
         for t in node.inputs[:1] if own else node.inputs:
-            found.setdefault(id(t), []).append(node)
-    return found
+            readers.setdefault(id(t), []).append(node)
+    return readers
 
 
 def numbering(place: Place) -> tuple[np.ndarray, np.ndarray]:
@@ -65,10 +65,10 @@ def largest(magnitudes: np.ndarray, numbers: np.ndarray, count: int) -> np.ndarr
     """
     if numbers.size == count and np.array_equal(numbers.ravel(), np.arange(count)):  # each along its own axis: faster
         return magnitudes.max(axis=tuple(a for a, n in enumerate(numbers.shape) if n == 1), initial=0.0).ravel()
-    found = np.zeros(count)
+    highest = np.zeros(count)
     # Unbuffered: a plain `found[numbers] = ...` keeps one of the values for a number that comes several times.
-    np.maximum.at(found, np.broadcast_to(numbers, magnitudes.shape).ravel(), magnitudes.ravel())
-    return found
+    np.maximum.at(highest, np.broadcast_to(numbers, magnitudes.shape).ravel(), magnitudes.ravel())
+    return highest
 
 
 def total(values: np.ndarray, numbers: np.ndarray, count: int) -> np.ndarray:

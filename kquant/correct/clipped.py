@@ -33,16 +33,17 @@ def extremes_of(graph: Graph, pairs: list[Pair], samples: Samples) -> dict[str, 
     """The smallest and largest float output of the first layer of each pair; nothing without data."""
     if samples is None or not pairs:
         return {}
-    found: dict[str, Extremes] = {}
+    extremes: dict[str, Extremes] = {}
     wanted = [pair.first.calls[0].outputs[0] for pair in pairs]
     for values in tensors(graph, wanted, samples(), quantized=False):
         for pair, y in zip(pairs, values, strict=True):
             rows = y.reshape(-1, y.shape[-1]).astype(np.float64)
-            old = found.get(pair.first.name, Extremes(np.full(rows.shape[1], np.inf), np.full(rows.shape[1], -np.inf)))
-            found[pair.first.name] = Extremes(
+            nothing = Extremes(np.full(rows.shape[1], np.inf), np.full(rows.shape[1], -np.inf))
+            old = extremes.get(pair.first.name, nothing)
+            extremes[pair.first.name] = Extremes(
                 np.minimum(old.low, rows.min(axis=0)), np.maximum(old.high, rows.max(axis=0))
             )
-    return found
+    return extremes
 
 
 def highest(place: Place, seen: Extremes | None) -> np.ndarray | None:
@@ -107,8 +108,8 @@ def _outputs(graph: Graph, samples: Samples) -> list[np.ndarray]:
     if samples is None:
         return []
     wanted = keras.tree.flatten(graph.outputs)
-    found = tensors(graph, wanted, samples(), quantized=False)
-    return [np.concatenate([y.ravel() for y in values]).astype(np.float64) for values in found]
+    batches = tensors(graph, wanted, samples(), quantized=False)
+    return [np.concatenate([y.ravel() for y in values]).astype(np.float64) for values in batches]
 
 
 def _reaching(pair: Pair) -> str:

@@ -77,9 +77,9 @@ def data_free_ranges(
     graph = read(qmodel)
     ranges = _input_ranges(graph, input_range)
     run = _Synthetic(graph, sigmas, ranges)
-    found = run(samples, seed, verbose)
+    of_tensors = run(samples, seed, verbose)
     layers = {layer.name: layer for layer in encodings_of(qmodel)}
-    for (name, site), (low, high) in found.items():
+    for (name, site), (low, high) in of_tensors.items():
         layers[name].set_range(site, low, high)
     set_weight_ranges(qmodel)
     hold_scales(qmodel, "data_free_ranges")
@@ -89,7 +89,7 @@ def data_free_ranges(
 
 def _input_ranges(graph: Graph, given: Any) -> dict[int, Range]:
     """id(tensor) -> range of each input of the model."""
-    found = {}
+    ranges = {}
     inputs = keras.tree.flatten(graph.inputs)
     if isinstance(given, Mapping) and (unknown := [n for n in given if n not in {t.name for t in inputs}]):
         names = ", ".join(t.name for t in inputs)
@@ -103,8 +103,8 @@ def _input_ranges(graph: Graph, given: Any) -> dict[int, Range]:
                 f"input_range=(lowest, highest), or input_range={{'{t.name}': (lowest, highest), ...}}; in a recipe, "
                 '{ name = "data-free", input_range = [0, 1] }.'
             )
-        found[id(t)] = _span(t.name, own)
-    return found
+        ranges[id(t)] = _span(t.name, own)
+    return ranges
 
 
 def _span(name: str, own: Any) -> Range:

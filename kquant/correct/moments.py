@@ -117,17 +117,17 @@ def closed_moments(graph: Graph, places: dict[int, Place], inputs: dict[int, Mom
     Returns:
         id(tensor) -> moments.
     """
-    found = dict(inputs)
+    so_far = dict(inputs)
     for node in graph.nodes:
-        moments = _after(node, places, found)
+        moments = _after(node, places, so_far)
         if moments is not None and moments.mean.size == node.outputs[0].shape[-1]:
-            found[id(node.outputs[0])] = moments
-    return found
+            so_far[id(node.outputs[0])] = moments
+    return so_far
 
 
-def _after(node: Node, places: dict[int, Place], found: dict[int, Moments]) -> Moments | None:
+def _after(node: Node, places: dict[int, Place], so_far: dict[int, Moments]) -> Moments | None:
     op = node.op
-    given = [found.get(id(t)) for t in node.inputs]
+    given = [so_far.get(id(t)) for t in node.inputs]
     x = given[0] if given else None
     if isinstance(op, Compressed):
         known = known_moments(op)

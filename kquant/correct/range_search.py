@@ -101,9 +101,9 @@ def _reach(source: Source, place: Place, candidates: int) -> np.ndarray:
 
 def _name_others(source: Source) -> None:
     """Layers with weights whose ranges no correction can set."""
-    found = sorted({node.name for node in source.graph.nodes if has_codes(node.op) and not node.op.takes("reach")})
-    if found:
-        warn(f"sequential_mse: the matrices of {', '.join(found)} (LSTM) keep their ranges.")
+    names = sorted({node.name for node in source.graph.nodes if has_codes(node.op) and not node.op.takes("reach")})
+    if names:
+        warn(f"sequential_mse: the matrices of {', '.join(names)} (LSTM) keep their ranges.")
 
 
 @dataclass(frozen=True)
@@ -171,11 +171,11 @@ def best_reach(place: Place, error: OutputError, candidates: int) -> np.ndarray:
     for n in range(candidates, 0, -1):
         reach = np.float32(widest * (n / candidates))
         wrong = (rounded(place, reach) - weights).numpy().astype(np.float64)
-        found = error.of(wrong, outputs)
+        errors = error.of(wrong, outputs)
         # `reach` has the kernel's axes, with 1 where it does not differ: the channels keep their order.
-        found = found.reshape(shape) if layer.spec.per_axis else found.sum().reshape(shape)
+        errors = errors.reshape(shape) if layer.spec.per_axis else errors.sum().reshape(shape)
         # From the widest down, and only for a smaller error: of equal ones the widest stays, which clips least.
-        best, least = np.where(found < least, reach, best), np.minimum(found, least)
+        best, least = np.where(errors < least, reach, best), np.minimum(errors, least)
     return best
 
 

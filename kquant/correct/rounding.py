@@ -118,8 +118,8 @@ class _Problem(NamedTuple):
 def _noise(matrix: Matrix, examples: Sequence[Examples]) -> tf.Tensor:
     """What rounding to nearest does to each channel, mean square before the activation: float32[channels]."""
     wrong = tf.constant(np.float32(matrix.nearest() * matrix.scale - matrix.weights))
-    found = [tf.reduce_mean(products(tf.constant(e.rows), wrong) ** 2, axis=0) for e in examples]
-    return tf.maximum(tf.reduce_mean(tf.stack(found), axis=0), SMALLEST_NOISE)
+    errors = [tf.reduce_mean(products(tf.constant(e.rows), wrong) ** 2, axis=0) for e in examples]
+    return tf.maximum(tf.reduce_mean(tf.stack(errors), axis=0), SMALLEST_NOISE)
 
 
 def _loss(

@@ -102,15 +102,15 @@ def split_steps(text: str) -> list[tuple[str, list[str]]]:
         >>> split_steps("calibrate, adaround:iterations=2000:beta=[20, 2]")
         [('calibrate', []), ('adaround', ['iterations=2000', 'beta=[20, 2]'])]
     """
-    found = []
+    steps = []
     # At commas that no closing bracket follows before an opening one: those in a list or table stay.
     for part in re.split(r",(?![^\[{]*[\]}])", text):
         # At colons before `key=`.
         name, *given = (piece.strip() for piece in re.split(r":(?=\s*\w+\s*=)", part))
         if not name or not re.fullmatch(r"[\w-]+", name):
             raise ValueError(f"steps: expected names like calibrate or adaround:iterations=2000. Received: '{part}'.")
-        found.append((name, given))
-    return found
+        steps.append((name, given))
+    return steps
 
 
 def parse_steps(text: str) -> tuple[Step, ...]:
@@ -126,12 +126,12 @@ def parse_steps(text: str) -> tuple[Step, ...]:
         >>> [(step.name, step.options) for step in parse_steps("calibrate, adaround:iterations=2000")]
         [('calibrate', {}), ('adaround', {'iterations': 2000})]
     """
-    found = []
+    steps = []
     for name, given in split_steps(text):
         pairs = [piece.partition("=") for piece in given]
-        found.append(Step(name=name, **{key.strip(): _value(value.strip()) for key, _, value in pairs}))
-    check_steps(found)
-    return tuple(found)
+        steps.append(Step(name=name, **{key.strip(): _value(value.strip()) for key, _, value in pairs}))
+    check_steps(steps)
+    return tuple(steps)
 
 
 def _value(text: str) -> Any:

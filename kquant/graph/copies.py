@@ -80,8 +80,8 @@ def again(op: Any, **changes: Any) -> Any:
 def _classes(op: Any) -> dict[str, type]:
     """The user's own classes in a layer, which nobody need have registered."""
     inside = every_layer(op) if isinstance(op, keras.layers.Layer) else ()
-    found = {type(layer) for layer in inside if not type(layer).__module__.startswith(("keras.", "kquant."))}
-    return {keras.saving.get_registered_name(kind): kind for kind in found}
+    kinds = {type(layer) for layer in inside if not type(layer).__module__.startswith(("keras.", "kquant."))}
+    return {keras.saving.get_registered_name(kind): kind for kind in kinds}
 
 
 def config_of(op: Any) -> dict[str, Any]:
@@ -90,13 +90,13 @@ def config_of(op: Any) -> dict[str, Any]:
     A config holds the name of a function only: another one of Keras may have it, or nobody may find it.
     """
     inside = every_layer(op) if isinstance(op, keras.layers.Layer) else ()
-    found = [(layer, name, function) for layer in inside for name, function in own_functions(layer).items()]
+    taken_out = [(layer, name, function) for layer in inside for name, function in own_functions(layer).items()]
     try:
-        for layer, name, _ in found:
+        for layer, name, _ in taken_out:
             setattr(layer, name, keras.activations.linear)
         return op.get_config()
     finally:
-        for layer, name, function in found:
+        for layer, name, function in taken_out:
             setattr(layer, name, function)
 
 
@@ -165,10 +165,10 @@ def _state(layer: Any, where: str, seen: set[int]) -> dict[str, Any]:
     if id(layer) in seen:
         return {}
     seen.add(id(layer))
-    found: dict[str, Any] = {}
+    places: dict[str, Any] = {}
     if isinstance(layer, keras.layers.Layer):
-        found.update({f"{where}weights[{i}]": v for i, v in enumerate(own_weights(layer))})
-        found.update({f"{where}states[{i}]": v for i, v in enumerate(own_states(layer))})
+        places.update({f"{where}weights[{i}]": v for i, v in enumerate(own_weights(layer))})
+        places.update({f"{where}states[{i}]": v for i, v in enumerate(own_states(layer))})
     for name, held in vars(layer).items():
         # Keras' lists hold the same layers once more, in the order in which they were made.
         if name in LISTS:
@@ -176,11 +176,11 @@ def _state(layer: Any, where: str, seen: set[int]) -> dict[str, Any]:
         # A layer that is held twice has its first place only.
         for place, inner in _parts(held, f"{where}{name}"):
             if isinstance(inner, keras.random.SeedGenerator):
-                found[place] = inner.state
+                places[place] = inner.state
             elif id(inner) not in seen:
-                found[place] = inner
-                found.update(_state(inner, f"{place}.", seen))
-    return found
+                places[place] = inner
+                places.update(_state(inner, f"{place}.", seen))
+    return places
 
 
 def _parts(held: Any, place: str) -> list[tuple[str, Any]]:

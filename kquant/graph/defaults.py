@@ -42,6 +42,6 @@ def own_defaults(layers: Iterable[Any]) -> Iterator[None]:
 
 def _policy(layers: Iterable[Any]) -> str:
     """The policy of most layers; those that read integers or strings, and models, which only hold layers, have none."""
-    found = [layer.dtype_policy for layer in layers if isinstance(layer, keras.layers.Layer)]
-    names = [policy.name for policy in found if "float" in str(policy.compute_dtype)]
+    policies = [layer.dtype_policy for layer in layers if isinstance(layer, keras.layers.Layer)]
+    names = [policy.name for policy in policies if "float" in str(policy.compute_dtype)]
     return Counter(names).most_common(1)[0][0] if names else "float32"

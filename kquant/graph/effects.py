@@ -133,16 +133,16 @@ def _taught(op: Any, first: Recording, before: Watched, follow: Follow) -> str:
             taught = follow(True, watched)
     except Exception:  # noqa: BLE001, what cannot be followed in training, but in inference, is something else
         taught = None
-    found = ["draws random numbers"] if watched.draws and not before.draws else []
+    ways = ["draws random numbers"] if watched.draws and not before.draws else []
     # What inference assigns as well was said, or refused, before.
     assigned = [v for v in watched.assigned if id(v) not in before.updates]
     if assigned:
-        found.append(f"assigns {_names(assigned)}")
+        ways.append(f"assigns {_names(assigned)}")
     if len(watched.losses) > len(before.losses):
-        found.append("adds a loss")
-    if not found and (taught is None or not same(first, taught)):
-        found.append("computes something else")
-    return " and ".join(found)
+        ways.append("adds a loss")
+    if not ways and (taught is None or not same(first, taught)):
+        ways.append("computes something else")
+    return " and ".join(ways)
 
 
 @contextlib.contextmanager

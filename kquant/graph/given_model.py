@@ -121,5 +121,5 @@ def warn_lost_steps(model: keras.Model, new: keras.Model, verb: str) -> None:
 
 def _method(model: Any, name: str) -> Any:
     """The function behind a method, also one that was put into the model itself."""
-    found = getattr(model, name)
-    return getattr(found, "__func__", found)
+    method = getattr(model, name)
+    return getattr(method, "__func__", method)

@@ -46,11 +46,11 @@ class Graph:
 
     def consumers(self) -> dict[int, list[Node]]:
         """id(tensor) -> the nodes that read it, each once for every time it reads it."""
-        found: dict[int, list[Node]] = {}
+        readers: dict[int, list[Node]] = {}
         for node in self.nodes:
             for t in node.inputs:
-                found.setdefault(id(t), []).append(node)
-        return found
+                readers.setdefault(id(t), []).append(node)
+        return readers
 
     def last_reads(self) -> dict[int, int]:
         """id(tensor) -> number of the last node that reads it; what no node reads is not in it."""
@@ -58,10 +58,10 @@ class Graph:
 
     def calls(self) -> dict[int, list[Node]]:
         """id(layer) -> its calls; more than one for a shared layer."""
-        found: dict[int, list[Node]] = {}
+        by_layer: dict[int, list[Node]] = {}
         for node in self.nodes:
-            found.setdefault(id(node.op), []).append(node)
-        return found
+            by_layer.setdefault(id(node.op), []).append(node)
+        return by_layer
 
 
 def alone(node: Node) -> Graph:

@@ -74,8 +74,8 @@ def output_names(model: keras.Model) -> tuple[str, ...] | None:
     """
     if isinstance(model, keras.Sequential) and model.layers:
         return (model.layers[-1].name,)
-    found = getattr(model, "output_names", None)
-    return tuple(found) if found else None
+    names = getattr(model, "output_names", None)
+    return tuple(names) if names else None
 
 
 def functional(inputs: Any, outputs: Any, name: str, names: Sequence[str] | None) -> keras.Model:
@@ -129,7 +129,7 @@ def as_keras(model: keras.Model) -> keras.Model:
         return model
     # One name for two tensors, or that of an input: no layer can be called so, and the class that remembers names
     # stays.
-    if any(len(found) > 1 for found in makers.values()) or {t.name for t in model.inputs} & set(wanted):
+    if any(len(made_by) > 1 for made_by in makers.values()) or {t.name for t in model.inputs} & set(wanted):
         return model
     by_name = {op.name: op for op in model.operations}
     renamed: dict[str, str] = {}

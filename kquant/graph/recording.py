@@ -215,10 +215,10 @@ def keep_training(recording: Recording, variables: Iterable[keras.Variable]) -> 
     def visit(value: Any) -> Any:
         if not is_array(value):
             return value
-        found = _found(np.asarray(keras.ops.convert_to_numpy(value)), free)
-        if found is None or tuple(found.shape) == tuple(value.shape):
-            return value if found is None else found
-        return keras.Variable(value, dtype="float32", name=found.name)
+        variable = _found(np.asarray(keras.ops.convert_to_numpy(value)), free)
+        if variable is None or tuple(variable.shape) == tuple(value.shape):
+            return value if variable is None else variable
+        return keras.Variable(value, dtype="float32", name=variable.name)
 
     for node in recording.nodes:
         if any(is_array(v) for v in tree.flatten((node.arguments.args, node.arguments.kwargs))):

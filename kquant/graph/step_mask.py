@@ -114,14 +114,14 @@ def step_mask_of(
     op: Any, args: tuple, compared: dict[int, tuple[keras.KerasTensor, float]]
 ) -> tuple[StepMask, keras.KerasTensor] | None:
     """The mask that an operation computes and what it reads, where that is one; `compared` holds what went before."""
-    found = compared_with(op, args)
-    if found is not None and "int" in found[0].dtype and len(found[0].shape) == 2:
-        return StepMask(found[1], features=False, name=op.name), found[0]
+    comparison = compared_with(op, args)
+    if comparison is not None and "int" in comparison[0].dtype and len(comparison[0].shape) == 2:
+        return StepMask(comparison[1], features=False, name=op.name), comparison[0]
     whole = type(op).__name__ == "Any" and not getattr(op, "keepdims", False)
-    found = compared.get(id(args[0])) if whole and args else None
-    if found is None or op.axis not in (-1, [-1], (-1,)):
+    comparison = compared.get(id(args[0])) if whole and args else None
+    if comparison is None or op.axis not in (-1, [-1], (-1,)):
         return None
-    return StepMask(found[1], name=op.name), found[0]
+    return StepMask(comparison[1], name=op.name), comparison[0]
 
 
 def reads_mask(op: Any) -> bool:

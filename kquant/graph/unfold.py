@@ -217,7 +217,7 @@ class _Unfolding:
     def mask_after(self, op: Any, inputs: Any, masks: Any) -> Any:
         """The masks of a layer's outputs, as its `compute_mask` says; what that computes is unfolded."""
         try:
-            found = combined(op, inputs, masks)
+            after = combined(op, inputs, masks)
         except Exception as error:  # whatever the user's code raises on symbolic tensors
             lost = Tensor((None,), "bool")
             self.lost[id(lost)] = (
@@ -227,12 +227,12 @@ class _Unfolding:
             return lost
         # `compute_mask` ran on the graph's own tensors, so that what it recorded ends at them.
         known = {id(t): t for t in tree.flatten((inputs, masks)) if t is not None}
-        made = [m for m in tree.flatten(found) if m is not None]
+        made = [m for m in tree.flatten(after) if m is not None]
         for node in _recorded(made, set(known)):
             if not isinstance(node.operation, keras.layers.Layer):
                 node.operation.name = f"{op.name}_mask_{to_snake_case(type(node.operation).__name__)}"
             self.again(node, known)
-        return tree.map_structure(lambda m: None if m is None else known[id(m)], found)
+        return tree.map_structure(lambda m: None if m is None else known[id(m)], after)
 
     def open(self, op: Any, args: tuple, kwargs: dict) -> Any:
         """`visit`, its masks among the arguments."""
@@ -276,12 +276,12 @@ class _Unfolding:
 
     def call(self, op: Any, args: tuple, kwargs: dict) -> Any:
         """Run `op.call` on symbolic tensors and unfold the calls it recorded."""
-        made, found = self.record(op, args, kwargs)
+        made, does = self.record(op, args, kwargs)
         # prune and cluster keep a layer with a training branch as it is: its weights are masked where they stand
-        if found.in_training and self.whole is not None and self.whole(op):
+        if does.in_training and self.whole is not None and self.whole(op):
             self.kept.add(id(op))
             return self.keep(op, args, kwargs)
-        self.said += found.sentences()
+        self.said += does.sentences()
         keep_training(made, op.trainable_variables)
         self.said += _frozen(op, made)
         # the owner is the outermost layer of the user's: messages, recipes' rules and protected layers go by its name
@@ -329,8 +329,8 @@ class _Unfolding:
         def follow(training: bool | None, watched: Watched) -> Recording:
             return self.run(op, args, kwargs, batch, training, watched)
 
-        found = effects(op, made, watched, follow, self.training) if users else Effects(where)
-        return (made if more is None else open_batch(where, made, more)), found
+        does = effects(op, made, watched, follow, self.training) if users else Effects(where)
+        return (made if more is None else open_batch(where, made, more)), does
 
     def run(
         self, op: Any, args: tuple, kwargs: dict, batch: int | None, training: bool | None, watched: Watched
@@ -388,11 +388,11 @@ def _refuse_training(op: Any, owner: Any) -> None:
             "`training` (layers called after one with training=True inherit it): then it acts in training only. "
             "To average over draws, take a model for each, or draw outside and give the mask as one more input."
         )
-    found = next((x for x in inside if isinstance(x, keras.layers.BatchNormalization) and x.trainable), None)
-    if found is not None:
+    norm = next((x for x in inside if isinstance(x, keras.layers.BatchNormalization) and x.trainable), None)
+    if norm is not None:
         where = "" if owner is None else f" inside {owner.name} ({type(owner).__name__})"
         raise ValueError(
-            f"{found.name} (BatchNormalization): it runs{where} with training=True in inference too, by the mean and "
+            f"{norm.name} (BatchNormalization): it runs{where} with training=True in inference too, by the mean and "
             "variance of each batch, which a file for one sample cannot have. Call it without `training` (layers "
             "called after one with training=True inherit it), or take a GroupNormalization."
         )

@@ -21,9 +21,9 @@ def refuse_conversion() -> None:
     Raises:
         ValueError: inside `model.export(..., format="litert")` or `tf.lite.TFLiteConverter`.
     """
-    found = [frame.f_globals.get("__name__", "") for frame in _callers(inspect.currentframe())]
-    keras_exports = [name for name in found if name.startswith("keras.") and ".export." in name]
-    if any(name.startswith(LITE) for name in found) or any(LITE_OF_KERAS in name for name in keras_exports):
+    modules = [frame.f_globals.get("__name__", "") for frame in _callers(inspect.currentframe())]
+    keras_exports = [name for name in modules if name.startswith("keras.") and ".export." in name]
+    if any(name.startswith(LITE) for name in modules) or any(LITE_OF_KERAS in name for name in keras_exports):
         message = (
             "this converter would write a quantized model as a float file that simulates it, without one integer "
             f"kernel; {WAY_OUT}."
@@ -40,8 +40,8 @@ def refuse_conversion() -> None:
 
 
 def _callers(frame: FrameType | None) -> list[FrameType]:
-    found = []
+    frames = []
     while frame is not None:
-        found.append(frame)
+        frames.append(frame)
         frame = frame.f_back
-    return found
+    return frames

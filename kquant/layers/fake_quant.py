@@ -29,7 +29,8 @@ SETTLED = 17.0  # exp(-17) is below float32's last place: from here on nothing i
 MOST_BATCHES = 2.0**20  # float32 counts on from here
 Collector = Callable[["FakeQuant", int, tf.Tensor], None]
 # Not attributes of layers: a block reaches all of a model, also what its layers hold, and ends whatever is raised in
-# it. A graph keeps what held when it was traced, so that whoever opens a block forgets the model's graphs around it.
+# it. A graph keeps what held while it was traced, so that inside a block models are called eagerly, or by functions
+# that are traced there; never by `predict`.
 _COLLECTOR: contextvars.ContextVar[Collector | None] = contextvars.ContextVar("collector", default=None)
 _ONLY: contextvars.ContextVar[frozenset[str] | None] = contextvars.ContextVar("only", default=None)
 

@@ -104,8 +104,8 @@ class LiveNorm(keras.layers.Layer):
         self.steps.assign(self.steps + 1.0)
         rate = tf.where(frozen, 0.0, 1.0 - self.momentum)
         variables = (self.moving_mean, self.moving_variance)
-        for variable, now, found in zip(variables, moving, (mean, variance), strict=True):
-            variable.assign(now + rate * (tf.stop_gradient(found) - now))
+        for variable, now, of_batch in zip(variables, moving, (mean, variance), strict=True):
+            variable.assign(now + rate * (tf.stop_gradient(of_batch) - now))
         return tf.where(frozen, moving[0], mean), tf.where(frozen, moving[1], variance)
 
     def settings(self) -> dict[str, Any]:

@@ -79,8 +79,8 @@ class Held:
         known, asked = np.unique(self.values), kernel[kernel != 0.0]
         places = np.searchsorted(known, asked)
         nearest = (known[np.clip(places + side, 0, known.size - 1)] for side in (-1, 0))
-        found = np.logical_or(*(np.abs(value - asked) <= NEAR * np.abs(asked) for value in nearest))
-        return float(np.mean(found)) if asked.size else 1.0
+        is_known = np.logical_or(*(np.abs(value - asked) <= NEAR * np.abs(asked) for value in nearest))
+        return float(np.mean(is_known)) if asked.size else 1.0
 
 
 # layer name -> path of a kernel -> what it had

@@ -26,7 +26,7 @@ class ManyKernels(Holder, keras.layers.Wrapper):
     def __init__(self, layer: keras.layers.Layer, transforms: Mapping[str, Sequence[Any]], **kwargs: Any) -> None:
         kwargs.setdefault("name", layer.name)
         super().__init__(layer, autocast=False, **{k: v for k, v in kwargs.items() if k != "autocast"})
-        self.transforms = {path: kernels.in_order(found) for path, found in transforms.items()}
+        self.transforms = {path: kernels.in_order(own) for path, own in transforms.items()}
         # Keras saves layers that it finds in lists
         self.held = [t for path in sorted(self.transforms) for t in self.transforms[path]]
 
@@ -34,8 +34,8 @@ class ManyKernels(Holder, keras.layers.Wrapper):
         """Build the wrapped layer and the transforms."""
         if not self.layer.built:
             self.layer.build(*shapes[:1])
-        for path, found in self.transforms.items():
-            for transform in found:
+        for path, own in self.transforms.items():
+            for transform in own:
                 if not transform.built:
                     transform.build(tuple(kernels.kernel_at(self.layer, path).shape))
         self.built = True
@@ -74,12 +74,12 @@ class ManyKernels(Holder, keras.layers.Wrapper):
 
     def advance(self) -> None:
         """One training step of masks and codebooks."""
-        for path, found in self.transforms.items():
-            kernels.advance(found, kernels.real(self.layer, path))
+        for path, own in self.transforms.items():
+            kernels.advance(own, kernels.real(self.layer, path))
 
     def get_config(self) -> dict[str, Any]:
         """All arguments."""
-        transforms = {path: kernels.configs(found) for path, found in self.transforms.items()}
+        transforms = {path: kernels.configs(own) for path, own in self.transforms.items()}
         return {**super().get_config(), "transforms": transforms}
 
 

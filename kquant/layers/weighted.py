@@ -178,8 +178,8 @@ class Weighted(Holder, keras.layers.Wrapper):
             variable.assign(store[variable.name] if variable.name in store else np.zeros(variable.shape, np.float32))
 
     def _own(self) -> list[Any]:
-        found = (self.gain, self.mean, self.deviation, self.reach, self.shift, self.rounding)
-        return [variable for variable in found if variable is not None]
+        held = (self.gain, self.mean, self.deviation, self.reach, self.shift, self.rounding)
+        return [variable for variable in held if variable is not None]
 
     def takes(self, name: str) -> bool:
         """True where the layer has this correction: weights that are codes, and for a "shift" sums."""

@@ -77,54 +77,54 @@ def centroids(weights: np.ndarray, clusters: int, init: Init, *, keep_zero: bool
     rng = np.random.default_rng(seed)
     if not keep_zero:
         return _exactly(INITS[init](flat, clusters, rng), flat, clusters)
-    found = _around_zero(flat, clusters, INITS[init], rng)
+    centres = _around_zero(flat, clusters, INITS[init], rng)
     if init == "kmeans++":
         # They were found for each sign alone. Beside the zero some weights are nearest to that, so the means of the
         # others move.
-        found = lloyd(points(flat[flat != 0.0]), found, found == 0.0)
-    return found
+        centres = lloyd(points(flat[flat != 0.0]), centres, centres == 0.0)
+    return centres
 
 
-def lloyd(data: Points, found: np.ndarray, fixed: np.ndarray | None = None) -> np.ndarray:
+def lloyd(data: Points, centres: np.ndarray, fixed: np.ndarray | None = None) -> np.ndarray:
     """Lloyd's iterations: every centroid to the mean of the weights that are nearest to it.
 
     Args:
         data: the weights.
-        found: float64[k], where to start, ascending.
+        centres: float64[k], where to start, ascending.
         fixed: bool[k], centroids that stay.
 
     Returns:
         float64[k], ascending; a centroid that is nearest to no weight stays where it is.
     """
-    fixed = np.zeros(len(found), bool) if fixed is None else fixed
+    fixed = np.zeros(len(centres), bool) if fixed is None else fixed
     for _ in range(LLOYD_STEPS if data.values.size else 0):
         # In one dimension the weights of a centroid are an interval, whose sums are two look-ups: a step costs the
         # number of centroids, not that of the weights.
-        moved = np.where(fixed, found, means(data, found))
-        if np.array_equal(moved, found):
+        moved = np.where(fixed, centres, means(data, centres))
+        if np.array_equal(moved, centres):
             break
-        found = moved
-    return found
+        centres = moved
+    return centres
 
 
-def means(data: Points, found: np.ndarray) -> np.ndarray:
+def means(data: Points, centres: np.ndarray) -> np.ndarray:
     """Mean of the weights nearest to each of ascending centroids; the centroid itself where there are none."""
-    edges = np.searchsorted(data.values, (found[1:] + found[:-1]) / 2.0)
+    edges = np.searchsorted(data.values, (centres[1:] + centres[:-1]) / 2.0)
     edges = np.concatenate([[0], edges, [data.values.size]])
     mass, moment = np.diff(data.mass[edges]), np.diff(data.moment[edges])
-    return np.where(mass > 0.0, moment / np.where(mass > 0.0, mass, 1.0), found)
+    return np.where(mass > 0.0, moment / np.where(mass > 0.0, mass, 1.0), centres)
 
 
-def nearest(weights: np.ndarray, found: np.ndarray) -> np.ndarray:
+def nearest(weights: np.ndarray, centres: np.ndarray) -> np.ndarray:
     """Index of the nearest of ascending centroids, shaped like the weights."""
-    return np.searchsorted((found[1:] + found[:-1]) / 2.0, weights)
+    return np.searchsorted((centres[1:] + centres[:-1]) / 2.0, weights)
 
 
-def inertia(weights: np.ndarray, found: np.ndarray) -> float:
+def inertia(weights: np.ndarray, centres: np.ndarray) -> float:
     """Sum of squared distances to the nearest centroid, what k-means makes small."""
-    found = np.sort(np.asarray(found, np.float64))
+    centres = np.sort(np.asarray(centres, np.float64))
     flat = np.asarray(weights, np.float64).ravel()
-    return float(np.sum((flat - found[nearest(flat, found)]) ** 2))
+    return float(np.sum((flat - centres[nearest(flat, centres)]) ** 2))
 
 
 def scaled(rows: np.ndarray, clusters: int, init: Init, *, keep_zero: bool, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -160,8 +160,8 @@ def scaled(rows: np.ndarray, clusters: int, init: Init, *, keep_zero: bool, seed
         whole = np.sort(np.concatenate([free, ends]))
         used = whole[nearest(_over(rows, reach), whole)]
         # With values and places held, the best factor of a channel is that of least squares.
-        found = np.sum(rows * used, axis=1) / np.maximum(np.sum(used**2, axis=1), 1e-30)
-        reach, before = np.abs(found), reach
+        fitted = np.sum(rows * used, axis=1) / np.maximum(np.sum(used**2, axis=1), 1e-30)
+        reach, before = np.abs(fitted), reach
         if free.size:
             # And with factors and places held, the best values are means: (w - r c)^2 = r^2 (w / r - c)^2, so each
             # weight counts r^2.
@@ -179,8 +179,8 @@ def _between_ends(clusters: int, keep_zero: bool) -> np.ndarray:
     if not keep_zero:
         return np.linspace(-1.0, 1.0, clusters)[1:-1]
     below = clusters // 2
-    found = [np.linspace(-1.0, 0.0, below + 1)[1:-1], np.linspace(0.0, 1.0, clusters - below)[1:-1]]
-    return np.concatenate(found) * (1.0 - 1e-4)  # half of 127 would be rounded down here and up there
+    sides = [np.linspace(-1.0, 0.0, below + 1)[1:-1], np.linspace(0.0, 1.0, clusters - below)[1:-1]]
+    return np.concatenate(sides) * (1.0 - 1e-4)  # half of 127 would be rounded down here and up there
 
 
 def _over(rows: np.ndarray, reach: np.ndarray) -> np.ndarray:
@@ -199,16 +199,16 @@ def _around_zero(weights: np.ndarray, clusters: int, make: Make, rng: np.random.
     return np.concatenate([parts[0], [0.0], parts[1]])
 
 
-def _exactly(found: np.ndarray, weights: np.ndarray, clusters: int) -> np.ndarray:
+def _exactly(centres: np.ndarray, weights: np.ndarray, clusters: int) -> np.ndarray:
     """`clusters` distinct centroids: the weight farthest from all others joins until there are as many."""
-    found = np.unique(found)
-    while found.size < clusters:
-        distance = np.abs(weights - found[nearest(weights, found)])
+    centres = np.unique(centres)
+    while centres.size < clusters:
+        distance = np.abs(weights - centres[nearest(weights, centres)])
         # Fewer values than centroids: some are there twice.
         if not np.any(distance > 0.0):
-            return np.pad(found, (0, clusters - found.size), mode="edge")
-        found = np.sort(np.append(found, weights[np.argmax(distance)]))
-    return found
+            return np.pad(centres, (0, clusters - centres.size), mode="edge")
+        centres = np.sort(np.append(centres, weights[np.argmax(distance)]))
+    return centres
 
 
 def _kmeans(weights: np.ndarray, clusters: int, rng: np.random.Generator) -> np.ndarray:
@@ -218,20 +218,20 @@ def _kmeans(weights: np.ndarray, clusters: int, rng: np.random.Generator) -> np.
         # nothing.
         some = rng.choice(weights, SEEDED_FROM, replace=False)
     tried = [lloyd(data, _seeds(some, clusters, rng)) for _ in range(TRIES)]
-    return min(tried, key=lambda found: inertia(weights, found))
+    return min(tried, key=lambda centres: inertia(weights, centres))
 
 
 def _seeds(weights: np.ndarray, clusters: int, rng: np.random.Generator) -> np.ndarray:
     """Weights drawn one by one, with a chance that grows with the squared distance to those drawn before."""
-    found = [weights[rng.integers(weights.size)]]
-    distance = (weights - found[0]) ** 2
-    while len(found) < clusters and np.any(distance > 0.0):
+    drawn = [weights[rng.integers(weights.size)]]
+    distance = (weights - drawn[0]) ** 2
+    while len(drawn) < clusters and np.any(distance > 0.0):
         # Drawn with these chances: the place where the running sum passes a number between 0 and the whole. The two
         # sums round apart, so that the last one may not be reached.
         at = np.searchsorted(np.cumsum(distance), rng.random() * np.sum(distance))
-        found.append(weights[min(at, weights.size - 1)])
-        distance = np.minimum(distance, (weights - found[-1]) ** 2)
-    return np.sort(found)
+        drawn.append(weights[min(at, weights.size - 1)])
+        distance = np.minimum(distance, (weights - drawn[-1]) ** 2)
+    return np.sort(drawn)
 
 
 def _linear(weights: np.ndarray, clusters: int, rng: np.random.Generator) -> np.ndarray:

@@ -109,12 +109,12 @@ class Codebook(Transform):
             self.centroids.assign(shape[None])
             self.reach.assign(reach)
             return
-        found = [centroids(row, self.clusters, self.init, **options) for row in rows]
-        self.centroids.assign([self._free(row) for row in found])
+        values = [centroids(row, self.clusters, self.init, **options) for row in rows]
+        self.centroids.assign([self._free(row) for row in values])
 
-    def _free(self, found: np.ndarray) -> np.ndarray:
+    def _free(self, values: np.ndarray) -> np.ndarray:
         """The values that train."""
-        return np.delete(found, np.flatnonzero(found == 0.0)[0]) if self.preserve_sparsity else found
+        return np.delete(values, np.flatnonzero(values == 0.0)[0]) if self.preserve_sparsity else values
 
     def table(self, rows: tf.Tensor) -> tf.Tensor:
         """The values, ascending: float32[1 or channels, clusters].
@@ -155,17 +155,17 @@ class Codebook(Transform):
             book = Codebook(self.clusters, preserve_sparsity=False, train_values=self.train_values, **options)
             book.build(kernel.shape)
             rows = np.asarray(book._rows(tf.constant(kernel)))
-            found = [_distinct(row) for row in rows]
+            distinct = [_distinct(row) for row in rows]
             # So few weights fit any codebook, which says nothing of where they came from.
-            if rows.shape[1] <= self.clusters or max(map(len, found)) > self.clusters:
+            if rows.shape[1] <= self.clusters or max(map(len, distinct)) > self.clusters:
                 continue
-            free = [row[row != 0.0] for row in found]
+            free = [row[row != 0.0] for row in distinct]
             # There is room for a zero that stays 0, beside all others; else 0 is a value like the rest.
             if self.preserve_sparsity and max(map(len, free)) < self.clusters:
                 book = Codebook(self.clusters, train_values=self.train_values, **options)
                 book.build(kernel.shape)
-                found = free
-            book.centroids.assign([_filled(row, self.clusters - len(book.fixed)) for row in found])
+                distinct = free
+            book.centroids.assign([_filled(row, self.clusters - len(book.fixed)) for row in distinct])
             return book
         return None
 
@@ -224,17 +224,17 @@ def look_up(table: tf.Tensor, rows: tf.Tensor, mean: bool, keep_zero: bool) -> t
     def nearest(table: tf.Tensor, rows: tf.Tensor) -> Any:
         # All tables laid end to end: a row's places begin where its table does, and one look-up and one sum serve all.
         start = tf.range(table.shape[0], dtype=tf.int32)[:, None] * int(table.shape[1])
-        found = tf.reshape(places(rows, table) + start, (-1,))
+        index = tf.reshape(places(rows, table) + start, (-1,))
 
         def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            sums = tf.math.unsorted_segment_sum(tf.reshape(upstream, (-1,)), found, count)
+            sums = tf.math.unsorted_segment_sum(tf.reshape(upstream, (-1,)), index, count)
             if mean:
                 # A value without weights has sum 0 and count 0: its gradient is 0.
-                ones = tf.ones_like(found, tf.float32)
-                sums = tf.math.divide_no_nan(sums, tf.math.unsorted_segment_sum(ones, found, count))
+                ones = tf.ones_like(index, tf.float32)
+                sums = tf.math.divide_no_nan(sums, tf.math.unsorted_segment_sum(ones, index, count))
             through = tf.where(tf.equal(rows, 0.0), 0.0, upstream) if keep_zero else upstream
             return tf.reshape(sums, table.shape), through
 
-        return tf.reshape(tf.gather(tf.reshape(table, (-1,)), found), rows.shape), gradient
+        return tf.reshape(tf.gather(tf.reshape(table, (-1,)), index), rows.shape), gradient
 
     return nearest(table, rows)

@@ -44,10 +44,10 @@ def sites(model: keras.Model) -> list[Site]:
     Args:
         model: what `kquant.masking.wrapping.wrapped` or `kquant.quantize` gave.
     """
-    found = [(holder, known) for holder in holders(model) if (known := _known(holder))]
+    wrapped = [(holder, known) for holder in holders(model) if (known := _known(holder))]
     # In this order a model of one layer has its first: the later entry of a dict stays.
-    ends = {id(found[-1][0]): "last", id(found[0][0]): "first"} if found else {}
-    return [Site(h, path, geometry, ends.get(id(h))) for h, known in found for path, geometry in known.items()]
+    ends = {id(wrapped[-1][0]): "last", id(wrapped[0][0]): "first"} if wrapped else {}
+    return [Site(h, path, geometry, ends.get(id(h))) for h, known in wrapped for path, geometry in known.items()]
 
 
 def _known(holder: Any) -> dict[str, Geometry]:
@@ -95,38 +95,38 @@ def note_of(frozen: Sequence[Site]) -> str:
     return f"left as they are, because they do not train: {names}; set trainable = True where they are meant."
 
 
-def check_patterns(verb: str, patterns: Sequence[str], found: Sequence[Site]) -> None:
+def check_patterns(verb: str, patterns: Sequence[str], kernels: Sequence[Site]) -> None:
     """Refuse name patterns that match no layer with a kernel.
 
     Args:
         verb: that was given them.
         patterns: of names of layers.
-        found: the kernels of the model.
+        kernels: the kernels of the model.
 
     Raises:
         ValueError: names the pattern and the nearest name.
     """
-    names = sorted({name for site in found for name, _ in site.names})
+    names = sorted({name for site in kernels for name, _ in site.names})
     for pattern in patterns:
         if not match(names, [pattern]):
             hint = did_you_mean(pattern, names) or f" There are: {', '.join(names)}."
             raise ValueError(f"{verb}: '{pattern}' matches no layer with a kernel.{hint}")
 
 
-def check_rules(verb: str, rules: Sequence[LayerRule], found: Sequence[Site]) -> None:
+def check_rules(verb: str, rules: Sequence[LayerRule], kernels: Sequence[Site]) -> None:
     """Refuse rules that match no layer with a kernel.
 
     Args:
         verb: that was given them.
         rules: of a call or a recipe.
-        found: the kernels of the model.
+        kernels: the kernels of the model.
 
     Raises:
         ValueError: names the rule and the nearest name.
     """
-    names = sorted({name for site in found for name, _ in site.names})
+    names = sorted({name for site in kernels for name, _ in site.names})
     for rule in rules:
-        if any(rule.matches(name, kind, site.position) for site in found for name, kind in site.names):
+        if any(rule.matches(name, kind, site.position) for site in kernels for name, kind in site.names):
             continue
         conditions = {"layer": rule.layer, "type": rule.type, "position": rule.position}
         wanted = ", ".join(f"{key}='{value}'" for key, value in conditions.items() if value)

@@ -50,5 +50,5 @@ def known() -> dict[str, Method]:
     modules = [
         importlib.import_module(f"{folder.__name__}.{info.name}") for info in pkgutil.iter_modules(folder.__path__)
     ]
-    found = [module.METHOD for module in modules if hasattr(module, "METHOD")]
-    return {method.section.key: method for method in found}
+    every = [module.METHOD for module in modules if hasattr(module, "METHOD")]
+    return {method.section.key: method for method in every}

@@ -118,12 +118,12 @@ class Settings:
 
     def of(self, names: Sequence[tuple[str, str]], position: str | None) -> Pruning:
         """The section of one layer."""
-        found = self.section
+        section = self.section
         for rule in self.rules:
             if rule.table(Pruning) and any(rule.matches(name, kind, position) for name, kind in names):
                 # One over the other, so that a later rule may change a key and leave those of an earlier one.
-                found = Pruning(**{**found.model_dump(), **rule.table(Pruning)})
-        return found
+                section = Pruning(**{**section.model_dump(), **rule.table(Pruning)})
+        return section
 
     def course(self, section: Pruning) -> SparsitySchedule:
         """The schedule of one layer."""
@@ -235,7 +235,7 @@ def targets_of(model: keras.Model, settings: Settings) -> list[Target]:
     Raises:
         ValueError: there is none.
     """
-    found, frozen, refused = [], [], []
+    targets, frozen, refused = [], [], []
     for site in sites(model):
         section = settings.of(site.names, site.position)
         schedule = settings.course(section)
@@ -247,16 +247,16 @@ def targets_of(model: keras.Model, settings: Settings) -> list[Target]:
             refused.append(site.label)
         else:
             _check_zero(site)
-            found.append(Target(site, section, schedule))
+            targets.append(Target(site, section, schedule))
     notes = [note for note in (note_of(frozen), note_of_unknown(model)) if note]
     if refused:
         notes.append(f"left dense: {', '.join(refused)}: they sum over no input channels, as an N:M pattern needs.")
-    if not found:
+    if not targets:
         why = "depthwise kernels need depthwise=True; layers that are protected or have a sparsity of 0 stay dense."
         raise ValueError(f"{model.name}: prune: no layer has a kernel to prune: {' '.join(notes) or why}")
     for note in notes:
         warn(f"prune: {note}")
-    return found
+    return targets
 
 
 def _check_zero(site: Site) -> None:

@@ -87,10 +87,10 @@ def _takes_transforms(op: Any) -> bool:
 def _warn_lost_losses(model: keras.Model, graph: Graph) -> None:
     """Name models and layers that are opened, of whose outputs no penalty is taken any more."""
     whole = {id(layer) for node in graph.nodes for layer in _inside(node.op)}
-    found = [layer for layer in _inside(model) if id(layer) not in whole and layer.activity_regularizer is not None]
-    if found:
+    opened = [layer for layer in _inside(model) if id(layer) not in whole and layer.activity_regularizer is not None]
+    if opened:
         warn(
-            f"the activity regularizers of {', '.join(layer.name for layer in found)} do not act on the new model: "
+            f"the activity regularizers of {', '.join(layer.name for layer in opened)} do not act on the new model: "
             "these are opened into the layers that they are made of. Give one of those layers the regularizer, or put "
             "a keras.layers.ActivityRegularization behind them."
         )
@@ -131,11 +131,11 @@ def _apart(name: str, taken: set[str]) -> str:
 
 def _refuse_loose(node: Node) -> None:
     """A variable that is handed to an operation belongs to no layer of the new model: it would not train."""
-    found = [x for x in keras.tree.flatten((node.args, node.kwargs)) if isinstance(x, keras.Variable)]
-    if found:
+    loose = [x for x in keras.tree.flatten((node.args, node.kwargs)) if isinstance(x, keras.Variable)]
+    if loose:
         owner = node.name if node.owner is None else node.owner.name
         raise ValueError(
-            f"{owner}: it computes with its variable '{found[0].name}' outside any layer, so the new model could not "
+            f"{owner}: it computes with its variable '{loose[0].name}' outside any layer, so the new model could not "
             "train it. Make a keras.layers.Layer of that part."
         )
 

@@ -102,14 +102,14 @@ def sparsity(model: keras.Model) -> Sparsity:
         0.5
     """
     check_model(model, "sparsity")
-    found: list[KernelSparsity] = []
+    rows: list[KernelSparsity] = []
     seen: set[int] = set()
     for layer in inner_layers(model):
         for path, values, masked, variable in [] if isinstance(layer, keras.Model) else _kernels(layer):
             if id(variable) not in seen:  # a wrapper comes before what it wraps
                 seen.add(id(variable))
-                found.append(KernelSparsity(layer.name, path, values.size, int(np.sum(values == 0.0)), masked))
-    return Sparsity(tuple(found))
+                rows.append(KernelSparsity(layer.name, path, values.size, int(np.sum(values == 0.0)), masked))
+    return Sparsity(tuple(rows))
 
 
 def _kernels(layer: Any) -> Iterator[tuple[str, np.ndarray, bool, Any]]:

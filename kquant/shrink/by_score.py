@@ -170,12 +170,12 @@ def _counted(books: Ledger, queue: Queue) -> Ladder:
 
 def _judged(ladder: Ladder, everything: np.ndarray, whole: float, score: Callable[[np.ndarray], float]) -> Ladder:
     """With the scores of this group alone."""
-    found = [whole]
+    scores = [whole]
     for place in ladder.judged[1:]:
         kept = everything.copy()
         kept[ladder.order[: ladder.gone[place]]] = False
-        found.append(finite(score(kept)))
-    return replace(ladder, scores=np.interp(ladder.gone, ladder.gone[ladder.judged], found))
+        scores.append(finite(score(kept)))
+    return replace(ladder, scores=np.interp(ladder.gone, ladder.gone[ladder.judged], scores))
 
 
 def finite(score: Any) -> float:

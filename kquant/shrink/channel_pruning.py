@@ -109,13 +109,13 @@ def channel_groups(model: keras.Model, *, protect: str | Collection[str] = ()) -
         }
     except ValueError:  # open shapes
         macs = {}
-    found = []
+    groups = []
     for makers, members in channels.groups():
         reasons = [channels.fixed[int(c)] for c in members if int(c) in channels.fixed]
         names = tuple(s.name for s in makers)
         total = sum(macs[name] for name in names) if macs else None
-        found.append(ChannelGroup(names, len(members), total, len(members) - len(reasons), next(iter(reasons), None)))
-    return ChannelGroups(tuple(found))
+        groups.append(ChannelGroup(names, len(members), total, len(members) - len(reasons), next(iter(reasons), None)))
+    return ChannelGroups(tuple(groups))
 
 
 def prune_channels(
@@ -251,14 +251,14 @@ def _judge(
 
 def _jobs(channels: Channels, kept: np.ndarray) -> list[Job]:
     """Layers that lost input channels."""
-    found = []
+    jobs = []
     for site in channels.kernels:
         # One that lost outputs only gives what it gave on those that stay.
         if can_refit(site.op) and not np.all(kept[site.reads]):
             norm = norm_behind(channels.graph, site.calls)
             makes = kept[site.makes].nonzero()[0]
-            found.append(Job(site.name, site.calls, makes, None if norm is None else norm.name))
-    return found
+            jobs.append(Job(site.name, site.calls, makes, None if norm is None else norm.name))
+    return jobs
 
 
 def _indices(site: Any, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:

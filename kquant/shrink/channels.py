@@ -76,10 +76,10 @@ class Channels:
             if site.maker:
                 for channel in np.unique(site.makes):
                     makers.setdefault(int(channel), []).append(number)
-        found: dict[tuple[int, ...], list[int]] = {}
+        members_of: dict[tuple[int, ...], list[int]] = {}
         for channel, numbers in sorted(makers.items()):
-            found.setdefault(tuple(numbers), []).append(channel)
-        return [(tuple(self.sites[n] for n in key), np.array(members)) for key, members in sorted(found.items())]
+            members_of.setdefault(tuple(numbers), []).append(channel)
+        return [(tuple(self.sites[n] for n in key), np.array(members)) for key, members in sorted(members_of.items())]
 
 
 @dataclass

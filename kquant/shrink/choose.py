@@ -211,15 +211,15 @@ def savings(channels: Channels, unit: Unit) -> np.ndarray:
     """What each channel saves when it alone leaves: float64[channels]."""
     books = ledger(channels, unit)
     each, extra = (books.macs_each, 0) if unit == "macs" else (books.bytes_each, BIAS_BYTES)
-    found = np.zeros(channels.count)
+    saved = np.zeros(channels.count)
     for channel, members in books.of.items():
         for site, as_input, as_output in members:
             reads, makes = int(books.reads[site]), int(books.makes[site])
             if books.sites[site].maker:
                 # A channel that one kernel reads and makes (a convolution inside a residual addition) takes a row and a
                 # column: their crossing counts once.
-                found[channel] += each[site] * (reads * makes - (reads - as_input) * (makes - as_output))
+                saved[channel] += each[site] * (reads * makes - (reads - as_input) * (makes - as_output))
             else:
-                found[channel] += each[site] * as_output
-            found[channel] += extra * as_output
-    return found
+                saved[channel] += each[site] * as_output
+            saved[channel] += extra * as_output
+    return saved

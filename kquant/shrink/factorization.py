@@ -184,7 +184,7 @@ def _ladders(
     verbose: bool,
 ) -> dict[str, list[Candidate]]:
     """Candidates of each layer, cheapest first, the whole layer last."""
-    found: dict[str, list[Candidate]] = {}
+    ladders: dict[str, list[Candidate]] = {}
     uncut = float("inf") if judge is None else judge({})
     for name, calls in tqdm(able.items(), desc="ranks", unit="layer", disable=not verbose):
         whole, each, extra = _costs(graph, calls, unit)
@@ -200,8 +200,8 @@ def _ladders(
         else:
             scores = [judge({name: r}) for r in ranks]
         split_ones = [Candidate(r, each * r + extra, s) for r, s in zip(ranks, scores, strict=True)]
-        found[name] = [*split_ones, Candidate(None, whole, uncut)]
-    return found
+        ladders[name] = [*split_ones, Candidate(None, whole, uncut)]
+    return ladders
 
 
 def _judge(
@@ -237,7 +237,7 @@ def _costs(graph: Graph, calls: Sequence[Node], unit: Unit) -> tuple[int, int, i
 
 
 def _jobs(graph: Graph, ranks: Mapping[str, int]) -> list[Job]:
-    found = []
+    jobs = []
     for calls in graph.calls().values():
         op = calls[0].op
         # Causal padding is not written in rows of inputs (`can_refit`).
@@ -245,8 +245,8 @@ def _jobs(graph: Graph, ranks: Mapping[str, int]) -> list[Job]:
             norm = norm_behind(graph, calls)
             # All output channels: they are as many as before.
             makes = np.arange(op.kernel.shape[-1])
-            found.append(Job(op.name, tuple(calls), makes, None if norm is None else norm.name))
-    return found
+            jobs.append(Job(op.name, tuple(calls), makes, None if norm is None else norm.name))
+    return jobs
 
 
 def _changes(wide: keras.Model, low: keras.Model, able: Collection[str], ranks: Mapping[str, int]) -> str:

@@ -64,10 +64,10 @@ def pairing(node: Node, known: dict[str, Pairing | None]) -> Pairing | None:
     # Deep models have many layers that are alike: each kind is tried once.
     if key is None or key not in known:
         with _random_values(node.op):
-            found = _tried(node, widths)
+            answer = _tried(node, widths)
         if key is None:
-            return found
-        known[key] = found
+            return answer
+        known[key] = answer
     return known[key]
 
 
@@ -132,10 +132,10 @@ def _moved(node: Node, channels: int) -> np.ndarray | None:
     shape = (1, *(n or OPEN for n in node.inputs[0].shape[1:]))
     numbers = np.broadcast_to(np.arange(channels, dtype=np.float32), shape)
     rows = compute(node, node.op, [numbers]).reshape(-1, node.outputs[0].shape[-1])
-    found = np.rint(rows[0])
-    if not np.array_equal(rows, np.broadcast_to(found, rows.shape)) or found.min() < 0 or found.max() >= channels:
+    places = np.rint(rows[0])
+    if not np.array_equal(rows, np.broadcast_to(places, rows.shape)) or places.min() < 0 or places.max() >= channels:
         return None
-    return found.astype(int)
+    return places.astype(int)
 
 
 def _holds(node: Node, pair: Pairing, values: list[np.ndarray], wide: np.ndarray) -> bool:
@@ -156,8 +156,8 @@ def _holds(node: Node, pair: Pairing, values: list[np.ndarray], wide: np.ndarray
             compute(node, op, some)  # builds it
             narrow_values(node.op, op, reads[0], makes, before)
         # The property itself: fewer channels in, and the same ones out, with the same values.
-        found, wanted = compute(node, op, some), wide[..., makes]
-        if found.shape != wanted.shape or not np.allclose(found, wanted, rtol=1e-4, atol=1e-5, equal_nan=True):
+        narrow, wanted = compute(node, op, some), wide[..., makes]
+        if narrow.shape != wanted.shape or not np.allclose(narrow, wanted, rtol=1e-4, atol=1e-5, equal_nan=True):
             return False
     return True
 

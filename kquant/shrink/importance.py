@@ -31,9 +31,9 @@ def by_l1(channels: Channels) -> np.ndarray:
     Source: Li et al., "Pruning Filters for Efficient ConvNets", arXiv:1608.08710, section 3.1; sections 3.2 and 3.3 for
     residual blocks.
     """
-    found = ((site.makes, _filters(site)) for site in channels.sites if site.maker)
+    filters = ((site.makes, _filters(site)) for site in channels.sites if site.maker)
     # Sums of |w| grow with what a filter reads; in units of the layer's mean they compare. A layer of zeros has mean 0.
-    return _averaged(channels, [(makes, norms / (norms.mean() or 1.0)) for makes, norms in found])
+    return _averaged(channels, [(makes, norms / (norms.mean() or 1.0)) for makes, norms in filters])
 
 
 def by_bn_scale(channels: Channels) -> np.ndarray:
@@ -42,14 +42,14 @@ def by_bn_scale(channels: Channels) -> np.ndarray:
     Source: Liu et al., "Learning Efficient Convolutional Networks through Network Slimming", arXiv:1708.06519,
     section 3.
     """
-    found = []
+    scales = []
     for site in channels.sites:
         if isinstance(site.op, keras.layers.BatchNormalization) and site.op.scale:
             sizes = np.abs(site.op.gamma.numpy().astype(np.float64))
             # Not where the norm runs along another axis than the last.
             if len(sizes) == len(site.makes):
-                found.append((site.makes, sizes / (sizes.mean() or 1.0)))
-    return _averaged(channels, found)
+                scales.append((site.makes, sizes / (sizes.mean() or 1.0)))
+    return _averaged(channels, scales)
 
 
 def by_taylor(
@@ -88,8 +88,8 @@ def by_taylor(
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch([v.value for v in variables])
             value = loss(y, model(x, training=False))
-        found = tape.gradient(value, [v.value for v in variables], unconnected_gradients="zero")
-        return [v.value * g for v, g in zip(variables, found, strict=True)]
+        slopes = tape.gradient(value, [v.value for v in variables], unconnected_gradients="zero")
+        return [v.value * g for v, g in zip(variables, slopes, strict=True)]
 
     summed, count = np.zeros(channels.count), 0
     for x, y in tqdm(batches(), desc="taylor importance", unit="batch", disable=not verbose, total=total):
@@ -152,10 +152,10 @@ def _filters(site: Site) -> np.ndarray:
     return np.abs(kernel).sum(axis=_summed(site))
 
 
-def _averaged(channels: Channels, found: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+def _averaged(channels: Channels, values_of: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
     """The mean of all values of a channel."""
     total, count = np.zeros(channels.count), np.zeros(channels.count)
-    for makes, values in found:
+    for makes, values in values_of:
         np.add.at(total, makes, values)
         np.add.at(count, makes, 1.0)
     return np.where(count > 0, total / np.maximum(count, 1.0), np.nan)

@@ -61,8 +61,8 @@ def choose_ranks(ladders: Mapping[str, Sequence[Candidate]], limit: int, name: s
         if sum(ladders[key][i].cost for key, i in taken.items()) <= limit:
             break
     _spend(ladders, taken, limit)
-    found = {key: ladders[key][i].rank for key, i in taken.items()}
-    return {key: rank for key, rank in found.items() if rank is not None}
+    ranks = {key: ladders[key][i].rank for key, i in taken.items()}
+    return {key: rank for key, rank in ranks.items() if rank is not None}
 
 
 def cheapest_ranks(ladders: Mapping[str, Sequence[Candidate]], limit: int, name: str = "model") -> dict[str, int]:
@@ -89,8 +89,8 @@ def cheapest_ranks(ladders: Mapping[str, Sequence[Candidate]], limit: int, name:
         lambda places: sum(ladder[i].cost for ladder, i in zip(down, places, strict=True)),
         limit,
     )
-    found = {key: ladder[i].rank for key, ladder, i in zip(ladders, down, places, strict=True)}
-    return {key: rank for key, rank in found.items() if rank is not None}
+    ranks = {key: ladder[i].rank for key, ladder, i in zip(ladders, down, places, strict=True)}
+    return {key: rank for key, rank in ranks.items() if rank is not None}
 
 
 def _within_reach(ladders: Mapping[str, Sequence[Candidate]], limit: int, name: str) -> None:
