@@ -102,9 +102,7 @@ def _integers(x: tf.Tensor, grid: arithmetic.Grid) -> tf.Tensor:
     return tf.cast(codes + grid.zero_point, tf.int32)
 
 
-def _of_sums(
-    y: tf.Tensor, origin: Origin, scale: tf.Tensor, out: arithmetic.Grid, runtime: str
-) -> tf.Tensor:
+def _of_sums(y: tf.Tensor, origin: Origin, scale: tf.Tensor, out: arithmetic.Grid, runtime: str) -> tf.Tensor:
     """The steps that the interpreter makes of its integer sums."""
     kernel, activation = origin.kernel or "", (origin.attributes or {}).get("activation")
     # A model of 0.1 does not say what its kernel fuses, so that only its output tells where an activation has clipped.
