@@ -129,6 +129,7 @@ def find(op: Any, target: Target | None = None) -> Rule | None:
     Returns:
         The rule, or None for an unknown layer.
     """
+    # The first one counts, so that a rule with a condition stands before one without.
     matching = [rule for rule in candidates(type(op)) if rule.when(op)]
     if target is None or not matching:
         return matching[0] if matching else None
@@ -149,5 +150,6 @@ def find_weighted(op: Any) -> Rule | None:
         >>> find_weighted(keras.layers.Dense(2, activation="relu")).weights.input_axis
         0
     """
+    # Of a layer that expands (an activation, causal padding), the rule behind says where the weights are.
     matching = (rule for rule in candidates(type(op)) if rule.expand is None and rule.when(op))
     return next((rule for rule in matching if rule.weights is not None), None)

@@ -50,6 +50,7 @@ class Applied(keras.layers.Layer):
 @cache
 def _functions() -> dict[int, str]:
     """`id(function)` -> the name it has in `keras.activations`."""
+    # By the name that a function has itself: `swish` is another one of `silu`. `get` and its like are none to apply.
     known = {name: f for name, f in vars(keras.activations).items() if inspect.isfunction(f) and f.__name__ == name}
     named = {id(f): name for name, f in known.items() if name not in ("get", "serialize", "deserialize")}
     named |= {id(getattr(tf.nn, name)): name for name in TENSORFLOW}
@@ -84,6 +85,8 @@ def activate(function: Any, make: Make, x: Any, layer: str | None = None) -> Any
     if name == "hard_sigmoid":
         from kquant.ops.affine import affine  # affine.py imports no activation, but its rules fuse this one's ReLU
 
+        # relu6(x + 3) / 6 is x / 6 + 1/2, clipped at 0 and 1: the slope folds into the layer before, the clip into its
+        # range.
         slope = make("slope", lambda: affine(1 / 6, 0.5, channels=x.shape[-1], name=f"{label}_slope"))(x)
         return make("clip", lambda: layers.ReLU(1.0, name=label))(slope)
     return make("activation", lambda: layers.Activation(name, name=label))(x)

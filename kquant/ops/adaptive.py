@@ -30,6 +30,8 @@ def _along(make: Make, x: Any, cls: type, axis: int, count: int, name: str) -> A
     y = reshaped(make, x, (before, length, behind), f"{name}_lines{axis}", f"{key}lines")
     windows = _windows(length, count)
     size = max(len(w) for w in windows)
+    # Windows overlap and differ in length. A maximum does not mind a value twice, so short windows repeat their last
+    # one; an average does, and pools each window by itself.
     if cls is layers.MaxPooling2D or len({len(w) for w in windows}) == 1:
         rows = [min(w.start + k, w.stop - 1) for w in windows for k in range(size)]
         y = picked(make, y, rows, 2, f"{name}_windows{axis}", f"{key}rows")
@@ -48,6 +50,7 @@ def _adaptive(cls: type) -> Any:
         refuse_channels_first(op)
         size, shape = op.output_size, x.shape[1:-1]
         if len(shape) == 2 and all(n % out == 0 for n, out in zip(shape, size, strict=True)):
+            # Whole windows side by side are an ordinary pool.
             window = [n // out for n, out in zip(shape, size, strict=True)]
             return make("pool", lambda: cls(window, name=op.name))(x)
         for axis, count in enumerate(size, 1):

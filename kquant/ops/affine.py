@@ -109,6 +109,7 @@ def batch_norm_as_affine(op: Any) -> tuple[np.ndarray, np.ndarray]:
     variance = op.moving_variance.numpy().astype(np.float64)
     gamma = op.gamma.numpy().astype(np.float64) if op.scale else np.ones_like(variance)
     beta = op.beta.numpy().astype(np.float64) if op.center else np.zeros_like(variance)
+    # In float64: float32 would round scale and offset before they are folded into weights.
     scale = gamma / np.sqrt(variance + op.epsilon)
     return scale, beta - op.moving_mean.numpy().astype(np.float64) * scale
 
@@ -141,6 +142,7 @@ def _batch_norm(op: Any, make: Make, x: Any, **_: Any) -> Any:
         return layer
 
     axis, rank = op.axis % len(x.shape), len(x.shape)
+    # Channels anywhere else go to the end and back: `Affine` runs over the last axis.
     if axis == rank - 1:
         return make("affine", build)(x)
     to_last = [a for a in range(1, rank) if a != axis] + [axis]
@@ -154,6 +156,7 @@ def is_per_channel(value: Any, x: Any) -> bool:
     """True for one number, or one for each channel (last axis) of `x`."""
     shape = tuple(getattr(value, "shape", np.shape(value)))
     size = int(np.prod(shape, dtype=np.int64))
+    # [channels], or that with axes of 1 in front; [channels, 1] is a number for each row.
     return size == 1 or (len(shape) <= len(x.shape) and size == x.shape[-1] == shape[-1])
 
 
@@ -189,6 +192,7 @@ def _rescaling(op: Any, make: Make, x: Any, **_: Any) -> Any:
 
 def _normalization(op: Any, make: Make, x: Any, **_: Any) -> Any:
     mean, variance = (as_array(v).astype(np.float64) for v in (op.mean, op.variance))
+    # As Keras bounds it, where a channel was constant in the data it was adapted to.
     deviation = np.maximum(np.sqrt(variance), keras.config.epsilon())
     scale, offset = (deviation, mean) if op.invert else (1.0 / deviation, -mean / deviation)
     return scaled(make, x, scale, offset, op.name)
@@ -198,6 +202,7 @@ def _lower(program: Program, call: Call) -> None:
     """A 1x1 depthwise convolution over the input seen as `[1, 1, positions, channels]`."""
     weights, x = call.weights, call.inputs[0]
     kernel = weights.kernel_ref(program, weights.codes.reshape(1, 1, 1, -1), axis=3)
+    # Positions as one row of an image: 4-D tensors need no RESHAPE, and no other rank has a kernel.
     shape = x.shape if len(x.shape) == 4 else (1, 1, x.size // x.shape[-1], x.shape[-1])
     made = call.output if shape == x.shape else program.value(f"{call.output.name}/2d", shape, call.output.encoding)
     program.emit(

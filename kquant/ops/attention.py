@@ -81,6 +81,7 @@ def attend(
     Returns:
         The values, and the weights they were summed with.
     """
+    # [samples, (heads), queries, keys].
     logits = product(make, query, key, f"{name}_logits", adj_y=True, key="logits")
     if scale is not None or beta <= 0.0:  # a trained factor, or one that SOFTMAX does not take
         factor, trains = (beta, ()) if scale is None else (as_array(scale), ("scale",) if _trains(scale) else ())
@@ -91,6 +92,7 @@ def attend(
         other = stored(make, as_array(bias) / beta, logits, name, key="bias", trains=_trains(bias))
         logits = make("biased", lambda: layers.Add(name=f"{name}_biased"))([logits, other])
     if allowed is not None:
+        # 8 below every logit is meant behind beta, which SOFTMAX applies to what is masked here.
         logits = masked(make, logits, allowed, name, MASKED_BELOW / beta)
     weights = make("weights", lambda: ScaledSoftmax(beta, name=f"{name}_weights"))(logits)
     if dropout:
@@ -141,14 +143,18 @@ def _dot_product(
             "keras.ops, as matmul, add, softmax, matmul."
         )
     beta = 1.0 / float(np.sqrt(query.shape[-1])) if scale is None else float(as_array(scale))
+    # Keras gives [samples, positions, heads, features]; matrices stand on the last two axes, so heads go in front of
+    # them.
     swap = [0, 2, 1, 3]
     heads, positions, keys = query.shape[2], query.shape[1], key.shape[1]
     allowed = None if mask is None else constant_mask(mask, op, 4)
     if op.is_causal:
         causal = np.tri(positions, keys, dtype=bool)
         allowed = causal if allowed is None else allowed & causal
+        # Three axes, [heads or 1, queries, keys], whatever the mask left out in front.
         allowed = allowed.reshape((1,) * (3 - allowed.ndim) + allowed.shape)
     if bias is not None and not _trains(bias):
+        # A bias of -1e9 would stretch the range of the sum until all other logits shared one code.
         bias, allowed = _split_bias(as_array(bias), allowed)
     query = permuted(make, query, swap, op.name, "query")
     key, value = (
@@ -175,6 +181,7 @@ def repeated(make: Make, x: Any, heads: int, name: str, key: str) -> Any:
     if few in (1, heads):
         return x
     _, _, positions, features = x.shape
+    # An axis of copies behind the heads makes the copies of a head neighbours, as Keras gives them to the query heads.
     x = reshaped(make, x, (few, 1, positions, features), name, f"{key}_each")
     copies = [x] * (heads // few)
     x = make(f"{key}_copies", lambda: layers.Concatenate(axis=2, name=f"{name}_copies"))(copies)
@@ -195,6 +202,7 @@ def softmax_over(op: Any, make: Make, x: Any, mask: Any = None, **_: Any) -> Any
         )
     if mask is not None:
         x = masked(make, x, constant_mask(mask, op, rank), op.name)
+    # All axes of the softmax behind the others and in one, for SOFTMAX runs over the last axis.
     order = [a for a in range(rank) if a not in axes] + axes
     x = permuted(make, x, order, op.name, "order")
     shape, kept = x.shape[1:], rank - len(axes) - 1

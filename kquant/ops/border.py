@@ -60,6 +60,7 @@ def padded(make: Make, x: Any, widths: Sequence[Sequence[int]], name: str, *, va
 
 
 def _expand_pad(op: Any, make: Make, x: Any, constant_values: Any = None, *_: Any, **__: Any) -> Any:
+    # One number, one pair, or a pair for each axis.
     widths = [tuple(int(n) for n in row) for row in np.broadcast_to(np.asarray(op.pad_width), (len(x.shape), 2))]
     refuse_batch(op, [0] if any(widths[0]) else [])
     if op.mode in MODES:
@@ -105,6 +106,7 @@ def _lower(program: Program, call: Call) -> None:
 
 def _too_wide(node: Node) -> str | None:
     lengths = node.inputs[0].shape[1:]
+    # "reflect" leaves the edge itself out of the mirror.
     most = [n - (node.op.mode == "reflect") for n in lengths]
     if any(max(sides) > limit for sides, limit in zip(node.op.widths, most, strict=True)):
         return f"it mirrors more than the {list(lengths)} values there are; pad in several steps"

@@ -38,9 +38,11 @@ def _is_tensor(value: Any) -> bool:
 def _compare(op: Any, make: Make, a: Any, b: Any) -> Any:
     kind = COMPARISONS[type(op).__name__]
     if _is_tensor(a) and _is_tensor(b):
+        # a > b is a - b > 0: one difference with a range of its own, then a table.
         away = make("away", lambda: layers.Subtract(name=f"{op.name}_away"))([a, b])
         return function(make, kind, away, op.name)
     if not _is_tensor(a):
+        # c > x is x < c; equality is the same from either side.
         a, b, kind = b, a, MIRRORED.get(kind, kind)
     value = np.asarray(keras.ops.convert_to_numpy(b), np.float64)
     if value.size == 1:
@@ -82,6 +84,7 @@ def _where(op: Any, make: Make, condition: Any, a: Any = None, b: Any = None) ->
 def _weighted(op: Any, make: Make, condition: Any, a: Any, b: Any) -> list[tuple[Any, Any, str]]:
     """`(condition, value, key)` of both choices."""
     if _is_tensor(condition):
+        # Nothing is added where the condition does not hold, so its complement is not needed.
         if not _is_tensor(b) and not np.any(np.asarray(b)):
             return [(condition, a, "then")]
         other = make("other", lambda: affine(-1.0, 1.0, channels=condition.shape[-1], name=f"{op.name}_not"))

@@ -75,6 +75,7 @@ class Masked(keras.layers.Layer):
     def __init__(self, shape: Sequence[int], **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.shape = tuple(int(n) for n in shape)
+        # A weight, since the mask is saved with the model; the config holds its shape only.
         self.allowed = self.add_weight(
             name="allowed", shape=self.shape, initializer="ones", trainable=False, dtype="int8", autocast=False
         )
@@ -82,6 +83,7 @@ class Masked(keras.layers.Layer):
 
     def call(self, x: Any) -> Any:
         """Replace the logits of masked positions."""
+        # float16 ends at 65504.
         lowest = LOWEST_HALF if keras.backend.standardize_dtype(x.dtype) == "float16" else LOWEST
         allowed = keras.ops.expand_dims(keras.ops.convert_to_tensor(self.allowed), 0)
         return keras.ops.where(allowed > 0, x, keras.ops.cast(lowest, x.dtype))
@@ -139,6 +141,7 @@ def known(t: Any) -> np.ndarray | None:
     if not isinstance(layer, Stored) or layer.trains:
         return None
     value = layer.value.numpy()
+    # An axis that repeats its first row is left 1 long, if that makes the same tensor again.
     for axis in range(value.ndim):
         first = np.take(value, [0], axis)
         value = first if value.shape[axis] > 1 and np.array_equal(np.broadcast_to(first, value.shape), value) else value
@@ -169,6 +172,7 @@ def masked(make: Make, x: Any, allowed: np.ndarray, name: str, below: float = MA
         return x
     extra = len(x.shape) - 1 - np.ndim(allowed)  # kernels of one rank only: LiteRT's reference MINIMUM needs it
     allowed = np.reshape(allowed, (1,) * extra + np.shape(allowed) if extra >= 0 else np.shape(allowed)[-extra:])
+    # `below` under all logits is inside the shared range, and so the lowest code is at least that far under each.
     lower = make("below", lambda: Below(below, name=f"{name}_below"))(x)
     x = make("stretched", lambda: Stretched(name=f"{name}_stretched"))([x, lower])
     return make("masked", lambda: masked_layer(np.asarray(allowed, bool), f"{name}_masked"))(x)
@@ -176,6 +180,7 @@ def masked(make: Make, x: Any, allowed: np.ndarray, name: str, below: float = MA
 
 def _lower_stored(program: Program, call: Call) -> None:
     """The output becomes a constant of the file; no operator computes it."""
+    # The 1 of the samples, as every tensor of the file has it.
     value = call.op.value.numpy()[None]
     call.output.data = call.output.encoding.quantize(value).astype(call.output.dtype)
 

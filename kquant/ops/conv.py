@@ -44,6 +44,7 @@ def window(values: tuple[int, ...], field: str) -> dict[str, int]:
 def _lower_conv(program: Program, call: Call) -> None:
     op, weights, rank = call.op, call.weights, call.op.rank
     codes = weights.codes if rank == 2 else weights.codes[None]
+    # Keras [h, w, in, out] -> TFLite [out, h, w, in].
     kernel = weights.kernel_ref(program, np.ascontiguousarray(codes.transpose(3, 0, 1, 2)), axis=0)
     made = output_2d(program, call.output, rank)
     program.emit(
@@ -62,6 +63,8 @@ def _lower_depthwise(program: Program, call: Call) -> None:
     op, weights, rank = call.op, call.weights, call.op.rank
     codes = weights.codes if rank == 2 else weights.codes[None]
     height, width, inputs, multiplier = codes.shape
+    # Keras [h, w, in, multiplier] -> TFLite [1, h, w, in * multiplier]: the multiples of a channel are neighbours in
+    # both.
     kernel = weights.kernel_ref(program, codes.reshape(1, height, width, inputs * multiplier), axis=3)
     made = output_2d(program, call.output, rank)
     program.emit(
@@ -82,6 +85,7 @@ def _lower_transpose(program: Program, call: Call) -> None:
     same sum, since both take the padding off from `(n - 1) * stride + size - length` on.
     """
     op, weights = call.op, call.weights
+    # Keras [h, w, out, in] -> TFLite [out, h, w, in].
     kernel = weights.kernel_ref(program, np.ascontiguousarray(weights.codes.transpose(2, 0, 1, 3)), axis=0)
     shape = program.constant("shape", np.array(call.output.shape, np.int32))
     program.emit(
@@ -96,6 +100,7 @@ def _lower_transpose(program: Program, call: Call) -> None:
 
 def _causal(op: Any, make: Make, x: Any) -> Any:
     """Padding on the left, then a valid convolution."""
+    # TFLite pads as SAME or not at all: zeros in front are an operator of their own, which rounds nothing.
     reach = op.dilation_rate[0] * (op.kernel_size[0] - 1)
     x = make("pad", lambda: layers.ZeroPadding1D((reach, 0), name=f"{op.name}_pad"))(x)
     return make("valid", lambda: rebuild(op, padding="valid"))(x)

@@ -34,6 +34,7 @@ def _lower(program: Program, call: Call) -> None:
         [call.inputs[0], kernel, weights.bias_ref(program)],
         call.output,
         fusedActivationFunction=call.activation,
+        # Else the kernel flattens all axes but the last into one.
         keepNumDims=len(call.output.shape) > 2,
     )
 

@@ -33,6 +33,7 @@ INVERSES = {"sqrt": "rsqrt", "rsqrt": "sqrt"}
 
 def _divided(op: Any, make: Make, a: Any, b: Any) -> Any:
     """`a / b`."""
+    # A constant tensor of the graph divides like a number.
     if (numbers := known(b)) is not None:
         b = numbers
     if not isinstance(b, keras.KerasTensor):
@@ -50,6 +51,7 @@ def _by_constant(op: Any, make: Make, a: Any, b: Any) -> Any:
         raise ValueError(f"{op.name} ({type(op).__name__}): its divisor holds a 0. Replace it by what is meant there.")
     if not is_per_channel(b, a):
         trains = isinstance(b, keras.Variable) and b.trainable
+        # The reciprocal is taken once, here: MUL has a kernel, DIV has none that is right.
         other = stored(make, 1.0 / as_array(b).astype(np.float64), a, op.name, trains=trains)
         return make("pair", lambda: layers.Multiply(name=op.name))([a, other])
     return binary(layers.Multiply, lambda c, first: (1.0 / c, 0.0))(op, make, a, b)
@@ -59,6 +61,7 @@ def _reciprocal(op: Any, make: Make, y: Any, kind: str = "reciprocal") -> Any:
     """A table of `1 / y`; of what a root was taken of, where `y` is one."""
     layer, inputs = made_of(y)
     if kind == "reciprocal" and isinstance(layer, Function) and layer.function in INVERSES:
+        # x / sqrt(y) is x rsqrt(y): one table instead of two, of a narrower range.
         y, kind = inputs[0], INVERSES[layer.function]
     return function(make, kind, y, f"{op.name}_{kind}", key="reciprocal")
 
@@ -99,9 +102,11 @@ def _softmax_input(a: Any, b: Any) -> Any:
     other, read = made_of(summed[0])
     if summed[0] is not a and not (_is_exp(other) and read[0] is below[0]):  # exp(x) may be written twice
         return None
+    # `sum_of` writes a sum as a mean times n; that n is how it is known again.
     count = float(np.prod([a.shape[axis] for axis in mean.axis]))
     if not (np.all(scaling.scale.numpy() == np.float32(count)) and not np.any(scaling.offset.numpy())):
         return None
+    # exp(x - max(x)): SOFTMAX takes the maximum off by itself.
     away, pair = made_of(below[0])
     largest, read = made_of(pair[1]) if isinstance(away, layers.Subtract) else (None, [])
     same = isinstance(largest, Extreme) and largest.largest and largest.axis == mean.axis and read[0] is pair[0]

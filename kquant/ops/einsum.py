@@ -46,11 +46,13 @@ def _einsum(op: Any, make: Make, *operands: Any, **_: Any) -> Any:
     arrays = [t if _is_tensor(t) else as_array(t) for t in operands]
     labels, result, size = parse(op.subscripts, [t.shape for t in arrays], op.name)
     tensors = [i for i, t in enumerate(operands) if _is_tensor(t)]
+    # Every tensor of the graph begins with the samples, as the result does, and a constant has none.
     if any(labels[i][:1] != result[:1] for i in tensors) or any(
         result[:1] in labels[i] for i in range(len(operands)) if i not in tensors
     ):
         raise _mixed(op, *(t.shape for t in operands))
     if len(operands) == 1:
+        # What is summed leaves first, so that fewer values are transposed.
         kept = [n for n in labels[0] if n in result]
         x = operands[0]
         if len(kept) < len(labels[0]):
@@ -63,6 +65,8 @@ def _of_two(op: Any, make: Make, operands: Any, labels: list[str], result: str, 
     """Two tensors, or a tensor and a kernel on either side."""
     if all(_is_tensor(t) for t in operands):
         return contraction(make, op.name, *operands, Equation(labels[0], labels[1], result, size))
+    # `kernel_contraction` wants the tensor in front; labels say which axes meet, so the order of the two does not
+    # matter.
     first = 0 if _is_tensor(operands[0]) else 1
     x, value = operands[first], operands[1 - first]
     equation = Equation(labels[first], labels[1 - first], result, size)
@@ -77,11 +81,15 @@ def _matmul(op: Any, make: Make, a: Any, b: Any) -> Any:
         return product(make, a, b, op.name)
     x, value = (a, b) if _is_tensor(a) else (b, a)
     rank = len(np.shape(as_array(value)))
+    # A matrix for each position of further axes: a stored tensor, as for two tensors.
     if rank > 2:
         other = stored(make, value, x, op.name)
         return product(make, *((x, other) if x is a else (other, x)), op.name)
+    # [samples, n] behind a constant would be contracted over the samples.
     if x is b and len(x.shape) < 3:
         raise _mixed(op, a.shape, b.shape)
+    # x @ K contracts the last axis of x with the first of K, K @ x the last of K with the last but one of x; z is the
+    # axis that K brings. A vector brings none.
     names = ascii_lowercase[: len(x.shape)]
     kernel = (names[-1] if x is a else names[-2]) if rank == 1 else names[-1] + "z" if x is a else "z" + names[-2]
     result = names[:-1] if x is a else names[:-2] + names[-1]
@@ -98,11 +106,14 @@ def _tensordot(op: Any, make: Make, a: Any, b: Any) -> Any:
         raise _mixed(op, a.shape, b.shape)
     axes = getattr(op, "axes", None)
     if type(op).__name__ == "Dot":
+        # ops.dot: the last axis of the first with the last but one of the second, or the only one.
         axes = [[-1], [max(len(b.shape) - 2, 0)]]
     elif axes is None or isinstance(axes, int):
+        # A number n: the last n axes of the first with the first n of the second.
         axes = [list(range(-(2 if axes is None else axes), 0)), list(range(2 if axes is None else axes))]
     pair = [[int(i) for i in np.atleast_1d(axes[side])] for side in (0, 1)]
     left, right = [i % len(a.shape) for i in pair[0]], [i % len(b.shape) for i in pair[1]]
+    # Letters from either end of the alphabet, so that axes are only alike where they are paired.
     names, others = ascii_lowercase[: len(a.shape)], [*ascii_lowercase[::-1][: len(b.shape)]]
     for i, j in zip(left, right, strict=True):
         others[j] = names[i]
@@ -126,11 +137,13 @@ def _dot(op: Any, make: Make, inputs: Any, **_: Any) -> Any:
             for i, t in enumerate(inputs)
         )
     names = ascii_lowercase[: ranks[0]]
+    # The samples of both are one axis; all others differ but for the pair.
     others = [names[0], *ascii_lowercase[::-1][: ranks[1] - 1]]
     others[axes[1]] = names[axes[0]]
     result = "".join(n for n in names if n not in others[1:]) + "".join(n for n in others if n not in names)
     size = dict(zip([*names, *others], [*x.shape, *y.shape], strict=True))
     z = contraction(make, op.name, x, y, Equation(names, "".join(others), result, size))
+    # One number for each sample comes as [samples, 1] from Keras.
     return reshaped(make, z, tuple(z.shape[1:]) or (1,), op.name, "column")
 
 
@@ -144,6 +157,7 @@ def _einsum_dense(op: Any, make: Make, x: Any, **_: Any) -> Any:
         raise _mixed(op, x.shape, kernel.shape)
     e = Equation(first, second, result, size)
     inside = None
+    # Inside the Dense it joins the int32 sum and costs nothing; beside it, it is an ADD that rounds again.
     if bias is not None and is_dense(e):
         inside = _in_kernel(bias.numpy(), e)
     y = kernel_contraction(make, op.name, x, kernel.numpy(), e, bias=inside, trains=kernel.trainable)
@@ -155,6 +169,8 @@ def _einsum_dense(op: Any, make: Make, x: Any, **_: Any) -> Any:
 
 def _in_kernel(bias: np.ndarray, e: Equation) -> np.ndarray | None:
     """A bias for each output of the kernel, in its order; None where it varies along other axes too."""
+    # A bias broadcasts against the result from its last axis on. What varies along an axis that comes from the input is
+    # no bias of output channels.
     shape = (1,) * (len(e.result) - bias.ndim) + bias.shape
     own = e.free(1)
     if any(n > 1 and label not in own for label, n in zip(e.result, shape, strict=True)):

@@ -102,9 +102,11 @@ class Function(keras.layers.Layer):
 
     def call(self, x: Any, training: bool = False) -> Any:
         """Apply the function; in training, what lies outside the domain takes the batch's nearest value inside."""
+        # Calibration wants to see NaN and infinity, so that it can refuse them by name.
         if self.domain is EVERYWHERE or is_observing():
             return self._raw(x)
         inside, beyond = self._inside(x)
+        # Before the function and behind it: the gradient of a `where` alone is NaN wherever the branch not taken is.
         safe = K.where(inside, x, self._nearest(x, inside))
         y = self._raw(safe)
         return y if training or beyond is None else K.where(inside, y, beyond)
@@ -134,9 +136,11 @@ class Function(keras.layers.Layer):
         d = self.domain
         if d.closed and not d.hole:
             return K.stop_gradient(K.clip(x, d.low, d.high))
+        # An open edge has no value to take: the batch's own nearest one stands in, by size where 0 is left out.
         far = np.float32(np.finfo(np.float32).max)
         smallest = K.min(K.where(inside, K.abs(x) if d.hole else x, far))
         largest = K.max(K.where(inside, K.abs(x) if d.hole else x, -far))
+        # For a batch without any value inside: some number of the domain, near its lower edge where it is unbounded.
         middle = 1.0 if d.hole else 0.5 * (max(d.low, -1.0) + min(d.high, d.low + 2.0))
         edge = K.where(x <= d.low, smallest, largest) if not d.hole else K.broadcast_to(smallest, K.shape(x))
         return K.stop_gradient(K.where(K.any(inside), edge, middle))
@@ -169,6 +173,7 @@ def power(op: Any, make: Make, x: Any, exponent: Any) -> Any:
     number = float(np.reshape(keras.ops.convert_to_numpy(exponent), ()))
     if number == 1.0:
         return x
+    # MUL is one operator where a table takes three, and has a kernel in 16 bits.
     if number == 2.0:
         return make("pair", lambda: keras.layers.Multiply(name=op.name))([x, x])
     return function(make, "power", x, op.name, number)

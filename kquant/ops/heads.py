@@ -22,6 +22,7 @@ def _band(queries: int, keys: int, causal: bool, window: int | None) -> np.ndarr
     """bool[1, 1, queries, keys]: which keys a query may see; None for all."""
     if not causal and window is None:
         return None
+    # How far a key lies ahead of the query; negative ones are the past.
     ahead = np.arange(keys)[None] - np.arange(queries)[:, None]
     allowed = ahead <= 0 if causal else np.ones_like(ahead, bool)
     return (allowed if window is None else allowed & (np.abs(ahead) < window))[None, None]
@@ -53,6 +54,7 @@ def _allowed(op: Any, query: Any, key: Any, options: dict[str, Any]) -> np.ndarr
     for name in ("query_mask", "value_mask", "key_mask"):
         if options.get(name) is not None:
             constant_mask(options[name], op, 2)
+    # Before `_flat`: further axes of positions count together.
     queries, keys = (int(np.prod(t.shape[1:-1])) for t in (query, key))
     window = op.get_config().get("sliding_window")
     allowed = _band(queries, keys, bool(options.get("use_causal_mask")), window)
@@ -79,6 +81,8 @@ def _projected(op: Any, make: Make, x: Any, key: str) -> Any:
     inner = projection(op, key)
     if getattr(inner, "lora_enabled", False):
         raise ValueError(f"{op.name} ({type(op).__name__}): LoRA is on; save and reload the layer to merge it.")
+    # Keras' kernel is [features in, heads, features out]: as one matrix, heads outside, which the reshape takes apart
+    # again.
     width, heads, features = inner.kernel.shape
     y = dense(
         make,
@@ -101,6 +105,7 @@ def _output(op: Any, make: Make, y: Any, shape: Any) -> Any:
     kernel = inner.kernel.numpy()
     y = permuted(make, y, [0, 2, 1, 3], op.name, "positions")
     width = int(y.shape[2] * y.shape[3])
+    # [samples, positions, heads * features], in the order of the output kernel's first two axes.
     y = reshaped(make, y, (y.shape[1], width), op.name, "beside")
     y = dense(
         make,
@@ -142,9 +147,11 @@ def _additive(op: Any, make: Make, query: Any, key: Any) -> Any:
     inner, outer = 1.0, op.scale
     if not isinstance(op, layers.AdditiveAttention):
         inner, outer = (1.0 if op.scale is None else float(as_array(op.scale))), op.concat_score_weight
+    # The sum over features is a product with ones, or with the trained scale, so that the Dense holds it.
     kernel = np.ones((features, 1), np.float32)
     if outer is not None:
         kernel = kernel * as_array(outer).reshape(-1, 1)
+    # [queries, 1, features] + [1, keys, features]: every pair of positions.
     query = reshaped(make, query, (queries, 1, features), op.name, "queries")
     key = reshaped(make, key, (1, keys, features), op.name, "keys")
     x = make("pairs", lambda: layers.Add(name=f"{op.name}_pairs"))([query, key])

@@ -97,11 +97,13 @@ def along(op: Any, axis: Any, rank: int) -> int:
 def part(make: Make, x: Any, ranges: dict[int, range], name: str, key: str = "part") -> Any:
     """`x` cut to a range with a positive step on each of these axes; `x` itself where nothing is cut."""
     rank, lengths = len(x.shape), x.shape
+    # A range as long as the axis is the axis itself, all steps being positive.
     ranges = {a: r for a, r in ranges.items() if len(r) != lengths[a]}
     if not ranges:
         return x
     strided = [a for a, r in ranges.items() if r.step != 1]
     if rank > STRIDED_RANK and strided:
+        # Strided axes are picked one by one; the plain ones remain for the call below.
         for axis in strided:
             x = picked(make, x, list(ranges.pop(axis)), axis, f"{name}_axis{axis}", f"{key}_axis{axis}")
         return part(make, x, ranges, name, key)
@@ -116,6 +118,7 @@ def picked(make: Make, x: Any, indices: Sequence[int], axis: int, name: str, key
     length = x.shape[axis]
     if indices == list(range(length)):
         return x
+    # Neighbours in rising order are a SLICE, which targets without a GATHER have.
     row = range(indices[0], indices[-1] + 1)
     if indices == list(row):
         return part(make, x, {axis: row}, name, key)
@@ -131,6 +134,7 @@ def reshaped(make: Make, x: Any, shape: Sequence[int], name: str, key: str = "sh
 
 def _getitem(op: Any, make: Make, x: Any, key: Any) -> Any:
     items = _items(op, key, len(x.shape))
+    # `axis` counts axes of x, `shape` those of the result: None adds one to the result only, a number takes one away.
     axis, shape, cut = 0, [], {}
     for item in items:
         if item is None:
@@ -149,6 +153,7 @@ def _getitem(op: Any, make: Make, x: Any, key: Any) -> Any:
         else:
             cut[axis] = range(int(item) % length, int(item) % length + 1)
         axis += 1
+    # Slices first, since they leave less for what follows; turned ones and lists are picked, each along its axis.
     plain = {a: r for a, r in cut.items() if isinstance(r, range) and r.step > 0}
     y = part(make, x, plain, f"{op.name}_part", "part")
     for a in [a for a in cut if a not in plain]:
@@ -162,6 +167,8 @@ def _items(op: Any, key: Any, rank: int) -> list[Any]:
     items = [_item(op, item) for item in items]
     if sum(isinstance(item, list) for item in items) > 1:
         raise ValueError(f"{op.name} (GetItem): several lists of indices at once; index one axis after another.")
+    # New axes use up none of the tensor's; what no item speaks of is taken whole, where the ellipsis stands or at the
+    # end.
     used = sum(item is not None and item is not Ellipsis for item in items)
     where = next((i for i, item in enumerate(items) if item is Ellipsis), len(items))
     return [*items[:where], *[slice(None)] * (rank - used), *items[where + 1 :]]
@@ -192,6 +199,7 @@ def _slice(op: Any, make: Make, x: Any, begin: Any, shape: Any = None, **__: Any
     begin = constant_indices(op, begin).reshape(-1)
     lengths = op.shape if shape is None else shape  # older Kerases pass it with the call
     shape = [int(n) if n is not None else -1 for n in lengths]
+    # An open batch is -1 here; 1, the batch of the file, means all of it as well.
     refuse_batch(op, [] if begin[0] == 0 and shape[0] in (-1, 1) else [0])
     ranges = {
         a: range(int(begin[a]), x.shape[a] if shape[a] == -1 else int(begin[a]) + shape[a])
@@ -299,6 +307,7 @@ class ByShape(keras.layers.Layer):
 def _lower_runs(program: Program, call: Call) -> None:
     """Where there is no GATHER: a SLICE for each run of neighbours, put together."""
     x, y, axis = call.inputs[0], call.output, call.op.axis
+    # Where the next index is not the next row, a run ends.
     cuts = np.flatnonzero(np.diff(call.op.indices) != 1) + 1
     parts = []
     for run in np.split(np.array(call.op.indices), cuts):

@@ -78,15 +78,18 @@ def parse(subscripts: str, shapes: Sequence[Shape], name: str) -> tuple[list[str
     """
     inputs, _, result = subscripts.replace(" ", "").partition("->")
     operands = inputs.split(",")
+    # Letters for the axes behind ellipses, of those that the equation does not use.
     spare = [letter for letter in reversed(ascii_letters) if letter not in subscripts][::-1]
     spare = [c for c in spare if c.isupper()] + [c for c in spare if c.islower()]
     hidden = [len(s) - len(o.replace("...", "")) if "..." in o else 0 for o, s in zip(operands, shapes, strict=True)]
     pool = "".join(spare[: max(hidden)])
+    # Ellipses broadcast from the right, as shapes do.
     operands = [o.replace("...", pool[len(pool) - n :]) for o, n in zip(operands, hidden, strict=True)]
     if "->" in subscripts:
         result = result.replace("...", pool)
     else:
         every = "".join(operands)
+        # Without an arrow: the ellipsis, then every label that occurs once, by the alphabet.
         result = pool + "".join(sorted(n for n in set(every) if every.count(n) == 1 and n not in pool))
     size: dict[str, int | None] = {}
     for labels, shape in zip(operands, shapes, strict=True):

@@ -112,6 +112,7 @@ def _layer(op: Any, stem: str, rank: int, channels: int, shape: tuple[int, ...])
         "use_bias": False,
         "name": op.name,
     }
+    # Kernels are [..., in, multiplier], [..., out, in] and [..., in / groups, out], in this order below.
     size = shape[:rank] if rank > 1 else shape[0]
     if "Depthwise" in stem:
         return _class(stem, rank)(size, depth_multiplier=shape[-1], **shared)

@@ -53,6 +53,7 @@ def bounded(make: Make, x: Any, low: float | None, high: float | None, name: str
     refuse_infinite(name, *(bound for bound in (low, high) if bound is not None))
     if low is None and high is None:
         return x
+    # A ReLU fuses into the operator before it, where a bound of its own is an operator more.
     if low == 0 and (high is None or high > 0):
         return make("relu", lambda: layers.ReLU(high, name=name))(x)
     if _is_weighted(x) and (low is None or high is None or low < high):
@@ -65,6 +66,7 @@ def _is_weighted(x: Any) -> bool:
     from kquant.ops import find_weighted  # which reads the rules of this file
 
     op = maker(x)
+    # At inference those are not there.
     while isinstance(op, TRAINING_ONLY) and isinstance(x := op.input, keras.KerasTensor):
         op = maker(x)
     rule = find_weighted(op)
@@ -76,6 +78,7 @@ def _shifted(make: Make, x: Any, low: float | None, high: float | None, name: st
 
     MAXIMUM and MINIMUM keep the encoding of what they read, so that a wide layer would leave few codes to the rest.
     """
+    # Turned upside down where only the upper bound is there, as a ReLU is open above.
     sign, start = (1.0, low) if low is not None else (-1.0, high or 0.0)
     most = None if low is None or high is None else high - low
     channels = x.shape[-1]
@@ -121,6 +124,7 @@ def _lower(program: Program, call: Call) -> None:
     x, y = call.inputs[0], call.output
     for i, (code, value) in enumerate(bounds):
         last = i == len(bounds) - 1
+        # Both bounds have the encoding of the input, so each is one MAXIMUM or MINIMUM of codes.
         made = y if last else program.value(f"{y.name}/{code.lower()}", y.shape, y.encoding)
         name = f"{y.name}/{code.lower()}_of"
         if y.encoding is None:

@@ -37,6 +37,7 @@ def _embedding(op: Any, make: Make, x: Any, *_: Any, **__: Any) -> Any:
     if getattr(op, "lora_enabled", False):
         raise ValueError(f"{op.name} (Embedding): LoRA is on; merge it into the embeddings first (save and reload).")
     if (numbers := known(x)) is not None:  # segments or positions, the same for every sample
+        # Looked up here: the file stores the rows themselves, and no table.
         rows = np.broadcast_to(op.embeddings.numpy()[numbers[0].astype(np.int64)], (*x.shape[1:], op.output_dim))
         return repeated(make, rows, x, op.name)
     return None if not op.mask_zero else _plain(op, make, x)
@@ -111,6 +112,7 @@ def _lower(program: Program, call: Call) -> None:
 def _lower_float(program: Program, call: Call) -> None:
     """The rows are looked up as they are stored and become float32 afterwards; float16 has no look-up."""
     weights, y = call.weights, call.output
+    # float32 rows are the output already.
     if weights.dtype.startswith("float"):
         table = weights.kernel_ref(program, weights.codes, axis=0)
         program.emit("GATHER", [table, call.inputs[0]], y, axis=0, batchDims=0)

@@ -42,6 +42,7 @@ class BatchMatmul(keras.layers.Layer):
     def compute_output_shape(self, input_shape: Any) -> Any:
         """Rows of the first, columns of the second, broadcast batches."""
         x, y = (tuple(shape) for shape in input_shape)
+        # Both have one rank; where either is 1 long, it broadcasts.
         batch = tuple(b if a == 1 else a for a, b in zip(x[1:-2], y[1:-2], strict=True))
         return (x[0], *batch, x[-1] if self.adj_x else x[-2], y[-2] if self.adj_y else y[-1])
 
@@ -92,6 +93,7 @@ def summed(make: Make, x: Any, axes: list[int], name: str, key: str = "sum") -> 
     """The sum over some axes, which leave: a Dense of ones over them, exact in int32 and rounded once."""
     kept = [a for a in range(len(x.shape)) if a not in axes]
     shape = tuple(x.shape[a] for a in kept[1:])
+    # To the end and into one axis: what is summed is then what a Dense contracts.
     x = permuted(make, x, kept + axes, name, f"{key}_order")
     count = int(np.prod(x.shape[len(kept) :]))
     x = reshaped(make, x, (*shape, count), name, f"{key}_flat")
@@ -102,12 +104,14 @@ def summed(make: Make, x: Any, axes: list[int], name: str, key: str = "sum") -> 
 def contraction(make: Make, name: str, x: Any, y: Any, equation: Equation) -> Any:
     """Two tensors with labelled axes: one product of matrices for each index that both and the result have."""
     e = equation
+    # Summed before the product, which would otherwise be computed for each of these positions.
     for i, lonely in enumerate((e.lonely(0), e.lonely(1))):
         t, labels = ((x, e.first), (y, e.second))[i]
         if lonely:
             t = summed(make, t, [labels.index(n) for n in lonely], name, f"sum{i}")
             x, y = (t, y) if i == 0 else (x, t)
             e = e.without(i, lonely)
+    # An outer product has no sum: MUL broadcasts, and rounds once.
     if not e.contracted:
         x, y = _spread(make, name, x, e.first, e, "left"), _spread(make, name, y, e.second, e, "right")
         return make("outer", lambda: layers.Multiply(name=name))([x, y])
@@ -132,14 +136,18 @@ def kernel_contraction(
         trains: whether the kernel does.
     """
     e = equation
+    # Numbers are summed here and now, exactly.
     value = np.sum(value, axis=tuple(e.second.index(n) for n in e.lonely(1)))
     e = e.without(1, e.lonely(1))
     if not is_dense(e):
+        # An axis that both have and that stays needs a matrix for each of its positions: the kernel as a tensor, with
+        # an axis of 1 for the samples in front.
         y = make("stored", lambda: stored_layer(value, f"{name}_stored", trains))(x)
         return contraction(make, name, x, y, Equation(e.first, e.first[0] + e.second, e.result, e.size))
     if lonely := e.lonely(0):
         x = summed(make, x, [e.first.index(n) for n in lonely], name, "sum0")
         e = e.without(0, lonely)
+    # [samples, kept axes, contracted ones as one] times [contracted, own]; both list the contracted axes in one order.
     own, width = e.free(1), e.count(e.contracted)
     x = permuted(make, x, [e.first.index(n) for n in e.free(0) + e.contracted], name, "order")
     x = reshaped(make, x, (*e.sizes(e.free(0)[1:]), width), name, "flat")
@@ -171,10 +179,13 @@ def _matrix(make: Make, name: str, x: Any, e: Equation, operand: int) -> tuple[A
     labels, key = ((e.first, "left"), (e.second, "right"))[operand]
     outer, inner, batch = e.free(operand), e.contracted, e.batch
     rows, columns = (outer, inner) if operand == 0 else (inner, outer)
+    # If a tensor lies the other way round, BATCH_MATMUL takes it as it is (adj), where a TRANSPOSE would be an
+    # operator.
     transposed = labels == batch + columns + rows
     if transposed:
         rows, columns = columns, rows
     x = permuted(make, x, [labels.index(n) for n in batch + rows + columns], name, f"{key}_order")
+    # All axes of the batch as one, for the rank that targets take; the samples stay apart.
     many = (e.count(batch[1:]),) if len(batch) > 1 else ()
     return reshaped(make, x, (*many, e.count(rows), e.count(columns)), name, f"{key}_matrix"), transposed
 

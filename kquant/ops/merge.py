@@ -23,6 +23,7 @@ def _chain(cls: type) -> Any:
     def expand(op: Any, make: Make, inputs: Any, **_: Any) -> Any:
         x = inputs[0]
         for i, other in enumerate(inputs[1:], 1):
+            # The last of the chain is what the model calls by this name.
             name = op.name if i == len(inputs) - 1 else f"{op.name}_{i}"
             x = make(f"pair{i}", lambda name=name: cls(name=name))([x, other])
         return x
@@ -57,6 +58,7 @@ def binary(cls: type, with_constant: Any) -> Any:
     """An `expand` for `a + b` of two tensors, or of a tensor and a constant."""
 
     def expand(op: Any, make: Make, a: Any, b: Any) -> Any:
+        # Numbers first, then numbers beside a tensor, then two tensors: each step saves an operator over the next.
         if (made := _of_constants(cls, op, make, a, b)) is not None:
             return made
         a, b = _constants_apart(a, b)
@@ -69,6 +71,7 @@ def binary(cls: type, with_constant: Any) -> Any:
             other = stored(make, constant, x, op.name)
             return make("pair", lambda: cls(name=op.name))([x, other] if tensors[0] else [other, x])
         scale, offset = with_constant(per_channel(constant, x, op.name), tensors[0])
+        # The other one of scale and offset is a 1 or a 0 that the user's model has not, so it must not train.
         free = isinstance(constant, keras.Variable) and constant.trainable
         trains = (("scale",) if cls is layers.Multiply else ("offset",)) if free else ()
         return make("affine", lambda: affine(scale, offset, channels=x.shape[-1], name=op.name, trains=trains))(x)
@@ -99,6 +102,7 @@ def _of_constants(cls: type, op: Any, make: Make, a: Any, b: Any) -> Any:
         return None
     function = {layers.Add: np.add, layers.Subtract: np.subtract, layers.Multiply: np.multiply}[cls]
     made = np.broadcast_to(function(*values), shape)[0]
+    # A variable goes on training only if the result is that variable, perhaps in another shape.
     free = next((v for v in (a, b) if isinstance(v, keras.Variable) and v.trainable), None)
     if free is not None and not np.array_equal(np.ravel(made), np.ravel(as_array(free))):
         return None
@@ -211,6 +215,7 @@ def _of_ranks(*classes: type) -> tuple[Rule, ...]:
 
 
 def _input_shapes(op: Any) -> list[Any]:
+    # A rule is chosen by the layer alone, before its call is looked at: only what it was built for tells its inputs.
     shape = (op.get_build_config() or {}).get("input_shape", ())
     return list(shape) if shape and isinstance(shape[0], list | tuple) else []
 

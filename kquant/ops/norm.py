@@ -84,10 +84,12 @@ def normalized(make: Make, x: Any, name: str, factor: float, epsilon: float, cen
     if centre != "none":
         mean = make("mean", lambda: RowMean(name=f"{name}_mean"))(x)
         c = make("centred", lambda: layers.Subtract(name=f"{name}_centred"))([x, mean])
+    # [samples, rows, 1, values] times its own transpose: one sum for each row.
     row = reshaped(make, c, (rows, 1, values), name, "row")
     squares = product(make, row, row, f"{name}_squares", adj_y=True, key="squares")
     squares = reshaped(make, squares, (rows, 1), name, "column")
     root = make("root", lambda: InverseRoot(factor, epsilon, name=f"{name}_root"))(squares)
+    # Keras' rms_scaling takes the variance below the root and x, not centred, above it.
     return make("scaled", lambda: layers.Multiply(name=f"{name}_scaled"))([x if centre == "root" else c, root])
 
 
@@ -104,6 +106,7 @@ def over_axes(make: Make, x: Any, axes: Any, name: str, compute: Callable[[Any],
             f"{name}: it normalizes over the batch axis (axes {axes}); the device computes one sample at a time. "
             "Normalize over the other axes."
         )
+    # What is normalized together goes to the end and becomes one axis, all else in front one axis of rows.
     order = [a for a in range(rank) if a not in axes] + axes
     x = permuted(make, x, order, name, "order")
     shape, split = x.shape[1:], rank - len(axes) - 1
@@ -169,6 +172,7 @@ def _group(op: Any, make: Make, x: Any, **_: Any) -> Any:
     to_last = [a for a in range(rank) if a != axis] + [axis]
     x = permuted(make, x, to_last, op.name, "to_last")
     shape, groups = x.shape[1:], op.groups
+    # [samples, positions, groups, channels of each]: positions and channels are normalized together, for every group.
     split = (int(np.prod(shape[:-1], dtype=np.int64)), groups, shape[-1] // groups)
     x = reshaped(make, x, split, op.name, "groups")
     y = _layer_norm(make, x, f"{op.name}_group", (1, 3), op.epsilon, None, None, "both")

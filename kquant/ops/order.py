@@ -22,6 +22,7 @@ def _take(op: Any, make: Make, x: Any, indices: Any, *_: Any, **__: Any) -> Any:
 
 def _take_along(op: Any, make: Make, x: Any, indices: Any, *_: Any, **__: Any) -> Any:
     axis, found = along(op, op.axis, len(x.shape)), constant_indices(op, indices)
+    # Whole rows can be picked only if all other positions ask for the same ones.
     rows = np.moveaxis(found, axis, -1).reshape(-1, found.shape[axis])
     if not np.array_equal(rows, np.broadcast_to(rows[:1], rows.shape)):
         raise ValueError(
@@ -71,6 +72,7 @@ def _broadcast(op: Any, make: Make, x: Any, *_: Any, **__: Any) -> Any:
     refuse_batch(op, [] if len(shape) == len(x.shape) and shape[0] in (None, 1, x.shape[0]) else [0])
     for a in range(1, len(shape)):
         if x.shape[a] != shape[a]:
+            # Only an axis of 1 broadcasts: its one row as often as wanted.
             x = picked(make, x, [0] * (shape[a] or 1), a, f"{op.name}_axis{a}", f"axis{a}")
     return x
 
@@ -79,6 +81,7 @@ def _turned(op: Any, make: Make, x: Any, *_: Any, **__: Any) -> Any:
     """`rot90`: flips and a transposition."""
     rank = len(x.shape)
     first, second = (along(op, a, rank) for a in op.axes)
+    # A quarter turn is one flip and the transposition below, half a turn two flips.
     for a in {0: (), 1: (second,), 2: (first, second), 3: (first,)}[op.k % 4]:
         x = picked(make, x, range(x.shape[a])[::-1], a, f"{op.name}_axis{a}", f"axis{a}")
     if op.k % 2 == 0:

@@ -92,6 +92,7 @@ def is_idle(op: Any, x: Any) -> bool:
 
 def _masking(op: Any, make: Make, x: Any, *_: Any, **__: Any) -> Any:
     """What equals `mask_value` becomes 0; layers that read the mask are given it."""
+    # What is 0 already stays 0.
     if op.mask_value == 0:
         return x
     if len(x.shape) != 3:

@@ -72,6 +72,7 @@ def _masked_mean(op: Any, make: Make, x: Any, mask: Any = None, **_: Any) -> Any
     _channels_last(op)
     kept = real.pick(x, KEPT)
     y = make("mean", lambda: layers.GlobalAveragePooling1D(keepdims=op.keepdims, name=op.name))(kept)
+    # Of the mask itself, whose 0 and 1 are exact codes.
     share = make("share", lambda: Mean([1], keepdims=True, name=f"{op.name}_share"))(keras.tree.flatten(mask)[0])
     share = make("rank", lambda: layers.Reshape((1, 1), name=f"{op.name}_rank"))(share) if op.keepdims else share
     whole = function(make, "reciprocal_no_nan", share, f"{op.name}_whole", key="whole")
@@ -106,6 +107,7 @@ def mean_axes(node: Node) -> tuple[list[int], bool]:
     if isinstance(node.op, keras.layers.Layer):
         return list(range(1, rank - 1)), node.op.keepdims
     axes = node.op.axis
+    # Without an axis the batch is among them, which `_over_batch` refuses.
     axes = list(range(rank)) if axes is None else [axes] if isinstance(axes, int) else list(axes)
     return sorted(a % rank for a in axes), node.op.keepdims
 

@@ -67,18 +67,22 @@ class RealSteps(keras.layers.Layer):
         """Pick the rows; `encoding` and the lowest and highest of its `codes` are those of the source."""
         x, source = xs
         real = is_other(source, self.value, encoding, codes)
+        # A step counts as masked where all of its features hold the value.
         real = tf.reduce_any(real, axis=-1) if len(source.shape) > 2 else real
         if self.rows == KEPT:
             return tf.where(real[..., None], x, tf.zeros_like(x))
         if self.rows in BEFORE and self.value != 0.0:  # what recurrent layers make of -999 would tell in their ranges
             on_grid = encoding is not None and encoding[0] > 0.0
+            # With an encoding they stay as they are, as in the file; what is made of their codes is never read.
             x = tf.where(tf.logical_or(real, on_grid)[..., None], x, tf.zeros_like(x))
         first, end = _block(real)
         if is_observing() and self.rows in BEFORE:
             inside = tf.logical_and(_steps(real) >= first, _steps(real) < end)
+            # What the mask holds is known only while the model runs, in a graph as well.
             tf.py_function(self._warn_between, [tf.reduce_any(tf.logical_and(inside, tf.logical_not(real)))], [])
         rows = _positions(self, int(x.shape[1]), first, end)
         if self.rows in AFTER:
+            # h' of the docstring: row 0 is the state before the first step, and later rows are one further on.
             x = tf.pad(x, [[0, 0], [1, 0], [0, 0]])
         return tf.gather(x, rows, axis=1, batch_dims=1)
 
@@ -107,6 +111,7 @@ def _steps(real: tf.Tensor) -> tf.Tensor:
 def _block(real: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """The first real step and the one behind the last; 0 and 0 where there is none. int32[samples, 1] each."""
     flags, steps = tf.cast(real, tf.int32), int(real.shape[1])
+    # `argmax` gives the first of equals. The 1 at the end stops it where no step is real: then end is 0.
     behind = tf.concat([tf.reverse(flags, [1]), tf.ones_like(flags[:, :1])], axis=1)
     first, rest = (tf.argmax(f, axis=1, output_type=tf.int32)[:, None] for f in (flags, behind))
     return first, steps - rest
@@ -163,6 +168,7 @@ class Padded:
         ):
             x = read[0]  # which of the masked steps is 0 makes no difference here
         if self.op.go_backwards:
+            # The GATHER that moves the real steps to the front turns them round as well.
             return self.pick(x, "reversed")
         if isinstance(before, RealSteps) and before.rows == "spread" and read[1] is self.source:
             return read[0]  # of a recurrent layer with the same mask: they stand there already
@@ -237,6 +243,7 @@ def _leaves_out(node: Any, t: Any, value: float) -> bool:
 
 def _flags(program: Program, source: Ref, value: float, features: bool) -> Ref:
     """1 at real steps: int8[1, steps]."""
+    # Every layer that is given this mask reads the same flags: they are computed once in the file.
     key = ("flags", id(source), value)
     if key in program.made:
         return program.made[key]
@@ -253,6 +260,7 @@ def _flags(program: Program, source: Ref, value: float, features: bool) -> Ref:
     flags = program.value(name if not features else f"{name}_each", source.shape, FLAG)
     program.emit("CAST", [other], flags, inDataType="BOOL", outDataType="INT8")
     if features:
+        # The largest flag of a step is 1 where any feature is another value.
         axes = program.constant("axes", np.array([len(source.shape) - 1], np.int32))
         found = program.value(name, source.shape[:-1], FLAG)
         flags = program.emit("REDUCE_MAX", [flags, axes], found, keepDims=False)
@@ -269,6 +277,7 @@ class _Positions:
     def __call__(self, code: str, a: Any, b: Any) -> Ref:
         """`a code b`, of tensors or numbers."""
         refs = [v if isinstance(v, Ref) else self.constant(v) for v in (a, b)]
+        # A vector of positions and a single one broadcast; there are no other shapes here.
         shape = max((ref.shape for ref in refs), key=lambda s: s[0])
         options = {} if code in ("MAXIMUM", "MINIMUM") else {"fusedActivationFunction": "NONE"}
         self.count += 1
@@ -305,6 +314,7 @@ def _ends(program: Program, flags: Ref) -> tuple[Ref, Ref, Ref]:
         masks = dict.fromkeys(("ellipsisMask", "newAxisMask", "shrinkAxisMask", "beginMask"), 0)
         program.emit("STRIDED_SLICE", [flags, *bounds], back, endMask=2, offset=False, **masks)
         one = program.codes("one", np.ones((1, 1)), FLAG)
+        # As in `_block`: the flags turned round, and a 1 behind them that ARG_MAX finds where there is no other.
         ended = program.value(f"{name}_ended", (1, steps + 1), FLAG)
         program.emit("CONCATENATION", [back, one], ended, axis=1, fusedActivationFunction="NONE")
         first = calculate.first(flags, f"{name}_first")
@@ -321,6 +331,7 @@ def _lower(program: Program, call: Call) -> None:
     calculate, steps = _Positions(program, f"{y.name}/rows"), x.shape[1]
     at = np.arange(steps)
     if op.rows == KEPT:
+        # Row t + 1 of the padded sequence is step t; masked steps read row 0, which is zeros.
         rows = calculate("MUL", calculate.flat(flags), at + 1)
     else:
         rows = _moved(op, calculate, steps, at, _ends(program, flags))

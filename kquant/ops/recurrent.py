@@ -99,6 +99,7 @@ def has_kernel(op: Any) -> bool:
     """True for an LSTM with the activations of the operator."""
     cell = op.cell
     return (
+        # By class and by function, not by name: a user's own `tanh` may be anything.
         type(cell) is layers.LSTMCell
         and cell.activation is keras.activations.tanh
         and cell.recurrent_activation is keras.activations.sigmoid
@@ -124,6 +125,7 @@ def _expand(op: Any, make: Make, x: Any, initial_state: Any = None, mask: Any = 
     first = y if op.return_sequences else last
     if not op.return_state:
         return first
+    # For a model that asks for the cell state and then leaves it alone; whoever reads it is refused by name.
     return [first, last, make("cell", lambda: CellState(name=f"{op.name}_cell_state"))(y)]
 
 
@@ -152,11 +154,14 @@ def _lower(program: Program, call: Call) -> None:
     weights = op.codes(x.encoding.scale[0])
     units = y.shape[-1]
     hidden, cell = _states(program, op, y.encoding, units)
+    # The kernel goes on from what its variables hold, which is right for stateful layers only.
     if not op.layer.stateful:
         _reset(program, op.name, x, hidden, cell)
     kernels = _matrices(program, f"{op.name}/kernel", weights.kernel, weights.kernel_scale, op.spec)
     recurrent = _matrices(program, f"{op.name}/recurrent", weights.recurrent, weights.recurrent_scale, op.spec)
     biases = _biases(program, op.name, weights, x.encoding.scale[0], np.int32 if op.bits == 8 else np.int64)
+    # Inputs 9 to 11 are peepholes, 16 and 17 the projection, 18 and 19 the states, 20 to 23 layer norms
+    # (lstm_shared.h).
     inputs = [x, *kernels, *recurrent, *[None] * 3, *biases, None, None, hidden, cell, *[None] * 4]
     options = {"fusedActivationFunction": "TANH", "cellClip": 0.0, "projClip": 0.0, "timeMajor": False}
     made = Operator("UNIDIRECTIONAL_SEQUENCE_LSTM", inputs, [y], {**options, "asymmetricQuantizeInputs": False})
@@ -179,6 +184,8 @@ def _symmetric(scale: Any) -> Encoding:
 
 def _reset(program: Program, name: str, x: Ref, hidden: Ref, cell: Ref) -> None:
     """Zeros into the states before the LSTM runs: an interpreter keeps variables from the run before."""
+    # A variable has no stored contents, so its zeros are computed: one number of the input, whichever it is, times
+    # zeros.
     one = program.value(f"{name}/one_input", (1, 1), x.encoding)
     flat = program.reshape(x, (1, x.size))
     corner = [program.constant(what, np.array(n, np.int32)) for what, n in (("begin", [0, 0]), ("size", [1, 1]))]
@@ -187,6 +194,7 @@ def _reset(program: Program, name: str, x: Ref, hidden: Ref, cell: Ref) -> None:
     half = Encoding(0.5 * hidden.encoding.scale / x.encoding.scale, np.int64([0]), spec)  # any; 0.5 suits every kernel
     zeros = program.constant(f"{name}/zeros", np.zeros((1, hidden.shape[1]), x.dtype), half)
     program.emit("MUL", [one, zeros], hidden, fusedActivationFunction="NONE")
+    # Real 0 in either encoding, so that the cell state needs no product of its own.
     program.emit("QUANTIZE", [hidden], cell)
 
 
@@ -225,12 +233,14 @@ def _bidirectional(op: Any, make: Make, x: Any, initial_state: Any = None, mask:
     backward = keras.tree.flatten(make("backward", lambda: rebuild(op.backward_layer))(x, mask=mask))
     first, second = forward[0], backward[0]
     if op.return_sequences:
+        # A layer that goes backwards gives its steps in the order in which it read them.
         second = make("turn", lambda: Reverse(name=f"{op.name}_turn"))(second)
     merge = {"concat": layers.Concatenate, "sum": layers.Add, "mul": layers.Multiply, "ave": layers.Average}
     if op.merge_mode is None:
         merged = [first, second]
     else:
         merged = [make("merge", lambda: merge[op.merge_mode](name=op.name))([first, second])]
+    # States follow as Keras returns them, those of the forward layer first.
     made = [*merged, *forward[1:], *backward[1:]]
     return made if len(made) > 1 else made[0]
 
@@ -243,6 +253,7 @@ def _from_cell(op: Any, make: Make, x: Any, **kwargs: Any) -> Any:
 def _as_lstm(op: Any) -> Any:
     shared = {k: getattr(op, k) for k in ("return_sequences", "return_state", "go_backwards", "stateful", "unroll")}
     shared["zero_output_for_mask"] = op.zero_output_for_mask
+    # The cell's settings are the layer's, but for what names it.
     config = {k: v for k, v in op.cell.get_config().items() if k not in ("name", "trainable", "dtype")}
     layer = layers.LSTM.from_config({**config, **shared, "name": op.name})
     layer.build_from_config(op.get_build_config())
@@ -326,6 +337,8 @@ def _lower_reverse(program: Program, call: Call) -> None:
         [call.inputs[0], *inputs, program.constant("strides", stride)],
         call.output,
         beginMask=0,
+        # Bit 1: axis 1 ends where it ends by itself. An end of -1 would be the last step, not the place before the
+        # first.
         endMask=2,
         ellipsisMask=0,
         newAxisMask=0,

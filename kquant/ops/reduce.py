@@ -108,6 +108,7 @@ def squared(make: Make, x: Any, name: str, key: str = "square") -> Any:
 
 def variance(make: Make, x: Any, axes: list[int], keepdims: bool, name: str) -> Any:
     """`mean((x - mean(x))^2)`."""
+    # Centred before it is squared: mean(x^2) - mean(x)^2 would be the small difference of two rounded numbers.
     centre = mean_of(make, x, axes, True, f"{name}_mean", "centre")
     away = make("away", lambda: layers.Subtract(name=f"{name}_away"))([x, centre])
     return mean_of(make, squared(make, away, f"{name}_square"), axes, keepdims, name, "variance")
@@ -137,6 +138,7 @@ def _var(op: Any, make: Make, x: Any, *_: Any, **__: Any) -> Any:
 def _norm(op: Any, make: Make, x: Any, *_: Any, **__: Any) -> Any:
     axes = reduced_axes(op, len(x.shape))
     order = op.ord
+    # 2 over two axes is the largest singular value, no sum of squares.
     if order in (None, 2, "fro") and (len(axes) == 1 or order != 2):
         total = sum_of(make, squared(make, x, f"{op.name}_square"), axes, op.keepdims, f"{op.name}_sum")
         return function(make, "sqrt", total, op.name)
@@ -154,6 +156,7 @@ def _norm(op: Any, make: Make, x: Any, *_: Any, **__: Any) -> Any:
 def _logsumexp(op: Any, make: Make, x: Any, *_: Any, **__: Any) -> Any:
     axes = reduced_axes(op, len(x.shape))
     largest = make("largest", lambda: Extreme(axes, True, name=f"{op.name}_max"))(x)
+    # exp of numbers up to 0 lies in 0 to 1; that of x itself spans far more than 256 codes can tell apart.
     below = make("below", lambda: layers.Subtract(name=f"{op.name}_below"))([x, largest])
     powers = make("exp", lambda: layers.Activation("exponential", name=f"{op.name}_exp"))(below)
     total = sum_of(make, powers, axes, True, f"{op.name}_sum")

@@ -84,8 +84,11 @@ def remedy(op: Any) -> str | None:
     if isinstance(op, keras.layers.Activation):
         return _activation(op)
     if isinstance(op, keras.layers.Layer):
+        # What a user derived from one of these is refused with it; a layer of the same name from elsewhere is not
+        # meant.
         return next((LAYERS[c.__name__] for c in type(op).__mro__ if _is_kerass(c) and c.__name__ in LAYERS), None)
     kind = type(op).__name__
+    # Over the samples there is a better reason than a missing kernel: nothing could compute that.
     if kind in OPERATIONS and kind in REDUCED and getattr(op, "axis", 1) in (0, None, (0,), [0]):
         return why_mixed(kind, everything=op.axis is None)
     return OPERATIONS.get(kind)
@@ -94,6 +97,7 @@ def remedy(op: Any) -> str | None:
 def _activation(op: Any) -> str | None:
     """Of an Activation layer, by its function."""
     name = name_of(op.activation) or ""
+    # `keras.activations.log_softmax` is `LogSoftmax` among the operations.
     return OPERATIONS.get("".join(word.capitalize() for word in name.split("_")))
 
 

@@ -51,6 +51,7 @@ def _resized(op: Any, make: Make, x: Any, size: tuple[int, int]) -> Any:
     refuse_channels_first(op)
     if len(x.shape) != 4:
         raise ValueError(f"{op.name} ({type(op).__name__}): it needs images [batch, height, width, channels].")
+    # Where an image only grows, antialias changes nothing.
     if op.antialias and (size[0] < x.shape[1] or size[1] < x.shape[2]):
         raise ValueError(
             f"{op.name} ({type(op).__name__}): antialias=True has no integer kernel; set it to False, or resize in the "
@@ -59,6 +60,7 @@ def _resized(op: Any, make: Make, x: Any, size: tuple[int, int]) -> Any:
     if op.crop_to_aspect_ratio:
         x = cropped(make, x, size, op.name)
     elif op.pad_to_aspect_ratio:
+        # Both sides get the same, cut off, as Keras pads; what is missing to the ratio the resize stretches.
         sides = [max(wanted - n, 0) // 2 for wanted, n in zip(_reach(x, size), x.shape[1:3], strict=True)]
         widths = [(side, side) for side in sides]
         x = padded(make, x, [*widths, (0, 0)], f"{op.name}_pad", value=float(op.fill_value))
@@ -67,6 +69,7 @@ def _resized(op: Any, make: Make, x: Any, size: tuple[int, int]) -> Any:
 
 def cropped(make: Make, x: Any, size: tuple[int, int], name: str) -> Any:
     """The middle of `x`, with the aspect ratio of `size`."""
+    # An image is too long for the ratio on one side only: the other one stays whole.
     lengths = [max(min(n, wanted), 1) for n, wanted in zip(x.shape[1:3], _reach(x, size), strict=True)]
     starts = [(n - length) // 2 for n, length in zip(x.shape[1:3], lengths, strict=True)]
     ranges = {a: range(s, s + length) for a, (s, length) in enumerate(zip(starts, lengths, strict=True), 1)}
@@ -75,6 +78,7 @@ def cropped(make: Make, x: Any, size: tuple[int, int], name: str) -> Any:
 
 def _reach(x: Any, size: tuple[int, int]) -> tuple[int, int]:
     """Height for the width that there is, and width for the height, at the aspect ratio of `size`."""
+    # Divided in float32 and cut off, as Keras does it.
     (height, width), (rows, columns) = x.shape[1:3], size
     return int(np.float32(width * rows) / np.float32(columns)), int(np.float32(height * columns) / np.float32(rows))
 
@@ -95,6 +99,7 @@ def _center_crop(op: Any, make: Make, x: Any, *_: Any, **__: Any) -> Any:
         starts = [e // 2 for e in extra]
         ranges = {1: range(starts[0], starts[0] + op.height), 2: range(starts[1], starts[1] + op.width)}
         return part(make, x, ranges, op.name)
+    # Keras' smart_resize: the largest part with that ratio, then resized.
     x = cropped(make, x, (op.height, op.width), op.name)
     return make("resize", lambda: Resize(op.height, op.width, name=op.name))(x)
 
@@ -115,6 +120,7 @@ def _bilinear(node: Node) -> tuple[str, dict[str, Any]]:
 def _lower(program: Program, call: Call) -> None:
     size = program.constant("size", np.array(call.output.shape[1:3], np.int32))
     code = "RESIZE_BILINEAR" if call.op.interpolation == "bilinear" else "RESIZE_NEAREST_NEIGHBOR"
+    # Pixels at their centres, as Keras resizes.
     program.emit(code, [call.inputs[0], size], call.output, alignCorners=False, halfPixelCenters=True)
 
 

@@ -28,6 +28,7 @@ def conv_rows(op: Any, x: tf.Tensor) -> tf.Tensor:
     """Of a (grouped) convolution: float[b, (h,) w, in] -> float[b * oh * ow, groups, kh * kw * in / groups]."""
     patches, places = _patches(op, x)
     channels = int(x.shape[-1])
+    # A patch runs over places first, then over channels: of each group, its channels at every place, as in its kernel.
     grouped = tf.reshape(patches, (-1, places, op.groups, channels // op.groups))
     return tf.reshape(tf.transpose(grouped, (0, 2, 1, 3)), (-1, op.groups, places * channels // op.groups))
 
@@ -35,6 +36,7 @@ def conv_rows(op: Any, x: tf.Tensor) -> tf.Tensor:
 def depthwise_rows(op: Any, x: tf.Tensor) -> tf.Tensor:
     """Of a depthwise convolution: float[b, (h,) w, in] -> float[b * oh * ow, in, kh * kw]."""
     patches, places = _patches(op, x)
+    # [n, places, channels] -> [n, channels, places]: each channel has one filter of as many weights as places.
     return tf.transpose(tf.reshape(patches, (-1, places, int(x.shape[-1]))), (0, 2, 1))
 
 
@@ -55,6 +57,7 @@ def as_matrix(kernel: Any, groups: int, outputs: int) -> Any:
         >>> as_matrix(np.zeros((3, 3, 8, 16)), 1, 16).shape, as_matrix(np.zeros((3, 3, 8, 1)), 8, 8).shape
         ((1, 72, 16), (8, 9, 1))
     """
+    # Rows in the order of the patches; output channels of one group lie side by side.
     flat = kernel.reshape(-1, groups, outputs // groups)
     return flat.transpose(1, 0, 2)
 

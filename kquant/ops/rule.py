@@ -93,8 +93,11 @@ class Constants:
     def bias_ref(self, program: Program) -> Ref:
         """The bias as a stored tensor, integers at `input scale * weight scale`."""
         name, bias = f"{self.name}/bias", self.bias.astype(self.bias_dtype)
+        # Float activations: the bias is float, too.
         if self.bias_scale is None:
             return program.constant(name, bias)
+        # Of this grid only scale and zero point reach the file: a spec ends at 16 bits, and `bias_dtype` says how it is
+        # stored.
         spec = QuantSpec(16, symmetric=True)
         per_axis = 0 if self.bias_scale.size > 1 else None
         encoding = Encoding(self.bias_scale, np.zeros(self.bias_scale.size, np.int64), spec, per_axis)
@@ -197,8 +200,10 @@ class Rule:
 
     def speaks_for(self, kind: type) -> bool:
         """True where the rule may match layers or operations of this class: its own, or one that keeps its `call`."""
+        # A subclass with a `call` of its own computes something else, whatever it is derived from.
         if issubclass(kind, keras.layers.Layer):
             return any(issubclass(kind, cls) and kind.call is cls.call for cls in self.layers)
+        # Keras exports functions, not the classes of its operations: those are known by name.
         return kind.__name__ in self.operations
 
 
@@ -223,6 +228,7 @@ def rebuild(layer: keras.layers.Layer, **changes: Any) -> keras.layers.Layer:
     Weights that the changed layer has too are copied by name; new ones start with zeros, or a constant of the config.
     """
     new = again(layer, **changes)
+    # Values are about to be copied over; random ones would cost time and move the user's seed.
     with without_random(new):
         new.build_from_config(layer.get_build_config())
     copy_weights(layer, new)

@@ -62,6 +62,7 @@ def _bilinear(node: Node) -> tuple[str, dict[str, Any]]:
 def _repeat(op: Any, make: Make, x: Any) -> Any:
     """`[batch, features]` to `[batch, n, features]`: n copies, concatenated."""
     row = make("row", lambda: layers.Reshape((1, x.shape[-1]), name=f"{op.name}_row"))(x)
+    # A concatenation of one is no operator.
     if op.n == 1:
         return row
     return make("copies", lambda: layers.Concatenate(axis=1, name=op.name))([row] * op.n)
@@ -70,6 +71,7 @@ def _repeat(op: Any, make: Make, x: Any) -> Any:
 def _reshaped(op: Any, make: Make, x: Any, *_: Any, **__: Any) -> Any:
     """Reshape, squeeze and expand_dims: a Reshape layer to the shape that the operation makes."""
     shape = op.compute_output_spec(x).shape
+    # An open batch stays open (None); equal counts behind it mean that no sample gives values to another.
     moved = shape[0] != x.shape[0] or len(shape) < 1
     if moved or int(np.prod(shape[1:], dtype=np.int64)) != int(np.prod(x.shape[1:], dtype=np.int64)):
         raise ValueError(
@@ -90,10 +92,12 @@ def _order(op: Any, rank: int) -> list[int]:
         return order
     if type(op).__name__ == "Moveaxis":
         source, target = ([a % rank for a in np.atleast_1d(axes)] for axes in (op.source, op.destination))
+        # The axes that stay keep their order; the others go in between, from the front to the back.
         order = [a for a in order if a not in source]
         for position, axis in sorted(zip(target, source, strict=True)):
             order.insert(position, axis)
         return order
+    # Without axes a transposition turns them all round, the samples with them, which is refused behind.
     return order[::-1] if op.axes is None else [a % rank for a in op.axes]
 
 

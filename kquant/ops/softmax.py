@@ -20,6 +20,7 @@ def emit_softmax(program: Program, call: Call, beta: float) -> None:
     """
     logits, y = call.inputs[0], call.output
     below = wide_below(logits.shape[-1], beta) if logits.dtype == "int8" else 0.0
+    # The same test that the simulation makes, on the same float32 numbers.
     if logits.encoding is None or not logits.encoding.scale[0] < np.float32(below):
         program.emit("SOFTMAX", [logits], y, beta=beta)
         return

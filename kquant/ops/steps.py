@@ -37,9 +37,11 @@ def _copied(layer: Any, shape: Any) -> Any:
 
 def _distributed(op: Any, make: Make, x: Any, *_: Any, **__: Any) -> Any:
     inner, steps, shape = op.layer, x.shape[1], x.shape[1:]
+    # The very class: what a user derived from it may look at more than the last axis.
     if any(type(inner) is cls for cls in LAST_AXIS):
         return make("all", lambda: _copied(inner, x.shape))(x)
     if type(inner) is layers.Flatten or type(inner) is layers.Reshape:
+        # Moving values within each step is moving them within the whole tensor.
         wanted = inner.compute_output_shape((x.shape[0], *shape[1:]))[1:]
         return reshaped(make, x, (steps, *wanted), op.name)
     if steps > MOST_STEPS:
@@ -49,6 +51,7 @@ def _distributed(op: Any, make: Make, x: Any, *_: Any, **__: Any) -> Any:
             "one dimension more (Conv2D over [1, width] windows instead of TimeDistributed(Conv1D))."
         )
     rows = unstacked(make, x, 1, op.name)
+    # One key, one layer: all steps share its weights, and the file stores them once.
     results = [make("step", lambda: _copied(inner, (None, *shape[1:])))(row) for row in rows]
     return stacked(make, results, 1, op.name)
 

@@ -57,11 +57,14 @@ def _expand_gelu(op: Any, make: Any, x: Any, *_: Any, **__: Any) -> Any:
 def lower_table(program: Program, call: Call) -> None:
     """Look the code up: CAST to int32, ADD 128, GATHER from 256 codes; infinite results take the last code."""
     x, y = call.inputs[0], call.output
+    # The layer itself, on the real number of each code: whatever it computes is what the file looks up.
     results = np.asarray(call.op(keras.ops.convert_to_tensor(x.encoding.dequantize(np.arange(-128, 128)))))
+    # One step beyond either end is still clipped to it, and finite.
     results = np.clip(results, *y.encoding.dequantize(np.array([-129, 128])))
     table = program.codes(f"{y.name}/table", y.encoding.quantize(results), y.encoding)
     index = program.value(f"{y.name}/index", x.shape, None, "int32")
     program.emit("CAST", [x], index, inDataType="INT8", outDataType="INT32")
+    # Codes begin at -128, rows at 0.
     first = program.constant("first", np.array(128, np.int32))
     row = program.value(f"{y.name}/row", x.shape, None, "int32")
     program.emit("ADD", [index, first], row, fusedActivationFunction="NONE")
@@ -76,6 +79,7 @@ FLOAT_OPERATORS |= {"Sin": "SIN", "Cos": "COS", "Floor": "FLOOR", "Ceil": "CEIL"
 def _float_operator(op: Any) -> str | None:
     kind = type(op).__name__
     code = FLOAT_OPERATORS.get(name_of(op.activation) if kind == "Activation" else kind)
+    # The operator has no alpha.
     return None if code == "ELU" and getattr(op, "alpha", 1.0) != 1.0 else code
 
 

@@ -86,6 +86,7 @@ class Steps:
 
     def activate(self, name: str, function: Any, x: Any) -> Any:
         """An activation function; its helper layers are numbered too."""
+        # A layer for each step, as each has a range of its own; the helper layers of an activation count as well.
         make = lambda key, factory: self.make(f"{name}/{key}/{self.step}", factory)  # noqa: E731
         return activate(function, make, x, layer=f"{self.op.name}_{name}_{self.step}")
 
@@ -95,6 +96,7 @@ class Steps:
 
     def gate(self, name: str, by_input: Any, kernel: np.ndarray, state: Any) -> Any:
         """`x W + b + h U`; in the first step there is no state."""
+        # h is 0 before the first step, and no operator has to add it.
         if state is None:
             return by_input
         return self.add(f"sum_{name}", by_input, self.matrix(f"h_{name}", kernel)(state))
@@ -114,6 +116,7 @@ def _biases(cell: Any, gates: int) -> tuple[list[Any], list[Any]]:
     if not cell.use_bias:
         return [None] * gates, [None] * gates
     bias = np.asarray(cell.bias)
+    # reset_after keeps two rows, one for the input and one for the state.
     if bias.ndim == 1:
         return _parts(bias, gates), [None] * gates
     return _parts(bias[0], gates), _parts(bias[1], gates)
@@ -136,6 +139,7 @@ def gru(steps: Steps, x: Any) -> tuple[list[Any], Callable[[list[Any], list[Any]
         new = steps.activate("new", cell.activation, reset(x, r, h))
         if h is None:
             return [steps.subtract("state", new, steps.multiply("kept", z, new))]
+        # n + z (h - n) is z h + (1 - z) n with one product and one rounding less.
         kept = steps.multiply("kept", z, steps.subtract("change", h, new))
         return [steps.add("state", new, kept)]
 
@@ -217,8 +221,11 @@ def unroll(op: Any, make: Make, x: Any, initial_state: Any = None, mask: Any = N
     inputs, step = build(steps, x)
     states: list[Any] = [None] * number
     made = []  # the states after every step
+    # The loop counts in `steps` itself, where the names and keys of all layers of a step come from.
     for steps.step in range(count):
         new = step([steps.at(part, str(i)) for i, part in enumerate(inputs)], states)
+        # The matrices that all steps share read a state of each: with one encoding for it, they have one bias in the
+        # file.
         states = [_tied(steps, i, after, before) for i, (after, before) in enumerate(zip(new, states, strict=True))]
         made.append(states)
     if real is not None:
@@ -247,8 +254,10 @@ def _of_real(op: Any, make: Make, made: list[Any], real: Padded) -> Any:
 def _tied(steps: Steps, number: int, after: Any, before: Any) -> Any:
     """One encoding for a state over all steps, so that what the steps share is stored once."""
     cell = steps.cell
+    # Its state is the output of that activation, so every step has the kernel's encoding already.
     if type(cell) is layers.SimpleRNNCell and name_of(cell.activation) in FIXED:
         return after
+    # The first step has none, but for the zeros that `reset_after` made; the second one ties them all.
     before = steps.zero if before is None else before
     if before is None:
         return after
@@ -289,6 +298,8 @@ def _stack(op: Any, make: Make, x: Any, initial_state: Any = None, mask: Any = N
 
 def _alone(op: Any, cell: Any, x: Any, last: bool, number: int) -> Any:
     """An RNN of one of the cells."""
+    # Only the first one reads the sequence backwards: the others are given what it made, in that order. Zeros at masked
+    # steps are for the output alone.
     layer = layers.RNN(
         type(cell).from_config(cell.get_config()),
         return_sequences=op.return_sequences or not last,

@@ -35,6 +35,7 @@ def _as_depth(make: Make, x: Any, depth: int, name: str) -> Any:
 
 def _same_padding(length: int, size: int, stride: int) -> tuple[int, int]:
     """What SAME adds before and after."""
+    # The odd one goes behind, as TensorFlow pads.
     total = max((-(-length // stride) - 1) * stride + size - length, 0)
     return total // 2, total - total // 2
 
@@ -61,6 +62,7 @@ def _with_kernel(new: Any, channels: int, kernel: np.ndarray, old: Any) -> Any:
 
 def _rows(make: Make, wide: Any, depths: list[int], channels: int, name: str, key: str) -> Any:
     """The channels of these depth slices."""
+    # In `_as_channels` the channels of depth d are d * channels and the ones behind.
     rows = [d * channels + c for d in depths for c in range(channels)]
     return picked(make, wide, rows, 3, name, key)
 
@@ -72,6 +74,7 @@ def _conv(op: Any, make: Make, x: Any, *_: Any, **__: Any) -> Any:
     size, stride, step = op.kernel_size[0], op.strides[0], op.dilation_rate[0]
     reach = (size - 1) * step + 1
     if op.padding == "same":
+        # Along the depth by hand; height and width by the 2-D layer itself.
         widths = [_same_padding(x.shape[1], reach, stride), (0, 0), (0, 0), (0, 0)]
         x = padded(make, x, widths, f"{op.name}_pad", key="depth_")
     depth, channels = x.shape[1], x.shape[4]
@@ -79,6 +82,7 @@ def _conv(op: Any, make: Make, x: Any, *_: Any, **__: Any) -> Any:
 
     def build() -> Any:
         settings = {**_settings(op), "dilation_rate": op.dilation_rate[1:], "name": f"{op.name}_slice"}
+        # [d, h, w, in, out] -> [h, w, d * in, out], in the order of `_rows`: depth outside, channels inside.
         kernel = np.asarray(op.kernel).transpose(1, 2, 0, 3, 4)
         kernel = kernel.reshape(*kernel.shape[:2], size * channels, op.filters)
         return _with_kernel(layers.Conv2D(op.filters, op.kernel_size[1:], **settings), size * channels, kernel, op)
@@ -86,6 +90,7 @@ def _conv(op: Any, make: Make, x: Any, *_: Any, **__: Any) -> Any:
     slices = []
     for d in range((depth - reach) // stride + 1):
         depths = [d * stride + k * step for k in range(size)]
+        # One layer for all slices: their weights are the same.
         slices.append(make("slice", build)(_rows(make, wide, depths, channels, f"{op.name}_in{d}", f"in{d}")))
     return _joined(make, slices, op.name)
 
@@ -109,17 +114,20 @@ def _transposed(op: Any, make: Make, x: Any, *_: Any, **__: Any) -> Any:
             f"{op.name} (Conv3DTranspose): dilation and a kernel shorter than its stride have no integer form; use "
             "UpSampling3D and a Conv3D."
         )
+    # `before` is what SAME takes off in front: half of what a convolution from `count` to `depth` slices pads, cut off.
     count = op.compute_output_shape(x.shape)[1]
     before = max((depth - 1) * stride + size - count, 0) // 2 if op.padding == "same" else 0
     reached = {d: _sources(d + before, stride, size) for d in range(count)}
     low = min(min(i) for i in reached.values())
     high = max(max(i) for i in reached.values())
+    # Sources beyond the ends are zeros, so that every output slice has as many as its phase has taps.
     front, back = max(-low, 0), max(high - depth + 1, 0)
     x = padded(make, x, [(front, back), (0, 0), (0, 0), (0, 0)], f"{op.name}_pad", key="depth_")
     wide, slices = _as_channels(make, x, op.name), []
     for d, sources in reached.items():
         rows = _rows(make, wide, [i + front for i in sources], channels, f"{op.name}_in{d}", f"in{d}")
         taps = [d + before - i * stride for i in sources]
+        # The smallest tap names the phase: it is the remainder by the stride, which tells all others.
         slices.append(make(f"phase{taps[-1]}", lambda taps=taps: _phase(op, taps, channels))(rows))
     return _joined(make, slices, op.name)
 
@@ -133,6 +141,7 @@ def _sources(position: int, stride: int, size: int) -> list[int]:
 
 def _phase(op: Any, taps: list[int], channels: int) -> Any:
     """The 2-D layer of the output slices that use these taps."""
+    # [d, h, w, out, in]: the taps side by side along the input channels, as the slices that they meet.
     kernel = np.concatenate([np.asarray(op.kernel)[k] for k in taps], axis=-1)
     name = f"{op.name}_phase{taps[-1]}"
     settings = {**_settings(op), "output_padding": op.output_padding and op.output_padding[1:]}
@@ -172,6 +181,7 @@ def _pool(cls: type) -> Any:
             y = make("pool_flat", lambda: cls(flat, strides=stride, padding=op.padding, name=f"{op.name}_flat"))(y)
         height, width = y.shape[1:3]
         if deep > 1 or step > 1:
+            # Each place of the image is a line of depths: a pool of height 1 moves along it.
             y = reshaped(make, y, (height * width, depth, channels), f"{op.name}_lines", "lines")
             settings = {"strides": (1, step), "padding": op.padding, "name": f"{op.name}_along"}
             y = make("pool_deep", lambda: cls((1, deep), **settings))(y)
