@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from string import ascii_letters
+from string import ascii_lowercase, ascii_uppercase
 
 import numpy as np
 
@@ -79,8 +79,7 @@ def parse(subscripts: str, shapes: Sequence[Shape], name: str) -> tuple[list[str
     inputs, _, result = subscripts.replace(" ", "").partition("->")
     operands = inputs.split(",")
     # Letters for the axes behind ellipses, of those that the equation does not use.
-    spare = [letter for letter in reversed(ascii_letters) if letter not in subscripts][::-1]
-    spare = [c for c in spare if c.isupper()] + [c for c in spare if c.islower()]
+    spare = [letter for letter in ascii_uppercase + ascii_lowercase if letter not in subscripts]
     hidden = [len(s) - len(o.replace("...", "")) if "..." in o else 0 for o, s in zip(operands, shapes, strict=True)]
     pool = "".join(spare[: max(hidden)])
     # Ellipses broadcast from the right, as shapes do.
