@@ -134,12 +134,7 @@ class Compressed(Weighted):
         """
         unknown = [tf.zeros((1,), tf.float64)] * (2 if self.wide else 1)
         if is_float(self):
-            if self.norm is not None:
-                return [self._biased(x, self.weights_as_used(), self.float_bias(), self.layer), *unknown]
-            # What runs in float calls the layer itself, `__call__` and all: a mixed policy casts there.
-            if not self.transforms and self.gain is None:
-                return [self.layer(x), *unknown]
-            return [self._with(x, {self.kernel_name: self.weights_as_used()}, self.layer), *unknown]
+            return [self._in_float(x), *unknown]
         # Before the weights are read: the step computes with what moves on now.
         if training and self.trainable and site == 0:
             kernels.advance(self.transforms, kernels.real(self.layer, self.kernel_name))
@@ -153,13 +148,26 @@ class Compressed(Weighted):
             refuse_conversion()
         if training or is_simulating() or encoding is None or self.spec is None or not self.spec.has_codes:
             return [self._biased(x, self.weights_on_grid(), self.bias_as_used(), self.layer), *unknown]
+        return self._in_integers(x, encoding)
+
+    def _in_float(self, x: tf.Tensor) -> tf.Tensor:
+        """The float function: no grid, and no correction."""
+        if self.norm is not None:
+            return self._biased(x, self.weights_as_used(), self.float_bias(), self.layer)
+        # What runs in float calls the layer itself, `__call__` and all: a mixed policy casts there.
+        if not self.transforms and self.gain is None:
+            return self.layer(x)
+        return self._with(x, {self.kernel_name: self.weights_as_used()}, self.layer)
+
+    def _in_integers(self, x: tf.Tensor, encoding: tf.Tensor) -> list[tf.Tensor]:
+        """What `call` returns at inference: the device's sums, scaled; float ones where the encoding is unknown."""
         known, unit, _ = read(encoding)
         codes, scale, bias = self.codes(unit)
         if not self.sums:
             return self._multiplied(x, unit, codes, scale, known)
-        # The kernels multiply the two scales in double; a float32 product shifts some ties.
-        # A scale has the kernel's axes, 1 where it does not differ: flat it is one number for each channel of the
-        # output, also where two axes number the channels (the inputs and the multiplier of a depthwise kernel).
+        # The kernels multiply the two scales in double; a float32 product shifts some ties. A scale has the kernel's
+        # axes, 1 where it does not differ: flat it is one number for each channel of the output, also where two axes
+        # number the channels (the inputs and the multiplier of a depthwise kernel).
         exact = tf.cast(tf.reshape(scale, (-1,)), tf.float64) * tf.cast(unit, tf.float64)
         steps = carried(x, "codes")
         if steps is None:
@@ -170,8 +178,8 @@ class Compressed(Weighted):
         if self.wide:
             return self._wide(steps, codes, bias, exact, known)
         with full_precision():
-            # `call`, not the layer: `Layer.__call__` casts to the policy's dtype, and float16 holds no integers
-            # above 2048.
+            # `call`, not the layer: `Layer.__call__` casts to the policy's dtype, and above 2048 float16 leaves
+            # integers out.
             sums = self._biased(steps, codes, bias, self.layer.call)
         y = tf.cast(sums * tf.cast(exact, tf.float32), self.compute_dtype)
         if known is True:
