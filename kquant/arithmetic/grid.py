@@ -49,6 +49,7 @@ def centred(codes: tf.Tensor, grid: Grid, kind: tf.DType = tf.int64) -> tf.Tenso
 def clipped(codes: tf.Tensor, low: tf.Tensor | int, high: tf.Tensor | int) -> tf.Tensor:
     """Codes of any integer type clipped to [low, high], as int32."""
     low, high = tf.cast(low, codes.dtype), tf.cast(high, codes.dtype)
+    # One pass, where `tf.clip_by_value` takes a minimum and then a maximum.
     return tf.cast(tf.raw_ops.ClipByValue(t=codes, clip_value_min=low, clip_value_max=high), tf.int32)
 
 
@@ -72,6 +73,7 @@ def placed(values: tf.Tensor, out: Grid, activation: str | float | None = None) 
 def clipped_steps(values: tf.Tensor, out: Grid, activation: str | float | None = None) -> tf.Tensor:
     """`placed` of floats without the zero point, as float32: what that cannot tell apart lies outside of every grid."""
     zero_point = tf.cast(out.zero_point, tf.float32)
+    # float32 holds whole numbers up to 2**24; steps beyond are clipped, whatever they are rounded to.
     low, high = (tf.cast(end, tf.float32) - zero_point for end in activation_range(out, activation))
     return tf.raw_ops.ClipByValue(t=tf.cast(values, tf.float32), clip_value_min=low, clip_value_max=high)
 

@@ -41,6 +41,7 @@ def batch_matmul(
     check_runtime(runtime)
     depth = sources[0].shape[-2 if adj_x else -1]
     wide = grids[0].high > 127
+    # Integers in floats, which have fast matrix products; in float64 where float32 might lose the last bits.
     exact = tf.float32 if not wide and depth is not None and depth <= _EXACT_IN_FLOAT32 else tf.float64
     x, y = (tf.cast(q, exact) - tf.cast(grid.zero_point, exact) for q, grid in zip(sources, grids, strict=True))
     sums = tf.round(tf.linalg.matmul(x, y, transpose_a=adj_x, transpose_b=adj_y))

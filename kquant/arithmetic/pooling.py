@@ -92,6 +92,7 @@ def mean(
     # The kernels stop lowering the shift where their 32-bit arithmetic would overflow.
     lowered = tf.minimum(tf.constant(min(count.bit_length() - 1, 32), tf.int64), 31 + by.shift)
     by = Multiplier(by.mantissa * power_of_two(lowered) // count, by.shift - lowered)
+    # The zero point comes off the sum, not off each element: the same number for less.
     sums = tf.reduce_sum(tf.cast(source, tf.int64), axis=list(axes), keepdims=keepdims)
     return placed(scaled(sums - tf.cast(grid.zero_point, tf.int64) * count, by), out)
 

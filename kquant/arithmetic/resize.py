@@ -96,6 +96,7 @@ def _bilinear_positions(
         step = (_ONE * length + out_length // 2) // out_length
     position = np.arange(out_length) * step
     if half_pixel_centers:
+        # Half a step to the centre of the output's pixel, half a pixel back from the centre of the input's.
         position = position + step // 2 - _ONE // 2
     # Division towards zero, as in C: only positions before the first pixel are negative.
     lower = np.maximum(np.trunc(position / _ONE).astype(int), 0)

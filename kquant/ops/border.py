@@ -54,6 +54,7 @@ def padded(make: Make, x: Any, widths: Sequence[Sequence[int]], name: str, *, va
     def shifted(y: Any, by: float, label: str) -> Any:
         return make(f"{key}{label}", lambda: affine(1.0, by, channels=y.shape[-1], name=f"{name}_{label}"))(y)
 
+    # On the way `value` is 0, which PAD writes as the zero point.
     x = shifted(x, -value, "down") if value else x
     x = make(f"{key}pad", lambda: Pad(widths, name=name))(x)
     return shifted(x, value, "up") if value else x

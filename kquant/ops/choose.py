@@ -107,6 +107,7 @@ def _part(op: Any, make: Make, condition: Any, value: Any, key: str) -> Any:
             f"{op.name} (Where): it puts {float(fixed.reshape(-1)[0])} into a tensor, which has no code; use a finite "
             "number, like -100.0 before a softmax."
         )
+    # The operation and not the layer, so that its own rule decides what becomes of the constant (folded, or stored).
     tensor = condition if _is_tensor(condition) else value
     return make(key, lambda: Multiply(name=f"{op.name}_{key}"))(tensor, fixed)
 

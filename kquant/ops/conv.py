@@ -132,6 +132,7 @@ def _separable(op: Any, make: Make, x: Any) -> Any:
         new = conv_class(op.filters, 1, use_bias=op.use_bias, name=op.name, **shared)
         return _with_kernel(new, (*x.shape[:-1], x.shape[-1] * op.depth_multiplier), op.pointwise_kernel, op)
 
+    # Between the two stands a tensor of the file with a range of its own, which Keras never gives out.
     y = make("pointwise", pointwise)(make("depthwise", depthwise)(x))
     return activate(op.activation, make, y)
 

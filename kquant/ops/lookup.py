@@ -55,6 +55,8 @@ def _reversible(op: Any, make: Make, x: Any, reverse: bool = False, *_: Any, **_
         new.trainable = op.trainable
         return new
 
+    # The product has a grid of its own and the file stores both, so tied weights go their own ways in training from
+    # here on.
     y, cap = make("reverse", build)(x), op.logit_soft_cap
     if cap is None:
         return y

@@ -66,6 +66,7 @@ def binary(cls: type, with_constant: Any) -> Any:
         if all(tensors):
             same_rank(op, a, b)
             return make("pair", lambda: cls(name=op.name))([a, b])
+        # Which of the two is the constant tells where it stands: c - x is not x - c.
         x, constant = (a, b) if tensors[0] else (b, a)
         if not is_per_channel(constant, x):
             other = stored(make, constant, x, op.name)

@@ -84,6 +84,7 @@ def is_idle(op: Any, x: Any) -> bool:
         >>> is_idle(keras.layers.Reshape((4, 3)), x), is_idle(keras.layers.Reshape((3, 4)), x)
         (True, False)
     """
+    # The very class: what a user derived from it may do more.
     idle = next((idle for classes, idle in _IDLE.items() if type(op) in classes), None)
     if idle is None or not isinstance(x, keras.KerasTensor) or not idle(op):
         return False

@@ -47,6 +47,7 @@ def _global_max(op: Any, make: Make, x: Any) -> Any:
     if len(shape) == 3:
         x = make("to_2d", lambda: layers.Reshape((1, *shape[1:]), name=f"{op.name}_2d"))(x)
     y = make("pool", lambda: layers.MaxPooling2D(x.shape[1:3], name=op.name))(x)
+    # The pool leaves two axes of 1, where a 1-D layer has one.
     kept = (1,) * (len(shape) - 2) if op.keepdims else ()
     return make("shape", lambda: layers.Reshape((*kept, shape[-1]), name=f"{op.name}_shape"))(y)
 

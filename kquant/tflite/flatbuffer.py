@@ -135,6 +135,7 @@ class _Writer:
             return -1
         if id(ref) in self.index:
             return self.index[id(ref)]
+        # Equal contents in equal encodings are one tensor, which keeps the name of the first.
         key = _constant_key(ref)
         if key is not None and key in self.constants:
             return self.constants[key]
@@ -174,6 +175,7 @@ class _Writer:
         if name is not None:
             options = getattr(schema, f"{name}T")()
             known = self.target.ops.get(op.code)
+            # A target's kernels want more in 16 bits: ADD without `potScaleInt16 = false` would round in another way.
             needed = known.options_int16 if known is not None and op.type == "int16x8" else {}
             for field, value in {**op.options, **needed}.items():
                 if not hasattr(options, field):

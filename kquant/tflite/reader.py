@@ -222,6 +222,7 @@ class _Parts:
                 f"{where} is not a TFLite file: bytes 4 to 8 must read TFL3. "
                 f"Received: {data[4:8]!r} in {len(data)} bytes."
             )
+        # `left` is how much may still be told of; every count below takes its part of it.
         self.where, self.size, self.left = where, len(data), MOST_SHARED * len(data)
         with self.reading():
             self.model = schema.Model.GetRootAs(data, 0)
@@ -297,6 +298,7 @@ def _read(parts: _Parts) -> FileModel:
 
 def _tables(op: FileOperator, tensors: tuple[FileTensor, ...], contents: list[Any]) -> Iterator[FileTable]:
     """What a DECODE of look-up tables writes; other encodings (pruning, Huffman) have no tables to tell of."""
+    # A DECODE reads pairs, indices and their header, and writes a tensor for each.
     for output, indices, header in zip(op.outputs, op.inputs[::2], op.inputs[1::2], strict=True):
         t, content = tensors[_within(output, tensors)], contents[_within(header, tensors)]
         stored = b"" if content is None else content.tobytes()
@@ -401,6 +403,7 @@ def float_operators(model: FileModel) -> list[FileOperator]:
     found = []
     for op in model.operators:
         floats = {i for i in (*op.inputs, *op.outputs) if i >= 0 and model.tensors[i].type in FLOATS}
+        # A cast between tensors inside the model is no cast at the edge.
         if floats and not (op.code in EDGES and floats <= edge):
             found.append(op)
     return found

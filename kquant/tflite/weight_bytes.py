@@ -167,6 +167,7 @@ def _layer(t: FileTensor, code: str, values: np.ndarray, stored: int) -> LayerBy
     axis = t.axis if t.scale is not None and len(t.scale) > 1 else None
     packed = t.type == "INT4"
     raw = -(-values.size // 2) if packed else values.nbytes
+    # Deflated is what the file holds, and it holds 4-bit codes in pairs.
     content = values.tobytes() if not packed else _pairs(values)
     lut = smallest(values, axis) if facts(code).reads_tables and t.type in ("INT8", "INT4") else None
     return LayerBytes(
