@@ -106,8 +106,7 @@ def _refuse_changing(op: Any, first: Recording, watched: Watched, follow: Follow
     where = f"{op.name} ({type(op).__name__})"
     moved = {id(v) for v in watched.assigned} & reads(first)
     try:
-        # From the state that the first run left, as `predict` would go on: where it started from, it comes out the
-        # same.
+        # From the state that the first run left, as `predict` would go on: from its own start any run comes out alike.
         if not moved and same(first, follow(training, Watched(watched.after()))):
             return
     except Exception:  # noqa: BLE001, whatever the user's code raises

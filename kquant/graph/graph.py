@@ -271,6 +271,7 @@ def run(graph: Graph, inputs: Any) -> dict[int, Any]:
 def full_precision() -> contextlib.AbstractContextManager:
     """Inside, float variables read as float32, which is what they are, whatever a mixed policy would cast them to.
 
+    For those of Keras' layers: variables of kquant's own are made with `autocast=False`, and read so everywhere.
     (`AutocastScope(None)` would do so too, but there a variable's `dtype` is that of `keras.config.floatx()`.)
     """
     return variables_as("float32")

@@ -341,7 +341,7 @@ class _Unfolding:
         # came before belongs to the outer model.
         ours = {id(t): Tensor((t.shape[0] or batch, *t.shape[1:]) if t.shape else (), t.dtype) for t in starts}
         call_args, call_kwargs = substitute((args, kwargs), ours)
-        # Said below, by what Keras would resolve it to here, or True where that way is looked at.
+        # Set below: what Keras would resolve it to here, or True where that way is looked at.
         call_kwargs.pop("training", None)
         if "training" in op.call_signature_parameters and training is not None:
             call_kwargs["training"] = training

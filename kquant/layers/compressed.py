@@ -235,8 +235,7 @@ class Compressed(Weighted):
 
     def _pushed(self, weights: tf.Tensor) -> tf.Tensor:
         """What a correction adds before rounding, in steps; a weight that a mask has taken out stays out."""
-        with full_precision():
-            pushed = tf.convert_to_tensor(self.rounding)
+        pushed = tf.convert_to_tensor(self.rounding)
         return tf.where(weights == 0.0, tf.zeros_like(pushed), pushed) if self.transforms else pushed
 
     def _begin_step(self) -> None:

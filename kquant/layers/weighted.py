@@ -250,8 +250,7 @@ class Weighted(Holder, keras.layers.Wrapper):
         """The float kernel that is quantized: the trained one, transformed, times its gain and that of a batch norm."""
         weights = kernels.apply(self.transforms, kernels.real(self.layer, self.kernel_name))
         if self.gain is not None:
-            with full_precision():
-                weights = weights * tf.convert_to_tensor(self.gain)
+            weights = weights * tf.convert_to_tensor(self.gain)
         return weights if self.norm is None else weights * self._along(self.norm.factor())
 
     def _along(self, values: tf.Tensor) -> tf.Tensor:
@@ -263,8 +262,7 @@ class Weighted(Holder, keras.layers.Wrapper):
     def scale_of(self, weights: tf.Tensor, bias_reach: tf.Tensor | None = None) -> tf.Tensor:
         """Scales of the kernel, shaped to broadcast against it: see `encode_weights`."""
         spec = self.spec or QuantSpec(16, True, True)
-        with full_precision():
-            reach = None if self.reach is None else tf.convert_to_tensor(self.reach)
+        reach = None if self.reach is None else tf.convert_to_tensor(self.reach)
         if reach is not None:
             reach = reach * self._unit()
         scale = encode_weights(weights, spec, self.channel_axes, bias_reach=bias_reach, reach=reach)
@@ -292,8 +290,7 @@ class Weighted(Holder, keras.layers.Wrapper):
     def bias_as_used(self) -> tf.Tensor | None:
         """The float bias with its correction: float32[channels], or None where nothing is added."""
         own = self.float_bias()
-        with full_precision():
-            shift = None if self.shift is None else tf.convert_to_tensor(self.shift)
+        shift = None if self.shift is None else tf.convert_to_tensor(self.shift)
         if own is None or shift is None:
             return shift if own is None else own
         return own + shift

@@ -10,7 +10,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kquant.graph.graph import full_precision
 from kquant.layers.transform import Transform
 from kquant.masking.centroids import Init, centroids, scaled
 
@@ -123,16 +122,15 @@ class Codebook(Transform):
             rows: float32[channels, n]. A channel's scale is never above its largest weight, so that every channel has
                 a weight at an end of the codebook; int8 codes are then those of the other channels.
         """
-        with full_precision():
-            values = tf.convert_to_tensor(self.centroids)
-            fixed = tf.tile(tf.constant([self.fixed], tf.float32), (values.shape[0], 1))
-            values = tf.concat([values, fixed], axis=1) if self.fixed else values
-            if self.reach is not None:
-                largest = tf.stop_gradient(tf.reduce_max(tf.abs(rows), axis=1))
-                # By its size: an optimizer may step across 0, and a negative factor would mirror the values.
-                reach = tf.minimum(tf.abs(tf.convert_to_tensor(self.reach)), largest)
-                # What trains between the ends must not pass them, or they would be ends no longer.
-                values = tf.clip_by_value(values, -1.0, 1.0) * reach[:, None]
+        values = tf.convert_to_tensor(self.centroids)
+        fixed = tf.tile(tf.constant([self.fixed], tf.float32), (values.shape[0], 1))
+        values = tf.concat([values, fixed], axis=1) if self.fixed else values
+        if self.reach is not None:
+            largest = tf.stop_gradient(tf.reduce_max(tf.abs(rows), axis=1))
+            # By its size: an optimizer may step across 0, and a negative factor would mirror the values.
+            reach = tf.minimum(tf.abs(tf.convert_to_tensor(self.reach)), largest)
+            # What trains between the ends must not pass them, or they would be ends no longer.
+            values = tf.clip_by_value(values, -1.0, 1.0) * reach[:, None]
         # Ascending, as `places` searches among the midpoints; values that train may have passed each other.
         return tf.sort(values, axis=1)
 

@@ -9,7 +9,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kquant.graph.graph import full_precision
 from kquant.layers.transform import Transform
 from kquant.masking.patterns import Pooling, choose, structure_of
 from kquant.masking.schedules import SparsitySchedule
@@ -89,16 +88,14 @@ class Mask(Transform):
             return tf.convert_to_tensor(self.mask)
         scores = tf.abs(weights)
         if self.scores is not None:
-            with full_precision():
-                scores = tf.convert_to_tensor(self.scores)
+            scores = tf.convert_to_tensor(self.scores)
         return choose(scores, self.schedule.sparsity(step), self.pattern, self.axes, self.pooling)
 
     def call(self, weights: tf.Tensor) -> tf.Tensor:
         """The kernel with its zeros."""
         kept = tf.convert_to_tensor(self.mask)
         if self.scores is not None:
-            with full_precision():
-                return _scored(weights, tf.convert_to_tensor(self.scores), kept, masked=self.gradient == "masked")
+            return _scored(weights, tf.convert_to_tensor(self.scores), kept, masked=self.gradient == "masked")
         if self.gradient == "masked":
             return tf.where(kept, weights, tf.zeros_like(weights))
         return _straight_through(weights, kept)
