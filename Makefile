@@ -7,11 +7,12 @@ STAMP := $(VENV)/installed
 # Two workers on two cores: one thread for each keeps them out of each other's way.
 THREADS := OMP_NUM_THREADS=1 TF_NUM_INTRAOP_THREADS=1 TF_NUM_INTEROP_THREADS=1 TF_CPP_MIN_LOG_LEVEL=3
 
-.PHONY: help demo test quick versions lint bench docs clean
+.PHONY: help demo test exhaustive quick versions lint bench docs clean
 
 help:
 	@echo "make demo    the main job on scikit-learn's handwritten digits: train, quantize, run, one table"
 	@echo "make test    the tests"
+	@echo "make exhaustive  the tests with every case of those that try hundreds of alike ones"
 	@echo "make quick   those that take a minute or two"
 	@echo "make versions  those that lean on Keras, with the oldest and the newest Keras and TensorFlow"
 	@echo "make lint    ruff and pyright"
@@ -23,6 +24,9 @@ demo: $(STAMP)
 	$(BIN)/kquant demo
 
 test: $(STAMP)
+	$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -q -m "not exhaustive"
+
+exhaustive: $(STAMP)
 	$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -q
 
 quick: $(STAMP)

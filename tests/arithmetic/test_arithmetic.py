@@ -109,6 +109,7 @@ def test_int16_codes_near_powers_of_two(op):
         _assert_equal_codes(case.computed("tflm"), case.expected(run_tflm), f"TFLM, {case}")
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("name", INT16["litert"])
 def test_xla_gives_the_same_int16_codes(name):
     for seed, runtime in enumerate(runtime for runtime in INT16 if name in INT16[runtime]):
@@ -128,6 +129,7 @@ def test_int16_gelu_is_near_litert_reference():
     assert exact >= 0.8 * EXAMPLES
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("name", CASES)
 def test_xla_gives_the_same_codes(name):
     for seed, runtime in enumerate(("litert",) if name in NOT_IN_TFLM else ("litert", "tflm")):
@@ -182,6 +184,7 @@ def _requantized(made: Contraction, rounding: str) -> np.ndarray:
     return requantize(tf.constant(made.accumulator, tf.float64), scale, made.out, rounding, made.activation).numpy()
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("types", TYPES)
 @pytest.mark.parametrize("runtime", ROUNDING)
 @pytest.mark.parametrize("op", CONTRACTIONS)

@@ -132,6 +132,7 @@ def whole(request, tmp_path_factory):
     return q, [c[0] for c in clip], expected
 
 
+@pytest.mark.one_in(3, always=r"io-1")
 @pytest.mark.parametrize("hop", [1, 3])
 @pytest.mark.parametrize("states", ["io", "variables"])
 def test_stream_is_the_file_code_for_code(whole, states, hop, tmp_path):
@@ -386,6 +387,7 @@ def random_network(seed):
     return keras.Model(inputs, layers.Dense(3)(x))
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("seed", range(8))
 def test_random_networks(seed):
     model = random_network(seed)

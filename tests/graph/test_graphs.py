@@ -77,6 +77,7 @@ def test_file_computes_the_codes_of_the_model(name, target):
     _same_codes(q, contract.data(q, 64, seed=3, spread=2.0), target)
 
 
+@pytest.mark.one_in(3)
 @every_graph
 def test_saved_model_computes_the_same(name, tmp_path):
     model = _build(name)
@@ -102,6 +103,7 @@ def test_any_layer_may_stay_float(name):
             assert np.all(np.isfinite(y))
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", ["unused_input", "input_is_an_output", "nested_list_of_outputs", "odd_names"])
 @pytest.mark.parametrize("io", ["int8", "uint8", "float32"])
 def test_export_verifies(name, io, tmp_path):
@@ -194,6 +196,7 @@ ODD = {
 }
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", ODD)
 @both_targets
 @pytest.mark.filterwarnings("ignore::UserWarning")  # kquant warns of each of these; test_models.py reads the warnings
@@ -222,6 +225,7 @@ EXTREME = {
 }
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", EXTREME)
 @both_targets
 def test_extreme_activations(name, target):

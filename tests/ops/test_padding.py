@@ -107,6 +107,7 @@ def samples(model: keras.Model, count: int, seed: int = 0, anywhere: bool = Fals
     return make(count, model.inputs[0].shape[1], seed, anywhere)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     ("name", "target", "runtime"), [(name, *REFERENCES[i % 2]) for i, name in enumerate(NETWORKS)]
 )

@@ -64,6 +64,7 @@ NETWORKS = {
 }
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", sorted(NETWORKS))
 @pytest.mark.parametrize(("target", "runtime"), REFERENCES)
 def test_every_step_of_the_file_is_simulated(name, target, runtime, record_property):
@@ -80,6 +81,7 @@ def test_every_step_of_the_file_is_simulated(name, target, runtime, record_prope
     assert max(errors) < 0.25
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", ["lstm", "stacked", "both ways", "backwards", "states", "last"])
 def test_every_step_in_int16_is_simulated_on_tflm(name):
     """One operator of int16 activations, and codes equal at every step; nearer to float than in int8."""

@@ -65,6 +65,7 @@ MIXTURES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("target", ["litert", "tflm"])
 @pytest.mark.parametrize("name", sorted(MIXTURES))
 def test_mixtures_compute_the_codes_of_the_model(name: str, target: str, tmp_path: Path) -> None:
@@ -161,6 +162,7 @@ def test_files_with_float_activations(recipe: str, kernel: str, size: float, tmp
         assert np.abs(found - wanted).max() < (1e-3 if recipe == "float16" else 0.02)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("recipe", ["int16x8", "int4-weights", "dynamic-int8", "float16", "all three", "power of two"])
 def test_every_format_trains_saves_and_loads(recipe: str, tmp_path: Path) -> None:
     q = kquant.calibrate(kquant.quantize(network(), MIXTURES.get(recipe, recipe)), X, verbose=False)
@@ -189,6 +191,7 @@ def test_wide_layers_without_a_kernel_are_named_and_narrowed(tmp_path: Path) -> 
     assert reference.agreements[0].equal == 1.0
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("io", ["int8", "uint8", "int16", "float32"])
 @pytest.mark.parametrize("recipe", ["int8", "int16x8"])
 def test_edges_of_another_type(recipe: str, io: str, tmp_path: Path) -> None:

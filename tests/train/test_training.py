@@ -106,6 +106,7 @@ def own_step(model: keras.Model) -> Any:
     return step
 
 
+@pytest.mark.one_in(3)
 @every_model
 def test_own_loop_gives_the_weights_of_fit(name: str, whole: Any) -> None:
     model = compiled(made(name))
@@ -135,6 +136,7 @@ class Stepper(keras.Model):
         return {"loss": value}
 
 
+@pytest.mark.one_in(3)
 @every_model
 def test_a_loop_that_forgets_to_say_training_still_trains(name: str) -> None:
     """Without `training=True` ranges, masks and batch norms stay, and the gradients are those of the fixed grids."""
@@ -154,6 +156,7 @@ def test_a_loop_that_forgets_to_say_training_still_trains(name: str) -> None:
             assert cosine > least, f"{variable.path}: {cosine}"
 
 
+@pytest.mark.one_in(3)
 @every_model
 def test_own_train_step_gives_the_weights_of_fit(name: str, whole: Any) -> None:
     stepper = Stepper(compiled(made(name)))
@@ -162,6 +165,7 @@ def test_own_train_step_gives_the_weights_of_fit(name: str, whole: Any) -> None:
     assert_same(stepper.inner, whole(name)[0], 1e-4)
 
 
+@pytest.mark.one_in(3)
 @every_model
 def test_compiled_by_xla_gives_the_weights_of_fit(name: str, whole: Any) -> None:
     model = compiled(made(name), jit_compile=True)
@@ -169,6 +173,7 @@ def test_compiled_by_xla_gives_the_weights_of_fit(name: str, whole: Any) -> None
     assert_same(model, whole(name)[0], 1e-3)
 
 
+@pytest.mark.one_in(3)
 @every_model
 def test_accumulated_gradients_are_those_of_the_larger_batch(name: str) -> None:
     """The weights step every second batch, by the mean of two gradients; ranges move at every batch."""
@@ -187,6 +192,7 @@ def test_accumulated_gradients_are_those_of_the_larger_batch(name: str) -> None:
         np.testing.assert_allclose(variable.numpy(), old - 0.1 * np.mean(each, axis=0), atol=1e-5)
 
 
+@pytest.mark.one_in(3)
 @every_model
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_mixed_precision(name: str, policy: str) -> None:
@@ -207,6 +213,7 @@ def test_mixed_precision(name: str, policy: str) -> None:
 # Interruption
 
 
+@pytest.mark.one_in(3)
 @every_model
 def test_checkpoint_goes_on_to_the_same_bits(name: str, whole: Any) -> None:
     model, folder, _ = whole(name)
@@ -224,6 +231,7 @@ def test_weights_of_a_checkpoint_fit_a_model_made_anew(name: str, whole: Any) ->
     np.testing.assert_array_equal(again(X, training=False).numpy(), model(X, training=False).numpy())
 
 
+@pytest.mark.one_in(3)
 @every_model
 def test_interrupted_training_resumes_to_the_same_bits(name: str, whole: Any) -> None:
     model, folder, _ = whole(name)
