@@ -132,7 +132,7 @@ def set_encodings(qmodel: keras.Model, encodings: str | Path | dict[str, Any]) -
     """
     activations, weights, where = _read(encodings)
     graph = read(qmodel)
-    tensors = {**_tensors(graph), **{name: (layer, None) for name, (layer, _) in _inside(graph).items()}}
+    tensors = {**_tensors(graph, peeks=True), **{name: (layer, None) for name, (layer, _) in _inside(graph).items()}}
     kernels = {f"{n}/{x.kernel_name}": x for n, x in _weighted(graph).items()}
     biases = {f"{n}/{x.bias_name}" for n, x in _weighted(graph).items() if x.bias_name}
     _refuse_unknown(where, "activation_encodings", activations, tensors)
@@ -160,14 +160,19 @@ def set_encodings(qmodel: keras.Model, encodings: str | Path | dict[str, Any]) -
     return qmodel
 
 
-def _tensors(graph: Graph) -> dict[str, tuple[FakeQuant, Any]]:
-    """Name -> the layer that holds the encoding, and the output of its first source (for encodings that follow)."""
+def _tensors(graph: Graph, peeks: bool = False) -> dict[str, tuple[FakeQuant, Any]]:
+    """Name -> the layer that holds the encoding, and the output of its first source (for encodings that follow).
+
+    Args:
+        graph: of a quantized model.
+        peeks: list what a layer asks of its output's encoding beforehand, too: files of version 0.1 do.
+    """
     names = {id(t): t.name for t in keras.tree.flatten(graph.inputs)}
     names |= {id(t): node.name for node in graph.nodes for t in node.outputs if not isinstance(node.op, FakeQuant)}
     tensors: dict[str, tuple[FakeQuant, Any]] = {}
-    for node in graph.nodes:
-        if not isinstance(node.op, FakeQuant):
-            continue
+    nodes = [node for node in graph.nodes if isinstance(node.op, FakeQuant) and (peeks or not node.kwargs.get("peek"))]
+    # peeks last, so that tensors have the same names with them and without
+    for node in sorted(nodes, key=lambda node: bool(node.kwargs.get("peek"))):
         made = node.args[0]
         wanted = names.get(id(made), f"{node.op.name}")
         name, n = wanted, 1

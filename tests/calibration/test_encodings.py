@@ -85,6 +85,17 @@ def test_cell_states_round_trip(version, tmp_path):
     assert (cell["bitwidth"], cell["scale"]) == (16, 2.0 ** (int(layer.cell_bits()) - 15))
 
 
+def test_an_encoding_that_a_layer_asks_for_beforehand_is_no_tensor():
+    keras.utils.set_random_seed(5)
+    memory = layers.LSTM(3, name="memory", return_sequences=True)
+    model = keras.Sequential([keras.Input((6, 4), name="x"), memory])
+    entries = kquant.encodings(quantized(model, samples=32))
+    assert list(entries["activation_encodings"]) == ["x", "memory", "memory/cell"]
+    older = {**entries["activation_encodings"], "x/x_quant": entries["activation_encodings"]["memory"]}
+    again = kquant.quantize(model, encodings={**entries, "activation_encodings": older})
+    assert kquant.encodings(again) == entries
+
+
 @pytest.mark.parametrize("bits", range(5))
 def test_the_scale_of_a_cell_gives_its_integer_bits_again(bits):
     keras.utils.set_random_seed(5)
