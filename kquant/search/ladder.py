@@ -226,6 +226,7 @@ def _most_rungs(search: _Search, base: Recipe) -> int:
     wide = any(op.int16x8 for op in targets.load(search.target).ops.values())
     few = base.weights.bits < 8
     layers = 0 if search.qmodel is None else len(places(read(search.qmodel)))
+    # 1, 2, 4, ... below the number of layers
     doublings = max(layers - 1, 0).bit_length()
     before = 2 + len([name for name in OBSERVERS if name != base.activations.observer])
     rounded = 0 if "adaround" in [step.name for step in base.steps] else 2

@@ -349,6 +349,7 @@ def _mixed(graph: Graph, rules: dict[int, Rule | None]) -> list[Problem]:
         read = node.inputs[:1] if rule is not None and rule.told else node.inputs
         if rule is None or not any(id(t) in indices for t in read) or isinstance(node.op, Stored):
             continue  # a constant reads nothing
+        # parts of an input are positions as it is, as long as nothing that was computed is among them
         handed_on = moves_indices(rule) and id(node.outputs[0]) in indices
         if handed_on:
             given.update(id(t) for t in node.outputs if all(id(s) in given for s in node.inputs))
