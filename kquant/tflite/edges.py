@@ -54,11 +54,11 @@ def _outer(program: Program, inner: Ref, io: IO) -> Ref:
     narrow, wide = QuantSpec(8, inner.encoding.spec.symmetric), QuantSpec(16, symmetric=True)
     if io == "int16":  # the largest real number of the 8-bit grid becomes the last code
         low, high = inner.encoding.dequantize(np.array([-128, 127]))
-        scale = np.float32([max(-low, high) / wide.high])
-        return program.value(inner.name, inner.shape, Encoding(scale, np.int64([0]), wide))
+        scale = np.array([max(-low, high) / wide.high], np.float32)
+        return program.value(inner.name, inner.shape, Encoding(scale, np.array([0], np.int64), wide))
     # The same real numbers: uint8 is int8 with all codes raised by 128, and int8 for int16 has coarser steps.
     scale, zero_point = inner.encoding.scale, inner.encoding.zero_point
     if inner.dtype == "int16":
-        scale = np.float32(scale * (wide.high / narrow.high))
+        scale = np.asarray(scale * (wide.high / narrow.high), np.float32)
     shift = {"uint8": 128, "int8": -128 if inner.dtype == "uint8" else 0}[io]
     return program.value(inner.name, inner.shape, Encoding(scale, zero_point + shift, narrow), io)

@@ -9,6 +9,7 @@ import numpy as np
 from kquant.core.operators import facts
 from kquant.core.program import Operator, Program, Ref
 from kquant.core.rescale import unit_of
+from kquant.core.spec import Encoding
 from kquant.targets import Target
 
 INT32_BITS = 31
@@ -35,13 +36,17 @@ def refuse_extremes(program: Program, target: Target) -> None:
         known = target.ops.get(op.code)
         if known is None or op.type == "float":
             continue
+        grid = op.outputs[0].encoding if op.outputs else None
         ratio, limit = rescale(op), known.max_rescale_for(op.type)
-        if limit is not None and ratio is not None and ratio >= limit:
-            raise ValueError(_too_narrow(op, target, f"rescale by {ratio:.3g}", f"takes less than {limit:g}"))
-        scale, limit = _scale(op.inputs[0]) if op.inputs else None, known.max_scale_for(op.type)
+        if grid is not None and limit is not None and ratio is not None and ratio >= limit:
+            raise ValueError(_too_narrow(op, grid, target, f"rescale by {ratio:.3g}", f"takes less than {limit:g}"))
+        source, limit = op.inputs[0] if op.inputs else None, known.max_scale_for(op.type)
+        scale = _scale(source)
         # SOFTMAX multiplies by beta before anything else, so its limit is that of the product.
-        if limit is not None and scale is not None and scale * op.options.get("beta", 1.0) >= limit:
-            raise ValueError(_too_wide(op, target, scale, limit / op.options.get("beta", 1.0)))
+        if source is not None and limit is not None and scale is not None:
+            beta: float = op.options.get("beta", 1.0)
+            if scale * beta >= limit:
+                raise ValueError(_too_wide(op, source, target, scale, limit / beta))
         for sums in _sums(op):
             if sums.overflow:
                 raise ValueError(_too_many_bits(op, target, sums))
@@ -70,27 +75,26 @@ def _name(ref: Ref) -> str:
     return ref.name.removesuffix("/2d")
 
 
-def _too_narrow(op: Operator, target: Target, would: str, takes: str) -> str:
-    output = op.outputs[0]
-    low, high = output.encoding.dequantize([output.encoding.spec.low, output.encoding.spec.high])
+def _too_narrow(op: Operator, grid: Encoding, target: Target, would: str, takes: str) -> str:
+    low, high = grid.dequantize(np.array([grid.spec.low, grid.spec.high]))
     return (
-        f"export: {_name(output)}: its range [{low:.3g}, {high:.3g}] is too small for what it is computed from: "
+        f"export: {_name(op.outputs[0])}: its range [{low:.3g}, {high:.3g}] is too small for what it is computed from: "
         f"{op.code} would {would}, and {target.title} {takes}. Calibrate with data on which this output varies and "
         "whose outliers are real; where what it reads is large because it is concatenated with much larger tensors, or "
         "because the data are, scale those down first; where the output is constant, remove the layer."
     )
 
 
-def _too_wide(op: Operator, target: Target, scale: float, limit: float) -> str:
+def _too_wide(op: Operator, source: Ref, target: Target, scale: float, limit: float) -> str:
     return (
-        f"export: {_name(op.outputs[0])}: what it reads, {_name(op.inputs[0])}, comes in steps of {scale:.3g}, and "
+        f"export: {_name(op.outputs[0])}: what it reads, {_name(source)}, comes in steps of {scale:.3g}, and "
         f"{op.code} of {target.title} takes less than {limit:.3g}. {SMALLER}"
     )
 
 
 def _too_many_bits(op: Operator, target: Target, sums: _Sums) -> str:
     return (
-        f"export: {_name(op.outputs[0])}: what it reads, {_name(op.inputs[0])}, is too large for what it makes of it: "
+        f"export: {_name(op.outputs[0])}: what it reads, {_name(sums.source)}, is too large for what it makes of it: "
         f"{op.code} of {target.title} would shift sums of up to {sums.reach:.3g} to the left by {sums.left_shift} "
         f"bits, and has {INT32_BITS}. {SMALLER}"
     )
@@ -98,8 +102,9 @@ def _too_many_bits(op: Operator, target: Target, sums: _Sums) -> str:
 
 @dataclass(frozen=True)
 class _Sums:
-    """Sums of products that a kernel brings to another scale: the largest, and by how many bits they go up first."""
+    """Sums of products of a tensor that a kernel brings to another scale: the largest, and how many bits it goes up."""
 
+    source: Ref
     reach: float
     left_shift: int
 
@@ -111,30 +116,38 @@ class _Sums:
 
 def _sums(op: Operator) -> list[_Sums]:
     """Those of an operator with int8 weights and activations; int16 activations are summed in 64 bits."""
-    if not op.inputs or op.inputs[0] is None or op.inputs[0].dtype != "int8":
-        return []
     kind = facts(op.code)
+    data = op.inputs[kind.data] if len(op.inputs) > kind.data else None
+    if data is None or data.dtype != "int8":
+        return []
     if kind.unit == "weights":
         bias = op.inputs[kind.bias] if kind.bias is not None and len(op.inputs) > kind.bias else None
-        return [_of_channels(op, op.inputs[kind.data], op.inputs[kind.weights[0]], bias, _scale(op.outputs[0]))]
+        return _of_channels(op, data, op.inputs[kind.weights[0]], bias, _scale(op.outputs[0]))
     if op.code == "UNIDIRECTIONAL_SEQUENCE_LSTM":
         return [
-            _of_channels(op, op.inputs[source], op.inputs[w], op.inputs[biases[n]] if biases else None, LSTM_GATE_SCALE)
+            sums
             for source, matrices, biases in LSTM_SUMS
             for n, w in enumerate(matrices)
+            for sums in _of_channels(
+                op, op.inputs[source], op.inputs[w], op.inputs[biases[n]] if biases else None, LSTM_GATE_SCALE
+            )
         ]
     return []
 
 
-def _of_channels(op: Operator, source: Ref | None, weights: Ref | None, bias: Ref | None, out: float | None) -> _Sums:
-    """The channel that needs most bits."""
-    if source is None or weights is None or weights.data is None or source.encoding is None or not out:
-        return _Sums(0.0, 0)
+def _of_channels(
+    op: Operator, source: Ref | None, weights: Ref | None, bias: Ref | None, out: float | None
+) -> list[_Sums]:
+    """The channel that needs most bits; none where nothing goes up."""
+    if source is None or source.encoding is None or not out:
+        return []
+    if weights is None or weights.data is None or weights.encoding is None:
+        return []
     # What the sum of a channel can come to: the largest centred code times the sum of its |weights|, and |bias|.
     grid, axis = source.encoding, facts(op.code).channel_axis
     ratios = weights.encoding.scale.astype(np.float64) * float(grid.scale[0]) / out
     if ratios.max() < 1.0:  # as nearly always
-        return _Sums(0.0, 0)
+        return []
     zero = int(grid.zero_point[0])
     codes = np.moveaxis(np.abs(weights.data.astype(np.float64)), axis, 0).reshape(weights.shape[axis], -1)
     reach = codes.sum(axis=1) * max(grid.spec.high - zero, zero - grid.spec.low)
@@ -144,4 +157,4 @@ def _of_channels(op: Operator, source: Ref | None, weights: Ref | None, bias: Re
     # multiplied.
     shifts = np.maximum(np.frexp(np.broadcast_to(ratios, reach.shape))[1], 0)
     worst = int(np.argmax(np.where(shifts > 0, reach * 2.0**shifts, 0.0)))
-    return _Sums(float(reach[worst]), int(shifts[worst]))
+    return [_Sums(source, float(reach[worst]), int(shifts[worst]))]

@@ -12,8 +12,10 @@ from keras import layers, ops
 
 import kquant
 from kquant import targets
+from kquant.core.program import Program
+from kquant.core.spec import Encoding, QuantSpec
 from kquant.runtime.running import dequantize_output, probe, quantize_input
-from kquant.tflite.limits import rescale
+from kquant.tflite.limits import refuse_extremes, rescale
 from kquant.tflite.lowering import lower
 from kquant.tflite.reader import read_model
 
@@ -105,6 +107,24 @@ def test_functions_with_bounds_refuse_what_is_far_beyond(
                 lower(q)
         else:
             lower(q)
+
+
+@pytest.mark.parametrize("code", ["CONV_2D", "TRANSPOSE_CONV"])
+def test_sums_that_leave_int32_are_refused(code: str) -> None:
+    grid = Encoding(np.float32([1.0]), np.int64([-128]), QuantSpec())
+    weights = Encoding(np.float32([1.0]), np.int64([0]), QuantSpec(8, True, True))
+    for output_scale, refused in ((1 / 200, True), (1 / 100, False)):  # 300 * 127 * 255 goes up by 8 bits, or by 7
+        program = Program("one")
+        x, y = program.value("x", (1, 1, 3, 100), grid), program.value("me", (1, 1, 3, 1), grid)
+        y.encoding = Encoding(np.float32([output_scale]), np.int64([0]), QuantSpec())
+        kernel = program.constant("me/kernel", np.full((1, 1, 3, 100), 127, np.int8), weights)
+        shape = program.constant("shape", np.int32(y.shape))
+        program.emit(code, [x, kernel] if code == "CONV_2D" else [shape, kernel, x], y)
+        if refused:
+            with pytest.raises(ValueError, match=f"me: what it reads, x, is too large.*{code}.*9.72e.06 .* by 8 bits"):
+                refuse_extremes(program, targets.load("tflm"))
+        else:
+            refuse_extremes(program, targets.load("tflm"))
 
 
 def test_limits_are_those_of_the_target_files() -> None:
