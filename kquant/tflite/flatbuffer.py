@@ -55,10 +55,20 @@ def with_outputs(content: bytes, tensors: Sequence[int]) -> bytes:
         content: a `.tflite` file.
         tensors: their indices.
     """
-    model = schema.ModelT.InitFromPackedBuf(content, 0)
+    model = unpacked(content)
     model.subgraphs[0].outputs = list(tensors)
     # They would name outputs that there are no more.
     model.signatureDefs = []
+    return packed(model)
+
+
+def unpacked(content: bytes) -> Any:
+    """A file as the schema's objects, its tables unpacked."""
+    return schema.ModelT.InitFromPackedBuf(content, 0)
+
+
+def packed(model: Any) -> bytes:
+    """The file of a schema's `ModelT`."""
     builder = _Builder(1 << 16)
     builder.Finish(model.Pack(builder), b"TFL3")
     return bytes(builder.Output())
@@ -92,9 +102,7 @@ class _Writer:
         entry.name = "kquant"
         entry.buffer = self.blob(json.dumps(metadata, sort_keys=True).encode())
         self.model.metadata = [entry]
-        builder = _Builder(1 << 16)
-        builder.Finish(self.model.Pack(builder), b"TFL3")
-        return bytes(builder.Output())
+        return packed(self.model)
 
     def subgraph(self, name: str, program: Program) -> Any:
         """A subgraph with tensors of its own; buffers and operator codes belong to the whole file."""

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import flatbuffers
 import numpy as np
-from ai_edge_litert import schema_py_generated as schema
 
 from kquant.core.messages import did_you_mean
 from kquant.core.operators import OPERATORS, facts
 from kquant.core.program import Operator, Program, Ref
+from kquant.tflite.flatbuffer import packed, unpacked
 from kquant.tflite.lut_format import CODE, MAX_BITS, Lut, distinct, header, pack, smallest
-from kquant.tflite.reader import constants, read_model
+from kquant.tflite.reader import SCHEMA, constants, read_model
 
 # What one more tensor behind tables costs beside its bytes: 3 tensors for 1, 2 buffers for 1, an operator. Measured.
 TABLE_BYTES = 128
@@ -88,19 +87,17 @@ def without_tables(content: bytes) -> bytes:
         A file without them, and without the operators that decode them.
     """
     held, tables = constants(content), read_model(content).tables
-    model = schema.ModelT.InitFromPackedBuf(content, 0)
+    model = unpacked(content)
     graph = model.subgraphs[0]
     # Into buffers of their own: an old one may be shared, and buffer 0 is that of all computed tensors.
     for table in tables:
-        buffer = schema.BufferT()
+        buffer = SCHEMA.BufferT()
         buffer.data = held[table.output].reshape(-1).view(np.uint8)
         graph.tensors[table.output].buffer = len(model.buffers)
         model.buffers.append(buffer)
     decoded = {table.output for table in tables}
     graph.operators = [op for op in graph.operators if not decoded.issuperset(map(int, op.outputs))]
-    builder = flatbuffers.Builder(1 << 16)
-    builder.Finish(model.Pack(builder), b"TFL3")
-    return bytes(builder.Output())
+    return packed(model)
 
 
 def _is_of(ref: Ref, name: str) -> bool:

@@ -6,18 +6,20 @@ import contextlib
 import os
 import struct
 from collections import Counter
-from collections.abc import Iterator, Sized
+from collections.abc import Generator, Iterator, Sized
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
-from ai_edge_litert import schema_py_generated as schema
+from ai_edge_litert import schema_py_generated as schema  # pyright: ignore[reportMissingTypeStubs]
 
 from kquant.files.named_files import check_lite_file
 from kquant.files.untrusted import parse_json, read_file
 from kquant.tflite.lut_format import CODE, decode, is_header, layout
 
+# The schema's code is generated without types.
+SCHEMA: Any = schema
 NAMES = {v: k for k, v in vars(schema.TensorType).items() if not k.startswith("_")}
 OPERATORS = {v: k for k, v in vars(schema.BuiltinOperator).items() if not k.startswith("_")}
 FLOATS = frozenset({"FLOAT32", "FLOAT16", "FLOAT64", "BFLOAT16"})
@@ -181,11 +183,16 @@ def read_bytes(path_or_bytes: str | Path | bytes) -> bytes:
     """
     if isinstance(path_or_bytes, bytes | bytearray):
         return bytes(path_or_bytes)
-    if not isinstance(path_or_bytes, str | os.PathLike):
-        raise ValueError(f"file: expected the path of a .tflite file, or its bytes. Received: {path_or_bytes!r}.")
-    path = Path(path_or_bytes)
+    path = _path(path_or_bytes)
     check_lite_file(path)
     return read_file(path, str(path), MOST_BYTES)
+
+
+def _path(given: Any) -> Path:
+    """Whatever a user passes, which need not be what the types say."""
+    if not isinstance(given, str | os.PathLike):
+        raise ValueError(f"file: expected the path of a .tflite file, or its bytes. Received: {given!r}.")
+    return Path(cast("str | os.PathLike[str]", given))
 
 
 def label(path_or_bytes: str | Path | bytes) -> str:
@@ -225,7 +232,7 @@ class _Parts:
         # `left` is how much may still be told of; every count below takes its part of it.
         self.where, self.size, self.left = where, len(data), MOST_SHARED * len(data)
         with self.reading():
-            self.model = schema.Model.GetRootAs(data, 0)
+            self.model = SCHEMA.Model.GetRootAs(data, 0)
             self.graphs = self._tables(self.model, "Subgraphs")
             for graph in self.graphs:
                 self._count(OFFSET_BYTES * (graph.TensorsLength() + graph.OperatorsLength()))
@@ -239,7 +246,7 @@ class _Parts:
             self.metadata = self._tables(self.model, "Metadata")
 
     @contextlib.contextmanager
-    def reading(self) -> Iterator[None]:
+    def reading(self) -> Generator[None]:
         """What the schema's code raises at damaged bytes becomes an error that names the file."""
         try:
             yield
@@ -256,7 +263,7 @@ class _Parts:
         self._count(OFFSET_BYTES * count)
         return [getattr(table, name)(i) for i in range(count)]
 
-    def numbers(self, table: Any, name: str) -> tuple:
+    def numbers(self, table: Any, name: str) -> tuple[Any, ...]:
         """A vector of numbers as a tuple."""
         values = self.array(table, name)
         return () if values is None else tuple(values.tolist())
@@ -330,7 +337,7 @@ def _tensor(index: int, t: Any, parts: _Parts) -> FileTensor:
         type=NAMES[t.Type()],
         scale=scales or None,
         zero_point=points if scales and points else (0,),
-        axis=int(q.QuantizedDimension()) if scales else 0,
+        axis=int(q.QuantizedDimension()) if q is not None and scales else 0,
         size_bytes=0 if content is None else len(content),
         variable=bool(t.IsVariable()),
     )
@@ -393,14 +400,14 @@ def _metadata(parts: _Parts) -> dict[str, Any]:
             found = parse_json(b"" if content is None else content.tobytes(), "its metadata")
             if not isinstance(found, dict):
                 raise ValueError("its metadata are no object")
-            return found
+            return cast("dict[str, Any]", found)
     return {}
 
 
 def float_operators(model: FileModel) -> list[FileOperator]:
     """Operators that touch a float tensor, the casts of float inputs and outputs left out."""
     edge = {t.index for t in (*model.inputs, *model.outputs)}
-    found = []
+    found: list[FileOperator] = []
     for op in model.operators:
         floats = {i for i in (*op.inputs, *op.outputs) if i >= 0 and model.tensors[i].type in FLOATS}
         # A cast between tensors inside the model is no cast at the edge.
@@ -410,7 +417,7 @@ def float_operators(model: FileModel) -> list[FileOperator]:
 
 
 def _findings(model: FileModel, subgraphs: int) -> tuple[str, ...]:
-    found = []
+    found: list[str] = []
     floats = float_operators(model)
     if floats:
         names = ", ".join(f"{code} x{n}" for code, n in Counter(op.code for op in floats).items())
