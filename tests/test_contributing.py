@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import sys
 import types
@@ -10,6 +11,7 @@ from functools import cache, singledispatch
 from pathlib import Path
 from typing import Any
 
+import contract
 import keras
 import numpy as np
 import pydantic
@@ -17,7 +19,7 @@ import pytest
 import tensorflow as tf
 
 import kquant
-from kquant import correct, masking, recipe, report, targets
+from kquant import correct, masking, ops, recipe, report, targets
 from kquant.calibration import observers
 from kquant.calibration.tensor_statistics import Statistics
 from kquant.core.quant_spec import QuantSpec
@@ -179,6 +181,27 @@ def test_the_layer_is_made_of_known_ones() -> None:
         made = rule.expand(op, lambda _, factory: factory(), example.inputs[0])
         x = np.float32(np.random.default_rng(0).normal(size=(2, *example.inputs[0].shape[1:])))
         np.testing.assert_allclose(keras.Model(example.inputs, made)([x]), example([x]), atol=1e-6)
+
+
+@pytest.mark.parametrize("target", ["litert", "tflm"])
+def test_the_layer_keeps_an_encoding_inside(target: str, write: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    write("A layer with encodings inside", ops)
+    made = importlib.import_module("kquant.ops.soft_gate")
+    monkeypatch.setattr(ops, "RULES", (*ops.RULES, *made.RULES))
+    ops.candidates.cache_clear()
+    try:
+        gate = keras.Sequential([keras.Input((8, 4), name="x"), made.SoftGate(name="gate"), keras.layers.Dense(3)])
+        q = kquant.quantize(kquant.cluster(kquant.prune(gate, 0.5), 4), target=target)
+        kquant.calibrate(q, X, verbose=False)
+        wide = [2.0 * X]
+        assert contract.compare(q, contract.file_of(q), contract.RUNTIMES[target], wide) == contract.Parity(1.0, 0)
+        kernel = np.asarray(q.get_layer("gate").weights_on_grid("kernel"))
+        assert np.mean(kernel == 0.0) >= 0.5 and len(np.unique(kernel)) <= 4
+        lines: list[str] = []
+        kquant.summary(q, print_fn=lines.append)
+        assert "level int8" in "".join(lines)
+    finally:
+        ops.candidates.cache_clear()
 
 
 def test_the_operator_has_a_rule_and_its_rows(tmp_path: Path) -> None:

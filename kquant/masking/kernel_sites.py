@@ -15,8 +15,9 @@ from kquant.core.messages import did_you_mean
 from kquant.core.origin import fits, identities
 from kquant.layers.kernel import Holder, Kernel, holders
 from kquant.layers.transform import Transform
+from kquant.ops.rule import Geometry
 from kquant.recipe.recipe import LayerRule
-from kquant.views.kernels import Geometry, kernels_of, unknown_kernels
+from kquant.views.kernels import kernels_of, unknown_kernels
 from kquant.views.quantized_model import forget_graphs
 
 

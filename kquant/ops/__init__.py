@@ -1,4 +1,5 @@
-"""One rule for each Keras layer or operation, grouped by family. A new layer is one entry in one of these files.
+"""One rule for each Keras layer or operation, grouped by family. A new layer is one entry in one of these files, a new
+family a file with `RULES`.
 
 dense  conv  volume  affine  activation  table  function  limit  choose  merge  divide  pool  adaptive  reduce
 shape  index  order  border  resize  lookup  constant  matmul  einsum  norm  attention  heads  recurrent  unrolled
@@ -9,54 +10,21 @@ from __future__ import annotations
 
 from dataclasses import fields
 from functools import cache
+from importlib import import_module
+from pkgutil import iter_modules
 from typing import Any
 
 import keras  # noqa: F401  first: `kquant.registration` runs then
 
 from kquant.core.messages import did_you_mean
 from kquant.core.operators import check_operator
-from kquant.ops import (
-    activation,
-    adaptive,
-    affine,
-    attention,
-    border,
-    choose,
-    constant,
-    conv,
-    dense,
-    divide,
-    einsum,
-    function,
-    heads,
-    index,
-    layered,
-    limit,
-    lookup,
-    matmul,
-    merge,
-    norm,
-    order,
-    passive,
-    pool,
-    real_steps,
-    recurrent,
-    reduce,
-    resize,
-    shape,
-    steps,
-    table,
-    unrolled,
-    volume,
-)
 from kquant.ops.rule import Rule
 from kquant.targets import Target
 
-FAMILIES = (
-    *(dense, conv, volume, affine, activation, table, function, limit, choose, merge, divide, pool, adaptive, reduce),
-    *(shape, index, order, border, resize, lookup, constant, matmul, einsum, norm, attention, heads),
-    *(recurrent, unrolled, real_steps, steps, layered, passive),
-)
+# Found as files, so that a new family is a new file and no entry anywhere; what has no rules helps those that have.
+# Where several rules may speak for a class, the first one does: by name of the file, `recurrent` before `unrolled`.
+_MODULES = [import_module(f"{__name__}.{file.name}") for file in sorted(iter_modules(__path__), key=lambda f: f.name)]
+FAMILIES = tuple(module for module in _MODULES if hasattr(module, "RULES"))
 
 
 def rules_of(family: Any) -> tuple[Rule, ...]:

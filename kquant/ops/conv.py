@@ -12,7 +12,7 @@ from kquant.graph.graph import Node
 from kquant.ops.activation import activate
 from kquant.ops.dense import has_activation, split_activation
 from kquant.ops.rows import conv_rows, depthwise_rows
-from kquant.ops.rule import Call, Make, Rule, Weights, copy_weights, example, rebuild
+from kquant.ops.rule import CONV, Call, Geometry, Make, Rule, Weights, copy_weights, example, rebuild
 
 layers = keras.layers
 
@@ -199,6 +199,7 @@ RULES = (
     ),
     Rule(
         layers=(layers.SeparableConv1D, layers.SeparableConv2D),
+        kernels=lambda _: {"depthwise_kernel": Geometry(None, -1, depthwise=True), "pointwise_kernel": CONV},
         expand=_separable,
         examples=(
             example(lambda: layers.SeparableConv2D(6, 3, activation="relu", padding="same"), shape=(8, 8, 4)),

@@ -12,7 +12,7 @@ from kquant.ops.activation import activate
 from kquant.ops.constant import as_array, stored
 from kquant.ops.labels import Equation, parse
 from kquant.ops.matmul import contraction, is_dense, kernel_contraction, permuted, product, reshaped, summed
-from kquant.ops.rule import Make, Rule, computed, example
+from kquant.ops.rule import Geometry, Make, Rule, computed, example
 
 layers = keras.layers
 
@@ -194,6 +194,16 @@ def _projection(equation: str, shape: Any, given: tuple[int, ...], **options: An
     return example(lambda: layers.EinsumDense(equation, shape, **options), shape=given)
 
 
+def _geometry(op: Any) -> Geometry:
+    """Axes of an EinsumDense's kernel: the innermost that is summed over, and the innermost that goes out."""
+    # the axes behind an ellipsis are the samples', never the kernel's: any sign that is no letter stands for them
+    inputs, output = op.equation.replace("...", "0").split("->")
+    given, kernel = inputs.split(",")
+    summed = [i for i, letter in enumerate(kernel) if letter in given and letter not in output]
+    out = [i for i, letter in enumerate(kernel) if letter in output]
+    return Geometry(summed[-1] if summed else None, out[-1] if out else len(kernel) - 1)
+
+
 RULES = (
     Rule(
         operations=("Matmul",),
@@ -246,6 +256,7 @@ RULES = (
     ),
     Rule(
         layers=(layers.EinsumDense,),
+        kernels=lambda op: {"kernel": _geometry(op)},
         expand=_einsum_dense,
         examples=(
             _projection("abc,cde->abde", (None, 2, 3), (4, 6), bias_axes="de"),

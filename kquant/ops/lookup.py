@@ -16,9 +16,11 @@ import numpy as np
 from kquant.core.program import Program
 from kquant.ops.affine import affine
 from kquant.ops.constant import known, repeated
-from kquant.ops.rule import Call, Make, Rule, Weights, copy_weights, keras_layers, looked_up
+from kquant.ops.rule import Call, Geometry, Make, Rule, Weights, copy_weights, keras_layers, looked_up
 
 layers = keras.layers
+
+TABLE = {"embeddings": Geometry(None, -1)}  # a row is picked, none is summed over
 K = keras.ops
 
 
@@ -142,11 +144,13 @@ class _Tied(keras.layers.Layer):
 RULES = (
     Rule(
         layers=keras_layers("ReversibleEmbedding"),
+        kernels=lambda _: TABLE,
         expand=_reversible,
         examples=(looked_up(lambda x: _Tied()(x), 5),),
     ),
     Rule(
         layers=(layers.Embedding,),
+        kernels=lambda _: TABLE,
         expand=_embedding,
         operators=("GATHER",),
         span=_span,

@@ -6,7 +6,7 @@ layer by simpler ones (`expand`) or says how it is quantized and written (`outpu
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any, Literal
@@ -128,8 +128,30 @@ class Call:
 Make = Callable[[str, Callable[[], Any]], Any]
 
 
+@dataclass(frozen=True)
+class Geometry:
+    """The geometry of one kernel.
+
+    Attributes:
+        input_axis: axis that the layer sums over, as far as it runs over channels; None where it sums over none.
+        output_axis: axis of the output channels, the innermost where there are several.
+        depthwise: each input channel has weights of its own, and few of them.
+    """
+
+    input_axis: int | None
+    output_axis: int
+    depthwise: bool = False
+
+
+CONV, MATRIX = Geometry(-2, -1), Geometry(0, 1)
+
+
 def _always(op: Any) -> bool:
     return True
+
+
+def _no_kernels(op: Any) -> Mapping[str, Geometry]:
+    return {}
 
 
 @dataclass(frozen=True)
@@ -147,6 +169,8 @@ class Rule:
         output: how its output's encoding is found.
         fixed: (scale, zero point) where output is "fixed".
         weights: where its weights are.
+        kernels: `(layer) -> {path: geometry}`, which variables pruning and clustering act on, where `weights` does not
+            tell: of a layer that `expand` or `attach` makes another one of.
         fuses: a following ReLU costs nothing.
         relu: the fused form of this activation: "RELU", "RELU6", ... where the operator before can take it.
         arithmetic: `(node) -> (kernel, attributes)` where the kernel's rounding needs the codes of its inputs.
@@ -178,6 +202,7 @@ class Rule:
     output: Output = "own"
     fixed: tuple[float, int] | None = None
     weights: Weights | None = None
+    kernels: Callable[[Any], Mapping[str, Geometry]] = _no_kernels
     fuses: bool = False
     relu: Callable[[Any], str | None] | None = None
     arithmetic: Callable[[Node], tuple[str, dict[str, Any]]] | None = None

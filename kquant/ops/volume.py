@@ -14,9 +14,11 @@ import numpy as np
 from kquant.ops.border import padded, refuse_channels_first
 from kquant.ops.index import picked, reshaped
 from kquant.ops.reduce import Extreme, Mean
-from kquant.ops.rule import Make, Rule, example
+from kquant.ops.rule import CONV, Geometry, Make, Rule, example
 
 layers = keras.layers
+
+TRANSPOSED = Geometry(-1, -2)  # [..., output, input] in Keras
 
 
 def _as_channels(make: Make, x: Any, name: str) -> Any:
@@ -211,6 +213,7 @@ def _conv3d_t(filters: int, size: Any, **kwargs: Any) -> Any:
 RULES = (
     Rule(
         layers=(layers.Conv3D,),
+        kernels=lambda _: {"kernel": CONV},
         expand=_conv,
         examples=(
             example(_conv3d(4, 3, padding="same", activation="relu"), shape=(4, 5, 6, 2)),
@@ -220,6 +223,7 @@ RULES = (
     ),
     Rule(
         layers=(layers.Conv3DTranspose,),
+        kernels=lambda _: {"kernel": TRANSPOSED},
         expand=_transposed,
         examples=(
             example(_conv3d_t(3, 3, strides=2, padding="same"), shape=(2, 3, 4, 2)),
@@ -230,6 +234,7 @@ RULES = (
     ),
     Rule(
         layers=(layers.Conv1DTranspose,),
+        kernels=lambda _: {"kernel": TRANSPOSED},
         expand=_transposed_1d,
         examples=(
             example(lambda: layers.Conv1DTranspose(4, 3, strides=2, padding="same"), shape=(6, 3)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -11,44 +11,21 @@ from kquant.graph.keras_private import own_weights
 from kquant.layers.transform import kernel_at
 from kquant.ops import candidates
 from kquant.ops.affine import Affine
-from kquant.ops.rule import keras_layers
+from kquant.ops.rule import CONV, MATRIX, Geometry
 
 layers = keras.layers
 
 
-@dataclass(frozen=True)
-class Geometry:
-    """The geometry of one kernel.
-
-    Attributes:
-        input_axis: axis that the layer sums over, as far as it runs over channels; None where it sums over none.
-        output_axis: axis of the output channels, the innermost where there are several.
-        depthwise: each input channel has weights of its own, and few of them.
-    """
-
-    input_axis: int | None
-    output_axis: int
-    depthwise: bool = False
-
-
-CONV, MATRIX = Geometry(-2, -1), Geometry(0, 1)
 IMAGE_CELL = {"cell.kernel": CONV, "cell.recurrent_kernel": CONV}  # Keras exports no class of the cell itself
-# Classes whose rules make other layers of them, so that no rule says where their kernels are.
-EXPANDED: dict[type, dict[str, Geometry]] = {
-    layers.Conv3D: {"kernel": CONV},
-    # transposed kernels are [..., output, input] in Keras
-    layers.Conv1DTranspose: {"kernel": Geometry(-1, -2)},
-    layers.Conv3DTranspose: {"kernel": Geometry(-1, -2)},
-    layers.SeparableConv1D: {"depthwise_kernel": Geometry(None, -1, True), "pointwise_kernel": CONV},
-    layers.SeparableConv2D: {"depthwise_kernel": Geometry(None, -1, True), "pointwise_kernel": CONV},
+GATES = {"kernel": MATRIX, "recurrent_kernel": MATRIX}
+# Classes without a rule: cells, whose layer has one, and layers that no file can hold, masked and shared all the same.
+RULELESS: dict[type, dict[str, Geometry]] = {
     layers.ConvLSTM1D: IMAGE_CELL,
     layers.ConvLSTM2D: IMAGE_CELL,
     layers.ConvLSTM3D: IMAGE_CELL,
-    layers.LSTMCell: {"kernel": MATRIX, "recurrent_kernel": MATRIX},
-    layers.GRUCell: {"kernel": MATRIX, "recurrent_kernel": MATRIX},
-    layers.SimpleRNNCell: {"kernel": MATRIX, "recurrent_kernel": MATRIX},
-    layers.Embedding: {"embeddings": Geometry(None, -1)},
-    **{cls: {"embeddings": Geometry(None, -1)} for cls in keras_layers("ReversibleEmbedding")},
+    layers.LSTMCell: GATES,
+    layers.GRUCell: GATES,
+    layers.SimpleRNNCell: GATES,
 }
 NOT_KERNELS = (Affine, layers.PReLU)
 
@@ -137,27 +114,17 @@ def _is_unknown(layer: Any, known: set[int]) -> bool:
     return any(v.trainable and len(v.shape) > 1 and id(v) not in known for v in own_weights(layer))
 
 
-def _own(layer: Any) -> dict[str, Geometry]:
-    """Of the layer itself: its class's entry, its equation, or the rule that has its weights."""
-    for kind, kernels in EXPANDED.items():
+def _own(layer: Any) -> Mapping[str, Geometry]:
+    """Of the layer itself: what its rule says, or tells by where the weights are."""
+    for kind, kernels in RULELESS.items():
         if isinstance(layer, kind):
             return kernels
-    if isinstance(layer, layers.EinsumDense):
-        return {"kernel": _einsum(layer)}
     for rule in candidates(type(layer)):
+        if kernels := rule.kernels(layer):
+            return kernels
         if rule.weights is not None and rule.weights.sums:
             # a depthwise kernel is [..., input channel, multiplier]: both number its outputs, it sums over no channel
             axes = rule.weights.channel_axes
             depthwise = len(axes) > 1
             return {rule.weights.kernel: Geometry(None if depthwise else rule.weights.input_axis, axes[-1], depthwise)}
     return {}
-
-
-def _einsum(layer: Any) -> Geometry:
-    """Axes of an EinsumDense's kernel: the innermost that is summed over, and the innermost that goes out."""
-    # the axes behind an ellipsis are the samples', never the kernel's: any sign that is no letter stands for them
-    inputs, output = layer.equation.replace("...", "0").split("->")
-    given, kernel = inputs.split(",")
-    summed = [i for i, letter in enumerate(kernel) if letter in given and letter not in output]
-    out = [i for i, letter in enumerate(kernel) if letter in output]
-    return Geometry(summed[-1] if summed else None, out[-1] if out else len(kernel) - 1)

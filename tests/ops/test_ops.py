@@ -38,7 +38,6 @@ pytestmark = pytest.mark.filterwarnings(
 EQUAL = 0.999  # share of output codes that the issue asks for
 MAX_ERR_LSB = 1
 RELATIVE = 1e-5
-RUNTIMES = {"litert": "litert-reference", "tflm": "tflm"}
 FLOAT_FORMATS = {"float16": 2e-3, "weight-only-int8": 1e-4, "dynamic-int8": 0.05}  # largest error of each
 
 
@@ -92,7 +91,7 @@ def test_file_computes_the_codes_of_the_model(example: contract.Example, other, 
 
 @pytest.mark.one_in(3, always=r"-1\]")
 def test_codes_in_16_bits(example: contract.Example) -> None:
-    target, runtime = example.other, RUNTIMES[example.other]
+    target, runtime = example.other, contract.RUNTIMES[example.other]
     if runtime not in available():
         pytest.skip(f"{runtime} needs an extra: pip install 'kquant[micro]'")
     with warnings.catch_warnings():

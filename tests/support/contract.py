@@ -22,6 +22,7 @@ from kquant.tflite.lowering import lower
 from kquant.tflite.reader import read_model
 
 SAMPLES = 256
+RUNTIMES = {"litert": "litert-reference", "tflm": "tflm"}  # whose codes are those of the model, by target
 
 
 def examples() -> dict[str, Callable[[], keras.Model]]:
