@@ -11,13 +11,13 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-import flatbuffers
+import flatbuffers  # pyright: ignore[reportMissingTypeStubs]
 import numpy as np
-from ai_edge_litert import schema_py_generated as schema
 
 from kquant.core.operators import facts
 from kquant.core.program import Operator, Program, Ref
 from kquant.targets import Target
+from kquant.tflite.reader import SCHEMA
 
 TYPES = {
     "int4": "INT4",
@@ -31,6 +31,8 @@ TYPES = {
     "bool": "BOOL",
     "resource": "RESOURCE",
 }
+# Code without types, like the schema's.
+BUILDER: Any = flatbuffers.Builder
 ALIGNMENT = 16  # of buffers, from the schema's `force_align`
 
 
@@ -64,7 +66,7 @@ def with_outputs(content: bytes, tensors: Sequence[int]) -> bytes:
 
 def unpacked(content: bytes) -> Any:
     """A file as the schema's objects, its tables unpacked."""
-    return schema.ModelT.InitFromPackedBuf(content, 0)
+    return SCHEMA.ModelT.InitFromPackedBuf(content, 0)
 
 
 def packed(model: Any) -> bytes:
@@ -77,11 +79,11 @@ def packed(model: Any) -> bytes:
 class _Writer:
     def __init__(self, program: Program, target: Target) -> None:
         self.program, self.target = program, target
-        self.model = schema.ModelT()
+        self.model = SCHEMA.ModelT()
         self.model.version = 3
         self.model.description = "kquant"
         # Buffer 0 is empty by convention: tensors without contents refer to it.
-        self.model.buffers = [schema.BufferT()]
+        self.model.buffers = [SCHEMA.BufferT()]
         self.model.operatorCodes = []
         self.tensors: list[Any] = []
         self.index: dict[int, int] = {}
@@ -98,7 +100,7 @@ class _Writer:
             # Tensors and their names belong to a subgraph; buffers and operator codes, which stay, to the file.
             self.tensors, self.index, self.constants, self.names = [], {}, {}, set()
             self.model.subgraphs.append(self.subgraph("once", self.program.once))
-        entry = schema.MetadataT()
+        entry = SCHEMA.MetadataT()
         entry.name = "kquant"
         entry.buffer = self.blob(json.dumps(metadata, sort_keys=True).encode())
         self.model.metadata = [entry]
@@ -106,7 +108,7 @@ class _Writer:
 
     def subgraph(self, name: str, program: Program) -> Any:
         """A subgraph with tensors of its own; buffers and operator codes belong to the whole file."""
-        graph = schema.SubGraphT()
+        graph = SCHEMA.SubGraphT()
         graph.name = name
         graph.inputs = [self.tensor(ref) for ref in program.inputs]
         operators = [self.operator(op) for op in program.operators]
@@ -116,7 +118,7 @@ class _Writer:
 
     def signature(self, graph: Any) -> Any:
         """Inputs and outputs by name, so that files are called like SavedModels."""
-        signature = schema.SignatureDefT()
+        signature = SCHEMA.SignatureDefT()
         signature.signatureKey = "serving_default"
         signature.subgraphIndex = 0
         signature.inputs = [self.named(i) for i in graph.inputs]
@@ -124,7 +126,7 @@ class _Writer:
         return signature
 
     def named(self, index: int) -> Any:
-        entry = schema.TensorMapT()
+        entry = SCHEMA.TensorMapT()
         entry.name, entry.tensorIndex = self.tensors[index].name.decode(), index
         return entry
 
@@ -147,11 +149,11 @@ class _Writer:
         key = _constant_key(ref)
         if key is not None and key in self.constants:
             return self.constants[key]
-        tensor = schema.TensorT()
+        tensor = SCHEMA.TensorT()
         if ref.name:
             tensor.name = self.unique(ref.name).encode()
         tensor.shape = np.array(ref.shape, np.int32)
-        tensor.type = getattr(schema.TensorType, TYPES[ref.dtype])
+        tensor.type = getattr(SCHEMA.TensorType, TYPES[ref.dtype])
         tensor.buffer = 0 if ref.data is None else self.blob(_stored(ref))
         # Without it the empty shape of a scalar would read as an unknown one.
         tensor.hasRank = True
@@ -173,7 +175,7 @@ class _Writer:
         return name
 
     def operator(self, op: Operator) -> Any:
-        written = schema.OperatorT()
+        written = SCHEMA.OperatorT()
         written.opcodeIndex = self.code(op)
         written.inputs = [self.tensor(ref) for ref in op.inputs]
         written.outputs = [self.tensor(ref) for ref in op.outputs]
@@ -181,25 +183,27 @@ class _Writer:
             written.intermediates = [self.tensor(ref) for ref in op.intermediates]
         name = facts(op.code).options_of(op.code)
         if name is not None:
-            options = getattr(schema, f"{name}T")()
+            options = getattr(SCHEMA, f"{name}T")()
             known = self.target.ops.get(op.code)
+            fields = dict(op.options)
             # A target's kernels want more in 16 bits: ADD without `potScaleInt16 = false` would round in another way.
-            needed = known.options_int16 if known is not None and op.type == "int16x8" else {}
-            for field, value in {**op.options, **needed}.items():
+            if known is not None and op.type == "int16x8":
+                fields |= known.options_int16
+            for field, value in fields.items():
                 if not hasattr(options, field):
                     raise ValueError(f"{op.code}: the schema's {name} has no field '{field}'.")
                 setattr(options, field, _option(field, value))
             written.builtinOptions = options
-            written.builtinOptionsType = getattr(schema.BuiltinOptions, name)
+            written.builtinOptionsType = getattr(SCHEMA.BuiltinOptions, name)
         return written
 
     def code(self, op: Operator) -> int:
         version = self.target.ops[op.code].version_for(op.type) if op.code in self.target.ops else 1
         key = (op.code, version)
         if key not in self.codes:
-            entry = schema.OperatorCodeT()
-            entry.builtinCode = getattr(schema.BuiltinOperator, op.code, schema.BuiltinOperator.CUSTOM)
-            if entry.builtinCode == schema.BuiltinOperator.CUSTOM:
+            entry = SCHEMA.OperatorCodeT()
+            entry.builtinCode = getattr(SCHEMA.BuiltinOperator, op.code, SCHEMA.BuiltinOperator.CUSTOM)
+            if entry.builtinCode == SCHEMA.BuiltinOperator.CUSTOM:
                 entry.customCode = op.code.encode()
             # The old field has 8 bits; 127 sends readers to the new one.
             entry.deprecatedBuiltinCode = min(entry.builtinCode, 127)
@@ -226,22 +230,22 @@ def _constant_key(ref: Ref) -> Any:
     return ref.dtype, ref.shape, ref.data.tobytes(), encoding
 
 
-class _Builder(flatbuffers.Builder):
+class _Builder(BUILDER):
     """Writes equal vectors once: zero points of symmetric weights, shapes, scales of what shares an encoding."""
 
     def __init__(self, size: int) -> None:
-        super().__init__(size)
+        super().__init__(size)  # pyright: ignore[reportUnknownMemberType]
         self.vectors: dict[tuple[str, bytes], int] = {}
 
     def CreateNumpyVector(self, x: np.ndarray) -> int:
         """Offset of a vector with these contents."""
         key = (x.dtype.str, x.tobytes())
         if key not in self.vectors:
-            self.vectors[key] = super().CreateNumpyVector(x)
+            self.vectors[key] = super().CreateNumpyVector(x)  # pyright: ignore[reportUnknownMemberType]
         return self.vectors[key]
 
 
-class _Buffer(schema.BufferT):
+class _Buffer(SCHEMA.BufferT):
     """Contents of a tensor on the alignment that the schema asks for; the generated Python code forgets it."""
 
     def Pack(self, builder: Any) -> int:
@@ -252,13 +256,13 @@ class _Buffer(schema.BufferT):
         builder.head -= len(content)
         builder.Bytes[builder.head : builder.head + len(content)] = content
         data = builder.EndVector()
-        schema.BufferStart(builder)
-        schema.BufferAddData(builder, data)
-        return schema.BufferEnd(builder)
+        SCHEMA.BufferStart(builder)
+        SCHEMA.BufferAddData(builder, data)
+        return SCHEMA.BufferEnd(builder)
 
 
 def _quantization(ref: Ref) -> Any:
-    quantization = schema.QuantizationParametersT()
+    quantization = SCHEMA.QuantizationParametersT()
     encoding = ref.encoding
     if encoding is None:
         return None
@@ -271,9 +275,9 @@ def _quantization(ref: Ref) -> Any:
 
 def _option(field: str, value: Any) -> Any:
     if field == "padding":
-        return getattr(schema.Padding, value)
+        return getattr(SCHEMA.Padding, value)
     if field == "fusedActivationFunction":
-        return getattr(schema.ActivationFunctionType, value)
+        return getattr(SCHEMA.ActivationFunctionType, value)
     if field in ("inDataType", "outDataType", "outputType"):
-        return getattr(schema.TensorType, value)
+        return getattr(SCHEMA.TensorType, value)
     return value
