@@ -51,17 +51,19 @@ def _multi_head(op: Any, make: Make, query: Any, value: Any, key: Any = None, **
 
 def _allowed(op: Any, query: Any, key: Any, options: dict[str, Any]) -> np.ndarray | None:
     """The constant masks of a call together, as bool[heads or 1, queries, keys]."""
-    for name in ("query_mask", "value_mask", "key_mask"):
-        if options.get(name) is not None:
-            constant_mask(options[name], op, 2)
+    # What is computed for a masked query is read by nobody, but its mask must not depend on the inputs.
+    if options.get("query_mask") is not None:
+        constant_mask(options["query_mask"], op, 2)
     # Before `_flat`: further axes of positions count together.
     queries, keys = (int(np.prod(t.shape[1:-1])) for t in (query, key))
     window = op.get_config().get("sliding_window")
     allowed = _band(queries, keys, bool(options.get("use_causal_mask")), window)
-    mask = options.get("attention_mask")
-    if mask is not None:  # [samples, queries, keys]
-        given = constant_mask(mask, op, 3)[None, None]
-        allowed = given if allowed is None else given & allowed
+    masks = {"attention_mask": 3, "value_mask": 2, "key_mask": 2}  # [samples, queries, keys], or keys alone
+    for name, rank in masks.items():
+        if options.get(name) is not None:
+            given = constant_mask(options[name], op, rank)
+            given = given.reshape((1,) * (4 - given.ndim) + given.shape)
+            allowed = given if allowed is None else given & allowed
     return None if allowed is None else allowed[0]
 
 
@@ -123,11 +125,11 @@ def _attention(op: Any, make: Make, inputs: Any, mask: Any = None, **options: An
     """Attention and AdditiveAttention: logits by products, or by a tanh of sums."""
     query, value = inputs[0], inputs[1]
     key = inputs[2] if len(inputs) > 2 else value
-    for given in mask or ():
-        if given is not None:
-            constant_mask(given, op, 2)
+    given = [None if m is None else constant_mask(m, op, 2) for m in mask or (None, None)]
     causal = _band(query.shape[1], key.shape[1], bool(options.get("use_causal_mask")), None)
     allowed = None if causal is None else causal[0]
+    if given[1] is not None:  # the mask of the values says which of them every query may see
+        allowed = given[1][None] if allowed is None else allowed & given[1]
     if getattr(op, "score_mode", "dot") == "dot" and not isinstance(op, layers.AdditiveAttention):
         y, weights = attend(make, query, key, value, op.name, scale=op.scale, allowed=allowed, dropout=op.dropout)
         return (y, weights) if options.get("return_attention_scores") else y

@@ -154,6 +154,25 @@ def test_positional_embedding_trains_and_is_saved(tmp_path):
     assert contract.file_of(again) == contract.file_of(q)
 
 
+KEYS = np.array([[True, True, False, True]])
+HEADS = {
+    "value_mask": lambda x: layers.MultiHeadAttention(2, 3)(x, x, value_mask=KEYS),
+    "key_mask": lambda x: layers.MultiHeadAttention(2, 3)(x, x, key_mask=KEYS, use_causal_mask=True),
+    "grouped": lambda x: layers.GroupQueryAttention(3, 4, 2)(x, x, value_mask=KEYS),
+    "single": lambda x: layers.Attention()([x, x], mask=[None, KEYS]),
+    "additive": lambda x: layers.AdditiveAttention()([x, x], mask=[None, KEYS], use_causal_mask=True),
+}
+
+
+@pytest.mark.parametrize("call", HEADS)
+def test_constant_masks_of_keys_are_kept(call):
+    model = contract.randomise(computed(HEADS[call], (4, 6))())
+    _same_function(model)
+    seen, other = np.ones((1, 4, 6), np.float32), np.ones((1, 4, 6), np.float32)
+    other[:, 2] = 5.0  # of what is masked, the last query alone hears nothing
+    np.testing.assert_allclose(expand(model)(other)[:, -1], expand(model)(seen)[:, -1], atol=1e-5)
+
+
 class Relative(layers.Layer):
     """Attention with a trained bias for each pair of positions."""
 
