@@ -22,6 +22,8 @@ import tensorflow as tf  # noqa: E402
 
 os.dup2(_stderr, 2)
 
+import warm_runtimes  # noqa: E402
+
 # Lanes, by file: what is in none of them is in `make test` alone.
 QUICK = {
     "test_centroids",
@@ -123,6 +125,14 @@ def steps_are_traced_once(request: pytest.FixtureRequest, monkeypatch: pytest.Mo
         make(model, force)
 
     monkeypatch.setattr(keras.Model, "make_train_function", built_before)
+
+
+@pytest.fixture(autouse=True)
+def runtimes_are_warm(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each `kquant.export` starts three or four processes that import an interpreter, a third of a second each."""
+    module = sys.modules.get("kquant.runtime.running")
+    if module is not None and sys.platform == "linux" and request.path.parent.name != "runtime":
+        monkeypatch.setattr(module, "subprocess", warm_runtimes.AS_SUBPROCESS)
 
 
 COUNT = itertools.count(1)

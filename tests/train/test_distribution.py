@@ -33,7 +33,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def start(name: str, folder: Path, **environment: str) -> new_process.Started:
-    """One process that runs every case."""
+    """One process that runs the cases."""
     folder.mkdir()
     code = "import sys, pathlib, distributed; distributed.main(sys.argv[1], pathlib.Path(sys.argv[2]))"
     return new_process.start(code, name, folder, CUDA_VISIBLE_DEVICES="-1", **environment)
@@ -60,8 +60,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: base / name for name in ("one", *started)}
 
 
-@pytest.mark.parametrize("name", distributed.CASES)
-@pytest.mark.parametrize("run", ["mirrored", "worker-0", "worker-1"])
+ON_WORKERS = [name for name, case in distributed.CASES.items() if case.workers]
+RUNS = [("mirrored", name) for name in distributed.CASES]
+RUNS += [(worker, name) for worker in ("worker-0", "worker-1") for name in ON_WORKERS]
+
+
+@pytest.mark.parametrize(("run", "name"), RUNS)
 def test_same_weights_as_on_one_device(run: str, name: str, runs: dict[str, Path]) -> None:
     one, found = (np.load(runs[which] / f"{name}.npz") for which in ("one", run))
     assert set(one) == set(found)
