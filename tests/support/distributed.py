@@ -73,7 +73,7 @@ def qat_from_no_ranges() -> keras.Model:
     return kquant.quantize(keras.Model(x, layers.Dense(3, name="head")(y)), recipe)
 
 
-@case(optimizer=keras.optimizers.SGD, workers=False, tolerance=5e-6)  # gradients of half a batch alone change ranges by 2e-5
+@case(optimizer=keras.optimizers.SGD, workers=False, tolerance=5e-6)  # gradients of half a batch change ranges by 2e-5
 def qat_of_learned_ranges() -> keras.Model:
     """Ranges of tensors and weights by gradient, from a wider grid on, with what is done about oscillations.
 

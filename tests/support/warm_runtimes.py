@@ -24,7 +24,7 @@ INTERPRETERS = Path(__file__).parents[2] / "kquant" / "runtime" / "interpreters.
 
 @cache
 def _server() -> socket.socket:
-    """Where to ask for a process: one message with its task, its three streams, and where to tell what becomes of it."""
+    """Where to ask for a process, in one message: its task, its streams, and where to tell what becomes of it."""
     here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     subprocess.Popen([sys.executable, "-P", __file__, str(there.fileno())], pass_fds=[there.fileno()])
     there.close()
