@@ -101,24 +101,24 @@ class Monitor(keras.callbacks.Callback):
 
     def scalars(self) -> dict[str, float]:
         """What the scalars are now, by "layer/name"."""
-        found = {}
+        numbers = {}
         for layer in self._layers():
             rows = _of_encoding(layer) if isinstance(layer, FakeQuant) else _of_weights(layer)
-            found |= {f"{layer.name}/{name}": float(value) for name, value in rows}
-        return found | self._clipped()
+            numbers |= {f"{layer.name}/{name}": float(value) for name, value in rows}
+        return numbers | self._clipped()
 
     def arrays(self) -> dict[str, np.ndarray]:
         """What the histograms are made of now, by "layer/name"."""
-        found = {}
+        arrays = {}
         for layer in self._layers():
             for prefix, weights in _kernels(layer).items():
-                found[f"{layer.name}/{prefix}weights"] = weights
+                arrays[f"{layer.name}/{prefix}weights"] = weights
                 values = np.unique(weights)
                 if values.size <= MOST_UNIQUE:
-                    found[f"{layer.name}/{prefix}codebook"] = values
+                    arrays[f"{layer.name}/{prefix}codebook"] = values
             if _has_codes(layer):
-                found[f"{layer.name}/scales"] = layer.scale_of(layer.weights_as_used()).numpy()
-        return found
+                arrays[f"{layer.name}/scales"] = layer.scale_of(layer.weights_as_used()).numpy()
+        return arrays
 
     def _layers(self) -> list[keras.layers.Layer]:
         model = self._model_of_interest()

@@ -157,7 +157,7 @@ class _Synthetic:
         self.graph, self.sigmas, self.ranges = graph, sigmas, ranges
         self.ends: dict[int, Ends] = {}  # of tensors whose distribution a closed form tells
         self.positive = {key for key, (low, _) in ranges.items() if low >= 0}  # tensors that are never below 0
-        self.found: dict[tuple[str, int], Range] = {}
+        self.reached: dict[tuple[str, int], Range] = {}
 
     def __call__(self, samples: int, seed: int, verbose: bool) -> dict[tuple[str, int], Range]:
         """(name, site) -> range."""
@@ -169,7 +169,7 @@ class _Synthetic:
             for t, value in zip(node.outputs, self.step(node, values), strict=True):
                 values[id(t)] = value
             drop_read(values, last, i)
-        return self.found
+        return self.reached
 
     def step(self, node: Node, values: dict[int, Any]) -> list[Any]:
         """One call in float; what it quantizes gets its range."""
@@ -208,24 +208,24 @@ class _Synthetic:
     def set_ends(self, node: Node) -> None:
         """Where a closed form, or the user, knows better than the batch."""
         source, key = id(node.inputs[0]), (node.op.name, node.kwargs.get("site", 0))
-        if key not in self.found:
+        if key not in self.reached:
             return
         if source in self.ranges:
-            self.found[key] = self.ranges[source]
+            self.reached[key] = self.ranges[source]
         elif source in self.ends:
             low, high = self.ends[source]
             # Channels have ends of their own; one encoding covers them all.
-            self.found[key] = float(low.min()), float(high.max())
+            self.reached[key] = float(low.min()), float(high.max())
             self.ends[id(node.outputs[0])] = low, high
         elif source in self.positive:
-            self.found[key] = max(self.found[key][0], 0.0), self.found[key][1]
+            self.reached[key] = max(self.reached[key][0], 0.0), self.reached[key][1]
 
     def collect(self, layer: FakeQuant, site: int, y: tf.Tensor) -> None:
         """Of the batch."""
         if layer.has_range:
             low, high = self.seen(y)
-            before = self.found.get((layer.name, site), (math.inf, -math.inf))  # inside a layer: one for each step
-            self.found[layer.name, site] = min(before[0], float(low.min())), max(before[1], float(high.max()))
+            before = self.reached.get((layer.name, site), (math.inf, -math.inf))  # inside a layer: one for each step
+            self.reached[layer.name, site] = min(before[0], float(low.min())), max(before[1], float(high.max()))
 
     def seen(self, y: Any) -> Ends:
         """Deviations around the mean of each channel."""

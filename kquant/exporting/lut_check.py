@@ -91,8 +91,8 @@ def refuse_other_outputs(plain: bytes, content: bytes, x: list[np.ndarray]) -> N
         ValueError: an output differs in any code.
     """
     codes = [quantize_input(a, t) for a, t in zip(x, read_model(plain).inputs, strict=True)]
-    expected, found = probe(plain, DECODES, codes), probe(content, DECODES, codes)
-    for t, a, b in zip(read_model(plain).outputs, expected, found, strict=True):
+    expected, decoded = probe(plain, DECODES, codes), probe(content, DECODES, codes)
+    for t, a, b in zip(read_model(plain).outputs, expected, decoded, strict=True):
         if not np.array_equal(a, b):
             raise ValueError(
                 f"export: with look-up tables TFLM computes other codes at '{t.name}' than without "

@@ -185,8 +185,8 @@ def verify(
     _refuse_foreign(lowered, file)
     refuse_tables("verify", file, runtime)
     x = gather(qmodel, data, limit)
-    (found,) = compare(lowered, content, file, x, (runtime,))
-    return replace(found, agreement=float(agreement), note=note)
+    (report,) = compare(lowered, content, file, x, (runtime,))
+    return replace(report, agreement=float(agreement), note=note)
 
 
 def runtime_of(target: Target) -> tuple[str, str]:
@@ -239,11 +239,11 @@ def compare(
     with ThreadPoolExecutor() as pool:
         running = [pool.submit(probe, content, runtime, codes) for runtime in runtimes]
         expected = _simulated(lowered, x)
-        found = [future.result() for future in running]
+        computed = [future.result() for future in running]
     floats = tuple(_unwanted_floats(lowered, file))
     wrong = _wrong_encodings(lowered, file)
     reports = []
-    for runtime, outputs in zip(runtimes, found, strict=True):
+    for runtime, outputs in zip(runtimes, computed, strict=True):
         agreements = tuple(_agreement(t.name, e, f, t) for t, e, f in zip(file.outputs, expected, outputs, strict=True))
         follows = runtime == lowered.target.follows
         report = VerifyReport(runtime, len(x[0]), agreements, floats, wrong, None, follows)
@@ -273,17 +273,17 @@ def _simulated(lowered: Lowered, x: list[np.ndarray]) -> list[np.ndarray]:
     return [np.concatenate(column) for column in zip(*rows, strict=True)]
 
 
-def _codes(expected: np.ndarray, found: np.ndarray, tensor: Any) -> tuple[np.ndarray, np.ndarray, float]:
+def _codes(expected: np.ndarray, given: np.ndarray, tensor: Any) -> tuple[np.ndarray, np.ndarray, float]:
     """Codes of the model and of the file, and the step between two."""
     if tensor.scale is None:  # a float output is compared in steps of an 8-bit grid
         step = max(float(np.abs(expected).max(initial=0.0)), EDGE) / 255
-        return np.rint(expected / step), np.rint(found.astype(np.float64) / step), step
+        return np.rint(expected / step), np.rint(given.astype(np.float64) / step), step
     step = tensor.scale[0]
-    return np.rint(expected / step) + tensor.zero_point[0], found.astype(np.float64), step
+    return np.rint(expected / step) + tensor.zero_point[0], given.astype(np.float64), step
 
 
-def _agreement(name: str, expected: np.ndarray, found: np.ndarray, tensor: Any) -> Agreement:
-    wanted, got, step = _codes(expected, found, tensor)
+def _agreement(name: str, expected: np.ndarray, given: np.ndarray, tensor: Any) -> Agreement:
+    wanted, got, step = _codes(expected, given, tensor)
     error = np.abs(wanted - got)
     noise = float(np.mean(error**2)) * step**2
     return Agreement(
@@ -316,8 +316,10 @@ def _same(ref: Ref, t: FileTensor) -> bool:
 
 def _in_file(ref: Ref, by_name: dict[str, FileTensor]) -> FileTensor | None:
     """The model's tensor; where the file's edge has another type, the one behind the cast."""
-    found = by_name.get(ref.name)
-    return found if found is not None and found.dtype == ref.dtype else by_name.get(f"{ref.name}/{ref.dtype}", found)
+    tensor = by_name.get(ref.name)
+    return (
+        tensor if tensor is not None and tensor.dtype == ref.dtype else by_name.get(f"{ref.name}/{ref.dtype}", tensor)
+    )
 
 
 def _refs(lowered: Lowered) -> list[Ref]:
@@ -367,7 +369,7 @@ def first_difference(
     return None
 
 
-def _differs(expected: np.ndarray, found: np.ndarray, tensor: FileTensor) -> np.ndarray:
+def _differs(expected: np.ndarray, given: np.ndarray, tensor: FileTensor) -> np.ndarray:
     """bool[samples]: whether any code of a sample differs."""
-    wanted, got, _ = _codes(expected, found, tensor)
+    wanted, got, _ = _codes(expected, given, tensor)
     return np.any((wanted != got).reshape(len(got), -1), axis=1)

@@ -15,15 +15,15 @@ K = keras.ops
 
 
 def _take(op: Any, make: Make, x: Any, indices: Any, *_: Any, **__: Any) -> Any:
-    axis, found = along(op, op.axis, len(x.shape)), constant_indices(op, indices)
-    y = picked(make, x, found.reshape(-1) % x.shape[axis], axis, f"{op.name}_rows")
-    return reshaped(make, y, [*x.shape[1:axis], *found.shape, *x.shape[axis + 1 :]], op.name)
+    axis, wanted = along(op, op.axis, len(x.shape)), constant_indices(op, indices)
+    y = picked(make, x, wanted.reshape(-1) % x.shape[axis], axis, f"{op.name}_rows")
+    return reshaped(make, y, [*x.shape[1:axis], *wanted.shape, *x.shape[axis + 1 :]], op.name)
 
 
 def _take_along(op: Any, make: Make, x: Any, indices: Any, *_: Any, **__: Any) -> Any:
-    axis, found = along(op, op.axis, len(x.shape)), constant_indices(op, indices)
+    axis, wanted = along(op, op.axis, len(x.shape)), constant_indices(op, indices)
     # Whole rows can be picked only if all other positions ask for the same ones.
-    rows = np.moveaxis(found, axis, -1).reshape(-1, found.shape[axis])
+    rows = np.moveaxis(wanted, axis, -1).reshape(-1, wanted.shape[axis])
     if not np.array_equal(rows, np.broadcast_to(rows[:1], rows.shape)):
         raise ValueError(
             f"{op.name} (TakeAlongAxis): its indices differ along other axes than {axis}; no int8 kernel does that. "

@@ -86,8 +86,8 @@ class RealSteps(keras.layers.Layer):
             x = tf.pad(x, [[0, 0], [1, 0], [0, 0]])
         return tf.gather(x, rows, axis=1, batch_dims=1)
 
-    def _warn_between(self, found: tf.Tensor) -> None:
-        if found:
+    def _warn_between(self, between: tf.Tensor) -> None:
+        if between:
             warn(
                 f"calibrate: {self.name}: in some samples the mask leaves out steps between real ones, and the file "
                 "computes those as real: padding may stand in front and behind only. Move the real steps of each "
@@ -218,15 +218,15 @@ def unread_padding(graph: Graph) -> dict[int, float]:
     Args:
         graph: of an expanded model.
     """
-    found: dict[int, float] = {}
+    values: dict[int, float] = {}
     consumers, outputs = graph.consumers(), {id(t) for t in keras.tree.flatten(graph.outputs)}
     for node in graph.nodes:
         if marks_padding(node.op) and "int" not in node.inputs[-1].dtype:
             t, value = node.inputs[-1], node.op.value
             alone = id(t) not in outputs and all(_leaves_out(n, t, value) for n in consumers[id(t)])
             if alone or value == 0.0:
-                found[id(t)] = value
-    return found
+                values[id(t)] = value
+    return values
 
 
 def marks_padding(op: Any) -> bool:

@@ -80,9 +80,9 @@ def reduced_axes(op: Any, rank: int) -> list[int]:
         ValueError: the batch is among them.
     """
     axes = range(rank) if op.axis is None else np.atleast_1d(op.axis)
-    found = sorted({int(a) % rank for a in axes})
-    refuse_batch(op, found)
-    return found
+    reduced = sorted({int(a) % rank for a in axes})
+    refuse_batch(op, reduced)
+    return reduced
 
 
 def mean_of(make: Make, x: Any, axes: list[int], keepdims: bool, name: str, key: str = "mean") -> Any:

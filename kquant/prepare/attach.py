@@ -3,57 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import keras
 import numpy as np
 
-from kquant.core.messages import warn
-from kquant.core.origin import identities
 from kquant.core.spec import FLOAT, QuantSpec
 from kquant.graph.graph import Node, legal_name, rewrite
 from kquant.layers.nodes import Compressed, FakeQuant
 from kquant.layers.provenance import ALL, Provenance
-from kquant.layers.transform import Carried, Transform, clone, kernel_at
+from kquant.layers.transform import Carried
 from kquant.ops import find
-from kquant.ops.affine import Moments, Norm
 from kquant.ops.real_steps import marks_padding, unread_padding
 from kquant.ops.rule import Rule, Weights
+from kquant.prepare.folding import Folded
+from kquant.prepare.places import Places
 from kquant.recipe.recipe import load, names
 from kquant.recipe.training_section import Training
 from kquant.views.plan import Plan, Site
 
-MOSTLY = 0.5  # a layer was made of a kernel where more than this share of its weights are that kernel's
-
 
 def attach(
     plan: Plan,
-    gains: Mapping[str, np.ndarray] | None = None,
-    moments: Mapping[str, Moments] | None = None,
+    folded: Folded,
     carried: Carried | None = None,
-    norms: Mapping[str, Norm] | None = None,
     takes: Mapping[str, tuple[float, float, str]] | None = None,
 ) -> keras.Model:
     """The quantized model: a Functional Keras model that trains, saves and loads like any other.
 
     Args:
         plan: without problems; its graph is of an expanded model that may be taken apart.
-        gains: layer name -> what folding multiplied its kernel by; kept apart from what trains.
-        moments: layer name -> how the batch norm that was folded says its output is distributed.
+        folded: what folding left beside the graph: gains, kept apart from what trains, how the batch norms say their
+            outputs are distributed, and those that stay one in training.
         carried: masks and codebooks of the float model, by the layer they were taken from.
-        norms: layer name -> the batch norm behind it that stays one in training.
         takes: input -> (lowest, highest, layer), where the first layer of the float model tells.
 
     Returns:
         The model, ranges unseen.
     """
-    builder = _Builder(plan, gains or {}, moments or {}, carried or {}, norms or {})
-    builder.takes = takes or {}
+    places = Places(carried or {})
+    builder = _Builder(plan, folded, places, takes or {})
     qmodel = rewrite(plan.graph, builder.call, enter=builder.enter)
-    builder.warn_left()
+    places.warn_left()
     for layer in builder.layers.values():
         if isinstance(layer, Compressed) and layer.mean is not None:
-            for variable, values in zip((layer.mean, layer.deviation), builder.moments[layer.name], strict=True):
+            for variable, values in zip((layer.mean, layer.deviation), folded.moments[layer.name], strict=True):
                 variable.assign(values.astype(np.float32))
     return qmodel
 
@@ -70,33 +65,32 @@ def _provenance(plan: Plan) -> Provenance:
     return Provenance(recipe.name, plan.target.name, settings, tuple(sorted(skips)), tuple(sorted(floats)))
 
 
+@dataclass(frozen=True)
+class _Known:
+    """Of a quantized tensor of the new model: the tensor that holds its encoding, and its grid."""
+
+    encoding: Any
+    spec: QuantSpec
+
+
 class _Builder:
-    """The new model while it grows: encodings and accumulator scales of its tensors, by id."""
+    """The new model while it grows, call by call.
+
+    What it remembers cannot be planned: encodings are tensors of the new model, and exist once the call that makes them
+    was made. By the id of a tensor: keras tensors compare elementwise.
+    """
 
     def __init__(
-        self,
-        plan: Plan,
-        gains: Mapping[str, np.ndarray],
-        moments: Mapping[str, Moments],
-        carried: Carried,
-        norms: Mapping[str, Norm],
+        self, plan: Plan, folded: Folded, places: Places, takes: Mapping[str, tuple[float, float, str]]
     ) -> None:
-        self.plan = plan
-        self.gains = gains
-        self.moments = moments
-        self.carried = carried
-        self.norms = norms
-        self.placed: set[tuple[str, str]] = set()  # (layer, path) of `carried` that found its place
-        self.lost: set[tuple[str, str]] = set()  # those that found it in part
-        self.encodings: dict[int, Any] = {}  # of quantized tensors
-        self.specs: dict[int, QuantSpec] = {}  # their grids
-        self.converted: dict[tuple[int, int], Any] = {}  # (id(tensor), group) -> the tensor in that group's encoding
+        self.plan, self.folded, self.places, self.takes = plan, folded, places, takes
         self.origin = _provenance(plan)
-        self.takes: Mapping[str, tuple[float, float, str]] = {}
-        self.pending: dict[int, dict[str, Any]] = {}  # of tensors to be quantized: FakeQuant's arguments
-        self.layers: dict[int, Any] = {}
-        self.names = {node.name for node in plan.graph.nodes}
         self.padding = unread_padding(plan.graph)
+        self.known: dict[int, _Known] = {}  # of quantized tensors
+        self.converted: dict[tuple[int, int], Any] = {}  # (id(tensor), group) -> the tensor in that group's encoding
+        self.pending: dict[int, dict[str, Any]] = {}  # of tensors to be quantized: FakeQuant's arguments
+        self.layers: dict[int, Any] = {}  # id(layer of the plan), or group of an encoding -> the new layer
+        self.names = {node.name for node in plan.graph.nodes}
 
     def enter(self, old: Any, new: Any) -> Any:
         """Quantize a model input, unless it stays float or holds indices."""
@@ -118,10 +112,10 @@ class _Builder:
             return self.in_float(node, rule, args, kwargs)
         args, kwargs = self.requantized(node, args, kwargs)
         inputs = [t for t in keras.tree.flatten((args, kwargs)) if isinstance(t, keras.KerasTensor)]
-        known = [self.encodings.get(id(t)) for t in inputs]
+        known = [known.encoding if (known := self.known.get(id(t))) else None for t in inputs]
         # `x != value` compares codes in the file: the code of the value needs the grid of x, and that is known here
         if marks_padding(node.op) and node.op.value != 0.0 and known[-1] is not None:
-            grid = self.specs[id(inputs[-1])]
+            grid = self.known[id(inputs[-1])].spec
             kwargs = {**kwargs, "encoding": known[-1], "codes": [grid.low, grid.high]}
         y, details = self.compute(node, rule, args, kwargs, known[0])
         if rule.weights is None and all(e is not None for e in known):
@@ -138,12 +132,12 @@ class _Builder:
             self.pending[id(y)] = details
         elif known[0] is not None and rule.output in ("same", "shared"):
             # a reshape or a maximum pool moves codes about: no node, the encoding goes on as it is
-            self.encodings[id(y)], self.specs[id(y)] = known[0], self.specs[id(inputs[0])]
+            self.known[id(y)] = self.known[id(inputs[0])]
         return y
 
     def in_float(self, node: Node, rule: Rule, args: tuple, kwargs: dict) -> Any:
         """A call that stays float; its weights may be quantized all the same."""
-        skipped = self.plan.settings[id(node.op)].skip and node.op.name not in self.norms
+        skipped = self.plan.settings[id(node.op)].skip and node.op.name not in self.folded.norms
         if rule.weights is None or skipped:
             y = node.op(*args, **kwargs)
         else:
@@ -175,96 +169,11 @@ class _Builder:
 
     def trains(self, op: Any) -> bool:
         """True for a layer whose weights train, or trained behind masks and codebooks."""
-        return bool(op.trainable) or any(name in self.carried for name, _ in identities(op))
+        return bool(op.trainable) or self.places.holds(op)
 
     def compressed(self, op: Any, weights: Weights, bits: int) -> Compressed:
-        """The layer in its wrapper; the gain of a folded batch norm leaves the kernel that trains."""
-        spec, gain = self.plan.weights[id(op)], self.gains.get(op.name)
-        if gain is not None:
-            gain = np.where(gain == 0.0, 1.0, gain).astype(np.float32)  # a dead channel stays as it is
-        layer = Compressed(
-            op,
-            None if spec is None else spec.to_config(),
-            kernel=weights.kernel,
-            bias=weights.bias,
-            channel_axes=weights.channel_axes,
-            sums=weights.sums,
-            gain_shape=None if gain is None else gain.shape,
-            moments=op.name in self.moments,
-            transforms=self.transforms(op, weights.kernel, gain),
-            learning=self.plan.settings[id(op)].training.for_weights(),
-            norm=self.norm(op),
-            observer=self.plan.settings[id(op)].weights.observer,
-            input_bits=bits,
-            storage=self.storage(op),
-            origin=self.origin.to_config(),
-        )
-        if layer.norm is not None:
-            norm = self.norms[op.name]
-            found = (norm.gamma, norm.beta, norm.mean, norm.variance)
-            held = (layer.norm.gamma, layer.norm.beta, layer.norm.moving_mean, layer.norm.moving_variance)
-            for variable, values in zip(held, found, strict=True):
-                variable.assign(values.astype(np.float32))
-        if gain is not None:
-            # what trains is the kernel before the batch norm was folded in, as it would be in the float model: with
-            # the gain inside, one learning rate would mean another in every channel
-            variable = getattr(op, weights.kernel)
-            layer.gain.assign(gain)
-            variable.assign(variable.numpy() / gain)
-        return layer
-
-    def norm(self, op: Any) -> dict[str, Any] | None:
-        """Arguments of the live batch norm of this layer."""
-        norm = self.norms.get(op.name)
-        if norm is None:
-            return None
-        trains = {name: name in norm.trains for name in ("scale", "center")}
-        after = self.plan.settings[id(op)].training.freeze_batch_norm_after
-        parameters = {"channels": norm.gamma.size, "epsilon": norm.epsilon, "momentum": norm.momentum}
-        return {**parameters, **trains, "freeze_after": after}
-
-    def transforms(self, op: Any, path: str, gain: np.ndarray | None = None) -> list[Transform]:
-        """Masks and codebooks of the user's layer, for the kernel of the layer that it has become."""
-        kernel = kernel_at(op, path)
-        for name, _ in identities(op):
-            held = self.carried.get(name, {}).get(path)
-            # a layer that became another one of its name (Conv1D a Conv2D) has kernels of other shapes: see `derived`
-            if held is not None and held.values.shape == tuple(kernel.shape):
-                self.placed.add((name, path))
-                return [t.carried() or clone(t) for t in held.transforms]
-        return self.derived(op, kernel.numpy() if gain is None else kernel.numpy() / gain)
-
-    def derived(self, op: Any, kernel: np.ndarray) -> list[Transform]:
-        """For a layer that the user's was taken apart into: of its kernels only the values are left, and tell which."""
-        places = [(name, path) for name, _ in identities(op) for path in self.carried.get(name, {})]
-        if not np.any(kernel) and not all(np.any(self.carried[name][path].values) for name, path in places):
-            return []  # a kernel that starts at zero: a mask made of its values would hold all of it for good
-        shares = {place: self.carried[place[0]][place[1]].share_of(kernel) for place in places}
-        name, path = max(shares, key=shares.__getitem__, default=("", ""))
-        if shares.get((name, path), 0.0) < MOSTLY:
-            return []
-        found = self.carried[name][path].transforms
-        made = [new for t in found if (new := t.derived(kernel)) is not None]
-        (self.placed if len(made) == len(found) else self.lost).add((name, path))
-        return [t for t in made if t.rank or not np.all(kernel)]
-
-    def warn_left(self) -> None:
-        """Name kernels whose masks or codebooks have no place: their values stay, training would not keep them."""
-        every = {(name, path) for name, found in self.carried.items() for path in found}
-        left = [f"{name} ({path})" for name, path in sorted((every - self.placed) | self.lost)]
-        if left:
-            warn(
-                f"quantize: the masks and codebooks of {', '.join(left)} are in the weights now, but training would "
-                "not keep them: these layers become others. Quantize without training, or leave them out of prune and "
-                "cluster."
-            )
-
-    def storage(self, op: Any) -> str:
-        """How a file keeps the weights of this layer where its activations are float."""
-        dtype, mode = self.plan.settings[id(op)].weights.dtype, self.plan.recipe.mode
-        if dtype == "float16" or mode == "weight-only":
-            return "float16" if dtype == "float16" else "dequantized"
-        return "integer" if mode == "dynamic" or not self.plan.settings[id(op)].stays_float else "float32"
+        """The layer in its wrapper."""
+        return _compressed(self.plan, self.folded, self.places, op, weights, bits, self.origin)
 
     def whole(self, node: Node, rule: Rule, args: tuple, encoding: Any) -> Any:
         """The output of a layer with encodings inside, which must know its output's encoding beforehand."""
@@ -276,7 +185,7 @@ class _Builder:
             layer = self.layers[id(node.op)] = rule.attach(node.op, spec, self.inside(node), bits)
             layer.learn(self.plan.settings[id(node.op)].training.for_weights())
             for kernel in layer.kernels():
-                for transform in self.transforms(node.op, kernel.path):
+                for transform in self.places.of(node.op, kernel.path):
                     kernel.transform_by(transform)
         # its gates compute with the encoding of the output before there is an output to quantize
         _, out = self.fake_quant(site)(args[0], peek=True)
@@ -304,7 +213,7 @@ class _Builder:
         """What FakeQuant must know of the inputs: for the kernel's own rounding, or for an encoding that follows."""
         if rule.arithmetic is not None:
             kernel, attributes = rule.arithmetic(node)
-            bits = [self.specs[id(t)].bits for t in inputs]
+            bits = [self.known[id(t)].spec.bits for t in inputs]
             details = {"sources": inputs, "encodings": known, "kernel": kernel, "attributes": attributes}
             return {**details, "source_bits": bits}
         return {"sources": inputs, "encodings": known} if rule.output == "follows" else {}
@@ -334,9 +243,8 @@ class _Builder:
             self.told(node.inputs[number], site)
             if (id(t), site.group) not in self.converted:
                 details: dict[str, Any] = {"kernel": "QUANTIZE", "attributes": {}}
-                if id(t) in self.encodings:  # otherwise a layer that stays float made it
-                    details |= {"sources": [t], "encodings": [self.encodings[id(t)]]}
-                    details["source_bits"] = [self.specs[id(t)].bits]
+                if source := self.known.get(id(t)):  # otherwise a layer that stays float made it
+                    details |= {"sources": [t], "encodings": [source.encoding], "source_bits": [source.spec.bits]}
                 self.converted[id(t), site.group] = self.quantize(t, site, details)
             return self.converted[id(t), site.group]
 
@@ -353,7 +261,7 @@ class _Builder:
         if site.index:
             details = {**details, "site": site.index}
         quantized, encoding = self.fake_quant(site)(y, **details)
-        self.encodings[id(quantized)], self.specs[id(quantized)] = encoding, self.layers[site.group].spec
+        self.known[id(quantized)] = _Known(encoding, self.layers[site.group].spec)
         return quantized
 
     def fake_quant(self, site: Site) -> FakeQuant:
@@ -382,3 +290,61 @@ class _Builder:
             n += 1
         self.names.add(name)
         return name
+
+
+def _compressed(
+    plan: Plan, folded: Folded, places: Places, op: Any, weights: Weights, bits: int, origin: Provenance
+) -> Compressed:
+    """The layer in its wrapper; the gain of a folded batch norm leaves the kernel that trains."""
+    spec, gain = plan.weights[id(op)], folded.gains.get(op.name)
+    if gain is not None:
+        gain = np.where(gain == 0.0, 1.0, gain).astype(np.float32)  # a dead channel stays as it is
+    layer = Compressed(
+        op,
+        None if spec is None else spec.to_config(),
+        kernel=weights.kernel,
+        bias=weights.bias,
+        channel_axes=weights.channel_axes,
+        sums=weights.sums,
+        gain_shape=None if gain is None else gain.shape,
+        moments=op.name in folded.moments,
+        transforms=places.of(op, weights.kernel, gain),
+        learning=plan.settings[id(op)].training.for_weights(),
+        norm=_norm(plan, folded, op),
+        observer=plan.settings[id(op)].weights.observer,
+        input_bits=bits,
+        storage=_storage(plan, op),
+        origin=origin.to_config(),
+    )
+    if layer.norm is not None:
+        norm = folded.norms[op.name]
+        statistics = (norm.gamma, norm.beta, norm.mean, norm.variance)
+        held = (layer.norm.gamma, layer.norm.beta, layer.norm.moving_mean, layer.norm.moving_variance)
+        for variable, values in zip(held, statistics, strict=True):
+            variable.assign(values.astype(np.float32))
+    if gain is not None:
+        # what trains is the kernel before the batch norm was folded in, as it would be in the float model: with
+        # the gain inside, one learning rate would mean another in every channel
+        variable = getattr(op, weights.kernel)
+        layer.gain.assign(gain)
+        variable.assign(variable.numpy() / gain)
+    return layer
+
+
+def _norm(plan: Plan, folded: Folded, op: Any) -> dict[str, Any] | None:
+    """Arguments of the live batch norm of this layer."""
+    norm = folded.norms.get(op.name)
+    if norm is None:
+        return None
+    trains = {name: name in norm.trains for name in ("scale", "center")}
+    after = plan.settings[id(op)].training.freeze_batch_norm_after
+    parameters = {"channels": norm.gamma.size, "epsilon": norm.epsilon, "momentum": norm.momentum}
+    return {**parameters, **trains, "freeze_after": after}
+
+
+def _storage(plan: Plan, op: Any) -> str:
+    """How a file keeps the weights of this layer where its activations are float."""
+    dtype, mode = plan.settings[id(op)].weights.dtype, plan.recipe.mode
+    if dtype == "float16" or mode == "weight-only":
+        return "float16" if dtype == "float16" else "dequantized"
+    return "integer" if mode == "dynamic" or not plan.settings[id(op)].stays_float else "float32"

@@ -82,8 +82,8 @@ def _outputs_apart(graph: Graph) -> set[int]:
         if node.args and is_idle(node.op, node.args[0]):
             roots[id(node.outputs[0])] = roots.get(id(node.args[0]), id(node.args[0]))
     ends = {id(t) for t in keras.tree.flatten(graph.outputs)}
-    found = collections.Counter(roots.get(end, end) for end in ends)
-    return {id(n) for n in graph.nodes if (end := id(n.outputs[0])) in ends and end in roots and found[roots[end]] > 1}
+    shared = collections.Counter(roots.get(end, end) for end in ends)
+    return {id(n) for n in graph.nodes if (end := id(n.outputs[0])) in ends and end in roots and shared[roots[end]] > 1}
 
 
 def _warn_lost_draws(graph: Graph, model: keras.Model) -> None:

@@ -9,7 +9,7 @@ Source: Jacob et al., arXiv:1712.05877, section 3.2; Krishnamoorthi, arXiv:1806.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import keras
@@ -40,14 +40,16 @@ class Folded:
         gains: layer name -> what its kernel was multiplied by; it broadcasts against the kernel.
         moments: layer name -> (mean, standard deviation) of its output channels, as the batch norm behind it had them.
         into: name of a layer that left -> of the one that computes it now.
-        norms: layer name -> the batch norm behind it, which stays one in training; None where all are folded.
+        norms: layer name -> the batch norm behind it, which stays one in training.
+        live: batch norms may stay so; else all are folded.
     """
 
     graph: Graph
     gains: dict[str, np.ndarray]
     moments: dict[str, Moments]
     into: dict[str, str]
-    norms: dict[str, Norm] | None = None
+    norms: dict[str, Norm] = field(default_factory=dict)
+    live: bool = False
 
 
 @dataclass(frozen=True)
@@ -99,13 +101,13 @@ def fold_graph(graph: Graph, *, live: bool = False) -> Folded:
         live: batch norms that train, right behind a layer with weights, leave the graph unfolded (`Folded.norms`).
     """
     graph = move_past_affines(graph, _exact)
-    found = {node.op.name for node in graph.nodes if isinstance(node.op, Affine) and node.op.norm is not None}
-    folded = Folded(graph, {}, {}, {}, {} if live else None)
+    every = {node.op.name for node in graph.nodes if isinstance(node.op, Affine) and node.op.norm is not None}
+    folded = Folded(graph, {}, {}, {}, live=live)
     while pairs := _pairs(folded.graph):
         folded = replace(folded, graph=_merge(folded, pairs))
-    if live and len(folded.norms or {}) < len(found):
+    if live and len(folded.norms) < len(every):
         warn(
-            f"quantize: {len(found) - len(folded.norms or {})} of {len(found)} batch norms stand behind no layer with "
+            f"quantize: {len(every) - len(folded.norms)} of {len(every)} batch norms stand behind no layer with "
             "weights; they are folded, and do not follow the batches in training."
         )
     left = [n.op for n in folded.graph.nodes if isinstance(n.op, Affine) and n.op.moments is not None]
@@ -118,11 +120,11 @@ def fates(graph: Graph) -> tuple[Fate, ...]:
     Args:
         graph: see `fold_graph`.
     """
-    found = {id(node.op): node.op for node in graph.nodes if isinstance(node.op, Affine)}
+    folded_ops = {id(node.op): node.op for node in graph.nodes if isinstance(node.op, Affine)}
     folded = fold_graph(graph)
     left = {node.op.name: node for node in folded.graph.nodes if isinstance(node.op, Affine)}
     result = []
-    for op in found.values():
+    for op in folded_ops.values():
         layer, kind = origins(op)[-1] if origins(op) else (op.name, type(op).__name__)
         kept = op.name
         while kept in folded.into:  # a batch norm may be merged with a factor first
@@ -174,19 +176,19 @@ def _has_sums(op: Any) -> bool:
 
 def _pairs(graph: Graph) -> dict[int, tuple[Any, Any]]:
     """id(either layer) -> (first, second), each layer in one pair at most."""
-    found: dict[int, tuple[Any, Any]] = {}
+    partners: dict[int, tuple[Any, Any]] = {}
     calls, consumers, producers = graph.calls(), graph.consumers(), graph.producers()
     outputs = {id(t) for t in keras.tree.flatten(graph.outputs)}
     for node in graph.nodes:
-        if not isinstance(node.op, Affine) or id(node.op) in found:
+        if not isinstance(node.op, Affine) or id(node.op) in partners:
             continue
         for first, second in (_before(node, producers), _after(node, consumers)):
-            if first is None or second is None or id(first) in found or id(second) in found:
+            if first is None or second is None or id(first) in partners or id(second) in partners:
                 continue
             if _always_together(first, second, calls, consumers, outputs) and _exact(first, second):
-                found[id(first)] = found[id(second)] = (first, second)
+                partners[id(first)] = partners[id(second)] = (first, second)
                 break
-    return found
+    return partners
 
 
 def _before(node: Node, producers: dict[int, Node]) -> tuple[Any, Any]:
@@ -299,10 +301,10 @@ def _into_first(layer: Any, after: Affine, folded: Folded) -> Any:
     if moments is not None:
         folded.moments[layer.name] = moments
     scale, offset = after.scale.numpy().astype(np.float64), after.offset.numpy().astype(np.float64)
-    if folded.norms is not None and layer.name in folded.norms:
+    if layer.name in folded.norms:
         folded.norms[layer.name] = folded.norms[layer.name].then(scale, offset)
         return layer
-    if folded.norms is not None and after.norm is not None:
+    if folded.live and after.norm is not None:
         folded.norms[layer.name] = after.norm
         return layer
     kernel, bias = _numbers(layer, weights)

@@ -128,22 +128,22 @@ def check(
     graph = read(model, input_shape)
     rows = [_row(node, goal) for node in graph.nodes if is_known(node.op)]
     refused = [LayerCheck(p.layer, p.kind, "refused", (), p.reason) for p in unknown_layers(graph)]
-    found = CheckReport(model.name, goal.name, (*rows, *refused), advice=tuple(advice(graph)))
-    if not found.ok:
-        return found
-    found = _with_folds(found, graph, goal)
-    return found if chosen is None else _with_weights(found, graph, goal, chosen)
+    report = CheckReport(model.name, goal.name, (*rows, *refused), advice=tuple(advice(graph)))
+    if not report.ok:
+        return report
+    report = _with_folds(report, graph, goal)
+    return report if chosen is None else _with_weights(report, graph, goal, chosen)
 
 
 def _with_folds(report: CheckReport, graph: Graph, target: targets.Target) -> CheckReport:
     """The batch norms among the rows, from a copy of the model that is folded."""
     with own_defaults(graph.layers()):
-        found = fates(trace(expanded(graph, target), is_known))
-    gone = {(fate.layer, fate.kind) for fate in found if fate.into is not None}
+        folds = fates(trace(expanded(graph, target), is_known))
+    gone = {(fate.layer, fate.kind) for fate in folds if fate.into is not None}
     rows = tuple(
         replace(row, status="folded", operators=()) if (row.layer, row.kind) in gone else row for row in report.layers
     )
-    return replace(report, layers=rows, folds=found)
+    return replace(report, layers=rows, folds=folds)
 
 
 def _with_weights(report: CheckReport, graph: Graph, target: targets.Target, recipe: recipes.Recipe) -> CheckReport:
@@ -156,9 +156,9 @@ def _with_weights(report: CheckReport, graph: Graph, target: targets.Target, rec
     for op in {id(node.op): node.op for node in plan.graph.nodes if id(node.op) in plan.weights}.values():
         for identity in identities(op):
             forms.setdefault(identity, set()).add(_stored(op, plan))
-        found = plan.packings.get(id(op))
-        if found is not None and found.packed and found.slowdown is not None:
-            slow[op.name] = found.slowdown
+        packing = plan.packings.get(id(op))
+        if packing is not None and packing.packed and packing.slowdown is not None:
+            slow[op.name] = packing.slowdown
     rows = []
     for row in report.layers:
         key = (row.layer, row.kind)
@@ -173,15 +173,15 @@ def _with_weights(report: CheckReport, graph: Graph, target: targets.Target, rec
 
 def _stored(op: Any, plan: Plan) -> str:
     """How a layer's kernel is stored."""
-    settings, found = plan.settings[id(op)], plan.packings.get(id(op))
+    settings, packing = plan.settings[id(op)], plan.packings.get(id(op))
     if settings.weights.dtype == "float16":
         return "float16"
-    if settings.skip or (settings.stays_float and (found is None or plan.recipe.mode == "static")):
+    if settings.skip or (settings.stays_float and (packing is None or plan.recipe.mode == "static")):
         return "float32"
-    if found is None:  # rows that are looked up are codes of the layer's output
+    if packing is None:  # rows that are looked up are codes of the layer's output
         return f"{container(settings.activations.bits)} bits"
-    in_bytes = " in 8" if found.bits <= PACKED_BITS else ""
-    return f"{found.bits} bits{', packed' if found.packed else in_bytes}"
+    in_bytes = " in 8" if packing.bits <= PACKED_BITS else ""
+    return f"{packing.bits} bits{', packed' if packing.packed else in_bytes}"
 
 
 def _slow(slow: dict[str, float], target: targets.Target) -> str:
@@ -201,10 +201,10 @@ def _row(node: Node, target: targets.Target) -> LayerCheck:
     rules = [find(n.op, target) for n in nodes]
     operators = tuple(code for rule in rules if rule is not None for code in rule.operators)
     for n, rule in zip(nodes, rules, strict=True):
-        found = problem(n, rule, target)
-        if found is not None:
+        refusal = problem(n, rule, target)
+        if refusal is not None:
             missing = rule is not None and any(not target.supports(code) for code in rule.operators)
-            return LayerCheck(name, kind, "no kernel" if missing else "refused", operators, found.reason)
+            return LayerCheck(name, kind, "no kernel" if missing else "refused", operators, refusal.reason)
     if not operators:
         return LayerCheck(name, kind, "removed", (), "")
     return LayerCheck(name, kind, "integer" if len(operators) == 1 else "decomposed", operators, "")

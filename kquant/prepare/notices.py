@@ -23,10 +23,10 @@ def warn_of_plan(plan: Plan) -> None:
 
 def warn_simulated(qmodel: keras.Model) -> None:
     """Say before any training that no kernel has activations of such a width: `export` refuses the model."""
-    found = {layer.spec.bits for layer in every_layer(qmodel) if isinstance(layer, FakeQuant)} - set(KERNEL_BITS)
-    if found:
+    widths = {layer.spec.bits for layer in every_layer(qmodel) if isinstance(layer, FakeQuant)} - set(KERNEL_BITS)
+    if widths:
         warn(
-            f"quantize: activations of {' and '.join(map(str, sorted(found)))} bits are simulated only: kquant.export "
+            f"quantize: activations of {' and '.join(map(str, sorted(widths)))} bits are simulated only: kquant.export "
             "will refuse this model, because kernels have 8 or 16 (weights may have 2 to 8). Take activations of 8 or "
             "16 bits where a file is wanted."
         )
@@ -34,10 +34,10 @@ def warn_simulated(qmodel: keras.Model) -> None:
 
 def warn_narrowed(plan: Plan) -> None:
     """Name layers that were to have 16-bit activations, where the target has an 8-bit kernel only."""
-    found = sorted({f"{n.name} ({type(n.op).__name__})" for n in plan.widths.narrowed})
-    if found:
+    layers = sorted({f"{n.name} ({type(n.op).__name__})" for n in plan.widths.narrowed})
+    if layers:
         warn(
-            f"quantize: {plan.target.title}, as kquant writes it, has no 16-bit kernel for {', '.join(found)}; they "
+            f"quantize: {plan.target.title}, as kquant writes it, has no 16-bit kernel for {', '.join(layers)}; they "
             "compute in 8 bits between two QUANTIZE. docs/layers.md lists what has one."
         )
 
@@ -47,14 +47,14 @@ def warn_unpacked(plan: Plan) -> None:
     stored: dict[bool, set[str]] = {False: set(), True: set()}
     avoided: dict[str, Packing] = {}
     for node in plan.graph.nodes:
-        found, wanted = plan.packings.get(id(node.op)), plan.settings[id(node.op)].weights
-        if found is None or found.packed or wanted.bits > PACKED_BITS:
+        packing, wanted = plan.packings.get(id(node.op)), plan.settings[id(node.op)].weights
+        if packing is None or packing.packed or wanted.bits > PACKED_BITS:
             continue
-        if found.avoided:
-            avoided[node.name] = found
+        if packing.avoided:
+            avoided[node.name] = packing
         else:
-            wide = found.bits > PACKED_BITS
-            stored[wide].add(f"{node.name} ({found.bits} bits)" if wide else node.name)
+            wide = packing.bits > PACKED_BITS
+            stored[wide].add(f"{node.name} ({packing.bits} bits)" if wide else node.name)
     said = f"quantize: {plan.target.title} takes no packed 4-bit weights for "
     if stored[False]:
         warn(

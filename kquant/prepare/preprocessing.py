@@ -64,8 +64,8 @@ def scalings(graph: Graph) -> list[Scaling]:
         graph: of a float model, layers with a rule whole; nothing in it is changed.
     """
     consumers = graph.consumers()
-    found = (_scaling(t, consumers) for t in keras.tree.flatten(graph.inputs))
-    return [s for s in found if s is not None]
+    read = (_scaling(t, consumers) for t in keras.tree.flatten(graph.inputs))
+    return [s for s in read if s is not None]
 
 
 def _scaling(tensor: Any, consumers: dict[int, list[Node]]) -> Scaling | None:
@@ -122,12 +122,12 @@ def inputs_take(graph: Graph) -> dict[str, tuple[float, float, str]]:
     Args:
         graph: see `scalings`.
     """
-    found = {}
+    taken = {}
     for s in scalings(graph):
         ends = s.takes()
         if ends is not None:
-            found[s.tensor.name] = (float(ends[0].min()), float(ends[1].max()), s.node.name)
-    return found
+            taken[s.tensor.name] = (float(ends[0].min()), float(ends[1].max()), s.node.name)
+    return taken
 
 
 def advice(graph: Graph) -> list[str]:
@@ -136,7 +136,7 @@ def advice(graph: Graph) -> list[str]:
     Args:
         graph: see `scalings`.
     """
-    found = []
+    said = []
     for s in scalings(graph):
         mean, deviation = s.seen or (-s.offset / s.scale, 1.0 / np.abs(s.scale))
         low, high = mean - DEVIATIONS * deviation, mean + DEVIATIONS * deviation
@@ -144,10 +144,10 @@ def advice(graph: Graph) -> list[str]:
         codes = 255.0 * live.min() / max(max(high.max(), 0.0) - min(low.min(), 0.0), 1e-30)
         narrow, wide = int(live.argmin()), int(deviation.argmax())
         if codes < FEW_CODES and live[wide] > UNLIKE * live[narrow]:
-            found.append(
+            said.append(
                 f"input '{s.tensor.name}': its channels go from {low[narrow]:.3g} to {high[narrow]:.3g} ({narrow}) and "
                 f"from {low[wide]:.3g} to {high[wide]:.3g} ({wide}), as '{s.node.name}' scales them; on one 8-bit grid "
                 f"the narrowest gets {codes:.2g} of 256 codes. Run that layer in the application: "
                 "kquant.split_preprocessing(model) takes it out."
             )
-    return found
+    return said

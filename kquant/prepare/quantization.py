@@ -79,7 +79,7 @@ def quantize(
         if plan.problems:
             raise ValueError(describe(plan.problems, goal))
         warn_of_plan(plan)
-        qmodel = attach(plan, folded.gains, folded.moments, carried, folded.norms, inputs_take(graph))
+        qmodel = attach(plan, folded, carried, inputs_take(graph))
         warn_simulated(qmodel)
         warn_lost_steps(model, qmodel, "quantize")
         for method in methods(chosen):
@@ -176,18 +176,18 @@ def _refusals(graph: Graph) -> list[Problem]:
 
 def unknown_layers(graph: Graph) -> list[Problem]:
     """Layers without a rule; one that was unfolded shows once, with the operations in it that have none."""
-    found: dict[int, tuple[Any, set[str]]] = {}
+    unknown: dict[int, tuple[Any, set[str]]] = {}
     remedies: dict[str, str] = {}
     for node in graph.nodes:
         if not is_known(node.op):
             owner = None if isinstance(node.op, keras.layers.Layer) else node.owner
             kind = type(node.op).__name__
-            found.setdefault(id(owner or node.op), (owner, set()))[1].add(kind)
+            unknown.setdefault(id(owner or node.op), (owner, set()))[1].add(kind)
             remedies[kind] = remedy(node.op) or ""
     problems = []
     for node in graph.nodes:
         owner = None if isinstance(node.op, keras.layers.Layer) else node.owner
-        owner, kinds = found.pop(id(owner or node.op), (None, set()))
+        owner, kinds = unknown.pop(id(owner or node.op), (None, set()))
         said = "; ".join(f"{k}: {remedies[k]}" for k in sorted(kinds) if remedies[k])
         if owner is not None:
             reason = f"it unfolds into {', '.join(sorted(kinds))}, which kquant has no rule for; {said or REPLACE}"

@@ -166,14 +166,14 @@ def _cut(graph: Graph, outside: list[Node], rest: list[Node]) -> tuple[Any, list
 def _entrances(cut: Any, names: list[str]) -> Any:
     """New inputs for these tensors."""
     taken: set[str] = set()
-    found = []
+    entrances = []
     for t, name in zip(keras.tree.flatten(cut), names, strict=True):
         fresh, n = name, 1
         while fresh in taken:
             fresh, n = f"{name}_{n}", n + 1
         taken.add(fresh)
-        found.append(keras.KerasTensor(t.shape, "float32" if "float" in t.dtype else t.dtype, name=fresh))
-    return keras.tree.pack_sequence_as(cut, found)
+        entrances.append(keras.KerasTensor(t.shape, "float32" if "float" in t.dtype else t.dtype, name=fresh))
+    return keras.tree.pack_sequence_as(cut, entrances)
 
 
 def _first(graph: Graph) -> str:
