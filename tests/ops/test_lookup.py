@@ -10,6 +10,7 @@ from keras import layers, ops
 
 import kquant
 from kquant.graph.keras_private import every_layer
+from kquant.ops.function import Function
 from kquant.prepare.expansion import expand
 from kquant.tflite.reader import read_model
 
@@ -91,3 +92,22 @@ def test_uneven_parts_are_those_of_numpy():
     parts = expand(keras.Model(x, ops.array_split(x, 3, axis=1)))(data)
     for made, wanted in zip(parts, np.array_split(data, 3, axis=1), strict=True):
         np.testing.assert_array_equal(made, wanted)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "tables"), [(lambda x: ops.relu(x - 0.5), 1), (lambda x: ops.logical_and(x > 0.0, x < 1.0), 2)]
+)
+def test_numbers_become_conditions(numbers, tables):
+    x, data = keras.Input((5,)), np.random.default_rng(0).normal(size=(32, 5)).astype(np.float32)
+    model = keras.Model(x, ops.cast(ops.cast(numbers(x), "bool"), "float32"))
+    expanded = expand(model)
+    np.testing.assert_array_equal(expanded(data), model(data))
+    assert sum(isinstance(layer, Function) for layer in expanded.layers) == tables
+
+
+def test_indices_become_the_steps_that_are_no_padding():
+    x, data = keras.Input((5,), dtype="int32"), np.random.default_rng(0).integers(0, 10, (32, 5))
+    real = ops.cast(ops.cast(x, "bool"), "float32")
+    model = keras.Model(x, layers.Embedding(10, 2)(x) * real[..., None])
+    np.testing.assert_array_equal(expand(model)(data), model(data))
+    assert read_model(contract.file_of(contract.quantized(model))).operator_counts["NOT_EQUAL"] == 1
