@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
+import importlib
 import itertools
 import os
 import re
 import sys
 import zlib
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -108,6 +111,29 @@ def losses_are_measured_once(request: pytest.FixtureRequest, monkeypatch: pytest
         monkeypatch.setattr(module, "warn_of_losses", lambda *_: None)
 
 
+# What AdaRound's results are is asked here.
+ROUNDING = re.compile("test_(adaround|bias_correction|correct|transforms)[.]py|adaptive_rounding")
+
+
+@pytest.fixture(autouse=True)
+def roundings_are_short(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Elsewhere AdaRound is a step among others: a few of its thousands of iterations, and no compiler before them.
+
+    XLA takes two seconds for each layer, and every trial of a search that has this step rounds them all.
+    """
+    if "kquant" not in sys.modules or ROUNDING.search(request.node.nodeid):
+        return
+    module = importlib.import_module("kquant.correct.adaptive_rounding")
+    whole = module.round_matrix
+
+    def short(matrix: Any, bias: Any, examples: Any, settings: Any, seed: int) -> Any:
+        few = dataclasses.replace(settings, iterations=min(settings.iterations, 20))
+        return whole(matrix, bias, examples, few, seed)
+
+    monkeypatch.setattr(module, "round_matrix", short)
+    monkeypatch.setattr("kquant.correct.rounding._compiled", lambda run, *_: run)
+
+
 @pytest.fixture(autouse=True)
 def steps_are_traced_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """An optimizer that makes its variables in the first step has the step traced again; here it makes them before.
@@ -133,6 +159,19 @@ def runtimes_are_warm(request: pytest.FixtureRequest, monkeypatch: pytest.Monkey
     module = sys.modules.get("kquant.runtime.running")
     if module is not None and sys.platform == "linux" and request.path.parent.name != "runtime":
         monkeypatch.setattr(module, "subprocess", warm_runtimes.AS_SUBPROCESS)
+
+
+# Here `fit`, `evaluate` and `predict` see a batch or two, and what they do with them is not the point.
+FEW_BATCHES = re.compile(
+    "test_(analyze|autotune|cli|factorize|pipeline|prune_channels|recipe|docs)[.]py(?!.*training[.]md)"
+)
+
+
+@pytest.fixture(autouse=True)
+def few_batches_are_not_traced(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph is made in a second or more, and a small model called in a few milliseconds."""
+    if FEW_BATCHES.search(request.node.nodeid):
+        monkeypatch.setattr(keras.Model, "run_eagerly", property(lambda _: True, lambda *_: None))
 
 
 COUNT = itertools.count(1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import sys
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -17,7 +18,6 @@ from kquant.runtime.interpreters import RUNTIMES
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "kquant"
 FILES = sorted(PACKAGE.rglob("*.py"))
-IDS = [str(path.relative_to(PACKAGE)) for path in FILES]
 
 # The flow, bottom up: each folder imports from rows above its own only, and folders of one row never import each other.
 ORDER = (
@@ -46,6 +46,11 @@ LATER = re.compile(r"kquant\.([\w.]+):\w+")  # `module:function` in a table, imp
 @cache
 def parsed(path: Path) -> ast.Module:
     return ast.parse(path.read_text())
+
+
+def offenders(found: Callable[[Path], object], files: Iterable[Path] = FILES) -> dict[str, object]:
+    """What a question finds, by file, where it finds something."""
+    return {str(path.relative_to(PACKAGE)): said for path in files if (said := found(path))}
 
 
 def part(path: Path) -> str:
@@ -77,13 +82,12 @@ def test_every_part_has_a_row() -> None:
     assert {part(path) for path in FILES} - {"__init__"} == set(ROW)
 
 
-@pytest.mark.parametrize("path", FILES, ids=IDS)
-def test_imports_point_one_way(path: Path) -> None:
-    here = part(path)
-    if here == "__init__":
-        return
-    back = {name for name in imported(path) if name != here and ROW.get(name, -1) >= ROW[here]}
-    assert not back, f"kquant.{here} imports {back} from its own row or below"
+def test_imports_point_one_way() -> None:
+    def back(path: Path) -> set[str]:
+        here = part(path)
+        return {name for name in imported(path) if name != here and ROW.get(name, -1) >= ROW[here]}
+
+    assert offenders(back, [path for path in FILES if part(path) != "__init__"]) == {}, "from its own row or below"
 
 
 def test_inside_a_folder_imports_have_no_circle() -> None:
@@ -124,15 +128,17 @@ def _is_module(name: str) -> bool:
     return path.is_dir() or path.with_suffix(".py").is_file()
 
 
-@pytest.mark.parametrize("path", FILES, ids=IDS)
-def test_files_and_functions_are_small(path: Path) -> None:
-    assert len(path.read_text().splitlines()) <= 500
-    long = {
-        node.name: node.end_lineno - node.lineno + 1 - _docstring_lines(node)
-        for node in ast.walk(parsed(path))
-        if isinstance(node, ast.FunctionDef)
-    }
-    assert not {name: n for name, n in long.items() if n > 50}
+def test_files_and_functions_are_small() -> None:
+    def long(path: Path) -> dict[str, int]:
+        lines = {
+            node.name: node.end_lineno - node.lineno + 1 - _docstring_lines(node)
+            for node in ast.walk(parsed(path))
+            if isinstance(node, ast.FunctionDef)
+        }
+        return {name: n for name, n in lines.items() if n > 50}
+
+    assert offenders(long) == {}
+    assert offenders(lambda path: max(0, len(path.read_text().splitlines()) - 500)) == {}
 
 
 def _docstring_lines(node: ast.FunctionDef) -> int:
@@ -141,22 +147,30 @@ def _docstring_lines(node: ast.FunctionDef) -> int:
     return first.end_lineno - first.lineno + 1 if has else 0
 
 
-@pytest.mark.parametrize("path", FILES, ids=IDS)
-def test_no_assert_in_the_package(path: Path) -> None:
-    assert [node.lineno for node in ast.walk(parsed(path)) if isinstance(node, ast.Assert)] == []
+def test_no_assert_in_the_package() -> None:
+    def asserts(path: Path) -> list[int]:
+        return [node.lineno for node in ast.walk(parsed(path)) if isinstance(node, ast.Assert)]
+
+    assert offenders(asserts) == {}
 
 
-@pytest.mark.parametrize("path", FILES, ids=IDS)
-def test_public_functions_have_docstrings_and_types(path: Path) -> None:
-    assert ast.get_docstring(parsed(path)), "a file says what it is for"
-    for node in _public(parsed(path)):
-        where = f"{path.name}:{node.lineno} {node.name}"
-        assert ast.get_docstring(node), f"{where} has no docstring"
+def test_public_functions_have_docstrings_and_types() -> None:
+    assert offenders(lambda path: not ast.get_docstring(parsed(path))) == {}, "a file says what it is for"
+    assert offenders(lambda path: list(_unexplained(parsed(path)))) == {}
+
+
+def _unexplained(tree: ast.Module) -> Iterator[str]:
+    for node in _public(tree):
+        where = f"{node.lineno} {node.name}"
+        if not ast.get_docstring(node):
+            yield f"{where} has no docstring"
         if isinstance(node, ast.FunctionDef):
             arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
             untyped = [a.arg for a in arguments if a.annotation is None and a.arg not in ("self", "cls")]
-            assert not untyped, f"{where}: {untyped} without a type"
-            assert node.returns is not None, f"{where}: no return type"
+            if untyped:
+                yield f"{where}: {untyped} without a type"
+            if node.returns is None:
+                yield f"{where}: no return type"
 
 
 def _public(tree: ast.Module) -> list[ast.FunctionDef | ast.ClassDef]:
@@ -183,21 +197,23 @@ def test_no_module_is_called_like_something_else() -> None:
     assert not stems & set(sys.stdlib_module_names)
 
 
-@pytest.mark.parametrize("folder", sorted({path.parent for path in FILES} - {PACKAGE}), ids=lambda path: path.name)
-def test_a_folder_says_what_it_is_for(folder: Path) -> None:
-    said = ast.get_docstring(parsed(folder / "__init__.py")) or ""
-    assert len(said.split()) >= 30, "what comes in, what goes out, where to add"
+def test_a_folder_says_what_it_is_for() -> None:
+    def words(folder: Path) -> int:
+        return len((ast.get_docstring(parsed(folder / "__init__.py")) or "").split())
+
+    silent = offenders(lambda folder: words(folder) < 30, sorted({path.parent for path in FILES} - {PACKAGE}))
+    assert silent == {}, "what comes in, what goes out, where to add"
 
 
 # Where names are no targets: what implements the runtimes and their arithmetic, and Keras' exporter of that name.
 NAMES_ELSEWHERE = ("targets", "runtime", "arithmetic", "layers/conversion.py")
 
 
-@pytest.mark.parametrize("path", FILES, ids=IDS)
-def test_no_stage_knows_a_target_by_name(path: Path) -> None:
+def test_no_stage_knows_a_target_by_name() -> None:
     """What differs between targets is said in their files, so that a new one is a file and nothing else."""
-    if not str(path.relative_to(PACKAGE)).startswith(NAMES_ELSEWHERE):
-        assert compared(parsed(path), {*targets.names(), *RUNTIMES}) == []
+    names = {*targets.names(), *RUNTIMES}
+    stages = [path for path in FILES if not str(path.relative_to(PACKAGE)).startswith(NAMES_ELSEWHERE)]
+    assert offenders(lambda path: compared(parsed(path), names), stages) == {}
 
 
 def compared(tree: ast.AST, names: set[str]) -> list[str]:
@@ -231,11 +247,9 @@ ROOM = PACKAGE / "graph" / "keras_private.py"
 DOCUMENTED = {"_fields"}
 
 
-@pytest.mark.parametrize("path", FILES, ids=IDS)
-def test_what_keras_does_not_export_stands_in_one_file(path: Path) -> None:
+def test_what_keras_does_not_export_stands_in_one_file() -> None:
     """And what a module of the package keeps to itself is read by that module alone."""
-    if path != ROOM:
-        assert foreign(parsed(path)) == []
+    assert offenders(lambda path: foreign(parsed(path)), [path for path in FILES if path != ROOM]) == {}
 
 
 # Private names of others than Keras that tests read: of os, of the interpreters, of flatbuffers.
@@ -352,15 +366,15 @@ def test_own_names_with_an_underscore_are_no_fault() -> None:
 WRITERS = {"write_text", "write_bytes", "tofile", "savetxt", "save_weights", "symlink_to", "hardlink_to", "write_file"}
 WRITERS |= {"dump", "mkstemp", "NamedTemporaryFile", "copyfile", "copytree", "copy2", "rename", "imsave"}
 ARCHIVES = {"save", "savez", "savez_compressed", "savefig"}  # into memory, or where results are made
+OPENERS, MOVERS = {"open", "fdopen", "ZipFile", "File"}, {"replace", "move"}
 WRITTEN_ELSEWHERE = {"files/atomic.py", "files/leftovers.py"}
 WRITTEN_ELSEWHERE |= {"files/hdf5_copy.py", "files/keras_files.py"}  # copies of models, in temporary folders
 
 
-@pytest.mark.parametrize("path", FILES, ids=IDS)
-def test_results_are_written_in_one_place(path: Path) -> None:
+def test_results_are_written_in_one_place() -> None:
     """`kquant.files.atomic` writes files whole; whoever else opens one for writing can be killed in the middle."""
-    if str(path.relative_to(PACKAGE)) not in WRITTEN_ELSEWHERE:
-        assert writes(parsed(path)) == []
+    others = [path for path in FILES if str(path.relative_to(PACKAGE)) not in WRITTEN_ELSEWHERE]
+    assert offenders(lambda path: writes(parsed(path)), others) == {}
 
 
 def writes(tree: ast.AST) -> list[str]:
@@ -390,12 +404,14 @@ def writes(tree: ast.AST) -> list[str]:
 
 def _writes(call: ast.Call, memory: set[str]) -> bool:
     name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    if name not in OPENERS | MOVERS | WRITERS | ARCHIVES:
+        return False
     texts = [ast.unparse(a) for a in (*call.args, *(k.value for k in call.keywords))]
-    if name in ("open", "fdopen", "ZipFile", "File"):
+    if name in OPENERS:
         writing = re.compile(r"'[rbt+]*[wax+][rwabxt+]*'|.*O_CREAT.*")
         return not {"os.dup(1)", "os.dup(2)"} & set(texts) and any(map(writing.fullmatch, texts))
     of = ast.unparse(call.func.value) if isinstance(call.func, ast.Attribute) else ""
-    if name in ("replace", "move"):  # those of texts and of dataclasses have other arguments
+    if name in MOVERS:  # those of texts and of dataclasses have other arguments
         return of in ("os", "shutil") or (of not in ("", "dataclasses") and len(texts) == 1)
     return name in WRITERS or (name in ARCHIVES and len(texts) > 0 and texts[0] not in memory)
 

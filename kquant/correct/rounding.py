@@ -98,11 +98,15 @@ def round_matrix(
 
         return _descend(alpha, loss, settings)
 
-    # Of one trace for each layer TensorFlow would say that it traces too often; a concrete function is made on purpose.
-    compiled = tf.function(run, autograph=False, jit_compile=True).get_concrete_function(alpha, problem, tables)
-    h = rectified_sigmoid(compiled(alpha, problem, tables)).numpy()
+    h = rectified_sigmoid(_compiled(run, alpha, problem, tables)(alpha, problem, tables)).numpy()
     # The penalty has brought nearly all to 0 or 1; the rest go to the nearer.
     return np.clip(floor + (h >= 0.5), matrix.low, matrix.high), h
+
+
+def _compiled(run: Callable[..., tf.Tensor], *given: Any) -> Callable[..., tf.Tensor]:
+    """`run` by XLA, for tensors like those given."""
+    # Of one trace for each layer TensorFlow would say that it traces too often; a concrete function is made on purpose.
+    return tf.function(run, autograph=False, jit_compile=True).get_concrete_function(*given)
 
 
 class _Problem(NamedTuple):

@@ -131,9 +131,7 @@ def _examples() -> dict[str, dict[str, list[_Way]]]:
 
 def _ways(node: Node) -> dict[str, _Way]:
     """Target -> what one call becomes; targets that lack an operator are left out."""
-    part = expand_graph(alone(node))
-    nodes = trace(part, lambda op: find(op) is not None).nodes
-    ways = {}
+    nodes, ways = _parts(node), {}
     for name in targets.names():
         target = targets.load(name)
         rules = [rule for n in nodes if (rule := find(n.op, target)) is not None]
@@ -146,6 +144,14 @@ def _ways(node: Node) -> dict[str, _Way]:
         packed = bool(weighted) and all(target.supports(code, "int4") for code in weighted)
         ways[name] = _Way(codes, wide, packed)
     return ways
+
+
+def _parts(node: Node) -> tuple[Node, ...]:
+    """What a call comes apart into; most stay as they are, which need not be made again to be known."""
+    rule = find(node.op)
+    if rule is not None and rule.expand is None and not (node.args and passive.is_idle(node.op, node.args[0])):
+        return (node,)
+    return tuple(trace(expand_graph(alone(node)), lambda op: find(op) is not None).nodes)
 
 
 if __name__ == "__main__":
