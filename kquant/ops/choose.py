@@ -12,9 +12,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from kquant.graph.keras_private import Multiply
-from kquant.ops.affine import affine
-from kquant.ops.function import function
+from kquant.graph.keras_private import Multiply, made_of
+from kquant.graph.step_mask import StepMask
+from kquant.ops.affine import Affine, affine
+from kquant.ops.function import Function, function
 from kquant.ops.index import along, part
 from kquant.ops.rule import Make, Rule, computed
 
@@ -33,6 +34,29 @@ MIRRORED = {"greater": "less", "less": "greater", "greater_equal": "less_equal",
 
 def _is_tensor(value: Any) -> bool:
     return isinstance(value, keras.KerasTensor)
+
+
+def is_condition(x: Any) -> bool:
+    """True for tensors of 0 and 1: comparisons, and what keeps or moves the numbers of such tensors."""
+    from kquant.ops import find  # which reads the rules of this file
+
+    layer, inputs = made_of(x)
+    if "bool" in str(x.dtype) or isinstance(layer, StepMask):
+        return True
+    if isinstance(layer, Function):
+        return layer.function in COMPARISONS.values()
+    if isinstance(layer, Affine) and not (np.all(layer.scale.numpy() == -1.0) and np.all(layer.offset.numpy() == 1.0)):
+        return False
+    rule = find(layer) if layer is not None else None
+    kept = isinstance(layer, Affine | layers.Minimum | layers.Maximum | layers.Multiply | layers.Concatenate)
+    return (kept or (rule is not None and rule.output == "same")) and all(is_condition(t) for t in inputs)
+
+
+def _condition(op: Any, make: Make, c: Any, key: str) -> Any:
+    """`c` as Keras reads it, 1 where it is not 0. What an application feeds as a condition is taken to be one."""
+    if not _is_tensor(c) or isinstance(made_of(c)[0], layers.InputLayer) or is_condition(c):
+        return c
+    return function(make, "not_equal", c, f"{op.name}_{key}", key=key)
 
 
 def _compare(op: Any, make: Make, a: Any, b: Any) -> Any:
@@ -61,6 +85,7 @@ def _row(op: Any, value: np.ndarray, x: Any) -> np.ndarray:
 
 
 def _not(op: Any, make: Make, c: Any) -> Any:
+    c = _condition(op, make, c, "condition")
     return make("not", lambda: affine(-1.0, 1.0, channels=c.shape[-1], name=op.name))(c)
 
 
@@ -68,7 +93,8 @@ def _both(cls: type) -> Any:
     def expand(op: Any, make: Make, a: Any, b: Any) -> Any:
         if not (_is_tensor(a) and _is_tensor(b)):
             raise ValueError(f"{op.name} ({type(op).__name__}): one side is a constant; write it without that side.")
-        return make("pair", lambda: cls(name=op.name))([a, b])
+        pair = [_condition(op, make, c, f"condition{i}") for i, c in enumerate((a, b))]
+        return make("pair", lambda: cls(name=op.name))(pair)
 
     return expand
 
@@ -76,6 +102,7 @@ def _both(cls: type) -> Any:
 def _where(op: Any, make: Make, condition: Any, a: Any = None, b: Any = None) -> Any:
     if a is None or b is None:
         raise ValueError(f"{op.name} (Where): positions of true values have no static shape; give both choices.")
+    condition = _condition(op, make, condition, "condition")
     chosen = [_part(op, make, c, v, key) for c, v, key in _weighted(op, make, condition, a, b)]
     chosen = [y for y in chosen if y is not None]
     return chosen[0] if len(chosen) == 1 else make("sum", lambda: layers.Add(name=op.name))(chosen)
@@ -98,6 +125,8 @@ def _part(op: Any, make: Make, condition: Any, value: Any, key: str) -> Any:
     if _is_tensor(condition) and _is_tensor(value):
         return make(key, lambda: layers.Multiply(name=f"{op.name}_{key}"))([condition, value])
     if not _is_tensor(condition) and not _is_tensor(value):
+        if not np.any(condition * np.asarray(value, np.float32)):  # 0 where the other one is not
+            return None
         raise ValueError(f"{op.name} (Where): condition and choice are both constants; compute them outside the model.")
     fixed = np.asarray(value if _is_tensor(condition) else condition, np.float32)
     if not np.any(fixed):

@@ -11,10 +11,10 @@ import keras
 import numpy as np
 
 from kquant.core.program import Program
-from kquant.graph.keras_private import made_of
 from kquant.graph.step_mask import StepMask
 from kquant.layers.training_only import Conjugated
-from kquant.ops.function import COMPARISONS, Function, function
+from kquant.ops.choose import is_condition
+from kquant.ops.function import function
 from kquant.ops.real_steps import RealSteps
 from kquant.ops.rule import Call, Make, Rule, computed, example
 
@@ -114,7 +114,7 @@ def _pass(op: Any, make: Make, x: Any, *_: Any, **__: Any) -> Any:
 def _same(op: Any, make: Make, x: Any, *_: Any, **__: Any) -> Any:
     """The same numbers; a conversion to whole numbers would cut them, one to conditions tells them from 0."""
     dtype = str(getattr(op, "dtype", None) or "float")
-    if dtype == "bool" and not _is_condition(x):
+    if dtype == "bool" and not is_condition(x):
         return _not_zero(op, make, x)
     if "int" in dtype and not _is_whole(x):
         raise ValueError(
@@ -129,15 +129,6 @@ def _not_zero(op: Any, make: Make, x: Any) -> Any:
     if "int" in str(x.dtype) and len(x.shape) == 2:  # [samples, steps] of indices: which of them are not padding
         return make("real", lambda: StepMask(features=False, name=op.name))(x)
     return function(make, "not_equal", x, op.name)
-
-
-def _is_condition(x: Any) -> bool:
-    """True for tensors of 0 and 1: comparisons, and what `and` and `or` make of them (the smaller, the larger)."""
-    layer, inputs = made_of(x)
-    if isinstance(layer, layers.Minimum | layers.Maximum):
-        return all(_is_condition(t) for t in inputs)
-    told = isinstance(layer, Function) and layer.function in COMPARISONS
-    return told or isinstance(layer, StepMask) or "bool" in str(x.dtype)
 
 
 def _is_whole(x: Any) -> bool:

@@ -105,6 +105,25 @@ def test_numbers_become_conditions(numbers, tables):
     assert sum(isinstance(layer, Function) for layer in expanded.layers) == tables
 
 
+@pytest.mark.parametrize(
+    ("choose", "tables"),
+    [
+        (lambda x: ops.where(ops.relu(x), x, -1.0), 1),
+        (lambda x: ops.cast(ops.logical_not(ops.relu(x)), "float32"), 1),
+        (lambda x: ops.where(ops.logical_and(ops.relu(x), x < 1.0), x, 0.5), 2),
+        (lambda x: ops.where(ops.logical_not(ops.reshape(x > 0.0, (-1, 2, 3))), ops.reshape(x, (-1, 2, 3)), 0.0), 1),
+        (lambda x: ops.where(ops.cast(x > 0.0, "float32") * ops.cast(x < 1.0, "float32"), x, 0.0), 2),
+        (lambda x: ops.where(np.arange(6) % 2 == 0, x, 0.0), 0),
+    ],
+)
+def test_choices_read_numbers_as_conditions(choose, tables):
+    x, data = keras.Input((6,)), np.random.default_rng(0).normal(size=(32, 6)).astype(np.float32)
+    model = keras.Model(x, choose(x))
+    expanded = expand(model)
+    np.testing.assert_allclose(expanded(data), model(data), atol=1e-6)
+    assert sum(isinstance(layer, Function) for layer in expanded.layers) == tables
+
+
 def test_indices_become_the_steps_that_are_no_padding():
     x, data = keras.Input((5,), dtype="int32"), np.random.default_rng(0).integers(0, 10, (32, 5))
     real = ops.cast(ops.cast(x, "bool"), "float32")
