@@ -79,14 +79,14 @@ def test_the_file_is_the_same(setting: str, plain: bytes, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_float_models_are_the_same(setting: str) -> None:
-    wanted = model().predict(X, verbose=0)
+    wanted = model()(X)
     SETTINGS[setting]()
     others = kquant.prune(model()), kquant.cluster(model(), 4), kquant.factorize(model(), ranks={"dense_last": 1})
     assert {dtype for made in others for _, dtype in dtypes(made)} == {"float32"}
     for made in (kquant.fold(model()), kquant.strip(kquant.quantize(model()))):
         assert {dtype for _, dtype in dtypes(made)} == {"float32"}
         keras.config.set_image_data_format("channels_last")  # which Keras' Rescaling looks at when it runs
-        np.testing.assert_allclose(made.predict(X, verbose=0), wanted, atol=1e-5)
+        np.testing.assert_allclose(made(X), wanted, atol=1e-5)
 
 
 def test_a_mixed_model_stays_mixed() -> None:

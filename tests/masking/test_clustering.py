@@ -192,8 +192,9 @@ def made(build):
 
 
 def train(model, steps=3, **options):
+    """Eagerly by default: tracing takes longer than a few steps."""
     x, y = samples(model)
-    model.compile(keras.optimizers.Adam(1e-2), "mse", **options)
+    model.compile(keras.optimizers.SGD(0.1), "mse", **{"run_eagerly": "jit_compile" not in options, **options})
     model.fit(x, y, batch_size=8, steps_per_epoch=steps, verbose=0)
     return model
 
@@ -234,7 +235,7 @@ def test_every_kernel_shares_from_training_to_the_file(build, per_channel, tmp_p
     model = made(build)
     before = [np.array(v) for v in model.variables]
     clustered = kquant.cluster(model, 4, per_channel=per_channel, depthwise=True)
-    train(clustered, run_eagerly=True)
+    train(clustered, steps=2)
     for old, variable in zip(before, model.variables, strict=True):
         np.testing.assert_array_equal(old, variable)
     plain = kquant.strip(clustered)
@@ -247,7 +248,7 @@ def test_every_kernel_shares_from_training_to_the_file(build, per_channel, tmp_p
     assert count == {"image": 6, "attentive": 11, "words": 6}[build.__name__]
     x, _ = samples(model)
     q = kquant.calibrate(kquant.quantize(clustered), x, verbose=False)
-    train(q, steps=2, run_eagerly=True)
+    train(q, steps=1)
     kquant.export(q, tmp_path / "m.tflite", check_runtimes=False)
     found = codes_in((tmp_path / "m.tflite").read_bytes())
     limit = 4 if per_channel is False else 4 * 8  # LSTM's gates and embeddings have one scale for all channels
@@ -270,7 +271,7 @@ def test_masks_and_zeros_stay():
         assert max(len(np.unique(c)) for c in np.moveaxis(codes, -1, 0)) <= 6
     stripped = kquant.strip(pruned)  # no masks any more: the zeros themselves stay
     zeros = stripped.get_layer("head").kernel.numpy() == 0.0
-    again = train(kquant.cluster(stripped, 6, per_channel=per_channel), run_eagerly=True)
+    again = train(kquant.cluster(stripped, 6, per_channel=per_channel))
     assert zeros.mean() == 0.5 and np.all(np.array(again.get_layer("head").weights_as_used())[zeros] == 0.0)
 
 
@@ -291,11 +292,11 @@ def test_a_quantized_model_is_clustered():
     model = made(image)
     x, _ = samples(model)
     q = kquant.calibrate(kquant.quantize(model), x, verbose=False)
-    before = q.predict(x, verbose=0)
+    before = np.asarray(q(x))
     clustered = kquant.cluster(q, 4, per_channel=True)
-    np.testing.assert_array_equal(before, q.predict(x, verbose=0))
-    train(clustered, run_eagerly=True)
-    assert np.any(before != clustered.predict(x, verbose=0))
+    np.testing.assert_array_equal(before, q(x))
+    train(clustered)
+    assert np.any(before != clustered(x))
     for layer, _, _ in books(clustered):
         codes = np.moveaxis(layer.codes(tf.constant(1.0))[0].numpy(), layer.channel_axes[-1], 0)
         assert max(len(np.unique(c)) for c in codes) <= 4
@@ -314,7 +315,7 @@ LOAD = """
 import sys, keras, kquant, numpy as np
 model = keras.models.load_model(sys.argv[1])
 x = np.load(sys.argv[2])
-np.save(sys.argv[3], model.predict(x, verbose=0))
+np.save(sys.argv[3], model(x))
 model.run_eagerly = True
 model.fit(x, np.zeros((len(x), 4)), verbose=0)
 print(max(len(np.unique(c)) for c in model.get_layer("head").weights_as_used().numpy().T))
@@ -329,7 +330,7 @@ def test_saved_and_loaded_in_another_process_to_the_bit(trained, tmp_path):
     paths = [str(tmp_path / name) for name in ("m.keras", "x.npy", "y.npy")]
     done = new_process.run(LOAD, *paths)
     assert done.returncode == 0, done.stderr
-    np.testing.assert_array_equal(np.load(paths[2]), clustered.predict(x, verbose=0))
+    np.testing.assert_array_equal(np.load(paths[2]), clustered(x))
     assert int(done.stdout.split()[-1]) <= 4
 
 
@@ -338,7 +339,7 @@ def test_mixed_precision(policy):
     keras.utils.set_random_seed(1)
     with _policy(policy):
         model = keras.Sequential([keras.Input((12,)), layers.Dense(9, name="a"), layers.Dense(3, name="b")])
-    clustered = train(kquant.cluster(model, 4))
+    clustered = train(kquant.cluster(model, 4), run_eagerly=False)
     assert clustered.get_layer("a").compute_dtype == policy.removeprefix("mixed_")
     for layer, path, codebook in books(clustered):
         used = layer.weights_as_used(path)
@@ -464,7 +465,7 @@ def test_evenly_spaced_values_that_stay_are_the_same_codes_in_every_layer():
     pruned = kquant.prune(made(image), 0.5, scope="global")
     clustered = kquant.cluster(pruned, "prune50-cluster16-int8")
     x, _ = samples(pruned)
-    q = train(kquant.calibrate(kquant.quantize(clustered), x, verbose=False), run_eagerly=True)
+    q = train(kquant.calibrate(kquant.quantize(clustered), x, verbose=False))
     codes = {float(c) for layer, _, _ in books(q) for c in np.unique(layer.codes(tf.constant(1.0))[0])}
     assert len({abs(c) for c in codes}) <= 16 and max(codes) == 127 and 0 in codes
 
@@ -497,7 +498,7 @@ def test_each_part_of_a_layer_gets_what_its_own_kernel_had(name, codebooks):
     found = {layer.name: [type(t).__name__ for t in layer.transforms] for layer in parts}
     assert len(found) > len(codebooks)
     assert found == {part: ["Mask", "Codebook"] if part in codebooks else ["Mask"] for part in found}
-    train(q, run_eagerly=True)
+    train(q)
     for part in codebooks:
         rows = np.asarray(q.get_layer(part).weights_on_grid()).reshape(-1, 16).T
         assert max(np.unique(row).size for row in rows) <= 8
