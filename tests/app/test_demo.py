@@ -14,7 +14,11 @@ POINT = 0.01
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory):
-    return demo.run(tmp_path_factory.mktemp("demo"), verbose=False)
+    """With fewer epochs than the README's, whose figures nobody compares."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "EPOCHS", 12)
+        patch.setattr(demo, "QAT_EPOCHS", 2)
+        return demo.run(tmp_path_factory.mktemp("demo"), verbose=False)
 
 
 def test_rows_and_splits(result):

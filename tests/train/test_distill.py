@@ -53,11 +53,15 @@ def quantized(width: int = 4, activation: str | None = "softmax") -> keras.Model
     return kquant.calibrate(kquant.quantize(net(width, activation, seed=2)), X, verbose=False)
 
 
-def fitted(trainer: keras.Model, epochs: int = 1, **options: Any) -> dict[str, list[float]]:
+def fitted(
+    trainer: keras.Model, epochs: int = 1, *, eagerly: bool = True, batch_size: int = 16, **options: Any
+) -> dict[str, list[float]]:
+    """Steps are few and small, and tracing takes longer; other tests have a dict, float16 and XLA in graphs."""
     if not trainer.compiled:
-        trainer.compile(keras.optimizers.Adam(0.01), "sparse_categorical_crossentropy", metrics=["accuracy"])
+        settings = {"metrics": ["accuracy"], "run_eagerly": eagerly}
+        trainer.compile(keras.optimizers.Adam(0.01), "sparse_categorical_crossentropy", **settings)
     x = X if trainer.student.inputs[0].name == "image" else ROWS
-    return trainer.fit(x, LABELS, batch_size=16, epochs=epochs, shuffle=False, verbose=0, **options).history
+    return trainer.fit(x, LABELS, batch_size=batch_size, epochs=epochs, shuffle=False, verbose=0, **options).history
 
 
 def values(model: keras.Model) -> list[np.ndarray]:
@@ -96,7 +100,7 @@ def test_loss_is_the_weighted_sum_of_its_parts() -> None:
     """Against the formula, on outputs and features computed outside the trainer."""
     student, teacher = net(4, seed=2), net(6)
     trainer = kquant.distill(student, teacher, temperature=3.0, alpha=0.3, features=["relu"], feature_weight=2.0)
-    trainer.compile("sgd", "sparse_categorical_crossentropy")
+    trainer.compile("sgd", "sparse_categorical_crossentropy", run_eagerly=True)
     (adapter,) = trainer.adapters
     inside = [keras.Model(m.inputs, m.get_layer("relu").output)(X).numpy() for m in (student, teacher)]
     features = np.mean((inside[0] @ adapter.kernel.numpy() + adapter.bias.numpy() - inside[1]) ** 2, dtype=np.float64)
@@ -114,7 +118,7 @@ def test_loss_is_the_weighted_sum_of_its_parts() -> None:
 def test_sample_weights_count_in_both_losses() -> None:
     student, teacher = flat(4, seed=2), flat(6)
     trainer = kquant.distill(student, teacher)
-    trainer.compile("sgd", "sparse_categorical_crossentropy")
+    trainer.compile("sgd", "sparse_categorical_crossentropy", run_eagerly=True)
     only = np.zeros(48)
     only[7] = 48.0
     whole = trainer.evaluate(ROWS, LABELS, sample_weight=only, batch_size=48, verbose=0, return_dict=True)
@@ -130,7 +134,7 @@ def test_regularizers_of_the_student_count_and_those_of_the_teacher_do_not() -> 
 
     student, teacher = regularized(0.5), regularized(100.0)
     trainer = kquant.distill(student, teacher)
-    trainer.compile("sgd", "sparse_categorical_crossentropy")
+    trainer.compile("sgd", "sparse_categorical_crossentropy", run_eagerly=True)
     found = trainer.evaluate(np.ones((4, 4)), np.zeros(4), verbose=0, return_dict=True)
     parts = 0.5 * (found["hard_loss"] + found["soft_loss"])
     assert found["loss"] - parts == pytest.approx(0.5 * float(np.sum(student.layers[0].kernel.numpy() ** 2)), rel=1e-4)
@@ -182,8 +186,8 @@ def test_teacher_and_student_may_differ_in_their_last_activation(form: str | Non
     student = quantized(activation=form)
     student_of_other = keras.models.clone_model(net(4, None if form else "softmax", seed=3))
     trainer = kquant.distill(student, student_of_other)
-    trainer.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=form is None))
-    z, y = student_of_other.predict(X, verbose=0), student(X, training=False).numpy()
+    trainer.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=form is None), run_eagerly=True)
+    z, y = (m(X, training=False).numpy() for m in (student_of_other, student))
     p, q = (softmax(a if is_logits else np.log(a), 4.0) for a, is_logits in ((z, bool(form)), (y, form is None)))
     found = trainer.evaluate(X, LABELS, batch_size=48, verbose=0, return_dict=True)["soft_loss"]
     assert found == pytest.approx(np.mean(16.0 * np.sum(p * np.log(p / q), axis=-1)), rel=1e-3)
@@ -210,7 +214,8 @@ def test_every_kind_of_model(name: str, compress: bool) -> None:
     x = packed(q, samples(q, 32))
     y = keras.tree.map_structure(np.asarray, teacher(x, training=False))
     trainer = kquant.distill(q if compress else student, teacher)
-    trainer.compile(keras.optimizers.Adam(0.003), keras.tree.map_structure(lambda t: "mse", y))
+    loss = keras.tree.map_structure(lambda t: "mse", y)
+    trainer.compile(keras.optimizers.Adam(0.003), loss, run_eagerly=name != "dict_of_inputs_and_outputs")
     losses = trainer.fit(x, y, epochs=4, batch_size=32, verbose=0).history["loss"]
     assert np.all(np.isfinite(losses)) and losses[-1] < losses[0]
 
@@ -232,12 +237,12 @@ def test_outputs_of_different_kinds() -> None:
     y = {"label": np.zeros(16), "tags": np.ones((16, 4)), "place": np.zeros((16, 2))}
     loss = {"tags": "binary_crossentropy", "label": "sparse_categorical_crossentropy", "place": keras.losses.Huber()}
     trainer = kquant.distill(student, teacher)
-    trainer.compile("adam", loss)
+    trainer.compile("adam", loss, run_eagerly=True)
     trainer.fit(data, y, verbose=0)
     assert trainer.get_config()["outputs"] is None
     given = {"label": "probabilities", "tags": "binary-probabilities", "place": "regression"}
     again = kquant.distill(student, teacher, outputs=given)
-    again.compile("adam", loss)
+    again.compile("adam", loss, run_eagerly=True)
     found = [t.evaluate(data, y, verbose=0, return_dict=True)["soft_loss"] for t in (trainer, again)]
     assert found[0] == pytest.approx(found[1], rel=1e-6)
 
@@ -250,7 +255,7 @@ def test_mixed_precision(policy: str) -> None:
         student = kquant.quantize(flat(4))
         kquant.calibrate(student, ROWS, verbose=False)
         trainer = kquant.distill(student, teacher, features=["hidden"])
-        history = fitted(trainer, epochs=4)
+        history = fitted(trainer, epochs=4, eagerly=policy != "mixed_float16")
     finally:
         keras.config.set_dtype_policy("float32")
     assert isinstance(trainer.optimizer, keras.optimizers.LossScaleOptimizer) == (policy == "mixed_float16")
@@ -263,11 +268,11 @@ def test_mixed_precision(policy: str) -> None:
 
 def test_saved_trainer_goes_on_to_the_same_numbers(tmp_path: Path) -> None:
     trainer = kquant.distill(flat_quantized(), flat(6), features={"hidden_relu_quant": "hidden"}, alpha=0.4)
-    fitted(trainer)
+    fitted(trainer, batch_size=48)
     trainer.save(tmp_path / "t.keras")
     again = keras.saving.load_model(tmp_path / "t.keras")
     assert (again.alpha, again.temperature, dict(again.features)) == (0.4, 4.0, {"hidden_relu_quant": "hidden"})
-    losses = [fitted(t, epochs=2)["loss"] for t in (trainer, again)]
+    losses = [fitted(t, epochs=2, batch_size=48)["loss"] for t in (trainer, again)]
     assert losses[0] == losses[1]
     for a, b in zip(values(trainer.student), values(again.student), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -289,11 +294,11 @@ def test_interrupted_training_resumes_to_the_same_numbers(tmp_path: Path) -> Non
         return kquant.distill(flat_quantized(), flat(6), features=["hidden"])
 
     whole, first, second = trainer(), trainer(), trainer()
-    fitted(whole, epochs=4)
+    fitted(whole, epochs=4, batch_size=48)
     backup = [keras.callbacks.BackupAndRestore(tmp_path / "backup")]
     with pytest.raises(KeyboardInterrupt):
-        fitted(first, epochs=4, callbacks=[*backup, Stop()])
-    history = fitted(second, epochs=4, callbacks=backup)
+        fitted(first, epochs=4, batch_size=48, callbacks=[*backup, Stop()])
+    history = fitted(second, epochs=4, batch_size=48, callbacks=backup)
     assert len(history["loss"]) == 2
     for a, b in zip(values(whole.student), values(second.student), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -350,10 +355,10 @@ def test_strip_asks_for_the_student() -> None:
 
 def test_missing_labels_and_losses_that_tell_nothing() -> None:
     trainer = kquant.distill(*refused_pair())
-    trainer.compile("sgd", "sparse_categorical_crossentropy")
+    trainer.compile("sgd", "sparse_categorical_crossentropy", run_eagerly=True)
     with pytest.raises(ValueError, match="alpha = 0.5 counts the hard loss, but there are no labels"):
         trainer.fit(X, verbose=0)
     own = kquant.distill(*refused_pair())
-    own.compile("sgd", lambda y, p: tf.reduce_mean(p))
+    own.compile("sgd", lambda y, p: tf.reduce_mean(p), run_eagerly=True)
     with pytest.raises(ValueError, match="does not tell what the student's output is"):
         own.fit(X, LABELS, verbose=0)
