@@ -405,7 +405,7 @@ def test_widths_by_score_are_near_the_best_of_all(unit, multiple):
 def test_evaluate_decides_the_widths_of_refitted_models():
     """A judge that minds one layer only leaves it whole; what it sees is nearer than what was cut."""
     model = made("residual")
-    x, seen = images(model, 64)[0], {}
+    x, seen = images(model, 32)[0], {}
     wanted = model.predict(x, verbose=0)
 
     def judge(candidate):
@@ -413,18 +413,21 @@ def test_evaluate_decides_the_widths_of_refitted_models():
         seen.setdefault(width, []).append(np.mean((candidate(x).numpy() - wanted) ** 2))
         return float(width)
 
-    cut = kquant.prune_channels(model, macs=0.6, minimum=2, evaluate=judge, verbose=False)
+    cut = kquant.prune_channels(model, macs=0.6, minimum=4, evaluate=judge, verbose=False)
     narrow, seen = min(seen), {width: errors[0] for width, errors in seen.items()}
     raw, seen = seen[narrow], {}
-    kept = kquant.prune_channels(model, macs=0.6, minimum=2, evaluate=judge, data=x, verbose=False)
+    kept = kquant.prune_channels(model, macs=0.6, minimum=4, evaluate=judge, data=x, verbose=False)
     assert widths(cut)["b_1"] == widths(kept)["b_1"] == widths(model)["b_1"]
     assert kquant.cost(kept).macs <= 0.6 * kquant.cost(model).macs
     assert seen[narrow][0] < raw and len(seen) > 5
 
 
 def test_scores_that_decide_nothing_teach():
+    inputs = keras.Input((4, 4, 3))
+    x = layers.Conv2D(4, 3, name="only")(inputs)
+    model = keras.Model(inputs, layers.Dense(2, name="head")(layers.Flatten()(x)))
     for score, said in ((float("nan"), "nan"), (None, "None"), ("0.5", "'0.5'"), ([0.5, 0.6], r"\[0.5, 0.6\]")):
         with pytest.raises(ValueError, match=f"evaluate: expected a finite number.*Received: {said}"):
-            kquant.prune_channels(made("residual"), macs=0.6, evaluate=lambda _, score=score: score, verbose=False)
+            kquant.prune_channels(model, macs=0.6, minimum=1, evaluate=lambda _, score=score: score, verbose=False)
     with pytest.raises(ValueError, match="narrowest model has.*head: they are outputs of the model"):
-        kquant.prune_channels(made("residual"), macs=0.01, evaluate=lambda _: 0.0, verbose=False)
+        kquant.prune_channels(model, macs=0.01, evaluate=lambda _: 0.0, verbose=False)
