@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from functools import cache
 
 import numpy as np
 import pytest
@@ -19,18 +20,29 @@ pytestmark = [
 ]
 
 
+@cache
+def compressed(name, folder):
+    """A task, what `compress` makes of its model, and the file."""
+    task, path = assets.task(name), folder / f"{name}.tflite"
+    return task, kquant.compress(task.model, task.calibration, path=path, verbose=False), path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("mlperf")
+
+
 @pytest.mark.parametrize("name", assets.TASKS)
-def test_file_computes_what_the_model_computes(name, tmp_path):
-    task = assets.task(name)
-    result = kquant.compress(task.model, task.calibration, path=tmp_path / "m.tflite", verbose=False)
-    content = (tmp_path / "m.tflite").read_bytes()
+def test_file_computes_what_the_model_computes(name, folder):
+    task, result, path = compressed(name, folder)
+    content = path.read_bytes()
     assert kquant.inspect(content).is_integer
     if "tflm" in available():  # its own arena, ten times the file, is enough for these
         code = "import sys, tflite_micro as t; t.runtime.Interpreter.from_file(sys.argv[1]).print_allocations()"
-        said = subprocess.run([sys.executable, "-c", code, tmp_path / "m.tflite"], capture_output=True, check=True)
+        said = subprocess.run([sys.executable, "-c", code, path], capture_output=True, check=True)
         assert re.findall(rb"Arena allocation total (\d+) b", said.stderr) == [b"%d" % result.report.arena_bytes]
     x = task.x[:24]
-    simulated = result.model.predict(x, verbose=0)
+    simulated = result.model(x, training=False).numpy()
     step = kquant.inspect(content).outputs[0].scale[0]
     for runtime in available():
         y = kquant.predict(content, x, runtime)
@@ -40,9 +52,8 @@ def test_file_computes_what_the_model_computes(name, tmp_path):
             assert np.mean(y.argmax(-1) == simulated.argmax(-1)) >= 0.95  # 24 samples: one may differ
 
 
-def test_accuracy_of_keyword_spotting(tmp_path):
-    task = assets.task("keyword_spotting")
+def test_accuracy_of_keyword_spotting(folder):
+    task, _, path = compressed("keyword_spotting", folder)
     reference = np.mean(task.model.predict(task.x, verbose=0).argmax(-1) == task.y)
-    kquant.compress(task.model, task.calibration, path=tmp_path / "m.tflite", verbose=False)
-    found = np.mean(kquant.predict(tmp_path / "m.tflite", task.x).argmax(-1) == task.y)
+    found = np.mean(kquant.predict(path, task.x).argmax(-1) == task.y)
     assert found >= reference - 0.005

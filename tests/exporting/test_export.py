@@ -173,6 +173,6 @@ def test_outputs_in_a_dict_go_by_its_keys(tmp_path):
             report = kquant.export(q, tmp_path / "m.tflite", data=data, io=io)
             assert [port.name for port in report.outputs] == ["logits", "probabilities", "raw"]
             assert all(check.ok for check in report.verification)
-    expected, found = q.predict(data, verbose=0), kquant.predict(tmp_path / "m.tflite", data, "litert-reference")
+    expected, found = q(data, training=False), kquant.predict(tmp_path / "m.tflite", data, "litert-reference")
     for key, array in zip(sorted(expected), found, strict=True):
         np.testing.assert_allclose(array, expected[key], atol=1e-6)

@@ -1,5 +1,7 @@
 """Streaming files: code for code the file over whole clips, on both interpreters, and refusals by layer name."""
 
+from functools import cache
+
 import keras
 import numpy as np
 import pytest
@@ -111,6 +113,12 @@ def quantized(model):
     return kquant.calibrate(q, clips(model, 64), verbose=False)
 
 
+@cache
+def ready(network):
+    """`quantized`, once for all tests, which only write files of it."""
+    return quantized(network())
+
+
 def clips(model, count, frames=None):
     made = [RNG.normal(size=(count, frames or t.shape[1], *t.shape[2:])).astype("float32") for t in model.inputs]
     return made[0] if len(made) == 1 else made
@@ -123,11 +131,10 @@ def listed(x):
 @pytest.fixture(scope="module", params=NETWORKS, ids=lambda f: f.__name__)
 def whole(request, tmp_path_factory):
     """A quantized network, a clip, and what the file over whole clips gives for it, by runtime."""
-    model = request.param()
-    q = quantized(model)
+    q = ready(request.param)
     path = tmp_path_factory.mktemp("whole") / "whole.tflite"
     kquant.export(q, path, check_runtimes=False)
-    clip = listed(clips(model, 1))
+    clip = listed(clips(q, 1))
     expected = {runtime: listed(kquant.predict(path, clip, runtime)) for runtime in ("litert-reference", "tflm")}
     return q, [c[0] for c in clip], expected
 
@@ -155,7 +162,7 @@ def test_stream_is_the_file_code_for_code(whole, states, hop, tmp_path):
 
 
 def test_causal_networks_give_every_frame_from_the_first_on(tmp_path):
-    q = quantized(causal())
+    q = ready(causal)
     report = kquant.export(q, tmp_path / "m.tflite", streaming=True).streaming
     assert (report.hop, report.outputs[0].delay, report.outputs[0].warm_up, report.notes) == (1, 0, 0, ())
     assert [s.name for s in report.states] == ["c1_pad/state", "c2_pad/state"]
@@ -166,20 +173,19 @@ def test_causal_networks_give_every_frame_from_the_first_on(tmp_path):
 
 
 def test_strides_make_calls_of_several_frames():
-    streamed = to_stream(lower(quantized(strided())).program, 2)
+    streamed = to_stream(lower(ready(strided)).program, 2)
     assert streamed.hop == 8
     assert streamed.outputs[0].warm_up == 2
 
 
 @pytest.mark.parametrize("states", ["io", "variables"])
 def test_valid_networks_agree_on_every_window(states, tmp_path):
-    model = valid()
-    q = quantized(model)
+    q = ready(valid)
     kquant.export(q, tmp_path / "whole.tflite", check_runtimes=False)
     report = kquant.export(q, tmp_path / "stream.tflite", streaming=1, states=states, check_runtimes=False).streaming
     assert len(report.notes) == 1
     assert report.outputs[0].warm_up == FRAMES - 1
-    long = clips(model, 1, 2 * FRAMES)[0]
+    long = clips(q, 1, 2 * FRAMES)[0]
     made = kquant.stream(tmp_path / "stream.tflite", "tflm").run(long)
     windows = np.stack([long[i : i + FRAMES] for i in range(FRAMES + 1)])
     expected = kquant.predict(tmp_path / "whole.tflite", windows, "tflm")
@@ -187,7 +193,7 @@ def test_valid_networks_agree_on_every_window(states, tmp_path):
 
 
 def test_windows_over_causal_layers_are_noted(tmp_path):
-    report = kquant.export(quantized(spectrogram()), tmp_path / "m.tflite", streaming=True)
+    report = kquant.export(ready(spectrogram), tmp_path / "m.tflite", streaming=True)
     assert any("agree on the first window after a reset" in note for note in report.streaming.notes)
     text = kquant.report.render(report)
     assert "bytes of states (io)" in text
@@ -197,22 +203,21 @@ def test_windows_over_causal_layers_are_noted(tmp_path):
 
 @pytest.mark.parametrize("io", ["uint8", "float32"])
 def test_other_types_at_the_edges(io, tmp_path):
-    model = causal()
-    q = quantized(model)
+    q = ready(causal)
     kquant.export(q, tmp_path / "whole.tflite", io=io, check_runtimes=False)
     report = kquant.export(q, tmp_path / "stream.tflite", io=io, streaming=True)
     assert report.inputs[0].type == io.upper()
     assert {p.type for p in report.inputs[1:]} == {"INT8"}
-    clip = clips(model, 1)
+    clip = clips(q, 1)
     made = kquant.stream(tmp_path / "stream.tflite", "tflm").run(clip[0])
     assert np.array_equal(made, kquant.predict(tmp_path / "whole.tflite", clip, "tflm")[0])
 
 
 def test_reset_forgets_and_step_takes_a_frame(tmp_path):
-    model = causal()
-    kquant.export(quantized(model), tmp_path / "m.tflite", streaming=True, states="variables", check_runtimes=False)
+    q = ready(causal)
+    kquant.export(q, tmp_path / "m.tflite", streaming=True, states="variables", check_runtimes=False)
     stream = kquant.stream(tmp_path / "m.tflite")
-    frames = clips(model, 1)[0]
+    frames = clips(q, 1)[0]
     first = [stream.step(frame) for frame in frames[:5]]
     assert not np.array_equal(stream.step(frames[0]), first[0])
     stream.reset()
@@ -285,7 +290,7 @@ def test_rates_that_do_not_meet_are_refused():
 @pytest.mark.parametrize("wrong", [{"streaming": -1}, {"streaming": 2.5}, {"streaming": True, "states": "heap"}])
 def test_wrong_options(wrong, tmp_path):
     with pytest.raises(ValueError, match="streaming must be False, True or a number"):
-        kquant.export(quantized(causal()), tmp_path / "m.tflite", **wrong)
+        kquant.export(ready(causal), tmp_path / "m.tflite", **wrong)
 
 
 @pytest.mark.parametrize("recipe", ["float16", "weight-only-int8", "dynamic-int8"])
@@ -312,14 +317,13 @@ def test_a_float_layer_may_stream_where_its_weights_are_stored_as_they_are(tmp_p
 
 
 def test_files_for_the_wrong_verb(tmp_path):
-    model = causal()
-    q = quantized(model)
+    q = ready(causal)
     kquant.export(q, tmp_path / "whole.tflite", check_runtimes=False)
     with pytest.raises(ValueError, match="not a streaming file; write one with kquant.export"):
         kquant.stream(tmp_path / "whole.tflite")
     kquant.export(q, tmp_path / "stream.tflite", streaming=2, check_runtimes=False)
     with pytest.raises(ValueError, match="this is a streaming file"):
-        kquant.verify(q, tmp_path / "stream.tflite", clips(model, 4))
+        kquant.verify(q, tmp_path / "stream.tflite", clips(q, 4))
     stream = kquant.stream(tmp_path / "stream.tflite")
     with pytest.raises(ValueError, match=r"takes frames \(2, 6\)\. Received: \(6,\)"):
         stream.step(np.zeros(6))
@@ -333,14 +337,15 @@ def test_clips_that_end_within_a_call_are_compared(tmp_path):
     x = inputs = keras.Input((21, 6), name="x")
     x = layers.Conv1D(8, 4, strides=2, padding="causal", activation="relu", name="s1")(x)
     model = keras.Model(inputs, layers.Dense(3, name="head")(layers.GlobalAveragePooling1D(name="mean")(x)))
-    report = kquant.export(quantized(model), tmp_path / "m.tflite", streaming=True).streaming
+    q = quantized(model)
+    report = kquant.export(q, tmp_path / "m.tflite", streaming=True).streaming
     assert (report.hop, report.outputs[0].complete, report.checks[0].equal) == (2, 11, 1.0)
-    report = kquant.export(quantized(model), tmp_path / "m.tflite", streaming=2).streaming
+    report = kquant.export(q, tmp_path / "m.tflite", streaming=2).streaming
     assert (report.hop, report.outputs[0].complete, report.checks[0].equal) == (4, 0, None)
 
 
 def test_states_have_names_of_their_own(tmp_path):
-    report = kquant.export(quantized(two_outputs()), tmp_path / "m.tflite", streaming=1, check_runtimes=False)
+    report = kquant.export(ready(two_outputs), tmp_path / "m.tflite", streaming=1, check_runtimes=False)
     names = [s.name for s in report.streaming.states]
     assert len(names) == len(set(names)) == 3
     inputs = [p.name for p in report.inputs]
@@ -348,7 +353,7 @@ def test_states_have_names_of_their_own(tmp_path):
 
 
 def test_a_wrong_stream_is_found(tmp_path):
-    q = quantized(causal())
+    q = ready(causal)
     lowered = lower(q)
     plain = to_bytes(lowered.program, lowered.target, {})
     streamed = to_stream(lowered.program)
