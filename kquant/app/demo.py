@@ -134,7 +134,7 @@ def load_digits() -> Digits:
         raise ValueError("the demo needs an extra: pip install 'kquant[demo]'")
     from sklearn import datasets, model_selection  # optional extra
 
-    bunch = datasets.load_digits()
+    bunch: Any = datasets.load_digits()  # a bunch, as `return_X_y` is not asked for
     images = (bunch.images[..., None] / 16.0).astype(np.float32)  # ink runs from 0 to 16
     # by class, so that each digit has its share of both parts
     x_train, x_test, y_train, y_test = model_selection.train_test_split(

@@ -176,7 +176,8 @@ def _raw(model: keras.Model | Ports, data: Any, batch_size: int) -> Iterator[Any
         for batch in data:
             yield _inputs_only(model, batch)
     elif callable(data):
-        for batch in data():
+        batches: Any = data()
+        for batch in batches:
             yield _inputs_only(model, batch)
     elif hasattr(data, "__next__"):
         raise ValueError(
@@ -209,11 +210,13 @@ def _arrays(model: keras.Model | Ports, data: Any, batch_size: int) -> Iterator[
 
 def _refuse_list_of_batches(data: Any, model: keras.Model | Ports) -> None:
     """A list means inputs, or samples; what looks like batches of the one input would be read as one array."""
-    batches = isinstance(data, list | tuple) and len(model.inputs) == 1 and len(data) > 1
-    if batches and np.ndim(data[0]) == len(model.inputs[0].shape):
+    if not isinstance(data, list | tuple) or len(model.inputs) != 1 or len(data) < 2:
+        return
+    arrays: Sequence[Any] = data
+    if np.ndim(arrays[0]) == len(model.inputs[0].shape):
         raise ValueError(
             f"data: expected one array for the one input '{model.inputs[0].name}'. Received: a list of {len(data)} "
-            f"arrays, the first of shape {np.shape(data[0])}. A list means several inputs, or is read as one array; "
+            f"arrays, the first of shape {np.shape(arrays[0])}. A list means several inputs, or is read as one array; "
             "for batches pass a function: `lambda: iter(batches)`."
         )
 

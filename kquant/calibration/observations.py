@@ -125,7 +125,7 @@ def _read(stored: dict[str, np.ndarray], index: Any) -> Observations:
         lows, highs, counts, reach, samples = (
             stored[f"{i}/{part}"] for part in ("lows", "highs", "counts", "reach", "samples")
         )
-        nearest = float(stored.get(f"{i}/nearest", np.float64(math.inf))[()])
+        nearest = float(stored.get(f"{i}/nearest", np.array(math.inf))[()])
         tensors[name, site] = Statistics(lows, highs, counts, float(reach[()]), samples, nearest).checked(len(sizes))
     return Observations(tensors, sizes)
 

@@ -133,7 +133,7 @@ def _counting(norms: list[Any], pooled: dict[int, _Pooled]) -> Iterator[None]:
 
 def _batch_call(layer: Any, pooled: _Pooled) -> Any:
     def call(inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
-        ops = keras.ops
+        ops: Any = keras.ops
         # As Keras does for its statistics in training: sums over a batch outgrow float16.
         x = ops.cast(inputs, "float32")
         axis = layer.axis % len(x.shape)

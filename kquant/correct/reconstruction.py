@@ -167,7 +167,8 @@ class Reservoir:
             self.kept = [np.concatenate([k, c[:free]]) for k, c in zip(self.kept, columns, strict=True)]
         # Algorithm R for many at once: row number i takes a place drawn evenly from 0..i, where that is one of those
         # kept.
-        slots = np.int64(self.rng.random(count - free) * np.arange(self.seen + free + 1, self.seen + count + 1))
+        places = np.arange(self.seen + free + 1, self.seen + count + 1)
+        slots = (self.rng.random(count - free) * places).astype(np.int64)
         taken = np.flatnonzero(slots < self.most)
         for kept, column in zip(self.kept, columns, strict=True):
             kept[slots[taken]] = column[free + taken]  # of two for the same slot the later stays

@@ -154,12 +154,12 @@ def _not_building(op: Any) -> Iterator[None]:
     unbuilt = [(layer, layer.build) for layer in every_layer(op) if not layer.built]
     for layer, _ in unbuilt:
         # Keras has put its own wrapper of `build` there (`Layer.__new__`), so that there is one to put back.
-        vars(layer)["build"] = refuse
+        layer.__dict__["build"] = refuse
     try:
         yield
     finally:
         for layer, build in unbuilt:
-            vars(layer)["build"] = build
+            layer.__dict__["build"] = build
 
 
 def _names(variables: list[Any]) -> str:

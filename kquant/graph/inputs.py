@@ -84,7 +84,7 @@ def _reshaped(struct: Any, input_shape: Any, name: str) -> Any:
             f"Received: {input_shape!r}."
         )
     # A shape, or a list of them: what holds numbers only is one shape.
-    shapes = [input_shape] if all(isinstance(n, int | None) for n in input_shape) else list(input_shape)
+    shapes: list[Any] = [input_shape] if all(isinstance(n, int | None) for n in input_shape) else list(input_shape)
     if len(shapes) != len(flat) or any(shape is None for shape in shapes):
         raise ValueError(
             f"{name}: input_shape must give {len(flat)} shapes, one for each of the inputs "

@@ -128,7 +128,8 @@ def masked_moments(norm: keras.layers.BatchNormalization, x: Any, mask: Any) -> 
 
     Relies on `BatchNormalization._moments(inputs, mask)`.
     """
-    return norm._moments(x, mask)
+    moments: Any = norm._moments(x, mask)
+    return moments
 
 
 # Calls that Keras has recorded
@@ -250,7 +251,8 @@ def called_from(layer: keras.layers.Layer, training: bool | None) -> Iterator[No
 
     Relies on `CallContext(entry_layer)`, which Keras reads as the global attribute "current_call_ctx".
     """
-    before, context = global_state.get_global_attribute("current_call_ctx"), CallContext(entry_layer=layer)
+    before = global_state.get_global_attribute("current_call_ctx")
+    context: Any = CallContext(entry_layer=layer)
     context.training = training
     global_state.set_global_attribute("current_call_ctx", context)
     try:

@@ -39,10 +39,11 @@ class NamedOutputs(keras.Model):
         layer_range: Any = None,
     ) -> None:
         """As `kquant.summary`; with one of Keras' other arguments, Keras' own table of every layer that there is."""
-        if positions or expand_nested or show_trainable or layer_range or type(self).describe is None:
+        describe = self.describe
+        if positions or expand_nested or show_trainable or layer_range or describe is None:
             super().summary(line_length, positions, print_fn, expand_nested, show_trainable, layer_range)
         else:
-            self.describe(line_length=line_length, print_fn=print_fn)
+            describe(line_length=line_length, print_fn=print_fn)
 
     def get_config(self) -> dict[str, Any]:
         """That of the Functional model, and the names."""

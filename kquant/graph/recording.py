@@ -86,11 +86,11 @@ def symbolic_on_either_side() -> Iterator[None]:
     own = {name for name in BINARY if name in vars(cls)}
     for name in BINARY:
         setattr(cls, name, symbolic(name))
-    Tensor.__array_ufunc__ = None  # NumPy then leaves the operation to the tensor
+    setattr(Tensor, "__array_ufunc__", None)  # NumPy then leaves the operation to the tensor  # noqa: B010
     try:
         yield
     finally:
-        del Tensor.__array_ufunc__
+        delattr(Tensor, "__array_ufunc__")  # noqa: B043
         for name, method in before.items():
             if name in own:
                 setattr(cls, name, method)
@@ -222,9 +222,8 @@ def keep_training(recording: Recording, variables: Iterable[keras.Variable]) -> 
 
     for node in recording.nodes:
         if any(is_array(v) for v in tree.flatten((node.arguments.args, node.arguments.kwargs))):
-            node.arguments.args, node.arguments.kwargs = tree.map_structure(
-                visit, (node.arguments.args, node.arguments.kwargs)
-            )
+            arguments: Any = tree.map_structure(visit, (node.arguments.args, node.arguments.kwargs))
+            node.arguments.args, node.arguments.kwargs = arguments
 
 
 def lost(recording: Recording, variables: Iterable[keras.Variable]) -> list[str]:

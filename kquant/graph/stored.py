@@ -33,7 +33,8 @@ class Stored(keras.layers.Layer):
     def call(self, x: Any) -> Any:
         """The value with a leading 1, which broadcasts over the batch, or with the batch of `x`."""
         value = keras.ops.expand_dims(keras.ops.convert_to_tensor(self.value), 0)
-        return keras.ops.broadcast_to(value, (keras.ops.shape(x)[0], *self.shape)) if self.repeated else value
+        shape: Any = keras.ops.shape(x)
+        return keras.ops.broadcast_to(value, (shape[0], *self.shape)) if self.repeated else value
 
     def compute_output_spec(self, x: Any) -> Any:
         """As if there were one value for each sample."""

@@ -125,7 +125,8 @@ def clone(transform: Transform) -> Transform:
     """The same transform with variables of its own."""
     new = type(transform).from_config(transform.get_config())
     if transform.built:
-        new.build(transform.get_build_config()["input_shape"])
+        config: Any = transform.get_build_config()  # of a built layer it is a dict
+        new.build(config["input_shape"])
         for old, fresh in zip(transform.variables, new.variables, strict=True):
             fresh.assign(old)
     return new
@@ -170,8 +171,9 @@ def run_with(
     state = list((mapping | replaced).values())
     with keras.StatelessScope(state_mapping=state, collect_losses=add_loss is not None) as scope:
         result = call(*args, **kwargs)
-    for loss in scope.losses if add_loss is not None else ():
-        add_loss(loss)
+    if add_loss is not None:
+        for loss in scope.losses:
+            add_loss(loss)
     for key, (variable, old) in mapping.items():
         new = scope.get_current_value(variable)
         # By identity: an assignment puts another tensor there, even of the same value.

@@ -36,6 +36,8 @@ class Weighted(Holder, keras.layers.Wrapper):
             `Compressed`.
     """
 
+    channel_axes: tuple[int, ...]  # its scales are those of channels, always
+
     def __init__(
         self,
         layer: keras.layers.Layer,

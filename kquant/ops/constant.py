@@ -85,7 +85,7 @@ class Masked(keras.layers.Layer):
         """Replace the logits of masked positions."""
         # float16 ends at 65504.
         lowest = LOWEST_HALF if keras.backend.standardize_dtype(x.dtype) == "float16" else LOWEST
-        allowed = keras.ops.expand_dims(keras.ops.convert_to_tensor(self.allowed), 0)
+        allowed: Any = keras.ops.expand_dims(keras.ops.convert_to_tensor(self.allowed), 0)
         return keras.ops.where(allowed > 0, x, keras.ops.cast(lowest, x.dtype))
 
     def compute_output_spec(self, x: Any) -> Any:

@@ -26,7 +26,7 @@ from kquant.ops.reduce import Extreme, Mean
 from kquant.ops.rule import Make, Rule, computed
 
 layers = keras.layers
-K = keras.ops
+K: Any = keras.ops  # has no types, and what a checker infers of it (None, too) is not so
 # What divides by these is what multiplies by those.
 INVERSES = {"sqrt": "rsqrt", "rsqrt": "sqrt"}
 

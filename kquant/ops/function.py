@@ -21,7 +21,7 @@ from kquant.layers.fake_quant import is_observing
 from kquant.ops.rule import Call, Make, Rule, computed, example
 from kquant.ops.table import lower_table
 
-K = keras.ops
+K: Any = keras.ops  # has no types, and what a checker infers of it (None, too) is not so
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ def _flat(op: Any, make: Make, x: Any, key: str) -> Any:
 
 def _projected(op: Any, make: Make, x: Any, key: str) -> Any:
     """[samples, heads, positions, features] by one of the layer's projections."""
-    inner = projection(op, key)
+    inner: Any = projection(op, key)
     if getattr(inner, "lora_enabled", False):
         raise ValueError(f"{op.name} ({type(op).__name__}): LoRA is on; save and reload the layer to merge it.")
     # Keras' kernel is [features in, heads, features out]: as one matrix, heads outside, which the reshape takes apart
@@ -103,7 +103,7 @@ def _projected(op: Any, make: Make, x: Any, key: str) -> Any:
 
 def _output(op: Any, make: Make, y: Any, shape: Any) -> Any:
     """Heads side by side through the output projection, in the shape of the query."""
-    inner = projection(op, "output")
+    inner: Any = projection(op, "output")
     kernel = inner.kernel.numpy()
     y = permuted(make, y, [0, 2, 1, 3], op.name, "positions")
     width = int(y.shape[2] * y.shape[3])

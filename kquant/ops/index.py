@@ -299,7 +299,8 @@ class ByShape(keras.layers.Layer):
 
     def call(self, x: Any) -> Any:
         """Cut and repeat."""
-        batch = keras.ops.shape(x)[0]
+        shape: Any = keras.ops.shape(x)
+        batch = shape[0]
         y = keras.ops.slice(x, (0, 1, 0, 2), (batch, 1, 5, 2))
         return keras.ops.broadcast_to(y, (batch, 3, 5, 2))
 
@@ -330,7 +331,7 @@ def of_operation(name: str, expand: Callable[..., Any], *examples: Any) -> Rule:
     return Rule(operations=tuple(name.split()), expand=expand, examples=tuple(computed(f, (6, 5, 4)) for f in examples))
 
 
-K = keras.ops
+K: Any = keras.ops  # has no types, and what a checker infers of it (None, too) is not so
 RULES = (
     Rule(
         layers=(Slice,),

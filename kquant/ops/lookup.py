@@ -21,7 +21,7 @@ from kquant.ops.rule import Call, Geometry, Make, Rule, Weights, copy_weights, k
 layers = keras.layers
 
 TABLE = {"embeddings": Geometry(None, -1)}  # a row is picked, none is summed over
-K = keras.ops
+K: Any = keras.ops  # has no types, and what a checker infers of it (None, too) is not so
 
 
 def _plain(op: Any, make: Make, x: Any) -> Any:
@@ -51,7 +51,7 @@ def _reversible(op: Any, make: Make, x: Any, reverse: bool = False, *_: Any, **_
         return _plain(op, make, x)
 
     def build() -> Any:
-        new = layers.Dense(op.input_dim, use_bias=False, name=f"{op.name}_reverse")
+        new: Any = layers.Dense(op.input_dim, use_bias=False, name=f"{op.name}_reverse")
         new.build((None, op.output_dim))
         new.kernel.assign(np.asarray(op.embeddings).T if op.tie_weights else np.asarray(op.reverse_embeddings))
         new.trainable = op.trainable
@@ -73,7 +73,7 @@ def _one_hot(op: Any, make: Make, x: Any, *_: Any, **__: Any) -> Any:
         raise ValueError(f"{op.name} (OneHot): axis={op.axis}, sparse={op.sparse}; only a dense last axis has one.")
 
     def build() -> Any:
-        new = layers.Embedding(op.num_classes, op.num_classes, name=op.name)
+        new: Any = layers.Embedding(op.num_classes, op.num_classes, name=op.name)
         new.build()
         new.embeddings.assign(np.eye(op.num_classes))
         new.trainable = False
@@ -94,7 +94,7 @@ def _category(op: Any, make: Make, x: Any, *_: Any, **__: Any) -> Any:
 
 
 def _unit(op: Any) -> Any:
-    new = layers.Embedding(op.num_tokens, op.num_tokens, name=op.name, trainable=False)
+    new: Any = layers.Embedding(op.num_tokens, op.num_tokens, name=op.name, trainable=False)
     new.build()
     new.embeddings.assign(np.eye(op.num_tokens))
     return new

@@ -78,7 +78,7 @@ def dense(
     """`x @ kernel + bias` over the last axis, as a Dense layer."""
 
     def build() -> keras.layers.Layer:
-        layer = layers.Dense(kernel.shape[1], use_bias=bias is not None, name=name)
+        layer: Any = layers.Dense(kernel.shape[1], use_bias=bias is not None, name=name)
         layer.build((None, kernel.shape[0]))
         layer.kernel.assign(kernel)
         if bias is not None:

@@ -57,7 +57,8 @@ class InverseRoot(keras.layers.Layer):
 
     def call(self, x: Any) -> Any:
         """Apply the function."""
-        return keras.ops.rsqrt(keras.ops.maximum(x, 0.0) * self.factor + self.epsilon)
+        positive: Any = keras.ops.maximum(x, 0.0)
+        return keras.ops.rsqrt(positive * self.factor + self.epsilon)
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         """As the input."""

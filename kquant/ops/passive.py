@@ -140,6 +140,11 @@ def _lower(program: Program, call: Call) -> None:
     program.reshape(call.inputs[0], call.output.shape, call.output)
 
 
+def _doubled(x: Any) -> Any:
+    y: Any = keras.ops.cast(keras.ops.stop_gradient(x), "float32")
+    return y * 2.0
+
+
 RULES = (
     Rule(
         layers=(layers.ActivityRegularization, layers.Identity),
@@ -170,7 +175,7 @@ RULES = (
     Rule(
         operations=("Cast", "StopGradient", "ConvertToTensor", "Copy"),
         expand=_same,
-        examples=(computed(lambda x: keras.ops.cast(keras.ops.stop_gradient(x), "float32") * 2.0, (4,)),),
+        examples=(computed(_doubled, (4,)),),
     ),
     Rule(
         layers=TRAINING_ONLY,

@@ -21,7 +21,7 @@ from kquant.ops.index import refuse_batch
 from kquant.ops.rule import Call, Make, Rule, computed, example
 
 layers = keras.layers
-K = keras.ops
+K: Any = keras.ops  # has no types, and what a checker infers of it (None, too) is not so
 
 
 @keras.saving.register_keras_serializable(package="kquant")

@@ -46,7 +46,7 @@ def dense(make: Make, op: Any, name: str, kernel: np.ndarray, bias: np.ndarray |
     """A `Dense` layer with these weights; the same one for every step."""
 
     def build() -> Any:
-        layer = layers.Dense(kernel.shape[1], use_bias=bias is not None, name=f"{op.name}_{name}")
+        layer: Any = layers.Dense(kernel.shape[1], use_bias=bias is not None, name=f"{op.name}_{name}")
         layer.build((None, kernel.shape[0]))
         layer.kernel.assign(kernel)
         if bias is not None:

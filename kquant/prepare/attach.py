@@ -248,8 +248,8 @@ class _Builder:
                 self.converted[id(t), site.group] = self.quantize(t, site, details)
             return self.converted[id(t), site.group]
 
-        new_args, new_kwargs = keras.tree.map_structure(visit, (args, kwargs))
-        return new_args, new_kwargs
+        both: Any = keras.tree.map_structure(visit, (args, kwargs))
+        return both[0], both[1]
 
     def told(self, old: Any, site: Site) -> None:
         """Let the encoding of a tensor of the graph know what marks the padding in it."""

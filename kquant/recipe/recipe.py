@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import tomli_w  # pyright: ignore[reportMissingImports]
 from pydantic import (
@@ -373,7 +373,7 @@ def recipe_to_toml(recipe: str | Path | dict[str, Any] | Recipe) -> str:
     """
     # TOML has no null, and what is left out is None again when it is read
     said = load(recipe).model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude_none=True)
-    return cast("str", tomli_w.dumps(said))  # pyright: ignore[reportUnknownMemberType]
+    return str(tomli_w.dumps(said))  # pyright: ignore[reportUnknownMemberType]
 
 
 def _folder() -> Any:

@@ -146,20 +146,24 @@ def render(report: Any, width: int = WIDTH) -> str:
         head    Dense   integer   FULLY_CONNECTED
         <BLANKLINE>
     """
-    console = Console(file=io.StringIO(), width=width, no_color=True, color_system=None, force_terminal=False)
-    show(report, console)
-    return _plain(console)
+    text = io.StringIO()
+    show(report, _onto(text, width))
+    return _plain(text.getvalue())
 
 
 def render_table(table: Table, width: int = WIDTH) -> str:
     """One table as plain text."""
-    console = Console(file=io.StringIO(), width=width, no_color=True, color_system=None, force_terminal=False)
-    _print_table(table, console)
-    return _plain(console)
+    text = io.StringIO()
+    _print_table(table, _onto(text, width))
+    return _plain(text.getvalue())
 
 
-def _plain(console: Console) -> str:
-    lines = [line.rstrip() for line in console.file.getvalue().splitlines()]
+def _onto(text: io.StringIO, width: int) -> Console:
+    return Console(file=text, width=width, no_color=True, color_system=None, force_terminal=False)
+
+
+def _plain(text: str) -> str:
+    lines = [line.rstrip() for line in text.splitlines()]
     return "\n".join(lines).strip("\n") + "\n"
 
 

@@ -91,7 +91,7 @@ def _place(model: Any, index: int) -> Place | None:
 
 def _cut(data: bytes, last: int) -> bytes:
     """The file up to an operator, whose outputs become those of the file."""
-    model = schema.ModelT.InitFromPackedBuf(data, 0)
+    model: Any = schema.ModelT.InitFromPackedBuf(data, 0)  # its fields may be None; the reader has looked at them
     graph = model.subgraphs[0]
     graph.operators = graph.operators[: last + 1]
     graph.outputs = list(graph.operators[-1].outputs)

@@ -41,7 +41,8 @@ def labelled_batches(model: keras.Model, data: Any, labels: Any = None) -> Itera
             raise ValueError(f"labels: expected one for each sample. Received: {len(labels)} for {start} samples.")
         return
     if isinstance(data, tf.data.Dataset) or callable(data):
-        for batch in data if isinstance(data, tf.data.Dataset) else data():
+        batches: Any = data if isinstance(data, tf.data.Dataset) else data()
+        for batch in batches:
             if not isinstance(batch, tuple) or len(batch) < 2:
                 raise ValueError("data: this importance needs batches (inputs, labels); found no labels.")
             yield next(iter(batches_of(model, lambda b=batch[0]: iter([b])))), batch[1]
@@ -74,5 +75,5 @@ def loss_of(model: keras.Model, loss: Any = None) -> Callable[[Any, Any], Any]:
         )
     if not (isinstance(loss, str | keras.losses.Loss) or callable(loss)):
         raise ValueError(f"loss: expected one Keras loss, its name or a function. Received: {loss!r}.")
-    function = keras.losses.get(loss) if isinstance(loss, str) else loss
+    function: Any = keras.losses.get(loss) if isinstance(loss, str) else loss
     return lambda labels, outputs: tf.reduce_mean(function(labels, outputs))

@@ -184,7 +184,8 @@ def _text(model: keras.Model, listed: list[Row], width: int) -> str:
         shape = f"({', '.join(str(n) for n in row.shape)})"
         cells = (f"{row.name} ({row.kind})", shape, f"{row.params:,}", row.weights, row.encoding)
         table.add_row(*map(escape, cells))
-    console = Console(file=io.StringIO(), width=width, no_color=True, color_system=None, force_terminal=False)
+    text = io.StringIO()
+    console = Console(file=text, width=width, no_color=True, color_system=None, force_terminal=False)
     console.print(table)
     origin = provenance_of(layer for layer in model.layers if _is_own(layer))
     made = f" (recipe {origin.recipe}, target {origin.target})" if origin.recipe else ""
@@ -197,5 +198,5 @@ def _text(model: keras.Model, listed: list[Row], width: int) -> str:
         f"Trainable params: {_count(model.trainable_weights):,}",
         f"Non-trainable params: {_count(model.non_trainable_weights):,}",
     ]
-    lines = [line.rstrip() for line in console.file.getvalue().splitlines()]
+    lines = [line.rstrip() for line in text.getvalue().splitlines()]
     return "\n".join([f'Model: "{model.name}"{made}', *lines, *below]) + "\n"
