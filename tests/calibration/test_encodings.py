@@ -109,7 +109,7 @@ def test_the_scale_of_a_cell_gives_its_integer_bits_again(bits):
     assert all(np.all(e.count.numpy() > 0) for e in encodings_of(again) if e.has_range)
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("name", sorted(EXAMPLES)[::3])
 def test_every_rule_round_trips(name):
     model = build(name)

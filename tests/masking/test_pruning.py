@@ -75,7 +75,7 @@ def data(model, samples=32):
 
 
 def train(model, x, y, epochs=2, **kwargs):
-    model.compile(keras.optimizers.Adam(1e-2), "mse", **kwargs)
+    model.compile(keras.optimizers.SGD(0.1), "mse", **kwargs)
     model.fit(x, y, batch_size=16, epochs=epochs, verbose=0)
 
 
@@ -102,7 +102,7 @@ def pruned(request):
     before = [w.numpy() for w in model.weights]
     new = kquant.prune(model, 0.5)
     x, y = data(model)
-    train(new, x, y, run_eagerly=request.param == "sequences")  # tracing takes longer than four steps
+    train(new, x, y, run_eagerly=True)  # tracing takes longer than four steps
     return model, before, new, x, y
 
 
@@ -155,11 +155,11 @@ def test_training_of_the_quantized_model_keeps_exactly_the_zeros(pruned, tmp_pat
     kquant.calibrate(q, x, verbose=False)
     before = masks(q)
     assert sum((~m).sum() for m in before.values()) >= sum((~m).sum() for m in masks(new).values())
-    train(q, x, y, epochs=1, run_eagerly=True)
+    train(q, x[:16], y[:16], epochs=1, run_eagerly=True)
     for key, mask in masks(q).items():
         np.testing.assert_array_equal(mask, before[key])
         assert np.all(used(q, key)[~mask] == 0), key
-    kquant.export(q, tmp_path / "m.tflite", data=x[:4])
+    kquant.export(q, tmp_path / "m.tflite", check_runtimes=False)
     zeros = file_zeros(tmp_path / "m.tflite")
     for (name, path), mask in masks(q).items():
         layer = q.get_layer(name)
@@ -569,7 +569,7 @@ def test_both_kernels_of_a_convolutional_lstm_are_masked(tmp_path):
     model = keras.Model(inputs, L.ConvLSTM2D(4, 2, name="memory")(inputs))
     new = kquant.prune(model, structure="2:4")
     x, y = data(new, 8)
-    train(new, x, y, epochs=1)
+    train(new, x, y, epochs=1, run_eagerly=True)
     new.save(tmp_path / "m.keras")
     plain = kquant.strip(keras.models.load_model(tmp_path / "m.keras"))
     for path in ("cell.kernel", "cell.recurrent_kernel"):
@@ -577,7 +577,7 @@ def test_both_kernels_of_a_convolutional_lstm_are_masked(tmp_path):
         assert np.all(used(new, ("memory", path))[~kept] == 0)
         channels = np.moveaxis(kept, -2, -1).reshape(-1, kept.shape[-2])
         assert np.all(channels.sum(1) == 2), path
-    np.testing.assert_allclose(plain.predict(x, verbose=0), new.predict(x, verbose=0), atol=1e-6)
+    np.testing.assert_allclose(plain(x), new(x), atol=1e-6)
 
 
 @keras.saving.register_keras_serializable(package="tests")

@@ -162,9 +162,9 @@ def test_trains_saves_and_loads(tmp_path):
     """Gradients pass the rows that are picked; another process reads the model."""
     _, q = calibrated("words")
     x = sentences(64)
-    q.compile(keras.optimizers.Adam(0.02), "mse")
+    q.compile(keras.optimizers.Adam(0.05), "mse", run_eagerly=True)
     wanted = np.float32(np.stack([(x == n).sum(1) for n in (1, 2, 3)], 1))
-    losses = q.fit(x, wanted, epochs=8, batch_size=16, verbose=0).history["loss"]
+    losses = q.fit(x, wanted, epochs=8, batch_size=64, verbose=0).history["loss"]
     assert losses[-1] < 0.8 * losses[0]
     q.save(tmp_path / "q.keras")
     np.save(tmp_path / "x.npy", x)

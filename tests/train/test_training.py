@@ -141,7 +141,7 @@ class Stepper(keras.Model):
 def test_a_loop_that_forgets_to_say_training_still_trains(name: str) -> None:
     """Without `training=True` ranges, masks and batch norms stay, and the gradients are those of the fixed grids."""
     model = made(name)
-    model.compile(keras.optimizers.SGD(0.1), loss())
+    model.compile(keras.optimizers.SGD(0.1), loss(), run_eagerly=True)
     model.train_on_batch(X[:BATCH], LABELS[:BATCH])  # ranges that nothing calibrated start here
     found = []
     for training in (False, True):
@@ -198,7 +198,7 @@ def test_accumulated_gradients_are_those_of_the_larger_batch(name: str) -> None:
 def test_mixed_precision(name: str, policy: str) -> None:
     keras.config.set_dtype_policy(policy)  # of the whole process: set back whatever happens
     try:
-        model = compiled(made(name))
+        model = compiled(made(name), keras.optimizers.SGD(0.1))
         losses = model.fit(data(), epochs=EPOCHS, verbose=0).history["loss"]
     finally:
         keras.config.set_dtype_policy("float32")
