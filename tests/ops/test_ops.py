@@ -104,7 +104,7 @@ def test_codes_in_16_bits(example: contract.Example) -> None:
     assert parity.max_err_lsb <= MAX_ERR_LSB, parity
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(3, always="lookup")
 def test_has_a_float_form_or_is_refused(example: contract.Example) -> None:
     recipe = sorted(FLOAT_FORMATS)[zlib.crc32(example.name.encode()) % 3]
     x = contract.data(example.model, 16)
@@ -121,7 +121,7 @@ def test_has_a_float_form_or_is_refused(example: contract.Example) -> None:
         assert np.abs(a - np.concatenate(b)).max() <= FLOAT_FORMATS[recipe] * max(1.0, float(np.abs(a).max()))
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(3, always="passive")
 def test_saved_model_computes_the_same(example: contract.Example, tmp_path: Path) -> None:
     q = example.quantized(example.target)
     q.save(tmp_path / "model.keras")
@@ -132,7 +132,7 @@ def test_saved_model_computes_the_same(example: contract.Example, tmp_path: Path
     assert contract.file_of(again) == contract.file_of(q)
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(3, always="passive")
 def test_trains(example: contract.Example) -> None:
     q, wanted = example.quantized(example.target), example.reference()
     example.forget(example.target)  # its weights move
