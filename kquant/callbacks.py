@@ -62,18 +62,20 @@ class Monitor(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Open the file; steps go on from those of the optimizer, so that a resumed training goes on in the plot."""
+        model: Any = self.model  # Keras has set it
         if not self._layers():
             raise ValueError(
-                f"Monitor: {self.model.name} has no encodings, masks or codebooks. Fit what kquant.quantize, prune or "
+                f"Monitor: {model.name} has no encodings, masks or codebooks. Fit what kquant.quantize, prune or "
                 "cluster returned."
             )
         self.writer = tf.summary.create_file_writer(self.folder)
-        self.step = int(self.model.optimizer.iterations)
+        self.step = int(model.optimizer.iterations)
         self.written = None
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Count the optimizer's steps, several at once with `steps_per_execution`; write where a record is due."""
-        last, self.step = self.step, int(self.model.optimizer.iterations)
+        model: Any = self.model
+        last, self.step = self.step, int(model.optimizer.iterations)
         if self.every != "epoch" and last // int(self.every) < self.step // int(self.every):
             self.write()
 
@@ -189,7 +191,7 @@ def _of_weights(layer: keras.layers.Layer) -> Iterator[tuple[str, float]]:
         yield f"{prefix}sparsity", float(np.mean(weights == 0.0))
         yield f"{prefix}unique", np.unique(weights).size
     if _has_codes(layer):
-        codes, scale, _ = (None if value is None else value.numpy() for value in layer.codes(tf.constant(1.0)))
+        codes, scale = (value.numpy() for value in layer.codes(tf.constant(1.0))[:2])
         yield "scale_min", scale.min()
         yield "scale_max", scale.max()
         yield "clipped", np.mean(np.abs(layer.weights_as_used().numpy() / scale) > layer.spec.high + 0.5)

@@ -139,7 +139,7 @@ def batch_count(model: keras.Model | Ports, data: Any, batch_size: int = 32, lim
         # nobody knows how many samples a batch of a dataset has: with a limit of samples there is nothing to say
         count = None if known is None or known < 0 or (limit is not None and most is None) else known
     else:
-        leaf = next(iter(keras.tree.flatten(_inputs_only(model, data))), None)
+        leaf: Any = next(iter(keras.tree.flatten(_inputs_only(model, data))), None)
         count = None
         if hasattr(leaf, "shape") and len(leaf.shape):
             count = -(-(len(leaf) if limit is None or most is not None else min(len(leaf), limit)) // batch_size)

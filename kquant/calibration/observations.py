@@ -186,7 +186,7 @@ def _batch_size(qmodel: keras.Model, data: Any, limit: int | None) -> int:
     differ.
     """
     sample = sum(int(np.prod([n or 1 for n in t.shape[1:]])) for t in qmodel.inputs)
-    leaf = next(iter(keras.tree.flatten(data)), None)  # of arrays: the first input
+    leaf: Any = next(iter(keras.tree.flatten(data)), None)  # of arrays: the first input
     # nobody knows how many samples a dataset or a function holds: those keep the size that fits
     whole = hasattr(leaf, "shape") and len(leaf.shape) == len(qmodel.inputs[0].shape)
     fitting = max(SMALLEST_BATCH, min(BATCH_VALUES // max(sample, 1), LARGEST_BATCH))

@@ -32,6 +32,17 @@ class Ref:
     variable: bool = False
 
     @property
+    def grid(self) -> Encoding:
+        """`encoding`, of a tensor that holds codes.
+
+        Raises:
+            ValueError: it holds other numbers.
+        """
+        if self.encoding is None:
+            raise ValueError(f"{self.name}: read as codes, but it has no encoding.")
+        return self.encoding
+
+    @property
     def size(self) -> int:
         """Number of elements."""
         return int(np.prod(self.shape, dtype=np.int64))

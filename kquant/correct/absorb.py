@@ -69,7 +69,7 @@ def absorbable(pair: Pair, seen: Extremes | None) -> np.ndarray | None:
 
 def _added(pair: Pair, amount: np.ndarray) -> tuple[np.ndarray | None, str]:
     """What the second layer's bias takes on, or the reason why it cannot."""
-    biases = [None if (held := _bias(p.layer)) is None else held.numpy() for p in (pair.first, pair.second)]
+    biases: list[Any] = [None if (held := _bias(p.layer)) is None else held.numpy() for p in (pair.first, pair.second)]
     if any(bias is None for bias in biases):
         return None, "a layer has no bias"
     if not _passes(pair, amount):

@@ -97,7 +97,7 @@ def adaround(
     source.check("adaround")
     layers = places(source.graph)
     _name_others(source, layers)
-    layers = [place for place in layers if place.rule.weights.rows is not None and not place.layer.shares]
+    layers = [place for place in layers if place.rows is not None and not place.layer.shares]
     ranges = activation_ranges(source)
     kept = None if folder is None else Path(folder)
     finished = Finished(kept, "adaround", "rounding", [asdict(settings), rows, seed], ranges)
@@ -185,7 +185,7 @@ def _name_others(source: Source, layers: list[Place]) -> None:
             f"adaround: the weights of {', '.join(shared)} share values (a codebook), and stay rounded to nearest: "
             "weights that are rounded one by one would share no longer."
         )
-    others = {place.name for place in layers if place.rule.weights.rows is None}
+    others = {place.name for place in layers if place.rows is None}
     # Holders that are no places: an LSTM.
     others |= {node.name for node in source.graph.nodes if has_codes(node.op) and not node.op.takes("rounding")}
     if others:

@@ -93,7 +93,7 @@ def sequential_mse(
 
 def _reach(source: Source, place: Place, candidates: int) -> np.ndarray:
     """By the output's error where the layer is a product of matrices, by that of its weights elsewhere."""
-    if place.rule.weights.rows is None:
+    if place.rows is None:
         weights = place.layer.weights_as_used().numpy()
         return observers.reach_of_weights("mse", weights, place.layer.spec, place.layer.channel_axes)
     return best_reach(place, output_error(source, place), candidates)

@@ -166,9 +166,10 @@ def moving_into(folders: Iterable[Path]) -> Iterator[None]:
 
 def _wait_for(handle: int, folder: Path) -> None:
     deadline = time.monotonic() + PATIENCE_SECONDS
+    locks: Any = fcntl  # where there are none nobody waits
     while True:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            locks.flock(handle, locks.LOCK_EX | locks.LOCK_NB)
             return
         except BlockingIOError:
             if time.monotonic() > deadline:

@@ -352,7 +352,8 @@ class _Unfolding:
 
     def again(self, node: KerasNode, new: dict[int, Any], training: bool | None = None) -> None:
         """A recorded call, on our tensors; a Functional model puts its own `training` over what was recorded."""
-        args, kwargs = node.arguments.fill_in(new)
+        filled: Any = node.arguments.fill_in(new)
+        args, kwargs = filled
         if not self.masks:
             kwargs = {k: None if is_handed_on(node, k) else v for k, v in kwargs.items()}
         if training is not None:

@@ -54,6 +54,8 @@ class QuantizedLSTM(ManyKernels):
             The cell state's, a power of two over 16 bits, moves in any case.
     """
 
+    spec: QuantSpec  # its weights are codes, always
+
     def __init__(
         self,
         layer: keras.layers.Layer,

@@ -37,6 +37,10 @@ class Weighted(Holder, keras.layers.Wrapper):
     """
 
     channel_axes: tuple[int, ...]  # its scales are those of channels, always
+    # Variables, where the layer has them.
+    gain: Any
+    mean: Any
+    deviation: Any
 
     def __init__(
         self,
@@ -67,8 +71,9 @@ class Weighted(Holder, keras.layers.Wrapper):
         self.gain = self.mean = self.deviation = None
         self.reach = self.shift = self.rounding = None
         self.norm = None if norm is None else LiveNorm(**norm)
-        learns = learning and self.spec is not None and self.spec.has_codes
-        self.learner = WeightLearner(learning, self.spec.to_config(), name="learner") if learns else None
+        grid = self.spec
+        learns = learning if grid is not None and grid.has_codes else None
+        self.learner = WeightLearner(learns, grid.to_config(), name="learner") if learns and grid is not None else None
         # A range that learns is kept where one that a correction chose is kept, so that every reader sees it.
         if self.learner is not None and self.learner.learning.learns_weights and "reach" not in self.corrected:
             self.corrected = ("reach", *self.corrected)

@@ -150,7 +150,7 @@ def _lower_leaky(program: Program, call: Call) -> None:
 
 def _lower_prelu(program: Program, call: Call) -> None:
     """One scale for all of alpha; shared axes keep their length of 1."""
-    weights = call.weights
+    weights = call.constants
     program.emit("PRELU", [call.inputs[0], weights.kernel_ref(program, weights.codes, axis=0)], call.output)
 
 

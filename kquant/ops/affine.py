@@ -200,7 +200,7 @@ def _normalization(op: Any, make: Make, x: Any, **_: Any) -> Any:
 
 def _lower(program: Program, call: Call) -> None:
     """A 1x1 depthwise convolution over the input seen as `[1, 1, positions, channels]`."""
-    weights, x = call.weights, call.inputs[0]
+    weights, x = call.constants, call.inputs[0]
     kernel = weights.kernel_ref(program, weights.codes.reshape(1, 1, 1, -1), axis=3)
     # Positions as one row of an image: 4-D tensors need no RESHAPE, and no other rank has a kernel.
     shape = x.shape if len(x.shape) == 4 else (1, 1, x.size // x.shape[-1], x.shape[-1])
@@ -222,7 +222,7 @@ def _lower(program: Program, call: Call) -> None:
 
 
 def _no_input_batch_norm() -> Any:
-    layer = layers.BatchNormalization()
+    layer: Any = layers.BatchNormalization()
     layer.build((None, 6, 6, 5))
     rng = np.random.default_rng(3)
     layer.moving_mean.assign(rng.normal(size=5))

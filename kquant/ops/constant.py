@@ -182,7 +182,7 @@ def _lower_stored(program: Program, call: Call) -> None:
     """The output becomes a constant of the file; no operator computes it."""
     # The 1 of the samples, as every tensor of the file has it.
     value = call.op.value.numpy()[None]
-    call.output.data = call.output.encoding.quantize(value).astype(call.output.dtype)
+    call.output.data = call.output.grid.quantize(value).astype(call.output.dtype)
 
 
 def _lower_below(program: Program, call: Call) -> None:
@@ -197,7 +197,8 @@ def _lower_stretched(program: Program, call: Call) -> None:
 
 def _lower_masked(program: Program, call: Call) -> None:
     """MINIMUM with the highest code where the mask allows a logit, with the lowest where not."""
-    spec, encoding = call.output.encoding.spec, call.output.encoding
+    encoding = call.output.grid
+    spec = encoding.spec
     allowed = call.op.allowed.numpy()[None] > 0
     mask = program.codes(f"{call.output.name}/mask", np.where(allowed, spec.high, spec.low), encoding)
     program.emit("MINIMUM", [call.inputs[0], mask], call.output)

@@ -42,7 +42,7 @@ def window(values: tuple[int, ...], field: str) -> dict[str, int]:
 
 
 def _lower_conv(program: Program, call: Call) -> None:
-    op, weights, rank = call.op, call.weights, call.op.rank
+    op, weights, rank = call.op, call.constants, call.op.rank
     codes = weights.codes if rank == 2 else weights.codes[None]
     # Keras [h, w, in, out] -> TFLite [out, h, w, in].
     kernel = weights.kernel_ref(program, np.ascontiguousarray(codes.transpose(3, 0, 1, 2)), axis=0)
@@ -60,7 +60,7 @@ def _lower_conv(program: Program, call: Call) -> None:
 
 
 def _lower_depthwise(program: Program, call: Call) -> None:
-    op, weights, rank = call.op, call.weights, call.op.rank
+    op, weights, rank = call.op, call.constants, call.op.rank
     codes = weights.codes if rank == 2 else weights.codes[None]
     height, width, inputs, multiplier = codes.shape
     # Keras [h, w, in, multiplier] -> TFLite [1, h, w, in * multiplier]: the multiples of a channel are neighbours in
@@ -84,7 +84,7 @@ def _lower_transpose(program: Program, call: Call) -> None:
     """The output's shape is an operand, and so is Keras' output_padding: what the kernels make of a longer one is the
     same sum, since both take the padding off from `(n - 1) * stride + size - length` on.
     """
-    op, weights = call.op, call.weights
+    op, weights = call.op, call.constants
     # Keras [h, w, out, in] -> TFLite [out, h, w, in].
     kernel = weights.kernel_ref(program, np.ascontiguousarray(weights.codes.transpose(2, 0, 1, 3)), axis=0)
     shape = program.constant("shape", np.array(call.output.shape, np.int32))

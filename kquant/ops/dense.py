@@ -27,7 +27,7 @@ def has_activation(op: Any) -> bool:
 
 
 def _lower(program: Program, call: Call) -> None:
-    weights = call.weights
+    weights = call.constants
     # Keras [in, out] -> TFLite [out, in].
     kernel = weights.kernel_ref(program, np.ascontiguousarray(weights.codes.T), axis=0)
     program.emit(

@@ -70,7 +70,7 @@ def _is_weighted(x: Any) -> bool:
     while isinstance(op, TRAINING_ONLY) and isinstance(x := op.input, keras.KerasTensor):
         op = maker(x)
     rule = find_weighted(op)
-    return rule is not None and rule.fuses and rule.weights.sums
+    return rule is not None and rule.fuses and rule.weights is not None and rule.weights.sums
 
 
 def _shifted(make: Make, x: Any, low: float | None, high: float | None, name: str) -> Any:

@@ -107,7 +107,7 @@ def _span(op: Any) -> tuple[float, float]:
 
 
 def _lower(program: Program, call: Call) -> None:
-    encoding = call.output.encoding
+    encoding = call.output.grid
     codes = encoding.quantize(call.op.embeddings.numpy() if call.weights is None else call.weights.codes)
     table = program.codes(f"{call.op.name}/embeddings", codes, encoding)
     program.emit("GATHER", [table, call.inputs[0]], call.output, axis=0, batchDims=0)
@@ -115,7 +115,7 @@ def _lower(program: Program, call: Call) -> None:
 
 def _lower_float(program: Program, call: Call) -> None:
     """The rows are looked up as they are stored and become float32 afterwards; float16 has no look-up."""
-    weights, y = call.weights, call.output
+    weights, y = call.constants, call.output
     # float32 rows are the output already.
     if weights.dtype.startswith("float"):
         table = weights.kernel_ref(program, weights.codes, axis=0)

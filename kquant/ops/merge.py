@@ -95,7 +95,7 @@ def _of_constants(cls: type, op: Any, make: Make, a: Any, b: Any) -> Any:
     None where it takes an operator: one is no constant, or a variable that trains would not be the result as it is.
     """
     tensors = [v for v in (a, b) if isinstance(v, keras.KerasTensor)]
-    values = [known(v) if isinstance(v, keras.KerasTensor) else as_array(v) for v in (a, b)]
+    values: list[Any] = [known(v) if isinstance(v, keras.KerasTensor) else as_array(v) for v in (a, b)]
     if any(v is None for v in values):
         return None
     shape = np.broadcast_shapes(*((1, *t.shape[1:]) for t in tensors), *(v.shape for v in values))

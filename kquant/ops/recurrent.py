@@ -151,21 +151,21 @@ def _lower(program: Program, call: Call) -> None:
     op, x, y = call.op, call.inputs[0], call.output
     if not bool(op.seen()):
         raise ValueError(f"export: {op.name} has no range of its cell state yet. Run kquant.calibrate or train first.")
-    weights = op.codes(x.encoding.scale[0])
+    weights = op.codes(x.grid.scale[0])
     units = y.shape[-1]
-    hidden, cell = _states(program, op, y.encoding, units)
+    hidden, cell = _states(program, op, y.grid, units)
     # The kernel goes on from what its variables hold, which is right for stateful layers only.
     if not op.layer.stateful:
         _reset(program, op.name, x, hidden, cell)
     kernels = _matrices(program, f"{op.name}/kernel", weights.kernel, weights.kernel_scale, op.spec)
     recurrent = _matrices(program, f"{op.name}/recurrent", weights.recurrent, weights.recurrent_scale, op.spec)
-    biases = _biases(program, op.name, weights, x.encoding.scale[0], np.int32 if op.bits == 8 else np.int64)
+    biases = _biases(program, op.name, weights, x.grid.scale[0], np.int32 if op.bits == 8 else np.int64)
     # Inputs 9 to 11 are peepholes, 16 and 17 the projection, 18 and 19 the states, 20 to 23 layer norms
     # (lstm_shared.h).
     inputs = [x, *kernels, *recurrent, *[None] * 3, *biases, None, None, hidden, cell, *[None] * 4]
     options = {"fusedActivationFunction": "TANH", "cellClip": 0.0, "projClip": 0.0, "timeMajor": False}
     made = Operator("UNIDIRECTIONAL_SEQUENCE_LSTM", inputs, [y], {**options, "asymmetricQuantizeInputs": False})
-    made.intermediates = _intermediates(program, op.name, y.encoding)
+    made.intermediates = _intermediates(program, op.name, y.grid)
     program.operators.append(made)
 
 
@@ -191,7 +191,7 @@ def _reset(program: Program, name: str, x: Ref, hidden: Ref, cell: Ref) -> None:
     corner = [program.constant(what, np.array(n, np.int32)) for what, n in (("begin", [0, 0]), ("size", [1, 1]))]
     program.emit("SLICE", [flat, *corner], one)
     spec = STATES if x.dtype == "int16" else ZEROS
-    half = Encoding(0.5 * hidden.encoding.scale / x.encoding.scale, np.int64([0]), spec)  # any; 0.5 suits every kernel
+    half = Encoding(0.5 * hidden.grid.scale / x.grid.scale, np.int64([0]), spec)  # any; 0.5 suits every kernel
     zeros = program.constant(f"{name}/zeros", np.zeros((1, hidden.shape[1]), x.dtype), half)
     program.emit("MUL", [one, zeros], hidden, fusedActivationFunction="NONE")
     # Real 0 in either encoding, so that the cell state needs no product of its own.

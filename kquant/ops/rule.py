@@ -124,6 +124,17 @@ class Call:
     weights: Constants | None = None
     node: Node | None = None
 
+    @property
+    def constants(self) -> Constants:
+        """`weights`, where the rule names some.
+
+        Raises:
+            ValueError: it names none.
+        """
+        if self.weights is None:
+            raise ValueError(f"{self.op.name}: written as a layer with weights, but its rule names none.")
+        return self.weights
+
 
 Make = Callable[[str, Callable[[], Any]], Any]
 

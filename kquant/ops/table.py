@@ -58,10 +58,10 @@ def lower_table(program: Program, call: Call) -> None:
     """Look the code up: CAST to int32, ADD 128, GATHER from 256 codes; infinite results take the last code."""
     x, y = call.inputs[0], call.output
     # The layer itself, on the real number of each code: whatever it computes is what the file looks up.
-    results = np.asarray(call.op(keras.ops.convert_to_tensor(x.encoding.dequantize(np.arange(-128, 128)))))
+    results = np.asarray(call.op(keras.ops.convert_to_tensor(x.grid.dequantize(np.arange(-128, 128)))))
     # One step beyond either end is still clipped to it, and finite.
-    results = np.clip(results, *y.encoding.dequantize(np.array([-129, 128])))
-    table = program.codes(f"{y.name}/table", y.encoding.quantize(results), y.encoding)
+    results = np.clip(results, *y.grid.dequantize(np.array([-129, 128])))
+    table = program.codes(f"{y.name}/table", y.grid.quantize(results), y.grid)
     index = program.value(f"{y.name}/index", x.shape, None, "int32")
     program.emit("CAST", [x], index, inDataType="INT8", outDataType="INT32")
     # Codes begin at -128, rows at 0.

@@ -296,7 +296,7 @@ def _scaled(moments: Moments | None, after: Affine) -> Moments | None:
 
 
 def _into_first(layer: Any, after: Affine, folded: Folded) -> Any:
-    weights = _weights(layer)
+    weights: Any = _weights(layer)  # which made it one of a pair
     moments = after.moments or _scaled(folded.moments.get(layer.name), after)
     if moments is not None:
         folded.moments[layer.name] = moments
@@ -322,7 +322,7 @@ def _into_second(before: Affine, layer: Any, folded: Folded) -> Any:
         both.norm = None if before.norm is None or layer.norm is not None else before.norm.then(factor, shift)
         both.moments = layer.moments or _scaled(before.moments, layer)
         return both
-    weights = _weights(layer)
+    weights: Any = _weights(layer)
     kernel, bias = _numbers(layer, weights)
     spread = _channelwise(offset, (weights.input_axis,), kernel.shape)
     kept = {axis % kernel.ndim for axis in weights.channel_axes}

@@ -79,7 +79,7 @@ def arena_for(data: bytes) -> int:
     """
     from ai_edge_litert import schema_py_generated as schema
 
-    model = schema.Model.GetRootAs(data, 0)
+    model: Any = schema.Model.GetRootAs(data, 0)
     size = FIXED
     for graph in map(model.Subgraphs, range(model.SubgraphsLength())):
         size += OPERATOR * graph.OperatorsLength()
@@ -122,7 +122,8 @@ def _tflm(data: bytes, keep: bool) -> Invoke:
     interpreter = tflm_interpreter(data)
 
     # the interpreter does not tell how many outputs there are, and complains aloud of one too many
-    count = schema.Model.GetRootAs(data, 0).Subgraphs(0).OutputsLength()
+    model: Any = schema.Model.GetRootAs(data, 0)
+    count = model.Subgraphs(0).OutputsLength()
 
     def invoke(codes: list[np.ndarray]) -> list[np.ndarray]:
         for i, value in enumerate(codes):

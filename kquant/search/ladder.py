@@ -323,9 +323,9 @@ class _Search:
             name = "sensitivity of the layers"
             self.rungs.append(Rung(name, self.best.recipe, -np.inf, np.inf, 0, seconds, failed=failed))
             return []
-        rows = [row for row in analysis.layers if row.weights is not None and row.sensitivity is not None]
         # first the layer whose return to float helps most, all others staying quantized
-        return [row.name for row in sorted(rows, key=lambda row: -row.sensitivity.all_but)]
+        gains = {r.name: r.sensitivity.all_but for r in analysis.layers if r.weights is not None and r.sensitivity}
+        return sorted(gains, key=lambda name: -gains[name])
 
 
 def _first_line(error: ValueError) -> str:

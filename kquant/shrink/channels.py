@@ -45,6 +45,17 @@ class Site:
         """The layer's name."""
         return self.op.name
 
+    @property
+    def held(self) -> Weights:
+        """`weights`, of a layer with a kernel.
+
+        Raises:
+            ValueError: it has none.
+        """
+        if self.weights is None:
+            raise ValueError(f"{self.name}: no kernel is known of it.")
+        return self.weights
+
 
 @dataclass(frozen=True, eq=False)
 class Channels:

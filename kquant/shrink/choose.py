@@ -73,7 +73,7 @@ def ledger(channels: Channels, unit: Unit) -> Ledger:
     """The books of a whole model; open shapes are refused where multiplications count."""
     sites, of = channels.kernels, {}
     reads, makes = (np.array([len(getattr(s, name)) for s in sites], np.int64) for name in ("reads", "makes"))
-    sizes = np.array([math.prod(getattr(s.op, s.weights.kernel).shape) for s in sites], np.float64)
+    sizes = np.array([math.prod(getattr(s.op, s.held.kernel).shape) for s in sites], np.float64)
     # A kernel's weights for one input and one output channel (its positions); depthwise ones have no inputs of their
     # own.
     each = sizes / (makes * np.array([r if s.maker else 1 for s, r in zip(sites, reads, strict=True)]))

@@ -70,7 +70,7 @@ def split(kernel: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
 
 def singular_values(op: Any) -> np.ndarray:
     """Of a layer's kernel, largest first."""
-    weights = kernel_of(op)
+    weights: Any = kernel_of(op)  # nobody asks for those of a layer without one
     return np.linalg.svd(as_wide_matrix(getattr(op, weights.kernel).numpy()), compute_uv=False)
 
 

@@ -45,7 +45,8 @@ def by_bn_scale(channels: Channels) -> np.ndarray:
     scales = []
     for site in channels.sites:
         if isinstance(site.op, keras.layers.BatchNormalization) and site.op.scale:
-            sizes = np.abs(site.op.gamma.numpy().astype(np.float64))
+            gamma: Any = site.op.gamma
+            sizes = np.abs(gamma.numpy().astype(np.float64))
             # Not where the norm runs along another axis than the last.
             if len(sizes) == len(site.makes):
                 scales.append((site.makes, sizes / (sizes.mean() or 1.0)))
@@ -134,21 +135,21 @@ def _gates(channels: Channels) -> Iterator[tuple[np.ndarray, list[tuple[Any, tup
         if norm is not None and norm.scale:
             yield site.makes, [(v, ()) for v in ([norm.gamma, norm.beta] if norm.center else [norm.gamma])]
             continue
-        kernel = getattr(site.op, site.weights.kernel)
+        kernel = getattr(site.op, site.held.kernel)
         bias = getattr(site.op, site.weights.bias or "", None)
         yield site.makes, [(kernel, _summed(site)), *([] if bias is None else [(bias, ())])]
 
 
 def _summed(site: Site) -> tuple[int, ...]:
     """Axes of a kernel other than that of its output channels."""
-    rank = len(getattr(site.op, site.weights.kernel).shape)
-    kept = {axis % rank for axis in site.weights.channel_axes}
+    rank = len(getattr(site.op, site.held.kernel).shape)
+    kept = {axis % rank for axis in site.held.channel_axes}
     return tuple(axis for axis in range(rank) if axis not in kept)
 
 
 def _filters(site: Site) -> np.ndarray:
     """`sum |w|` of each filter, its bias left out."""
-    kernel = getattr(site.op, site.weights.kernel).numpy().astype(np.float64)
+    kernel = getattr(site.op, site.held.kernel).numpy().astype(np.float64)
     return np.abs(kernel).sum(axis=_summed(site))
 
 

@@ -200,7 +200,7 @@ def _read_sums(
 def _set(new: keras.Model, job: Job, sums: Sums) -> None:
     """Fit the layer, and put its bias where there is one."""
     layer = new.get_layer(job.name)
-    weights = kernel_of(layer)
+    weights: Any = kernel_of(layer)  # a layer of another kind is no `Job`
     norm = None if job.norm is None else new.get_layer(job.norm)
     bias = getattr(layer, weights.bias or "", None)
     kernel = getattr(layer, weights.kernel)

@@ -106,7 +106,7 @@ def rows(model: keras.Model) -> list[Row]:
         >>> [(row.name, row.kind, row.weights != "") for row in rows(kquant.quantize(model))][1:]
         [('head', 'Dense', True), ('head_relu', 'ReLU', False)]
     """
-    calls = recorded_calls(functional_of(model) if isinstance(model, keras.Sequential) else model)
+    calls: list[Any] = recorded_calls(functional_of(model) if isinstance(model, keras.Sequential) else model)
     ops = {id(call.operation): call for call in reversed(calls)}  # a layer's first call tells of it
     encoded: dict[int, str] = {}
     alone: set[int] = set()

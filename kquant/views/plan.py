@@ -266,9 +266,10 @@ def _fused(
     for node in graph.nodes:
         rule, t = rules[id(node)], node.outputs[0]
         readers = consumers.get(id(t), [])
-        able = rule is not None and all(code in target.ops and target.ops[code].fuses for code in rule.operators)
         # a second reader, or the model's caller, sees the numbers before the activation: those need an encoding then
-        if not able or not rule.fuses or id(t) in outputs or len(readers) != 1:
+        if rule is None or not rule.fuses or id(t) in outputs or len(readers) != 1:
+            continue
+        if not all(code in target.ops and target.ops[code].fuses for code in rule.operators):
             continue
         after, reader = rules[id(readers[0])], settings[id(readers[0].op)]
         apart = reader.stays_float or reader.skip  # also where the operator is float too: it loses nothing then

@@ -43,6 +43,11 @@ class Place:
         """The layer's name, which is that of the user's layer."""
         return self.layer.name
 
+    @property
+    def rows(self) -> Callable[[Any, Any], Any] | None:
+        """What its kernel is multiplied by (`Weights.rows`); None where it is no product of matrices."""
+        return None if self.rule.weights is None else self.rule.weights.rows
+
 
 def is_known(op: Any) -> bool:
     """Layers that stay whole when a quantized model is read."""
