@@ -22,11 +22,14 @@ from typing import IO, Any
 INTERPRETERS = Path(__file__).parents[2] / "kquant" / "runtime" / "interpreters.py"
 
 
+_KEPT: list[subprocess.Popen] = []  # an object that is gone while its process runs warns of it, in whatever test that is
+
+
 @cache
 def _server() -> socket.socket:
     """Where to ask for a process, in one message: its task, its streams, and where to tell what becomes of it."""
     here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    subprocess.Popen([sys.executable, "-P", __file__, str(there.fileno())], pass_fds=[there.fileno()])
+    _KEPT.append(subprocess.Popen([sys.executable, "-P", __file__, str(there.fileno())], pass_fds=[there.fileno()]))
     there.close()
     return here
 
