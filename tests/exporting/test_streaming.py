@@ -103,24 +103,24 @@ def sliced(frames=FRAMES):
 NETWORKS = [causal, separable, strided, spectrogram, valid, two_outputs, two_inputs, sliced]
 
 
-def quantized(model):
+def quantized(model, rng=RNG):
     """Random weights, calibrated on random clips, for TFLM."""
     for variable in model.weights:
         name = variable.path.rsplit("/", 1)[-1]
         if name not in ("moving_variance", "gamma"):
-            variable.assign(RNG.normal(size=variable.shape) * (0.1 if name == "moving_mean" else 0.4))
+            variable.assign(rng.normal(size=variable.shape) * (0.1 if name == "moving_mean" else 0.4))
     q = kquant.quantize(model, target="tflm")
-    return kquant.calibrate(q, clips(model, 64), verbose=False)
+    return kquant.calibrate(q, clips(model, 64, rng=rng), verbose=False)
 
 
 @cache
 def ready(network):
-    """`quantized`, once for all tests, which only write files of it."""
-    return quantized(network())
+    """`quantized`, once for all tests, which only write files of it: the same weights whichever test comes first."""
+    return quantized(network(), np.random.default_rng(11))
 
 
-def clips(model, count, frames=None):
-    made = [RNG.normal(size=(count, frames or t.shape[1], *t.shape[2:])).astype("float32") for t in model.inputs]
+def clips(model, count, frames=None, rng=RNG):
+    made = [rng.normal(size=(count, frames or t.shape[1], *t.shape[2:])).astype("float32") for t in model.inputs]
     return made[0] if len(made) == 1 else made
 
 
@@ -219,7 +219,8 @@ def test_reset_forgets_and_step_takes_a_frame(tmp_path):
     stream = kquant.stream(tmp_path / "m.tflite")
     frames = clips(q, 1)[0]
     first = [stream.step(frame) for frame in frames[:5]]
-    assert not np.array_equal(stream.step(frames[0]), first[0])
+    # all five: a single softmax may be as sure of its class with other frames behind it
+    assert not np.array_equal(np.stack([stream.step(frame) for frame in frames[:5]]), np.stack(first))
     stream.reset()
     assert np.array_equal(np.stack([stream.step(frame[None]) for frame in frames[:5]]), np.stack(first))
 
