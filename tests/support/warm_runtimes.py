@@ -22,7 +22,8 @@ from typing import IO, Any
 INTERPRETERS = Path(__file__).parents[2] / "kquant" / "runtime" / "interpreters.py"
 
 
-_KEPT: list[subprocess.Popen] = []  # an object that is gone while its process runs warns of it, in whatever test that is
+# An object that is gone while its process runs warns of it, in whatever test that is.
+_KEPT: list[subprocess.Popen] = []
 
 
 @cache
