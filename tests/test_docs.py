@@ -86,7 +86,8 @@ def test_there_are_blocks():
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_links_and_tests_exist(page):
     text = page.read_text()
-    for target in re.findall(r"\]\(([^)#:]+)\)", text):
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)  # brackets of code are no links
+    for target in re.findall(r"\]\(([^)#:]+)\)", prose):
         assert (page.parent / target).exists(), target
     for file, test in re.findall(r"`(test_\w+\.py)::(test_\w+)`", text):
         [path] = (ROOT / "tests").rglob(file)
