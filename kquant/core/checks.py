@@ -3,9 +3,30 @@
 from __future__ import annotations
 
 import numbers
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+
+Value = TypeVar("Value")
+
+
+def present(value: Value | None, said: str) -> Value:
+    """What has to be there by now.
+
+    Args:
+        value: what was looked up.
+        said: the message where nothing is there.
+
+    Raises:
+        ValueError: it is None.
+
+    Example:
+        >>> present(3, "three is missing")
+        3
+    """
+    if value is None:
+        raise ValueError(said)
+    return value
 
 
 def array_of(where: str, x: Any) -> np.ndarray:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from kquant.core.checks import present
 from kquant.core.spec import Encoding
 
 
@@ -38,9 +39,7 @@ class Ref:
         Raises:
             ValueError: it holds other numbers.
         """
-        if self.encoding is None:
-            raise ValueError(f"{self.name}: read as codes, but it has no encoding.")
-        return self.encoding
+        return present(self.encoding, f"{self.name}: read as codes, but it has no encoding.")
 
     @property
     def size(self) -> int:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import keras
 import numpy as np
 
+from kquant.core.checks import present
 from kquant.core.origin import mark, origins
 from kquant.core.program import Program, Ref
 from kquant.core.spec import FLOAT, Encoding, QuantSpec
@@ -131,9 +132,7 @@ class Call:
         Raises:
             ValueError: it names none.
         """
-        if self.weights is None:
-            raise ValueError(f"{self.op.name}: written as a layer with weights, but its rule names none.")
-        return self.weights
+        return present(self.weights, f"{self.op.name}: written as a layer with weights, but its rule names none.")
 
 
 Make = Callable[[str, Callable[[], Any]], Any]

@@ -14,6 +14,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from kquant.core.checks import present
 from kquant.graph.graph import Graph, Node
 from kquant.ops.rule import Weights
 from kquant.shrink.follow import channels_of, elementwise, pairing
@@ -52,9 +53,7 @@ class Site:
         Raises:
             ValueError: it has none.
         """
-        if self.weights is None:
-            raise ValueError(f"{self.name}: no kernel is known of it.")
-        return self.weights
+        return present(self.weights, f"{self.name}: no kernel is known of it.")
 
 
 @dataclass(frozen=True, eq=False)
