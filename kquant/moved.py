@@ -50,7 +50,7 @@ core.defaults graph.defaults
 core.destination files.destination
 core.effects graph.effects
 core.fake_quant layers.fake_quant
-core.given graph.given_model
+core.given graph.given_model views.float_model
 core.given_files files.named_files
 core.graph graph.graph
 core.inputs graph.inputs
@@ -126,7 +126,7 @@ pipeline app.pipeline
 plan views.plan
 prefixes runtime.prefixes
 preprocessing prepare.preprocessing
-quantize prepare.quantization
+quantize prepare.quantization prepare.notices prepare.refusals views.float_model
 quantized views.quantized_model
 remedies analysis.remedies
 result_files app.result_files
@@ -140,7 +140,7 @@ shrink.plain views.flat_copy
 shrink.prune shrink.channel_pruning
 split prepare.split_inputs
 stream exporting.streams
-strip masking.stripping
+strip masking.stripping views.released
 train.centroids masking.centroids
 train.clustering masking.clustering
 train.codebook masking.codebook

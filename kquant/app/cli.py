@@ -135,6 +135,7 @@ def analyze(
     from kquant.app import command_files
     from kquant.app.pipeline import prepare
     from kquant.files.atomic import write_atomically
+    from kquant.graph.keras_private import every_layer
     from kquant.recipe.recipe import recipe_to_toml
     from kquant.views.quantized_model import is_quantized
 
@@ -144,7 +145,7 @@ def analyze(
     arrays = command_files.load_data(data, command_files.inputs_of(keras_model), scale=scale, limit=limit)
     # spread over the file as the samples are, so that each keeps its label
     metric = None if labels is None else top1(command_files.load_labels(labels, limit=limit))
-    if is_quantized(keras_model):
+    if is_quantized(every_layer(keras_model)):
         if recipe is not None:
             raise ValueError(f"{model}: is quantized already; leave --recipe out.")
     else:

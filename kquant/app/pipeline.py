@@ -168,7 +168,7 @@ def to_correct(
         >>> [step.name for step in to_correct(model, "equalize,calibrate")[1]]
         ['equalize', 'calibrate']
     """
-    if is_quantized(model):
+    if is_quantized(every_layer(model)):
         if recipe is not None or target is not None:
             raise ValueError(f"{model.name}: is quantized already, for its own recipe and target; leave both out.")
         if steps is None:

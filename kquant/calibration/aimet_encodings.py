@@ -22,12 +22,13 @@ from kquant.core.messages import did_you_mean, first_of, warn
 from kquant.core.renamed import renamed
 from kquant.core.spec import QuantSpec, range_of
 from kquant.files.untrusted import read_json
-from kquant.graph.graph import Graph
+from kquant.graph.graph import Graph, Node
 from kquant.layers.kernel import Holder
 from kquant.layers.nodes import Compressed, FakeQuant
 from kquant.views.quantized_model import read
 
 Version = Literal["0.6.1", "1.0.0"]
+Tensors = dict[str, tuple[FakeQuant, FakeQuant]]  # see `_tensors`
 VERSIONS = ("0.6.1", "1.0.0")
 # Scales of the file and of the model's own weights that differ more than this are worth a warning.
 TOLERANCE = 1e-3
@@ -69,14 +70,14 @@ def encodings(qmodel: keras.Model, version: Version = "0.6.1") -> dict[str, Any]
     if version not in VERSIONS:
         raise ValueError(f"encodings: version must be one of {', '.join(VERSIONS)}. Received: {version!r}.")
     graph = read(qmodel)
-    inside = _inside(graph)
-    held = {**{n: x for n, (x, _) in _tensors(graph).items()}, **{n: x for n, (x, _) in inside.items()}}
+    tensors, inside = _tensors(graph, graph.producers()), _inside(graph)
+    held = {**{n: x for n, (x, _) in tensors.items()}, **{n: x for n, (x, _) in inside.items()}}
     unseen = [n for n, x in held.items() if x.has_range and not np.any(x.count.numpy() > 0)]
     if unseen:
         raise ValueError(
             f"encodings: no range yet at {first_of(unseen)}. Run kquant.calibrate(model, data) or train first."
         )
-    activations = {name: _grid_of(graph, layer, source) for name, (layer, source) in _tensors(graph).items()}
+    activations = {name: _grid_of(source) for name, (_, source) in tensors.items()}
     width = max((g.bits for g in activations.values()), default=8)  # the cell state of an LSTM is int16 in any case
     for name, (layer, scale) in inside.items():
         activations[name] = Grid(layer.spec.bits, layer.spec.symmetric, scale, np.zeros(1, np.int64))
@@ -132,7 +133,9 @@ def set_encodings(qmodel: keras.Model, encodings: str | Path | dict[str, Any]) -
     """
     activations, weights, where = _read(encodings)
     graph = read(qmodel)
-    tensors = {**_tensors(graph, peeks=True), **{name: (layer, None) for name, (layer, _) in _inside(graph).items()}}
+    producers = graph.producers()
+    inside = {name: (layer, layer) for name, (layer, _) in _inside(graph).items()}
+    tensors = {**_tensors(graph, producers, peeks=True), **inside}
     kernels = {f"{n}/{x.kernel_name}": x for n, x in _weighted(graph).items()}
     biases = {f"{n}/{x.bias_name}" for n, x in _weighted(graph).items() if x.bias_name}
     _refuse_unknown(where, "activation_encodings", activations, tensors)
@@ -147,7 +150,7 @@ def set_encodings(qmodel: keras.Model, encodings: str | Path | dict[str, Any]) -
         chosen.setdefault(id(layer), []).append((name, grid))
     for layer in {id(x): x for x, _ in tensors.values()}.values():
         if id(layer) in chosen:
-            _set(where, graph, tensors, layer, chosen[id(layer)])
+            _set(where, tensors, layer, chosen[id(layer)])
     left = [name for name, (layer, _) in tensors.items() if layer.has_range and id(layer) not in chosen]
     if left:
         warn(
@@ -160,16 +163,17 @@ def set_encodings(qmodel: keras.Model, encodings: str | Path | dict[str, Any]) -
     return qmodel
 
 
-def _tensors(graph: Graph, peeks: bool = False) -> dict[str, tuple[FakeQuant, Any]]:
-    """Name -> the layer that holds the encoding, and the output of its first source (for encodings that follow).
+def _tensors(graph: Graph, producers: dict[int, Node], peeks: bool = False) -> Tensors:
+    """Name -> the layer that quantizes the tensor, and the one whose encoding it has: another where it follows.
 
     Args:
         graph: of a quantized model.
+        producers: of its tensors.
         peeks: list what a layer asks of its output's encoding beforehand, too: files of version 0.1 do.
     """
     names = {id(t): t.name for t in keras.tree.flatten(graph.inputs)}
     names |= {id(t): node.name for node in graph.nodes for t in node.outputs if not isinstance(node.op, FakeQuant)}
-    tensors: dict[str, tuple[FakeQuant, Any]] = {}
+    tensors: Tensors = {}
     nodes = [node for node in graph.nodes if isinstance(node.op, FakeQuant) and (peeks or not node.kwargs.get("peek"))]
     # peeks last, so that tensors have the same names with them and without
     for node in sorted(nodes, key=lambda node: bool(node.kwargs.get("peek"))):
@@ -179,8 +183,17 @@ def _tensors(graph: Graph, peeks: bool = False) -> dict[str, tuple[FakeQuant, An
         while name in tensors:
             name, n = f"{wanted}_{n}", n + 1
         names[id(node.outputs[0])] = f"{name}/{node.op.name}"  # what a requantization of it is called
-        tensors[name] = (node.op, node.kwargs.get("sources"))
+        tensors[name] = (node.op, _followed(node, producers).op)
     return tensors
+
+
+def _followed(node: Node, producers: dict[int, Node]) -> Node:
+    """The `FakeQuant` whose encoding this one has: itself, or that of its first source."""
+    while node.op.follows and node.kwargs.get("sources"):
+        node = producers[id(node.kwargs["sources"][0])]
+        while not isinstance(node.op, FakeQuant):  # layers that keep their input's codes
+            node = producers[id(node.inputs[0])]
+    return node
 
 
 def _inside(graph: Graph) -> dict[str, tuple[FakeQuant, np.ndarray]]:
@@ -193,13 +206,8 @@ def _weighted(graph: Graph) -> dict[str, Compressed]:
     return {node.name: node.op for node in graph.nodes if isinstance(node.op, Compressed) and node.op.spec is not None}
 
 
-def _grid_of(graph: Graph, layer: FakeQuant, sources: Any) -> Grid:
-    """The encoding; a layer that follows has that of its first source."""
-    while layer.follows and sources:
-        producer = graph.producers()[id(sources[0])]
-        while not isinstance(producer.op, FakeQuant):  # layers that keep their input's codes
-            producer = graph.producers()[id(producer.inputs[0])]
-        layer, sources = producer.op, producer.kwargs.get("sources")
+def _grid_of(layer: FakeQuant) -> Grid:
+    """The encoding that a layer holds."""
     scale, zero_point, _ = layer.grid()
     points = np.asarray(zero_point).reshape(1).astype(np.int64)
     points -= _shift(layer.spec) if layer.has_range else 0
@@ -340,11 +348,13 @@ def _check_grid(where: str, name: str, grid: Grid, spec: QuantSpec) -> None:
         )
 
 
-def _set(where: str, graph: Graph, tensors: dict[str, Any], layer: FakeQuant, given: list[tuple[str, Grid]]) -> None:
+def _set(
+    where: str, tensors: dict[str, tuple[FakeQuant, FakeQuant]], layer: FakeQuant, given: list[tuple[str, Grid]]
+) -> None:
     """One layer's range from the entries of all its tensors."""
     if not layer.has_range:
         name, grid = given[0]
-        own = _grid_of(graph, layer, tensors[name][1])
+        own = _grid_of(tensors[name][1])
         if not np.isclose(own.scale[0], grid.scale[0], rtol=TOLERANCE) or own.zero_point[0] != grid.zero_point[0]:
             reason = "follows its input" if layer.follows else "is prescribed by its kernel"
             warn(

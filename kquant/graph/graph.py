@@ -64,20 +64,6 @@ class Graph:
         return by_layer
 
 
-def alone(node: Node) -> Graph:
-    """The graph of one call.
-
-    Raises:
-        ValueError: it reads a tensor without axes, which no model takes as an input.
-    """
-    if not all(t.shape for t in node.inputs):
-        raise ValueError(
-            f"{node.name} ({type(node.op).__name__}): it reads one number for all samples, a tensor without axes. What "
-            "makes it is refused: let that keep axis 0."
-        )
-    return Graph(node.name, list({id(t): t for t in node.inputs}.values()), list(node.outputs), (node,))
-
-
 def trace(
     model: keras.Model,
     known: Callable[[Any], bool],

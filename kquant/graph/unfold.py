@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ from keras import KerasTensor as Tensor
 from keras import tree
 
 from kquant.core.messages import warn
+from kquant.core.origin import origins
 from kquant.graph.effects import Effects, effects, refusal_of_draws
 from kquant.graph.keras_private import (
     KerasNode,
@@ -413,6 +414,23 @@ def draws_in_training(layer: Any) -> bool:
     given = [rate for rate in rates if isinstance(rate, int | float)]
     seeded = any(isinstance(held, keras.random.SeedGenerator) for held in vars(layer).values())
     return seeded and (not given or any(given))
+
+
+def lost_draws(old: Iterable[Any], new: Iterable[keras.layers.Layer]) -> list[str]:
+    """Layers that draw in training, of which nothing among the new ones does; by name and class.
+
+    Args:
+        old: layers and operations of a graph.
+        new: all layers of the model that was made of it.
+    """
+    random = [layer for layer in new if draws_in_training(layer)]
+    kept = {name for layer in random for name in (layer.name, *(n for n, _ in origins(layer)))}
+    lost = []
+    for op in old:
+        inside = every_layer(op) if isinstance(op, keras.layers.Layer) else []
+        if any(draws_in_training(layer) for layer in inside) and not kept & {layer.name for layer in inside}:
+            lost.append(f"{op.name} ({type(op).__name__})")
+    return lost
 
 
 def _is_builtin(op: Any) -> bool:

@@ -15,14 +15,13 @@ and algorithm 1.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from kquant.core.messages import warn
-from kquant.graph.keras_private import every_layer
 
 STATE = ("previous", "direction", "frequency", "average", "frozen")
 
@@ -102,14 +101,14 @@ class Freezing(keras.layers.Layer):
         return {**super().get_config(), "threshold": self.threshold, "momentum": self.momentum}
 
 
-def warn_unfrozen(model: keras.Model, verb: str) -> None:
+def warn_unfrozen(layers: Iterable[keras.layers.Layer], verb: str) -> None:
     """Name layers where `freeze` is asked for and a codebook shares values: a value's weights stay together.
 
     Args:
-        model: quantized.
+        layers: of a quantized model, at any depth.
         verb: that was called, for the message.
     """
-    names = [layer.name for layer in every_layer(model) if getattr(layer, "unfrozen", False)]
+    names = [layer.name for layer in layers if getattr(layer, "unfrozen", False)]
     if names:
         warn(
             f"{verb}: the weights of {', '.join(names)} share values, so oscillations.freeze freezes none of them: a "

@@ -41,6 +41,22 @@ class Provenance:
     floats: tuple[str, ...] = ()
 
     @classmethod
+    def of(cls, recipe: Recipe, target: Target, skips: Iterable[str], floats: Iterable[str]) -> Provenance:
+        """Of a model that is made now; the whole recipe where its name does not tell it.
+
+        Args:
+            recipe: it is made with.
+            target: it is made for.
+            skips: layers that the recipe skips.
+            floats: those that it leaves float; with a recipe that leaves activations float, all of them.
+        """
+        ships = recipe.name in recipes.names() and recipes.load(recipe.name) == recipe
+        settings = "" if ships else recipe.model_dump_json(by_alias=True, exclude_defaults=True)
+        left = sorted(set(floats))
+        left = [ALL] if left and recipe.mode != "static" else left
+        return cls(recipe.name, target.name, settings, tuple(sorted(set(skips))), tuple(left))
+
+    @classmethod
     def read(cls, config: Mapping[str, str] | None) -> Provenance:
         """From a layer's config, also one that an earlier kquant saved.
 

@@ -14,7 +14,6 @@ import keras
 from kquant.core.messages import warn
 from kquant.core.origin import patterns_of
 from kquant.core.renamed import renamed
-from kquant.graph.given_model import warn_lost_steps
 from kquant.graph.keras_private import every_layer
 from kquant.layers.oscillations import warn_unfrozen
 from kquant.masking.centroids import Init
@@ -26,6 +25,7 @@ from kquant.masking.wrapping import as_loaded, to_transform
 from kquant.recipe import recipe as recipes
 from kquant.recipe.clustering_section import Clustering
 from kquant.recipe.recipe import Recipe
+from kquant.views.float_model import warn_lost_steps
 
 
 @renamed
@@ -90,7 +90,7 @@ def cluster(
     recipe = _recipe(clusters, {name: value for name, value in options.items() if value is not None})
     new = to_transform(model, "cluster")
     put_codebooks(new, recipe, None if layers is None else patterns_of(layers), patterns_of(protect))
-    warn_unfrozen(new, "cluster")
+    warn_unfrozen(every_layer(new), "cluster")
     new = as_loaded(new)
     warn_lost_steps(model, new, "cluster")
     return new

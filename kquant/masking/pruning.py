@@ -21,7 +21,6 @@ import tensorflow as tf
 from kquant.core.messages import warn
 from kquant.core.origin import patterns_of
 from kquant.core.renamed import renamed
-from kquant.graph.given_model import warn_lost_steps
 from kquant.graph.keras_private import every_layer
 from kquant.masking.codebook import Codebook
 from kquant.masking.kernel_sites import Site, check_patterns, check_rules, note_of, note_of_unknown, sites
@@ -32,6 +31,7 @@ from kquant.masking.schedules import SparsitySchedule, schedule_of
 from kquant.masking.wrapping import as_loaded, to_transform
 from kquant.recipe import recipe as recipes
 from kquant.recipe.pruning_section import Pruning, structure_name
+from kquant.views.float_model import warn_lost_steps
 from kquant.views.quantized_model import forget_graphs
 
 FLOOR = 0.2  # with a global threshold a layer keeps at least this part of what it would keep at equal sparsities

@@ -12,14 +12,11 @@ import numpy as np
 from kquant.core.spec import FLOAT, QuantSpec
 from kquant.graph.graph import Node, legal_name, rewrite
 from kquant.layers.nodes import Compressed, FakeQuant
-from kquant.layers.provenance import ALL, Provenance
 from kquant.layers.transform import Carried
-from kquant.ops import find
-from kquant.ops.real_steps import marks_padding, unread_padding
+from kquant.ops.real_steps import marks_padding
 from kquant.ops.rule import Rule, Weights
 from kquant.prepare.folding import Folded
 from kquant.prepare.places import Places
-from kquant.recipe.recipe import load, names
 from kquant.recipe.training_section import Training
 from kquant.views.plan import Plan, Site
 
@@ -53,18 +50,6 @@ def attach(
     return qmodel
 
 
-def _provenance(plan: Plan) -> Provenance:
-    """What every layer of the new model remembers; the whole recipe where its name does not tell it."""
-    recipe, ships = plan.recipe, plan.recipe.name in names() and load(plan.recipe.name) == plan.recipe
-    settings = "" if ships else recipe.model_dump_json(by_alias=True, exclude_defaults=True)
-    skips = {n.name for n in plan.graph.nodes if plan.settings[id(n.op)].skip}
-    calls = [n for n in plan.graph.nodes if plan.widths.calls[id(n)] == FLOAT]
-    floats = {n.name for n in calls if not plan.settings[id(n.op)].skip}
-    if floats and recipe.mode != "static":
-        floats = {ALL}
-    return Provenance(recipe.name, plan.target.name, settings, tuple(sorted(skips)), tuple(sorted(floats)))
-
-
 @dataclass(frozen=True)
 class _Known:
     """Of a quantized tensor of the new model: the tensor that holds its encoding, and its grid."""
@@ -84,8 +69,6 @@ class _Builder:
         self, plan: Plan, folded: Folded, places: Places, takes: Mapping[str, tuple[float, float, str]]
     ) -> None:
         self.plan, self.folded, self.places, self.takes = plan, folded, places, takes
-        self.origin = _provenance(plan)
-        self.padding = unread_padding(plan.graph)
         self.known: dict[int, _Known] = {}  # of quantized tensors
         self.converted: dict[tuple[int, int], Any] = {}  # (id(tensor), group) -> the tensor in that group's encoding
         self.pending: dict[int, dict[str, Any]] = {}  # of tensors to be quantized: FakeQuant's arguments
@@ -105,7 +88,7 @@ class _Builder:
 
     def call(self, node: Node, args: tuple, kwargs: dict) -> Any:
         """One call of the float model, with its quantization."""
-        rule = find(node.op, self.plan.target)
+        rule = self.plan.rules[id(node)]
         if rule is None:
             raise ValueError(f"{node.name}: no rule.")  # make_plan has listed it as a problem
         if self.plan.widths.calls[id(node)] == FLOAT:
@@ -173,7 +156,7 @@ class _Builder:
 
     def compressed(self, op: Any, weights: Weights, bits: int) -> Compressed:
         """The layer in its wrapper."""
-        return _compressed(self.plan, self.folded, self.places, op, weights, bits, self.origin)
+        return _compressed(self.plan, self.folded, self.places, op, weights, bits)
 
     def whole(self, node: Node, rule: Rule, args: tuple, encoding: Any) -> Any:
         """The output of a layer with encodings inside, which must know its output's encoding beforehand."""
@@ -206,7 +189,7 @@ class _Builder:
             "momentum": training.momentum,
             "freeze_after": 0 if training.ranges == "fixed" else training.freeze_ranges_after,
             "learning": training.for_tensors(),
-            "origin": self.origin.to_config(),
+            "origin": self.plan.provenance.to_config(),
         }
 
     def sources(self, rule: Rule, node: Node, inputs: list[Any], known: list[Any]) -> dict[str, Any]:
@@ -253,8 +236,8 @@ class _Builder:
 
     def told(self, old: Any, site: Site) -> None:
         """Let the encoding of a tensor of the graph know what marks the padding in it."""
-        if id(old) in self.padding:
-            self.fake_quant(site).padding[str(site.index)] = self.padding[id(old)]
+        if id(old) in self.plan.padding:
+            self.fake_quant(site).padding[str(site.index)] = self.plan.padding[id(old)]
 
     def quantize(self, y: Any, site: Site, details: dict[str, Any]) -> Any:
         """FakeQuant of the site's group on `y`."""
@@ -292,9 +275,7 @@ class _Builder:
         return name
 
 
-def _compressed(
-    plan: Plan, folded: Folded, places: Places, op: Any, weights: Weights, bits: int, origin: Provenance
-) -> Compressed:
+def _compressed(plan: Plan, folded: Folded, places: Places, op: Any, weights: Weights, bits: int) -> Compressed:
     """The layer in its wrapper; the gain of a folded batch norm leaves the kernel that trains."""
     spec, gain = plan.weights[id(op)], folded.gains.get(op.name)
     if gain is not None:
@@ -314,7 +295,7 @@ def _compressed(
         observer=plan.settings[id(op)].weights.observer,
         input_bits=bits,
         storage=_storage(plan, op),
-        origin=origin.to_config(),
+        origin=plan.provenance.to_config(),
     )
     if layer.norm is not None:
         norm = folded.norms[op.name]

@@ -21,7 +21,7 @@ from kquant.graph.defaults import own_defaults
 from kquant.graph.graph import Graph, Node, legal_name, named_apart, rewrite, trace
 from kquant.graph.keras_private import every_layer
 from kquant.graph.step_mask import reads_mask
-from kquant.graph.unfold import draws_in_training, substitute
+from kquant.graph.unfold import lost_draws, substitute
 from kquant.ops import find
 from kquant.ops.passive import is_idle
 from kquant.ops.refused import remedy
@@ -71,8 +71,24 @@ def expand_graph(graph: Graph) -> keras.Model:
         return expand_call(node.op, make_for, args, kwargs)
 
     model = rewrite(graph, replace, name=legal_name(graph.name, root=True))
-    _warn_lost_draws(graph, model)
+    lost = lost_draws(graph.layers(), every_layer(model))
+    _warn_lost_draws(lost)
     return model
+
+
+def expand_alone(node: Node) -> keras.Model:
+    """`expand` of one call.
+
+    Raises:
+        ValueError: what its rule refuses; it reads a tensor without axes, which no model takes as an input.
+    """
+    if not all(t.shape for t in node.inputs):
+        raise ValueError(
+            f"{node.name} ({type(node.op).__name__}): it reads one number for all samples, a tensor without axes. What "
+            "makes it is refused: let that keep axis 0."
+        )
+    inputs = list({id(t): t for t in node.inputs}.values())
+    return expand_graph(Graph(node.name, inputs, list(node.outputs), (node,)))
 
 
 def _outputs_apart(graph: Graph) -> set[int]:
@@ -86,15 +102,8 @@ def _outputs_apart(graph: Graph) -> set[int]:
     return {id(n) for n in graph.nodes if (end := id(n.outputs[0])) in ends and end in roots and shared[roots[end]] > 1}
 
 
-def _warn_lost_draws(graph: Graph, model: keras.Model) -> None:
-    """Name layers of Keras' own that act in training only and leave, or come apart into layers that do not."""
-    random = [layer for layer in every_layer(model) if draws_in_training(layer)]
-    kept = {name for layer in random for name in (layer.name, *(n for n, _ in origins(layer)))}
-    lost = []
-    for op in graph.layers():
-        inside = every_layer(op) if isinstance(op, keras.layers.Layer) else []
-        if any(draws_in_training(layer) for layer in inside) and not kept & {layer.name for layer in inside}:
-            lost.append(f"{op.name} ({type(op).__name__})")
+def _warn_lost_draws(lost: list[str]) -> None:
+    """Augmentation and dropout act in training only; some leave, or come apart into layers that do not draw."""
     if lost:
         warn(
             f"{', '.join(lost)}: what it draws in training (augmentation, dropout inside a recurrent layer) is left "

@@ -13,21 +13,16 @@ from kquant.core.messages import first_of
 from kquant.core.origin import identities
 from kquant.core.spec import PACKED_BITS
 from kquant.graph.defaults import own_defaults
-from kquant.graph.graph import Graph, Node, alone, trace
+from kquant.graph.given_model import layers_of
+from kquant.graph.graph import Graph, Node, trace
 from kquant.ops import find
-from kquant.prepare.expansion import expand_graph
+from kquant.prepare.expansion import expand_alone
 from kquant.prepare.folding import Fate, fates
 from kquant.prepare.preprocessing import advice
-from kquant.prepare.quantization import (
-    check_model,
-    check_recipe,
-    expanded,
-    is_known,
-    planned,
-    read,
-    unknown_layers,
-)
+from kquant.prepare.quantization import check_recipe, planned
+from kquant.prepare.refusals import expanded, unknown_layers
 from kquant.recipe import recipe as recipes
+from kquant.views.float_model import check_float, is_known, read
 from kquant.views.packing import times
 from kquant.views.plan import Plan, problem
 from kquant.views.widths import container
@@ -123,7 +118,7 @@ def check(
     chosen = None if recipe is None else recipes.load(recipe)
     if chosen is not None:
         check_recipe(chosen)
-    check_model(model)
+    check_float(model, layers_of(model, "quantize"))
     goal = targets.load(target)
     graph = read(model, input_shape)
     rows = [_row(node, goal) for node in graph.nodes if is_known(node.op)]
@@ -194,7 +189,7 @@ def _slow(slow: dict[str, float], target: targets.Target) -> str:
 def _row(node: Node, target: targets.Target) -> LayerCheck:
     name, kind = node.name, type(node.op).__name__
     try:
-        part = expand_graph(alone(node))
+        part = expand_alone(node)
     except ValueError as error:
         return LayerCheck(name, kind, "refused", (), str(error))
     nodes = [n for n in trace(part, is_known).nodes if not isinstance(n.op, keras.layers.Identity)]

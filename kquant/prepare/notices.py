@@ -1,15 +1,11 @@
-"""What `quantize` warns of: of the plan, before anything is made, and of the model that it made."""
+"""What `quantize` warns of, as the plan tells it."""
 
 from __future__ import annotations
 
-import keras
 import numpy as np
 
 from kquant.core.messages import first_of, warn
 from kquant.core.spec import KERNEL_BITS, PACKED_BITS
-from kquant.graph.keras_private import every_layer
-from kquant.layers.nodes import FakeQuant
-from kquant.ops import find
 from kquant.views.packing import Packing, times
 from kquant.views.plan import Plan
 
@@ -21,9 +17,9 @@ def warn_of_plan(plan: Plan) -> None:
     warn_unpacked(plan)
 
 
-def warn_simulated(qmodel: keras.Model) -> None:
+def warn_simulated(plan: Plan) -> None:
     """Say before any training that no kernel has activations of such a width: `export` refuses the model."""
-    widths = {layer.spec.bits for layer in every_layer(qmodel) if isinstance(layer, FakeQuant)} - set(KERNEL_BITS)
+    widths = {group.spec.bits for group in plan.groups.values()} - set(KERNEL_BITS)
     if widths:
         warn(
             f"quantize: activations of {' and '.join(map(str, sorted(widths)))} bits are simulated only: kquant.export "
@@ -74,8 +70,8 @@ def warn_unpacked(plan: Plan) -> None:
 
 def warn_dead(plan: Plan) -> None:
     """Name layers whose output channels compute nothing: they cost bytes and time, and hint at a lost checkpoint."""
-    for op in {id(node.op): node.op for node in plan.graph.nodes if id(node.op) in plan.weights}.values():
-        rule = find(op, plan.target)
+    for node in {id(node.op): node for node in plan.graph.nodes if id(node.op) in plan.weights}.values():
+        op, rule = node.op, plan.rules[id(node)]
         if rule is None or rule.weights is None:
             continue
         kernel = getattr(op, rule.weights.kernel).numpy()

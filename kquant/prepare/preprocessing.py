@@ -11,10 +11,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from kquant.graph.graph import Graph, Node, alone, trace
+from kquant.graph.graph import Graph, Node, trace
 from kquant.ops import find
 from kquant.ops.affine import Affine
-from kquant.prepare.expansion import expand_graph
+from kquant.prepare.expansion import expand_alone
 
 layers = keras.layers
 # What images of 8 bits and sound of 16 bits are divided by.
@@ -109,7 +109,7 @@ def affines(node: Node) -> list[Affine] | None:
     if rule.weights is not None and not isinstance(node.op, Affine):  # most first layers: nothing to write out
         return None
     try:
-        part = trace(expand_graph(alone(node)), lambda op: find(op) is not None)
+        part = trace(expand_alone(node), lambda op: find(op) is not None)
     except ValueError:  # refused, which `plan` will say
         return None
     ops = [n.op for n in part.nodes if not isinstance(n.op, layers.Identity)]

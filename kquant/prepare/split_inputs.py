@@ -13,15 +13,16 @@ from typing import Any
 
 import keras
 
-from kquant.graph.graph import Graph, Node, alone, rewrite, substitute, trace
+from kquant.graph.given_model import layers_of
+from kquant.graph.graph import Graph, Node, rewrite, substitute, trace
 from kquant.graph.output_names import as_keras
 from kquant.ops import find
 from kquant.ops.affine import Affine
 from kquant.ops.constant import Stored
 from kquant.ops.function import COMPARISONS, Function
-from kquant.prepare.expansion import expand_graph
-from kquant.prepare.quantization import check_model
+from kquant.prepare.expansion import expand_alone
 from kquant.views.flat_copy import plain, read
+from kquant.views.float_model import check_float
 
 layers = keras.layers
 SCALES = (layers.Normalization, layers.Rescaling, layers.BatchNormalization)
@@ -71,7 +72,7 @@ def split_preprocessing(model: keras.Model) -> SplitModel:
         >>> split.preprocessing(x).numpy().tolist(), len(split.model.layers)
         ([[1.0, 1.0]], 2)
     """
-    check_model(model)
+    check_float(model, layers_of(model, "quantize"))
     graph = read(plain(model))
     outside = _outside(graph)
     if not outside:
@@ -114,7 +115,7 @@ def _pieces(node: Node) -> list[Any] | None:
     if find(node.op) is None:
         return None
     try:
-        part = trace(expand_graph(alone(node)), lambda op: find(op) is not None)
+        part = trace(expand_alone(node), lambda op: find(op) is not None)
     except ValueError:  # refused by its rule: no scaling that can be told apart
         return None
     return [n.op for n in part.nodes if not isinstance(n.op, layers.Identity)]

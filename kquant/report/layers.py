@@ -8,11 +8,11 @@ from functools import cache
 import keras
 
 from kquant import targets
-from kquant.graph.graph import Node, alone, trace
+from kquant.graph.graph import Node, trace
 from kquant.ops import FAMILIES, RULES, find, passive, rules_of
 from kquant.ops.refused import LAYERS, OPERATIONS, UNFOLDED
 from kquant.ops.rule import Rule
-from kquant.prepare.expansion import expand_graph
+from kquant.prepare.expansion import expand_alone
 
 HEAD = """# Supported layers
 
@@ -151,7 +151,7 @@ def _parts(node: Node) -> tuple[Node, ...]:
     rule = find(node.op)
     if rule is not None and rule.expand is None and not (node.args and passive.is_idle(node.op, node.args[0])):
         return (node,)
-    return tuple(trace(expand_graph(alone(node)), lambda op: find(op) is not None).nodes)
+    return tuple(trace(expand_alone(node), lambda op: find(op) is not None).nodes)
 
 
 if __name__ == "__main__":

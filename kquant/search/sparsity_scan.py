@@ -19,7 +19,7 @@ from kquant.calibration.data import gather
 from kquant.core.origin import patterns_of
 from kquant.core.renamed import renamed
 from kquant.core.table import Table
-from kquant.graph.given_model import check_finite
+from kquant.graph.keras_private import every_layer
 from kquant.layers.transform import apply
 from kquant.masking.kernel_sites import check_patterns, sites
 from kquant.masking.mask import Mask, fixed
@@ -30,6 +30,7 @@ from kquant.recipe import recipe as recipes
 from kquant.recipe.pruning_section import Pruning, structure_name
 from kquant.recipe.recipe import Recipe
 from kquant.shrink.by_score import finite
+from kquant.views.float_model import check_finite
 from kquant.views.quantized_model import is_quantized
 
 
@@ -209,7 +210,7 @@ def _check(data: Any, evaluate: Any, levels: Sequence[float], target: float, str
 def _check_float(model: Any) -> None:
     check_model(model, "scan_sparsity")
     check_finite(model)
-    if is_quantized(model):
+    if is_quantized(every_layer(model)):
         raise ValueError(
             f"{model.name}: scan_sparsity: expected a float model. Scan before kquant.quantize, or what "
             "kquant.strip(model) gives; kquant.prune(model, ..., rules=scan.rules) takes the quantized model too."

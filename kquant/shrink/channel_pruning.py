@@ -12,7 +12,6 @@ from tqdm.auto import tqdm
 
 from kquant.calibration.data import gather
 from kquant.core.table import Table
-from kquant.graph.given_model import warn_lost_steps
 from kquant.graph.graph import Node, rewrite
 from kquant.graph.output_names import as_keras
 from kquant.shrink.by_score import choose_by_score
@@ -23,6 +22,7 @@ from kquant.shrink.labelled_data import labelled_batches, labelled_count, loss_o
 from kquant.shrink.narrow import narrow_values, narrower
 from kquant.shrink.reconstruct import FEW, Job, can_refit, refit
 from kquant.views.flat_copy import inference_only, plain, read
+from kquant.views.float_model import warn_lost_steps
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from tqdm.auto import tqdm
 
 from kquant.calibration.data import gather
 from kquant.graph.copies import again, copy_state, settle
-from kquant.graph.given_model import warn_lost_steps
 from kquant.graph.graph import Graph, Node, named_apart, rewrite
 from kquant.graph.output_names import as_keras
 from kquant.shrink.by_score import finite
@@ -28,6 +27,7 @@ from kquant.shrink.narrow import kernel_of
 from kquant.shrink.ranks import Candidate, cheapest_ranks, choose_ranks
 from kquant.shrink.reconstruct import FEW, Job, refit
 from kquant.views.flat_copy import inference_only, names_of, plain, read
+from kquant.views.float_model import warn_lost_steps
 
 STEPS = 10  # of each layer's cost
 

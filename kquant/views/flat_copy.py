@@ -9,11 +9,11 @@ import keras
 
 from kquant.core.origin import fits, patterns_of
 from kquant.graph.copies import again, copy_state
-from kquant.graph.given_model import check_finite
 from kquant.graph.graph import Graph, Node, legal_name, named_apart, rewrite, trace
 from kquant.graph.keras_private import every_layer
 from kquant.layers.nodes import Transformed
 from kquant.ops import find
+from kquant.views.float_model import check_finite
 from kquant.views.quantized_model import is_quantized
 
 layers = keras.layers
@@ -51,7 +51,8 @@ def plain(model: keras.Model) -> keras.Model:
         >>> [layer.name for layer in plain(keras.Sequential([keras.Input((4,), name="x"), inner])).layers]
         ['x', 'inside']
     """
-    if is_quantized(model) or any(isinstance(layer, Transformed) for layer in every_layer(model)):
+    held = every_layer(model)
+    if is_quantized(held) or any(isinstance(layer, Transformed) for layer in held):
         raise ValueError(
             f"{model.name}: channels leave and kernels split in a plain float model. Received one that is quantized, "
             "pruned or clustered: shrink it before kquant.prune, kquant.cluster and kquant.quantize, or give "

@@ -8,7 +8,6 @@ refuse    whatever the target cannot run in integers, by layer name
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,7 +18,9 @@ from kquant.core.origin import identities
 from kquant.core.spec import FLOAT, INDEX, QuantSpec
 from kquant.graph.graph import Graph, Node
 from kquant.graph.stored import Stored
+from kquant.layers.provenance import Provenance
 from kquant.ops import find
+from kquant.ops.real_steps import unread_padding
 from kquant.ops.rule import Rule
 from kquant.recipe.recipe import Recipe, Settings
 from kquant.recipe.training_section import Training
@@ -73,6 +74,7 @@ class Plan:
 
     Attributes:
         graph, recipe, target: what it was made from.
+        rules: id(node) -> what says how the call is quantized and written; None where nothing does.
         groups: key -> encoding.
         sites: id(tensor) -> where it is quantized (inputs and node outputs).
         edges: (id(node), input number) -> requantization of that one input.
@@ -81,12 +83,15 @@ class Plan:
         weights: id(layer) -> grid of its kernel; None leaves it float.
         packings: id(layer) -> how the codes of its kernel are stored, where it has a grid.
         widths: how wide every call computes.
+        padding: id(tensor) -> the value that marks padded steps in it, where nothing else reads those.
+        provenance: what every layer of the new model remembers.
         problems: what the target cannot do.
     """
 
     graph: Graph
     recipe: Recipe
     target: Target
+    rules: dict[int, Rule | None]
     groups: dict[int, Group]
     sites: dict[int, Site]
     edges: dict[tuple[int, int], Site]
@@ -95,6 +100,8 @@ class Plan:
     weights: dict[int, QuantSpec | None]
     packings: dict[int, Packing]
     widths: Widths
+    padding: dict[int, float]
+    provenance: Provenance
     problems: tuple[Problem, ...]
 
 
@@ -157,7 +164,30 @@ def make_plan(graph: Graph, recipe: Recipe, target: Target) -> Plan:
     )
     problems = tuple(p for p in verdicts if p is not None)
     problems += tuple(_mixed(graph, rules))
-    return Plan(graph, recipe, target, groups, sites, edges, fused, settings, weights, packings, widths, problems)
+    return Plan(
+        graph=graph,
+        recipe=recipe,
+        target=target,
+        rules=rules,
+        groups=groups,
+        sites=sites,
+        edges=edges,
+        fused=fused,
+        settings=settings,
+        weights=weights,
+        packings=packings,
+        widths=widths,
+        padding=unread_padding(graph),
+        provenance=_provenance(draft),
+        problems=problems,
+    )
+
+
+def _provenance(draft: _Draft) -> Provenance:
+    """What every layer of the new model remembers."""
+    calls = [(node, draft.settings[id(node.op)].skip) for node in draft.graph.nodes]
+    floats = {node.name for node, skip in calls if not skip and draft.widths.calls[id(node)] == FLOAT}
+    return Provenance.of(draft.recipe, draft.target, {node.name for node, skip in calls if skip}, floats)
 
 
 def problem(node: Node, rule: Rule | None, target: Target, bits: int = 8) -> Problem | None:
@@ -443,9 +473,3 @@ def _held(draft: _Draft, classes: _Classes, groups: dict[int, Group]) -> dict[in
             spec = held[key].spec
             held[key] = replace(held[key], spec=replace(spec, smallest=max(spec.smallest, smallest)))
     return held
-
-
-def describe(problems: Iterable[Problem], target: Target) -> str:
-    """One message for all problems."""
-    lines = "\n".join(f"  {p}" for p in problems)
-    return f"These layers cannot run in integers on {target.title}:\n{lines}"

@@ -18,6 +18,7 @@ from kquant.layers.nodes import Compressed, FakeQuant, observing
 from kquant.ops import find
 from kquant.ops.rule import Rule
 
+QUANTIZING = FakeQuant | Compressed  # what holds grids
 HALF = ("float16", "bfloat16")
 EAGER_BATCHES = 16  # tracing takes as long as a few batches do without
 
@@ -51,12 +52,12 @@ class Place:
 
 def is_known(op: Any) -> bool:
     """Layers that stay whole when a quantized model is read."""
-    return isinstance(op, FakeQuant | Compressed) or find(op) is not None
+    return isinstance(op, QUANTIZING) or find(op) is not None
 
 
-def is_quantized(model: keras.Model) -> bool:
-    """True for what `kquant.quantize` returned, saved and loaded or not."""
-    return any(isinstance(layer, FakeQuant | Compressed) for layer in every_layer(model))
+def is_quantized(layers: Iterable[keras.layers.Layer]) -> bool:
+    """True for the layers, at any depth, of what `kquant.quantize` returned, saved and loaded or not."""
+    return any(isinstance(layer, QUANTIZING) for layer in layers)
 
 
 def refuse_nested(model: keras.Model) -> None:
@@ -68,7 +69,7 @@ def refuse_nested(model: keras.Model) -> None:
     Raises:
         ValueError: it holds one, by name.
     """
-    inner = [x for x in inner_layers(model) if isinstance(x, keras.Model) and is_quantized(x)]
+    inner = [x for x in inner_layers(model) if isinstance(x, keras.Model) and is_quantized(inner_layers(x))]
     if inner:
         raise ValueError(
             f"{model.name}: it has the quantized model '{inner[0].name}' among its layers, beside float ones. Build "
@@ -85,7 +86,7 @@ def read(qmodel: keras.Model) -> Graph:
     """
     refuse_nested(qmodel)
     graph = trace(qmodel, is_known)
-    if not any(isinstance(node.op, FakeQuant | Compressed) for node in graph.nodes):
+    if not any(isinstance(node.op, QUANTIZING) for node in graph.nodes):
         raise ValueError(f"{qmodel.name}: not a quantized model; pass what kquant.quantize returned.")
     return graph
 
@@ -110,7 +111,7 @@ def _activation(node: Node, consumers: dict[int, list[Node]]) -> Callable[[Any],
     """The operation between a layer's output and the `FakeQuant` that encodes it."""
     readers = consumers.get(id(node.outputs[0]), [])
     # with several readers nothing was fused (`plan`): the layer's own output has the encoding
-    if len(readers) != 1 or isinstance(readers[0].op, FakeQuant | Compressed):
+    if len(readers) != 1 or isinstance(readers[0].op, QUANTIZING):
         return None
     after = consumers.get(id(readers[0].outputs[0]), [])
     return readers[0].op if len(after) == 1 and isinstance(after[0].op, FakeQuant) else None
