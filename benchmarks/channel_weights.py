@@ -27,7 +27,7 @@ TASKS = ("image_classification", "keyword_spotting", "visual_wake_words")
 
 def importance(graph: Graph, node: Node, channels: int) -> np.ndarray:
     """`|W_c|^2` of the layers that read what a `FakeQuant` writes, straight or behind a pool or a reshape; or ones."""
-    consumers, found = graph.consumers(), np.zeros(channels)
+    consumers, found = graph.consumers, np.zeros(channels)
     waiting = list(consumers.get(id(node.outputs[0]), []))
     while waiting:
         reader = waiting.pop()

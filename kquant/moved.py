@@ -93,14 +93,14 @@ demo app.demo
 dry_run analysis.try_steps
 encodings calibration.aimet_encodings
 expand prepare.expansion
-export exporting.export_file
+export exporting.export_file tflite.file_content
 fold prepare.folding
 hdf5 files.hdf5_copy
 held_scales calibration.held_scales
 inspect tflite.reader
 interpreters runtime.interpreters
 layer_bytes tflite.weight_bytes
-look_up_tables exporting.lut_check
+look_up_tables exporting.lut_check tflite.lut_program
 lost_signal calibration.lost_signal
 lower tflite.aliases tflite.edges tflite.flatbuffer tflite.lowering tflite.lut_program tflite.states tflite.streaming
 lower.aliases tflite.aliases
@@ -139,7 +139,7 @@ shrink.labelled shrink.labelled_data
 shrink.plain views.flat_copy
 shrink.prune shrink.channel_pruning
 split prepare.split_inputs
-stream exporting.streams
+stream exporting.streams tflite.streaming
 strip masking.stripping views.released
 train.centroids masking.centroids
 train.clustering masking.clustering

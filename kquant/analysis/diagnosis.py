@@ -180,7 +180,7 @@ def _sensitivity(unit: Unit, passes: Passes, everything: Names) -> Sensitivity:
 def _tensors(graph: Graph, parts: list[Unit], passes: Passes) -> tuple[TensorReport, ...]:
     names = {q.name: unit.name for unit in parts for q in unit.quants}
     layers = {node.op.name: node.op for node in graph.nodes if isinstance(node.op, FakeQuant)}
-    makers = graph.producers()
+    makers = graph.producers
     made_by = {}
     for name, nodes in passes.calls.items():
         # a model input has no maker; an encoding of several tensors goes by the last of them

@@ -74,7 +74,7 @@ def live_tensors(graph: Graph) -> list[Live]:
     Args:
         graph: see `peak_bytes`.
     """
-    bits, consumers, producers = widths(graph), graph.consumers(), graph.producers()
+    bits, consumers, producers = widths(graph), graph.consumers, graph.producers
     outputs, floats = keras.tree.flatten(graph.outputs), _floats(graph)
     kept = {id(t) for t in outputs}
     live = {id(t): Live(_bytes(t, bits), 0, 0) for t in keras.tree.flatten(graph.inputs)}

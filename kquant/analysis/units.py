@@ -77,7 +77,7 @@ def quantizes(node: Node) -> bool:
 class _Units:
     def __init__(self, graph: Graph) -> None:
         self.units: dict[int, Unit] = {}
-        self.producers = graph.producers()
+        self.producers = graph.producers
         self.names = {id(t): t.name for t in keras.tree.flatten(graph.inputs)}
         self.joins = self.joined(graph)
         # known before any unit is made: the first call of a shared encoding must not give it to its layer
@@ -159,7 +159,7 @@ def _kind(op: Any) -> str:
 
 def followed(graph: Graph) -> dict[str, FakeQuant]:
     """Name of each `FakeQuant` -> the one whose range its encoding comes from; itself, but where it follows."""
-    producers = graph.producers()
+    producers = graph.producers
     sources: dict[str, FakeQuant] = {}
     for node in graph.nodes:
         if isinstance(node.op, FakeQuant):

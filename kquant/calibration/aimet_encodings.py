@@ -70,7 +70,7 @@ def encodings(qmodel: keras.Model, version: Version = "0.6.1") -> dict[str, Any]
     if version not in VERSIONS:
         raise ValueError(f"encodings: version must be one of {', '.join(VERSIONS)}. Received: {version!r}.")
     graph = read(qmodel)
-    tensors, inside = _tensors(graph, graph.producers()), _inside(graph)
+    tensors, inside = _tensors(graph), _inside(graph)
     held = {**{n: x for n, (x, _) in tensors.items()}, **{n: x for n, (x, _) in inside.items()}}
     unseen = [n for n, x in held.items() if x.has_range and not np.any(x.count.numpy() > 0)]
     if unseen:
@@ -133,9 +133,8 @@ def set_encodings(qmodel: keras.Model, encodings: str | Path | dict[str, Any]) -
     """
     activations, weights, where = _read(encodings)
     graph = read(qmodel)
-    producers = graph.producers()
     inside = {name: (layer, layer) for name, (layer, _) in _inside(graph).items()}
-    tensors = {**_tensors(graph, producers, peeks=True), **inside}
+    tensors = {**_tensors(graph, peeks=True), **inside}
     kernels = {f"{n}/{x.kernel_name}": x for n, x in _weighted(graph).items()}
     biases = {f"{n}/{x.bias_name}" for n, x in _weighted(graph).items() if x.bias_name}
     _refuse_unknown(where, "activation_encodings", activations, tensors)
@@ -163,12 +162,11 @@ def set_encodings(qmodel: keras.Model, encodings: str | Path | dict[str, Any]) -
     return qmodel
 
 
-def _tensors(graph: Graph, producers: dict[int, Node], peeks: bool = False) -> Tensors:
+def _tensors(graph: Graph, peeks: bool = False) -> Tensors:
     """Name -> the layer that quantizes the tensor, and the one whose encoding it has: another where it follows.
 
     Args:
         graph: of a quantized model.
-        producers: of its tensors.
         peeks: list what a layer asks of its output's encoding beforehand, too: files of version 0.1 do.
     """
     names = {id(t): t.name for t in keras.tree.flatten(graph.inputs)}
@@ -183,7 +181,7 @@ def _tensors(graph: Graph, producers: dict[int, Node], peeks: bool = False) -> T
         while name in tensors:
             name, n = f"{wanted}_{n}", n + 1
         names[id(node.outputs[0])] = f"{name}/{node.op.name}"  # what a requantization of it is called
-        tensors[name] = (node.op, _followed(node, producers).op)
+        tensors[name] = (node.op, _followed(node, graph.producers).op)
     return tensors
 
 

@@ -145,7 +145,7 @@ def warn_of_poles(qmodel: keras.Model, seen: Observations) -> None:
     if all(layer.domain.closed and not layer.domain.hole for layer in functions):
         return
     graph = read(qmodel)
-    producers, consumers = graph.producers(), graph.consumers()
+    producers, consumers = graph.producers, graph.consumers
     for node in graph.nodes:
         if not isinstance(node.op, Function) or (node.op.domain.closed and not node.op.domain.hole):
             continue

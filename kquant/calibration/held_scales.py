@@ -90,7 +90,7 @@ class _Walk:
 
     def widen(self, spans: dict[str, float]) -> bool:
         """One pass; `spans` gets the widths that the data had. True where a range has changed."""
-        makers, changed = self.graph.producers(), False
+        makers, changed = self.graph.producers, False
         for node in self.graph.nodes:
             if not isinstance(node.op, FakeQuant) or not node.op.has_range or node.kwargs.get("peek"):
                 continue

@@ -122,7 +122,7 @@ class _Model:
         with observing(lambda *_: None):
             self.values = run(self.graph, x)
         self.y = _outputs([self.values[id(t)] for t in keras.tree.flatten(self.graph.outputs)])
-        self.makers, self.readers = self.graph.producers(), self.graph.consumers()
+        self.makers, self.readers = self.graph.producers, self.graph.consumers
         self.target = provenance_of(n.op for n in self.graph.nodes).load_target()
         self.inputs = {id(t): t.name for t in keras.tree.flatten(self.graph.inputs)}
         self.calls = 0

@@ -76,9 +76,9 @@ def limits_of(pair: Pair, seen: Extremes | None) -> tuple[np.ndarray, np.ndarray
 
 def replaceable(graph: Graph, clip: Node) -> str | None:
     """Why a clipped ReLU cannot become a plain one, or None."""
-    if len(graph.calls()[id(clip.op)]) > 1:
+    if len(graph.calls[id(clip.op)]) > 1:
         return "it is called more than once"
-    for node in graph.consumers().get(id(clip.outputs[0]), []):
+    for node in graph.consumers.get(id(clip.outputs[0]), []):
         if "activation" in (node.kwargs.get("attributes") or {}):
             return "with 16-bit activations the clip is part of the requantization; quantize a model without it"
     return None

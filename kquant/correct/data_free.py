@@ -164,7 +164,7 @@ class _Synthetic:
         rng = np.random.default_rng(seed)
         inputs = keras.tree.flatten(self.graph.inputs)
         values: dict[int, Any] = {id(t): _noise(t, self.ranges[id(t)], samples, rng) for t in inputs}
-        last = self.graph.last_reads()
+        last = self.graph.last_reads
         for i, node in enumerate(tqdm(self.graph.nodes, desc="data-free", unit="node", disable=not verbose)):
             for t, value in zip(node.outputs, self.step(node, values), strict=True):
                 values[id(t)] = value

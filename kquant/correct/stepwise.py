@@ -29,7 +29,7 @@ def run_stepwise(graph: Graph, batches: Iterable[Any], visit: Visit) -> None:
     names = [id(t) for t in keras.tree.flatten(graph.inputs)]
     for x in batches:
         live.append(dict(zip(names, keras.tree.flatten(x), strict=True)))
-    last = graph.last_reads()
+    last = graph.last_reads
     for i, node in enumerate(graph.nodes):
         made = _computed(node, live)
         # Once more at most: a second visit would measure what the first has just corrected.

@@ -12,33 +12,32 @@ from typing import Any, Literal, get_args
 import keras
 import numpy as np
 
-from kquant import __version__, targets
+from kquant import targets
 from kquant.calibration.aimet_encodings import Version
 from kquant.calibration.aimet_encodings import encodings as encodings_of
 from kquant.calibration.data import gather
 from kquant.core.operators import facts
 from kquant.core.renamed import renamed
 from kquant.core.spec import Encoding
-from kquant.exporting.lut_check import in_tables, refuse_other_outputs, refuse_tables, tables_of
-from kquant.exporting.streams import Stream, StreamReport, check_stream, describe_stream, stream_metadata
+from kquant.exporting.lut_check import refuse_other_outputs, refuse_undecoded, tables_of
+from kquant.exporting.streams import Stream, StreamCheck, StreamReport, check_stream, describe_stream
 from kquant.exporting.verification import VerifyReport, compare
 from kquant.files.atomic import Outputs
 from kquant.files.destination import destination
-from kquant.layers.provenance import ALL
 from kquant.runtime.running import ARENA, FALLBACK, arena_bytes, available
 from kquant.targets import Target
-from kquant.tflite.aliases import keep_apart
-from kquant.tflite.edges import IO, cast_edges
-from kquant.tflite.flatbuffer import to_bytes
+from kquant.tflite.edges import IO
+from kquant.tflite.file_content import Files, Form, to_files
 from kquant.tflite.lowering import Lowered, lower
 from kquant.tflite.lut_program import LookUpTables
 from kquant.tflite.reader import FileModel, contents, read_model
-from kquant.tflite.states import States, keep_states
-from kquant.tflite.streaming import Streamed, to_stream
+from kquant.tflite.states import States
+from kquant.tflite.streaming import Streamed
 from kquant.tflite.vela import find_vela, vela_bytes
 from kquant.tflite.weight_bytes import FileBytes, count_bytes
 
 RANDOM_SAMPLES = 8
+CHECKED_SAMPLES = 64
 
 
 @dataclass(frozen=True)
@@ -151,31 +150,32 @@ def export(
     results = Outputs([target_path] if encodings is None else [target_path, encodings], "export")
     beside = None if encodings is None else encodings_of(qmodel, encodings_version)
     lowered = lower(qmodel)
-    refuse_tables(lowered, tables, check_runtimes)
-    if streaming:
-        made = _streaming(qmodel, lowered, data, io, int(streaming), states, check_runtimes, tables)
-    else:
-        made = _over_clips(qmodel, lowered, data, io, check_runtimes, tables)
-    content, reports, arena, streamed = made
-    file, held = contents(content)
+    if tables is not None:
+        refuse_undecoded(lowered.target, check_runtimes)
+    files = to_files(lowered, Form(io, int(streaming), states, tables))
+    file, held = contents(files.content)
+    counted = count_bytes(files.content, file, held)
+    compared = file if files.streamed is None else read_model(files.over_clips)
+    checked = _checked(qmodel, lowered, files, compared, tables, data) if check_runtimes else _Checked()
+    streamed = None if files.streamed is None else describe_stream(files.streamed, states, checked.streams)
     with results as new:
-        new.write(target_path, content)
+        new.write(target_path, files.content)
         if encodings is not None:
             new.write(encodings, f"{json.dumps(beside, indent=1)}\n".encode())
     return ExportReport(
         path=str(target_path),
         target=lowered.target.name,
         recipe=lowered.recipe,
-        file_bytes=len(content),
+        file_bytes=len(files.content),
         weight_bytes=file.weight_bytes,
-        arena_bytes=arena,
+        arena_bytes=checked.arena,
         operators=file.operator_counts,
         types=dict(Counter(t.type for t in file.tensors)),
         inputs=tuple(_port(t) for t in file.inputs),
         outputs=tuple(_port(t) for t in file.outputs),
         float_layers=tuple(sorted(lowered.floats)),
-        verification=reports,
-        weights=_weights(lowered, content, count_bytes(content, file, held), check_runtimes),
+        verification=checked.reports,
+        weights=_weights(lowered, files.content, counted, check_runtimes),
         streaming=streamed,
     )
 
@@ -191,83 +191,6 @@ def _check_options(io: Any, states: Any, streaming: Any) -> None:
         )
 
 
-# The file, what was checked, the arena, and what a streaming file needs.
-_Made = tuple[bytes, tuple[VerifyReport, ...], int | None, StreamReport | None]
-
-
-def file_content(lowered: Lowered) -> bytes:
-    """The file that `export` writes with io="model", without checking it: what searches measure.
-
-    Args:
-        lowered: of a quantized model.
-
-    Returns:
-        The bytes, metadata with them.
-    """
-    keep_apart(lowered.program, lowered.target)
-    return to_bytes(lowered.program, lowered.target, _metadata(lowered))
-
-
-def _metadata(lowered: Lowered) -> dict[str, Any]:
-    return {"kquant": __version__, "recipe": lowered.recipe, "target": lowered.target.name}
-
-
-def _over_clips(
-    qmodel: keras.Model, lowered: Lowered, data: Any, io: IO, check: bool, tables: LookUpTables | None
-) -> _Made:
-    """The file as the model is: whole samples in, whole results out."""
-    cast_edges(lowered.program, io)
-    plain = file_content(lowered)
-    content = plain if tables is None else in_tables(lowered.program, lowered, _metadata(lowered), tables)
-    if not check:
-        return content, (), None, None
-    reports, arena = _tried(qmodel, lowered, content, read_model(content), data)
-    if tables is not None:
-        refuse_other_outputs(plain, content, _random(lowered))
-    return content, reports, arena, None
-
-
-def _streaming(
-    qmodel: keras.Model,
-    lowered: Lowered,
-    data: Any,
-    io: IO,
-    frames: int,
-    states: States,
-    check: bool,
-    tables: LookUpTables | None,
-) -> _Made:
-    """The streaming file; the file over whole clips is compared with the model, then the stream with that file."""
-
-    def written(edges: IO) -> tuple[bytes, Streamed]:
-        streamed = to_stream(lowered.program, frames)
-        cast_edges(streamed.program, edges)
-        keep_states(streamed, states)
-        keep_apart(streamed.program, lowered.target)
-        metadata = {**_metadata(lowered), "streaming": stream_metadata(streamed, states)}
-        if tables is not None:
-            return in_tables(streamed.program, lowered, metadata, tables), streamed
-        return to_bytes(streamed.program, lowered.target, metadata), streamed
-
-    if ALL in lowered.floats:
-        raise ValueError(
-            f"export: streaming files compute with integers, and the recipe '{lowered.recipe}' leaves all activations "
-            "float. Quantize with recipe 'int8' or 'int16x8', or export without streaming."
-        )
-    content, streamed = written(io)
-    if not check:
-        return content, (), None, describe_stream(streamed, states, ())
-    plain = file_content(lowered)
-    reports = _verified(qmodel, lowered, plain, read_model(plain), data)
-    clips = _random(lowered) if data is None else gather(qmodel, data, 2)
-    inner = content if io == "model" else written("int8")[0]
-    checks = [check_stream(plain, inner, streamed.outputs, clips, report.runtime) for report in reports]
-    if io != "model":
-        for report in reports:
-            Stream(content, report.runtime)
-    return content, reports, _arena(lowered, content), describe_stream(streamed, states, checks)
-
-
 def _weights(lowered: Lowered, content: bytes, counted: FileBytes, check: bool) -> FileBytes:
     """Bytes of the weights; Vela's too, where it compiles the target's files and is installed."""
     if not check or lowered.target.compiler is None or find_vela() is None:
@@ -276,6 +199,63 @@ def _weights(lowered: Lowered, content: bytes, counted: FileBytes, check: bool) 
         return replace(counted, vela_bytes=vela_bytes(content))
     except ValueError as error:
         return replace(counted, vela_refusal=str(error))
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """What running a file gave."""
+
+    reports: tuple[VerifyReport, ...] = ()
+    arena: int | None = None
+    streams: tuple[StreamCheck, ...] = ()
+
+
+def _checked(
+    qmodel: keras.Model, lowered: Lowered, files: Files, file: FileModel, tables: LookUpTables | None, data: Any
+) -> _Checked:
+    """Run what was written: against the model, a stream against the file over whole clips, tables against none.
+
+    Args:
+        qmodel: says what its data are.
+        lowered: the model.
+        files: what was written.
+        file: what `files.compared` holds.
+        tables: that were asked for.
+        data: of the user's; None: random codes.
+    """
+    x = _random(lowered) if data is None else gather(qmodel, data, CHECKED_SAMPLES)
+    with ThreadPoolExecutor() as pool:
+        arena = pool.submit(_arena, lowered, files.content)
+        reports = _verified(lowered, files.compared, file, x)
+        streams = () if files.streamed is None else _streams(files, files.streamed, file, x, reports)
+        checked = _Checked(reports, arena.result(), streams)
+    if tables is not None and files.streamed is None:
+        refuse_other_outputs(files.over_clips, files.content, file, _random(lowered))
+    return checked
+
+
+def _verified(lowered: Lowered, content: bytes, file: FileModel, x: list[np.ndarray]) -> tuple[VerifyReport, ...]:
+    """The reports of the target's runtimes; a file that they find wrong is refused."""
+    names = [name for name in lowered.target.runtimes if name in available()] or [FALLBACK]
+    reports = compare(lowered, content, file, x, names, locate=False)
+    for report in reports:
+        if report.float_operators:
+            raise ValueError(f"export: the file would compute in float: {', '.join(report.float_operators)}.")
+        if report.wrong_encodings:
+            raise ValueError(f"export: scales differ from the model's at {', '.join(report.wrong_encodings)}.")
+    return reports
+
+
+def _streams(
+    files: Files, streamed: Streamed, file: FileModel, x: list[np.ndarray], reports: tuple[VerifyReport, ...]
+) -> tuple[StreamCheck, ...]:
+    """A streaming file on each runtime: equal to the file over whole clips, and taken with the types at its edges."""
+    names = [report.runtime for report in reports]
+    checks = [check_stream(files.over_clips, file, files.frames, streamed.outputs, x, name) for name in names]
+    if files.frames != files.content:
+        for name in names:
+            Stream(files.content, name)
+    return tuple(checks)
 
 
 def _arena(lowered: Lowered, content: bytes) -> int | None:
@@ -288,30 +268,6 @@ def _arena(lowered: Lowered, content: bytes) -> int | None:
         if ARENA in lowered.target.runtimes:
             raise
         return None  # beyond TFLM's limits, which do not concern this target
-
-
-def _tried(
-    qmodel: keras.Model, lowered: Lowered, content: bytes, file: FileModel, data: Any
-) -> tuple[tuple[VerifyReport, ...], int | None]:
-    """Verification and arena size, side by side."""
-    with ThreadPoolExecutor() as pool:
-        arena = pool.submit(_arena, lowered, content)
-        reports = _verified(qmodel, lowered, content, file, data)
-        return reports, arena.result()
-
-
-def _verified(
-    qmodel: keras.Model, lowered: Lowered, content: bytes, file: FileModel, data: Any
-) -> tuple[VerifyReport, ...]:
-    x = _random(lowered) if data is None else gather(qmodel, data, 64)
-    names = [name for name in lowered.target.runtimes if name in available()] or [FALLBACK]
-    reports = compare(lowered, content, file, x, names, locate=False)
-    for report in reports:
-        if report.float_operators:
-            raise ValueError(f"export: the file would compute in float: {', '.join(report.float_operators)}.")
-        if report.wrong_encodings:
-            raise ValueError(f"export: scales differ from the model's at {', '.join(report.wrong_encodings)}.")
-    return reports
 
 
 def _fits(file: FileModel, target: Target) -> bool:
@@ -352,7 +308,7 @@ def _rows(lowered: Lowered, t: Any) -> int | None:
 
 
 def _input_encodings(lowered: Lowered, t: Any) -> list[Encoding]:
-    readers = lowered.graph.consumers().get(id(t), [])
+    readers = lowered.graph.consumers.get(id(t), [])
     refs = [lowered.refs[id(node.outputs[0])] for node in readers if id(node.outputs[0]) in lowered.refs]
     return [ref.encoding for ref in refs if ref.encoding is not None]
 

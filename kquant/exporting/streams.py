@@ -105,16 +105,6 @@ def _info(ref: Ref, code: int) -> StateInfo:
     return StateInfo(ref.name, ref.shape, ref.dtype, scale, zero_point, code)
 
 
-def stream_metadata(streamed: Streamed, kept: str) -> dict[str, Any]:
-    """What `stream` must know of a file, written into its metadata."""
-    return {
-        "hop": streamed.hop,
-        "kept": kept,
-        "states": [state.code for state in streamed.states] if kept == "io" else [],
-        "axes": [output.axis for output in streamed.outputs],
-    }
-
-
 class Stream:
     """A streaming file with its states: `step` for the newest frames, `run` for a clip, `reset` between clips.
 
@@ -270,12 +260,18 @@ def stream(path: str | Path | bytes, runtime: str = "litert") -> Stream:
 
 
 def check_stream(
-    plain: bytes, content: bytes, outputs: Sequence[StreamOutput], clips: list[np.ndarray], runtime: str
+    plain: bytes,
+    file: FileModel,
+    content: bytes,
+    outputs: Sequence[StreamOutput],
+    clips: list[np.ndarray],
+    runtime: str,
 ) -> StreamCheck:
     """Run clips through both files and compare codes.
 
     Args:
         plain: the file over whole clips.
+        file: what that one holds.
         content: the streaming file, int8 at its edges.
         outputs: of the stream.
         clips: real numbers [clips, frames, features...], one array for each input. Their loudness is changed from frame
@@ -289,7 +285,7 @@ def check_stream(
         ValueError: codes differ, naming the output; on XNNPACK, which may round differently for other shapes, the share
             is reported instead.
     """
-    running, file = Stream(content, runtime), read_model(plain)
+    running = Stream(content, runtime)
     length = clips[0].shape[1]
     count = 1 if length // running.hop > LONGEST else CLIPS
     codes = [quantize_input(_uneven(a[:count]), t) for a, t in zip(clips, file.inputs, strict=True)]

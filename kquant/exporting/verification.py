@@ -32,6 +32,7 @@ from kquant.tflite.lut_program import without_tables
 from kquant.tflite.reader import (
     EDGES,
     FileModel,
+    FileOperator,
     FileTensor,
     float_operators,
     inspect,
@@ -235,13 +236,13 @@ def compare(
         runtimes: one report for each.
         locate: look for the first difference where nothing is wrong, too; costs a process for each runtime.
     """
+    floats = tuple(_unwanted_floats(lowered, float_operators(file), file))
+    wrong = _wrong_encodings(lowered, file)
     codes = [quantize_input(a, t) for a, t in zip(x, file.inputs, strict=True)]
     with ThreadPoolExecutor() as pool:
         running = [pool.submit(probe, content, runtime, codes) for runtime in runtimes]
         expected = _simulated(lowered, x)
         computed = [future.result() for future in running]
-    floats = tuple(_unwanted_floats(lowered, file))
-    wrong = _wrong_encodings(lowered, file)
     reports = []
     for runtime, outputs in zip(runtimes, computed, strict=True):
         agreements = tuple(_agreement(t.name, e, f, t) for t, e, f in zip(file.outputs, expected, outputs, strict=True))
@@ -254,9 +255,9 @@ def compare(
     return tuple(reports)
 
 
-def _unwanted_floats(lowered: Lowered, file: FileModel) -> Iterator[str]:
+def _unwanted_floats(lowered: Lowered, floats: Sequence[FileOperator], file: FileModel) -> Iterator[str]:
     """Operators that touch floats, those left out that the recipe wants so."""
-    for op in float_operators(file):
+    for op in floats:
         name = file.tensors[op.outputs[0]].name
         wanted = "*" in lowered.floats or name.split("/")[0] in lowered.floats
         if not wanted and not (lowered.floats and op.code in (*EDGES, "RESHAPE")):
@@ -343,21 +344,21 @@ def first_difference(
         content = without_tables(content)
         file = read_model(content)
     by_name = {t.name: t for t in file.tensors}
-    expected, outputs = results
-    places = [np.flatnonzero(_differs(e, f, t)) for e, f, t in zip(expected, outputs, file.outputs, strict=True)]
-    at = int(min(p[0] for p in places if p.size))
-    sample = [a[at : at + 1] for a in x]
     nodes = []
     for node in lowered.graph.nodes:
         ref = lowered.refs.get(id(node.outputs[0]))
         tensor = None if ref is None else _in_file(ref, by_name)
         if ref is not None and ref.encoding is not None and tensor is not None and tensor not in file.inputs:
             nodes.append((node, ref, tensor.index))
-    wanted = list(dict.fromkeys(index for *_, index in nodes))
-    codes = [quantize_input(a, t) for a, t in zip(sample, file.inputs, strict=True)]
     own = [t.index for t in file.outputs]
-    shown = list(dict.fromkeys((*own, *wanted)))
-    found = dict(zip(shown, probe(with_outputs(content, shown), runtime, codes), strict=True))
+    shown = list(dict.fromkeys((*own, *(index for *_, index in nodes))))
+    opened = with_outputs(content, shown)
+    expected, outputs = results
+    places = [np.flatnonzero(_differs(e, f, t)) for e, f, t in zip(expected, outputs, file.outputs, strict=True)]
+    at = int(min(p[0] for p in places if p.size))
+    sample = [a[at : at + 1] for a in x]
+    codes = [quantize_input(a, t) for a, t in zip(sample, file.inputs, strict=True)]
+    found = dict(zip(shown, probe(opened, runtime, codes), strict=True))
     if any(not np.array_equal(found[index], y[at : at + 1]) for index, y in zip(own, outputs, strict=True)):
         return None
     values = run(lowered.graph, keras.tree.pack_sequence_as(lowered.graph.inputs, sample))

@@ -9,6 +9,7 @@ import contextlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import keras
@@ -27,7 +28,8 @@ from kquant.graph.unfold import Node, substitute, unfold
 class Graph:
     """A model as calls in order: `inputs` and `outputs` keep the model's structure (tensor, list or dict).
 
-    `output_names` are what the model calls its outputs, flattened; None where nothing says so.
+    `output_names` are what the model calls its outputs, flattened; None where nothing says so. What follows from the
+    calls (`producers` and the like) is found at its first use and kept: it is for reading.
     """
 
     name: str
@@ -36,14 +38,17 @@ class Graph:
     nodes: tuple[Node, ...]
     output_names: tuple[str, ...] | None = None
 
+    @cached_property
     def layers(self) -> list[Any]:
         """The layers and operations that the nodes call, each once."""
         return list({id(node.op): node.op for node in self.nodes}.values())
 
+    @cached_property
     def producers(self) -> dict[int, Node]:
         """id(tensor) -> the node that made it."""
         return {id(t): node for node in self.nodes for t in node.outputs}
 
+    @cached_property
     def consumers(self) -> dict[int, list[Node]]:
         """id(tensor) -> the nodes that read it, each once for every time it reads it."""
         readers: dict[int, list[Node]] = {}
@@ -52,10 +57,12 @@ class Graph:
                 readers.setdefault(id(t), []).append(node)
         return readers
 
+    @cached_property
     def last_reads(self) -> dict[int, int]:
         """id(tensor) -> number of the last node that reads it; what no node reads is not in it."""
         return {id(t): i for i, node in enumerate(self.nodes) for t in node.inputs}
 
+    @cached_property
     def calls(self) -> dict[int, list[Node]]:
         """id(layer) -> its calls; more than one for a shared layer."""
         by_layer: dict[int, list[Node]] = {}
@@ -139,7 +146,7 @@ def rewrite(
     new: dict[int, Any] = {}
     # Layers made by `replace` take what the process is set to, and that may be another policy than the model was made
     # under.
-    with own_defaults(graph.layers()), with_one_name():
+    with own_defaults(graph.layers), with_one_name():
         inputs = tree.map_structure(lambda t: keras.Input(t.shape[1:], t.shape[0], t.dtype, name=t.name), graph.inputs)
         for old, fresh in zip(tree.flatten(graph.inputs), tree.flatten(inputs), strict=True):
             new[id(old)] = fresh if enter is None else enter(old, fresh)

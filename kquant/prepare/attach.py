@@ -142,7 +142,7 @@ class _Builder:
             self.layers[id(node.op)] = self.compressed(node.op, rule.weights, bits)
         # a shared layer begins its training step at its first call; call 0 passes no argument, so that most graphs
         # have none
-        number = self.plan.graph.calls()[id(node.op)].index(node)
+        number = self.plan.graph.calls[id(node.op)].index(node)
         site = {"site": number} if number else {}
         if table:
             return self.layers[id(node.op)](*args, **site, **kwargs)[0], {}
@@ -172,12 +172,12 @@ class _Builder:
                     kernel.transform_by(transform)
         # its gates compute with the encoding of the output before there is an output to quantize
         _, out = self.fake_quant(site)(args[0], peek=True)
-        number = self.plan.graph.calls()[id(node.op)].index(node)
+        number = self.plan.graph.calls[id(node.op)].index(node)
         return self.layers[id(node.op)](args[0], encoding=encoding, out=out, **({"site": number} if number else {}))
 
     def inside(self, node: Node) -> Callable[[str], dict[str, Any]]:
         """Arguments of a `FakeQuant` inside a layer, by what it holds."""
-        sites = len(self.plan.graph.calls()[id(node.op)])
+        sites = len(self.plan.graph.calls[id(node.op)])
         training = self.plan.settings[id(node.op)].training
         if training.learns_tensors or training.progressive:  # a power of two over 16 bits: nothing to learn
             training = training.model_copy(update={"ranges": "moving", "progressive": None})

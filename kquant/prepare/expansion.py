@@ -71,7 +71,7 @@ def expand_graph(graph: Graph) -> keras.Model:
         return expand_call(node.op, make_for, args, kwargs)
 
     model = rewrite(graph, replace, name=legal_name(graph.name, root=True))
-    lost = lost_draws(graph.layers(), every_layer(model))
+    lost = lost_draws(graph.layers, every_layer(model))
     _warn_lost_draws(lost)
     return model
 

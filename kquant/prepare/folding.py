@@ -88,7 +88,7 @@ def fold(model: keras.Model) -> keras.Model:
         ['InputLayer', 'Dense', 'ReLU']
     """
     graph = trace(expand(model), lambda op: find(op) is not None)
-    with own_defaults(graph.layers()):
+    with own_defaults(graph.layers):
         folded = fold_graph(graph)
     return as_keras(rewrite(folded.graph, lambda node, args, kwargs: node.op(*args, **kwargs)))
 
@@ -139,9 +139,9 @@ def fates(graph: Graph) -> tuple[Fate, ...]:
 
 def _why_apart(node: Node, graph: Graph) -> str:
     """What keeps an `Affine` from its neighbours on both sides."""
-    calls, consumers = graph.calls(), graph.consumers()
+    calls, consumers = graph.calls, graph.consumers
     outputs = {id(t) for t in keras.tree.flatten(graph.outputs)}
-    before = graph.producers().get(id(node.inputs[0]))
+    before = graph.producers.get(id(node.inputs[0]))
     readers = consumers.get(id(node.outputs[0]), [])
     if before is None:
         first = "before it is an input of the model"
@@ -177,7 +177,7 @@ def _has_sums(op: Any) -> bool:
 def _pairs(graph: Graph) -> dict[int, tuple[Any, Any]]:
     """id(either layer) -> (first, second), each layer in one pair at most."""
     partners: dict[int, tuple[Any, Any]] = {}
-    calls, consumers, producers = graph.calls(), graph.consumers(), graph.producers()
+    calls, consumers, producers = graph.calls, graph.consumers, graph.producers
     outputs = {id(t) for t in keras.tree.flatten(graph.outputs)}
     for node in graph.nodes:
         if not isinstance(node.op, Affine) or id(node.op) in partners:

@@ -132,7 +132,7 @@ def check(
 
 def _with_folds(report: CheckReport, graph: Graph, target: targets.Target) -> CheckReport:
     """The batch norms among the rows, from a copy of the model that is folded."""
-    with own_defaults(graph.layers()):
+    with own_defaults(graph.layers):
         folds = fates(trace(expanded(graph, target), is_known))
     gone = {(fate.layer, fate.kind) for fate in folds if fate.into is not None}
     rows = tuple(
@@ -143,7 +143,7 @@ def _with_folds(report: CheckReport, graph: Graph, target: targets.Target) -> Ch
 
 def _with_weights(report: CheckReport, graph: Graph, target: targets.Target, recipe: recipes.Recipe) -> CheckReport:
     """How the recipe has the weights stored, and what of it the target cannot do."""
-    with own_defaults(graph.layers()):
+    with own_defaults(graph.layers):
         plan, _ = planned(graph, recipe, target)
     refused = {(p.layer, p.kind): p.reason for p in plan.problems}
     forms: dict[tuple[str, str], set[str]] = {}

@@ -78,7 +78,7 @@ def cell(model: keras.Model | keras.layers.Layer) -> keras.Model:
     shapes = [(1, 1, *t.shape[2:]) for t in keras.tree.flatten(model.inputs)]
     _refuse_mixing(trace(model, _is_known))
     graph = trace(model, _is_known, shapes if len(shapes) > 1 else shapes[0])
-    with own_defaults(graph.layers()):
+    with own_defaults(graph.layers):
         return _assembled(graph, [_open(t) for t in keras.tree.flatten(graph.inputs)])
 
 

@@ -63,7 +63,7 @@ def scalings(graph: Graph) -> list[Scaling]:
     Args:
         graph: of a float model, layers with a rule whole; nothing in it is changed.
     """
-    consumers = graph.consumers()
+    consumers = graph.consumers
     read = (_scaling(t, consumers) for t in keras.tree.flatten(graph.inputs))
     return [s for s in read if s is not None]
 

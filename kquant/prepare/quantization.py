@@ -71,7 +71,7 @@ def quantize(
     warn_lost_losses(layers)
     plain, carried = release(model, layers)
     graph = read(plain, input_shape)
-    with own_defaults(graph.layers()):
+    with own_defaults(graph.layers):
         plan, folded = planned(graph, chosen, goal)
         if plan.problems:
             raise ValueError(describe(plan.problems, goal))

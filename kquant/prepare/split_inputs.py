@@ -179,7 +179,7 @@ def _entrances(cut: Any, names: list[str]) -> Any:
 
 def _first(graph: Graph) -> str:
     """What reads each input."""
-    consumers = graph.consumers()
+    consumers = graph.consumers
     said = []
     for t in keras.tree.flatten(graph.inputs):
         readers = [f"{n.name} ({type(n.op).__name__})" for n in consumers.get(id(t), [])]

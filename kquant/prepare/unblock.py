@@ -82,7 +82,7 @@ class _Places:
     made: dict[tuple[int, int, bool], Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.producers, self.consumers = self.given.producers(), self.given.consumers()
+        self.producers, self.consumers = self.given.producers, self.given.consumers
         self.ends = {id(t) for t in keras.tree.flatten(self.given.outputs)}
 
     def op(self, node: Node) -> Any:

@@ -25,7 +25,6 @@ from kquant import targets
 from kquant.analysis.diagnosis import analyze
 from kquant.analysis.results import Analysis, LayerReport
 from kquant.correct.steps import apply_steps
-from kquant.exporting.export_file import file_content
 from kquant.files.finished_work import Kept
 from kquant.graph.watched import state_kept
 from kquant.prepare.quantization import quantize
@@ -33,6 +32,7 @@ from kquant.recipe.recipe import Recipe, Step, load, recipe_to_toml
 from kquant.runtime.running import arena_bytes, available
 from kquant.search.knapsack import least_loss
 from kquant.search.search_state import rounded, search_state
+from kquant.tflite.file_content import file_content
 from kquant.tflite.lowering import lower
 
 Budget = Literal["flash_bytes", "arena_bytes", "bit_macs"]

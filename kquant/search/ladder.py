@@ -22,12 +22,12 @@ from tqdm.auto import tqdm
 from kquant import targets
 from kquant.analysis.diagnosis import analyze
 from kquant.correct.steps import RANGES, apply_steps
-from kquant.exporting.export_file import file_content
 from kquant.files.finished_work import Kept
 from kquant.graph.watched import state_kept
 from kquant.prepare.quantization import quantize
 from kquant.recipe.recipe import Recipe, Step, load
 from kquant.search.search_state import rounded, search_state
+from kquant.tflite.file_content import file_content
 from kquant.tflite.lowering import lower
 from kquant.views.quantized_model import places, read
 

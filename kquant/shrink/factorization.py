@@ -154,7 +154,7 @@ def _able(graph: Graph, named: Collection[str], protect: Collection[str]) -> dic
         raise ValueError(
             f"{graph.name} has no layer {unknown}. It has: {', '.join(dict.fromkeys(n.name for n in graph.nodes))}."
         )
-    calls = graph.calls().values()
+    calls = graph.calls.values()
     return {c[0].name: tuple(c) for c in calls if can_split(c[0].op) is None and c[0].name not in protect}
 
 
@@ -238,7 +238,7 @@ def _costs(graph: Graph, calls: Sequence[Node], unit: Unit) -> tuple[int, int, i
 
 def _jobs(graph: Graph, ranks: Mapping[str, int]) -> list[Job]:
     jobs = []
-    for calls in graph.calls().values():
+    for calls in graph.calls.values():
         op = calls[0].op
         # Causal padding is not written in rows of inputs (`can_refit`).
         if op.name in ranks and getattr(op, "padding", "valid") != "causal":

@@ -113,13 +113,13 @@ def by_taylor(
 
 def norm_behind(graph: Graph, calls: Sequence[Node]) -> keras.layers.BatchNormalization | None:
     """The batch norm over channels that alone reads a layer's output, in every call of both."""
-    consumers, given = graph.consumers(), {id(t) for t in keras.tree.flatten(graph.outputs)}
+    consumers, given = graph.consumers, {id(t) for t in keras.tree.flatten(graph.outputs)}
     readers = [reader for call in calls for reader in consumers.get(id(call.outputs[0]), [])]
     op = readers[0].op if readers else None
     if not isinstance(op, keras.layers.BatchNormalization) or any(reader.op is not op for reader in readers):
         return None
     # One norm behind every call, and behind nothing else.
-    alone = len(readers) == len(calls) == len(graph.calls()[id(op)])
+    alone = len(readers) == len(calls) == len(graph.calls[id(op)])
     # Behind an activation the norm does not see the layer's sums.
     bare = getattr(calls[0].op, "activation", None) in (None, keras.activations.linear)
     last = op.axis in (-1, len(calls[0].outputs[0].shape) - 1)

@@ -57,7 +57,7 @@ def cost(model: keras.Model) -> Cost:
     """
     graph = read(plain(model))
     macs, size = 0, 0
-    for calls in graph.calls().values():
+    for calls in graph.calls.values():
         weights = kernel_of(calls[0].op)
         if weights is not None:
             kernel = getattr(calls[0].op, weights.kernel).shape

@@ -2,6 +2,6 @@
 
 `lowering` walks the model and lets each call's rule write its operators, `passes`, `planes` and `aliases` tidy the
 program, `streaming` turns it into one over the newest frames, `lut_program` puts weights into look-up tables,
-`flatbuffer` writes the bytes; `reader` reads any file, `weight_bytes` says what its weights take. A new format of
-weights is one file here, beside `lut_format`.
+`flatbuffer` writes the bytes, `file_content` goes through them all; `reader` reads any file, `weight_bytes` says what
+its weights take. A new format of weights is one file here, beside `lut_format`.
 """

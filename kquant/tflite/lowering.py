@@ -17,8 +17,9 @@ import tensorflow as tf
 from kquant.core.program import Program, Ref
 from kquant.core.spec import KERNEL_BITS, PACKED_BITS, Encoding, QuantSpec
 from kquant.graph.graph import Graph, Node
+from kquant.graph.keras_private import every_layer
 from kquant.layers.kernel import Holder
-from kquant.layers.nodes import Compressed, FakeQuant, encodings_of
+from kquant.layers.nodes import Compressed, FakeQuant
 from kquant.ops import find
 from kquant.ops.rule import Call, Constants, Rule
 from kquant.targets import Target
@@ -63,10 +64,10 @@ def lower(qmodel: keras.Model) -> Lowered:
         ValueError: not a quantized model, or a node without a range, by name.
     """
     qmodel = in_float32(qmodel)
-    graph = read(qmodel)
+    graph, layers = read(qmodel), every_layer(qmodel)
     nodes = [n for n in graph.nodes if isinstance(n.op, FakeQuant | Compressed)]
     # All that can be said without writing is said first, with the names of all layers at once.
-    _refuse_unseen(encodings_of(qmodel))
+    _refuse_unseen(layers)
     _refuse_simulated([n for n in graph.nodes if isinstance(n.op, FakeQuant | Holder)])
     origin = nodes[0].op.origin
     target = origin.load_target()
@@ -100,7 +101,7 @@ def _output(writer: _Writer, graph: Graph, t: Any) -> Ref:
     """The file's tensor of a model output."""
     if id(t) not in writer.refs:
         raise ValueError(
-            f"export: {graph.name} gives out what '{graph.producers()[id(t)].name}' makes, which is no quantized "
+            f"export: {graph.name} gives out what '{graph.producers[id(t)].name}' makes, which is no quantized "
             "tensor. Its outputs were changed after kquant.quantize: quantize a float model that has these outputs."
         )
     return writer.refs[id(t)]
@@ -116,8 +117,10 @@ def _name_by_keys(program: Program, outputs: Any) -> None:
             refs.pop(id(ref)).name = str(key)
 
 
-def _refuse_unseen(nodes: list[FakeQuant]) -> None:
-    unseen = [node.name for node in nodes if node.has_range and not np.any(node.count.numpy() > 0)]
+def _refuse_unseen(layers: list[keras.layers.Layer]) -> None:
+    """Every encoding of a model, also inside its layers, has seen a range."""
+    encodings = [layer for layer in layers if isinstance(layer, FakeQuant)]
+    unseen = [e.name for e in encodings if e.has_range and not np.any(e.count.numpy() > 0)]
     if unseen:
         raise ValueError(
             f"export: {len(set(unseen))} nodes have no range yet ({_few(unseen)}). Run kquant.calibrate(model, "
@@ -153,7 +156,11 @@ def _few(names: list[str], shown: int = 5) -> str:
 
 @dataclass
 class _Writer:
-    """Tensors of the file by id of the model's tensor; `floats` names the layers that stay float ("*": all)."""
+    """Tensors of the file by id of the model's tensor; `floats` names the layers that stay float ("*": all).
+
+    By id as well: `rules` of the calls, of the wrapped layer for `Compressed`, and how the weights of a `Compressed`
+    are `stored`.
+    """
 
     graph: Graph
     target: Target
@@ -164,14 +171,22 @@ class _Writer:
     order: dict[int, int] = field(default_factory=dict)
     producers: dict[int, Node] = field(default_factory=dict)
     dequantized: dict[int, Ref] = field(default_factory=dict)
+    rules: dict[int, Rule | None] = field(default_factory=dict)
+    stored: dict[int, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.producers = self.graph.producers()
+        self.producers = self.graph.producers
         self.encodings = {id(n.outputs[1]) for n in self.graph.nodes if isinstance(n.op, FakeQuant)}
+        for node in self.graph.nodes:
+            op = node.op.layer if isinstance(node.op, Compressed) else node.op
+            self.rules[id(node)] = find(op, self.target)
+        for node in self.graph.nodes:
+            if isinstance(node.op, Compressed):
+                self.stored[id(node.op)] = _stored(node.op, self.rules[id(node)], self.target)
 
     def positions(self) -> None:
         """Inputs that are read as indices are int32 inputs of the file, as they are."""
-        read = index_tensors(self.graph, {id(n): self.rule(n) for n in self.graph.nodes})
+        read = index_tensors(self.graph, self.rules)
         for t in keras.tree.flatten(self.graph.inputs):
             if id(t) in read:
                 ref = self.refs[id(t)] = self.program.value(t.name, _static(t), None, "int32")
@@ -189,7 +204,7 @@ class _Writer:
                 return
             self.refs[id(node.outputs[0])] = self.close(node)
             return
-        rule = self.rule(node)
+        rule = self.rules[id(node)]
         if node.name in self.floats or "*" in self.floats:
             self.refs[id(node.outputs[0])] = self.in_float(node, rule)
             return
@@ -259,11 +274,11 @@ class _Writer:
     def chain(self, last: Node, output: Ref) -> None:
         """Write `last`, or the operator before it with `last` as its fused activation."""
         # `last.inputs[0]` is no tensor of the file where no `FakeQuant` stands between: then the two are one operator.
-        rule, activation, first = self.rule(last), "NONE", last
+        rule, activation, first = self.rules[id(last)], "NONE", last
         if rule is not None and rule.relu is not None and id(last.inputs[0]) not in self.refs:
             activation = rule.relu(last.op) or "NONE"
             first = self.producers[id(last.inputs[0])]
-            rule = self.rule(first)
+            rule = self.rules[id(first)]
         if rule is None:
             raise ValueError(f"{first.name} ({type(first.op).__name__}): no rule writes it.")
         inputs = [self.read(t, first) for t in self.data_inputs(first)]
@@ -298,10 +313,6 @@ class _Writer:
         if lower is None:
             raise ValueError(f"{call.op.name} ({type(call.op).__name__}): its rule has no lowering.")
         lower(self.program, call)
-
-    def rule(self, node: Node) -> Rule | None:
-        """The rule of a layer, of the wrapped one for `Compressed`."""
-        return find(node.op.layer if isinstance(node.op, Compressed) else node.op, self.target)
 
     def data_inputs(self, node: Node) -> tuple[Any, ...]:
         """The tensors a layer computes with, encodings left out."""
@@ -348,7 +359,7 @@ class _Writer:
             bias_scale=(scales * source.encoding.scale[0]).astype(np.float32),
             spec=op.spec,
             name=node.name,
-            dtype=self.stored(op),
+            dtype=self.stored[id(op)],
             bias_dtype="int64" if op.wide else "int32",
         )
 
@@ -368,18 +379,18 @@ class _Writer:
             # Without a spec nothing reads this one: there are no codes.
             spec=op.spec or QuantSpec(16, True, True),
             name=node.name,
-            dtype=op.storage if op.storage.startswith("float") else self.stored(op),
+            dtype=op.storage if op.storage.startswith("float") else self.stored[id(op)],
             bias_dtype="float32",
             # there is no kernel that multiplies float32 by int8 element by element (PReLU)
             dequantized=dequantized(op),
         )
 
-    def stored(self, op: Compressed) -> str:
-        """int4 for kernels of up to 4 bits, where the target takes them so; int8 holds any width."""
-        rule = find(op.layer, self.target)
-        if op.spec is None or op.spec.bits > PACKED_BITS or rule is None:
-            return "int8"
-        return "int4" if packs(rule, self.target, op.input_bits, dequantized(op)) else "int8"
+
+def _stored(op: Compressed, rule: Rule | None, target: Target) -> str:
+    """int4 for kernels of up to 4 bits, where the target takes them so; int8 holds any width."""
+    if op.spec is None or op.spec.bits > PACKED_BITS or rule is None:
+        return "int8"
+    return "int4" if packs(rule, target, op.input_bits, dequantized(op)) else "int8"
 
 
 def dequantized(op: Compressed) -> bool:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from kquant.core.messages import did_you_mean
 from kquant.core.operators import OPERATORS, facts
 from kquant.core.program import Operator, Program, Ref
-from kquant.tflite.flatbuffer import packed, unpacked
+from kquant.targets import Target
+from kquant.tflite.flatbuffer import packed, to_bytes, unpacked
 from kquant.tflite.lut_format import CODE, MAX_BITS, Lut, distinct, header, pack, smallest
 from kquant.tflite.reader import SCHEMA, constants, read_model
 
@@ -183,3 +185,31 @@ def _refuse_unreadable(names: Sequence[str], readable: list[Ref], program: Progr
         known = [ref.name for ref in readable]
         hint = did_you_mean(name, [*known, *(name.rpartition("/")[0] for name in known)])
         raise ValueError(f"export: the file has no weights '{name}'.{hint} There are: {', '.join(known)}.")
+
+
+def in_tables(program: Program, target: Target, metadata: dict[str, Any], tables: LookUpTables) -> bytes:
+    """The file of a program with its weights in look-up tables; the program stays as it is.
+
+    Raises:
+        ValueError: no weights get smaller, or see `store_in_tables`.
+    """
+    copy = replace(program)
+    names = store_in_tables(copy, tables)
+    plain, content = (to_bytes(p, target, metadata) for p in (program, copy))
+    if not names or len(content) >= len(plain):
+        raise ValueError(
+            "export: no weights get smaller in look-up tables: too many distinct codes, or too few weights for a "
+            "table. Cluster the weights first; kquant.layer_bytes counts codes and bytes of a plain export."
+        )
+    _refuse_other_codes(plain, content)
+    return content
+
+
+def _refuse_other_codes(plain: bytes, content: bytes) -> None:
+    """Every constant of the plain file, decoded from the other one by name."""
+    before, after = read_model(plain).tensors, read_model(content).tensors
+    written = {after[i].name: array for i, array in constants(content).items()}
+    for i, expected in constants(plain).items():
+        name = before[i].name
+        if name not in written or not np.array_equal(written[name], expected):
+            raise ValueError(f"export: '{name}' does not come back from its look-up tables; please report this.")

@@ -93,6 +93,21 @@ def to_stream(program: Program, frames: int = 1) -> Streamed:
     return _Emitter(program, timeline, math.lcm(*rates) * frames).run()
 
 
+def stream_metadata(streamed: Streamed, kept: str) -> dict[str, Any]:
+    """What `kquant.stream` must know of a file, written into its metadata.
+
+    Args:
+        streamed: the program.
+        kept: where its states are, "io" or "variables".
+    """
+    return {
+        "hop": streamed.hop,
+        "kept": kept,
+        "states": [state.code for state in streamed.states] if kept == "io" else [],
+        "axes": [output.axis for output in streamed.outputs],
+    }
+
+
 @dataclass
 class _Emitter:
     """Writes the operators again, on blocks of frames."""

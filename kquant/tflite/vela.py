@@ -42,9 +42,10 @@ def vela_bytes(path: str | Path | bytes, accelerator: str = "ethos-u55-128") -> 
     vela = find_vela()
     if vela is None:
         raise ValueError(f"vela_bytes {NEEDED}")
+    content = read_bytes(path)
     with scratch() as folder:
         file = folder / "model.tflite"
-        write_atomically(file, read_bytes(path), "vela_bytes")
+        write_atomically(file, content, "vela_bytes")
         command = [vela, str(file), "--accelerator-config", accelerator, "--output-dir", str(folder)]
         try:
             done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=VELA_SECONDS)

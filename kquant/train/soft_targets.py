@@ -154,7 +154,7 @@ def last_activations(model: keras.Model, count: int) -> list[str | None]:
             graph = trace(model, lambda op: isinstance(op, keras.layers.Layer) and not isinstance(op, keras.Model))
         except ValueError:  # its `call` is not to be followed: it is not needed either
             return [None] * count
-    made_by = graph.producers()
+    made_by = graph.producers
     ends = []
     for t in keras.tree.flatten(graph.outputs):
         node = made_by.get(id(t))

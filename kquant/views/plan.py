@@ -290,7 +290,7 @@ def _fused(
     graph: Graph, rules: dict[int, Rule | None], settings: dict[int, Settings], target: Target
 ) -> frozenset[int]:
     """Outputs whose only reader is an activation that the operator before it takes over."""
-    consumers = graph.consumers()
+    consumers = graph.consumers
     outputs = {id(t) for t in keras.tree.flatten(graph.outputs)}
     taken_over = set()
     for node in graph.nodes:

@@ -69,7 +69,8 @@ def refuse_nested(model: keras.Model) -> None:
     Raises:
         ValueError: it holds one, by name.
     """
-    inner = [x for x in inner_layers(model) if isinstance(x, keras.Model) and is_quantized(inner_layers(x))]
+    models = [x for x in inner_layers(model) if isinstance(x, keras.Model)]
+    inner = [x for x in models if any(isinstance(layer, QUANTIZING) for layer in inner_layers(x))]
     if inner:
         raise ValueError(
             f"{model.name}: it has the quantized model '{inner[0].name}' among its layers, beside float ones. Build "
@@ -97,7 +98,7 @@ def places(graph: Graph) -> list[Place]:
     for node in graph.nodes:
         if isinstance(node.op, Compressed) and node.op.spec is not None and node.op.spec.has_codes:
             calls.setdefault(id(node.op), []).append(node)
-    consumers = graph.consumers()
+    consumers = graph.consumers
     result = []
     for nodes in calls.values():
         rule = find(nodes[0].op.layer)
@@ -192,7 +193,8 @@ def in_float32(qmodel: keras.Model) -> keras.Model:
     """
     if all(layer.compute_dtype not in HALF for layer in every_layer(qmodel)):
         return qmodel
-    return _made(qmodel, _with_float32(qmodel.get_config()))
+    config = _with_float32(qmodel.get_config())
+    return _made(qmodel, config)
 
 
 def _with_float32(config: Any) -> Any:

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 import kquant
-from kquant.exporting.streams import check_stream, stream_metadata
+from kquant.exporting.streams import check_stream
 from kquant.tflite.flatbuffer import to_bytes
 from kquant.tflite.lowering import lower
+from kquant.tflite.reader import read_model
 from kquant.tflite.states import keep_states
-from kquant.tflite.streaming import to_stream
+from kquant.tflite.streaming import stream_metadata, to_stream
 
 layers = keras.layers
 RNG = np.random.default_rng(11)
@@ -363,7 +364,7 @@ def test_a_wrong_stream_is_found(tmp_path):
     metadata = {"streaming": {**stream_metadata(streamed, "io"), "states": [5, 6]}}
     content = to_bytes(streamed.program, lowered.target, metadata)
     with pytest.raises(ValueError, match="of the stream's codes differ from the file's on tflm"):
-        check_stream(plain, content, outputs, [clips(causal(), 2)], "tflm")
+        check_stream(plain, read_model(plain), content, outputs, [clips(causal(), 2)], "tflm")
 
 
 def random_network(seed):
@@ -404,4 +405,4 @@ def test_random_networks(seed):
         keep_states(streamed, "io")
         metadata = {"streaming": stream_metadata(streamed, "io")}
         content = to_bytes(streamed.program, lowered.target, metadata)
-        check_stream(plain, content, streamed.outputs, [clips(model, 2)], "litert-reference")
+        check_stream(plain, read_model(plain), content, streamed.outputs, [clips(model, 2)], "litert-reference")

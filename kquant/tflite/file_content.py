@@ -1,0 +1,111 @@
+"""Lowered model -> the bytes of its file: what lies at the edges, whole clips or frames, weights in tables or plain."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from kquant import __version__
+from kquant.layers.provenance import ALL
+from kquant.tflite.aliases import keep_apart
+from kquant.tflite.edges import IO, cast_edges
+from kquant.tflite.flatbuffer import to_bytes
+from kquant.tflite.lowering import Lowered
+from kquant.tflite.lut_program import LookUpTables, in_tables
+from kquant.tflite.states import States, keep_states
+from kquant.tflite.streaming import Streamed, stream_metadata, to_stream
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a file is to be like.
+
+    Attributes:
+        io: type of its inputs and outputs, see `cast_edges`.
+        frames: of a streaming file, the results in time for each call; 0: the file takes whole clips.
+        states: where a streaming file keeps older frames.
+        tables: which of its weights are indices into tables; None: none.
+    """
+
+    io: IO = "model"
+    frames: int = 0
+    states: States = "io"
+    tables: LookUpTables | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Files:
+    """A file, and those that it is checked with.
+
+    Attributes:
+        content: the file.
+        over_clips: the same network over whole clips, its weights in no tables.
+        streamed: the program of a stream; None for other files.
+        frames: a stream with the model's own types at its edges; empty for other files.
+    """
+
+    content: bytes
+    over_clips: bytes
+    streamed: Streamed | None = None
+    frames: bytes = b""
+
+    @property
+    def compared(self) -> bytes:
+        """What is compared with the model; a stream is compared with the file over whole clips in its turn."""
+        return self.content if self.streamed is None else self.over_clips
+
+
+def to_files(lowered: Lowered, form: Form) -> Files:
+    """The file in a form, and what it takes to check it.
+
+    Args:
+        lowered: of a quantized model; without frames, the edges of its program are cast in place.
+        form: of the file.
+
+    Raises:
+        ValueError: a layer that cannot be streamed, or weights that do not get smaller in tables.
+    """
+    if form.frames:
+        content, streamed = _stream(lowered, form, form.io)
+        over_clips = file_content(lowered)
+        frames = content if form.io == "model" else _stream(lowered, form, "int8")[0]
+        return Files(content, over_clips, streamed, frames)
+    cast_edges(lowered.program, form.io)
+    plain = file_content(lowered)
+    if form.tables is None:
+        return Files(plain, plain)
+    return Files(in_tables(lowered.program, lowered.target, _metadata(lowered), form.tables), plain)
+
+
+def file_content(lowered: Lowered) -> bytes:
+    """The file that `kquant.export` writes with io="model", without checking it: what searches measure.
+
+    Args:
+        lowered: of a quantized model.
+
+    Returns:
+        The bytes, metadata with them.
+    """
+    keep_apart(lowered.program, lowered.target)
+    return to_bytes(lowered.program, lowered.target, _metadata(lowered))
+
+
+def _stream(lowered: Lowered, form: Form, edges: IO) -> tuple[bytes, Streamed]:
+    """A streaming file with these types at its edges."""
+    if ALL in lowered.floats:
+        raise ValueError(
+            f"export: streaming files compute with integers, and the recipe '{lowered.recipe}' leaves all activations "
+            "float. Quantize with recipe 'int8' or 'int16x8', or export without streaming."
+        )
+    streamed = to_stream(lowered.program, form.frames)
+    cast_edges(streamed.program, edges)
+    keep_states(streamed, form.states)
+    keep_apart(streamed.program, lowered.target)
+    metadata = {**_metadata(lowered), "streaming": stream_metadata(streamed, form.states)}
+    if form.tables is not None:
+        return in_tables(streamed.program, lowered.target, metadata, form.tables), streamed
+    return to_bytes(streamed.program, lowered.target, metadata), streamed
+
+
+def _metadata(lowered: Lowered) -> dict[str, Any]:
+    return {"kquant": __version__, "recipe": lowered.recipe, "target": lowered.target.name}
