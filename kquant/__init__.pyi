@@ -24,6 +24,7 @@ from .exporting.streams import Stream as Stream
 from .exporting.streams import stream as stream
 from .exporting.verification import VerifyReport as VerifyReport
 from .exporting.verification import verify as verify
+from .graph.precision import in_float32 as in_float32
 from .masking.clustering import cluster as cluster
 from .masking.pruning import prune as prune
 from .masking.schedules import SparsitySchedule as SparsitySchedule
@@ -66,6 +67,5 @@ from .tflite.weight_bytes import layer_bytes as layer_bytes
 from .train.distillation import Distiller as Distiller
 from .train.distillation import distill as distill
 from .views.layer_table import summary as summary
-from .views.quantized_model import in_float32 as in_float32
 
 __version__: str

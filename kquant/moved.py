@@ -52,7 +52,7 @@ core.effects graph.effects
 core.fake_quant layers.fake_quant
 core.given graph.given_model views.float_model
 core.given_files files.named_files
-core.graph graph.graph
+core.graph graph.graph graph.precision
 core.inputs graph.inputs
 core.kept files.finished_work
 core.learned layers.range_learner
@@ -127,7 +127,7 @@ plan views.plan
 prefixes runtime.prefixes
 preprocessing prepare.preprocessing
 quantize prepare.quantization prepare.notices prepare.refusals views.float_model
-quantized views.quantized_model
+quantized views.quantized_model graph.copies graph.precision
 remedies analysis.remedies
 result_files app.result_files
 runtimes runtime.running

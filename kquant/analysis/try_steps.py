@@ -20,9 +20,10 @@ from kquant.core.messages import first_of
 from kquant.core.renamed import renamed
 from kquant.correct.equalization import ForgottenRanges
 from kquant.correct.steps import apply_steps, check_steps
+from kquant.graph.copies import copy_of
 from kquant.layers.nodes import encodings_of
 from kquant.recipe.recipe import Step
-from kquant.views.quantized_model import copy, read
+from kquant.views.quantized_model import read
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def dry_run(
         >>> tried.before_db is None and tried.after_db > 30.0
         True
     """
-    return _tried(qmodel, copy(qmodel), steps, data, limit, verbose)
+    return _tried(qmodel, copy_of(qmodel), steps, data, limit, verbose)
 
 
 def run_steps(

@@ -146,6 +146,20 @@ def copy_state(old: keras.layers.Layer, new: keras.layers.Layer) -> None:
     finalize(new)
 
 
+def copy_of(model: keras.Model, config: dict[str, Any] | None = None) -> keras.Model:
+    """A Functional model of its own with the same state.
+
+    Args:
+        model: of layers that Keras saves.
+        config: of the new one, with the layers of `model` in their order; by default its own.
+    """
+    new = type(model).from_config(model.get_config() if config is None else config)
+    # By place: a layer that took on masks or corrections late holds its variables in another order.
+    for old, fresh in zip(model.layers, new.layers, strict=True):
+        copy_state(old, fresh)
+    return new
+
+
 def settle(old: keras.layers.Layer, new: keras.layers.Layer) -> None:
     """What belongs to a layer's weights beside their values: `trainable`, and what is made of them."""
     for source, target in zip(every_layer(old), every_layer(new), strict=True):

@@ -5,7 +5,6 @@ This file, `unfold` and `inputs` are the only ones that touch Keras internals.
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from keras import tree
 from kquant.graph.creation import with_one_name
 from kquant.graph.defaults import own_defaults
 from kquant.graph.inputs import inputs_of
-from kquant.graph.keras_private import made_of, variables_as
+from kquant.graph.keras_private import made_of
 from kquant.graph.output_names import functional, output_names
 from kquant.graph.unfold import Node, substitute, unfold
 
@@ -259,12 +258,3 @@ def run(graph: Graph, inputs: Any) -> dict[int, Any]:
         for t, value in zip(node.outputs, tree.flatten(node.op(*args, **kwargs)), strict=True):
             values[id(t)] = value
     return values
-
-
-def full_precision() -> contextlib.AbstractContextManager:
-    """Inside, float variables read as float32, which is what they are, whatever a mixed policy would cast them to.
-
-    For those of Keras' layers: variables of kquant's own are made with `autocast=False`, and read so everywhere.
-    (`AutocastScope(None)` would do so too, but there a variable's `dtype` is that of `keras.config.floatx()`.)
-    """
-    return variables_as("float32")

@@ -9,7 +9,7 @@ import keras
 import tensorflow as tf
 
 from kquant.core.spec import QuantSpec
-from kquant.graph.graph import full_precision
+from kquant.graph.precision import full_precision
 from kquant.layers import transform as kernels
 from kquant.layers.carried import carried, carry
 from kquant.layers.conversion import refuse_conversion

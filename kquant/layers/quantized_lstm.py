@@ -22,7 +22,7 @@ from kquant import arithmetic
 from kquant.arithmetic.gates import CELL_BITS
 from kquant.arithmetic.lstm import LstmWeights, lstm
 from kquant.core.spec import QuantSpec, encode_weights
-from kquant.graph.graph import full_precision
+from kquant.graph.precision import full_precision
 from kquant.layers.compressed import round_through
 from kquant.layers.fake_quant import FakeQuant, is_float, is_observing, is_simulating
 from kquant.layers.learned_ranges import gradient_scale, quantized, straight_through

@@ -18,8 +18,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kquant.graph.graph import full_precision
 from kquant.graph.keras_private import variable_of
+from kquant.graph.precision import full_precision
 
 NEAR = 1e-6  # a kernel that batch norms scaled and that is scaled back differs by some roundings
 

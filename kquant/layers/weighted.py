@@ -12,8 +12,8 @@ import numpy as np
 import tensorflow as tf
 
 from kquant.core.spec import QuantSpec, encode_weights
-from kquant.graph.graph import full_precision
 from kquant.graph.keras_private import growing
+from kquant.graph.precision import full_precision
 from kquant.layers import transform as kernels
 from kquant.layers.kernel import Holder
 from kquant.layers.live_norm import LiveNorm

@@ -8,7 +8,7 @@ import keras
 
 from kquant.core.messages import warn
 from kquant.core.origin import identities, mark
-from kquant.graph.copies import copy_state, is_described, own, stays_whole
+from kquant.graph.copies import copy_of, copy_state, is_described, own, stays_whole
 from kquant.graph.given_model import check_keras
 from kquant.graph.graph import Graph, Node, rewrite, trace
 from kquant.graph.keras_private import every_layer
@@ -16,7 +16,7 @@ from kquant.layers.nodes import Transformed
 from kquant.layers.transform import kernel_at
 from kquant.views.float_model import check_finite
 from kquant.views.kernels import kernels_of
-from kquant.views.quantized_model import copy, is_quantized, refuse_nested
+from kquant.views.quantized_model import is_quantized, refuse_nested
 
 
 def to_transform(model: keras.Model, verb: str) -> keras.Model:
@@ -31,7 +31,7 @@ def to_transform(model: keras.Model, verb: str) -> keras.Model:
     """
     check_model(model, verb)
     check_finite(model)
-    return copy(model) if is_quantized(every_layer(model)) else wrapped(model)
+    return copy_of(model) if is_quantized(every_layer(model)) else wrapped(model)
 
 
 def check_model(model: Any, verb: str) -> None:
@@ -150,4 +150,4 @@ def as_loaded(model: keras.Model) -> keras.Model:
     Args:
         model: float with `Transformed` layers, or quantized.
     """
-    return copy(model) if is_quantized(every_layer(model)) else wrapped(model)
+    return copy_of(model) if is_quantized(every_layer(model)) else wrapped(model)

@@ -10,6 +10,7 @@ import keras
 from kquant import targets
 from kquant.calibration import observers
 from kquant.calibration.aimet_encodings import set_encodings
+from kquant.graph.copies import copy_of
 from kquant.graph.defaults import own_defaults
 from kquant.graph.given_model import layers_of
 from kquant.graph.graph import Graph, trace
@@ -25,7 +26,6 @@ from kquant.prepare.unblock import move_into_relus
 from kquant.recipe import recipe as recipes
 from kquant.views.float_model import check_float, is_known, read, warn_lost_losses, warn_lost_steps
 from kquant.views.plan import Plan, make_plan
-from kquant.views.quantized_model import copy
 from kquant.views.released import release
 
 
@@ -84,7 +84,7 @@ def quantize(
             if not method.acts(qmodel):
                 method.put(qmodel, chosen)
                 # made anew, since an optimizer finds its state by the order of the variables, as a loaded model has it
-                qmodel = copy(qmodel)
+                qmodel = copy_of(qmodel)
     made = every_layer(qmodel)
     warn_unfrozen(made, "quantize")
     return qmodel if encodings is None else set_encodings(qmodel, encodings)

@@ -18,6 +18,7 @@ from kquant.core.program import Program, Ref
 from kquant.core.spec import KERNEL_BITS, PACKED_BITS, Encoding, QuantSpec
 from kquant.graph.graph import Graph, Node
 from kquant.graph.keras_private import every_layer
+from kquant.graph.precision import in_float32
 from kquant.layers.kernel import Holder
 from kquant.layers.nodes import Compressed, FakeQuant
 from kquant.ops import find
@@ -26,7 +27,7 @@ from kquant.targets import Target
 from kquant.tflite.limits import refuse_extremes
 from kquant.tflite.passes import tidy
 from kquant.views.packing import packs
-from kquant.views.quantized_model import in_float32, read
+from kquant.views.quantized_model import read
 from kquant.views.widths import index_tensors
 
 

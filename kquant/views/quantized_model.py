@@ -11,15 +11,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kquant.graph.copies import copy_state
 from kquant.graph.graph import Graph, Node, reachable, run, trace
-from kquant.graph.keras_private import every_layer, inner_layers
+from kquant.graph.keras_private import inner_layers
 from kquant.layers.nodes import Compressed, FakeQuant, observing
 from kquant.ops import find
 from kquant.ops.rule import Rule
 
 QUANTIZING = FakeQuant | Compressed  # what holds grids
-HALF = ("float16", "bfloat16")
 EAGER_BATCHES = 16  # tracing takes as long as a few batches do without
 
 
@@ -155,57 +153,6 @@ def tensors(
                     traced = tf.function(compute, autograph=False).get_concrete_function(specs)
             values = traced(x)
         yield tuple(y.numpy() for y in values)
-
-
-def copy(qmodel: keras.Model) -> keras.Model:
-    """A quantized model of its own with the same state."""
-    return _made(qmodel, qmodel.get_config())
-
-
-def _made(qmodel: keras.Model, config: dict[str, Any]) -> keras.Model:
-    """A model of this config with the state of `qmodel`."""
-    new = type(qmodel).from_config(config)
-    # by place: a layer that took on masks or corrections late holds its variables in another order
-    for old, fresh in zip(qmodel.layers, new.layers, strict=True):
-        copy_state(old, fresh)
-    return new
-
-
-def in_float32(qmodel: keras.Model) -> keras.Model:
-    """A model that trained in mixed precision, computing in float32 throughout, as its file does.
-
-    Copies: `qmodel` stays as it was.
-
-    Such a model rounds all that passes between its layers to 16 bits, at inference too: its `predict` is near the file,
-    not equal to it. `kquant.export` and `kquant.verify` compare the file with this one.
-
-    Args:
-        qmodel: a quantized model.
-
-    Returns:
-        The model itself where no layer computes in 16 bits; otherwise a copy with the same state, not compiled.
-
-    Example:
-        >>> layers = [keras.layers.Dense(2, dtype="mixed_bfloat16"), keras.layers.ReLU(dtype="mixed_bfloat16")]
-        >>> q = kquant.quantize(keras.Sequential([keras.Input((4,)), *layers]))
-        >>> q.get_layer("re_lu").compute_dtype, in_float32(q).get_layer("re_lu").compute_dtype
-        ('bfloat16', 'float32')
-    """
-    if all(layer.compute_dtype not in HALF for layer in every_layer(qmodel)):
-        return qmodel
-    config = _with_float32(qmodel.get_config())
-    return _made(qmodel, config)
-
-
-def _with_float32(config: Any) -> Any:
-    """A config with float32 in place of every policy that computes in 16 bits."""
-    if isinstance(config, dict):
-        if config.get("class_name") == "DTypePolicy" and config["config"]["name"].endswith(HALF):
-            return {**config, "config": {"name": "float32"}}
-        return {key: _with_float32(value) for key, value in config.items()}
-    if isinstance(config, list | tuple):
-        return type(config)(_with_float32(value) for value in config)
-    return config
 
 
 def forget_graphs(qmodel: keras.Model) -> None:

@@ -10,10 +10,10 @@ from test_transforms import Half
 
 import kquant
 from kquant.core.spec import QuantSpec, encode_range
+from kquant.graph.copies import copy_of
 from kquant.layers import learned_ranges, range_learner
 from kquant.layers.nodes import Compressed, FakeQuant
 from kquant.layers.weight_learner import WeightLearner
-from kquant.views.quantized_model import copy
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:calibrate. these tensors hold a single value",
@@ -200,7 +200,7 @@ def test_every_way_trains_saves_and_exports_what_it_simulates(way, tmp_path):
     q.save(tmp_path / "q.keras")
     loaded = keras.models.load_model(tmp_path / "q.keras")
     np.testing.assert_array_equal(np.asarray(loaded(X[:16])), y)
-    np.testing.assert_array_equal(np.asarray(copy(q)(X[:16])), y)
+    np.testing.assert_array_equal(np.asarray(copy_of(q)(X[:16])), y)
     kquant.export(loaded, tmp_path / "m.tflite", data=X[:2], check_runtimes=False)
     np.testing.assert_array_equal(kquant.predict(tmp_path / "m.tflite", X[:16], "litert-reference"), y)
     for node in nodes(q) if q.get_layer("conv").learner is not None else ():
@@ -405,7 +405,7 @@ def test_layers_that_were_frozen_train_nothing(model, loaded, tmp_path):
     for variable, value in zip(layer.variables, before, strict=True):
         np.testing.assert_array_equal(np.asarray(variable), value, err_msg=variable.path)
     assert np.any(np.asarray(q.get_layer("head").learner.stretch) != other)
-    assert [v.path for v in copy(q).trainable_variables] == [v.path for v in q.trainable_variables]
+    assert [v.path for v in copy_of(q).trainable_variables] == [v.path for v in q.trainable_variables]
     if model is small:  # the codes of the file, not those of 8 bits
         seen = layer(X, training=True)[0]
         wanted = keras.ops.conv(X, layer.weights_on_grid()) + layer.bias_as_used()
