@@ -53,7 +53,8 @@ def layers_of(model: Any, verb: str) -> list[keras.layers.Layer]:
         ValueError: see `check_keras`.
 
     Example:
-        >>> [layer.name for layer in layers_of(keras.Sequential([keras.layers.ReLU(name="relu")], "m"), "quantize")]
+        >>> model = keras.Sequential([keras.layers.ReLU(name="relu")], name="m")
+        >>> [layer.name for layer in layers_of(model, "quantize")]
         ['m', 'relu']
     """
     check_keras(model, verb)
