@@ -409,18 +409,25 @@ def test_a_missing_extra_is_one_line(monkeypatch, work):
 
 def test_the_command_speaks_only_for_itself(work):
     """As installed: no chatter of TensorFlow on either stream, and --help without importing it."""
-    start = "import sys; sys.argv[0] = 'kquant'; from kquant.app.cli import main; main()"
     environment = {k: v for k, v in os.environ.items() if not k.startswith("TF_")}
     environment["PYTHONPATH"] = str(Path(kquant.__file__).parents[1])
 
     def run(*command):
         return subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment, check=False)
 
-    done = run("-c", start, "check", str(work / "tiny.keras"))
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    done = run("-m", "kquant", "inspect", str(work))
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
-    assert "a folder, not a file" in done.stderr
+    both = f"""
+import os, runpy, sys
+terminal = os.dup(2)
+for arguments in (["check", {str(work / "tiny.keras")!r}], ["inspect", {str(work)!r}]):
+    os.dup2(terminal, 2)  # the command keeps it for itself
+    sys.argv[1:] = arguments
+    try:
+        runpy.run_module("kquant", run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        print("exit", end.code, flush=True)
+"""
+    done = run("-c", both)
+    assert done.stdout.count("exit") == 2 and done.stdout.endswith("exit 0\nexit 1\n"), done
+    assert done.stderr.count("\n") == 1 and "a folder, not a file" in done.stderr
     probe = "import sys; sys.argv[0] = 'kquant'; import kquant.app.cli; sys.exit('tensorflow' in sys.modules)"
     assert run("-c", probe).returncode == 0

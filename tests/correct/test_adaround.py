@@ -13,6 +13,7 @@ import pytest
 import tensorflow as tf
 
 import kquant
+from kquant.correct import rounding
 from kquant.correct.adaptive_rounding import error, examples
 from kquant.correct.reconstruction import Reservoir, Source, input_rows, matrix_of
 from kquant.correct.rounding import Examples, Settings, inverse, products, rectified_sigmoid, round_matrix
@@ -43,6 +44,18 @@ def network() -> keras.Model:
     x = layers.DepthwiseConv2D(3, padding="same", activation="relu6", name="depthwise")(x)
     x = layers.Dense(4, name="head")(layers.Flatten(name="flatten")(x))
     return contract.randomise(keras.Model(inputs, x, name="network"))
+
+
+COMPILED = rounding._compiled
+
+
+@pytest.fixture(scope="module", autouse=True)
+def in_graphs() -> Iterator[None]:
+    """By XLA, which takes two seconds for each layer, are the roundings that have to be good on new data."""
+    with pytest.MonkeyPatch.context() as patch:
+        in_graph = lambda run, *given: tf.function(run, autograph=False).get_concrete_function(*given)  # noqa: E731
+        patch.setattr(rounding, "_compiled", in_graph)
+        yield
 
 
 X = correlated(96, 6, 6, 6)
@@ -158,7 +171,8 @@ def test_layers_that_are_no_product_get_a_range_without_data() -> None:
 
 
 @pytest.mark.parametrize("kind", ["dense", "conv", "depthwise"])
-def test_learned_rounding_beats_nearest_on_new_data(kind: str) -> None:
+def test_learned_rounding_beats_nearest_on_new_data(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rounding, "_compiled", COMPILED)
     keras.utils.set_random_seed(4)
     made: dict[str, tuple[tuple[int, ...], keras.layers.Layer]] = {
         "dense": ((24,), keras.layers.Dense(8, name="only")),

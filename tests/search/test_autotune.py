@@ -175,7 +175,7 @@ def test_file_fits_the_budget(mixed: kquant.Mixed, tmp_path: Path) -> None:
     narrow = {move.layer for move in mixed.made}
     assert len(mixed.made) == mixed.chosen.moves
     assert widths(mixed.model) == {name: 4 if name in narrow else 8 for name in ("first", "second", "head")}
-    written = kquant.export(mixed.model, tmp_path / "m.tflite", data=X)
+    written = kquant.export(mixed.model, tmp_path / "m.tflite", check_runtimes=False)
     assert written.file_bytes == mixed.chosen.flash_bytes <= mixed.budget[1]
     # nothing measured inside the budget is nearer to float
     inside = [p.sqnr_db for p in mixed.points if p.flash_bytes <= mixed.budget[1]]
@@ -195,7 +195,7 @@ def test_every_point_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sorted(counts) == [0, len(found.moves)] and found.moves
 
 
-def test_chosen_is_the_model_behind_the_steps() -> None:
+def test_chosen_is_the_model_behind_the_steps_where_nothing_fits() -> None:
     found = kquant.mixed_precision(
         MODEL, X, flash_bytes=10, points=2, steps=("bias",), evaluate=sqnr, verbose=False
     )
@@ -204,6 +204,7 @@ def test_chosen_is_the_model_behind_the_steps() -> None:
     assert found.chosen.score == sqnr(found.model) != before.score
     assert found.chosen.sqnr_db == pytest.approx(found.chosen.score, abs=0.1) != before.sqnr_db
     assert [s["name"] for s in found.chosen.recipe["steps"]] == ["calibrate", "bias"]
+    assert "No choice of widths is inside the budget" in report.render(found)
     rows = [line for line in report.render(found).splitlines() if "chosen" in line]
     assert len(rows) == 1 and f"{before.moves} and steps" in rows[0]
 
@@ -289,7 +290,7 @@ def test_the_programme_beats_the_way_where_its_steps_are_too_large(tmp_path: Pat
     """Of all budgets the one where, by the sum of noises, the way loses most against the programme."""
     keras.utils.set_random_seed(7)
     inputs = keras.Input((24,), name="x")
-    parts = [keras.layers.Dense(8 * n, name=f"part_{n}")(inputs) for n in (7, 1, 3, 2)]
+    parts = [keras.layers.Dense(8 * n, name=f"part_{n}")(inputs) for n in (7, 1, 3)]
     model = contract.randomise(keras.Model(inputs, keras.layers.Concatenate()(parts)))
     options = {"points": 2, "folder": tmp_path, "verbose": False}  # kept: the second call goes on with them
     ends = kquant.mixed_precision(model, X, bit_macs=10**9, **options)
@@ -315,12 +316,6 @@ def test_reports_of_a_search(mixed: kquant.Mixed, tmp_path: Path) -> None:
     assert "<svg" in picture
     with pytest.raises(ValueError, match=r"must end in .png, .svg or .pdf"):
         report.pareto(mixed, tmp_path / "p.gif")
-
-
-def test_nothing_fits() -> None:
-    found = kquant.mixed_precision(MODEL, X, flash_bytes=10, points=2, verbose=False)
-    assert not found.ok and found.chosen.moves == len(found.moves)
-    assert "No choice of widths is inside the budget" in report.render(found)
 
 
 def test_wide_activations_where_the_arena_allows() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 import keras
@@ -74,7 +75,10 @@ def test_silent_channels_leave_the_function_alone(name):
     assert fixed == {"head"}, "every other layer can lose channels"
 
 
-@pytest.mark.parametrize("name", sorted(APPS))
+@pytest.mark.parametrize(
+    "name",  # what MobileNetV2 is made of, a case "depthwise" and EfficientNet have too
+    [pytest.param(name, marks=[pytest.mark.exhaustive] * (name == "MobileNetV2")) for name in sorted(APPS)],
+)
 def test_silent_channels_of_applications(name):
     model = randomise(APPS[name](), 1)
     channels = channels_of(model)
@@ -111,7 +115,7 @@ def test_a_budget_holds_in_the_exported_file(name, tmp_path):
     small = kquant.prune_channels(model, macs=0.5, data=x, minimum=2, verbose=False)
     assert 0.3 * kquant.cost(model).macs < kquant.cost(small).macs <= 0.5 * kquant.cost(model).macs
     q = kquant.calibrate(kquant.quantize(small), x, verbose=False)
-    kquant.export(q, tmp_path / "small.tflite", data=x[:4])
+    kquant.export(q, tmp_path / "small.tflite", check_runtimes=False)
     assert file_macs(tmp_path / "small.tflite") == kquant.cost(small).macs
 
 
@@ -293,6 +297,12 @@ def test_the_small_model_is_plain_trains_and_is_saved(tmp_path):
     assert model.to_json() == config and nodes == [len(calls_of(layer)[0]) for layer in model.layers]
 
 
+@functools.cache
+def refused():
+    """One model for all that cannot be done with it."""
+    return made("residual")
+
+
 def test_frozen_layers_stay_frozen_and_seeds_give_equal_models():
     model = made("residual")
     model.get_layer("stem").trainable = False
@@ -322,7 +332,7 @@ def test_frozen_layers_stay_frozen_and_seeds_give_equal_models():
 )
 def test_errors_teach(arguments, said):
     with pytest.raises(ValueError, match=said):
-        kquant.prune_channels(made("residual"), verbose=False, **arguments)
+        kquant.prune_channels(refused(), verbose=False, **arguments)
 
 
 def test_quantized_models_are_refused():
@@ -404,7 +414,9 @@ def test_widths_by_score_are_near_the_best_of_all(unit, multiple):
 
 def test_evaluate_decides_the_widths_of_refitted_models():
     """A judge that minds one layer only leaves it whole; what it sees is nearer than what was cut."""
-    model = made("residual")
+    inputs = keras.Input((6, 6, 3))
+    y = layers.Conv2D(10, 3, activation="relu", name="b_1")(layers.Conv2D(6, 3, activation="relu", name="a")(inputs))
+    model = randomise(keras.Model(inputs, layers.Dense(4, name="head")(layers.Flatten()(y))))
     x, seen = images(model, 32)[0], {}
     wanted = model.predict(x, verbose=0)
 
@@ -413,10 +425,10 @@ def test_evaluate_decides_the_widths_of_refitted_models():
         seen.setdefault(width, []).append(np.mean((candidate(x).numpy() - wanted) ** 2))
         return float(width)
 
-    cut = kquant.prune_channels(model, macs=0.6, minimum=4, evaluate=judge, verbose=False)
+    cut = kquant.prune_channels(model, macs=0.6, minimum=2, evaluate=judge, verbose=False)
     narrow, seen = min(seen), {width: errors[0] for width, errors in seen.items()}
     raw, seen = seen[narrow], {}
-    kept = kquant.prune_channels(model, macs=0.6, minimum=4, evaluate=judge, data=x, verbose=False)
+    kept = kquant.prune_channels(model, macs=0.6, minimum=2, evaluate=judge, data=x, verbose=False)
     assert widths(cut)["b_1"] == widths(kept)["b_1"] == widths(model)["b_1"]
     assert kquant.cost(kept).macs <= 0.6 * kquant.cost(model).macs
     assert seen[narrow][0] < raw and len(seen) > 5
