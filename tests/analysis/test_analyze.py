@@ -499,7 +499,8 @@ def test_command(tmp_path: Any) -> None:
     keras.utils.set_random_seed(1)
     hidden = layers.Dense(8, activation="relu", name="hidden")
     model = keras.Sequential([keras.Input((6,), name="row"), hidden, layers.Dense(4, name="head")])
-    rows = X[:, 0, :, 0]
+    rows = X[:, 0, :, 0] * np.float32([0.1, 1, 1, 1, 1, 1])
+    model.layers[0].kernel.assign(model.layers[0].kernel * np.float32([[8], [1], [1], [1], [1], [1]]))  # wide grids
     model.save(tmp_path / "net.keras")
     calibrated(model, "int4-weights", rows).save(tmp_path / "quantized.keras")
     np.savez(tmp_path / "x.npz", x=rows)
