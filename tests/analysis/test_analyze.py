@@ -22,6 +22,7 @@ from kquant.analysis.remedies import LEAST_DB, Trials, merged, told, with_remedy
 from kquant.analysis.units import units
 from kquant.app.cli import app
 from kquant.correct.steps import STEPS
+from kquant.graph.copies import copy_of
 from kquant.graph.graph import run
 from kquant.layers.nodes import FakeQuant, observing, only
 from kquant.recipe.recipe import load
@@ -576,7 +577,7 @@ def test_dry_run_calibrates_again_where_ranges_were_forgotten() -> None:
     found = kquant.dry_run(q, ["equalize"], X, verbose=False)
     for old, new in zip(before, q.get_weights(), strict=True):
         np.testing.assert_array_equal(old, new)
-    by_hand = kquant.calibrate(kquant.equalize(quantized_model.copy(q), verbose=False), X, verbose=False)
+    by_hand = kquant.calibrate(kquant.equalize(copy_of(q), verbose=False), X, verbose=False)
     assert found.after_db == pytest.approx(db(network(unbalanced)(X).numpy(), by_hand(X).numpy()), abs=0.01)
     assert found.after_db > found.before_db + 3
     assert all(c.after.sqnr_db is not None for c in found.layers)

@@ -8,10 +8,10 @@ import pytest
 import tensorflow as tf
 
 import kquant
+from kquant.graph.copies import copy_of
 from kquant.layers import transform
 from kquant.layers.nodes import Compressed, Transformed
 from kquant.layers.transform import Transform
-from kquant.views import quantized_model
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:prune. left as they are",
@@ -248,9 +248,9 @@ def test_quantized_models_are_copied_with_what_they_took_on_late():
         q = kquant.cluster(kquant.prune(q, 0.5), 4)
         if recipe == "int8":
             kquant.correct_bias(q, x, verbose=False)
-        other = quantized_model.copy(q)
+        other = copy_of(q)
         np.testing.assert_array_equal(q(x), other(x))
-        order = [[v.path for v in m.trainable_variables] for m in (q, quantized_model.copy(q))]
+        order = [[v.path for v in m.trainable_variables] for m in (q, copy_of(q))]
         assert order[0] == order[1]  # an optimizer finds its state by it
 
 
@@ -270,9 +270,9 @@ def test_shrinking_wants_the_plain_model():
             verb(kquant.prune(wide(), 0.5))
 
 
-def regularized(recurrent: type[layers.RNN]) -> keras.Model:
+def regularized() -> keras.Model:
     x = inputs = keras.Input((3, 4), name="steps")
-    x = recurrent(6, activity_regularizer="l1", return_sequences=True, name="steps_seen")(x)
+    x = layers.LSTM(6, activity_regularizer="l1", return_sequences=True, name="lstm")(x)
     shared = layers.Dense(6, activation="relu", activity_regularizer=keras.regularizers.L2(0.3), name="shared")
     x = layers.Flatten(name="flatten")(shared(shared(x)))
     x = layers.ActivityRegularization(l1=0.1, name="penalty")(layers.Dense(3, name="head")(x))
@@ -283,8 +283,7 @@ def regularized(recurrent: type[layers.RNN]) -> keras.Model:
 def test_activity_regularizers_act(compiled):
     """The losses are those of the plain model with the same weights, in every call anew, and have gradients."""
     keras.utils.set_random_seed(3)
-    model = regularized(layers.SimpleRNN if compiled else layers.LSTM)  # of which XLA makes less
-    new = kquant.cluster(kquant.prune(model, 0.5), 4)
+    new = kquant.cluster(kquant.prune(regularized(), 0.5), 4)
     plain, x = kquant.strip(new), tf.constant(np.random.default_rng(0).normal(size=(5, 3, 4)), tf.float32)
 
     def losses(model):
