@@ -14,6 +14,7 @@ import numpy as np
 from kquant.graph.graph import Graph, Node, trace
 from kquant.ops import find
 from kquant.ops.affine import Affine
+from kquant.ops.passive import is_idle
 from kquant.prepare.expansion import expand_alone
 
 layers = keras.layers
@@ -108,6 +109,9 @@ def affines(node: Node) -> list[Affine] | None:
         return None
     if rule.weights is not None and not isinstance(node.op, Affine):  # most first layers: nothing to write out
         return None
+    if rule.expand is None:  # what stays as it is needs no writing out either
+        idle = is_idle(node.op, node.args[0])
+        return [node.op] if isinstance(node.op, Affine) else [] if idle else None
     try:
         part = trace(expand_alone(node), lambda op: find(op) is not None)
     except ValueError:  # refused, which `plan` will say

@@ -65,6 +65,7 @@ def _same_codes(q: keras.Model, x: list[np.ndarray], target: str) -> None:
                 assert parity.max_err_lsb <= 1, runtime
 
 
+@pytest.mark.one_in(2)
 @every_graph
 def test_float_function_is_kept(name):
     model = _build(name)
@@ -89,7 +90,7 @@ def test_file_computes_the_codes_of_the_model(name, target):
     _same_codes(q, contract.data(q, 64, seed=3, spread=2.0), target)
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(5)
 @every_graph
 def test_saved_model_computes_the_same(name, tmp_path):
     q = _calibrated(name)
