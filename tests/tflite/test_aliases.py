@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import sys
 
 import keras
 import numpy as np
@@ -97,7 +96,7 @@ def test_random_views(seed: int, tmp_path) -> None:
 
 def test_litert_still_needs_it(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
     """The tests above can fail; where they no longer do, `in_place` of targets/litert.toml can go."""
-    monkeypatch.setattr(sys.modules["kquant.exporting.export_file"], "keep_apart", lambda *_: None)
+    monkeypatch.setattr("kquant.tflite.file_content.keep_apart", lambda *_: None)
     keras.utils.set_random_seed(1)
     assert differing(read_later(), "int8", "litert-reference", tmp_path / "m.tflite") > 1
 
