@@ -21,7 +21,7 @@ import keras  # noqa: F401  first: `kquant.registration` runs then
 import tensorflow as tf
 
 from kquant.arithmetic.activation import absolute, hard_swish, leaky_relu, relu, relu6, relu_n1_to_1
-from kquant.arithmetic.elementwise import add, maximum, minimum, mul, prelu, sub
+from kquant.arithmetic.elementwise import add, add_steps, maximum, minimum, mul, mul_steps, prelu, sub, sub_steps
 from kquant.arithmetic.grid import Grid, activation_range
 from kquant.arithmetic.matmul import batch_matmul
 from kquant.arithmetic.pooling import average_pool_2d, mean
@@ -55,6 +55,10 @@ KERNELS: dict[str, Callable[..., tf.Tensor]] = {
     "SUB": sub,
     "TANH": tanh,
 }
+
+# Those that compute on steps, codes without their zero point in float32, which is how codes travel between layers: they
+# take and give steps, and the entries above are these between two shifts.
+OF_STEPS: dict[str, Callable[..., tf.Tensor]] = {"ADD": add_steps, "MUL": mul_steps, "SUB": sub_steps}
 
 # How each runtime rounds the accumulator of an int8 kernel, its weights int8 or int4; test_arithmetic.py pins it.
 ROUNDING: dict[str, dict[str, str]] = {
@@ -109,6 +113,7 @@ ROUNDING_INT16: dict[str, dict[str, str]] = {
 __all__ = [
     "KERNELS",
     "ROUNDING",
+    "OF_STEPS",
     "ROUNDING_INT16",
     "Grid",
     "accumulator_scale",

@@ -1,17 +1,33 @@
 """Kernels of two operands: ADD, SUB, MUL, PRELU, MAXIMUM, MINIMUM. Operands broadcast as in NumPy."""
 
 from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any
 
 import tensorflow as tf
 
-from kquant.arithmetic.fixed_point import Multiplier, multiply, quantize_multiplier, scaled
-from kquant.arithmetic.grid import Grid, centred, check_int8, check_runtime, clipped, placed, tabulated
+from kquant.arithmetic.fixed_point import Multiplier, quantize_multiplier, scaled
+from kquant.arithmetic.grid import Grid, centred, check_int8, check_runtime, clipped, clipped_steps, placed
 
 # ADD and SUB move both operands up by this many bits before they bring them to one scale.
 _HEADROOM_BITS, _HEADROOM_BITS_INT16 = 20, 15
 
 
-def add(
+Steps = Callable[..., tf.Tensor]
+
+
+def on_codes(kernel: Steps) -> Callable[..., tf.Tensor]:
+    """The kernel of codes, from one that takes and returns steps: codes without their zero point, in float32."""
+
+    @wraps(kernel)
+    def computed(sources: Sequence[tf.Tensor], grids: Sequence[Grid], out: Grid, **options: Any) -> tf.Tensor:
+        steps = [centred(source, grid, tf.float32) for source, grid in zip(sources, grids, strict=True)]
+        return kernel(steps, grids, out, **options) + tf.cast(out.zero_point, tf.float32)
+
+    return computed
+
+
+def add_steps(
     sources: Sequence[tf.Tensor],
     grids: Sequence[Grid],
     out: Grid,
@@ -26,20 +42,20 @@ def add(
     `potScaleInt16 = false`, or else scales that are powers of two are added in another way. Both runtimes alike.
 
     Args:
-        sources: two int32 tensors of codes.
+        sources: two float32 tensors of steps.
         grids: their grids.
         out: the output grid.
         activation: fused activation.
         runtime: "litert" or "tflm"; no difference here.
 
     Returns:
-        int32 codes.
+        float32 steps.
     """
     check_runtime(runtime)
     return _sum(sources, grids, out, tf.add, activation)
 
 
-def sub(
+def sub_steps(
     sources: Sequence[tf.Tensor],
     grids: Sequence[Grid],
     out: Grid,
@@ -49,13 +65,13 @@ def sub(
     """SUB: as ADD with a difference (tflite/kernels/sub.cc, reference/sub.h).
 
     Some sources of TFLM divide the scales in float32 (micro/kernels/sub_common.cc); the interpreter measured here uses
-    double, as LiteRT does. For the arguments see `add`.
+    double, as LiteRT does. For the arguments see `add_steps`.
     """
     check_runtime(runtime)
     return _sum(sources, grids, out, tf.subtract, activation)
 
 
-def mul(
+def mul_steps(
     sources: Sequence[tf.Tensor],
     grids: Sequence[Grid],
     out: Grid,
@@ -65,14 +81,14 @@ def mul(
     """MUL: `out = A(M(q_1 q_2, s_1 s_2 / s_out))`, M the doubly rounding fixed-point product.
 
     LiteRT forms `s_1 s_2 / s_out` in float32, TFLM in double (tflite/kernels/mul.cc, reference/integer_ops/mul.h,
-    micro/kernels/mul_common.cc). For the arguments see `add`.
+    micro/kernels/mul_common.cc). For the arguments see `add_steps`.
     """
     precision = tf.float64 if check_runtime(runtime) == "tflm" else tf.float32
     by = _multiplier(tf.cast(grids[0].scale, precision) * tf.cast(grids[1].scale, precision), out, precision)
-    # of 8-bit codes the product has 16 bits, which floats hold; of 16-bit codes it has 32
-    kind = tf.int64 if out.is_int16 else tf.float32
-    product = centred(sources[0], grids[0], kind) * centred(sources[1], grids[1], kind)
-    return placed(scaled(product, by), out, activation)
+    # of 8-bit codes the product has 16 bits, which float32 holds; of 16-bit codes it has 32
+    wide = any(grid.is_int16 for grid in grids)
+    left, right = (tf.cast(source, tf.float64) for source in sources) if wide else sources
+    return clipped_steps(scaled(left * right, by, wide=wide), out, activation)
 
 
 def prelu(sources: Sequence[tf.Tensor], grids: Sequence[Grid], out: Grid, runtime: str = "litert") -> tf.Tensor:
@@ -125,12 +141,13 @@ def _sum(
     common = 2.0 * tf.maximum(scales[0], scales[1])
     by = [quantize_multiplier(scale / common) for scale in scales]
     raised = 2 ** (_HEADROOM_BITS_INT16 if out.is_int16 else _HEADROOM_BITS)
-    terms = [
-        tabulated(lambda codes, g=g, m=m: multiply(centred(codes, g) * raised, m), q, g)
-        for q, g, m in zip(sources, grids, by, strict=True)
-    ]
+    # The code of an operand has 8 or 16 bits and so have its products with a mantissa 39 or 47, wherever they lie.
+    terms = [scaled(steps, m, raised=float(raised)) for steps, m in zip(sources, by, strict=True)]
     to_out = quantize_multiplier(common / (float(raised) * tf.cast(out.scale, tf.float64)))
-    return placed(scaled(combine(*terms), to_out), out, activation)
+    return clipped_steps(scaled(combine(*terms), to_out, wide=True), out, activation)
+
+
+add, sub, mul = on_codes(add_steps), on_codes(sub_steps), on_codes(mul_steps)
 
 
 def _multiplier(scale: tf.Tensor, out: Grid, precision: tf.DType) -> Multiplier:

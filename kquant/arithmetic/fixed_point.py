@@ -94,35 +94,75 @@ def multiply(values: tf.Tensor, by: Multiplier, single_rounding: bool = False) -
     return tf.cast(scaled(values, by), tf.int64)
 
 
-def scaled(values: tf.Tensor, by: Multiplier) -> tf.Tensor:
+def scaled(values: tf.Tensor, by: Multiplier, *, raised: float = 1.0, wide: bool = False) -> tf.Tensor:
     """`multiply` with double rounding, as integers in float64, for values of any type.
 
     Floats stay floats: their product with the mantissa is exact below 2**53, for values below 2**22. Beyond, where an
     8-bit output that is not saturated needs a multiplier below 2**-13, `h` differs where the product ends within the
-    last bits below one half, which one value in 2**31 does.
+    last bits below one half, which one value in 2**31 does. `wide` takes the product in two halves, each of which
+    float64 holds.
 
     Args:
         values: int64, or integers in float32 or float64, within the int32 range.
+        by: the multiplier; a vector goes with the last axis.
+        raised: a power of two that float values are multiplied by beforehand; their bits do not become more by it.
+        wide: exact for all floats within the int32 range, for three passes more.
+
+    Returns:
+        float64, shaped like `values`.
+    """
+    whole, factor, upper, lower, divisor = _factors(by.mantissa, by.shift)
+    # All branches are the doubling high product; integers that lie in floats need no way over int64 and back.
+    if not values.dtype.is_floating:
+        high = tf.cast(doubling_high_mul(values, whole), tf.float64)
+    elif wide:
+        # mantissa = 2**16 upper + lower: floor(floor(v lower / 2**16 + 2**14) + v upper) / 2**15). Rounding down in
+        # between changes nothing, since what is added to it and what it is divided by are whole.
+        exact = tf.cast(values, tf.float64)
+        high = tf.floor((exact * upper + tf.floor(exact * lower + 2.0**14)) * 2.0**-15)
+    else:
+        high = tf.floor(tf.cast(values, tf.float64) * (factor * raised) + 0.5)
+    # To even, and still halves away from zero: the divisor is a little too large for an exact half. See `_divisor`.
+    return tf.round(high * divisor)
+
+
+def scaled_from_zero(values: tf.Tensor, by: Multiplier) -> tf.Tensor:
+    """`scaled` of floats for what a RELU clips: right from 0 on, and anything up to 0 below; two passes less.
+
+    From 0 on both roundings go up at a half, and floors follow each other as one: with `n = 2**right`,
+    `floor((floor(v f + 1/2) + n/2) / n) = floor(v f / n + 1/2 + 1/2n)`; where n is 1 nothing is rounded again, and the
+    middle term is left out. Below 0 the second rounding goes the other way at a half, and the sum is below one.
+
+    Args:
+        values: integers in float32 or float64, as for `scaled`.
         by: the multiplier; a vector goes with the last axis.
 
     Returns:
         float64, shaped like `values`.
     """
-    raised, factor, divisor = _factors(by.mantissa, by.shift)
-    # Both branches are the doubling high product; integers that lie in floats need no way over int64 and back.
-    if values.dtype.is_floating:
-        high = tf.floor(tf.cast(values, tf.float64) * factor + 0.5)
-    else:
-        high = tf.cast(doubling_high_mul(values, raised), tf.float64)
-    # To even, and still halves away from zero: the divisor is a little too large for an exact half. See `_divisor`.
-    return tf.round(high * divisor)
+    factor, half = _from_zero(by.mantissa, by.shift)
+    return tf.floor(tf.cast(values, tf.float64) * factor + half)
 
 
 @one_node
-def _factors(mantissa: tf.Tensor, shift: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Mantissa and what goes left, in int64; the same over 2**31 in float64; what goes right, as a `_divisor`."""
+def _from_zero(mantissa: tf.Tensor, shift: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """`f / n` and `1/2 + 1/2n` of `scaled_from_zero`, in float64."""
+    right = tf.maximum(-shift, 0)
+    factor = tf.cast(mantissa, tf.float64) * binary(shift - 31)
+    return factor, binary(-right - 1) + tf.where(right > 0, tf.constant(0.5, tf.float64), 0.0)
+
+
+@one_node
+def _factors(mantissa: tf.Tensor, shift: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    """Mantissa and what goes left, in int64; in float64 the same over 2**31; the same as its upper bits, and its lower
+    16 over 2**16; what goes right, as a `_divisor`.
+    """
     left, right = tf.maximum(shift, 0), tf.maximum(-shift, 0)
-    return mantissa * power_of_two(left), tf.cast(mantissa, tf.float64) * binary(left - 31), _divisor(right)
+    whole, sixteen = mantissa * power_of_two(left), tf.constant(16, tf.int64)
+    upper = shift_right(whole, sixteen)
+    lower = tf.cast(whole - tf.bitwise.left_shift(upper, tf.ones_like(upper) * sixteen), tf.float64) * 2.0**-16
+    factor = tf.cast(mantissa, tf.float64) * binary(left - 31)
+    return whole, factor, tf.cast(upper, tf.float64), lower, _divisor(right)
 
 
 def multiply_reduced(values: tf.Tensor, by: Multiplier) -> tf.Tensor:

@@ -89,6 +89,13 @@ def round_half_away(values: tf.Tensor) -> tf.Tensor:
     return tf.sign(values) * tf.floor(tf.abs(values) + 0.5)
 
 
+def starts_at_zero(activation: str | float | None) -> bool:
+    """Whether what a fused activation lets through begins at real 0."""
+    if activation is None or isinstance(activation, int | float):
+        return activation is not None
+    return ACTIVATIONS.get(activation, (None, None))[0] == 0.0
+
+
 def activation_range(out: Grid, activation: str | float | None) -> tuple[tf.Tensor, tf.Tensor]:
     """Codes that a fused activation lets through, as (low, high) in int64.
 

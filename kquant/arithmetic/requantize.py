@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from kquant.arithmetic.fixed_point import multiply, multiply_reduced, quantize_multiplier, scaled
+from kquant.arithmetic.fixed_point import multiply, multiply_reduced, quantize_multiplier, scaled, scaled_from_zero
 from kquant.arithmetic.grid import (
     Grid,
     activation_range,
@@ -13,6 +13,7 @@ from kquant.arithmetic.grid import (
     clipped_steps,
     placed,
     round_half_away,
+    starts_at_zero,
     tabulated,
 )
 
@@ -93,6 +94,8 @@ def requantized_steps(
         values = multiply_reduced(tf.cast(accumulator, tf.int64), quantize_multiplier(real))
     elif rounding == "single":
         values = multiply(tf.cast(accumulator, tf.int64), quantize_multiplier(real), True)
+    elif accumulator.dtype.is_floating and starts_at_zero(activation):
+        values = scaled_from_zero(accumulator, quantize_multiplier(real))
     else:
         integers = accumulator if accumulator.dtype.is_floating else tf.cast(accumulator, tf.int64)
         values = scaled(integers, quantize_multiplier(real))

@@ -60,10 +60,15 @@ def steps_of(y: tf.Tensor, origin: Origin, out: arithmetic.Grid, rounding: str) 
         arithmetic.Grid(scale, point, -(1 << n - 1), (1 << n - 1) - 1)
         for scale, point, n in zip(scales, points, bits, strict=True)
     ]
-    integers = [_integers(x, grid) for x, grid in zip(origin.sources, grids, strict=True)]
-    made = arithmetic.KERNELS[origin.kernel](integers, grids, out, runtime=rounding, **(origin.attributes or {}))
-    # Without the zero point, as all codes travel: 0 is real 0, and the next layer sums them as they are.
-    steps = tf.cast(made, tf.float32) - out.zero_point
+    sources = [_steps(x, grid) for x, grid in zip(origin.sources, grids, strict=True)]
+    options = {"runtime": rounding, **(origin.attributes or {})}
+    if origin.kernel in arithmetic.OF_STEPS:
+        steps = arithmetic.OF_STEPS[origin.kernel](sources, grids, out, **options)
+    else:
+        integers = [tf.cast(x + grid.zero_point, tf.int32) for x, grid in zip(sources, grids, strict=True)]
+        made = arithmetic.KERNELS[origin.kernel](integers, grids, out, **options)
+        # Without the zero point, as all codes travel: 0 is real 0, and the next layer sums them as they are.
+        steps = tf.cast(made, tf.float32) - out.zero_point
     # `is True`: an encoding that only the running graph knows about gives a tensor here, which has no truth yet.
     if all(k is True for k in known):
         return steps
@@ -93,13 +98,11 @@ def chosen(known: bool | tf.Tensor, value: tf.Tensor, otherwise: tf.Tensor) -> t
     return value if known is True else tf.where(known, value, otherwise)
 
 
-def _integers(x: tf.Tensor, grid: arithmetic.Grid) -> tf.Tensor:
-    """int32 codes of values on a grid."""
-    codes = carried(x, "codes")
-    if codes is None:
-        # Exact to the code: the values are multiples of the scale, and pooling or a reshape left them so.
-        codes = tf.round(tf.cast(x, tf.float32) / grid.scale)
-    return tf.cast(codes + grid.zero_point, tf.int32)
+def _steps(x: tf.Tensor, grid: arithmetic.Grid) -> tf.Tensor:
+    """float32 steps of values on a grid: codes without their zero point."""
+    steps = carried(x, "codes")
+    # Exact to the code: the values are multiples of the scale, and pooling or a reshape left them so.
+    return tf.round(tf.cast(x, tf.float32) / grid.scale) if steps is None else steps
 
 
 def _of_sums(y: tf.Tensor, origin: Origin, scale: tf.Tensor, out: arithmetic.Grid, runtime: str) -> tf.Tensor:

@@ -27,7 +27,7 @@ from kquant.arithmetic import (
     requantize,
     table,
 )
-from kquant.arithmetic.fixed_point import quantize_multiplier
+from kquant.arithmetic.fixed_point import Multiplier, quantize_multiplier, scaled, scaled_from_zero
 from kquant.arithmetic.requantize import ROUNDINGS
 
 EXAMPLES = 25
@@ -47,6 +47,32 @@ def _assert_equal_codes(got: np.ndarray, want: np.ndarray, what: str) -> None:
     wrong = got.reshape(want.shape) != want
     largest_lsb = np.abs(got.reshape(want.shape).astype(int) - want).max(initial=0)
     assert not wrong.any(), f"{what}: {wrong.mean():.6f} of {want.size} codes differ, by up to {largest_lsb} LSB"
+
+
+def doubly_rounded(value: int, mantissa: int, shift: int) -> int:
+    """MultiplyByQuantizedMultiplier in Python's integers."""
+    high = (value * 2 ** max(shift, 0) * mantissa + 2**30) >> 31
+    right = max(-shift, 0)
+    lost, half = high & (2**right - 1), (2**right - 1 >> 1) + (high < 0)
+    return (high >> right) + (lost > half)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(2**30, 2**31 - 1), st.integers(-31, 6), st.integers(0, 2**31 - 1), st.integers(-40, 40))
+def test_integers_in_floats_are_multiplied_to_the_last_bit(mantissa, shift, start, near):
+    """Of any size by halves; below 2**22 at once, and behind a RELU in one rounding; above all around ties."""
+    most = 2**31 >> max(shift, 0)
+    tie = (2 * near + 1) * 2 ** max(30 - shift, 0) // mantissa if shift <= 30 else 0  # a result ends in a half here
+    values = [int(v) for v in (start % most, -(start % most), *(tie + n for n in range(-3, 4))) if abs(int(v)) < most]
+    by = Multiplier(tf.constant(mantissa, tf.int64), tf.constant(shift, tf.int64))
+    wanted = [doubly_rounded(v, mantissa, shift) for v in values]
+    assert scaled(tf.constant(values, tf.float64), by, wide=True).numpy().tolist() == wanted
+    assert scaled(tf.constant(values, tf.int64), by).numpy().tolist() == wanted
+    few = [v for v in values if abs(v) < 2**22]
+    wanted = [doubly_rounded(v, mantissa, shift) for v in few]
+    assert scaled(tf.constant(few, tf.float64), by).numpy().tolist() == wanted
+    above = scaled_from_zero(tf.constant(few, tf.float64), by).numpy()
+    assert np.maximum(above, 0).tolist() == np.maximum(wanted, 0).tolist()
 
 
 def test_every_kernel_has_a_case():
