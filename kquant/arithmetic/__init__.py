@@ -56,7 +56,7 @@ KERNELS: dict[str, Callable[..., tf.Tensor]] = {
     "TANH": tanh,
 }
 
-# Those that compute on steps, codes without their zero point in float32, which is how codes travel between layers: they
+# Those that compute on steps, codes without their zero point in floats, which is how codes travel between layers: they
 # take and give steps, and the entries above are these between two shifts.
 OF_STEPS: dict[str, Callable[..., tf.Tensor]] = {"ADD": add_steps, "MUL": mul_steps, "SUB": sub_steps}
 

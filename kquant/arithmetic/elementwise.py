@@ -17,12 +17,12 @@ Steps = Callable[..., tf.Tensor]
 
 
 def on_codes(kernel: Steps) -> Callable[..., tf.Tensor]:
-    """The kernel of codes, from one that takes and returns steps: codes without their zero point, in float32."""
+    """The kernel of codes, from one that takes and returns steps: codes without their zero point, in floats."""
 
     @wraps(kernel)
     def computed(sources: Sequence[tf.Tensor], grids: Sequence[Grid], out: Grid, **options: Any) -> tf.Tensor:
         steps = [centred(source, grid, tf.float32) for source, grid in zip(sources, grids, strict=True)]
-        return kernel(steps, grids, out, **options) + tf.cast(out.zero_point, tf.float32)
+        return tf.cast(kernel(steps, grids, out, **options), tf.float32) + tf.cast(out.zero_point, tf.float32)
 
     return computed
 
@@ -42,14 +42,14 @@ def add_steps(
     `potScaleInt16 = false`, or else scales that are powers of two are added in another way. Both runtimes alike.
 
     Args:
-        sources: two float32 tensors of steps.
+        sources: two tensors of steps, float32 or float64.
         grids: their grids.
         out: the output grid.
         activation: fused activation.
         runtime: "litert" or "tflm"; no difference here.
 
     Returns:
-        float32 steps.
+        float64 steps.
     """
     check_runtime(runtime)
     return _sum(sources, grids, out, tf.add, activation)
@@ -87,7 +87,7 @@ def mul_steps(
     by = _multiplier(tf.cast(grids[0].scale, precision) * tf.cast(grids[1].scale, precision), out, precision)
     # of 8-bit codes the product has 16 bits, which float32 holds; of 16-bit codes it has 32
     wide = any(grid.is_int16 for grid in grids)
-    left, right = (tf.cast(source, tf.float64) for source in sources) if wide else sources
+    left, right = (tf.cast(source, tf.float64 if wide else tf.float32) for source in sources)
     return clipped_steps(scaled(left * right, by, wide=wide), out, activation)
 
 

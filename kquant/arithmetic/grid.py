@@ -65,17 +65,19 @@ def placed(values: tf.Tensor, out: Grid, activation: str | float | None = None) 
         Codes: int32 of int64, float32 of floats.
     """
     if values.dtype.is_floating:
-        return clipped_steps(values, out, activation) + tf.cast(out.zero_point, tf.float32)
+        return tf.cast(clipped_steps(values, out, activation), tf.float32) + tf.cast(out.zero_point, tf.float32)
     low, high = activation_range(out, activation)
     return clipped(values + tf.cast(out.zero_point, tf.int64), low, high)
 
 
 def clipped_steps(values: tf.Tensor, out: Grid, activation: str | float | None = None) -> tf.Tensor:
-    """`placed` of floats without the zero point, as float32: what that cannot tell apart lies outside of every grid."""
-    zero_point = tf.cast(out.zero_point, tf.float32)
-    # float32 holds whole numbers up to 2**24; steps beyond are clipped, whatever they are rounded to.
-    low, high = (tf.cast(end, tf.float32) - zero_point for end in activation_range(out, activation))
-    return tf.raw_ops.ClipByValue(t=tf.cast(values, tf.float32), clip_value_min=low, clip_value_max=high)
+    """`placed` of floats without the zero point, in the type of the values.
+
+    float32 does: what that cannot tell apart, beyond 2**24, lies outside of every grid.
+    """
+    zero_point = tf.cast(out.zero_point, values.dtype)
+    low, high = (tf.cast(end, values.dtype) - zero_point for end in activation_range(out, activation))
+    return tf.raw_ops.ClipByValue(t=values, clip_value_min=low, clip_value_max=high)
 
 
 def round_half_away(values: tf.Tensor) -> tf.Tensor:

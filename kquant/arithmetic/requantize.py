@@ -70,7 +70,7 @@ def requantize(
         ValueError: unknown rounding or activation.
     """
     steps = requantized_steps(accumulator, accumulator_scale, out, rounding, activation)
-    return steps + tf.cast(out.zero_point, tf.float32)
+    return tf.cast(steps, tf.float32) + tf.cast(out.zero_point, tf.float32)
 
 
 def requantized_steps(
@@ -80,7 +80,11 @@ def requantized_steps(
     rounding: str,
     activation: str | None = None,
 ) -> tf.Tensor:
-    """`requantize` without the zero point: float32 steps from real 0, which the next layer sums."""
+    """`requantize` without the zero point: steps from real 0, in float32 or float64.
+
+    A convolution sums float32 and an ADD takes float64: what a RELU ends goes to the one more often, what nothing ends
+    to the other, and a conversion costs as much as three operations.
+    """
     if rounding not in ROUNDINGS:
         raise ValueError(f"requantize: expected rounding to be one of {ROUNDINGS}, received {rounding!r}.")
     if rounding == "float":
@@ -91,11 +95,11 @@ def requantized_steps(
     if rounding == "real":
         values = round_half_away(tf.cast(accumulator, tf.float64) * real)
     elif rounding == "reduced":
-        values = multiply_reduced(tf.cast(accumulator, tf.int64), quantize_multiplier(real))
+        values = tf.cast(multiply_reduced(tf.cast(accumulator, tf.int64), quantize_multiplier(real)), tf.float32)
     elif rounding == "single":
-        values = multiply(tf.cast(accumulator, tf.int64), quantize_multiplier(real), True)
+        values = tf.cast(multiply(tf.cast(accumulator, tf.int64), quantize_multiplier(real), True), tf.float32)
     elif accumulator.dtype.is_floating and starts_at_zero(activation):
-        values = scaled_from_zero(accumulator, quantize_multiplier(real))
+        values = tf.cast(scaled_from_zero(accumulator, quantize_multiplier(real)), tf.float32)
     else:
         integers = accumulator if accumulator.dtype.is_floating else tf.cast(accumulator, tf.int64)
         values = scaled(integers, quantize_multiplier(real))

@@ -174,6 +174,7 @@ class Compressed(Weighted):
             # Without codes: a layer that keeps its input's encoding stands between, or nobody has calibrated.
             steps = tf.cast(x, tf.float32) / unit
             steps = chosen(known, rounded(steps), steps)
+        steps = tf.cast(steps, tf.float32)
         bias = None if bias is None else chosen(known, rounded(bias), bias)
         if self.wide:
             return self._wide(steps, codes, bias, exact, known)

@@ -249,7 +249,7 @@ class FakeQuant(keras.layers.Layer):
         numbers = self._numbers(origin.encodings)
         out = arithmetic.Grid(numbers.scale, numbers.zero_point, self.spec.low, self.spec.high)
         steps = _through(y, steps_of(y, origin, out, self.runtime), numbers.scale, numbers.low, numbers.high)
-        values = steps * numbers.scale
+        values = tf.cast(steps, tf.float32) * numbers.scale
         values, encoding = self._told(seen, origin.encodings, values, y, numbers.encoding, numbers[:2])
         # Where only the running graph knows whether data were seen, the values may be those that came, which have no
         # codes.
@@ -475,7 +475,8 @@ def _through(y: tf.Tensor, steps: tf.Tensor, scale: tf.Tensor, low: tf.Tensor, h
     def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor | None, ...]:
         inside = tf.logical_and(y >= low, y <= high)
         # The caller multiplies the steps by the scale; together the values have gradient 1.
-        return tf.where(inside, upstream / scale, tf.zeros_like(upstream)), None, None, None, None
+        upstream = tf.cast(upstream, y.dtype) / scale
+        return tf.where(inside, upstream, tf.zeros_like(upstream)), None, None, None, None
 
     return steps, gradient
 

@@ -46,7 +46,7 @@ def steps_of(y: tf.Tensor, origin: Origin, out: arithmetic.Grid, rounding: str) 
         rounding: "litert" or "tflm", whose kernels.
 
     Returns:
-        float32[...], integers: steps from real 0.
+        float32[...] or float64[...], integers: steps from real 0.
     """
     if origin.accumulator is not None:
         return _of_sums(y, origin, origin.accumulator, out, rounding)
@@ -65,14 +65,14 @@ def steps_of(y: tf.Tensor, origin: Origin, out: arithmetic.Grid, rounding: str) 
     if origin.kernel in arithmetic.OF_STEPS:
         steps = arithmetic.OF_STEPS[origin.kernel](sources, grids, out, **options)
     else:
-        integers = [tf.cast(x + grid.zero_point, tf.int32) for x, grid in zip(sources, grids, strict=True)]
+        integers = [tf.cast(x, tf.int32) + tf.cast(g.zero_point, tf.int32) for x, g in zip(sources, grids, strict=True)]
         made = arithmetic.KERNELS[origin.kernel](integers, grids, out, **options)
         # Without the zero point, as all codes travel: 0 is real 0, and the next layer sums them as they are.
         steps = tf.cast(made, tf.float32) - out.zero_point
     # `is True`: an encoding that only the running graph knows about gives a tensor here, which has no truth yet.
     if all(k is True for k in known):
         return steps
-    return tf.where(tf.reduce_all(tf.stack(known)), steps, nearest_steps(y, out))
+    return tf.where(tf.reduce_all(tf.stack(known)), tf.cast(steps, tf.float32), nearest_steps(y, out))
 
 
 def read(encoding: tf.Tensor) -> tuple[bool | tf.Tensor, tf.Tensor, tf.Tensor]:
@@ -99,7 +99,7 @@ def chosen(known: bool | tf.Tensor, value: tf.Tensor, otherwise: tf.Tensor) -> t
 
 
 def _steps(x: tf.Tensor, grid: arithmetic.Grid) -> tf.Tensor:
-    """float32 steps of values on a grid: codes without their zero point."""
+    """Steps of values on a grid, codes without their zero point, in float32 or float64."""
     steps = carried(x, "codes")
     # Exact to the code: the values are multiples of the scale, and pooling or a reshape left them so.
     return tf.round(tf.cast(x, tf.float32) / grid.scale) if steps is None else steps
@@ -122,7 +122,7 @@ def _of_sums(y: tf.Tensor, origin: Origin, scale: tf.Tensor, out: arithmetic.Gri
     if carried(scale, "sums") is not None:  # no zeros: data gave the encoding of what was summed
         return steps
     # A scale of 0 is that of no encoding: `y` came in float, and there were no sums.
-    return tf.where(tf.reduce_min(scale) > 0.0, steps, nearest_steps(y, out))
+    return tf.where(tf.reduce_min(scale) > 0.0, tf.cast(steps, tf.float32), nearest_steps(y, out))
 
 
 def nearest_steps(y: tf.Tensor, out: arithmetic.Grid) -> tf.Tensor:
