@@ -6,8 +6,8 @@ import argparse
 import subprocess
 import sys
 
-ALL = ("accuracy", "parity", "qat_accuracy", "step_time", "ptq_time", "applications", "trained", "random_graphs")
-ALL += ("observers", "recovery", "broken", "analysis", "lut", "structured", "train_time", "pruning", "clustering")
+ALL = ("accuracy", "parity", "qat_accuracy", "step_time", "predict_time", "ptq_time", "applications", "trained")
+ALL += ("random_graphs", "observers", "recovery", "broken", "analysis", "lut", "structured", "train_time", "pruning", "clustering")
 ALL += ("qat_low_bits", "channel_weights", "packed", "kills", "damaged_files")
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from kquant.core.messages import warn
 from kquant.correct.chains import Pair
 from kquant.graph.graph import Graph, Node
+from kquant.layers.fake_quant import FakeQuant
 from kquant.views.quantized_model import Place, tensors
 
 # Batches of inputs, anew on each call; None where there are no data.
@@ -79,7 +80,8 @@ def replaceable(graph: Graph, clip: Node) -> str | None:
     if len(graph.calls[id(clip.op)]) > 1:
         return "it is called more than once"
     for node in graph.consumers.get(id(clip.outputs[0]), []):
-        if "activation" in (node.kwargs.get("attributes") or {}):
+        of_8_bit_sums = "accumulator" in node.kwargs and "sums" not in node.kwargs
+        if "activation" in (node.kwargs.get("attributes") or {}) and not of_8_bit_sums:
             return "with 16-bit activations the clip is part of the requantization; quantize a model without it"
     return None
 
@@ -99,6 +101,9 @@ def replace_clips(graph: Graph, pairs: list[Pair], samples: Samples, verbose: bo
     reaching = [_reaching(pair) for pair in pairs if pair.clip in chosen]
     for node in chosen:
         node.op.max_value = None
+        for reader in graph.consumers.get(id(node.outputs[0]), []):
+            if isinstance(reader.op, FakeQuant):
+                reader.op.unclipped = True
     if verbose:
         effect = _effect(graph, samples, before, reaching)
         print(f"equalize: {len(chosen)} clipped ReLUs became plain ones; {effect}")

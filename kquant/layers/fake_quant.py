@@ -95,6 +95,7 @@ class FakeQuant(keras.layers.Layer):
             model takes there, where that tells; else None.
         padding: number of a call -> what every feature of a masked step holds there, which nobody reads: its range is
             that of the other steps, and leaves a code to those where the value lies beyond.
+        unclipped: the ReLU before has lost the maximum with which it was fused (`kquant.equalize`).
     """
 
     def __init__(
@@ -111,6 +112,7 @@ class FakeQuant(keras.layers.Layer):
         origin: dict[str, str] | None = None,
         ports: dict[str, Any] | None = None,
         padding: dict[str, float] | None = None,
+        unclipped: bool = False,
         **kwargs: Any,
     ) -> None:
         # Keras would cast what is floating to the compute dtype of a mixed policy: encodings have to stay float32.
@@ -127,6 +129,7 @@ class FakeQuant(keras.layers.Layer):
         self.origin = Provenance.read(origin)
         self.ports = dict(ports or {})
         self.padding = dict(padding or {})
+        self.unclipped = unclipped
         self.runtime = self.origin.load_target().rounding  # whose rounding inference follows
         self.supports_masking = True
         if self.has_range:
@@ -212,6 +215,8 @@ class FakeQuant(keras.layers.Layer):
         elif is_simulating():
             values, encoding = self._rounded(real, encodings)
         else:
+            if self.unclipped and attributes:
+                attributes = {**attributes, "activation": "RELU"}
             origin = Origin(kernel, attributes, sources, encodings, source_bits, accumulator, sums)
             values, encoding = self._in_integers(real, origin)
         return [_as(values, _float_like(y)), encoding]
@@ -451,6 +456,7 @@ class FakeQuant(keras.layers.Layer):
             "origin": self.origin.to_config(),
             "ports": dict(self.ports),
             "padding": dict(self.padding),
+            **({"unclipped": True} if self.unclipped else {}),
         }
 
 

@@ -206,9 +206,6 @@ class _Builder:
         if "attributes" not in details or rule.relu is None:
             return details
         form, maximum = rule.relu(node.op), node.op.max_value
-        if maximum is not None and "accumulator" in details and "sums" not in details:
-            # `equalize` may take the clip out of the layer: the codes are read off what the layer lets through
-            return {name: value for name, value in details.items() if name != "attributes"}
         activation = form if form != "RELU" or maximum is None else float(maximum)
         return {**details, "attributes": {**details["attributes"], "activation": activation}}
 

@@ -1,0 +1,128 @@
+"""Samples a second of a quantized model's `predict`, by turns with the float model, LiteRT and TFLM.
+
+`predict` is what replaces the device on the desk, so it is held against the interpreters that compute the same codes:
+LiteRT (XNNPACK) on one thread, and TensorFlow Lite Micro's interpreter; and against what Keras
+takes for the float model. Each takes its turn in every round, so that a machine that slows down slows all of them.
+
+    python -m benchmarks.predict_time --path benchmarks/results/predict_time.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import kquant
+from benchmarks.assets import task
+from benchmarks.latency import invocation
+
+MODELS = ("image_classification", "keyword_spotting", "visual_wake_words", "mobilenetv2")
+BATCH = 64
+Run = Callable[[], float]  # samples a second of one turn
+
+
+def model_and_data(name: str) -> tuple[Any, np.ndarray]:
+    """A float model and samples."""
+    if name == "mobilenetv2":
+        model = keras.applications.MobileNetV2((96, 96, 3), alpha=1.0, weights=None, classes=10)
+        return model, np.random.default_rng(0).uniform(-1, 1, (128, 96, 96, 3)).astype("float32")
+    chosen = task(name)
+    return chosen.model, np.float32(chosen.x[:512])
+
+
+def in_keras(model: Any, x: np.ndarray) -> Run:
+    """`predict` of all samples."""
+
+    def run() -> float:
+        started = time.perf_counter()
+        model.predict(x, batch_size=BATCH, verbose=0)
+        return len(x) / (time.perf_counter() - started)
+
+    return run
+
+
+def in_interpreter(content: bytes, runtime: str, seconds: float = 0.5) -> Run:
+    """One sample after the other; what they hold does not change the time."""
+    invoke = invocation(content, runtime)
+
+    def run() -> float:
+        count, started = 0, time.perf_counter()
+        while not count or time.perf_counter() - started < seconds:
+            invoke()
+            count += 1
+        return count / (time.perf_counter() - started)
+
+    return run
+
+
+def measured(name: str, rounds: int, folder: Path) -> dict[str, Any]:
+    """Medians over rounds, in samples a second, and the first `predict` in seconds."""
+    model, x = model_and_data(name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of few samples, and of ranges: nothing to do with time
+        q = kquant.calibrate(kquant.quantize(model), x[:128], verbose=False)
+        kquant.export(q, folder / f"{name}.tflite", check_runtimes=False)
+    content = (folder / f"{name}.tflite").read_bytes()
+    first = {}
+    for label, each in (("float", model), ("kquant", q)):
+        started = time.perf_counter()
+        each.predict(x[:BATCH], batch_size=BATCH, verbose=0)
+        first[label] = time.perf_counter() - started
+    runs = {"float": in_keras(model, x), "kquant": in_keras(q, x)}
+    runs |= {runtime: in_interpreter(content, runtime) for runtime in ("litert", "tflm")}
+    rows: dict[str, list[float]] = {label: [] for label in runs}
+    for _ in range(rounds):
+        for label, run in runs.items():
+            rows[label].append(run())
+    return {
+        "per_second": {label: float(np.median(values)) for label, values in rows.items()},
+        "times_tflm": float(np.median(np.divide(rows["kquant"], rows["tflm"]))),
+        "of_float": float(np.median(np.divide(rows["kquant"], rows["float"]))),
+        "first_predict_s": first,
+        "batch": BATCH,
+        "samples": len(x),
+        "rounds": rounds,
+    }
+
+
+def main() -> None:
+    """Parse and run."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("models", nargs="*", default=list(MODELS))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--path", type=Path, help="where to write the figures, as JSON")
+    args = parser.parse_args()
+    found = {
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "load": os.getloadavg()[0],
+        "versions": {"keras": keras.__version__, "tensorflow": tf.__version__, "kquant": kquant.__version__},
+        "models": {},
+    }
+    scratch = Path(os.environ.get("TMPDIR", "/tmp"))
+    for name in args.models:
+        found["models"][name] = each = measured(name, args.rounds, scratch)
+        speeds = ", ".join(f"{label} {value:,.0f}" for label, value in each["per_second"].items())
+        print(
+            f"{name}: samples a second: {speeds}; {each['times_tflm']:.1f} times TFLM, {each['of_float']:.2f} "
+            f"of float; first predict {each['first_predict_s']['kquant']:.1f} and {each['first_predict_s']['float']:.1f} s",
+            flush=True,
+        )
+    if args.path:
+        args.path.parent.mkdir(parents=True, exist_ok=True)
+        args.path.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
