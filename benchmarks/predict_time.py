@@ -114,9 +114,10 @@ def main() -> None:
     for name in args.models:
         found["models"][name] = each = measured(name, args.rounds, scratch)
         speeds = ", ".join(f"{label} {value:,.0f}" for label, value in each["per_second"].items())
+        first = each["first_predict_s"]
         print(
-            f"{name}: samples a second: {speeds}; {each['times_tflm']:.1f} times TFLM, {each['of_float']:.2f} "
-            f"of float; first predict {each['first_predict_s']['kquant']:.1f} and {each['first_predict_s']['float']:.1f} s",
+            f"{name}, samples a second: {speeds}; {each['times_tflm']:.1f} times TFLM, {each['of_float']:.2f} of "
+            f"float; first predict {first['kquant']:.1f} and {first['float']:.1f} s",
             flush=True,
         )
     if args.path:

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from kquant.arithmetic.fixed_point import Multiplier, quantize_multiplier, scaled
 from kquant.arithmetic.grid import Grid, centred, check_int8, check_runtime, clipped, clipped_steps, placed
+from kquant.core.beforehand import beforehand
 
 # ADD and SUB move both operands up by this many bits before they bring them to one scale.
 _HEADROOM_BITS, _HEADROOM_BITS_INT16 = 20, 15
@@ -84,7 +85,8 @@ def mul_steps(
     micro/kernels/mul_common.cc). For the arguments see `add_steps`.
     """
     precision = tf.float64 if check_runtime(runtime) == "tflm" else tf.float32
-    by = _multiplier(tf.cast(grids[0].scale, precision) * tf.cast(grids[1].scale, precision), out, precision)
+    with beforehand(*(grid.scale for grid in grids), out.scale):
+        by = _multiplier(tf.cast(grids[0].scale, precision) * tf.cast(grids[1].scale, precision), out, precision)
     # of 8-bit codes the product has 16 bits, which float32 holds; of 16-bit codes it has 32
     wide = any(grid.is_int16 for grid in grids)
     left, right = (tf.cast(source, tf.float64 if wide else tf.float32) for source in sources)
@@ -135,15 +137,16 @@ def _sum(
     combine: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
     activation: str | None,
 ) -> tf.Tensor:
-    scales = [tf.cast(grid.scale, tf.float64) for grid in grids]
-    # Twice the larger one, so that both multipliers are at most one half: the kernels take none of 1 or more
-    # (QuantizeMultiplierSmallerThanOneExp), and the sum of the two stays within 32 bits.
-    common = 2.0 * tf.maximum(scales[0], scales[1])
-    by = [quantize_multiplier(scale / common) for scale in scales]
-    raised = 2 ** (_HEADROOM_BITS_INT16 if out.is_int16 else _HEADROOM_BITS)
+    raised = 2.0 ** (_HEADROOM_BITS_INT16 if out.is_int16 else _HEADROOM_BITS)
+    with beforehand(*(grid.scale for grid in grids), out.scale):
+        scales = [tf.cast(grid.scale, tf.float64) for grid in grids]
+        # Twice the larger one, so that both multipliers are at most one half: the kernels take none of 1 or more
+        # (QuantizeMultiplierSmallerThanOneExp), and the sum of the two stays within 32 bits.
+        common = 2.0 * tf.maximum(scales[0], scales[1])
+        by = [quantize_multiplier(scale / common) for scale in scales]
+        to_out = quantize_multiplier(common / (raised * tf.cast(out.scale, tf.float64)))
     # The code of an operand has 8 or 16 bits and so have its products with a mantissa 39 or 47, wherever they lie.
-    terms = [scaled(steps, m, raised=float(raised)) for steps, m in zip(sources, by, strict=True)]
-    to_out = quantize_multiplier(common / (float(raised) * tf.cast(out.scale, tf.float64)))
+    terms = [scaled(steps, m, raised=raised) for steps, m in zip(sources, by, strict=True)]
     return clipped_steps(scaled(combine(*terms), to_out, wide=True), out, activation)
 
 

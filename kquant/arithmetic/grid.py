@@ -5,6 +5,9 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from kquant.core.beforehand import beforehand
+from kquant.core.one_node import one_node
+
 # What a fused activation leaves of the real axis: (lowest, highest), None where it is open.
 ACTIVATIONS: dict[str, tuple[float | None, float | None]] = {
     "RELU": (0.0, None),
@@ -75,9 +78,19 @@ def clipped_steps(values: tf.Tensor, out: Grid, activation: str | float | None =
 
     float32 does: what that cannot tell apart, beyond 2**24, lies outside of every grid.
     """
-    zero_point = tf.cast(out.zero_point, values.dtype)
-    low, high = (tf.cast(end, values.dtype) - zero_point for end in activation_range(out, activation))
+    with beforehand(out.scale, out.zero_point):
+        scale, zero_point = (tf.convert_to_tensor(number, tf.float32) for number in (out.scale, out.zero_point))
+    low, high = _step_range(scale, zero_point, out.low, out.high, activation, values.dtype.name)
     return tf.raw_ops.ClipByValue(t=values, clip_value_min=low, clip_value_max=high)
+
+
+@one_node
+def _step_range(
+    scale: tf.Tensor, zero_point: tf.Tensor, low: int, high: int, activation: str | float | None, kind: str
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """`activation_range` of a grid without its zero point, in floats."""
+    ends = activation_range(Grid(scale, zero_point, low, high), activation)
+    return tf.cast(ends[0], kind) - tf.cast(zero_point, kind), tf.cast(ends[1], kind) - tf.cast(zero_point, kind)
 
 
 def round_half_away(values: tf.Tensor) -> tf.Tensor:

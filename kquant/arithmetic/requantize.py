@@ -16,6 +16,7 @@ from kquant.arithmetic.grid import (
     starts_at_zero,
     tabulated,
 )
+from kquant.core.beforehand import beforehand
 
 ROUNDINGS = ("double", "single", "reduced", "real", "float")
 
@@ -89,7 +90,8 @@ def requantized_steps(
         raise ValueError(f"requantize: expected rounding to be one of {ROUNDINGS}, received {rounding!r}.")
     if rounding == "float":
         return _requantize_float(accumulator, accumulator_scale, out, activation)
-    real = tf.cast(accumulator_scale, tf.float64) / tf.cast(out.scale, tf.float64)
+    with beforehand(accumulator_scale, out.scale):
+        real = tf.cast(accumulator_scale, tf.float64) / tf.cast(out.scale, tf.float64)
     # FullyConnectedPerChannel of LiteRT rounds `acc * s_in s_w / s_out` as a double and has no multiplier at all
     # (reference/integer_ops/fully_connected.h).
     if rounding == "real":

@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 
 import tensorflow as tf
 
+from kquant.core.beforehand import beforehand
+
 Function = TypeVar("Function", bound=Callable)
 
 
@@ -44,7 +46,8 @@ def one_node(function: Function) -> Function:
         plain = tuple((n, a) for n, a in enumerate(args) if not _holds_tensors(a))
         tensors = tuple(a for a in args if _holds_tensors(a))
         kinds = tf.nest.map_structure(lambda t: tf.TensorSpec(t.shape, t.dtype), tensors)
-        return traced(len(args), plain, kinds)(*tensors)
+        with beforehand(*tf.nest.flatten(tensors)):
+            return traced(len(args), plain, kinds)(*tensors)
 
     return call  # pyright: ignore[reportReturnType]  the same arguments, the same result
 

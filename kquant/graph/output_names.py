@@ -9,18 +9,26 @@ is another one now (a `FakeQuant`, an activation that stands alone), one of two 
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import keras
+import numpy as np
 from keras import tree
 
+from kquant.core.beforehand import constants
 from kquant.graph.defaults import own_defaults
+
+CHANGES = 2  # of variables between two `predict`, after which their graph reads them
 
 
 @keras.saving.register_keras_serializable(package="kquant")
 class NamedOutputs(keras.Model):
     """A Functional model whose outputs are called as they were in the model that it was made of.
+
+    Its `predict` computes what depends on variables alone once, not at every batch (`core/beforehand.py`).
 
     Attributes:
         describe: prints the layers, `(model, line_length, print_fn)`; set by `views/layer_table.py`, which knows what
@@ -28,6 +36,26 @@ class NamedOutputs(keras.Model):
     """
 
     describe: ClassVar[Callable[..., None] | None] = None
+    predicted_with: bytes | None = None  # the variables of the last `predict`
+    changed_since = 0  # how often they were others than before
+
+    def make_predict_function(self, force: bool = False) -> Any:
+        """Keras', traced again where a variable has changed since, because the graph holds what variables held.
+
+        Who predicts while training would have it traced each time: from the second change on it reads the variables.
+        """
+        if self.changed_since < CHANGES:
+            now = _digest(self.variables)
+            if self.predict_function is not None and now != self.predicted_with:
+                self.changed_since += 1
+                force = True
+            self.predicted_with = now
+        return super().make_predict_function(force=force)
+
+    def predict_step(self, data: Any) -> Any:
+        """Keras', with constants for what depends on variables alone."""
+        with constants() if self.changed_since < CHANGES else contextlib.nullcontext():
+            return super().predict_step(data)
 
     def summary(
         self,
@@ -57,6 +85,14 @@ class NamedOutputs(keras.Model):
         if "output_names" in config:
             model.output_names = list(config["output_names"])
         return model
+
+
+def _digest(variables: Sequence[keras.Variable]) -> bytes:
+    """Of all values: what differs in a bit has another one."""
+    digest = hashlib.blake2b(digest_size=16)
+    for variable in variables:
+        digest.update(np.ascontiguousarray(variable.numpy()).tobytes())
+    return digest.digest()
 
 
 def output_names(model: keras.Model) -> tuple[str, ...] | None:

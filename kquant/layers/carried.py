@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import tensorflow as tf
+
 Thing = Literal["codes", "grid", "sums"]
 
 
@@ -25,3 +27,11 @@ def carry(tensor: Any, thing: Thing, value: Any) -> Any:
 def carried(tensor: Any, thing: Thing) -> Any:
     """What hangs on a tensor, or None."""
     return getattr(tensor, "kquant_carries", {}).get(thing)
+
+
+def retyped(values: tf.Tensor, dtype: str) -> tf.Tensor:
+    """Values of another type, which carry the same codes."""
+    if values.dtype == dtype:
+        return values
+    # float16 has 11 bits: the values are rounded here, the codes behind them must not be.
+    return carry(tf.cast(values, dtype), "codes", carried(values, "codes"))

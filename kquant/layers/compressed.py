@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from kquant.core.beforehand import beforehand
 from kquant.core.spec import QuantSpec
 from kquant.graph.precision import full_precision
 from kquant.layers import transform as kernels
@@ -162,20 +163,22 @@ class Compressed(Weighted):
     def _in_integers(self, x: tf.Tensor, encoding: tf.Tensor) -> list[tf.Tensor]:
         """What `call` returns at inference: the device's sums, scaled; float ones where the encoding is unknown."""
         known, unit, _ = read(encoding)
-        codes, scale, bias = self.codes(unit)
+        with beforehand(unit):
+            codes, scale, bias = self.codes(unit)
+            # The kernels multiply the two scales in double; a float32 product shifts some ties. A scale has the
+            # kernel's axes, 1 where it does not differ: flat it is one number for each channel of the output, also
+            # where two axes number the channels (the inputs and the multiplier of a depthwise kernel).
+            exact = tf.cast(tf.reshape(scale, (-1,)), tf.float64) * tf.cast(unit, tf.float64)
+            whole = None if bias is None else rounded(bias)
         if not self.sums:
             return self._multiplied(x, unit, codes, scale, known)
-        # The kernels multiply the two scales in double; a float32 product shifts some ties. A scale has the kernel's
-        # axes, 1 where it does not differ: flat it is one number for each channel of the output, also where two axes
-        # number the channels (the inputs and the multiplier of a depthwise kernel).
-        exact = tf.cast(tf.reshape(scale, (-1,)), tf.float64) * tf.cast(unit, tf.float64)
         steps = carried(x, "codes")
         if steps is None:
             # Without codes: a layer that keeps its input's encoding stands between, or nobody has calibrated.
             steps = tf.cast(x, tf.float32) / unit
             steps = chosen(known, rounded(steps), steps)
         steps = tf.cast(steps, tf.float32)
-        bias = None if bias is None else chosen(known, rounded(bias), bias)
+        bias = None if bias is None or whole is None else chosen(known, whole, bias)
         if self.wide:
             return self._wide(steps, codes, bias, exact, known)
         with full_precision():

@@ -13,10 +13,11 @@ import numpy as np
 import tensorflow as tf
 
 from kquant import arithmetic
+from kquant.core.beforehand import beforehand, in_constants
 from kquant.core.spec import QuantSpec
 from kquant.graph.step_mask import is_other
 from kquant.layers import range_learner
-from kquant.layers.carried import carried, carry
+from kquant.layers.carried import carried, carry, retyped
 from kquant.layers.conversion import refuse_conversion
 from kquant.layers.integers import Origin, read, steps_of
 from kquant.layers.learned_ranges import replaced, straight_through
@@ -219,7 +220,7 @@ class FakeQuant(keras.layers.Layer):
                 attributes = {**attributes, "activation": "RELU"}
             origin = Origin(kernel, attributes, sources, encodings, source_bits, accumulator, sums)
             values, encoding = self._in_integers(real, origin)
-        return [_as(values, _float_like(y)), encoding]
+        return [retyped(values, _float_like(y)), encoding]
 
     def _in_training(self, y: tf.Tensor, encodings: Sequence[tf.Tensor], site: int) -> tuple[tf.Tensor, tf.Tensor]:
         """Values and encoding of a training step: the range moves first, then the values are rounded."""
@@ -253,7 +254,9 @@ class FakeQuant(keras.layers.Layer):
             refuse_conversion()
         numbers = self._numbers(origin.encodings)
         out = arithmetic.Grid(numbers.scale, numbers.zero_point, self.spec.low, self.spec.high)
-        steps = _through(y, steps_of(y, origin, out, self.runtime), numbers.scale, numbers.low, numbers.high)
+        steps = steps_of(y, origin, out, self.runtime)
+        if not in_constants():
+            steps = _through(y, steps, numbers.scale, numbers.low, numbers.high)
         values = tf.cast(steps, tf.float32) * numbers.scale
         values, encoding = self._told(seen, origin.encodings, values, y, numbers.encoding, numbers[:2])
         # Where only the running graph knows whether data were seen, the values may be those that came, which have no
@@ -305,12 +308,13 @@ class FakeQuant(keras.layers.Layer):
         return numbers.scale, numbers.zero_point, self._seen(encodings)
 
     def _numbers(self, encodings: Sequence[tf.Tensor] = ()) -> Numbers:
-        if self.fixed is not None:
-            return numbers_of(tf.constant(self.fixed[0]), tf.constant(float(self.fixed[1])), self.spec)
         if self.follows:
             _, scale, zero_point = read(encodings[0])
             return numbers_of(scale, zero_point, self.spec)
-        return encoded(tf.convert_to_tensor(self.low), tf.convert_to_tensor(self.high), self.spec)
+        with beforehand():
+            if self.fixed is not None:
+                return numbers_of(tf.constant(self.fixed[0]), tf.constant(float(self.fixed[1])), self.spec)
+            return encoded(tf.convert_to_tensor(self.low), tf.convert_to_tensor(self.high), self.spec)
 
     def _seen(self, encodings: Sequence[tf.Tensor] = ()) -> tf.Tensor:
         """bool[]: whether data gave the encoding, when the graph runs."""
@@ -464,14 +468,6 @@ def _float_like(y: Any) -> str:
     """The dtype to hand on: integers (images as uint8) become real numbers here, as by a first Rescaling."""
     name = keras.backend.standardize_dtype(y.dtype)
     return name if "float" in name else "float32"
-
-
-def _as(values: tf.Tensor, dtype: str) -> tf.Tensor:
-    """Values of another type, which carry the same codes."""
-    if values.dtype == dtype:
-        return values
-    # float16 has 11 bits: the values are rounded here, the codes behind them must not be.
-    return carry(tf.cast(values, dtype), "codes", carried(values, "codes"))
 
 
 @tf.custom_gradient

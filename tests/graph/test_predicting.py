@@ -1,0 +1,119 @@
+"""`predict` holds scales and codes of weights as constants of its graph, and follows every change of a variable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+import kquant
+from kquant.graph import output_names
+
+X = np.float32(np.random.default_rng(0).normal(size=(64, 6, 6, 2)))
+Y = np.float32(np.random.default_rng(1).normal(size=(64, 3)))
+
+
+def network() -> keras.Model:
+    """Convolutions with a clip and without, an ADD, a product, an average, a table, a softmax."""
+    x = keras.Input((6, 6, 2), name="image")
+    y = layers.ReLU(6.0, name="clipped")(layers.Conv2D(4, 3, padding="same", name="conv")(x))
+    y = layers.Add(name="add")([y, layers.DepthwiseConv2D(3, padding="same", name="depth")(y)])
+    y = layers.Multiply(name="mul")([y, layers.Activation("sigmoid", name="gate")(y)])
+    y = layers.Dense(3, name="head")(layers.GlobalAveragePooling2D(name="pool")(y))
+    return keras.Model(x, layers.Softmax(name="kind")(y))
+
+
+def quantized(target: str = "litert", recipe: str = "int8") -> keras.Model:
+    return kquant.calibrate(kquant.quantize(network(), recipe, target=target), X, verbose=False)
+
+
+def assert_predicts_what_it_computes(q: keras.Model) -> np.ndarray:
+    """Call by call nothing is held."""
+    found = q.predict(X, batch_size=24, verbose=0)  # and a batch of another length
+    np.testing.assert_array_equal(found, q(X, training=False))
+    return found
+
+
+def fitted(q: keras.Model) -> None:
+    q.compile(keras.optimizers.SGD(0.1), "mse", run_eagerly=True)
+    before = q.predict_function
+    q.fit(X, Y, batch_size=32, epochs=1, verbose=0)
+    q.predict_function = before  # `compile` let go of it: what `fit` alone changes is asked here
+    q.run_eagerly = False
+
+
+CHANGES: dict[str, Callable[[keras.Model], object]] = {
+    "set_weights": lambda q: q.set_weights([w * 1.3 for w in q.get_weights()]),
+    "a weight": lambda q: q.get_layer("conv").layer.kernel.assign_add(np.full((3, 3, 2, 4), 0.1, "float32")),
+    "a bias": lambda q: q.get_layer("head").layer.bias.assign([1.0, -1.0, 0.5]),
+    "a range": lambda q: kquant.calibrate(q, X * 3.0, verbose=False),
+    "fit": fitted,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_changes_is_seen(change: str) -> None:
+    q = quantized()
+    first = assert_predicts_what_it_computes(q)
+    CHANGES[change](q)
+    assert np.any(assert_predicts_what_it_computes(q) != first)
+
+
+@pytest.mark.parametrize(("target", "recipe"), [("tflm", "int8"), ("litert", "int16x8")])
+def test_the_same_codes_as_call_by_call(target: str, recipe: str) -> None:
+    assert_predicts_what_it_computes(quantized(target, recipe))
+
+
+def test_a_graph_that_is_traced_again_and_again_reads_its_variables() -> None:
+    """Who looks at the outputs after each epoch waits for two traces more, not for one each time."""
+    q = quantized()
+    made = set()
+    for _ in range(5):
+        assert_predicts_what_it_computes(q)
+        made.add(id(q.predict_function))
+        q.set_weights([w * 1.1 for w in q.get_weights()])
+    assert q.changed_since == output_names.CHANGES
+    assert len(made) <= 1 + output_names.CHANGES
+
+
+def test_nothing_is_traced_again_where_nothing_changed() -> None:
+    q = quantized()
+    q.predict(X, verbose=0)
+    before = q.predict_function
+    q.predict(X, verbose=0)
+    q.predict_on_batch(X[:8])
+    assert q.predict_function is before
+
+
+def test_the_graph_reads_no_variable() -> None:
+    """What any kernel computes of ranges and weights stands in it as a constant."""
+
+    def types(q: keras.Model) -> set[str]:
+        function = tf.function(lambda x: q.predict_step((x,)))
+        return {op.type for op in function.get_concrete_function(tf.TensorSpec((None, 6, 6, 2))).graph.get_operations()}
+
+    q = quantized()
+    assert "ReadVariableOp" not in types(q)
+    q.changed_since = output_names.CHANGES
+    assert "ReadVariableOp" in types(q)
+
+
+def test_a_strategy_has_variables_that_nobody_reads_before() -> None:
+    with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
+        q = quantized()
+        q.compile()
+    np.testing.assert_array_equal(q.predict(X, batch_size=32, verbose=0), q(X, training=False))
+
+
+def test_mixed_precision() -> None:
+    """Codes are exact whatever passes between the layers is rounded to."""
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        q = quantized()
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert_predicts_what_it_computes(q)
