@@ -112,8 +112,8 @@ ROUNDING_INT16: dict[str, dict[str, str]] = {
 
 __all__ = [
     "KERNELS",
-    "ROUNDING",
     "OF_STEPS",
+    "ROUNDING",
     "ROUNDING_INT16",
     "Grid",
     "accumulator_scale",

@@ -1,7 +1,6 @@
 """Kernels of two operands: ADD, SUB, MUL, PRELU, MAXIMUM, MINIMUM. Operands broadcast as in NumPy."""
 
 from collections.abc import Callable, Sequence
-from functools import wraps
 from typing import Any
 
 import tensorflow as tf
@@ -14,17 +13,15 @@ from kquant.core.beforehand import beforehand
 _HEADROOM_BITS, _HEADROOM_BITS_INT16 = 20, 15
 
 
-Steps = Callable[..., tf.Tensor]
-
-
-def on_codes(kernel: Steps) -> Callable[..., tf.Tensor]:
+def on_codes(kernel: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
     """The kernel of codes, from one that takes and returns steps: codes without their zero point, in floats."""
 
-    @wraps(kernel)
     def computed(sources: Sequence[tf.Tensor], grids: Sequence[Grid], out: Grid, **options: Any) -> tf.Tensor:
         steps = [centred(source, grid, tf.float32) for source, grid in zip(sources, grids, strict=True)]
         return tf.cast(kernel(steps, grids, out, **options), tf.float32) + tf.cast(out.zero_point, tf.float32)
 
+    computed.__name__ = computed.__qualname__ = name = kernel.__name__.removesuffix("_steps")
+    computed.__doc__ = f"{name.upper()} of codes, whole numbers of any type; gives float32. See `{kernel.__name__}`."
     return computed
 
 

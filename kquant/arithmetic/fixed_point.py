@@ -1,7 +1,8 @@
 """Integer multiplication by a real number, as the TFLite kernels do it: a 31-bit mantissa and a power of two.
 
-Everything is int64: a product of two 31-bit numbers fits, shifts are arithmetic, and neither XLA nor a fused
-multiply-add can change a bit. Measured on one million int32 values this costs as much as float64, and less under XLA.
+In int64 a product of two 31-bit numbers fits and shifts are arithmetic. Whole numbers that lie in floats stay there, in
+float64, whose 53 bits hold their products, or halves of them: each function says why. Neither XLA nor a fused
+multiply-add can change a bit of what is exact.
 
 Sources: tflite/kernels/internal/quantization_util.cc, tflite/kernels/internal/common.cc, and gemmlowp's
 fixedpoint/fixedpoint.h.
@@ -116,7 +117,7 @@ def scaled(values: tf.Tensor, by: Multiplier, *, raised: float = 1.0, wide: bool
     if not values.dtype.is_floating:
         high = tf.cast(doubling_high_mul(values, whole), tf.float64)
     elif wide:
-        # mantissa = 2**16 upper + lower: floor(floor(v lower / 2**16 + 2**14) + v upper) / 2**15). Rounding down in
+        # mantissa = 2**16 upper + lower: floor((floor(v lower / 2**16 + 2**14) + v upper) / 2**15). Rounding down in
         # between changes nothing, since what is added to it and what it is divided by are whole.
         exact = tf.cast(values, tf.float64)
         high = tf.floor((exact * upper + tf.floor(exact * lower + 2.0**14)) * 2.0**-15)

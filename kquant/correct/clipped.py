@@ -80,6 +80,8 @@ def replaceable(graph: Graph, clip: Node) -> str | None:
     if len(graph.calls[id(clip.op)]) > 1:
         return "it is called more than once"
     for node in graph.consumers.get(id(clip.outputs[0]), []):
+        if isinstance(node.op, FakeQuant) and node.op.sites > 1:
+            return "its encoding is that of other tensors too"
         of_8_bit_sums = "accumulator" in node.kwargs and "sums" not in node.kwargs
         if "activation" in (node.kwargs.get("attributes") or {}) and not of_8_bit_sums:
             return "with 16-bit activations the clip is part of the requantization; quantize a model without it"

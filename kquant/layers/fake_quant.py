@@ -216,8 +216,9 @@ class FakeQuant(keras.layers.Layer):
         elif is_simulating():
             values, encoding = self._rounded(real, encodings)
         else:
-            if self.unclipped and attributes:
-                attributes = {**attributes, "activation": "RELU"}
+            if self.unclipped and attributes:  # fused, or of the RELU that stands alone
+                open_ended = {"activation": "RELU", "maximum": None}
+                attributes = {name: open_ended.get(name, value) for name, value in attributes.items()}
             origin = Origin(kernel, attributes, sources, encodings, source_bits, accumulator, sums)
             values, encoding = self._in_integers(real, origin)
         return [retyped(values, _float_like(y)), encoding]

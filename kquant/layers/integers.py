@@ -114,7 +114,7 @@ def _of_sums(y: tf.Tensor, origin: Origin, scale: tf.Tensor, out: arithmetic.Gri
         rounding = arithmetic.ROUNDING_INT16[runtime].get(kernel, "reduced")
     else:
         rounding = arithmetic.ROUNDING[runtime].get(kernel, "double")
-    if sums is None:  # an activation between may have clipped `y`
+    if sums is None:  # a model of 0.1, or one that nobody has calibrated
         # `y` is what the layer made in float of its sums, so that it has the activation behind it already.
         unit = tf.where(scale > 0.0, scale, tf.ones_like(scale))
         sums, activation = tf.round(tf.cast(y, tf.float64) / unit), None

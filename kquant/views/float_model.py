@@ -105,7 +105,7 @@ def warn_lost_steps(model: keras.Model, new: keras.Model, verb: str) -> None:
     """
     if type(model).__module__.startswith("kquant."):
         return
-    lost = [name for name in STEPS if _method(model, name) is not getattr(keras.Model, name)]
+    lost = [name for name in STEPS if _method(model, name) is not _method(new, name)]
     if lost:
         kind, named = type(model).__name__, ", ".join(lost)
         warn(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -412,3 +413,23 @@ def test_channels_without_weights_do_not_explode() -> None:
     state = q.get_weights()
     equalized(q)
     assert all(np.array_equal(a, b) for a, b in zip(state, q.get_weights(), strict=True))
+
+
+@pytest.mark.parametrize("between", [(), (layers.MaxPooling2D(name="pool"),)], ids=["fused", "alone"])
+def test_a_clip_that_is_taken_out_is_out_of_the_codes(between: tuple, tmp_path: Path) -> None:
+    """Where the convolution before fused it, and where a pool stands between and it is an operator of its own."""
+    keras.utils.set_random_seed(2)
+    x = keras.Input((8, 8, 3), name="image")
+    y = layers.Conv2D(4, 3, name="a", kernel_initializer=keras.initializers.RandomNormal(stddev=2.0))(x)
+    for layer in between:
+        y = layer(y)
+    y = layers.Conv2D(3, 3, name="b")(layers.ReLU(6.0, name="clip")(y))
+    q = kquant.quantize(keras.Model(x, y))
+    kquant.equalize(q, X, replace_relu6=True, verbose=False)
+    kquant.calibrate(q, X, verbose=False)
+    assert any(getattr(layer, "unclipped", False) for layer in q.layers)
+    q.save(tmp_path / "q.keras")
+    for each in (q, keras.saving.load_model(tmp_path / "q.keras")):
+        report = kquant.export(each, tmp_path / "q.tflite", data=X[:16])
+        agreements = [a for run in report.verification if run.runtime != "litert" for a in run.agreements]
+        assert agreements and all(a.equal == 1.0 for a in agreements)

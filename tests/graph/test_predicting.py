@@ -11,6 +11,7 @@ import tensorflow as tf
 from keras import layers
 
 import kquant
+from kquant.core import beforehand
 from kquant.graph import output_names
 
 X = np.float32(np.random.default_rng(0).normal(size=(64, 6, 6, 2)))
@@ -46,11 +47,10 @@ def assert_predicts_what_it_computes(q: keras.Model) -> np.ndarray:
 
 
 def fitted(q: keras.Model) -> None:
-    q.compile(keras.optimizers.SGD(0.1), "mse", run_eagerly=True)
-    before = q.predict_function
+    """`compile` lets go of what was traced; `fit` alone does not."""
+    q.compile(keras.optimizers.SGD(0.1), "mse")
+    q.predict(X, verbose=0)
     q.fit(X, Y, batch_size=32, epochs=1, verbose=0)
-    q.predict_function = before  # `compile` let go of it: what `fit` alone changes is asked here
-    q.run_eagerly = False
 
 
 CHANGES: dict[str, Callable[[keras.Model], object]] = {
@@ -83,10 +83,13 @@ def test_a_graph_that_is_traced_again_and_again_reads_its_variables() -> None:
     made = set()
     for _ in range(4):
         assert_predicts_what_it_computes(q)
-        made.add(id(q.predict_function))
+        made.add(q.predict_function)
         q.set_weights([w * 1.1 for w in q.get_weights()])
-    assert q.changed_since == output_names.CHANGES
+    assert q.changes == output_names.CHANGES
     assert len(made) <= 1 + output_names.CHANGES
+    q.compile()  # which lets go of what was traced in any case
+    assert_predicts_what_it_computes(q)
+    assert q.changes == 0 and q.predict_function is q.held[0]
 
 
 def test_nothing_is_traced_again_where_nothing_changed() -> None:
@@ -94,20 +97,60 @@ def test_nothing_is_traced_again_where_nothing_changed() -> None:
     q.predict(X, verbose=0)
     before = q.predict_function
     q.predict(X, verbose=0)
-    q.predict_on_batch(X[:8])
     assert q.predict_function is before
+
+
+class Swaps(keras.callbacks.Callback):
+    """Other weights while it predicts, as averaged ones are swapped in; they are put back behind it."""
+
+    def on_predict_begin(self, logs: object = None) -> None:
+        self.kept = self.model.get_weights()
+        self.model.set_weights([w * -2.0 if w.ndim == 4 else w for w in self.kept])
+
+    def on_predict_end(self, logs: object = None) -> None:
+        self.model.set_weights(self.kept)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_callbacks_may_change_the_weights(first: bool) -> None:
+    """Between the look at the variables and the first batch, and back afterwards."""
+    q = quantized()
+    plain = q(X, training=False)
+    if not first:
+        np.testing.assert_array_equal(q.predict(X, verbose=0), plain)
+    assert np.any(q.predict(X, verbose=0, callbacks=[Swaps()]) != plain)
+    np.testing.assert_array_equal(q.predict(X, verbose=0), plain)
+
+
+def test_functions_that_others_keep_read_variables() -> None:
+    q = quantized()
+    q.predict(X, verbose=0)
+    step = tf.function(lambda x: q.predict_step((x,)))
+    q.make_predict_function()
+    function = q.predict_function
+    q.predict_on_batch(X), step(X), function(iter(tf.data.Dataset.from_tensors((X,))))
+    q.set_weights([w * 1.3 for w in q.get_weights()])
+    for found in (q.predict_on_batch(X), step(X), function(iter(tf.data.Dataset.from_tensors((X,))))):
+        np.testing.assert_array_equal(found, q(X, training=False))
+
+
+def test_models_of_many_numbers_are_not_looked_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output_names, "MOST_NUMBERS", 10)
+    q = quantized()
+    assert_predicts_what_it_computes(q)
+    assert q.held[0] is None
 
 
 def test_the_graph_reads_no_variable() -> None:
     """What any kernel computes of ranges and weights stands in it as a constant."""
 
     def types(q: keras.Model) -> set[str]:
-        function = tf.function(lambda x: q.predict_step((x,)))
+        function = tf.function(lambda x: q(x, training=False))
         return {op.type for op in function.get_concrete_function(tf.TensorSpec((None, 6, 6, 2))).graph.get_operations()}
 
     q = quantized(network)
-    assert "ReadVariableOp" not in types(q)
-    q.changed_since = output_names.CHANGES
+    with beforehand.constants():
+        assert "ReadVariableOp" not in types(q)
     assert "ReadVariableOp" in types(q)
 
 
