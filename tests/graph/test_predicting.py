@@ -128,9 +128,9 @@ def test_functions_that_others_keep_read_variables() -> None:
     step = tf.function(lambda x: q.predict_step((x,)))
     q.make_predict_function()
     function = q.predict_function
-    q.predict_on_batch(X), step(X), function(iter(tf.data.Dataset.from_tensors((X,))))
+    q.predict_on_batch(X), step(X), function([(X,)])
     q.set_weights([w * 1.3 for w in q.get_weights()])
-    for found in (q.predict_on_batch(X), step(X), function(iter(tf.data.Dataset.from_tensors((X,))))):
+    for found in (q.predict_on_batch(X), step(X), function([(X,)])):
         np.testing.assert_array_equal(found, q(X, training=False))
 
 
