@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import platform
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -110,9 +111,9 @@ def main() -> None:
         "versions": {"keras": keras.__version__, "tensorflow": tf.__version__, "kquant": kquant.__version__},
         "models": {},
     }
-    scratch = Path(os.environ.get("TMPDIR", "/tmp"))
     for name in args.models:
-        found["models"][name] = each = measured(name, args.rounds, scratch)
+        with tempfile.TemporaryDirectory() as folder:
+            found["models"][name] = each = measured(name, args.rounds, Path(folder))
         speeds = ", ".join(f"{label} {value:,.0f}" for label, value in each["per_second"].items())
         first = each["first_predict_s"]
         print(
