@@ -156,10 +156,7 @@ def export(
     file, held = contents(files.content)
     counted = count_bytes(files.content, file, held)
     compared = file if files.streamed is None else read_model(files.over_clips)
-    checked = _Checked()
-    if check_runtimes:
-        x = gather(qmodel, data, CHECKED_SAMPLES) if data is not None else _random(lowered)
-        checked = _checked(lowered, files, compared, tables, x)
+    checked = _checked(qmodel, lowered, files, compared, tables, data) if check_runtimes else _Checked()
     streamed = None if files.streamed is None else describe_stream(files.streamed, states, checked.streams)
     with results as new:
         new.write(target_path, files.content)
@@ -214,17 +211,19 @@ class _Checked:
 
 
 def _checked(
-    lowered: Lowered, files: Files, file: FileModel, tables: LookUpTables | None, x: list[np.ndarray]
+    qmodel: keras.Model, lowered: Lowered, files: Files, file: FileModel, tables: LookUpTables | None, data: Any
 ) -> _Checked:
     """Run what was written: against the model, a stream against the file over whole clips, tables against none.
 
     Args:
-        lowered: the model.
+        qmodel: the model.
+        lowered: what became of it.
         files: what was written.
         file: what `files.compared` holds.
         tables: that were asked for.
-        x: samples, one array for each input.
+        data: to run it on, or None for random codes.
     """
+    x = _random(lowered) if data is None else gather(qmodel, data, CHECKED_SAMPLES)
     with ThreadPoolExecutor() as pool:
         arena = pool.submit(_arena, lowered, files.content)
         reports = _verified(lowered, files.compared, file, x)

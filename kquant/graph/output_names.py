@@ -60,10 +60,11 @@ class NamedOutputs(keras.Model):
             self.predict_function = None
         if self.changes >= CHANGES:
             return super().predict(x, batch_size, verbose, steps)
-        with constants():
-            found = super().predict(x, batch_size, verbose, steps)
-        object.__setattr__(self, "held", (self.predict_function, now))  # not tracked: no part of the model
-        return found
+        try:
+            with constants():
+                return super().predict(x, batch_size, verbose, steps)
+        finally:  # interrupted, too: what was traced by then holds variables. Not tracked: it is no part of the model
+            object.__setattr__(self, "held", (self.predict_function, now))
 
     def make_predict_function(self, force: bool = False) -> Any:
         """Keras', which whoever asks for it may keep: not the one that holds variables, but for `predict` itself."""

@@ -134,6 +134,20 @@ def test_functions_that_others_keep_read_variables() -> None:
         np.testing.assert_array_equal(found, q(X, training=False))
 
 
+def test_a_predict_that_fails_leaves_nothing_stale() -> None:
+    """Its graph is traced by the time that the data end in an error."""
+    q = quantized()
+
+    def row(i: tf.Tensor) -> tuple[tf.Tensor]:
+        with tf.control_dependencies([tf.debugging.assert_less(i, tf.constant(40, tf.int64))]):
+            return (tf.gather(X, i),)
+
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        q.predict(tf.data.Dataset.range(64).map(row).batch(32, drop_remainder=True), verbose=0)
+    q.set_weights([w * 1.3 for w in q.get_weights()])
+    np.testing.assert_array_equal(q.predict_on_batch(tf.constant(X[:32])), q(X[:32], training=False))
+
+
 def test_models_of_many_numbers_are_not_looked_through(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(output_names, "MOST_NUMBERS", 10)
     q = quantized()
