@@ -26,6 +26,7 @@ from tensorflow.python.eager import context  # noqa: E402
 
 os.dup2(_stderr, 2)
 
+import traced_once  # noqa: E402
 import warm_runtimes  # noqa: E402
 
 # Lanes, by file: what is in none of them is in `make test` alone.
@@ -150,15 +151,7 @@ def steps_are_traced_once(request: pytest.FixtureRequest, monkeypatch: pytest.Mo
     """
     if request.path.stem in ("test_training", "test_demo"):
         return
-    make = keras.Model.make_train_function
-
-    def built_before(model: keras.Model, force: bool = False) -> None:
-        optimizer, variables = getattr(model, "optimizer", None), model.trainable_variables
-        if optimizer is not None and variables and not optimizer.built and not tf.distribute.has_strategy():
-            optimizer.build(variables)
-        make(model, force)
-
-    monkeypatch.setattr(keras.Model, "make_train_function", built_before)
+    monkeypatch.setattr(keras.Model, "make_train_function", traced_once.make_train_function)
 
 
 @pytest.fixture(autouse=True)
