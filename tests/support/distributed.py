@@ -1,6 +1,7 @@
 """One training run of every case, to be compared with itself under another strategy: see test_distribution.py.
 
-`main("one" | "mirrored" | "workers", folder)` writes the variables of each case to folder/case.npz.
+`main("one" | "mirrored" | "workers", folder)` writes the variables of each case to folder/case.npz, and for "mirrored"
+the model and its file.
 """
 
 from __future__ import annotations
@@ -163,3 +164,4 @@ def main(name: str, folder: Path) -> None:
         np.savez(folder / f"{label}.npz", **floats(model))
         if name == "mirrored":
             model.save(folder / f"{label}.keras")
+            kquant.export(getattr(model, "student", model), folder / f"{label}.tflite", check_runtimes=False)

@@ -12,7 +12,7 @@ import new_process
 import numpy as np
 import pytest
 
-import kquant  # noqa: F401  registers the layers that are loaded here
+import kquant
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:`shuffle=True` was passed, but will be ignored",
@@ -77,10 +77,13 @@ def test_same_weights_as_on_one_device(run: str, name: str, runs: dict[str, Path
 
 
 @pytest.mark.parametrize("name", distributed.CASES)
-def test_a_model_saved_under_a_strategy_loads_without_one(name: str, runs: dict[str, Path]) -> None:
+def test_a_model_saved_under_a_strategy_loads_without_one(name: str, runs: dict[str, Path], tmp_path: Path) -> None:
+    """And was exported there to the same bytes."""
     stored = np.load(runs["mirrored"] / f"{name}.npz")
     again = keras.saving.load_model(runs["mirrored"] / f"{name}.keras")
     found = distributed.floats(again)
     assert set(stored) == set(found)
     for key in stored:
         np.testing.assert_array_equal(found[key], stored[key], err_msg=key)
+    kquant.export(getattr(again, "student", again), tmp_path / "again.tflite", check_runtimes=False)
+    assert (tmp_path / "again.tflite").read_bytes() == (runs["mirrored"] / f"{name}.tflite").read_bytes()
