@@ -66,12 +66,16 @@ def qat() -> keras.Model:
 
 
 @case()
-def qat_from_no_ranges() -> keras.Model:
-    """The first batch of training sets them, then they move fast; the range of a cell state is inside its layer."""
+def pruning_clustering_qat_from_no_ranges() -> keras.Model:
+    """Masks that follow a ramp, shared values, ranges that the first batch sets and that move fast from then on.
+
+    The range of a cell state is inside its layer.
+    """
     x = keras.Input((6, 6, 2), name="image")
     y = layers.LSTM(3, name="memory")(layers.Reshape((2, 36), name="rows")(x))
+    ramp = kquant.SparsitySchedule(final=0.5, initial=0.0, end=6, frequency=1)
     recipe = {"name": "fast", "training": {"momentum": 0.5, "freeze_ranges_after": 6}}
-    return kquant.quantize(keras.Model(x, y), recipe)
+    return kquant.quantize(kquant.cluster(kquant.prune(keras.Model(x, y), ramp), 4), recipe)
 
 
 @case(optimizer=keras.optimizers.SGD, workers=False, tolerance=5e-6)  # gradients of half a batch change ranges by 2e-5
@@ -85,13 +89,6 @@ def qat_of_learned_ranges() -> keras.Model:
     training = {"ranges": "learned", "progressive": {"from": 8, "steps": 4}, "oscillations": still}
     recipe = {"name": "lsq", "weights": {"bits": 4}, "training": training}
     return kquant.calibrate(kquant.quantize(convolutions(), recipe), X[:32], verbose=False)
-
-
-@case(optimizer=keras.optimizers.SGD)
-def pruning_clustering_qat() -> keras.Model:
-    """Masks that follow a ramp, shared values and moving ranges."""
-    ramp = kquant.SparsitySchedule(final=0.5, initial=0.0, end=6, frequency=1)
-    return kquant.calibrate(kquant.quantize(kquant.cluster(kquant.prune(convolutions(), ramp), 4)), X, verbose=False)
 
 
 @case(optimizer=keras.optimizers.SGD, workers=False)
