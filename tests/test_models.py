@@ -150,7 +150,7 @@ def test_mixed_precision_trains_and_exports(policy: str, tmp_path: Path) -> None
 def stepped(rate: float = 0.5, **options: Any) -> keras.Model:
     """After one step, with dropout, which XLA draws by other numbers."""
     keras.utils.set_random_seed(1)
-    parts = [keras.layers.Dense(4, "relu", name="hidden"), keras.layers.Dropout(rate), keras.layers.Dense(3, name="out")]
+    parts = [keras.layers.Dense(4, activation="relu"), keras.layers.Dropout(rate), keras.layers.Dense(3)]
     x = np.float32(np.random.default_rng(0).normal(size=(64, 6)))
     q = kquant.calibrate(kquant.quantize(keras.Sequential([keras.Input((6,)), *parts])), x, verbose=False)
     fit_one_step(q, [x], **options)
