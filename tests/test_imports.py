@@ -368,6 +368,7 @@ WRITERS |= {"dump", "mkstemp", "NamedTemporaryFile", "copyfile", "copytree", "co
 ARCHIVES = {"save", "savez", "savez_compressed", "savefig"}  # into memory, or where results are made
 OPENERS, MOVERS = {"open", "fdopen", "ZipFile", "File"}, {"replace", "move"}
 WRITTEN_ELSEWHERE = {"files/atomic.py", "files/leftovers.py"}
+WRITTEN_ELSEWHERE |= {"correct/sweep.py"}  # tensors that wait in a temporary folder
 WRITTEN_ELSEWHERE |= {"files/hdf5_copy.py", "files/keras_files.py"}  # copies of models, in temporary folders
 
 

@@ -15,11 +15,12 @@ from tqdm.auto import tqdm
 from kquant.core.messages import warn
 from kquant.core.renamed import renamed
 from kquant.correct.progress import Finished, activation_ranges
-from kquant.correct.reconstruction import Matrix, Reservoir, Source, matrix_of, most_rows, pairs
+from kquant.correct.reconstruction import Matrix, Reservoir, matrix_of, most_rows, pairs
 from kquant.correct.rounding import Examples, Settings, applied, products, round_matrix
+from kquant.correct.sweep import Sweep
 from kquant.layers.kernel import has_codes
 from kquant.ops.rows import from_matrix
-from kquant.views.quantized_model import Place, forget_graphs, places, read
+from kquant.views.quantized_model import Place, forget_graphs, places
 
 HELD_OUT = 8  # every 8th sample judges
 
@@ -29,8 +30,8 @@ def adaround(
     qmodel: keras.Model,
     data: Any,
     *,
-    iterations: int = 5000,
-    learning_rate: float = 3e-2,
+    iterations: int = 1000,
+    learning_rate: float = 0.1,
     rows: int = 16384,
     row_batch: int = 256,
     limit: int | None = None,
@@ -54,7 +55,8 @@ def adaround(
     the float model; f is the activation that the operator fuses; `noise_c` is what rounding to nearest does to the
     channel's sums, so that one `regularisation` suits all layers (10 stands where the paper's 0.01 does for errors that
     are not divided). A layer is seen as a matrix product: the loss is over a random sample of output positions of all
-    samples, and every step takes a fresh batch of them. Biases stay.
+    samples, and every step takes the next batch of them. Biases stay. A layer whose h are all 0 or 1 is done before its
+    last step.
 
     Each eighth sample is held out; a channel that does no better on it than rounded to nearest is rounded to nearest.
     Layers that are no matrix product (transposed convolutions, LSTM, embeddings, PReLU), or whose weights share values,
@@ -66,13 +68,13 @@ def adaround(
         iterations: steps for each layer.
         learning_rate: of Adam.
         rows: how many output positions of a layer to keep; fewer where they would take more than 256 MiB.
-        row_batch: positions in a step.
+        row_batch: positions in a step; a quarter of them for depthwise kernels.
         limit: use this many samples only, the first ones.
         batch_size: for arrays.
         warm_start: share of the steps without regularisation.
         beta: its first and last value; it falls along a cosine.
         regularisation: weight of what pushes h to 0 and 1.
-        seed: decides which positions are kept and seen.
+        seed: decides which positions are kept, and in which order they are seen.
         folder: for the roundings of finished layers; a run that was stopped goes on from there.
         verbose: show a progress bar.
 
@@ -93,14 +95,14 @@ def adaround(
     """
     settings = Settings(iterations, learning_rate, row_batch, warm_start, tuple(beta), regularisation)
     _check(settings, rows)
-    source = Source(read(qmodel), qmodel, data, limit, batch_size)
-    source.check("adaround")
-    layers = places(source.graph)
-    _name_others(source, layers)
+    sweep = Sweep("adaround", qmodel, data, limit, batch_size)
+    layers = places(sweep.graph)
+    _name_others(sweep, layers)
     layers = [place for place in layers if place.rows is not None and not place.layer.shares]
-    ranges = activation_ranges(source)
+    ranges = activation_ranges(sweep.graph)
     kept = None if folder is None else Path(folder)
     finished = Finished(kept, "adaround", "rounding", [asdict(settings), rows, seed], ranges)
+    compiled: dict[Any, Any] = {}
     with tqdm(layers, desc="adaround", unit="layer", disable=not verbose) as bar:
         for place in bar:
             bar.set_postfix_str(place.name)
@@ -111,7 +113,8 @@ def adaround(
             if codes is None:
                 # By name, so that a run that goes on from a folder draws as one from the start; `hash` of a text
                 # differs by process.
-                codes = round_layer(source, place, settings, rows, seed + zlib.crc32(place.name.encode()) % 2**16)
+                own = seed + zlib.crc32(place.name.encode()) % 2**16
+                codes = round_layer(sweep, place, settings, rows, own, compiled)
                 finished.store(place, known, codes)
             # At once: the inputs of the next layer are those that this rounding makes.
             place.layer.round_by(codes)
@@ -119,15 +122,17 @@ def adaround(
     return qmodel
 
 
-def round_layer(source: Source, place: Place, settings: Settings, rows: int, seed: int) -> np.ndarray:
+def round_layer(
+    sweep: Sweep, place: Place, settings: Settings, rows: int, seed: int, compiled: dict[Any, Any]
+) -> np.ndarray:
     """Codes of a layer's kernel, in Keras' layout: the better of learned and nearest, for each channel."""
-    seen, held = examples(source, place, rows, np.random.default_rng(seed))
+    seen, held = examples(sweep, place, rows, np.random.default_rng(seed))
     matrix = matrix_of(place, seen[0].rows.shape[1])
     channels = seen[0].outputs.shape[-1]
     bias = place.layer.bias_as_used()
     bias = np.zeros(channels, np.float32) if bias is None else bias.numpy()
     nearest = matrix.nearest()
-    learned, _ = round_matrix(matrix, bias, seen, settings, seed)
+    learned, _ = round_matrix(matrix, bias, seen, settings, compiled)
     if place.layer.transforms:  # what a mask has taken out stays out
         learned = np.where(matrix.weights == 0.0, nearest, learned)
     # On samples that no step saw. Where both do as well, nearest stays.
@@ -149,15 +154,11 @@ def error(matrix: Matrix, codes: np.ndarray, bias: np.ndarray, examples: list[Ex
 
 
 def examples(
-    source: Source, place: Place, rows: int, rng: np.random.Generator
+    sweep: Sweep, place: Place, rows: int, rng: np.random.Generator
 ) -> tuple[list[Examples], list[Examples]]:
-    """Rows to learn from and rows to judge by, of every call; the latter are of other samples where there are 8.
-
-    Raises:
-        ValueError: no data.
-    """
+    """Rows to learn from and rows to judge by, of every call; the latter are of other samples where there are 8."""
     kept: dict[tuple[int, bool], Reservoir] = {}
-    for call, samples, x, y in pairs(source, place):
+    for call, samples, x, y in pairs(sweep, place):
         # One budget for all calls of a shared layer.
         most = most_rows(rows, x.shape[1] * x.shape[2]) // len(place.calls) + 1
         judges = samples % HELD_OUT == HELD_OUT - 1
@@ -165,20 +166,19 @@ def examples(
             # A quarter as many rows suffice to judge by.
             room = most // (HELD_OUT // 2) + 1 if held else most
             kept.setdefault((call, held), Reservoir(room, rng)).offer(x[chosen], y[chosen])
-    if not kept:
-        raise ValueError("adaround: the data are empty; give at least one sample.")
-    seen, held = ([_example(place, i, kept[i, held]) for i in range(len(place.calls))] for held in (False, True))
+    seen, held = ([_example(place, i, kept[i, held], rng) for i in range(len(place.calls))] for held in (False, True))
     return seen, held if len(held[0].rows) else seen
 
 
-def _example(place: Place, call: int, kept: Reservoir) -> Examples:
-    x, y = kept.kept
+def _example(place: Place, call: int, kept: Reservoir, rng: np.random.Generator) -> Examples:
+    order = rng.permutation(len(kept.kept[0]))
+    x, y = (column[order] for column in kept.kept)
     after = place.activations[call]
     # Activations are not asked about no rows at all.
     return Examples(x, y if not len(y) else np.asarray(applied(after, tf.constant(y))), after)
 
 
-def _name_others(source: Source, layers: list[Place]) -> None:
+def _name_others(sweep: Sweep, layers: list[Place]) -> None:
     shared = sorted(place.name for place in layers if place.layer.shares)
     if shared:
         warn(
@@ -187,7 +187,7 @@ def _name_others(source: Source, layers: list[Place]) -> None:
         )
     others = {place.name for place in layers if place.rows is None}
     # Holders that are no places: an LSTM.
-    others |= {node.name for node in source.graph.nodes if has_codes(node.op) and not node.op.takes("rounding")}
+    others |= {node.name for node in sweep.graph.nodes if has_codes(node.op) and not node.op.takes("rounding")}
     if others:
         warn(
             f"adaround: {', '.join(sorted(others))} stay rounded to nearest; only roundings of matrix products are "

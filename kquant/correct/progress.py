@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from kquant.correct.reconstruction import Source
 from kquant.files.atomic import write_atomically
 from kquant.files.untrusted import read_arrays
+from kquant.graph.graph import Graph
 from kquant.layers.nodes import FakeQuant
 from kquant.views.quantized_model import Place
 
@@ -96,7 +96,7 @@ def _digest(made: np.ndarray) -> str:
     return hashlib.sha256(told + np.ascontiguousarray(made).tobytes()).hexdigest()
 
 
-def activation_ranges(source: Source) -> bytes:
+def activation_ranges(graph: Graph) -> bytes:
     """The ranges of all activations, which follow the data that the model was calibrated on."""
-    held = [node.op for node in source.graph.nodes if isinstance(node.op, FakeQuant) and node.op.has_range]
+    held = [node.op for node in graph.nodes if isinstance(node.op, FakeQuant) and node.op.has_range]
     return b"".join(v.numpy().tobytes() for quantizer in held for v in (quantizer.low, quantizer.high))

@@ -16,12 +16,14 @@ from kquant.core.messages import warn
 from kquant.core.renamed import renamed
 from kquant.core.spec import encode_weights
 from kquant.correct.progress import Finished, activation_ranges
-from kquant.correct.reconstruction import Reservoir, Source, channels_of, input_rows, most_rows
+from kquant.correct.reconstruction import Reservoir, channels_of, input_rows, most_rows
+from kquant.correct.sweep import Sweep
 from kquant.layers.kernel import has_codes
 from kquant.ops.rows import as_matrix
-from kquant.views.quantized_model import Place, forget_graphs, places, read
+from kquant.views.quantized_model import Place, forget_graphs, places
 
 WIDEST_GRAM = 4096  # inputs of an output; 128 MiB in float64
+MOST_ROWS = 1 << 17  # positions: what more of them would say is less than one candidate differs from the next by
 
 
 @renamed
@@ -40,10 +42,11 @@ def sequential_mse(
     In place: changes `qmodel` and returns it.
 
     `reach_c = r max|w_c|` with `r = 1/n .. n/n` that makes `d' G d` least, `d = q(w_c) - w_c`, with `G = sum x x'` over
-    all positions of the layer's inputs x in the quantized model, whose earlier layers have their new ranges. The sum is
-    formed in float64. Where an output has more than 4096 inputs, G is that of a random sample of rows, so that memory
-    stays bounded. Layers with one scale get one reach. Layers that are no matrix product (transposed convolutions,
-    embeddings, PReLU) get the "mse" range of their weights, without data.
+    the positions of the layer's inputs x in the quantized model, whose earlier layers have their new ranges: all of
+    them, or about 131,072 drawn at random where there are more. The sum is formed in float64. Where an output has more
+    than 4096 inputs, G is that of a random sample of rows, so that memory stays bounded. Layers with one scale get one
+    reach. Layers that are no matrix product (transposed convolutions, embeddings, PReLU) get the "mse" range of their
+    weights, without data.
 
     Args:
         qmodel: what `kquant.quantize` returned, calibrated; the ranges of its weights are set in place, and weights
@@ -63,7 +66,7 @@ def sequential_mse(
             another model, calibration or options.
 
     Source: AIMET 2, `seq_mse`; with the Gram matrix of Frantar et al., arXiv:2210.17323, section 3 ("layer-wise
-    quantization"), which makes the search exact over all positions.
+    quantization"), which costs the same for however many positions.
 
     Example:
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
@@ -73,16 +76,15 @@ def sequential_mse(
     """
     if candidates < 1:
         raise ValueError(f"sequential_mse: candidates must be 1 or more. Received: {candidates}.")
-    source = Source(read(qmodel), qmodel, data, limit, batch_size)
-    source.check("sequential_mse")
-    _name_others(source)
+    sweep = Sweep("sequential_mse", qmodel, data, limit, batch_size)
+    _name_others(sweep)
     kept = None if folder is None else Path(folder)
-    finished = Finished(kept, "sequential-mse", "range", candidates, activation_ranges(source))
-    for place in tqdm(places(source.graph), desc="sequential mse", unit="layer", disable=not verbose):
+    finished = Finished(kept, "sequential-mse", "range", candidates, activation_ranges(sweep.graph))
+    for place in tqdm(places(sweep.graph), desc="sequential mse", unit="layer", disable=not verbose):
         known = (place.layer.weights_as_used(),)
         chosen = finished.load(place, known)
         if chosen is None:
-            chosen = _reach(source, place, candidates)
+            chosen = _reach(sweep, place, candidates)
             finished.store(place, known, chosen)
         # Codes that AdaRound kept were of the old grid.
         place.layer.round_by(None)
@@ -91,17 +93,17 @@ def sequential_mse(
     return qmodel
 
 
-def _reach(source: Source, place: Place, candidates: int) -> np.ndarray:
+def _reach(sweep: Sweep, place: Place, candidates: int) -> np.ndarray:
     """By the output's error where the layer is a product of matrices, by that of its weights elsewhere."""
     if place.rows is None:
         weights = place.layer.weights_as_used().numpy()
         return observers.reach_of_weights("mse", weights, place.layer.spec, place.layer.channel_axes)
-    return best_reach(place, output_error(source, place), candidates)
+    return best_reach(place, output_error(sweep, place), candidates)
 
 
-def _name_others(source: Source) -> None:
+def _name_others(sweep: Sweep) -> None:
     """Layers with weights whose ranges no correction can set."""
-    names = sorted({node.name for node in source.graph.nodes if has_codes(node.op) and not node.op.takes("reach")})
+    names = sorted({node.name for node in sweep.graph.nodes if has_codes(node.op) and not node.op.takes("reach")})
     if names:
         warn(f"sequential_mse: the matrices of {', '.join(names)} (LSTM) keep their ranges.")
 
@@ -133,16 +135,16 @@ class OutputError:
         return np.sum((self.rows @ matrix) ** 2, axis=1, dtype=np.float64).reshape(-1)
 
 
-def output_error(source: Source, place: Place) -> OutputError:
-    """Collect the inputs of a layer in the quantized model.
-
-    Raises:
-        ValueError: no data.
-    """
+def output_error(sweep: Sweep, place: Place) -> OutputError:
+    """Collect the inputs of a layer in the quantized model."""
     gram: np.ndarray | None = None
     kept: Reservoir | None = None
-    for rows in input_rows(source, place):
+    rng = np.random.default_rng(0)
+    positions = sweep.samples * sum(int(np.prod(node.outputs[0].shape[1:-1])) for node in place.calls)
+    for rows in input_rows(sweep, place):
         groups, k = rows.shape[1:]
+        if positions > MOST_ROWS and k <= WIDEST_GRAM:
+            rows = rows[rng.random(len(rows)) < MOST_ROWS / positions]
         if k > WIDEST_GRAM:
             kept = kept or Reservoir(most_rows(WIDEST_GRAM, groups * k), np.random.default_rng(0))
             kept.offer(rows)
@@ -151,11 +153,7 @@ def output_error(source: Source, place: Place) -> OutputError:
         columns = rows.transpose(1, 2, 0).astype(np.float64)
         part = columns @ columns.transpose(0, 2, 1)
         gram = part if gram is None else gram + part
-    if kept is not None:
-        return OutputError(None, kept.kept[0].transpose(1, 0, 2))
-    if gram is None:
-        raise ValueError("sequential_mse: the data are empty; give at least one sample.")
-    return OutputError(gram, None)
+    return OutputError(gram, None if kept is None else kept.kept[0].transpose(1, 0, 2))
 
 
 def best_reach(place: Place, error: OutputError, candidates: int) -> np.ndarray:

@@ -5,56 +5,18 @@ Rows stream through one layer at a time; what is kept of them is bounded.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
-from kquant.calibration.data import batches_of, refuse_endless
-from kquant.core.checks import check_count
-from kquant.graph.graph import Graph
+from kquant.correct.sweep import Sweep
 from kquant.ops.rows import as_matrix
-from kquant.views.quantized_model import Place, tensors
+from kquant.views.quantized_model import Place
 
 CHUNK_BYTES = 1 << 26  # of rows that are made at a time
 KEPT_BYTES = 1 << 28  # of rows that are kept for one layer
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where rows come from.
-
-    Attributes:
-        graph: of the quantized model.
-        qmodel: the model itself, which tells how its inputs look.
-        data: see `kquant.calibrate`.
-        limit: how many samples of them, or None.
-        batch_size: for arrays.
-    """
-
-    graph: Graph
-    qmodel: keras.Model
-    data: Any
-    limit: int | None = None
-    batch_size: int = 32
-
-    def __iter__(self) -> Iterator[Any]:
-        return batches_of(self.qmodel, self.data, self.batch_size, self.limit)
-
-    def check(self, step: str) -> None:
-        """Refuse data that never end, and a limit below 1.
-
-        Raises:
-            ValueError: says which.
-        """
-        if self.limit is None:
-            refuse_endless(self.data)
-        else:
-            check_count(step, "limit", self.limit)
 
 
 @dataclass(frozen=True)
@@ -94,37 +56,34 @@ def channels_of(place: Place) -> int:
     return int(np.prod([shape[axis] for axis in place.layer.channel_axes]))
 
 
-def input_rows(source: Source, place: Place) -> Iterator[np.ndarray]:
+def input_rows(sweep: Sweep, place: Place) -> Iterator[np.ndarray]:
     """float32[n, groups, k] of all calls of a layer in the quantized model, a chunk at a time."""
     wanted = [node.inputs[0] for node in place.calls]
-    for xs in tensors(source.graph, wanted, source, quantized=True):
+    for xs in sweep.values(place.calls[0], wanted, quantized=True):
         for x in xs:
-            for part in _chunks(place, x):
+            for part in _chunks(place, x.numpy()):
                 yield _rows(place, part).numpy()
 
 
-def pairs(source: Source, place: Place) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
+def pairs(sweep: Sweep, place: Place) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
     """Inputs of the quantized model and outputs of the float one, side by side.
 
     Yields:
         `(call, samples, rows, y)`: number of the call, int64[n] which sample each row is of, float32[n, groups, k], and
         the layer's float output for those rows, before any activation: float32[n, channels].
     """
-    ours, theirs = itertools.tee(source)  # in step, so that one batch is held, and random data are drawn once
-    made = tensors(source.graph, [node.inputs[0] for node in place.calls], ours, quantized=True)
-    wanted = tensors(source.graph, [node.outputs[0] for node in place.calls], theirs, quantized=False)
+    read_in, made = [node.inputs[0] for node in place.calls], [node.outputs[0] for node in place.calls]
     first = 0
-    for xs, ys in zip(made, wanted, strict=True):
+    for xs, ys in sweep.pairs(place.calls[0], read_in, made):
         for call, (x, y) in enumerate(zip(xs, ys, strict=True)):
-            done = 0
-            for part in _chunks(place, x):
+            target, done = y.numpy(), 0
+            for part in _chunks(place, x.numpy()):
                 # By samples on both sides: their rows are made from inputs on the one, and are the positions of outputs
                 # on the other.
-                target = y[done : done + len(part)]
-                target = target.reshape(-1, target.shape[-1])
+                wanted = target[done : done + len(part)].reshape(-1, target.shape[-1])
                 numbers = first + done + np.arange(len(part))
                 rows = _rows(place, part).numpy()
-                yield call, np.repeat(numbers, len(target) // len(part)), rows, target
+                yield call, np.repeat(numbers, len(wanted) // len(part)), rows, wanted
                 done += len(part)
         first += len(xs[0])
 

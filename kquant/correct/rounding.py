@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -14,6 +15,10 @@ from kquant.correct.reconstruction import Matrix
 ZETA, GAMMA = 1.1, -0.1  # the sigmoid is stretched to these and cut to 0..1
 SMALLEST_NOISE = 1e-12
 ADAM = (0.9, 0.999, 1e-8)
+LOOK = 50  # steps from one look at what is settled to the next
+UNSETTLED = 1e-3  # of all weights may be between 0 and 1 still, when a descent ends before its last step
+# A depthwise kernel has few unknowns in a channel, and each costs a pass over rows: fewer of them in a step.
+DEPTHWISE_SHARE = 4
 
 
 @dataclass(frozen=True)
@@ -21,7 +26,7 @@ class Examples:
     """Rows of one call of a layer.
 
     Attributes:
-        rows: float32[n, groups, k], inputs in the quantized model.
+        rows: float32[n, groups, k], inputs in the quantized model, in random order.
         outputs: float32[n, channels], what the float model makes of them, with the fused activation.
         activation: what the operator fuses, or None.
     """
@@ -70,7 +75,11 @@ def applied(activation: Callable[[Any], Any] | None, y: tf.Tensor) -> tf.Tensor:
 
 
 def round_matrix(
-    matrix: Matrix, bias: np.ndarray, examples: Sequence[Examples], settings: Settings, seed: int
+    matrix: Matrix,
+    bias: np.ndarray,
+    examples: Sequence[Examples],
+    settings: Settings,
+    compiled: dict[Any, Callable[..., tf.Tensor]] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Codes that reproduce the outputs, and the h that they were made of.
 
@@ -79,7 +88,7 @@ def round_matrix(
         bias: float32[channels].
         examples: of each call of the layer.
         settings: of the descent.
-        seed: decides which rows each step sees.
+        compiled: descents of other layers, which serve again where shapes and activations are the same; it grows.
 
     Returns:
         float32[groups, k, m], codes; and h, likewise.
@@ -89,18 +98,30 @@ def round_matrix(
     # h begins at the fraction itself, so that the first weights are the float ones.
     alpha = tf.constant(inverse(np.float32(steps - floor)))
     noise = _noise(matrix, examples)
-    problem = _Problem(*(tf.constant(np.float32(v)) for v in (floor, matrix.scale, bias)), noise, tf.constant(seed))
+    problem = _Problem(*(tf.constant(np.float32(v)) for v in (floor, matrix.scale, bias)), noise)
     tables = [(tf.constant(e.rows), tf.constant(e.outputs)) for e in examples]
+    activations, codes = [e.activation for e in examples], (matrix.low, matrix.high)
 
     def run(alpha: tf.Tensor, problem: _Problem, tables: Any) -> tf.Tensor:
         def loss(a: tf.Tensor, i: tf.Tensor) -> tf.Tensor:
-            return _loss(a, i, problem, tables, [e.activation for e in examples], (matrix.low, matrix.high), settings)
+            return _loss(a, i, problem, tables, activations, codes, settings)
 
         return _descend(alpha, loss, settings)
 
-    h = rectified_sigmoid(_compiled(run, alpha, problem, tables)(alpha, problem, tables)).numpy()
+    known = {} if compiled is None else compiled
+    key = floor.shape, codes, settings, tuple((e.rows.shape, _kind(e.activation)) for e in examples)
+    if key not in known:
+        known[key] = _compiled(run, alpha, problem, tables)
+    h = rectified_sigmoid(known[key](alpha, problem, tables)).numpy()
     # The penalty has brought nearly all to 0 or 1; the rest go to the nearer.
     return np.clip(floor + (h >= 0.5), matrix.low, matrix.high), h
+
+
+def _kind(activation: Callable[[Any], Any] | None) -> Any:
+    """Equal for activations that compute the same, as far as their settings tell."""
+    if isinstance(activation, keras.layers.Layer) and not activation.weights:
+        return type(activation), repr({key: v for key, v in activation.get_config().items() if key != "name"})
+    return activation  # itself: a function is like no other
 
 
 def _compiled(run: Callable[..., tf.Tensor], *given: Any) -> Callable[..., tf.Tensor]:
@@ -110,13 +131,12 @@ def _compiled(run: Callable[..., tf.Tensor], *given: Any) -> Callable[..., tf.Te
 
 
 class _Problem(NamedTuple):
-    """Tensors of one layer: floor and scale like the matrix, bias and noise for each channel, the seed."""
+    """Tensors of one layer: floor and scale like the matrix, bias and noise for each channel."""
 
     floor: tf.Tensor
     scale: tf.Tensor
     bias: tf.Tensor
     noise: tf.Tensor
-    seed: tf.Tensor
 
 
 def _noise(matrix: Matrix, examples: Sequence[Examples]) -> tf.Tensor:
@@ -140,19 +160,22 @@ def _loss(
     # Clipped as the codes will be: beyond the grid up or down is no choice, and gets no gradient.
     soft = tf.clip_by_value(problem.floor + h, float(codes[0]), float(codes[1])) * problem.scale
     total = tf.zeros(())
-    for n, ((rows, outputs), activation) in enumerate(zip(tables, activations, strict=True)):
-        shape = (settings.row_batch,)
-        # Stateless, so that the loop can be compiled and repeats; the call and the step make each draw another.
-        picked = tf.random.stateless_uniform(shape, tf.stack([problem.seed + n, i]), 0, rows.shape[0], tf.int32)
-        y = products(tf.gather(rows, picked), soft) + problem.bias
+    for (rows, outputs), activation in zip(tables, activations, strict=True):
+        count, (_, inputs, columns) = int(rows.shape[0]), a.shape.as_list()
+        wanted = settings.row_batch if columns > 1 or inputs == 1 else max(1, settings.row_batch // DEPTHWISE_SHARE)
+        many = min(wanted, count)
+        # The rows lie in random order: one batch after the other, and where they end from a little further on.
+        start = (i * many) % (count - many + 1)
+        y = products(tf.slice(rows, [start, 0, 0], [many, *rows.shape[1:]]), soft) + problem.bias
         y = applied(activation, y)
+        target = tf.slice(outputs, [start, 0], [many, outputs.shape[1]])
         # In units of what rounding to nearest costs the channel: 1 for all alike, whatever the scale of its outputs.
-        total += tf.reduce_sum(tf.reduce_mean((y - tf.gather(outputs, picked)) ** 2, axis=0) / problem.noise)
+        total += tf.reduce_sum(tf.reduce_mean((y - target) ** 2, axis=0) / problem.noise)
     return total / len(tables) + settings.regularisation / int(a.shape[1] or 1) * _penalty(h, i, settings)
 
 
 def _descend(alpha: tf.Tensor, loss: Callable[[tf.Tensor, tf.Tensor], tf.Tensor], settings: Settings) -> tf.Tensor:
-    """Adam. Source: Kingma and Ba, arXiv:1412.6980, algorithm 1."""
+    """Adam, until the last step or until all is settled. Source: Kingma and Ba, arXiv:1412.6980, algorithm 1."""
     first, second, small = ADAM
 
     def step(i: tf.Tensor, a: tf.Tensor, m: tf.Tensor, v: tf.Tensor) -> tuple[tf.Tensor, ...]:
@@ -166,8 +189,17 @@ def _descend(alpha: tf.Tensor, loss: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
         rate = settings.learning_rate * tf.sqrt(1.0 - tf.pow(second, t)) / (1.0 - tf.pow(first, t))
         return i + 1, a - rate * m / (tf.sqrt(v) + small), m, v
 
+    def going_on(i: tf.Tensor, a: tf.Tensor, *_: tf.Tensor) -> tf.Tensor:
+        h = rectified_sigmoid(a)
+        between = tf.reduce_mean(tf.cast(tf.logical_and(h > 0.0, h < 1.0), tf.float32))
+        return tf.logical_and(i < settings.iterations, between > UNSETTLED)
+
+    def steps(i: tf.Tensor, *state: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        end = tf.minimum(i + LOOK, settings.iterations)
+        return tf.while_loop(lambda i, *_: i < end, step, (i, *state))
+
     zeros = tf.zeros_like(alpha)
-    return tf.while_loop(lambda i, *_: i < settings.iterations, step, (tf.constant(0), alpha, zeros, zeros))[1]
+    return tf.while_loop(going_on, steps, (tf.constant(0), alpha, zeros, zeros))[1]
 
 
 def _penalty(h: tf.Tensor, i: tf.Tensor, settings: Settings) -> tf.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ import pytest
 import tensorflow as tf
 
 import kquant
-from kquant.correct import rounding
+from kquant.correct import adaptive_rounding, range_search, rounding
 from kquant.correct.adaptive_rounding import error, examples
-from kquant.correct.reconstruction import Reservoir, Source, input_rows, matrix_of
+from kquant.correct.reconstruction import Reservoir, input_rows, matrix_of
 from kquant.correct.rounding import Examples, Settings, inverse, products, rectified_sigmoid, round_matrix
+from kquant.correct.sweep import Sweep
 from kquant.layers.nodes import Compressed
 from kquant.ops import RULES
 from kquant.ops.rows import as_matrix, from_matrix
@@ -207,16 +209,16 @@ def test_codes_are_floor_or_ceil_and_on_the_grid(rounded: keras.Model) -> None:
         assert np.any(found != plain[name]), name
 
 
-def place_of(q: keras.Model, name: str) -> tuple[Source, Place]:
-    graph = read(q)
-    return Source(graph, q, X), next(place for place in places(graph) if place.name == name)
+def place_of(q: keras.Model, name: str) -> tuple[Sweep, Place]:
+    sweep = Sweep("adaround", q, X)
+    return sweep, next(place for place in places(sweep.graph) if place.name == name)
 
 
 def test_h_is_hard_at_the_end() -> None:
-    source, place = place_of(calibrated(), "conv")
-    seen, _ = examples(source, place, 2048, np.random.default_rng(0))
+    sweep, place = place_of(calibrated(), "conv")
+    seen, _ = examples(sweep, place, 2048, np.random.default_rng(0))
     matrix = matrix_of(place, 1)
-    _, h = round_matrix(matrix, place.layer.bias_as_used().numpy(), seen, SETTINGS, 0)
+    _, h = round_matrix(matrix, place.layer.bias_as_used().numpy(), seen, SETTINGS)
     assert np.mean(np.minimum(h, 1.0 - h) < 0.01) > 0.99
 
 
@@ -242,7 +244,7 @@ def test_the_fused_activation_is_inside_the_loss() -> None:
         y = products(tf.constant(x), tf.constant(matrix.weights)) + bias
         return [Examples(x, np.asarray(y if after is None else after(y)), after)]
 
-    found = [round_matrix(matrix, bias, made(rows, after), SETTINGS, 0)[0] for after in (relu, None)]
+    found = [round_matrix(matrix, bias, made(rows, after), SETTINGS)[0] for after in (relu, None)]
     inside, outside = (error(matrix, each, bias, made(new, relu)).sum() for each in found)
     assert inside < 0.95 * outside
 
@@ -267,48 +269,68 @@ def test_the_file_has_the_learned_codes(rounded: keras.Model, tmp_path: Path) ->
     assert [v.agreements[0].equal for v in report.verification if v.runtime == "litert-reference"] == [1.0]
 
 
-class Stopping:
-    """Data that are interrupted once, when the third layer asks for them; `starts` counts who asked."""
+class Counting:
+    """Data that count how often they are read."""
 
     def __init__(self) -> None:
         self.starts = 0
 
     def __call__(self) -> Iterator[np.ndarray]:
         self.starts += 1
-        if self.starts == 3:
-            raise KeyboardInterrupt
         yield from np.split(X, 3)
 
 
+@contextlib.contextmanager
+def stopped_at(module: Any, function: str, name: str) -> Iterator[None]:
+    """Ctrl-C while the layer of this name is worked on."""
+    whole = getattr(module, function)
+
+    def interrupted(sweep: Sweep, place: Place, *rest: Any) -> Any:
+        if place.name == name:
+            raise KeyboardInterrupt
+        return whole(sweep, place, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, function, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            yield
+
+
 def test_the_seed_decides_and_a_run_that_was_stopped_goes_on(rounded: keras.Model, tmp_path: Path) -> None:
-    data = Stopping()
+    data = Counting()
     q = calibrated()  # a run of its own, to the same codes as the fixture's
     plain = all_codes(q)
-    with pytest.raises(KeyboardInterrupt):
+    with stopped_at(adaptive_rounding, "round_layer", "head"):
         kquant.adaround(q, data, folder=tmp_path, **QUICK)
     stopped = all_codes(q)
     assert np.any(stopped["depthwise"] != plain["depthwise"]) and np.array_equal(stopped["head"], plain["head"])
-    data.starts = 10
     kquant.adaround(q, data, folder=tmp_path, **QUICK)
-    assert data.starts == 11 and same(all_codes(q), all_codes(rounded))
+    assert data.starts == 2 and same(all_codes(q), all_codes(rounded))
     with pytest.raises(ValueError, match=r"holds the rounding of 'conv' for other weights, ranges or options"):
         kquant.adaround(calibrated(), X, folder=tmp_path, **{**QUICK, "iterations": 7})
 
 
 def test_sequential_mse_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
-    data = Stopping()
+    data = Counting()
     whole = kquant.sequential_mse(calibrated(), X, batch_size=len(X) // 3, verbose=False)
     q = calibrated()
-    with pytest.raises(KeyboardInterrupt):
+    with stopped_at(range_search, "_reach", "head"):
         kquant.sequential_mse(q, data, folder=tmp_path, verbose=False)
-    data.starts = 10
     kquant.sequential_mse(q, data, folder=tmp_path, verbose=False)
-    assert data.starts == 11 and same(all_codes(q), all_codes(whole))
-    data.starts = 20
+    assert data.starts == 2 and same(all_codes(q), all_codes(whole))
     fresh = kquant.sequential_mse(calibrated(), data, folder=tmp_path, verbose=False)
-    assert data.starts == 20 and same(all_codes(fresh), all_codes(whole)), "all of it was kept"
+    assert data.starts == 2 and same(all_codes(fresh), all_codes(whole)), "all of it was kept"
     with pytest.raises(ValueError, match=r"sequential-mse.*holds the range of 'conv' for other weights, ranges or op"):
         kquant.sequential_mse(calibrated(), X, folder=tmp_path, candidates=7, verbose=False)
+
+
+def test_many_positions_are_drawn_from(rounded: keras.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep, place = place_of(rounded, "conv")
+    whole = range_search.output_error(sweep, place).gram
+    monkeypatch.setattr(range_search, "MOST_ROWS", 600)
+    drawn = range_search.output_error(sweep, place).gram
+    share = 600 / (len(X) * 16)
+    assert not np.array_equal(drawn, whole) and np.trace(drawn[0]) == pytest.approx(share * np.trace(whole[0]), rel=0.1)
 
 
 def test_a_shared_layer_learns_from_all_its_calls() -> None:
@@ -316,9 +338,9 @@ def test_a_shared_layer_learns_from_all_its_calls() -> None:
     shared = keras.layers.Dense(12, name="shared")
     model = contract.randomise(keras.Model(inputs, shared(keras.layers.ReLU()(shared(inputs)))))
     q = calibrated(model, correlated(200, 12))
-    graph = read(q)
-    (place,) = places(graph)
-    seen, held = examples(Source(graph, q, correlated(200, 12)), place, 2048, np.random.default_rng(0))
+    sweep = Sweep("adaround", q, correlated(200, 12))
+    (place,) = places(sweep.graph)
+    seen, held = examples(sweep, place, 2048, np.random.default_rng(0))
     assert len(seen) == len(held) == 2 and (seen[0].activation is None) != (seen[1].activation is None)
     kquant.adaround(q, correlated(200, 12), **QUICK)
     assert place.layer.rounding is not None
@@ -334,8 +356,8 @@ def test_rows_are_a_fair_sample_in_bounded_memory() -> None:
 
 
 def test_samples_make_their_rows(rounded: keras.Model) -> None:
-    source, place = place_of(rounded, "conv")
-    assert sum(len(rows) for rows in input_rows(source, place)) == len(X) * 16
+    sweep, place = place_of(rounded, "conv")
+    assert sum(len(rows) for rows in input_rows(sweep, place)) == len(X) * 16
 
 
 @pytest.mark.parametrize(
