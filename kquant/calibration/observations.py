@@ -29,13 +29,15 @@ from kquant.core.renamed import Batches, renamed
 from kquant.files.atomic import write_atomically
 from kquant.files.untrusted import parse_json, read_arrays
 from kquant.layers.nodes import FakeQuant, encodings_of, observing
-from kquant.views.quantized_model import refuse_nested
+from kquant.views.quantized_model import read, refuse_nested, tensor_bytes
 
 SOME = 16  # samples that stay with the statistics
 NONE = np.zeros(0, np.float32)
 EAGER_BATCHES = 8  # 200 samples in batches of 32 take 7
 # What a batch costs beside its arithmetic is that of some 20 samples of a small model.
 SMALLEST_BATCH, LARGEST_BATCH, BATCH_VALUES = 32, 128, 1 << 20
+# Keras holds every tensor of a batch until its last layer is done. Smaller samples than these leave it far below.
+MOST_BYTES, LARGE_SAMPLE = 1 << 30, 1 << 14
 # Values of a batch that its histogram counts: the first batches give hundreds of thousands for each tensor, where a
 # percentile stands still; the batches after them add what is new at little cost.
 MOST_VALUES, FEW_VALUES = 1 << 16, 1 << 12
@@ -142,7 +144,7 @@ def observe(
         qmodel: what `kquant.quantize` returned.
         data: see `kquant.calibrate`; a shard of them.
         limit: use this many samples only, the first ones.
-        batch_size: for arrays; by default 32, or up to 128 small samples.
+        batch_size: for arrays; by default 32, up to 128 small samples, or fewer where memory asks for it.
         verbose: show a progress bar.
 
     Returns:
@@ -182,14 +184,16 @@ def observe(
 
 
 def _batch_size(qmodel: keras.Model, data: Any, limit: int | None) -> int:
-    """As many samples as hold `BATCH_VALUES` values, within bounds; few samples make two batches, so that halves can
-    differ.
+    """As many samples as hold `BATCH_VALUES` values, within bounds, but no more than memory takes; few samples make two
+    batches, so that halves can differ.
     """
     sample = sum(int(np.prod([n or 1 for n in t.shape[1:]])) for t in qmodel.inputs)
     leaf: Any = next(iter(keras.tree.flatten(data)), None)  # of arrays: the first input
     # nobody knows how many samples a dataset or a function holds: those keep the size that fits
     whole = hasattr(leaf, "shape") and len(leaf.shape) == len(qmodel.inputs[0].shape)
     fitting = max(SMALLEST_BATCH, min(BATCH_VALUES // max(sample, 1), LARGEST_BATCH))
+    if sample >= LARGE_SAMPLE:
+        fitting = max(1, min(fitting, MOST_BYTES // sum(tensor_bytes(read(qmodel)))))
     count = min(int(leaf.shape[0]), sys.maxsize if limit is None else limit) if whole else 0
     return min(fitting, -(-count // 2)) if count > SMALLEST_BATCH else fitting
 

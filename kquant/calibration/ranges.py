@@ -39,7 +39,7 @@ def calibrate(
             function that returns a generator; labels beside the inputs are ignored. Or `Observations`, the sum of what
             `kquant.observe` saw of several shards.
         limit: use this many samples only, the first ones.
-        batch_size: for arrays; by default 32, or up to 128 small samples.
+        batch_size: for arrays; by default 32, up to 128 small samples, or fewer where memory asks for it.
         verbose: show a progress bar.
 
     Returns:

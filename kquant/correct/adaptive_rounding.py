@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from tqdm.auto import tqdm
 from kquant.core.messages import warn
 from kquant.core.renamed import renamed
 from kquant.correct.progress import Finished, activation_ranges
-from kquant.correct.reconstruction import Matrix, Reservoir, matrix_of, most_rows, pairs
+from kquant.correct.reconstruction import Matrix, Reservoir, matrix_of, most_rows, positions, row_shape, rows_at
 from kquant.correct.rounding import Examples, Settings, applied, products, round_matrix
 from kquant.correct.sweep import Sweep
 from kquant.layers.kernel import has_codes
@@ -153,21 +155,31 @@ def error(matrix: Matrix, codes: np.ndarray, bias: np.ndarray, examples: list[Ex
     return total
 
 
-def examples(
-    sweep: Sweep, place: Place, rows: int, rng: np.random.Generator
-) -> tuple[list[Examples], list[Examples]]:
+def examples(sweep: Sweep, place: Place, rows: int, rng: np.random.Generator) -> tuple[list[Examples], list[Examples]]:
     """Rows to learn from and rows to judge by, of every call; the latter are of other samples where there are 8."""
     kept: dict[tuple[int, bool], Reservoir] = {}
-    for call, samples, x, y in pairs(sweep, place):
-        # One budget for all calls of a shared layer.
-        most = most_rows(rows, x.shape[1] * x.shape[2]) // len(place.calls) + 1
-        judges = samples % HELD_OUT == HELD_OUT - 1
-        for held, chosen in ((False, ~judges), (True, judges)):
-            # A quarter as many rows suffice to judge by.
-            room = most // (HELD_OUT // 2) + 1 if held else most
-            kept.setdefault((call, held), Reservoir(room, rng)).offer(x[chosen], y[chosen])
+    read_in, made = [node.inputs[0] for node in place.calls], [node.outputs[0] for node in place.calls]
+    first = 0
+    for xs, ys in sweep.pairs(place.calls[0], read_in, made):
+        for call, (x, y) in enumerate(zip(xs, ys, strict=True)):
+            # One budget for all calls of a shared layer.
+            most = most_rows(rows, math.prod(row_shape(place))) // len(place.calls) + 1
+            judges = np.repeat((first + np.arange(len(x))) % HELD_OUT == HELD_OUT - 1, positions(place.calls[call]))
+            for held, chosen in ((False, ~judges), (True, judges)):
+                # A quarter as many rows suffice to judge by.
+                room = most // (HELD_OUT // 2) + 1 if held else most
+                among = np.flatnonzero(chosen)
+                kept.setdefault((call, held), Reservoir(room, rng)).offer(
+                    len(among), partial(_columns, place, x, tf.reshape(y, (-1, y.shape[-1])), among)
+                )
+        first += len(xs[0])
     seen, held = ([_example(place, i, kept[i, held], rng) for i in range(len(place.calls))] for held in (False, True))
     return seen, held if len(held[0].rows) else seen
+
+
+def _columns(place: Place, x: tf.Tensor, y: tf.Tensor, among: np.ndarray, taken: np.ndarray) -> list[np.ndarray]:
+    """Rows and outputs at the positions taken from among these."""
+    return [rows_at(place, x, among[taken]), tf.gather(y, among[taken]).numpy()]
 
 
 def _example(place: Place, call: int, kept: Reservoir, rng: np.random.Generator) -> Examples:

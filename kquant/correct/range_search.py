@@ -16,14 +16,16 @@ from kquant.core.messages import warn
 from kquant.core.renamed import renamed
 from kquant.core.spec import encode_weights
 from kquant.correct.progress import Finished, activation_ranges
-from kquant.correct.reconstruction import Reservoir, channels_of, input_rows, most_rows
+from kquant.correct.reconstruction import Reservoir, channels_of, input_rows, most_rows, positions, row_shape
 from kquant.correct.sweep import Sweep
 from kquant.layers.kernel import has_codes
 from kquant.ops.rows import as_matrix
 from kquant.views.quantized_model import Place, forget_graphs, places
 
 WIDEST_GRAM = 4096  # inputs of an output; 128 MiB in float64
-MOST_ROWS = 1 << 17  # positions: what more of them would say is less than one candidate differs from the next by
+# Positions and values of them that a Gram matrix is summed over, and positions for each of its rows at least: what more
+# of them would say is less than what one candidate differs from the next by.
+MOST_ROWS, MOST_VALUES, LEAST_ROWS = 1 << 17, 1 << 26, 8
 
 
 @renamed
@@ -43,10 +45,10 @@ def sequential_mse(
 
     `reach_c = r max|w_c|` with `r = 1/n .. n/n` that makes `d' G d` least, `d = q(w_c) - w_c`, with `G = sum x x'` over
     the positions of the layer's inputs x in the quantized model, whose earlier layers have their new ranges: all of
-    them, or about 131,072 drawn at random where there are more. The sum is formed in float64. Where an output has more
-    than 4096 inputs, G is that of a random sample of rows, so that memory stays bounded. Layers with one scale get one
-    reach. Layers that are no matrix product (transposed convolutions, embeddings, PReLU) get the "mse" range of their
-    weights, without data.
+    them, or a random sample where there are more than 131,072 or hold more than 2^26 values. The sum is in float64.
+    Where an output has more than 4096 inputs, G is that of few rows, so that memory stays bounded. Layers with one
+    scale get one reach. Layers that are no matrix product (transposed convolutions, embeddings, PReLU) get the "mse"
+    range of their weights, without data.
 
     Args:
         qmodel: what `kquant.quantize` returned, calibrated; the ranges of its weights are set in place, and weights
@@ -137,23 +139,25 @@ class OutputError:
 
 def output_error(sweep: Sweep, place: Place) -> OutputError:
     """Collect the inputs of a layer in the quantized model."""
-    gram: np.ndarray | None = None
-    kept: Reservoir | None = None
+    groups, k = row_shape(place)
+    if k > WIDEST_GRAM:
+        kept = Reservoir(most_rows(WIDEST_GRAM, groups * k), np.random.default_rng(0))
+        for rows in input_rows(sweep, place):
+            kept.offer(len(rows), lambda taken, rows=rows: [rows[taken]])
+        return OutputError(None, kept.kept[0].transpose(1, 0, 2))
+    there = sweep.samples * sum(positions(call) for call in place.calls)
+    share = min(MOST_ROWS, max(MOST_VALUES // (groups * k), LEAST_ROWS * k)) / there
     rng = np.random.default_rng(0)
-    positions = sweep.samples * sum(int(np.prod(node.outputs[0].shape[1:-1])) for node in place.calls)
-    for rows in input_rows(sweep, place):
-        groups, k = rows.shape[1:]
-        if positions > MOST_ROWS and k <= WIDEST_GRAM:
-            rows = rows[rng.random(len(rows)) < MOST_ROWS / positions]
-        if k > WIDEST_GRAM:
-            kept = kept or Reservoir(most_rows(WIDEST_GRAM, groups * k), np.random.default_rng(0))
-            kept.offer(rows)
-            continue
+
+    def pick(count: int) -> np.ndarray:
+        return np.arange(count) if share >= 1.0 else np.flatnonzero(rng.random(count) < share)
+
+    gram = np.zeros((groups, k, k))
+    for rows in input_rows(sweep, place, pick):
         # Sums over all positions of all samples: in float32 the last ones would be lost.
         columns = rows.transpose(1, 2, 0).astype(np.float64)
-        part = columns @ columns.transpose(0, 2, 1)
-        gram = part if gram is None else gram + part
-    return OutputError(gram, None if kept is None else kept.kept[0].transpose(1, 0, 2))
+        gram += columns @ columns.transpose(0, 2, 1)
+    return OutputError(gram, None)
 
 
 def best_reach(place: Place, error: OutputError, candidates: int) -> np.ndarray:

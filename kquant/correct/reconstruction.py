@@ -5,13 +5,16 @@ Rows stream through one layer at a time; what is kept of them is bounded.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from kquant.correct.sweep import Sweep
+from kquant.graph.graph import Node
 from kquant.ops.rows import as_matrix
 from kquant.views.quantized_model import Place
 
@@ -56,51 +59,42 @@ def channels_of(place: Place) -> int:
     return int(np.prod([shape[axis] for axis in place.layer.channel_axes]))
 
 
-def input_rows(sweep: Sweep, place: Place) -> Iterator[np.ndarray]:
-    """float32[n, groups, k] of all calls of a layer in the quantized model, a chunk at a time."""
+def input_rows(sweep: Sweep, place: Place, pick: Callable[[int], np.ndarray] | None = None) -> Iterator[np.ndarray]:
+    """float32[n, groups, k] of all calls of a layer in the quantized model, a chunk at a time.
+
+    Args:
+        sweep: where they come from.
+        place: the layer.
+        pick: of so many positions, the numbers of those to make; all by default.
+    """
     wanted = [node.inputs[0] for node in place.calls]
     for xs in sweep.values(place.calls[0], wanted, quantized=True):
-        for x in xs:
-            for part in _chunks(place, x.numpy()):
-                yield _rows(place, part).numpy()
+        for call, x in zip(place.calls, xs, strict=True):
+            count = len(x) * positions(call)
+            at = np.arange(count) if pick is None else pick(count)
+            many = max(1, CHUNK_BYTES // (4 * math.prod(row_shape(place))))
+            for start in range(0, len(at), many):
+                yield rows_at(place, x, at[start : start + many])
 
 
-def pairs(sweep: Sweep, place: Place) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
-    """Inputs of the quantized model and outputs of the float one, side by side.
-
-    Yields:
-        `(call, samples, rows, y)`: number of the call, int64[n] which sample each row is of, float32[n, groups, k], and
-        the layer's float output for those rows, before any activation: float32[n, channels].
-    """
-    read_in, made = [node.inputs[0] for node in place.calls], [node.outputs[0] for node in place.calls]
-    first = 0
-    for xs, ys in sweep.pairs(place.calls[0], read_in, made):
-        for call, (x, y) in enumerate(zip(xs, ys, strict=True)):
-            target, done = y.numpy(), 0
-            for part in _chunks(place, x.numpy()):
-                # By samples on both sides: their rows are made from inputs on the one, and are the positions of outputs
-                # on the other.
-                wanted = target[done : done + len(part)].reshape(-1, target.shape[-1])
-                numbers = first + done + np.arange(len(part))
-                rows = _rows(place, part).numpy()
-                yield call, np.repeat(numbers, len(wanted) // len(part)), rows, wanted
-                done += len(part)
-        first += len(xs[0])
+def positions(call: Node) -> int:
+    """Output positions of one sample, each a row."""
+    return int(np.prod(call.outputs[0].shape[1:-1]))
 
 
-def _rows(place: Place, x: np.ndarray) -> tf.Tensor:
+def row_shape(place: Place) -> tuple[int, int]:
+    """Groups and inputs of each, which a row has."""
+    sample = tf.zeros((1, *place.calls[0].inputs[0].shape[1:]))
+    _, groups, k = rows_at(place, sample, np.zeros(1, np.int64)).shape
+    return groups, k
+
+
+def rows_at(place: Place, x: Any, at: np.ndarray) -> np.ndarray:
+    """float32[n, groups, k]: what the kernel is multiplied by at these positions of a batch."""
     weights = place.rule.weights
     if weights is None or weights.rows is None:
         raise ValueError(f"{place.name}: this layer is not written as a product of matrices.")
-    return weights.rows(place.layer.layer, tf.convert_to_tensor(x, tf.float32))
-
-
-def _chunks(place: Place, x: np.ndarray) -> Iterator[np.ndarray]:
-    """Some samples at a time, so that their rows stay within `CHUNK_BYTES`."""
-    # One sample tells how many rows it becomes: a convolution reads each value many times.
-    many = max(1, CHUNK_BYTES // max(1, 4 * int(np.prod(_rows(place, x[:1]).shape))))
-    for start in range(0, len(x), many):
-        yield x[start : start + many]
+    return weights.rows(place.layer.layer, tf.cast(x, tf.float32), at).numpy()
 
 
 class Reservoir:
@@ -115,22 +109,31 @@ class Reservoir:
         self.most, self.rng, self.seen = most, rng, 0
         self.kept: list[np.ndarray] = []
 
-    def offer(self, *columns: np.ndarray) -> None:
-        """Take some of these rows: arrays of the same length, the same on every call."""
-        count = len(columns[0])
+    def offer(self, count: int, make: Callable[[np.ndarray], Sequence[np.ndarray]]) -> None:
+        """Take some of these rows.
+
+        Args:
+            count: how many there are.
+            make: columns of those that are taken, by their numbers, in increasing order.
+        """
+        free = min(max(self.most - self.seen, 0), count)
+        # Algorithm R for many at once: row number i takes a place drawn evenly from 0..i, where that is one of those
+        # kept. The first rows all stay, until the places are full.
+        drawn = (self.rng.random(count - free) * np.arange(self.seen + free + 1, self.seen + count + 1)).astype(
+            np.int64
+        )
+        taken = np.flatnonzero(drawn < self.most)
+        # Of two for the same place the later stays: the first of them, seen from the end.
+        places, last = np.unique(drawn[taken][::-1], return_index=True)
+        chosen = taken[::-1][last]
+        order = np.argsort(chosen)
+        columns = make(np.concatenate([np.arange(free), free + chosen[order]]))
         if not self.kept:
             self.kept = [np.empty((0, *c.shape[1:]), c.dtype) for c in columns]
-        free = min(max(self.most - self.seen, 0), count)
         if free:
-            # The first rows all stay, until the places are full.
             self.kept = [np.concatenate([k, c[:free]]) for k, c in zip(self.kept, columns, strict=True)]
-        # Algorithm R for many at once: row number i takes a place drawn evenly from 0..i, where that is one of those
-        # kept.
-        places = np.arange(self.seen + free + 1, self.seen + count + 1)
-        slots = (self.rng.random(count - free) * places).astype(np.int64)
-        taken = np.flatnonzero(slots < self.most)
         for kept, column in zip(self.kept, columns, strict=True):
-            kept[slots[taken]] = column[free + taken]  # of two for the same slot the later stays
+            kept[places[order]] = column[free:]
         self.seen += count
 
 

@@ -22,7 +22,7 @@ from kquant.core.checks import check_count
 from kquant.graph.graph import Graph, Node, drop_read, reachable
 from kquant.graph.unfold import substitute
 from kquant.layers.nodes import observing
-from kquant.views.quantized_model import read
+from kquant.views.quantized_model import read, tensor_bytes
 
 BATCH_BYTES = 1 << 25  # of the largest tensor while one batch is computed
 KEPT_BYTES = 1 << 30  # of tensors in memory; the others wait in files
@@ -89,7 +89,7 @@ class Sweep:
             return
         # Floats have their own tensors, from the inputs on; the inputs are held by both.
         self._ways = {quantized: _Way(self.graph, self._shelf, quantized) for quantized in (True, False)}
-        most = _most_samples(self.graph)
+        most = max(1, BATCH_BYTES // max(tensor_bytes(self.graph), default=1))
         for batch in self._batches():
             parts = [tf.convert_to_tensor(x) for x in keras.tree.flatten(batch)]
             self._samples += len(parts[0])
@@ -99,13 +99,6 @@ class Sweep:
         if not self._samples:
             self._ways = {}
             raise ValueError(f"{self.step}: the data are empty; give at least one sample.")
-
-
-def _most_samples(graph: Graph) -> int:
-    """How many samples are computed at a time: as many as keep the largest tensor within `BATCH_BYTES`."""
-    shapes = [t.shape[1:] for node in graph.nodes for t in node.outputs if len(t.shape) > 1]
-    largest = max((4 * int(np.prod([n or 1 for n in shape])) for shape in shapes), default=1)
-    return max(1, BATCH_BYTES // max(1, largest))
 
 
 class _Way:

@@ -3,7 +3,8 @@
     y[n, g, m] = sum_k rows[n, g, k] * matrix[g, k, m]      output channel = g * outputs + m
 
 A Dense and a convolution have one group, a depthwise convolution one for each channel. Reconstruction methods
-(AdaRound, sequential MSE) see all layers like this, and may look at some of the positions only.
+(AdaRound, sequential MSE) see all layers like this, and may look at some of the positions only: `at`, their numbers,
+where the positions of all samples are counted through; None stands for all.
 """
 
 from __future__ import annotations
@@ -14,40 +15,62 @@ import numpy as np
 import tensorflow as tf
 
 
-def dense_rows(op: Any, x: tf.Tensor) -> tf.Tensor:
+def dense_rows(op: Any, x: tf.Tensor, at: Any = None) -> tf.Tensor:
     """Of a Dense: float[..., in] -> float[n, 1, in]."""
-    return tf.reshape(x, (-1, 1, x.shape[-1]))
+    return _at(tf.reshape(x, (-1, 1, x.shape[-1])), at)
 
 
-def affine_rows(op: Any, x: tf.Tensor) -> tf.Tensor:
+def affine_rows(op: Any, x: tf.Tensor, at: Any = None) -> tf.Tensor:
     """Of a factor for each channel: float[..., channels] -> float[n, channels, 1]."""
-    return tf.reshape(x, (-1, x.shape[-1], 1))
+    return _at(tf.reshape(x, (-1, x.shape[-1], 1)), at)
 
 
-def conv_rows(op: Any, x: tf.Tensor) -> tf.Tensor:
+def conv_rows(op: Any, x: tf.Tensor, at: Any = None) -> tf.Tensor:
     """Of a (grouped) convolution: float[b, (h,) w, in] -> float[b * oh * ow, groups, kh * kw * in / groups]."""
-    patches, places = _patches(op, x)
+    patches, places = _patches(op, x, at)
     channels = int(x.shape[-1])
     # A patch runs over places first, then over channels: of each group, its channels at every place, as in its kernel.
     grouped = tf.reshape(patches, (-1, places, op.groups, channels // op.groups))
     return tf.reshape(tf.transpose(grouped, (0, 2, 1, 3)), (-1, op.groups, places * channels // op.groups))
 
 
-def depthwise_rows(op: Any, x: tf.Tensor) -> tf.Tensor:
+def depthwise_rows(op: Any, x: tf.Tensor, at: Any = None) -> tf.Tensor:
     """Of a depthwise convolution: float[b, (h,) w, in] -> float[b * oh * ow, in, kh * kw]."""
-    patches, places = _patches(op, x)
+    patches, places = _patches(op, x, at)
     # [n, places, channels] -> [n, channels, places]: each channel has one filter of as many weights as places.
     return tf.transpose(tf.reshape(patches, (-1, places, int(x.shape[-1]))), (0, 2, 1))
 
 
-def _patches(op: Any, x: tf.Tensor) -> tuple[tf.Tensor, int]:
-    """`tf.image.extract_patches`, 1-D inputs as images of height 1."""
+def _at(rows: tf.Tensor, at: Any) -> tf.Tensor:
+    return rows if at is None else tf.gather(rows, at)
+
+
+def _patches(op: Any, x: tf.Tensor, at: Any) -> tuple[tf.Tensor, int]:
+    """`tf.image.extract_patches` at all or some of the output positions, 1-D inputs as images of height 1."""
     one = op.rank == 1
     size, strides, rates = ((1, *v) if one else v for v in (op.kernel_size, op.strides, op.dilation_rate))
-    found = tf.image.extract_patches(
-        x[:, None] if one else x, (1, *size, 1), (1, *strides, 1), (1, *rates, 1), op.padding.upper()
-    )
-    return found, int(np.prod(size))
+    x, padding, places = (x[:, None] if one else x), op.padding.upper(), int(np.prod(size))
+    if at is None:
+        return tf.image.extract_patches(x, (1, *size, 1), (1, *strides, 1), (1, *rates, 1), padding), places
+    # Of some only: to make all patches first would cost as many times the input as a kernel has places.
+    spans = [(n - 1) * rate + 1 for n, rate in zip(size, rates, strict=True)]
+    before, made = zip(*map(_edge, x.shape[1:3], spans, strides, [padding] * 2), strict=True)
+    image, row, column = np.unravel_index(np.asarray(at), (x.shape[0], *made))
+    down, right = (np.arange(n) * rate for n, rate in zip(size, rates, strict=True))
+    ys = (row * strides[0] - before[0])[:, None] + np.repeat(down, size[1])
+    xs = (column * strides[1] - before[1])[:, None] + np.tile(right, size[0])
+    inside = (ys >= 0) & (ys < x.shape[1]) & (xs >= 0) & (xs < x.shape[2])
+    flat = (image[:, None] * x.shape[1] + ys) * x.shape[2] + xs
+    values = tf.gather(tf.reshape(x, (-1, x.shape[-1])), np.where(inside, flat, 0))
+    return tf.where(inside[..., None], values, 0.0), places
+
+
+def _edge(length: int, span: int, stride: int, padding: str) -> tuple[int, int]:
+    """Zeros before the first value of an axis, and how many outputs it gives, as TensorFlow pads."""
+    if padding == "VALID":
+        return 0, (length - span) // stride + 1
+    made = -(-length // stride)
+    return max((made - 1) * stride + span - length, 0) // 2, made
 
 
 def as_matrix(kernel: Any, groups: int, outputs: int) -> Any:

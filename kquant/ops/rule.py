@@ -37,7 +37,7 @@ class Weights:
         input_axis: axis of the kernel that runs over the input's channels.
         sums: False where the layer multiplies element by element only.
         per_axis: False where the kernel takes a single scale.
-        rows: `(layer, x) -> float[n, groups, k]`, what the kernel is multiplied by: see `ops.rows`. None where the
+        rows: `(layer, x, at) -> float[n, groups, k]`, what the kernel is multiplied by: see `ops.rows`. None where the
             layer is not written as a product of matrices.
         width: entry of the layer's config with the number of output channels; None where its input tells.
     """
@@ -48,7 +48,7 @@ class Weights:
     input_axis: int | None = -2
     sums: bool = True
     per_axis: bool = True
-    rows: Callable[[Any, Any], Any] | None = None
+    rows: Callable[..., Any] | None = None
     width: str | None = None
 
 

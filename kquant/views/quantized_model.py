@@ -155,6 +155,12 @@ def tensors(
         yield tuple(y.numpy() for y in values)
 
 
+def tensor_bytes(graph: Graph) -> list[int]:
+    """Of every tensor that the calls make, for one sample in float32."""
+    shapes = [t.shape[1:] for node in graph.nodes for t in node.outputs if len(t.shape) > 1]
+    return [4 * int(np.prod([n or 1 for n in shape])) for shape in shapes]
+
+
 def forget_graphs(qmodel: keras.Model) -> None:
     """Functions that Keras has traced hold what layers were; changes beside their variables need a new trace."""
     qmodel.train_function = qmodel.test_function = qmodel.predict_function = None

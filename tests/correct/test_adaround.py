@@ -110,6 +110,8 @@ def test_rows_times_the_matrix_are_the_layer(name: str) -> None:
         y = place.layer.apply(tf.constant(x), place.layer.weights_as_used(), None).numpy()
         rows = place.rule.weights.rows(layer, tf.constant(x))
         weights = place.layer.weights_as_used().numpy()
+        some = RNG.permutation(len(rows))[: len(rows) // 2 + 1]
+        np.testing.assert_array_equal(place.rule.weights.rows(layer, tf.constant(x), some), tf.gather(rows, some))
         matrix = as_matrix(weights, rows.shape[1], y.shape[-1])
         bias = getattr(layer, place.layer.bias_name, None)
         found_y = products(rows, tf.constant(matrix)).numpy() + (0.0 if bias is None else bias.numpy())
@@ -349,7 +351,7 @@ def test_a_shared_layer_learns_from_all_its_calls() -> None:
 def test_rows_are_a_fair_sample_in_bounded_memory() -> None:
     kept = Reservoir(500, np.random.default_rng(0))
     for part in np.array_split(np.arange(20_000), 37):
-        kept.offer(part, -part)
+        kept.offer(len(part), lambda taken, part=part: [part[taken], -part[taken]])
     values, negative = kept.kept
     assert len(values) == 500 == len(np.unique(values)) and np.array_equal(values, -negative)
     assert abs(values.mean() / 20_000 - 0.5) < 4 * np.sqrt(1 / 12 / 500)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import keras
+import pytest
 from keras import layers
 
 CASES: dict[str, Callable[[], keras.Model]] = {}
@@ -216,7 +217,12 @@ def unused_branch_of_a_nested_model() -> keras.Model:
 @case
 def unused_input() -> keras.Model:
     a, b = keras.Input((5,), name="used"), keras.Input((7,), name="spare")
-    return keras.Model([a, b], layers.Dense(3)(a))
+    try:
+        return keras.Model([a, b], layers.Dense(3)(a))
+    except ValueError as refused:
+        if "not connected" not in str(refused):
+            raise
+        pytest.skip(f"Keras {keras.__version__} builds no model with an input that it does not use")
 
 
 # Layers called more than once
