@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import gc
 import importlib
 import itertools
 import os
 import re
 import sys
+import typing
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +54,9 @@ LANES = {"quick": QUICK, "contract": CONTRACT, "slow": SLOW, "versions": VERSION
 SWEEP = 40  # tests between two collections of garbage
 # The collector looks through all that TensorFlow keeps each time it comes by; between sweeps it need not.
 gc.set_threshold(50_000, 20, 1000)
+# What TensorFlow asks of every tensor that it converts; later versions of Python keep the answer themselves.
+if sys.version_info < (3, 12):
+    typing._get_protocol_attrs = functools.cache(typing._get_protocol_attrs)
 
 tf.config.threading.set_intra_op_parallelism_threads(1)
 tf.config.threading.set_inter_op_parallelism_threads(1)
@@ -113,11 +119,18 @@ MEASURE = (
 )
 
 
-@pytest.fixture(autouse=True)
-def losses_are_measured_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, scope="module")
+def patches() -> Iterator[pytest.MonkeyPatch]:
+    """What is replaced for a whole file, its fixtures included."""
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
+
+
+@pytest.fixture(autouse=True, scope="module")
+def losses_are_measured_once(request: pytest.FixtureRequest, patches: pytest.MonkeyPatch) -> None:
     """Elsewhere that measurement is left out."""
     if "kquant" in sys.modules and request.path.stem not in MEASURE:  # imported: the first to calibrate is not alike
-        monkeypatch.setattr(importlib.import_module("kquant.calibration.ranges"), "warn_of_losses", lambda *_: None)
+        patches.setattr(importlib.import_module("kquant.calibration.ranges"), "warn_of_losses", lambda *_: None)
 
 
 # What AdaRound's results are is asked here.
@@ -143,36 +156,41 @@ def roundings_are_short(request: pytest.FixtureRequest, monkeypatch: pytest.Monk
     monkeypatch.setattr("kquant.correct.rounding._compiled", lambda run, *_: run)
 
 
-@pytest.fixture(autouse=True)
-def steps_are_traced_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, scope="module")
+def steps_are_traced_once(request: pytest.FixtureRequest, patches: pytest.MonkeyPatch) -> None:
     """An optimizer that makes its variables in the first step has the step traced again; here it makes them before.
 
-    Seconds for each `fit`. How Keras does it alone is what test_training.py and test_demo.py see.
+    Seconds for each `fit`. How Keras does it alone is what test_training.py sees.
     """
-    if request.path.stem in ("test_training", "test_demo"):
-        return
-    monkeypatch.setattr(keras.Model, "make_train_function", traced_once.make_train_function)
+    if request.path.stem != "test_training":
+        patches.setattr(keras.Model, "make_train_function", traced_once.make_train_function)
 
 
-@pytest.fixture(autouse=True)
-def runtimes_are_warm(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, scope="module")
+def runtimes_are_warm(request: pytest.FixtureRequest, patches: pytest.MonkeyPatch) -> None:
     """Each `kquant.export` starts three or four processes that import an interpreter, a third of a second each."""
     module = sys.modules.get("kquant.runtime.running")
     if module is not None and sys.platform == "linux" and request.path.parent.name != "runtime":
-        monkeypatch.setattr(module, "subprocess", warm_runtimes.AS_SUBPROCESS)
+        patches.setattr(module, "subprocess", warm_runtimes.AS_SUBPROCESS)
 
 
 # Here `fit`, `evaluate` and `predict` see a batch or two, and what they do with them is not the point.
-FEW_BATCHES = re.compile(
-    "test_(analyze|autotune|cli|factorize|pipeline|prune_channels|recipe|docs)[.]py(?!.*training[.]md)"
-)
+RUN_EAGERLY = keras.Model.run_eagerly
+FEW_BATCHES = ("analyze", "autotune", "cli", "factorize", "pipeline", "prune_channels", "recipe", "docs")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_batches_are_not_traced(request: pytest.FixtureRequest, patches: pytest.MonkeyPatch) -> None:
+    """A graph is made in a second or more, and a small model called in a few milliseconds."""
+    if request.path.stem.removeprefix("test_") in FEW_BATCHES:
+        patches.setattr(keras.Model, "run_eagerly", property(lambda _: True, lambda *_: None))
 
 
 @pytest.fixture(autouse=True)
-def few_batches_are_not_traced(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A graph is made in a second or more, and a small model called in a few milliseconds."""
-    if FEW_BATCHES.search(request.node.nodeid):
-        monkeypatch.setattr(keras.Model, "run_eagerly", property(lambda _: True, lambda *_: None))
+def pages_on_training_are_traced(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one of the documentation that speaks of graphs."""
+    if "training.md" in request.node.name:
+        monkeypatch.setattr(keras.Model, "run_eagerly", RUN_EAGERLY)
 
 
 COUNT = itertools.count(1)

@@ -278,8 +278,8 @@ RULES = (
         lower=_lower,
         refuse=_refuse_plain,
         examples=(
-            example(lstm(6, return_sequences=True), shape=(9, 5)),
-            example(lstm(8, return_sequences=True, use_bias=False), lstm(4, return_sequences=True), shape=(12, 3)),
+            example(lstm(6, return_sequences=True), shape=(5, 5)),
+            example(lstm(8, return_sequences=True, use_bias=False), lstm(4, return_sequences=True), shape=(6, 3)),
         ),
     ),
     Rule(
@@ -288,8 +288,8 @@ RULES = (
         expand=_expand,
         masks=True,
         examples=(
-            example(lstm(5), shape=(7, 4)),
-            example(lstm(5, go_backwards=True, dropout=0.2), lambda: layers.Dense(3), shape=(7, 4)),
+            example(lstm(5), shape=(3, 4)),
+            example(lstm(5, go_backwards=True, dropout=0.2), lambda: layers.Dense(3), shape=(3, 4)),
         ),
     ),
     Rule(
@@ -312,8 +312,8 @@ RULES = (
         expand=_bidirectional,
         masks=True,
         examples=(
-            example(lambda: layers.Bidirectional(layers.LSTM(4)), shape=(6, 3)),
-            example(lambda: layers.Bidirectional(layers.LSTM(4, return_sequences=True), "sum"), shape=(6, 3)),
+            example(lambda: layers.Bidirectional(layers.LSTM(4)), shape=(3, 3)),
+            example(lambda: layers.Bidirectional(layers.LSTM(4, return_sequences=True), "sum"), shape=(3, 3)),
         ),
     ),
     Rule(
@@ -321,7 +321,7 @@ RULES = (
         when=has_kernel,
         expand=_from_cell,
         masks=True,
-        examples=(example(lambda: layers.RNN(layers.LSTMCell(4)), shape=(6, 3)),),
+        examples=(example(lambda: layers.RNN(layers.LSTMCell(4)), shape=(3, 3)),),
     ),
 )
 

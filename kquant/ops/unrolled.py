@@ -329,17 +329,17 @@ RULES = (
         layers=(layers.LSTM,),
         expand=unroll,
         masks=True,
-        examples=(example(lambda: layers.LSTM(3, activation="relu"), shape=(4, 3)),),
+        examples=(example(lambda: layers.LSTM(3, activation="relu"), shape=(2, 3)),),
     ),
     Rule(
         layers=(layers.GRU, layers.SimpleRNN),
         expand=unroll,
         masks=True,
         examples=(
-            example(lambda: layers.GRU(4), shape=(4, 3)),
+            example(lambda: layers.GRU(4), shape=(2, 3)),
             example(lambda: layers.GRU(4, reset_after=False, return_sequences=True), shape=(3, 3)),
-            example(lambda: layers.SimpleRNN(4, return_sequences=True, go_backwards=True), shape=(5, 3)),
-            example(lambda: layers.SimpleRNN(4, activation="relu", use_bias=False), shape=(3, 3)),
+            example(lambda: layers.SimpleRNN(4, return_sequences=True, go_backwards=True), shape=(3, 3)),
+            example(lambda: layers.SimpleRNN(4, activation="relu", use_bias=False), shape=(2, 3)),
         ),
     ),
     Rule(
@@ -347,14 +347,14 @@ RULES = (
         when=_unrollable,
         expand=unroll,
         masks=True,
-        examples=(example(lambda: layers.RNN(layers.GRUCell(3)), shape=(3, 3)),),
+        examples=(example(lambda: layers.RNN(layers.GRUCell(3)), shape=(2, 3)),),
     ),
     Rule(
         layers=(layers.RNN,),
         when=_stacked,
         expand=_stack,
         masks=True,
-        examples=(example(lambda: layers.RNN([layers.LSTMCell(3), layers.LSTMCell(4)]), shape=(4, 3)),),
+        examples=(example(lambda: layers.RNN([layers.LSTMCell(3), layers.LSTMCell(4)]), shape=(3, 3)),),
     ),
     Rule(
         layers=(layers.RNN,),
