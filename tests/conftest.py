@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import gc
@@ -68,6 +69,21 @@ tf.random.set_seed(7)
 tf.random.set_seed = lambda _: None
 forget_kernels = context.context().clear_kernel_cache
 context.context().clear_kernel_cache = lambda: None
+
+# A layer sets some ninety attributes, and Keras and TensorFlow look at each for variables and layers to track: in
+# numbers, names and flags there are none.
+PLAIN = frozenset((bool, int, float, str, type(None)))
+track = keras.Layer.__setattr__
+
+
+def _set(layer: keras.Layer, name: str, value: object) -> None:
+    if type(value) in PLAIN:
+        with contextlib.suppress(AttributeError):  # a property that Keras lets be set to what it is
+            return object.__setattr__(layer, name, value)
+    return track(layer, name, value)
+
+
+keras.Layer.__setattr__ = _set
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

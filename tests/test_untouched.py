@@ -55,7 +55,7 @@ def made() -> keras.Model:
     y = layers.Dropout(0.2, name="drop")(ops.clip(y, -2.0, 2.0))
     y = Busy(name="busy")(layers.Dense(8, name="middle")(y))
     model = keras.Model(x, layers.Dense(3, activation="softmax", name="kind")(y), name="net")
-    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"], run_eagerly=True)
     model.fit(X, Y, batch_size=16, epochs=1, verbose=0)
     busy = model.get_layer("busy")
     busy.seen, busy.times, busy.last = [1, 2], 2, None
@@ -84,7 +84,7 @@ def state(model: keras.Model) -> dict[str, Any]:
 def fit_student(teacher: keras.Model, _: Path) -> None:
     student = keras.Sequential([keras.Input((6,)), layers.Dense(3, activation="softmax", name="only")])
     distiller = kquant.distill(student, teacher)
-    distiller.compile("sgd", "sparse_categorical_crossentropy")
+    distiller.compile("sgd", "sparse_categorical_crossentropy", run_eagerly=True)
     distiller.fit(X, Y, batch_size=32, epochs=1, verbose=0)
 
 

@@ -175,11 +175,11 @@ def mixed_precision(
             folder of another search.
 
     Example:
-        >>> layers = [keras.layers.Dense(64, activation="relu"), keras.layers.Dense(64), keras.layers.Dense(3)]
+        >>> layers = [keras.layers.Dense(64, activation="relu"), keras.layers.Dense(3)]
         >>> model = keras.Sequential([keras.Input((32,)), *layers])
         >>> x = np.random.default_rng(0).normal(size=(64, 32)).astype("float32")
-        >>> mixed = kquant.mixed_precision(model, x, flash_bytes=9000, verbose=False)
-        >>> mixed.ok, mixed.chosen.flash_bytes <= 9000
+        >>> mixed = kquant.mixed_precision(model, x, flash_bytes=4500, verbose=False)
+        >>> mixed.ok, mixed.chosen.flash_bytes <= 4500
         (True, True)
     """
     # what can be refused is, before the first of many models is made

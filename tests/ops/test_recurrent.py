@@ -57,10 +57,10 @@ NETWORKS = {
     "last": lambda: build(layers.LSTM(6), layers.Dense(3)),
     "gru": lambda: build(layers.GRU(6, return_sequences=True), steps=3),
     "old gru": lambda: build(layers.GRU(6, return_sequences=True, reset_after=False), steps=3),
-    "gru states": lambda: build(lambda x: layers.GRU(6, return_sequences=True, return_state=True)(x), steps=3),
-    "two grus": lambda: build(layers.Bidirectional(layers.GRU(3, return_sequences=True), merge_mode="ave"), steps=3),
+    "gru states": lambda: build(lambda x: layers.GRU(6, return_sequences=True, return_state=True)(x), steps=2),
+    "two grus": lambda: build(layers.Bidirectional(layers.GRU(3, return_sequences=True), merge_mode="ave"), steps=2),
     "simple": lambda: build(layers.SimpleRNN(6, return_sequences=True), steps=3),
-    "relu lstm": lambda: build(layers.LSTM(4, activation="relu", recurrent_activation="hard_sigmoid"), steps=3),
+    "relu lstm": lambda: build(layers.LSTM(4, activation="relu", recurrent_activation="hard_sigmoid"), steps=2),
 }
 
 
