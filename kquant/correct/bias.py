@@ -18,15 +18,13 @@ import numpy as np
 import tensorflow as tf
 from tqdm.auto import tqdm
 
-from kquant.calibration.data import batches_of, refuse_endless
 from kquant.core.messages import first_of, warn
 from kquant.core.renamed import renamed
 from kquant.correct.channels import numbering, total
 from kquant.correct.moments import Moments, closed_moments
-from kquant.correct.stepwise import run_stepwise
-from kquant.graph.graph import Graph, Node
+from kquant.correct.sweep import Sweep
 from kquant.layers.nodes import Compressed
-from kquant.views.quantized_model import Place, forget_graphs, places, read, tensors
+from kquant.views.quantized_model import Place, forget_graphs, places, read
 
 Method = Literal["auto", "analytic", "empirical"]
 NO_OVERFLOW = 1e30  # an input scale at which no bias is large
@@ -71,9 +69,8 @@ def correct_bias(
         qmodel: what `kquant.quantize` returned. Calibrate it before, so that "empirical" sees the
             errors of activations too.
         data: see `kquant.calibrate`; 500 samples are plenty. Not needed for "analytic".
-        method: "empirical" measures on data, layer after layer, earlier ones corrected; it holds a layer's activations
-            of all samples in memory. "analytic" needs batch norms that were folded into the layers, and no data.
-            "auto" is "empirical" where there are data.
+        method: "empirical" measures on data, layer after layer, earlier ones corrected. "analytic" needs batch norms
+            that were folded into the layers, and no data. "auto" is "empirical" where there are data.
         limit: use this many samples only, the first ones.
         batch_size: for arrays.
         verbose: show a progress bar and a line for each layer.
@@ -98,23 +95,16 @@ def correct_bias(
         raise ValueError(f"correct_bias: method must be 'auto', 'analytic' or 'empirical'. Received: {method!r}.")
     if method == "empirical" and data is None:
         raise ValueError("correct_bias: method 'empirical' measures on data. Pass samples, or method='analytic'.")
-    graph = read(qmodel)
-    known = [place for place in places(graph) if place.layer.takes("shift")]
-    _warn_rounded(known)
     if method == "analytic" or data is None:
         taken = analytic_errors(qmodel)
+        known = [place for place in places(read(qmodel)) if place.layer.takes("shift")]
+        _warn_rounded(known)
         _warn_skipped(taken)
         for place in known:
             if place.name in taken.errors:  # what an earlier correction took is in the error of the weights still
                 _take(place, taken.errors[place.name], from_zero=True)
     else:
-        if limit is None:
-            refuse_endless(data)
-        # the samples that are kept are read once for the float model, once for the quantized one
-        samples = list(batches_of(qmodel, data, batch_size, limit))
-        if not samples:
-            raise ValueError("correct_bias: the data are empty; give at least one sample.")
-        taken = _correct_empirically(graph, known, samples, verbose)
+        taken = _correct_empirically(Sweep("correct_bias", qmodel, data, limit, batch_size), verbose)
     if verbose:
         print(taken)
     forget_graphs(qmodel)
@@ -168,41 +158,55 @@ def _expected_error(place: Place, x: Moments) -> np.ndarray | None:
     return total(weight_errors(place.layer) * x.mean[reads], makes, int(makes.size))
 
 
-def _correct_empirically(graph: Graph, known: list[Place], samples: list[Any], verbose: bool) -> BiasErrors:
+def _correct_empirically(sweep: Sweep, verbose: bool) -> BiasErrors:
     """Layer after layer; on an interruption the biases are what they were."""
-    # Before anything is corrected, though the float function does not move: one pass for all layers.
-    means = _float_means(graph, known, samples)
+    known = [place for place in places(sweep.graph) if place.layer.takes("shift")]
+    _warn_rounded(known)
     before = [(place, place.layer.correction("shift").numpy()) for place in known]
-    of_layer = {id(place.layer): place for place in known}
-    measured: dict[int, list[np.ndarray]] = {}
     errors: dict[str, np.ndarray] = {}
-    bar = tqdm(total=len(graph.nodes), desc="bias", unit="node", disable=not verbose)
-
-    def visit(node: Node, made: list[list[Any]]) -> bool:
-        bar.update()
-        place = of_layer.get(id(node.op))
-        if place is None:
-            return False
-        of_calls = measured.setdefault(id(node.op), [])
-        error = _mean([np.asarray(outputs[0]) for outputs in made]) - means[id(node)]
-        # The second output is what one unit of the sums is worth: the bias is a whole number of them.
-        of_calls.append(error - _rounding(place.layer, np.asarray(made[0][1])))
-        if len(of_calls) < len(place.calls):  # a shared layer has one bias for all its calls
-            return False
-        errors[place.name] = np.mean(of_calls, axis=0)
-        _take(place, errors[place.name])
-        return True
-
     try:
-        run_stepwise(graph, samples, visit)
+        for place in tqdm(known, desc="bias", unit="layer", disable=not verbose):
+            errors[place.name] = _measured(sweep, place)
+            _take(place, errors[place.name])
     # Ctrl-C as well, which is no `Exception`.
     except BaseException:
         for place, shift in before:
             place.layer.correction("shift").assign(shift)
         raise
-    finally:
-        bar.close()
     return BiasErrors("empirical", errors, {})
+
+
+def _measured(sweep: Sweep, place: Place) -> np.ndarray:
+    """Mean of the quantized output minus that of the float one, over all samples, positions and calls."""
+    calls = place.calls
+    ours, theirs = ([_Mean() for _ in calls] for _ in range(2))
+    units: list[np.ndarray] = []
+    # The second output is what one unit of the sums is worth: the bias is a whole number of them.
+    wanted = [node.outputs[0] for node in calls]
+    for made, expected in sweep.pairs(calls[0], [*wanted, *(node.outputs[1] for node in calls)], wanted):
+        units = [unit.numpy() for unit in made[len(calls) :]]
+        for means, values in ((ours, made), (theirs, expected)):
+            for mean, y in zip(means, values, strict=False):
+                mean.add(y.numpy())
+    # A shared layer has one bias for all its calls.
+    errors = zip(ours, theirs, units, strict=True)
+    return np.mean([a.value - b.value - _rounding(place.layer, unit) for a, b, unit in errors], axis=0)
+
+
+class _Mean:
+    """Of each channel, over all rows that were added, in float64."""
+
+    def __init__(self) -> None:
+        self.sum: Any = 0.0
+        self.count = 0
+
+    def add(self, y: np.ndarray) -> None:
+        rows = y.reshape(-1, y.shape[-1])
+        self.sum, self.count = self.sum + rows.sum(axis=0, dtype=np.float64), self.count + len(rows)
+
+    @property
+    def value(self) -> np.ndarray:
+        return np.asarray(self.sum / self.count)
 
 
 def _rounding(layer: Compressed, unit: np.ndarray) -> np.ndarray | float:
@@ -212,23 +216,6 @@ def _rounding(layer: Compressed, unit: np.ndarray) -> np.ndarray | float:
         return 0.0
     values = bias.numpy().astype(np.float64)
     return np.rint(values / unit) * unit - values
-
-
-def _float_means(graph: Graph, known: list[Place], samples: list[Any]) -> dict[int, np.ndarray]:
-    """id(node) -> mean of its float output, float64[channels], over all samples and positions."""
-    nodes = [node for place in known for node in place.calls]
-    sums: list[np.ndarray | float] = [0.0] * len(nodes)
-    counts = [0] * len(nodes)
-    for values in tensors(graph, [node.outputs[0] for node in nodes], samples, quantized=False):
-        for i, y in enumerate(values):
-            rows = y.reshape(-1, y.shape[-1])
-            sums[i], counts[i] = sums[i] + rows.sum(axis=0, dtype=np.float64), counts[i] + len(rows)
-    return {id(node): np.asarray(s / n) for node, s, n in zip(nodes, sums, counts, strict=True)}
-
-
-def _mean(values: list[np.ndarray]) -> np.ndarray:
-    rows = [y.reshape(-1, y.shape[-1]) for y in values]
-    return np.sum([r.sum(axis=0, dtype=np.float64) for r in rows], axis=0) / sum(len(r) for r in rows)
 
 
 def _take(place: Place, error: np.ndarray, *, from_zero: bool = False) -> None:

@@ -107,7 +107,12 @@ class Reservoir:
 
     def __init__(self, most: int, rng: np.random.Generator) -> None:
         self.most, self.rng, self.seen = most, rng, 0
-        self.kept: list[np.ndarray] = []
+        self._columns: list[np.ndarray] = []
+
+    @property
+    def kept(self) -> list[np.ndarray]:
+        """The columns of the rows that are kept."""
+        return [column[: self.seen] for column in self._columns]
 
     def offer(self, count: int, make: Callable[[np.ndarray], Sequence[np.ndarray]]) -> None:
         """Take some of these rows.
@@ -128,11 +133,10 @@ class Reservoir:
         chosen = taken[::-1][last]
         order = np.argsort(chosen)
         columns = make(np.concatenate([np.arange(free), free + chosen[order]]))
-        if not self.kept:
-            self.kept = [np.empty((0, *c.shape[1:]), c.dtype) for c in columns]
-        if free:
-            self.kept = [np.concatenate([k, c[:free]]) for k, c in zip(self.kept, columns, strict=True)]
-        for kept, column in zip(self.kept, columns, strict=True):
+        if not self._columns:  # room for all: what is not written to takes no memory
+            self._columns = [np.empty((self.most, *c.shape[1:]), c.dtype) for c in columns]
+        for kept, column in zip(self._columns, columns, strict=True):
+            kept[self.seen : self.seen + free] = column[:free]
             kept[places[order]] = column[free:]
         self.seen += count
 
