@@ -9,28 +9,19 @@ is another one now (a `FakeQuant`, an activation that stands alone), one of two 
 
 from __future__ import annotations
 
-import hashlib
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import keras
-import numpy as np
-import tensorflow as tf
 from keras import tree
 
-from kquant.core.beforehand import constants, in_constants
 from kquant.graph.defaults import own_defaults
-
-CHANGES = 2  # of variables between two `predict`, after which their graph reads them
-MOST_NUMBERS = 2**22  # of all variables: their digest takes some 30 ms
+from kquant.graph.held_constants import HeldConstants
 
 
 @keras.saving.register_keras_serializable(package="kquant")
-class NamedOutputs(keras.Model):
+class NamedOutputs(HeldConstants):
     """A Functional model whose outputs are called as they were in the model that it was made of.
-
-    Its `predict` computes what depends on variables alone once, not at every batch (`core/beforehand.py`).
 
     Attributes:
         describe: prints the layers, `(model, line_length, print_fn)`; set by `views/layer_table.py`, which knows what
@@ -38,44 +29,6 @@ class NamedOutputs(keras.Model):
     """
 
     describe: ClassVar[Callable[..., None] | None] = None
-    held: tuple[Any, bytes] = (None, b"")  # `predict`'s own function, and a digest of the variables it was traced with
-    changes = 0  # of variables from one `predict` to the next
-
-    def predict(
-        self, x: Any, batch_size: Any = None, verbose: Any = "auto", steps: Any = None, callbacks: Any = None
-    ) -> Any:
-        """Keras', with a graph that holds what variables held when it was traced, as long as they hold it.
-
-        Who predicts while training would have it traced each time: after `CHANGES` of them the graph reads the
-        variables. It reads them, too, where callbacks may change them between the look at them and the first batch,
-        where their replicas are other machines', and where to look at all of them takes as long as a batch.
-        """
-        if callbacks is not None or not self._may_hold():
-            return super().predict(x, batch_size, verbose, steps, callbacks)
-        now = _digest(self.variables)
-        if self.predict_function is None:  # `compile` or a correction let go of it: a trace that is needed anyway
-            self.changes = 0
-        elif self.predict_function is not self.held[0] or now != self.held[1]:
-            self.changes += 1
-            self.predict_function = None
-        if self.changes >= CHANGES:
-            return super().predict(x, batch_size, verbose, steps)
-        try:
-            with constants():
-                return super().predict(x, batch_size, verbose, steps)
-        finally:  # interrupted, too: what was traced by then holds variables. Not tracked: it is no part of the model
-            object.__setattr__(self, "held", (self.predict_function, now))
-
-    def make_predict_function(self, force: bool = False) -> Any:
-        """Keras', which whoever asks for it may keep: not the one that holds variables, but for `predict` itself."""
-        held = self.predict_function is not None and self.predict_function is self.held[0]
-        return super().make_predict_function(force=force or (held and not in_constants()))
-
-    def _may_hold(self) -> bool:
-        if self.run_eagerly or self.changes >= CHANGES and self.predict_function is not None:
-            return False
-        alone = not tf.distribute.has_strategy() and self.distribute_strategy is tf.distribute.get_strategy()
-        return alone and sum(math.prod(v.shape) for v in self.variables) <= MOST_NUMBERS
 
     def summary(
         self,
@@ -105,14 +58,6 @@ class NamedOutputs(keras.Model):
         if "output_names" in config:
             model.output_names = list(config["output_names"])
         return model
-
-
-def _digest(variables: Sequence[keras.Variable]) -> bytes:
-    """Of all values: what differs in a bit has another one."""
-    digest = hashlib.blake2b(digest_size=16)
-    for variable in variables:
-        digest.update(np.ascontiguousarray(variable.numpy()).tobytes())
-    return digest.digest()
 
 
 def output_names(model: keras.Model) -> tuple[str, ...] | None:

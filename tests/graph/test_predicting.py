@@ -1,4 +1,4 @@
-"""`predict` holds scales and codes of weights as constants of its graph, and follows every change of a variable."""
+"""`predict` and `evaluate` hold scales and codes of weights in their graphs, and follow every change of a variable."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from keras import layers
 
 import kquant
 from kquant.core import beforehand
-from kquant.graph import output_names
+from kquant.graph import held_constants
 
 X = np.float32(np.random.default_rng(0).normal(size=(64, 6, 6, 2)))
 Y = np.float32(np.random.default_rng(1).normal(size=(64, 3)))
@@ -85,11 +85,11 @@ def test_a_graph_that_is_traced_again_and_again_reads_its_variables() -> None:
         assert_predicts_what_it_computes(q)
         made.add(q.predict_function)
         q.set_weights([w * 1.1 for w in q.get_weights()])
-    assert q.changes == output_names.CHANGES
-    assert len(made) <= 1 + output_names.CHANGES
+    assert q.changes["predict_function"] == held_constants.CHANGES
+    assert len(made) <= 1 + held_constants.CHANGES
     q.compile()  # which lets go of what was traced in any case
     assert_predicts_what_it_computes(q)
-    assert q.changes == 0 and q.predict_function is q.held[0]
+    assert q.changes["predict_function"] == 0 and q.predict_function is q.held["predict_function"][0]
 
 
 def test_nothing_is_traced_again_where_nothing_changed() -> None:
@@ -149,10 +149,10 @@ def test_a_predict_that_fails_leaves_nothing_stale() -> None:
 
 
 def test_models_of_many_numbers_are_not_looked_through(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(output_names, "MOST_NUMBERS", 10)
+    monkeypatch.setattr(held_constants, "MOST_NUMBERS", 10)
     q = quantized()
     assert_predicts_what_it_computes(q)
-    assert q.held[0] is None
+    assert "predict_function" not in getattr(q, "held", {})
 
 
 def test_the_graph_reads_no_variable() -> None:
@@ -183,3 +183,36 @@ def test_mixed_precision() -> None:
     finally:
         keras.config.set_dtype_policy("float32")
     assert_predicts_what_it_computes(q)
+
+
+def assert_evaluates_what_it_computes(q: keras.Model) -> float:
+    found = q.evaluate(X, Y, batch_size=32, verbose=0)
+    assert found == pytest.approx(float(np.mean((q(X, training=False) - Y) ** 2)), rel=1e-5)
+    return found
+
+
+def test_evaluate_follows_what_changes() -> None:
+    q = quantized()
+    q.compile(keras.optimizers.SGD(0.1), "mse")
+    first = assert_evaluates_what_it_computes(q)
+    function = q.test_function
+    assert assert_evaluates_what_it_computes(q) == first
+    assert q.test_function is function and function is q.held["test_function"][0], "nothing has changed"
+    CHANGES["a weight"](q)
+    assert assert_evaluates_what_it_computes(q) != first
+    assert q.test_on_batch(X, Y) == pytest.approx(assert_evaluates_what_it_computes(q), rel=1e-5)
+    CHANGES["a bias"](q)
+    expected = float(np.mean((q(X, training=False) - Y) ** 2))
+    assert q.test_on_batch(X, Y) == pytest.approx(expected, rel=1e-5), "it held another bias"
+
+
+def test_validation_in_fit_sees_each_epoch() -> None:
+    q = quantized()
+    q.compile(keras.optimizers.SGD(0.1), "mse")
+    q.evaluate(X, Y, verbose=0)
+    seen: list[float] = []
+    look = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: seen.append(float(np.mean((q(X, training=False) - Y) ** 2)))
+    )
+    history = q.fit(X, Y, epochs=2, verbose=0, validation_data=(X, Y), callbacks=[look]).history
+    assert history["val_loss"] == pytest.approx(seen, rel=1e-4) and seen[0] != seen[1]
