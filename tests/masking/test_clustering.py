@@ -162,6 +162,15 @@ def image() -> keras.Model:
     return keras.Model(inputs, layers.Dense(4, activation="softmax", name="head")(x), name="image")
 
 
+def small() -> keras.Model:
+    """Two of its kernels, of the same names."""
+    x = inputs = keras.Input((8, 8, 3), name="image")
+    x = layers.Conv2D(6, 3, use_bias=False, name="conv")(x)
+    x = layers.ReLU(name="relu")(layers.BatchNormalization(name="norm")(x))
+    x = layers.Flatten(name="flatten")(layers.MaxPooling2D(name="pool")(x))
+    return keras.Model(inputs, layers.Dense(4, activation="softmax", name="head")(x), name="small")
+
+
 def attentive() -> keras.Model:
     x = inputs = keras.Input((3, 6), name="steps")
     x = layers.Conv1D(8, 3, padding="causal", activation="gelu", name="conv")(x)
@@ -259,7 +268,7 @@ def test_every_kernel_shares_from_training_to_the_file(build, per_channel, tmp_p
 
 def test_masks_and_zeros_stay():
     per_channel = "scale"
-    pruned = kquant.prune(made(image), 0.5)
+    pruned = kquant.prune(made(small), 0.5)
     clustered = train(kquant.cluster(pruned, 6, per_channel=per_channel))
     assert [type(t).__name__ for t in clustered.get_layer("conv").transforms["kernel"]] == ["Mask", "Codebook"]
     x, _ = samples(clustered)
