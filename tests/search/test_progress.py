@@ -113,5 +113,5 @@ def test_no_bar_goes_without():
                 over = ast.unparse(node.args[0]) if node.args else ""
                 if not any(keyword.arg == "total" for keyword in node.keywords):
                     without.append(over)
-    lengths = {"range(len(arrays[0]))", "places(source.graph)", "layers", "self.graph.nodes", "able.items()", "ladders"}
-    assert set(without) <= lengths | {"list(zip(jobs, places, wanted, strict=True))"}
+    lengths = {"range(len(arrays[0]))", "places(sweep.graph)", "layers", "self.graph.nodes", "able.items()", "ladders"}
+    assert set(without) <= lengths | {"known", "list(zip(jobs, places, wanted, strict=True))"}
