@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kquant import __version__
+from kquant.core.program import Program
 from kquant.layers.provenance import ALL
 from kquant.tflite.aliases import keep_apart
 from kquant.tflite.edges import IO, cast_edges
@@ -72,9 +73,7 @@ def to_files(lowered: Lowered, form: Form) -> Files:
         return Files(content, over_clips, streamed, frames)
     cast_edges(lowered.program, form.io)
     plain = file_content(lowered)
-    if form.tables is None:
-        return Files(plain, plain)
-    return Files(in_tables(lowered.program, lowered.target, _metadata(lowered), form.tables), plain)
+    return Files(plain if form.tables is None else _written(lowered, lowered.program, form.tables), plain)
 
 
 def file_content(lowered: Lowered) -> bytes:
@@ -86,8 +85,7 @@ def file_content(lowered: Lowered) -> bytes:
     Returns:
         The bytes, metadata with them.
     """
-    keep_apart(lowered.program, lowered.target)
-    return to_bytes(lowered.program, lowered.target, _metadata(lowered))
+    return _written(lowered, lowered.program)
 
 
 def _stream(lowered: Lowered, form: Form, edges: IO) -> tuple[bytes, Streamed]:
@@ -100,12 +98,14 @@ def _stream(lowered: Lowered, form: Form, edges: IO) -> tuple[bytes, Streamed]:
     streamed = to_stream(lowered.program, form.frames)
     cast_edges(streamed.program, edges)
     keep_states(streamed, form.states)
-    keep_apart(streamed.program, lowered.target)
-    metadata = {**_metadata(lowered), "streaming": stream_metadata(streamed, form.states)}
-    if form.tables is not None:
-        return in_tables(streamed.program, lowered.target, metadata, form.tables), streamed
-    return to_bytes(streamed.program, lowered.target, metadata), streamed
+    streaming = stream_metadata(streamed, form.states)
+    return _written(lowered, streamed.program, form.tables, streaming=streaming), streamed
 
 
-def _metadata(lowered: Lowered) -> dict[str, Any]:
-    return {"kquant": __version__, "recipe": lowered.recipe, "target": lowered.target.name}
+def _written(lowered: Lowered, program: Program, tables: LookUpTables | None = None, **more: Any) -> bytes:
+    """A program as a file, its weights in tables or plain; `more` is in its metadata beside where it comes from."""
+    keep_apart(program, lowered.target)
+    metadata = {"kquant": __version__, "recipe": lowered.recipe, "target": lowered.target.name, **more}
+    if tables is not None:
+        return in_tables(program, lowered.target, metadata, tables)
+    return to_bytes(program, lowered.target, metadata)
