@@ -32,7 +32,7 @@ def adaround(
     qmodel: keras.Model,
     data: Any,
     *,
-    iterations: int = 1000,
+    iterations: int = 2000,
     learning_rate: float = 0.1,
     rows: int = 16384,
     row_batch: int = 256,
