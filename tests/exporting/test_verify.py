@@ -3,6 +3,7 @@
 import importlib
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 import kquant
 from kquant import report, targets
-from kquant.exporting.verification import Agreement, VerifyReport, runtime_of
+from kquant.exporting.verification import Agreement, VerifyReport, _codes, runtime_of
 from kquant.runtime.running import available
 from kquant.tflite.flatbuffer import with_outputs
 
@@ -114,3 +115,13 @@ def test_a_file_with_other_outputs(deep):
     assert [t.index for t in found.outputs] == shown
     y = kquant.predict(with_outputs(content, shown), X[:2], "litert-reference")
     np.testing.assert_array_equal(y[1], kquant.predict(content, X[:2], "litert-reference"))
+
+
+@pytest.mark.parametrize("zero_point", [-9, -3, 2])
+def test_ties_between_steps_of_float_outputs_are_no_differences(zero_point: int) -> None:
+    """Values of an 8-bit grid lie half-way between steps of another, where both sides must round alike."""
+    values = np.float32(np.arange(-128, 128) - zero_point) * np.float32(0.042943768)
+    step = float(np.abs(values).max()) / 255
+    assert np.any(np.rint(values / step) != np.rint(values.astype(np.float64) / step)), "there are such ties"
+    wanted, got, _ = _codes(values, values, SimpleNamespace(scale=None))
+    assert np.array_equal(wanted, got)
