@@ -25,7 +25,7 @@ from kquant.layers.nodes import observing
 from kquant.views.quantized_model import read, tensor_bytes
 
 BATCH_BYTES = 1 << 25  # of the largest tensor while one batch is computed
-KEPT_BYTES = 1 << 30  # of tensors in memory; the others wait in files
+KEPT_BYTES = 3 << 28  # of tensors in memory; the others wait in files
 SMALL_BYTES = 1 << 12  # encodings and scales stay in memory
 
 

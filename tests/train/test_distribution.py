@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import socket
 from pathlib import Path
 
@@ -41,8 +43,20 @@ def start(name: str, folder: Path, **environment: str) -> new_process.Started:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Folders of the results: two devices, and each of two workers; one device runs here meanwhile."""
-    base = tmp_path_factory.mktemp("runs")
+    """Folders of the results, see `run_all`; of several test processes the first makes them for all."""
+    base = tmp_path_factory.getbasetemp()
+    base = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "distributed"
+    with base.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (base / "done").exists():
+            run_all(base)
+            (base / "done").touch()
+    return {name: base / name for name in ("one", "mirrored", "worker-0", "worker-1")}
+
+
+def run_all(base: Path) -> None:
+    """Two devices, and each of two workers; one device runs here meanwhile."""
+    base.mkdir()
     workers = [f"localhost:{port}" for port in free_ports(2)]
     started = {"mirrored": start("mirrored", base / "mirrored")}
     for i in range(2):
@@ -57,7 +71,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     finally:
         for process in started.values():
             process.kill()
-    return {name: base / name for name in ("one", *started)}
 
 
 ON_WORKERS = [name for name, case in distributed.CASES.items() if case.workers]
