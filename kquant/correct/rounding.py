@@ -161,11 +161,11 @@ def _loss(
     soft = tf.clip_by_value(problem.floor + h, float(codes[0]), float(codes[1])) * problem.scale
     total = tf.zeros(())
     for (rows, outputs), activation in zip(tables, activations, strict=True):
-        count, (_, inputs, columns) = int(rows.shape[0]), a.shape.as_list()
-        wanted = settings.row_batch if columns > 1 or inputs == 1 else max(1, settings.row_batch // DEPTHWISE_SHARE)
+        count, depthwise = int(rows.shape[0]), int(a.shape[0] or 1) > 1 and a.shape[2] == 1
+        wanted = max(1, settings.row_batch // (DEPTHWISE_SHARE if depthwise else 1))
         many = min(wanted, count)
         # The rows lie in random order: one batch after the other, and where they end from a little further on.
-        start = (i * many) % (count - many + 1)
+        start = tf.math.floormod(i * many, count - many + 1)
         y = products(tf.slice(rows, [start, 0, 0], [many, *rows.shape[1:]]), soft) + problem.bias
         y = applied(activation, y)
         target = tf.slice(outputs, [start, 0], [many, outputs.shape[1]])

@@ -278,7 +278,8 @@ def _codes(expected: np.ndarray, given: np.ndarray, tensor: Any) -> tuple[np.nda
     """Codes of the model and of the file, and the step between two."""
     if tensor.scale is None:  # a float output is compared in steps of an 8-bit grid
         step = max(float(np.abs(expected).max(initial=0.0)), EDGE) / 255
-        return *(np.rint(y.astype(np.float64) / step) for y in (expected, given)), step
+        wanted, got = (np.rint(y.astype(np.float64) / step) for y in (expected, given))
+        return wanted, got, step
     step = tensor.scale[0]
     return np.rint(expected / step) + tensor.zero_point[0], given.astype(np.float64), step
 
