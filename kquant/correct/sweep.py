@@ -1,7 +1,8 @@
-"""A model from its inputs to its outputs, over all samples, as far as each layer asks: no node is computed again.
+"""A model from its inputs to its outputs, over all samples, as far as each layer asks.
 
-A correction changes one layer after the other, in the model's order. What lies before a layer stays as it is by then,
-so that the tensors that it reads are made once, and the work grows with the number of layers, not with its square.
+A correction changes one layer after the other, in the model's order. What lies before a layer stays as it is by then:
+the tensors that it reads are made once, those that it makes at most twice, before it changes and after. So the work grows
+with the number of layers, not with its square.
 """
 
 from __future__ import annotations
@@ -88,17 +89,17 @@ class Sweep:
         if self._ways:
             return
         # Floats have their own tensors, from the inputs on; the inputs are held by both.
-        self._ways = {quantized: _Way(self.graph, self._shelf, quantized) for quantized in (True, False)}
+        ways = {quantized: _Way(self.graph, self._shelf, quantized) for quantized in (True, False)}
         most = max(1, BATCH_BYTES // max(tensor_bytes(self.graph), default=1))
         for batch in self._batches():
             parts = [tf.convert_to_tensor(x) for x in keras.tree.flatten(batch)]
             self._samples += len(parts[0])
             for start in range(0, len(parts[0]), most):
-                for way in self._ways.values():
+                for way in ways.values():
                     way.add([x[start : start + most] for x in parts])
         if not self._samples:
-            self._ways = {}
             raise ValueError(f"{self.step}: the data are empty; give at least one sample.")
+        self._ways = ways  # all of the data, or nothing
 
 
 class _Way:
