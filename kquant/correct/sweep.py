@@ -1,8 +1,8 @@
 """A model from its inputs to its outputs, over all samples, as far as each layer asks.
 
 A correction changes one layer after the other, in the model's order. What lies before a layer stays as it is by then:
-the tensors that it reads are made once, those that it makes at most twice, before it changes and after. So the work grows
-with the number of layers, not with its square.
+the tensors that it reads are made once, those that it makes at most twice, before it changes and after. So the work
+grows with the number of layers, not with its square.
 """
 
 from __future__ import annotations
