@@ -23,8 +23,8 @@ from kquant.ops.rows import as_matrix
 from kquant.views.quantized_model import Place, forget_graphs, places
 
 WIDEST_GRAM = 4096  # inputs of an output; 128 MiB in float64
-# Positions and values of them that a Gram matrix is summed over, and positions for each of its rows at least: what more
-# of them would say is less than what one candidate differs from the next by.
+# Positions and values of them that a Gram matrix is summed over, and positions for each of its rows at least: more take
+# time, and move the accuracies in docs/benchmarks.md by less than a third of a point.
 MOST_ROWS, MOST_VALUES, LEAST_ROWS = 1 << 17, 1 << 26, 8
 
 
