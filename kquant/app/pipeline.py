@@ -16,6 +16,7 @@ from kquant.core.renamed import new_words, renamed
 from kquant.correct.steps import STEPS, apply_steps, check_steps, function_of, parse_steps
 from kquant.exporting.export_file import IO, ExportReport, export
 from kquant.graph.keras_private import every_layer
+from kquant.layers.kernel import holders
 from kquant.masking.mask import Mask
 from kquant.masking.method import methods
 from kquant.prepare.quantization import quantize
@@ -137,11 +138,10 @@ def prepare(
 def _warn_unfinished(qmodel: keras.Model) -> None:
     """Name layers whose masks have not come to the end of their schedule: the file has fewer zeros than was asked."""
     left = []
-    for layer in every_layer(qmodel):
-        held = getattr(layer, "transforms", ())
-        masks = [t for t in (layer.held if isinstance(held, dict) else held) if isinstance(t, Mask)]
+    for holder in holders(qmodel):
+        masks = [t for kernel in holder.kernels() for t in kernel.transforms if isinstance(t, Mask)]
         if any(t.schedule is not None and not t.schedule.is_done(int(t.steps.numpy())) for t in masks):
-            left.append(layer.name)
+            left.append(holder.name)
     if left:
         warn(
             f"compress: the masks of {first_of(left)} are still on their ramp, so the file has fewer zeros than the "

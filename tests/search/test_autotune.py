@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import contract
@@ -50,6 +51,19 @@ def sqnr(model: keras.Model) -> float:
     return min(10 * float(np.log10(np.mean(WANTED**2) / error)), BEST)
 
 
+def stopped_at_the_fourth() -> tuple[list[str], Callable[[keras.Model], float]]:
+    """The models that were judged, and a judge whose fourth call is where the user stops the search."""
+    calls: list[str] = []
+
+    def judge(model: keras.Model) -> float:
+        calls.append(model.name)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return sqnr(model)
+
+    return calls, judge
+
+
 def widths(q: keras.Model) -> dict[str, int]:
     return {layer.name: layer.spec.bits for layer in q.layers if isinstance(layer, Compressed)}
 
@@ -87,14 +101,7 @@ def test_advice_where_nothing_helps() -> None:
 
 
 def test_search_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
-    calls: list[str] = []
-
-    def stopped(model: keras.Model) -> float:
-        calls.append(model.name)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return sqnr(model)
-
+    calls, stopped = stopped_at_the_fourth()
     options = {"max_drop": BUDGET, "recipe": W4, "verbose": False}
     with pytest.raises(KeyboardInterrupt):
         kquant.autotune(MODEL, X, stopped, folder=tmp_path, **options)
@@ -223,14 +230,7 @@ def test_points_are_what_was_measured(mixed: kquant.Mixed) -> None:
 
 
 def test_mixed_precision_goes_on_where_it_was_stopped(mixed: kquant.Mixed, tmp_path: Path) -> None:
-    calls: list[str] = []
-
-    def stopped(model: keras.Model) -> float:
-        calls.append(model.name)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return sqnr(model)
-
+    calls, stopped = stopped_at_the_fourth()
     options = {"flash_bytes": mixed.budget[1], "folder": tmp_path, "verbose": False}
     with pytest.raises(KeyboardInterrupt):
         kquant.mixed_precision(MODEL, X, evaluate=stopped, **options)
