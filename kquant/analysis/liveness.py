@@ -10,8 +10,6 @@ import itertools
 from dataclasses import dataclass, replace
 from typing import Any
 
-import keras
-
 from kquant.analysis.units import quantizes, widths
 from kquant.graph.graph import Graph, Node
 from kquant.layers.kernel import Holder
@@ -75,9 +73,9 @@ def live_tensors(graph: Graph) -> list[Live]:
         graph: see `peak_bytes`.
     """
     bits, consumers, producers = widths(graph), graph.consumers, graph.producers
-    outputs, floats = keras.tree.flatten(graph.outputs), _floats(graph)
+    outputs, floats = graph.output_tensors, _floats(graph)
     kept = {id(t) for t in outputs}
-    live = {id(t): Live(_bytes(t, bits), 0, 0) for t in keras.tree.flatten(graph.inputs)}
+    live = {id(t): Live(_bytes(t, bits), 0, 0) for t in graph.input_tensors}
     copies: dict[int, Live] = {}  # id(tensor with codes) -> the same in float
     for at, node in zip(itertools.count(2, 2), graph.nodes, strict=False):  # between two calls is room for a conversion
         # One operator of the file is up to three calls here (layer, ReLU, encoding): they write the same tensor.

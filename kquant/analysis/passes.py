@@ -78,7 +78,7 @@ class Passes:
     ) -> None:
         self.graph, self.units, self.metric, self.settings = graph, parts, metric, settings
         self.keeps = keep or metric is not None
-        self.ends = [id(t) for t in keras.tree.flatten(graph.outputs)]
+        self.ends = [id(t) for t in graph.output_tensors]
         self.calls: dict[str, list[Node]] = {}
         for node in graph.nodes:
             if quantizes(node):

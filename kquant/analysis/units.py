@@ -10,8 +10,6 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-import keras
-
 from kquant.core.spec import PACKED_BITS
 from kquant.graph.graph import Graph, Node
 from kquant.layers.kernel import Holder
@@ -78,7 +76,7 @@ class _Units:
     def __init__(self, graph: Graph) -> None:
         self.units: dict[int, Unit] = {}
         self.producers = graph.producers
-        self.names = {id(t): t.name for t in keras.tree.flatten(graph.inputs)}
+        self.names = {id(t): t.name for t in graph.input_tensors}
         self.joins = self.joined(graph)
         # known before any unit is made: the first call of a shared encoding must not give it to its layer
         roots: dict[int, set[int]] = {}  # encoding -> the layers that write into it

@@ -169,7 +169,7 @@ def _tensors(graph: Graph, peeks: bool = False) -> Tensors:
         graph: of a quantized model.
         peeks: list what a layer asks of its output's encoding beforehand, too: files of version 0.1 do.
     """
-    names = {id(t): t.name for t in keras.tree.flatten(graph.inputs)}
+    names = {id(t): t.name for t in graph.input_tensors}
     names |= {id(t): node.name for node in graph.nodes for t in node.outputs if not isinstance(node.op, FakeQuant)}
     tensors: Tensors = {}
     nodes = [node for node in graph.nodes if isinstance(node.op, FakeQuant) and (peeks or not node.kwargs.get("peek"))]

@@ -68,7 +68,7 @@ def _warn_faint(qmodel: keras.Model, seen: Observations) -> None:
 def _computed(qmodel: keras.Model) -> set[str]:
     """The encodings of tensors that depend on the model's inputs; constants of the model do not."""
     graph = read(qmodel)
-    varying, names = {id(t) for t in keras.tree.flatten(graph.inputs)}, set()
+    varying, names = {id(t) for t in graph.input_tensors}, set()
     for node in graph.nodes:
         encodes = isinstance(node.op, FakeQuant)
         sources = node.args[:1] if encodes else node.inputs
@@ -112,7 +112,7 @@ def _warn_far(qmodel: keras.Model, seen: Observations) -> None:
     if not few:  # reading the model takes time
         return
     graph = read(qmodel)
-    inputs = {id(t): t.name for t in keras.tree.flatten(graph.inputs)}
+    inputs = {id(t): t.name for t in graph.input_tensors}
     for node in graph.nodes:
         if isinstance(node.op, FakeQuant) and node.op.name in few and id(node.args[0]) in inputs:
             values, steps, bits = few[node.op.name]

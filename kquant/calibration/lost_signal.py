@@ -121,17 +121,17 @@ class _Model:
         self.graph: Graph = read(qmodel)
         with observing(lambda *_: None):
             self.values = run(self.graph, x)
-        self.y = _outputs([self.values[id(t)] for t in keras.tree.flatten(self.graph.outputs)])
+        self.y = _outputs([self.values[id(t)] for t in self.graph.output_tensors])
         self.makers, self.readers = self.graph.producers, self.graph.consumers
         self.target = provenance_of(n.op for n in self.graph.nodes).load_target()
-        self.inputs = {id(t): t.name for t in keras.tree.flatten(self.graph.inputs)}
+        self.inputs = {id(t): t.name for t in self.graph.input_tensors}
         self.calls = 0
 
     def losses(self) -> list[_Loss]:
         """What is to be told, in order of the model."""
         kept = [n for n in self.graph.nodes if isinstance(n.op, FakeQuant) and not n.kwargs.get("peek")]
         # the grid of an output is what outputs are told in: a softmax that says the same of all samples is no fault
-        ends = {id(t) for t in keras.tree.flatten(self.graph.outputs)}
+        ends = {id(t) for t in self.graph.output_tensors}
         inside = [n for n in kept if not n.op.follows and id(n.outputs[0]) not in ends]
         suspects = sorted(inside, key=self._codes_left)[:MOST_TENSORS]
         losses: dict[int, _Loss | None] = {}
@@ -230,7 +230,7 @@ class _Model:
                 self.calls += 1
                 for t, made in zip(other.outputs, keras.tree.flatten(other.op(*args, **kwargs)), strict=True):
                     changed[id(t)] = made
-        return _db(self.y, _outputs([values[id(t)] for t in keras.tree.flatten(self.graph.outputs)]))
+        return _db(self.y, _outputs([values[id(t)] for t in self.graph.output_tensors]))
 
 
 def _layer(node: Node) -> str:

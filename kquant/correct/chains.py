@@ -51,7 +51,7 @@ def find_pairs(graph: Graph) -> tuple[list[Pair], dict[str, str]]:
         Pairs in the order of the model, and layer name -> reason.
     """
     able = {id(p.layer): p for p in places(graph) if _has_channels(p)}
-    outputs, readers = {id(t) for t in keras.tree.flatten(graph.outputs)}, readers_of(graph)
+    outputs, readers = {id(t) for t in graph.output_tensors}, readers_of(graph)
     pairs, ends = [], {}
     for place in able.values():
         outcome = _shared(place) or _follow(place, able, outputs, readers)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import keras
 import numpy as np
 
 from kquant.core.messages import warn
@@ -114,7 +113,7 @@ def replace_clips(graph: Graph, pairs: list[Pair], samples: Samples, verbose: bo
 def _outputs(graph: Graph, samples: Samples) -> list[np.ndarray]:
     if samples is None:
         return []
-    wanted = keras.tree.flatten(graph.outputs)
+    wanted = graph.output_tensors
     batches = tensors(graph, wanted, samples(), quantized=False)
     return [np.concatenate([y.ravel() for y in values]).astype(np.float64) for values in batches]
 

@@ -90,7 +90,7 @@ def data_free_ranges(
 def _input_ranges(graph: Graph, given: Any) -> dict[int, Range]:
     """id(tensor) -> range of each input of the model."""
     ranges = {}
-    inputs = keras.tree.flatten(graph.inputs)
+    inputs = graph.input_tensors
     if isinstance(given, Mapping) and (unknown := [n for n in given if n not in {t.name for t in inputs}]):
         names = ", ".join(t.name for t in inputs)
         raise ValueError(f"input_range: no input is called '{unknown[0]}'; the inputs are {names}.")
@@ -162,7 +162,7 @@ class _Synthetic:
     def __call__(self, samples: int, seed: int, verbose: bool) -> dict[tuple[str, int], Range]:
         """(name, site) -> range."""
         rng = np.random.default_rng(seed)
-        inputs = keras.tree.flatten(self.graph.inputs)
+        inputs = self.graph.input_tensors
         values: dict[int, Any] = {id(t): _noise(t, self.ranges[id(t)], samples, rng) for t in inputs}
         last = self.graph.last_reads
         for i, node in enumerate(tqdm(self.graph.nodes, desc="data-free", unit="node", disable=not verbose)):

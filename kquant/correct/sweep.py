@@ -113,7 +113,7 @@ class _Way:
 
     def add(self, inputs: Sequence[tf.Tensor]) -> None:
         """One batch more."""
-        names = [id(t) for t in keras.tree.flatten(self.graph.inputs)]
+        names = [id(t) for t in self.graph.input_tensors]
         self.live.append((0, {name: self.shelf.put(x) for name, x in zip(names, inputs, strict=True)}))
 
     def values(self, first: Node, wanted: Sequence[Any]) -> Iterator[tuple[tf.Tensor, ...]]:

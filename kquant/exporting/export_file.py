@@ -279,7 +279,7 @@ def _random(lowered: Lowered) -> list[np.ndarray]:
     """Values all over the inputs' ranges."""
     rng = np.random.default_rng(0)
     arrays = []
-    for t in keras.tree.flatten(lowered.graph.inputs):
+    for t in lowered.graph.input_tensors:
         rows = _rows(lowered, t)
         if rows is not None:  # positions in a table
             arrays.append(rng.integers(0, rows, (RANDOM_SAMPLES, *t.shape[1:])).astype(np.int32))

@@ -270,7 +270,7 @@ def _simulated(lowered: Lowered, x: list[np.ndarray]) -> list[np.ndarray]:
     for start in range(0, len(x[0]), BATCH):
         struct = keras.tree.pack_sequence_as(lowered.graph.inputs, [a[start : start + BATCH] for a in x])
         values = run(lowered.graph, struct)
-        rows.append([np.asarray(values[id(t)]) for t in keras.tree.flatten(lowered.graph.outputs)])
+        rows.append([np.asarray(values[id(t)]) for t in lowered.graph.output_tensors])
     return [np.concatenate(column) for column in zip(*rows, strict=True)]
 
 

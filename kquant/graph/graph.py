@@ -38,6 +38,16 @@ class Graph:
     output_names: tuple[str, ...] | None = None
 
     @cached_property
+    def input_tensors(self) -> list[Any]:
+        """`inputs`, flattened."""
+        return tree.flatten(self.inputs)
+
+    @cached_property
+    def output_tensors(self) -> list[Any]:
+        """`outputs`, flattened."""
+        return tree.flatten(self.outputs)
+
+    @cached_property
     def layers(self) -> list[Any]:
         """The layers and operations that the nodes call, each once."""
         return list({id(node.op): node.op for node in self.nodes}.values())
@@ -147,7 +157,7 @@ def rewrite(
     # under.
     with own_defaults(graph.layers), with_one_name():
         inputs = tree.map_structure(lambda t: keras.Input(t.shape[1:], t.shape[0], t.dtype, name=t.name), graph.inputs)
-        for old, fresh in zip(tree.flatten(graph.inputs), tree.flatten(inputs), strict=True):
+        for old, fresh in zip(graph.input_tensors, tree.flatten(inputs), strict=True):
             new[id(old)] = fresh if enter is None else enter(old, fresh)
         for node in graph.nodes:
             args, kwargs = substitute((node.args, node.kwargs), new)
@@ -252,7 +262,7 @@ def run(graph: Graph, inputs: Any) -> dict[int, Any]:
         graph: what `trace` read.
         inputs: arrays or tensors in the structure of `graph.inputs`.
     """
-    values = {id(t): x for t, x in zip(tree.flatten(graph.inputs), tree.flatten(inputs), strict=True)}
+    values = {id(t): x for t, x in zip(graph.input_tensors, tree.flatten(inputs), strict=True)}
     for node in graph.nodes:
         args, kwargs = substitute((node.args, node.kwargs), values)
         for t, value in zip(node.outputs, tree.flatten(node.op(*args, **kwargs)), strict=True):

@@ -67,8 +67,8 @@ class Node:
     """
 
     op: Any
-    args: tuple
-    kwargs: dict
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
     outputs: tuple[Tensor, ...]
     owner: Any = None
 

@@ -58,7 +58,7 @@ def wrapped(model: keras.Model) -> keras.Model:
     graph = trace(model, stays_whole, masks=True, whole=_takes_transforms)
     _warn_lost_losses(model, graph)
     made: dict[int, Any] = {}
-    taken = {t.name for t in keras.tree.flatten(graph.inputs)}
+    taken = {t.name for t in graph.input_tensors}
     calls: dict[int, int] = {}
 
     def replace(node: Node, args: tuple, kwargs: dict) -> Any:

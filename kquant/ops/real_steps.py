@@ -219,7 +219,7 @@ def unread_padding(graph: Graph) -> dict[int, float]:
         graph: of an expanded model.
     """
     values: dict[int, float] = {}
-    consumers, outputs = graph.consumers, {id(t) for t in keras.tree.flatten(graph.outputs)}
+    consumers, outputs = graph.consumers, {id(t) for t in graph.output_tensors}
     for node in graph.nodes:
         if marks_padding(node.op) and "int" not in node.inputs[-1].dtype:
             t, value = node.inputs[-1], node.op.value

@@ -47,7 +47,7 @@ def expand_graph(graph: Graph) -> keras.Model:
     """`expand` of a graph that was traced already."""
     made: dict[tuple[int, str], Any] = {}
     owners: dict[int, tuple[tuple[str, str], ...]] = {}
-    taken: set[str] = {t.name for t in keras.tree.flatten(graph.inputs)}
+    taken: set[str] = {t.name for t in graph.input_tensors}
 
     def make_for(op: Any) -> Callable[[str, Callable[[], Any]], Any]:
         def make(key: str, factory: Callable[[], Any]) -> Any:
@@ -97,7 +97,7 @@ def _outputs_apart(graph: Graph) -> set[int]:
     for node in graph.nodes:
         if node.args and is_idle(node.op, node.args[0]):
             roots[id(node.outputs[0])] = roots.get(id(node.args[0]), id(node.args[0]))
-    ends = {id(t) for t in keras.tree.flatten(graph.outputs)}
+    ends = {id(t) for t in graph.output_tensors}
     shared = collections.Counter(roots.get(end, end) for end in ends)
     return {id(n) for n in graph.nodes if (end := id(n.outputs[0])) in ends and end in roots and shared[roots[end]] > 1}
 
@@ -175,7 +175,7 @@ def _inside(layer: Any, make_for: Callable[[Any], Any], args: tuple) -> Any:
         return _Inside(layer.name, graph)
 
     graph = make_for(layer)("inside", read).graph
-    new = {id(old): t for old, t in zip(keras.tree.flatten(graph.inputs), keras.tree.flatten(args[0]), strict=True)}
+    new = {id(old): t for old, t in zip(graph.input_tensors, keras.tree.flatten(args[0]), strict=True)}
     for node in graph.nodes:
         node_args, node_kwargs = substitute((node.args, node.kwargs), new)
         outputs = keras.tree.flatten(expand_call(node.op, make_for, node_args, node_kwargs))

@@ -140,7 +140,7 @@ def fates(graph: Graph) -> tuple[Fate, ...]:
 def _why_apart(node: Node, graph: Graph) -> str:
     """What keeps an `Affine` from its neighbours on both sides."""
     calls, consumers = graph.calls, graph.consumers
-    outputs = {id(t) for t in keras.tree.flatten(graph.outputs)}
+    outputs = {id(t) for t in graph.output_tensors}
     before = graph.producers.get(id(node.inputs[0]))
     readers = consumers.get(id(node.outputs[0]), [])
     if before is None:
@@ -178,7 +178,7 @@ def _pairs(graph: Graph) -> dict[int, tuple[Any, Any]]:
     """id(either layer) -> (first, second), each layer in one pair at most."""
     partners: dict[int, tuple[Any, Any]] = {}
     calls, consumers, producers = graph.calls, graph.consumers, graph.producers
-    outputs = {id(t) for t in keras.tree.flatten(graph.outputs)}
+    outputs = {id(t) for t in graph.output_tensors}
     for node in graph.nodes:
         if not isinstance(node.op, Affine) or id(node.op) in partners:
             continue

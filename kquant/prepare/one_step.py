@@ -79,7 +79,7 @@ def cell(model: keras.Model | keras.layers.Layer) -> keras.Model:
     _refuse_mixing(trace(model, _is_known))
     graph = trace(model, _is_known, shapes if len(shapes) > 1 else shapes[0])
     with own_defaults(graph.layers):
-        return _assembled(graph, [_open(t) for t in keras.tree.flatten(graph.inputs)])
+        return _assembled(graph, [_open(t) for t in graph.input_tensors])
 
 
 @renamed
@@ -134,7 +134,7 @@ def _refuse_mixing(graph: Graph) -> None:
             f"{mask.name}: a layer reads this mask, and a stream has no padding. Build the model without Masking and "
             "mask_zero=True (its weights are the same), and run no step where there is none."
         )
-    sequences = {id(t) for t in keras.tree.flatten(graph.inputs)}
+    sequences = {id(t) for t in graph.input_tensors}
     for node in graph.nodes:
         if not any(id(t) in sequences for t in node.inputs):
             continue
@@ -200,13 +200,13 @@ class _Builder:
 def _assembled(graph: Graph, inputs: list[Any]) -> keras.Model:
     """The model with states beside its own inputs and outputs."""
     builder, new = _Builder(), {}
-    for old, fresh in zip(keras.tree.flatten(graph.inputs), inputs, strict=True):
+    for old, fresh in zip(graph.input_tensors, inputs, strict=True):
         new[id(old)] = fresh
     for node in graph.nodes:
         args, kwargs = substitute((node.args, node.kwargs), new)
         for old, fresh in zip(node.outputs, keras.tree.flatten(builder.call(node, args, kwargs)), strict=True):
             new[id(old)] = fresh
-    outputs = [new[id(t)] for t in keras.tree.flatten(graph.outputs)]
+    outputs = [new[id(t)] for t in graph.output_tensors]
     states = {id(t) for t in builder.states_out}
     outputs = [layers.Reshape(t.shape[1:], name=f"y{i}")(t) if id(t) in states else t for i, t in enumerate(outputs)]
     return keras.Model([*inputs, *builder.states_in], [*outputs, *builder.states_out], name=f"{graph.name}_step")

@@ -65,7 +65,7 @@ def scalings(graph: Graph) -> list[Scaling]:
         graph: of a float model, layers with a rule whole; nothing in it is changed.
     """
     consumers = graph.consumers
-    read = (_scaling(t, consumers) for t in keras.tree.flatten(graph.inputs))
+    read = (_scaling(t, consumers) for t in graph.input_tensors)
     return [s for s in read if s is not None]
 
 

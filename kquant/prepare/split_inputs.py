@@ -95,7 +95,7 @@ def split_preprocessing(model: keras.Model) -> SplitModel:
 
 def _outside(graph: Graph) -> list[Node]:
     """The calls that scale inputs, with what comes before them."""
-    known = {id(t) for t in keras.tree.flatten(graph.inputs)}
+    known = {id(t) for t in graph.input_tensors}
     first = []
     for node in graph.nodes:
         if node.inputs and all(id(t) in known for t in node.inputs) and (_scales(node) or _moves(node)):
@@ -151,11 +151,11 @@ def _cut(graph: Graph, outside: list[Node], rest: list[Node]) -> tuple[Any, list
     """The tensors that pass from one part to the other, and their names: those of the inputs, in their structure, where
     each input keeps one tensor of its own; else a list, named after the layers that made them.
     """
-    inputs = keras.tree.flatten(graph.inputs)
+    inputs = graph.input_tensors
     origins = {id(t): frozenset([id(t)]) for t in inputs}
     for node in outside:
         origins.update({id(t): frozenset().union(*(origins[id(x)] for x in node.inputs)) for t in node.outputs})
-    read_later = {id(t) for node in rest for t in node.inputs} | {id(t) for t in keras.tree.flatten(graph.outputs)}
+    read_later = {id(t) for node in rest for t in node.inputs} | {id(t) for t in graph.output_tensors}
     made = {id(t): node.name for node in outside for t in node.outputs}
     passed = [t for t in (*inputs, *(t for node in outside for t in node.outputs)) if id(t) in read_later]
     of_input = {id(t): [p for p in passed if origins[id(p)] == {id(t)}] for t in inputs}
@@ -181,7 +181,7 @@ def _first(graph: Graph) -> str:
     """What reads each input."""
     consumers = graph.consumers
     said = []
-    for t in keras.tree.flatten(graph.inputs):
+    for t in graph.input_tensors:
         readers = [f"{n.name} ({type(n.op).__name__})" for n in consumers.get(id(t), [])]
         said.append(f"input '{t.name}' is read by {', '.join(readers) or 'nothing'}")
     return "; ".join(said)

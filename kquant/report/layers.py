@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
-import keras
+import keras  # pyright: ignore[reportMissingTypeStubs]
 
 from kquant import targets
 from kquant.graph.graph import Node, trace
@@ -54,7 +54,7 @@ def markdown() -> str:
         if not rows:
             continue
         gone = "nothing in the file" if family is passive else ""
-        lines = []
+        lines: list[str] = []
         for name, rules in rows.items():
             # what the examples became, since that is true; the rule's word only where no example has the layer
             becomes = gone or _measured(name) or _becomes(rules)
@@ -131,7 +131,8 @@ def _examples() -> dict[str, dict[str, list[_Way]]]:
 
 def _ways(node: Node) -> dict[str, _Way]:
     """Target -> what one call becomes; targets that lack an operator are left out."""
-    nodes, ways = _parts(node), {}
+    nodes = _parts(node)
+    ways: dict[str, _Way] = {}
     for name in targets.names():
         target = targets.load(name)
         rules = [rule for n in nodes if (rule := find(n.op, target)) is not None]

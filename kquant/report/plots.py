@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any, cast
 
 import matplotlib
 
@@ -41,7 +42,19 @@ STYLE = {
 }
 
 
-@matplotlib.rc_context(STYLE)
+def _in_style(draw: Callable[[Analysis], str]) -> Callable[[Analysis], str]:
+    """`draw` as `STYLE` says, whatever style the user has set."""
+
+    @wraps(draw)
+    def drawn(a: Analysis) -> str:
+        # matplotlib lists the keys of a style one by one, and no dict of str is such a dict
+        with matplotlib.rc_context(cast(Any, STYLE)):  # pyright: ignore[reportUnknownMemberType]
+            return draw(a)
+
+    return drawn
+
+
+@_in_style
 def along_network(a: Analysis) -> str:
     """For every layer in order: SQNR of its output, and where it was measured, its sensitivity."""
     # layers that only move codes leave their output equal: there is nothing to show of them
@@ -93,7 +106,7 @@ def _dots(ax: Any, values: Sequence[float | None], places: Sequence[int], colour
         ax.plot(xs, ys, style, color=colour, label=label, markersize=4.2, linewidth=0.9, alpha=0.9)
 
 
-@matplotlib.rc_context(STYLE)
+@_in_style
 def weight_ranges(a: Analysis) -> str:
     """Boxes of `max|w|` over the channels of each layer, relative to the largest channel."""
     rows = [r for r in a.layers if r.weights is not None and any(r.weights.channels)]
@@ -126,7 +139,7 @@ def weight_ranges(a: Analysis) -> str:
     return _svg(fig)
 
 
-@matplotlib.rc_context(STYLE)
+@_in_style
 def histograms(a: Analysis) -> str:
     """Values of the noisiest tensors against their grid."""
     # of what a kernel prescribes there is nothing to choose

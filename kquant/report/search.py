@@ -117,10 +117,14 @@ def pareto(mixed: Mixed, path: str | Path) -> Path:
     ax.axvline(limit, color="C3", linewidth=1, linestyle="--", label="budget")
     ax.set_xlabel(UNITS[unit])
     ax.set_ylabel("SQNR of the outputs, dB")
-    ax.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    ax.xaxis.set_major_formatter(_with_commas)
     ax.tick_params(axis="x", rotation=20)
     ax.legend(loc="lower right")
     content = io.BytesIO()
     fig.savefig(content, format=kind, dpi=150)
     write_atomically(path, content.getvalue(), "report.pareto")
     return path
+
+
+def _with_commas(value: float, _: int) -> str:
+    return f"{value:,.0f}"

@@ -7,7 +7,8 @@ import json
 import math
 import re
 import sys
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 import numpy as np
 from rich import box
@@ -169,7 +170,7 @@ def _plain(text: str) -> str:
 
 def render_arrays(arrays: dict[str, np.ndarray]) -> str:
     """Outputs by name as a table: the first samples, their first values, and which value is the largest."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name, array in arrays.items():
         flat = array.reshape(len(array), -1)
         for sample, values in enumerate(flat[:ROWS_SHOWN]):
@@ -194,7 +195,7 @@ def to_json(report: Any) -> str:
 
 def _finite(value: Any) -> Any:
     if isinstance(value, dict):
-        return {str(key): _finite(item) for key, item in value.items()}
+        return {str(key): _finite(item) for key, item in cast(dict[Any, Any], value).items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [_finite(item) for item in cast(Sequence[Any], value)]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -11,7 +11,6 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
-import keras
 import numpy as np
 
 from kquant.core.checks import present
@@ -242,11 +241,11 @@ def follow_channels(graph: Graph, protect: str | Collection[str] = ()) -> Channe
         ValueError: a protected layer is not there.
     """
     follower = _Follower(names_of(graph, protect))
-    for t in keras.tree.flatten(graph.inputs):
+    for t in graph.input_tensors:
         follower.tensors[id(t)] = follower.tie.fresh(channels_of(t) or 0, f"they are those of the input '{t.name}'")
     for node in graph.nodes:
         follower.visit(node)
-    for t in keras.tree.flatten(graph.outputs):
+    for t in graph.output_tensors:
         # Over any other reason: that nobody can change.
         follower.tie.fix(follower.tensors[id(t)], "they are outputs of the model", first=False)
     return _settled(graph, follower)

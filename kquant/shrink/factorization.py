@@ -117,7 +117,7 @@ def factorized(graph: Graph, ranks: Mapping[str, int]) -> keras.Model:
         ranks: layer name -> rank.
     """
     made: dict[int, Any] = {}
-    taken = {node.name for node in graph.nodes} | {t.name for t in keras.tree.flatten(graph.inputs)}
+    taken = {node.name for node in graph.nodes} | {t.name for t in graph.input_tensors}
 
     def replace(node: Node, args: tuple, kwargs: dict) -> Any:
         op, kwargs = node.op, inference_only(kwargs)

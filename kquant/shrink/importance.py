@@ -113,7 +113,7 @@ def by_taylor(
 
 def norm_behind(graph: Graph, calls: Sequence[Node]) -> keras.layers.BatchNormalization | None:
     """The batch norm over channels that alone reads a layer's output, in every call of both."""
-    consumers, given = graph.consumers, {id(t) for t in keras.tree.flatten(graph.outputs)}
+    consumers, given = graph.consumers, {id(t) for t in graph.output_tensors}
     readers = [reader for call in calls for reader in consumers.get(id(call.outputs[0]), [])]
     op = readers[0].op if readers else None
     if not isinstance(op, keras.layers.BatchNormalization) or any(reader.op is not op for reader in readers):

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
-import keras
+import keras  # pyright: ignore[reportMissingTypeStubs]
 import numpy as np
 import tensorflow as tf
 
@@ -77,19 +77,19 @@ def lower(qmodel: keras.Model) -> Lowered:
             f"export: the recipe skips {' '.join(origin.skips)}: these layers are float in the model and nowhere else. "
             "Take the rule out before export, or write float = true in place of skip = true (target 'litert')."
         )
-    writer = _Writer(graph, target, Program(qmodel.name), frozenset(origin.floats))
-    for t in keras.tree.flatten(graph.inputs):
+    writer = _Writer(graph, target, Program(graph.name), frozenset(origin.floats))
+    for t in graph.input_tensors:
         writer.inputs[id(t)] = len(writer.inputs)
     # Before any operator, since whoever reads indices looks for an input that is there already.
     writer.positions()
     for node in graph.nodes:
         writer.visit(node)
     program = writer.program
-    for t in keras.tree.flatten(graph.inputs):
+    for t in graph.input_tensors:
         writer.unread(t)
     # inputs entered the program as their readers were written; users give them in the order of the model
     program.inputs.sort(key=lambda ref: writer.order[id(ref)])
-    program.outputs = [_output(writer, graph, t) for t in keras.tree.flatten(graph.outputs)]
+    program.outputs = [_output(writer, graph, t) for t in graph.output_tensors]
     # Tidying replaces tensors and fuses operators: names and limits are those of what is written.
     program = tidy(program, target)
     _name_by_keys(program, graph.outputs)
@@ -110,18 +110,22 @@ def _output(writer: _Writer, graph: Graph, t: Any) -> Ref:
 
 def _name_by_keys(program: Program, outputs: Any) -> None:
     """Outputs of a model that returns a dict go by its keys, as inputs do."""
-    if not isinstance(outputs, dict) or any(isinstance(t, dict | list | tuple) for t in outputs.values()):
+    if not isinstance(outputs, dict):
+        return
+    by_key = cast(dict[Any, Any], outputs)
+    if any(isinstance(t, dict | list | tuple) for t in by_key.values()):
         return
     refs = {id(ref): ref for ref in program.outputs}
-    for key, ref in zip(sorted(outputs), program.outputs, strict=True):  # the order of `keras.tree.flatten`
+    for key, ref in zip(sorted(by_key), program.outputs, strict=True):  # the order of `keras.tree.flatten`
         if id(ref) in refs:  # the first of two keys for one tensor
             refs.pop(id(ref)).name = str(key)
 
 
 def _refuse_unseen(layers: list[keras.layers.Layer]) -> None:
     """Every encoding of a model, also inside its layers, has seen a range."""
-    encodings = [layer for layer in layers if isinstance(layer, FakeQuant)]
-    unseen = [e.name for e in encodings if e.has_range and not np.any(e.count.numpy() > 0)]
+    # Keras' layers, and what they have, are untyped.
+    encodings: list[Any] = [layer for layer in layers if isinstance(layer, FakeQuant)]
+    unseen: list[str] = [e.name for e in encodings if e.has_range and not np.any(e.count.numpy() > 0)]
     if unseen:
         raise ValueError(
             f"export: {len(set(unseen))} nodes have no range yet ({_few(unseen)}). Run kquant.calibrate(model, "
@@ -167,13 +171,13 @@ class _Writer:
     target: Target
     program: Program
     floats: frozenset[str] = frozenset()
-    refs: dict[int, Ref] = field(default_factory=dict)
-    inputs: dict[int, int] = field(default_factory=dict)
-    order: dict[int, int] = field(default_factory=dict)
-    producers: dict[int, Node] = field(default_factory=dict)
-    dequantized: dict[int, Ref] = field(default_factory=dict)
-    rules: dict[int, Rule | None] = field(default_factory=dict)
-    stored: dict[int, str] = field(default_factory=dict)
+    refs: dict[int, Ref] = field(default_factory=dict[int, Ref])
+    inputs: dict[int, int] = field(default_factory=dict[int, int])
+    order: dict[int, int] = field(default_factory=dict[int, int])
+    producers: dict[int, Node] = field(default_factory=dict[int, Node])
+    dequantized: dict[int, Ref] = field(default_factory=dict[int, Ref])
+    rules: dict[int, Rule | None] = field(default_factory=dict[int, Rule | None])
+    stored: dict[int, str] = field(default_factory=dict[int, str])
 
     def __post_init__(self) -> None:
         self.producers = self.graph.producers
@@ -188,7 +192,7 @@ class _Writer:
     def positions(self) -> None:
         """Inputs that are read as indices are int32 inputs of the file, as they are."""
         read = index_tensors(self.graph, self.rules)
-        for t in keras.tree.flatten(self.graph.inputs):
+        for t in self.graph.input_tensors:
             if id(t) in read:
                 ref = self.refs[id(t)] = self.program.value(t.name, _static(t), None, "int32")
                 self.order[id(ref)] = self.inputs[id(t)]
@@ -247,7 +251,8 @@ class _Writer:
 
     def close(self, node: Node) -> Ref:
         """The tensor behind a `FakeQuant`, and the operators that make it."""
-        made, op = node.args[0], node.op
+        made: Any = node.args[0]
+        op = node.op
         if id(made) in self.inputs:
             ref = self.program.value(made.name, _static(made), self.encoding(node))
             self.order[id(ref)] = self.inputs[id(made)]
@@ -268,7 +273,7 @@ class _Writer:
         """An input that no output depends on stays an input of the file; its codes mean nothing."""
         if any(n == self.inputs[id(t)] for n in self.order.values()):
             return
-        ref = self.program.value(t.name, _static(t), Encoding(np.float32([1.0]), np.int64([0]), QuantSpec()))
+        ref = self.program.value(t.name, _static(t), Encoding(np.array([1.0], np.float32), np.array([0]), QuantSpec()))
         self.order[id(ref)] = self.inputs[id(t)]
         self.program.inputs.append(ref)
 

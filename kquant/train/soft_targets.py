@@ -156,7 +156,7 @@ def last_activations(model: keras.Model, count: int) -> list[str | None]:
             return [None] * count
     made_by = graph.producers
     ends = []
-    for t in keras.tree.flatten(graph.outputs):
+    for t in graph.output_tensors:
         node = made_by.get(id(t))
         # back through what leaves the numbers as they are
         while node is not None and (isinstance(node.op, (FakeQuant, *PASSIVE)) or _is_linear(node.op)):

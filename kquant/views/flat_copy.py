@@ -62,7 +62,7 @@ def plain(model: keras.Model) -> keras.Model:
     graph = read(model)
     made: dict[tuple[int, str], Any] = {}
     values: list[tuple[Any, Any]] = []
-    taken = {t.name for t in keras.tree.flatten(graph.inputs)}
+    taken = {t.name for t in graph.input_tensors}
 
     def make_for(op: Any) -> Callable[[str, Callable[[], Any]], Any]:
         def make(key: str, factory: Callable[[], Any]) -> Any:

@@ -145,7 +145,7 @@ def check_dtypes(graph: Graph) -> None:
     Raises:
         ValueError: naming the input or the layer.
     """
-    given = {id(t): t for t in keras.tree.flatten(graph.inputs)}
+    given = {id(t): t for t in graph.input_tensors}
     for t in given.values():
         if not t.dtype.startswith(("float", "bfloat", "int", "uint", "bool")):
             raise ValueError(

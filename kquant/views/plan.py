@@ -11,7 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import keras
 import numpy as np
 
 from kquant.core.origin import identities
@@ -291,7 +290,7 @@ def _fused(
 ) -> frozenset[int]:
     """Outputs whose only reader is an activation that the operator before it takes over."""
     consumers = graph.consumers
-    outputs = {id(t) for t in keras.tree.flatten(graph.outputs)}
+    outputs = {id(t) for t in graph.output_tensors}
     taken_over = set()
     for node in graph.nodes:
         rule, t = rules[id(node)], node.outputs[0]
@@ -372,7 +371,7 @@ def _classes(draft: _Draft) -> tuple[_Classes, set[tuple[int, int]]]:
 
 def _mixed(graph: Graph, rules: dict[int, Rule | None]) -> list[Problem]:
     """Positions must be inputs of the model or parts of them, and nothing else."""
-    indices, given = index_tensors(graph, rules), {id(t) for t in keras.tree.flatten(graph.inputs)}
+    indices, given = index_tensors(graph, rules), {id(t) for t in graph.input_tensors}
     reader = next((n for n in graph.nodes if (r := rules[id(n)]) is not None and r.indices), None)
     problems = []
     for node in graph.nodes:
@@ -421,7 +420,7 @@ def _sites(
         groups[key] = replace(groups[key], sites=groups[key].sites + 1, span=span)
         return Site(key, groups[key].sites - 1)
 
-    for t in keras.tree.flatten(draft.graph.inputs):
+    for t in draft.graph.input_tensors:
         bits = draft.widths.tensors[id(t)]
         if bits not in (FLOAT, INDEX):
             sites[id(t)] = join(classes.root(t), t.name, draft.recipe.activations, bits)

@@ -12,8 +12,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import keras
-
 from kquant.core.operators import facts
 from kquant.core.spec import FLOAT, INDEX
 from kquant.graph.graph import Graph, Node
@@ -96,8 +94,8 @@ def find_widths(
     edge = container(recipe.activations.bits) if recipe.mode == "static" else FLOAT
     calls: dict[int, int] = {}
     positions = index_tensors(graph, rules)
-    tensors = {id(t): INDEX if id(t) in positions else edge for t in keras.tree.flatten(graph.inputs)}
-    outputs = {id(t) for t in keras.tree.flatten(graph.outputs)}
+    tensors = {id(t): INDEX if id(t) in positions else edge for t in graph.input_tensors}
+    outputs = {id(t) for t in graph.output_tensors}
     narrowed = []
     for node in graph.nodes:
         rule, wanted = rules[id(node)], settings[id(node.op)]
