@@ -1,4 +1,7 @@
-"""Options and arguments that several commands take, and how a command refuses."""
+"""Options and arguments that several commands take, and how a command refuses.
+
+Checks import what they ask when they run: NumPy and the recipes would be half of what `kquant --help` waits for.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,8 @@ from typing import Annotated, Any
 import typer
 
 from kquant import targets
-from kquant.calibration import observers
 from kquant.core.messages import check_known
-from kquant.correct.steps import check_step, split_steps
 from kquant.files.named_files import check_data, check_labels_file, check_lite_file, check_model_file
-from kquant.recipe import recipe as recipes
-from kquant.runtime.interpreters import RUNTIMES
 
 
 class Io(StrEnum):
@@ -67,6 +66,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, an
 
 
 def _recipe(value: str) -> None:
+    from kquant.calibration import observers
+    from kquant.correct.steps import check_step
+    from kquant.recipe import recipe as recipes
+
     chosen = recipes.load(value)
     tables = [table for rule in chosen.rules for table in (rule.activations, rule.weights)]
     named = [table["observer"] for table in tables if "observer" in table]
@@ -78,11 +81,15 @@ def _recipe(value: str) -> None:
 
 
 def _steps(value: str) -> None:
+    from kquant.correct.steps import check_step, split_steps
+
     for name, _ in split_steps(value):
         check_step(name)
 
 
 def _runtime(value: str) -> None:
+    from kquant.runtime.interpreters import RUNTIMES
+
     check_known(f"runtime '{value}' does not exist", value, RUNTIMES)
 
 

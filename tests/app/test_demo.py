@@ -14,7 +14,7 @@ POINT = 0.01
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory):
-    """With fewer epochs than the README's, whose figures nobody compares."""
+    """With a third of the README's epochs, whose figures nobody compares: how far they come differs by processor."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "EPOCHS", 12)
         patch.setattr(demo, "QAT_EPOCHS", 2)
@@ -32,7 +32,7 @@ def test_rows_and_splits(result):
 @pytest.mark.parametrize("row", [1, 2], ids=["PTQ", "QAT"])
 def test_integer_files_keep_the_float_accuracy_everywhere(result, row):
     reference, row = result.rows[0].float_accuracy, result.rows[row]
-    assert reference > 0.97
+    assert reference > 0.95  # it has learned
     assert row.simulated_accuracy >= reference - POINT
     for name in available():
         assert abs(row.accuracy[name] - row.simulated_accuracy) <= POINT / 5
