@@ -78,7 +78,7 @@ def judge(q: keras.Model, test: np.ndarray, labels: np.ndarray, what: str, refer
         kquant.export(q, path, data=test[:64])
         found = kquant.predict(path, test)
         data = path.read_bytes()
-        said = tables(q, test, Path(folder), len(data)) if q.layers[1].origin.load_target().look_up_tables else ""
+        said = tables(q, test, Path(folder), len(data)) if q.layers[1].origin.load_target().decodes else ""
     kernels = [codes_of(layer) for layer in every_layer(q) if isinstance(layer, Compressed) and layer.transforms]
     most = max(len(np.unique(c)) for kernel in kernels for c in kernel)
     print(

@@ -58,7 +58,7 @@ from .shrink.channel_pruning import prune_channels as prune_channels
 from .shrink.factorization import factorize as factorize
 from .shrink.kernel_cost import Cost as Cost
 from .shrink.kernel_cost import cost as cost
-from .tflite.lut_program import LookUpTables as LookUpTables
+from .tflite.lut_format import LookUpTables as LookUpTables
 from .tflite.reader import FileModel as FileModel
 from .tflite.reader import inspect as inspect
 from .tflite.vela import vela_bytes as vela_bytes

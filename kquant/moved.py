@@ -100,11 +100,11 @@ held_scales calibration.held_scales
 inspect tflite.reader
 interpreters runtime.interpreters
 layer_bytes tflite.weight_bytes
-look_up_tables exporting.lut_check tflite.lut_program
+look_up_tables exporting.stored_check tflite.lut_format tflite.stored_weights
 lost_signal calibration.lost_signal
-lower tflite.aliases tflite.edges tflite.flatbuffer tflite.lowering tflite.lut_program tflite.states tflite.streaming
+lower tflite.aliases tflite.edges tflite.flatbuffer tflite.lowering tflite.lut_format tflite.states tflite.streaming
 lower.aliases tflite.aliases
-lower.decodes tflite.lut_program
+lower.decodes tflite.lut_format tflite.stored_weights
 lower.edges tflite.edges
 lower.flatbuffer tflite.flatbuffer
 lower.limits tflite.limits

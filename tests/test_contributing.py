@@ -19,13 +19,14 @@ import pytest
 import tensorflow as tf
 
 import kquant
-from kquant import correct, masking, ops, recipe, report, targets
+from kquant import correct, masking, ops, recipe, report, targets, tflite
 from kquant.calibration import observers
 from kquant.calibration.tensor_statistics import Statistics
 from kquant.core.quant_spec import QuantSpec
 from kquant.correct import steps
 from kquant.masking import method
 from kquant.recipe.section import sections
+from kquant.tflite import storage
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text()
@@ -151,6 +152,39 @@ def test_the_grid_has_its_values() -> None:
     spec = module(title, "kquant/core/quant_spec.py").QuantSpec(2, symmetric=True, kind="ternary")
     values = module(title, "kquant/layers/nonuniform.py").on_grid(tf.constant([[1.0, -3.0], [0.1, 0.0]]), spec, (1,))
     assert values.numpy().tolist() == [[2.0, -2.0], [0.0, 0.0]]
+
+
+@pytest.mark.skipif("tflm" not in contract.RUNTIMES["tflm"], reason="the micro extra is not installed")
+def test_the_storage_is_written_read_and_run(
+    tmp_path: Path, write: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    title = "A way to store weights"
+    write(title, tflite)
+    entry = module(title, "kquant/tflite/storage.py").STORAGES["prune"]
+    monkeypatch.setitem(storage.STORAGES, "prune", entry)
+    # under another name, as the package's own targets are read once
+    board = changed(title)["kquant/targets/tflm.toml"].replace('name = "tflm"', 'name = "board"', 1)
+    (tmp_path / "board.toml").write_text(board)
+    monkeypatch.setenv(targets.FOLDER, str(tmp_path))
+    dense = [keras.layers.Dense(64, name=name) for name in ("few", "many")]
+    net = keras.Sequential([keras.Input((64,)), *dense])
+    rng = np.random.default_rng(0)
+    net.get_layer("few").kernel.assign(rng.normal(size=(64, 64)) * (rng.random((64, 64)) < 0.15))
+    net.get_layer("many").kernel.assign(np.sign(rng.normal(size=(64, 64))))
+    x = np.float32(rng.normal(size=(32, 64)))
+    q = kquant.calibrate(kquant.quantize(net, target="board"), x, verbose=False)
+    plain = kquant.export(q, tmp_path / "plain.tflite", data=x)
+    made = kquant.export(q, tmp_path / "small.tflite", data=x, compression=("lut", "prune"))
+    assert all(found.equal == 1.0 for report in made.verification for found in report.agreements)
+    tables = {table.name: table for table in kquant.inspect(made.path).tables}
+    assert {name: table.storage for name, table in tables.items()} == {"few/kernel": "prune", "many/kernel": "lut"}
+    kernel = np.asarray(q.get_layer("few").weights_on_grid("kernel"))
+    assert tables["few/kernel"].stored_bytes == 64 * 64 // 8 + 16 + np.count_nonzero(kernel)
+    counted = {layer.name: layer.to_dict() for layer in plain.weights.layers}
+    assert counted["few/kernel"]["prune_bytes"] == tables["few/kernel"].stored_bytes
+    assert "bit masks" in report.render(kquant.inspect(made.path)) and "masked" in report.render(plain)
+    with pytest.raises(ValueError, match="look-up tables and bit masks, which 'litert' cannot decode"):
+        kquant.predict(made.path, x, "litert")
 
 
 def test_the_report_is_a_page(write: Callable, monkeypatch: pytest.MonkeyPatch) -> None:

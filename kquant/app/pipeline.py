@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import keras
 
@@ -15,13 +15,13 @@ from kquant.core.messages import first_of, warn
 from kquant.core.renamed import new_words, renamed
 from kquant.correct.steps import STEPS, apply_steps, check_steps, function_of, parse_steps
 from kquant.exporting.export_file import IO, ExportReport, export
+from kquant.exporting.stored_check import Compression
 from kquant.graph.keras_private import every_layer
 from kquant.layers.kernel import holders
 from kquant.masking.mask import Mask
 from kquant.masking.method import methods
 from kquant.prepare.quantization import quantize
 from kquant.recipe.recipe import Recipe, Step, load
-from kquant.tflite.lut_program import LookUpTables
 from kquant.views.quantized_model import is_quantized
 
 Stage = str  # "prune", "cluster", ...: a method that the recipe has a section for; and "quantize"
@@ -52,7 +52,7 @@ def compress(
     io: IO = "model",
     limit: int | None = None,
     input_shape: Any = None,
-    compression: Literal["lut"] | LookUpTables | None = None,
+    compression: Compression = None,
     train: Train | None = None,
     verbose: bool = True,
 ) -> CompressResult:

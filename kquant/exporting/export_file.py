@@ -7,7 +7,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import keras
 import numpy as np
@@ -19,7 +19,7 @@ from kquant.calibration.data import gather
 from kquant.core.operators import facts
 from kquant.core.renamed import renamed
 from kquant.core.spec import Encoding
-from kquant.exporting.lut_check import refuse_other_outputs, refuse_undecoded, tables_of
+from kquant.exporting.stored_check import Compression, refuse_other_outputs, refuse_undecoded, storages_of
 from kquant.exporting.streams import Stream, StreamCheck, StreamReport, check_stream, describe_stream
 from kquant.exporting.verification import VerifyReport, compare
 from kquant.files.atomic import Outputs
@@ -29,7 +29,6 @@ from kquant.targets import Target
 from kquant.tflite.edges import IO
 from kquant.tflite.file_content import Files, Form, to_files
 from kquant.tflite.lowering import Lowered, lower
-from kquant.tflite.lut_program import LookUpTables
 from kquant.tflite.reader import FileModel, contents, read_model
 from kquant.tflite.states import States
 from kquant.tflite.streaming import Streamed
@@ -105,7 +104,7 @@ def export(
     states: States = "io",
     encodings: str | Path | None = None,
     encodings_version: Version = "0.6.1",
-    compression: Literal["lut"] | LookUpTables | None = None,
+    compression: Compression = None,
 ) -> ExportReport:
     """Write a full-integer TFLite file, static batch 1.
 
@@ -128,15 +127,15 @@ def export(
         encodings: also write the scales and zero points to this path, as AIMET's JSON; see docs/encodings.md.
         encodings_version: "0.6.1" or "1.0.0".
         compression: "lut" stores weights as indices into tables of their codes, where that saves bytes, and gives the
-            same outputs; target "tflm" only. `kquant.LookUpTables` names layers or limits the indices' bits. See
-            docs/bytes.md.
+            same outputs; target "tflm" only. `kquant.LookUpTables` names layers or limits the indices' bits. Of several
+            forms each tensor gets the smallest. See docs/bytes.md.
 
     Returns:
         The report.
 
     Raises:
         ValueError: not calibrated, float layers left, an interpreter refuses the file, a layer that cannot be streamed,
-            weights that look-up tables do not make smaller, or the path cannot be written.
+            weights that `compression` does not make smaller, or the path cannot be written.
 
     Example:
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
@@ -145,18 +144,17 @@ def export(
         {'FULLY_CONNECTED': 1}
     """
     _check_options(io, states, streaming)
-    tables = tables_of(compression)
+    wanted = storages_of(compression)
     target_path = destination(path, "export", "model.tflite").given
     results = Outputs([target_path] if encodings is None else [target_path, encodings], "export")
     beside = None if encodings is None else encodings_of(qmodel, encodings_version)
     lowered = lower(qmodel)
-    if tables is not None:
-        refuse_undecoded(lowered.target, check_runtimes)
-    files = to_files(lowered, Form(io, int(streaming), states, tables))
+    refuse_undecoded(lowered.target, wanted, check_runtimes)
+    files = to_files(lowered, Form(io, int(streaming), states, wanted))
     file, held = contents(files.content)
     counted = count_bytes(files.content, file, held)
     compared = file if files.streamed is None else read_model(files.over_clips)
-    checked = _checked(qmodel, lowered, files, compared, tables, data) if check_runtimes else _Checked()
+    checked = _checked(qmodel, lowered, files, compared, data) if check_runtimes else _Checked()
     streamed = None if files.streamed is None else describe_stream(files.streamed, states, checked.streams)
     with results as new:
         new.write(target_path, files.content)
@@ -211,16 +209,15 @@ class _Checked:
 
 
 def _checked(
-    qmodel: keras.Model, lowered: Lowered, files: Files, file: FileModel, tables: LookUpTables | None, data: Any
+    qmodel: keras.Model, lowered: Lowered, files: Files, file: FileModel, data: Any
 ) -> _Checked:
-    """Run what was written: against the model, a stream against the file over whole clips, tables against none.
+    """Run what was written: against the model, a stream against its clips, stored weights against plain ones.
 
     Args:
         qmodel: the model.
         lowered: what became of it.
         files: what was written.
         file: what `files.compared` holds.
-        tables: that were asked for.
         data: to run it on, or None for random codes.
     """
     x = _random(lowered) if data is None else gather(qmodel, data, CHECKED_SAMPLES)
@@ -229,7 +226,7 @@ def _checked(
         reports = _verified(lowered, files.compared, file, x)
         streams = () if files.streamed is None else _streams(files, files.streamed, file, x, reports)
         checked = _Checked(reports, arena.result(), streams)
-    if tables is not None and files.streamed is None:
+    if files.content is not files.over_clips and files.streamed is None:
         refuse_other_outputs(files.over_clips, files.content, file, _random(lowered))
     return checked
 

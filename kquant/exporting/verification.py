@@ -28,7 +28,6 @@ from kquant.runtime.running import FALLBACK, available, probe, quantize_input, r
 from kquant.targets import Target
 from kquant.tflite.flatbuffer import with_outputs
 from kquant.tflite.lowering import Lowered, lower
-from kquant.tflite.lut_program import without_tables
 from kquant.tflite.reader import (
     EDGES,
     FileModel,
@@ -39,6 +38,7 @@ from kquant.tflite.reader import (
     read_bytes,
     read_model,
 )
+from kquant.tflite.stored_weights import without_decodes
 
 EDGE = 1e-12
 BATCH = 32
@@ -341,8 +341,8 @@ def first_difference(
     The file is run with the tensors of all layers as outputs, in a process of its own. None where no layer differs, and
     where the runtime computes other outputs then (it may choose other kernels): nothing could be said of the file.
     """
-    if file.tables:  # weights in tables decode to these
-        content = without_tables(content)
+    if file.tables:  # what a DECODE writes
+        content = without_decodes(content)
         file = read_model(content)
     by_name = {t.name: t for t in file.tensors}
     nodes = []

@@ -6,10 +6,12 @@ from collections.abc import Iterable
 
 from kquant.report.page import Page, Table, page
 from kquant.tflite.reader import FileModel
+from kquant.tflite.storage import storages
 from kquant.tflite.weight_bytes import FileBytes, LayerBytes, Sparse
 
 SHOWN = 6
-COLUMNS = ("weights", "operator", "zeros", "codes", "a channel", "raw", "stored", "deflated", "tables", "sparse")
+# Of every file; one for each storage stands before the last.
+COLUMNS = ("weights", "operator", "zeros", "codes", "a channel", "raw", "stored", "deflated")
 
 
 @page.register
@@ -36,7 +38,8 @@ def weight_facts(report: FileBytes) -> Iterable[str]:
         f"codes {totals['raw_bytes']:,} bytes{stored}, {100 * report.sparsity:.1f} % of them zeros; deflated "
         f"{totals['deflated_bytes']:,}, the whole file {report.deflated_file_bytes:,}"
     )
-    yield f"with look-up tables (TFLM) {totals['lut_bytes']:,}, with sparse tensors (LiteRT) {totals['sparse_bytes']:,}"
+    decoded = "".join(f"with {one.title} (TFLM) {totals[f'{key}_bytes']:,}, " for key, one in storages().items())
+    yield f"{decoded}with sparse tensors (LiteRT) {totals['sparse_bytes']:,}"
     if report.vela_bytes is not None:
         yield f"weights and scales as Vela encodes them {report.vela_bytes:,} bytes"
 
@@ -49,18 +52,20 @@ def weights_table(report: FileBytes, shown: int = SHOWN) -> Table:
     title = "Bytes of weights"
     if len(kept) < len(report.layers):
         title += f": the largest {len(kept)} of {len(report.layers)}, kquant.layer_bytes has all"
-    return Table(title, COLUMNS, tuple(_row(layer) for layer in kept), COLUMNS[2:])
+    columns = (*COLUMNS, *(storage.column for storage in storages().values()), "sparse")
+    return Table(title, columns, tuple(_row(layer) for layer in kept), columns[2:])
 
 
 def tables_table(model: FileModel) -> Table:
-    """Weights of a file that lie in look-up tables."""
-    columns = ("in look-up tables", "bits", "tables", "raw", "stored")
+    """Weights of a file that a DECODE writes."""
+    columns = ("weights", "in", "bits", "tables", "raw", "stored")
+    known = storages()
     rows = (
-        (t.name, str(t.bits), str(t.count), f"{t.raw_bytes:,}", f"{t.stored_bytes:,}")
+        (t.name, known[t.storage].title, str(t.bits), str(t.count), f"{t.raw_bytes:,}", f"{t.stored_bytes:,}")
         # weights that several DECODEs write, each for its reader, are one row
         for t in {t.name: t for t in model.tables}.values()
     )
-    return Table("Look-up tables", columns, tuple(rows), columns[1:])
+    return Table("Weights that are decoded", columns, tuple(rows), columns[2:])
 
 
 def _row(layer: LayerBytes) -> tuple[str, ...]:
@@ -73,7 +78,7 @@ def _row(layer: LayerBytes) -> tuple[str, ...]:
         f"{layer.raw_bytes:,}",
         f"{layer.stored_bytes:,}",
         f"{layer.deflated_bytes:,}",
-        _bytes(layer.lut_bytes),
+        *map(_bytes, layer.decoded_bytes.values()),
         "-" if layer.sparse is None else _sparse(layer.sparse),
     )
 

@@ -39,6 +39,7 @@ from kquant.tflite.reader import (
     FileModel,
     FileTensor,
     constants,
+    decoded_from,
     label,
     read_bytes,
     read_model,
@@ -321,18 +322,18 @@ def arena_bytes(data: bytes) -> int | None:
 
 
 def refuse_tables(verb: str, file: FileModel, runtime: str) -> None:
-    """Look-up tables are for TFLM, and for builds of it that decode them.
+    """What a DECODE writes is for TFLM, and for builds of it that know the form.
 
     Raises:
         ValueError: the file has some, and the runtime is another one, or of another time.
     """
     if file.tables and runtime != DECODES:
         raise ValueError(
-            f"{verb}: this file has look-up tables, which '{runtime}' cannot decode. Give runtime='{DECODES}', or "
-            "export without compression."
+            f"{verb}: this file has {decoded_from(file)}, which '{runtime}' cannot decode. Give runtime='{DECODES}', "
+            "or export without compression."
         )
-    if file.tables:
-        check_decodes(probe)
+    for storage in sorted({table.storage for table in file.tables}):
+        check_decodes(probe, storage)
 
 
 def quantize_input(x: np.ndarray, tensor: FileTensor) -> np.ndarray:

@@ -238,7 +238,7 @@ class Target(BaseModel):
             kernels) or "tflm".
         ops: the operators by their schema name, such as `CONV_2D`.
         floats: runs float operators as well.
-        look_up_tables: it decodes weights that are stored as indices into tables.
+        decodes: what it decodes weights from, of `kquant.tflite.storage.STORAGES`.
         arena: the one of its runtimes that tells the RAM that tensors take on the device; None where none does.
         compiler: what compiles the file for the device and says what its weights take there.
         fallback: the target that runs what this one does not take, for an accelerator beside a processor.
@@ -256,7 +256,7 @@ class Target(BaseModel):
     rounding: Literal["litert", "tflm"]
     ops: Annotated[Mapping[str, Operator], AfterValidator(_known)]
     floats: bool = False
-    look_up_tables: bool = False
+    decodes: tuple[str, ...] = Field(default=(), strict=False)
     arena: Literal["tflm"] | None = None
     compiler: Literal["vela"] | None = None
     fallback: str | None = None

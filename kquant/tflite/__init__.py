@@ -1,7 +1,7 @@
 """A quantized Keras model becomes a TFLite program, and a program becomes bytes; and bytes are read again.
 
 `lowering` walks the model and lets each call's rule write its operators, `passes`, `planes` and `aliases` tidy the
-program, `streaming` turns it into one over the newest frames, `lut_program` puts weights into look-up tables,
+program, `streaming` turns it into one over the newest frames, `stored_weights` puts weights behind a DECODE,
 `flatbuffer` writes the bytes, `file_content` goes through them all; `reader` reads any file, `weight_bytes` says what
-its weights take. A new format of weights is one file here, beside `lut_format`.
+its weights take. A new way to store weights is one file here, beside `lut_format`, and its entry in `storage.STORAGES`.
 """

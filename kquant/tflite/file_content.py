@@ -1,4 +1,4 @@
-"""Lowered model -> the bytes of its file: what lies at the edges, whole clips or frames, weights in tables or plain."""
+"""Lowered model -> the bytes of its file: what lies at the edges, whole clips or frames, how weights are stored."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from kquant.tflite.aliases import keep_apart
 from kquant.tflite.edges import IO, cast_edges
 from kquant.tflite.flatbuffer import to_bytes
 from kquant.tflite.lowering import Lowered
-from kquant.tflite.lut_program import LookUpTables, in_tables
 from kquant.tflite.states import States, keep_states
+from kquant.tflite.storage import Storage
+from kquant.tflite.stored_weights import smaller_file
 from kquant.tflite.streaming import Streamed, stream_metadata, to_stream
 
 
@@ -25,13 +26,13 @@ class Form:
         io: type of its inputs and outputs, see `cast_edges`.
         frames: of a streaming file, the results in time for each call; 0: the file takes whole clips.
         states: where a streaming file keeps older frames.
-        tables: which of its weights are indices into tables; None: none.
+        storages: what its weights may be stored in; none: they lie there as they are.
     """
 
     io: IO = "model"
     frames: int = 0
     states: States = "io"
-    tables: LookUpTables | None = None
+    storages: tuple[Storage, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +41,7 @@ class Files:
 
     Attributes:
         content: the file.
-        over_clips: the same network over whole clips, its weights in no tables.
+        over_clips: the same network over whole clips, its weights as they are.
         streamed: the program of a stream; None for other files.
         frames: a stream with the model's own types at its edges; empty for other files.
     """
@@ -64,7 +65,7 @@ def to_files(lowered: Lowered, form: Form) -> Files:
         form: of the file.
 
     Raises:
-        ValueError: a layer that cannot be streamed, or weights that do not get smaller in tables.
+        ValueError: a layer that cannot be streamed, or weights that do not get smaller.
     """
     if form.frames:
         content, streamed = _stream(lowered, form, form.io)
@@ -73,7 +74,7 @@ def to_files(lowered: Lowered, form: Form) -> Files:
         return Files(content, over_clips, streamed, frames)
     cast_edges(lowered.program, form.io)
     plain = file_content(lowered)
-    return Files(plain if form.tables is None else _written(lowered, lowered.program, form.tables), plain)
+    return Files(_written(lowered, lowered.program, form.storages) if form.storages else plain, plain)
 
 
 def file_content(lowered: Lowered) -> bytes:
@@ -99,13 +100,13 @@ def _stream(lowered: Lowered, form: Form, edges: IO) -> tuple[bytes, Streamed]:
     cast_edges(streamed.program, edges)
     keep_states(streamed, form.states)
     streaming = stream_metadata(streamed, form.states)
-    return _written(lowered, streamed.program, form.tables, streaming=streaming), streamed
+    return _written(lowered, streamed.program, form.storages, streaming=streaming), streamed
 
 
-def _written(lowered: Lowered, program: Program, tables: LookUpTables | None = None, **more: Any) -> bytes:
-    """A program as a file, its weights in tables or plain; `more` is in its metadata beside where it comes from."""
+def _written(lowered: Lowered, program: Program, storages: tuple[Storage, ...] = (), **more: Any) -> bytes:
+    """A program as a file, its weights in storages or plain; `more` is in its metadata beside where it comes from."""
     keep_apart(program, lowered.target)
     metadata = {"kquant": __version__, "recipe": lowered.recipe, "target": lowered.target.name, **more}
-    if tables is not None:
-        return in_tables(program, lowered.target, metadata, tables)
+    if storages:
+        return smaller_file(program, lowered.target, metadata, storages)
     return to_bytes(program, lowered.target, metadata)

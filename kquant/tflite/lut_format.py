@@ -8,13 +8,14 @@ holds the distinct codes of the whole tensor or of one channel. Byte layout: `de
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
-CODE = "TFLM_DECODE"
+from kquant.tflite.storage import HEADER_BYTES, Storage, Stored
+
 MAX_BITS = 7
-HEADER_BYTES = 16
-_LUT_TYPE, _VERSION, _ONE_TABLE = 0, 1, 15
+_ONE_TABLE = 15
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,25 +143,12 @@ def unpack(data: bytes, bits: int, count: int) -> np.ndarray:
 def header(lut: Lut) -> bytes:
     """The second stored tensor: 16 bytes that tell the format, then the tables.
 
-    Bytes 0, 1: kind and version; 4: version of tables; 5: axis (15: one table) and bits; 6: entries of a table. With
-    one table the entries read 0: releases that take the number of tables from the scales then read the same one for
-    every channel.
+    Byte 5: axis (15: one table) and bits; 6: entries of a table. With one table the entries read 0: releases that take
+    the number of tables from the scales then read the same one for every channel.
     """
     axis = _ONE_TABLE if lut.axis is None else lut.axis
     stride = 0 if lut.axis is None else lut.tables.shape[1]
-    fields = bytes([_LUT_TYPE, _VERSION, 0, 0, _VERSION, axis << 4 | lut.bits, stride])
-    return fields.ljust(HEADER_BYTES, b"\0") + lut.tables.tobytes()
-
-
-def is_header(tables: bytes) -> bool:
-    """Whether a stored tensor begins like `header`, version 1 of both formats."""
-    return len(tables) >= HEADER_BYTES and (tables[0], tables[1], tables[4]) == (_LUT_TYPE, _VERSION, _VERSION)
-
-
-def layout(tables: bytes, shape: tuple[int, ...]) -> tuple[int, int]:
-    """Bits of an index and number of tables that a header tells, for a tensor of that shape."""
-    axis = tables[5] >> 4
-    return tables[5] & 7, 1 if axis == _ONE_TABLE else shape[axis]
+    return LookUpTables.header(bytes([axis << 4 | lut.bits, stride]), lut.tables.tobytes())
 
 
 def decode(indices: bytes, tables: bytes, shape: tuple[int, ...], dtype: str) -> np.ndarray:
@@ -184,7 +172,7 @@ def decode(indices: bytes, tables: bytes, shape: tuple[int, ...], dtype: str) ->
         >>> decode(pack(lut.indices, lut.bits), header(lut), (2, 3), "int8").tolist()
         [[5, 5, 9], [1, 2, 3]]
     """
-    if not is_header(tables):
+    if not LookUpTables.reads(tables):
         raise ValueError(f"lut: not a header of look-up tables, version 1. Received: {tables[:HEADER_BYTES].hex()}.")
     axis, bits = tables[5] >> 4, tables[5] & 7
     taken = unpack(indices, bits, int(np.prod(shape, dtype=np.int64)))
@@ -195,3 +183,55 @@ def decode(indices: bytes, tables: bytes, shape: tuple[int, ...], dtype: str) ->
     # The number of its table for every position, broadcast along the other axes.
     channel = np.moveaxis(np.arange(shape[axis]).reshape(-1, *[1] * (len(shape) - 1)), 0, axis)
     return rows[channel, taken.reshape(shape)]
+
+
+@dataclass(frozen=True)
+class LookUpTables(Storage):
+    """Which weights `kquant.export` stores in look-up tables.
+
+    Attributes:
+        max_bits: the widest index to write, 1 to 7: with 4, a table has 16 entries at most.
+    """
+
+    key: ClassVar[str] = "lut"
+    title: ClassVar[str] = "look-up tables"
+    column: ClassVar[str] = "tables"
+    kind: ClassVar[int] = 0
+    remedy: ClassVar[str] = (
+        "too many distinct codes, or too few weights for a table. Cluster the weights first; kquant.layer_bytes counts "
+        "codes and bytes of a plain export"
+    )
+
+    max_bits: int = MAX_BITS
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 1 <= self.max_bits <= MAX_BITS:
+            raise ValueError(f"LookUpTables: max_bits must be 1 to {MAX_BITS}. Received: {self.max_bits!r}.")
+
+    def store(self, codes: np.ndarray, axis: int | None, zero_points: np.ndarray) -> Stored | None:
+        """See `smallest`; scales along an axis allow tables along it."""
+        lut = smallest(codes, axis)
+        if lut is None or lut.bits > self.max_bits:
+            return None
+        return Stored(pack(lut.indices, lut.bits), header(lut), f"indices of {lut.bits} bits and tables")
+
+    def refusal(self, codes: np.ndarray, axis: int | None) -> str:
+        """Too many codes."""
+        return (
+            f"has {distinct(codes, axis)} distinct codes in a table, and indices of {self.max_bits} bits tell "
+            f"{1 << self.max_bits} apart. Cluster its weights first"
+        )
+
+    @classmethod
+    def load(
+        cls, body: bytes, header: bytes, shape: tuple[int, ...], dtype: str, zero_points: tuple[int, ...]
+    ) -> np.ndarray:
+        """See `decode`."""
+        return decode(body, header, shape, dtype)
+
+    @classmethod
+    def layout(cls, header: bytes, shape: tuple[int, ...]) -> tuple[int, int]:
+        """Of an index, and of the tables."""
+        axis = header[5] >> 4
+        return header[5] & 7, 1 if axis == _ONE_TABLE else shape[axis]

@@ -16,7 +16,7 @@ from ai_edge_litert import schema_py_generated as schema  # pyright: ignore[repo
 
 from kquant.files.named_files import check_lite_file
 from kquant.files.untrusted import parse_json, read_file
-from kquant.tflite.lut_format import CODE, decode, is_header, layout
+from kquant.tflite.storage import CODE, storage_of, storages, titles
 
 # The schema's code is generated without types.
 SCHEMA: Any = schema
@@ -89,15 +89,16 @@ class FileOperator:
 
 @dataclass(frozen=True)
 class FileTable:
-    """Weights that are stored in look-up tables; a DECODE writes them where their reader finds them.
+    """Weights that are stored as indices and tables, say; a DECODE writes them where their reader finds them.
 
     Attributes:
         name: of the weights, once for each DECODE that writes them.
-        output, indices, tables: of their tensors in the file.
-        bits: of an index.
+        output, indices, tables: of their tensors in the file: what is written, what stands for the weights, the header.
+        bits: of what stands for a weight; 0 where that differs.
         count: how many tables there are.
         raw_bytes: of the weights.
         stored_bytes: of indices and tables.
+        storage: in what form, of `kquant.tflite.storage.STORAGES`.
     """
 
     name: str
@@ -108,6 +109,7 @@ class FileTable:
     count: int
     raw_bytes: int
     stored_bytes: int
+    storage: str = "lut"
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ class FileModel:
         inputs, outputs: in order.
         metadata: kquant's entry, empty for other files.
         findings: what is not integer, and why it matters.
-        tables: weights in look-up tables, which TensorFlow Lite Micro alone decodes.
+        tables: weights that a DECODE writes, which TensorFlow Lite Micro alone has.
     """
 
     size_bytes: int
@@ -304,15 +306,16 @@ def _read(parts: _Parts) -> FileModel:
 
 
 def _tables(op: FileOperator, tensors: tuple[FileTensor, ...], contents: list[Any]) -> Iterator[FileTable]:
-    """What a DECODE of look-up tables writes; other encodings (pruning, Huffman) have no tables to tell of."""
-    # A DECODE reads pairs, indices and their header, and writes a tensor for each.
+    """What a DECODE writes out of a form that kquant knows."""
+    # It reads pairs, what stands for the weights and their header, and writes a tensor for each.
     for output, indices, header in zip(op.outputs, op.inputs[::2], op.inputs[1::2], strict=True):
         t, content = tensors[_within(output, tensors)], contents[_within(header, tensors)]
         stored = b"" if content is None else content.tobytes()
-        if not is_header(stored):
+        storage = storage_of(stored)
+        if storage is None:
             continue
         size = np.dtype(t.dtype).itemsize
-        bits, count = layout(stored, t.shape)
+        bits, count = storage.layout(stored, t.shape)
         yield FileTable(
             name=t.name,
             output=output,
@@ -322,6 +325,7 @@ def _tables(op: FileOperator, tensors: tuple[FileTensor, ...], contents: list[An
             count=count,
             raw_bytes=int(np.prod(t.shape, dtype=np.int64)) * size,
             stored_bytes=tensors[indices].size_bytes + tensors[header].size_bytes,
+            storage=storage.key,
         )
 
 
@@ -352,13 +356,13 @@ def contents(data: bytes, where: str = "the file") -> tuple[FileModel, dict[int,
 
 
 def constants(data: bytes) -> dict[int, np.ndarray]:
-    """Stored contents by index of their tensor, in its shape; 4-bit codes unpacked, look-up tables decoded.
+    """Stored contents by index of their tensor, in its shape; 4-bit codes unpacked, what a DECODE reads decoded.
 
     Args:
         data: a `.tflite` file that `read_model` takes.
 
     Returns:
-        Arrays; of what is stored in look-up tables under the index of what the DECODE writes.
+        Arrays; of what a DECODE reads under the index of what it writes.
     """
     return contents(data)[1]
 
@@ -373,7 +377,8 @@ def _constants(file: FileModel, parts: _Parts) -> dict[int, np.ndarray]:
         found[t.index] = flat.reshape(t.shape)
     for table in file.tables:
         t = file.tensors[table.output]
-        found[t.index] = decode(found[table.indices].tobytes(), found[table.tables].tobytes(), t.shape, t.dtype)
+        pair = found[table.indices].tobytes(), found[table.tables].tobytes()
+        found[t.index] = storages()[table.storage].load(*pair, t.shape, t.dtype, t.zero_point)
     return found
 
 
@@ -402,6 +407,11 @@ def _metadata(parts: _Parts) -> dict[str, Any]:
                 raise ValueError("its metadata are no object")
             return cast("dict[str, Any]", found)
     return {}
+
+
+def decoded_from(model: FileModel) -> str:
+    """The storages of a file that needs a DECODE, in words."""
+    return titles(sorted({table.storage for table in model.tables}))
 
 
 def float_operators(model: FileModel) -> list[FileOperator]:
@@ -442,8 +452,8 @@ def _findings(model: FileModel, subgraphs: int) -> tuple[str, ...]:
         found.append(f"{len(hybrid)} operators are hybrid (int8 weights, float activations): TFLM refuses them.")
     if model.tables:
         found.append(
-            f"{len(model.tables)} weights lie in look-up tables: TensorFlow Lite Micro decodes them, LiteRT refuses "
-            "the file."
+            f"{len(model.tables)} weights lie in {decoded_from(model)}: TensorFlow Lite Micro decodes them, LiteRT "
+            "refuses the file."
         )
     if subgraphs > 1:
         found.append(f"{subgraphs} subgraphs (control flow); only the first is shown.")

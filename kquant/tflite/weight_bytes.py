@@ -1,9 +1,9 @@
-"""What the weights of a file take, and what they would take: deflated, in look-up tables, as sparse tensors."""
+"""What the weights of a file take, and what they would take: deflated, behind a DECODE, as sparse tensors."""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from kquant.core.operators import facts
-from kquant.tflite.lut_format import distinct, smallest
+from kquant.tflite.lut_format import distinct
 from kquant.tflite.reader import DAMAGE, FileModel, FileTensor, contents, label, read_bytes
+from kquant.tflite.storage import storages
 
 DEFLATE_LEVEL = 9
 BLOCK = 16  # of the int8 kernel of a sparse FULLY_CONNECTED
@@ -45,10 +46,10 @@ class LayerBytes:
         unique: distinct codes.
         unique_per_channel: the largest number of distinct codes of a channel; `unique` without channels.
         raw_bytes: of the codes, as a plain file stores them.
-        stored_bytes: of what this file stores for them: less where look-up tables are.
+        stored_bytes: of what this file stores for them: less where a DECODE writes them.
         deflated_bytes: of the raw ones through zlib, level 9.
-        lut_bytes: as indices and tables that TFLM decodes (header with them); None where it decodes none, or where a
-            table would need more than 128 entries.
+        decoded_bytes: storage -> of what TFLM decodes (header with it); None where it decodes none, or where the
+            weights have no such form: a table of more than 128 entries, say.
         sparse: the smallest TFLite sparse tensor; None where LiteRT executes none.
     """
 
@@ -62,8 +63,18 @@ class LayerBytes:
     raw_bytes: int
     stored_bytes: int
     deflated_bytes: int
-    lut_bytes: int | None
+    decoded_bytes: Mapping[str, int | None]
     sparse: Sparse | None
+
+    @property
+    def lut_bytes(self) -> int | None:
+        """In look-up tables."""
+        return self.decoded_bytes["lut"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, a number for each storage: `lut_bytes`."""
+        plain = asdict(self)
+        return {**plain, **{f"{key}_bytes": size for key, size in plain.pop("decoded_bytes").items()}}
 
 
 @dataclass(frozen=True)
@@ -88,14 +99,14 @@ class FileBytes:
     def totals(self) -> dict[str, int]:
         """Sums over the layers.
 
-        A layer that look-up tables or a sparse tensor would make larger counts raw, and so does a sparse one that
+        A layer that a storage or a sparse tensor would make larger counts raw, and so does a sparse one that
         XNNPACK does not execute.
         """
         return {
             "raw_bytes": sum(layer.raw_bytes for layer in self.layers),
             "stored_bytes": sum(layer.stored_bytes for layer in self.layers),
             "deflated_bytes": sum(layer.deflated_bytes for layer in self.layers),
-            "lut_bytes": sum(min(layer.raw_bytes, layer.lut_bytes or layer.raw_bytes) for layer in self.layers),
+            **{f"{key}_bytes": sum(_at_most_raw(layer, key) for layer in self.layers) for key in storages()},
             "sparse_bytes": sum(_executed_everywhere(layer) for layer in self.layers),
         }
 
@@ -108,7 +119,8 @@ class FileBytes:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
-        return {**asdict(self), "totals": self.totals, "sparsity": self.sparsity}
+        layers = [layer.to_dict() for layer in self.layers]
+        return {**asdict(self), "layers": layers, "totals": self.totals, "sparsity": self.sparsity}
 
 
 def layer_bytes(path: str | Path | bytes) -> FileBytes:
@@ -169,7 +181,7 @@ def _layer(t: FileTensor, code: str, values: np.ndarray, stored: int) -> LayerBy
     raw = -(-values.size // 2) if packed else values.nbytes
     # Deflated is what the file holds, and it holds 4-bit codes in pairs.
     content = values.tobytes() if not packed else _pairs(values)
-    lut = smallest(values, axis) if facts(code).reads_tables and t.type in ("INT8", "INT4") else None
+    readable = facts(code).reads_tables and t.type in ("INT8", "INT4")
     return LayerBytes(
         name=t.name,
         operator=code,
@@ -181,10 +193,19 @@ def _layer(t: FileTensor, code: str, values: np.ndarray, stored: int) -> LayerBy
         raw_bytes=raw,
         stored_bytes=stored,
         deflated_bytes=_deflated(content),
-        lut_bytes=None if lut is None else lut.size_bytes,
+        decoded_bytes={key: _decoded(key, values, axis, t) if readable else None for key in storages()},
         # A sparse tensor leaves out codes of 0, so those have to stand for zero.
         sparse=_sparse(values, code) if t.type in ("INT8", "FLOAT32") and not np.any(zero) else None,
     )
+
+
+def _decoded(key: str, codes: np.ndarray, axis: int | None, t: FileTensor) -> int | None:
+    stored = storages()[key]().store(codes, axis, np.array(t.zero_point))
+    return None if stored is None else stored.size_bytes
+
+
+def _at_most_raw(layer: LayerBytes, key: str) -> int:
+    return min(layer.raw_bytes, layer.decoded_bytes[key] or layer.raw_bytes)
 
 
 def _executed_everywhere(layer: LayerBytes) -> int:

@@ -13,13 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from kquant.core.spec import FLOAT, PACKED_BITS
+from kquant.core.spec import PACKED_BITS
 from kquant.ops.rule import Rule
 from kquant.recipe.recipe import Settings
 from kquant.targets import Target
+from kquant.views.widths import TYPES
 
-# What target files call activations of a width.
-TYPES = {8: "int8", 16: "int16x8", FLOAT: "float"}
 # Unpacks the weights of layers that compute in float.
 UNPACKS = "DEQUANTIZE"
 

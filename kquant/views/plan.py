@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from kquant.core.origin import identities
-from kquant.core.spec import FLOAT, INDEX, QuantSpec
+from kquant.core.spec import FLOAT, INDEX, KERNEL_BITS, QuantSpec
 from kquant.graph.graph import Graph, Node
 from kquant.graph.stored import Stored
 from kquant.layers.provenance import Provenance
@@ -457,7 +457,7 @@ def _held(draft: _Draft, classes: _Classes, groups: dict[int, Group]) -> dict[in
     held = dict(groups)
     for node in draft.graph.nodes:
         rule = draft.rules[id(node)]
-        if rule is None or draft.widths.calls[id(node)] not in TYPES:
+        if rule is None or draft.widths.calls[id(node)] not in KERNEL_BITS:
             continue
         known = [draft.target.ops[code] for code in rule.operators if code in draft.target.ops]
         # below such a limit the kernel ends the process (int8) or multiplies by 0 (int16)

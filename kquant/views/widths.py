@@ -20,7 +20,7 @@ from kquant.recipe.recipe import Recipe, Settings
 from kquant.targets import Target
 
 # What the target files call the activations of a width.
-TYPES = {8: "int8", 16: "int16x8"}
+TYPES = {8: "int8", 16: "int16x8", FLOAT: "float"}
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ def asked_again() -> Any:
 
 
 def test_the_known_file_has_tables() -> None:
-    content, codes, expected = decoding.known()
+    content, codes, expected = decoding.known("lut")
     file = read_model(content)
     assert [table.name for table in file.tables] == ["w"] and np.unique(expected).size > 20
     assert codes.dtype == expected.dtype == np.int8
@@ -29,7 +29,7 @@ def test_the_known_file_has_tables() -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("tflite_micro") is None, reason="the micro extra is not installed")
 def test_the_installed_build_decodes() -> None:
-    decoding.check_decodes(running.probe)
+    decoding.check_decodes(running.probe, "lut")
 
 
 def _other_codes(content: bytes, runtime: str, codes: list[np.ndarray]) -> list[np.ndarray]:
@@ -48,4 +48,4 @@ def test_a_build_that_does_not_is_refused_before_a_file_is_run(
 ) -> None:
     monkeypatch.setattr(running, "probe", probe)
     with pytest.raises(ValueError, match=rf"tflite-micro .* does not decode.*{why}.*pip install 'tflite-micro=="):
-        running.predict(decoding.known()[0], np.zeros((1, decoding.WIDTH), np.float32), "tflm")
+        running.predict(decoding.known("lut")[0], np.zeros((1, decoding.WIDTH), np.float32), "tflm")

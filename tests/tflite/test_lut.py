@@ -20,9 +20,9 @@ from kquant.exporting.c_array import save_c_array
 from kquant.runtime import interpreters
 from kquant.runtime.running import available
 from kquant.tflite.flatbuffer import to_bytes
-from kquant.tflite.lut_format import decode, encode, header, pack, smallest, unpack
-from kquant.tflite.lut_program import LookUpTables, store_in_tables, without_tables
+from kquant.tflite.lut_format import LookUpTables, decode, encode, header, pack, smallest, unpack
 from kquant.tflite.reader import constants, read_model
+from kquant.tflite.stored_weights import store_weights, without_decodes
 
 layers = keras.layers
 RNG = np.random.default_rng(3)
@@ -70,7 +70,7 @@ def one_operator(code: str, codes: np.ndarray, axis: int | None, dtype: str = "i
 def files_of(program: Program, wanted: LookUpTables = LookUpTables()) -> tuple[bytes, bytes]:  # noqa: B008
     tflm = targets.load("tflm")
     plain = to_bytes(program, tflm, {})
-    store_in_tables(program, wanted)
+    store_weights(program, [wanted])
     return plain, to_bytes(program, tflm, {})
 
 
@@ -341,7 +341,7 @@ def test_what_cannot_be_is_refused_with_the_way_out(qmodel, tmp_path, monkeypatc
     refused("no weights get smaller", kquant.LookUpTables(max_bits=1))
     with pytest.raises(ValueError, match="max_bits must be 1 to 7"):
         kquant.LookUpTables(max_bits=8)
-    monkeypatch.setattr("kquant.exporting.lut_check.available", lambda: ["litert"])
+    monkeypatch.setattr("kquant.exporting.stored_check.available", lambda: ["litert"])
     with pytest.raises(ValueError, match=r"pip install 'kquant\[micro\]'"):
         kquant.export(qmodel, path, compression="lut")
     assert path.read_bytes() == b"older"
@@ -352,8 +352,8 @@ def test_weights_that_no_kernel_reads_decoded_are_refused():
     x, y = program.value("x", (1, 512), encoding()), program.value("y", (1, 512), encoding())
     program.emit("ADD", [x, program.constant("offset/value", np.zeros((1, 512), np.int8), encoding())], y)
     with pytest.raises(ValueError, match="'offset' cannot be stored in look-up tables.*read by ADD"):
-        store_in_tables(program, LookUpTables(("offset",)))
-    assert store_in_tables(program) == []
+        store_weights(program, [LookUpTables(("offset",))])
+    assert store_weights(program, [LookUpTables()]) == []
 
 
 @needs_tflm
@@ -372,7 +372,7 @@ def test_a_stream_keeps_its_tables(tmp_path):
 def test_plain_again():
     codes = RNG.integers(-2, 2, (16, 3, 3, 8)).astype(np.int8)
     plain, tabled = files_of(one_operator("CONV_2D", codes, None))
-    again = without_tables(tabled)
+    again = without_decodes(tabled)
     assert read_model(again).operator_counts == {"CONV_2D": 1} and not read_model(again).tables
     for runtime in ("litert", "litert-reference"):
         both = zip(outputs(plain, runtime), outputs(again, runtime), strict=True)

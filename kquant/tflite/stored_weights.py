@@ -1,9 +1,9 @@
-"""Constants of a program -> look-up tables, with a DECODE in front of each operator that reads them (TFLM only)."""
+"""Constants of a program -> pairs of tensors, a DECODE in front of each operator that reads them (TFLM only)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,80 +13,60 @@ from kquant.core.operators import OPERATORS, facts
 from kquant.core.program import Operator, Program, Ref
 from kquant.targets import Target
 from kquant.tflite.flatbuffer import packed, to_bytes, unpacked
-from kquant.tflite.lut_format import CODE, MAX_BITS, Lut, distinct, header, pack, smallest
 from kquant.tflite.reader import SCHEMA, constants, read_model
+from kquant.tflite.storage import CODE, Storage, Stored
 
-# What one more tensor behind tables costs beside its bytes: 3 tensors for 1, 2 buffers for 1, an operator. Measured.
-TABLE_BYTES = 128
-
-
-@dataclass(frozen=True)
-class LookUpTables:
-    """Which weights `kquant.export` stores in look-up tables.
-
-    Attributes:
-        names: of layers or of tensors, like "conv2d_1" or "conv2d_1/kernel"; None: all that get smaller.
-        max_bits: the widest index to write, 1 to 7: with 4, a table has 16 entries at most.
-    """
-
-    names: tuple[str, ...] | None = None
-    max_bits: int = MAX_BITS
-
-    def __post_init__(self) -> None:
-        if isinstance(self.names, str):
-            raise ValueError(f"LookUpTables: names is a tuple of names. Received: {self.names!r}.")
-        if not 1 <= self.max_bits <= MAX_BITS:
-            raise ValueError(f"LookUpTables: max_bits must be 1 to {MAX_BITS}. Received: {self.max_bits!r}.")
+# What one more tensor behind a DECODE costs beside its bytes: 3 tensors for 1, 2 buffers for 1, an operator. Measured.
+DECODE_BYTES = 128
 
 
-def store_in_tables(program: Program, wanted: LookUpTables = LookUpTables()) -> list[str]:  # noqa: B008  frozen
-    """Store weights as indices and tables; each reader gets a DECODE of its own, right in front of it.
+def store_weights(program: Program, wanted: Sequence[Storage]) -> list[str]:
+    """Store weights in the smallest of some forms; each reader gets a DECODE of its own, right in front of it.
 
     Args:
         program: of the file; its list of operators is replaced.
-        wanted: which weights.
+        wanted: forms, and which weights each may take.
 
     Returns:
-        Names of the tensors that are stored in tables, in the order of the file.
+        Names of the tensors that are stored so, in the order of the file.
 
     Raises:
-        ValueError: a name that is not there, or weights that were named and have too many distinct codes or get no
-            smaller.
+        ValueError: a name that is not there, or weights that were named and cannot be stored so or get no smaller.
 
     Example:
         >>> from kquant.core.program import Program
-        >>> from kquant.tflite.lut_program import store_in_tables
+        >>> from kquant.tflite.lut_format import LookUpTables
+        >>> from kquant.tflite.stored_weights import store_weights
         >>> program = Program("tiny")
         >>> x, y = program.value("x", (1, 64), None, "int8"), program.value("y", (1, 64), None, "int8")
         >>> weights = program.constant("w", np.tile(np.int8([3, 7]), (64, 32)))
         >>> program.emit("FULLY_CONNECTED", [x, weights, None], y).name
         'y'
-        >>> store_in_tables(program)
+        >>> store_weights(program, [LookUpTables()])
         ['w']
         >>> [op.code for op in program.operators]
         ['TFLM_DECODE', 'FULLY_CONNECTED']
     """
     readable = _readable(program)
-    if wanted.names is not None:
-        _refuse_unreadable(wanted.names, readable, program)
-    chosen: dict[int, Lut] = {}
+    for storage in wanted:
+        _refuse_unreadable(storage, readable, program)
+    chosen: dict[int, Stored] = {}
     for ref in readable:
-        named = wanted.names is not None and any(_is_of(ref, name) for name in wanted.names)
-        lut = _lut(ref, wanted.max_bits, named) if named or wanted.names is None else None
-        if lut is not None:
-            chosen[id(ref)] = lut
+        found = [stored for storage in wanted if (stored := _stored(ref, storage)) is not None]
+        if found:
+            chosen[id(ref)] = min(found, key=lambda stored: stored.size_bytes)
     _insert(program, chosen)
     return [ref.name for ref in readable if id(ref) in chosen]
 
 
-def without_tables(content: bytes) -> bytes:
+def without_decodes(content: bytes) -> bytes:
     """The file with its weights as they are: what kernels that decode nothing can run.
 
     Args:
-        content: a `.tflite` file with look-up tables.
+        content: a `.tflite` file with some that a DECODE writes.
 
     Returns:
-        A file without them, and without the operators that decode them.
+        A file without the operators that decode them.
     """
     held, tables = constants(content), read_model(content).tables
     model = unpacked(content)
@@ -107,7 +87,7 @@ def _is_of(ref: Ref, name: str) -> bool:
     return ref.name == name or ref.name.startswith(f"{name}/")
 
 
-def _insert(program: Program, chosen: dict[int, Lut]) -> None:
+def _insert(program: Program, chosen: dict[int, Stored]) -> None:
     """One DECODE in front of each reader: what it writes lives until the next operator only."""
     stored: dict[int, tuple[Ref, Ref]] = {}
     written: list[Operator] = []
@@ -118,18 +98,18 @@ def _insert(program: Program, chosen: dict[int, Lut]) -> None:
         decoded = {key: Ref(ref.name, ref.shape, "int8", ref.encoding) for key, ref in found.items()}
         if found:
             # What is stored is there once, however many operators decode it.
-            pairs = [stored.setdefault(key, _stored(chosen[key])) for key in found]
+            pairs = [stored.setdefault(key, _pair(chosen[key])) for key in found]
             written.append(Operator(CODE, [part for pair in pairs for part in pair], list(decoded.values())))
             op = replace(op, inputs=[decoded.get(id(ref), ref) for ref in op.inputs])
         written.append(op)
     program.operators = written
 
 
-def _stored(lut: Lut) -> tuple[Ref, Ref]:
-    """Indices and tables as they lie in the file; nobody asks for their names."""
-    parts = (pack(lut.indices, lut.bits), header(lut))
-    indices, tables = (Ref("", (len(part),), "uint8", None, np.frombuffer(part, np.uint8)) for part in parts)
-    return indices, tables
+def _pair(stored: Stored) -> tuple[Ref, Ref]:
+    """Body and header as they lie in the file; nobody asks for their names."""
+    parts = (stored.body, stored.header)
+    body, header = (Ref("", (len(part),), "uint8", None, np.frombuffer(part, np.uint8)) for part in parts)
+    return body, header
 
 
 def _readable(program: Program) -> list[Ref]:
@@ -147,31 +127,32 @@ def _readable(program: Program) -> list[Ref]:
     return [ref for key, ref in found.items() if key not in barred]
 
 
-def _lut(ref: Ref, max_bits: int, required: bool) -> Lut | None:
-    """Tables for a tensor, where they save bytes; scales along an axis allow tables along it."""
+def _stored(ref: Ref, storage: Storage) -> Stored | None:
+    """A tensor in this form, where it saves bytes."""
+    required = storage.names is not None
+    if storage.names is not None and not any(_is_of(ref, name) for name in storage.names):
+        return None
     codes = np.asarray(ref.data).astype(np.int8)
     # int4 lies in the file as two codes to a byte.
     raw = codes.size if ref.dtype == "int8" else -(-codes.size // 2)
-    axis = ref.encoding.axis if ref.encoding is not None else None
-    lut = smallest(codes, axis)
-    if required and (lut is None or lut.bits > max_bits):
-        raise ValueError(
-            f"export: '{ref.name}' has {distinct(codes, axis)} distinct codes in a table, and indices of {max_bits} "
-            f"bits tell {1 << max_bits} apart. Cluster its weights first, or leave it out of the tensors to compress."
-        )
-    if lut is None or lut.bits > max_bits:
+    axis, zeros = (None, np.array([0])) if ref.encoding is None else (ref.encoding.axis, ref.encoding.zero_point)
+    stored = storage.store(codes, axis, zeros)
+    if stored is None:
+        if required:
+            why = storage.refusal(codes, axis)
+            raise ValueError(f"export: '{ref.name}' {why}, or leave it out of the tensors to compress.")
         return None
-    smaller = lut.size_bytes + TABLE_BYTES < raw
+    smaller = stored.size_bytes + DECODE_BYTES < raw
     if required and not smaller:
         raise ValueError(
-            f"export: '{ref.name}' gets no smaller: {raw} bytes as it is, {lut.size_bytes} as indices of "
-            f"{lut.bits} bits and tables, and about {TABLE_BYTES} for the operator that decodes them. Leave it out."
+            f"export: '{ref.name}' gets no smaller: {raw} bytes as it is, {stored.size_bytes} as {stored.what}, and "
+            f"about {DECODE_BYTES} for the operator that decodes them. Leave it out."
         )
-    return lut if smaller else None
+    return stored if smaller else None
 
 
-def _refuse_unreadable(names: Sequence[str], readable: list[Ref], program: Program) -> None:
-    for name in names:
+def _refuse_unreadable(storage: Storage, readable: list[Ref], program: Program) -> None:
+    for name in storage.names or ():
         if any(_is_of(ref, name) for ref in readable):
             continue
         able = [code for code, kind in OPERATORS.items() if kind.reads_tables]
@@ -179,7 +160,7 @@ def _refuse_unreadable(names: Sequence[str], readable: list[Ref], program: Progr
         readers = sorted({code for code, ref in stored if ref.data is not None and _is_of(ref, name)})
         if readers:
             raise ValueError(
-                f"export: '{name}' cannot be stored in look-up tables: TFLM decodes the integer weights of "
+                f"export: '{name}' cannot be stored in {storage.title}: TFLM decodes the integer weights of "
                 f"{', '.join(able)}. It is read by {', '.join(readers)}; leave it out."
             )
         known = [ref.name for ref in readable]
@@ -187,20 +168,18 @@ def _refuse_unreadable(names: Sequence[str], readable: list[Ref], program: Progr
         raise ValueError(f"export: the file has no weights '{name}'.{hint} There are: {', '.join(known)}.")
 
 
-def in_tables(program: Program, target: Target, metadata: dict[str, Any], tables: LookUpTables) -> bytes:
-    """The file of a program with its weights in look-up tables; the program stays as it is.
+def smaller_file(program: Program, target: Target, metadata: dict[str, Any], wanted: Sequence[Storage]) -> bytes:
+    """The file of a program with its weights behind a DECODE; the program stays as it is.
 
     Raises:
-        ValueError: no weights get smaller, or see `store_in_tables`.
+        ValueError: no weights get smaller, or see `store_weights`.
     """
     copy = replace(program)
-    names = store_in_tables(copy, tables)
+    names = store_weights(copy, wanted)
     plain, content = (to_bytes(p, target, metadata) for p in (program, copy))
     if not names or len(content) >= len(plain):
-        raise ValueError(
-            "export: no weights get smaller in look-up tables: too many distinct codes, or too few weights for a "
-            "table. Cluster the weights first; kquant.layer_bytes counts codes and bytes of a plain export."
-        )
+        why = "; ".join(f"in {storage.title}: {storage.remedy}" for storage in wanted)
+        raise ValueError(f"export: no weights get smaller {why}.")
     _refuse_other_codes(plain, content)
     return content
 
@@ -212,4 +191,4 @@ def _refuse_other_codes(plain: bytes, content: bytes) -> None:
     for i, expected in constants(plain).items():
         name = before[i].name
         if name not in written or not np.array_equal(written[name], expected):
-            raise ValueError(f"export: '{name}' does not come back from its look-up tables; please report this.")
+            raise ValueError(f"export: '{name}' does not come back from what stores it; please report this.")
