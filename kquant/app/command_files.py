@@ -26,6 +26,7 @@ from kquant.files.leftovers import settle
 from kquant.files.named_files import check_data, check_labels_file
 from kquant.files.untrusted import read_arrays
 from kquant.graph import inputs
+from kquant.graph.keras_private import deep_graphs
 from kquant.tflite.reader import FileModel
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".pgm", ".ppm")
@@ -58,7 +59,8 @@ def load_model(path: str | Path) -> keras.Model:
         ValueError: no such file, another kind of file, or Keras cannot rebuild it; with the way where there is one.
     """
     settle(Path(path).parent)  # a model and its file may be of two runs where one was killed
-    return keras_files.load(path)
+    with deep_graphs():
+        return keras_files.load(path)
 
 
 def _shorten(text: str, width: int = 240) -> str:

@@ -8,7 +8,7 @@ import keras
 
 from kquant.core.origin import mark, origins
 from kquant.graph.creation import without_random
-from kquant.graph.keras_private import LISTS, every_layer, own_states, own_weights, set_trainable_alone
+from kquant.graph.keras_private import LISTS, deep_graphs, every_layer, own_states, own_weights, set_trainable_alone
 
 
 def stays_whole(op: Any) -> bool:
@@ -153,7 +153,8 @@ def copy_of(model: keras.Model, config: dict[str, Any] | None = None) -> keras.M
         model: of layers that Keras saves.
         config: of the new one, with the layers of `model` in their order; by default its own.
     """
-    new = type(model).from_config(model.get_config() if config is None else config)
+    with deep_graphs():
+        new = type(model).from_config(model.get_config() if config is None else config)
     # By place: a layer that took on masks or corrections late holds its variables in another order.
     for old, fresh in zip(model.layers, new.layers, strict=True):
         copy_state(old, fresh)

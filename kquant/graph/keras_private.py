@@ -8,6 +8,7 @@ Keras changes one, this is the file to mend. What has a public name (`model.inpu
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -205,6 +206,24 @@ def calls_forgotten(layers: Iterable[keras.layers.Layer]) -> Iterator[None]:
 
 
 # Functional models
+
+DEEP = 100_000  # layers in a row, of which a quantized model has three where the float one has one
+
+
+@contextlib.contextmanager
+def deep_graphs() -> Iterator[None]:
+    """Inside, Keras makes Functional models of any depth.
+
+    Relies on `keras.src.ops.function._build_map_helper`, which goes from the outputs to the inputs by calling itself:
+    with Python's own limit of 1,000 that fails for some 990 layers in a row. Python takes no room on the stack of C for
+    such a call.
+    """
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(max(before, DEEP))
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(before)
 
 
 def functional_of(model: keras.Sequential) -> keras.Model:

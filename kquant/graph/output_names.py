@@ -17,6 +17,7 @@ from keras import tree
 
 from kquant.graph.defaults import own_defaults
 from kquant.graph.held_constants import HeldConstants
+from kquant.graph.keras_private import deep_graphs
 
 
 @keras.saving.register_keras_serializable(package="kquant")
@@ -54,7 +55,8 @@ class NamedOutputs(HeldConstants):
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> NamedOutputs:
         """The Functional model, and the names put on."""
         rest = {key: value for key, value in config.items() if key != "output_names"}
-        model = super().from_config(rest, custom_objects=custom_objects)
+        with deep_graphs():
+            model = super().from_config(rest, custom_objects=custom_objects)
         if "output_names" in config:
             model.output_names = list(config["output_names"])
         return model
@@ -92,12 +94,13 @@ def functional(inputs: Any, outputs: Any, name: str, names: Sequence[str] | None
     Returns:
         Keras' own class where no layer is kquant's and the names are those that Keras finds.
     """
-    # Made first, since only Keras knows which names it gives; most often they are right.
-    model = keras.Model(inputs, outputs, name=name)
-    own = any(type(layer).__module__.startswith("kquant.") for layer in model.layers)
-    if not own and (names is None or list(names) == list(model.output_names)):
-        return model
-    named = NamedOutputs(inputs, outputs, name=name)
+    with deep_graphs():
+        # Made first, since only Keras knows which names it gives; most often they are right.
+        model = keras.Model(inputs, outputs, name=name)
+        own = any(type(layer).__module__.startswith("kquant.") for layer in model.layers)
+        if not own and (names is None or list(names) == list(model.output_names)):
+            return model
+        named = NamedOutputs(inputs, outputs, name=name)
     if names is not None:
         named.output_names = list(names)
     return named
@@ -125,7 +128,8 @@ def as_keras(model: keras.Model) -> keras.Model:
     if not isinstance(model, NamedOutputs):
         return model
     # What plain Keras would call them, of the same layers.
-    had, wanted = list(keras.Model(model.input, model.output).output_names), list(model.output_names)
+    with deep_graphs():
+        had, wanted = list(keras.Model(model.input, model.output).output_names), list(model.output_names)
     makers = {name: {h for h, w in zip(had, wanted, strict=True) if w == name} for name in wanted}
     if had == wanted:  # it is of this class for its layers' sake
         return model
@@ -151,7 +155,7 @@ def as_keras(model: keras.Model) -> keras.Model:
         else:
             ends[id(t), w] = keras.layers.Identity(name=w, dtype=t.dtype)(t)
     new = [ends.get((id(t), w), t) for t, w in zip(model.outputs, wanted, strict=True)]
-    with own_defaults(model.layers):
+    with own_defaults(model.layers), deep_graphs():
         return keras.Model(model.input, tree.pack_sequence_as(model.output, new), name=model.name)
 
 

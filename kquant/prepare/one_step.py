@@ -17,6 +17,7 @@ import numpy as np
 from kquant.core.renamed import renamed
 from kquant.graph.defaults import own_defaults
 from kquant.graph.graph import Graph, Node, substitute, trace
+from kquant.graph.keras_private import deep_graphs
 from kquant.graph.step_mask import StepMask
 from kquant.ops import find
 from kquant.ops.unrolled import CELLS, SameEncoding, Steps
@@ -209,4 +210,5 @@ def _assembled(graph: Graph, inputs: list[Any]) -> keras.Model:
     outputs = [new[id(t)] for t in graph.output_tensors]
     states = {id(t) for t in builder.states_out}
     outputs = [layers.Reshape(t.shape[1:], name=f"y{i}")(t) if id(t) in states else t for i, t in enumerate(outputs)]
-    return keras.Model([*inputs, *builder.states_in], [*outputs, *builder.states_out], name=f"{graph.name}_step")
+    with deep_graphs():
+        return keras.Model([*inputs, *builder.states_in], [*outputs, *builder.states_out], name=f"{graph.name}_step")

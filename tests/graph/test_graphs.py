@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import sys
 import zlib
 from functools import cache
+from pathlib import Path
 
 import contract
 import graph_cases
@@ -17,6 +19,7 @@ from keras import layers
 
 import kquant
 from kquant import targets
+from kquant.graph.copies import copy_of
 from kquant.layers.nodes import Compressed
 from kquant.prepare.expansion import expand
 from kquant.prepare.folding import fold
@@ -278,3 +281,23 @@ def test_what_a_normalization_of_every_step_was_adapted_to_stays(inside):
     inputs = keras.Input((5, 6))
     model = keras.Model(inputs, layers.TimeDistributed(block, name="each")(inputs))
     np.testing.assert_allclose(expand(model)(x), model(x), atol=1e-5)
+
+
+def test_a_deep_model_becomes_three_times_as_deep(tmp_path: Path) -> None:
+    x = inputs = keras.Input((2,))
+    for _ in range(130):
+        x = keras.layers.Dense(2, activation="relu")(x)
+    model, before = keras.Model(inputs, x), sys.getrecursionlimit()
+    sys.setrecursionlimit(400)  # instead of the usual thousand, which takes a model of 340 layers
+    try:
+        q = kquant.quantize(model)
+        q.save(tmp_path / "deep.keras")
+        again = keras.saving.load_model(tmp_path / "deep.keras")
+        copied = copy_of(q)
+        with pytest.raises(RecursionError):  # Keras alone
+            keras.Model(q.input, q.output)
+        assert sys.getrecursionlimit() == 400
+    finally:
+        sys.setrecursionlimit(before)
+    assert [layer.name for layer in again.layers] == [layer.name for layer in q.layers]
+    assert len(copied.layers) == len(q.layers) > 390
