@@ -8,6 +8,7 @@ runs the graph, so the numbers are the same to the bit, compiled by XLA or not.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from functools import cache, wraps
 from typing import Any, TypeVar
@@ -17,6 +18,7 @@ import tensorflow as tf
 from kquant.core.beforehand import beforehand
 
 Function = TypeVar("Function", bound=Callable)
+AS_THEY_ARE = 128  # eager calls of a kind: to trace it and to call it first takes as long as a hundred of them
 
 
 def one_node(function: Function) -> Function:
@@ -41,13 +43,19 @@ def one_node(function: Function) -> Function:
         with tf.init_scope():  # of no graph, so that it serves in all
             return tf.function(filled, autograph=False, input_signature=kinds).get_concrete_function()
 
+    eager: Counter[Any] = Counter()  # calls of a kind that ran as they are
+
     @wraps(function)
     def call(*args: Any) -> Any:
         plain = tuple((n, a) for n, a in enumerate(args) if not _holds_tensors(a))
         tensors = tuple(a for a in args if _holds_tensors(a))
         kinds = tf.nest.map_structure(lambda t: tf.TensorSpec(t.shape, t.dtype), tensors)
+        kind = len(args), plain, kinds
+        if tf.executing_eagerly() and eager[kind] < AS_THEY_ARE:
+            eager[kind] += 1
+            return function(*args)
         with beforehand(*tf.nest.flatten(tensors)):
-            return traced(len(args), plain, kinds)(*tensors)
+            return traced(*kind)(*tensors)
 
     return call  # pyright: ignore[reportReturnType]  the same arguments, the same result
 
