@@ -1,8 +1,9 @@
-"""Variables made in a hurry: layers that are copied, or made to take over values, need no names or random numbers."""
+"""Layers made in a hurry: those that are copied, or made to take over values, need no names or random numbers."""
 
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -46,3 +47,19 @@ def without_random(layer: keras.layers.Layer) -> Iterator[None]:
     finally:
         for name, value in own.items():
             setattr(layer, name, value)
+
+
+@contextlib.contextmanager
+def without_collection() -> Iterator[None]:
+    """Inside, Python's garbage collector rests.
+
+    What makes many objects, as the building of a model does, sets it off, and it then walks through all that Keras and
+    TensorFlow hold: a fifth of a second, to find nothing.
+    """
+    rests = not gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if not rests:
+            gc.enable()

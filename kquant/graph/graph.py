@@ -15,7 +15,7 @@ import keras
 from keras import KerasTensor as Tensor
 from keras import tree
 
-from kquant.graph.creation import with_one_name
+from kquant.graph.creation import with_one_name, without_collection
 from kquant.graph.defaults import own_defaults
 from kquant.graph.inputs import inputs_of
 from kquant.graph.keras_private import made_of
@@ -104,7 +104,8 @@ def trace(
         ValueError: the model is not built, or a `call` cannot be followed symbolically.
     """
     inputs = inputs_of(model, input_shape)
-    nodes, outputs = unfold(model, inputs, known, masks, whole)
+    with without_collection():
+        nodes, outputs = unfold(model, inputs, known, masks, whole)
     if input_shape is not None:
         for node in nodes:
             _refuse_misfit(node)
@@ -155,7 +156,7 @@ def rewrite(
     new: dict[int, Any] = {}
     # Layers made by `replace` take what the process is set to, and that may be another policy than the model was made
     # under.
-    with own_defaults(graph.layers), with_one_name():
+    with own_defaults(graph.layers), with_one_name(), without_collection():
         inputs = tree.map_structure(lambda t: keras.Input(t.shape[1:], t.shape[0], t.dtype, name=t.name), graph.inputs)
         for old, fresh in zip(graph.input_tensors, tree.flatten(inputs), strict=True):
             new[id(old)] = fresh if enter is None else enter(old, fresh)
