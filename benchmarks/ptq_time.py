@@ -1,9 +1,14 @@
-"""Numbers 5 and 6: wall time, memory, latency and size against the TensorFlow converter, same model and samples."""
+"""Wall time, memory, latency and size against the TensorFlow converter, same model and samples.
+
+    python -m benchmarks.ptq_time --path benchmarks/results/ptq_time.json
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import platform
 import subprocess
 import sys
 import tempfile
@@ -17,6 +22,7 @@ import numpy as np
 from benchmarks.assets import task
 from benchmarks.latency import latencies_ms
 from benchmarks.memory import peak_kb
+from benchmarks.phone_recovery import efficientnet_lite0, images, settle
 
 TASKS = {
     "resnet8": "image_classification",
@@ -25,13 +31,20 @@ TASKS = {
     "ad": "anomaly_detection",
     "sww": "streaming_wakeword",
 }
+LARGE = ("resnet50", "resnet152", "efficientnet_lite0")
 
 
 def build(name: str) -> tuple[Any, np.ndarray]:
     """A model and its calibration samples."""
-    if name == "resnet50":
-        model = keras.applications.ResNet50(weights=None, input_shape=(96, 96, 3), classes=10)
-        return model, np.random.default_rng(0).uniform(0, 255, (200, 96, 96, 3)).astype("float32")
+    if name == "efficientnet_lite0":
+        data = images(100, 0)
+        settle(model := efficientnet_lite0(), data[:8])
+        return model, data
+    if name in LARGE:
+        made = {"resnet50": (keras.applications.ResNet50, 96), "resnet152": (keras.applications.ResNet152, 64)}
+        make, size = made[name]
+        model = make(weights=None, input_shape=(size, size, 3), classes=10)
+        return model, np.random.default_rng(0).uniform(0, 255, (200, size, size, 3)).astype("float32")
     t = task(TASKS[name])
     return t.model, t.calibration
 
@@ -54,18 +67,18 @@ def child(name: str, tool: str, path: str) -> None:
     print(json.dumps({"seconds": seconds, "peak_kb": peak_kb()}))
 
 
-def run(name: str, repeats: int) -> None:
+def run(name: str, repeats: int) -> dict[str, Any]:
     """Both tools in processes of their own, in turn; then both files in one process."""
     with tempfile.TemporaryDirectory() as folder:
         paths = {tool: str(Path(folder) / f"{tool}.tflite") for tool in ("kquant", "unverified", "converter")}
         rows: dict[str, list[dict[str, float]]] = {tool: [] for tool in paths}
         for _ in range(repeats):
             for tool, path in paths.items():
-                command = [sys.executable, "-m", "benchmarks.ptq_time", name, "--child", tool, "--path", path]
+                command = [sys.executable, "-m", "benchmarks.ptq_time", name, "--child", tool, "--file", path]
                 done = subprocess.run(command, capture_output=True, text=True, check=True)
                 rows[tool].append(json.loads(done.stdout.splitlines()[-1]))
-        times = {tool: float(np.median([r["seconds"] for r in found])) for tool, found in rows.items()}
-        memory = {tool: max(r["peak_kb"] for r in found) / 1024 for tool, found in rows.items()}
+        times = {tool: float(np.median([r["seconds"] for r in turns])) for tool, turns in rows.items()}
+        memory = {tool: max(r["peak_kb"] for r in turns) / 1024 for tool, turns in rows.items()}
         sizes = {tool: Path(path).stat().st_size for tool, path in paths.items()}
         a, b = latencies_ms([paths["kquant"], paths["converter"]])
     print(
@@ -77,6 +90,8 @@ def run(name: str, repeats: int) -> None:
         f"latency {a:.4f} against {b:.4f} ms ({a / b:.3f})",
         flush=True,
     )
+    latency = {"kquant": a, "converter": b}
+    return {"seconds": times, "peak_mb": memory, "bytes": sizes, "latency_ms": latency, "repeats": repeats}
 
 
 def calibration(name: str) -> None:
@@ -99,18 +114,23 @@ def calibration(name: str) -> None:
 def main() -> None:
     """Parse and run."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("models", nargs="*", default=[*TASKS, "resnet50"])
+    parser.add_argument("models", nargs="*", default=[*TASKS, *LARGE])
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--path", type=Path, help="where to write the figures, as JSON")
     parser.add_argument("--child", choices=("kquant", "unverified", "converter"))
-    parser.add_argument("--path")
+    parser.add_argument("--file")
     args = parser.parse_args()
     if args.child:
-        child(args.models[0], args.child, args.path)
+        child(args.models[0], args.child, args.file)
         return
+    machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
+    measured: dict[str, Any] = {**machine, "load": os.getloadavg()[0], "models": {}}
     for name in args.models:
-        run(name, args.repeats)
-        if name != "resnet50":
+        measured["models"][name] = run(name, args.repeats)
+        if name not in LARGE:
             calibration(name)
+    if args.path:
+        args.path.write_text(json.dumps(measured, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -19,12 +19,12 @@ import numpy as np
 from kquant.calibration.observations import Observations
 from kquant.core.messages import warn
 from kquant.core.origin import origins
-from kquant.graph.graph import Graph, Node, run
+from kquant.graph.graph import Graph, Node, outputs_of, run
 from kquant.graph.unfold import substitute
 from kquant.layers.nodes import Compressed, FakeQuant, encodings_of, observing, only
 from kquant.layers.provenance import provenance_of
 from kquant.ops import find
-from kquant.views.quantized_model import read
+from kquant.views.quantized_model import HELD_BYTES, graph_if_large, read, tensor_bytes
 from kquant.views.widths import TYPES
 
 # Healthy int8 models keep 20 to 40 dB, and networks of some layers that keep 20 dB lose about a point of accuracy.
@@ -110,8 +110,9 @@ def _outputs(values: Any) -> list[np.ndarray]:
 
 def _total_db(qmodel: keras.Model, x: Any, y: Any) -> float:
     """What the outputs keep with every activation on its grid."""
+    graph = graph_if_large(qmodel, len(keras.tree.flatten(x)[0]))
     with only({layer.name for layer in encodings_of(qmodel)}):
-        return _db(_outputs(y), _outputs(qmodel(x, training=False)))
+        return _db(_outputs(y), _outputs(qmodel(x, training=False) if graph is None else outputs_of(graph, x)))
 
 
 class _Model:
@@ -119,6 +120,8 @@ class _Model:
 
     def __init__(self, qmodel: keras.Model, x: Any) -> None:
         self.graph: Graph = read(qmodel)
+        fitting = max(1, HELD_BYTES // sum(tensor_bytes(self.graph)))  # all values stay: fewer of large samples
+        x = keras.tree.map_structure(lambda t: t[:fitting], x)
         with observing(lambda *_: None):
             self.values = run(self.graph, x)
         self.y = _outputs([self.values[id(t)] for t in self.graph.output_tensors])

@@ -28,16 +28,16 @@ from kquant.core.messages import first_of
 from kquant.core.renamed import Batches, renamed
 from kquant.files.atomic import write_atomically
 from kquant.files.untrusted import parse_json, read_arrays
+from kquant.graph.graph import Graph, outputs_of
 from kquant.layers.nodes import FakeQuant, encodings_of, observing
-from kquant.views.quantized_model import read, refuse_nested, tensor_bytes
+from kquant.views.quantized_model import graph_if_large, live_bytes, refuse_nested
 
 SOME = 16  # samples that stay with the statistics
 NONE = np.zeros(0, np.float32)
 EAGER_BATCHES = 8  # 200 samples in batches of 32 take 7
 # What a batch costs beside its arithmetic is that of some 20 samples of a small model.
 SMALLEST_BATCH, LARGEST_BATCH, BATCH_VALUES = 32, 128, 1 << 20
-# Keras holds every tensor of a batch until its last layer is done. Smaller samples than these leave it far below.
-MOST_BYTES, LARGE_SAMPLE = 1 << 30, 1 << 14
+LIVE_BYTES = 1 << 28  # of the tensors of a batch that are alive together, where not all of them are held
 # Values of a batch that its histogram counts: the first batches give hundreds of thousands for each tensor, where a
 # percentile stands still; the batches after them add what is new at little cost.
 MOST_VALUES, FEW_VALUES = 1 << 16, 1 << 12
@@ -171,10 +171,13 @@ def observe(
         refuse_endless(data)
     for node in nodes:
         observers.find(node.observer)
-    if batch_size is None:
-        batch_size = SMALLEST_BATCH if isinstance(limit, Batches) else _batch_size(qmodel, data, limit)
-    total = batch_count(qmodel, data, batch_size, limit)
-    seen = _observe(qmodel, nodes, batches_of(qmodel, data, batch_size, limit), total, verbose)
+    fitting = batch_size or (SMALLEST_BATCH if isinstance(limit, Batches) else _batch_size(qmodel, data, limit))
+    graph = graph_if_large(qmodel, fitting)
+    if batch_size is None and graph is not None:
+        fitting = max(1, min(fitting, LIVE_BYTES // live_bytes(graph)))
+    total = batch_count(qmodel, data, fitting, limit)
+    look = _Look(qmodel, nodes, graph)
+    seen = _observe(look, batches_of(qmodel, data, fitting, limit), total, verbose)
     if seen.samples == 0:
         raise ValueError(
             "calibrate: the data are empty; give at least one sample. A function must return a new generator on each "
@@ -184,29 +187,20 @@ def observe(
 
 
 def _batch_size(qmodel: keras.Model, data: Any, limit: int | None) -> int:
-    """As many samples as hold `BATCH_VALUES` values, within bounds, but no more than memory takes; few samples make two
-    batches, so that halves can differ.
+    """As many samples as hold `BATCH_VALUES` values, within bounds; few samples make two batches, so that halves can
+    differ.
     """
     sample = sum(int(np.prod([n or 1 for n in t.shape[1:]])) for t in qmodel.inputs)
     leaf: Any = next(iter(keras.tree.flatten(data)), None)  # of arrays: the first input
     # nobody knows how many samples a dataset or a function holds: those keep the size that fits
     whole = hasattr(leaf, "shape") and len(leaf.shape) == len(qmodel.inputs[0].shape)
     fitting = max(SMALLEST_BATCH, min(BATCH_VALUES // max(sample, 1), LARGEST_BATCH))
-    if sample >= LARGE_SAMPLE:
-        fitting = max(1, min(fitting, MOST_BYTES // sum(tensor_bytes(read(qmodel)))))
     count = min(int(leaf.shape[0]), sys.maxsize if limit is None else limit) if whole else 0
     return min(fitting, -(-count // 2)) if count > SMALLEST_BATCH else fitting
 
 
-def _observe(
-    qmodel: keras.Model, nodes: Iterable[FakeQuant], data: Iterator[Any], total: int | None, verbose: bool
-) -> Observations:
+def _observe(look: _Look, data: Iterator[Any], total: int | None, verbose: bool) -> Observations:
     """Run the data through; statistics of each (layer, site). `total`: of batches, where it is known beforehand."""
-    need = [
-        {node.name for node in nodes if node.observer in names}
-        for names in (observers.NEED_HISTOGRAM, observers.NEED_SAMPLES)
-    ]
-    look = _Look(qmodel, *need)
     tensors: dict[Key, Statistics] = {}
     extents: list[np.ndarray] = []
     sizes: list[int] = []
@@ -257,8 +251,12 @@ class _Look:
     once, with an open batch axis.
     """
 
-    def __init__(self, qmodel: keras.Model, wants: set[str], rows: set[str]) -> None:
-        self.qmodel, self.wants, self.rows = qmodel, wants, rows
+    def __init__(self, qmodel: keras.Model, nodes: Iterable[FakeQuant], graph: Graph | None) -> None:
+        self.qmodel, self.graph = qmodel, graph
+        self.wants, self.rows = (
+            {node.name for node in nodes if node.observer in names}
+            for names in (observers.NEED_HISTOGRAM, observers.NEED_SAMPLES)
+        )
         self.keys: list[Key] = []
         self.steps: dict[Key, int] = {}  # how many values each one of a histogram stands for
         self.batches = 0
@@ -301,7 +299,7 @@ class _Look:
                     samples[keys[-1]] = tf.reshape(y, (-1, y.shape[-1]))[:MOST_SAMPLES]
 
         with observing(collect):
-            outputs = self.qmodel(x, training=False)
+            outputs = self.qmodel(x, training=False) if self.graph is None else outputs_of(self.graph, x)
         # in the order of the calls, which a graph that is traced keeps: its `rows` have no names
         self.keys = keys
         if self.outputs is None:  # of the first batch, which runs eagerly

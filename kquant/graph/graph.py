@@ -269,3 +269,22 @@ def run(graph: Graph, inputs: Any) -> dict[int, Any]:
         for t, value in zip(node.outputs, tree.flatten(node.op(*args, **kwargs)), strict=True):
             values[id(t)] = value
     return values
+
+
+def outputs_of(graph: Graph, inputs: Any) -> Any:
+    """The outputs on real inputs (inference), and no tensor held beyond the last call that reads it.
+
+    Args:
+        graph: what `trace` read.
+        inputs: arrays or tensors in the structure of `graph.inputs`.
+
+    Returns:
+        Tensors in the structure of `graph.outputs`.
+    """
+    last = graph.last_reads | {id(t): len(graph.nodes) for t in graph.output_tensors}
+    values = {id(t): x for t, x in zip(graph.input_tensors, tree.flatten(inputs), strict=True)}
+    for number, node in enumerate(graph.nodes):
+        args, kwargs = substitute((node.args, node.kwargs), values)
+        values |= {id(t): y for t, y in zip(node.outputs, tree.flatten(node.op(*args, **kwargs)), strict=True)}
+        drop_read(values, last, number)
+    return tree.map_structure(lambda t: values[id(t)], graph.outputs)

@@ -11,14 +11,15 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kquant.graph.graph import Graph, Node, reachable, run, trace
-from kquant.graph.keras_private import inner_layers
+from kquant.graph.graph import Graph, Node, drop_read, reachable, run, trace
+from kquant.graph.keras_private import inner_layers, recorded_calls
 from kquant.layers.nodes import Compressed, FakeQuant, observing
 from kquant.ops import find
 from kquant.ops.rule import Rule
 
 QUANTIZING = FakeQuant | Compressed  # what holds grids
 EAGER_BATCHES = 16  # tracing takes as long as a few batches do without
+HELD_BYTES = 1 << 28  # of the tensors of a batch: what is no trouble to hold
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,6 +160,35 @@ def tensor_bytes(graph: Graph) -> list[int]:
     """Of every tensor that the calls make, for one sample in float32."""
     shapes = [t.shape[1:] for node in graph.nodes for t in node.outputs if len(t.shape) > 1]
     return [4 * int(np.prod([n or 1 for n in shape])) for shape in shapes]
+
+
+def graph_if_large(qmodel: keras.Model, samples: int) -> Graph | None:
+    """The calls, where a batch should be computed by `outputs_of`.
+
+    Keras holds every tensor of a batch until the last layer is done, which for large ones is gigabytes. To read the
+    calls takes time, too: as long as a small model calibrates.
+
+    Args:
+        qmodel: that is called without training.
+        samples: of a batch.
+    """
+    if isinstance(qmodel, keras.Function):
+        made = [t for call in recorded_calls(qmodel) for t in call.outputs]
+        if samples * 4 * sum(int(np.prod([n or 1 for n in t.shape[1:]])) for t in made) <= HELD_BYTES:
+            return None
+    return read(qmodel)
+
+
+def live_bytes(graph: Graph) -> int:
+    """Of the tensors that `outputs_of` holds together, where that is most, for one sample in float32."""
+    last = graph.last_reads
+    alive: dict[int, int] = {}
+    most = 0
+    for number, node in enumerate(graph.nodes):
+        alive |= {id(t): 4 * int(np.prod([n or 1 for n in t.shape[1:]])) for t in node.outputs}
+        most = max(most, sum(alive.values()))
+        drop_read(alive, last, number)
+    return most
 
 
 def forget_graphs(qmodel: keras.Model) -> None:

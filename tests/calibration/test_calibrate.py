@@ -19,11 +19,13 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import kquant
-from kquant.calibration import observers
+from kquant.calibration import observations, observers
 from kquant.calibration.observers import minmax, moving_average, percentile
 from kquant.calibration.tensor_statistics import BINS, MOST_BATCHES, Statistics, histogram, thinned
 from kquant.core.spec import QuantSpec
+from kquant.graph.graph import outputs_of
 from kquant.layers.nodes import FakeQuant
+from kquant.views import quantized_model
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:divide by zero encountered in log10",
@@ -558,3 +560,25 @@ def test_ranges_that_go_together_need_no_word(recwarn):
     x = np.random.default_rng(0).normal(size=(100, 4, 4, 2)).astype("float32")
     kquant.calibrate(kquant.quantize(joined(4.0, False)), x, verbose=False)
     assert not [w for w in recwarn if "share an encoding" in str(w.message)]
+
+
+def test_large_batches_are_computed_call_by_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = keras.Input((8, 8, 3), name="image")
+    y = keras.layers.Conv2D(4, 3, activation="relu")(x)
+    y = keras.layers.Concatenate()([y, keras.layers.Conv2D(4, 1)(y)])
+    model = keras.Model(x, {"a": keras.layers.Flatten()(y), "b": y})
+    data = np.random.default_rng(0).normal(size=(40, 8, 8, 3)).astype("float32")
+    held = kquant.calibrate(kquant.quantize(model), data, batch_size=20, verbose=False)
+    monkeypatch.setattr(quantized_model, "HELD_BYTES", 0)
+    graph = quantized_model.graph_if_large(held, 1)
+    assert graph is not None
+    for a, b in zip(*(keras.tree.flatten(y) for y in (held(data), outputs_of(graph, data))), strict=True):
+        np.testing.assert_array_equal(a, b)
+    calls = kquant.calibrate(kquant.quantize(model), data, batch_size=20, verbose=False)
+    assert kquant.encodings(calls) == kquant.encodings(held)
+    # the image, which the first layer's input is, and what the concatenation reads and makes are not all alive at once
+    sizes = quantized_model.tensor_bytes(graph)
+    assert max(sizes) < quantized_model.live_bytes(graph) < sum(sizes)
+    monkeypatch.setattr(observations, "LIVE_BYTES", 3 * quantized_model.live_bytes(graph))
+    shards = kquant.observe(kquant.quantize(model), data, verbose=False)
+    assert set(shards.sizes.tolist()) == {3, 1}
