@@ -410,7 +410,8 @@ def _writes(call: ast.Call, memory: set[str]) -> bool:
     texts = [ast.unparse(a) for a in (*call.args, *(k.value for k in call.keywords))]
     if name in OPENERS:
         writing = re.compile(r"'[rbt+]*[wax+][rwabxt+]*'|.*O_CREAT.*")
-        return not {"os.dup(1)", "os.dup(2)"} & set(texts) and any(map(writing.fullmatch, texts))
+        elsewhere = {"os.dup(1)", "os.dup(2)", *memory} & set(texts[:1])
+        return not elsewhere and any(map(writing.fullmatch, texts))
     of = ast.unparse(call.func.value) if isinstance(call.func, ast.Attribute) else ""
     if name in MOVERS:  # those of texts and of dataclasses have other arguments
         return of in ("os", "shutil") or (of not in ("", "dataclasses") and len(texts) == 1)
@@ -445,6 +446,7 @@ def test_writing_is_noticed(line: str) -> None:
 
 def test_reading_and_memory_are_no_writing() -> None:
     lines = ["path.open()", "open(path, 'rb')", "text.replace('a', 'b')", "dataclasses.replace(row, kept=True)"]
+    lines += ["content = io.BytesIO()\nzipfile.ZipFile(content, 'w')"]
     lines += ["content = io.BytesIO()\nnp.savez(content, x=x)", "with new.making(path) as made:\n    model.save(made)"]
     assert [line for line in lines if writes(ast.parse(line))] == []
 

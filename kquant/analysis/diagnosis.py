@@ -92,10 +92,10 @@ def analyze(
     passes.walk(chunks(graph, x), verbose)
     layers, tensors = _layers(graph, parts, passes, sensitivity), _tensors(graph, parts, passes)
     everything = all_names(parts)
-    values = {name: passes.value(names) for name, names in (("float", passes.NONE), ("simulated", everything))}
+    plain, simulated = passes.value(passes.NONE), passes.value(everything)
     name = metric if metric is None else getattr(metric, "__name__", type(metric).__name__)
     evidence = Evidence(
-        qmodel.name, len(x[0]), tuple(parts), layers, tensors, tuple(pairs(graph)), *values.values(), metric is None
+        qmodel.name, len(x[0]), tuple(parts), layers, tensors, tuple(pairs(graph)), plain, simulated, metric is None
     )
     origin = provenance_of(layer for u in parts for layer in (u.weighted, *u.quants))
     reached = passes.value(passes.ALL), mean_db(passes.outputs[passes.ALL].noises)
@@ -107,9 +107,9 @@ def analyze(
         target=origin.target,
         samples=len(x[0]),
         metric="SQNR in dB" if name is None else name,
-        float_value=values["float"],
+        float_value=plain,
         value=reached[0],
-        simulated=values["simulated"],
+        simulated=simulated,
         weights_only=passes.value(weights),
         activations_only=passes.value(everything - weights),
         sqnr_db=reached[1],

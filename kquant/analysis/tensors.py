@@ -53,7 +53,7 @@ class Seen:
         if values.size > COUNTED:
             values = values[np.linspace(0, values.size - 1, COUNTED).astype(int)]
         counted = histogram(values)
-        extremes = [np.float32([float(f(y))]) for f in (tf.reduce_min, tf.reduce_max)]
+        extremes = [np.array([float(f(y))], np.float32) for f in (tf.reduce_min, tf.reduce_max)]
         self.statistics.append(replace(counted, lows=extremes[0], highs=extremes[1]))
 
 
@@ -148,5 +148,5 @@ def _shown(s: Statistics) -> tuple[tuple[int, ...], tuple[float, ...]]:
     a, b = edges[used[0]], edges[used[-1] + 1]
     centers = (edges[1:] + edges[:-1]) / 2
     # counts go to where the middle of their bin lies: few bins over the seen range nest in none of the 2048
-    counts, shown = np.histogram(centers, bins=SHOWN_BINS, range=(a, b), weights=s.counts)
+    counts, shown = np.histogram(centers, bins=SHOWN_BINS, range=(float(a), float(b)), weights=s.counts)
     return tuple(int(n) for n in counts), tuple(float(e) for e in shown)

@@ -213,8 +213,8 @@ def _states(qmodel: keras.Model, x: list[np.ndarray], verbose: bool) -> tuple[di
     for unit in parts:
         weights = None if unit.weighted is None else weight_report(unit.weighted)
         noise = passes.noises[id(unit)].db if _has_ranges(qmodel) else None
-        figures = (None,) * 4 if weights is None else (weights.low, weights.high, weights.spread, weights.sqnr_db)
-        states[unit.name] = LayerState(*figures, noise)
+        low, high, spread, sqnr = (getattr(weights, key, None) for key in ("low", "high", "spread", "sqnr_db"))
+        states[unit.name] = LayerState(low, high, spread, sqnr, noise)
     return states, passes.outputs[passes.NONE].arrays, passes.outputs[passes.ALL].arrays
 
 

@@ -280,7 +280,7 @@ def autotune(
         tuned = run_autotune(
             keras_model,
             arrays,
-            lambda m: accuracy(m.predict(arrays, verbose=0)),
+            lambda m: accuracy(m.predict(arrays, verbose=0)),  # pyright: ignore[reportArgumentType]
             max_drop=max_drop,
             target=target,
             recipe=recipe,

@@ -7,6 +7,7 @@ import importlib.util
 import io
 import math
 import warnings
+import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -184,7 +185,7 @@ def _images(folder: Path, takes: Sequence[Input], scale: float, limit: int | Non
     return np.stack([_image(file, shape) for file in chosen]) * np.float32(scale)
 
 
-def _image(file: Path, shape: tuple[int | None, ...]) -> np.ndarray:
+def _image(file: Path, shape: tuple[Any, ...]) -> np.ndarray:
     from PIL import Image  # optional extra
 
     if not file.is_file():
@@ -232,7 +233,12 @@ def save_arrays(path: str | Path, arrays: dict[str, np.ndarray]) -> None:
     """
     target = check_arrays_file(path)
     content = io.BytesIO()
-    np.savez(content, **arrays)
+    # what `np.savez(content, **arrays)` writes, whose own arguments are names of outputs, too ("file")
+    with zipfile.ZipFile(content, "w") as archive:
+        for name, array in arrays.items():
+            entry = io.BytesIO()
+            np.lib.format.write_array(entry, np.asanyarray(array), allow_pickle=False)
+            archive.writestr(f"{name}.npy", entry.getvalue())
     write_atomically(target, content.getvalue(), "--path")
 
 

@@ -34,6 +34,7 @@ CALIBRATION_SAMPLES = 200
 EPOCHS, QAT_EPOCHS = 40, 10
 RATE, QAT_RATE = 2e-3, 2e-4
 TARGET = "tflm"
+QUIET: Any = 0  # Keras' type of `verbose` is that of its default, "auto"
 
 
 @dataclass(frozen=True)
@@ -137,9 +138,10 @@ def load_digits() -> Digits:
     bunch: Any = datasets.load_digits()  # a bunch, as `return_X_y` is not asked for
     images = (bunch.images[..., None] / 16.0).astype(np.float32)  # ink runs from 0 to 16
     # by class, so that each digit has its share of both parts
-    x_train, x_test, y_train, y_test = model_selection.train_test_split(
+    parts: Any = model_selection.train_test_split(
         images, bunch.target, test_size=TEST_SHARE, stratify=bunch.target, random_state=SEED
     )
+    x_train, x_test, y_train, y_test = parts
     return Digits(x_train, y_train, x_test, y_test)
 
 
@@ -168,10 +170,10 @@ def trained(digits: Digits) -> keras.Model:
 
 def _fit(model: keras.Model, digits: Digits, epochs: int, rate: float) -> None:
     steps = -(-len(digits.x_train) // 32) * epochs
-    schedule = keras.optimizers.schedules.CosineDecay(rate, steps)
+    schedule: Any = keras.optimizers.schedules.CosineDecay(rate, steps)
     # down to a rate of 0: the last batches no longer move the accuracy
     model.compile(keras.optimizers.Adam(schedule), "sparse_categorical_crossentropy")
-    model.fit(digits.x_train, digits.y_train, batch_size=32, epochs=epochs, verbose=0)
+    model.fit(digits.x_train, digits.y_train, batch_size=32, epochs=epochs, verbose=QUIET)
 
 
 def _accuracy(outputs: Any, digits: Digits) -> float:
@@ -191,7 +193,7 @@ def _float_row(model: keras.Model, digits: Digits, path: Path) -> Row:
     write_atomically(path, content, "demo")
     return Row(
         name="float",
-        float_accuracy=_accuracy(model.predict(digits.x_test, verbose=0), digits),
+        float_accuracy=_accuracy(model.predict(digits.x_test, verbose=QUIET), digits),
         simulated_accuracy=None,
         accuracy=_on_runtimes(content, digits),
         file_bytes=len(content),
@@ -205,7 +207,7 @@ def _integer_row(name: str, qmodel: keras.Model, digits: Digits, path: Path) -> 
     return Row(
         name=name,
         float_accuracy=None,
-        simulated_accuracy=_accuracy(qmodel.predict(digits.x_test, verbose=0), digits),
+        simulated_accuracy=_accuracy(qmodel.predict(digits.x_test, verbose=QUIET), digits),
         accuracy=_on_runtimes(path.read_bytes(), digits),
         file_bytes=report.file_bytes,
         arena_bytes=report.arena_bytes,

@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from kquant.arithmetic.fixed_point import Multiplier, power_of_two, quantize_multiplier, scaled
 from kquant.arithmetic.grid import Grid, activation_range, check_runtime, clipped, placed
+from kquant.core.checks import static_length
 
 
 def average_pool_2d(
@@ -45,9 +47,10 @@ def average_pool_2d(
             f"AVERAGE_POOL_2D: expected [batch, height, width, channels] with static height and width, received shape "
             f"{source.shape}. Give the model's Input a full shape."
         )
-    counts = _window_counts(source.shape[1:3], pool_size, strides, padding)
+    counts = _window_counts([static_length(source, axis) for axis in (1, 2)], pool_size, strides, padding)
     # float64 averages times the count are the exact sums again; float32 would lose them for large windows.
-    averages = tf.nn.avg_pool2d(tf.cast(source, tf.float64), list(pool_size), list(strides), padding.upper())
+    edges: Any = padding.upper()
+    averages = tf.nn.avg_pool2d(tf.cast(source, tf.float64), list(pool_size), list(strides), edges)
     sums = tf.cast(tf.round(averages * counts), tf.int32)
     n = tf.constant(counts, tf.int32)
     values = tf.sign(sums) * ((tf.abs(sums) + n // 2) // n)
@@ -81,13 +84,12 @@ def mean(
     """
     check_runtime(runtime)
     source, grid = sources[0], grids[0]
-    lengths = [source.shape[axis] for axis in axes]
-    if None in lengths:
+    if any(source.shape[axis] is None for axis in axes):
         raise ValueError(
             f"MEAN: expected static lengths along axes {list(axes)}, received shape {source.shape}. "
             "Give the model's Input a full shape."
         )
-    count = math.prod(lengths)
+    count = math.prod(static_length(source, axis) for axis in axes)
     by = quantize_multiplier(tf.cast(grid.scale, tf.float64) / tf.cast(out.scale, tf.float64))
     # The kernels stop lowering the shift where their 32-bit arithmetic would overflow.
     lowered = tf.minimum(tf.constant(min(count.bit_length() - 1, 32), tf.int64), 31 + by.shift)

@@ -21,6 +21,7 @@ from kquant.arithmetic.interpolated import softmax_int16
 from kquant.arithmetic.requantize import quantize
 from kquant.arithmetic.table import input_radius
 from kquant.arithmetic.transcendental import exp_of_negative, reciprocal
+from kquant.core.checks import static_length
 
 # kScaledDiffIntegerBits and kAccumulationIntegerBits of reference/softmax.h: what was not cut off is above -32, and a
 # sum of up to 4096 exps fits.
@@ -75,7 +76,7 @@ def softmax(
     source, grid = sources[0], grids[0]
     if out.is_int16:
         return softmax_int16(source, grid, beta, runtime)
-    below = wide_below(int(source.shape[-1]), beta)
+    below = wide_below(static_length(source, -1), beta)
     if not below:
         return _narrow(source, grid, beta)
     # Both are computed, since the scale is a tensor: one traced graph serves a model whose scale moves past `below`.

@@ -94,7 +94,7 @@ def _expected(layer: FakeQuant) -> Iterator[Expected]:
             padding = tuple((value, value) for value in layer.padding.values())
             yield Expected(name, min(low, 0.0), max(high, 0.0), "which calibration saw", padding=padding)
         elif takes is not None:
-            yield Expected(name, *takes[:2], f"which its layer '{takes[2]}' takes")
+            yield Expected(name, takes[0], takes[1], f"which its layer '{takes[2]}' takes")
 
 
 def gather(model: keras.Model | Ports, data: Any, limit: int | None) -> list[np.ndarray]:

@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from kquant.calibration import observers
 from kquant.calibration.data import batch_count, batches_of, refuse_endless
 from kquant.calibration.tensor_statistics import MOST_SAMPLES, Statistics, histogram, thinned
-from kquant.core.checks import check_count
+from kquant.core.checks import check_count, static_length
 from kquant.core.messages import first_of
 from kquant.core.renamed import Batches, renamed
 from kquant.files.atomic import write_atomically
@@ -229,7 +229,7 @@ def _observe(look: _Look, data: Iterator[Any], total: int | None, verbose: bool)
         counted = tensors.get(key, Statistics(NONE, NONE))
         ends = {"lows": stacked[:, i, 0], "highs": stacked[:, i, 1]}
         tensors[key] = replace(counted, **ends, nearest=nearest.get(key, math.inf))
-    return Observations(tensors, np.int64(sizes), some)
+    return Observations(tensors, np.array(sizes, np.int64), some)
 
 
 class _Seen(NamedTuple):
@@ -312,7 +312,7 @@ def _spread(y: tf.Tensor, most: int) -> tuple[tf.Tensor, int]:
 
     The step has no factor in common with a sample's size, so every channel and place is met in some sample.
     """
-    size = int(np.prod(y.shape[1:], dtype=np.int64))
+    size = math.prod(static_length(y, axis) for axis in range(1, len(y.shape)))
     step = max(1, (y.shape[0] or SMALLEST_BATCH) * size // most)
     while math.gcd(step, size) > 1:
         step += 1

@@ -29,6 +29,16 @@ def present(value: Value | None, said: str) -> Value:
     return value
 
 
+def static_length(x: Any, axis: int) -> int:
+    """Of a tensor along an axis whose length is static; TensorFlow's types hold that of every axis for open.
+
+    Example:
+        >>> static_length(np.zeros((2, 3)), -1)
+        3
+    """
+    return int(x.shape[axis])
+
+
 def array_of(where: str, x: Any) -> np.ndarray:
     """`x` as an array.
 

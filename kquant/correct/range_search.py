@@ -12,6 +12,7 @@ import tensorflow as tf
 from tqdm.auto import tqdm
 
 from kquant.calibration import observers
+from kquant.core.checks import present
 from kquant.core.messages import warn
 from kquant.core.renamed import renamed
 from kquant.core.spec import encode_weights
@@ -133,8 +134,9 @@ class OutputError:
             matrix = as_matrix(wrong, len(self.gram), outputs)
             # d' G d = sum over rows of (x' d)^2, for all channels at once, without the rows.
             return np.sum(matrix * (self.gram @ matrix), axis=1).reshape(-1)
-        matrix = as_matrix(np.float32(wrong), len(self.rows), outputs)
-        return np.sum((self.rows @ matrix) ** 2, axis=1, dtype=np.float64).reshape(-1)
+        rows = present(self.rows, "sequential_mse: neither rows nor their products.")
+        matrix = as_matrix(wrong.astype(np.float32), len(rows), outputs)
+        return np.sum((rows @ matrix) ** 2, axis=1, dtype=np.float64).reshape(-1)
 
 
 def output_error(sweep: Sweep, place: Place) -> OutputError:
@@ -171,7 +173,7 @@ def best_reach(place: Place, error: OutputError, candidates: int) -> np.ndarray:
     widest = tf.reduce_max(tf.abs(weights), axis=axes, keepdims=True).numpy()
     best, least = np.zeros(shape, np.float32), np.full(shape, np.inf)
     for n in range(candidates, 0, -1):
-        reach = np.float32(widest * (n / candidates))
+        reach = (widest * (n / candidates)).astype(np.float32)
         wrong = (rounded(place, reach) - weights).numpy().astype(np.float64)
         errors = error.of(wrong, outputs)
         # `reach` has the kernel's axes, with 1 where it does not differ: the channels keep their order.

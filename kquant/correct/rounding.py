@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from kquant.core.checks import static_length
 from kquant.correct.reconstruction import Matrix
 
 ZETA, GAMMA = 1.1, -0.1  # the sigmoid is stretched to these and cut to 0..1
@@ -96,9 +97,10 @@ def round_matrix(
     steps = matrix.weights / matrix.scale
     floor = np.floor(steps)
     # h begins at the fraction itself, so that the first weights are the float ones.
-    alpha = tf.constant(inverse(np.float32(steps - floor)))
+    alpha = tf.constant(inverse((steps - floor).astype(np.float32)))
     noise = _noise(matrix, examples)
-    problem = _Problem(*(tf.constant(np.float32(v)) for v in (floor, matrix.scale, bias)), noise)
+    below, scale, shift = (tf.constant(np.float32(v)) for v in (floor, matrix.scale, bias))
+    problem = _Problem(below, scale, shift, noise)
     tables = [(tf.constant(e.rows), tf.constant(e.outputs)) for e in examples]
     activations, codes = [e.activation for e in examples], (matrix.low, matrix.high)
 
@@ -161,7 +163,7 @@ def _loss(
     soft = tf.clip_by_value(problem.floor + h, float(codes[0]), float(codes[1])) * problem.scale
     total = tf.zeros(())
     for (rows, outputs), activation in zip(tables, activations, strict=True):
-        count, depthwise = int(rows.shape[0]), int(a.shape[0] or 1) > 1 and a.shape[2] == 1
+        count, depthwise = static_length(rows, 0), int(a.shape[0] or 1) > 1 and a.shape[2] == 1
         wanted = max(1, settings.row_batch // (DEPTHWISE_SHARE if depthwise else 1))
         many = min(wanted, count)
         # The rows lie in random order: one batch after the other, and where they end from a little further on.

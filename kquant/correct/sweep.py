@@ -183,5 +183,5 @@ class _Shelf:
             self.bytes -= _size(kept)
 
 
-def _size(x: tf.Tensor) -> int:
+def _size(x: Any) -> int:
     return int(np.prod(x.shape)) * x.dtype.size

@@ -26,7 +26,7 @@ def storages_of(compression: Compression) -> tuple[Storage, ...]:
     if compression is None:
         return ()
     known = storages()
-    several = compression if isinstance(compression, list | tuple) else (compression,)
+    several = [compression] if isinstance(compression, str | Storage) else list(compression)
     for one in several:
         if not isinstance(one, Storage) and one not in known:
             names = ", ".join(f"'{name}'" for name in known)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -213,7 +213,8 @@ class Stream:
 def _told(about: Any, file: FileModel, where: str) -> tuple[int, list[int | None], list[int]]:
     """Hop, time axes of the outputs and first codes of the states, as the file's metadata tell them."""
     told: dict[str, Any] = about if isinstance(about, dict) else {}
-    hop, axes, states = (told.get(key) for key in ("hop", "axes", "states"))
+    # whatever stands there: the checks below say what it has to be
+    hop, axes, states = (cast(Any, told.get(key)) for key in ("hop", "axes", "states"))
     counts = isinstance(hop, int) and hop > 0 and isinstance(axes, list) and isinstance(states, list)
     if not counts or len(states) > len(file.inputs) or len(states) + len(axes) != len(file.outputs):
         raise ValueError(f"stream: {where} is damaged: its metadata tell of other inputs and outputs. Export it again.")

@@ -311,8 +311,8 @@ def _same(ref: Ref, t: FileTensor) -> bool:
     return (
         ref.encoding is not None
         and t.scale is not None
-        and np.array_equal(np.float32(t.scale), ref.encoding.scale)
-        and np.array_equal(np.int64(t.zero_point), ref.encoding.zero_point)
+        and np.array_equal(np.array(t.scale, np.float32), ref.encoding.scale)
+        and np.array_equal(np.array(t.zero_point, np.int64), ref.encoding.zero_point)
     )
 
 

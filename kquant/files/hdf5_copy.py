@@ -47,17 +47,17 @@ class _Copy:
                 raise ValueError(f"'{source.name}/{name}' is a link to another place")
             held = source[name]
             if isinstance(held, h5py.Group):
-                self.count(held.name, 0)
+                self.count(str(held.name), 0)
                 self.group(held, target.create_group(name), depth + 1)
             elif isinstance(held, h5py.Dataset):
-                self.array(held, name, target)
+                self.array(held, str(name), target)
             else:
                 raise ValueError(f"'{source.name}/{name}' is neither a group nor an array")
 
     def array(self, source: h5py.Dataset, name: str, target: h5py.Group) -> None:
         if source.external or source.is_virtual:
             raise ValueError(f"'{source.name}' lies outside the file")
-        self.count(source.name, math.prod(source.shape or ()) * source.dtype.itemsize)
+        self.count(str(source.name), math.prod(source.shape or ()) * source.dtype.itemsize)
         # counted before it is read: a file may tell of any size
         value = source[()]
         text = h5py.check_string_dtype(source.dtype) is not None

@@ -107,7 +107,7 @@ def compared_with(op: Any, args: tuple) -> tuple[keras.KerasTensor, float] | Non
     x, value = args
     if not isinstance(x, keras.KerasTensor) or isinstance(value, keras.KerasTensor) or np.size(value) != 1:
         return None
-    return x, float(np.reshape(K.convert_to_numpy(value), ()))
+    return x, float(np.asarray(K.convert_to_numpy(value)).reshape(()))
 
 
 def step_mask_of(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -116,7 +116,7 @@ def unfold(
     return unfolding.nodes, outputs
 
 
-def substitute(structure: Any, new: dict[int, Any]) -> Any:
+def substitute(structure: Any, new: Mapping[int, Any]) -> Any:
     """The structure with other tensors in place of those whose id is in `new`."""
     return tree.map_structure(lambda x: new.get(id(x), x) if isinstance(x, Tensor) else x, structure)
 

@@ -256,7 +256,7 @@ def _items(layer: Any) -> list[tuple[Any, Any]]:
     return [(x, x.copy()) for x in held]
 
 
-def _put_back(now: dict[str, Any], before: dict[str, Any]) -> None:
+def _put_back(now: Any, before: dict[str, Any]) -> None:
     for name in [name for name, value in now.items() if name not in before and _is_plain(value)]:
         del now[name]
     for name, value in before.items():

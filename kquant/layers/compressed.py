@@ -9,6 +9,7 @@ import keras
 import tensorflow as tf
 
 from kquant.core.beforehand import beforehand
+from kquant.core.checks import present
 from kquant.core.spec import QuantSpec
 from kquant.graph.precision import full_precision
 from kquant.layers import transform as kernels
@@ -239,7 +240,7 @@ class Compressed(Weighted):
 
     def _pushed(self, weights: tf.Tensor) -> tf.Tensor:
         """What a correction adds before rounding, in steps; a weight that a mask has taken out stays out."""
-        pushed = tf.convert_to_tensor(self.rounding)
+        pushed = tf.convert_to_tensor(present(self.rounding, f"{self.name}: no rounding was chosen."))
         return tf.where(weights == 0.0, tf.zeros_like(pushed), pushed) if self.transforms else pushed
 
     def _begin_step(self) -> None:

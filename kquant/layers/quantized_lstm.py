@@ -21,6 +21,7 @@ import tensorflow as tf
 from kquant import arithmetic
 from kquant.arithmetic.gates import CELL_BITS
 from kquant.arithmetic.lstm import LstmWeights, lstm
+from kquant.core.checks import static_length
 from kquant.core.spec import QuantSpec, encode_weights
 from kquant.graph.precision import full_precision
 from kquant.layers.compressed import round_through
@@ -225,11 +226,9 @@ class QuantizedLSTM(ManyKernels):
         scales = self._scales(0, kernel, reach), self._scales(1, recurrent)
         kernel, recurrent = (self._rounded(n, w, scales[n]) for n, w in enumerate((kernel, recurrent)))
         steps = tf.round(tf.reshape(bias, (4, units)) / (tf.reshape(scales[0], (4, 1)) * input_scale))
-        return LstmWeights(
-            *(tf.cast(tf.reshape(w, (w.shape[0], -1)), tf.float64) for w in (kernel, recurrent)),
-            tf.cast(tf.reshape(steps, (-1,)), tf.float64),
-            *(tf.reshape(s, (4,)) for s in scales),
-        )
+        inward, back = (tf.cast(tf.reshape(w, (w.shape[0], -1)), tf.float64) for w in (kernel, recurrent))
+        first, second = (tf.reshape(s, (4,)) for s in scales)
+        return LstmWeights(inward, back, tf.cast(tf.reshape(steps, (-1,)), tf.float64), first, second)
 
     def rows(self, path: str, values: tf.Tensor) -> np.ndarray:
         """float64[4, n]: each gate is a matrix of its own in the file."""
@@ -316,7 +315,7 @@ class QuantizedLSTM(ManyKernels):
                 cell = tf.where(seen, _snapped_cell(cell, bits), cell)
             hidden = tf.sigmoid(o) * tf.tanh(cell)
             if out is not None:
-                hidden = tf.where(out[0] > 0.0, _snapped(hidden, out, int(x.shape[1]), self._ends()), hidden)
+                hidden = tf.where(out[0] > 0.0, _snapped(hidden, out, static_length(x, 1), self._ends()), hidden)
             return hidden, cell
 
         zeros = tf.zeros_like(by_input[0, :, : self.layer.units])
@@ -338,7 +337,7 @@ def _snapped(y: tf.Tensor, encoding: tf.Tensor, steps: int, ends: tuple[int, int
     scale, zero_point = tf.where(encoding[0] > 0.0, encoding[0], 1.0), encoding[1]
     low, high = (tf.constant(float(end)) for end in ends)
     # LSQ counts the values of one sample: as many as the sequence has hidden states.
-    scaled = tf.constant(gradient_scale(steps * int(y.shape[-1]), float(ends[1] - ends[0])))
+    scaled = tf.constant(gradient_scale(steps * static_length(y, -1), float(ends[1] - ends[0])))
     return quantized(y, scale, zero_point, low, high, scaled, tf.constant(1.0))
 
 

@@ -10,7 +10,7 @@ and a ReLU may take it in.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
@@ -34,7 +34,7 @@ class Conjugated(keras.layers.Layer):
         [-0.5, 2.5]
     """
 
-    def __init__(self, layer: Any, scale: Sequence[float], offset: Sequence[float], **kwargs: Any) -> None:
+    def __init__(self, layer: Any, scale: Iterable[float], offset: Iterable[float], **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.layer = _made(layer)
         self.scale, self.offset = [float(s) for s in scale], [float(o) for o in offset]

@@ -174,7 +174,7 @@ def _through(stretch: tf.Tensor, scaled: tf.Tensor) -> Any:
 
 
 @tf.custom_gradient
-def _round_through(x: tf.Tensor, low: tf.Tensor, high: tf.Tensor, margin: tf.Tensor) -> Any:
+def _round_through(x: tf.Tensor, low: tf.Tensor, high: tf.Tensor, margin: float | tf.Tensor) -> Any:
     """`clip(round(x))` forward; backward the gradient passes where nothing is clipped by more than the margin."""
 
     def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor | None, ...]:

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from kquant.core.checks import static_length
 from kquant.layers.transform import Transform
 from kquant.masking.centroids import Init, centroids, scaled
 
@@ -63,7 +64,8 @@ class Codebook(Transform):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.clusters, self.init = int(clusters), init
+        self.clusters = int(clusters)
+        self.init: Init = init
         self.channel_axes = tuple(channel_axes)
         self.per_channel: Channels = per_channel
         self.preserve_sparsity, self.train_values = bool(preserve_sparsity), bool(train_values)
@@ -123,7 +125,7 @@ class Codebook(Transform):
                 a weight at an end of the codebook; int8 codes are then those of the other channels.
         """
         values = tf.convert_to_tensor(self.centroids)
-        fixed = tf.tile(tf.constant([self.fixed], tf.float32), (values.shape[0], 1))
+        fixed = tf.tile(tf.constant([self.fixed], tf.float32), (static_length(values, 0), 1))
         values = tf.concat([values, fixed], axis=1) if self.fixed else values
         if self.reach is not None:
             largest = tf.stop_gradient(tf.reduce_max(tf.abs(rows), axis=1))
@@ -215,13 +217,13 @@ def look_up(table: tf.Tensor, rows: tf.Tensor, mean: bool, keep_zero: bool) -> t
     Returns:
         float32[groups, n].
     """
-    count = int(table.shape[0]) * int(table.shape[1])
+    count = static_length(table, 0) * static_length(table, 1)
 
     # TensorFlow's own gradient of a look-up reaches the table alone, and not the weights that chose the places.
     @tf.custom_gradient
     def nearest(table: tf.Tensor, rows: tf.Tensor) -> Any:
         # All tables laid end to end: a row's places begin where its table does, and one look-up and one sum serve all.
-        start = tf.range(table.shape[0], dtype=tf.int32)[:, None] * int(table.shape[1])
+        start = tf.range(table.shape[0], dtype=tf.int32)[:, None] * static_length(table, 1)
         index = tf.reshape(places(rows, table) + start, (-1,))
 
         def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

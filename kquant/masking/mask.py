@@ -48,7 +48,8 @@ class Mask(Transform):
         self.schedule = None if schedule is None else SparsitySchedule(**schedule)
         self.structure, self.pattern = structure, structure_of(structure)
         self.axes = (int(axes[0]), int(axes[1]))
-        self.pooling, self.criterion, self.gradient = pooling, criterion, gradient
+        self.pooling: Pooling = pooling
+        self.criterion, self.gradient = criterion, gradient
         self.scores = None
 
     def build(self, kernel_shape: Any) -> None:

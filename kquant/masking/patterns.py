@@ -17,6 +17,8 @@ from typing import Literal
 import numpy as np
 import tensorflow as tf
 
+from kquant.core.checks import static_length
+
 Pooling = Literal["mean", "max"]
 
 
@@ -72,7 +74,7 @@ def highest(scores: tf.Tensor, sparsity: tf.Tensor | float) -> tf.Tensor:
         bool, like the scores.
     """
     flat = tf.reshape(scores, (-1,))
-    n = int(flat.shape[0])
+    n = static_length(flat, 0)
     # In double: float32 counts to 2^24, and a share such as 0.8 of many weights would come out one off.
     wanted = tf.round(n * (1.0 - tf.cast(sparsity, tf.float64)))
     kept = tf.cast(tf.clip_by_value(wanted, 1.0, float(n)), tf.int32)
@@ -115,7 +117,7 @@ def _blocks(
     # own.
     order = _last(scores.shape.rank, axes)
     moved = tf.transpose(scores, order)
-    rows, columns = (int(n) for n in moved.shape[-2:])
+    rows, columns = (static_length(moved, axis) for axis in (-2, -1))
     above, beside = (math.ceil(n / size) for n, size in zip((rows, columns), block, strict=True))
     padding = [[0, 0]] * (moved.shape.rank - 2) + [[0, above * block[0] - rows], [0, beside * block[1] - columns]]
     # [positions, blocks down, within, blocks across, within]: a block is what axes 2 and 4 run over.
@@ -137,14 +139,15 @@ def _groups(scores: tf.Tensor, sparsity: tf.Tensor | float, structure: Structure
     """The best `keep` of every `of` along the axis; before the ramp is done, the lowest of the others go first."""
     order = [a for a in range(scores.shape.rank) if a != axis % scores.shape.rank] + [axis % scores.shape.rank]
     moved = tf.transpose(scores, order)
-    length = int(moved.shape[-1])
+    length = static_length(moved, -1)
     groups = math.ceil(length / structure.of)
     padding = [[0, 0]] * (moved.shape.rank - 1) + [[0, groups * structure.of - length]]
     # Below all scores, so that of a short group the real weights stay first.
     padded = tf.pad(moved, padding, constant_values=tf.constant(-np.inf, scores.dtype))
     places = tf.math.top_k(tf.reshape(padded, (-1, structure.of)), k=structure.keep).indices
     kept = tf.reduce_any(tf.one_hot(places, structure.of, on_value=True, off_value=False, dtype=tf.bool), axis=1)
-    kept = tf.transpose(tf.reshape(kept, padded.shape)[..., :length], np.argsort(order))
+    kept = tf.reshape(kept, padded.shape)[..., :length]  # pyright: ignore[reportArgumentType]
+    kept = tf.transpose(kept, np.argsort(order))
     others = tf.size(scores) - tf.reduce_sum(tf.cast(kept, tf.int32))
     # How far the ramp has come: 1 where the schedule asks for what the pattern has in the end.
     done = tf.cast(sparsity, tf.float64) / (structure.sparsity or 1.0)

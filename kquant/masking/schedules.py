@@ -120,7 +120,7 @@ def _number(name: str, value: Any) -> Any:
         if name in ("final", "initial", "power"):
             return float(value)
         if float(value).is_integer():
-            return int(value)
+            return int(float(value))
     kind = "a number" if name in ("final", "initial", "power") else "a whole number of training steps"
     raise ValueError(f"SparsitySchedule: {name} must be {kind}. Received: {value!r}.")
 

@@ -102,6 +102,7 @@ def _without_grid(op: Any, grids: bool) -> Any:
     if bias is not None and getattr(layer, "use_bias", True) is False:
         layer = rebuild(layer, use_bias=True)
     if isinstance(layer, Affine):
-        return _rescaling(op.name, *values.values(), bias)
+        (scale,) = values.values()
+        return _rescaling(op.name, scale, bias)
     values |= {} if bias is None else {str(bias_name): bias}
     return with_kernels(layer, {path: np.asarray(value) for path, value in values.items()})

@@ -80,8 +80,8 @@ def register_rule(cls: type) -> type:
         check_operator(cls.__name__, code)
     if not given.get("layers") or not (given.get("expand") or given.get("lower")):
         raise ValueError(f"{cls.__name__}: a rule needs layers, and expand or lower. Received: {', '.join(given)}.")
-    functions = {name: value.__func__ if isinstance(value, staticmethod) else value for name, value in given.items()}
-    _OF_USERS.insert(0, Rule(**functions))
+    said: dict[str, Any] = {n: v.__func__ if isinstance(v, staticmethod) else v for n, v in given.items()}
+    _OF_USERS.insert(0, Rule(**said))
     candidates.cache_clear()
     return cls
 

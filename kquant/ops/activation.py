@@ -137,7 +137,7 @@ def _lower_relu_float(program: Program, call: Call) -> None:
         program.emit("RELU" if maximum is None else "RELU6", call.inputs, y)
         return
     before = program.emit("RELU", call.inputs, program.value(f"{y.name}/unclipped", y.shape, None))
-    program.emit("MINIMUM", [before, program.constant(f"{y.name}/limit", np.float32([maximum]))], y)
+    program.emit("MINIMUM", [before, program.constant(f"{y.name}/limit", np.array([maximum], np.float32))], y)
 
 
 def _slope(op: Any) -> float:
@@ -285,7 +285,7 @@ RULES = (
             _activation("softmax"),
             example(lambda: layers.Softmax(), shape=(10,)),
             example(lambda: layers.Softmax(axis=1), shape=(5, 4, 3)),
-            example(lambda: layers.Softmax(axis=(1, 3)), shape=(3, 4, 2)),
+            example(lambda: layers.Softmax(axis=(1, 3)), shape=(3, 4, 2)),  # pyright: ignore[reportArgumentType]
             computed(lambda x: layers.Softmax()(x, mask=np.tri(4, dtype=bool)), (4, 4)),
         ),
     ),

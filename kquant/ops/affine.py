@@ -187,7 +187,8 @@ def scaled(make: Make, x: Any, scale: np.ndarray, offset: np.ndarray, name: str)
 
 
 def _rescaling(op: Any, make: Make, x: Any, **_: Any) -> Any:
-    return scaled(make, x, *(as_array(v).astype(np.float64) for v in (op.scale, op.offset)), op.name)
+    scale, offset = (as_array(v).astype(np.float64) for v in (op.scale, op.offset))
+    return scaled(make, x, scale, offset, op.name)
 
 
 def _normalization(op: Any, make: Make, x: Any, **_: Any) -> Any:
@@ -257,8 +258,14 @@ RULES = (
         expand=_rescaling,
         examples=(
             example(lambda: layers.Rescaling(1 / 127.5, offset=-1.0), shape=(6, 6, 3)),
-            example(lambda: layers.Rescaling([0.5, 2.0, -1.0], offset=[0.0, 1.0, 2.0]), shape=(6, 3)),
-            example(lambda: layers.Rescaling(2.0, offset=np.arange(6.0).reshape(6, 1)), shape=(6, 3)),
+            example(
+                lambda: layers.Rescaling([0.5, 2.0, -1.0], offset=[0.0, 1.0, 2.0]),  # pyright: ignore[reportArgumentType]
+                shape=(6, 3),
+            ),
+            example(
+                lambda: layers.Rescaling(2.0, offset=np.arange(6.0).reshape(6, 1)),  # pyright: ignore[reportArgumentType]
+                shape=(6, 3),
+            ),
         ),
     ),
     Rule(
@@ -266,7 +273,10 @@ RULES = (
         expand=_normalization,
         examples=(
             example(_adapted, shape=(7, 3)),
-            example(lambda: layers.Normalization(axis=None, mean=0.3, variance=2.0, invert=True), shape=(5, 4)),
+            example(
+                lambda: layers.Normalization(axis=None, mean=0.3, variance=2.0, invert=True),  # pyright: ignore[reportArgumentType]
+                shape=(5, 4),
+            ),
             example(_adapted_rows, shape=(3, 7)),
         ),
     ),

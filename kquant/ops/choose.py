@@ -161,7 +161,7 @@ RULES = (
         _compare,
         lambda x: K.cast(x > 0.2, "float32"),
         lambda x: K.where(0.5 >= x, x, -x),
-        lambda x: K.where(x < np.float32([0.1, 0.2, -0.3, 1.0]), x, 0.0),
+        lambda x: K.where(x < np.array([0.1, 0.2, -0.3, 1.0], np.float32), x, 0.0),
     ),
     _rule("LogicalNot", _not, lambda x: K.where(K.logical_not(x > 0.0), x, 1.0)),
     _rule("LogicalAnd", _both(layers.Minimum), lambda x: K.where(K.logical_and(x > -1.0, x < 1.0), x, 0.5)),

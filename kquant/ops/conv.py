@@ -102,7 +102,8 @@ def _causal(op: Any, make: Make, x: Any) -> Any:
     """Padding on the left, then a valid convolution."""
     # TFLite pads as SAME or not at all: zeros in front are an operator of their own, which rounds nothing.
     reach = op.dilation_rate[0] * (op.kernel_size[0] - 1)
-    x = make("pad", lambda: layers.ZeroPadding1D((reach, 0), name=f"{op.name}_pad"))(x)
+    edges: Any = (reach, 0)  # Keras' type is that of the default, one number
+    x = make("pad", lambda: layers.ZeroPadding1D(edges, name=f"{op.name}_pad"))(x)
     return make("valid", lambda: rebuild(op, padding="valid"))(x)
 
 

@@ -149,7 +149,7 @@ RULES = (
         expand=_divided,
         examples=(
             computed(lambda x: x / 3.0, (5, 4)),
-            computed(lambda x: x / np.float32([1.0, -2.0, 0.5]), (4, 3)),
+            computed(lambda x: x / np.array([1.0, -2.0, 0.5], np.float32), (4, 3)),
             computed(lambda x, y: x / (K.square(y) + 0.5), (5, 4), (5, 4)),
             computed(lambda x: K.true_divide(x, K.sqrt(K.sum(x * x, axis=-1, keepdims=True) + 1e-6)), (5, 4)),
             computed(lambda x: K.divide(2.0, K.add(K.exp(-x), 1.0)), (5, 4)),

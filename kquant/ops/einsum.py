@@ -64,7 +64,7 @@ def _einsum(op: Any, make: Make, *operands: Any, **_: Any) -> Any:
 def _of_two(op: Any, make: Make, operands: Any, labels: list[str], result: str, size: dict[str, int | None]) -> Any:
     """Two tensors, or a tensor and a kernel on either side."""
     if all(_is_tensor(t) for t in operands):
-        return contraction(make, op.name, *operands, Equation(labels[0], labels[1], result, size))
+        return contraction(make, op.name, operands[0], operands[1], Equation(labels[0], labels[1], result, size))
     # `kernel_contraction` wants the tensor in front; labels say which axes meet, so the order of the two does not
     # matter.
     first = 0 if _is_tensor(operands[0]) else 1
@@ -240,7 +240,10 @@ RULES = (
         expand=_tensordot,
         examples=(
             computed(lambda x: keras.ops.tensordot(x, _random(3, 4, 5), axes=2), (2, 3, 4)),
-            computed(lambda x: keras.ops.tensordot(x, _random(5, 3), axes=[[1], [1]]), (3, 4)),
+            computed(
+                lambda x: keras.ops.tensordot(x, _random(5, 3), axes=[[1], [1]]),  # pyright: ignore[reportArgumentType]
+                (3, 4),
+            ),
             computed(lambda x: keras.ops.dot(x, _random(6, 3)), (4, 6)),
         ),
     ),

@@ -18,6 +18,7 @@ import numpy as np
 from kquant.core.program import Program
 from kquant.core.spec import FLOAT
 from kquant.layers.fake_quant import is_observing
+from kquant.ops.constant import as_array
 from kquant.ops.rule import Call, Make, Rule, computed, example
 from kquant.ops.table import lower_table
 
@@ -170,7 +171,7 @@ def power(op: Any, make: Make, x: Any, exponent: Any) -> Any:
             f"{op.name} ({type(op).__name__}): only constant powers, one number each, have an integer form. Write "
             "a**x as keras.ops.exp(log(a) * x)."
         )
-    number = float(np.reshape(keras.ops.convert_to_numpy(exponent), ()))
+    number = float(as_array(exponent).reshape(()))
     if number == 1.0:
         return x
     # MUL is one operator where a table takes three, and has a kernel in 16 bits.

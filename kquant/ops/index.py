@@ -90,8 +90,9 @@ def along(op: Any, axis: Any, rank: int) -> int:
     Raises:
         ValueError: no axis (the flattened tensor), or the batch axis.
     """
-    refuse_batch(op, [0] if axis is None else [int(axis) % rank])
-    return int(axis) % rank
+    counted = 0 if axis is None else int(axis) % rank  # 0 is refused
+    refuse_batch(op, [counted])
+    return counted
 
 
 def part(make: Make, x: Any, ranges: dict[int, range], name: str, key: str = "part") -> Any:
@@ -112,7 +113,7 @@ def part(make: Make, x: Any, ranges: dict[int, range], name: str, key: str = "pa
     return make(key, lambda: Slice(begin, end, step, name=name))(x)
 
 
-def picked(make: Make, x: Any, indices: Sequence[int], axis: int, name: str, key: str = "pick") -> Any:
+def picked(make: Make, x: Any, indices: Sequence[int] | np.ndarray, axis: int, name: str, key: str = "pick") -> Any:
     """Rows of `x` along an axis; `x` itself where they are all its rows in order, a slice where they lie in a row."""
     indices = [int(i) for i in indices]
     length = x.shape[axis]
@@ -314,7 +315,7 @@ def _lower_runs(program: Program, call: Call) -> None:
     for run in np.split(np.array(call.op.indices), cuts):
         begin, size = np.zeros(len(x.shape), np.int32), np.array(x.shape, np.int32)
         begin[axis], size[axis] = run[0], len(run)
-        made = program.value(f"{y.name}/run{len(parts)}", size, x.encoding, x.dtype)
+        made = program.value(f"{y.name}/run{len(parts)}", size.tolist(), x.encoding, x.dtype)
         bounds = [program.constant("begin", begin), program.constant("size", size)]
         parts.append(program.emit("SLICE", [x, *bounds], made))
     program.emit("CONCATENATION", parts, y, axis=axis, fusedActivationFunction="NONE")

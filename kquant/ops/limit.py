@@ -12,7 +12,7 @@ from kquant.core.program import Program
 from kquant.graph.keras_private import maker
 from kquant.graph.stored import refuse_infinite
 from kquant.ops.affine import affine
-from kquant.ops.constant import stored
+from kquant.ops.constant import as_array, stored
 from kquant.ops.merge import same_rank
 from kquant.ops.passive import TRAINING_ONLY
 from kquant.ops.rule import Call, Make, Rule, computed, example
@@ -90,12 +90,12 @@ def _shifted(make: Make, x: Any, low: float | None, high: float | None, name: st
 def _number(value: Any, op: Any) -> float | None:
     if value is None:
         return None
-    if isinstance(value, keras.KerasTensor) or np.size(keras.ops.convert_to_numpy(value)) != 1:
+    if isinstance(value, keras.KerasTensor) or as_array(value).size != 1:
         raise ValueError(
             f"{op.name} ({type(op).__name__}): a bound must be one number. Received: {value}. Use Maximum or Minimum "
             "with a second input of the model for bounds that vary."
         )
-    return float(np.reshape(keras.ops.convert_to_numpy(value), ()))
+    return float(as_array(value).reshape(()))
 
 
 def _expand_clip(op: Any, make: Make, x: Any, *_: Any, **__: Any) -> Any:
@@ -110,7 +110,7 @@ def _of_two(cls: type, side: str) -> Any:
             same_rank(op, a, b)
             return make("pair", lambda: cls(name=op.name))([a, b])
         x, constant = (a, b) if isinstance(a, keras.KerasTensor) else (b, a)
-        if np.size(keras.ops.convert_to_numpy(constant)) != 1:
+        if as_array(constant).size != 1:
             return make("pair", lambda: cls(name=op.name))([x, stored(make, constant, x, op.name)])
         limits: dict[str, Any] = {"low": None, "high": None, side: _number(constant, op)}
         return bounded(make, x, limits["low"], limits["high"], op.name)
@@ -128,9 +128,9 @@ def _lower(program: Program, call: Call) -> None:
         made = y if last else program.value(f"{y.name}/{code.lower()}", y.shape, y.encoding)
         name = f"{y.name}/{code.lower()}_of"
         if y.encoding is None:
-            bound = program.constant(name, np.float32([value]))
+            bound = program.constant(name, np.array([value], np.float32))
         else:
-            bound = program.codes(name, y.encoding.quantize(np.float32([value])), y.encoding)
+            bound = program.codes(name, y.encoding.quantize(np.array([value], np.float32)), y.encoding)
         x = program.emit(code, [x, bound], made)
 
 

@@ -65,7 +65,7 @@ def permuted(make: Make, x: Any, order: list[int], name: str, key: str) -> Any:
     return make(key, lambda: layers.Permute(order[1:], name=f"{name}_{key}"))(x)
 
 
-def reshaped(make: Make, x: Any, shape: tuple[int, ...], name: str, key: str) -> Any:
+def reshaped(make: Make, x: Any, shape: tuple[int | None, ...], name: str, key: str) -> Any:
     """`x` with this shape, batch axis left out; nothing where it has it."""
     if tuple(x.shape[1:]) == tuple(shape):
         return x

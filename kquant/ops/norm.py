@@ -207,7 +207,8 @@ def _lower_mean(program: Program, call: Call) -> None:
 def _lower_root(program: Program, call: Call) -> None:
     """Float sums of squares are never below 0."""
     y, plain = call.output, {"fusedActivationFunction": "NONE"}
-    factor, epsilon = (program.constant(f"{y.name}/{key}", np.float32([getattr(call.op, key)])) for key in CONSTANTS)
+    numbers = {key: np.array([getattr(call.op, key)], np.float32) for key in CONSTANTS}
+    factor, epsilon = (program.constant(f"{y.name}/{key}", number) for key, number in numbers.items())
     part = program.emit("MUL", [call.inputs[0], factor], program.value(f"{y.name}/part", y.shape, None), **plain)
     total = program.emit("ADD", [part, epsilon], program.value(f"{y.name}/sum", y.shape, None), **plain)
     program.emit("RSQRT", [total], y)
@@ -226,7 +227,10 @@ RULES = (
         examples=(
             example(lambda: layers.LayerNormalization(), shape=(6, 16)),
             example(lambda: layers.LayerNormalization(center=False), shape=(12,)),
-            example(lambda: layers.LayerNormalization(axis=(1, 2), scale=False), shape=(5, 4, 3)),
+            example(
+                lambda: layers.LayerNormalization(axis=(1, 2), scale=False),  # pyright: ignore[reportArgumentType]
+                shape=(5, 4, 3),
+            ),
             example(lambda: layers.LayerNormalization(axis=1, epsilon=1e-6), shape=(8, 4, 3)),
             example(lambda: layers.LayerNormalization(), lambda: layers.Dense(4), shape=(2, 3, 8)),
             example(lambda: layers.LayerNormalization(rms_scaling=True), shape=(6, 16)),

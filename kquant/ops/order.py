@@ -91,7 +91,7 @@ def _turned(op: Any, make: Make, x: Any, *_: Any, **__: Any) -> Any:
     return make("turn", lambda: layers.Permute(order[1:], name=op.name))(x)
 
 
-ROWS = np.int32([1, 0, 4]).reshape(1, 3, 1, 1)
+ROWS = np.array([1, 0, 4], np.int32).reshape(1, 3, 1, 1)
 RULES = (
     of_operation("Take", _take, lambda x: K.take(x, [[3, 0], [-1, 1]], axis=2), lambda x: K.take(x, 1, axis=1)),
     of_operation("TakeAlongAxis", _take_along, lambda x: K.take_along_axis(x, ROWS, axis=1)),

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from kquant.core.checks import present
 from kquant.core.program import Program
 from kquant.graph.graph import Node
 from kquant.ops.conv import window
@@ -119,7 +120,7 @@ def _mean(node: Node) -> tuple[str, dict[str, Any]]:
 
 
 def _lower_mean(program: Program, call: Call) -> None:
-    axes, keepdims = mean_axes(call.node)
+    axes, keepdims = mean_axes(present(call.node, f"{call.op.name}: a mean of no call."))
     where = program.constant("axes", np.array(axes, np.int32))
     program.emit("MEAN", [call.inputs[0], where], call.output, keepDims=bool(keepdims))
 

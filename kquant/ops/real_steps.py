@@ -27,6 +27,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from kquant.core.checks import static_length
 from kquant.core.messages import warn
 from kquant.core.program import Program, Ref
 from kquant.core.spec import Encoding, QuantSpec
@@ -39,7 +40,7 @@ from kquant.ops.rule import Call, Make, Rule, computed, looked_up
 layers = keras.layers
 K = keras.ops
 BEFORE, AFTER, KEPT = ("begin", "reversed"), ("last", "spread", "backward"), "kept"
-FLAG = Encoding(np.float32([1.0]), np.int64([0]), QuantSpec())
+FLAG = Encoding(np.array([1.0], np.float32), np.array([0], np.int64), QuantSpec())
 
 
 @keras.saving.register_keras_serializable(package="kquant")
@@ -74,13 +75,13 @@ class RealSteps(keras.layers.Layer):
         if self.rows in BEFORE and self.value != 0.0:  # what recurrent layers make of -999 would tell in their ranges
             on_grid = encoding is not None and encoding[0] > 0.0
             # With an encoding they stay as they are, as in the file; what is made of their codes is never read.
-            x = tf.where(tf.logical_or(real, on_grid)[..., None], x, tf.zeros_like(x))
+            x = tf.where(tf.expand_dims(tf.logical_or(real, on_grid), -1), x, tf.zeros_like(x))
         first, end = _block(real)
         if is_observing() and self.rows in BEFORE:
             inside = tf.logical_and(_steps(real) >= first, _steps(real) < end)
             # What the mask holds is known only while the model runs, in a graph as well.
             tf.py_function(self._warn_between, [tf.reduce_any(tf.logical_and(inside, tf.logical_not(real)))], [])
-        rows = _positions(self, int(x.shape[1]), first, end)
+        rows = _positions(self, static_length(x, 1), first, end)
         if self.rows in AFTER:
             # h' of the docstring: row 0 is the state before the first step, and later rows are one further on.
             x = tf.pad(x, [[0, 0], [1, 0], [0, 0]])
@@ -105,12 +106,12 @@ class RealSteps(keras.layers.Layer):
 
 
 def _steps(real: tf.Tensor) -> tf.Tensor:
-    return tf.range(int(real.shape[1]), dtype=tf.int32)[None]
+    return tf.range(static_length(real, 1), dtype=tf.int32)[None]
 
 
 def _block(real: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """The first real step and the one behind the last; 0 and 0 where there is none. int32[samples, 1] each."""
-    flags, steps = tf.cast(real, tf.int32), int(real.shape[1])
+    flags, steps = tf.cast(real, tf.int32), static_length(real, 1)
     # `argmax` gives the first of equals. The 1 at the end stops it where no step is real: then end is 0.
     behind = tf.concat([tf.reverse(flags, [1]), tf.ones_like(flags[:, :1])], axis=1)
     first, rest = (tf.argmax(f, axis=1, output_type=tf.int32)[:, None] for f in (flags, behind))
@@ -250,7 +251,7 @@ def _flags(program: Program, source: Ref, value: float, features: bool) -> Ref:
     name = f"{source.name}/real"
     padding: Any = value
     if source.encoding is not None:  # NOT_EQUAL of int8 scales first, which loses the small ones; int32 is exact
-        padding = source.encoding.quantize(np.float32([value]))
+        padding = source.encoding.quantize(np.array([value], np.float32))
         whole = program.value(f"{name}_codes", source.shape, None, "int32")
         types = {"inDataType": source.dtype.upper(), "outDataType": "INT32"}
         source = program.emit("CAST", [source], whole, **types)

@@ -178,8 +178,8 @@ def _states(program: Program, op: Any, encoding: Encoding, units: int) -> tuple[
     return hidden, cell
 
 
-def _symmetric(scale: Any) -> Encoding:
-    return Encoding(np.float32([scale]), np.int64([0]), STATES)
+def _symmetric(scale: Any, spec: QuantSpec = STATES) -> Encoding:
+    return Encoding(np.array([scale], np.float32), np.array([0], np.int64), spec)
 
 
 def _reset(program: Program, name: str, x: Ref, hidden: Ref, cell: Ref) -> None:
@@ -191,7 +191,7 @@ def _reset(program: Program, name: str, x: Ref, hidden: Ref, cell: Ref) -> None:
     corner = [program.constant(what, np.array(n, np.int32)) for what, n in (("begin", [0, 0]), ("size", [1, 1]))]
     program.emit("SLICE", [flat, *corner], one)
     spec = STATES if x.dtype == "int16" else ZEROS
-    half = Encoding(0.5 * hidden.grid.scale / x.grid.scale, np.int64([0]), spec)  # any; 0.5 suits every kernel
+    half = Encoding(0.5 * hidden.grid.scale / x.grid.scale, np.array([0]), spec)  # any; 0.5 suits every kernel
     zeros = program.constant(f"{name}/zeros", np.zeros((1, hidden.shape[1]), x.dtype), half)
     program.emit("MUL", [one, zeros], hidden, fusedActivationFunction="NONE")
     # Real 0 in either encoding, so that the cell state needs no product of its own.
@@ -203,7 +203,7 @@ def _matrices(program: Program, name: str, codes: Any, scales: Any, spec: QuantS
     gates = np.split(np.asarray(codes), 4, axis=1)
     return [
         program.constant(
-            f"{name}_{gate}", np.ascontiguousarray(w.T).astype(np.int8), Encoding(np.float32([s]), np.int64([0]), spec)
+            f"{name}_{gate}", np.ascontiguousarray(w.T).astype(np.int8), _symmetric(s, spec)
         )
         for gate, w, s in zip(GATES, gates, np.asarray(scales), strict=True)
     ]
@@ -213,7 +213,7 @@ def _biases(program: Program, name: str, weights: Any, input_scale: Any, dtype: 
     """Four tensors at `input scale * kernel scale`."""
     rows = np.split(np.asarray(weights.bias).astype(dtype), 4)
     return [
-        program.constant(f"{name}/bias_{gate}", row, Encoding(np.float32([s * input_scale]), np.int64([0]), BIAS))
+        program.constant(f"{name}/bias_{gate}", row, _symmetric(s * input_scale, BIAS))
         for gate, row, s in zip(GATES, rows, np.asarray(weights.kernel_scale), strict=True)
     ]
 

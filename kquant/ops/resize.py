@@ -147,7 +147,7 @@ RULES = (
         output="same",
         lower=_lower,
         refuse=_unknown_interpolation,
-        examples=tuple(example(lambda size=size: Resize(*size, "nearest"), shape=(6, 7, 3)) for size in SIZES),
+        examples=tuple(example(lambda h=h, w=w: Resize(h, w, "nearest"), shape=(6, 7, 3)) for h, w in SIZES),
     ),
     Rule(
         layers=(layers.Resizing,),

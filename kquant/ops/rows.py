@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from kquant.core.checks import static_length
+
 
 def dense_rows(op: Any, x: tf.Tensor, at: Any = None) -> tf.Tensor:
     """Of a Dense: float[..., in] -> float[n, 1, in]."""
@@ -28,7 +30,7 @@ def affine_rows(op: Any, x: tf.Tensor, at: Any = None) -> tf.Tensor:
 def conv_rows(op: Any, x: tf.Tensor, at: Any = None) -> tf.Tensor:
     """Of a (grouped) convolution: float[b, (h,) w, in] -> float[b * oh * ow, groups, kh * kw * in / groups]."""
     patches, places = _patches(op, x, at)
-    channels = int(x.shape[-1])
+    channels = static_length(x, -1)
     # A patch runs over places first, then over channels: of each group, its channels at every place, as in its kernel.
     grouped = tf.reshape(patches, (-1, places, op.groups, channels // op.groups))
     return tf.reshape(tf.transpose(grouped, (0, 2, 1, 3)), (-1, op.groups, places * channels // op.groups))
@@ -38,7 +40,7 @@ def depthwise_rows(op: Any, x: tf.Tensor, at: Any = None) -> tf.Tensor:
     """Of a depthwise convolution: float[b, (h,) w, in] -> float[b * oh * ow, in, kh * kw]."""
     patches, places = _patches(op, x, at)
     # [n, places, channels] -> [n, channels, places]: each channel has one filter of as many weights as places.
-    return tf.transpose(tf.reshape(patches, (-1, places, int(x.shape[-1]))), (0, 2, 1))
+    return tf.transpose(tf.reshape(patches, (-1, places, static_length(x, -1))), (0, 2, 1))
 
 
 def _at(rows: tf.Tensor, at: Any) -> tf.Tensor:
@@ -54,13 +56,14 @@ def _patches(op: Any, x: tf.Tensor, at: Any) -> tuple[tf.Tensor, int]:
         return tf.image.extract_patches(x, (1, *size, 1), (1, *strides, 1), (1, *rates, 1), padding), places
     # Of some only: to make all patches first would cost as many times the input as a kernel has places.
     spans = [(n - 1) * rate + 1 for n, rate in zip(size, rates, strict=True)]
-    before, made = zip(*map(_edge, x.shape[1:3], spans, strides, [padding] * 2), strict=True)
-    image, row, column = np.unravel_index(np.asarray(at), (x.shape[0], *made))
+    count, high, wide = (static_length(x, axis) for axis in range(3))
+    before, made = zip(*map(_edge, (high, wide), spans, strides, [padding] * 2), strict=True)
+    image, row, column = np.unravel_index(np.asarray(at), (count, *made))
     down, right = (np.arange(n) * rate for n, rate in zip(size, rates, strict=True))
     ys = (row * strides[0] - before[0])[:, None] + np.repeat(down, size[1])
     xs = (column * strides[1] - before[1])[:, None] + np.tile(right, size[0])
-    inside = (ys >= 0) & (ys < x.shape[1]) & (xs >= 0) & (xs < x.shape[2])
-    flat = (image[:, None] * x.shape[1] + ys) * x.shape[2] + xs
+    inside = (ys >= 0) & (ys < high) & (xs >= 0) & (xs < wide)
+    flat = (image[:, None] * high + ys) * wide + xs
     values = tf.gather(tf.reshape(x, (-1, x.shape[-1])), np.where(inside, flat, 0))
     return tf.where(inside[..., None], values, 0.0), places
 

@@ -292,7 +292,7 @@ def example(*layers: Any, shape: tuple[int, ...]) -> Callable[[], keras.Model]:
     return build
 
 
-def computed(function: Callable[[Any], Any], *shapes: tuple[int, ...]) -> Callable[[], keras.Model]:
+def computed(function: Callable[..., Any], *shapes: tuple[int, ...]) -> Callable[[], keras.Model]:
     """A model that applies `function` to inputs of these shapes."""
 
     def build() -> keras.Model:

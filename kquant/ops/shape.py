@@ -164,7 +164,7 @@ RULES = (
         refuse=_channels_first,
         examples=(
             example(lambda: layers.ZeroPadding2D(((1, 2), (0, 3))), shape=(4, 5, 3)),
-            example(lambda: layers.ZeroPadding1D((2, 1)), shape=(5, 3)),
+            example(lambda: layers.ZeroPadding1D((2, 1)), shape=(5, 3)),  # pyright: ignore[reportArgumentType]
         ),
     ),
     Rule(

@@ -25,7 +25,7 @@ def emit_softmax(program: Program, call: Call, beta: float) -> None:
         program.emit("SOFTMAX", [logits], y, beta=beta)
         return
     zero, spec = np.zeros(1, np.int64), QuantSpec(16, symmetric=True)
-    encodings = [Encoding(scale, zero, spec) for scale in (logits.encoding.scale, np.float32([1 / 32768]))]
+    encodings = [Encoding(scale, zero, spec) for scale in (logits.encoding.scale, np.array([1 / 32768], np.float32))]
     source, wide = (program.value(f"{r.name}_16bit", r.shape, e) for r, e in zip((logits, y), encodings, strict=True))
     program.emit("QUANTIZE", [logits], source)
     program.emit("SOFTMAX", [source], wide, beta=beta)

@@ -42,7 +42,7 @@ def _distributed(op: Any, make: Make, x: Any, *_: Any, **__: Any) -> Any:
         return make("all", lambda: _copied(inner, x.shape))(x)
     if type(inner) is layers.Flatten or type(inner) is layers.Reshape:
         # Moving values within each step is moving them within the whole tensor.
-        wanted = inner.compute_output_shape((x.shape[0], *shape[1:]))[1:]
+        wanted: Any = inner.compute_output_shape((x.shape[0], *shape[1:]))[1:]
         return reshaped(make, x, (steps, *wanted), op.name)
     if steps > MOST_STEPS:
         raise ValueError(

@@ -78,7 +78,7 @@ FLOAT_OPERATORS |= {"Sin": "SIN", "Cos": "COS", "Floor": "FLOOR", "Ceil": "CEIL"
 
 def _float_operator(op: Any) -> str | None:
     kind = type(op).__name__
-    code = FLOAT_OPERATORS.get(name_of(op.activation) if kind == "Activation" else kind)
+    code = FLOAT_OPERATORS.get(name_of(op.activation) or "" if kind == "Activation" else kind)
     # The operator has no alpha.
     return None if code == "ELU" and getattr(op, "alpha", 1.0) != 1.0 else code
 

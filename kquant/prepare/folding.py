@@ -15,6 +15,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from kquant.core.checks import present
 from kquant.core.messages import warn
 from kquant.core.origin import origins
 from kquant.graph.defaults import own_defaults
@@ -266,10 +267,11 @@ def _numbers(layer: Any, weights: Weights) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _with_numbers(layer: Any, weights: Weights, kernel: np.ndarray, bias: np.ndarray) -> Any:
-    if getattr(layer, weights.bias, None) is None:
+    bias_name = present(weights.bias, f"{layer.name}: a batch norm folds into it, and its rule names no bias.")
+    if getattr(layer, bias_name, None) is None:
         _add_bias(layer, bias.shape)
     getattr(layer, weights.kernel).assign(kernel.astype(np.float32))
-    getattr(layer, weights.bias).assign(bias.astype(np.float32))
+    getattr(layer, bias_name).assign(bias.astype(np.float32))
     return layer
 
 

@@ -88,9 +88,11 @@ def split_preprocessing(model: keras.Model) -> SplitModel:
         args, kwargs = substitute((node.args, node.kwargs), new)
         nodes.append(replace(node, args=args, kwargs=kwargs))
     after = Graph(graph.name, entrances, substitute(graph.outputs, new), tuple(nodes), graph.output_names)
-    parts = [as_keras(rewrite(part, lambda node, args, kwargs: node.op(*args, **kwargs))) for part in (before, after)]
+    first, second = (
+        as_keras(rewrite(part, lambda node, args, kwargs: node.op(*args, **kwargs))) for part in (before, after)
+    )
     moved = tuple(dict.fromkeys(n.name for n in outside if isinstance(n.op, layers.Layer) or _scales(n)))
-    return SplitModel(*parts, moved)
+    return SplitModel(first, second, moved)
 
 
 def _outside(graph: Graph) -> list[Node]:

@@ -203,7 +203,7 @@ class Running:
             if self._sent:  # the file, with the first request
                 interpreters.send(requests, self._sent)
                 self._sent = []
-            interpreters.send(requests, [np.int64(what), *arrays])
+            interpreters.send(requests, [np.array(what, np.int64), *arrays])
             return interpreters.receive(answers)
         except (EOFError, OSError) as error:
             raise ValueError(self._last_words(late.is_set(), arrays if what in (SAMPLES, CALL) else None)) from error

@@ -334,8 +334,8 @@ class _Way:
 
     def analysis(self, recipe: Recipe, sensitivity: bool) -> Analysis:
         """Of the model of that recipe."""
-        options = {"sensitivity": sensitivity, "remedies": False, "verbose": False}
-        return analyze(self.make(recipe), self.data, limit=SAMPLES, **options)
+        qmodel = self.make(recipe)
+        return analyze(qmodel, self.data, limit=SAMPLES, sensitivity=sensitivity, remedies=False, verbose=False)
 
     def moves(self, unit: str) -> list[Move]:
         """Every move, the one with least noise for what it saves first."""

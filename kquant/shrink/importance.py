@@ -89,7 +89,7 @@ def by_taylor(
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch([v.value for v in variables])
             value = loss(y, model(x, training=False))
-        slopes = tape.gradient(value, [v.value for v in variables], unconnected_gradients="zero")
+        slopes = tape.gradient(value, [v.value for v in variables], unconnected_gradients=tf.UnconnectedGradients.ZERO)
         return [v.value * g for v, g in zip(variables, slopes, strict=True)]
 
     summed, count = np.zeros(channels.count), 0

@@ -204,7 +204,8 @@ class Distiller(keras.Model):
         for name, value in parts.items():
             self._trackers[name].update_state(value * replicas)
         terms = [tf.cast(value, tf.float32) * share[name] for name, value in parts.items()]
-        return tf.add_n(terms + [tf.cast(self._aggregate_additional_loss(v), tf.float32) for v in self.losses])
+        added: list[Any] = [self._aggregate_additional_loss(value) for value in self.losses]
+        return tf.add_n(terms + [tf.cast(value, tf.float32) for value in added])
 
     def _soft_loss(self, wanted: Any, y_pred: Any, sample_weight: Any) -> tf.Tensor:
         kinds = self._given or kinds_of_loss(self.loss, y_pred, self.output_names)
@@ -213,7 +214,7 @@ class Distiller(keras.Model):
         if len(weights) == 1:
             weights = weights * len(outputs)
         # one of Keras' losses for each output: it takes sample weights as they do
-        losses = [
+        losses: list[Any] = [
             SoftTargets(kind, theirs, self.temperature)(t, s, sample_weight=weight)
             for kind, theirs, t, s, weight in zip(
                 kinds, kinds_of_teacher(kinds, self._ends), wanted, outputs, weights, strict=True
@@ -243,7 +244,7 @@ class Distiller(keras.Model):
     def get_config(self) -> dict[str, Any]:
         """All arguments; the models go along whole."""
         features = dict(self.features) if isinstance(self.features, Mapping) else list(self.features)
-        outputs = None if self.outputs_are is None else list(self._given)
+        outputs = None if self.outputs_are is None else list(self._given or ())
         models = {
             "student": keras.saving.serialize_keras_object(self.student),
             "teacher": keras.saving.serialize_keras_object(self.teacher),

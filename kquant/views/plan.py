@@ -329,7 +329,7 @@ class _Draft:
         """The tensors that a call reads: where one comes in another width, what stands for its conversion."""
         read: list[Any] = list(node.inputs)
         for i, t, bits in self.widths.conversions(node):
-            read[i] = self.converted.setdefault((id(t), bits), _Converted(self.names.get(id(t), t.name)))
+            read[i] = self.converted.setdefault((id(t), bits), _Converted(str(self.names.get(id(t), t.name))))
         return read
 
 
@@ -427,7 +427,7 @@ def _sites(
     for node in draft.graph.nodes:
         rule, out = draft.rules[id(node)], node.outputs[0]
         activations, bits = draft.settings[id(node.op)].activations, draft.widths.tensors[id(out)]
-        trains = {"training": draft.settings[id(node.op)].training}
+        trains: dict[str, Any] = {"training": draft.settings[id(node.op)].training}
         if rule is None or bits in (FLOAT, INDEX):
             continue
         if draft.widths.calls[id(node)] == FLOAT:  # a model output that was computed in float

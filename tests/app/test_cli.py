@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 import kquant
 from kquant.app.cli import app
+from kquant.app.command_files import save_arrays
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:When providing `inputs` as a dict",
@@ -431,3 +432,11 @@ for arguments in (["check", {str(work / "tiny.keras")!r}], ["inspect", {str(work
     assert done.stderr.count("\n") == 1 and "a folder, not a file" in done.stderr
     probe = "import sys; sys.argv[0] = 'kquant'; import kquant.app.cli; sys.exit('tensorflow' in sys.modules)"
     assert run("-c", probe).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["file", "args", "allow_pickle", "a/b"])
+def test_outputs_of_any_name_go_to_a_file_of_arrays(tmp_path, name):
+    save_arrays(tmp_path / "outputs.npz", {name: np.arange(6.0).reshape(2, 3), "other": np.int8([1])})
+    with np.load(tmp_path / "outputs.npz") as held:
+        assert set(held) == {name, "other"} and held["other"].dtype == np.int8
+        np.testing.assert_array_equal(held[name], np.arange(6.0).reshape(2, 3))
