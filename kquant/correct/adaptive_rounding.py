@@ -95,7 +95,7 @@ def adaround(
         >>> q = kquant.quantize(model, {"name": "w4", "weights": {"bits": 4}})
         >>> q = kquant.adaround(kquant.calibrate(q, x, verbose=False), x, iterations=10, verbose=False)
     """
-    settings = Settings(iterations, learning_rate, row_batch, warm_start, (beta[0], beta[1]), regularisation)
+    settings = Settings(iterations, learning_rate, row_batch, warm_start, tuple(beta), regularisation)
     _check(settings, rows)
     sweep = Sweep("adaround", qmodel, data, limit, batch_size)
     layers = places(sweep.graph)

@@ -45,7 +45,7 @@ class Settings:
     learning_rate: float
     row_batch: int
     warm_start: float
-    beta: tuple[float, float]
+    beta: tuple[float, ...]
     regularisation: float
 
 
