@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
-# power-of-two: a uniform grid whose scale is one; log, codebook: see core.nonuniform (weights only)
+# power-of-two: a uniform grid whose scale is one; log, codebook: see layers.nonuniform (weights only)
 Kind = Literal["uniform", "power-of-two", "log", "codebook"]
 
 

@@ -1,6 +1,6 @@
 """Keras graphs: read one (`trace`), write one (`rewrite`), compute one (`run`).
 
-This file, `unfold` and `inputs` are the only ones that touch Keras internals.
+What Keras does not export stands in `keras_private`.
 """
 
 from __future__ import annotations
