@@ -11,10 +11,11 @@ from kquant.views.plan import Plan
 
 
 def warn_of_plan(plan: Plan) -> None:
-    """Layers that compute nothing, and those that get other widths than the recipe says."""
+    """Layers that compute nothing, widths that no kernel has, and those that are other ones than the recipe says."""
     warn_dead(plan)
     warn_narrowed(plan)
     warn_unpacked(plan)
+    warn_simulated(plan)
 
 
 def warn_simulated(plan: Plan) -> None:

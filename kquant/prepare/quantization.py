@@ -19,7 +19,7 @@ from kquant.layers.oscillations import warn_unfrozen
 from kquant.masking.method import methods
 from kquant.prepare.attach import attach
 from kquant.prepare.folding import Folded, fold_graph
-from kquant.prepare.notices import warn_of_plan, warn_simulated
+from kquant.prepare.notices import warn_of_plan
 from kquant.prepare.preprocessing import inputs_take
 from kquant.prepare.refusals import describe, expanded
 from kquant.prepare.unblock import move_into_relus
@@ -78,7 +78,6 @@ def quantize(
         warn_of_plan(plan)
         takes = inputs_take(graph)
         qmodel = attach(plan, folded, carried, takes)
-        warn_simulated(plan)
         warn_lost_steps(model, qmodel, "quantize")
         for method in methods(chosen):
             if not method.acts(qmodel):
