@@ -40,6 +40,8 @@ from .prepare.one_step import cell_samples as cell_samples
 from .prepare.quantization import quantize as quantize
 from .prepare.split_inputs import SplitModel as SplitModel
 from .prepare.split_inputs import split_preprocessing as split_preprocessing
+from .projects.project import BundleReport as BundleReport
+from .projects.project import bundle as bundle
 from .recipe.recipe import Recipe as Recipe
 from .recipe.recipe import recipe_from_aeq as recipe_from_aeq
 from .recipe.recipe import recipe_to_aeq as recipe_to_aeq

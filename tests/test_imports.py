@@ -32,7 +32,7 @@ ORDER = (
     ("registration",),
     ("prepare", "correct", "shrink", "runtime"),
     ("analysis", "exporting"),
-    ("search",),
+    ("search", "projects"),
     ("report",),
     ("app",),
     ("__main__",),

@@ -120,6 +120,7 @@ OTHERS = {"reestimate", "cell"}
 OF_QUANTIZED: dict[str, Callable[[keras.Model, Path], Any]] = {
     "adaround": lambda q, _: kquant.adaround(q, X, iterations=1, **QUIET),
     "analyze": lambda q, _: kquant.analyze(q, X, sensitivity=False, remedies=False, **QUIET),
+    "bundle": lambda q, folder: kquant.bundle(q, folder / "firmware", data=X, golden=1),
     "calibrate": lambda q, _: kquant.calibrate(q, 2.0 * X, **QUIET),
     "correct_bias": lambda q, _: kquant.correct_bias(q, X, **QUIET),
     "data_free_ranges": lambda q, _: kquant.data_free_ranges(q, input_range=(-2.0, 2.0), **QUIET),
@@ -131,7 +132,7 @@ OF_QUANTIZED: dict[str, Callable[[keras.Model, Path], Any]] = {
     "observe": lambda q, _: kquant.observe(q, X, **QUIET),
     "sequential_mse": lambda q, _: kquant.sequential_mse(q, X, **QUIET),
     "set_encodings": lambda q, _: kquant.set_encodings(q, WIDE),
-    "verify": lambda q, _: kquant.verify(q, FILES[q.name], X[:2], "litert-reference"),
+    "verify": lambda q, _: kquant.verify(q, FILES[q.name], X[:2], "tflm"),
 }
 FUNCTIONS = {name: getattr(kquant, name) for name in kquant.__all__ if inspect.isfunction(getattr(kquant, name))}
 FIRST = {name: next(iter(inspect.signature(f).parameters), "") for name, f in FUNCTIONS.items()}
@@ -189,7 +190,8 @@ def ready(tmp_path_factory: pytest.TempPathFactory) -> keras.Model:
     keras.utils.set_random_seed(0)
     stack = [layers.Dense(8, activation="relu"), layers.Dense(3)]
     float_model = keras.Sequential([keras.Input((6,)), *stack], name="ready")
-    q = kquant.calibrate(kquant.quantize(float_model, {"name": "w4", "weights": {"bits": 4}}), 2.0 * X, **QUIET)
+    w4 = {"name": "w4", "weights": {"bits": 4}}
+    q = kquant.calibrate(kquant.quantize(float_model, w4, target="tflm"), 2.0 * X, **QUIET)
     WIDE.update(kquant.encodings(q))
     q = kquant.calibrate(q, X, **QUIET)
     FILES[q.name] = tmp_path_factory.mktemp("ready") / "m.tflite"

@@ -293,6 +293,45 @@ def autotune(
     raise typer.Exit(0 if tuned.ok else 1)
 
 
+@app.command("export")
+@refusing
+def export_project(
+    model: Annotated[Path, typer.Argument(help="A model saved by Keras, quantized or not", metavar="MODEL.keras")],
+    data: Data,
+    folder: Annotated[Path, typer.Option("--folder", help="Folder for the project: new, or an earlier one")],
+    kind: Annotated[str, typer.Option("--kind", help="tflm (CMake), arduino, esp-idf or zephyr")] = "tflm",
+    name: Annotated[str | None, typer.Option("--name", help="Of the model in C; the file's by default")] = None,
+    classes: Annotated[Path | None, typer.Option("--classes", help="Names of classes (.txt), a line each")] = None,
+    recipe: Annotated[str | None, typer.Option("--recipe", help="For a float model; int8 by default")] = None,
+    target: Annotated[str | None, typer.Option("--target", help="For a float model; the kind's by default")] = None,
+    golden: Annotated[int, typer.Option("--golden", min=1, help="Vectors that the self-test runs")] = 4,
+    scale: Scale = 1.0,  # type: ignore[assignment]
+    limit: Limit = None,
+    as_json: Json = False,
+) -> None:
+    """Write a project for a microcontroller: array, operators, arena, conversions, golden vectors and a self-test."""
+    from kquant.app import command_files
+    from kquant.app.pipeline import prepare
+    from kquant.graph.keras_private import every_layer
+    from kquant.projects.project import bundle, earlier
+    from kquant.projects.rendering import kind_of
+    from kquant.views.quantized_model import is_quantized
+
+    target = target or kind_of(kind).target
+    earlier(folder)  # what stands in the way is told before the work
+    names = [] if classes is None else command_files.load_names(classes)
+    keras_model = command_files.load_model(model)
+    arrays = command_files.load_data(data, command_files.inputs_of(keras_model), scale=scale, limit=limit)
+    if not is_quantized(every_layer(keras_model)):
+        keras_model = prepare(keras_model, arrays, recipe or "int8", target=target, verbose=_bars(as_json))
+    elif recipe is not None:
+        raise ValueError(f"{model}: is quantized already; leave --recipe out.")
+    raw = None if scale == 1.0 else scale
+    named = model.stem if name is None else name
+    made = bundle(keras_model, folder, data=arrays, kind=kind, name=named, golden=golden, labels=names, scale=raw)
+    _print(made, as_json)
+
+
 @app.command()
 @refusing
 def check(

@@ -25,7 +25,7 @@ from kquant.files.atomic import Outputs, write_atomically
 from kquant.files.destination import destination
 from kquant.files.leftovers import settle
 from kquant.files.named_files import check_data, check_labels_file
-from kquant.files.untrusted import read_arrays
+from kquant.files.untrusted import read_arrays, read_text
 from kquant.graph import inputs
 from kquant.graph.keras_private import deep_graphs
 from kquant.tflite.reader import FileModel
@@ -301,3 +301,15 @@ def output_folder(folder: str | Path, model_path: str | Path) -> Iterator[Path]:
         for each in made:
             if not any(each.iterdir()):
                 each.rmdir()
+
+
+def load_names(path: str | Path) -> list[str]:
+    """Names of classes, one in a line.
+
+    Raises:
+        ValueError: no such file, no text, or a name that is empty.
+    """
+    names = read_text(path, f"--classes {path}").splitlines()
+    if not names or not all(name.strip() for name in names):
+        raise ValueError(f"--classes {path}: expected one name in each line. Received: {len(names)} lines, some empty.")
+    return [name.strip() for name in names]

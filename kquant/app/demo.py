@@ -25,7 +25,8 @@ from kquant.exporting.export_file import ExportReport, export
 from kquant.files.atomic import Outputs, write_atomically
 from kquant.prepare.quantization import quantize
 from kquant.report import Table, render_table
-from kquant.runtime.running import RUNTIMES, arena_bytes, available, predict
+from kquant.runtime.arenas import arena_bytes
+from kquant.runtime.running import RUNTIMES, available, predict
 from kquant.tflite.reader import inspect
 
 SEED = 1

@@ -38,6 +38,8 @@ class OperatorFacts(BaseModel):
 
     Attributes:
         options: its table of options in the schema; None: its own name in camel case; "": it has none.
+        resolver: TFLM registers it by a method of this name, behind `Add`; None: its own name in camel case; "": TFLM
+            has none.
         data: number of the input that it computes from, beside weights.
         weights: numbers of the inputs that are weights.
         bias: number of the input that is its bias, of int32 sums; None where it takes none.
@@ -60,6 +62,7 @@ class OperatorFacts(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     options: str | None = None
+    resolver: str | None = None
     data: int = 0
     weights: _Numbers = ()
     bias: int | None = None
@@ -86,6 +89,17 @@ class OperatorFacts(BaseModel):
         # three cases: a name of another operator's table, none ("": no options), or by default its own in camel case
         named = "".join(part.capitalize() for part in code.split("_")) + "Options"
         return named if self.options is None else self.options or None
+
+    def resolver_of(self, code: str) -> str | None:
+        """The method by which TFLM registers the operator with this code; None where TFLM has none.
+
+        Example:
+            >>> facts("CONV_2D").resolver_of("CONV_2D"), facts("TILE").resolver_of("TILE")
+            ('AddConv2D', None)
+        """
+        named = "".join(part if part[0].isdigit() else part.capitalize() for part in code.split("_"))
+        named = named if self.resolver is None else self.resolver
+        return f"Add{named}" if named else None
 
 
 def parse(text: str) -> Mapping[str, OperatorFacts]:

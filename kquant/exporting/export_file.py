@@ -24,7 +24,8 @@ from kquant.exporting.streams import Stream, StreamCheck, StreamReport, check_st
 from kquant.exporting.verification import VerifyReport, compare
 from kquant.files.atomic import Outputs
 from kquant.files.destination import destination
-from kquant.runtime.running import ARENA, FALLBACK, arena_bytes, available
+from kquant.runtime.arenas import arena_bytes
+from kquant.runtime.running import ARENA, FALLBACK, available
 from kquant.targets import Target
 from kquant.tflite.edges import IO
 from kquant.tflite.file_content import Files, Form, to_files

@@ -142,6 +142,11 @@ class Stream:
         kept = self.file.inputs[len(self.inputs) :]
         return [np.full(t.shape, code, t.dtype) for t, code in zip(kept, self._initial, strict=True)]
 
+    @property
+    def states(self) -> list[np.ndarray]:
+        """Codes of the states that are inputs of the next call; none where the interpreter keeps them."""
+        return list(self._states)
+
     def step_codes(self, codes: list[np.ndarray]) -> list[np.ndarray]:
         """`step` on codes: inputs and outputs as the file has them, batch axis included."""
         results = self._running.call([*codes, *self._states])

@@ -42,6 +42,6 @@ def page(report: Any) -> Page:
     if isinstance(inner, ExportReport):
         return page(inner)
     raise TypeError(
-        "report: expected an Analysis, ChannelGroups, CheckReport, CompressResult, DryRun, ExportReport, FileBytes, "
-        f"FileModel, Sparsity, SparsityScan or VerifyReport. Received: {type(report).__name__}."
+        "report: expected an Analysis, BundleReport, ChannelGroups, CheckReport, CompressResult, DryRun, ExportReport, "
+        f"FileBytes, FileModel, Sparsity, SparsityScan or VerifyReport. Received: {type(report).__name__}."
     )

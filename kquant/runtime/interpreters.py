@@ -1,7 +1,8 @@
 """Run a `.tflite` file on codes. Imports no TensorFlow, so that it can also be a small process of its own.
 
     python interpreters.py RUNTIME       # serves `kquant.runtime.running.Running` until its standard input ends
-    python interpreters.py arena         # prints what TFLM says of its arena, for `kquant.runtime.running.arena_bytes`
+    python interpreters.py arena         # prints what TFLM says of its arena, for `kquant.runtime.arenas`
+    python interpreters.py fits          # ends well where TFLM prepares and runs the file in an arena of that size
 
 Messages either way are lists of arrays, see `send`. The first one is the file; each one after it is a request, which
 begins with a number of `REQUESTS` and is answered by one message. What an interpreter refuses ends the process.
@@ -20,6 +21,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 RUNTIMES = ("litert", "litert-reference", "tflm")
+IN_ARENAS = ("tflm", "arena", "fits")  # what runs on TFLM
 # What `arena_for` counts, in bytes. A value takes 8 at most, and a kernel's scratch as much again (int64 accumulators).
 VALUE, TENSOR, CHANNEL, OPERATOR, FIXED = 16, 512, 64, 8192, 1 << 16
 LARGEST_ARENA = 1 << 30
@@ -114,6 +116,21 @@ def tflm_interpreter(data: bytes) -> Any:
             if size >= LARGEST_ARENA:
                 raise RuntimeError(f"{error}, in an arena of {size:,} bytes too") from error
         size = min(8 * size, LARGEST_ARENA)
+
+
+def run_in(data: bytes, size: int) -> None:
+    """Prepare a file in an arena of that size, and run it once on zeros.
+
+    Args:
+        data: a `.tflite` file.
+        size: bytes of the arena.
+
+    Raises:
+        RuntimeError: it is too small; the process may end instead.
+    """
+    from tflite_micro import runtime
+
+    runtime.Interpreter.from_bytes(data, arena_size=size).invoke()
 
 
 def _tflm(data: bytes, keep: bool) -> Invoke:
@@ -230,7 +247,7 @@ def _limit_memory(size: int, runtime: str) -> None:
     except (ImportError, OSError):
         return
     # an arena is replaced by a larger one while the old one is there; pages that are not touched are never there
-    arenas = 2 * LARGEST_ARENA if runtime in ("tflm", "arena") else 0
+    arenas = 2 * LARGEST_ARENA if runtime in IN_ARENAS else 0
     most = used + FREE_BYTES + FILE_TIMES * size + arenas
     resource.setrlimit(resource.RLIMIT_AS, (most, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
@@ -239,7 +256,7 @@ def _load(runtime: str) -> None:
     """Import what the runtime needs, before memory is limited."""
     from ai_edge_litert import schema_py_generated  # noqa: F401
 
-    if runtime in ("tflm", "arena"):
+    if runtime in IN_ARENAS:
         from tflite_micro import runtime as _  # noqa: F401
     from ai_edge_litert import interpreter  # noqa: F401  # for all tensors too
 
@@ -256,6 +273,9 @@ def main() -> None:
         _limit_memory(len(data), runtime)
         if runtime == "arena":
             tflm_interpreter(data).print_allocations()
+            return
+        if runtime == "fits":
+            run_in(data, int(receive(requests)[0][0]))
             return
         served = _Served(data, runtime)
         while True:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import io
 import math
 import re
 import signal
@@ -159,7 +158,7 @@ class Running:
         self.runtime = runtime
         self._said = tempfile.TemporaryFile()  # noqa: SIM115  what the process says, as long as it lives
         self._process = subprocess.Popen(
-            _process(runtime), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said
+            process_of(runtime), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said
         )
         self._end = weakref.finalize(self, _ended, self._process, self._said)
         self._sent = [np.frombuffer(data, np.uint8)]
@@ -280,7 +279,7 @@ def probe(data: bytes, runtime: str, codes: list[np.ndarray]) -> list[np.ndarray
         return running.samples(codes)
 
 
-def _process(task: str) -> list[str]:
+def process_of(task: str) -> list[str]:
     """The command that does a task of `kquant.runtime.interpreters` in a process of its own."""
     # -P: the script's own folder must not stand in for the standard library (it holds an inspect.py)
     return [sys.executable, "-P", str(Path(interpreters.__file__)), task]
@@ -295,30 +294,6 @@ def _ending(code: int, place: Place | None) -> str:
     if code == -signal.SIGABRT:
         said += ": a check of its kernel failed; " + REMEDIES.get(place.code if place else "", REMEDY)
     return said
-
-
-def arena_bytes(data: bytes) -> int | None:
-    """Bytes of tensor arena that TFLM uses on this 64-bit host; None without the `micro` extra.
-
-    The interpreter only prints the figure, so it runs in a process of its own; a bad file cannot take this one along.
-    """
-    if ARENA not in available():
-        return None
-    refuse_damaged(data)
-    request = io.BytesIO()
-    interpreters.send(request, [np.frombuffer(data, np.uint8)])
-    try:
-        done = subprocess.run(
-            _process("arena"), input=request.getvalue(), capture_output=True, check=False, timeout=ANSWER_SECONDS
-        )
-    except subprocess.TimeoutExpired as error:
-        raise ValueError(f"TFLM has not prepared this file after {ANSWER_SECONDS} s.") from error
-    told = re.search(rb"Arena allocation total (\d+) bytes", done.stdout + done.stderr)
-    if told is None:
-        raise ValueError(
-            f"TFLM cannot prepare this file:\n{(done.stdout + done.stderr).decode(errors='replace')[-800:]}"
-        )
-    return int(told.group(1))
 
 
 def refuse_tables(verb: str, file: FileModel, runtime: str) -> None:

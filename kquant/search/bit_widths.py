@@ -29,7 +29,8 @@ from kquant.files.finished_work import Kept
 from kquant.graph.watched import state_kept
 from kquant.prepare.quantization import quantize
 from kquant.recipe.recipe import Recipe, Step, load, recipe_to_toml
-from kquant.runtime.running import arena_bytes, available
+from kquant.runtime.arenas import arena_bytes
+from kquant.runtime.running import available
 from kquant.search.knapsack import least_loss
 from kquant.search.search_state import rounded, search_state
 from kquant.tflite.file_content import file_content

@@ -20,7 +20,8 @@ from ai_edge_litert import schema_py_generated as schema
 
 import kquant
 from kquant.runtime import interpreters
-from kquant.runtime.running import Running, arena_bytes
+from kquant.runtime.arenas import arena_bytes
+from kquant.runtime.running import Running
 from kquant.tflite.reader import refuse_damaged
 
 X = np.random.default_rng(0).normal(size=(40, 6, 3)).astype(np.float32)

@@ -1,0 +1,109 @@
+"""The smallest tensor arena in which TFLM prepares and runs a file, by trial, and of what it consists."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from kquant.core.operators import facts
+from kquant.runtime.arenas import arena_parts, fits_arena
+from kquant.tflite.reader import FileModel
+from kquant.tflite.timeline import HELPERS
+
+ALIGNMENT = 16  # TFLM's, of what lies in the arena
+# Structures that TFLM keeps are smaller on a device of 32 bits; optimized kernels (CMSIS-NN, ESP-NN) ask for scratch
+# that the reference kernels do not need: this share of the arena, and at least so many bytes, are left for them.
+MARGIN_SHARE, MARGIN_BYTES = 0.05, 1024
+
+
+@dataclass(frozen=True)
+class Arena:
+    """RAM for tensors.
+
+    Attributes:
+        smallest_bytes: with fewer, TFLM does not prepare or run the file on this 64-bit host; by trial.
+        margin_bytes: what is put on top for a device.
+        activation_bytes: of it, tensors that share memory over time, and scratch of kernels (TFLM's head).
+        persistent_bytes: of it, what stays: structures of tensors and operators, multipliers (TFLM's tail).
+        peak_layer: the layer at which most bytes of tensors are alive; "" where no tensor is.
+        peak_bytes: of those tensors.
+    """
+
+    smallest_bytes: int
+    margin_bytes: int
+    activation_bytes: int
+    persistent_bytes: int
+    peak_layer: str
+    peak_bytes: int
+
+    @property
+    def bytes(self) -> int:
+        """What a program should reserve."""
+        return self.smallest_bytes + self.margin_bytes
+
+
+def smallest_arena(content: bytes, file: FileModel) -> Arena:
+    """Find it: each trial is a process of its own, since too small an arena may end one.
+
+    Args:
+        content: of a file that TFLM runs.
+        file: what it holds.
+
+    Raises:
+        ValueError: TFLM does not prepare the file, or the `micro` extra is missing.
+    """
+    used, activations, persistent = arena_parts(content)
+    high = _aligned(used)
+    step = ALIGNMENT
+    while not fits_arena(content, high):
+        high, step = high + step, 2 * step
+    low, step = high - ALIGNMENT, ALIGNMENT
+    while low > 0 and fits_arena(content, low):
+        high, step = low, 2 * step
+        low -= step
+    low = max(low, 0)
+    while high - low > ALIGNMENT:  # `high` fits, `low` does not
+        middle = _aligned((low + high) // 2)
+        if middle == high:
+            break
+        low, high = (low, middle) if fits_arena(content, middle) else (middle, high)
+    layer, peak = peak_of(file)
+    margin = _aligned(max(MARGIN_BYTES, int(high * MARGIN_SHARE)))
+    return Arena(high, margin, activations, persistent, layer, peak)
+
+
+def peak_of(file: FileModel) -> tuple[str, int]:
+    """The operator at which most bytes of tensors are alive, by the name of what it computes, and how many.
+
+    Args:
+        file: what `kquant.inspect` reads; constants lie in flash.
+    """
+    tensors = {t.index: t for t in file.tensors}
+    made = {i for op in file.operators for i in op.outputs} | {t.index for t in file.inputs}
+    first = {t.index: 0 for t in file.inputs}
+    last = {t.index: len(file.operators) for t in file.outputs}
+    for number, op in enumerate(file.operators):
+        for i in op.outputs:
+            first.setdefault(i, number)
+        for i in op.inputs:
+            last[i] = max(last.get(i, 0), number)
+    made -= {i for i, t in tensors.items() if t.type == "RESOURCE"}  # handles of states, which lie elsewhere
+    alive = {i: range(first[i], max(last.get(i, first[i]), first[i]) + 1) for i in made if i in first and i in tensors}
+    size = {i: int(np.prod(tensors[i].shape)) * np.dtype(tensors[i].dtype).itemsize for i in alive}
+    totals = [sum(size[i] for i in alive if n in alive[i]) for n in range(len(file.operators))]
+    if not totals:
+        return "", 0
+    at = int(np.argmax(totals))
+    # a DECODE writes weights for the operator behind it, whose layer they are
+    named = next((op for op in file.operators[at:] if not facts(op.code).unlisted), file.operators[at])
+    return layer_of(tensors[named.outputs[0]].name), totals[at]
+
+
+def layer_of(name: str) -> str:
+    """The layer that a tensor of a file is named after."""
+    return HELPERS.sub("", name)
+
+
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT

@@ -1,0 +1,312 @@
+"""A quantized model and samples -> a folder that builds and tests itself on the device."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import keras
+import numpy as np
+
+from kquant.analysis.units import macs, units
+from kquant.calibration.data import gather
+from kquant.core.checks import check_count
+from kquant.core.messages import first_of
+from kquant.core.renamed import renamed
+from kquant.exporting.export_file import ExportReport, export
+from kquant.files.atomic import Outputs
+from kquant.files.untrusted import read_json
+from kquant.layers.provenance import provenance_of
+from kquant.projects.arena import Arena, smallest_arena
+from kquant.projects.described import Described, Normalization, described
+from kquant.projects.golden import Golden, golden_stream, golden_vectors, spread
+from kquant.projects.rendering import Kind, kind_of, rendered
+from kquant.runtime.running import ARENA, available, quantize_input
+from kquant.tflite.edges import IO
+from kquant.tflite.reader import FileModel, read_model
+from kquant.tflite.states import States
+from kquant.tflite.storage import Storage
+from kquant.views.quantized_model import read
+
+MANIFEST = "bundle.json"
+FILE = "model.tflite"
+
+
+@dataclass(frozen=True)
+class BundleReport:
+    """What `kquant.bundle` wrote.
+
+    Attributes:
+        folder: of the project.
+        kind: of it.
+        name: in front of every symbol of C.
+        files: what lies in the folder, by relative path.
+        flash_bytes: of the model's array.
+        arena: RAM for tensors.
+        macs: multiply-accumulates of one sample.
+        operators: code -> count.
+        golden: vectors that the self-test runs.
+        sha256: of the file.
+        export: the report of the file.
+    """
+
+    folder: str
+    kind: str
+    name: str
+    files: tuple[str, ...]
+    flash_bytes: int
+    arena: Arena
+    macs: int
+    operators: dict[str, int]
+    golden: int
+    sha256: str
+    export: ExportReport
+
+    def __repr__(self) -> str:
+        arena = f"{self.arena.bytes:,} bytes of arena"
+        return f"BundleReport({self.folder}: {self.kind}, {self.flash_bytes:,} bytes of flash, {arena})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        arena = {**asdict(self.arena), "bytes": self.arena.bytes}
+        return {**asdict(self), "arena": arena, "export": self.export.to_dict()}
+
+
+@renamed
+def bundle(
+    qmodel: keras.Model,
+    folder: str | Path,
+    *,
+    data: Any,
+    kind: str = "tflm",
+    name: str | None = None,
+    golden: int = 4,
+    labels: Sequence[str] = (),
+    scale: float | None = None,
+    mean: Sequence[float] | float | None = None,
+    std: Sequence[float] | float | None = None,
+    io: IO = "model",
+    streaming: bool | int = False,
+    states: States = "io",
+    compression: Literal["lut"] | Storage | Sequence[Literal["lut"] | Storage] | None = None,
+) -> BundleReport:
+    """Write a project for a microcontroller: the model as an array, and all that a program needs beside it.
+
+    Reads: `qmodel` stays as it was.
+
+    The file is verified as `kquant.export` does it; the golden vectors are what TFLM computes for some of the samples.
+    The project's `README.md` says how to use it. See docs/bundle.md.
+
+    Args:
+        qmodel: quantized for target "tflm", and calibrated or trained.
+        folder: to write; new, empty, or an earlier bundle, which is replaced.
+        data: representative data, see `kquant.calibrate`: the file is checked on them, and some become golden vectors.
+        kind: "tflm" (CMake), "arduino", "esp-idf" or "zephyr".
+        name: of the model in C; the model's own by default. What is no legal name becomes one.
+        golden: how many vectors the self-test runs; of a stream, calls.
+        labels: names of the classes, one for each value of the last axis of the first output.
+        scale: of the first input, what becomes of raw values: `(raw * scale - mean[c]) / std[c]`. Without any of the
+            three `io.h` has no conversion of raw values.
+        mean: one number, or one for each value of the last axis.
+        std: the same.
+        io: see `kquant.export`.
+        streaming: see `kquant.export`.
+        states: see `kquant.export`.
+        compression: see `kquant.export`.
+
+    Returns:
+        The report.
+
+    Raises:
+        ValueError: no such kind, a model for another target, a float layer, labels of the wrong number, samples that do
+            not fit, or a folder with other files in it; nothing is written then.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="score")], name="my net")
+        >>> x = np.random.default_rng(0).random((64, 4), np.float32)
+        >>> q = kquant.calibrate(kquant.quantize(model, target="tflm"), x, verbose=False)
+        >>> report = kquant.bundle(q, "firmware", data=x, labels=["no", "yes"])
+        >>> report.name, report.golden, sorted(report.files)[:3]
+        ('my_net', 4, ['CMakeLists.txt', 'README.md', 'arena.h'])
+    """
+    chosen = kind_of(kind)
+    check_count("bundle", "golden", golden)
+    _check_runtime(chosen)
+    _check_target(qmodel, chosen)
+    folder = Path(folder)
+    old = earlier(folder)
+    x = gather(qmodel, data, None)
+    normalization = _normalization(qmodel, scale, mean, std)
+    content, exported = _exported(qmodel, x, io, streaming, states, compression)
+    file = read_model(content)
+    _check_labels(labels, file.outputs[0].shape)
+    vectors = _golden(content, file, x, golden, bool(streaming))
+    arena = smallest_arena(content, file)
+    multiplied = sum(macs(unit) for unit in units(read(qmodel)))
+    about = described(
+        content,
+        file,
+        title=qmodel.name if name is None else name,
+        arena=arena,
+        golden=vectors,
+        labels=labels,
+        normalization=normalization,
+        card=_card(exported, arena, multiplied, vectors.calls),
+    )
+    files = {place: text.encode() for place, text in rendered(chosen, about).items()} | {FILE: content}
+    _write(folder, files, old, about)
+    return _report(folder, kind, tuple(files), about, multiplied, exported)
+
+
+def _report(
+    folder: Path, kind: str, files: tuple[str, ...], about: Described, multiplied: int, exported: ExportReport
+) -> BundleReport:
+    return BundleReport(
+        folder=str(folder),
+        kind=kind,
+        name=about.id,
+        files=(*files, MANIFEST),
+        flash_bytes=about.size,
+        arena=about.arena,
+        macs=multiplied,
+        operators=exported.operators,
+        golden=len(about.calls),
+        sha256=about.sha256,
+        export=exported,
+    )
+
+
+def earlier(folder: Path) -> list[str]:
+    """The files of an earlier bundle in a folder, by their relative paths; none where it is new or empty.
+
+    Args:
+        folder: where a bundle is to go.
+
+    Raises:
+        ValueError: it is a file, or holds files that are no bundle's.
+    """
+    if not folder.exists():
+        return []
+    if not folder.is_dir():
+        raise ValueError(f"bundle: {folder} is a file; give a folder.")
+    known: list[str] = []
+    if (folder / MANIFEST).is_file():
+        manifest = read_json(folder / MANIFEST, f"bundle: {folder / MANIFEST}")
+        listed = manifest.get("files") if isinstance(manifest, dict) else None
+        known = [MANIFEST, *(str(name) for name in listed)] if isinstance(listed, dict) else []
+    present = (str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    # the first few, since somebody may give a folder of a million files
+    foreign = list(itertools.islice((name for name in present if name not in known), 6))
+    if foreign:
+        raise ValueError(
+            f"bundle: {folder} holds other files: {first_of(foreign)}. Give a new folder, or move them away."
+        )
+    return known
+
+
+def _write(folder: Path, files: dict[str, bytes], old: list[str], about: Described) -> None:
+    """All files take their places together; those of an earlier bundle that this one has not go."""
+    hashes = {place: hashlib.sha256(content).hexdigest() for place, content in files.items()}
+    manifest = {"kquant": about.version, "name": about.title, "model": about.sha256, "files": hashes}
+    files = {**files, MANIFEST: f"{json.dumps(manifest, indent=1)}\n".encode()}
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
+    inside = sorted({(folder / place).parent for place in files} - {folder})
+    try:
+        for each in (folder, *inside):
+            each.mkdir(parents=True, exist_ok=True)
+        with Outputs([folder / place for place in files], "bundle") as new:
+            for place, content in files.items():
+                new.write(folder / place, content)
+    except BaseException:
+        for each in (*reversed(inside), *made):
+            if each.is_dir() and not any(each.iterdir()):
+                each.rmdir()
+        raise
+    for place in set(old) - set(files):
+        (folder / place).unlink(missing_ok=True)
+
+
+def _golden(content: bytes, file: FileModel, x: list[np.ndarray], count: int, streaming: bool) -> Golden:
+    """Some of the samples; of a stream, the first frames of one."""
+    picked = [spread(a, 1 if streaming else count) for a in x]
+    # a stream's states are inputs behind those that samples are given for
+    codes = [quantize_input(a, t) for a, t in zip(picked, file.inputs, strict=False)]
+    return golden_stream(content, codes, count) if streaming else golden_vectors(content, file, codes)
+
+
+def _exported(
+    qmodel: keras.Model, x: list[np.ndarray], io: IO, streaming: bool | int, states: States, compression: Any
+) -> tuple[bytes, ExportReport]:
+    """The verified file, which lies in a temporary folder meanwhile."""
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place) / FILE
+        data = x[0] if len(x) == 1 else x
+        options = {"io": io, "streaming": streaming, "states": states, "compression": compression}
+        report = export(qmodel, path, data=data, **options)
+        return path.read_bytes(), report
+
+
+def _check_runtime(kind: Kind) -> None:
+    if ARENA not in available():
+        raise ImportError(
+            f"bundle: {kind.title} wants golden vectors and an arena of TensorFlow Lite Micro: pip install "
+            "'kquant[micro]' (Linux only)."
+        )
+
+
+def _check_target(qmodel: keras.Model, kind: Kind) -> None:
+    """A file of another target may use operators or roundings that this one has not."""
+    read(qmodel)  # what is no quantized model is refused here
+    origin = provenance_of(qmodel.layers)
+    if ARENA not in origin.load_target().runtimes:
+        raise ValueError(
+            f"bundle: this model is quantized for target '{origin.target}', and {kind.title} runs on TensorFlow Lite "
+            f"Micro, which rounds otherwise. Expected: kquant.quantize(model, target='{kind.target}')."
+        )
+
+
+def _check_labels(labels: Sequence[str], shape: tuple[int, ...]) -> None:
+    if labels and len(labels) != shape[-1]:
+        raise ValueError(
+            f"bundle: {len(labels)} labels for an output of {shape[-1]} values; give one for each value of its last "
+            "axis."
+        )
+
+
+def _normalization(qmodel: keras.Model, scale: Any, mean: Any, std: Any) -> Normalization | None:
+    """What was given, for each channel."""
+    if scale is None and mean is None and std is None:
+        return None
+    channels = int(qmodel.inputs[0].shape[-1])
+    rows = [
+        np.float64(value if value is not None else default).reshape(-1) for value, default in ((mean, 0.0), (std, 1.0))
+    ]
+    for name, row in zip(("mean", "std"), rows, strict=True):
+        if len(row) not in (1, channels) or not np.all(np.isfinite(row)):
+            raise ValueError(
+                f"bundle: {name} has {len(row)} numbers; the first input, {qmodel.inputs[0].name}, has {channels} "
+                "channels: give one number, or one for each."
+            )
+    if not np.all(rows[1] > 0.0):
+        raise ValueError(f"bundle: std must be above 0. Received: {std}.")
+    wide = [tuple(float(v) for v in np.broadcast_to(row, (channels,))) for row in rows]
+    return Normalization(1.0 if scale is None else float(scale), *wide)
+
+
+def _card(exported: ExportReport, arena: Arena, multiplied: int, calls: int) -> list[tuple[str, str]]:
+    operators = ", ".join(f"{count} {code}" for code, count in sorted(exported.operators.items()))
+    return [
+        ("flash", f"{exported.file_bytes:,} bytes, of them weights {exported.weight_bytes:,}"),
+        ("arena", f"{arena.bytes:,} bytes: {arena.smallest_bytes:,} on a 64-bit host, {arena.margin_bytes:,} margin"),
+        ("most tensors alive", f"at {arena.peak_layer}: {arena.peak_bytes:,} bytes"),
+        ("multiply-accumulates", f"{multiplied:,} for one sample"),
+        ("operators", operators),
+        ("recipe, target", f"{exported.recipe}, {exported.target}"),
+        ("golden vectors", str(calls)),
+    ]
