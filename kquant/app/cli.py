@@ -305,6 +305,7 @@ def export_project(
     recipe: Annotated[str | None, typer.Option("--recipe", help="For a float model; int8 by default")] = None,
     target: Annotated[str | None, typer.Option("--target", help="For a float model; the kind's by default")] = None,
     golden: Annotated[int, typer.Option("--golden", min=1, help="Vectors that the self-test runs")] = 4,
+    debug: Annotated[bool, typer.Option("--debug", help="Add a model whose self-test names the first layer")] = False,
     scale: Scale = 1.0,  # type: ignore[assignment]
     limit: Limit = None,
     as_json: Json = False,
@@ -328,7 +329,8 @@ def export_project(
         raise ValueError(f"{model}: is quantized already; leave --recipe out.")
     raw = None if scale == 1.0 else scale
     named = model.stem if name is None else name
-    made = bundle(keras_model, folder, data=arrays, kind=kind, name=named, golden=golden, labels=names, scale=raw)
+    options: dict[str, Any] = {"kind": kind, "name": named, "golden": golden, "labels": names, "scale": raw}
+    made = bundle(keras_model, folder, data=arrays, debug=debug, **options)
     _print(made, as_json)
 
 

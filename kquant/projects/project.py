@@ -29,6 +29,8 @@ from kquant.projects.golden import Golden, golden_stream, golden_vectors, spread
 from kquant.projects.rendering import Kind, kind_of, rendered
 from kquant.runtime.running import ARENA, available, quantize_input
 from kquant.tflite.edges import IO
+from kquant.tflite.file_content import debug_content
+from kquant.tflite.lowering import lower
 from kquant.tflite.reader import FileModel, read_model
 from kquant.tflite.states import States
 from kquant.tflite.storage import Storage
@@ -95,6 +97,7 @@ def bundle(
     streaming: bool | int = False,
     states: States = "io",
     compression: Literal["lut"] | Storage | Sequence[Literal["lut"] | Storage] | None = None,
+    debug: bool = False,
 ) -> BundleReport:
     """Write a project for a microcontroller: the model as an array, and all that a program needs beside it.
 
@@ -119,6 +122,8 @@ def bundle(
         streaming: see `kquant.export`.
         states: see `kquant.export`.
         compression: see `kquant.export`.
+        debug: add a second model to the project, with what every layer computes among its outputs, whose self-test
+            names the first layer that differs. Not for streams.
 
     Returns:
         The report.
@@ -137,6 +142,8 @@ def bundle(
     """
     chosen = kind_of(kind)
     check_count("bundle", "golden", golden)
+    if debug and streaming:
+        raise ValueError("bundle: debug=True is for models over whole clips; leave it, or `streaming`, out.")
     _check_runtime(chosen)
     _check_target(qmodel, chosen)
     folder = Path(folder)
@@ -149,17 +156,13 @@ def bundle(
     vectors = _golden(content, file, x, golden, bool(streaming))
     arena = smallest_arena(content, file)
     multiplied = sum(macs(unit) for unit in units(read(qmodel)))
-    about = described(
-        content,
-        file,
-        title=qmodel.name if name is None else name,
-        arena=arena,
-        golden=vectors,
-        labels=labels,
-        normalization=normalization,
-        card=_card(exported, arena, multiplied, vectors.calls),
-    )
-    files = {place: text.encode() for place, text in rendered(chosen, about).items()} | {FILE: content}
+    title = qmodel.name if name is None else name
+    card = _card(exported, arena, multiplied, vectors.calls)
+    parts = {"labels": labels, "normalization": normalization, "card": card}
+    about = described(content, file, title=title, arena=arena, golden=vectors, **parts)
+    layer_by_layer = _debug(qmodel, x, title) if debug else None
+    files = {place: text.encode() for place, text in rendered(chosen, about, layer_by_layer).items()}
+    files |= {FILE: content}
     _write(folder, files, old, about)
     return _report(folder, kind, tuple(files), about, multiplied, exported)
 
@@ -238,6 +241,16 @@ def _golden(content: bytes, file: FileModel, x: list[np.ndarray], count: int, st
     # a stream's states are inputs behind those that samples are given for
     codes = [quantize_input(a, t) for a, t in zip(picked, file.inputs, strict=False)]
     return golden_stream(content, codes, count) if streaming else golden_vectors(content, file, codes)
+
+
+def _debug(qmodel: keras.Model, x: list[np.ndarray], title: str) -> Described:
+    """The model with what every layer computes among its outputs, and one golden vector."""
+    content = debug_content(lower(qmodel))
+    file = read_model(content)
+    vectors = _golden(content, file, x, 1, streaming=False)
+    arena = smallest_arena(content, file)
+    parts: dict[str, Any] = {"labels": (), "normalization": None, "card": ()}
+    return described(content, file, title=f"{title} debug", arena=arena, golden=vectors, **parts)
 
 
 def _exported(

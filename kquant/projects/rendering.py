@@ -24,6 +24,7 @@ class Kind(BaseModel):
         title: for messages.
         target: for which its file must be.
         files: where a file lies in the project -> the template that it is made of. `{id}` is the model's name in C.
+        debug: likewise, of the model whose outputs are those of every layer.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -31,6 +32,7 @@ class Kind(BaseModel):
     title: str
     target: str
     files: Mapping[str, str]
+    debug: Mapping[str, str]
 
 
 @cache
@@ -44,10 +46,11 @@ def kinds() -> Mapping[str, Kind]:
 
 def _with_shared(table: dict[str, Any], shared: dict[str, dict[str, str]]) -> dict[str, Any]:
     """Its own files, and those of the groups that it names, each group in a folder of the kind's choice."""
-    files = dict(table.get("files", {}))
+    files, debug = dict(table.get("files", {})), dict(table.get("debug", {}))
     for group, folder in table.pop("groups", {}).items():
         files |= {f"{folder}{name}": template for name, template in shared[group].items()}
-    return {**table, "files": files}
+        debug |= {f"{folder}debug/{name}": template for name, template in shared[group].items()}
+    return {**table, "files": files, "debug": debug}
 
 
 def kind_of(name: str) -> Kind:
@@ -60,12 +63,13 @@ def kind_of(name: str) -> Kind:
     return kinds()[name]
 
 
-def rendered(kind: Kind, about: Described) -> dict[str, str]:
+def rendered(kind: Kind, about: Described, debug: Described | None = None) -> dict[str, str]:
     """The text of every file of a project, by where it lies in it.
 
     Args:
         kind: of the project.
         about: what it is about.
+        debug: the same of the model whose outputs are those of every layer, where that is to be among the files.
     """
     # an unknown name in a template is a mistake there, not an empty text
     environment = Environment(
@@ -79,9 +83,13 @@ def rendered(kind: Kind, about: Described) -> dict[str, str]:
     environment.filters["c_float"] = c_float
     environment.filters["c_comment"] = c_comment
     environment.filters["c_string"] = c_string
+    sets = [(kind.files, about), *([] if debug is None else [(kind.debug, debug)])]
     return {
-        place.format(id=about.id): environment.get_template(f"{template}.jinja").render(about=about, kind=kind)
-        for place, template in kind.files.items()
+        place.format(id=one.id): environment.get_template(f"{template}.jinja").render(
+            about=one, kind=kind, debug=debug if one is about else None
+        )
+        for files, one in sets
+        for place, template in files.items()
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from kquant import __version__
@@ -87,6 +87,18 @@ def file_content(lowered: Lowered) -> bytes:
         The bytes, metadata with them.
     """
     return _written(lowered, lowered.program)
+
+
+def debug_content(lowered: Lowered) -> bytes:
+    """The file with all that its operators write among its outputs, in the order in which they do.
+
+    Args:
+        lowered: of a quantized model, of which no file was made yet.
+    """
+    program = lowered.program
+    written = [ref for op in program.operators for ref in op.outputs if not ref.variable]
+    passed = [ref for ref in program.outputs if all(ref is not one for one in written)]  # inputs that are outputs
+    return _written(lowered, replace(program, outputs=[*written, *passed]))
 
 
 def _stream(lowered: Lowered, form: Form, edges: IO) -> tuple[bytes, Streamed]:

@@ -227,6 +227,23 @@ def _values(content: bytes, index: int) -> bytes:
     return np.ascontiguousarray(contents(content)[1][index]).tobytes()
 
 
+def test_debug_tells_layers_in_order(q: keras.Model, tmp_path: Path) -> None:
+    made = kquant.bundle(q, tmp_path / "all", data=X, name="net", golden=2, debug=True)
+    text = (tmp_path / "all" / "debug" / "golden.cc").read_text()
+    named = re.findall(r'{"([^"]*)", output_0_\d+', text)
+    assert named == ["conv_relu", "flatten", "score", "score_softmax"]
+    # the same arithmetic as in the file: its last output is that of the first golden vector
+    last = re.search(r"output_0_3\[\] = {\s*([^}]*)}", text)
+    whole = re.search(r"output_0_0\[\] = {\s*([^}]*)}", (tmp_path / "all" / "golden.cc").read_text())
+    assert last is not None and whole is not None and last[1] == whole[1]
+    (tmp_path / "main.cc").write_text("int main() { return 0; }\n")
+    _compiled(tmp_path / "all" / "debug", "model.cc", "golden.cc", "io.c", tmp_path / "main.cc", program=tmp_path / "p")
+    assert "net_debug_self_test" in (tmp_path / "all" / "CMakeLists.txt").read_text()
+    assert {"debug/model.cc", "debug/main.cc"} <= set(made.files)
+    with pytest.raises(ValueError, match="debug=True is for models over whole clips"):
+        kquant.bundle(q, tmp_path / "no", data=X, debug=True, streaming=True)
+
+
 def test_streams_are_called_in_order(tmp_path: Path) -> None:
     x = keras.Input((16, 4), name="frames")
     y = layers.Conv1D(6, 3, padding="causal", activation="relu")(x)
