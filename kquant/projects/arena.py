@@ -100,6 +100,19 @@ def peak_of(file: FileModel) -> tuple[str, int]:
     return layer_of(tensors[named.outputs[0]].name), totals[at]
 
 
+def unit_scales_bytes(file: FileModel) -> int:
+    """Of the arena, what scales of single units take: FULLY_CONNECTED keeps a multiplier and a shift, int32, for each.
+
+    CONV_2D does so too, with one scale as with many; FULLY_CONNECTED with one keeps none.
+
+    Args:
+        file: what `kquant.inspect` reads.
+    """
+    tensors = {t.index: t for t in file.tensors}
+    kernels = [tensors.get(op.inputs[1]) for op in file.operators if op.code == "FULLY_CONNECTED"]
+    return sum(8 * len(t.scale) for t in kernels if t is not None and t.scale is not None and len(t.scale) > 1)
+
+
 def layer_of(name: str) -> str:
     """The layer that a tensor of a file is named after."""
     return HELPERS.sub("", name)

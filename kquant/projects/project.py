@@ -23,7 +23,7 @@ from kquant.exporting.export_file import ExportReport, export
 from kquant.files.atomic import Outputs
 from kquant.files.untrusted import read_json
 from kquant.layers.provenance import provenance_of
-from kquant.projects.arena import Arena, smallest_arena
+from kquant.projects.arena import Arena, smallest_arena, unit_scales_bytes
 from kquant.projects.described import Described, Normalization, described
 from kquant.projects.golden import Golden, golden_stream, golden_vectors, spread
 from kquant.projects.rendering import Kind, kind_of, rendered
@@ -37,6 +37,7 @@ from kquant.tflite.storage import Storage
 from kquant.views.quantized_model import read
 
 MANIFEST = "bundle.json"
+MUCH = 0.1  # of the arena: worth a word
 FILE = "model.tflite"
 
 
@@ -157,7 +158,7 @@ def bundle(
     arena = smallest_arena(content, file)
     multiplied = sum(macs(unit) for unit in units(read(qmodel)))
     title = qmodel.name if name is None else name
-    card = _card(exported, arena, multiplied, vectors.calls)
+    card = _card(exported, file, arena, multiplied, vectors.calls)
     parts = {"labels": labels, "normalization": normalization, "card": card}
     about = described(content, file, title=title, arena=arena, golden=vectors, **parts)
     layer_by_layer = _debug(qmodel, x, title) if debug else None
@@ -312,12 +313,16 @@ def _normalization(qmodel: keras.Model, scale: Any, mean: Any, std: Any) -> Norm
     return Normalization(1.0 if scale is None else float(scale), *wide)
 
 
-def _card(exported: ExportReport, arena: Arena, multiplied: int, calls: int) -> list[tuple[str, str]]:
+def _card(exported: ExportReport, file: FileModel, arena: Arena, multiplied: int, calls: int) -> list[tuple[str, str]]:
     operators = ", ".join(f"{count} {code}" for code, count in sorted(exported.operators.items()))
+    scales = unit_scales_bytes(file)
+    rule = "{type = 'Dense', weights = {per_axis = false}}"
+    said = f"{scales:,} bytes of the arena; a rule {rule} takes one for each layer"
     return [
         ("flash", f"{exported.file_bytes:,} bytes, of them weights {exported.weight_bytes:,}"),
         ("arena", f"{arena.bytes:,} bytes: {arena.smallest_bytes:,} on a 64-bit host, {arena.margin_bytes:,} margin"),
         ("most tensors alive", f"at {arena.peak_layer}: {arena.peak_bytes:,} bytes"),
+        *([("scales of single units", said)] if scales > MUCH * arena.bytes else []),
         ("multiply-accumulates", f"{multiplied:,} for one sample"),
         ("operators", operators),
         ("recipe, target", f"{exported.recipe}, {exported.target}"),

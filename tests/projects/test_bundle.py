@@ -194,6 +194,21 @@ def test_cmake_takes_the_project(made: kquant.BundleReport, tmp_path: Path) -> N
     assert list((tmp_path / "build").glob("libnet_model.a"))
 
 
+def test_scales_of_units_are_told_where_they_take_much(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).normal(size=(64, 8)).astype("float32")
+    stack = [layers.Dense(200, activation="relu"), layers.Dense(4)]
+    model = keras.Sequential([keras.Input((8,)), *stack], name="wide")
+    arenas = {}
+    for per_axis in (True, False):
+        recipe = {"name": "one", "weights": {"per_axis": per_axis}}
+        q = kquant.calibrate(kquant.quantize(model, recipe, target="tflm"), x, verbose=False)
+        made = kquant.bundle(q, tmp_path / str(per_axis), data=x, golden=1)
+        arenas[per_axis] = made.arena
+        told = "scales of single units | 1,632 bytes" in (tmp_path / str(per_axis) / "README.md").read_text()
+        assert told == per_axis
+    assert arenas[True].persistent_bytes - arenas[False].persistent_bytes == 8 * 204
+
+
 def test_the_self_test_passes_and_fails(made: kquant.BundleReport, tmp_path: Path) -> None:
     include, library = os.environ.get("TFLM_INCLUDE"), os.environ.get("TFLM_LIBRARY")
     if not include or not library:
