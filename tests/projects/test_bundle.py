@@ -151,6 +151,24 @@ def test_the_sources_say_what_python_says(made: kquant.BundleReport, tmp_path: P
     assert labels == 'left|the "right"|é'
 
 
+CORES = {
+    "M0+": ("-mcpu=cortex-m0plus", "-mthumb"),
+    "M4F": ("-mcpu=cortex-m4", "-mthumb", "-mfloat-abi=hard", "-mfpu=fpv4-sp-d16"),
+    "M55": ("-mcpu=cortex-m55", "-mthumb", "-mfloat-abi=hard"),
+}
+
+
+@pytest.mark.skipif(shutil.which("arm-none-eabi-g++") is None, reason="needs Debian's gcc-arm-none-eabi")
+@pytest.mark.parametrize("core", CORES)
+def test_it_compiles_for_a_core(made: kquant.BundleReport, core: str, tmp_path: Path) -> None:
+    for source in ("model.cc", "golden.cc", "io.c"):
+        compiler = ("gcc", "-std=c11") if source.endswith(".c") else ("g++", "-std=c++17")
+        command = [f"arm-none-eabi-{compiler[0]}", compiler[1], *WARNINGS, *CORES[core], "-Os", "-c"]
+        command += [str(Path(made.folder) / source), "-o", str(tmp_path / "x.o")]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+
 def test_operators_are_registered_once(made: kquant.BundleReport) -> None:
     text = (Path(made.folder) / "op_resolver.h").read_text()
     called = re.findall(r"resolver\.(\w+)\(\)", text)
