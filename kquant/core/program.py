@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,6 +54,7 @@ class Operator:
     Attributes:
         options: the fields of its schema table, in the schema's spelling.
         intermediates: tensors inside the operator, which hold no data; their scales tell its arithmetic.
+        graphs: what it runs (the body of a WHILE), by the field of its schema table that numbers the subgraph.
     """
 
     code: str
@@ -61,6 +62,7 @@ class Operator:
     outputs: list[Ref]
     options: dict[str, Any] = field(default_factory=dict[str, Any])
     intermediates: list[Ref] = field(default_factory=list[Ref])
+    graphs: dict[str, Program] = field(default_factory=dict[str, "Program"])
 
     @property
     def type(self) -> str:
@@ -81,16 +83,14 @@ class Program:
 
     Attributes:
         name: of the model.
-        operators, inputs, outputs: of the main subgraph.
+        operators, inputs, outputs: of one subgraph; those that its operators run are programs of their own.
         made: what several operators read and one makes, by what it is made of.
-        once: a second subgraph that a CALL_ONCE of the first one runs (initial values of variables), or None.
     """
 
     name: str
     operators: list[Operator] = field(default_factory=list[Operator])
     inputs: list[Ref] = field(default_factory=list[Ref])
     outputs: list[Ref] = field(default_factory=list[Ref])
-    once: Program | None = None
     made: dict[Any, Ref] = field(default_factory=dict[Any, Ref])
 
     def constant(self, name: str, data: np.ndarray, encoding: Encoding | None = None, dtype: str | None = None) -> Ref:
@@ -106,8 +106,17 @@ class Program:
         """Stored codes of a quantized tensor, in the type of their encoding."""
         return self.constant(name, np.asarray(codes).astype(encoding.dtype), encoding)
 
+    def programs(self) -> Iterator[Program]:
+        """The program itself and those that its operators run, at any depth, in the order of the file."""
+        yield self
+        for op in self.operators:
+            for inner in op.graphs.values():
+                yield from inner.programs()
+
     def distinct_names(self) -> None:
         """Number the tensors that share a name, in the order of the file; a shared layer makes several."""
+        for inner in (inner for op in self.operators for inner in op.graphs.values()):
+            inner.distinct_names()
         taken: set[str] = set()
         seen: set[int] = set()
         # inputs first, outputs last: the user's names stay where they can, and helpers get the numbers

@@ -15,13 +15,14 @@ from kquant.graph.precision import full_precision
 from kquant.layers import transform as kernels
 from kquant.layers.carried import carried, carry
 from kquant.layers.conversion import refuse_conversion
-from kquant.layers.fake_quant import is_float, is_simulating
 from kquant.layers.integers import chosen, read
 from kquant.layers.live_norm import LiveNorm
+from kquant.layers.modes import is_float, is_simulating
 from kquant.layers.nonuniform import on_grid
 from kquant.layers.provenance import Provenance
 from kquant.layers.weighted import Weighted
 
+Apply = Callable[[tf.Tensor], list[tf.Tensor]]
 # Of a live batch norm: below it a channel is switched off.
 SMALLEST_FACTOR = 1e-12
 
@@ -134,23 +135,29 @@ class Compressed(Weighted):
             `[y, accumulator]`: the output, and the scale of its integer sums (float64[channels]); with 16-bit
             activations the sums too (float64, like y).
         """
+        return self.ready(encoding, training, site)(x)
+
+    def ready(self, encoding: tf.Tensor | None, training: bool = False, site: int = 0) -> Apply:
+        """What `call` does to an input, when all is done that does not depend on it: a loop asks once for all steps."""
         unknown = [tf.zeros((1,), tf.float64)] * (2 if self.wide else 1)
         if is_float(self):
-            return [self._in_float(x), *unknown]
+            return lambda x: [self._in_float(x), *unknown]
         # Before the weights are read: the step computes with what moves on now.
         if training and self.trainable and site == 0:
             kernels.advance(self.transforms, kernels.real(self.layer, self.kernel_name))
             self._begin_step()
         # `reestimate` counts at inference, and what it counts is what training would normalise.
-        if self.norm is not None and ((training and self.trainable) or self.norm.counter is not None):
-            return [self._normalised(self.norm, x, training, site), *unknown]
-        if training and self.trainable and self.learner is not None:
-            return [self._biased(x, self._learned(site), self.bias_as_used(), self.layer), *unknown]
+        norm = self.norm
+        if norm is not None and ((training and self.trainable) or norm.counter is not None):
+            return lambda x: [self._normalised(norm, x, training, site), *unknown]
+        learns = training and self.trainable and self.learner is not None
         if not (training or is_simulating() or tf.executing_eagerly()):
             refuse_conversion()
-        if training or is_simulating() or encoding is None or self.spec is None or not self.spec.has_codes:
-            return [self._biased(x, self.weights_on_grid(), self.bias_as_used(), self.layer), *unknown]
-        return self._in_integers(x, encoding)
+        floats = training or is_simulating() or encoding is None or self.spec is None or not self.spec.has_codes
+        if encoding is not None and not (learns or floats):
+            return self._in_integers(encoding)
+        weights, bias = self._learned(site) if learns else self.weights_on_grid(), self.bias_as_used()
+        return lambda x: [self._biased(x, weights, bias, self.layer), *unknown]
 
     def _in_float(self, x: tf.Tensor) -> tf.Tensor:
         """The float function: no grid, and no correction."""
@@ -161,7 +168,7 @@ class Compressed(Weighted):
             return self.layer(x)
         return self._with(x, {self.kernel_name: self.weights_as_used()}, self.layer)
 
-    def _in_integers(self, x: tf.Tensor, encoding: tf.Tensor) -> list[tf.Tensor]:
+    def _in_integers(self, encoding: tf.Tensor) -> Apply:
         """What `call` returns at inference: the device's sums, scaled; float ones where the encoding is unknown."""
         known, unit, _ = read(encoding)
         with beforehand(unit):
@@ -172,14 +179,26 @@ class Compressed(Weighted):
             exact = tf.cast(tf.reshape(scale, (-1,)), tf.float64) * tf.cast(unit, tf.float64)
             whole = None if bias is None else rounded(bias)
         if not self.sums:
-            return self._multiplied(x, unit, codes, scale, known)
+            return lambda x: self._multiplied(x, unit, codes, scale, known)
+        added = None if bias is None or whole is None else chosen(known, whole, bias)
+        return lambda x: self._summed_up(x, unit, codes, added, exact, known)
+
+    def _summed_up(
+        self,
+        x: tf.Tensor,
+        unit: tf.Tensor,
+        codes: tf.Tensor,
+        bias: tf.Tensor | None,
+        exact: tf.Tensor,
+        known: bool | tf.Tensor,
+    ) -> list[tf.Tensor]:
+        """Integer sums of the input's codes and those of the kernel, scaled by `exact`."""
         steps = carried(x, "codes")
         if steps is None:
             # Without codes: a layer that keeps its input's encoding stands between, or nobody has calibrated.
             steps = tf.cast(x, tf.float32) / unit
             steps = chosen(known, rounded(steps), steps)
         steps = tf.cast(steps, tf.float32)
-        bias = None if bias is None or whole is None else chosen(known, whole, bias)
         if self.wide:
             return self._wide(steps, codes, bias, exact, known)
         with full_precision():

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import contextvars
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -21,6 +20,7 @@ from kquant.layers.carried import carried, carry, retyped
 from kquant.layers.conversion import refuse_conversion
 from kquant.layers.integers import Origin, read, steps_of
 from kquant.layers.learned_ranges import replaced
+from kquant.layers.modes import is_float, is_simulating, later, show
 from kquant.layers.provenance import Provenance
 from kquant.layers.range_numbers import Numbers, averaged, encoded, numbers_of
 from kquant.layers.replicas import extremes
@@ -28,51 +28,6 @@ from kquant.recipe.training_section import Training
 
 SETTLED = 17.0  # exp(-17) is below float32's last place: from here on nothing is left to unbias
 MOST_BATCHES = 2.0**20  # float32 counts on from here
-Collector = Callable[["FakeQuant", int, tf.Tensor], None]
-# Not attributes of layers: a block reaches all of a model, also what its layers hold, and ends whatever is raised in
-# it. A graph keeps what held while it was traced, so that inside a block models are called eagerly, or by functions
-# that are traced there; never by `predict`.
-_COLLECTOR: contextvars.ContextVar[Collector | None] = contextvars.ContextVar("collector", default=None)
-_ONLY: contextvars.ContextVar[frozenset[str] | None] = contextvars.ContextVar("only", default=None)
-
-
-@contextlib.contextmanager
-def observing(collector: Collector) -> Iterator[None]:
-    """Inside, models run in float and hand each tensor that has a range to `collector(layer, site, tensor)`."""
-    token = _COLLECTOR.set(collector)
-    try:
-        yield
-    finally:
-        _COLLECTOR.reset(token)
-
-
-def is_observing() -> bool:
-    """True inside `observing`."""
-    return _COLLECTOR.get() is not None
-
-
-@contextlib.contextmanager
-def only(names: Collection[str]) -> Iterator[None]:
-    """Inside, models compute in float, and only the layers of these names quantize: their weights, or their tensors.
-
-    What quantizes rounds floats to the grid (no integer sums), so that a layer costs what it costs in float.
-    """
-    token = _ONLY.set(frozenset(names))
-    try:
-        yield
-    finally:
-        _ONLY.reset(token)
-
-
-def is_simulating() -> bool:
-    """True inside `only`."""
-    return _ONLY.get() is not None
-
-
-def is_float(layer: keras.layers.Layer) -> bool:
-    """True where a layer is to compute in float: inside `observing`, and inside `only` where it is not named."""
-    names = _ONLY.get()
-    return is_observing() or (names is not None and layer.name not in names)
 
 
 @keras.saving.register_keras_serializable(package="kquant")
@@ -201,10 +156,9 @@ class FakeQuant(keras.layers.Layer):
         Returns:
             `[float[...], float32[2]]`: values on the grid, and (scale, zero point).
         """
-        collector = _COLLECTOR.get()
         # A layer that peeks passes its input; the tensor that the range is of comes in a call of its own.
-        if collector is not None and not peek:
-            collector(self, site, y)
+        if not peek:
+            show(self, site, y)
         if is_float(self):
             return [tf.cast(y, _float_like(y)), tf.zeros(2)]
         # Under a mixed policy too: ranges and codes are taken in float32, as the device has its scales.
@@ -226,17 +180,18 @@ class FakeQuant(keras.layers.Layer):
     def _in_training(self, y: tf.Tensor, encodings: Sequence[tf.Tensor], site: int) -> tuple[tf.Tensor, tf.Tensor]:
         """Values and encoding of a training step: the range moves first, then the values are rounded."""
         moves = self.has_range and self.trainable  # a range that moves has seen a batch: nothing to choose below
-        if moves:
-            self._move(self.without_padding(y, site), site)
+        moved = moves and not later(self, site, y)
+        if moved:
+            self.move_range(self.without_padding(y, site), site)
         if self.fixed is not None:
             # Probabilities on a grid of 1/256 are often 0, where a cross-entropy has no gradient; the kernel's grid is
             # fine enough that training need not see it.
             return y, self._numbers().encoding
         if self.learning == Training():
-            return self._rounded(y, encodings, moves)
+            return self._rounded(y, encodings, moved)
         scale, zero_point, _ = self.grid(encodings)
         values, scale, zero_point = self._learned(y, scale, zero_point)
-        return self._told(moves, encodings, values, y, tf.stack([scale, zero_point]), (scale, zero_point))
+        return self._told(moved, encodings, values, y, tf.stack([scale, zero_point]), (scale, zero_point))
 
     def _rounded(
         self, y: tf.Tensor, encodings: Sequence[tf.Tensor], moved: bool = False
@@ -295,6 +250,20 @@ class FakeQuant(keras.layers.Layer):
                 # Inside `tf.Graph().as_default()` there is no eager context to go out to, and so nothing to read.
                 return False
             return bool(np.any(tf.convert_to_tensor(self.count).numpy() > 0.0))
+
+    def told_ahead(self, encodings: Sequence[tf.Tensor] = (), training: bool = False) -> tf.Tensor:
+        """float32[2]: the encoding that a call is going to tell, for who needs it before there is a tensor.
+
+        Args:
+            encodings: float32[2] of each source, where the encoding follows one.
+            training: of that call.
+        """
+        if is_float(self):
+            return tf.zeros(2)
+        if training or not self.is_seen(encodings):
+            return self._peeked(encodings, training)
+        numbers = self._numbers(encodings)
+        return carry(numbers.encoding, "grid", numbers[:2])
 
     def _peeked(self, encodings: Sequence[tf.Tensor], training: bool) -> tf.Tensor:
         """float32[2]: the encoding that the tensor is going to have, zeros where no data were seen."""
@@ -384,7 +353,7 @@ class FakeQuant(keras.layers.Layer):
             values[site] = value
             variable.assign(values)
 
-    def _move(self, y: tf.Tensor, site: int) -> None:
+    def move_range(self, y: tf.Tensor, site: int) -> None:
         """Moving averages of the batch's smallest and largest value, unbiased from the first step on.
 
         A range that does not move all the time follows the batches until it has left zero for good (`ranges.woken`).

@@ -19,7 +19,8 @@ import keras
 
 from kquant.graph.keras_private import every_layer
 from kquant.layers.compressed import Compressed
-from kquant.layers.fake_quant import FakeQuant, observing, only
+from kquant.layers.fake_quant import FakeQuant
+from kquant.layers.modes import observing, only
 from kquant.layers.quantized_lstm import QuantizedLSTM
 from kquant.layers.transformed import Transformed
 

@@ -25,8 +25,9 @@ from kquant.core.checks import static_length
 from kquant.core.spec import QuantSpec, encode_weights
 from kquant.graph.precision import full_precision
 from kquant.layers.compressed import round_through
-from kquant.layers.fake_quant import FakeQuant, is_float, is_observing, is_simulating
+from kquant.layers.fake_quant import FakeQuant
 from kquant.layers.learned_ranges import gradient_scale, quantized, straight_through
+from kquant.layers.modes import is_float, is_observing, is_simulating
 from kquant.layers.nonuniform import on_grid
 from kquant.layers.transform import Transform, freeze, kernel_at
 from kquant.layers.transformed import ManyKernels

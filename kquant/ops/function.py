@@ -17,7 +17,7 @@ import numpy as np
 
 from kquant.core.program import Program
 from kquant.core.spec import FLOAT
-from kquant.layers.fake_quant import is_observing
+from kquant.layers.modes import is_observing
 from kquant.ops.constant import as_array
 from kquant.ops.rule import Call, Make, Rule, computed, example
 from kquant.ops.table import lower_table

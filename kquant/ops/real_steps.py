@@ -34,7 +34,7 @@ from kquant.core.spec import Encoding, QuantSpec
 from kquant.graph.graph import Graph
 from kquant.graph.keras_private import made_of
 from kquant.graph.step_mask import StepMask, is_other
-from kquant.layers.fake_quant import is_observing
+from kquant.layers.modes import is_observing
 from kquant.ops.rule import Call, Make, Rule, computed, looked_up
 
 layers = keras.layers

@@ -23,8 +23,9 @@ from kquant.graph.creation import without_random
 from kquant.graph.graph import Node
 
 # own: a range of its own; same: the codes of its input, moved or picked; shared: all inputs and the output in one
-# encoding; fixed: prescribed by the kernel; follows: new codes in the encoding of its input.
-Output = Literal["own", "same", "shared", "fixed", "follows"]
+# encoding; fixed: prescribed by the kernel; follows: new codes in the encoding of its input; closed: the codes of its
+# input in an encoding that nobody behind can widen; state: what the step before left, in the encoding of that.
+Output = Literal["own", "same", "shared", "fixed", "follows", "closed", "state"]
 
 
 @dataclass(frozen=True)

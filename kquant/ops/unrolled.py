@@ -1,4 +1,4 @@
-"""GRU, SimpleRNN, and LSTM with other activations: no integer kernel, so every step is written out.
+"""GRU, SimpleRNN, and LSTM with other activations on targets without loops: every step is written out.
 
     x_z, x_r, x_h = Dense(x)                      once for the whole sequence, then one slice for each step
     z, r          = sigmoid(x_z + Dense(h)), sigmoid(x_r + Dense(h))
@@ -196,14 +196,23 @@ def long(steps: Steps, x: Any) -> tuple[list[Any], Callable[[list[Any], list[Any
 CELLS = {layers.GRUCell: (gru, 1), layers.SimpleRNNCell: (simple, 1), layers.LSTMCell: (long, 2)}
 
 
-def unroll(op: Any, make: Make, x: Any, initial_state: Any = None, mask: Any = None, **_: Any) -> Any:
-    """Every step of the layer in simpler layers."""
-    refuse_states(op, initial_state)
+def refuse_stateful(op: Any) -> None:
+    """Refuse states that a file would have to keep.
+
+    Raises:
+        ValueError: `stateful=True`, by the layer's name.
+    """
     if op.stateful:
         raise ValueError(
             f"{op.name} ({type(op).__name__}): stateful=True, but no operator keeps its state. Export the model of one "
             "step with the state as input and output (kquant.cell), or an LSTM with its default activations."
         )
+
+
+def unroll(op: Any, make: Make, x: Any, initial_state: Any = None, mask: Any = None, **_: Any) -> Any:
+    """Every step of the layer in simpler layers."""
+    refuse_states(op, initial_state)
+    refuse_stateful(op)
     count = x.shape[1]
     if count > MOST_STEPS:
         raise ValueError(
@@ -229,9 +238,9 @@ def unroll(op: Any, make: Make, x: Any, initial_state: Any = None, mask: Any = N
         states = [_tied(steps, i, after, before) for i, (after, before) in enumerate(zip(new, states, strict=True))]
         made.append(states)
     if real is not None:
-        return _of_real(op, make, made, real)
+        return of_real(op, [_sequence(op, make, made, i) for i in range(number if op.return_state else 1)], real)
     y = _sequence(op, make, made, 0) if op.return_sequences else states[0]
-    return _returned(op, make, y, states)
+    return returned(op, make, y, states)
 
 
 def _sequence(op: Any, make: Make, made: list[Any], number: int) -> Any:
@@ -241,10 +250,8 @@ def _sequence(op: Any, make: Make, made: list[Any], number: int) -> Any:
     return steps[0] if len(steps) == 1 else make(f"sequence{number}", lambda: layers.Concatenate(1, name=name))(steps)
 
 
-def _of_real(op: Any, make: Make, made: list[Any], real: Padded) -> Any:
-    """What the layer returns where a mask says which steps are real."""
-    numbers = range(len(made[0]) if op.return_state else 1)
-    sequences = [_sequence(op, make, made, i) for i in numbers]
+def of_real(op: Any, sequences: list[Any], real: Padded) -> Any:
+    """What the layer returns where a mask says which steps are real, of the states after every step."""
     first = real.sequence(sequences[0]) if op.return_sequences else real.last(sequences[0])
     if not op.return_state:
         return first
@@ -264,18 +271,21 @@ def _tied(steps: Steps, number: int, after: Any, before: Any) -> Any:
     return steps.tie(f"tie_{number}", after, before)
 
 
-def _returned(op: Any, make: Make, y: Any, states: list[Any]) -> Any:
+def returned(op: Any, make: Make, y: Any, states: list[Any]) -> Any:
     """The sequence or the last state, then the states, as the layer returns them."""
 
     def row(i: int) -> Any:
         return make(f"row_{i}", lambda: layers.Reshape((states[i].shape[-1],), name=f"{op.name}_row_{i}"))(states[i])
 
+    if op.return_sequences and not op.return_state:
+        return y
     rows = [row(i) for i in range(len(states) if op.return_state else 1)]
     first = y if op.return_sequences else rows[0]
     return [first, *rows] if op.return_state else first
 
 
-def _unrollable(op: Any) -> bool:
+def unrollable(op: Any) -> bool:
+    """True for a layer of a cell that is known."""
     return type(getattr(op, "cell", None)) in CELLS
 
 
@@ -344,7 +354,7 @@ RULES = (
     ),
     Rule(
         layers=(layers.RNN,),
-        when=_unrollable,
+        when=unrollable,
         expand=unroll,
         masks=True,
         examples=(example(lambda: layers.RNN(layers.GRUCell(3)), shape=(2, 3)),),

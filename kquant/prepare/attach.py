@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import keras
 import numpy as np
 
-from kquant.core.spec import FLOAT, QuantSpec
+from kquant.core.spec import FLOAT
 from kquant.graph.graph import Node, legal_name, rewrite
+from kquant.layers.loop import LoopPort, LoopResult, LoopStep
 from kquant.layers.nodes import Compressed, FakeQuant
 from kquant.layers.transform import Carried
 from kquant.ops.real_steps import marks_padding
 from kquant.ops.rule import Rule, Weights
+from kquant.prepare.attach_loops import Known, Loops
 from kquant.prepare.folding import Folded
 from kquant.prepare.places import Places
 from kquant.recipe.training_section import Training
-from kquant.views.plan import Plan, Site
+from kquant.views.plan import Group, Plan, Site
 
 
 def attach(
@@ -50,14 +51,6 @@ def attach(
     return qmodel
 
 
-@dataclass(frozen=True)
-class _Known:
-    """Of a quantized tensor of the new model: the tensor that holds its encoding, and its grid."""
-
-    encoding: Any
-    spec: QuantSpec
-
-
 class _Builder:
     """The new model while it grows, call by call.
 
@@ -69,11 +62,13 @@ class _Builder:
         self, plan: Plan, folded: Folded, places: Places, takes: Mapping[str, tuple[float, float, str]]
     ) -> None:
         self.plan, self.folded, self.places, self.takes = plan, folded, places, takes
-        self.known: dict[int, _Known] = {}  # of quantized tensors
+        self.known: dict[int, Known] = {}  # of quantized tensors
         self.converted: dict[tuple[int, int], Any] = {}  # (id(tensor), group) -> the tensor in that group's encoding
         self.pending: dict[int, dict[str, Any]] = {}  # of tensors to be quantized: FakeQuant's arguments
         self.layers: dict[int, Any] = {}  # id(layer of the plan), or group of an encoding -> the new layer
         self.names = {node.name for node in plan.graph.nodes}
+        self.loops = Loops(self.known, self.state, self.name)
+        self.looping = False
 
     def enter(self, old: Any, new: Any) -> Any:
         """Quantize a model input, unless it stays float or holds indices."""
@@ -91,6 +86,8 @@ class _Builder:
         rule = self.plan.rules[id(node)]
         if rule is None:
             raise ValueError(f"{node.name}: no rule.")  # make_plan has listed it as a problem
+        if isinstance(node.op, LoopPort):
+            return self.port(node, args)
         if self.plan.widths.calls[id(node)] == FLOAT:
             return self.in_float(node, rule, args, kwargs)
         args, kwargs = self.requantized(node, args, kwargs)
@@ -117,6 +114,18 @@ class _Builder:
             # a reshape or a maximum pool moves codes about: no node, the encoding goes on as it is
             self.known[id(y)] = self.known[id(inputs[0])]
         return y
+
+    def port(self, node: Node, args: tuple) -> Any:
+        """An edge of a loop, whose encodings stay on their side of it."""
+        self.looping = isinstance(node.op, LoopStep) or (self.looping and not isinstance(node.op, LoopResult))
+        y, site = self.loops.port(node, args), self.plan.sites.get(id(node.outputs[0]))
+        # a model output that was computed in float
+        return y if site is None or self.looping else self.quantize(y, site, {"kernel": "QUANTIZE"})
+
+    def state(self, t: Any) -> FakeQuant | None:
+        """The holder of the encoding of a loop's state; None where it stays float."""
+        site = self.plan.sites.get(id(t))
+        return None if site is None else self.fake_quant(site)
 
     def in_float(self, node: Node, rule: Rule, args: tuple, kwargs: dict) -> Any:
         """A call that stays float; its weights may be quantized all the same."""
@@ -179,9 +188,13 @@ class _Builder:
         """Arguments of a `FakeQuant` inside a layer, by what it holds."""
         sites = len(self.plan.graph.calls[id(node.op)])
         training = self.plan.settings[id(node.op)].training
-        if training.learns_tensors or training.progressive:  # a power of two over 16 bits: nothing to learn
-            training = training.model_copy(update={"ranges": "moving", "progressive": None})
+        training = moving(training)  # a power of two over 16 bits: nothing to learn
         return lambda what: {**self.settings(training), "sites": sites, "name": self.name(f"{node.name}_{what}_quant")}
+
+    def training_of(self, group: Group) -> Training:
+        """How a group's range trains; inside a loop it moves, as nothing there hands a penalty or a pace out."""
+        training = group.training or self.plan.recipe.training
+        return moving(training) if self.looping else training
 
     def settings(self, training: Training) -> dict[str, Any]:
         """What a `FakeQuant` of this model is made with."""
@@ -241,7 +254,7 @@ class _Builder:
         if site.index:
             details = {**details, "site": site.index}
         quantized, encoding = self.fake_quant(site)(y, **details)
-        self.known[id(quantized)] = _Known(encoding, self.layers[site.group].spec)
+        self.known[id(quantized)] = Known(encoding, self.layers[site.group].spec)
         return quantized
 
     def fake_quant(self, site: Site) -> FakeQuant:
@@ -255,7 +268,7 @@ class _Builder:
                 follows=group.follows,
                 observer=group.observer,
                 span=group.span,
-                **self.settings(group.training or self.plan.recipe.training),
+                **self.settings(self.training_of(group)),
                 name=self.name(f"{group.name}_quant"),
                 dtype="float32",
             )
@@ -270,6 +283,12 @@ class _Builder:
             n += 1
         self.names.add(name)
         return name
+
+
+def moving(training: Training) -> Training:
+    """The same training, with ranges that follow the batches where they would learn."""
+    learns = training.learns_tensors or training.progressive
+    return training.model_copy(update={"ranges": "moving", "progressive": None}) if learns else training
 
 
 def _compressed(plan: Plan, folded: Folded, places: Places, op: Any, weights: Weights, bits: int) -> Compressed:

@@ -25,6 +25,7 @@ from kquant.graph.unfold import lost_draws, substitute
 from kquant.ops import find
 from kquant.ops.passive import is_idle
 from kquant.ops.refused import remedy
+from kquant.targets import Target
 
 
 def expand(model: keras.Model, input_shape: Any = None) -> keras.Model:
@@ -43,8 +44,8 @@ def expand(model: keras.Model, input_shape: Any = None) -> keras.Model:
     return expand_graph(trace(model, lambda op: find(op) is not None, input_shape))
 
 
-def expand_graph(graph: Graph) -> keras.Model:
-    """`expand` of a graph that was traced already."""
+def expand_graph(graph: Graph, target: Target | None = None) -> keras.Model:
+    """`expand` of a graph that was traced already; with a target, into what that has operators for."""
     made: dict[tuple[int, str], Any] = {}
     owners: dict[int, tuple[tuple[str, str], ...]] = {}
     taken: set[str] = {t.name for t in graph.input_tensors}
@@ -68,7 +69,7 @@ def expand_graph(graph: Graph) -> keras.Model:
             return _keep(node.op, make_for)(*args, **kwargs)
         if node.owner is not None:
             owners[id(node.op)] = ((node.owner.name, type(node.owner).__name__),)
-        return expand_call(node.op, make_for, args, kwargs)
+        return expand_call(node.op, make_for, args, kwargs, target)
 
     model = rewrite(graph, replace, name=legal_name(graph.name, root=True))
     lost = lost_draws(graph.layers, every_layer(model))
@@ -76,7 +77,7 @@ def expand_graph(graph: Graph) -> keras.Model:
     return model
 
 
-def expand_alone(node: Node) -> keras.Model:
+def expand_alone(node: Node, target: Target | None = None) -> keras.Model:
     """`expand` of one call.
 
     Raises:
@@ -88,7 +89,7 @@ def expand_alone(node: Node) -> keras.Model:
             "makes it is refused: let that keep axis 0."
         )
     inputs = list({id(t): t for t in node.inputs}.values())
-    return expand_graph(Graph(node.name, inputs, list(node.outputs), (node,)))
+    return expand_graph(Graph(node.name, inputs, list(node.outputs), (node,)), target)
 
 
 def _outputs_apart(graph: Graph) -> set[int]:
@@ -111,9 +112,17 @@ def _warn_lost_draws(lost: list[str]) -> None:
         )
 
 
-def expand_call(op: Any, make_for: Callable[[Any], Any], args: tuple, kwargs: dict, *, ours: bool = False) -> Any:
+def expand_call(
+    op: Any,
+    make_for: Callable[[Any], Any],
+    args: tuple,
+    kwargs: dict,
+    target: Target | None = None,
+    *,
+    ours: bool = False,
+) -> Any:
     """One call, expanded until no rule has anything to expand; what is `ours` need not be copied."""
-    rule = find(op)
+    rule = find(op, target)
     if rule is None:
         said = remedy(op) or (
             "kquant has no rule for it. Replace it by layers that have one (`kquant.check(model)` lists what each "
@@ -135,7 +144,7 @@ def expand_call(op: Any, make_for: Callable[[Any], Any], args: tuple, kwargs: di
 
     def make(key: str, factory: Callable[[], Any]) -> Any:
         layer = make_for(op)(key, factory)
-        return lambda *a, **k: _again(layer, make_for, a, k)
+        return lambda *a, **k: _again(layer, make_for, a, k, target)
 
     expanded = rule.expand(op, make, *args, **kwargs)
     if expanded is not None:
@@ -143,16 +152,18 @@ def expand_call(op: Any, make_for: Callable[[Any], Any], args: tuple, kwargs: di
     return (op if ours else _keep(op, make_for))(*args, **kwargs)
 
 
-def _again(layer: Any, make_for: Callable[[Any], Any], args: tuple, kwargs: dict) -> Any:
+def _again(
+    layer: Any, make_for: Callable[[Any], Any], args: tuple, kwargs: dict, target: Target | None
+) -> Any:
     """What an expansion made may have to be expanded too (Dense -> Dense, Activation -> ReLU)."""
-    rule = find(layer)
+    rule = find(layer, target)
     if remedy(layer) is not None:
         raise ValueError(f"{layer.name} ({type(layer).__name__}): {remedy(layer)}.")
     if rule is None and isinstance(layer, keras.layers.Layer):
-        return _inside(layer, make_for, args)
+        return _inside(layer, make_for, args, target)
     if rule is None or rule.expand is None:
         return layer(*args, **kwargs)
-    return expand_call(layer, make_for, args, kwargs, ours=True)
+    return expand_call(layer, make_for, args, kwargs, target, ours=True)
 
 
 @dataclass
@@ -163,7 +174,7 @@ class _Inside:
     graph: Graph
 
 
-def _inside(layer: Any, make_for: Callable[[Any], Any], args: tuple) -> Any:
+def _inside(layer: Any, make_for: Callable[[Any], Any], args: tuple, target: Target | None) -> Any:
     """A layer or model that a rule found inside another (TimeDistributed): unfolded and expanded in turn."""
 
     def read() -> _Inside:
@@ -178,7 +189,7 @@ def _inside(layer: Any, make_for: Callable[[Any], Any], args: tuple) -> Any:
     new = {id(old): t for old, t in zip(graph.input_tensors, keras.tree.flatten(args[0]), strict=True)}
     for node in graph.nodes:
         node_args, node_kwargs = substitute((node.args, node.kwargs), new)
-        outputs = keras.tree.flatten(expand_call(node.op, make_for, node_args, node_kwargs))
+        outputs = keras.tree.flatten(expand_call(node.op, make_for, node_args, node_kwargs, target))
         new.update({id(old): t for old, t in zip(node.outputs, outputs, strict=True)})
     return keras.tree.map_structure(lambda t: new[id(t)], graph.outputs)
 

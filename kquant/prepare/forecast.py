@@ -23,6 +23,7 @@ from kquant.prepare.quantization import check_recipe, planned
 from kquant.prepare.refusals import expanded, unknown_layers
 from kquant.recipe import recipe as recipes
 from kquant.views.float_model import check_float, is_known, read
+from kquant.views.loops import opened
 from kquant.views.packing import times
 from kquant.views.plan import Plan, problem
 from kquant.views.widths import container
@@ -189,10 +190,11 @@ def _slow(slow: dict[str, float], target: targets.Target) -> str:
 def _row(node: Node, target: targets.Target) -> LayerCheck:
     name, kind = node.name, type(node.op).__name__
     try:
-        part = expand_alone(node)
+        part = expand_alone(node, target)
     except ValueError as error:
         return LayerCheck(name, kind, "refused", (), str(error))
-    nodes = [n for n in trace(part, is_known).nodes if not isinstance(n.op, keras.layers.Identity)]
+    graph = opened(trace(part, is_known))
+    nodes = [n for n in graph.nodes if not isinstance(n.op, keras.layers.Identity)]
     rules = [find(n.op, target) for n in nodes]
     operators = tuple(code for rule in rules if rule is not None for code in rule.operators)
     for n, rule in zip(nodes, rules, strict=True):

@@ -25,6 +25,7 @@ from kquant.prepare.refusals import describe, expanded
 from kquant.prepare.unblock import move_into_relus
 from kquant.recipe import recipe as recipes
 from kquant.views.float_model import check_float, is_known, read, warn_lost_losses, warn_lost_steps
+from kquant.views.loops import opened
 from kquant.views.plan import Plan, make_plan
 from kquant.views.released import release
 
@@ -98,7 +99,7 @@ def planned(graph: Graph, recipe: recipes.Recipe, target: targets.Target) -> tup
     flat = trace(expanded(graph, target), is_known)
     live = recipe.training.batch_norm == "live"
     folded = fold_graph(flat, live=live) if recipe.fold else Folded(flat, {}, {}, {})
-    return make_plan(move_into_relus(folded.graph), recipe, target), folded
+    return make_plan(opened(move_into_relus(folded.graph)), recipe, target), folded
 
 
 def check_recipe(recipe: recipes.Recipe) -> None:

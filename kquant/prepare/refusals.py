@@ -28,10 +28,10 @@ def expanded(graph: Graph, target: targets.Target) -> keras.Model:
     refusal = None
     if not unknown:
         try:
-            return expand_graph(graph)
+            return expand_graph(graph, target)
         except ValueError as error:
             refusal = error
-    problems = [*unknown, *_refusals(known)]
+    problems = [*unknown, *_refusals(known, target)]
     if refusal is not None and len(problems) < 2:
         raise refusal
     raise ValueError(describe(problems, target)) from refusal
@@ -43,13 +43,13 @@ def describe(problems: Iterable[Problem], target: targets.Target) -> str:
     return f"These layers cannot run in integers on {target.title}:\n{lines}"
 
 
-def _refusals(nodes: list[Node]) -> list[Problem]:
+def _refusals(nodes: list[Node], target: targets.Target) -> list[Problem]:
     """The calls that `expand_graph` refuses, each tried alone."""
     problems = []
     for node in nodes:
         try:
             if all(t.shape for t in node.inputs):  # without axes: what made it is refused
-                expand_alone(node)
+                expand_alone(node, target)
         except ValueError as error:
             kind = type(node.op).__name__
             reason = str(error).removeprefix(f"{node.name} ({kind}): ").removeprefix(f"{node.name}: ").rstrip(".")

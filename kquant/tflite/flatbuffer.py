@@ -93,42 +93,39 @@ class _Writer:
         self.names: set[str] = set()
 
     def pack(self, metadata: dict[str, Any]) -> bytes:
-        graph = self.subgraph("main", self.program)
-        self.model.subgraphs = [graph]
-        self.model.signatureDefs = [self.signature(graph)]
-        if self.program.once is not None:
-            # Tensors and their names belong to a subgraph; buffers and operator codes, which stay, to the file.
-            self.tensors, self.index, self.constants, self.names = [], {}, {}, set()
-            self.model.subgraphs.append(self.subgraph("once", self.program.once))
+        self.model.subgraphs = []
+        self.subgraph("main", self.program)
+        self.model.signatureDefs = [self.signature(self.model.subgraphs[0])]
         entry = SCHEMA.MetadataT()
         entry.name = "kquant"
         entry.buffer = self.blob(json.dumps(metadata, sort_keys=True).encode())
         self.model.metadata = [entry]
         return packed(self.model)
 
-    def subgraph(self, name: str, program: Program) -> Any:
-        """A subgraph with tensors of its own; buffers and operator codes belong to the whole file."""
+    def subgraph(self, name: str, program: Program) -> int:
+        """Number of a new subgraph; those that its operators run come behind it."""
         graph = SCHEMA.SubGraphT()
         graph.name = name
+        self.model.subgraphs.append(graph)
+        number = len(self.model.subgraphs) - 1
+        # Tensors and their names belong to a subgraph; buffers and operator codes, which stay, to the file.
+        outer = self.tensors, self.index, self.constants, self.names
+        self.tensors, self.index, self.constants, self.names = [], {}, {}, set()
         graph.inputs = [self.tensor(ref) for ref in program.inputs]
-        operators = [self.operator(op) for op in program.operators]
+        graph.operators = [self.operator(op) for op in program.operators]
         graph.outputs = [self.tensor(ref) for ref in program.outputs]
-        graph.operators, graph.tensors = operators, self.tensors
-        return graph
+        graph.tensors = self.tensors
+        self.tensors, self.index, self.constants, self.names = outer
+        return number
 
     def signature(self, graph: Any) -> Any:
         """Inputs and outputs by name, so that files are called like SavedModels."""
         signature = SCHEMA.SignatureDefT()
         signature.signatureKey = "serving_default"
         signature.subgraphIndex = 0
-        signature.inputs = [self.named(i) for i in graph.inputs]
-        signature.outputs = [self.named(i) for i in graph.outputs]
+        signature.inputs = [_named(graph, i) for i in graph.inputs]
+        signature.outputs = [_named(graph, i) for i in graph.outputs]
         return signature
-
-    def named(self, index: int) -> Any:
-        entry = SCHEMA.TensorMapT()
-        entry.name, entry.tensorIndex = self.tensors[index].name.decode(), index
-        return entry
 
     def blob(self, data: bytes) -> int:
         """Index of a buffer with these bytes."""
@@ -185,7 +182,7 @@ class _Writer:
         if name is not None:
             options = getattr(SCHEMA, f"{name}T")()
             known = self.target.ops.get(op.code)
-            fields = dict(op.options)
+            fields = {**op.options, **{field: self.subgraph(run.name, run) for field, run in op.graphs.items()}}
             # A target's kernels want more in 16 bits: ADD without `potScaleInt16 = false` would round in another way.
             if known is not None and op.type == "int16x8":
                 fields |= known.options_int16
@@ -211,6 +208,12 @@ class _Writer:
             self.model.operatorCodes.append(entry)
             self.codes[key] = len(self.model.operatorCodes) - 1
         return self.codes[key]
+
+
+def _named(graph: Any, index: int) -> Any:
+    entry = SCHEMA.TensorMapT()
+    entry.name, entry.tensorIndex = graph.tensors[index].name.decode(), index
+    return entry
 
 
 def _stored(ref: Ref) -> bytes:

@@ -32,7 +32,7 @@ def refuse_extremes(program: Program, target: Target) -> None:
     Raises:
         ValueError: naming the layer, the number and what to do.
     """
-    for op in program.operators:
+    for op in (op for part in program.programs() for op in part.operators):
         known = target.ops.get(op.code)
         if known is None or op.type == "float":
             continue

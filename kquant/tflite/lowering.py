@@ -20,12 +20,15 @@ from kquant.graph.graph import Graph, Node
 from kquant.graph.keras_private import every_layer
 from kquant.graph.precision import in_float32
 from kquant.layers.kernel import Holder
+from kquant.layers.loop import LoopPort, LoopResult, LoopState
 from kquant.layers.nodes import Compressed, FakeQuant
 from kquant.ops import find
 from kquant.ops.rule import Call, Constants, Rule
 from kquant.targets import Target
 from kquant.tflite.limits import refuse_extremes
+from kquant.tflite.loops import Body, static
 from kquant.tflite.passes import tidy
+from kquant.views.loops import opened
 from kquant.views.packing import packs
 from kquant.views.quantized_model import read
 from kquant.views.widths import index_tensors
@@ -65,7 +68,8 @@ def lower(qmodel: keras.Model) -> Lowered:
         ValueError: not a quantized model, or a node without a range, by name.
     """
     qmodel = in_float32(qmodel)
-    graph, layers = read(qmodel), every_layer(qmodel)
+    whole, layers = read(qmodel), every_layer(qmodel)
+    graph = opened(whole)
     nodes = [n for n in graph.nodes if isinstance(n.op, FakeQuant | Compressed)]
     # All that can be said without writing is said first, with the names of all layers at once.
     _refuse_unseen(layers)
@@ -95,7 +99,7 @@ def lower(qmodel: keras.Model) -> Lowered:
     _name_by_keys(program, graph.outputs)
     program.distinct_names()
     refuse_extremes(program, target)
-    return Lowered(program, graph, writer.refs, target, origin.recipe, writer.floats)
+    return Lowered(program, whole, writer.refs, target, origin.recipe, writer.floats)
 
 
 def _output(writer: _Writer, graph: Graph, t: Any) -> Ref:
@@ -178,10 +182,12 @@ class _Writer:
     dequantized: dict[int, Ref] = field(default_factory=dict[int, Ref])
     rules: dict[int, Rule | None] = field(default_factory=dict[int, Rule | None])
     stored: dict[int, str] = field(default_factory=dict[int, str])
+    ended: dict[tuple[int, bool], Ref] = field(default_factory=dict[tuple[int, bool], Ref])
 
     def __post_init__(self) -> None:
         self.producers = self.graph.producers
-        self.encodings = {id(n.outputs[1]) for n in self.graph.nodes if isinstance(n.op, FakeQuant)}
+        told = [n for n in self.graph.nodes if isinstance(n.op, FakeQuant | LoopResult)]
+        self.encodings = {id(t) for n in told for t in n.outputs[1:]}
         for node in self.graph.nodes:
             op = node.op.layer if isinstance(node.op, Compressed) else node.op
             self.rules[id(node)] = find(op, self.target)
@@ -194,7 +200,7 @@ class _Writer:
         read = index_tensors(self.graph, self.rules)
         for t in self.graph.input_tensors:
             if id(t) in read:
-                ref = self.refs[id(t)] = self.program.value(t.name, _static(t), None, "int32")
+                ref = self.refs[id(t)] = self.program.value(t.name, static(t), None, "int32")
                 self.order[id(ref)] = self.inputs[id(t)]
                 self.program.inputs.append(ref)
 
@@ -209,6 +215,9 @@ class _Writer:
                 return
             self.refs[id(node.outputs[0])] = self.close(node)
             return
+        if isinstance(node.op, LoopPort):
+            self.port(node)
+            return
         rule = self.rules[id(node)]
         if node.name in self.floats or "*" in self.floats:
             self.refs[id(node.outputs[0])] = self.in_float(node, rule)
@@ -216,9 +225,42 @@ class _Writer:
         if rule is None or rule.output not in ("same", "shared"):
             return
         inputs = [self.read(t, node) for t in self.data_inputs(node)]
-        output = self.program.value(node.name, _static(node.outputs[0]), inputs[0].encoding, inputs[0].dtype)
+        output = self.program.value(node.name, static(node.outputs[0]), inputs[0].encoding, inputs[0].dtype)
         self.refs[id(node.outputs[0])] = output
         self.write(rule, Call(node.op, inputs, output, node=node))
+
+    def port(self, node: Node) -> None:
+        """An edge of a loop: between the first of its sequences and its first result, operators go to its body."""
+        if isinstance(node.op, LoopResult):
+            self.results(node)
+            return
+        if node.op.first:
+            # what is made of the sequences beforehand stands outside
+            self.body = Body(node.op.loop.name, int(node.args[0].shape[1]), self.target)
+            self.outer, self.program = self.program, self.body.program
+        if isinstance(node.op, LoopState):
+            t = node.outputs[0]
+            told = [n for n in self.graph.consumers.get(id(t), []) if n.kwargs.get("peek")]
+            self.refs[id(t)] = self.body.state(node.name, static(t), self.encoding(told[0]) if told else None)
+            return
+        inside, self.program = self.program, self.outer
+        sequence = self.as_float(node.args[0]) if node.name in self.floats else self.read(node.args[0], node)
+        self.program = inside
+        self.refs[id(node.outputs[0])] = self.body.step_of(sequence)
+
+    def results(self, node: Node) -> None:
+        """What a loop gives; the first of them closes it."""
+        loop, result = node.op.loop, node.op.loop.results[node.op.number]
+        if node.op.first:
+            self.program = self.outer
+            after = [self.read(t, node) for t in node.args[1]]
+            every = [(r.state, f"{loop.name}/{r.state}") for r in loop.results if r.every]
+            last, rows = self.body.close(self.outer, after, every)
+            self.ended = {(n, False): ref for n, ref in enumerate(last)}
+            self.ended |= {(n, True): ref for (n, _), ref in zip(every, rows, strict=True)}
+        ref = self.ended[result.state, result.every]
+        ref.name = loop.name if node.op.number == 0 else f"{loop.name}/{node.op.number}"
+        self.refs[id(node.outputs[0])] = ref
 
     def in_float(self, node: Node, rule: Rule | None) -> Ref:
         """A layer that the recipe leaves float, behind a DEQUANTIZE where its input has codes."""
@@ -227,7 +269,7 @@ class _Writer:
         inputs = [self.as_float(t) for t in self.data_inputs(node)]
         # Positions stay int32 through what only moves or joins them.
         moved = rule.output in ("same", "shared") and {ref.dtype for ref in inputs} == {"int32"}
-        output = self.program.value(node.name, _static(node.outputs[0]), None, "int32" if moved else None)
+        output = self.program.value(node.name, static(node.outputs[0]), None, "int32" if moved else None)
         compressed = isinstance(node.op, Compressed)
         weights = self.float_constants(node) if compressed else None
         call = Call(node.op.layer if compressed else node.op, inputs, output, "NONE", weights, node)
@@ -237,7 +279,7 @@ class _Writer:
     def as_float(self, t: Any) -> Ref:
         """The float32 form of a tensor of the model, made once."""
         if id(t) in self.inputs and id(t) not in self.refs:
-            ref = self.program.value(t.name, _static(t), None)
+            ref = self.program.value(t.name, static(t), None)
             self.order[id(ref)] = self.inputs[id(t)]
             self.program.inputs.append(ref)
             self.refs[id(t)] = ref
@@ -254,7 +296,7 @@ class _Writer:
         made: Any = node.args[0]
         op = node.op
         if id(made) in self.inputs:
-            ref = self.program.value(made.name, _static(made), self.encoding(node))
+            ref = self.program.value(made.name, static(made), self.encoding(node))
             self.order[id(ref)] = self.inputs[id(made)]
             self.program.inputs.append(ref)
             return ref
@@ -265,7 +307,7 @@ class _Writer:
                 output.name, source.name = source.name, f"{source.name}/float"
             return self.program.emit("QUANTIZE", [source], output)
         last = self.producers[id(made)]
-        output = self.program.value(last.name, _static(made), self.encoding(node))
+        output = self.program.value(last.name, static(made), self.encoding(node))
         self.chain(last, output)
         return output
 
@@ -273,7 +315,7 @@ class _Writer:
         """An input that no output depends on stays an input of the file; its codes mean nothing."""
         if any(n == self.inputs[id(t)] for n in self.order.values()):
             return
-        ref = self.program.value(t.name, _static(t), Encoding(np.array([1.0], np.float32), np.array([0]), QuantSpec()))
+        ref = self.program.value(t.name, static(t), Encoding(np.array([1.0], np.float32), np.array([0]), QuantSpec()))
         self.order[id(ref)] = self.inputs[id(t)]
         self.program.inputs.append(ref)
 
@@ -408,6 +450,3 @@ def _channels(op: Compressed, codes: Any) -> int:
     return int(np.prod([codes.shape[axis] for axis in op.channel_axes], dtype=np.int64))
 
 
-def _static(t: Any) -> tuple[int, ...]:
-    """Batch 1."""
-    return (1, *t.shape[1:])

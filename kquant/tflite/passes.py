@@ -27,7 +27,10 @@ MOST_STEPS = 2.0**30  # kernels refuse a bound that int32 does not hold (kernel_
 
 
 def tidy(program: Program, target: Target) -> Program:
-    """Apply every pass, until none changes anything."""
+    """Apply every pass, until none changes anything; what operators run is tidied first."""
+    for op in program.operators:
+        for inner in op.graphs.values():
+            tidy(inner, target)
     _split_concatenations(program, target)
     _drop_zero_biases(program, target)
     _drop_far_bounds(program)

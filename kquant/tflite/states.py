@@ -33,15 +33,15 @@ def keep_states(streamed: Streamed, states: States) -> None:
         return
     if not streamed.states:
         return
-    program.once = Program("once")
+    initial = Program("once")
     reads: list[Operator] = []
     writes: list[Operator] = []
     for state in streamed.states:
         handle = _handle(program, state)
         reads += [handle, Operator("READ_VARIABLE", [handle.outputs[0]], [state.read])]
         writes.append(Operator("ASSIGN_VARIABLE", [handle.outputs[0], state.written], []))
-        _initial(program.once, state)
-    once = Operator("CALL_ONCE", [], [], {"initSubgraphIndex": 1})
+        _initial(initial, state)
+    once = Operator("CALL_ONCE", [], [], graphs={"initSubgraphIndex": initial})
     # Reads first and writes last, so that all operators of a call see the states as they were before it.
     program.operators = [once, *reads, *program.operators, *writes]
 

@@ -24,6 +24,7 @@ from kquant.ops.rule import Rule
 from kquant.recipe.recipe import Recipe, Settings
 from kquant.recipe.training_section import Training
 from kquant.targets import Target
+from kquant.views.classes import Classes
 from kquant.views.packing import Packing, packing
 from kquant.views.widths import TYPES, Widths, container, find_widths, index_tensors, moves_indices
 
@@ -102,29 +103,6 @@ class Plan:
     padding: dict[int, float]
     provenance: Provenance
     problems: tuple[Problem, ...]
-
-
-@dataclass
-class _Classes:
-    """Union-find over tensors that must share an encoding."""
-
-    parent: dict[int, int] = field(default_factory=dict)
-    fixed: dict[int, tuple[float, int]] = field(default_factory=dict)
-
-    def root(self, tensor: Any) -> int:
-        # a tensor that was never joined is its own root: nobody need list all tensors beforehand
-        key = id(tensor)
-        while self.parent.get(key, key) != key:
-            key = self.parent[key]
-        return key
-
-    def join(self, a: Any, b: Any) -> None:
-        first, second = self.root(a), self.root(b)
-        if first != second:
-            self.parent[second] = first
-            # where both are prescribed they are equal: `_classes` requantizes an input that would bring another one
-            if second in self.fixed:
-                self.fixed[first] = self.fixed.pop(second)
 
 
 def make_plan(graph: Graph, recipe: Recipe, target: Target) -> Plan:
@@ -333,6 +311,12 @@ class _Draft:
         return read
 
 
+def _states(draft: _Draft) -> dict[int, Node]:
+    """id(tensor) -> the port of a loop's state that gives it."""
+    ports = [node for node in draft.graph.nodes if (r := draft.rules[id(node)]) is not None and r.output == "state"]
+    return {id(node.outputs[0]): node for node in ports}
+
+
 class _Converted:
     """A tensor in another width than the one it was computed in."""
 
@@ -340,9 +324,10 @@ class _Converted:
         self.name = name  # of the layer that computed it
 
 
-def _classes(draft: _Draft) -> tuple[_Classes, set[tuple[int, int]]]:
+def _classes(draft: _Draft) -> tuple[Classes, set[tuple[int, int]]]:
     """Which tensors share an encoding, and which inputs need a requantization instead."""
-    classes, requantized = _Classes(), set()
+    classes, requantized = Classes(), set()
+    states = _states(draft)
     for node in draft.graph.nodes:
         rule, out = draft.rules[id(node)], node.outputs[0]
         bits = draft.widths.calls[id(node)]
@@ -354,13 +339,17 @@ def _classes(draft: _Draft) -> tuple[_Classes, set[tuple[int, int]]]:
             prescribed = draft.fixed(rule, bits)
             if prescribed is not None:
                 classes.fixed[classes.root(out)] = prescribed
+        elif rule.output == "closed":
+            # an edge of a loop: what is outside must not widen the encoding inside, nor the other way round
+            classes.close(out, inputs[0])
         elif rule.output in ("same", "follows"):
             # what follows gets new codes, but in the scale of its input: whatever shares with one shares with both
             classes.join(inputs[0], out)
         elif rule.output == "shared":
             # Inputs of one prescribed encoding (two softmaxes) share it. With any other among them they are
             # requantized: their kernels write the encoding that is prescribed, and no wider one.
-            encodings = {classes.fixed.get(classes.root(t)) for t in inputs}
+            told = [t for t in inputs if id(t) not in states]  # a state takes the encoding of what follows it
+            encodings = {classes.fixed.get(classes.root(t)) for t in told}
             for i, t in enumerate(inputs):
                 if len(encodings) > 1 and classes.fixed.get(classes.root(t)) is not None:
                     requantized.add((id(node), i))
@@ -400,7 +389,7 @@ def _mixed(graph: Graph, rules: dict[int, Rule | None]) -> list[Problem]:
 
 
 def _sites(
-    draft: _Draft, classes: _Classes, requantized: set[tuple[int, int]]
+    draft: _Draft, classes: Classes, requantized: set[tuple[int, int]]
 ) -> tuple[dict[int, Group], dict[int, Site], dict[tuple[int, int], Site]]:
     """Give every tensor that is computed anew a place in the group of its class."""
     groups: dict[int, Group] = {}
@@ -449,10 +438,20 @@ def _sites(
         elif rule.output == "own" and id(out) not in draft.fused:
             span = None if rule.span is None else rule.span(node.op)
             sites[id(out)] = join(classes.root(out), node.name, activations, bits, rule.observer, **trains, span=span)
+    for node in _states(draft).values():
+        out = node.outputs[0]
+        root, trains = classes.root(out), {"training": draft.settings[id(node.op)].training}
+        if draft.widths.calls[id(node)] == FLOAT:
+            continue
+        if root in classes.fixed:
+            activations, bits = draft.settings[id(node.op)].activations, draft.widths.tensors[id(out)]
+            sites[id(out)] = join(id(out), node.name, activations, bits, **trains, fixed=classes.fixed[root])
+        else:  # asked for its encoding only
+            sites[id(out)] = Site(root, 0)
     return _held(draft, classes, groups), sites, edges
 
 
-def _held(draft: _Draft, classes: _Classes, groups: dict[int, Group]) -> dict[int, Group]:
+def _held(draft: _Draft, classes: Classes, groups: dict[int, Group]) -> dict[int, Group]:
     """The groups, whose scales stay above what the kernels that read their tensors check."""
     held = dict(groups)
     for node in draft.graph.nodes:
@@ -468,7 +467,7 @@ def _held(draft: _Draft, classes: _Classes, groups: dict[int, Group]) -> dict[in
         beta = rule.arithmetic(node)[1].get("beta", 1.0) if rule.arithmetic is not None else 1.0  # times the scale
         # the scale must exceed the limit, so the least one that serves is the next float32
         smallest = float(np.nextafter(np.float32(limit / beta), np.float32(np.inf)))
-        for key in {classes.root(t) for t in draft.inputs(node)} & set(held):
+        for key in {classes.held(t) for t in draft.inputs(node)} & set(held):
             spec = held[key].spec
             held[key] = replace(held[key], spec=replace(spec, smallest=max(spec.smallest, smallest)))
     return held

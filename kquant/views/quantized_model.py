@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from kquant.graph.graph import Graph, Node, drop_read, reachable, run, trace
 from kquant.graph.keras_private import inner_layers, recorded_calls
+from kquant.layers.loop import Step
 from kquant.layers.nodes import Compressed, FakeQuant, observing
 from kquant.ops import find
 from kquant.ops.rule import Rule
@@ -68,7 +69,7 @@ def refuse_nested(model: keras.Model) -> None:
     Raises:
         ValueError: it holds one, by name.
     """
-    models = [x for x in inner_layers(model) if isinstance(x, keras.Model)]
+    models = [x for x in inner_layers(model) if isinstance(x, keras.Model) and not isinstance(x, Step)]
     inner = [x for x in models if any(isinstance(layer, QUANTIZING) for layer in inner_layers(x))]
     if inner:
         raise ValueError(

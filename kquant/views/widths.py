@@ -106,7 +106,7 @@ def find_widths(
             continue
         if wanted.skip or wanted.stays_float:
             bits = FLOAT
-        elif rule is None or rule.output in ("same", "follows") or id(node.inputs[0]) in fused:
+        elif rule is None or rule.output in ("same", "follows", "closed") or fused & {id(t) for t in node.inputs[:1]}:
             # codes that move stay what they are; so do floats, where the layer has a form for them
             able = rule is not None and FLOAT in rule.widths and target.floats
             bits = edge if source == INDEX or (source == FLOAT and not able) else source

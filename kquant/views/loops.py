@@ -1,0 +1,62 @@
+"""A graph with its loops open: the calls of a step stand among those of the model, between ports.
+
+    x -> LoopStep -> (the calls of one step) -> LoopResult -> y
+               LoopState ^                 | the next state
+
+What a step computes is planned, quantized and written as if it stood there once. The graph cannot be run: who runs a
+model reads it with its loops whole.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from kquant.core.origin import mark, origins
+from kquant.graph.graph import Graph, Node
+from kquant.graph.unfold import substitute
+from kquant.layers.loop import Loop, LoopPort, LoopResult, LoopState, LoopStep
+
+
+def opened(graph: Graph) -> Graph:
+    """The graph with the calls of every loop's step in the place of the loop.
+
+    A loop that is shared has its step once, at its first call; the others have ports only.
+
+    Args:
+        graph: of a float or of a quantized model.
+    """
+    nodes: list[Node] = []
+    aliases: dict[int, Any] = {}  # encodings inside -> outside, where they come from
+    met: set[int] = set()
+    for node in graph.nodes:
+        if isinstance(node.op, Loop):
+            nodes += _open(node, aliases, id(node.op) in met)
+            met.add(id(node.op))
+        else:
+            nodes.append(node)
+    return graph if not met else replace(graph, nodes=tuple(nodes))
+
+
+def _open(node: Node, aliases: dict[int, Any], again: bool) -> list[Node]:
+    """The calls of one loop."""
+    loop: Loop = node.op
+    xs, encodings, states = loop.ports
+    aliases |= {id(inside): outside for inside, outside in zip(encodings, node.kwargs.get("encodings", ()), strict=True)}
+    nodes = [_port(LoopStep(loop, n, n == 0), (x,), (t,)) for n, (x, t) in enumerate(zip(node.args[0], xs, strict=True))]
+    if not again:
+        nodes += [_port(LoopState(loop, n, False), (), (t,)) for n, t in enumerate(states)]
+        for call in loop.nodes:
+            args, kwargs = substitute((call.args, call.kwargs), aliases)
+            nodes.append(replace(call, args=args, kwargs=kwargs))
+    after, _ = loop.ends
+    count = len(loop.results)
+    for n, result in enumerate(loop.results):
+        made = node.outputs[n::count]  # the state and, in a quantized model, its encoding
+        nodes.append(_port(LoopResult(loop, n, n == 0), (after[result.state], after), made))
+    return nodes
+
+
+def _port(op: LoopPort, args: tuple, outputs: tuple) -> Node:
+    mark(op, origins(op.loop))
+    return Node(op, args, {}, tuple(outputs))
