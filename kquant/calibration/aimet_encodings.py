@@ -25,6 +25,7 @@ from kquant.files.untrusted import read_json
 from kquant.graph.graph import Graph, Node
 from kquant.layers.kernel import Holder
 from kquant.layers.nodes import Compressed, FakeQuant
+from kquant.views.loops import opened
 from kquant.views.quantized_model import read
 
 Version = Literal["0.6.1", "1.0.0"]
@@ -69,7 +70,7 @@ def encodings(qmodel: keras.Model, version: Version = "0.6.1") -> dict[str, Any]
     """
     if version not in VERSIONS:
         raise ValueError(f"encodings: version must be one of {', '.join(VERSIONS)}. Received: {version!r}.")
-    graph = read(qmodel)
+    graph = opened(read(qmodel))
     tensors, inside = _tensors(graph), _inside(graph)
     held = {**{n: x for n, (x, _) in tensors.items()}, **{n: x for n, (x, _) in inside.items()}}
     unseen = [n for n, x in held.items() if x.has_range and not np.any(x.count.numpy() > 0)]
@@ -132,7 +133,7 @@ def set_encodings(qmodel: keras.Model, encodings: str | Path | dict[str, Any]) -
         True
     """
     activations, weights, where = _read(encodings)
-    graph = read(qmodel)
+    graph = opened(read(qmodel))
     inside = {name: (layer, layer) for name, (layer, _) in _inside(graph).items()}
     tensors = {**_tensors(graph, peeks=True), **inside}
     kernels = {f"{n}/{x.kernel_name}": x for n, x in _weighted(graph).items()}

@@ -59,6 +59,13 @@ class HeldConstants(keras.Model):
         """Keras', which whoever asks for it may keep: not the one that holds variables, but for `predict` itself."""
         return super().make_predict_function(force=force or self._is_held("predict_function"))
 
+    def make_train_function(self, force: bool = False) -> Any:
+        """Keras', with the optimizer's variables made beforehand: a trace that makes some is traced a second time."""
+        if self.optimizer is not None and not self.optimizer.built:
+            with self.distribute_strategy.scope():
+                self.optimizer.build(self.trainable_variables)
+        return super().make_train_function(force=force)
+
     def make_test_function(self, force: bool = False) -> Any:
         """Likewise, for `evaluate`."""
         return super().make_test_function(force=force or self._is_held("test_function"))

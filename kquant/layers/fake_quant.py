@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -20,7 +20,7 @@ from kquant.layers.carried import carried, carry, retyped
 from kquant.layers.conversion import refuse_conversion
 from kquant.layers.integers import Origin, read, steps_of
 from kquant.layers.learned_ranges import replaced
-from kquant.layers.modes import is_float, is_simulating, later, show
+from kquant.layers.modes import is_float, is_simulating, show
 from kquant.layers.provenance import Provenance
 from kquant.layers.range_numbers import Numbers, averaged, encoded, numbers_of
 from kquant.layers.replicas import extremes
@@ -28,6 +28,13 @@ from kquant.recipe.training_section import Training
 
 SETTLED = 17.0  # exp(-17) is below float32's last place: from here on nothing is left to unbias
 MOST_BATCHES = 2.0**20  # float32 counts on from here
+
+
+class Ahead(NamedTuple):
+    """What a call does, see `FakeQuant.ahead`: the encoding that it tells, and its values; None: those of the codes."""
+
+    encoding: tf.Tensor
+    values: Callable[[tf.Tensor], tf.Tensor] | None
 
 
 @keras.saving.register_keras_serializable(package="kquant")
@@ -180,18 +187,17 @@ class FakeQuant(keras.layers.Layer):
     def _in_training(self, y: tf.Tensor, encodings: Sequence[tf.Tensor], site: int) -> tuple[tf.Tensor, tf.Tensor]:
         """Values and encoding of a training step: the range moves first, then the values are rounded."""
         moves = self.has_range and self.trainable  # a range that moves has seen a batch: nothing to choose below
-        moved = moves and not later(self, site, y)
-        if moved:
+        if moves:
             self.move_range(self.without_padding(y, site), site)
         if self.fixed is not None:
             # Probabilities on a grid of 1/256 are often 0, where a cross-entropy has no gradient; the kernel's grid is
             # fine enough that training need not see it.
             return y, self._numbers().encoding
         if self.learning == Training():
-            return self._rounded(y, encodings, moved)
+            return self._rounded(y, encodings, moves)
         scale, zero_point, _ = self.grid(encodings)
         values, scale, zero_point = self._learned(y, scale, zero_point)
-        return self._told(moved, encodings, values, y, tf.stack([scale, zero_point]), (scale, zero_point))
+        return self._told(moves, encodings, values, y, tf.stack([scale, zero_point]), (scale, zero_point))
 
     def _rounded(
         self, y: tf.Tensor, encodings: Sequence[tf.Tensor], moved: bool = False
@@ -251,19 +257,33 @@ class FakeQuant(keras.layers.Layer):
                 return False
             return bool(np.any(tf.convert_to_tensor(self.count).numpy() > 0.0))
 
-    def told_ahead(self, encodings: Sequence[tf.Tensor] = (), training: bool = False) -> tf.Tensor:
-        """float32[2]: the encoding that a call is going to tell, for who needs it before there is a tensor.
+    def ahead(self, encodings: Sequence[tf.Tensor] = (), training: bool = False) -> Ahead:
+        """What a call does to a tensor, as far as the tensor does not tell: a loop asks once for all of its steps.
+
+        Ranges do not move.
 
         Args:
             encodings: float32[2] of each source, where the encoding follows one.
             training: of that call.
         """
         if is_float(self):
-            return tf.zeros(2)
-        if training or not self.is_seen(encodings):
-            return self._peeked(encodings, training)
-        numbers = self._numbers(encodings)
-        return carry(numbers.encoding, "grid", numbers[:2])
+            return Ahead(tf.zeros(2), lambda y: y)
+        numbers, seen = self._numbers(encodings), self.is_seen(encodings)
+        told = tf.constant(True) if seen else self._seen(encodings)
+        encoding = numbers.encoding if seen else tf.where(told, numbers.encoding, tf.zeros(2))
+        if seen:
+            carry(encoding, "grid", numbers[:2])
+        if not (training or is_simulating()):
+            return Ahead(encoding, None)
+        if training and self.fixed is not None:  # as in `_in_training`
+            return Ahead(encoding, lambda y: y)
+        ends = numbers._replace(low=tf.stop_gradient(numbers.low), high=tf.stop_gradient(numbers.high))
+
+        def rounded(y: tf.Tensor) -> tf.Tensor:
+            values = _train(y, ends, self.spec)
+            return values if seen else tf.where(told, values, y)
+
+        return Ahead(encoding, rounded)
 
     def _peeked(self, encodings: Sequence[tf.Tensor], training: bool) -> tf.Tensor:
         """float32[2]: the encoding that the tensor is going to have, zeros where no data were seen."""

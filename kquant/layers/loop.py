@@ -3,27 +3,28 @@
     step    [x_t, .., encodings of x, .., states]  ->  [states after it, .., their encodings, ..]
     Loop    [x, .., encodings of x, ..]            ->  [all states or the last one, .., their encodings, ..]
 
-In a float model the layers of the step are Keras' own. In a quantized one they are `FakeQuant` and `Compressed`, as they
-are outside: what iterates a model's layers finds them. A graph holds one step, however long the sequence, and so does
-the file (WHILE). Encodings are the same at every step: they are read before the loop, weights are rounded before it, and
-ranges that training moves move behind it, once for all steps.
+In a float model the layers of the step are Keras' own. In a quantized one they are `FakeQuant` and `Compressed`, as
+they are outside: what iterates a model's layers finds them. A graph holds one step, however long the sequence, and so
+does the file (WHILE). Encodings are the same at every step: they are read before the loop, weights are rounded before
+it, and ranges that training moves move behind it, once for all steps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
-from kquant.graph.keras_private import recorded_calls
+from kquant.graph.keras_private import every_layer, recorded_calls
 from kquant.graph.unfold import Node, substitute
 from kquant.layers.compressed import Compressed
-from kquant.layers.fake_quant import FakeQuant
-from kquant.layers.modes import is_observing, moving_later, observing, show
+from kquant.layers.fake_quant import Ahead, FakeQuant
+from kquant.layers.modes import is_observing, mode, show
 
 Shown = list[tuple[FakeQuant, int, tf.Tensor]]  # (layer, number of its call, tensor)
 
@@ -57,6 +58,8 @@ class Loop(keras.layers.Layer):
         encoded: number of each input sequence that comes with an encoding.
     """
 
+    functions: dict[Any, Any]
+
     def __init__(
         self,
         step: Any,
@@ -69,6 +72,8 @@ class Loop(keras.layers.Layer):
         self.step = step if isinstance(step, keras.Model) else keras.saving.deserialize_keras_object(step)
         self.states, self.encoded = states, tuple(int(n) for n in encoded)
         self.results = tuple(Result(int(state), bool(every)) for state, every in results)
+        # Not tracked: it is no part of the layer.
+        object.__setattr__(self, "functions", {})
         self.built = True
 
     def build(self, *_: Any, **__: Any) -> None:
@@ -118,28 +123,35 @@ class Loop(keras.layers.Layer):
         Returns:
             The results, float32, and their encodings.
         """
-        if tf.executing_eagerly() and xs[0].shape[1] > 1:
-            return self._traced(list(xs), list(encodings), training, site)
-        return self._run(list(xs), list(encodings), training, site, show)
-
-    def _traced(self, xs: list[Any], encodings: list[Any], training: bool, site: int) -> list[tf.Tensor]:
-        """The same as one function: a step is traced in the time that one or two of them take without it."""
-        shown: list[tuple[FakeQuant, int]] = []
-
-        def run(*given: tf.Tensor) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
-            seen: Shown = []
-            tell = lambda *what: seen.append(what)  # noqa: E731
-            made = self._run(list(given[: len(xs)]), list(given[len(xs) :]), training, site, tell)
-            shown.extend((layer, number) for layer, number, _ in seen)
-            return made, [y for *_, y in seen]
-
-        specs = [tf.TensorSpec((None, *x.shape[1:]), x.dtype) for x in xs]
-        specs += [tf.TensorSpec(e.shape, e.dtype) for e in encodings]
-        function = tf.function(run, autograph=False).get_concrete_function(*specs)
+        if training or not tf.executing_eagerly():
+            return self._run(list(xs), list(encodings), training, site, show)
+        function, shown = self._traced(list(xs), list(encodings), site)
         made, values = function(*map(tf.convert_to_tensor, (*xs, *encodings)))
         for (layer, number), y in zip(shown, values, strict=True):
             show(layer, number, y)
         return made
+
+    def _traced(self, xs: list[Any], encodings: list[Any], site: int) -> tuple[Any, list[tuple[FakeQuant, int]]]:
+        """The same as a function, and whose tensors it gives too: without one, a step takes as long as a trace."""
+        specs = [tf.TensorSpec((None, *x.shape[1:]), x.dtype) for x in xs]
+        specs += [tf.TensorSpec(e.shape, e.dtype) for e in encodings]
+        # All that a trace depends on beside the values of variables.
+        ranges = [layer for layer in every_layer(self.step) if isinstance(layer, FakeQuant)]
+        seen = [layer.is_seen() for layer in ranges if layer.has_range]
+        key = (mode(), site, str(specs), str(self.step.get_config()), str(seen), tuple(map(id, self.variables)))
+        if key not in self.functions:
+            shown: list[tuple[FakeQuant, int]] = []
+
+            def run(*given: tf.Tensor) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
+                told: Shown = []
+                tell = lambda *what: told.append(what)  # noqa: E731
+                made = self._run(list(given[: len(xs)]), list(given[len(xs) :]), False, site, tell)
+                shown.extend((layer, number) for layer, number, _ in told)
+                return made, [y for *_, y in told]
+
+            self.functions.clear()  # of another state
+            self.functions[key] = tf.function(run, autograph=False).get_concrete_function(*specs), shown
+        return self.functions[key]
 
     def _run(
         self, xs: list[Any], encodings: list[Any], training: bool, site: int, tell: Callable[..., None]
@@ -173,14 +185,17 @@ class _Run:
     Attributes:
         encodings: id(tensor of the step) -> float32[2].
         weighted: id(call of the step) -> what a layer with weights does with its input.
+        quantized: id(call of the step) -> what a `FakeQuant` does with a tensor.
         watched: calls whose tensors somebody wants to see, in order: calibration, or ranges that move.
     """
 
     def __init__(self, loop: Loop, encodings: Sequence[Any], training: bool, site: int) -> None:
-        self.loop, self.training = loop, training
+        self.loop, self.training, self.observing = loop, training, is_observing()
         self.encodings: dict[int, Any] = {id(t): e for t, e in zip(loop.ports[1], encodings, strict=True)}
         self.weighted: dict[int, Callable[[Any], list[tf.Tensor]]] = {}
+        self.quantized: dict[int, Ahead] = {}
         self.watched: list[tuple[FakeQuant, int]] = []
+        self.shapes: list[tuple[Any, ...]] = []  # of what is watched
         for node in loop.nodes:
             if isinstance(node.op, FakeQuant):
                 self._read(node)
@@ -190,76 +205,88 @@ class _Run:
                 self.weighted[id(node)] = node.op.ready(encoding, training, number)
 
     def _read(self, node: Node) -> None:
-        """The encoding that a call tells."""
+        """What a `FakeQuant` does, and whether its tensor is to be seen."""
         op, sources = node.op, [self.encodings[id(e)] for e in node.kwargs.get("encodings", ())]
-        self.encodings[id(node.outputs[1])] = op.told_ahead(sources, self.training)
-        moves = self.training and op.has_range and op.trainable
-        if not node.kwargs.get("peek") and (is_observing() or moves):
+        ahead = self.quantized[id(node)] = op.ahead(sources, self.training)
+        self.encodings[id(node.outputs[1])] = ahead.encoding
+        if self._is_watched(node):
             self.watched.append((op, node.kwargs.get("site", 0)))
+            self.shapes.append(tuple(node.args[0].shape))
+
+    def _is_watched(self, node: Node) -> bool:
+        moves = self.training and node.op.has_range and node.op.trainable
+        return not node.kwargs.get("peek") and (self.observing or moves)
 
     def over(self, xs: list[Any]) -> tuple[list[tf.Tensor], dict[int, tf.Tensor], list[tf.Tensor]]:
         """States after the last step, those of all steps where they are asked for, and what is watched."""
         steps, every = int(xs[0].shape[1]), sorted({r.state for r in self.loop.results if r.every})
-        batch = tf.shape(xs[0])[0]
-        states = [tf.zeros((batch, *t.shape[1:])) for t in self.loop.ports[2]]
-        shapes = [self.loop.ends[0][n].shape for n in every] + [self._shape_of(n) for n in range(len(self.watched))]
-        rows = [_rows(tf.convert_to_tensor(x), steps) for x in xs]
+        states = [tf.zeros((tf.shape(xs[0])[0], *t.shape[1:])) for t in self.loop.ports[2]]
+        shapes = [self.loop.ends[0][n].shape for n in every] + (self.shapes if self.observing else [])
+        sizes = [int(x.shape[2]) for x in xs]
+        # side by side: one array to read from at every step
+        rows = _rows(tf.concat([tf.cast(x, tf.float32) for x in xs], axis=2), steps)
         made = [tf.TensorArray(tf.float32, steps, element_shape=shape) for shape in shapes]
+        reach = tf.fill((2 * len(self.watched),), tf.constant(-np.inf, tf.float32))
 
-        def body(t: tf.Tensor, states: list[Any], made: list[Any]) -> Any:
-            states, seen = self.step([row.read(t) for row in rows], states)
-            values = [*(states[n] for n in every), *seen]
-            return t + 1, states, [array.write(t, y) for array, y in zip(made, values, strict=True)]
+        def body(t: tf.Tensor, states: list[Any], made: list[Any], reach: tf.Tensor) -> Any:
+            states, seen = self.step(tf.split(rows.read(t), sizes, axis=2), states)
+            values = [states[n] for n in every]
+            if self.observing:
+                values += seen
+            elif seen:
+                reach = tf.stop_gradient(tf.maximum(reach, _reach(seen)))
+            return t + 1, states, [array.write(t, y) for array, y in zip(made, values, strict=True)], reach
 
-        begin = (tf.constant(0), states, made)
-        _, states, made = tf.while_loop(lambda t, *_: t < steps, body, begin, maximum_iterations=steps)
-        stacked = [array.stack() for array in made]
-        sequences = {n: _along(y) for n, y in zip(every, stacked, strict=False)}
-        seen = [y if y.shape.rank == 2 else _along(y) for y in stacked[len(every) :]]
-        return states, sequences, seen
-
-    def _shape_of(self, number: int) -> tuple[Any, ...]:
-        """Of what is watched at a step: the tensor for calibration, its ends for a range that moves."""
-        return self._tensors[number] if is_observing() else (2,)
-
-    @property
-    def _tensors(self) -> list[tuple[Any, ...]]:
-        calls = [n for n in self.loop.nodes if isinstance(n.op, FakeQuant) and not n.kwargs.get("peek")]
-        return [tuple(n.args[0].shape) for n in calls]
+        begin = (tf.constant(0), states, made, reach)
+        _, states, made, reach = tf.while_loop(lambda t, *_: t < steps, body, begin, maximum_iterations=steps)
+        stacked = [_along(array.stack()) for array in made]
+        # A range moves by the extremes of what it is given: those of all steps.
+        ends = [] if self.observing else tf.unstack(_extremes(reach), num=len(self.watched))
+        return states, dict(zip(every, stacked, strict=False)), [*stacked[len(every) :], *ends]
 
     def step(self, xs: list[Any], states: list[Any]) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
         """One step: the states after it, and what is watched."""
         seen: list[tf.Tensor] = []
         ports = self.loop.ports
         values = {id(t): x for t, x in zip((*ports[0], *ports[2]), (*xs, *states), strict=True)}
-
-        def keep(layer: FakeQuant, site: int, y: tf.Tensor) -> None:
-            seen.append(tf.cast(y, tf.float32))
-
-        def ends(layer: FakeQuant, site: int, y: tf.Tensor) -> None:
-            seen.append(tf.stack([tf.reduce_min(y), tf.reduce_max(y)]))
-
-        with observing(keep) if is_observing() else moving_later(ends):
-            for node in self.loop.nodes:
-                for t, y in zip(node.outputs, self._call(node, values), strict=True):
-                    # What the loop knows beforehand stays: inside, it would be read again at every step.
-                    values[id(t)] = self.encodings.get(id(t), y)
+        for node in self.loop.nodes:
+            args, kwargs = substitute((node.args, node.kwargs), {**self.encodings, **values})
+            if isinstance(node.op, FakeQuant):
+                if self._is_watched(node):
+                    seen.append(tf.cast(args[0], tf.float32))
+                made = self._quantized(node, args, kwargs)
+            elif id(node) in self.weighted:
+                made = self.weighted[id(node)](args[0])
+            else:
+                made = keras.tree.flatten(node.op(*args, **kwargs))
+            values.update({id(t): y for t, y in zip(node.outputs, made, strict=True) if id(t) not in self.encodings})
         return [tf.cast(values[id(t)], tf.float32) for t in self.loop.ends[0]], seen
 
-    def _call(self, node: Node, values: dict[int, Any]) -> Iterator[Any] | list[Any]:
-        args, kwargs = substitute((node.args, node.kwargs), {**self.encodings, **values})
-        if id(node) in self.weighted:
-            return self.weighted[id(node)](args[0])
-        if isinstance(node.op, FakeQuant):
-            if kwargs.get("peek"):
-                return [args[0], self.encodings[id(node.outputs[1])]]
-            return node.op.call(*args, **{**kwargs, "training": self.training})
-        return keras.tree.flatten(node.op(*args, **kwargs))
+    def _quantized(self, node: Node, args: tuple, kwargs: dict[str, Any]) -> list[Any]:
+        """Values on the grid; the encoding beside them is the one that is known."""
+        ahead = self.quantized[id(node)]
+        if kwargs.get("peek"):
+            return [args[0], ahead.encoding]
+        if ahead.values is not None:
+            return [ahead.values(tf.cast(args[0], tf.float32)), ahead.encoding]
+        return node.op.call(*args, **kwargs)
+
+
+def _reach(tensors: list[tf.Tensor]) -> tf.Tensor:
+    """float32[2 n]: how far each goes below 0, then how far above."""
+    tensors = [tf.stop_gradient(y) for y in tensors]
+    return tf.stack([*(-tf.reduce_min(y) for y in tensors), *(tf.reduce_max(y) for y in tensors)])
+
+
+def _extremes(reach: tf.Tensor) -> tf.Tensor:
+    """float32[n, 2]: smallest and largest value of each."""
+    below, above = tf.split(reach, 2)
+    return tf.stack([-below, above], axis=1)
 
 
 def _rows(x: tf.Tensor, steps: int) -> tf.TensorArray:
     """The steps of a sequence, [batch, 1, features] each."""
-    rows = tf.transpose(x, (1, 0, *range(2, x.shape.rank)))[:, :, None]
+    rows = tf.transpose(x, (1, 0, 2))[:, :, None]
     return tf.TensorArray(x.dtype, steps, element_shape=rows.shape[1:]).unstack(rows)
 
 

@@ -16,7 +16,6 @@ Collector = Callable[[Any, int, tf.Tensor], None]  # (`FakeQuant`, number of its
 # that are traced there; never by `predict`.
 _COLLECTOR: contextvars.ContextVar[Collector | None] = contextvars.ContextVar("collector", default=None)
 _ONLY: contextvars.ContextVar[frozenset[str] | None] = contextvars.ContextVar("only", default=None)
-_LATER: contextvars.ContextVar[Collector | None] = contextvars.ContextVar("later", default=None)
 
 
 @contextlib.contextmanager
@@ -42,24 +41,6 @@ def show(layer: keras.layers.Layer, site: int, y: tf.Tensor) -> None:
 
 
 @contextlib.contextmanager
-def moving_later(collector: Collector) -> Iterator[None]:
-    """Inside, ranges that training moves stay, and what they would move by goes to `collector(layer, site, tensor)`."""
-    token = _LATER.set(collector)
-    try:
-        yield
-    finally:
-        _LATER.reset(token)
-
-
-def later(layer: keras.layers.Layer, site: int, y: tf.Tensor) -> bool:
-    """True inside `moving_later`, whose collector then has the tensor."""
-    collector = _LATER.get()
-    if collector is not None:
-        collector(layer, site, y)
-    return collector is not None
-
-
-@contextlib.contextmanager
 def only(names: Collection[str]) -> Iterator[None]:
     """Inside, models compute in float, and only the layers of these names quantize: their weights, or their tensors.
 
@@ -75,6 +56,11 @@ def only(names: Collection[str]) -> Iterator[None]:
 def is_simulating() -> bool:
     """True inside `only`."""
     return _ONLY.get() is not None
+
+
+def mode() -> tuple[bool, frozenset[str] | None]:
+    """What a trace that is made now depends on: whether somebody observes, and who alone quantizes."""
+    return is_observing(), _ONLY.get()
 
 
 def is_float(layer: keras.layers.Layer) -> bool:

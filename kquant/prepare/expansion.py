@@ -152,9 +152,7 @@ def expand_call(
     return (op if ours else _keep(op, make_for))(*args, **kwargs)
 
 
-def _again(
-    layer: Any, make_for: Callable[[Any], Any], args: tuple, kwargs: dict, target: Target | None
-) -> Any:
+def _again(layer: Any, make_for: Callable[[Any], Any], args: tuple, kwargs: dict, target: Target | None) -> Any:
     """What an expansion made may have to be expanded too (Dense -> Dense, Activation -> ReLU)."""
     rule = find(layer, target)
     if remedy(layer) is not None:

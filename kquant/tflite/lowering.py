@@ -186,8 +186,7 @@ class _Writer:
 
     def __post_init__(self) -> None:
         self.producers = self.graph.producers
-        told = [n for n in self.graph.nodes if isinstance(n.op, FakeQuant | LoopResult)]
-        self.encodings = {id(t) for n in told for t in n.outputs[1:]}
+        self.encodings = {id(n.outputs[1]) for n in self.graph.nodes if isinstance(n.op, FakeQuant)}
         for node in self.graph.nodes:
             op = node.op.layer if isinstance(node.op, Compressed) else node.op
             self.rules[id(node)] = find(op, self.target)
@@ -448,5 +447,3 @@ def dequantized(op: Compressed) -> bool:
 
 def _channels(op: Compressed, codes: Any) -> int:
     return int(np.prod([codes.shape[axis] for axis in op.channel_axes], dtype=np.int64))
-
-

@@ -21,15 +21,17 @@ class Classes:
     inside: dict[int, Any] = field(default_factory=dict)
 
     def root(self, tensor: Any) -> int:
-        # a tensor that was never joined is its own root: nobody need list all tensors beforehand
+        """Which class a tensor is in."""
         return self._root_of(id(tensor))
 
     def _root_of(self, key: int) -> int:
+        # a tensor that was never joined is its own root: nobody need list all tensors beforehand
         while self.parent.get(key, key) != key:
             key = self.parent[key]
         return key
 
     def join(self, a: Any, b: Any) -> None:
+        """Give two tensors one encoding, and with them all that share one with either."""
         first, second = self.root(a), self.root(b)
         if first != second:
             self.parent[second] = first

@@ -27,14 +27,14 @@ def opened(graph: Graph) -> Graph:
         graph: of a float or of a quantized model.
     """
     nodes: list[Node] = []
-    aliases: dict[int, Any] = {}  # encodings inside -> outside, where they come from
+    aliases: dict[int, Any] = {}  # an encoding at an edge of a loop -> the one that its `FakeQuant` gives
     met: set[int] = set()
     for node in graph.nodes:
         if isinstance(node.op, Loop):
-            nodes += _open(node, aliases, id(node.op) in met)
+            nodes += _open(_told(node, aliases), aliases, id(node.op) in met)
             met.add(id(node.op))
         else:
-            nodes.append(node)
+            nodes.append(_told(node, aliases) if aliases else node)
     return graph if not met else replace(graph, nodes=tuple(nodes))
 
 
@@ -42,19 +42,28 @@ def _open(node: Node, aliases: dict[int, Any], again: bool) -> list[Node]:
     """The calls of one loop."""
     loop: Loop = node.op
     xs, encodings, states = loop.ports
-    aliases |= {id(inside): outside for inside, outside in zip(encodings, node.kwargs.get("encodings", ()), strict=True)}
-    nodes = [_port(LoopStep(loop, n, n == 0), (x,), (t,)) for n, (x, t) in enumerate(zip(node.args[0], xs, strict=True))]
+    aliases |= {
+        id(inside): outside for inside, outside in zip(encodings, node.kwargs.get("encodings", ()), strict=True)
+    }
+    nodes = [
+        _port(LoopStep(loop, n, n == 0), (x,), (t,)) for n, (x, t) in enumerate(zip(node.args[0], xs, strict=True))
+    ]
     if not again:
         nodes += [_port(LoopState(loop, n, False), (), (t,)) for n, t in enumerate(states)]
-        for call in loop.nodes:
-            args, kwargs = substitute((call.args, call.kwargs), aliases)
-            nodes.append(replace(call, args=args, kwargs=kwargs))
-    after, _ = loop.ends
+        nodes += [_told(call, aliases) for call in loop.nodes]
+    after, grids = loop.ends
     count = len(loop.results)
     for n, result in enumerate(loop.results):
-        made = node.outputs[n::count]  # the state and, in a quantized model, its encoding
-        nodes.append(_port(LoopResult(loop, n, n == 0), (after[result.state], after), made))
+        nodes.append(_port(LoopResult(loop, n, n == 0), (after[result.state], after), node.outputs[n : n + 1]))
+        if grids:
+            aliases[id(node.outputs[count + n])] = grids[result.state]
     return nodes
+
+
+def _told(node: Node, aliases: dict[int, Any]) -> Node:
+    """A call that reads encodings from where they come from, inside a loop or outside."""
+    args, kwargs = substitute((node.args, node.kwargs), aliases)
+    return replace(node, args=args, kwargs=kwargs)
 
 
 def _port(op: LoopPort, args: tuple, outputs: tuple) -> Node:
