@@ -204,7 +204,7 @@ class FakeQuant(keras.layers.Layer):
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Values rounded to the grid, by TensorFlow's fused kernel."""
         numbers = self._numbers(encodings)
-        quantized = _train(y, numbers, self.spec)
+        quantized = _train(y, tf.stop_gradient(numbers.low), tf.stop_gradient(numbers.high), self.spec)
         return self._told(moved or self.is_seen(encodings), encodings, quantized, y, numbers.encoding, numbers[:2])
 
     def _in_integers(self, y: tf.Tensor, origin: Origin) -> tuple[tf.Tensor, tf.Tensor]:
@@ -277,10 +277,10 @@ class FakeQuant(keras.layers.Layer):
             return Ahead(encoding, None)
         if training and self.fixed is not None:  # as in `_in_training`
             return Ahead(encoding, lambda y: y)
-        ends = numbers._replace(low=tf.stop_gradient(numbers.low), high=tf.stop_gradient(numbers.high))
+        ends = tf.stop_gradient(numbers.low), tf.stop_gradient(numbers.high)
 
         def rounded(y: tf.Tensor) -> tf.Tensor:
-            values = _train(y, ends, self.spec)
+            values = _train(y, *ends, self.spec)
             return values if seen else tf.where(told, values, y)
 
         return Ahead(encoding, rounded)
@@ -473,9 +473,8 @@ def _through(y: tf.Tensor, steps: tf.Tensor, scale: tf.Tensor, low: tf.Tensor, h
     return steps, gradient
 
 
-def _train(y: tf.Tensor, numbers: Numbers, spec: QuantSpec) -> tf.Tensor:
+def _train(y: tf.Tensor, low: tf.Tensor, high: tf.Tensor, spec: QuantSpec) -> tf.Tensor:
     """Fake quantization by TensorFlow's fused kernel, whose gradient passes where nothing is clipped."""
-    low, high = tf.stop_gradient(numbers.low), tf.stop_gradient(numbers.high)
     # The ends are those of the grid, with 0 among its codes, so that the kernel has no zero point left to nudge. Its
     # gradient sums for the ends too, which do not learn here: still one operation over the tensor, where a mask of two
     # comparisons takes four.

@@ -20,6 +20,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from kquant.core.checks import present
 from kquant.graph.keras_private import every_layer, recorded_calls
 from kquant.graph.unfold import Node, substitute
 from kquant.layers.compressed import Compressed
@@ -42,6 +43,21 @@ class Result:
     every: bool
 
 
+@dataclass(frozen=True, eq=False)
+class _Traced:
+    """A loop as a function; an object of its own, since Keras saves layers that it finds in lists.
+
+    Attributes:
+        key: what the trace depends on beside the values of variables.
+        function: gives the results, and what is shown.
+        shown: whose tensors those are.
+    """
+
+    key: Any
+    function: Any
+    shown: list[tuple[FakeQuant, int]]
+
+
 @keras.saving.register_keras_serializable(package="kquant")
 class Step(keras.Model):
     """The model of one step: part of a `Loop`, no model of a user's."""
@@ -58,7 +74,7 @@ class Loop(keras.layers.Layer):
         encoded: number of each input sequence that comes with an encoding.
     """
 
-    functions: dict[Any, Any]
+    traced: _Traced | None
 
     def __init__(
         self,
@@ -73,7 +89,7 @@ class Loop(keras.layers.Layer):
         self.states, self.encoded = states, tuple(int(n) for n in encoded)
         self.results = tuple(Result(int(state), bool(every)) for state, every in results)
         # Not tracked: it is no part of the layer.
-        object.__setattr__(self, "functions", {})
+        object.__setattr__(self, "traced", None)
         self.built = True
 
     def build(self, *_: Any, **__: Any) -> None:
@@ -125,21 +141,21 @@ class Loop(keras.layers.Layer):
         """
         if training or not tf.executing_eagerly():
             return self._run(list(xs), list(encodings), training, site, show)
-        function, shown = self._traced(list(xs), list(encodings), site)
-        made, values = function(*map(tf.convert_to_tensor, (*xs, *encodings)))
-        for (layer, number), y in zip(shown, values, strict=True):
+        traced = self._function(list(xs), list(encodings), site)
+        made, values = traced.function(*map(tf.convert_to_tensor, (*xs, *encodings)))
+        for (layer, number), y in zip(traced.shown, values, strict=True):
             show(layer, number, y)
         return made
 
-    def _traced(self, xs: list[Any], encodings: list[Any], site: int) -> tuple[Any, list[tuple[FakeQuant, int]]]:
-        """The same as a function, and whose tensors it gives too: without one, a step takes as long as a trace."""
+    def _function(self, xs: list[Any], encodings: list[Any], site: int) -> _Traced:
+        """The same as a function: without one, a step takes as long as its trace."""
         specs = [tf.TensorSpec((None, *x.shape[1:]), x.dtype) for x in xs]
         specs += [tf.TensorSpec(e.shape, e.dtype) for e in encodings]
         # All that a trace depends on beside the values of variables.
         ranges = [layer for layer in every_layer(self.step) if isinstance(layer, FakeQuant)]
         seen = [layer.is_seen() for layer in ranges if layer.has_range]
         key = (mode(), site, str(specs), str(self.step.get_config()), str(seen), tuple(map(id, self.variables)))
-        if key not in self.functions:
+        if self.traced is None or self.traced.key != key:
             shown: list[tuple[FakeQuant, int]] = []
 
             def run(*given: tf.Tensor) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
@@ -149,9 +165,9 @@ class Loop(keras.layers.Layer):
                 shown.extend((layer, number) for layer, number, _ in told)
                 return made, [y for *_, y in told]
 
-            self.functions.clear()  # of another state
-            self.functions[key] = tf.function(run, autograph=False).get_concrete_function(*specs), shown
-        return self.functions[key]
+            function = tf.function(run, autograph=False).get_concrete_function(*specs)
+            object.__setattr__(self, "traced", _Traced(key, function, shown))
+        return present(self.traced, f"{self.name}: it was not traced.")
 
     def _run(
         self, xs: list[Any], encodings: list[Any], training: bool, site: int, tell: Callable[..., None]

@@ -8,6 +8,7 @@ refuse    whatever the target cannot run in integers, by layer name
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -438,17 +439,21 @@ def _sites(
         elif rule.output == "own" and id(out) not in draft.fused:
             span = None if rule.span is None else rule.span(node.op)
             sites[id(out)] = join(classes.root(out), node.name, activations, bits, rule.observer, **trains, span=span)
-    for node in _states(draft).values():
-        out = node.outputs[0]
-        root, trains = classes.root(out), {"training": draft.settings[id(node.op)].training}
-        if draft.widths.calls[id(node)] == FLOAT:
-            continue
-        if root in classes.fixed:
-            activations, bits = draft.settings[id(node.op)].activations, draft.widths.tensors[id(out)]
-            sites[id(out)] = join(id(out), node.name, activations, bits, **trains, fixed=classes.fixed[root])
-        else:  # asked for its encoding only
-            sites[id(out)] = Site(root, 0)
+    _place_states(draft, classes, join, sites)
     return _held(draft, classes, groups), sites, edges
+
+
+def _place_states(draft: _Draft, classes: Classes, join: Callable[..., Site], sites: dict[int, Site]) -> None:
+    """The states of loops, which are asked for their encodings only."""
+    for node in _states(draft).values():
+        out, root = node.outputs[0], classes.root(node.outputs[0])
+        settings, bits = draft.settings[id(node.op)], draft.widths.tensors[id(out)]
+        if bits == FLOAT:
+            continue
+        sites[id(out)] = Site(root, 0)
+        if root in classes.fixed:
+            kind = {"training": settings.training, "fixed": classes.fixed[root]}
+            sites[id(out)] = join(id(out), node.name, settings.activations, bits, **kind)
 
 
 def _held(draft: _Draft, classes: Classes, groups: dict[int, Group]) -> dict[int, Group]:

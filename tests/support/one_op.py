@@ -70,6 +70,17 @@ def resize(kind):
     return run
 
 
+def written(x, update, _):
+    x = x.copy()
+    x[:, 1:2] = update
+    return x
+
+
+def counted(count, x):
+    """What a loop of three steps gives, in which a row goes round as it is."""
+    return [count + 3, x]
+
+
 def softmax(x):
     return np.exp(x) / np.exp(x).sum(-1, keepdims=True)
 
@@ -144,6 +155,10 @@ def all_cases():
     add("SLICE", [x, *bounds], signal(1, 2, 2, 3), lambda x, *_: x[:, 1:3, 2:4, :3], "SliceOptions")
     add("TILE", [row, integers([3, 2])], signal(3, 16), lambda x, m: np.tile(x, (3, 2)), "TileOptions")
     shape = (1, 3, 8)
+    place, whole = integers([0, 1, 0]), signal(1, 3, 8)
+    add("DYNAMIC_UPDATE_SLICE", [whole, signal(1, 1, 8), place], whole, written)
+    add("WHILE", [integers([0]), row], [Tensor((1,), "int32", ()), row], counted, "WhileOptions", condSubgraphIndex=1,
+        bodySubgraphIndex=2)  # fmt: skip
     add("BROADCAST_TO", [row, integers(shape)], signal(*shape), lambda x, s: np.broadcast_to(x, shape))
     add("PACK", [row] * 3, signal(*shape), lambda *a: np.stack(a, 1), "PackOptions", valuesCount=3, axis=1)
     add("UNPACK", [signal(*shape)], [row] * 3, lambda x: [x[:, i] for i in range(3)], "UnpackOptions", num=3, axis=1)
@@ -201,6 +216,7 @@ def all_cases():
     add("ARG_MAX", [row, integers(1)], Tensor((1,), "int32", ()), lambda x, a: x.argmax(1), "ArgMaxOptions",
         outputType=2)  # fmt: skip
     add("NOT_EQUAL", [row, row], Tensor((1, 8), "bool", ()), np.not_equal, "NotEqualOptions")
+    add("LESS", [row, row], Tensor((1, 8), "bool", ()), np.less, "LessOptions")
     add("QUANTIZE", [row], signal(1, 8, scale=0.08, zero_point=-9), lambda x: x, "QuantizeOptions")
     add("DEQUANTIZE", [row], float32, lambda x: x, "DequantizeOptions")
     return cases
@@ -305,6 +321,42 @@ def _random(rng, spec):
     return rng.integers(limits.min, limits.max + 1, spec.shape, spec.dtype)
 
 
+def add_tensor(model, graph, spec):
+    """The number of a new tensor of a subgraph."""
+    tensor = schema.TensorT()
+    tensor.isVariable = spec.variable
+    number = len(graph.tensors)
+    tensor.name, tensor.shape, tensor.type = f"t{number}", spec.shape, getattr(schema.TensorType, spec.dtype.upper())
+    if spec.scale:
+        tensor.quantization = schema.QuantizationParametersT()
+        tensor.quantization.scale = np.array(spec.scale, "float32")
+        tensor.quantization.zeroPoint = np.full(len(spec.scale), spec.zero_point, "int64")
+        tensor.quantization.quantizedDimension = spec.axis if len(spec.scale) > 1 else 0
+    if spec.data is not None:
+        buffer = schema.BufferT()
+        data = packed(spec.data) if spec.dtype == "int4" else spec.data
+        buffer.data = np.frombuffer(data.tobytes(), "uint8")
+        model.buffers.append(buffer)
+        tensor.buffer = len(model.buffers) - 1
+    graph.tensors.append(tensor)
+    return number
+
+
+def loop_graph(model, case, op, constant, result):
+    """Condition or body of the WHILE: `op` of the count and a constant; the row goes round as it is."""
+    graph, node, code = schema.SubGraphT(), schema.OperatorT(), schema.OperatorCodeT()
+    graph.tensors, name = [], f"{op.title()}Options"
+    numbers = [add_tensor(model, graph, spec) for spec in (*case.outputs, integers([constant]), result)]
+    graph.inputs, graph.operators = numbers[:2], [node]
+    graph.outputs = numbers[3:] if op == "LESS" else [numbers[3], numbers[1]]
+    code.builtinCode = code.deprecatedBuiltinCode = getattr(schema.BuiltinOperator, op)
+    code.version = 1
+    model.operatorCodes.append(code)
+    node.opcodeIndex, node.inputs, node.outputs = len(model.operatorCodes) - 1, [numbers[0], numbers[2]], numbers[3:]
+    node.builtinOptionsType, node.builtinOptions = getattr(schema.BuiltinOptions, name), getattr(schema, f"{name}T")()
+    return graph
+
+
 def build(case):
     """The file of a case, as bytes."""
     model, graph, node, code = schema.ModelT(), schema.SubGraphT(), schema.OperatorT(), schema.OperatorCodeT()
@@ -314,22 +366,8 @@ def build(case):
     node.outputs = [next(places) for _ in case.outputs]
     node.intermediates = [next(places) for _ in case.intermediates]
     present = [spec for spec in (*case.inputs, *case.outputs, *case.intermediates) if spec is not None]
-    for index, spec in enumerate(present):
-        tensor = schema.TensorT()
-        tensor.isVariable = spec.variable
-        tensor.name, tensor.shape, tensor.type = f"t{index}", spec.shape, getattr(schema.TensorType, spec.dtype.upper())
-        if spec.scale:
-            tensor.quantization = schema.QuantizationParametersT()
-            tensor.quantization.scale = np.array(spec.scale, "float32")
-            tensor.quantization.zeroPoint = np.full(len(spec.scale), spec.zero_point, "int64")
-            tensor.quantization.quantizedDimension = spec.axis if len(spec.scale) > 1 else 0
-        if spec.data is not None:
-            buffer = schema.BufferT()
-            data = packed(spec.data) if spec.dtype == "int4" else spec.data
-            buffer.data = np.frombuffer(data.tobytes(), "uint8")
-            model.buffers.append(buffer)
-            tensor.buffer = len(model.buffers) - 1
-        graph.tensors.append(tensor)
+    for spec in present:
+        add_tensor(model, graph, spec)
     code.builtinCode = getattr(schema.BuiltinOperator, case.op)
     code.deprecatedBuiltinCode = min(code.builtinCode, 127)
     code.version = targets.load("litert").ops[case.op].version_for(case.types)
@@ -341,6 +379,9 @@ def build(case):
     graph.inputs = [n for n, spec in zip(node.inputs, case.inputs, strict=True) if id(spec) in fed]
     graph.outputs, graph.operators = node.outputs, [node]
     model.subgraphs, model.operatorCodes = [graph], [code]
+    if case.op == "WHILE":
+        count, flag = Tensor((1,), "int32", ()), Tensor((1,), "bool", ())
+        model.subgraphs += [loop_graph(model, case, *of) for of in (("LESS", 3, flag), ("ADD", 1, count))]
     builder = flatbuffers.Builder(1024)
     builder.Finish(model.Pack(builder), b"TFL3")
     return bytes(builder.Output())

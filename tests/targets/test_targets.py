@@ -144,7 +144,7 @@ def test_encoding_claim_holds(op, name, type, verdicts):
     runtimes = target.runtimes_for(op)
     file = f"{op}{SUFFIXES[type]} shifted"
     if not target.supports(op, type) or (runtimes[0], file) not in verdicts:
-        assert not target.supports(op, type) or op in ("CAST", "DEQUANTIZE", "ARG_MAX", "NOT_EQUAL")
+        assert not target.supports(op, type) or op in ("CAST", "DEQUANTIZE", "ARG_MAX", "NOT_EQUAL", "LESS", "WHILE")
         return
     all_right = all(verdicts[runtime, file] == "right" for runtime in runtimes)
     bound = target.ops[op].equal_encodings or target.ops[op].fixed_for(type) is not None
