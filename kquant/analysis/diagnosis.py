@@ -97,7 +97,7 @@ def analyze(
     evidence = Evidence(
         qmodel.name, len(x[0]), tuple(parts), layers, tensors, tuple(pairs(graph)), plain, simulated, metric is None
     )
-    origin = provenance_of(layer for u in parts for layer in (u.weighted, *u.quants))
+    origin = provenance_of(layer for u in parts for layer in (*u.holders, *u.encodings))
     reached = passes.value(passes.ALL), mean_db(passes.outputs[passes.ALL].noises)
     causes = findings(evidence)
     trials = _trials(qmodel, origin, x, metric, reached) if remedies and any(f.candidates for f in causes) else None

@@ -12,10 +12,13 @@ from typing import Any
 
 from kquant.core.spec import PACKED_BITS
 from kquant.graph.graph import Graph, Node
-from kquant.layers.kernel import Holder
-from kquant.layers.nodes import FakeQuant
+from kquant.graph.keras_private import every_layer
+from kquant.layers.kernel import Holder, holders
+from kquant.layers.loop import Loop
+from kquant.layers.nodes import FakeQuant, encodings_of
 from kquant.layers.provenance import NOWHERE
 from kquant.ops import find
+from kquant.views.loops import opened
 from kquant.views.multiplications import macs_of, size_of
 from kquant.views.packing import packs
 
@@ -33,6 +36,7 @@ class Unit:
         nodes: its calls.
         quants: the encodings that are its own.
         outputs: for each call, the tensor that the next layer reads.
+        loop: that repeats a step, whose layers are one part of the model; None for others.
     """
 
     name: str
@@ -41,16 +45,33 @@ class Unit:
     nodes: list[Node] = field(default_factory=list)
     quants: list[FakeQuant] = field(default_factory=list)
     outputs: list[Any] = field(default_factory=list)
+    loop: Loop | None = None
+
+    @property
+    def holders(self) -> list[Any]:
+        """The layers with weights."""
+        own = [] if self.weighted is None else [self.weighted]
+        return own if self.loop is None else [*own, *holders(self.loop.step)]
+
+    @property
+    def encodings(self) -> list[FakeQuant]:
+        """The layers that quantize tensors."""
+        return self.quants if self.loop is None else [*self.quants, *encodings_of(self.loop.step)]
 
     @property
     def weight_names(self) -> frozenset[str]:
         """For `layers.nodes.only`: the weights alone."""
-        return frozenset() if self.weighted is None else frozenset([self.weighted.name])
+        return frozenset(holder.name for holder in self.holders) | self._around
 
     @property
     def quant_names(self) -> frozenset[str]:
         """For `layers.nodes.only`: the tensors alone."""
-        return frozenset(q.name for q in self.quants)
+        return frozenset(q.name for q in self.encodings) | self._around
+
+    @property
+    def _around(self) -> frozenset[str]:
+        """The loop runs where a layer in it quantizes."""
+        return frozenset() if self.loop is None else frozenset([self.loop.name])
 
     @property
     def names(self) -> frozenset[str]:
@@ -75,7 +96,7 @@ def quantizes(node: Node) -> bool:
 class _Units:
     def __init__(self, graph: Graph) -> None:
         self.units: dict[int, Unit] = {}
-        self.producers = graph.producers
+        self.producers, self.told = graph.producers, opened(graph).producers
         self.names = {id(t): t.name for t in graph.input_tensors}
         self.joins = self.joined(graph)
         # known before any unit is made: the first call of a shared encoding must not give it to its layer
@@ -89,6 +110,12 @@ class _Units:
                 unit.weighted = node.op
                 unit.nodes.append(node)
                 unit.outputs.append(node.outputs[0])
+            elif isinstance(node.op, Loop):
+                if any(isinstance(layer, FakeQuant | Holder) for layer in every_layer(node.op.step)):
+                    unit = self.unit(id(node.op), node.name, _kind(node.op))
+                    unit.loop = node.op
+                    unit.nodes.append(node)
+                    unit.outputs.append(node.outputs[0])
             elif quantizes(node):
                 self.add(node, shared=len(roots[id(node.op)]) > 1)
 
@@ -100,8 +127,8 @@ class _Units:
         key, root = self.root(node)
         if node.op.follows:
             # it has no range of its own that could be wide or narrow: it counts with the one that it follows
-            source = self.producers[id(node.kwargs["encodings"][0])].op
-            next(unit for unit in self.units.values() if source in unit.quants).quants.append(node.op)
+            source = self.told[id(node.kwargs["encodings"][0])].op
+            next(unit for unit in self.units.values() if source in unit.encodings).quants.append(node.op)
             return
         if shared:
             # named after what makes them share: the user knows the Concatenate, and no encoding
@@ -157,6 +184,7 @@ def _kind(op: Any) -> str:
 
 def followed(graph: Graph) -> dict[str, FakeQuant]:
     """Name of each `FakeQuant` -> the one whose range its encoding comes from; itself, but where it follows."""
+    graph = opened(graph)
     producers = graph.producers
     sources: dict[str, FakeQuant] = {}
     for node in graph.nodes:
@@ -169,6 +197,9 @@ def followed(graph: Graph) -> dict[str, FakeQuant]:
 
 def macs(unit: Unit) -> int:
     """Multiply-accumulates for one sample: positions of the output times the weights that each of them reads."""
+    if unit.loop is not None:  # every step multiplies with every weight once
+        weights = sum(size_of(kernel.shape) for holder in unit.holders for kernel in holder.kernels())
+        return sum(int(node.args[0][0].shape[1]) * weights for node in unit.nodes)
     return sum(_macs(unit, node) for node in unit.nodes)
 
 
@@ -184,9 +215,10 @@ def _macs(unit: Unit, node: Node) -> int:
 
 def weight_bytes(unit: Unit) -> int:
     """Kernel and bias as a file stores them."""
-    layer = unit.weighted
-    if layer is None:
-        return 0
+    return sum(_weight_bytes(layer) for layer in unit.holders)
+
+
+def _weight_bytes(layer: Holder) -> int:
     # two to a byte, an odd number of them rounded up for each kernel
     stored = sum(math.ceil(size_of(kernel.shape) * _stored_bits(layer) / 8) for kernel in layer.kernels())
     return stored + BIAS_BYTES * layer.biases()

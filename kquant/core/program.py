@@ -115,21 +115,20 @@ class Program:
 
     def distinct_names(self) -> None:
         """Number the tensors that share a name, in the order of the file; a shared layer makes several."""
-        for inner in (inner for op in self.operators for inner in op.graphs.values()):
-            inner.distinct_names()
         taken: set[str] = set()
         seen: set[int] = set()
-        # inputs first, outputs last: the user's names stay where they can, and helpers get the numbers
-        used = [ref for op in self.operators for ref in (*op.inputs, *op.outputs) if ref is not None]
-        for ref in (*self.inputs, *used, *self.outputs):
-            if id(ref) in seen:
-                continue
-            seen.add(id(ref))
-            wanted, n = ref.name, 1
-            while ref.name in taken:
-                ref.name = f"{wanted}_{n}"
-                n += 1
-            taken.add(ref.name)
+        for program in self.programs():
+            # inputs first, outputs last: the user's names stay where they can, and helpers get the numbers
+            used = [ref for op in program.operators for ref in (*op.inputs, *op.outputs) if ref is not None]
+            for ref in (*program.inputs, *used, *program.outputs):
+                if id(ref) in seen:
+                    continue
+                seen.add(id(ref))
+                wanted, n = ref.name, 1
+                while ref.name in taken:
+                    ref.name = f"{wanted}_{n}"
+                    n += 1
+                taken.add(ref.name)
 
     def emit(self, code: str, inputs: Sequence[Ref | None], output: Ref, **options: Any) -> Ref:
         """Append an operator with one output, and return that output."""

@@ -325,7 +325,8 @@ def _in_file(ref: Ref, by_name: dict[str, FileTensor]) -> FileTensor | None:
 
 
 def _refs(lowered: Lowered) -> list[Ref]:
-    return [ref for op in lowered.program.operators for ref in (*op.inputs, *op.outputs) if ref is not None]
+    operators = [op for program in lowered.program.programs() for op in program.operators]
+    return [ref for op in operators for ref in (*op.inputs, *op.outputs) if ref is not None]
 
 
 def first_difference(

@@ -12,7 +12,7 @@ from kquant.layers.provenance import ALL
 from kquant.prepare.forecast import CheckReport
 from kquant.report.page import Page, Table, page
 from kquant.report.weights import tables_table, weight_facts, weight_findings, weights_table
-from kquant.tflite.reader import FileModel, FileTensor
+from kquant.tflite.reader import FileModel, FileOperator, FileTensor
 
 TENSORS_SHOWN = 3
 
@@ -108,6 +108,10 @@ def _folds(report: CheckReport) -> Iterable[str]:
             yield f"{fold.layer} ({fold.kind}) stays an operator of its own: {fold.reason}"
 
 
+def _where(op: FileOperator) -> str:
+    return f"{op.code} (subgraph {op.subgraph})" if op.subgraph else op.code
+
+
 @page.register
 def _file(model: FileModel) -> Page:
     # the plan of a stream is JSON for `kquant.Stream`, and nothing to read
@@ -116,7 +120,7 @@ def _file(model: FileModel) -> Page:
     if made_by:
         facts.append(f"made by {made_by}")
     operators = tuple(
-        (str(op.index), op.code, str(op.version), _tensors(model, op.inputs), _tensors(model, op.outputs))
+        (str(op.index), _where(op), str(op.version), _tensors(model, op.inputs), _tensors(model, op.outputs))
         for op in model.operators
     )
     return Page(

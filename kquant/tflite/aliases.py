@@ -29,9 +29,10 @@ def keep_apart(program: Program, target: Target) -> None:
         target: whose operators say `in_place`.
     """
     in_place = {code for code, known in target.ops.items() if known.in_place}
-    for producer in list(program.operators):
-        if producer.code in in_place:
-            _chain(program, producer, in_place)
+    for part in program.programs():
+        for producer in list(part.operators):
+            if producer.code in in_place:
+                _chain(part, producer, in_place)
     program.distinct_names()
 
 

@@ -78,13 +78,14 @@ class FileTensor:
 
 @dataclass(frozen=True)
 class FileOperator:
-    """One operator: its code, version, and the indices of its tensors (-1: absent)."""
+    """One operator: its code, version, and the indices of its tensors (-1: absent); the number of its subgraph."""
 
     index: int
     code: str
     version: int
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
+    subgraph: int = 0
 
 
 @dataclass(frozen=True)
@@ -118,8 +119,8 @@ class FileModel:
 
     Attributes:
         size_bytes: of the file.
-        tensors, operators: of the main subgraph.
-        inputs, outputs: in order.
+        tensors, operators: of all subgraphs, the main one first; the others are what its operators run (loops).
+        inputs, outputs: of the main one, in order.
         metadata: kquant's entry, empty for other files.
         findings: what is not integer, and why it matters.
         tables: weights that a DECODE writes, which TensorFlow Lite Micro alone has.
@@ -243,7 +244,12 @@ class _Parts:
             for signature in self._tables(self.model, "SignatureDefs"):
                 self._count(OFFSET_BYTES * (signature.InputsLength() + signature.OutputsLength()))
             self.graph = self.graphs[0]
-            self.stored, self.operators = self._tables(self.graph, "Tensors"), self._tables(self.graph, "Operators")
+            held = [self._tables(graph, "Tensors") for graph in self.graphs]
+            self.stored = [t for tensors in held for t in tensors]
+            # Tensors are numbered in each subgraph; here, those of the second go on where the first one's end.
+            sizes = [len(tensors) for tensors in held]
+            self.ranges = [range(sum(sizes[:n]), sum(sizes[: n + 1])) for n in range(len(sizes))]
+            self.operators = [(n, op) for n, graph in enumerate(self.graphs) for op in self._tables(graph, "Operators")]
             self.codes, self.buffers = self._tables(self.model, "OperatorCodes"), self._tables(self.model, "Buffers")
             self.metadata = self._tables(self.model, "Metadata")
 
@@ -296,13 +302,14 @@ def _within(index: int, held: Sized, least: int = 0) -> int:
 
 def _read(parts: _Parts) -> FileModel:
     tensors = tuple(_tensor(i, t, parts) for i, t in enumerate(parts.stored))
-    operators = tuple(_operator(i, op, parts) for i, op in enumerate(parts.operators))
-    inputs = tuple(tensors[_within(i, tensors)] for i in parts.numbers(parts.graph, "Inputs"))
-    outputs = tuple(tensors[_within(i, tensors)] for i in parts.numbers(parts.graph, "Outputs"))
+    operators = tuple(_operator(i, *op, parts) for i, op in enumerate(parts.operators))
+    own = tensors[: len(parts.ranges[0])]
+    inputs = tuple(own[_within(i, own)] for i in parts.numbers(parts.graph, "Inputs"))
+    outputs = tuple(own[_within(i, own)] for i in parts.numbers(parts.graph, "Outputs"))
     contents = [parts.content(t.Buffer()) for t in parts.stored]
     tables = tuple(t for op in operators if op.code == CODE for t in _tables(op, tensors, contents))
     bare = FileModel(parts.size, tensors, operators, inputs, outputs, _metadata(parts), (), tables)
-    return replace(bare, findings=_findings(bare, len(parts.graphs)))
+    return replace(bare, findings=_findings(bare))
 
 
 def _tables(op: FileOperator, tensors: tuple[FileTensor, ...], contents: list[Any]) -> Iterator[FileTable]:
@@ -389,13 +396,15 @@ def _nibbles(pairs: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return ((codes ^ 8).astype(np.int8) - 8).astype(np.int8)
 
 
-def _operator(index: int, op: Any, parts: _Parts) -> FileOperator:
+def _operator(index: int, subgraph: int, op: Any, parts: _Parts) -> FileOperator:
     code = parts.codes[_within(op.OpcodeIndex(), parts.codes)]
     # Older files have the code in the old field alone; newer ones write 127 there where it needs more than 7 bits.
     number = max(code.BuiltinCode(), code.DeprecatedBuiltinCode())
     name = parts.text(code.CustomCode()) or OPERATORS[number]
-    ports = [tuple(_within(i, parts.stored, -1) for i in parts.numbers(op, side)) for side in ("Inputs", "Outputs")]
-    return FileOperator(index, name, int(code.Version()), *ports)
+    held = parts.ranges[subgraph]
+    sides = [[_within(i, held, -1) for i in parts.numbers(op, side)] for side in ("Inputs", "Outputs")]
+    ports = [tuple(i if i < 0 else held[i] for i in side) for side in sides]
+    return FileOperator(index, name, int(code.Version()), *ports, subgraph)
 
 
 def _metadata(parts: _Parts) -> dict[str, Any]:
@@ -426,7 +435,7 @@ def float_operators(model: FileModel) -> list[FileOperator]:
     return found
 
 
-def _findings(model: FileModel, subgraphs: int) -> tuple[str, ...]:
+def _findings(model: FileModel) -> tuple[str, ...]:
     found: list[str] = []
     floats = float_operators(model)
     if floats:
@@ -455,6 +464,4 @@ def _findings(model: FileModel, subgraphs: int) -> tuple[str, ...]:
             f"{len(model.tables)} weights lie in {decoded_from(model)}: TensorFlow Lite Micro decodes them, LiteRT "
             "refuses the file."
         )
-    if subgraphs > 1:
-        found.append(f"{subgraphs} subgraphs (control flow); only the first is shown.")
     return tuple(found)

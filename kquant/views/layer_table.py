@@ -23,6 +23,7 @@ from rich.table import Table
 from kquant.graph.keras_private import functional_of, maker, recorded, recorded_calls
 from kquant.graph.output_names import NamedOutputs
 from kquant.layers.kernel import Holder
+from kquant.layers.loop import Loop
 from kquant.layers.nodes import FakeQuant
 from kquant.layers.provenance import provenance_of
 
@@ -125,6 +126,8 @@ def rows(model: keras.Model) -> list[Row]:
             first = ops[id(op)]
             told = _encoding(first) if isinstance(op, FakeQuant) else encoded.get(id(op), "")
             by_layer[id(op)] = _row(op, tuple(first.output_tensors[0].shape[1:]), told)
+            if isinstance(op, Loop):  # what it repeats stands below it, as far as it has weights
+                by_layer |= {id(row): row for row in rows(op.step) if row.weights}
     return list(by_layer.values())
 
 
@@ -134,7 +137,7 @@ def _row(op: Any, shape: tuple[int | None, ...], encoding: str) -> Row:
         inside = [f"{what} {_grid(layer, scale.item(), 0)}" for what, (layer, scale) in op.tensors_inside().items()]
         told = "\n".join(text for text in (encoding, *inside) if text)
         return Row(op.name, type(inner).__name__, shape, _count(inner.weights), _weights(op, encoding != ""), told)
-    params = 0 if isinstance(op, FakeQuant) else _count(getattr(op, "weights", ()))
+    params = 0 if isinstance(op, FakeQuant | Loop) else _count(getattr(op, "weights", ()))
     return Row(op.name, type(op).__name__, shape, params, "", encoding)
 
 
@@ -161,11 +164,22 @@ def _weights(holder: Holder, encoded: bool) -> str:
 def _encoding(call: Any) -> str:
     """Type, scale and zero point of a tensor; one that follows has those of its first source."""
     layer = holding = call.operation
-    while holding.follows:
-        call = recorded(call.arguments.kwargs["encodings"][0])
+    while isinstance(holding, FakeQuant) and holding.follows:
+        call = _teller(call.arguments.kwargs["encodings"][0])
         holding = call.operation
+    if not isinstance(holding, FakeQuant):  # an input of a loop's step: its encoding comes from outside
+        return f"int{layer.spec.bits}, as its source"
     scale, zero_point, seen = holding.grid()
     return _grid(layer, float(scale) if bool(seen) else None, int(zero_point))
+
+
+def _teller(encoding: Any) -> Any:
+    """The call that an encoding comes from, inside a loop too."""
+    call: Any = recorded(encoding)
+    if not isinstance(call.operation, Loop):
+        return call
+    loop, number = call.operation, [id(t) for t in call.output_tensors].index(id(encoding))
+    return recorded(loop.ends[1][loop.results[number - len(loop.results)].state])
 
 
 def _grid(layer: FakeQuant, scale: float | None, zero_point: int) -> str:

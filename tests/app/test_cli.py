@@ -53,8 +53,17 @@ def work(tmp_path_factory):
     images = np.random.default_rng(0).random((64, 6, 6, 1), np.float32)
     np.savez(folder / "images.npz", x=images, y=np.zeros(64))
     np.save(folder / "images.npy", images)
-    result = kq("compress", folder / "tiny.keras", "--data", folder / "images.npz", "--target", "tflm", "--folder",
-                folder / "build", "--json")
+    result = kq(
+        "compress",
+        folder / "tiny.keras",
+        "--data",
+        folder / "images.npz",
+        "--target",
+        "tflm",
+        "--folder",
+        folder / "build",
+        "--json",
+    )
     assert result.exit_code == 0, result.output
     (folder / "result.json").write_text(result.stdout)
     return folder
@@ -97,17 +106,41 @@ def test_c_array_is_the_file(work, tmp_path):
 def test_autotune_leaves_the_file_and_its_recipe(work, tmp_path):
     model = keras.models.load_model(work / "tiny.keras")
     np.save(work / "y.npy", model.predict(np.load(work / "images.npy"), verbose=0).argmax(-1))
-    result = kq("autotune", work / "tiny.keras", "--data", work / "images.npz", "--labels", work / "y.npy",
-                "--folder", tmp_path, "--max-drop", "0.2", "--json")
+    result = kq(
+        "autotune",
+        work / "tiny.keras",
+        "--data",
+        work / "images.npz",
+        "--labels",
+        work / "y.npy",
+        "--folder",
+        tmp_path,
+        "--max-drop",
+        "0.2",
+        "--json",
+    )
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert found["ok"] and found["rungs"][0]["kept"] and found["float_score"] == 1.0
     assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "autotune.json", "recipe.toml", "rungs.json", "tiny.keras", "tiny.tflite"
+        "autotune.json",
+        "recipe.toml",
+        "rungs.json",
+        "tiny.keras",
+        "tiny.tflite",
     ]
     assert kquant.inspect(tmp_path / "tiny.tflite").is_integer
-    again = kq("compress", work / "tiny.keras", "--data", work / "images.npz", "--recipe", tmp_path / "recipe.toml",
-               "--folder", tmp_path / "again", "--json")
+    again = kq(
+        "compress",
+        work / "tiny.keras",
+        "--data",
+        work / "images.npz",
+        "--recipe",
+        tmp_path / "recipe.toml",
+        "--folder",
+        tmp_path / "again",
+        "--json",
+    )
     assert again.exit_code == 0, again.output
     assert (tmp_path / "again/tiny.tflite").stat().st_size == (tmp_path / "tiny.tflite").stat().st_size
 
@@ -135,11 +168,15 @@ def test_correct_writes_the_model_and_its_file(work, tmp_path):
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert found["steps"] == ["calibrate", "sequential-mse", "adaround"] and not found["on_copy"]
-    q = kquant.calibrate(kquant.quantize(keras.models.load_model(work / "tiny.keras"), tmp_path / "w4.toml"),
-                         np.load(work / "images.npy"), verbose=False)
+    q = kquant.calibrate(
+        kquant.quantize(keras.models.load_model(work / "tiny.keras"), tmp_path / "w4.toml"),
+        np.load(work / "images.npy"),
+        verbose=False,
+    )
     x = np.load(work / "images.npy")
-    kquant.adaround(kquant.sequential_mse(q, x, candidates=5, verbose=False), x, iterations=20, beta=(10.0, 2.0),
-                    verbose=False)
+    kquant.adaround(
+        kquant.sequential_mse(q, x, candidates=5, verbose=False), x, iterations=20, beta=(10.0, 2.0), verbose=False
+    )
     written = keras.models.load_model(out[0])
     np.testing.assert_array_equal(written.predict(x, verbose=0), q.predict(x, verbose=0))
     assert kquant.verify(written, out[1], x, "litert-reference").ok
@@ -185,8 +222,17 @@ def test_scan_writes_a_recipe_that_prunes(work, tmp_path):
     want = kquant.prune(model, 0.6, rules=expected.rules)
     assert kquant.sparsity(pruned) == kquant.sparsity(want)
     assert kquant.sparsity(pruned).total == pytest.approx(0.6, abs=0.01)
-    again = kq("compress", work / "tiny.keras", "--data", work / "images.npz", "--recipe", tmp_path / "mine.toml",
-               "--folder", tmp_path / "build", "--json")
+    again = kq(
+        "compress",
+        work / "tiny.keras",
+        "--data",
+        work / "images.npz",
+        "--recipe",
+        tmp_path / "mine.toml",
+        "--folder",
+        tmp_path / "build",
+        "--json",
+    )
     assert again.exit_code == 0, again.output
     assert kquant.layer_bytes(tmp_path / "build/tiny.tflite").sparsity == pytest.approx(0.6, abs=0.05)
 

@@ -93,9 +93,7 @@ def test_ranges_that_kernels_take_stay_as_they_are() -> None:
         ("litert", lambda: layers.LSTM(3, name="bounded"), 1e10, "bounded: what it reads, x, is too large"),
     ],
 )
-def test_functions_with_bounds_refuse_what_is_far_beyond(
-    target: str, layer: object, size: float, said: str
-) -> None:
+def test_functions_with_bounds_refuse_what_is_far_beyond(target: str, layer: object, size: float, said: str) -> None:
     model = _model(lambda x: layer()(x))
     for samples, refused in ((size * X, True), (X, False)):  # scaled down before the model, as the message says
         q = kquant.quantize(model, target=target)

@@ -340,9 +340,7 @@ REASONS = {
 
 @pytest.mark.parametrize("number", REASONS)
 @pytest.mark.parametrize("call", ["write", "fsync", "mkdir"])
-def test_what_the_system_says_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, call: str
-) -> None:
+def test_what_the_system_says_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, call: str) -> None:
     paths = [tmp_path / "a", tmp_path / "b"]
     for path in paths:
         path.write_bytes(b"old")

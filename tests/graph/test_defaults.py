@@ -25,8 +25,6 @@ SETTINGS = {
 }
 
 
-
-
 def each_but(*others: str) -> pytest.MarkDecorator:
     """Every setting; of two that are nearly alike the one in the one test, the other in the other."""
     marked = [pytest.param(name, marks=[pytest.mark.exhaustive] * (name in others)) for name in SETTINGS]

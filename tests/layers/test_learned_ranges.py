@@ -109,15 +109,20 @@ def test_both_ends_against_finite_differences_and_closed_form(bits):
     by_low, by_high, by_y = gradients(low, high, y, upstream, spec)
     step = 1e-6
     expected = [
-        np.sum((straight(low + a, high + b, y, spec, (low, high)) - straight(low - a, high - b, y, spec, (low, high)))
-               * upstream) / (2 * step)
+        np.sum(
+            (straight(low + a, high + b, y, spec, (low, high)) - straight(low - a, high - b, y, spec, (low, high)))
+            * upstream
+        )
+        / (2 * step)
         for a, b in ((step, 0.0), (0.0, step))
     ]
     np.testing.assert_allclose([by_low, by_high], expected, rtol=2e-3, atol=2e-3)
     inside, above = (y > edges[0]) & (y < edges[1]), y >= edges[1]
     residue = np.rint(y / scale) - y / scale
-    closed = [np.sum(upstream * np.where(inside, way * residue / (2**bits - 1), out))
-              for way, out in ((-1, y <= edges[0]), (1, above))]
+    closed = [
+        np.sum(upstream * np.where(inside, way * residue / (2**bits - 1), out))
+        for way, out in ((-1, y <= edges[0]), (1, above))
+    ]
     np.testing.assert_allclose([by_low, by_high], closed, rtol=2e-3, atol=2e-3)
     np.testing.assert_array_equal(by_y != 0, inside & (upstream != 0))
 

@@ -108,9 +108,7 @@ def samples(model: keras.Model, count: int, seed: int = 0, anywhere: bool = Fals
 
 
 @pytest.mark.one_in(2)
-@pytest.mark.parametrize(
-    ("name", "target", "runtime"), [(name, *REFERENCES[i % 2]) for i, name in enumerate(NETWORKS)]
-)
+@pytest.mark.parametrize(("name", "target", "runtime"), [(name, *REFERENCES[i % 2]) for i, name in enumerate(NETWORKS)])
 def test_masked_steps_are_left_out(name, target, runtime):
     """As Keras does it, padding at either side; file and simulation in equal codes."""
     model = NETWORKS[name]()

@@ -94,9 +94,7 @@ REFUSED = {
     "smooth downscaling": (lambda: _unary(layers.Resizing(3, 3, antialias=True, name="me")), r"me .*antialias.*appl"),
     "cubic resizing": (lambda: _unary(layers.Resizing(3, 3, "bicubic", name="me")), r"me .*nearest and bilinear"),
     "many steps": (
-        lambda: keras.Model(
-            x := keras.Input((99, 4, 4, 2)), layers.TimeDistributed(layers.Conv2D(2, 2), name="me")(x)
-        ),
+        lambda: keras.Model(x := keras.Input((99, 4, 4, 2)), layers.TimeDistributed(layers.Conv2D(2, 2), name="me")(x)),
         r"me .*99 steps.*application",
     ),
     "masked steps": (

@@ -22,9 +22,7 @@ def state(model: keras.Model) -> dict[str, Any]:
     return {
         "nodes": [(layer.name, *map(len, calls_of(layer))) for layer in every],
         "weights": [(v.path, v.trainable, v.numpy().tobytes()) for v in model.variables],
-        "flags": [
-            (layer.name, layer.trainable, layer.built, layer.dtype_policy.name) for layer in every
-        ],
+        "flags": [(layer.name, layer.trainable, layer.built, layer.dtype_policy.name) for layer in every],
         "config": str(model.get_config())
         if isinstance(model, keras.Sequential) or isinstance(model, keras.Function)
         else "",

@@ -80,9 +80,7 @@ class Case:
         return traced(sources, [g and g.scale for g in every], [g and g.zero_point for g in every]).numpy()
 
 
-def random_encoding(
-    rng: np.random.Generator, low: float = 2e-3, high: float = 0.5, dtype: str = "int8"
-) -> Encoding:
+def random_encoding(rng: np.random.Generator, low: float = 2e-3, high: float = 0.5, dtype: str = "int8") -> Encoding:
     """Scales spread evenly over their logarithm, any zero point; int16 reaches as far with zero point 0."""
     scale = np.float32(np.exp(rng.uniform(np.log(low), np.log(high))))
     zero_point = int(rng.integers(-128, 128))

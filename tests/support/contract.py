@@ -93,9 +93,7 @@ def build(name: str) -> keras.Model:
     return randomise(EXAMPLES[name](), zlib.crc32(name.encode()))
 
 
-def quantized(
-    model: keras.Model, target: str = "litert", samples: int = SAMPLES, recipe: Any = "int8"
-) -> keras.Model:
+def quantized(model: keras.Model, target: str = "litert", samples: int = SAMPLES, recipe: Any = "int8") -> keras.Model:
     """Quantized, and calibrated on random data."""
     q = kquant.quantize(model, recipe, target=target)
     return kquant.calibrate(q, packed(q, data(q, samples)), batch_size=samples, verbose=False)
@@ -144,9 +142,7 @@ def simulate(q: keras.Model, arrays: list[np.ndarray], graph: bool = False) -> l
     return [np.asarray(y) for y in keras.tree.flatten(call(packed(q, arrays)))]
 
 
-def compare(
-    q: keras.Model, content: bytes, runtime: str, arrays: list[np.ndarray], graph: bool = False
-) -> Parity:
+def compare(q: keras.Model, content: bytes, runtime: str, arrays: list[np.ndarray], graph: bool = False) -> Parity:
     """Simulation against file on these inputs, all outputs together."""
     return parity(content, runtime, arrays, simulate(q, arrays, graph))
 

@@ -104,9 +104,7 @@ def _weights_axis(op: str) -> int:
     return 3 if op == "DEPTHWISE_CONV_2D" else 0
 
 
-def _model(
-    op: str, source: Operand, weights: Operand, bias: Operand, out: Operand, activation: str | None
-) -> bytes:
+def _model(op: str, source: Operand, weights: Operand, bias: Operand, out: Operand, activation: str | None) -> bytes:
     options = {} if op == "FULLY_CONNECTED" else {"strideW": 1, "strideH": 1, "padding": 1}
     if op == "DEPTHWISE_CONV_2D":
         # LiteRT derives it from the shapes; TFLM reads it, and computes nonsense from the default of 0.

@@ -77,9 +77,7 @@ def _run(command: list[str], *, input: bytes, **_: Any) -> subprocess.CompletedP
         return subprocess.CompletedProcess(command, code, printed, said.read())
 
 
-AS_SUBPROCESS = SimpleNamespace(
-    Popen=Process, run=_run, PIPE=subprocess.PIPE, TimeoutExpired=subprocess.TimeoutExpired
-)
+AS_SUBPROCESS = SimpleNamespace(Popen=Process, run=_run, PIPE=subprocess.PIPE, TimeoutExpired=subprocess.TimeoutExpired)
 
 
 def _serve(channel: socket.socket) -> None:
