@@ -155,9 +155,7 @@ def test_the_grid_has_its_values() -> None:
 
 
 @pytest.mark.skipif("tflm" not in contract.RUNTIMES["tflm"], reason="the micro extra is not installed")
-def test_the_storage_is_written_read_and_run(
-    tmp_path: Path, write: Callable, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_storage_is_written_read_and_run(tmp_path: Path, write: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     title = "A way to store weights"
     write(title, tflite)
     entry = module(title, "kquant/tflite/storage.py").STORAGES["prune"]

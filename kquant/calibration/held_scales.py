@@ -47,7 +47,7 @@ def hold_scales(qmodel: keras.Model, verb: str = "calibrate") -> None:
     limits = [limit for op in target.ops.values() for t in types if (limit := op.max_rescale_for(t)) is not None]
     if _largest_rescale(qmodel, layers) < min(limits, default=0.0):
         return  # as nearly always; reading the model takes time
-    walk = _Walk(opened(read(qmodel)), target)
+    walk = _Walk(opened(read(qmodel), every=True), target)
     spans: dict[str, float] = {}
     for _ in range(ROUNDS):
         if not walk.widen(spans):

@@ -209,9 +209,7 @@ class _Checked:
     streams: tuple[StreamCheck, ...] = ()
 
 
-def _checked(
-    qmodel: keras.Model, lowered: Lowered, files: Files, file: FileModel, data: Any
-) -> _Checked:
+def _checked(qmodel: keras.Model, lowered: Lowered, files: Files, file: FileModel, data: Any) -> _Checked:
     """Run what was written: against the model, a stream against its clips, stored weights against plain ones.
 
     Args:

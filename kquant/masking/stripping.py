@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -12,7 +13,9 @@ from kquant.graph.given_model import layers_of
 from kquant.graph.graph import Node, rewrite, trace
 from kquant.graph.output_names import as_keras
 from kquant.graph.stored import Stored
+from kquant.graph.unfold import substitute
 from kquant.layers.kernel import Holder
+from kquant.layers.loop import Loop, Step
 from kquant.layers.nodes import FakeQuant, observing
 from kquant.ops.affine import Affine
 from kquant.ops.rule import rebuild
@@ -32,7 +35,7 @@ def strip(model: keras.Model, *, grids: bool = False) -> keras.Model:
         A Functional model with the masks and codebooks in its weights. Of a quantized model: the float model that it
         simulates, batch norms folded; layers that it took apart (GRU, attention, layer norms) stay so, in Keras' layers
         and `keras.ops`, and a batch norm with no layer to fold into is a `Rescaling`. Only a constant tensor of the
-        model stays a layer of kquant's, because Keras has none for it.
+        model and the loop over a recurrent layer's step stay layers of kquant's, because Keras has none for them.
 
     Raises:
         ValueError: not a Keras 3 model, or what `kquant.distill` returned: its `.student` is the model.
@@ -50,6 +53,9 @@ def strip(model: keras.Model, *, grids: bool = False) -> keras.Model:
         if isinstance(op, FakeQuant):
             # The encoding's place too: what would read it, a wrapper or another `FakeQuant`, is gone as well.
             return [x] * len(node.outputs)
+        if isinstance(op, Loop):
+            made = keras.tree.flatten(_stripped(op, plain, replace)(*args))
+            return (made * 2)[: len(node.outputs)]  # the encodings' places again
         if not isinstance(op, Holder):
             return _in_keras(op, plain)(*args, **kwargs)
         if id(op) not in plain:
@@ -87,6 +93,21 @@ def _recorded(op: Any) -> Any:
             return op.call(*args, **kwargs)
 
     return call
+
+
+def _stripped(op: Loop, made: dict[int, Any], replace: Callable[[Node, tuple, dict], Any]) -> Loop:
+    """A loop over the step in Keras' layers."""
+    if id(op) not in made:
+        xs, _, states = op.ports
+        inputs = [keras.Input(t.shape[1:], name=t.name) for t in (*xs, *states)]
+        new = {id(old): fresh for old, fresh in zip((*xs, *states), inputs, strict=True)}
+        for node in op.nodes:
+            args, kwargs = substitute((node.args, node.kwargs), new)
+            results = keras.tree.flatten(replace(node, args, kwargs))
+            new |= {id(old): fresh for old, fresh in zip(node.outputs, results, strict=True)}
+        step = Step(inputs, [new[id(t)] for t in op.ends[0]], name=op.step.name)
+        made[id(op)] = Loop(step, op.states, [[r.state, r.every] for r in op.results], name=op.name)
+    return made[id(op)]
 
 
 def _rescaling(name: str, scale: Any, offset: Any) -> keras.layers.Layer:

@@ -69,7 +69,7 @@ def lower(qmodel: keras.Model) -> Lowered:
     """
     qmodel = in_float32(qmodel)
     whole, layers = read(qmodel), every_layer(qmodel)
-    graph = opened(whole)
+    graph = opened(whole, every=True)
     nodes = [n for n in graph.nodes if isinstance(n.op, FakeQuant | Compressed)]
     # All that can be said without writing is said first, with the names of all layers at once.
     _refuse_unseen(layers)

@@ -18,20 +18,20 @@ from kquant.graph.unfold import substitute
 from kquant.layers.loop import Loop, LoopPort, LoopResult, LoopState, LoopStep
 
 
-def opened(graph: Graph) -> Graph:
+def opened(graph: Graph, *, every: bool = False) -> Graph:
     """The graph with the calls of every loop's step in the place of the loop.
-
-    A loop that is shared has its step once, at its first call; the others have ports only.
 
     Args:
         graph: of a float or of a quantized model.
+        every: repeat the step of a shared loop at each of its calls; by default it stands at the first one, and the
+            others have ports only.
     """
     nodes: list[Node] = []
     aliases: dict[int, Any] = {}  # an encoding at an edge of a loop -> the one that its `FakeQuant` gives
     met: set[int] = set()
     for node in graph.nodes:
         if isinstance(node.op, Loop):
-            nodes += _open(_told(node, aliases), aliases, id(node.op) in met)
+            nodes += _open(_told(node, aliases), aliases, id(node.op) in met and not every)
             met.add(id(node.op))
         else:
             nodes.append(_told(node, aliases) if aliases else node)

@@ -296,12 +296,6 @@ def test_shared_layer_holds_the_states_of_both_calls():
     assert parity == contract.Parity(1.0, 0)
 
 
-def test_shared_matrices_are_stored_once():
-    q = calibrated(build(layers.GRU(6, return_sequences=True), steps=3), data=sequences(steps=3))
-    kernels = [t for t in read_model(contract.file_of(q)).tensors if t.shape == (6, 6) and t.size_bytes]
-    assert len(kernels) == 3
-
-
 def started(x):
     flat = layers.Flatten()(x)
     return layers.LSTM(4, name="memory")(x, initial_state=[layers.Dense(4)(flat), layers.Dense(4)(flat)])
@@ -332,14 +326,11 @@ def test_refused(made, message):
         kquant.quantize(model)
 
 
-def test_long_unrolled_sequence_is_refused():
-    with pytest.raises(ValueError, match=r"memory \(GRU\): no kernel computes it.*65 steps.*64.*kquant.cell"):
-        kquant.quantize(build(layers.GRU(4, name="memory"), steps=65))
-
-
 def test_check_tells_the_operators():
     (row,) = kquant.check(build(layers.GRU(4, name="memory"), steps=3)).layers
     assert row.status == "decomposed"
+    assert set(row.operators) >= {"FULLY_CONNECTED", "WHILE", "LOGISTIC", "TANH"}
+    (row,) = kquant.check(build(layers.GRU(4, name="memory"), steps=3), "ethos-u").layers
     assert len(row.operators) > 25
     (row,) = kquant.check(build(layers.LSTM(4, return_sequences=True, name="memory"))).layers
     assert (row.status, row.operators) == ("integer", ("UNIDIRECTIONAL_SEQUENCE_LSTM",))
