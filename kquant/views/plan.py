@@ -318,6 +318,9 @@ def _states(draft: _Draft) -> dict[int, Node]:
     return {id(node.outputs[0]): node for node in ports}
 
 
+Placed = tuple[dict[int, Group], dict[int, Site], dict[tuple[int, int], Site]]
+
+
 class _Converted:
     """A tensor in another width than the one it was computed in."""
 
@@ -389,9 +392,7 @@ def _mixed(graph: Graph, rules: dict[int, Rule | None]) -> list[Problem]:
     return problems
 
 
-def _sites(
-    draft: _Draft, classes: Classes, requantized: set[tuple[int, int]]
-) -> tuple[dict[int, Group], dict[int, Site], dict[tuple[int, int], Site]]:
+def _sites(draft: _Draft, classes: Classes, requantized: set[tuple[int, int]]) -> Placed:
     """Give every tensor that is computed anew a place in the group of its class."""
     groups: dict[int, Group] = {}
     sites: dict[int, Site] = {}
