@@ -13,6 +13,7 @@ from kquant.ops import FAMILIES, RULES, find, passive, rules_of
 from kquant.ops.refused import LAYERS, OPERATIONS, UNFOLDED
 from kquant.ops.rule import Rule
 from kquant.prepare.expansion import expand_alone
+from kquant.views.loops import opened
 
 HEAD = """# Supported layers
 
@@ -49,7 +50,9 @@ def markdown() -> str:
         rows: dict[str, list[Rule]] = {}
         for rule in rules_of(family):
             public = [cls.__name__ for cls in rule.layers if cls.__module__.startswith("keras")]
-            for name in (*public, *(f"ops.{operation}" for operation in rule.operations)):
+            # ports of loops, which stand in no model, are neither written nor made of others
+            operations = rule.operations if rule.lower or rule.expand else ()
+            for name in (*public, *(f"ops.{operation}" for operation in operations)):
                 rows.setdefault(name, []).append(rule)
         if not rows:
             continue
@@ -131,10 +134,10 @@ def _examples() -> dict[str, dict[str, list[_Way]]]:
 
 def _ways(node: Node) -> dict[str, _Way]:
     """Target -> what one call becomes; targets that lack an operator are left out."""
-    nodes = _parts(node)
     ways: dict[str, _Way] = {}
     for name in targets.names():
         target = targets.load(name)
+        nodes = _parts(node, target)
         rules = [rule for n in nodes if (rule := find(n.op, target)) is not None]
         codes = tuple(dict.fromkeys(code for rule in rules for code in rule.operators))
         if not all(target.supports(code) for code in codes):
@@ -147,12 +150,12 @@ def _ways(node: Node) -> dict[str, _Way]:
     return ways
 
 
-def _parts(node: Node) -> tuple[Node, ...]:
+def _parts(node: Node, target: targets.Target) -> tuple[Node, ...]:
     """What a call comes apart into; most stay as they are, which need not be made again to be known."""
-    rule = find(node.op)
+    rule = find(node.op, target)
     if rule is not None and rule.expand is None and not (node.args and passive.is_idle(node.op, node.args[0])):
         return (node,)
-    return tuple(trace(expand_alone(node), lambda op: find(op) is not None).nodes)
+    return opened(trace(expand_alone(node, target), lambda op: find(op) is not None)).nodes
 
 
 if __name__ == "__main__":
