@@ -112,7 +112,8 @@ class Loop(keras.layers.Layer):
     def nodes(self) -> tuple[Node, ...]:
         """The calls of the step, in order."""
         calls = [call for call in recorded_calls(self.step) if not call.is_input]
-        return tuple(Node(c.operation, c.arguments.args, c.arguments.kwargs, tuple(c.outputs)) for c in calls)
+        given: list[Any] = [call.arguments for call in calls]
+        return tuple(Node(c.operation, a.args, a.kwargs, tuple(c.outputs)) for c, a in zip(calls, given, strict=True))
 
     def compute_output_spec(self, xs: Any, **_: Any) -> list[keras.KerasTensor]:
         """The results, then their encodings."""

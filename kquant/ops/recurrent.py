@@ -202,9 +202,7 @@ def _matrices(program: Program, name: str, codes: Any, scales: Any, spec: QuantS
     """Four tensors `[units, inputs]`, one scale each."""
     gates = np.split(np.asarray(codes), 4, axis=1)
     return [
-        program.constant(
-            f"{name}_{gate}", np.ascontiguousarray(w.T).astype(np.int8), _symmetric(s, spec)
-        )
+        program.constant(f"{name}_{gate}", np.ascontiguousarray(w.T).astype(np.int8), _symmetric(s, spec))
         for gate, w, s in zip(GATES, gates, np.asarray(scales), strict=True)
     ]
 

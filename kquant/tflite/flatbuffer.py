@@ -85,6 +85,7 @@ class _Writer:
         # Buffer 0 is empty by convention: tensors without contents refer to it.
         self.model.buffers = [SCHEMA.BufferT()]
         self.model.operatorCodes = []
+        self.graphs: list[Any] = []
         self.tensors: list[Any] = []
         self.index: dict[int, int] = {}
         self.constants: dict[Any, int] = {}
@@ -93,9 +94,9 @@ class _Writer:
         self.names: set[str] = set()
 
     def pack(self, metadata: dict[str, Any]) -> bytes:
-        self.model.subgraphs = []
+        self.model.subgraphs = self.graphs
         self.subgraph("main", self.program)
-        self.model.signatureDefs = [self.signature(self.model.subgraphs[0])]
+        self.model.signatureDefs = [self.signature(self.graphs[0])]
         entry = SCHEMA.MetadataT()
         entry.name = "kquant"
         entry.buffer = self.blob(json.dumps(metadata, sort_keys=True).encode())
@@ -106,8 +107,8 @@ class _Writer:
         """Number of a new subgraph; those that its operators run come behind it."""
         graph = SCHEMA.SubGraphT()
         graph.name = name
-        self.model.subgraphs.append(graph)
-        number = len(self.model.subgraphs) - 1
+        self.graphs.append(graph)
+        number = len(self.graphs) - 1
         # Tensors and their names belong to a subgraph; buffers and operator codes, which stay, to the file.
         outer = self.tensors, self.index, self.constants, self.names
         self.tensors, self.index, self.constants, self.names = [], {}, {}, set()

@@ -42,7 +42,7 @@ class Body:
     begin: Ref | None = None
 
     def __post_init__(self) -> None:
-        self.number = self._enter(self.program.constant(f"{self.name}/first", np.int32([0])))
+        self.number = self._enter(self.program.constant(f"{self.name}/first", np.array([0], np.int32)))
 
     def step_of(self, sequence: Ref) -> Ref:
         """This step of a sequence: [1, 1, features]."""
@@ -51,7 +51,7 @@ class Body:
         # Where there is a choice, GATHER: LiteRT takes the shape of a SLICE whose begin is computed for an open one.
         if self.target.supports("GATHER", "int16x8" if x.dtype == "int16" else "int8"):
             return program.emit("GATHER", [x, self.number], row, axis=1, batchDims=0)
-        size = program.constant("size", np.int32(row.shape))
+        size = program.constant("size", np.array(row.shape, np.int32))
         return program.emit("SLICE", [x, self._begin(), size], row)
 
     def state(self, name: str, shape: tuple[int, ...], encoding: Encoding | None) -> Ref:
@@ -73,13 +73,13 @@ class Body:
         """
         program, kept = self.program, len(self.given) - len(after)
         results = [self._row_written(outer, after[n], name) for n, name in every]
-        one = program.constant("one", np.int32([1]))
+        one = program.constant("one", np.array([1], np.int32))
         number = program.value(f"{self.name}/next", (1,), None, "int32")
         program.emit("ADD", [self.number, one], number, fusedActivationFunction="NONE")
         program.outputs = [number, *program.inputs[1:kept], *after, *results]
         made = [outer.value(f"{ref.name}/end", ref.shape, ref.encoding, ref.dtype) for ref in program.inputs]
         graphs = {"condSubgraphIndex": self._condition(), "bodySubgraphIndex": program}
-        outer.operators.append(Operator("WHILE", self.given, made, graphs=graphs))
+        outer.operators.append(Operator("WHILE", list(self.given), made, graphs=graphs))
         last = kept + len(after)
         return made[kept:last], made[last:]
 
@@ -93,7 +93,7 @@ class Body:
     def _begin(self) -> Ref:
         """Where the row of this step begins."""
         if self.begin is None:
-            zero = self.program.constant("zero", np.int32([0]))
+            zero = self.program.constant("zero", np.array([0], np.int32))
             self.begin = self.program.value(f"{self.name}/begin", (3,), None, "int32")
             options = {"axis": 0, "fusedActivationFunction": "NONE"}
             self.program.emit("CONCATENATION", [zero, self.number, zero], self.begin, **options)
@@ -104,7 +104,7 @@ class Body:
         shape = (1, self.steps, *row.shape[2:])
         zeros = _zeros(outer, f"{name}/zero", (1, 1, *row.shape[2:]), row.encoding)
         begun = outer.value(f"{name}/begin", shape, row.encoding, row.dtype)
-        outer.emit("BROADCAST_TO", [zeros, outer.constant("shape", np.int32(shape))], begun)
+        outer.emit("BROADCAST_TO", [zeros, outer.constant("shape", np.array(shape, np.int32))], begun)
         before = self._enter(begun, name)
         after = self.program.value(f"{name}/written", shape, row.encoding, row.dtype)
         return self.program.emit("DYNAMIC_UPDATE_SLICE", [before, row, self._begin()], after)
@@ -115,7 +115,7 @@ class Body:
         values = [condition.value(ref.name, ref.shape, ref.encoding, ref.dtype) for ref in self.program.inputs]
         go_on = condition.value(f"{self.name}/go_on", (1,), None, "bool")
         condition.inputs, condition.outputs = values, [go_on]
-        condition.emit("LESS", [values[0], condition.constant("steps", np.int32([self.steps]))], go_on)
+        condition.emit("LESS", [values[0], condition.constant("steps", np.array([self.steps], np.int32))], go_on)
         return condition
 
 

@@ -402,9 +402,12 @@ def _operator(index: int, subgraph: int, op: Any, parts: _Parts) -> FileOperator
     number = max(code.BuiltinCode(), code.DeprecatedBuiltinCode())
     name = parts.text(code.CustomCode()) or OPERATORS[number]
     held = parts.ranges[subgraph]
-    sides = [[_within(i, held, -1) for i in parts.numbers(op, side)] for side in ("Inputs", "Outputs")]
-    ports = [tuple(i if i < 0 else held[i] for i in side) for side in sides]
-    return FileOperator(index, name, int(code.Version()), *ports, subgraph)
+
+    def numbered(side: str) -> tuple[int, ...]:
+        given = [_within(i, held, -1) for i in parts.numbers(op, side)]
+        return tuple(i if i < 0 else held[i] for i in given)
+
+    return FileOperator(index, name, int(code.Version()), numbered("Inputs"), numbered("Outputs"), subgraph)
 
 
 def _metadata(parts: _Parts) -> dict[str, Any]:

@@ -81,9 +81,18 @@ def test_hybrid_file() -> None:
     assert found.tensors[1].scale == (pytest.approx(0.01),) and found.tensors[1].type == "INT8"
 
 
-def test_open_shapes_and_more_subgraphs_are_told() -> None:
+def test_open_shapes_are_told() -> None:
     assert any(line.startswith("open shapes (x, y)") for line in kquant.inspect(dense_file(W, batch=-1)).findings)
-    assert any("2 subgraphs" in line for line in kquant.inspect(dense_file(W, subgraphs=2)).findings)
+
+
+def test_all_subgraphs_are_read() -> None:
+    file = kquant.inspect(dense_file(W, subgraphs=2))
+    assert [(op.subgraph, op.inputs, op.outputs) for op in file.operators] == [
+        (0, (0, 1, -1), (2,)),
+        (1, (3, 4, -1), (5,)),
+    ]
+    assert [t.index for t in file.tensors] == list(range(6))
+    assert [t.index for t in (*file.inputs, *file.outputs)] == [0, 2]
 
 
 def test_converters_file(tmp_path: Path) -> None:
