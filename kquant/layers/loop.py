@@ -20,13 +20,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kquant.core.checks import present
 from kquant.graph.keras_private import every_layer, recorded_calls
 from kquant.graph.unfold import Node, substitute
 from kquant.layers.compressed import Compressed
 from kquant.layers.fake_quant import Ahead, FakeQuant
 from kquant.layers.modes import is_observing, mode, show
 
+MOST_TRACES = 32
 Shown = list[tuple[FakeQuant, int, tf.Tensor]]  # (layer, number of its call, tensor)
 
 
@@ -45,17 +45,33 @@ class Result:
 
 @dataclass(frozen=True, eq=False)
 class _Traced:
-    """A loop as a function; an object of its own, since Keras saves layers that it finds in lists.
+    """A loop as a function.
 
     Attributes:
-        key: what the trace depends on beside the values of variables.
         function: gives the results, and what is shown.
         shown: whose tensors those are.
     """
 
-    key: Any
     function: Any
     shown: list[tuple[FakeQuant, int]]
+
+
+class _Traces:
+    """The functions of a loop; an object of its own, since Keras saves layers that it finds in lists and dicts.
+
+    Attributes:
+        held: what a trace depends on beside the values of variables -> the function; the last few.
+    """
+
+    def __init__(self) -> None:
+        self.held: dict[Any, _Traced] = {}
+
+    def keep(self, key: Any, traced: _Traced) -> _Traced:
+        """Add one, in the place of all others where there are many."""
+        if len(self.held) >= MOST_TRACES:
+            self.held.clear()
+        self.held[key] = traced
+        return traced
 
 
 @keras.saving.register_keras_serializable(package="kquant")
@@ -74,7 +90,7 @@ class Loop(keras.layers.Layer):
         encoded: number of each input sequence that comes with an encoding.
     """
 
-    traced: _Traced | None
+    traces: _Traces
 
     def __init__(
         self,
@@ -89,7 +105,7 @@ class Loop(keras.layers.Layer):
         self.states, self.encoded = states, tuple(int(n) for n in encoded)
         self.results = tuple(Result(int(state), bool(every)) for state, every in results)
         # Not tracked: it is no part of the layer.
-        object.__setattr__(self, "traced", None)
+        object.__setattr__(self, "traces", _Traces())
         self.built = True
 
     def build(self, *_: Any, **__: Any) -> None:
@@ -156,19 +172,19 @@ class Loop(keras.layers.Layer):
         ranges = [layer for layer in every_layer(self.step) if isinstance(layer, FakeQuant)]
         seen = [layer.is_seen() for layer in ranges if layer.has_range]
         key = (mode(), site, str(specs), str(self.step.get_config()), str(seen), tuple(map(id, self.variables)))
-        if self.traced is None or self.traced.key != key:
-            shown: list[tuple[FakeQuant, int]] = []
+        if key in self.traces.held:
+            return self.traces.held[key]
+        shown: list[tuple[FakeQuant, int]] = []
 
-            def run(*given: tf.Tensor) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
-                told: Shown = []
-                tell = lambda *what: told.append(what)  # noqa: E731
-                made = self._run(list(given[: len(xs)]), list(given[len(xs) :]), False, site, tell)
-                shown.extend((layer, number) for layer, number, _ in told)
-                return made, [y for *_, y in told]
+        def run(*given: tf.Tensor) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
+            told: Shown = []
+            tell = lambda *what: told.append(what)  # noqa: E731
+            made = self._run(list(given[: len(xs)]), list(given[len(xs) :]), False, site, tell)
+            shown.extend((layer, number) for layer, number, _ in told)
+            return made, [y for *_, y in told]
 
-            function = tf.function(run, autograph=False).get_concrete_function(*specs)
-            object.__setattr__(self, "traced", _Traced(key, function, shown))
-        return present(self.traced, f"{self.name}: it was not traced.")
+        function = tf.function(run, autograph=False).get_concrete_function(*specs)
+        return self.traces.keep(key, _Traced(function, shown))
 
     def _run(
         self, xs: list[Any], encodings: list[Any], training: bool, site: int, tell: Callable[..., None]

@@ -261,9 +261,9 @@ def test_verbs_see_what_is_inside(tmp_path: Path) -> None:
     told = kquant.encodings(q)
     again = kquant.quantize(model, encodings=told)
     np.testing.assert_array_equal(again(x), q(x))
-    rows = {row.name: row for row in kquant.analyze(q, x, verbose=False).layers}
+    rows = {row.name: row for row in kquant.analyze(q, x[:32], sensitivity=False, verbose=False).layers}
     assert rows["memory"].macs == 9 * 3 * 36
-    assert rows["memory"].sqnr_db < np.inf
+    assert 20.0 < rows["memory"].sqnr_db < np.inf
     plain = kquant.strip(q)
     np.testing.assert_allclose(plain(x), model(x), atol=1e-5)
     assert not any(isinstance(layer, FakeQuant) for layer in every_layer(plain))
