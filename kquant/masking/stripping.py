@@ -15,7 +15,7 @@ from kquant.graph.output_names import as_keras
 from kquant.graph.stored import Stored
 from kquant.graph.unfold import substitute
 from kquant.layers.kernel import Holder
-from kquant.layers.loop import Loop, Step
+from kquant.layers.loop import Loop
 from kquant.layers.nodes import FakeQuant, observing
 from kquant.ops.affine import Affine
 from kquant.ops.rule import rebuild
@@ -35,7 +35,7 @@ def strip(model: keras.Model, *, grids: bool = False) -> keras.Model:
         A Functional model with the masks and codebooks in its weights. Of a quantized model: the float model that it
         simulates, batch norms folded; layers that it took apart (GRU, attention, layer norms) stay so, in Keras' layers
         and `keras.ops`, and a batch norm with no layer to fold into is a `Rescaling`. Only a constant tensor of the
-        model and the loop over a recurrent layer's step stay layers of kquant's, because Keras has none for them.
+        model stays a layer of kquant's, because Keras has none for it.
 
     Raises:
         ValueError: not a Keras 3 model, or what `kquant.distill` returned: its `.student` is the model.
@@ -54,7 +54,7 @@ def strip(model: keras.Model, *, grids: bool = False) -> keras.Model:
             # The encoding's place too: what would read it, a wrapper or another `FakeQuant`, is gone as well.
             return [x] * len(node.outputs)
         if isinstance(op, Loop):
-            made = keras.tree.flatten(_stripped(op, plain, replace)(*args))
+            made = _written_out(op, list(args[0]), replace)
             return (made * 2)[: len(node.outputs)]  # the encodings' places again
         if not isinstance(op, Holder):
             return _in_keras(op, plain)(*args, **kwargs)
@@ -95,19 +95,23 @@ def _recorded(op: Any) -> Any:
     return call
 
 
-def _stripped(op: Loop, made: dict[int, Any], replace: Callable[[Node, tuple, dict], Any]) -> Loop:
-    """A loop over the step in Keras' layers."""
-    if id(op) not in made:
-        xs, _, states = op.ports
-        inputs = [keras.Input(t.shape[1:], name=t.name) for t in (*xs, *states)]
-        new = {id(old): fresh for old, fresh in zip((*xs, *states), inputs, strict=True)}
+def _written_out(op: Loop, xs: list[Any], replace: Callable[[Node, tuple, dict], Any]) -> list[Any]:
+    """The results of a loop with every step in Keras' layers, which all steps share."""
+    ports, _, states = op.ports
+    zero = keras.ops.zeros_like(xs[0][:, :1, :1])
+    now = [keras.ops.tile(zero, (1, 1, t.shape[-1])) for t in states]
+    made: list[list[Any]] = []  # the states after every step
+    for step in range(xs[0].shape[1]):
+        new = {id(t): x[:, step : step + 1] for t, x in zip(ports, xs, strict=True)}
+        new |= {id(t): state for t, state in zip(states, now, strict=True)}
         for node in op.nodes:
             args, kwargs = substitute((node.args, node.kwargs), new)
             results = keras.tree.flatten(replace(node, args, kwargs))
             new |= {id(old): fresh for old, fresh in zip(node.outputs, results, strict=True)}
-        step = Step(inputs, [new[id(t)] for t in op.ends[0]], name=op.step.name)
-        made[id(op)] = Loop(step, op.states, [[r.state, r.every] for r in op.results], name=op.name)
-    return made[id(op)]
+        now = [new[id(t)] for t in op.ends[0]]
+        made.append(now)
+    every = [[after[n] for after in made] for n in range(op.states)]
+    return [keras.ops.concatenate(every[r.state], 1) if r.every else now[r.state] for r in op.results]
 
 
 def _rescaling(name: str, scale: Any, offset: Any) -> keras.layers.Layer:

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 
 from kquant.graph.keras_private import own_weights
+from kquant.layers.loop import Loop
 from kquant.layers.transform import kernel_at
 from kquant.ops import candidates
 from kquant.ops.affine import Affine
@@ -27,7 +28,7 @@ RULELESS: dict[type, dict[str, Geometry]] = {
     layers.GRUCell: GATES,
     layers.SimpleRNNCell: GATES,
 }
-NOT_KERNELS = (Affine, layers.PReLU)
+NOT_KERNELS = (Affine, layers.PReLU, Loop)  # a loop: those of the layers in it are theirs
 
 
 def kernels_of(op: Any) -> dict[str, Geometry]:

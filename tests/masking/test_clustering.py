@@ -11,6 +11,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 import kquant
 from kquant.graph.keras_private import every_layer, projection
+from kquant.layers.kernel import holders
 from kquant.layers.nodes import Compressed, Transformed
 from kquant.layers.transform import Held, kernel_at
 from kquant.masking.codebook import Codebook, look_up, places
@@ -503,13 +504,13 @@ def test_each_part_of_a_layer_gets_what_its_own_kernel_had(name, codebooks):
     keras.utils.set_random_seed(4)
     pruned = kquant.prune(of_two_kernels(name), 0.5, depthwise=True)
     q = kquant.quantize(kquant.cluster(pruned, 8, per_channel=True))
-    parts = [layer for layer in q.layers if isinstance(layer, Compressed)]
-    found = {layer.name: [type(t).__name__ for t in layer.transforms] for layer in parts}
+    parts = {layer.name: layer for layer in holders(q)}  # inside of a loop, too
+    found = {name: [type(t).__name__ for t in layer.transforms] for name, layer in parts.items()}
     assert len(found) > len(codebooks)
     assert found == {part: ["Mask", "Codebook"] if part in codebooks else ["Mask"] for part in found}
     train(q)
     for part in codebooks:
-        rows = np.asarray(q.get_layer(part).weights_on_grid()).reshape(-1, 16).T
+        rows = np.asarray(parts[part].weights_on_grid()).reshape(-1, 16).T
         assert max(np.unique(row).size for row in rows) <= 8
 
 

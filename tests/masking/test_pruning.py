@@ -89,8 +89,13 @@ def masks(model):
     return found
 
 
+def named(model, name):
+    """The layer of a name, inside of a loop too; a wrapper before what it wraps."""
+    return next(layer for layer in every_layer(model) if layer.name == name)
+
+
 def used(model, key):
-    layer = model.get_layer(key[0])
+    layer = named(model, key[0])
     return np.asarray(layer.weights_as_used() if isinstance(layer, Compressed) else layer.weights_as_used(key[1]))
 
 
@@ -139,7 +144,7 @@ def file_zeros(path):
     """Zeros of each kernel in the file, by name."""
     model = schema.ModelT.InitFromPackedBuf(path.read_bytes(), 0)
     found = {}
-    for t in model.subgraphs[0].tensors:
+    for t in (t for graph in model.subgraphs for t in graph.tensors):
         content = model.buffers[t.buffer].data
         if content is not None and t.type == schema.TensorType.INT8:
             found[t.name.decode()] = int((np.asarray(content).view(np.int8) == 0).sum())
@@ -162,7 +167,7 @@ def test_training_of_the_quantized_model_keeps_exactly_the_zeros(pruned, tmp_pat
     kquant.export(q, tmp_path / "m.tflite", check_runtimes=False)
     zeros = file_zeros(tmp_path / "m.tflite")
     for (name, path), mask in masks(q).items():
-        layer = q.get_layer(name)
+        layer = named(q, name)
         if not isinstance(layer, Compressed):
             continue
         codes = np.asarray(layer.codes(tf.constant(1e9))[0])  # so large a scale that no bias widens a channel's

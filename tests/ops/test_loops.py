@@ -202,6 +202,9 @@ def test_masks_reach_the_kernels_inside() -> None:
     assert len(inside) == 3
     shares = [float(np.mean(kernel.on_grid.numpy() == 0.0)) for kernel in inside]
     assert all(kernel.transforms for kernel in inside)
+    rows = [row for row in kquant.sparsity(q).kernels if row.layer.startswith("memory_h")]
+    assert [row.masked for row in rows] == [True] * 3
+    np.testing.assert_allclose(sorted(row.sparsity for row in rows), sorted(shares))
     assert 0.4 < np.mean(shares) < 0.65
     q.compile("adam", "mse")
     q.fit(sequences(9), np.zeros((64, 2)), verbose=0)
