@@ -26,7 +26,7 @@ from kquant.ops import find
 from kquant.ops.rule import Call, Constants, Rule
 from kquant.targets import Target
 from kquant.tflite.limits import refuse_extremes
-from kquant.tflite.loops import Body, static
+from kquant.tflite.loops import Body, static, take_products_in
 from kquant.tflite.passes import tidy
 from kquant.views.loops import opened
 from kquant.views.packing import packs
@@ -96,6 +96,7 @@ def lower(qmodel: keras.Model) -> Lowered:
     program.outputs = [_output(writer, graph, t) for t in graph.output_tensors]
     # Tidying replaces tensors and fuses operators: names and limits are those of what is written.
     program = tidy(program, target)
+    take_products_in(program, target)
     _name_by_keys(program, graph.outputs)
     program.distinct_names()
     refuse_extremes(program, target)

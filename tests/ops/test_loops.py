@@ -16,6 +16,7 @@ from kquant.layers.kernel import holders
 from kquant.layers.loop import Loop
 from kquant.layers.nodes import FakeQuant, encodings_of
 from kquant.prepare.one_step import cell
+from kquant.runtime.running import available
 from kquant.tflite.reader import read_model
 
 pytestmark = [
@@ -231,6 +232,19 @@ def test_two_hundred_steps(tmp_path: Path) -> None:
     q = kquant.calibrate(kquant.quantize(model, target="tflm"), 0.1 * sequences(200, 32), verbose=False)
     report = kquant.export(q, tmp_path / "long.tflite", data=0.1 * sequences(200, 8))
     assert [v.verdict for v in report.verification] == ["equal"] * len(report.verification)
+
+
+@pytest.mark.skipif("tflm" not in available(), reason="needs the micro extra")
+def test_products_move_into_the_loop_where_ram_counts(tmp_path: Path) -> None:
+    model = build(layers.GRU(16, return_sequences=True), steps=50)
+    made = {}
+    for target in ("tflm", "litert"):
+        q = calibrated(model, target)
+        made[target] = kquant.export(q, tmp_path / f"{target}.tflite", data=sequences(50, 4))
+        outside = [op.code for op in kquant.inspect(tmp_path / f"{target}.tflite").operators if op.subgraph == 0]
+        assert ("FULLY_CONNECTED" in outside) == (target == "litert")
+        assert made[target].operators["FULLY_CONNECTED"] == 6
+    assert made["tflm"].arena_bytes < 0.6 * made["litert"].arena_bytes
 
 
 def test_a_shared_layer_is_one_loop() -> None:
