@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +14,10 @@ from kquant.core.operators import facts
 from kquant.projects.arena import Arena, layer_of
 from kquant.projects.golden import Golden
 from kquant.projects.names import distinct, identifier
-from kquant.tflite.reader import FileModel, FileTensor
+from kquant.tflite.reader import FileModel, FileTensor, places
 
 BYTES_PER_LINE, NUMBERS_PER_LINE = 12, 16
+PART_DIGEST = 4
 C_TYPES = {
     "int8": "int8_t",
     "uint8": "uint8_t",
@@ -34,7 +35,7 @@ class Port:
 
     Attributes:
         name: the tensor's, as the user wrote it.
-        layer: of it.
+        layer: that it belongs to; of an output, what computes it.
         id: a legal name in C, distinct among the ports.
         index: among the inputs, or the outputs.
         shape: without batch axis.
@@ -102,6 +103,22 @@ class Call:
 
 
 @dataclass(frozen=True)
+class Part:
+    """A stretch of the array that one tensor is stored in.
+
+    Attributes:
+        name: of the tensor: its layer, and what it is of it.
+        offset, size: where it lies in the array, in bytes.
+        digest: the first bytes of its SHA-256, as lines of C.
+    """
+
+    name: str
+    offset: int
+    size: int
+    digest: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Described:
     """What a project is about; see the attributes of `Port`, `Registered` and `Arena` for its parts.
 
@@ -115,6 +132,7 @@ class Described:
         digest: the same as lines of C.
         size: of the file in bytes.
         array: its bytes as lines of C.
+        parts: what is stored in the array, in order, so that a test tells what of it has changed.
         operators: each once, by code.
         variables: how many states the interpreter keeps.
         arena: see there.
@@ -135,6 +153,7 @@ class Described:
     digest: tuple[str, ...]
     size: int
     array: tuple[str, ...]
+    parts: tuple[Part, ...]
     operators: tuple[Registered, ...]
     variables: int
     arena: Arena
@@ -172,7 +191,7 @@ def described(
     Raises:
         ValueError: an operator that TFLM has no registration for, by layer.
     """
-    inputs, outputs = ports(file.inputs), ports(file.outputs)
+    inputs, outputs = ports(file.inputs), ports(file.outputs, written_by(file))
     digest = hashlib.sha256(content).digest()
     one = identifier(title)
     return Described(
@@ -186,6 +205,7 @@ def described(
         digest=_lines([f"0x{b:02x}" for b in digest], BYTES_PER_LINE),
         size=len(content),
         array=_lines([f"0x{b:02x}" for b in content], BYTES_PER_LINE),
+        parts=parts(content, file),
         operators=registered(file),
         variables=sum(op.code == "VAR_HANDLE" for op in file.operators),
         arena=arena,
@@ -200,23 +220,64 @@ def described(
     )
 
 
-def ports(tensors: Sequence[FileTensor]) -> tuple[Port, ...]:
+def ports(tensors: Sequence[FileTensor], writers: Mapping[int, str] | None = None) -> tuple[Port, ...]:
     """The inputs or the outputs of a file.
 
     Args:
         tensors: in order.
+        writers: what computes a tensor, by its index; otherwise the layer that the tensor is named after.
     """
     ids = distinct(layer_of(t.name) for t in tensors)
-    return tuple(_port(t, one, n) for n, (t, one) in enumerate(zip(tensors, ids, strict=True)))
+    layers = [(writers or {}).get(t.index, layer_of(t.name)) for t in tensors]
+    return tuple(_port(t, layer, one, n) for n, (t, layer, one) in enumerate(zip(tensors, layers, ids, strict=True)))
 
 
-def _port(t: FileTensor, one: str, index: int) -> Port:
+def written_by(file: FileModel) -> dict[int, str]:
+    """What computes each tensor, by its index: the layer whose weights the operator reads, and the one that it is named
+    after in brackets, where a batch norm or an activation became part of the operator.
+
+    Args:
+        file: what it holds.
+    """
+    tensors = {t.index: t for t in file.tensors}
+    found: dict[int, str] = {}
+    for op in file.operators:
+        read = [tensors[i].name for i in op.inputs if i in tensors and tensors[i].size_bytes]
+        owners = [name.rpartition("/")[0] for name in read if "/" in name]
+        for i in op.outputs:
+            layer = layer_of(tensors[i].name)
+            found[i] = layer if not owners or owners[0] == layer else f"{owners[0]} ({layer})"
+    return found
+
+
+def parts(content: bytes, file: FileModel) -> tuple[Part, ...]:
+    """What is stored in a file: weights, biases, and whatever else its operators read, in the tensors' order.
+
+    Args:
+        content: of the file.
+        file: what it holds.
+    """
+    names = {t.index: t.name for t in file.tensors}
+    held: dict[range, str] = {}
+    for index, place in places(content).items():
+        held.setdefault(place, names[index])  # tensors of the same content share it
+    return tuple(
+        Part(name, at.start, len(at), _start_of_digest(content[at.start : at.stop])) for at, name in held.items()
+    )
+
+
+def _start_of_digest(content: bytes) -> tuple[str, ...]:
+    """Enough to tell that something changed; that nothing did is what the digest of the whole file is for."""
+    return _lines([f"0x{b:02x}" for b in hashlib.sha256(content).digest()[:PART_DIGEST]], BYTES_PER_LINE)
+
+
+def _port(t: FileTensor, layer: str, one: str, index: int) -> Port:
     shape = tuple(t.shape[1:])
     limits = np.iinfo(t.dtype) if np.dtype(t.dtype).kind in "iu" else None
     coded = t.scale is not None
     return Port(
         name=t.name,
-        layer=layer_of(t.name),
+        layer=layer,
         id=one,
         index=index,
         shape=shape,

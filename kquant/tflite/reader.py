@@ -374,6 +374,21 @@ def constants(data: bytes) -> dict[int, np.ndarray]:
     return contents(data)[1]
 
 
+def places(data: bytes) -> dict[int, range]:
+    """Where in a file the contents of its tensors are stored, by index of the tensor: the bytes from `start` to `stop`.
+
+    Args:
+        data: a `.tflite` file that `read_model` takes.
+    """
+    parts = _Parts(data, "the file")
+    begin = np.frombuffer(data, np.uint8).ctypes.data
+    with parts.reading():
+        tensors = zip(_read(parts).tensors, parts.stored, strict=True)
+        held = ((t.index, parts.content(stored.Buffer())) for t, stored in tensors)
+        starts = ((index, a.ctypes.data - begin, len(a)) for index, a in held if a is not None and len(a))
+        return {index: range(start, start + size) for index, start, size in starts}
+
+
 def _constants(file: FileModel, parts: _Parts) -> dict[int, np.ndarray]:
     found: dict[int, np.ndarray] = {}
     for t, stored in zip(file.tensors, parts.stored, strict=True):

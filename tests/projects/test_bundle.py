@@ -28,6 +28,7 @@ from kquant.projects.names import LONGEST, RESERVED, distinct, identifier
 from kquant.projects.rendering import c_comment, c_string, kinds, rendered
 from kquant.runtime.arenas import fits_arena
 from kquant.runtime.running import available, quantize_input
+from kquant.tflite.reader import contents, places
 
 pytestmark = [
     pytest.mark.skipif("tflm" not in available(), reason="runs on TFLM: pip install 'kquant[micro]' (Linux only)"),
@@ -145,8 +146,8 @@ def test_the_sources_say_what_python_says(made: kquant.BundleReport, tmp_path: P
     got = np.array(codes.split(), int)
     np.testing.assert_array_equal(got[:-3], expected)
     assert got[-3:].tolist() == [127, -128, -128]
-    np.testing.assert_array_equal(np.float32(reals.split()), (np.arange(-128, 128) - zero) * np.float32(scale))
-    real = np.float32([(255 / 255 - 0.5) / 0.5, (0 - 0.25) / 0.5])
+    np.testing.assert_array_equal(np.array(reals.split(), np.float32), (np.arange(-128, 128) - zero) * np.float32(scale))
+    real = np.array([(255 / 255 - 0.5) / 0.5, (0 - 0.25) / 0.5], np.float32)
     assert [int(v) for v in raw.split()] == quantize_input(real, file.inputs[0]).tolist()
     assert labels == 'left|the "right"|é'
 
@@ -227,6 +228,91 @@ def test_scales_of_units_are_told_where_they_take_much(tmp_path: Path) -> None:
     assert arenas[True].persistent_bytes - arenas[False].persistent_bytes == 8 * 204
 
 
+# As much of TensorFlow Lite Micro as the self-test names; its interpreter has no room for any model.
+STANDS_FOR_TFLM = """
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#define MicroPrintf(...) (printf(__VA_ARGS__), printf("\\n"))
+#define TFLITE_SCHEMA_VERSION 3
+enum TfLiteStatus { kTfLiteOk, kTfLiteError };
+struct TfLiteTensor { union { void* data; } data; size_t bytes; };
+namespace tflite {
+struct Model { unsigned version() const { return 3; } };
+inline const Model* GetModel(const void* data) { return static_cast<const Model*>(data); }
+template <unsigned n> struct MicroMutableOpResolver {
+  TfLiteStatus AddConv2D() { return kTfLiteOk; }
+  TfLiteStatus AddFullyConnected() { return kTfLiteOk; }
+  TfLiteStatus AddReshape() { return kTfLiteOk; }
+  TfLiteStatus AddSoftmax() { return kTfLiteOk; }
+};
+struct MicroInterpreter {
+  template <class R> MicroInterpreter(const Model*, const R&, uint8_t*, size_t) {}
+  TfLiteStatus AllocateTensors() { return kTfLiteError; }
+  TfLiteStatus Invoke() { return kTfLiteError; }
+  TfLiteTensor* input(size_t) { return nullptr; }
+  TfLiteTensor* output(size_t) { return nullptr; }
+  size_t arena_used_bytes() const { return 0; }
+};
+}  // namespace tflite
+"""
+
+
+def _flipped(folder: Path, name: str) -> None:
+    """One bit in the middle of a tensor in `model.cc`."""
+    content = (folder / "model.tflite").read_bytes()
+    index = next(t.index for t in kquant.inspect(content).tensors if t.name == name)
+    place = places(content)[index]
+    assert content[place.start : place.stop] == np.ascontiguousarray(contents(content)[1][index]).tobytes()
+    _turned(folder, place.start + len(place) // 2)
+
+
+def _turned(folder: Path, at: int) -> None:
+    """The sixth bit of a byte of the array in `model.cc`."""
+    path = folder / "model.cc"
+    before, words = path.read_text().split(" = {\n", 1)
+    word = list(re.finditer("0x[0-9a-f]{2}", words))[at]
+    path.write_text(f"{before} = {{\n{words[: word.start()]}0x{int(word[0], 16) ^ 0x40:02x}{words[word.end() :]}")
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_a_flipped_bit_is_told_by_layer(q: keras.Model, debug: bool, tmp_path: Path) -> None:
+    made = kquant.bundle(q, tmp_path / "net", data=X, name="net", debug=True)
+    folder, one = (tmp_path / "net" / "debug", "net_debug") if debug else (tmp_path / "net", "net")
+    (folder / "model.tflite").write_bytes(_array(folder))
+    for header in ("micro_interpreter", "micro_log", "micro_mutable_op_resolver"):
+        path = tmp_path / "tflm" / "tensorflow" / "lite" / "micro" / f"{header}.h"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text('#include "../schema/schema_generated.h"\n')
+    (path.parents[1] / "schema").mkdir()
+    (path.parents[1] / "schema" / "schema_generated.h").write_text(STANDS_FOR_TFLM)
+    (tmp_path / "said.cc").write_text(
+        f'#include <stdio.h>\n#include "self_test.h"\nint main() {{ printf("%d", {one}_self_test()); }}\n'
+    )
+
+    def said() -> str:
+        sources = ("model.cc", "golden.cc", "io.c", "self_test.cc", tmp_path / "said.cc")
+        include = ("-isystem", str(tmp_path / "tflm"))
+        return _compiled(folder, *sources, program=tmp_path / "said", flags=include)
+
+    assert re.fullmatch(r"FAIL: the model cannot be prepared in \d+ bytes\n2", said())
+    _flipped(folder, "score/kernel")
+    assert said() == "FAIL: score/kernel is not what was written\n1"
+    _flipped(folder, "conv/bias")
+    assert said() == "FAIL: conv/bias is not what was written\nFAIL: score/kernel is not what was written\n1"
+    for name in ("score/kernel", "conv/bias"):
+        _flipped(folder, name)
+    _turned(folder, 4)  # the first letter of the file's identifier, which no tensor holds
+    assert said() == "FAIL: the model's array is not the one that was written, outside of its weights\n1"
+    assert made.golden == 4
+
+
+def _array(folder: Path) -> bytes:
+    text, *_ = (folder / "model.cc").read_text().split("};")
+    return bytes(int(word, 16) for word in re.findall("0x[0-9a-f]{2}", text))
+
+
 def test_the_self_test_passes_and_fails(made: kquant.BundleReport, tmp_path: Path) -> None:
     include, library = os.environ.get("TFLM_INCLUDE"), os.environ.get("TFLM_LIBRARY")
     if not include or not library:
@@ -234,37 +320,28 @@ def test_the_self_test_passes_and_fails(made: kquant.BundleReport, tmp_path: Pat
     options = [f"-DTFLM_INCLUDE={include}", f"-DTFLM_LIBRARY={library}", "-DCMAKE_CXX_FLAGS=-Werror"]
     folder = tmp_path / "copy"
     shutil.copytree(made.folder, folder)
-    for damaged, code, said in ((False, 0, "PASS"), (True, 3, "FAIL")):
-        if damaged:
-            path = folder / "model.cc"
-            array = (folder / "model.tflite").read_bytes()
-            file = kquant.inspect(array)
-            kernel = next(t for t in file.tensors if t.shape == (3, 144))
-            at = array.index(_values(array, kernel.index))
-            text = path.read_text().split(" = {\n", 1)
-            words = re.findall("0x[0-9a-f]{2}", text[1])
-            words[at] = f"0x{int(words[at], 16) ^ 0x40:02x}"
-            size = len(array)
-            path.write_text(f"{text[0]} = {{\n{', '.join(words[:size])}\n}};\n" + text[1].split("};", 1)[1])
+    golden = (folder / "golden.cc").read_text()
+    first = re.search(r"output_1_0\[\] = {\s*(-?\d+)", golden)
+    assert first is not None
+    other = golden[: first.start(1)] + ("1" if first[1] != "1" else "2") + golden[first.end(1) :]
+    cases = [("", 0, "PASS"), ("golden", 3, "FAIL: the output of score_softmax differs, golden call 1, byte 0")]
+    for what, code, text in [*cases, ("array", 1, "FAIL: score/kernel is not what was written")]:
+        (folder / "golden.cc").write_text(other if what == "golden" else golden)
+        if what == "array":
+            _flipped(folder, "score/kernel")
         build = tmp_path / f"build{code}"
         subprocess.run(["cmake", "-S", str(folder), "-B", str(build), *options], check=True, capture_output=True)
         subprocess.run(["cmake", "--build", str(build)], check=True, capture_output=True)
         done = subprocess.run([str(build / "net_self_test")], capture_output=True, text=True, check=False)
         assert done.returncode == code, done
-        assert said in done.stdout + done.stderr
-
-
-def _values(content: bytes, index: int) -> bytes:
-    from kquant.tflite.reader import contents
-
-    return np.ascontiguousarray(contents(content)[1][index]).tobytes()
+        assert text in done.stdout + done.stderr
 
 
 def test_debug_tells_layers_in_order(q: keras.Model, tmp_path: Path) -> None:
     made = kquant.bundle(q, tmp_path / "all", data=X, name="net", golden=2, debug=True)
     text = (tmp_path / "all" / "debug" / "golden.cc").read_text()
     named = re.findall(r'{"([^"]*)", output_0_\d+', text)
-    assert named == ["conv_relu", "flatten", "score", "score_softmax"]
+    assert named == ["conv (conv_relu)", "flatten", "score", "score_softmax"]
     # the same arithmetic as in the file: its last output is that of the first golden vector
     last = re.search(r"output_0_3\[\] = {\s*([^}]*)}", text)
     whole = re.search(r"output_0_0\[\] = {\s*([^}]*)}", (tmp_path / "all" / "golden.cc").read_text())
