@@ -146,7 +146,8 @@ def test_the_sources_say_what_python_says(made: kquant.BundleReport, tmp_path: P
     got = np.array(codes.split(), int)
     np.testing.assert_array_equal(got[:-3], expected)
     assert got[-3:].tolist() == [127, -128, -128]
-    np.testing.assert_array_equal(np.array(reals.split(), np.float32), (np.arange(-128, 128) - zero) * np.float32(scale))
+    of_codes = (np.arange(-128, 128) - zero) * np.float32(scale)
+    np.testing.assert_array_equal(np.array(reals.split(), np.float32), of_codes)
     real = np.array([(255 / 255 - 0.5) / 0.5, (0 - 0.25) / 0.5], np.float32)
     assert [int(v) for v in raw.split()] == quantize_input(real, file.inputs[0]).tolist()
     assert labels == 'left|the "right"|é'
