@@ -60,6 +60,8 @@ from .shrink.channel_pruning import prune_channels as prune_channels
 from .shrink.factorization import factorize as factorize
 from .shrink.kernel_cost import Cost as Cost
 from .shrink.kernel_cost import cost as cost
+from .sizing.estimates import Estimate as Estimate
+from .sizing.estimation import estimate as estimate
 from .tflite.lut_format import LookUpTables as LookUpTables
 from .tflite.reader import FileModel as FileModel
 from .tflite.reader import inspect as inspect

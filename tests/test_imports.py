@@ -32,7 +32,7 @@ ORDER = (
     ("registration",),
     ("prepare", "correct", "shrink", "runtime"),
     ("analysis", "exporting"),
-    ("search", "projects"),
+    ("search", "projects", "sizing"),
     ("report",),
     ("app",),
     ("__main__",),
@@ -243,8 +243,8 @@ def test_names_of_targets_are_noticed(line: str) -> None:
 
 
 ROOM = PACKAGE / "graph" / "keras_private.py"
-# The fields of a namedtuple, which Python documents under this name.
-DOCUMENTED = {"_fields"}
+# The fields of a namedtuple, and the end of a process: what Python documents under these names.
+DOCUMENTED = {"_fields", "_exit"}
 
 
 def test_what_keras_does_not_export_stands_in_one_file() -> None:
@@ -296,7 +296,7 @@ def foreign(tree: ast.AST) -> list[str]:
 def _foreign(node: ast.AST, own: set[str]) -> list[str]:
     if isinstance(node, ast.Attribute):
         inside = node.attr == "src" and ast.unparse(node.value) == "keras"
-        hidden = _is_private(node.attr) and not _is_of_self(node.value) and node.attr not in own
+        hidden = _is_private(node.attr) and not _is_of_self(node.value) and node.attr not in own | DOCUMENTED
         return [ast.unparse(node)] if inside or hidden else []
     if isinstance(node, ast.ImportFrom | ast.Import):
         start = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""

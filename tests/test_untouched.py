@@ -102,6 +102,7 @@ VERBS: dict[str, Callable[[keras.Model, Path], Any]] = {
     "compress": lambda m, folder: kquant.compress(m, X, path=folder / "m.tflite", **QUIET),
     "cost": lambda m, _: kquant.cost(m),
     "distill": fit_student,
+    "estimate": lambda m, _: kquant.estimate(m),
     "factorize": lambda m, _: kquant.factorize(m, ranks={"middle": 3}, data=X, **QUIET),
     "fold": lambda m, _: kquant.fold(m),
     "mixed_precision": lambda m, _: kquant.mixed_precision(m, X[:8], flash_bytes=10**6, points=2, **QUIET),

@@ -17,7 +17,21 @@ import typer
 from typer.core import TyperGroup
 
 from kquant import __version__, targets
-from kquant.app.options import Data, Io, Json, Limit, Lite, Model, Runtime, Scale, Shape, Target, refusing
+from kquant.app.options import (
+    Arena,
+    Data,
+    Flash,
+    Io,
+    Json,
+    Limit,
+    Lite,
+    Model,
+    Runtime,
+    Scale,
+    Shape,
+    Target,
+    refusing,
+)
 from kquant.core.renamed import new_options
 from kquant.files.named_files import check_results
 
@@ -350,6 +364,37 @@ def check(
     forecast = run_check(command_files.load_model(model), target, recipe=recipe, input_shape=input_shape)
     _print(forecast, as_json)
     raise typer.Exit(0 if forecast.ok else 1)
+
+
+@app.command()
+@refusing
+def size(
+    model: Model,
+    target: Target = targets.DEFAULT,
+    recipe: Annotated[str, typer.Option("--recipe", help="Name (see `kquant recipes`) or a .toml file")] = "int8",
+    flash: Flash = None,
+    arena: Arena = None,
+    io: Annotated[Io, typer.Option("--io", help="Type of the file's inputs and outputs")] = Io.model,
+    compression: Annotated[str | None, typer.Option("--compression", help="lut: look-up tables, for tflm")] = None,
+    input_shape: Shape = None,
+    as_json: Json = False,
+) -> None:
+    """Tell what a model will take, before it is trained: flash, arena, multiplications, what would not run."""
+    from kquant.app import command_files
+    from kquant.sizing.estimation import estimate
+
+    estimated = estimate(
+        command_files.load_model(model),
+        recipe,
+        target=target,
+        input_shape=input_shape,
+        io=io.value,
+        compression=compression,
+        flash_bytes=flash,
+        arena_bytes=arena,
+    )
+    _print(estimated, as_json)
+    raise typer.Exit(0 if estimated.ok else 1)
 
 
 @app.command()

@@ -6,6 +6,7 @@ Checks import what they ask when they run: NumPy and the recipes would be half o
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
 from enum import StrEnum
 from fractions import Fraction
@@ -46,6 +47,20 @@ def shape(text: str) -> tuple[int | None, ...]:
         raise typer.BadParameter(f"expected sizes like 96,96,3. Received: {text}") from None
 
 
+def size(text: str) -> int:
+    """`256KB` -> 262144, as the memories of devices are counted; `1.5MB`, or bytes without a unit.
+
+    Example:
+        >>> size("256KB"), size("1.5 MiB"), size("4096")
+        (262144, 1572864, 4096)
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([kmg])i?b?|b)?", text.strip().lower())
+    if found is None or not (count := int(float(found[1]) * UNITS[found[2] or ""])):
+        raise typer.BadParameter(f"expected a size like 256KB or 1MB. Received: {text}")
+    return count
+
+
+UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 Model = Annotated[Path, typer.Argument(help="A model saved by Keras", metavar="MODEL.keras")]
 Lite = Annotated[Path, typer.Argument(help="A TFLite file", metavar="FILE.tflite")]
 Data = Annotated[
@@ -61,6 +76,12 @@ TargetOrNone = Annotated[str | None, typer.Option("--target", help=f"For a float
 Runtime = Annotated[str, typer.Option("--runtime", help="litert (XNNPACK), litert-reference or tflm")]
 Shape = Annotated[
     Any, typer.Option("--input-shape", parser=shape, help="For open dimensions, like 96,96,3", metavar="H,W,C")
+]
+Flash = Annotated[
+    int | None, typer.Option("--flash", parser=size, help="Tell whether it fits, like 256KB", metavar="SIZE")
+]
+Arena = Annotated[
+    int | None, typer.Option("--arena", parser=size, help="Tell whether it fits, like 64KB", metavar="SIZE")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, on standard output")]
 

@@ -41,26 +41,31 @@ def hold_scales(qmodel: keras.Model, verb: str = "calibrate") -> None:
         qmodel: with its ranges; those are changed in place.
         verb: that the user called.
     """
-    layers = encodings_of(qmodel)
-    target = provenance_of(layers).load_target()
-    types = {TYPES[16 if layer.spec.bits > 8 else 8] for layer in layers}
-    limits = [limit for op in target.ops.values() for t in types if (limit := op.max_rescale_for(t)) is not None]
-    if _largest_rescale(qmodel, layers) < min(limits, default=0.0):
-        return  # as nearly always; reading the model takes time
-    walk = _Walk(opened(read(qmodel), every=True), target)
-    spans: dict[str, float] = {}
-    for _ in range(ROUNDS):
-        if not walk.widen(spans):
-            break
-    told = {name: span for name, span in spans.items() if span > 0.0}
+    told = {name: span for name, span in widen_ranges(qmodel).items() if span > 0.0}
     if told:
-        steps = {layer.name: float(layer.grid()[0]) for layer in layers if layer.name in told}
+        steps = {layer.name: float(layer.grid()[0]) for layer in encodings_of(qmodel) if layer.name in told}
         said = [f"{name} ({span:.3g} wide, in steps of {steps[name]:.3g})" for name, span in told.items()]
         warn(
             f"{verb}: these tensors carry hardly any signal: {first_of(said)}. They are that small beside what they "
             "are computed from, and the kernels take no finer steps there. If they should vary, bring what they are "
             "computed from to one scale, or give it 16 bits; if not, leave them out of the model."
         )
+
+
+def widen_ranges(qmodel: keras.Model) -> dict[str, float]:
+    """`hold_scales` without a word: the widths that the data had, by encoding, of the ranges that are wider now."""
+    layers = encodings_of(qmodel)
+    target = provenance_of(layers).load_target()
+    types = {TYPES[16 if layer.spec.bits > 8 else 8] for layer in layers}
+    limits = [limit for op in target.ops.values() for t in types if (limit := op.max_rescale_for(t)) is not None]
+    if _largest_rescale(qmodel, layers) < min(limits, default=0.0):
+        return {}  # as nearly always; reading the model takes time
+    walk = _Walk(opened(read(qmodel), every=True), target)
+    spans: dict[str, float] = {}
+    for _ in range(ROUNDS):
+        if not walk.widen(spans):
+            break
+    return spans
 
 
 def _largest_rescale(qmodel: keras.Model, layers: list[FakeQuant]) -> float:

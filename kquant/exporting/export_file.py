@@ -12,11 +12,9 @@ from typing import Any, get_args
 import keras
 import numpy as np
 
-from kquant import targets
 from kquant.calibration.aimet_encodings import Version
 from kquant.calibration.aimet_encodings import encodings as encodings_of
 from kquant.calibration.data import gather
-from kquant.core.operators import facts
 from kquant.core.renamed import renamed
 from kquant.core.spec import Encoding
 from kquant.exporting.stored_check import Compression, refuse_other_outputs, refuse_undecoded, storages_of
@@ -24,9 +22,8 @@ from kquant.exporting.streams import Stream, StreamCheck, StreamReport, check_st
 from kquant.exporting.verification import VerifyReport, compare
 from kquant.files.atomic import Outputs
 from kquant.files.destination import destination
-from kquant.runtime.arenas import arena_bytes
-from kquant.runtime.running import ARENA, FALLBACK, available
-from kquant.targets import Target
+from kquant.runtime.arenas import arena_of
+from kquant.runtime.running import FALLBACK, available
 from kquant.tflite.edges import IO
 from kquant.tflite.file_content import Files, Form, to_files
 from kquant.tflite.lowering import Lowered, lower
@@ -60,7 +57,7 @@ class ExportReport:
         target, recipe: what it was made for.
         file_bytes: size of the file.
         weight_bytes: of it, stored tensors.
-        arena_bytes: RAM that TFLM needs for tensors on a 64-bit host (a 32-bit device needs a little less); None
+        arena_bytes: the smallest arena for TFLM on a 64-bit host, by trial (a 32-bit device needs a little less); None
             without the `micro` extra, with check_runtimes=False, and for files that TFLM does not run.
         operators: code -> count.
         types: tensor type -> number of tensors.
@@ -221,7 +218,7 @@ def _checked(qmodel: keras.Model, lowered: Lowered, files: Files, file: FileMode
     """
     x = _random(lowered) if data is None else gather(qmodel, data, CHECKED_SAMPLES)
     with ThreadPoolExecutor() as pool:
-        arena = pool.submit(_arena, lowered, files.content)
+        arena = pool.submit(arena_of, files.content, read_model(files.content), lowered.target)
         reports = _verified(lowered, files.compared, file, x)
         streams = () if files.streamed is None else _streams(files, files.streamed, file, x, reports)
         checked = _Checked(reports, arena.result(), streams)
@@ -252,23 +249,6 @@ def _streams(
         for name in names:
             Stream(files.content, name)
     return tuple(checks)
-
-
-def _arena(lowered: Lowered, content: bytes) -> int | None:
-    """Arena size, where the file is for TFLM or happens to fit it."""
-    if not _fits(read_model(content), targets.load(ARENA)):
-        return None
-    try:
-        return arena_bytes(content)
-    except ValueError:
-        if ARENA in lowered.target.runtimes:
-            raise
-        return None  # beyond TFLM's limits, which do not concern this target
-
-
-def _fits(file: FileModel, target: Target) -> bool:
-    """Files for another target may use operators that this one lacks; they have no arena."""
-    return all(target.supports(code) or facts(code).unlisted for code in file.operator_counts)
 
 
 def _random(lowered: Lowered) -> list[np.ndarray]:

@@ -73,8 +73,8 @@ def warn_dead(plan: Plan) -> None:
     """Name layers whose output channels compute nothing: they cost bytes and time, and hint at a lost checkpoint."""
     for node in {id(node.op): node for node in plan.graph.nodes if id(node.op) in plan.weights}.values():
         op, rule = node.op, plan.rules[id(node)]
-        if rule is None or rule.weights is None:
-            continue
+        if rule is None or rule.weights is None or not rule.weights.channel_axes:
+            continue  # a PReLU begins with slopes of zeros, and does what a ReLU does
         kernel = getattr(op, rule.weights.kernel).numpy()
         kept = {axis % kernel.ndim for axis in rule.weights.channel_axes}
         summed = tuple(axis for axis in range(kernel.ndim) if axis not in kept)

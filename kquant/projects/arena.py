@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from kquant.core.checks import present
 from kquant.core.operators import facts
-from kquant.runtime.arenas import arena_parts, fits_arena
+from kquant.runtime.arenas import arena_bytes, arena_parts
 from kquant.tflite.reader import FileModel
 from kquant.tflite.timeline import HELPERS
 
@@ -53,21 +54,8 @@ def smallest_arena(content: bytes, file: FileModel) -> Arena:
     Raises:
         ValueError: TFLM does not prepare the file, or the `micro` extra is missing.
     """
-    used, activations, persistent = arena_parts(content)
-    high = _aligned(used)
-    step = ALIGNMENT
-    while not fits_arena(content, high):
-        high, step = high + step, 2 * step
-    low, step = high - ALIGNMENT, ALIGNMENT
-    while low > 0 and fits_arena(content, low):
-        high, step = low, 2 * step
-        low -= step
-    low = max(low, 0)
-    while high - low > ALIGNMENT:  # `high` fits, `low` does not
-        middle = _aligned((low + high) // 2)
-        if middle == high:
-            break
-        low, high = (low, middle) if fits_arena(content, middle) else (middle, high)
+    _, activations, persistent = arena_parts(content)
+    high = present(arena_bytes(content), "the arena needs an extra: pip install 'kquant[micro]' (Linux only).")
     layer, peak = peak_of(file)
     margin = _aligned(max(MARGIN_BYTES, int(high * MARGIN_SHARE)))
     return Arena(high, margin, activations, persistent, layer, peak)

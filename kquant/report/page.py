@@ -42,6 +42,7 @@ def page(report: Any) -> Page:
     if isinstance(inner, ExportReport):
         return page(inner)
     raise TypeError(
-        "report: expected an Analysis, BundleReport, ChannelGroups, CheckReport, CompressResult, DryRun, ExportReport, "
-        f"FileBytes, FileModel, Sparsity, SparsityScan or VerifyReport. Received: {type(report).__name__}."
+        "report: expected an Analysis, BundleReport, ChannelGroups, CheckReport, CompressResult, DryRun, Estimate, "
+        "ExportReport, FileBytes, FileModel, Sparsity, SparsityScan or VerifyReport. Received: "
+        f"{type(report).__name__}."
     )

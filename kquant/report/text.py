@@ -30,7 +30,8 @@ def show(report: Any, console: Console | None = None) -> None:
     """Print a report on a terminal: headline, findings, figures, tables.
 
     Args:
-        report: `Analysis`, `DryRun`, `ExportReport`, `VerifyReport`, `CheckReport`, `FileModel` or `CompressResult`.
+        report: `Analysis`, `DryRun`, `ExportReport`, `VerifyReport`, `CheckReport`, `Estimate`, `FileModel` or
+            `CompressResult`.
         console: where to; standard output by default.
 
     Raises:

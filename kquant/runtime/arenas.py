@@ -1,4 +1,4 @@
-"""What TFLM says of the arena of a file, and whether one of a given size is enough."""
+"""The smallest arena for a file on TFLM, what TFLM says of it, and whether one of a given size is enough."""
 
 from __future__ import annotations
 
@@ -8,15 +8,21 @@ import subprocess
 
 import numpy as np
 
+from kquant import targets
+from kquant.core.operators import facts
 from kquant.runtime import interpreters, running
 from kquant.runtime.running import ARENA, available
-from kquant.tflite.reader import refuse_damaged
+from kquant.targets import Target
+from kquant.tflite.reader import FileModel, refuse_damaged
 
 TRIAL_SECONDS = 60  # of one arena
+PARTS = ("total", "head", "tail")
 
 
 def arena_bytes(data: bytes) -> int | None:
-    """Bytes of tensor arena that TFLM uses on this 64-bit host; None without the `micro` extra.
+    """Bytes of the smallest arena in which TFLM prepares and runs a file on this 64-bit host; None without `micro`.
+
+    By trial: what it says to have used is less where it needs more while it prepares the file.
 
     Args:
         data: a `.tflite` file.
@@ -24,13 +30,40 @@ def arena_bytes(data: bytes) -> int | None:
     Raises:
         ValueError: TFLM does not prepare the file, with what it said.
     """
-    return arena_parts(data)[0] if ARENA in available() else None
+    if ARENA not in available():
+        return None
+    return _told("smallest", data, r"smallest arena (\d+) bytes")[0]
+
+
+def arena_of(data: bytes, file: FileModel, target: Target) -> int | None:
+    """`arena_bytes` of a file for any target; None for one that TFLM does not run.
+
+    Args:
+        data: the file.
+        file: what `read_model` says of it.
+        target: that it was written for.
+
+    Raises:
+        ValueError: TFLM does not prepare it, and the target is one of those that run on it.
+    """
+    if not has_kernels(file):
+        return None
+    try:
+        return arena_bytes(data)
+    except ValueError:
+        if ARENA in target.runtimes:
+            raise
+        return None  # beyond TFLM's limits, which do not concern this target
+
+
+def has_kernels(file: FileModel) -> bool:
+    """Whether TFLM has every operator of a file; one for another target may have further."""
+    known = targets.load(ARENA)
+    return all(known.supports(op.code) or facts(op.code).unlisted for op in file.operators)
 
 
 def arena_parts(data: bytes) -> tuple[int, int, int]:
-    """Bytes of tensor arena that TFLM uses on this 64-bit host: all, those for tensors that share memory, and the rest.
-
-    The interpreter only prints the figures, so it runs in a process of its own; a bad file cannot take this one along.
+    """Bytes of tensor arena that TFLM says to use: all, those for tensors that share memory, and the rest.
 
     Args:
         data: a `.tflite` file.
@@ -38,16 +71,22 @@ def arena_parts(data: bytes) -> tuple[int, int, int]:
     Raises:
         ValueError: TFLM does not prepare the file, with what it said.
     """
+    total, head, tail = _told("arena", data, *(rf"Arena allocation {part} (\d+) bytes" for part in PARTS))
+    return total, head, tail
+
+
+def _told(task: str, data: bytes, *patterns: str) -> list[int]:
+    """The numbers that a task prints, in a process of its own: a bad file cannot take this one along."""
     refuse_damaged(data)
     try:
-        done = _asked("arena", data, [], running.ANSWER_SECONDS)
+        done = _asked(task, data, [], running.ANSWER_SECONDS)
     except subprocess.TimeoutExpired as error:
         raise ValueError(f"TFLM has not prepared this file after {running.ANSWER_SECONDS} s.") from error
     said = (done.stdout + done.stderr).decode(errors="replace")
-    told = [re.search(rf"Arena allocation {part} (\d+) bytes", said) for part in ("total", "head", "tail")]
-    if told[0] is None or told[1] is None or told[2] is None:
+    found = [match for pattern in patterns if (match := re.search(pattern, said)) is not None]
+    if len(found) < len(patterns):
         raise ValueError(f"TFLM cannot prepare this file:\n{said[-800:]}")
-    return int(told[0][1]), int(told[1][1]), int(told[2][1])
+    return [int(match[1]) for match in found]
 
 
 def fits_arena(data: bytes, size: int) -> bool:

@@ -2,6 +2,7 @@
 
     python interpreters.py RUNTIME       # serves `kquant.runtime.running.Running` until its standard input ends
     python interpreters.py arena         # prints what TFLM says of its arena, for `kquant.runtime.arenas`
+    python interpreters.py smallest      # prints the smallest arena in which TFLM prepares and runs the file, by trial
     python interpreters.py fits          # ends well where TFLM prepares and runs the file in an arena of that size
 
 Messages either way are lists of arrays, see `send`. The first one is the file; each one after it is a request, which
@@ -21,10 +22,10 @@ from typing import Any, BinaryIO
 import numpy as np
 
 RUNTIMES = ("litert", "litert-reference", "tflm")
-IN_ARENAS = ("tflm", "arena", "fits")  # what runs on TFLM
+IN_ARENAS = ("tflm", "arena", "smallest", "fits")  # what runs on TFLM
 # What `arena_for` counts, in bytes. A value takes 8 at most, and a kernel's scratch as much again (int64 accumulators).
 VALUE, TENSOR, CHANNEL, OPERATOR, FIXED = 16, 512, 64, 8192, 1 << 16
-LARGEST_ARENA = 1 << 30
+LARGEST_ARENA, ALIGNMENT = 1 << 30, 16
 # What a request asks for: every sample as one of its own; one call, with the states of the last; a first call again;
 # all tensors of one call, on LiteRT's reference kernels.
 SAMPLES, CALL, RESET, TENSORS = range(4)
@@ -131,6 +132,44 @@ def run_in(data: bytes, size: int) -> None:
     from tflite_micro import runtime
 
     runtime.Interpreter.from_bytes(data, arena_size=size).invoke()
+
+
+def smallest_arena(data: bytes) -> int:
+    """Bytes of the smallest arena in which TFLM prepares and runs a file, by trial.
+
+    What TFLM says to have used is no answer: while it prepares a file it needs memory that it gives back, and where the
+    tensors are small beside the scales of a layer, that is more. Each trial is a process of its own, as too small an
+    arena may end it.
+
+    Args:
+        data: a `.tflite` file.
+
+    Raises:
+        RuntimeError: TFLM refuses the file, whatever the arena.
+        ValueError: the `micro` extra is missing.
+    """
+    tflm_interpreter(data)  # raises what no arena helps against
+    low, high = 0, arena_for(data)
+    while high < LARGEST_ARENA and not _fits(data, high):
+        high = min(8 * high, LARGEST_ARENA)
+    while high - low > ALIGNMENT:
+        middle = (low + high) // (2 * ALIGNMENT) * ALIGNMENT
+        low, high = (low, middle) if _fits(data, middle) else (middle, high)
+    return high
+
+
+def _fits(data: bytes, arena: int) -> bool:
+    """Whether TFLM can with this arena; in a fork of this process, which has loaded all that it takes."""
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    failed = 1
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # it complains of each that is too small
+        run_in(data, arena)
+        failed = 0
+    finally:
+        os._exit(failed)  # whatever happened, nothing else of the parent's runs twice
 
 
 def _tflm(data: bytes, keep: bool) -> Invoke:
@@ -273,6 +312,9 @@ def main() -> None:
         _limit_memory(len(data), runtime)
         if runtime == "arena":
             tflm_interpreter(data).print_allocations()
+            return
+        if runtime == "smallest":
+            print(f"smallest arena {smallest_arena(data)} bytes", flush=True)
             return
         if runtime == "fits":
             run_in(data, int(receive(requests)[0][0]))

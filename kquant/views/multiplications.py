@@ -10,7 +10,7 @@ from kquant.ops.rule import Rule
 
 
 def macs_of(rule: Rule | None, kernel: Sequence[int], x: Sequence[Any], y: Sequence[Any]) -> int:
-    """Multiply-accumulates of one sample: `positions_of` times the size of the kernel.
+    """Multiply-accumulates of one sample: `positions_of` times the size of the kernel, where a layer sums products.
 
     Args:
         rule: of the Keras layer.
@@ -18,6 +18,8 @@ def macs_of(rule: Rule | None, kernel: Sequence[int], x: Sequence[Any], y: Seque
         x: shape of the layer's input without the samples; an axis of unknown length counts once.
         y: shape of its output likewise.
     """
+    if rule is not None and rule.weights is not None and not rule.weights.sums:
+        return 0  # rows that are looked up, slopes that multiply: nothing is accumulated
     return positions_of(rule, kernel, x, y) * size_of(kernel)
 
 

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 COMMANDS = ("compress", "analyze", "correct", "autotune", "check", "inspect", "bytes", "verify", "predict", "recipes")
-COMMANDS += ("demo", "scan")
+COMMANDS += ("demo", "scan", "size")
 layers = keras.layers
 
 
@@ -101,6 +101,35 @@ def test_c_array_is_the_file(work, tmp_path):
     sources = [str(tmp_path / "main.cc"), str(work / "build/tiny_model.cc")]
     subprocess.run(["g++", "-std=c++11", f"-I{work / 'build'}", *sources, "-o", str(tmp_path / "dump")], check=True)
     assert subprocess.run([str(tmp_path / "dump")], capture_output=True, check=True).stdout == content
+
+
+def test_size_needs_no_data(work):
+    result = kq("size", work / "tiny.keras", "--target", "tflm", "--json")
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    built = json.loads((work / "result.json").read_text())
+    assert told["operators"] == built["operators"] and told["macs"] == 4 * 4 * 4 * 9 + 64 * 3
+    # with biases: those of a model that was not trained are 0, and its file has none
+    assert 4 * 3 < told["flash_bytes"] - built["file_bytes"] < 160
+    if built["arena_bytes"] is not None:
+        assert 0 <= told["arena_bytes"] - built["arena_bytes"] < 100 and not told["arena_is_forecast"]
+
+
+def test_size_compares_with_what_there_is(work):
+    roomy = kq("size", work / "tiny.keras", "--flash", "1MB", "--arena", "64KB")
+    assert roomy.exit_code == 0 and "fits" in roomy.stdout
+    tight = kq("size", work / "tiny.keras", "--flash", "1KB", "--recipe", "int16x8")
+    assert tight.exit_code == 1 and "bytes more than the 1,024 that there are" in tight.stdout
+    assert kq("size", work / "tiny.keras", "--flash", "much").exit_code == 2
+    assert kq("size", work / "tiny.keras", "--arena", "0KB").exit_code == 2
+
+
+def test_size_names_what_would_not_run(tmp_path):
+    inputs = keras.Input((4,), name="x")
+    model = keras.Model(inputs, layers.Dense(2)(keras.ops.sort(layers.Dense(4)(inputs))), name="sorts")
+    model.save(tmp_path / "sorts.keras")
+    result = kq("size", tmp_path / "sorts.keras")
+    assert result.exit_code == 1 and "would not run" in result.stdout and "no int8 kernel sorts" in result.stdout
 
 
 def test_autotune_leaves_the_file_and_its_recipe(work, tmp_path):

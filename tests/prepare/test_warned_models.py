@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -42,6 +43,13 @@ def test_all_zero_weights_warn_and_work(tmp_path: Path) -> None:
         q = kquant.quantize(with_kernel(lambda kernel: kernel.fill(0.0)))
     with pytest.warns(UserWarning, match="hold a single value on all data"):
         assert not exported(q, tmp_path).any()
+
+
+def test_a_fresh_prelu_is_no_lost_layer() -> None:
+    """Its slopes begin at 0."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        kquant.quantize(keras.Sequential([keras.Input((4,)), layers.Dense(3), layers.PReLU(name="slopes")]))
 
 
 @pytest.mark.parametrize("value", [0.0, 0.5, -3.0, 1e-30])

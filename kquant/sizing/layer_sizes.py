@@ -1,0 +1,95 @@
+"""The figures of a file by Keras layer: operators, multiplications, stored bytes, bytes that are alive."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+
+from kquant.analysis.units import Unit, macs
+from kquant.core.operators import facts
+from kquant.core.origin import identities
+from kquant.graph.graph import Graph
+from kquant.layers.kernel import Holder
+from kquant.layers.loop import Loop
+from kquant.layers.nodes import FakeQuant
+from kquant.sizing.estimates import LayerSize
+from kquant.tflite.memory_plan import memory_plan
+from kquant.tflite.reader import FileModel, FileOperator
+from kquant.views.loops import opened
+
+NUMBER = re.compile(r"_\d+$")  # that tells apart the tensors of several calls of one layer (`Program.distinct_names`)
+
+
+def layer_sizes(owners: Mapping[str, str], counted: Mapping[str, int], file: FileModel) -> tuple[LayerSize, ...]:
+    """One row for each layer, in the order in which they run.
+
+    Args:
+        owners: see `owners_of`.
+        counted: see `macs_by_layer`.
+        file: what was written.
+    """
+    alive, stored = memory_plan(file).alive_bytes, _stored(file)
+    groups: dict[str, list[FileOperator]] = {}
+    for op in file.operators:
+        groups.setdefault(layer_of(file, op, owners), []).append(op)
+    rows = [
+        LayerSize(
+            layer=name,
+            operators=dict(Counter(op.code for op in group)),
+            macs=counted.get(name, 0),
+            flash_bytes=sum(stored[op.index] for op in group),
+            alive_bytes=max(alive[op.index] for op in group),
+        )
+        for name, group in groups.items()
+    ]
+    # what multiplies under a name that the file does not have: it is in the sum all the same
+    rows += [LayerSize(name, {}, count, 0, 0) for name, count in counted.items() if count and name not in groups]
+    return tuple(rows)
+
+
+def layer_of(file: FileModel, op: FileOperator, owners: Mapping[str, str]) -> str:
+    """The user's layer that an operator comes from: that of its weights; of others, the one that names its output.
+
+    Args:
+        file: with the operator.
+        op: one of its operators.
+        owners: see `owners_of`.
+    """
+    at = next((i for i in facts(op.code).weights if i < len(op.inputs) and op.inputs[i] >= 0), None)
+    weights = None if at is None else file.tensors[op.inputs[at]]
+    # a matrix product of two tensors that are computed has no weights of its own
+    named = file.tensors[op.outputs[0]] if weights is None or "/" not in weights.name else weights
+    # names of layers have no slash, those of tensors have one behind them: `head/kernel`
+    name = named.name.split("/")[0]
+    return owners.get(name) or owners.get(NUMBER.sub("", name)) or name
+
+
+def owners_of(graph: Graph) -> dict[str, str]:
+    """Name of each call in a quantized model -> the user's layer that it comes from, as `kquant.check` calls it."""
+    nodes = [node for node in (*opened(graph).nodes, *graph.nodes) if not isinstance(node.op, FakeQuant)]
+    return {node.name: identities(getattr(node.op, "layer", node.op))[-1][0] for node in nodes}
+
+
+def macs_by_layer(graph: Graph, owners: Mapping[str, str]) -> Counter[str]:
+    """Multiply-accumulates of one sample by the user's layer; also of layers that stay float."""
+    counts: Counter[str] = Counter()
+    for node in graph.nodes:
+        if isinstance(node.op, FakeQuant) or not node.inputs:
+            continue
+        unit = Unit(node.name, type(node.op).__name__, nodes=[node])
+        unit.weighted = node.op if isinstance(node.op, Holder) else None
+        unit.loop = node.op if isinstance(node.op, Loop) else None
+        counts[owners[node.name]] += macs(unit)
+    return counts
+
+
+def _stored(file: FileModel) -> list[int]:
+    """For each operator, bytes of the constants that no operator before it reads."""
+    seen: set[int] = set()
+    sizes: list[int] = []
+    for op in file.operators:
+        new = {i for i in op.inputs if i >= 0} - seen
+        seen |= new
+        sizes.append(sum(file.tensors[i].size_bytes for i in new))
+    return sizes
