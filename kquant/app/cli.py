@@ -17,10 +17,9 @@ import typer
 from typer.core import TyperGroup
 
 from kquant import __version__, targets
+from kquant.app import telling
 from kquant.app.options import (
-    Arena,
     Data,
-    Flash,
     Io,
     Json,
     Limit,
@@ -31,6 +30,7 @@ from kquant.app.options import (
     Shape,
     Target,
     refusing,
+    say,
 )
 from kquant.core.renamed import new_options
 from kquant.files.named_files import check_results
@@ -53,15 +53,6 @@ app = typer.Typer(
     add_completion=False,
     help="Compress Keras 3 models: full-integer TFLite files for phones and microcontrollers.",
 )
-
-
-def _print(result: Any, as_json: bool) -> None:
-    from kquant import report
-
-    if as_json:
-        typer.echo(report.to_json(result))
-    else:
-        report.show(result)
 
 
 def _bars(as_json: bool) -> bool:
@@ -116,7 +107,7 @@ def compress(
             verbose=_bars(as_json),
         )
         result = results.write(made, new)
-    _print(result, as_json)
+    say(result, as_json)
     if not as_json:
         typer.echo(f"\n{folder}: {', '.join(path.name for path in results.paths)}")
 
@@ -167,7 +158,7 @@ def analyze(
     analysis = run_analyze(keras_model, arrays, metric, limit=limit, verbose=_bars(as_json))
     if path is not None:
         report.html(analysis, path)
-    _print(analysis, as_json)
+    say(analysis, as_json)
     if path is not None and not as_json:
         typer.echo(f"\n{path}: the report with plots")
     if apply is not None:  # last: where no remedy gained anything, the report says so
@@ -214,7 +205,7 @@ def correct(
     arrays = command_files.load_data(data, command_files.inputs_of(qmodel), scale=scale, limit=limit)
     changes = (try_steps if dry_run else run_steps)(qmodel, chosen, arrays, verbose=_bars(as_json))
     command_files.save_results(qmodel, path or (), arrays)
-    _print(changes, as_json)
+    say(changes, as_json)
     if path and not as_json:
         typer.echo("\nwritten: " + ", ".join(map(str, path)))
 
@@ -255,7 +246,7 @@ def scan(
     proposal = scan_sparsity(keras_model, **judge, **options, verbose=_bars(as_json))
     if path is not None:
         write_atomically(path, recipes.recipe_to_toml(proposal.to_recipe(base)).encode(), "scan")
-    _print(proposal, as_json)
+    say(proposal, as_json)
     if path is not None and not as_json:
         typer.echo(f"\n{path}: a recipe for kquant.prune, and for kquant compress --recipe")
 
@@ -303,7 +294,7 @@ def autotune(
         )
         with new:
             results.write(tuned, arrays, new)
-    _print(tuned, as_json)
+    say(tuned, as_json)
     raise typer.Exit(0 if tuned.ok else 1)
 
 
@@ -345,76 +336,7 @@ def export_project(
     named = model.stem if name is None else name
     options: dict[str, Any] = {"kind": kind, "name": named, "golden": golden, "labels": names, "scale": raw}
     made = bundle(keras_model, folder, data=arrays, debug=debug, **options)
-    _print(made, as_json)
-
-
-@app.command()
-@refusing
-def check(
-    model: Model,
-    target: Target = targets.DEFAULT,
-    recipe: Annotated[str | None, typer.Option("--recipe", help="Tell the bits of every layer's weights, too")] = None,
-    input_shape: Shape = None,
-    as_json: Json = False,
-) -> None:
-    """Tell for every layer whether it can be integer on a target, before any training."""
-    from kquant.app import command_files
-    from kquant.prepare.forecast import check as run_check
-
-    forecast = run_check(command_files.load_model(model), target, recipe=recipe, input_shape=input_shape)
-    _print(forecast, as_json)
-    raise typer.Exit(0 if forecast.ok else 1)
-
-
-@app.command()
-@refusing
-def size(
-    model: Model,
-    target: Target = targets.DEFAULT,
-    recipe: Annotated[str, typer.Option("--recipe", help="Name (see `kquant recipes`) or a .toml file")] = "int8",
-    flash: Flash = None,
-    arena: Arena = None,
-    io: Annotated[Io, typer.Option("--io", help="Type of the file's inputs and outputs")] = Io.model,
-    compression: Annotated[str | None, typer.Option("--compression", help="lut: look-up tables, for tflm")] = None,
-    input_shape: Shape = None,
-    as_json: Json = False,
-) -> None:
-    """Tell what a model will take, before it is trained: flash, arena, multiplications, what would not run."""
-    from kquant.app import command_files
-    from kquant.sizing.estimation import estimate
-
-    estimated = estimate(
-        command_files.load_model(model),
-        recipe,
-        target=target,
-        input_shape=input_shape,
-        io=io.value,
-        compression=compression,
-        flash_bytes=flash,
-        arena_bytes=arena,
-    )
-    _print(estimated, as_json)
-    raise typer.Exit(0 if estimated.ok else 1)
-
-
-@app.command()
-@refusing
-def inspect(file: Lite, as_json: Json = False) -> None:
-    """Show operators, types and encodings of any .tflite file, and what in it is not integer."""
-    from kquant.tflite.reader import inspect as run_inspect
-
-    described = run_inspect(file)
-    _print(described, as_json)
-    raise typer.Exit(0 if described.is_integer else 1)
-
-
-@app.command("bytes")
-@refusing
-def weight_bytes(file: Lite, as_json: Json = False) -> None:
-    """Count the bytes of the weights: as they are, deflated, in look-up tables, as sparse tensors."""
-    from kquant.tflite.weight_bytes import layer_bytes
-
-    _print(layer_bytes(file), as_json)
+    say(made, as_json)
 
 
 @app.command()
@@ -438,7 +360,7 @@ def verify(
     qmodel = command_files.load_model(model)
     arrays = command_files.load_data(data, command_files.inputs_of(qmodel), scale=scale, limit=limit)
     compared = run_verify(qmodel, file, arrays, runtime, limit=limit, agreement=agreement)
-    _print(compared, as_json)
+    say(compared, as_json)
     raise typer.Exit(0 if compared.ok else 1)
 
 
@@ -473,22 +395,6 @@ def predict(
 
 @app.command()
 @refusing
-def recipes(as_json: Json = False) -> None:
-    """List the recipes that ship with kquant."""
-    import json
-
-    from kquant.recipe import recipe
-
-    shipped = {name: recipe.load(name) for name in recipe.names()}
-    if as_json:
-        typer.echo(json.dumps({name: r.model_dump(mode="json") for name, r in shipped.items()}, indent=2))
-    else:
-        width = max(map(len, shipped))
-        typer.echo("\n".join(f"{name:{width}}  {r.title}" for name, r in shipped.items()))
-
-
-@app.command()
-@refusing
 def demo(
     folder: Annotated[Path, typer.Option("--folder", help="Folder for the .tflite files")] = Path("demo-output"),
     as_json: Json = False,
@@ -498,6 +404,13 @@ def demo(
 
     result = digits.run(folder, verbose=not as_json)
     typer.echo(digits.to_json(result) if as_json else digits.render(result), nl=as_json)
+
+
+app.command()(telling.check)
+app.command()(telling.size)
+app.command()(telling.inspect)
+app.command("bytes")(telling.weight_bytes)
+app.command()(telling.recipes)
 
 
 def _stop(number: int, _frame: Any) -> None:

@@ -1,4 +1,4 @@
-"""Options and arguments that several commands take, and how a command refuses.
+"""Options and arguments that several commands take, how a command refuses, and how it prints.
 
 Checks import what they ask when they run: NumPy and the recipes would be half of what `kquant --help` waits for.
 """
@@ -142,3 +142,13 @@ def refusing(command: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(1) from error
 
     return run
+
+
+def say(result: Any, as_json: bool) -> None:
+    """Print a result: as tables, or as JSON and nothing else."""
+    from kquant import report
+
+    if as_json:
+        typer.echo(report.to_json(result))
+    else:
+        report.show(result)
