@@ -304,8 +304,8 @@ def export_project(
     model: Annotated[Path, typer.Argument(help="A model saved by Keras, quantized or not", metavar="MODEL.keras")],
     data: Data,
     folder: Annotated[Path, typer.Option("--folder", help="Folder for the project: new, or an earlier one")],
-    kind: Annotated[str, typer.Option("--kind", help="tflm (CMake), arduino, esp-idf or zephyr")] = "tflm",
-    name: Annotated[str | None, typer.Option("--name", help="Of the model in C; the file's by default")] = None,
+    kind: Annotated[str, typer.Option("--kind", help="tflm (CMake), arduino, esp-idf, zephyr, android, ios")] = "tflm",
+    name: Annotated[str | None, typer.Option("--name", help="Of the model there; the file's by default")] = None,
     classes: Annotated[Path | None, typer.Option("--classes", help="Names of classes (.txt), a line each")] = None,
     recipe: Annotated[str | None, typer.Option("--recipe", help="For a float model; int8 by default")] = None,
     target: Annotated[str | None, typer.Option("--target", help="For a float model; the kind's by default")] = None,
@@ -315,7 +315,7 @@ def export_project(
     limit: Limit = None,
     as_json: Json = False,
 ) -> None:
-    """Write a project for a microcontroller: array, operators, arena, conversions, golden vectors and a self-test."""
+    """Write a project for a microcontroller or a phone: the model, conversions, golden vectors and its own test."""
     from kquant.app import command_files
     from kquant.app.pipeline import prepare
     from kquant.graph.keras_private import every_layer

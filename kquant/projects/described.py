@@ -11,22 +11,25 @@ import numpy as np
 
 from kquant import __version__
 from kquant.core.operators import facts
+from kquant.exporting.verification import AGREEMENT_DB, Agreement, VerifyReport
 from kquant.projects.arena import Arena, layer_of
 from kquant.projects.golden import Golden
-from kquant.projects.names import distinct, identifier
+from kquant.projects.languages import LANGUAGES
+from kquant.projects.names import class_name, distinct, identifier
+from kquant.runtime.running import dequantize_output, quantize_input
 from kquant.tflite.reader import FileModel, FileTensor, places
 
 BYTES_PER_LINE, NUMBERS_PER_LINE = 12, 16
 PART_DIGEST = 4
-C_TYPES = {
-    "int8": "int8_t",
-    "uint8": "uint8_t",
-    "int16": "int16_t",
-    "int32": "int32_t",
-    "int64": "int64_t",
-    "float32": "float",
-    "bool": "bool",
-}
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A real number, the nearest code, and what that code stands for; for a unit test."""
+
+    real: float
+    code: int
+    back: float
 
 
 @dataclass(frozen=True)
@@ -36,14 +39,15 @@ class Port:
     Attributes:
         name: the tensor's, as the user wrote it.
         layer: that it belongs to; of an output, what computes it.
-        id: a legal name in C, distinct among the ports.
+        id: a legal name in the language, distinct among the ports.
         index: among the inputs, or the outputs.
         shape: without batch axis.
         elements: how many values that is.
-        type: of C.
+        type: of its values in the language.
         scale, zero_point: of codes; None for floats and positions in a table.
         low, high: the smallest and the largest code.
         channels: length of the last axis; 1 without axes.
+        probes: of codes: real numbers and what codes they become.
     """
 
     name: str
@@ -58,6 +62,7 @@ class Port:
     low: int
     high: int
     channels: int
+    probes: tuple[Probe, ...]
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,19 @@ class Normalization:
     scale: float
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    def of(self, raw: float) -> tuple[float, ...]:
+        """A raw value of every channel, in float32 as a device computes it.
+
+        Args:
+            raw: the value.
+
+        Example:
+            >>> Normalization(0.5, (1.0, 2.0), (1.0, 4.0)).of(8.0)
+            (3.0, 0.5)
+        """
+        scaled = np.float32(raw) * np.float32(self.scale)
+        return tuple(float((scaled - np.float32(m)) / np.float32(s)) for m, s in zip(self.mean, self.std, strict=True))
 
 
 @dataclass(frozen=True)
@@ -124,28 +142,32 @@ class Described:
 
     Attributes:
         title: the model's name, as the user wrote it.
-        id: a legal name in C, in front of every symbol.
+        id: a legal name in the language; in C in front of every symbol.
         guard: the same in capitals.
+        class_name: what a class for it is called, where the language has classes.
         version: of kquant.
         recipe, target: what the file was made for.
         sha256: of the file, in hexadecimal digits.
-        digest: the same as lines of C.
+        digest: the same as lines of C; none for other languages.
         size: of the file in bytes.
-        array: its bytes as lines of C.
+        array: its bytes as lines of C; none for other languages, whose projects hold the file itself.
         parts: what is stored in the array, in order, so that a test tells what of it has changed.
-        operators: each once, by code.
+        operators: each once, by code; none where no program registers any.
         variables: how many states the interpreter keeps.
-        arena: see there.
+        arena: see there; None where the interpreter asks the system for memory.
         inputs, outputs: in the file's order.
         labels: names of the classes; none where none were given.
         normalization: of raw values of the first input; None where none was given.
-        calls: golden vectors.
+        calls: golden vectors as lines of C; none for other languages, whose projects hold them as JSON.
+        agreements: what `kquant.verify` found of the file on the runtimes of its target, in words.
+        asked_db: what a test asks of a device, as `kquant.verify` does of a runtime that rounds otherwise.
         card: rows of what there is to know, in words.
     """
 
     title: str
     id: str
     guard: str
+    class_name: str
     version: str
     recipe: str
     target: str
@@ -156,12 +178,14 @@ class Described:
     parts: tuple[Part, ...]
     operators: tuple[Registered, ...]
     variables: int
-    arena: Arena
+    arena: Arena | None
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     labels: tuple[str, ...]
     normalization: Normalization | None
     calls: tuple[Call, ...]
+    agreements: tuple[str, ...]
+    asked_db: float
     card: tuple[tuple[str, str], ...]
 
 
@@ -170,11 +194,13 @@ def described(
     file: FileModel,
     *,
     title: str,
-    arena: Arena,
+    arena: Arena | None,
     golden: Golden,
     labels: Sequence[str],
     normalization: Normalization | None,
     card: Sequence[tuple[str, str]],
+    language: str = "c",
+    verified: Sequence[VerifyReport] = (),
 ) -> Described:
     """Put together what a project says.
 
@@ -182,54 +208,78 @@ def described(
         content: of the file.
         file: what it holds.
         title: the model's name.
-        arena: of the file.
+        arena: of the file; None where a program neither gives one nor registers operators.
         golden: of the file.
         labels: names of classes.
         normalization: of raw values.
         card: rows of what there is to know.
+        language: of the project.
+        verified: what is known of the file on the runtimes of its target.
 
     Raises:
         ValueError: an operator that TFLM has no registration for, by layer.
     """
-    inputs, outputs = ports(file.inputs), ports(file.outputs, written_by(file))
+    inputs, outputs = ports(file.inputs, language), ports(file.outputs, language, written_by(file))
     digest = hashlib.sha256(content).digest()
-    one = identifier(title)
+    one = identifier(title, language)
+    in_c = language == "c"
+    counts = range(golden.calls if in_c else 0)
     return Described(
         title=title,
         id=one,
         guard=one.upper(),
+        class_name=class_name(title, language),
         version=__version__,
         recipe=str(file.metadata.get("recipe", "")),
         target=str(file.metadata.get("target", "")),
         sha256=digest.hex(),
-        digest=_lines([f"0x{b:02x}" for b in digest], BYTES_PER_LINE),
+        digest=_lines([f"0x{b:02x}" for b in digest], BYTES_PER_LINE) if in_c else (),
         size=len(content),
-        array=_lines([f"0x{b:02x}" for b in content], BYTES_PER_LINE),
-        parts=parts(content, file),
-        operators=registered(file),
+        array=_lines([f"0x{b:02x}" for b in content], BYTES_PER_LINE) if in_c else (),
+        parts=parts(content, file) if in_c else (),
+        operators=() if arena is None else registered(file),
         variables=sum(op.code == "VAR_HANDLE" for op in file.operators),
         arena=arena,
         inputs=inputs,
         outputs=outputs,
         labels=tuple(labels),
         normalization=normalization,
-        calls=tuple(
-            Call(_vectors(inputs, golden.inputs, n), _vectors(outputs, golden.outputs, n)) for n in range(golden.calls)
-        ),
+        calls=tuple(Call(_vectors(inputs, golden.inputs, n), _vectors(outputs, golden.outputs, n)) for n in counts),
+        agreements=tuple(_agreement(report.runtime, a) for report in verified for a in report.agreements),
+        asked_db=max((report.agreement for report in verified), default=AGREEMENT_DB),
         card=tuple(card),
     )
 
 
-def ports(tensors: Sequence[FileTensor], writers: Mapping[int, str] | None = None) -> tuple[Port, ...]:
+def _agreement(runtime: str, a: Agreement) -> str:
+    noise = "no noise" if np.isinf(a.sqnr_db) else f"{a.sqnr_db:.1f} dB"
+    return f"{layer_of(a.output)} on {runtime}: {a.equal:.1%} of codes equal, {a.max_err_lsb} steps at most, {noise}"
+
+
+def ports(
+    tensors: Sequence[FileTensor], language: str = "c", writers: Mapping[int, str] | None = None
+) -> tuple[Port, ...]:
     """The inputs or the outputs of a file.
 
     Args:
         tensors: in order.
+        language: of the project.
         writers: what computes a tensor, by its index; otherwise the layer that the tensor is named after.
+
+    Raises:
+        ValueError: a type that cannot be handed over in that language.
     """
-    ids = distinct(layer_of(t.name) for t in tensors)
+    spoken = LANGUAGES[language]
+    for t in tensors:
+        if t.dtype not in spoken.types:
+            raise ValueError(
+                f"bundle: '{t.name}' is {t.dtype}, and {spoken.title} takes {', '.join(spoken.types)}. Give "
+                "io='float32', and the file converts real numbers itself."
+            )
+    ids = distinct((layer_of(t.name) for t in tensors), language)
     layers = [(writers or {}).get(t.index, layer_of(t.name)) for t in tensors]
-    return tuple(_port(t, layer, one, n) for n, (t, layer, one) in enumerate(zip(tensors, layers, ids, strict=True)))
+    rows = enumerate(zip(tensors, layers, ids, strict=True))
+    return tuple(_port(t, layer, one, n, spoken.types) for n, (t, layer, one) in rows)
 
 
 def written_by(file: FileModel) -> dict[int, str]:
@@ -271,10 +321,10 @@ def _start_of_digest(content: bytes) -> tuple[str, ...]:
     return _lines([f"0x{b:02x}" for b in hashlib.sha256(content).digest()[:PART_DIGEST]], BYTES_PER_LINE)
 
 
-def _port(t: FileTensor, layer: str, one: str, index: int) -> Port:
+def _port(t: FileTensor, layer: str, one: str, index: int, types: Mapping[str, str]) -> Port:
     shape = tuple(t.shape[1:])
     limits = np.iinfo(t.dtype) if np.dtype(t.dtype).kind in "iu" else None
-    coded = t.scale is not None
+    grid = None if t.scale is None else (float(t.scale[0]), int(t.zero_point[0]))
     return Port(
         name=t.name,
         layer=layer,
@@ -282,13 +332,25 @@ def _port(t: FileTensor, layer: str, one: str, index: int) -> Port:
         index=index,
         shape=shape,
         elements=int(np.prod(shape, dtype=np.int64)),
-        type=C_TYPES[t.dtype],
-        scale=None if t.scale is None else float(t.scale[0]),
-        zero_point=int(t.zero_point[0]) if coded else None,
+        type=types[t.dtype],
+        scale=None if grid is None else grid[0],
+        zero_point=None if grid is None else grid[1],
         low=0 if limits is None else int(limits.min),
         high=0 if limits is None else int(limits.max),
         channels=shape[-1] if shape else 1,
+        probes=() if grid is None else _probes(t, *grid),
     )
+
+
+def _probes(t: FileTensor, scale: float, zero: int) -> tuple[Probe, ...]:
+    """The ends of a grid, what lies beyond them, and what lies on, beside and halfway between codes."""
+    info = np.iinfo(t.dtype)
+    codes = [info.min, info.min + 1, zero, (info.min + info.max) // 2, info.max]
+    steps = np.array([c - zero + offset for c in codes for offset in (-0.5, -0.25, 0.0, 0.25, 0.5)], np.float32)
+    reals = np.append(np.float32(scale) * steps, np.array([1e30, -1e30], np.float32))
+    made = quantize_input(reals, t)
+    rows = zip(reals, made, dequantize_output(made, t), strict=True)
+    return tuple(Probe(float(real), int(code), float(back)) for real, code, back in rows)
 
 
 def registered(file: FileModel) -> tuple[Registered, ...]:

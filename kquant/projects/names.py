@@ -1,27 +1,22 @@
-"""Names of the user's -> names in C and C++."""
+"""Names of the user's -> names in C, C++, Kotlin and Swift."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
 
+from kquant.projects.languages import LANGUAGES
+
 LONGEST = 48  # of a name: C promises 31 to 63 characters that differ, and names get endings
-# Words that C11, C++17 or the Arduino core keep for themselves.
-RESERVED = frozenset(
-    "alignas alignof and asm auto bitand bitor bool break case catch char class compl const constexpr continue "
-    "decltype default delete do double else enum explicit export extern false final float for friend goto if "
-    "import inline int long module mutable namespace new noexcept not nullptr operator or override private "
-    "protected public register restrict return short signed sizeof static struct switch template this throw true "
-    "try typedef typeid typename union unsigned using virtual void volatile wchar_t while xor byte word boolean "
-    "setup loop main errno stdin stdout stderr linux unix".split()
-)
+MODEL = "Model"  # what classes end with
 
 
-def identifier(name: str) -> str:
-    """A legal name in C and C++ that is like a given one: lower case, no leading digit, no keyword, not too long.
+def identifier(name: str, language: str = "c") -> str:
+    """A legal name in a language that is like a given one: lower case, no leading digit, no keyword, not too long.
 
     Args:
         name: anything; what C does not know becomes an underscore.
+        language: of `LANGUAGES`.
 
     Example:
         >>> identifier("2-stage net.v1"), identifier("class"), identifier("../x"), identifier("\U0001f600")
@@ -31,24 +26,62 @@ def identifier(name: str) -> str:
     clean = re.sub(r"[^0-9a-z]+", "_", name.lower()).strip("_")[:LONGEST].strip("_")
     if not clean:
         return "model"
-    return f"m_{clean}" if clean[0].isdigit() or clean in RESERVED else clean
+    return f"m_{clean}" if clean[0].isdigit() or clean in LANGUAGES[language].reserved else clean
 
 
-def distinct(names: Iterable[str]) -> list[str]:
-    """Legal names, no two alike: a number is put behind a later one.
+def value_name(name: str, language: str = "c") -> str:
+    """A legal name of a value, in the manner of the language.
+
+    Args:
+        name: anything.
+        language: of `LANGUAGES`.
+
+    Example:
+        >>> value_name("input image"), value_name("input image", "swift"), value_name("in", "kotlin")
+        ('input_image', 'inputImage', 'mIn')
+    """
+    clean = identifier(name, language)
+    return clean[0] + _capitals(clean)[1:] if LANGUAGES[language].camel else clean
+
+
+def class_name(name: str, language: str) -> str:
+    """A legal name of a class.
+
+    Args:
+        name: of the model, anything.
+        language: of `LANGUAGES`.
+
+    Example:
+        >>> class_name("my net", "kotlin"), class_name("2 models", "swift"), class_name("big model", "swift")
+        ('MyNetModel', 'M2ModelsModel', 'BigModel')
+    """
+    one = _capitals(identifier(name, language))
+    if one == f"Compiled{MODEL}":  # LiteRT's own
+        return f"M{one}"
+    return one if one.endswith(MODEL) else one + MODEL
+
+
+def distinct(names: Iterable[str], language: str = "c") -> list[str]:
+    """Legal names of values, no two alike: a number is put behind a later one.
 
     Args:
         names: in order.
+        language: of `LANGUAGES`.
 
     Example:
-        >>> distinct(["a-b", "a b", "c"])
-        ['a_b', 'a_b_2', 'c']
+        >>> distinct(["a-b", "a b", "c"]), distinct(["a-b", "a b"], "swift")
+        (['a_b', 'a_b_2', 'c'], ['aB', 'aB2'])
     """
     taken: list[str] = []
+    between = "" if LANGUAGES[language].camel else "_"
     for name in names:
-        wanted = one = identifier(name)
+        wanted = one = value_name(name, language)
         number = 2
         while one in taken:
-            one, number = f"{wanted}_{number}", number + 1
+            one, number = f"{wanted}{between}{number}", number + 1
         taken.append(one)
     return taken
+
+
+def _capitals(clean: str) -> str:
+    return "".join(word[0].upper() + word[1:] for word in clean.split("_"))

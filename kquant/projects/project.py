@@ -26,8 +26,8 @@ from kquant.layers.provenance import provenance_of
 from kquant.projects.arena import Arena, smallest_arena, unit_scales_bytes
 from kquant.projects.described import Described, Normalization, described
 from kquant.projects.golden import Golden, golden_stream, golden_vectors, spread
-from kquant.projects.rendering import Kind, kind_of, rendered
-from kquant.runtime.running import ARENA, available, quantize_input
+from kquant.projects.rendering import Kind, kind_of, placed, rendered
+from kquant.runtime.running import available, quantize_input
 from kquant.tflite.edges import IO
 from kquant.tflite.file_content import debug_content
 from kquant.tflite.lowering import lower
@@ -48,10 +48,11 @@ class BundleReport:
     Attributes:
         folder: of the project.
         kind: of it.
-        name: in front of every symbol of C.
+        runtime: that gave the golden vectors.
+        name: of the model in the project's language.
         files: what lies in the folder, by relative path.
-        flash_bytes: of the model's array.
-        arena: RAM for tensors.
+        flash_bytes: of the model.
+        arena: RAM for tensors; None where the interpreter asks the system for it.
         macs: multiply-accumulates of one sample.
         operators: code -> count.
         golden: vectors that the self-test runs.
@@ -61,10 +62,11 @@ class BundleReport:
 
     folder: str
     kind: str
+    runtime: str
     name: str
     files: tuple[str, ...]
     flash_bytes: int
-    arena: Arena
+    arena: Arena | None
     macs: int
     operators: dict[str, int]
     golden: int
@@ -72,12 +74,14 @@ class BundleReport:
     export: ExportReport
 
     def __repr__(self) -> str:
+        if self.arena is None:
+            return f"BundleReport({self.folder}: {self.kind}, {self.flash_bytes:,} bytes)"
         arena = f"{self.arena.bytes:,} bytes of arena"
         return f"BundleReport({self.folder}: {self.kind}, {self.flash_bytes:,} bytes of flash, {arena})"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
-        arena = {**asdict(self.arena), "bytes": self.arena.bytes}
+        arena = None if self.arena is None else {**asdict(self.arena), "bytes": self.arena.bytes}
         return {**asdict(self), "arena": arena, "export": self.export.to_dict()}
 
 
@@ -100,23 +104,24 @@ def bundle(
     compression: Literal["lut"] | Storage | Sequence[Literal["lut"] | Storage] | None = None,
     debug: bool = False,
 ) -> BundleReport:
-    """Write a project for a microcontroller: the model as an array, and all that a program needs beside it.
+    """Write a project for a microcontroller or a phone: the model, and all that a program needs beside it.
 
     Reads: `qmodel` stays as it was.
 
-    The file is verified as `kquant.export` does it; the golden vectors are what TFLM computes for some of the samples.
+    The file is verified as `kquant.export` does it; the golden vectors are what TFLM computes for some of the samples,
+    or LiteRT where the project is for a phone.
     The project's `README.md` says how to use it. See docs/bundle.md.
 
     Args:
-        qmodel: quantized for target "tflm", and calibrated or trained.
+        qmodel: quantized for target "tflm", for a phone "litert", and calibrated or trained.
         folder: to write; new, empty, or an earlier bundle, which is replaced.
         data: representative data, see `kquant.calibrate`: the file is checked on them, and some become golden vectors.
-        kind: "tflm" (CMake), "arduino", "esp-idf" or "zephyr".
-        name: of the model in C; the model's own by default. What is no legal name becomes one.
+        kind: "tflm" (CMake), "arduino", "esp-idf", "zephyr", "android" or "ios".
+        name: of the model in the project; the model's own by default. What is no legal name there becomes one.
         golden: how many vectors the self-test runs; of a stream, calls.
         labels: names of the classes, one for each value of the last axis of the first output.
         scale: of the first input, what becomes of raw values: `(raw * scale - mean[c]) / std[c]`. Without any of the
-            three `io.h` has no conversion of raw values.
+            three a project has no conversion of raw values.
         mean: one number, or one for each value of the last axis.
         std: the same.
         io: see `kquant.export`.
@@ -124,7 +129,7 @@ def bundle(
         states: see `kquant.export`.
         compression: see `kquant.export`.
         debug: add a second model to the project, with what every layer computes among its outputs, whose self-test
-            names the first layer that differs. Not for streams.
+            names the first layer that differs. Not for streams, nor for phones.
 
     Returns:
         The report.
@@ -143,8 +148,7 @@ def bundle(
     """
     chosen = kind_of(kind)
     check_count("bundle", "golden", golden)
-    if debug and streaming:
-        raise ValueError("bundle: debug=True is for models over whole clips; leave it, or `streaming`, out.")
+    _check_debug(chosen, debug, bool(streaming))
     _check_runtime(chosen)
     _check_target(qmodel, chosen)
     folder = Path(folder)
@@ -154,33 +158,41 @@ def bundle(
     content, exported = _exported(qmodel, x, io, streaming, states, compression)
     file = read_model(content)
     _check_labels(labels, file.outputs[0].shape)
-    vectors = _golden(content, file, x, golden, bool(streaming))
-    arena = smallest_arena(content, file)
+    vectors = _golden(content, file, x, golden, bool(streaming), chosen.runtime)
+    arena = smallest_arena(content, file) if chosen.arena else None
     multiplied = sum(macs(unit) for unit in units(read(qmodel)))
     title = qmodel.name if name is None else name
     card = _card(exported, file, arena, multiplied, vectors.calls)
-    parts = {"labels": labels, "normalization": normalization, "card": card}
+    parts: dict[str, Any] = {"labels": labels, "normalization": normalization, "card": card}
+    parts |= {"language": chosen.language, "verified": exported.verification}
     about = described(content, file, title=title, arena=arena, golden=vectors, **parts)
-    layer_by_layer = _debug(qmodel, x, title) if debug else None
+    layer_by_layer = _debug(qmodel, x, title, chosen.runtime) if debug else None
     files = {place: text.encode() for place, text in rendered(chosen, about, layer_by_layer).items()}
-    files |= {FILE: content}
+    files |= _assets(chosen, about, content, vectors)
     _write(folder, files, old, about)
-    return _report(folder, kind, tuple(files), about, multiplied, exported)
+    return _report(folder, kind, tuple(files), about, vectors, multiplied, exported)
 
 
 def _report(
-    folder: Path, kind: str, files: tuple[str, ...], about: Described, multiplied: int, exported: ExportReport
+    folder: Path,
+    kind: str,
+    files: tuple[str, ...],
+    about: Described,
+    golden: Golden,
+    multiplied: int,
+    exported: ExportReport,
 ) -> BundleReport:
     return BundleReport(
         folder=str(folder),
         kind=kind,
+        runtime=kind_of(kind).runtime,
         name=about.id,
         files=(*files, MANIFEST),
         flash_bytes=about.size,
         arena=about.arena,
         macs=multiplied,
         operators=exported.operators,
-        golden=len(about.calls),
+        golden=golden.calls,
         sha256=about.sha256,
         export=exported,
     )
@@ -236,19 +248,27 @@ def _write(folder: Path, files: dict[str, bytes], old: list[str], about: Describ
         (folder / place).unlink(missing_ok=True)
 
 
-def _golden(content: bytes, file: FileModel, x: list[np.ndarray], count: int, streaming: bool) -> Golden:
+def _assets(kind: Kind, about: Described, content: bytes, golden: Golden) -> dict[str, bytes]:
+    """Files that no template makes."""
+    made = {"model": lambda: content, "golden": lambda: f"{golden.to_json()}\n".encode()}
+    return {placed(place, about): made[what]() for place, what in kind.assets.items()}
+
+
+def _golden(content: bytes, file: FileModel, x: list[np.ndarray], count: int, streaming: bool, runtime: str) -> Golden:
     """Some of the samples; of a stream, the first frames of one."""
     picked = [spread(a, 1 if streaming else count) for a in x]
     # a stream's states are inputs behind those that samples are given for
     codes = [quantize_input(a, t) for a, t in zip(picked, file.inputs, strict=False)]
-    return golden_stream(content, codes, count) if streaming else golden_vectors(content, file, codes)
+    if streaming:
+        return golden_stream(content, codes, count, runtime)
+    return golden_vectors(content, file, codes, runtime)
 
 
-def _debug(qmodel: keras.Model, x: list[np.ndarray], title: str) -> Described:
+def _debug(qmodel: keras.Model, x: list[np.ndarray], title: str, runtime: str) -> Described:
     """The model with what every layer computes among its outputs, and one golden vector."""
     content = debug_content(lower(qmodel))
     file = read_model(content)
-    vectors = _golden(content, file, x, 1, streaming=False)
+    vectors = _golden(content, file, x, 1, streaming=False, runtime=runtime)
     arena = smallest_arena(content, file)
     parts: dict[str, Any] = {"labels": (), "normalization": None, "card": ()}
     return described(content, file, title=f"{title} debug", arena=arena, golden=vectors, **parts)
@@ -266,10 +286,18 @@ def _exported(
         return path.read_bytes(), report
 
 
+def _check_debug(kind: Kind, debug: bool, streaming: bool) -> None:
+    if debug and streaming:
+        raise ValueError("bundle: debug=True is for models over whole clips; leave it, or `streaming`, out.")
+    if debug and not kind.debug:
+        raise ValueError(f"bundle: {kind.title} has no debug model; leave debug=True out.")
+
+
 def _check_runtime(kind: Kind) -> None:
-    if ARENA not in available():
+    if kind.runtime not in available():
+        arena = " and an arena" if kind.arena else ""
         raise ImportError(
-            f"bundle: {kind.title} wants golden vectors and an arena of TensorFlow Lite Micro: pip install "
+            f"bundle: {kind.title} wants golden vectors{arena} of {kind.runs_on}: pip install "
             "'kquant[micro]' (Linux only)."
         )
 
@@ -278,10 +306,11 @@ def _check_target(qmodel: keras.Model, kind: Kind) -> None:
     """A file of another target may use operators or roundings that this one has not."""
     read(qmodel)  # what is no quantized model is refused here
     origin = provenance_of(qmodel.layers)
-    if ARENA not in origin.load_target().runtimes:
+    if kind.runtime not in origin.load_target().runtimes:
         raise ValueError(
-            f"bundle: this model is quantized for target '{origin.target}', and {kind.title} runs on TensorFlow Lite "
-            f"Micro, which rounds otherwise. Expected: kquant.quantize(model, target='{kind.target}')."
+            f"bundle: this model is quantized for target '{origin.target}', and {kind.title} runs on "
+            f"{kind.runs_on}, which rounds otherwise. Expected: kquant.quantize(model, "
+            f"target='{kind.target}')."
         )
 
 
@@ -313,18 +342,28 @@ def _normalization(qmodel: keras.Model, scale: Any, mean: Any, std: Any) -> Norm
     return Normalization(1.0 if scale is None else float(scale), *wide)
 
 
-def _card(exported: ExportReport, file: FileModel, arena: Arena, multiplied: int, calls: int) -> list[tuple[str, str]]:
+def _card(
+    exported: ExportReport, file: FileModel, arena: Arena | None, multiplied: int, calls: int
+) -> list[tuple[str, str]]:
     operators = ", ".join(f"{count} {code}" for code, count in sorted(exported.operators.items()))
-    scales = unit_scales_bytes(file)
-    rule = "{type = 'Dense', weights = {per_axis = false}}"
-    said = f"{scales:,} bytes of the arena; a rule {rule} takes one for each layer"
+    size = f"{exported.file_bytes:,} bytes, of them weights {exported.weight_bytes:,}"
+    memory = [("file", size)] if arena is None else [("flash", size), *_memory(file, arena)]
     return [
-        ("flash", f"{exported.file_bytes:,} bytes, of them weights {exported.weight_bytes:,}"),
-        ("arena", f"{arena.bytes:,} bytes: {arena.smallest_bytes:,} on a 64-bit host, {arena.margin_bytes:,} margin"),
-        ("most tensors alive", f"at {arena.peak_layer}: {arena.peak_bytes:,} bytes"),
-        *([("scales of single units", said)] if scales > MUCH * arena.bytes else []),
+        *memory,
         ("multiply-accumulates", f"{multiplied:,} for one sample"),
         ("operators", operators),
         ("recipe, target", f"{exported.recipe}, {exported.target}"),
         ("golden vectors", str(calls)),
+    ]
+
+
+def _memory(file: FileModel, arena: Arena) -> list[tuple[str, str]]:
+    scales = unit_scales_bytes(file)
+    rule = "{type = 'Dense', weights = {per_axis = false}}"
+    said = f"{scales:,} bytes of the arena; a rule {rule} takes one for each layer"
+    host = f"{arena.smallest_bytes:,} on a 64-bit host, {arena.margin_bytes:,} margin"
+    return [
+        ("arena", f"{arena.bytes:,} bytes: {host}"),
+        ("most tensors alive", f"at {arena.peak_layer}: {arena.peak_bytes:,} bytes"),
+        *([("scales of single units", said)] if scales > MUCH * arena.bytes else []),
     ]

@@ -6,8 +6,9 @@ import tomllib
 from collections.abc import Mapping
 from functools import cache
 from importlib import resources
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from pydantic import BaseModel, ConfigDict
 
@@ -23,16 +24,27 @@ class Kind(BaseModel):
     Attributes:
         title: for messages.
         target: for which its file must be.
-        files: where a file lies in the project -> the template that it is made of. `{id}` is the model's name in C.
-        debug: likewise, of the model whose outputs are those of every layer.
+        runtime: that gives the golden vectors.
+        runs_on: the same in words.
+        language: of its sources, see `languages`.
+        arena: a program gives the interpreter its memory, and registers the operators.
+        files: where a file lies in the project -> the template that it is made of. `{id}` is the model's name in the
+            language, `{type}` that of its class.
+        debug: likewise, of the model whose outputs are those of every layer; none where no template asks for it.
+        assets: where a file lies in the project -> what of the model it is: "model", or its "golden" vectors as JSON.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     title: str
     target: str
+    runtime: str
+    runs_on: str
+    language: str
+    arena: bool
     files: Mapping[str, str]
     debug: Mapping[str, str]
+    assets: Mapping[str, Literal["model", "golden"]]
 
 
 @cache
@@ -78,14 +90,13 @@ def rendered(kind: Kind, about: Described, debug: Described | None = None) -> di
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        autoescape=False,  # C, CMake, Markdown
+        autoescape=False,  # C, CMake, Kotlin, Swift, Markdown
     )
-    environment.filters["c_float"] = c_float
-    environment.filters["c_comment"] = c_comment
-    environment.filters["c_string"] = c_string
+    for each in (c_float, c_comment, c_string, kotlin_string, swift_float, swift_string):
+        environment.filters[each.__name__] = each
     sets = [(kind.files, about), *([] if debug is None else [(kind.debug, debug)])]
     return {
-        place.format(id=one.id): environment.get_template(f"{template}.jinja").render(
+        placed(place, one): environment.get_template(f"{template}.jinja").render(
             about=one, kind=kind, debug=debug if one is about else None
         )
         for files, one in sets
@@ -93,8 +104,18 @@ def rendered(kind: Kind, about: Described, debug: Described | None = None) -> di
     }
 
 
+def placed(place: str, about: Described) -> str:
+    """Where a file lies in a project.
+
+    Args:
+        place: as the kind says.
+        about: what the project is about.
+    """
+    return place.format(id=about.id, type=about.class_name)
+
+
 def c_comment(text: str) -> str:
-    r"""A user's words inside a comment of C: they cannot end it, nor run on behind it.
+    r"""A user's words inside a comment of C, Kotlin or Swift: they cannot end it, nor run on behind it.
 
     Example:
         >>> c_comment("a */ b \\"), c_comment("net\nwork")
@@ -119,3 +140,44 @@ def _escaped(byte: int) -> str:
     if chr(byte) in '"\\?':  # `??/` is a backslash in old C
         return f"\\{chr(byte)}"
     return chr(byte) if 32 <= byte < 127 else f"\\{byte:03o}"
+
+
+def kotlin_string(text: str) -> str:
+    r"""A user's words inside quotes of Kotlin, in ASCII.
+
+    Example:
+        >>> print(kotlin_string('say "a" for $1 or \u00e9'))
+        say \"a\" for \$1 or \u00e9
+    """
+    units = text.encode("utf-16-be", "surrogatepass")
+    codes = (int.from_bytes(units[i : i + 2], "big") for i in range(0, len(units), 2))
+    return "".join(_plain(code, '"\\$') or f"\\u{code:04x}" for code in codes)
+
+
+def swift_string(text: str) -> str:
+    r"""A user's words inside quotes of Swift, in ASCII.
+
+    Example:
+        >>> print(swift_string('say "a" or \u00e9'))
+        say \"a\" or \u{e9}
+    """
+    # half a surrogate pair is no character of Swift's
+    whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return "".join(_plain(ord(c), '"\\') or f"\\u{{{ord(c):x}}}" for c in whole)
+
+
+def swift_float(value: float) -> str:
+    """A Float of Swift with the same bits: a literal is rounded to a Double on its way.
+
+    Example:
+        >>> swift_float(0.1)
+        'Float(bitPattern: 0x3dcccccd)'
+    """
+    return f"Float(bitPattern: 0x{int(np.float32(value).view(np.uint32)):08x})"
+
+
+def _plain(code: int, special: str) -> str:
+    """A character as it stands in a text, or behind a backslash; "" where it needs its number."""
+    if not 32 <= code < 127:
+        return ""
+    return f"\\{chr(code)}" if chr(code) in special else chr(code)

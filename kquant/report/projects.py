@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 from kquant.projects.project import BundleReport
+from kquant.projects.rendering import kind_of
 from kquant.report.page import Page, page
 from kquant.report.tables import Table
 
 
 @page.register
 def _bundle(report: BundleReport) -> Page:
-    arena = report.arena
     rows = tuple((code, str(count)) for code, count in sorted(report.operators.items()))
     return Page(
         headline=f"{report.folder}: {report.name}, {report.kind}, {len(report.files)} files",
         ok=all(v.ok for v in report.export.verification),
         findings=(),
         facts=(
-            f"flash {report.flash_bytes:,} bytes (the array; code of kernels comes on top)",
-            f"arena {arena.bytes:,} bytes: {arena.smallest_bytes:,} by trial on this 64-bit host, and a margin of "
-            f"{arena.margin_bytes:,}",
-            f"of it tensors that share memory and scratch {arena.activation_bytes:,}, what stays "
-            f"{arena.persistent_bytes:,}; most tensors are alive at {arena.peak_layer}",
+            *_memory(report),
             f"{report.macs:,} multiply-accumulates for one sample",
-            f"{report.golden} golden vectors of TensorFlow Lite Micro; model SHA-256 {report.sha256[:16]}...",
+            f"{report.golden} golden vectors of {kind_of(report.kind).runs_on}; model SHA-256 {report.sha256[:16]}...",
         ),
         tables=(Table("Operators", ("operator", "count"), rows, ("count",)),),
+    )
+
+
+def _memory(report: BundleReport) -> tuple[str, ...]:
+    arena = report.arena
+    if arena is None:
+        return (f"file {report.flash_bytes:,} bytes",)
+    return (
+        f"flash {report.flash_bytes:,} bytes (the array; code of kernels comes on top)",
+        f"arena {arena.bytes:,} bytes: {arena.smallest_bytes:,} by trial on this 64-bit host, and a margin of "
+        f"{arena.margin_bytes:,}",
+        f"of it tensors that share memory and scratch {arena.activation_bytes:,}, what stays "
+        f"{arena.persistent_bytes:,}; most tensors are alive at {arena.peak_layer}",
     )

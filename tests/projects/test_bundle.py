@@ -24,7 +24,8 @@ from kquant.projects import project
 from kquant.projects.arena import ALIGNMENT, peak_of
 from kquant.projects.described import described
 from kquant.projects.golden import golden_vectors
-from kquant.projects.names import LONGEST, RESERVED, distinct, identifier
+from kquant.projects.languages import LANGUAGES
+from kquant.projects.names import LONGEST, distinct, identifier
 from kquant.projects.rendering import c_comment, c_string, kinds, rendered
 from kquant.runtime.arenas import fits_arena
 from kquant.runtime.running import available, quantize_input
@@ -188,7 +189,7 @@ def test_every_operator_of_tflm_has_a_registration_or_is_known_to_have_none() ->
     assert {code: facts(code).resolver_of(code) for code in named} == named
 
 
-@pytest.mark.parametrize("kind", sorted(kinds()))
+@pytest.mark.parametrize("kind", sorted(name for name, kind in kinds().items() if kind.arena))
 def test_every_kind_is_whole(q: keras.Model, kind: str, tmp_path: Path) -> None:
     made = kquant.bundle(q, tmp_path / kind, data=X, kind=kind, name="my net", golden=1)
     folder = tmp_path / kind
@@ -437,7 +438,7 @@ def test_names_of_users_cannot_leave_their_places(made: kquant.BundleReport, tmp
     (tmp_path / "main.cc").write_text("int main() { return 0; }\n")
     content = (Path(made.folder) / "model.tflite").read_bytes()
     file = kquant.inspect(content)
-    golden = golden_vectors(content, file, [quantize_input(X[:1], file.inputs[0])])
+    golden = golden_vectors(content, file, [quantize_input(X[:1], file.inputs[0])], "tflm")
     for n, name in enumerate(ODD):
         parts = {"arena": made.arena, "golden": golden, "normalization": None, "card": [("a", "b")]}
         about = described(content, file, title=name, labels=[name, name, "c"], **parts)
@@ -459,7 +460,7 @@ def test_names_are_legal_and_distinct(names: list[str]) -> None:
     for name in made:
         assert re.fullmatch("[a-z][a-z0-9_]*", name)
         assert "__" not in name
-        assert name not in RESERVED
+        assert name not in LANGUAGES["c"].reserved
         assert len(name) <= LONGEST + 8
         assert len(name) > LONGEST or identifier(name) == name
 
