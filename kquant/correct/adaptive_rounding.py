@@ -22,7 +22,7 @@ from kquant.correct.rounding import Examples, Settings, applied, products, round
 from kquant.correct.sweep import Sweep
 from kquant.layers.kernel import has_codes
 from kquant.ops.rows import from_matrix
-from kquant.views.quantized_model import Place, forget_graphs, places
+from kquant.views.quantized_model import Place, forget_graphs, inside_loops, places
 
 HELD_OUT = 8  # every 8th sample judges
 
@@ -198,8 +198,9 @@ def _name_others(sweep: Sweep, layers: list[Place]) -> None:
             "weights that are rounded one by one would share no longer."
         )
     others = {place.name for place in layers if place.rows is None}
-    # Holders that are no places: an LSTM.
+    # Holders that are no places: an LSTM, and the kernels of a step that is repeated.
     others |= {node.name for node in sweep.graph.nodes if has_codes(node.op) and not node.op.takes("rounding")}
+    others |= inside_loops(sweep.graph)
     if others:
         warn(
             f"adaround: {', '.join(sorted(others))} stay rounded to nearest; only roundings of matrix products are "

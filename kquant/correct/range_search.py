@@ -21,7 +21,7 @@ from kquant.correct.reconstruction import Reservoir, channels_of, input_rows, mo
 from kquant.correct.sweep import Sweep
 from kquant.layers.kernel import has_codes
 from kquant.ops.rows import as_matrix
-from kquant.views.quantized_model import Place, forget_graphs, places
+from kquant.views.quantized_model import Place, forget_graphs, inside_loops, places
 
 WIDEST_GRAM = 4096  # inputs of an output; 128 MiB in float64
 # Positions and values of them that a Gram matrix is summed over, and positions for each of its rows at least: more take
@@ -106,9 +106,10 @@ def _reach(sweep: Sweep, place: Place, candidates: int) -> np.ndarray:
 
 def _name_others(sweep: Sweep) -> None:
     """Layers with weights whose ranges no correction can set."""
-    names = sorted({node.name for node in sweep.graph.nodes if has_codes(node.op) and not node.op.takes("reach")})
+    names = {node.name for node in sweep.graph.nodes if has_codes(node.op) and not node.op.takes("reach")}
+    names |= inside_loops(sweep.graph)
     if names:
-        warn(f"sequential_mse: the matrices of {', '.join(names)} (LSTM) keep their ranges.")
+        warn(f"sequential_mse: the matrices of {', '.join(sorted(names))} (recurrent) keep their ranges.")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,9 @@ import keras
 
 from kquant.core.messages import did_you_mean
 from kquant.core.origin import fits, identities
+from kquant.graph.keras_private import inner_layers
 from kquant.layers.kernel import Holder, Kernel, holders
+from kquant.layers.loop import Loop
 from kquant.layers.transform import Transform
 from kquant.ops.rule import Geometry
 from kquant.recipe.recipe import LayerRule
@@ -83,9 +85,24 @@ def note_of_unknown(model: keras.Model) -> str:
     held = [layer.layer if isinstance(layer, Holder) else layer for layer in model.layers]
     # Each once, in the order of the model.
     names = list(dict.fromkeys(name for layer in held for name in unknown_kernels(layer)))
-    if not names:
-        return ""
-    return f"left as they are, because kquant knows no kernels among weights of such layers: {', '.join(names)}."
+    # of a float model: what `kquant.fold` made of recurrent layers, whose step is a model of layers without places
+    loops = [f"{op.name} (Loop)" for op in held if isinstance(op, Loop) and not _holds_places(op)]
+    notes = []
+    if names:
+        notes.append(
+            f"left as they are, because kquant knows no kernels among weights of such layers: {', '.join(names)}."
+        )
+    if loops:
+        notes.append(
+            f"left as they are, because a folded model holds a single step of them: {', '.join(loops)}. Change the "
+            "model before kquant.fold."
+        )
+    return " ".join(notes)
+
+
+def _holds_places(loop: Loop) -> bool:
+    """True where the layers of a step have places for transforms, as a quantized model's have."""
+    return any(isinstance(layer, Holder) for layer in inner_layers(loop))
 
 
 def note_of(frozen: Sequence[Site]) -> str:

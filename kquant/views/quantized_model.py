@@ -13,7 +13,8 @@ import tensorflow as tf
 
 from kquant.graph.graph import Graph, Node, drop_read, reachable, run, trace
 from kquant.graph.keras_private import inner_layers, recorded_calls
-from kquant.layers.loop import Step
+from kquant.layers.kernel import has_codes
+from kquant.layers.loop import Loop, Step
 from kquant.layers.nodes import Compressed, FakeQuant, observing
 from kquant.ops import find
 from kquant.ops.rule import Rule
@@ -90,6 +91,16 @@ def read(qmodel: keras.Model) -> Graph:
     if not any(isinstance(node.op, QUANTIZING) for node in graph.nodes):
         raise ValueError(f"{qmodel.name}: not a quantized model; pass what kquant.quantize returned.")
     return graph
+
+
+def inside_loops(graph: Graph) -> set[str]:
+    """Names of layers with codes in the steps of loops, which no call of the graph shows.
+
+    Args:
+        graph: see `read`.
+    """
+    inside = [layer for node in graph.nodes if isinstance(node.op, Loop) for layer in inner_layers(node.op)]
+    return {layer.name for layer in inside if has_codes(layer)}
 
 
 def places(graph: Graph) -> list[Place]:
