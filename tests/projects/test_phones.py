@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 import kquant
 from kquant.exporting.streams import Stream
-from kquant.projects.described import Described, described, ports
+from kquant.projects.described import Described, Normalization, Port, Probe, described, ports
 from kquant.projects.golden import Golden, golden_vectors
 from kquant.projects.languages import LANGUAGES
 from kquant.projects.names import LONGEST, class_name, distinct, identifier
@@ -128,6 +128,57 @@ def test_every_kind_is_whole(made: dict[str, kquant.BundleReport], kind: str) ->
     told = "\n".join(_texts(folder).values())
     assert "20.0 dB" in told
     assert re.search(r"score.* on litert: [\d.]+% of codes equal, \d steps at most", told)
+
+
+def _written_by_hand(language: str) -> Described:
+    """Two inputs and two outputs, of codes and of floats, from no model."""
+    code = {"scale": 0.25, "zero_point": 3, "low": -128, "high": 127}
+    real = {"scale": None, "zero_point": None, "low": 0, "high": 0}
+    types = LANGUAGES[language].types
+    probes = (Probe(1.125, 7, 1.0), Probe(-40.0, -128, -32.75))
+
+    def port(name: str, index: int, shape: tuple[int, ...], dtype: str, grid: dict[str, Any]) -> Port:
+        told = {"elements": int(np.prod(shape)), "channels": shape[-1], "probes": probes if grid is code else ()}
+        return Port(name, name, name, index, shape, type=types[dtype], **grid, **told)
+
+    return Described(
+        title="tiny */ net",
+        id="tiny_net",
+        guard="TINY_NET",
+        class_name="TinyNetModel",
+        version="1.2.3",
+        recipe="int8",
+        target="litert",
+        sha256="0123456789abcdef" * 4,
+        digest=(),
+        size=1000,
+        array=(),
+        parts=(),
+        operators=(),
+        variables=0,
+        arena=None,
+        inputs=(port("image", 0, (2, 2), "int8", code), port("speed", 1, (1,), "float32", real)),
+        outputs=(port("kind", 0, (2,), "int8", code), port("place", 1, (3,), "float32", real)),
+        labels=("left", 'the "right"'),
+        normalization=Normalization(0.5, (1.0, 2.0), (1.0, 4.0)),
+        calls=(),
+        agreements=("kind on litert: 99.0% of codes equal, 1 steps at most, 40.0 dB",),
+        asked_db=20.0,
+        card=(("file", "1,000 bytes"),),
+    )
+
+
+@pytest.mark.parametrize("kind", PHONES)
+def test_the_text_is_the_one_that_was_read(kind: str) -> None:
+    """A change of a template shows here as it does in a project: REWRITE=1 writes the new text, to be read."""
+    chosen, folder = kinds()[kind], Path(__file__).parent / "texts" / kind
+    texts = rendered(chosen, _written_by_hand(chosen.language))
+    if os.environ.get("REWRITE"):
+        shutil.rmtree(folder, ignore_errors=True)
+        for place, text in texts.items():
+            (folder / place).parent.mkdir(parents=True, exist_ok=True)
+            (folder / place).write_text(text)
+    assert _texts(folder) == texts
 
 
 def _compiled_model(content: bytes) -> Any:
