@@ -238,7 +238,7 @@ def described(
         array=_lines([f"0x{b:02x}" for b in content], BYTES_PER_LINE) if in_c else (),
         parts=parts(content, file) if in_c else (),
         operators=() if arena is None else registered(file),
-        variables=sum(op.code == "VAR_HANDLE" for op in file.operators),
+        variables=sum(op.code == "VAR_HANDLE" and op.subgraph == 0 for op in file.operators),
         arena=arena,
         inputs=inputs,
         outputs=outputs,
