@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from kquant.core.checks import present
 from kquant.core.operators import facts
 from kquant.runtime.arenas import arena_bytes, arena_parts
+from kquant.tflite.memory_plan import memory_plan
 from kquant.tflite.reader import FileModel
 from kquant.tflite.timeline import HELPERS
 
@@ -62,30 +61,19 @@ def smallest_arena(content: bytes, file: FileModel) -> Arena:
 
 
 def peak_of(file: FileModel) -> tuple[str, int]:
-    """The operator at which most bytes of tensors are alive, by the name of what it computes, and how many.
+    """The operator at which the memory of tensors is filled to its end, by the name of what it computes, and how many
+    bytes are alive there.
 
     Args:
         file: what `kquant.inspect` reads; constants lie in flash.
     """
-    tensors = {t.index: t for t in file.tensors}
-    made = {i for op in file.operators for i in op.outputs} | {t.index for t in file.inputs}
-    first = {t.index: 0 for t in file.inputs}
-    last = {t.index: len(file.operators) for t in file.outputs}
-    for number, op in enumerate(file.operators):
-        for i in op.outputs:
-            first.setdefault(i, number)
-        for i in op.inputs:
-            last[i] = max(last.get(i, 0), number)
-    made -= {i for i, t in tensors.items() if t.type == "RESOURCE"}  # handles of states, which lie elsewhere
-    alive = {i: range(first[i], max(last.get(i, first[i]), first[i]) + 1) for i in made if i in first and i in tensors}
-    size = {i: int(np.prod(tensors[i].shape)) * np.dtype(tensors[i].dtype).itemsize for i in alive}
-    totals = [sum(size[i] for i in alive if n in alive[i]) for n in range(len(file.operators))]
-    if not totals:
+    plan = memory_plan(file)
+    if plan.peak < 0:
         return "", 0
-    at = int(np.argmax(totals))
     # a DECODE writes weights for the operator behind it, whose layer they are
-    named = next((op for op in file.operators[at:] if not facts(op.code).unlisted), file.operators[at])
-    return layer_of(tensors[named.outputs[0]].name), totals[at]
+    named = next((op for op in file.operators[plan.peak :] if not facts(op.code).unlisted), file.operators[plan.peak])
+    names = {t.index: t.name for t in file.tensors}
+    return layer_of(names[named.outputs[0]]), plan.alive_bytes[plan.peak]
 
 
 def unit_scales_bytes(file: FileModel) -> int:
