@@ -14,6 +14,7 @@ import numpy as np
 
 import kquant
 from benchmarks import assets
+from kquant.recipe import recipe as recipes
 
 SAMPLES = 256
 
@@ -46,13 +47,13 @@ def main() -> None:
     if t.y is None:
         return
     real = np.mean(t.model.predict(t.x, verbose=0).argmax(1) == t.y)
-    base = kquant.recipe.recipe.load(chosen.recipe)
+    base = recipes.load(chosen.recipe)
     label = f"{base.weights.bits}-bit weights, rounded to nearest"
     print(f"accuracy of {len(t.y)} samples: float {real:.4f}, {label} {accuracy_of(q, t):.4f}")
     for finding in analysis.findings:
         if finding.remedy.startswith("[[rules]]"):
             rules = tomllib.loads(finding.remedy)["rules"]
-            changed = base.model_copy(update={"rules": tuple(kquant.recipe.recipe.LayerRule(**r) for r in rules)})
+            changed = base.model_copy(update={"rules": tuple(recipes.LayerRule(**r) for r in rules)})
             print(f"  with {rules[0]}: {accuracy_of(calibrated(t, changed), t):.4f}", flush=True)
 
 

@@ -57,7 +57,7 @@ def weigh(q: keras.Model, data: np.ndarray) -> int:
         counts[[0, -1]] -= weights.sum()
         seen = Statistics(rows.min(keepdims=True)[0], rows.max(keepdims=True)[0], np.maximum(counts, 0), total.reach)
         low, high = mse(seen, node.op.spec)
-        node.op.set_range(node.kwargs.get("site", 0), low, high, 1.0)
+        node.op.set_range(node.kwargs.get("site", 0), low, high)
         count += 1
     forget_graphs(q)
     return count

@@ -76,21 +76,22 @@ def command(name: str, given: Path, out: Path, old: bool) -> list[str]:
     if name == "correct":
         files = ["--path", str(out / "net.keras"), "--path", str(out / "net.tflite")]
         return ["correct", str(given / "net.keras"), *data, "--steps", "calibrate,bias", *files, *recipe]
-    return ["export", str(given / ("old.keras" if old else "quantized.keras"))]  # which is no command: a verb
+    # the verb; the command of that name writes projects
+    return ["export", str(given / ("old.keras" if old else "quantized.keras"))]
 
 
 def work(name: str, given: Path, out: Path, old: bool) -> None:
     """One run, in this process."""
     from kquant.app import command_files
     from kquant.app.cli import app
-    from kquant.exporting import export_file
+    from kquant.exporting.export_file import export
 
     arguments = command(name, given, out, old)
     if name == "autotune" and (out / "rungs.json").exists():
         (out / "rungs.json").unlink()  # of a run that was killed: its state is kept on purpose
     if name == "export":
         q = command_files.load_model(arguments[1])
-        export_file(q, out / "net.tflite", encodings=out / "net.json")
+        export(q, out / "net.tflite", encodings=out / "net.json")
     else:
         app(arguments, standalone_mode=False)
 
