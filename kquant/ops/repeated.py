@@ -16,10 +16,8 @@ import keras
 
 from kquant.layers.loop import Loop, Step
 from kquant.ops.activation import activate
-from kquant.ops.real_steps import padded
-from kquant.ops.recurrent import refuse_states, turned
 from kquant.ops.rule import Make, Rule, example
-from kquant.ops.unrolled import CELLS, Steps, of_real, refuse_stateful, returned, unrollable
+from kquant.ops.unrolled import CELLS, Steps, entered, of_real, returned, unrollable
 
 layers = keras.layers
 
@@ -42,13 +40,7 @@ class OneStep(Steps):
 
 def loop(op: Any, make: Make, x: Any, initial_state: Any = None, mask: Any = None, **_: Any) -> Any:
     """The layer as a `Loop` behind its products with the whole sequence."""
-    refuse_states(op, initial_state)
-    refuse_stateful(op)
-    real = padded(op, make, mask)
-    if real is not None:
-        x = real.enter(x)
-    elif op.go_backwards:
-        x = turned(op, make, x)
+    x, real = entered(op, make, x, initial_state, mask)
     build, count = CELLS[type(op.cell)]
     steps = OneStep(op, make)
     parts, step = build(steps, x)

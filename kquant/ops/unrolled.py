@@ -209,10 +209,23 @@ def refuse_stateful(op: Any) -> None:
         )
 
 
-def unroll(op: Any, make: Make, x: Any, initial_state: Any = None, mask: Any = None, **_: Any) -> Any:
-    """Every step of the layer in simpler layers."""
+def entered(op: Any, make: Make, x: Any, initial_state: Any, mask: Any) -> tuple[Any, Any]:
+    """The sequence as the cell meets it, and which of its steps are real; None where nothing masks any.
+
+    Raises:
+        ValueError: an initial state or one that stays, by the layer's name; a mask that cannot be followed.
+    """
     refuse_states(op, initial_state)
     refuse_stateful(op)
+    real = padded(op, make, mask)
+    if real is not None:
+        return real.enter(x), real
+    return (turned(op, make, x) if op.go_backwards else x), None
+
+
+def unroll(op: Any, make: Make, x: Any, initial_state: Any = None, mask: Any = None, **_: Any) -> Any:
+    """Every step of the layer in simpler layers."""
+    x, real = entered(op, make, x, initial_state, mask)
     count = x.shape[1]
     if count > MOST_STEPS:
         raise ValueError(
@@ -220,11 +233,6 @@ def unroll(op: Any, make: Make, x: Any, initial_state: Any = None, mask: Any = N
             f"more than {MOST_STEPS} make a file too large. Export the model of one step (kquant.cell), take an LSTM "
             "with its default activations, which is one operator, or shorten the sequence (a convolution with strides)."
         )
-    real = padded(op, make, mask)
-    if real is not None:
-        x = real.enter(x)
-    elif op.go_backwards:
-        x = turned(op, make, x)
     build, number = CELLS[type(op.cell)]
     steps = Steps(op, make)
     inputs, step = build(steps, x)
