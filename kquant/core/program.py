@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -105,30 +105,6 @@ class Program:
     def codes(self, name: str, codes: np.ndarray, encoding: Encoding) -> Ref:
         """Stored codes of a quantized tensor, in the type of their encoding."""
         return self.constant(name, np.asarray(codes).astype(encoding.dtype), encoding)
-
-    def programs(self) -> Iterator[Program]:
-        """The program itself and those that its operators run, at any depth, in the order of the file."""
-        yield self
-        for op in self.operators:
-            for inner in op.graphs.values():
-                yield from inner.programs()
-
-    def distinct_names(self) -> None:
-        """Number the tensors that share a name, in the order of the file; a shared layer makes several."""
-        taken: set[str] = set()
-        seen: set[int] = set()
-        for program in self.programs():
-            # inputs first, outputs last: the user's names stay where they can, and helpers get the numbers
-            used = [ref for op in program.operators for ref in (*op.inputs, *op.outputs) if ref is not None]
-            for ref in (*program.inputs, *used, *program.outputs):
-                if id(ref) in seen:
-                    continue
-                seen.add(id(ref))
-                wanted, n = ref.name, 1
-                while ref.name in taken:
-                    ref.name = f"{wanted}_{n}"
-                    n += 1
-                taken.add(ref.name)
 
     def emit(self, code: str, inputs: Sequence[Ref | None], output: Ref, **options: Any) -> Ref:
         """Append an operator with one output, and return that output."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from kquant.calibration.aimet_encodings import encodings as encodings_of
 from kquant.calibration.data import gather
 from kquant.core.renamed import renamed
 from kquant.core.spec import Encoding
-from kquant.exporting.stored_check import Compression, refuse_other_outputs, refuse_undecoded, storages_of
+from kquant.exporting.stored_check import Compression, check_runtime, refuse_other_outputs, storages_of
 from kquant.exporting.streams import Stream, StreamCheck, StreamReport, check_stream, describe_stream
 from kquant.exporting.verification import VerifyReport, compare
 from kquant.files.atomic import Outputs
@@ -29,6 +30,7 @@ from kquant.tflite.file_content import Files, Form, to_files
 from kquant.tflite.lowering import Lowered, lower
 from kquant.tflite.reader import FileModel, contents, read_model
 from kquant.tflite.states import States
+from kquant.tflite.storage import Storage
 from kquant.tflite.streaming import Streamed
 from kquant.tflite.vela import find_vela, vela_bytes
 from kquant.tflite.weight_bytes import FileBytes, count_bytes
@@ -147,12 +149,11 @@ def export(
     results = Outputs([target_path] if encodings is None else [target_path, encodings], "export")
     beside = None if encodings is None else encodings_of(qmodel, encodings_version)
     lowered = lower(qmodel)
-    refuse_undecoded(lowered.target, wanted, check_runtimes)
     files = to_files(lowered, Form(io, int(streaming), states, wanted))
     file, held = contents(files.content)
     counted = count_bytes(files.content, file, held)
     compared = file if files.streamed is None else read_model(files.over_clips)
-    checked = _checked(qmodel, lowered, files, compared, data) if check_runtimes else _Checked()
+    checked = _checked(qmodel, lowered, files, compared, data, wanted) if check_runtimes else _Checked()
     streamed = None if files.streamed is None else describe_stream(files.streamed, states, checked.streams)
     with results as new:
         new.write(target_path, files.content)
@@ -206,7 +207,9 @@ class _Checked:
     streams: tuple[StreamCheck, ...] = ()
 
 
-def _checked(qmodel: keras.Model, lowered: Lowered, files: Files, file: FileModel, data: Any) -> _Checked:
+def _checked(
+    qmodel: keras.Model, lowered: Lowered, files: Files, file: FileModel, data: Any, wanted: Sequence[Storage]
+) -> _Checked:
     """Run what was written: against the model, a stream against its clips, stored weights against plain ones.
 
     Args:
@@ -215,7 +218,9 @@ def _checked(qmodel: keras.Model, lowered: Lowered, files: Files, file: FileMode
         files: what was written.
         file: what `files.compared` holds.
         data: to run it on, or None for random codes.
+        wanted: what its weights may be stored in.
     """
+    check_runtime(wanted)
     x = _random(lowered) if data is None else gather(qmodel, data, CHECKED_SAMPLES)
     with ThreadPoolExecutor() as pool:
         arena = pool.submit(arena_of, files.content, read_model(files.content), lowered.target)

@@ -6,10 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from kquant import targets
 from kquant.runtime.decoding import DECODES, check_decodes
 from kquant.runtime.running import available, probe, quantize_input
-from kquant.targets import Target
 from kquant.tflite.reader import FileModel, decoded_from, read_model
 from kquant.tflite.storage import Storage, storages, titles
 
@@ -35,32 +33,22 @@ def storages_of(compression: Compression) -> tuple[Storage, ...]:
     return tuple(one if isinstance(one, Storage) else known[one]() for one in several)
 
 
-def refuse_undecoded(target: Target, wanted: Sequence[Storage], check: bool) -> None:
-    """A DECODE is for targets that have it in this form, and runs here before it is written.
+def check_runtime(wanted: Sequence[Storage]) -> None:
+    """What a DECODE writes is run here before it takes its place.
 
     Args:
-        target: of the file.
         wanted: forms of weights.
-        check: the file is to be run.
 
     Raises:
-        ValueError: another target, or no runtime to check the file with.
+        ValueError: no runtime to run it on, or one that decodes them otherwise.
     """
-    for storage in wanted:
-        if storage.key not in target.decodes:
-            able = [name for name in targets.names() if storage.key in targets.load(name).decodes]
-            raise ValueError(
-                f"export: {storage.title} are decoded by TensorFlow Lite Micro alone; quantize with "
-                f"target='{able[0] if able else DECODES}'. Received a model for '{target.name}'."
-            )
-    if check and wanted and DECODES not in available():
+    if wanted and DECODES not in available():
         raise ValueError(
             f"export: a file with {titles([storage.key for storage in wanted])} is run before it is written, and that "
             "needs an extra: pip install 'kquant[micro]' (Linux only). Or export with check_runtimes=False."
         )
-    if check:
-        for storage in wanted:
-            check_decodes(probe, storage.key)
+    for storage in wanted:
+        check_decodes(probe, storage.key)
 
 
 def refuse_other_outputs(plain: bytes, content: bytes, file: FileModel, x: list[np.ndarray]) -> None:

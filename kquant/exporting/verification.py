@@ -20,7 +20,7 @@ import numpy as np
 
 from kquant.calibration.data import gather
 from kquant.core.checks import check_count
-from kquant.core.program import Ref
+from kquant.core.program import Program, Ref
 from kquant.core.renamed import renamed
 from kquant.files.leftovers import settle
 from kquant.graph.graph import run
@@ -300,7 +300,7 @@ def _agreement(name: str, expected: np.ndarray, given: np.ndarray, tensor: Any) 
 def _wrong_encodings(lowered: Lowered, file: FileModel) -> tuple[str, ...]:
     """Tensors of the file whose numbers are not the model's, to the bit."""
     by_name = {t.name: t for t in file.tensors}
-    pairs = [(ref, _in_file(ref, by_name)) for ref in _refs(lowered)]
+    pairs = [(ref, _in_file(ref, by_name)) for ref in _refs(lowered.program)]
     edges = zip((*lowered.program.inputs, *lowered.program.outputs), (*file.inputs, *file.outputs), strict=True)
     pairs += [(ref, t) for ref, t in edges if ref.name not in by_name and ref.dtype == t.dtype]
     return tuple(ref.name for ref, t in pairs if ref.encoding is not None and t is not None and not _same(ref, t))
@@ -324,9 +324,12 @@ def _in_file(ref: Ref, by_name: dict[str, FileTensor]) -> FileTensor | None:
     )
 
 
-def _refs(lowered: Lowered) -> list[Ref]:
-    operators = [op for program in lowered.program.programs() for op in program.operators]
-    return [ref for op in operators for ref in (*op.inputs, *op.outputs) if ref is not None]
+def _refs(program: Program) -> Iterator[Ref]:
+    """What the operators read and write, those inside a loop too."""
+    for op in program.operators:
+        yield from (ref for ref in (*op.inputs, *op.outputs) if ref is not None)
+        for inner in op.graphs.values():
+            yield from _refs(inner)
 
 
 def first_difference(

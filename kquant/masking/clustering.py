@@ -92,7 +92,7 @@ def cluster(
     put_codebooks(new, recipe, None if layers is None else patterns_of(layers), patterns_of(protect))
     warn_unfrozen(every_layer(new), "cluster")
     new = as_loaded(new)
-    warn_lost_steps(model, new, "cluster")
+    warn_lost_steps(model, "cluster")
     return new
 
 

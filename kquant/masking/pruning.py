@@ -98,7 +98,7 @@ def prune(
     check_rules("prune", [rule for rule in settings.rules if rule.table(Pruning)], sites(new))
     put_masks(new, settings)
     new = as_loaded(new)
-    warn_lost_steps(model, new, "prune")
+    warn_lost_steps(model, "prune")
     return new
 
 

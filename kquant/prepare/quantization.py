@@ -70,6 +70,7 @@ def quantize(
     layers = layers_of(model, "quantize")
     check_float(model, layers)
     warn_lost_losses(layers)
+    warn_lost_steps(model, "quantize")
     plain, carried = release(model, layers)
     graph = read(plain, input_shape)
     with own_defaults(graph.layers):
@@ -79,7 +80,6 @@ def quantize(
         warn_of_plan(plan)
         takes = inputs_take(graph)
         qmodel = attach(plan, folded, carried, takes)
-        warn_lost_steps(model, qmodel, "quantize")
         for method in methods(chosen):
             if not method.acts(qmodel):
                 method.put(qmodel, chosen)

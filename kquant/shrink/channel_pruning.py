@@ -204,7 +204,7 @@ def prune_channels(
         refit(channels.graph, small, _jobs(channels, kept), samples, verbose=verbose)
     if verbose:
         tqdm.write(_changes(channels, kept, unit, whole))
-    warn_lost_steps(model, small, "prune_channels")
+    warn_lost_steps(model, "prune_channels")
     return as_keras(small)
 
 

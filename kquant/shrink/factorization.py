@@ -105,7 +105,7 @@ def factorize(
         refit(graph, low, _jobs(graph, chosen), data, verbose=verbose)
     if verbose:
         tqdm.write(_changes(wide, low, able, chosen))
-    warn_lost_steps(model, low, "factorize")
+    warn_lost_steps(model, "factorize")
     return as_keras(low)
 
 

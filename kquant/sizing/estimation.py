@@ -9,7 +9,7 @@ from typing import Any
 import keras
 
 from kquant import targets
-from kquant.exporting.stored_check import Compression, refuse_undecoded, storages_of
+from kquant.exporting.stored_check import Compression, storages_of
 from kquant.prepare.forecast import check
 from kquant.prepare.quantization import quantize
 from kquant.recipe import recipe as recipes
@@ -26,6 +26,7 @@ from kquant.tflite.file_content import Form, to_files
 from kquant.tflite.lowering import lower
 from kquant.tflite.memory_plan import memory_plan
 from kquant.tflite.reader import read_model
+from kquant.tflite.storage import refuse_undecoded
 from kquant.views.quantized_model import read
 
 
@@ -74,7 +75,7 @@ def estimate(
         if limit is not None and limit < 1:
             raise ValueError(f"estimate: {name} must be 1 or more. Received: {limit!r}.")
     storages = storages_of(compression)
-    refuse_undecoded(goal, storages, False)
+    refuse_undecoded(goal, storages)
     try:
         qmodel = quantize(model, chosen, target=target, input_shape=input_shape)
     except ValueError as error:

@@ -18,7 +18,7 @@ from kquant.tflite.memory_plan import memory_plan
 from kquant.tflite.reader import FileModel, FileOperator
 from kquant.views.loops import opened
 
-NUMBER = re.compile(r"_\d+$")  # that tells apart the tensors of several calls of one layer (`Program.distinct_names`)
+NUMBER = re.compile(r"_\d+$")  # that tells apart the tensors of several calls of one layer (`distinct_names`)
 
 
 def layer_sizes(owners: Mapping[str, str], counted: Mapping[str, int], file: FileModel) -> tuple[LayerSize, ...]:

@@ -19,6 +19,7 @@ import numpy as np
 
 from kquant.core.program import Operator, Program, Ref
 from kquant.targets import Target
+from kquant.tflite.subgraphs import distinct_names, subgraphs
 
 
 def keep_apart(program: Program, target: Target) -> None:
@@ -29,11 +30,11 @@ def keep_apart(program: Program, target: Target) -> None:
         target: whose operators say `in_place`.
     """
     in_place = {code for code, known in target.ops.items() if known.in_place}
-    for part in program.programs():
+    for part in subgraphs(program):
         for producer in list(part.operators):
             if producer.code in in_place:
                 _chain(part, producer, in_place)
-    program.distinct_names()
+    distinct_names(program)
 
 
 def _chain(program: Program, producer: Operator, in_place: set[str]) -> None:
@@ -69,7 +70,7 @@ def _read_again(program: Program, source: Ref, last: Operator, at: int) -> None:
     if not late:
         return
     again = Ref(f"{source.name}/again", source.shape, source.dtype, source.encoding)
-    shape = program.constant("shape", np.array(source.shape, np.int32))
+    shape = Ref("shape", (len(source.shape),), "int32", data=np.array(source.shape, np.int32))
     view = Operator("RESHAPE", [last.outputs[0], shape], [again], {"newShape": list(source.shape)})
     program.operators.insert(at, view)
     for op in late:

@@ -13,7 +13,7 @@ from kquant.tflite.edges import IO, cast_edges
 from kquant.tflite.flatbuffer import to_bytes
 from kquant.tflite.lowering import Lowered
 from kquant.tflite.states import States, keep_states
-from kquant.tflite.storage import Storage
+from kquant.tflite.storage import Storage, refuse_undecoded
 from kquant.tflite.stored_weights import smaller_file
 from kquant.tflite.streaming import Streamed, stream_metadata, to_stream
 
@@ -65,8 +65,9 @@ def to_files(lowered: Lowered, form: Form) -> Files:
         form: of the file.
 
     Raises:
-        ValueError: a layer that cannot be streamed, or weights that do not get smaller.
+        ValueError: a layer that cannot be streamed, weights that do not get smaller, or that the target decodes not.
     """
+    refuse_undecoded(lowered.target, form.storages)
     if form.frames:
         content, streamed = _stream(lowered, form, form.io)
         over_clips = file_content(lowered)

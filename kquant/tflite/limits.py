@@ -11,6 +11,7 @@ from kquant.core.program import Operator, Program, Ref
 from kquant.core.rescale import unit_of
 from kquant.core.spec import Encoding
 from kquant.targets import Target
+from kquant.tflite.subgraphs import subgraphs
 
 INT32_BITS = 31
 # UNIDIRECTIONAL_SEQUENCE_LSTM: (what is multiplied, its four matrices, their biases) -> gates in steps of 2^-12
@@ -32,7 +33,7 @@ def refuse_extremes(program: Program, target: Target) -> None:
     Raises:
         ValueError: naming the layer, the number and what to do.
     """
-    for op in (op for part in program.programs() for op in part.operators):
+    for op in (op for part in subgraphs(program) for op in part.operators):
         known = target.ops.get(op.code)
         if known is None or op.type == "float":
             continue

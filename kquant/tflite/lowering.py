@@ -28,6 +28,7 @@ from kquant.targets import Target
 from kquant.tflite.limits import refuse_extremes
 from kquant.tflite.loops import Body, static, take_products_in
 from kquant.tflite.passes import tidy
+from kquant.tflite.subgraphs import distinct_names
 from kquant.views.loops import opened
 from kquant.views.packing import packs
 from kquant.views.quantized_model import read
@@ -98,7 +99,7 @@ def lower(qmodel: keras.Model) -> Lowered:
     program = tidy(program, target)
     take_products_in(program, target)
     _name_by_keys(program, graph.outputs)
-    program.distinct_names()
+    distinct_names(program)
     refuse_extremes(program, target)
     return Lowered(program, whole, writer.refs, target, origin.recipe, writer.floats)
 

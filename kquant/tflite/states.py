@@ -65,5 +65,5 @@ def _initial(once: Program, state: State) -> None:
     """Assign the initial codes."""
     handle = _handle(once, state)
     codes = np.full(state.read.shape, state.code, np.dtype(state.read.dtype))
-    value = once.constant(f"{state.read.name}/initial", codes, state.read.encoding)
+    value = Ref(f"{state.read.name}/initial", codes.shape, str(codes.dtype), state.read.encoding, codes)
     once.operators += [handle, Operator("ASSIGN_VARIABLE", [handle.outputs[0], value], [])]

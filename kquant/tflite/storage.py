@@ -12,11 +12,14 @@ from __future__ import annotations
 
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+
+from kquant import targets
+from kquant.targets import Target
 
 CODE = "TFLM_DECODE"
 HEADER_BYTES = 16
@@ -140,3 +143,27 @@ def titles(keys: list[str]) -> str:
         'look-up tables'
     """
     return " and ".join(storages()[key].title for key in keys)
+
+
+def refuse_undecoded(target: Target, wanted: Sequence[Storage]) -> None:
+    """A DECODE is for targets that have it, in this form.
+
+    Args:
+        target: of the file.
+        wanted: forms of weights.
+
+    Raises:
+        ValueError: naming a target that has it.
+
+    Example:
+        >>> from kquant import targets
+        >>> from kquant.tflite.lut_format import LookUpTables
+        >>> refuse_undecoded(targets.load("tflm"), [LookUpTables()])
+    """
+    for storage in wanted:
+        if storage.key not in target.decodes:
+            able = [name for name in targets.names() if storage.key in targets.load(name).decodes]
+            raise ValueError(
+                f"export: {storage.title} are decoded by TensorFlow Lite Micro alone; quantize with "
+                f"target='{able[0]}'. Received a model for '{target.name}'."
+            )

@@ -95,21 +95,20 @@ def warn_lost_losses(layers: Layers) -> None:
         )
 
 
-def warn_lost_steps(model: keras.Model, new: keras.Model, verb: str) -> None:
-    """Name what a class of the user's does in `fit` and the new model, which is of Keras' class, does not.
+def warn_lost_steps(model: keras.Model, verb: str) -> None:
+    """Name what a class of the user's does in `fit` and a model that is made of it, of Keras' class, does not.
 
     Args:
         model: the given one.
-        new: made of it.
-        verb: that made it, called by the user and calling this.
+        verb: that makes a new one, called by the user and calling this.
     """
     if type(model).__module__.startswith("kquant."):
         return
-    lost = [name for name in STEPS if _method(model, name) is not _method(new, name)]
+    lost = [name for name in STEPS if _method(model, name) is not getattr(keras.Model, name)]
     if lost:
         kind, named = type(model).__name__, ", ".join(lost)
         warn(
-            f"{verb}: {kind} has {named} of its own, and the new model, a {type(new).__name__}, does not: fit would "
+            f"{verb}: {kind} has {named} of its own, and the new model, one of Keras' class, does not: fit would "
             f"train it in Keras' way. Write {named} in a class around the result, class Own(keras.Model), and train "
             "own = Own(new.inputs, new.outputs): the two are one set of weights (docs/training.md)."
         )
