@@ -17,9 +17,11 @@ import typer
 from typer.core import TyperGroup
 
 from kquant import __version__, targets
-from kquant.app import telling
+from kquant.app import project_command, telling
 from kquant.app.options import (
+    Compression,
     Data,
+    Edges,
     Io,
     Json,
     Limit,
@@ -75,8 +77,8 @@ def compress(
     folder: Annotated[Path, typer.Option("--folder", help="Folder for the results")],
     recipe: Annotated[str, typer.Option("--recipe", help="Name (see `kquant recipes`) or a .toml file")] = "int8",
     target: Target = targets.DEFAULT,
-    io: Annotated[Io, typer.Option("--io", help="Type of the file's inputs and outputs")] = Io.model,
-    compression: Annotated[str | None, typer.Option("--compression", help="lut: look-up tables, for tflm")] = None,
+    io: Edges = Io.model,
+    compression: Compression = None,
     scale: Scale = 1.0,  # type: ignore[assignment]
     limit: Limit = None,
     input_shape: Shape = None,
@@ -93,8 +95,7 @@ def compress(
     with command_files.output_folder(folder, model), Outputs(results.paths, "compress") as new:
         keras_model = command_files.load_model(model)
         # open dimensions are told by --input-shape, which images are resized to as well
-        given = command_files.Input("x", input_shape[1:]) if input_shape is not None else None
-        inputs = command_files.inputs_of(keras_model) if given is None else (given,)
+        inputs = command_files.inputs_of(keras_model, input_shape)
         made = pipeline(
             keras_model,
             command_files.load_data(data, inputs, scale=scale, limit=limit),
@@ -298,47 +299,6 @@ def autotune(
     raise typer.Exit(0 if tuned.ok else 1)
 
 
-@app.command("export")
-@refusing
-def export_project(
-    model: Annotated[Path, typer.Argument(help="A model saved by Keras, quantized or not", metavar="MODEL.keras")],
-    data: Data,
-    folder: Annotated[Path, typer.Option("--folder", help="Folder for the project: new, or an earlier one")],
-    kind: Annotated[str, typer.Option("--kind", help="tflm (CMake), arduino, esp-idf, zephyr, android, ios")] = "tflm",
-    name: Annotated[str | None, typer.Option("--name", help="Of the model there; the file's by default")] = None,
-    classes: Annotated[Path | None, typer.Option("--classes", help="Names of classes (.txt), a line each")] = None,
-    recipe: Annotated[str | None, typer.Option("--recipe", help="For a float model; int8 by default")] = None,
-    target: Annotated[str | None, typer.Option("--target", help="For a float model; the kind's by default")] = None,
-    golden: Annotated[int, typer.Option("--golden", min=1, help="Vectors that the self-test runs")] = 4,
-    debug: Annotated[bool, typer.Option("--debug", help="Add a model whose self-test names the first layer")] = False,
-    scale: Scale = 1.0,  # type: ignore[assignment]
-    limit: Limit = None,
-    as_json: Json = False,
-) -> None:
-    """Write a project for a microcontroller or a phone: the model, conversions, golden vectors and its own test."""
-    from kquant.app import command_files
-    from kquant.app.pipeline import prepare
-    from kquant.graph.keras_private import every_layer
-    from kquant.projects.project import bundle, earlier
-    from kquant.projects.rendering import kind_of
-    from kquant.views.quantized_model import is_quantized
-
-    target = target or kind_of(kind).target
-    earlier(folder)  # what stands in the way is told before the work
-    names = [] if classes is None else command_files.load_names(classes)
-    keras_model = command_files.load_model(model)
-    arrays = command_files.load_data(data, command_files.inputs_of(keras_model), scale=scale, limit=limit)
-    if not is_quantized(every_layer(keras_model)):
-        keras_model = prepare(keras_model, arrays, recipe or "int8", target=target, verbose=_bars(as_json))
-    elif recipe is not None:
-        raise ValueError(f"{model}: is quantized already; leave --recipe out.")
-    raw = None if scale == 1.0 else scale
-    named = model.stem if name is None else name
-    options: dict[str, Any] = {"kind": kind, "name": named, "golden": golden, "labels": names, "scale": raw}
-    made = bundle(keras_model, folder, data=arrays, debug=debug, **options)
-    say(made, as_json)
-
-
 @app.command()
 @refusing
 def verify(
@@ -406,6 +366,7 @@ def demo(
     typer.echo(digits.to_json(result) if as_json else digits.render(result), nl=as_json)
 
 
+app.command("export")(project_command.export)
 app.command()(telling.check)
 app.command()(telling.size)
 app.command()(telling.inspect)

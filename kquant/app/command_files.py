@@ -43,11 +43,16 @@ class Input:
     shape: tuple[int | None, ...]
 
 
-def inputs_of(model: keras.Model | FileModel) -> tuple[Input, ...]:
-    """What a Keras model or a `.tflite` file takes, in order; inputs in a dict go by their keys."""
+def inputs_of(model: keras.Model | FileModel, input_shape: Any = None) -> tuple[Input, ...]:
+    """What a Keras model or a `.tflite` file takes, in order; inputs in a dict go by their keys.
+
+    Args:
+        model: or file.
+        input_shape: of a model with open dimensions, batch axis included.
+    """
     if isinstance(model, FileModel):
         return tuple(Input(t.name, tuple(t.shape[1:])) for t in model.inputs)
-    struct = inputs.inputs_of(model)
+    struct = inputs.inputs_of(model, input_shape)
     tensors = keras.tree.flatten(struct)  # a dict by sorted keys
     names = sorted(struct) if isinstance(struct, dict) else [t.name for t in tensors]
     return tuple(Input(name, tuple(t.shape[1:])) for name, t in zip(names, tensors, strict=True))

@@ -60,6 +60,16 @@ def size(text: str) -> int:
     return count
 
 
+def numbers(text: str) -> list[float]:
+    """`0.5` or `0.485,0.456,0.406`, one for each channel.
+
+    Example:
+        >>> numbers("1/2"), numbers("0.5, 2")
+        ([0.5], [0.5, 2.0])
+    """
+    return [fraction(part) for part in text.split(",")]
+
+
 UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 Model = Annotated[Path, typer.Argument(help="A model saved by Keras", metavar="MODEL.keras")]
 Lite = Annotated[Path, typer.Argument(help="A TFLite file", metavar="FILE.tflite")]
@@ -70,6 +80,10 @@ Data = Annotated[
 Scale = Annotated[
     float, typer.Option("--scale", parser=fraction, help="Factor for every value of the data, like 1/255 for images")
 ]
+Mean = Annotated[
+    Any, typer.Option("--mean", parser=numbers, help="Taken from the first input, behind --scale", metavar="M,M,...")
+]
+Std = Annotated[Any, typer.Option("--std", parser=numbers, help="What it is divided by then", metavar="S,S,...")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Use this many samples, evenly spread")]
 Target = Annotated[str, typer.Option("--target", help="Where the file is to run: litert, tflm, ethos-u or your own")]
 TargetOrNone = Annotated[str | None, typer.Option("--target", help=f"For a float model; {targets.DEFAULT} by default")]
@@ -83,6 +97,8 @@ Flash = Annotated[
 Arena = Annotated[
     int | None, typer.Option("--arena", parser=size, help="Tell whether it fits, like 64KB", metavar="SIZE")
 ]
+Edges = Annotated[Io, typer.Option("--io", help="Type of the file's inputs and outputs")]
+Compression = Annotated[str | None, typer.Option("--compression", help="lut: look-up tables, for tflm")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, on standard output")]
 
 
@@ -99,6 +115,12 @@ def _recipe(value: str) -> None:
         observers.find(name)
     for step in chosen.steps:
         check_step(step.name)
+
+
+def _kind(value: str) -> None:
+    from kquant.projects.kinds import kind_of
+
+    kind_of(value)
 
 
 def _steps(value: str) -> None:
@@ -124,6 +146,7 @@ CHECKS: dict[str, Callable[[Any], Any]] = {
     "target": targets.load,
     "runtime": _runtime,
     "steps": _steps,
+    "kind": _kind,
 }
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from kquant import targets
-from kquant.app.options import Arena, Flash, Io, Json, Lite, Model, Shape, Target, refusing, say
+from kquant.app.options import Arena, Compression, Edges, Flash, Io, Json, Lite, Model, Shape, Target, refusing, say
 
 
 @refusing
@@ -34,8 +34,8 @@ def size(
     recipe: Annotated[str, typer.Option("--recipe", help="Name (see `kquant recipes`) or a .toml file")] = "int8",
     flash: Flash = None,
     arena: Arena = None,
-    io: Annotated[Io, typer.Option("--io", help="Type of the file's inputs and outputs")] = Io.model,
-    compression: Annotated[str | None, typer.Option("--compression", help="lut: look-up tables, for tflm")] = None,
+    io: Edges = Io.model,
+    compression: Compression = None,
     input_shape: Shape = None,
     as_json: Json = False,
 ) -> None:

@@ -16,6 +16,7 @@ from kquant.projects.arena import Arena, layer_of
 from kquant.projects.golden import Golden
 from kquant.projects.languages import LANGUAGES
 from kquant.projects.names import class_name, distinct, identifier
+from kquant.projects.raw_values import Normalization
 from kquant.runtime.running import dequantize_output, quantize_input
 from kquant.tflite.reader import FileModel, FileTensor, places
 
@@ -80,28 +81,6 @@ class Registered:
     method: str
     count: int
     layers: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Normalization:
-    """What becomes of a raw value: `(raw * scale - mean[channel]) / std[channel]`."""
-
-    scale: float
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def of(self, raw: float) -> tuple[float, ...]:
-        """A raw value of every channel, in float32 as a device computes it.
-
-        Args:
-            raw: the value.
-
-        Example:
-            >>> Normalization(0.5, (1.0, 2.0), (1.0, 4.0)).of(8.0)
-            (3.0, 0.5)
-        """
-        scaled = np.float32(raw) * np.float32(self.scale)
-        return tuple(float((scaled - np.float32(m)) / np.float32(s)) for m, s in zip(self.mean, self.std, strict=True))
 
 
 @dataclass(frozen=True)

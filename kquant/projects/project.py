@@ -24,9 +24,11 @@ from kquant.files.atomic import Outputs
 from kquant.files.untrusted import read_json
 from kquant.layers.provenance import provenance_of
 from kquant.projects.arena import Arena, smallest_arena, unit_scales_bytes
-from kquant.projects.described import Described, Normalization, described
+from kquant.projects.described import Described, described
 from kquant.projects.golden import Golden, golden_stream, golden_vectors, spread
-from kquant.projects.rendering import Kind, kind_of, placed, rendered
+from kquant.projects.kinds import Kind, kind_of
+from kquant.projects.raw_values import normalization_of
+from kquant.projects.rendering import placed, rendered
 from kquant.runtime.running import available, quantize_input
 from kquant.tflite.edges import IO
 from kquant.tflite.file_content import debug_content
@@ -154,7 +156,7 @@ def bundle(
     folder = Path(folder)
     old = earlier(folder)
     x = gather(qmodel, data, None)
-    normalization = _normalization(qmodel, scale, mean, std)
+    normalization = normalization_of(qmodel.inputs[0], scale, mean, std)
     content, exported = _exported(qmodel, x, io, streaming, states, compression)
     file = read_model(content)
     _check_labels(labels, file.outputs[0].shape)
@@ -320,26 +322,6 @@ def _check_labels(labels: Sequence[str], shape: tuple[int, ...]) -> None:
             f"bundle: {len(labels)} labels for an output of {shape[-1]} values; give one for each value of its last "
             "axis."
         )
-
-
-def _normalization(qmodel: keras.Model, scale: Any, mean: Any, std: Any) -> Normalization | None:
-    """What was given, for each channel."""
-    if scale is None and mean is None and std is None:
-        return None
-    channels = int(qmodel.inputs[0].shape[-1])
-    rows = [
-        np.float64(value if value is not None else default).reshape(-1) for value, default in ((mean, 0.0), (std, 1.0))
-    ]
-    for name, row in zip(("mean", "std"), rows, strict=True):
-        if len(row) not in (1, channels) or not np.all(np.isfinite(row)):
-            raise ValueError(
-                f"bundle: {name} has {len(row)} numbers; the first input, {qmodel.inputs[0].name}, has {channels} "
-                "channels: give one number, or one for each."
-            )
-    if not np.all(rows[1] > 0.0):
-        raise ValueError(f"bundle: std must be above 0. Received: {std}.")
-    wide = [tuple(float(v) for v in np.broadcast_to(row, (channels,))) for row in rows]
-    return Normalization(1.0 if scale is None else float(scale), *wide)
 
 
 def _card(

@@ -1,78 +1,12 @@
-"""Templates -> the files of a project; `kinds.toml` says which make up one of a kind."""
+"""Templates -> the files of a project of some kind."""
 
 from __future__ import annotations
 
-import tomllib
-from collections.abc import Mapping
-from functools import cache
-from importlib import resources
-from typing import Any, Literal
-
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from pydantic import BaseModel, ConfigDict
 
-from kquant.core.messages import check_known
 from kquant.projects.described import Described, c_float
-
-KINDS = "kinds.toml"
-
-
-class Kind(BaseModel):
-    """A kind of project.
-
-    Attributes:
-        title: for messages.
-        target: for which its file must be.
-        runtime: that gives the golden vectors.
-        runs_on: the same in words.
-        language: of its sources, see `languages`.
-        arena: a program gives the interpreter its memory, and registers the operators.
-        files: where a file lies in the project -> the template that it is made of. `{id}` is the model's name in the
-            language, `{type}` that of its class.
-        debug: likewise, of the model whose outputs are those of every layer; none where no template asks for it.
-        assets: where a file lies in the project -> what of the model it is: "model", or its "golden" vectors as JSON.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    title: str
-    target: str
-    runtime: str
-    runs_on: str
-    language: str
-    arena: bool
-    files: Mapping[str, str]
-    debug: Mapping[str, str]
-    assets: Mapping[str, Literal["model", "golden"]]
-
-
-@cache
-def kinds() -> Mapping[str, Kind]:
-    """All kinds of projects, by name."""
-    text = (resources.files("kquant.projects") / KINDS).read_text(encoding="utf-8")
-    tables = tomllib.loads(text)
-    shared: dict[str, dict[str, str]] = tables.pop("shared")
-    return {name: Kind(**_with_shared(table, shared)) for name, table in tables.items()}
-
-
-def _with_shared(table: dict[str, Any], shared: dict[str, dict[str, str]]) -> dict[str, Any]:
-    """Its own files, and those of the groups that it names, each group in a folder of the kind's choice."""
-    files, debug = dict(table.get("files", {})), dict(table.get("debug", {}))
-    for group, folder in table.pop("groups", {}).items():
-        files |= {f"{folder}{name}": template for name, template in shared[group].items()}
-        debug |= {f"{folder}debug/{name}": template for name, template in shared[group].items()}
-    return {**table, "files": files, "debug": debug}
-
-
-def kind_of(name: str) -> Kind:
-    """A kind by its name.
-
-    Raises:
-        ValueError: no such kind, with the nearest.
-    """
-    check_known(f"bundle: kind '{name}' does not exist", name, kinds())
-    return kinds()[name]
+from kquant.projects.kinds import Kind
 
 
 def rendered(kind: Kind, about: Described, debug: Described | None = None) -> dict[str, str]:

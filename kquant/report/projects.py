@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from kquant.projects.kinds import kind_of
 from kquant.projects.project import BundleReport
-from kquant.projects.rendering import kind_of
 from kquant.report.page import Page, page
 from kquant.report.tables import Table
 

@@ -24,9 +24,10 @@ from kquant.projects import project
 from kquant.projects.arena import ALIGNMENT, peak_of
 from kquant.projects.described import described
 from kquant.projects.golden import golden_vectors
+from kquant.projects.kinds import kinds
 from kquant.projects.languages import LANGUAGES
 from kquant.projects.names import LONGEST, distinct, identifier
-from kquant.projects.rendering import c_comment, c_string, kinds, rendered
+from kquant.projects.rendering import c_comment, c_string, rendered
 from kquant.runtime.arenas import fits_arena
 from kquant.runtime.running import available, quantize_input
 from kquant.tflite.reader import contents, places
@@ -475,24 +476,3 @@ def test_words_stay_inside_comments_and_quotes(text: str) -> None:
     quoted = c_string(text)
     assert quoted.isascii()
     assert re.fullmatch(r'(?:[^"\\?\n]|\\["\\?]|\\[0-7]{3})*', quoted)
-
-
-def test_the_command_writes_the_same(q: keras.Model, tmp_path: Path) -> None:
-    from typer.testing import CliRunner
-
-    from kquant.app.cli import app
-
-    q.save(tmp_path / "net.keras")
-    np.savez(tmp_path / "x.npz", x=X)
-    (tmp_path / "names.txt").write_text("left\nright\nnone\n")
-    options = ["--data", str(tmp_path / "x.npz"), "--folder", str(tmp_path / "fw")]
-    options += ["--classes", str(tmp_path / "names.txt")]
-    done = CliRunner().invoke(app, ["export", str(tmp_path / "net.keras"), *options, "--json"])
-    assert done.exit_code == 0, done.output
-    told = json.loads(done.stdout)
-    assert told["kind"] == "tflm"
-    assert told["operators"] == {"CONV_2D": 1, "FULLY_CONNECTED": 1, "RESHAPE": 1, "SOFTMAX": 1}
-    assert '"right",' in (tmp_path / "fw" / "io.c").read_text()
-    again = CliRunner().invoke(app, ["export", str(tmp_path / "net.keras"), *options, "--recipe", "int8"])
-    assert again.exit_code == 1
-    assert "is quantized already" in again.output

@@ -21,9 +21,10 @@ import kquant
 from kquant.exporting.streams import Stream
 from kquant.projects.described import Described, Normalization, Port, Probe, described, ports
 from kquant.projects.golden import Golden, golden_vectors
+from kquant.projects.kinds import kinds
 from kquant.projects.languages import LANGUAGES
 from kquant.projects.names import LONGEST, class_name, distinct, identifier
-from kquant.projects.rendering import kinds, kotlin_string, placed, rendered, swift_float, swift_string
+from kquant.projects.rendering import kotlin_string, placed, rendered, swift_float, swift_string
 from kquant.report.page import page
 from kquant.runtime.running import quantize_input
 
@@ -384,18 +385,3 @@ def test_kotlin_computes_the_codes_of_python(made: dict[str, kquant.BundleReport
     count, *spelled = json.loads(done.stdout)
     assert count == 2 * (27 * 4 + 1) + 4 * 2 + 1
     assert ["".join(map(chr, label)) for label in spelled] == LABELS
-
-
-def test_the_command_writes_one(q: keras.Model, tmp_path: Path) -> None:
-    from typer.testing import CliRunner
-
-    from kquant.app.cli import app
-
-    q.save(tmp_path / "my net.keras")
-    np.savez(tmp_path / "x.npz", x=X)
-    options = ["--data", str(tmp_path / "x.npz"), "--folder", str(tmp_path / "app"), "--kind", "android", "--json"]
-    done = CliRunner().invoke(app, ["export", str(tmp_path / "my net.keras"), *options])
-    assert done.exit_code == 0, done.output
-    told = json.loads(done.stdout)
-    assert (told["kind"], told["name"], told["arena"]) == ("android", "my_net", None)
-    assert (tmp_path / "app/src/main/kotlin/models/my_net/MyNetModel.kt").is_file()

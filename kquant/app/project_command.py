@@ -1,0 +1,91 @@
+"""`kquant export`: a model and samples -> a project for a device."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from kquant.app.options import Compression, Data, Edges, Io, Json, Limit, Mean, Scale, Shape, Std, refusing, say
+from kquant.projects.kinds import kind_and_target
+
+KINDS = "tflm (CMake), arduino, esp-idf, zephyr, android, ios"
+
+
+class States(StrEnum):
+    """Where a streaming file keeps older frames."""
+
+    io = "io"
+    variables = "variables"
+
+
+@refusing
+def export(
+    model: Annotated[Path, typer.Argument(help="A model saved by Keras, quantized or not", metavar="MODEL.keras")],
+    data: Data,
+    folder: Annotated[Path, typer.Option("--folder", help="Folder for the project: new, or an earlier one")],
+    runs_on: Annotated[
+        str | None, typer.Option("--target", help="Where it runs: a kind of project, or a target; tflm by default")
+    ] = None,
+    kind: Annotated[str | None, typer.Option("--kind", help=f"Project, where a target has several: {KINDS}")] = None,
+    name: Annotated[str | None, typer.Option("--name", help="Of the model there; the file's by default")] = None,
+    classes: Annotated[Path | None, typer.Option("--classes", help="Names of classes (.txt), a line each")] = None,
+    recipe: Annotated[str | None, typer.Option("--recipe", help="For a float model; int8 by default")] = None,
+    io: Edges = Io.model,
+    compression: Compression = None,
+    streaming: Annotated[int, typer.Option("--streaming", min=0, help="Results in time that a call gives")] = 0,
+    states: Annotated[States, typer.Option("--states", help="Where a stream keeps older frames")] = States.io,
+    golden: Annotated[int, typer.Option("--golden", min=1, help="Vectors that the self-test runs")] = 4,
+    debug: Annotated[bool, typer.Option("--debug", help="Add a model whose self-test names the first layer")] = False,
+    scale: Scale = 1.0,  # type: ignore[assignment]
+    mean: Mean = None,
+    std: Std = None,
+    limit: Limit = None,
+    input_shape: Shape = None,
+    as_json: Json = False,
+) -> None:
+    """Write a project for a microcontroller or a phone: the model, conversions, golden vectors and its own test."""
+    kind, target = kind_and_target(kind, runs_on)
+
+    from kquant.app import command_files
+    from kquant.projects.project import bundle, earlier
+    from kquant.projects.raw_values import normalization_of
+
+    earlier(folder)  # what stands in the way is told before the work
+    names = [] if classes is None else command_files.load_names(classes)
+    keras_model = command_files.load_model(model)
+    takes = command_files.inputs_of(keras_model, input_shape)
+    arrays = command_files.load_data(data, takes, scale=scale, limit=limit)
+    moved = normalization_of(takes[0], None, mean, std)
+    if moved is not None:  # the samples are raw values: what a device makes of them happens here as well
+        arrays = [moved.applied(arrays[0]), *arrays[1:]] if len(takes) > 1 else moved.applied(arrays)
+    verbose = not as_json and sys.stderr.isatty()
+    chosen = {"recipe": recipe, "target": target, "input_shape": input_shape, "verbose": verbose}
+    qmodel = _quantized(model, keras_model, arrays, runs_on, chosen)
+    raw = {"scale": None if scale == 1.0 else scale, "mean": mean, "std": std}
+    form = {"io": io.value, "compression": compression, "streaming": streaming, "states": states.value}
+    called = model.stem if name is None else name
+    about = {"kind": kind, "name": called, "golden": golden, "labels": names, "debug": debug}
+    say(bundle(qmodel, folder, data=arrays, **about, **raw, **form), as_json)  # pyright: ignore[reportArgumentType]
+
+
+def _quantized(path: Path, model: Any, arrays: Any, said: str | None, chosen: dict[str, Any]) -> Any:
+    """The model as it is where it is quantized, and what was asked of it fits; a quantized one of a float model."""
+    from kquant import targets
+    from kquant.app.pipeline import prepare
+    from kquant.graph.keras_private import every_layer
+    from kquant.layers.provenance import provenance_of
+    from kquant.views.quantized_model import is_quantized
+
+    if not is_quantized(every_layer(model)):
+        return prepare(model, arrays, **{**chosen, "recipe": chosen["recipe"] or "int8"})
+    own = provenance_of(model.layers).target
+    for option, given in (("--recipe", chosen["recipe"]), ("--input-shape", chosen["input_shape"])):
+        if given is not None:
+            raise ValueError(f"{path}: is quantized already; leave {option} out.")
+    if said in targets.names() and said != own:
+        raise ValueError(f"{path}: is quantized already, for target '{own}'; leave --target {said} out.")
+    return model

@@ -1,0 +1,111 @@
+"""The kinds of projects as data: `kinds.toml`, and which of them a command means."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from functools import cache
+from importlib import resources
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from kquant import targets
+from kquant.core.messages import check_known
+
+KINDS = "kinds.toml"
+
+
+class Kind(BaseModel):
+    """A kind of project.
+
+    Attributes:
+        title: for messages.
+        target: for which its file must be.
+        runtime: that gives the golden vectors.
+        runs_on: the same in words.
+        language: of its sources, see `languages`.
+        arena: a program gives the interpreter its memory, and registers the operators.
+        files: where a file lies in the project -> the template that it is made of. `{id}` is the model's name in the
+            language, `{type}` that of its class.
+        debug: likewise, of the model whose outputs are those of every layer; none where no template asks for it.
+        assets: where a file lies in the project -> what of the model it is: "model", or its "golden" vectors as JSON.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    title: str
+    target: str
+    runtime: str
+    runs_on: str
+    language: str
+    arena: bool
+    files: Mapping[str, str]
+    debug: Mapping[str, str]
+    assets: Mapping[str, Literal["model", "golden"]]
+
+
+@cache
+def kinds() -> Mapping[str, Kind]:
+    """All kinds of projects, by name."""
+    text = (resources.files("kquant.projects") / KINDS).read_text(encoding="utf-8")
+    tables = tomllib.loads(text)
+    shared: dict[str, dict[str, str]] = tables.pop("shared")
+    return {name: Kind(**_with_shared(table, shared)) for name, table in tables.items()}
+
+
+def _with_shared(table: dict[str, Any], shared: dict[str, dict[str, str]]) -> dict[str, Any]:
+    """Its own files, and those of the groups that it names, each group in a folder of the kind's choice."""
+    files, debug = dict(table.get("files", {})), dict(table.get("debug", {}))
+    for group, folder in table.pop("groups", {}).items():
+        files |= {f"{folder}{name}": template for name, template in shared[group].items()}
+        debug |= {f"{folder}debug/{name}": template for name, template in shared[group].items()}
+    return {**table, "files": files, "debug": debug}
+
+
+def kind_of(name: str) -> Kind:
+    """A kind by its name.
+
+    Raises:
+        ValueError: no such kind, with the nearest.
+    """
+    check_known(f"bundle: kind '{name}' does not exist", name, kinds())
+    return kinds()[name]
+
+
+def kind_and_target(kind: str | None, target: str | None) -> tuple[str, str]:
+    """Which project is meant, and the target that its model is quantized for.
+
+    The target may be the name of a kind of project, which is that kind with its own target; without a kind, a target
+    means the kind that is called like an interpreter of its.
+
+    Args:
+        kind: of project, or None.
+        target: or the name of a kind, or None.
+
+    Raises:
+        ValueError: no such kind or target, two kinds, or a target for which there are several.
+
+    Example:
+        >>> kind_and_target(None, "android"), kind_and_target("zephyr", None), kind_and_target(None, None)
+        (('android', 'litert'), ('zephyr', 'tflm'), ('tflm', 'tflm'))
+    """
+    if kind is not None:
+        own = kind_of(kind).target
+        if target in kinds() and target != kind and target not in targets.names():
+            raise ValueError(f"export: --kind {kind} and --target {target} are two kinds of projects; give one.")
+        return kind, own if target is None or target == kind else target
+    if target is None:
+        target = next(iter(kinds()))
+    if target in kinds():
+        return target, kinds()[target].target
+    check_known(f"export: target '{target}' does not exist", target, [*targets.names(), *kinds()])
+    runtimes = targets.load(target).runtimes
+    fitting = [name for name, one in kinds().items() if one.runtime in runtimes]
+    named = next((name for name in fitting if name in runtimes), None)
+    if named is None:
+        raise ValueError(
+            f"export: for target '{target}' there is no project, or more than one: say which with --kind. Known: "
+            f"{', '.join(fitting or kinds())}."
+        )
+    return named, target
