@@ -148,6 +148,9 @@ def set_encodings(qmodel: keras.Model, encodings: str | Path | dict[str, Any]) -
             _check_grid(where, name, grid, layer.spec)
         # tensors of one encoding on the device may have entries of their own: all of them before any is set
         chosen.setdefault(id(layer), []).append((name, grid))
+    for name, grid in weights.items():
+        if name in kernels:
+            _compare(where, name, grid, kernels[name])
     for layer in {id(x): x for x, _ in tensors.values()}.values():
         if id(layer) in chosen:
             _set(where, tensors, layer, chosen[id(layer)])
@@ -157,9 +160,6 @@ def set_encodings(qmodel: keras.Model, encodings: str | Path | dict[str, Any]) -
             f"{where}: nothing for {first_of(left)} ({len(left)} tensors); calibration would set all ranges "
             "again, so give encodings for every tensor or for none."
         )
-    for name, grid in weights.items():
-        if name in kernels:
-            _compare(where, name, grid, kernels[name])
     return qmodel
 
 

@@ -90,7 +90,6 @@ def cluster(
     recipe = _recipe(clusters, {name: value for name, value in options.items() if value is not None})
     new = to_transform(model, "cluster")
     put_codebooks(new, recipe, None if layers is None else patterns_of(layers), patterns_of(protect))
-    warn_unfrozen(every_layer(new), "cluster")
     new = as_loaded(new)
     warn_lost_steps(model, "cluster")
     return new
@@ -117,6 +116,7 @@ def put_codebooks(
         why = note_of(chooser.frozen) or note_of_unknown(model) or "depthwise ones only with depthwise=True."
         raise ValueError(f"{model.name}: cluster: no kernel to cluster: {why}")
     chooser.warn(note_of_unknown(model))
+    warn_unfrozen(every_layer(model), "cluster")
 
 
 def has_codebooks(model: keras.Model) -> bool:

@@ -12,6 +12,7 @@ from kquant.core.spec import FLOAT
 from kquant.graph.graph import Node, legal_name, rewrite
 from kquant.layers.loop import LoopPort, LoopResult, LoopStep
 from kquant.layers.nodes import Compressed, FakeQuant
+from kquant.layers.oscillations import warn_unfrozen
 from kquant.layers.transform import Carried
 from kquant.ops.real_steps import marks_padding
 from kquant.ops.rule import Rule, Weights
@@ -44,6 +45,7 @@ def attach(
     builder = _Builder(plan, folded, places, takes or {})
     qmodel = rewrite(plan.graph, builder.call, enter=builder.enter)
     places.warn_left()
+    warn_unfrozen(builder.layers.values(), "quantize")
     for layer in builder.layers.values():
         if isinstance(layer, Compressed) and layer.mean is not None:
             for variable, values in zip((layer.mean, layer.deviation), folded.moments[layer.name], strict=True):

@@ -46,6 +46,7 @@ def expand(model: keras.Model, input_shape: Any = None) -> keras.Model:
 
 def expand_graph(graph: Graph, target: Target | None = None) -> keras.Model:
     """`expand` of a graph that was traced already; with a target, into what that has operators for."""
+    apart = _outputs_apart(graph)
     made: dict[tuple[int, str], Any] = {}
     owners: dict[int, tuple[tuple[str, str], ...]] = {}
     taken: set[str] = {t.name for t in graph.input_tensors}
@@ -61,8 +62,6 @@ def expand_graph(graph: Graph, target: Target | None = None) -> keras.Model:
             return made[id(op), key]
 
         return make
-
-    apart = _outputs_apart(graph)
 
     def replace(node: Node, args: tuple, kwargs: dict) -> Any:
         if id(node) in apart:

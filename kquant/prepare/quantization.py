@@ -14,8 +14,6 @@ from kquant.graph.copies import copy_of
 from kquant.graph.defaults import own_defaults
 from kquant.graph.given_model import layers_of
 from kquant.graph.graph import Graph, trace
-from kquant.graph.keras_private import every_layer
-from kquant.layers.oscillations import warn_unfrozen
 from kquant.masking.method import methods
 from kquant.prepare.attach import attach
 from kquant.prepare.folding import Folded, fold_graph
@@ -85,8 +83,6 @@ def quantize(
                 method.put(qmodel, chosen)
                 # made anew, since an optimizer finds its state by the order of the variables, as a loaded model has it
                 qmodel = copy_of(qmodel)
-    made = every_layer(qmodel)
-    warn_unfrozen(made, "quantize")
     return qmodel if encodings is None else set_encodings(qmodel, encodings)
 
 
