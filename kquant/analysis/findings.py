@@ -153,8 +153,8 @@ def _takes_per_axis(layer: Compressed) -> bool:
     rule = find(layer.layer)
     if rule is None or rule.weights is None or not rule.weights.per_axis or layer.origin == NOWHERE:
         return False
-    ops = layer.origin.load_target().ops
-    return all(code in ops and ops[code].per_axis_for("int8") for code in rule.operators)
+    target = layer.origin.load_target()
+    return all(code in target.ops and target.per_axis_for(code) for code in rule.operators)
 
 
 def unequalized(e: Evidence) -> Iterator[Finding]:

@@ -91,8 +91,9 @@ def find(op: Any, target: Target | None = None) -> Rule | None:
 
     Args:
         op: Keras layer or operation.
-        target: where given, rules whose operators it lacks are passed over (GELU becomes a table, say); where it has
-            none of them, the first matching rule comes back, so that the caller can say what is missing.
+        target: where given, rules whose operators it lacks are passed over (GELU becomes a table, say), and those whose
+            operators its accelerator takes go before others; where it has none of them, the first matching rule comes
+            back, so that the caller can say what is missing.
 
     Returns:
         The rule, or None for an unknown layer.
@@ -102,7 +103,8 @@ def find(op: Any, target: Target | None = None) -> Rule | None:
     if target is None or not matching:
         return matching[0] if matching else None
     able = [rule for rule in matching if all(target.supports(code) for code in (*rule.operators, *rule.helpers))]
-    return (able or matching)[0]
+    taken = [rule for rule in able if all(target.takes(code) is True for code in (*rule.operators, *rule.helpers))]
+    return (taken or able or matching)[0]
 
 
 def find_weighted(op: Any) -> Rule | None:

@@ -92,7 +92,7 @@ def _measured(name: str) -> str:
     for target, ways in _examples().get(name, {}).items():
         for way in _shortest([way.codes for way in ways]):
             on.setdefault(way, []).append(target)
-    everywhere = len(targets.names())
+    everywhere = len(_kernels())
     return "; or ".join(way if len(who) == everywhere else f"{way} ({', '.join(who)})" for way, who in on.items())
 
 
@@ -132,11 +132,15 @@ def _examples() -> dict[str, dict[str, list[_Way]]]:
     return examples
 
 
+def _kernels() -> list[targets.Target]:
+    """The targets whose rows are about the kernels themselves; an accelerator beside them changes no kernel."""
+    return [target for target in map(targets.load, targets.names()) if target.accelerator is None]
+
+
 def _ways(node: Node) -> dict[str, _Way]:
     """Target -> what one call becomes; targets that lack an operator are left out."""
     ways: dict[str, _Way] = {}
-    for name in targets.names():
-        target = targets.load(name)
+    for target in _kernels():
         nodes = _parts(node, target)
         rules = [rule for n in nodes if (rule := find(n.op, target)) is not None]
         codes = tuple(dict.fromkeys(code for rule in rules for code in rule.operators))
@@ -146,7 +150,7 @@ def _ways(node: Node) -> dict[str, _Way]:
         weighted = [code for rule in rules if rule.weights is not None for code in rule.operators]
         # without weights there is nothing to pack, though every operator of it might
         packed = bool(weighted) and all(target.supports(code, "int4") for code in weighted)
-        ways[name] = _Way(codes, wide, packed)
+        ways[target.name] = _Way(codes, wide, packed)
     return ways
 
 

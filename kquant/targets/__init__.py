@@ -8,6 +8,9 @@ else in the package knows a target by its name; what differs between targets is 
     rounding = "tflm"                   # whose integer arithmetic the quantized model computes
     arena = "tflm"                      # tells the RAM of the tensors
     ops_of = "other"                    # a target whose operators it has; those below take their places
+    extends = "other"                   # or all that another target's file says, but for what stands here
+
+    [accelerator]                       # what runs the operators on the device, see `accelerator`
 
     [ops.CONV_2D]
     int8 = true                         # runs with int8 activations, and right
@@ -39,6 +42,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from kquant.core.messages import did_you_mean, fault_in_words
 from kquant.core.operators import check_operator
+from kquant.targets.accelerator import Accelerator, Claim, Fact
+from kquant.targets.kernels import Operator
 
 # What a target file records: the field of `Operator` that says whether the operator runs in a type.
 _FIELDS = {"int8": "int8", "int16x8": "int16x8", "int4": "int4_weights"}
@@ -58,173 +63,7 @@ def _known(ops: Mapping[str, Any]) -> Mapping[str, Any]:
     return MappingProxyType(ops)
 
 
-# A frozen model does not freeze a dict inside it, and one `Target` serves every layer that asks (`_shipped`).
-_Options = Annotated[Mapping[str, bool], AfterValidator(MappingProxyType)]
 _Runtime = Literal["litert", "litert-reference", "tflm"]  # those of `kquant.predict`
-_Times = Annotated[Mapping[str, Annotated[float, Field(gt=1)]], AfterValidator(MappingProxyType)]
-
-
-class Operator(BaseModel):
-    """What a target says of one builtin operator.
-
-    Attributes:
-        int8: inputs and outputs may be int8 and the numbers come out right; false for one that runs but is wrong.
-        version: the operator version to write in an int8 file.
-        source: the file or document that the limits were read in.
-        per_axis: the weights may have one scale for each channel.
-        equal_encodings: the data inputs and the outputs must share one scale and zero point.
-        fixed: the output encoding that the quantization specification prescribes: scale and zero point.
-        fuses: takes RELU, RELU_N1_TO_1 and RELU6 as its fused activation.
-        max_rank: the highest rank of the data tensors; None where no limit was found.
-        max_inputs: the largest number of inputs; None where no limit was found.
-        max_rescale: what one unit of its integers is worth over the output's scale must stay below it (int8), for every
-            channel: `s_in * s_w / s_out` with weights, `max(s_1, s_2) / s_out` for a sum; `core.rescale` has them all.
-            The kernel checks it, or its 32-bit integers overflow beyond.
-        max_rescale_int16: as `max_rescale`, with int16 activations; `max_rescale` where it is None.
-        min_scale: the scale of its input must exceed it (int8): the kernel checks, and ends the process.
-        min_scale_int16: as `min_scale`, with int16 activations: below, the multiplier of the kernel is 0.
-        max_scale: the scale of its input must stay below it (int8): a shift of the kernel ends there.
-        max_scale_int16: as `max_scale`, with int16 activations.
-        int16x8: inputs and outputs may be int16 with zero point 0 and the numbers come out right; weights are then
-            int8 and the bias int64.
-        version_int16: the operator version to write in an int16 file; `version` where it is None.
-        per_axis_int16: as `per_axis`, with int16 activations.
-        fixed_int16: as `fixed`, with int16 activations.
-        options_int16: what has to be written in the operator's options with int16 activations, by the schema's names.
-        int4_weights: inputs and outputs may be int8 where the weights are int4, packed two in a byte, the first in the
-            low half.
-        version_int4: the operator version to write in a file with int4 weights; `version` where it is None.
-        per_axis_int4: as `per_axis`, with int4 weights.
-        int4_with: activations beside int8 ones that the kernel takes with int4 weights.
-        slow_int4: runtimes without a fast kernel for its int4 weights under int8 and float activations, each with the
-            latency over that of int8 weights (of DEQUANTIZE: of the layer that computes with what it unpacks); the
-            median of `benchmarks.packed`.
-        fast_int4_depth: they are fast there all the same, where each output sums a multiple of so many weights.
-        optional_bias: types, of `TYPES` and "float", in which the bias may be missing, on every runtime that runs the
-            file: one for a microcontroller is tried on a desktop, too.
-        broken_on: runtimes of the target that lack the operator or compute it wrongly, so they cannot check it.
-        in_place: the interpreter may write the output over an input that nobody else reads.
-        notes: further limits in words.
-    """
-
-    # strict: 1 is not true and "3" no version; lists of TOML become tuples where a field says strict=False
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    int8: bool
-    version: int = Field(ge=1)
-    source: str = Field(min_length=1)
-    per_axis: bool = False
-    equal_encodings: bool = False
-    fixed: tuple[float, int] | None = Field(default=None, strict=False)
-    fuses: bool = False
-    max_rank: int | None = Field(default=None, ge=1)
-    max_inputs: int | None = Field(default=None, ge=1)
-    max_rescale: float | None = Field(default=None, gt=0)
-    max_rescale_int16: float | None = Field(default=None, gt=0)
-    min_scale: float | None = Field(default=None, gt=0)
-    min_scale_int16: float | None = Field(default=None, gt=0)
-    max_scale: float | None = Field(default=None, gt=0)
-    max_scale_int16: float | None = Field(default=None, gt=0)
-    int16x8: bool = False
-    version_int16: int | None = Field(default=None, ge=1)
-    per_axis_int16: bool = False
-    fixed_int16: tuple[float, int] | None = Field(default=None, strict=False)
-    options_int16: _Options = Field(default_factory=dict, validate_default=True)
-    int4_weights: bool = False
-    version_int4: int | None = Field(default=None, ge=1)
-    per_axis_int4: bool = False
-    int4_with: tuple[Literal["int16x8", "float"], ...] = Field(default=(), strict=False)
-    slow_int4: _Times = Field(default_factory=dict, validate_default=True)
-    fast_int4_depth: int | None = Field(default=None, ge=2)
-    optional_bias: tuple[Literal["int8", "int16x8", "int4", "float"], ...] = Field(default=(), strict=False)
-    broken_on: tuple[str, ...] = Field(default=(), strict=False)
-    in_place: bool = False
-    notes: str = ""
-
-    def version_for(self, type: str = "int8") -> int:
-        """The operator version to write in a file of a type, one of `TYPES`.
-
-        Example:
-            >>> load("litert").ops["ADD"].version_for("int16x8")
-            3
-        """
-        versions = {"int16x8": self.version_int16, "int4": self.version_int4}
-        return versions.get(type) or self.version
-
-    def per_axis_for(self, type: str = "int8") -> bool:
-        """Whether the weights may have one scale for each channel in a type, one of `TYPES`.
-
-        Example:
-            >>> load("tflm").ops["FULLY_CONNECTED"].per_axis_for("int16x8")
-            False
-        """
-        # no default of another type's: a kernel may read one scale where the one of int8 reads many
-        return {"int16x8": self.per_axis_int16, "int4": self.per_axis_int4}.get(type, self.per_axis)
-
-    def max_rescale_for(self, type: str = "int8") -> float | None:
-        """The bound of what one unit is worth in a type, one of `TYPES`; None where none is known.
-
-        Example:
-            >>> load("tflm").ops["ADD"].max_rescale_for("int16x8")
-            16384.0
-        """
-        return self.max_rescale_int16 or self.max_rescale if type == "int16x8" else self.max_rescale
-
-    def min_scale_for(self, type: str = "int8") -> float | None:
-        """What its input's scale must exceed in a type, one of `TYPES`; None where nothing is known.
-
-        Example:
-            >>> load("tflm").ops["TANH"].min_scale_for("int16x8")
-            4e-14
-        """
-        return self.min_scale_int16 if type == "int16x8" else self.min_scale
-
-    def max_scale_for(self, type: str = "int8") -> float | None:
-        """The bound of its input's scale in a type, one of `TYPES`; None where none is known.
-
-        Example:
-            >>> load("tflm").ops["SOFTMAX"].max_scale_for("int16x8")
-            5.0
-        """
-        return self.max_scale_int16 if type == "int16x8" else self.max_scale
-
-    def fixed_for(self, type: str = "int8") -> tuple[float, int] | None:
-        """The output encoding that the quantization specification prescribes in a type, one of `TYPES`.
-
-        Example:
-            >>> load("tflm").ops["TANH"].fixed_for("int16x8") == (1 / 32768, 0)
-            True
-        """
-        return self.fixed_int16 if type == "int16x8" else self.fixed
-
-    def packs(self, type: str = "int8") -> bool:
-        """Whether the weights may be int4 under activations of a type: "int8", "int16x8" or "float".
-
-        Example:
-            >>> [load(name).ops["CONV_2D"].packs("int16x8") for name in ("litert", "tflm")]
-            [True, False]
-        """
-        # `int4_weights` alone says int8: under other activations another kernel, or none, unpacks the codes
-        return self.int4_weights and (type == "int8" or type in self.int4_with)
-
-    def slowdown(self, runtime: str, depth: int, type: str = "int8") -> float | None:
-        """How many times the latency of int8 weights int4 ones cost.
-
-        Args:
-            runtime: a name for `kquant.predict`.
-            depth: weights that each output sums.
-            type: of the activations: "int8", "int16x8" or "float".
-
-        Returns:
-            None where they cost none.
-
-        Example:
-            >>> dense = load("litert").ops["FULLY_CONNECTED"]
-            >>> dense.slowdown("litert", 64) is None, dense.slowdown("litert", 63) > 1
-            (True, True)
-        """
-        fast = self.fast_int4_depth is not None and depth % self.fast_int4_depth == 0
-        return None if fast or type == "int16x8" else self.slow_int4.get(runtime)
 
 
 class Target(BaseModel):
@@ -242,6 +81,7 @@ class Target(BaseModel):
         arena: the one of its runtimes that tells the RAM that tensors take on the device; None where none does.
         compiler: what compiles the file for the device and says what its weights take there.
         fallback: the target that runs what this one does not take, for an accelerator beside a processor.
+        accelerator: what runs the operators on the device where that is not what runs them here.
 
     Example:
         >>> load("tflm").supports("CONV_2D")
@@ -260,6 +100,7 @@ class Target(BaseModel):
     arena: Literal["tflm"] | None = None
     compiler: Literal["vela"] | None = None
     fallback: str | None = None
+    accelerator: Accelerator | None = None
 
     @model_validator(mode="after")
     def _check_runtimes(self) -> Target:
@@ -291,6 +132,49 @@ class Target(BaseModel):
             raise ValueError(f"Target {self.name!r} records the types {', '.join(TYPES)}. Received: type={type!r}.")
         return op in self.ops and getattr(self.ops[op], _FIELDS[type])
 
+    def takes(self, op: str, type: str = "int8") -> Fact:
+        """Whether the accelerator takes a builtin operator in a type; True where there is none beside the kernels.
+
+        Example:
+            >>> load("cmsis-nn").takes("SOFTMAX"), load("cmsis-nn").takes("LOGISTIC"), load("tflm").takes("LOGISTIC")
+            (True, False, True)
+        """
+        return self.accelerator is None or self.accelerator.fact(op, type)
+
+    def per_axis_for(self, op: str, type: str = "int8") -> bool:
+        """Whether to write a scale for each channel of an operator's weights: kernels and accelerator take them.
+
+        Example:
+            >>> load("mediatek").per_axis_for("CONV_2D"), load("litert").per_axis_for("CONV_2D")
+            (False, True)
+        """
+        refused = self.accelerator is not None and self.accelerator.fact(op, "per_axis") is False
+        # an operator that the accelerator leaves anyway runs on the processor, which has its own rows
+        return self.ops[op].per_axis_for(type) and not (refused and self.takes(op, type) is not False)
+
+    def fuses(self, op: str) -> bool:
+        """Whether to write an activation into an operator.
+
+        Example:
+            >>> load("edgetpu").fuses("MAX_POOL_2D"), load("litert").fuses("MAX_POOL_2D")
+            (False, True)
+        """
+        able = self.accelerator is None or self.accelerator.fact(op, "fused") is not False
+        return op in self.ops and self.ops[op].fuses and (able or self.takes(op) is False)
+
+    @property
+    def per_tensor(self) -> bool:
+        """All that the accelerator takes has one scale for the weights of a layer, not one for each channel.
+
+        Example:
+            >>> [name for name in names() if load(name).per_tensor]
+            ['mediatek']
+        """
+        weighted = [code for code, row in self.ops.items() if row.per_axis and self.takes(code) is not False]
+        # no target without an accelerator: its own rows are about its kernels, which are not asked for another grid
+        taken = self.accelerator
+        return taken is not None and bool(weighted) and all(taken.fact(c, "per_axis") is False for c in weighted)
+
     def runtimes_for(self, op: str) -> tuple[str, ...]:
         """The runtimes that can check an operator: those of the target without the ones it is broken on.
 
@@ -310,8 +194,8 @@ def names() -> list[str]:
         ValueError: that folder does not exist, or has a file called like one of the package's.
 
     Example:
-        >>> names()
-        ['ethos-u', 'litert', 'tflm']
+        >>> {"litert", "tflm", "ethos-u"} <= set(names())
+        True
     """
     return sorted(_files())
 
@@ -377,18 +261,15 @@ def parse(text: str, where: str) -> Target:
     """Check the text of a target file; `where` names it in errors.
 
     Args:
-        text: TOML with the fields of `Target`; `ops_of` names a target whose operators it has, but for its own `ops`.
+        text: TOML with the fields of `Target`; `ops_of` names a target whose operators it has, but for its own `ops`,
+            `extends` one whose other keys it has as well.
         where: for messages.
 
     Raises:
         ValueError: naming the file and, for every fault, the place in it and the nearest known key.
     """
     try:
-        given = tomllib.loads(text)
-        if "ops_of" in given:
-            # row by row: what a target says of an operator stands whole in its own file
-            given["ops"] = {**load(given.pop("ops_of")).ops, **given.get("ops", {})}
-        return Target.model_validate(given)
+        return _with_fallback(Target.model_validate(_with_others(tomllib.loads(text))))
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"Target file {where} is not TOML: {error}.") from error
     except ValidationError as error:
@@ -396,9 +277,53 @@ def parse(text: str, where: str) -> Target:
         raise ValueError(f"Target file {where} does not fit the schema: {faults}.") from error
 
 
+def _with_others(given: dict[str, Any]) -> dict[str, Any]:
+    """What a file takes from another one, row by row: what it says of an operator itself stands whole in it."""
+    ops, keys = given.get("ops", {}), dict[str, Any]()
+    if "extends" in given:
+        other = load(given.pop("extends"))
+        keys = {key: getattr(other, key) for key in other.model_fields_set - {"accelerator"}}
+        ops = {**other.ops, **ops}
+    if "ops_of" in given:
+        ops = {**load(given.pop("ops_of")).ops, **ops}
+    return {**keys, **given, "ops": ops} if ops else given
+
+
+def _with_fallback(target: Target) -> Target:
+    """Rows that tell what an accelerator takes become its claims; what it leaves gets the rows of the fallback."""
+    taken = target.accelerator
+    if taken is None or not taken.of_rows or target.fallback is None:
+        return target
+    rest = load(target.fallback).ops
+    claims = (
+        *taken.claims,
+        *(
+            Claim(
+                ops=(code,),
+                **{name: getattr(row, field) for name, field in _FIELDS.items()},
+                per_axis=row.per_axis,
+                max_rank=row.max_rank,
+                notes=row.notes,
+                source=row.source,
+            )
+            for code, row in target.ops.items()
+            if code not in taken.by_code
+        ),
+    )
+    ops = {code: rest[code] if not row.int8 and code in rest else row for code, row in target.ops.items()}
+    said = {key: getattr(taken, key) for key in taken.model_fields_set}
+    whole = Accelerator.model_validate({**said, "claims": claims})
+    return target.model_copy(update={"ops": MappingProxyType(ops), "accelerator": whole})
+
+
 def _keys(fault: Mapping[str, Any]) -> list[str]:
     """The keys that there are at the place of a fault."""
-    return list(Operator.model_fields) if fault["loc"][:1] == ("ops",) else [*Target.model_fields, "ops_of"]
+    place = fault["loc"]
+    if place[:1] == ("ops",):
+        return list(Operator.model_fields)
+    if place[:1] == ("accelerator",):
+        return list((Claim if place[1:2] == ("claims",) else Accelerator).model_fields)
+    return [*Target.model_fields, "ops_of", "extends"]
 
 
 _parsed = cache(parse)  # by its text: a file that changes is read anew

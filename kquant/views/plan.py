@@ -241,7 +241,7 @@ def _weight_grid(settings: Settings, rule: Rule, stored: Packing, target: Target
         return replace(spec, per_axis=False)
     kernel = "int16x8" if bits == 16 else "int4" if stored.packed else "int8"
     # in float no kernel reads the codes; else every operator that the layer is written with must take a scale a channel
-    able = bits == FLOAT or all(target.ops[code].per_axis_for(kernel) for code in rule.operators)
+    able = bits == FLOAT or all(target.per_axis_for(code, kernel) for code in rule.operators)
     return replace(spec, per_axis=wanted.per_axis and rule.weights.per_axis and able)
 
 
@@ -277,7 +277,7 @@ def _fused(
         # a second reader, or the model's caller, sees the numbers before the activation: those need an encoding then
         if rule is None or not rule.fuses or id(t) in outputs or len(readers) != 1:
             continue
-        if not all(code in target.ops and target.ops[code].fuses for code in rule.operators):
+        if not all(target.fuses(code) for code in rule.operators):
             continue
         after, reader = rules[id(readers[0])], settings[id(readers[0].op)]
         apart = reader.stays_float or reader.skip  # also where the operator is float too: it loses nothing then

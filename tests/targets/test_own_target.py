@@ -77,7 +77,7 @@ def test_it_decodes_tables_and_has_an_arena_where_its_file_says_so(folder: Path,
 def test_it_has_the_operators_of_another_but_for_its_own(folder: Path) -> None:
     row = '[ops.TRANSPOSE_CONV]\nint8 = false\nversion = 3\nnotes = "not built in"\nsource = "ours.cc"\n'
     (folder / "board.toml").write_text(f'name = "board"\n{HEAD}ops_of = "tflm"\n{row}')
-    assert targets.names() == ["board", "ethos-u", "litert", "tflm"]
+    assert {"board", "litert", "tflm"} <= set(targets.names())
     board, tflm = targets.load("board"), targets.load("tflm")
     assert set(board.ops) == set(tflm.ops) and board.ops["CONV_2D"] == tflm.ops["CONV_2D"]
     assert tflm.supports("TRANSPOSE_CONV") and not board.supports("TRANSPOSE_CONV")

@@ -173,7 +173,7 @@ def test_runtimes_and_roundings_are_those_that_there_are():
 
 
 def test_names_are_the_files():
-    assert targets.names() == ["ethos-u", "litert", "tflm"]
+    assert targets.names() == sorted(file.stem for file in Path(targets.__file__).parent.glob("*.toml"))
 
 
 @pytest.mark.parametrize("name", targets.names())
@@ -213,7 +213,7 @@ def test_frozen_and_closed():
 
 
 def test_unknown_name_lists_the_known_ones():
-    with pytest.raises(ValueError, match="ethos-u, litert, tflm. Did you mean 'tflm'"):
+    with pytest.raises(ValueError, match="ethos-u85, .*litert, .*tflm. Did you mean 'tflm'"):
         targets.load("tfml")
 
 
