@@ -6,6 +6,7 @@ import numpy as np
 
 from kquant.core.messages import first_of, warn
 from kquant.core.spec import KERNEL_BITS, PACKED_BITS
+from kquant.targets import Target
 from kquant.views.packing import Packing, times
 from kquant.views.plan import Plan
 
@@ -16,6 +17,15 @@ def warn_of_plan(plan: Plan) -> None:
     warn_narrowed(plan)
     warn_unpacked(plan)
     warn_simulated(plan)
+
+
+def warn_equalized(target: Target) -> None:
+    """Say that weights are others than the float model's, and that the float function is not."""
+    warn(
+        f"quantize: {target.title} takes one scale for all weights of a layer, so the channels of layers that follow "
+        "each other were equalized first (kquant.equalize); the float function is the same. A step 'equalize' in the "
+        "recipe, which may say replace_relu6 = true or absorb = true, takes its place."
+    )
 
 
 def warn_simulated(plan: Plan) -> None:

@@ -10,6 +10,7 @@ import keras
 from kquant import targets
 from kquant.calibration import observers
 from kquant.calibration.aimet_encodings import set_encodings
+from kquant.correct.equalization import equalize
 from kquant.graph.copies import copy_of
 from kquant.graph.defaults import own_defaults
 from kquant.graph.given_model import layers_of
@@ -17,7 +18,7 @@ from kquant.graph.graph import Graph, trace
 from kquant.masking.method import methods
 from kquant.prepare.attach import attach
 from kquant.prepare.folding import Folded, fold_graph
-from kquant.prepare.notices import warn_of_plan
+from kquant.prepare.notices import warn_equalized, warn_of_plan
 from kquant.prepare.preprocessing import inputs_take
 from kquant.prepare.refusals import describe, expanded
 from kquant.prepare.unblock import move_into_relus
@@ -47,7 +48,9 @@ def quantize(
     Args:
         model: a built Keras 3 model: Functional, Sequential, nested or subclassed.
         recipe: name, TOML file, plain data or `Recipe`.
-        target: where the file is to run: "litert", "tflm", "ethos-u" or one of your own (`KQUANT_TARGETS`).
+        target: where the file is to run: "litert", "tflm", "gpu" (`kquant.targets.names()`), or one of your own
+            (`KQUANT_TARGETS`). For one that takes one scale for all weights of a layer, channels are equalized first,
+            unless a step of the recipe does.
         input_shape: static shape(s), batch axis included, for models with open dimensions.
         encodings: AIMET's encodings as a JSON file or its data: ranges of all tensors, instead of calibration.
 
@@ -78,12 +81,20 @@ def quantize(
         warn_of_plan(plan)
         takes = inputs_take(graph)
         qmodel = attach(plan, folded, carried, takes)
+        if _equalizes(chosen, goal):
+            equalize(qmodel, verbose=False)
+            warn_equalized(goal)
         for method in methods(chosen):
             if not method.acts(qmodel):
                 method.put(qmodel, chosen)
                 # made anew, since an optimizer finds its state by the order of the variables, as a loaded model has it
                 qmodel = copy_of(qmodel)
     return qmodel if encodings is None else set_encodings(qmodel, encodings)
+
+
+def _equalizes(recipe: recipes.Recipe, target: targets.Target) -> bool:
+    """A default of targets with one scale for a kernel; a step of the recipe comes with its own settings, and data."""
+    return target.per_tensor and recipe.mode == "static" and all(step.name != "equalize" for step in recipe.steps)
 
 
 def planned(graph: Graph, recipe: recipes.Recipe, target: targets.Target) -> tuple[Plan, Folded]:
