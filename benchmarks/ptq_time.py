@@ -1,6 +1,6 @@
 """Wall time, memory, latency and size against the TensorFlow converter, same model and samples.
 
-    python -m benchmarks.ptq_time --path benchmarks/results/ptq_time.json
+python -m benchmarks.ptq_time --path benchmarks/results/ptq_time.json
 """
 
 from __future__ import annotations

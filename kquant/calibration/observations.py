@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 import tensorflow as tf
-from tqdm.auto import tqdm
 
 from kquant.calibration import observers
 from kquant.calibration.data import batch_count, batches_of, refuse_endless
@@ -199,6 +198,13 @@ def _batch_size(qmodel: keras.Model, data: Any, limit: int | None) -> int:
     return min(fitting, -(-count // 2)) if count > SMALLEST_BATCH else fitting
 
 
+def _told(data: Iterator[Any], total: int | None) -> Iterable[Any]:
+    """The batches, with a bar."""
+    from tqdm.auto import tqdm  # takes as long to load as a batch of a small model to compute
+
+    return tqdm(data, desc="calibrate", unit="batch", total=total)
+
+
 def _observe(look: _Look, data: Iterator[Any], total: int | None, verbose: bool) -> Observations:
     """Run the data through; statistics of each (layer, site). `total`: of batches, where it is known beforehand."""
     tensors: dict[Key, Statistics] = {}
@@ -206,7 +212,7 @@ def _observe(look: _Look, data: Iterator[Any], total: int | None, verbose: bool)
     sizes: list[int] = []
     nearest: dict[Key, float] = {}
     some = None
-    for x in tqdm(data, desc="calibrate", unit="batch", disable=not verbose, total=total):
+    for x in _told(data, total) if verbose else data:
         seen = look(x)
         # of the first batch alone, whose outputs are there; batches that come later are never kept
         some = keras.tree.map_structure(lambda t: t[:SOME], (x, look.outputs)) if some is None else some

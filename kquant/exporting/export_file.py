@@ -23,6 +23,7 @@ from kquant.exporting.streams import Stream, StreamCheck, StreamReport, check_st
 from kquant.exporting.verification import VerifyReport, compare
 from kquant.files.atomic import Outputs
 from kquant.files.destination import destination
+from kquant.graph.creation import without_collection
 from kquant.runtime.arenas import arena_of
 from kquant.runtime.running import FALLBACK, available
 from kquant.tflite.edges import IO
@@ -148,10 +149,11 @@ def export(
     target_path = destination(path, "export", "model.tflite").given
     results = Outputs([target_path] if encodings is None else [target_path, encodings], "export")
     beside = None if encodings is None else encodings_of(qmodel, encodings_version)
-    lowered = lower(qmodel)
-    files = to_files(lowered, Form(io, int(streaming), states, wanted))
-    file, held = contents(files.content)
-    counted = count_bytes(files.content, file, held)
+    with without_collection():
+        lowered = lower(qmodel)
+        files = to_files(lowered, Form(io, int(streaming), states, wanted))
+        file, held = contents(files.content)
+        counted = count_bytes(files.content, file, held)
     compared = file if files.streamed is None else read_model(files.over_clips)
     checked = _checked(qmodel, lowered, files, compared, data, wanted) if check_runtimes else _Checked()
     streamed = None if files.streamed is None else describe_stream(files.streamed, states, checked.streams)

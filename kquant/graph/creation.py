@@ -53,8 +53,8 @@ def without_random(layer: keras.layers.Layer) -> Iterator[None]:
 def without_collection() -> Iterator[None]:
     """Inside, Python's garbage collector rests.
 
-    What makes many objects, as the building of a model does, sets it off, and it then walks through all that Keras and
-    TensorFlow hold: a fifth of a second, to find nothing.
+    What makes many objects, as the building of a model or of a file does, sets it off, and it then walks through all
+    that Keras and TensorFlow hold: a fifth of a second, to find nothing.
     """
     rests = not gc.isenabled()
     gc.disable()

@@ -312,7 +312,8 @@ class FakeQuant(keras.layers.Layer):
             return tf.constant(True)
         if self.follows:
             return encodings[0][0] > 0.0
-        return tf.reduce_max(tf.convert_to_tensor(self.count)) > 0.0
+        count = tf.convert_to_tensor(self.count)
+        return tf.constant(bool(count.numpy().max() > 0.0)) if tf.executing_eagerly() else tf.reduce_max(count) > 0.0
 
     def set_range(self, site: int, low: float, high: float, *, exact: bool = False) -> None:
         """Store what calibration found for one site, and the span that weights can give, unless it is `exact`.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from kquant.core.one_node import one_node
@@ -29,9 +30,16 @@ class Numbers(NamedTuple):
     encoding: tf.Tensor
 
 
-@one_node
 def encoded(low: tf.Tensor, high: tf.Tensor, spec: QuantSpec) -> Numbers:
     """Of ranges, float32[sites] each: one encoding covers them all."""
+    if not tf.executing_eagerly():
+        return _encoded(low, high, spec)
+    known = _described(*encode_range(low.numpy().min(), high.numpy().max(), spec), spec)
+    return Numbers(*(tf.constant(number, tf.float32) for number in known))
+
+
+@one_node
+def _encoded(low: tf.Tensor, high: tf.Tensor, spec: QuantSpec) -> Numbers:
     return _described(*encode_range(tf.reduce_min(low), tf.reduce_max(high), spec), spec)
 
 
@@ -41,10 +49,11 @@ def numbers_of(scale: tf.Tensor, zero_point: tf.Tensor, spec: QuantSpec) -> Numb
     return _described(scale, zero_point, spec)
 
 
-def _described(scale: tf.Tensor, zero_point: tf.Tensor, spec: QuantSpec) -> Numbers:
+def _described(scale: Any, zero_point: Any, spec: QuantSpec) -> Numbers:
     # Of the grid, not of the range that it was made for: the zero point is rounded, which moves both ends.
     low, high = (spec.low - zero_point) * scale, (spec.high - zero_point) * scale
-    return Numbers(scale, zero_point, low, high, tf.stack([scale, zero_point]))
+    both: Any = tf if tf.is_tensor(scale) else np
+    return Numbers(scale, zero_point, low, high, both.stack([scale, zero_point]))
 
 
 @one_node

@@ -9,8 +9,6 @@ import keras
 
 from kquant import targets
 from kquant.calibration import observers
-from kquant.calibration.aimet_encodings import set_encodings
-from kquant.correct.equalization import equalize
 from kquant.graph.copies import copy_of
 from kquant.graph.defaults import own_defaults
 from kquant.graph.given_model import layers_of
@@ -82,6 +80,8 @@ def quantize(
         takes = inputs_take(graph)
         qmodel = attach(plan, folded, carried, takes)
         if _equalizes(chosen, goal):
+            from kquant.correct.equalization import equalize  # as below
+
             equalize(qmodel, verbose=False)
             warn_equalized(goal)
         for method in methods(chosen):
@@ -89,7 +89,11 @@ def quantize(
                 method.put(qmodel, chosen)
                 # made anew, since an optimizer finds its state by the order of the variables, as a loaded model has it
                 qmodel = copy_of(qmodel)
-    return qmodel if encodings is None else set_encodings(qmodel, encodings)
+    if encodings is None:
+        return qmodel
+    from kquant.calibration.aimet_encodings import set_encodings  # few ask for it, and all would wait
+
+    return set_encodings(qmodel, encodings)
 
 
 def _equalizes(recipe: recipes.Recipe, target: targets.Target) -> bool:

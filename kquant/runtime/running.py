@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from kquant.calibration.data_scale import Expected, warn_of_scale
 from kquant.core.checks import array_of
@@ -107,6 +106,8 @@ def predict(
 
     count, step = len(arrays[0]), _samples_at_once(model)
     outputs: list[list[np.ndarray]] = [[] for _ in model.outputs]
+    from tqdm.auto import tqdm  # `export` imports this file, and shows no bar
+
     bar = tqdm(total=count, desc=runtime, unit="sample", disable=not verbose)
     with Running(content, runtime) as running, bar:
         for start in range(0, count, step):
