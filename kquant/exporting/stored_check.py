@@ -8,7 +8,8 @@ import numpy as np
 
 from kquant.runtime.decoding import DECODES, check_decodes
 from kquant.runtime.running import available, probe, quantize_input
-from kquant.tflite.reader import FileModel, decoded_from, read_model
+from kquant.tflite.file_model import decoded_from
+from kquant.tflite.reader import FileModel, read_model
 from kquant.tflite.storage import Storage, storages, titles
 
 # The argument of `kquant.export`: a key of `STORAGES`, a storage with its options, or several.

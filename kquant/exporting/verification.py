@@ -26,14 +26,13 @@ from kquant.files.leftovers import settle
 from kquant.graph.graph import run
 from kquant.runtime.running import FALLBACK, available, probe, quantize_input, refuse_tables
 from kquant.targets import Target
+from kquant.tflite.file_model import EDGES, float_operators
 from kquant.tflite.flatbuffer import with_outputs
 from kquant.tflite.lowering import Lowered, lower
 from kquant.tflite.reader import (
-    EDGES,
     FileModel,
     FileOperator,
     FileTensor,
-    float_operators,
     inspect,
     read_bytes,
     read_model,

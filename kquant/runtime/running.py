@@ -31,13 +31,13 @@ from kquant.runtime import interpreters
 from kquant.runtime.decoding import DECODES, check_decodes
 from kquant.runtime.interpreters import CALL, RESET, RUNTIMES, SAMPLES, TENSORS
 from kquant.runtime.prefixes import Place, first_that_ends, place_of
+from kquant.tflite.file_model import decoded_from
 from kquant.tflite.reader import (
     DAMAGE,
     NUMPY,
     FileModel,
     FileTensor,
     constants,
-    decoded_from,
     label,
     read_bytes,
     read_model,

@@ -1,13 +1,12 @@
-"""Read any `.tflite` file: its tensors and operators, what is not integer, and why that matters."""
+"""Read any `.tflite` file; damaged ones are refused."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import struct
-from collections import Counter
 from collections.abc import Generator, Iterator, Sized
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,24 +15,14 @@ from ai_edge_litert import schema_py_generated as schema  # pyright: ignore[repo
 
 from kquant.files.named_files import check_lite_file
 from kquant.files.untrusted import parse_json, read_file
-from kquant.tflite.storage import CODE, storage_of, storages, titles
+from kquant.tflite.file_model import NUMPY, FileModel, FileOperator, FileSignature, FileTable, FileTensor, findings_of
+from kquant.tflite.storage import CODE, storage_of, storages
 
 # The schema's code is generated without types.
 SCHEMA: Any = schema
 NAMES = {v: k for k, v in vars(schema.TensorType).items() if not k.startswith("_")}
 OPERATORS = {v: k for k, v in vars(schema.BuiltinOperator).items() if not k.startswith("_")}
-FLOATS = frozenset({"FLOAT32", "FLOAT16", "FLOAT64", "BFLOAT16"})
-NUMPY = {
-    "FLOAT32": "float32",
-    "INT8": "int8",
-    "UINT8": "uint8",
-    "INT16": "int16",
-    "INT32": "int32",
-    "INT64": "int64",
-    "BOOL": "bool",
-}
 _NIBBLES = ("int4",)
-EDGES = ("QUANTIZE", "DEQUANTIZE")
 # What the generated schema code raises when offsets lead out of the file or into other data: it checks nothing itself.
 DAMAGE = (
     *(ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError),
@@ -44,115 +33,6 @@ DAMAGE = (
 # What a file may tell of in all: its own bytes so many times, as tensors may share contents and names.
 MOST_SHARED, OFFSET_BYTES = 16, 4
 MOST_BYTES = (1 << 31) - 1  # offsets in a flatbuffer reach no further
-
-
-@dataclass(frozen=True)
-class FileTensor:
-    """One tensor of a file.
-
-    Attributes:
-        index: position in the file.
-        name, shape: as stored.
-        type: the schema's name, "INT8".
-        scale, zero_point: None where the tensor has no quantization.
-        axis: of the scales, where there are several.
-        size_bytes: of stored contents, 0 for computed tensors.
-        variable: state that outlives a call.
-    """
-
-    index: int
-    name: str
-    shape: tuple[int, ...]
-    type: str
-    scale: tuple[float, ...] | None
-    zero_point: tuple[int, ...]
-    axis: int
-    size_bytes: int
-    variable: bool = False
-
-    @property
-    def dtype(self) -> str:
-        """Numpy's name of the type."""
-        return NUMPY.get(self.type, self.type.lower())
-
-
-@dataclass(frozen=True)
-class FileOperator:
-    """One operator: its code, version, and the indices of its tensors (-1: absent); the number of its subgraph."""
-
-    index: int
-    code: str
-    version: int
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
-    subgraph: int = 0
-
-
-@dataclass(frozen=True)
-class FileTable:
-    """Weights that are stored as indices and tables, say; a DECODE writes them where their reader finds them.
-
-    Attributes:
-        name: of the weights, once for each DECODE that writes them.
-        output, indices, tables: of their tensors in the file: what is written, what stands for the weights, the header.
-        bits: of what stands for a weight; 0 where that differs.
-        count: how many tables there are.
-        raw_bytes: of the weights.
-        stored_bytes: of indices and tables.
-        storage: in what form, of `kquant.tflite.storage.STORAGES`.
-    """
-
-    name: str
-    output: int
-    indices: int
-    tables: int
-    bits: int
-    count: int
-    raw_bytes: int
-    stored_bytes: int
-    storage: str = "lut"
-
-
-@dataclass(frozen=True)
-class FileModel:
-    """What a file holds, as `kquant.inspect` returns it.
-
-    Attributes:
-        size_bytes: of the file.
-        tensors, operators: of all subgraphs, the main one first; the others are what its operators run (loops).
-        inputs, outputs: of the main one, in order.
-        metadata: kquant's entry, empty for other files.
-        findings: what is not integer, and why it matters.
-        tables: weights that a DECODE writes, which TensorFlow Lite Micro alone has.
-    """
-
-    size_bytes: int
-    tensors: tuple[FileTensor, ...]
-    operators: tuple[FileOperator, ...]
-    inputs: tuple[FileTensor, ...]
-    outputs: tuple[FileTensor, ...]
-    metadata: dict[str, Any]
-    findings: tuple[str, ...]
-    tables: tuple[FileTable, ...] = ()
-
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes of stored tensors."""
-        return sum(t.size_bytes for t in self.tensors)
-
-    @property
-    def operator_counts(self) -> dict[str, int]:
-        """Operators by code."""
-        return dict(Counter(op.code for op in self.operators))
-
-    @property
-    def is_integer(self) -> bool:
-        """True where no operator but a QUANTIZE or DEQUANTIZE at the edge touches a float."""
-        return not float_operators(self)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data, for JSON."""
-        return {**asdict(self), "weight_bytes": self.weight_bytes, "operator_counts": self.operator_counts}
 
 
 def inspect(path: str | Path | bytes) -> FileModel:
@@ -241,7 +121,8 @@ class _Parts:
                 self._count(OFFSET_BYTES * (graph.TensorsLength() + graph.OperatorsLength()))
             for graph in self.graphs:  # names are copied, wherever the tables are unpacked
                 self._count(sum(len(graph.Tensors(i).Name() or b"") for i in range(graph.TensorsLength())))
-            for signature in self._tables(self.model, "SignatureDefs"):
+            self.signatures = self._tables(self.model, "SignatureDefs")
+            for signature in self.signatures:
                 self._count(OFFSET_BYTES * (signature.InputsLength() + signature.OutputsLength()))
             self.graph = self.graphs[0]
             held = [self._tables(graph, "Tensors") for graph in self.graphs]
@@ -308,8 +189,27 @@ def _read(parts: _Parts) -> FileModel:
     outputs = tuple(own[_within(i, own)] for i in parts.numbers(parts.graph, "Outputs"))
     contents = [parts.content(t.Buffer()) for t in parts.stored]
     tables = tuple(t for op in operators if op.code == CODE for t in _tables(op, tensors, contents))
-    bare = FileModel(parts.size, tensors, operators, inputs, outputs, _metadata(parts), (), tables)
-    return replace(bare, findings=_findings(bare))
+    calls = tuple(_signature(s, parts) for s in parts.signatures)
+    graphs = tuple(_graph_name(n, graph, calls, parts) for n, graph in enumerate(parts.graphs))
+    bare = FileModel(parts.size, tensors, operators, inputs, outputs, _metadata(parts), (), tables, graphs, calls)
+    return replace(bare, findings=findings_of(bare))
+
+
+def _signature(signature: Any, parts: _Parts) -> FileSignature:
+    number = _within(signature.SubgraphIndex(), parts.graphs)
+    held = parts.ranges[number]
+
+    def named(side: str) -> dict[str, int]:
+        maps = [getattr(signature, side)(i) for i in range(getattr(signature, f"{side}Length")())]
+        return {parts.text(m.Name()): held[_within(m.TensorIndex(), held)] for m in maps}
+
+    return FileSignature(parts.text(signature.SignatureKey()), named("Inputs"), named("Outputs"), number)
+
+
+def _graph_name(number: int, graph: Any, calls: tuple[FileSignature, ...], parts: _Parts) -> str:
+    """Its own; else that of its first signature; else the one that tools show."""
+    key = next((call.key for call in calls if call.subgraph == number), "")
+    return parts.text(graph.Name()) or key or (f"subgraph_{number}" if number else "main")
 
 
 def _tables(op: FileOperator, tensors: tuple[FileTensor, ...], contents: list[Any]) -> Iterator[FileTable]:
@@ -434,52 +334,3 @@ def _metadata(parts: _Parts) -> dict[str, Any]:
                 raise ValueError("its metadata are no object")
             return cast("dict[str, Any]", found)
     return {}
-
-
-def decoded_from(model: FileModel) -> str:
-    """The storages of a file that needs a DECODE, in words."""
-    return titles(sorted({table.storage for table in model.tables}))
-
-
-def float_operators(model: FileModel) -> list[FileOperator]:
-    """Operators that touch a float tensor, the casts of float inputs and outputs left out."""
-    edge = {t.index for t in (*model.inputs, *model.outputs)}
-    found: list[FileOperator] = []
-    for op in model.operators:
-        floats = {i for i in (*op.inputs, *op.outputs) if i >= 0 and model.tensors[i].type in FLOATS}
-        # A cast between tensors inside the model is no cast at the edge.
-        if floats and not (op.code in EDGES and floats <= edge):
-            found.append(op)
-    return found
-
-
-def _findings(model: FileModel) -> tuple[str, ...]:
-    found: list[str] = []
-    floats = float_operators(model)
-    if floats:
-        names = ", ".join(f"{code} x{n}" for code, n in Counter(op.code for op in floats).items())
-        found.append(
-            f"{len(floats)} of {len(model.operators)} operators compute in float ({names}): slow or impossible on "
-            "microcontrollers without an FPU, and refused by NPUs."
-        )
-    for t in (*model.inputs, *model.outputs):
-        if t.type in FLOATS:
-            found.append(
-                f"'{t.name}' is {t.type}: the application converts nothing, the file spends an operator on it."
-            )
-    dynamic = [t.name for t in model.tensors if any(n < 0 for n in t.shape)]
-    if dynamic:
-        found.append(f"open shapes ({', '.join(dynamic[:3])}): TFLM and NPUs need static ones.")
-    hybrid = [
-        op
-        for op in floats
-        if any(i >= 0 and model.tensors[i].type == "INT8" and model.tensors[i].size_bytes for i in op.inputs)
-    ]
-    if hybrid:
-        found.append(f"{len(hybrid)} operators are hybrid (int8 weights, float activations): TFLM refuses them.")
-    if model.tables:
-        found.append(
-            f"{len(model.tables)} weights lie in {decoded_from(model)}: TensorFlow Lite Micro decodes them, LiteRT "
-            "refuses the file."
-        )
-    return tuple(found)

@@ -1,0 +1,200 @@
+"""What a `.tflite` file holds, as frozen data: its tensors and operators, what is not integer, and why that matters."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from kquant.tflite.storage import titles
+
+FLOATS = frozenset({"FLOAT32", "FLOAT16", "FLOAT64", "BFLOAT16"})
+NUMPY = {
+    "FLOAT32": "float32",
+    "INT8": "int8",
+    "UINT8": "uint8",
+    "INT16": "int16",
+    "INT32": "int32",
+    "INT64": "int64",
+    "BOOL": "bool",
+}
+EDGES = ("QUANTIZE", "DEQUANTIZE")
+
+
+@dataclass(frozen=True)
+class FileTensor:
+    """One tensor of a file.
+
+    Attributes:
+        index: position in the file.
+        name, shape: as stored.
+        type: the schema's name, "INT8".
+        scale, zero_point: None where the tensor has no quantization.
+        axis: of the scales, where there are several.
+        size_bytes: of stored contents, 0 for computed tensors.
+        variable: state that outlives a call.
+    """
+
+    index: int
+    name: str
+    shape: tuple[int, ...]
+    type: str
+    scale: tuple[float, ...] | None
+    zero_point: tuple[int, ...]
+    axis: int
+    size_bytes: int
+    variable: bool = False
+
+    @property
+    def dtype(self) -> str:
+        """Numpy's name of the type."""
+        return NUMPY.get(self.type, self.type.lower())
+
+
+@dataclass(frozen=True)
+class FileOperator:
+    """One operator: its code, version, and the indices of its tensors (-1: absent); the number of its subgraph."""
+
+    index: int
+    code: str
+    version: int
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    subgraph: int = 0
+
+
+@dataclass(frozen=True)
+class FileTable:
+    """Weights that are stored as indices and tables, say; a DECODE writes them where their reader finds them.
+
+    Attributes:
+        name: of the weights, once for each DECODE that writes them.
+        output, indices, tables: of their tensors in the file: what is written, what stands for the weights, the header.
+        bits: of what stands for a weight; 0 where that differs.
+        count: how many tables there are.
+        raw_bytes: of the weights.
+        stored_bytes: of indices and tables.
+        storage: in what form, of `kquant.tflite.storage.STORAGES`.
+    """
+
+    name: str
+    output: int
+    indices: int
+    tables: int
+    bits: int
+    count: int
+    raw_bytes: int
+    stored_bytes: int
+    storage: str = "lut"
+
+
+@dataclass(frozen=True)
+class FileSignature:
+    """Names by which an application calls a file.
+
+    Attributes:
+        key: of the signature.
+        inputs, outputs: name -> index of the tensor.
+        subgraph: that it calls.
+    """
+
+    key: str
+    inputs: dict[str, int]
+    outputs: dict[str, int]
+    subgraph: int = 0
+
+
+@dataclass(frozen=True)
+class FileModel:
+    """What a file holds, as `kquant.inspect` returns it.
+
+    Attributes:
+        size_bytes: of the file.
+        tensors, operators: of all subgraphs, the main one first; the others are what its operators run (loops).
+        inputs, outputs: of the main one, in order.
+        metadata: kquant's entry, empty for other files.
+        findings: what is not integer, and why it matters.
+        tables: weights that a DECODE writes, which TensorFlow Lite Micro alone has.
+        graphs: the names of the subgraphs.
+        signatures: by which an application calls the file.
+    """
+
+    size_bytes: int
+    tensors: tuple[FileTensor, ...]
+    operators: tuple[FileOperator, ...]
+    inputs: tuple[FileTensor, ...]
+    outputs: tuple[FileTensor, ...]
+    metadata: dict[str, Any]
+    findings: tuple[str, ...]
+    tables: tuple[FileTable, ...] = ()
+    graphs: tuple[str, ...] = ()
+    signatures: tuple[FileSignature, ...] = ()
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of stored tensors."""
+        return sum(t.size_bytes for t in self.tensors)
+
+    @property
+    def operator_counts(self) -> dict[str, int]:
+        """Operators by code."""
+        return dict(Counter(op.code for op in self.operators))
+
+    @property
+    def is_integer(self) -> bool:
+        """True where no operator but a QUANTIZE or DEQUANTIZE at the edge touches a float."""
+        return not float_operators(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        return {**asdict(self), "weight_bytes": self.weight_bytes, "operator_counts": self.operator_counts}
+
+
+def decoded_from(model: FileModel) -> str:
+    """The storages of a file that needs a DECODE, in words."""
+    return titles(sorted({table.storage for table in model.tables}))
+
+
+def float_operators(model: FileModel) -> list[FileOperator]:
+    """Operators that touch a float tensor, the casts of float inputs and outputs left out."""
+    edge = {t.index for t in (*model.inputs, *model.outputs)}
+    found: list[FileOperator] = []
+    for op in model.operators:
+        floats = {i for i in (*op.inputs, *op.outputs) if i >= 0 and model.tensors[i].type in FLOATS}
+        # A cast between tensors inside the model is no cast at the edge.
+        if floats and not (op.code in EDGES and floats <= edge):
+            found.append(op)
+    return found
+
+
+def findings_of(model: FileModel) -> tuple[str, ...]:
+    """What in a file is not integer, and why it matters."""
+    found: list[str] = []
+    floats = float_operators(model)
+    if floats:
+        names = ", ".join(f"{code} x{n}" for code, n in Counter(op.code for op in floats).items())
+        found.append(
+            f"{len(floats)} of {len(model.operators)} operators compute in float ({names}): slow or impossible on "
+            "microcontrollers without an FPU, and refused by NPUs."
+        )
+    for t in (*model.inputs, *model.outputs):
+        if t.type in FLOATS:
+            found.append(
+                f"'{t.name}' is {t.type}: the application converts nothing, the file spends an operator on it."
+            )
+    dynamic = [t.name for t in model.tensors if any(n < 0 for n in t.shape)]
+    if dynamic:
+        found.append(f"open shapes ({', '.join(dynamic[:3])}): TFLM and NPUs need static ones.")
+    hybrid = [
+        op
+        for op in floats
+        if any(i >= 0 and model.tensors[i].type == "INT8" and model.tensors[i].size_bytes for i in op.inputs)
+    ]
+    if hybrid:
+        found.append(f"{len(hybrid)} operators are hybrid (int8 weights, float activations): TFLM refuses them.")
+    if model.tables:
+        found.append(
+            f"{len(model.tables)} weights lie in {decoded_from(model)}: TensorFlow Lite Micro decodes them, LiteRT "
+            "refuses the file."
+        )
+    return tuple(found)
