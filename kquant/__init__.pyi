@@ -46,6 +46,8 @@ from .recipe.recipe import Recipe as Recipe
 from .recipe.recipe import recipe_from_aeq as recipe_from_aeq
 from .recipe.recipe import recipe_to_aeq as recipe_to_aeq
 from .recipe.recipe import recipe_to_toml as recipe_to_toml
+from .report.node_data import View as View
+from .report.node_data import view as view
 from .runtime.running import predict as predict
 from .search.bit_widths import Mixed as Mixed
 from .search.bit_widths import mixed_precision as mixed_precision
@@ -62,8 +64,8 @@ from .shrink.kernel_cost import Cost as Cost
 from .shrink.kernel_cost import cost as cost
 from .sizing.estimates import Estimate as Estimate
 from .sizing.estimation import estimate as estimate
+from .tflite.file_model import FileModel as FileModel
 from .tflite.lut_format import LookUpTables as LookUpTables
-from .tflite.reader import FileModel as FileModel
 from .tflite.reader import inspect as inspect
 from .tflite.vela import vela_bytes as vela_bytes
 from .tflite.weight_bytes import FileBytes as FileBytes

@@ -17,7 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from kquant import __version__, targets
-from kquant.app import project_command, telling
+from kquant.app import project_command, telling, view_command
 from kquant.app.options import (
     Compression,
     Data,
@@ -367,6 +367,7 @@ def demo(
 
 
 app.command("export")(project_command.export)
+app.command()(view_command.view)
 app.command()(telling.check)
 app.command()(telling.size)
 app.command()(telling.inspect)

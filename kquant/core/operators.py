@@ -21,6 +21,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, 
 from kquant.core.messages import did_you_mean, fault_in_words
 
 FILE = "operators.toml"
+Multiplies = Literal["output", "data", "rows", "steps"]
 Unit = Literal["largest", "first", "product", "square", "weights"]
 # fmt: off
 Along = Literal[
@@ -46,6 +47,9 @@ class OperatorFacts(BaseModel):
         channel_axis: axis of the output channels in its weights.
         unit: what one unit of its integers is worth: the "largest" scale that it reads, the "first", their "product",
             the largest as a "square", or input times "weights"; see `core.rescale`.
+        multiplies: how often it multiplies with each weight: once for each number of the "output" that its channel has,
+            for each position of the "data", for each of the "rows" of a product of two tensors, for each of the "steps"
+            of a sequence. None: it sums no products.
         reads_tables: TFLM's kernel reads its weights when it runs, so that a DECODE may have written them.
         densified: outputs behind a DENSIFY were compared with those of dense weights, see docs/bytes.md.
         time: how it moves along time, of the functions in `tflite.timeline`; "local": element by element. None: it
@@ -68,6 +72,7 @@ class OperatorFacts(BaseModel):
     bias: int | None = None
     channel_axis: int = 0
     unit: Unit = "largest"
+    multiplies: Multiplies | None = None
     reads_tables: bool = False
     densified: bool = False
     time: Along | None = None

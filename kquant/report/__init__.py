@@ -9,7 +9,7 @@ A result comes in, tables on a terminal, a page, a picture or JSON go out. A new
 """
 
 # they register their pages
-from kquant.report import compression, pages, projects, size  # noqa: F401  # pyright: ignore[reportUnusedImport]
+from kquant.report import compression, node_data, pages, projects, size  # noqa: F401  # pyright: ignore[reportUnusedImport]
 from kquant.report.html_file import check_html, html
 from kquant.report.search import pareto
 from kquant.report.tables import Table

@@ -29,7 +29,7 @@ def layer_sizes(owners: Mapping[str, str], counted: Mapping[str, int], file: Fil
         counted: see `macs_by_layer`.
         file: what was written.
     """
-    alive, stored = memory_plan(file).alive_bytes, _stored(file)
+    alive, stored = memory_plan(file).alive_bytes, stored_bytes(file)
     groups: dict[str, list[FileOperator]] = {}
     for op in file.operators:
         groups.setdefault(layer_of(file, op, owners), []).append(op)
@@ -49,7 +49,8 @@ def layer_sizes(owners: Mapping[str, str], counted: Mapping[str, int], file: Fil
 
 
 def layer_of(file: FileModel, op: FileOperator, owners: Mapping[str, str]) -> str:
-    """The user's layer that an operator comes from: that of its weights; of others, the one that names its output.
+    """The user's layer that an operator comes from: that of its weights; of others, the one that names its output, or
+    what it writes into a state. One that starts others (CALL_ONCE) has none.
 
     Args:
         file: with the operator.
@@ -59,7 +60,10 @@ def layer_of(file: FileModel, op: FileOperator, owners: Mapping[str, str]) -> st
     at = next((i for i in facts(op.code).weights if i < len(op.inputs) and op.inputs[i] >= 0), None)
     weights = None if at is None else file.tensors[op.inputs[at]]
     # a matrix product of two tensors that are computed has no weights of its own
-    named = file.tensors[op.outputs[0]] if weights is None or "/" not in weights.name else weights
+    written = next(iter(op.outputs or op.inputs[::-1]), None)
+    if written is None:
+        return op.code
+    named = file.tensors[written] if weights is None or "/" not in weights.name else weights
     # names of layers have no slash, those of tensors have one behind them: `head/kernel`
     name = named.name.split("/")[0]
     return owners.get(name) or owners.get(NUMBER.sub("", name)) or name
@@ -84,7 +88,7 @@ def macs_by_layer(graph: Graph, owners: Mapping[str, str]) -> Counter[str]:
     return counts
 
 
-def _stored(file: FileModel) -> list[int]:
+def stored_bytes(file: FileModel) -> list[int]:
     """For each operator, bytes of the constants that no operator before it reads."""
     seen: set[int] = set()
     sizes: list[int] = []
