@@ -1,0 +1,46 @@
+"""results/peers.json: one row for each task, tool, way and seed, written as soon as it is there."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+PATH = Path(__file__).parents[1] / "results" / "peers.json"
+ROOT = PATH.parents[2]
+
+
+def read(path: Path = PATH) -> dict[str, Any]:
+    """All rows."""
+    return json.loads(path.read_text()) if path.is_file() else {"machine": {}, "versions": {}, "tasks": {}}
+
+
+def write(rows: dict[str, Any], path: Path = PATH) -> None:
+    """Beside, then moved: a run that is stopped leaves the last whole file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(".new")
+    beside.write_text(json.dumps(rows, indent=1, sort_keys=True) + "\n")
+    beside.replace(path)
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were taken on."""
+    names = [line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")]
+    return {"processor": names[0] if names else platform.machine(), "cores": os.cpu_count(), "date": str(date.today())}
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.is_file() else []
+
+
+def tree() -> str:
+    """The package's source, as git names it: a row of kquant's belongs to it."""
+    done = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD:kquant"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip() or "unknown"
