@@ -12,6 +12,7 @@ import lazy_loader
 from wrapt import register_post_import_hook
 
 from kquant import moved
+from kquant.core import result as _result
 
 __version__ = "0.1.0"
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)  # the names in `__init__.pyi`
@@ -20,3 +21,4 @@ __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)  # t
 # and TensorFlow with it, has loaded. So they register when Keras has been imported, at once where it has been before.
 register_post_import_hook("kquant.registration:register", "keras")
 moved.install()
+_result.DRAWN_BY[:] = ["kquant.report.html_file:fragment"]  # `_repr_html_` of what lies below the reports

@@ -49,6 +49,8 @@ from .recipe.recipe import recipe_to_toml as recipe_to_toml
 from .report.node_data import View as View
 from .report.node_data import view as view
 from .runtime.running import predict as predict
+from .search.answers import Answers as Answers
+from .search.answers import why as why
 from .search.bit_widths import Mixed as Mixed
 from .search.bit_widths import mixed_precision as mixed_precision
 from .search.ladder import Tuned as Tuned

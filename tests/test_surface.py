@@ -59,7 +59,9 @@ def test_no_synonyms() -> None:
 def home(name: str) -> Any:
     """What `ARGUMENTS` names, as it is called."""
     first, *rest = name.split(".")
-    return reduce(getattr, rest, getattr(kquant, first, None) or getattr(kquant.callbacks, first))
+    return reduce(
+        getattr, rest, next(getattr(m, first) for m in (kquant, kquant.callbacks, report) if hasattr(m, first))
+    )
 
 
 ARGUMENTS = [(name, old, new) for name, words in renamed.ARGUMENTS.items() for old, new in words.items()]

@@ -134,6 +134,7 @@ OF_QUANTIZED: dict[str, Callable[[keras.Model, Path], Any]] = {
     "sequential_mse": lambda q, _: kquant.sequential_mse(q, X, **QUIET),
     "set_encodings": lambda q, _: kquant.set_encodings(q, WIDE),
     "verify": lambda q, _: kquant.verify(q, FILES[q.name], X[:2], "tflm"),
+    "why": lambda q, _: kquant.why(q, X, **QUIET),
 }
 FUNCTIONS = {name: getattr(kquant, name) for name in kquant.__all__ if inspect.isfunction(getattr(kquant, name))}
 FIRST = {name: next(iter(inspect.signature(f).parameters), "") for name, f in FUNCTIONS.items()}

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
+
+from kquant.core.messages import first_of
+from kquant.core.result import Result
 
 
 @dataclass(frozen=True)
@@ -18,6 +22,8 @@ class WeightReport:
         sqnr_db: of the weights on their grid against the float ones.
         clipped: share of weights beyond the ends of the grid.
         channels: `max|w|` of each output channel.
+        counts, edges: histogram of the weights, each over the end of its own grid: what lies beyond -1 and 1 clips;
+            over the largest weight where there is no grid.
     """
 
     bits: int
@@ -28,6 +34,8 @@ class WeightReport:
     sqnr_db: float
     clipped: float
     channels: tuple[float, ...]
+    counts: tuple[int, ...] = ()
+    edges: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -155,8 +163,8 @@ class Finding:
     tried: bool = False
 
 
-@dataclass(frozen=True)
-class Analysis:
+@dataclass(frozen=True, repr=False)
+class Analysis(Result):
     """What `kquant.analyze` found; layers and tensors in the order of the model.
 
     Attributes:
@@ -190,6 +198,12 @@ class Analysis:
     layers: tuple[LayerReport, ...]
     tensors: tuple[TensorReport, ...]
     findings: tuple[Finding, ...]
+
+    def __repr__(self) -> str:
+        said = f"{self.metric} {self.float_value:.4g} in float, {self.value:.4g} quantized"
+        said = f"SQNR of the outputs {self.value:.4g} dB" if math.isinf(self.float_value) else said
+        causes = first_of((f"{f.layer}: {f.cause}" for f in self.findings), 2) or "nothing stands out"
+        return f"Analysis({self.model!r}, {self.recipe} on {self.target}, {self.samples} samples: {said}; {causes})"
 
     def layer(self, name: str) -> LayerReport:
         """The layer of that name.

@@ -18,6 +18,7 @@ from kquant.calibration.data import gather
 from kquant.calibration.ranges import calibrate
 from kquant.core.messages import first_of
 from kquant.core.renamed import renamed
+from kquant.core.result import Result
 from kquant.correct.equalization import ForgottenRanges
 from kquant.correct.steps import apply_steps, check_steps
 from kquant.graph.copies import copy_of
@@ -53,8 +54,8 @@ class LayerChange:
     after: LayerState
 
 
-@dataclass(frozen=True)
-class DryRun:
+@dataclass(frozen=True, repr=False)
+class DryRun(Result):
     """What `kquant.dry_run` found.
 
     Attributes:
@@ -76,6 +77,10 @@ class DryRun:
     layers: tuple[LayerChange, ...]
     notes: tuple[str, ...] = ()
     on_copy: bool = True
+
+    def __repr__(self) -> str:
+        before, after = ("no ranges" if db is None else f"{db:.4g} dB" for db in (self.before_db, self.after_db))
+        return f"DryRun({self.model!r}, {first_of(self.steps)}, {self.samples} samples: SQNR {before} -> {after})"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,9 @@ from kquant.analysis.results import WeightReport
 from kquant.analysis.sqnr import Noise
 from kquant.core.spec import SMALLEST_CHANNEL
 from kquant.layers.kernel import Holder, Kernel
+
+GRID_BINS = 32  # of a histogram, for each half of the grid
+FARTHEST = 3.0  # ends of the grid that a histogram reaches
 
 
 def weight_report(layer: Holder) -> WeightReport:
@@ -23,7 +28,30 @@ def weight_report(layer: Holder) -> WeightReport:
     grid = [row for kernel in kernels for row in kernel.rows_on_grid]
     clipped = sum(_clipped(kernel) for kernel in kernels) / sum(row.size for row in real)
     spec = layer.spec
-    return _report(real, grid, 16 if spec is None else spec.bits, spec is not None and spec.per_axis, clipped)
+    bits, per_axis = 16 if spec is None else spec.bits, spec is not None and spec.per_axis
+    counts, edges = _histogram([_over_grid(kernel) for kernel in kernels])
+    return replace(_report(real, grid, bits, per_axis, clipped), counts=counts, edges=edges)
+
+
+def _over_grid(kernel: Kernel) -> np.ndarray:
+    """float64[n], the weights over the last code of their channel; over the largest one where nothing has codes."""
+    rows, scale, spec = kernel.rows, kernel.scale, kernel.holder.spec
+    if scale is None or spec is None:
+        return np.ravel(rows / (np.abs(rows).max(initial=0.0) or 1.0))
+    ends = spec.high * np.asarray(scale, np.float64)
+    over = rows / np.where(ends > 0.0, ends, 1.0)
+    # half a step beyond still rounds to the last code; a hair inside, where a bin ends that does not hold its end
+    kept = np.abs(over) <= 1.0 + 0.5 / spec.high
+    return np.ravel(np.where(kept, np.clip(over, -1.0, 1.0 - 1e-12), over))
+
+
+def _histogram(values: list[np.ndarray]) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Counts, and the ends of the bins; the ends of the grid are among them, and what lies far off is in the last."""
+    reach = max(float(np.abs(v).max(initial=1.0)) for v in values)
+    number = math.ceil(min(reach, FARTHEST) * GRID_BINS)
+    edges = np.arange(-number, number + 1) / GRID_BINS
+    counts = sum(np.histogram(np.clip(v, edges[0], edges[-1]), edges)[0] for v in values)
+    return tuple(int(n) for n in np.atleast_1d(counts)), tuple(edges.tolist())
 
 
 def _clipped(kernel: Kernel) -> int:

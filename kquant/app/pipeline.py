@@ -13,6 +13,7 @@ import keras
 from kquant import targets
 from kquant.core.messages import first_of, warn
 from kquant.core.renamed import new_words, renamed
+from kquant.core.result import Result
 from kquant.correct.steps import STEPS, apply_steps, check_steps, function_of, parse_steps
 from kquant.exporting.export_file import IO, ExportReport, export
 from kquant.exporting.stored_check import Compression
@@ -28,8 +29,8 @@ Stage = str  # "prune", "cluster", ...: a method that the recipe has a section f
 Train = Callable[[keras.Model, Stage], Any]
 
 
-@dataclass(frozen=True, eq=False)
-class CompressResult:
+@dataclass(frozen=True, eq=False, repr=False)
+class CompressResult(Result):
     """What `kquant.compress` made.
 
     Attributes:
@@ -39,6 +40,9 @@ class CompressResult:
 
     model: keras.Model
     report: ExportReport
+
+    def __repr__(self) -> str:
+        return f"CompressResult({self.model.name!r}: {self.report!r})"
 
 
 @renamed

@@ -25,6 +25,7 @@ from kquant.calibration.tensor_statistics import MOST_SAMPLES, Statistics, histo
 from kquant.core.checks import check_count, static_length
 from kquant.core.messages import first_of
 from kquant.core.renamed import Batches, renamed
+from kquant.core.result import Result
 from kquant.files.atomic import write_atomically
 from kquant.files.untrusted import parse_json, read_arrays
 from kquant.graph.graph import Graph, outputs_of
@@ -43,8 +44,8 @@ MOST_VALUES, FEW_VALUES = 1 << 16, 1 << 12
 Key = tuple[str, int]
 
 
-@dataclass(frozen=True, eq=False)
-class Observations:
+@dataclass(frozen=True, eq=False, repr=False)
+class Observations(Result):
     """What data show of a quantized model's tensors; `a + b` is that of two shards together.
 
     Attributes:
@@ -57,6 +58,9 @@ class Observations:
     tensors: dict[Key, Statistics]
     sizes: np.ndarray
     some: tuple[Any, Any] | None = None
+
+    def __repr__(self) -> str:
+        return f"Observations({len(self.tensors)} tensors, {self.samples} samples)"
 
     @property
     def samples(self) -> int:

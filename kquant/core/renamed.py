@@ -35,6 +35,7 @@ ARGUMENTS: dict[str, dict[str, str]] = {
     "dry_run": {"samples": "limit"},
     "equalize": {"batches": "limit"},
     "export": {"samples": "data"},
+    "html": {"analysis": "result"},
     "observe": {"batches": "limit"},
     "predict": {"path_or_bytes": "path", "x": "data"},
     "prune": {"recipe_or_schedule": "recipe"},

@@ -16,7 +16,9 @@ import numpy as np
 from kquant.calibration.aimet_encodings import Version
 from kquant.calibration.aimet_encodings import encodings as encodings_of
 from kquant.calibration.data import gather
+from kquant.core.messages import first_of
 from kquant.core.renamed import renamed
+from kquant.core.result import Result
 from kquant.core.spec import Encoding
 from kquant.exporting.stored_check import Compression, check_runtime, refuse_other_outputs, storages_of
 from kquant.exporting.streams import Stream, StreamCheck, StreamReport, check_stream, describe_stream
@@ -51,8 +53,8 @@ class Port:
     zero_point: int | None
 
 
-@dataclass(frozen=True)
-class ExportReport:
+@dataclass(frozen=True, repr=False)
+class ExportReport(Result):
     """What `kquant.export` wrote.
 
     Attributes:
@@ -86,6 +88,11 @@ class ExportReport:
     verification: tuple[VerifyReport, ...]
     weights: FileBytes
     streaming: StreamReport | None = None
+
+    def __repr__(self) -> str:
+        ran = ", ".join(f"{v.verdict} on {v.runtime}" for v in self.verification) or "not run"
+        floats = f", float: {first_of(self.float_layers, 2)}" if self.float_layers else ""
+        return f"ExportReport({self.path}: {self.recipe} for {self.target}, {self.file_bytes:,} bytes{floats}, {ran})"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""

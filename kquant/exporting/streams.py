@@ -133,6 +133,9 @@ class Stream:
         self.step_codes([np.zeros(t.shape, t.dtype) for t in self.inputs])  # what cannot run is refused here
         self.reset()
 
+    def __repr__(self) -> str:
+        return f"Stream({self.hop} frames a call, {len(self._states)} states, {self.runtime})"
+
     def reset(self) -> None:
         """Forget all frames: the next call is the first one of a clip."""
         self._running.reset()

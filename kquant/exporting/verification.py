@@ -22,6 +22,7 @@ from kquant.calibration.data import gather
 from kquant.core.checks import check_count
 from kquant.core.program import Program, Ref
 from kquant.core.renamed import renamed
+from kquant.core.result import Result
 from kquant.files.leftovers import settle
 from kquant.graph.graph import run
 from kquant.runtime.running import FALLBACK, available, probe, quantize_input, refuse_tables
@@ -68,8 +69,8 @@ class Agreement:
     sqnr_db: float
 
 
-@dataclass(frozen=True)
-class VerifyReport:
+@dataclass(frozen=True, repr=False)
+class VerifyReport(Result):
     """What `kquant.verify` found.
 
     Attributes:
@@ -93,6 +94,10 @@ class VerifyReport:
     follows: bool = True
     agreement: float = AGREEMENT_DB
     note: str = ""
+
+    def __repr__(self) -> str:
+        worst = min((a.sqnr_db for a in self.agreements), default=math.inf)
+        return f"VerifyReport({self.runtime}, {self.samples} samples: {self.verdict}, {worst:.4g} dB)"
 
     @property
     def verdict(self) -> Verdict:

@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from kquant.core.result import Result
 from kquant.core.table import Table
 from kquant.graph.keras_private import inner_layers
 from kquant.layers import transform as kernels
@@ -40,8 +41,8 @@ class KernelSparsity:
         return self.zeros / self.size
 
 
-@dataclass(frozen=True)
-class Sparsity:
+@dataclass(frozen=True, repr=False)
+class Sparsity(Result):
     """All kernels of a model, in its order; `print` shows a table.
 
     Example:
@@ -53,6 +54,10 @@ class Sparsity:
     """
 
     kernels: tuple[KernelSparsity, ...]
+
+    def __repr__(self) -> str:
+        size = sum(k.size for k in self.kernels)
+        return f"Sparsity({100 * self.total:.1f} % of {size:,} weights in {len(self.kernels)} kernels are zero)"
 
     @property
     def total(self) -> float:

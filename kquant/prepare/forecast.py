@@ -11,6 +11,7 @@ import keras
 from kquant import targets
 from kquant.core.messages import first_of
 from kquant.core.origin import identities
+from kquant.core.result import Result
 from kquant.core.spec import PACKED_BITS
 from kquant.graph.defaults import own_defaults
 from kquant.graph.given_model import layers_of
@@ -53,8 +54,8 @@ class LayerCheck:
     weights: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class CheckReport:
+@dataclass(frozen=True, repr=False)
+class CheckReport(Result):
     """What `kquant.check` found.
 
     Attributes:
@@ -72,6 +73,11 @@ class CheckReport:
     folds: tuple[Fate, ...] = ()
     advice: tuple[str, ...] = ()
     recipe: str = ""
+
+    def __repr__(self) -> str:
+        bad = [row.layer for row in self.layers if row.status in ("no kernel", "refused")]
+        said = f"{first_of(bad)} cannot be integer" if bad else "every layer can be integer"
+        return f"CheckReport({self.model!r} on {self.target}: {said}, {len(self.layers)} layers)"
 
     @property
     def ok(self) -> bool:

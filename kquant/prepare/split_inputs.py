@@ -13,6 +13,7 @@ from typing import Any
 
 import keras
 
+from kquant.core.messages import first_of
 from kquant.graph.given_model import layers_of
 from kquant.graph.graph import Graph, Node, rewrite, substitute, trace
 from kquant.graph.output_names import as_keras
@@ -29,7 +30,7 @@ SCALES = (layers.Normalization, layers.Rescaling, layers.BatchNormalization)
 ELEMENTWISE = (Affine, Stored, Function, layers.Add, layers.Subtract, layers.Multiply)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SplitModel:
     """What `kquant.split_preprocessing` returns.
 
@@ -42,6 +43,9 @@ class SplitModel:
     preprocessing: keras.Model
     model: keras.Model
     moved: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        return f"SplitModel({self.model.name!r}: {first_of(self.moved) or 'no layer'} moved in front of it)"
 
 
 def split_preprocessing(model: keras.Model) -> SplitModel:

@@ -19,6 +19,7 @@ from kquant.calibration.data import gather
 from kquant.core.checks import check_count
 from kquant.core.messages import first_of
 from kquant.core.renamed import renamed
+from kquant.core.result import Result
 from kquant.exporting.export_file import ExportReport, export
 from kquant.files.atomic import Outputs
 from kquant.files.untrusted import read_json
@@ -43,8 +44,8 @@ MUCH = 0.1  # of the arena: worth a word
 FILE = "model.tflite"
 
 
-@dataclass(frozen=True)
-class BundleReport:
+@dataclass(frozen=True, repr=False)
+class BundleReport(Result):
     """What `kquant.bundle` wrote.
 
     Attributes:

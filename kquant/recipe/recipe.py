@@ -205,6 +205,11 @@ class Recipe(RecipeTables):
     steps: tuple[Step, ...] = Field((Step(name="calibrate"),), strict=False)  # a list will do, as TOML has no tuples
     rules: tuple[LayerRule, ...] = Field(default=(), strict=False)
 
+    def __repr__(self) -> str:
+        bits = f"{self.weights.bits}-bit weights, {self.activations.bits}-bit activations"
+        rules = f", {len(self.rules)} rules" if self.rules else ""
+        return f"Recipe({self.name!r}, {bits}{rules}, steps: {', '.join(s.name for s in self.steps) or 'none'})"
+
     @model_validator(mode="after")
     def _may_act(self) -> Recipe:
         changes = [table for rule in self.rules for table in (rule.activations, rule.weights)]

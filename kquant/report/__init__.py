@@ -2,10 +2,11 @@
 
     print(report.render(kquant.inspect("model.tflite")))
     report.show(kquant.check(model))
-    report.html(kquant.analyze(qmodel, images), "report.html")
+    report.html([kquant.export(qmodel, "m.tflite"), kquant.analyze(qmodel, images)], "report.html")
 
 A result comes in, tables on a terminal, a page, a picture or JSON go out. A new report is one function that
-`page.page` registers, in a file that is imported here.
+`page.page` registers, in a file that is imported here. What its HTML has beside the tables (plots, bars, a card) is one
+that `sheet.sections` or `sheet.card` registers.
 """
 
 # they register their pages

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from kquant.analysis.results import Analysis
+from kquant.core.result import Result
 from kquant.files.atomic import Outputs
 from kquant.files.named_files import check_lite_file
 from kquant.report.page import Page, page
@@ -36,8 +37,8 @@ FIGURES = {
 }
 
 
-@dataclass(frozen=True)
-class View:
+@dataclass(frozen=True, repr=False)
+class View(Result):
     """What `kquant.view` wrote.
 
     Attributes:
@@ -49,6 +50,10 @@ class View:
     path: str
     node_data: tuple[str, ...]
     figures: FileFigures
+
+    def __repr__(self) -> str:
+        told = f"{self.figures.size_bytes:,} bytes, {self.figures.macs:,} MACs"
+        return f"View({self.path}: {told}, {len(self.node_data)} files of node data)"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import singledispatch
 from typing import Any
 
+from kquant.core.result import Result
 from kquant.core.table import Table
 from kquant.exporting.export_file import ExportReport
 
@@ -41,8 +42,18 @@ def page(report: Any) -> Page:
     inner = getattr(report, "report", None)  # CompressResult: the pipeline stands above this module
     if isinstance(inner, ExportReport):
         return page(inner)
+    if isinstance(report, Result):
+        return _plain(report)
     raise TypeError(
-        "report: expected an Analysis, BundleReport, ChannelGroups, CheckReport, CompressResult, DryRun, Estimate, "
-        "ExportReport, FileBytes, FileModel, Sparsity, SparsityScan or VerifyReport. Received: "
-        f"{type(report).__name__}."
+        "report: expected an Analysis, Answers, BundleReport, ChannelGroups, CheckReport, CompressResult, DryRun, "
+        "Estimate, ExportReport, FileBytes, FileModel, Mixed, Observations, Sparsity, SparsityScan, Tuned or "
+        f"VerifyReport. Received: {type(report).__name__}."
     )
+
+
+def _plain(report: Any) -> Page:
+    """Of a result without a page of its own: what it says of itself, and its figures."""
+    numbers = [(f.name, getattr(report, f.name)) for f in fields(report)]
+    rows = tuple((name, f"{value:,}") for name, value in numbers if isinstance(value, int | float))
+    table = Table("Figures", ("", "figure"), rows, ("figure",))
+    return Page(repr(report), True, (), (), (table,) if rows else ())

@@ -180,6 +180,16 @@ def figure(value: float | None) -> str:
     return "equal" if math.isinf(value) and value > 0 else f"{value:.4g}"
 
 
+def part_or_figure(metric: str, value: float) -> str:
+    """A value of a metric: of accuracy, a share of right answers, in percent.
+
+    Example:
+        >>> part_or_figure("accuracy", 0.8359), part_or_figure("mine", 0.8359)
+        ('83.6 %', '0.8359')
+    """
+    return f"{100 * value:.1f} %" if metric == "accuracy" and 0.0 <= value <= 1.0 else figure(value)
+
+
 def decibels(value: float | None) -> str:
     """One digit behind the point."""
     return figure(value) if value is None or math.isinf(value) else f"{value:.1f}"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import io
 from pathlib import Path
 
 from kquant.files.atomic import write_atomically
 from kquant.files.destination import destination
-from kquant.report.html_file import check_extra
 from kquant.report.tables import Page, Table, page
 from kquant.search.bit_widths import Mixed
 from kquant.search.ladder import Rung, Tuned
@@ -124,6 +124,17 @@ def pareto(mixed: Mixed, path: str | Path) -> Path:
     fig.savefig(content, format=kind, dpi=150)
     write_atomically(path, content.getvalue(), "report.pareto")
     return path
+
+
+def check_extra(what: str, *modules: str) -> None:
+    """Refuse where the extra `report` is not installed.
+
+    Raises:
+        ImportError: gives the command that installs it.
+    """
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ImportError(f"{what} needs {' and '.join(missing)}: pip install 'kquant[report]'")
 
 
 def _with_commas(value: float, _: int) -> str:

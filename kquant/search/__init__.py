@@ -1,6 +1,6 @@
 """Budgets: which recipe, how many bits, how sparse, so that it fits and loses least.
 
-`ladder` tries recipes from cheap to dear, `bit_widths` chooses bits layer by layer, `sparsity_scan` prices pruning;
-`knapsack` solves them exactly, `search_state` lets a stopped search go on. A model, samples and a budget come in, the
-chosen model and what was measured go out.
+`ladder` tries recipes from cheap to dear, `bit_widths` chooses bits layer by layer, `sparsity_scan` prices pruning,
+`answers` tells what would make a file smaller or faster; `knapsack` solves them exactly, `search_state` lets a stopped
+search go on. A model, samples and a budget come in, the chosen model and what was measured go out.
 """

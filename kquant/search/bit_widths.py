@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 from kquant import targets
 from kquant.analysis.diagnosis import analyze
 from kquant.analysis.results import Analysis, LayerReport
+from kquant.core.result import Result
 from kquant.correct.steps import apply_steps
 from kquant.files.finished_work import Kept
 from kquant.graph.watched import state_kept
@@ -84,8 +85,8 @@ class Point:
     score: float | None
 
 
-@dataclass(frozen=True, eq=False)
-class Mixed:
+@dataclass(frozen=True, eq=False, repr=False)
+class Mixed(Result):
     """What `kquant.mixed_precision` found.
 
     Attributes:
@@ -108,6 +109,12 @@ class Mixed:
     chosen: Point
     ok: bool
     made: tuple[Move, ...]
+
+    def __repr__(self) -> str:
+        unit, limit = self.budget
+        cost = f"{unit} {_cost(self.chosen, unit):,} of {limit:,}{'' if self.ok else ', too many'}"
+        fewer = f"{len(self.made)} of {len(self.moves)} moves to fewer bits"
+        return f"Mixed({self.model.name!r}: {fewer}, {cost}, SQNR {self.chosen.sqnr_db:.1f} dB)"
 
     @property
     def pareto(self) -> tuple[Point, ...]:

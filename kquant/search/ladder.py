@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 from kquant import targets
 from kquant.analysis.diagnosis import analyze
+from kquant.core.result import Result
 from kquant.correct.steps import RANGES, apply_steps
 from kquant.files.finished_work import Kept
 from kquant.graph.watched import state_kept
@@ -65,8 +66,8 @@ class Rung:
     failed: str = ""
 
 
-@dataclass(frozen=True, eq=False)
-class Tuned:
+@dataclass(frozen=True, eq=False, repr=False)
+class Tuned(Result):
     """What `kquant.autotune` found.
 
     Attributes:
@@ -84,6 +85,11 @@ class Tuned:
     max_drop: float
     rungs: tuple[Rung, ...]
     advice: str
+
+    def __repr__(self) -> str:
+        best, held = self.best, "" if self.ok else ", which does not hold"
+        drop = f"drop {best.drop:+.4g} of {self.max_drop:g} allowed{held}"
+        return f"Tuned({self.model.name!r}: {best.name}, score {best.score:.4g}, {drop}, {best.file_bytes:,} bytes)"
 
     @property
     def best(self) -> Rung:

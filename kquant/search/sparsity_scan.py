@@ -18,6 +18,7 @@ from kquant.analysis.sqnr import decibel, noise_of
 from kquant.calibration.data import gather
 from kquant.core.origin import patterns_of
 from kquant.core.renamed import renamed
+from kquant.core.result import Result
 from kquant.core.table import Table
 from kquant.graph.keras_private import every_layer
 from kquant.layers.transform import apply
@@ -53,8 +54,8 @@ class LayerScan:
     chosen: float
 
 
-@dataclass(frozen=True)
-class SparsityScan:
+@dataclass(frozen=True, repr=False)
+class SparsityScan(Result):
     """All layers; `rules` goes to `kquant.prune` or into a recipe.
 
     Attributes:
@@ -70,6 +71,9 @@ class SparsityScan:
     dense: float | None
     layers: tuple[LayerScan, ...]
     structure: str = "unstructured"
+
+    def __repr__(self) -> str:
+        return f"SparsityScan({100 * self.target:g} % of {len(self.layers)} layers, {self.structure}: {self.unit})"
 
     @property
     def rules(self) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from kquant.calibration.data import gather
+from kquant.core.result import Result
 from kquant.core.table import Table
 from kquant.graph.graph import Node, rewrite
 from kquant.graph.output_names import as_keras
@@ -44,11 +45,15 @@ class ChannelGroup:
     reason: str | None
 
 
-@dataclass(frozen=True)
-class ChannelGroups:
+@dataclass(frozen=True, repr=False)
+class ChannelGroups(Result):
     """What `kquant.channel_groups` found, in the model's order; `str` is a table."""
 
     groups: tuple[ChannelGroup, ...]
+
+    def __repr__(self) -> str:
+        able = sum(group.removable > 0 for group in self.groups)
+        return f"ChannelGroups({able} of {len(self.groups)} groups of channels can get narrower)"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""

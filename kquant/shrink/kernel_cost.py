@@ -12,6 +12,7 @@ from typing import Any
 
 import keras
 
+from kquant.core.result import Result
 from kquant.graph.graph import Graph, Node
 from kquant.ops import find_weighted
 from kquant.ops.rule import Weights
@@ -23,7 +24,7 @@ BIAS_BYTES = 4
 
 
 @dataclass(frozen=True)
-class Cost:
+class Cost(Result):
     """Of a model's convolutions and Dense layers.
 
     Attributes:

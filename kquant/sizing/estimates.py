@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from kquant.core.messages import first_of
+from kquant.core.result import Result
 from kquant.prepare.forecast import LayerCheck
 
 
@@ -30,7 +31,7 @@ class LayerSize:
 
 
 @dataclass(frozen=True, repr=False)
-class Estimate:
+class Estimate(Result):
     """What a model will take on a target.
 
     Attributes:

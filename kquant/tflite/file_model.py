@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from kquant.core.result import Result
 from kquant.tflite.storage import titles
 
 FLOATS = frozenset({"FLOAT32", "FLOAT16", "FLOAT64", "BFLOAT16"})
@@ -104,8 +105,8 @@ class FileSignature:
     subgraph: int = 0
 
 
-@dataclass(frozen=True)
-class FileModel:
+@dataclass(frozen=True, repr=False)
+class FileModel(Result):
     """What a file holds, as `kquant.inspect` returns it.
 
     Attributes:
@@ -129,6 +130,10 @@ class FileModel:
     tables: tuple[FileTable, ...] = ()
     graphs: tuple[str, ...] = ()
     signatures: tuple[FileSignature, ...] = ()
+
+    def __repr__(self) -> str:
+        kind = "integer" if self.is_integer else "NOT all integer"
+        return f"FileModel({len(self.operators)} operators, {kind}, {self.size_bytes:,} bytes)"
 
     @property
     def weight_bytes(self) -> int:

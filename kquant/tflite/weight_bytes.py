@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from kquant.core.operators import facts
+from kquant.core.result import Result
 from kquant.tflite.lut_format import distinct
 from kquant.tflite.reader import DAMAGE, FileModel, FileTensor, contents, label, read_bytes
 from kquant.tflite.storage import storages
@@ -77,8 +78,8 @@ class LayerBytes:
         return {**plain, **{f"{key}_bytes": size for key, size in plain.pop("decoded_bytes").items()}}
 
 
-@dataclass(frozen=True)
-class FileBytes:
+@dataclass(frozen=True, repr=False)
+class FileBytes(Result):
     """The weights of a file.
 
     Attributes:
@@ -94,6 +95,10 @@ class FileBytes:
     deflated_file_bytes: int
     vela_bytes: int | None = None
     vela_refusal: str = ""
+
+    def __repr__(self) -> str:
+        raw = self.totals["raw_bytes"]
+        return f"FileBytes({len(self.layers)} tensors of weights, {raw:,} bytes, {100 * self.sparsity:.1f} % zeros)"
 
     @property
     def totals(self) -> dict[str, int]:

@@ -1,0 +1,67 @@
+"""One sentence for one result, or for several of one model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from kquant import targets
+from kquant.analysis.results import Analysis
+from kquant.exporting.export_file import ExportReport
+from kquant.report.file_sections import float_bytes
+from kquant.report.pages import figure, is_sqnr, part_or_figure
+from kquant.report.tables import page
+
+
+def name_of(results: Sequence[Any]) -> str:
+    """What a page is about: the model, the file, or the kind of result.
+
+    Args:
+        results: of one model.
+    """
+    for key in ("path", "folder", "model"):
+        for one in results:
+            found = getattr(one, key, None)
+            found = getattr(found, "name", found)  # a search holds the model itself
+            if isinstance(found, str | Path):
+                return Path(found).stem if key == "path" else str(found)
+    return type(results[0]).__name__
+
+
+def verdict_of(results: Sequence[Any]) -> str:
+    """The result in one sentence; of an export and an analysis together, one of both.
+
+    Args:
+        results: of one model.
+    """
+    exports = [one for one in results if isinstance(one, ExportReport)]
+    if not exports:
+        return page(results[0]).headline
+    analyses = [one for one in results if isinstance(one, Analysis)]
+    return _exported(exports[0], analyses[0] if analyses else None)
+
+
+def _exported(report: ExportReport, analysis: Analysis | None) -> str:
+    where = targets.load(report.target).title.partition(" (")[0]
+    bad = [v.runtime for v in report.verification if not v.ok]
+    if bad:
+        return f"{Path(report.path).name} is not the model on {', '.join(bad)}: see below what differs."
+    integer = f"{', '.join(report.float_layers)} stay float" if report.float_layers else "every operator is integer"
+    if "*" in report.float_layers:
+        integer = "activations stay float"
+    ran = "it gives what the model gives" if report.verification else "it was not run"
+    whole = float_bytes(report.weights)
+    share = f", weights {100 * report.weights.totals['stored_bytes'] / whole:.0f} % of float32" if whole else ""
+    said = f"{Path(report.path).name} is ready for {where}: {integer}, {ran}, {report.file_bytes:,} bytes{share}"
+    return f"{said}; {_lost(analysis)}." if analysis is not None else f"{said}."
+
+
+def _lost(a: Analysis) -> str:
+    if is_sqnr(a):
+        return f"SQNR of the outputs {figure(a.value)} dB"
+    drop = a.float_value - a.value
+    before, after = (part_or_figure(a.metric, value) for value in (a.float_value, a.value))
+    change = "nothing lost" if drop <= 0.0 else f"{100 * drop:.1f} points lost"
+    said = f"{a.metric} {after} after {before} in float"
+    return f"{said}, {change} on {a.samples:,} samples" if a.metric == "accuracy" else f"{said}, {a.samples:,} samples"
