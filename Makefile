@@ -7,7 +7,7 @@ STAMP := $(VENV)/installed
 # Two workers on two cores: one thread for each keeps them out of each other's way.
 THREADS := OMP_NUM_THREADS=1 TF_NUM_INTRAOP_THREADS=1 TF_NUM_INTEROP_THREADS=1 TF_CPP_MIN_LOG_LEVEL=3
 
-.PHONY: help demo test exhaustive quick versions lint bench docs clean
+.PHONY: help demo test exhaustive quick versions lint bench docs site clean
 
 help:
 	@echo "make demo    the main job on scikit-learn's handwritten digits: train, quantize, run, one table"
@@ -17,7 +17,8 @@ help:
 	@echo "make versions  those that lean on Keras, with the oldest and the newest Keras and TensorFlow"
 	@echo "make lint    ruff and pyright"
 	@echo "make bench   the benchmarks"
-	@echo "make docs    docs/layers.md, read off the rules"
+	@echo "make docs    docs/layers.md, read off the rules; the figures of docs/concepts.md"
+	@echo "make site    the site, in build/site"
 	@echo "make clean   remove .venv and what the demo wrote"
 
 demo: $(STAMP)
@@ -48,6 +49,11 @@ bench: $(STAMP)
 
 docs: $(STAMP)
 	$(BIN)/python -m kquant.report.layers > docs/layers.md
+	$(BIN)/python docs/figures/draw.py
+
+# Its theme tells of its own future at every build.
+site: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH=. $(BIN)/python -m mkdocs build --quiet
 
 clean:
 	rm -rf $(VENV) .venv-oldest .venv-newest demo-output
@@ -58,7 +64,7 @@ $(STAMP): pyproject.toml
 	  { echo "kquant needs Python 3.11 to 3.13, $(PYTHON) is another one; say which: make PYTHON=python3.12 ..." >&2; exit 1; }
 	@echo "Installing into $(VENV); TensorFlow makes this take a few minutes the first time."
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[micro,report,demo,images,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[micro,report,demo,images,site,dev]'
 	@touch $@
 
 # The lower ends of the ranges, read where they stand: "keras>=3.11,<4" -> "keras==3.11.0".
@@ -71,5 +77,5 @@ OLDEST = import re, tomllib; \
 	$(PYTHON) -m venv .venv-$*
 	$(if $(filter oldest,$*),$(PYTHON) -c '$(OLDEST)',true) > .venv-$*/constraints.txt
 	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check -c .venv-$*/constraints.txt \
-	  --upgrade -e '.[micro,report,demo,images,dev]'
+	  --upgrade -e '.[micro,report,demo,images,site,dev]'
 	@touch $@
