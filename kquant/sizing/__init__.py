@@ -2,5 +2,6 @@
 
 A float model comes in, an `Estimate` goes out. `made_up` stands in for training and calibration, `layer_sizes` splits
 the file's figures by Keras layer, `arena_forecast` stands in for TensorFlow Lite Micro where it is not installed,
-`estimation` is the verb; `operator_figures` tells of any file, operator by operator. A new figure is a field of `estimates.Estimate` and a line in `report/size.py`.
+`estimation` is the verb; `operator_figures` tells of any file, operator by operator. A new figure is a field of
+`estimates.Estimate` and a line in `report/size.py`.
 """
