@@ -2,7 +2,8 @@
 
 `predict` is what replaces the device on the desk, so it is held against the interpreters that compute the same codes:
 LiteRT (XNNPACK) on one thread, and TensorFlow Lite Micro's interpreter; and against what Keras
-takes for the float model. Each takes its turn in every round, so that a machine that slows down slows all of them.
+takes for the float model. `evaluate` stands beside it, and for the recurrent models `predict` compiled by XLA in
+batches of 512. Each takes its turn in every round, so that a machine that slows down slows all of them.
 
     python -m benchmarks.predict_time --path benchmarks/results/predict_time.json
 """
@@ -28,8 +29,10 @@ import kquant
 from benchmarks.assets import task
 from benchmarks.latency import invocation
 
-MODELS = ("image_classification", "keyword_spotting", "visual_wake_words", "mobilenetv2")
-BATCH = 64
+RECURRENT = ("lstm", "gru", "attention")
+MODELS = ("image_classification", "keyword_spotting", "visual_wake_words", "mobilenetv2", *RECURRENT)
+BATCH, LARGE_BATCH = 64, 512
+layers = keras.layers
 Run = Callable[[], float]  # samples a second of one turn
 
 
@@ -38,19 +41,57 @@ def model_and_data(name: str) -> tuple[Any, np.ndarray]:
     if name == "mobilenetv2":
         model = keras.applications.MobileNetV2((96, 96, 3), alpha=1.0, weights=None, classes=10)
         return model, np.random.default_rng(0).uniform(-1, 1, (128, 96, 96, 3)).astype("float32")
+    if name in RECURRENT:
+        model = small(name)
+        return model, np.random.default_rng(0).normal(size=(4096, *model.inputs[0].shape[1:])).astype("float32")
     chosen = task(name)
     return chosen.model, np.float32(chosen.x[:512])
 
 
-def in_keras(model: Any, x: np.ndarray) -> Run:
+def small(name: str) -> keras.Model:
+    """32 steps through 32 units, or a block of a transformer of that width; random weights."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((32, 32 if name == "attention" else 16), name="frames")
+    if name == "attention":
+        y = layers.LayerNormalization()(inputs)
+        x = layers.Add()([inputs, layers.MultiHeadAttention(2, 16)(y, y)])
+        x = layers.Dense(32)(layers.Dense(64, activation="relu")(layers.LayerNormalization()(x)))
+        x = layers.GlobalAveragePooling1D()(x)
+    else:
+        x = {"lstm": layers.LSTM, "gru": layers.GRU}[name](32)(inputs)
+    return keras.Model(inputs, layers.Dense(4)(x), name=name)
+
+
+def in_keras(model: Any, x: np.ndarray, batch: int = BATCH) -> Run:
     """`predict` of all samples."""
 
     def run() -> float:
         started = time.perf_counter()
-        model.predict(x, batch_size=BATCH, verbose=0)
+        model.predict(x, batch_size=batch, verbose=0)
         return len(x) / (time.perf_counter() - started)
 
     return run
+
+
+def evaluating(model: Any, x: np.ndarray) -> Run:
+    """`evaluate` of all samples, the mean squared distance from zeros."""
+    model.compile(loss="mse")
+    y = np.zeros((len(x), *model.outputs[0].shape[1:]), np.float32)
+
+    def run() -> float:
+        started = time.perf_counter()
+        model.evaluate(x, y, batch_size=BATCH, verbose=0)
+        return len(x) / (time.perf_counter() - started)
+
+    return run
+
+
+def compiled(model: Any, x: np.ndarray) -> Run:
+    """`predict` of a copy by XLA."""
+    copy = keras.models.clone_model(model)
+    copy.set_weights(model.get_weights())
+    copy.compile(jit_compile=True)
+    return in_keras(copy, x, LARGE_BATCH)
 
 
 def in_interpreter(content: bytes, runtime: str, seconds: float = 0.5) -> Run:
@@ -72,7 +113,9 @@ def measured(name: str, rounds: int, folder: Path) -> dict[str, Any]:
     model, x = model_and_data(name)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of few samples, and of ranges: nothing to do with time
-        q = kquant.calibrate(kquant.quantize(model), x[:128], verbose=False)
+        # TFLM rounds some functions its own way: the simulation that is held against it should
+        target = "tflm" if name in RECURRENT else "litert"
+        q = kquant.calibrate(kquant.quantize(model, target=target), x[:128], verbose=False)
         kquant.export(q, folder / f"{name}.tflite", check_runtimes=False)
     content = (folder / f"{name}.tflite").read_bytes()
     first = {}
@@ -81,6 +124,11 @@ def measured(name: str, rounds: int, folder: Path) -> dict[str, Any]:
         each.predict(x[:BATCH], batch_size=BATCH, verbose=0)
         first[label] = time.perf_counter() - started
     runs = {"float": in_keras(model, x), "kquant": in_keras(q, x)}
+    if name in RECURRENT:
+        runs |= {"float, XLA": compiled(model, x), "kquant, XLA": compiled(q, x)}
+    runs |= {"float, evaluate": evaluating(model, x), "kquant, evaluate": evaluating(q, x)}
+    for run in runs.values():  # traces
+        run()
     runs |= {runtime: in_interpreter(content, runtime) for runtime in ("litert", "tflm")}
     rows: dict[str, list[float]] = {label: [] for label in runs}
     for _ in range(rounds):
@@ -90,6 +138,7 @@ def measured(name: str, rounds: int, folder: Path) -> dict[str, Any]:
         "per_second": {label: float(np.median(values)) for label, values in rows.items()},
         "times_tflm": float(np.median(np.divide(rows["kquant"], rows["tflm"]))),
         "of_float": float(np.median(np.divide(rows["kquant"], rows["float"]))),
+        "evaluate_of_float": float(np.median(np.divide(rows["kquant, evaluate"], rows["float, evaluate"]))),
         "first_predict_s": first,
         "batch": BATCH,
         "samples": len(x),

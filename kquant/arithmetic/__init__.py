@@ -60,6 +60,11 @@ KERNELS: dict[str, Callable[..., tf.Tensor]] = {
 # take and give steps, and the entries above are these between two shifts.
 OF_STEPS: dict[str, Callable[..., tf.Tensor]] = {"ADD": add_steps, "MUL": mul_steps, "SUB": sub_steps}
 
+# Those of one operand, element by element: of 8-bit codes a table of 256 says all.
+OF_ONE = frozenset(
+    ("ABS", "ELU", "GELU", "HARD_SWISH", "LEAKY_RELU", "LOGISTIC", "QUANTIZE", "RELU", "RELU6", "RELU_N1_TO_1", "TANH")
+)
+
 # How each runtime rounds the accumulator of an int8 kernel, its weights int8 or int4; test_arithmetic.py pins it.
 ROUNDING: dict[str, dict[str, str]] = {
     "litert": {
@@ -112,6 +117,7 @@ ROUNDING_INT16: dict[str, dict[str, str]] = {
 
 __all__ = [
     "KERNELS",
+    "OF_ONE",
     "OF_STEPS",
     "ROUNDING",
     "ROUNDING_INT16",

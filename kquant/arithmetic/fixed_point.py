@@ -179,10 +179,25 @@ def multiply_reduced(values: tf.Tensor, by: Multiplier) -> tf.Tensor:
     Returns:
         int64, shaped like `values`.
     """
+    mantissa, total = _reduced(by)
+    return shift_right(values * mantissa + power_of_two(total - 1), total)
+
+
+def scaled_reduced(values: tf.Tensor, by: Multiplier) -> tf.Tensor:
+    """`multiply_reduced` of integers in float32 or float64, below 2**38: their products with 15 bits are exact.
+
+    Returns:
+        float64, shaped like `values`.
+    """
+    mantissa, total = _reduced(by)
+    return tf.floor(tf.cast(values, tf.float64) * (tf.cast(mantissa, tf.float64) * binary(-total)) + 0.5)
+
+
+def _reduced(by: Multiplier) -> tuple[tf.Tensor, tf.Tensor]:
+    """The mantissa's upper 16 bits, and what the product is shifted by."""
     mantissa = tf.minimum(shift_right(by.mantissa + 2**15, tf.constant(16, tf.int64)), 2**15 - 1)
     # The kernels shift by 7 at most; no rescale of a sum of products comes near it.
-    total = 15 - tf.minimum(by.shift, 14)
-    return shift_right(values * mantissa + power_of_two(total - 1), total)
+    return mantissa, 15 - tf.minimum(by.shift, 14)
 
 
 def doubling_high_mul(a: tf.Tensor, b: tf.Tensor, bits: int = 32) -> tf.Tensor:
@@ -201,8 +216,12 @@ def rounding_divide_by_power(values: tf.Tensor, exponent: tf.Tensor | int) -> tf
         values: int64, below 2**49.
         exponent: 0 to 62.
     """
-    divisor = _divisor(tf.cast(exponent, tf.int64))
-    return tf.cast(tf.round(tf.cast(values, tf.float64) * divisor), tf.int64)
+    return tf.cast(divided_by_power(tf.cast(values, tf.float64), exponent), tf.int64)
+
+
+def divided_by_power(values: tf.Tensor, exponent: tf.Tensor | int) -> tf.Tensor:
+    """`rounding_divide_by_power` of integers in float64."""
+    return tf.round(values * _divisor(tf.cast(exponent, tf.int64)))
 
 
 def _divisor(exponent: tf.Tensor) -> tf.Tensor:

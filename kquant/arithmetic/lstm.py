@@ -11,23 +11,27 @@ internal/reference/portable_tensor_utils.cc; TFLM tensorflow/lite/micro/kernels/
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from kquant.arithmetic.fixed_point import (
     Multiplier,
+    divided_by_power,
     multiply,
     multiply_reduced,
     quantize_multiplier,
-    rounding_divide_by_power,
+    scaled,
+    scaled_reduced,
 )
 from kquant.arithmetic.gates import cell_tanh_tables, sigmoid_table, tanh_table
 from kquant.arithmetic.grid import Grid, centred, check_int8, check_runtime
+from kquant.core.beforehand import beforehand
+from kquant.core.checks import static_length
 
 GATE_SCALE = 2.0**-12
-_LOW, _HIGH = tf.int16.min, tf.int16.max
+_LOW, _HIGH, _ZERO = -(2.0**15), 2.0**15 - 1.0, 2.0**15  # the last: entry of code 0 in a table of 16-bit codes
 
 
 class LstmWeights(NamedTuple):
@@ -68,29 +72,52 @@ def lstm(
     """
     if check_runtime(runtime) == "litert":
         check_int8("UNIDIRECTIONAL_SEQUENCE_LSTM", out, "LiteRT")
-    kernel = _Kernel(source, weights, out, cell_bits, runtime)
-    # Steps first, since `tf.scan` runs along axis 0. What the input adds needs no state: one product for all steps.
+    with beforehand(source.scale, source.zero_point, out.scale, out.zero_point, cell_bits, *weights):
+        kernel = _Kernel(source, weights, out, cell_bits, runtime)
+    # What the input adds needs no state: one product for all steps. Steps first, to read one after the other.
     by_input = tf.transpose(kernel.inputs(codes), (1, 0, 2))
+    rows = tf.TensorArray(tf.float64, tf.shape(by_input)[0], element_shape=by_input.shape[1:]).unstack(by_input)
     # A state of zeros: real 0 is the zero point for the hidden state, and code 0 for the symmetric cell state.
     zeros = tf.zeros_like(by_input[0, :, : weights.recurrent.shape[0]])
-    states = tf.scan(kernel.step, by_input, (zeros + tf.cast(out.zero_point, tf.int64), zeros))
-    return tf.cast(tf.transpose(states[0], (1, 0, 2)), tf.int32)
+    made = tf.TensorArray(tf.float64, rows.size(), element_shape=zeros.shape)
+
+    def body(t: tf.Tensor, hidden: tf.Tensor, cell: tf.Tensor, made: tf.TensorArray) -> Any:
+        hidden, cell = kernel.step(hidden, cell, rows.read(t))
+        return t + 1, hidden, cell, made.write(t, hidden)
+
+    begin = (tf.constant(0), zeros, zeros, made)
+    *_, made = tf.while_loop(lambda t, *_: t < rows.size(), body, begin, maximum_iterations=by_input.shape[0])
+    steps = tf.cast(tf.transpose(made.stack(), (1, 0, 2)), tf.float32)
+    return tf.cast(steps + tf.cast(out.zero_point, tf.float32), tf.int32)
 
 
 class _Kernel:
-    """One LSTM with the multipliers that the kernel prepares."""
+    """One LSTM with the multipliers that the kernel prepares.
+
+    A step takes some fifty passes over few numbers, so what counts is how many: whole numbers stay in float64, which
+    holds their products, and the gates stand as i, f, o, g, so that one look-up serves all three sigmoids.
+    """
 
     def __init__(self, source: Grid, weights: LstmWeights, out: Grid, cell_bits: tf.Tensor, runtime: str) -> None:
         self.source, self.weights, self.out, self.runtime = source, weights, out, runtime
-        self.multiply_sums = multiply_reduced if out.is_int16 else multiply
+        self.units = static_length(weights.recurrent, 0)
         self.by_input = self.gate_multiplier(source.scale, weights.kernel_scale)
-        self.by_state = self.gate_multiplier(out.scale, weights.recurrent_scale)
+        by_state = self.gate_multiplier(out.scale, weights.recurrent_scale)
+        self.by_state = Multiplier(*(self.sigmoids_first(part) for part in by_state))
+        # Products of a hidden state, centred, with a weight, and as many of them as there are units.
+        largest = self.units * (2.0**15 if not out.is_int16 else 2.0**23)
+        self.recurrent = tf.cast(
+            self.sigmoids_first(weights.recurrent), tf.float32 if largest < 2.0**24 else tf.float64
+        )
+        self.wide = largest >= 2.0**22
         # o and tanh(c') are Q0 with 15 fraction bits each, so that one unit of their product is 2**-30.
         hidden = tf.constant(2.0**-30, tf.float64) / tf.cast(out.scale, tf.float64)
         if runtime == "litert":  # kept in a float
             hidden = tf.cast(tf.cast(hidden, tf.float32), tf.float64)
         self.to_hidden = quantize_multiplier(hidden)
-        self.bits = tf.cast(cell_bits, tf.int64)
+        self.to_forget, self.to_update = (self.cell_multiplier(bits) for bits in (0, cell_bits))
+        point = tf.cast(out.zero_point, tf.float64)
+        self.ends = out.low - point, out.high - point
         self.sigmoid = tf.constant(sigmoid_table(runtime))
         self.tanh = tf.constant(tanh_table(runtime, 3))
         self.cell_tanh = tf.gather(tf.constant(cell_tanh_tables(runtime)), cell_bits)
@@ -99,54 +126,65 @@ class _Kernel:
         """`s * s_w / 2^-12` for each column of the four gates; LiteRT multiplies in float32, TFLM in double."""
         kind = tf.float32 if self.runtime == "litert" else tf.float64
         real = tf.cast(weight_scale, kind) * tf.cast(scale, kind) * np.float32(1 / GATE_SCALE)
-        units = self.weights.recurrent.shape[0]
         # One multiplier for each gate, spread over its units: the four gates stand side by side on the last axis.
         mantissa, shift = quantize_multiplier(tf.cast(real, tf.float64))
-        return Multiplier(tf.repeat(mantissa, units), tf.repeat(shift, units))
+        return Multiplier(tf.repeat(mantissa, self.units), tf.repeat(shift, self.units))
+
+    def cell_multiplier(self, bits: tf.Tensor | int) -> Multiplier:
+        """`2^-(15 + bits)`, what brings a product of two Q0 numbers to the cell's grid."""
+        power = tf.cast(-15 - tf.cast(bits, tf.int64), tf.float64)
+        return quantize_multiplier(tf.pow(tf.constant(2.0, tf.float64), power))
+
+    def sigmoids_first(self, columns: tf.Tensor) -> tf.Tensor:
+        """i, f, g, o on the last axis as i, f, o, g."""
+        i_and_f, g, o = tf.split(columns, (2 * self.units, self.units, self.units), axis=-1)
+        return tf.concat([i_and_f, o, g], axis=-1)
 
     def inputs(self, codes: tf.Tensor) -> tf.Tensor:
-        """What the input adds to the gates: int64[batch, steps, 4 units]."""
+        """What the input adds to the gates, and the place of 0 in their tables: float64[batch, steps, 4 units]."""
         # Integers in float64: float32 loses the last bits beyond 2**24. The bias is on the scale of these sums only.
         sums = tf.matmul(tf.cast(centred(codes, self.source), tf.float64), self.weights.kernel) + self.weights.bias
-        return _saturated(self.multiply_sums(tf.cast(sums, tf.int64), self.by_input))
+        multiply_sums = multiply_reduced if self.out.is_int16 else multiply
+        made = tf.cast(multiply_sums(tf.cast(sums, tf.int64), self.by_input), tf.float64)
+        return self.sigmoids_first(_saturated(made)) + _ZERO
 
-    def step(self, states: tuple[tf.Tensor, tf.Tensor], by_input: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """`(h, c)` after one more step; all int64[batch, ...]."""
-        hidden, cell = states
-        sums = tf.matmul(tf.cast(centred(hidden, self.out), tf.float64), self.weights.recurrent)
-        by_state = self.multiply_sums(tf.cast(sums, tf.int64), self.by_state)
+    def step(self, hidden: tf.Tensor, cell: tf.Tensor, by_input: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """`(h, c)` after one more step, h without its zero point; integers in float64[batch, ...]."""
+        sums = tf.matmul(tf.cast(hidden, self.recurrent.dtype), self.recurrent)
+        if self.out.is_int16:
+            by_state = scaled_reduced(sums, self.by_state)
+        else:
+            by_state = scaled(sums, self.by_state, wide=self.wide)
         if self.runtime == "tflm":  # saturates each of the two; LiteRT adds the second to the first
             by_state = _saturated(by_state)
-        i, f, g, o = tf.split(_saturated(by_input + by_state), 4, axis=-1)
-        cell = _saturated(self.forget(_look(self.sigmoid, f), cell) + self.update(_look(self.sigmoid, i), self.gate(g)))
+        places = tf.cast(_clipped(by_input + by_state, 0.0, _HIGH + _ZERO), tf.int32)
+        for_sigmoid, for_tanh = tf.split(places, (3 * self.units, self.units), axis=-1)
+        i, f, o = tf.split(_look(self.sigmoid, for_sigmoid), 3, axis=-1)
+        forgotten, new = f * cell, i * _look(self.tanh, for_tanh)
+        if self.runtime == "litert":
+            cell = self.shifted(forgotten, self.to_forget) + self.shifted(new, self.to_update)
+        else:
+            # The multiplier of 2**-15 is one half with a shift by 14, so TFLM rounds twice where LiteRT shifts once.
+            cell = _saturated(scaled(forgotten, self.to_forget)) + _saturated(scaled(new, self.to_update))
+        cell = _saturated(cell)
         # Not saturated to 16 bits between: the kernels hold the product in 32 bits until it is rescaled.
-        product = _look(self.cell_tanh, cell) * _look(self.sigmoid, o)
-        moved = multiply(product, self.to_hidden) + tf.cast(self.out.zero_point, tf.int64)
-        return tf.clip_by_value(moved, self.out.low, self.out.high), cell
+        product = _look(self.cell_tanh, tf.cast(cell + _ZERO, tf.int32)) * o
+        return _clipped(scaled(product, self.to_hidden, wide=True), *self.ends), cell
 
-    def gate(self, codes: tf.Tensor) -> tf.Tensor:
-        """The cell gate's tanh."""
-        return _look(self.tanh, codes)
-
-    def forget(self, gate: tf.Tensor, cell: tf.Tensor) -> tf.Tensor:
-        """`f * c` on the cell's grid."""
-        if self.runtime == "litert":
-            return rounding_divide_by_power(gate * cell, 15)
-        # The multiplier of 2**-15 is one half with a shift by 14, so TFLM rounds twice where LiteRT shifts once.
-        return _saturated(multiply(gate * cell, quantize_multiplier(tf.constant(2.0**-15, tf.float64))))
-
-    def update(self, gate: tf.Tensor, new: tf.Tensor) -> tf.Tensor:
-        """`i * g` on the cell's grid."""
-        if self.runtime == "litert":
-            # 30 fraction bits go to the cell's 15 - bits of them.
-            return rounding_divide_by_power(gate * new, 15 + self.bits)
-        scale = tf.pow(tf.constant(2.0, tf.float64), tf.cast(-15 - self.bits, tf.float64))
-        return _saturated(multiply(gate * new, quantize_multiplier(scale)))
+    def shifted(self, product: tf.Tensor, by: Multiplier) -> tf.Tensor:
+        """Times a power of two, rounded once, halves away from zero."""
+        return divided_by_power(product, 1 - by.shift)
 
 
-def _look(table: tf.Tensor, codes: tf.Tensor) -> tf.Tensor:
-    return tf.cast(tf.gather(table, codes + 32768), tf.int64)
+def _look(table: tf.Tensor, places: tf.Tensor) -> tf.Tensor:
+    return tf.cast(tf.gather(table, places), tf.float64)
+
+
+def _clipped(values: tf.Tensor, low: Any, high: Any) -> tf.Tensor:
+    ends = (tf.cast(end, values.dtype) for end in (low, high))
+    # One pass, where `tf.clip_by_value` takes a minimum and then a maximum.
+    return tf.raw_ops.ClipByValue(t=values, clip_value_min=next(ends), clip_value_max=next(ends))
 
 
 def _saturated(values: tf.Tensor) -> tf.Tensor:
-    return tf.clip_by_value(values, tf.constant(_LOW, tf.int64), tf.constant(_HIGH, tf.int64))
+    return _clipped(values, _LOW, _HIGH)

@@ -287,7 +287,10 @@ class FakeQuant(keras.layers.Layer):
 
     def _peeked(self, encodings: Sequence[tf.Tensor], training: bool) -> tf.Tensor:
         """float32[2]: the encoding that the tensor is going to have, zeros where no data were seen."""
-        encoding = self._numbers(encodings).encoding
+        numbers = self._numbers(encodings)
+        if not training and self.is_seen(encodings):
+            return carry(numbers.encoding, "grid", numbers[:2])
+        encoding = numbers.encoding
         if training and self.learning != Training() and self.has_range:
             encoding = tf.stack(range_learner.grid(self)[:2])
         return tf.where(self._seen(encodings), encoding, tf.zeros(2))

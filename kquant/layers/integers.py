@@ -9,6 +9,7 @@ from typing import Any
 import tensorflow as tf
 
 from kquant import arithmetic
+from kquant.core.beforehand import beforehand
 from kquant.layers.carried import carried
 
 
@@ -62,7 +63,9 @@ def steps_of(y: tf.Tensor, origin: Origin, out: arithmetic.Grid, rounding: str) 
     ]
     sources = [_steps(x, grid) for x, grid in zip(origin.sources, grids, strict=True)]
     options = {"runtime": rounding, **(origin.attributes or {})}
-    if origin.kernel in arithmetic.OF_STEPS:
+    if origin.kernel in arithmetic.OF_ONE and bits[0] == 8:
+        steps = _of_table(origin.kernel, sources[0], grids[0], out, options)
+    elif origin.kernel in arithmetic.OF_STEPS:
         steps = arithmetic.OF_STEPS[origin.kernel](sources, grids, out, **options)
     else:
         integers = [tf.cast(x, tf.int32) + tf.cast(g.zero_point, tf.int32) for x, g in zip(sources, grids, strict=True)]
@@ -73,6 +76,18 @@ def steps_of(y: tf.Tensor, origin: Origin, out: arithmetic.Grid, rounding: str) 
     if all(k is True for k in known):
         return steps
     return tf.where(tf.reduce_all(tf.stack(known)), tf.cast(steps, tf.float32), nearest_steps(y, out))
+
+
+def _of_table(
+    kernel: str, steps: tf.Tensor, grid: arithmetic.Grid, out: arithmetic.Grid, options: dict[str, Any]
+) -> tf.Tensor:
+    """Steps that a kernel of one operand gives, read from a table, which a loop or `predict` makes once."""
+    with beforehand(grid.scale, grid.zero_point, out.scale, out.zero_point):
+        codes = tf.range(grid.low, grid.high + 1, dtype=tf.int32)
+        made = arithmetic.KERNELS[kernel]([codes], [grid], out, **options)
+        table = tf.cast(made, tf.float32) - out.zero_point
+        first = grid.low - tf.cast(grid.zero_point, tf.int32)
+    return tf.gather(table, tf.cast(steps, tf.int32) - first)
 
 
 def read(encoding: tf.Tensor) -> tuple[bool | tf.Tensor, tf.Tensor, tf.Tensor]:

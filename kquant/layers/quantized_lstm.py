@@ -21,11 +21,14 @@ import tensorflow as tf
 from kquant import arithmetic
 from kquant.arithmetic.gates import CELL_BITS
 from kquant.arithmetic.lstm import LstmWeights, lstm
+from kquant.core.beforehand import beforehand, in_constants
 from kquant.core.checks import static_length
 from kquant.core.spec import QuantSpec, encode_weights
 from kquant.graph.precision import full_precision
+from kquant.layers.carried import carried
 from kquant.layers.compressed import round_through
 from kquant.layers.fake_quant import FakeQuant
+from kquant.layers.integers import read
 from kquant.layers.learned_ranges import gradient_scale, quantized, straight_through
 from kquant.layers.modes import is_float, is_observing, is_simulating
 from kquant.layers.nonuniform import on_grid
@@ -180,9 +183,15 @@ class QuantizedLSTM(ManyKernels):
             return self._real(x, None, site)
         if training or is_simulating() or not self.spec.has_codes:
             return self._real(x, out, site, training and self.trainable)
+        if in_constants() and self.is_known(encoding, out):  # of such a graph nobody asks a gradient
+            return self._integer(x, encoding, out)
         # A condition, not `tf.where`: the loop over the steps is what costs, and only one of the two runs.
         known = tf.logical_and(tf.logical_and(encoding[0] > 0.0, out[0] > 0.0), self.seen())
         return tf.cond(known, lambda: self._simulated(x, encoding, out), lambda: self._real(x, None))
+
+    def is_known(self, encoding: tf.Tensor, out: tf.Tensor) -> bool:
+        """Data gave all ranges, as far as that is known while a graph is made."""
+        return self.cell.is_seen() and all(carried(e, "grid") is not None for e in (encoding, out))
 
     def _simulated(self, x: tf.Tensor, encoding: tf.Tensor, out: tf.Tensor) -> tf.Tensor:
         """The integers' result, with the gradients of the floats on their grids."""
@@ -289,9 +298,11 @@ class QuantizedLSTM(ManyKernels):
         return tf.reshape(round_through(gates / scale, float(spec.low), float(spec.high)) * scale, weights.shape)
 
     def _integer(self, x: tf.Tensor, encoding: tf.Tensor, out: tf.Tensor) -> tf.Tensor:
-        source, grid = (arithmetic.Grid(e[0], e[1], *self._ends()) for e in (encoding, out))
+        source, grid = (arithmetic.Grid(*read(e)[1:], *self._ends()) for e in (encoding, out))
         codes = tf.cast(tf.round(x / source.scale) + source.zero_point, tf.int32)
-        hidden = lstm(codes, source, self.codes(encoding[0]), grid, self.cell_bits(), runtime=self.cell.runtime)
+        with beforehand(source.scale):
+            weights, bits = self.codes(source.scale), self.cell_bits()
+        hidden = lstm(codes, source, weights, grid, bits, runtime=self.cell.runtime)
         return (tf.cast(hidden, tf.float32) - grid.zero_point) * grid.scale
 
     def _real(self, x: tf.Tensor, out: tf.Tensor | None, site: int = 0, training: bool = False) -> tf.Tensor:

@@ -50,6 +50,9 @@ def calibrated(model: keras.Model, target: str = "litert", data=None) -> keras.M
 
 NETWORKS = {
     "lstm": lambda: build(layers.LSTM(12, return_sequences=True)),
+    # sums beyond 2^22, whose products with a multiplier float64 takes in halves, and beyond 2^24, which float32 loses
+    "wide": lambda: build(layers.LSTM(140, return_sequences=True), steps=3),
+    "widest": lambda: build(layers.LSTM(520, return_sequences=True), steps=2),
     "stacked": lambda: build(layers.LSTM(8, return_sequences=True), layers.LSTM(6, return_sequences=True)),
     "both ways": lambda: build(layers.Bidirectional(layers.LSTM(6, return_sequences=True))),
     "backwards": lambda: build(layers.LSTM(6, return_sequences=True, go_backwards=True)),
@@ -62,6 +65,15 @@ NETWORKS = {
     "simple": lambda: build(layers.SimpleRNN(6, return_sequences=True), steps=3),
     "relu lstm": lambda: build(layers.LSTM(4, activation="relu", recurrent_activation="hard_sigmoid"), steps=2),
 }
+
+
+@pytest.mark.parametrize("name", ["lstm", "widest"])
+@pytest.mark.parametrize("target", ["litert", "tflm"])
+def test_predict_gives_the_same_without_the_floats_beside(name, target):
+    model = NETWORKS[name]()
+    x = sequences(steps=model.inputs[0].shape[1])
+    q = calibrated(model, target, x)
+    np.testing.assert_array_equal(q.predict(x, verbose=0), contract.simulate(q, [x])[0])
 
 
 @pytest.mark.one_in(2)
