@@ -32,9 +32,9 @@ from .masking.stripping import strip as strip
 from .masking.zeros import Sparsity as Sparsity
 from .masking.zeros import sparsity as sparsity
 from .ops import register_rule as register_rule
+from .placing.checking import check as check
 from .prepare.folding import fold as fold
 from .prepare.forecast import CheckReport as CheckReport
-from .prepare.forecast import check as check
 from .prepare.one_step import cell as cell
 from .prepare.one_step import cell_samples as cell_samples
 from .prepare.quantization import quantize as quantize

@@ -34,6 +34,7 @@ ORDER = (
     ("prepare",),
     ("analysis", "exporting"),
     ("search", "projects", "sizing"),
+    ("placing",),
     ("report",),
     ("app",),
     ("__main__",),

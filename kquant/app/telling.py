@@ -18,13 +18,13 @@ def check(
     input_shape: Shape = None,
     as_json: Json = False,
 ) -> None:
-    """Tell for every layer whether it can be integer on a target, before any training."""
+    """Tell for every layer whether it can be integer on a target, and where it runs there, before any training."""
     from kquant.app import command_files
-    from kquant.prepare.forecast import check as run_check
+    from kquant.placing.checking import check as run_check
 
-    forecast = run_check(command_files.load_model(model), target, recipe=recipe, input_shape=input_shape)
-    say(forecast, as_json)
-    raise typer.Exit(0 if forecast.ok else 1)
+    found = run_check(command_files.load_model(model), target, recipe=recipe, input_shape=input_shape)
+    say(found, as_json)
+    raise typer.Exit(0 if found.ok else 1)
 
 
 @refusing

@@ -61,6 +61,7 @@ class OperatorFacts(BaseModel):
         axis_rows: number of an input with one row for each axis -> the row of a further axis of length 1.
         moves_indices: takes int32 as it takes codes.
         unlisted: targets do not list it, as no layer becomes one.
+        since: the release of TensorFlow Lite that first had each of its versions, from 1 on; empty where unknown.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -83,6 +84,7 @@ class OperatorFacts(BaseModel):
     axis_rows: _Rows = Field(default_factory=dict, validate_default=True)
     moves_indices: bool = False
     unlisted: bool = False
+    since: tuple[str, ...] = Field(default=(), strict=False)
 
     def options_of(self, code: str) -> str | None:
         """Name of the table of options of the operator with this code; None where it has none.

@@ -92,8 +92,8 @@ def find(op: Any, target: Target | None = None) -> Rule | None:
     Args:
         op: Keras layer or operation.
         target: where given, rules whose operators it lacks are passed over (GELU becomes a table, say), and those whose
-            operators its accelerator takes go before others; where it has none of them, the first matching rule comes
-            back, so that the caller can say what is missing.
+            operators its accelerator takes go before others, as those do that another one yields to; where it has
+            none of them, the first matching rule comes back, so that the caller can say what is missing.
 
     Returns:
         The rule, or None for an unknown layer.
@@ -103,8 +103,13 @@ def find(op: Any, target: Target | None = None) -> Rule | None:
     if target is None or not matching:
         return matching[0] if matching else None
     able = [rule for rule in matching if all(target.supports(code) for code in (*rule.operators, *rule.helpers))]
-    taken = [rule for rule in able if all(target.takes(code) is True for code in (*rule.operators, *rule.helpers))]
-    return (taken or able or matching)[0]
+    if target.accelerator is None or not able:
+        return (able or matching)[0]
+    left = [rule for rule in able if rule.yields(op) and any(target.takes(code) is False for code in rule.operators)]
+    able = [rule for rule in able if rule not in left] or able
+    # not those that expand, whose operators are not known yet: steps of a loop written one by one, say
+    taken = (rule for rule in able if rule.operators and all(target.takes(code) is True for code in rule.operators))
+    return able[0] if able[0].expand is not None else next(taken, able[0])
 
 
 def find_weighted(op: Any) -> Rule | None:

@@ -95,6 +95,11 @@ def _plain(op: Any) -> bool:
     )
 
 
+def asked_apart(op: Any) -> bool:
+    """`unroll=True`: its steps may be written one by one, where an accelerator takes those and nothing else of it."""
+    return bool(getattr(op, "unroll", False))
+
+
 def has_kernel(op: Any) -> bool:
     """True for an LSTM with the activations of the operator."""
     cell = op.cell
@@ -268,6 +273,7 @@ RULES = (
     Rule(
         layers=(layers.LSTM, QuantizedLSTM),
         when=_plain,
+        yields=asked_apart,
         expand=_expand,
         masks=True,
         operators=("UNIDIRECTIONAL_SEQUENCE_LSTM",),

@@ -16,6 +16,7 @@ import keras
 
 from kquant.layers.loop import Loop, Step
 from kquant.ops.activation import activate
+from kquant.ops.recurrent import asked_apart
 from kquant.ops.rule import Make, Rule, example
 from kquant.ops.unrolled import CELLS, Steps, entered, of_real, returned, unrollable
 
@@ -69,6 +70,7 @@ RULES = (
     Rule(
         layers=(layers.LSTM, layers.GRU, layers.SimpleRNN, layers.RNN),
         when=unrollable,
+        yields=asked_apart,
         expand=loop,
         masks=True,
         operators=("WHILE",),

@@ -161,6 +161,10 @@ def _always(op: Any) -> bool:
     return True
 
 
+def _never(op: Any) -> bool:
+    return False
+
+
 def _no_kernels(op: Any) -> Mapping[str, Geometry]:
     return {}
 
@@ -175,6 +179,7 @@ class Rule:
         when: further condition on the layer.
         expand: `expand(op, make, *args, **kwargs)` builds the same function of simpler layers; `make(key, factory)`
             returns one layer for each key, also when the original is shared. It may return None: stay as it is.
+        yields: `(layer) -> bool`, to the rules behind it where an accelerator leaves its operators to the processor.
         operators: TFLite operators that `lower` writes.
         helpers: further ones that it writes with int8, int32 and bool tensors, whatever the width of the activations.
         output: how its output's encoding is found.
@@ -208,6 +213,7 @@ class Rule:
     operations: tuple[str, ...] = ()
     when: Callable[[Any], bool] = _always
     expand: Callable[..., Any] | None = None
+    yields: Callable[[Any], bool] = _never
     operators: tuple[str, ...] = ()
     helpers: tuple[str, ...] = ()
     output: Output = "own"

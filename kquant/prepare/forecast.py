@@ -1,4 +1,4 @@
-"""Before anything is built or trained: what becomes of each Keras layer on a target."""
+"""Before anything is built or trained: what becomes of each Keras layer on a target; `placing` goes on from there."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from kquant.graph.graph import Graph, Node, trace
 from kquant.ops import find
 from kquant.prepare.expansion import expand_alone
 from kquant.prepare.folding import Fate, fates
+from kquant.prepare.placement import Placement
 from kquant.prepare.preprocessing import advice
 from kquant.prepare.quantization import check_recipe, planned
 from kquant.prepare.refusals import expanded, unknown_layers
@@ -65,6 +66,8 @@ class CheckReport(Result):
             where a layer has no integer form, as only the whole model tells.
         advice: what costs accuracy, or time, although every layer can be integer.
         recipe: its name; empty where none was given.
+        placement: where the operators run, on a target with an accelerator beside its processor; None on others, and
+            where a layer has no integer form.
     """
 
     model: str
@@ -73,6 +76,7 @@ class CheckReport(Result):
     folds: tuple[Fate, ...] = ()
     advice: tuple[str, ...] = ()
     recipe: str = ""
+    placement: Placement | None = None
 
     def __repr__(self) -> str:
         bad = [row.layer for row in self.layers if row.status in ("no kernel", "refused")]
@@ -89,38 +93,17 @@ class CheckReport(Result):
         return {**asdict(self), "ok": self.ok}
 
 
-def check(
+def forecast(
     model: keras.Model,
     target: str = targets.DEFAULT,
     *,
     recipe: str | Path | dict[str, Any] | recipes.Recipe | None = None,
     input_shape: Any = None,
 ) -> CheckReport:
-    """Tell for every layer whether it can be integer on the target, before training or calibration.
-
-    Reads: `model` stays as it was.
-
-    Args:
-        model: any built Keras 3 model.
-        target: see `kquant.quantize`; the same by default.
-        recipe: see `kquant.quantize`; the report then tells the bits of every layer's weights, which of them are packed
-            two to a byte, and what that costs in time.
-        input_shape: static shape(s) for models with open dimensions, batch axis included.
-
-    Returns:
-        The report. Batch norms and constant factors are "folded" where a neighbour takes them in, as recipes do by
-        default (`fold = true`); `report.folds` says into which, or why not.
+    """`kquant.check`, which explains the arguments, but for the `placement` of its report.
 
     Raises:
-        ValueError: not a Keras 3 model, or one whose `call` cannot be followed; a recipe that does not fit it.
-
-    Example:
-        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, activation="gelu")])
-        >>> [(row.layer != "", row.status) for row in kquant.check(model).layers]
-        [(True, 'decomposed')]
-        >>> four = {"name": "four", "weights": {"bits": 4}}
-        >>> [row.weights for row in kquant.check(model, "litert", recipe=four).layers]
-        [('4 bits, packed',)]
+        ValueError: see `kquant.check`.
     """
     chosen = None if recipe is None else recipes.load(recipe)
     if chosen is not None:

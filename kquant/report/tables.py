@@ -11,6 +11,7 @@ from kquant.exporting.verification import VerifyReport
 from kquant.layers.provenance import ALL
 from kquant.prepare.forecast import CheckReport
 from kquant.report.page import Page, Table, page
+from kquant.report.placement import placement_facts, placement_findings, placement_table, said_of
 from kquant.report.weights import tables_table, weight_facts, weight_findings, weights_table
 from kquant.tflite.reader import FileModel, FileOperator, FileTensor
 
@@ -85,13 +86,14 @@ def _check(report: CheckReport) -> Page:
         columns += ("weights",)
         rows = tuple((*cells, "; ".join(row.weights)) for cells, row in zip(rows, report.layers, strict=True))
     how = f" with recipe '{report.recipe}'" if report.recipe else ""
-    return Page(
-        headline=f"{report.model} on {report.target}{how}: {verdict}",
-        ok=report.ok,
-        findings=(*(f"{row.layer} ({row.kind}), {row.status}: {row.remedy}" for row in bad), *report.advice),
-        facts=tuple(_folds(report)),
-        tables=(Table("Layers", columns, rows),),
-    )
+    findings = (*(f"{row.layer} ({row.kind}), {row.status}: {row.remedy}" for row in bad), *report.advice)
+    facts, tables, placed = tuple(_folds(report)), (Table("Layers", columns, rows),), report.placement
+    if placed is not None:
+        verdict = f"{verdict}; {said_of(placed)}"
+        findings, facts = (*placement_findings(placed), *findings), (*facts, *placement_facts(placed))
+        tables = (*tables, placement_table(placed))
+    headline = f"{report.model} on {report.target}{how}: {verdict}"
+    return Page(headline=headline, ok=report.ok, findings=findings, facts=facts, tables=tables)
 
 
 def _folds(report: CheckReport) -> Iterable[str]:

@@ -10,7 +10,7 @@ import keras
 
 from kquant import targets
 from kquant.exporting.stored_check import Compression, storages_of
-from kquant.prepare.forecast import check
+from kquant.prepare.forecast import forecast
 from kquant.prepare.quantization import quantize
 from kquant.recipe import recipe as recipes
 from kquant.recipe.recipe import Recipe
@@ -117,7 +117,7 @@ def _refused(model: keras.Model, recipe: Recipe, target: Target, input_shape: An
     Raises:
         ValueError: it is not for its layers.
     """
-    report = check(model, target.name, recipe=recipe, input_shape=input_shape)
+    report = forecast(model, target.name, recipe=recipe, input_shape=input_shape)
     if report.ok:
         raise error
     bad = tuple(row for row in report.layers if row.status in ("no kernel", "refused"))

@@ -42,7 +42,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from kquant.core.messages import did_you_mean, fault_in_words
 from kquant.core.operators import check_operator
-from kquant.targets.accelerator import Accelerator, Claim, Fact
+from kquant.targets.accelerator import Accelerator, Claim, Fact, Use
 from kquant.targets.kernels import Operator
 
 # What a target file records: the field of `Operator` that says whether the operator runs in a type.
@@ -133,13 +133,19 @@ class Target(BaseModel):
         return op in self.ops and getattr(self.ops[op], _FIELDS[type])
 
     def takes(self, op: str, type: str = "int8") -> Fact:
-        """Whether the accelerator takes a builtin operator in a type; True where there is none beside the kernels.
+        """Whether the accelerator takes a builtin operator in a type, in the version that kquant writes.
+
+        Returns:
+            True where the target has no accelerator beside its kernels.
 
         Example:
             >>> load("cmsis-nn").takes("SOFTMAX"), load("cmsis-nn").takes("LOGISTIC"), load("tflm").takes("LOGISTIC")
             (True, False, True)
         """
-        return self.accelerator is None or self.accelerator.fact(op, type)
+        if self.accelerator is None:
+            return True
+        version = self.ops[op].version_for(type) if op in self.ops else 1
+        return self.accelerator.takes(Use(op, type, version))[0]
 
     def per_axis_for(self, op: str, type: str = "int8") -> bool:
         """Whether to write a scale for each channel of an operator's weights: kernels and accelerator take them.
