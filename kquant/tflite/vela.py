@@ -11,8 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from kquant.files.atomic import write_atomically
-from kquant.files.leftovers import scratch
+from kquant.files.leftovers import scratch, write_new
 from kquant.tflite.reader import read_bytes
 
 VELA_SECONDS = 600
@@ -109,6 +108,6 @@ def _compiled(
 ) -> subprocess.CompletedProcess[str]:
     """What Vela says of a file; what it writes is in the folder."""
     file = folder / "model.tflite"
-    write_atomically(file, content, "vela_bytes")
+    write_new(file, content)  # the folder is held by this run: a move into it would wait for itself
     command = [vela, str(file), "--accelerator-config", accelerator, "--output-dir", str(folder), *more]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=VELA_SECONDS)
