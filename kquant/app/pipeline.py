@@ -70,7 +70,7 @@ def compress(
         recipe: see `kquant.quantize`. A model that is pruned or clustered already keeps its masks or codebooks,
             whatever the recipe says of them.
         path: of the `.tflite` file.
-        target: "litert", "tflm" or "ethos-u".
+        target: see `kquant.quantize`.
         io: type of the file's inputs and outputs.
         limit: calibrate and correct with this many samples only, the first ones.
         input_shape: static shape(s) for models with open dimensions.

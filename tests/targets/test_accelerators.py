@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from kquant import targets
@@ -93,3 +95,17 @@ def test_a_target_that_extends_another_says_the_differences_only() -> None:
     assert not strict.supports("SPACE_TO_DEPTH") and npu.ops["SPACE_TO_DEPTH"] == tflm.ops["SPACE_TO_DEPTH"]
     assert npu.takes("SPACE_TO_DEPTH") is False and npu.takes("CONV_2D") is True
     assert [targets.load(name).takes("CAST") for name in ("ethos-u55", "ethos-u85")] == [False, True]
+
+
+def test_the_page_has_what_the_files_say() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "targets.md").read_text()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line.startswith("|")]
+    head = next(row for row in rows if row[0] == "int8")
+    assert head[1:] == WITH
+    said = {True: "yes", False: "", "unknown": "?"}
+    listed = [row for row in rows if row[0] in targets.load("litert").ops]
+    assert len(listed) > 20
+    for code, *cells in listed:
+        assert cells == [said[targets.load(name).takes(code)] for name in WITH], code
+    for name in WITH:
+        assert f"`{name}`" in page
