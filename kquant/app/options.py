@@ -85,9 +85,7 @@ Mean = Annotated[
 ]
 Std = Annotated[Any, typer.Option("--std", parser=numbers, help="What it is divided by then", metavar="S,S,...")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Use this many samples, evenly spread")]
-Target = Annotated[
-    str, typer.Option("--target", help="Where to run it: litert, tflm, gpu... (docs/targets.md)")
-]
+Target = Annotated[str, typer.Option("--target", help="Where to run it: litert, tflm, gpu... (docs/targets.md)")]
 TargetOrNone = Annotated[str | None, typer.Option("--target", help=f"For a float model; {targets.DEFAULT} by default")]
 Runtime = Annotated[str, typer.Option("--runtime", help="litert (XNNPACK), litert-reference or tflm")]
 Shape = Annotated[
