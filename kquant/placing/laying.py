@@ -26,6 +26,8 @@ from kquant.tflite.subgraphs import subgraphs
 from kquant.tflite.vela import left_by_vela
 from kquant.views.quantized_model import read
 
+CODES = {"int8", "int16", "int4", "float32"}  # types of what a layer computes; others count and point
+
 
 @dataclass(frozen=True)
 class Laid:
@@ -147,7 +149,7 @@ def _use(op: Operator, target: Target) -> Use:
     weights = [op.inputs[at] for at in facts(op.code).weights if at < len(op.inputs)]
     return Use(
         code=op.code,
-        type=op.type,
+        type=op.type if CODES & {ref.dtype for ref in (*op.inputs, *op.outputs) if ref is not None} else "int32",
         version=target.ops[op.code].version_for(op.type) if op.code in target.ops else 1,
         rank=max((len(ref.shape) for ref in given), default=0),
         inner_rank=max((_inner_rank(ref.shape) for ref in given), default=0),

@@ -31,7 +31,13 @@ from kquant.core.operators import check_operator
 
 Fact = bool | Literal["unknown"]
 # What files of a type are called in words.
-_WORDS = {"int8": "8-bit activations", "int16x8": "16-bit activations", "int4": "4-bit weights", "float": "floats"}
+_WORDS = {
+    "int8": "8-bit activations",
+    "int16x8": "16-bit activations",
+    "int4": "4-bit weights",
+    "float": "floats",
+    "int32": "32-bit integers",
+}
 _LIMITS = ("max_rank", "max_inner_rank")
 
 
@@ -41,7 +47,8 @@ class Use:
 
     Attributes:
         code, version: of the operator.
-        type: "int8", "int16x8", "int4" or "float", see `kquant.core.program.Operator.type`.
+        type: "int8", "int16x8", "int4" or "float", see `kquant.core.program.Operator.type`; "int32" where it computes
+            positions and counts only.
         rank: the highest of its tensors that hold activations.
         inner_rank: the highest without the axes of length 1 in front.
         per_axis: its weights have a scale for each channel.
@@ -64,7 +71,7 @@ class Claim(BaseModel):
 
     Attributes:
         ops: codes of the operators.
-        int8, int16x8, int4, float: takes them in these types; int4 are the weights, under int8 activations.
+        int8, int16x8, int4, float, int32: takes them in these types; int4 are the weights, under int8 activations.
         per_axis: with a scale for each channel of the weights.
         fused: with an activation in them.
         dilated: with holes in the kernel.
@@ -83,6 +90,7 @@ class Claim(BaseModel):
     int16x8: Fact | None = None
     int4: Fact | None = None
     float: Fact | None = None
+    int32: Fact | None = None
     per_axis: Fact | None = None
     fused: Fact | None = None
     dilated: Fact | None = None
@@ -101,7 +109,7 @@ class Accelerator(BaseModel):
         cuts: "graph": where it leaves an operator, what it takes before and behind are parts of their own; "rest": all
             behind the first one that it leaves stays on the processor; "nothing": kernels of the same runtime.
         unlisted: takes operators that no claim names.
-        int8, int16x8, int4, float, per_axis, fused, dilated, max_rank, max_inner_rank: see `Claim`.
+        int8, int16x8, int4, float, int32, per_axis, fused, dilated, max_rank, max_inner_rank: see `Claim`.
         most: parts of a graph that it takes, the largest first; None: all.
         of_rows: takes what the target's own `ops` say, where no claim names them; the rest runs on its `fallback`.
         compiled_for: what the target's compiler calls it.
@@ -118,6 +126,7 @@ class Accelerator(BaseModel):
     int16x8: Fact = "unknown"
     int4: Fact = "unknown"
     float: Fact = "unknown"
+    int32: Fact = "unknown"
     per_axis: Fact = "unknown"
     fused: Fact = True
     dilated: Fact = True

@@ -213,6 +213,10 @@ def test_kernels_part_nothing() -> None:
         places = {row.layer: row.place for row in found.layers}
         assert places["first"] == places["pool"] == "accelerator" and places["leaky"] == "processor"
         assert found.parts == 0 and not found.cut_by
+    # a table: its ADD moves int32 positions, which no kernel for 8-bit codes does
+    (row,) = (row for row in placed(net(layers.Activation("mish", name="m")), "cmsis-nn").layers if row.layer == "m")
+    assert row.operators == ("CAST", "ADD", "GATHER") and row.place == "processor"
+    assert "ADD with 32-bit integers" in row.reason
     dilated = net(layers.Conv2D(4, 3, dilation_rate=2, name="holes"))
     rows = [{row.layer: row.place for row in placed(dilated, name).layers} for name in ("cmsis-nn", "esp-nn")]
     assert [row["holes"] for row in rows] == ["accelerator", "processor"]
