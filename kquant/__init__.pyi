@@ -74,6 +74,7 @@ from .tflite.weight_bytes import FileBytes as FileBytes
 from .tflite.weight_bytes import layer_bytes as layer_bytes
 from .train.distillation import Distiller as Distiller
 from .train.distillation import distill as distill
+from .train.on_workers import fit_on_workers as fit_on_workers
 from .views.layer_table import summary as summary
 
 __version__: str

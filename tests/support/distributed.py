@@ -117,24 +117,11 @@ def trained(chosen: Case, where: Any) -> keras.Model:
         model = chosen.make_model()
         model.compile(chosen.optimizer(1e-2), "mse", run_eagerly=not where)  # tracing takes longer than the steps
         model.optimizer.build(model.trainable_variables)
-    if isinstance(where, tf.distribute.MultiWorkerMirroredStrategy):
-        loop(model, where, chosen.epochs)
+    if chosen.epochs and isinstance(where, tf.distribute.MultiWorkerMirroredStrategy):
+        kquant.fit_on_workers(model, data(), epochs=chosen.epochs, verbose=False)
     elif chosen.epochs:
         model.fit(data(), epochs=chosen.epochs, verbose=0)
     return model
-
-
-def loop(model: keras.Model, where: Any, epochs: int) -> None:
-    """What `fit` does; Keras 3's own stops before its first step on several workers (keras issue 20585)."""
-
-    @tf.function
-    def step(batch: Any) -> None:
-        where.run(model.train_step, args=(batch,))
-
-    batches = where.experimental_distribute_dataset(data())
-    for _ in range(epochs):
-        for batch in batches:
-            step(batch)
 
 
 def floats(model: keras.Model) -> dict[str, np.ndarray]:
