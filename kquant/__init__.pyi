@@ -67,7 +67,9 @@ from .shrink.kernel_cost import cost as cost
 from .sizing.estimates import Estimate as Estimate
 from .sizing.estimation import estimate as estimate
 from .tflite.file_model import FileModel as FileModel
+from .tflite.huffman_format import Huffman as Huffman
 from .tflite.lut_format import LookUpTables as LookUpTables
+from .tflite.prune_format import BitMasks as BitMasks
 from .tflite.reader import inspect as inspect
 from .tflite.vela import vela_bytes as vela_bytes
 from .tflite.weight_bytes import FileBytes as FileBytes

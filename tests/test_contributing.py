@@ -158,8 +158,7 @@ def test_the_grid_has_its_values() -> None:
 def test_the_storage_is_written_read_and_run(tmp_path: Path, write: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     title = "A way to store weights"
     write(title, tflite)
-    entry = module(title, "kquant/tflite/storage.py").STORAGES["prune"]
-    monkeypatch.setitem(storage.STORAGES, "prune", entry)
+    monkeypatch.setattr(storage, "STORAGES", module(title, "kquant/tflite/storage.py").STORAGES)
     # under another name, as the package's own targets are read once
     board = changed(title)["kquant/targets/tflm.toml"].replace('name = "tflm"', 'name = "board"', 1)
     (tmp_path / "board.toml").write_text(board)
@@ -172,16 +171,17 @@ def test_the_storage_is_written_read_and_run(tmp_path: Path, write: Callable, mo
     x = np.float32(rng.normal(size=(32, 64)))
     q = kquant.calibrate(kquant.quantize(net, target="board"), x, verbose=False)
     plain = kquant.export(q, tmp_path / "plain.tflite", data=x)
-    made = kquant.export(q, tmp_path / "small.tflite", data=x, compression=("lut", "prune"))
+    made = kquant.export(q, tmp_path / "small.tflite", data=x, compression=("lut", "flags"))
     assert all(found.equal == 1.0 for report in made.verification for found in report.agreements)
     tables = {table.name: table for table in kquant.inspect(made.path).tables}
-    assert {name: table.storage for name, table in tables.items()} == {"few/kernel": "prune", "many/kernel": "lut"}
+    assert {name: table.storage for name, table in tables.items()} == {"few/kernel": "flags", "many/kernel": "lut"}
     kernel = np.asarray(q.get_layer("few").weights_on_grid("kernel"))
-    assert tables["few/kernel"].stored_bytes == 64 * 64 // 8 + 16 + np.count_nonzero(kernel)
+    words = -(-(64 * 64 + 8 * np.count_nonzero(kernel)) // 32)
+    assert tables["few/kernel"].stored_bytes == 4 * words + 16 + 2 * (2 + 256)
     counted = {layer.name: layer.to_dict() for layer in plain.weights.layers}
-    assert counted["few/kernel"]["prune_bytes"] == tables["few/kernel"].stored_bytes
-    assert "bit masks" in report.render(kquant.inspect(made.path)) and "masked" in report.render(plain)
-    with pytest.raises(ValueError, match="look-up tables and bit masks, which 'litert' cannot decode"):
+    assert counted["few/kernel"]["flags_bytes"] == tables["few/kernel"].stored_bytes
+    assert "flags and bytes" in report.render(kquant.inspect(made.path)) and "flags" in report.render(plain)
+    with pytest.raises(ValueError, match="flags and bytes and look-up tables, which 'litert' cannot decode"):
         kquant.predict(made.path, x, "litert")
 
 

@@ -21,6 +21,7 @@ from kquant.app import project_command, telling, view_command
 from kquant.app.options import (
     Compression,
     Data,
+    DecodeBudget,
     Edges,
     Io,
     Json,
@@ -79,6 +80,7 @@ def compress(
     target: Target = targets.DEFAULT,
     io: Edges = Io.model,
     compression: Compression = None,
+    decode_budget: DecodeBudget = None,
     scale: Scale = 1.0,  # type: ignore[assignment]
     limit: Limit = None,
     input_shape: Shape = None,
@@ -104,6 +106,7 @@ def compress(
             target=target,
             io=io.value,
             compression=compression,
+            decode_budget=decode_budget,
             input_shape=input_shape,
             verbose=_bars(as_json),
         )

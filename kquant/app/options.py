@@ -98,7 +98,14 @@ Arena = Annotated[
     int | None, typer.Option("--arena", parser=size, help="Tell whether it fits, like 64KB", metavar="SIZE")
 ]
 Edges = Annotated[Io, typer.Option("--io", help="Type of the file's inputs and outputs")]
-Compression = Annotated[str | None, typer.Option("--compression", help="lut: look-up tables, for tflm")]
+Compression = Annotated[
+    str | None,
+    typer.Option("--compression", help="Codes that tflm decodes: auto, lut (tables), prune (bit masks) or huffman"),
+]
+DecodeBudget = Annotated[
+    int | None,
+    typer.Option("--decode-budget", parser=size, help="How much arena that may take, like 8KB", metavar="SIZE"),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, on standard output")]
 
 

@@ -57,6 +57,7 @@ def compress(
     limit: int | None = None,
     input_shape: Any = None,
     compression: Compression = None,
+    decode_budget: int | None = None,
     train: Train | None = None,
     verbose: bool = True,
 ) -> CompressResult:
@@ -74,7 +75,8 @@ def compress(
         io: type of the file's inputs and outputs.
         limit: calibrate and correct with this many samples only, the first ones.
         input_shape: static shape(s) for models with open dimensions.
-        compression: "lut" for look-up tables on target "tflm", see `kquant.export`.
+        compression: "auto", "lut", "prune" or "huffman" on target "tflm", see `kquant.export`.
+        decode_budget: bytes by which that may make the arena larger, see `kquant.export`.
         train: `train(model, stage)` compiles and fits the model it is given; called after each stage that the recipe
             has, "prune", "cluster" (float models) and "quantize" (its steps are done). It may pass any of them over.
         verbose: show progress bars.
@@ -101,7 +103,8 @@ def compress(
         train=train,
         verbose=verbose,
     )
-    return CompressResult(qmodel, export(qmodel, path, data=data, io=io, compression=compression))
+    form = {"io": io, "compression": compression, "decode_budget": decode_budget}
+    return CompressResult(qmodel, export(qmodel, path, data=data, **form))
 
 
 def prepare(

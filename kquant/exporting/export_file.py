@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from kquant.core.messages import first_of
 from kquant.core.renamed import renamed
 from kquant.core.result import Result
 from kquant.core.spec import Encoding
-from kquant.exporting.stored_check import Compression, check_runtime, refuse_other_outputs, storages_of
+from kquant.exporting.stored_check import Compression, check_runtime, refuse_other_outputs, storing_of
 from kquant.exporting.streams import Stream, StreamCheck, StreamReport, check_stream, describe_stream
 from kquant.exporting.verification import VerifyReport, compare
 from kquant.files.atomic import Outputs
@@ -33,7 +32,7 @@ from kquant.tflite.file_content import Files, Form, to_files
 from kquant.tflite.lowering import Lowered, lower
 from kquant.tflite.reader import FileModel, contents, read_model
 from kquant.tflite.states import States
-from kquant.tflite.storage import Storage
+from kquant.tflite.storage import Decoding
 from kquant.tflite.streaming import Streamed
 from kquant.tflite.vela import find_vela, vela_bytes
 from kquant.tflite.weight_bytes import FileBytes, count_bytes
@@ -72,6 +71,7 @@ class ExportReport(Result):
             this is a streaming file; none with check_runtimes=False.
         weights: bytes, zeros and distinct codes of the weights, layer by layer.
         streaming: what a streaming file needs of the application; None for others.
+        decoding: what it costs that weights are decoded as the file runs; None where none are.
     """
 
     path: str
@@ -88,6 +88,7 @@ class ExportReport(Result):
     verification: tuple[VerifyReport, ...]
     weights: FileBytes
     streaming: StreamReport | None = None
+    decoding: Decoding | None = None
 
     def __repr__(self) -> str:
         ran = ", ".join(f"{v.verdict} on {v.runtime}" for v in self.verification) or "not run"
@@ -113,6 +114,7 @@ def export(
     encodings: str | Path | None = None,
     encodings_version: Version = "0.6.1",
     compression: Compression = None,
+    decode_budget: int | None = None,
 ) -> ExportReport:
     """Write a full-integer TFLite file, static batch 1.
 
@@ -134,9 +136,11 @@ def export(
             "variables", in the interpreter.
         encodings: also write the scales and zero points to this path, as AIMET's JSON; see docs/encodings.md.
         encodings_version: "0.6.1" or "1.0.0".
-        compression: "lut" stores weights as indices into tables of their codes, where that saves bytes, and gives the
-            same outputs; target "tflm" only. `kquant.LookUpTables` names layers or limits the indices' bits. Of several
-            forms each tensor gets the smallest. See docs/bytes.md.
+        compression: store weights in codes that TFLM decodes as the file runs, where that saves bytes; same outputs,
+            target "tflm" only. "lut" (indices into tables), "prune" (bit masks and what is not zero) or "huffman", or
+            several; of these each tensor gets the smallest. "auto": of all of them, 4 bits and plain.
+            `kquant.LookUpTables`, `kquant.BitMasks` and `kquant.Huffman` name layers. See docs/bytes.md.
+        decode_budget: bytes by which that may make the arena larger; weights that would take more stay as they are.
 
     Returns:
         The report.
@@ -152,17 +156,17 @@ def export(
         {'FULLY_CONNECTED': 1}
     """
     _check_options(io, states, streaming)
-    wanted = storages_of(compression)
+    storing = storing_of(compression, decode_budget)
     target_path = destination(path, "export", "model.tflite").given
     results = Outputs([target_path] if encodings is None else [target_path, encodings], "export")
     beside = None if encodings is None else encodings_of(qmodel, encodings_version)
     with without_collection():
         lowered = lower(qmodel)
-        files = to_files(lowered, Form(io, int(streaming), states, wanted))
+        files = to_files(lowered, Form(io, int(streaming), states, storing))
         file, held = contents(files.content)
         counted = count_bytes(files.content, file, held)
     compared = file if files.streamed is None else read_model(files.over_clips)
-    checked = _checked(qmodel, lowered, files, compared, data, wanted) if check_runtimes else _Checked()
+    checked = _checked(qmodel, lowered, files, compared, data) if check_runtimes else _Checked()
     streamed = None if files.streamed is None else describe_stream(files.streamed, states, checked.streams)
     with results as new:
         new.write(target_path, files.content)
@@ -183,6 +187,7 @@ def export(
         verification=checked.reports,
         weights=_weights(lowered, files.content, counted, check_runtimes),
         streaming=streamed,
+        decoding=files.decoding,
     )
 
 
@@ -216,9 +221,7 @@ class _Checked:
     streams: tuple[StreamCheck, ...] = ()
 
 
-def _checked(
-    qmodel: keras.Model, lowered: Lowered, files: Files, file: FileModel, data: Any, wanted: Sequence[Storage]
-) -> _Checked:
+def _checked(qmodel: keras.Model, lowered: Lowered, files: Files, file: FileModel, data: Any) -> _Checked:
     """Run what was written: against the model, a stream against its clips, stored weights against plain ones.
 
     Args:
@@ -227,9 +230,8 @@ def _checked(
         files: what was written.
         file: what `files.compared` holds.
         data: to run it on, or None for random codes.
-        wanted: what its weights may be stored in.
     """
-    check_runtime(wanted)
+    check_runtime(() if files.decoding is None else files.decoding.tensors)
     x = _random(lowered) if data is None else gather(qmodel, data, CHECKED_SAMPLES)
     with ThreadPoolExecutor() as pool:
         arena = pool.submit(arena_of, files.content, read_model(files.content), lowered.target)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -10,46 +10,57 @@ from kquant.runtime.decoding import DECODES, check_decodes
 from kquant.runtime.running import available, probe, quantize_input
 from kquant.tflite.file_model import decoded_from
 from kquant.tflite.reader import FileModel, read_model
-from kquant.tflite.storage import Storage, storages, titles
+from kquant.tflite.storage import Storage, Storing, storages, titles
 
-# The argument of `kquant.export`: a key of `STORAGES`, a storage with its options, or several.
+AUTO = "auto"  # every storage, each tensor in the one that suits it
+# The argument of `kquant.export`: "auto", a key of `STORAGES`, a storage with its options, or several.
 Compression = str | Storage | Sequence[str | Storage] | None
 
 
-def storages_of(compression: Compression) -> tuple[Storage, ...]:
-    """What the argument `compression` of `export` asks for; nothing where it is None.
+def storing_of(compression: Compression, decode_budget: int | None = None) -> Storing:
+    """What the arguments `compression` and `decode_budget` of `export` ask for.
 
     Raises:
-        ValueError: an unknown value.
+        ValueError: an unknown value, or a budget of what is not decoded.
     """
     if compression is None:
-        return ()
+        if decode_budget is not None:
+            raise ValueError(
+                f"export: decode_budget is for weights that are decoded; give compression='{AUTO}' with it. "
+                f"Received: decode_budget={decode_budget!r}, compression=None."
+            )
+        return Storing()
+    if decode_budget is not None and (isinstance(decode_budget, bool) or decode_budget < 0):
+        raise ValueError(f"export: decode_budget must be 0 bytes or more. Received: {decode_budget!r}.")
     known = storages()
+    if compression == AUTO:
+        return Storing(tuple(cls() for cls in known.values()), free=True, budget_bytes=decode_budget)
     several = [compression] if isinstance(compression, str | Storage) else list(compression)
     for one in several:
         if not isinstance(one, Storage) and one not in known:
-            names = ", ".join(f"'{name}'" for name in known)
+            names = ", ".join(f"'{name}'" for name in (AUTO, *known))
             made = ", ".join(f"kquant.{cls.__name__}(...)" for cls in known.values())
             raise ValueError(f"export: compression must be None, {names} or {made}. Received: {compression!r}.")
-    return tuple(one if isinstance(one, Storage) else known[one]() for one in several)
+    chosen = tuple(one if isinstance(one, Storage) else known[one]() for one in several)
+    return Storing(chosen, budget_bytes=decode_budget)
 
 
-def check_runtime(wanted: Sequence[Storage]) -> None:
+def check_runtime(keys: Collection[str]) -> None:
     """What a DECODE writes is run here before it takes its place.
 
     Args:
-        wanted: forms of weights.
+        keys: of the storages that a file has.
 
     Raises:
         ValueError: no runtime to run it on, or one that decodes them otherwise.
     """
-    if wanted and DECODES not in available():
+    if keys and DECODES not in available():
         raise ValueError(
-            f"export: a file with {titles([storage.key for storage in wanted])} is run before it is written, and that "
+            f"export: a file with {titles(sorted(keys))} is run before it is written, and that "
             "needs an extra: pip install 'kquant[micro]' (Linux only). Or export with check_runtimes=False."
         )
-    for storage in wanted:
-        check_decodes(probe, storage.key)
+    for key in sorted(keys):
+        check_decodes(probe, key)
 
 
 def refuse_other_outputs(plain: bytes, content: bytes, file: FileModel, x: list[np.ndarray]) -> None:

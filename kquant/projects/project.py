@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import keras
 import numpy as np
@@ -21,6 +21,7 @@ from kquant.core.messages import first_of
 from kquant.core.renamed import renamed
 from kquant.core.result import Result
 from kquant.exporting.export_file import ExportReport, export
+from kquant.exporting.stored_check import Compression
 from kquant.files.atomic import Outputs
 from kquant.files.untrusted import read_json
 from kquant.layers.provenance import provenance_of
@@ -36,7 +37,6 @@ from kquant.tflite.file_content import debug_content
 from kquant.tflite.lowering import lower
 from kquant.tflite.reader import FileModel, read_model
 from kquant.tflite.states import States
-from kquant.tflite.storage import Storage
 from kquant.views.quantized_model import read
 
 MANIFEST = "bundle.json"
@@ -104,7 +104,7 @@ def bundle(
     io: IO = "model",
     streaming: bool | int = False,
     states: States = "io",
-    compression: Literal["lut"] | Storage | Sequence[Literal["lut"] | Storage] | None = None,
+    compression: Compression = None,
     debug: bool = False,
 ) -> BundleReport:
     """Write a project for a microcontroller or a phone: the model, and all that a program needs beside it.

@@ -12,7 +12,7 @@ from kquant.layers.provenance import ALL
 from kquant.prepare.forecast import CheckReport
 from kquant.report.page import Page, Table, page
 from kquant.report.placement import placement_facts, placement_findings, placement_table, said_of
-from kquant.report.weights import tables_table, weight_facts, weight_findings, weights_table
+from kquant.report.weights import decoding_facts, tables_table, weight_facts, weight_findings, weights_table
 from kquant.tflite.reader import FileModel, FileOperator, FileTensor
 
 TENSORS_SHOWN = 3
@@ -39,6 +39,7 @@ def _export(report: ExportReport) -> Page:
             f"arena {arena}",
             *_first_roundings(report.verification),
             *weight_facts(report.weights),
+            *decoding_facts(report.decoding),
             *_stream_facts(report.streaming),
         ),
         tables=(

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from kquant.report.page import Page, Table, page
 from kquant.tflite.reader import FileModel
-from kquant.tflite.storage import storages
+from kquant.tflite.storage import Decoding, storages
 from kquant.tflite.weight_bytes import FileBytes, LayerBytes, Sparse
 
 SHOWN = 6
@@ -42,6 +42,16 @@ def weight_facts(report: FileBytes) -> Iterable[str]:
     yield f"{decoded}with sparse tensors (LiteRT) {totals['sparse_bytes']:,}"
     if report.vela_bytes is not None:
         yield f"weights and scales as Vela encodes them {report.vela_bytes:,} bytes"
+
+
+def decoding_facts(decoding: Decoding | None) -> Iterable[str]:
+    """What decoding costs in a line."""
+    if decoding is not None:
+        forms = ", ".join(f"{len(names)} in {storages()[key].title}" for key, names in decoding.tensors.items())
+        yield (
+            f"{decoding.saved_bytes:,} bytes less: weights {forms}; each call decodes {decoding.weights:,} of them in "
+            f"{decoding.lookups:,} steps, tensors take {decoding.arena_growth_bytes:,} bytes more of the arena"
+        )
 
 
 def weights_table(report: FileBytes, shown: int = SHOWN) -> Table:

@@ -25,7 +25,7 @@ from kquant.calibration.data import gather
 from kquant.core.checks import check_count
 from kquant.core.result import Result
 from kquant.correct.steps import apply_steps
-from kquant.exporting.stored_check import storages_of
+from kquant.exporting.stored_check import AUTO, storing_of
 from kquant.layers.nodes import encodings_of
 from kquant.layers.provenance import provenance_of
 from kquant.masking.stripping import strip
@@ -236,7 +236,7 @@ class _Bench:
     def measured(self, lines: str, qmodel: keras.Model, compression: Any = None) -> tuple[Trial, bytes]:
         """A quantized model's figures, and its file."""
         lowered = lower(qmodel)
-        content = to_files(lowered, Form(storages=storages_of(compression))).content
+        content = to_files(lowered, Form(storing=storing_of(compression))).content
         arena = arena_of(content, contents(content)[0], lowered.target)
         outputs = _outputs(qmodel, self.data)
         sqnr_db = mean_db(noise_of(y, changed) for y, changed in zip(self.outputs, outputs, strict=True))
@@ -300,7 +300,7 @@ def _smaller(qmodel: keras.Model, counted: FileBytes, bench: _Bench) -> Candidat
     changes = ["[activations]\nbits = 8"] if any(e.spec.bits > 8 for e in encodings_of(qmodel)) else []
     if largest:
         changes += [f'[[rules]]\nlayer = "{largest[0][0]}"\nweights = {{ bits = 4 }}', "[weights]\nbits = 4"]
-    decoded = targets.load(bench.target).decodes
+    decoded = (AUTO,) if targets.load(bench.target).decodes else ()
     return {**_in_recipe(*changes), **_in_file(*decoded), **_in_python(prune_channels, "weight_bytes")}
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 
 from kquant import targets
-from kquant.exporting.stored_check import Compression, storages_of
+from kquant.exporting.stored_check import Compression, storing_of
 from kquant.prepare.forecast import forecast
 from kquant.prepare.quantization import quantize
 from kquant.recipe import recipe as recipes
@@ -74,14 +74,14 @@ def estimate(
     for name, limit in (("flash_bytes", flash_bytes), ("arena_bytes", arena_bytes)):
         if limit is not None and limit < 1:
             raise ValueError(f"estimate: {name} must be 1 or more. Received: {limit!r}.")
-    storages = storages_of(compression)
-    refuse_undecoded(goal, storages)
+    storing = storing_of(compression)
+    refuse_undecoded(goal, storing.storages)
     try:
         qmodel = quantize(model, chosen, target=target, input_shape=input_shape)
     except ValueError as error:
         found = _refused(model, chosen, goal, input_shape, error)
     else:
-        found = _written(qmodel, model.name, Form(io, storages=storages))
+        found = _written(qmodel, model.name, Form(io, storing=storing))
     return replace(found, flash_limit=flash_bytes, arena_limit=arena_bytes)
 
 

@@ -13,7 +13,7 @@ from kquant.tflite.edges import IO, cast_edges
 from kquant.tflite.flatbuffer import to_bytes
 from kquant.tflite.lowering import Lowered
 from kquant.tflite.states import States, keep_states
-from kquant.tflite.storage import Storage, refuse_undecoded
+from kquant.tflite.storage import Decoding, Storing, refuse_undecoded
 from kquant.tflite.stored_weights import smaller_file
 from kquant.tflite.streaming import Streamed, stream_metadata, to_stream
 
@@ -26,13 +26,13 @@ class Form:
         io: type of its inputs and outputs, see `cast_edges`.
         frames: of a streaming file, the results in time for each call; 0: the file takes whole clips.
         states: where a streaming file keeps older frames.
-        storages: what its weights may be stored in; none: they lie there as they are.
+        storing: what its weights may be stored in.
     """
 
     io: IO = "model"
     frames: int = 0
     states: States = "io"
-    storages: tuple[Storage, ...] = ()
+    storing: Storing = Storing()
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,12 +44,14 @@ class Files:
         over_clips: the same network over whole clips, its weights as they are.
         streamed: the program of a stream; None for other files.
         frames: a stream with the model's own types at its edges; empty for other files.
+        decoding: what it costs that weights are decoded; None where none are.
     """
 
     content: bytes
     over_clips: bytes
     streamed: Streamed | None = None
     frames: bytes = b""
+    decoding: Decoding | None = None
 
     @property
     def compared(self) -> bytes:
@@ -67,15 +69,18 @@ def to_files(lowered: Lowered, form: Form) -> Files:
     Raises:
         ValueError: a layer that cannot be streamed, weights that do not get smaller, or that the target decodes not.
     """
-    refuse_undecoded(lowered.target, form.storages)
+    refuse_undecoded(lowered.target, form.storing.storages)
     if form.frames:
-        content, streamed = _stream(lowered, form, form.io)
+        content, decoding, streamed = _stream(lowered, form, form.io)
         over_clips = file_content(lowered)
         frames = content if form.io == "model" else _stream(lowered, form, "int8")[0]
-        return Files(content, over_clips, streamed, frames)
+        return Files(content, over_clips, streamed, frames, decoding)
     cast_edges(lowered.program, form.io)
     plain = file_content(lowered)
-    return Files(_written(lowered, lowered.program, form.storages) if form.storages else plain, plain)
+    if not form.storing:
+        return Files(plain, plain)
+    content, decoding = _stored(lowered, lowered.program, form.storing)
+    return Files(content, plain, decoding=decoding)
 
 
 def file_content(lowered: Lowered) -> bytes:
@@ -102,7 +107,7 @@ def debug_content(lowered: Lowered) -> bytes:
     return _written(lowered, replace(program, outputs=[*written, *passed]))
 
 
-def _stream(lowered: Lowered, form: Form, edges: IO) -> tuple[bytes, Streamed]:
+def _stream(lowered: Lowered, form: Form, edges: IO) -> tuple[bytes, Decoding | None, Streamed]:
     """A streaming file with these types at its edges."""
     if ALL in lowered.floats:
         raise ValueError(
@@ -113,13 +118,18 @@ def _stream(lowered: Lowered, form: Form, edges: IO) -> tuple[bytes, Streamed]:
     cast_edges(streamed.program, edges)
     keep_states(streamed, form.states)
     streaming = stream_metadata(streamed, form.states)
-    return _written(lowered, streamed.program, form.storages, streaming=streaming), streamed
+    return *_stored(lowered, streamed.program, form.storing, streaming=streaming), streamed
 
 
-def _written(lowered: Lowered, program: Program, storages: tuple[Storage, ...] = (), **more: Any) -> bytes:
-    """A program as a file, its weights in storages or plain; `more` is in its metadata beside where it comes from."""
+def _written(lowered: Lowered, program: Program) -> bytes:
+    """A program as a file, its weights as they are."""
+    return _stored(lowered, program, Storing())[0]
+
+
+def _stored(lowered: Lowered, program: Program, storing: Storing, **more: Any) -> tuple[bytes, Decoding | None]:
+    """A program as a file, and what decoding costs; `more` is in its metadata beside where it comes from."""
     keep_apart(program, lowered.target)
     metadata = {"kquant": __version__, "recipe": lowered.recipe, "target": lowered.target.name, **more}
-    if storages:
-        return smaller_file(program, lowered.target, metadata, storages)
-    return to_bytes(program, lowered.target, metadata)
+    if storing:
+        return smaller_file(program, lowered.target, metadata, storing)
+    return to_bytes(program, lowered.target, metadata), None

@@ -211,13 +211,16 @@ class LookUpTables(Storage):
 
     def store(self, codes: np.ndarray, axis: int | None, zero_points: np.ndarray) -> Stored | None:
         """See `smallest`; scales along an axis allow tables along it."""
-        lut = smallest(codes, axis)
+        lut = smallest(codes, axis) if codes.dtype == np.int8 else None
         if lut is None or lut.bits > self.max_bits:
             return None
-        return Stored(pack(lut.indices, lut.bits), header(lut), f"indices of {lut.bits} bits and tables")
+        what = f"indices of {lut.bits} bits and tables"
+        return Stored(pack(lut.indices, lut.bits), header(lut), what, codes.size)
 
     def refusal(self, codes: np.ndarray, axis: int | None) -> str:
-        """Too many codes."""
+        """Too many codes, or codes of 16 bits."""
+        if codes.dtype != np.int8:
+            return f"is {codes.dtype}, and tables are written of int8"
         return (
             f"has {distinct(codes, axis)} distinct codes in a table, and indices of {self.max_bits} bits tell "
             f"{1 << self.max_bits} apart. Cluster its weights first"
@@ -225,7 +228,7 @@ class LookUpTables(Storage):
 
     @classmethod
     def load(
-        cls, body: bytes, header: bytes, shape: tuple[int, ...], dtype: str, zero_points: tuple[int, ...]
+        cls, body: bytes, header: bytes, shape: tuple[int, ...], dtype: str, zero_points: tuple[int, ...], axis: int
     ) -> np.ndarray:
         """See `decode`."""
         return decode(body, header, shape, dtype)

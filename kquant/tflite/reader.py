@@ -300,7 +300,7 @@ def _constants(file: FileModel, parts: _Parts) -> dict[int, np.ndarray]:
     for table in file.tables:
         t = file.tensors[table.output]
         pair = found[table.indices].tobytes(), found[table.tables].tobytes()
-        found[t.index] = storages()[table.storage].load(*pair, t.shape, t.dtype, t.zero_point)
+        found[t.index] = storages()[table.storage].load(*pair, t.shape, t.dtype, t.zero_point, t.axis)
     return found
 
 

@@ -29,6 +29,8 @@ VERSION, FORMAT_VERSION = 1, 1
 # What `kquant.export(compression=...)` names -> its class, which is imported when it is asked for.
 STORAGES: dict[str, str] = {
     "lut": "kquant.tflite.lut_format:LookUpTables",
+    "prune": "kquant.tflite.prune_format:BitMasks",
+    "huffman": "kquant.tflite.huffman_format:Huffman",
 }
 
 
@@ -40,11 +42,13 @@ class Stored:
         body: what stands for the weights, one behind the other.
         header: what tells the format, with tables of values behind it.
         what: the body in words, for messages: "indices of 3 bits and tables".
+        lookups: steps that decode all of it: one for each weight, or as many as a code of several tables takes.
     """
 
     body: bytes
     header: bytes
     what: str
+    lookups: int
 
     @property
     def size_bytes(self) -> int:
@@ -82,7 +86,7 @@ class Storage(ABC):
         """The fewest bytes for a tensor of codes; None where this format cannot hold it.
 
         Args:
-            codes: int8 of any shape.
+            codes: int8 of any shape, or int16.
             axis: of its scales, where there are several.
             zero_points: the codes that stand for zero: int64[1], or one for each scale.
         """
@@ -94,9 +98,9 @@ class Storage(ABC):
     @classmethod
     @abstractmethod
     def load(
-        cls, body: bytes, header: bytes, shape: tuple[int, ...], dtype: str, zero_points: tuple[int, ...]
+        cls, body: bytes, header: bytes, shape: tuple[int, ...], dtype: str, zero_points: tuple[int, ...], axis: int
     ) -> np.ndarray:
-        """What a DECODE writes into a tensor of that shape and type.
+        """What a DECODE writes into a tensor of that shape, type, and zero points along an axis.
 
         Raises:
             ValueError: not this format, or lengths that do not fit.
@@ -116,6 +120,45 @@ class Storage(ABC):
     def header(cls, fields: bytes, tables: bytes) -> bytes:
         """The second stored tensor: kind, versions, what belongs to the format (from byte 5 on), then tables."""
         return (bytes([cls.kind, VERSION, 0, 0, FORMAT_VERSION]) + fields).ljust(HEADER_BYTES, b"\0") + tables
+
+
+@dataclass(frozen=True)
+class Storing:
+    """How the weights of a file may be stored.
+
+    Attributes:
+        storages: each tensor gets the form with the fewest bytes; none: they lie there as they are.
+        free: where nothing gets smaller, the file stays as it is; and codes that fit into 4 bits are packed where the
+            kernels take them so. Otherwise a file that gets no smaller is refused.
+        budget_bytes: by which tensors may grow in memory at most; None: as they must.
+    """
+
+    storages: tuple[Storage, ...] = ()
+    free: bool = False
+    budget_bytes: int | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.storages)
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """What it costs that weights are decoded, as `kquant.export` tells it.
+
+    Attributes:
+        tensors: in each storage, by its key: names, in the order of the file.
+        weights: that each call of the file decodes, once for each DECODE.
+        lookups: steps that this takes: one for each weight, more where a Huffman code goes through several tables.
+        arena_growth_bytes: by which the tensors of the file take more memory, as TFLM plans it; what it keeps for each
+            DECODE beside (some 100 bytes) is not counted.
+        saved_bytes: of the file against the one with its weights as they are.
+    """
+
+    tensors: Mapping[str, tuple[str, ...]]
+    weights: int
+    lookups: int
+    arena_growth_bytes: int
+    saved_bytes: int
 
 
 def storages() -> Mapping[str, type[Storage]]:
@@ -162,8 +205,10 @@ def refuse_undecoded(target: Target, wanted: Sequence[Storage]) -> None:
     """
     for storage in wanted:
         if storage.key not in target.decodes:
-            able = [name for name in targets.names() if storage.key in targets.load(name).decodes]
+            able = [target for target in map(targets.load, targets.names()) if storage.key in target.decodes]
+            # the kernels of any board rather than those of one
+            name = next((target.name for target in able if target.accelerator is None), able[0].name)
             raise ValueError(
                 f"export: {storage.title} are decoded by TensorFlow Lite Micro alone; quantize with "
-                f"target='{able[0]}'. Received a model for '{target.name}'."
+                f"target='{name}'. Received a model for '{target.name}'."
             )

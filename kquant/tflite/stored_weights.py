@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,15 +13,18 @@ from kquant.core.operators import OPERATORS, facts
 from kquant.core.program import Operator, Program, Ref
 from kquant.targets import Target
 from kquant.tflite.flatbuffer import packed, to_bytes, unpacked
+from kquant.tflite.memory_plan import MemoryPlan, memory_plan
 from kquant.tflite.reader import SCHEMA, constants, read_model
-from kquant.tflite.storage import CODE, Storage, Stored
+from kquant.tflite.storage import CODE, Decoding, Storage, Stored, Storing
 
 # What one more tensor behind a DECODE costs beside its bytes: 3 tensors for 1, 2 buffers for 1, an operator. Measured.
 DECODE_BYTES = 128
 
 
 def store_weights(program: Program, wanted: Sequence[Storage]) -> list[str]:
-    """Store weights in the smallest of some forms; each reader gets a DECODE of its own, right in front of it.
+    """Store weights in the smallest of some forms; a DECODE stands right in front of each reader.
+
+    Two operators, one behind the other, that read the same weights share one DECODE.
 
     Args:
         program: of the file; its list of operators is replaced.
@@ -47,16 +50,32 @@ def store_weights(program: Program, wanted: Sequence[Storage]) -> list[str]:
         >>> [op.code for op in program.operators]
         ['TFLM_DECODE', 'FULLY_CONNECTED']
     """
+    chosen = _chosen(program, wanted)
+    _insert(program, chosen)
+    return [one.ref.name for one in chosen.values()]
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """A tensor, the form that it takes, and whether somebody asked for it by name."""
+
+    ref: Ref
+    storage: Storage
+    stored: Stored
+
+
+def _chosen(program: Program, wanted: Sequence[Storage]) -> dict[int, _Chosen]:
+    """The smallest form of each tensor that gets smaller, by the identity of the tensor."""
     readable = _readable(program)
     for storage in wanted:
         _refuse_unreadable(storage, readable, program)
-    chosen: dict[int, Stored] = {}
+    chosen: dict[int, _Chosen] = {}
     for ref in readable:
-        found = [stored for storage in wanted if (stored := _stored(ref, storage)) is not None]
+        forms = ((storage, _stored(ref, storage)) for storage in wanted)
+        found = [_Chosen(ref, storage, stored) for storage, stored in forms if stored is not None]
         if found:
-            chosen[id(ref)] = min(found, key=lambda stored: stored.size_bytes)
-    _insert(program, chosen)
-    return [ref.name for ref in readable if id(ref) in chosen]
+            chosen[id(ref)] = min(found, key=lambda one: one.stored.size_bytes)
+    return chosen
 
 
 def without_decodes(content: bytes) -> bytes:
@@ -87,22 +106,36 @@ def _is_of(ref: Ref, name: str) -> bool:
     return ref.name == name or ref.name.startswith(f"{name}/")
 
 
-def _insert(program: Program, chosen: dict[int, Stored]) -> None:
-    """One DECODE in front of each reader: what it writes lives until the next operator only."""
-    stored: dict[int, tuple[Ref, Ref]] = {}
+def _insert(program: Program, chosen: Mapping[int, _Chosen]) -> list[_Chosen]:
+    """One DECODE in front of each reader: what it writes lives until its last reader, which stands right behind.
+
+    Returns:
+        What is decoded, in the order of the file.
+    """
+    pairs: dict[int, tuple[Ref, Ref]] = {}
     written: list[Operator] = []
+    decoded: list[_Chosen] = []
+    held: dict[int, Ref] = {}  # what the operator before reads decoded
     for op in program.operators:
         # By identity: two tensors with equal codes have names and scales of their own.
         found = {id(ref): ref for ref in op.inputs if ref is not None and id(ref) in chosen}
         # packed codes come back as int8, which the kernels compute with anyway
-        decoded = {key: Ref(ref.name, ref.shape, "int8", ref.encoding) for key, ref in found.items()}
-        if found:
+        new = {
+            key: Ref(ref.name, ref.shape, "int8" if ref.dtype == "int4" else ref.dtype, ref.encoding)
+            for key, ref in found.items()
+            if key not in held
+        }
+        if new:
             # What is stored is there once, however many operators decode it.
-            pairs = [stored.setdefault(key, _pair(chosen[key])) for key in found]
-            written.append(Operator(CODE, [part for pair in pairs for part in pair], list(decoded.values())))
-            op = replace(op, inputs=[decoded.get(id(ref), ref) for ref in op.inputs])
+            stored = [pairs.setdefault(key, _pair(chosen[key].stored)) for key in new]
+            written.append(Operator(CODE, [part for pair in stored for part in pair], list(new.values())))
+            decoded += [chosen[key] for key in new]
+        held = {key: new.get(key) or held[key] for key in found}
+        if found:
+            op = replace(op, inputs=[held.get(id(ref), ref) for ref in op.inputs])
         written.append(op)
     program.operators = written
+    return decoded
 
 
 def _pair(stored: Stored) -> tuple[Ref, Ref]:
@@ -113,13 +146,13 @@ def _pair(stored: Stored) -> tuple[Ref, Ref]:
 
 
 def _readable(program: Program) -> list[Ref]:
-    """Stored codes of 8 or 4 bits that only operators read which take them decoded, each once."""
+    """Stored codes of 4, 8 or 16 bits that only operators read which take them decoded, each once."""
     found: dict[int, Ref] = {}
     # One reader that cannot bars a tensor for all: it would have to be stored both ways.
     barred = {id(ref) for ref in program.outputs}
     for op in program.operators:
         for i, ref in enumerate(op.inputs):
-            if ref is None or ref.data is None or ref.dtype not in ("int8", "int4"):
+            if ref is None or ref.data is None or ref.dtype not in ("int8", "int4", "int16"):
                 continue
             found[id(ref)] = ref
             if not (facts(op.code).reads_tables and i in facts(op.code).weights):
@@ -132,9 +165,9 @@ def _stored(ref: Ref, storage: Storage) -> Stored | None:
     required = storage.names is not None
     if storage.names is not None and not any(_is_of(ref, name) for name in storage.names):
         return None
-    codes = np.asarray(ref.data).astype(np.int8)
+    codes = np.asarray(ref.data).astype(np.int16 if ref.dtype == "int16" else np.int8)
     # int4 lies in the file as two codes to a byte.
-    raw = codes.size if ref.dtype == "int8" else -(-codes.size // 2)
+    raw = codes.nbytes if ref.dtype != "int4" else -(-codes.size // 2)
     axis, zeros = (None, np.array([0])) if ref.encoding is None else (ref.encoding.axis, ref.encoding.zero_point)
     stored = storage.store(codes, axis, zeros)
     if stored is None:
@@ -168,20 +201,96 @@ def _refuse_unreadable(storage: Storage, readable: list[Ref], program: Program) 
         raise ValueError(f"export: the file has no weights '{name}'.{hint} There are: {', '.join(known)}.")
 
 
-def smaller_file(program: Program, target: Target, metadata: dict[str, Any], wanted: Sequence[Storage]) -> bytes:
+def smaller_file(
+    program: Program, target: Target, metadata: dict[str, Any], storing: Storing
+) -> tuple[bytes, Decoding | None]:
     """The file of a program with its weights behind a DECODE; the program stays as it is.
 
+    Returns:
+        The file, and what decoding costs; None where it decodes nothing.
+
     Raises:
-        ValueError: no weights get smaller, or see `store_weights`.
+        ValueError: no weights get smaller though they have to, a name that the budget leaves out, or see
+            `store_weights`.
     """
-    copy = replace(program)
-    names = store_weights(copy, wanted)
-    plain, content = (to_bytes(p, target, metadata) for p in (program, copy))
-    if not names or len(content) >= len(plain):
-        why = "; ".join(f"in {storage.title}: {storage.remedy}" for storage in wanted)
-        raise ValueError(f"export: no weights get smaller {why}.")
+    plain = to_bytes(program, target, metadata)
+    base = replace(program)
+    if storing.free:
+        _pack(base, target)
+    chosen = _chosen(base, storing.storages)
+    before = memory_plan(read_model(plain)).size_bytes
+    while True:
+        copy = replace(base)
+        decoded = _insert(copy, chosen)
+        content = to_bytes(copy, target, metadata)
+        plan = memory_plan(read_model(content))
+        if not decoded or storing.budget_bytes is None or plan.size_bytes - before <= storing.budget_bytes:
+            break
+        _leave_out(chosen, decoded, content, plan, storing.budget_bytes)
+    if len(content) >= len(plain):
+        if not storing.free:
+            raise ValueError(f"export: no weights get smaller {_why(storing)}.")
+        return plain, None
     _refuse_other_codes(plain, content)
-    return content
+    if not decoded:
+        return content, None
+    keys = [one.storage.key for one in chosen.values()]
+    names = {key: tuple(one.ref.name for one in chosen.values() if one.storage.key == key) for key in sorted({*keys})}
+    weights, lookups = (sum(column) for column in zip(*((o.ref.size, o.stored.lookups) for o in decoded), strict=True))
+    return content, Decoding(names, weights, lookups, plan.size_bytes - before, len(plain) - len(content))
+
+
+def _why(storing: Storing) -> str:
+    said = "; ".join(f"in {storage.title}: {storage.remedy}" for storage in storing.storages)
+    if storing.budget_bytes is None:
+        return said
+    return f"within decode_budget={storing.budget_bytes:,} bytes of arena; give more. Or, {said}"
+
+
+def _leave_out(
+    chosen: dict[int, _Chosen], decoded: Sequence[_Chosen], content: bytes, plan: MemoryPlan, budget: int
+) -> None:
+    """Take away the largest of those that are alive where memory is filled to its end; or of all, where none is."""
+    tables = {table.output: table.name for table in read_model(content).tables}
+    at = plan.spans[plan.peak][0]
+    alive = {tables[t.index] for t in plan.tensors if t.index in tables and t.is_alive(at)}
+    found = [one for one in decoded if one.ref.name in alive] or list(decoded)
+    largest = max(found, key=lambda one: one.ref.size)
+    if largest.storage.names is not None:
+        raise ValueError(
+            f"export: '{largest.ref.name}' takes {largest.ref.size:,} bytes of arena where it is decoded, and with it "
+            f"tensors grow by more than decode_budget={budget:,}. Give more, or leave it out of the names."
+        )
+    del chosen[id(largest.ref)]
+
+
+def _pack(program: Program, target: Target) -> None:
+    """Codes of 8 bits that fit into 4, two to a byte, where every reader's kernel takes them so."""
+    packed = {
+        id(ref): Ref(ref.name, ref.shape, "int4", ref.encoding, ref.data)
+        for ref in _readable(program)
+        if ref.dtype == "int8" and ref.data is not None and ref.data.min() >= -8 and ref.data.max() <= 7
+    }
+    for op in program.operators:
+        for key in [id(ref) for ref in op.inputs if id(ref) in packed]:
+            if not _takes_packed(op, packed[key], target):
+                del packed[key]
+    program.operators = [
+        replace(op, inputs=[packed.get(id(ref), ref) for ref in op.inputs])
+        if any(id(ref) in packed for ref in op.inputs)
+        else op
+        for op in program.operators
+    ]
+
+
+def _takes_packed(op: Operator, ref: Ref, target: Target) -> bool:
+    kernels = target.ops.get(op.code)
+    if kernels is None or op.type != "int8" or not kernels.packs("int8"):
+        return False
+    several = ref.encoding is not None and ref.encoding.scale.size > 1
+    bias = facts(op.code).bias
+    has_bias = bias is None or (bias < len(op.inputs) and op.inputs[bias] is not None)
+    return (kernels.per_axis_int4 or not several) and (has_bias or "int4" in kernels.optional_bias)
 
 
 def _refuse_other_codes(plain: bytes, content: bytes) -> None:

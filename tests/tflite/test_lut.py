@@ -174,13 +174,18 @@ def test_packed_weights_of_two_bits_take_two_bits(code, shape, axis):
     assert all(np.array_equal(a, b) for a, b in zip(outputs(plain), outputs(tabled), strict=True))
 
 
-def shared_kernel() -> Program:
-    """Two layers that read one kernel."""
+def shared_kernel(between: bool = False) -> Program:
+    """Two layers that read one kernel, one behind the other or with a third between."""
     program = Program("shared")
     kernel = program.constant("layer/kernel", RNG.integers(-2, 2, (64, 64)).astype(np.int8), encoding())
     x = program.inputs = [program.value("x", (1, 64), encoding())]
-    for name in ("a", "b"):
-        x = [program.emit("FULLY_CONNECTED", [x[0], kernel, None], program.value(name, (1, 64), encoding(scale=1.0)))]
+    for name in ("a", "between", "b") if between else ("a", "b"):
+        y = program.value(name, (1, 64), encoding(scale=1.0))
+        x = [
+            program.emit("RELU", x, y)
+            if name == "between"
+            else program.emit("FULLY_CONNECTED", [x[0], kernel, None], y)
+        ]
     program.outputs = x
     return program
 
@@ -194,10 +199,22 @@ def test_weights_that_two_layers_share_count_once():
 
 @needs_tflm
 def test_weights_that_two_layers_share_are_stored_once():
-    plain, tabled = files_of(shared_kernel())
+    plain, tabled = files_of(shared_kernel(between=True))
     file = read_model(tabled)
-    assert [op.code for op in file.operators] == ["TFLM_DECODE", "FULLY_CONNECTED"] * 2
+    # what is decoded does not wait in the arena for a reader that comes later
+    assert [op.code for op in file.operators] == [
+        *("TFLM_DECODE", "FULLY_CONNECTED"),
+        "RELU",
+        *("TFLM_DECODE", "FULLY_CONNECTED"),
+    ]
     assert len({t.indices for t in file.tables}) == 1
+    assert all(np.array_equal(a, b) for a, b in zip(outputs(plain), outputs(tabled), strict=True))
+
+
+@needs_tflm
+def test_layers_one_behind_the_other_share_what_is_decoded():
+    plain, tabled = files_of(shared_kernel())
+    assert [op.code for op in read_model(tabled).operators] == ["TFLM_DECODE", "FULLY_CONNECTED", "FULLY_CONNECTED"]
     assert all(np.array_equal(a, b) for a, b in zip(outputs(plain), outputs(tabled), strict=True))
 
 
@@ -333,7 +350,7 @@ def test_what_cannot_be_is_refused_with_the_way_out(qmodel, tmp_path, monkeypatc
             kquant.export(model, path, compression=compression, check_runtimes=False)
         assert path.read_bytes() == b"older"
 
-    refused("compression must be None, 'lut' or", "gzip")
+    refused("compression must be None, 'auto', 'lut', 'prune', 'huffman' or", "gzip")
     refused("no weights 'haed'. Did you mean 'head'", kquant.LookUpTables(("haed",)))
     refused("distinct codes.*Cluster its weights first", kquant.LookUpTables(("conv",), max_bits=3))
     refused("'depthwise/kernel' gets no smaller", kquant.LookUpTables(("depthwise",)))

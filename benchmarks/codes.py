@@ -1,0 +1,128 @@
+"""Bytes, arena and time of MLPerf Tiny's models with their weights in codes that TFLM decodes; outputs compared.
+
+Three times each model: as it is in int8; with the smallest 80 % of each kernel zero; with weights of 4 bits. Nothing is
+trained: what is measured is the file, not the accuracy that training would bring back. Outputs of every file are those
+of the plain one on TFLM, on samples and on random codes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+import kquant
+from benchmarks.assets import TASKS, Task, task
+from kquant.runtime.running import probe, quantize_input
+
+SAMPLES, RANDOM, CALLS = 200, 100, 50
+FORMS = (None, "lut", "prune", "huffman", "auto")
+VARIANTS = ("int8", "80 % zeros", "4 bits")
+
+
+def quantized(t: Task, variant: str) -> keras.Model:
+    """A model of one variant, for target tflm."""
+    model = t.model
+    if variant == "80 % zeros":
+        model = kquant.fold(model)
+        for layer in model.layers:
+            kernel = getattr(layer, "kernel", None)
+            if kernel is not None:
+                weights = np.asarray(kernel)
+                kernel.assign(np.where(np.abs(weights) > np.quantile(np.abs(weights), 0.8), weights, 0.0))
+    recipe = {"name": "four", "weights": {"bits": 4}} if variant == "4 bits" else "int8"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return kquant.calibrate(kquant.quantize(model, recipe, target="tflm"), t.calibration, verbose=False)
+
+
+def milliseconds(content: bytes, arena: int, codes: np.ndarray) -> float:
+    """Median of a call, on one core of this machine."""
+    from tflite_micro import runtime
+
+    interpreter = runtime.Interpreter.from_bytes(content, arena_size=arena)
+    interpreter.set_input(codes, 0)
+    taken = []
+    for _ in range(CALLS):
+        start = time.perf_counter()
+        interpreter.invoke()
+        taken.append(time.perf_counter() - start)
+    return 1000 * float(np.median(taken))
+
+
+def inputs(t: Task, content: bytes) -> np.ndarray:
+    """Codes of samples, then random ones."""
+    port = kquant.inspect(content).inputs[0]
+    info, rng = np.iinfo(port.dtype), np.random.default_rng(0)
+    anything = rng.integers(info.min, info.max + 1, (RANDOM, *port.shape[1:])).astype(port.dtype)
+    return np.concatenate([quantize_input(t.x[:SAMPLES], port), anything])
+
+
+def measure(q: keras.Model, form: str | None, folder: Path) -> tuple[kquant.ExportReport, bytes] | None:
+    """One file; None where that form makes nothing smaller."""
+    try:
+        made = kquant.export(q, folder / "m.tflite", compression=form, check_runtimes=False)
+    except ValueError as error:
+        if "no weights get smaller" in str(error):
+            return None
+        raise
+    return made, (folder / "m.tflite").read_bytes()
+
+
+def rows(t: Task, variant: str, folder: Path) -> Any:
+    """A line of the table in docs/benchmarks.md for each form."""
+    from kquant.runtime.arenas import arena_bytes
+
+    q = quantized(t, variant)
+    plain, codes, expected = b"", np.zeros(0), np.zeros(0)
+    for form in FORMS:
+        found = measure(q, form, folder)
+        if found is None:
+            yield (t.name, variant, form, "-")
+            continue
+        made, content = found
+        if form is None:
+            plain, codes = content, inputs(t, content)
+        computed = probe(content, "tflm", [codes])[0]
+        expected = computed if form is None else expected
+        arena = arena_bytes(content)
+        cost = made.decoding
+        tensors = "" if cost is None else ", ".join(f"{key} {len(names)}" for key, names in cost.tensors.items())
+        yield (
+            t.name,
+            variant,
+            form or "plain",
+            f"{len(content):,}",
+            f"{len(content) / len(plain):.3f}",
+            tensors,
+            "" if cost is None else f"{cost.lookups:,}",
+            f"{arena:,}",
+            f"{milliseconds(content, arena + 4096, codes[:1]):.2f}",
+            "equal" if np.array_equal(computed, expected) else "DIFFERENT",
+        )
+
+
+def main() -> None:
+    """Parse, measure, print a row at a time."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", default=list(TASKS), help=f"of {', '.join(TASKS)}")
+    parser.add_argument("--variants", nargs="*", default=list(VARIANTS), choices=VARIANTS)
+    args = parser.parse_args()
+    columns = ("model", "weights", "form", "bytes", "ratio", "tensors", "steps", "arena", "ms", "outputs")
+    print(f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}", flush=True)
+    for name in args.names:
+        t = task(name)
+        for variant in args.variants:
+            with tempfile.TemporaryDirectory() as folder:
+                for row in rows(t, variant, Path(folder)):
+                    print(f"| {' | '.join(map(str, row))} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

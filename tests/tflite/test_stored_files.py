@@ -1,0 +1,189 @@
+"""`compression="auto"`, a budget of arena, what it costs: which form each tensor takes, and what is refused."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+
+import kquant
+from kquant import report, targets
+from kquant.core.program import Program
+from kquant.core.spec import Encoding, QuantSpec
+from kquant.exporting.stored_check import check_runtime, storing_of
+from kquant.runtime.running import available, probe
+from kquant.tflite.flatbuffer import to_bytes
+from kquant.tflite.memory_plan import memory_plan
+from kquant.tflite.reader import read_model
+from kquant.tflite.storage import Storing
+from kquant.tflite.stored_weights import smaller_file
+
+layers = keras.layers
+RNG = np.random.default_rng(5)
+TFLM = targets.load("tflm")
+needs_tflm = pytest.mark.skipif("tflm" not in available(), reason="needs the micro extra")
+SIDE = 96
+
+
+def grid(scale: float = 0.05, channels: int = 1) -> Encoding:
+    per_axis = channels > 1
+    spec = QuantSpec(8, symmetric=True, narrow=True, per_axis=per_axis)
+    scales = np.float32(scale * (1 + np.arange(channels) / 7))
+    return Encoding(scales, np.zeros(channels, np.int64), spec, 0 if per_axis else None)
+
+
+def peaked(width: float) -> np.ndarray:
+    return np.clip(np.rint(RNG.normal(size=(SIDE, SIDE)) * width), -127, 127)
+
+
+KERNELS = {
+    "even": RNG.integers(-127, 128, (SIDE, SIDE)),  # no form is smaller
+    "levels": RNG.choice([-90, -37, -5, 4, 33, 101, 64, 127], (SIDE, SIDE)),  # eight, equally often
+    "zeros": RNG.integers(-127, 128, (SIDE, SIDE)) * (RNG.random((SIDE, SIDE)) < 0.2),
+    "peaked": peaked(9.0),
+    "nibbles": RNG.integers(-8, 8, (SIDE, SIDE)),
+}
+FORMS = {"levels": "lut", "zeros": "prune", "peaked": "huffman"}
+
+
+def program(*names: str, bias: bool = True) -> Program:
+    """A chain of layers with those kernels."""
+    made = Program("chain")
+    made.inputs = x = [made.value("x", (1, SIDE), grid(3.0))]
+    for name in names:
+        kernel = made.constant(f"{name}/kernel", KERNELS[name].astype(np.int8), grid())
+        offsets = made.constant(f"{name}/bias", np.zeros(SIDE, np.int32), grid(0.15)) if bias else None
+        y = made.value(name, (1, SIDE), grid(3.0))
+        x = [made.emit("FULLY_CONNECTED", [x[0], kernel, offsets], y, fusedActivationFunction="NONE")]
+    made.outputs = x
+    return made
+
+
+def outputs(content: bytes) -> np.ndarray:
+    codes = np.random.default_rng(0).integers(-128, 128, (40, SIDE)).astype(np.int8)
+    return probe(content, "tflm", [codes])[0]
+
+
+@needs_tflm
+def test_each_tensor_gets_the_form_with_the_fewest_bytes():
+    made = program(*KERNELS)
+    plain = to_bytes(made, TFLM, {})
+    content, decoding = smaller_file(made, TFLM, {}, storing_of("auto"))
+    file = read_model(content)
+    assert {t.name.split("/")[0]: t.storage for t in file.tables} == FORMS
+    assert decoding is not None
+    assert dict(decoding.tensors) == {
+        key: (f"{name}/kernel",) for name, key in sorted(FORMS.items(), key=lambda f: f[1])
+    }
+    types = {t.name.split("/")[0]: t.type for t in file.tensors if t.name.endswith("kernel")}
+    assert types["nibbles"] == "INT4" and types["even"] == "INT8"
+    assert decoding.weights == 3 * SIDE * SIDE <= decoding.lookups
+    assert decoding.saved_bytes == len(plain) - len(content)
+    grown = memory_plan(file).size_bytes - memory_plan(read_model(plain)).size_bytes
+    assert decoding.arena_growth_bytes == grown >= SIDE * SIDE
+    assert np.array_equal(outputs(plain), outputs(content))
+    # the program is as it was, and none of the forms alone makes it smaller
+    assert to_bytes(made, TFLM, {}) == plain
+    alone = [len(smaller_file(made, TFLM, {}, storing_of(key))[0]) for key in ("lut", "prune", "huffman")]
+    assert len(content) < min(alone)
+
+
+def test_nothing_to_gain_leaves_the_file_alone_or_is_refused():
+    made = program("even")
+    plain = to_bytes(made, TFLM, {})
+    assert smaller_file(made, TFLM, {}, storing_of("auto")) == (plain, None)
+    for key, remedy in (("lut", "Cluster"), ("prune", "Prune"), ("huffman", "4 bits, clustered or pruned")):
+        with pytest.raises(ValueError, match=f"no weights get smaller.*{remedy}"):
+            smaller_file(made, TFLM, {}, storing_of(key))
+    for storage in (kquant.BitMasks(("even",)), kquant.Huffman(("even",))):
+        with pytest.raises(ValueError, match="'even/kernel' gets no smaller: 9216 bytes as it is"):
+            smaller_file(made, TFLM, {}, Storing((storage,)))
+
+
+def test_codes_of_four_bits_are_packed_where_the_kernel_takes_them():
+    content, decoding = smaller_file(program("nibbles"), TFLM, {}, storing_of("auto"))
+    assert decoding is None and "INT4" in {t.type for t in read_model(content).tensors}
+    if "tflm" in available():
+        assert np.array_equal(outputs(to_bytes(program("nibbles"), TFLM, {})), outputs(content))
+    # without a bias TFLM's kernel refuses 4 bits: they come as codes or tables
+    content, decoding = smaller_file(program("nibbles", bias=False), TFLM, {}, storing_of("auto"))
+    assert decoding is not None and "INT4" not in {t.type for t in read_model(content).tensors}
+
+
+@needs_tflm
+def test_a_budget_keeps_the_arena():
+    made = program("peaked", "zeros", "levels")
+    plain = to_bytes(made, TFLM, {})
+    before = memory_plan(read_model(plain)).size_bytes
+    for budget in (0, SIDE * SIDE - 1, SIDE * SIDE, 10 * SIDE * SIDE):
+        content, decoding = smaller_file(made, TFLM, {}, storing_of("auto", budget))
+        assert memory_plan(read_model(content)).size_bytes - before <= budget
+        assert (decoding is None) == (budget < SIDE * SIDE)
+    with pytest.raises(ValueError, match="within decode_budget=64 bytes of arena"):
+        smaller_file(made, TFLM, {}, storing_of("prune", 64))
+    with pytest.raises(ValueError, match="'peaked/kernel' takes 9,216 bytes of arena.*decode_budget=64"):
+        smaller_file(made, TFLM, {}, Storing((kquant.Huffman(("peaked",)),), budget_bytes=64))
+
+
+def test_arguments_that_do_not_go_together():
+    with pytest.raises(ValueError, match="decode_budget is for weights that are decoded; give compression='auto'"):
+        storing_of(None, 64)
+    for wrong in (-1, True):
+        with pytest.raises(ValueError, match="decode_budget must be 0 bytes or more"):
+            storing_of("auto", wrong)
+    with pytest.raises(ValueError, match="compression must be None, 'auto', 'lut'"):
+        storing_of(("auto", "lut"))
+
+
+def test_without_the_runtime_a_coded_file_is_not_written(monkeypatch):
+    monkeypatch.setattr("kquant.exporting.stored_check.available", lambda: ["litert"])
+    check_runtime(())
+    with pytest.raises(ValueError, match=r"bit masks.*pip install 'kquant\[micro\]'"):
+        check_runtime(("prune",))
+
+
+@pytest.fixture(scope="module")
+def qmodel():
+    keras.utils.set_random_seed(1)
+    x = inputs = keras.Input((6, 6, 8), name="x")
+    x = layers.Conv2D(48, 3, activation="relu", name="conv")(x)
+    model = keras.Model(inputs, layers.Dense(24, name="head")(layers.Flatten()(x)))
+    kernel = model.get_layer("head").kernel
+    kernel.assign(kernel * (RNG.random(kernel.shape) < 0.1))
+    data = RNG.normal(size=(32, 6, 6, 8)).astype("float32")
+    return kquant.calibrate(kquant.quantize(model, target="tflm"), data, verbose=False)
+
+
+@needs_tflm
+def test_a_model_is_exported_and_the_report_tells_the_cost(qmodel, tmp_path):
+    plain = kquant.export(qmodel, tmp_path / "plain.tflite")
+    made = kquant.export(qmodel, tmp_path / "auto.tflite", compression="auto")
+    assert plain.decoding is None and made.decoding is not None
+    assert all(a.equal == 1.0 for a in made.verification[0].agreements)
+    assert "head/kernel" in [name for names in made.decoding.tensors.values() for name in names]
+    assert made.decoding.saved_bytes == plain.file_bytes - made.file_bytes > 0
+    assert made.arena_bytes is not None and plain.arena_bytes is not None
+    assert made.decoding.arena_growth_bytes <= made.arena_bytes - plain.arena_bytes
+    text = report.render(made)
+    assert "each call decodes" in " ".join(text.split()) and '"arena_growth_bytes"' in report.to_json(made)
+
+
+def test_targets_without_a_decode_are_named(tmp_path):
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(2, name="head")])
+    q = kquant.calibrate(kquant.quantize(model), RNG.normal(size=(64, 4)).astype("float32"), verbose=False)
+    for compression in ("auto", "prune", "huffman"):
+        with pytest.raises(ValueError, match="decoded by TensorFlow Lite Micro alone; quantize with target='tflm'"):
+            kquant.export(q, tmp_path / "m.tflite", compression=compression)
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_that_another_operator_reads_too_are_refused_by_name():
+    made = program("zeros")
+    kernel = made.operators[0].inputs[1]
+    assert kernel is not None
+    y = made.value("sum", (SIDE, SIDE), grid())
+    made.emit("ADD", [kernel, kernel], y)
+    made.outputs = [*made.outputs, y]
+    assert smaller_file(made, TFLM, {}, storing_of("auto"))[1] is None
+    with pytest.raises(ValueError, match="'zeros' cannot be stored in bit masks.*read by ADD, FULLY_CONNECTED"):
+        smaller_file(made, TFLM, {}, Storing((kquant.BitMasks(("zeros",)),)))
