@@ -27,7 +27,7 @@ ORDER = (
     ("recipe",),
     ("layers",),
     ("ops",),
-    ("views", "train"),
+    ("views", "train", "exact"),
     ("calibration", "masking", "tflite", "callbacks"),
     ("registration",),
     ("correct", "shrink", "runtime"),

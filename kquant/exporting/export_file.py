@@ -19,6 +19,7 @@ from kquant.core.messages import first_of
 from kquant.core.renamed import renamed
 from kquant.core.result import Result
 from kquant.core.spec import Encoding
+from kquant.exact.narrow import Removed
 from kquant.exporting.stored_check import Compression, check_runtime, refuse_other_outputs, storing_of
 from kquant.exporting.streams import Stream, StreamCheck, StreamReport, check_stream, describe_stream
 from kquant.exporting.verification import VerifyReport, compare
@@ -72,6 +73,7 @@ class ExportReport(Result):
         weights: bytes, zeros and distinct codes of the weights, layer by layer.
         streaming: what a streaming file needs of the application; None for others.
         decoding: what it costs that weights are decoded as the file runs; None where none are.
+        removed: channels that are not in the file as no output depends on them, layer by layer.
     """
 
     path: str
@@ -89,6 +91,7 @@ class ExportReport(Result):
     weights: FileBytes
     streaming: StreamReport | None = None
     decoding: Decoding | None = None
+    removed: tuple[Removed, ...] = ()
 
     def __repr__(self) -> str:
         ran = ", ".join(f"{v.verdict} on {v.runtime}" for v in self.verification) or "not run"
@@ -115,6 +118,7 @@ def export(
     encodings_version: Version = "0.6.1",
     compression: Compression = None,
     decode_budget: int | None = None,
+    shrink: bool = True,
 ) -> ExportReport:
     """Write a full-integer TFLite file, static batch 1.
 
@@ -141,6 +145,8 @@ def export(
             several; of these each tensor gets the smallest. "auto": of all of them, 4 bits and plain.
             `kquant.LookUpTables`, `kquant.BitMasks` and `kquant.Huffman` name layers. See docs/bytes.md.
         decode_budget: bytes by which that may make the arena larger; weights that would take more stay as they are.
+        shrink: leave out channels that no output code depends on, for any input; see docs/bytes.md. The outputs' codes
+            are the same without.
 
     Returns:
         The report.
@@ -161,7 +167,7 @@ def export(
     results = Outputs([target_path] if encodings is None else [target_path, encodings], "export")
     beside = None if encodings is None else encodings_of(qmodel, encodings_version)
     with without_collection():
-        lowered = lower(qmodel)
+        lowered = lower(qmodel, shrink=shrink)
         files = to_files(lowered, Form(io, int(streaming), states, storing))
         file, held = contents(files.content)
         counted = count_bytes(files.content, file, held)
@@ -188,6 +194,7 @@ def export(
         weights=_weights(lowered, files.content, counted, check_runtimes),
         streaming=streamed,
         decoding=files.decoding,
+        removed=lowered.narrowed.removed,
     )
 
 

@@ -27,6 +27,7 @@ from kquant.files.leftovers import settle
 from kquant.graph.graph import run
 from kquant.runtime.running import FALLBACK, available, probe, quantize_input, refuse_tables
 from kquant.targets import Target
+from kquant.tflite.file_content import SHRUNK
 from kquant.tflite.file_model import EDGES, float_operators
 from kquant.tflite.flatbuffer import with_outputs
 from kquant.tflite.lowering import Lowered, lower
@@ -174,14 +175,14 @@ def verify(
         check_count("verify", "limit", limit)
     if not (isinstance(agreement, int | float) and math.isfinite(agreement)):
         raise ValueError(f"verify: agreement must be a number of dB. Received: {agreement!r}.")
-    lowered = lower(qmodel)
-    note = ""
-    if runtime is None:
-        runtime, note = runtime_of(lowered.target)
     if isinstance(path, str | Path):
         settle(Path(path).parent)  # after a kill a file may be of another run than its model
     content = read_bytes(path)
     file = inspect(path)
+    lowered = lower(qmodel, shrink=SHRUNK in file.metadata)
+    note = ""
+    if runtime is None:
+        runtime, note = runtime_of(lowered.target)
     if "streaming" in file.metadata:
         raise ValueError(
             "verify: this is a streaming file, which kquant.export has compared with the file over whole clips; run it "
@@ -373,6 +374,8 @@ def first_difference(
     values = run(lowered.graph, keras.tree.pack_sequence_as(lowered.graph.inputs, sample))
     for node, ref, index in nodes:
         model, there = ref.encoding.quantize(np.asarray(values[id(node.outputs[0])])), found[index].astype(np.int64)
+        left = lowered.narrowed.kept.get(id(ref))
+        model = model if left is None else model[..., left]
         if there.shape == model.shape and not np.array_equal(there, model):
             differ = float(np.mean(there != model))
             return f"{ref.name}: {differ:.2%} of its codes, by at most {int(np.abs(there - model).max())} LSB"

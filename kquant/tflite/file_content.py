@@ -17,6 +17,8 @@ from kquant.tflite.storage import Decoding, Storing, refuse_undecoded
 from kquant.tflite.stored_weights import smaller_file
 from kquant.tflite.streaming import Streamed, stream_metadata, to_stream
 
+SHRUNK = "shrunk"  # key of the metadata that says what is not in the file
+
 
 @dataclass(frozen=True)
 class Form:
@@ -130,6 +132,8 @@ def _stored(lowered: Lowered, program: Program, storing: Storing, **more: Any) -
     """A program as a file, and what decoding costs; `more` is in its metadata beside where it comes from."""
     keep_apart(program, lowered.target)
     metadata = {"kquant": __version__, "recipe": lowered.recipe, "target": lowered.target.name, **more}
+    if lowered.narrowed:
+        metadata[SHRUNK] = lowered.narrowed.totals()
     if storing:
         return smaller_file(program, lowered.target, metadata, storing)
     return to_bytes(program, lowered.target, metadata), None

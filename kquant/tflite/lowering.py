@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from kquant.core.program import Program, Ref
 from kquant.core.spec import KERNEL_BITS, PACKED_BITS, Encoding, QuantSpec
+from kquant.exact.narrow import Narrowed, drop_unread
 from kquant.graph.graph import Graph, Node
 from kquant.graph.keras_private import every_layer
 from kquant.graph.precision import in_float32
@@ -46,6 +47,7 @@ class Lowered:
         target: what it was written for.
         recipe: name of the recipe it was made with.
         floats: names of the layers that stay float on purpose ("*": all).
+        narrowed: which channels of its tensors are not in the program, as no output depends on them.
     """
 
     program: Program
@@ -54,13 +56,15 @@ class Lowered:
     target: Target
     recipe: str
     floats: frozenset[str] = frozenset()
+    narrowed: Narrowed = Narrowed()
 
 
-def lower(qmodel: keras.Model) -> Lowered:
+def lower(qmodel: keras.Model, *, shrink: bool = True) -> Lowered:
     """The model as integer operators.
 
     Args:
         qmodel: quantized and calibrated (or trained).
+        shrink: leave out the channels that no output code depends on.
 
     Returns:
         The program, tidied (static shapes, batch 1, no operator that does nothing), and its origins.
@@ -98,10 +102,13 @@ def lower(qmodel: keras.Model) -> Lowered:
     # Tidying replaces tensors and fuses operators: names and limits are those of what is written.
     program = tidy(program, target)
     take_products_in(program, target)
+    narrowed = drop_unread(program) if shrink else Narrowed()
+    if narrowed:
+        tidy(program, target)
     _name_by_keys(program, graph.outputs)
     distinct_names(program)
     refuse_extremes(program, target)
-    return Lowered(program, whole, writer.refs, target, origin.recipe, writer.floats)
+    return Lowered(program, whole, writer.refs, target, origin.recipe, writer.floats, narrowed)
 
 
 def _output(writer: _Writer, graph: Graph, t: Any) -> Ref:
