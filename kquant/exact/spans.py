@@ -166,7 +166,8 @@ def _concatenated(op: Operator, given: Sequence[Any]) -> Span | None:
 
 def _one_grid(op: Operator) -> bool:
     """Codes of all operands mean what those of the output mean."""
-    return all(ref is not None and ref.grid.same_as(op.outputs[0].grid) for ref in op.inputs)
+    grids = [ref.encoding for ref in op.inputs if ref is not None and ref.encoding is not None]
+    return all(grid.same_as(op.outputs[0].grid) for grid in grids)
 
 
 def _pooled(op: Operator, given: Sequence[Any]) -> Span | None:
