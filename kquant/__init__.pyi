@@ -20,6 +20,7 @@ from .correct.equalization import equalize as equalize
 from .correct.range_search import sequential_mse as sequential_mse
 from .exporting.export_file import ExportReport as ExportReport
 from .exporting.export_file import export as export
+from .exporting.model_card import ModelCard as ModelCard
 from .exporting.streams import Stream as Stream
 from .exporting.streams import stream as stream
 from .exporting.verification import VerifyReport as VerifyReport

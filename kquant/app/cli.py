@@ -17,20 +17,15 @@ import typer
 from typer.core import TyperGroup
 
 from kquant import __version__, targets
-from kquant.app import project_command, telling, view_command
+from kquant.app import compress_command, project_command, telling, view_command
 from kquant.app.options import (
-    Compression,
     Data,
-    DecodeBudget,
-    Edges,
-    Io,
     Json,
     Limit,
     Lite,
     Model,
     Runtime,
     Scale,
-    Shape,
     Target,
     refusing,
     say,
@@ -68,52 +63,6 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
     if version:
         typer.echo(f"kquant {__version__}")
         raise typer.Exit
-
-
-@app.command()
-@refusing
-def compress(
-    model: Model,
-    data: Data,
-    folder: Annotated[Path, typer.Option("--folder", help="Folder for the results")],
-    recipe: Annotated[str, typer.Option("--recipe", help="Name (see `kquant recipes`) or a .toml file")] = "int8",
-    target: Target = targets.DEFAULT,
-    io: Edges = Io.model,
-    compression: Compression = None,
-    decode_budget: DecodeBudget = None,
-    scale: Scale = 1.0,  # type: ignore[assignment]
-    limit: Limit = None,
-    input_shape: Shape = None,
-    as_json: Json = False,
-) -> None:
-    """Quantize, calibrate, export and verify a model: .tflite, quantized .keras, C array and reports."""
-    from kquant.app import command_files
-    from kquant.app.pipeline import compress as pipeline
-    from kquant.app.result_files import CompressFiles
-    from kquant.files.atomic import Outputs
-
-    # all files of one run, or those of the run before: a stopped command leaves no mixture
-    results = CompressFiles(folder, model.stem)
-    with command_files.output_folder(folder, model), Outputs(results.paths, "compress") as new:
-        keras_model = command_files.load_model(model)
-        # open dimensions are told by --input-shape, which images are resized to as well
-        inputs = command_files.inputs_of(keras_model, input_shape)
-        made = pipeline(
-            keras_model,
-            command_files.load_data(data, inputs, scale=scale, limit=limit),
-            recipe,
-            path=new.place(results.lite),
-            target=target,
-            io=io.value,
-            compression=compression,
-            decode_budget=decode_budget,
-            input_shape=input_shape,
-            verbose=_bars(as_json),
-        )
-        result = results.write(made, new)
-    say(result, as_json)
-    if not as_json:
-        typer.echo(f"\n{folder}: {', '.join(path.name for path in results.paths)}")
 
 
 @app.command()
@@ -369,6 +318,7 @@ def demo(
     typer.echo(digits.to_json(result) if as_json else digits.render(result), nl=as_json)
 
 
+app.command()(compress_command.compress)
 app.command("export")(project_command.export)
 app.command()(view_command.view)
 app.command()(telling.check)

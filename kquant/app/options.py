@@ -174,11 +174,11 @@ def refusing(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def say(result: Any, as_json: bool) -> None:
-    """Print a result: as tables, or as JSON and nothing else."""
+def say(result: Any, as_json: bool, *, details: bool = True) -> None:
+    """Print a result: as tables, with or without those that are looked up, or as JSON and nothing else."""
     from kquant import report
 
     if as_json:
         typer.echo(report.to_json(result))
     else:
-        report.show(result)
+        report.show(result, details=details)

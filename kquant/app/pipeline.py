@@ -11,11 +11,13 @@ from typing import Any
 import keras
 
 from kquant import targets
+from kquant.app.scoring import card_of
 from kquant.core.messages import first_of, warn
 from kquant.core.renamed import new_words, renamed
 from kquant.core.result import Result
 from kquant.correct.steps import STEPS, apply_steps, check_steps, function_of, parse_steps
 from kquant.exporting.export_file import IO, ExportReport, export
+from kquant.exporting.model_card import ModelCard
 from kquant.exporting.stored_check import Compression
 from kquant.graph.keras_private import every_layer
 from kquant.layers.kernel import holders
@@ -36,10 +38,12 @@ class CompressResult(Result):
     Attributes:
         model: the quantized Keras model, ready to train further.
         report: of the exported file.
+        card: the figures that are asked for first; with accuracies where the command `kquant compress` is given labels.
     """
 
     model: keras.Model
     report: ExportReport
+    card: ModelCard
 
     def __repr__(self) -> str:
         return f"CompressResult({self.model.name!r}: {self.report!r})"
@@ -104,7 +108,8 @@ def compress(
         verbose=verbose,
     )
     form = {"io": io, "compression": compression, "decode_budget": decode_budget}
-    return CompressResult(qmodel, export(qmodel, path, data=data, **form))
+    report = export(qmodel, path, data=data, **form)
+    return CompressResult(qmodel, report, card_of(report, qmodel))
 
 
 def prepare(

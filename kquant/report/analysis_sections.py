@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from kquant.analysis.results import Analysis, Finding, LayerReport, TensorReport, WeightReport
 from kquant.core.messages import first_of
+from kquant.report.cards import share_of
 from kquant.report.drawing import Scale, box, dots, gridlines, line, stairs, upright
-from kquant.report.pages import decibels, figure, gained, is_sqnr, part_or_figure, share
+from kquant.report.pages import decibels, figure, gained, is_sqnr, share
 from kquant.report.sheet import Cell, Grid, Label, Note, Plot, Section, Shape, card, grid_of, sections, with_bars
 from kquant.report.tables import page
 
@@ -16,7 +17,6 @@ AS_GOOD_AS_EQUAL_DB = 100.0  # float32 rounds so
 SENSITIVE_PERCENT = 20.0  # of the loss, from where `analysis.findings` calls a layer sensitive
 EVIDENCE = 3  # layers that a note tells of
 WORST = 6  # histograms of each kind
-SURE = 1.96  # standard errors on both sides of a share hold it in 95 of 100 draws of the samples
 
 
 @card.register
@@ -33,20 +33,16 @@ def _card(a: Analysis) -> Iterable[tuple[str, str]]:
 
 def measured(a: Analysis, value: float) -> str:
     """A value of the metric; a share of right answers with what other samples of that number would give."""
-    said = part_or_figure(a.metric, value)
-    if not said.endswith("%"):
-        return said
-    return f"{said} ± {100 * SURE * math.sqrt(value * (1.0 - value) / a.samples):.1f}"
+    return share_of(value, a.samples) if a.metric == "accuracy" and 0.0 <= value <= 1.0 else figure(value)
 
 
 @sections.register
 def _analysis(a: Analysis) -> Iterator[Section]:
-    yield Section("sizes", "Accuracy before and after", _uncertainty(a), grids=(_stages(a),))
+    yield Section("sizes", "By what is quantized", _uncertainty(a), grids=(_stages(a),))
     none = "Nothing stands out: no cause that kquant knows shows in these samples."
     notes = tuple(_notes(a.findings, is_sqnr(a))) or (Note("No finding", none),)
     yield Section("answers", "Why is it not more accurate?", notes=notes)
-    rows = [r for r in a.layers if not (math.isinf(r.sqnr_db) and r.weights is None)]
-    plots = (_along(rows), *_sensitivity_plot(a, rows))
+    plots = (_along(a.layers), *_sensitivity_plot(a, a.layers))  # all of them: numbers are those of the table
     _, sensitivities, weights, tensors = page(a).tables
     yield Section("layers", "Layer by layer", ALONG, plots=plots, grids=(_layers(a),))
     if sensitivities.rows:
@@ -89,7 +85,7 @@ def _stages(a: Analysis) -> Grid:
         del stages["float"]
     top = max((v for v in stages.values() if math.isfinite(v)), default=0.0)
     rows = tuple((Cell(name), Cell(measured(a, value), _part(value, top))) for name, value in stages.items())
-    return Grid(f"{a.metric}, by what is quantized", ("", a.metric), rows, (a.metric,))
+    return Grid(f"{a.metric} with parts quantized", ("", a.metric), rows, (a.metric,))
 
 
 def _part(value: float, top: float) -> float:
@@ -201,8 +197,10 @@ def _sensitivity_plot(a: Analysis, rows: Sequence[LayerReport]) -> Iterator[Plot
     if not is_sqnr(a):
         title = f"Sensitivity: {a.metric} lost with only this layer quantized, {unit}"
     alt = f"{title}, by layer; the most, {worst[0]:.3g}, at {worst[1].name}."
-    legend = (("area", "a layer"), ("area bad", "a fifth of the loss is gone without it: worth more bits"))
-    yield Plot(title, alt, tuple(shapes), _numbers(len(rows)), ys, "layer", unit, legend)
+    legend = [("area", "a layer")]
+    if any(shape.kind == "area bad" for shape in shapes):
+        legend.append(("area bad", "a fifth of the loss is gone without it: worth more bits"))
+    yield Plot(title, alt, tuple(shapes), _numbers(len(rows)), ys, "layer", unit, tuple(legend))
 
 
 def _lost(a: Analysis, row: LayerReport) -> float:

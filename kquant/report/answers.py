@@ -36,7 +36,7 @@ def _saved(question: str, trial: Trial, start: Trial) -> str:
 
 def _trials(a: Answers) -> Table:
     metric = (a.metric,) if a.metric else ()
-    rows = tuple(_row(trial) for trial in _every(a))
+    rows = tuple(_row(trial, a.metric) for trial in _every(a))
     columns = (*COLUMNS, *metric)
     return Table("What was tried, measured before any training", columns, rows, columns[1:])
 
@@ -47,9 +47,9 @@ def _every(a: Answers) -> list[Trial]:
     return [a.start, *found.values()]
 
 
-def _row(trial: Trial) -> tuple[str, ...]:
+def _row(trial: Trial, metric: str) -> tuple[str, ...]:
     arena = "-" if trial.arena_bytes is None else f"{trial.arena_bytes:,}"
-    value = () if trial.value is None else (f"{trial.value:.4g}",)
+    value = () if trial.value is None else (part_or_figure(metric, trial.value),)
     change = " ".join(trial.lines.split()) or "as it is"
     return (change, f"{trial.file_bytes:,}", arena, f"{trial.macs:,}", decibels(trial.sqnr_db), *value)
 
@@ -70,7 +70,9 @@ def _sections(a: Answers) -> Iterator[Section]:
     others = [p for p in points if p not in best]
     unit = a.metric or "SQNR, dB"
     alt = f"{len(points)} models that were tried: bytes of the file against {unit}."
-    plot = curve(f"Pareto curve: {unit} by bytes of the file", alt, best, others, start, ("bytes of the file", unit))
+    plot = curve(
+        f"Pareto curve: {unit} by bytes of the file", alt, best, others, start, ("bytes of the file", unit), "as it is"
+    )
     yield Section("choices", "What could be had", CHOICES, plots=(plot,), grids=(grid_of(_trials(a)),))
 
 

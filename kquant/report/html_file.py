@@ -16,6 +16,7 @@ from kquant import __version__
 from kquant.analysis.results import Analysis
 from kquant.core.renamed import renamed
 from kquant.exporting.export_file import ExportReport
+from kquant.exporting.model_card import ModelCard
 from kquant.files.atomic import write_atomically
 from kquant.files.destination import destination
 
@@ -111,8 +112,13 @@ def sheet_of(result: Any) -> Sheet:
         raise ValueError("report.html: expected a result, or a list of results. Received: an empty list.")
     results = [part for one in given for part in parts(one)]
     pages = [page(one) for one in results]
-    found = [section for one in results for section in sections(one) if not section.is_empty]
-    names = dict.fromkeys(item for one in results for item in card(one))
+    every = [section for one in results for section in sections(one) if not section.is_empty]
+    # an export and its file both have ports
+    found = [s for i, s in enumerate(every) if s.title not in {earlier.title for earlier in every[:i]}]
+    figures: dict[str, str] = {}
+    for one in sorted(results, key=lambda one: not isinstance(one, ModelCard)):  # its samples are those held out
+        for what, much in card(one):
+            figures.setdefault(what, much)
     # a page of an export is about the file: what an analysis finds beside is what could be better
     analyses = [p for one, p in zip(results, pages, strict=True) if isinstance(one, Analysis)]
     judged = [p for one, p in zip(results, pages, strict=True) if isinstance(one, ExportReport)] or pages
@@ -123,7 +129,7 @@ def sheet_of(result: Any) -> Sheet:
         # an analysis tells its own at length, with the lines to change
         findings=tuple(f for p in pages if p not in analyses for f in p.findings),
         facts=tuple(dict.fromkeys(fact for p in pages for fact in p.facts)),
-        card=tuple(sorted(names, key=_place)),
+        card=tuple(sorted(figures.items(), key=_place)),
         sections=tuple(sorted(found, key=lambda section: PLACES.index(section.place))),
     )
 

@@ -23,6 +23,8 @@ class Page:
         findings: what has to be known, most important first.
         facts: figures, one line each.
         tables: the details.
+        background: facts and tables of these that are looked up rather than read: `show(..., details=False)` leaves
+            them out.
     """
 
     headline: str
@@ -30,6 +32,7 @@ class Page:
     findings: tuple[str, ...]
     facts: tuple[str, ...]
     tables: tuple[Table, ...]
+    background: tuple[str | Table, ...] = ()
 
 
 @singledispatch

@@ -22,7 +22,9 @@ from kquant.sizing.estimates import Estimate
 Places = Sequence[tuple[float, float]]
 
 
-def curve(title: str, alt: str, best: Places, others: Places, chosen: Places, words: tuple[str, str]) -> Plot:
+def curve(
+    title: str, alt: str, best: Places, others: Places, chosen: Places, words: tuple[str, str], taken: str = "taken"
+) -> Plot:
     """Points, and the line through those that no other one beats.
 
     Args:
@@ -32,6 +34,7 @@ def curve(title: str, alt: str, best: Places, others: Places, chosen: Places, wo
         others: of the rest.
         chosen: of what was taken.
         words: what cost and worth are.
+        taken: what the legend calls the chosen one.
     """
     every = [*best, *others, *chosen]
     across = _around([x for x, _ in every])
@@ -44,7 +47,7 @@ def curve(title: str, alt: str, best: Places, others: Places, chosen: Places, wo
     shapes = [*gridlines(ys), dots(placed(others), "rest")]
     shapes += [line(placed(best), "line")] if len(best) > 1 else []
     shapes += [dots(placed(best), "line"), dots(placed(chosen), "taken")]
-    legend = [("line", "no other one is better in both"), ("taken", "taken")]
+    legend = [("line", "no other one is better in both"), ("taken", taken)]
     legend += [("rest", "others")] if others else []
     return Plot(title, alt, tuple(shapes), across.labels(4), ys, *words, tuple(legend), wide=True)
 

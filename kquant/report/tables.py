@@ -27,6 +27,7 @@ def _export(report: ExportReport) -> Page:
     findings += weight_findings(report.weights)
     if not report.verification:
         findings.append("The file was not run: check_runtimes was off.")
+    bytes_of, types = weights_table(report.weights), _counts("Tensors", "type", report.types)
     kind = "every operator integer"
     if report.float_layers:
         kind = "float activations" if ALL in report.float_layers else f"float: {', '.join(report.float_layers)}"
@@ -44,12 +45,13 @@ def _export(report: ExportReport) -> Page:
         ),
         tables=(
             _agreements(report.verification),
-            weights_table(report.weights),
+            bytes_of,
             _states(report.streaming),
             _ports((("input", p) for p in report.inputs), (("output", p) for p in report.outputs)),
             _counts("Operators", "operator", report.operators),
-            _counts("Tensors", "type", report.types),
+            types,
         ),
+        background=(*weight_facts(report.weights), bytes_of, types),
     )
 
 

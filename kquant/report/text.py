@@ -8,6 +8,7 @@ import math
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any, cast
 
 import numpy as np
@@ -26,13 +27,14 @@ FOLDED = 16  # words are folded to no less
 NUMBER = re.compile(r"(-|equal|[-+]?[\d.,]+(e[-+]?\d+)?( ?%| dB)?( \.\. [-+]?[\d.,]+(e[-+]?\d+)?)?)?")
 
 
-def show(report: Any, console: Console | None = None) -> None:
+def show(report: Any, console: Console | None = None, *, details: bool = True) -> None:
     """Print a report on a terminal: headline, findings, figures, tables.
 
     Args:
         report: `Analysis`, `DryRun`, `ExportReport`, `VerifyReport`, `CheckReport`, `Estimate`, `FileModel` or
             `CompressResult`.
         console: where to; standard output by default.
+        details: also what is looked up rather than read, such as bytes of weights in every form.
 
     Raises:
         TypeError: not a report.
@@ -40,15 +42,17 @@ def show(report: Any, console: Console | None = None) -> None:
     # into a pipe rich would fold at 80 characters
     console = console or Console(width=None if sys.stdout.isatty() else WIDTH)
     content = page(report)
+    hidden = () if details else content.background
     colour = "green" if content.ok else "red"
     # names of layers may hold brackets, which rich takes for its markup, and numbers, which it would colour
     console.print(f"[bold {colour}]{escape(content.headline)}[/]", highlight=False)
     for finding in content.findings:
         console.print(f"[yellow]![/] {escape(finding)}", highlight=False)
     for fact in content.facts:
-        console.print(escape(fact), highlight=False)
+        if fact not in hidden:
+            console.print(escape(fact), highlight=False)
     for table in content.tables:
-        if table.rows:
+        if table.rows and table not in hidden:
             console.print()
             _print_table(table, console)
 
@@ -190,7 +194,7 @@ def arrays_to_json(arrays: dict[str, np.ndarray]) -> str:
 def to_json(report: Any) -> str:
     """The report's `to_dict()` as strict JSON: infinite figures (the SQNR of equal outputs) become null."""
     # a CompressResult holds a model, which is no data, and the report of its file
-    plain = report.to_dict() if hasattr(report, "to_dict") else report.report.to_dict()
+    plain = report.to_dict() if hasattr(report, "to_dict") else {"card": asdict(report.card), **report.report.to_dict()}
     return json.dumps(_finite(plain), indent=2)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from kquant import targets
 from kquant.analysis.results import Analysis
 from kquant.exporting.export_file import ExportReport
+from kquant.exporting.model_card import ModelCard
 from kquant.report.file_sections import float_bytes
 from kquant.report.pages import figure, is_sqnr, part_or_figure
 from kquant.report.tables import page
@@ -39,10 +40,12 @@ def verdict_of(results: Sequence[Any]) -> str:
     if not exports:
         return page(results[0]).headline
     analyses = [one for one in results if isinstance(one, Analysis)]
-    return _exported(exports[0], analyses[0] if analyses else None)
+    cards = [one for one in results if isinstance(one, ModelCard) and one.accuracies]
+    lost = _right(cards[0]) if cards else _lost(analyses[0]) if analyses else ""
+    return _exported(exports[0], lost)
 
 
-def _exported(report: ExportReport, analysis: Analysis | None) -> str:
+def _exported(report: ExportReport, lost: str) -> str:
     where = targets.load(report.target).title.partition(" (")[0]
     bad = [v.runtime for v in report.verification if not v.ok]
     if bad:
@@ -50,11 +53,20 @@ def _exported(report: ExportReport, analysis: Analysis | None) -> str:
     integer = f"{', '.join(report.float_layers)} stay float" if report.float_layers else "every operator is integer"
     if "*" in report.float_layers:
         integer = "activations stay float"
-    ran = "it gives what the model gives" if report.verification else "it was not run"
+    equal = all(v.verdict == "equal" for v in report.verification)
+    ran = "equal to the model in every code" if equal else "the model's but for roundings of the runtime"
+    ran = ran if report.verification else "not run"
     whole = float_bytes(report.weights)
     share = f", weights {100 * report.weights.totals['stored_bytes'] / whole:.0f} % of float32" if whole else ""
     said = f"{Path(report.path).name} is ready for {where}: {integer}, {ran}, {report.file_bytes:,} bytes{share}"
-    return f"{said}; {_lost(analysis)}." if analysis is not None else f"{said}."
+    return f"{said}; {lost}." if lost else f"{said}."
+
+
+def _right(card: ModelCard) -> str:
+    before, after = card.accuracies["float"], card.accuracies["file"]
+    said = f"accuracy {100 * after:.1f} % after {100 * before:.1f} % in float"
+    change = "nothing lost" if after >= before else f"{100 * (before - after):.1f} points lost"
+    return f"{said}, {change} on {card.samples:,} samples"
 
 
 def _lost(a: Analysis) -> str:

@@ -92,6 +92,52 @@ def test_compress_prints_tables_and_files(work):
     assert "tiny_model.cc" in result.stdout
 
 
+def test_compress_tells_accuracy_first_and_writes_its_page(work, tmp_path):
+    images, model = np.load(work / "images.npy"), keras.models.load_model(work / "tiny.keras")
+    right = model.predict(images, verbose=0).argmax(1)
+    right[::4] = (right[::4] + 1) % 3  # three of four are right in float
+    np.savez(tmp_path / "test.npz", x=images[::-1], y=right[::-1])
+    arguments = ("compress", work / "tiny.keras", "--data", work / "images.npz", "--target", "tflm")
+    arguments += ("--folder", tmp_path / "build", "--labels", tmp_path / "test.npz", "--test", tmp_path / "test.npz")
+    result = kq(*arguments, "--report", tmp_path / "report.html")
+    assert result.exit_code == 0, result.output
+    told = json.loads((tmp_path / "build/report.json").read_text())
+    card, lines = told["card"], result.stdout.splitlines()
+    for name, y in (("float", model.predict(images, verbose=0)), ("file", _file_outputs(tmp_path / "build", images))):
+        assert card[f"{name}_accuracy"] == np.mean(y.argmax(1) == right)
+    assert card["float_accuracy"] == 0.75 and card["samples"] == 64 and card["macs"] == 4 * 4 * 4 * 9 + 64 * 3
+    assert lines[0].startswith("accuracy  float 75.0 %, simulated ") and f"({card['runtime']}, 64 samples)" in lines[0]
+    sizes = (told["file_bytes"], told["weight_bytes"])
+    assert (card["flash_bytes"], card["weight_bytes"], card["arena_bytes"]) == (*sizes, told["arena_bytes"])
+    assert lines[1] == f"size      {sizes[0]:,} bytes, weights {sizes[1]:,}"
+    assert [line.split()[0] for line in lines[2:4]] == ["arena", "MACs"] and lines[4] == ""
+    page = (tmp_path / "report.html").read_text()
+    assert "75.0 % ±" in page and "Why is it not smaller?" in page and "Memory over time" in page
+    assert "Bytes of weights" not in result.stdout and "report.html" in lines[-1]
+    assert "Bytes of weights" in (tmp_path / "build/report.txt").read_text()
+
+
+def _file_outputs(build, images):
+    runtime = json.loads((build / "report.json").read_text())["card"]["runtime"]
+    return kquant.predict(build / "tiny.tflite", images, runtime)
+
+
+def test_compress_prints_bytes_behind_details(work, tmp_path):
+    arguments = ("compress", work / "tiny.keras", "--data", work / "images.npy", "--folder", tmp_path, "--details")
+    assert "Bytes of weights" in kq(*arguments).stdout
+
+
+def test_compress_refuses_before_it_works(work, tmp_path):
+    arguments = ("compress", work / "tiny.keras", "--data", work / "images.npy", "--folder", tmp_path / "build")
+    assert kq(*arguments, "--test", work / "images.npy").exit_code == 2
+    assert "ends in .html" in refused(*arguments, "--report", tmp_path / "report.txt")
+    assert "does not exist" in refused(*arguments, "--report", tmp_path / "none" / "report.html")
+    np.save(tmp_path / "few.npy", np.zeros(3, np.int64))
+    said = refused(*arguments, "--labels", tmp_path / "few.npy")
+    assert "expected a label for each of 64 samples. Received: 3" in said
+    assert not list((tmp_path / "build").glob("*"))
+
+
 def test_c_array_is_the_file(work, tmp_path):
     if shutil.which("g++") is None:
         pytest.skip("no C++ compiler here")

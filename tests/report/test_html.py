@@ -6,6 +6,7 @@ import inspect
 import math
 import re
 from collections import Counter
+from dataclasses import replace
 from html.parser import HTMLParser
 from importlib import resources
 from pathlib import Path
@@ -100,6 +101,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "ExportReport": compressed.report,
         "FileBytes": kquant.layer_bytes(path),
         "FileModel": kquant.inspect(path),
+        "ModelCard": replace(compressed.card, float_accuracy=0.9, file_accuracy=0.875, samples=64, runtime="tflm"),
         "Mixed": kquant.mixed_precision(model, x, target="tflm", **search),
         "Observations": kquant.observe(q, x, **QUIET),
         "Sparsity": kquant.sparsity(kquant.prune(model, 0.5)),
@@ -152,7 +154,7 @@ def test_every_result_is_a_page_of_its_own(name: str, made: dict[str, Any], tmp_
 def test_several_results_are_one_page(made: dict[str, Any], tmp_path: Path) -> None:
     tree = check(whole(made))
     order = [
-        *("Size before and after", "Accuracy before and after"),
+        *("Size before and after", "By what is quantized"),
         *("Why is it not more accurate?", "Why is it not smaller?", "Why is it not faster?"),
         *("Layer by layer", "Weights and their grids", "Activations and their grids", "What could be had"),
         *("Zeros, codes and bytes of the weights", "Operators by type", "Memory over time", "Details"),
@@ -194,8 +196,6 @@ def check(text: str) -> Tree:
 
 
 def test_names_of_users_are_text(made: dict[str, Any]) -> None:
-    from dataclasses import replace
-
     a = made["Analysis"]
     odd = replace(a, model=ODD, layers=(replace(a.layers[0], name=ODD), *a.layers[1:]))
     text = render_html(odd)
@@ -257,8 +257,6 @@ def test_the_timeline_is_the_plan(made: dict[str, Any]) -> None:
 
 
 def test_what_lies_beyond_the_grid_is_red(made: dict[str, Any]) -> None:
-    from dataclasses import replace
-
     a = made["Analysis"]
     tensor = next(t for t in a.tensors if not t.is_fixed)
     wide = replace(tensor, low=-1.0, high=1.0, edges=(-2.0, -1.0, 0.0, 1.0, 2.0), counts=(5, 10, 100, 0))
@@ -295,8 +293,6 @@ def test_floats_are_told_in_red_and_in_words(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_gone_is_left_out(made: dict[str, Any], tmp_path: Path) -> None:
-    from dataclasses import replace
-
     gone = render_html(replace(made["ExportReport"], path=str(tmp_path / "gone.tflite")))
     other = tmp_path / "other.tflite"
     other.write_bytes(b"x" * made["ExportReport"].file_bytes)

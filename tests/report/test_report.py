@@ -31,7 +31,10 @@ def test_compress_result_shows_its_report(result):
     assert text == report.render(result.report)
     assert "FULLY_CONNECTED" in text
     assert f"{result.report.file_bytes:,} bytes" in text
-    assert report.to_json(result) == report.to_json(result.report)
+    told = json.loads(report.to_json(result))
+    assert told.pop("card") == result.card.to_dict()
+    assert told == json.loads(report.to_json(result.report))
+    assert (result.card.macs, result.card.flash_bytes) == (8, result.report.file_bytes)
 
 
 def test_ports_show_what_the_application_computes_with(result):

@@ -1,0 +1,120 @@
+"""`kquant compress`: a model and samples -> all of its files, its figures, and its report."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from kquant import targets
+from kquant.app.options import (
+    Compression,
+    Data,
+    DecodeBudget,
+    Edges,
+    Io,
+    Json,
+    Limit,
+    Model,
+    Scale,
+    Shape,
+    Target,
+    refusing,
+    say,
+)
+
+Test = Annotated[
+    Path | None, typer.Option("--test", help="Samples to measure accuracy on, like --data; those by default")
+]
+Labels = Annotated[
+    Path | None, typer.Option("--labels", help="Class numbers (.npy, or .npz with y) of the samples in --test")
+]
+Page = Annotated[Path | None, typer.Option("--report", help="Write a page with plots and what to change to this .html")]
+Details = Annotated[bool, typer.Option("--details", help="Print the bytes of the weights in every form, too")]
+
+
+@refusing
+def compress(
+    model: Model,
+    data: Data,
+    folder: Annotated[Path, typer.Option("--folder", help="Folder for the results")],
+    recipe: Annotated[str, typer.Option("--recipe", help="Name (see `kquant recipes`) or a .toml file")] = "int8",
+    target: Target = targets.DEFAULT,
+    test: Test = None,
+    labels: Labels = None,
+    page: Page = None,
+    details: Details = False,
+    io: Edges = Io.model,
+    compression: Compression = None,
+    decode_budget: DecodeBudget = None,
+    scale: Scale = 1.0,  # type: ignore[assignment]
+    limit: Limit = None,
+    input_shape: Shape = None,
+    as_json: Json = False,
+) -> None:
+    """Quantize, calibrate, export and verify a model: .tflite, quantized .keras, C array and reports."""
+    if test is not None and labels is None and page is None:
+        raise typer.BadParameter("--test needs --labels: without classes nobody can tell what is right")
+    from kquant.app import command_files
+    from kquant.app.pipeline import compress as pipeline
+    from kquant.app.result_files import CompressFiles
+    from kquant.files.atomic import Outputs
+    from kquant.report.html_file import check_html
+
+    if page is not None:
+        check_html(page)
+    bars = not as_json and sys.stderr.isatty()
+    # all files of one run, or those of the run before: a stopped command leaves no mixture
+    results = CompressFiles(folder, model.stem)
+    with command_files.output_folder(folder, model), Outputs(results.paths, "compress") as new:
+        keras_model = command_files.load_model(model)
+        # open dimensions are told by --input-shape, which images are resized to as well
+        inputs = command_files.inputs_of(keras_model, input_shape)
+        arrays, held_out = (
+            command_files.load_data(place, inputs, scale=scale, limit=limit) for place in (data, test or data)
+        )
+        answers = None if labels is None else command_files.load_labels(labels, limit=limit)
+        form = {"io": io.value, "compression": compression, "decode_budget": decode_budget, "input_shape": input_shape}
+        place = new.place(results.lite)
+        made = pipeline(keras_model, arrays, recipe, path=place, target=target, **form, verbose=bars)
+        made = _scored(made, keras_model, held_out, answers, bars)
+        result = results.write(made, new)
+    if page is not None:
+        _write(page, result, held_out, answers, bars)
+    if as_json:
+        say(result, as_json)
+    else:
+        _tell(result, details, {folder: ", ".join(path.name for path in results.paths), page: "the report with plots"})
+
+
+def _tell(result: Any, details: bool, written: dict[Path | None, str]) -> None:
+    """The figures that are asked for first, the tables, and what lies where now."""
+    typer.echo(f"{result.card}\n")
+    say(result, as_json=False, details=details)
+    typer.echo("\n" + "\n".join(f"{place}: {what}" for place, what in written.items() if place is not None))
+
+
+def _scored(made: Any, model: Any, data: Any, labels: Any, bars: bool) -> Any:
+    """The result with accuracies on its card, where there are labels."""
+    from kquant.app.scoring import scored
+
+    if labels is None:
+        return made
+    report = made.report
+    card = scored(made.card, (model, made.model), report.path, report.target, data, labels, verbose=bars)
+    return replace(made, card=card)
+
+
+def _write(path: Path, result: Any, data: Any, labels: Any, bars: bool) -> None:
+    """The page of a result, with what each layer loses and what was tried."""
+    from kquant.analysis.diagnosis import analyze
+    from kquant.analysis.metrics import top1
+    from kquant.report.html_file import html
+    from kquant.search.answers import why
+
+    metric = None if labels is None else top1(labels)
+    analysis = analyze(result.model, data, metric, verbose=bars)
+    html([result, analysis, why(result.model, data, metric, verbose=bars)], path)

@@ -1,0 +1,74 @@
+"""How right a model is: in float, simulated, and as the file that a runtime runs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import keras
+import numpy as np
+
+from kquant import targets
+from kquant.analysis.metrics import top1
+from kquant.analysis.units import macs, units
+from kquant.exporting.export_file import ExportReport
+from kquant.exporting.model_card import ModelCard
+from kquant.exporting.verification import runtime_of
+from kquant.runtime.running import predict
+from kquant.views.quantized_model import read
+
+
+def card_of(report: ExportReport, qmodel: keras.Model) -> ModelCard:
+    """What a file takes; nothing is run.
+
+    Args:
+        report: of the file.
+        qmodel: the model that it was exported from.
+    """
+    total = sum(macs(unit) for unit in units(read(qmodel)))
+    return ModelCard(total, report.weight_bytes, report.file_bytes, report.arena_bytes)
+
+
+def scored(
+    card: ModelCard,
+    models: tuple[keras.Model, keras.Model],
+    file: Any,
+    target: str,
+    data: Any,
+    labels: np.ndarray,
+    *,
+    verbose: bool = True,
+) -> ModelCard:
+    """The card with the share of right answers of the float model, the quantized one and the file.
+
+    Args:
+        card: without them.
+        models: the float one and the quantized one.
+        file: that was exported, its path.
+        target: that it is for; the first of its runtimes that is installed runs it.
+        data: samples, in the structure of the models' inputs.
+        labels: int[samples], their classes.
+        verbose: show a progress bar.
+
+    Raises:
+        ValueError: outputs that are not [samples, classes], or another number of labels than of samples.
+    """
+    count = len(keras.tree.flatten(data)[0])
+    if count != len(labels):
+        raise ValueError(
+            f"accuracy: expected a label for each of {count:,} samples. Received: {len(labels):,} labels. Give those "
+            "of the samples in --test, or in --data where there is no --test."
+        )
+    metric, (runtime, _) = top1(labels), runtime_of(targets.load(target))
+    # a parameter of Keras has the type of its default
+    outputs = [m.predict(data, verbose=0) for m in models]  # pyright: ignore[reportArgumentType]
+    outputs.append(predict(file, data, runtime, verbose=verbose))
+    float_one, simulated, of_file = (metric(y) for y in outputs)
+    return replace(
+        card,
+        float_accuracy=float_one,
+        simulated_accuracy=simulated,
+        file_accuracy=of_file,
+        samples=count,
+        runtime=runtime,
+    )

@@ -1,0 +1,55 @@
+"""The page of a `ModelCard`: the figures that are asked for first, and accuracy before and after."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+
+from kquant.exporting.model_card import ModelCard
+from kquant.report.page import Page, Table, page
+from kquant.report.sheet import Cell, Grid, Section, card, sections
+
+SURE = 1.96  # standard errors on both sides of a share hold it in 95 of 100 draws of the samples
+
+
+@page.register
+def _page(c: ModelCard) -> Page:
+    rows = tuple((what, much) for what, much in _figures(c))
+    return Page(repr(c), True, (), (), (Table("Model card", ("", "figure"), rows, ("figure",)),))
+
+
+@card.register
+def _figures(c: ModelCard) -> Iterable[tuple[str, str]]:
+    for name, value in c.accuracies.items():
+        yield f"accuracy, {name}", share_of(value, c.samples)
+    yield "file", f"{c.flash_bytes:,} bytes"
+    yield "weights", f"{c.weight_bytes:,} bytes"
+    if c.arena_bytes is not None:
+        yield "arena", f"{c.arena_bytes:,} bytes"
+    yield "MACs", f"{c.macs:,}"
+
+
+def share_of(value: float, samples: int) -> str:
+    """A share of right answers, and what other samples of that number would make of it.
+
+    Args:
+        value: 0 to 1.
+        samples: that it was counted on.
+
+    Example:
+        >>> share_of(0.875, 64)
+        '87.5 % ± 8.1'
+    """
+    return f"{100 * value:.1f} % ± {100 * SURE * math.sqrt(value * (1.0 - value) / max(1, samples)):.1f}"
+
+
+@sections.register
+def _sections(c: ModelCard) -> Iterator[Section]:
+    rows = tuple((Cell(name), Cell(share_of(value, c.samples), value)) for name, value in c.accuracies.items())
+    said = f"Of {c.samples:,} samples; the file on {c.runtime}."
+    yield Section(
+        "sizes",
+        "Accuracy before and after",
+        said,
+        grids=(Grid("Share of right answers", ("", "accuracy"), rows, ("accuracy",)),),
+    )
