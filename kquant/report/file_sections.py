@@ -105,7 +105,7 @@ def _sizes(report: ExportReport) -> Grid:
     }
     if stored != raw:
         sizes["the same weights as plain codes"] = raw
-    known = {name: size for name, size in sizes.items() if size is not None}
+    known = {name: size for name, size in sizes.items() if size}  # of weights that stay float nothing is counted
     top = max(known.values(), default=0) or 1
     rows = tuple((Cell(name), Cell(f"{size:,}", size / top)) for name, size in known.items())
     return Grid("Bytes, before and after", ("", "bytes"), rows, ("bytes",))

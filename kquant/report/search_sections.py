@@ -116,7 +116,7 @@ def _tuned(t: Tuned) -> Iterator[Section]:
     taken = [(float(t.best.file_bytes), t.best.score)]
     plot = curve("Pareto curve: score by bytes of the file", alt, best, others, taken, ("bytes of the file", "score"))
     grid = with_bars(grid_of(page(t).tables[0]), "seconds", _of_largest([r.seconds for r in t.rungs]))
-    yield Section("choices", "What was tried", plots=(plot,) if done else (), grids=(grid,))
+    yield Section("choices", "What was tried", plots=(plot,) if len(done) > 1 else (), grids=(grid,))
 
 
 def _of_largest(values: Sequence[float]) -> list[float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,13 @@ def name_of(results: Sequence[Any]) -> str:
     Args:
         results: of one model.
     """
-    for key in ("path", "folder", "model"):
+    for key in ("folder", "path", "model"):
         for one in results:
             found = getattr(one, key, None)
             found = getattr(found, "name", found)  # a search holds the model itself
             if isinstance(found, str | Path):
-                return Path(found).stem if key == "path" else str(found)
-    return type(results[0]).__name__
+                return str(found) if key == "model" else Path(found).stem
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(results[0]).__name__)
 
 
 def verdict_of(results: Sequence[Any]) -> str:

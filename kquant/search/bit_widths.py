@@ -112,7 +112,7 @@ class Mixed(Result):
 
     def __repr__(self) -> str:
         unit, limit = self.budget
-        cost = f"{unit} {_cost(self.chosen, unit):,} of {limit:,}{'' if self.ok else ', too many'}"
+        cost = f"{unit} {getattr(self.chosen, unit):,} of {limit:,}{'' if self.ok else ', too many'}"
         fewer = f"{len(self.made)} of {len(self.moves)} moves to fewer bits"
         return f"Mixed({self.model.name!r}: {fewer}, {cost}, SQNR {self.chosen.sqnr_db:.1f} dB)"
 
