@@ -67,6 +67,7 @@ from .shrink.kernel_cost import Cost as Cost
 from .shrink.kernel_cost import cost as cost
 from .sizing.estimates import Estimate as Estimate
 from .sizing.estimation import estimate as estimate
+from .tflite.file_about import About as About
 from .tflite.file_model import FileModel as FileModel
 from .tflite.huffman_format import Huffman as Huffman
 from .tflite.lut_format import LookUpTables as LookUpTables

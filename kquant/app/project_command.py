@@ -52,14 +52,14 @@ def export(
 
     from kquant.app import command_files
     from kquant.projects.project import bundle, earlier
-    from kquant.projects.raw_values import normalization_of
+    from kquant.tflite.raw_values import normalization_of
 
     earlier(folder)  # what stands in the way is told before the work
     names = [] if classes is None else command_files.load_names(classes)
     keras_model = command_files.load_model(model)
     takes = command_files.inputs_of(keras_model, input_shape)
     arrays = command_files.load_data(data, takes, scale=scale, limit=limit)
-    moved = normalization_of(takes[0], None, mean, std)
+    moved = normalization_of("export", takes[0], None, mean, std)
     if moved is not None:  # the samples are raw values: what a device makes of them happens here as well
         arrays = [moved.applied(arrays[0]), *arrays[1:]] if len(takes) > 1 else moved.applied(arrays)
     verbose = not as_json and sys.stderr.isatty()

@@ -85,6 +85,8 @@ class Program:
         name: of the model.
         operators, inputs, outputs: of one subgraph; those that its operators run are programs of their own.
         made: what several operators read and one makes, by what it is made of.
+        output_names: what the model calls its outputs; those behind them, or all where it says nothing, go by their
+            tensors.
     """
 
     name: str
@@ -92,6 +94,7 @@ class Program:
     inputs: list[Ref] = field(default_factory=list[Ref])
     outputs: list[Ref] = field(default_factory=list[Ref])
     made: dict[Any, Ref] = field(default_factory=dict[Any, Ref])
+    output_names: tuple[str, ...] = ()
 
     def constant(self, name: str, data: np.ndarray, encoding: Encoding | None = None, dtype: str | None = None) -> Ref:
         """A stored tensor; `dtype` where it is stored as another type than numpy's ("int4")."""

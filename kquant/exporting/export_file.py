@@ -29,6 +29,7 @@ from kquant.graph.creation import without_collection
 from kquant.runtime.arenas import arena_of
 from kquant.runtime.running import FALLBACK, available
 from kquant.tflite.edges import IO
+from kquant.tflite.file_about import About
 from kquant.tflite.file_content import Files, Form, to_files
 from kquant.tflite.lowering import Lowered, lower
 from kquant.tflite.reader import FileModel, contents, read_model
@@ -119,6 +120,7 @@ def export(
     compression: Compression = None,
     decode_budget: int | None = None,
     shrink: bool = True,
+    about: About | None = None,
 ) -> ExportReport:
     """Write a full-integer TFLite file, static batch 1.
 
@@ -147,6 +149,8 @@ def export(
         decode_budget: bytes by which that may make the arena larger; weights that would take more stay as they are.
         shrink: leave out channels that no output code depends on, for any input; see docs/bytes.md. The outputs' codes
             are the same without.
+        about: names, labels, normalization, units that the file is to tell tools of Android and MediaPipe (TFLite
+            metadata); see docs/metadata.md.
 
     Returns:
         The report.
@@ -168,11 +172,10 @@ def export(
     beside = None if encodings is None else encodings_of(qmodel, encodings_version)
     with without_collection():
         lowered = lower(qmodel, shrink=shrink)
-        files = to_files(lowered, Form(io, int(streaming), states, storing))
+        files = to_files(lowered, Form(io, int(streaming), states, storing, about))
         file, held = contents(files.content)
         counted = count_bytes(files.content, file, held)
-    compared = file if files.streamed is None else read_model(files.over_clips)
-    checked = _checked(qmodel, lowered, files, compared, data) if check_runtimes else _Checked()
+    checked = _checked(qmodel, lowered, files, file, data) if check_runtimes else _Checked()
     streamed = None if files.streamed is None else describe_stream(files.streamed, states, checked.streams)
     with results as new:
         new.write(target_path, files.content)
@@ -235,15 +238,16 @@ def _checked(qmodel: keras.Model, lowered: Lowered, files: Files, file: FileMode
         qmodel: the model.
         lowered: what became of it.
         files: what was written.
-        file: what `files.compared` holds.
+        file: what `files.content` holds.
         data: to run it on, or None for random codes.
     """
     check_runtime(() if files.decoding is None else files.decoding.tensors)
     x = _random(lowered) if data is None else gather(qmodel, data, CHECKED_SAMPLES)
+    compared = file if files.streamed is None else read_model(files.over_clips)
     with ThreadPoolExecutor() as pool:
-        arena = pool.submit(arena_of, files.content, read_model(files.content), lowered.target)
-        reports = _verified(lowered, files.compared, file, x)
-        streams = () if files.streamed is None else _streams(files, files.streamed, file, x, reports)
+        arena = pool.submit(arena_of, files.content, file, lowered.target)
+        reports = _verified(lowered, files.compared, compared, x)
+        streams = () if files.streamed is None else _streams(files, files.streamed, compared, x, reports)
         checked = _Checked(reports, arena.result(), streams)
     if files.content is not files.over_clips and files.streamed is None:
         refuse_other_outputs(files.over_clips, files.content, file, _random(lowered))

@@ -10,7 +10,6 @@ codes, golden vectors of the interpreter, a test of its own, and the build files
     golden      inputs and the codes that an interpreter gives for them
     languages   types of values and reserved words of C, Kotlin and Swift
     names       what users call things -> legal, distinct names there
-    raw_values  what becomes of a sensor's values before they enter the model
     kinds       `kinds.toml`: which templates make up a project of a kind, and where they lie in it
     rendering   templates -> text
 

@@ -16,8 +16,8 @@ from kquant.projects.arena import Arena, layer_of
 from kquant.projects.golden import Golden
 from kquant.projects.languages import LANGUAGES
 from kquant.projects.names import class_name, distinct, identifier
-from kquant.projects.raw_values import Normalization
 from kquant.runtime.running import dequantize_output, quantize_input
+from kquant.tflite.raw_values import Normalization
 from kquant.tflite.reader import FileModel, FileTensor, places
 
 BYTES_PER_LINE, NUMBERS_PER_LINE = 12, 16

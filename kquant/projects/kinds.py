@@ -25,6 +25,7 @@ class Kind(BaseModel):
         runtime: that gives the golden vectors.
         runs_on: the same in words.
         language: of its sources, see `languages`.
+        about: its file tells tools of Android and MediaPipe of labels and normalization, where there are some.
         arena: a program gives the interpreter its memory, and registers the operators.
         files: where a file lies in the project -> the template that it is made of. `{id}` is the model's name in the
             language, `{type}` that of its class.
@@ -39,6 +40,7 @@ class Kind(BaseModel):
     runtime: str
     runs_on: str
     language: str
+    about: bool = False
     arena: bool
     files: Mapping[str, str]
     debug: Mapping[str, str]

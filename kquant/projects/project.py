@@ -29,12 +29,13 @@ from kquant.projects.arena import Arena, smallest_arena, unit_scales_bytes
 from kquant.projects.described import Described, described
 from kquant.projects.golden import Golden, golden_stream, golden_vectors, spread
 from kquant.projects.kinds import Kind, kind_of
-from kquant.projects.raw_values import normalization_of
 from kquant.projects.rendering import placed, rendered
 from kquant.runtime.running import available, quantize_input
 from kquant.tflite.edges import IO
+from kquant.tflite.file_about import About, check_labels
 from kquant.tflite.file_content import debug_content
 from kquant.tflite.lowering import lower
+from kquant.tflite.raw_values import normalization_of
 from kquant.tflite.reader import FileModel, read_model
 from kquant.tflite.states import States
 from kquant.views.quantized_model import read
@@ -157,10 +158,14 @@ def bundle(
     folder = Path(folder)
     old = earlier(folder)
     x = gather(qmodel, data, None)
-    normalization = normalization_of(qmodel.inputs[0], scale, mean, std)
-    content, exported = _exported(qmodel, x, io, streaming, states, compression)
+    normalization = normalization_of("bundle", qmodel.inputs[0], scale, mean, std)
+    # in a project a label may be any text; there it is a line of a file
+    lines = [" ".join(label.split()) or str(n) for n, label in enumerate(labels)]
+    said = About(labels=lines, scale=scale, mean=mean, std=std) if chosen.about and (labels or normalization) else None
+    form = {"io": io, "streaming": streaming, "states": states, "compression": compression, "about": said}
+    content, exported = _exported(qmodel, x, form)
     file = read_model(content)
-    _check_labels(labels, file.outputs[0].shape)
+    check_labels(labels, file.outputs[0].shape, "bundle")
     vectors = _golden(content, file, x, golden, bool(streaming), chosen.runtime)
     arena = smallest_arena(content, file) if chosen.arena else None
     multiplied = sum(macs(unit) for unit in units(read(qmodel)))
@@ -277,15 +282,11 @@ def _debug(qmodel: keras.Model, x: list[np.ndarray], title: str, runtime: str) -
     return described(content, file, title=f"{title} debug", arena=arena, golden=vectors, **parts)
 
 
-def _exported(
-    qmodel: keras.Model, x: list[np.ndarray], io: IO, streaming: bool | int, states: States, compression: Any
-) -> tuple[bytes, ExportReport]:
+def _exported(qmodel: keras.Model, x: list[np.ndarray], form: dict[str, Any]) -> tuple[bytes, ExportReport]:
     """The verified file, which lies in a temporary folder meanwhile."""
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / FILE
-        data = x[0] if len(x) == 1 else x
-        options = {"io": io, "streaming": streaming, "states": states, "compression": compression}
-        report = export(qmodel, path, data=data, **options)
+        report = export(qmodel, path, data=x[0] if len(x) == 1 else x, **form)
         return path.read_bytes(), report
 
 
@@ -314,14 +315,6 @@ def _check_target(qmodel: keras.Model, kind: Kind) -> None:
             f"bundle: this model is quantized for target '{origin.target}', and {kind.title} runs on "
             f"{kind.runs_on}, which rounds otherwise. Expected: kquant.quantize(model, "
             f"target='{kind.target}')."
-        )
-
-
-def _check_labels(labels: Sequence[str], shape: tuple[int, ...]) -> None:
-    if labels and len(labels) != shape[-1]:
-        raise ValueError(
-            f"bundle: {len(labels)} labels for an output of {shape[-1]} values; give one for each value of its last "
-            "axis."
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+from kquant.core.messages import first_of
 from kquant.exporting.export_file import ExportReport, Port
 from kquant.exporting.streams import StreamReport
 from kquant.exporting.verification import VerifyReport
@@ -13,7 +14,7 @@ from kquant.prepare.forecast import CheckReport
 from kquant.report.page import Page, Table, page
 from kquant.report.placement import placement_facts, placement_findings, placement_table, said_of
 from kquant.report.weights import decoding_facts, tables_table, weight_facts, weight_findings, weights_table
-from kquant.tflite.reader import FileModel, FileOperator, FileTensor
+from kquant.tflite.file_model import FileAbout, FileModel, FileOperator, FileSignature, FileTensor
 
 TENSORS_SHOWN = 3
 
@@ -117,6 +118,29 @@ def _where(op: FileOperator) -> str:
     return f"{op.code} (subgraph {op.subgraph})" if op.subgraph else op.code
 
 
+def _call(model: FileModel, signature: FileSignature) -> str:
+    sides = (
+        ", ".join(name if model.tensors[i].name == name else f"{name} ({model.tensors[i].name})" for name, i in side)
+        for side in (signature.inputs.items(), signature.outputs.items())
+    )
+    return f"signature '{signature.key}': {' -> '.join(sides)}"
+
+
+def _about(about: FileAbout) -> Iterable[str]:
+    """What the file says of itself to tools of Android and MediaPipe."""
+    words = (about.description, about.version and f"version {about.version}", about.author, about.license)
+    yield f"says of itself: {', '.join(filter(None, (about.name, *words)))}"
+    for tensor in (*about.inputs, *about.outputs):
+        said = [tensor.description]
+        if tensor.mean or tensor.std:
+            mean, std = (", ".join(f"{v:g}" for v in row) for row in (tensor.mean, tensor.std))
+            said.append(f"(raw - [{mean}]) / [{std}]")
+        if tensor.labels:
+            said.append(f"{len(tensor.labels)} labels: {first_of(tensor.labels)}")
+        if any(said):
+            yield f"of {tensor.name}: {'; '.join(filter(None, said))}"
+
+
 @page.register
 def _file(model: FileModel) -> Page:
     # the plan of a stream is JSON for `kquant.Stream`, and nothing to read
@@ -124,6 +148,9 @@ def _file(model: FileModel) -> Page:
     facts = [f"file {model.size_bytes:,} bytes, of it stored tensors {model.weight_bytes:,} bytes"]
     if made_by:
         facts.append(f"made by {made_by}")
+    facts += [_call(model, signature) for signature in model.signatures]
+    if model.about is not None:
+        facts += _about(model.about)
     operators = tuple(
         (str(op.index), _where(op), str(op.version), _tensors(model, op.inputs), _tensors(model, op.outputs))
         for op in model.operators

@@ -5,13 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from kquant import __version__
 from kquant.core.program import Program
 from kquant.layers.provenance import ALL
 from kquant.tflite.aliases import keep_apart
 from kquant.tflite.edges import IO, cast_edges
-from kquant.tflite.flatbuffer import to_bytes
+from kquant.tflite.file_about import ENTRY, About, entry_of, packed_files
+from kquant.tflite.flatbuffer import packed, to_bytes, unpacked
 from kquant.tflite.lowering import Lowered
+from kquant.tflite.reader import SCHEMA, read_model
 from kquant.tflite.states import States, keep_states
 from kquant.tflite.storage import Decoding, Storing, refuse_undecoded
 from kquant.tflite.stored_weights import smaller_file
@@ -29,12 +33,14 @@ class Form:
         frames: of a streaming file, the results in time for each call; 0: the file takes whole clips.
         states: where a streaming file keeps older frames.
         storing: what its weights may be stored in.
+        about: what it says of itself to tools of phones; None: nothing.
     """
 
     io: IO = "model"
     frames: int = 0
     states: States = "io"
     storing: Storing = Storing()
+    about: About | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,9 +75,16 @@ def to_files(lowered: Lowered, form: Form) -> Files:
         form: of the file.
 
     Raises:
-        ValueError: a layer that cannot be streamed, weights that do not get smaller, or that the target decodes not.
+        ValueError: a layer that cannot be streamed, weights that do not get smaller, or that the target decodes not;
+            labels or words that do not fit the file's inputs and outputs.
     """
     refuse_undecoded(lowered.target, form.storing.storages)
+    files = _graph_files(lowered, form)
+    return files if form.about is None else _with_about(files, form.about, lowered.graph.name)
+
+
+def _graph_files(lowered: Lowered, form: Form) -> Files:
+    """The file and those beside it, with nothing but the graph."""
     if form.frames:
         content, decoding, streamed = _stream(lowered, form, form.io)
         over_clips = file_content(lowered)
@@ -97,6 +110,20 @@ def file_content(lowered: Lowered) -> bytes:
     return _written(lowered, lowered.program)
 
 
+def _with_about(files: Files, about: About, name: str) -> Files:
+    """The files with what tools of Android and MediaPipe read beside the graph, which stays as it is."""
+    model = unpacked(files.content)
+    entry, held = SCHEMA.MetadataT(), SCHEMA.BufferT()
+    held.data = np.frombuffer(entry_of(read_model(files.content), about, name), np.uint8)
+    entry.name, entry.buffer = ENTRY, len(model.buffers)
+    model.metadata, model.buffers = [*model.metadata, entry], [*model.buffers, held]
+    content = packed(model)
+    content += packed_files(about, len(content))
+    over_clips = content if files.over_clips is files.content else files.over_clips
+    frames = content if files.frames is files.content else files.frames
+    return replace(files, content=content, over_clips=over_clips, frames=frames)
+
+
 def debug_content(lowered: Lowered) -> bytes:
     """The file with all that its operators write among its outputs, in the order in which they do.
 
@@ -106,7 +133,7 @@ def debug_content(lowered: Lowered) -> bytes:
     program = lowered.program
     written = [ref for op in program.operators for ref in op.outputs if not ref.variable]
     passed = [ref for ref in program.outputs if all(ref is not one for one in written)]  # inputs that are outputs
-    return _written(lowered, replace(program, outputs=[*written, *passed]))
+    return _written(lowered, replace(program, outputs=[*written, *passed], output_names=()))
 
 
 def _stream(lowered: Lowered, form: Form, edges: IO) -> tuple[bytes, Decoding | None, Streamed]:

@@ -105,6 +105,43 @@ class FileSignature:
     subgraph: int = 0
 
 
+@dataclass(frozen=True)
+class TensorAbout:
+    """What a file says of an input or output.
+
+    Attributes:
+        name, description: of it.
+        mean, std: what becomes of raw values, `(raw - mean) / std`; one number for all channels, or one for each.
+        labels: of its last axis.
+    """
+
+    name: str
+    description: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    labels: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class FileAbout:
+    """What a file says of itself to tools of Android and MediaPipe (TFLite metadata).
+
+    Attributes:
+        name, description, version, author, license: of the model.
+        inputs, outputs: in order.
+        files: names of those that are packed with it.
+    """
+
+    name: str
+    description: str
+    version: str
+    author: str
+    license: str
+    inputs: tuple[TensorAbout, ...]
+    outputs: tuple[TensorAbout, ...]
+    files: tuple[str, ...]
+
+
 @dataclass(frozen=True, repr=False)
 class FileModel(Result):
     """What a file holds, as `kquant.inspect` returns it.
@@ -118,6 +155,7 @@ class FileModel(Result):
         tables: weights that a DECODE writes, which TensorFlow Lite Micro alone has.
         graphs: the names of the subgraphs.
         signatures: by which an application calls the file.
+        about: what it says of itself to tools of Android and MediaPipe; None where it says nothing.
     """
 
     size_bytes: int
@@ -130,6 +168,7 @@ class FileModel(Result):
     tables: tuple[FileTable, ...] = ()
     graphs: tuple[str, ...] = ()
     signatures: tuple[FileSignature, ...] = ()
+    about: FileAbout | None = None
 
     def __repr__(self) -> str:
         kind = "integer" if self.is_integer else "NOT all integer"

@@ -120,12 +120,17 @@ class _Writer:
         return number
 
     def signature(self, graph: Any) -> Any:
-        """Inputs and outputs by name, so that files are called like SavedModels."""
+        """Inputs and outputs by the names that Keras has for them, so that files are called like SavedModels."""
         signature = SCHEMA.SignatureDefT()
         signature.signatureKey = "serving_default"
         signature.subgraphIndex = 0
         signature.inputs = [_named(graph, i) for i in graph.inputs]
         signature.outputs = [_named(graph, i) for i in graph.outputs]
+        names = [entry.name for entry in signature.outputs]
+        names[: len(self.program.output_names)] = self.program.output_names
+        if len(set(names)) == len(signature.outputs):
+            for entry, name in zip(signature.outputs, names, strict=True):
+                entry.name = name
         return signature
 
     def blob(self, data: bytes) -> int:

@@ -107,6 +107,8 @@ def lower(qmodel: keras.Model, *, shrink: bool = True) -> Lowered:
         tidy(program, target)
     _name_by_keys(program, graph.outputs)
     distinct_names(program)
+    # of a dict its keys, which the tensors have for names
+    program.output_names = () if isinstance(graph.outputs, dict) else whole.output_names or ()
     refuse_extremes(program, target)
     return Lowered(program, whole, writer.refs, target, origin.recipe, writer.floats, narrowed)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import struct
+import zipfile
 from collections.abc import Generator, Iterator, Sized
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,17 @@ from ai_edge_litert import schema_py_generated as schema  # pyright: ignore[repo
 
 from kquant.files.named_files import check_lite_file
 from kquant.files.untrusted import parse_json, read_file
-from kquant.tflite.file_model import NUMPY, FileModel, FileOperator, FileSignature, FileTable, FileTensor, findings_of
+from kquant.tflite.file_about import ENTRY, read_about
+from kquant.tflite.file_model import (
+    NUMPY,
+    FileAbout,
+    FileModel,
+    FileOperator,
+    FileSignature,
+    FileTable,
+    FileTensor,
+    findings_of,
+)
 from kquant.tflite.storage import CODE, storage_of, storages
 
 # The schema's code is generated without types.
@@ -113,7 +124,7 @@ class _Parts:
                 f"Received: {data[4:8]!r} in {len(data)} bytes."
             )
         # `left` is how much may still be told of; every count below takes its part of it.
-        self.where, self.size, self.left = where, len(data), MOST_SHARED * len(data)
+        self.where, self.data, self.size, self.left = where, data, len(data), MOST_SHARED * len(data)
         with self.reading():
             self.model = SCHEMA.Model.GetRootAs(data, 0)
             self.graphs = self._tables(self.model, "Subgraphs")
@@ -189,10 +200,13 @@ def _read(parts: _Parts) -> FileModel:
     outputs = tuple(own[_within(i, own)] for i in parts.numbers(parts.graph, "Outputs"))
     contents = [parts.content(t.Buffer()) for t in parts.stored]
     tables = tuple(t for op in operators if op.code == CODE for t in _tables(op, tensors, contents))
+    about, fault = _about(parts)
     calls = tuple(_signature(s, parts) for s in parts.signatures)
     graphs = tuple(_graph_name(n, graph, calls, parts) for n, graph in enumerate(parts.graphs))
-    bare = FileModel(parts.size, tensors, operators, inputs, outputs, _metadata(parts), (), tables, graphs, calls)
-    return replace(bare, findings=findings_of(bare))
+    bare = FileModel(
+        parts.size, tensors, operators, inputs, outputs, _metadata(parts), (), tables, graphs, calls, about
+    )
+    return replace(bare, findings=(*findings_of(bare), *fault))
 
 
 def _signature(signature: Any, parts: _Parts) -> FileSignature:
@@ -323,6 +337,18 @@ def _operator(index: int, subgraph: int, op: Any, parts: _Parts) -> FileOperator
         return tuple(i if i < 0 else held[i] for i in given)
 
     return FileOperator(index, name, int(code.Version()), numbered("Inputs"), numbered("Outputs"), subgraph)
+
+
+def _about(parts: _Parts) -> tuple[FileAbout | None, tuple[str, ...]]:
+    """What the file says of itself; a runtime does without, so that a damaged one is told and no more."""
+    entry = next((e for e in parts.metadata if e.Name() == ENTRY.encode()), None)
+    content = None if entry is None else parts.content(entry.Buffer())
+    if content is None:
+        return None, ()
+    try:
+        return read_about(content.tobytes(), parts.data), ()
+    except (*DAMAGE, zipfile.BadZipFile, NotImplementedError, EOFError, OSError) as error:
+        return None, (f"its {ENTRY} cannot be read: {error}. Tools of Android and MediaPipe will not take it.",)
 
 
 def _metadata(parts: _Parts) -> dict[str, Any]:

@@ -121,7 +121,7 @@ class _Emitter:
     states: list[State] = field(default_factory=list[State])
 
     def __post_init__(self) -> None:
-        self.program = Program(self.source.name)
+        self.program = Program(self.source.name, output_names=self.source.output_names)
         # All readers of a tensor share one history, as long as the one that looks back furthest needs it.
         self.needs: dict[int, int] = {}
         for step in self.timeline.steps:

@@ -302,6 +302,14 @@ def _about(report: kquant.BundleReport, name: str, language: str) -> Described:
 
 
 @pytest.mark.parametrize("kind", PHONES)
+def test_the_file_says_labels_and_normalization(made: dict[str, kquant.BundleReport], kind: str) -> None:
+    (path,) = Path(made[kind].folder).rglob("*.tflite")
+    about = kquant.inspect(path).about
+    assert about is not None and len(about.outputs[0].labels) == len(LABELS)
+    assert about.inputs[0].std and about.inputs[0].mean
+
+
+@pytest.mark.parametrize("kind", PHONES)
 def test_names_of_users_cannot_leave_their_places(
     made: dict[str, kquant.BundleReport], kind: str, tmp_path: Path
 ) -> None:

@@ -46,10 +46,11 @@ class Normalization:
         return (scaled - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
 
 
-def normalization_of(takes: Any, scale: Any, mean: Any, std: Any) -> Normalization | None:
+def normalization_of(who: str, takes: Any, scale: Any, mean: Any, std: Any) -> Normalization | None:
     """What was given, for each channel; None where nothing was.
 
     Args:
+        who: the verb that errors name.
         takes: the input, with its name and its shape, whose last axis has the channels.
         scale: factor, or None.
         mean: one number, one for each channel, or None.
@@ -59,7 +60,7 @@ def normalization_of(takes: Any, scale: Any, mean: Any, std: Any) -> Normalizati
         ValueError: another number of numbers, none that are finite, or a deviation of 0.
 
     Example:
-        >>> normalization_of(keras.Input((4, 2), name="image"), 0.5, None, [1.0, 2.0])
+        >>> normalization_of("bundle", keras.Input((4, 2), name="image"), 0.5, None, [1.0, 2.0])
         Normalization(scale=0.5, mean=(0.0, 0.0), std=(1.0, 2.0))
     """
     if scale is None and mean is None and std is None:
@@ -71,10 +72,10 @@ def normalization_of(takes: Any, scale: Any, mean: Any, std: Any) -> Normalizati
     for name, row in zip(("mean", "std"), rows, strict=True):
         if len(row) not in (1, channels) or not np.all(np.isfinite(row)):
             raise ValueError(
-                f"bundle: {name} has {len(row)} numbers; the first input, {takes.name}, has {channels} channels: give "
+                f"{who}: {name} has {len(row)} numbers; the first input, {takes.name}, has {channels} channels: give "
                 "one number, or one for each."
             )
     if not np.all(rows[1] > 0.0):
-        raise ValueError(f"bundle: std must be above 0. Received: {std}.")
+        raise ValueError(f"{who}: std must be above 0. Received: {std}.")
     wide = [tuple(float(v) for v in np.broadcast_to(row, (channels,))) for row in rows]
     return Normalization(1.0 if scale is None else float(scale), *wide)
