@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from kquant.files.leftovers import scratch, write_new
@@ -91,7 +92,7 @@ def left_by_vela(content: bytes, accelerator: str) -> Left | None:
     with scratch() as folder:
         try:
             said = _compiled(vela, content, accelerator, folder, "--show-cpu-operations")
-            version = subprocess.run([vela, "--version"], capture_output=True, text=True, check=True, timeout=60)
+            version = _version(vela)
         except (subprocess.SubprocessError, OSError):
             return None
     if said.returncode != 0:
@@ -100,7 +101,14 @@ def left_by_vela(content: bytes, accelerator: str) -> Left | None:
     left = dict.fromkeys(re.findall(r"^\s*CPU: .+? = (\S+) \(outputs", text, re.M), "Vela leaves it to the processor")
     # what was split into several on the way is told by a name of Vela's own; its reason names the file's tensor
     reasons = re.findall(r"^Warning \(supported operators\) operator: \S+ ofm: '([^']*)'\s*\nReason: (.*)$", text, re.M)
-    return Left(f"Vela {version.stdout.strip()}", {**left, **dict(reasons)})
+    return Left(version, {**left, **dict(reasons)})
+
+
+@cache
+def _version(vela: str) -> str:
+    """What the command calls itself; it does not change while a program runs."""
+    said = subprocess.run([vela, "--version"], capture_output=True, text=True, check=True, timeout=60)
+    return f"Vela {said.stdout.strip()}"
 
 
 def _compiled(

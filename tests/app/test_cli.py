@@ -14,6 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 import kquant
+from kquant import targets
 from kquant.app.cli import app
 from kquant.app.command_files import save_arrays
 
@@ -380,6 +381,17 @@ def test_check_tells_what_a_recipe_does_with_weights(work):
         assert ("8 bits" in forms) == (prefers == "latency") and bool(report["advice"]) == (prefers == "bytes")
     assert "8 bits" in kq("check", work / "tiny.keras", "--target", "litert", "--recipe", recipe).stdout
     assert "Did you mean" in kq("check", work / "tiny.keras", "--recipe", "int4-weight").output
+
+
+def test_check_tells_where_a_model_runs(work):
+    result = kq("check", work / "tiny.keras", "--target", "edgetpu")
+    assert result.exit_code == 0, result.output
+    assert "run on the Edge TPU" in result.stdout and "Where it runs" in result.stdout
+    report = json.loads(kq("check", work / "tiny.keras", "--target", "edgetpu", "--json").stdout)
+    assert {row["place"] for row in report["placement"]["layers"]} <= {"accelerator", "processor", "both", "unknown"}
+    refused = kq("check", work / "tiny.keras", "--target", "edgetpus")
+    assert refused.exit_code == 1 and "Did you mean 'edgetpu'" in refused.output
+    assert all(name in refused.output for name in targets.names())
 
 
 def test_check_names_layers_without_integer_form(work):
