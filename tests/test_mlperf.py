@@ -3,13 +3,14 @@
 import subprocess
 import sys
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import kquant
 from benchmarks import assets
-from kquant.runtime.running import available
+from kquant.runtime.running import available, probe, quantize_input
 
 pytestmark = [
     pytest.mark.skipif(
@@ -59,3 +60,23 @@ def test_accuracy_of_keyword_spotting(folder):
     reference = np.mean(task.model.predict(task.x, verbose=0).argmax(-1) == task.y)
     found = np.mean(kquant.predict(path, task.x).argmax(-1) == task.y)
     assert found >= reference - 0.005
+
+
+@pytest.mark.parametrize("name", assets.TASKS)
+def test_channels_that_no_output_depends_on_change_no_code(name, folder):
+    """200 samples and random codes; three quarters of the visual wake words model are never read."""
+    task = assets.task(name)
+    q = kquant.calibrate(kquant.quantize(task.model, target="tflm"), task.calibration, verbose=False)
+    made = [
+        kquant.export(q, folder / f"{name}_{shrink}.tflite", check_runtimes=False, shrink=shrink)
+        for shrink in (False, True)
+    ]
+    whole, narrow = (Path(report.path).read_bytes() for report in made)
+    if name == "visual_wake_words":
+        assert len(narrow) < 0.23 * len(whole)
+    port = kquant.inspect(whole).inputs[0]
+    anything = np.random.default_rng(0).integers(-128, 128, (50, *port.shape[1:])).astype("int8")
+    codes = np.concatenate([quantize_input(task.x[:200], port), anything])
+    for runtime in {"litert-reference", "tflm"} & set(available()):
+        for a, b in zip(probe(whole, runtime, [codes]), probe(narrow, runtime, [codes]), strict=True):
+            np.testing.assert_array_equal(a, b, err_msg=runtime)

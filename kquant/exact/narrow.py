@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -50,11 +51,17 @@ class Narrowed:
     def __bool__(self) -> bool:
         return bool(self.kept)
 
-    def totals(self) -> dict[str, int]:
-        """For the file's metadata: layers that became smaller, channels and weights that went."""
-        channels = sum(row.channels - row.kept for row in self.removed)
-        weights = sum(row.weights - row.weights_kept for row in self.removed)
-        return {"layers": len(self.removed), "channels": channels, "weights": weights}
+
+def totals(removed: Sequence[Removed]) -> dict[str, int]:
+    """Layers that became smaller, channels and weights that went; empty where nothing did.
+
+    Example:
+        >>> totals([Removed("conv", 8, 5, 1, 72, 45)])
+        {'layers': 1, 'channels': 3, 'weights': 27}
+    """
+    channels = sum(row.channels - row.kept for row in removed)
+    weights = sum(row.weights - row.weights_kept for row in removed)
+    return {"layers": len(removed), "channels": channels, "weights": weights} if removed else {}
 
 
 def drop_unread(program: Program) -> Narrowed:

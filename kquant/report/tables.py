@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 
 from kquant.core.messages import first_of
+from kquant.exact.narrow import totals
 from kquant.exporting.export_file import ExportReport, Port
 from kquant.exporting.streams import StreamReport
 from kquant.exporting.verification import VerifyReport
@@ -13,7 +14,16 @@ from kquant.layers.provenance import ALL
 from kquant.prepare.forecast import CheckReport
 from kquant.report.page import Page, Table, page
 from kquant.report.placement import placement_facts, placement_findings, placement_table, said_of
-from kquant.report.weights import decoding_facts, tables_table, weight_facts, weight_findings, weights_table
+from kquant.report.weights import (
+    decoding_facts,
+    removed_facts,
+    removed_table,
+    tables_table,
+    weight_facts,
+    weight_findings,
+    weights_table,
+)
+from kquant.tflite.file_content import SHRUNK
 from kquant.tflite.file_model import FileAbout, FileModel, FileOperator, FileSignature, FileTensor
 
 TENSORS_SHOWN = 3
@@ -41,12 +51,14 @@ def _export(report: ExportReport) -> Page:
             f"arena {arena}",
             *_first_roundings(report.verification),
             *weight_facts(report.weights),
+            *removed_facts(totals(report.removed)),
             *decoding_facts(report.decoding),
             *_stream_facts(report.streaming),
         ),
         tables=(
             _agreements(report.verification),
             bytes_of,
+            removed_table(report.removed),
             _states(report.streaming),
             _ports((("input", p) for p in report.inputs), (("output", p) for p in report.outputs)),
             _counts("Operators", "operator", report.operators),
@@ -144,10 +156,11 @@ def _about(about: FileAbout) -> Iterable[str]:
 @page.register
 def _file(model: FileModel) -> Page:
     # the plan of a stream is JSON for `kquant.Stream`, and nothing to read
-    made_by = ", ".join(f"{key} {value}" for key, value in model.metadata.items() if key != "streaming")
+    made_by = ", ".join(f"{key} {value}" for key, value in model.metadata.items() if key not in ("streaming", SHRUNK))
     facts = [f"file {model.size_bytes:,} bytes, of it stored tensors {model.weight_bytes:,} bytes"]
     if made_by:
         facts.append(f"made by {made_by}")
+    facts += removed_facts(model.metadata.get(SHRUNK))
     facts += [_call(model, signature) for signature in model.signatures]
     if model.about is not None:
         facts += _about(model.about)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
+from kquant.exact.narrow import Removed
 from kquant.report.page import Page, Table, page
 from kquant.tflite.reader import FileModel
 from kquant.tflite.storage import Decoding, storages
@@ -52,6 +53,29 @@ def decoding_facts(decoding: Decoding | None) -> Iterable[str]:
             f"{decoding.saved_bytes:,} bytes less: weights {forms}; each call decodes {decoding.weights:,} of them in "
             f"{decoding.lookups:,} steps, tensors take {decoding.arena_growth_bytes:,} bytes more of the arena"
         )
+
+
+def removed_facts(shrunk: Mapping[str, int] | None) -> Iterable[str]:
+    """What is not in a file, in a line.
+
+    Args:
+        shrunk: the totals, of `Narrowed.totals` or of a file's metadata.
+    """
+    if shrunk:
+        yield (
+            f"{shrunk.get('channels', 0):,} channels of {shrunk.get('layers', 0):,} layers are not in the file, as no "
+            f"output depends on them: {shrunk.get('weights', 0):,} weights less, equal codes"
+        )
+
+
+def removed_table(removed: Sequence[Removed]) -> Table:
+    """Of each layer that became smaller, what is left."""
+    columns = ("layer", "channels", "left", "one code", "weights", "weights left")
+    rows = (
+        (r.layer, f"{r.channels:,}", f"{r.kept:,}", f"{r.constant:,}", f"{r.weights:,}", f"{r.weights_kept:,}")
+        for r in removed
+    )
+    return Table("Channels that no output depends on", columns, tuple(rows), columns[1:])
 
 
 def weights_table(report: FileBytes, shown: int = SHOWN) -> Table:

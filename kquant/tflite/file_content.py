@@ -9,6 +9,7 @@ import numpy as np
 
 from kquant import __version__
 from kquant.core.program import Program
+from kquant.exact.narrow import totals
 from kquant.layers.provenance import ALL
 from kquant.tflite.aliases import keep_apart
 from kquant.tflite.edges import IO, cast_edges
@@ -160,7 +161,7 @@ def _stored(lowered: Lowered, program: Program, storing: Storing, **more: Any) -
     keep_apart(program, lowered.target)
     metadata = {"kquant": __version__, "recipe": lowered.recipe, "target": lowered.target.name, **more}
     if lowered.narrowed:
-        metadata[SHRUNK] = lowered.narrowed.totals()
+        metadata[SHRUNK] = totals(lowered.narrowed.removed)
     if storing:
         return smaller_file(program, lowered.target, metadata, storing)
     return to_bytes(program, lowered.target, metadata), None
