@@ -39,6 +39,7 @@ def _export(report: ExportReport) -> Page:
     if not report.verification:
         findings.append("The file was not run: check_runtimes was off.")
     bytes_of, types = weights_table(report.weights), _counts("Tensors", "type", report.types)
+    removed = removed_table(report.removed)
     kind = "every operator integer"
     if report.float_layers:
         kind = "float activations" if ALL in report.float_layers else f"float: {', '.join(report.float_layers)}"
@@ -58,13 +59,13 @@ def _export(report: ExportReport) -> Page:
         tables=(
             _agreements(report.verification),
             bytes_of,
-            removed_table(report.removed),
+            removed,
             _states(report.streaming),
             _ports((("input", p) for p in report.inputs), (("output", p) for p in report.outputs)),
             _counts("Operators", "operator", report.operators),
             types,
         ),
-        background=(*weight_facts(report.weights), bytes_of, types),
+        background=(*weight_facts(report.weights), bytes_of, removed, types),
     )
 
 
