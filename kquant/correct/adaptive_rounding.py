@@ -22,7 +22,8 @@ from kquant.correct.rounding import Examples, Settings, applied, products, round
 from kquant.correct.sweep import Sweep
 from kquant.layers.kernel import has_codes
 from kquant.ops.rows import from_matrix
-from kquant.views.quantized_model import Place, forget_graphs, inside_loops, places
+from kquant.views.quantized_model import Place, forget_graphs
+from kquant.views.step_places import every_place
 
 HELD_OUT = 8  # every 8th sample judges
 
@@ -98,7 +99,7 @@ def adaround(
     settings = Settings(iterations, learning_rate, row_batch, warm_start, tuple(beta), regularisation)
     _check(settings, rows)
     sweep = Sweep("adaround", qmodel, data, limit, batch_size)
-    layers = places(sweep.graph)
+    layers = every_place(sweep.graph)
     _name_others(sweep, layers)
     layers = [place for place in layers if place.rows is not None and not place.layer.shares]
     ranges = activation_ranges(sweep.graph)
@@ -149,7 +150,7 @@ def error(matrix: Matrix, codes: np.ndarray, bias: np.ndarray, examples: list[Ex
     weights = tf.constant(np.float32(codes * matrix.scale))
     total = np.zeros(len(bias))
     for each in examples:
-        y = products(tf.constant(each.rows), weights) + bias
+        y = products(tf.convert_to_tensor(each.rows), weights) + bias
         y = np.asarray(applied(each.activation, y))
         total += np.mean((y - each.outputs) ** 2, axis=0, dtype=np.float64)
     return total
@@ -173,7 +174,9 @@ def examples(sweep: Sweep, place: Place, rows: int, rng: np.random.Generator) ->
                     len(among), partial(_columns, place, x, tf.reshape(y, (-1, y.shape[-1])), among)
                 )
         first += len(xs[0])
-    seen, held = ([_example(place, i, kept[i, held], rng) for i in range(len(place.calls))] for held in (False, True))
+    calls = range(len(place.calls))
+    # Each leaves as it becomes a tensor: two copies of all are too many.
+    seen, held = ([_example(place, i, kept.pop((i, held)), rng) for i in calls] for held in (False, True))
     return seen, held if len(held[0].rows) else seen
 
 
@@ -184,10 +187,24 @@ def _columns(place: Place, x: tf.Tensor, y: tf.Tensor, among: np.ndarray, taken:
 
 def _example(place: Place, call: int, kept: Reservoir, rng: np.random.Generator) -> Examples:
     order = rng.permutation(len(kept.kept[0]))
-    x, y = (column[order] for column in kept.kept)
+    x, y = (_permuted(column, order) for column in kept.kept)
     after = place.activations[call]
     # Activations are not asked about no rows at all.
-    return Examples(x, y if not len(y) else np.asarray(applied(after, tf.constant(y))), after)
+    return Examples(tf.convert_to_tensor(x), y if not len(y) else np.asarray(applied(after, tf.constant(y))), after)
+
+
+def _permuted(column: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """`column[order]` in the place of the column, which is as large as all that memory is kept for."""
+    done = np.zeros(len(order), bool)
+    for start in np.flatnonzero(order != np.arange(len(order))):
+        if done[start]:
+            continue
+        first, to = column[start].copy(), start
+        while order[to] != start:  # a cycle
+            column[to], done[to] = column[order[to]], True
+            to = order[to]
+        column[to], done[to] = first, True
+    return column
 
 
 def _name_others(sweep: Sweep, layers: list[Place]) -> None:
@@ -198,9 +215,8 @@ def _name_others(sweep: Sweep, layers: list[Place]) -> None:
             "weights that are rounded one by one would share no longer."
         )
     others = {place.name for place in layers if place.rows is None}
-    # Holders that are no places: an LSTM, and the kernels of a step that is repeated.
+    # Holders that are no places: an LSTM.
     others |= {node.name for node in sweep.graph.nodes if has_codes(node.op) and not node.op.takes("rounding")}
-    others |= inside_loops(sweep.graph)
     if others:
         warn(
             f"adaround: {', '.join(sorted(others))} stay rounded to nearest; only roundings of matrix products are "

@@ -24,7 +24,8 @@ from kquant.correct.channels import numbering, total
 from kquant.correct.moments import Moments, closed_moments
 from kquant.correct.sweep import Sweep
 from kquant.layers.nodes import Compressed
-from kquant.views.quantized_model import Place, forget_graphs, places, read
+from kquant.views.quantized_model import Place, forget_graphs, read
+from kquant.views.step_places import every_place
 
 Method = Literal["auto", "analytic", "empirical"]
 NO_OVERFLOW = 1e30  # an input scale at which no bias is large
@@ -97,7 +98,7 @@ def correct_bias(
         raise ValueError("correct_bias: method 'empirical' measures on data. Pass samples, or method='analytic'.")
     if method == "analytic" or data is None:
         taken = analytic_errors(qmodel)
-        known = [place for place in places(read(qmodel)) if place.layer.takes("shift")]
+        known = [place for place in every_place(read(qmodel)) if place.layer.takes("shift")]
         _warn_rounded(known)
         _warn_skipped(taken)
         for place in known:
@@ -124,7 +125,7 @@ def analytic_errors(qmodel: keras.Model) -> BiasErrors:
         ValueError: not a quantized model.
     """
     graph = read(qmodel)
-    known = places(graph)
+    known = every_place(graph)
     moments = closed_moments(graph, {id(p.layer): p for p in known}, {})
     errors, skipped = {}, {}
     for place in known:
@@ -160,7 +161,7 @@ def _expected_error(place: Place, x: Moments) -> np.ndarray | None:
 
 def _correct_empirically(sweep: Sweep, verbose: bool) -> BiasErrors:
     """Layer after layer; on an interruption the biases are what they were."""
-    known = [place for place in places(sweep.graph) if place.layer.takes("shift")]
+    known = [place for place in every_place(sweep.graph) if place.layer.takes("shift")]
     _warn_rounded(known)
     before = [(place, place.layer.correction("shift").numpy()) for place in known]
     errors: dict[str, np.ndarray] = {}

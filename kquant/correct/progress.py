@@ -16,6 +16,8 @@ import numpy as np
 from kquant.files.atomic import write_atomically
 from kquant.files.untrusted import read_arrays
 from kquant.graph.graph import Graph
+from kquant.graph.keras_private import every_layer
+from kquant.layers.loop import Loop
 from kquant.layers.nodes import FakeQuant
 from kquant.views.quantized_model import Place
 
@@ -98,5 +100,6 @@ def _digest(made: np.ndarray) -> str:
 
 def activation_ranges(graph: Graph) -> bytes:
     """The ranges of all activations, which follow the data that the model was calibrated on."""
-    held = [node.op for node in graph.nodes if isinstance(node.op, FakeQuant) and node.op.has_range]
+    layers = [layer for op in graph.layers for layer in (every_layer(op) if isinstance(op, Loop) else [op])]
+    held = [layer for layer in layers if isinstance(layer, FakeQuant) and layer.has_range]
     return b"".join(v.numpy().tobytes() for quantizer in held for v in (quantizer.low, quantizer.high))

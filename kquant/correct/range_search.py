@@ -21,7 +21,8 @@ from kquant.correct.reconstruction import Reservoir, channels_of, input_rows, mo
 from kquant.correct.sweep import Sweep
 from kquant.layers.kernel import has_codes
 from kquant.ops.rows import as_matrix
-from kquant.views.quantized_model import Place, forget_graphs, inside_loops, places
+from kquant.views.quantized_model import Place, forget_graphs
+from kquant.views.step_places import every_place
 
 WIDEST_GRAM = 4096  # inputs of an output; 128 MiB in float64
 # Positions and values of them that a Gram matrix is summed over, and positions for each of its rows at least: more take
@@ -83,7 +84,7 @@ def sequential_mse(
     _name_others(sweep)
     kept = None if folder is None else Path(folder)
     finished = Finished(kept, "sequential-mse", "range", candidates, activation_ranges(sweep.graph))
-    for place in tqdm(places(sweep.graph), desc="sequential mse", unit="layer", disable=not verbose):
+    for place in tqdm(every_place(sweep.graph), desc="sequential mse", unit="layer", disable=not verbose):
         known = (place.layer.weights_as_used(),)
         chosen = finished.load(place, known)
         if chosen is None:
@@ -107,7 +108,6 @@ def _reach(sweep: Sweep, place: Place, candidates: int) -> np.ndarray:
 def _name_others(sweep: Sweep) -> None:
     """Layers with weights whose ranges no correction can set."""
     names = {node.name for node in sweep.graph.nodes if has_codes(node.op) and not node.op.takes("reach")}
-    names |= inside_loops(sweep.graph)
     if names:
         warn(f"sequential_mse: the matrices of {', '.join(sorted(names))} (recurrent) keep their ranges.")
 

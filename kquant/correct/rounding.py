@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from kquant.core.checks import static_length
-from kquant.correct.reconstruction import Matrix
+from kquant.correct.reconstruction import CHUNK_BYTES, Matrix
 
 ZETA, GAMMA = 1.1, -0.1  # the sigmoid is stretched to these and cut to 0..1
 SMALLEST_NOISE = 1e-12
@@ -27,12 +27,12 @@ class Examples:
     """Rows of one call of a layer.
 
     Attributes:
-        rows: float32[n, groups, k], inputs in the quantized model, in random order.
+        rows: float32[n, groups, k], inputs in the quantized model, in random order; an array or a tensor.
         outputs: float32[n, channels], what the float model makes of them, with the fused activation.
         activation: what the operator fuses, or None.
     """
 
-    rows: np.ndarray
+    rows: Any
     outputs: np.ndarray
     activation: Callable[[Any], Any] | None
 
@@ -98,10 +98,10 @@ def round_matrix(
     floor = np.floor(steps)
     # h begins at the fraction itself, so that the first weights are the float ones.
     alpha = tf.constant(inverse((steps - floor).astype(np.float32)))
-    noise = _noise(matrix, examples)
+    # Not `tf.constant`, which takes the room of two copies.
+    tables = [(tf.convert_to_tensor(e.rows), tf.convert_to_tensor(e.outputs)) for e in examples]
     below, scale, shift = (tf.constant(np.float32(v)) for v in (floor, matrix.scale, bias))
-    problem = _Problem(below, scale, shift, noise)
-    tables = [(tf.constant(e.rows), tf.constant(e.outputs)) for e in examples]
+    problem = _Problem(below, scale, shift, _noise(matrix, [rows for rows, _ in tables]))
     activations, codes = [e.activation for e in examples], (matrix.low, matrix.high)
 
     def run(alpha: tf.Tensor, problem: _Problem, tables: Any) -> tf.Tensor:
@@ -141,11 +141,20 @@ class _Problem(NamedTuple):
     noise: tf.Tensor
 
 
-def _noise(matrix: Matrix, examples: Sequence[Examples]) -> tf.Tensor:
+def _noise(matrix: Matrix, tables: Sequence[tf.Tensor]) -> tf.Tensor:
     """What rounding to nearest does to each channel, mean square before the activation: float32[channels]."""
     wrong = tf.constant(np.float32(matrix.nearest() * matrix.scale - matrix.weights))
-    errors = [tf.reduce_mean(products(tf.constant(e.rows), wrong) ** 2, axis=0) for e in examples]
+    errors = [_mean_square(rows, wrong) for rows in tables]
     return tf.maximum(tf.reduce_mean(tf.stack(errors), axis=0), SMALLEST_NOISE)
+
+
+def _mean_square(rows: tf.Tensor, wrong: tf.Tensor) -> tf.Tensor:
+    """Of the products of all rows, some at a time: those of a depthwise kernel are as large as the rows."""
+    count = static_length(rows, 0)
+    many = max(1, CHUNK_BYTES // (4 * static_length(rows, 1) * static_length(rows, 2)))
+    parts = [rows[start : start + many] for start in range(0, count, many)]
+    sums = [tf.reduce_mean(products(part, wrong) ** 2, axis=0) * (len(part) / count) for part in parts]
+    return sums[0] if len(sums) == 1 else tf.add_n(sums)
 
 
 def _loss(

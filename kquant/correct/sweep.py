@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,17 @@ import numpy as np
 import tensorflow as tf
 
 from kquant.calibration.data import batches_of, refuse_endless
+from kquant.core.beforehand import constants
 from kquant.core.checks import check_count
 from kquant.graph.graph import Graph, Node, drop_read, reachable
 from kquant.graph.unfold import substitute
 from kquant.layers.nodes import observing
 from kquant.views.quantized_model import read, tensor_bytes
+from kquant.views.step_places import StepTensor, host_of
 
 BATCH_BYTES = 1 << 25  # of the largest tensor while one batch is computed
-KEPT_BYTES = 3 << 28  # of tensors in memory; the others wait in files
+# Of tensors in memory; the others wait in files. TensorFlow gives back to the system nothing of what it once took.
+KEPT_BYTES = 1 << 28
 SMALL_BYTES = 1 << 12  # encodings and scales stay in memory
 
 
@@ -69,7 +72,7 @@ class Sweep:
         Args:
             first: a call; of all nodes before it nothing changes any more. Later calls of this function name the same
                 node, or later ones.
-            wanted: tensors that nodes before `first` make, or others that are computed for now.
+            wanted: tensors that nodes before `first` make, or others that are computed for now; also `StepTensor`s.
             quantized: True: the integer arithmetic of the device; False: the float model that was quantized.
 
         Yields:
@@ -118,25 +121,46 @@ class _Way:
 
     def values(self, first: Node, wanted: Sequence[Any]) -> Iterator[tuple[tf.Tensor, ...]]:
         """See `Sweep.values`."""
-        until = self.numbers[id(first)]
+        until = self.numbers[id(host_of(first))]
+        steps = [t for t in wanted if isinstance(t, StepTensor)]
+        hosts = {id(t.host): t.host for t in steps}
         # A shared layer is called again where its own output counts: that is computed for now, and not kept.
-        ahead = reachable(self.graph.nodes[until:], list(wanted))
+        outside = [t for t in wanted if not isinstance(t, StepTensor)]
+        ahead = reachable(self.graph.nodes[until:], [*outside, *(t for host in hosts.values() for t in host.inputs)])
+        known: dict[int, Any] = {}
         for number, (done, held) in enumerate(self.live):
             values = {name: self.shelf.take(x) for name, x in held.items()}
             if done < until:
                 self._run(values, self.graph.nodes[done:until], done)
                 self.live[number] = until, self._kept(held, values)
             self._run(values, ahead)
+            for host in hosts.values():
+                self._inside(values, host, [t for t in steps if t.host is host], known)
             yield tuple(values[id(t)] for t in wanted)
+
+    def _mode(self) -> contextlib.AbstractContextManager[Any]:
+        # To observe is to run in float; a collector that drops everything makes it just that.
+        return contextlib.nullcontext() if self.quantized else observing(lambda *_: None)
+
+    def _inside(self, values: dict[int, Any], host: Node, wanted: Sequence[StepTensor], known: dict[int, Any]) -> None:
+        """Tensors of the step of a loop, by running it; a function for all batches is made at the first."""
+        args, kwargs = substitute((host.args, host.kwargs), values)
+        xs = [tf.convert_to_tensor(x) for x in args[0]]
+        if id(host) not in known:
+            specs = [tf.TensorSpec((None, *x.shape[1:]), x.dtype) for x in xs]
+            inside = [t.inside for t in wanted]
+            # Encodings are what they are now, as weights are.
+            run = tf.function(lambda *given: host.op.at_all_steps(inside, given, **kwargs), autograph=False)
+            with self._mode(), constants():
+                known[id(host)] = run.get_concrete_function(*specs)
+        values.update((id(t), y) for t, y in zip(wanted, known[id(host)](*xs), strict=True))
 
     def _run(self, values: dict[int, Any], nodes: Iterable[Node], start: int | None = None) -> None:
         """Compute nodes; with the number of the first, what nothing later reads goes at once."""
-        # To observe is to run in float; a collector that drops everything makes it just that.
-        mode: Callable[[], Any] = contextlib.nullcontext if self.quantized else lambda: observing(lambda *_: None)
         last = self.graph.last_reads
         for offset, node in enumerate(nodes):
             args, kwargs = substitute((node.args, node.kwargs), values)
-            with mode():
+            with self._mode():
                 made = keras.tree.flatten(node.op(*args, **kwargs))
             values.update((id(t), tf.convert_to_tensor(y)) for t, y in zip(node.outputs, made, strict=True))
             if start is not None:

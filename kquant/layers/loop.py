@@ -164,6 +164,24 @@ class Loop(keras.layers.Layer):
             show(layer, number, y)
         return made
 
+    def at_all_steps(
+        self, wanted: Sequence[Any], xs: Sequence[tf.Tensor], encodings: Sequence[tf.Tensor] = (), site: int = 0
+    ) -> list[tf.Tensor]:
+        """Tensors of the step, as a call without training computes them.
+
+        Args:
+            wanted: tensors of the model of one step.
+            xs: see `call`.
+            encodings: likewise.
+            site: likewise.
+
+        Returns:
+            float32[batch, steps, ...] each; of a tensor without samples, as the scale of a layer's sums, that of one
+            step.
+        """
+        *_, made = _Run(self, encodings, False, site).over([tf.convert_to_tensor(x) for x in xs], wanted)
+        return made
+
     def _function(self, xs: list[Any], encodings: list[Any], site: int) -> _Traced:
         """The same as a function: without one, a step takes as long as its trace."""
         specs = [tf.TensorSpec((None, *x.shape[1:]), x.dtype) for x in xs]
@@ -191,7 +209,7 @@ class Loop(keras.layers.Layer):
     ) -> list[tf.Tensor]:
         """The loop; `tell(layer, site, tensor)` is shown what calibration asks for."""
         run = _Run(self, encodings, training, site)
-        after, sequences, seen = run.over(xs)
+        after, sequences, seen, _ = run.over(xs)
         for (layer, number), y in zip(run.watched, seen, strict=True):
             if is_observing():
                 tell(layer, number, y)
@@ -250,11 +268,14 @@ class _Run:
         moves = self.training and node.op.has_range and node.op.trainable
         return not node.kwargs.get("peek") and (self.observing or moves)
 
-    def over(self, xs: list[Any]) -> tuple[list[tf.Tensor], dict[int, tf.Tensor], list[tf.Tensor]]:
-        """States after the last step, those of all steps where they are asked for, and what is watched."""
+    def over(
+        self, xs: list[Any], wanted: Sequence[Any] = ()
+    ) -> tuple[list[tf.Tensor], dict[int, tf.Tensor], list[tf.Tensor], list[tf.Tensor]]:
+        """States after the last step, those of all steps where asked for, what is watched, and what is wanted."""
         steps, every = int(xs[0].shape[1]), sorted({r.state for r in self.loop.results if r.every})
         states = [tf.zeros((tf.shape(xs[0])[0], *t.shape[1:])) for t in self.loop.ports[2]]
         shapes = [self.loop.ends[0][n].shape for n in every] + (self.shapes if self.observing else [])
+        shapes += [t.shape if len(t.shape) > 1 else None for t in wanted]  # one scale or one for each channel
         sizes = [int(x.shape[2]) for x in xs]
         # side by side: one array to read from at every step
         rows = _rows(tf.concat([tf.cast(x, tf.float32) for x in xs], axis=2), steps)
@@ -262,23 +283,25 @@ class _Run:
         reach = tf.fill((2 * len(self.watched),), tf.constant(-np.inf, tf.float32))
 
         def body(t: tf.Tensor, states: list[Any], made: list[Any], reach: tf.Tensor) -> Any:
-            states, seen = self.step(tf.split(rows.read(t), sizes, axis=2), states)
+            states, seen, inside = self.step(tf.split(rows.read(t), sizes, axis=2), states)
             values = [states[n] for n in every]
             if self.observing:
                 values += seen
             elif seen:
                 reach = tf.stop_gradient(tf.maximum(reach, _reach(seen)))
+            values += [tf.cast(inside[id(t)], tf.float32) for t in wanted]
             return t + 1, states, [array.write(t, y) for array, y in zip(made, values, strict=True)], reach
 
         begin = (tf.constant(0), states, made, reach)
         _, states, made, reach = tf.while_loop(lambda t, *_: t < steps, body, begin, maximum_iterations=steps)
         stacked = [_along(array.stack()) for array in made]
+        stacked, last = stacked[: len(made) - len(wanted)], stacked[len(made) - len(wanted) :]
         # A range moves by the extremes of what it is given: those of all steps.
         ends = [] if self.observing else tf.unstack(_extremes(reach), num=len(self.watched))
-        return states, dict(zip(every, stacked, strict=False)), [*stacked[len(every) :], *ends]
+        return states, dict(zip(every, stacked, strict=False)), [*stacked[len(every) :], *ends], last
 
-    def step(self, xs: list[Any], states: list[Any]) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
-        """One step: the states after it, and what is watched."""
+    def step(self, xs: list[Any], states: list[Any]) -> tuple[list[tf.Tensor], list[tf.Tensor], dict[int, Any]]:
+        """One step: the states after it, what is watched, and all that it made."""
         seen: list[tf.Tensor] = []
         ports = self.loop.ports
         values = {id(t): x for t, x in zip((*ports[0], *ports[2]), (*xs, *states), strict=True)}
@@ -293,7 +316,7 @@ class _Run:
             else:
                 made = keras.tree.flatten(node.op(*args, **kwargs))
             values.update({id(t): y for t, y in zip(node.outputs, made, strict=True) if id(t) not in self.encodings})
-        return [tf.cast(values[id(t)], tf.float32) for t in self.loop.ends[0]], seen
+        return [tf.cast(values[id(t)], tf.float32) for t in self.loop.ends[0]], seen, values
 
     def _quantized(self, node: Node, args: tuple, kwargs: dict[str, Any]) -> list[Any]:
         """Values on the grid; the encoding beside them is the one that is known."""
@@ -324,7 +347,9 @@ def _rows(x: tf.Tensor, steps: int) -> tf.TensorArray:
 
 
 def _along(y: tf.Tensor) -> tf.Tensor:
-    """[steps, batch, 1, ...] to [batch, steps, ...]."""
+    """[steps, batch, 1, ...] to [batch, steps, ...]; of what has no samples, one step, which are all alike."""
+    if len(y.shape) < 3:
+        return y[0]
     return tf.transpose(tf.squeeze(y, 2), (1, 0, *range(2, y.shape.rank - 1)))
 
 

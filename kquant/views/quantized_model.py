@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,8 +13,7 @@ import tensorflow as tf
 
 from kquant.graph.graph import Graph, Node, drop_read, reachable, run, trace
 from kquant.graph.keras_private import inner_layers, recorded_calls
-from kquant.layers.kernel import has_codes
-from kquant.layers.loop import Loop, Step
+from kquant.layers.loop import Step
 from kquant.layers.nodes import Compressed, FakeQuant, observing
 from kquant.ops import find
 from kquant.ops.rule import Rule
@@ -93,30 +92,26 @@ def read(qmodel: keras.Model) -> Graph:
     return graph
 
 
-def inside_loops(graph: Graph) -> set[str]:
-    """Names of layers with codes in the steps of loops, which no call of the graph shows.
-
-    Args:
-        graph: see `read`.
-    """
-    inside = [layer for node in graph.nodes if isinstance(node.op, Loop) for layer in inner_layers(node.op)]
-    return {layer.name for layer in inside if has_codes(layer)}
-
-
 def places(graph: Graph) -> list[Place]:
-    """The layers whose weights are codes, in the order of the model."""
+    """The layers whose weights are codes, in the order of the model, without those in loops (`step_places`)."""
     calls: dict[int, list[Node]] = {}
     for node in graph.nodes:
         if isinstance(node.op, Compressed) and node.op.spec is not None and node.op.spec.has_codes:
             calls.setdefault(id(node.op), []).append(node)
-    consumers = graph.consumers
-    result = []
-    for nodes in calls.values():
-        rule = find(nodes[0].op.layer)
-        if rule is not None:
-            after = tuple(_activation(node, consumers) for node in nodes)
-            result.append(Place(nodes[0].op, tuple(nodes), after, rule))
-    return result
+    made = [place_of(nodes, graph.consumers) for nodes in calls.values()]
+    return [place for place in made if place is not None]
+
+
+def place_of(calls: Sequence[Node], consumers: dict[int, list[Node]]) -> Place | None:
+    """The layer of these calls; None where no rule knows what it wraps.
+
+    Args:
+        calls: of one `Compressed`, in order.
+        consumers: of the graph that they are in.
+    """
+    rule = find(calls[0].op.layer)
+    after = tuple(_activation(node, consumers) for node in calls)
+    return None if rule is None else Place(calls[0].op, tuple(calls), after, rule)
 
 
 def _activation(node: Node, consumers: dict[int, list[Node]]) -> Callable[[Any], Any] | None:

@@ -295,12 +295,6 @@ def test_verbs_see_what_is_inside(tmp_path: Path) -> None:
 
 def test_what_does_not_reach_the_kernels_inside_is_told() -> None:
     model = build(layers.GRU(6, name="memory"), layers.Dense(2, name="head"))
-    q, x = calibrated(model), sequences(9)
-    named = "memory_h_h, memory_h_r, memory_h_z"
-    with pytest.warns(UserWarning, match=f"adaround: {named} stay rounded to nearest"):
-        kquant.adaround(q, x, iterations=2, verbose=False)
-    with pytest.warns(UserWarning, match=f"sequential_mse: the matrices of {named} .recurrent. keep their ranges"):
-        kquant.sequential_mse(q, x, verbose=False)
     folded = kquant.fold(model)
     for verb in (kquant.prune, lambda m: kquant.cluster(m, 4)):
         with pytest.warns(UserWarning, match=r"holds a single step of them: memory \(Loop\). Change the model before"):
