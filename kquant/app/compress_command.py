@@ -83,7 +83,7 @@ def compress(
         made = _scored(made, keras_model, held_out, answers, bars)
         result = results.write(made, new)
     if page is not None:
-        _write(page, result, held_out, answers, bars)
+        _write(page, result, held_out, answers, arrays, bars)
     if as_json:
         say(result, as_json)
     else:
@@ -108,7 +108,7 @@ def _scored(made: Any, model: Any, data: Any, labels: Any, bars: bool) -> Any:
     return replace(made, card=card)
 
 
-def _write(path: Path, result: Any, data: Any, labels: Any, bars: bool) -> None:
+def _write(path: Path, result: Any, data: Any, labels: Any, calibration: Any, bars: bool) -> None:
     """The page of a result, with what each layer loses and what was tried."""
     from kquant.analysis.diagnosis import analyze
     from kquant.analysis.metrics import top1
@@ -117,4 +117,4 @@ def _write(path: Path, result: Any, data: Any, labels: Any, bars: bool) -> None:
 
     metric = None if labels is None else top1(labels)
     analysis = analyze(result.model, data, metric, verbose=bars)
-    html([result, analysis, why(result.model, data, metric, verbose=bars)], path)
+    html([result, analysis, why(result.model, data, metric, calibration=calibration, verbose=bars)], path)

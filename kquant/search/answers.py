@@ -121,6 +121,7 @@ def why(
     data: Any,
     metric: Callable[[Any], float] | None = None,
     *,
+    calibration: Any = None,
     limit: int | None = 256,
     verbose: bool = True,
 ) -> Answers:
@@ -129,14 +130,15 @@ def why(
     Reads: `qmodel` stays as it was.
 
     Tried are, where they change anything: 4-bit weights for the layer with most bytes and for all, 8-bit activations,
-    look-up tables (targets that decode them), a quarter less bytes or MACs by removing channels
+    weights as codes that the target decodes, a quarter less bytes or MACs by removing channels
     (`kquant.prune_channels`) and by splitting kernels (`kquant.factorize`). What training would win back is not in it.
 
     Args:
         qmodel: a calibrated model, whose recipe is known.
-        data: see `kquant.calibrate`; the recipe's steps and the measurements use the first samples.
+        data: to measure on, see `kquant.calibrate`; the first samples are used.
         metric: see `kquant.analyze`.
-        limit: use at most this many samples; None: all.
+        calibration: samples for the recipe's steps, which those that are measured on should not be; by default `data`.
+        limit: use at most this many samples of each; None: all.
         verbose: show a progress bar.
 
     Returns:
@@ -164,9 +166,10 @@ def why(
             "model again with kquant.quantize."
         )
     x = gather(qmodel, data, limit)
-    given = keras.tree.pack_sequence_as(graph.inputs, x)
+    seen = x if calibration is None else gather(qmodel, calibration, limit)
+    given, calibrating = (keras.tree.pack_sequence_as(graph.inputs, arrays) for arrays in (x, seen))
     plain = strip(qmodel)
-    bench = _Bench(plain, recipe, origin.target, given, metric, _outputs(plain, given))
+    bench = _Bench(plain, recipe, origin.target, given, calibrating, metric, _outputs(plain, given))
     start, content = bench.measured("", qmodel)
     counted = _counted(content)
     candidates: dict[Question, Candidates] = {"smaller": _smaller(qmodel, counted, bench), "faster": _faster()}
@@ -206,7 +209,8 @@ class _Bench:
     Attributes:
         model: the float one.
         recipe, target: of the quantized one.
-        data: samples, in the structure of the inputs.
+        data: samples to measure on, in the structure of the inputs.
+        calibration: those for the recipe's steps, likewise.
         metric: of the outputs, or None.
         outputs: of the float model.
     """
@@ -215,6 +219,7 @@ class _Bench:
     recipe: Recipe
     target: str
     data: Any
+    calibration: Any
     metric: Callable[[Any], float] | None
     outputs: list[np.ndarray]
 
@@ -230,7 +235,7 @@ class _Bench:
     def made(self, model: keras.Model, recipe: Recipe) -> keras.Model:
         """A quantized model, the recipe's steps done."""
         qmodel = quantize(model, recipe, target=self.target)
-        apply_steps(qmodel, recipe.steps, self.data, verbose=False)
+        apply_steps(qmodel, recipe.steps, self.calibration, verbose=False)
         return qmodel
 
     def measured(self, lines: str, qmodel: keras.Model, compression: Any = None) -> tuple[Trial, bytes]:
@@ -281,7 +286,7 @@ def _in_python(verb: Callable[..., keras.Model], budget: str) -> Candidates:
     """A call that gives a smaller float model."""
 
     def made(bench: _Bench, _: keras.Model) -> tuple[keras.Model, Any]:
-        smaller = verb(bench.model, **{budget: KEPT}, data=bench.data, verbose=False)
+        smaller = verb(bench.model, **{budget: KEPT}, data=bench.calibration, verbose=False)
         return bench.made(smaller, bench.recipe), None
 
     return {f"model = kquant.{verb.__name__}(model, {budget}={KEPT}, data=data)": made}
