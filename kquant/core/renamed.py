@@ -53,6 +53,7 @@ OPTIONS: dict[str, dict[str, str]] = {
     "correct": {"--out": "--path", "--samples": "--limit"},
     "demo": {"--out": "--folder"},
     "export": {"--out": "--folder", "--samples": "--limit"},
+    "migrate": {"--out": "--path"},
     "predict": {"--out": "--path", "--samples": "--limit"},
     "scan": {"--out": "--path", "--samples": "--limit"},
     "verify": {"--samples": "--limit"},

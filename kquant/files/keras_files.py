@@ -36,6 +36,7 @@ MOST_VALUES = 1 << 28  # of one sample in one tensor: 1 GB
 SECONDS = 300
 _ONE = threading.Lock()
 MIGRATE = "docs/migrate.md shows how to bring it over"
+COMMAND = f"{MIGRATE} with kquant migrate"
 
 
 def load(path: str | Path) -> keras.Model:
@@ -55,30 +56,40 @@ def load(path: str | Path) -> keras.Model:
         start = opened.read(MOST_HDF5_OFFSET)
     if start[:4] == ZIP:
         return _from_zip(file)
-    if _is_hdf5(start):
+    if is_hdf5(start):
         return _from_hdf5(file)
     if file.suffix.lower() == ".keras":
         raise ValueError(f"{file}: damaged, or no Keras 3 model: a .keras file is a zip archive. Save it again.")
-    raise ValueError(f"{file}: {EXPECTED}. Received: {_other(file, start)}.")
+    raise ValueError(f"{file}: {EXPECTED}. Received: {kind_of(file, start)}.")
 
 
 def _no_file(path: Path) -> str:
     """A folder may be a model of another format."""
     if (path / "saved_model.pb").is_file():
-        by = "tf_keras" if (path / "keras_metadata.pb").is_file() else "TensorFlow"
-        return f"{path}: {EXPECTED}. Received: a SavedModel folder of {by}; {MIGRATE}."
+        by, way = ("tf_keras", COMMAND) if (path / "keras_metadata.pb").is_file() else ("TensorFlow", MIGRATE)
+        return f"{path}: {EXPECTED}. Received: a SavedModel folder of {by}; {way}."
     if (path / CONFIG).is_file() and (path / WEIGHTS).is_file():
         way = "keras.models.load_model(folder).save('name.keras') packs it"
         return f"{path}: {EXPECTED}. Received: an unpacked .keras archive; {way}."
     return f"{path}: {absent(path)}; give a Keras model saved with model.save('name.keras')."
 
 
-def _is_hdf5(start: bytes) -> bool:
+def is_hdf5(start: bytes) -> bool:
+    """Whether a file begins like HDF5, behind a user block or not.
+
+    Args:
+        start: its first `MOST_HDF5_OFFSET` bytes and 8 more.
+    """
     return start[:8] == HDF5 or any(start[at : at + 8] == HDF5 for at in (512 << i for i in range(11)))
 
 
-def _other(file: Path, start: bytes) -> str:
-    """What a file is that holds no Keras model, and the way to one."""
+def kind_of(file: Path, start: bytes) -> str:
+    """What a file is that holds no Keras model, and the way to one.
+
+    Args:
+        file: its path, whose suffix tells too.
+        start: its first bytes.
+    """
     suffix, name = file.suffix.lower(), file.name.lower()
     if not start:
         return "an empty file; save the model again"
@@ -126,7 +137,7 @@ def _from_zip(file: Path) -> keras.Model:
                 for name in archive.sizes:
                     content: Any = archive.read(name)
                     if name == WEIGHTS:
-                        content, stored = _copied(bytes(content), folder, str(file))
+                        content, stored = copy_weights(bytes(content), folder, str(file))
                     copy.writestr(name, bytes(content))
             return _rebuilt(file, whole, stored, str(about.get("keras_version", "")))
 
@@ -148,40 +159,68 @@ def _no_model(archive: Archive) -> str:
 def _from_hdf5(file: Path) -> keras.Model:
     with scratch() as folder:
         whole = folder / "model.h5"
-        stored = _copy(file, whole, str(file))
+        stored = copy_hdf5(file, whole, str(file))
         with h5py.File(whole, "r") as opened:
-            version, config = (_text(opened.attrs.get(name, "")) for name in ("keras_version", "model_config"))
+            version, config = (as_text(opened.attrs.get(name, "")) for name in ("keras_version", "model_config"))
             if not config:
-                raise ValueError(f"{file}: {_weights_only(opened, version)}")
+                raise ValueError(f"{file}: {weights_only(opened, version)}")
         parse_json(config, f"{file}, model_config", MOST_DEPTH)
         return _rebuilt(file, whole, stored, version)
 
 
-def _text(value: Any) -> str:
+def as_text(value: Any) -> str:
+    """An attribute of HDF5, which may be bytes."""
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
-def _weights_only(opened: h5py.File, version: str) -> str:
-    """What an HDF5 file without a configuration is."""
+def weights_only(opened: h5py.File, version: str) -> str:
+    """What an HDF5 file without a configuration is.
+
+    Args:
+        opened: the file.
+        version: of Keras, where it tells.
+    """
     if not ("layer_names" in opened.attrs or "layers" in opened or "vars" in opened or "model_weights" in opened):
         return f"{EXPECTED}. Received: an HDF5 file without a model."
     by = f" of Keras {version}" if version else ""
     return (
         f"{EXPECTED}. Received: weights{by} without their model (save_weights wrote them). Build the model with its "
         "code, then model.load_weights(file) and model.save('name.keras')"
-        + (f"; {MIGRATE}." if _is_old(version) else ".")
+        + (f"; {MIGRATE}." if is_old(version) else ".")
     )
 
 
-def _copied(content: bytes, folder: Path, where: str) -> tuple[bytes, int]:
-    """An HDF5 file written anew, and the bytes of its values."""
+def copy_weights(content: bytes, folder: Path, where: str) -> tuple[bytes, int]:
+    """The weights of a `.keras` archive written anew, and the bytes of their values.
+
+    Args:
+        content: of the HDF5 file.
+        folder: for temporary files.
+        where: the archive, for errors.
+
+    Raises:
+        ValueError: damaged.
+    """
     source, target = folder / "source.h5", folder / "target.h5"
     source.write_bytes(content)
-    stored = _copy(source, target, f"{where}, {WEIGHTS}")
+    stored = copy_hdf5(source, target, f"{where}, {WEIGHTS}")
     return target.read_bytes(), stored
 
 
-def _copy(source: Path, target: Path, where: str) -> int:
+def copy_hdf5(source: Path, target: Path, where: str) -> int:
+    """An HDF5 file written anew by a process of its own, value by value.
+
+    Args:
+        source: anything.
+        target: to write.
+        where: names the file in errors.
+
+    Returns:
+        Bytes of its values.
+
+    Raises:
+        ValueError: damaged, or it takes too long.
+    """
     command = [sys.executable, "-P", str(Path(hdf5_copy.__file__)), str(source), str(target)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, errors="replace", timeout=SECONDS)
@@ -222,8 +261,8 @@ def _reason(error: Exception) -> str:
 
 def _way_out(reason: str, version: str) -> str:
     """Why Keras could not rebuild a model, and what to do."""
-    if _is_old(version):
-        return f"Keras {version} (tf_keras) saved it; {MIGRATE}. Keras' reason: {_shortened(reason)}"
+    if is_old(version):
+        return f"Keras {version} (tf_keras) saved it; {COMMAND}. Keras' reason: {_shortened(reason)}"
     if "Could not locate" in reason:
         return (
             f"{_shortened(reason)} Custom layers need their code: import it in Python and call kquant.compress there."
@@ -231,7 +270,13 @@ def _way_out(reason: str, version: str) -> str:
     return _shortened(reason)
 
 
-def _is_old(version: str) -> bool:
+def is_old(version: str) -> bool:
+    """True for Keras 1 and 2.
+
+    Example:
+        >>> is_old("2.15.0"), is_old("3.4.1")
+        (True, False)
+    """
     return version[:2] in ("1.", "2.")
 
 

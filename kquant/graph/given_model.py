@@ -32,7 +32,8 @@ def check_keras(model: Any, verb: str) -> None:
     if any(cls.__module__.startswith(KERAS_2) for cls in type(model).__mro__):
         raise ValueError(
             f"{getattr(model, 'name', 'model')}: this is a Keras 2 model ({kind}); kquant reads Keras 3. Build the "
-            "same model with Keras 3 (`import keras`) and copy the weights: `new.set_weights(old.get_weights())`."
+            "same model with Keras 3 (`import keras`) and copy the weights: `new.set_weights(old.get_weights())`; or "
+            "save it, and kquant migrate brings the file over."
         )
     said, way = f"{verb}: expected a keras.Model. Received", "."
     if isinstance(model, str | Path):

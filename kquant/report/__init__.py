@@ -10,7 +10,7 @@ that `sheet.sections` or `sheet.card` registers.
 """
 
 # they register their pages
-from kquant.report import compression, node_data, pages, projects, size  # noqa: F401  # pyright: ignore[reportUnusedImport]
+from kquant.report import compression, migration, node_data, pages, projects, size  # noqa: F401  # pyright: ignore[reportUnusedImport]
 from kquant.report.html_file import check_html, html
 from kquant.report.search import pareto
 from kquant.report.tables import Table

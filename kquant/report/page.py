@@ -49,8 +49,8 @@ def page(report: Any) -> Page:
         return _plain(report)
     raise TypeError(
         "report: expected an Analysis, Answers, BundleReport, ChannelGroups, CheckReport, CompressResult, DryRun, "
-        "Estimate, ExportReport, FileBytes, FileModel, Mixed, Observations, Sparsity, SparsityScan, Tuned or "
-        f"VerifyReport. Received: {type(report).__name__}."
+        "Estimate, ExportReport, FileBytes, FileModel, Migrated, Mixed, Observations, Sparsity, SparsityScan, Tuned "
+        f"or VerifyReport. Received: {type(report).__name__}."
     )
 
 
