@@ -9,6 +9,7 @@ import keras
 
 from kquant import targets
 from kquant.calibration import observers
+from kquant.correct.steps import function_of
 from kquant.graph.copies import copy_of
 from kquant.graph.defaults import own_defaults
 from kquant.graph.given_model import layers_of
@@ -80,9 +81,7 @@ def quantize(
         takes = inputs_take(graph)
         qmodel = attach(plan, folded, carried, takes)
         if _equalizes(chosen, goal):
-            from kquant.correct.equalization import equalize  # as below
-
-            equalize(qmodel, verbose=False)
+            function_of("equalize")(qmodel, verbose=False)
             warn_equalized(goal)
         for method in methods(chosen):
             if not method.acts(qmodel):
