@@ -238,6 +238,18 @@ def test_one_step_is_a_copy() -> None:
     assert not {id(v) for v in step.variables} & {id(v) for v in model.variables}
 
 
+def test_changes_that_are_tried_leave_the_model_as_it_was() -> None:
+    stack = [layers.Conv2D(4, 3, name="a"), layers.LeakyReLU(0.2), layers.Conv2D(4, 3, activation="gelu", name="b")]
+    x = inputs = keras.Input((8, 8, 1))
+    for layer in (*stack, layers.Conv2D(2, 1, name="c")):
+        x = layer(x)
+    model = keras.Model(inputs, x)
+    before, config = variables(model), json.dumps(model.get_config(), sort_keys=True)
+    placed = kquant.check(model, "edgetpu").placement
+    assert placed is not None and [cut.change is not None for cut in placed.cut_by] == [True, True]
+    assert variables(model) == before and json.dumps(model.get_config(), sort_keys=True) == config
+
+
 def test_a_refusal_leaves_the_model_as_it_was(model: keras.Model, monkeypatch: pytest.MonkeyPatch) -> None:
     def draws(self: Any, x: Any, training: bool | None = None) -> Any:
         self.calls.assign_add(1.0)

@@ -10,6 +10,7 @@ from kquant.masking.zeros import Sparsity
 from kquant.prepare.forecast import CheckReport
 from kquant.report.analysis_sections import error
 from kquant.report.drawing import Scale, dots, gridlines, level, line
+from kquant.report.placement import placement_table
 from kquant.report.search import UNITS
 from kquant.report.sheet import Cell, Grid, Plot, Section, Shape, card, grid_of, sections, with_bars
 from kquant.report.tables import page
@@ -191,6 +192,8 @@ def _check(report: CheckReport) -> Iterator[Section]:
         for row, wrong in zip(grid.rows, bad, strict=True)
     )
     yield Section("operators", "What becomes of each layer", grids=(Grid(grid.caption, grid.columns, rows),))
+    if report.placement is not None:
+        yield Section("layers", "Where each layer runs", grids=(grid_of(placement_table(report.placement)),))
 
 
 @sections.register

@@ -282,3 +282,10 @@ def test_vela_is_asked_where_it_is_installed(name: str) -> None:
     assert asked.source.startswith("Vela 5.")
     (up,) = (row for row in asked.layers if row.layer == "up")
     assert up.place == ("processor" if name == "ethos-u55" else "accelerator"), asked
+
+
+def test_the_page_of_a_check_says_where_each_layer_runs(tmp_path: Path) -> None:
+    found = kquant.check(net(layers.LeakyReLU(0.2, name="leaky"), layers.Conv2D(4, 1, name="b")), "edgetpu")
+    report.html(found, tmp_path / "check.html")
+    text = (tmp_path / "check.html").read_text()
+    assert "Where each layer runs" in text and "PReLU(" in text and "the Edge TPU" in text
