@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 from kquant.core.checks import present
 from kquant.core.operators import facts
+from kquant.projects.device_kernels import device_bytes
 from kquant.runtime.arenas import arena_bytes, arena_parts
-from kquant.tflite.memory_plan import memory_plan
+from kquant.tflite.memory_plan import aligned, memory_plan
 from kquant.tflite.reader import FileModel
 from kquant.tflite.timeline import HELPERS
 
-ALIGNMENT = 16  # TFLM's, of what lies in the arena
-# Structures that TFLM keeps are smaller on a device of 32 bits; optimized kernels (CMSIS-NN, ESP-NN) ask for scratch
-# that the reference kernels do not need: this share of the arena, and at least so many bytes, are left for them.
+# For what nobody foresees (ESP-NN, other versions), beside what kernels of CMSIS-NN ask for (`device_kernels`): this
+# share of the arena, and at least so many bytes. Structures that TFLM keeps are smaller on a device of 32 bits.
 MARGIN_SHARE, MARGIN_BYTES = 0.05, 1024
 
 
@@ -56,7 +56,7 @@ def smallest_arena(content: bytes, file: FileModel) -> Arena:
     _, activations, persistent = arena_parts(content)
     high = present(arena_bytes(content), "the arena needs an extra: pip install 'kquant[micro]' (Linux only).")
     layer, peak = peak_of(file)
-    margin = _aligned(max(MARGIN_BYTES, int(high * MARGIN_SHARE)))
+    margin = aligned(max(MARGIN_BYTES, int(high * MARGIN_SHARE)) + device_bytes(file))
     return Arena(high, margin, activations, persistent, layer, peak)
 
 
@@ -92,7 +92,3 @@ def unit_scales_bytes(file: FileModel) -> int:
 def layer_of(name: str) -> str:
     """The layer that a tensor of a file is named after."""
     return HELPERS.sub("", name)
-
-
-def _aligned(size: int) -> int:
-    return -(-size // ALIGNMENT) * ALIGNMENT

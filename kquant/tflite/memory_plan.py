@@ -13,7 +13,9 @@ Source: tflite-micro, `micro/memory_planner/greedy_memory_planner.cc` and `micro
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from kquant.tflite.reader import FileModel, FileTensor
 
@@ -27,7 +29,7 @@ class Lifetime:
     """A tensor that lies in memory.
 
     Attributes:
-        index: in the file.
+        index: in the file; below 0 of what is no tensor.
         bytes: that it takes there, aligned.
         first, last: between which it is alive, both included; an operator is a step of time.
         offset: where it lies.
@@ -84,11 +86,12 @@ class MemoryPlan:
         return max(steps, key=lambda i: (reach[i], alive[i]), default=-1)
 
 
-def memory_plan(file: FileModel) -> MemoryPlan:
+def memory_plan(file: FileModel, scratch: Mapping[int, int] = MappingProxyType({})) -> MemoryPlan:
     """Lifetimes and places of the tensors of a file.
 
     Args:
         file: see `kquant.inspect`.
+        scratch: number of an operator -> bytes that its kernel asks for beside its tensors, while it runs.
 
     Example:
         >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(32), keras.layers.Dense(8)])
@@ -98,10 +101,12 @@ def memory_plan(file: FileModel) -> MemoryPlan:
         48
     """
     placed: list[Lifetime] = []
+    spans = _spans(file)
+    asked = [Lifetime(-1 - op, aligned(size), *spans[op]) for op, size in scratch.items()]
     # TFLM fills its list from the end and sorts it stably: of tensors of one size, the last in the file comes first
-    for t in sorted(_lifetimes(file), key=lambda t: (-t.bytes, -t.index)):
+    for t in sorted([*_lifetimes(file), *asked], key=lambda t: (-t.bytes, -t.index)):
         placed.append(Lifetime(t.index, t.bytes, t.first, t.last, _offset(t, placed)))
-    return MemoryPlan(tuple(sorted(placed, key=lambda t: t.index)), tuple(_spans(file)))
+    return MemoryPlan(tuple(sorted(placed, key=lambda t: t.index)), tuple(spans))
 
 
 def _offset(new: Lifetime, placed: list[Lifetime]) -> int:
@@ -172,5 +177,9 @@ def _closes(file: FileModel, spans: list[tuple[int, int]]) -> dict[int, tuple[in
 
 def aligned_bytes(tensor: FileTensor) -> int:
     """What a tensor takes in memory: whole blocks of 16 bytes."""
-    size = BYTES.get(tensor.type, 4) * math.prod(tensor.shape)
+    return aligned(BYTES.get(tensor.type, 4) * math.prod(tensor.shape))
+
+
+def aligned(size: int) -> int:
+    """Whole blocks of 16 bytes."""
     return -(-size // ALIGNMENT) * ALIGNMENT

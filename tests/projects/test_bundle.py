@@ -21,7 +21,7 @@ from kquant import targets
 from kquant.core.operators import OPERATORS, facts
 from kquant.exporting.streams import Stream
 from kquant.projects import project
-from kquant.projects.arena import ALIGNMENT, peak_of
+from kquant.projects.arena import peak_of
 from kquant.projects.described import described
 from kquant.projects.golden import golden_vectors
 from kquant.projects.kinds import kinds
@@ -30,6 +30,7 @@ from kquant.projects.names import LONGEST, distinct, identifier
 from kquant.projects.rendering import c_comment, c_string, rendered
 from kquant.runtime.arenas import fits_arena
 from kquant.runtime.running import available, quantize_input
+from kquant.tflite.memory_plan import ALIGNMENT
 from kquant.tflite.reader import contents, places
 
 pytestmark = [
