@@ -9,11 +9,11 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from tqdm.auto import tqdm
 
 from kquant.analysis.sqnr import Noise, mean_db, noise_of
 from kquant.analysis.tensors import Seen, grid_of
 from kquant.analysis.units import Unit, followed, quantizes
+from kquant.core.progress import tqdm
 from kquant.graph.graph import Graph, Node, run
 from kquant.graph.unfold import substitute
 from kquant.layers.nodes import FakeQuant, observing, only

@@ -17,12 +17,12 @@ from typing import Any
 
 import keras
 import numpy as np
-from tqdm.auto import tqdm
 
 from kquant.analysis.passes import Passes, chunks
 from kquant.analysis.results import Analysis, Finding, Gain
 from kquant.analysis.sqnr import mean_db
 from kquant.analysis.units import units
+from kquant.core.progress import tqdm
 from kquant.correct.steps import apply_steps
 from kquant.layers.nodes import encodings_of
 from kquant.layers.provenance import provenance_of

@@ -204,7 +204,7 @@ def _batch_size(qmodel: keras.Model, data: Any, limit: int | None) -> int:
 
 def _told(data: Iterator[Any], total: int | None) -> Iterable[Any]:
     """The batches, with a bar."""
-    from tqdm.auto import tqdm  # takes as long to load as a batch of a small model to compute
+    from kquant.core.progress import tqdm  # takes as long to load as a batch of a small model to compute
 
     return tqdm(data, desc="calibrate", unit="batch", total=total)
 

@@ -12,9 +12,9 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from tqdm.auto import tqdm
 
 from kquant.core.messages import warn
+from kquant.core.progress import tqdm
 from kquant.core.renamed import renamed
 from kquant.correct.progress import Finished, activation_ranges
 from kquant.correct.reconstruction import Matrix, Reservoir, matrix_of, most_rows, positions, row_shape, rows_at

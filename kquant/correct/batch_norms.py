@@ -17,9 +17,9 @@ from typing import Any
 
 import keras
 import numpy as np
-from tqdm.auto import tqdm
 
 from kquant.calibration.data import Ports, batch_count, batches_of, refuse_endless
+from kquant.core.progress import tqdm
 from kquant.core.renamed import renamed
 from kquant.graph.inputs import inputs_of
 from kquant.graph.keras_private import every_layer, masked_moments

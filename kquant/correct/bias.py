@@ -16,9 +16,9 @@ from typing import Any, Literal
 import keras
 import numpy as np
 import tensorflow as tf
-from tqdm.auto import tqdm
 
 from kquant.core.messages import first_of, warn
+from kquant.core.progress import tqdm
 from kquant.core.renamed import renamed
 from kquant.correct.channels import numbering, total
 from kquant.correct.moments import Moments, closed_moments

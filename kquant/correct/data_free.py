@@ -18,10 +18,10 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from tqdm.auto import tqdm
 
 from kquant.calibration.held_scales import hold_scales
 from kquant.calibration.ranges import set_weight_ranges
+from kquant.core.progress import tqdm
 from kquant.correct.channels import readers_of
 from kquant.correct.moments import bounds_of, known_moments
 from kquant.graph.graph import Graph, Node, drop_read

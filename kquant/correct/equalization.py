@@ -16,10 +16,10 @@ from typing import Any
 
 import keras
 import numpy as np
-from tqdm.auto import tqdm
 
 from kquant.calibration.data import batches_of, refuse_endless
 from kquant.core.messages import first_of, warn
+from kquant.core.progress import tqdm
 from kquant.core.renamed import renamed
 from kquant.correct.absorb import absorb_biases
 from kquant.correct.chains import Pair, find_pairs

@@ -9,11 +9,11 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from tqdm.auto import tqdm
 
 from kquant.calibration import observers
 from kquant.core.checks import present
 from kquant.core.messages import warn
+from kquant.core.progress import tqdm
 from kquant.core.renamed import renamed
 from kquant.core.spec import encode_weights
 from kquant.correct.progress import Finished, activation_ranges

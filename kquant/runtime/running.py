@@ -106,7 +106,7 @@ def predict(
 
     count, step = len(arrays[0]), _samples_at_once(model)
     outputs: list[list[np.ndarray]] = [[] for _ in model.outputs]
-    from tqdm.auto import tqdm  # `export` imports this file, and shows no bar
+    from kquant.core.progress import tqdm  # `export` imports this file, and shows no bar
 
     bar = tqdm(total=count, desc=runtime, unit="sample", disable=not verbose)
     with Running(content, runtime) as running, bar:

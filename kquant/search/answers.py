@@ -15,7 +15,6 @@ from typing import Any, Literal
 
 import keras
 import numpy as np
-from tqdm.auto import tqdm
 
 from kquant import targets
 from kquant.analysis.remedies import merged
@@ -23,6 +22,7 @@ from kquant.analysis.sqnr import mean_db, noise_of
 from kquant.analysis.units import macs, units
 from kquant.calibration.data import gather
 from kquant.core.checks import check_count
+from kquant.core.progress import tqdm
 from kquant.core.result import Result
 from kquant.correct.steps import apply_steps
 from kquant.exporting.stored_check import AUTO, storing_of

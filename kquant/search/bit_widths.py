@@ -19,11 +19,11 @@ from typing import Any, Literal, get_args
 
 import keras
 import numpy as np
-from tqdm.auto import tqdm
 
 from kquant import targets
 from kquant.analysis.diagnosis import analyze
 from kquant.analysis.results import Analysis, LayerReport
+from kquant.core.progress import tqdm
 from kquant.core.result import Result
 from kquant.correct.steps import apply_steps
 from kquant.files.finished_work import Kept

@@ -17,10 +17,10 @@ from typing import Any
 
 import keras
 import numpy as np
-from tqdm.auto import tqdm
 
 from kquant import targets
 from kquant.analysis.diagnosis import analyze
+from kquant.core.progress import tqdm
 from kquant.core.result import Result
 from kquant.correct.steps import RANGES, apply_steps
 from kquant.files.finished_work import Kept

@@ -12,11 +12,11 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from tqdm.auto import tqdm
 
 from kquant.analysis.sqnr import decibel, noise_of
 from kquant.calibration.data import gather
 from kquant.core.origin import patterns_of
+from kquant.core.progress import tqdm
 from kquant.core.renamed import renamed
 from kquant.core.result import Result
 from kquant.core.table import Table

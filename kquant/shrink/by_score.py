@@ -18,8 +18,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from tqdm.auto import tqdm
 
+from kquant.core.progress import tqdm
 from kquant.shrink.channels import Channels
 from kquant.shrink.choose import Ledger, Queue, Unit, ledger, out_of_reach, queues_of
 

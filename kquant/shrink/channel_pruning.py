@@ -8,9 +8,9 @@ from typing import Any
 
 import keras
 import numpy as np
-from tqdm.auto import tqdm
 
 from kquant.calibration.data import gather
+from kquant.core.progress import tqdm
 from kquant.core.result import Result
 from kquant.core.table import Table
 from kquant.graph.graph import Node, rewrite

@@ -12,9 +12,9 @@ from typing import Any
 
 import keras
 import numpy as np
-from tqdm.auto import tqdm
 
 from kquant.calibration.data import gather
+from kquant.core.progress import tqdm
 from kquant.graph.copies import again, copy_state, settle
 from kquant.graph.graph import Graph, Node, named_apart, rewrite
 from kquant.graph.output_names import as_keras

@@ -16,8 +16,8 @@ from typing import Any, Literal, get_args
 import keras
 import numpy as np
 import tensorflow as tf
-from tqdm.auto import tqdm
 
+from kquant.core.progress import tqdm
 from kquant.graph.graph import Graph, Node
 from kquant.shrink.channels import Channels, Site
 

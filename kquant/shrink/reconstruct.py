@@ -17,9 +17,9 @@ from typing import Any
 
 import keras
 import numpy as np
-from tqdm.auto import tqdm
 
 from kquant.calibration.data import batches_of, gather
+from kquant.core.progress import tqdm
 from kquant.graph.graph import Graph, Node
 from kquant.ops.rows import as_matrix, from_matrix
 from kquant.shrink.narrow import kernel_of
