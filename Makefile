@@ -7,7 +7,7 @@ STAMP := $(VENV)/installed
 # Two workers on two cores: one thread for each keeps them out of each other's way.
 THREADS := OMP_NUM_THREADS=1 TF_NUM_INTRAOP_THREADS=1 TF_NUM_INTEROP_THREADS=1 TF_CPP_MIN_LOG_LEVEL=3
 
-.PHONY: help demo test exhaustive quick versions lint bench docs site clean
+.PHONY: help demo test exhaustive quick versions lint bench docs notebooks site clean
 
 help:
 	@echo "make demo    the main job on scikit-learn's handwritten digits: train, quantize, run, one table"
@@ -18,6 +18,7 @@ help:
 	@echo "make lint    ruff and pyright"
 	@echo "make bench   the benchmarks"
 	@echo "make docs    docs/layers.md, read off the rules; the figures of docs/concepts.md"
+	@echo "make notebooks  run the notebooks, and save what comes"
 	@echo "make site    the site, in build/site"
 	@echo "make clean   remove .venv and what the demo wrote"
 
@@ -50,6 +51,9 @@ bench: $(STAMP)
 docs: $(STAMP)
 	$(BIN)/python -m kquant.report.layers > docs/layers.md
 	$(BIN)/python docs/figures/draw.py
+
+notebooks: $(STAMP)
+	$(THREADS) $(BIN)/python tests/support/notebook_cells.py notebooks/*.ipynb
 
 # Its theme tells of its own future at every build.
 site: $(STAMP)

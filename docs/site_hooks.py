@@ -30,3 +30,11 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         markdown = re.sub(rf"\]\((?:\.\./)?{source}", f"]({up}{target}", markdown)
     markdown = re.sub(r"\]\((?:\.\./)?notebooks/", f"]({up}notebooks/", markdown)
     return re.sub(r"\]\(docs/", f"]({up}", markdown)
+
+
+def on_page_content(html: str, page: Any, **_: Any) -> str:
+    """Links of notebooks, whose Markdown is HTML when they come here."""
+    if not page.file.src_uri.endswith(".ipynb"):
+        return html
+    html = re.sub(r'href="\.\./docs/(\w+)\.md', r'href="../\1.html', html)
+    return re.sub(r'href="(\w+)\.ipynb', r'href="\1.html', html)
