@@ -113,5 +113,11 @@ def test_no_bar_goes_without():
                 over = ast.unparse(node.args[0]) if node.args else ""
                 if not any(keyword.arg == "total" for keyword in node.keywords):
                     without.append(over)
-    lengths = {"range(len(arrays[0]))", "places(sweep.graph)", "layers", "self.graph.nodes", "able.items()", "ladders"}
-    assert set(without) <= lengths | {"known", "list(zip(jobs, places, wanted, strict=True))"}
+    lengths = {"range(len(arrays[0]))", "every_place(sweep.graph)", "layers", "self.graph.nodes", "able.items()"}
+    assert set(without) <= lengths | {"known", "ladders", "list(zip(jobs, places, wanted, strict=True))"}
+
+
+def test_bars_come_from_one_place():
+    """Which imports tqdm.auto without its word about ipywidgets, in notebooks that have none."""
+    files = [path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py") if "tqdm.auto" in path.read_text()]
+    assert files == ["core/progress.py"]
