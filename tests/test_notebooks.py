@@ -20,6 +20,7 @@ WRITES = {
     "04_prune_cluster_quantize": ["digits_int8.tflite", "digits_small.tflite"],
     "05_microcontroller": ["firmware/self_test.cc", "firmware/golden.cc"],
     "06_keyword_spotting_streaming": ["step.tflite"],
+    "07_from_tfmot": ["digits.tflite"],
     "08_segmenter_on_a_phone": ["segmenter.tflite", "android/build.gradle.kts"],
 }
 CELLS, BYTES = 12, 300_000  # at most

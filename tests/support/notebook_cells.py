@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -15,12 +16,20 @@ import nbformat
 os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"  # what a kernel sets
 
 
+def _take_data(path: str | Path, folder: str) -> None:
+    """What lies beside a notebook, for it to read."""
+    for file in Path(path).parent.iterdir():
+        if file.suffix in (".h5", ".npy"):
+            shutil.copy(file, folder)
+
+
 def run(path: str) -> None:
     """Raise what a cell raises; in the folder where this is."""
     import keras
     import traced_once
     from IPython.core.interactiveshell import InteractiveShell  # after the backend is said
 
+    _take_data(path, ".")
     keras.Model.make_train_function = traced_once.make_train_function
     shell = InteractiveShell.instance()
     for cell in nbformat.read(path, as_version=4).cells:
@@ -34,6 +43,7 @@ def save(path: str | Path) -> None:
 
     notebook = nbformat.read(path, as_version=4)
     with tempfile.TemporaryDirectory() as folder:
+        _take_data(path, folder)
         client = NotebookClient(notebook, kernel_name="python3", resources={"metadata": {"path": folder}})
         client.extra_arguments = ["--IPKernelApp.capture_fd_output=False"]  # TensorFlow's log goes where it always does
         client.execute()
