@@ -5,6 +5,9 @@ machine that slows down slows all of them. tfmot's rows come from a process of i
 between: `--peer-python` names a Python that has tensorflow-model-optimization and tf-keras. `--clock cpu` counts the
 processor's time instead of the wall's, on a machine that others use too.
 
+Ways that train a quantized model are held against QAT with moving ranges too, and all against the float model without
+its batch norms, which a quantized one has folded.
+
     python -m benchmarks.train_time resnet8 --rounds 12 --steps 10 --peer-python /path/to/python
 """
 
@@ -77,6 +80,54 @@ def pcqat(model: keras.Model, x: np.ndarray) -> keras.Model:
     return kquant.calibrate(kquant.quantize(clustered), x[:64], verbose=False)
 
 
+def quantized(model: keras.Model, x: np.ndarray, **training: Any) -> keras.Model:
+    """In int8, trained as these settings of `[training]` say."""
+    recipe = {"name": "timed", "training": training} if training else "int8"
+    return kquant.calibrate(kquant.quantize(model, recipe), x[:64], verbose=False)
+
+
+@way("float, no batch norms")
+def folded(model: keras.Model, x: np.ndarray) -> keras.Model:
+    return kquant.fold(model)
+
+
+@way("float, bfloat16")
+def mixed(model: keras.Model, x: np.ndarray) -> keras.Model:
+    """Products in bfloat16, weights in float32."""
+
+    def again(layer: keras.layers.Layer) -> keras.layers.Layer:
+        return type(layer).from_config({**layer.get_config(), "dtype": "mixed_bfloat16"})
+
+    new = keras.models.clone_model(model, clone_function=again)
+    new.set_weights(model.get_weights())
+    return new
+
+
+@way("QAT, bfloat16")
+def mixed_qat(model: keras.Model, x: np.ndarray) -> keras.Model:
+    return quantized(mixed(model, x), x)
+
+
+@way("QAT, learned ranges")
+def learned(model: keras.Model, x: np.ndarray) -> keras.Model:
+    return quantized(model, x, ranges="learned")
+
+
+@way("QAT, live batch norms")
+def live(model: keras.Model, x: np.ndarray) -> keras.Model:
+    return quantized(model, x, batch_norm="live")
+
+
+@way("QAT, masks")
+def masked(model: keras.Model, x: np.ndarray) -> keras.Model:
+    return quantized(kquant.prune(model, 0.5), x)
+
+
+@way("QAT, codebooks")
+def shared(model: keras.Model, x: np.ndarray) -> keras.Model:
+    return quantized(kquant.cluster(model, 16), x)
+
+
 def ours(model_name: str, make: Make, jit: bool, clock: str) -> Run:
     """One way, ready to take steps."""
     model, x, y = build(model_name)
@@ -135,6 +186,16 @@ def show(title: str, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
         print(f"| {name} | {cells[0]} | {TARGETS.get(name, '')} | {cells[1]} |", flush=True)
 
 
+def show_against(rows: dict[str, list[list[float]]], bases: Iterable[str]) -> None:
+    """Ratios of our ways to some of them, medians over rounds."""
+    known = [base for base in bases if base in rows]
+    print("| | " + " | ".join(f"times {base}" for base in known) + " |")
+    print("| --- " * (1 + len(known)) + "|")
+    found = {base: ratios(rows, base) for base in known}
+    for name in rows:
+        print(f"| {name} | " + " | ".join(f"{found[base][name][1]:.3f}" for base in known) + " |", flush=True)
+
+
 def measure(
     model_name: str, ways: Iterable[str], steps: int, rounds: int, jit: bool, python: str | None, clock: str
 ) -> None:
@@ -148,7 +209,9 @@ def measure(
     for whose in ("ours", "peer"):
         own = {name: turns for (side, name), turns in rows.items() if side == whose}
         found.append(ratios(own, "float") if own else {})
+    own = {name: turns for (side, name), turns in rows.items() if side == "ours"}
     show(f"{model_name}, batch {BATCH[model_name]}, jit={jit}, {rounds} rounds of {steps} steps, {clock} time", *found)
+    show_against(own, ("QAT", "float, no batch norms", "float, bfloat16"))
     if peer is not None:
         peer.close()
 
