@@ -87,7 +87,7 @@ def _build_shape(config: Any) -> Any:
 def _layers(entry: Mapping[str, Any], parts: Parts) -> list[Any]:
     """The Keras 3 layer of an entry, and what has to stand behind it."""
     kind, config = entry["class_name"], dict(entry["config"])
-    name = config.get("name", entry.get("name", kind))
+    name = config.get("name") or entry.get("name") or kind
     where = f"{parts.where}: layer '{name}' ({kind})"
     if name in parts.layers:
         return [parts.layers[name]]
@@ -102,8 +102,7 @@ def _layers(entry: Mapping[str, Any], parts: Parts) -> list[Any]:
         behind = [scale, keras.layers.ReLU(max_value=ramp.highest, name=f"{legal_name(name)}_clip")]
     if layers().other_values.get(activation_of(config, "recurrent_activation") or "") is not None:
         _refuse_gates(where, config)
-    if "name" in config:
-        config["name"] = legal_name(name)
+    config["name"] = legal_name(name)
     fresh, kept = translated(kind, config, where)
     known = parts.classes.get(fresh.rsplit(">", 1)[-1]) or getattr(keras.layers, fresh, None)
     if known is None:

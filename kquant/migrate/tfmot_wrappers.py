@@ -115,7 +115,7 @@ def unwrap(old: OldModel) -> Unwrapped:
     held = _Held()
     source = None
     for entry in entries(old.config):
-        name = entry["config"]["name"]
+        name = entry["config"].get("name") or entry.get("name", "")  # the layer's own may be null
         own = old.weights.get(name, ())
         if entry["class_name"] == INPUT:
             taken = next(_references(entry.get("inbound_nodes")), [source, 0, 0])
