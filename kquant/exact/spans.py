@@ -211,15 +211,24 @@ def _tabulated(op: Operator, given: Sequence[Any]) -> Span | None:
     source = op.inputs[0]
     if source is None or given[0] is None or source.dtype != "int8":
         return None
-    options = {"alpha": op.options["alpha"]} if op.code == "LEAKY_RELU" else {}
-    codes = np.arange(-128, 128)
-    tables = _runs(op, [source], [codes], **options)
+    tables = tables_of(op)
     first, last = given[0].low + 128, given[0].high + 129
     pairs = {(int(a), int(b)) for a, b in zip(first, last, strict=True)}
     low = {pair: min(int(t[slice(*pair)].min()) for t in tables) for pair in pairs}
     high = {pair: max(int(t[slice(*pair)].max()) for t in tables) for pair in pairs}
     order = list(zip(first.tolist(), last.tolist(), strict=True))
     return Span(np.array([low[p] for p in order], np.int64), np.array([high[p] for p in order], np.int64))
+
+
+def tables_of(op: Operator) -> list[np.ndarray]:
+    """int64[256]: the codes that a function of one code gives for -128 to 127, for each runtime."""
+    options = {"alpha": op.options["alpha"]} if op.code == "LEAKY_RELU" else {}
+    return _runs(op, op.inputs[:1], [np.arange(-128, 128)], **options)
+
+
+def grids_alike(one: Ref, other: Ref) -> bool:
+    """A code means the same in both."""
+    return one.grid.same_as(other.grid)
 
 
 def _hull(op: Operator, sources: Sequence[Ref | None], codes: list[np.ndarray], **options: Any) -> Span:

@@ -17,6 +17,7 @@ import tensorflow as tf
 from kquant.core.program import Program, Ref
 from kquant.core.spec import KERNEL_BITS, PACKED_BITS, Encoding, QuantSpec
 from kquant.exact.narrow import Narrowed, drop_unread
+from kquant.exact.simplify import simplify
 from kquant.graph.graph import Graph, Node
 from kquant.graph.keras_private import every_layer
 from kquant.graph.precision import in_float32
@@ -64,7 +65,7 @@ def lower(qmodel: keras.Model, *, shrink: bool = True) -> Lowered:
 
     Args:
         qmodel: quantized and calibrated (or trained).
-        shrink: leave out the channels that no output code depends on.
+        shrink: leave out the channels that no output code depends on, and operators that write what is there already.
 
     Returns:
         The program, tidied (static shapes, batch 1, no operator that does nothing), and its origins.
@@ -103,7 +104,7 @@ def lower(qmodel: keras.Model, *, shrink: bool = True) -> Lowered:
     program = tidy(program, target)
     take_products_in(program, target)
     narrowed = drop_unread(program) if shrink else Narrowed()
-    if narrowed:
+    if shrink and (simplify(program) or narrowed):
         tidy(program, target)
     _name_by_keys(program, graph.outputs)
     distinct_names(program)
