@@ -69,7 +69,7 @@ def inspect(file: Lite, as_json: Json = False) -> None:
 
 @refusing
 def weight_bytes(file: Lite, as_json: Json = False) -> None:
-    """Count the bytes of the weights: as they are, deflated, in look-up tables, as sparse tensors."""
+    """Count the bytes of the weights, in every form, and tell what every byte of the file is."""
     from kquant.tflite.weight_bytes import layer_bytes
 
     say(layer_bytes(file), as_json)

@@ -22,7 +22,7 @@ def _weights(report: FileBytes) -> Page:
         ok=True,
         findings=weight_findings(report),
         facts=tuple(weight_facts(report)),
-        tables=(weights_table(report, len(report.layers)),),
+        tables=(weights_table(report, len(report.layers)), parts_table(report)),
     )
 
 
@@ -88,6 +88,13 @@ def weights_table(report: FileBytes, shown: int = SHOWN) -> Table:
         title += f": the largest {len(kept)} of {len(report.layers)}, kquant.layer_bytes has all"
     columns = (*COLUMNS, *(storage.column for storage in storages().values()), "sparse")
     return Table(title, columns, tuple(_row(layer) for layer in kept), columns[2:])
+
+
+def parts_table(report: FileBytes) -> Table:
+    """What every byte of a file is."""
+    rows = ((part.name, f"{part.bytes:,}", f"{100 * part.bytes / report.file_bytes:.1f} %") for part in report.parts)
+    columns = ("part", "bytes", "of the file")
+    return Table(f"Every byte: {report.overhead_bytes:,} are no weights", columns, tuple(rows), columns[1:])
 
 
 def tables_table(model: FileModel) -> Table:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from kquant.core.operators import facts
 from kquant.core.result import Result
+from kquant.tflite.anatomy import Part, file_parts
 from kquant.tflite.lut_format import distinct
 from kquant.tflite.reader import DAMAGE, FileModel, FileTensor, contents, label, read_bytes
 from kquant.tflite.storage import storages
@@ -88,6 +89,8 @@ class FileBytes(Result):
         deflated_file_bytes: of the whole file through zlib, level 9: what a download or an update over the air costs.
         vela_bytes: of all weights as Vela encodes them for an Ethos-U; None where it was not asked.
         vela_refusal: what Vela said where it did not take the file.
+        parts: what every byte of the file is, the largest part first; they add up to `file_bytes`. Empty in the report
+            of an export.
     """
 
     layers: tuple[LayerBytes, ...]
@@ -95,10 +98,16 @@ class FileBytes(Result):
     deflated_file_bytes: int
     vela_bytes: int | None = None
     vela_refusal: str = ""
+    parts: tuple[Part, ...] = ()
 
     def __repr__(self) -> str:
         raw = self.totals["raw_bytes"]
         return f"FileBytes({len(self.layers)} tensors of weights, {raw:,} bytes, {100 * self.sparsity:.1f} % zeros)"
+
+    @property
+    def overhead_bytes(self) -> int:
+        """Of the file, all that is no weights: biases, scales, names, tables, padding; 0 without `parts`."""
+        return sum(part.bytes for part in self.parts if not part.is_weights)
 
     @property
     def totals(self) -> dict[str, int]:
@@ -135,7 +144,8 @@ def layer_bytes(path: str | Path | bytes) -> FileBytes:
         path: the file, or its bytes; also one with look-up tables.
 
     Returns:
-        Sparsity, distinct codes and bytes in several forms, layer by layer; print it with `kquant.report`.
+        Sparsity, distinct codes and bytes in several forms, layer by layer, and what every byte of the file is; print
+        it with `kquant.report`.
 
     Raises:
         ValueError: no such file, or not a TFLite file.
@@ -146,11 +156,13 @@ def layer_bytes(path: str | Path | bytes) -> FileBytes:
         >>> report = kquant.export(q, "dense.tflite")
         >>> [(layer.name, layer.raw_bytes) for layer in kquant.layer_bytes("dense.tflite").layers]
         [('head/kernel', 8)]
+        >>> sum(part.bytes for part in kquant.layer_bytes("dense.tflite").parts) == report.file_bytes
+        True
     """
     data, where = read_bytes(path), label(path)
     file, held = contents(data, where)
     try:
-        return count_bytes(data, file, held)
+        return replace(count_bytes(data, file, held), parts=file_parts(data, file))
     except DAMAGE as error:  # shapes, axes and scales that do not go together
         raise ValueError(f"{where} is damaged: {type(error).__name__}: {error}. Export it again.") from error
 

@@ -1,0 +1,242 @@
+"""What every byte of a `.tflite` file is: weights, what kernels need beside them, names, and what a flatbuffer adds.
+
+A flatbuffer is tables, each with a layout of its fields in front of it that others may share, vectors and strings, with
+padding between. All that can be reached from the root is walked, field by field, as the official schema's generated
+code has them; each byte belongs to the first that claims it, and what nobody claims is padding. So the parts add up to
+the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+from flatbuffers import number_types  # pyright: ignore[reportMissingTypeStubs]
+
+from kquant.core.operators import facts
+from kquant.tflite.file_model import FileModel
+from kquant.tflite.reader import SCHEMA
+from kquant.tflite.storage import CODE, storages
+
+# Code without types, like the schema's.
+_NUMBERS: Any = number_types
+_INT32, _UINT16, _UINT32 = _NUMBERS.Int32Flags, _NUMBERS.Uint16Flags, _NUMBERS.Uint32Flags
+ROOT_BYTES = 8  # where the root is, and the file's identifier
+WEIGHTS, BUFFERS, METADATA, PADDING = "weights", "buffers", "metadata", "padding"
+# Part of the file -> what it says, by the schema's table and field; a table's own bytes stand under "".
+PARTS: dict[str, dict[str, str]] = {
+    "Model": {"": "the model", "Description": "names"},
+    "SubGraph": {"": "the graph", "Name": "names"},
+    "Tensor": {"": "tensors", "Name": "names", "Shape": "shapes", "ShapeSignature": "shapes"},
+    "QuantizationParameters": {
+        "": "quantization parameters",
+        "Scale": "scales",
+        "ZeroPoint": "zero points",
+        "Min": "ranges",
+        "Max": "ranges",
+    },
+    "Operator": {"": "operators"},
+    "OperatorCode": {"": "operator codes"},
+    "Buffer": {"": BUFFERS},
+    "Metadata": {"": METADATA},
+    "SignatureDef": {"": "signatures"},
+    "TensorMap": {"": "signatures"},
+}
+OPTIONS, LAYOUTS = "operators' options", "layouts of tables"
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some of a file.
+
+    Attributes:
+        name: what it is.
+        bytes: how many.
+    """
+
+    name: str
+    bytes: int
+
+    @property
+    def is_weights(self) -> bool:
+        """Whether it is weights, in whatever form, with what decodes them."""
+        return self.name.startswith(WEIGHTS)
+
+
+def file_parts(data: bytes, file: FileModel) -> tuple[Part, ...]:
+    """Every byte of a file, once.
+
+    Args:
+        data: a `.tflite` file.
+        file: what `read_model` says of it.
+
+    Returns:
+        What it is made of, the largest part first; they add up to its size.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="head")])
+        >>> q = kquant.calibrate(kquant.quantize(model), np.ones((64, 4), "float32"), verbose=False)
+        >>> report = kquant.export(q, "dense.tflite")
+        >>> parts = file_parts(Path("dense.tflite").read_bytes(), kquant.inspect("dense.tflite"))
+        >>> sum(part.bytes for part in parts) == report.file_bytes
+        True
+        >>> {part.name: part.bytes for part in parts}["weights, plain"]  # 4 x 2 codes, and how many they are
+        12
+    """
+    sizes = {name: size for name, size in _claimed(data, file).items() if size}
+    return tuple(Part(name, size) for name, size in sorted(sizes.items(), key=lambda part: (-part[1], part[0])))
+
+
+def _claimed(data: bytes, file: FileModel) -> dict[str, int]:
+    """Bytes of each part."""
+    known = [PADDING]
+    owner = np.zeros(len(data), np.int32)
+
+    def claim(name: str, start: int, size: int) -> None:
+        if start < 0 or size < 0 or start + size > len(data):
+            raise ValueError(f"bytes {start} to {start + size} of {len(data)}")
+        if name not in known:
+            known.append(name)
+        place = owner[start : start + size]
+        place[place == 0] = known.index(name)
+
+    model = SCHEMA.Model.GetRootAs(data, 0)
+    claim("the model", 0, ROOT_BYTES)
+    contents = _contents(model, file)
+    for name, start, size in _walk("Model", model, contents, set()):
+        claim(name, start, size)
+    counted = np.bincount(owner, minlength=len(known))
+    return dict(zip(known, counted.tolist(), strict=True))
+
+
+# Part, first byte, size.
+_Claims = Iterator[tuple[str, int, int]]
+
+
+def _walk(kind: str, table: Any, contents: dict[int, str], seen: set[tuple[str, int]]) -> _Claims:
+    """Part, first byte and size of a table and of all that it leads to."""
+    tab = table._tab  # the generated classes have no other way to where they are
+    if (kind, tab.Pos) in seen:
+        return
+    seen.add((kind, tab.Pos))
+    parts = PARTS.get(kind, {"": OPTIONS})
+    own = contents.get(tab.Pos, parts[""])  # of a buffer, what lies in it
+    layout = tab.Pos - tab.Get(_INT32, tab.Pos)
+    yield parts[""], tab.Pos, tab.Get(_UINT16, layout + 2)
+    yield LAYOUTS, layout, tab.Get(_UINT16, layout)
+    for field, slot in _fields(kind).items():
+        offset = tab.Offset(slot)
+        if not offset:
+            continue
+        name = own if kind == "Buffer" else parts.get(field, parts[""])
+        yield from _content(kind, table, field, offset, name, contents, seen)
+
+
+def _content(
+    kind: str, table: Any, field: str, offset: int, name: str, contents: dict[int, str], seen: set[tuple[str, int]]
+) -> _Claims:
+    """What one field of a table leads to."""
+    tab = table._tab
+    if hasattr(table, f"{field}AsNumpy"):
+        values = getattr(table, f"{field}AsNumpy")()
+        yield name, tab.Vector(offset) - 4, 4 + values.nbytes
+        return
+    if hasattr(table, f"{field}Length"):
+        count, start = getattr(table, f"{field}Length")(), tab.Vector(offset)
+        yield name, start - 4, 4 + 4 * count
+        for i in range(count):
+            below = getattr(table, field)(i)
+            if isinstance(below, bytes):
+                yield _text(name, tab, start + 4 * i)
+            else:
+                yield from _walk(type(below).__name__, below, contents, seen)
+        return
+    below = getattr(table, field)()
+    if isinstance(below, bytes):
+        yield _text(name, tab, tab.Pos + offset)
+    elif below is not None:
+        options = _of_union(kind, table, field, below)
+        yield from _walk(type(options).__name__, options, contents, seen)
+
+
+def _text(name: str, tab: Any, place: int) -> tuple[str, int, int]:
+    """A string: its length, itself, and the zero behind it."""
+    start = tab.Indirect(place)
+    return name, start, 4 + tab.Get(_UINT32, start) + 1
+
+
+def _of_union(kind: str, table: Any, field: str, below: Any) -> Any:
+    """A table whose kind another field tells."""
+    if hasattr(below, "_tab"):
+        return below
+    types = getattr(SCHEMA, field)
+    number = getattr(table, f"{field}Type")()
+    name = next(n for n, v in vars(types).items() if v == number and not n.startswith("_"))
+    found = getattr(SCHEMA, name)()
+    found.Init(below.Bytes, below.Pos)
+    return found
+
+
+class _Recorder:
+    """Stands in for a builder: notes which slot a generated `Add` function fills with an offset."""
+
+    def __init__(self) -> None:
+        self.slot: int | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_: None
+
+    def PrependUOffsetTRelativeSlot(self, slot: int, *_: Any) -> None:
+        """As the builder's."""
+        self.slot = slot
+
+
+@cache
+def _fields(kind: str) -> dict[str, int]:
+    """Fields of a table that lead elsewhere -> their place in its layout."""
+    found: dict[str, int] = {}
+    for name, add in vars(SCHEMA).items():
+        field = name.removeprefix(f"{kind}Add")
+        if field != name and hasattr(getattr(SCHEMA, kind), field):
+            recorder = _Recorder()
+            add(recorder, 0)
+            if recorder.slot is not None:
+                found[field] = 4 + 2 * recorder.slot
+    return found
+
+
+def _contents(model: Any, file: FileModel) -> dict[int, str]:
+    """What the contents of each buffer are, by where its table lies."""
+    roles = _roles(file)
+    graphs = [model.Subgraphs(i) for i in range(model.SubgraphsLength())]
+    stored = [graph.Tensors(i) for graph in graphs for i in range(graph.TensorsLength())]
+    places = [model.Buffers(i)._tab.Pos for i in range(model.BuffersLength())]
+    found: dict[int, str] = {}
+    for t, tensor in zip(file.tensors, stored, strict=True):
+        if t.size_bytes:
+            found.setdefault(places[tensor.Buffer()], roles.get(t.index, "other constants"))
+    for i in range(model.MetadataLength()):
+        found[places[model.Metadata(i).Buffer()]] = METADATA
+    return found
+
+
+def _roles(file: FileModel) -> dict[int, str]:
+    """Tensor -> what it holds, for those that an operator reads as weights or bias."""
+    known = storages()
+    found: dict[int, str] = {}
+    for table in file.tables:
+        title = known[table.storage].title
+        found[table.indices], found[table.tables] = f"{WEIGHTS}, {title}", f"{WEIGHTS}, {title}: headers and tables"
+    for op in file.operators:
+        if op.code == CODE:
+            continue
+        for position, index in enumerate(op.inputs):
+            if position in facts(op.code).weights:
+                packed = index >= 0 and file.tensors[index].type == "INT4"
+                found.setdefault(index, f"{WEIGHTS}, 4 bits" if packed else f"{WEIGHTS}, plain")
+            elif position == facts(op.code).bias:
+                found.setdefault(index, "biases")
+    return found
