@@ -21,6 +21,7 @@ from kquant.app.options import (
     Model,
     Scale,
     Shape,
+    StripNames,
     Target,
     refusing,
     say,
@@ -50,6 +51,7 @@ def compress(
     io: Edges = Io.model,
     compression: Compression = None,
     decode_budget: DecodeBudget = None,
+    strip_names: StripNames = False,
     scale: Scale = 1.0,  # type: ignore[assignment]
     limit: Limit = None,
     input_shape: Shape = None,
@@ -77,9 +79,9 @@ def compress(
             command_files.load_data(place, inputs, scale=scale, limit=limit) for place in (data, test or data)
         )
         answers = None if labels is None else command_files.load_labels(labels, limit=limit)
-        form = {"io": io.value, "compression": compression, "decode_budget": decode_budget, "input_shape": input_shape}
-        place = new.place(results.lite)
-        made = pipeline(keras_model, arrays, recipe, path=place, target=target, **form, verbose=bars)
+        stored = {"compression": compression, "decode_budget": decode_budget, "strip_names": strip_names}
+        form = {"path": new.place(results.lite), "io": io.value, "input_shape": input_shape}
+        made = pipeline(keras_model, arrays, recipe, target=target, **form, **stored, verbose=bars)
         made = _scored(made, keras_model, held_out, answers, bars)
         result = results.write(made, new)
     if page is not None:

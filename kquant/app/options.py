@@ -106,6 +106,7 @@ DecodeBudget = Annotated[
     int | None,
     typer.Option("--decode-budget", parser=size, help="How much arena that may take, like 8KB", metavar="SIZE"),
 ]
+StripNames = Annotated[bool, typer.Option("--strip-names", help="Leave out names, which kernels do not read")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, on standard output")]
 
 

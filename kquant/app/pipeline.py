@@ -62,6 +62,7 @@ def compress(
     input_shape: Any = None,
     compression: Compression = None,
     decode_budget: int | None = None,
+    strip_names: bool = False,
     train: Train | None = None,
     verbose: bool = True,
 ) -> CompressResult:
@@ -81,6 +82,7 @@ def compress(
         input_shape: static shape(s) for models with open dimensions.
         compression: "auto", "lut", "prune" or "huffman" on target "tflm", see `kquant.export`.
         decode_budget: bytes by which that may make the arena larger, see `kquant.export`.
+        strip_names: leave out names, see `kquant.export`.
         train: `train(model, stage)` compiles and fits the model it is given; called after each stage that the recipe
             has, "prune", "cluster" (float models) and "quantize" (its steps are done). It may pass any of them over.
         verbose: show progress bars.
@@ -107,7 +109,7 @@ def compress(
         train=train,
         verbose=verbose,
     )
-    form = {"io": io, "compression": compression, "decode_budget": decode_budget}
+    form = {"io": io, "compression": compression, "decode_budget": decode_budget, "strip_names": strip_names}
     report = export(qmodel, path, data=data, **form)
     return CompressResult(qmodel, report, card_of(report, qmodel))
 

@@ -32,6 +32,7 @@ from kquant.tflite.edges import IO
 from kquant.tflite.file_about import About
 from kquant.tflite.file_content import Files, Form, to_files
 from kquant.tflite.lowering import Lowered, lower
+from kquant.tflite.names import with_names
 from kquant.tflite.reader import FileModel, contents, read_model
 from kquant.tflite.states import States
 from kquant.tflite.storage import Decoding
@@ -119,6 +120,7 @@ def export(
     encodings_version: Version = "0.6.1",
     compression: Compression = None,
     decode_budget: int | None = None,
+    strip_names: bool = False,
     shrink: bool = True,
     about: About | None = None,
 ) -> ExportReport:
@@ -147,6 +149,8 @@ def export(
             several; of these each tensor gets the smallest. "auto": of all of them, 4 bits and plain.
             `kquant.LookUpTables`, `kquant.BitMasks` and `kquant.Huffman` name layers. See docs/bytes.md.
         decode_budget: bytes by which that may make the arena larger; weights that would take more stay as they are.
+        strip_names: leave out what no kernel reads: names, signatures, and for target "tflm" the scales of biases for
+            each channel. Applications find inputs and outputs by their place then; not for streams.
         shrink: leave out channels that no output code depends on, for any input; see docs/bytes.md. The outputs' codes
             are the same without.
         about: names, labels, normalization, units that the file is to tell tools of Android and MediaPipe (TFLite
@@ -165,15 +169,16 @@ def export(
         >>> kquant.export(q, "dense.tflite").operators
         {'FULLY_CONNECTED': 1}
     """
-    _check_options(io, states, streaming)
+    _check_options(io, states, streaming, about, strip_names)
     storing = storing_of(compression, decode_budget)
     target_path = destination(path, "export", "model.tflite").given
     results = Outputs([target_path] if encodings is None else [target_path, encodings], "export")
     beside = None if encodings is None else encodings_of(qmodel, encodings_version)
     with without_collection():
         lowered = lower(qmodel, shrink=shrink)
-        files = to_files(lowered, Form(io, int(streaming), states, storing, about))
+        files = to_files(lowered, Form(io, int(streaming), states, storing, about, strip_names))
         file, held = contents(files.content)
+        file = with_names(file, read_model(files.over_clips)) if strip_names else file
         counted = count_bytes(files.content, file, held)
     checked = _checked(qmodel, lowered, files, file, data) if check_runtimes else _Checked()
     streamed = None if files.streamed is None else describe_stream(files.streamed, states, checked.streams)
@@ -201,7 +206,7 @@ def export(
     )
 
 
-def _check_options(io: Any, states: Any, streaming: Any) -> None:
+def _check_options(io: Any, states: Any, streaming: Any, about: About | None, strip_names: bool) -> None:
     """Refuse values that `export` does not know."""
     if io not in get_args(IO):
         raise ValueError(f"export: io must be one of {', '.join(map(repr, get_args(IO)))}. Received: {io!r}.")
@@ -209,6 +214,12 @@ def _check_options(io: Any, states: Any, streaming: Any) -> None:
         raise ValueError(
             "export: streaming must be False, True or a number of results for each call, and states 'io' or "
             f"'variables'. Received: streaming={streaming!r}, states={states!r}."
+        )
+    if streaming and strip_names:
+        raise ValueError("export: a stream finds its states by their names; leave strip_names out, or streaming.")
+    if about is not None and strip_names:
+        raise ValueError(
+            "export: about tells tools of inputs and outputs by their names; leave strip_names out, or about."
         )
 
 
@@ -249,7 +260,7 @@ def _checked(qmodel: keras.Model, lowered: Lowered, files: Files, file: FileMode
         reports = _verified(lowered, files.compared, compared, x)
         streams = () if files.streamed is None else _streams(files, files.streamed, compared, x, reports)
         checked = _Checked(reports, arena.result(), streams)
-    if files.content is not files.over_clips and files.streamed is None:
+    if files.decoding is not None and files.streamed is None:
         refuse_other_outputs(files.over_clips, files.content, file, _random(lowered))
     return checked
 

@@ -27,10 +27,11 @@ from kquant.files.leftovers import settle
 from kquant.graph.graph import run
 from kquant.runtime.running import FALLBACK, available, probe, quantize_input, refuse_tables
 from kquant.targets import Target
-from kquant.tflite.file_content import SHRUNK
+from kquant.tflite.file_content import SHRUNK, file_content
 from kquant.tflite.file_model import EDGES, float_operators
 from kquant.tflite.flatbuffer import with_outputs
 from kquant.tflite.lowering import Lowered, lower
+from kquant.tflite.names import is_nameless, with_names
 from kquant.tflite.reader import (
     FileModel,
     FileOperator,
@@ -189,10 +190,20 @@ def verify(
             "with kquant.stream, or verify an export without streaming."
         )
     _refuse_foreign(lowered, file)
+    if is_nameless(file):
+        file = _named(lowered, file)
     refuse_tables("verify", file, runtime)
     x = gather(qmodel, data, limit)
     (report,) = compare(lowered, content, file, x, (runtime,))
     return replace(report, agreement=float(agreement), note=note)
+
+
+def _named(lowered: Lowered, file: FileModel) -> FileModel:
+    """A file without names, with those that the model's own has."""
+    try:
+        return with_names(file, read_model(file_content(lowered)))
+    except ValueError as error:
+        raise ValueError(f"verify: {error}") from error
 
 
 def runtime_of(target: Target) -> tuple[str, str]:

@@ -78,6 +78,8 @@ class Target(BaseModel):
         ops: the operators by their schema name, such as `CONV_2D`.
         floats: runs float operators as well.
         decodes: what it decodes weights from, of `kquant.tflite.storage.STORAGES`.
+        bias_scales: something that takes its files reads the scales of biases for each channel; False: kernels multiply
+            those of the data and of the weights.
         arena: the one of its runtimes that tells the RAM that tensors take on the device; None where none does.
         compiler: what compiles the file for the device and says what its weights take there.
         fallback: the target that runs what this one does not take, for an accelerator beside a processor.
@@ -97,6 +99,7 @@ class Target(BaseModel):
     ops: Annotated[Mapping[str, Operator], AfterValidator(_known)]
     floats: bool = False
     decodes: tuple[str, ...] = Field(default=(), strict=False)
+    bias_scales: bool = True
     arena: Literal["tflm"] | None = None
     compiler: Literal["vela"] | None = None
     fallback: str | None = None

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from flatbuffers import number_types  # pyright: ignore[reportMissingTypeStubs]
@@ -45,7 +45,7 @@ PARTS: dict[str, dict[str, str]] = {
     "SignatureDef": {"": "signatures"},
     "TensorMap": {"": "signatures"},
 }
-OPTIONS, LAYOUTS = "operators' options", "layouts of tables"
+OPTIONS, LAYOUTS, BEHIND = "operators' options", "layouts of tables", "behind the flatbuffer"
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,10 @@ def _claimed(data: bytes, file: FileModel) -> dict[str, int]:
     contents = _contents(model, file)
     for name, start, size in _walk("Model", model, contents, set()):
         claim(name, start, size)
-    counted = np.bincount(owner, minlength=len(known))
-    return dict(zip(known, counted.tolist(), strict=True))
+    end = int(owner.nonzero()[0][-1]) + 1
+    counted = np.bincount(owner[:end], minlength=len(known))
+    # some readers keep files there: labels in a ZIP archive
+    return {**dict(zip(known, counted.tolist(), strict=True)), BEHIND: len(data) - end}
 
 
 # Part, first byte, size.
@@ -172,12 +174,16 @@ def _of_union(kind: str, table: Any, field: str, below: Any) -> Any:
     """A table whose kind another field tells."""
     if hasattr(below, "_tab"):
         return below
-    types = getattr(SCHEMA, field)
+    types = cast("dict[str, Any]", vars(getattr(SCHEMA, field)))
     number = getattr(table, f"{field}Type")()
-    name = next(n for n, v in vars(types).items() if v == number and not n.startswith("_"))
+    name = next(n for n, v in types.items() if v == number and not n.startswith("_"))
     found = getattr(SCHEMA, name)()
     found.Init(below.Bytes, below.Pos)
     return found
+
+
+def _nothing(*_: Any) -> None:
+    """In place of what a builder would do."""
 
 
 class _Recorder:
@@ -187,7 +193,7 @@ class _Recorder:
         self.slot: int | None = None
 
     def __getattr__(self, name: str) -> Any:
-        return lambda *_: None
+        return _nothing
 
     def PrependUOffsetTRelativeSlot(self, slot: int, *_: Any) -> None:
         """As the builder's."""
@@ -198,7 +204,8 @@ class _Recorder:
 def _fields(kind: str) -> dict[str, int]:
     """Fields of a table that lead elsewhere -> their place in its layout."""
     found: dict[str, int] = {}
-    for name, add in vars(SCHEMA).items():
+    generated = cast("dict[str, Any]", vars(SCHEMA))
+    for name, add in generated.items():
         field = name.removeprefix(f"{kind}Add")
         if field != name and hasattr(getattr(SCHEMA, kind), field):
             recorder = _Recorder()

@@ -35,6 +35,7 @@ class Form:
         states: where a streaming file keeps older frames.
         storing: what its weights may be stored in.
         about: what it says of itself to tools of phones; None: nothing.
+        bare: without names and what else no kernel reads.
     """
 
     io: IO = "model"
@@ -42,6 +43,7 @@ class Form:
     states: States = "io"
     storing: Storing = Storing()
     about: About | None = None
+    bare: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,9 +95,9 @@ def _graph_files(lowered: Lowered, form: Form) -> Files:
         return Files(content, over_clips, streamed, frames, decoding)
     cast_edges(lowered.program, form.io)
     plain = file_content(lowered)
-    if not form.storing:
+    if not (form.storing or form.bare):
         return Files(plain, plain)
-    content, decoding = _stored(lowered, lowered.program, form.storing)
+    content, decoding = _stored(lowered, lowered.program, form)
     return Files(content, plain, decoding=decoding)
 
 
@@ -148,20 +150,20 @@ def _stream(lowered: Lowered, form: Form, edges: IO) -> tuple[bytes, Decoding | 
     cast_edges(streamed.program, edges)
     keep_states(streamed, form.states)
     streaming = stream_metadata(streamed, form.states)
-    return *_stored(lowered, streamed.program, form.storing, streaming=streaming), streamed
+    return *_stored(lowered, streamed.program, form, streaming=streaming), streamed
 
 
 def _written(lowered: Lowered, program: Program) -> bytes:
     """A program as a file, its weights as they are."""
-    return _stored(lowered, program, Storing())[0]
+    return _stored(lowered, program, Form())[0]
 
 
-def _stored(lowered: Lowered, program: Program, storing: Storing, **more: Any) -> tuple[bytes, Decoding | None]:
+def _stored(lowered: Lowered, program: Program, form: Form, **more: Any) -> tuple[bytes, Decoding | None]:
     """A program as a file, and what decoding costs; `more` is in its metadata beside where it comes from."""
     keep_apart(program, lowered.target)
     metadata = {"kquant": __version__, "recipe": lowered.recipe, "target": lowered.target.name, **more}
     if lowered.narrowed:
         metadata[SHRUNK] = totals(lowered.narrowed.removed)
-    if storing:
-        return smaller_file(program, lowered.target, metadata, storing)
-    return to_bytes(program, lowered.target, metadata), None
+    if form.storing:
+        return smaller_file(program, lowered.target, metadata, form.storing, form.bare)
+    return to_bytes(program, lowered.target, metadata, form.bare), None

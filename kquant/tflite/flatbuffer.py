@@ -36,18 +36,20 @@ BUILDER: Any = flatbuffers.Builder
 ALIGNMENT = 16  # of buffers, from the schema's `force_align`
 
 
-def to_bytes(program: Program, target: Target, metadata: dict[str, Any]) -> bytes:
+def to_bytes(program: Program, target: Target, metadata: dict[str, Any], bare: bool = False) -> bytes:
     """The file.
 
     Args:
         program: tidied.
         target: tells operator versions.
         metadata: written as JSON under "kquant".
+        bare: without what no kernel reads: names, signatures, and scales of biases for each channel where the target's
+            kernels take those of the weights.
 
     Returns:
         Bytes with the identifier TFL3.
     """
-    return _Writer(program, target).pack(metadata)
+    return _Writer(program, target, bare).pack(metadata)
 
 
 def with_outputs(content: bytes, tensors: Sequence[int]) -> bytes:
@@ -77,11 +79,11 @@ def packed(model: Any) -> bytes:
 
 
 class _Writer:
-    def __init__(self, program: Program, target: Target) -> None:
-        self.program, self.target = program, target
+    def __init__(self, program: Program, target: Target, bare: bool) -> None:
+        self.program, self.target, self.bare = program, target, bare
         self.model = SCHEMA.ModelT()
         self.model.version = 3
-        self.model.description = "kquant"
+        self.model.description = None if bare else "kquant"
         # Buffer 0 is empty by convention: tensors without contents refer to it.
         self.model.buffers = [SCHEMA.BufferT()]
         self.model.operatorCodes = []
@@ -92,11 +94,12 @@ class _Writer:
         self.blobs: dict[bytes, int] = {}
         self.codes: dict[tuple[str, int], int] = {}
         self.names: set[str] = set()
+        self.grids: dict[Any, _Shared] = {}
 
     def pack(self, metadata: dict[str, Any]) -> bytes:
         self.model.subgraphs = self.graphs
         self.subgraph("main", self.program)
-        self.model.signatureDefs = [self.signature(self.graphs[0])]
+        self.model.signatureDefs = None if self.bare else [self.signature(self.graphs[0])]
         entry = SCHEMA.MetadataT()
         entry.name = "kquant"
         entry.buffer = self.blob(json.dumps(metadata, sort_keys=True).encode())
@@ -106,7 +109,7 @@ class _Writer:
     def subgraph(self, name: str, program: Program) -> int:
         """Number of a new subgraph; those that its operators run come behind it."""
         graph = SCHEMA.SubGraphT()
-        graph.name = name
+        graph.name = None if self.bare else name
         self.graphs.append(graph)
         number = len(self.graphs) - 1
         # Tensors and their names belong to a subgraph; buffers and operator codes, which stay, to the file.
@@ -153,7 +156,7 @@ class _Writer:
         if key is not None and key in self.constants:
             return self.constants[key]
         tensor = SCHEMA.TensorT()
-        if ref.name:
+        if ref.name and not self.bare:
             tensor.name = self.unique(ref.name).encode()
         tensor.shape = np.array(ref.shape, np.int32)
         tensor.type = getattr(SCHEMA.TensorType, TYPES[ref.dtype])
@@ -161,13 +164,26 @@ class _Writer:
         # Without it the empty shape of a scalar would read as an unknown one.
         tensor.hasRank = True
         tensor.isVariable = ref.variable
-        if ref.encoding is not None and ref.dtype != "float32":
-            tensor.quantization = _quantization(ref)
+        if ref.encoding is not None and ref.dtype != "float32" and not (self.bare and self.is_unread(ref)):
+            tensor.quantization = self.quantization(ref)
         self.tensors.append(tensor)
         self.index[id(ref)] = len(self.tensors) - 1
         if key is not None:
             self.constants[key] = self.index[id(ref)]
         return self.index[id(ref)]
+
+    def is_unread(self, ref: Ref) -> bool:
+        """Scales of a bias for each channel, which are products of those of the data and of the weights."""
+        several = ref.encoding is not None and ref.encoding.scale.size > 1
+        return several and not self.target.bias_scales and ref.data is not None and ref.dtype in ("int32", "int64")
+
+    def quantization(self, ref: Ref) -> Any:
+        """The table of an encoding; equal ones are one table where the file is bare."""
+        made = _quantization(ref)
+        if not self.bare:
+            return made
+        key = (made.scale.tobytes(), made.zeroPoint.tobytes(), made.quantizedDimension)
+        return self.grids.setdefault(key, _Shared(made))
 
     def unique(self, name: str) -> str:
         wanted, n = name, 1
@@ -268,6 +284,18 @@ class _Buffer(SCHEMA.BufferT):
         SCHEMA.BufferStart(builder)
         SCHEMA.BufferAddData(builder, data)
         return SCHEMA.BufferEnd(builder)
+
+
+class _Shared:
+    """A table that is written where it is first asked for."""
+
+    def __init__(self, made: Any) -> None:
+        self.made, self.place = made, 0
+
+    def Pack(self, builder: Any) -> int:
+        """Offset of the table."""
+        self.place = self.place or self.made.Pack(builder)
+        return self.place
 
 
 def _quantization(ref: Ref) -> Any:

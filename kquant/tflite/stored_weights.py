@@ -202,9 +202,16 @@ def _refuse_unreadable(storage: Storage, readable: list[Ref], program: Program) 
 
 
 def smaller_file(
-    program: Program, target: Target, metadata: dict[str, Any], storing: Storing
+    program: Program, target: Target, metadata: dict[str, Any], storing: Storing, bare: bool = False
 ) -> tuple[bytes, Decoding | None]:
     """The file of a program with its weights behind a DECODE; the program stays as it is.
+
+    Args:
+        program: of the file.
+        target: of the file.
+        metadata: of the file.
+        storing: what its weights may be stored in.
+        bare: see `to_bytes`; what is chosen is the same.
 
     Returns:
         The file, and what decoding costs; None where it decodes nothing.
@@ -230,14 +237,15 @@ def smaller_file(
     if len(content) >= len(plain):
         if not storing.free:
             raise ValueError(f"export: no weights get smaller {_why(storing)}.")
-        return plain, None
+        return to_bytes(program, target, metadata, bare), None
     _refuse_other_codes(plain, content)
+    made = to_bytes(copy, target, metadata, bare)
     if not decoded:
-        return content, None
+        return made, None
     keys = [one.storage.key for one in chosen.values()]
     names = {key: tuple(one.ref.name for one in chosen.values() if one.storage.key == key) for key in sorted({*keys})}
     weights, lookups = (sum(column) for column in zip(*((o.ref.size, o.stored.lookups) for o in decoded), strict=True))
-    return content, Decoding(names, weights, lookups, plan.size_bytes - before, len(plain) - len(content))
+    return made, Decoding(names, weights, lookups, plan.size_bytes - before, len(plain) - len(content))
 
 
 def _why(storing: Storing) -> str:
