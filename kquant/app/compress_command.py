@@ -82,8 +82,7 @@ def compress(
         stored = {"compression": compression, "decode_budget": decode_budget, "strip_names": strip_names}
         form = {"path": new.place(results.lite), "io": io.value, "input_shape": input_shape}
         made = pipeline(keras_model, arrays, recipe, target=target, **form, **stored, verbose=bars)
-        made = _scored(made, keras_model, held_out, answers, bars)
-        result = results.write(made, new)
+        result = results.write(_scored(made, keras_model, held_out, answers, bars), new)
     if page is not None:
         _write(page, result, held_out, answers, arrays, bars)
     if as_json:

@@ -177,11 +177,8 @@ def export(
     with without_collection():
         lowered = lower(qmodel, shrink=shrink)
         files = to_files(lowered, Form(io, int(streaming), states, storing, about, strip_names))
-        file, held = contents(files.content)
-        file = with_names(file, read_model(files.over_clips)) if strip_names else file
-        counted = count_bytes(files.content, file, held)
+        file, counted = _counted(files, strip_names)
     checked = _checked(qmodel, lowered, files, file, data) if check_runtimes else _Checked()
-    streamed = None if files.streamed is None else describe_stream(files.streamed, states, checked.streams)
     with results as new:
         new.write(target_path, files.content)
         if encodings is not None:
@@ -200,7 +197,7 @@ def export(
         float_layers=tuple(sorted(lowered.floats)),
         verification=checked.reports,
         weights=_weights(lowered, files.content, counted, check_runtimes),
-        streaming=streamed,
+        streaming=None if files.streamed is None else describe_stream(files.streamed, states, checked.streams),
         decoding=files.decoding,
         removed=lowered.narrowed.removed,
     )
@@ -218,9 +215,14 @@ def _check_options(io: Any, states: Any, streaming: Any, about: About | None, st
     if streaming and strip_names:
         raise ValueError("export: a stream finds its states by their names; leave strip_names out, or streaming.")
     if about is not None and strip_names:
-        raise ValueError(
-            "export: about tells tools of inputs and outputs by their names; leave strip_names out, or about."
-        )
+        raise ValueError("export: about tells of inputs and outputs by their names; leave strip_names out, or about.")
+
+
+def _counted(files: Files, strip_names: bool) -> tuple[FileModel, FileBytes]:
+    """What a file holds, its tensors called as in the model where it has no names, and the bytes of its weights."""
+    file, held = contents(files.content)
+    file = with_names(file, read_model(files.over_clips)) if strip_names else file
+    return file, count_bytes(files.content, file, held)
 
 
 def _weights(lowered: Lowered, content: bytes, counted: FileBytes, check: bool) -> FileBytes:

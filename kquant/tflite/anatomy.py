@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, cast
 
+import flatbuffers  # pyright: ignore[reportMissingTypeStubs]
 import numpy as np
 from flatbuffers import number_types  # pyright: ignore[reportMissingTypeStubs]
 
@@ -23,6 +24,7 @@ from kquant.tflite.storage import CODE, storages
 
 # Code without types, like the schema's.
 _NUMBERS: Any = number_types
+_TABLE: Any = flatbuffers.Table
 _INT32, _UINT16, _UINT32 = _NUMBERS.Int32Flags, _NUMBERS.Uint16Flags, _NUMBERS.Uint32Flags
 ROOT_BYTES = 8  # where the root is, and the file's identifier
 WEIGHTS, BUFFERS, METADATA, PADDING = "weights", "buffers", "metadata", "padding"
@@ -80,7 +82,8 @@ def file_parts(data: bytes, file: FileModel) -> tuple[Part, ...]:
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="head")])
         >>> q = kquant.calibrate(kquant.quantize(model), np.ones((64, 4), "float32"), verbose=False)
         >>> report = kquant.export(q, "dense.tflite")
-        >>> parts = file_parts(Path("dense.tflite").read_bytes(), kquant.inspect("dense.tflite"))
+        >>> with open("dense.tflite", "rb") as file:
+        ...     parts = file_parts(file.read(), kquant.inspect("dense.tflite"))
         >>> sum(part.bytes for part in parts) == report.file_bytes
         True
         >>> {part.name: part.bytes for part in parts}["weights, plain"]  # 4 x 2 codes, and how many they are
@@ -105,8 +108,8 @@ def _claimed(data: bytes, file: FileModel) -> dict[str, int]:
 
     model = SCHEMA.Model.GetRootAs(data, 0)
     claim("the model", 0, ROOT_BYTES)
-    contents = _contents(model, file)
-    for name, start, size in _walk("Model", model, contents, set()):
+    root = _TABLE(data, int.from_bytes(data[:4], "little"))
+    for name, start, size in _walk("Model", root, _contents(model, root, file), set()):
         claim(name, start, size)
     end = int(owner.nonzero()[0][-1]) + 1
     counted = np.bincount(owner[:end], minlength=len(known))
@@ -118,9 +121,8 @@ def _claimed(data: bytes, file: FileModel) -> dict[str, int]:
 _Claims = Iterator[tuple[str, int, int]]
 
 
-def _walk(kind: str, table: Any, contents: dict[int, str], seen: set[tuple[str, int]]) -> _Claims:
+def _walk(kind: str, tab: Any, contents: dict[int, str], seen: set[tuple[str, int]]) -> _Claims:
     """Part, first byte and size of a table and of all that it leads to."""
-    tab = table._tab  # the generated classes have no other way to where they are
     if (kind, tab.Pos) in seen:
         return
     seen.add((kind, tab.Pos))
@@ -131,37 +133,38 @@ def _walk(kind: str, table: Any, contents: dict[int, str], seen: set[tuple[str, 
     yield LAYOUTS, layout, tab.Get(_UINT16, layout)
     for field, slot in _fields(kind).items():
         offset = tab.Offset(slot)
-        if not offset:
-            continue
-        name = own if kind == "Buffer" else parts.get(field, parts[""])
-        yield from _content(kind, table, field, offset, name, contents, seen)
+        if offset:
+            name = own if kind == "Buffer" else parts.get(field, parts[""])
+            yield from _content(kind, tab, (field, offset), name, contents, seen)
 
 
 def _content(
-    kind: str, table: Any, field: str, offset: int, name: str, contents: dict[int, str], seen: set[tuple[str, int]]
+    kind: str,
+    tab: Any,
+    where: tuple[str, int],
+    name: str,
+    contents: dict[int, str],
+    seen: set[tuple[str, int]],
 ) -> _Claims:
     """What one field of a table leads to."""
-    tab = table._tab
+    field, offset = where
+    table = getattr(SCHEMA, kind)()
+    table.Init(tab.Bytes, tab.Pos)
     if hasattr(table, f"{field}AsNumpy"):
-        values = getattr(table, f"{field}AsNumpy")()
-        yield name, tab.Vector(offset) - 4, 4 + values.nbytes
+        yield name, tab.Vector(offset) - 4, 4 + getattr(table, f"{field}AsNumpy")().nbytes
         return
     if hasattr(table, f"{field}Length"):
         count, start = getattr(table, f"{field}Length")(), tab.Vector(offset)
         yield name, start - 4, 4 + 4 * count
-        for i in range(count):
-            below = getattr(table, field)(i)
-            if isinstance(below, bytes):
-                yield _text(name, tab, start + 4 * i)
-            else:
-                yield from _walk(type(below).__name__, below, contents, seen)
-        return
-    below = getattr(table, field)()
-    if isinstance(below, bytes):
-        yield _text(name, tab, tab.Pos + offset)
-    elif below is not None:
-        options = _of_union(kind, table, field, below)
-        yield from _walk(type(options).__name__, options, contents, seen)
+        held = [(getattr(table, field)(i), start + 4 * i) for i in range(count)]
+    else:
+        held = [(getattr(table, field)(), tab.Pos + offset)]
+    for below, place in held:
+        if isinstance(below, bytes):
+            yield _text(name, tab, place)
+        elif below is not None:
+            inner = _TABLE(tab.Bytes, tab.Indirect(place))
+            yield from _walk(_kind(table, field, below), inner, contents, seen)
 
 
 def _text(name: str, tab: Any, place: int) -> tuple[str, int, int]:
@@ -170,16 +173,13 @@ def _text(name: str, tab: Any, place: int) -> tuple[str, int, int]:
     return name, start, 4 + tab.Get(_UINT32, start) + 1
 
 
-def _of_union(kind: str, table: Any, field: str, below: Any) -> Any:
-    """A table whose kind another field tells."""
-    if hasattr(below, "_tab"):
-        return below
+def _kind(table: Any, field: str, below: Any) -> str:
+    """The schema's name of a table; of one that may be of several kinds, another field tells which."""
+    if not isinstance(below, _TABLE):
+        return type(below).__name__
     types = cast("dict[str, Any]", vars(getattr(SCHEMA, field)))
     number = getattr(table, f"{field}Type")()
-    name = next(n for n, v in types.items() if v == number and not n.startswith("_"))
-    found = getattr(SCHEMA, name)()
-    found.Init(below.Bytes, below.Pos)
-    return found
+    return next(name for name, value in types.items() if value == number and not name.startswith("_"))
 
 
 def _nothing(*_: Any) -> None:
@@ -215,12 +215,13 @@ def _fields(kind: str) -> dict[str, int]:
     return found
 
 
-def _contents(model: Any, file: FileModel) -> dict[int, str]:
+def _contents(model: Any, root: Any, file: FileModel) -> dict[int, str]:
     """What the contents of each buffer are, by where its table lies."""
     roles = _roles(file)
     graphs = [model.Subgraphs(i) for i in range(model.SubgraphsLength())]
     stored = [graph.Tensors(i) for graph in graphs for i in range(graph.TensorsLength())]
-    places = [model.Buffers(i)._tab.Pos for i in range(model.BuffersLength())]
+    start = root.Vector(root.Offset(_fields("Model")["Buffers"])) if model.BuffersLength() else 0
+    places = [root.Indirect(start + 4 * i) for i in range(model.BuffersLength())]
     found: dict[int, str] = {}
     for t, tensor in zip(file.tensors, stored, strict=True):
         if t.size_bytes:
