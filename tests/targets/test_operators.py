@@ -20,8 +20,8 @@ from kquant.tflite.timeline import HANDLERS
 PACKAGE = Path(kquant.__file__).parent
 FOREIGN = {"CONV_3D", "SVDF"}  # of files that others wrote, whose weights `layer_bytes` counts
 HEAD = 'name = "a"\ntitle = "t"\nruntimes = ["tflm"]\nrounding = "tflm"\n'
-# Rules and arithmetic are what an operator does, and so is what it makes of channels and codes, and what a device's kernel
-# asks for; another tool's names of operators are not TFLite's.
+# Rules and arithmetic are what an operator does; so is what it makes of channels and codes, and what a device's kernel
+# asks for. Another tool's names of operators are not TFLite's.
 ELSEWHERE = ("ops/", "arithmetic/", "exact/", "projects/device_kernels.py", "recipe/litert_quantizer.py")
 
 
