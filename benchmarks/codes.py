@@ -65,11 +65,11 @@ def inputs(t: Task, content: bytes) -> np.ndarray:
     return np.concatenate([quantize_input(t.x[:SAMPLES], port), anything])
 
 
-def measure(q: keras.Model, form: str | None, folder: Path) -> tuple[kquant.ExportReport, bytes] | None:
+def measure(q: keras.Model, form: str | None, folder: Path, shrink: bool) -> tuple[kquant.ExportReport, bytes] | None:
     """One file; None where that form makes nothing smaller."""
     try:
         bare = {"compression": "auto", "strip_names": True} if form == NAMELESS else {"compression": form}
-        made = kquant.export(q, folder / "m.tflite", check_runtimes=False, **bare)
+        made = kquant.export(q, folder / "m.tflite", check_runtimes=False, shrink=shrink, **bare)
     except ValueError as error:
         if "no weights get smaller" in str(error):
             return None
@@ -77,14 +77,14 @@ def measure(q: keras.Model, form: str | None, folder: Path) -> tuple[kquant.Expo
     return made, (folder / "m.tflite").read_bytes()
 
 
-def rows(t: Task, variant: str, folder: Path) -> Any:
+def rows(t: Task, variant: str, folder: Path, shrink: bool) -> Any:
     """A line of the table in docs/benchmarks.md for each form."""
     from kquant.runtime.arenas import arena_bytes
 
     q = quantized(t, variant)
     plain, codes, expected = b"", np.zeros(0), np.zeros(0)
     for form in FORMS:
-        found = measure(q, form, folder)
+        found = measure(q, form, folder, shrink)
         if found is None:
             yield (t.name, variant, form, "-")
             continue
@@ -115,6 +115,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", default=list(TASKS), help=f"of {', '.join(TASKS)}")
     parser.add_argument("--variants", nargs="*", default=list(VARIANTS), choices=VARIANTS)
+    parser.add_argument("--shrink", action="store_true", help="exact shrinking of channels before the codes")
     args = parser.parse_args()
     columns = ("model", "weights", "form", "bytes", "ratio", "tensors", "steps", "arena", "ms", "outputs")
     print(f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}", flush=True)
@@ -122,7 +123,7 @@ def main() -> None:
         t = task(name)
         for variant in args.variants:
             with tempfile.TemporaryDirectory() as folder:
-                for row in rows(t, variant, Path(folder)):
+                for row in rows(t, variant, Path(folder), args.shrink):
                     print(f"| {' | '.join(map(str, row))} |", flush=True)
 
 
