@@ -187,3 +187,11 @@ def test_weights_that_another_operator_reads_too_are_refused_by_name():
     assert smaller_file(made, TFLM, {}, storing_of("auto"))[1] is None
     with pytest.raises(ValueError, match="'zeros' cannot be stored in bit masks.*read by ADD, FULLY_CONNECTED"):
         smaller_file(made, TFLM, {}, Storing((kquant.BitMasks(("zeros",)),)))
+
+
+@needs_tflm
+def test_a_project_registers_what_decodes(qmodel, tmp_path):
+    data = RNG.normal(size=(8, 6, 6, 8)).astype("float32")
+    made = kquant.bundle(qmodel, tmp_path / "firmware", data=data, compression="auto")
+    text = "".join((tmp_path / "firmware" / name).read_text() for name in made.files if name.endswith((".h", ".cc")))
+    assert text.count("AddDecode()") == 1
