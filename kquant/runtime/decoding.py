@@ -21,7 +21,7 @@ from kquant.tflite.stored_weights import store_weights
 
 DECODES = "tflm"  # has the operator
 WIDTH = 32
-TRIED = "0.dev20251023163122 to 0.dev20260203175027, and 0.dev20261002031052 to 0.dev20261023182759"
+TRIED = "0.dev20261023182759"  # with every storage; look-up tables with others from 0.dev20251023163122 on, too
 
 
 @cache
@@ -78,6 +78,5 @@ def _refusal(storage: str, why: str) -> str:
     title = storages()[storage].title
     return (
         f"runtime '{DECODES}': tflite-micro {installed} does not decode the {title} that kquant writes ({why}). "
-        f"Those that were tried do: {TRIED}; pip install 'tflite-micro==0.dev20261023182759'. Or export without "
-        "compression."
+        f"{TRIED} does: pip install 'tflite-micro=={TRIED}'. Or export without compression."
     )
