@@ -100,7 +100,7 @@ def _tell(result: Any, details: bool, written: dict[Path | None, str]) -> None:
 
 def _scored(made: Any, model: Any, data: Any, labels: Any, bars: bool) -> Any:
     """The result with accuracies on its card, where there are labels."""
-    from kquant.app.scoring import scored
+    from kquant.projects.scoring import scored
 
     if labels is None:
         return made

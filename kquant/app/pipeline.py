@@ -11,7 +11,6 @@ from typing import Any
 import keras
 
 from kquant import targets
-from kquant.app.scoring import card_of
 from kquant.core.messages import first_of, warn
 from kquant.core.renamed import new_words, renamed
 from kquant.core.result import Result
@@ -24,6 +23,7 @@ from kquant.layers.kernel import holders
 from kquant.masking.mask import Mask
 from kquant.masking.method import methods
 from kquant.prepare.quantization import quantize
+from kquant.projects.scoring import card_of
 from kquant.recipe.recipe import Recipe, Step, load
 from kquant.views.quantized_model import is_quantized
 

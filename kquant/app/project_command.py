@@ -33,6 +33,10 @@ def export(
     kind: Annotated[str | None, typer.Option("--kind", help=f"Project, where a target has several: {KINDS}")] = None,
     name: Annotated[str | None, typer.Option("--name", help="Of the model there; the file's by default")] = None,
     classes: Annotated[Path | None, typer.Option("--classes", help="Names of classes (.txt), a line each")] = None,
+    test: Annotated[Path | None, typer.Option("--test", help="Samples that judge, like --data; with --labels")] = None,
+    labels: Annotated[
+        Path | None, typer.Option("--labels", help="Class numbers (.npy) of the samples in --test")
+    ] = None,
     recipe: Annotated[str | None, typer.Option("--recipe", help="For a float model; int8 by default")] = None,
     io: Edges = Io.model,
     compression: Compression = None,
@@ -49,6 +53,8 @@ def export(
 ) -> None:
     """Write a project for a microcontroller or a phone: the model, conversions, golden vectors and its own test."""
     kind, target = kind_and_target(kind, runs_on)
+    if (test is None) != (labels is None):
+        raise typer.BadParameter("--test and --labels go together: samples, and the class of each")
 
     from kquant.app import command_files
     from kquant.projects.project import bundle, earlier
@@ -58,18 +64,27 @@ def export(
     names = [] if classes is None else command_files.load_names(classes)
     keras_model = command_files.load_model(model)
     takes = command_files.inputs_of(keras_model, input_shape)
-    arrays = command_files.load_data(data, takes, scale=scale, limit=limit)
     moved = normalization_of("export", takes[0], None, mean, std)
-    if moved is not None:  # the samples are raw values: what a device makes of them happens here as well
-        arrays = [moved.applied(arrays[0]), *arrays[1:]] if len(takes) > 1 else moved.applied(arrays)
+    arrays = _as_taken(command_files.load_data(data, takes, scale=scale, limit=limit), moved, len(takes))
+    judges = None
+    if test is not None and labels is not None:
+        judged = _as_taken(command_files.load_data(test, takes, scale=scale), moved, len(takes))
+        judges = (judged, command_files.load_labels(labels))
     verbose = not as_json and sys.stderr.isatty()
     chosen = {"recipe": recipe, "target": target, "input_shape": input_shape, "verbose": verbose}
     qmodel = _quantized(model, keras_model, arrays, runs_on, chosen)
     raw = {"scale": None if scale == 1.0 else scale, "mean": mean, "std": std}
     form = {"io": io.value, "compression": compression, "streaming": streaming, "states": states.value}
     called = model.stem if name is None else name
-    about = {"kind": kind, "name": called, "golden": golden, "labels": names, "debug": debug}
+    about = {"kind": kind, "name": called, "golden": golden, "labels": names, "debug": debug, "test": judges}
     say(bundle(qmodel, folder, data=arrays, **about, **raw, **form), as_json)  # pyright: ignore[reportArgumentType]
+
+
+def _as_taken(arrays: Any, moved: Any, count: int) -> Any:
+    """Samples as the model takes them: what a device makes of raw values happens here as well."""
+    if moved is None:
+        return arrays
+    return [moved.applied(arrays[0]), *arrays[1:]] if count > 1 else moved.applied(arrays)
 
 
 def _quantized(path: Path, model: Any, arrays: Any, said: str | None, chosen: dict[str, Any]) -> Any:

@@ -14,22 +14,24 @@ from typing import Any
 import keras
 import numpy as np
 
-from kquant.analysis.units import macs, units
 from kquant.calibration.data import gather
 from kquant.core.checks import check_count
 from kquant.core.messages import first_of
 from kquant.core.renamed import renamed
 from kquant.core.result import Result
 from kquant.exporting.export_file import ExportReport, export
+from kquant.exporting.model_card import ModelCard
 from kquant.exporting.stored_check import Compression
 from kquant.files.atomic import Outputs
 from kquant.files.untrusted import read_json
 from kquant.layers.provenance import provenance_of
+from kquant.masking.stripping import strip
 from kquant.projects.arena import Arena, smallest_arena, unit_scales_bytes
 from kquant.projects.described import Described, described
 from kquant.projects.golden import Golden, golden_stream, golden_vectors, spread
 from kquant.projects.kinds import Kind, kind_of
 from kquant.projects.rendering import placed, rendered
+from kquant.projects.scoring import card_of, scored
 from kquant.runtime.running import available, quantize_input
 from kquant.tflite.edges import IO
 from kquant.tflite.file_about import About, check_labels
@@ -99,6 +101,7 @@ def bundle(
     name: str | None = None,
     golden: int = 4,
     labels: Sequence[str] = (),
+    test: tuple[Any, Any] | None = None,
     scale: float | None = None,
     mean: Sequence[float] | float | None = None,
     std: Sequence[float] | float | None = None,
@@ -124,6 +127,8 @@ def bundle(
         name: of the model in the project; the model's own by default. What is no legal name there becomes one.
         golden: how many vectors the self-test runs; of a stream, calls.
         labels: names of the classes, one for each value of the last axis of the first output.
+        test: samples in the structure of the model's inputs, and the number of the class of each: the README tells how
+            many of them the float model and the file have right. Not for streams.
         scale: of the first input, what becomes of raw values: `(raw * scale - mean[c]) / std[c]`. Without any of the
             three a project has no conversion of raw values.
         mean: one number, or one for each value of the last axis.
@@ -139,8 +144,8 @@ def bundle(
         The report.
 
     Raises:
-        ValueError: no such kind, a model for another target, a float layer, labels of the wrong number, samples that do
-            not fit, or a folder with other files in it; nothing is written then.
+        ValueError: no such kind, a model for another target, a float layer, labels or classes of the wrong number,
+            samples that do not fit, or a folder with other files in it; nothing is written then.
 
     Example:
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="score")], name="my net")
@@ -154,6 +159,8 @@ def bundle(
     check_count("bundle", "golden", golden)
     _check_debug(chosen, debug, bool(streaming))
     _check_runtime(chosen)
+    if test is not None and streaming:
+        raise ValueError("bundle: a stream has no accuracy of clips. Give test to a bundle without streaming.")
     _check_target(qmodel, chosen)
     folder = Path(folder)
     old = earlier(folder)
@@ -168,9 +175,9 @@ def bundle(
     check_labels(labels, file.outputs[0].shape, "bundle")
     vectors = _golden(content, file, x, golden, bool(streaming), chosen.runtime)
     arena = smallest_arena(content, file) if chosen.arena else None
-    multiplied = sum(macs(unit) for unit in units(read(qmodel)))
+    rated = _rated(exported, qmodel, content, test)
     title = qmodel.name if name is None else name
-    card = _card(exported, file, arena, multiplied, vectors.calls)
+    card = _card(exported, file, arena, rated, vectors.calls)
     parts: dict[str, Any] = {"labels": labels, "normalization": normalization, "card": card}
     parts |= {"language": chosen.language, "verified": exported.verification}
     about = described(content, file, title=title, arena=arena, golden=vectors, **parts)
@@ -178,7 +185,7 @@ def bundle(
     files = {place: text.encode() for place, text in rendered(chosen, about, layer_by_layer).items()}
     files |= _assets(chosen, about, content, vectors)
     _write(folder, files, old, about)
-    return _report(folder, kind, tuple(files), about, vectors, multiplied, exported)
+    return _report(folder, kind, tuple(files), about, vectors, rated, exported)
 
 
 def _report(
@@ -187,7 +194,7 @@ def _report(
     files: tuple[str, ...],
     about: Described,
     golden: Golden,
-    multiplied: int,
+    rated: ModelCard,
     exported: ExportReport,
 ) -> BundleReport:
     return BundleReport(
@@ -198,7 +205,7 @@ def _report(
         files=(*files, MANIFEST),
         flash_bytes=about.size,
         arena=about.arena,
-        macs=multiplied,
+        macs=rated.macs,
         operators=exported.operators,
         golden=golden.calls,
         sha256=about.sha256,
@@ -319,18 +326,35 @@ def _check_target(qmodel: keras.Model, kind: Kind) -> None:
 
 
 def _card(
-    exported: ExportReport, file: FileModel, arena: Arena | None, multiplied: int, calls: int
+    exported: ExportReport, file: FileModel, arena: Arena | None, rated: ModelCard, calls: int
 ) -> list[tuple[str, str]]:
     operators = ", ".join(f"{count} {code}" for code, count in sorted(exported.operators.items()))
     size = f"{exported.file_bytes:,} bytes, of them weights {exported.weight_bytes:,}"
     memory = [("file", size)] if arena is None else [("flash", size), *_memory(file, arena)]
     return [
         *memory,
-        ("multiply-accumulates", f"{multiplied:,} for one sample"),
+        *_accuracy(rated),
+        ("multiply-accumulates", f"{rated.macs:,} for one sample"),
         ("operators", operators),
         ("recipe, target", f"{exported.recipe}, {exported.target}"),
         ("golden vectors", str(calls)),
     ]
+
+
+def _rated(exported: ExportReport, qmodel: keras.Model, content: bytes, test: tuple[Any, Any] | None) -> ModelCard:
+    """What the file takes, and how right it is where somebody can tell."""
+    card = card_of(exported, qmodel)
+    if test is None:
+        return card
+    # what was quantized is a float function still: the model without its quantization is the float model
+    models, x = (strip(qmodel), qmodel), keras.tree.pack_sequence_as(qmodel.input, gather(qmodel, test[0], None))
+    return scored(card, models, content, exported.target, x, np.asarray(test[1]).reshape(-1), verbose=False)
+
+
+def _accuracy(rated: ModelCard) -> list[tuple[str, str]]:
+    """A row where it was measured."""
+    said = ", ".join(f"{name} {100 * value:.2f} %" for name, value in rated.accuracies.items())
+    return [("accuracy", f"{said}, of {rated.samples:,} samples on {rated.runtime}")] if said else []
 
 
 def _memory(file: FileModel, arena: Arena) -> list[tuple[str, str]]:

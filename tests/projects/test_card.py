@@ -1,0 +1,59 @@
+"""The bundle's README tells how right the float model and the file are, where samples and classes are given."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+import kquant
+
+RNG = np.random.default_rng(0)
+X = np.float32(RNG.normal(size=(96, 6)))
+Y = (X.sum(axis=1) > 0).astype(int)
+
+
+@pytest.fixture(scope="module")
+def trained() -> tuple[keras.Model, keras.Model]:
+    """A float model that tells most of the signs, and the quantized one."""
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(8, "relu"), keras.layers.Dense(2, name="sign")])
+    model.compile(keras.optimizers.Adam(0.05), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.fit(X, Y, epochs=10, verbose=0)
+    return model, kquant.calibrate(kquant.quantize(model, target="tflm"), X, verbose=False)
+
+
+def share(outputs: np.ndarray) -> str:
+    return f"{100 * np.mean(outputs.argmax(axis=1) == Y):.2f} %"
+
+
+def test_the_row_is_what_the_models_and_the_file_answer(
+    trained: tuple[keras.Model, keras.Model], tmp_path: Path
+) -> None:
+    model, q = trained
+    kquant.bundle(q, tmp_path / "firmware", data=X, test=(X, Y))
+    kquant.export(q, tmp_path / "net.tflite", data=X)
+    told = (tmp_path / "firmware" / "README.md").read_text()
+    answers = {
+        "float": share(model.predict(X, verbose=0)),
+        "simulated": share(q.predict(X, verbose=0)),
+        "file": share(np.asarray(kquant.predict(tmp_path / "net.tflite", X, "tflm"))),
+    }
+    said = ", ".join(f"{name} {value}" for name, value in answers.items())
+    assert f"| accuracy | {said}, of 96 samples on tflm |" in told
+    assert answers["float"] != "50.00 %"
+    kquant.bundle(q, tmp_path / "plain", data=X)
+    assert "accuracy" not in (tmp_path / "plain" / "README.md").read_text()
+
+
+def test_what_cannot_be_judged_is_refused_before_anything_is_written(
+    trained: tuple[keras.Model, keras.Model], tmp_path: Path
+) -> None:
+    _, q = trained
+    with pytest.raises(ValueError, match=r"expected a label for each of 96 samples. Received: 95 labels"):
+        kquant.bundle(q, tmp_path / "firmware", data=X, test=(X, Y[1:]))
+    with pytest.raises(ValueError, match=r"^bundle: a stream has no accuracy of clips"):
+        kquant.bundle(q, tmp_path / "firmware", data=X, test=(X, Y), streaming=True)
+    assert not (tmp_path / "firmware").exists()
