@@ -12,6 +12,7 @@ import typer
 from kquant.app.options import Compression, Data, Edges, Io, Json, Limit, Mean, Scale, Shape, Std, refusing, say
 from kquant.projects.kinds import kind_and_target
 
+Classes = Annotated[Path | None, typer.Option("--labels", help="Class numbers (.npy) of the samples in --test")]
 KINDS = "tflm (CMake), arduino, esp-idf, zephyr, android, ios"
 
 
@@ -34,9 +35,7 @@ def export(
     name: Annotated[str | None, typer.Option("--name", help="Of the model there; the file's by default")] = None,
     classes: Annotated[Path | None, typer.Option("--classes", help="Names of classes (.txt), a line each")] = None,
     test: Annotated[Path | None, typer.Option("--test", help="Samples that judge, like --data; with --labels")] = None,
-    labels: Annotated[
-        Path | None, typer.Option("--labels", help="Class numbers (.npy) of the samples in --test")
-    ] = None,
+    labels: Classes = None,
     recipe: Annotated[str | None, typer.Option("--recipe", help="For a float model; int8 by default")] = None,
     io: Edges = Io.model,
     compression: Compression = None,
@@ -53,31 +52,34 @@ def export(
 ) -> None:
     """Write a project for a microcontroller or a phone: the model, conversions, golden vectors and its own test."""
     kind, target = kind_and_target(kind, runs_on)
-    if (test is None) != (labels is None):
-        raise typer.BadParameter("--test and --labels go together: samples, and the class of each")
+    _together(test, labels)
 
     from kquant.app import command_files
     from kquant.projects.project import bundle, earlier
     from kquant.tflite.raw_values import normalization_of
 
     earlier(folder)  # what stands in the way is told before the work
-    names = [] if classes is None else command_files.load_names(classes)
+    names = command_files.load_names(classes) if classes else []
     keras_model = command_files.load_model(model)
     takes = command_files.inputs_of(keras_model, input_shape)
     moved = normalization_of("export", takes[0], None, mean, std)
     arrays = _as_taken(command_files.load_data(data, takes, scale=scale, limit=limit), moved, len(takes))
-    judges = None
-    if test is not None and labels is not None:
+    judges: Any = None
+    if test and labels:
         judged = _as_taken(command_files.load_data(test, takes, scale=scale), moved, len(takes))
         judges = (judged, command_files.load_labels(labels))
-    verbose = not as_json and sys.stderr.isatty()
-    chosen = {"recipe": recipe, "target": target, "input_shape": input_shape, "verbose": verbose}
-    qmodel = _quantized(model, keras_model, arrays, runs_on, chosen)
+    chosen = {"recipe": recipe, "target": target, "input_shape": input_shape}
+    qmodel = _quantized(model, keras_model, arrays, runs_on, {**chosen, "verbose": not as_json and sys.stderr.isatty()})
     raw = {"scale": None if scale == 1.0 else scale, "mean": mean, "std": std}
     form = {"io": io.value, "compression": compression, "streaming": streaming, "states": states.value}
-    called = model.stem if name is None else name
-    about = {"kind": kind, "name": called, "golden": golden, "labels": names, "debug": debug, "test": judges}
-    say(bundle(qmodel, folder, data=arrays, **about, **raw, **form), as_json)  # pyright: ignore[reportArgumentType]
+    about = {"kind": kind, "name": name or model.stem, "golden": golden, "labels": names, "debug": debug}
+    given = {"data": arrays, "test": judges, **about, **raw, **form}
+    say(bundle(qmodel, folder, **given), as_json)  # pyright: ignore[reportArgumentType]
+
+
+def _together(test: Path | None, labels: Path | None) -> None:
+    if (test is None) != (labels is None):
+        raise typer.BadParameter("--test and --labels go together: samples, and the class of each")
 
 
 def _as_taken(arrays: Any, moved: Any, count: int) -> Any:

@@ -407,7 +407,7 @@ def test_the_command_writes_and_counts(exports, tmp_path):
     model.save(tmp_path / "net.keras")
     np.save(tmp_path / "x.npy", RNG.random((32, 48), np.float32))
     options = ["--data", tmp_path / "x.npy", "--target", "tflm", "--folder", tmp_path / "out", "--compression", "lut"]
-    options += ["--recipe", "int16x8"]
+    options += ["--recipe", "int16x8", "--details"]
     done = CliRunner().invoke(app, [str(a) for a in ("compress", tmp_path / "net.keras", *options)])
     assert done.exit_code == 0, done.output
     assert "stored in" in done.stdout
