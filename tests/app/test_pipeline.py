@@ -112,7 +112,7 @@ def test_a_table_of_embeddings_keeps_its_mask_and_codebook_through_training(word
     made.save(tmp_path / "m.keras")
     again = fit(keras.models.load_model(tmp_path / "m.keras"), x, y)
     path = tmp_path / "m.tflite"
-    report = kquant.export(again, path, data=x)
+    report = kquant.export(again, path, data=x, shrink=False)  # the table is compared column by column
     exact = [v for v in report.verification if v.runtime == "litert-reference"]
     assert exact and all(a.equal == 1.0 for v in exact for a in v.agreements), report.verification
     found = np.asarray(again.get_layer("table").weights_as_used())

@@ -138,7 +138,7 @@ def _operators(name: str, target: str = "litert") -> dict[str, int]:
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("padding_before_strided_convs", {"PAD": 4, "CONV_2D": 5, "DEPTHWISE_CONV_2D": 1}),
+        ("padding_before_strided_convs", {"PAD": 3, "CONV_2D": 5, "DEPTHWISE_CONV_2D": 1}),
         ("pool_after_padding", {"CONV_2D": 1, "PAD": 1, "MAX_POOL_2D": 1}),
         ("mobile_bottleneck", {"CONV_2D": 2, "DEPTHWISE_CONV_2D": 1, "ADD": 1}),
         ("shared_conv_and_norm", {"CONV_2D": 2, "SUB": 1}),
@@ -155,7 +155,8 @@ def test_no_operator_too_many(name, expected):
 
 def test_tflm_concatenates_in_parts():
     assert _operators("concat_of_twelve", "tflm")["CONCATENATION"] == 3
-    assert _operators("repeat_vector_of_23", "tflm")["CONCATENATION"] == 4
+    # 10, 10 and 3 of one tensor, and these together: the first two are alike, so that one is enough
+    assert _operators("repeat_vector_of_23", "tflm")["CONCATENATION"] == 3
 
 
 def test_shared_layer_has_one_kernel_and_a_bias_for_each_input_scale():
