@@ -12,9 +12,10 @@ from benchmarks.__main__ import ALL
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 ELSEWHERE = {"tfmot_steps", "litert_quantizer"}  # run in environments of their own
 NAMES = sorted({path.stem for path in FOLDER.glob("*.py")} - ELSEWHERE)
+PEERS = [f"peers.{path.stem}" for path in sorted((FOLDER / "peers").glob("*.py"))]  # their scripts run elsewhere
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *PEERS])
 def test_it_imports_what_there_is(name: str) -> None:
     importlib.import_module(f"benchmarks.{name}")
 

@@ -22,7 +22,8 @@ from tqdm import tqdm
 import kquant
 from benchmarks.peers.environments import python_of
 from benchmarks.peers.tools import HERE, tools
-from kquant.tflite.reader import float_operators, read_model
+from kquant.tflite.file_model import float_operators
+from kquant.tflite.reader import read_model
 
 COVERING = ("kquant", "converter", "litert-quantizer")
 SAMPLES = 8

@@ -13,7 +13,8 @@ from benchmarks.latency import latencies_ms
 from benchmarks.peers.tasks import loaded
 from kquant.runtime.arenas import arena_bytes
 from kquant.runtime.running import available
-from kquant.tflite.reader import float_operators, read_model
+from kquant.tflite.file_model import float_operators
+from kquant.tflite.reader import read_model
 
 SOME = {"tflm": 500, "litert-reference": 2_000}  # samples, of interpreters that are slow
 
