@@ -65,10 +65,8 @@ def _file(
         row["runs"][runtime] = _worth(outputs, reference, y)
         if simulated is not None and file.outputs[0].scale is not None:
             row["runs"][runtime] |= _parity(outputs, simulated[: len(outputs)], file.outputs[0].scale[0])
-    try:
-        row["arena_bytes"] = arena_bytes(content)
-    except ValueError:
-        row["arena_bytes"] = None
+    runs_there = "refused" not in row["runs"].get("tflm", {"refused": "not installed"})
+    row["arena_bytes"] = arena_bytes(content) if runs_there else None
     return row
 
 

@@ -23,7 +23,8 @@ Measured on {processor}, {cores} cores, {date}: {versions}.
 - **accuracy**: of what the tool simulates in Keras, then of its file on each runtime; LiteRT's reference kernels judge
   the first 2,000 samples, TFLM the first 500. The anomaly detector has no labels here: SQNR of its output against the
   float model's, in dB.
-- **equal codes**: % of output codes of the file, on LiteRT's reference kernels, that are the simulation's.
+- **equal codes**: % of output codes of the file, on the reference kernels of LiteRT or of TFLM, whichever the tool
+  simulates, that are the simulation's.
 - **bytes**, **gzip**: of the file, and compressed with gzip 9. **arena**: the smallest in which TFLM runs it, found by
   trial.
 - **ms**: one invocation on LiteRT, one thread, all files of a model by turns. **s**, **MB**: making the file, without
