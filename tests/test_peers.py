@@ -14,15 +14,21 @@ from benchmarks.peers.tools import tools
 RESULTS = store.read()
 
 
-def names_in(script: str) -> set[str]:
-    """The strings of a script, its ways among them; it cannot be imported without its tool."""
-    return {n.value for n in ast.walk(ast.parse(script)) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+def ways_in(script: str) -> set[str]:
+    """The keys of what a script hands to `main`, itself or by the name WAYS; without its tool it cannot be imported."""
+    nodes = list(ast.walk(ast.parse(script)))
+    given = [n.args[0] for n in nodes if isinstance(n, ast.Call) and getattr(n.func, "id", "") == "main"]
+    given += [n.value for n in nodes if isinstance(n, ast.AugAssign) and getattr(n.target, "id", "") == "WAYS"]
+    given += [n.value for n in nodes if isinstance(n, ast.Assign) and getattr(n.targets[0], "id", "") == "WAYS"]
+    keys = [key for node in given if isinstance(node, ast.Dict) for key in node.keys if key is not None]
+    keys += [n for node in given if isinstance(node, ast.DictComp) for n in ast.walk(node.generators[0].iter)]
+    return {key.value for key in keys if isinstance(key, ast.Constant) and isinstance(key.value, str)}
 
 
 @pytest.mark.parametrize("name", tools())
 def test_every_way_of_a_tool_is_in_its_script(name: str) -> None:
     tool = tools()[name]
-    assert set(tool.ways) <= names_in(tool.script.read_text())
+    assert set(tool.ways) <= ways_in(tool.script.read_text())
     assert {way.group for way in tool.ways.values()} <= set(tables.GROUPS)
 
 

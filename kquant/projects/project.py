@@ -159,8 +159,7 @@ def bundle(
     check_count("bundle", "golden", golden)
     _check_debug(chosen, debug, bool(streaming))
     _check_runtime(chosen)
-    if test is not None and streaming:
-        raise ValueError("bundle: a stream has no accuracy of clips. Give test to a bundle without streaming.")
+    _check_test(test, bool(streaming))
     _check_target(qmodel, chosen)
     folder = Path(folder)
     old = earlier(folder)
@@ -302,6 +301,11 @@ def _check_debug(kind: Kind, debug: bool, streaming: bool) -> None:
         raise ValueError("bundle: debug=True is for models over whole clips; leave it, or `streaming`, out.")
     if debug and not kind.debug:
         raise ValueError(f"bundle: {kind.title} has no debug model; leave debug=True out.")
+
+
+def _check_test(test: Any, streaming: bool) -> None:
+    if test is not None and streaming:
+        raise ValueError("bundle: a stream has no accuracy of clips. Give test to a bundle without streaming.")
 
 
 def _check_runtime(kind: Kind) -> None:

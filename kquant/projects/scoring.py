@@ -56,8 +56,8 @@ def scored(
     count = len(keras.tree.flatten(data)[0])
     if count != len(labels):
         raise ValueError(
-            f"accuracy: expected a label for each of {count:,} samples. Received: {len(labels):,} labels. Give those "
-            "of the samples in --test, or in --data where there is no --test."
+            f"accuracy: expected a label for each of {count:,} samples. Received: {len(labels):,} labels. Give the "
+            "class of each of those very samples (--test on the command line; --data where there is none)."
         )
     metric, (runtime, _) = top1(labels), runtime_of(targets.load(target))
     # a parameter of Keras has the type of its default
