@@ -149,8 +149,9 @@ def export(
             several; of these each tensor gets the smallest. "auto": of all of them, 4 bits and plain.
             `kquant.LookUpTables`, `kquant.BitMasks` and `kquant.Huffman` name layers. See docs/bytes.md.
         decode_budget: bytes by which that may make the arena larger; weights that would take more stay as they are.
-        strip_names: leave out what no kernel reads: names, signatures, and for target "tflm" the scales of biases for
-            each channel. Applications find inputs and outputs by their place then; not for streams.
+        strip_names: leave out what no kernel reads: names, signatures, metadata, and for target "tflm" the scales of
+            biases and all but one of the zero points of weights, without which LiteRT refuses the file. Applications
+            find inputs and outputs by their place then; not for streams.
         shrink: leave out channels that no output code depends on, for any input; see docs/bytes.md. The outputs' codes
             are the same without.
         about: names, labels, normalization, units that the file is to tell tools of Android and MediaPipe (TFLite

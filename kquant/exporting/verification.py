@@ -25,11 +25,12 @@ from kquant.core.renamed import renamed
 from kquant.core.result import Result
 from kquant.files.leftovers import settle
 from kquant.graph.graph import run
+from kquant.runtime.decoding import DECODES
 from kquant.runtime.running import FALLBACK, available, probe, quantize_input, refuse_tables
 from kquant.targets import Target
-from kquant.tflite.file_content import SHRUNK, file_content
+from kquant.tflite.file_content import file_content
 from kquant.tflite.file_model import EDGES, float_operators
-from kquant.tflite.flatbuffer import with_outputs
+from kquant.tflite.flatbuffer import SHRUNK, with_outputs, with_zero_points
 from kquant.tflite.lowering import Lowered, lower
 from kquant.tflite.names import is_nameless, with_names
 from kquant.tflite.reader import (
@@ -181,7 +182,8 @@ def verify(
     content = read_bytes(path)
     file = inspect(path)
     lowered = lower(qmodel, shrink=SHRUNK in file.metadata)
-    note = ""
+    # where TFLM is not installed, LiteRT gets every zero point
+    one, note = file.one_zero_point and runtime is not None, ""
     if runtime is None:
         runtime, note = runtime_of(lowered.target)
     if "streaming" in file.metadata:
@@ -192,7 +194,7 @@ def verify(
     _refuse_foreign(lowered, file)
     if is_nameless(file):
         file = _named(lowered, file)
-    refuse_tables("verify", file, runtime)
+    refuse_tables("verify", replace(file, one_zero_point=one), runtime)
     x = gather(qmodel, data, limit)
     (report,) = compare(lowered, content, file, x, (runtime,))
     return replace(report, agreement=float(agreement), note=note)
@@ -256,7 +258,7 @@ def compare(
     wrong = _wrong_encodings(lowered, file)
     codes = [quantize_input(a, t) for a, t in zip(x, file.inputs, strict=True)]
     with ThreadPoolExecutor() as pool:
-        running = [pool.submit(probe, content, runtime, codes) for runtime in runtimes]
+        running = [pool.submit(probe, _runnable(content, file, runtime), runtime, codes) for runtime in runtimes]
         expected = _simulated(lowered, x)
         computed = [future.result() for future in running]
     reports = []
@@ -265,10 +267,16 @@ def compare(
         follows = runtime == lowered.target.follows
         report = VerifyReport(runtime, len(x[0]), agreements, floats, wrong, None, follows)
         if any(a.equal < 1.0 for a in agreements) and (locate or not report.ok):
-            first = first_difference(lowered, content, file, x, runtime, (expected, outputs))
+            runnable = _runnable(content, file, runtime)
+            first = first_difference(lowered, runnable, file, x, runtime, (expected, outputs))
             report = replace(report, first_difference=first)
         reports.append(report)
     return tuple(reports)
+
+
+def _runnable(content: bytes, file: FileModel, runtime: str) -> bytes:
+    """The file with as many zero points as this runtime asks for."""
+    return with_zero_points(content) if file.one_zero_point and runtime != DECODES else content
 
 
 def _unwanted_floats(lowered: Lowered, floats: Sequence[FileOperator], file: FileModel) -> Iterator[str]:

@@ -298,11 +298,16 @@ def _ending(code: int, place: Place | None) -> str:
 
 
 def refuse_tables(verb: str, file: FileModel, runtime: str) -> None:
-    """What a DECODE writes is for TFLM, and for builds of it that know the form.
+    """What a DECODE writes is for TFLM, and for builds of it that know the form; so is one zero point for all channels.
 
     Raises:
         ValueError: the file has some, and the runtime is another one, or of another time.
     """
+    if file.one_zero_point and runtime != DECODES:
+        raise ValueError(
+            f"{verb}: this file has one zero point for all channels of its weights, which '{runtime}' refuses. Give "
+            f"runtime='{DECODES}', or export without strip_names."
+        )
     if file.tables and runtime != DECODES:
         raise ValueError(
             f"{verb}: this file has {decoded_from(file)}, which '{runtime}' cannot decode. Give runtime='{DECODES}', "

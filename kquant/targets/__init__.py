@@ -80,6 +80,8 @@ class Target(BaseModel):
         decodes: what it decodes weights from, of `kquant.tflite.storage.STORAGES`.
         bias_scales: something that takes its files reads the scales of biases for each channel; False: kernels multiply
             those of the data and of the weights.
+        zero_points: something that takes its files reads a zero point for each scale; False: one for all of them is
+            read as often as it takes, where they are equal.
         arena: the one of its runtimes that tells the RAM that tensors take on the device; None where none does.
         compiler: what compiles the file for the device and says what its weights take there.
         fallback: the target that runs what this one does not take, for an accelerator beside a processor.
@@ -100,6 +102,7 @@ class Target(BaseModel):
     floats: bool = False
     decodes: tuple[str, ...] = Field(default=(), strict=False)
     bias_scales: bool = True
+    zero_points: bool = True
     arena: Literal["tflm"] | None = None
     compiler: Literal["vela"] | None = None
     fallback: str | None = None

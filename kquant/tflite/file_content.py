@@ -14,15 +14,13 @@ from kquant.layers.provenance import ALL
 from kquant.tflite.aliases import keep_apart
 from kquant.tflite.edges import IO, cast_edges
 from kquant.tflite.file_about import ENTRY, About, entry_of, packed_files
-from kquant.tflite.flatbuffer import packed, to_bytes, unpacked
+from kquant.tflite.flatbuffer import SHRUNK, packed, to_bytes, unpacked
 from kquant.tflite.lowering import Lowered
 from kquant.tflite.reader import SCHEMA, read_model
 from kquant.tflite.states import States, keep_states
 from kquant.tflite.storage import Decoding, Storing, refuse_undecoded
 from kquant.tflite.stored_weights import smaller_file
 from kquant.tflite.streaming import Streamed, stream_metadata, to_stream
-
-SHRUNK = "shrunk"  # key of the metadata that says what is not in the file
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from kquant.core.operators import facts
 from kquant.core.program import Operator, Program, Ref
 from kquant.targets import Target
 from kquant.tflite.reader import SCHEMA
+from kquant.tflite.tight import Tight
 
 TYPES = {
     "int4": "INT4",
@@ -34,6 +35,7 @@ TYPES = {
 # Code without types, like the schema's.
 BUILDER: Any = flatbuffers.Builder
 ALIGNMENT = 16  # of buffers, from the schema's `force_align`
+SHRUNK = "shrunk"  # key of the metadata that says what is not in the file
 
 
 def to_bytes(program: Program, target: Target, metadata: dict[str, Any], bare: bool = False) -> bytes:
@@ -43,8 +45,8 @@ def to_bytes(program: Program, target: Target, metadata: dict[str, Any], bare: b
         program: tidied.
         target: tells operator versions.
         metadata: written as JSON under "kquant".
-        bare: without what no kernel reads: names, signatures, and scales of biases for each channel where the target's
-            kernels take those of the weights.
+        bare: without what no kernel reads: names, signatures, metadata but for what `kquant.verify` needs, and, where
+            the target's kernels do without, scales of biases for each channel and equal zero points.
 
     Returns:
         Bytes with the identifier TFL3.
@@ -66,14 +68,28 @@ def with_outputs(content: bytes, tensors: Sequence[int]) -> bytes:
     return packed(model)
 
 
+def with_zero_points(content: bytes) -> bytes:
+    """The file with a zero point for each scale, as LiteRT wants them, where it has one for several.
+
+    Args:
+        content: a `.tflite` file.
+    """
+    model = unpacked(content)
+    for tensor in (tensor for graph in model.subgraphs for tensor in graph.tensors):
+        grid = tensor.quantization
+        if grid is not None and grid.scale is not None and grid.zeroPoint is not None and len(grid.zeroPoint) == 1:
+            grid.zeroPoint = np.repeat(np.int64(grid.zeroPoint), len(grid.scale))
+    return packed(model)
+
+
 def unpacked(content: bytes) -> Any:
     """A file as the schema's objects, its tables unpacked."""
     return SCHEMA.ModelT.InitFromPackedBuf(content, 0)
 
 
-def packed(model: Any) -> bytes:
-    """The file of a schema's `ModelT`."""
-    builder = _Builder(1 << 16)
+def packed(model: Any, tight: bool = False) -> bytes:
+    """The file of a schema's `ModelT`; in as few bytes as it can be where it is to be tight."""
+    builder = Tight() if tight else _Builder(1 << 16)
     builder.Finish(model.Pack(builder), b"TFL3")
     return bytes(builder.Output())
 
@@ -94,17 +110,18 @@ class _Writer:
         self.blobs: dict[bytes, int] = {}
         self.codes: dict[tuple[str, int], int] = {}
         self.names: set[str] = set()
-        self.grids: dict[Any, _Shared] = {}
 
     def pack(self, metadata: dict[str, Any]) -> bytes:
         self.model.subgraphs = self.graphs
         self.subgraph("main", self.program)
         self.model.signatureDefs = None if self.bare else [self.signature(self.graphs[0])]
-        entry = SCHEMA.MetadataT()
-        entry.name = "kquant"
-        entry.buffer = self.blob(json.dumps(metadata, sort_keys=True).encode())
-        self.model.metadata = [entry]
-        return packed(self.model)
+        told = {key: value for key, value in metadata.items() if key == SHRUNK or not self.bare}
+        if told or not self.bare:
+            entry = SCHEMA.MetadataT()
+            entry.name = "kquant"
+            entry.buffer = self.blob(json.dumps(told, sort_keys=True).encode())
+            self.model.metadata = [entry]
+        return packed(self.model, self.bare)
 
     def subgraph(self, name: str, program: Program) -> int:
         """Number of a new subgraph; those that its operators run come behind it."""
@@ -139,7 +156,7 @@ class _Writer:
     def blob(self, data: bytes) -> int:
         """Index of a buffer with these bytes."""
         if data not in self.blobs:
-            buffer = _Buffer()
+            buffer = Buffer()
             buffer.data = np.frombuffer(data, np.uint8)
             self.model.buffers.append(buffer)
             self.blobs[data] = len(self.model.buffers) - 1
@@ -165,7 +182,7 @@ class _Writer:
         tensor.hasRank = True
         tensor.isVariable = ref.variable
         if ref.encoding is not None and ref.dtype != "float32" and not (self.bare and self.is_unread(ref)):
-            tensor.quantization = self.quantization(ref)
+            tensor.quantization = _quantization(ref, self.bare and not self.target.zero_points)
         self.tensors.append(tensor)
         self.index[id(ref)] = len(self.tensors) - 1
         if key is not None:
@@ -176,14 +193,6 @@ class _Writer:
         """Scales of a bias for each channel, which are products of those of the data and of the weights."""
         several = ref.encoding is not None and ref.encoding.scale.size > 1
         return several and not self.target.bias_scales and ref.data is not None and ref.dtype in ("int32", "int64")
-
-    def quantization(self, ref: Ref) -> Any:
-        """The table of an encoding; equal ones are one table where the file is bare."""
-        made = _quantization(ref)
-        if not self.bare:
-            return made
-        key = (made.scale.tobytes(), made.zeroPoint.tobytes(), made.quantizedDimension)
-        return self.grids.setdefault(key, _Shared(made))
 
     def unique(self, name: str) -> str:
         wanted, n = name, 1
@@ -269,42 +278,36 @@ class _Builder(BUILDER):
             self.vectors[key] = super().CreateNumpyVector(x)  # pyright: ignore[reportUnknownMemberType]
         return self.vectors[key]
 
+    def contents(self, data: bytes, align: int) -> int:
+        """Offset of a vector of bytes at a multiple of an alignment."""
+        builder: Any = self
+        builder.StartVector(1, len(data), align)
+        # A flatbuffer grows towards its front: the contents end where its head was.
+        builder.head -= len(data)
+        builder.Bytes[builder.head : builder.head + len(data)] = data
+        return builder.EndVector()
 
-class _Buffer(SCHEMA.BufferT):
+
+class Buffer(SCHEMA.BufferT):
     """Contents of a tensor on the alignment that the schema asks for; the generated Python code forgets it."""
 
     def Pack(self, builder: Any) -> int:
         """Offset of the table."""
-        content = self.data.tobytes()
-        builder.StartVector(1, len(content), ALIGNMENT)
-        # A flatbuffer grows towards its front: the contents end where its head was.
-        builder.head -= len(content)
-        builder.Bytes[builder.head : builder.head + len(content)] = content
-        data = builder.EndVector()
+        data = builder.contents(self.data.tobytes(), ALIGNMENT)
         SCHEMA.BufferStart(builder)
         SCHEMA.BufferAddData(builder, data)
         return SCHEMA.BufferEnd(builder)
 
 
-class _Shared:
-    """A table that is written where it is first asked for."""
-
-    def __init__(self, made: Any) -> None:
-        self.made, self.place = made, 0
-
-    def Pack(self, builder: Any) -> int:
-        """Offset of the table."""
-        self.place = self.place or self.made.Pack(builder)
-        return self.place
-
-
-def _quantization(ref: Ref) -> Any:
+def _quantization(ref: Ref, one: bool) -> Any:
+    """The table of an encoding; `one`: a single zero point where all are equal."""
     quantization = SCHEMA.QuantizationParametersT()
     encoding = ref.encoding
     if encoding is None:
         return None
     quantization.scale = encoding.scale.astype(np.float32)
-    quantization.zeroPoint = encoding.zero_point.astype(np.int64)
+    points = encoding.zero_point.astype(np.int64)
+    quantization.zeroPoint = points[:1] if one and np.all(points == points[0]) else points
     # LiteRT refuses an axis beyond the rank, also where there is one scale only.
     quantization.quantizedDimension = encoding.axis or 0
     return quantization

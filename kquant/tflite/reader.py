@@ -203,8 +203,9 @@ def _read(parts: _Parts) -> FileModel:
     about, fault = _about(parts)
     calls = tuple(_signature(s, parts) for s in parts.signatures)
     graphs = tuple(_graph_name(n, graph, calls, parts) for n, graph in enumerate(parts.graphs))
+    one = any(_has_one_zero_point(t) for t in parts.stored)
     bare = FileModel(
-        parts.size, tensors, operators, inputs, outputs, _metadata(parts), (), tables, graphs, calls, about
+        parts.size, tensors, operators, inputs, outputs, _metadata(parts), (), tables, graphs, calls, about, one
     )
     return replace(bare, findings=(*findings_of(bare), *fault))
 
@@ -261,11 +262,17 @@ def _tensor(index: int, t: Any, parts: _Parts) -> FileTensor:
         shape=parts.numbers(t, "Shape"),
         type=NAMES[t.Type()],
         scale=scales or None,
-        zero_point=points if scales and points else (0,),
+        # one for all channels is read by TFLM as often as it takes
+        zero_point=(points * len(scales) if len(points) == 1 else points) if scales and points else (0,),
         axis=int(q.QuantizedDimension()) if q is not None and scales else 0,
         size_bytes=0 if content is None else len(content),
         variable=bool(t.IsVariable()),
     )
+
+
+def _has_one_zero_point(t: Any) -> bool:
+    q = t.Quantization()
+    return q is not None and q.ZeroPointLength() == 1 < q.ScaleLength()
 
 
 def contents(data: bytes, where: str = "the file") -> tuple[FileModel, dict[int, np.ndarray]]:

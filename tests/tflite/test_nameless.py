@@ -7,12 +7,12 @@ from dataclasses import replace
 import keras
 import numpy as np
 import pytest
-from ai_edge_litert import schema_py_generated as schema
 from typer.testing import CliRunner
 
 import kquant
-from kquant.runtime.running import available
-from kquant.tflite.flatbuffer import packed, unpacked
+from kquant.exporting import export_file, verification
+from kquant.runtime.running import available, probe
+from kquant.tflite.flatbuffer import packed, unpacked, with_zero_points
 from kquant.tflite.names import is_nameless, with_names
 from kquant.tflite.reader import read_model
 
@@ -21,7 +21,7 @@ RNG = np.random.default_rng(4)
 X = RNG.normal(size=(32, 6, 6, 8)).astype("float32")
 
 
-def quantized(target: str, seed: int = 1) -> keras.Model:
+def quantized(target: str, seed: int = 1, dead: bool = False) -> keras.Model:
     keras.utils.set_random_seed(seed)
     x = inputs = keras.Input((6, 6, 8), name="x")
     x = layers.Conv2D(32, 3, activation="relu", name="conv")(x)
@@ -30,6 +30,10 @@ def quantized(target: str, seed: int = 1) -> keras.Model:
     model = keras.Model(inputs, [layers.Dense(24, name="head")(x), layers.Dense(3, name="side")(x)])
     kernel = model.get_layer("head").kernel
     kernel.assign(kernel * (RNG.random(kernel.shape) < 0.1))
+    if dead:  # half of the channels are read by nobody
+        for name in ("head", "side"):
+            kernel = model.get_layer(name).kernel
+            kernel.assign(kernel * np.tile(np.arange(32) < 16, kernel.shape[0] // 32)[:, None])
     return kquant.calibrate(kquant.quantize(model, target=target), X, verbose=False)
 
 
@@ -52,10 +56,12 @@ def test_the_file_is_smaller_and_the_same(qmodel, io, tmp_path):
     assert [v.verdict for v in made.verification] == [v.verdict for v in plain.verification]
     assert {w.name for w in made.weights.layers} == {w.name for w in plain.weights.layers}
     # a function of one kind of numbers: the same codes on all interpreters but XNNPACK, which takes other kernels
+    bare = with_zero_points(content) if file.one_zero_point else content
+    assert file.one_zero_point == (target == "tflm")
     for runtime in set(available()) - {"litert"}:
-        expected, found = (kquant.predict(tmp_path / f"{name}.tflite", X, runtime) for name in ("plain", "bare"))
+        expected, found = (kquant.predict(given, X, runtime) for given in (tmp_path / "plain.tflite", bare))
         assert all(np.array_equal(a, b) for a, b in zip(expected, found, strict=True))
-    assert kquant.predict(tmp_path / "bare.tflite", X, "litert")[0].shape == (32, 24)
+    assert kquant.predict(bare, X, "litert")[0].shape == (32, 24)
     assert kquant.verify(q, tmp_path / "bare.tflite", X).ok
 
 
@@ -72,7 +78,7 @@ def test_with_codes_besides(tmp_path):
 
 
 def test_a_wrong_number_is_found_without_names(tmp_path):
-    q = quantized("tflm")
+    q = quantized("litert")
     kquant.export(q, tmp_path / "bare.tflite", data=X, strip_names=True)
     model = unpacked((tmp_path / "bare.tflite").read_bytes())
     [kernel] = [t for t in model.subgraphs[0].tensors if list(t.shape) == [32, 3, 3, 8]]
@@ -82,9 +88,9 @@ def test_a_wrong_number_is_found_without_names(tmp_path):
 
 
 def test_another_models_file_is_refused_or_found_wrong(tmp_path):
-    q = quantized("tflm")
+    q = quantized("litert")
     kquant.export(q, tmp_path / "bare.tflite", data=X, strip_names=True)
-    assert not kquant.verify(quantized("tflm", seed=2), tmp_path / "bare.tflite", X, "litert-reference").ok
+    assert not kquant.verify(quantized("litert", seed=2), tmp_path / "bare.tflite", X, "litert-reference").ok
     x = keras.Input((6, 6, 8), name="x")
     y = layers.Flatten()(layers.Conv2D(32, 3, name="conv")(x))
     other = keras.Model(x, [layers.Dense(24)(y), layers.Dense(3)(y)])
@@ -104,18 +110,42 @@ def test_names_are_those_of_the_other_file(tmp_path):
     assert is_nameless(bare) and not is_nameless(again)
 
 
-def test_equal_grids_are_one_table(tmp_path):
+def test_target_tflm_has_one_zero_point_for_all_channels(tmp_path):
+    q, path = quantized("tflm"), tmp_path / "bare.tflite"
+    made = kquant.export(q, path, data=X, strip_names=True)
+    [kernel] = [t for t in unpacked(path.read_bytes()).subgraphs[0].tensors if list(t.shape) == [32, 3, 3, 8]]
+    assert len(kernel.quantization.scale) == 32 and list(kernel.quantization.zeroPoint) == [0]
+    file = kquant.inspect(path)
+    assert file.one_zero_point and {t.zero_point for t in file.tensors if t.shape == (32, 3, 3, 8)} == {(0,) * 32}
+    # LiteRT itself refuses it, and every verb says so
+    with pytest.raises(ValueError, match="QuantizationParam has 1 zero_point values and 32 scale values"):
+        probe(path.read_bytes(), "litert", [np.zeros((1, 6, 6, 8), np.int8)])
+    for verb in (lambda: kquant.predict(path, X), lambda: kquant.verify(q, path, X, "litert-reference")):
+        with pytest.raises(ValueError, match="one zero point for all channels of its weights.*runtime='tflm'"):
+            verb()
+    long = kquant.inspect(with_zero_points(path.read_bytes()))
+    assert not long.one_zero_point and [t.zero_point for t in long.tensors] == [t.zero_point for t in file.tensors]
+    assert made.file_bytes <= long.size_bytes - 8 * (31 + 23 + 2)
+
+
+def test_verified_where_tflm_is_not_installed(tmp_path, monkeypatch):
+    q, path = quantized("tflm"), tmp_path / "bare.tflite"
+    for module in (verification, export_file):
+        monkeypatch.setattr(module, "available", lambda: ["litert", "litert-reference"])
+    made = kquant.export(q, path, data=X, strip_names=True)
+    assert [v.runtime for v in made.verification] == ["litert-reference"] and made.verification[0].ok
+    assert kquant.verify(q, path, X).ok
+
+
+def test_what_no_kernel_reads_is_not_there(tmp_path):
     q = quantized("tflm")
     kquant.export(q, tmp_path / "bare.tflite", data=X, strip_names=True)
-    model = schema.Model.GetRootAs((tmp_path / "bare.tflite").read_bytes(), 0)
-    graph = model.Subgraphs(0)
-    grids = [graph.Tensors(i).Quantization() for i in range(graph.TensorsLength())]
-    places: dict[tuple, set[int]] = {}
-    for grid in grids:
-        if grid is not None:
-            key = (grid.ScaleAsNumpy().tobytes(), grid.ZeroPointAsNumpy().tobytes(), grid.QuantizedDimension())
-            places.setdefault(key, set()).add(grid._tab.Pos)
-    assert all(len(found) == 1 for found in places.values())
+    assert kquant.inspect(tmp_path / "bare.tflite").metadata == {}
+    dead = quantized("tflm", dead=True)
+    made = kquant.export(dead, tmp_path / "dead.tflite", data=X, strip_names=True)
+    # without the note `verify` would look for channels that are not in the file
+    assert made.removed and list(kquant.inspect(tmp_path / "dead.tflite").metadata) == ["shrunk"]
+    assert kquant.verify(dead, tmp_path / "dead.tflite", X).ok
 
 
 def test_streams_keep_their_names(tmp_path):
