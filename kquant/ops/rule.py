@@ -181,6 +181,7 @@ class Rule:
             returns one layer for each key, also when the original is shared. It may return None: stay as it is.
         yields: `(layer) -> bool`, to the rules behind it where an accelerator leaves its operators to the processor.
         operators: TFLite operators that `lower` writes.
+        rank: `(node) -> dimensions` that its operators see, where `lower` writes the tensors with fewer than they have.
         helpers: further ones that it writes with int8, int32 and bool tensors, whatever the width of the activations.
         output: how its output's encoding is found.
         fixed: (scale, zero point) where output is "fixed".
@@ -215,6 +216,7 @@ class Rule:
     expand: Callable[..., Any] | None = None
     yields: Callable[[Any], bool] = _never
     operators: tuple[str, ...] = ()
+    rank: Callable[[Node], int] | None = None
     helpers: tuple[str, ...] = ()
     output: Output = "own"
     fixed: tuple[float, int] | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -13,15 +14,56 @@ from kquant.ops.rule import Call, Make, Rule, computed, example
 from kquant.ops.samples import why_mixed
 
 layers = keras.layers
+EVERYWHERE = 5  # dimensions that every interpreter's TRANSPOSE takes; what has more is merged into fewer
 
 
 def _lower_reshape(program: Program, call: Call) -> None:
     program.reshape(call.inputs[0], call.output.shape, call.output)
 
 
+def merged_axes(shape: Sequence[int], order: Sequence[int]) -> tuple[list[int], list[int]]:
+    """The same transposition in as few dimensions as it has: axes of length 1 gone, those that move together one.
+
+    Args:
+        shape: of the tensor, batch included.
+        order: for each axis of the result, the axis it comes from.
+
+    Returns:
+        shape and order; a transposition that moves nothing has one axis.
+
+    Example:
+        >>> merged_axes((1, 4, 2, 6, 2, 8), (0, 1, 3, 2, 4, 5))  # windows of an image
+        ([4, 2, 6, 16], [0, 2, 1, 3])
+    """
+    runs: list[list[int]] = []
+    for axis in (a for a in order if shape[a] != 1):
+        # what lies between two axes of the source does not part them where its length is 1
+        follows = runs and runs[-1][-1] < axis and all(shape[a] == 1 for a in range(runs[-1][-1] + 1, axis))
+        if follows:
+            runs[-1].append(axis)
+        else:
+            runs.append([axis])
+    source = sorted(runs)
+    sizes = [int(np.prod([shape[a] for a in run], dtype=np.int64)) for run in source]
+    return sizes or [1], [source.index(run) for run in runs] or [0]
+
+
+def _permuted_rank(node: Node) -> int:
+    shape = (1, *node.inputs[0].shape[1:])
+    return len(shape) if len(shape) <= EVERYWHERE else len(merged_axes(shape, (0, *node.op.dims))[0])
+
+
 def _lower_permute(program: Program, call: Call) -> None:
-    order = program.constant("order", np.array([0, *call.op.dims], np.int32))
-    program.emit("TRANSPOSE", [call.inputs[0], order], call.output)
+    x, order = call.inputs[0], (0, *call.op.dims)
+    if len(x.shape) <= EVERYWHERE:
+        program.emit("TRANSPOSE", [x, program.constant("order", np.array(order, np.int32))], call.output)
+        return
+    shape, order = merged_axes(x.shape, order)
+    moved = program.value(
+        f"{call.output.name}/moved", [shape[a] for a in order], call.output.encoding, call.output.dtype
+    )
+    program.emit("TRANSPOSE", [program.reshape(x, shape), program.constant("order", np.array(order, np.int32))], moved)
+    program.reshape(moved, call.output.shape, call.output)
 
 
 def _sides(amount: Any) -> list[tuple[int, int]]:
@@ -148,12 +190,15 @@ RULES = (
     ),
     Rule(
         layers=(layers.Permute,),
-        operators=("TRANSPOSE",),
+        operators=("TRANSPOSE", "RESHAPE"),
         output="same",
+        rank=_permuted_rank,
         lower=_lower_permute,
         examples=(
             example(lambda: layers.Permute((2, 1, 3)), shape=(4, 5, 3)),
             example(lambda: layers.Permute((4, 1, 3, 2)), shape=(2, 5, 3, 4)),
+            example(lambda: layers.Permute((1, 3, 2, 4, 5)), shape=(2, 3, 4, 2, 3)),
+            example(lambda: layers.Permute((2, 5, 1, 3, 6, 4)), shape=(2, 3, 2, 1, 2, 3)),
         ),
     ),
     Rule(

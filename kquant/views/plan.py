@@ -202,13 +202,12 @@ def _float_problem(node: Node, rule: Rule, target: Target) -> Problem | None:
 
 def _too_large(node: Node, rule: Rule, target: Target) -> str | None:
     """A tensor of more dimensions than an operator takes; layers with weights are written in four."""
-    rank = max(len(t.shape) for t in (*node.inputs, *node.outputs))
+    rank = rule.rank(node) if rule.rank else max(len(t.shape) for t in (*node.inputs, *node.outputs))
     limits = [(target.ops[code].max_rank, code) for code in rule.operators if rule.weights is None]
     for limit, code in limits:
         if limit is not None and rank > limit:
-            return (
-                f"a tensor of rank {rank}, batch included; {target.title} takes {code} up to rank {limit}. Put a "
-                "Reshape before and after it"
+            return f"a tensor of rank {rank}, batch included; {target.title} takes {code} up to rank {limit}. " + (
+                "Move fewer axes at a time" if rule.rank else "Put a Reshape before and after it"
             )
     return None
 
