@@ -92,7 +92,7 @@ data_scale calibration.data_scale
 demo app.demo
 dry_run analysis.try_steps
 encodings calibration.aimet_encodings
-expand prepare.expansion
+expand ops.expansion
 export exporting.export_file tflite.file_content
 fold prepare.folding
 hdf5 files.hdf5_copy
@@ -126,7 +126,7 @@ pipeline app.pipeline
 plan views.plan
 prefixes runtime.prefixes
 preprocessing prepare.preprocessing
-quantize prepare.quantization prepare.notices prepare.refusals views.float_model
+quantize prepare.quantization prepare.notices ops.expansion ops.refused views.float_model graph.given_model
 quantized views.quantized_model graph.copies graph.precision
 remedies analysis.remedies
 result_files app.result_files

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from keras import layers, ops
 
-from kquant.prepare.expansion import expand
+from kquant.ops.expansion import expand
 from kquant.prepare.folding import fold
 from kquant.runtime.running import available
 

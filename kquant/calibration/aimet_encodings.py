@@ -4,8 +4,7 @@ Versions 0.6.1 (`activation_encodings` and `param_encodings` by name) and 1.0.0 
 AIMET, docs "Quantization encoding specification". AIMET counts codes from 0, and its offset is `round(min / scale)`, so
 it is negative: an int8 zero point is `-offset - 128`.
 
-Names are those of Keras layers: a tensor is called like the layer that makes it (a model input like the input), a
-kernel `layer/kernel`. A layer that is called more than once makes `layer`, `layer_1`, ... in the order of the model.
+Names are those of Keras layers, as `views.encoding_sites` has them.
 """
 
 from __future__ import annotations
@@ -22,14 +21,12 @@ from kquant.core.messages import did_you_mean, first_of, warn
 from kquant.core.renamed import renamed
 from kquant.core.spec import QuantSpec, range_of
 from kquant.files.untrusted import read_json
-from kquant.graph.graph import Graph, Node
-from kquant.layers.kernel import Holder
 from kquant.layers.nodes import Compressed, FakeQuant
+from kquant.views.encoding_sites import EncodingSites, encoding_sites
 from kquant.views.loops import opened
 from kquant.views.quantized_model import read
 
 Version = Literal["0.6.1", "1.0.0"]
-Tensors = dict[str, tuple[FakeQuant, FakeQuant]]  # see `_tensors`
 VERSIONS = ("0.6.1", "1.0.0")
 # Scales of the file and of the model's own weights that differ more than this are worth a warning.
 TOLERANCE = 1e-3
@@ -70,20 +67,18 @@ def encodings(qmodel: keras.Model, version: Version = "0.6.1") -> dict[str, Any]
     """
     if version not in VERSIONS:
         raise ValueError(f"encodings: version must be one of {', '.join(VERSIONS)}. Received: {version!r}.")
-    graph = opened(read(qmodel))
-    tensors, inside = _tensors(graph), _inside(graph)
-    held = {**{n: x for n, (x, _) in tensors.items()}, **{n: x for n, (x, _) in inside.items()}}
+    sites = encoding_sites(opened(read(qmodel)))
+    held = {n: layer for n, (layer, _) in (*sites.tensors.items(), *sites.inside.items())}
     unseen = [n for n, x in held.items() if x.has_range and not np.any(x.count.numpy() > 0)]
     if unseen:
         raise ValueError(
             f"encodings: no range yet at {first_of(unseen)}. Run kquant.calibrate(model, data) or train first."
         )
-    activations = {name: _grid_of(source) for name, (_, source) in tensors.items()}
+    activations = {name: _grid_of(source) for name, (_, source) in sites.tensors.items()}
     width = max((g.bits for g in activations.values()), default=8)  # the cell state of an LSTM is int16 in any case
-    for name, (layer, scale) in inside.items():
+    for name, (layer, scale) in sites.inside.items():
         activations[name] = Grid(layer.spec.bits, layer.spec.symmetric, scale, np.zeros(1, np.int64))
-    weights = {f"{name}/{layer.kernel_name}": _kernel_grid(layer) for name, layer in _weighted(graph).items()}
-    weights = {name: grid for name, grid in weights.items() if grid is not None}
+    weights = {name: grid for name, layer in sites.kernels.items() if (grid := _kernel_grid(layer)) is not None}
     if version == "1.0.0":
         return {
             "version": version,
@@ -132,14 +127,20 @@ def set_encodings(qmodel: keras.Model, encodings: str | Path | dict[str, Any]) -
         >>> kquant.encodings(again) == kquant.encodings(q)
         True
     """
+    put_encodings(encoding_sites(opened(read(qmodel)), peeks=True), encodings)
+    return qmodel
+
+
+def put_encodings(sites: EncodingSites, encodings: str | Path | dict[str, Any]) -> None:
+    """`set_encodings` of a quantized model whose places were read, peeks too.
+
+    Raises:
+        ValueError: see `set_encodings`.
+    """
     activations, weights, where = _read(encodings)
-    graph = opened(read(qmodel))
-    inside = {name: (layer, layer) for name, (layer, _) in _inside(graph).items()}
-    tensors = {**_tensors(graph, peeks=True), **inside}
-    kernels = {f"{n}/{x.kernel_name}": x for n, x in _weighted(graph).items()}
-    biases = {f"{n}/{x.bias_name}" for n, x in _weighted(graph).items() if x.bias_name}
+    tensors = {**sites.tensors, **{name: (layer, layer) for name, (layer, _) in sites.inside.items()}}
     _refuse_unknown(where, "activation_encodings", activations, tensors)
-    _refuse_unknown(where, "param_encodings", weights, {**kernels, **dict.fromkeys(biases)})
+    _refuse_unknown(where, "param_encodings", weights, (*sites.kernels, *sites.biases))
     chosen: dict[int, list[tuple[str, Grid]]] = {}
     for name, grid in activations.items():
         layer = tensors[name][0]
@@ -149,8 +150,8 @@ def set_encodings(qmodel: keras.Model, encodings: str | Path | dict[str, Any]) -
         # tensors of one encoding on the device may have entries of their own: all of them before any is set
         chosen.setdefault(id(layer), []).append((name, grid))
     for name, grid in weights.items():
-        if name in kernels:
-            _compare(where, name, grid, kernels[name])
+        if name in sites.kernels:
+            _compare(where, name, grid, sites.kernels[name])
     for layer in {id(x): x for x, _ in tensors.values()}.values():
         if id(layer) in chosen:
             _set(where, tensors, layer, chosen[id(layer)])
@@ -160,49 +161,6 @@ def set_encodings(qmodel: keras.Model, encodings: str | Path | dict[str, Any]) -
             f"{where}: nothing for {first_of(left)} ({len(left)} tensors); calibration would set all ranges "
             "again, so give encodings for every tensor or for none."
         )
-    return qmodel
-
-
-def _tensors(graph: Graph, peeks: bool = False) -> Tensors:
-    """Name -> the layer that quantizes the tensor, and the one whose encoding it has: another where it follows.
-
-    Args:
-        graph: of a quantized model.
-        peeks: list what a layer asks of its output's encoding beforehand, too: files of version 0.1 do.
-    """
-    names = {id(t): t.name for t in graph.input_tensors}
-    names |= {id(t): node.name for node in graph.nodes for t in node.outputs if not isinstance(node.op, FakeQuant)}
-    tensors: Tensors = {}
-    nodes = [node for node in graph.nodes if isinstance(node.op, FakeQuant) and (peeks or not node.kwargs.get("peek"))]
-    # peeks last, so that tensors have the same names with them and without
-    for node in sorted(nodes, key=lambda node: bool(node.kwargs.get("peek"))):
-        made = node.args[0]
-        wanted = names.get(id(made), f"{node.op.name}")
-        name, n = wanted, 1
-        while name in tensors:
-            name, n = f"{wanted}_{n}", n + 1
-        names[id(node.outputs[0])] = f"{name}/{node.op.name}"  # what a requantization of it is called
-        tensors[name] = (node.op, _followed(node, graph.producers).op)
-    return tensors
-
-
-def _followed(node: Node, producers: dict[int, Node]) -> Node:
-    """The `FakeQuant` whose encoding this one has: itself, or that of its first source."""
-    while node.op.follows and node.kwargs.get("sources"):
-        node = producers[id(node.kwargs["sources"][0])]
-        while not isinstance(node.op, FakeQuant):  # layers that keep their input's codes
-            node = producers[id(node.inputs[0])]
-    return node
-
-
-def _inside(graph: Graph) -> dict[str, tuple[FakeQuant, np.ndarray]]:
-    """Tensors inside an operator (the cell state of an LSTM), and their scales as the kernel has them."""
-    holders = [node for node in graph.nodes if isinstance(node.op, Holder)]
-    return {f"{node.name}/{what}": held for node in holders for what, held in node.op.tensors_inside().items()}
-
-
-def _weighted(graph: Graph) -> dict[str, Compressed]:
-    return {node.name: node.op for node in graph.nodes if isinstance(node.op, Compressed) and node.op.spec is not None}
 
 
 def _grid_of(layer: FakeQuant) -> Grid:
@@ -323,10 +281,11 @@ def _grid(entry: Any) -> Grid:
     return Grid(int(bits), str(symmetric).lower() == "true", scale, points)
 
 
-def _refuse_unknown(where: str, section: str, given: Iterable[str], known: dict[str, Any]) -> None:
+def _refuse_unknown(where: str, section: str, given: Iterable[str], known: Iterable[str]) -> None:
+    names = list(known)
     for name in given:
-        if name not in known:
-            hint = did_you_mean(name, known, 0.3, most=3) or f" There are: {first_of(sorted(known), 20)}."
+        if name not in names:
+            hint = did_you_mean(name, names, 0.3, most=3) or f" There are: {first_of(sorted(names), 20)}."
             raise ValueError(f"{where}: {section} names '{name}', which is no tensor of this model.{hint}")
 
 

@@ -1,4 +1,4 @@
-"""What a user gave is a Keras 3 model, or is refused with the way to one."""
+"""What a user gave is a Keras 3 model with weights that kquant can read, or is refused with the way to one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 
+from kquant.core.messages import first_of
 from kquant.graph.keras_private import every_layer
 
 # Where Keras 2 keeps its classes: the legacy package, standalone Keras 2, and TensorFlow's own copy.
@@ -60,3 +62,53 @@ def layers_of(model: Any, verb: str) -> list[keras.layers.Layer]:
     """
     check_keras(model, verb)
     return every_layer(model)
+
+
+def float_layers(model: Any, verb: str) -> list[keras.layers.Layer]:
+    """`layers_of` a model whose weights are float32 numbers.
+
+    Args:
+        model: what a user gave.
+        verb: that got it, for messages.
+
+    Raises:
+        ValueError: see `check_keras`; Keras quantized it, or its weights are not float32 or not finite: names the layer
+            or variable.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((4,), name="x"), keras.layers.Dense(2, name="head")], name="m")
+        >>> [layer.name for layer in float_layers(model, "quantize")]
+        ['m', 'x', 'head']
+    """
+    layers = layers_of(model, verb)
+    grids = [layer.name for layer in layers if getattr(layer, "quantization_mode", None)]
+    if grids:
+        raise ValueError(
+            f"{model.name}: Keras quantized {first_of(grids)} (`model.quantize`); kquant finds its own grids. Pass the "
+            "float model, as it was before."
+        )
+    for variable in model.variables:
+        if "float" in variable.dtype and variable.dtype != "float32":
+            raise ValueError(
+                f"{model.name}: variable '{variable.path}' is {variable.dtype}; kquant reads float32 weights. Rebuild "
+                "the model with dtype float32 (or mixed_float16, which keeps float32 weights) and copy the weights."
+            )
+    check_finite(model)
+    return layers
+
+
+def check_finite(model: keras.Model) -> None:
+    """Refuse weights that are no numbers; metrics may hold such.
+
+    Args:
+        model: any built Keras model.
+
+    Raises:
+        ValueError: names the variable.
+
+    Example:
+        >>> check_finite(keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]))
+    """
+    for variable in model.weights:
+        if "float" in variable.dtype and not np.all(np.isfinite(variable.numpy())):
+            raise ValueError(f"{model.name}: variable '{variable.path}' holds NaN or Inf; restore a good checkpoint.")

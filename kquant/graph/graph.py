@@ -17,7 +17,7 @@ from keras import tree
 
 from kquant.graph.creation import with_one_name, without_collection
 from kquant.graph.defaults import own_defaults
-from kquant.graph.inputs import inputs_of
+from kquant.graph.inputs import check_static, inputs_of
 from kquant.graph.keras_private import made_of
 from kquant.graph.output_names import functional, output_names
 from kquant.graph.unfold import Node, substitute, unfold
@@ -87,6 +87,7 @@ def trace(
     *,
     masks: bool = False,
     whole: Callable[[Any], bool] | None = None,
+    static: bool = False,
 ) -> Graph:
     """The calls of `model`, unfolded until every operation is `known`.
 
@@ -96,19 +97,28 @@ def trace(
         input_shape: shapes with batch axis (one, or a list for several inputs) that replace the model's own.
         masks: layers that heed a mask are welcome, because the graph becomes a Keras model, not a file.
         whole: which of those that act otherwise in training stay whole, so that they go on doing so; none by default.
+        static: refuse inputs with open or empty dimensions.
 
     Returns:
         The graph, unused branches left out.
 
     Raises:
-        ValueError: the model is not built, or a `call` cannot be followed symbolically.
+        ValueError: the model is not built, `input_shape` does not fit, a shape is open that must be static, or a `call`
+            cannot be followed symbolically.
     """
     inputs = inputs_of(model, input_shape)
-    with without_collection():
-        nodes, outputs = unfold(model, inputs, known, masks, whole)
-    if input_shape is not None:
-        for node in nodes:
-            _refuse_misfit(node)
+    if static:
+        check_static(model.name, inputs)
+    try:
+        with without_collection():
+            nodes, outputs = unfold(model, inputs, known, masks, whole)
+        if input_shape is not None:
+            for node in nodes:
+                _refuse_misfit(node)
+    except ValueError as error:
+        if input_shape is None:
+            raise
+        raise ValueError(f"{model.name}: with input_shape={input_shape}: {error}") from error
     kept = reachable(nodes, tree.flatten(outputs))
     return Graph(model.name, inputs, outputs, kept, output_names(model) or _names(outputs, kept))
 

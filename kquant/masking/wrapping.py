@@ -9,12 +9,11 @@ import keras
 from kquant.core.messages import warn
 from kquant.core.origin import identities, mark
 from kquant.graph.copies import copy_of, copy_state, is_described, own, stays_whole
-from kquant.graph.given_model import check_keras
+from kquant.graph.given_model import check_finite, check_keras
 from kquant.graph.graph import Graph, Node, rewrite, trace
 from kquant.graph.keras_private import every_layer
 from kquant.layers.nodes import Transformed
 from kquant.layers.transform import kernel_at
-from kquant.views.float_model import check_finite
 from kquant.views.kernels import kernels_of
 from kquant.views.quantized_model import is_quantized, refuse_nested
 

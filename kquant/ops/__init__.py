@@ -4,6 +4,8 @@ family a file with `RULES`.
 dense  conv  volume  affine  activation  table  function  limit  choose  merge  divide  pool  adaptive  reduce
 shape  index  order  border  resize  lookup  constant  matmul  einsum  norm  attention  heads  recurrent  unrolled
 real_steps  steps  layered  passive
+
+`expansion` writes a model out by these rules; `refused` has what no rule can do.
 """
 
 from __future__ import annotations
@@ -21,18 +23,12 @@ from kquant.core.operators import check_operator
 from kquant.ops.rule import Rule
 from kquant.targets import Target
 
-# Found as files, so that a new family is a new file and no entry anywhere; what has no rules helps those that have.
-# Where several rules may speak for a class, the first one does: by name of the file, `recurrent` before `unrolled`.
-_MODULES = [import_module(f"{__name__}.{file.name}") for file in sorted(iter_modules(__path__), key=lambda f: f.name)]
-FAMILIES = tuple(module for module in _MODULES if hasattr(module, "RULES"))
-
 
 def rules_of(family: Any) -> tuple[Rule, ...]:
     """The rules of a family (a module of this folder) whose layers the installed Keras has."""
     return tuple(filter(Rule.exists, family.RULES))
 
 
-RULES: tuple[Rule, ...] = tuple(rule for family in FAMILIES for rule in rules_of(family))
 _OF_USERS: list[Rule] = []  # the latest first; they come before those of kquant
 
 
@@ -105,10 +101,10 @@ def find(op: Any, target: Target | None = None) -> Rule | None:
     able = [rule for rule in matching if all(target.supports(code) for code in (*rule.operators, *rule.helpers))]
     if target.accelerator is None or not able:
         return (able or matching)[0]
-    left = [rule for rule in able if rule.yields(op) and any(target.takes(code) is False for code in rule.operators)]
+    left = [rule for rule in able if rule.yields(op) and any(code in target.left for code in rule.operators)]
     able = [rule for rule in able if rule not in left] or able
     # not those that expand, whose operators are not known yet: steps of a loop written one by one, say
-    taken = (rule for rule in able if rule.operators and all(target.takes(code) is True for code in rule.operators))
+    taken = (rule for rule in able if rule.operators and target.taken.issuperset(rule.operators))
     return able[0] if able[0].expand is not None else next(taken, able[0])
 
 
@@ -128,3 +124,11 @@ def find_weighted(op: Any) -> Rule | None:
     # Of a layer that expands (an activation, causal padding), the rule behind says where the weights are.
     matching = (rule for rule in candidates(type(op)) if rule.expand is None and rule.when(op))
     return next((rule for rule in matching if rule.weights is not None), None)
+
+
+# Last in this file, as some of those below ask `find`. Found as files, so that a new family is a new file and no entry
+# anywhere; what has no rules helps those that have. Where several rules may speak for a class, the first one does: by
+# name of the file, `recurrent` before `unrolled`.
+_MODULES = [import_module(f"{__name__}.{file.name}") for file in sorted(iter_modules(__path__), key=lambda f: f.name)]
+FAMILIES = tuple(module for module in _MODULES if hasattr(module, "RULES"))
+RULES: tuple[Rule, ...] = tuple(rule for family in FAMILIES for rule in rules_of(family))

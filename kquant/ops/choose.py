@@ -14,6 +14,7 @@ import numpy as np
 
 from kquant.graph.keras_private import Multiply, made_of
 from kquant.graph.step_mask import StepMask
+from kquant.ops import find
 from kquant.ops.affine import Affine, affine
 from kquant.ops.function import Function, function
 from kquant.ops.index import along, part
@@ -38,8 +39,6 @@ def _is_tensor(value: Any) -> bool:
 
 def is_condition(x: Any) -> bool:
     """True for tensors of 0 and 1: comparisons, and what keeps or moves the numbers of such tensors."""
-    from kquant.ops import find  # which reads the rules of this file
-
     layer, inputs = made_of(x)
     if "bool" in str(x.dtype) or isinstance(layer, StepMask):
         return True

@@ -11,6 +11,7 @@ import numpy as np
 from kquant.core.program import Program
 from kquant.graph.keras_private import maker
 from kquant.graph.stored import refuse_infinite
+from kquant.ops import find_weighted
 from kquant.ops.affine import affine
 from kquant.ops.constant import as_array, stored
 from kquant.ops.merge import same_rank
@@ -63,8 +64,6 @@ def bounded(make: Make, x: Any, low: float | None, high: float | None, name: str
 
 def _is_weighted(x: Any) -> bool:
     """True behind a layer that a scale and an offset fold into, layers that act in training only between or not."""
-    from kquant.ops import find_weighted  # which reads the rules of this file
-
     op = maker(x)
     # At inference those are not there.
     while isinstance(op, TRAINING_ONLY) and isinstance(x := op.input, keras.KerasTensor):

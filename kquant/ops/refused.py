@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import keras
 
 from kquant.ops.activation import name_of
 from kquant.ops.samples import ONE, REDUCED, why_mixed
+from kquant.targets import Target
 
 PREPROCESS = "it computes with strings, integers or statistics of the input; keep it in the application's preprocessing"
 FOREIGN = "it runs {}, which kquant cannot look into; rebuild it with Keras layers and copy the weights"
@@ -72,6 +75,24 @@ OPERATIONS: dict[str, str] = {
     "Sparsemax": "it sorts, and no int8 kernel does; use softmax",
     "TopK": SORT,
 }
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A layer that cannot be integer on the target, and the remedy."""
+
+    layer: str
+    kind: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.layer} ({self.kind}): {self.reason}"
+
+
+def describe(problems: Iterable[Problem], target: Target) -> str:
+    """One message for all problems."""
+    lines = "\n".join(f"  {p}" for p in problems)
+    return f"These layers cannot run in integers on {target.title}:\n{lines}"
 
 
 def remedy(op: Any) -> str | None:

@@ -25,8 +25,8 @@ from kquant.graph.output_names import as_keras
 from kquant.graph.unfold import substitute
 from kquant.ops import find
 from kquant.ops.affine import Affine, Moments, Norm, affine
+from kquant.ops.expansion import expand
 from kquant.ops.rule import Weights
-from kquant.prepare.expansion import expand
 from kquant.prepare.unblock import move_past_affines
 
 layers = keras.layers
@@ -89,8 +89,7 @@ def fold(model: keras.Model) -> keras.Model:
         ['InputLayer', 'Dense', 'ReLU']
     """
     graph = trace(expand(model), lambda op: find(op) is not None)
-    with own_defaults(graph.layers):
-        folded = fold_graph(graph)
+    folded = fold_graph(graph)
     return as_keras(rewrite(folded.graph, lambda node, args, kwargs: node.op(*args, **kwargs)))
 
 
@@ -104,8 +103,9 @@ def fold_graph(graph: Graph, *, live: bool = False) -> Folded:
     graph = move_past_affines(graph, _exact)
     every = {node.op.name for node in graph.nodes if isinstance(node.op, Affine) and node.op.norm is not None}
     folded = Folded(graph, {}, {}, {}, live=live)
-    while pairs := _pairs(folded.graph):
-        folded = replace(folded, graph=_merge(folded, pairs))
+    with own_defaults(graph.layers):  # two factors in a row become a new layer
+        while pairs := _pairs(folded.graph):
+            folded = replace(folded, graph=_merge(folded, pairs))
     if live and len(folded.norms) < len(every):
         warn(
             f"quantize: {len(every) - len(folded.norms)} of {len(every)} batch norms stand behind no layer with "

@@ -13,18 +13,16 @@ from kquant.core.messages import first_of
 from kquant.core.origin import identities
 from kquant.core.result import Result
 from kquant.core.spec import PACKED_BITS
-from kquant.graph.defaults import own_defaults
-from kquant.graph.given_model import layers_of
+from kquant.graph.given_model import float_layers
 from kquant.graph.graph import Graph, Node, trace
 from kquant.ops import find
-from kquant.prepare.expansion import expand_alone
+from kquant.ops.expansion import expand_alone, expanded, unknown_layers
 from kquant.prepare.folding import Fate, fates
 from kquant.prepare.placement import Placement
 from kquant.prepare.preprocessing import advice
 from kquant.prepare.quantization import check_recipe, planned
-from kquant.prepare.refusals import expanded, unknown_layers
 from kquant.recipe import recipe as recipes
-from kquant.views.float_model import check_float, is_known, read
+from kquant.views.float_model import is_known, read, refuse_quantized
 from kquant.views.loops import opened
 from kquant.views.packing import times
 from kquant.views.plan import Plan, problem
@@ -108,7 +106,7 @@ def forecast(
     chosen = None if recipe is None else recipes.load(recipe)
     if chosen is not None:
         check_recipe(chosen)
-    check_float(model, layers_of(model, "quantize"))
+    refuse_quantized(model, float_layers(model, "quantize"))
     goal = targets.load(target)
     graph = read(model, input_shape)
     rows = [_row(node, goal) for node in graph.nodes if is_known(node.op)]
@@ -122,8 +120,7 @@ def forecast(
 
 def _with_folds(report: CheckReport, graph: Graph, target: targets.Target) -> CheckReport:
     """The batch norms among the rows, from a copy of the model that is folded."""
-    with own_defaults(graph.layers):
-        folds = fates(trace(expanded(graph, target), is_known))
+    folds = fates(trace(expanded(graph, target), is_known))
     gone = {(fate.layer, fate.kind) for fate in folds if fate.into is not None}
     rows = tuple(
         replace(row, status="folded", operators=()) if (row.layer, row.kind) in gone else row for row in report.layers
@@ -133,8 +130,7 @@ def _with_folds(report: CheckReport, graph: Graph, target: targets.Target) -> Ch
 
 def _with_weights(report: CheckReport, graph: Graph, target: targets.Target, recipe: recipes.Recipe) -> CheckReport:
     """How the recipe has the weights stored, and what of it the target cannot do."""
-    with own_defaults(graph.layers):
-        plan, _ = planned(graph, recipe, target)
+    plan, _ = planned(expanded(graph, target), recipe, target)
     refused = {(p.layer, p.kind): p.reason for p in plan.problems}
     forms: dict[tuple[str, str], set[str]] = {}
     slow: dict[str, float] = {}

@@ -20,8 +20,8 @@ from kquant.graph.graph import Graph, Node, substitute, trace
 from kquant.graph.keras_private import deep_graphs
 from kquant.graph.step_mask import StepMask
 from kquant.ops import find
+from kquant.ops.expansion import expand_call
 from kquant.ops.unrolled import CELLS, SameEncoding, Steps
-from kquant.prepare.expansion import expand_call
 
 layers = keras.layers
 

@@ -14,8 +14,8 @@ import numpy as np
 from kquant.graph.graph import Graph, Node, trace
 from kquant.ops import find
 from kquant.ops.affine import Affine
+from kquant.ops.expansion import expand_alone
 from kquant.ops.passive import is_idle
-from kquant.prepare.expansion import expand_alone
 
 layers = keras.layers
 # What images of 8 bits and sound of 16 bits are divided by.

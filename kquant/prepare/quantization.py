@@ -11,21 +11,21 @@ from kquant import targets
 from kquant.calibration import observers
 from kquant.correct.steps import function_of
 from kquant.graph.copies import copy_of
-from kquant.graph.defaults import own_defaults
-from kquant.graph.given_model import layers_of
-from kquant.graph.graph import Graph, trace
+from kquant.graph.given_model import float_layers
+from kquant.graph.graph import trace
 from kquant.masking.method import methods
+from kquant.ops.expansion import expanded
 from kquant.prepare.attach import attach
 from kquant.prepare.folding import Folded, fold_graph
 from kquant.prepare.notices import warn_equalized, warn_of_plan
 from kquant.prepare.preprocessing import inputs_take
-from kquant.prepare.refusals import describe, expanded
 from kquant.prepare.unblock import move_into_relus
 from kquant.recipe import recipe as recipes
-from kquant.views.float_model import check_float, is_known, read, warn_lost_losses, warn_lost_steps
+from kquant.views import quantized_model
+from kquant.views.encoding_sites import encoding_sites
+from kquant.views.float_model import is_known, read_given
 from kquant.views.loops import opened
 from kquant.views.plan import Plan, make_plan
-from kquant.views.released import release
 
 
 def quantize(
@@ -67,32 +67,30 @@ def quantize(
     """
     chosen, goal = recipes.load(recipe), targets.load(target)
     check_recipe(chosen)
-    layers = layers_of(model, "quantize")
-    check_float(model, layers)
-    warn_lost_losses(layers)
-    warn_lost_steps(model, "quantize")
-    plain, carried = release(model, layers)
-    graph = read(plain, input_shape)
-    with own_defaults(graph.layers):
-        plan, folded = planned(graph, chosen, goal)
-        if plan.problems:
-            raise ValueError(describe(plan.problems, goal))
-        warn_of_plan(plan)
-        takes = inputs_take(graph)
-        qmodel = attach(plan, folded, carried, takes)
-        if _equalizes(chosen, goal):
-            function_of("equalize")(qmodel, verbose=False)
-            warn_equalized(goal)
-        for method in methods(chosen):
-            if not method.acts(qmodel):
-                method.put(qmodel, chosen)
-                # made anew, since an optimizer finds its state by the order of the variables, as a loaded model has it
-                qmodel = copy_of(qmodel)
-    if encodings is None:
-        return qmodel
-    from kquant.calibration.aimet_encodings import set_encodings  # few ask for it, and all would wait
+    layers = float_layers(model, "quantize")
+    graph, carried = read_given(model, layers, input_shape)
+    flat = expanded(graph, goal)
+    plan, folded = planned(flat, chosen, goal)
+    if plan.problems:
+        raise ValueError(plan.refusal)
+    warn_of_plan(plan)
+    takes = inputs_take(graph)
+    qmodel = attach(plan, folded, carried, takes)
+    if _equalizes(chosen, goal):
+        function_of("equalize")(qmodel, verbose=False)
+        warn_equalized(goal)
+    for method in methods(chosen):
+        if not method.acts(qmodel):
+            method.put(qmodel, chosen)
+            # made anew, since an optimizer finds its state by the order of the variables, as a loaded model has it
+            qmodel = copy_of(qmodel)
+    if encodings is not None:
+        from kquant.calibration.aimet_encodings import put_encodings  # few ask for it, and all would wait
 
-    return set_encodings(qmodel, encodings)
+        calls = opened(trace(qmodel, quantized_model.is_known))
+        sites = encoding_sites(calls, peeks=True)
+        put_encodings(sites, encodings)
+    return qmodel
 
 
 def _equalizes(recipe: recipes.Recipe, target: targets.Target) -> bool:
@@ -100,15 +98,14 @@ def _equalizes(recipe: recipes.Recipe, target: targets.Target) -> bool:
     return target.per_tensor and recipe.mode == "static" and all(step.name != "equalize" for step in recipe.steps)
 
 
-def planned(graph: Graph, recipe: recipes.Recipe, target: targets.Target) -> tuple[Plan, Folded]:
-    """What becomes of the calls of a float model, and what folding left beside them.
+def planned(model: keras.Model, recipe: recipes.Recipe, target: targets.Target) -> tuple[Plan, Folded]:
+    """What becomes of the calls of a model that was expanded, and what folding left beside them.
 
     Raises:
-        ValueError: see `expanded`; a rule of the recipe matches no layer.
+        ValueError: a rule of the recipe matches no layer.
     """
-    flat = trace(expanded(graph, target), is_known)
-    live = recipe.training.batch_norm == "live"
-    folded = fold_graph(flat, live=live) if recipe.fold else Folded(flat, {}, {}, {})
+    graph, live = trace(model, is_known), recipe.training.batch_norm == "live"
+    folded = fold_graph(graph, live=live) if recipe.fold else Folded(graph, {}, {}, {})
     return make_plan(opened(move_into_relus(folded.graph)), recipe, target), folded
 
 

@@ -14,16 +14,16 @@ from typing import Any
 import keras
 
 from kquant.core.messages import first_of
-from kquant.graph.given_model import layers_of
+from kquant.graph.given_model import float_layers
 from kquant.graph.graph import Graph, Node, rewrite, substitute, trace
 from kquant.graph.output_names import as_keras
 from kquant.ops import find
 from kquant.ops.affine import Affine
 from kquant.ops.constant import Stored
+from kquant.ops.expansion import expand_alone
 from kquant.ops.function import COMPARISONS, Function
-from kquant.prepare.expansion import expand_alone
 from kquant.views.flat_copy import plain, read
-from kquant.views.float_model import check_float
+from kquant.views.float_model import refuse_quantized
 
 layers = keras.layers
 SCALES = (layers.Normalization, layers.Rescaling, layers.BatchNormalization)
@@ -76,7 +76,7 @@ def split_preprocessing(model: keras.Model) -> SplitModel:
         >>> split.preprocessing(x).numpy().tolist(), len(split.model.layers)
         ([[1.0, 1.0]], 2)
     """
-    check_float(model, layers_of(model, "quantize"))
+    refuse_quantized(model, float_layers(model, "quantize"))
     graph = read(plain(model))
     outside = _outside(graph)
     if not outside:

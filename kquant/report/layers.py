@@ -10,9 +10,9 @@ import keras  # pyright: ignore[reportMissingTypeStubs]
 from kquant import targets
 from kquant.graph.graph import Node, trace
 from kquant.ops import FAMILIES, RULES, find, passive, rules_of
+from kquant.ops.expansion import expand_alone
 from kquant.ops.refused import LAYERS, OPERATIONS, UNFOLDED
 from kquant.ops.rule import Rule
-from kquant.prepare.expansion import expand_alone
 from kquant.views.loops import opened
 
 HEAD = """# Supported layers

@@ -20,6 +20,7 @@ from kquant.core.progress import tqdm
 from kquant.core.renamed import renamed
 from kquant.core.result import Result
 from kquant.core.table import Table
+from kquant.graph.given_model import check_finite
 from kquant.graph.keras_private import every_layer
 from kquant.layers.transform import apply
 from kquant.masking.kernel_sites import check_patterns, sites
@@ -31,7 +32,6 @@ from kquant.recipe import recipe as recipes
 from kquant.recipe.pruning_section import Pruning, structure_name
 from kquant.recipe.recipe import Recipe
 from kquant.shrink.by_score import finite
-from kquant.views.float_model import check_finite
 from kquant.views.quantized_model import is_quantized
 
 

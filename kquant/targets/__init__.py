@@ -32,7 +32,7 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Iterable, Mapping
-from functools import cache
+from functools import cache, cached_property
 from importlib import resources
 from pathlib import Path
 from types import MappingProxyType
@@ -41,7 +41,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from kquant.core.messages import did_you_mean, fault_in_words
-from kquant.core.operators import check_operator
+from kquant.core.operators import OPERATORS, check_operator
 from kquant.targets.accelerator import Accelerator, Claim, Fact, Use
 from kquant.targets.kernels import Operator
 
@@ -152,6 +152,21 @@ class Target(BaseModel):
             return True
         version = self.ops[op].version_for(type) if op in self.ops else 1
         return self.accelerator.takes(Use(op, type, version))[0]
+
+    @cached_property
+    def taken(self) -> frozenset[str]:
+        """The operators that the accelerator takes with int8 activations.
+
+        Example:
+            >>> "SOFTMAX" in load("cmsis-nn").taken, "LOGISTIC" in load("cmsis-nn").taken
+            (True, False)
+        """
+        return frozenset(code for code in OPERATORS if self.takes(code) is True)
+
+    @cached_property
+    def left(self) -> frozenset[str]:
+        """The operators that it leaves to the processor; what nobody said of others is in neither set."""
+        return frozenset(code for code in OPERATORS if self.takes(code) is False)
 
     def per_axis_for(self, op: str, type: str = "int8") -> bool:
         """Whether to write a scale for each channel of an operator's weights: kernels and accelerator take them.

@@ -6,83 +6,54 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
-import numpy as np
 
-from kquant.core.messages import first_of, warn
+from kquant.core.messages import warn
 from kquant.graph.graph import Graph, trace
-from kquant.graph.inputs import check_static, inputs_of
+from kquant.layers.transform import Carried
 from kquant.ops import find
 from kquant.ops.refused import remedy
 from kquant.views.quantized_model import is_quantized
+from kquant.views.released import release
 
 # What a user's class may do otherwise than Keras in `fit`.
 STEPS = ("train_step", "test_step", "predict_step", "compute_loss", "compute_metrics")
 Layers = Sequence[keras.layers.Layer]
 
 
-def check_float(model: keras.Model, layers: Layers) -> None:
-    """Refuse what kquant cannot quantize, with the way out.
+def read_given(model: keras.Model, layers: Layers, input_shape: Any) -> tuple[Graph, Carried]:
+    """The calls of a float model that a user gave to be quantized, and what `kquant.prune` and the like put into it.
+
+    Args:
+        model: a Keras 3 model; it stays as it was.
+        layers: in it, at any depth: `kquant.graph.given_model.float_layers`.
+        input_shape: see `kquant.quantize`.
+
+    Raises:
+        ValueError: see `refuse_quantized` and `read`.
+    """
+    refuse_quantized(model, layers)
+    warn_lost_losses(layers)
+    warn_lost_steps(model, "quantize")
+    plain, carried = release(model, layers)
+    return read(plain, input_shape), carried
+
+
+def refuse_quantized(model: keras.Model, layers: Layers) -> None:
+    """Refuse a model that has grids already.
 
     Args:
         model: a Keras 3 model.
         layers: in it, at any depth.
 
     Raises:
-        ValueError: quantized already (by Keras too), or weights that are not float32 or not finite.
+        ValueError: it came from `kquant.quantize`.
 
     Example:
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
-        >>> check_float(model, model.layers)
+        >>> refuse_quantized(model, model.layers)
     """
     if is_quantized(layers):
         raise ValueError(f"{model.name}: this model is quantized already; pass the float model.")
-    check_weights(model, layers)
-
-
-def check_weights(model: keras.Model, layers: Layers) -> None:
-    """Refuse weights that kquant cannot read.
-
-    Args:
-        model: any built Keras model.
-        layers: in it, at any depth.
-
-    Raises:
-        ValueError: Keras quantized it, or its weights are not float32 or not finite; names the layer or variable.
-
-    Example:
-        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
-        >>> check_weights(model, model.layers)
-    """
-    grids = [layer.name for layer in layers if getattr(layer, "quantization_mode", None)]
-    if grids:
-        raise ValueError(
-            f"{model.name}: Keras quantized {first_of(grids)} (`model.quantize`); kquant finds its own grids. Pass the "
-            "float model, as it was before."
-        )
-    for variable in model.variables:
-        if "float" in variable.dtype and variable.dtype != "float32":
-            raise ValueError(
-                f"{model.name}: variable '{variable.path}' is {variable.dtype}; kquant reads float32 weights. Rebuild "
-                "the model with dtype float32 (or mixed_float16, which keeps float32 weights) and copy the weights."
-            )
-    check_finite(model)
-
-
-def check_finite(model: keras.Model) -> None:
-    """Refuse weights that are no numbers; metrics may hold such.
-
-    Args:
-        model: any built Keras model.
-
-    Raises:
-        ValueError: names the variable.
-
-    Example:
-        >>> check_finite(keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]))
-    """
-    for variable in model.weights:
-        if "float" in variable.dtype and not np.all(np.isfinite(variable.numpy())):
-            raise ValueError(f"{model.name}: variable '{variable.path}' holds NaN or Inf; restore a good checkpoint.")
 
 
 def warn_lost_losses(layers: Layers) -> None:
@@ -126,14 +97,7 @@ def read(model: keras.Model, input_shape: Any) -> Graph:
     Raises:
         ValueError: open or empty shapes, an `input_shape` that does not fit, or a `call` that cannot be followed.
     """
-    inputs = inputs_of(model, input_shape)
-    check_static(model.name, inputs)
-    try:
-        graph = trace(model, lambda op: is_known(op) or remedy(op) is not None, input_shape)
-    except ValueError as error:
-        if input_shape is None:
-            raise
-        raise ValueError(f"{model.name}: with input_shape={input_shape}: {error}") from error
+    graph = trace(model, lambda op: is_known(op) or remedy(op) is not None, input_shape, static=True)
     check_dtypes(graph)
     return graph
 

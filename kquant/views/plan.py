@@ -21,6 +21,7 @@ from kquant.graph.stored import Stored
 from kquant.layers.provenance import Provenance
 from kquant.ops import find
 from kquant.ops.real_steps import unread_padding
+from kquant.ops.refused import Problem, describe
 from kquant.ops.rule import Rule
 from kquant.recipe.recipe import Recipe, Settings
 from kquant.recipe.training_section import Training
@@ -55,18 +56,6 @@ class Site:
 
     group: int
     index: int
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A layer that cannot be integer on the target, and the remedy."""
-
-    layer: str
-    kind: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.layer} ({self.kind}): {self.reason}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,6 +93,11 @@ class Plan:
     padding: dict[int, float]
     provenance: Provenance
     problems: tuple[Problem, ...]
+
+    @property
+    def refusal(self) -> str:
+        """One message for all problems."""
+        return describe(self.problems, self.target)
 
 
 def make_plan(graph: Graph, recipe: Recipe, target: Target) -> Plan:

@@ -21,7 +21,7 @@ import kquant
 from kquant import targets
 from kquant.graph.copies import copy_of
 from kquant.layers.nodes import Compressed
-from kquant.prepare.expansion import expand
+from kquant.ops.expansion import expand
 from kquant.prepare.folding import fold
 from kquant.runtime.running import available
 from kquant.tflite.lowering import lower

@@ -11,8 +11,8 @@ from keras import layers, ops
 import kquant
 from kquant.graph.stored import Stored
 from kquant.layers.nodes import Compressed
+from kquant.ops.expansion import expand
 from kquant.ops.rule import computed
-from kquant.prepare.expansion import expand
 from kquant.runtime.running import available
 
 pytestmark = pytest.mark.filterwarnings(

@@ -10,8 +10,8 @@ from keras import layers, ops
 
 import kquant
 from kquant.graph.keras_private import every_layer
+from kquant.ops.expansion import expand
 from kquant.ops.function import Function
-from kquant.prepare.expansion import expand
 from kquant.tflite.reader import read_model
 
 pytestmark = pytest.mark.filterwarnings(

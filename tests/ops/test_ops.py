@@ -19,7 +19,7 @@ from kquant.layers.loop import Loop
 from kquant.layers.nodes import Compressed
 from kquant.layers.training_only import ReLUBehind
 from kquant.ops import RULES, constant, find, passive
-from kquant.prepare.expansion import expand
+from kquant.ops.expansion import expand
 from kquant.prepare.folding import fold
 from kquant.runtime.interpreters import open_runtime
 from kquant.runtime.running import available

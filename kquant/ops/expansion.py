@@ -1,7 +1,8 @@
 """Any Keras model -> the same function as a flat Functional model of layers that have a rule of their own.
 
 Nested and subclassed models are unfolded, what does nothing leaves, activations stand alone, SeparableConv2D becomes
-two convolutions, batch norms and constants become `Affine`. Weights are copied: the given model keeps its own.
+two convolutions, batch norms and constants become `Affine`. Weights are copied: the given model keeps its own. What no
+integer kernel computes is refused, every layer of it at once, each with its remedy.
 """
 
 from __future__ import annotations
@@ -24,8 +25,10 @@ from kquant.graph.step_mask import reads_mask
 from kquant.graph.unfold import lost_draws, substitute
 from kquant.ops import find
 from kquant.ops.passive import is_idle
-from kquant.ops.refused import remedy
+from kquant.ops.refused import Problem, describe, remedy
 from kquant.targets import Target
+
+REPLACE = "replace it by layers that have one, or leave it out of the exported model"
 
 
 def expand(model: keras.Model, input_shape: Any = None) -> keras.Model:
@@ -42,6 +45,26 @@ def expand(model: keras.Model, input_shape: Any = None) -> keras.Model:
         ValueError: naming a layer that has no rule, with what to do.
     """
     return expand_graph(trace(model, lambda op: find(op) is not None, input_shape))
+
+
+def expanded(graph: Graph, target: Target) -> keras.Model:
+    """`expand_graph`, or all that it refuses at once.
+
+    Raises:
+        ValueError: naming every layer without a rule, and every one that its rule refuses, with the remedy.
+    """
+    unknown = unknown_layers(graph)
+    known = [node for node in graph.nodes if find(node.op) is not None]
+    refusal = None
+    if not unknown:
+        try:
+            return expand_graph(graph, target)
+        except ValueError as error:
+            refusal = error
+    problems = [*unknown, *_refusals(known, target)]
+    if refusal is not None and len(problems) < 2:
+        raise refusal
+    raise ValueError(describe(problems, target)) from refusal
 
 
 def expand_graph(graph: Graph, target: Target | None = None) -> keras.Model:
@@ -89,6 +112,44 @@ def expand_alone(node: Node, target: Target | None = None) -> keras.Model:
         )
     inputs = list({id(t): t for t in node.inputs}.values())
     return expand_graph(Graph(node.name, inputs, list(node.outputs), (node,)), target)
+
+
+def _refusals(nodes: list[Node], target: Target) -> list[Problem]:
+    """The calls that `expand_graph` refuses, each tried alone."""
+    problems = []
+    for node in nodes:
+        try:
+            if all(t.shape for t in node.inputs):  # without axes: what made it is refused
+                expand_alone(node, target)
+        except ValueError as error:
+            kind = type(node.op).__name__
+            reason = str(error).removeprefix(f"{node.name} ({kind}): ").removeprefix(f"{node.name}: ").rstrip(".")
+            problems.append(Problem(node.name, kind, reason))
+    return problems
+
+
+def unknown_layers(graph: Graph) -> list[Problem]:
+    """Layers without a rule; one that was unfolded shows once, with the operations in it that have none."""
+    unknown: dict[int, tuple[Any, set[str]]] = {}
+    remedies: dict[str, str] = {}
+    for node in graph.nodes:
+        if find(node.op) is None:
+            owner = None if isinstance(node.op, keras.layers.Layer) else node.owner
+            kind = type(node.op).__name__
+            unknown.setdefault(id(owner or node.op), (owner, set()))[1].add(kind)
+            remedies[kind] = remedy(node.op) or ""
+    problems = []
+    for node in graph.nodes:
+        owner = None if isinstance(node.op, keras.layers.Layer) else node.owner
+        owner, kinds = unknown.pop(id(owner or node.op), (None, set()))
+        said = "; ".join(f"{k}: {remedies[k]}" for k in sorted(kinds) if remedies[k])
+        if owner is not None:
+            reason = f"it unfolds into {', '.join(sorted(kinds))}, which kquant has no rule for; {said or REPLACE}"
+            problems.append(Problem(owner.name, type(owner).__name__, reason))
+        elif kinds:
+            reason = remedy(node.op) or f"kquant has no rule for it; {REPLACE}"
+            problems.append(Problem(node.name, type(node.op).__name__, reason))
+    return problems
 
 
 def _outputs_apart(graph: Graph) -> set[int]:
@@ -145,9 +206,9 @@ def expand_call(
         layer = make_for(op)(key, factory)
         return lambda *a, **k: _again(layer, make_for, a, k, target)
 
-    expanded = rule.expand(op, make, *args, **kwargs)
-    if expanded is not None:
-        return expanded
+    outputs = rule.expand(op, make, *args, **kwargs)
+    if outputs is not None:
+        return outputs
     return (op if ours else _keep(op, make_for))(*args, **kwargs)
 
 
