@@ -11,20 +11,16 @@ import typer
 
 from kquant import targets
 from kquant.app.options import (
-    Compression,
     Data,
-    DecodeBudget,
-    Edges,
-    Io,
     Json,
     Limit,
     Model,
     Scale,
     Shape,
-    StripNames,
     Target,
     refusing,
     say,
+    writing,
 )
 
 Test = Annotated[
@@ -38,6 +34,7 @@ Details = Annotated[bool, typer.Option("--details", help="Print the bytes of the
 
 
 @refusing
+@writing
 def compress(
     model: Model,
     data: Data,
@@ -48,10 +45,8 @@ def compress(
     labels: Labels = None,
     page: Page = None,
     details: Details = False,
-    io: Edges = Io.model,
-    compression: Compression = None,
-    decode_budget: DecodeBudget = None,
-    strip_names: StripNames = False,
+    *,
+    form: dict[str, Any],
     scale: Scale = 1.0,  # type: ignore[assignment]
     limit: Limit = None,
     input_shape: Shape = None,
@@ -60,6 +55,8 @@ def compress(
     """Quantize, calibrate, export and verify a model: .tflite, quantized .keras, C array and reports."""
     if test is not None and labels is None and page is None:
         raise typer.BadParameter("--test needs --labels: without classes nobody can tell what is right")
+    if form["streaming"] and labels is not None:
+        raise typer.BadParameter("--labels judge whole clips, and a stream has none: leave them, or --streaming, out")
     from kquant.app import command_files
     from kquant.app.pipeline import compress as pipeline
     from kquant.app.result_files import CompressFiles
@@ -79,9 +76,8 @@ def compress(
             command_files.load_data(place, inputs, scale=scale, limit=limit) for place in (data, test or data)
         )
         answers = None if labels is None else command_files.load_labels(labels, limit=limit)
-        stored = {"compression": compression, "decode_budget": decode_budget, "strip_names": strip_names}
-        form = {"path": new.place(results.lite), "io": io.value, "input_shape": input_shape}
-        made = pipeline(keras_model, arrays, recipe, target=target, **form, **stored, verbose=bars)
+        given = {"path": new.place(results.lite), "input_shape": input_shape, "verbose": bars}
+        made = pipeline(keras_model, arrays, recipe, target=target, **given, **form)
         result = results.write(_scored(made, keras_model, held_out, answers, bars), new)
     if page is not None:
         _write(page, result, held_out, answers, arrays, bars)

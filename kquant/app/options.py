@@ -6,6 +6,7 @@ Checks import what they ask when they run: NumPy and the recipes would be half o
 from __future__ import annotations
 
 import functools
+import inspect
 import re
 from collections.abc import Callable
 from enum import StrEnum
@@ -28,6 +29,13 @@ class Io(StrEnum):
     uint8 = "uint8"
     int16 = "int16"
     float32 = "float32"
+
+
+class StateKeeper(StrEnum):
+    """Where a streaming file keeps older frames."""
+
+    io = "io"
+    variables = "variables"
 
 
 def fraction(text: str) -> float:
@@ -98,6 +106,8 @@ Arena = Annotated[
     int | None, typer.Option("--arena", parser=size, help="Tell whether it fits, like 64KB", metavar="SIZE")
 ]
 Edges = Annotated[Io, typer.Option("--io", help="Type of the file's inputs and outputs")]
+States = Annotated[StateKeeper, typer.Option("--states", help="Where a stream keeps older frames")]
+Streaming = Annotated[int, typer.Option("--streaming", min=0, help="Results in time that a call gives")]
 Compression = Annotated[
     str | None,
     typer.Option("--compression", help="Codes that tflm decodes: auto, lut (tables), prune (bit masks) or huffman"),
@@ -107,7 +117,40 @@ DecodeBudget = Annotated[
     typer.Option("--decode-budget", parser=size, help="How much arena that may take, like 8KB", metavar="SIZE"),
 ]
 StripNames = Annotated[bool, typer.Option("--strip-names", help="Leave out names, which kernels do not read")]
+Shrink = Annotated[bool, typer.Option("--shrink/--no-shrink", help="Leave out channels that no output code depends on")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, on standard output")]
+
+# What a file is to be like, on every command that writes one: arguments of `kquant.export`, and what they are without
+# a word.
+FORM: dict[str, tuple[Any, Any]] = {
+    "io": (Edges, Io.model),
+    "streaming": (Streaming, 0),
+    "states": (States, StateKeeper.io),
+    "compression": (Compression, None),
+    "decode_budget": (DecodeBudget, None),
+    "strip_names": (StripNames, False),
+    "shrink": (Shrink, True),
+}
+
+
+def writing(command: Callable[..., None]) -> Callable[..., None]:
+    """A command with the options of `FORM` in the place of its parameter `form`, which gets them by name."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        given = {name: kwargs.pop(name) for name in FORM}
+        command(*args, form={name: getattr(value, "value", value) for name, value in given.items()}, **kwargs)
+
+    own = inspect.signature(command, eval_str=True)  # the names in it are those of the command's module
+    shown: list[inspect.Parameter] = []
+    for name, one in own.parameters.items():
+        options = FORM if name == "form" else {name: (one.annotation, one.default)}
+        by_word = inspect.Parameter.KEYWORD_ONLY
+        shown += [inspect.Parameter(word, by_word, default=d, annotation=kind) for word, (kind, d) in options.items()]
+    # typer reads both
+    run.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
+    run.__annotations__ = {one.name: one.annotation for one in shown}
+    return run
 
 
 def _recipe(value: str) -> None:

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import keras
 
@@ -15,9 +15,9 @@ from kquant.core.messages import first_of, warn
 from kquant.core.renamed import new_words, renamed
 from kquant.core.result import Result
 from kquant.correct.steps import STEPS, apply_steps, check_steps, function_of, parse_steps
-from kquant.exporting.export_file import IO, ExportReport, export
+from kquant.exporting.export_file import ExportReport, export
+from kquant.exporting.file_options import FileOptions, check_file_options
 from kquant.exporting.model_card import ModelCard
-from kquant.exporting.stored_check import Compression
 from kquant.graph.keras_private import every_layer
 from kquant.layers.kernel import holders
 from kquant.masking.mask import Mask
@@ -57,14 +57,11 @@ def compress(
     *,
     path: str | Path,
     target: str = targets.DEFAULT,
-    io: IO = "model",
     limit: int | None = None,
     input_shape: Any = None,
-    compression: Compression = None,
-    decode_budget: int | None = None,
-    strip_names: bool = False,
     train: Train | None = None,
     verbose: bool = True,
+    **form: Unpack[FileOptions],
 ) -> CompressResult:
     """Prune and cluster where the recipe says so, quantize, run its steps (calibrate, corrections), export and verify.
 
@@ -77,21 +74,20 @@ def compress(
             whatever the recipe says of them.
         path: of the `.tflite` file.
         target: see `kquant.quantize`.
-        io: type of the file's inputs and outputs.
         limit: calibrate and correct with this many samples only, the first ones.
         input_shape: static shape(s) for models with open dimensions.
-        compression: "auto", "lut", "prune" or "huffman" on target "tflm", see `kquant.export`.
-        decode_budget: bytes by which that may make the arena larger, see `kquant.export`.
-        strip_names: leave out names, see `kquant.export`.
         train: `train(model, stage)` compiles and fits the model it is given; called after each stage that the recipe
             has, "prune", "cluster" (float models) and "quantize" (its steps are done). It may pass any of them over.
         verbose: show progress bars.
+        **form: `io`, `streaming`, `states`, `compression`, `decode_budget`, `strip_names` and `shrink` of
+            `kquant.export`.
 
     Returns:
         The quantized model and the export report.
 
     Raises:
         ValueError: see `quantize`, `calibrate` and `export`.
+        TypeError: an argument that neither this nor `kquant.export` has.
 
     Example:
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
@@ -99,6 +95,7 @@ def compress(
         >>> result.report.types["FLOAT32"] if "FLOAT32" in result.report.types else 0
         0
     """
+    check_file_options("compress", form)
     qmodel = prepare(
         model,
         data,
@@ -109,7 +106,6 @@ def compress(
         train=train,
         verbose=verbose,
     )
-    form = {"io": io, "compression": compression, "decode_budget": decode_budget, "strip_names": strip_names}
     report = export(qmodel, path, data=data, **form)
     return CompressResult(qmodel, report, card_of(report, qmodel))
 

@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from kquant.app.options import Compression, Data, Edges, Io, Json, Limit, Mean, Scale, Shape, Std, refusing, say
+from kquant.app.options import Data, Json, Limit, Mean, Scale, Shape, Std, refusing, say, writing
 from kquant.projects.kinds import kind_and_target
 
 Classes = Annotated[Path | None, typer.Option("--labels", help="Class numbers (.npy) of the samples in --test")]
 KINDS = "tflm (CMake), arduino, esp-idf, zephyr, android, ios"
 
 
-class States(StrEnum):
-    """Where a streaming file keeps older frames."""
-
-    io = "io"
-    variables = "variables"
-
-
 @refusing
+@writing
 def export(
     model: Annotated[Path, typer.Argument(help="A model saved by Keras, quantized or not", metavar="MODEL.keras")],
     data: Data,
@@ -37,10 +30,11 @@ def export(
     test: Annotated[Path | None, typer.Option("--test", help="Samples that judge, like --data; with --labels")] = None,
     labels: Classes = None,
     recipe: Annotated[str | None, typer.Option("--recipe", help="For a float model; int8 by default")] = None,
-    io: Edges = Io.model,
-    compression: Compression = None,
-    streaming: Annotated[int, typer.Option("--streaming", min=0, help="Results in time that a call gives")] = 0,
-    states: Annotated[States, typer.Option("--states", help="Where a stream keeps older frames")] = States.io,
+    *,
+    form: dict[str, Any],
+    accelerator: Annotated[
+        str | None, typer.Option("--accelerator", help="For Vela, on targets of Ethos-U: ethos-u55-256...")
+    ] = None,
     golden: Annotated[int, typer.Option("--golden", min=1, help="Vectors that the self-test runs")] = 4,
     debug: Annotated[bool, typer.Option("--debug", help="Add a model whose self-test names the first layer")] = False,
     scale: Scale = 1.0,  # type: ignore[assignment]
@@ -71,9 +65,8 @@ def export(
     chosen = {"recipe": recipe, "target": target, "input_shape": input_shape}
     qmodel = _quantized(model, keras_model, arrays, runs_on, {**chosen, "verbose": not as_json and sys.stderr.isatty()})
     raw = {"scale": None if scale == 1.0 else scale, "mean": mean, "std": std}
-    form = {"io": io.value, "compression": compression, "streaming": streaming, "states": states.value}
     about = {"kind": kind, "name": name or model.stem, "golden": golden, "labels": names, "debug": debug}
-    given = {"data": arrays, "test": judges, **about, **raw, **form}
+    given = {"data": arrays, "test": judges, "accelerator": accelerator, **about, **raw, **form}
     say(bundle(qmodel, folder, **given), as_json)  # pyright: ignore[reportArgumentType]
 
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from kquant.core.checks import present
 from kquant.core.operators import facts
 from kquant.projects.device_kernels import device_bytes
+from kquant.projects.layer_names import layer_of
 from kquant.runtime.arenas import arena_bytes, arena_parts
 from kquant.tflite.memory_plan import aligned, memory_plan
 from kquant.tflite.reader import FileModel
-from kquant.tflite.timeline import HELPERS
 
 # For what nobody foresees (ESP-NN, other versions), beside what kernels of CMSIS-NN ask for (`device_kernels`): this
 # share of the arena, and at least so many bytes. Structures that TFLM keeps are smaller on a device of 32 bits.
@@ -22,12 +22,13 @@ class Arena:
     """RAM for tensors.
 
     Attributes:
-        smallest_bytes: with fewer, TFLM does not prepare or run the file on this 64-bit host; by trial.
+        smallest_bytes: with fewer, TFLM does not prepare or run the file on this 64-bit host.
         margin_bytes: what is put on top for a device.
         activation_bytes: of it, tensors that share memory over time, and scratch of kernels (TFLM's head).
         persistent_bytes: of it, what stays: structures of tensors and operators, multipliers (TFLM's tail).
         peak_layer: the layer at which most bytes of tensors are alive; "" where no tensor is.
         peak_bytes: of those tensors.
+        tried: `smallest_bytes` was found by trial; otherwise told from the plan in a file that no desk runs.
     """
 
     smallest_bytes: int
@@ -36,6 +37,7 @@ class Arena:
     persistent_bytes: int
     peak_layer: str
     peak_bytes: int
+    tried: bool = True
 
     @property
     def bytes(self) -> int:
@@ -56,8 +58,17 @@ def smallest_arena(content: bytes, file: FileModel) -> Arena:
     _, activations, persistent = arena_parts(content)
     high = present(arena_bytes(content), "the arena needs an extra: pip install 'kquant[micro]' (Linux only).")
     layer, peak = peak_of(file)
-    margin = aligned(max(MARGIN_BYTES, int(high * MARGIN_SHARE)) + device_bytes(file))
-    return Arena(high, margin, activations, persistent, layer, peak)
+    return Arena(high, margin_of(high, file), activations, persistent, layer, peak)
+
+
+def margin_of(smallest: int, file: FileModel) -> int:
+    """Bytes on top of the smallest arena.
+
+    Args:
+        smallest: that arena in bytes.
+        file: what it is for.
+    """
+    return aligned(max(MARGIN_BYTES, int(smallest * MARGIN_SHARE)) + device_bytes(file))
 
 
 def peak_of(file: FileModel) -> tuple[str, int]:
@@ -87,8 +98,3 @@ def unit_scales_bytes(file: FileModel) -> int:
     tensors = {t.index: t for t in file.tensors}
     kernels = [tensors.get(op.inputs[1]) for op in file.operators if op.code == "FULLY_CONNECTED"]
     return sum(8 * len(t.scale) for t in kernels if t is not None and t.scale is not None and len(t.scale) > 1)
-
-
-def layer_of(name: str) -> str:
-    """The layer that a tensor of a file is named after."""
-    return HELPERS.sub("", name)

@@ -12,10 +12,12 @@ import numpy as np
 from kquant import __version__
 from kquant.core.operators import facts
 from kquant.exporting.verification import AGREEMENT_DB, Agreement, VerifyReport
-from kquant.projects.arena import Arena, layer_of
+from kquant.projects.arena import Arena
 from kquant.projects.golden import Golden
 from kquant.projects.languages import LANGUAGES
+from kquant.projects.layer_names import layer_of, written_by
 from kquant.projects.names import class_name, distinct, identifier
+from kquant.projects.npu import Compiled
 from kquant.runtime.running import dequantize_output, quantize_input
 from kquant.tflite.raw_values import Normalization
 from kquant.tflite.reader import FileModel, FileTensor, places
@@ -141,6 +143,7 @@ class Described:
         agreements: what `kquant.verify` found of the file on the runtimes of its target, in words.
         asked_db: what a test asks of a device, as `kquant.verify` does of a runtime that rounds otherwise.
         card: rows of what there is to know, in words.
+        compiled: what the compiler of an NPU made of the file; None for targets without one.
     """
 
     title: str
@@ -166,6 +169,7 @@ class Described:
     agreements: tuple[str, ...]
     asked_db: float
     card: tuple[tuple[str, str], ...]
+    compiled: Compiled | None = None
 
 
 def described(
@@ -180,6 +184,7 @@ def described(
     card: Sequence[tuple[str, str]],
     language: str = "c",
     verified: Sequence[VerifyReport] = (),
+    compiled: Compiled | None = None,
 ) -> Described:
     """Put together what a project says.
 
@@ -194,6 +199,7 @@ def described(
         card: rows of what there is to know.
         language: of the project.
         verified: what is known of the file on the runtimes of its target.
+        compiled: what the compiler of an NPU made of it.
 
     Raises:
         ValueError: an operator that TFLM has no registration for, by layer.
@@ -227,6 +233,7 @@ def described(
         agreements=tuple(_agreement(report.runtime, a) for report in verified for a in report.agreements),
         asked_db=max((report.agreement for report in verified), default=AGREEMENT_DB),
         card=tuple(card),
+        compiled=compiled,
     )
 
 
@@ -259,24 +266,6 @@ def ports(
     layers = [(writers or {}).get(t.index, layer_of(t.name)) for t in tensors]
     rows = enumerate(zip(tensors, layers, ids, strict=True))
     return tuple(_port(t, layer, one, n, spoken.types) for n, (t, layer, one) in rows)
-
-
-def written_by(file: FileModel) -> dict[int, str]:
-    """What computes each tensor, by its index: the layer whose weights the operator reads, and the one that it is named
-    after in brackets, where a batch norm or an activation became part of the operator.
-
-    Args:
-        file: what it holds.
-    """
-    tensors = {t.index: t for t in file.tensors}
-    found: dict[int, str] = {}
-    for op in file.operators:
-        read = [tensors[i].name for i in op.inputs if i in tensors and tensors[i].size_bytes]
-        owners = [name.rpartition("/")[0] for name in read if "/" in name]
-        for i in op.outputs:
-            layer = layer_of(tensors[i].name)
-            found[i] = layer if not owners or owners[0] == layer else f"{owners[0]} ({layer})"
-    return found
 
 
 def parts(content: bytes, file: FileModel) -> tuple[Part, ...]:

@@ -30,7 +30,8 @@ class Kind(BaseModel):
         files: where a file lies in the project -> the template that it is made of. `{id}` is the model's name in the
             language, `{type}` that of its class.
         debug: likewise, of the model whose outputs are those of every layer; none where no template asks for it.
-        assets: where a file lies in the project -> what of the model it is: "model", or its "golden" vectors as JSON.
+        assets: where a file lies in the project -> what of the model it is: "model", its "golden" vectors as JSON,
+            or what a compiler made of it, "compiled", where one did.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -44,7 +45,7 @@ class Kind(BaseModel):
     arena: bool
     files: Mapping[str, str]
     debug: Mapping[str, str]
-    assets: Mapping[str, Literal["model", "golden"]]
+    assets: Mapping[str, Literal["model", "golden", "compiled"]]
 
 
 @cache

@@ -5,11 +5,10 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import keras
 import numpy as np
@@ -19,32 +18,28 @@ from kquant.core.checks import check_count
 from kquant.core.messages import first_of
 from kquant.core.renamed import renamed
 from kquant.core.result import Result
-from kquant.exporting.export_file import ExportReport, export
+from kquant.exporting.export_file import ExportReport
+from kquant.exporting.file_options import FileOptions, check_file_options
 from kquant.exporting.model_card import ModelCard
-from kquant.exporting.stored_check import Compression
 from kquant.files.atomic import Outputs
 from kquant.files.untrusted import read_json
 from kquant.layers.provenance import provenance_of
-from kquant.masking.stripping import strip
-from kquant.projects.arena import Arena, smallest_arena, unit_scales_bytes
+from kquant.projects.arena import Arena
+from kquant.projects.card import card_rows, rated
 from kquant.projects.described import Described, described
+from kquant.projects.exported import Array, array_of, exported, layer_by_layer
 from kquant.projects.golden import Golden, golden_stream, golden_vectors, spread
 from kquant.projects.kinds import Kind, kind_of
+from kquant.projects.npu import Compiled, accelerator_of
 from kquant.projects.rendering import placed, rendered
-from kquant.projects.scoring import card_of, scored
 from kquant.runtime.running import available, quantize_input
-from kquant.tflite.edges import IO
+from kquant.targets import Target
 from kquant.tflite.file_about import About, check_labels
-from kquant.tflite.file_content import debug_content
-from kquant.tflite.lowering import lower
 from kquant.tflite.raw_values import normalization_of
-from kquant.tflite.reader import FileModel, read_model
-from kquant.tflite.states import States
+from kquant.tflite.reader import FileModel
 from kquant.views.quantized_model import read
 
 MANIFEST = "bundle.json"
-MUCH = 0.1  # of the arena: worth a word
-FILE = "model.tflite"
 
 
 @dataclass(frozen=True, repr=False)
@@ -62,8 +57,9 @@ class BundleReport(Result):
         macs: multiply-accumulates of one sample.
         operators: code -> count.
         golden: vectors that the self-test runs.
-        sha256: of the file.
+        sha256: of the file in the array.
         export: the report of the file.
+        compiled: what the compiler of an NPU made of it; None for targets without one.
     """
 
     folder: str
@@ -78,6 +74,7 @@ class BundleReport(Result):
     golden: int
     sha256: str
     export: ExportReport
+    compiled: Compiled | None = None
 
     def __repr__(self) -> str:
         if self.arena is None:
@@ -105,11 +102,9 @@ def bundle(
     scale: float | None = None,
     mean: Sequence[float] | float | None = None,
     std: Sequence[float] | float | None = None,
-    io: IO = "model",
-    streaming: bool | int = False,
-    states: States = "io",
-    compression: Compression = None,
+    accelerator: str | None = None,
     debug: bool = False,
+    **form: Unpack[FileOptions],
 ) -> BundleReport:
     """Write a project for a microcontroller or a phone: the model, and all that a program needs beside it.
 
@@ -133,19 +128,21 @@ def bundle(
             three a project has no conversion of raw values.
         mean: one number, or one for each value of the last axis.
         std: the same.
-        io: see `kquant.export`.
-        streaming: see `kquant.export`.
-        states: see `kquant.export`.
-        compression: see `kquant.export`.
+        accelerator: what to compile for, where the target has a compiler (target "ethos-u" and its family, with
+            the `ethos-u` extra), as that names it: "ethos-u55-256". The target's own by default, or "ethos-u55-128".
         debug: add a second model to the project, with what every layer computes among its outputs, whose self-test
             names the first layer that differs. Not for streams, nor for phones.
+        **form: `io`, `streaming`, `states`, `compression`, `decode_budget`, `strip_names` and `shrink` of
+            `kquant.export`.
 
     Returns:
         The report.
 
     Raises:
         ValueError: no such kind, a model for another target, a float layer, labels or classes of the wrong number,
-            samples that do not fit, or a folder with other files in it; nothing is written then.
+            samples that do not fit, a file that a compiler refuses, or a folder with other files in it; nothing is
+            written then.
+        TypeError: an argument that neither this nor `kquant.export` has.
 
     Example:
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="score")], name="my net")
@@ -155,12 +152,14 @@ def bundle(
         >>> report.name, report.golden, sorted(report.files)[:3]
         ('my_net', 4, ['CMakeLists.txt', 'README.md', 'arena.h'])
     """
-    chosen = kind_of(kind)
+    check_file_options("bundle", form)
+    chosen, streaming = kind_of(kind), bool(form.get("streaming"))
     check_count("bundle", "golden", golden)
-    _check_debug(chosen, debug, bool(streaming))
+    _check_debug(chosen, debug, streaming)
     _check_runtime(chosen)
-    _check_test(test, bool(streaming))
-    _check_target(qmodel, chosen)
+    _check_test(test, streaming)
+    goal = _target_of(qmodel, chosen)
+    compiles_for = accelerator_of(goal, accelerator)
     folder = Path(folder)
     old = earlier(folder)
     x = gather(qmodel, data, None)
@@ -168,23 +167,22 @@ def bundle(
     # in a project a label may be any text; there it is a line of a file
     lines = [" ".join(label.split()) or str(n) for n, label in enumerate(labels)]
     said = About(labels=lines, scale=scale, mean=mean, std=std) if chosen.about and (labels or normalization) else None
-    form = {"io": io, "streaming": streaming, "states": states, "compression": compression, "about": said}
-    content, exported = _exported(qmodel, x, form)
-    file = read_model(content)
-    check_labels(labels, file.outputs[0].shape, "bundle")
-    vectors = _golden(content, file, x, golden, bool(streaming), chosen.runtime)
-    arena = smallest_arena(content, file) if chosen.arena else None
-    rated = _rated(exported, qmodel, content, test)
+    made, report = exported(qmodel, x, form, said)
+    check_labels(labels, made.file.outputs[0].shape, "bundle")
+    vectors = _golden(made.content, made.file, x, golden, streaming, chosen.runtime)
+    array = array_of(made, compiles_for) if chosen.arena else Array(made.content, made.file)
+    judged = rated(report, qmodel, made.content, test)
     title = qmodel.name if name is None else name
-    card = _card(exported, file, arena, rated, vectors.calls)
-    parts: dict[str, Any] = {"labels": labels, "normalization": normalization, "card": card}
-    parts |= {"language": chosen.language, "verified": exported.verification}
-    about = described(content, file, title=title, arena=arena, golden=vectors, **parts)
-    layer_by_layer = _debug(qmodel, x, title, chosen.runtime) if debug else None
-    files = {place: text.encode() for place, text in rendered(chosen, about, layer_by_layer).items()}
-    files |= _assets(chosen, about, content, vectors)
+    told = None if array.compiled is None else (len(array.content), array.compiled)
+    card = card_rows(report, made.file, array.arena, judged, vectors.calls, told)
+    parts: dict[str, Any] = {"labels": labels, "normalization": normalization, "card": card, "compiled": array.compiled}
+    parts |= {"language": chosen.language, "verified": report.verification}
+    about = described(array.content, array.file, title=title, arena=array.arena, golden=vectors, **parts)
+    with_layers = _debug(qmodel, x, title, chosen, form, compiles_for) if debug else None
+    files = {place: text.encode() for place, text in rendered(chosen, about, with_layers).items()}
+    files |= _assets(chosen, about, made.content, array, vectors)
     _write(folder, files, old, about)
-    return _report(folder, kind, tuple(files), about, vectors, rated, exported)
+    return _report(folder, kind, tuple(files), about, vectors, judged, report)
 
 
 def _report(
@@ -193,7 +191,7 @@ def _report(
     files: tuple[str, ...],
     about: Described,
     golden: Golden,
-    rated: ModelCard,
+    judged: ModelCard,
     exported: ExportReport,
 ) -> BundleReport:
     return BundleReport(
@@ -204,11 +202,12 @@ def _report(
         files=(*files, MANIFEST),
         flash_bytes=about.size,
         arena=about.arena,
-        macs=rated.macs,
+        macs=judged.macs,
         operators=exported.operators,
         golden=golden.calls,
         sha256=about.sha256,
         export=exported,
+        compiled=about.compiled,
     )
 
 
@@ -262,10 +261,16 @@ def _write(folder: Path, files: dict[str, bytes], old: list[str], about: Describ
         (folder / place).unlink(missing_ok=True)
 
 
-def _assets(kind: Kind, about: Described, content: bytes, golden: Golden) -> dict[str, bytes]:
+def _assets(kind: Kind, about: Described, content: bytes, array: Array, golden: Golden) -> dict[str, bytes]:
     """Files that no template makes."""
-    made = {"model": lambda: content, "golden": lambda: f"{golden.to_json()}\n".encode()}
-    return {placed(place, about): made[what]() for place, what in kind.assets.items()}
+    made = {
+        "model": lambda: content,
+        "golden": lambda: f"{golden.to_json()}\n".encode(),
+        "compiled": lambda: array.content,
+    }
+    if array.content == content:
+        del made["compiled"]
+    return {placed(place, about): made[what]() for place, what in kind.assets.items() if what in made}
 
 
 def _golden(content: bytes, file: FileModel, x: list[np.ndarray], count: int, streaming: bool, runtime: str) -> Golden:
@@ -278,22 +283,15 @@ def _golden(content: bytes, file: FileModel, x: list[np.ndarray], count: int, st
     return golden_vectors(content, file, codes, runtime)
 
 
-def _debug(qmodel: keras.Model, x: list[np.ndarray], title: str, runtime: str) -> Described:
+def _debug(
+    qmodel: keras.Model, x: list[np.ndarray], title: str, kind: Kind, form: FileOptions, accelerator: str | None
+) -> Described:
     """The model with what every layer computes among its outputs, and one golden vector."""
-    content = debug_content(lower(qmodel))
-    file = read_model(content)
-    vectors = _golden(content, file, x, 1, streaming=False, runtime=runtime)
-    arena = smallest_arena(content, file)
-    parts: dict[str, Any] = {"labels": (), "normalization": None, "card": ()}
-    return described(content, file, title=f"{title} debug", arena=arena, golden=vectors, **parts)
-
-
-def _exported(qmodel: keras.Model, x: list[np.ndarray], form: dict[str, Any]) -> tuple[bytes, ExportReport]:
-    """The verified file, which lies in a temporary folder meanwhile."""
-    with tempfile.TemporaryDirectory() as place:
-        path = Path(place) / FILE
-        report = export(qmodel, path, data=x[0] if len(x) == 1 else x, **form)
-        return path.read_bytes(), report
+    made = layer_by_layer(qmodel, form)
+    vectors = _golden(made.content, made.file, x, 1, streaming=False, runtime=kind.runtime)
+    array = array_of(made, accelerator)
+    parts: dict[str, Any] = {"labels": (), "normalization": None, "card": (), "compiled": array.compiled}
+    return described(array.content, array.file, title=f"{title} debug", arena=array.arena, golden=vectors, **parts)
 
 
 def _check_debug(kind: Kind, debug: bool, streaming: bool) -> None:
@@ -317,57 +315,15 @@ def _check_runtime(kind: Kind) -> None:
         )
 
 
-def _check_target(qmodel: keras.Model, kind: Kind) -> None:
+def _target_of(qmodel: keras.Model, kind: Kind) -> Target:
     """A file of another target may use operators or roundings that this one has not."""
     read(qmodel)  # what is no quantized model is refused here
     origin = provenance_of(qmodel.layers)
-    if kind.runtime not in origin.load_target().runtimes:
+    goal = origin.load_target()
+    if kind.runtime not in goal.runtimes:
         raise ValueError(
             f"bundle: this model is quantized for target '{origin.target}', and {kind.title} runs on "
             f"{kind.runs_on}, which rounds otherwise. Expected: kquant.quantize(model, "
             f"target='{kind.target}')."
         )
-
-
-def _card(
-    exported: ExportReport, file: FileModel, arena: Arena | None, rated: ModelCard, calls: int
-) -> list[tuple[str, str]]:
-    operators = ", ".join(f"{count} {code}" for code, count in sorted(exported.operators.items()))
-    size = f"{exported.file_bytes:,} bytes, of them weights {exported.weight_bytes:,}"
-    memory = [("file", size)] if arena is None else [("flash", size), *_memory(file, arena)]
-    return [
-        *memory,
-        *_accuracy(rated),
-        ("multiply-accumulates", f"{rated.macs:,} for one sample"),
-        ("operators", operators),
-        ("recipe, target", f"{exported.recipe}, {exported.target}"),
-        ("golden vectors", str(calls)),
-    ]
-
-
-def _rated(exported: ExportReport, qmodel: keras.Model, content: bytes, test: tuple[Any, Any] | None) -> ModelCard:
-    """What the file takes, and how right it is where somebody can tell."""
-    card = card_of(exported, qmodel)
-    if test is None:
-        return card
-    # what was quantized is a float function still: the model without its quantization is the float model
-    models, x = (strip(qmodel), qmodel), keras.tree.pack_sequence_as(qmodel.input, gather(qmodel, test[0], None))
-    return scored(card, models, content, exported.target, x, np.asarray(test[1]).reshape(-1), verbose=False)
-
-
-def _accuracy(rated: ModelCard) -> list[tuple[str, str]]:
-    """A row where it was measured."""
-    said = ", ".join(f"{name} {100 * value:.2f} %" for name, value in rated.accuracies.items())
-    return [("accuracy", f"{said}, of {rated.samples:,} samples on {rated.runtime}")] if said else []
-
-
-def _memory(file: FileModel, arena: Arena) -> list[tuple[str, str]]:
-    scales = unit_scales_bytes(file)
-    rule = "{type = 'Dense', weights = {per_axis = false}}"
-    said = f"{scales:,} bytes of the arena; a rule {rule} takes one for each layer"
-    host = f"{arena.smallest_bytes:,} on a 64-bit host, {arena.margin_bytes:,} margin"
-    return [
-        ("arena", f"{arena.bytes:,} bytes: {host}"),
-        ("most tensors alive", f"at {arena.peak_layer}: {arena.peak_bytes:,} bytes"),
-        *([("scales of single units", said)] if scales > MUCH * arena.bytes else []),
-    ]
+    return goal

@@ -10,7 +10,8 @@ from typing import Any
 
 from kquant.exporting.export_file import ExportReport
 from kquant.exporting.verification import VerifyReport
-from kquant.projects.project import FILE, BundleReport
+from kquant.projects.exported import FILE
+from kquant.projects.project import BundleReport
 from kquant.report.drawing import Scale, box, gridlines, level, short
 from kquant.report.sheet import Cell, Grid, Label, Plot, Section, card, grid_of, parts, sections, with_bars
 from kquant.report.tables import page

@@ -17,21 +17,31 @@ def _bundle(report: BundleReport) -> Page:
         findings=(),
         facts=(
             *_memory(report),
+            *([] if report.compiled is None else [f"NPU: {report.compiled}"]),
             f"{report.macs:,} multiply-accumulates for one sample",
             f"{report.golden} golden vectors of {kind_of(report.kind).runs_on}; model SHA-256 {report.sha256[:16]}...",
         ),
-        tables=(Table("Operators", ("operator", "count"), rows, ("count",)),),
+        tables=(Table("Operators", ("operator", "count"), rows, ("count",)), *_stays(report)),
     )
+
+
+def _stays(report: BundleReport) -> tuple[Table, ...]:
+    """What the compiler of an NPU leaves to the processor."""
+    if report.compiled is None or not report.compiled.stays:
+        return ()
+    rows = tuple((one.layer, one.code, one.reason) for one in report.compiled.stays)
+    return (Table("On the processor", ("layer", "operator", "why"), rows),)
 
 
 def _memory(report: BundleReport) -> tuple[str, ...]:
     arena = report.arena
     if arena is None:
         return (f"file {report.flash_bytes:,} bytes",)
+    found = "by trial on this 64-bit host" if arena.tried else "told from the compiler's plan, not tried"
+    peak = f"; most tensors are alive at {arena.peak_layer}" if arena.peak_layer else ""
     return (
         f"flash {report.flash_bytes:,} bytes (the array; code of kernels comes on top)",
-        f"arena {arena.bytes:,} bytes: {arena.smallest_bytes:,} by trial on this 64-bit host, and a margin of "
-        f"{arena.margin_bytes:,}",
+        f"arena {arena.bytes:,} bytes: {arena.smallest_bytes:,} {found}, and a margin of {arena.margin_bytes:,}",
         f"of it tensors that share memory and scratch {arena.activation_bytes:,}, what stays "
-        f"{arena.persistent_bytes:,}; most tensors are alive at {arena.peak_layer}",
+        f"{arena.persistent_bytes:,}{peak}",
     )

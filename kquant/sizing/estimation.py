@@ -16,11 +16,11 @@ from kquant.recipe import recipe as recipes
 from kquant.recipe.recipe import Recipe
 from kquant.runtime.arenas import arena_of, has_kernels
 from kquant.runtime.running import ARENA, available
-from kquant.sizing.arena_forecast import forecast_arena
 from kquant.sizing.estimates import Estimate
 from kquant.sizing.layer_sizes import layer_of, layer_sizes, macs_by_layer, owners_of
 from kquant.sizing.made_up import make_up
 from kquant.targets import Target
+from kquant.tflite.arena_forecast import forecast_arena
 from kquant.tflite.edges import IO
 from kquant.tflite.file_content import Form, to_files
 from kquant.tflite.lowering import lower
@@ -95,7 +95,7 @@ def _written(qmodel: keras.Model, name: str, form: Form) -> Estimate:
     plan, owners = memory_plan(file), owners_of(lowered.graph)
     rows = layer_sizes(owners, macs_by_layer(lowered.graph, owners), file)
     unmeasured = ARENA not in available() and has_kernels(file)
-    arena = forecast_arena(file, plan) if unmeasured else arena_of(content, file, lowered.target)
+    arena = forecast_arena(file, plan.size_bytes) if unmeasured else arena_of(content, file, lowered.target)
     return Estimate(
         model=name,
         target=lowered.target.name,

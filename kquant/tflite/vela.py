@@ -12,10 +12,17 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import numpy as np
+
 from kquant.files.leftovers import scratch, write_new
-from kquant.tflite.reader import read_bytes
+from kquant.files.untrusted import read_file
+from kquant.tflite.memory_plan import aligned_bytes
+from kquant.tflite.reader import MOST_BYTES, SCHEMA, read_bytes, read_model
 
 VELA_SECONDS = 600
+PLAIN = "ethos-u55-128"  # where nobody names another accelerator
+NPU = "ethos-u"  # the operator that Vela puts in place of what it compiles
+WRITTEN = "model_vela.tflite"
 NEEDED = "needs Arm's compiler Vela: pip install 'kquant[ethos-u]'."
 
 
@@ -24,7 +31,24 @@ def find_vela() -> str | None:
     return shutil.which("vela", path=str(Path(sys.executable).parent)) or shutil.which("vela")
 
 
-def vela_bytes(path: str | Path | bytes, accelerator: str = "ethos-u55-128") -> int:
+@dataclass(frozen=True)
+class Compiled:
+    """What Vela made of a file.
+
+    Attributes:
+        version: of Vela, in words.
+        content: the file that it wrote.
+        left: name of an operator's first output -> why it stays on the processor.
+        weight_bytes: of all weights and scales as the NPU reads them; None where nothing runs on it.
+    """
+
+    version: str
+    content: bytes
+    left: Mapping[str, str]
+    weight_bytes: int | None
+
+
+def vela_bytes(path: str | Path | bytes, accelerator: str = PLAIN) -> int:
     """Bytes of all weights as Vela encodes them.
 
     Args:
@@ -42,37 +66,15 @@ def vela_bytes(path: str | Path | bytes, accelerator: str = "ethos-u55-128") -> 
         Traceback (most recent call last):
         ValueError: vela_bytes...
     """
-    vela = find_vela()
-    if vela is None:
+    if find_vela() is None:
         raise ValueError(f"vela_bytes {NEEDED}")
-    content = read_bytes(path)
-    with scratch() as folder:
-        try:
-            said = _compiled(vela, content, accelerator, folder)
-        except subprocess.TimeoutExpired as error:
-            raise ValueError(f"vela_bytes: Vela was not done with this file after {VELA_SECONDS} s.") from error
-        summary = next(folder.glob("*_summary_*.csv"), None)
-        if said.returncode != 0 or summary is None:
-            lines = [line for line in (said.stdout + said.stderr).splitlines() if line.strip()]
-            raise ValueError(f"vela_bytes: Vela refuses the file: {' | '.join(lines[-3:])}")
-        with summary.open(newline="") as rows:
-            return int(float(next(csv.DictReader(rows))["total_npu_encoded_weights"]))
+    found = compiled(read_bytes(path), accelerator, "vela_bytes").weight_bytes
+    if found is None:
+        raise ValueError("vela_bytes: Vela wrote no summary of this file.")
+    return found
 
 
-@dataclass(frozen=True)
-class Left:
-    """What Vela left to the processor.
-
-    Attributes:
-        version: of Vela, in words.
-        left: name of an operator's first output -> why it stays there.
-    """
-
-    version: str
-    left: Mapping[str, str]
-
-
-def left_by_vela(content: bytes, accelerator: str) -> Left | None:
+def left_by_vela(content: bytes, accelerator: str) -> Compiled | None:
     """The operators of a file that Vela leaves to the processor, in its own words.
 
     Args:
@@ -86,22 +88,80 @@ def left_by_vela(content: bytes, accelerator: str) -> Left | None:
         >>> left_by_vela(b"no model", "ethos-u55-128") is None
         True
     """
+    if find_vela() is None:
+        return None
+    try:
+        return compiled(content, accelerator, "check")
+    except ValueError:
+        return None
+
+
+def compiled(content: bytes, accelerator: str, who: str) -> Compiled:
+    """A file as Vela compiles it.
+
+    Args:
+        content: of a full-integer file.
+        accelerator: see `vela_bytes`.
+        who: asks, for messages.
+
+    Raises:
+        ValueError: Vela is not installed, has no such accelerator, refuses the file, or does not end.
+
+    Example:
+        >>> compiled(b"no model", "ethos-u55-128", "bundle")
+        Traceback (most recent call last):
+        ValueError: bundle...
+    """
     vela = find_vela()
     if vela is None:
-        return None
+        raise ValueError(f"{who} {NEEDED}")
     with scratch() as folder:
         try:
-            said = _compiled(vela, content, accelerator, folder, "--show-cpu-operations")
+            said = _run(vela, content, accelerator, folder)
             version = _version(vela)
-        except (subprocess.SubprocessError, OSError):
-            return None
-    if said.returncode != 0:
-        return None
-    text = said.stdout + said.stderr
+        except subprocess.TimeoutExpired as error:
+            raise ValueError(f"{who}: Vela was not done with this file after {VELA_SECONDS} s.") from error
+        except (subprocess.SubprocessError, OSError) as error:
+            raise ValueError(f"{who}: Vela cannot be started: {error}. Install it anew.") from error
+        text, made = said.stdout + said.stderr, folder / WRITTEN
+        if said.returncode != 0 or not made.is_file():
+            lines = [line for line in text.splitlines() if line.strip()]
+            raise ValueError(f"{who}: Vela refuses the file: {' | '.join(lines[-3:])}")
+        return Compiled(version, read_file(made, str(made), MOST_BYTES), _left(text), _weights(folder))
+
+
+def planned_bytes(content: bytes) -> int:
+    """Of a file that Vela wrote, the memory that its tensors share, where Vela laid them.
+
+    Args:
+        content: of the file, which tells the place of each tensor, or -1 (`OfflineMemoryAllocation`).
+    """
+    model = SCHEMA.Model.GetRootAs(content, 0)
+    entries = [model.Metadata(n) for n in range(model.MetadataLength())]
+    entry = next((e for e in entries if e.Name() == b"OfflineMemoryAllocation"), None)
+    if entry is None:
+        return 0
+    # a version, the number of the subgraph, how many there are, and then the places, all int32
+    starts = model.Buffers(entry.Buffer()).DataAsNumpy().tobytes()
+    tensors = read_model(content).tensors
+    laid = zip(tensors, np.frombuffer(starts, "<i4")[3:].tolist(), strict=False)
+    return max((start + aligned_bytes(t) for t, start in laid if start >= 0), default=0)
+
+
+def _left(text: str) -> dict[str, str]:
+    """What stays on the processor, and why, as Vela prints it."""
     left = dict.fromkeys(re.findall(r"^\s*CPU: .+? = (\S+) \(outputs", text, re.M), "Vela leaves it to the processor")
     # what was split into several on the way is told by a name of Vela's own; its reason names the file's tensor
     reasons = re.findall(r"^Warning \(supported operators\) operator: \S+ ofm: '([^']*)'\s*\nReason: (.*)$", text, re.M)
-    return Left(version, {**left, **dict(reasons)})
+    return {**left, **dict(reasons)}
+
+
+def _weights(folder: Path) -> int | None:
+    summary = next(folder.glob("*_summary_*.csv"), None)
+    if summary is None:
+        return None
+    with summary.open(newline="") as rows:
+        return int(float(next(csv.DictReader(rows))["total_npu_encoded_weights"]))
 
 
 @cache
@@ -111,11 +171,10 @@ def _version(vela: str) -> str:
     return f"Vela {said.stdout.strip()}"
 
 
-def _compiled(
-    vela: str, content: bytes, accelerator: str, folder: Path, *more: str
-) -> subprocess.CompletedProcess[str]:
+def _run(vela: str, content: bytes, accelerator: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """What Vela says of a file; what it writes is in the folder."""
     file = folder / "model.tflite"
     write_new(file, content)  # the folder is held by this run: a move into it would wait for itself
-    command = [vela, str(file), "--accelerator-config", accelerator, "--output-dir", str(folder), *more]
+    command = [vela, str(file), "--accelerator-config", accelerator, "--output-dir", str(folder)]
+    command.append("--show-cpu-operations")
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=VELA_SECONDS)

@@ -1,8 +1,19 @@
 """What is wrong with a command is told before TensorFlow loads."""
 
+import inspect
 import subprocess
 import sys
+import typing
 from pathlib import Path
+
+import pytest
+import typer
+
+import kquant
+from kquant.app import cli
+from kquant.app.options import FORM
+from kquant.exporting.export_file import export
+from kquant.exporting.file_options import FileOptions
 
 CODE = """
 import sys
@@ -68,3 +79,23 @@ def test_wrong_arguments_are_told_at_once(tmp_path: Path) -> None:
     ]
     done = subprocess.run([sys.executable, "-c", f"CASES = {cases!r}\n{CODE}"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_the_form_of_a_file_is_one_list() -> None:
+    exported = inspect.signature(export).parameters
+    assert set(FORM) == set(FileOptions.__annotations__) <= set(exported)
+    hints = typing.get_type_hints(FileOptions)
+    said = typing.get_type_hints(inspect.unwrap(export))
+    assert {name: hints[name] for name in FORM} == {name: said[name] for name in FORM}
+    defaults = {name: getattr(default, "value", default) for name, (_, default) in FORM.items()}
+    assert defaults == {name: exported[name].default for name in FORM}
+    commands = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+    for name in ("compress", "export"):
+        assert set(FORM) <= {p.name for p in commands[name].params}, name
+
+
+@pytest.mark.parametrize("verb", [kquant.bundle, kquant.compress])
+def test_an_unknown_argument_is_refused_at_once(verb: typing.Any, tmp_path: Path) -> None:
+    given = {"folder": tmp_path / "x"} if verb is kquant.bundle else {"path": tmp_path / "x.tflite"}
+    with pytest.raises(TypeError, match=r"unexpected keyword argument 'strip_name'. Did you mean 'strip_names'"):
+        verb(None, data=None, strip_name=True, **given)

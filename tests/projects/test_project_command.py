@@ -110,6 +110,26 @@ def test_weights_may_lie_in_tables(folder: Path, tmp_path: Path) -> None:
     assert "AddDecode()" in (tmp_path / "new" / "op_resolver.h").read_text()
 
 
+def test_names_may_be_left_out(folder: Path, tmp_path: Path) -> None:
+    plain = _told(folder, "tflm.keras", tmp_path / "plain", "--no-shrink")
+    bare = _told(folder, "tflm.keras", tmp_path / "bare", "--no-shrink", "--strip-names")
+    assert bare["flash_bytes"] < plain["flash_bytes"]
+    assert {t.name for t in kquant.inspect(tmp_path / "bare" / "model.tflite").tensors} == {""}
+    # the project is about layers all the same, and its vectors are those of the other file
+    for name in ("io.h", "golden.cc"):
+        one, other = ((tmp_path / place / name).read_text() for place in ("bare", "plain"))
+        assert "score_softmax" in one and "image" in one
+        if name == "golden.cc":
+            assert one.split("golden_parts")[0] == other.split("golden_parts")[0]
+            assert "conv/kernel" in one.split("golden_parts")[1]
+
+
+def test_a_budget_is_of_what_is_decoded(folder: Path, tmp_path: Path) -> None:
+    done = _asked(folder, "tflm.keras", tmp_path / "new", "--decode-budget", "8KB")
+    assert done.exit_code == 1 and "decode_budget is for weights that are decoded" in done.output
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize("states", ["io", "variables"])
 def test_of_a_stream(states: str, tmp_path: Path) -> None:
     x = keras.Input((16, 4), name="frames")

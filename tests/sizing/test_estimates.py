@@ -19,7 +19,7 @@ from kquant.layers.nodes import encodings_of
 from kquant.runtime.arenas import arena_bytes
 from kquant.runtime.running import available
 from kquant.sizing import estimation
-from kquant.sizing.arena_forecast import forecast_arena
+from kquant.tflite.arena_forecast import forecast_arena
 from kquant.tflite.file_content import file_content
 from kquant.tflite.lowering import lower
 from kquant.tflite.memory_plan import memory_plan
@@ -181,7 +181,7 @@ def test_mlperf_tiny(name: str) -> None:
         arena = arena_bytes(content)
         assert arena is not None
         assert found.arena_bytes == pytest.approx(arena, rel=0.02)
-        assert forecast_arena(file, memory_plan(file)) == pytest.approx(arena, rel=0.01)
+        assert forecast_arena(file, memory_plan(file).size_bytes) == pytest.approx(arena, rel=0.01)
 
 
 @MICRO

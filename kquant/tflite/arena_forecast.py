@@ -1,4 +1,4 @@
-"""The arena that TensorFlow Lite Micro will ask for, where it is not installed.
+"""The arena that TensorFlow Lite Micro will ask for, where it is not installed, or cannot run the file on a desk.
 
     kept      FIXED + TENSOR tensors + OPERATOR operators + CHANNEL scales of weights
     passing   PASSING + PASSING_CHANNEL scales that one operator reads, or PLANNED tensors: gone before the model runs
@@ -12,19 +12,19 @@ the bytes of its int8 output.
 from __future__ import annotations
 
 from kquant.core.operators import facts
-from kquant.tflite.memory_plan import MemoryPlan, aligned_bytes
+from kquant.tflite.memory_plan import aligned_bytes
 from kquant.tflite.reader import FileModel
 
 FIXED, TENSOR, OPERATOR, CHANNEL = 700, 33.5, 140, 8
 PASSING, PASSING_CHANNEL, PLANNED = 330, 4, 50
 
 
-def forecast_arena(file: FileModel, plan: MemoryPlan) -> int:
+def forecast_arena(file: FileModel, planned_bytes: int) -> int:
     """Bytes of arena.
 
     Args:
         file: what TFLM will run.
-        plan: of its tensors.
+        planned_bytes: of the memory that its tensors share, see `memory_plan`.
     """
     scales = {t.index: len(t.scale or ()) for t in file.tensors if t.size_bytes}
     weights = {op.inputs[at] for op in file.operators for at in facts(op.code).weights if at < len(op.inputs)}
@@ -34,4 +34,4 @@ def forecast_arena(file: FileModel, plan: MemoryPlan) -> int:
     # while it prepares an operator or plans, and none of the tensors is there yet
     read = max((sum(scales.get(index, 0) for index in op.inputs) for op in file.operators), default=0)
     passing = max(PASSING + PASSING_CHANNEL * read, PLANNED * len(file.tensors))
-    return round(kept) + states + max(plan.size_bytes, passing)
+    return round(kept) + states + max(planned_bytes, passing)

@@ -1,0 +1,92 @@
+"""Rows of what there is to know of a file, in words; they stand in the README of a project."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from kquant.calibration.data import gather
+from kquant.exporting.export_file import ExportReport
+from kquant.exporting.model_card import ModelCard
+from kquant.masking.stripping import strip
+from kquant.projects.arena import Arena, unit_scales_bytes
+from kquant.projects.npu import Compiled
+from kquant.projects.scoring import card_of, scored
+from kquant.tflite.reader import FileModel
+
+MUCH = 0.1  # of the arena: worth a word
+
+
+def card_rows(
+    exported: ExportReport,
+    file: FileModel,
+    arena: Arena | None,
+    rated: ModelCard,
+    calls: int,
+    compiled: tuple[int, Compiled] | None,
+) -> list[tuple[str, str]]:
+    """What there is to know, row by row.
+
+    Args:
+        exported: the report of the file.
+        file: what it holds.
+        arena: of the program; None where the interpreter asks the system for it.
+        rated: the file's card.
+        calls: golden vectors.
+        compiled: bytes of the file as it was compiled for an NPU, and how; None where nothing compiles it.
+    """
+    operators = ", ".join(f"{count} {code}" for code, count in sorted(exported.operators.items()))
+    size = f"{exported.file_bytes:,} bytes, of them weights {exported.weight_bytes:,}"
+    if compiled is not None and compiled[1].compiler:
+        size = f"{compiled[0]:,} bytes as it is compiled; model.tflite {size}"
+    return [
+        *([("file", size)] if arena is None else [("flash", size), *_memory(file, arena)]),
+        *([] if compiled is None else [("NPU", str(compiled[1]))]),
+        *_accuracy(rated),
+        ("multiply-accumulates", f"{rated.macs:,} for one sample"),
+        ("operators", operators),
+        ("recipe, target", f"{exported.recipe}, {exported.target}"),
+        ("golden vectors", str(calls)),
+    ]
+
+
+def rated(exported: ExportReport, qmodel: keras.Model, content: bytes, test: tuple[Any, Any] | None) -> ModelCard:
+    """What the file takes, and how right it is where somebody can tell.
+
+    Args:
+        exported: the report of the file.
+        qmodel: the model.
+        content: the file.
+        test: samples, and the class of each; None where there are none.
+
+    Raises:
+        ValueError: another number of classes than of samples.
+    """
+    card = card_of(exported, qmodel)
+    if test is None:
+        return card
+    # what was quantized is a float function still: the model without its quantization is the float model
+    models, x = (strip(qmodel), qmodel), keras.tree.pack_sequence_as(qmodel.input, gather(qmodel, test[0], None))
+    return scored(card, models, content, exported.target, x, np.asarray(test[1]).reshape(-1), verbose=False)
+
+
+def _accuracy(rated: ModelCard) -> list[tuple[str, str]]:
+    """A row where it was measured."""
+    said = ", ".join(f"{name} {100 * value:.2f} %" for name, value in rated.accuracies.items())
+    return [("accuracy", f"{said}, of {rated.samples:,} samples on {rated.runtime}")] if said else []
+
+
+def _memory(file: FileModel, arena: Arena) -> list[tuple[str, str]]:
+    scales = unit_scales_bytes(file)
+    rule = "{type = 'Dense', weights = {per_axis = false}}"
+    said = f"{scales:,} bytes of the arena; a rule {rule} takes one for each layer"
+    host = f"{arena.smallest_bytes:,} on a 64-bit host, {arena.margin_bytes:,} margin"
+    if not arena.tried:
+        host = f"{arena.smallest_bytes:,} told from the compiler's plan, not tried, {arena.margin_bytes:,} margin"
+    return [
+        ("arena", f"{arena.bytes:,} bytes: {host}"),
+        *([("most tensors alive", f"at {arena.peak_layer}: {arena.peak_bytes:,} bytes")] if arena.peak_layer else []),
+        *([("scales of single units", said)] if scales > MUCH * arena.bytes else []),
+    ]
