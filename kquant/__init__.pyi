@@ -19,6 +19,7 @@ from .correct.bias import correct_bias as correct_bias
 from .correct.data_free import data_free_ranges as data_free_ranges
 from .correct.equalization import equalize as equalize
 from .correct.range_search import sequential_mse as sequential_mse
+from .correct.silencing import silence as silence
 from .exporting.export_file import ExportReport as ExportReport
 from .exporting.export_file import export as export
 from .exporting.model_card import ModelCard as ModelCard

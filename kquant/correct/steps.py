@@ -35,6 +35,7 @@ STEPS: dict[str, str | Callable[..., keras.Model]] = {
     "bias": "kquant.correct.bias:correct_bias",
     "sequential-mse": "kquant.correct.range_search:sequential_mse",
     "adaround": "kquant.correct.adaptive_rounding:adaround",
+    "silence": "kquant.correct.silencing:silence",
     "reestimate": "kquant.correct.batch_norms:reestimate",
 }
 RANGES = ("calibrate", "data-free")  # steps that set the range of every activation

@@ -38,13 +38,28 @@ def reading_of(program: Program) -> Reading:
         program: tidied.
     """
     spans = spans_of(program)
-    flows = {id(op): flow_of(op, spans) for op in program.operators}
+    return followed(program, spans, {id(op): flow_of(op, spans) for op in program.operators})
+
+
+def followed(
+    program: Program, spans: Mapping[int, Span], flows: dict[int, Flow | None], empty: bool = False
+) -> Reading:
+    """`reading_of`, with operators that read as `flows` says.
+
+    Args:
+        program: tidied.
+        spans: of its tensors.
+        flows: id(operator) -> how channels go through it.
+        empty: a kernel may be left without a channel.
+    """
     computed = [*program.inputs, *(ref for op in program.operators for ref in op.outputs)]
     kept = {id(ref): np.zeros(_channels(ref), bool) for ref in computed}
     for ref in (*program.inputs, *program.outputs):
         kept[id(ref)][:] = True
     found = Reading(kept, flows, spans)
-    while any([_read(op, found) for op in reversed(program.operators)]) or _nothing_empty(program, found):
+    while any([_read(op, found) for op in reversed(program.operators)]) or (
+        not empty and _nothing_empty(program, found)
+    ):
         pass
     return found
 

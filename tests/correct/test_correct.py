@@ -20,7 +20,11 @@ from kquant.recipe.recipe import Step, load
 
 X = np.float32(np.random.default_rng(0).normal(size=(32, 8, 8, 3)))
 # What keeps a step short, and what it cannot do without.
-OPTIONS: dict[str, dict[str, Any]] = {"adaround": {"iterations": 10}, "data-free": {"input_range": [-3.0, 3.0]}}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "adaround": {"iterations": 10},
+    "data-free": {"input_range": [-3.0, 3.0]},
+    "silence": {"codes": 1e6},  # none of its channels is near to dead
+}
 every_step = pytest.mark.parametrize("name", sorted(STEPS))
 W4 = {"name": "w4", "weights": {"bits": 4, "per_axis": False}}
 LIVE = {**W4, "training": {"batch_norm": "live"}}
