@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -33,12 +34,12 @@ from kquant.tflite.file_about import About
 from kquant.tflite.file_content import Files, Form, to_files
 from kquant.tflite.lowering import Lowered, lower
 from kquant.tflite.names import with_names
-from kquant.tflite.reader import FileModel, contents, read_model
+from kquant.tflite.reader import FileModel, read_model
 from kquant.tflite.states import States
 from kquant.tflite.storage import Decoding
 from kquant.tflite.streaming import Streamed
 from kquant.tflite.vela import find_vela, vela_bytes
-from kquant.tflite.weight_bytes import FileBytes, count_bytes
+from kquant.tflite.weight_bytes import FileBytes, Uncounted
 
 RANDOM_SAMPLES = 8
 CHECKED_SAMPLES = 64
@@ -72,7 +73,7 @@ class ExportReport(Result):
         float_layers: those that the recipe leaves float ("*": all).
         verification: one report for each runtime of the target that is installed; of the file over whole clips, where
             this is a streaming file; none with check_runtimes=False.
-        weights: bytes, zeros and distinct codes of the weights, layer by layer.
+        uncounted: what `weights` counts.
         streaming: what a streaming file needs of the application; None for others.
         decoding: what it costs that weights are decoded as the file runs; None where none are.
         removed: channels that are not in the file as no output depends on them, layer by layer.
@@ -90,10 +91,15 @@ class ExportReport(Result):
     outputs: tuple[Port, ...]
     float_layers: tuple[str, ...]
     verification: tuple[VerifyReport, ...]
-    weights: FileBytes
+    uncounted: Uncounted = field(compare=False)
     streaming: StreamReport | None = None
     decoding: Decoding | None = None
     removed: tuple[Removed, ...] = ()
+
+    @property
+    def weights(self) -> FileBytes:
+        """Bytes, zeros and distinct codes of the weights, layer by layer; counted at the first time."""
+        return self.uncounted.counted
 
     def __repr__(self) -> str:
         ran = ", ".join(f"{v.verdict} on {v.runtime}" for v in self.verification) or "not run"
@@ -102,8 +108,9 @@ class ExportReport(Result):
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
-        verification = [v.to_dict() for v in self.verification]
-        return {**asdict(self), "verification": verification, "weights": self.weights.to_dict()}
+        plain = asdict(self)
+        del plain["uncounted"]
+        return {**plain, "verification": [v.to_dict() for v in self.verification], "weights": self.weights.to_dict()}
 
 
 @renamed
@@ -178,7 +185,8 @@ def export(
     with without_collection():
         lowered = lower(qmodel, shrink=shrink)
         files = to_files(lowered, Form(io, int(streaming), states, storing, about, strip_names))
-        file, counted = _counted(files, strip_names)
+        file = read_model(files.content)
+        file = with_names(file, read_model(files.over_clips)) if strip_names else file
     checked = _checked(qmodel, lowered, files, file, data) if check_runtimes else _Checked()
     with results as new:
         new.write(target_path, files.content)
@@ -197,7 +205,7 @@ def export(
         outputs=tuple(_port(t) for t in file.outputs),
         float_layers=tuple(sorted(lowered.floats)),
         verification=checked.reports,
-        weights=_weights(lowered, files.content, counted, check_runtimes),
+        uncounted=_uncounted(lowered, files, strip_names, check_runtimes),
         streaming=None if files.streamed is None else describe_stream(files.streamed, states, checked.streams),
         decoding=files.decoding,
         removed=lowered.narrowed.removed,
@@ -219,21 +227,15 @@ def _check_options(io: Any, states: Any, streaming: Any, about: About | None, st
         raise ValueError("export: about tells of inputs and outputs by their names; leave strip_names out, or about.")
 
 
-def _counted(files: Files, strip_names: bool) -> tuple[FileModel, FileBytes]:
-    """What a file holds, its tensors called as in the model where it has no names, and the bytes of its weights."""
-    file, held = contents(files.content)
-    file = with_names(file, read_model(files.over_clips)) if strip_names else file
-    return file, count_bytes(files.content, file, held)
-
-
-def _weights(lowered: Lowered, content: bytes, counted: FileBytes, check: bool) -> FileBytes:
-    """Bytes of the weights; Vela's too, where it compiles the target's files and is installed."""
+def _uncounted(lowered: Lowered, files: Files, strip_names: bool, check: bool) -> Uncounted:
+    """The bytes of the weights; Vela's too, where it compiles the target's files and is installed."""
+    plain = partial(Uncounted, files.content, files.over_clips if strip_names else None)
     if not check or lowered.target.compiler is None or find_vela() is None:
-        return counted
+        return plain()
     try:
-        return replace(counted, vela_bytes=vela_bytes(content))
+        return plain(vela_bytes=vela_bytes(files.content))
     except ValueError as error:
-        return replace(counted, vela_refusal=str(error))
+        return plain(vela_refusal=str(error))
 
 
 @dataclass(frozen=True)

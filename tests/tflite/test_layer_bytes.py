@@ -16,6 +16,7 @@ from kquant import report, targets
 from kquant.core.program import Program
 from kquant.core.spec import Encoding, QuantSpec
 from kquant.runtime import interpreters
+from kquant.tflite import weight_bytes
 from kquant.tflite.flatbuffer import to_bytes
 from kquant.tflite.reader import constants, read_model
 from kquant.tflite.vela import find_vela, vela_bytes
@@ -179,6 +180,21 @@ def test_packed_and_recurrent_weights(tmp_path):
     assert (packed.type, packed.raw_bytes, packed.stored_bytes) == ("INT4", 27, 27)
     assert packed.unique <= 15 and packed.sparse is None
     assert packed.lut_bytes == 27 + 16 + packed.unique
+
+
+def test_an_export_counts_when_it_is_asked(tmp_path, monkeypatch):
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(9, name="head")])
+    q = kquant.calibrate(kquant.quantize(model), np.tile(np.eye(6, dtype="float32"), (6, 1)), verbose=False)
+    made = kquant.export(q, tmp_path / "m.tflite", check_runtimes=False)
+    count = weight_bytes.count_bytes
+    calls = []
+    monkeypatch.setattr(weight_bytes, "count_bytes", lambda *of: calls.append(1) or count(*of))
+    again = kquant.export(q, tmp_path / "m.tflite", check_runtimes=False)
+    assert not calls and again == made
+    (tmp_path / "m.tflite").unlink()  # of what was written, not of what is there by now
+    assert [layer.name for layer in again.weights.layers] == ["head/kernel"] and again.weights.totals["raw_bytes"] == 54
+    told = again.to_dict()
+    assert "uncounted" not in told and told["weights"]["totals"] == again.weights.totals and len(calls) == 1
 
 
 def test_vela_is_asked_where_it_is(tmp_path, monkeypatch):
