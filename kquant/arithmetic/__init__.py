@@ -22,7 +22,7 @@ import tensorflow as tf
 
 from kquant.arithmetic.activation import absolute, hard_swish, leaky_relu, relu, relu6, relu_n1_to_1
 from kquant.arithmetic.elementwise import add, add_steps, maximum, minimum, mul, mul_steps, prelu, sub, sub_steps
-from kquant.arithmetic.grid import Grid, activation_range
+from kquant.arithmetic.grid import Grid, activation_range, starts_at_zero
 from kquant.arithmetic.matmul import batch_matmul
 from kquant.arithmetic.pooling import average_pool_2d, mean
 from kquant.arithmetic.requantize import accumulator_scale, product_scale, quantize, requantize, requantized_steps
@@ -128,6 +128,7 @@ __all__ = [
     "product_scale",
     "requantize",
     "requantized_steps",
+    "starts_at_zero",
     "table",
     "wide_below",
 ]

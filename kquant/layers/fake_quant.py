@@ -173,7 +173,8 @@ class FakeQuant(keras.layers.Layer):
         if peek:
             return [real, self._peeked(encodings, training)]
         if training:
-            values, encoding = self._in_training(real, encodings, site)
+            from_zero = arithmetic.starts_at_zero((attributes or {}).get("activation"))
+            values, encoding = self._in_training(real, encodings, site, from_zero)
         elif is_simulating():
             values, encoding = self._rounded(real, encodings)
         else:
@@ -184,11 +185,13 @@ class FakeQuant(keras.layers.Layer):
             values, encoding = self._in_integers(real, origin)
         return [retyped(values, _float_like(y)), encoding]
 
-    def _in_training(self, y: tf.Tensor, encodings: Sequence[tf.Tensor], site: int) -> tuple[tf.Tensor, tf.Tensor]:
+    def _in_training(
+        self, y: tf.Tensor, encodings: Sequence[tf.Tensor], site: int, from_zero: bool
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         """Values and encoding of a training step: the range moves first, then the values are rounded."""
         moves = self.has_range and self.trainable  # a range that moves has seen a batch: nothing to choose below
         if moves:
-            self.move_range(self.without_padding(y, site), site)
+            self.move_range(self.without_padding(y, site), site, from_zero=from_zero)
         if self.fixed is not None:
             # Probabilities on a grid of 1/256 are often 0, where a cross-entropy has no gradient; the kernel's grid is
             # fine enough that training need not see it.
@@ -196,7 +199,7 @@ class FakeQuant(keras.layers.Layer):
         if self.learning == Training():
             return self._rounded(y, encodings, moves)
         scale, zero_point, _ = self.grid(encodings)
-        values, scale, zero_point = self._learned(y, scale, zero_point)
+        values, scale, zero_point = self._learned(y, scale, zero_point, from_zero)
         return self._told(moves, encodings, values, y, tf.stack([scale, zero_point]), (scale, zero_point))
 
     def _rounded(
@@ -377,12 +380,17 @@ class FakeQuant(keras.layers.Layer):
             values[site] = value
             variable.assign(values)
 
-    def move_range(self, y: tf.Tensor, site: int) -> None:
+    def move_range(self, y: tf.Tensor, site: int, *, from_zero: bool = False) -> None:
         """Moving averages of the batch's smallest and largest value, unbiased from the first step on.
 
         A range that does not move all the time follows the batches until it has left zero for good (`ranges.woken`).
+
+        Args:
+            y: float32[...], the batch.
+            site: whose it is.
+            from_zero: no value is below 0, as behind a ReLU: the smallest counts as 0, which every grid holds anyway.
         """
-        seen = self._with_padding(*extremes(y), site)
+        seen = self._with_padding(*extremes(y, from_zero=from_zero), site)
         ends = tf.convert_to_tensor(self.low), tf.convert_to_tensor(self.high)
         if self.stays:
             self._move_at_times(ends, seen, site)
@@ -418,7 +426,9 @@ class FakeQuant(keras.layers.Layer):
         # Last, since it looks at the range that this batch left.
         range_learner.wake(self, following)
 
-    def _learned(self, y: tf.Tensor, scale: tf.Tensor, zero_point: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    def _learned(
+        self, y: tf.Tensor, scale: tf.Tensor, zero_point: tf.Tensor, from_zero: bool
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Training where the range has gradients, or the grid is still wide; what follows takes the grid it got."""
         if self.follows:
             # What follows an encoding (means, interpolated and clipped values) lies between its ends: nothing to clip,
@@ -426,7 +436,7 @@ class FakeQuant(keras.layers.Layer):
             return replaced(y, tf.round(y / scale) * scale), scale, zero_point
         if self.learning.ranges == "pact" and self.trainable:
             self.add_loss(range_learner.penalty(self, y))
-        return range_learner.fake_quantize(self, y)
+        return range_learner.fake_quantize(self, y, from_zero=from_zero)
 
     def _warn_unseen(self) -> None:
         with tf.init_scope():

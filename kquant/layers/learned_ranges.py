@@ -161,6 +161,45 @@ def encode_at(
     return tuple(tf.unstack(tf.gather(tf.stack(rows), bits - spec.bits)))
 
 
+def fused(
+    y: tf.Tensor, scale: tf.Tensor, zero_point: tf.Tensor, scaled: tf.Tensor, spec: QuantSpec, *, inside: bool
+) -> tf.Tensor:
+    """`quantized` on a grid that is known when the graph is made, by TensorFlow's kernels.
+
+    Its gradients are the same, in three passes over the tensor: the kernel's own, which tells what is clipped at either
+    end, a difference and a product.
+
+    Args:
+        y: float32[...].
+        scale: float32[].
+        zero_point: float32[].
+        scaled: float32[], what the gradients of the grid are multiplied by.
+        spec: the grid.
+        inside: values between the ends have a gradient to the scale (PACT: clipped ones alone).
+    """
+
+    @tf.custom_gradient
+    def made(y: tf.Tensor, scale: tf.Tensor, zero_point: tf.Tensor, scaled: tf.Tensor) -> Any:
+        lowest, highest = float(spec.low) - zero_point, float(spec.high) - zero_point
+        low, high, grid = lowest * scale, highest * scale, {"num_bits": spec.bits, "narrow_range": spec.narrow}
+        values = tf.quantization.fake_quant_with_min_max_vars(y, low, high, **grid)
+
+        def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor | None, ...]:
+            passed, below, above = tf.raw_ops.FakeQuantWithMinMaxVarsGradient(
+                gradients=upstream, inputs=y, min=low, max=high, **grid
+            )
+            # See `quantized`, where the same is written out: what is clipped is the last step itself.
+            by_scale = below * lowest + above * highest
+            if inside:
+                # An infinite value, clipped, has no part in it.
+                by_scale += tf.reduce_sum(tf.math.multiply_no_nan(values - y, passed)) / scale
+            return passed, scaled * by_scale, -scaled * scale * (below + above), None
+
+        return values, gradient
+
+    return made(y, scale, zero_point, scaled)
+
+
 @tf.custom_gradient
 def quantized(
     y: tf.Tensor,

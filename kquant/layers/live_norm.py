@@ -82,31 +82,46 @@ class LiveNorm(keras.layers.Layer):
             y: float[..., channels], sums of the weights without their factor.
         """
         real = tf.cast(y, tf.float32)
-        # Over all axes but the channels, divided by the number of values: what Keras' BatchNormalization computes, and
-        # averages.
-        mean, variance = tf.nn.moments(real, list(range(real.shape.rank - 1)))
-        if self.counter is not None:
-            self.counter(tf.size(real) // self.channels, mean, variance)
-        else:
-            mean, variance = self._followed(mean, variance)
-        gamma, beta = tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta)
-        # With gradients through mean and variance, as any batch norm trains.
-        made = tf.nn.batch_normalization(real, mean, variance, beta, gamma, self.epsilon)
-        return tf.cast(made, y.dtype)
-
-    def _followed(self, mean: tf.Tensor, variance: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """The batch's own, which the moving ones follow; once frozen the moving ones."""
         moving = tf.convert_to_tensor(self.moving_mean), tf.convert_to_tensor(self.moving_variance)
-        frozen = tf.constant(False)
-        if self.freeze_after is not None:
+        if self.counter is not None:
+            made, mean, variance = self._by_batch(real)
+            self.counter(tf.size(real) // self.channels, mean, variance)
+        elif self.freeze_after is None:
+            made, mean, variance = self._by_batch(real)
+            self._follow(mean, variance, 1.0 - self.momentum)
+        else:
             # Before the count moves on: exactly so many steps follow the batch.
             frozen = tf.convert_to_tensor(self.steps) >= float(self.freeze_after)
+            made, mean, variance = tf.cond(frozen, lambda: self._by_moving(real, *moving), lambda: self._by_batch(real))
+            self._follow(mean, variance, tf.where(frozen, 0.0, 1.0 - self.momentum))
+        return tf.cast(made, y.dtype)
+
+    def _by_batch(self, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Normalised by the batch's own mean and variance over all axes but the channels, and these two.
+
+        With gradients through mean and variance, as any batch norm trains. By TensorFlow's fused kernel, which passes
+        over the values a third as often as the arithmetic written out, forward and back.
+        """
+        gamma, beta, none = tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta), tf.zeros((0,))
+        rows = y if y.shape.rank == 4 else tf.reshape(y, (-1, 1, 1, self.channels))
+        made, mean, unbiased, *_ = tf.raw_ops.FusedBatchNormV3(
+            x=rows, scale=gamma, offset=beta, mean=none, variance=none, epsilon=self.epsilon, is_training=True
+        )
+        # The kernel tells the variance divided by n - 1; Keras' BatchNormalization averages that divided by n.
+        count = tf.cast(tf.size(y) // self.channels, tf.float32)
+        return tf.reshape(made, tf.shape(y)), mean, unbiased * (tf.maximum(count - 1.0, 1.0) / count)
+
+    def _by_moving(self, y: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Normalised by these, once they are frozen."""
+        gamma, beta = tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta)
+        return tf.nn.batch_normalization(y, mean, variance, beta, gamma, self.epsilon), mean, variance
+
+    def _follow(self, mean: tf.Tensor, variance: tf.Tensor, rate: tf.Tensor | float) -> None:
+        """One step of the moving statistics towards the batch's."""
         self.steps.assign(self.steps + 1.0)
-        rate = tf.where(frozen, 0.0, 1.0 - self.momentum)
-        variables = (self.moving_mean, self.moving_variance)
-        for variable, now, of_batch in zip(variables, moving, (mean, variance), strict=True):
+        for variable, of_batch in ((self.moving_mean, mean), (self.moving_variance, variance)):
+            now = tf.convert_to_tensor(variable)
             variable.assign(now + rate * (tf.stop_gradient(of_batch) - now))
-        return tf.where(frozen, moving[0], mean), tf.where(frozen, moving[1], variance)
 
     def settings(self) -> dict[str, Any]:
         """Its own arguments."""

@@ -8,6 +8,7 @@ from typing import Any
 import tensorflow as tf
 
 from kquant.layers import learned_ranges
+from kquant.recipe.training_section import Progressive
 
 
 def trained_steps(layer: Any) -> tf.Tensor:
@@ -15,35 +16,47 @@ def trained_steps(layer: Any) -> tf.Tensor:
     return tf.reduce_max(tf.convert_to_tensor(layer.count) - tf.convert_to_tensor(layer.calibrated))
 
 
-def fake_quantize(layer: Any, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+def fake_quantize(layer: Any, y: tf.Tensor, *, from_zero: bool = False) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Quantize with gradients for the range.
 
     Args:
         layer: a `FakeQuant` with a range, which has seen data.
         y: float32[...].
+        from_zero: see `FakeQuant.move_range`.
 
     Returns:
         Values on the grid, scale and zero point.
     """
-    scale, zero_point, lowest, highest = grid(layer, y)
-    scaled, inside = tf.constant(_gradient_scale(y, layer.spec)), float(layer.learning.ranges != "pact")
+    scale, zero_point, lowest, highest = grid(layer, y, from_zero=from_zero)
+    scaled, inside = tf.constant(_gradient_scale(y, layer.spec)), layer.learning.ranges != "pact"
     if layer.freeze_after is not None:
         # No gradient any more: Adam's averages would go on moving the variable, so `move` drops what it made of them.
         scaled = tf.where(trained_steps(layer) <= float(layer.freeze_after), scaled, 0.0)
-    quantized = learned_ranges.quantized(y, scale, zero_point, lowest, highest, scaled, tf.constant(inside))
-    return quantized, scale, zero_point
+    if _wider(layer) is not None:  # the kernel wants to know the number of bits when the graph is made
+        of_grid = lowest, highest, scaled, tf.constant(float(inside))
+        return learned_ranges.quantized(y, scale, zero_point, *of_grid), scale, zero_point
+    return learned_ranges.fused(y, scale, zero_point, scaled, layer.spec, inside=inside), scale, zero_point
 
 
-def grid(layer: Any, y: tf.Tensor | None = None) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+def _wider(layer: Any) -> Progressive | None:
+    """How the grid narrows, where it has more bits at first."""
+    progress = layer.learning.progressive
+    return None if progress is None or progress.start <= layer.spec.bits else progress
+
+
+def grid(
+    layer: Any, y: tf.Tensor | None = None, *, from_zero: bool = False
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
     """Scale, zero point, lowest and highest code of this training step, with gradients to the range.
 
     Args:
         layer: see `fake_quantize`.
         y: the tensor: an end that is 0 stays there while no value lies beyond it (a ReLU's lower end).
+        from_zero: see `fake_quantize`.
     """
-    low, high = _ends(layer, y)
-    spec, progress = layer.spec, layer.learning.progressive
-    if progress is None or progress.start <= spec.bits:
+    low, high = _ends(layer, y, from_zero)
+    spec, progress = layer.spec, _wider(layer)
+    if progress is None:
         scale, zero_point = learned_ranges.encode_through(low, high, spec)
         return scale, zero_point, tf.constant(float(spec.low)), tf.constant(float(spec.high))
     # The count has moved on already: the first step is number 0.
@@ -83,13 +96,13 @@ def move(layer: Any, following: tf.Tensor | bool = False) -> None:
 
 def penalty(layer: Any, y: tf.Tensor) -> tf.Tensor:
     """PACT's squared ends, relative to the largest value of the batch: float32[]."""
-    low, high = _ends(layer, None)
+    low, high = _ends(layer, None, False)
     # PACT's penalty is the squared end; relative to the batch it means the same whatever scale the values have.
     largest = tf.stop_gradient(tf.maximum(tf.reduce_max(tf.abs(y)), 1e-20))
     return layer.learning.range_penalty * (tf.square(low / largest) + tf.square(high / largest))
 
 
-def _ends(layer: Any, y: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
+def _ends(layer: Any, y: tf.Tensor | None, from_zero: bool) -> tuple[tf.Tensor, tf.Tensor]:
     low = tf.minimum(tf.reduce_min(tf.convert_to_tensor(layer.low)), 0.0)
     high = tf.maximum(tf.reduce_max(tf.convert_to_tensor(layer.high)), 0.0)
     if not layer.learning.learns_tensors:
@@ -98,7 +111,7 @@ def _ends(layer: Any, y: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
     change = (high - low) * learned_ranges.pending(tf.convert_to_tensor(layer.stretch))
     if y is None:
         return low - change[0], high + change[1]
-    free_low = tf.logical_or(low < 0.0, tf.reduce_min(y) < 0.0)
+    free_low = low < 0.0 if from_zero else tf.logical_or(low < 0.0, tf.reduce_min(y) < 0.0)
     free_high = tf.logical_or(high > 0.0, tf.reduce_max(y) > 0.0)
     return low - tf.where(free_low, change[0], 0.0), high + tf.where(free_high, change[1], 0.0)
 

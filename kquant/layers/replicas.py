@@ -5,7 +5,7 @@ from __future__ import annotations
 import tensorflow as tf
 
 
-def extremes(y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+def extremes(y: tf.Tensor, *, from_zero: bool = False) -> tuple[tf.Tensor, tf.Tensor]:
     """Smallest and largest value of the whole batch, also where every replica holds a part of it.
 
     A mean over replicas would shrink the range: the extremes of a batch are those of one of its parts. TensorFlow's
@@ -13,11 +13,12 @@ def extremes(y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 
     Args:
         y: float32[...], the part of this replica.
+        from_zero: no value is below 0; the smallest is not looked for, and counts as 0.
 
     Returns:
         float32[] and float32[], the same numbers on every replica.
     """
-    low, high = tf.reduce_min(y), tf.reduce_max(y)
+    low, high = tf.zeros(()) if from_zero else tf.reduce_min(y), tf.reduce_max(y)
     context = tf.distribute.get_replica_context()
     if context is None or context.num_replicas_in_sync == 1:
         return low, high

@@ -127,6 +127,57 @@ def test_both_ends_against_finite_differences_and_closed_form(bits):
     np.testing.assert_array_equal(by_y != 0, inside & (upstream != 0))
 
 
+@pytest.mark.parametrize("inside", [True, False])
+@pytest.mark.parametrize("spec", [QuantSpec(2), QuantSpec(8), QuantSpec(8, True, True), QuantSpec(16, True)])
+def test_the_kernels_give_what_is_written_out(spec, inside):
+    rng = np.random.default_rng(7)
+    y, upstream = (tf.constant(rng.normal(0.3, 1.5, (500, 3)), tf.float32) for _ in range(2))
+    y = tf.concat([y, tf.constant([[np.inf, -np.inf, 0.0]])], 0)
+    upstream = tf.concat([upstream, tf.ones((1, 3))], 0)
+    scale, point = encode_range(tf.constant(-1.0), tf.constant(1.7), spec)[:2]
+    ends = tf.constant(float(spec.low)), tf.constant(float(spec.high))
+    ways = (
+        lambda *of: learned_ranges.quantized(*of[:3], *ends, of[3], tf.constant(float(inside))),
+        lambda *of: learned_ranges.fused(*of, spec, inside=inside),
+    )
+    found = []
+    for way in ways:
+        given = y, scale, point, tf.constant(0.25)
+        with tf.GradientTape() as tape:
+            tape.watch(given)
+            values = way(*given)
+        found.append((values, *tape.gradient(values, given[:3], upstream)))
+    steps = np.asarray(found[0][0] - found[1][0]) / scale
+    # TensorFlow's kernel rounds halves up, and float32 leaves it no exact place among 65,536.
+    np.testing.assert_allclose(steps, 0.0, atol=1e-4 if spec.bits <= 8 else 1.01)
+    assert np.mean(np.abs(steps) > 0.5) < 0.01
+    by_y, by_scale, by_point = zip(*(f[1:] for f in found), strict=True)
+    np.testing.assert_array_equal(*by_y)
+    np.testing.assert_allclose(*by_scale, rtol=1e-4, atol=0.05)
+    np.testing.assert_allclose(*by_point, rtol=1e-5)
+
+
+@pytest.mark.parametrize("ways", ["moving", "learned"])
+def test_behind_a_relu_nobody_looks_for_values_below_zero(ways):
+    y = tf.nn.relu(tf.constant(np.random.default_rng(7).normal(size=(64, 5)), tf.float32))
+    found = []
+    for attributes in ({"activation": "RELU"}, {}):
+        layer = FakeQuant(QuantSpec(8).to_config(), learning={} if ways == "moving" else {"ranges": ways})
+        with tf.GradientTape() as tape:
+            tape.watch(y)
+            for scale in (1.0, 1.5):
+                values, encoding = layer(scale * y, attributes=attributes, training=True)
+            loss = tf.reduce_sum(values**2)
+        found.append((values, encoding, *tape.gradient(loss, [y, *layer.trainable_variables])))
+        assert float(layer.low[0]) == 0.0 or not attributes
+    for ours, plain in zip(*found, strict=True):
+        np.testing.assert_array_equal(ours, plain)
+    # What is looked for is no longer found where the fact is wrong: it is the attribute that tells it.
+    layer = FakeQuant(QuantSpec(8).to_config())
+    layer(-y, attributes={"activation": "RELU"}, training=True)
+    assert float(layer.low[0]) == 0.0
+
+
 @pytest.mark.parametrize(("y", "expected"), [(-3.0, (1.0, 0.0)), (5.0, (0.0, 1.0))])
 @pytest.mark.parametrize("bits", [2, 4, 8])
 @pytest.mark.parametrize("low", [-1.0, -0.8])  # the second is rounded to whole steps

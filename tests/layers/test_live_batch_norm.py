@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 import kquant
+from kquant.layers.live_norm import LiveNorm
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:equalize. the ranges of .* were those of the old",
@@ -97,6 +98,32 @@ def test_gradients_reach_scale_and_offset_as_in_keras():
         found.append(tape.gradient(loss, [norm.gamma.value, norm.beta.value]))
     for ours, theirs in zip(found[1], found[0], strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=0.1, atol=0.02)
+
+
+@pytest.mark.parametrize("shape", [(16, 4), (8, 7, 4), (4, 5, 6, 4), (3, 2, 3, 2, 4), (1, 4)])
+@pytest.mark.parametrize("jit", [False, True])
+def test_the_kernel_computes_keras_own_batch_norm(shape, jit):
+    rng = np.random.default_rng(7)
+    y, upstream = (rng.normal(1.0, 2.0, shape).astype(np.float32) for _ in range(2))
+    settings = {"momentum": 0.9, "epsilon": 1e-5}
+    ours, theirs = LiveNorm(4, **settings), layers.BatchNormalization(**settings)
+    theirs.build(shape)
+    found = []
+    for norm, options in ((ours, {}), (theirs, {"training": True})):
+        norm.gamma.assign(np.float32([0.5, 1.0, -2.0, 0.1]))
+        norm.beta.assign(np.arange(4, dtype=np.float32))
+
+        @tf.function(jit_compile=jit)
+        def step(y, norm=norm, options=options):
+            with tf.GradientTape() as tape:
+                tape.watch(y)
+                made = norm(y, **options)
+            return made, tape.gradient(made, [y, norm.gamma.value, norm.beta.value], upstream)
+
+        made, gradients = step(tf.constant(y))
+        found.append((made, *gradients, norm.moving_mean, norm.moving_variance))
+    for mine, keras_own in zip(*found, strict=True):
+        np.testing.assert_allclose(mine, keras_own, rtol=1e-3, atol=1e-3 if len(y) > 1 else 2e-2)
 
 
 def test_frozen_statistics_stay_and_training_computes_the_folded_model():
