@@ -93,8 +93,9 @@ def drop_unread(program: Program) -> Narrowed:
     for op in program.operators:
         if reading.flows[id(op)] is not None:
             _state_shape(program, op)
+    staying = {id(op) for op in program.operators}
     for op in operators:
-        removed += _told(op, reading, before[id(op)], widths, op in program.operators)
+        removed += _told(op, reading, before[id(op)], widths, id(op) in staying)
     return Narrowed(tuple(removed), {key: np.flatnonzero(kept) for key, kept in gone.items()})
 
 

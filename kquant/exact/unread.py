@@ -6,6 +6,7 @@ one. The rest is multiplied by zeros alone, holds one code that the next bias ca
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -57,35 +58,62 @@ def followed(
     for ref in (*program.inputs, *program.outputs):
         kept[id(ref)][:] = True
     found = Reading(kept, flows, spans)
-    while any([_read(op, found) for op in reversed(program.operators)]) or (
-        not empty and _nothing_empty(program, found)
-    ):
-        pass
+    _follow(program, found, empty)
     return found
+
+
+def _follow(program: Program, found: Reading, empty: bool) -> None:
+    """Ask every operator, from the last on, and again where a tensor of it keeps more: work grows with their number."""
+    near: dict[int, list[int]] = {}  # id(tensor) -> numbers of the operators that have to do with it
+    for number, op in enumerate(program.operators):
+        for ref in _touched(op, found):
+            near.setdefault(id(ref), []).append(number)
+    waiting, in_line = [-n for n in range(len(program.operators))], set(range(len(program.operators)))
+    heapq.heapify(waiting)
+    asked: list[int] = []  # since it was last looked whether their kernels read something
+    while waiting or asked:
+        if waiting:
+            number = -heapq.heappop(waiting)
+            in_line.discard(number)
+            heapq.heappush(asked, number)
+            grown = _read(program.operators[number], found)
+        else:
+            op = program.operators[heapq.heappop(asked)]
+            grown = [] if empty else _nothing_empty(op, found)
+        for other in {n for ref in grown for n in near[id(ref)]} - in_line:
+            in_line.add(other)
+            heapq.heappush(waiting, -other)
+
+
+def _touched(op: Operator, found: Reading) -> list[Ref]:
+    """The computed tensors that an operator reads and writes, each once."""
+    refs = {id(ref): ref for ref in (*op.inputs, *op.outputs) if ref is not None and id(ref) in found.kept}
+    return list(refs.values())
 
 
 def _channels(ref: Ref) -> int:
     return ref.shape[-1] if ref.shape else 1
 
 
-def _read(op: Operator, found: Reading) -> bool:
-    """One operator: what it keeps more than before; False where that is nothing."""
+def _read(op: Operator, found: Reading) -> list[Ref]:
+    """One operator: the tensors of which it keeps more than was kept before."""
     kept, flow = found.kept, found.flows[id(op)]
     if flow is None:
         if not any(kept[id(ref)].any() for ref in op.outputs):
-            return False
-        touched = [ref for ref in (*op.inputs, *op.outputs) if ref is not None and id(ref) in kept]
-        return any([_keep(kept, ref, True) for ref in touched])
+            return []
+        return [ref for ref in _touched(op, found) if _keep(kept, ref, True)]
     output = op.outputs[0]
-    more = False
+    grown: list[Ref] = []
     for link in flow.links:
         together = np.logical_or(kept[id(link.source)][link.inner], kept[id(output)][link.outer])
-        more |= _keep(kept, link.source, together, link.inner) | _keep(kept, output, together, link.outer)
+        ends = (link.source, link.inner), (output, link.outer)
+        grown += [ref for ref, at in ends if _keep(kept, ref, together, at)]
     if flow.need is not None:
-        more |= _keep(kept, flow.need.sums.source, np.any(flow.need.reads[kept[id(output)]], axis=0))
+        source = flow.need.sums.source
+        grown += [source] if _keep(kept, source, np.any(flow.need.reads[kept[id(output)]], axis=0)) else []
     if kept[id(output)].any():
-        more |= any([_keep(kept, ref, True) for ref in flow.keeps])
-    return more
+        grown += [ref for ref in flow.keeps if _keep(kept, ref, True)]
+    return grown
 
 
 def _keep(
@@ -98,14 +126,13 @@ def _keep(
     return int(held.sum()) > before
 
 
-def _nothing_empty(program: Program, found: Reading) -> bool:
+def _nothing_empty(op: Operator, found: Reading) -> list[Ref]:
     """A kernel that needs no channel reads one all the same: there are no tensors without any."""
-    for op in program.operators:
-        flow = found.flows[id(op)]
-        if flow is None or flow.need is None or not found.kept[id(op.outputs[0])].any():
-            continue
-        source = flow.need.sums.source
-        if not found.kept[id(source)].any():
-            constant = found.spans[id(source)].constant
-            return _keep(found.kept, source, True, np.array([int(np.argmax(constant))]))
-    return False
+    flow = found.flows[id(op)]
+    if flow is None or flow.need is None or not found.kept[id(op.outputs[0])].any():
+        return []
+    source = flow.need.sums.source
+    if found.kept[id(source)].any():
+        return []
+    found.kept[id(source)][int(np.argmax(found.spans[id(source)].constant))] = True
+    return [source]

@@ -10,6 +10,7 @@ from keras import layers
 import kquant
 from kquant.core.program import Operator, Program, Ref
 from kquant.core.spec import Encoding, QuantSpec
+from kquant.exact import unread
 from kquant.exact.narrow import drop_unread
 from kquant.exact.spans import spans_of
 from kquant.runtime.running import available
@@ -92,6 +93,21 @@ def test_one_channel_stays_where_none_is_needed() -> None:
     program, last = pair(kernels(3, 2), np.zeros((2, 1, 1, 3), np.int64), np.zeros(3))
     drop_unread(program)
     assert last.inputs[0].shape[-1] == 1
+
+
+def test_work_grows_with_the_operators_where_each_needs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = Program("chain")
+    x = program.value("x", (1, 4, 4, 3), GRID)
+    program.inputs.append(x)
+    for n in range(50):
+        given = [x, *stored(program, f"layer{n}", np.zeros((3, 1, 1, 3), np.int64), np.zeros(3))]
+        x = program.emit("CONV_2D", given, program.value(f"y{n}", (1, 4, 4, 3), GRID), padding="VALID", **CONV)
+    program.outputs.append(x)
+    read, asked = unread._read, []
+    monkeypatch.setattr(unread, "_read", lambda op, found: asked.append(op) or read(op, found))
+    drop_unread(program)
+    assert [op.outputs[0].shape[-1] for op in program.operators] == [1] * 49 + [3]
+    assert len(asked) <= 4 * 50
 
 
 def test_a_bias_that_would_overflow_keeps_its_constants() -> None:
