@@ -134,6 +134,7 @@ OF_QUANTIZED: dict[str, Callable[[keras.Model, Path], Any]] = {
     "sequential_mse": lambda q, _: kquant.sequential_mse(q, X, **QUIET),
     "silence": lambda q, _: kquant.silence(q, X, codes=1e6, **QUIET),
     "set_encodings": lambda q, _: kquant.set_encodings(q, WIDE),
+    "shorten_codes": lambda q, _: kquant.shorten_codes(q, X, **QUIET),
     "verify": lambda q, _: kquant.verify(q, FILES[q.name], X[:2], "tflm"),
     "why": lambda q, _: kquant.why(q, X, **QUIET),
 }

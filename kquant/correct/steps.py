@@ -36,11 +36,12 @@ STEPS: dict[str, str | Callable[..., keras.Model]] = {
     "sequential-mse": "kquant.correct.range_search:sequential_mse",
     "adaround": "kquant.correct.adaptive_rounding:adaround",
     "silence": "kquant.correct.silencing:silence",
+    "shorten-codes": "kquant.correct.short_codes:shorten_codes",
     "reestimate": "kquant.correct.batch_norms:reestimate",
 }
 RANGES = ("calibrate", "data-free")  # steps that set the range of every activation
 # Options that count something, in whatever step they are.
-COUNTS = frozenset({"batch_size", "candidates", "iterations", "limit", "row_batch", "rows", "samples"})
+COUNTS = frozenset({"batch_size", "candidates", "iterations", "limit", "row_batch", "rows", "samples", "target_bytes"})
 
 
 def check_step(name: str) -> None:
