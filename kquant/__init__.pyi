@@ -19,8 +19,11 @@ from .correct.bias import correct_bias as correct_bias
 from .correct.data_free import data_free_ranges as data_free_ranges
 from .correct.equalization import equalize as equalize
 from .correct.range_search import sequential_mse as sequential_mse
-from .correct.silencing import silence as silence
 from .correct.short_codes import shorten_codes as shorten_codes
+from .correct.silencing import silence as silence
+from .detecting.outputs import detect as detect
+from .detecting.spec import Detection as Detection
+from .detecting.spec import Found as Found
 from .exporting.export_file import ExportReport as ExportReport
 from .exporting.export_file import export as export
 from .exporting.model_card import ModelCard as ModelCard

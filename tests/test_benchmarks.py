@@ -8,14 +8,16 @@ from pathlib import Path
 import pytest
 
 from benchmarks.__main__ import ALL
+from benchmarks.zoo import ZOO, measure, table
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 ELSEWHERE = {"tfmot_steps", "litert_quantizer"}  # run in environments of their own
 NAMES = sorted({path.stem for path in FOLDER.glob("*.py")} - ELSEWHERE)
-PEERS = [f"peers.{path.stem}" for path in sorted((FOLDER / "peers").glob("*.py"))]  # their scripts run elsewhere
+# of a benchmark that is a folder; the peers' scripts run elsewhere
+INSIDE = [f"{path.parent.name}.{path.stem}" for path in sorted(FOLDER.glob("*/*.py")) if path.stem != "__init__"]
 
 
-@pytest.mark.parametrize("name", [*NAMES, *PEERS])
+@pytest.mark.parametrize("name", [*NAMES, *INSIDE])
 def test_it_imports_what_there_is(name: str) -> None:
     importlib.import_module(f"benchmarks.{name}")
 
@@ -24,3 +26,15 @@ def test_every_benchmark_is_in_the_list() -> None:
     runnable = {n for n in NAMES if 'if __name__ == "__main__":' in (FOLDER / f"{n}.py").read_text()} - {"__main__"}
     runnable |= {path.parent.name for path in FOLDER.glob("*/__main__.py")}
     assert set(ALL) | {"latency", "same_files"} == runnable  # one wants files, the other a second tree
+
+
+def test_the_page_of_the_zoo_tells_the_figures_that_were_measured() -> None:
+    rows = table.load()
+    assert {key.split("/")[0] for key in rows} <= set(ZOO)
+    assert table.tables(rows) in table.PAGE.read_text()
+
+
+@pytest.mark.parametrize("name", ["tcn", "mtcnn_pnet"])
+def test_a_row_of_the_zoo_can_be_measured(name: str) -> None:
+    row = measure.measured(name, "tflm", "int8")
+    assert row["integer"] and row["equal"] == 1.0 and row["reloads"] and row["trains"]

@@ -32,7 +32,7 @@ ORDER = (
     ("registration",),
     ("correct", "shrink", "runtime"),
     ("prepare",),
-    ("analysis", "exporting", "migrate"),
+    ("analysis", "exporting", "migrate", "detecting"),
     ("search", "projects", "sizing"),
     ("placing",),
     ("report",),

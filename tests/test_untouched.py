@@ -115,8 +115,8 @@ VERBS: dict[str, Callable[[keras.Model, Path], Any]] = {
     "strip": lambda m, _: kquant.strip(m),
     "summary": lambda m, _: kquant.summary(m, print_fn=len),
 }
-# They say "In place", or take a model of recurrent layers: see below.
-OTHERS = {"reestimate", "cell", "fit_on_workers"}
+# They say "In place", or take a model of recurrent layers: see below; or a detector: tests/detecting.
+OTHERS = {"reestimate", "cell", "fit_on_workers", "detect"}
 # Verbs of a quantized model likewise.
 OF_QUANTIZED: dict[str, Callable[[keras.Model, Path], Any]] = {
     "adaround": lambda q, _: kquant.adaround(q, X, iterations=1, **QUIET),

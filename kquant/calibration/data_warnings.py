@@ -30,7 +30,7 @@ def warn_of_data(qmodel: keras.Model, seen: Observations) -> None:
     _warn_faint(qmodel, seen)
     _warn_moved(seen)
     _warn_far(qmodel, seen)
-    _warn_unequal(seen)
+    _warn_unequal(qmodel, seen)
 
 
 def _constant(seen: Observations) -> list[str]:
@@ -123,19 +123,24 @@ def _warn_far(qmodel: keras.Model, seen: Observations) -> None:
             )
 
 
-def _warn_unequal(seen: Observations) -> None:
+def _warn_unequal(qmodel: keras.Model, seen: Observations) -> None:
     """Name encodings that several tensors share, where the widest leaves the narrowest hardly any codes."""
     spans: dict[str, list[float]] = {}
     for (name, _), s in seen.tensors.items():
         spans.setdefault(name, []).append(_span(s.lows, s.highs))
     unequal = {name: sorted(w for w in widths if w > 0.0) for name, widths in spans.items()}
-    said = [f"{name} ({w[0]:.3g} to {w[-1]:.3g} wide)" for name, w in unequal.items() if w and w[-1] > UNEQUAL * w[0]]
+    # every bit more halves the steps of all
+    most = {layer.name: UNEQUAL * 2.0 ** (layer.spec.bits - 8) for layer in encodings_of(qmodel)}
+    said = [
+        f"{name} ({w[0]:.3g} to {w[-1]:.3g} wide)" for name, w in unequal.items() if w and w[-1] > most[name] * w[0]
+    ]
     if said:
         warn(
             f"calibrate: tensors of very different ranges share an encoding: {first_of(said)}. The kernels of "
             "Concatenate, Maximum and Minimum want one for all that they join, and what else reads a narrow one has few"
             " codes left too. Put keras.layers.Rescaling(1.0) on it before the join, so that its other readers keep a "
-            "grid of their own; give all of them 16 bits; or bring their ranges nearer with a BatchNormalization."
+            "grid of their own. Give the join 16 bits by a rule (`activations = { bits = 16 }`); or bring their ranges "
+            "nearer with a BatchNormalization."
         )
 
 

@@ -12,8 +12,6 @@ from kquant.core.result import Result
 from kquant.core.table import Table
 from kquant.migrate.learned_ranges import Difference
 
-NOT_ASKED = "compare=False"  # why the old model was not run, where its caller said so
-
 
 @dataclass(frozen=True)
 class Distance:

@@ -15,6 +15,7 @@ def warn_of_plan(plan: Plan) -> None:
     """Layers that compute nothing, widths that no kernel has, and those that are other ones than the recipe says."""
     warn_dead(plan)
     warn_narrowed(plan)
+    warn_heads(plan)
     warn_unpacked(plan)
     warn_simulated(plan)
 
@@ -46,6 +47,16 @@ def warn_narrowed(plan: Plan) -> None:
         warn(
             f"quantize: {plan.target.title}, as kquant writes it, has no 16-bit kernel for {', '.join(layers)}; they "
             "compute in 8 bits between two QUANTIZE. docs/layers.md lists what has one."
+        )
+
+
+def warn_heads(plan: Plan) -> None:
+    """Say that an output has 16 bits, though the recipe says 8, and how to have 8."""
+    if plan.heads:
+        warn(
+            f"quantize: an output of the model joins values of a prescribed range (scores) and others (boxes): "
+            f"{first_of(plan.heads)}. It has 16 bits, so that each keeps its own grid; one grid of 8 bits for both is "
+            '`activations = { heads = "joined" }` in the recipe, and two outputs in place of one keep 8 bits for each.'
         )
 
 

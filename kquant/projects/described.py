@@ -13,6 +13,7 @@ from kquant import __version__
 from kquant.core.operators import facts
 from kquant.exporting.verification import AGREEMENT_DB, Agreement, VerifyReport
 from kquant.projects.arena import Arena
+from kquant.projects.boxes import Boxes
 from kquant.projects.golden import Golden
 from kquant.projects.languages import LANGUAGES
 from kquant.projects.layer_names import layer_of, written_by
@@ -144,6 +145,7 @@ class Described:
         asked_db: what a test asks of a device, as `kquant.verify` does of a runtime that rounds otherwise.
         card: rows of what there is to know, in words.
         compiled: what the compiler of an NPU made of the file; None for targets without one.
+        detection: how boxes are chosen from the outputs; None of models that are no detectors.
     """
 
     title: str
@@ -170,6 +172,7 @@ class Described:
     asked_db: float
     card: tuple[tuple[str, str], ...]
     compiled: Compiled | None = None
+    detection: Boxes | None = None
 
 
 def described(
@@ -185,6 +188,7 @@ def described(
     language: str = "c",
     verified: Sequence[VerifyReport] = (),
     compiled: Compiled | None = None,
+    detection: Boxes | None = None,
 ) -> Described:
     """Put together what a project says.
 
@@ -200,6 +204,7 @@ def described(
         language: of the project.
         verified: what is known of the file on the runtimes of its target.
         compiled: what the compiler of an NPU made of it.
+        detection: how boxes are chosen from its outputs.
 
     Raises:
         ValueError: an operator that TFLM has no registration for, by layer.
@@ -234,6 +239,7 @@ def described(
         asked_db=max((report.agreement for report in verified), default=AGREEMENT_DB),
         card=tuple(card),
         compiled=compiled,
+        detection=detection,
     )
 
 

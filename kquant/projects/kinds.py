@@ -30,6 +30,7 @@ class Kind(BaseModel):
         files: where a file lies in the project -> the template that it is made of. `{id}` is the model's name in the
             language, `{type}` that of its class.
         debug: likewise, of the model whose outputs are those of every layer; none where no template asks for it.
+        detection: likewise, what chooses boxes; none where there is no such template in the language.
         assets: where a file lies in the project -> what of the model it is: "model", its "golden" vectors as JSON,
             or what a compiler made of it, "compiled", where one did.
     """
@@ -45,6 +46,7 @@ class Kind(BaseModel):
     arena: bool
     files: Mapping[str, str]
     debug: Mapping[str, str]
+    detection: Mapping[str, str]
     assets: Mapping[str, Literal["model", "golden", "compiled"]]
 
 
@@ -63,7 +65,9 @@ def _with_shared(table: dict[str, Any], shared: dict[str, dict[str, str]]) -> di
     for group, folder in table.pop("groups", {}).items():
         files |= {f"{folder}{name}": template for name, template in shared[group].items()}
         debug |= {f"{folder}debug/{name}": template for name, template in shared[group].items()}
-    return {**table, "files": files, "debug": debug}
+    folder = table.pop("detection", None)
+    chooses = {} if folder is None else {f"{folder}{name}": template for name, template in shared["detection"].items()}
+    return {**table, "files": files, "debug": debug, "detection": chooses}
 
 
 def kind_of(name: str) -> Kind:

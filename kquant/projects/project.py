@@ -18,6 +18,7 @@ from kquant.core.checks import check_count
 from kquant.core.messages import first_of
 from kquant.core.renamed import renamed
 from kquant.core.result import Result
+from kquant.detecting.spec import Detection
 from kquant.exporting.export_file import ExportReport
 from kquant.exporting.file_options import FileOptions, check_file_options
 from kquant.exporting.model_card import ModelCard
@@ -25,6 +26,7 @@ from kquant.files.atomic import Outputs
 from kquant.files.untrusted import read_json
 from kquant.layers.provenance import provenance_of
 from kquant.projects.arena import Arena
+from kquant.projects.boxes import boxes_of
 from kquant.projects.card import card_rows, rated
 from kquant.projects.described import Described, described
 from kquant.projects.exported import Array, array_of, exported, layer_by_layer
@@ -103,6 +105,7 @@ def bundle(
     mean: Sequence[float] | float | None = None,
     std: Sequence[float] | float | None = None,
     accelerator: str | None = None,
+    detection: Detection | None = None,
     debug: bool = False,
     **form: Unpack[FileOptions],
 ) -> BundleReport:
@@ -130,6 +133,8 @@ def bundle(
         std: the same.
         accelerator: what to compile for, where the target has a compiler (target "ethos-u" and its family, with
             the `ethos-u` extra), as that names it: "ethos-u55-256". The target's own by default, or "ethos-u55-128".
+        detection: of a detector, what its outputs mean: the project chooses boxes from them as `kquant.detect` does,
+            and its self-test knows those of the golden vectors.
         debug: add a second model to the project, with what every layer computes among its outputs, whose self-test
             names the first layer that differs. Not for streams, nor for phones.
         **form: `io`, `streaming`, `states`, `compression`, `decode_budget`, `strip_names` and `shrink` of
@@ -155,9 +160,9 @@ def bundle(
     check_file_options("bundle", form)
     chosen, streaming = kind_of(kind), bool(form.get("streaming"))
     check_count("bundle", "golden", golden)
-    _check_debug(chosen, debug, streaming)
+    _check_kind(chosen, debug, detection)
+    _check_stream(streaming, debug, test)
     _check_runtime(chosen)
-    _check_test(test, streaming)
     goal = _target_of(qmodel, chosen)
     compiles_for = accelerator_of(goal, accelerator)
     folder = Path(folder)
@@ -177,6 +182,7 @@ def bundle(
     card = card_rows(report, made.file, array.arena, judged, vectors.calls, told)
     parts: dict[str, Any] = {"labels": labels, "normalization": normalization, "card": card, "compiled": array.compiled}
     parts |= {"language": chosen.language, "verified": report.verification}
+    parts |= {"detection": None if detection is None else boxes_of(detection, made.file.outputs, vectors)}
     about = described(array.content, array.file, title=title, arena=array.arena, golden=vectors, **parts)
     with_layers = _debug(qmodel, x, title, chosen, form, compiles_for) if debug else None
     files = {place: text.encode() for place, text in rendered(chosen, about, with_layers).items()}
@@ -294,16 +300,20 @@ def _debug(
     return described(array.content, array.file, title=f"{title} debug", arena=array.arena, golden=vectors, **parts)
 
 
-def _check_debug(kind: Kind, debug: bool, streaming: bool) -> None:
-    if debug and streaming:
+def _check_stream(streaming: bool, debug: bool, test: Any) -> None:
+    if streaming and debug:
         raise ValueError("bundle: debug=True is for models over whole clips; leave it, or `streaming`, out.")
+    if streaming and test is not None:
+        raise ValueError("bundle: a stream has no accuracy of clips. Give test to a bundle without streaming.")
+
+
+def _check_kind(kind: Kind, debug: bool, detection: Detection | None) -> None:
     if debug and not kind.debug:
         raise ValueError(f"bundle: {kind.title} has no debug model; leave debug=True out.")
-
-
-def _check_test(test: Any, streaming: bool) -> None:
-    if test is not None and streaming:
-        raise ValueError("bundle: a stream has no accuracy of clips. Give test to a bundle without streaming.")
+    if detection is not None and not kind.detection:
+        raise ValueError(
+            f"bundle: {kind.title} has no code that chooses boxes; leave detection out, and choose them in the app."
+        )
 
 
 def _check_runtime(kind: Kind) -> None:

@@ -17,6 +17,20 @@ def rendered(kind: Kind, about: Described, debug: Described | None = None) -> di
         about: what it is about.
         debug: the same of the model whose outputs are those of every layer, where that is to be among the files.
     """
+    environment = templates()
+    sets = [(kind.files, about), *([] if debug is None else [(kind.debug, debug)])]
+    sets += [] if about.detection is None else [(kind.detection, about)]
+    return {
+        placed(place, one): environment.get_template(f"{template}.jinja").render(
+            about=one, kind=kind, debug=debug if one is about else None
+        )
+        for files, one in sets
+        for place, template in files.items()
+    }
+
+
+def templates() -> Environment:
+    """The templates of all kinds, with what they call."""
     # an unknown name in a template is a mistake there, not an empty text
     environment = Environment(
         loader=PackageLoader("kquant.projects"),
@@ -28,14 +42,7 @@ def rendered(kind: Kind, about: Described, debug: Described | None = None) -> di
     )
     for each in (c_float, c_comment, c_string, kotlin_string, swift_float, swift_string):
         environment.filters[each.__name__] = each
-    sets = [(kind.files, about), *([] if debug is None else [(kind.debug, debug)])]
-    return {
-        placed(place, one): environment.get_template(f"{template}.jinja").render(
-            about=one, kind=kind, debug=debug if one is about else None
-        )
-        for files, one in sets
-        for place, template in files.items()
-    }
+    return environment
 
 
 def placed(place: str, about: Described) -> str:

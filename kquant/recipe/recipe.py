@@ -37,13 +37,18 @@ from kquant.recipe.training_section import Oscillations, Progressive, Strict, Tr
 
 
 class Activations(Strict):
-    """Grid and observer of activations; more than 8 bits are symmetric, as the 16-bit kernels want them."""
+    """Grid and observer of activations; more than 8 bits are symmetric, as the 16-bit kernels want them.
+
+    `heads` says what a join for an output of the model does with 8-bit scores and boxes: "apart" gives it 16 bits, so
+    that each keeps its own grid, "joined" one grid of 8 bits for all.
+    """
 
     bits: int = Field(default=8, ge=2, le=16)
     symmetric: bool = False
     signed: bool = True
     kind: Literal["uniform", "power-of-two"] = "uniform"
     observer: str = "percentile"
+    heads: Literal["apart", "joined"] = "apart"
 
     def spec(self, bits: int | None = None) -> QuantSpec:
         """The grid, at another width where `bits` says so."""

@@ -27,6 +27,7 @@ from kquant.recipe.recipe import Recipe, Settings
 from kquant.recipe.training_section import Training
 from kquant.targets import Target
 from kquant.views.classes import Classes
+from kquant.views.heads import widened_heads
 from kquant.views.packing import Packing, packing
 from kquant.views.widths import TYPES, Widths, container, find_widths, index_tensors, moves_indices
 
@@ -73,6 +74,7 @@ class Plan:
         weights: id(layer) -> grid of its kernel; None leaves it float.
         packings: id(layer) -> how the codes of its kernel are stored, where it has a grid.
         widths: how wide every call computes.
+        heads: joins for outputs that compute in 16 bits, so that what they join keeps its own grid.
         padding: id(tensor) -> the value that marks padded steps in it, where nothing else reads those.
         provenance: what every layer of the new model remembers.
         problems: what the target cannot do.
@@ -90,6 +92,7 @@ class Plan:
     weights: dict[int, QuantSpec | None]
     packings: dict[int, Packing]
     widths: Widths
+    heads: tuple[str, ...]
     padding: dict[int, float]
     provenance: Provenance
     problems: tuple[Problem, ...]
@@ -118,6 +121,8 @@ def make_plan(graph: Graph, recipe: Recipe, target: Target) -> Plan:
     positions = _positions(graph, rules)
     _check_patterns(graph, recipe, positions)
     settings = {id(n.op): recipe.settings(identities(n.op), positions.get(id(n.op))) for n in graph.nodes}
+    heads = widened_heads(graph, rules, settings, target)
+    settings |= heads
     # Which activations are fused decides widths (an operator and its activation have one), and widths decide again:
     # an operator that stays float fuses nothing.
     fused = _fused(graph, rules, settings, target)
@@ -149,6 +154,7 @@ def make_plan(graph: Graph, recipe: Recipe, target: Target) -> Plan:
         weights=weights,
         packings=packings,
         widths=widths,
+        heads=tuple(dict.fromkeys(node.name for node in graph.nodes if id(node.op) in heads)),
         padding=unread_padding(graph),
         provenance=_provenance(draft),
         problems=problems,

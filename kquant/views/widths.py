@@ -113,7 +113,7 @@ def find_widths(
         else:
             # new codes, in the width that the recipe asks for, whatever came in: `conversions` adds the QUANTIZE
             bits = container(wanted.activations.bits)
-        if bits == 16 and rule is not None and not _has(target, rule, bits):
+        if bits == 16 and rule is not None and not has_width(target, rule, bits):
             narrowed.append(node)
             bits = 8
         calls[id(node)] = bits
@@ -124,5 +124,6 @@ def find_widths(
     return Widths(calls, tensors, tuple(narrowed), told)
 
 
-def _has(target: Target, rule: Rule, bits: int) -> bool:
+def has_width(target: Target, rule: Rule, bits: int) -> bool:
+    """True where all operators of a rule have kernels of that width."""
     return bits in rule.widths and all(target.supports(code, TYPES[bits]) for code in rule.operators)

@@ -1,0 +1,124 @@
+"""What the raw outputs of a detector mean, and which boxes are wanted of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+Form = Literal["offsets", "corners", "centres", "distances"]
+Order = Literal["yx", "xy"]
+MOST_ANCHOR = 2.0  # an anchor is stored as int16 in steps of 2^-14
+
+
+@dataclass(frozen=True, eq=False)
+class Detection:
+    """How boxes and scores of a detector are read, and what is chosen of them.
+
+    Coordinates are parts of the image's height and width: 0 is the top or left edge, 1 the bottom or right.
+
+    Attributes:
+        boxes, scores: names of the outputs, `[rows, 4]` and `[rows, classes]`, or their numbers.
+        form: what four numbers of a row are:
+            "offsets" from anchors: `centre = anchor_centre + anchor_size * t / s`, `size = anchor_size * exp(t / s)`,
+            centre before size (SSD, RetinaNet, Faster R-CNN), `s` being `scales`;
+            "distances" from anchors: from their centres to the four edges, times `anchor_size / s` (FCOS, YOLOv8);
+            "corners": two opposite ones, `t / s`; "centres": centre and size, `t / s`.
+        order: "yx" where height comes before width (TensorFlow), "xy" else (YOLO).
+        anchors: `[rows, 4]`, centre and size of each in parts of the image, in `order`; none for the other two forms.
+        scales: what the four numbers are divided by. SSD's variances 0.1 and 0.2 are scales of 10 and 5.
+        background: class 0 is none of the classes.
+        threshold: the lowest score that is kept.
+        overlap: a box goes where a better one overlaps it by more (intersection over union).
+        limit: how many boxes at most.
+        candidates: how many of the best scores are looked at, before boxes that overlap go.
+        by_class: boxes of different classes do not exclude each other, and a row may give several; else each row
+            counts for its best class.
+
+    Example:
+        >>> Detection(form="corners", threshold=0.4).limit
+        10
+    """
+
+    boxes: str | int = "boxes"
+    scores: str | int = "scores"
+    form: Form = "offsets"
+    order: Order = "yx"
+    anchors: Any = field(default=None, repr=False)
+    scales: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
+    background: bool = False
+    threshold: float = 0.5
+    overlap: float = 0.5
+    limit: int = 10
+    candidates: int = 100
+    by_class: bool = True
+
+    def __post_init__(self) -> None:
+        for name, kinds in (("form", Form), ("order", Order)):
+            if getattr(self, name) not in get_args(kinds):
+                raise ValueError(
+                    f"Detection: {name} must be one of {', '.join(get_args(kinds))}. Received: {getattr(self, name)!r}."
+                )
+        if self.boxes == self.scores:
+            raise ValueError(f"Detection: boxes and scores are both output {self.boxes!r}; give each an output.")
+        scales = np.asarray(self.scales, np.float64)
+        if scales.shape != (4,) or not np.all(np.isfinite(scales)) or np.any(scales <= 0):
+            raise ValueError(f"Detection: scales must be four numbers above 0. Received: {self.scales!r}.")
+        if not 0.0 <= self.overlap <= 1.0 or not np.isfinite(self.threshold):
+            raise ValueError(
+                "Detection: overlap must lie in 0..1 and threshold be a number. Received: "
+                f"overlap={self.overlap!r}, threshold={self.threshold!r}."
+            )
+        if not 1 <= self.limit <= self.candidates <= 65_535:
+            raise ValueError(
+                "Detection: 1 <= limit <= candidates <= 65535 is wanted. Received: "
+                f"limit={self.limit!r}, candidates={self.candidates!r}."
+            )
+        self._check_anchors()
+
+    def _check_anchors(self) -> None:
+        if self.has_anchors == (self.anchors is None):
+            wants = "wants anchors, [rows, 4]" if self.has_anchors else "has no anchors; leave them out"
+            raise ValueError(f"Detection: form '{self.form}' {wants}.")
+        if self.anchors is None:
+            return
+        anchors = np.asarray(self.anchors, np.float64)
+        if anchors.ndim != 2 or anchors.shape[1] != 4 or not len(anchors) or not np.all(np.isfinite(anchors)):
+            raise ValueError(f"Detection: anchors must be numbers [rows, 4]. Received: shape {anchors.shape}.")
+        worst = int(np.argmax(np.max(np.abs(anchors), axis=1)))
+        if np.max(np.abs(anchors)) >= MOST_ANCHOR or np.any(anchors[:, 2:] <= 0):
+            raise ValueError(
+                "Detection: anchors are parts of the image, centre and size, smaller than 2, sizes above 0; pixels are "
+                f"divided by the image's height and width first. Received: row {worst} is {anchors[worst].tolist()}."
+            )
+        object.__setattr__(self, "anchors", anchors)  # frozen: the array that was checked is the one that is used
+
+    @property
+    def has_anchors(self) -> bool:
+        """True for the forms that are relative to anchors."""
+        return self.form in ("offsets", "distances")
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """The boxes of one sample, the best first.
+
+    Attributes:
+        boxes: float32 `[n, 4]`: top, left, bottom, right in parts of the image; a part of a box may lie outside it.
+        scores: float32 `[n]`.
+        classes: int64 `[n]`.
+        rows: int64 `[n]`, of the raw outputs that they come from.
+    """
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    classes: np.ndarray
+    rows: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def __repr__(self) -> str:
+        said = [f"class {c} {s:.2f}" for c, s in zip(self.classes, self.scores, strict=True)]
+        return f"Found({', '.join(said[:5])}{', ...' if len(said) > 5 else ''})"

@@ -1,0 +1,133 @@
+"""Boxes of a detector, as the C of a project chooses them: numbers and tables, and what it must find."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from kquant.detecting.choice import chosen, limit_of
+from kquant.detecting.decoding import ANCHOR, HIGH, LOW, ONE
+from kquant.detecting.outputs import Grids, grids_of
+from kquant.detecting.spec import Detection
+from kquant.projects.golden import Golden
+from kquant.tflite.reader import FileTensor
+
+PER_LINE = 8
+
+
+@dataclass(frozen=True)
+class Box:
+    """A box that the golden outputs of one call hold: corners in steps of 2^-16, the code of its score."""
+
+    top: int
+    left: int
+    bottom: int
+    right: int
+    score: int
+    label: int
+    row: int
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """How boxes are chosen, in the words of `Detection` and `Decoder`.
+
+    Attributes:
+        boxes, scores: numbers of the outputs.
+        form, order: what four numbers of a row are.
+        rows, classes: how many.
+        first: the first class that counts.
+        tables: lines of C, each distinct table once.
+        picks: which of the four numbers uses which.
+        entries: of a table.
+        shift, low: of a code.
+        anchors: lines of C; none without anchors.
+        lowest: code of the lowest score that counts.
+        overlap: in parts of 2^-16.
+        limit, candidates, by_class: see `Detection`.
+        one, anchor: bits behind the points of coordinates and anchors.
+        edges: where a corner is cut off.
+        calls: the boxes of each golden call.
+    """
+
+    boxes: int
+    scores: int
+    form: str
+    order: str
+    rows: int
+    classes: int
+    first: int
+    tables: tuple[tuple[str, ...], ...]
+    picks: tuple[int, ...]
+    entries: int
+    shift: int
+    low: int
+    anchors: tuple[str, ...]
+    lowest: int
+    overlap: int
+    limit: int
+    candidates: int
+    by_class: bool
+    one: int
+    anchor: int
+    edges: tuple[int, int]
+    calls: tuple[tuple[Box, ...], ...]
+
+
+def boxes_of(detection: Detection, outputs: Sequence[FileTensor], golden: Golden) -> Boxes:
+    """For a file, and what its golden outputs hold.
+
+    Args:
+        detection: what the outputs mean.
+        outputs: of the file, in its order.
+        golden: of the file.
+
+    Raises:
+        ValueError: see `grids_of`.
+    """
+    grids = grids_of(detection, outputs, "bundle")
+    made, (b, s) = grids.decoder, grids.tensors
+    return Boxes(
+        boxes=grids.boxes,
+        scores=grids.scores,
+        form=detection.form,
+        order=detection.order,
+        rows=int(np.prod(b.shape[1:-1])),
+        classes=s.shape[-1],
+        first=int(detection.background),
+        tables=tuple(_lines(table) for table in made.tables),
+        picks=made.picks,
+        entries=len(made.tables[0]),
+        shift=made.shift,
+        low=made.low,
+        anchors=() if made.anchors is None else _lines(made.anchors.ravel()),
+        lowest=grids.lowest,
+        overlap=limit_of(detection),
+        limit=detection.limit,
+        candidates=detection.candidates,
+        by_class=detection.by_class,
+        one=ONE,
+        anchor=ANCHOR,
+        edges=(LOW, HIGH),
+        calls=tuple(_found(detection, grids, golden, n) for n in range(golden.calls)),
+    )
+
+
+def _found(detection: Detection, grids: Grids, golden: Golden, call: int) -> tuple[Box, ...]:
+    codes, scores = (golden.outputs[n][call] for n in (grids.boxes, grids.scores))
+    scores = scores.reshape(-1, scores.shape[-1])
+    corners = grids.decoder.corners(codes.reshape(-1, 4))
+    found = zip(*chosen(detection, corners, scores, grids.lowest), strict=True)
+    return tuple(_box(corners[r].tolist(), int(scores[r, c]), int(c), int(r)) for r, c in found)
+
+
+def _box(corners: list[int], score: int, label: int, row: int) -> Box:
+    top, left, bottom, right = corners
+    return Box(top, left, bottom, right, score, label, row)
+
+
+def _lines(numbers: np.ndarray) -> tuple[str, ...]:
+    words = [str(int(n)) for n in numbers]
+    return tuple(", ".join(words[i : i + PER_LINE]) + "," for i in range(0, len(words), PER_LINE))

@@ -1,0 +1,283 @@
+"""Boxes from the outputs of a detector: against float64, TensorFlow's suppression, and the C that a project gets."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from keras import layers
+
+import kquant
+from kquant.detecting.choice import chosen
+from kquant.detecting.decoding import HIGH, LOW, ONE, decoder, real_corners
+from kquant.detecting.outputs import grids_of
+from kquant.projects.boxes import boxes_of
+from kquant.projects.golden import Golden
+from kquant.projects.rendering import templates
+from kquant.runtime.running import available
+from kquant.tflite.reader import FileTensor
+
+WARNINGS = ("-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Werror")
+FORMS = ("offsets", "distances", "corners", "centres")
+SIDE, CLASSES = 6, 3
+ROWS = SIDE * SIDE
+
+
+def _anchors(rng: np.random.Generator, rows: int = ROWS) -> np.ndarray:
+    return np.concatenate([rng.uniform(0, 1, (rows, 2)), rng.uniform(0.05, 1.2, (rows, 2))], 1)
+
+
+def _detection(form: str, rng: np.random.Generator, **more: Any) -> kquant.Detection:
+    anchors = _anchors(rng) if form in ("offsets", "distances") else None
+    return kquant.Detection(form=form, anchors=anchors, **{"scales": (10.0, 10.0, 5.0, 5.0), **more})
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("order", ["yx", "xy"])
+@pytest.mark.parametrize("form", FORMS)
+@given(seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=20, deadline=None)
+def test_integers_give_the_corners_of_float64(form: str, order: str, bits: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    detection = _detection(form, rng, order=order)
+    scale, zero = rng.uniform(0.02, 0.08) / 2 ** (bits - 8), int(rng.integers(-100, 100))
+    codes = rng.integers(-(2 ** (bits - 1)), 2 ** (bits - 1), (ROWS, 4))
+    got = decoder(detection, scale, zero, bits).corners(codes) / 2**ONE
+    wanted = real_corners(detection, scale * (codes - zero))
+    # half a step of a table and of an anchor, times sizes of up to 1.2 * e^3 images; 16 bits interpolate
+    assert np.max(np.abs(got - wanted)) < 2e-3
+
+
+def test_corners_end_where_areas_fit_into_64_bits() -> None:
+    detection = kquant.Detection(form="corners")
+    made = decoder(detection, 1.0, 0, 8).corners(np.array([[-128, -1, 2, 127]]))
+    assert made.tolist() == [[LOW, LOW, HIGH, HIGH]]
+    assert 4 * (HIGH - LOW) ** 2 * 2**16 < 2**63
+
+
+@pytest.mark.parametrize("by_class", [True, False])
+@given(seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=25, deadline=None)
+def test_what_is_left_is_what_tensorflow_leaves(by_class: bool, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    detection = kquant.Detection(
+        form="corners", threshold=0.3, overlap=0.4, limit=50, candidates=1000, by_class=by_class
+    )
+    corners = np.sort(rng.uniform(0, 1, (40, 2, 2)), axis=1).reshape(40, 4)
+    scores = rng.uniform(0, 1, (40, CLASSES))
+    rows, classes = chosen(detection, corners, scores, detection.threshold)
+    wanted = set()
+    for label in range(CLASSES) if by_class else [None]:
+        of = scores.max(1) if label is None else scores[:, label]
+        kept = tf.image.non_max_suppression(corners, of, 50, detection.overlap, detection.threshold).numpy()
+        wanted |= {(int(r), int(scores[r].argmax()) if label is None else label) for r in kept}
+    found = list(zip(rows.tolist(), classes.tolist(), strict=True))
+    assert set(found) == wanted or len(wanted) > detection.limit
+    values = [scores[r, c] for r, c in found]
+    assert values == sorted(values, reverse=True)
+
+
+def test_ties_go_to_the_lower_row_and_then_the_lower_class() -> None:
+    detection = kquant.Detection(form="corners", limit=4, candidates=4)
+    corners = np.array([[0, 0, 9, 9], [20, 20, 29, 29], [40, 40, 49, 49]]) << 8
+    rows, classes = chosen(detection, corners, np.full((3, 2), 7), 7)
+    assert list(zip(rows.tolist(), classes.tolist(), strict=True)) == [(0, 0), (0, 1), (1, 0), (1, 1)]
+
+
+def _tensor(name: str, shape: tuple[int, ...], dtype: str, scale: float, zero: int) -> FileTensor:
+    return FileTensor(0, name, (1, *shape), dtype.upper(), (scale,), (zero,), 0, 0)
+
+
+def _program(detection: kquant.Detection, outputs: list[FileTensor], golden: Golden, folder: Path) -> list[str]:
+    """What the C of a project finds in golden outputs, one line a box."""
+    made = boxes_of(detection, outputs, golden)
+    ports = [SimpleNamespace(name=t.name, type=f"{t.dtype}_t") for t in outputs]
+    about = SimpleNamespace(id="net", guard="NET", outputs=ports, detection=made)
+    for name in ("detect.h", "detect.c"):
+        (folder / name).write_text(templates().get_template(f"{name}.jinja").render(about=about))
+    for i, array in enumerate(golden.outputs):
+        array.tofile(folder / f"{i}.bin")
+    (folder / "main.c").write_text(f"""
+#include <stdio.h>
+#include "detect.h"
+int main(void) {{
+  static {ports[0].type} boxes[{golden.outputs[0][0].size}];
+  static {ports[1].type} scores[{golden.outputs[1][0].size}];
+  FILE* one = fopen("0.bin", "rb");
+  FILE* two = fopen("1.bin", "rb");
+  while (fread(boxes, sizeof(boxes), 1, one) == 1 && fread(scores, sizeof(scores), 1, two) == 1) {{
+    net_box found[NET_BOXES_MOST];
+    const size_t count = net_detect(boxes, scores, found);
+    for (size_t i = 0; i < count; ++i) {{
+      printf("%d %d %d %d %d %d %d\\n", found[i].top, found[i].left, found[i].bottom, found[i].right, found[i].score,
+             found[i].label, found[i].row);
+    }}
+    printf("-\\n");
+  }}
+  return 0;
+}}
+""")
+    command = ["gcc", "-std=c11", "-O2", "-fsanitize=undefined", *WARNINGS, "detect.c", "main.c", "-o", "detect"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    done = subprocess.run(["./detect"], cwd=folder, capture_output=True, text=True, check=True)
+    assert not done.stderr, done.stderr
+    return done.stdout.split("-\n")[:-1]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", ["int8", "int16"])
+@pytest.mark.parametrize("by_class", [True, False])
+def test_the_c_of_a_project_finds_the_same_boxes(form: str, dtype: str, by_class: bool, tmp_path: Path) -> None:
+    rng = np.random.default_rng(len(form) + by_class)
+    order = "yx" if by_class else "xy"
+    detection = _detection(
+        form, rng, order=order, by_class=by_class, threshold=0.2, limit=7, candidates=20, background=not by_class
+    )
+    info = np.iinfo(dtype)
+    fine = 256 if dtype == "int16" else 1
+    outputs = [
+        _tensor("boxes", (ROWS, 4), dtype, 0.05 / fine, 3),
+        _tensor("scores", (ROWS, CLASSES), dtype, 1 / 256 / fine, info.min),
+    ]
+    codes = tuple(rng.integers(info.min, info.max + 1, (12, ROWS, n)).astype(dtype) for n in (4, CLASSES))
+    codes[1][6:] = codes[1][6:] // (64 * fine) * (64 * fine)  # many ties
+    golden = Golden((np.zeros((12, 1), np.int8),), codes)
+    found = _program(detection, outputs, golden, tmp_path)
+    wanted = boxes_of(detection, outputs, golden).calls
+    said = ["".join(f"{' '.join(map(str, vars(box).values()))}\n" for box in call) for call in wanted]
+    assert found == said
+    assert sum(len(call) for call in wanted) > 30, "hardly any box: the case shows nothing"
+
+
+def _detector() -> tuple[keras.Model, np.ndarray]:
+    keras.utils.set_random_seed(0)
+    image = keras.Input((12, 12, 1))
+    x = layers.Conv2D(6, 3, 2, padding="same", activation="relu")(image)
+    boxes = layers.Reshape((ROWS, 4), name="boxes")(layers.Conv2D(4, 1)(x))
+    scores = layers.Reshape((ROWS, CLASSES))(layers.Conv2D(CLASSES, 1)(x))
+    outputs = {"boxes": boxes, "scores": layers.Activation("sigmoid", name="scores")(scores)}
+    return keras.Model(image, outputs, name="net"), np.random.default_rng(0).random((64, 12, 12, 1), np.float32)
+
+
+def _grid() -> np.ndarray:
+    centres = (np.stack(np.meshgrid(*[np.arange(SIDE)] * 2, indexing="ij"), -1).reshape(-1, 2) + 0.5) / SIDE
+    return np.concatenate([centres, np.full((ROWS, 2), 0.3)], 1)
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory: pytest.TempPathFactory) -> tuple[keras.Model, keras.Model, Path, np.ndarray]:
+    model, data = _detector()
+    q = kquant.calibrate(kquant.quantize(model, target="tflm"), data, verbose=False)
+    path = tmp_path_factory.mktemp("detector") / "net.tflite"
+    kquant.export(q, path, data=data[:8])
+    return model, q, path, data
+
+
+def test_model_and_file_find_the_same(detector: tuple[keras.Model, keras.Model, Path, np.ndarray]) -> None:
+    _, q, path, data = detector
+    detection = kquant.Detection(anchors=_grid(), scales=(10, 10, 5, 5), threshold=0.45, overlap=0.3)
+    simulated = kquant.detect(q, data[:8], detection)
+    measured = kquant.detect(path, data[:8], detection, runtime="litert-reference")
+    assert sum(map(len, simulated)) > 8
+    for a, b in zip(simulated, measured, strict=True):
+        assert a.rows.tolist() == b.rows.tolist() and a.classes.tolist() == b.classes.tolist()
+        np.testing.assert_allclose(a.boxes, b.boxes, atol=1e-3)
+        np.testing.assert_allclose(a.scores, b.scores, atol=1e-6)
+    assert repr(measured[0]).startswith("Found(class ")
+
+
+def test_the_float_model_is_read_as_its_outputs_are_named(detector) -> None:
+    model, _, _, data = detector
+    by_name = kquant.detect(model, data[:4], kquant.Detection(form="centres", threshold=0.1))
+    by_number = kquant.detect(model, data[:4], kquant.Detection(boxes=0, scores=1, form="centres", threshold=0.1))
+    assert [f.rows.tolist() for f in by_name] == [f.rows.tolist() for f in by_number]
+
+
+@pytest.mark.skipif("tflm" not in available(), reason="runs on TFLM: pip install 'kquant[micro]' (Linux only)")
+def test_a_project_knows_the_boxes_of_its_golden_vectors(detector, tmp_path: Path) -> None:
+    _, q, path, data = detector
+    detection = kquant.Detection(anchors=_grid(), scales=(10, 10, 5, 5), threshold=0.45, overlap=0.3)
+    kquant.bundle(q, tmp_path / "net", data=data, detection=detection, golden=3)
+    folder = tmp_path / "net"
+    (folder / "said.cc").write_text("""
+#include <stdio.h>
+#include <string.h>
+#include "golden.h"
+int main() {
+  for (size_t call = 0; call < NET_GOLDEN_CALLS; ++call) {
+    net_box found[NET_BOXES_MOST];
+    const size_t count = net_detect(static_cast<const int8_t*>(net_golden_outputs[call][0].values),
+                                    static_cast<const int8_t*>(net_golden_outputs[call][1].values), found);
+    const bool same = count == net_golden_boxes_count[call] &&
+                      memcmp(found, net_golden_boxes[call], count * sizeof(found[0])) == 0;
+    printf("%d %d\\n", static_cast<int>(count), same);
+  }
+}
+""")
+    for source in ("detect.c", "golden.cc", "said.cc"):
+        compiler = ["gcc", "-std=c11"] if source.endswith(".c") else ["g++", "-std=c++17"]
+        subprocess.run([*compiler, "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-c", source], cwd=folder, check=True)
+    subprocess.run(["g++", "detect.o", "golden.o", "said.o", "-o", "said"], cwd=folder, check=True)
+    said = subprocess.run(["./said"], cwd=folder, capture_output=True, text=True, check=True).stdout.split("\n")[:-1]
+    assert len(said) == 3 and all(line.endswith(" 1") and not line.startswith("0") for line in said), said
+    assert "detect.c" in (folder / "CMakeLists.txt").read_text()
+    assert "BoxesAreRight" in (folder / "self_test.cc").read_text()
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "form": ({"form": "corner"}, "form must be one of offsets, corners, centres, distances. Received: 'corner'"),
+    "no anchors": ({}, "form 'offsets' wants anchors"),
+    "anchors": ({"form": "corners", "anchors": np.ones((3, 4))}, "form 'corners' has no anchors"),
+    "pixels": ({"anchors": [[10, 10, 30, 30]]}, r"parts of the image.*Received: row 0 is \[10.0, 10.0, 30.0, 30.0\]"),
+    "shape": ({"anchors": np.ones((3, 2))}, r"anchors must be numbers \[rows, 4\]. Received: shape \(3, 2\)"),
+    "scales": ({"form": "corners", "scales": (1, 1, 0, 1)}, "scales must be four numbers above 0"),
+    "limit": ({"form": "corners", "limit": 200}, "1 <= limit <= candidates"),
+    "overlap": ({"form": "corners", "overlap": 2.0}, r"overlap must lie in 0..1"),
+    "twice": ({"form": "corners", "scores": "boxes"}, "boxes and scores are both output 'boxes'"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_makes_no_sense_is_refused(case: str) -> None:
+    arguments, why = REFUSED[case]
+    with pytest.raises(ValueError, match=why):
+        kquant.Detection(**arguments)
+
+
+def test_outputs_that_do_not_fit_are_refused(detector, tmp_path: Path) -> None:
+    model, q, path, data = detector
+    with pytest.raises(ValueError, match="net: no output 'score'. Did you mean 'scores'"):
+        kquant.detect(model, data, kquant.Detection(form="corners", scores="score"))
+    with pytest.raises(ValueError, match=r"boxes \(36, 4\), scores \(36, 3\), 5 anchors"):
+        kquant.detect(path, data, kquant.Detection(anchors=_grid()[:5]))
+    with pytest.raises(ValueError, match="no output 7; it has 2: boxes, scores"):
+        kquant.detect(path, data, kquant.Detection(form="corners", scores=7))
+    with pytest.raises(ValueError, match="the threshold 2 lies above all that output 'scores' can give, 0.996"):
+        kquant.detect(path, data, kquant.Detection(form="corners", threshold=2.0))
+    kquant.export(q, tmp_path / "float.tflite", data=data[:2], io="float32")
+    with pytest.raises(ValueError, match="output 'boxes.*is float32; boxes are decoded from int8 or int16 codes"):
+        kquant.detect(tmp_path / "float.tflite", data, kquant.Detection(boxes=0, scores=1, form="corners"))
+    litert = kquant.calibrate(kquant.quantize(model), data, verbose=False)
+    with pytest.raises(ValueError, match="has no code that chooses boxes"):
+        kquant.bundle(litert, tmp_path / "app", data=data, kind="android", detection=kquant.Detection(form="corners"))
+    assert not (tmp_path / "app").exists()
+
+
+def test_the_grids_of_a_file_are_its_own(detector) -> None:
+    _, _, path, _ = detector
+    outputs = kquant.inspect(path).outputs
+    grids = grids_of(kquant.Detection(form="corners", threshold=0.5), outputs, "net")
+    assert (
+        (grids.lowest - outputs[1].zero_point[0]) * outputs[1].scale[0]
+        >= 0.5
+        > (grids.lowest - 1 - outputs[1].zero_point[0]) * outputs[1].scale[0]
+    )
