@@ -1,8 +1,9 @@
 """Bytes, arena and time of MLPerf Tiny's models with their weights in codes that TFLM decodes; outputs compared.
 
-Three times each model: as it is in int8; with the smallest 80 % of each kernel zero; with weights of 4 bits. Nothing is
-trained: what is measured is the file, not the accuracy that training would bring back. Outputs of every file are those
-of the plain one on TFLM, on samples and on random codes.
+Four times each model: as it is in int8; in int8 with one scale for each kernel; with the smallest 80 % of each kernel
+zero; with weights of 4 bits. Nothing is trained: what is measured is the file, not the accuracy that training would
+bring back (`--quality` tells what a grid does to the outputs). Outputs of every file are those of the plain one on TFLM
+on samples and on random codes.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from kquant.runtime.running import probe, quantize_input
 NAMELESS = "auto, no names"
 SAMPLES, RANDOM, CALLS = 200, 100, 50
 FORMS = (None, "lut", "prune", "huffman", "auto", NAMELESS)
-VARIANTS = ("int8", "80 % zeros", "4 bits")
+VARIANTS = ("int8", "one scale", "80 % zeros", "4 bits")
+GRIDS = {"4 bits": {"bits": 4}, "one scale": {"per_axis": False}}
 
 
 def quantized(t: Task, variant: str) -> keras.Model:
@@ -37,7 +39,7 @@ def quantized(t: Task, variant: str) -> keras.Model:
             if kernel is not None:
                 weights = np.asarray(kernel)
                 kernel.assign(np.where(np.abs(weights) > np.quantile(np.abs(weights), 0.8), weights, 0.0))
-    recipe = {"name": "four", "weights": {"bits": 4}} if variant == "4 bits" else "int8"
+    recipe = {"name": variant, "weights": GRIDS[variant]} if variant in GRIDS else "int8"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return kquant.calibrate(kquant.quantize(model, recipe, target="tflm"), t.calibration, verbose=False)
@@ -75,6 +77,17 @@ def measure(q: keras.Model, form: str | None, folder: Path, shrink: bool) -> tup
             return None
         raise
     return made, (folder / "m.tflite").read_bytes()
+
+
+def quality(t: Task, variant: str) -> tuple[str, ...]:
+    """What a grid does to the outputs: noise against the float model, classes, and those that are right."""
+    expected, found = (np.asarray(m.predict(t.x, verbose=0)) for m in (t.model, quantized(t, variant)))
+    a, b = (y.reshape(len(t.x), -1) for y in (expected.astype(np.float64), found.astype(np.float64)))
+    sqnr = 10 * np.log10(float(np.sum(a**2)) / float(np.sum((a - b) ** 2)))
+    if t.y is None:
+        return t.name, variant, str(len(a)), f"{sqnr:.1f}", "", ""
+    changed, right = np.sum(a.argmax(1) != b.argmax(1)), np.sum(b.argmax(1) == np.reshape(t.y, -1))
+    return t.name, variant, str(len(a)), f"{sqnr:.1f}", str(changed), str(right)
 
 
 def rows(t: Task, variant: str, folder: Path, shrink: bool) -> Any:
@@ -116,7 +129,14 @@ def main() -> None:
     parser.add_argument("names", nargs="*", default=list(TASKS), help=f"of {', '.join(TASKS)}")
     parser.add_argument("--variants", nargs="*", default=list(VARIANTS), choices=VARIANTS)
     parser.add_argument("--shrink", action="store_true", help="exact shrinking of channels before the codes")
+    parser.add_argument("--quality", action="store_true", help="what the grids do to the outputs, and no bytes")
     args = parser.parse_args()
+    if args.quality:
+        print("| model | weights | samples | dB | classes changed | right |\n|" + " --- |" * 6, flush=True)
+        for name in args.names:
+            for variant in args.variants:
+                print(f"| {' | '.join(quality(task(name), variant))} |", flush=True)
+        return
     columns = ("model", "weights", "form", "bytes", "ratio", "tensors", "steps", "arena", "ms", "outputs")
     print(f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}", flush=True)
     for name in args.names:

@@ -160,19 +160,29 @@ def _readable(program: Program) -> list[Ref]:
     return [ref for key, ref in found.items() if key not in barred]
 
 
+def _codes(ref: Ref) -> np.ndarray:
+    return np.asarray(ref.data).astype(np.int16 if ref.dtype == "int16" else np.int8)
+
+
+def _raw_bytes(ref: Ref) -> int:
+    """As the file stores them otherwise: int4 as two codes to a byte."""
+    return _codes(ref).nbytes if ref.dtype != "int4" else -(-ref.size // 2)
+
+
+def _form(ref: Ref, storage: Storage) -> Stored | None:
+    axis, zeros = (None, np.array([0])) if ref.encoding is None else (ref.encoding.axis, ref.encoding.zero_point)
+    return storage.store(_codes(ref), axis, zeros)
+
+
 def _stored(ref: Ref, storage: Storage) -> Stored | None:
     """A tensor in this form, where it saves bytes."""
     required = storage.names is not None
     if storage.names is not None and not any(_is_of(ref, name) for name in storage.names):
         return None
-    codes = np.asarray(ref.data).astype(np.int16 if ref.dtype == "int16" else np.int8)
-    # int4 lies in the file as two codes to a byte.
-    raw = codes.nbytes if ref.dtype != "int4" else -(-codes.size // 2)
-    axis, zeros = (None, np.array([0])) if ref.encoding is None else (ref.encoding.axis, ref.encoding.zero_point)
-    stored = storage.store(codes, axis, zeros)
+    stored, raw = _form(ref, storage), _raw_bytes(ref)
     if stored is None:
         if required:
-            why = storage.refusal(codes, axis)
+            why = storage.refusal(_codes(ref), None if ref.encoding is None else ref.encoding.axis)
             raise ValueError(f"export: '{ref.name}' {why}, or leave it out of the tensors to compress.")
         return None
     smaller = stored.size_bytes + DECODE_BYTES < raw
@@ -226,6 +236,7 @@ def smaller_file(
         _pack(base, target)
     chosen = _chosen(base, storing.storages)
     before = memory_plan(read_model(plain)).size_bytes
+    last = ""
     while True:
         copy = replace(base)
         decoded = _insert(copy, chosen)
@@ -233,10 +244,10 @@ def smaller_file(
         plan = memory_plan(read_model(content))
         if not decoded or storing.budget_bytes is None or plan.size_bytes - before <= storing.budget_bytes:
             break
-        _leave_out(chosen, decoded, content, plan, storing.budget_bytes)
+        last = _leave_out(chosen, decoded, content, plan, storing.budget_bytes)
     if len(content) >= len(plain):
         if not storing.free:
-            raise ValueError(f"export: no weights get smaller {_why(storing)}.")
+            raise ValueError(f"export: no weights get smaller {_why(base, storing, last)}.")
         return to_bytes(program, target, metadata, bare), None
     _refuse_other_codes(plain, content)
     made = to_bytes(copy, target, metadata, bare)
@@ -248,17 +259,30 @@ def smaller_file(
     return made, Decoding(names, weights, lookups, plan.size_bytes - before, len(plain) - len(content))
 
 
-def _why(storing: Storing) -> str:
+def _why(program: Program, storing: Storing, last: str) -> str:
+    """What stands in the way: of the budget the tensor that it left out last, else the one that is nearest."""
+    if last:
+        return f"within decode_budget={storing.budget_bytes:,} bytes of arena: {last}. Give more"
     said = "; ".join(f"in {storage.title}: {storage.remedy}" for storage in storing.storages)
-    if storing.budget_bytes is None:
+    forms = ((ref, _form(ref, storage)) for ref in _readable(program) for storage in storing.storages)
+    found = [(_raw_bytes(ref), form, ref) for ref, form in forms if form is not None]
+    if not found:
         return said
-    return f"within decode_budget={storing.budget_bytes:,} bytes of arena; give more. Or, {said}"
+    raw, form, ref = min(found, key=lambda one: one[1].size_bytes / one[0])
+    return (
+        f"{said}. Nearest is '{ref.name}': {raw:,} bytes as it is, {form.size_bytes:,} as {form.what}, and about "
+        f"{DECODE_BYTES} for what decodes them"
+    )
 
 
 def _leave_out(
     chosen: dict[int, _Chosen], decoded: Sequence[_Chosen], content: bytes, plan: MemoryPlan, budget: int
-) -> None:
-    """Take away the largest of those that are alive where memory is filled to its end; or of all, where none is."""
+) -> str:
+    """Take away the largest of those that are alive where memory is filled to its end; or of all, where none is.
+
+    Returns:
+        What it is.
+    """
     tables = {table.output: table.name for table in read_model(content).tables}
     at = plan.spans[plan.peak][0]
     alive = {tables[t.index] for t in plan.tensors if t.index in tables and t.is_alive(at)}
@@ -270,6 +294,7 @@ def _leave_out(
             f"tensors grow by more than decode_budget={budget:,}. Give more, or leave it out of the names."
         )
     del chosen[id(largest.ref)]
+    return f"'{largest.ref.name}' alone takes {largest.ref.size:,} where it is decoded"
 
 
 def _pack(program: Program, target: Target) -> None:
