@@ -64,18 +64,19 @@ def totals(removed: Sequence[Removed]) -> dict[str, int]:
     return {"layers": len(removed), "channels": channels, "weights": weights} if removed else {}
 
 
-def drop_unread(program: Program) -> Narrowed:
+def drop_unread(program: Program, ranged: bool = True) -> Narrowed:
     """Take out every channel that no output code depends on.
 
     Args:
         program: tidied; changed in place. What its operators run inside (loops) stays as it is.
+        ranged: see `spans_of`.
 
     Returns:
         What went.
     """
     if not any(facts(op.code).unit == "weights" for op in program.operators):
         return Narrowed()
-    reading = reading_of(program)
+    reading = reading_of(program, ranged)
     gone = {key: kept for key, kept in reading.kept.items() if not kept.all()}
     before = {id(op): _weights(op) for op in program.operators}
     if not gone:

@@ -53,20 +53,33 @@ class Span:
         return Span(np.minimum(self.low, other.low), np.maximum(self.high, other.high))
 
 
-def spans_of(program: Program) -> dict[int, Span]:
+def spans_of(program: Program, ranged: bool = True) -> dict[int, Span]:
     """id(tensor) -> its span, of every computed tensor that holds codes.
 
     Args:
         program: its inputs may hold any code.
+        ranged: its ranges are those that the model has; False: they are made up, and weights alone say anything, zeros
+            that a channel is constant.
     """
     known = {id(ref): span for ref in program.inputs if (span := whole(ref)) is not None}
     for op in program.operators:
         made = _made(op, known)
+        if made is not None and not ranged:
+            made = _by_weights(op, made)
         for ref in op.outputs:
             span = made if made is not None else whole(ref)
             if span is not None:
                 known[id(ref)] = span
     return known
+
+
+def _by_weights(op: Operator, made: Span) -> Span | None:
+    """Constants where all weights are zeros, any code elsewhere."""
+    sums, ends = sums_of(op) if facts(op.code).unit == "weights" else None, whole(op.outputs[0])
+    if sums is None or ends is None:
+        return None
+    silent = ~np.any(sums.codes, axis=(1, 2))
+    return Span(np.where(silent, made.low, ends.low), np.where(silent, made.high, ends.high))
 
 
 def whole(ref: Ref) -> Span | None:

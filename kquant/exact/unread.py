@@ -32,13 +32,14 @@ class Reading:
     spans: Mapping[int, Span]
 
 
-def reading_of(program: Program) -> Reading:
+def reading_of(program: Program, ranged: bool = True) -> Reading:
     """Follow what is read from the outputs back, until nothing more is found.
 
     Args:
         program: tidied.
+        ranged: see `spans_of`.
     """
-    spans = spans_of(program)
+    spans = spans_of(program, ranged)
     return followed(program, spans, {id(op): flow_of(op, spans) for op in program.operators})
 
 

@@ -88,8 +88,7 @@ def estimate(
 def _written(qmodel: keras.Model, name: str, form: Form) -> Estimate:
     """The figures of the file that a quantized model becomes."""
     make_up(qmodel, read(qmodel))
-    # ranges that are made up prove nothing of what a channel can hold
-    lowered = lower(qmodel, shrink=False)
+    lowered = lower(qmodel, ranged=False)
     content = to_files(lowered, form).content
     file = read_model(content)
     plan, owners = memory_plan(file), owners_of(lowered.graph)

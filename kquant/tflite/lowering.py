@@ -60,12 +60,13 @@ class Lowered:
     narrowed: Narrowed = Narrowed()
 
 
-def lower(qmodel: keras.Model, *, shrink: bool = True) -> Lowered:
+def lower(qmodel: keras.Model, *, shrink: bool = True, ranged: bool = True) -> Lowered:
     """The model as integer operators.
 
     Args:
         qmodel: quantized and calibrated (or trained).
         shrink: leave out the channels that no output code depends on, and operators that write what is there already.
+        ranged: False where ranges are made up: they prove nothing of what a channel can hold.
 
     Returns:
         The program, tidied (static shapes, batch 1, no operator that does nothing), and its origins.
@@ -103,8 +104,8 @@ def lower(qmodel: keras.Model, *, shrink: bool = True) -> Lowered:
     # Tidying replaces tensors and fuses operators: names and limits are those of what is written.
     program = tidy(program, target)
     take_products_in(program, target)
-    narrowed = drop_unread(program) if shrink else Narrowed()
-    if shrink and (simplify(program) or narrowed):
+    narrowed = drop_unread(program, ranged) if shrink else Narrowed()
+    if shrink and ((ranged and simplify(program)) or narrowed):
         tidy(program, target)
     _name_by_keys(program, graph.outputs)
     distinct_names(program)
