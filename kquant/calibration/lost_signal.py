@@ -9,7 +9,7 @@ A channel of a small range may matter or not: after folding, what multiplies it 
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ import keras
 import numpy as np
 
 from kquant.calibration.observations import Observations
+from kquant.calibration.stacked_runs import outputs_with, stacks
 from kquant.core.messages import warn
 from kquant.core.origin import origins
 from kquant.graph.graph import Graph, Node, outputs_of, run
@@ -31,9 +32,10 @@ from kquant.views.widths import TYPES
 ENOUGH_DB = 20.0
 GAIN_DB = 6.0  # one bit: less is no remedy
 FEW_CODES = 8  # of 256: what a channel has left that is named
-MOST_TENSORS = 24  # measured one by one, in models that lose their outputs
+MOST_TENSORS = 24  # measured alone, in models that lose their outputs
 MOST_CALLS = 3000  # of layers, for that: some seconds; deep networks end there, the likeliest tensors done
 SIXTEEN_BITS = 32767
+HELD_AT_ONCE = 8  # of the largest tensor, what a pass for many tensors holds of each
 UNLIKE = 16.0  # widths of channels: 4 bits of the narrow one are gone
 
 
@@ -122,6 +124,7 @@ class _Model:
         self.graph: Graph = read(qmodel)
         fitting = max(1, HELD_BYTES // sum(tensor_bytes(self.graph)))  # all values stay: fewer of large samples
         x = keras.tree.map_structure(lambda t: t[:fitting], x)
+        self.samples = len(keras.tree.flatten(x)[0])
         with observing(lambda *_: None):
             self.values = run(self.graph, x)
         self.y = _outputs([self.values[id(t)] for t in self.graph.output_tensors])
@@ -138,11 +141,30 @@ class _Model:
         inside = [n for n in kept if not n.op.follows and id(n.outputs[0]) not in ends]
         suspects = sorted(inside, key=self._codes_left)[:MOST_TENSORS]
         losses: dict[int, _Loss | None] = {}
-        for node in suspects:
+        for node, alone in self.alone(suspects):
+            losses[id(node)] = self._loss(node, alone)
             if self.calls >= MOST_CALLS:
                 break
-            losses[id(node)] = self._loss(node)
         return [f for node in kept if (f := losses.get(id(node))) is not None]
+
+    def alone(self, nodes: Sequence[Node]) -> Iterator[tuple[Node, float]]:
+        """Nodes in order, each with what the outputs keep with its tensor alone on its grid: dB."""
+        if not stacks(self.graph):
+            for node in nodes:
+                yield node, self.db(node, self._gridded(node))
+            return
+        largest = self.samples * max(tensor_bytes(self.graph))
+        many = max(1, HELD_BYTES // (HELD_AT_ONCE * largest))
+        for start in range(0, len(nodes), many):
+            group = nodes[start : start + many]
+            with only(()):
+                found, calls = outputs_with(self.graph, self.values, [(n, self._gridded(n)) for n in group])
+            self.calls += calls
+            for node, outputs in zip(group, found, strict=True):
+                yield node, _db(self.y, _outputs(outputs))
+
+    def _gridded(self, node: Node) -> np.ndarray:
+        return _on_grid(self._value(node), node.op)
 
     def _codes_left(self, node: Node) -> tuple[int, float]:
         """Inputs, then functions, then the rest, those first whose narrowest channel gets fewest codes."""
@@ -160,9 +182,8 @@ class _Model:
         fixed = rule is not None and rule.output == "fixed"
         return maker if fixed or _is_table(maker) else None
 
-    def _loss(self, node: Node) -> _Loss | None:
+    def _loss(self, node: Node, alone: float) -> _Loss | None:
         v, step = self._value(node), _step(node.op)
-        alone = self.db(node, _on_grid(v, node.op))
         if alone >= ENOUGH_DB:
             return None
         finer = np.float32(_reach(node.op) / SIXTEEN_BITS)
