@@ -14,6 +14,7 @@ encoder (`micro/compression/huffman.py`) was not written then.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -135,6 +136,19 @@ def table_bytes(code: Code, entries: _Entries) -> tuple[bytes, int, np.ndarray]:
     return written.tobytes(), first, reach
 
 
+def _steps(code: Code) -> np.ndarray:
+    """int64[symbols]: tables that the decoder goes through for each."""
+    order, steps = canonical_order(code.lengths), np.ones(len(code.symbols), np.int64)
+    begun, here = {0: 1}, 1  # where tables begin -> the how many-th they are
+    for place, entry in enumerate([] if code.tables is None else lay_out(code.tables)):
+        here = begun.get(place, here)
+        if entry.leaf < 0:
+            begun[entry.table] = here + 1
+        else:
+            steps[order[entry.leaf]] = here
+    return steps
+
+
 def pack_codes(codes: np.ndarray, code: Code, reach: np.ndarray) -> bytes:
     """The codes of all weights; padded to whole words, as far as the decoder reads ahead."""
     places = np.searchsorted(code.symbols, codes.reshape(-1))
@@ -177,6 +191,19 @@ class Huffman(Storage):
         lookups = codes.size if code.tables is None else code.tables.lookups
         what = f"codes of {code.lengths.min()} to {code.lengths.max()} bits and tables of {len(tables)} bytes"
         return Stored(body, self.header(fields, tables), what, lookups)
+
+    def store_together(self, tensors: Sequence[np.ndarray]) -> list[Stored] | None:
+        """One code for all of them: longer than each one's own, and its tables are there once."""
+        if not all(codes.size for codes in tensors):
+            return None
+        whole = np.concatenate([codes.reshape(-1) for codes in tensors])
+        code, entries = find_code(whole), _entries(whole.dtype)
+        tables, first, reach = table_bytes(code, entries)
+        header = self.header(bytes([(first - 1) << 4 | (entries is LARGE)]), tables)
+        steps, what = _steps(code), f"codes that share tables of {len(tables)} bytes with other weights"
+        places = (np.searchsorted(code.symbols, codes.reshape(-1)) for codes in tensors)
+        taken = [int(steps[at].sum()) for at in places]
+        return [Stored(pack_codes(c, code, reach), header, what, n) for c, n in zip(tensors, taken, strict=True)]
 
     def refusal(self, codes: np.ndarray, axis: int | None) -> str:
         """Nothing to store."""

@@ -199,7 +199,8 @@ def _read(parts: _Parts) -> FileModel:
     inputs = tuple(own[_within(i, own)] for i in parts.numbers(parts.graph, "Inputs"))
     outputs = tuple(own[_within(i, own)] for i in parts.numbers(parts.graph, "Outputs"))
     contents = [parts.content(t.Buffer()) for t in parts.stored]
-    tables = tuple(t for op in operators if op.code == CODE for t in _tables(op, tensors, contents))
+    told: dict[int, int] = {}  # header -> body of the first that it is of
+    tables = tuple(t for op in operators if op.code == CODE for t in _tables(op, tensors, contents, told))
     about, fault = _about(parts)
     calls = tuple(_signature(s, parts) for s in parts.signatures)
     graphs = tuple(_graph_name(n, graph, calls, parts) for n, graph in enumerate(parts.graphs))
@@ -227,9 +228,12 @@ def _graph_name(number: int, graph: Any, calls: tuple[FileSignature, ...], parts
     return parts.text(graph.Name()) or key or (f"subgraph_{number}" if number else "main")
 
 
-def _tables(op: FileOperator, tensors: tuple[FileTensor, ...], contents: list[Any]) -> Iterator[FileTable]:
+def _tables(
+    op: FileOperator, tensors: tuple[FileTensor, ...], contents: list[Any], told: dict[int, int]
+) -> Iterator[FileTable]:
     """What a DECODE writes out of a form that kquant knows."""
-    # It reads pairs, what stands for the weights and their header, and writes a tensor for each.
+    # It reads pairs, what stands for the weights and their header, and writes a tensor for each. A header of several
+    # counts at the first.
     for output, indices, header in zip(op.outputs, op.inputs[::2], op.inputs[1::2], strict=True):
         t, content = tensors[_within(output, tensors)], contents[_within(header, tensors)]
         stored = b"" if content is None else content.tobytes()
@@ -238,6 +242,7 @@ def _tables(op: FileOperator, tensors: tuple[FileTensor, ...], contents: list[An
             continue
         size = np.dtype(t.dtype).itemsize
         bits, count = storage.layout(stored, t.shape)
+        own = told.setdefault(header, indices) == indices
         yield FileTable(
             name=t.name,
             output=output,
@@ -246,7 +251,7 @@ def _tables(op: FileOperator, tensors: tuple[FileTensor, ...], contents: list[An
             bits=bits,
             count=count,
             raw_bytes=int(np.prod(t.shape, dtype=np.int64)) * size,
-            stored_bytes=tensors[indices].size_bytes + tensors[header].size_bytes,
+            stored_bytes=tensors[indices].size_bytes + (tensors[header].size_bytes if own else 0),
             storage=storage.key,
         )
 

@@ -91,6 +91,14 @@ class Storage(ABC):
             zero_points: the codes that stand for zero: int64[1], or one for each scale.
         """
 
+    def store_together(self, tensors: Sequence[np.ndarray]) -> list[Stored] | None:
+        """Several tensors with one header, which is in the file once; None where a format shares nothing.
+
+        Args:
+            tensors: int8 of any shapes, or int16.
+        """
+        return None
+
     @abstractmethod
     def refusal(self, codes: np.ndarray, axis: int | None) -> str:
         """Of weights that were asked for by name and cannot be held: what they are, and what to do."""

@@ -75,7 +75,31 @@ def _chosen(program: Program, wanted: Sequence[Storage]) -> dict[int, _Chosen]:
         found = [_Chosen(ref, storage, stored) for storage, stored in forms if stored is not None]
         if found:
             chosen[id(ref)] = min(found, key=lambda one: one.stored.size_bytes)
+    for storage in wanted:
+        for dtype in (np.int8, np.int16):
+            chosen |= _together([ref for ref in readable if _codes(ref).dtype == dtype], storage, chosen)
     return chosen
+
+
+def _together(refs: list[Ref], storage: Storage, chosen: Mapping[int, _Chosen]) -> dict[int, _Chosen]:
+    """Tensors that take less with one header for all than each in the form that it has; what was named stays."""
+    if storage.names is not None:
+        return {}
+    now = {id(ref): _raw_bytes(ref) for ref in refs}
+    now |= {key: one.stored.size_bytes + DECODE_BYTES for key, one in chosen.items() if key in now}
+    refs = [ref for ref in refs if id(ref) not in chosen or chosen[id(ref)].storage.names is None]
+    while len(refs) > 1:
+        forms = storage.store_together([_codes(ref) for ref in refs])
+        if forms is None:
+            break
+        sizes = [len(form.body) + DECODE_BYTES for form in forms]
+        kept = [ref for ref, size in zip(refs, sizes, strict=True) if size < now[id(ref)]]
+        if len(kept) == len(refs):
+            gained = sum(now[id(ref)] for ref in refs) - sum(sizes) - len(forms[0].header)
+            pairs = zip(refs, forms, strict=True)
+            return {id(ref): _Chosen(ref, storage, form) for ref, form in pairs} if gained > 0 else {}
+        refs = kept
+    return {}
 
 
 def without_decodes(content: bytes) -> bytes:

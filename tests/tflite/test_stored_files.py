@@ -88,6 +88,33 @@ def test_each_tensor_gets_the_form_with_the_fewest_bytes():
     assert len(content) < min(alone)
 
 
+ALIKE = {f"alike{n}": np.clip(np.rint(RNG.normal(size=(SIDE, SIDE)) * 30), -127, 127) for n in range(3)}
+
+
+@needs_tflm
+def test_kernels_of_alike_codes_share_their_tables(monkeypatch):
+    monkeypatch.setattr(f"{__name__}.KERNELS", {**KERNELS, **ALIKE})
+    made = program(*ALIKE, "zeros", "peaked")
+    plain = to_bytes(made, TFLM, {})
+    content, decoding = smaller_file(made, TFLM, {}, storing_of("auto"))
+    file = read_model(content)
+    headers = {t.name.split("/")[0]: t.tables for t in file.tables}
+    assert len({headers[name] for name in ALIKE}) == 1 and headers["zeros"] != headers["alike0"]
+    # other codes, other tables: what is much shorter by itself does not join
+    assert headers["peaked"] != headers["alike0"]
+    first, *others = [t.stored_bytes for t in file.tables if t.name.startswith("alike")]
+    assert all(size < first - 100 for size in others)  # which count no tables
+    assert np.array_equal(outputs(plain), outputs(content))
+    parts = {part.name: part.bytes for part in kquant.layer_bytes(content).parts}
+    coded = sum(size for name, size in parts.items() if "Huffman" in name or "masks" in name)
+    assert 0 <= coded - sum(t.stored_bytes for t in file.tables) <= 4 * 2 * len(file.tables)
+    # each by itself takes more
+    monkeypatch.setattr(kquant.Huffman, "store_together", lambda self, tensors: None)
+    alone, cost = smaller_file(made, TFLM, {}, storing_of("auto"))
+    assert len(content) < len(alone) - 200 and decoding.weights >= cost.weights
+    assert decoding.lookups >= decoding.weights
+
+
 def test_nothing_to_gain_leaves_the_file_alone_or_is_refused():
     made = program("even")
     plain = to_bytes(made, TFLM, {})
