@@ -5,8 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
-# power-of-two: a uniform grid whose scale is one; log, codebook: see layers.nonuniform (weights only)
-Kind = Literal["uniform", "power-of-two", "log", "codebook"]
+from kquant.core.float_formats import FLOAT_FORMATS, FloatFormat
+
+# power-of-two: a uniform grid whose scale is one; log, codebook: see layers.nonuniform (weights only); the others are
+# the formats of `float_formats.toml`
+FloatKind = Literal["e4m3", "e5m2", "e3m2", "e2m3", "e2m1"]
+Kind = Literal["uniform", "power-of-two", "log", "codebook", FloatKind]
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,8 @@ class QuantSpec:
         per_axis: one scale for each output channel (weights only).
         signed: False for codes from 0 to 2^b - 1 (activations only).
         kind: how the values of the grid are spaced.
+        block: so many weights along the input axis share a scale, a power of two (OCP MX); 0: as `per_axis` says. Of
+            floating-point kinds only.
         smallest: the scale is no smaller, because a kernel that reads the codes could not take it (activations only).
 
     Example:
@@ -34,12 +40,23 @@ class QuantSpec:
     signed: bool = True
     kind: Kind = "uniform"
     smallest: float = 0.0
+    block: int = 0
 
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= 16:
             raise ValueError(f"QuantSpec: bits must lie in 2..16. Received: bits={self.bits}.")
         if self.kind not in get_args(Kind):
             raise ValueError(f"QuantSpec: kind must be one of {', '.join(get_args(Kind))}. Received: {self.kind!r}.")
+        if self.floating is not None and self.bits != self.floating.bits:
+            raise ValueError(
+                f"QuantSpec: kind '{self.kind}' has {self.floating.bits} bits. Received: bits={self.bits}; give bits = "
+                f"{self.floating.bits}."
+            )
+        if self.block < 0 or (self.block and self.floating is None):
+            raise ValueError(
+                f"QuantSpec: block is for the kinds {', '.join(FLOAT_FORMATS)}, and 0 or more (32 in OCP MX). "
+                f"Received: block={self.block}, kind={self.kind!r}."
+            )
         if self.narrow and not self.symmetric:
             raise ValueError("QuantSpec: narrow needs symmetric=True, because only a grid around 0 leaves a code out.")
 
@@ -57,6 +74,11 @@ class QuantSpec:
     def has_codes(self) -> bool:
         """True where values are integers times a scale, which is what integer kernels multiply."""
         return self.kind in ("uniform", "power-of-two")
+
+    @property
+    def floating(self) -> FloatFormat | None:
+        """The floating-point format of its values; None where they are no such."""
+        return FLOAT_FORMATS.get(self.kind)
 
     @property
     def container(self) -> str:

@@ -24,6 +24,7 @@ from kquant.layers.modes import is_float, is_simulating, show
 from kquant.layers.provenance import Provenance
 from kquant.layers.range_numbers import Numbers, averaged, encoded, numbers_of
 from kquant.layers.replicas import extremes
+from kquant.layers.straight_through import rounded_through, steps_through
 from kquant.recipe.training_section import Training
 
 SETTLED = 17.0  # exp(-17) is below float32's last place: from here on nothing is left to unbias
@@ -175,7 +176,7 @@ class FakeQuant(keras.layers.Layer):
         if training:
             from_zero = arithmetic.starts_at_zero((attributes or {}).get("activation"))
             values, encoding = self._in_training(real, encodings, site, from_zero)
-        elif is_simulating():
+        elif is_simulating() or not self.spec.has_codes:
             values, encoding = self._rounded(real, encodings)
         else:
             if self.unclipped and attributes:  # fused, or of the RELU that stands alone
@@ -207,7 +208,10 @@ class FakeQuant(keras.layers.Layer):
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Values rounded to the grid, by TensorFlow's fused kernel."""
         numbers = self._numbers(encodings)
-        quantized = _train(y, tf.stop_gradient(numbers.low), tf.stop_gradient(numbers.high), self.spec)
+        quantized = rounded_through(y, tf.stop_gradient(numbers.low), tf.stop_gradient(numbers.high), self.spec)
+        if self.spec.floating is not None:  # no codes: what reads it computes with the values, as without an encoding
+            values = quantized if self.is_seen(encodings) else tf.where(self._seen(encodings), quantized, y)
+            return values, tf.zeros(2)
         return self._told(moved or self.is_seen(encodings), encodings, quantized, y, numbers.encoding, numbers[:2])
 
     def _in_integers(self, y: tf.Tensor, origin: Origin) -> tuple[tf.Tensor, tf.Tensor]:
@@ -221,7 +225,7 @@ class FakeQuant(keras.layers.Layer):
         out = arithmetic.Grid(numbers.scale, numbers.zero_point, self.spec.low, self.spec.high)
         steps = steps_of(y, origin, out, self.runtime)
         if not in_constants():
-            steps = _through(y, steps, numbers.scale, numbers.low, numbers.high)
+            steps = steps_through(y, steps, numbers.scale, numbers.low, numbers.high)
         values = tf.cast(steps, tf.float32) * numbers.scale
         values, encoding = self._told(seen, origin.encodings, values, y, numbers.encoding, numbers[:2])
         # Where only the running graph knows whether data were seen, the values may be those that came, which have no
@@ -274,22 +278,26 @@ class FakeQuant(keras.layers.Layer):
         numbers, seen = self._numbers(encodings), self.is_seen(encodings)
         told = tf.constant(True) if seen else self._seen(encodings)
         encoding = numbers.encoding if seen else tf.where(told, numbers.encoding, tf.zeros(2))
-        if seen:
+        if self.spec.floating is not None:
+            encoding = tf.zeros(2)
+        elif seen:
             carry(encoding, "grid", numbers[:2])
-        if not (training or is_simulating()):
+        if self.spec.has_codes and not (training or is_simulating()):
             return Ahead(encoding, None)
         if training and self.fixed is not None:  # as in `_in_training`
             return Ahead(encoding, lambda y: y)
         ends = tf.stop_gradient(numbers.low), tf.stop_gradient(numbers.high)
 
         def rounded(y: tf.Tensor) -> tf.Tensor:
-            values = _train(y, *ends, self.spec)
+            values = rounded_through(y, *ends, self.spec)
             return values if seen else tf.where(told, values, y)
 
         return Ahead(encoding, rounded)
 
     def _peeked(self, encodings: Sequence[tf.Tensor], training: bool) -> tf.Tensor:
         """float32[2]: the encoding that the tensor is going to have, zeros where no data were seen."""
+        if self.spec.floating is not None:
+            return tf.zeros(2)
         numbers = self._numbers(encodings)
         if not training and self.is_seen(encodings):
             return carry(numbers.encoding, "grid", numbers[:2])
@@ -472,24 +480,3 @@ def _float_like(y: Any) -> str:
     """The dtype to hand on: integers (images as uint8) become real numbers here, as by a first Rescaling."""
     name = keras.backend.standardize_dtype(y.dtype)
     return name if "float" in name else "float32"
-
-
-@tf.custom_gradient
-def _through(y: tf.Tensor, steps: tf.Tensor, scale: tf.Tensor, low: tf.Tensor, high: tf.Tensor) -> Any:
-    """`steps` forward; backward the gradient reaches `y`, of which they are steps, where nothing was clipped."""
-
-    def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor | None, ...]:
-        inside = tf.logical_and(y >= low, y <= high)
-        # The caller multiplies the steps by the scale; together the values have gradient 1.
-        upstream = tf.cast(upstream, y.dtype) / scale
-        return tf.where(inside, upstream, tf.zeros_like(upstream)), None, None, None, None
-
-    return steps, gradient
-
-
-def _train(y: tf.Tensor, low: tf.Tensor, high: tf.Tensor, spec: QuantSpec) -> tf.Tensor:
-    """Fake quantization by TensorFlow's fused kernel, whose gradient passes where nothing is clipped."""
-    # The ends are those of the grid, with 0 among its codes, so that the kernel has no zero point left to nudge. Its
-    # gradient sums for the ends too, which do not learn here: still one operation over the tensor, where a mask of two
-    # comparisons takes four.
-    return tf.quantization.fake_quant_with_min_max_vars(y, low, high, num_bits=spec.bits, narrow_range=spec.narrow)

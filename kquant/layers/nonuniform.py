@@ -1,13 +1,17 @@
 """Grids of weights whose steps are not equal: simulated, because no integer kernel multiplies their codes.
 
 log         0 and +-largest * 2^-k, k = 0 .. 2^(bits-1) - 2      Miyashita et al., arXiv:1603.01025, section 3
+e4m3, ...   floats of few bits, times a scale                  OCP 8-bit Floating Point 1.0, OCP MX 1.0
 codebook    2^bits values that lie closest to the weights         Han et al., arXiv:1510.00149, section 3 (k-means)
 """
 
 from __future__ import annotations
 
+import numpy as np
 import tensorflow as tf
 
+from kquant.arithmetic.low_float import nearest, scale_for
+from kquant.core.float_formats import FloatFormat
 from kquant.core.spec import SMALLEST_RANGE, QuantSpec
 
 LLOYD_STEPS = 12
@@ -18,7 +22,8 @@ def on_grid(weights: tf.Tensor, spec: QuantSpec, channel_axes: tuple[int, ...]) 
 
     Args:
         weights: float32[...].
-        spec: of kind "log" or "codebook"; `per_axis` gives every output channel a largest value of its own (log).
+        spec: of a kind without codes; `per_axis` gives every output channel a largest value of its own (log, floats),
+            `block` so many weights of a channel, in the order of the kernel's other axes (floats).
         channel_axes: the axes that number the output channels together.
 
     Example:
@@ -26,7 +31,24 @@ def on_grid(weights: tf.Tensor, spec: QuantSpec, channel_axes: tuple[int, ...]) 
         >>> on_grid(tf.constant([[1.0, 0.4, -0.3, 0.01]]), spec, (0,)).numpy().tolist()
         [[1.0, 0.5, -0.25, 0.0]]
     """
+    if spec.floating is not None:
+        return _floats(weights, spec, spec.floating, channel_axes)
     return _log(weights, spec, channel_axes) if spec.kind == "log" else _codebook(weights, spec)
+
+
+def _floats(weights: tf.Tensor, spec: QuantSpec, form: FloatFormat, channel_axes: tuple[int, ...]) -> tf.Tensor:
+    """Scaled so that the largest weight of a block, a channel or the kernel is the format's largest."""
+    kept = sorted(axis % weights.shape.rank for axis in channel_axes) if spec.per_axis or spec.block else []
+    order = [*kept, *(axis for axis in range(weights.shape.rank) if axis not in kept)]
+    turned = tf.transpose(weights, order)
+    count = int(np.prod([int(weights.shape[axis] or 1) for axis in order[len(kept) :]], dtype=np.int64))
+    block = spec.block or count
+    rows = tf.reshape(turned, (-1, count))
+    # the last block may be short: zeros make no weight larger
+    blocks = tf.reshape(tf.pad(rows, [[0, 0], [0, -count % block]]), (tf.shape(rows)[0], -1, block))
+    scale = scale_for(tf.reduce_max(tf.abs(blocks), axis=-1, keepdims=True), form, power=bool(spec.block))
+    near = tf.reshape(nearest(blocks / scale, form) * scale, (tf.shape(rows)[0], -1))[:, :count]
+    return tf.transpose(tf.reshape(near, tf.shape(turned)), np.argsort(order))
 
 
 def _log(weights: tf.Tensor, spec: QuantSpec, channel_axes: tuple[int, ...]) -> tf.Tensor:

@@ -30,13 +30,17 @@ def warn_equalized(target: Target) -> None:
 
 
 def warn_simulated(plan: Plan) -> None:
-    """Say before any training that no kernel has activations of such a width: `export` refuses the model."""
-    widths = {group.spec.bits for group in plan.groups.values()} - set(KERNEL_BITS)
-    if widths:
+    """Say before any training that no kernel has activations of such a width or kind: `export` refuses the model."""
+    specs = [group.spec for group in plan.groups.values()]
+    widths = {spec.bits for spec in specs if spec.has_codes} - set(KERNEL_BITS)
+    kinds = sorted({spec.kind for spec in specs if not spec.has_codes})
+    said = [f"{' and '.join(map(str, sorted(widths)))} bits", f"kind {' and '.join(kinds)}"]
+    of = " and of ".join(words for words, there in zip(said, (widths, kinds), strict=True) if there)
+    if of:
         warn(
-            f"quantize: activations of {' and '.join(map(str, sorted(widths)))} bits are simulated only: kquant.export "
-            "will refuse this model, because kernels have 8 or 16 (weights may have 2 to 8). Take activations of 8 or "
-            "16 bits where a file is wanted."
+            f"quantize: activations of {of} are simulated only: kquant.export "
+            "will refuse this model, because kernels have 8 or 16 (weights may have 2 to 8). Take uniform ones of 8 "
+            "or 16 bits where a file is wanted."
         )
 
 

@@ -9,6 +9,7 @@ import keras
 
 from kquant import targets
 from kquant.calibration import observers
+from kquant.core.float_formats import FLOAT_FORMATS
 from kquant.correct.steps import function_of
 from kquant.graph.copies import copy_of
 from kquant.graph.given_model import float_layers
@@ -113,12 +114,18 @@ def check_recipe(recipe: recipes.Recipe) -> None:
     """Refuse what no stage could carry out later.
 
     Raises:
-        ValueError: an unknown observer, one that is not for weights, or a live batch norm without folding.
+        ValueError: an unknown observer, one that is not for weights, a live batch norm without folding, or learned
+            ranges of floating-point activations.
     """
     if recipe.training.batch_norm == "live" and not recipe.fold:
         raise ValueError(
             f"recipe '{recipe.name}': batch_norm = \"live\" needs fold = true: a live batch norm belongs to the layer "
             "before it."
+        )
+    if recipe.training.learns_tensors and recipe.activations.kind in FLOAT_FORMATS:
+        raise ValueError(
+            f"recipe '{recipe.name}': activations of kind '{recipe.activations.kind}' have no codes whose range could "
+            'be learned; take kind = "uniform", or ranges = "moving".'
         )
     for settings in (recipe.activations.model_dump(), *(rule.activations for rule in recipe.rules)):
         if "observer" in settings:

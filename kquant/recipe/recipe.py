@@ -27,9 +27,10 @@ from pydantic import (
     model_validator,
 )
 
+from kquant.core.float_formats import FLOAT_FORMATS
 from kquant.core.messages import did_you_mean, warn
 from kquant.core.origin import fits
-from kquant.core.quant_spec import Kind, QuantSpec
+from kquant.core.quant_spec import FloatKind, Kind, QuantSpec
 from kquant.files.untrusted import MOST_SETTINGS_BYTES, check_plain, parse_toml, read_json, read_text
 from kquant.recipe import litert_quantizer
 from kquant.recipe.section import Section, sections
@@ -46,14 +47,15 @@ class Activations(Strict):
     bits: int = Field(default=8, ge=2, le=16)
     symmetric: bool = False
     signed: bool = True
-    kind: Literal["uniform", "power-of-two"] = "uniform"
+    kind: Literal["uniform", "power-of-two", FloatKind] = "uniform"
     observer: str = "percentile"
     heads: Literal["apart", "joined"] = "apart"
 
     def spec(self, bits: int | None = None) -> QuantSpec:
         """The grid, at another width where `bits` says so."""
         bits = bits or self.bits
-        return QuantSpec(bits, self.symmetric or bits > 8, signed=self.signed, kind=self.kind)
+        symmetric = self.symmetric or bits > 8 or self.kind in FLOAT_FORMATS
+        return QuantSpec(bits, symmetric, signed=self.signed, kind=self.kind)
 
 
 class WeightGrid(Strict):
@@ -68,12 +70,15 @@ class WeightGrid(Strict):
     symmetric: Literal[True] = True
     per_axis: bool = True
     kind: Kind = "uniform"
+    block: int = Field(default=0, ge=0)
     dtype: Literal["int", "float16"] = "int"
     observer: str = "minmax"
 
     def spec(self) -> QuantSpec:
         """The grid."""
-        return QuantSpec(self.bits, symmetric=True, narrow=True, per_axis=self.per_axis, kind=self.kind)
+        return QuantSpec(
+            self.bits, symmetric=True, narrow=True, per_axis=self.per_axis, kind=self.kind, block=self.block
+        )
 
 
 # What weights of up to 4 bits are for: packed wherever the target takes them so, or only where that costs no time.

@@ -157,8 +157,9 @@ def _refuse_simulated(nodes: list[Node]) -> None:
         spec = node.op.spec
         if isinstance(node.op, Holder):
             if spec is not None and not spec.has_codes:
-                reason = f"weights on a {spec.kind} grid, which no integer kernel multiplies; take kind = 'uniform'"
-                said.setdefault(reason, []).append(node.name)
+                said.setdefault(f"weights {_no_codes(spec)}", []).append(node.name)
+        elif not spec.has_codes:
+            said.setdefault(f"activations {_no_codes(spec)}", []).append(node.name)
         elif spec.bits not in KERNEL_BITS:
             reason = f"activations of {spec.bits} bits; kernels have 8 or 16 (weights may have 2 to 8)"
             said.setdefault(reason, []).append(node.name)
@@ -168,6 +169,13 @@ def _refuse_simulated(nodes: list[Node]) -> None:
     if said:
         lines = "; ".join(f"{_few(names)}: {reason}" for reason, names in said.items())
         raise ValueError(f"export: the model simulates what no kernel computes. {lines}.")
+
+
+def _no_codes(spec: QuantSpec) -> str:
+    nearest = f"take kind = 'uniform' with bits = {16 if spec.bits > 8 else 8}"
+    if spec.floating is not None:
+        nearest += ", or for weights alone dtype = 'float16'"
+    return f"on a {spec.kind} grid, which no integer kernel multiplies; {nearest}"
 
 
 def _few(names: list[str], shown: int = 5) -> str:
