@@ -1,6 +1,8 @@
 """Projects of the five MLPerf Tiny models, beside the official int8 files: seconds, arena by the same trial, flash.
 
-Each official file goes through the same search for the smallest arena.
+Each official file goes through the same search for the smallest arena. Two recipes: int8, and the one with one scale
+for each Dense kernel. What `kquant.estimate` tells of the model alone stands beside. Where Vela is installed, so does
+what it places on an Ethos-U55-128.
 
     python -m benchmarks.bundles --path benchmarks/results/bundles.json
 """
@@ -20,24 +22,29 @@ from typing import Any
 import numpy as np
 
 import kquant
-from benchmarks.assets import TASKS, task
+from benchmarks.assets import TASKS, Task, task
+from kquant.analysis.sqnr import decibel
+from kquant.app.pipeline import prepare
 from kquant.projects.arena import smallest_arena
+from kquant.tflite.vela import find_vela
 
 SAMPLES, GOLDEN = 200, 20
+RECIPES = ("int8", "int8-dense-tensor")
 
 
-def measured(name: str, folder: Path) -> dict[str, Any]:
-    """One model: its project, and the official file."""
-    chosen = task(name)
+def measured(chosen: Task, recipe: str, folder: Path) -> dict[str, Any]:
+    """One model: its project, and what was told of it without data."""
     # the smaller sets have fewer than 200 to calibrate with; the rest are of those that judge
     x = np.concatenate([chosen.calibration, chosen.x])[:SAMPLES]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        started = time.perf_counter()
-        q = kquant.calibrate(kquant.quantize(chosen.model, target="tflm"), chosen.calibration, verbose=False)
-        made = kquant.bundle(q, folder / name, data=x, name=name, golden=GOLDEN)
-        seconds = time.perf_counter() - started
-    row = {
+    started = time.perf_counter()
+    q = prepare(chosen.model, chosen.calibration, recipe, target="tflm", verbose=False)
+    made = kquant.bundle(q, folder / recipe, data=x, name=chosen.name, golden=GOLDEN)
+    seconds = time.perf_counter() - started
+    started = time.perf_counter()
+    told = kquant.estimate(chosen.model, recipe, target="tflm")
+    wanted = chosen.model.predict(x, verbose=0)
+    got = kquant.predict(folder / recipe / "model.tflite", x, runtime="tflm", verbose=False)
+    return {
         "seconds": seconds,
         "samples": len(x),
         "golden": made.golden,
@@ -46,10 +53,25 @@ def measured(name: str, folder: Path) -> dict[str, Any]:
         "with_margin": made.arena.bytes,
         "peak_layer": made.arena.peak_layer,
         "macs": made.macs,
+        "sqnr_db": decibel(float(np.sum((got - wanted) ** 2) / np.sum(wanted**2))),
+        "told": {"flash": told.flash_bytes, "arena": told.arena_bytes, "seconds": time.perf_counter() - started},
     }
-    official = chosen.official.read_bytes()
-    arena = smallest_arena(official, kquant.inspect(official)).smallest_bytes
-    return {**row, "official": {"flash": len(official), "arena": arena}}
+
+
+def placed(chosen: Task, folder: Path) -> dict[str, Any] | None:
+    """What Vela compiles of it; None where it is not installed."""
+    if find_vela() is None:
+        return None
+    q = prepare(chosen.model, chosen.calibration, "int8", target="ethos-u", verbose=False)
+    made = kquant.bundle(q, folder / "npu", data=chosen.calibration, name=chosen.name, golden=1)
+    return {
+        "compiler": made.compiled.compiler,
+        "accelerator": made.compiled.accelerator,
+        "operators": made.compiled.operators,
+        "on_npu": made.compiled.operators - len(made.compiled.stays),
+        "flash": made.flash_bytes,
+        "arena": made.arena.smallest_bytes,
+    }
 
 
 def main() -> None:
@@ -60,16 +82,24 @@ def main() -> None:
     args = parser.parse_args()
     machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
     rows: dict[str, Any] = {}
+    warnings.simplefilter("ignore", UserWarning)
     for name in args.models:
+        chosen = task(name)
+        content = chosen.official.read_bytes()
+        official = {"flash": len(content), "arena": smallest_arena(content, kquant.inspect(content)).smallest_bytes}
         with tempfile.TemporaryDirectory() as folder:
-            rows[name] = row = measured(name, Path(folder))
-        official = row["official"]
-        print(
-            f"{name}: {row['seconds']:.1f} s, flash {row['flash']:,} of {official['flash']:,} "
-            f"({row['flash'] / official['flash']:.2f}), arena {row['arena']:,} of {official['arena']:,} "
-            f"({row['arena'] / official['arena']:.2f}), {row['macs']:,} MACs, most alive at {row['peak_layer']}",
-            flush=True,
-        )
+            made = {recipe: measured(chosen, recipe, Path(folder)) for recipe in RECIPES}
+            rows[name] = {**made, "official": official, "vela": placed(chosen, Path(folder))}
+        for recipe, row in made.items():
+            print(
+                f"{name}, {recipe}: {row['seconds']:.1f} s, flash {row['flash']:,} of {official['flash']:,} "
+                f"({row['flash'] / official['flash']:.2f}), arena {row['arena']:,} of {official['arena']:,} "
+                f"({row['arena'] / official['arena']:.2f}), {row['sqnr_db']:.1f} dB, told without data flash "
+                f"{row['told']['flash']:,}, arena {row['told']['arena']:,}; {row['macs']:,} MACs, most alive at "
+                f"{row['peak_layer']}",
+                flush=True,
+            )
+        print(f"{name}, Vela: {rows[name]['vela']}", flush=True)
     if args.path:
         args.path.write_text(json.dumps({**machine, "load": os.getloadavg()[0], "models": rows}, indent=1) + "\n")
 

@@ -17,7 +17,7 @@ analysis.knapsack search.knapsack
 analyze analysis.diagnosis
 attach prepare.attach
 autotune search.ladder
-c_array exporting.c_array
+c_array projects.c_array
 calibrate calibration.ranges
 cell prepare.one_step
 check prepare.forecast

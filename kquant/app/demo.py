@@ -20,10 +20,10 @@ import numpy as np
 import tensorflow as tf
 
 from kquant.calibration.ranges import calibrate
-from kquant.exporting.c_array import c_array
 from kquant.exporting.export_file import ExportReport, export
 from kquant.files.atomic import Outputs, write_atomically
 from kquant.prepare.quantization import quantize
+from kquant.projects.c_array import c_array
 from kquant.report import Table, render_table
 from kquant.runtime.arenas import arena_bytes
 from kquant.runtime.running import RUNTIMES, available, predict

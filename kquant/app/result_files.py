@@ -9,9 +9,10 @@ from typing import Any
 from kquant import report
 from kquant.app.command_files import save_model
 from kquant.app.pipeline import CompressResult
-from kquant.exporting.c_array import c_array, identifier
 from kquant.exporting.export_file import export
 from kquant.files.atomic import Outputs
+from kquant.projects.c_array import c_array
+from kquant.projects.names import identifier
 from kquant.recipe.recipe import recipe_to_toml
 from kquant.search.ladder import Tuned
 

@@ -29,6 +29,7 @@ from kquant.files.destination import destination
 from kquant.graph.creation import without_collection
 from kquant.runtime.arenas import arena_of
 from kquant.runtime.running import FALLBACK, available
+from kquant.targets import Target
 from kquant.tflite.edges import IO
 from kquant.tflite.file_about import About
 from kquant.tflite.file_content import Files, Form, to_files
@@ -272,7 +273,11 @@ def _checked(qmodel: keras.Model, lowered: Lowered, files: Files, file: FileMode
 
 def _verified(lowered: Lowered, content: bytes, file: FileModel, x: list[np.ndarray]) -> tuple[VerifyReport, ...]:
     """The reports of the target's runtimes; a file that they find wrong is refused."""
-    names = [name for name in lowered.target.runtimes if name in available()] or [FALLBACK]
+    # a runtime that lacks an operator cannot check the file; another one of the target can
+    able = [
+        name for name in lowered.target.runtimes if all(runs(lowered.target, op.code, name) for op in file.operators)
+    ]
+    names = [name for name in able if name in available()] or [FALLBACK]
     reports = compare(lowered, content, file, x, names, locate=False)
     for report in reports:
         if report.float_operators:
@@ -280,6 +285,17 @@ def _verified(lowered: Lowered, content: bytes, file: FileModel, x: list[np.ndar
         if report.wrong_encodings:
             raise ValueError(f"export: scales differ from the model's at {', '.join(report.wrong_encodings)}.")
     return reports
+
+
+def runs(target: Target, code: str, runtime: str) -> bool:
+    """Whether a runtime of a target has an operator, and computes it as the device does.
+
+    Args:
+        target: that the operator was written for.
+        code: of it.
+        runtime: one of the target's.
+    """
+    return code not in target.ops or runtime in target.runtimes_for(code)
 
 
 def _streams(

@@ -12,7 +12,7 @@ from kquant.exporting.export_file import ExportReport
 from kquant.exporting.model_card import ModelCard
 from kquant.masking.stripping import strip
 from kquant.projects.arena import Arena, unit_scales_bytes
-from kquant.projects.npu import Compiled
+from kquant.projects.exported import Array
 from kquant.projects.scoring import card_of, scored
 from kquant.tflite.reader import FileModel
 
@@ -22,28 +22,26 @@ MUCH = 0.1  # of the arena: worth a word
 def card_rows(
     exported: ExportReport,
     file: FileModel,
-    arena: Arena | None,
+    array: Array,
     rated: ModelCard,
     calls: int,
-    compiled: tuple[int, Compiled] | None,
 ) -> list[tuple[str, str]]:
     """What there is to know, row by row.
 
     Args:
         exported: the report of the file.
         file: what it holds.
-        arena: of the program; None where the interpreter asks the system for it.
+        array: the file as the project holds it.
         rated: the file's card.
         calls: golden vectors.
-        compiled: bytes of the file as it was compiled for an NPU, and how; None where nothing compiles it.
     """
     operators = ", ".join(f"{count} {code}" for code, count in sorted(exported.operators.items()))
     size = f"{exported.file_bytes:,} bytes, of them weights {exported.weight_bytes:,}"
-    if compiled is not None and compiled[1].compiler:
-        size = f"{compiled[0]:,} bytes as it is compiled; model.tflite {size}"
+    if array.compiled is not None and array.compiled.compiler:
+        size = f"{len(array.content):,} bytes as it is compiled; model.tflite {size}"
     return [
-        *([("file", size)] if arena is None else [("flash", size), *_memory(file, arena)]),
-        *([] if compiled is None else [("NPU", str(compiled[1]))]),
+        *([("file", size)] if array.arena is None else [("flash", size), *_memory(file, array.arena)]),
+        *([] if array.compiled is None else [("NPU", str(array.compiled))]),
         *_accuracy(rated),
         ("multiply-accumulates", f"{rated.macs:,} for one sample"),
         ("operators", operators),
@@ -80,8 +78,7 @@ def _accuracy(rated: ModelCard) -> list[tuple[str, str]]:
 
 def _memory(file: FileModel, arena: Arena) -> list[tuple[str, str]]:
     scales = unit_scales_bytes(file)
-    rule = "{type = 'Dense', weights = {per_axis = false}}"
-    said = f"{scales:,} bytes of the arena; a rule {rule} takes one for each layer"
+    said = f"{scales:,} bytes of the arena; recipe 'int8-dense-tensor' takes one for each layer"
     host = f"{arena.smallest_bytes:,} on a 64-bit host, {arena.margin_bytes:,} margin"
     if not arena.tried:
         host = f"{arena.smallest_bytes:,} told from the compiler's plan, not tried, {arena.margin_bytes:,} margin"

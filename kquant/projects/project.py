@@ -19,7 +19,7 @@ from kquant.core.messages import first_of
 from kquant.core.renamed import renamed
 from kquant.core.result import Result
 from kquant.detecting.spec import Detection
-from kquant.exporting.export_file import ExportReport
+from kquant.exporting.export_file import ExportReport, runs
 from kquant.exporting.file_options import FileOptions, check_file_options
 from kquant.exporting.model_card import ModelCard
 from kquant.files.atomic import Outputs
@@ -32,6 +32,7 @@ from kquant.projects.described import Described, described
 from kquant.projects.exported import Array, array_of, exported, layer_by_layer
 from kquant.projects.golden import Golden, golden_stream, golden_vectors, spread
 from kquant.projects.kinds import Kind, kind_of
+from kquant.projects.layer_names import written_by
 from kquant.projects.npu import Compiled, accelerator_of
 from kquant.projects.rendering import placed, rendered
 from kquant.runtime.running import available, quantize_input
@@ -160,6 +161,7 @@ def bundle(
     check_file_options("bundle", form)
     chosen, streaming = kind_of(kind), bool(form.get("streaming"))
     check_count("bundle", "golden", golden)
+    _check_words(name, labels)
     _check_kind(chosen, debug, detection)
     _check_stream(streaming, debug, test)
     _check_runtime(chosen)
@@ -169,24 +171,22 @@ def bundle(
     old = earlier(folder)
     x = gather(qmodel, data, None)
     normalization = normalization_of("bundle", qmodel.inputs[0], scale, mean, std)
-    # in a project a label may be any text; there it is a line of a file
-    lines = [" ".join(label.split()) or str(n) for n, label in enumerate(labels)]
-    said = About(labels=lines, scale=scale, mean=mean, std=std) if chosen.about and (labels or normalization) else None
-    made, report = exported(qmodel, x, form, said)
+    said = About(labels=_lines(labels), scale=scale, mean=mean, std=std)
+    made, report = exported(qmodel, x, form, said if chosen.about and (labels or normalization) else None)
     check_labels(labels, made.file.outputs[0].shape, "bundle")
+    _check_kernels(made.file, goal, chosen)
     vectors = _golden(made.content, made.file, x, golden, streaming, chosen.runtime)
     array = array_of(made, compiles_for) if chosen.arena else Array(made.content, made.file)
     judged = rated(report, qmodel, made.content, test)
     title = qmodel.name if name is None else name
-    told = None if array.compiled is None else (len(array.content), array.compiled)
-    card = card_rows(report, made.file, array.arena, judged, vectors.calls, told)
-    parts: dict[str, Any] = {"labels": labels, "normalization": normalization, "card": card, "compiled": array.compiled}
+    parts: dict[str, Any] = {"labels": labels, "normalization": normalization, "compiled": array.compiled}
+    parts |= {"card": card_rows(report, made.file, array, judged, vectors.calls)}
     parts |= {"language": chosen.language, "verified": report.verification}
     parts |= {"detection": None if detection is None else boxes_of(detection, made.file.outputs, vectors)}
     about = described(array.content, array.file, title=title, arena=array.arena, golden=vectors, **parts)
     with_layers = _debug(qmodel, x, title, chosen, form, compiles_for) if debug else None
-    files = {place: text.encode() for place, text in rendered(chosen, about, with_layers).items()}
-    files |= _assets(chosen, about, made.content, array, vectors)
+    texts = {place: text.encode() for place, text in rendered(chosen, about, with_layers).items()}
+    files = texts | _assets(chosen, about, made.content, array, vectors)
     _write(folder, files, old, about)
     return _report(folder, kind, tuple(files), about, vectors, judged, report)
 
@@ -313,6 +313,32 @@ def _check_kind(kind: Kind, debug: bool, detection: Detection | None) -> None:
     if detection is not None and not kind.detection:
         raise ValueError(
             f"bundle: {kind.title} has no code that chooses boxes; leave detection out, and choose them in the app."
+        )
+
+
+def _lines(labels: Sequence[str]) -> list[str]:
+    """In a project a label may be any text; in the file's metadata it is a line."""
+    return [" ".join(label.split()) or str(n) for n, label in enumerate(labels)]
+
+
+def _check_words(name: Any, labels: Any) -> None:
+    """Any text will do, and nothing else."""
+    if name is not None and not isinstance(name, str):
+        raise ValueError(f"bundle: name must be a text, which becomes a legal name by itself. Received: {name!r}.")
+    if isinstance(labels, str) or not all(isinstance(label, str) for label in labels):
+        raise ValueError(f"bundle: labels must be texts, one for each class. Received: {labels!r}.")
+
+
+def _check_kernels(file: FileModel, goal: Target, kind: Kind) -> None:
+    """The golden vectors are what the runtime computes with kernels of its own."""
+    writers = written_by(file)
+    lacking = [op for op in file.operators if not runs(goal, op.code, kind.runtime)]
+    if lacking:
+        named = ", ".join(dict.fromkeys(f"{writers[op.outputs[0]]} ({op.code})" for op in lacking))
+        raise ValueError(
+            f"bundle: {kind.runs_on} has no kernel for {named}, or another one than the device, so that nobody tells "
+            f"the golden vectors. Quantize for target='{kind.target}', which writes other operators, or refuses the "
+            "layer with a remedy."
         )
 
 

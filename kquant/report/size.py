@@ -43,6 +43,8 @@ def _facts(report: Estimate) -> Iterable[str]:
     else:
         how = "a forecast; pip install 'kquant[micro]' tries" if report.arena_is_forecast else "the smallest for TFLM"
         yield f"arena: {how}; on a 64-bit host, a 32-bit device needs a little less"
+    if report.channels_left_out:
+        yield f"{report.channels_left_out:,} channels that no output depends on are left out"
     yield f"tensors together {report.activation_bytes:,} bytes, where that is most: while {report.peak_layer} runs"
 
 

@@ -1,4 +1,4 @@
-"""The smallest arena for a file on TFLM, what TFLM says of it, and whether one of a given size is enough."""
+"""The smallest arena for a file on TFLM, and what TFLM says of it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from kquant.runtime.running import ARENA, available
 from kquant.targets import Target
 from kquant.tflite.reader import FileModel, refuse_damaged
 
-TRIAL_SECONDS = 60  # of one arena
 PARTS = ("total", "head", "tail")
 
 
@@ -79,7 +78,7 @@ def _told(task: str, data: bytes, *patterns: str) -> list[int]:
     """The numbers that a task prints, in a process of its own: a bad file cannot take this one along."""
     refuse_damaged(data)
     try:
-        done = _asked(task, data, [], running.ANSWER_SECONDS)
+        done = _asked(task, data, running.ANSWER_SECONDS)
     except subprocess.TimeoutExpired as error:
         raise ValueError(f"TFLM has not prepared this file after {running.ANSWER_SECONDS} s.") from error
     said = (done.stdout + done.stderr).decode(errors="replace")
@@ -89,24 +88,9 @@ def _told(task: str, data: bytes, *patterns: str) -> list[int]:
     return [int(match[1]) for match in found]
 
 
-def fits_arena(data: bytes, size: int) -> bool:
-    """True where TFLM prepares and runs a file in an arena of that size, in a process of its own.
-
-    Args:
-        data: a `.tflite` file that TFLM runs.
-        size: in bytes.
-    """
-    try:
-        return _asked("fits", data, [np.array([size], np.int64)], TRIAL_SECONDS).returncode == 0
-    except subprocess.TimeoutExpired:
-        return False
-
-
-def _asked(task: str, data: bytes, more: list[np.ndarray], seconds: float) -> subprocess.CompletedProcess[bytes]:
+def _asked(task: str, data: bytes, seconds: float) -> subprocess.CompletedProcess[bytes]:
     request = io.BytesIO()
     interpreters.send(request, [np.frombuffer(data, np.uint8)])
-    if more:
-        interpreters.send(request, more)
     return running.subprocess.run(
         running.process_of(task), input=request.getvalue(), capture_output=True, check=False, timeout=seconds
     )

@@ -3,7 +3,6 @@
     python interpreters.py RUNTIME       # serves `kquant.runtime.running.Running` until its standard input ends
     python interpreters.py arena         # prints what TFLM says of its arena, for `kquant.runtime.arenas`
     python interpreters.py smallest      # prints the smallest arena in which TFLM prepares and runs the file, by trial
-    python interpreters.py fits          # ends well where TFLM prepares and runs the file in an arena of that size
 
 Messages either way are lists of arrays, see `send`. The first one is the file; each one after it is a request, which
 begins with a number of `REQUESTS` and is answered by one message. What an interpreter refuses ends the process.
@@ -22,7 +21,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 RUNTIMES = ("litert", "litert-reference", "tflm")
-IN_ARENAS = ("tflm", "arena", "smallest", "fits")  # what runs on TFLM
+IN_ARENAS = ("tflm", "arena", "smallest")  # what runs on TFLM
 # What `arena_for` counts, in bytes. A value takes 8 at most, and a kernel's scratch as much again (int64 accumulators).
 VALUE, TENSOR, CHANNEL, OPERATOR, FIXED = 16, 512, 64, 8192, 1 << 16
 LARGEST_ARENA, ALIGNMENT = 1 << 30, 16
@@ -315,9 +314,6 @@ def main() -> None:
             return
         if runtime == "smallest":
             print(f"smallest arena {smallest_arena(data)} bytes", flush=True)
-            return
-        if runtime == "fits":
-            run_in(data, int(receive(requests)[0][0]))
             return
         served = _Served(data, runtime)
         while True:

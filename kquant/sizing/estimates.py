@@ -47,6 +47,7 @@ class Estimate(Result):
         operators: code -> count.
         layers: in the order in which they run.
         refused: layers that would not run, each with the remedy.
+        channels_left_out: that no output depends on, as weights and the batch norms of a trained model tell.
         flash_limit, arena_limit: what there is; None where nobody said.
     """
 
@@ -65,6 +66,7 @@ class Estimate(Result):
     refused: tuple[LayerCheck, ...] = ()
     flash_limit: int | None = None
     arena_limit: int | None = None
+    channels_left_out: int = 0
 
     @property
     def over(self) -> dict[str, int]:

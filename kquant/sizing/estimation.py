@@ -9,6 +9,7 @@ from typing import Any
 import keras
 
 from kquant import targets
+from kquant.exact.narrow import totals
 from kquant.exporting.stored_check import Compression, storing_of
 from kquant.prepare.forecast import forecast
 from kquant.prepare.quantization import quantize
@@ -18,7 +19,7 @@ from kquant.runtime.arenas import arena_of, has_kernels
 from kquant.runtime.running import ARENA, available
 from kquant.sizing.estimates import Estimate
 from kquant.sizing.layer_sizes import layer_of, layer_sizes, macs_by_layer, owners_of
-from kquant.sizing.made_up import make_up
+from kquant.sizing.made_up import from_batch_norms, make_up
 from kquant.targets import Target
 from kquant.tflite.arena_forecast import forecast_arena
 from kquant.tflite.edges import IO
@@ -46,7 +47,9 @@ def estimate(
     Reads: `model` stays as it was.
 
     The file is written in memory, with made-up ranges in place of those of data: the same operators, tensors and bytes
-    as those of the trained model. TensorFlow Lite Micro prepares it, where the `micro` extra is installed.
+    as those of the trained model. Of a model with batch norms that saw data these tell the ranges, and what they prove
+    that no output depends on is left out, as `kquant.export` does. TensorFlow Lite Micro prepares the file, where the
+    `micro` extra is installed.
 
     Args:
         model: a built float Keras 3 model, trained or not.
@@ -81,14 +84,15 @@ def estimate(
     except ValueError as error:
         found = _refused(model, chosen, goal, input_shape, error)
     else:
-        found = _written(qmodel, model.name, Form(io, storing=storing))
+        found = _written(model, qmodel, Form(io, storing=storing))
     return replace(found, flash_limit=flash_bytes, arena_limit=arena_bytes)
 
 
-def _written(qmodel: keras.Model, name: str, form: Form) -> Estimate:
+def _written(model: keras.Model, qmodel: keras.Model, form: Form) -> Estimate:
     """The figures of the file that a quantized model becomes."""
     make_up(qmodel, read(qmodel))
-    lowered = lower(qmodel, ranged=False)
+    # ranges that are made up prove nothing of what a channel can hold; weights do, and so do batch norms that saw data
+    lowered = lower(qmodel, ranged=from_batch_norms(model, qmodel))
     content = to_files(lowered, form).content
     file = read_model(content)
     plan, owners = memory_plan(file), owners_of(lowered.graph)
@@ -96,7 +100,7 @@ def _written(qmodel: keras.Model, name: str, form: Form) -> Estimate:
     unmeasured = ARENA not in available() and has_kernels(file)
     arena = forecast_arena(file, plan.size_bytes) if unmeasured else arena_of(content, file, lowered.target)
     return Estimate(
-        model=name,
+        model=model.name,
         target=lowered.target.name,
         recipe=lowered.recipe,
         flash_bytes=len(content),
@@ -108,6 +112,7 @@ def _written(qmodel: keras.Model, name: str, form: Form) -> Estimate:
         macs=sum(row.macs for row in rows),
         operators=file.operator_counts,
         layers=rows,
+        channels_left_out=totals(lowered.narrowed.removed).get("channels", 0),
     )
 
 

@@ -12,12 +12,15 @@ import keras
 import numpy as np
 
 from kquant.calibration.held_scales import widen_ranges
+from kquant.correct.data_free import data_free_ranges
 from kquant.correct.moments import bounds_of
 from kquant.graph.graph import Graph
+from kquant.graph.keras_private import every_layer
 from kquant.layers.kernel import Holder, holders
 from kquant.layers.nodes import FakeQuant, encodings_of
 from kquant.views.loops import opened
 
+MADE_UP_INPUT = (-256.0, 256.0)  # wide: what a narrow one seems to prove is not so
 GOLDEN = 0.5 * (math.sqrt(5.0) - 1.0)  # its multiples, without their whole parts, never come close to each other
 
 
@@ -39,6 +42,28 @@ def make_up(qmodel: keras.Model, graph: Graph) -> None:
         for site in range(layer.sites):
             layer.set_range(site, float(low), float(high))
     widen_ranges(qmodel)
+
+
+def from_batch_norms(model: keras.Model, qmodel: keras.Model) -> bool:
+    """Ranges as the batch norms of a trained model tell them, for what lies behind inputs that are made up.
+
+    They tell the channels that a trained network no longer uses, which no range that is made up does.
+
+    Args:
+        model: float.
+        qmodel: what became of it, with ranges that are made up; changed in place.
+
+    Returns:
+        Whether there were batch norms that saw data, and they told everything.
+    """
+    norms = [each for each in every_layer(model) if isinstance(each, keras.layers.BatchNormalization)]
+    if not any(np.any(each.moving_mean) for each in norms):
+        return False
+    try:
+        data_free_ranges(qmodel, input_range=MADE_UP_INPUT, verbose=False)
+    except ValueError:
+        return False
+    return True
 
 
 def _train(qmodel: keras.Model) -> None:

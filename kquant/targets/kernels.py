@@ -52,6 +52,8 @@ class Operator(BaseModel):
         optional_bias: types, of `TYPES` and "float", in which the bias may be missing, on every runtime that runs the
             file: one for a microcontroller is tried on a desktop, too.
         broken_on: runtimes of the target that lack the operator or compute it wrongly, so they cannot check it.
+        any_shape: its kernels read the data as rows as long as those of the weights, whatever its shape; no RESHAPE has
+            to stand in front.
         in_place: the interpreter may write the output over an input that nobody else reads.
         notes: further limits in words.
     """
@@ -87,6 +89,7 @@ class Operator(BaseModel):
     fast_int4_depth: int | None = Field(default=None, ge=2)
     optional_bias: tuple[Literal["int8", "int16x8", "int4", "float"], ...] = Field(default=(), strict=False)
     broken_on: tuple[str, ...] = Field(default=(), strict=False)
+    any_shape: bool = False
     in_place: bool = False
     notes: str = ""
 

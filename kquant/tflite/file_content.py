@@ -17,6 +17,7 @@ from kquant.tflite.file_about import ENTRY, About, entry_of, packed_files
 from kquant.tflite.flatbuffer import SHRUNK, packed, to_bytes, unpacked
 from kquant.tflite.lowering import Lowered
 from kquant.tflite.reader import SCHEMA, read_model
+from kquant.tflite.rows import read_as_rows
 from kquant.tflite.states import States, keep_states
 from kquant.tflite.storage import Decoding, Storing, refuse_undecoded
 from kquant.tflite.stored_weights import smaller_file
@@ -158,6 +159,7 @@ def _written(lowered: Lowered, program: Program) -> bytes:
 
 def _stored(lowered: Lowered, program: Program, form: Form, **more: Any) -> tuple[bytes, Decoding | None]:
     """A program as a file, and what decoding costs; `more` is in its metadata beside where it comes from."""
+    program = read_as_rows(program, lowered.target)
     keep_apart(program, lowered.target)
     metadata = {"kquant": __version__, "recipe": lowered.recipe, "target": lowered.target.name, **more}
     if lowered.narrowed:

@@ -62,7 +62,7 @@ def _told(folder: Path, model: str, out: Path, *options: str, data: str = "x.npz
 def test_of_a_quantized_model(folder: Path, tmp_path: Path) -> None:
     told = _told(folder, "tflm.keras", tmp_path / "fw", "--classes", str(folder / "names.txt"))
     assert told["kind"] == "tflm"
-    assert told["operators"] == {"CONV_2D": 1, "FULLY_CONNECTED": 2, "RESHAPE": 1, "SOFTMAX": 1}
+    assert told["operators"] == {"CONV_2D": 1, "FULLY_CONNECTED": 2, "SOFTMAX": 1}
     assert '"right",' in (tmp_path / "fw" / "io.c").read_text()
     phone = _told(folder, "litert.keras", tmp_path / "app", "--target", "android", "--name", "my net")
     assert (phone["kind"], phone["name"], phone["arena"]) == ("android", "my_net", None)

@@ -113,10 +113,10 @@ def test_tools_show_names_of_layers(folder: Path) -> None:
     """What Netron and Model Explorer write beside a node: names of tensors."""
     file = kquant.inspect(folder / "net.tflite")
     written = [file.tensors[op.outputs[0]].name for op in file.operators]
-    assert written == ["relu", "skip", "sum", "flat", "score", "score_softmax"]
+    assert written == ["relu", "skip", "sum", "score", "score_softmax"]
     assert {t.name for t in file.tensors if t.size_bytes} >= {"conv/kernel", "conv/bias", "score/kernel"}
     figures = figures_of(folder / "net.tflite")
-    assert [row.layer for row in figures.operators] == ["conv", "skip", "sum", "flat", "score", "score_softmax"]
+    assert [row.layer for row in figures.operators] == ["conv", "skip", "sum", "score", "score_softmax"]
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -16,7 +16,7 @@ import kquant
 from kquant import report, targets
 from kquant.core.program import Program
 from kquant.core.spec import Encoding, QuantSpec
-from kquant.exporting.c_array import save_c_array
+from kquant.projects.c_array import save_c_array
 from kquant.runtime import interpreters
 from kquant.runtime.running import available
 from kquant.tflite.flatbuffer import to_bytes

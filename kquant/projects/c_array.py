@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from kquant.files.atomic import Outputs
+from kquant.projects.names import identifier
 
 BYTES_PER_LINE = 12
 
@@ -15,7 +15,7 @@ def c_array(content: bytes, name: str) -> dict[str, bytes]:
 
     Args:
         content: of the `.tflite` file.
-        name: of the model; characters that C does not know become underscores.
+        name: of the model, which becomes a legal name as in a project.
 
     Returns:
         Header and source, by the names of their files, `NAME_model.h` and `NAME_model.cc`.
@@ -45,7 +45,7 @@ def save_c_array(content: bytes, folder: str | Path, name: str) -> tuple[Path, P
     Args:
         content: of the `.tflite` file.
         folder: where to, an existing folder.
-        name: of the model; characters that C does not know become underscores.
+        name: of the model, which becomes a legal name as in a project.
 
     Returns:
         Paths of the header and the source, `NAME_model.h` and `NAME_model.cc`.
@@ -60,14 +60,3 @@ def save_c_array(content: bytes, folder: str | Path, name: str) -> tuple[Path, P
             new.write(path, text)
     header, source = texts
     return header, source
-
-
-def identifier(name: str) -> str:
-    """A C identifier like `name`.
-
-    Example:
-        >>> identifier("2-stage net.v1")
-        'm_2_stage_net_v1'
-    """
-    clean = re.sub(r"[^0-9A-Za-z_]", "_", name)
-    return clean if clean[:1].isalpha() else f"m_{clean}"
