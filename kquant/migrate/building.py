@@ -12,10 +12,9 @@ from kquant.core.messages import first_of
 from kquant.graph.graph import legal_name
 from kquant.graph.keras_private import maker
 from kquant.migrate.tables import Operation, layers, operations
-from kquant.migrate.tfmot_wrappers import entries, is_reference
+from kquant.migrate.tfmot_wrappers import MODELS, entries, is_reference
 from kquant.migrate.translation import activation_of, translated
 
-MODELS = ("Functional", "Model", "Sequential")
 FUNCTION, SLICE, CONSTANT = "TFOpLambda", "SlicingOpLambda", "_CONSTANT_VALUE"
 TIME_MAJOR = "time_major"
 Replacements = Mapping[str, Any]

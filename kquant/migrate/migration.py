@@ -25,14 +25,13 @@ from kquant.migrate.learned_ranges import Ranges, set_learned
 from kquant.migrate.old_files import check_described, open_file, unread
 from kquant.migrate.old_model import BY_ATTRIBUTES, OldModel
 from kquant.migrate.reading import check_python, read_by_tf_keras
-from kquant.migrate.result import Distance, Migrated
+from kquant.migrate.result import NOT_ASKED, Distance, Migrated
 from kquant.migrate.stored_weights import assign, assign_by_attributes, distances
 from kquant.migrate.tfmot_wrappers import BITS, Unwrapped, entries, unwrap
 from kquant.migrate.translation import activation_of
 from kquant.prepare.quantization import quantize
 
 FAR = 1e-3  # of the largest output: two float libraries sum in other orders, and no more
-NOT_RUN = "compare=False"
 
 
 def from_tf_keras(
@@ -191,7 +190,7 @@ def read_old(
         if found or parts.layers:
             return unread(file, "tf_keras has no code of its own for what was given in Python")
         if not compare:
-            return unread(file, NOT_RUN)
+            return unread(file, NOT_ASKED)
         return read_by_tf_keras(file, check_python(python))
 
 

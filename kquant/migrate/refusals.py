@@ -6,6 +6,7 @@ and tf_keras would import it. Neither is given to tf_keras: files come from else
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,15 +14,16 @@ from typing import Any
 import keras
 
 from kquant.core.messages import first_of
-from kquant.migrate.building import FUNCTION, MODELS, SLICE
+from kquant.migrate.building import FUNCTION, SLICE
 from kquant.migrate.tables import layers
-from kquant.migrate.tfmot_wrappers import INPUT, WRAPPERS, entries
+from kquant.migrate.tfmot_wrappers import INPUT, MODELS, WRAPPERS, entries
 from kquant.migrate.translation import INNER
 
 LAMBDA, BYTECODE, FUNCTIONS = "Lambda", "__lambda__", "function"
 # What tf_keras' own classes and functions say of where they are.
 OWN = ("keras", "tf_keras", "tensorflow_model_optimization")
 BUILT_IN = ("builtins", None)
+SEPARABLE = re.compile(r"sepconv1d_(expand|squeeze)(?:_\d+)?")  # what tfmot calls the Lambdas around a SeparableConv1D
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def foreign(config: Any) -> Foreign:
         elif not _is_own(entry):
             custom[name] = f"{entry['module']}.{kind}"
         else:
-            others += [(name, said) for said in _arguments(entry["config"])]
+            others += [(name, said) for said in _arguments(_beside_layers(entry["config"]))]
     return Foreign(tuple(lambdas), custom, tuple(others))
 
 
@@ -83,8 +85,7 @@ def check(found: Foreign, where: str, classes: Collection[str], replaced: Collec
         raise ValueError(
             f"{where}: layer '{lambdas[0]}' is a Lambda: the bytecode of a Python function, which is not run"
             + (f" (and so are {first_of(lambdas[1:])})" if lambdas[1:] else "")
-            + ". Give a Keras 3 layer that computes the same, in Python: kquant.migrate.from_tf_keras(path, "
-            f"replacing={{'{lambdas[0]}': keras.layers.Rescaling(2.0)}})."
+            + f". Give a Keras 3 layer that computes the same, in Python: {_instead(lambdas)}."
         )
     custom = {name: kind for name, kind in found.custom.items() if name not in replaced and _bare(kind) not in classes}
     if custom:
@@ -100,6 +101,19 @@ def check(found: Foreign, where: str, classes: Collection[str], replaced: Collec
                 f"{where}: layer '{name}' names '{said}', which is not Keras' own and is not looked up. Give a Keras 3 "
                 f"layer in its place, in Python: kquant.migrate.from_tf_keras(path, replacing={{'{name}': layer}})."
             )
+
+
+def _instead(lambdas: list[str]) -> str:
+    """The call that replaces Lambdas; tfmot makes two of every SeparableConv1D, and what they compute is known."""
+    shapes = {"expand": "(1, -1, channels)", "squeeze": "(-1, filters)"}
+    made = [(name, found[1]) for name in lambdas if (found := SEPARABLE.fullmatch(name))]
+    if len(made) < len(lambdas):
+        return f"kquant.migrate.from_tf_keras(path, replacing={{'{lambdas[0]}': keras.layers.Rescaling(2.0)}})"
+    turned = ", ".join(f"'{name}': keras.layers.Reshape({shapes[what]})" for name, what in made)
+    return (
+        f"kquant.migrate.from_tfmot(path, replacing={{{turned}}}), with the channels that enter the SeparableConv1D "
+        "and those that leave it"
+    )
 
 
 def _bare(kind: str) -> str:
@@ -140,6 +154,18 @@ def _is_layer(kind: str) -> bool:
 def _is_own(entry: Mapping[str, Any]) -> bool:
     module = entry.get("module")
     return module in BUILT_IN or str(module).split(".")[0] in OWN
+
+
+def _beside_layers(config: Any) -> Any:
+    """A layer's arguments without the layers in it, which are looked at by their own names."""
+    if not isinstance(config, Mapping):
+        return config
+    return {key: value for key, value in config.items() if not (key in INNER and _is_entry(value))}
+
+
+def _is_entry(value: Any) -> bool:
+    listed = value if isinstance(value, list) else [value]
+    return all(isinstance(each, dict) and "class_name" in each for each in listed)
 
 
 def _arguments(value: Any) -> Iterator[str]:

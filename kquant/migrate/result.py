@@ -12,6 +12,8 @@ from kquant.core.result import Result
 from kquant.core.table import Table
 from kquant.migrate.learned_ranges import Difference
 
+NOT_ASKED = "compare=False"  # why the old model was not run, where its caller said so
+
 
 @dataclass(frozen=True)
 class Distance:

@@ -121,7 +121,7 @@ def remember_zeros(model: Any) -> None:
     Clustered layers that keep zeros find out when they are built, before their weights are loaded: a model that tfmot
     0.8.1 loads again computes with another codebook than the one that was saved.
     """
-    for layer in model.layers:
+    for layer in model.submodules:  # layers of models inside are among them
         for name in getattr(layer, "sparsity_masks", {}):
             values = layer.cluster_centroids[name]
             original = layer.original_clusterable_weights[name]

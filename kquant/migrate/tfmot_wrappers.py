@@ -24,6 +24,7 @@ INPUT = "QuantizeLayer"
 QUANTIZED, PRUNED = ("QuantizeWrapper", "QuantizeWrapperV2"), ("PruneLowMagnitude",)
 CLUSTERED = ("ClusterWeights", "ClusterWeightsRNN", "ClusterWeightsMHA")
 WRAPPERS = (*QUANTIZED, *PRUNED, *CLUSTERED)
+MODELS = ("Functional", "Model", "Sequential")
 # What a wrapper adds to the weights of the layer inside; the rest of a name is the weight's.
 _RANGE = re.compile(r"(?P<what>\w+)_(?P<end>min|max)")
 _COUNTERS = ("optimizer_step", "pruning_step", "threshold")
@@ -109,14 +110,30 @@ def unwrap(old: OldModel) -> Unwrapped:
     """
     if not old.config:  # weights alone
         return Unwrapped(old)
+    held = _Held()
+    config, weights = _unwrapped(old.config, old.weights, held)
+    return Unwrapped(replace(old, config=config, weights=weights), tuple(held.ranges), held.masks, held.books)
+
+
+@dataclass(eq=False)
+class _Held:
+    ranges: list[OldRange] = field(default_factory=list)
+    masks: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
+    books: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
+
+
+def _unwrapped(given: Any, known: Mapping[str, Weights], held: _Held) -> tuple[Config, dict[str, Weights]]:
+    """Config and weights of the layers inside the wrappers of a model, those of models in it among them."""
     renames: dict[str, str] = {}
     aliases: dict[str, list[Any]] = {}
     kept, weights = [], {}
-    held = _Held()
     source = None
-    for entry in entries(old.config):
+    for entry in entries(given):
         name = entry["config"].get("name") or entry.get("name", "")  # the layer's own may be null
-        own = old.weights.get(name, ())
+        own = known.get(name, ())
+        if entry["class_name"] in MODELS and _is_wrapped(entry["config"]):
+            inner, found = _unwrapped(entry["config"], _by_layer(entry["config"], own), held)
+            entry, own = {**entry, "config": inner}, tuple(pair for held_by in found.values() for pair in held_by)
         if entry["class_name"] == INPUT:
             taken = next(_references(entry.get("inbound_nodes")), [source, 0, 0])
             aliases[name] = taken
@@ -129,20 +146,46 @@ def unwrap(old: OldModel) -> Unwrapped:
         source = name
         kept.append(entry)
         weights[name] = own
-    config: Config = dict(old.config) if isinstance(old.config, dict) else {"name": "sequential"}
+    config: Config = dict(given) if isinstance(given, dict) else {"name": "sequential"}
     config["layers"] = [_rewired(entry, renames, aliases) for entry in kept]
     for ends in ("input_layers", "output_layers"):
         if ends in config:
             config[ends] = _followed(config[ends], renames, aliases)
-    model = replace(old, config=config, weights=weights)
-    return Unwrapped(model, tuple(held.ranges), held.masks, held.books)
+    return config, weights
 
 
-@dataclass(eq=False)
-class _Held:
-    ranges: list[OldRange] = field(default_factory=list)
-    masks: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
-    books: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
+def _by_layer(config: Any, own: Weights) -> dict[str, Weights]:
+    """The weights of a model inside another, which a file lists together, by its layers; what is nobody's stays away.
+
+    A weight stands behind the name of its layer, one that a wrapper adds behind the wrapper's.
+    """
+    made: dict[str, Weights] = {}
+    left = list(own)
+    for entry in entries(config):
+        name, inner = entry["config"].get("name"), entry["config"].get("layer")
+        names = {name, inner["config"].get("name")} if entry["class_name"] in WRAPPERS and inner else {name}
+        if entry["class_name"] in MODELS:
+            names = set(_names(entry["config"]))
+        made[str(name)] = tuple(pair for pair in left if names & set(pair[0].split("/")))
+        left = [pair for pair in left if not names & set(pair[0].split("/"))]
+    return made
+
+
+def _is_wrapped(config: Any) -> bool:
+    """True where a wrapper is in a model, at any depth."""
+    kinds = [(entry["class_name"], entry["config"]) for entry in entries(config)]
+    return any(kind in (INPUT, *WRAPPERS) or (kind in MODELS and _is_wrapped(inner)) for kind, inner in kinds)
+
+
+def _names(config: Any) -> Iterator[str]:
+    """Names of all layers in a model, with and without wrappers."""
+    for entry in entries(config):
+        inner = entry["config"].get("layer")
+        yield str(entry["config"].get("name"))
+        if entry["class_name"] in MODELS:
+            yield from _names(entry["config"])
+        elif entry["class_name"] in WRAPPERS and inner:
+            yield str(inner["config"].get("name"))
 
 
 def _inside(entry: Config, own: Weights, held: _Held) -> tuple[Config, Weights]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from kquant.migrate.result import Distance, Migrated
+from kquant.migrate.result import NOT_ASKED, Distance, Migrated
 from kquant.report.page import Page, page
 from kquant.report.tables import Table
 
@@ -13,7 +13,7 @@ from kquant.report.tables import Table
 def _migrated(report: Migrated) -> Page:
     return Page(
         headline=f"{report.path}: {report.kind}, {report.parameters:,} parameters, as a Keras 3 model",
-        ok=report.distance is not None,
+        ok=report.distance is not None or report.untried == NOT_ASKED,
         findings=(f"outputs were not compared: {report.untried}",) if report.distance is None else (),
         facts=tuple(_facts(report)),
         tables=_tables(report),

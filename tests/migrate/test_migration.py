@@ -29,6 +29,7 @@ from kquant.migrate.result import Migrated
 from kquant.migrate.stored_weights import assign, distances
 from kquant.migrate.tfmot_wrappers import OldRange, unwrap
 from kquant.migrate.translation import translated
+from kquant.report.page import page
 
 GOLDEN = Path(__file__).parent / "golden"
 FLOAT = ("cnn", "rnn", "ops", "nested", "norm", "sequential")
@@ -185,6 +186,27 @@ def test_zeros_and_shared_values_stay_while_it_trains(name: str) -> None:
     if name != "pruned":
         assert all(n[0] <= 8 for _, n in patterns()) and made.books == 3
     assert (made.masks, made.books) == ((3, 0) if name == "pruned" else (0, 3))
+
+
+@pytest.mark.parametrize(("name", "masks", "books"), [("pruned_inside", 2, 0), ("clustered_inside", 0, 2)])
+def test_wrappers_in_a_model_in_a_model_come_over(name: str, masks: int, books: int) -> None:
+    made = brought(name)
+    assert made.distance is not None and made.distance.float_error <= 1e-6
+    assert (made.masks, made.books) == (masks, books)
+    kernels = [np.asarray(k.used) for holder in holders(made.model) for k in holder.kernels()]
+    assert all(np.unique(k).size <= 8 if books else np.mean(k == 0.0) >= 0.5 for k in kernels)
+
+
+def test_a_separable_convolution_along_time_comes_over_by_what_its_lambdas_compute() -> None:
+    """tfmot puts a Lambda before and one behind it; the refusal has the line, and with it the ranges are tfmot's."""
+    with pytest.raises(ValueError, match=r"from_tfmot\(path, .*'sepconv1d_expand_1'.*Reshape\(\(-1, filters"):
+        kquant.migrate.from_tfmot(GOLDEN / "separable.h5", compare=False)
+    turned = {"sepconv1d_expand_1": layers.Reshape((1, -1, 3)), "sepconv1d_squeeze_1": layers.Reshape((-1, 8))}
+    made = kquant.migrate.from_tfmot(GOLDEN / "separable.h5", replacing=turned, verbose=False)
+    known = np.load(GOLDEN / "separable.npz")
+    step = float([n for n in made.model.layers if isinstance(n, FakeQuant)][-1].grid()[0])
+    apart = np.abs(made.model.predict(known["x"], verbose=0) - known["y"]).max()
+    assert (made.tensors, made.kernels) == (4, 3) and not made.differences and apart <= 1.01 * step
 
 
 def test_zeros_and_shared_values_go_on_in_a_quantized_model(quantized: dict[str, Migrated]) -> None:
@@ -426,7 +448,10 @@ def test_the_result_tells_of_itself(quantized: dict[str, Migrated]) -> None:
     plain = json.loads(report.to_json(made))
     assert plain["kind"] == "quantized" and plain["differences"] and plain["distance"]["integer_error"] >= 0
     assert "quantized" in repr(made)
-    assert "outputs were not compared" in report.render(replace(made, distance=None, untried="no time"))
+    untried = replace(made, distance=None, untried="no time")
+    assert "outputs were not compared" in report.render(untried) and not page(untried).ok
+    asked = kquant.migrate.from_tf_keras(GOLDEN / "sequential.h5", compare=False)  # nothing is left to be done
+    assert "outputs were not compared: compare=False" in report.render(asked) and page(asked).ok
 
 
 PYTHON = os.environ.get("KQUANT_OLD_PYTHON") or (sys.executable if importlib.util.find_spec("tf_keras") else "")

@@ -195,6 +195,14 @@ def check(text: str) -> Tree:
     return tree
 
 
+def test_a_title_is_seen_once(made: dict[str, Any]) -> None:
+    """What opens a table and its caption say the same: the caption is for who hears the page."""
+    text = render_html(made["ExportReport"])
+    titles = re.findall(r"<summary>([^<]+)</summary>", text)
+    assert "Ports: real = scale * (code - zero point)" in titles and len(titles) == len(set(titles))
+    assert all(f'<caption class="said">{title}</caption>' in text for title in titles)
+
+
 def test_names_of_users_are_text(made: dict[str, Any]) -> None:
     a = made["Analysis"]
     odd = replace(a, model=ODD, layers=(replace(a.layers[0], name=ODD), *a.layers[1:]))
