@@ -7,6 +7,7 @@ where its observer asks for them. Observations of shards, also of other machines
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import math
 import sys
@@ -19,7 +20,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kquant.calibration import observers
+from kquant.calibration import observers, tensor_statistics
 from kquant.calibration.data import batch_count, batches_of, refuse_endless
 from kquant.calibration.tensor_statistics import MOST_SAMPLES, Statistics, histogram, thinned
 from kquant.core.checks import check_count, static_length
@@ -77,9 +78,10 @@ class Observations(Result):
             only = sorted({name for name, _ in set(self.tensors) ^ set(other.tensors)})
             raise ValueError(f"observations: these two are of different models; only one has {first_of(only)}.")
         merged = {key: s.merge(other.tensors[key]) for key, s in self.tensors.items()}
-        return Observations(
-            merged, np.concatenate([self.sizes, other.sizes]), other.some if self.some is None else self.some
-        )
+        sizes = np.concatenate([self.sizes, other.sizes])
+        if len(sizes) >= tensor_statistics.MOST_BATCHES:
+            merged, sizes = _shortened(merged, sizes, len(self.sizes))
+        return Observations(merged, sizes, other.some if self.some is None else self.some)
 
     def save(self, path: str | Path) -> None:
         """Write them as an .npz file, to be joined elsewhere.
@@ -116,6 +118,19 @@ class Observations(Result):
             raise ValueError(f"observations: {path} is not what Observations.save wrote: {said}.") from error
 
 
+def _shortened(
+    tensors: dict[Key, Statistics], sizes: np.ndarray, known: int
+) -> tuple[dict[Key, Statistics], np.ndarray]:
+    """Extremes in bounded memory, thinned as one run over both shards thins them: batch by batch, behind the first."""
+    rows = np.stack([np.stack([s.lows, s.highs], axis=1) for s in tensors.values()], axis=1)
+    extents, counts = list(rows[:known]), sizes[:known].tolist()
+    for row, size in zip(rows[known:], sizes[known:].tolist(), strict=True):
+        extents, counts = thinned([*extents, row], [*counts, size])
+    held = np.stack(extents)
+    ends = {key: {"lows": held[:, i, 0], "highs": held[:, i, 1]} for i, key in enumerate(tensors)}
+    return {key: replace(s, **ends[key]) for key, s in tensors.items()}, np.array(counts, np.int64)
+
+
 def _read(stored: dict[str, np.ndarray], index: Any) -> Observations:
     """From the arrays of a file and its index; what does not go together is a `KeyError` or a `ValueError`."""
     keys = index.get("tensors") if isinstance(index, dict) else None
@@ -137,7 +152,13 @@ def _read(stored: dict[str, np.ndarray], index: Any) -> Observations:
 
 @renamed
 def observe(
-    qmodel: keras.Model, data: Any, *, limit: int | None = None, batch_size: int | None = None, verbose: bool = True
+    qmodel: keras.Model,
+    data: Any,
+    *,
+    limit: int | None = None,
+    batch_size: int | None = None,
+    shard: tuple[int, int] = (0, 1),
+    verbose: bool = True,
 ) -> Observations:
     """Run data through the float function of a quantized model, and keep what its observers need.
 
@@ -145,21 +166,26 @@ def observe(
 
     Args:
         qmodel: what `kquant.quantize` returned.
-        data: see `kquant.calibrate`; a shard of them.
+        data: see `kquant.calibrate`.
         limit: use this many samples only, the first ones.
         batch_size: for arrays; by default 32, up to 128 small samples, or fewer where memory asks for it.
+        shard: `(i, n)`: only the i-th of n parts of these data, i from 0, cut between batches. The sum of all n in
+            their order is, to the bit, what one call sees of all the data. Parts cut by hand add up to that but for the
+            counts of histograms, which are finer in the first batches of each.
         verbose: show a progress bar.
 
     Returns:
         The observations: add those of all shards, and give the sum to `kquant.calibrate`.
 
     Raises:
-        ValueError: not a quantized model, no data, wrong shape or dtype, NaN or Inf.
+        ValueError: not a quantized model, no data, wrong shape or dtype, NaN or Inf; a shard of data that do not tell
+            how many batches they have, or of more parts than there are batches.
 
     Example:
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
         >>> q, x = kquant.quantize(model), np.random.default_rng(0).normal(size=(64, 4)).astype("float32")
-        >>> both = kquant.observe(q, x[:32], verbose=False) + kquant.observe(q, x[32:], verbose=False)
+        >>> first, second = (kquant.observe(q, x, shard=(i, 2), verbose=False) for i in range(2))
+        >>> both = first + second
         >>> both.samples, kquant.calibrate(q, both) is q
         (64, True)
     """
@@ -178,15 +204,46 @@ def observe(
     graph = graph_if_large(qmodel, fitting)
     if batch_size is None and graph is not None:
         fitting = max(1, min(fitting, LIVE_BYTES // live_bytes(graph)))
-    total = batch_count(qmodel, data, fitting, limit)
-    look = _Look(qmodel, nodes, graph)
-    seen = _observe(look, batches_of(qmodel, data, fitting, limit), total, verbose)
+    batches, total = batches_of(qmodel, data, fitting, limit), batch_count(qmodel, data, fitting, limit)
+    start, stop = 0, total
+    if shard != (0, 1):
+        start, stop = ends_of(shard, total)
+        batches, total = itertools.islice(batches, start, stop), stop - start
+    seen = _observe(_Look(qmodel, nodes, graph, start), batches, total, verbose)
     if seen.samples == 0:
         raise ValueError(
             "calibrate: the data are empty; give at least one sample. A function must return a new generator on each "
             "call."
         )
     return seen
+
+
+def ends_of(shard: tuple[int, int], total: int | None) -> tuple[int, int]:
+    """First batch of a shard, and the one behind its last.
+
+    Args:
+        shard: number of the part, from 0, and how many there are.
+        total: batches of all the data; None where nobody knows.
+
+    Raises:
+        ValueError: no such part, or more parts than batches.
+
+    Example:
+        >>> [ends_of((i, 3), 8) for i in range(3)]
+        [(0, 2), (2, 5), (5, 8)]
+    """
+    number, count = shard
+    if total is None:
+        raise ValueError(
+            f"observe: shard={shard} needs data that tell how many batches they have: arrays, a PyDataset, or "
+            "data.apply(tf.data.experimental.assert_cardinality(batches)), without `limit`."
+        )
+    if not 0 <= number < count or count > total:
+        raise ValueError(
+            f"observe: shard must be (i, n) with 0 <= i < n, and n at most the number of batches, {total}. Received: "
+            f"{shard}."
+        )
+    return total * number // count, total * (number + 1) // count
 
 
 def _batch_size(qmodel: keras.Model, data: Any, limit: int | None) -> int:
@@ -219,7 +276,8 @@ def _observe(look: _Look, data: Iterator[Any], total: int | None, verbose: bool)
     for x in _told(data, total) if verbose else data:
         seen = look(x)
         # of the first batch alone, whose outputs are there; batches that come later are never kept
-        some = keras.tree.map_structure(lambda t: t[:SOME], (x, look.outputs)) if some is None else some
+        if some is None and look.outputs is not None:
+            some = keras.tree.map_structure(lambda t: t[:SOME], (x, look.outputs))
         extents.append(np.array(seen.rows))  # a copy: `rows.numpy()` would keep the whole tensor alive
         sizes.append(int(keras.tree.flatten(x)[0].shape[0]))
         # at every batch, since there may be millions of them
@@ -261,7 +319,7 @@ class _Look:
     once, with an open batch axis.
     """
 
-    def __init__(self, qmodel: keras.Model, nodes: Iterable[FakeQuant], graph: Graph | None) -> None:
+    def __init__(self, qmodel: keras.Model, nodes: Iterable[FakeQuant], graph: Graph | None, before: int) -> None:
         self.qmodel, self.graph = qmodel, graph
         self.wants, self.rows = (
             {node.name for node in nodes if node.observer in names}
@@ -269,7 +327,7 @@ class _Look:
         )
         self.keys: list[Key] = []
         self.steps: dict[Key, int] = {}  # how many values each one of a histogram stands for
-        self.batches = 0
+        self.batches = before  # of these data in other shards: each batch is looked at as if one run did them all
         self.most = MOST_VALUES
         self.compiled: Any = None
         self.outputs: Any = None
@@ -312,7 +370,7 @@ class _Look:
             outputs = self.qmodel(x, training=False) if self.graph is None else outputs_of(self.graph, x)
         # in the order of the calls, which a graph that is traced keeps: its `rows` have no names
         self.keys = keys
-        if self.outputs is None:  # of the first batch, which runs eagerly
+        if self.outputs is None and tf.executing_eagerly():  # a later shard has graphs alone, and no outputs to keep
             self.outputs = outputs
         return _Seen(tf.stack([tf.stack(lows), tf.stack(highs)], axis=1), values, samples, nearest)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import tracemalloc
 import warnings
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import kquant
-from kquant.calibration import observations, observers
+from kquant.calibration import observations, observers, tensor_statistics
 from kquant.calibration.observers import minmax, moving_average, percentile
 from kquant.calibration.tensor_statistics import BINS, MOST_BATCHES, Statistics, histogram, thinned
 from kquant.core.spec import QuantSpec
@@ -342,6 +343,51 @@ def test_shards_add_up_to_the_whole(name: str, tmp_path: Path) -> None:
     both = kquant.Observations.load(tmp_path / "first.npz") + second
     assert both.samples == len(X)
     assert ranges(kquant.calibrate(q, both)) == ranges(calibrated(small(with_observer(name)), X, batch_size=16))
+
+
+@pytest.mark.parametrize("name", sorted(observers.OBSERVERS))
+@pytest.mark.parametrize("count", [2, 8])
+def test_shards_by_number_are_the_whole_to_the_bit(name: str, count: int, tmp_path: Path) -> None:
+    """Also where tensors are so large that batches behind the first ones are looked at more thinly."""
+    model = keras.Sequential([keras.Input((24, 24, 8), name="x"), keras.layers.Conv2D(16, 1), keras.layers.ReLU()])
+    x = np.float32(RNG.normal(size=(130, 24, 24, 8)) * np.linspace(0.5, 3.0, 130)[:, None, None, None])
+    recipe = with_observer(name)
+    whole = kquant.observe(kquant.quantize(model, recipe), x, batch_size=8, verbose=False)
+    parts = []
+    for i in range(count):  # each as a process of its own has it
+        part = kquant.observe(kquant.quantize(model, recipe), x, batch_size=8, shard=(i, count), verbose=False)
+        part.save(tmp_path / "part.npz")
+        parts.append(kquant.Observations.load(tmp_path / "part.npz"))
+    both = sum(parts[1:], start=parts[0])
+    assert both.sizes.tolist() == whole.sizes.tolist()
+    for key, s in whole.tensors.items():
+        for field in dataclasses.fields(s):
+            assert np.array_equal(getattr(both.tensors[key], field.name), getattr(s, field.name)), (key, field.name)
+    q = [kquant.quantize(model, recipe) for _ in range(2)]
+    assert ranges(kquant.calibrate(q[0], both)) == ranges(kquant.calibrate(q[1], whole))
+
+
+def test_a_sum_of_shards_takes_no_more_memory_than_one_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensor_statistics, "MOST_BATCHES", 16)
+    q, x = small(with_observer("moving-average")), np.float32(RNG.normal(size=(120, 6)))
+    whole = kquant.observe(q, x, batch_size=2, verbose=False)
+    parts = [kquant.observe(q, x, batch_size=2, shard=(i, 5), verbose=False) for i in range(5)]
+    both = sum(parts[1:], start=parts[0])
+    assert len(whole.sizes) < 16 and both.sizes.tolist() == whole.sizes.tolist() and both.samples == 120
+    assert all(np.array_equal(both.tensors[key].lows, s.lows) for key, s in whole.tensors.items())
+
+
+def test_a_shard_needs_data_that_tell_their_length() -> None:
+    q = small(with_observer("minmax"))
+    with pytest.raises(ValueError, match=r"shard=\(0, 2\) needs data that tell how many batches they have"):
+        kquant.observe(q, lambda: iter([X]), shard=(0, 2), verbose=False)
+    with pytest.raises(ValueError, match=r"n at most the number of batches, 2. Received: \(0, 3\)"):
+        kquant.observe(q, X[:8], batch_size=4, shard=(0, 3), verbose=False)
+    with pytest.raises(ValueError, match=r"0 <= i < n"):
+        kquant.observe(q, X, batch_size=4, shard=(2, 2), verbose=False)
+    known = tf.data.Dataset.from_generator(lambda: iter([X[:8], X[8:16]]), output_types=tf.float32)
+    known = known.apply(tf.data.experimental.assert_cardinality(2))  # the remedy
+    assert kquant.observe(q, known, shard=(1, 2), verbose=False).samples == 8
 
 
 def test_shards_of_many_batches_count_alike() -> None:
