@@ -13,6 +13,10 @@ from kquant.layers.transform import Transform
 from kquant.masking.patterns import Pooling, choose, structure_of
 from kquant.masking.schedules import SparsitySchedule
 
+# How much above a weight that is kept a masked one's magnitude has to lie to take its place, where masks never come to
+# rest: each exchange changes the function, and one that is worth nothing is one that the last steps cannot make up for.
+# (Two thresholds: Guo, Yao and Chen, arXiv:1608.04493, eq. 3.)
+MARGIN = 0.1
 Criterion = Literal["magnitude", "movement"]
 Gradient = Literal["straight-through", "masked"]
 
@@ -90,6 +94,8 @@ class Mask(Transform):
         scores = tf.abs(weights)
         if self.scores is not None:
             scores = tf.convert_to_tensor(self.scores)
+        elif self.schedule.end == -1:
+            scores = tf.where(tf.convert_to_tensor(self.mask), (1.0 + MARGIN) * scores, scores)
         return choose(scores, self.schedule.sparsity(step), self.pattern, self.axes, self.pooling)
 
     def call(self, weights: tf.Tensor) -> tf.Tensor:

@@ -129,8 +129,9 @@ def schedule_of(given: Any) -> SparsitySchedule:
     """A schedule from a number, kquant's own, or tfmot's object.
 
     Args:
-        given: share of zeros (from the call on; masks follow the weights every 10 steps), a `SparsitySchedule`, or
-            tfmot's `ConstantSparsity` or `PolynomialDecay` (read by `get_config`; tfmot need not be installed).
+        given: share of zeros (from the call on; masks follow the weights every 10 steps, see `Mask`), a
+            `SparsitySchedule`, or tfmot's `ConstantSparsity` or `PolynomialDecay` (read by `get_config`; tfmot need not
+            be installed).
 
     Raises:
         ValueError: none of them.

@@ -248,6 +248,16 @@ def test_masked_weights_come_back():
     np.testing.assert_array_equal(masks(model)["a", "kernel"], ~old)
 
 
+@pytest.mark.parametrize(("end", "above", "comes"), [(-1, 1.05, False), (-1, 1.15, True), (9, 1.05, True)])
+def test_a_weight_that_is_hardly_larger_does_not_come_back(end, above, comes):
+    """Where masks come to rest at `end` each choice is by magnitude alone; where they never do, by a margin."""
+    model = kquant.prune(dense(), kquant.SparsitySchedule(0.5, end=end, frequency=1))
+    old = masks(model)["a", "kernel"]
+    model.get_layer("a").layer.kernel.assign(np.where(old, 1.0, above))
+    model(data(model)[0], training=True)
+    np.testing.assert_array_equal(masks(model)["a", "kernel"], ~old if comes else old)
+
+
 def test_movement_scores_train_by_gradient_times_weight():
     model = kquant.prune(dense(), 0.5, criterion="movement")
     x, y = data(model)
