@@ -1,6 +1,7 @@
 # The public names and their homes: imported when they are first asked for; editors and type checkers read this file.
 from . import callbacks as callbacks
 from . import migrate as migrate
+from . import on_ray as on_ray
 from . import report as report
 from .analysis.diagnosis import analyze as analyze
 from .analysis.results import Analysis as Analysis

@@ -200,22 +200,52 @@ def observe(
         refuse_endless(data)
     for node in nodes:
         observers.find(node.observer)
-    fitting = batch_size or (SMALLEST_BATCH if isinstance(limit, Batches) else _batch_size(qmodel, data, limit))
-    graph = graph_if_large(qmodel, fitting)
-    if batch_size is None and graph is not None:
-        fitting = max(1, min(fitting, LIVE_BYTES // live_bytes(graph)))
-    batches, total = batches_of(qmodel, data, fitting, limit), batch_count(qmodel, data, fitting, limit)
+    plan = reading_of(qmodel, data, limit, batch_size)
+    batches, total = batches_of(qmodel, data, plan.size, limit), batch_count(qmodel, data, plan.size, limit)
     start, stop = 0, total
     if shard != (0, 1):
         start, stop = ends_of(shard, total)
         batches, total = itertools.islice(batches, start, stop), stop - start
-    seen = _observe(_Look(qmodel, nodes, graph, start), batches, total, verbose)
+    seen = observed(qmodel, batches, plan, start, total, verbose=verbose)
     if seen.samples == 0:
         raise ValueError(
             "calibrate: the data are empty; give at least one sample. A function must return a new generator on each "
             "call."
         )
     return seen
+
+
+class Reading(NamedTuple):
+    """How data are read: `size` of a batch, and of the batches by which it was decided whether memory is planned."""
+
+    size: int
+    wished: int
+
+
+def reading_of(qmodel: keras.Model, data: Any, limit: int | None, batch_size: int | None) -> Reading:
+    """How all of some data are read, see `observe`; the same for every shard of them."""
+    wished = batch_size or (SMALLEST_BATCH if isinstance(limit, Batches) else _batch_size(qmodel, data, limit))
+    graph = graph_if_large(qmodel, wished)
+    if batch_size is not None or graph is None:
+        return Reading(wished, wished)
+    return Reading(max(1, min(wished, LIVE_BYTES // live_bytes(graph))), wished)
+
+
+def observed(
+    qmodel: keras.Model, batches: Iterator[Any], plan: Reading, before: int, total: int | None, *, verbose: bool
+) -> Observations:
+    """What some batches show, looked at as if one run did them and those before.
+
+    Args:
+        qmodel: see `observe`.
+        batches: see `batches_of`.
+        plan: of all the data.
+        before: number of batches of the same data that lie in front of these.
+        total: of these batches, where it is known.
+        verbose: show a progress bar.
+    """
+    nodes = [layer for layer in encodings_of(qmodel) if layer.has_range]
+    return _observe(_Look(qmodel, nodes, graph_if_large(qmodel, plan.wished), before), batches, total, verbose)
 
 
 def ends_of(shard: tuple[int, int], total: int | None) -> tuple[int, int]:

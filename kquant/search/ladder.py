@@ -158,7 +158,7 @@ def autotune(
     if not max_drop >= 0:
         raise ValueError(f"autotune: max_drop must be 0 or more. Received: {max_drop}.")
     base = load(recipe)
-    float_score = _score(evaluate, model, "the float model")
+    float_score = score_of(evaluate, model, "the float model")
     options = {"target": target, "float_score": rounded(float_score)}
     kept = search_state(folder, "rungs.json", "autotune", model, data, base, **options)
     search = _Search(model, data, evaluate, target, kept, float_score, max_drop)
@@ -174,7 +174,12 @@ def autotune(
     return tuned if tuned.ok else replace(tuned, advice=ADVICE)
 
 
-def _score(evaluate: Callable[[keras.Model], float], model: keras.Model, which: str) -> float:
+def score_of(evaluate: Callable[[keras.Model], float], model: keras.Model, which: str) -> float:
+    """What `evaluate` gives for a model, which stays as it was.
+
+    Raises:
+        ValueError: no finite number, for `which`.
+    """
     # a model that runs moves its counters, seeds and metrics, and the caller's function may compile it
     with state_kept(model):
         given = evaluate(model)
@@ -249,6 +254,31 @@ def _with_steps(recipe: Recipe, name: str, before: tuple[str, ...] = ()) -> Reci
     return recipe.model_copy(update={"steps": steps})
 
 
+def tried(
+    name: str, recipe: Recipe, make: Callable[[], keras.Model], evaluate: Callable[[keras.Model], float], before: float
+) -> tuple[Rung, keras.Model | ValueError]:
+    """A recipe's row, and its model, or why there is none.
+
+    Args:
+        name: of the row.
+        recipe: that is tried.
+        make: gives its quantized model.
+        evaluate: see `autotune`.
+        before: score of the float model.
+    """
+    given, started = recipe.model_dump(mode="json", by_alias=True), time.perf_counter()
+    score, size, failed = -np.inf, 0, ""
+    try:
+        made: keras.Model | ValueError = make()
+        # the score first: a model that cannot be judged needs no file
+        score = score_of(evaluate, made, f"the rung '{name}'")
+        size = len(file_content(lower(made)))
+    except ValueError as error:
+        score, failed, made = -np.inf, _first_line(error), error
+    seconds = time.perf_counter() - started
+    return Rung(name, given, score, before - score, size, seconds, failed=failed), made
+
+
 class _Search:
     """What has been tried, and the best of it."""
 
@@ -305,19 +335,12 @@ class _Search:
 
     def measure(self, name: str, recipe: Recipe) -> tuple[Rung, keras.Model | None]:
         """The model of a recipe and its score; one that fails is reported, unless there is nothing to go back to."""
-        given, started, qmodel = recipe.model_dump(mode="json", by_alias=True), time.perf_counter(), None
-        score, size, failed = -np.inf, 0, ""
-        try:
-            qmodel = self.make(recipe)
-            # the score first: a model that cannot be judged needs no file
-            score = _score(self.evaluate, qmodel, f"the rung '{name}'")
-            size = len(file_content(lower(qmodel)))
-        except ValueError as error:
+        rung, qmodel = tried(name, recipe, lambda: self.make(recipe), self.evaluate, self.float_score)
+        if isinstance(qmodel, ValueError):
             if not self.rungs:
-                raise
-            score, failed = -np.inf, _first_line(error)
-        seconds = time.perf_counter() - started
-        return Rung(name, given, score, self.float_score - score, size, seconds, failed=failed), qmodel
+                raise qmodel
+            return rung, None
+        return rung, qmodel
 
     def sensitive(self) -> list[str]:
         """Layers by what their quantization costs, most first; none, and a failed row, where it cannot be measured."""

@@ -1,0 +1,12 @@
+"""Work of many processes as tasks of Ray (`pip install 'kquant[ray]'`): the same functions, on a cluster.
+
+    data, cut between batches -> `calibration`: a task for each shard -> `Observations`, added up in order
+    recipes -> `candidates`: a task for each -> rows, the best first
+
+A task is a function of what it is given, so one that a killed worker leaves is done again to the same bits.
+"""
+
+from kquant.on_ray.calibration import observe
+from kquant.on_ray.candidates import Candidates, try_recipes
+
+__all__ = ["Candidates", "observe", "try_recipes"]

@@ -1,0 +1,137 @@
+"""Tasks of Ray give what one process gives, also where a worker is killed: a local cluster of two processes."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import kquant
+from kquant.layers.nodes import FakeQuant
+
+X = np.float32(np.random.default_rng(0).normal(size=(100, 8, 8, 2)))
+
+
+def model() -> keras.Model:
+    keras.utils.set_random_seed(0)
+    parts = [keras.layers.Conv2D(4, 3, activation="relu", name="conv"), keras.layers.Flatten(name="flat")]
+    return keras.Sequential([keras.Input((8, 8, 2), name="x"), *parts, keras.layers.Dense(3, name="head")])
+
+
+class Rows(keras.utils.PyDataset):
+    """Batches of 8; the process that reads batch 5 first is killed while it does."""
+
+    def __init__(self, mark: str) -> None:
+        super().__init__()
+        self.mark = mark
+
+    def __len__(self) -> int:
+        return 13
+
+    def __getitem__(self, number: int) -> Any:
+        if number == 5 and self.mark and not Path(self.mark).exists():
+            Path(self.mark).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return X[8 * number : 8 * number + 8]
+
+
+class Killing:
+    """The share of samples whose class is the float model's; the first process that is asked about int16 is killed."""
+
+    def __init__(self, wanted: np.ndarray, mark: str) -> None:
+        self.wanted, self.mark = wanted, mark
+
+    def __call__(self, given: keras.Model) -> float:
+        wide = any(isinstance(n, FakeQuant) and n.spec.bits == 16 for n in given.layers)
+        if wide and self.mark and not Path(self.mark).exists():
+            Path(self.mark).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return float(np.mean(given.predict(X, verbose=0).argmax(-1) == self.wanted))
+
+
+def equal(a: kquant.Observations, b: kquant.Observations) -> bool:
+    parts = [f.name for f in fields(next(iter(a.tensors.values())))]
+    same = [np.array_equal(getattr(s, p), getattr(b.tensors[key], p)) for key, s in a.tensors.items() for p in parts]
+    return a.sizes.tolist() == b.sizes.tolist() and len(same) >= 3 * len(parts) and all(same)
+
+
+def test_the_install_line_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ValueError, match=r"kquant.on_ray needs an extra: pip install 'kquant\[ray\]'"):
+        kquant.on_ray.observe(kquant.quantize(model()), X, shards=2)
+
+
+def test_data_that_cannot_be_sent_are_refused() -> None:
+    data = tf.data.Dataset.from_tensor_slices(X).batch(8)
+    with pytest.raises(ValueError, match="cannot be sent to other processes in parts; give arrays or a"):
+        kquant.on_ray.observe(kquant.quantize(model()), data, shards=2)
+    with pytest.raises(ValueError, match="two recipes are called 'int8'"):
+        kquant.on_ray.try_recipes(model(), X, lambda _: 1.0, ["int8", {"name": "int8"}])
+
+
+needs_ray = pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install 'kquant[ray]'"
+)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    import ray
+
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not know where tests lie
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@needs_ray
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # Ray's own
+@pytest.mark.parametrize("shards", [1, 2, 8])
+def test_shards_are_the_whole_to_the_bit(cluster: None, shards: int) -> None:
+    q = [kquant.quantize(model()) for _ in range(2)]
+    whole = kquant.observe(q[0], X, batch_size=8, verbose=False)
+    seen = kquant.on_ray.observe(q[1], X, shards=shards, batch_size=8, verbose=False)
+    assert equal(whole, seen)
+    given = [kquant.encodings(kquant.calibrate(m, s, verbose=False)) for m, s in zip(q, (whole, seen), strict=True)]
+    assert given[0] == given[1]
+
+
+@needs_ray
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_a_worker_that_is_killed_changes_nothing(cluster: None, tmp_path: Path) -> None:
+    q = kquant.quantize(model())
+    whole = kquant.observe(q, Rows(""), verbose=False)
+    seen = kquant.on_ray.observe(q, Rows(str(tmp_path / "killed")), shards=4, verbose=False)
+    assert (tmp_path / "killed").exists() and equal(whole, seen)
+
+
+@needs_ray
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_recipes_are_tried_and_a_stopped_search_goes_on(cluster: None, tmp_path: Path) -> None:
+    net = model()
+    wanted = net.predict(X, verbose=0).argmax(-1)
+    recipes: list[Any] = ["int8", "int16x8", {"name": "w4", "weights": {"bits": 4}}]
+    recipes.append({"name": "odd", "activations": {"bits": 3, "observer": "kl"}, "rules": [{"layer": "none*"}]})
+    tried = kquant.on_ray.try_recipes(
+        net, X, Killing(wanted, str(tmp_path / "killed")), recipes, folder=tmp_path / "kept", verbose=False
+    )
+    assert (tmp_path / "killed").exists() and {row.name for row in tried.rows} == {"int8", "int16x8", "w4", "odd"}
+    assert tried.best.score == max(row.score for row in tried.rows) == 1.0 and "4 recipes" in repr(tried)
+    q = kquant.calibrate(kquant.quantize(net, "int8"), X, verbose=False)
+    [eight] = [row for row in tried.rows if row.name == "int8"]
+    assert eight.score == Killing(wanted, "")(q)
+    again = kquant.on_ray.try_recipes(net, X, Killing(wanted, ""), recipes, folder=tmp_path / "kept", verbose=False)
+    assert [row for row in again.rows if not row.failed] == [row for row in tried.rows if not row.failed]
