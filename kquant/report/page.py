@@ -48,9 +48,9 @@ def page(report: Any) -> Page:
     if isinstance(report, Result):
         return _plain(report)
     raise TypeError(
-        "report: expected an Analysis, Answers, BundleReport, ChannelGroups, CheckReport, CompressResult, DryRun, "
-        "Estimate, ExportReport, FileBytes, FileModel, Migrated, Mixed, Observations, Sparsity, SparsityScan, Tuned "
-        f"or VerifyReport. Received: {type(report).__name__}."
+        "report: expected an Analysis, Answers, BundleReport, Candidates, ChannelGroups, CheckReport, CompressResult, "
+        "DryRun, Estimate, ExportReport, FileBytes, FileModel, Migrated, Mixed, Observations, Sparsity, SparsityScan, "
+        f"Tuned or VerifyReport. Received: {type(report).__name__}."
     )
 
 

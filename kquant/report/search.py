@@ -1,4 +1,4 @@
-"""Pages of `kquant.autotune` and `kquant.mixed_precision`, and the Pareto curve as a picture."""
+"""Pages of `kquant.autotune`, `kquant.mixed_precision` and `on_ray.try_recipes`, and the Pareto curve as a picture."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from kquant.files.atomic import write_atomically
 from kquant.files.destination import destination
+from kquant.on_ray.candidates import Candidates
 from kquant.report.tables import Page, Table, page
 from kquant.search.bit_widths import Mixed
 from kquant.search.ladder import Rung, Tuned
@@ -27,6 +28,20 @@ def _tuned(t: Tuned) -> Page:
         findings=() if t.ok else (f"The budget does not hold: {t.advice}",),
         facts=(f"file {t.best.file_bytes:,} bytes", f"{len(t.rungs)} rungs in {sum(r.seconds for r in t.rungs):.1f} s"),
         tables=(Table("Rungs, in the order they were tried", columns, rows, columns[1:5]),),
+    )
+
+
+@page.register
+def _candidates(c: Candidates) -> Page:
+    columns = ("recipe", "score", "drop", "file, bytes", "seconds", "")
+    rows = tuple((r.name, *_figures(r), f"{r.seconds:.1f}", _failed(r)) for r in c.rows)
+    failed = sum(bool(r.failed) for r in c.rows)
+    return Page(
+        headline=f"{c.best.name}: score {c.best.score:.4f} against {c.float_score:.4f} in float",
+        ok=not c.best.failed,
+        findings=(f"{failed} of {len(c.rows)} recipes failed: the last column says why.",) if failed else (),
+        facts=(f"file {c.best.file_bytes:,} bytes", f"{len(c.rows)} recipes in {sum(r.seconds for r in c.rows):.1f} s"),
+        tables=(Table("Recipes, the best first", columns, rows, columns[1:5]),),
     )
 
 

@@ -17,7 +17,9 @@ import pytest
 import tensorflow as tf
 
 import kquant
+from kquant import report
 from kquant.layers.nodes import FakeQuant
+from kquant.search.ladder import Rung
 
 X = np.float32(np.random.default_rng(0).normal(size=(100, 8, 8, 2)))
 
@@ -77,6 +79,15 @@ def test_data_that_cannot_be_sent_are_refused() -> None:
         kquant.on_ray.observe(kquant.quantize(model()), data, shards=2)
     with pytest.raises(ValueError, match="two recipes are called 'int8'"):
         kquant.on_ray.try_recipes(model(), X, lambda _: 1.0, ["int8", {"name": "int8"}])
+
+
+def test_candidates_tell_of_themselves() -> None:
+    rows = (Rung("int8", {}, 0.98, 0.01, 10_288, 1.0), Rung("odd", {}, -np.inf, np.inf, 0, 1.0, failed="no kernel"))
+    found = kquant.on_ray.Candidates(0.99, rows)
+    assert repr(found) == "Candidates(2 recipes, 1 failed; best int8, score 0.98, drop +0.01, 10,288 bytes)"
+    said = report.render(found)
+    assert "int8: score 0.9800 against 0.9900 in float" in said and "failed: no kernel" in said
+    assert found.to_dict()["rows"][0]["name"] == "int8" and "Recipes, the best first" in (found._repr_html_() or "")
 
 
 needs_ray = pytest.mark.skipif(
