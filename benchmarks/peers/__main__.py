@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -50,6 +51,7 @@ class Wanted:
     kinds: tuple[str, ...]
     seeds: tuple[int, ...]
     again: bool
+    times: bool
 
 
 def cells(task: str, about: Any, wanted: Wanted) -> Iterator[Cell]:
@@ -94,7 +96,9 @@ def run(wanted: Wanted, folder: Path) -> None:
     rows["machine"] = store.machine()
     ready = {name: prepared(name, folder / "tasks") for name in tqdm(wanted.tasks, desc="tasks", unit="task")}
     todo = [cell for name, (_, about) in ready.items() for cell in cells(name, about, wanted)]
-    if not wanted.again:
+    if wanted.times:
+        todo = []
+    elif not wanted.again:
         todo = [cell for cell in todo if cell.name not in rows["tasks"].get(cell.task, {}).get("rows", {})]
     for cell in (bar := tqdm(todo, unit="row")):
         bar.set_description(f"{cell.task} {cell.name}")
@@ -108,15 +112,19 @@ def run(wanted: Wanted, folder: Path) -> None:
             python = python_of(cell.tool, folder / "environments")
             rows["versions"][cell.tool.name] = version_of(cell.tool, python)
         store.write(rows)
-    for name in dict.fromkeys(cell.task for cell in todo):
+    for name in wanted.tasks if wanted.times else dict.fromkeys(cell.task for cell in todo):
         _timed(rows["tasks"][name]["rows"], folder / "files" / name)
         store.write(rows)
 
 
 def _timed(rows: dict[str, Any], folder: Path) -> None:
-    """Latency of the files of a task that were made without training, all by turns."""
+    """Latency of the files of a task that were made without training, all by turns; not on a machine that is busy."""
     from benchmarks.peers.judging import latencies
 
+    busy = os.getloadavg()[0]
+    if busy > store.QUIET:
+        tqdm.write(f"{folder.name}: no latencies, the load average is {busy:.1f}; on a quiet machine run --times")
+        return
     files = {name: folder / name / "model.tflite" for name, row in rows.items() if "refused" not in _litert(row)}
     files = {name: path for name, path in files.items() if path.is_file() and name.count("/") == 1}
     for name, ms in latencies(files).items():
@@ -136,6 +144,7 @@ def main() -> None:
     parser.add_argument("--seeds", default=",".join(map(str, SEEDS)), help="of training")
     parser.add_argument("--folder", type=Path, default=Path("build/peers"), help="of environments, tasks and files")
     parser.add_argument("--again", action="store_true", help="fill rows that are there already")
+    parser.add_argument("--times", action="store_true", help="fill no rows; latencies of the files that lie there")
     parser.add_argument("--coverage", action="store_true", help="also of every layer; half an hour")
     parser.add_argument("--tables", action="store_true", help="write the tables and measure nothing")
     args = parser.parse_args()
@@ -152,7 +161,7 @@ def main() -> None:
             from benchmarks.peers.coverage import measure
 
             store.write({**store.read(), "coverage": measure(args.folder.resolve())})
-        run(Wanted(seeds=seeds, again=args.again, **chosen), args.folder.resolve())
+        run(Wanted(seeds=seeds, again=args.again, times=args.times, **chosen), args.folder.resolve())
     tables.write(store.read())
 
 

@@ -29,7 +29,8 @@ Measured on {processor}, {cores} cores, {date}: {versions}.
   trial.
 - **ms**: one invocation on LiteRT, one thread, all files of a model by turns. **s**, **MB**: making the file, without
   imports, and the peak memory of the process; kquant's include running the file on every runtime before it is given
-  out, LiteRT Quantizer's leave out the float file that it starts from.
+  out, LiteRT Quantizer's leave out the float file that it starts from. Of a row that was measured beside other work no
+  time is told: "-".
 - Trained rows are the mean over seeds, with the smallest and the largest; **epoch, s** is their fastest epoch.
 - A file with float operators is no integer file, and does not count where it is smaller or more accurate.
 

@@ -12,6 +12,7 @@ from typing import Any
 
 PATH = Path(__file__).parents[1] / "results" / "peers.json"
 ROOT = PATH.parents[2]
+QUIET = 2.5  # load average up to which a time is one: what is measured makes 1 to 2 of it
 
 
 def read(path: Path = PATH) -> dict[str, Any]:
@@ -25,6 +26,11 @@ def write(rows: dict[str, Any], path: Path = PATH) -> None:
     beside = path.with_suffix(".new")
     beside.write_text(json.dumps(rows, indent=1, sort_keys=True) + "\n")
     beside.replace(path)
+
+
+def is_quiet(row: dict[str, Any]) -> bool:
+    """Whether a row's times were taken on a machine with nothing else to do; nothing else in it depends on that."""
+    return row.get("load", 0.0) <= QUIET
 
 
 def machine() -> dict[str, Any]:

@@ -14,7 +14,7 @@ from statistics import mean
 from typing import Any
 
 from benchmarks.peers.page import INTRODUCTION, TITLES
-from benchmarks.peers.store import ROOT
+from benchmarks.peers.store import ROOT, is_quiet
 from benchmarks.peers.tools import HERE, tools
 
 PAGE, README = ROOT / "docs" / "peers.md", ROOT / "README.md"
@@ -33,6 +33,7 @@ GROUPS = {
     "cqat": "16 values in quantization-aware training",
     "pcqat": "50 % zeros and 16 values in quantization-aware training",
 }
+TRAINED = {way.group for tool in tools().values() for way in tool.ways.values() if way.kind == "train"}
 README_TASK = "image_classification"
 
 
@@ -109,7 +110,7 @@ def losses(results: Mapping[str, Any]) -> Iterator[Loss]:
         for group, ways in grouped(task).items():
             ours = {way: rows for way, rows in ways.items() if way.startswith("kquant/")}
             peers = {way: rows for way, rows in ways.items() if way not in ours}
-            for column, measure in COMPARED.items() if ours else ():
+            for column, measure in _compared(task, group) if ours else ():
                 mine = [v for rows in ours.values() if (v := summary(rows, measure.value)) is not None]
                 if not mine:
                     continue
@@ -120,6 +121,12 @@ def losses(results: Mapping[str, Any]) -> Iterator[Loss]:
                     value = summary(rows, measure.value)
                     if value is not None and measure.beats(value, best):
                         yield Loss(name, group, column, way, value, best)
+
+
+def _compared(task: Mapping[str, Any], group: str) -> list[tuple[str, Measure]]:
+    """What is compared in a group: not how near to the float model a training that has labels stayed."""
+    labelled = group in TRAINED and task["float"] is not None
+    return [(column, measure) for column, measure in COMPARED.items() if not (labelled and column == "sqnr_db")]
 
 
 def why() -> dict[str, str]:
@@ -158,8 +165,7 @@ def page(results: Mapping[str, Any]) -> str:
     for name, task in results["tasks"].items():
         parts.append(f"## {_title(name)}\n\n{_about(task)}\n")
         for group, ways in grouped(task).items():
-            training = "train" in {tools()[w.split("/")[0]].ways[w.split("/")[1]].kind for w in ways}
-            parts.append(f"### {GROUPS[group]}\n\n{_table(task, ways, _columns(task, training))}")
+            parts.append(f"### {GROUPS[group]}\n\n{_table(task, ways, _columns(task, group in TRAINED))}")
             told = [loss for loss in found if (loss.task, loss.group) == (name, group)]
             parts += [f"{_told(told)}\n"] if told else []
     if "coverage" in results:
@@ -262,10 +268,10 @@ def _columns(task: Mapping[str, Any], training: bool) -> list[Column]:
         Column("gzip", lambda row: row.get("gzip_bytes")),
         Column("arena", lambda row: row.get("arena_bytes")),
         Column("float operators", lambda row: row.get("float_operators")),
-        Column("epoch, s", lambda row: row.get("epoch_s"), 2)
+        Column("epoch, s", lambda row: row.get("epoch_s") if is_quiet(row) else None, 2)
         if training
         else Column("ms", lambda row: row.get("latency_ms"), 4),
-        Column("s", lambda row: row["seconds"], 1),
+        Column("s", lambda row: row["seconds"] if is_quiet(row) else None, 1),
         Column("MB", lambda row: row["peak_mb"]),
     ]
 

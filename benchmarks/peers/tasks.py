@@ -109,7 +109,7 @@ def _digits(name: str, home: Path) -> About:
     model.save(home / "float.keras")
     calibration = x_train[:CALIBRATION_SAMPLES]
     _save(home, calibration=calibration, x=x, y=digits.y_test, train_x=x_train, train_y=digits.y_train)
-    return About(name, name, "", 10, 2e-4, flat, not flat, len(calibration), len(x))
+    return About(name, name, "", 10, 2e-4, flat, True, len(calibration), len(x))
 
 
 def _mlperf(name: str, home: Path) -> About:
