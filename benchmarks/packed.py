@@ -3,7 +3,7 @@
     python -m benchmarks.packed operators        # each operator alone, with 8-bit weights and with packed ones
     python -m benchmarks.packed models --peer ../peer/bin/python    # whole models, beside LiteRT Quantizer's W4A8
 
-The first part is where `slow_int4` of kquant/targets/litert.toml comes from. The Python of `--peer` has
+The first part is where `slow` of `packed.int4` in kquant/targets/litert.toml comes from. The Python of `--peer` has
 ai-edge-quantizer 0.10; without it that column is left out. Times are medians of single invocations: a load on the
 machine that interrupts some of them does not reach the median. The load is printed.
 """
@@ -96,9 +96,9 @@ def operators(folder: Path, mode: str, rounds: int) -> None:
             recipe = {"name": "packed", "mode": mode, "weights": {"bits": bits}}
             paths[str(bits)] = file_of(model, recipe, samples, folder / f"{bits}.tflite")
         if any(tensor.dtype == "int4" for tensor in kquant.inspect(paths["4"]).tensors):
-            code = next(op.code for op in kquant.inspect(paths["4"]).operators if target.ops[op.code].int4_weights)
+            code = next(op.code for op in kquant.inspect(paths["4"]).operators if target.ops[op.code].packs("int4"))
             reader = UNPACKS if mode == "weight-only" else code
-            told = target.ops[reader].slowdown("litert", int(np.prod(model.layers[-1].kernel.shape[:-1])))
+            told = target.ops[reader].slowdown("int4", "litert", int(np.prod(model.layers[-1].kernel.shape[:-1])))
             times = times_ms(paths, "8", rounds, 200)
             found.setdefault((reader, "slow" if told else "fast"), []).append(times["4"][1])
             row = f"{code:18} {name:24} {times['8'][0]:9.4f} {times['4'][0]:9.4f} {times['4'][1]:6.2f}"

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from kquant.core.spec import PACKED_BITS
+from kquant.core.packed import bits_of
 from kquant.graph.graph import Graph, Node
 from kquant.graph.keras_private import every_layer
 from kquant.layers.kernel import Holder, holders
@@ -20,7 +20,7 @@ from kquant.layers.provenance import NOWHERE
 from kquant.ops import find
 from kquant.views.loops import opened
 from kquant.views.multiplications import macs_of, size_of
-from kquant.views.packing import packs
+from kquant.views.packing import packed_types
 
 BIAS_BYTES = 4
 
@@ -228,9 +228,11 @@ def _stored_bits(layer: Holder) -> int:
     if layer.storage in ("float16", "float32") or layer.spec is None:
         return 16 if layer.storage == "float16" else 32
     rule = find(layer.layer)
-    if rule is None or layer.origin == NOWHERE or layer.spec.bits > PACKED_BITS:
+    if rule is None or layer.origin == NOWHERE:
         return 8
-    return 4 if packs(rule, layer.origin.load_target(), layer.input_bits, layer.storage == "dequantized") else 8
+    target, dequantized = layer.origin.load_target(), layer.storage == "dequantized"
+    able = packed_types(rule, target, layer.spec.bits, layer.input_bits, dequantized)
+    return bits_of(able[0]) if able else 8
 
 
 def live_bytes(unit: Unit, widths: dict[int, int]) -> int:

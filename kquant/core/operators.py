@@ -10,15 +10,14 @@ field here.
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
-from importlib import resources
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from kquant.core.messages import did_you_mean, fault_in_words
+from kquant.core.fact_tables import parsed, shipped
+from kquant.core.messages import did_you_mean
 
 FILE = "operators.toml"
 Multiplies = Literal["output", "data", "rows", "steps"]
@@ -113,17 +112,12 @@ def parse(text: str) -> Mapping[str, OperatorFacts]:
     """Check the text of an operator table.
 
     Raises:
-        ValueError: naming, for every fault, the place in it and the nearest known key.
+        ValueError: see `kquant.core.fact_tables.parsed`.
     """
-    try:
-        return MappingProxyType(TypeAdapter(dict[str, OperatorFacts]).validate_python(tomllib.loads(text)))
-    except ValidationError as error:
-        keys = list(OperatorFacts.model_fields)
-        faults = "; ".join(fault_in_words(fault, keys) for fault in error.errors())
-        raise ValueError(f"{FILE} does not fit its schema: {faults}.") from error
+    return parsed(text, FILE, OperatorFacts)
 
 
-OPERATORS = parse((resources.files("kquant.core") / FILE).read_text(encoding="utf-8"))
+OPERATORS = shipped(FILE, OperatorFacts)
 # For operators of foreign files: nothing in particular is known of them.
 _UNKNOWN = OperatorFacts()
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from kquant.core.checks import present
+from kquant.core.packed import PACKED
 from kquant.core.spec import Encoding
 
 
@@ -19,7 +20,7 @@ class Ref:
     Attributes:
         name: stable, from the Keras layer.
         shape: static, batch 1.
-        dtype: numpy name of the stored type; "int4" is stored two codes to a byte.
+        dtype: numpy name of the stored type, or one of `kquant.core.packed`, several codes to a byte.
         encoding: scale and zero point, None for shapes, indices and int32 helpers.
         data: constant contents, None for what is computed.
         variable: a state that the interpreter keeps between runs.
@@ -74,7 +75,7 @@ class Operator:
         # what it writes tells: int8 weights are computed with in float where the activations are float
         if self.outputs and self.outputs[0].dtype == "float32":
             return "float"
-        return "int4" if "int4" in dtypes else "int8"
+        return next((name for name in PACKED if name in dtypes), "int8")
 
 
 @dataclass(eq=False)
@@ -97,7 +98,7 @@ class Program:
     output_names: tuple[str, ...] = ()
 
     def constant(self, name: str, data: np.ndarray, encoding: Encoding | None = None, dtype: str | None = None) -> Ref:
-        """A stored tensor; `dtype` where it is stored as another type than numpy's ("int4")."""
+        """A stored tensor; `dtype` where it is stored as another type than numpy's (a packed one)."""
         return Ref(name, tuple(data.shape), dtype or str(data.dtype), encoding, data)
 
     def value(self, name: str, shape: Sequence[int], encoding: Encoding | None, dtype: str | None = None) -> Ref:

@@ -26,7 +26,6 @@ __all__ = ["Encoding", "Kind", "QuantSpec", "encode_range", "encode_weights"]
 # The width of a tensor that is not quantized.
 FLOAT = 0
 KERNEL_BITS = (8, 16)  # widths of activations that integer kernels take
-PACKED_BITS = 4  # weights of up to so many may be stored two to a byte
 # The width of an input that holds positions.
 INDEX = -1
 # A range narrower than this is that of a dead tensor, which may take any scale.

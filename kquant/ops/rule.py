@@ -16,6 +16,7 @@ import numpy as np
 
 from kquant.core.checks import present
 from kquant.core.origin import mark, origins
+from kquant.core.packed import numpy_type
 from kquant.core.program import Program, Ref
 from kquant.core.spec import FLOAT, Encoding, QuantSpec
 from kquant.graph.copies import again
@@ -64,7 +65,7 @@ class Constants:
         bias_scale: float32[n], `input scale * scale`; None where the activations are float.
         spec: grid of the codes.
         name: of the layer.
-        dtype: stored type of the kernel: "int8", "int4" or "float32"; "float16" is dequantized before use.
+        dtype: stored type of the kernel: "int8", a packed type or "float32"; "float16" is dequantized before use.
         bias_dtype: stored type of the bias: "int32", "int64" (16-bit activations) or "float32".
         dequantized: the kernel becomes float32 before the operator reads it.
     """
@@ -86,7 +87,7 @@ class Constants:
             per_axis = axis if self.scale.size > 1 else None
             encoding = Encoding(self.scale, np.zeros(self.scale.size, np.int64), self.spec, per_axis)
         # numpy has no 4-bit integers: those codes wait as int8 until the file is written
-        codes = codes.astype("int8" if self.dtype == "int4" else self.dtype)
+        codes = codes.astype(numpy_type(self.dtype))
         stored = program.constant(name, codes, encoding, self.dtype)
         if not self.dequantized:
             return stored

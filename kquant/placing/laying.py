@@ -10,6 +10,7 @@ from typing import Any
 import keras
 
 from kquant.core.operators import facts
+from kquant.core.packed import PACKED
 from kquant.core.program import Operator, Ref
 from kquant.placing.parting import Step, running
 from kquant.prepare.placement import Place, PlacedLayer, Placement
@@ -26,7 +27,7 @@ from kquant.tflite.subgraphs import subgraphs
 from kquant.tflite.vela import left_by_vela
 from kquant.views.quantized_model import read
 
-CODES = {"int8", "int16", "int4", "float32"}  # types of what a layer computes; others count and point
+CODES = {"int8", "int16", "float32", *PACKED}  # types of what a layer computes; others count and point
 
 
 @dataclass(frozen=True)

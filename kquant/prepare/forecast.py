@@ -11,8 +11,8 @@ import keras
 from kquant import targets
 from kquant.core.messages import first_of
 from kquant.core.origin import identities
+from kquant.core.packed import MOST_BITS, bits_of
 from kquant.core.result import Result
-from kquant.core.spec import PACKED_BITS
 from kquant.graph.given_model import float_layers
 from kquant.graph.graph import Graph, Node, trace
 from kquant.ops import find
@@ -24,7 +24,7 @@ from kquant.prepare.quantization import check_recipe, planned
 from kquant.recipe import recipe as recipes
 from kquant.views.float_model import is_known, read, refuse_quantized
 from kquant.views.loops import opened
-from kquant.views.packing import times
+from kquant.views.packing import Packing, times
 from kquant.views.plan import Plan, problem
 from kquant.views.widths import container
 
@@ -133,13 +133,13 @@ def _with_weights(report: CheckReport, graph: Graph, target: targets.Target, rec
     plan, _ = planned(expanded(graph, target), recipe, target)
     refused = {(p.layer, p.kind): p.reason for p in plan.problems}
     forms: dict[tuple[str, str], set[str]] = {}
-    slow: dict[str, float] = {}
+    slow: dict[str, Packing] = {}
     for op in {id(node.op): node.op for node in plan.graph.nodes if id(node.op) in plan.weights}.values():
         for identity in identities(op):
             forms.setdefault(identity, set()).add(_stored(op, plan))
         packing = plan.packings.get(id(op))
-        if packing is not None and packing.packed and packing.slowdown is not None:
-            slow[op.name] = packing.slowdown
+        if packing is not None and packing.packed and packing.slowdown is not None and not packing.avoided:
+            slow[op.name] = packing
     rows = []
     for row in report.layers:
         key = (row.layer, row.kind)
@@ -161,13 +161,17 @@ def _stored(op: Any, plan: Plan) -> str:
         return "float32"
     if packing is None:  # rows that are looked up are codes of the layer's output
         return f"{container(settings.activations.bits)} bits"
-    in_bytes = " in 8" if packing.bits <= PACKED_BITS else ""
-    return f"{packing.bits} bits{', packed' if packing.packed else in_bytes}"
+    if packing.bits > MOST_BITS:
+        return f"{packing.bits} bits"
+    held = bits_of(packing.packed or "int8")
+    return f"{packing.bits} bits{'' if held == packing.bits else f' in {held}'}{', packed' if packing.packed else ''}"
 
 
-def _slow(slow: dict[str, float], target: targets.Target) -> str:
+def _slow(slow: dict[str, Packing], target: targets.Target) -> str:
+    bits = "- and ".join(map(str, sorted({bits_of(packing.packed) for packing in slow.values()})))
+    span = times(packing.slowdown for packing in slow.values())
     return (
-        f"packed 4-bit weights of {first_of(list(slow))} cost {times(slow.values())} the latency of 8-bit ones on "
+        f"packed {bits}-bit weights of {first_of(list(slow))} cost {span} the latency of 8-bit ones on "
         f'{target.title}; `prefer = "latency"` in the recipe, or in a rule for some, keeps 8 bits there'
     )
 

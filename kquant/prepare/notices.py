@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from kquant.core.messages import first_of, warn
-from kquant.core.spec import KERNEL_BITS, PACKED_BITS
+from kquant.core.packed import MOST_BITS, bits_of, types_for
+from kquant.core.spec import KERNEL_BITS
 from kquant.targets import Target
 from kquant.views.packing import Packing, times
 from kquant.views.plan import Plan
@@ -65,30 +66,35 @@ def warn_heads(plan: Plan) -> None:
 
 
 def warn_unpacked(plan: Plan) -> None:
-    """Name layers that were to have 4-bit weights, and will not have them two to a byte."""
-    stored: dict[bool, set[str]] = {False: set(), True: set()}
+    """Name layers whose weights would fit into a narrower packed type than the one that they are stored in."""
+    stored: dict[tuple[int, int, bool], set[str]] = {}
     avoided: dict[str, Packing] = {}
     for node in plan.graph.nodes:
         packing, wanted = plan.packings.get(id(node.op)), plan.settings[id(node.op)].weights
-        if packing is None or packing.packed or wanted.bits > PACKED_BITS:
+        narrowest = next(iter(types_for(wanted.bits)), "")
+        if packing is None or not narrowest or packing.packed == narrowest:
             continue
         if packing.avoided:
             avoided[node.name] = packing
         else:
-            wide = packing.bits > PACKED_BITS
-            stored[wide].add(f"{node.name} ({packing.bits} bits)" if wide else node.name)
-    said = f"quantize: {plan.target.title} takes no packed 4-bit weights for "
-    if stored[False]:
+            wide = packing.bits > MOST_BITS
+            name = f"{node.name} ({packing.bits} bits)" if wide else node.name
+            stored.setdefault((bits_of(narrowest), bits_of(packing.packed or "int8"), wide), set()).add(name)
+    for (bits, held, wide), names in sorted(stored.items()):
+        said = f"quantize: {plan.target.title} takes no packed {bits}-bit weights for {', '.join(sorted(names))}"
+        if wide:
+            warn(f"{said}, as `unpacked_bits` says.")
+            continue
+        key = "unpacked_bits" if held > MOST_BITS else "bits"
         warn(
-            f"{said}{', '.join(sorted(stored[False]))}; their codes have 4 bits and are stored in 8. Give them 8 bits: "
-            "`weights = { unpacked_bits = 8 }` costs no byte."
+            f"{said}; their codes have {bits} bits and are stored in {held}. Give them {held} bits: "
+            f"`weights = {{ {key} = {held} }}` costs no byte."
         )
-    if stored[True]:
-        warn(f"{said}{', '.join(sorted(stored[True]))}, as `unpacked_bits` says.")
     if avoided:
+        first = next(iter(avoided.values()))
         warn(
             f"quantize: {', '.join(map(str, sorted({p.bits for p in avoided.values()})))}-bit weights for "
-            f'{first_of(avoided)}, as `prefer = "latency"` says: packed 4-bit ones would cost '
+            f'{first_of(avoided)}, as `prefer = "latency"` says: packed {bits_of(first.avoided)}-bit ones would cost '
             f"{times(p.slowdown for p in avoided.values())} the latency on {plan.target.title}. A rule with "
             '`prefer = "bytes"` packs those that it names.'
         )

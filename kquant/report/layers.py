@@ -8,6 +8,7 @@ from functools import cache
 import keras  # pyright: ignore[reportMissingTypeStubs]
 
 from kquant import targets
+from kquant.core.packed import PACKED
 from kquant.graph.graph import Node, trace
 from kquant.ops import FAMILIES, RULES, find, passive, rules_of
 from kquant.ops.expansion import expand_alone
@@ -22,9 +23,12 @@ is made of these layers and operations unfold into them. Operators are the same 
 `kquant check MODEL.keras --target tflm` says what becomes of each layer of a model, and refuses the rest by name.
 
 The column 16x8 names the targets on which all of a layer can compute with 16-bit activations; elsewhere what lacks a
-kernel stays in 8 bits between two QUANTIZE. The column int4 names the targets that take its weights packed, two to a
-byte; elsewhere 4-bit weights are stored as int8. [formats.md](formats.md) has the rest.
+kernel stays in 8 bits between two QUANTIZE. A column like int4 names the targets that take its weights packed, several
+to a byte; elsewhere weights of so few bits are stored in the next wider type, int8 at last. [formats.md](formats.md)
+has the rest.
 """
+# Type of the target files -> its title, the widest first.
+COLUMNS = {"int16x8": "16x8", **{name: name for name in reversed(PACKED)}}
 MORE = """## unfolded
 
 Layers without a rule whose `call` consists of what has one.
@@ -61,9 +65,11 @@ def markdown() -> str:
         for name, rules in rows.items():
             # what the examples became, since that is true; the rule's word only where no example has the layer
             becomes = gone or _measured(name) or _becomes(rules)
-            lines.append(f"| {_names(name)} | {becomes} | {_where(name, 'wide')} | {_where(name, 'packed')} |")
+            where = " | ".join(_where(name, type) for type in COLUMNS)
+            lines.append(f"| {_names(name)} | {becomes} | {where} |")
         title = family.__name__.rsplit(".", 1)[-1]
-        head = [f"## {title}", "", summary, "", "| layer | becomes | 16x8 | int4 |", "| --- | --- | --- | --- |"]
+        titles = " | ".join(("layer", "becomes", *COLUMNS.values()))
+        head = [f"## {title}", "", summary, "", f"| {titles} |", f"|{' --- |' * (2 + len(COLUMNS))}"]
         parts.append("\n".join([*head, *lines, ""]))
     parts.append(MORE + "".join(f"| `{name}` | {how} |\n" for name, how in UNFOLDED.items()))
     refused = {**LAYERS, **{f"ops.{name}": why for name, why in OPERATIONS.items()}}
@@ -102,19 +108,18 @@ def _shortest(ways: list[tuple[str, ...]]) -> dict[str, None]:
     return dict.fromkeys(", ".join(way) or "nothing in the file" for way in kept)
 
 
-def _where(name: str, what: str) -> str:
-    """The targets on which some example of a layer is wholly "wide", or has weights that are "packed"."""
-    able = [target for target, ways in _examples().get(name, {}).items() if any(getattr(way, what) for way in ways)]
+def _where(name: str, type: str) -> str:
+    """The targets on which some example of a layer runs wholly in a type, or has weights of it."""
+    able = [target for target, ways in _examples().get(name, {}).items() if any(type in way.types for way in ways)]
     return ", ".join(able)
 
 
 @dataclass(frozen=True)
 class _Way:
-    """What an example becomes: its operators, each once; whether all run in 16 bits; whether weights may be int4."""
+    """What an example becomes: its operators, each once; in which of `COLUMNS` all run, or weights may be packed."""
 
     codes: tuple[str, ...]
-    wide: bool
-    packed: bool
+    types: frozenset[str]
 
 
 @cache
@@ -146,11 +151,12 @@ def _ways(node: Node) -> dict[str, _Way]:
         codes = tuple(dict.fromkeys(code for rule in rules for code in rule.operators))
         if not all(target.supports(code) for code in codes):
             continue
-        wide = all(16 in rule.widths for rule in rules) and all(target.supports(code, "int16x8") for code in codes)
         weighted = [code for rule in rules if rule.weights is not None for code in rule.operators]
         # without weights there is nothing to pack, though every operator of it might
-        packed = bool(weighted) and all(target.supports(code, "int4") for code in weighted)
-        ways[target.name] = _Way(codes, wide, packed)
+        types = {name for name in PACKED if weighted and all(target.supports(code, name) for code in weighted)}
+        if all(16 in rule.widths for rule in rules) and all(target.supports(code, "int16x8") for code in codes):
+            types.add("int16x8")
+        ways[target.name] = _Way(codes, frozenset(types))
     return ways
 
 

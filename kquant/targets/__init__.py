@@ -19,12 +19,12 @@ else in the package knows a target by its name; what differs between targets is 
     int16x8 = true                      # runs with int16 activations and int8 weights, and right
     version_int16 = 4                   # the operator version to write then
     per_axis_int16 = true               # and whether each channel of the weights may have its scale
-    int4_weights = true                 # runs with int4 weights under int8 activations, and right
-    version_int4 = 7
-    per_axis_int4 = true
-    int4_with = ["int16x8", "float"]    # int4 weights run under these activations, too
-    slow_int4 = { litert = 2.3 }        # runtimes that compute slower with them than with int8 weights, and how much
     source = "tflite/kernels/conv.cc"   # where the claim can be read
+    [ops.CONV_2D.packed.int4]           # runs with weights of a type of core/packed.toml under int8 activations
+    version = 7
+    per_axis = true
+    under = ["int16x8", "float"]        # and under these activations, too
+    slow = { litert = 2.3 }             # runtimes that compute slower with them than with int8 weights, and how much
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from kquant.core.messages import did_you_mean, fault_in_words
 from kquant.core.operators import OPERATORS, check_operator
+from kquant.core.packed import PACKED
 from kquant.targets.accelerator import Accelerator, Claim, Fact, Use
-from kquant.targets.kernels import Operator
+from kquant.targets.kernels import Operator, Packed
 
-# What a target file records: the field of `Operator` that says whether the operator runs in a type.
-_FIELDS = {"int8": "int8", "int16x8": "int16x8", "int4": "int4_weights"}
-TYPES = tuple(_FIELDS)
+# What a target file records: types of activations, and of packed weights under int8 ones.
+TYPES = ("int8", "int16x8", *PACKED)
 # Of every verb and command that takes a target, and of models that do not say what they were quantized for: the widest
 # of them, and the one that `kquant.predict` and `kquant.stream` run a file on where nobody says otherwise.
 DEFAULT = "litert"
@@ -126,7 +126,7 @@ class Target(BaseModel):
 
         Args:
             op: the schema's name of the operator, such as `CONV_2D`.
-            type: "int8", "int16x8" for int16 activations, or "int4" for int4 weights under int8 activations.
+            type: "int8", "int16x8" for int16 activations, or a packed type of weights ("int4") under int8 activations.
 
         Returns:
             True where the file says so; False for an operator that it does not list.
@@ -136,7 +136,7 @@ class Target(BaseModel):
         """
         if type not in TYPES:
             raise ValueError(f"Target {self.name!r} records the types {', '.join(TYPES)}. Received: type={type!r}.")
-        return op in self.ops and getattr(self.ops[op], _FIELDS[type])
+        return op in self.ops and self.ops[op].runs(type)
 
     def takes(self, op: str, type: str = "int8") -> Fact:
         """Whether the accelerator takes a builtin operator in a type, in the version that kquant writes.
@@ -327,7 +327,9 @@ def _with_fallback(target: Target) -> Target:
         *(
             Claim(
                 ops=(code,),
-                **{name: getattr(row, field) for name, field in _FIELDS.items()},
+                int8=row.int8,
+                int16x8=row.int16x8,
+                packed={name: row.packs(name) for name in PACKED},
                 per_axis=row.per_axis,
                 max_rank=row.max_rank,
                 notes=row.notes,
@@ -347,7 +349,7 @@ def _keys(fault: Mapping[str, Any]) -> list[str]:
     """The keys that there are at the place of a fault."""
     place = fault["loc"]
     if place[:1] == ("ops",):
-        return list(Operator.model_fields)
+        return list((Packed if place[2:3] == ("packed",) else Operator).model_fields)
     if place[:1] == ("accelerator",):
         return list((Claim if place[1:2] == ("claims",) else Accelerator).model_fields)
     return [*Target.model_fields, "ops_of", "extends"]

@@ -23,18 +23,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from kquant.core.operators import check_operator
+from kquant.core.packed import PACKED
 
 Fact = bool | Literal["unknown"]
+_Facts = Annotated[Mapping[str, Fact], AfterValidator(MappingProxyType)]
 # What files of a type are called in words.
 _WORDS = {
     "int8": "8-bit activations",
     "int16x8": "16-bit activations",
-    "int4": "4-bit weights",
+    **{name: f"{each.bits}-bit weights" for name, each in PACKED.items()},
     "float": "floats",
     "int32": "32-bit integers",
 }
@@ -47,8 +50,8 @@ class Use:
 
     Attributes:
         code, version: of the operator.
-        type: "int8", "int16x8", "int4" or "float", see `kquant.core.program.Operator.type`; "int32" where it computes
-            positions and counts only.
+        type: "int8", "int16x8", "float" or a packed type of weights, see `kquant.core.program.Operator.type`; "int32"
+            where it computes positions and counts only.
         rank: the highest of its tensors that hold activations.
         inner_rank: the highest without the axes of length 1 in front.
         per_axis: its weights have a scale for each channel.
@@ -66,12 +69,22 @@ class Use:
     dilated: bool = False
 
 
+def _packed_apart(given: Any) -> Any:
+    """`int4 = true` of a file is a fact of `packed`, so that a new type there is no field here."""
+    if not isinstance(given, Mapping):
+        return given
+    rest = dict(cast(Mapping[str, Any], given))
+    facts = {name: rest.pop(name) for name in PACKED if name in rest}
+    return {**rest, "packed": {**rest.get("packed", {}), **facts}} if facts else rest
+
+
 class Claim(BaseModel):
     """What is so of some operators; what a claim leaves out is as the accelerator says.
 
     Attributes:
         ops: codes of the operators.
-        int8, int16x8, int4, float, int32: takes them in these types; int4 are the weights, under int8 activations.
+        int8, int16x8, float, int32: takes them in these types.
+        packed: and with weights of these types under int8 activations; in a file simply `int4 = true`.
         per_axis: with a scale for each channel of the weights.
         fused: with an activation in them.
         dilated: with holes in the kernel.
@@ -88,7 +101,7 @@ class Claim(BaseModel):
     source: str = Field(min_length=1)
     int8: Fact | None = None
     int16x8: Fact | None = None
-    int4: Fact | None = None
+    packed: _Facts = Field(default_factory=dict[str, Fact], validate_default=True)
     float: Fact | None = None
     int32: Fact | None = None
     per_axis: Fact | None = None
@@ -98,6 +111,11 @@ class Claim(BaseModel):
     max_inner_rank: int | None = Field(default=None, ge=1)
     max_version: int | None = Field(default=None, ge=1)
     notes: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _before(cls, given: Any) -> Any:
+        return _packed_apart(given)
 
 
 class Accelerator(BaseModel):
@@ -109,7 +127,7 @@ class Accelerator(BaseModel):
         cuts: "graph": where it leaves an operator, what it takes before and behind are parts of their own; "rest": all
             behind the first one that it leaves stays on the processor; "nothing": kernels of the same runtime.
         unlisted: takes operators that no claim names.
-        int8, int16x8, int4, float, int32, per_axis, fused, dilated, max_rank, max_inner_rank: see `Claim`.
+        int8, int16x8, packed, float, int32, per_axis, fused, dilated, max_rank, max_inner_rank: see `Claim`.
         most: parts of a graph that it takes, the largest first; None: all.
         of_rows: takes what the target's own `ops` say, where no claim names them; the rest runs on its `fallback`.
         compiled_for: what the target's compiler calls it.
@@ -124,7 +142,7 @@ class Accelerator(BaseModel):
     unlisted: Fact
     int8: Fact = "unknown"
     int16x8: Fact = "unknown"
-    int4: Fact = "unknown"
+    packed: _Facts = Field(default_factory=dict[str, Fact], validate_default=True)
     float: Fact = "unknown"
     int32: Fact = "unknown"
     per_axis: Fact = "unknown"
@@ -136,6 +154,11 @@ class Accelerator(BaseModel):
     of_rows: bool = False
     compiled_for: str | None = None
     claims: tuple[Claim, ...] = Field(default=(), strict=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _before(cls, given: Any) -> Any:
+        return _packed_apart(given)
 
     @model_validator(mode="after")
     def _check_operators(self) -> Accelerator:
@@ -164,6 +187,8 @@ class Accelerator(BaseModel):
         return self.unlisted if code not in self.by_code else self._said(code, field)
 
     def _said(self, code: str, field: str) -> Any:
+        if field in PACKED:
+            return self.by_code[code].packed.get(field, self.packed.get(field, "unknown"))
         given = getattr(self.by_code[code], field)
         return getattr(self, field) if given is None else given
 

@@ -4,13 +4,75 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, cast
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from kquant.core.packed import PACKED
 
 # A frozen model does not freeze a dict inside it, and one `Target` serves every layer that asks (`_shipped`).
 _Options = Annotated[Mapping[str, bool], AfterValidator(MappingProxyType)]
 _Times = Annotated[Mapping[str, Annotated[float, Field(gt=1)]], AfterValidator(MappingProxyType)]
+
+
+class Packed(BaseModel):
+    """What a target says of one operator with packed weights of one type, under int8 activations.
+
+    Attributes:
+        version: of the operator, to write in a file with such weights; that of int8 where it is None.
+        per_axis: the weights may have one scale for each channel.
+        under: activations beside int8 ones that the kernel takes with them.
+        slow: runtimes without a fast kernel for them under int8 and float activations, each with the latency over that
+            of int8 weights (of DEQUANTIZE: of the layer that computes with what it unpacks); the median of
+            `benchmarks.packed`.
+        fast_depth: they are fast there all the same, where each output sums a multiple of so many weights.
+        taken: false for an operator that reads them only on the way to another one (DEQUANTIZE), whose cost alone is
+            told here.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    version: int | None = Field(default=None, ge=1)
+    per_axis: bool = False
+    under: tuple[Literal["int16x8", "float"], ...] = Field(default=(), strict=False)
+    slow: _Times = Field(default_factory=dict, validate_default=True)
+    fast_depth: int | None = Field(default=None, ge=2)
+    taken: bool = True
+
+
+def _types(given: tuple[str, ...]) -> tuple[str, ...]:
+    """Types of operators: of their activations, or of packed weights under int8 ones."""
+    known = ("int8", "int16x8", "float", *PACKED)
+    for name in given:
+        if name not in known:
+            raise ValueError(f"no type '{name}'; there are {', '.join(known)}")
+    return given
+
+
+def _known(rows: Mapping[str, Packed]) -> Mapping[str, Packed]:
+    """Types that `core/packed.toml` has."""
+    for name in rows:
+        if name not in PACKED:
+            raise ValueError(f"no packed type '{name}'; there are {', '.join(PACKED)}")
+    return MappingProxyType(rows)
+
+
+def _as_written_before(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys of version 0.1 (`int4_weights`, `slow_int4`) as rows of `packed`; beside such a row they are refused."""
+    said, rows = dict(given), dict(given.get("packed", {}))
+    for name in PACKED:
+        old = {
+            "taken": f"{name}_weights",
+            "version": f"version_{name}",
+            "per_axis": f"per_axis_{name}",
+            "under": f"{name}_with",
+            "slow": f"slow_{name}",
+            "fast_depth": f"fast_{name}_depth",
+        }
+        if name not in rows and any(key in said for key in old.values()):
+            row = {key: said.pop(before) for key, before in old.items() if before in said}
+            rows[name] = {"taken": False, **row}
+    return {**said, "packed": rows} if rows else said
 
 
 class Operator(BaseModel):
@@ -40,15 +102,8 @@ class Operator(BaseModel):
         per_axis_int16: as `per_axis`, with int16 activations.
         fixed_int16: as `fixed`, with int16 activations.
         options_int16: what has to be written in the operator's options with int16 activations, by the schema's names.
-        int4_weights: inputs and outputs may be int8 where the weights are int4, packed two in a byte, the first in the
-            low half.
-        version_int4: the operator version to write in a file with int4 weights; `version` where it is None.
-        per_axis_int4: as `per_axis`, with int4 weights.
-        int4_with: activations beside int8 ones that the kernel takes with int4 weights.
-        slow_int4: runtimes without a fast kernel for its int4 weights under int8 and float activations, each with the
-            latency over that of int8 weights (of DEQUANTIZE: of the layer that computes with what it unpacks); the
-            median of `benchmarks.packed`.
-        fast_int4_depth: they are fast there all the same, where each output sums a multiple of so many weights.
+        packed: type of weights that lie several to a byte, of `core/packed.toml` -> what is so with those; inputs and
+            outputs may be int8 then, too.
         optional_bias: types, of `TYPES` and "float", in which the bias may be missing, on every runtime that runs the
             file: one for a microcontroller is tried on a desktop, too.
         broken_on: runtimes of the target that lack the operator or compute it wrongly, so they cannot check it.
@@ -81,17 +136,28 @@ class Operator(BaseModel):
     per_axis_int16: bool = False
     fixed_int16: tuple[float, int] | None = Field(default=None, strict=False)
     options_int16: _Options = Field(default_factory=dict, validate_default=True)
-    int4_weights: bool = False
-    version_int4: int | None = Field(default=None, ge=1)
-    per_axis_int4: bool = False
-    int4_with: tuple[Literal["int16x8", "float"], ...] = Field(default=(), strict=False)
-    slow_int4: _Times = Field(default_factory=dict, validate_default=True)
-    fast_int4_depth: int | None = Field(default=None, ge=2)
-    optional_bias: tuple[Literal["int8", "int16x8", "int4", "float"], ...] = Field(default=(), strict=False)
+    packed: Annotated[Mapping[str, Packed], AfterValidator(_known)] = Field(
+        default_factory=dict[str, Packed], validate_default=True
+    )
+    optional_bias: Annotated[tuple[str, ...], AfterValidator(_types)] = Field(default=(), strict=False)
     broken_on: tuple[str, ...] = Field(default=(), strict=False)
     any_shape: bool = False
     in_place: bool = False
     notes: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _before(cls, given: Any) -> Any:
+        return _as_written_before(cast(Mapping[str, Any], given)) if isinstance(given, Mapping) else given
+
+    def runs(self, type: str = "int8") -> bool:
+        """Whether it runs wholly in a type, one of `TYPES`, and right.
+
+        Example:
+            >>> kquant.targets.load("litert").ops["CONV_2D"].runs("int4")
+            True
+        """
+        return self.packs(type) if type in PACKED else self.int16x8 if type == "int16x8" else self.int8
 
     def version_for(self, type: str = "int8") -> int:
         """The operator version to write in a file of a type, one of `TYPES`.
@@ -100,8 +166,9 @@ class Operator(BaseModel):
             >>> kquant.targets.load("litert").ops["ADD"].version_for("int16x8")
             3
         """
-        versions = {"int16x8": self.version_int16, "int4": self.version_int4}
-        return versions.get(type) or self.version
+        if type in self.packed:
+            return self.packed[type].version or self.version
+        return (self.version_int16 if type == "int16x8" else None) or self.version
 
     def per_axis_for(self, type: str = "int8") -> bool:
         """Whether the weights may have one scale for each channel in a type, one of `TYPES`.
@@ -111,7 +178,9 @@ class Operator(BaseModel):
             False
         """
         # no default of another type's: a kernel may read one scale where the one of int8 reads many
-        return {"int16x8": self.per_axis_int16, "int4": self.per_axis_int4}.get(type, self.per_axis)
+        if type in PACKED:
+            return type in self.packed and self.packed[type].per_axis
+        return self.per_axis_int16 if type == "int16x8" else self.per_axis
 
     def max_rescale_for(self, type: str = "int8") -> float | None:
         """The bound of what one unit is worth in a type, one of `TYPES`; None where none is known.
@@ -149,20 +218,22 @@ class Operator(BaseModel):
         """
         return self.fixed_int16 if type == "int16x8" else self.fixed
 
-    def packs(self, type: str = "int8") -> bool:
-        """Whether the weights may be int4 under activations of a type: "int8", "int16x8" or "float".
+    def packs(self, packed: str, type: str = "int8") -> bool:
+        """Whether the weights may be of a packed type under activations of a type: "int8", "int16x8" or "float".
 
         Example:
-            >>> [kquant.targets.load(name).ops["CONV_2D"].packs("int16x8") for name in ("litert", "tflm")]
+            >>> [kquant.targets.load(name).ops["CONV_2D"].packs("int4", "int16x8") for name in ("litert", "tflm")]
             [True, False]
         """
-        # `int4_weights` alone says int8: under other activations another kernel, or none, unpacks the codes
-        return self.int4_weights and (type == "int8" or type in self.int4_with)
+        row = self.packed.get(packed)
+        # a row alone says int8: under other activations another kernel, or none, unpacks the codes
+        return row is not None and row.taken and (type == "int8" or type in row.under)
 
-    def slowdown(self, runtime: str, depth: int, type: str = "int8") -> float | None:
-        """How many times the latency of int8 weights int4 ones cost.
+    def slowdown(self, packed: str, runtime: str, depth: int, type: str = "int8") -> float | None:
+        """How many times the latency of int8 weights those of a packed type cost.
 
         Args:
+            packed: the type.
             runtime: a name for `kquant.predict`.
             depth: weights that each output sums.
             type: of the activations: "int8", "int16x8" or "float".
@@ -172,8 +243,10 @@ class Operator(BaseModel):
 
         Example:
             >>> dense = kquant.targets.load("litert").ops["FULLY_CONNECTED"]
-            >>> dense.slowdown("litert", 64) is None, dense.slowdown("litert", 63) > 1
+            >>> dense.slowdown("int4", "litert", 64) is None, dense.slowdown("int4", "litert", 63) > 1
             (True, True)
         """
-        fast = self.fast_int4_depth is not None and depth % self.fast_int4_depth == 0
-        return None if fast or type == "int16x8" else self.slow_int4.get(runtime)
+        row = self.packed.get(packed)
+        if row is None or type == "int16x8":
+            return None
+        return None if row.fast_depth is not None and depth % row.fast_depth == 0 else row.slow.get(runtime)

@@ -18,6 +18,7 @@ import numpy as np
 from flatbuffers import number_types  # pyright: ignore[reportMissingTypeStubs]
 
 from kquant.core.operators import facts
+from kquant.core.packed import PACKED
 from kquant.tflite.file_model import FileModel
 from kquant.tflite.reader import SCHEMA
 from kquant.tflite.storage import CODE, storages
@@ -243,8 +244,8 @@ def _roles(file: FileModel) -> dict[int, str]:
             continue
         for position, index in enumerate(op.inputs):
             if position in facts(op.code).weights:
-                packed = index >= 0 and file.tensors[index].type == "INT4"
-                found.setdefault(index, f"{WEIGHTS}, 4 bits" if packed else f"{WEIGHTS}, plain")
+                packed = PACKED.get(file.tensors[index].dtype) if index >= 0 else None
+                found.setdefault(index, f"{WEIGHTS}, plain" if packed is None else f"{WEIGHTS}, {packed.bits} bits")
             elif position == facts(op.code).bias:
                 found.setdefault(index, "biases")
     return found

@@ -15,23 +15,12 @@ import flatbuffers  # pyright: ignore[reportMissingTypeStubs]
 import numpy as np
 
 from kquant.core.operators import facts
+from kquant.core.packed import pack
 from kquant.core.program import Operator, Program, Ref
 from kquant.targets import Target
-from kquant.tflite.reader import SCHEMA
+from kquant.tflite.reader import SCHEMA, TYPES
 from kquant.tflite.tight import Tight
 
-TYPES = {
-    "int4": "INT4",
-    "int8": "INT8",
-    "uint8": "UINT8",
-    "int16": "INT16",
-    "int32": "INT32",
-    "int64": "INT64",
-    "float16": "FLOAT16",
-    "float32": "FLOAT32",
-    "bool": "BOOL",
-    "resource": "RESOURCE",
-}
 # Code without types, like the schema's.
 BUILDER: Any = flatbuffers.Builder
 ALIGNMENT = 16  # of buffers, from the schema's `force_align`
@@ -176,8 +165,8 @@ class _Writer:
         if ref.name and not self.bare:
             tensor.name = self.unique(ref.name).encode()
         tensor.shape = np.array(ref.shape, np.int32)
-        tensor.type = getattr(SCHEMA.TensorType, TYPES[ref.dtype])
-        tensor.buffer = 0 if ref.data is None else self.blob(_stored(ref))
+        tensor.type = TYPES[ref.dtype.upper()]
+        tensor.buffer = 0 if ref.data is None else self.blob(pack(ref.data, ref.dtype))
         # Without it the empty shape of a scalar would read as an unknown one.
         tensor.hasRank = True
         tensor.isVariable = ref.variable
@@ -245,16 +234,6 @@ def _named(graph: Any, index: int) -> Any:
     entry = SCHEMA.TensorMapT()
     entry.name, entry.tensorIndex = graph.tensors[index].name.decode(), index
     return entry
-
-
-def _stored(ref: Ref) -> bytes:
-    """The bytes of a constant; 4-bit codes in pairs, the first in the low half."""
-    data = np.ascontiguousarray(ref.data)
-    if ref.dtype != "int4":
-        return data.tobytes()
-    nibbles = data.reshape(-1).astype(np.uint8) & 15
-    nibbles = np.append(nibbles, np.zeros(nibbles.size % 2, np.uint8))
-    return (nibbles[0::2] | nibbles[1::2] << 4).tobytes()
 
 
 def _constant_key(ref: Ref) -> Any:

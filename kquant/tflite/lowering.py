@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from kquant.core.program import Program, Ref
-from kquant.core.spec import KERNEL_BITS, PACKED_BITS, Encoding, QuantSpec
+from kquant.core.spec import KERNEL_BITS, Encoding, QuantSpec
 from kquant.exact.narrow import Narrowed, drop_unread
 from kquant.exact.simplify import simplify
 from kquant.graph.graph import Graph, Node
@@ -32,7 +32,7 @@ from kquant.tflite.loops import Body, static, take_products_in
 from kquant.tflite.passes import tidy
 from kquant.tflite.subgraphs import distinct_names
 from kquant.views.loops import opened
-from kquant.views.packing import packs
+from kquant.views.packing import packed_types
 from kquant.views.quantized_model import read
 from kquant.views.widths import index_tensors
 
@@ -455,10 +455,10 @@ class _Writer:
 
 
 def _stored(op: Compressed, rule: Rule | None, target: Target) -> str:
-    """int4 for kernels of up to 4 bits, where the target takes them so; int8 holds any width."""
-    if op.spec is None or op.spec.bits > PACKED_BITS or rule is None:
+    """The narrowest packed type that holds the kernel's codes and that the target takes; int8 holds any width."""
+    if op.spec is None or rule is None:
         return "int8"
-    return "int4" if packs(rule, target, op.input_bits, dequantized(op)) else "int8"
+    return next(iter(packed_types(rule, target, op.spec.bits, op.input_bits, dequantized(op))), "int8")
 
 
 def dequantized(op: Compressed) -> bool:

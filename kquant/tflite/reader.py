@@ -14,6 +14,7 @@ from typing import Any, cast
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema  # pyright: ignore[reportMissingTypeStubs]
 
+from kquant.core.packed import PACKED, unpack
 from kquant.files.named_files import check_lite_file
 from kquant.files.untrusted import parse_json, read_file
 from kquant.tflite.file_about import ENTRY, read_about
@@ -31,9 +32,13 @@ from kquant.tflite.storage import CODE, storage_of, storages
 
 # The schema's code is generated without types.
 SCHEMA: Any = schema
-NAMES = {v: k for k, v in vars(schema.TensorType).items() if not k.startswith("_")}
+# An older schema may lack a packed type that the table has.
+TYPES = {
+    **{name: number for name, number in vars(schema.TensorType).items() if not name.startswith("_")},
+    **{name.upper(): each.number for name, each in PACKED.items()},
+}
+NAMES = {number: name for name, number in TYPES.items()}
 OPERATORS = {v: k for k, v in vars(schema.BuiltinOperator).items() if not k.startswith("_")}
-_NIBBLES = ("int4",)
 # What the generated schema code raises when offsets lead out of the file or into other data: it checks nothing itself.
 DAMAGE = (
     *(ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError),
@@ -289,7 +294,7 @@ def contents(data: bytes, where: str = "the file") -> tuple[FileModel, dict[int,
 
 
 def constants(data: bytes) -> dict[int, np.ndarray]:
-    """Stored contents by index of their tensor, in its shape; 4-bit codes unpacked, what a DECODE reads decoded.
+    """Stored contents by index of their tensor, in its shape; packed codes as int8, what a DECODE reads decoded.
 
     Args:
         data: a `.tflite` file that `read_model` takes.
@@ -319,22 +324,15 @@ def _constants(file: FileModel, parts: _Parts) -> dict[int, np.ndarray]:
     found: dict[int, np.ndarray] = {}
     for t, stored in zip(file.tensors, parts.stored, strict=True):
         content = parts.content(stored.Buffer())
-        if content is None or t.dtype not in (*_NIBBLES, *NUMPY.values(), "float16"):
+        if content is None or t.dtype not in (*PACKED, *NUMPY.values(), "float16"):
             continue
-        flat = _nibbles(content, t.shape) if t.dtype in _NIBBLES else np.frombuffer(content.tobytes(), t.dtype)
-        found[t.index] = flat.reshape(t.shape)
+        count = int(np.prod(t.shape, dtype=np.int64))
+        found[t.index] = unpack(content, t.dtype, count).reshape(t.shape)
     for table in file.tables:
         t = file.tensors[table.output]
         pair = found[table.indices].tobytes(), found[table.tables].tobytes()
         found[t.index] = storages()[table.storage].load(*pair, t.shape, t.dtype, t.zero_point, t.axis)
     return found
-
-
-def _nibbles(pairs: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """4-bit codes, the first in the low half of a byte."""
-    codes = np.stack([pairs & 15, pairs >> 4], axis=1).reshape(-1)[: int(np.prod(shape, dtype=np.int64))]
-    # The sign of four bits: 8 to 15 become -8 to -1.
-    return ((codes ^ 8).astype(np.int8) - 8).astype(np.int8)
 
 
 def _operator(index: int, subgraph: int, op: Any, parts: _Parts) -> FileOperator:

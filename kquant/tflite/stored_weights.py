@@ -10,6 +10,7 @@ import numpy as np
 
 from kquant.core.messages import did_you_mean
 from kquant.core.operators import OPERATORS, facts
+from kquant.core.packed import PACKED, numpy_type, size_bytes, types_of
 from kquant.core.program import Operator, Program, Ref
 from kquant.targets import Target
 from kquant.tflite.flatbuffer import packed, to_bytes, unpacked
@@ -85,7 +86,7 @@ def _together(refs: list[Ref], storage: Storage, chosen: Mapping[int, _Chosen]) 
     """Tensors that take less with one header for all than each in the form that it has; what was named stays."""
     if storage.names is not None:
         return {}
-    now = {id(ref): _raw_bytes(ref) for ref in refs}
+    now = {id(ref): size_bytes(ref.size, ref.dtype) for ref in refs}
     now |= {key: one.stored.size_bytes + DECODE_BYTES for key, one in chosen.items() if key in now}
     refs = [ref for ref in refs if id(ref) not in chosen or chosen[id(ref)].storage.names is None]
     while len(refs) > 1:
@@ -145,7 +146,7 @@ def _insert(program: Program, chosen: Mapping[int, _Chosen]) -> list[_Chosen]:
         found = {id(ref): ref for ref in op.inputs if ref is not None and id(ref) in chosen}
         # packed codes come back as int8, which the kernels compute with anyway
         new = {
-            key: Ref(ref.name, ref.shape, "int8" if ref.dtype == "int4" else ref.dtype, ref.encoding)
+            key: Ref(ref.name, ref.shape, numpy_type(ref.dtype), ref.encoding)
             for key, ref in found.items()
             if key not in held
         }
@@ -170,13 +171,13 @@ def _pair(stored: Stored) -> tuple[Ref, Ref]:
 
 
 def _readable(program: Program) -> list[Ref]:
-    """Stored codes of 4, 8 or 16 bits that only operators read which take them decoded, each once."""
+    """Stored codes of up to 16 bits that only operators read which take them decoded, each once."""
     found: dict[int, Ref] = {}
     # One reader that cannot bars a tensor for all: it would have to be stored both ways.
     barred = {id(ref) for ref in program.outputs}
     for op in program.operators:
         for i, ref in enumerate(op.inputs):
-            if ref is None or ref.data is None or ref.dtype not in ("int8", "int4", "int16"):
+            if ref is None or ref.data is None or ref.dtype not in ("int8", "int16", *PACKED):
                 continue
             found[id(ref)] = ref
             if not (facts(op.code).reads_tables and i in facts(op.code).weights):
@@ -186,11 +187,6 @@ def _readable(program: Program) -> list[Ref]:
 
 def _codes(ref: Ref) -> np.ndarray:
     return np.asarray(ref.data).astype(np.int16 if ref.dtype == "int16" else np.int8)
-
-
-def _raw_bytes(ref: Ref) -> int:
-    """As the file stores them otherwise: int4 as two codes to a byte."""
-    return _codes(ref).nbytes if ref.dtype != "int4" else -(-ref.size // 2)
 
 
 def _form(ref: Ref, storage: Storage) -> Stored | None:
@@ -203,7 +199,7 @@ def _stored(ref: Ref, storage: Storage) -> Stored | None:
     required = storage.names is not None
     if storage.names is not None and not any(_is_of(ref, name) for name in storage.names):
         return None
-    stored, raw = _form(ref, storage), _raw_bytes(ref)
+    stored, raw = _form(ref, storage), size_bytes(ref.size, ref.dtype)
     if stored is None:
         if required:
             why = storage.refusal(_codes(ref), None if ref.encoding is None else ref.encoding.axis)
@@ -289,7 +285,7 @@ def _why(program: Program, storing: Storing, last: str) -> str:
         return f"within decode_budget={storing.budget_bytes:,} bytes of arena: {last}. Give more"
     said = "; ".join(f"in {storage.title}: {storage.remedy}" for storage in storing.storages)
     forms = ((ref, _form(ref, storage)) for ref in _readable(program) for storage in storing.storages)
-    found = [(_raw_bytes(ref), form, ref) for ref, form in forms if form is not None]
+    found = [(size_bytes(ref.size, ref.dtype), form, ref) for ref, form in forms if form is not None]
     if not found:
         return said
     raw, form, ref = min(found, key=lambda one: one[1].size_bytes / one[0])
@@ -322,16 +318,18 @@ def _leave_out(
 
 
 def _pack(program: Program, target: Target) -> None:
-    """Codes of 8 bits that fit into 4, two to a byte, where every reader's kernel takes them so."""
-    packed = {
-        id(ref): Ref(ref.name, ref.shape, "int4", ref.encoding, ref.data)
-        for ref in _readable(program)
-        if ref.dtype == "int8" and ref.data is not None and ref.data.min() >= -8 and ref.data.max() <= 7
-    }
+    """Codes of 8 bits that fit into fewer, several to a byte, where every reader's kernel takes them so."""
+    readers: dict[int, list[Operator]] = {}
     for op in program.operators:
-        for key in [id(ref) for ref in op.inputs if id(ref) in packed]:
-            if not _takes_packed(op, packed[key], target):
-                del packed[key]
+        for ref in op.inputs:
+            readers.setdefault(id(ref), []).append(op)
+    packed: dict[int, Ref] = {}
+    for ref in _readable(program):
+        names = types_of(ref.data) if ref.dtype == "int8" and ref.data is not None else ()
+        able = (n for n in names if all(_takes_packed(op, ref, target, n) for op in readers[id(ref)]))
+        name = next(able, None)
+        if name is not None:
+            packed[id(ref)] = Ref(ref.name, ref.shape, name, ref.encoding, ref.data)
     program.operators = [
         replace(op, inputs=[packed.get(id(ref), ref) for ref in op.inputs])
         if any(id(ref) in packed for ref in op.inputs)
@@ -340,14 +338,14 @@ def _pack(program: Program, target: Target) -> None:
     ]
 
 
-def _takes_packed(op: Operator, ref: Ref, target: Target) -> bool:
+def _takes_packed(op: Operator, ref: Ref, target: Target, name: str) -> bool:
     kernels = target.ops.get(op.code)
-    if kernels is None or op.type != "int8" or not kernels.packs("int8"):
+    if kernels is None or op.type != "int8" or not kernels.packs(name):
         return False
     several = ref.encoding is not None and ref.encoding.scale.size > 1
     bias = facts(op.code).bias
     has_bias = bias is None or (bias < len(op.inputs) and op.inputs[bias] is not None)
-    return (kernels.per_axis_int4 or not several) and (has_bias or "int4" in kernels.optional_bias)
+    return (kernels.per_axis_for(name) or not several) and (has_bias or name in kernels.optional_bias)
 
 
 def _refuse_other_codes(plain: bytes, content: bytes) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from kquant.core.operators import facts
+from kquant.core.packed import PACKED, pack
 from kquant.core.result import Result
 from kquant.tflite.anatomy import Part, file_parts
 from kquant.tflite.lut_format import distinct
@@ -222,11 +223,9 @@ def _layer(t: FileTensor, code: str, values: np.ndarray, stored: int) -> LayerBy
     # Along the axis of the channels, so that it broadcasts against the codes.
     zero: Any = np.asarray(t.zero_point).reshape(-1, *[1] * (values.ndim - 1 - t.axis)) if t.scale is not None else 0
     axis = t.axis if t.scale is not None and len(t.scale) > 1 else None
-    packed = t.type == "INT4"
-    raw = -(-values.size // 2) if packed else values.nbytes
-    # Deflated is what the file holds, and it holds 4-bit codes in pairs.
-    content = values.tobytes() if not packed else _pairs(values)
-    readable = facts(code).reads_tables and t.type in ("INT8", "INT4")
+    # Deflated is what the file holds, and it holds codes of few bits packed.
+    content = pack(values, t.dtype)
+    readable = facts(code).reads_tables and t.dtype in ("int8", *PACKED)
     return LayerBytes(
         name=t.name,
         operator=code,
@@ -235,7 +234,7 @@ def _layer(t: FileTensor, code: str, values: np.ndarray, stored: int) -> LayerBy
         sparsity=float(np.mean(np.equal(values, zero))),
         unique=_distinct(values),
         unique_per_channel=_distinct(values, axis),
-        raw_bytes=raw,
+        raw_bytes=len(content),
         stored_bytes=stored,
         deflated_bytes=_deflated(content),
         decoded_bytes={key: _decoded(key, values, axis, t) if readable else None for key in storages()},
@@ -263,11 +262,6 @@ def _distinct(values: np.ndarray, axis: int | None = None) -> int:
         return distinct(values, axis)
     rows = [values] if axis is None else np.moveaxis(values, axis, 0)
     return max((len(np.unique(row)) for row in rows), default=0)
-
-
-def _pairs(codes: np.ndarray) -> bytes:
-    nibbles = np.append(codes.reshape(-1).astype(np.uint8) & 15, np.zeros(codes.size % 2, np.uint8))
-    return (nibbles[0::2] | nibbles[1::2] << 4).tobytes()
 
 
 def _deflated(content: bytes) -> int:

@@ -1,8 +1,8 @@
-"""Which weights of up to 4 bits are stored two to a byte, and how wide those are that are not.
+"""Which weights of few bits are stored several to a byte, and how wide those are that are not.
 
-the target has no int4 kernel               `unpacked_bits`, or the same codes in 8 bits each
-prefer = "latency", and its kernel is slow  8 bits
-else                                        packed
+the target has no kernel for packed ones      `unpacked_bits`, or the same codes in 8 bits each
+prefer = "latency", and its kernels are slow  8 bits
+else                                          packed, in the narrowest type that holds them and that it takes
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from kquant.core.spec import PACKED_BITS
+from kquant.core.packed import MOST_BITS, bits_of, types_for
 from kquant.ops.rule import Rule
 from kquant.recipe.recipe import Settings
 from kquant.targets import Target
@@ -29,16 +29,16 @@ class Packing:
 
     Attributes:
         bits: of their codes.
-        packed: two of them in a byte.
-        slowdown: how many times the latency of 8 bits packed weights cost here; None where they cost no time, or are
-            not to be had.
-        avoided: they are not packed because of that.
+        packed: the type of `kquant.core.packed` in which they are stored; "" where each takes a byte.
+        slowdown: how many times the latency of 8 bits packed weights cost here, of the narrowest type; None where they
+            cost no time, or are not to be had.
+        avoided: that type, where they are stored in another one because of that.
     """
 
     bits: int
-    packed: bool
+    packed: str = ""
     slowdown: float | None = None
-    avoided: bool = False
+    avoided: str = ""
 
 
 def packing(op: Any, settings: Settings, rule: Rule, target: Target, bits: int, dequantized: bool) -> Packing:
@@ -53,20 +53,26 @@ def packing(op: Any, settings: Settings, rule: Rule, target: Target, bits: int, 
         dequantized: a file makes its weights float before use.
     """
     wanted = settings.weights
-    if wanted.bits > PACKED_BITS:
-        return Packing(wanted.bits, packed=False)
-    if not packs(rule, target, bits, dequantized):
-        return Packing(wanted.unpacked_bits or wanted.bits, packed=False)
+    if wanted.bits > MOST_BITS:
+        return Packing(wanted.bits)
+    able = packed_types(rule, target, wanted.bits, bits, dequantized)
+    if not able:
+        return Packing(wanted.unpacked_bits or wanted.bits)
     # in a weight-only file DEQUANTIZE alone reads the codes, and the layer computes with the floats that it wrote
-    readers = (UNPACKS,) if dequantized else rule.operators
-    depth, type = _depth(op, rule), TYPES[bits]
-    slowdowns = [target.ops[code].slowdown(target.runtimes[0], depth, type) for code in readers]
-    slowdown = max((times for times in slowdowns if times is not None), default=None)
-    if settings.prefer == "latency" and slowdown is not None:
-        # a code takes a byte now in any case, so that 4 bits in it would cost accuracy and save nothing
-        wide = wanted.unpacked_bits or 8
-        return Packing(wide if wide > PACKED_BITS else 8, packed=False, slowdown=slowdown, avoided=True)
-    return Packing(wanted.bits, packed=True, slowdown=slowdown)
+    readers = [target.ops[code] for code in ((UNPACKS,) if dequantized else rule.operators)]
+    depth, type, runtime = _depth(op, rule), TYPES[bits], target.runtimes[0]
+    costs: dict[str, float | None] = {}
+    for name in able:
+        times = (row.slowdown(name, runtime, depth, type) for row in readers)
+        costs[name] = max((n for n in times if n is not None), default=None)
+    narrowest = able[0]
+    if settings.prefer == "bytes" or costs[narrowest] is None:
+        return Packing(wanted.bits, narrowest, costs[narrowest])
+    # all bits that the type holds: fewer would cost accuracy and save nothing
+    for name in (name for name in able if costs[name] is None):
+        return Packing(bits_of(name), name, costs[narrowest], avoided=narrowest)
+    wide = wanted.unpacked_bits or 8
+    return Packing(wide if wide > MOST_BITS else 8, slowdown=costs[narrowest], avoided=narrowest)
 
 
 def times(slowdowns: Iterable[float | None]) -> str:
@@ -81,10 +87,19 @@ def times(slowdowns: Iterable[float | None]) -> str:
     return f"{low:g} times" if low == high else f"{low:g} to {high:g} times"
 
 
-def packs(rule: Rule, target: Target, bits: int, dequantized: bool) -> bool:
-    """True where the target takes 4-bit weights of this layer two to a byte; see `packing`."""
+def packed_types(rule: Rule, target: Target, wanted: int, bits: int, dequantized: bool) -> tuple[str, ...]:
+    """The packed types in which the target takes weights of this layer, the narrowest first.
+
+    Args:
+        rule: of the layer.
+        target: what there are kernels for.
+        wanted: bits of the weights' codes.
+        bits: of its activations.
+        dequantized: a file makes its weights float before use.
+    """
     type = "int8" if dequantized else TYPES[bits]
-    return all(code in target.ops and target.ops[code].packs(type) for code in rule.operators)
+    rows = [target.ops.get(code) for code in rule.operators]
+    return tuple(name for name in types_for(wanted) if all(row is not None and row.packs(name, type) for row in rows))
 
 
 def _depth(op: Any, rule: Rule) -> int:

@@ -238,7 +238,7 @@ def _weight_grid(settings: Settings, rule: Rule, stored: Packing, target: Target
     # an LSTM, whose kernel takes one scale for each of its matrices
     if rule.weights is None:
         return replace(spec, per_axis=False)
-    kernel = "int16x8" if bits == 16 else "int4" if stored.packed else "int8"
+    kernel = "int16x8" if bits == 16 else stored.packed or "int8"
     # in float no kernel reads the codes; else every operator that the layer is written with must take a scale a channel
     able = bits == FLOAT or all(target.per_axis_for(code, kernel) for code in rule.operators)
     return replace(spec, per_axis=wanted.per_axis and rule.weights.per_axis and able)

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_oracle import one_op_model, run_litert, run_tflm
 
+from kquant import targets
 from kquant.arithmetic import (
     KERNELS,
     ROUNDING,
@@ -29,6 +30,8 @@ from kquant.arithmetic import (
 )
 from kquant.arithmetic.fixed_point import Multiplier, quantize_multiplier, scaled, scaled_from_zero
 from kquant.arithmetic.requantize import ROUNDINGS
+from kquant.core.packed import PACKED
+from kquant.targets.kernels import Operator
 
 EXAMPLES = 25
 # Random examples of each kernel, in thirds: each kernel meets one of them in `make test`.
@@ -201,17 +204,22 @@ RUN = {
     "xnnpack": lambda model, *codes: run_litert(model, *codes, resolver=OpResolverType.AUTO),
 }
 PRODUCT = ((4.5430024329107255e-05, 6.0848040448036045e-05), 0.00028989618294872344)
-# int4 weights are summed and rounded as int8 ones.
-TABLES = {"int8": ROUNDING, "int4": ROUNDING, "int16x8": ROUNDING_INT16}
+# Packed weights are summed and rounded as int8 ones.
+TABLES = {"int8": ROUNDING, "int16x8": ROUNDING_INT16, **dict.fromkeys(PACKED, ROUNDING)}
 
 
 CLIPS = ((None, 0.5), (None, 100.0), (None, 1e-4), ("RELU", 0.5), ("RELU6", 0.5), ("RELU_N1_TO_1", 0.5))
 
 
+def _row(op: str, runtime: str) -> Operator:
+    """What the file of the runtime's target says."""
+    return targets.load("tflm" if runtime == "tflm" else "litert").ops[op]
+
+
 def _contractions(op: str, types: str, runtime: str) -> Iterator[Contraction]:
     """One for each kind of scale and of clipping that the runtime takes."""
     for per_axis, halves, (activation, reach) in itertools.product((True, False), (True, False), CLIPS):
-        if (op, types, runtime, per_axis) != ("FULLY_CONNECTED", "int4", "tflm", True):
+        if types not in PACKED or not per_axis or _row(op, runtime).per_axis_for(types):
             yield contraction(op, per_axis, halves, 3, types, activation, reach)
 
 
@@ -228,10 +236,10 @@ def test_rounding_of_accumulators(op, runtime, types):
     """Each contraction rounds as the tables say, and as no other way."""
     if runtime == "tflm":
         pytest.importorskip("tflite_micro", reason="the TFLM interpreter exists for Linux only")
-    if types == "int4" and op == "TRANSPOSE_CONV":
-        pytest.skip("no runtime takes it")
-    if types == "int4" and runtime == "xnnpack":
-        pytest.skip("it rounds in a way of its own: test_xnnpack_is_near_with_int4_weights")
+    if types in PACKED and not _row(op, runtime).packs(types):
+        pytest.skip("the runtime does not take it: test_targets.py")
+    if types in PACKED and runtime == "xnnpack":
+        pytest.skip("it rounds in a way of its own: test_xnnpack_is_near_with_packed_weights")
     alike = dict.fromkeys(ROUNDINGS, True)
     for made in _contractions(op, types, runtime):
         want = RUN[runtime](made.model, made.codes)
@@ -240,9 +248,9 @@ def test_rounding_of_accumulators(op, runtime, types):
     assert [rounding for rounding, equal in alike.items() if equal] == [TABLES[types][runtime][op]]
 
 
-@pytest.mark.parametrize("op", ["CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"])
-def test_xnnpack_is_near_with_int4_weights(op):
-    for made in _contractions(op, "int4", "xnnpack"):
+@pytest.mark.parametrize(("op", "types"), [(o, t) for t in PACKED for o in CONTRACTIONS if _row(o, "xnnpack").packs(t)])
+def test_xnnpack_is_near_with_packed_weights(op, types):
+    for made in _contractions(op, types, "xnnpack"):
         want = RUN["xnnpack"](made.model, made.codes)
         assert np.abs(_requantized(made, "float") - want).max() <= 1
 

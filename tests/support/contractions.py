@@ -6,13 +6,19 @@ import numpy as np
 import tensorflow as tf
 from arithmetic_cases import Encoding, random_codes, random_encoding
 from kernel_oracle import ACTIVATION_CODES, Operand, one_op_model
+from one_op_types import bits_of
 
 from kquant.arithmetic import Grid
+from kquant.core.packed import PACKED
 
 CONTRACTIONS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV")
 # The types of a contraction's activations, of its weights and of its bias.
-TYPES = {"int8": ("int8", "int8", "int32"), "int16x8": ("int16", "int8", "int64"), "int4": ("int8", "int4", "int32")}
-# An odd number, so that with int4 weights a row ends inside a byte.
+TYPES = {
+    "int8": ("int8", "int8", "int32"),
+    "int16x8": ("int16", "int8", "int64"),
+    **{name: ("int8", name, "int32") for name in PACKED},
+}
+# An odd number, so that with packed weights a row ends inside a byte.
 CHANNELS_IN, CHANNELS = 15, 24
 
 
@@ -58,7 +64,7 @@ def contraction(
     count = CHANNELS if per_axis else 1
     scales = 2.0 ** -rng.integers(5, 8, count) if halves else rng.uniform(0.002, 0.02, count)
     codes = random_codes(rng, 1, 40, 40, CHANNELS if depthwise else CHANNELS_IN, dtype=dtype)
-    largest = 7 if weight_type == "int4" else 127
+    largest = 2 ** (bits_of(weight_type) - 1) - 1
     weights = rng.integers(-largest, largest + 1, (1, CHANNELS) if depthwise else (CHANNELS, CHANNELS_IN))
     bias = rng.integers(-(2**34), 2**34, CHANNELS) // (1 if wide else 2**22)
     centred = codes.astype(np.int64) - source.zero_point

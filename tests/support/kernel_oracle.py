@@ -10,7 +10,9 @@ from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from one_op_types import packed
 
-_TYPES = ("int8", "int16", "int32", "int64", "float32", "int4")
+from kquant.core.packed import PACKED
+
+_TYPES = ("int8", "int16", "int32", "int64", "float32", *PACKED)
 
 # Operator name -> (stem of its options in the schema, or None; version).
 _OPTIONS: dict[str, tuple[str | None, int]] = {
@@ -52,7 +54,7 @@ class Operand:
 
     Attributes:
         shape: static shape.
-        dtype: int8, int16, int32, int64 or float32, or "int4", which is written two in a byte.
+        dtype: int8, int16, int32, int64 or float32, or a packed type, several in a byte.
         scale: float32 scale or scales; None for an unquantized tensor.
         zero_point: the code of zero.
         data: constant values; None for an input of the model.
@@ -112,14 +114,14 @@ def _add_tensor(model: schema.ModelT, graph: schema.SubGraphT, operand: Operand)
     tensor = schema.TensorT()
     tensor.name = f"tensor_{len(graph.tensors)}".encode()
     tensor.shape = list(operand.shape)
-    name = operand.dtype if operand.dtype == "int4" else np.dtype(operand.dtype).name
+    name = operand.dtype if operand.dtype in PACKED else np.dtype(operand.dtype).name
     if name not in _TYPES:
         raise ValueError(f"Operand: expected a dtype of {_TYPES}, received {name}.")
     tensor.type = getattr(schema.TensorType, name.upper())
     tensor.buffer = 0
     if operand.data is not None:
         buffer = schema.BufferT()
-        data = packed(operand.data) if name == "int4" else np.ascontiguousarray(operand.data, operand.dtype)
+        data = packed(operand.data, name) if name in PACKED else np.ascontiguousarray(operand.data, operand.dtype)
         buffer.data = np.frombuffer(data.tobytes(), np.uint8)
         tensor.buffer = len(model.buffers)
         model.buffers.append(buffer)

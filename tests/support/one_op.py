@@ -13,12 +13,13 @@ from functools import cache
 import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
-from one_op_types import WEIGHTED, Case, Tensor, as_int4, as_int16, packed, per_tensor, quantizes, typed
+from one_op_types import WEIGHTED, Case, Tensor, as_int16, as_packed, packed, per_tensor, quantizes, typed
 
 if __name__ == "__main__":
     sys.argv[0] = "kquant"  # as the command, which starts without TensorFlow
 
 from kquant import targets  # noqa: E402
+from kquant.core.packed import PACKED  # noqa: E402
 
 RNG = np.random.default_rng(7)
 
@@ -268,8 +269,9 @@ def variants():
             _enrol(files, f"{case.op} int16", as_int16(case, targets.load("litert").ops[case.op].fixed_int16))
         if case.op in WEIGHTED:
             files[f"{case.op} int16 per tensor"] = per_tensor(as_int16(case))
-            files[f"{case.op} int4"] = as_int4(case)
-            files[f"{case.op} int4 per tensor"] = per_tensor(as_int4(case))
+            for name in PACKED:
+                files[f"{case.op} {name}"] = as_packed(case, name)
+                files[f"{case.op} {name} per tensor"] = per_tensor(as_packed(case, name))
     files.update(limits())
     for source, target in (("int8", "int16"), ("int16", "int8"), ("float32", "int16")):
         inputs, outputs = [typed(source, 0.05)], [typed(target, 0.08)]
@@ -334,7 +336,7 @@ def add_tensor(model, graph, spec):
         tensor.quantization.quantizedDimension = spec.axis if len(spec.scale) > 1 else 0
     if spec.data is not None:
         buffer = schema.BufferT()
-        data = packed(spec.data) if spec.dtype == "int4" else spec.data
+        data = packed(spec.data, spec.dtype) if spec.dtype in PACKED else spec.data
         buffer.data = np.frombuffer(data.tobytes(), "uint8")
         model.buffers.append(buffer)
         tensor.buffer = len(model.buffers) - 1

@@ -1,4 +1,4 @@
-"""What a file of one operator is made of, and such a file in other types: int16 activations, int4 weights."""
+"""What a file of one operator is made of, and such a file in other types: int16 activations, packed weights."""
 
 from dataclasses import dataclass, field, replace
 
@@ -83,17 +83,19 @@ def as_int16(case, fixed=None):
     return case
 
 
-def as_int4(case):
-    """The case with int4 weights, of -7 to 7 and two in a byte."""
+def as_packed(case, name):
+    """The case with packed weights ("int4"), as far below zero as above."""
     inputs = []
+    high = 2 ** (bits_of(name) - 1) - 1
+    factor = 128 // high
     for spec in case.inputs:
         if spec.dtype == "int8" and spec.data is not None:
-            data = np.rint(spec.data.astype(float) * 7 / 128).astype("int8")
-            spec = replace(spec, dtype="int4", data=data, scale=tuple(18 * value for value in spec.scale))
+            data = np.rint(spec.data.astype(float) * high / 128).astype("int8")
+            spec = replace(spec, dtype=name, data=data, scale=tuple(factor * value for value in spec.scale))
         elif spec.dtype == "int32" and spec.scale:
-            spec = replace(spec, scale=tuple(18 * value for value in spec.scale))
+            spec = replace(spec, scale=tuple(factor * value for value in spec.scale))
         inputs.append(spec)
-    return replace(case, inputs=inputs, types="int4")
+    return replace(case, inputs=inputs, types=name)
 
 
 def per_tensor(case):
@@ -101,11 +103,15 @@ def per_tensor(case):
     return replace(case, inputs=[replace(spec, scale=spec.scale[:1]) for spec in case.inputs])
 
 
-def packed(codes):
-    """int4 codes two in a byte, the first in the low half."""
-    halves = np.asarray(codes, "int8").reshape(-1).view("uint8") & 15
-    halves = np.append(halves, np.zeros(halves.size % 2, "uint8"))
-    return halves[::2] | halves[1::2] << 4
+def bits_of(name):
+    """Of a packed type, as its name tells."""
+    return int(name.removeprefix("int"))
+
+
+def packed(codes, name):
+    """Codes of a packed type as a file has them: bit after bit, from the lowest of the first byte on."""
+    bits = np.asarray(codes, "int8").reshape(-1, 1) >> np.arange(bits_of(name), dtype="int8") & 1
+    return np.packbits(bits.reshape(-1).astype("uint8"), bitorder="little")
 
 
 def _wide_input(spec, weighted):

@@ -71,7 +71,7 @@ def test_what_is_unknown_is_said_and_never_guessed() -> None:
         (f"{BESIDE}{CLAIM}max_ranks = 3\n", "accelerator.claims.0.max_ranks: unknown key. Did you mean 'max_rank'"),
         (BESIDE.replace('source = "a.md"\n', ""), "accelerator.source: Field required"),
         (f"{BESIDE}{CLAIM}".replace('source = "b.md"\n', ""), "accelerator.claims.0.source: Field required"),
-        (f'{BESIDE}int4 = "perhaps"\n', "accelerator.int4"),
+        (f'{BESIDE}int4 = "perhaps"\n', "accelerator.packed.int4"),
         (f'{BESIDE}cutz = "x"\n', "accelerator.cutz: unknown key. Did you mean 'cuts'"),
     ],
 )

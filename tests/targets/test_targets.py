@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
 from one_op import build, feeds, variants
-from one_op_types import WEIGHTED, as_int4
+from one_op_types import WEIGHTED, as_packed
 
 from kquant import targets
 from kquant.arithmetic import grid
 from kquant.core.operators import facts
+from kquant.core.packed import PACKED
 from kquant.runtime import running
 from kquant.runtime.interpreters import litert_interpreter
 
@@ -96,7 +97,7 @@ def test_claim_holds(op, runtime, type, verdicts):
 def test_claims_of_scales_hold(op, runtime, verdicts):
     """One scale runs wherever the type does; one for each channel where the file says so."""
     target = targets.load(RUNTIMES[runtime])
-    for type, name in (("int16x8", f"{op} int16"), ("int4", f"{op} int4")):
+    for type, name in (("int16x8", f"{op} int16"), *((name, f"{op} {name}") for name in PACKED)):
         assert (verdicts[runtime, f"{name} per tensor"] == "right") == target.supports(op, type)
         # TFLM's portable kernel takes more than the one of CMSIS-NN, which cannot be run here.
         takes = target.ops[op].per_axis_for(type) or (runtime, name) == ("tflm", "FULLY_CONNECTED int16")
@@ -110,9 +111,11 @@ def narrower(case):
     return replace(case, inputs=[replace(x, shape=(x.shape[0], shape[-1])), replace(w, shape=shape, data=data), *rest])
 
 
-@pytest.mark.parametrize("op", [op for op in WEIGHTED if targets.load("litert").supports(op, "int4")])
-def test_packed_weights_are_slow_where_xnnpack_leaves_them(op):
-    """It takes every operator with 8-bit weights; what it leaves with 4-bit ones, LiteRT's own kernels unpack."""
+@pytest.mark.parametrize(
+    ("op", "name"), [(o, n) for n in PACKED for o in WEIGHTED if targets.load("litert").supports(o, n)]
+)
+def test_packed_weights_are_slow_where_xnnpack_leaves_them(op, name):
+    """It takes every operator with 8-bit weights; what it leaves with packed ones, LiteRT's own kernels unpack."""
     row, files = targets.load("litert").ops[op], variants()
     cases = {"FULLY_CONNECTED": [files[op], narrower(files[op])]}.get(op, [files[op]])
     depths = []
@@ -120,7 +123,7 @@ def test_packed_weights_are_slow_where_xnnpack_leaves_them(op):
         shape = case.inputs[1].shape
         depths.append(int(np.prod([n for axis, n in enumerate(shape) if axis != facts(op).channel_axis])))
         assert delegated(case)
-        assert delegated(as_int4(case)) == (row.slowdown("litert", depths[-1]) is None)
+        assert delegated(as_packed(case, name)) == (row.slowdown(name, "litert", depths[-1]) is None)
     assert op != "FULLY_CONNECTED" or sorted(depth % 2 for depth in depths) == [0, 1]
 
 
@@ -192,10 +195,10 @@ def test_file_is_consistent(name):
             assert not both or row.version_for(type) == targets.load("litert").ops[op].version_for(type)
         assert not row.per_axis or facts(op).weights
         assert row.int16x8 or not (row.version_int16 or row.per_axis_int16 or row.fixed_int16 or row.options_int16)
-        assert row.int4_weights or not (row.version_int4 or row.per_axis_int4 or row.int4_with)
-        assert row.int4_weights or op == "DEQUANTIZE" or not row.slow_int4
-        assert row.slow_int4 or row.fast_int4_depth is None
-        assert set(row.slow_int4) <= set(target.runtimes)
+        for packed in row.packed.values():
+            assert packed.taken or (op == "DEQUANTIZE" and not (packed.version or packed.per_axis or packed.under))
+            assert packed.slow or packed.fast_depth is None
+            assert set(packed.slow) <= set(target.runtimes)
         assert set(row.broken_on) < set(target.runtimes)
         assert row.int8 or row.notes or name == "ethos-u"
 
@@ -208,7 +211,9 @@ def test_frozen_and_closed():
         target.ops["ADD"] = None
     assert not target.supports("TILE") and not target.supports("NO_SUCH_OPERATOR")
     assert targets.load("litert").runtimes_for("SUM") == ("litert",)
-    with pytest.raises(ValueError, match="records the types int8, int16x8, int4. Received: type='int16'"):
+    with pytest.raises(
+        ValueError, match=f"records the types int8, int16x8, {', '.join(PACKED)}. Received: type='int16'"
+    ):
         target.supports("ADD", "int16")
 
 
