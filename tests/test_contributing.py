@@ -22,6 +22,7 @@ import kquant
 from kquant import correct, masking, ops, recipe, report, targets, tflite
 from kquant.calibration import observers
 from kquant.calibration.tensor_statistics import Statistics
+from kquant.core import fact_tables, packed
 from kquant.core.quant_spec import QuantSpec
 from kquant.correct import steps
 from kquant.masking import method
@@ -32,6 +33,7 @@ ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text()
 SECTION = re.compile(r"^### (?P<title>[^\n]+): (?P<count>\d+) files?\n(?P<body>.*?)(?=^##)", re.MULTILINE | re.DOTALL)
 DIFF = re.compile(r"^```diff\n # (?P<path>\S+)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
+LANDED = ("A packed type of weights",)  # sections whose diff is in the tree: it is taken out instead of put in
 X = np.float32(np.random.default_rng(0).normal(size=(32, 8, 4)))
 
 
@@ -39,16 +41,17 @@ X = np.float32(np.random.default_rng(0).normal(size=(32, 8, 4)))
 def changed(title: str) -> dict[str, str]:
     """Path -> text of the files that a section adds or changes."""
     body = next(m["body"] for m in SECTION.finditer(TEXT) if m["title"] == title)
-    return {m["path"]: applied(m["path"], m["body"].rstrip("\n")) for m in DIFF.finditer(body)}
+    gone = "-+" if title in LANDED else "+-"
+    return {m["path"]: applied(m["path"], m["body"].rstrip("\n"), gone) for m in DIFF.finditer(body)}
 
 
-def applied(path: str, diff: str) -> str:
-    """The file with every hunk of the diff; a new one is all of it."""
+def applied(path: str, diff: str, gone: str = "+-") -> str:
+    """The file with every hunk of the diff; a new one is all of it. `gone` marks lines of after, then of before."""
     text = (ROOT / path).read_text() if (ROOT / path).exists() else ""
     for hunk in diff.split("\n@@\n"):
         lines = [(line[:1], line[1:]) for line in hunk.split("\n")]
         assert all(mark in ("", " ", "+", "-") for mark, _ in lines), hunk
-        old, new = ("".join(f"{line}\n" for mark, line in lines if mark != left_out) for left_out in "+-")
+        old, new = ("".join(f"{line}\n" for mark, line in lines if mark != left_out) for left_out in gone)
         assert text.count(old) == 1 or not text, f"{path} has not exactly once:\n{old}"
         text = text.replace(old, new) if text else new
     return text
@@ -183,6 +186,29 @@ def test_the_storage_is_written_read_and_run(tmp_path: Path, write: Callable, mo
     assert "flags and bytes" in report.render(kquant.inspect(made.path)) and "flags" in report.render(plain)
     with pytest.raises(ValueError, match="flags and bytes and look-up tables, which 'litert' cannot decode"):
         kquant.predict(made.path, x, "litert")
+
+
+def test_the_packed_type_is_in_three_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without = changed("A packed type of weights")
+    before = fact_tables.parsed(without["kquant/core/packed.toml"], "packed.toml", packed.PackedType)
+    [name] = packed.PACKED.keys() - before.keys()
+    named = re.compile(rf"\b{name}\b", re.IGNORECASE)
+    files = [path for path in (ROOT / "kquant").rglob("*.*") if path.suffix in (".py", ".toml")]
+    told = {path.relative_to(ROOT).as_posix() for path in files if named.search(path.read_text())}
+    assert "kquant/core/packed.toml" in told and told <= without.keys()
+    # a target without its row takes the next wider one
+    board = without["kquant/targets/litert.toml"].replace('name = "litert"', 'name = "board"', 1)
+    (tmp_path / "board.toml").write_text(board)
+    monkeypatch.setenv(targets.FOLDER, str(tmp_path))
+    two = {"name": "two", "weights": {"bits": packed.PACKED[name].bits}}
+    with pytest.warns(
+        UserWarning, match="no packed 2-bit weights for head; their codes have 2 bits and are stored in 4"
+    ):
+        q = kquant.quantize(model(), two, target="board")
+    for goal, type in ((q, "INT4"), (kquant.quantize(model(), two), name.upper())):
+        path = tmp_path / f"{type}.tflite"
+        kquant.export(kquant.calibrate(goal, X, verbose=False), path, check_runtimes=False)
+        assert [t.type for t in kquant.inspect(path).tensors if t.name == "head/kernel"] == [type]
 
 
 def test_the_report_is_a_page(write: Callable, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,7 +75,8 @@ def healthy() -> tuple[keras.Model, kquant.Analysis]:
 @pytest.fixture(scope="module")
 def broken() -> tuple[keras.Model, kquant.Analysis]:
     """The second convolution has 2-bit weights."""
-    q = calibrated(network(), {"name": "two", "rules": [{"layer": "b", "weights": {"bits": 2}}]})
+    with pytest.warns(UserWarning, match="no packed 2-bit weights for b; their codes have 2 bits and are stored in 4"):
+        q = calibrated(network(), {"name": "two", "rules": [{"layer": "b", "weights": {"bits": 2}}]})
     return q, analyzed(q, remedies=True)
 
 
