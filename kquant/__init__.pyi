@@ -61,6 +61,7 @@ from .search.answers import Answers as Answers
 from .search.answers import why as why
 from .search.bit_widths import Mixed as Mixed
 from .search.bit_widths import mixed_precision as mixed_precision
+from .search.byte_ladder import ByteLadder as ByteLadder
 from .search.ladder import Tuned as Tuned
 from .search.ladder import autotune as autotune
 from .search.sparsity_scan import SparsityScan as SparsityScan

@@ -20,6 +20,7 @@ from kquant.app.options import (
     Target,
     refusing,
     say,
+    size,
     writing,
 )
 
@@ -31,6 +32,11 @@ Labels = Annotated[
 ]
 Page = Annotated[Path | None, typer.Option("--report", help="Write a page with plots and what to change to this .html")]
 Details = Annotated[bool, typer.Option("--details", help="Print the bytes of the weights in every form, too")]
+Budget = Annotated[
+    int | None,
+    typer.Option("--flash-bytes", parser=size, help="What the file may take, like 40KB", metavar="SIZE"),
+]
+Work = Annotated[Path | None, typer.Option("--work", help="Folder for what --flash-bytes has finished, to go on from")]
 
 
 @refusing
@@ -45,6 +51,8 @@ def compress(
     labels: Labels = None,
     page: Page = None,
     details: Details = False,
+    flash_bytes: Budget = None,
+    work: Work = None,
     *,
     form: dict[str, Any],
     scale: Scale = 1.0,  # type: ignore[assignment]
@@ -53,10 +61,7 @@ def compress(
     as_json: Json = False,
 ) -> None:
     """Quantize, calibrate, export and verify a model: .tflite, quantized .keras, C array and reports."""
-    if test is not None and labels is None and page is None:
-        raise typer.BadParameter("--test needs --labels: without classes nobody can tell what is right")
-    if form["streaming"] and labels is not None:
-        raise typer.BadParameter("--labels judge whole clips, and a stream has none: leave them, or --streaming, out")
+    _check(test, labels, page, form)
     from kquant.app import command_files
     from kquant.app.pipeline import compress as pipeline
     from kquant.app.result_files import CompressFiles
@@ -77,6 +82,7 @@ def compress(
         )
         answers = None if labels is None else command_files.load_labels(labels, limit=limit)
         given = {"path": new.place(results.lite), "input_shape": input_shape, "verbose": bars}
+        given |= _budget(flash_bytes, work, held_out, answers)
         made = pipeline(keras_model, arrays, recipe, target=target, **given, **form)
         result = results.write(_scored(made, keras_model, held_out, answers, bars), new)
     if page is not None:
@@ -85,6 +91,25 @@ def compress(
         say(result, as_json)
     else:
         _tell(result, details, {folder: ", ".join(path.name for path in results.paths), page: "the report with plots"})
+
+
+def _check(test: Path | None, labels: Path | None, page: Path | None, form: dict[str, Any]) -> None:
+    """Refuse options that want others."""
+    if test is not None and labels is None and page is None:
+        raise typer.BadParameter("--test needs --labels: without classes nobody can tell what is right")
+    if form["streaming"] and labels is not None:
+        raise typer.BadParameter("--labels judge whole clips, and a stream has none: leave them, or --streaming, out")
+
+
+def _budget(flash_bytes: int | None, work: Path | None, data: Any, labels: Any) -> dict[str, Any]:
+    """Arguments of a byte budget: files are judged by accuracy where there are labels."""
+    from kquant.analysis.metrics import top1
+
+    if flash_bytes is None or labels is None:
+        return {"flash_bytes": flash_bytes, "folder": work}
+    metric = top1(labels)
+    judge = lambda model: metric(model.predict(data, verbose=0))  # noqa: E731
+    return {"flash_bytes": flash_bytes, "folder": work, "evaluate": judge}
 
 
 def _tell(result: Any, details: bool, written: dict[Path | None, str]) -> None:

@@ -18,6 +18,8 @@ from kquant.correct.steps import STEPS, apply_steps, check_steps, function_of, p
 from kquant.exporting.export_file import ExportReport, export
 from kquant.exporting.file_options import FileOptions, check_file_options
 from kquant.exporting.model_card import ModelCard
+from kquant.exporting.stored_check import AUTO
+from kquant.files.destination import destination
 from kquant.graph.keras_private import every_layer
 from kquant.layers.kernel import holders
 from kquant.masking.mask import Mask
@@ -25,6 +27,8 @@ from kquant.masking.method import methods
 from kquant.prepare.quantization import quantize
 from kquant.projects.scoring import card_of
 from kquant.recipe.recipe import Recipe, Step, load
+from kquant.search.byte_ladder import ByteLadder, Wanted, climb
+from kquant.search.search_state import search_state
 from kquant.views.quantized_model import is_quantized
 
 Stage = str  # "prune", "cluster", ...: a method that the recipe has a section for; and "quantize"
@@ -38,12 +42,14 @@ class CompressResult(Result):
     Attributes:
         model: the quantized Keras model, ready to train further.
         report: of the exported file.
+        ladder: what was tried under a byte budget; None without one.
         card: the figures that are asked for first; with accuracies where the command `kquant compress` is given labels.
     """
 
     model: keras.Model
     report: ExportReport
     card: ModelCard
+    ladder: ByteLadder | None = None
 
     def __repr__(self) -> str:
         return f"CompressResult({self.model.name!r}: {self.report!r})"
@@ -59,6 +65,9 @@ def compress(
     target: str = targets.DEFAULT,
     limit: int | None = None,
     input_shape: Any = None,
+    flash_bytes: int | None = None,
+    evaluate: Callable[[keras.Model], float] | None = None,
+    folder: str | Path | None = None,
     train: Train | None = None,
     verbose: bool = True,
     **form: Unpack[FileOptions],
@@ -76,6 +85,13 @@ def compress(
         target: see `kquant.quantize`.
         limit: calibrate and correct with this many samples only, the first ones.
         input_shape: static shape(s) for models with open dimensions.
+        flash_bytes: budget of the file. Exact steps come first, then codes that TFLM decodes, then shorter ones
+            (`kquant.shorten_codes`) and distillation on the samples; where `train` is given, training behind these, of
+            zeros and of shared values. The best of those that hold it is the result, `result.ladder` tells of all. See
+            docs/short_codes.md.
+        evaluate: `(keras model) -> float`, higher is better, for `flash_bytes`; without it outputs are compared with
+            the float model's.
+        folder: for what `flash_bytes` has finished; a run that was stopped goes on from there.
         train: `train(model, stage)` compiles and fits the model it is given; called after each stage that the recipe
             has, "prune", "cluster" (float models) and "quantize" (its steps are done). It may pass any of them over.
         verbose: show progress bars.
@@ -86,7 +102,8 @@ def compress(
         The quantized model and the export report.
 
     Raises:
-        ValueError: see `quantize`, `calibrate` and `export`.
+        ValueError: see `quantize`, `calibrate` and `export`; a budget that nothing holds, with the smallest file and
+            the layers that stand in the way.
         TypeError: an argument that neither this nor `kquant.export` has.
 
     Example:
@@ -96,18 +113,74 @@ def compress(
         0
     """
     check_file_options("compress", form)
-    qmodel = prepare(
-        model,
-        data,
-        recipe,
-        target=target,
-        limit=limit,
-        input_shape=input_shape,
-        train=train,
-        verbose=verbose,
-    )
+    options = {"target": target, "limit": limit, "input_shape": input_shape}
+    given = {"evaluate": evaluate, "folder": folder}
+    ladder = None
+    if flash_bytes is None:
+        _refuse_alone(given)
+        qmodel = prepare(model, data, recipe, train=train, verbose=verbose, **options)
+    else:
+        _check_budget(flash_bytes, form)
+        destination(path, "compress", "model.tflite")  # before hours of work
+        given |= {"train": train, "verbose": verbose}
+        qmodel, ladder = _under_budget(model, data, load(recipe), flash_bytes, options, form, given)
+        form = _form_of(ladder, form)
     report = export(qmodel, path, data=data, **form)
-    return CompressResult(qmodel, report, card_of(report, qmodel))
+    return CompressResult(qmodel, report, card_of(report, qmodel), ladder)
+
+
+def _refuse_alone(given: dict[str, Any]) -> None:
+    """Options of a byte budget without one."""
+    names = [name for name, value in given.items() if value is not None]
+    if names:
+        raise ValueError(f"compress: {' and '.join(names)} are for a byte budget; give flash_bytes=, or none of them.")
+
+
+def _check_budget(flash_bytes: Any, form: FileOptions) -> None:
+    if isinstance(flash_bytes, bool) or not isinstance(flash_bytes, int) or flash_bytes < 1:
+        raise ValueError(f"compress: flash_bytes must be a whole number of bytes. Received: {flash_bytes!r}.")
+    free = {"compression": (None, AUTO), "shrink": (True,), "streaming": (False, 0), "states": ("io",)}
+    for name, values in free.items():
+        if name in form and form[name] not in values:
+            raise ValueError(
+                f"compress: flash_bytes chooses steps and codes itself, of a file over whole inputs; leave "
+                f"{name}={form[name]!r} out, or flash_bytes."
+            )
+
+
+def _form_of(ladder: ByteLadder, form: FileOptions) -> FileOptions:
+    """The file of the best rung."""
+    kept: Any = {name: value for name, value in form.items() if name in ("io", "strip_names")}
+    if ladder.best.coded:
+        kept |= {"compression": AUTO, "decode_budget": form.get("decode_budget")}
+    return kept
+
+
+def _under_budget(
+    model: keras.Model,
+    data: Any,
+    recipe: Recipe,
+    flash_bytes: int,
+    options: dict[str, Any],
+    form: FileOptions,
+    given: dict[str, Any],
+) -> tuple[keras.Model, ByteLadder]:
+    """The best model under a byte budget."""
+    train = given["train"]
+
+    def of_recipe(stage_model: keras.Model, stage: Stage) -> None:
+        if train is not None and stage != "quantize":  # the ladder trains what is quantized where it is time
+            train(stage_model, stage)
+
+    def make(stage_model: keras.Model) -> keras.Model:
+        return prepare(stage_model, data, recipe, train=of_recipe, verbose=False, **options)
+
+    edges: dict[str, Any] = {n: v for n, v in form.items() if n in ("io", "strip_names", "decode_budget")}
+    folder = None if given["folder"] is None else Path(given["folder"])
+    named = {"target": options["target"], "flash_bytes": flash_bytes, "trains": train is not None, **edges}
+    kept = search_state(folder, "rungs.json", "compress", model, data, recipe, **named)
+    judged = {"evaluate": given["evaluate"], "train": train, "limit": options["limit"], "folder": folder}
+    return climb(Wanted(model, data, make, flash_bytes, **edges, **judged), kept, given["verbose"])
 
 
 def prepare(

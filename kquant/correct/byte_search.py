@@ -92,7 +92,7 @@ def smallest_strength(run: Rounds, start: float, target_bytes: int, strip_names:
     strength = start
     while size(strength) > target_bytes:
         if strength >= STRONGEST:
-            raise ValueError(_too_small(run.qmodel, strip_names, target_bytes, min(tried.values())))
+            raise ValueError(_too_small(run.qmodel, target_bytes, min(tried.values())))
         strength = min(strength * 10.0, STRONGEST)
     best = strength
     weakest = start * 1e-6
@@ -117,8 +117,8 @@ def _between(weak: float, strong: float, tried: dict[float, int], target: int) -
     return math.exp(math.log(weak) + share * (math.log(strong) - math.log(weak)))
 
 
-def _too_small(qmodel: keras.Model, strip_names: bool, target: int, smallest: int) -> str:
-    content = coded_file(qmodel, strip_names)
+def _too_small(qmodel: keras.Model, target: int, smallest: int) -> str:
+    content = coded_file(qmodel, False)  # with names
     held = {i: array.nbytes for i, array in constants(content).items()}
     tensors = read_model(content).tensors
     rest = sorted(held, key=lambda i: -held[i])

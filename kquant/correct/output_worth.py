@@ -61,11 +61,28 @@ def output_worth(
 def _in_front(graph: Graph, t: Any) -> Any:
     """The tensor that an output is made of without its encoding, and without what squashes it."""
     while (node := graph.producers.get(id(t))) is not None:
-        rule = find(node.op)
-        if not isinstance(node.op, FakeQuant) and (rule is None or set(rule.operators) not in SQUASHED):
+        if not isinstance(node.op, FakeQuant) and not _squashes(node):
             break
         t = node.inputs[0]
     return t
+
+
+def _squashes(node: Node) -> str:
+    rule = find(node.op)
+    return next(iter(rule.operators)) if rule is not None and set(rule.operators) in SQUASHED else ""
+
+
+def squash_of(graph: Graph, t: Any) -> str:
+    """The operator that an output comes out of, where it is a softmax or a sigmoid; else "".
+
+    Args:
+        graph: of a quantized model.
+        t: one of its outputs.
+    """
+    node = graph.producers.get(id(t))
+    while node is not None and isinstance(node.op, FakeQuant):
+        node = graph.producers.get(id(node.inputs[0]))
+    return "" if node is None else _squashes(node)
 
 
 def _slopes(

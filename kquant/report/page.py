@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import singledispatch
 from typing import Any
 
@@ -44,7 +44,8 @@ def page(report: Any) -> Page:
     """
     inner = getattr(report, "report", None)  # CompressResult: the pipeline stands above this module
     if isinstance(inner, ExportReport):
-        return page(inner)
+        ladder = getattr(report, "ladder", None)
+        return page(inner) if ladder is None else with_ladder(page(inner), ladder)
     if isinstance(report, Result):
         return _plain(report)
     raise TypeError(
@@ -52,6 +53,12 @@ def page(report: Any) -> Page:
         "DryRun, Estimate, ExportReport, FileBytes, FileModel, Migrated, Mixed, Observations, Sparsity, SparsityScan, "
         f"Tuned or VerifyReport. Received: {type(report).__name__}."
     )
+
+
+def with_ladder(made: Page, ladder: Any) -> Page:
+    """The page of a file that a byte budget chose, with what was tried."""
+    own = page(ladder)
+    return replace(made, facts=(own.headline, *made.facts), tables=(*own.tables, *made.tables))
 
 
 def _plain(report: Any) -> Page:

@@ -12,6 +12,7 @@ from kquant.files.destination import destination
 from kquant.on_ray.candidates import Candidates
 from kquant.report.tables import Page, Table, page
 from kquant.search.bit_widths import Mixed
+from kquant.search.byte_ladder import ByteLadder
 from kquant.search.ladder import Rung, Tuned
 
 UNITS = {"flash_bytes": "bytes of the file", "arena_bytes": "bytes of arena", "bit_macs": "MACs times bits"}
@@ -42,6 +43,35 @@ def _candidates(c: Candidates) -> Page:
         findings=(f"{failed} of {len(c.rows)} recipes failed: the last column says why.",) if failed else (),
         facts=(f"file {c.best.file_bytes:,} bytes", f"{len(c.rows)} recipes in {sum(r.seconds for r in c.rows):.1f} s"),
         tables=(Table("Recipes, the best first", columns, rows, columns[1:5]),),
+    )
+
+
+@page.register
+def _budget(ladder: ByteLadder) -> Page:
+    columns = ("rung", "file, bytes", f"{ladder.unit}", "arena, bytes", "steps of decoding", "seconds", "")
+    best = {id(rung) for rung in ladder.pareto}
+    rows = tuple(
+        (r.name, "-", "-", "-", "-", f"{r.seconds:.1f}", f"failed: {r.failed}")
+        if r.failed
+        else (
+            r.name,
+            f"{r.file_bytes:,}",
+            f"{r.score:.4g}",
+            f"{r.arena_bytes:,}",
+            f"{r.lookups:,}",
+            f"{r.seconds:.1f}",
+            "kept" if r.kept else "Pareto" if id(r) in best else "",
+        )
+        for r in ladder.rungs
+    )
+    of_float = "" if ladder.unit == "dB" else f" against {ladder.float_score:.4g} in float"
+    held = f"{ladder.best.file_bytes:,} of {ladder.flash_bytes:,} bytes"
+    return Page(
+        headline=f"{ladder.best.name}: {held}, {ladder.best.score:.4g} {ladder.unit}{of_float}",
+        ok=True,
+        findings=(),
+        facts=(),
+        tables=(Table("Files that were tried under the byte budget", columns, rows, columns[1:6]),),
     )
 
 

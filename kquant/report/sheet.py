@@ -163,7 +163,9 @@ def card(result: Any) -> Iterable[tuple[str, str]]:
 def parts(result: Any) -> tuple[Any, ...]:
     """The results that a result is made of, itself first."""
     inner = getattr(result, "report", None)  # CompressResult: the pipeline stands above this module
-    return (result.card, *parts(inner)) if isinstance(inner, ExportReport) else (result,)
+    ladder = getattr(result, "ladder", None)
+    tried = () if ladder is None else (ladder,)
+    return (result.card, *tried, *parts(inner)) if isinstance(inner, ExportReport) else (result,)
 
 
 def grid_of(table: Table, caption: str = "") -> Grid:

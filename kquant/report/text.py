@@ -194,7 +194,10 @@ def arrays_to_json(arrays: dict[str, np.ndarray]) -> str:
 def to_json(report: Any) -> str:
     """The report's `to_dict()` as strict JSON: infinite figures (the SQNR of equal outputs) become null."""
     # a CompressResult holds a model, which is no data, and the report of its file
-    plain = report.to_dict() if hasattr(report, "to_dict") else {"card": asdict(report.card), **report.report.to_dict()}
+    if hasattr(report, "to_dict"):
+        return json.dumps(_finite(report.to_dict()), indent=2)
+    ladder = {} if report.ladder is None else {"ladder": report.ladder.to_dict()}
+    plain = {"card": asdict(report.card), **ladder, **report.report.to_dict()}
     return json.dumps(_finite(plain), indent=2)
 
 

@@ -87,12 +87,15 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     y[::8] = (y[::8] + 1) % 4  # not all right in float either
     compressed = kquant.compress(model, x, path=folder / "net.tflite", target="tflm", **QUIET)
     q, path = compressed.model, compressed.report.path
+    budget = {"target": "tflm", "flash_bytes": compressed.report.file_bytes - 200, **QUIET}
+    budgeted = kquant.compress(model, x, path=folder / "less.tflite", **budget)
     search = {"flash_bytes": compressed.report.file_bytes - 300, "points": 3, **QUIET}
     return {
         "Analysis": kquant.analyze(q, x, top1(y), **QUIET),
         "Answers": kquant.why(q, x, top1(y), **QUIET),
         "BundleReport": kquant.bundle(q, folder / "firmware", data=x, golden=1),
         "ChannelGroups": kquant.channel_groups(model),
+        "ByteLadder": budgeted.ladder,
         "CheckReport": kquant.check(model, "tflm"),
         "CompressResult": compressed,
         "Cost": kquant.cost(model),

@@ -1,0 +1,118 @@
+"""Files of so many bytes without training images: `kquant.shorten_codes` on MLPerf Tiny's models, by their calibration.
+
+For each model the int8 file, packed 4-bit weights (rounded to nearest, and by the recipe `int4-weights`), and codes for
+some shares of the int8 file. What is judged was not calibrated with. The file in codes computes the plain file's codes
+on TFLM, on 200 samples and 100 random inputs; accuracy of all samples is LiteRT's, of the plain file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+import kquant
+from benchmarks.assets import TASKS, Task, task
+from benchmarks.codes import inputs, milliseconds
+from kquant.app.pipeline import prepare
+from kquant.files.atomic import write_atomically
+from kquant.runtime.arenas import arena_bytes
+from kquant.runtime.running import probe
+
+RESULTS = Path(__file__).parent / "results" / "short_codes.json"
+# Shares of the int8 file; the first is what the docs promise.
+SHARES = {
+    "image_classification": (0.47, 0.40, 0.35),
+    "keyword_spotting": (0.50, 0.60),
+    "visual_wake_words": (0.22, 0.16),
+    "anomaly_detection": (0.45, 0.35),
+    "streaming_wakeword": (0.50, 0.40),
+}
+
+
+def quantized(t: Task, recipe: Any) -> keras.Model:
+    """Calibrated, corrected where the recipe says so."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return prepare(t.model, t.calibration, recipe, target="tflm", verbose=False)
+
+
+def judged(t: Task, path: Path, wanted: np.ndarray) -> dict[str, float]:
+    """Accuracy where there are labels, classes that changed, and SQNR in dB of the outputs of a plain file."""
+    found = kquant.predict(path, t.x, runtime="litert")
+    noise = float(np.sum((found - wanted) ** 2, dtype=np.float64))
+    told: dict[str, float] = {"sqnr_db": 10 * float(np.log10(np.sum(wanted**2, dtype=np.float64) / noise))}
+    if t.y is not None:
+        told["accuracy"] = 100 * float(np.mean(found.argmax(-1) == t.y))
+        told["changed"] = int(np.sum(found.argmax(-1) != wanted.argmax(-1)))
+    return told
+
+
+def measure(t: Task, name: str, q: keras.Model, folder: Path, wanted: np.ndarray, coded: bool) -> dict[str, Any]:
+    """A row: bytes, arena, milliseconds, and how good it is."""
+    form: dict[str, Any] = {"compression": "auto", "strip_names": True} if coded else {}
+    plain, path = folder / "plain.tflite", folder / "m.tflite"
+    kquant.export(q, plain, check_runtimes=False)
+    made = kquant.export(q, path, check_runtimes=False, **form)
+    content = path.read_bytes()
+    codes = inputs(t, plain.read_bytes())
+    same = np.array_equal(probe(plain.read_bytes(), "tflm", [codes])[0], probe(content, "tflm", [codes])[0])
+    arena = arena_bytes(content)
+    row = {"form": name, "bytes": made.file_bytes, "equal": bool(same), "arena": arena}
+    row["ms"] = round(milliseconds(content, arena + 4096, codes[:1]), 2)
+    return {**row, **judged(t, plain, wanted)}
+
+
+def rows(t: Task, folder: Path) -> Any:
+    """A row for each file of a model, the int8 one first."""
+    wanted = t.model.predict(t.x, verbose=0)
+    first = measure(t, "int8", quantized(t, "int8"), folder, wanted, coded=False)
+    if t.y is not None:
+        first["float"] = 100 * float(np.mean(wanted.argmax(-1) == t.y))
+    yield first
+    yield measure(t, "4 bits", quantized(t, {"name": "w4", "weights": {"bits": 4}}), folder, wanted, coded=False)
+    yield measure(t, "int4-weights", quantized(t, "int4-weights"), folder, wanted, coded=True)
+    for share in SHARES[t.name]:
+        q = quantized(t, "int8")
+        started = time.process_time()
+        target = int(share * first["bytes"])
+        kquant.shorten_codes(q, t.calibration, target_bytes=target, strip_names=True, verbose=False)
+        seconds = time.process_time() - started
+        yield {**measure(t, f"short, {share:.2f}", q, folder, wanted, coded=True), "seconds": round(seconds, 1)}
+
+
+def main() -> None:
+    """Parse, measure, print a row at a time, keep all of them."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", default=list(TASKS), help=f"of {', '.join(TASKS)}")
+    args = parser.parse_args()
+    kept = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    columns = ("model", "form", "bytes", "of int8", "accuracy", "changed", "SQNR, dB", "arena", "ms", "s", "TFLM")
+    print(f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}", flush=True)
+    for name in args.names:
+        t, found = task(name), []
+        with tempfile.TemporaryDirectory() as folder:
+            for row in rows(t, Path(folder)):
+                found.append(row)
+                print(_line(name, row, found[0]["bytes"]), flush=True)
+        kept[name] = found
+        write_atomically(RESULTS, f"{json.dumps(kept, indent=1)}\n".encode())
+
+
+def _line(name: str, row: dict[str, Any], whole: int) -> str:
+    accuracy = f"{row['accuracy']:.2f}" if "accuracy" in row else "-"
+    of_float = f" (float {row['float']:.2f})" if "float" in row else ""
+    told = (name, row["form"], f"{row['bytes']:,}", f"{row['bytes'] / whole:.3f}", accuracy + of_float)
+    more = (row.get("changed", "-"), f"{row['sqnr_db']:.1f}", f"{row['arena']:,}", row["ms"], row.get("seconds", ""))
+    return f"| {' | '.join(map(str, (*told, *more, 'equal' if row['equal'] else 'DIFFERENT')))} |"
+
+
+if __name__ == "__main__":
+    main()

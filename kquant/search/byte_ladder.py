@@ -1,0 +1,373 @@
+"""The ladder under a byte budget: what costs nothing, codes, levels, distillation; zeros and sharing by training.
+
+    as it is -> exact steps -> codes that TFLM decodes                      the same outputs, to the code
+    -> codes of fewer levels (`shorten_codes`) -> distilled on the samples  other outputs, without labels
+    -> trained; zeros and trained; shared values and trained                where the caller trains
+
+It stops behind the exact rungs where one of them holds the budget: no other can be better. Of the others the one of the
+best score that holds it wins.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from kquant.calibration.data import gather
+from kquant.core.checks import present
+from kquant.core.messages import first_of
+from kquant.core.progress import tqdm
+from kquant.core.result import Result
+from kquant.correct.output_worth import squash_of
+from kquant.correct.short_codes import shorten_codes
+from kquant.files.atomic import Outputs
+from kquant.files.finished_work import Kept
+from kquant.files.keras_files import load
+from kquant.graph.copies import copy_of
+from kquant.graph.watched import state_kept
+from kquant.masking.clustering import cluster, has_codebooks
+from kquant.masking.pruning import has_masks, prune
+from kquant.tflite.file_content import Files, Form, to_files
+from kquant.tflite.lowering import lower
+from kquant.tflite.memory_plan import memory_plan
+from kquant.tflite.reader import read_model
+from kquant.tflite.storage import Storing, storages
+from kquant.tflite.weight_bytes import layer_bytes
+from kquant.train.distillation import distill
+from kquant.views.quantized_model import read
+
+JUDGED = 256  # samples that outputs are compared on
+ROOM = 0.97  # of the budget, that training may move codes without passing it
+SPARSITY = 0.6  # of the rung with zeros
+CLUSTERS = 16
+STEPS, RATE, BATCH = 240, 3e-5, 32  # of the distillation
+KINDS = {"SOFTMAX": "probabilities", "LOGISTIC": "binary-probabilities"}
+
+Train = Callable[[keras.Model, str], Any]
+
+
+@dataclass(frozen=True)
+class ByteRung:
+    """One file that was tried.
+
+    Attributes:
+        name: what it adds.
+        file_bytes: of the file; 0 where the rung failed.
+        score: of the quantized model, see `ByteLadder.unit`; -inf where the rung failed.
+        arena_bytes: the tensors, as TFLM plans them.
+        lookups: steps of decoding in each call.
+        seconds: that the rung took.
+        coded: weights are in codes that TFLM decodes.
+        holds: the budget holds.
+        kept: the one that is returned.
+        failed: why there is no such file, else "".
+    """
+
+    name: str
+    file_bytes: int
+    score: float
+    arena_bytes: int
+    lookups: int
+    seconds: float
+    coded: bool = False
+    holds: bool = False
+    kept: bool = False
+    failed: str = ""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ByteLadder(Result):
+    """What was tried under a byte budget.
+
+    Attributes:
+        flash_bytes: the budget.
+        unit: "score" of the caller's function, or "dB": signal to error of the outputs, against the float model.
+        float_score: of the float model; inf in dB.
+        rungs: in the order they were tried.
+    """
+
+    flash_bytes: int
+    unit: str
+    float_score: float
+    rungs: tuple[ByteRung, ...]
+
+    @property
+    def best(self) -> ByteRung:
+        """The rung of the file."""
+        return next(rung for rung in self.rungs if rung.kept)
+
+    @property
+    def pareto(self) -> tuple[ByteRung, ...]:
+        """Rungs that no other beats in bytes and score, the largest first."""
+        made = [rung for rung in self.rungs if not rung.failed]
+        best = [r for r in made if not any(_beats(other, r) for other in made)]
+        return tuple(sorted(best, key=lambda rung: -rung.file_bytes))
+
+    def __repr__(self) -> str:
+        best = self.best
+        return (
+            f"ByteLadder({best.name}: {best.file_bytes:,} of {self.flash_bytes:,} bytes, {best.score:.4g} {self.unit})"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        said = {"flash_bytes": self.flash_bytes, "unit": self.unit, "float_score": self.float_score}
+        return {**said, "best": self.best.name, "rungs": [asdict(r) for r in self.rungs]}
+
+
+def _beats(a: ByteRung, b: ByteRung) -> bool:
+    better = a.file_bytes < b.file_bytes or a.score > b.score
+    return better and a.file_bytes <= b.file_bytes and a.score >= b.score
+
+
+@dataclass(frozen=True, eq=False)
+class Wanted:
+    """What the ladder is asked for.
+
+    Attributes:
+        model: the float model.
+        data: representative samples.
+        make: float model, pruned or not -> the quantized one, calibrated.
+        flash_bytes: the budget.
+        strip_names, decode_budget, io: of the file, see `kquant.export`.
+        evaluate: model -> score; None: outputs are compared with the float model's.
+        train: see `kquant.compress`; None: nobody trains.
+        limit: of the samples.
+        folder: for what is finished.
+    """
+
+    model: keras.Model
+    data: Any
+    make: Callable[[keras.Model], keras.Model]
+    flash_bytes: int
+    strip_names: bool = False
+    decode_budget: int | None = None
+    io: Any = "model"
+    evaluate: Callable[[keras.Model], float] | None = None
+    train: Train | None = None
+    limit: int | None = None
+    folder: Path | None = None
+
+
+def climb(wanted: Wanted, kept: Kept, verbose: bool) -> tuple[keras.Model, ByteLadder]:
+    """The best quantized model under the budget, and all that was tried.
+
+    Args:
+        wanted: models, samples, the budget.
+        kept: rows of an earlier call.
+        verbose: show a bar.
+
+    Raises:
+        ValueError: nothing holds the budget, with the smallest file and the layers that stand in the way; or no target
+            that decodes, where exact steps do not suffice.
+    """
+    search = _Search(wanted, kept)
+    with tqdm(desc="byte budget", unit="rung", disable=not verbose, total=5 + 3 * (wanted.train is not None)) as bar:
+        for name, make, coded in _ladder(search):
+            bar.set_postfix_str(name)
+            search.measure(name, make, coded)
+            bar.update()
+        bar.total = bar.n
+    return search.result()
+
+
+def _ladder(search: _Search) -> Iterator[tuple[str, Callable[[], keras.Model], bool | None]]:
+    """Name, what makes the model, and whether its weights are in codes (None: without exact steps either)."""
+    wanted = search.wanted
+    base = search.base
+    yield "as it is", base, None
+    yield "exact steps", base, False
+    if search.holds:
+        return
+    search.refuse_undecoded()
+    yield "codes", base, True
+    if search.holds:
+        return
+    yield "shorter codes", lambda: search.shortened("levels", base(), 1.0), True
+    yield "shorter codes, distilled", lambda: search.distilled(search.shortened("levels", base(), ROOM)), True
+    if wanted.train is None:
+        return
+    train = wanted.train
+
+    def trained(qmodel: keras.Model) -> keras.Model:
+        train(qmodel, "quantize")
+        return qmodel
+
+    def changed(model: keras.Model, stage: str) -> keras.Model:
+        train(model, stage)
+        return wanted.make(model)
+
+    yield "shorter codes, trained", lambda: trained(search.shortened("levels", base(), ROOM)), True
+    if not (has_masks(wanted.model) or has_codebooks(wanted.model)):
+        zeros = lambda: changed(prune(wanted.model, SPARSITY), "prune")  # noqa: E731
+        yield "zeros, trained", lambda: trained(search.shortened("zeros", zeros(), ROOM)), True
+        shared = lambda: changed(cluster(wanted.model, CLUSTERS, per_channel="scale"), "cluster")  # noqa: E731
+        yield "shared values, trained", lambda: trained(shared()), True
+
+
+class _Search:
+    """What has been tried."""
+
+    def __init__(self, wanted: Wanted, kept: Kept) -> None:
+        self.wanted, self.kept = wanted, kept
+        self.rungs: list[ByteRung] = []
+        self.earlier = {rung.name: rung for rung in kept.rows("rungs", ByteRung)}
+        self.models: dict[str, keras.Model] = {}
+        self._base: keras.Model | None = None
+        samples = gather(wanted.model, wanted.data, min(wanted.limit or JUDGED, JUDGED))
+        self.x = samples if len(samples) > 1 else samples[0]
+        if wanted.evaluate is None:
+            with state_kept(wanted.model):
+                self.outputs = _predicted(wanted.model, self.x)
+
+    def base(self) -> keras.Model:
+        """The quantized model of the recipe; a copy, which the caller may change."""
+        if self._base is None:
+            self._base = self.wanted.make(self.wanted.model)
+        return copy_of(self._base)
+
+    @property
+    def holds(self) -> bool:
+        """True where a rung holds the budget."""
+        return any(rung.holds for rung in self.rungs)
+
+    def refuse_undecoded(self) -> None:
+        """Codes are for targets that decode them."""
+        target = lower(self.base()).target
+        if not target.decodes:
+            least = min(rung.file_bytes for rung in self.rungs)
+            raise ValueError(
+                f"compress: the smallest file with the same outputs has {least:,} bytes, flash_bytes="
+                f"{self.wanted.flash_bytes:,}; smaller ones are in codes, and '{target.name}' decodes none. Give "
+                "target='tflm', or kquant.mixed_precision(model, data, flash_bytes=...) for weights of 4 bits."
+            )
+
+    def score(self, model: keras.Model) -> float:
+        """Of a quantized model."""
+        if self.wanted.evaluate is not None:
+            with state_kept(model):
+                return float(self.wanted.evaluate(model))
+        wrong = _predicted(model, self.x) - self.outputs
+        signal, noise = float(np.sum(self.outputs**2)), float(np.sum(wrong**2))
+        return 10.0 * float(np.log10(max(signal, 1e-30) / max(noise, 1e-30)))
+
+    def measure(self, name: str, make: Callable[[], keras.Model], coded: bool | None) -> None:
+        """Make a rung, unless an earlier call has."""
+        rung = self.earlier.get(name)
+        if rung is None or not (rung.failed or coded in (None, False) or self._saved(name)):
+            started = time.perf_counter()
+            try:
+                model = make()
+                rung = self._measured(name, model, coded)
+            except ValueError as error:
+                if not self.rungs:
+                    raise
+                rung = ByteRung(name, 0, float("-inf"), 0, 0, 0.0, failed=str(error).split("\n")[0])
+            else:
+                self._save(name, model)
+            rung = replace(rung, seconds=time.perf_counter() - started)
+        self.rungs.append(rung)
+        self.kept.store(rungs=[rung for rung in self.rungs if not rung.failed])
+
+    def _measured(self, name: str, model: keras.Model, coded: bool | None) -> ByteRung:
+        files = self._files(model, coded)
+        plan = memory_plan(read_model(files.content)).size_bytes
+        lookups = 0 if files.decoding is None else files.decoding.lookups
+        size = len(files.content)
+        holds = coded is not None and size <= self.wanted.flash_bytes
+        return ByteRung(name, size, self.score(model), plan, lookups, 0.0, files.decoding is not None, holds)
+
+    def _files(self, model: keras.Model, coded: bool | None) -> Files:
+        wanted = self.wanted
+        storing = Storing()
+        if coded:
+            storing = Storing(tuple(cls() for cls in storages().values()), free=True, budget_bytes=wanted.decode_budget)
+        form = Form(io=wanted.io, storing=storing, bare=wanted.strip_names and coded is not None)
+        return to_files(lower(model, shrink=coded is not None), form)
+
+    def shortened(self, what: str, model: keras.Model, share: float) -> keras.Model:
+        """Codes so short that the file holds the budget, or a little less."""
+        wanted = self.wanted
+        bytes_ = int(share * wanted.flash_bytes)
+        folder = None if wanted.folder is None else wanted.folder / f"{what}-{bytes_}"
+        options = {"strip_names": wanted.strip_names, "limit": wanted.limit, "folder": folder}
+        return shorten_codes(model, wanted.data, target_bytes=bytes_, verbose=False, **options)
+
+    def distilled(self, model: keras.Model) -> keras.Model:
+        """Trained a little towards the float model, on the samples alone."""
+        kinds = [KINDS.get(squash_of(read(model), t), "regression") for t in read(model).output_tensors]
+        samples = gather(self.wanted.model, self.wanted.data, self.wanted.limit)
+        x = samples if len(samples) > 1 else samples[0]
+        epochs = max(1, STEPS * BATCH // max(len(samples[0]), BATCH))
+        keras.utils.set_random_seed(0)
+        trainer: Any = distill(model, self.wanted.model, alpha=1.0, temperature=1.0, outputs=kinds)
+        steps = epochs * -(-len(samples[0]) // BATCH)
+        falling: Any = keras.optimizers.schedules.CosineDecay(RATE, steps)
+        trainer.compile(keras.optimizers.Adam(falling))
+        trainer.fit(x, epochs=epochs, batch_size=BATCH, verbose=0)
+        return model
+
+    def _saved(self, name: str) -> bool:
+        path = self._path(name)
+        return path is not None and path.is_file()
+
+    def _path(self, name: str) -> Path | None:
+        folder = self.wanted.folder
+        return None if folder is None else folder / f"{name.replace(', ', '-').replace(' ', '-')}.keras"
+
+    def _save(self, name: str, model: keras.Model) -> None:
+        self.models = {name: model, **{key: m for key, m in self.models.items() if key == self._best_so_far()}}
+        path = self._path(name)
+        if path is not None:
+            with Outputs([path], "compress") as new:
+                size = 4 * sum(int(np.prod(w.shape)) for w in model.weights)
+                with new.making(path, size) as made:
+                    model.save(made)
+
+    def _best_so_far(self) -> str:
+        held = [rung for rung in self.rungs if rung.holds]
+        return max(held, key=lambda rung: rung.score).name if held else ""
+
+    def result(self) -> tuple[keras.Model, ByteLadder]:
+        """The best of what holds, or an error that says what stands in the way."""
+        best = self._best_so_far()
+        if not best:
+            raise ValueError(self._too_large())
+        if best in ("exact steps", "codes"):
+            model = self.base()
+        elif best in self.models:
+            model = self.models[best]
+        else:
+            model = load(present(self._path(best), f"compress: the model of '{best}' was not kept."))
+        unit = "dB" if self.wanted.evaluate is None else "score"
+        float_score = float("inf")
+        if self.wanted.evaluate is not None:
+            with state_kept(self.wanted.model):
+                float_score = float(self.wanted.evaluate(self.wanted.model))
+        rungs = tuple(replace(rung, kept=rung.name == best) for rung in self.rungs)
+        return model, ByteLadder(self.wanted.flash_bytes, unit, float_score, rungs)
+
+    def _too_large(self) -> str:
+        failed = [rung.failed for rung in self.rungs if rung.failed]
+        made = [rung for rung in self.rungs if not rung.failed]
+        least = min(made, key=lambda rung: rung.file_bytes)
+        named = Form(storing=Storing(tuple(cls() for cls in storages().values()), free=True))
+        rows = layer_bytes(to_files(lower(self.base()), named).content).layers
+        largest = sorted(rows, key=lambda row: -row.stored_bytes)[:3]
+        where = first_of([f"{row.name} ({row.stored_bytes:,} bytes)" for row in largest])
+        ahead = f" In the way: {where}, and {failed[-1]}" if failed else f" The largest tensors: {where}."
+        return (
+            f"compress: nothing holds flash_bytes={self.wanted.flash_bytes:,}. The smallest is '{least.name}' with "
+            f"{least.file_bytes:,} bytes.{ahead}"
+        )
+
+
+def _predicted(model: Any, x: Any) -> np.ndarray:
+    outputs = model.predict(x, verbose=0)
+    return np.concatenate([np.reshape(np.asarray(y, np.float64), (len(y), -1)) for y in keras.tree.flatten(outputs)], 1)

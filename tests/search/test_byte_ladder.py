@@ -1,0 +1,176 @@
+"""A byte budget: what is exact first, then what is not, the best of what holds; stopped, resumed, refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import kquant
+from kquant.app.cli import app
+from kquant.correct import byte_search
+from kquant.search import byte_ladder
+
+QUIET: dict[str, Any] = {"verbose": False, "target": "tflm"}
+layers = keras.layers
+
+
+def samples(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Three classes of small images, told apart by where they are bright."""
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, 3, count)
+    x = rng.normal(0, 2.0, (count, 8, 8, 2)).astype(np.float32)
+    for i, row in zip(y, x, strict=True):
+        row[2 * i : 2 * i + 3] += 1.0
+    return x, y
+
+
+X, Y = samples(256, 0)
+TEST = samples(256, 1)
+
+
+def fit(model: keras.Model, epochs: int = 3) -> keras.Model:
+    model.compile(keras.optimizers.Adam(2e-3), "sparse_categorical_crossentropy")
+    model.fit(X, Y, batch_size=32, epochs=epochs, verbose=0)
+    return model
+
+
+@pytest.fixture(autouse=True)
+def shortly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few steps of distillation, and a search that is soon near enough."""
+    monkeypatch.setattr(byte_ladder, "STEPS", 16)
+    monkeypatch.setattr(byte_search, "NEAR", 0.08)
+
+
+@pytest.fixture(scope="module")
+def model() -> keras.Model:
+    keras.utils.set_random_seed(0)
+    x = inputs = keras.Input((8, 8, 2), name="image")
+    x = layers.Conv2D(24, 3, activation="relu", name="first")(x)
+    x = layers.Conv2D(32, 3, activation="relu", name="second")(x)
+    x = layers.Dense(32, activation="relu", name="wide")(layers.Flatten(name="flat")(x))
+    return fit(keras.Model(inputs, layers.Dense(3, activation="softmax", name="head")(x), name="net"))
+
+
+def score(model: keras.Model) -> float:
+    return float(np.mean(model.predict(TEST[0], verbose=0).argmax(-1) == TEST[1]))
+
+
+@pytest.fixture(scope="module")
+def plain(model: keras.Model, tmp_path_factory: pytest.TempPathFactory) -> int:
+    """Bytes of the int8 file."""
+    return kquant.compress(model, X[:64], path=tmp_path_factory.mktemp("plain") / "m.tflite", **QUIET).report.file_bytes
+
+
+def test_what_exact_steps_hold_is_left_alone(model: keras.Model, plain: int, tmp_path: Path) -> None:
+    made = kquant.compress(model, X[:64], path=tmp_path / "m.tflite", flash_bytes=plain, **QUIET)
+    assert made.ladder is not None
+    assert [rung.name for rung in made.ladder.rungs] == ["as it is", "exact steps"]
+    assert made.ladder.best.name == "exact steps"
+    assert made.report.decoding is None
+
+
+def test_fewer_bytes_by_levels(model: keras.Model, plain: int, tmp_path: Path) -> None:
+    budget = int(0.45 * plain)
+    made = kquant.compress(model, X[:64], path=tmp_path / "m.tflite", flash_bytes=budget, evaluate=score, **QUIET)
+    assert made.ladder is not None
+    ladder = made.ladder
+    assert made.report.file_bytes == (tmp_path / "m.tflite").stat().st_size == ladder.best.file_bytes <= budget
+    assert ladder.best.name.startswith("shorter codes")
+    assert ladder.best.score >= ladder.float_score - 0.03
+    assert score(made.model) == ladder.best.score
+    # the file computes what was scored, on TFLM
+    ours = kquant.predict(tmp_path / "m.tflite", TEST[0][:32], runtime="tflm")
+    assert np.array_equal(ours, made.model.predict(TEST[0][:32], verbose=0))
+    assert all(report.ok for report in made.report.verification)
+    assert ladder.pareto[-1].file_bytes <= budget
+    said = kquant.report.render(made)
+    assert "shorter codes, distilled" in said
+    assert f"{ladder.best.file_bytes:,} of {budget:,} bytes" in said
+    assert '"flash_bytes"' in kquant.report.to_json(made)
+    assert ladder.to_dict()["best"] == ladder.best.name
+
+
+def test_training_has_rungs_of_its_own(model: keras.Model, plain: int, tmp_path: Path) -> None:
+    before = [v.numpy() for v in model.variables]
+    seen: list[str] = []
+
+    def train(stage_model: keras.Model, stage: str) -> None:
+        seen.append(stage)
+        fit(stage_model, 1)
+
+    options = {"evaluate": score, "train": train, "folder": tmp_path / "kept", **QUIET}
+    made = kquant.compress(model, X[:64], path=tmp_path / "m.tflite", flash_bytes=int(0.4 * plain), **options)
+    assert seen == ["quantize", "prune", "quantize", "cluster", "quantize"]
+    assert made.ladder is not None
+    names = [rung.name for rung in made.ladder.rungs]
+    assert names[-3:] == ["shorter codes, trained", "zeros, trained", "shared values, trained"]
+    assert made.ladder.best.score == max(rung.score for rung in made.ladder.rungs if rung.holds)
+    assert all(np.array_equal(a, v.numpy()) for a, v in zip(before, model.variables, strict=True))
+    # once more: nothing is trained again, and the same file comes out
+    again = kquant.compress(model, X[:64], path=tmp_path / "again.tflite", flash_bytes=int(0.4 * plain), **options)
+    assert len(seen) == 5
+    assert (tmp_path / "again.tflite").read_bytes() == (tmp_path / "m.tflite").read_bytes()
+    assert again.ladder is not None
+    assert [rung.score for rung in again.ladder.rungs] == [rung.score for rung in made.ladder.rungs]
+
+
+def test_a_stopped_ladder_goes_on(
+    model: keras.Model, plain: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"folder": tmp_path / "kept", "flash_bytes": int(0.45 * plain), "evaluate": score, **QUIET}
+
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(byte_ladder, "distill", stop)
+        with pytest.raises(KeyboardInterrupt):
+            kquant.compress(model, X[:64], path=tmp_path / "m.tflite", **options)
+    assert not (tmp_path / "m.tflite").exists()
+    first = kquant.compress(model, X[:64], path=tmp_path / "m.tflite", **options)
+    whole = kquant.compress(model, X[:64], path=tmp_path / "w.tflite", **{**options, "folder": None})
+    assert (tmp_path / "m.tflite").read_bytes() == (tmp_path / "w.tflite").read_bytes()
+    assert first.ladder is not None
+    assert whole.ladder is not None
+    assert [r.file_bytes for r in first.ladder.rungs] == [r.file_bytes for r in whole.ladder.rungs]
+    with pytest.raises(ValueError, match="is of another search"):
+        kquant.compress(model, X[:64], path=tmp_path / "m.tflite", **{**options, "flash_bytes": 9000})
+
+
+def test_refusals(model: keras.Model, plain: int, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"path": tmp_path / "m.tflite", "verbose": False}
+    with pytest.raises(ValueError, match=r"nothing holds flash_bytes=1,200. The smallest is .* the way: wide/kernel"):
+        kquant.compress(model, X[:64], target="tflm", flash_bytes=1200, **options)
+    with pytest.raises(ValueError, match="'litert' decodes none. Give target='tflm', or kquant.mixed_precision"):
+        kquant.compress(model, X[:64], target="litert", flash_bytes=plain // 2, **options)
+    with pytest.raises(ValueError, match="leave compression='lut' out"):
+        kquant.compress(model, X[:64], target="tflm", flash_bytes=plain, compression="lut", **options)
+    with pytest.raises(ValueError, match="evaluate are for a byte budget; give flash_bytes="):
+        kquant.compress(model, X[:64], target="tflm", evaluate=score, **options)
+    with pytest.raises(ValueError, match="flash_bytes must be a whole number of bytes. Received: 1.5"):
+        kquant.compress(model, X[:64], target="tflm", flash_bytes=1.5, **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command(model: keras.Model, plain: int, tmp_path: Path) -> None:
+    model.save(tmp_path / "net.keras")
+    np.savez(tmp_path / "data.npz", x=X[:64])
+    np.savez(tmp_path / "test.npz", x=TEST[0][:64], y=TEST[1][:64])
+    arguments = ["compress", tmp_path / "net.keras", "--data", tmp_path / "data.npz", "--target", "tflm"]
+    arguments += ["--test", tmp_path / "test.npz", "--labels", tmp_path / "test.npz", "--folder", tmp_path / "build"]
+    budget = int(0.6 * plain)
+    result = CliRunner().invoke(app, [str(a) for a in (*arguments, "--flash-bytes", budget, "--strip-names", "--json")])
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    assert told["file_bytes"] == (tmp_path / "build" / "net.tflite").stat().st_size <= budget
+    assert told["ladder"]["unit"] == "score"
+    assert [rung["name"] for rung in told["ladder"]["rungs"]][:3] == ["as it is", "exact steps", "codes"]
+    refused = CliRunner().invoke(app, [str(a) for a in (*arguments, "--work", tmp_path / "work")])
+    assert refused.exit_code == 1
+    assert "folder are for a byte budget; give flash_bytes=" in refused.stderr
