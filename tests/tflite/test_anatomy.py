@@ -133,3 +133,19 @@ def test_damaged_files_are_refused_or_add_up():
             parts_of(bytes(damaged))
         except ValueError as error:
             assert "damaged" in str(error) or "not a TFLite file" in str(error)
+
+
+@pytest.mark.skipif(not FILES, reason="the models are not part of the repository; set KQUANT_ASSETS")
+def test_what_the_keyword_model_has_beside_its_weights(tmp_path):
+    """6 KB with one scale for each kernel; with one for each channel the scales and biases alone are 4.9."""
+    t = assets.task("keyword_spotting")
+    found = {}
+    for per_axis in (True, False):
+        recipe = {"name": "int8", "weights": {"per_axis": per_axis}}
+        q = kquant.calibrate(kquant.quantize(t.model, recipe, target="tflm"), t.calibration, verbose=False)
+        kquant.export(q, tmp_path / "m.tflite", strip_names=True, check_runtimes=False)
+        found[per_axis] = kquant.layer_bytes(tmp_path / "m.tflite")
+    assert found[False].overhead_bytes <= 6 * 1024 and found[False].file_bytes <= 0.82 * 34_448
+    assert found[True].overhead_bytes <= 7_600
+    parts = {part.name: part.bytes for part in found[True].parts}
+    assert parts["biases"] + parts["scales"] > 0.6 * found[True].overhead_bytes and parts["padding"] < 200
