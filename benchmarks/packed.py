@@ -1,9 +1,10 @@
-"""What 4-bit weights packed two to a byte cost in time, on LiteRT with XNNPACK, one thread, by turns.
+"""What weights packed several to a byte cost in time, on LiteRT with XNNPACK, one thread, by turns.
 
     python -m benchmarks.packed operators        # each operator alone, with 8-bit weights and with packed ones
+    python -m benchmarks.packed operators --type int2    # of 2 bits, where an operator takes them
     python -m benchmarks.packed models --peer ../peer/bin/python    # whole models, beside LiteRT Quantizer's W4A8
 
-The first part is where `slow` of `packed.int4` in kquant/targets/litert.toml comes from. The Python of `--peer` has
+The first part is where `slow` of `packed` in kquant/targets/litert.toml comes from. The Python of `--peer` has
 ai-edge-quantizer 0.10; without it that column is left out. Times are medians of single invocations: a load on the
 machine that interrupts some of them does not reach the median. The load is printed.
 """
@@ -29,6 +30,7 @@ from benchmarks.assets import Task, task
 from benchmarks.latency import invocation
 from benchmarks.turns import in_turns, ratios, timed
 from kquant import targets
+from kquant.core.packed import PACKED
 from kquant.correct.steps import apply_steps
 from kquant.recipe.recipe import Step
 from kquant.views.packing import UNPACKS
@@ -59,6 +61,8 @@ CASES: dict[str, Case] = {
     "dense, 16 rows": ((16, 64), lambda: layers.Dense(64)),
     "dense, 63 to 128": ((63,), lambda: layers.Dense(128)),
     "dense, 255 to 64": ((255,), lambda: layers.Dense(64)),
+    "dense, 66 to 128": ((66,), lambda: layers.Dense(128)),
+    "dense, 130 to 128": ((130,), lambda: layers.Dense(128)),
 }
 
 
@@ -82,7 +86,7 @@ def times_ms(paths: Mapping[str, Path], base: str, rounds: int, count: int) -> d
     return ratios(in_turns(runs, rounds, count, warm_up=50), base)
 
 
-def operators(folder: Path, mode: str, rounds: int) -> None:
+def operators(folder: Path, mode: str, rounds: int, type: str) -> None:
     """Every case with 8-bit weights and with packed ones; then the median of each operator's cases."""
     found: dict[tuple[str, str], list[float]] = {}
     target = targets.load("litert")
@@ -92,16 +96,18 @@ def operators(folder: Path, mode: str, rounds: int) -> None:
         model = keras.Sequential([keras.Input(shape), make()])
         samples = np.random.default_rng(0).normal(size=(8, *shape)).astype("float32")
         paths = {}
-        for bits in (8, 4):
+        for bits in (8, PACKED[type].bits):
             recipe = {"name": "packed", "mode": mode, "weights": {"bits": bits}}
             paths[str(bits)] = file_of(model, recipe, samples, folder / f"{bits}.tflite")
-        if any(tensor.dtype == "int4" for tensor in kquant.inspect(paths["4"]).tensors):
-            code = next(op.code for op in kquant.inspect(paths["4"]).operators if target.ops[op.code].packs("int4"))
+        base, packed = paths
+        file = kquant.inspect(paths[packed])
+        if any(tensor.dtype == type for tensor in file.tensors):
+            code = next(op.code for op in file.operators if target.ops[op.code].packs(type))
             reader = UNPACKS if mode == "weight-only" else code
-            told = target.ops[reader].slowdown("int4", "litert", int(np.prod(model.layers[-1].kernel.shape[:-1])))
-            times = times_ms(paths, "8", rounds, 200)
-            found.setdefault((reader, "slow" if told else "fast"), []).append(times["4"][1])
-            row = f"{code:18} {name:24} {times['8'][0]:9.4f} {times['4'][0]:9.4f} {times['4'][1]:6.2f}"
+            told = target.ops[reader].slowdown(type, "litert", int(np.prod(model.layers[-1].kernel.shape[:-1])))
+            times = times_ms(paths, base, rounds, 200)
+            found.setdefault((reader, "slow" if told else "fast"), []).append(times[packed][1])
+            row = f"{code:18} {name:24} {times[base][0]:9.4f} {times[packed][0]:9.4f} {times[packed][1]:6.2f}"
             print(f"{row}   {told or 'not slow'}", flush=True)
         else:
             print(f"{'':18} {name:24} not packed", flush=True)
@@ -173,12 +179,13 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", default=["operators", "models"], choices=("operators", "models"))
     parser.add_argument("--mode", default="static", choices=("static", "dynamic", "weight-only"), help="of operators")
     parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--type", choices=tuple(PACKED), default="int4", help="of the operators' packed weights")
     parser.add_argument("--peer", help="a Python with ai-edge-quantizer")
     parser.add_argument("--correct", action="store_true", help=f"4-bit models by {', '.join(STEPS)}, some minutes")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         if "operators" in args.parts:
-            operators(Path(folder), args.mode, args.rounds)
+            operators(Path(folder), args.mode, args.rounds, args.type)
         if "models" in args.parts:
             models(Path(folder), args.peer, args.rounds, args.correct)
 

@@ -166,3 +166,24 @@ def test_a_target_names_packed_types_that_there_are() -> None:
         targets.parse(f'{OLD}optional_bias = ["int3"]\n', "a.toml")
     with pytest.raises(ValueError, match="packed.int4.versoin: unknown key"):
         targets.parse(f"{OLD}packed.int4 = {{ versoin = 7 }}\n", "a.toml")
+
+
+@pytest.mark.parametrize(("depth", "type"), [(24, "INT2"), (22, "INT4"), (21, "INT8")])
+def test_where_latency_counts_the_narrowest_type_that_costs_none_is_taken(
+    depth: int, type: str, tmp_path: Path
+) -> None:
+    """XNNPACK has kernels of int2 for multiples of 4, of int4 for even numbers; what is wider gets all its bits."""
+    model = keras.Sequential([keras.Input((depth,), name="x"), keras.layers.Dense(5, name="head")], name="net")
+    two = {"name": "two", "weights": {"bits": 2}, "prefer": "latency"}
+    if type == "INT2":
+        q = kquant.quantize(model, two)
+    else:
+        with pytest.warns(UserWarning, match="packed 2-bit ones would cost 5 times the latency"):
+            q = kquant.quantize(model, two)
+    assert q.get_layer("head").spec.bits == int(type.removeprefix("INT"))
+    assert [row.weights for row in kquant.check(model, recipe=two).layers] == [
+        (f"{type.removeprefix('INT')} bits" + ", packed" * (type != "INT8"),)
+    ]
+    kquant.calibrate(q, np.float32(RNG.normal(size=(100, depth))), verbose=False)
+    kquant.export(q, tmp_path / "m.tflite", check_runtimes=False)
+    assert [t.type for t in kquant.inspect(tmp_path / "m.tflite").tensors if t.name == "head/kernel"] == [type]
