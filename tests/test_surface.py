@@ -22,11 +22,12 @@ from kquant.correct.steps import apply_steps, check_steps
 from kquant.recipe.recipe import Step
 
 FUNCTIONS = {name: getattr(kquant, name) for name in kquant.__all__ if inspect.isfunction(getattr(kquant, name))}
+ON_RAY = {"observe": kquant.on_ray.observe, "try_recipes": kquant.on_ray.try_recipes}
 COMMANDS = typer.main.get_command(cli.app).commands
 
 
 def test_every_verb_and_command_has_the_same_target() -> None:
-    parameters = {name: inspect.signature(f).parameters for name, f in FUNCTIONS.items()}
+    parameters = {name: inspect.signature(f).parameters for name, f in {**FUNCTIONS, **ON_RAY}.items()}
     found = {name: p["target"].default for name, p in parameters.items() if "target" in p}
     options = {name: {p.name: p.default for p in command.params} for name, command in COMMANDS.items()}
     own = {"correct": "the model's, where it is quantized", "export": "that of the kind of project"}
@@ -50,6 +51,7 @@ def test_no_synonyms() -> None:
     called = {name: set(inspect.signature(f).parameters) for name, f in FUNCTIONS.items()}
     called["Monitor"] = set(inspect.signature(kquant.callbacks.Monitor).parameters)
     called |= {name: set(inspect.signature(getattr(report, name)).parameters) for name in ("html", "pareto")}
+    called |= {f"on_ray.{name}": set(inspect.signature(f).parameters) for name, f in ON_RAY.items()}
     found = {(name, word) for name, words in called.items() for word in words & SYNONYMS}
     assert found == set(OTHER_WORDS)
     options = {(name, option) for name, c in COMMANDS.items() for p in c.params for option in p.opts}

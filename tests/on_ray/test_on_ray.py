@@ -133,12 +133,13 @@ def test_a_worker_that_is_killed_changes_nothing(cluster: None, tmp_path: Path) 
 @pytest.mark.filterwarnings("default")
 def test_recipes_are_tried_and_a_stopped_search_goes_on(cluster: None, tmp_path: Path) -> None:
     net = model()
-    wanted = net.predict(X, verbose=0).argmax(-1)
+    wanted, before = net.predict(X, verbose=0).argmax(-1), net.get_weights()
     recipes: list[Any] = ["int8", "int16x8", {"name": "w4", "weights": {"bits": 4}}]
     recipes.append({"name": "odd", "activations": {"bits": 3, "observer": "kl"}, "rules": [{"layer": "none*"}]})
     tried = kquant.on_ray.try_recipes(
         net, X, Killing(wanted, str(tmp_path / "killed")), recipes, folder=tmp_path / "kept", verbose=False
     )
+    assert all(np.array_equal(a, b) for a, b in zip(before, net.get_weights(), strict=True)), "it stays as it was"
     assert (tmp_path / "killed").exists() and {row.name for row in tried.rows} == {"int8", "int16x8", "w4", "odd"}
     assert tried.best.score == max(row.score for row in tried.rows) == 1.0 and "4 recipes" in repr(tried)
     q = kquant.calibrate(kquant.quantize(net, "int8"), X, verbose=False)
