@@ -19,7 +19,7 @@ from kquant.layers.nodes import FakeQuant, encodings_of
 from kquant.layers.provenance import NOWHERE
 from kquant.ops import find
 from kquant.views.loops import opened
-from kquant.views.multiplications import macs_of, size_of
+from kquant.views.multiplications import macs_of_node, size_of
 from kquant.views.packing import packed_types
 
 BIAS_BYTES = 4
@@ -197,20 +197,7 @@ def followed(graph: Graph) -> dict[str, FakeQuant]:
 
 def macs(unit: Unit) -> int:
     """Multiply-accumulates for one sample: positions of the output times the weights that each of them reads."""
-    if unit.loop is not None:  # every step multiplies with every weight once
-        weights = sum(size_of(kernel.shape) for holder in unit.holders for kernel in holder.kernels())
-        return sum(int(node.args[0][0].shape[1]) * weights for node in unit.nodes)
-    return sum(_macs(unit, node) for node in unit.nodes)
-
-
-def _macs(unit: Unit, node: Node) -> int:
-    layer = unit.weighted
-    y, x = node.outputs[0].shape[1:], node.inputs[0].shape[1:]
-    if layer is not None:
-        return sum(macs_of(find(layer.layer), kernel.shape, x, y) for kernel in layer.kernels())
-    rule = find(node.op)
-    # each number of the output sums over the last axis of the first input
-    return size_of(y) * (x[-1] or 1) if rule is not None and "BATCH_MATMUL" in rule.operators else 0
+    return sum(macs_of_node(node, unit.weighted) for node in unit.nodes)
 
 
 def weight_bytes(unit: Unit) -> int:

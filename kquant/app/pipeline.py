@@ -25,7 +25,6 @@ from kquant.layers.kernel import holders
 from kquant.masking.mask import Mask
 from kquant.masking.method import methods
 from kquant.prepare.quantization import quantize
-from kquant.projects.scoring import card_of
 from kquant.recipe.recipe import Recipe, Step, load
 from kquant.search.byte_ladder import ByteLadder, Wanted, climb
 from kquant.search.search_state import search_state
@@ -126,7 +125,7 @@ def compress(
         qmodel, ladder = _under_budget(model, data, load(recipe), flash_bytes, options, form, given)
         form = _form_of(ladder, form)
     report = export(qmodel, path, data=data, **form)
-    return CompressResult(qmodel, report, card_of(report, qmodel), ladder)
+    return CompressResult(qmodel, report, report.card, ladder)
 
 
 def _refuse_alone(given: dict[str, Any]) -> None:

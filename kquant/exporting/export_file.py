@@ -21,6 +21,7 @@ from kquant.core.renamed import renamed
 from kquant.core.result import Result
 from kquant.core.spec import Encoding
 from kquant.exact.narrow import Removed
+from kquant.exporting.model_card import ModelCard
 from kquant.exporting.stored_check import Compression, check_runtime, refuse_other_outputs, storing_of
 from kquant.exporting.streams import Stream, StreamCheck, StreamReport, check_stream, describe_stream
 from kquant.exporting.verification import VerifyReport, compare
@@ -41,6 +42,7 @@ from kquant.tflite.storage import Decoding
 from kquant.tflite.streaming import Streamed
 from kquant.tflite.vela import find_vela, vela_bytes
 from kquant.tflite.weight_bytes import FileBytes, Uncounted
+from kquant.views.multiplications import macs_of_model
 
 RANDOM_SAMPLES = 8
 CHECKED_SAMPLES = 64
@@ -78,6 +80,7 @@ class ExportReport(Result):
         streaming: what a streaming file needs of the application; None for others.
         decoding: what it costs that weights are decoded as the file runs; None where none are.
         removed: channels that are not in the file as no output depends on them, layer by layer.
+        macs: multiply-accumulates of the model for one sample.
     """
 
     path: str
@@ -96,6 +99,15 @@ class ExportReport(Result):
     streaming: StreamReport | None = None
     decoding: Decoding | None = None
     removed: tuple[Removed, ...] = ()
+    macs: int = 0
+
+    @property
+    def card(self) -> ModelCard:
+        """The figures that are asked for first; of accuracy knows who has labels, see `kquant.bundle(test=...)`."""
+        return ModelCard(self.macs, self.weight_bytes, self.file_bytes, self.arena_bytes)
+
+    def __str__(self) -> str:
+        return f"{self!r}\n{self.card}"
 
     @property
     def weights(self) -> FileBytes:
@@ -180,21 +192,20 @@ def export(
     """
     _check_options(io, states, streaming, about, strip_names)
     storing = storing_of(compression, decode_budget)
-    target_path = destination(path, "export", "model.tflite").given
-    results = Outputs([target_path] if encodings is None else [target_path, encodings], "export")
+    place = destination(path, "export", "model.tflite").given
+    results = Outputs([place] if encodings is None else [place, encodings], "export")
     beside = None if encodings is None else encodings_of(qmodel, encodings_version)
     with without_collection():
         lowered = lower(qmodel, shrink=shrink)
         files = to_files(lowered, Form(io, int(streaming), states, storing, about, strip_names))
-        file = read_model(files.content)
-        file = with_names(file, read_model(files.over_clips)) if strip_names else file
+        file = _named(files, strip_names)
     checked = _checked(qmodel, lowered, files, file, data) if check_runtimes else _Checked()
     with results as new:
-        new.write(target_path, files.content)
+        new.write(place, files.content)
         if encodings is not None:
             new.write(encodings, f"{json.dumps(beside, indent=1)}\n".encode())
     return ExportReport(
-        path=str(target_path),
+        path=str(place),
         target=lowered.target.name,
         recipe=lowered.recipe,
         file_bytes=len(files.content),
@@ -210,7 +221,14 @@ def export(
         streaming=None if files.streamed is None else describe_stream(files.streamed, states, checked.streams),
         decoding=files.decoding,
         removed=lowered.narrowed.removed,
+        macs=macs_of_model(lowered.graph),
     )
+
+
+def _named(files: Files, strip_names: bool) -> FileModel:
+    """What the file holds, by the names of the model."""
+    file = read_model(files.content)
+    return with_names(file, read_model(files.over_clips)) if strip_names else file
 
 
 def _check_options(io: Any, states: Any, streaming: Any, about: About | None, strip_names: bool) -> None:

@@ -13,7 +13,7 @@ from kquant.exporting.model_card import ModelCard
 from kquant.masking.stripping import strip
 from kquant.projects.arena import Arena, unit_scales_bytes
 from kquant.projects.exported import Array
-from kquant.projects.scoring import card_of, scored
+from kquant.projects.scoring import scored
 from kquant.tflite.reader import FileModel
 
 MUCH = 0.1  # of the arena: worth a word
@@ -62,12 +62,11 @@ def rated(exported: ExportReport, qmodel: keras.Model, content: bytes, test: tup
     Raises:
         ValueError: another number of classes than of samples.
     """
-    card = card_of(exported, qmodel)
     if test is None:
-        return card
+        return exported.card
     # what was quantized is a float function still: the model without its quantization is the float model
     models, x = (strip(qmodel), qmodel), keras.tree.pack_sequence_as(qmodel.input, gather(qmodel, test[0], None))
-    return scored(card, models, content, exported.target, x, np.asarray(test[1]).reshape(-1), verbose=False)
+    return scored(exported.card, models, content, exported.target, x, np.asarray(test[1]).reshape(-1), verbose=False)
 
 
 def _accuracy(rated: ModelCard) -> list[tuple[str, str]]:

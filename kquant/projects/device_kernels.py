@@ -2,7 +2,8 @@
 
 The bounds are those of CMSIS-NN at 4ab83cc, for cores with Helium (M55, M85) and with DSP instructions (M4, M7, M33),
 the larger one: in its `Source`, `ConvolutionFunctions/arm_convolve_get_buffer_sizes_s8.c`, beside it those of
-`depthwise_conv`, and `PoolingFunctions/arm_avgpool_s8.c`; and in tflite-micro at 90b983c what
+`depthwise_conv`, and `PoolingFunctions/arm_avgpool_s8.c`; those that end in `s4` and `s16` ask for no more, but for the
+depthwise convolution of 16-bit activations. And in tflite-micro at 90b983c what
 `micro/kernels/cmsis_nn/fully_connected.cc` keeps.
 """
 
@@ -60,6 +61,8 @@ def _depthwise(tensors: list[FileTensor]) -> Asked:
     """Four positions of a block of channels; of one channel a convolution, with the weights turned."""
     x, kernel = tensors
     window = math.prod(kernel.shape[1:3])
+    if x.type == "INT16":  # all channels at once
+        return Asked(COLUMNS * x.shape[-1] * window * _width(x) + 8)
     if x.shape[-1] == 1:
         return Asked(_columns(window, x) + math.prod(kernel.shape) * _width(x))
     return Asked(max(COLUMNS * BLOCK, 2 * x.shape[-1]) * window * _width(x))

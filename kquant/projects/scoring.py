@@ -10,23 +10,9 @@ import numpy as np
 
 from kquant import targets
 from kquant.analysis.metrics import top1
-from kquant.analysis.units import macs, units
-from kquant.exporting.export_file import ExportReport
 from kquant.exporting.model_card import ModelCard
 from kquant.exporting.verification import runtime_of
 from kquant.runtime.running import predict
-from kquant.views.quantized_model import read
-
-
-def card_of(report: ExportReport, qmodel: keras.Model) -> ModelCard:
-    """What a file takes; nothing is run.
-
-    Args:
-        report: of the file.
-        qmodel: the model that it was exported from.
-    """
-    total = sum(macs(unit) for unit in units(read(qmodel)))
-    return ModelCard(total, report.weight_bytes, report.file_bytes, report.arena_bytes)
 
 
 def scored(

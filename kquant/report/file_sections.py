@@ -49,6 +49,7 @@ def _card(report: ExportReport) -> Iterable[tuple[str, str]]:
     yield "weights", f"{report.weight_bytes:,} bytes"
     if report.arena_bytes is not None:
         yield "arena", f"{report.arena_bytes:,} bytes"
+    yield "MACs", f"{report.macs:,}"
 
 
 @card.register

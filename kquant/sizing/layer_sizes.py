@@ -6,17 +6,15 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 
-from kquant.analysis.units import Unit, macs
 from kquant.core.operators import facts
 from kquant.core.origin import identities
 from kquant.graph.graph import Graph
-from kquant.layers.kernel import Holder
-from kquant.layers.loop import Loop
 from kquant.layers.nodes import FakeQuant
 from kquant.sizing.estimates import LayerSize
 from kquant.tflite.memory_plan import memory_plan
 from kquant.tflite.reader import FileModel, FileOperator
 from kquant.views.loops import opened
+from kquant.views.multiplications import macs_of_node
 
 NUMBER = re.compile(r"_\d+$")  # that tells apart the tensors of several calls of one layer (`distinct_names`)
 
@@ -81,10 +79,7 @@ def macs_by_layer(graph: Graph, owners: Mapping[str, str]) -> Counter[str]:
     for node in graph.nodes:
         if isinstance(node.op, FakeQuant) or not node.inputs:
             continue
-        unit = Unit(node.name, type(node.op).__name__, nodes=[node])
-        unit.weighted = node.op if isinstance(node.op, Holder) else None
-        unit.loop = node.op if isinstance(node.op, Loop) else None
-        counts[owners[node.name]] += macs(unit)
+        counts[owners[node.name]] += macs_of_node(node)
     return counts
 
 

@@ -6,6 +6,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from kquant.graph.graph import Graph, Node
+from kquant.layers.kernel import Holder, holders
+from kquant.layers.loop import Loop
+from kquant.layers.nodes import FakeQuant
+from kquant.ops import find
 from kquant.ops.rule import Rule
 
 
@@ -21,6 +26,35 @@ def macs_of(rule: Rule | None, kernel: Sequence[int], x: Sequence[Any], y: Seque
     if rule is not None and rule.weights is not None and not rule.weights.sums:
         return 0  # rows that are looked up, slopes that multiply: nothing is accumulated
     return positions_of(rule, kernel, x, y) * size_of(kernel)
+
+
+def macs_of_model(graph: Graph) -> int:
+    """Multiply-accumulates of one sample of a quantized model.
+
+    Args:
+        graph: see `kquant.views.quantized_model.read`.
+    """
+    return sum(macs_of_node(node) for node in graph.nodes if node.inputs and not isinstance(node.op, FakeQuant))
+
+
+def macs_of_node(node: Node, layer: Holder | None = None) -> int:
+    """Multiply-accumulates of one call for one sample.
+
+    Args:
+        node: the call.
+        layer: whose weights it multiplies with; by default what is called.
+    """
+    op = node.op
+    if isinstance(op, Loop):  # every step multiplies with every weight once
+        weights = sum(size_of(kernel.shape) for holder in holders(op.step) for kernel in holder.kernels())
+        return int(node.args[0][0].shape[1]) * weights
+    layer = op if layer is None and isinstance(op, Holder) else layer
+    y, x = node.outputs[0].shape[1:], node.inputs[0].shape[1:]
+    if layer is not None:
+        return sum(macs_of(find(layer.layer), kernel.shape, x, y) for kernel in layer.kernels())
+    rule = find(op)
+    # each number of the output sums over the last axis of the first input
+    return size_of(y) * (x[-1] or 1) if rule is not None and "BATCH_MATMUL" in rule.operators else 0
 
 
 def positions_of(rule: Rule | None, kernel: Sequence[int], x: Sequence[Any], y: Sequence[Any]) -> int:

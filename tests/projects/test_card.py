@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import kquant
+from kquant import report
 
 RNG = np.random.default_rng(0)
 X = np.float32(RNG.normal(size=(96, 6)))
@@ -57,3 +58,16 @@ def test_what_cannot_be_judged_is_refused_before_anything_is_written(
     with pytest.raises(ValueError, match=r"^bundle: a stream has no accuracy of clips"):
         kquant.bundle(q, tmp_path / "firmware", data=X, test=(X, Y), streaming=True)
     assert not (tmp_path / "firmware").exists()
+
+
+def test_an_export_prints_its_card(tmp_path: Path) -> None:
+    """What it takes, in the words of the card; of how right it is a bundle's README tells."""
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(6), keras.layers.Dense(3)], name="net")
+    x = np.random.default_rng(0).normal(size=(64, 8)).astype("float32")
+    q = kquant.calibrate(kquant.quantize(model, target="tflm"), x, verbose=False)
+    made = kquant.export(q, tmp_path / "net.tflite", data=x)
+    assert made.macs == made.card.macs == 8 * 6 + 6 * 3 == kquant.cost(model).macs
+    printed = str(made)
+    assert printed.startswith(repr(made)) and f"{made.file_bytes:,} bytes, weights {made.weight_bytes:,}" in printed
+    assert "MACs      66" in printed
+    assert "66 multiply-accumulates for one sample" in report.render(made)

@@ -15,13 +15,13 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 layers = keras.layers
 
 
-def _file(*stack: keras.layers.Layer, shape: tuple[int, ...]) -> FileModel:
+def _file(*stack: keras.layers.Layer, shape: tuple[int, ...], recipe: str = "int8") -> FileModel:
     x = keras.Input(shape)
     y = x
     for layer in stack:
         y = layer(y)
     data = np.random.default_rng(0).normal(size=(128, *shape)).astype("float32")
-    q = kquant.calibrate(kquant.quantize(keras.Model(x, y), target="tflm"), data, verbose=False)
+    q = kquant.calibrate(kquant.quantize(keras.Model(x, y), recipe, target="tflm"), data, verbose=False)
     kquant.export(q, "m.tflite", check_runtimes=False, shrink=False)
     return kquant.inspect("m.tflite")
 
@@ -58,3 +58,11 @@ def test_wider_codes_take_twice_as_much() -> None:
     q = kquant.calibrate(model, np.random.default_rng(0).normal(size=(128, 8, 8, 6)).astype("float32"), verbose=False)
     kquant.export(q, "m.tflite", check_runtimes=False)
     assert device_bytes(kquant.inspect("m.tflite")) == 2 * 4 * 64
+
+
+def test_sixteen_bits_ask_for_all_channels_at_once() -> None:
+    """`arm_depthwise_conv_fast_s16_get_buffer_size_mve`: 4 x channels x window x 2 + 8."""
+    file = _file(layers.DepthwiseConv2D(3), shape=(6, 6, 8), recipe="int16x8")
+    assert device_bytes(file) == -(-(4 * 8 * 9 * 2 + 8) // 16) * 16
+    file = _file(layers.Conv2D(8, 3, name="conv"), shape=(8, 8, 6), recipe="int16x8")
+    assert device_bytes(file) >= 4 * 7 * 8 * 2  # 54 values in vectors of 8
