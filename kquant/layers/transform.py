@@ -48,6 +48,10 @@ class Transform(keras.layers.Layer):
     def advance(self, weights: tf.Tensor) -> None:
         """Move the state on by one training step; called in graphs, with the kernel before this transform."""
 
+    def charge(self, weights: tf.Tensor) -> tf.Tensor | None:
+        """float32[], what the kernel before this transform adds to the loss of a training step; None: nothing."""
+        return None
+
     def call(self, weights: tf.Tensor) -> tf.Tensor:
         """float32 like the kernel; differentiable."""
         return weights
@@ -110,6 +114,9 @@ def advance(transforms: Sequence[Transform], weights: tf.Tensor) -> None:
     """One training step of every state, in order."""
     for transform in transforms:
         transform.advance(tf.stop_gradient(weights))
+        charged = transform.charge(weights)
+        if charged is not None:
+            transform.add_loss(charged)
         weights = transform.call(weights)
 
 

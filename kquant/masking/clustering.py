@@ -17,6 +17,7 @@ from kquant.core.renamed import renamed
 from kquant.graph.keras_private import every_layer
 from kquant.layers.oscillations import warn_unfrozen
 from kquant.masking.centroids import Init
+from kquant.masking.code_length import price_of
 from kquant.masking.codebook import Aggregation, Channels, Codebook
 from kquant.masking.kernel_sites import Site, check_patterns, match, note_of, note_of_unknown, put, sites
 from kquant.masking.mask import Mask
@@ -42,6 +43,8 @@ def cluster(
     train_values: bool | None = None,
     aggregation: Aggregation | None = None,
     seed: int | None = None,
+    entropy: float | None = None,
+    target_bytes: int | None = None,
 ) -> keras.Model:
     """Replace every weight by the nearest of a few values, which go on training.
 
@@ -70,6 +73,9 @@ def cluster(
             With init="linear" and per_channel="scale" the codes of all layers are then the same. True by default.
         aggregation: a value's gradient is the "sum" (the default) or the "mean" of those of its weights.
         seed: of what is drawn; 0 by default.
+        entropy: what a KiB of the kernels' codes costs while the model trains, added to its loss; weights are drawn to
+            codes that are frequent, so that Huffman codes get short. 0 by default; see docs/short_codes.md.
+        target_bytes: of the codes of all these kernels, where that ends; None: nowhere.
 
     Returns:
         A float model as a Functional one with `Transformed` layers; a quantized model as a quantized one. Layers that
@@ -87,6 +93,7 @@ def cluster(
     """
     options = {"init": init, "per_channel": per_channel, "preserve_sparsity": preserve_sparsity}
     options |= {"depthwise": depthwise, "train_values": train_values, "aggregation": aggregation, "seed": seed}
+    options |= {"entropy": entropy, "target_bytes": target_bytes}
     recipe = _recipe(clusters, {name: value for name, value in options.items() if value is not None})
     new = to_transform(model, "cluster")
     put_codebooks(new, recipe, None if layers is None else patterns_of(layers), patterns_of(protect))
@@ -112,6 +119,7 @@ def put_codebooks(
     chooser = _Chooser(recipe, layers, protect)
     check_patterns("cluster", (*(layers or ()), *protect), sites(model))
     count = put(model, chooser.choose)
+    chooser.price()
     if not count and not chooser.small:
         why = note_of(chooser.frozen) or note_of_unknown(model) or "depthwise ones only with depthwise=True."
         raise ValueError(f"{model.name}: cluster: no kernel to cluster: {why}")
@@ -150,6 +158,7 @@ class _Chooser:
     protect: tuple[str, ...]
     small: list[str] = field(default_factory=list)
     frozen: list[Site] = field(default_factory=list)
+    books: list[tuple[Codebook, int | None, tuple[int, ...]]] = field(default_factory=list)
 
     def choose(self, site: Site) -> Codebook | None:
         """The codebook of one kernel."""
@@ -171,16 +180,23 @@ class _Chooser:
                 "cluster preserve_sparsity=True; or drop the mask before: kquant.strip(model)."
             )
         try:
-            book = Codebook(**settings.model_dump(exclude={"depthwise"}), channel_axes=_axes(site))
+            book = Codebook(**settings.model_dump(exclude={"depthwise", "target_bytes"}), channel_axes=_axes(site))
         except ValueError as error:
             raise ValueError(f"{site.label}: cluster: {error}") from error
         shape = site.shape
         # With "scale" the values are those of the whole kernel, so that all its weights count.
         each = math.prod(shape) // (book.groups_of(shape) if settings.per_channel is True else 1)
         if each > settings.clusters:
+            self.books.append((book, settings.target_bytes, shape))
             return book
         self.small.append(f"{site.holder.name} ({site.path}: {each} for {settings.clusters} values)")
         return None
+
+    def price(self) -> None:
+        """When all codebooks are known: what their codes may take."""
+        shapes = [shape for *_, shape in self.books]
+        for book, target_bytes, _ in self.books:
+            book.price = price_of(book.price.entropy, target_bytes, shapes)
 
     def warn(self, unknown: str) -> None:
         """Name kernels that do not train, or have too few weights; and what is said of layers without known ones."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any, Literal
 
 import keras
@@ -13,6 +14,7 @@ import tensorflow as tf
 from kquant.core.checks import static_length
 from kquant.layers.transform import Transform
 from kquant.masking.centroids import Init, centroids, scaled
+from kquant.masking.code_length import Price, shared_bits
 
 Channels = bool | Literal["scale"]
 Aggregation = Literal["sum", "mean"]
@@ -38,6 +40,8 @@ class Codebook(Transform):
         train_values: False: the values stay as they were found; the scales of "scale" train all the same.
         aggregation: of the gradients of the weights that share a value.
         seed: of what the initializer draws.
+        entropy: loss for a KiB of codes, see `kquant.masking.code_length`.
+        least_bits: of a weight, from which on they cost nothing.
 
     Example:
         >>> book = Codebook(clusters=3, init="linear", preserve_sparsity=False)
@@ -61,9 +65,12 @@ class Codebook(Transform):
         train_values: bool = True,
         aggregation: Aggregation = "sum",
         seed: int = 0,
+        entropy: float = 0.0,
+        least_bits: float = 0.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self.price = Price(float(entropy), float(least_bits))
         self.clusters = int(clusters)
         self.init: Init = init
         self.channel_axes = tuple(channel_axes)
@@ -147,11 +154,20 @@ class Codebook(Transform):
         shared = look_up(self.table(rows), rows, self.aggregation == "mean", self.preserve_sparsity)
         return self._back(shared, weights.shape)
 
+    def charge(self, weights: tf.Tensor) -> tf.Tensor | None:
+        """The price of the places of all weights."""
+        if not self.price.entropy:
+            return None
+        rows = self._rows(weights)
+        table = tf.broadcast_to(self.table(rows), (self.groups, self.clusters))
+        return self.price.of(shared_bits(rows, table), static_length(rows, 0) * static_length(rows, 1))
+
     def derived(self, kernel: np.ndarray) -> Transform | None:
         """A codebook of the values of a kernel that was made of this one's, whole or by channels of its own."""
         rank = kernel.ndim
         for axes in ((), (rank - 1,), (rank - 2,), (rank - 2, rank - 1)) if rank > 1 else ((),):
             options = {"channel_axes": axes, "per_channel": bool(axes), "aggregation": self.aggregation}
+            options |= asdict(self.price)
             book = Codebook(self.clusters, preserve_sparsity=False, train_values=self.train_values, **options)
             book.build(kernel.shape)
             rows = np.asarray(book._rows(tf.constant(kernel)))
@@ -186,7 +202,7 @@ class Codebook(Transform):
         """All arguments."""
         names = ("clusters", "init", "per_channel", "preserve_sparsity", "train_values", "aggregation", "seed")
         own = {name: getattr(self, name) for name in names}
-        return {**super().get_config(), **own, "channel_axes": list(self.channel_axes)}
+        return {**super().get_config(), **own, **asdict(self.price), "channel_axes": list(self.channel_axes)}
 
 
 def _distinct(values: np.ndarray) -> np.ndarray:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, Literal
 
 import keras
@@ -10,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from kquant.layers.transform import Transform
+from kquant.masking.code_length import Price, grid_bits
 from kquant.masking.patterns import Pooling, choose, structure_of
 from kquant.masking.schedules import SparsitySchedule
 
@@ -34,6 +37,8 @@ class Mask(Transform):
             would have had (Sanh et al., arXiv:2005.07683, section 3), from |w| on.
         gradient: of masked weights: "straight-through", that of the zero they are replaced by, so that they can come
             back, or "masked", none.
+        entropy: loss for a KiB of codes, see `kquant.masking.code_length`.
+        least_bits: of a weight, from which on they cost nothing.
     """
 
     rank = 0
@@ -46,9 +51,12 @@ class Mask(Transform):
         pooling: Pooling = "mean",
         criterion: Criterion = "magnitude",
         gradient: Gradient = "straight-through",
+        entropy: float = 0.0,
+        least_bits: float = 0.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self.price = Price(float(entropy), float(least_bits))
         self.schedule = None if schedule is None else SparsitySchedule(**schedule)
         self.structure, self.pattern = structure, structure_of(structure)
         self.axes = (int(axes[0]), int(axes[1]))
@@ -107,6 +115,13 @@ class Mask(Transform):
             return tf.where(kept, weights, tf.zeros_like(weights))
         return _straight_through(weights, kept)
 
+    def charge(self, weights: tf.Tensor) -> tf.Tensor | None:
+        """The price of the codes of what is not masked."""
+        if not self.price.entropy:
+            return None
+        used = tf.where(tf.convert_to_tensor(self.mask), weights, tf.zeros_like(weights))
+        return self.price.of(grid_bits(used, self.axes[1]), math.prod(self.mask.shape))
+
     def carried(self) -> Transform | None:
         """The mask as it goes on in a quantized model: one that has come to its end keeps its zeros for good."""
         if self.schedule is not None and not self.schedule.is_done(int(self.steps.numpy())):
@@ -127,6 +142,8 @@ class Mask(Transform):
             "pooling": self.pooling,
             "criterion": self.criterion,
             "gradient": self.gradient,
+            "entropy": self.price.entropy,
+            "least_bits": self.price.least_bits,
         }
 
 
@@ -139,7 +156,10 @@ def fixed(mask: np.ndarray, like: Mask | None = None) -> Mask:
     """
     # "masked": without a schedule no mask is chosen again, so that a weight which moved under it would move for
     # nothing.
-    new = Mask(None, gradient="masked") if like is None else Mask(None, like.structure, like.axes, gradient="masked")
+    new = Mask(None, gradient="masked")
+    if like is not None:
+        price = asdict(like.price)
+        new = Mask(None, like.structure, like.axes, gradient="masked", **price)
     new.build(tuple(mask.shape))
     new.mask.assign(mask)
     return new

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from kquant.core.messages import warn
 from kquant.core.origin import patterns_of
 from kquant.core.renamed import renamed
 from kquant.graph.keras_private import every_layer
+from kquant.masking.code_length import price_of
 from kquant.masking.codebook import Codebook
 from kquant.masking.kernel_sites import Site, check_patterns, check_rules, note_of, note_of_unknown, sites
 from kquant.masking.mask import Criterion, Gradient, Mask
@@ -48,6 +49,8 @@ def prune(
     criterion: Criterion | None = None,
     gradient: Gradient | None = None,
     depthwise: bool | None = None,
+    entropy: float | None = None,
+    target_bytes: int | None = None,
     rules: Sequence[Mapping[str, Any]] = (),
     protect: str | Sequence[str] = (),
 ) -> keras.Model:
@@ -70,6 +73,9 @@ def prune(
         criterion: "magnitude", or "movement": scores that train (arXiv:2005.07683).
         gradient: what reaches masked weights: "straight-through" lets them come back, "masked" holds them.
         depthwise: prune depthwise kernels too; they are few weights and sensitive, so by default they stay dense.
+        entropy: what a KiB of the kernels' codes costs while the model trains, added to its loss; weights are drawn to
+            codes that are frequent, so that Huffman codes get short. 0 by default; see docs/short_codes.md.
+        target_bytes: of the codes of all these kernels, where that ends; None: nowhere.
         rules: `{"layer": "head*", "pruning": {"sparsity": 0.8}}`; as in a recipe the last that matches a layer wins.
         protect: patterns of names of layers that stay dense.
 
@@ -90,7 +96,7 @@ def prune(
     Source: Zhu and Gupta, arXiv:1710.01878; N:M: Mishra et al., arXiv:2104.08378.
     """
     given = {"structure": structure, "pooling": pooling, "scope": scope, "criterion": criterion}
-    given |= {"gradient": gradient, "depthwise": depthwise}
+    given |= {"gradient": gradient, "depthwise": depthwise, "entropy": entropy, "target_bytes": target_bytes}
     protect = patterns_of(protect)
     settings = settings_of(recipe, {k: v for k, v in given.items() if v is not None}, rules, protect)
     new = to_transform(model, "prune")
@@ -219,12 +225,13 @@ def put_masks(model: keras.Model, settings: Settings) -> None:
     """
     targets = targets_of(model, settings)
     finals = _global(targets) if settings.section.scope == "global" else [t.schedule.final for t in targets]
+    shapes = [target.site.shape for target in targets]
     for target, final in zip(targets, finals, strict=True):
         section = target.section
         schedule = target.schedule if final == target.schedule.final else target.schedule.to(final)
-        mask = Mask(
-            schedule.get_config(), section.structure, target.axes, section.pooling, section.criterion, section.gradient
-        )
+        price = price_of(section.entropy, section.target_bytes, shapes)
+        how = (section.pooling, section.criterion, section.gradient)
+        mask = Mask(schedule.get_config(), section.structure, target.axes, *how, **asdict(price))
         target.site.replace_by(mask)
     forget_graphs(model)
 

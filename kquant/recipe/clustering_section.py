@@ -37,3 +37,5 @@ class Clustering(Section):
     depthwise: bool = False
     aggregation: Literal["sum", "mean"] = "sum"
     seed: int = Field(default=0, ge=0)
+    entropy: float = Field(default=0.0, ge=0.0)
+    target_bytes: int | None = Field(default=None, ge=1)

@@ -49,6 +49,8 @@ class Pruning(Section):
     criterion: Literal["magnitude", "movement"] = "magnitude"
     gradient: Literal["straight-through", "masked"] = "straight-through"
     depthwise: bool = False
+    entropy: float = Field(default=0.0, ge=0.0)
+    target_bytes: int | None = Field(default=None, ge=1)
 
     @model_validator(mode="after")
     def _ramp_has_an_end(self) -> Pruning:

@@ -1,0 +1,123 @@
+"""What the codes of a kernel take in a file, as a loss: the entropy-aware regularizer of `prune` and `cluster`.
+
+    loss = entropy * max(0, bits - least) / 8192         bits = sum_i b(x_i),  least = 8 target_bytes, shared by size
+
+A weight x, in units of its grid (or between two shared values), lies between the codes k and k + 1:
+
+    b(x) = b_k + (x - k) (b_{k+1} - b_k),   b_k = max(1, -log2 (n_k / N)),   n_k weights are nearest to k, now
+
+so weights are drawn towards the neighbour that is more frequent, which then is more frequent still. The b_k themselves
+get no gradient (straight through: the histogram counts rounded weights). 8192 bits are a KiB: `entropy` is what a KiB
+costs. A code that nobody has counts as half a one. Source: the rate of entropy-constrained quantization (Chou,
+Lookabaugh, Gray, IEEE Trans. ASSP 37 (1989)), with linear interpolation in place of its choice; Huffman codes lie
+within a bit of it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import tensorflow as tf
+
+LEVELS = 31  # of the grid of a masked kernel: in finer ones too few weights share a code to tell how frequent it is
+KIBIBYTE = 8192.0  # bits
+SHORTEST = 1.0  # bit, of any Huffman code
+
+
+@dataclass(frozen=True)
+class Price:
+    """What codes cost while a kernel trains.
+
+    Attributes:
+        entropy: loss for a KiB; 0: nothing.
+        least_bits: of a weight on average, from which on they cost nothing.
+    """
+
+    entropy: float = 0.0
+    least_bits: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (self.entropy >= 0.0 and self.least_bits >= 0.0):
+            raise ValueError(
+                f"entropy and target_bytes must be 0 or more. Received: entropy={self.entropy!r}, "
+                f"bits of a weight {self.least_bits!r}."
+            )
+
+    def of(self, bits: tf.Tensor, weights: int) -> tf.Tensor:
+        """The loss of a kernel: float32[].
+
+        Args:
+            bits: of all its codes.
+            weights: how many it has.
+        """
+        return self.entropy * tf.nn.relu(bits - self.least_bits * weights) / KIBIBYTE
+
+
+def price_of(entropy: float, target_bytes: int | None, shapes: Any) -> Price:
+    """The price where all kernels together are to take so many bytes: the same number of bits for each weight.
+
+    Args:
+        entropy: loss for a KiB.
+        target_bytes: of the codes of all kernels; None: there is no end to it.
+        shapes: of the kernels.
+
+    Example:
+        >>> from kquant.masking.code_length import price_of
+        >>> price_of(0.1, 500, [(10, 20), (20, 40)]).least_bits
+        4.0
+    """
+    total = sum(math.prod(shape) for shape in shapes)
+    return Price(entropy, 0.0 if target_bytes is None else 8.0 * target_bytes / max(total, 1))
+
+
+def grid_bits(weights: tf.Tensor, axis: int) -> tf.Tensor:
+    """Bits of a kernel on a grid of `LEVELS` codes for each channel: float32[].
+
+    Args:
+        weights: float32[...], masked ones 0: those stay, and get no gradient.
+        axis: of the output channels.
+
+    Example:
+        >>> from kquant.masking.code_length import grid_bits
+        >>> float(grid_bits(tf.constant([[0.0, 0.0, 0.0, 1.0]] * 2), 0))  # 6 of 0, 2 of the highest code
+        10.0
+    """
+    high = LEVELS // 2
+    others = [n for n in range(weights.shape.rank or 0) if n != axis % (weights.shape.rank or 1)]
+    widest = tf.stop_gradient(tf.reduce_max(tf.abs(weights), axis=others, keepdims=True))
+    steps = tf.clip_by_value(tf.math.divide_no_nan(weights, widest) * high, -high, high) + high
+    return tf.reduce_sum(interpolated(steps, LEVELS))
+
+
+def shared_bits(rows: tf.Tensor, table: tf.Tensor) -> tf.Tensor:
+    """Bits of weights that take the nearest of a few values: float32[].
+
+    Args:
+        rows: float32[groups, n].
+        table: float32[groups, values], ascending.
+    """
+    table = tf.stop_gradient(table)
+    last = int(table.shape[1] or 1) - 1
+    inside = tf.clip_by_value(rows, table[:, :1], table[:, -1:])
+    below = tf.clip_by_value(tf.searchsorted(table, tf.stop_gradient(inside), side="right") - 1, 0, last - 1)
+    low, high = (tf.gather(table, below + n, batch_dims=1) for n in (0, 1))
+    steps = tf.cast(below, tf.float32) + tf.math.divide_no_nan(inside - low, high - low)
+    return tf.reduce_sum(interpolated(steps, last + 1))
+
+
+def interpolated(steps: tf.Tensor, codes: int) -> tf.Tensor:
+    """B of each weight, shaped like them.
+
+    Args:
+        steps: float32[...], 0 to `codes - 1`.
+        codes: how many there are.
+    """
+    fixed = tf.stop_gradient(steps)
+    nearest = tf.cast(tf.round(fixed), tf.int32)
+    counts = tf.cast(tf.math.bincount(tf.reshape(nearest, (-1,)), minlength=codes, maxlength=codes), tf.float32)
+    bits = tf.maximum(SHORTEST, -tf.math.log(tf.maximum(counts, 0.5) / tf.reduce_sum(counts)) / math.log(2.0))
+    below = tf.minimum(tf.cast(tf.floor(fixed), tf.int32), codes - 2)
+    low, high = tf.gather(bits, below), tf.gather(bits, below + 1)
+    return low + (steps - tf.cast(below, tf.float32)) * (high - low)
