@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
@@ -23,6 +23,7 @@ from kquant.targets.accelerator import Accelerator, Fact, Use
 from kquant.tflite.file_content import file_content
 from kquant.tflite.lowering import Lowered, lower
 from kquant.tflite.reader import read_model
+from kquant.tflite.rows import read_as_rows
 from kquant.tflite.subgraphs import subgraphs
 from kquant.tflite.vela import left_by_vela
 from kquant.views.quantized_model import read
@@ -74,6 +75,8 @@ def lay(model: keras.Model, recipe: Recipe, target: Target, beside: Accelerator,
         qmodel = quantize(model, recipe, target=target.name, input_shape=input_shape)
     make_up(qmodel, read(qmodel))
     lowered = lower(qmodel)
+    # the operators that are written: the file's are looked up by their number below
+    lowered = replace(lowered, program=read_as_rows(lowered.program, lowered.target))
     content = file_content(lowered)
     file, operators = read_model(content), lowered.program.operators
     owners = owners_of(lowered.graph)

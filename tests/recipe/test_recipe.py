@@ -368,7 +368,8 @@ def test_weights_are_packed_where_it_is_preferred(kind: str, tmp_path: Path) -> 
     told = {row.layer: row.weights for row in kquant.check(made, target, recipe=recipe).layers if row.weights}
     unpacked = {"apart_depthwise"} if recipe.get("mode") == "dynamic" else set()
     unpacked |= set(expected) if kind == "16-bit activations elsewhere" else set()
-    forms = {n: f"{b} bits" + (" in 8" if n in unpacked else ", packed" if b <= 4 else "") for n, b in expected.items()}
+    packed = {4: ", packed", 3: " in 4, packed"}
+    forms = {n: f"{b} bits" + (" in 8" if n in unpacked else packed.get(b, "")) for n, b in expected.items()}
     both = tuple(sorted({forms.pop("apart_depthwise"), forms["apart"]}))
     assert told == {name: (form,) for name, form in forms.items()} | {"apart": both}
     if recipe.get("mode", "static") == "static":
