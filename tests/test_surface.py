@@ -43,7 +43,7 @@ SYNONYMS = {
     *("samples", "batches", "images", "inputs", "x", "xs", "clip", "frames", "dataset", "representative_dataset"),
     *("n", "num", "count", "max_samples", "most", "first"),
     *("out", "output", "output_path", "file", "filename", "file_path", "where", "destination", "path_or_bytes"),
-    *("directory", "dir", "out_dir", "log_dir", "output_dir", "resume", "recipe_or_schedule", "given", "skip"),
+    *("directory", "dir", "out_dir", "log_dir", "output_dir", "resume", "work", "recipe_or_schedule", "given", "skip"),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -36,7 +37,7 @@ Budget = Annotated[
     int | None,
     typer.Option("--flash-bytes", parser=size, help="What the file may take, like 40KB", metavar="SIZE"),
 ]
-Work = Annotated[Path | None, typer.Option("--work", help="Folder for what --flash-bytes has finished, to go on from")]
+RUNGS = "rungs"  # beside the results, whose names cannot meet those of rungs there
 
 
 @refusing
@@ -44,7 +45,9 @@ Work = Annotated[Path | None, typer.Option("--work", help="Folder for what --fla
 def compress(
     model: Model,
     data: Data,
-    folder: Annotated[Path, typer.Option("--folder", help="Folder for the results")],
+    folder: Annotated[
+        Path, typer.Option("--folder", help="Folder for the results, and for --flash-bytes to go on from")
+    ],
     recipe: Annotated[str, typer.Option("--recipe", help="Name (see `kquant recipes`) or a .toml file")] = "int8",
     target: Target = targets.DEFAULT,
     test: Test = None,
@@ -52,7 +55,6 @@ def compress(
     page: Page = None,
     details: Details = False,
     flash_bytes: Budget = None,
-    work: Work = None,
     *,
     form: dict[str, Any],
     scale: Scale = 1.0,  # type: ignore[assignment]
@@ -73,7 +75,8 @@ def compress(
     bars = not as_json and sys.stderr.isatty()
     # all files of one run, or those of the run before: a stopped command leaves no mixture
     results = CompressFiles(folder, model.stem)
-    with command_files.output_folder(folder, model), Outputs(results.paths, "compress") as new:
+    kept = nullcontext() if flash_bytes is None else command_files.output_folder(folder / RUNGS, model)
+    with command_files.output_folder(folder, model), kept as rungs, Outputs(results.paths, "compress") as new:
         keras_model = command_files.load_model(model)
         # open dimensions are told by --input-shape, which images are resized to as well
         inputs = command_files.inputs_of(keras_model, input_shape)
@@ -82,7 +85,7 @@ def compress(
         )
         answers = None if labels is None else command_files.load_labels(labels, limit=limit)
         given = {"path": new.place(results.lite), "input_shape": input_shape, "verbose": bars}
-        given |= _budget(flash_bytes, work, held_out, answers)
+        given |= _budget(flash_bytes, rungs, held_out, answers)
         made = pipeline(keras_model, arrays, recipe, target=target, **given, **form)
         result = results.write(_scored(made, keras_model, held_out, answers, bars), new)
     if page is not None:
@@ -101,15 +104,15 @@ def _check(test: Path | None, labels: Path | None, page: Path | None, form: dict
         raise typer.BadParameter("--labels judge whole clips, and a stream has none: leave them, or --streaming, out")
 
 
-def _budget(flash_bytes: int | None, work: Path | None, data: Any, labels: Any) -> dict[str, Any]:
+def _budget(flash_bytes: int | None, folder: Path | None, data: Any, labels: Any) -> dict[str, Any]:
     """Arguments of a byte budget: files are judged by accuracy where there are labels."""
     from kquant.analysis.metrics import top1
 
     if flash_bytes is None or labels is None:
-        return {"flash_bytes": flash_bytes, "folder": work}
+        return {"flash_bytes": flash_bytes, "folder": folder}
     metric = top1(labels)
     judge = lambda model: metric(model.predict(data, verbose=0))  # noqa: E731
-    return {"flash_bytes": flash_bytes, "folder": work, "evaluate": judge}
+    return {"flash_bytes": flash_bytes, "folder": folder, "evaluate": judge}
 
 
 def _tell(result: Any, details: bool, written: dict[Path | None, str]) -> None:

@@ -171,6 +171,4 @@ def test_the_command(model: keras.Model, plain: int, tmp_path: Path) -> None:
     assert told["file_bytes"] == (tmp_path / "build" / "net.tflite").stat().st_size <= budget
     assert told["ladder"]["unit"] == "score"
     assert [rung["name"] for rung in told["ladder"]["rungs"]][:3] == ["as it is", "exact steps", "codes"]
-    refused = CliRunner().invoke(app, [str(a) for a in (*arguments, "--work", tmp_path / "work")])
-    assert refused.exit_code == 1
-    assert "folder are for a byte budget; give flash_bytes=" in refused.stderr
+    assert (tmp_path / "build" / "rungs" / "rungs.json").is_file()
