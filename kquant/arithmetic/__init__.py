@@ -3,6 +3,9 @@
     codes  ->  KERNELS["LEAKY_RELU"](sources, grids, out, alpha=0.1)  ->  codes
     accumulator  ->  requantize(accumulator, s_in * s_w, out, ROUNDING["litert"]["CONV_2D"])  ->  codes
 
+Codes and accumulators come in with their grids, codes go out. A new kernel is a function in the file of its family, and
+its entry in `KERNELS`; what a runtime rounds in another way is an entry in `ROUNDING`.
+
 Every kernel takes int32 codes with their grids and returns codes clipped to the output's range, as int32 or as float32
 that hold integers, whichever it computed in. Attributes are
 plain Python values. `runtime="litert"`, the default, is what LiteRT's reference kernels compute; `runtime="tflm"` is

@@ -1,7 +1,7 @@
 """Post-training corrections: what data, or the weights alone, can mend without training.
 
-A quantized model comes in and is changed in place; its float function stays. Each correction is one file, and one
-entry in `steps.STEPS`, which recipes and the command line name.
+A quantized model comes in and is changed in place; its float function stays. The same model goes out.
+A new correction is one file, and one entry in `steps.STEPS`, which recipes and the command line name.
 """
 
 from typing import Any

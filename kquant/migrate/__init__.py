@@ -4,8 +4,8 @@
     tf_keras -> `old_model` (plain data) -> `tfmot_wrappers` (taken off) -> `building`, `stored_weights`
     -> `kept_patterns` (masks, shared values) -> `kquant.quantize` -> `learned_ranges`
 
-What differs between the configurations of layers is a line of `layers.toml`; a function of TensorFlow between layers is
-an entry of `operations.toml`.
+A new difference between the configurations of layers is a line of `layers.toml`, a new function of TensorFlow between
+layers is an entry of `operations.toml`.
 """
 
 from kquant.migrate.migration import from_tf_keras, from_tfmot

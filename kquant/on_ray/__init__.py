@@ -3,7 +3,9 @@
     data, cut between batches -> `calibration`: a task for each shard -> `Observations`, added up in order
     recipes -> `candidates`: a task for each -> rows, the best first
 
-A task is a function of what it is given, so one that a killed worker leaves is done again to the same bits.
+A model comes in with data or recipes; what the same work on one machine would return goes out. A task is a function of
+what it is given, so one that a killed worker leaves is done again to the same bits. A new verb is a file here, which
+hands its task to `finished` of `shipping`.
 """
 
 from kquant.on_ray.calibration import observe

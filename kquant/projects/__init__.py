@@ -1,6 +1,6 @@
 """A verified file -> a project that builds: what a program on the device needs beside the file, and a test of its own.
 
-In comes a quantized model with samples, or the bytes of a file with a description of its edges. Out comes a folder: the
+A quantized model with samples comes in, or the bytes of a file with a description of its edges. A folder goes out: the
 file, as an array for a microcontroller with the operators that it uses and its arena, conversions of real numbers and
 codes, golden vectors of the interpreter, a test of its own, and the build files of one kind of project.
 
@@ -13,6 +13,6 @@ codes, golden vectors of the interpreter, a test of its own, and the build files
     kinds       `kinds.toml`: which templates make up a project of a kind, and where they lie in it
     rendering   templates -> text
 
-To add a kind of project: an entry in `kinds.toml`, with its templates in `templates/`. All text of generated files is
+A new kind of project is an entry in `kinds.toml`, with its templates in `templates/`. All text of generated files is
 in templates; what they say is in `described`.
 """

@@ -1,7 +1,8 @@
 """The targets as data: which TFLite builtin operator a runtime takes in which type, its limits, and the source of both.
 
 One TOML file a target: `names` finds it, here or in the folder that `KQUANT_TARGETS` names, `load` checks it. Nothing
-else in the package knows a target by its name; what differs between targets is a field here, or one more.
+else in the package knows a target by its name; what differs between targets is a field here, or one more. A name comes
+in, a frozen `Target` goes out. A new target is one TOML file.
 
     name = "tflm"
     runtimes = ["tflm"]                 # run the file here, the one to trust first

@@ -1,4 +1,4 @@
-"""A quantized Keras model becomes a TFLite program, and a program becomes bytes; and bytes are read again.
+"""A quantized Keras model comes in, a program and its bytes go out; and bytes are read again.
 
 `lowering` walks the model and lets each call's rule write its operators, `passes`, `planes` and `aliases` tidy the
 program, `streaming` turns it into one over the newest frames, `stored_weights` puts weights behind a DECODE,
