@@ -5,8 +5,8 @@ dense  conv  volume  affine  activation  table  function  limit  choose  merge  
 shape  index  order  border  resize  lookup  constant  matmul  einsum  norm  attention  heads  recurrent  unrolled
 real_steps  steps  layered  passive
 
-Any calls come in; calls that have kernels go out, and their operators when a file is written. `expansion` writes a model
-out by these rules; `refused` has what no rule can do.
+Any calls come in; calls that have kernels go out, and their operators when a file is written. `expansion` writes a
+model out by these rules; `refused` has what no rule can do.
 """
 
 from __future__ import annotations
