@@ -106,7 +106,7 @@ def grids_of(detection: Detection, outputs: Sequence[FileTensor], where: str) ->
         if tensor.dtype not in WIDTHS or tensor.scale is None:
             raise ValueError(
                 f"{where}: output '{tensor.name}' is {tensor.dtype}; boxes are decoded from int8 or int16 codes. "
-                "Export without float outputs (io)."
+                "Export with io='int8', or leave io out."
             )
     b, s = outputs[boxes], outputs[scores]
     made = decoder(detection, b.scale[0], b.zero_point[0], WIDTHS[b.dtype])  # type: ignore[index]

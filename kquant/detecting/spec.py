@@ -7,8 +7,11 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from kquant.core.checks import check_count
+
 Form = Literal["offsets", "corners", "centres", "distances"]
 Order = Literal["yx", "xy"]
+MOST_CANDIDATES = 65_535
 MOST_ANCHOR = 2.0  # an anchor is stored as int16 in steps of 2^-14
 
 
@@ -62,17 +65,21 @@ class Detection:
                 )
         if self.boxes == self.scores:
             raise ValueError(f"Detection: boxes and scores are both output {self.boxes!r}; give each an output.")
-        scales = np.asarray(self.scales, np.float64)
+        scales = _numbers("scales", self.scales)
         if scales.shape != (4,) or not np.all(np.isfinite(scales)) or np.any(scales <= 0):
             raise ValueError(f"Detection: scales must be four numbers above 0. Received: {self.scales!r}.")
+        for name in ("threshold", "overlap"):
+            _numbers(name, getattr(self, name))
+        for name in ("limit", "candidates"):
+            check_count("Detection", name, getattr(self, name))
         if not 0.0 <= self.overlap <= 1.0 or not np.isfinite(self.threshold):
             raise ValueError(
                 "Detection: overlap must lie in 0..1 and threshold be a number. Received: "
                 f"overlap={self.overlap!r}, threshold={self.threshold!r}."
             )
-        if not 1 <= self.limit <= self.candidates <= 65_535:
+        if not self.limit <= self.candidates <= MOST_CANDIDATES:
             raise ValueError(
-                "Detection: 1 <= limit <= candidates <= 65535 is wanted. Received: "
+                f"Detection: limit <= candidates <= {MOST_CANDIDATES} is wanted. Received: "
                 f"limit={self.limit!r}, candidates={self.candidates!r}."
             )
         self._check_anchors()
@@ -83,7 +90,7 @@ class Detection:
             raise ValueError(f"Detection: form '{self.form}' {wants}.")
         if self.anchors is None:
             return
-        anchors = np.asarray(self.anchors, np.float64)
+        anchors = _numbers("anchors", self.anchors)
         if anchors.ndim != 2 or anchors.shape[1] != 4 or not len(anchors) or not np.all(np.isfinite(anchors)):
             raise ValueError(f"Detection: anchors must be numbers [rows, 4]. Received: shape {anchors.shape}.")
         worst = int(np.argmax(np.max(np.abs(anchors), axis=1)))
@@ -98,6 +105,13 @@ class Detection:
     def has_anchors(self) -> bool:
         """True for the forms that are relative to anchors."""
         return self.form in ("offsets", "distances")
+
+
+def _numbers(name: str, given: Any) -> np.ndarray:
+    try:
+        return np.asarray(given, np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"Detection: {name} must be numbers. Received: {given!r}.") from None
 
 
 @dataclass(frozen=True, eq=False)

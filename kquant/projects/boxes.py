@@ -75,6 +75,11 @@ class Boxes:
     edges: tuple[int, int]
     calls: tuple[tuple[Box, ...], ...]
 
+    @property
+    def flash_bytes(self) -> int:
+        """Of tables and anchors."""
+        return 4 * self.entries * len(self.tables) + (8 * self.rows if self.anchors else 0)
+
 
 def boxes_of(detection: Detection, outputs: Sequence[FileTensor], golden: Golden) -> Boxes:
     """For a file, and what its golden outputs hold.

@@ -18,6 +18,7 @@ from kquant.core.checks import check_count
 from kquant.core.messages import first_of
 from kquant.core.renamed import renamed
 from kquant.core.result import Result
+from kquant.detecting.outputs import grids_of
 from kquant.detecting.spec import Detection
 from kquant.exporting.export_file import ExportReport, runs
 from kquant.exporting.file_options import FileOptions, check_file_options
@@ -39,7 +40,7 @@ from kquant.runtime.running import available, quantize_input
 from kquant.targets import Target
 from kquant.tflite.file_about import About, check_labels
 from kquant.tflite.raw_values import normalization_of
-from kquant.tflite.reader import FileModel
+from kquant.tflite.reader import FileModel, FileTensor
 from kquant.views.quantized_model import read
 
 MANIFEST = "bundle.json"
@@ -173,7 +174,7 @@ def bundle(
     normalization = normalization_of("bundle", qmodel.inputs[0], scale, mean, std)
     said = About(labels=_lines(labels), scale=scale, mean=mean, std=std)
     made, report = exported(qmodel, x, form, said if chosen.about and (labels or normalization) else None)
-    check_labels(labels, made.file.outputs[0].shape, "bundle")
+    check_labels(labels, _of_classes(made.file, detection).shape, "bundle")
     _check_kernels(made.file, goal, chosen)
     vectors = _golden(made.content, made.file, x, golden, streaming, chosen.runtime)
     array = array_of(made, compiles_for) if chosen.arena else Array(made.content, made.file)
@@ -307,9 +308,16 @@ def _check_stream(streaming: bool, debug: bool, test: Any) -> None:
         raise ValueError("bundle: a stream has no accuracy of clips. Give test to a bundle without streaming.")
 
 
+def _of_classes(file: FileModel, detection: Detection | None) -> FileTensor:
+    """The output whose last axis counts classes."""
+    return file.outputs[0] if detection is None else grids_of(detection, file.outputs, "bundle").tensors[1]
+
+
 def _check_kind(kind: Kind, debug: bool, detection: Detection | None) -> None:
     if debug and not kind.debug:
         raise ValueError(f"bundle: {kind.title} has no debug model; leave debug=True out.")
+    if detection is not None and not isinstance(detection, Detection):
+        raise TypeError(f"bundle: detection must be a kquant.Detection. Received: {type(detection).__name__}.")
     if detection is not None and not kind.detection:
         raise ValueError(
             f"bundle: {kind.title} has no code that chooses boxes; leave detection out, and choose them in the app."

@@ -229,6 +229,11 @@ int main() {
     subprocess.run(["g++", "detect.o", "golden.o", "said.o", "-o", "said"], cwd=folder, check=True)
     said = subprocess.run(["./said"], cwd=folder, capture_output=True, text=True, check=True).stdout.split("\n")[:-1]
     assert len(said) == 3 and all(line.endswith(" 1") and not line.startswith("0") for line in said), said
+    kquant.bundle(q, tmp_path / "named", data=data, detection=detection, golden=1, labels=["cat", "dog", "fox"])
+    with pytest.raises(ValueError, match="4 labels for an output of 3 values"):
+        kquant.bundle(q, tmp_path / "four", data=data, detection=detection, labels=["cat", "dog", "fox", "owl"])
+    with pytest.raises(TypeError, match="detection must be a kquant.Detection. Received: dict"):
+        kquant.bundle(q, tmp_path / "plain", data=data, detection={})
     assert "detect.c" in (folder / "CMakeLists.txt").read_text()
     assert "BoxesAreRight" in (folder / "self_test.cc").read_text()
 
@@ -240,7 +245,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "pixels": ({"anchors": [[10, 10, 30, 30]]}, r"parts of the image.*Received: row 0 is \[10.0, 10.0, 30.0, 30.0\]"),
     "shape": ({"anchors": np.ones((3, 2))}, r"anchors must be numbers \[rows, 4\]. Received: shape \(3, 2\)"),
     "scales": ({"form": "corners", "scales": (1, 1, 0, 1)}, "scales must be four numbers above 0"),
-    "limit": ({"form": "corners", "limit": 200}, "1 <= limit <= candidates"),
+    "limit": ({"form": "corners", "limit": 200}, "limit <= candidates <= 65535"),
+    "half a box": ({"form": "corners", "limit": 2.5}, "limit must be 1 or more. Received: 2.5"),
+    "a word": ({"form": "corners", "threshold": "high"}, "threshold must be numbers. Received: 'high'"),
+    "words": ({"anchors": ["a"]}, "anchors must be numbers"),
     "overlap": ({"form": "corners", "overlap": 2.0}, r"overlap must lie in 0..1"),
     "twice": ({"form": "corners", "scores": "boxes"}, "boxes and scores are both output 'boxes'"),
 }
