@@ -37,6 +37,7 @@ Budget = Annotated[
     int | None,
     typer.Option("--flash-bytes", parser=size, help="What the file may take, like 40KB", metavar="SIZE"),
 ]
+Folder = Annotated[Path, typer.Option("--folder", help="Folder for the results, and for --flash-bytes to go on from")]
 RUNGS = "rungs"  # beside the results, whose names cannot meet those of rungs there
 
 
@@ -45,9 +46,7 @@ RUNGS = "rungs"  # beside the results, whose names cannot meet those of rungs th
 def compress(
     model: Model,
     data: Data,
-    folder: Annotated[
-        Path, typer.Option("--folder", help="Folder for the results, and for --flash-bytes to go on from")
-    ],
+    folder: Folder,
     recipe: Annotated[str, typer.Option("--recipe", help="Name (see `kquant recipes`) or a .toml file")] = "int8",
     target: Target = targets.DEFAULT,
     test: Test = None,
