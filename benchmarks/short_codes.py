@@ -83,7 +83,7 @@ def rows(t: Task, folder: Path) -> Any:
         q = quantized(t, "int8")
         started = time.process_time()
         target = int(share * first["bytes"])
-        kquant.shorten_codes(q, t.calibration, target_bytes=target, strip_names=True, verbose=False)
+        kquant.shorten_codes(q, t.calibration, flash_bytes=target, strip_names=True, verbose=False)
         seconds = time.process_time() - started
         yield {**measure(t, f"short, {share:.2f}", q, folder, wanted, coded=True), "seconds": round(seconds, 1)}
 

@@ -16,7 +16,7 @@ from kquant.tflite.storage import Storing, storages
 
 STRONGEST = 1e-2  # beyond it no output is like the float model's
 MOST = 12  # roundings of all layers
-NEAR = 0.01  # of the target: no better strength is searched for
+NEAR = 0.01  # of the budget: no better strength is searched for
 
 
 class Rounds(Protocol):
@@ -28,18 +28,18 @@ class Rounds(Protocol):
         """Round all of them."""
 
 
-def check_target(qmodel: keras.Model, target_bytes: Any) -> None:
+def check_target(qmodel: keras.Model, flash_bytes: Any) -> None:
     """Refuse a number of bytes that is none, and a target that decodes nothing.
 
     Raises:
         ValueError: naming one that does.
     """
-    if isinstance(target_bytes, bool) or not isinstance(target_bytes, int) or target_bytes < 1:
-        raise ValueError(f"shorten_codes: target_bytes must be a whole number of bytes. Received: {target_bytes!r}.")
+    if isinstance(flash_bytes, bool) or not isinstance(flash_bytes, int) or flash_bytes < 1:
+        raise ValueError(f"shorten_codes: flash_bytes must be a whole number of bytes. Received: {flash_bytes!r}.")
     target = target_of(qmodel)
     if not target.decodes:
         raise ValueError(
-            f"shorten_codes: target_bytes counts a file whose weights are in codes, and '{target.name}' decodes none. "
+            f"shorten_codes: flash_bytes counts a file whose weights are in codes, and '{target.name}' decodes none. "
             "Quantize with target='tflm', or give strength= in its place (deflated, the file gets smaller too)."
         )
 
@@ -64,16 +64,16 @@ def coded_file(qmodel: keras.Model, strip_names: bool, decode_budget: int | None
     return to_files(lower(qmodel), Form(storing=storing, bare=strip_names)).content
 
 
-def smallest_strength(run: Rounds, start: float, target_bytes: int, strip_names: bool, bar: Any) -> float:
-    """Round so that the file just holds the target.
+def smallest_strength(run: Rounds, start: float, flash_bytes: int, strip_names: bool, bar: Any) -> float:
+    """Round so that the file just holds the budget.
 
     Bytes fall about evenly with the logarithm of the strength: the next one is where the line through the nearest two
-    meets the target.
+    meets the budget.
 
     Args:
         run: rounds the layers; left with the least strength that holds.
         start: strength of the first rounding.
-        target_bytes: of the file.
+        flash_bytes: of the file.
         strip_names: see `coded_file`.
         bar: its total grows with each rounding.
 
@@ -90,19 +90,19 @@ def smallest_strength(run: Rounds, start: float, target_bytes: int, strip_names:
         return tried[strength]
 
     strength = start
-    while size(strength) > target_bytes:
+    while size(strength) > flash_bytes:
         if strength >= STRONGEST:
-            raise ValueError(_too_small(run.qmodel, target_bytes, min(tried.values())))
+            raise ValueError(_too_small(run.qmodel, flash_bytes, min(tried.values())))
         strength = min(strength * 10.0, STRONGEST)
     best = strength
     weakest = start * 1e-6
-    while len(tried) < MOST and tried[best] < target_bytes * (1.0 - NEAR) and best > weakest:
-        above = [s for s, n in tried.items() if n > target_bytes]
-        best = max((s for s, n in tried.items() if n <= target_bytes), key=lambda s: tried[s])
-        following = _between(max(above), best, tried, target_bytes) if above else best / 10.0
+    while len(tried) < MOST and tried[best] < flash_bytes * (1.0 - NEAR) and best > weakest:
+        above = [s for s, n in tried.items() if n > flash_bytes]
+        best = max((s for s, n in tried.items() if n <= flash_bytes), key=lambda s: tried[s])
+        following = _between(max(above), best, tried, flash_bytes) if above else best / 10.0
         if following in tried or (above and best / max(above) < 1.02):
             break
-        if size(following) <= target_bytes and tried[following] >= tried[best]:
+        if size(following) <= flash_bytes and tried[following] >= tried[best]:
             best = following
     if best != list(tried)[-1]:
         run.round_all(best, None, bar)
@@ -110,21 +110,21 @@ def smallest_strength(run: Rounds, start: float, target_bytes: int, strip_names:
     return best
 
 
-def _between(weak: float, strong: float, tried: dict[float, int], target: int) -> float:
-    """Where the line through two meets a little less than the target; well inside, or the search would crawl."""
-    share = (tried[weak] - target * (1.0 - NEAR / 2.0)) / max(tried[weak] - tried[strong], 1)
+def _between(weak: float, strong: float, tried: dict[float, int], flash_bytes: int) -> float:
+    """Where the line through two meets a little less than the budget; well inside, or the search would crawl."""
+    share = (tried[weak] - flash_bytes * (1.0 - NEAR / 2.0)) / max(tried[weak] - tried[strong], 1)
     share = min(max(share, 0.1), 0.9)
     return math.exp(math.log(weak) + share * (math.log(strong) - math.log(weak)))
 
 
-def _too_small(qmodel: keras.Model, target: int, smallest: int) -> str:
+def _too_small(qmodel: keras.Model, flash_bytes: int, smallest: int) -> str:
     content = coded_file(qmodel, False)  # with names
     held = {i: array.nbytes for i, array in constants(content).items()}
     tensors = read_model(content).tensors
     rest = sorted(held, key=lambda i: -held[i])
     largest = first_of([f"{tensors[i].name or 'a tensor'} ({held[i]:,} bytes)" for i in rest[:3]])
     return (
-        f"shorten_codes: no codes of the weights make a file of {target:,} bytes. The smallest has {smallest:,}, with "
-        f"hardly a weight that is not zero; what stands in it beside is the graph itself and {largest}. Give more, or "
-        "take channels away first (kquant.prune_channels)."
+        f"shorten_codes: no codes of the weights make a file of {flash_bytes:,} bytes. The smallest has {smallest:,}, "
+        f"with hardly a weight that is not zero; what stands in it beside is the graph itself and {largest}. Give "
+        "more, or take channels away first (kquant.prune_channels)."
     )

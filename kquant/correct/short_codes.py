@@ -39,7 +39,7 @@ def shorten_codes(
     data: Any,
     *,
     strength: float = 1e-7,
-    target_bytes: int | None = None,
+    flash_bytes: int | None = None,
     strip_names: bool = False,
     limit: int | None = None,
     batch_size: int = 32,
@@ -69,9 +69,9 @@ def shorten_codes(
         qmodel: what `kquant.quantize` returned, calibrated; 8 bits of weights leave the choice of levels to this.
         data: representative samples, see `kquant.calibrate`; 100 do, more do better.
         strength: error of the output, as a share of its variance, that one bit of the file is worth.
-        target_bytes: of the file with `compression="auto"`: the least strength that holds it is searched for, by
+        flash_bytes: of the file with `compression="auto"`: the least strength that holds it is searched for, by
             rounding all layers some five times, and `strength` is where the search begins.
-        strip_names: the file that `target_bytes` is of has no names, see `kquant.export`.
+        strip_names: the file that `flash_bytes` is of has no names, see `kquant.export`.
         limit: use this many samples only, the first ones.
         batch_size: for arrays.
         seed: draws rows of large layers, and signs.
@@ -83,7 +83,7 @@ def shorten_codes(
 
     Raises:
         ValueError: not a quantized model, data that do not fit, an option out of range, a target that decodes nothing,
-            a `target_bytes` that no codes hold (with what else the file has), or a folder of another run.
+            a `flash_bytes` that no codes hold (with what else the file has), or a folder of another run.
 
     Source: entropy-constrained quantization, Chou, Lookabaugh, Gray 1989; the layers' errors as in Frantar et al.,
     arXiv:2210.17323.
@@ -98,16 +98,16 @@ def shorten_codes(
     """
     if not strength > 0.0:
         raise ValueError(f"shorten_codes: strength must be above 0. Received: {strength!r}.")
-    if target_bytes is not None:
-        check_target(qmodel, target_bytes)
+    if flash_bytes is not None:
+        check_target(qmodel, flash_bytes)
     sweep = Sweep("shorten_codes", qmodel, data, limit, batch_size)
     places = _able(sweep)
     run = _Run(qmodel, data, limit, batch_size, seed, None if folder is None else Path(folder), places)
     with tqdm(desc="shorten codes", unit="layer", disable=not verbose, total=len(places)) as bar:
-        if target_bytes is None:
+        if flash_bytes is None:
             run.round_all(strength, sweep, bar)
         else:
-            smallest_strength(run, strength, target_bytes, strip_names, bar)
+            smallest_strength(run, strength, flash_bytes, strip_names, bar)
     forget_graphs(qmodel)
     return qmodel
 

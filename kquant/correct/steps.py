@@ -41,7 +41,7 @@ STEPS: dict[str, str | Callable[..., keras.Model]] = {
 }
 RANGES = ("calibrate", "data-free")  # steps that set the range of every activation
 # Options that count something, in whatever step they are.
-COUNTS = frozenset({"batch_size", "candidates", "iterations", "limit", "row_batch", "rows", "samples", "target_bytes"})
+COUNTS = frozenset({"batch_size", "candidates", "flash_bytes", "iterations", "limit", "row_batch", "rows", "samples"})
 
 
 def check_step(name: str) -> None:

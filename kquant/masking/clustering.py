@@ -75,7 +75,8 @@ def cluster(
         seed: of what is drawn; 0 by default.
         entropy: what a KiB of the kernels' codes costs while the model trains, added to its loss; weights are drawn to
             codes that are frequent, so that Huffman codes get short. 0 by default; see docs/short_codes.md.
-        target_bytes: of the codes of all these kernels, where that ends; None: nowhere.
+        target_bytes: of the codes of all these kernels (not of the file, which is `flash_bytes` elsewhere), where that
+            ends; None: nowhere.
 
     Returns:
         A float model as a Functional one with `Transformed` layers; a quantized model as a quantized one. Layers that

@@ -60,7 +60,7 @@ def price_of(entropy: float, target_bytes: int | None, shapes: Any) -> Price:
 
     Args:
         entropy: loss for a KiB.
-        target_bytes: of the codes of all kernels; None: there is no end to it.
+        target_bytes: of the codes of all kernels, not of the file; None: there is no end to it.
         shapes: of the kernels.
 
     Example:

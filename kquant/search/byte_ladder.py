@@ -297,7 +297,7 @@ class _Search:
         bytes_ = int(share * wanted.flash_bytes)
         folder = None if wanted.folder is None else wanted.folder / f"{what}-{bytes_}"
         options = {"strip_names": wanted.strip_names, "limit": wanted.limit, "folder": folder}
-        return shorten_codes(model, wanted.data, target_bytes=bytes_, verbose=False, **options)
+        return shorten_codes(model, wanted.data, flash_bytes=bytes_, verbose=False, **options)
 
     def distilled(self, model: keras.Model) -> keras.Model:
         """Trained a little towards the float model, on the samples alone."""

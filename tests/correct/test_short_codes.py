@@ -17,6 +17,7 @@ from kquant.correct.code_bits import code_bits, stored_bytes
 from kquant.correct.output_worth import output_worth
 from kquant.correct.row_moments import kernel_of, row_sums
 from kquant.correct.short_rounding import Task, round_short, solver, step_of
+from kquant.correct.steps import parse_steps
 from kquant.correct.sweep import Sweep
 from kquant.tflite.huffman_format import Huffman
 from kquant.views.step_places import every_place
@@ -153,7 +154,7 @@ def test_what_is_chosen_costs_less_than_rounding_to_nearest() -> None:
 def test_a_file_of_so_many_bytes_better_than_four_bits(tmp_path: Path) -> None:
     four = kquant.adaround(quantized({"name": "w4", "weights": {"bits": 4}}), samples(64), iterations=200, **QUIET)
     size = kquant.export(four, tmp_path / "four.tflite", compression="auto").file_bytes
-    q = kquant.shorten_codes(quantized(), samples(64), target_bytes=size, **QUIET)
+    q = kquant.shorten_codes(quantized(), samples(64), flash_bytes=size, **QUIET)
     made = kquant.export(q, tmp_path / "short.tflite", compression="auto", data=samples(8, seed=4))
     assert 0.97 * size < made.file_bytes <= size
     assert made.decoding is not None
@@ -216,13 +217,15 @@ def test_shared_values_and_tables_keep_their_codes() -> None:
 
 def test_refusals() -> None:
     with pytest.raises(ValueError, match="no codes of the weights make a file of 2,000 bytes. The smallest has"):
-        kquant.shorten_codes(quantized(), samples(16), target_bytes=2000, **QUIET)
+        kquant.shorten_codes(quantized(), samples(16), flash_bytes=2000, **QUIET)
     with pytest.raises(ValueError, match="'litert' decodes none. Quantize with target='tflm'"):
-        kquant.shorten_codes(quantized(target="litert"), samples(16), target_bytes=20_000, **QUIET)
+        kquant.shorten_codes(quantized(target="litert"), samples(16), flash_bytes=20_000, **QUIET)
     with pytest.raises(ValueError, match="strength must be above 0. Received: 0"):
         kquant.shorten_codes(quantized(), samples(16), strength=0.0, **QUIET)
-    with pytest.raises(ValueError, match="target_bytes must be a whole number of bytes. Received: 0.5"):
-        kquant.shorten_codes(quantized(), samples(16), target_bytes=0.5, **QUIET)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="flash_bytes must be a whole number of bytes. Received: 0.5"):
+        kquant.shorten_codes(quantized(), samples(16), flash_bytes=0.5, **QUIET)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="flash_bytes.* must be 1 or more. Received: 0"):
+        parse_steps("calibrate, shorten-codes:flash_bytes=0")
 
 
 def test_where_nothing_decodes_the_outputs_still_hold(tmp_path: Path) -> None:
