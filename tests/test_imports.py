@@ -192,6 +192,13 @@ def test_names_say_what_is_inside() -> None:
     assert not {stem for stem in stems if stem.endswith(("_v2", "_new", "_old"))}
 
 
+def test_hardly_anything_is_called_found() -> None:
+    """That a search found it is the least that a reader wants to know: a name says what it is. These are left."""
+    fields = ("id", "arg", "attr", "name")
+    every = [node for path in FILES for node in ast.walk(parsed(path))]
+    assert sum("found" in [getattr(node, field, None) for field in fields] for node in every) <= 24
+
+
 def test_no_module_is_called_like_something_else() -> None:
     """`import kquant.x as y` must not bind a function, nor a script of the package hide the standard library."""
     stems = {path.parent.name if path.stem == "__init__" else path.stem for path in FILES} - {"kquant"}

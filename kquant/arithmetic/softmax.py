@@ -90,8 +90,8 @@ def _wide(source: tf.Tensor, grid: Grid, out: Grid, beta: float, runtime: str) -
     zero = tf.zeros_like(grid.zero_point)
     ends = {"zero_point": zero, "low": -(2**15), "high": 2**15 - 1}
     codes = quantize([source], [grid], Grid(grid.scale, **ends), runtime)
-    found = softmax_int16(codes, Grid(grid.scale, **ends), beta, runtime)
-    return quantize([found], [Grid(tf.constant(_WIDE_SCALE), **ends)], out, runtime)
+    wide = softmax_int16(codes, Grid(grid.scale, **ends), beta, runtime)
+    return quantize([wide], [Grid(tf.constant(_WIDE_SCALE), **ends)], out, runtime)
 
 
 def _narrow(source: tf.Tensor, grid: Grid, beta: float) -> tf.Tensor:

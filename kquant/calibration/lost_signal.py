@@ -158,9 +158,9 @@ class _Model:
         for start in range(0, len(nodes), many):
             group = nodes[start : start + many]
             with only(()):
-                found, calls = outputs_with(self.graph, self.values, [(n, self._gridded(n)) for n in group])
+                results, calls = outputs_with(self.graph, self.values, [(n, self._gridded(n)) for n in group])
             self.calls += calls
-            for node, outputs in zip(group, found, strict=True):
+            for node, outputs in zip(group, results, strict=True):
                 yield node, _db(self.y, _outputs(outputs))
 
     def _gridded(self, node: Node) -> np.ndarray:

@@ -105,9 +105,9 @@ def _slopes(
     slopes: dict[str, list[list[Any]]] = {place.name: [] for place in known}
     for total in totals:
         flat = tape.gradient(total, [values[id(node.outputs[0])] for node in calls])
-        found = dict(zip([id(node) for node in calls], flat, strict=True))
+        by_call = dict(zip([id(node) for node in calls], flat, strict=True))
         for place in known:
-            slopes[place.name].append([found[id(node)] for node in place.calls])
+            slopes[place.name].append([by_call[id(node)] for node in place.calls])
     return values, slopes
 
 
@@ -128,8 +128,8 @@ def _add(
             total = total + np.einsum("npgk,npgm->ngkm", x, g, optimize=True)
         if total.ndim == 4:  # an output depends on the layer
             # of every sample its own slope: squares of their mean would be less
-            found = np.sum(np.square(total, dtype=np.float64), axis=(0, 2))
-            gained[place.name] = gained[place.name] + found.reshape(-1)
+            squares = np.sum(np.square(total, dtype=np.float64), axis=(0, 2))
+            gained[place.name] = gained[place.name] + squares.reshape(-1)
 
 
 def _rows(place: Place, node: Node, values: dict[int, Any]) -> np.ndarray:

@@ -76,16 +76,16 @@ def silence(
         site = None if sums is None or sums.depthwise else kernels.get(sums.weights.name)
         return sums is not None and site is not None and _is_that(site, sums.codes)
 
-    found = quiet_channels(lowered.program, able, codes if sqnr_db is None else math.inf)
+    silent = quiet_channels(lowered.program, able, codes if sqnr_db is None else math.inf)
     x = None if data is None else gather(qmodel, data, limit)
     before = None if x is None else _outputs(qmodel, x)
     if sqnr_db is not None and x is not None and before is not None:
-        found = found[: _most(qmodel, kernels, found, (x, before), sqnr_db)]
-    _set(qmodel, kernels, found)
+        silent = silent[: _most(qmodel, kernels, silent, (x, before), sqnr_db)]
+    _set(qmodel, kernels, silent)
     if verbose:
         noise = "" if x is None or before is None else f", outputs at {_noise(before, _outputs(qmodel, x)):.1f} dB"
-        worst = max((quiet.codes for quiet in found), default=0.0)
-        print(f"silence: {sum(q.channels for q in found)} channels, at most {worst:.2g} codes each{noise}")
+        worst = max((quiet.codes for quiet in silent), default=0.0)
+        print(f"silence: {sum(q.channels for q in silent)} channels, at most {worst:.2g} codes each{noise}")
     return qmodel
 
 
@@ -105,10 +105,10 @@ def _is_that(site: Site, codes: np.ndarray) -> bool:
     return np.array_equal(own, np.abs(codes).sum(axis=(0, 1)))
 
 
-def _set(qmodel: keras.Model, kernels: dict[str, Site], found: Sequence[Quiet]) -> None:
+def _set(qmodel: keras.Model, kernels: dict[str, Site], silent: Sequence[Quiet]) -> None:
     """Zero codes where these channels are read."""
     places: dict[str, list[int]] = {}
-    for name, channel in (place for quiet in found for place in quiet.reads):
+    for name, channel in (place for quiet in silent for place in quiet.reads):
         places.setdefault(name, []).append(channel)
     for name, channels in places.items():
         site = kernels[name]
@@ -121,19 +121,19 @@ def _set(qmodel: keras.Model, kernels: dict[str, Site], found: Sequence[Quiet]) 
 def _most(
     qmodel: keras.Model,
     kernels: dict[str, Site],
-    found: Sequence[Quiet],
+    silent: Sequence[Quiet],
     known: tuple[list[np.ndarray], list[np.ndarray]],
     sqnr_db: float,
 ) -> int:
     """How many of them, from the first on, the noise allows; the model comes back as it was."""
     (x, before), held = known, {name: _codes(site) for name, site in kernels.items()}
-    fewest, most = 0, len(found)
+    fewest, most = 0, len(silent)
     while fewest < most:
         tried = (fewest + most + 1) // 2
-        _set(qmodel, kernels, found[:tried])
+        _set(qmodel, kernels, silent[:tried])
         enough = _noise(before, _outputs(qmodel, x)) >= sqnr_db
         fewest, most = (tried, most) if enough else (fewest, tried - 1)
-        for name in {name for quiet in found[:tried] for name, _ in quiet.reads}:
+        for name in {name for quiet in silent[:tried] for name, _ in quiet.reads}:
             kernels[name].holder.round_by(held[name])
     return fewest
 

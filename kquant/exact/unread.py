@@ -58,16 +58,16 @@ def followed(
     kept = {id(ref): np.zeros(_channels(ref), bool) for ref in computed}
     for ref in (*program.inputs, *program.outputs):
         kept[id(ref)][:] = True
-    found = Reading(kept, flows, spans)
-    _follow(program, found, empty)
-    return found
+    reading = Reading(kept, flows, spans)
+    _follow(program, reading, empty)
+    return reading
 
 
-def _follow(program: Program, found: Reading, empty: bool) -> None:
+def _follow(program: Program, reading: Reading, empty: bool) -> None:
     """Ask every operator, from the last on, and again where a tensor of it keeps more: work grows with their number."""
     near: dict[int, list[int]] = {}  # id(tensor) -> numbers of the operators that have to do with it
     for number, op in enumerate(program.operators):
-        for ref in _touched(op, found):
+        for ref in _touched(op, reading):
             near.setdefault(id(ref), []).append(number)
     waiting, in_line = [-n for n in range(len(program.operators))], set(range(len(program.operators)))
     heapq.heapify(waiting)
@@ -77,18 +77,18 @@ def _follow(program: Program, found: Reading, empty: bool) -> None:
             number = -heapq.heappop(waiting)
             in_line.discard(number)
             heapq.heappush(asked, number)
-            grown = _read(program.operators[number], found)
+            grown = _read(program.operators[number], reading)
         else:
             op = program.operators[heapq.heappop(asked)]
-            grown = [] if empty else _nothing_empty(op, found)
+            grown = [] if empty else _nothing_empty(op, reading)
         for other in {n for ref in grown for n in near[id(ref)]} - in_line:
             in_line.add(other)
             heapq.heappush(waiting, -other)
 
 
-def _touched(op: Operator, found: Reading) -> list[Ref]:
+def _touched(op: Operator, reading: Reading) -> list[Ref]:
     """The computed tensors that an operator reads and writes, each once."""
-    refs = {id(ref): ref for ref in (*op.inputs, *op.outputs) if ref is not None and id(ref) in found.kept}
+    refs = {id(ref): ref for ref in (*op.inputs, *op.outputs) if ref is not None and id(ref) in reading.kept}
     return list(refs.values())
 
 
@@ -96,13 +96,13 @@ def _channels(ref: Ref) -> int:
     return ref.shape[-1] if ref.shape else 1
 
 
-def _read(op: Operator, found: Reading) -> list[Ref]:
+def _read(op: Operator, reading: Reading) -> list[Ref]:
     """One operator: the tensors of which it keeps more than was kept before."""
-    kept, flow = found.kept, found.flows[id(op)]
+    kept, flow = reading.kept, reading.flows[id(op)]
     if flow is None:
         if not any(kept[id(ref)].any() for ref in op.outputs):
             return []
-        return [ref for ref in _touched(op, found) if _keep(kept, ref, True)]
+        return [ref for ref in _touched(op, reading) if _keep(kept, ref, True)]
     output = op.outputs[0]
     grown: list[Ref] = []
     for link in flow.links:
@@ -127,13 +127,13 @@ def _keep(
     return int(held.sum()) > before
 
 
-def _nothing_empty(op: Operator, found: Reading) -> list[Ref]:
+def _nothing_empty(op: Operator, reading: Reading) -> list[Ref]:
     """A kernel that needs no channel reads one all the same: there are no tensors without any."""
-    flow = found.flows[id(op)]
-    if flow is None or flow.need is None or not found.kept[id(op.outputs[0])].any():
+    flow = reading.flows[id(op)]
+    if flow is None or flow.need is None or not reading.kept[id(op.outputs[0])].any():
         return []
     source = flow.need.sums.source
-    if found.kept[id(source)].any():
+    if reading.kept[id(source)].any():
         return []
-    found.kept[id(source)][int(np.argmax(found.spans[id(source)].constant))] = True
+    reading.kept[id(source)][int(np.argmax(reading.spans[id(source)].constant))] = True
     return [source]

@@ -109,11 +109,11 @@ def _is_library(file: str) -> bool:
 
 def _instead(line: str) -> str:
     """The function of `keras.ops` for the first one of TensorFlow or NumPy in a line that has one."""
-    for found in re.finditer(r"\b(?:tf|np|numpy|tensorflow)((?:\.\w+)+)\(", line):
-        name = found[1].rsplit(".", 1)[-1]
+    for call in re.finditer(r"\b(?:tf|np|numpy|tensorflow)((?:\.\w+)+)\(", line):
+        name = call[1].rsplit(".", 1)[-1]
         name = RENAMED.get(name, name)
         if hasattr(keras.ops, name):
-            return f"`keras.ops.{name}` for `{found[0][:-1]}`"
+            return f"`keras.ops.{name}` for `{call[0][:-1]}`"
     return "Keras layers and `keras.ops`"
 
 

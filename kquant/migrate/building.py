@@ -220,10 +220,10 @@ class _Functional:
         """Positional tensors, one or a list, and keyword arguments."""
         single = is_reference(node) or node[0] == CONSTANT
         references = [node] if single else node
-        found = [r[2] if r[0] == CONSTANT else self.tensor(r) for r in references]
+        tensors = [r[2] if r[0] == CONSTANT else self.tensor(r) for r in references]
         given = {key: self.value(v) for key, v in (references[0][3] if len(references[0]) > 3 else {}).items()}
         given = {key: v for key, v in given.items() if not (v is None and key in ("mask", "training", "initial_state"))}
-        return (found[0] if len(found) == 1 else found), given
+        return (tensors[0] if len(tensors) == 1 else tensors), given
 
     def in_time(self, name: str, entry: Mapping[str, Any], made: list[Any], x: Any, given: dict[str, Any]) -> Any:
         """A layer that had the steps first: Keras 3 has the samples first, so axes are turned before and behind it.
@@ -272,14 +272,14 @@ class _Functional:
     def ends(self, key: str) -> Any:
         """Inputs or outputs, in the structure that the model had."""
 
-        def found(value: Any) -> Any:
+        def tensors_in(value: Any) -> Any:
             if is_reference(value):
                 return self.tensor(value)
             if isinstance(value, dict):
-                return {name: found(each) for name, each in value.items()}
-            return [found(each) for each in value]
+                return {name: tensors_in(each) for name, each in value.items()}
+            return [tensors_in(each) for each in value]
 
-        made = found(self.config[key])
+        made = tensors_in(self.config[key])
         return made[0] if isinstance(made, list) and len(made) == 1 else made
 
 

@@ -207,16 +207,16 @@ class _Setting:
 
 def _sources(node: Node, producers: Mapping[int, Node]) -> list[FakeQuant]:
     """The nearest quantizing nodes before a layer that hands codes on."""
-    found: list[FakeQuant] = []
+    quantizers: list[FakeQuant] = []
     for tensor in node.inputs:
         before = producers.get(id(tensor))
         if before is None:
             continue
         if isinstance(before.op, FakeQuant):
-            found.append(before.op)
+            quantizers.append(before.op)
         else:
-            found += _sources(before, producers)
-    return list({id(op): op for op in found}.values())
+            quantizers += _sources(before, producers)
+    return list({id(op): op for op in quantizers}.values())
 
 
 def _along(reach: np.ndarray, holder: Compressed) -> np.ndarray:

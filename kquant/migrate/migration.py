@@ -185,9 +185,9 @@ def read_old(
             check_described(file)
         if file.is_subclassed:
             return read_by_tf_keras(file, check_python(python))
-        found = refusals.foreign(file.config)
-        refusals.check(found, file.where, parts.classes, parts.layers)
-        if found or parts.layers:
+        unknown = refusals.foreign(file.config)
+        refusals.check(unknown, file.where, parts.classes, parts.layers)
+        if unknown or parts.layers:
             return unread(file, "tf_keras has no code of its own for what was given in Python")
         if not compare:
             return unread(file, NOT_ASKED)

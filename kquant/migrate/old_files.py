@@ -230,7 +230,7 @@ def metadata(content: bytes, where: str) -> dict[str, Any]:
     Raises:
         ValueError: damaged.
     """
-    found: dict[str, Any] = {}
+    objects: dict[str, Any] = {}
     for number, node in _fields(content, where):
         if number != 1 or not isinstance(node, bytes):
             continue
@@ -238,10 +238,10 @@ def metadata(content: bytes, where: str) -> dict[str, Any]:
         path, text = told.get(3), told.get(5)
         if isinstance(path, bytes) and isinstance(text, bytes):
             name = path.decode("utf-8", "replace")
-            found[name] = parse_json(text or b"{}", f"{where}, {name}", keras_files.MOST_DEPTH)
-        if len(found) > MOST_NODES:
+            objects[name] = parse_json(text or b"{}", f"{where}, {name}", keras_files.MOST_DEPTH)
+        if len(objects) > MOST_NODES:
             raise ValueError(f"{where}: more than {MOST_NODES:,} objects.")
-    return {name: told for name, told in found.items() if isinstance(told, dict)}
+    return {name: told for name, told in objects.items() if isinstance(told, dict)}
 
 
 def _fields(content: bytes, where: str) -> Iterator[tuple[int, int | bytes]]:

@@ -68,11 +68,11 @@ def foreign(config: Any) -> Foreign:
     return Foreign(tuple(lambdas), custom, tuple(others))
 
 
-def check(found: Foreign, where: str, classes: Collection[str], replaced: Collection[str]) -> None:
+def check(unknown: Foreign, where: str, classes: Collection[str], replaced: Collection[str]) -> None:
     """Refuse what nobody gave a Keras 3 counterpart of.
 
     Args:
-        found: in the file.
+        unknown: in the file.
         where: the file, for errors.
         classes: names of custom classes that the caller gave.
         replaced: names of layers that the caller gave.
@@ -80,14 +80,16 @@ def check(found: Foreign, where: str, classes: Collection[str], replaced: Collec
     Raises:
         ValueError: naming layer and class, with the way out.
     """
-    lambdas = [name for name in found.lambdas if name not in replaced]
+    lambdas = [name for name in unknown.lambdas if name not in replaced]
     if lambdas:
         raise ValueError(
             f"{where}: layer '{lambdas[0]}' is a Lambda: the bytecode of a Python function, which is not run"
             + (f" (and so are {first_of(lambdas[1:])})" if lambdas[1:] else "")
             + f". Give a Keras 3 layer that computes the same, in Python: {_instead(lambdas)}."
         )
-    custom = {name: kind for name, kind in found.custom.items() if name not in replaced and _bare(kind) not in classes}
+    custom = {
+        name: kind for name, kind in unknown.custom.items() if name not in replaced and _bare(kind) not in classes
+    }
     if custom:
         name, kind = next(iter(custom.items()))
         raise ValueError(
@@ -95,7 +97,7 @@ def check(found: Foreign, where: str, classes: Collection[str], replaced: Collec
             "file. Write the class for Keras 3 (weights by the same names), and give it, in Python: "
             f"kquant.migrate.from_tf_keras(path, custom_objects={{'{_bare(kind)}': {_bare(kind)}}})."
         )
-    for name, said in found.others:
+    for name, said in unknown.others:
         if name not in replaced:
             raise ValueError(
                 f"{where}: layer '{name}' names '{said}', which is not Keras' own and is not looked up. Give a Keras 3 "
@@ -106,7 +108,7 @@ def check(found: Foreign, where: str, classes: Collection[str], replaced: Collec
 def _instead(lambdas: list[str]) -> str:
     """The call that replaces Lambdas; tfmot makes two of every SeparableConv1D, and what they compute is known."""
     shapes = {"expand": "(1, -1, channels)", "squeeze": "(-1, filters)"}
-    made = [(name, found[1]) for name in lambdas if (found := SEPARABLE.fullmatch(name))]
+    made = [(name, match[1]) for name in lambdas if (match := SEPARABLE.fullmatch(name))]
     if len(made) < len(lambdas):
         return f"kquant.migrate.from_tf_keras(path, replacing={{'{lambdas[0]}': keras.layers.Rescaling(2.0)}})"
     turned = ", ".join(f"'{name}': keras.layers.Reshape({shapes[what]})" for name, what in made)

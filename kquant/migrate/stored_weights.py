@@ -124,8 +124,8 @@ def _shapes(held: Any) -> str:
 def _renames(layer: Any, *, back: bool = False) -> dict[str, str]:
     table = layers().weights
     kinds = {type(inner).__name__ for inner in (layer, getattr(layer, "layer", layer), *getattr(layer, "layers", ()))}
-    found = {old: new for kind in kinds for old, new in table.get(kind, {}).items()}
-    return {new: old for old, new in found.items()} if back else found
+    renames = {old: new for kind in kinds for old, new in table.get(kind, {}).items()}
+    return {new: old for old, new in renames.items()} if back else renames
 
 
 def _likeness(renames: Mapping[str, str], old: str, new: str) -> tuple[int, int, int]:

@@ -178,17 +178,17 @@ def variables(source: str) -> dict[str, np.ndarray]:
     reader = tf.train.load_checkpoint(str(Path(source) / "variables" / "variables"))
     graph = trackable_object_graph_pb2.TrackableObjectGraph()
     graph.ParseFromString(reader.get_tensor("_CHECKPOINTABLE_OBJECT_GRAPH"))
-    found, seen, waiting = {}, {0}, [("", 0)]
+    values, seen, waiting = {}, {0}, [("", 0)]
     while waiting:
         path, place = waiting.pop(0)
         for attribute in graph.nodes[place].attributes:
             if attribute.name == "VARIABLE_VALUE":
-                found[path] = reader.get_tensor(attribute.checkpoint_key)
+                values[path] = reader.get_tensor(attribute.checkpoint_key)
         for child in graph.nodes[place].children:
             if child.local_name not in LISTS and child.node_id not in seen:
                 seen.add(child.node_id)
                 waiting.append((f"{path}/{child.local_name}".lstrip("/"), child.node_id))
-    return found
+    return values
 
 
 def main() -> None:

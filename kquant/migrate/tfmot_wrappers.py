@@ -132,8 +132,8 @@ def _unwrapped(given: Any, known: Mapping[str, Weights], held: _Held) -> tuple[C
         name = entry["config"].get("name") or entry.get("name", "")  # the layer's own may be null
         own = known.get(name, ())
         if entry["class_name"] in MODELS and _is_wrapped(entry["config"]):
-            inner, found = _unwrapped(entry["config"], _by_layer(entry["config"], own), held)
-            entry, own = {**entry, "config": inner}, tuple(pair for held_by in found.values() for pair in held_by)
+            inner, nested = _unwrapped(entry["config"], _by_layer(entry["config"], own), held)
+            entry, own = {**entry, "config": inner}, tuple(pair for held_by in nested.values() for pair in held_by)
         if entry["class_name"] == INPUT:
             taken = next(_references(entry.get("inbound_nodes")), [source, 0, 0])
             aliases[name] = taken
@@ -236,9 +236,9 @@ def _ranges(layer: str, added: Weights, bits: int, input_name: str = "") -> list
     """Pairs of ends, in order."""
     ends: dict[str, dict[str, np.ndarray]] = {}
     for path, value in added:
-        found = _RANGE.fullmatch(last(path))
-        if found:
-            ends.setdefault(found["what"], {})[found["end"]] = np.asarray(value, np.float32).reshape(-1)
+        match = _RANGE.fullmatch(last(path))
+        if match:
+            ends.setdefault(match["what"], {})[match["end"]] = np.asarray(value, np.float32).reshape(-1)
     made = []
     for what, both in ends.items():
         if set(both) != {"min", "max"}:
@@ -306,7 +306,7 @@ def _shared(layer: str, weights: Weights, added: Weights, held: _Held, keeps_zer
     Where zeros are kept, the value nearest to 0 is set to 0 first: the last step of training moved it.
     """
     centroids = ((_CENTROIDS.search(path), value) for path, value in added)
-    books = {found["weight"]: value for found, value in centroids if found}
+    books = {match["weight"]: value for match, value in centroids if match}
     made = []
     for path, value in weights:
         book = books.get(last(path))

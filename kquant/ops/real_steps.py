@@ -263,8 +263,8 @@ def _flags(program: Program, source: Ref, value: float, features: bool) -> Ref:
     if features:
         # The largest flag of a step is 1 where any feature is another value.
         axes = program.constant("axes", np.array([len(source.shape) - 1], np.int32))
-        found = program.value(name, source.shape[:-1], FLAG)
-        flags = program.emit("REDUCE_MAX", [flags, axes], found, keepDims=False)
+        largest = program.value(name, source.shape[:-1], FLAG)
+        flags = program.emit("REDUCE_MAX", [flags, axes], largest, keepDims=False)
     program.made[key] = flags
     return flags
 

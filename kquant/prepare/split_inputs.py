@@ -165,7 +165,7 @@ def _cut(graph: Graph, outside: list[Node], rest: list[Node]) -> tuple[Any, list
     made = {id(t): node.name for node in outside for t in node.outputs}
     passed = [t for t in (*inputs, *(t for node in outside for t in node.outputs)) if id(t) in read_later]
     of_input = {id(t): [p for p in passed if origins[id(p)] == {id(t)}] for t in inputs}
-    if len(passed) == len(inputs) and all(len(found) == 1 for found in of_input.values()):
+    if len(passed) == len(inputs) and all(len(own) == 1 for own in of_input.values()):
         return keras.tree.map_structure(lambda t: of_input[id(t)][0], graph.inputs), [t.name for t in inputs]
     return (passed[0] if len(passed) == 1 else passed), [str(made.get(id(t), t.name)) for t in passed]
 

@@ -124,8 +124,8 @@ def _found(detection: Detection, grids: Grids, golden: Golden, call: int) -> tup
     codes, scores = (golden.outputs[n][call] for n in (grids.boxes, grids.scores))
     scores = scores.reshape(-1, scores.shape[-1])
     corners = grids.decoder.corners(codes.reshape(-1, 4))
-    found = zip(*chosen(detection, corners, scores, grids.lowest), strict=True)
-    return tuple(_box(corners[r].tolist(), int(scores[r, c]), int(c), int(r)) for r, c in found)
+    cells = zip(*chosen(detection, corners, scores, grids.lowest), strict=True)
+    return tuple(_box(corners[r].tolist(), int(scores[r, c]), int(c), int(r)) for r, c in cells)
 
 
 def _box(corners: list[int], score: int, label: int, row: int) -> Box:

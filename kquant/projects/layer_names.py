@@ -19,11 +19,11 @@ def written_by(file: FileModel) -> dict[int, str]:
         file: what it holds.
     """
     tensors = {t.index: t for t in file.tensors}
-    found: dict[int, str] = {}
+    writers: dict[int, str] = {}
     for op in file.operators:
         read = [tensors[i].name for i in op.inputs if i in tensors and tensors[i].size_bytes]
         owners = [name.rpartition("/")[0] for name in read if "/" in name]
         for i in op.outputs:
             layer = layer_of(tensors[i].name)
-            found[i] = layer if not owners or owners[0] == layer else f"{owners[0]} ({layer})"
-    return found
+            writers[i] = layer if not owners or owners[0] == layer else f"{owners[0]} ({layer})"
+    return writers

@@ -213,8 +213,8 @@ def _lost(a: Analysis, row: LayerReport) -> float:
 
 
 def _of_weights(a: Analysis) -> tuple[Plot, ...]:
-    found = [(r.name, r.weights) for r in a.layers if r.weights is not None and r.weights.counts]
-    worst = sorted(found, key=lambda pair: pair[1].sqnr_db)[:WORST]
+    measured = [(r.name, r.weights) for r in a.layers if r.weights is not None and r.weights.counts]
+    worst = sorted(measured, key=lambda pair: pair[1].sqnr_db)[:WORST]
     return tuple(_weights(name, w) for name, w in worst)
 
 

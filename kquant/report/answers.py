@@ -43,8 +43,8 @@ def _trials(a: Answers) -> Table:
 
 def _every(a: Answers) -> list[Trial]:
     """The model as it is, and each trial once."""
-    found = {trial.lines: trial for answer in a.answers for trial in answer.trials}
-    return [a.start, *found.values()]
+    by_lines = {trial.lines: trial for answer in a.answers for trial in answer.trials}
+    return [a.start, *by_lines.values()]
 
 
 def _row(trial: Trial, metric: str) -> tuple[str, ...]:

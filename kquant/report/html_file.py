@@ -114,7 +114,7 @@ def sheet_of(result: Any) -> Sheet:
     pages = [page(one) for one in results]
     every = [section for one in results for section in sections(one) if not section.is_empty]
     # an export and its file both have ports
-    found = [s for i, s in enumerate(every) if s.title not in {earlier.title for earlier in every[:i]}]
+    shown = [s for i, s in enumerate(every) if s.title not in {earlier.title for earlier in every[:i]}]
     figures: dict[str, str] = {}
     for one in sorted(results, key=lambda one: not isinstance(one, ModelCard)):  # its samples are those held out
         for what, much in card(one):
@@ -130,7 +130,7 @@ def sheet_of(result: Any) -> Sheet:
         findings=tuple(f for p in pages if p not in analyses for f in p.findings),
         facts=tuple(dict.fromkeys(fact for p in pages for fact in p.facts)),
         card=tuple(sorted(figures.items(), key=_place)),
-        sections=tuple(sorted(found, key=lambda section: PLACES.index(section.place))),
+        sections=tuple(sorted(shown, key=lambda section: PLACES.index(section.place))),
     )
 
 

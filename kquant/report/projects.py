@@ -37,11 +37,11 @@ def _memory(report: BundleReport) -> tuple[str, ...]:
     arena = report.arena
     if arena is None:
         return (f"file {report.flash_bytes:,} bytes",)
-    found = "by trial on this 64-bit host" if arena.tried else "told from the compiler's plan, not tried"
+    how = "by trial on this 64-bit host" if arena.tried else "told from the compiler's plan, not tried"
     peak = f"; most tensors are alive at {arena.peak_layer}" if arena.peak_layer else ""
     return (
         f"flash {report.flash_bytes:,} bytes (the array; code of kernels comes on top)",
-        f"arena {arena.bytes:,} bytes: {arena.smallest_bytes:,} {found}, and a margin of {arena.margin_bytes:,}",
+        f"arena {arena.bytes:,} bytes: {arena.smallest_bytes:,} {how}, and a margin of {arena.margin_bytes:,}",
         f"of it tensors that share memory and scratch {arena.activation_bytes:,}, what stays "
         f"{arena.persistent_bytes:,}{peak}",
     )

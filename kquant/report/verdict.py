@@ -24,10 +24,10 @@ def name_of(results: Sequence[Any]) -> str:
     """
     for key in ("folder", "path", "model"):
         for one in results:
-            found = getattr(one, key, None)
-            found = getattr(found, "name", found)  # a search holds the model itself
-            if isinstance(found, str | Path):
-                return str(found) if key == "model" else Path(found).stem
+            named = getattr(one, key, None)
+            named = getattr(named, "name", named)  # a search holds the model itself
+            if isinstance(named, str | Path):
+                return str(named) if key == "model" else Path(named).stem
     return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(results[0]).__name__)
 
 

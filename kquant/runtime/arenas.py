@@ -82,10 +82,10 @@ def _told(task: str, data: bytes, *patterns: str) -> list[int]:
     except subprocess.TimeoutExpired as error:
         raise ValueError(f"TFLM has not prepared this file after {running.ANSWER_SECONDS} s.") from error
     said = (done.stdout + done.stderr).decode(errors="replace")
-    found = [match for pattern in patterns if (match := re.search(pattern, said)) is not None]
-    if len(found) < len(patterns):
+    matches = [match for pattern in patterns if (match := re.search(pattern, said)) is not None]
+    if len(matches) < len(patterns):
         raise ValueError(f"TFLM cannot prepare this file:\n{said[-800:]}")
-    return [int(match[1]) for match in found]
+    return [int(match[1]) for match in matches]
 
 
 def _asked(task: str, data: bytes, seconds: float) -> subprocess.CompletedProcess[bytes]:

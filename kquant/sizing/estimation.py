@@ -82,10 +82,10 @@ def estimate(
     try:
         qmodel = quantize(model, chosen, target=target, input_shape=input_shape)
     except ValueError as error:
-        found = _refused(model, chosen, goal, input_shape, error)
+        figures = _refused(model, chosen, goal, input_shape, error)
     else:
-        found = _written(model, qmodel, Form(io, storing=storing))
-    return replace(found, flash_limit=flash_bytes, arena_limit=arena_bytes)
+        figures = _written(model, qmodel, Form(io, storing=storing))
+    return replace(figures, flash_limit=flash_bytes, arena_limit=arena_bytes)
 
 
 def _written(model: keras.Model, qmodel: keras.Model, form: Form) -> Estimate:

@@ -80,11 +80,11 @@ def _train(qmodel: keras.Model) -> None:
 
 def _bounds(graph: Graph) -> dict[str, tuple[float, float]]:
     """Name of an encoding -> what the layer before cuts its values to."""
-    producers, found = graph.producers, {}
+    producers, bounds = graph.producers, {}
     for node in graph.nodes:
         if isinstance(node.op, FakeQuant) and not node.kwargs.get("peek") and id(node.args[0]) in producers:
             made = producers[id(node.args[0])]
             limits = None if isinstance(made.op, Holder) else bounds_of(made)
             if limits is not None:
-                found[node.op.name] = limits
-    return found
+                bounds[node.op.name] = limits
+    return bounds

@@ -204,7 +204,7 @@ class _Recorder:
 @cache
 def _fields(kind: str) -> dict[str, int]:
     """Fields of a table that lead elsewhere -> their place in its layout."""
-    found: dict[str, int] = {}
+    places: dict[str, int] = {}
     generated = cast("dict[str, Any]", vars(SCHEMA))
     for name, add in generated.items():
         field = name.removeprefix(f"{kind}Add")
@@ -212,8 +212,8 @@ def _fields(kind: str) -> dict[str, int]:
             recorder = _Recorder()
             add(recorder, 0)
             if recorder.slot is not None:
-                found[field] = 4 + 2 * recorder.slot
-    return found
+                places[field] = 4 + 2 * recorder.slot
+    return places
 
 
 def _contents(model: Any, root: Any, file: FileModel) -> dict[int, str]:
@@ -223,29 +223,29 @@ def _contents(model: Any, root: Any, file: FileModel) -> dict[int, str]:
     stored = [graph.Tensors(i) for graph in graphs for i in range(graph.TensorsLength())]
     start = root.Vector(root.Offset(_fields("Model")["Buffers"])) if model.BuffersLength() else 0
     places = [root.Indirect(start + 4 * i) for i in range(model.BuffersLength())]
-    found: dict[int, str] = {}
+    contents: dict[int, str] = {}
     for t, tensor in zip(file.tensors, stored, strict=True):
         if t.size_bytes:
-            found.setdefault(places[tensor.Buffer()], roles.get(t.index, "other constants"))
+            contents.setdefault(places[tensor.Buffer()], roles.get(t.index, "other constants"))
     for i in range(model.MetadataLength()):
-        found[places[model.Metadata(i).Buffer()]] = METADATA
-    return found
+        contents[places[model.Metadata(i).Buffer()]] = METADATA
+    return contents
 
 
 def _roles(file: FileModel) -> dict[int, str]:
     """Tensor -> what it holds, for those that an operator reads as weights or bias."""
     known = storages()
-    found: dict[int, str] = {}
+    roles: dict[int, str] = {}
     for table in file.tables:
         title = known[table.storage].title
-        found[table.indices], found[table.tables] = f"{WEIGHTS}, {title}", f"{WEIGHTS}, {title}: headers and tables"
+        roles[table.indices], roles[table.tables] = f"{WEIGHTS}, {title}", f"{WEIGHTS}, {title}: headers and tables"
     for op in file.operators:
         if op.code == CODE:
             continue
         for position, index in enumerate(op.inputs):
             if position in facts(op.code).weights:
                 packed = PACKED.get(file.tensors[index].dtype) if index >= 0 else None
-                found.setdefault(index, f"{WEIGHTS}, plain" if packed is None else f"{WEIGHTS}, {packed.bits} bits")
+                roles.setdefault(index, f"{WEIGHTS}, plain" if packed is None else f"{WEIGHTS}, {packed.bits} bits")
             elif position == facts(op.code).bias:
-                found.setdefault(index, "biases")
-    return found
+                roles.setdefault(index, "biases")
+    return roles

@@ -204,43 +204,43 @@ def decoded_from(model: FileModel) -> str:
 def float_operators(model: FileModel) -> list[FileOperator]:
     """Operators that touch a float tensor, the casts of float inputs and outputs left out."""
     edge = {t.index for t in (*model.inputs, *model.outputs)}
-    found: list[FileOperator] = []
+    in_float: list[FileOperator] = []
     for op in model.operators:
         floats = {i for i in (*op.inputs, *op.outputs) if i >= 0 and model.tensors[i].type in FLOATS}
         # A cast between tensors inside the model is no cast at the edge.
         if floats and not (op.code in EDGES and floats <= edge):
-            found.append(op)
-    return found
+            in_float.append(op)
+    return in_float
 
 
 def findings_of(model: FileModel) -> tuple[str, ...]:
     """What in a file is not integer, and why it matters."""
-    found: list[str] = []
+    findings: list[str] = []
     floats = float_operators(model)
     if floats:
         names = ", ".join(f"{code} x{n}" for code, n in Counter(op.code for op in floats).items())
-        found.append(
+        findings.append(
             f"{len(floats)} of {len(model.operators)} operators compute in float ({names}): slow or impossible on "
             "microcontrollers without an FPU, and refused by NPUs."
         )
     for t in (*model.inputs, *model.outputs):
         if t.type in FLOATS:
-            found.append(
+            findings.append(
                 f"'{t.name}' is {t.type}: the application converts nothing, the file spends an operator on it."
             )
     dynamic = [t.name for t in model.tensors if any(n < 0 for n in t.shape)]
     if dynamic:
-        found.append(f"open shapes ({', '.join(dynamic[:3])}): TFLM and NPUs need static ones.")
+        findings.append(f"open shapes ({', '.join(dynamic[:3])}): TFLM and NPUs need static ones.")
     hybrid = [
         op
         for op in floats
         if any(i >= 0 and model.tensors[i].type == "INT8" and model.tensors[i].size_bytes for i in op.inputs)
     ]
     if hybrid:
-        found.append(f"{len(hybrid)} operators are hybrid (int8 weights, float activations): TFLM refuses them.")
+        findings.append(f"{len(hybrid)} operators are hybrid (int8 weights, float activations): TFLM refuses them.")
     if model.tables:
-        found.append(
+        findings.append(
             f"{len(model.tables)} weights lie in {decoded_from(model)}: TensorFlow Lite Micro decodes them, LiteRT "
             "refuses the file."
         )
-    return tuple(found)
+    return tuple(findings)

@@ -43,7 +43,7 @@ class _Entries:
     """How a table's entries lie in bytes."""
 
     dtype: str
-    found: int
+    leaf_bit: int
     shift: int
 
     @property
@@ -84,8 +84,8 @@ def find_code(codes: np.ndarray) -> Code:
 
     Example:
         >>> from kquant.tflite.huffman_format import find_code
-        >>> found = find_code(np.int8([0] * 12 + [1] * 3 + [-1]))
-        >>> found.symbols.tolist(), found.lengths.tolist(), found.body_bits
+        >>> code = find_code(np.int8([0] * 12 + [1] * 3 + [-1]))
+        >>> code.symbols.tolist(), found.lengths.tolist(), found.body_bits
         ([-1, 0, 1], [2, 1, 2], 20)
     """
     least = int(codes.min())
@@ -97,17 +97,17 @@ def find_code(codes: np.ndarray) -> Code:
         return Code(symbols, np.ones(1, np.int64), None, codes.size)
     entries = _entries(codes.dtype)
     shortest = max(1, (len(symbols) - 1).bit_length())
-    found: list[tuple[float, Code]] = []
+    priced: list[tuple[float, Code]] = []
     # A lower limit costs bits and saves tables.
     for limit in range(shortest, LONGEST + 1):
         lengths = code_lengths(counts, limit)
         tables = plan_tables(tree_of(lengths, counts), entries.bytes, entries.most)
         bits = int(lengths @ counts)
         cost = bits / 8 + tables.entries * entries.bytes + tables.lookups / 256
-        found.append((cost, Code(symbols, lengths, tables, bits)))
+        priced.append((cost, Code(symbols, lengths, tables, bits)))
         if lengths.max() < limit:
             break  # the best code is not longer
-    return min(found, key=lambda pair: pair[0])[1]
+    return min(priced, key=lambda pair: pair[0])[1]
 
 
 def _entries(dtype: np.dtype) -> _Entries:
@@ -131,7 +131,7 @@ def table_bytes(code: Code, entries: _Entries) -> tuple[bytes, int, np.ndarray]:
             continue
         symbol = int(code.symbols[order[entry.leaf]])
         mask = 0xFF if entries is SMALL else 0xFFFF
-        written[place] = entries.found | entry.bits << entries.shift | symbol & mask
+        written[place] = entries.leaf_bit | entry.bits << entries.shift | symbol & mask
         reach[order[entry.leaf]] = here[1]
     return written.tobytes(), first, reach
 
@@ -229,12 +229,12 @@ class Huffman(Storage):
 
 def _symbols(body: bytes, count: int, reader: _Reader) -> list[int]:
     windows = np.arange(1 << LOOKED_UP, dtype=np.uint64) << np.uint64(64 - LOOKED_UP)
-    known, bits = (found.tolist() for found in reader.read(windows, LOOKED_UP))
+    known, bits = (column.tolist() for column in reader.read(windows, LOOKED_UP))
     padded = np.frombuffer(body + bytes(16), np.uint8).astype(np.int64)
     # the three bytes from each on: as many bits from any bit of the first
     threes = (padded[:-2] << 16 | padded[1:-1] << 8 | padded[2:]).tolist()
     at, end = 0, 8 * len(body)
-    found: list[int] = []
+    symbols: list[int] = []
     for _ in range(count):
         window = threes[at >> 3] >> (24 - LOOKED_UP - (at & 7)) & (1 << LOOKED_UP) - 1
         symbol, length = known[window], bits[window]
@@ -243,8 +243,8 @@ def _symbols(body: bytes, count: int, reader: _Reader) -> list[int]:
         at += length
         if not length or at > end:
             raise ValueError(f"Huffman: the codes of {count} weights do not end in {len(body)} bytes.")
-        found.append(symbol)
-    return found
+        symbols.append(symbol)
+    return symbols
 
 
 def _window(body: bytes, at: int) -> int:
@@ -287,11 +287,11 @@ class _Reader:
             open_ = open_[place[open_] < len(self.table)]
             entry = self.table[place[open_]]
             bits, value = entry >> self.form.shift & 15, entry & self.form.most
-            is_found = entry >= self.form.found
-            done = open_[is_found]
-            used = taken[done] + np.minimum(bits[is_found], width[done])
-            symbols[done], lengths[done] = value[is_found], np.where(used <= known, used, 0)
-            bits, value, open_ = bits[~is_found], value[~is_found], open_[~is_found]
+            is_leaf = entry >= self.form.leaf_bit
+            done = open_[is_leaf]
+            used = taken[done] + np.minimum(bits[is_leaf], width[done])
+            symbols[done], lengths[done] = value[is_leaf], np.where(used <= known, used, 0)
+            bits, value, open_ = bits[~is_leaf], value[~is_leaf], open_[~is_leaf]
             taken[open_] += width[open_]
             width[open_], place[open_] = bits + 1, place[open_] + value
             open_ = open_[taken[open_] + width[open_] <= 57]

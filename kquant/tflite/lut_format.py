@@ -114,8 +114,8 @@ def smallest(codes: np.ndarray, axis: int | None) -> Lut | None:
         True
     """
     axes = (None,) if axis is None or axis not in (0, codes.ndim - 1) else (None, axis)
-    found = [lut for lut in (encode(codes, a) for a in axes) if lut is not None]
-    return min(found, key=lambda lut: lut.size_bytes, default=None)
+    encoded = [lut for lut in (encode(codes, a) for a in axes) if lut is not None]
+    return min(encoded, key=lambda lut: lut.size_bytes, default=None)
 
 
 def pack(indices: np.ndarray, bits: int) -> bytes:

@@ -171,10 +171,10 @@ def _widths(tree: Tree, entry_bytes: int, lookup: float) -> Tables:
             below = depth + width
             # of two children of each node, the leaves stand at the left
             low, high = (np.maximum(2 * ends - tree.leaves[below], 0) for ends in (low, high))
-            found = sums[below][:, high] - sums[below][:, low]
-            found += np.array([[entry_bytes << width], [1 << width], [0]])
-            better = found[0] < best[0]
-            best[:, better], chosen[better] = found[:, better], width
+            costs = sums[below][:, high] - sums[below][:, low]
+            costs += np.array([[entry_bytes << width], [1 << width], [0]])
+            better = costs[0] < best[0]
+            best[:, better], chosen[better] = costs[:, better], width
         best[0] += lookup * tree.visits[depth]
         best[2] += tree.visits[depth]
         widths[depth] = chosen
@@ -185,18 +185,18 @@ def _widths(tree: Tree, entry_bytes: int, lookup: float) -> Tables:
 
 def lay_out(tables: Tables) -> list[Entry]:
     """The entries of all tables, that of the root first, each table behind the entry that leads to it."""
-    found: list[Entry] = []
+    entries: list[Entry] = []
     waiting, end = [(0, 0)], 1 << int(tables.widths[0][0])
     for depth, node in waiting:  # grows as it is read
         for leaf, bits, below in _reached(tables, depth, node):
             if leaf >= 0:
-                found.append(Entry(leaf, bits))
+                entries.append(Entry(leaf, bits))
                 continue
             width = int(tables.widths[depth + bits][below])
-            found.append(Entry(-1, width, end))
+            entries.append(Entry(-1, width, end))
             waiting.append((depth + bits, below))
             end += 1 << width
-    return found
+    return entries
 
 
 def _reached(tables: Tables, depth: int, node: int) -> Iterator[tuple[int, int, int]]:

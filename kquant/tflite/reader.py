@@ -321,18 +321,18 @@ def places(data: bytes) -> dict[int, range]:
 
 
 def _constants(file: FileModel, parts: _Parts) -> dict[int, np.ndarray]:
-    found: dict[int, np.ndarray] = {}
+    constants: dict[int, np.ndarray] = {}
     for t, stored in zip(file.tensors, parts.stored, strict=True):
         content = parts.content(stored.Buffer())
         if content is None or t.dtype not in (*PACKED, *NUMPY.values(), "float16"):
             continue
         count = int(np.prod(t.shape, dtype=np.int64))
-        found[t.index] = unpack(content, t.dtype, count).reshape(t.shape)
+        constants[t.index] = unpack(content, t.dtype, count).reshape(t.shape)
     for table in file.tables:
         t = file.tensors[table.output]
-        pair = found[table.indices].tobytes(), found[table.tables].tobytes()
-        found[t.index] = storages()[table.storage].load(*pair, t.shape, t.dtype, t.zero_point, t.axis)
-    return found
+        pair = constants[table.indices].tobytes(), constants[table.tables].tobytes()
+        constants[t.index] = storages()[table.storage].load(*pair, t.shape, t.dtype, t.zero_point, t.axis)
+    return constants
 
 
 def _operator(index: int, subgraph: int, op: Any, parts: _Parts) -> FileOperator:
@@ -365,8 +365,8 @@ def _metadata(parts: _Parts) -> dict[str, Any]:
     for entry in parts.metadata:
         if entry.Name() == b"kquant":
             content = parts.content(entry.Buffer())
-            found = parse_json(b"" if content is None else content.tobytes(), "its metadata")
-            if not isinstance(found, dict):
+            fields = parse_json(b"" if content is None else content.tobytes(), "its metadata")
+            if not isinstance(fields, dict):
                 raise ValueError("its metadata are no object")
-            return cast("dict[str, Any]", found)
+            return cast("dict[str, Any]", fields)
     return {}

@@ -111,9 +111,9 @@ class Fields:
     def text(self, number: int) -> str:
         """A string."""
         at = self._at(number)
-        found: bytes = self._stored.String(at) if at else b""
-        self._count(len(found))
-        return found.decode("utf-8")
+        raw: bytes = self._stored.String(at) if at else b""
+        self._count(len(raw))
+        return raw.decode("utf-8")
 
     def byte(self, number: int) -> int:
         """A number of one byte."""

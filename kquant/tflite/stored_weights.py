@@ -73,9 +73,9 @@ def _chosen(program: Program, wanted: Sequence[Storage]) -> dict[int, _Chosen]:
     chosen: dict[int, _Chosen] = {}
     for ref in readable:
         forms = ((storage, _stored(ref, storage)) for storage in wanted)
-        found = [_Chosen(ref, storage, stored) for storage, stored in forms if stored is not None]
-        if found:
-            chosen[id(ref)] = min(found, key=lambda one: one.stored.size_bytes)
+        smaller = [_Chosen(ref, storage, stored) for storage, stored in forms if stored is not None]
+        if smaller:
+            chosen[id(ref)] = min(smaller, key=lambda one: one.stored.size_bytes)
     for storage in wanted:
         for dtype in (np.int8, np.int16):
             chosen |= _together([ref for ref in readable if _codes(ref).dtype == dtype], storage, chosen)
@@ -143,11 +143,11 @@ def _insert(program: Program, chosen: Mapping[int, _Chosen]) -> list[_Chosen]:
     held: dict[int, Ref] = {}  # what the operator before reads decoded
     for op in program.operators:
         # By identity: two tensors with equal codes have names and scales of their own.
-        found = {id(ref): ref for ref in op.inputs if ref is not None and id(ref) in chosen}
+        coded = {id(ref): ref for ref in op.inputs if ref is not None and id(ref) in chosen}
         # packed codes come back as int8, which the kernels compute with anyway
         new = {
             key: Ref(ref.name, ref.shape, numpy_type(ref.dtype), ref.encoding)
-            for key, ref in found.items()
+            for key, ref in coded.items()
             if key not in held
         }
         if new:
@@ -155,8 +155,8 @@ def _insert(program: Program, chosen: Mapping[int, _Chosen]) -> list[_Chosen]:
             stored = [pairs.setdefault(key, _pair(chosen[key].stored)) for key in new]
             written.append(Operator(CODE, [part for pair in stored for part in pair], list(new.values())))
             decoded += [chosen[key] for key in new]
-        held = {key: new.get(key) or held[key] for key in found}
-        if found:
+        held = {key: new.get(key) or held[key] for key in coded}
+        if coded:
             op = replace(op, inputs=[held.get(id(ref), ref) for ref in op.inputs])
         written.append(op)
     program.operators = written
@@ -172,17 +172,17 @@ def _pair(stored: Stored) -> tuple[Ref, Ref]:
 
 def _readable(program: Program) -> list[Ref]:
     """Stored codes of up to 16 bits that only operators read which take them decoded, each once."""
-    found: dict[int, Ref] = {}
+    refs: dict[int, Ref] = {}
     # One reader that cannot bars a tensor for all: it would have to be stored both ways.
     barred = {id(ref) for ref in program.outputs}
     for op in program.operators:
         for i, ref in enumerate(op.inputs):
             if ref is None or ref.data is None or ref.dtype not in ("int8", "int16", *PACKED):
                 continue
-            found[id(ref)] = ref
+            refs[id(ref)] = ref
             if not (facts(op.code).reads_tables and i in facts(op.code).weights):
                 barred.add(id(ref))
-    return [ref for key, ref in found.items() if key not in barred]
+    return [ref for key, ref in refs.items() if key not in barred]
 
 
 def _codes(ref: Ref) -> np.ndarray:
@@ -285,10 +285,10 @@ def _why(program: Program, storing: Storing, last: str) -> str:
         return f"within decode_budget={storing.budget_bytes:,} bytes of arena: {last}. Give more"
     said = "; ".join(f"in {storage.title}: {storage.remedy}" for storage in storing.storages)
     forms = ((ref, _form(ref, storage)) for ref in _readable(program) for storage in storing.storages)
-    found = [(size_bytes(ref.size, ref.dtype), form, ref) for ref, form in forms if form is not None]
-    if not found:
+    candidates = [(size_bytes(ref.size, ref.dtype), form, ref) for ref, form in forms if form is not None]
+    if not candidates:
         return said
-    raw, form, ref = min(found, key=lambda one: one[1].size_bytes / one[0])
+    raw, form, ref = min(candidates, key=lambda one: one[1].size_bytes / one[0])
     return (
         f"{said}. Nearest is '{ref.name}': {raw:,} bytes as it is, {form.size_bytes:,} as {form.what}, and about "
         f"{DECODE_BYTES} for what decodes them"
@@ -306,8 +306,8 @@ def _leave_out(
     tables = {table.output: table.name for table in read_model(content).tables}
     at = plan.spans[plan.peak][0]
     alive = {tables[t.index] for t in plan.tensors if t.index in tables and t.is_alive(at)}
-    found = [one for one in decoded if one.ref.name in alive] or list(decoded)
-    largest = max(found, key=lambda one: one.ref.size)
+    candidates = [one for one in decoded if one.ref.name in alive] or list(decoded)
+    largest = max(candidates, key=lambda one: one.ref.size)
     if largest.storage.names is not None:
         raise ValueError(
             f"export: '{largest.ref.name}' takes {largest.ref.size:,} bytes of arena where it is decoded, and with it "

@@ -196,17 +196,17 @@ def _forward(piece: _Piece) -> tuple[tuple[int, int], ...]:
 
 
 def _reached(pieces: Sequence[_Piece], root: int) -> set[int]:
-    found, new = {root}, [root]
+    reached, new = {root}, [root]
     while new:
-        new = [to for number in new for _, to in _forward(pieces[number]) if to not in found and not found.add(to)]
-    return found
+        new = [to for number in new for _, to in _forward(pieces[number]) if to not in reached and not reached.add(to)]
+    return reached
 
 
 def _next(pieces: Sequence[_Piece], ready: Iterable[int], at: int) -> tuple[int, ...]:
     """What to write now: small things wait for the gaps in front of what has a coarse alignment."""
 
-    def best(found: Sequence[int]) -> tuple[int, ...]:
-        return (min(found, key=lambda n: (pieces[n].gap(at), pieces[n].end(at) % OFFSET, -pieces[n].align, n)),)
+    def best(numbers: Sequence[int]) -> tuple[int, ...]:
+        return (min(numbers, key=lambda n: (pieces[n].gap(at), pieces[n].end(at) % OFFSET, -pieces[n].align, n)),)
 
     coarse = [n for n in sorted(ready) if pieces[n].align >= COARSE]
     small = [n for n in sorted(ready) if _is_small(pieces, n)]

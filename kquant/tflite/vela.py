@@ -68,10 +68,10 @@ def vela_bytes(path: str | Path | bytes, accelerator: str = PLAIN) -> int:
     """
     if find_vela() is None:
         raise ValueError(f"vela_bytes {NEEDED}")
-    found = compiled(read_bytes(path), accelerator, "vela_bytes").weight_bytes
-    if found is None:
+    weight_bytes = compiled(read_bytes(path), accelerator, "vela_bytes").weight_bytes
+    if weight_bytes is None:
         raise ValueError("vela_bytes: Vela wrote no summary of this file.")
-    return found
+    return weight_bytes
 
 
 def left_by_vela(content: bytes, accelerator: str) -> Compiled | None:

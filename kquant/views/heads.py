@@ -69,13 +69,13 @@ def mixed_joins(graph: Graph, rules: Mapping[int, Rule | None]) -> list[Node]:
     for node in graph.nodes:
         rule = rules[id(node)]
         moved = rule is not None and rule.output in MOVES
-        found = frozenset[str]().union(*(origins[id(t)] for t in node.inputs)) if moved else frozenset({OWN})
+        kinds = frozenset[str]().union(*(origins[id(t)] for t in node.inputs)) if moved else frozenset({OWN})
         if rule is not None and rule.output == "fixed":
-            found = frozenset({FIXED})
-        origins |= {id(t): found for t in node.outputs}
+            kinds = frozenset({FIXED})
+        origins |= {id(t): kinds for t in node.outputs}
         behind = moved and any(id(t) in tensors for t in node.inputs)
         joins = rule is not None and rule.output == "shared" and len({id(t) for t in node.inputs}) > 1
-        if id(node.outputs[0]) in ends and (behind or (joins and len(found) > 1)):
+        if id(node.outputs[0]) in ends and (behind or (joins and len(kinds) > 1)):
             tensors.update(id(t) for t in node.outputs)
             if rule is not None and rule.output == "shared":
                 mixed.append(node)

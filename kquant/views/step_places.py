@@ -49,8 +49,8 @@ def every_place(graph: Graph) -> list[Place]:
     for node in graph.nodes:
         if isinstance(node.op, Loop):
             hosts.setdefault(id(node.op), []).append(node)
-    found = [*places(graph), *(place for calls in hosts.values() for place in _inside(calls))]
-    return sorted(found, key=lambda place: numbers[id(host_of(place.calls[0]))])
+    unordered = [*places(graph), *(place for calls in hosts.values() for place in _inside(calls))]
+    return sorted(unordered, key=lambda place: numbers[id(host_of(place.calls[0]))])
 
 
 def _inside(hosts: Sequence[Node]) -> list[Place]:
