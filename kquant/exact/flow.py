@@ -76,21 +76,26 @@ def _summed(op: Operator, spans: Mapping[int, Span]) -> Flow | None:
     if sums is None:
         return None
     if sums.depthwise:
+        # All outputs of one channel go together: how many there are is the same for every channel of a kernel.
         outputs = np.arange(len(sums.codes))
         return Flow((Link(sums.source, outputs // sums.depthwise, outputs),))
     made, given = spans.get(id(op.outputs[0])), spans.get(id(sums.source))
     if made is None or given is None:
         return None
+    # What a constant channel adds is known, so that the bias can hold it and nobody has to read the channel.
     total = sums.codes.sum(axis=1)
     add = total * np.where(given.constant, given.low - sums.zero, 0)
     # With 0 beside the edges a constant is none, unless it is the code of 0, which adds nothing.
     folds = given.constant & (not sums.padded)
     if sums.bias is None and folds.sum() * sums.codes.shape[1] < BIAS_BYTES:
         folds = folds & False  # a bias would have to be added that takes more than the weights
+    # Code of real 0: adds nothing beside the edges either, and asks for no bias.
     silent = given.constant & (given.low == sums.zero)
+    # Where a bias could not hold all of it, nothing is folded.
     reach = np.abs(sums.offsets) + np.abs(add * folds).sum(axis=1)
     if np.any(reach >= BIAS_LIMITS[sums.source.dtype]):
         folds = folds & False
+    # With weights of zeros the bias alone makes the code: there has to be one, and it must hold that sum.
     constant = (
         made.constant & (sums.bias is not None) & (np.abs(_sum_for(sums, given)) < BIAS_LIMITS[sums.source.dtype])
     )
@@ -111,6 +116,7 @@ def constant_sums(need: Need, spans: Mapping[int, Span]) -> np.ndarray:
 def _elementwise(op: Operator) -> Flow | None:
     """Channel by channel, operands with one channel for all read whole."""
     count = op.outputs[0].shape[-1]
+    # Stored operands ask for nothing: they are cut where the output is (`narrow`).
     computed = [ref for ref in op.inputs if ref is not None and ref.data is None]
     links = [_same(ref, count) for ref in computed if ref.shape and ref.shape[-1] == count]
     return Flow(tuple(links), keeps=tuple(ref for ref in computed if not ref.shape or ref.shape[-1] != count))
@@ -175,6 +181,7 @@ def _concatenated(op: Operator) -> Flow | None:
     for ref in op.inputs:
         if ref is None or len(ref.shape) != rank:
             return None
+        # Along another axis every operand has the output's channels, and `begin` stays 0.
         inner = np.arange(ref.shape[-1])
         if ref.data is None:
             links.append(Link(ref, inner, inner + begin))
@@ -188,6 +195,7 @@ def _gathered(op: Operator) -> Flow | None:
     if table is None or positions is None or len(table.shape) < 2:
         return None
     rank = len(table.shape)
+    # Along the last axis positions choose channels, and which ones is not followed.
     if op.options["axis"] % rank == rank - 1 or op.options.get("batchDims"):
         return None
     count = op.outputs[0].shape[-1]

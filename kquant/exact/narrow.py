@@ -82,12 +82,15 @@ def drop_unread(program: Program, ranged: bool = True) -> Narrowed:
     if not gone:
         return Narrowed()
     for op in program.operators:
+        # Before anything is cut: it puts whole kernels back, as `need` knows them.
         _silence(program, op, reading)
     operators, removed = list(program.operators), []
     widths = {id(ref): ref.shape[-1] for op in operators for ref in op.outputs if ref.shape}
+    # What writes nothing that is read goes as a whole.
     program.operators = [op for op in operators if any(reading.kept[id(ref)].any() for ref in op.outputs)]
     for op in program.operators:
         _narrow(program, op, reading)
+    # Not earlier: operands are cut by the shapes that tensors had.
     for ref in [ref for op in operators for ref in op.outputs]:
         if id(ref) in gone:
             ref.shape = (*ref.shape[:-1], int(gone[id(ref)].sum()))
@@ -126,6 +129,7 @@ def _silence(program: Program, op: Operator, reading: Reading) -> None:
     weights = flow.need.sums.weights
     data = np.array(weights.data)
     data[loud] = 0
+    # A tensor of its own: another operator may read the same weights.
     op.inputs[number] = replace(weights, data=data)
     _set_bias(program, op, flow.need, np.where(loud, constant_sums(flow.need, reading.spans), flow.need.sums.offsets))
 
@@ -141,6 +145,7 @@ def _set_bias(program: Program, op: Operator, need: Need, values: np.ndarray) ->
     if at is None or (old is None and not values.any()):
         return
     if old is None:
+        # Kernels add the bias to the sum as it is, so that its unit is that of the products.
         scale = (sums.weights.grid.scale * sums.source.grid.scale[0]).astype(np.float32)
         grid = Encoding(scale, np.zeros(scale.size, np.int64), QuantSpec(16, symmetric=True), _axis(scale))
         new = program.constant(f"{op.outputs[0].name}/bias", values.astype(BIAS_TYPES[sums.source.dtype]), grid)
@@ -180,6 +185,7 @@ def _narrow_sums(program: Program, op: Operator, need: Need, reading: Reading) -
     # what is silenced reads nothing any more
     added = np.where(need.constant, 0, need.folded[:, ~source].sum(axis=1))
     if added[output].any():
+        # `_silence` may have put a bias there since `need` was made.
         current = replace(need, sums=replace(need.sums, bias=there))
         _set_bias(program, op, current, offsets + added)
     weights = op.inputs[number]
@@ -214,6 +220,7 @@ def _part(ref: Ref | None, axis: int, kept: np.ndarray) -> Ref | None:
         return ref
     data = np.ascontiguousarray(np.compress(kept, ref.data, axis=axis))
     grid = ref.encoding
+    # Scales go with their channels, where it is those that are cut.
     if grid is not None and grid.axis is not None and grid.axis % ref.data.ndim == axis % ref.data.ndim:
         grid = replace(grid, scale=grid.scale[kept], zero_point=grid.zero_point[kept])
     return replace(ref, shape=tuple(data.shape), data=data, encoding=grid)
@@ -226,6 +233,7 @@ def _state_shape(program: Program, op: Operator) -> None:
         op.inputs[1] = program.constant("shape", np.array(output.shape, np.int32))
         op.options = {**op.options, "newShape": list(output.shape)}
     elif op.code == "SLICE" and source is not None:
+        # SLICE is told sizes, which are the output's; STRIDED_SLICE ends, which are places in its source.
         op.inputs[2] = _with_last(op.inputs[2], output.shape[-1])
     elif op.code == "STRIDED_SLICE" and source is not None:
         op.inputs[2] = _with_last(op.inputs[2], source.shape[-1])

@@ -60,6 +60,7 @@ def quiet_channels(program: Program, able: Callable[[Operator], bool], limit: fl
     """
     spans, reading = spans_of(program), reading_of(program)
     silenced = {id(op): _silenced(op, reading.flows[id(op)], able) for op in program.operators}
+    # What stays although no able kernel reads anything: others need it, or the model's inputs and outputs.
     pinned = followed(program, spans, silenced, empty=True).kept
     groups = _groups(program, reading.flows)
     reads: dict[Key, list[tuple[Operator, str, int, np.ndarray]]] = {}
@@ -86,10 +87,12 @@ def _chosen(
     worst = {group: max(float(codes.max()) for *_, codes in held) for group, held in reads.items()}
     sums: dict[int, np.ndarray] = {}
     for group in sorted(reads, key=lambda g: worst[g]):
+        # A kernel may read several channels of a group: its outputs get what all of them add.
         together = {id(op): np.zeros(len(codes)) for op, *_, codes in reads[group]}
         for op, *_, codes in reads[group]:
             together[id(op)] = together[id(op)] + codes
         after = {key: codes + sums.get(key, 0.0) for key, codes in together.items()}
+        # One that is too much is passed over: a later one may be read where there is room.
         if all(codes.max() < limit for codes in after.values()):
             sums |= after
             yield Quiet(worst[group], tuple((name, channel) for _, name, channel, _ in reads[group]), sizes[group])
@@ -106,6 +109,7 @@ def _codes(op: Operator, need: Need, spans: Mapping[int, Span]) -> np.ndarray:
     """float64[outputs, inputs]: what a channel adds to an output, at most, in codes of it."""
     sums, given = need.sums, spans[id(need.sums.source)]
     low, high = (np.asarray(end, np.float64) - sums.zero for end in (given.low, given.high))
+    # Beside the edges the kernel multiplies 0, whatever codes the channel has.
     if sums.padded:
         low, high = np.minimum(low, 0), np.maximum(high, 0)
     up, down = (f(sums.codes, 0).sum(axis=1).astype(np.float64) for f in (np.maximum, np.minimum))
@@ -126,6 +130,7 @@ def _groups(program: Program, flows: dict[int, Flow | None]) -> dict[Key, Key]:
         flow = flows[id(op)]
         for link in () if flow is None else flow.links:
             for inner, outer in zip(link.inner.tolist(), link.outer.tolist(), strict=True):
+                # Two sets become one: the root of the first gets the second's as its parent.
                 a, b = root((id(link.source), inner)), root((id(op.outputs[0]), outer))
                 parents[a] = parents.setdefault(b, b)
     return {key: root(key) for key in parents}

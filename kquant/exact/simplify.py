@@ -48,6 +48,7 @@ def _one(program: Program) -> bool:
         known = seen.setdefault(_key(op), op.outputs[0])
         there = _there_already(op, makers) if known is op.outputs[0] else known
         if there is not None:
+            # One at a time: makers, and what was seen, are told of the program as it stands.
             program.operators = [other for other in program.operators if other is not op]
             for other in program.operators:
                 other.inputs = [there if ref is op.outputs[0] else ref for ref in other.inputs]
@@ -59,6 +60,7 @@ def _key(op: Operator) -> Hashable:
     """Equal for operators that write the same."""
     output = op.outputs[0]
     given = tuple(_operand(ref) for ref in op.inputs)
+    # As text: some are lists, which have no hash.
     options = tuple(sorted((name, str(value)) for name, value in op.options.items()))
     return op.code, given, options, output.shape, output.dtype, _grid(output)
 
@@ -103,6 +105,7 @@ def _back(op: Operator, makers: dict[int, Operator]) -> Ref | None:
         return None
     if source.dtype != "int8" or middle is None or middle.dtype != "int8" or not _same(source, op.outputs[0]):
         return None
+    # 256 codes can be tried, on every runtime: whether all come back is seen rather than derived.
     codes = np.arange(-128, 128)
     rounds = zip(tables_of(first), tables_of(op), strict=True)
     return source if all(np.array_equal(back[there + 128], codes) for there, back in rounds) else None

@@ -78,6 +78,7 @@ def _by_weights(op: Operator, made: Span) -> Span | None:
     sums, ends = sums_of(op) if facts(op.code).unit == "weights" else None, whole(op.outputs[0])
     if sums is None or ends is None:
         return None
+    # A sum of zeros is its bias on any range; what else looks constant may owe that to the made-up ends.
     silent = ~np.any(sums.codes, axis=(1, 2))
     return Span(np.where(silent, made.low, ends.low), np.where(silent, made.high, ends.high))
 
@@ -116,6 +117,7 @@ def _made(op: Operator, known: dict[int, Span]) -> Span | None:
         return None if sums is None or source is None else _summed(op, sums, source)
     if op.code not in SPANS:
         return None
+    # None also for operands that hold no codes (shapes, axes): each function asks for those that it needs.
     given = [known.get(id(ref), None if ref is None or ref.data is None else whole(ref)) for ref in op.inputs]
     return SPANS[op.code](op, given)
 
@@ -137,6 +139,7 @@ def _moved(op: Operator, given: Sequence[Any]) -> Span | None:
     shape = before.shape
     if op.code == "RESHAPE":
         return _reshaped(source, shape[-1], made[-1])
+    # Which channels are left, or where they went, is not followed: any of them may be anywhere.
     if shape[-1] != made[-1] or (op.code == "TRANSPOSE" and not _last_stays(op)):
         return Span(np.full(made[-1], source.low.min()), np.full(made[-1], source.high.max()))
     return source
@@ -149,6 +152,7 @@ def _last_stays(op: Operator) -> bool:
 
 def _reshaped(source: Span, before: int, after: int) -> Span:
     """Channels over another last axis: that of one a multiple of the other's, or all together."""
+    # The last axis runs fastest: the element at place i lies in channel i modulo the width, before as after.
     if after % before == 0:
         return source.at(np.arange(after) % before)
     if before % after == 0:
@@ -159,6 +163,7 @@ def _reshaped(source: Span, before: int, after: int) -> Span:
 def _padded(op: Operator, given: Sequence[Any]) -> Span | None:
     """Code of real 0 around it."""
     source, paddings = given[0], op.inputs[1]
+    # Channels in front would move the others: nothing is said of the output then.
     if source is None or paddings is None or paddings.data is None or np.any(paddings.data[-1]):
         return None
     zero = np.full_like(source.low, op.outputs[0].grid.zero_point[0])
@@ -203,6 +208,7 @@ def _averaged(op: Operator, given: Sequence[Any]) -> Span | None:
     over = [int(axis) % len(source.shape) for axis in axes.data.reshape(-1)]
     if len(source.shape) - 1 in over:
         return None
+    # The kernel runs on both ends at once, a batch of two in front of the tensor's own axes: those move by one.
     ends = np.stack([given[0].low, given[0].high])
     filled = np.broadcast_to(ends.reshape(2, *[1] * (len(source.shape) - 1), -1), (2, *source.shape))
     return _hull(op, [source], [filled], axes=[axis + 1 for axis in over])
@@ -213,6 +219,7 @@ def _combined(op: Operator, given: Sequence[Any]) -> Span | None:
     if any(span is None for span in given):
         return None
     (a, b), count = given, op.outputs[0].shape[-1]
+    # With the other operand fixed each of them only rises or only falls: the extremes are at the corners.
     corners = [(a.low, b.low), (a.low, b.high), (a.high, b.low), (a.high, b.high)]
     both = [np.stack([np.broadcast_to(corner[n], count) for corner in corners]) for n in (0, 1)]
     activation = op.options.get("fusedActivationFunction")
@@ -225,8 +232,10 @@ def _tabulated(op: Operator, given: Sequence[Any]) -> Span | None:
     if source is None or given[0] is None or source.dtype != "int8":
         return None
     tables = tables_of(op)
+    # Rows of the table, which begins at code -128; the end of a slice is not in it.
     first, last = given[0].low + 128, given[0].high + 129
     pairs = {(int(a), int(b)) for a, b in zip(first, last, strict=True)}
+    # Channels often share an interval: each is looked through once.
     low = {pair: min(int(t[slice(*pair)].min()) for t in tables) for pair in pairs}
     high = {pair: max(int(t[slice(*pair)].max()) for t in tables) for pair in pairs}
     order = list(zip(first.tolist(), last.tolist(), strict=True))

@@ -68,6 +68,7 @@ class Sums:
         if self.padded:
             low, high = np.minimum(low, 0), np.maximum(high, 0)
         # float64 holds the sums exactly and multiplies matrices faster than integers do
+        # Sums rise with the codes that positive weights read, and fall with those of negative ones.
         up, down = (f(self.codes, 0).sum(axis=1).astype(np.float64) for f in (np.maximum, np.minimum))
         if self.depthwise:
             up, down = up[:, 0], down[:, 0]
@@ -84,6 +85,7 @@ def sums_of(op: Operator) -> Sums | None:
     bias = op.inputs[at] if at is not None and len(op.inputs) > at else None
     if source is None or weights is None or weights.data is None or source.dtype not in LIMITS:
         return None
+    # With a zero point of the weights the sum would have one term more, of the source's codes.
     if weights.encoding is None or np.any(weights.encoding.zero_point) or (bias is not None and bias.data is None):
         return None
     codes, multiplier = weights.data.astype(np.int64), 0
@@ -91,6 +93,7 @@ def sums_of(op: Operator) -> Sums | None:
         multiplier = codes.shape[-1] // source.shape[-1]
         codes = np.moveaxis(codes, -1, 0).reshape(codes.shape[-1], -1, 1)
     else:
+        # Groups, or several positions in one row: an input of the weights is no channel of the source.
         if codes.shape[-1] != source.shape[-1]:
             return None
         codes = codes.reshape(codes.shape[0], -1, codes.shape[-1])
@@ -107,6 +110,7 @@ def _pads(op: Operator, source: Ref, weights: Ref) -> bool:
         return True
     if op.options["padding"] != "SAME":
         return False
+    # SAME pads by what the windows together reach beyond the source: by nothing where they fit.
     for axis, letter in ((1, "H"), (2, "W")):
         reach = (weights.shape[axis] - 1) * op.options[f"dilation{letter}Factor"] + 1
         if (op.outputs[0].shape[axis] - 1) * op.options[f"stride{letter}"] + reach > source.shape[axis]:
@@ -143,8 +147,10 @@ def enclosed(
     slack_low, slack_high = (MARGIN + np.abs(r * unit) * RELATIVE for r in (low, high))
     first = np.clip(np.floor(low * unit - slack_low) + zero, *ends).astype(np.int64)
     last = np.clip(np.ceil(high * unit + slack_high) + zero, *ends).astype(np.int64)
+    # No code is defined for those; the activation clips whatever comes out.
     beyond = np.maximum(np.abs(low), np.abs(high)) >= LIMITS[sums.source.dtype]
     first[beyond], last[beyond] = ends
+    # Less than a code wide, an interval may yet be a single one: only those are worth the kernels' arithmetic.
     near = np.flatnonzero((first != last) & ~beyond & ((high - low) * unit < 1.0))
     if near.size:
         codes = _rounded(op, sums, np.stack([low[near], high[near]]), near, out)
@@ -155,6 +161,7 @@ def enclosed(
 def _rounded(op: Operator, sums: Sums, values: np.ndarray, channels: np.ndarray, out: Grid) -> np.ndarray:
     """int64[roundings, outputs]: codes of some sums, as each runtime rounds them."""
     tables = ROUNDING_INT16 if sums.source.dtype == "int16" else ROUNDING
+    # A set: runtimes that round alike are asked once.
     roundings = {table[op.code] for table in tables.values()} | set(() if tables is ROUNDING_INT16 else ELSEWHERE)
     activation = op.options.get("fusedActivationFunction")
     scale, whole = tf.constant(scales_of(sums)[channels]), tf.constant(values.astype(np.int64))

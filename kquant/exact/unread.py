@@ -69,6 +69,7 @@ def _follow(program: Program, reading: Reading, empty: bool) -> None:
     for number, op in enumerate(program.operators):
         for ref in _touched(op, reading):
             near.setdefault(id(ref), []).append(number)
+    # The last first (numbers are negative): readers stand behind makers, so that most operators are asked once.
     waiting, in_line = [-n for n in range(len(program.operators))], set(range(len(program.operators)))
     heapq.heapify(waiting)
     asked: list[int] = []  # since it was last looked whether their kernels read something
@@ -79,6 +80,7 @@ def _follow(program: Program, reading: Reading, empty: bool) -> None:
             heapq.heappush(asked, number)
             grown = _read(program.operators[number], reading)
         else:
+            # Not while others wait: one of them may ask for a channel, and this kernel reads that one then.
             op = program.operators[heapq.heappop(asked)]
             grown = [] if empty else _nothing_empty(op, reading)
         for other in {n for ref in grown for n in near[id(ref)]} - in_line:
@@ -106,6 +108,7 @@ def _read(op: Operator, reading: Reading) -> list[Ref]:
     output = op.outputs[0]
     grown: list[Ref] = []
     for link in flow.links:
+        # Both ways: what one end keeps the other has to keep.
         together = np.logical_or(kept[id(link.source)][link.inner], kept[id(output)][link.outer])
         ends = (link.source, link.inner), (output, link.outer)
         grown += [ref for ref, at in ends if _keep(kept, ref, together, at)]
@@ -123,6 +126,7 @@ def _keep(
     """Keep channels; True where one of them was not kept before."""
     held = kept[id(ref)]
     before = int(held.sum())
+    # `at`, as a channel may stand there several times (a reshape repeats them): plain indexing keeps the last alone.
     np.logical_or.at(held, np.arange(held.size)[at], these)
     return int(held.sum()) > before
 
