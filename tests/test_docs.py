@@ -92,6 +92,23 @@ def test_links_and_tests_exist(page):
         assert f"def {test}(" in path.read_text(), f"{file} has no {test}"
 
 
+def shell_lines(page):
+    found = re.findall(
+        r"^ *```(?:sh|bash|shell|console)\n(.*?)^ *```$", page.read_text(), flags=re.MULTILINE | re.DOTALL
+    )
+    return [line for block in found for line in block.splitlines()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_a_pasted_command_is_one(page):
+    broken = [line for line in shell_lines(page) if re.search(r"(\\\\|\\\s+)$", line)]
+    assert broken == [], "behind one backslash a command goes on, behind two or with a blank it ends"
+
+
+def test_there_are_commands_of_several_lines():
+    assert sum(line.endswith("\\") for page in PAGES for line in shell_lines(page)) >= 2
+
+
 def test_layer_list_is_the_rules():
     written = (ROOT / "docs/layers.md").read_text()
     assert written == layer_list.markdown(), "the rules changed: run `make docs`"
