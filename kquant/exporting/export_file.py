@@ -276,9 +276,12 @@ def _checked(qmodel: keras.Model, lowered: Lowered, files: Files, file: FileMode
         file: what `files.content` holds.
         data: to run it on, or None for random codes.
     """
+    # first: whoever lacks the runtime for decoded weights hears how to get it, and nothing has run in vain
     check_runtime(() if files.decoding is None else files.decoding.tensors)
     x = _random(lowered) if data is None else gather(qmodel, data, CHECKED_SAMPLES)
+    # the model computes whole clips: a stream is compared with their file, and that one with the model
     compared = file if files.streamed is None else read_model(files.over_clips)
+    # the arena is found by trial in other processes while the model computes here
     with ThreadPoolExecutor() as pool:
         arena = pool.submit(arena_of, files.content, file, lowered.target)
         reports = _verified(lowered, files.compared, compared, x)
@@ -322,6 +325,7 @@ def _streams(
     """A streaming file on each runtime: equal to the file over whole clips, and taken with the types at its edges."""
     names = [report.runtime for report in reports]
     checks = [check_stream(files.over_clips, file, files.frames, streamed.outputs, x, name) for name in names]
+    # what was run has the model's own types at its edges; the file with others has to be taken, too
     if files.frames != files.content:
         for name in names:
             Stream(files.content, name)
@@ -339,6 +343,7 @@ def _random(lowered: Lowered) -> list[np.ndarray]:
             continue
         encoding = next(iter(_input_encodings(lowered, t)), None)
         ref = lowered.refs.get(id(t))
+        # an input that stays float has no codes to draw
         if encoding is None and ref is not None and ref.dtype == "float32":
             arrays.append(rng.normal(size=(RANDOM_SAMPLES, *t.shape[1:])).astype(np.float32))
             continue

@@ -126,6 +126,7 @@ class Stream:
             )
         refuse_tables("stream", self.file, runtime)
         self.hop, self.axes, self._initial = _told(about, self.file, where)
+        # states stand behind the application's own, on both sides and in one order
         self.inputs = self.file.inputs[: len(self.file.inputs) - len(self._initial)]
         self.outputs = self.file.outputs[: len(self.file.outputs) - len(self._initial)]
         self._running = Running(content, runtime)

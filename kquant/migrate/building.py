@@ -156,6 +156,7 @@ class _Functional:
                 self.tensors[name] = [layer]
             elif self.listed[name]["class_name"] in MODELS and self.counted_from_one(name):
                 self.tensors[name] = [None]
+        # by what is there, not down the list: a later call of a shared layer may read what stands behind it
         while any(waiting.values()):
             ready = [name for name, calls in waiting.items() if calls and self.knows(calls[0])]
             if not ready:
@@ -176,6 +177,7 @@ class _Functional:
         if kind in (FUNCTION, SLICE) and entry["config"]["name"] not in self.parts.layers:
             return []
         config = entry["config"]
+        # the layer is made without; `in_time` turns the axes around it
         if isinstance(config, Mapping) and config.get(TIME_MAJOR):
             entry = {**entry, "config": {**config, TIME_MAJOR: False}}
         return _layers(entry, self.parts)
@@ -212,6 +214,7 @@ class _Functional:
             return self.function(name, entry, first, given)
         if isinstance(entry["config"], Mapping) and entry["config"].get(TIME_MAJOR):
             return self.in_time(name, entry, made, first, given)
+        # arguments are the layer's; the ramp behind it takes what comes out
         for layer in made:
             first, given = layer(first, **given), {}
         return first

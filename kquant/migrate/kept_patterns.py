@@ -76,7 +76,9 @@ def _plain(weight: str) -> str:
 def _codebook(values: np.ndarray, site: Site) -> Any:
     """The values of tfmot: one list, or one for each output channel; a 0 among them stays 0."""
     lists = np.atleast_2d(values)
+    # one setting for all channels: a 0 that some list lacks is a value like the others
     keeps = bool(np.all(np.any(lists == 0.0, axis=1)))
+    # a `Codebook` that keeps its 0 counts it among its values and does not store it
     free = [np.delete(row, np.flatnonzero(row == 0.0)[0]) if keeps else row for row in lists]
     axes = (site.geometry.output_axis % len(site.shape),) if len(lists) > 1 else ()
     made = Codebook(lists.shape[1], channel_axes=axes or (-1,), per_channel=bool(axes), preserve_sparsity=keeps)

@@ -83,6 +83,7 @@ def set_learned(qmodel: keras.Model, ranges: Iterable[OldRange], activations: Ma
             setting.tensor(old)
         else:
             setting.kernel(old)
+    # at the end, when it is known what the layers before them were given
     setting.carried()
     forget_graphs(qmodel)
     return setting.result()
@@ -167,6 +168,7 @@ class _Setting:
         if not isinstance(holder, Compressed) or holder.spec is None:
             self.differ(f"{old.layer}/{old.tensor}", old, "-", FOLDED)
             return
+        # kquant's grids of weights lie even about 0
         reach = np.maximum(np.abs(old.low), np.abs(old.high))
         gain = np.ones((1,), np.float32) if holder.gain is None else np.abs(np.asarray(holder.gain))
         shape = tuple(holder.correction("reach").shape)

@@ -151,6 +151,7 @@ def _archive(file: Path, folder: Path) -> OldFile:
         content, stored = keras_files.copy_weights(bytes(archive.read(keras_files.WEIGHTS)), folder, str(file))
     class_name, config = _class_of(told, file)
     version = str(about.get("keras_version", "")) if isinstance(about, dict) else ""
+    # three members that were read within limits: what else lies in the user's archive is left there
     whole = folder / "model.keras"
     with zipfile.ZipFile(whole, "w") as copy:
         copy.writestr(keras_files.CONFIG, json.dumps(_built_once(told)))
@@ -189,6 +190,7 @@ def _saved(path: Path, folder: Path) -> OldFile:
     if told is None:
         raise ValueError(f"{path}: {METADATA} tells of no model; damaged. Save it again.")
     version = str(told.get("keras_version", "2"))
+    # configuration and variables alone: what the graph computes, and may do, is left behind
     copy = folder / "saved"
     copy.mkdir()
     variables = path / "variables"
@@ -254,6 +256,7 @@ def _fields(content: bytes, where: str) -> Iterator[tuple[int, int | bytes]]:
             value, at = _varint(content, at, where)
             yield key >> 3, value
             continue
+        # protobuf's wire types: 0 a varint, 1 eight bytes, 5 four, 2 a length and so many bytes
         size, at = (8, at) if kind == 1 else (4, at) if kind == 5 else _varint(content, at, where)
         if kind not in (1, 2, 5) or at + size > len(content):
             raise ValueError(f"{where}: {METADATA} is damaged at byte {at}. Save the model again.")
@@ -263,6 +266,7 @@ def _fields(content: bytes, where: str) -> Iterator[tuple[int, int | bytes]]:
 
 def _varint(content: bytes, at: int, where: str) -> tuple[int, int]:
     value = 0
+    # 64 bits lie in ten bytes at most, seven in each
     for shift in range(0, 70, 7):
         if at >= len(content):
             break

@@ -76,6 +76,7 @@ def assign_by_attributes(model: keras.Model, weights: Weights, where: str) -> No
 
 def _attributes(owner: Any, path: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
     """Layers by the attributes that lead to them, lists and dicts on the way included."""
+    # attributes may lead back to their owner
     if id(owner) in seen:
         return
     seen.add(id(owner))
@@ -107,9 +108,11 @@ def _assign(layer: Any, held: Weights, where: str) -> None:
         )
     renames = _renames(layer)
     for variable in wanted:
+        # by name among those of one shape: Keras 3 may list them in another order, and two may be shaped alike
         fitting = [i for i, (_, value) in enumerate(left) if value.shape == tuple(variable.shape)]
         likeness = {i: _likeness(renames, left[i][0], variable.path) for i in fitting}
         best = max(fitting, key=likeness.__getitem__, default=-1)
+        # a shape without even the last part of the name proves nothing
         if best < 0 or likeness[best][0] == 0:
             raise ValueError(
                 f"{where}: nothing in the file for '{variable.name}' {tuple(variable.shape)}. It has: {_shapes(left)}."
@@ -133,6 +136,7 @@ def _likeness(renames: Mapping[str, str], old: str, new: str) -> tuple[int, int,
     a, b = old.split("/"), new.split("/")
     a[-1] = renames.get(a[-1], a[-1])
     bare = [[re.sub(r"_\d+$", "", part) for part in parts] for parts in (a, b)]
+    # 0 where the last parts differ: numbers in front of it are Keras' own count of layers, and say little
     return _tail(a, b) and _tail(*bare), _tail(a, b), len(set(a) & set(b))
 
 

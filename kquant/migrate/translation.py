@@ -43,6 +43,7 @@ def translated(name: str, config: Mapping[str, Any], where: str) -> tuple[str, C
             kept[renames[key]] = value
         elif not lost:
             kept[key] = _value(key, value, f"{where}, {key}")
+    # a class of its own in Keras 2, an argument in Keras 3
     if fresh == "BatchNormalization" and name.startswith("Sync"):
         kept["synchronized"] = True
     if fresh == "ReLU" and name.endswith("ReLU6"):

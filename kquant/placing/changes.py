@@ -75,6 +75,7 @@ def changed(graph: Graph, recipe: Recipe, names: Sequence[str]) -> Iterator[Tria
         for position in range(len(INSTEAD)):
             made = {id(node.op): change(node.op, position) for node in wanted}
             replacements = {key: one for key, one in made.items() if one is not None}
+            # for all of the layers or none: one that stays parts the graph as before
             if not replacements or len(replacements) < len(made):
                 break
             first = next(iter(replacements.values()))
@@ -88,6 +89,7 @@ def _with(graph: Graph, replacements: dict[int, Replacement]) -> keras.Model:
     def replace(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if id(node.op) in replacements:
             return replacements[id(node.op)].make(args[0])
+        # a layer with several calls stays one layer, with one set of weights
         if id(node.op) not in copies:
             copies[id(node.op)] = own(node.op)
         return copies[id(node.op)](*args, **kwargs)
@@ -123,6 +125,7 @@ def _unrolled(op: Any, position: int) -> Replacement | None:
 
 def _lstm(op: Any, position: int) -> Replacement | None:
     """An LSTM, which has an operator of its own."""
+    # an LSTM gives two states where these give one
     if not isinstance(op, keras.layers.GRU | keras.layers.SimpleRNN) or op.return_state:
         return None
     keys = ("return_sequences", "go_backwards")

@@ -78,6 +78,7 @@ def _placed(
     graph, trials, told = read(model, input_shape), MOST_TRIALS, dict[tuple[str, ...], Cut]()
     while (cut := next((c for c in _cuts(laid, beside, graph) if c.layers not in told), None)) is not None:
         told[cut.layers] = cut
+        # on top of what joined the graph so far: one cut may hide behind another
         for trial in changed(graph, recipe, cut.layers):
             trials -= 1
             if trials < 0:
@@ -91,6 +92,7 @@ def _placed(
                 told[cut.layers] = replace(cut, change=done)
                 laid, so_far, graph, recipe = after, then, read(trial.model, None), trial.recipe
                 break
+    # told of the given model: the changes are proposals
     return replace(first, cut_by=tuple(told.values()))
 
 

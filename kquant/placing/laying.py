@@ -103,6 +103,7 @@ def lay(model: keras.Model, recipe: Recipe, target: Target, beside: Accelerator,
 
 def placement(laid: Laid, beside: Accelerator) -> Placement:
     """What `kquant.check` tells of where a model runs, without changes."""
+    # twice, since the device is between the two: what is unknown taken, and left
     able = laid.taken(unknown=True)
     parts, runs = running(laid.steps, able, beside.cuts, beside.most)
     left = laid.taken(unknown=False)
@@ -180,6 +181,7 @@ def _inner_rank(shape: Sequence[int]) -> int:
 
 def _step(op: Operator) -> Step:
     def ids(refs: Iterable[Ref | None]) -> tuple[int, ...]:
+        # constants are there before the first operator: none waits for them
         return tuple(id(ref) for ref in refs if ref is not None and ref.data is None)
 
     return Step(ids(op.inputs), ids(op.outputs))
@@ -192,6 +194,7 @@ def _needs(lowered: Lowered) -> str:
         for op in program.operators:
             known, row = facts(op.code).since, lowered.target.ops.get(op.code)
             version = 1 if row is None else row.version_for(op.type)
+            # one version without a known release, and any answer might be too old
             if version > len(known):
                 return ""
             found.append(known[version - 1])

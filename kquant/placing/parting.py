@@ -32,6 +32,7 @@ def parts_of(steps: Sequence[Step], taken: Sequence[bool]) -> list[list[int]]:
         >>> parts_of(chain, [True, False, True]), parts_of(chain, [True, True, True])
         ([[0], [2]], [[0, 1, 2]])
     """
+    # what no operator writes, inputs of the model, is there from the start
     made = {tensor for step in steps for tensor in step.writes}
     left, parts = list(range(len(steps))), list[list[int]]()
     while left:
@@ -41,6 +42,7 @@ def parts_of(steps: Sequence[Step], taken: Sequence[bool]) -> list[list[int]]:
             grown = False
             for number in list(left):
                 ready = not any(tensor in made for tensor in steps[number].reads)
+                # the first operator that is ready says whose turn it is
                 if ready and kind in (None, taken[number]):
                     kind, grown = taken[number], True
                     part.append(number)
@@ -48,6 +50,7 @@ def parts_of(steps: Sequence[Step], taken: Sequence[bool]) -> list[list[int]]:
                     made -= set(steps[number].writes)
         if not part:
             raise ValueError("parts_of: an operator reads what none before it writes; the operators are not in order.")
+        # turns of the processor make no part; they are taken for what they leave to the next one
         if kind:
             parts.append(part)
     return parts
@@ -77,6 +80,7 @@ def running(
     if cuts == "rest":
         first = next((number for number, took in enumerate(taken) if not took), len(steps))
         return parts, set(range(first))
+    # of parts of one length the earlier one is kept, as `sorted` is stable
     kept = sorted(parts, key=len, reverse=True)[:most]
     return parts, {number for part in kept for number in part}
 
@@ -101,6 +105,7 @@ def _led(steps: Sequence[Step], taken: Sequence[bool], forward: bool) -> set[int
         ins, outs = (step.reads, step.writes) if forward else (step.writes, step.reads)
         if any(tensor in tensors for tensor in ins):
             reached.add(number)
+        # operators that are left hand it on: a taken one may be any number of them away
         if taken[number] or number in reached:
             tensors.update(outs)
     return reached

@@ -60,6 +60,7 @@ class Loops:
             return self._state(self.open[key], node)
         if isinstance(op, LoopResult):
             return self._result(op, args)
+        # sequences stand before all else of a loop, so the first of them opens it
         if op.first:
             self.open[key] = _Open()
         return self._step(self.open[key], op, args[0])
@@ -72,6 +73,8 @@ class Loops:
         open_.step_xs.append(inside)
         known = self.known.get(id(x))
         if known is not None:
+            # an input too: the step is a model of its own and cannot read a tensor outside of it
+            # the same for all samples, so without a batch axis
             encoding = keras.Input(batch_shape=(2,), name=self.name(f"{label}_encoding"))
             open_.encodings.append(known.encoding)
             open_.encoded.append(op.number)
@@ -87,6 +90,7 @@ class Loops:
         holder = self.holder(node.outputs[0])
         if holder is None:
             return inside
+        # peek: the step before has rounded the state and has shown it to calibration, so its encoding is read alone
         _, encoding = holder(inside, peek=True)
         self.known[id(inside)] = Known(encoding, holder.spec)
         return inside
@@ -99,6 +103,7 @@ class Loops:
         made, grids = self.results[key], self.grids[key]
         y, grid = made[op.number], grids[op.loop.results[op.number].state] if grids else None
         if grid is not None:
+            # encodings stand behind all results, one for each
             self.known[id(y)] = Known(made[len(op.loop.results) + op.number], grid.spec)
         return y
 
@@ -107,6 +112,7 @@ class Loops:
         key = id(op.loop)
         if key not in self.made:
             grids = [self.known[id(t)] for t in after if id(t) in self.known]
+            # `Loop` tells states from their encodings by number alone, so all have one or none has
             if len(grids) not in (0, len(after)):
                 raise ValueError(f"{op.loop.name}: one of its states is quantized and another one is not.")
             inputs = [*open_.step_xs, *open_.step_encodings, *open_.step_states]
