@@ -123,7 +123,7 @@ def _tell(result: Any, details: bool, written: dict[Path | None, str]) -> None:
 
 def _scored(made: Any, model: Any, data: Any, labels: Any, bars: bool) -> Any:
     """The result with accuracies on its card, where there are labels."""
-    from kquant.projects.scoring import scored
+    from kquant.exporting.scoring import scored
 
     if labels is None:
         return made

@@ -22,6 +22,7 @@ from kquant.core.result import Result
 from kquant.core.spec import Encoding
 from kquant.exact.narrow import Removed
 from kquant.exporting.model_card import ModelCard
+from kquant.exporting.scoring import rated
 from kquant.exporting.stored_check import Compression, check_runtime, refuse_other_outputs, storing_of
 from kquant.exporting.streams import Stream, StreamCheck, StreamReport, check_stream, describe_stream
 from kquant.exporting.verification import VerifyReport, compare
@@ -76,6 +77,7 @@ class ExportReport(Result):
         float_layers: those that the recipe leaves float ("*": all).
         verification: one report for each runtime of the target that is installed; of the file over whole clips, where
             this is a streaming file; none with check_runtimes=False.
+        card: the figures that are asked for first, with accuracy where `test` was given.
         uncounted: what `weights` counts.
         streaming: what a streaming file needs of the application; None for others.
         decoding: what it costs that weights are decoded as the file runs; None where none are.
@@ -95,16 +97,12 @@ class ExportReport(Result):
     outputs: tuple[Port, ...]
     float_layers: tuple[str, ...]
     verification: tuple[VerifyReport, ...]
+    card: ModelCard
     uncounted: Uncounted = field(compare=False)
     streaming: StreamReport | None = None
     decoding: Decoding | None = None
     removed: tuple[Removed, ...] = ()
     macs: int = 0
-
-    @property
-    def card(self) -> ModelCard:
-        """The figures that are asked for first; of accuracy knows who has labels, see `kquant.bundle(test=...)`."""
-        return ModelCard(self.macs, self.weight_bytes, self.file_bytes, self.arena_bytes)
 
     def __str__(self) -> str:
         return f"{self!r}\n{self.card}"
@@ -143,6 +141,7 @@ def export(
     strip_names: bool = False,
     shrink: bool = True,
     about: About | None = None,
+    test: tuple[Any, Any] | None = None,
 ) -> ExportReport:
     """Write a full-integer TFLite file, static batch 1.
 
@@ -176,13 +175,16 @@ def export(
             are the same without.
         about: names, labels, normalization, units that the file is to tell tools of Android and MediaPipe (TFLite
             metadata); see docs/metadata.md.
+        test: samples in the structure of the model's inputs, and the number of the class of each: the report's card
+            tells how many of them the float model, the quantized one and the file have right. Not for streams.
 
     Returns:
         The report.
 
     Raises:
         ValueError: not calibrated, float layers left, an interpreter refuses the file, a layer that cannot be streamed,
-            weights that `compression` does not make smaller, or the path cannot be written.
+            weights that `compression` does not make smaller, classes of another number than samples, or the path cannot
+            be written.
 
     Example:
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
@@ -191,6 +193,7 @@ def export(
         {'FULLY_CONNECTED': 1}
     """
     _check_options(io, states, streaming, about, strip_names)
+    _check_test(streaming, test)
     storing = storing_of(compression, decode_budget)
     place = destination(path, "export", "model.tflite").given
     results = Outputs([place] if encodings is None else [place, encodings], "export")
@@ -200,28 +203,46 @@ def export(
         files = to_files(lowered, Form(io, int(streaming), states, storing, about, strip_names))
         file = _named(files, strip_names)
     checked = _checked(qmodel, lowered, files, file, data) if check_runtimes else _Checked()
+    card = ModelCard(macs_of_model(lowered.graph), file.weight_bytes, len(files.content), checked.arena)
+    card = rated(card, qmodel, files.content, lowered.target.name, test)
     with results as new:
         new.write(place, files.content)
         if encodings is not None:
             new.write(encodings, f"{json.dumps(beside, indent=1)}\n".encode())
+    uncounted = _uncounted(lowered, files, strip_names, check_runtimes)
+    return _report(str(place), lowered, files, file, checked, states, card, uncounted)
+
+
+def _report(
+    path: str,
+    lowered: Lowered,
+    files: Files,
+    file: FileModel,
+    checked: _Checked,
+    states: States,
+    card: ModelCard,
+    uncounted: Uncounted,
+) -> ExportReport:
+    """What is told of a file that has taken its place."""
     return ExportReport(
-        path=str(place),
+        path=path,
         target=lowered.target.name,
         recipe=lowered.recipe,
-        file_bytes=len(files.content),
-        weight_bytes=file.weight_bytes,
-        arena_bytes=checked.arena,
+        file_bytes=card.flash_bytes,
+        weight_bytes=card.weight_bytes,
+        arena_bytes=card.arena_bytes,
         operators=file.operator_counts,
         types=dict(Counter(t.type for t in file.tensors)),
         inputs=tuple(_port(t) for t in file.inputs),
         outputs=tuple(_port(t) for t in file.outputs),
         float_layers=tuple(sorted(lowered.floats)),
         verification=checked.reports,
-        uncounted=_uncounted(lowered, files, strip_names, check_runtimes),
+        card=card,
+        uncounted=uncounted,
         streaming=None if files.streamed is None else describe_stream(files.streamed, states, checked.streams),
         decoding=files.decoding,
         removed=lowered.narrowed.removed,
-        macs=macs_of_model(lowered.graph),
+        macs=card.macs,
     )
 
 
@@ -244,6 +265,11 @@ def _check_options(io: Any, states: Any, streaming: Any, about: About | None, st
         raise ValueError("export: a stream finds its states by their names; leave strip_names out, or streaming.")
     if about is not None and strip_names:
         raise ValueError("export: about tells of inputs and outputs by their names; leave strip_names out, or about.")
+
+
+def _check_test(streaming: bool | int, test: Any) -> None:
+    if streaming and test is not None:
+        raise ValueError("export: a stream has no accuracy of clips. Give test to an export without streaming.")
 
 
 def _uncounted(lowered: Lowered, files: Files, strip_names: bool, check: bool) -> Uncounted:

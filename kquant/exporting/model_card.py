@@ -47,11 +47,14 @@ class ModelCard(Result):
         given = {"float": self.float_accuracy, "simulated": self.simulated_accuracy, "file": self.file_accuracy}
         return {name: value for name, value in given.items() if value is not None}
 
+    @property
+    def said(self) -> str:
+        """The accuracies in words; empty without labels."""
+        told = ", ".join(f"{name} {100 * value:.1f} %" for name, value in self.accuracies.items())
+        return f"{told} ({self.runtime}, {self.samples:,} samples)" if told else ""
+
     def __str__(self) -> str:
-        lines: list[str] = []
-        if self.accuracies:
-            said = ", ".join(f"{name} {100 * value:.1f} %" for name, value in self.accuracies.items())
-            lines.append(f"accuracy  {said} ({self.runtime}, {self.samples:,} samples)")
+        lines = [f"accuracy  {self.said}"] if self.said else []
         lines.append(f"size      {self.flash_bytes:,} bytes, weights {self.weight_bytes:,}")
         arena = "not measured" if self.arena_bytes is None else f"{self.arena_bytes:,} bytes (TFLM on this host)"
         lines.append(f"arena     {arena}")

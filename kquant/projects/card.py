@@ -2,37 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import keras
-import numpy as np
-
-from kquant.calibration.data import gather
 from kquant.exporting.export_file import ExportReport
 from kquant.exporting.model_card import ModelCard
-from kquant.masking.stripping import strip
 from kquant.projects.arena import Arena, unit_scales_bytes
 from kquant.projects.exported import Array
-from kquant.projects.scoring import scored
 from kquant.tflite.reader import FileModel
 
 MUCH = 0.1  # of the arena: worth a word
 
 
-def card_rows(
-    exported: ExportReport,
-    file: FileModel,
-    array: Array,
-    rated: ModelCard,
-    calls: int,
-) -> list[tuple[str, str]]:
+def card_rows(exported: ExportReport, file: FileModel, array: Array, calls: int) -> list[tuple[str, str]]:
     """What there is to know, row by row.
 
     Args:
         exported: the report of the file.
         file: what it holds.
         array: the file as the project holds it.
-        rated: the file's card.
         calls: golden vectors.
     """
     operators = ", ".join(f"{count} {code}" for code, count in sorted(exported.operators.items()))
@@ -42,37 +27,18 @@ def card_rows(
     return [
         *([("file", size)] if array.arena is None else [("flash", size), *_memory(file, array.arena)]),
         *([] if array.compiled is None else [("NPU", str(array.compiled))]),
-        *_accuracy(rated),
-        ("multiply-accumulates", f"{rated.macs:,} for one sample"),
+        *_accuracy(exported.card),
+        ("multiply-accumulates", f"{exported.macs:,} for one sample"),
         ("operators", operators),
         ("recipe, target", f"{exported.recipe}, {exported.target}"),
         ("golden vectors", str(calls)),
     ]
 
 
-def rated(exported: ExportReport, qmodel: keras.Model, content: bytes, test: tuple[Any, Any] | None) -> ModelCard:
-    """What the file takes, and how right it is where somebody can tell.
-
-    Args:
-        exported: the report of the file.
-        qmodel: the model.
-        content: the file.
-        test: samples, and the class of each; None where there are none.
-
-    Raises:
-        ValueError: another number of classes than of samples.
-    """
-    if test is None:
-        return exported.card
-    # what was quantized is a float function still: the model without its quantization is the float model
-    models, x = (strip(qmodel), qmodel), keras.tree.pack_sequence_as(qmodel.input, gather(qmodel, test[0], None))
-    return scored(exported.card, models, content, exported.target, x, np.asarray(test[1]).reshape(-1), verbose=False)
-
-
-def _accuracy(rated: ModelCard) -> list[tuple[str, str]]:
+def _accuracy(card: ModelCard) -> list[tuple[str, str]]:
     """A row where it was measured."""
-    said = ", ".join(f"{name} {100 * value:.2f} %" for name, value in rated.accuracies.items())
-    return [("accuracy", f"{said}, of {rated.samples:,} samples on {rated.runtime}")] if said else []
+    said = ", ".join(f"{name} {100 * value:.2f} %" for name, value in card.accuracies.items())
+    return [("accuracy", f"{said}, of {card.samples:,} samples on {card.runtime}")] if said else []
 
 
 def _memory(file: FileModel, arena: Arena) -> list[tuple[str, str]]:

@@ -56,7 +56,11 @@ class Array:
 
 
 def exported(
-    qmodel: keras.Model, x: list[np.ndarray], form: FileOptions, about: About | None
+    qmodel: keras.Model,
+    x: list[np.ndarray],
+    form: FileOptions,
+    about: About | None,
+    test: tuple[Any, Any] | None = None,
 ) -> tuple[Exported, ExportReport]:
     """The verified file, which lies in a temporary folder meanwhile.
 
@@ -65,6 +69,7 @@ def exported(
         x: samples for each input.
         form: of the file.
         about: what it says to tools of phones.
+        test: samples and classes that tell its accuracy; None without.
 
     Raises:
         ValueError: see `kquant.export`.
@@ -72,7 +77,7 @@ def exported(
     data: Any = x[0] if len(x) == 1 else x
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / FILE
-        report = export(qmodel, path, data=data, about=about, **form)
+        report = export(qmodel, path, data=data, about=about, test=test, **form)
         content = path.read_bytes()
         if not form.get("strip_names"):
             return Exported(content, content, read_model(content)), report

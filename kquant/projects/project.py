@@ -28,7 +28,7 @@ from kquant.files.untrusted import read_json
 from kquant.layers.provenance import provenance_of
 from kquant.projects.arena import Arena
 from kquant.projects.boxes import boxes_of
-from kquant.projects.card import card_rows, rated
+from kquant.projects.card import card_rows
 from kquant.projects.described import Described, described
 from kquant.projects.exported import Array, array_of, exported, layer_by_layer
 from kquant.projects.golden import Golden, golden_stream, golden_vectors, spread
@@ -63,6 +63,7 @@ class BundleReport(Result):
         golden: vectors that the self-test runs.
         sha256: of the file in the array.
         export: the report of the file.
+        card: of that file, with accuracy where `test` was given.
         compiled: what the compiler of an NPU made of it; None for targets without one.
     """
 
@@ -78,6 +79,7 @@ class BundleReport(Result):
     golden: int
     sha256: str
     export: ExportReport
+    card: ModelCard
     compiled: Compiled | None = None
 
     def __repr__(self) -> str:
@@ -127,8 +129,8 @@ def bundle(
         name: of the model in the project; the model's own by default. What is no legal name there becomes one.
         golden: how many vectors the self-test runs; of a stream, calls.
         labels: names of the classes, one for each value of the last axis of the first output.
-        test: samples in the structure of the model's inputs, and the number of the class of each: the README tells how
-            many of them the float model and the file have right. Not for streams.
+        test: samples in the structure of the model's inputs, and the number of the class of each: the report and
+            the README tell how many of them the float model and the file have right. Not for streams.
         scale: of the first input, what becomes of raw values: `(raw * scale - mean[c]) / std[c]`. Without any of the
             three a project has no conversion of raw values.
         mean: one number, or one for each value of the last axis.
@@ -173,15 +175,15 @@ def bundle(
     x = gather(qmodel, data, None)
     normalization = normalization_of("bundle", qmodel.inputs[0], scale, mean, std)
     said = About(labels=_lines(labels), scale=scale, mean=mean, std=std)
-    made, report = exported(qmodel, x, form, said if chosen.about and (labels or normalization) else None)
+    told = said if chosen.about and (labels or normalization) else None
+    made, report = exported(qmodel, x, form, told, test)
     check_labels(labels, _of_classes(made.file, detection).shape, "bundle")
     _check_kernels(made.file, goal, chosen)
     vectors = _golden(made.content, made.file, x, golden, streaming, chosen.runtime)
     array = array_of(made, compiles_for) if chosen.arena else Array(made.content, made.file)
-    judged = rated(report, qmodel, made.content, test)
     title = qmodel.name if name is None else name
     parts: dict[str, Any] = {"labels": labels, "normalization": normalization, "compiled": array.compiled}
-    parts |= {"card": card_rows(report, made.file, array, judged, vectors.calls)}
+    parts |= {"card": card_rows(report, made.file, array, vectors.calls)}
     parts |= {"language": chosen.language, "verified": report.verification}
     parts |= {"detection": None if detection is None else boxes_of(detection, made.file.outputs, vectors)}
     about = described(array.content, array.file, title=title, arena=array.arena, golden=vectors, **parts)
@@ -189,7 +191,7 @@ def bundle(
     texts = {place: text.encode() for place, text in rendered(chosen, about, with_layers).items()}
     files = texts | _assets(chosen, about, made.content, array, vectors)
     _write(folder, files, old, about)
-    return _report(folder, kind, tuple(files), about, vectors, judged, report)
+    return _report(folder, kind, tuple(files), about, vectors, report)
 
 
 def _report(
@@ -198,7 +200,6 @@ def _report(
     files: tuple[str, ...],
     about: Described,
     golden: Golden,
-    judged: ModelCard,
     exported: ExportReport,
 ) -> BundleReport:
     return BundleReport(
@@ -209,11 +210,12 @@ def _report(
         files=(*files, MANIFEST),
         flash_bytes=about.size,
         arena=about.arena,
-        macs=judged.macs,
+        macs=exported.macs,
         operators=exported.operators,
         golden=golden.calls,
         sha256=about.sha256,
         export=exported,
+        card=exported.card,
         compiled=about.compiled,
     )
 

@@ -18,6 +18,25 @@ def _page(c: ModelCard) -> Page:
     return Page(repr(c), True, (), (), (Table("Model card", ("", "figure"), rows, ("figure",)),))
 
 
+def card_table(c: ModelCard) -> Table:
+    """The card in one row.
+
+    Args:
+        c: the card.
+    """
+    figures = {
+        "MACs": f"{c.macs:,}",
+        "weights": f"{c.weight_bytes:,}",
+        "flash": f"{c.flash_bytes:,}",
+        "arena": "not measured" if c.arena_bytes is None else f"{c.arena_bytes:,}",
+    }
+    if c.accuracies:
+        float_one, of_file = c.accuracies["float"], c.accuracies["file"]
+        figures["accuracy, float / file"] = f"{100 * float_one:.1f} % / {100 * of_file:.1f} %"
+        figures["samples"] = f"{c.samples:,} on {c.runtime}"
+    return Table("Model card", tuple(figures), (tuple(figures.values()),), tuple(figures)[:4])
+
+
 @card.register
 def _figures(c: ModelCard) -> Iterable[tuple[str, str]]:
     for name, value in c.accuracies.items():

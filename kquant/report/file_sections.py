@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kquant.exporting.export_file import ExportReport
+from kquant.exporting.model_card import ModelCard
 from kquant.exporting.verification import VerifyReport
 from kquant.projects.exported import FILE
 from kquant.projects.project import BundleReport
@@ -27,12 +28,17 @@ SHOWN_ALIVE = 8
 
 @parts.register
 def _parts(report: ExportReport) -> tuple[Any, ...]:
-    return (report, *_file_at(Path(report.path), report.file_bytes))
+    return (*_judged(report), report, *_file_at(Path(report.path), report.file_bytes))
 
 
 @parts.register
 def _parts_of_bundle(report: BundleReport) -> tuple[Any, ...]:
-    return (report, report.export, *_file_at(Path(report.folder) / FILE, report.export.file_bytes))
+    return (*_judged(report), report, report.export, *_file_at(Path(report.folder) / FILE, report.export.file_bytes))
+
+
+def _judged(report: ExportReport | BundleReport) -> tuple[ModelCard, ...]:
+    """The card of a file whose accuracy is known; without, the report tells the same."""
+    return (report.card,) if report.card.accuracies else ()
 
 
 def _file_at(path: Path, size: int) -> tuple[FileModel, ...]:

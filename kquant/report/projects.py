@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from kquant.projects.kinds import kind_of
 from kquant.projects.project import BundleReport
+from kquant.report.cards import card_table
 from kquant.report.page import Page, page
 from kquant.report.tables import Table
 
@@ -21,7 +22,7 @@ def _bundle(report: BundleReport) -> Page:
             f"{report.macs:,} multiply-accumulates for one sample",
             f"{report.golden} golden vectors of {kind_of(report.kind).runs_on}; model SHA-256 {report.sha256[:16]}...",
         ),
-        tables=(Table("Operators", ("operator", "count"), rows, ("count",)), *_stays(report)),
+        tables=(card_table(report.card), Table("Operators", ("operator", "count"), rows, ("count",)), *_stays(report)),
     )
 
 

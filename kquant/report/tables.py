@@ -50,6 +50,7 @@ def _export(report: ExportReport) -> Page:
         facts=(
             f"file {report.file_bytes:,} bytes, of it weights {report.weight_bytes:,} bytes",
             f"arena {arena}",
+            *([f"accuracy {report.card.said}"] if report.card.said else []),
             f"{report.macs:,} multiply-accumulates for one sample",
             *_first_roundings(report.verification),
             *weight_facts(report.weights),

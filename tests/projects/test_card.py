@@ -1,4 +1,4 @@
-"""The bundle's README tells how right the float model and the file are, where samples and classes are given."""
+"""Reports and the bundle's README tell how right the float model and the file are, where there are classes."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def test_the_row_is_what_the_models_and_the_file_answer(
     trained: tuple[keras.Model, keras.Model], tmp_path: Path
 ) -> None:
     model, q = trained
-    kquant.bundle(q, tmp_path / "firmware", data=X, test=(X, Y))
-    kquant.export(q, tmp_path / "net.tflite", data=X)
+    made = kquant.bundle(q, tmp_path / "firmware", data=X, test=(X, Y))
+    written = kquant.export(q, tmp_path / "net.tflite", data=X, test=(X, Y))
     told = (tmp_path / "firmware" / "README.md").read_text()
     answers = {
         "float": share(model.predict(X, verbose=0)),
@@ -45,6 +45,15 @@ def test_the_row_is_what_the_models_and_the_file_answer(
     said = ", ".join(f"{name} {value}" for name, value in answers.items())
     assert f"| accuracy | {said}, of 96 samples on tflm |" in told
     assert answers["float"] != "50.00 %"
+    assert made.card == written.card and made.to_dict()["card"]["samples"] == written.to_dict()["card"]["samples"] == 96
+    assert {name: f"{100 * value:.2f} %" for name, value in made.card.accuracies.items()} == answers
+    short = {name: f"{100 * value:.1f} %" for name, value in made.card.accuracies.items()}
+    assert f"{short['float']} / {short['file']}" in report.render(made)
+    for printed in (str(written), report.render(written)):
+        assert f"float {short['float']}, simulated {short['simulated']}, file {short['file']} (tflm, 96" in printed
+    for one in (made, written):
+        page = report.html(one, tmp_path / "page.html").read_text()
+        assert "accuracy, float" in page and f"{short['file']} ±" in page
     kquant.bundle(q, tmp_path / "plain", data=X)
     assert "accuracy" not in (tmp_path / "plain" / "README.md").read_text()
 
@@ -58,10 +67,15 @@ def test_what_cannot_be_judged_is_refused_before_anything_is_written(
     with pytest.raises(ValueError, match=r"^bundle: a stream has no accuracy of clips"):
         kquant.bundle(q, tmp_path / "firmware", data=X, test=(X, Y), streaming=True)
     assert not (tmp_path / "firmware").exists()
+    with pytest.raises(ValueError, match=r"expected a label for each of 96 samples. Received: 95 labels"):
+        kquant.export(q, tmp_path / "net.tflite", data=X, test=(X, Y[1:]))
+    with pytest.raises(ValueError, match=r"^export: a stream has no accuracy of clips"):
+        kquant.export(q, tmp_path / "net.tflite", data=X, test=(X, Y), streaming=True)
+    assert not (tmp_path / "net.tflite").exists()
 
 
 def test_an_export_prints_its_card(tmp_path: Path) -> None:
-    """What it takes, in the words of the card; of how right it is a bundle's README tells."""
+    """What it takes, in the words of the card; without classes nothing of how right it is."""
     model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(6), keras.layers.Dense(3)], name="net")
     x = np.random.default_rng(0).normal(size=(64, 8)).astype("float32")
     q = kquant.calibrate(kquant.quantize(model, target="tflm"), x, verbose=False)
@@ -69,5 +83,5 @@ def test_an_export_prints_its_card(tmp_path: Path) -> None:
     assert made.macs == made.card.macs == 8 * 6 + 6 * 3 == kquant.cost(model).macs
     printed = str(made)
     assert printed.startswith(repr(made)) and f"{made.file_bytes:,} bytes, weights {made.weight_bytes:,}" in printed
-    assert "MACs      66" in printed
+    assert "MACs      66" in printed and "accuracy" not in printed
     assert "66 multiply-accumulates for one sample" in report.render(made)

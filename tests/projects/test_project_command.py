@@ -205,7 +205,8 @@ def test_what_does_not_fit_is_told(folder: Path, options: list[str], said: str, 
 def test_it_tells_accuracy_where_classes_are_given(folder: Path, tmp_path: Path) -> None:
     np.save(folder / "y.npy", np.arange(64) % 3)
     judged = ("--test", str(folder / "x.npz"), "--labels", str(folder / "y.npy"))
-    _told(folder, "net.keras", tmp_path / "out", *judged)
+    card = _told(folder, "net.keras", tmp_path / "out", *judged)["card"]
+    assert card["samples"] == 64 and all(0 < card[f"{name}_accuracy"] < 1 for name in ("float", "simulated", "file"))
     assert re.search(r"\| accuracy \| float [\d.]+ %, simulated", (tmp_path / "out" / "README.md").read_text())
     alone = _asked(folder, "net.keras", tmp_path / "alone", *judged[:2])
     assert alone.exit_code == 2 and "--labels" in alone.output

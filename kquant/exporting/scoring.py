@@ -10,8 +10,10 @@ import numpy as np
 
 from kquant import targets
 from kquant.analysis.metrics import top1
+from kquant.calibration.data import gather
 from kquant.exporting.model_card import ModelCard
 from kquant.exporting.verification import runtime_of
+from kquant.masking.stripping import strip
 from kquant.runtime.running import predict
 
 
@@ -58,3 +60,23 @@ def scored(
         samples=count,
         runtime=runtime,
     )
+
+
+def rated(card: ModelCard, qmodel: keras.Model, content: bytes, target: str, test: tuple[Any, Any] | None) -> ModelCard:
+    """The card of a file, and how right it is where somebody can tell.
+
+    Args:
+        card: without accuracy.
+        qmodel: the model.
+        content: the file.
+        target: that it is for.
+        test: samples, and the class of each; None where there are none.
+
+    Raises:
+        ValueError: see `scored`.
+    """
+    if test is None:
+        return card
+    # what was quantized is a float function still: the model without its quantization is the float model
+    models, x = (strip(qmodel), qmodel), keras.tree.pack_sequence_as(qmodel.input, gather(qmodel, test[0], None))
+    return scored(card, models, content, target, x, np.asarray(test[1]).reshape(-1), verbose=False)
