@@ -15,11 +15,11 @@ import numpy as np
 import tensorflow as tf
 
 from kquant.arithmetic import KERNELS, Grid, activation_range
+from kquant.arithmetic.grid import RUNTIMES as ARITHMETICS
 from kquant.core.operators import facts
 from kquant.core.program import Operator, Program, Ref
 from kquant.exact.sums import Sums, enclosed, sums_of
 
-ARITHMETICS = ("litert", "tflm")
 # The ends of the types that hold codes: kernels clip to these, whatever grid a tensor was given.
 ENDS = {"int8": (-128, 127), "int16": (-32768, 32767)}
 
