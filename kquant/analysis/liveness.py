@@ -16,6 +16,7 @@ from kquant.layers.kernel import Holder
 from kquant.layers.nodes import FakeQuant
 from kquant.layers.provenance import ALL, provenance_of
 from kquant.ops import find
+from kquant.ops.rule import MOVES
 from kquant.views.multiplications import size_of
 
 FLOAT_BYTES = 4
@@ -138,6 +139,6 @@ def _is_fused(node: Node, producers: dict[int, Node], consumers: dict[int, list[
 def _keeps_codes(node: Node, live: dict[int, Live]) -> bool:
     """Its output is in the encoding of its inputs: another encoding is an operator of its own."""
     rule = None if isinstance(node.op, FakeQuant | Holder) else find(node.op)
-    if rule is None or rule.output not in ("same", "shared"):
+    if rule is None or rule.output not in MOVES:
         return False
     return all(live[id(t)].quantized for t in node.inputs if id(t) in live)

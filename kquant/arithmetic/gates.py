@@ -15,14 +15,19 @@ from functools import cache
 
 import numpy as np
 
+from kquant.arithmetic.transcendental import (
+    EXP_MINUS_EIGHTH,
+    EXP_MINUS_POWERS,
+    ONE_THIRD,
+    Q2_48_OVER_17,
+    Q2_MINUS_32_OVER_17,
+)
+
 GATE_BITS = 3  # integer bits of what enters a gate: the kernels prescribe the scale 2^-12
 CELL_BITS = (0, 6)  # integer bits that a cell state may have: LiteRT's kernel has no tanh for more
 
 _ALL = np.arange(-32768, 32768, dtype=np.int64)
 _MAX = 32767
-# round(value * 2**31) of exp(-1/8), 1/3, 48/17 and -32/17 (both / 4), then of exp(-2**k) for k = -2 .. 4
-_EXP_MINUS_EIGHTH, _ONE_THIRD, _48_OVER_17, _MINUS_32_OVER_17 = 1895147668, 715827883, 1515870810, -1010580540
-_EXP_MINUS_POWERS = {-2: 1672461947, -1: 1302514674, 0: 790015084, 1: 290630308, 2: 39332535, 3: 720401, 4: 242}
 # TFLM's table of sigmoid(i / 24) in 1/65536 is rounded to nearest but for these, which are one above.
 _ONE_ABOVE = (
     "4 8 12 14 15 16 17 19 20 21 22 25 27 28 29 30 31 33 34 35 37 39 40 41 43 44 45 46 49 50 54 62 63 64 66 82 86 93 "
@@ -82,7 +87,7 @@ def _exp_of_negative(x: np.ndarray, bits: int) -> np.ndarray:
     rest = (x & (quarter - 1)) - quarter
     result = _exp_on_last_quarter(_raised(rest, bits))
     multiple = _wrapped(rest - x)
-    for power, factor in _EXP_MINUS_POWERS.items():
+    for power, factor in EXP_MINUS_POWERS.items():
         if bits > power:
             there = (multiple & (1 << (fraction_bits + power))) != 0
             result = np.where(there, _product(result, _constant(factor)), result)
@@ -99,8 +104,8 @@ def _exp_on_last_quarter(x: np.ndarray) -> np.ndarray:
     x2 = _product(x, x)
     x3 = _product(x2, x)
     x4_over_4 = _divided(_product(x2, x2), 2)
-    tail = _divided(_wrapped(_product(_wrapped(x4_over_4 + x3), _constant(_ONE_THIRD)) + x2), 1)
-    e = _constant(_EXP_MINUS_EIGHTH)
+    tail = _divided(_wrapped(_product(_wrapped(x4_over_4 + x3), _constant(ONE_THIRD)) + x2), 1)
+    e = _constant(EXP_MINUS_EIGHTH)
     return np.clip(e + _product(e, _wrapped(x + tail)), -32768, _MAX)
 
 
@@ -108,7 +113,7 @@ def _two_over_one_plus(x: np.ndarray) -> np.ndarray:
     """2 / (1 + x) in Q2 of x in [0, 1] in Q0, by three Newton steps."""
     # (1 + x) / 2 lies in [1/2, 1], where 48/17 - 32/17 d is the best straight line for 1 / d.
     half = (x + _MAX + 1) >> 1
-    y = _constant(_48_OVER_17) + _product(half, _constant(_MINUS_32_OVER_17))
+    y = _constant(Q2_48_OVER_17) + _product(half, _constant(Q2_MINUS_32_OVER_17))
     for _ in range(3):
         error = _wrapped((1 << 13) - _product(half, y))
         y = _wrapped(y + _raised(_product(y, error), 2))

@@ -16,12 +16,12 @@ from kquant.arithmetic.fixed_point import (
     split_exponent,
 )
 
-_EXP_MINUS_EIGHTH = 1895147668
-_ONE_THIRD = 715827883
-# round(exp(-2**k) * 2**31) for k = -2 .. 4.
-_EXP_MINUS_POWERS = {-2: 1672461947, -1: 1302514674, 0: 790015084, 1: 290630308, 2: 39332535, 3: 720401, 4: 242}
-_Q2_48_OVER_17 = 1515870810
-_Q2_MINUS_32_OVER_17 = -1010580540
+# round(value * 2**31) of exp(-1/8), 1/3, then of exp(-2**k) for k = -2 .. 4, and of 48/17 and -32/17, both / 4
+EXP_MINUS_EIGHTH = 1895147668
+ONE_THIRD = 715827883
+EXP_MINUS_POWERS = {-2: 1672461947, -1: 1302514674, 0: 790015084, 1: 290630308, 2: 39332535, 3: 720401, 4: 242}
+Q2_48_OVER_17 = 1515870810
+Q2_MINUS_32_OVER_17 = -1010580540
 _Q2_ONE = 1 << 29
 
 
@@ -44,7 +44,7 @@ def exp_of_negative(raw: tf.Tensor, integer_bits: int) -> tf.Tensor:
     result = _exp_on_last_quarter(saturating_shift_left(rest, integer_bits))
     multiple = rest - raw
     # One factor exp(-2**k) for each bit of the multiple; Qm has no bits of 2**m and above.
-    for power, factor in _EXP_MINUS_POWERS.items():
+    for power, factor in EXP_MINUS_POWERS.items():
         if integer_bits > power:
             bit = tf.bitwise.bitwise_and(multiple, tf.zeros_like(raw) + (1 << (fraction_bits + power)))
             result = tf.where(bit != 0, doubling_high_mul(result, _int64(factor)), result)
@@ -100,14 +100,14 @@ def _exp_on_last_quarter(raw: tf.Tensor) -> tf.Tensor:
     x2 = doubling_high_mul(x, x)
     x3 = doubling_high_mul(x2, x)
     x4_over_4 = rounding_divide_by_power(doubling_high_mul(x2, x2), 2)
-    tail = rounding_divide_by_power(doubling_high_mul(x4_over_4 + x3, _int64(_ONE_THIRD)) + x2, 1)
-    return _EXP_MINUS_EIGHTH + doubling_high_mul(_int64(_EXP_MINUS_EIGHTH), x + tail)
+    tail = rounding_divide_by_power(doubling_high_mul(x4_over_4 + x3, _int64(ONE_THIRD)) + x2, 1)
+    return EXP_MINUS_EIGHTH + doubling_high_mul(_int64(EXP_MINUS_EIGHTH), x + tail)
 
 
 def _two_over_one_plus(raw: tf.Tensor) -> tf.Tensor:
     # (1 + x) / 2 lies in [1/2, 1], where 48/17 - 32/17 d is the best straight line for 1 / d: three steps make 31 bits.
     half_denominator = shift_right(raw + (INT32_MAX + 1), _int64(1))
-    x = _Q2_48_OVER_17 + doubling_high_mul(half_denominator, _int64(_Q2_MINUS_32_OVER_17))
+    x = Q2_48_OVER_17 + doubling_high_mul(half_denominator, _int64(Q2_MINUS_32_OVER_17))
     for _ in range(3):
         error = _Q2_ONE - doubling_high_mul(half_denominator, x)
         x = x + saturating_shift_left(doubling_high_mul(x, error), 2)

@@ -22,11 +22,11 @@ from kquant.layers.kernel import Holder, holders
 from kquant.layers.nodes import Compressed, FakeQuant
 from kquant.migrate.tfmot_wrappers import OldRange
 from kquant.ops import find
+from kquant.ops.rule import MOVES
 from kquant.views.loops import opened
 from kquant.views.quantized_model import forget_graphs, read
 
 FOLDED = "the layer is folded into another one, so the device has no codes there"
-CARRY = ("same", "shared")  # rules of layers whose output has the encoding of what comes in
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ class _Setting:
         for old, name in self.behind:
             node = self.producers.get(id(self.made[name]))
             rule = None if node is None else find(node.op)
-            if node is None or isinstance(node.op, Holder) or rule is None or rule.output not in CARRY:
+            if node is None or isinstance(node.op, Holder) or rule is None or rule.output not in MOVES:
                 self.differ(
                     name, old, "none", "the layer behind is fused into it, so the device has no codes in between"
                 )

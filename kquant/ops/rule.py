@@ -27,6 +27,7 @@ from kquant.graph.graph import Node
 # encoding; fixed: prescribed by the kernel; follows: new codes in the encoding of its input; closed: the codes of its
 # input in an encoding that nobody behind can widen; state: what the step before left, in the encoding of that.
 Output = Literal["own", "same", "shared", "fixed", "follows", "closed", "state"]
+MOVES: tuple[Output, ...] = ("same", "shared")  # the output holds codes of the inputs, in their encoding
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from kquant.layers.nodes import Compressed, FakeQuant
 from kquant.layers.oscillations import warn_unfrozen
 from kquant.layers.transform import Carried
 from kquant.ops.real_steps import marks_padding
-from kquant.ops.rule import Rule, Weights
+from kquant.ops.rule import MOVES, Rule, Weights
 from kquant.prepare.attach_loops import Known, Loops
 from kquant.prepare.folding import Folded
 from kquant.prepare.places import Places
@@ -112,7 +112,7 @@ class _Builder:
             return self.quantize(y, self.plan.sites[id(out)], details)
         if id(out) in self.plan.fused:
             self.pending[id(y)] = details
-        elif known[0] is not None and rule.output in ("same", "shared"):
+        elif known[0] is not None and rule.output in MOVES:
             # a reshape or a maximum pool moves codes about: no node, the encoding goes on as it is
             self.known[id(y)] = self.known[id(inputs[0])]
         return y

@@ -22,6 +22,7 @@ from kquant.ops.affine import Affine
 from kquant.ops.constant import Stored
 from kquant.ops.expansion import expand_alone
 from kquant.ops.function import COMPARISONS, Function
+from kquant.ops.rule import MOVES
 from kquant.views.flat_copy import plain, read
 from kquant.views.float_model import refuse_quantized
 
@@ -150,7 +151,7 @@ def _moves(node: Node) -> bool:
     if pieces is None:
         return False
     rules = [find(op) for op in pieces]
-    return all(rule is not None and rule.weights is None and rule.output in ("same", "shared") for rule in rules)
+    return all(rule is not None and rule.weights is None and rule.output in MOVES for rule in rules)
 
 
 def _cut(graph: Graph, outside: list[Node], rest: list[Node]) -> tuple[Any, list[str]]:

@@ -33,6 +33,7 @@ from kquant.recipe.recipe import Recipe, Step, load, recipe_to_toml
 from kquant.runtime.arenas import arena_bytes
 from kquant.runtime.running import available
 from kquant.search.knapsack import least_loss
+from kquant.search.ladder import WIDE
 from kquant.search.search_state import rounded, search_state
 from kquant.tflite.file_content import file_content
 from kquant.tflite.lowering import lower
@@ -41,8 +42,6 @@ Budget = Literal["flash_bytes", "arena_bytes", "bit_macs"]
 WIDTHS = ("int4", "int8", "int16")
 SAMPLES = 256
 TRIES = 3  # models of the integer programme to measure
-# 65,536 codes need no clipping.
-WIDE = {"bits": 16, "observer": "minmax"}
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from kquant.tflite.lowering import lower
 from kquant.views.quantized_model import places, read
 
 OBSERVERS = ("mse", "percentile", "kl", "minmax")  # tried in this order; see docs/benchmarks.md
-WIDE = {"bits": 16, "observer": "minmax"}
+WIDE = {"bits": 16, "observer": "minmax"}  # 65,536 codes need no clipping
 SAMPLES = 256  # that the sensitivity of layers is measured on
 ADVICE = (
     "train the best model: result.model.compile(...); result.model.fit(train, epochs=2) starts from its ranges; "

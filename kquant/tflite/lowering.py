@@ -14,6 +14,7 @@ import keras  # pyright: ignore[reportMissingTypeStubs]
 import numpy as np
 import tensorflow as tf
 
+from kquant.core.messages import first_of
 from kquant.core.program import Program, Ref
 from kquant.core.spec import KERNEL_BITS, Encoding, QuantSpec
 from kquant.exact.narrow import Narrowed, drop_unread
@@ -25,7 +26,7 @@ from kquant.layers.kernel import Holder
 from kquant.layers.loop import LoopPort, LoopResult, LoopState
 from kquant.layers.nodes import Compressed, FakeQuant
 from kquant.ops import find
-from kquant.ops.rule import Call, Constants, Rule
+from kquant.ops.rule import MOVES, Call, Constants, Rule
 from kquant.targets import Target
 from kquant.tflite.limits import refuse_extremes
 from kquant.tflite.loops import Body, static, take_products_in
@@ -142,10 +143,10 @@ def _refuse_unseen(layers: list[keras.layers.Layer]) -> None:
     """Every encoding of a model, also inside its layers, has seen a range."""
     # Keras' layers, and what they have, are untyped.
     encodings: list[Any] = [layer for layer in layers if isinstance(layer, FakeQuant)]
-    unseen: list[str] = [e.name for e in encodings if e.has_range and not np.any(e.count.numpy() > 0)]
+    unseen = sorted({str(e.name) for e in encodings if e.has_range and not np.any(e.count.numpy() > 0)})
     if unseen:
         raise ValueError(
-            f"export: {len(set(unseen))} nodes have no range yet ({_few(unseen)}). Run kquant.calibrate(model, "
+            f"export: {len(unseen)} nodes have no range yet ({first_of(unseen)}). Run kquant.calibrate(model, "
             "data) or train the model first."
         )
 
@@ -167,7 +168,7 @@ def _refuse_simulated(nodes: list[Node]) -> None:
             reason = "unsigned activations; signed = true is the same grid for the asymmetric kernels"
             said.setdefault(reason, []).append(node.name)
     if said:
-        lines = "; ".join(f"{_few(names)}: {reason}" for reason, names in said.items())
+        lines = "; ".join(f"{first_of(sorted(set(names)))}: {reason}" for reason, names in said.items())
         raise ValueError(f"export: the model simulates what no kernel computes. {lines}.")
 
 
@@ -176,12 +177,6 @@ def _no_codes(spec: QuantSpec) -> str:
     if spec.floating is not None:
         nearest += ", or for weights alone dtype = 'float16'"
     return f"on a {spec.kind} grid, which no integer kernel multiplies; {nearest}"
-
-
-def _few(names: list[str], shown: int = 5) -> str:
-    """Each name once, the first few of them, and how many more there are."""
-    distinct = sorted(set(names))
-    return ", ".join(distinct[:shown]) + (f" and {len(distinct) - shown} more" if len(distinct) > shown else "")
 
 
 @dataclass
@@ -242,7 +237,7 @@ class _Writer:
         if node.name in self.floats or "*" in self.floats:
             self.refs[id(node.outputs[0])] = self.in_float(node, rule)
             return
-        if rule is None or rule.output not in ("same", "shared"):
+        if rule is None or rule.output not in MOVES:
             return
         inputs = [self.read(t, node) for t in self.data_inputs(node)]
         output = self.program.value(node.name, static(node.outputs[0]), inputs[0].encoding, inputs[0].dtype)
@@ -288,7 +283,7 @@ class _Writer:
             raise ValueError(f"{node.name} ({type(node.op).__name__}): no rule writes it.")
         inputs = [self.as_float(t) for t in self.data_inputs(node)]
         # Positions stay int32 through what only moves or joins them.
-        moved = rule.output in ("same", "shared") and {ref.dtype for ref in inputs} == {"int32"}
+        moved = rule.output in MOVES and {ref.dtype for ref in inputs} == {"int32"}
         output = self.program.value(node.name, static(node.outputs[0]), None, "int32" if moved else None)
         compressed = isinstance(node.op, Compressed)
         weights = self.float_constants(node) if compressed else None

@@ -11,12 +11,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from kquant.graph.graph import Graph, Node
-from kquant.ops.rule import Rule
+from kquant.ops.rule import MOVES, Rule
 from kquant.recipe.recipe import Settings
 from kquant.targets import Target
 from kquant.views.widths import TYPES, container, has_width
 
-MOVES = ("same", "shared")  # calls whose output holds the codes of their inputs
 FIXED, OWN = "fixed", "own"
 WIDE = 16
 

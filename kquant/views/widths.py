@@ -15,7 +15,7 @@ from typing import Any
 from kquant.core.operators import facts
 from kquant.core.spec import FLOAT, INDEX
 from kquant.graph.graph import Graph, Node
-from kquant.ops.rule import Rule
+from kquant.ops.rule import MOVES, Rule
 from kquant.recipe.recipe import Recipe, Settings
 from kquant.targets import Target
 
@@ -69,7 +69,7 @@ def index_tensors(graph: Graph, rules: Mapping[int, Rule | None]) -> set[int]:
 
 def moves_indices(rule: Rule) -> bool:
     """True where the operators take int32 as they take codes: what goes through them is the same positions."""
-    copies = rule.output in ("same", "shared") and rule.arithmetic is None
+    copies = rule.output in MOVES and rule.arithmetic is None
     return copies and all(facts(code).moves_indices for code in rule.operators)
 
 
