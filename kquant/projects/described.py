@@ -70,6 +70,20 @@ class Port:
 
 
 @dataclass(frozen=True)
+class State:
+    """What a program keeps from one call of a stream to the next.
+
+    Attributes:
+        input, output: that the program copies the one from the other.
+        initial: each of its codes before the first call.
+    """
+
+    input: Port
+    output: Port
+    initial: int
+
+
+@dataclass(frozen=True)
 class Registered:
     """An operator that the file uses.
 
@@ -146,6 +160,7 @@ class Described:
         card: rows of what there is to know, in words.
         compiled: what the compiler of an NPU made of the file; None for targets without one.
         detection: how boxes are chosen from the outputs; None of models that are no detectors.
+        states: of a stream whose program keeps them; the last inputs and outputs.
     """
 
     title: str
@@ -173,6 +188,7 @@ class Described:
     card: tuple[tuple[str, str], ...]
     compiled: Compiled | None = None
     detection: Boxes | None = None
+    states: tuple[State, ...] = ()
 
 
 def described(
@@ -232,6 +248,7 @@ def described(
         arena=arena,
         inputs=inputs,
         outputs=outputs,
+        states=_states(file, inputs, outputs),
         labels=tuple(labels),
         normalization=normalization,
         calls=tuple(Call(_vectors(inputs, golden.inputs, n), _vectors(outputs, golden.outputs, n)) for n in counts),
@@ -272,6 +289,13 @@ def ports(
     layers = [(writers or {}).get(t.index, layer_of(t.name)) for t in tensors]
     rows = enumerate(zip(tensors, layers, ids, strict=True))
     return tuple(_port(t, layer, one, n, spoken.types) for n, (t, layer, one) in rows)
+
+
+def _states(file: FileModel, inputs: tuple[Port, ...], outputs: tuple[Port, ...]) -> tuple[State, ...]:
+    """Behind what a stream is given and gives, in the same order; none where the interpreter keeps them."""
+    codes: list[int] = file.metadata.get("streaming", {}).get("states", [])
+    count = len(codes)
+    return tuple(map(State, inputs[len(inputs) - count :], outputs[len(outputs) - count :], codes))
 
 
 def parts(content: bytes, file: FileModel) -> tuple[Part, ...]:

@@ -27,8 +27,10 @@ class Kind(BaseModel):
         language: of its sources, see `languages`.
         about: its file tells tools of Android and MediaPipe of labels and normalization, where there are some.
         arena: a program gives the interpreter its memory, and registers the operators.
+        static_memory: how TF_LITE_STATIC_MEMORY stands where its TFLM comes from; "" for other runtimes.
+        install: the template that says how a program gets the project; "" where its README says all.
         files: where a file lies in the project -> the template that it is made of. `{id}` is the model's name in the
-            language, `{type}` that of its class.
+            language, `{type}` that of its class, `{header}` what a program in C includes.
         debug: likewise, of the model whose outputs are those of every layer; none where no template asks for it.
         detection: likewise, what chooses boxes; none where there is no such template in the language.
         assets: where a file lies in the project -> what of the model it is: "model", its "golden" vectors as JSON,
@@ -44,6 +46,8 @@ class Kind(BaseModel):
     language: str
     about: bool = False
     arena: bool
+    static_memory: str = ""
+    install: str = ""
     files: Mapping[str, str]
     debug: Mapping[str, str]
     detection: Mapping[str, str]

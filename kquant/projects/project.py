@@ -34,6 +34,7 @@ from kquant.projects.exported import Array, array_of, exported, layer_by_layer
 from kquant.projects.golden import Golden, golden_stream, golden_vectors, spread
 from kquant.projects.kinds import Kind, kind_of
 from kquant.projects.layer_names import written_by
+from kquant.projects.names import LONGEST
 from kquant.projects.npu import Compiled, accelerator_of
 from kquant.projects.rendering import placed, rendered
 from kquant.runtime.running import available, quantize_input
@@ -300,7 +301,9 @@ def _debug(
     vectors = _golden(made.content, made.file, x, 1, streaming=False, runtime=kind.runtime)
     array = array_of(made, accelerator)
     parts: dict[str, Any] = {"labels": (), "normalization": None, "card": (), "compiled": array.compiled}
-    return described(array.content, array.file, title=f"{title} debug", arena=array.arena, golden=vectors, **parts)
+    # room for the ending, which alone makes it another name
+    title = f"{title[: LONGEST - 8]} debug"
+    return described(array.content, array.file, title=title, arena=array.arena, golden=vectors, **parts)
 
 
 def _check_stream(streaming: bool, debug: bool, test: Any) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import PurePosixPath
+
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -21,8 +23,8 @@ def rendered(kind: Kind, about: Described, debug: Described | None = None) -> di
     sets = [(kind.files, about), *([] if debug is None else [(kind.debug, debug)])]
     sets += [] if about.detection is None else [(kind.detection, about)]
     return {
-        placed(place, one): environment.get_template(f"{template}.jinja").render(
-            about=one, kind=kind, debug=debug if one is about else None
+        placed(place, one, header_of(kind, one)): environment.get_template(f"{template}.jinja").render(
+            about=one, kind=kind, debug=debug if one is about else None, header=header_of(kind, one)
         )
         for files, one in sets
         for place, template in files.items()
@@ -45,14 +47,26 @@ def templates() -> Environment:
     return environment
 
 
-def placed(place: str, about: Described) -> str:
+def header_of(kind: Kind, about: Described) -> str:
+    """The file that a program in C includes: called like the model, and like no other file of the kind.
+
+    Args:
+        kind: of the project.
+        about: what it is about.
+    """
+    others = {PurePosixPath(place).name for place in (*kind.files, *kind.detection)}
+    return f"{about.id}_model.h" if f"{about.id}.h" in others else f"{about.id}.h"
+
+
+def placed(place: str, about: Described, header: str = "") -> str:
     """Where a file lies in a project.
 
     Args:
         place: as the kind says.
         about: what the project is about.
+        header: what a program in C includes.
     """
-    return place.format(id=about.id, type=about.class_name)
+    return place.format(id=about.id, type=about.class_name, header=header)
 
 
 def c_comment(text: str) -> str:

@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import pytest
 from small_project import X, compiled, small_bundle, small_model  # noqa: F401
+from stand_in_tflm import stands_for_tflm
 
 import kquant
 from kquant.runtime.running import available
@@ -21,37 +22,6 @@ pytestmark = [
     pytest.mark.skipif("tflm" not in available(), reason="runs on TFLM: pip install 'kquant[micro]' (Linux only)"),
     pytest.mark.filterwarnings("ignore:calibrate. .* carry hardly any signal"),
 ]
-
-
-# As much of TensorFlow Lite Micro as the self-test names; its interpreter has no room for any model.
-STANDS_FOR_TFLM = """
-#pragma once
-#include <stddef.h>
-#include <stdint.h>
-#include <stdio.h>
-#define MicroPrintf(...) (printf(__VA_ARGS__), printf("\\n"))
-#define TFLITE_SCHEMA_VERSION 3
-enum TfLiteStatus { kTfLiteOk, kTfLiteError };
-struct TfLiteTensor { union { void* data; } data; size_t bytes; };
-namespace tflite {
-struct Model { unsigned version() const { return 3; } };
-inline const Model* GetModel(const void* data) { return static_cast<const Model*>(data); }
-template <unsigned n> struct MicroMutableOpResolver {
-  TfLiteStatus AddConv2D() { return kTfLiteOk; }
-  TfLiteStatus AddFullyConnected() { return kTfLiteOk; }
-  TfLiteStatus AddReshape() { return kTfLiteOk; }
-  TfLiteStatus AddSoftmax() { return kTfLiteOk; }
-};
-struct MicroInterpreter {
-  template <class R> MicroInterpreter(const Model*, const R&, uint8_t*, size_t) {}
-  TfLiteStatus AllocateTensors() { return kTfLiteError; }
-  TfLiteStatus Invoke() { return kTfLiteError; }
-  TfLiteTensor* input(size_t) { return nullptr; }
-  TfLiteTensor* output(size_t) { return nullptr; }
-  size_t arena_used_bytes() const { return 0; }
-};
-}  // namespace tflite
-"""
 
 
 def _flipped(folder: Path, name: str) -> None:
@@ -76,19 +46,14 @@ def test_a_flipped_bit_is_told_by_layer(q: keras.Model, debug: bool, tmp_path: P
     made = kquant.bundle(q, tmp_path / "net", data=X, name="net", debug=True)
     folder, one = (tmp_path / "net" / "debug", "net_debug") if debug else (tmp_path / "net", "net")
     (folder / "model.tflite").write_bytes(_array(folder))
-    for header in ("micro_interpreter", "micro_log", "micro_mutable_op_resolver"):
-        path = tmp_path / "tflm" / "tensorflow" / "lite" / "micro" / f"{header}.h"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text('#include "../schema/schema_generated.h"\n')
-    (path.parents[1] / "schema").mkdir()
-    (path.parents[1] / "schema" / "schema_generated.h").write_text(STANDS_FOR_TFLM)
+    stand_in = stands_for_tflm(tmp_path / "tflm")
     (tmp_path / "said.cc").write_text(
         f'#include <stdio.h>\n#include "self_test.h"\nint main() {{ printf("%d", {one}_self_test()); }}\n'
     )
 
     def said() -> str:
         sources = ("model.cc", "golden.cc", "io.c", "self_test.cc", tmp_path / "said.cc")
-        include = ("-isystem", str(tmp_path / "tflm"))
+        include = ("-isystem", str(stand_in))
         return compiled(folder, *sources, program=tmp_path / "said", flags=include)
 
     assert re.fullmatch(r"FAIL: the model cannot be prepared in \d+ bytes\n2", said())
