@@ -24,7 +24,9 @@ class Arena:
     Attributes:
         smallest_bytes: with fewer, TFLM does not prepare or run the file on this 64-bit host.
         margin_bytes: what is put on top for a device.
-        activation_bytes: of it, tensors that share memory over time, and scratch of kernels (TFLM's head).
+        activation_bytes: of it, tensors that share memory over time, as TFLM plans them.
+        scratch_bytes: of it, what kernels ask for beside: the rest of TFLM's head, which holds both. 0 of a file for
+            an NPU, whose compiler lays both as one.
         persistent_bytes: of it, what stays: structures of tensors and operators, multipliers (TFLM's tail).
         peak_layer: the layer at which most bytes of tensors are alive; "" where no tensor is.
         peak_bytes: of those tensors.
@@ -34,6 +36,7 @@ class Arena:
     smallest_bytes: int
     margin_bytes: int
     activation_bytes: int
+    scratch_bytes: int
     persistent_bytes: int
     peak_layer: str
     peak_bytes: int
@@ -55,10 +58,22 @@ def smallest_arena(content: bytes, file: FileModel) -> Arena:
     Raises:
         ValueError: TFLM does not prepare the file, or the `micro` extra is missing.
     """
-    _, activations, persistent = arena_parts(content)
+    _, head, persistent = arena_parts(content)
     high = present(arena_bytes(content), "the arena needs an extra: pip install 'kquant[micro]' (Linux only).")
     layer, peak = peak_of(file)
-    return Arena(high, margin_of(high, file), activations, persistent, layer, peak)
+    return Arena(high, margin_of(high, file), *_parts_of(file, head), persistent, layer, peak)
+
+
+def _parts_of(file: FileModel, head: int) -> tuple[int, int]:
+    """Of the memory that is shared over time: what tensors take, and what kernels ask for beside them.
+
+    Args:
+        file: the file.
+        head: bytes of that memory.
+    """
+    # of loops the plan is an upper bound: which tensors a step hands on the file's reader does not tell
+    tensors = min(memory_plan(file).size_bytes, head)
+    return tensors, head - tensors
 
 
 def margin_of(smallest: int, file: FileModel) -> int:

@@ -47,8 +47,13 @@ def _memory(file: FileModel, arena: Arena) -> list[tuple[str, str]]:
     host = f"{arena.smallest_bytes:,} on a 64-bit host, {arena.margin_bytes:,} margin"
     if not arena.tried:
         host = f"{arena.smallest_bytes:,} told from the compiler's plan, not tried, {arena.margin_bytes:,} margin"
+    shared = f"activations {arena.activation_bytes:,}, scratch of kernels {arena.scratch_bytes:,}"
+    if not arena.tried:
+        shared = f"activations and scratch of the NPU {arena.activation_bytes:,}"
+    stays = f"persistent {arena.persistent_bytes:,} bytes"
     return [
         ("arena", f"{arena.bytes:,} bytes: {host}"),
+        ("of it", f"{shared}, {stays}"),
         *([("most tensors alive", f"at {arena.peak_layer}: {arena.peak_bytes:,} bytes")] if arena.peak_layer else []),
         *([("scales of single units", said)] if scales > MUCH * arena.bytes else []),
     ]

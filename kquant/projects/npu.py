@@ -119,4 +119,4 @@ def planned_arena(content: bytes, file: FileModel) -> Arena:
     """
     shared = vela.planned_bytes(content)
     whole = aligned(forecast_arena(file, shared))
-    return Arena(whole, margin_of(whole, file), shared, whole - shared, "", 0, tried=False)
+    return Arena(whole, margin_of(whole, file), shared, 0, whole - shared, "", 0, tried=False)

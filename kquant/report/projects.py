@@ -43,6 +43,6 @@ def _memory(report: BundleReport) -> tuple[str, ...]:
     return (
         f"flash {report.flash_bytes:,} bytes (the array; code of kernels comes on top)",
         f"arena {arena.bytes:,} bytes: {arena.smallest_bytes:,} {how}, and a margin of {arena.margin_bytes:,}",
-        f"of it tensors that share memory and scratch {arena.activation_bytes:,}, what stays "
+        f"of it activations {arena.activation_bytes:,}, scratch of kernels {arena.scratch_bytes:,}, persistent "
         f"{arena.persistent_bytes:,}{peak}",
     )

@@ -20,6 +20,7 @@ from kquant.exporting.streams import Stream
 from kquant.projects import project
 from kquant.projects.arena import peak_of
 from kquant.projects.kinds import kinds
+from kquant.runtime.arenas import arena_parts
 from kquant.runtime.running import available, quantize_input
 from kquant.tflite.memory_plan import ALIGNMENT
 
@@ -65,8 +66,27 @@ def test_the_arena_is_the_smallest(made: kquant.BundleReport) -> None:
     # the convolution reads and writes; its input is that of the network
     assert made.arena.peak_bytes == made.arena.activation_bytes == 8 * 8 * 2 + 6 * 6 * 4
     assert made.arena.smallest_bytes > made.arena.activation_bytes + made.arena.persistent_bytes
+    assert made.arena.scratch_bytes == 0  # no kernel of it asks for any
     assert f"#define NET_ARENA_SIZE {made.arena.bytes}\n" in (Path(made.folder) / "arena.h").read_text()
     assert peak_of(kquant.inspect(content)) == ("conv_relu", made.arena.peak_bytes)
+
+
+def test_of_what_the_arena_consists(tmp_path: Path) -> None:
+    """MEAN asks for 4 bytes a sum, behind the tensors, which fill their plan while it runs."""
+    x = keras.Input((6, 6, 20))
+    model = keras.Model(x, layers.Dense(3)(layers.GlobalAveragePooling2D()(x)), name="mean")
+    data = np.random.default_rng(0).normal(size=(64, 6, 6, 20)).astype("float32")
+    q = kquant.calibrate(kquant.quantize(model, target="tflm"), data, verbose=False)
+    arena = kquant.bundle(q, tmp_path / "mean", data=data, golden=1).arena
+    told = arena_parts((tmp_path / "mean" / "model.tflite").read_bytes())
+    assert (arena.activation_bytes + arena.scratch_bytes, arena.persistent_bytes) == told[1:]
+    assert arena.activation_bytes == 6 * 6 * 20 + 32  # 20 codes take 32 bytes
+    assert arena.scratch_bytes == 20 * 4 + 16 + 16  # and the places of an axis and of an index
+    header = (tmp_path / "mean" / "arena.h").read_text()
+    readme = (tmp_path / "mean" / "README.md").read_text()
+    for part, size in (("activations", arena.activation_bytes), ("persistent", arena.persistent_bytes)):
+        assert re.search(rf"//   {part}, .*: {size} bytes", header) and f"{part} {size:,}" in readme
+    assert f"it: {arena.scratch_bytes} bytes" in header and f"scratch of kernels {arena.scratch_bytes:,}, " in readme
 
 
 @pytest.mark.parametrize("kind", sorted(name for name, kind in kinds().items() if kind.arena))
