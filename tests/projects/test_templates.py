@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -100,6 +101,27 @@ def test_the_readme_takes_all_inputs_and_gives_all_outputs(tmp_path: Path) -> No
     readme = (tmp_path / "both" / "README.md").read_text()
     for call in ("input_left_code(", "input_right_code(", "output_sum_real(", "output_more_real("):
         assert f"both_{call}" in readme
+
+
+@pytest.mark.parametrize(("io", "call"), [("float32", "normalized"), ("uint8", "code_of_raw")])
+def test_the_readme_normalizes_raw_values_for_every_type(q: keras.Model, io: Any, call: str, tmp_path: Path) -> None:
+    kquant.bundle(q, tmp_path / "net", data=X, name="net", golden=1, scale=1 / 255, mean=0.5, std=0.5, io=io)
+    _checked(tmp_path / "net", stands_for_tflm(tmp_path / "tflm"))
+    assert f"= net_input_image_{call}(input_image[i]" in (tmp_path / "net" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("kind", IN_C)
+def test_the_readme_of_a_detector_chooses_boxes(kind: str, tmp_path: Path) -> None:
+    x = keras.Input((8, 8, 2), name="image")
+    y = layers.Conv2D(4, 3, strides=2, activation="relu")(x)
+    boxes = layers.Reshape((9, 4), name="boxes")(layers.Conv2D(4, 1, name="at")(y))
+    scores = layers.Activation("sigmoid", name="scores")(layers.Reshape((9, 3))(layers.Conv2D(3, 1)(y)))
+    model = keras.Model(x, {"boxes": boxes, "scores": scores}, name="net")
+    q = kquant.calibrate(kquant.quantize(model, target="tflm"), X, verbose=False)
+    kquant.bundle(q, tmp_path / "net", data=X, kind=kind, golden=1, detection=kquant.Detection(form="corners"))
+    names = _checked(tmp_path / "net", stands_for_tflm(tmp_path / "tflm"))
+    assert {"detect.c", "readme.cc"} <= names
+    assert "return net_detect(" in _program((tmp_path / "net" / "README.md").read_text())
 
 
 @pytest.mark.parametrize("states", ["io", "variables"])

@@ -25,7 +25,10 @@ template <unsigned n> struct MicroMutableOpResolver {
   TfLiteStatus AddCallOnce() { return kTfLiteOk; }
   TfLiteStatus AddConcatenation() { return kTfLiteOk; }
   TfLiteStatus AddConv2D() { return kTfLiteOk; }
+  TfLiteStatus AddDequantize() { return kTfLiteOk; }
   TfLiteStatus AddFullyConnected() { return kTfLiteOk; }
+  TfLiteStatus AddLogistic() { return kTfLiteOk; }
+  TfLiteStatus AddQuantize() { return kTfLiteOk; }
   TfLiteStatus AddReadVariable() { return kTfLiteOk; }
   TfLiteStatus AddReshape() { return kTfLiteOk; }
   TfLiteStatus AddSlice() { return kTfLiteOk; }
