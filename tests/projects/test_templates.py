@@ -60,6 +60,8 @@ def test_all_sources_and_the_readme_compile(q: keras.Model, kind: str, tmp_path:
     for source in ("model.cc", "golden.cc", "self_test.cc"):
         assert kind == "arduino" or f"debug/{source}" in built
     if kind == "zephyr":
+        options = set(re.findall(r"^CONFIG_(NET\w*)=y$", readme, re.MULTILINE))
+        assert options == set(re.findall(r"^config (\w+)$", texts["zephyr/Kconfig"], re.MULTILINE))
         assert "CONFIG_NET_DEBUG_SELF_TEST" in built and "config NET_DEBUG_SELF_TEST\n" in texts["zephyr/Kconfig"]
     if kind == "arduino":
         assert "net_debug_self_test()" in texts["examples/DebugSelfTest/DebugSelfTest.ino"]
