@@ -115,8 +115,9 @@ def kind_and_target(kind: str | None, target: str | None) -> tuple[str, str]:
     fitting = [name for name, one in kinds().items() if one.runtime in runtimes]
     named = next((name for name in fitting if name in runtimes), None)
     if named is None:
+        if not fitting:
+            raise ValueError(f"export: no kind of project has a runtime of target '{target}': {', '.join(runtimes)}.")
         raise ValueError(
-            f"export: for target '{target}' there is no project, or more than one: say which with --kind. Known: "
-            f"{', '.join(fitting or kinds())}."
+            f"export: for target '{target}' there are several kinds of projects, {' or '.join(fitting)}: give --kind."
         )
     return named, target

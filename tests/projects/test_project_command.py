@@ -185,7 +185,8 @@ def test_one_word_says_where_it_runs(kind: str | None, target: str | None, found
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--target", "litert"], "say which with --kind. Known: android, ios"),
+        (["--target", "litert"], "several kinds of projects, android or ios: give --kind"),
+        (["--target", "gpu"], "for target 'gpu' there are several kinds of projects, android or ios: give --kind"),
         (["--target", "androit"], "Did you mean 'android'"),
         (["--kind", "arduinos"], "Did you mean 'arduino'"),
         (["--kind", "ios", "--target", "android"], "are two kinds of projects"),
