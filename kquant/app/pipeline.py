@@ -27,6 +27,7 @@ from kquant.masking.method import methods
 from kquant.prepare.quantization import quantize
 from kquant.recipe.recipe import Recipe, Step, load
 from kquant.search.byte_ladder import ByteLadder, Wanted, climb
+from kquant.search.random_streams import own_streams
 from kquant.search.search_state import search_state
 from kquant.views.quantized_model import is_quantized
 
@@ -112,23 +113,42 @@ def compress(
         0
     """
     check_file_options("compress", form)
-    options = {"target": target, "limit": limit, "input_shape": input_shape}
-    given = {"evaluate": evaluate, "folder": folder}
+    making = _Making(target, limit, input_shape)
     ladder = None
     if flash_bytes is None:
-        _refuse_alone(given)
-        qmodel = prepare(model, data, recipe, train=train, verbose=verbose, **options)
+        _refuse_alone(evaluate=evaluate, folder=folder)
+        qmodel = prepare(model, data, recipe, train=train, verbose=verbose, **vars(making))
     else:
         _check_budget(flash_bytes, form)
         destination(path, "compress", "model.tflite")  # before hours of work
-        given |= {"train": train, "verbose": verbose}
-        qmodel, ladder = _under_budget(model, data, load(recipe), flash_bytes, options, form, given)
+        asked = _Asked(flash_bytes, evaluate, None if folder is None else Path(folder), train, verbose)
+        qmodel, ladder = _under_budget(model, data, load(recipe), making, asked, form)
         form = _form_of(ladder, form)
     report = export(qmodel, path, data=data, **form)
     return CompressResult(qmodel, report, report.card, ladder)
 
 
-def _refuse_alone(given: dict[str, Any]) -> None:
+@dataclass(frozen=True)
+class _Making:
+    """How a float model becomes a quantized one; see `compress`."""
+
+    target: str
+    limit: int | None
+    input_shape: Any
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What a search under a byte budget is asked for; see `compress`."""
+
+    flash_bytes: int
+    evaluate: Callable[[keras.Model], float] | None
+    folder: Path | None
+    train: Train | None
+    verbose: bool
+
+
+def _refuse_alone(**given: Any) -> None:
     """Options of a byte budget without one."""
     names = [name for name, value in given.items() if value is not None]
     if names:
@@ -159,27 +179,27 @@ def _under_budget(
     model: keras.Model,
     data: Any,
     recipe: Recipe,
-    flash_bytes: int,
-    options: dict[str, Any],
+    making: _Making,
+    asked: _Asked,
     form: FileOptions,
-    given: dict[str, Any],
 ) -> tuple[keras.Model, ByteLadder]:
     """The best model under a byte budget."""
-    train = given["train"]
-
-    def of_recipe(stage_model: keras.Model, stage: Stage) -> None:
-        if train is not None and stage != "quantize":  # the ladder trains what is quantized where it is time
-            train(stage_model, stage)
-
-    def make(stage_model: keras.Model) -> keras.Model:
-        return prepare(stage_model, data, recipe, train=of_recipe, verbose=False, **options)
-
     edges: dict[str, Any] = {n: v for n, v in form.items() if n in ("io", "strip_names", "decode_budget")}
-    folder = None if given["folder"] is None else Path(given["folder"])
-    named = {"target": options["target"], "flash_bytes": flash_bytes, "trains": train is not None, **edges}
-    kept = search_state(folder, "rungs.json", "compress", model, data, recipe, **named)
-    judged = {"evaluate": given["evaluate"], "train": train, "limit": options["limit"], "folder": folder}
-    return climb(Wanted(model, data, make, flash_bytes, **edges, **judged), kept, given["verbose"])
+    trains = asked.train is not None
+    named = {"target": making.target, "flash_bytes": asked.flash_bytes, "trains": trains, **edges}
+    with own_streams() as callers:
+        train = callers(asked.train)
+
+        def of_recipe(stage_model: keras.Model, stage: Stage) -> None:
+            if train is not None and stage != "quantize":  # the ladder trains what is quantized where it is time
+                train(stage_model, stage)
+
+        def make(stage_model: keras.Model) -> keras.Model:
+            return prepare(stage_model, data, recipe, train=of_recipe, verbose=False, **vars(making))
+
+        kept = search_state(asked.folder, "rungs.json", "compress", model, data, recipe, **named)
+        judged = {"evaluate": callers(asked.evaluate), "train": train, "limit": making.limit, "folder": asked.folder}
+        return climb(Wanted(model, data, make, asked.flash_bytes, **edges, **judged), kept, asked.verbose)
 
 
 def prepare(

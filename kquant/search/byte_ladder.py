@@ -303,14 +303,18 @@ class _Search:
         """Trained a little towards the float model, on the samples alone."""
         kinds = [KINDS.get(squash_of(read(model), t), "regression") for t in read(model).output_tensors]
         samples = gather(self.wanted.model, self.wanted.data, self.wanted.limit)
-        x = samples if len(samples) > 1 else samples[0]
-        epochs = max(1, STEPS * BATCH // max(len(samples[0]), BATCH))
-        keras.utils.set_random_seed(0)
+        count = len(samples[0])
+        epochs = max(1, STEPS * BATCH // max(count, BATCH))
+        drawn = np.random.default_rng(0)
         trainer: Any = distill(model, self.wanted.model, alpha=1.0, temperature=1.0, outputs=kinds)
-        steps = epochs * -(-len(samples[0]) // BATCH)
+        steps = epochs * -(-count // BATCH)
         falling: Any = keras.optimizers.schedules.CosineDecay(RATE, steps)
         trainer.compile(keras.optimizers.Adam(falling))
-        trainer.fit(x, epochs=epochs, batch_size=BATCH, verbose=0)
+        for _ in range(epochs):
+            # in an order of our own: Keras would draw it from TensorFlow's global seed, the caller's
+            order = drawn.permutation(count)
+            x = [each[order] for each in samples]
+            trainer.fit(x if len(x) > 1 else x[0], batch_size=BATCH, shuffle=False, verbose=0)
         return model
 
     def _saved(self, name: str) -> bool:

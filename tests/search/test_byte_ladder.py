@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from typer.testing import CliRunner
 
 import kquant
@@ -141,6 +143,33 @@ def test_a_stopped_ladder_goes_on(
     assert [r.file_bytes for r in first.ladder.rungs] == [r.file_bytes for r in whole.ladder.rungs]
     with pytest.raises(ValueError, match="is of another search"):
         kquant.compress(model, X[:64], path=tmp_path / "m.tflite", **{**options, "flash_bytes": 9000})
+
+
+def test_the_callers_random_numbers_go_on(model: keras.Model, plain: int, tmp_path: Path) -> None:
+    drawn: list[tuple[float, ...]] = []
+
+    def draw() -> tuple[float, ...]:
+        return random.random(), float(np.random.random()), float(keras.random.uniform(()))
+
+    def evaluate(judged: keras.Model) -> float:
+        drawn.append(draw())
+        return score(judged)
+
+    options: dict[str, Any] = {"flash_bytes": int(0.45 * plain), "evaluate": evaluate, **QUIET}
+    files, later = [], []
+    for seed in (7, 8):
+        drawn.clear()
+        keras.utils.set_random_seed(seed)
+        made = kquant.compress(model, X[:64], path=tmp_path / f"{seed}.tflite", **options)
+        drawn.append(draw())
+        later.append(float(tf.random.uniform(())))
+        assert made.ladder is not None
+        assert made.ladder.rungs[-1].name == "shorter codes, distilled"
+        keras.utils.set_random_seed(seed)
+        assert [draw() for _ in drawn] == drawn, "the caller's functions and what follows draw as alone"
+        files.append((made.ladder.rungs[-1].score, (tmp_path / f"{seed}.tflite").read_bytes()))
+    assert later[0] != later[1], "TensorFlow's stream is further on, but the caller's"
+    assert files[0] == files[1], "no seed of the caller changes the result"
 
 
 def test_refusals(model: keras.Model, plain: int, tmp_path: Path) -> None:
