@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
+
 from kquant.graph.graph import Graph, Node
 from kquant.ops.rule import MOVES, Rule
 from kquant.recipe.recipe import Settings
@@ -73,12 +75,18 @@ def mixed_joins(graph: Graph, rules: Mapping[int, Rule | None]) -> list[Node]:
             kinds = frozenset({FIXED})
         origins |= {id(t): kinds for t in node.outputs}
         behind = moved and any(id(t) in tensors for t in node.inputs)
-        joins = rule is not None and rule.output == "shared" and len({id(t) for t in node.inputs}) > 1
+        joins = moved and len({id(t) for t in node.inputs}) > 1 and _keeps_all(node)
         if id(node.outputs[0]) in ends and (behind or (joins and len(kinds) > 1)):
             tensors.update(id(t) for t in node.outputs)
             if rule is not None and rule.output == "shared":
                 mixed.append(node)
     return mixed
+
+
+def _keeps_all(node: Node) -> bool:
+    """A join has a place for each value that it takes; a maximum gives one of several."""
+    sizes = [int(np.prod(t.shape[1:], dtype=np.int64)) for t in (*node.inputs, node.outputs[0])]
+    return sum(sizes[:-1]) == sizes[-1]
 
 
 def _moved_only(graph: Graph, rules: Mapping[int, Rule | None]) -> set[int]:

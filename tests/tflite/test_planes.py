@@ -65,13 +65,15 @@ def test_one_reshape_in_and_one_out(
     q = kquant.calibrate(kquant.quantize(model, recipe, target=target), x, verbose=False)
     path = tmp_path / "m.tflite"
     report = kquant.export(q, path, check_runtimes=False)
-    assert report.operators["RESHAPE"] == 2
+    # a Dense reads what the last one makes as rows, where the target's kernel takes any shape
+    left = 1 if target == "tflm" and build is not classifier else 2
+    assert report.operators["RESHAPE"] == left
     runtime = {"tflm": "tflm", "litert": "litert-reference"}[target]
     assert kquant.verify(q, path, x[:8], runtime=runtime).agreements[0].equal == 1.0
     monkeypatch.setattr(passes, "stay_in_four_dimensions", lambda program: None)
     plain = kquant.export(q, path, check_runtimes=False)
-    assert plain.file_bytes > report.file_bytes and plain.operators["RESHAPE"] > 2
-    assert {**plain.operators, "RESHAPE": 2} == report.operators
+    assert plain.file_bytes > report.file_bytes and plain.operators["RESHAPE"] > left
+    assert {**plain.operators, "RESHAPE": left} == report.operators
 
 
 @pytest.mark.parametrize("stack", [[layers.Conv1D(4, 3), layers.LeakyReLU()], [layers.LeakyReLU(), layers.Dense(3)]])
