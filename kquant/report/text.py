@@ -197,7 +197,8 @@ def to_json(report: Any) -> str:
     if hasattr(report, "to_dict"):
         return json.dumps(_finite(report.to_dict()), indent=2)
     ladder = {} if report.ladder is None else {"ladder": report.ladder.to_dict()}
-    plain = {"card": asdict(report.card), **ladder, **report.report.to_dict()}
+    card = {"card": asdict(report.card)}
+    plain = card | ladder | report.report.to_dict() | card  # first, and its accuracies instead of the export's none
     return json.dumps(_finite(plain), indent=2)
 
 
