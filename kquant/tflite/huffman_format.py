@@ -85,7 +85,7 @@ def find_code(codes: np.ndarray) -> Code:
     Example:
         >>> from kquant.tflite.huffman_format import find_code
         >>> code = find_code(np.int8([0] * 12 + [1] * 3 + [-1]))
-        >>> code.symbols.tolist(), found.lengths.tolist(), found.body_bits
+        >>> code.symbols.tolist(), code.lengths.tolist(), code.body_bits
         ([-1, 0, 1], [2, 1, 2], 20)
     """
     least = int(codes.min())
