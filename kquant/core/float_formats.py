@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass
-from importlib import resources
+from pydantic import BaseModel, ConfigDict
+
+from kquant.core.fact_tables import shipped
 
 # weights that share one power of two in the formats of OCP MX: section 5.1 of its specification
 MX_BLOCK = 32
 
 
-@dataclass(frozen=True)
-class FloatFormat:
+class FloatFormat(BaseModel):
     """How a code is read.
 
     Attributes:
@@ -26,6 +24,8 @@ class FloatFormat:
         >>> FLOAT_FORMATS["e2m1"].smallest_exponent, FLOAT_FORMATS["e4m3"].largest_exponent
         (0, 8)
     """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     bits: int
     fraction: int
@@ -47,9 +47,4 @@ class FloatFormat:
         return exponent
 
 
-def _read() -> Mapping[str, FloatFormat]:
-    text = (resources.files("kquant.core") / "float_formats.toml").read_text(encoding="utf-8")
-    return {name: FloatFormat(**row) for name, row in tomllib.loads(text).items()}
-
-
-FLOAT_FORMATS = _read()
+FLOAT_FORMATS = shipped("float_formats.toml", FloatFormat)
