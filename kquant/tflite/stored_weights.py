@@ -1,8 +1,11 @@
-"""Constants of a program -> pairs of tensors, a DECODE in front of each operator that reads them (TFLM only)."""
+"""Constants of a program -> pairs of tensors, a DECODE in front of each operator that reads them (TFLM only).
+
+In the body of a loop too: its operators run at every step, and so does the DECODE in front of them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +20,7 @@ from kquant.tflite.flatbuffer import packed, to_bytes, unpacked
 from kquant.tflite.memory_plan import MemoryPlan, memory_plan
 from kquant.tflite.reader import SCHEMA, constants, read_model
 from kquant.tflite.storage import CODE, Decoding, Storage, Stored, Storing
+from kquant.tflite.subgraphs import subgraphs
 
 # What one more tensor behind a DECODE costs beside its bytes: 3 tensors for 1, 2 buffers for 1, an operator. Measured.
 DECODE_BYTES = 128
@@ -114,15 +118,17 @@ def without_decodes(content: bytes) -> bytes:
     """
     held, tables = constants(content), read_model(content).tables
     model = unpacked(content)
-    graph = model.subgraphs[0]
-    # Into buffers of their own: an old one may be shared, and buffer 0 is that of all computed tensors.
-    for table in tables:
-        buffer = SCHEMA.BufferT()
-        buffer.data = held[table.output].reshape(-1).view(np.uint8)
-        graph.tensors[table.output].buffer = len(model.buffers)
-        model.buffers.append(buffer)
-    decoded = {table.output for table in tables}
-    graph.operators = [op for op in graph.operators if not decoded.issuperset(map(int, op.outputs))]
+    first = 0  # tensors are numbered on from one subgraph to the next, as the reader does
+    for graph in model.subgraphs:
+        decoded = {table.output - first for table in tables if 0 <= table.output - first < len(graph.tensors)}
+        # Into buffers of their own: an old one may be shared, and buffer 0 is that of all computed tensors.
+        for number in sorted(decoded):
+            buffer = SCHEMA.BufferT()
+            buffer.data = held[first + number].reshape(-1).view(np.uint8)
+            graph.tensors[number].buffer = len(model.buffers)
+            model.buffers.append(buffer)
+        graph.operators = [op for op in graph.operators if not decoded.issuperset(map(int, op.outputs))]
+        first += len(graph.tensors)
     return packed(model)
 
 
@@ -138,29 +144,50 @@ def _insert(program: Program, chosen: Mapping[int, _Chosen]) -> list[_Chosen]:
         What is decoded, in the order of the file.
     """
     pairs: dict[int, tuple[Ref, Ref]] = {}
-    written: list[Operator] = []
     decoded: list[_Chosen] = []
-    held: dict[int, Ref] = {}  # what the operator before reads decoded
-    for op in program.operators:
-        # By identity: two tensors with equal codes have names and scales of their own.
-        coded = {id(ref): ref for ref in op.inputs if ref is not None and id(ref) in chosen}
-        # packed codes come back as int8, which the kernels compute with anyway
-        new = {
-            key: Ref(ref.name, ref.shape, numpy_type(ref.dtype), ref.encoding)
-            for key, ref in coded.items()
-            if key not in held
-        }
-        if new:
-            # What is stored is there once, however many operators decode it.
-            stored = [pairs.setdefault(key, _pair(chosen[key].stored)) for key in new]
-            written.append(Operator(CODE, [part for pair in stored for part in pair], list(new.values())))
-            decoded += [chosen[key] for key in new]
-        held = {key: new.get(key) or held[key] for key in coded}
-        if coded:
-            op = replace(op, inputs=[held.get(id(ref), ref) for ref in op.inputs])
-        written.append(op)
-    program.operators = written
+
+    def written(operators: list[Operator]) -> list[Operator]:
+        made: list[Operator] = []
+        held: dict[int, Ref] = {}  # what the operator before reads decoded
+        for op in operators:
+            # By identity: two tensors with equal codes have names and scales of their own.
+            coded = {id(ref): ref for ref in op.inputs if ref is not None and id(ref) in chosen}
+            # packed codes come back as int8, which the kernels compute with anyway
+            new = {
+                key: Ref(ref.name, ref.shape, numpy_type(ref.dtype), ref.encoding)
+                for key, ref in coded.items()
+                if key not in held
+            }
+            if new:
+                # What is stored is there once, however many operators decode it.
+                stored = [pairs.setdefault(key, _pair(chosen[key].stored)) for key in new]
+                made.append(Operator(CODE, [part for pair in stored for part in pair], list(new.values())))
+                decoded.extend(chosen[key] for key in new)
+            held = {key: new.get(key) or held[key] for key in coded}
+            made.append(_reading(op, held) if coded else op)
+        return made
+
+    program.operators = _changed(program, written)
     return decoded
+
+
+def _operators(program: Program) -> list[Operator]:
+    """Those of a program and of its loops."""
+    return [op for part in subgraphs(program) for op in part.operators]
+
+
+def _changed(program: Program, change: Callable[[list[Operator]], list[Operator]]) -> list[Operator]:
+    """The operators of a program after a change, which those of its loops went through too; the program stays."""
+    operators: list[Operator] = []
+    for op in program.operators:
+        graphs = {key: replace(graph, operators=_changed(graph, change)) for key, graph in op.graphs.items()}
+        operators.append(replace(op, graphs=graphs) if graphs else op)
+    return change(operators)
+
+
+def _reading(op: Operator, instead: Mapping[int, Ref]) -> Operator:
+    """The operator with other tensors in the places of some that it reads."""
+    return replace(op, inputs=[instead.get(id(ref), ref) for ref in op.inputs])
 
 
 def _pair(stored: Stored) -> tuple[Ref, Ref]:
@@ -175,7 +202,7 @@ def _readable(program: Program) -> list[Ref]:
     refs: dict[int, Ref] = {}
     # One reader that cannot bars a tensor for all: it would have to be stored both ways.
     barred = {id(ref) for ref in program.outputs}
-    for op in program.operators:
+    for op in _operators(program):
         for i, ref in enumerate(op.inputs):
             if ref is None or ref.data is None or ref.dtype not in ("int8", "int16", *PACKED):
                 continue
@@ -219,7 +246,7 @@ def _refuse_unreadable(storage: Storage, readable: list[Ref], program: Program) 
         if any(_is_of(ref, name) for ref in readable):
             continue
         able = [code for code, kind in OPERATORS.items() if kind.reads_tables]
-        stored = [(op.code, ref) for op in program.operators for ref in op.inputs if ref is not None]
+        stored = [(op.code, ref) for op in _operators(program) for ref in op.inputs if ref is not None]
         readers = sorted({code for code, ref in stored if ref.data is not None and _is_of(ref, name)})
         if readers:
             raise ValueError(
@@ -320,7 +347,7 @@ def _leave_out(
 def _pack(program: Program, target: Target) -> None:
     """Codes of 8 bits that fit into fewer, several to a byte, where every reader's kernel takes them so."""
     readers: dict[int, list[Operator]] = {}
-    for op in program.operators:
+    for op in _operators(program):
         for ref in op.inputs:
             readers.setdefault(id(ref), []).append(op)
     packed: dict[int, Ref] = {}
@@ -330,12 +357,7 @@ def _pack(program: Program, target: Target) -> None:
         name = next(able, None)
         if name is not None:
             packed[id(ref)] = Ref(ref.name, ref.shape, name, ref.encoding, ref.data)
-    program.operators = [
-        replace(op, inputs=[packed.get(id(ref), ref) for ref in op.inputs])
-        if any(id(ref) in packed for ref in op.inputs)
-        else op
-        for op in program.operators
-    ]
+    program.operators = _changed(program, lambda operators: [_reading(op, packed) for op in operators])
 
 
 def _takes_packed(op: Operator, ref: Ref, target: Target, name: str) -> bool:

@@ -18,6 +18,7 @@ from kquant.layers.nodes import FakeQuant, encodings_of
 from kquant.prepare.one_step import cell
 from kquant.runtime.running import available
 from kquant.tflite.reader import read_model
+from kquant.tflite.stored_weights import without_decodes
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:calibrate. the range differs more than 2 times"),
@@ -245,6 +246,29 @@ def test_products_move_into_the_loop_where_ram_counts(tmp_path: Path) -> None:
         assert ("FULLY_CONNECTED" in outside) == (target == "litert")
         assert made[target].operators["FULLY_CONNECTED"] == 6
     assert made["tflm"].arena_bytes < 0.6 * made["litert"].arena_bytes
+
+
+@pytest.mark.skipif("tflm" not in available(), reason="needs the micro extra")
+@pytest.mark.filterwarnings("ignore:.*output channels are all 0")
+@pytest.mark.parametrize("compression", ["lut", "prune", "huffman", "auto"])
+def test_weights_inside_are_decoded_at_every_step(compression, tmp_path: Path) -> None:
+    """TFLM decodes them in the body of the WHILE; LiteRT, which decodes nothing, runs the file without."""
+    made = build(layers.GRU(32, return_sequences=True, name="memory"), layers.LSTM(24, activation="relu", name="after"))
+    shrunk = kquant.prune(made, 0.8) if compression == "prune" else kquant.cluster(made, 4)
+    q = calibrated(shrunk, "tflm")
+    x = sequences(9, 16)
+    report = kquant.export(q, tmp_path / "q.tflite", data=x, compression=compression)
+    assert [v.verdict for v in report.verification] == ["equal"]
+    content = (tmp_path / "q.tflite").read_bytes()
+    file = read_model(content)
+    assert {"memory_h_r/kernel", "after_h_i/kernel"} <= {table.name for table in file.tables}
+    decoding = [op for op in file.operators if op.code == "TFLM_DECODE"]
+    assert all(op.subgraph for op in decoding if set(op.outputs) & {t.output for t in file.tables if "_h_" in t.name})
+    assert contract.compare(q, content, "tflm", [x]) == contract.Parity(1.0, 0)
+    plain = without_decodes(content)
+    assert "TFLM_DECODE" not in read_model(plain).operator_counts
+    assert contract.compare(q, plain, "tflm", [x]) == contract.Parity(1.0, 0)
+    assert file.size_bytes < len(contract.file_of(q))
 
 
 def test_a_shared_layer_is_one_loop() -> None:
