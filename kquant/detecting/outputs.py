@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from kquant.core.messages import did_you_mean
 from kquant.detecting.choice import chosen
+from kquant.detecting.columns import Columns, Roles, roles_of
 from kquant.detecting.decoding import ONE, Decoder, decoder, real_corners
 from kquant.detecting.spec import Detection, Found
 from kquant.runtime.running import predict, quantize_input
@@ -22,20 +22,36 @@ WIDTHS = {"int8": 8, "int16": 16}
 
 @dataclass(frozen=True, eq=False)
 class Grids:
-    """How the codes of a file's two outputs become boxes.
+    """How the codes of a file's outputs become boxes.
 
     Attributes:
-        boxes, scores: numbers of the outputs.
+        roles: where boxes, scores and objectness are.
         decoder: of the boxes.
-        lowest: the lowest code of a score that counts.
-        tensors: the two outputs.
+        unit, zero: a score is `unit * (steps - zero)`; its steps are codes, or with objectness `product`s of codes.
+        zeros: zero points of the scores and of objectness, of which products are made.
+        lowest: the fewest steps of a score that counts.
+        tensors: the outputs that are read, in the order of `roles.outputs`.
     """
 
-    boxes: int
-    scores: int
+    roles: Roles
     decoder: Decoder
+    unit: float
+    zero: int
+    zeros: tuple[int, int]
     lowest: int
-    tensors: tuple[FileTensor, FileTensor]
+    tensors: tuple[FileTensor, ...]
+
+    def steps(self, scores: np.ndarray, objectness: np.ndarray | None) -> np.ndarray:
+        """What scores are compared by: codes, or products that fit into int32 (16-bit codes have zero point 0)."""
+        if objectness is None:
+            return scores
+        of_scores, of_objectness = self.zeros
+        return product(scores.astype(np.int64) - of_scores, objectness.astype(np.int64) - of_objectness)
+
+
+def product(scores: np.ndarray, objectness: np.ndarray) -> np.ndarray:
+    """Scores `[rows, classes]` times how sure a row `[rows, 1]` is, which is not below 0."""
+    return scores * np.maximum(objectness, 0)
 
 
 def detect(
@@ -73,23 +89,31 @@ def detect(
     """
     if isinstance(model, keras.Model):
         outputs = _named(model)
-        at = [_number(key, list(outputs), model.name) for key in (detection.boxes, detection.scores)]
-        shapes = [tuple(list(outputs.values())[i]) for i in at]
-        _check_shapes(detection, shapes[0], shapes[1], model.name)
+        roles = roles_of(detection, list(outputs), list(outputs.values()), model.name)
         arrays = keras.tree.flatten(model.predict(data, verbose=0))  # pyright: ignore[reportArgumentType]
-        return [
-            found_of(detection, real_corners(detection, _rows(b)), _rows(s), detection.threshold)
-            for b, s in zip(arrays[at[0]], arrays[at[1]], strict=True)
-        ]
+        return [_of_numbers(detection, roles, parts) for parts in _each(roles, arrays)]
     grids = grids_of(detection, inspect(model).outputs, label(model))
     given = predict(model, data, runtime)
-    arrays = [given] if isinstance(given, np.ndarray) else given
-    coded = [quantize_input(arrays[i], t) for i, t in zip((grids.boxes, grids.scores), grids.tensors, strict=True)]
-    return [of_codes(detection, grids, b, s) for b, s in zip(*coded, strict=True)]
+    arrays = [given] if isinstance(given, np.ndarray) else list(given)
+    for number, tensor in zip(grids.roles.outputs, grids.tensors, strict=True):
+        arrays[number] = quantize_input(arrays[number], tensor)
+    return [of_codes(detection, grids, parts) for parts in _each(grids.roles, arrays)]
+
+
+def _each(roles: Roles, arrays: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, ...]]:
+    """Sample by sample, the outputs that are read."""
+    return zip(*(arrays[number] for number in roles.outputs), strict=True)
+
+
+def _of_numbers(detection: Detection, roles: Roles, parts: Sequence[np.ndarray]) -> Found:
+    """The boxes of one sample, from real numbers."""
+    boxes, scores, objectness = roles.split(parts)
+    scores = scores if objectness is None else product(scores, objectness)
+    return found_of(detection, real_corners(detection, boxes), scores, detection.threshold)
 
 
 def grids_of(detection: Detection, outputs: Sequence[FileTensor], where: str) -> Grids:
-    """The two outputs among those of a file.
+    """The outputs among those of a file.
 
     Args:
         detection: names them.
@@ -99,32 +123,47 @@ def grids_of(detection: Detection, outputs: Sequence[FileTensor], where: str) ->
     Raises:
         ValueError: there is none of that name, it has another shape, or it holds floats.
     """
-    names = [t.name for t in outputs]
-    boxes, scores = (_number(key, names, where) for key in (detection.boxes, detection.scores))
-    _check_shapes(detection, outputs[boxes].shape, outputs[scores].shape, where)
-    for tensor in (outputs[boxes], outputs[scores]):
+    roles = roles_of(detection, [t.name for t in outputs], [t.shape for t in outputs], where)
+    tensors = tuple(outputs[number] for number in roles.outputs)
+    for tensor in tensors:
         if tensor.dtype not in WIDTHS or tensor.scale is None:
             raise ValueError(
                 f"{where}: output '{tensor.name}' is {tensor.dtype}; boxes are decoded from int8 or int16 codes. "
                 "Export with io='int8', or leave io out."
             )
-    b, s = outputs[boxes], outputs[scores]
-    made = decoder(detection, b.scale[0], b.zero_point[0], WIDTHS[b.dtype])  # type: ignore[index]
-    wanted = np.ceil(detection.threshold / s.scale[0] - 1e-6) + s.zero_point[0]  # type: ignore[index]
-    info = np.iinfo(s.dtype)
-    if wanted > info.max:
+    b = outputs[roles.boxes.output]
+    made = decoder(detection, *_grid(b), WIDTHS[b.dtype])
+    unit, zero, most = _score(outputs, roles.scores)
+    zeros = (zero, 0)
+    if roles.objectness is not None:
+        sure, zero_of, most_sure = _score(outputs, roles.objectness)
+        zeros = (zero, zero_of)
+        unit, zero, most = unit * sure, 0, (most - zero) * (most_sure - zero_of)
+    wanted = int(np.ceil(detection.threshold / unit - 1e-6)) + zero
+    if wanted > most:
         raise ValueError(
-            f"{where}: the threshold {detection.threshold:g} lies above all that output '{s.name}' can give, "
-            f"{(info.max - s.zero_point[0]) * s.scale[0]:.3g}; take a lower one."  # type: ignore[index]
+            f"{where}: the threshold {detection.threshold:g} lies above all that output "
+            f"'{outputs[roles.scores.output].name}' can give, {(most - zero) * unit:.3g}; take a lower one."
         )
-    return Grids(boxes, scores, made, int(max(wanted, info.min)), (b, s))
+    least = np.iinfo(outputs[roles.scores.output].dtype).min if roles.objectness is None else np.iinfo(np.int32).min
+    return Grids(roles, made, unit, zero, zeros, max(wanted, int(least)), tensors)
 
 
-def of_codes(detection: Detection, grids: Grids, boxes: np.ndarray, scores: np.ndarray) -> Found:
-    """The boxes of one sample, from its codes."""
-    scale, zero = grids.tensors[1].scale[0], grids.tensors[1].zero_point[0]  # type: ignore[index]
-    found = found_of(detection, grids.decoder.corners(_rows(boxes)), _rows(scores), grids.lowest)
-    real = (found.scores.astype(np.float32) - zero) * np.float32(scale)
+def _score(outputs: Sequence[FileTensor], columns: Columns) -> tuple[float, int, int]:
+    """Scale, zero point and largest code."""
+    tensor = outputs[columns.output]
+    return *_grid(tensor), int(np.iinfo(tensor.dtype).max)
+
+
+def _grid(tensor: FileTensor) -> tuple[float, int]:
+    return tensor.scale[0], tensor.zero_point[0]  # type: ignore[index]
+
+
+def of_codes(detection: Detection, grids: Grids, parts: Sequence[np.ndarray]) -> Found:
+    """The boxes of one sample, from the codes of the outputs that are read."""
+    boxes, scores, objectness = grids.roles.split(parts)
+    found = found_of(detection, grids.decoder.corners(boxes), grids.steps(scores, objectness), grids.lowest)
+    real = (found.scores.astype(np.float32) - grids.zero) * np.float32(grids.unit)
     return Found(found.boxes, real, found.classes, found.rows)
 
 
@@ -135,34 +174,7 @@ def found_of(detection: Detection, corners: np.ndarray, scores: np.ndarray, lowe
     return Found((corners[rows] * unit).astype(np.float32), scores[rows, classes], classes, rows)
 
 
-def _rows(array: np.ndarray) -> np.ndarray:
-    return array.reshape(-1, array.shape[-1])
-
-
 def _named(model: keras.Model) -> dict[str, tuple[Any, ...]]:
     """Names and shapes of the outputs, in the order in which `predict` gives them; a dict's keys are its names."""
     names = sorted(model.output) if isinstance(model.output, dict) else model.output_names
     return {name: t.shape for name, t in zip(names, keras.tree.flatten(model.output), strict=True)}
-
-
-def _number(key: str | int, names: list[str], where: str) -> int:
-    if isinstance(key, int):
-        if not 0 <= key < len(names):
-            raise ValueError(f"{where}: no output {key}; it has {len(names)}: {', '.join(names)}.")
-        return key
-    if key not in names:
-        raise ValueError(f"{where}: no output '{key}'.{did_you_mean(key, names)} Its outputs: {', '.join(names)}.")
-    return names.index(key)
-
-
-def _check_shapes(detection: Detection, boxes: Sequence[Any], scores: Sequence[Any], where: str) -> None:
-    rows = [int(np.prod([n for n in shape[1:-1]])) for shape in (boxes, scores)]
-    anchors = rows[0] if detection.anchors is None else len(detection.anchors)
-    if boxes[-1] != 4 or rows[0] != rows[1] or anchors != rows[0]:
-        raise ValueError(
-            f"{where}: boxes [rows, 4], scores [rows, classes] and as many anchors are wanted. Received: boxes "
-            f"{tuple(boxes[1:])}, scores {tuple(scores[1:])}"
-            + ("." if detection.anchors is None else f", {anchors} anchors.")
-        )
-    if scores[-1] <= detection.background:
-        raise ValueError(f"{where}: scores of {scores[-1]} class, and that is the background; leave background out.")

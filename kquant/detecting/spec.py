@@ -23,6 +23,9 @@ class Detection:
 
     Attributes:
         boxes, scores: names of the outputs, `[rows, 4]` and `[rows, classes]`, or their numbers.
+        objectness: likewise, `[rows, 1]`: how sure a row is that there is anything, which its scores are multiplied by
+            (YOLOv5, YOLOX). None without. What is one output's to several of the three has them side by side in its
+            last axis, boxes first, then objectness, then scores: `[rows, 5 + classes]` for YOLOv5.
         form: what four numbers of a row are:
             "offsets" from anchors: `centre = anchor_centre + anchor_size * t / s`, `size = anchor_size * exp(t / s)`,
             centre before size (SSD, RetinaNet, Faster R-CNN), `s` being `scales`;
@@ -46,6 +49,7 @@ class Detection:
 
     boxes: str | int = "boxes"
     scores: str | int = "scores"
+    objectness: str | int | None = None
     form: Form = "offsets"
     order: Order = "yx"
     anchors: Any = field(default=None, repr=False)
@@ -63,8 +67,12 @@ class Detection:
                 raise ValueError(
                     f"Detection: {name} must be one of {', '.join(get_args(kinds))}. Received: {getattr(self, name)!r}."
                 )
-        if self.boxes == self.scores:
-            raise ValueError(f"Detection: boxes and scores are both output {self.boxes!r}; give each an output.")
+        for name in ("boxes", "scores", "objectness"):
+            given = getattr(self, name)
+            if isinstance(given, bool) or not isinstance(
+                given, (str, int, type(None) if name == "objectness" else str)
+            ):
+                raise TypeError(f"Detection: {name} is an output's name or number. Received: {given!r}.")
         scales = _numbers("scales", self.scales)
         if scales.shape != (4,) or not np.all(np.isfinite(scales)) or np.any(scales <= 0):
             raise ValueError(f"Detection: scales must be four numbers above 0. Received: {self.scales!r}.")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kquant.detecting.choice import chosen, limit_of
+from kquant.detecting.columns import Roles
 from kquant.detecting.decoding import ANCHOR, HIGH, LOW, ONE
 from kquant.detecting.outputs import Grids, grids_of
 from kquant.detecting.spec import Detection
@@ -19,7 +20,7 @@ PER_LINE = 8
 
 @dataclass(frozen=True)
 class Box:
-    """A box that the golden outputs of one call hold: corners in steps of 2^-16, the code of its score."""
+    """A box that the golden outputs of one call hold: corners in steps of 2^-16, the steps of its score."""
 
     top: int
     left: int
@@ -31,20 +32,37 @@ class Box:
 
 
 @dataclass(frozen=True)
+class Read:
+    """An output that is read.
+
+    Attributes:
+        name: of the pointer to its codes.
+        output: its number.
+        holds: what it has, in words.
+    """
+
+    name: str
+    output: int
+    holds: str
+
+
+@dataclass(frozen=True)
 class Boxes:
     """How boxes are chosen, in the words of `Detection` and `Decoder`.
 
     Attributes:
-        boxes, scores: numbers of the outputs.
+        read: the outputs, in the order in which they are given.
+        roles: where in them boxes, scores and objectness are.
+        zeros: zero points of scores and objectness.
+        unit, zero: a score is `unit * (steps - zero)`.
         form, order: what four numbers of a row are.
-        rows, classes: how many.
         first: the first class that counts.
         tables: lines of C, each distinct table once.
         picks: which of the four numbers uses which.
         entries: of a table.
         shift, low: of a code.
         anchors: lines of C; none without anchors.
-        lowest: code of the lowest score that counts.
+        lowest: steps of the lowest score that counts.
         overlap: in parts of 2^-16.
         limit, candidates, by_class: see `Detection`.
         one, anchor: bits behind the points of coordinates and anchors.
@@ -52,12 +70,13 @@ class Boxes:
         calls: the boxes of each golden call.
     """
 
-    boxes: int
-    scores: int
+    read: tuple[Read, ...]
+    roles: Roles
+    zeros: tuple[int, int]
+    unit: float
+    zero: int
     form: str
     order: str
-    rows: int
-    classes: int
     first: int
     tables: tuple[tuple[str, ...], ...]
     picks: tuple[int, ...]
@@ -78,7 +97,7 @@ class Boxes:
     @property
     def flash_bytes(self) -> int:
         """Of tables and anchors."""
-        return 4 * self.entries * len(self.tables) + (8 * self.rows if self.anchors else 0)
+        return 4 * self.entries * len(self.tables) + (8 * self.roles.rows if self.anchors else 0)
 
 
 def boxes_of(detection: Detection, outputs: Sequence[FileTensor], golden: Golden) -> Boxes:
@@ -93,14 +112,15 @@ def boxes_of(detection: Detection, outputs: Sequence[FileTensor], golden: Golden
         ValueError: see `grids_of`.
     """
     grids = grids_of(detection, outputs, "bundle")
-    made, (b, s) = grids.decoder, grids.tensors
+    made, roles = grids.decoder, grids.roles
     return Boxes(
-        boxes=grids.boxes,
-        scores=grids.scores,
+        read=tuple(_read(roles, output) for output in roles.outputs),
+        roles=roles,
+        zeros=grids.zeros,
+        unit=grids.unit,
+        zero=grids.zero,
         form=detection.form,
         order=detection.order,
-        rows=int(np.prod(b.shape[1:-1])),
-        classes=s.shape[-1],
         first=int(detection.background),
         tables=tuple(_lines(table) for table in made.tables),
         picks=made.picks,
@@ -120,10 +140,14 @@ def boxes_of(detection: Detection, outputs: Sequence[FileTensor], golden: Golden
     )
 
 
+def _read(roles: Roles, output: int) -> Read:
+    has = [role for role, columns in roles.parts.items() if columns.output == output]
+    return Read(has[0], output, ", then ".join(has))
+
+
 def _found(detection: Detection, grids: Grids, golden: Golden, call: int) -> tuple[Box, ...]:
-    codes, scores = (golden.outputs[n][call] for n in (grids.boxes, grids.scores))
-    scores = scores.reshape(-1, scores.shape[-1])
-    corners = grids.decoder.corners(codes.reshape(-1, 4))
+    boxes, codes, objectness = grids.roles.split([golden.outputs[n][call] for n in grids.roles.outputs])
+    corners, scores = grids.decoder.corners(boxes), grids.steps(codes, objectness)
     cells = zip(*chosen(detection, corners, scores, grids.lowest), strict=True)
     return tuple(_box(corners[r].tolist(), int(scores[r, c]), int(c), int(r)) for r, c in cells)
 

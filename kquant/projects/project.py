@@ -178,7 +178,7 @@ def bundle(
     said = About(labels=_lines(labels), scale=scale, mean=mean, std=std)
     told = said if chosen.about and (labels or normalization) else None
     made, report = exported(qmodel, x, form, told, test)
-    check_labels(labels, _of_classes(made.file, detection).shape, "bundle")
+    check_labels(labels, _of_classes(made.file, detection), "bundle")
     _check_kernels(made.file, goal, chosen)
     vectors = _golden(made.content, made.file, x, golden, streaming, chosen.runtime)
     array = array_of(made, compiles_for) if chosen.arena else Array(made.content, made.file)
@@ -313,9 +313,12 @@ def _check_stream(streaming: bool, debug: bool, test: Any) -> None:
         raise ValueError("bundle: a stream has no accuracy of clips. Give test to a bundle without streaming.")
 
 
-def _of_classes(file: FileModel, detection: Detection | None) -> FileTensor:
-    """The output whose last axis counts classes."""
-    return file.outputs[0] if detection is None else grids_of(detection, file.outputs, "bundle").tensors[1]
+def _of_classes(file: FileModel, detection: Detection | None) -> tuple[int, ...]:
+    """A shape whose last axis counts classes."""
+    if detection is None:
+        return file.outputs[0].shape
+    roles = grids_of(detection, file.outputs, "bundle").roles
+    return (1, roles.rows, roles.scores.many)
 
 
 def _check_kind(kind: Kind, debug: bool, detection: Detection | None) -> None:

@@ -18,7 +18,7 @@ from keras import layers
 import kquant
 from kquant.detecting.choice import chosen
 from kquant.detecting.decoding import HIGH, LOW, ONE, decoder, real_corners
-from kquant.detecting.outputs import grids_of
+from kquant.detecting.outputs import grids_of, of_codes
 from kquant.projects.boxes import boxes_of
 from kquant.projects.golden import Golden
 from kquant.projects.rendering import templates
@@ -105,20 +105,22 @@ def _program(detection: kquant.Detection, outputs: list[FileTensor], golden: Gol
         (folder / name).write_text(templates().get_template(f"{name}.jinja").render(about=about))
     for i, array in enumerate(golden.outputs):
         array.tofile(folder / f"{i}.bin")
+    numbers = [read.output for read in made.read]
+    arrays = "\n".join(f"  static {ports[i].type} out{i}[{golden.outputs[i][0].size}];" for i in numbers)
+    files = "\n".join(f'  FILE* in{i} = fopen("{i}.bin", "rb");' for i in numbers)
+    read = " && ".join(f"fread(out{i}, sizeof(out{i}), 1, in{i}) == 1" for i in numbers)
     (folder / "main.c").write_text(f"""
 #include <stdio.h>
 #include "detect.h"
 int main(void) {{
-  static {ports[0].type} boxes[{golden.outputs[0][0].size}];
-  static {ports[1].type} scores[{golden.outputs[1][0].size}];
-  FILE* one = fopen("0.bin", "rb");
-  FILE* two = fopen("1.bin", "rb");
-  while (fread(boxes, sizeof(boxes), 1, one) == 1 && fread(scores, sizeof(scores), 1, two) == 1) {{
+{arrays}
+{files}
+  while ({read}) {{
     net_box found[NET_BOXES_MOST];
-    const size_t count = net_detect(boxes, scores, found);
+    const size_t count = net_detect({"".join(f"out{i}, " for i in numbers)}found);
     for (size_t i = 0; i < count; ++i) {{
-      printf("%d %d %d %d %d %d %d\\n", found[i].top, found[i].left, found[i].bottom, found[i].right, found[i].score,
-             found[i].label, found[i].row);
+      printf("%d %d %d %d %d %d %d %.5f\\n", found[i].top, found[i].left, found[i].bottom, found[i].right,
+             found[i].score, found[i].label, found[i].row, (double)net_score(&found[i]));
     }}
     printf("-\\n");
   }}
@@ -133,29 +135,80 @@ int main(void) {{
     return done.stdout.split("-\n")[:-1]
 
 
-@pytest.mark.parametrize("form", FORMS)
+# outputs that share columns, as names of `Detection`: widths of the outputs
+LAYOUTS: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
+    "apart": ({}, {"boxes": 4, "scores": CLASSES}),
+    "objectness apart (YOLOX)": ({"objectness": "sure"}, {"boxes": 4, "sure": 1, "scores": CLASSES}),
+    "one output (YOLOv8)": ({"boxes": "out", "scores": "out"}, {"out": 4 + CLASSES}),
+    "one output with objectness (YOLOv5)": (
+        {"boxes": "out", "objectness": "out", "scores": "out"},
+        {"out": 5 + CLASSES},
+    ),
+    "objectness before the scores": ({"objectness": "scores"}, {"boxes": 4, "scores": 1 + CLASSES}),
+}
+
+
+# every form with outputs of their own; what is shared has nothing to do with the form
+CASES = [("apart", form) for form in FORMS] + list(zip(list(LAYOUTS)[1:], FORMS, strict=True))
+
+
+@pytest.mark.parametrize(("layout", "form"), CASES)
 @pytest.mark.parametrize("dtype", ["int8", "int16"])
 @pytest.mark.parametrize("by_class", [True, False])
-def test_the_c_of_a_project_finds_the_same_boxes(form: str, dtype: str, by_class: bool, tmp_path: Path) -> None:
-    rng = np.random.default_rng(len(form) + by_class)
+def test_the_c_of_a_project_finds_the_same_boxes(
+    layout: str, form: str, dtype: str, by_class: bool, tmp_path: Path
+) -> None:
+    names, widths = LAYOUTS[layout]
+    rng = np.random.default_rng(len(form) + by_class + len(layout))
     order = "yx" if by_class else "xy"
     detection = _detection(
-        form, rng, order=order, by_class=by_class, threshold=0.2, limit=7, candidates=20, background=not by_class
+        form,
+        rng,
+        order=order,
+        by_class=by_class,
+        threshold=0.2,
+        limit=7,
+        candidates=20,
+        background=not by_class,
+        **names,
     )
     info = np.iinfo(dtype)
     fine = 256 if dtype == "int16" else 1
+    zero = 3 if dtype == "int8" else 0  # codes of 16 bits have zero point 0
     outputs = [
-        _tensor("boxes", (ROWS, 4), dtype, 0.05 / fine, 3),
-        _tensor("scores", (ROWS, CLASSES), dtype, 1 / 256 / fine, info.min),
+        _tensor(n, (ROWS, w), dtype, (0.05 if n in ("boxes", "out") else 1 / 100) / fine, zero)
+        for n, w in widths.items()
     ]
-    codes = tuple(rng.integers(info.min, info.max + 1, (12, ROWS, n)).astype(dtype) for n in (4, CLASSES))
-    codes[1][6:] = codes[1][6:] // (64 * fine) * (64 * fine)  # many ties
-    golden = Golden((np.zeros((12, 1), np.int8),), codes)
+    codes = [rng.integers(info.min, info.max + 1, (12, ROWS, w)).astype(dtype) for w in widths.values()]
+    codes[-1][6:] = codes[-1][6:] // (64 * fine) * (64 * fine)  # many ties
+    golden = Golden((np.zeros((12, 1), np.int8),), tuple(codes))
     found = _program(detection, outputs, golden, tmp_path)
-    wanted = boxes_of(detection, outputs, golden).calls
-    said = ["".join(f"{' '.join(map(str, vars(box).values()))}\n" for box in call) for call in wanted]
+    made = boxes_of(detection, outputs, golden)
+    said = ["".join(_line(box, made.unit, made.zero) for box in call) for call in made.calls]
     assert found == said
-    assert sum(len(call) for call in wanted) > 30, "hardly any box: the case shows nothing"
+    assert sum(len(call) for call in made.calls) > 30, "hardly any box: the case shows nothing"
+    grids = grids_of(detection, outputs, "net")
+    for call, boxes in zip(range(12), made.calls, strict=True):
+        again = of_codes(detection, grids, [codes[n][call] for n in grids.roles.outputs])
+        assert again.rows.tolist() == [box.row for box in boxes]
+        real = {t.name: t.scale[0] * (c[call].astype(np.float64) - t.zero_point[0]) for t, c in zip(outputs, codes)}
+        _check_scores(detection, again, real)
+
+
+def _line(box: Any, unit: float, zero: int) -> str:
+    score = np.float32(unit) * np.float32(box.score - zero)
+    return f"{' '.join(map(str, vars(box).values()))} {score:.5f}\n"
+
+
+def _check_scores(detection: kquant.Detection, found: kquant.Found, real: dict[str, np.ndarray]) -> None:
+    """Against float64 and the meaning of the columns, written down once more."""
+    scores = real[detection.scores][:, -CLASSES:]
+    if detection.objectness is not None:
+        at = {"sure": 0, "out": 4, "scores": 0}[detection.objectness]
+        scores = scores * np.maximum(real[detection.objectness][:, at : at + 1], 0)
+    np.testing.assert_allclose(found.scores, scores[found.rows, found.classes], rtol=1e-5, atol=1e-6)
+    best = np.sort(scores[:, int(detection.background) :].ravel())[-1]
+    assert len(found) == 0 or np.isclose(found.scores[0], best, rtol=1e-5)
 
 
 def _detector() -> tuple[keras.Model, np.ndarray]:
@@ -250,7 +303,6 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a word": ({"form": "corners", "threshold": "high"}, "threshold must be numbers. Received: 'high'"),
     "words": ({"anchors": ["a"]}, "anchors must be numbers"),
     "overlap": ({"form": "corners", "overlap": 2.0}, r"overlap must lie in 0..1"),
-    "twice": ({"form": "corners", "scores": "boxes"}, "boxes and scores are both output 'boxes'"),
 }
 
 
@@ -259,6 +311,12 @@ def test_what_makes_no_sense_is_refused(case: str) -> None:
     arguments, why = REFUSED[case]
     with pytest.raises(ValueError, match=why):
         kquant.Detection(**arguments)
+
+
+@pytest.mark.parametrize("name", ["boxes", "scores", "objectness"])
+def test_an_output_is_a_name_or_a_number(name: str) -> None:
+    with pytest.raises(TypeError, match=f"Detection: {name} is an output's name or number. Received: 1.5"):
+        kquant.Detection(form="corners", **{name: 1.5})
 
 
 def test_outputs_that_do_not_fit_are_refused(detector, tmp_path: Path) -> None:
@@ -278,6 +336,32 @@ def test_outputs_that_do_not_fit_are_refused(detector, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has no code that chooses boxes"):
         kquant.bundle(litert, tmp_path / "app", data=data, kind="android", detection=kquant.Detection(form="corners"))
     assert not (tmp_path / "app").exists()
+
+
+def test_a_head_of_one_output_is_read_as_the_same_head_of_three(tmp_path: Path) -> None:
+    keras.utils.set_random_seed(0)
+    image = keras.Input((12, 12, 1))
+    x = layers.Conv2D(6, 3, 2, padding="same", activation="relu")(image)
+    flat = {name: layers.Reshape((ROWS, n))(layers.Conv2D(n, 1)(x)) for name, n in (("b", 4), ("o", 1), ("s", CLASSES))}
+    parts = [layers.Activation("sigmoid", name=name)(t) for name, t in flat.items()]
+    three = keras.Model(image, dict(zip(flat, parts, strict=True)), name="three")
+    one = keras.Model(image, layers.Concatenate(name="out")(parts), name="one")
+    data = np.random.default_rng(0).random((64, 12, 12, 1), np.float32)
+    more: dict[str, Any] = {"form": "centres", "threshold": 0.15, "overlap": 0.8}
+    apart = kquant.Detection("b", "s", "o", **more)
+    joined = kquant.Detection("out", "out", "out", **more)
+    for a, b in zip(kquant.detect(three, data[:4], apart), kquant.detect(one, data[:4], joined), strict=True):
+        assert len(a) and a.rows.tolist() == b.rows.tolist()
+        np.testing.assert_allclose(a.scores, b.scores, rtol=1e-6)
+    q = kquant.calibrate(kquant.quantize(one, target="tflm"), data, verbose=False)
+    path = tmp_path / "one.tflite"
+    kquant.export(q, path, data=data[:8])
+    measured = kquant.detect(path, data[:8], joined, runtime="litert-reference")
+    for a, b in zip(kquant.detect(q, data[:8], joined), measured, strict=True):
+        assert a.rows.tolist() == b.rows.tolist() and a.classes.tolist() == b.classes.tolist()
+        np.testing.assert_allclose(a.scores, b.scores, atol=1e-6)
+    with pytest.raises(ValueError, match=r"one: boxes with scores \[rows, 4 \+ classes\] and as many anchors"):
+        kquant.detect(one, data, kquant.Detection("out", "out", form="offsets", anchors=_grid()[:3]))
 
 
 def test_the_grids_of_a_file_are_its_own(detector) -> None:
