@@ -1,6 +1,6 @@
 """Which columns of which output are boxes, objectness and scores.
 
-One output may hold all three: in its last axis boxes come first, then objectness, then scores, as YOLO's heads have them.
+One output may hold all three, side by side in its last axis: boxes, then objectness, then scores, as YOLO's heads do.
 """
 
 from __future__ import annotations

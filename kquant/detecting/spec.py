@@ -69,9 +69,8 @@ class Detection:
                 )
         for name in ("boxes", "scores", "objectness"):
             given = getattr(self, name)
-            if isinstance(given, bool) or not isinstance(
-                given, (str, int, type(None) if name == "objectness" else str)
-            ):
+            absent = name == "objectness" and given is None
+            if not absent and (isinstance(given, bool) or not isinstance(given, str | int)):
                 raise TypeError(f"Detection: {name} is an output's name or number. Received: {given!r}.")
         scales = _numbers("scales", self.scales)
         if scales.shape != (4,) or not np.all(np.isfinite(scales)) or np.any(scales <= 0):

@@ -41,7 +41,7 @@ from kquant.runtime.running import available, quantize_input
 from kquant.targets import Target
 from kquant.tflite.file_about import About, check_labels
 from kquant.tflite.raw_values import normalization_of
-from kquant.tflite.reader import FileModel, FileTensor
+from kquant.tflite.reader import FileModel
 from kquant.views.quantized_model import read
 
 MANIFEST = "bundle.json"

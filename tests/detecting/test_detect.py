@@ -191,7 +191,10 @@ def test_the_c_of_a_project_finds_the_same_boxes(
     for call, boxes in zip(range(12), made.calls, strict=True):
         again = of_codes(detection, grids, [codes[n][call] for n in grids.roles.outputs])
         assert again.rows.tolist() == [box.row for box in boxes]
-        real = {t.name: t.scale[0] * (c[call].astype(np.float64) - t.zero_point[0]) for t, c in zip(outputs, codes)}
+        real = {
+            t.name: t.scale[0] * (c[call].astype(np.float64) - t.zero_point[0])
+            for t, c in zip(outputs, codes, strict=True)
+        }
         _check_scores(detection, again, real)
 
 
