@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -28,11 +29,13 @@ class Parts:
         where: the file, for errors.
         classes: name -> Keras 3 class of a custom layer.
         layers: name of a layer -> the Keras 3 layer in its place.
+        code: file of Python with the classes of the old model, which tf_keras runs in its own process.
     """
 
     where: str
     classes: Mapping[str, Any] = field(default_factory=dict)
     layers: Replacements = field(default_factory=dict)
+    code: Path | None = None
 
 
 def build(class_name: str, config: Any, parts: Parts) -> keras.Model:

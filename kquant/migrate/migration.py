@@ -24,7 +24,7 @@ from kquant.migrate.kept_patterns import kept
 from kquant.migrate.learned_ranges import Ranges, set_learned
 from kquant.migrate.old_files import check_described, open_file, unread
 from kquant.migrate.old_model import BY_ATTRIBUTES, OldModel
-from kquant.migrate.reading import check_python, read_by_tf_keras
+from kquant.migrate.reading import check_code, check_python, read_by_tf_keras
 from kquant.migrate.result import NOT_ASKED, Distance, Migrated
 from kquant.migrate.stored_weights import assign, assign_by_attributes, distances
 from kquant.migrate.tfmot_wrappers import BITS, Unwrapped, entries, unwrap
@@ -40,6 +40,7 @@ def from_tf_keras(
     custom_objects: Mapping[str, Any] | None = None,
     replacing: Mapping[str, keras.layers.Layer] | None = None,
     into: keras.Model | None = None,
+    code: str | Path | None = None,
     python: str | Path | None = None,
     compare: bool = True,
 ) -> Migrated:
@@ -50,12 +51,14 @@ def from_tf_keras(
 
     Args:
         path: a `.h5` or `.keras` file of Keras 2, or a SavedModel folder that it saved.
-        custom_objects: name -> Keras 3 class of a custom layer, with weights by the names of the old one. Such a file
-            must be HDF5, and is not run by tf_keras, which lacks the class.
+        custom_objects: name -> Keras 3 class of a custom layer, with weights by the names of the old one. Without
+            `code` such a file must be HDF5, and is not run by tf_keras, which lacks the class.
         replacing: name of a layer -> the Keras 3 layer in its place: of a Lambda, whose bytecode is never run. It takes
             on the old weights.
         into: a Keras 3 model that takes the weights, in place, instead of one that is built: of a subclassed model,
             whose attributes have the names of the old class, or of layers by the old names.
+        code: file of Python that has the old classes and functions, by the names in the model, so that tf_keras can run
+            it and the two are compared. It is run, in the process of tf_keras: your own code, never what came along.
         python: interpreter of an environment with tf_keras; this one by default.
         compare: run the old model on made-up samples. False reads a `.h5` file without tf_keras.
 
@@ -64,14 +67,14 @@ def from_tf_keras(
 
     Raises:
         ValueError: another kind of file, damaged, code in it (named, with the way out), a layer that Keras 3 does not
-            have, or tf_keras is missing.
+            have, or tf_keras is missing; `code` that is no file.
 
     Example:
         >>> kquant.migrate.from_tf_keras("notes.h5")
         Traceback (most recent call last):
         ValueError: notes.h5: no such file; give a .h5 or .keras file of Keras 2, or a SavedModel folder.
     """
-    parts = Parts(str(path), dict(custom_objects or {}), dict(replacing or {}))
+    parts = Parts(str(path), dict(custom_objects or {}), dict(replacing or {}), check_code(code))
     old = unwrap(read_old(path, parts, python, compare, into is not None))
     model = built(old, parts) if into is None else _filled(into, old, parts)
     return Migrated(
@@ -187,11 +190,15 @@ def read_old(
             return read_by_tf_keras(file, check_python(python))
         unknown = refusals.foreign(file.config)
         refusals.check(unknown, file.where, parts.classes, parts.layers)
-        if unknown or parts.layers:
-            return unread(file, "tf_keras has no code of its own for what was given in Python")
+        if unknown.lambdas:
+            return unread(file, "tf_keras would run the bytecode of its Lambdas")
+        if not parts.code and (unknown or parts.layers):
+            return unread(
+                file, "tf_keras has no code of its own for what was given in Python; code= names the file of it"
+            )
         if not compare:
             return unread(file, NOT_ASKED)
-        return read_by_tf_keras(file, check_python(python))
+        return read_by_tf_keras(file, check_python(python), parts.code)
 
 
 def built(old: Unwrapped, parts: Parts) -> keras.Model:

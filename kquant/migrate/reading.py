@@ -44,12 +44,29 @@ def check_python(python: str | Path | None) -> str:
     return str(python)
 
 
-def read_by_tf_keras(file: OldFile, python: str) -> OldModel:
+def check_code(code: str | Path | None) -> Path | None:
+    """The file with an old model's own classes.
+
+    Args:
+        code: its path; None: there is none.
+
+    Raises:
+        ValueError: no such file.
+    """
+    if code is not None and not Path(code).is_file():
+        raise ValueError(
+            f"migrate: code={str(code)!r}: no such file; give the file of Python that defines the old layers."
+        )
+    return None if code is None else Path(code).resolve()
+
+
+def read_by_tf_keras(file: OldFile, python: str, code: Path | None = None) -> OldModel:
     """What is in an old file.
 
     Args:
         file: looked at.
         python: see `check_python`.
+        code: see `check_code`; it is run.
 
     Raises:
         ValueError: tf_keras cannot load it either, and it is no HDF5 file.
@@ -57,6 +74,7 @@ def read_by_tf_keras(file: OldFile, python: str) -> OldModel:
     with scratch() as folder:
         kind = "file" if file.kind != "saved" else "variables" if file.is_subclassed else "saved"
         command = [python, str(READER), kind, str(file.copy), str(folder), str(file.stored_bytes + FREE_VALUES)]
+        command += [] if code is None else [str(code)]
         try:
             done = subprocess.run(
                 command, capture_output=True, text=True, check=False, errors="replace", timeout=SECONDS

@@ -1,11 +1,12 @@
 """The side of Keras 2: load a checked file, write what is in it as plain data. Runs in a process of its own.
 
-    python tf_keras_reader.py KIND SOURCE FOLDER MOST      # used by `kquant.migrate.reading`
+    python tf_keras_reader.py KIND SOURCE FOLDER MOST [CODE]      # used by `kquant.migrate.reading`
 
 KIND is "file" (.h5 or .keras), "saved" (SOURCE is then a folder with config.json and the variables of a SavedModel), or
-"variables" (of such a folder the variables alone, by the attributes that lead to them).
-Imports nothing of kquant: this Python may be another one than the caller's. No Lambda and no class that is not Keras'
-or tfmot's gets here (`kquant.migrate.refusals`), and no graph of a SavedModel is run.
+"variables" (of such a folder the variables alone, by the attributes that lead to them). CODE is the caller's own file
+with the classes of the model that are not Keras' own.
+Imports nothing of kquant: this Python may be another one than the caller's. No Lambda and, without CODE, no class that
+is not Keras' or tfmot's gets here (`kquant.migrate.refusals`), and no graph of a SavedModel is run.
 """
 
 # pyright: reportMissingImports=false, reportMissingModuleSource=false, reportAttributeAccessIssue=false
@@ -13,6 +14,7 @@ or tfmot's gets here (`kquant.migrate.refusals`), and no graph of a SavedModel i
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import math
 import os
@@ -70,6 +72,16 @@ def scopes() -> contextlib.ExitStack:
     return opened
 
 
+def own(code: str) -> dict[str, Any]:
+    """What a caller's file defines, by its names; it is run."""
+    sys.path.insert(0, str(Path(code).parent))  # what it imports lies beside it
+    spec = importlib.util.spec_from_file_location(Path(code).stem, code)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return {name: value for name, value in vars(module).items() if callable(value) and not name.startswith("_")}
+
+
 def limited(most: int) -> None:
     """Refuse weights that are larger than the file, before memory is taken for them."""
     made, original = [0], tf_keras.layers.Layer.add_weight
@@ -103,9 +115,11 @@ def forgiving() -> None:
         tfmot.quantization.keras.QuantizeWrapper.load_own_variables = load_own_variables
 
 
-def load(kind: str, source: str) -> Any:
+def load(kind: str, source: str, code: str) -> Any:
     """The model, uncompiled."""
-    with scopes():
+    with scopes() as opened:
+        if code:
+            opened.enter_context(tf_keras.utils.custom_object_scope(own(code)))
         if kind == "file":
             return tf_keras.models.load_model(source, compile=False)
         told = json.loads((Path(source) / "config.json").read_text())
@@ -193,7 +207,7 @@ def variables(source: str) -> dict[str, np.ndarray]:
 
 def main() -> None:
     """Load, run, write."""
-    kind, source, folder, most = sys.argv[1:]
+    kind, source, folder, most, *code = sys.argv[1:]
     if int(tf_keras.__version__.split(".")[0]) != 2:
         sys.exit(MISSING)
     arrays = {}
@@ -209,7 +223,7 @@ def main() -> None:
         return
     limited(int(most))
     forgiving()
-    model = load(kind, source)
+    model = load(kind, source, *code or [""])
     # before it is run: a clustered layer puts tensors in the places of its weights
     config = json.loads(model.to_json())
     weights = {layer.name: [[w.name.split(":")[0], key(w.numpy())] for w in layer.weights] for layer in model.layers}

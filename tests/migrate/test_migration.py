@@ -470,6 +470,49 @@ def test_tf_keras_reads_the_file_in_its_own_process(name: str) -> None:
         assert made.distance is not None and made.distance.float_error <= 1e-6
 
 
+OLD_CODE = """
+from tensorflow import keras
+
+class Mine(keras.layers.Layer):
+    def __init__(self, units=3, **kwargs):
+        super().__init__(**kwargs)
+        self.units = units
+
+    def build(self, shape):
+        self.w = self.add_weight("w", (shape[-1], self.units))
+
+    def call(self, x):
+        return (x @ self.w) * FACTOR
+"""
+
+
+@pytest.mark.skipif(not PYTHON, reason="tf_keras is in no environment here: pip install 'kquant[migrate]'")
+@pytest.mark.slow
+@pytest.mark.parametrize("factor", [1, 2])
+def test_custom_layers_are_compared_where_their_old_code_is_at_hand(factor: int, tmp_path: Path) -> None:
+    """Their old class is run by tf_keras alone; another function than that of the new class shows."""
+    code = tmp_path / "old_layers.py"
+    code.write_text(OLD_CODE.replace("FACTOR", str(factor)))
+    given: dict[str, Any] = {"custom_objects": {"Mine": Mine}, "code": code, "python": PYTHON}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        made = kquant.migrate.from_tf_keras(GOLDEN / "custom.h5", **given)
+    assert "old_layers" not in sys.modules and made.distance is not None and not made.untried
+    if factor == 1:
+        assert made.distance.float_error <= 1e-6 and not caught
+    else:
+        assert made.distance.float_error > 1e-2 and "Compare layer by layer" in str(caught[0].message)
+    known = np.load(GOLDEN / "custom.npz")
+    np.testing.assert_allclose(made.model(known["x"]), known["y"], atol=1e-6)
+
+
+def test_code_that_is_not_there_or_not_asked_for() -> None:
+    with pytest.raises(ValueError, match=r"code='nowhere.py': no such file"):
+        kquant.migrate.from_tf_keras(GOLDEN / "custom.h5", code="nowhere.py")
+    made = kquant.migrate.from_tf_keras(GOLDEN / "custom.h5", custom_objects={"Mine": Mine})
+    assert "code= names the file of it" in made.untried
+
+
 def test_warnings_are_the_verbs(quantized: dict[str, Migrated]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
