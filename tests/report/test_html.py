@@ -12,6 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import browser
 import keras
 import numpy as np
 import pytest
@@ -340,6 +341,17 @@ def test_contrast_is_enough_in_both_forms() -> None:
         for mark in ("blue", "orange", "green", "red", "soft"):  # 3: level AA for graphics
             assert contrast(colours[mark], colours["page"]) >= 3.0, mark
     assert contrast("#000000", "#ffffff") == pytest.approx(21.0)
+
+
+@pytest.mark.skipif(not browser.CHROMIUM, reason="no Chromium on this machine")
+@pytest.mark.slow
+def test_pages_fit_on_a_phone_with_everything_opened(made: dict[str, Any], tmp_path: Path) -> None:
+    pages = {**{name: render_html(made[name]) for name in NAMES}, "all": whole(made)}
+    wide = "<p style='width: 600px'>too wide</p>"
+    seen = browser.laid_out({**pages, "wide": pages["Cost"].replace("</main>", f"{wide}</main>")}, tmp_path, 390)
+    assert set(seen) == {*pages, "wide"}
+    assert seen.pop("wide")["told"] == ["P: too wide"]
+    assert {name: (page["needed"], page["told"]) for name, page in seen.items()} == dict.fromkeys(pages, (390, []))
 
 
 def test_scales_put_round_numbers_where_they_are() -> None:
