@@ -10,6 +10,7 @@ import numpy as np
 
 from kquant.analysis.findings import Evidence, findings
 from kquant.analysis.liveness import peak_bytes
+from kquant.analysis.metrics import check_metric
 from kquant.analysis.pairs import pairs
 from kquant.analysis.passes import Names, Passes, all_names, chunks, settings_of
 from kquant.analysis.remedies import Trials, told
@@ -83,6 +84,7 @@ def analyze(
     """
     if limit is not None:
         check_count("analyze", "limit", limit)
+    check_metric("analyze", metric)
     graph = read(qmodel)
     _refuse_uncalibrated(qmodel)
     parts = units(graph)

@@ -12,7 +12,8 @@ def top1(labels: np.ndarray) -> Callable[[Any], float]:
     """Share of samples whose largest output is that of their class.
 
     Args:
-        labels: int[samples], in the order of the samples; those beyond the analyzed ones are left out.
+        labels: int[samples], as a column too, or one-hot [samples, classes], in the order of the samples; those beyond
+            the analyzed ones are left out.
 
     Returns:
         A metric; it refuses outputs that are not float[samples, classes].
@@ -21,6 +22,8 @@ def top1(labels: np.ndarray) -> Callable[[Any], float]:
         >>> top1(np.array([1, 0]))(np.array([[0.1, 0.9], [0.2, 0.8]]))
         0.5
     """
+    given = np.asarray(labels)
+    labels = given.argmax(axis=1) if given.ndim == 2 and given.shape[1] > 1 else given.reshape(-1)
 
     def accuracy(outputs: Any) -> float:
         if isinstance(outputs, list) or np.ndim(outputs) != 2 or len(outputs) > len(labels):
@@ -34,3 +37,47 @@ def top1(labels: np.ndarray) -> Callable[[Any], float]:
         return float(np.mean(classes == labels[: len(outputs)]))
 
     return accuracy
+
+
+def check_metric(verb: str, metric: Any) -> None:
+    """Refuse what cannot be asked, before anything is computed for it.
+
+    Args:
+        verb: what the message starts with.
+        metric: of outputs, or None.
+
+    Raises:
+        ValueError: it is no function.
+    """
+    if metric is not None and not callable(metric):
+        raise ValueError(
+            f"{verb}: metric is a function of the model's outputs that returns a number, like "
+            f"kquant.analysis.metrics.top1(labels). Received: {type(metric).__name__}."
+        )
+
+
+def judged(metric: Callable[[Any], float], outputs: Any) -> float:
+    """What a metric says of outputs.
+
+    Args:
+        metric: a user's.
+        outputs: of the model, for all samples: an array, or a list of them.
+
+    Raises:
+        ValueError: whatever it raises, with the shapes that it was given; or it returns no number.
+    """
+    shapes = " and ".join(str(np.shape(y)) for y in (outputs if isinstance(outputs, list) else [outputs]))
+    name = getattr(metric, "__name__", type(metric).__name__)
+    try:
+        value = metric(outputs)
+    except Exception as error:  # whatever a user's function raises
+        raise ValueError(
+            f"metric '{name}' failed on outputs of shape {shapes}: {type(error).__name__}: {error} It is given the "
+            "outputs for all samples, in their order; compare them with labels of these very samples."
+        ) from error
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"metric '{name}': expected a number for outputs of shape {shapes}. Received: {value!r}."
+        ) from error

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from kquant.analysis.metrics import judged
 from kquant.analysis.sqnr import Noise, mean_db, noise_of
 from kquant.analysis.tensors import Seen, grid_of
 from kquant.analysis.units import Unit, followed, quantizes
@@ -41,7 +42,7 @@ class Outputs:
         if metric is None:
             return mean_db(self.noises)
         columns = [np.concatenate(column) for column in zip(*self.arrays, strict=True)]
-        return float(metric(columns[0] if len(columns) == 1 else columns))
+        return judged(metric, columns[0] if len(columns) == 1 else columns)
 
 
 def chunks(graph: Graph, x: list[np.ndarray]) -> list[Any]:

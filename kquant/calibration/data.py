@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from kquant.calibration.data_scale import Expected, warn_of_scale
-from kquant.core.checks import array_of
+from kquant.core.checks import array_of, shape_hint
 from kquant.core.renamed import Batches
 from kquant.layers.nodes import FakeQuant
 
@@ -284,9 +284,9 @@ def _one(given: Any, spec: Any, number: int) -> tf.Tensor:
         raise ValueError(f"{where}: expected numbers of type {spec.dtype}. Received: dtype {x.dtype}.")
     expected = tuple(spec.shape[1:])
     if not _fits(x.shape[1:], expected):
-        batched = " Put a batch axis in front: x[None], or dataset.batch(32)." if _fits(x.shape, expected) else ""
+        hint = shape_hint(x.shape, expected)
         raise ValueError(
-            f"{where}: expected shape (batch, {', '.join(map(str, expected))}). Received: {x.shape}.{batched}"
+            f"{where}: expected shape (batch, {', '.join(map(str, expected))}). Received: {x.shape}.{hint}"
         )
     with np.errstate(over="ignore"):  # found right below
         converted = x.astype(spec.dtype)

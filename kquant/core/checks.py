@@ -90,3 +90,36 @@ def check_count(where: str, name: str, value: Any) -> None:
     # True is an Integral to Python, and limit=True a mistake
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
         raise ValueError(f"{where}: {name} must be 1 or more. Received: {value!r}.")
+
+
+def shape_hint(given: tuple[int, ...], expected: tuple[int | None, ...]) -> str:
+    """A sentence for behind a full stop, with its space, where a usual slip explains a shape; else nothing.
+
+    Args:
+        given: of an array that was given.
+        expected: of one sample.
+
+    Example:
+        >>> shape_hint((64, 28, 28), (28, 28, 1))
+        ' Put the channel behind: x[..., None].'
+        >>> shape_hint((64, 3), (4,))
+        ''
+    """
+
+    def fits(shape: tuple[int, ...]) -> bool:
+        return len(shape) == len(expected) and all(e is None or e == n for n, e in zip(shape, expected, strict=True))
+
+    if fits(given):
+        return " Put a batch axis in front: x[None], or dataset.batch(32)."
+    sample = given[1:]
+    if fits((*sample, 1)):
+        return " Put the channel behind: x[..., None]."
+    if fits(sample[:-1]) and sample[-1] == 1:
+        return " Take the last axis away: x[..., 0]."
+    if len(sample) > 2 and fits((*sample[1:], sample[0])):
+        return " Channels come last: np.moveaxis(x, 1, -1)."
+    if len(sample) > 2 and sample[-1] == 1 and fits((*sample[:-1], 3)):
+        return " Grey images for a model of colours: np.repeat(x, 3, axis=-1)."
+    if len(expected) == 1 and fits((int(np.prod(sample)),)):
+        return " Make each sample flat: x.reshape(len(x), -1)."
+    return ""

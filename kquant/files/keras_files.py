@@ -74,6 +74,15 @@ def _no_file(path: Path) -> str:
     return f"{path}: {absent(path)}; give a Keras model saved with model.save('name.keras')."
 
 
+def is_keras(start: bytes) -> bool:
+    """Whether a file begins as a Keras model does, of any version.
+
+    Args:
+        start: its first bytes.
+    """
+    return start[:4] == ZIP or start[:8] == HDF5
+
+
 def is_hdf5(start: bytes) -> bool:
     """Whether a file begins like HDF5, behind a user block or not.
 

@@ -55,7 +55,8 @@ def refusal(op: Any, error: Exception, is_builtin: bool) -> ValueError:
     """
     where = f"{op.name} ({type(op).__name__})"
     lines = str(error).strip().splitlines()
-    said = f"{type(error).__name__}: {lines[0] if lines else ''}"
+    # Keras goes on with what to do in Keras
+    said = f"{type(error).__name__}: {_first_sentence(lines[0]) if lines else ''}"
     if "add_loss" in str(error):
         return ValueError(
             f"{where}: its `call` uses add_loss, but symbolic tensors have no values to add. Take it out: "
@@ -72,6 +73,11 @@ def refusal(op: Any, error: Exception, is_builtin: bool) -> ValueError:
     reason = next(words(line[1]) for mark, words in REASONS if mark.search(f"{type(error).__name__}: {error}"))
     place = f" ({line[0]}: `{line[1]}`)" if line[1] else ""
     return ValueError(f"{where}: its `call` {FOLLOWED}{place}{reason} It said: {said}")
+
+
+def _first_sentence(line: str) -> str:
+    head, stop, _ = line.partition(". ")
+    return head + stop.strip()
 
 
 def returned(op: Any, outputs: Any) -> ValueError:

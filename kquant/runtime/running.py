@@ -24,7 +24,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from kquant.calibration.data_scale import Expected, warn_of_scale
-from kquant.core.checks import array_of
+from kquant.core.checks import array_of, shape_hint
 from kquant.core.messages import check_known
 from kquant.core.renamed import renamed
 from kquant.runtime import interpreters
@@ -400,8 +400,7 @@ def _arrays(x: Any, tensors: tuple[FileTensor, ...]) -> list[np.ndarray]:
         if array.shape[1:] != tuple(tensor.shape[1:]):
             raise ValueError(
                 f"predict: input '{tensor.name}' takes [samples, {', '.join(map(str, tensor.shape[1:]))}]. "
-                f"Received: {array.shape}."
-                + (" For one sample, pass x[None]." if array.shape == tuple(tensor.shape[1:]) else "")
+                f"Received: {array.shape}." + shape_hint(array.shape, tuple(tensor.shape[1:]))
             )
         if array.dtype.kind not in "fiub":
             raise ValueError(f"predict: input '{tensor.name}' takes numbers. Received: dtype {array.dtype}.")

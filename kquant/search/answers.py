@@ -17,6 +17,7 @@ import keras
 import numpy as np
 
 from kquant import targets
+from kquant.analysis.metrics import check_metric, judged
 from kquant.analysis.remedies import merged
 from kquant.analysis.sqnr import mean_db, noise_of
 from kquant.analysis.units import macs, units
@@ -157,6 +158,7 @@ def why(
     """
     if limit is not None:
         check_count("why", "limit", limit)
+    check_metric("why", metric)
     graph = read(qmodel)
     origin = provenance_of(encodings_of(qmodel))
     recipe = origin.load_recipe()
@@ -184,7 +186,7 @@ def why(
         target=origin.target,
         samples=len(x[0]),
         metric="" if metric is None else getattr(metric, "__name__", type(metric).__name__),
-        float_value=None if metric is None else float(metric(_as_given(bench.outputs))),
+        float_value=None if metric is None else judged(metric, _as_given(bench.outputs)),
         start=start,
         answers=tuple(_answer(q, said, start, [(n, tried[n]) for n in candidates[q]]) for q, said in because.items()),
     )
@@ -245,7 +247,7 @@ class _Bench:
         arena = arena_of(content, contents(content)[0], lowered.target)
         outputs = _outputs(qmodel, self.data)
         sqnr_db = mean_db(noise_of(y, changed) for y, changed in zip(self.outputs, outputs, strict=True))
-        value = None if self.metric is None else float(self.metric(_as_given(outputs)))
+        value = None if self.metric is None else judged(self.metric, _as_given(outputs))
         return Trial(lines, len(content), arena, _macs(qmodel), value, sqnr_db), content
 
 

@@ -87,6 +87,7 @@ class Target(BaseModel):
         compiler: what compiles the file for the device and says what its weights take there.
         fallback: the target that runs what this one does not take, for an accelerator beside a processor.
         accelerator: what runs the operators on the device where that is not what runs them here.
+        known_as: what people call it, or what it runs on, in lower case: for who names that instead.
 
     Example:
         >>> load("tflm").supports("CONV_2D")
@@ -108,6 +109,7 @@ class Target(BaseModel):
     compiler: Literal["vela"] | None = None
     fallback: str | None = None
     accelerator: Accelerator | None = None
+    known_as: tuple[str, ...] = Field(default=(), strict=False)
 
     @model_validator(mode="after")
     def _check_runtimes(self) -> Target:
@@ -242,12 +244,20 @@ def load(name: str) -> Target:
     """
     files = _files()
     if name not in files:
-        hint = did_you_mean(name, files, cutoff=0.4)
+        hint = _of_device(name.lower(), files) or did_you_mean(name.lower(), files, cutoff=0.6)
         raise ValueError(
             f"Unknown target {name!r}; the known ones are {', '.join(sorted(files))}.{hint} A target of your own is a "
             f"TOML file in the folder that the environment variable {FOLDER} names."
         )
     return _shipped(name) if name in _shipped_files() else _read(name, files[name])
+
+
+def _of_device(name: str, files: Mapping[str, Any]) -> str:
+    """The target of what somebody calls by its own name: a board, a chip, a phone, a library."""
+    for target, file in sorted(files.items()):
+        if name in tomllib.loads(file.read_text(encoding="utf-8")).get("known_as", ()):
+            return f" For {name}, take {target!r}."
+    return ""
 
 
 def _files() -> dict[str, Any]:
@@ -310,7 +320,7 @@ def _with_others(given: dict[str, Any]) -> dict[str, Any]:
     ops, keys = given.get("ops", {}), dict[str, Any]()
     if "extends" in given:
         other = load(given.pop("extends"))
-        keys = {key: getattr(other, key) for key in other.model_fields_set - {"accelerator"}}
+        keys = {key: getattr(other, key) for key in other.model_fields_set - {"accelerator", "known_as"}}
         ops = {**other.ops, **ops}
     if "ops_of" in given:
         ops = {**load(given.pop("ops_of")).ops, **ops}

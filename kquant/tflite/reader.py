@@ -15,6 +15,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema  # pyright: ignore[reportMissingTypeStubs]
 
 from kquant.core.packed import PACKED, unpack
+from kquant.files.keras_files import is_keras
 from kquant.files.named_files import check_lite_file
 from kquant.files.untrusted import parse_json, read_file
 from kquant.tflite.file_about import ENTRY, read_about
@@ -127,6 +128,8 @@ class _Parts:
             raise ValueError(
                 f"{where} is not a TFLite file: bytes 4 to 8 must read TFL3. "
                 f"Received: {data[4:8]!r} in {len(data)} bytes."
+                + " That is a Keras model; kquant.export or kquant compress makes a file of it."
+                * is_keras(data[:9])
             )
         # `left` is how much may still be told of; every count below takes its part of it.
         self.where, self.data, self.size, self.left = where, data, len(data), MOST_SHARED * len(data)

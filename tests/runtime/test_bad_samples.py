@@ -77,5 +77,5 @@ def test_predict_takes_batches() -> None:
 def test_one_sample_without_a_batch_axis_is_told_apart(tmp_path: Path) -> None:
     model = keras.Sequential([keras.Input((4,)), layers.Dense(2)])
     kquant.compress(model, np.random.default_rng(0).normal(size=(64, 4)), path=tmp_path / "m.tflite", verbose=False)
-    with pytest.raises(ValueError, match=r"pass x\[None\]"):
+    with pytest.raises(ValueError, match=r"batch axis in front: x\[None\]"):
         kquant.predict(tmp_path / "m.tflite", np.zeros(4, "float32"))

@@ -1,0 +1,119 @@
+"""What people get wrong on the first day: messages have the place, what was expected, what came, and a way that works.
+
+Kinds of mistakes, found by somebody who had not used kquant before; the rest are beside what they are about.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import kquant
+from kquant import targets
+from kquant.analysis.metrics import top1
+from kquant.core.checks import shape_hint
+
+QUIET: dict[str, Any] = {"verbose": False}
+SAMPLES = np.random.default_rng(0).random((32, 6, 6, 3), np.float32)
+LABELS = np.arange(32) % 4
+
+
+@pytest.fixture(scope="module")
+def qmodel() -> keras.Model:
+    keras.utils.set_random_seed(0)
+    stack = [keras.layers.Conv2D(4, 3, name="conv"), keras.layers.Flatten(), keras.layers.Dense(4, name="head")]
+    model = keras.Sequential([keras.Input((6, 6, 3), name="image"), *stack], name="net")
+    return kquant.calibrate(kquant.quantize(model), SAMPLES, **QUIET)
+
+
+# what is given -> what the model takes, and how the message puts it right
+SHAPES = {
+    "one sample": ((6, 6, 3), (6, 6, 3), lambda x: x[None]),
+    "no channel": ((4, 6, 6), (6, 6, 1), lambda x: x[..., None]),
+    "a channel too many": ((4, 6, 6, 1), (6, 6), lambda x: x[..., 0]),
+    "channels first": ((4, 3, 6, 5), (6, 5, 3), lambda x: np.moveaxis(x, 1, -1)),
+    "grey": ((4, 6, 6, 1), (6, 6, 3), lambda x: np.repeat(x, 3, axis=-1)),
+    "not flat": ((4, 6, 6), (36,), lambda x: x.reshape(len(x), -1)),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_remedy_for_a_shape_makes_it_fit(name: str) -> None:
+    given, expected, remedy = SHAPES[name]
+    said = shape_hint(given, expected)
+    code = said.split(": ", 1)[1].split(", or")[0].rstrip(".")
+    assert eval(code, {"np": np, "x": np.zeros(given)}).shape[1:] == expected == remedy(np.zeros(given)).shape[1:]
+
+
+def test_a_shape_that_nothing_explains_gets_no_remedy() -> None:
+    assert shape_hint((4, 5, 6), (7, 8)) == shape_hint((4,), (7,)) == ""
+
+
+def test_verbs_that_take_samples_give_the_remedy(qmodel: keras.Model, tmp_path: Path) -> None:
+    path = kquant.export(qmodel, tmp_path / "m.tflite", check_runtimes=False).path
+    turned = np.moveaxis(SAMPLES, -1, 1)
+    for call in (lambda: kquant.observe(qmodel, turned, **QUIET), lambda: kquant.predict(path, turned)):
+        with pytest.raises(ValueError, match=r"Received: \(32, 3, 6, 6\).*np.moveaxis\(x, 1, -1\)"):
+            call()
+
+
+def _short(outputs: np.ndarray) -> float:
+    return float(np.mean(outputs.argmax(-1) == np.arange(10)))
+
+
+METRICS = {
+    "a name": ("accuracy", "metric is a function.*top1.*Received: str"),
+    "labels": (LABELS, "metric is a function.*Received: ndarray"),
+    "labels of other samples": (_short, r"metric '_short' failed on outputs of shape \(32, 4\): ValueError"),
+    "no number": (lambda y: y, r"metric '<lambda>': expected a number for outputs of shape \(32, 4\)"),
+}
+
+
+@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("verb", [kquant.analyze, kquant.why])
+def test_metrics(name: str, verb: Any, qmodel: keras.Model) -> None:
+    metric, said = METRICS[name]
+    with pytest.raises(ValueError, match=said):
+        verb(qmodel, SAMPLES, metric, **QUIET)
+
+
+def test_labels_in_any_usual_form_are_the_same_labels() -> None:
+    """`keras.datasets.cifar10` gives a column; compared with a row it would make a table, and a mean of that."""
+    outputs = np.eye(4)[np.where(LABELS == 3, 0, LABELS)]
+    forms = (LABELS, LABELS[:, None], np.eye(4)[LABELS], list(LABELS))
+    assert [top1(form)(outputs) for form in forms] == [0.75] * 4
+
+
+def test_a_device_leads_to_its_target() -> None:
+    for name in ("arduino", "ESP32", "android", "cortex-m4"):
+        with pytest.raises(ValueError, match=f"Unknown target '{name}'.* For {name.lower()}, take '") as error:
+            targets.load(name)
+        assert str(error.value).split("take '")[1].split("'")[0] in targets.names()
+    with pytest.raises(ValueError, match="Did you mean 'tflm'"):
+        targets.load("TFLM")
+    own = [name for target in targets.names() for name in targets.load(target).known_as]
+    assert len(own) == len(set(own)) and not set(own) & set(targets.names())
+
+
+def test_a_keras_file_in_the_place_of_a_tflite_file(qmodel: keras.Model, tmp_path: Path) -> None:
+    qmodel.save(tmp_path / "q.keras")
+    with pytest.raises(ValueError, match=r"q.keras is not a TFLite file.*a Keras model; kquant.export"):
+        kquant.predict(tmp_path / "q.keras", SAMPLES)
+
+
+def test_what_keras_said_ends_with_its_sentence() -> None:
+    class Sums(keras.layers.Layer):
+        def call(self, x: Any) -> Any:
+            return tf.math.cumsum(x)
+
+        def compute_output_spec(self, x: Any) -> Any:
+            return keras.KerasTensor(x.shape, x.dtype)
+
+    inputs = keras.Input((4,))
+    with pytest.raises(ValueError, match=r"sums .*keras.ops.cumsum.* as input to a TensorFlow function\.$"):
+        kquant.quantize(keras.Model(inputs, Sums(name="sums")(inputs)))
