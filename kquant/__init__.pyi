@@ -87,6 +87,9 @@ from .tflite.weight_bytes import layer_bytes as layer_bytes
 from .train.distillation import Distiller as Distiller
 from .train.distillation import distill as distill
 from .train.on_workers import fit_on_workers as fit_on_workers
+from .transcribing.best_path import transcribe as transcribe
+from .transcribing.spec import Ctc as Ctc
+from .transcribing.spec import Transcript as Transcript
 from .views.layer_table import summary as summary
 
 __version__: str

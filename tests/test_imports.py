@@ -32,7 +32,7 @@ ORDER = (
     ("registration",),
     ("correct", "shrink", "runtime"),
     ("prepare",),
-    ("analysis", "migrate", "detecting"),
+    ("analysis", "migrate", "detecting", "transcribing"),
     ("exporting",),
     ("search", "projects", "sizing"),
     ("placing", "on_ray"),

@@ -115,8 +115,9 @@ VERBS: dict[str, Callable[[keras.Model, Path], Any]] = {
     "strip": lambda m, _: kquant.strip(m),
     "summary": lambda m, _: kquant.summary(m, print_fn=len),
 }
-# They say "In place", or take a model of recurrent layers: see below; or a detector: tests/detecting.
-OTHERS = {"reestimate", "cell", "fit_on_workers", "detect"}
+# They say "In place", or take a model of recurrent layers: see below; a detector,
+# or a network trained with CTC: tests/detecting, tests/transcribing.
+OTHERS = {"reestimate", "cell", "fit_on_workers", "detect", "transcribe"}
 # Verbs of a quantized model likewise.
 OF_QUANTIZED: dict[str, Callable[[keras.Model, Path], Any]] = {
     "adaround": lambda q, _: kquant.adaround(q, X, iterations=1, **QUIET),

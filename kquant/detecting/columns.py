@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from kquant.core.messages import did_you_mean
 from kquant.detecting.spec import Detection
+from kquant.graph.output_names import output_number
 
 BOX = 4  # numbers of a row's box
 
@@ -88,7 +88,7 @@ def roles_of(detection: Detection, names: Sequence[str], shapes: Sequence[Sequen
         (Columns(output=0, first=4, many=1, width=8), Columns(output=0, first=5, many=3, width=8))
     """
     keys = {"boxes": detection.boxes, "objectness": detection.objectness, "scores": detection.scores}
-    at = {role: _number(key, names, where) for role, key in keys.items() if key is not None}
+    at = {role: output_number(key, names, where) for role, key in keys.items() if key is not None}
     fixed = {"boxes": BOX, "objectness": 1}
     parts: dict[str, Columns] = {}
     used = dict.fromkeys(at.values(), 0)
@@ -125,15 +125,3 @@ def _wanted(at: dict[str, int]) -> str:
         of = [role for role, number in at.items() if number == output]
         said.append(f"{' with '.join(of)} [rows, {' + '.join(columns[role] for role in of)}]")
     return ", ".join(said)
-
-
-def _number(key: str | int, names: Sequence[str], where: str) -> int:
-    if isinstance(key, int):
-        if not 0 <= key < len(names):
-            raise ValueError(f"{where}: no output {key}; it has {len(names)}: {', '.join(names)}.")
-        return key
-    if key not in names:
-        raise ValueError(
-            f"{where}: no output '{key}'.{did_you_mean(key, list(names))} Its outputs: {', '.join(names)}."
-        )
-    return names.index(key)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from kquant.detecting.choice import chosen
 from kquant.detecting.columns import Columns, Roles, roles_of
 from kquant.detecting.decoding import ONE, Decoder, decoder, real_corners
 from kquant.detecting.spec import Detection, Found
+from kquant.graph.output_names import named_shapes
 from kquant.runtime.running import predict, quantize_input
 from kquant.tflite.reader import FileTensor, inspect, label
 
@@ -88,11 +89,11 @@ def detect(
         [True, True]
     """
     if isinstance(model, keras.Model):
-        outputs = _named(model)
+        outputs = named_shapes(model)
         roles = roles_of(detection, list(outputs), list(outputs.values()), model.name)
         arrays = keras.tree.flatten(model.predict(data, verbose=0))  # pyright: ignore[reportArgumentType]
         return [_of_numbers(detection, roles, parts) for parts in _each(roles, arrays)]
-    grids = grids_of(detection, inspect(model).outputs, label(model))
+    grids = grids_of(detection, inspect(model).named_outputs, label(model))
     given = predict(model, data, runtime)
     arrays = [given] if isinstance(given, np.ndarray) else list(given)
     for number, tensor in zip(grids.roles.outputs, grids.tensors, strict=True):
@@ -112,23 +113,24 @@ def _of_numbers(detection: Detection, roles: Roles, parts: Sequence[np.ndarray])
     return found_of(detection, real_corners(detection, boxes), scores, detection.threshold)
 
 
-def grids_of(detection: Detection, outputs: Sequence[FileTensor], where: str) -> Grids:
+def grids_of(detection: Detection, named: Mapping[str, FileTensor], where: str) -> Grids:
     """The outputs among those of a file.
 
     Args:
         detection: names them.
-        outputs: of the file, in its order.
+        named: outputs of the file, in its order.
         where: what to call the file.
 
     Raises:
         ValueError: there is none of that name, it has another shape, or it holds floats.
     """
-    roles = roles_of(detection, [t.name for t in outputs], [t.shape for t in outputs], where)
+    names, outputs = list(named), list(named.values())
+    roles = roles_of(detection, names, [t.shape for t in outputs], where)
     tensors = tuple(outputs[number] for number in roles.outputs)
-    for tensor in tensors:
+    for number, tensor in zip(roles.outputs, tensors, strict=True):
         if tensor.dtype not in WIDTHS or tensor.scale is None:
             raise ValueError(
-                f"{where}: output '{tensor.name}' is {tensor.dtype}; boxes are decoded from int8 or int16 codes. "
+                f"{where}: output '{names[number]}' is {tensor.dtype}; boxes are decoded from int8 or int16 codes. "
                 "Export with io='int8', or leave io out."
             )
     b = outputs[roles.boxes.output]
@@ -143,7 +145,7 @@ def grids_of(detection: Detection, outputs: Sequence[FileTensor], where: str) ->
     if wanted > most:
         raise ValueError(
             f"{where}: the threshold {detection.threshold:g} lies above all that output "
-            f"'{outputs[roles.scores.output].name}' can give, {(most - zero) * unit:.3g}; take a lower one."
+            f"'{names[roles.scores.output]}' can give, {(most - zero) * unit:.3g}; take a lower one."
         )
     least = np.iinfo(outputs[roles.scores.output].dtype).min if roles.objectness is None else np.iinfo(np.int32).min
     return Grids(roles, made, unit, zero, zeros, max(wanted, int(least)), tensors)
@@ -172,9 +174,3 @@ def found_of(detection: Detection, corners: np.ndarray, scores: np.ndarray, lowe
     rows, classes = chosen(detection, corners, scores, lowest)
     unit = 2.0**-ONE if np.issubdtype(corners.dtype, np.integer) else 1.0
     return Found((corners[rows] * unit).astype(np.float32), scores[rows, classes], classes, rows)
-
-
-def _named(model: keras.Model) -> dict[str, tuple[Any, ...]]:
-    """Names and shapes of the outputs, in the order in which `predict` gives them; a dict's keys are its names."""
-    names = sorted(model.output) if isinstance(model.output, dict) else model.output_names
-    return {name: t.shape for name, t in zip(names, keras.tree.flatten(model.output), strict=True)}

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import keras
 from keras import tree
 
+from kquant.core.messages import did_you_mean
 from kquant.graph.defaults import own_defaults
 from kquant.graph.held_constants import HeldConstants
 from kquant.graph.keras_private import deep_graphs
@@ -167,3 +168,39 @@ def _after_its_class(op: Any, taken: dict[str, Any]) -> None:
         fresh, number = f"{name}_{number}", number + 1
     taken[fresh] = taken.pop(op.name)
     op.name = fresh
+
+
+def named_shapes(model: keras.Model) -> dict[str, tuple[Any, ...]]:
+    """Names and shapes of the outputs, in the order in which `predict` gives them; a dict's keys are its names.
+
+    Example:
+        >>> x = keras.Input((4,))
+        >>> named_shapes(keras.Model(x, {"kind": keras.layers.Dense(2)(x)}))
+        {'kind': (None, 2)}
+    """
+    names = sorted(model.output) if isinstance(model.output, dict) else model.output_names
+    return {name: t.shape for name, t in zip(names, keras.tree.flatten(model.output), strict=True)}
+
+
+def output_number(key: str | int, names: Sequence[str], where: str) -> int:
+    """Which output is meant.
+
+    Args:
+        key: its name or number.
+        names: of the outputs.
+        where: what to call the model in errors.
+
+    Raises:
+        ValueError: there is none of that name or number, with the nearest.
+
+    Example:
+        >>> output_number("boxes", ["scores", "boxes"], "net")
+        1
+    """
+    if isinstance(key, int):
+        if not 0 <= key < len(names):
+            raise ValueError(f"{where}: no output {key}; it has {len(names)}: {', '.join(names)}.")
+        return key
+    if key not in names:
+        raise ValueError(f"{where}: no output '{key}'.{did_you_mean(key, names)} Its outputs: {', '.join(names)}.")
+    return list(names).index(key)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -100,7 +100,7 @@ class Boxes:
         return 4 * self.entries * len(self.tables) + (8 * self.roles.rows if self.anchors else 0)
 
 
-def boxes_of(detection: Detection, outputs: Sequence[FileTensor], golden: Golden) -> Boxes:
+def boxes_of(detection: Detection, outputs: Mapping[str, FileTensor], golden: Golden) -> Boxes:
     """For a file, and what its golden outputs hold.
 
     Args:

@@ -14,6 +14,7 @@ from kquant.core.operators import facts
 from kquant.exporting.verification import AGREEMENT_DB, Agreement, VerifyReport
 from kquant.projects.arena import Arena
 from kquant.projects.boxes import Boxes
+from kquant.projects.ctc_labels import Labels
 from kquant.projects.golden import Golden
 from kquant.projects.languages import LANGUAGES
 from kquant.projects.layer_names import layer_of, written_by
@@ -160,6 +161,7 @@ class Described:
         card: rows of what there is to know, in words.
         compiled: what the compiler of an NPU made of the file; None for targets without one.
         detection: how boxes are chosen from the outputs; None of models that are no detectors.
+        ctc: how labels are read from an output; None of models that are not trained with CTC.
         states: of a stream whose program keeps them; the last inputs and outputs.
     """
 
@@ -188,7 +190,13 @@ class Described:
     card: tuple[tuple[str, str], ...]
     compiled: Compiled | None = None
     detection: Boxes | None = None
+    ctc: Labels | None = None
     states: tuple[State, ...] = ()
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """What reads the outputs, by the argument of `bundle` that asks for it."""
+        return tuple(name for name in ("detection", "ctc") if getattr(self, name) is not None)
 
 
 def described(
@@ -205,6 +213,7 @@ def described(
     verified: Sequence[VerifyReport] = (),
     compiled: Compiled | None = None,
     detection: Boxes | None = None,
+    ctc: Labels | None = None,
 ) -> Described:
     """Put together what a project says.
 
@@ -221,6 +230,7 @@ def described(
         verified: what is known of the file on the runtimes of its target.
         compiled: what the compiler of an NPU made of it.
         detection: how boxes are chosen from its outputs.
+        ctc: how labels are read from an output.
 
     Raises:
         ValueError: an operator that TFLM has no registration for, by layer.
@@ -257,6 +267,7 @@ def described(
         card=tuple(card),
         compiled=compiled,
         detection=detection,
+        ctc=ctc,
     )
 
 

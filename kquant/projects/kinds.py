@@ -32,7 +32,8 @@ class Kind(BaseModel):
         files: where a file lies in the project -> the template that it is made of. `{id}` is the model's name in the
             language, `{type}` that of its class, `{header}` what a program in C includes.
         debug: likewise, of the model whose outputs are those of every layer; none where no template asks for it.
-        detection: likewise, what chooses boxes; none where there is no such template in the language.
+        answers: likewise, of what reads the outputs, by the argument of `bundle` that asks for it; none where there is
+            no such template in the language.
         assets: where a file lies in the project -> what of the model it is: "model", its "golden" vectors as JSON,
             or what a compiler made of it, "compiled", where one did.
     """
@@ -50,7 +51,7 @@ class Kind(BaseModel):
     install: str = ""
     files: Mapping[str, str]
     debug: Mapping[str, str]
-    detection: Mapping[str, str]
+    answers: Mapping[str, Mapping[str, str]]
     assets: Mapping[str, Literal["model", "golden", "compiled"]]
 
 
@@ -59,19 +60,23 @@ def kinds() -> Mapping[str, Kind]:
     """All kinds of projects, by name."""
     text = (resources.files("kquant.projects") / KINDS).read_text(encoding="utf-8")
     tables = tomllib.loads(text)
-    shared: dict[str, dict[str, str]] = tables.pop("shared")
+    shared: dict[str, Any] = tables.pop("shared")
     return {name: Kind(**_with_shared(table, shared)) for name, table in tables.items()}
 
 
-def _with_shared(table: dict[str, Any], shared: dict[str, dict[str, str]]) -> dict[str, Any]:
+def _with_shared(table: dict[str, Any], shared: dict[str, Any]) -> dict[str, Any]:
     """Its own files, and those of the groups that it names, each group in a folder of the kind's choice."""
     files, debug = dict(table.get("files", {})), dict(table.get("debug", {}))
     for group, folder in table.pop("groups", {}).items():
         files |= {f"{folder}{name}": template for name, template in shared[group].items()}
         debug |= {f"{folder}debug/{name}": template for name, template in shared[group].items()}
-    folder = table.pop("detection", None)
-    chooses = {} if folder is None else {f"{folder}{name}": template for name, template in shared["detection"].items()}
-    return {**table, "files": files, "debug": debug, "detection": chooses}
+    folder = table.pop("answers", None)
+    answers = {
+        asked: {f"{folder}{name}": template for name, template in group.items()}
+        for asked, group in shared["answers"].items()
+        if folder is not None
+    }
+    return {**table, "files": files, "debug": debug, "answers": answers}
 
 
 def kind_of(name: str) -> Kind:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Unpack
@@ -25,10 +25,12 @@ from kquant.exporting.file_options import FileOptions, check_file_options
 from kquant.exporting.model_card import ModelCard
 from kquant.files.atomic import Outputs
 from kquant.files.untrusted import read_json
+from kquant.graph.output_names import named_shapes
 from kquant.layers.provenance import provenance_of
 from kquant.projects.arena import Arena
 from kquant.projects.boxes import boxes_of
 from kquant.projects.card import card_rows
+from kquant.projects.ctc_labels import labels_of
 from kquant.projects.described import Described, described
 from kquant.projects.exported import Array, array_of, exported, layer_by_layer
 from kquant.projects.golden import Golden, golden_stream, golden_vectors, spread
@@ -41,10 +43,13 @@ from kquant.runtime.running import available, quantize_input
 from kquant.targets import Target
 from kquant.tflite.file_about import About, check_labels
 from kquant.tflite.raw_values import normalization_of
-from kquant.tflite.reader import FileModel
+from kquant.tflite.reader import FileModel, FileTensor
+from kquant.transcribing.best_path import resolved
+from kquant.transcribing.spec import Ctc
 from kquant.views.quantized_model import read
 
 MANIFEST = "bundle.json"
+ANSWERS = {"detection": Detection, "ctc": Ctc}  # what reads the outputs
 
 
 @dataclass(frozen=True, repr=False)
@@ -111,6 +116,7 @@ def bundle(
     std: Sequence[float] | float | None = None,
     accelerator: str | None = None,
     detection: Detection | None = None,
+    ctc: Ctc | None = None,
     debug: bool = False,
     **form: Unpack[FileOptions],
 ) -> BundleReport:
@@ -140,6 +146,8 @@ def bundle(
             the `ethos-u` extra), as that names it: "ethos-u55-256". The target's own by default, or "ethos-u55-128".
         detection: of a detector, what its outputs mean: the project chooses boxes from them as `kquant.detect` does,
             and its self-test knows those of the golden vectors.
+        ctc: of a network trained with CTC, what its output means: the project reads labels from it as
+            `kquant.transcribe` does; likewise.
         debug: add a second model to the project, with what every layer computes among its outputs, whose self-test
             names the first layer that differs. Not for streams, nor for phones.
         **form: `io`, `streaming`, `states`, `compression`, `decode_budget`, `strip_names` and `shrink` of
@@ -166,19 +174,19 @@ def bundle(
     chosen, streaming = kind_of(kind), bool(form.get("streaming"))
     check_count("bundle", "golden", golden)
     _check_words(name, labels)
-    _check_kind(chosen, debug, detection)
+    _check_kind(chosen, debug, {"detection": detection, "ctc": ctc})
     _check_stream(streaming, debug, test)
     _check_runtime(chosen)
     goal = _target_of(qmodel, chosen)
     compiles_for = accelerator_of(goal, accelerator)
-    folder = Path(folder)
-    old = earlier(folder)
+    old = earlier(folder := Path(folder))
     x = gather(qmodel, data, None)
     normalization = normalization_of("bundle", qmodel.inputs[0], scale, mean, std)
     said = About(labels=_lines(labels), scale=scale, mean=mean, std=std)
-    told = said if chosen.about and (labels or normalization) else None
-    made, report = exported(qmodel, x, form, told, test)
-    check_labels(labels, _of_classes(made.file, detection), "bundle")
+    tells = chosen.about and (labels or normalization)
+    made, report = exported(qmodel, x, form, said if tells else None, test)
+    outputs = _named_outputs(qmodel, made.file)
+    check_labels(labels, _of_classes(outputs, detection, ctc), "bundle")
     _check_kernels(made.file, goal, chosen)
     vectors = _golden(made.content, made.file, x, golden, streaming, chosen.runtime)
     array = array_of(made, compiles_for) if chosen.arena else Array(made.content, made.file)
@@ -186,7 +194,7 @@ def bundle(
     parts: dict[str, Any] = {"labels": labels, "normalization": normalization, "compiled": array.compiled}
     parts |= {"card": card_rows(report, made.file, array, vectors.calls)}
     parts |= {"language": chosen.language, "verified": report.verification}
-    parts |= {"detection": None if detection is None else boxes_of(detection, made.file.outputs, vectors)}
+    parts |= _answers(outputs, detection, ctc, vectors)
     about = described(array.content, array.file, title=title, arena=array.arena, golden=vectors, **parts)
     with_layers = _debug(qmodel, x, title, chosen, form, compiles_for) if debug else None
     texts = {place: text.encode() for place, text in rendered(chosen, about, with_layers).items()}
@@ -313,23 +321,40 @@ def _check_stream(streaming: bool, debug: bool, test: Any) -> None:
         raise ValueError("bundle: a stream has no accuracy of clips. Give test to a bundle without streaming.")
 
 
-def _of_classes(file: FileModel, detection: Detection | None) -> tuple[int, ...]:
+def _named_outputs(qmodel: keras.Model, file: FileModel) -> dict[str, FileTensor]:
+    """By Keras' names, which a file may have left out; behind the model's own are states of a stream."""
+    names = list(named_shapes(qmodel))
+    return dict(zip([*names, *list(file.named_outputs)[len(names) :]], file.outputs, strict=True))
+
+
+def _answers(
+    outputs: Mapping[str, FileTensor], detection: Detection | None, ctc: Ctc | None, vectors: Golden
+) -> dict[str, Any]:
+    """What reads the outputs, and what it must read of the golden ones."""
+    made = {} if detection is None else {"detection": boxes_of(detection, outputs, vectors)}
+    return made if ctc is None else {**made, "ctc": labels_of(ctc, outputs, vectors)}
+
+
+def _of_classes(outputs: Mapping[str, FileTensor], detection: Detection | None, ctc: Ctc | None) -> tuple[int, ...]:
     """A shape whose last axis counts classes."""
-    if detection is None:
-        return file.outputs[0].shape
-    roles = grids_of(detection, file.outputs, "bundle").roles
-    return (1, roles.rows, roles.scores.many)
+    if detection is not None:
+        roles = grids_of(detection, outputs, "bundle").roles
+        return (1, roles.rows, roles.scores.many)
+    shapes = [t.shape for t in outputs.values()]
+    return shapes[0 if ctc is None else resolved(ctc, list(outputs), shapes, "bundle")[0]]
 
 
-def _check_kind(kind: Kind, debug: bool, detection: Detection | None) -> None:
+def _check_kind(kind: Kind, debug: bool, answers: Mapping[str, object]) -> None:
     if debug and not kind.debug:
         raise ValueError(f"bundle: {kind.title} has no debug model; leave debug=True out.")
-    if detection is not None and not isinstance(detection, Detection):
-        raise TypeError(f"bundle: detection must be a kquant.Detection. Received: {type(detection).__name__}.")
-    if detection is not None and not kind.detection:
-        raise ValueError(
-            f"bundle: {kind.title} has no code that chooses boxes; leave detection out, and choose them in the app."
-        )
+    for name, given in answers.items():
+        wanted = ANSWERS[name]
+        if given is not None and not isinstance(given, wanted):
+            raise TypeError(f"bundle: {name} must be a kquant.{wanted.__name__}. Received: {type(given).__name__}.")
+        if given is not None and not kind.answers:
+            raise ValueError(
+                f"bundle: {kind.title} has no code that reads outputs; leave {name} out, and read them in the app."
+            )
 
 
 def _lines(labels: Sequence[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -21,7 +22,7 @@ def rendered(kind: Kind, about: Described, debug: Described | None = None) -> di
     """
     environment = templates()
     sets = [(kind.files, about), *([] if debug is None else [(kind.debug, debug)])]
-    sets += [] if about.detection is None else [(kind.detection, about)]
+    sets += [(kind.answers[asked], about) for asked in about.asked]
     return {
         placed(place, one, header_of(kind, one)): environment.get_template(f"{template}.jinja").render(
             about=one, kind=kind, debug=debug if one is about else None, header=header_of(kind, one)
@@ -54,7 +55,7 @@ def header_of(kind: Kind, about: Described) -> str:
         kind: of the project.
         about: what it is about.
     """
-    others = {PurePosixPath(place).name for place in (*kind.files, *kind.detection)}
+    others = {PurePosixPath(place).name for place in (*kind.files, *chain.from_iterable(kind.answers.values()))}
     return f"{about.id}_model.h" if f"{about.id}.h" in others else f"{about.id}.h"
 
 

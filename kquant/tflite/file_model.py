@@ -187,6 +187,16 @@ class FileModel(Result):
         return dict(Counter(op.code for op in self.operators))
 
     @property
+    def named_outputs(self) -> dict[str, FileTensor]:
+        """Outputs in order, by what an application calls them: the signature's names, or else the tensors'."""
+        called = {index: name for one in self.signatures[:1] for name, index in one.outputs.items()}
+        names = [called.get(t.index, t.name) for t in self.outputs]
+        distinct = len(set(names)) == len(names) and all(names)
+        return {
+            name if distinct else f"output {i}": t for i, (name, t) in enumerate(zip(names, self.outputs, strict=True))
+        }
+
+    @property
     def is_integer(self) -> bool:
         """True where no operator but a QUANTIZE or DEQUANTIZE at the edge touches a float."""
         return not float_operators(self)

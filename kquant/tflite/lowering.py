@@ -108,10 +108,9 @@ def lower(qmodel: keras.Model, *, shrink: bool = True, ranged: bool = True) -> L
     narrowed = drop_unread(program, ranged) if shrink else Narrowed()
     if shrink and ((ranged and simplify(program)) or narrowed):
         tidy(program, target)
-    _name_by_keys(program, graph.outputs)
+    keys = _name_by_keys(program, graph.outputs)
     distinct_names(program)
-    # of a dict its keys, which the tensors have for names
-    program.output_names = () if isinstance(graph.outputs, dict) else whole.output_names or ()
+    program.output_names = keys if isinstance(graph.outputs, dict) else whole.output_names or ()
     refuse_extremes(program, target)
     return Lowered(program, whole, writer.refs, target, origin.recipe, writer.floats, narrowed)
 
@@ -126,17 +125,18 @@ def _output(writer: _Writer, graph: Graph, t: Any) -> Ref:
     return writer.refs[id(t)]
 
 
-def _name_by_keys(program: Program, outputs: Any) -> None:
-    """Outputs of a model that returns a dict go by its keys, as inputs do."""
+def _name_by_keys(program: Program, outputs: Any) -> tuple[str, ...]:
+    """The keys of a model that returns a dict: its outputs go by them where no other tensor has that name already."""
     if not isinstance(outputs, dict):
-        return
+        return ()
     by_key = cast(dict[Any, Any], outputs)
     if any(isinstance(t, dict | list | tuple) for t in by_key.values()):
-        return
+        return ()
     refs = {id(ref): ref for ref in program.outputs}
     for key, ref in zip(sorted(by_key), program.outputs, strict=True):  # the order of `keras.tree.flatten`
         if id(ref) in refs:  # the first of two keys for one tensor
             refs.pop(id(ref)).name = str(key)
+    return tuple(str(key) for key in sorted(by_key))
 
 
 def _refuse_unseen(layers: list[keras.layers.Layer]) -> None:

@@ -96,9 +96,9 @@ def _tensor(name: str, shape: tuple[int, ...], dtype: str, scale: float, zero: i
     return FileTensor(0, name, (1, *shape), dtype.upper(), (scale,), (zero,), 0, 0)
 
 
-def _program(detection: kquant.Detection, outputs: list[FileTensor], golden: Golden, folder: Path) -> list[str]:
+def _program(detection: kquant.Detection, named: dict[str, FileTensor], golden: Golden, folder: Path) -> list[str]:
     """What the C of a project finds in golden outputs, one line a box."""
-    made = boxes_of(detection, outputs, golden)
+    made, outputs = boxes_of(detection, named, golden), list(named.values())
     ports = [SimpleNamespace(name=t.name, type=f"{t.dtype}_t") for t in outputs]
     about = SimpleNamespace(id="net", guard="NET", outputs=ports, detection=made)
     for name in ("detect.h", "detect.c"):
@@ -175,10 +175,10 @@ def test_the_c_of_a_project_finds_the_same_boxes(
     info = np.iinfo(dtype)
     fine = 256 if dtype == "int16" else 1
     zero = 3 if dtype == "int8" else 0  # codes of 16 bits have zero point 0
-    outputs = [
-        _tensor(n, (ROWS, w), dtype, (0.05 if n in ("boxes", "out") else 1 / 100) / fine, zero)
+    outputs = {
+        n: _tensor(n, (ROWS, w), dtype, (0.05 if n in ("boxes", "out") else 1 / 100) / fine, zero)
         for n, w in widths.items()
-    ]
+    }
     codes = [rng.integers(info.min, info.max + 1, (12, ROWS, w)).astype(dtype) for w in widths.values()]
     codes[-1][6:] = codes[-1][6:] // (64 * fine) * (64 * fine)  # many ties
     golden = Golden((np.zeros((12, 1), np.int8),), tuple(codes))
@@ -193,7 +193,7 @@ def test_the_c_of_a_project_finds_the_same_boxes(
         assert again.rows.tolist() == [box.row for box in boxes]
         real = {
             t.name: t.scale[0] * (c[call].astype(np.float64) - t.zero_point[0])
-            for t, c in zip(outputs, codes, strict=True)
+            for t, c in zip(outputs.values(), codes, strict=True)
         }
         _check_scores(detection, again, real)
 
@@ -333,10 +333,10 @@ def test_outputs_that_do_not_fit_are_refused(detector, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="the threshold 2 lies above all that output 'scores' can give, 0.996"):
         kquant.detect(path, data, kquant.Detection(form="corners", threshold=2.0))
     kquant.export(q, tmp_path / "float.tflite", data=data[:2], io="float32")
-    with pytest.raises(ValueError, match="output 'boxes.*is float32; boxes are decoded from int8 or int16 codes"):
+    with pytest.raises(ValueError, match="output 'boxes' is float32; boxes are decoded from int8 or int16 codes"):
         kquant.detect(tmp_path / "float.tflite", data, kquant.Detection(boxes=0, scores=1, form="corners"))
     litert = kquant.calibrate(kquant.quantize(model), data, verbose=False)
-    with pytest.raises(ValueError, match="has no code that chooses boxes"):
+    with pytest.raises(ValueError, match="has no code that reads outputs; leave detection out"):
         kquant.bundle(litert, tmp_path / "app", data=data, kind="android", detection=kquant.Detection(form="corners"))
     assert not (tmp_path / "app").exists()
 
@@ -369,8 +369,8 @@ def test_a_head_of_one_output_is_read_as_the_same_head_of_three(tmp_path: Path) 
 
 def test_the_grids_of_a_file_are_its_own(detector) -> None:
     _, _, path, _ = detector
-    outputs = kquant.inspect(path).outputs
-    grids = grids_of(kquant.Detection(form="corners", threshold=0.5), outputs, "net")
+    file = kquant.inspect(path)
+    outputs, grids = file.outputs, grids_of(kquant.Detection(form="corners", threshold=0.5), file.named_outputs, "net")
     assert (
         (grids.lowest - outputs[1].zero_point[0]) * outputs[1].scale[0]
         >= 0.5
