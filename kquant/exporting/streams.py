@@ -87,8 +87,20 @@ def describe_stream(streamed: Streamed, kept: str, checks: Sequence[StreamCheck]
     notes = [
         f"{output.name}: the first {output.warm_up} calls give no result of the file's; leave them out."
         for output in streamed.outputs
-        if output.warm_up
+        if output.warm_up and not output.goes_on
     ]
+    notes += [
+        f"{output.name}: each call gives the result for all frames since the reset; that of the file comes with call "
+        f"{output.warm_up + 1}. Reset where a clip begins."
+        for output in streamed.outputs
+        if output.goes_on
+    ]
+    if streamed.inside:
+        notes.append(
+            f"{', '.join(streamed.inside)}: the operator keeps its states in itself, whatever `states` says. A new "
+            "stream begins with the interpreter's reset: reset_all_variables() in Python, MicroInterpreter::Reset() on "
+            "the device."
+        )
     if streamed.padded_window:
         notes.append(
             f"The window of {streamed.window} frames holds results of causal layers. The file pads each clip with "

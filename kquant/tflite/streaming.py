@@ -19,7 +19,8 @@ import numpy as np
 
 from kquant.core.operators import facts
 from kquant.core.program import Operator, Program, Ref
-from kquant.tflite.timeline import HELPERS, Read, Static, Step, Time, Timeline
+from kquant.tflite.stream_loops import continued, parts_of
+from kquant.tflite.timeline import HELPERS, Read, Static, Step, Time, Timeline, name_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +44,8 @@ class StreamOutput:
         warm_up: calls whose results are not (all) those of the file.
         complete: calls from a reset on that give the file's result on a clip, for results of a window; 0 where no
             number of calls ends with the clip.
+        goes_on: each call gives the result for all frames since the reset, as a recurrent layer that returns its last
+            state does.
     """
 
     name: str
@@ -51,6 +54,7 @@ class StreamOutput:
     clean: int
     warm_up: int
     complete: int = 0
+    goes_on: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +68,7 @@ class Streamed:
         window: frames of the longest window that is computed anew in each call; 0 without one.
         outputs: in the order of the program.
         padded_window: windows hold results that the file computes with zeros before its first frame.
+        inside: layers whose operator keeps its states in itself, which the interpreter's reset takes away.
     """
 
     program: Program
@@ -72,6 +77,7 @@ class Streamed:
     window: int
     outputs: tuple[StreamOutput, ...]
     padded_window: bool
+    inside: tuple[str, ...] = ()
 
 
 def to_stream(program: Program, frames: int = 1) -> Streamed:
@@ -136,10 +142,13 @@ class _Emitter:
         for step in self.timeline.steps:
             self.emit(step)
         self.program.outputs = [self.block(ref) for ref in self.source.outputs]
+        self.states = [self.apart(state) for state in self.states]
         outputs = tuple(self.output(ref) for ref in self.source.outputs)
         still = [t for t in self.timeline.times.values() if isinstance(t, Static)]
-        window = max((t.ready for t in still), default=0)
-        return Streamed(self.program, self.states, self.hop, window, outputs, any(t.padded for t in still))
+        window = max((t.ready for t in still if not t.goes_on), default=0)
+        padded = any(t.padded for t in still)
+        inside = tuple(name_of(op) for op in self.program.operators if op.code.endswith("LSTM"))
+        return Streamed(self.program, self.states, self.hop, window, outputs, padded, inside)
 
     def count(self, time: Time) -> int:
         """Elements of a tensor that each call adds."""
@@ -164,6 +173,9 @@ class _Emitter:
 
     def emit(self, step: Step) -> None:
         op = step.op
+        if op.code == "WHILE":
+            self.loop(op)
+            return
         inputs = [None if ref is None else self.operand(ref, step.reads.get(i)) for i, ref in enumerate(op.inputs)]
         outputs = [self.block(ref) for ref in op.outputs]
         options = dict(op.options)
@@ -176,7 +188,27 @@ class _Emitter:
             if first is not None and still and not any(op.outputs[0] is ref for ref in self.source.outputs):
                 self.blocks[id(op.outputs[0])] = first  # it moved frames only
                 return
-        self.program.operators.append(Operator(op.code, inputs, outputs, options))
+        self.program.operators.append(Operator(op.code, inputs, outputs, options, op.intermediates))
+
+    def loop(self, op: Operator) -> None:
+        """A loop, which goes on from call to call."""
+        parts = parts_of(op)
+        read = [ref for n in parts.sequences if (ref := op.inputs[n]) is not None]
+        sequences = [self.operand(ref, Read()) for ref in read]
+        results = [self.block(op.outputs[n]) for n in parts.results]
+        made = continued(op, name_of(op), sequences, results, sequences[0].shape[1])
+        self.program.operators += made.operators
+        self.blocks |= {id(op.outputs[number]): ref for number, ref in made.outputs.items()}
+        for before, after in made.states:
+            code = 0 if before.encoding is None else int(before.encoding.zero_point[0])
+            self.states.append(State(before, after, code))
+
+    def apart(self, state: State) -> State:
+        """A state that is no output of the network too: the application asks for either."""
+        if all(state.written is not ref for ref in self.program.outputs):
+            return state
+        ref = state.written
+        return replace(state, written=self.slice(ref, 1, 0, ref.shape[1], f"{state.read.name}_out"))
 
     def fitted(
         self, step: Step, time: Time, inputs: list[Ref | None], output: Ref, options: dict[str, Any]
@@ -260,4 +292,4 @@ class _Emitter:
         calls = -(-time.ready // self.hop)
         # Whether some call ends just where the clip does: only then does the window hold what the file sees.
         ends = all(calls * self.count(t) - t.delay == length for length, t in time.windows)
-        return StreamOutput(ref.name, None, 0, 0, calls - 1, calls if ends else 0)
+        return StreamOutput(ref.name, None, 0, 0, calls - 1, calls if ends else 0, time.goes_on)

@@ -15,8 +15,9 @@ import numpy as np
 
 from kquant.core.operators import Along, facts
 from kquant.core.program import Operator, Program, Ref
+from kquant.tflite.stream_loops import goes_on, going_on, parts_of
 
-HELPERS = re.compile(r"/(2d|unclipped|int8|part\d+|reshape_[0-9x]+)$")
+HELPERS = re.compile(r"/(first/end|2d|unclipped|int8|part\d+|reshape_[0-9x]+)$")
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Time:
         lead: element `i` needs input frame `i * step + lead`; negative behind padding.
         clean: the first element that equals the file's; those before it depend on frames that no stream holds.
         padded: zeros stand before the first frame somewhere on the way here.
+        goes_on: each element is that of all frames so far, as what a recurrent layer gives at each step.
     """
 
     axis: int
@@ -36,6 +38,7 @@ class Time:
     lead: int = 0
     clean: int = 0
     padded: bool = False
+    goes_on: bool = False
 
     @property
     def delay(self) -> int:
@@ -51,11 +54,13 @@ class Static:
         ready: input frames until its windows are full of elements that equal the file's.
         padded: some window holds elements that depend on zeros before the first frame.
         windows: elements that there are at the end of a clip, and the time, of each tensor read as a window.
+        goes_on: it is a single state of all frames so far, or computed from one.
     """
 
     ready: int
     padded: bool
     windows: tuple[tuple[int, Time], ...] = ()
+    goes_on: bool = False
 
 
 @dataclass(frozen=True)
@@ -116,13 +121,15 @@ class Timeline:
         self.frames = lengths.pop()
         for ref in program.inputs:
             self.times[id(ref)] = Time(1)
-        self.steps = [self._step(op) for op in program.operators]
+        self.steps = [self._step(op) for op in going_on(program)]
 
     def of(self, ref: Ref | None) -> Time | Static | None:
         """Time of a tensor; None for constants."""
         return None if ref is None else self.times.get(id(ref))
 
     def _step(self, op: Operator) -> Step:
+        if goes_on(op):
+            return self._going_on(op)
         moving = {i: t for i, ref in enumerate(op.inputs) if isinstance(t := self.of(ref), Time)}
         still = [t for ref in op.inputs if isinstance(t := self.of(ref), Static)]
         if not moving and not still and op.code == "DEQUANTIZE":
@@ -138,6 +145,30 @@ class Timeline:
             self.times[id(ref)] = step.out
         return step
 
+    def _going_on(self, op: Operator) -> Step:
+        """A recurrent layer: results come with their frames, and a last state is that of all frames so far."""
+        loop = parts_of(op) if op.code == "WHILE" else None
+        sequences = (0,) if loop is None else loop.sequences
+        given = [self.of(op.inputs[n]) for n in sequences]
+        times = [t for t in given if isinstance(t, Time) and t.axis == 1]
+        if not times or len(times) < len(given) or len({(t.step, t.lead) for t in times}) > 1:
+            raise refuse(op, "what it reads is no sequence of frames. Export without streaming.")
+        time, length = times[0], _shape(op, sequences[0])[1]
+        last = (self.frames - 1 - time.lead) // time.step  # the newest element when a clip ends
+        if time.delay or any(t.clean for t in times) or length != last + 1:
+            raise refuse(
+                op,
+                "its states would take up frames that it does not see in a clip, before the first one or behind the "
+                "last. Use padding='causal' in the convolutions before it, and neither crop nor pool there.",
+            )
+        step = Step(op, replace(time, padded=True, goes_on=True), {number: Read() for number in sequences})
+        for ref in op.outputs:
+            self.times[id(ref)] = step.out
+        if loop is not None:
+            still = Static((last + 1) * time.step + time.lead, False, ((last + 1, time),), goes_on=True)
+            self.times |= {id(op.outputs[number]): still for number in loop.states}
+        return step
+
     def _takes_all(self, op: Operator, moving: dict[int, Time]) -> bool:
         """Operators whose result needs every frame at once: means over time, Flatten."""
         time = moving.get(0)
@@ -149,10 +180,8 @@ class Timeline:
 
     def _whole(self, op: Operator, moving: dict[int, Time], still: list[Static]) -> Step:
         """Every input as the whole window that the file sees."""
-        if op.code.endswith("LSTM"):
-            raise refuse(op, "its kernel begins every call anew. Export without streaming, or use causal convolutions.")
         reads: dict[int, Read] = {}
-        ready, padded = [t.ready for t in still], any(t.padded for t in still)
+        ready, padded, going = [t.ready for t in still], any(t.padded for t in still), any(t.goes_on for t in still)
         windows = [w for t in still for w in t.windows]
         for i, time in moving.items():
             length = _shape(op, i)[time.axis]
@@ -160,9 +189,10 @@ class Timeline:
             reads[i] = Read(skip=last - length + 1, whole=length)
             # The newest element for which all of the window is clean, and the frame that it comes with.
             ready.append((time.clean + last) * time.step + time.lead + 1)
-            padded = padded or time.padded
+            last_state = time.goes_on and length == 1  # no window: it holds no frames
+            padded, going = padded or (time.padded and not last_state), going or last_state
             windows.append((last + 1, time))
-        return Step(op, Static(max(ready), padded, tuple(windows)), reads)
+        return Step(op, Static(max(ready), padded, tuple(windows), going), reads)
 
 
 Handler = Callable[[Operator, dict[int, Time]], Step]
@@ -201,9 +231,9 @@ def _local(op: Operator, moving: dict[int, Time]) -> Step:
         raise refuse(op, "its constant differs from frame to frame, and a stream has no frame numbers. Use one row.")
     # The output comes when the last of the inputs does; the others wait in delay lines: as many elements older are read
     # as are left out of the newest.
-    out = Time(
-        last.axis, last.step, last.lead, max(t.clean for t in moving.values()), any(t.padded for t in moving.values())
-    )
+    times = moving.values()
+    padded, going = any(t.padded for t in times), any(t.goes_on for t in times)
+    out = Time(last.axis, last.step, last.lead, max(t.clean for t in times), padded, going)
     reads = {i: Read(out.delay - t.delay, out.delay - t.delay) for i, t in moving.items()}
     return Step(op, _used(op, out), reads)
 
@@ -311,7 +341,7 @@ def _window(op: Operator, moving: dict[int, Time]) -> Step:
         )
     stride = 1 if made == 1 else stride
     lead, step = time.lead + reach * time.step, time.step * stride
-    out = _used(op, Time(time.axis, step, lead, -(-time.clean // stride), time.padded))
+    out = _used(op, replace(time, step=step, lead=lead, clean=-(-time.clean // stride)))
     # The call's first window begins `out.delay` strides back in the source, which itself lags by its own delay; the
     # last window of the call ends `reach` behind its beginning.
     older = out.delay * stride - time.delay
@@ -340,7 +370,9 @@ def _strided(op: Operator, moving: dict[int, Time]) -> Step:
     begin, _, step = (None if ref is None else ref.data for ref in op.inputs[1:4])
     whole = _shape(op, 0)[time.axis] == op.outputs[0].shape[time.axis]
     if begin is None or step is None or begin[time.axis] or step[time.axis] != 1 or not whole:
-        raise refuse(op, "it strides or turns time. Use the strides of a convolution.")
+        raise refuse(
+            op, "it strides or turns time. Use the strides of a convolution, and recurrent layers that go forwards."
+        )
     return _local(op, moving)
 
 

@@ -101,7 +101,25 @@ def sliced(frames=FRAMES):
     return keras.Model(inputs, layers.Dense(3, name="head")(ends))
 
 
-NETWORKS = [causal, separable, strided, spectrogram, valid, two_outputs, two_inputs, sliced]
+def looping(frames=FRAMES):
+    """Loops, each of which goes on: a sequence that is an output and is read again, states at the end."""
+    x = inputs = keras.Input((frames, 6), name="x")
+    x = layers.Conv1D(6, 3, padding="causal", activation="relu", name="c1")(x)
+    y = layers.GRU(5, return_sequences=True, name="memory")(x)
+    last, h, _ = layers.LSTM(4, activation="relu", return_state=True, name="second")(y)
+    z = layers.Conv1D(3, 2, padding="causal", name="c2")(layers.Concatenate(name="both")([x, y]))
+    return keras.Model(inputs, [y, layers.Dense(3, name="head")(layers.Concatenate(name="ends")([last, h])), z])
+
+
+def lstms(frames=FRAMES):
+    """The kernel of an LSTM, which keeps its states itself, behind a stride."""
+    x = inputs = keras.Input((frames, 6), name="x")
+    x = layers.Conv1D(6, 4, strides=2, padding="causal", name="c1")(x)
+    y = layers.LSTM(5, return_sequences=True, name="first")(x)
+    return keras.Model(inputs, [layers.Dense(2, name="each")(y), layers.LSTM(4, name="second")(y)])
+
+
+NETWORKS = [causal, separable, strided, spectrogram, valid, two_outputs, two_inputs, sliced, looping, lstms]
 
 
 def quantized(model, rng=RNG):
@@ -193,6 +211,36 @@ def test_valid_networks_agree_on_every_window(states, tmp_path):
     assert np.array_equal(made[FRAMES - 1 :], expected)
 
 
+def test_a_last_state_is_that_of_all_frames_since_the_reset(tmp_path):
+    q = quantized(network_of(layers.GRU(4, name="gru"), layers.Dense(2, name="head"), shape=(12, 6)))
+    report = kquant.export(q, tmp_path / "stream.tflite", streaming=True).streaming
+    assert report.outputs[0].goes_on
+    assert [state.name for state in report.states] == ["gru/state"]
+    assert report.notes == (
+        "head: each call gives the result for all frames since the reset; that of the file comes with call 12. Reset "
+        "where a clip begins.",
+    )
+    assert "WHILE" not in read_model((tmp_path / "stream.tflite").read_bytes()).operator_counts
+    x = clips(q, 1)[0]
+    made = kquant.stream(tmp_path / "stream.tflite", "tflm").run(x)
+    for count in (5, 12):  # with the same ranges, the file over fewer frames
+        short = kquant.quantize(
+            network_of(layers.GRU(4, name="gru"), layers.Dense(2, name="head"), shape=(count, 6)), target="tflm"
+        )
+        short.set_weights(q.get_weights())
+        kquant.export(short, tmp_path / "short.tflite", check_runtimes=False)
+        assert np.array_equal(kquant.predict(tmp_path / "short.tflite", x[None, :count], "tflm")[0], made[count - 1])
+
+
+def test_an_operator_that_keeps_its_states_itself_is_noted(tmp_path):
+    report = kquant.export(ready(lstms), tmp_path / "m.tflite", streaming=True, check_runtimes=False).streaming
+    assert any(note.startswith("first, second: the operator keeps its states in itself") for note in report.notes)
+    stream = kquant.stream(tmp_path / "m.tflite", "tflm")
+    x = clips(ready(lstms), 1)[0]
+    first, again = stream.run(x), stream.run(x)  # each from a reset
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+
+
 def test_windows_over_causal_layers_are_noted(tmp_path):
     report = kquant.export(ready(spectrogram), tmp_path / "m.tflite", streaming=True)
     assert any("agree on the first window after a reset" in note for note in report.streaming.notes)
@@ -240,7 +288,15 @@ def attention():
 
 REFUSED = {
     "attention": (attention(), r"matmul \(BATCH_MATMUL\).*attention over time"),
-    "recurrent": (network_of(layers.LSTM(4, return_sequences=True, name="lstm")), "lstm .*begins every call anew"),
+    "recurrent": (
+        network_of(layers.Conv1D(4, 3, name="conv"), layers.GRU(4, name="gru")),
+        r"gru \(WHILE\).*does not see in a clip, before the first one.*padding='causal'",
+    ),
+    "kernel": (
+        network_of(layers.Cropping1D((0, 2), name="crop"), layers.LSTM(4, name="lstm")),
+        r"lstm \(UNIDIRECTIONAL_SEQUENCE_LSTM\).*or behind the last.*neither crop nor pool",
+    ),
+    "backwards": (network_of(layers.GRU(4, go_backwards=True, name="gru")), "gru.*recurrent layers that go forwards"),
     "positions": (
         network_of(layers.Lambda(lambda x: x + np.arange(96, dtype="float32").reshape(1, 16, 6), name="where")),
         "differs from frame to frame",
@@ -394,10 +450,30 @@ def random_network(seed):
     return keras.Model(inputs, layers.Dense(3)(x))
 
 
+def random_memory(seed):
+    """Recurrent layers of all kinds between causal ones."""
+    rng = np.random.default_rng(seed)
+    x = inputs = keras.Input((24, 4), name="x")
+    kinds = [
+        layers.GRU,
+        layers.SimpleRNN,
+        layers.LSTM,
+        lambda n, **k: layers.LSTM(n, activation="relu", **k),
+        lambda n, **k: layers.GRU(n, reset_after=False, **k),
+    ]
+    for _ in range(int(rng.integers(1, 4))):
+        if rng.integers(0, 2):
+            x = layers.Conv1D(4, int(rng.integers(1, 4)), strides=int(rng.integers(1, 3)), padding="causal")(x)
+        x = kinds[rng.integers(0, len(kinds))](int(rng.integers(2, 6)), return_sequences=True)(x)
+    last = kinds[rng.integers(0, len(kinds))](3)(x)
+    return keras.Model(inputs, [x, last])
+
+
 @pytest.mark.one_in(3)
 @pytest.mark.parametrize("seed", range(8))
-def test_random_networks(seed):
-    model = random_network(seed)
+@pytest.mark.parametrize("network", [random_network, random_memory])
+def test_random_networks(network, seed):
+    model = network(seed)
     lowered = lower(quantized(model))
     plain = to_bytes(lowered.program, lowered.target, {})
     for n in (1, 2):
