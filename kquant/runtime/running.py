@@ -313,6 +313,11 @@ def refuse_tables(verb: str, file: FileModel, runtime: str) -> None:
             f"{verb}: this file has {decoded_from(file)}, which '{runtime}' cannot decode. Give runtime='{DECODES}', "
             "or export without compression."
         )
+    if file.behind and runtime == DECODES:
+        raise ValueError(
+            f"{verb}: this file has weights behind its flatbuffer (buffers with an offset), where TFLM does not "
+            "look for them. Run it on 'litert', or write it with weights inside, as kquant.export does."
+        )
     for storage in sorted({table.storage for table in file.tables}):
         check_decodes(probe, storage)
 

@@ -20,7 +20,7 @@ from flatbuffers import number_types  # pyright: ignore[reportMissingTypeStubs]
 from kquant.core.operators import facts
 from kquant.core.packed import PACKED
 from kquant.tflite.file_model import FileModel
-from kquant.tflite.reader import SCHEMA
+from kquant.tflite.reader import SCHEMA, is_behind
 from kquant.tflite.storage import CODE, storages
 
 # Code without types, like the schema's.
@@ -110,12 +110,20 @@ def _claimed(data: bytes, file: FileModel) -> dict[str, int]:
     model = SCHEMA.Model.GetRootAs(data, 0)
     claim("the model", 0, ROOT_BYTES)
     root = _TABLE(data, int.from_bytes(data[:4], "little"))
-    for name, start, size in _walk("Model", root, _contents(model, root, file), set()):
+    contents = _contents(model, root, file)
+    for name, start, size in _walk("Model", root, contents, set()):
         claim(name, start, size)
     end = int(owner.nonzero()[0][-1]) + 1
-    counted = np.bincount(owner[:end], minlength=len(known))
-    # some readers keep files there: labels in a ZIP archive
-    return {**dict(zip(known, counted.tolist(), strict=True)), BEHIND: len(data) - end}
+    buffers = (SCHEMA.Buffer() for _ in contents)
+    for (place, name), buffer in zip(contents.items(), buffers, strict=True):
+        buffer.Init(data, place)
+        if is_behind(buffer):
+            claim(name, buffer.Offset(), buffer.Size())
+    counted = np.bincount(owner[owner > 0], minlength=len(known))
+    counted[0] = np.count_nonzero(owner[:end] == 0)
+    # what is left there, some readers keep: labels in a ZIP archive
+    rest = int(np.count_nonzero(owner[end:] == 0))
+    return {**dict(zip(known, counted.tolist(), strict=True)), BEHIND: rest}
 
 
 # Part, first byte, size.

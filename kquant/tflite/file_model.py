@@ -156,6 +156,7 @@ class FileModel(Result):
         graphs: the names of the subgraphs.
         signatures: by which an application calls the file.
         about: what it says of itself to tools of Android and MediaPipe; None where it says nothing.
+        behind: weights lie behind the flatbuffer, where TensorFlow Lite Micro does not look.
         one_zero_point: tensors with several scales have one zero point, as TensorFlow Lite Micro alone reads them.
     """
 
@@ -171,6 +172,7 @@ class FileModel(Result):
     signatures: tuple[FileSignature, ...] = ()
     about: FileAbout | None = None
     one_zero_point: bool = False
+    behind: bool = False
 
     def __repr__(self) -> str:
         kind = "integer" if self.is_integer else "NOT all integer"

@@ -72,8 +72,13 @@ def with_zero_points(content: bytes) -> bytes:
 
 
 def unpacked(content: bytes) -> Any:
-    """A file as the schema's objects, its tables unpacked."""
-    return SCHEMA.ModelT.InitFromPackedBuf(content, 0)
+    """A file as the schema's objects, its tables unpacked; contents behind the flatbuffer are taken into it."""
+    model = SCHEMA.ModelT.InitFromPackedBuf(content, 0)
+    for buffer in model.buffers:
+        if buffer.offset > 1 and buffer.size:
+            buffer.data = np.frombuffer(content, np.uint8, buffer.size, buffer.offset)
+            buffer.offset = buffer.size = 0
+    return model
 
 
 def packed(model: Any, tight: bool = False) -> bytes:

@@ -190,8 +190,20 @@ class _Parts:
         return (value or b"").decode()
 
     def content(self, index: int) -> np.ndarray | None:
-        """uint8[n] that a tensor holds."""
-        return self.array(self.buffers[_within(index, self.buffers)], "Data")
+        """uint8[n] that a tensor holds: in the flatbuffer, or behind it, where other tools put what is large."""
+        buffer = self.buffers[_within(index, self.buffers)]
+        if not is_behind(buffer):
+            return self.array(buffer, "Data")
+        start, size = buffer.Offset(), buffer.Size()
+        if start + size > self.size:
+            raise IndexError(f"{size} bytes from {start} on of {self.size}")
+        self._count(size)
+        return np.frombuffer(self.data, np.uint8, size, start)
+
+
+def is_behind(buffer: Any) -> bool:
+    """The contents lie behind the flatbuffer (schema.fbs: Buffer.offset is no 0 or 1 then)."""
+    return buffer.Offset() > 1 and buffer.Size() > 0
 
 
 def _within(index: int, held: Sized, least: int = 0) -> int:
@@ -213,8 +225,9 @@ def _read(parts: _Parts) -> FileModel:
     calls = tuple(_signature(s, parts) for s in parts.signatures)
     graphs = tuple(_graph_name(n, graph, calls, parts) for n, graph in enumerate(parts.graphs))
     one = any(_has_one_zero_point(t) for t in parts.stored)
+    behind = any(map(is_behind, parts.buffers))
     bare = FileModel(
-        parts.size, tensors, operators, inputs, outputs, _metadata(parts), (), tables, graphs, calls, about, one
+        parts.size, tensors, operators, inputs, outputs, _metadata(parts), (), tables, graphs, calls, about, one, behind
     )
     return replace(bare, findings=(*findings_of(bare), *fault))
 
