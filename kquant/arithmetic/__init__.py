@@ -24,6 +24,7 @@ import keras  # noqa: F401  first: `kquant.registration` runs then
 import tensorflow as tf
 
 from kquant.arithmetic.activation import absolute, hard_swish, leaky_relu, relu, relu6, relu_n1_to_1
+from kquant.arithmetic.bands import bands
 from kquant.arithmetic.elementwise import add, add_steps, maximum, minimum, mul, mul_steps, prelu, sub, sub_steps
 from kquant.arithmetic.grid import Grid, activation_range, starts_at_zero
 from kquant.arithmetic.matmul import batch_matmul
@@ -67,6 +68,9 @@ OF_STEPS: dict[str, Callable[..., tf.Tensor]] = {"ADD": add_steps, "MUL": mul_st
 OF_ONE = frozenset(
     ("ABS", "ELU", "GELU", "HARD_SWISH", "LEAKY_RELU", "LOGISTIC", "QUANTIZE", "RELU", "RELU6", "RELU_N1_TO_1", "TANH")
 )
+
+# Of several operators, which one layer writes.
+CHAINS: dict[str, Callable[..., tf.Tensor]] = {"BANDS": bands}
 
 # How each runtime rounds the accumulator of an int8 kernel, its weights int8 or int4; test_arithmetic.py pins it.
 ROUNDING: dict[str, dict[str, str]] = {
@@ -119,6 +123,7 @@ ROUNDING_INT16: dict[str, dict[str, str]] = {
 }
 
 __all__ = [
+    "CHAINS",
     "KERNELS",
     "OF_ONE",
     "OF_STEPS",

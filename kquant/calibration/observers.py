@@ -4,6 +4,7 @@ Plain NumPy, so that a command refuses a wrong name before TensorFlow has loaded
 clips for what it rounds, so an observer is told the grid:
 
     minmax, moving-average   clip nothing (of the averaged batch)
+    sound                    of waveforms: the range of 16-bit samples
     percentile               clips a fixed share
     mse                      the least mean squared error of clipping and rounding together
     sqnr                     the same, an error of clipping counted three times (AIMET's "tf_enhanced")
@@ -30,6 +31,8 @@ SHARES = 2.0 ** (-np.arange(81, dtype=np.float64) / 8)
 # +2.9, -0.2 and -2.
 WEIGHT_SHARES = np.linspace(1.0, 0.3, 36)
 MEAN_COUNTS = 5.0
+# Samples from -1 to 1 that a resampler has made a little larger; the least that whole numbers of 16 bits reach.
+SOUND_BITS, OVERSHOOT, QUIET_SOUND = 16, 1.05, 64.0
 SMOOTHING = 1e-4  # of a histogram, so that no bin of it is impossible
 ROUNDS = 3  # in which the two ends of a range are moved in turn
 
@@ -42,6 +45,23 @@ def minmax(statistics: Statistics, spec: QuantSpec) -> tuple[float, float]:
         (-2.0, 3.0)
     """
     return float(statistics.lows.min()), float(statistics.highs.max())
+
+
+def sound(statistics: Statistics, spec: QuantSpec) -> tuple[float, float]:
+    """The range of 16-bit sound whose samples are told as -1 .. 1, or as whole numbers; else all that was seen.
+
+    A range that follows the loudest clip would have the application rescale what its microphone gives.
+
+    Example:
+        >>> sound(Statistics(np.float32([-0.2]), np.float32([0.3])), QuantSpec(16, symmetric=True))
+        (-0.999969482421875, 0.999969482421875)
+    """
+    low, high = minmax(statistics, spec)
+    reach = max(-low, high)
+    if spec.bits < SOUND_BITS or OVERSHOOT < reach < QUIET_SOUND or reach > OVERSHOOT * spec.high:
+        return low, high
+    whole = float(spec.high) if reach >= QUIET_SOUND else spec.high / (spec.high + 1)
+    return -whole, whole
 
 
 def moving_average(statistics: Statistics, spec: QuantSpec, momentum: float = 0.9) -> tuple[float, float]:
@@ -247,6 +267,7 @@ def _log_softmax(logits: np.ndarray) -> np.ndarray:
 OBSERVERS: dict[str, Observer] = {
     "minmax": minmax,
     "moving-average": moving_average,
+    "sound": sound,
     "percentile": percentile,
     "mse": mse,
     "sqnr": sqnr,

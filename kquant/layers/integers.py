@@ -69,7 +69,7 @@ def steps_of(y: tf.Tensor, origin: Origin, out: arithmetic.Grid, rounding: str) 
         steps = arithmetic.OF_STEPS[origin.kernel](sources, grids, out, **options)
     else:
         integers = [tf.cast(x, tf.int32) + tf.cast(g.zero_point, tf.int32) for x, g in zip(sources, grids, strict=True)]
-        made = arithmetic.KERNELS[origin.kernel](integers, grids, out, **options)
+        made = (arithmetic.CHAINS | arithmetic.KERNELS)[origin.kernel](integers, grids, out, **options)
         # Without the zero point, as all codes travel: 0 is real 0, and the next layer sums them as they are.
         steps = tf.cast(made, tf.float32) - out.zero_point
     # `is True`: an encoding that only the running graph knows about gives a tensor here, which has no truth yet.

@@ -204,6 +204,7 @@ class Rule:
         observer: the function that calibration sets its range with, where not the recipe's.
         span: `(layer) -> (lowest, highest)` of all that it can give, where its weights tell; calibration sees a part.
         indices: it reads whole numbers as positions; the model's input that it reads stays int32 in the file.
+        wide: it reads 16 bits whatever the recipe says, and all in front of it computes in them (`views/fronts.py`).
         told: its last input only tells which steps are real, by codes of any width; what holds indices does, too.
         refuse: `(node) -> reason` where this use of the layer has no integer form, else None.
         masks: `expand` takes the call's `mask`, which otherwise is left out.
@@ -234,6 +235,7 @@ class Rule:
     observer: str | None = None
     span: Callable[[Any], tuple[float, float]] | None = None
     indices: bool = False
+    wide: bool = False
     told: bool = False
     refuse: Callable[[Node], str | None] | None = None
     masks: bool = False

@@ -27,6 +27,7 @@ from kquant.recipe.recipe import Recipe, Settings
 from kquant.recipe.training_section import Training
 from kquant.targets import Target
 from kquant.views.classes import Classes
+from kquant.views.fronts import Fronts, fronts
 from kquant.views.heads import widened_heads
 from kquant.views.packing import Packing, packing
 from kquant.views.widths import TYPES, Widths, container, find_widths, index_tensors, moves_indices
@@ -123,13 +124,15 @@ def make_plan(graph: Graph, recipe: Recipe, target: Target) -> Plan:
     settings = {id(n.op): recipe.settings(identities(n.op), positions.get(id(n.op))) for n in graph.nodes}
     heads = widened_heads(graph, rules, settings, target)
     settings |= heads
+    front = fronts(graph, rules, settings)
+    settings |= front.settings
     # Which activations are fused decides widths (an operator and its activation have one), and widths decide again:
     # an operator that stays float fuses nothing.
     fused = _fused(graph, rules, settings, target)
-    widths = find_widths(graph, rules, settings, recipe, target, fused)
+    widths = find_widths(graph, rules, settings, recipe, target, fused, front)
     fused = frozenset(t for t in fused if widths.tensors[t] != FLOAT)
     names = {id(t): node.name for node in graph.nodes for t in node.outputs}
-    draft = _Draft(graph, rules, settings, recipe, target, fused, widths, names)
+    draft = _Draft(graph, rules, settings, recipe, target, fused, widths, names, front)
     # Tensors that must share an encoding are one class; inputs that would force too much into one are requantized.
     classes, requantized = _classes(draft)
     groups, sites, edges = _sites(draft, classes, requantized)
@@ -297,6 +300,7 @@ class _Draft:
     fused: frozenset[int]
     widths: Widths
     names: dict[int, str]
+    front: Fronts
     converted: dict[tuple[int, int], object] = field(default_factory=dict)
 
     def fixed(self, rule: Rule, bits: int) -> tuple[float, int] | None:
@@ -413,7 +417,8 @@ def _sites(draft: _Draft, classes: Classes, requantized: set[tuple[int, int]]) -
     for t in draft.graph.input_tensors:
         bits = draft.widths.tensors[id(t)]
         if bits not in (FLOAT, INDEX):
-            sites[id(t)] = join(classes.root(t), t.name, draft.recipe.activations, bits)
+            said = draft.front.of_input(t, draft.recipe.activations)
+            sites[id(t)] = join(classes.root(t), t.name, bits=bits, **said)
     for node in draft.graph.nodes:
         rule, out = draft.rules[id(node)], node.outputs[0]
         activations, bits = draft.settings[id(node.op)].activations, draft.widths.tensors[id(out)]

@@ -18,6 +18,7 @@ from kquant.graph.graph import Graph, Node
 from kquant.ops.rule import MOVES, Rule
 from kquant.recipe.recipe import Recipe, Settings
 from kquant.targets import Target
+from kquant.views.fronts import Fronts
 
 # What the target files call the activations of a width.
 TYPES = {8: "int8", 16: "int16x8", FLOAT: "float"}
@@ -32,16 +33,19 @@ class Widths:
         tensors: id(tensor) -> bits that it is stored in.
         narrowed: the calls that were to have 16 bits, and have no kernel for them.
         told: id(node) of the calls whose last input tells which steps are real, in whatever width it comes.
+        wide: id(node) of the calls that read 16 bits, whatever they compute in.
     """
 
     calls: Mapping[int, int]
     tensors: Mapping[int, int]
     narrowed: tuple[Node, ...]
     told: frozenset[int] = frozenset()
+    wide: frozenset[int] = frozenset()
 
     def conversions(self, node: Node) -> Iterator[tuple[int, Any, int]]:
         """(input number, tensor, bits wanted) of the inputs that come in another width."""
         wanted = self.calls.get(id(node))
+        wanted = 16 if id(node) in self.wide and wanted != FLOAT else wanted
         for i, t in enumerate(node.inputs[:-1] if id(node) in self.told else node.inputs):
             if wanted is not None and self.tensors[id(t)] not in (wanted, INDEX):
                 yield i, t, wanted
@@ -80,6 +84,7 @@ def find_widths(
     recipe: Recipe,
     target: Target,
     fused: frozenset[int],
+    front: Fronts,
 ) -> Widths:
     """Decide for every call, in order.
 
@@ -90,11 +95,13 @@ def find_widths(
         recipe: gives the width of the model's inputs and outputs.
         target: says which kernels there are.
         fused: ids of outputs that a following activation takes over; that activation computes as the call before.
+        front: what stands before a spectrogram.
     """
     edge = container(recipe.activations.bits) if recipe.mode == "static" else FLOAT
     calls: dict[int, int] = {}
     positions = index_tensors(graph, rules)
     tensors = {id(t): INDEX if id(t) in positions else edge for t in graph.input_tensors}
+    tensors.update(dict.fromkeys(front.inputs, 16))
     outputs = {id(t) for t in graph.output_tensors}
     narrowed = []
     for node in graph.nodes:
@@ -114,14 +121,15 @@ def find_widths(
             # new codes, in the width that the recipe asks for, whatever came in: `conversions` adds the QUANTIZE
             bits = container(wanted.activations.bits)
         if bits == 16 and rule is not None and not has_width(target, rule, bits):
-            narrowed.append(node)
+            if not rule.wide:  # such a one writes 8 bits on purpose
+                narrowed.append(node)
             bits = 8
         calls[id(node)] = bits
         for t in node.outputs:  # what leaves a static model is a code, whoever computed it
             tensors[id(t)] = edge if bits == FLOAT and id(t) in outputs else bits
     telling = {id(node) for node in graph.nodes if (rule := rules[id(node)]) is not None and rule.told}
     told = frozenset(call for call in telling if calls[call] != FLOAT)
-    return Widths(calls, tensors, tuple(narrowed), told)
+    return Widths(calls, tensors, tuple(narrowed), told, front.readers)
 
 
 def has_width(target: Target, rule: Rule, bits: int) -> bool:

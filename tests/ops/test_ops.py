@@ -20,6 +20,7 @@ from kquant.layers.nodes import Compressed
 from kquant.layers.training_only import ReLUBehind
 from kquant.ops import RULES, constant, find, passive
 from kquant.ops.expansion import expand
+from kquant.ops.spectrum import Bands
 from kquant.prepare.folding import fold
 from kquant.runtime.interpreters import open_runtime
 from kquant.runtime.running import available
@@ -75,7 +76,8 @@ def test_file_computes_the_codes_of_the_model(example: contract.Example, other, 
     report = kquant.export(q, tmp_path / "model.tflite", check_runtimes=False)
     states = {"INT16"} if "UNIDIRECTIONAL_SEQUENCE_LSTM" in report.operators else set()  # of the cell
     flags = {"BOOL"} if {"NOT_EQUAL", "WHILE"} & set(report.operators) else set()  # of real steps, of steps left
-    assert set(report.types) <= {"INT8", "INT32"} | states | flags
+    waves = {"INT16", "INT64"} if any(isinstance(layer, Bands) for layer in q.layers) else set()  # of sound
+    assert set(report.types) <= {"INT8", "INT32"} | states | flags | waves
     x = contract.data(q, seed=2, spread=2.0)  # wider than what it was calibrated on: codes saturate too
     graph = not other and example.name in IN_GRAPHS  # as `predict` runs it
     simulated = contract.simulate(q, x, graph)

@@ -1,0 +1,208 @@
+"""Sound in, classes out: spectrograms in the file, against Keras' own layers and against the interpreters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import contract
+import keras
+import numpy as np
+import pytest
+
+import kquant
+from kquant.arithmetic.bands import BELOW_HALF, FULL, LEVELS, mel_matrix, middles, weights_of
+from kquant.layers.nodes import Compressed, FakeQuant
+from kquant.ops.spectrum import Bands
+from kquant.runtime.running import available
+from kquant.targets import load
+
+layers = keras.layers
+LENGTH = 2000
+MEL = {"fft_length": 256, "sequence_stride": 128, "sampling_rate": 8000, "num_mel_bins": 20}
+
+
+def sounds(clips: int = 104, seed: int = 0, decades: float = 3.0) -> np.ndarray:
+    """Chirps in noise, so many decades between loud and quiet, silence, a constant, and clipped noise; of 16 bits."""
+    rng = np.random.default_rng(seed)
+    t = np.arange(LENGTH) / 8000
+    start, rise = rng.uniform(100, 2000, (2, clips, 1))
+    chirps = np.sin(2 * np.pi * (start * t + rise * t * t)) + 0.01 * rng.normal(size=(clips, LENGTH))
+    chirps *= 10.0 ** (-decades * rng.random((clips, 1))) * 0.9
+    chirps[0], chirps[1], chirps[2] = 0.0, 1.0, np.sign(rng.normal(size=LENGTH))
+    return np.float32(np.clip(np.rint(chirps * 32768), -32768, 32767) / 32768)
+
+
+def speaker(**changes: object) -> keras.Model:
+    """A classifier of waveforms; its second output is the spectrogram."""
+    inputs = keras.Input((LENGTH,), name="sound")
+    mel = layers.MelSpectrogram(**{**MEL, **changes}, name="mel")(inputs)
+    x = layers.Reshape((*mel.shape[1:], 1), name="image")(mel)
+    x = layers.Conv2D(4, 3, strides=2, activation="relu", name="conv")(x)
+    return keras.Model(inputs, [layers.Dense(4, name="words")(layers.Flatten(name="flat")(x)), mel])
+
+
+def ready(model: keras.Model, target: str, recipe: object = "int8", scale: float = 1.0) -> keras.Model:
+    return kquant.calibrate(kquant.quantize(model, recipe, target=target), sounds() * scale, verbose=False)
+
+
+def one_by_one(model: keras.Model, x: np.ndarray) -> list[np.ndarray]:
+    """Keras takes the loudest value of the whole batch for `top_db`; a device has one clip."""
+    rows = [keras.tree.flatten(model(x[i : i + 1])) for i in range(len(x))]
+    return [np.concatenate([np.asarray(row[n]) for row in rows]) for n in range(len(rows[0]))]
+
+
+@pytest.mark.parametrize("settings", [(8000, 256, 40, 20.0, 4000.0), (16000, 512, 80, 60.0, 7600.0)])
+def test_the_bands_are_those_of_keras(settings) -> None:
+    rate, length, count, low, high = settings
+    layer = layers.MelSpectrogram(fft_length=length)
+    wanted = np.asarray(layer.linear_to_mel_weight_matrix(count, length // 2 + 1, rate, low, high))
+    np.testing.assert_allclose(mel_matrix(*settings), wanted, atol=2e-5)
+
+
+def test_levels_tell_powers_of_nine_digits_apart() -> None:
+    every = middles()
+    assert every[0] == BELOW_HALF and np.allclose(every[1:8], np.arange(1, 8))
+    assert np.all(np.diff(every) > 0) and every[-1] > 2.1e9
+    assert (np.diff(every) / every[:-1])[FULL:].max() < 1 / 16  # 0.26 dB
+    assert every.size == FULL * len(LEVELS) + 1
+
+
+def test_the_finest_sum_never_falls_below_what_its_levels_hold() -> None:
+    for shape in ((128, 40), (1025, 128), (3, 1)):
+        weights = weights_of(np.random.default_rng(0).random(shape))
+        assert weights.fine * 32767 - 32769 >= FULL * 2 ** LEVELS[2][0]
+        assert 65536 * float(weights.scale) / (weights.fine * weights.unit) < 128  # TFLM shifts no further
+
+
+@pytest.mark.parametrize("target", ["litert", "tflm"])
+def test_waveform_to_class_code_for_code(target: str, tmp_path: Path) -> None:
+    q = ready(speaker(), target)
+    report = kquant.export(q, tmp_path / "m.tflite", data=sounds(8))
+    assert not contract.floats((tmp_path / "m.tflite").read_bytes())
+    assert [str(kquant.inspect(tmp_path / "m.tflite").inputs[0].type)] == ["INT16"]
+    x = sounds(48, seed=1)
+    wanted = q.predict(x, verbose=0)
+    for runtime in set(load(target).runtimes) & set(available()) - {"litert"}:
+        for a, b in zip(wanted, kquant.predict(tmp_path / "m.tflite", x, runtime), strict=True):
+            np.testing.assert_array_equal(a, b)
+    assert report.operators["GATHER"] == 1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"window": "hamming", "sequence_length": 200, "fft_length": 300}, {"top_db": 30.0, "ref_power": 2.0}],
+)
+def test_decibels_are_those_of_keras(changes) -> None:
+    model = speaker(**changes)
+    q = ready(model, "tflm")
+    x = sounds(32, decades=1.0)[3:]
+    _, wanted = one_by_one(model, x)
+    got = q.predict(x, verbose=0)[1]
+    step = float(q.get_layer("mel_quant").grid()[0])
+    # half a step of the output, half a level, half a code of a triangle times a bin 15 dB louder, and 8-bit waves
+    error = np.abs(got - wanted)
+    near = wanted > wanted.max(axis=(1, 2), keepdims=True) - 15.0
+    edge = 10.0 * np.log10(1.0 + 0.5 / 127.0 * 10.0**1.5)
+    assert error[near].max() < 0.5 * step + 0.13 + edge + 0.05
+    assert error[near].mean() < 0.25 * step + 0.05
+
+
+def test_silence_is_as_quiet_as_the_grid() -> None:
+    got = ready(speaker(), "tflm").predict(np.zeros((1, LENGTH), np.float32), verbose=0)[1]
+    assert np.unique(got).size == 1 and got.max() < -40
+
+
+@pytest.mark.parametrize(("scale", "step"), [(1.0, 2.0**-15), (0.01, 2.0**-15), (32768.0, 1.0)])
+def test_the_input_is_16_bit_sound(scale: float, step: float, tmp_path: Path) -> None:
+    q = ready(speaker(), "tflm", scale=scale)
+    kquant.export(q, tmp_path / "m.tflite", check_runtimes=False)
+    sound = kquant.inspect(tmp_path / "m.tflite").inputs[0]
+    assert (sound.type, sound.scale, sound.zero_point) == ("INT16", (step,), (0,))
+
+
+def test_waves_keep_8_bits_and_their_ranges() -> None:
+    model = speaker()
+    q = ready(model, "tflm", {"name": "small", "weights": {"bits": 4}, "training": {"ranges": "learned"}})
+    bits = {layer.layer.name: layer.spec.bits for layer in q.layers if isinstance(layer, Compressed)}
+    assert bits == {"mel_waves": 8, "conv": 4, "words": 4}
+    front = [layer for layer in q.layers if isinstance(layer, FakeQuant) and layer.spec.bits == 16]
+    assert [layer.name for layer in front] == ["sound_quant", "mel_waves_quant"]
+    before = [layer.high.numpy().copy() for layer in front]
+    waves = q.get_layer("mel_waves").kernels()[0].raw.numpy().copy()
+    head = q.get_layer("words").kernels()[0].raw.numpy().copy()
+    q.compile("adam", [keras.losses.SparseCategoricalCrossentropy(from_logits=True), None])
+    q.fit(0.5 * sounds(), np.arange(104) % 4, epochs=1, verbose=0)
+    assert np.array_equal(waves, q.get_layer("mel_waves").kernels()[0].raw.numpy())
+    assert not np.array_equal(head, q.get_layer("words").kernels()[0].raw.numpy())
+    for layer, high in zip(front, before, strict=True):
+        assert np.array_equal(layer.high.numpy(), high)
+
+
+def test_a_trained_and_saved_one_is_the_same(tmp_path: Path) -> None:
+    q = ready(speaker(), "tflm", "int16x8")
+    q.save(tmp_path / "q.keras")
+    again = keras.saving.load_model(tmp_path / "q.keras")
+    for a, b in zip(q.predict(sounds(), verbose=0), again.predict(sounds(), verbose=0), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert contract.file_of(q) == contract.file_of(again)
+
+
+def test_cepstra_are_a_dense_layer_behind(tmp_path: Path) -> None:
+    """MFCC: the cosine transform of the decibels, one frame after the other."""
+    inputs = keras.Input((LENGTH,), name="sound")
+    mel = layers.Permute((2, 1), name="frames")(layers.MelSpectrogram(**MEL, name="mel")(inputs))
+    dct = layers.Dense(10, use_bias=False, name="dct")
+    outputs = dct(mel)
+    angles = np.outer(np.arange(20) + 0.5, np.arange(10)) * np.pi / 20
+    dct.kernel.assign(np.cos(angles) * np.sqrt(2 / 20))
+    model = keras.Model(inputs, outputs)
+    q = ready(model, "tflm")
+    kquant.export(q, tmp_path / "m.tflite", check_runtimes=False)
+    x = sounds(16, seed=2, decades=1.0)
+    (wanted,) = one_by_one(model, x)
+    np.testing.assert_array_equal(q.predict(x, verbose=0), kquant.predict(tmp_path / "m.tflite", x, "tflm"))
+    error = q.predict(x, verbose=0)[3:] - wanted[3:]
+    assert np.sqrt(np.mean(error**2)) < 0.02 * np.abs(wanted[3:]).max()
+
+
+REFUSED = {
+    "mag_exp=1": ({"mag_exp": 1.0}, "mag_exp=1.0.*Set mag_exp=2"),
+    "too many bands": ({"num_mel_bins": 120}, r"\d+ of its 120 bands .*fewer num_mel_bins"),
+    "above half the rate": ({"max_freq": 5000.0}, "5000.0 Hz do not lie between.*8000"),
+    "longer than the clip": ({"fft_length": 4096, "sequence_length": 256}, "2000 samples are fewer than the 2049"),
+    "nothing below the loudest": ({"top_db": 0.0}, "top_db=0.0"),
+}
+
+
+@pytest.mark.parametrize("case", sorted(REFUSED))
+def test_refused_by_name_before_training(case: str) -> None:
+    changes, said = REFUSED[case]
+    inputs = keras.Input((LENGTH,), name="sound")
+    model = keras.Model(inputs, layers.MelSpectrogram(**{**MEL, **changes}, name="mel")(inputs))
+    with pytest.raises(ValueError, match=rf"mel \(MelSpectrogram\): .*{said}"):
+        kquant.quantize(model)
+
+
+def test_a_float_front_end_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"mel \(Bands\).*stay float.*int8"):
+        kquant.quantize(speaker(), "float16")
+
+
+@pytest.mark.parametrize(("mode", "shape", "said"), [("angle", (160, 1), "an angle"), ("log", (160, 2), "one channel")])
+def test_spectrograms_that_are_refused(mode, shape, said) -> None:
+    inputs = keras.Input(shape)
+    layer = layers.STFTSpectrogram(mode=mode, frame_length=32, name="stft")
+    with pytest.raises(ValueError, match=rf"stft \(STFTSpectrogram\): .*{said}"):
+        kquant.quantize(keras.Model(inputs, layer(inputs)))
+
+
+def test_kernels_of_a_spectrogram_train() -> None:
+    inputs = keras.Input((LENGTH, 1), name="sound")
+    y = layers.STFTSpectrogram(frame_length=64, frame_step=32, fft_length=64, name="stft")(inputs)
+    model = keras.Model(inputs, layers.Dense(2, name="head")(layers.GlobalAveragePooling1D()(y)))
+    q = kquant.calibrate(kquant.quantize(model, target="tflm"), sounds()[..., None], verbose=False)
+    assert isinstance(q.get_layer("stft"), Bands)
+    before = q.get_layer("stft_waves").kernels()[0].raw.numpy().copy()
+    q.compile("adam", "mse")
+    q.fit(sounds()[..., None], np.zeros((104, 2)), epochs=1, verbose=0)
+    assert not np.array_equal(before, q.get_layer("stft_waves").kernels()[0].raw.numpy())
