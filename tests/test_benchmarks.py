@@ -14,7 +14,13 @@ FOLDER = Path(__file__).parent.parent / "benchmarks"
 ELSEWHERE = {"tfmot_steps", "litert_quantizer"}  # run in environments of their own
 NAMES = sorted({path.stem for path in FOLDER.glob("*.py")} - ELSEWHERE)
 # of a benchmark that is a folder; the peers' scripts run elsewhere
-INSIDE = [f"{path.parent.name}.{path.stem}" for path in sorted(FOLDER.glob("*/*.py")) if path.stem != "__init__"]
+FOLDERS = [path.parent for path in sorted(FOLDER.rglob("__main__.py")) if path.parent != FOLDER]
+INSIDE = [
+    ".".join(path.relative_to(FOLDER).with_suffix("").parts)
+    for folder in FOLDERS
+    for path in sorted(folder.glob("*.py"))
+    if path.stem != "__init__"
+]
 
 
 @pytest.mark.parametrize("name", [*NAMES, *INSIDE])
@@ -24,7 +30,7 @@ def test_it_imports_what_there_is(name: str) -> None:
 
 def test_every_benchmark_is_in_the_list() -> None:
     runnable = {n for n in NAMES if 'if __name__ == "__main__":' in (FOLDER / f"{n}.py").read_text()} - {"__main__"}
-    runnable |= {path.parent.name for path in FOLDER.glob("*/__main__.py")}
+    runnable |= {".".join(folder.relative_to(FOLDER).parts) for folder in FOLDERS}
     assert set(ALL) | {"latency", "same_files"} == runnable  # one wants files, the other a second tree
 
 

@@ -63,7 +63,7 @@ def main() -> None:
         if missing:
             rows |= {f"{name}/{way}": row for way, row in rows_of(name, missing).items()}
             table.store(rows)  # after each: a run can be interrupted and goes on
-    table.write_page(rows)
+    table.write_page(table.tables(rows))
 
 
 if __name__ == "__main__":

@@ -16,14 +16,14 @@ START, END = "<!-- written by python -m benchmarks.zoo -->", "<!-- end -->"
 HEAD = ("", "operators", "bytes", "codes equal", "dB", "converter, dB", "reloads", "trains", "s", "MB")
 
 
-def load() -> dict[str, Any]:
+def load(path: Path = RESULTS) -> dict[str, Any]:
     """key -> row; empty where nothing was measured."""
-    return json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def store(rows: dict[str, Any]) -> None:
+def store(rows: dict[str, Any], path: Path = RESULTS) -> None:
     """Written whole, sorted, so that two runs differ only where figures do."""
-    write_atomically(RESULTS, (json.dumps(rows, indent=1, sort_keys=True) + "\n").encode(), "benchmarks.zoo")
+    write_atomically(path, (json.dumps(rows, indent=1, sort_keys=True) + "\n").encode(), "benchmarks.zoo")
 
 
 def tables(rows: dict[str, Any]) -> str:
@@ -64,8 +64,8 @@ def _decibels(values: list[float]) -> str:
     return ", ".join("inf" if math.isinf(v) else f"{v:.1f}" for v in values)
 
 
-def write_page(rows: dict[str, Any]) -> None:
-    """Between the page's two marks; the text around them is written by hand."""
-    before, rest = PAGE.read_text().split(START)
-    after = rest.split(END)[1]
-    write_atomically(PAGE, f"{before}{START}\n\n{tables(rows)}\n\n{END}{after}".encode(), "benchmarks.zoo")
+def write_page(text: str, start: str = START) -> None:
+    """Between a mark of the page and the next end; the text around them is written by hand."""
+    before, rest = PAGE.read_text().split(start)
+    after = rest.split(END, 1)[1]
+    write_atomically(PAGE, f"{before}{start}\n\n{text}\n\n{END}{after}".encode(), "benchmarks.zoo")

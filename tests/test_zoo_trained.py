@@ -1,0 +1,110 @@
+"""The metrics and data of benchmarks/zoo/trained, against what others count and by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from benchmarks.zoo.trained import TASKS, detector, metrics, speech, table
+from benchmarks.zoo.trained.measure import FLOAT
+from benchmarks.zoo.trained.scenes import overlaps, scenes
+from kquant.detecting.decoding import real_corners
+
+# seed -> precision by threshold of `_detections`, by pycocotools 2.0.11 (COCOeval, area "all", 100 detections)
+PYCOCOTOOLS = {
+    0: (0.574892, 0.560878, 0.515327, 0.484658, 0.380439, 0.278596, 0.204233, 0.096371, 0.027354, 0.001603),
+    3: (0.571801, 0.566214, 0.506508, 0.500781, 0.470944, 0.407475, 0.254831, 0.182745, 0.05018, 0.00445),
+}
+
+FIRST_MEAN = 126.01242  # of three scenes of 64 x 64
+
+
+def _detections(seed: int) -> tuple[list, list]:
+    """Thirty images with up to four boxes of three classes, found once or twice, moved, with ties and false ones."""
+    rng = np.random.default_rng(seed)
+    found, truth = [], []
+    for _ in range(30):
+        k = rng.integers(1, 5)
+        corner, size = rng.integers(0, 60, (k, 2)), rng.integers(10, 40, (k, 2))
+        boxes = np.concatenate([corner, corner + size], 1).astype(float)
+        labels = rng.integers(0, 3, k)
+        seen = [
+            (
+                boxes[i] + np.array([0, 0, 1, 1]) + rng.integers(-far, far + 1, 4),
+                labels[i] if rng.random() < 0.8 else rng.integers(0, 3),
+            )
+            for i in range(k)
+            for far in (1, 4)
+            if rng.random() < 0.7
+        ]
+        seen += [(np.array([5.0, 5, 30, 30]), 0)]
+        found.append(
+            (np.stack([b for b, _ in seen]), np.round(rng.random(len(seen)), 2), np.array([c for _, c in seen]))
+        )
+        truth.append((boxes, labels))
+    return found, truth
+
+
+@pytest.mark.parametrize("seed", PYCOCOTOOLS)
+def test_average_precision_is_that_of_pycocotools(seed: int) -> None:
+    np.testing.assert_allclose(metrics.average_precision(*_detections(seed)), PYCOCOTOOLS[seed], atol=6e-7)
+
+
+def test_average_precision_by_hand() -> None:
+    box, other, far = [0.0, 0, 10, 10], [20.0, 20, 30, 30], [50.0, 50, 60, 60]
+    truth = [(np.float64([box, other]), np.array([0, 0]))]
+    found = [(np.float64([box, far, other]), np.array([0.9, 0.8, 0.7]), np.array([0, 0, 0]))]
+    # precision 1 up to a recall of a half (51 of 101 recalls), then two of three
+    np.testing.assert_allclose(metrics.average_precision(found, truth), np.full(10, (51 + 50 * 2 / 3) / 101))
+    # the same box twice is right once
+    twice = [(np.float64([box, box]), np.array([0.9, 0.8]), np.array([0, 0]))]
+    np.testing.assert_allclose(metrics.average_precision(twice, truth), np.full(10, 51 / 101))
+
+
+def test_overlaps_of_boxes_and_masks_by_hand() -> None:
+    a = np.float64([[0, 0, 2, 2]])
+    np.testing.assert_allclose(overlaps(a, np.float64([[1, 1, 3, 3], [0, 0, 2, 2], [5, 5, 6, 6]])), [[1 / 7, 1, 0]])
+    truth, masks = np.array([[0, 0, 1, 1]]), np.array([[0, 1, 1, 1]])
+    assert metrics.mean_overlap(masks, truth, 2) == pytest.approx((1 / 2 + 2 / 3) / 2)
+    found = [(np.float64([[0, 0, 2, 1.5], [0, 0, 2, 2]]), np.array([0.9, 0.8]), np.array([1, 0]))]
+    assert metrics.matched_overlap(found, [(a, np.array([1]))]) == pytest.approx(0.75)
+
+
+def test_labels_are_read_greedily_and_counted() -> None:
+    assert metrics.greedy(np.eye(3)[[1, 1, 0, 1, 2, 2, 0]], blank=0) == [1, 1, 2]
+    assert metrics.label_errors([[1, 2, 3], []], [[1, 3], [4, 4]]) == 3 / 4
+
+
+def test_scenes_are_the_same_for_everybody() -> None:
+    first, again, judging = scenes(3, 64), scenes(3, 64), scenes(3, 64, judging=True)
+    np.testing.assert_array_equal(first.images, again.images)
+    assert not np.array_equal(first.images, judging.images)
+    assert first.images.mean() == pytest.approx(FIRST_MEAN, abs=1e-3)
+    for boxes, classes, mask in zip(first.boxes, first.classes, first.masks, strict=True):
+        for (top, left, bottom, right), c in zip(np.rint(boxes * 64).astype(int), classes, strict=True):
+            assert (mask[top:bottom, left:right] == c + 1).any()
+        assert {int(v) for v in np.unique(mask)} <= {0, *(classes + 1).tolist()}
+
+
+def test_the_targets_of_anchors_are_decoded_to_the_true_boxes() -> None:
+    made = scenes(4, detector.SIDE)
+    numbers = detector.targets(made)
+    for boxes, row in zip(made.boxes, numbers["boxes"], strict=True):
+        corners = real_corners(detector.DETECTION, row[:, :4])
+        best = overlaps(boxes, corners[row[:, 4] > 0])
+        np.testing.assert_allclose(best.max(axis=1), 1.0, atol=1e-5)
+
+
+def test_the_loss_of_labels_falls_towards_the_right_ones() -> None:
+    true = np.int32([[3, 0]])
+    right = np.full((1, 6, 11), 1e-3, np.float32)
+    right[0, :3, 0], right[0, 3, 3], right[0, 4:, 0] = 0.99, 0.99, 0.99
+    assert float(speech.loss(true, right)) < 0.2 < float(speech.loss(true, np.roll(right, 1, axis=2)))
+
+
+def test_the_page_tells_the_figures_that_were_measured() -> None:
+    rows = table.load()
+    assert {key.split("/")[0] for key in rows} <= set(TASKS)
+    assert table.tables(rows) in table.table.PAGE.read_text()
+    for key, row in rows.items():
+        assert key.endswith(f"/{FLOAT}") or (row["equal"] == 1.0 and row["integer"]), key
