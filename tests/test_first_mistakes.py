@@ -89,6 +89,31 @@ def test_labels_in_any_usual_form_are_the_same_labels() -> None:
     assert [top1(form)(outputs) for form in forms] == [0.75] * 4
 
 
+def test_labels_that_are_no_classes_are_refused_not_counted_as_wrong(qmodel: keras.Model) -> None:
+    with pytest.raises(ValueError, match=r"numbers of the classes, from 0. Received: dtype <U\d.*return_inverse"):
+        top1(np.array(["cat", "dog"]))
+    with pytest.raises(ValueError, match=r"4 classes, 0 to 3. Received: labels from 1 to 4. Count them from 0"):
+        kquant.analyze(qmodel, SAMPLES, top1(LABELS + 1), **QUIET)
+    assert top1(np.array([0, 1]))(np.array([[0.2], [0.9]])) == 1.0
+
+
+def test_a_position_that_a_table_does_not_have_is_told_with_its_batch() -> None:
+    inputs = keras.Input((5,), dtype="int32", name="ids")
+    table = keras.layers.Embedding(10, 4, name="table")
+    model = keras.Model(inputs, keras.layers.Flatten()(table(inputs)))
+    ids = np.arange(500).reshape(100, 5) % 10
+    ids[-1, 0] = 99
+    for size, batch in ((32, 3), (4, 24)):  # the last one is run by a traced function
+        with pytest.raises(ValueError, match=rf"data, batch {batch}: position 99 in a table of 10 rows; .* 0 to 9"):
+            kquant.observe(kquant.quantize(model), ids, batch_size=size, **QUIET)
+
+
+def test_a_folder_in_the_place_of_a_file_is_told_though_it_is_not_there(qmodel: keras.Model, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"is a folder; give the name of the file, like .*\.tflite"):
+        kquant.export(qmodel, f"{tmp_path}/build/", check_runtimes=False)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_device_leads_to_its_target() -> None:
     for name in ("arduino", "ESP32", "android", "cortex-m4"):
         with pytest.raises(ValueError, match=f"Unknown target '{name}'.* For {name.lower()}, take '") as error:

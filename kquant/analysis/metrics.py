@@ -16,13 +16,21 @@ def top1(labels: np.ndarray) -> Callable[[Any], float]:
             the analyzed ones are left out.
 
     Returns:
-        A metric; it refuses outputs that are not float[samples, classes].
+        A metric; it refuses outputs that are not float[samples, classes], and labels that are none of these classes.
+
+    Raises:
+        ValueError: labels that are no numbers.
 
     Example:
         >>> top1(np.array([1, 0]))(np.array([[0.1, 0.9], [0.2, 0.8]]))
         0.5
     """
     given = np.asarray(labels)
+    if given.dtype.kind not in "iufb":
+        raise ValueError(
+            f"accuracy: labels are the numbers of the classes, from 0. Received: dtype {given.dtype}. Of names, "
+            "np.unique(names, return_inverse=True)[1] makes numbers, in alphabetical order."
+        )
     labels = given.argmax(axis=1) if given.ndim == 2 and given.shape[1] > 1 else given.reshape(-1)
 
     def accuracy(outputs: Any) -> float:
@@ -32,9 +40,15 @@ def top1(labels: np.ndarray) -> Callable[[Any], float]:
                 f"accuracy: expected one output [samples, classes] and a label for each sample. Received: outputs "
                 f"{shape}, {len(labels)} labels."
             )
+        used, count = labels[: len(outputs)], max(outputs.shape[1], 2)
+        if len(used) and not 0 <= used.min() <= used.max() < count:
+            raise ValueError(
+                f"accuracy: the model has {count} classes, 0 to {count - 1}. Received: labels from {used.min()} to "
+                f"{used.max()}. Count them from 0, and give those of these very samples."
+            )
         # a single output is the probability of class 1
         classes = outputs.argmax(axis=1) if outputs.shape[1] > 1 else (outputs[:, 0] > 0.5).astype(int)
-        return float(np.mean(classes == labels[: len(outputs)]))
+        return float(np.mean(classes == used))
 
     return accuracy
 

@@ -10,6 +10,7 @@ import io
 import itertools
 import json
 import math
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -35,6 +36,7 @@ from kquant.views.quantized_model import graph_if_large, live_bytes, refuse_nest
 
 SOME = 16  # samples that stay with the statistics
 NONE = np.zeros(0, np.float32)
+BEYOND = re.compile(r"indices\S* = (-?\d+) is not in \[0, (\d+)\)")  # what TensorFlow says of a position
 EAGER_BATCHES = 8  # 200 samples in batches of 32 take 7
 # What a batch costs beside its arithmetic is that of some 20 samples of a small model.
 SMALLEST_BATCH, LARGEST_BATCH, BATCH_VALUES = 32, 128, 1 << 20
@@ -304,7 +306,10 @@ def _observe(look: _Look, data: Iterator[Any], total: int | None, verbose: bool)
     nearest: dict[Key, float] = {}
     some = None
     for x in _told(data, total) if verbose else data:
-        seen = look(x)
+        try:
+            seen = look(x)
+        except tf.errors.InvalidArgumentError as error:
+            raise _beyond_a_table(look.batches - 1, error) from error
         # of the first batch alone, whose outputs are there; batches that come later are never kept
         if some is None and look.outputs is not None:
             some = keras.tree.map_structure(lambda t: t[:SOME], (x, look.outputs))
@@ -328,6 +333,17 @@ def _observe(look: _Look, data: Iterator[Any], total: int | None, verbose: bool)
         ends = {"lows": stacked[:, i, 0], "highs": stacked[:, i, 1]}
         tensors[key] = replace(counted, **ends, nearest=nearest.get(key, math.inf))
     return Observations(tensors, np.array(sizes, np.int64), some)
+
+
+def _beyond_a_table(number: int, error: Exception) -> Exception:
+    """What to say of a batch with positions that an Embedding, or a gather, does not have; else the error as it is."""
+    place = BEYOND.search(str(error))
+    if place is None:
+        return error
+    return ValueError(
+        f"data, batch {number}: position {place[1]} in a table of {place[2]} rows; give whole numbers from 0 to "
+        f"{int(place[2]) - 1}, or build the model with a larger table."
+    )
 
 
 class _Seen(NamedTuple):

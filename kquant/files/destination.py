@@ -61,9 +61,10 @@ def destination(path: str | Path, who: str = "export", example: str = "result") 
         (False, True)
     """
     given = Path(path)
+    names_folder = isinstance(path, str) and path.endswith(("/", os.sep))  # which pathlib forgets
     try:
         real, device = _followed(given)
-        if real.is_dir():
+        if real.is_dir() or names_folder:
             raise ValueError(
                 f"{who}: {given} cannot be written: it is a folder; give the name of the file, like {given / example}."
             )

@@ -23,11 +23,12 @@ def _tuned(t: Tuned) -> Page:
     columns = ("rung", "score", "drop", "file, bytes", "seconds", "")
     rows = tuple((r.name, *_figures(r), f"{r.seconds:.1f}", "kept" if r.kept else _failed(r)) for r in t.rungs)
     verdict = f"drop {t.best.drop:+.4f} of the {t.max_drop:g} allowed"
+    seconds = sum(r.seconds for r in t.rungs)
     return Page(
         headline=f"{t.best.name}: score {t.best.score:.4f} against {t.float_score:.4f} in float, {verdict}",
         ok=t.ok,
         findings=() if t.ok else (f"The budget does not hold: {t.advice}",),
-        facts=(f"file {t.best.file_bytes:,} bytes", f"{len(t.rungs)} rungs in {sum(r.seconds for r in t.rungs):.1f} s"),
+        facts=(f"file {t.best.file_bytes:,} bytes", f"rungs tried: {len(t.rungs)}, in {seconds:.1f} s"),
         tables=(Table("Rungs, in the order they were tried", columns, rows, columns[1:5]),),
     )
 
