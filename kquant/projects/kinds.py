@@ -115,7 +115,8 @@ def kind_and_target(kind: str | None, target: str | None) -> tuple[str, str]:
         target = next(iter(kinds()))
     if target in kinds():
         return target, kinds()[target].target
-    check_known(f"export: target '{target}' does not exist", target, [*targets.names(), *kinds()])
+    said = f"export: target '{target}' does not exist.{targets.advice(target)}".removesuffix(".")
+    check_known(said, target, [*targets.names(), *kinds()])
     runtimes = targets.load(target).runtimes
     fitting = [name for name, one in kinds().items() if one.runtime in runtimes]
     named = next((name for name in fitting if name in runtimes), None)

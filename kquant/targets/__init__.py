@@ -244,7 +244,7 @@ def load(name: str) -> Target:
     """
     files = _files()
     if name not in files:
-        hint = _of_device(name.lower(), files) or did_you_mean(name.lower(), files, cutoff=0.6)
+        hint = advice(name) or did_you_mean(name.lower(), files)
         raise ValueError(
             f"Unknown target {name!r}; the known ones are {', '.join(sorted(files))}.{hint} A target of your own is a "
             f"TOML file in the folder that the environment variable {FOLDER} names."
@@ -252,9 +252,18 @@ def load(name: str) -> Target:
     return _shipped(name) if name in _shipped_files() else _read(name, files[name])
 
 
-def _of_device(name: str, files: Mapping[str, Any]) -> str:
-    """The target of what somebody calls by its own name: a board, a chip, a phone, a library."""
-    for target, file in sorted(files.items()):
+def advice(name: str) -> str:
+    """A sentence for behind a full stop, with its space: the target of a board, a chip, a phone; nothing of others.
+
+    Args:
+        name: what was given in the place of a target.
+
+    Example:
+        >>> advice("STM32"), advice("toaster")
+        (" For stm32, take 'cmsis-nn'.", '')
+    """
+    name = name.lower()
+    for target, file in sorted(_files().items()):
         if name in tomllib.loads(file.read_text(encoding="utf-8")).get("known_as", ()):
             return f" For {name}, take {target!r}."
     return ""
