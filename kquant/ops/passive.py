@@ -15,6 +15,7 @@ from kquant.graph.step_mask import StepMask
 from kquant.layers.training_only import Conjugated
 from kquant.ops.choose import is_condition
 from kquant.ops.function import function
+from kquant.ops.position import holds_positions
 from kquant.ops.real_steps import RealSteps
 from kquant.ops.rule import Call, Make, Rule, computed, example
 
@@ -132,7 +133,7 @@ def _not_zero(op: Any, make: Make, x: Any) -> Any:
 
 
 def _is_whole(x: Any) -> bool:
-    return any(kind in str(x.dtype) for kind in ("int", "bool"))
+    return any(kind in str(x.dtype) for kind in ("int", "bool")) or holds_positions(x)
 
 
 def _lower(program: Program, call: Call) -> None:

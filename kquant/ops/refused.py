@@ -36,7 +36,6 @@ LAYERS: dict[str, str] = {
     "TorchModuleWrapper": FOREIGN.format("PyTorch"),
 }
 
-INDEX = "its result is a position, not a number; end the model before it and do it in the application"
 SORT = "no int8 kernel sorts; end the model before it and do it in the application"
 RUNNING = "no int8 kernel adds along an axis step by step; write it as a Dense layer with a triangular kernel"
 CONDITION = "no int8 kernel asks for a condition of many values; write ops.max{} over the axes of one sample"
@@ -45,8 +44,6 @@ EACH = "it calls a function for each row; write the function on all rows at once
 OPERATIONS: dict[str, str] = {
     "All": CONDITION.format("(ops.cast(c, 'float32')) with min for max"),
     "Any": CONDITION.format("(ops.cast(c, 'float32'))"),
-    "Argmax": INDEX,
-    "Argmin": INDEX,
     "Argsort": SORT,
     "AssociativeScan": EACH,
     "Cond": "it chooses by a value what to compute; compute both and choose with ops.where(condition, a, b)",

@@ -73,7 +73,11 @@ REFUSED = {
     ),
     "maximum with a start": (lambda: _unary(lambda x: ops.max(x, axis=1, initial=0.0)), r"max .*keras.ops.maximum"),
     "matrix norm": (lambda: _unary(lambda x: ops.norm(x, ord="nuc", axis=(1, 2))), r"norm .*Frobenius"),
-    "position of the maximum": (lambda: _unary(lambda x: ops.argmax(x, axis=-1)), r"argmax .*in the application"),
+    "position among all values": (lambda: _unary(lambda x: ops.argmax(x)), r"argmax .*finds the largest of.*batch"),
+    "position among too many": (
+        lambda: keras.Model(x := keras.Input((257,)), ops.argmax(x, axis=-1)),
+        r"argmax .*8 bits tell 256 positions apart, and this axis has 257",
+    ),
     "running sum": (lambda: _unary(lambda x: ops.cumsum(x, axis=1)), r"cumsum .*triangular"),
     "product": (lambda: _unary(lambda x: ops.prod(x, axis=1)), r"prod .*logarithms"),
     "sparsemax": (lambda: _unary(layers.Activation("sparsemax", name="me")), r"me .*use softmax"),

@@ -216,6 +216,8 @@ def all_cases():
     add("CAST", [row], int32, lambda x: np.rint(x / 0.05 + 3), "CastOptions", inDataType=9, outDataType=2)
     add("ARG_MAX", [row, integers(1)], Tensor((1,), "int32", ()), lambda x, a: x.argmax(1), "ArgMaxOptions",
         outputType=2)  # fmt: skip
+    add("ARG_MIN", [row, integers(1)], Tensor((1,), "int32", ()), lambda x, a: x.argmin(1), "ArgMinOptions",
+        outputType=2)  # fmt: skip
     add("NOT_EQUAL", [row, row], Tensor((1, 8), "bool", ()), np.not_equal, "NotEqualOptions")
     add("LESS", [row, row], Tensor((1, 8), "bool", ()), np.less, "LessOptions")
     add("QUANTIZE", [row], signal(1, 8, scale=0.08, zero_point=-9), lambda x: x, "QuantizeOptions")

@@ -1,0 +1,126 @@
+"""Where the largest or smallest value stands: ARG_MAX, ARG_MIN; classes of a segmenter, the winner of a classifier.
+
+A position is a whole number, and int8 with scale 1 and zero point -128 holds those of 0 to 255 as they are. So it is
+quantized like any other tensor, and whoever reads the file needs to know nothing of positions:
+
+    int8 codes  ARG_MAX  int32  ADD -128  int32  CAST  int8
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from kquant.core.program import Program, Ref
+from kquant.core.spec import FLOAT
+from kquant.graph.graph import Node
+from kquant.graph.keras_private import made_of
+from kquant.ops import find
+from kquant.ops.reduce import Mean, reduced_axes
+from kquant.ops.rule import Call, Make, Rule, computed
+
+K: Any = keras.ops
+FIRST = -128  # the code of position 0
+MOST = 256  # positions that codes tell apart
+
+
+@keras.saving.register_keras_serializable(package="kquant")
+class Position(Mean):
+    """Where along an axis the largest (or smallest) value stands, the first of equal ones; as a real number.
+
+    Example:
+        >>> Position([1])(np.float32([[1.0, 3.0, 3.0]])).numpy().tolist()
+        [1.0]
+    """
+
+    def __init__(self, axis: Any, keepdims: bool = False, largest: bool = True, **kwargs: Any) -> None:
+        super().__init__(axis, keepdims, **kwargs)
+        self.largest = bool(largest)
+
+    def call(self, x: Any) -> Any:
+        """Look for it."""
+        position = (K.argmax if self.largest else K.argmin)(x, axis=self.axis[0], keepdims=self.keepdims)
+        return K.cast(position, x.dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        """All arguments."""
+        return {**super().get_config(), "largest": self.largest}
+
+
+def _expand(op: Any, make: Make, x: Any, *_: Any, **__: Any) -> Any:
+    axes, largest = reduced_axes(op, len(x.shape)), type(op).__name__ == "Argmax"
+    return make("position", lambda: Position(axes, op.keepdims, largest, name=op.name))(x)
+
+
+def holds_positions(x: Any) -> bool:
+    """True for tensors of positions, moved or picked ones too: whole numbers, though no cast has made them so."""
+    layer, inputs = made_of(x)
+    rule = None if layer is None else find(layer)
+    moved = rule is not None and rule.output == "same" and bool(inputs)
+    return isinstance(layer, Position) or (moved and all(holds_positions(t) for t in inputs))
+
+
+def _refuse(node: Node) -> str | None:
+    length = node.inputs[0].shape[node.op.axis[0]]
+    if length is not None and length > MOST:
+        return f"8 bits tell {MOST} positions apart, and this axis has {length}; end the model before it"
+    return None
+
+
+def _positions(program: Program, call: Call) -> Ref:
+    """int32, without the axis."""
+    x, axis = call.inputs[0], call.op.axis[0]
+    shape = tuple(n for a, n in enumerate(x.shape) if a != axis)
+    place = program.constant("axis", np.array(axis, np.int32))
+    out = program.value(f"{call.output.name}/position", shape, None, "int32")
+    return program.emit("ARG_MAX" if call.op.largest else "ARG_MIN", [x, place], out, outputType="INT32")
+
+
+def _lower(program: Program, call: Call) -> None:
+    position = _positions(program, call)
+    first = program.constant("position_zero", np.array(FIRST, np.int32))
+    code = program.value(f"{call.output.name}/code", position.shape, None, "int32")
+    program.emit("ADD", [position, first], code, fusedActivationFunction="NONE")
+    _cast(program, call, code, "INT8")
+
+
+def _lower_float(program: Program, call: Call) -> None:
+    _cast(program, call, _positions(program, call), "FLOAT32")
+
+
+def _cast(program: Program, call: Call, whole: Ref, to: str) -> None:
+    y = call.output
+    out = y if whole.shape == y.shape else program.value(f"{y.name}/flat", whole.shape, y.encoding)
+    program.emit("CAST", [whole], out, inDataType="INT32", outDataType=to)
+    if out is not y:
+        program.reshape(out, y.shape, y)
+
+
+def _rule(largest: bool) -> Rule:
+    find = K.argmax if largest else K.argmin
+    return Rule(
+        layers=(Position,),
+        when=lambda op: op.largest == largest,
+        operators=("ARG_MAX" if largest else "ARG_MIN",),
+        helpers=("ADD", "CAST"),
+        output="fixed",
+        fixed=(1.0, FIRST),
+        widths=(8, FLOAT),
+        refuse=_refuse,
+        lower=_lower,
+        lower_float=_lower_float,
+        examples=(
+            computed(lambda x: find(x, axis=-1), (6, 5, 7)),
+            computed(lambda x: find(x, axis=1, keepdims=True), (9, 4)),
+            computed(lambda x: find(x, axis=-1), (12,)),
+        ),
+    )
+
+
+RULES = (
+    _rule(True),
+    _rule(False),
+    Rule(operations=("Argmax", "Argmin"), expand=_expand),
+)
