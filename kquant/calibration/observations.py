@@ -31,6 +31,7 @@ from kquant.core.result import Result
 from kquant.files.atomic import write_atomically
 from kquant.files.untrusted import parse_json, read_arrays
 from kquant.graph.graph import Graph, outputs_of
+from kquant.graph.tensorflow_private import operations_as_functions, operations_as_kernels
 from kquant.layers.nodes import FakeQuant, encodings_of, observing
 from kquant.views.quantized_model import graph_if_large, live_bytes, refuse_nested
 
@@ -247,7 +248,8 @@ def observed(
         verbose: show a progress bar.
     """
     nodes = [layer for layer in encodings_of(qmodel) if layer.has_range]
-    return _observe(_Look(qmodel, nodes, graph_if_large(qmodel, plan.wished), before), batches, total, verbose)
+    with operations_as_kernels():
+        return _observe(_Look(qmodel, nodes, graph_if_large(qmodel, plan.wished), before), batches, total, verbose)
 
 
 def ends_of(shard: tuple[int, int], total: int | None) -> tuple[int, int]:
@@ -398,7 +400,9 @@ class _Look:
         nearest: dict[Key, tf.Tensor] = {}
 
         def collect(layer: FakeQuant, site: int, y: tf.Tensor) -> None:
-            if layer.has_range:
+            if not layer.has_range:
+                return
+            with operations_as_kernels():
                 y = tf.cast(y, tf.float32)
                 keys.append((layer.name, site))
                 if str(site) in layer.padding:
@@ -412,7 +416,7 @@ class _Look:
                 if layer.name in self.rows:
                     samples[keys[-1]] = tf.reshape(y, (-1, y.shape[-1]))[:MOST_SAMPLES]
 
-        with observing(collect):
+        with observing(collect), operations_as_functions():  # the last bit of a softmax moves a range
             outputs = self.qmodel(x, training=False) if self.graph is None else outputs_of(self.graph, x)
         # in the order of the calls, which a graph that is traced keeps: its `rows` have no names
         self.keys = keys

@@ -18,6 +18,7 @@ from kquant.calibration.observations import Observations, observe
 from kquant.core.messages import first_of, warn
 from kquant.core.renamed import renamed
 from kquant.graph.keras_private import every_layer
+from kquant.graph.tensorflow_private import operations_as_kernels
 from kquant.layers.nodes import Compressed, FakeQuant, encodings_of
 from kquant.views.quantized_model import forget_graphs
 
@@ -52,6 +53,13 @@ def calibrate(
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
         >>> q = kquant.calibrate(kquant.quantize(model), np.ones((64, 4), "float32"), verbose=False)
     """
+    with operations_as_kernels():
+        return _calibrated(qmodel, data, limit, batch_size, verbose=verbose)
+
+
+def _calibrated(
+    qmodel: keras.Model, data: Any, limit: int | None, batch_size: int | None, *, verbose: bool
+) -> keras.Model:
     nodes = [layer for layer in encodings_of(qmodel) if layer.has_range]
     if not nodes and any(isinstance(layer, Compressed) for layer in qmodel.layers):
         set_weight_ranges(qmodel)

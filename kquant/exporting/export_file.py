@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import keras
 import numpy as np
@@ -24,11 +24,11 @@ from kquant.exact.narrow import Removed
 from kquant.exporting.model_card import ModelCard
 from kquant.exporting.scoring import rated
 from kquant.exporting.stored_check import Compression, check_runtime, refuse_other_outputs, storing_of
-from kquant.exporting.streams import Stream, StreamCheck, StreamReport, check_stream, describe_stream
 from kquant.exporting.verification import VerifyReport, compare
 from kquant.files.atomic import Outputs
 from kquant.files.destination import destination
 from kquant.graph.creation import without_collection
+from kquant.graph.tensorflow_private import operations_as_kernels
 from kquant.runtime.arenas import arena_of
 from kquant.runtime.running import FALLBACK, available
 from kquant.targets import Target
@@ -40,10 +40,13 @@ from kquant.tflite.names import with_names
 from kquant.tflite.reader import FileModel, read_model
 from kquant.tflite.states import States
 from kquant.tflite.storage import Decoding
-from kquant.tflite.streaming import Streamed
 from kquant.tflite.vela import find_vela, vela_bytes
 from kquant.tflite.weight_bytes import FileBytes, Uncounted
 from kquant.views.multiplications import macs_of_model
+
+if TYPE_CHECKING:
+    from kquant.exporting.streams import StreamCheck, StreamReport
+    from kquant.tflite.streaming import Streamed
 
 RANDOM_SAMPLES = 8
 CHECKED_SAMPLES = 64
@@ -198,7 +201,7 @@ def export(
     place = destination(path, "export", "model.tflite").given
     results = Outputs([place] if encodings is None else [place, encodings], "export")
     beside = None if encodings is None else encodings_of(qmodel, encodings_version)
-    with without_collection():
+    with without_collection(), operations_as_kernels():
         lowered = lower(qmodel, shrink=shrink)
         files = to_files(lowered, Form(io, int(streaming), states, storing, about, strip_names))
         file = _named(files, strip_names)
@@ -239,7 +242,7 @@ def _report(
         verification=checked.reports,
         card=card,
         uncounted=uncounted,
-        streaming=None if files.streamed is None else describe_stream(files.streamed, states, checked.streams),
+        streaming=None if files.streamed is None else _described(files.streamed, states, checked),
         decoding=files.decoding,
         removed=lowered.narrowed.removed,
         macs=card.macs,
@@ -345,10 +348,18 @@ def runs(target: Target, code: str, runtime: str) -> bool:
     return code not in target.ops or runtime in target.runtimes_for(code)
 
 
+def _described(streamed: Streamed, states: States, checked: _Checked) -> StreamReport:
+    from kquant.exporting.streams import describe_stream  # few files are streams, and all would wait
+
+    return describe_stream(streamed, states, checked.streams)
+
+
 def _streams(
     files: Files, streamed: Streamed, file: FileModel, x: list[np.ndarray], reports: tuple[VerifyReport, ...]
 ) -> tuple[StreamCheck, ...]:
     """A streaming file on each runtime: equal to the file over whole clips, and taken with the types at its edges."""
+    from kquant.exporting.streams import Stream, check_stream
+
     names = [report.runtime for report in reports]
     checks = [check_stream(files.over_clips, file, files.frames, streamed.outputs, x, name) for name in names]
     # what was run has the model's own types at its edges; the file with others has to be taken, too

@@ -14,6 +14,7 @@ from kquant.correct.steps import function_of
 from kquant.graph.copies import copy_of
 from kquant.graph.given_model import float_layers
 from kquant.graph.graph import trace
+from kquant.graph.tensorflow_private import operations_as_kernels
 from kquant.masking.method import methods
 from kquant.ops.expansion import expanded
 from kquant.prepare.attach import attach
@@ -68,6 +69,18 @@ def quantize(
     """
     chosen, goal = recipes.load(recipe), targets.load(target)
     check_recipe(chosen)
+    with operations_as_kernels():
+        qmodel = _quantized(model, chosen, goal, input_shape)
+        if encodings is not None:
+            from kquant.calibration.aimet_encodings import put_encodings  # few ask for it, and all would wait
+
+            calls = opened(trace(qmodel, quantized_model.is_known))
+            sites = encoding_sites(calls, peeks=True)
+            put_encodings(sites, encodings)
+    return qmodel
+
+
+def _quantized(model: keras.Model, chosen: recipes.Recipe, goal: targets.Target, input_shape: Any) -> keras.Model:
     layers = float_layers(model, "quantize")
     graph, carried = read_given(model, layers, input_shape)
     flat = expanded(graph, goal)
@@ -85,12 +98,6 @@ def quantize(
             method.put(qmodel, chosen)
             # made anew, since an optimizer finds its state by the order of the variables, as a loaded model has it
             qmodel = copy_of(qmodel)
-    if encodings is not None:
-        from kquant.calibration.aimet_encodings import put_encodings  # few ask for it, and all would wait
-
-        calls = opened(trace(qmodel, quantized_model.is_known))
-        sites = encoding_sites(calls, peeks=True)
-        put_encodings(sites, encodings)
     return qmodel
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,7 +21,9 @@ from kquant.tflite.rows import read_as_rows
 from kquant.tflite.states import States, keep_states
 from kquant.tflite.storage import Decoding, Storing, refuse_undecoded
 from kquant.tflite.stored_weights import smaller_file
-from kquant.tflite.streaming import Streamed, stream_metadata, to_stream
+
+if TYPE_CHECKING:
+    from kquant.tflite.streaming import Streamed
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,8 @@ def _stream(lowered: Lowered, form: Form, edges: IO) -> tuple[bytes, Decoding | 
             f"export: streaming files compute with integers, and the recipe '{lowered.recipe}' leaves all activations "
             "float. Quantize with recipe 'int8' or 'int16x8', or export without streaming."
         )
+    from kquant.tflite.streaming import stream_metadata, to_stream  # few files are streams, and all would wait
+
     streamed = to_stream(lowered.program, form.frames)
     cast_edges(streamed.program, edges)
     keep_states(streamed, form.states)

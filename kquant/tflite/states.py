@@ -8,12 +8,14 @@ micro/micro_resource_variable.cc of TFLM).
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from kquant.core.program import Operator, Program, Ref
-from kquant.tflite.streaming import State, Streamed
+
+if TYPE_CHECKING:  # every export takes `States`, and few are of streams
+    from kquant.tflite.streaming import State, Streamed
 
 States = Literal["io", "variables"]
 

@@ -1,0 +1,78 @@
+"""What kquant needs of TensorFlow that TensorFlow does not export: every such name stands in this file, in no other.
+
+Where a new TensorFlow has it no longer, the function does nothing, and the verbs are as slow as they were without.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import tensorflow as tf
+
+# Whether an operation that runs eagerly becomes a function of one operation, which passes through all that optimizes
+# graphs and parts them over devices: 0.5 to 3 ms at its first use with these attributes. TensorFlow starts with True,
+# and has no way to ask for it.
+SWITCH = "TFE_ContextSetRunEagerOpAsFunction"
+
+_LOCK = threading.Lock()
+_WAYS: dict[int, tuple[bool, ...]] = {}  # of each thread that is in one of these, True for kernels, the innermost last
+
+
+def operations_as_kernels() -> contextlib.AbstractContextManager[None]:
+    """Inside, the first use of an eager operation costs its kernel alone.
+
+    A verb on a small model is little else than first uses: a third of the time of quantize, calibrate and export
+    together. What moves, compares or scales numbers gives the same ones; a softmax differs in its last bit, where
+    oneDNN has a kernel for graphs only, so that layers of a model run in `operations_as_functions`.
+
+    On processors only: with other devices nothing changes, as nobody has measured it there. Functions that
+    `tf.function` makes are none of its business. Eager operations of other threads run as kernels too meanwhile, or all
+    as functions where one of them asked for that.
+
+    Example:
+        >>> with operations_as_kernels():
+        ...     float(tf.abs(-2.0))
+        2.0
+    """
+    return _in_way(kernels=True)
+
+
+def operations_as_functions() -> contextlib.AbstractContextManager[None]:
+    """Inside, eager operations run as TensorFlow has them by default, wherever this is."""
+    return _in_way(kernels=False)
+
+
+@contextlib.contextmanager
+def _in_way(*, kernels: bool) -> Iterator[None]:
+    switch, thread = _switch(), threading.get_ident()
+    with _LOCK:
+        _WAYS[thread] = (*_WAYS.get(thread, ()), kernels)
+        switch(_by_default())
+    try:
+        yield
+    finally:
+        with _LOCK:
+            _WAYS[thread] = _WAYS[thread][:-1]
+            switch(_by_default())
+            if not _WAYS[thread]:
+                del _WAYS[thread]
+
+
+def _by_default() -> bool:
+    """Whether operations run as functions: nobody is in here, or somebody wants the default."""
+    innermost = [ways[-1] for ways in _WAYS.values() if ways]
+    return not innermost or not all(innermost)
+
+
+def _switch() -> Callable[[bool], None]:
+    """What sets it; what sets nothing where TensorFlow has none, or more than processors computes."""
+    switch = getattr(importlib.import_module("tensorflow.python.pywrap_tfe"), SWITCH, None)
+    # listing them starts the runtime, which has to be before there is anything to switch
+    if switch is None or {device.device_type for device in tf.config.list_logical_devices()} != {"CPU"}:
+        return lambda _: None
+    handle: Any = importlib.import_module("tensorflow.python.eager.context").context()._handle
+    return lambda on: switch(handle, on)
