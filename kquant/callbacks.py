@@ -1,4 +1,4 @@
-"""Keras callbacks: what the encodings, masks and codebooks of a model do while it trains, for TensorBoard."""
+"""Keras callbacks: what encodings, masks and codebooks do while a model trains, for TensorBoard; bytes of its file."""
 
 from __future__ import annotations
 
@@ -10,14 +10,20 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from kquant.core.messages import warn
 from kquant.core.renamed import renamed
+from kquant.correct.byte_search import check_target, coded_file
+from kquant.correct.code_bits import stored_bytes
 from kquant.graph.keras_private import inner_layers
-from kquant.layers.kernel import Holder
+from kquant.layers.kernel import Holder, has_codes, holders
 from kquant.layers.nodes import Compressed, FakeQuant, observing
 from kquant.train.distillation import Distiller
 
 MOST_UNIQUE = 256  # distinct weights beyond which they are no codebook
 BUCKETS = 30  # of a histogram, as many as TensorBoard makes
+EVERY = 20  # steps after which `FlashBudget` counts bytes
+AIM = 0.99  # of its budget: what the last steps move may take more
+PACE, MOST = 5.0, 0.3  # logarithm of the price for that of the bytes, at each count, and how much it moves at most
 
 
 class Monitor(keras.callbacks.Callback):
@@ -197,3 +203,107 @@ def _of_weights(layer: keras.layers.Layer) -> Iterator[tuple[str, float]]:
         yield "clipped", np.mean(np.abs(layer.weights_as_used().numpy() / scale) > layer.spec.high + 0.5)
         yield "zero_codes", np.mean(codes == 0.0)
         yield "unique_codes", np.unique(codes).size
+
+
+class FlashBudget(keras.callbacks.Callback):
+    """Brings the file of a model that trains to so many bytes, and holds it there.
+
+    The layers' codes have a price (`[training] entropy` of the recipe, `kquant.layers.code_rate`), which is loss for a
+    KiB. Every 20 steps this counts the bytes that the file would have with `compression="auto"`, and raises the price
+    where it is too large, or lowers it:
+
+        log price  +=  clip(5 log(bytes / wanted), -0.3, 0.3)
+
+    where `wanted` goes from the bytes at the start, evenly in their logarithm, to 0.99 flash_bytes after `steps`. One
+    price for all layers: bytes go where the loss minds least. Start from codes that `kquant.shorten_codes` chose for
+    about as many bytes: on int8's fine grid codes have too many neighbours that are as rare as they.
+
+    The price is a variable of the layers, so it is saved with the model; a training that goes on from a checkpoint
+    takes the way from the bytes it finds.
+
+    Args:
+        flash_bytes: of the file.
+        steps: of training, over which the bytes come down; give at least as many after them, at a falling rate.
+        strip_names: the file has no names, see `kquant.export`.
+
+    Attributes:
+        file_bytes: of the file when training ended.
+
+    Raises:
+        ValueError: an option out of range; when training begins: codes without a price, a target that decodes none.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(128)])
+        >>> x = np.random.default_rng(0).normal(size=(256, 64)).astype("float32")
+        >>> recipe = {"name": "coded", "training": {"ranges": "learned", "entropy": 0.01}}
+        >>> q = kquant.calibrate(kquant.quantize(model, recipe, target="tflm"), x, verbose=False)
+        >>> q = kquant.shorten_codes(q, x, flash_bytes=6000, verbose=False)
+        >>> q.compile("adam", "mse")
+        >>> budget = kquant.callbacks.FlashBudget(5800, steps=40)
+        >>> history = q.fit(x, model.predict(x, verbose=0), epochs=10, verbose=0, callbacks=[budget])
+        >>> sorted(history.history)
+        ['file_bytes', 'loss']
+    """
+
+    def __init__(self, flash_bytes: int, steps: int, *, strip_names: bool = False) -> None:
+        super().__init__()
+        if not isinstance(steps, int) or steps < 0:
+            raise ValueError(f"FlashBudget: steps must be a whole number, 0 or more. Received: {steps!r}.")
+        self.flash_bytes, self.steps, self.strip_names = flash_bytes, steps, strip_names
+        self.file_bytes = 0
+        self._begin = self._step = self._first = self._rest = 0
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Count the file, and what in it is not codes."""
+        model: Any = self.model  # Keras has set it
+        check_target(self._trained(), self.flash_bytes, "FlashBudget", instead="")
+        if not self._prices():
+            raise ValueError(
+                f"FlashBudget: the codes of {self._trained().name} have no price. Quantize it with one: a recipe with "
+                "training = { entropy = 0.01 }."
+            )
+        self._begin = self._step = int(model.optimizer.iterations)
+        self._first = len(coded_file(self._trained(), self.strip_names))
+        self._rest = self._first - self._codes()
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Move the price where its turn has come."""
+        model: Any = self.model
+        last, self._step = self._step, int(model.optimizer.iterations)
+        if last // EVERY == self._step // EVERY:
+            return
+        done = min(1.0, (self._step - self._begin) / max(self.steps, 1))
+        wanted = (1.0 - done) * np.log(self._first) + done * np.log(AIM * self.flash_bytes)
+        change = PACE * (np.log(self._rest + self._codes()) - wanted)
+        for price in self._prices():
+            price.assign(price * float(np.exp(np.clip(change, -MOST, MOST))))
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Count the whole file again, and tell of it as `file_bytes` of the epoch."""
+        self.file_bytes = len(coded_file(self._trained(), self.strip_names))
+        self._rest = self.file_bytes - self._codes()
+        if logs is not None:
+            logs["file_bytes"] = self.file_bytes
+
+    def on_train_end(self, logs: Any = None) -> None:
+        """Warn where the budget does not hold."""
+        self.file_bytes = len(coded_file(self._trained(), self.strip_names))
+        if self.file_bytes > self.flash_bytes:
+            warn(
+                f"FlashBudget: the file has {self.file_bytes:,} bytes, flash_bytes={self.flash_bytes:,}. Train longer "
+                f"behind the {self.steps:,} steps in which they come down, or start from fewer: "
+                "kquant.shorten_codes(qmodel, data, flash_bytes=...)."
+            )
+
+    def _trained(self) -> keras.Model:
+        """A teacher does not change."""
+        return self.model.student if isinstance(self.model, Distiller) else self.model
+
+    def _prices(self) -> list[Any]:
+        learners = [getattr(holder, "learner", None) for holder in holders(self._trained())]
+        return [learner.price for learner in learners if learner is not None and learner.price is not None]
+
+    def _codes(self) -> int:
+        """Bytes of all codes, each tensor in the smaller of Huffman codes and as it is."""
+        kernels = [kernel for holder in holders(self._trained()) if has_codes(holder) for kernel in holder.kernels()]
+        return sum(stored_bytes(np.rint(kernel.rows_on_grid / np.asarray(kernel.scale)).ravel()) for kernel in kernels)

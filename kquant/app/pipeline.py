@@ -26,7 +26,7 @@ from kquant.masking.mask import Mask
 from kquant.masking.method import methods
 from kquant.prepare.quantization import quantize
 from kquant.recipe.recipe import Recipe, Step, load
-from kquant.search.byte_ladder import ByteLadder, Wanted, climb
+from kquant.search.byte_ladder import ByteLadder, Changes, Wanted, climb
 from kquant.search.random_streams import own_streams
 from kquant.search.search_state import search_state
 from kquant.views.quantized_model import is_quantized
@@ -194,12 +194,17 @@ def _under_budget(
             if train is not None and stage != "quantize":  # the ladder trains what is quantized where it is time
                 train(stage_model, stage)
 
-        def make(stage_model: keras.Model) -> keras.Model:
-            return prepare(stage_model, data, recipe, train=of_recipe, verbose=False, **vars(making))
+        def make(stage_model: keras.Model, changes: Changes) -> keras.Model:
+            tables = {name: getattr(recipe, name).model_copy(update=changed) for name, changed in changes.items()}
+            changed = recipe.model_copy(update=tables)
+            return prepare(stage_model, data, changed, train=of_recipe, verbose=False, **vars(making))
 
         kept = search_state(asked.folder, "rungs.json", "compress", model, data, recipe, **named)
         judged = {"evaluate": callers(asked.evaluate), "train": train, "limit": making.limit, "folder": asked.folder}
-        return climb(Wanted(model, data, make, asked.flash_bytes, **edges, **judged), kept, asked.verbose)
+        # a recipe that trains masks would do so for each grid again
+        one_scale = recipe.weights.per_axis and not methods(recipe)
+        wanted = Wanted(model, data, make, asked.flash_bytes, one_scale, **edges, **judged)
+        return climb(wanted, kept, asked.verbose)
 
 
 def prepare(

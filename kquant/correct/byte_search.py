@@ -17,6 +17,7 @@ from kquant.tflite.storage import Storing, storages
 STRONGEST = 1e-2  # beyond it no output is like the float model's
 MOST = 12  # roundings of all layers
 NEAR = 0.01  # of the budget: no better strength is searched for
+INSTEAD = ", or give strength= in its place (deflated, the file gets smaller too)"
 
 
 class Rounds(Protocol):
@@ -28,19 +29,25 @@ class Rounds(Protocol):
         """Round all of them."""
 
 
-def check_target(qmodel: keras.Model, flash_bytes: Any) -> None:
+def check_target(qmodel: keras.Model, flash_bytes: Any, verb: str = "shorten_codes", instead: str = INSTEAD) -> None:
     """Refuse a number of bytes that is none, and a target that decodes nothing.
+
+    Args:
+        qmodel: what is to have so many bytes.
+        flash_bytes: the number.
+        verb: who asks.
+        instead: what else to do for a target without DECODE.
 
     Raises:
         ValueError: naming one that does.
     """
     if isinstance(flash_bytes, bool) or not isinstance(flash_bytes, int) or flash_bytes < 1:
-        raise ValueError(f"shorten_codes: flash_bytes must be a whole number of bytes. Received: {flash_bytes!r}.")
+        raise ValueError(f"{verb}: flash_bytes must be a whole number of bytes. Received: {flash_bytes!r}.")
     target = target_of(qmodel)
     if not target.decodes:
         raise ValueError(
-            f"shorten_codes: flash_bytes counts a file whose weights are in codes, and '{target.name}' decodes none. "
-            "Quantize with target='tflm', or give strength= in its place (deflated, the file gets smaller too)."
+            f"{verb}: flash_bytes counts a file whose weights are in codes, and '{target.name}' decodes none. "
+            f"Quantize with target='tflm'{instead}."
         )
 
 

@@ -295,8 +295,9 @@ class Compressed(Weighted):
         unit = 1.0 if self.gain is None else tf.convert_to_tensor(self.gain)  # in units of the kernel that trains
         # The distances are squared: with the gain in them, channels of large gain would be pulled harder.
         loss = self.learner.loss(weights / unit, quantized / unit, scale / tf.abs(unit))
-        if loss is not None and site == 0 and self.trainable:
-            self.add_loss(loss)
+        for part in (loss, self.learner.charge(weights, scale)):
+            if part is not None and site == 0 and self.trainable:
+                self.add_loss(part)
         return quantized
 
     def _normalised(self, norm: LiveNorm, x: tf.Tensor, training: bool, site: int) -> tf.Tensor:

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from kquant.core.spec import SMALLEST_RANGE, QuantSpec
 from kquant.layers import learned_ranges
+from kquant.layers.code_rate import KIBIBYTE, interpolated
 from kquant.layers.oscillations import Freezing, dampening, risen
 from kquant.recipe.training_section import Training
 
@@ -52,6 +53,12 @@ class WeightLearner(keras.layers.Layer):
             self.waking = self.add_weight(name="waking", shape=(2, *scale_shape), **own)
         if self.freezing is not None:
             self.freezing.build(tuple(kernel_shape))
+        self.price = self.least_bits = None
+        if self.learning.entropy:
+            held = {"trainable": False, "autocast": False, "aggregation": "only_first_replica", "shape": ()}
+            first = keras.initializers.Constant(self.learning.entropy)
+            self.price = self.add_weight(name="price", initializer=first, **held)
+            self.least_bits = self.add_weight(name="least_bits", initializer="zeros", **held)
         self.built = True
 
     def forget(self) -> None:
@@ -105,10 +112,7 @@ class WeightLearner(keras.layers.Layer):
             shared: see `settled`.
         """
         lowest, highest, scale = self._grid(scale)
-        if self.stretch is not None:
-            scaled = tf.where(self.frozen(), 0.0, self.scaled)
-            # Times 1: the gradient of the scale reaches `stretch`, whose step `move` takes into the range.
-            scale = scale * _through(tf.convert_to_tensor(self.stretch), scaled)
+        scale = self._stretched(scale)
         # Beyond a range that learns the gradient goes to the range alone (LSQ, equation 5), but for float32's last
         # places. On its own range the largest weight lies at the end, and has to train.
         codes = _round_through(weights / scale, lowest, highest, 1e-3 if self.stretch is not None else 0.51)
@@ -143,6 +147,32 @@ class WeightLearner(keras.layers.Layer):
         lowest, highest, scale = self._grid(scale)
         pulled = dampening(weights, quantized, scale, lowest, highest)
         return told.dampen * risen(tf.convert_to_tensor(self.steps), told.dampen_steps) * pulled
+
+    def charge(self, weights: tf.Tensor, scale: tf.Tensor) -> tf.Tensor | None:
+        """Of the bytes that the codes take in Huffman codes, float32[]; None where they cost nothing.
+
+        Args:
+            weights: float32[...] as they are rounded.
+            scale: of the final grid, broadcasts against them.
+        """
+        if self.price is None:
+            return None
+        least = tf.convert_to_tensor(self.least_bits) * tf.cast(tf.size(weights), tf.float32)
+        return tf.convert_to_tensor(self.price) * tf.nn.relu(self.bits(weights, scale) - least) / KIBIBYTE
+
+    def bits(self, weights: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
+        """Of all codes, as `kquant.layers.code_rate` counts them: float32[]; with gradients for weights and range."""
+        lowest, highest, scale = self._grid(scale)
+        steps = tf.clip_by_value(weights / self._stretched(scale), lowest, highest) - float(self.spec.low)
+        return tf.reduce_sum(interpolated(steps, self.spec.high - self.spec.low + 1))
+
+    def _stretched(self, scale: tf.Tensor) -> tf.Tensor:
+        """The scale, with a gradient for what the next step makes of the range."""
+        if self.stretch is None:
+            return scale
+        scaled = tf.where(self.frozen(), 0.0, self.scaled)
+        # Times 1: the gradient of the scale reaches `stretch`, whose step `move` takes into the range.
+        return scale * _through(tf.convert_to_tensor(self.stretch), scaled)
 
     def _width(self) -> tf.Tensor:
         """int32[]: bits of this training step."""

@@ -21,9 +21,9 @@ from typing import Any
 
 import tensorflow as tf
 
+from kquant.layers.code_rate import KIBIBYTE, interpolated
+
 LEVELS = 31  # of the grid of a masked kernel: in finer ones too few weights share a code to tell how frequent it is
-KIBIBYTE = 8192.0  # bits
-SHORTEST = 1.0  # bit, of any Huffman code
 
 
 @dataclass(frozen=True)
@@ -105,19 +105,3 @@ def shared_bits(rows: tf.Tensor, table: tf.Tensor) -> tf.Tensor:
     low, high = (tf.gather(table, below + n, batch_dims=1) for n in (0, 1))
     steps = tf.cast(below, tf.float32) + tf.math.divide_no_nan(inside - low, high - low)
     return tf.reduce_sum(interpolated(steps, last + 1))
-
-
-def interpolated(steps: tf.Tensor, codes: int) -> tf.Tensor:
-    """B of each weight, shaped like them.
-
-    Args:
-        steps: float32[...], 0 to `codes - 1`.
-        codes: how many there are.
-    """
-    fixed = tf.stop_gradient(steps)
-    nearest = tf.cast(tf.round(fixed), tf.int32)
-    counts = tf.cast(tf.math.bincount(tf.reshape(nearest, (-1,)), minlength=codes, maxlength=codes), tf.float32)
-    bits = tf.maximum(SHORTEST, -tf.math.log(tf.maximum(counts, 0.5) / tf.reduce_sum(counts)) / math.log(2.0))
-    below = tf.minimum(tf.cast(tf.floor(fixed), tf.int32), codes - 2)
-    low, high = tf.gather(bits, below), tf.gather(bits, below + 1)
-    return low + (steps - tf.cast(below, tf.float32)) * (high - low)

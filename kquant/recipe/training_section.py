@@ -81,6 +81,8 @@ class Training(Strict):
         range_penalty: "pact": weight of the squared ends, relative to the largest value of the batch.
         progressive: wider grids at first.
         oscillations: of weights.
+        entropy: what a KiB of the kernels' codes costs, added to the loss; frequent codes get more frequent, so that
+            Huffman codes are short. 0: nothing.
         batch_norm: "live": batch norms behind a layer with weights normalise by the batch while the model trains.
         freeze_batch_norm_after: training steps after which they use their moving statistics.
     """
@@ -92,6 +94,7 @@ class Training(Strict):
     range_penalty: float = Field(default=1e-4, ge=0.0)
     progressive: Progressive | None = None
     oscillations: Oscillations = Oscillations()
+    entropy: float = Field(default=0.0, ge=0.0)
     batch_norm: Literal["folded", "live"] = "folded"
     freeze_batch_norm_after: int | None = Field(default=None, ge=0)
 
@@ -107,8 +110,8 @@ class Training(Strict):
 
     def for_weights(self) -> dict[str, Any]:
         """What differs from plain training of weights, as a layer's config."""
-        kept = {"ranges", "range_rate", "progressive", "oscillations", "freeze_ranges_after"}
-        asked = self.learns_weights or self.progressive or self.oscillations != Oscillations()
+        kept = {"ranges", "range_rate", "progressive", "oscillations", "freeze_ranges_after", "entropy"}
+        asked = self.learns_weights or self.progressive or self.oscillations != Oscillations() or self.entropy
         return self._plain(kept) if asked else {}
 
     def for_tensors(self) -> dict[str, Any]:

@@ -49,10 +49,19 @@ def _candidates(c: Candidates) -> Page:
 
 @page.register
 def _budget(ladder: ByteLadder) -> Page:
-    columns = ("rung", "file, bytes", f"{ladder.unit}", "arena, bytes", "steps of decoding", "seconds", "")
+    columns = (
+        "rung",
+        "file, bytes",
+        f"{ladder.unit}",
+        "arena, bytes",
+        "steps of decoding",
+        "TFLM here, ms",
+        "seconds",
+        "",
+    )
     best = {id(rung) for rung in ladder.pareto}
     rows = tuple(
-        (r.name, "-", "-", "-", "-", f"{r.seconds:.1f}", f"failed: {r.failed}")
+        (r.name, "-", "-", "-", "-", "-", f"{r.seconds:.1f}", f"failed: {r.failed}")
         if r.failed
         else (
             r.name,
@@ -60,6 +69,7 @@ def _budget(ladder: ByteLadder) -> Page:
             f"{r.score:.4g}",
             f"{r.arena_bytes:,}",
             f"{r.lookups:,}",
+            "-" if r.host_ms is None else f"{r.host_ms:.3g}",
             f"{r.seconds:.1f}",
             "kept" if r.kept else "Pareto" if id(r) in best else "",
         )
@@ -72,7 +82,7 @@ def _budget(ladder: ByteLadder) -> Page:
         ok=True,
         findings=(),
         facts=(),
-        tables=(Table("Files that were tried under the byte budget", columns, rows, columns[1:6]),),
+        tables=(Table("Files that were tried under the byte budget", columns, rows, columns[1:7]),),
     )
 
 

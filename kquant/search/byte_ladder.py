@@ -1,8 +1,10 @@
 """The ladder under a byte budget: what costs nothing, codes, levels, distillation; zeros and sharing by training.
 
     as it is -> exact steps -> codes that TFLM decodes                      the same outputs, to the code
-    -> codes of fewer levels (`shorten_codes`) -> distilled on the samples  other outputs, without labels
-    -> trained; zeros and trained; shared values and trained                where the caller trains
+    -> one scale for each kernel                                            a coarser grid, whose codes are rarer
+    -> codes of fewer levels (`shorten_codes`), on either grid
+    -> the better of these, distilled on the samples                        other outputs, without labels
+    -> trained, longer codes at a price; zeros and trained; shared values and trained       where the caller trains
 
 It stops behind the exact rungs where one of them holds the budget: no other can be better. Of the others the one of the
 best score that holds it wins.
@@ -11,13 +13,14 @@ best score that holds it wins.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from kquant.calibration.data import gather
 from kquant.core.checks import present
@@ -31,8 +34,10 @@ from kquant.files.finished_work import Kept
 from kquant.files.keras_files import load
 from kquant.graph.copies import copy_of
 from kquant.graph.watched import state_kept
+from kquant.layers.kernel import holders
 from kquant.masking.clustering import cluster, has_codebooks
 from kquant.masking.pruning import has_masks, prune
+from kquant.runtime.arenas import host_ms
 from kquant.tflite.file_content import Files, Form, to_files
 from kquant.tflite.lowering import lower
 from kquant.tflite.memory_plan import memory_plan
@@ -44,12 +49,19 @@ from kquant.views.quantized_model import read
 
 JUDGED = 256  # samples that outputs are compared on
 ROOM = 0.97  # of the budget, that training may move codes without passing it
+MOST_RUNGS = 10
 SPARSITY = 0.6  # of the rung with zeros
 CLUSTERS = 16
 STEPS, RATE, BATCH = 240, 3e-5, 32  # of the distillation
+ONE_SCALE = {"weights": {"per_axis": False}}
+HELD = {"training": {"entropy": 1.0}}  # loss for each KiB beyond the codes that training starts from
 KINDS = {"SOFTMAX": "probabilities", "LOGISTIC": "binary-probabilities"}
 
 Train = Callable[[keras.Model, str], Any]
+Changes = Mapping[str, Mapping[str, Any]]
+Step = tuple[str, Callable[[], keras.Model], "bool | None"]
+NONE: Changes = {}
+SHORTER, ONE = "shorter codes", "one scale for each kernel"
 
 
 @dataclass(frozen=True)
@@ -62,6 +74,7 @@ class ByteRung:
         score: of the quantized model, see `ByteLadder.unit`; -inf where the rung failed.
         arena_bytes: the tensors, as TFLM plans them.
         lookups: steps of decoding in each call.
+        host_ms: of a call of TFLM on this machine, see `kquant.runtime.arenas.host_ms`; None without the `micro` extra.
         seconds: that the rung took.
         coded: weights are in codes that TFLM decodes.
         holds: the budget holds.
@@ -79,6 +92,7 @@ class ByteRung:
     holds: bool = False
     kept: bool = False
     failed: str = ""
+    host_ms: float | None = None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -133,7 +147,8 @@ class Wanted:
     Attributes:
         model: the float model.
         data: representative samples.
-        make: float model, pruned or not -> the quantized one, calibrated.
+        make: float model, pruned or not, and what is otherwise in the recipe's tables -> the quantized one, calibrated.
+        one_scale: the recipe has a scale for each channel, so that one for each kernel is another grid.
         flash_bytes: the budget.
         strip_names, decode_budget, io: of the file, see `kquant.export`.
         evaluate: model -> score; None: outputs are compared with the float model's.
@@ -144,8 +159,9 @@ class Wanted:
 
     model: keras.Model
     data: Any
-    make: Callable[[keras.Model], keras.Model]
+    make: Callable[[keras.Model, Changes], keras.Model]
     flash_bytes: int
+    one_scale: bool = True
     strip_names: bool = False
     decode_budget: int | None = None
     io: Any = "model"
@@ -168,7 +184,7 @@ def climb(wanted: Wanted, kept: Kept, verbose: bool) -> tuple[keras.Model, ByteL
             that decodes, where exact steps do not suffice.
     """
     search = _Search(wanted, kept)
-    with tqdm(desc="byte budget", unit="rung", disable=not verbose, total=5 + 3 * (wanted.train is not None)) as bar:
+    with tqdm(desc="byte budget", unit="rung", disable=not verbose, total=MOST_RUNGS) as bar:
         for name, make, coded in _ladder(search):
             bar.set_postfix_str(name)
             search.measure(name, make, coded)
@@ -177,7 +193,7 @@ def climb(wanted: Wanted, kept: Kept, verbose: bool) -> tuple[keras.Model, ByteL
     return search.result()
 
 
-def _ladder(search: _Search) -> Iterator[tuple[str, Callable[[], keras.Model], bool | None]]:
+def _ladder(search: _Search) -> Iterator[Step]:
     """Name, what makes the model, and whether its weights are in codes (None: without exact steps either)."""
     wanted = search.wanted
     base = search.base
@@ -189,26 +205,53 @@ def _ladder(search: _Search) -> Iterator[tuple[str, Callable[[], keras.Model], b
     yield "codes", base, True
     if search.holds:
         return
-    yield "shorter codes", lambda: search.shortened("levels", base(), 1.0), True
-    yield "shorter codes, distilled", lambda: search.distilled(search.shortened("levels", base(), ROOM)), True
-    if wanted.train is None:
-        return
-    train = wanted.train
+    if wanted.one_scale:
+        yield ONE, lambda: base(ONE_SCALE), True
+    yield SHORTER, lambda: search.shortened("levels", base(), 1.0), True
+    if wanted.one_scale:
+        yield f"{SHORTER}, one scale", lambda: search.shortened("one-scale", base(ONE_SCALE), 1.0), True
+    grid = search.better_grid()
+    what = "one-scale" if grid else "levels"
+    yield f"{SHORTER}, distilled", lambda: search.distilled(search.shortened(what, base(grid), ROOM)), True
+    if wanted.train is not None:
+        yield from _trained(search, grid, what, wanted.train)
+
+
+def _trained(search: _Search, grid: Changes, what: str, train: Train) -> Iterator[Step]:
+    """The rungs of a caller who trains."""
+    wanted = search.wanted
+    priced = {**grid, **(HELD if can_hold(search.base(grid)) else NONE)}
 
     def trained(qmodel: keras.Model) -> keras.Model:
+        hold_codes(qmodel)
         train(qmodel, "quantize")
         return qmodel
 
     def changed(model: keras.Model, stage: str) -> keras.Model:
         train(model, stage)
-        return wanted.make(model)
+        return wanted.make(model, priced)
 
-    yield "shorter codes, trained", lambda: trained(search.shortened("levels", base(), ROOM)), True
+    yield f"{SHORTER}, trained", lambda: trained(search.shortened(what, search.base(priced), ROOM)), True
     if not (has_masks(wanted.model) or has_codebooks(wanted.model)):
         zeros = lambda: changed(prune(wanted.model, SPARSITY), "prune")  # noqa: E731
         yield "zeros, trained", lambda: trained(search.shortened("zeros", zeros(), ROOM)), True
         shared = lambda: changed(cluster(wanted.model, CLUSTERS, per_channel="scale"), "cluster")  # noqa: E731
         yield "shared values, trained", lambda: trained(shared()), True
+
+
+def can_hold(qmodel: keras.Model) -> bool:
+    """False where layers (LSTM) have one way to train, which knows no price."""
+    return all(hasattr(holder, "learner") for holder in holders(qmodel))
+
+
+def hold_codes(qmodel: keras.Model) -> None:
+    """From now on, codes cost where a kernel's take more than they do now."""
+    for holder in holders(qmodel):
+        learner = getattr(holder, "learner", None)
+        if learner is not None and learner.price is not None:
+            (kernel,) = holder.kernels()
+            bits = learner.bits(kernel.on_grid, holder.scale_of(kernel.used))
+            learner.least_bits.assign(bits / tf.size(kernel.used, tf.float32))
 
 
 class _Search:
@@ -219,18 +262,26 @@ class _Search:
         self.rungs: list[ByteRung] = []
         self.earlier = {rung.name: rung for rung in kept.rows("rungs", ByteRung)}
         self.models: dict[str, keras.Model] = {}
-        self._base: keras.Model | None = None
+        self._bases: list[tuple[Changes, keras.Model]] = []
         samples = gather(wanted.model, wanted.data, min(wanted.limit or JUDGED, JUDGED))
         self.x = samples if len(samples) > 1 else samples[0]
         if wanted.evaluate is None:
             with state_kept(wanted.model):
                 self.outputs = _predicted(wanted.model, self.x)
 
-    def base(self) -> keras.Model:
-        """The quantized model of the recipe; a copy, which the caller may change."""
-        if self._base is None:
-            self._base = self.wanted.make(self.wanted.model)
-        return copy_of(self._base)
+    def base(self, changes: Changes = NONE) -> keras.Model:
+        """The quantized model of the recipe, or of one with other tables; a copy, which the caller may change."""
+        known = [model for of, model in self._bases if of == changes]
+        if not known:
+            known = [self.wanted.make(self.wanted.model, changes)]
+            self._bases.append((changes, known[0]))
+        return copy_of(known[0])
+
+    def better_grid(self) -> Changes:
+        """That of the better one of the two models with shorter codes."""
+        scores = {rung.name: rung.score for rung in self.rungs if rung.holds}
+        one = scores.get(f"{SHORTER}, one scale", float("-inf"))
+        return ONE_SCALE if one > scores.get(SHORTER, float("-inf")) else NONE
 
     @property
     def holds(self) -> bool:
@@ -281,7 +332,8 @@ class _Search:
         lookups = 0 if files.decoding is None else files.decoding.lookups
         size = len(files.content)
         holds = coded is not None and size <= self.wanted.flash_bytes
-        return ByteRung(name, size, self.score(model), plan, lookups, 0.0, files.decoding is not None, holds)
+        told = {"coded": files.decoding is not None, "holds": holds, "host_ms": host_ms(files.content)}
+        return ByteRung(name, size, self.score(model), plan, lookups, 0.0, **told)
 
     def _files(self, model: keras.Model, coded: bool | None) -> Files:
         wanted = self.wanted
@@ -343,8 +395,8 @@ class _Search:
         best = self._best_so_far()
         if not best:
             raise ValueError(self._too_large())
-        if best in ("exact steps", "codes"):
-            model = self.base()
+        if best in ("exact steps", "codes", ONE):
+            model = self.base(ONE_SCALE if best == ONE else NONE)
         elif best in self.models:
             model = self.models[best]
         else:

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 import kquant
 from kquant.app.cli import app
 from kquant.correct import byte_search
+from kquant.layers.kernel import holders
 from kquant.search import byte_ladder
 
 QUIET: dict[str, Any] = {"verbose": False, "target": "tflm"}
@@ -92,7 +93,12 @@ def test_fewer_bytes_by_levels(model: keras.Model, plain: int, tmp_path: Path) -
     assert all(report.ok for report in made.report.verification)
     assert ladder.pareto[-1].file_bytes <= budget
     said = kquant.report.render(made)
-    assert "shorter codes, distilled" in said
+    assert "shorter codes, distilled" in said and "TFLM here, ms" in said
+    names = ["as it is", "exact steps", "codes", byte_ladder.ONE, "shorter codes", "shorter codes, one scale"]
+    assert [rung.name for rung in ladder.rungs] == [*names, "shorter codes, distilled"]
+    assert all(rung.host_ms is not None and 0.0 < rung.host_ms < 1000.0 for rung in ladder.rungs)
+    by_name = {rung.name: rung for rung in ladder.rungs}
+    assert by_name[byte_ladder.ONE].file_bytes < by_name["codes"].file_bytes
     assert f"{ladder.best.file_bytes:,} of {budget:,} bytes" in said
     assert '"flash_bytes"' in kquant.report.to_json(made)
     assert ladder.to_dict()["best"] == ladder.best.name
@@ -104,6 +110,8 @@ def test_training_has_rungs_of_its_own(model: keras.Model, plain: int, tmp_path:
 
     def train(stage_model: keras.Model, stage: str) -> None:
         seen.append(stage)
+        learners = [holder.learner for holder in holders(stage_model) if stage == "quantize"]
+        assert all(learner.price.numpy() == 1.0 and learner.least_bits.numpy() > 1.0 for learner in learners)
         fit(stage_model, 1)
 
     options = {"evaluate": score, "train": train, "folder": tmp_path / "kept", **QUIET}
@@ -112,6 +120,7 @@ def test_training_has_rungs_of_its_own(model: keras.Model, plain: int, tmp_path:
     assert made.ladder is not None
     names = [rung.name for rung in made.ladder.rungs]
     assert names[-3:] == ["shorter codes, trained", "zeros, trained", "shared values, trained"]
+    assert made.ladder.rungs[-3].holds, "what training adds to the codes has a price"
     assert made.ladder.best.score == max(rung.score for rung in made.ladder.rungs if rung.holds)
     assert all(np.array_equal(a, v.numpy()) for a, v in zip(before, model.variables, strict=True))
     # once more: nothing is trained again, and the same file comes out

@@ -1,0 +1,140 @@
+"""ResNet8 trained to files of 0.35 and 0.25 of its int8 file, on 20,000 training images: bytes and accuracy.
+
+    one scale for each kernel -> short codes for the budget (400 images, no labels) -> training with a price for bytes
+
+Labels and the float model teach (half each), with the flip and the crop of `qat_accuracy`; Adam, a warm-up, then a
+cosine to 0. `kquant.callbacks.FlashBudget` holds the bytes. What is judged is the file: all test images by the
+simulation and by LiteRT's reference kernels; TFLM computes the same codes of 200 of them and of 100 random inputs, from
+the file in codes and from the plain one.
+
+Runs are kept: `--folder` has the rounded models and a checkpoint of each epoch, and a run that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+import kquant
+from benchmarks.assets import Task, loader, task
+from benchmarks.codes import inputs, milliseconds
+from benchmarks.qat_accuracy import batches
+from kquant.files.atomic import write_atomically
+from kquant.runtime.arenas import arena_bytes
+from kquant.runtime.running import probe
+
+RESULTS = Path(__file__).parent / "results" / "coded_training.json"
+INT8_BYTES = 87_616  # of the plain int8 file, as the budgets were set for
+TEMPERATURE, SOFT, ROUNDED_ON = 4.0, 0.5, 400
+ENTROPY = 0.05  # of the first step; `FlashBudget` moves it
+RECIPE = {
+    "name": "coded",
+    "weights": {"per_axis": False},
+    "training": {"ranges": "learned", "entropy": ENTROPY},
+}
+
+
+def rounded(model: keras.Model, x: np.ndarray, share: float, folder: Path) -> keras.Model:
+    """Codes that are short already, chosen without labels; kept."""
+    path = folder / f"rounded-{share:.2f}.keras"
+    if path.is_file():
+        return keras.saving.load_model(path)
+    q = kquant.calibrate(kquant.quantize(model, RECIPE, target="tflm"), x[:200], verbose=False)
+    budget = int(share * INT8_BYTES)
+    kquant.shorten_codes(q, x[:ROUNDED_ON], strength=1e-6, flash_bytes=budget, strip_names=True, verbose=False)
+    q.save(path)
+    return q
+
+
+def trained(q: keras.Model, teacher: keras.Model, data: Any, share: float, args: Any, folder: Path) -> Any:
+    """Train in place, from the last epoch that is kept."""
+    x, y = data
+    steps = args.epochs * -(-len(x) // 64)
+    schedule = keras.optimizers.schedules.CosineDecay(0.0, steps, warmup_target=args.rate, warmup_steps=steps // 20)
+    trainer = kquant.distill(q, teacher, temperature=TEMPERATURE, alpha=SOFT, outputs="probabilities")
+    trainer.compile(keras.optimizers.Adam(schedule), "sparse_categorical_crossentropy")
+    budget = kquant.callbacks.FlashBudget(int(share * INT8_BYTES), steps // 10, strip_names=True)
+    kept = keras.callbacks.BackupAndRestore(folder / "checkpoint", delete_checkpoint=False)
+    trainer.fit(batches(x, y, args.seed), epochs=args.epochs, verbose=2, callbacks=[kept, budget])
+
+
+def accuracy(outputs: np.ndarray, labels: np.ndarray) -> float:
+    """In %."""
+    return 100 * float(np.mean(outputs.argmax(-1) == labels))
+
+
+def simulated(q: keras.Model, t: Task) -> float:
+    """Accuracy of the integers on all test images."""
+    q.compile(jit_compile=True)
+    return accuracy(q.predict(t.x, batch_size=500, verbose=0), t.y)
+
+
+def judged(q: keras.Model, t: Task, folder: Path) -> dict[str, Any]:
+    """Bytes and accuracy, arena, milliseconds; what TFLM computes of the file is what the simulation does."""
+    path = folder / "coded.tflite"
+    made = kquant.export(q, path, compression="auto", strip_names=True, check_runtimes=False)
+    content = path.read_bytes()
+    kquant.export(q, folder / "plain.tflite", check_runtimes=False)
+    codes = inputs(t, (folder / "plain.tflite").read_bytes())
+    both = [probe(data, "tflm", [codes])[0] for data in (content, (folder / "plain.tflite").read_bytes())]
+    outputs = kquant.predict(path, t.x[:200], runtime="tflm")
+    arena = arena_bytes(content)
+    return {
+        "bytes": made.file_bytes,
+        "accuracy": simulated(q, t),
+        "equal": bool(np.array_equal(*both) and np.array_equal(outputs, q.predict(t.x[:200], verbose=0))),
+        "litert_reference": accuracy(kquant.predict(folder / "plain.tflite", t.x, runtime="litert-reference"), t.y),
+        "arena": arena,
+        "ms": round(milliseconds(content, arena + 4096, codes[:1]), 2),
+        "plain_ms": round(milliseconds((folder / "plain.tflite").read_bytes(), 1 << 20, codes[:1]), 2),
+    }
+
+
+def run(t: Task, data: Any, share: float, args: Any) -> dict[str, Any]:
+    """One budget, one seed."""
+    folder = args.folder / f"{share:.2f}-{args.seed}-{args.epochs}"
+    folder.mkdir(parents=True, exist_ok=True)
+    keras.utils.set_random_seed(args.seed)
+    q = rounded(t.model, data[0], share, args.folder)
+    before = simulated(q, t)
+    started = time.process_time()
+    trained(q, t.model, data, share, args, folder)
+    taken = time.process_time() - started
+    row = {"share": share, "seed": args.seed, "epochs": args.epochs, "rounded": before}
+    return {**row, **judged(q, t, folder), "cpu_seconds": round(taken)}
+
+
+def main() -> None:
+    """Parse, run one after the other, print and keep a row for each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("shares", nargs="*", type=float, default=[0.35, 0.25], help="of the int8 file")
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1])
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--folder", type=Path, default=Path("build/coded_training"), help="what is finished")
+    args = parser.parse_args()
+    args.folder.mkdir(parents=True, exist_ok=True)
+    x, y = loader().cifar10_train()
+    t = task("image_classification")
+    for share in args.shares:
+        for seed in args.seeds:
+            args.seed = seed
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                row = run(t, (x.astype("float32"), y.reshape(-1)), share, args)
+            kept = json.loads(RESULTS.read_text()) if RESULTS.is_file() else []
+            key = ("share", "seed", "epochs")
+            others = [old for old in kept if [old[k] for k in key] != [row[k] for k in key]]
+            write_atomically(RESULTS, f"{json.dumps([*others, row], indent=1)}\n".encode())
+            print(row, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""Bits of codes between the codes: what a Huffman code makes of weights that train.
+
+    b(x) = b_k + (x - k) (b_{k+1} - b_k),   b_k = max(1, -log2 (n_k / N)),   n_k weights are nearest to k, now
+
+A code that nobody has counts as half a one. The b_k get no gradient (the histogram counts rounded weights), so a weight
+is drawn towards the neighbour that is more frequent. Source: the rate of entropy-constrained quantization (Chou,
+Lookabaugh, Gray, IEEE Trans. ASSP 37 (1989)), with linear interpolation in place of its choice.
+"""
+
+from __future__ import annotations
+
+import math
+
+import tensorflow as tf
+
+KIBIBYTE = 8192.0  # bits
+SHORTEST = 1.0  # bit, of any Huffman code
+
+
+def interpolated(steps: tf.Tensor, codes: int) -> tf.Tensor:
+    """B of each weight, shaped like them.
+
+    Args:
+        steps: float32[...], 0 to `codes - 1`.
+        codes: how many there are.
+    """
+    fixed = tf.stop_gradient(steps)
+    nearest = tf.cast(tf.round(fixed), tf.int32)
+    counts = tf.cast(tf.math.bincount(tf.reshape(nearest, (-1,)), minlength=codes, maxlength=codes), tf.float32)
+    bits = tf.maximum(SHORTEST, -tf.math.log(tf.maximum(counts, 0.5) / tf.reduce_sum(counts)) / math.log(2.0))
+    below = tf.minimum(tf.cast(tf.floor(fixed), tf.int32), codes - 2)
+    low, high = tf.gather(bits, below), tf.gather(bits, below + 1)
+    return low + (steps - tf.cast(below, tf.float32)) * (high - low)

@@ -1,0 +1,121 @@
+"""Codes of a quantized model at a price: bits against numpy, gradients, `FlashBudget` against the file, saving."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import kquant
+from kquant.core.spec import QuantSpec
+from kquant.layers.kernel import holders
+from kquant.layers.weight_learner import WeightLearner
+
+layers = keras.layers
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(256, 24)).astype(np.float32)
+Y = (X @ np.random.default_rng(7).normal(size=(24, 4))).argmax(-1)
+GRID = QuantSpec(8, True).to_config()
+
+
+def coded(entropy: float = 0.02, ranges: str = "learned", target: str = "tflm") -> keras.Model:
+    """Trained in float, quantized with a price."""
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input((24,), name="x")
+    x = layers.Dense(96, activation="relu", name="wide")(inputs)
+    x = layers.Dense(64, activation="relu", name="middle")(x)
+    model = keras.Model(inputs, layers.Dense(4, activation="softmax", name="head")(x), name="net")
+    model.compile(keras.optimizers.Adam(5e-3), "sparse_categorical_crossentropy")
+    model.fit(X, Y, epochs=5, verbose=0)
+    recipe = {"name": "coded", "weights": {"per_axis": False}, "training": {"ranges": ranges, "entropy": entropy}}
+    return kquant.calibrate(kquant.quantize(model, recipe, target=target), X, verbose=False)
+
+
+def train(q: keras.Model, epochs: int, *callbacks: keras.callbacks.Callback) -> Any:
+    q.compile(keras.optimizers.Adam(2e-3), "sparse_categorical_crossentropy", metrics=["accuracy"])
+    return q.fit(X, Y, batch_size=32, epochs=epochs, verbose=0, callbacks=list(callbacks)).history
+
+
+def size_of(q: keras.Model, folder: Path) -> int:
+    return kquant.export(q, folder / "m.tflite", compression="auto", strip_names=True).file_bytes
+
+
+@pytest.mark.parametrize("ranges", ["moving", "learned"])
+def test_the_price_is_that_of_the_histogram(ranges: str) -> None:
+    learner = WeightLearner({"ranges": ranges, "entropy": 0.5}, GRID)
+    learner.build((6, 50), (1, 1))
+    codes = RNG.integers(-3, 4, (6, 50))
+    scale = tf.constant([[0.25]])
+    counts = np.bincount(codes.ravel() + 3, minlength=7)
+    bits = float(np.sum(-np.log2(counts[codes + 3] / codes.size)))
+    weights = tf.constant(codes * 0.25, tf.float32)
+    assert float(learner.charge(weights, scale)) == pytest.approx(0.5 * bits / 8192, rel=1e-5)
+    learner.price.assign(2.0)
+    learner.least_bits.assign(bits / codes.size - 0.5)
+    assert float(learner.charge(weights, scale)) == pytest.approx(2.0 * 150 / 8192, rel=1e-4)
+    learner.least_bits.assign(9.0)
+    assert float(learner.charge(weights, scale)) == 0.0
+
+
+def test_a_range_that_learns_grows_where_codes_are_long() -> None:
+    learner = WeightLearner({"ranges": "learned", "entropy": 1.0}, GRID)
+    learner.build((2000,), (1,))
+    weights = tf.constant(RNG.laplace(0, 0.1, 2000), tf.float32)
+    with tf.GradientTape() as tape:
+        charged = learner.charge(weights, tf.constant([0.02]))
+    assert float(tape.gradient(charged, learner.stretch)[0]) < 0.0
+
+
+def test_nothing_is_charged_without_a_price() -> None:
+    learner = WeightLearner({"ranges": "learned"}, GRID)
+    learner.build((4, 3), (1, 1))
+    assert learner.charge(tf.ones((4, 3)), tf.ones((1, 1))) is None
+
+
+def test_the_file_comes_to_the_budget(tmp_path: Path) -> None:
+    q = kquant.shorten_codes(coded(), X, flash_bytes=6500, strip_names=True, verbose=False)
+    start = size_of(q, tmp_path)
+    flash_bytes = int(0.8 * start)
+    budget = kquant.callbacks.FlashBudget(flash_bytes, 80, strip_names=True)
+    history = train(q, 30, budget)
+    found = size_of(q, tmp_path)
+    assert budget.file_bytes == found == history["file_bytes"][-1] <= flash_bytes
+    assert found > 0.9 * flash_bytes, "no more is given away than is asked for"
+    assert history["accuracy"][-1] > 0.9
+
+
+def test_a_budget_that_does_not_hold_is_told() -> None:
+    q = coded()
+    with pytest.warns(UserWarning, match=r"FlashBudget: the file has .* bytes, flash_bytes=1,500. Train longer behind"):
+        train(q, 1, kquant.callbacks.FlashBudget(1500, 4))
+
+
+def test_the_price_is_saved_and_a_teacher_is_none_of_its_business(tmp_path: Path) -> None:
+    q = coded(entropy=0.01)
+    trainer = kquant.distill(q, keras.models.clone_model(kquant.strip(q)), outputs="probabilities")
+    trainer.compile("adam", "sparse_categorical_crossentropy")
+    budget = kquant.callbacks.FlashBudget(3000, 10)
+    with pytest.warns(UserWarning, match="FlashBudget: the file has"):
+        trainer.fit(X, Y, epochs=3, verbose=0, callbacks=[budget])
+    prices = [float(h.learner.price) for h in holders(q)]
+    assert len(set(prices)) == 1 and prices[0] > 0.011, "one for all, and raised"
+    q.save(tmp_path / "q.keras")
+    loaded = keras.saving.load_model(tmp_path / "q.keras")
+    assert [float(h.learner.price) for h in holders(loaded)] == prices
+
+
+def test_refusals() -> None:
+    with pytest.raises(ValueError, match="steps must be a whole number, 0 or more. Received: -1"):
+        kquant.callbacks.FlashBudget(3000, -1)
+    with pytest.raises(ValueError, match="training.entropy\\s+Input should be greater than or equal to 0"):
+        kquant.Recipe(name="bad", training={"entropy": -1.0})
+    with pytest.raises(ValueError, match=r"the codes of net have no price. .* training = \{ entropy = 0.01 \}"):
+        train(coded(entropy=0.0), 1, kquant.callbacks.FlashBudget(3000, 4))
+    with pytest.raises(ValueError, match="FlashBudget: flash_bytes counts .* 'litert' decodes none"):
+        train(coded(target="litert"), 1, kquant.callbacks.FlashBudget(3000, 4))
+    with pytest.raises(ValueError, match="FlashBudget: flash_bytes must be a whole number of bytes. Received: 0"):
+        train(coded(), 1, kquant.callbacks.FlashBudget(0, 4))
