@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -95,11 +97,30 @@ def test_the_targets_of_anchors_are_decoded_to_the_true_boxes() -> None:
         np.testing.assert_allclose(best.max(axis=1), 1.0, atol=1e-5)
 
 
+def test_a_score_that_sank_to_nothing_still_learns() -> None:
+    true = np.zeros((1, 1, 11), np.float32)
+    true[..., 3] = true[..., 10] = 1.0  # class 3, and it counts
+    low, higher = np.full((1, 1, 10), 1e-6, np.float32), np.full((1, 1, 10), 1e-6, np.float32)
+    higher[..., 3] = 5e-4
+    assert float(detector.score_loss(true, higher)) < float(detector.score_loss(true, low)) - 0.01
+
+
 def test_the_loss_of_labels_falls_towards_the_right_ones() -> None:
     true = np.int32([[3, 0]])
     right = np.full((1, 6, 11), 1e-3, np.float32)
     right[0, :3, 0], right[0, 3, 3], right[0, 4:, 0] = 0.99, 0.99, 0.99
     assert float(speech.loss(true, right)) < 0.2 < float(speech.loss(true, np.roll(right, 1, axis=2)))
+
+
+def test_data_that_are_not_here_are_told_with_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("KQUANT_TEXTS", raising=False)
+    monkeypatch.delenv("KQUANT_FACES", raising=False)
+    monkeypatch.setattr(speech, "FOLDER", tmp_path)
+    for name, remedy in (("text_transformer", "pip download"), ("mtcnn", ""), ("deepspeech2", "set KQUANT_ASSETS")):
+        assert remedy in (TASKS[name].missing() or ""), name
+        assert TASKS[name].missing(), name
+    assert TASKS["ssdlite"].missing() is None  # its data come with scikit-learn
 
 
 def test_the_page_tells_the_figures_that_were_measured() -> None:

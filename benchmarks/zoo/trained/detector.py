@@ -89,10 +89,10 @@ def box_loss(true: Any, found: Any) -> Any:
 def score_loss(true: Any, found: Any) -> Any:
     """Focal loss (Lin et al. 2017, equation 5) over the number of positive anchors."""
     label, counts = true[..., :CLASSES], true[..., CLASSES:]
-    p = ops.clip(found, 1e-3, 1 - 1e-3)
-    right = ops.where(label > 0, p, 1 - p)
+    right = ops.where(label > 0, found, 1 - found)
     weight = ops.where(label > 0, 0.25, 0.75)
-    loss = -weight * ops.square(1 - right) * ops.log(right) * counts
+    # added, not clipped: what has sunk to 0 still has a gradient
+    loss = -weight * ops.square(1 - right) * ops.log(right + 1e-4) * counts
     return ops.sum(loss) / (ops.sum(label) + 1.0)
 
 

@@ -32,7 +32,7 @@ TASKS = (
         data=data,
         loss="sparse_categorical_crossentropy",
         judge=judged,
-        epochs=12,
+        epochs=40,
     ),
     Trained(
         name="deeplab_v3_plus",
@@ -41,6 +41,6 @@ TASKS = (
         data=data,
         loss="sparse_categorical_crossentropy",
         judge=judged,
-        epochs=14,
+        epochs=40,
     ),
 )
