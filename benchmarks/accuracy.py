@@ -11,6 +11,7 @@ import numpy as np
 
 import kquant
 from benchmarks.assets import TASKS, Task, task
+from benchmarks.choice import one_of
 from benchmarks.converter import convert_int8
 from kquant import targets
 from kquant.runtime.running import available
@@ -86,7 +87,7 @@ def run_format(name: str, limit: int | None, recipe: str) -> None:
 def main() -> None:
     """Parse and run."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("tasks", nargs="*", default=TASKS)
+    parser.add_argument("tasks", nargs="*", type=one_of(TASKS), default=TASKS)
     parser.add_argument("--limit", type=int, default=None, help="judge on the first N samples only")
     parser.add_argument("--no-peers", action="store_true", help="leave out the converter's and the official file")
     parser.add_argument("--recipe", default="int8", help="another format, without peers")

@@ -16,6 +16,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from benchmarks.choice import one_of
 from benchmarks.memory import peak_kb
 from kquant.graph.keras_private import every_layer
 
@@ -99,7 +100,7 @@ def settle(model: keras.Model, images: np.ndarray) -> None:
 def main() -> None:
     """Each family in a process of its own."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("families", nargs="*", default=list(FAMILIES))
+    parser.add_argument("families", nargs="*", type=one_of(FAMILIES), default=list(FAMILIES))
     parser.add_argument("--child")
     arguments = parser.parse_args()
     if arguments.child:

@@ -15,6 +15,7 @@ import numpy as np
 
 import kquant
 from benchmarks.assets import Task, task
+from benchmarks.choice import one_of
 from kquant.correct.equalization import plan_equalization
 from kquant.graph.keras_private import calls_of
 
@@ -100,7 +101,7 @@ def run(name: str, limit: int, sound: bool, recipe: dict | str, title: str) -> N
 def main() -> None:
     """Parse and run."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("tasks", nargs="*", default=TASKS)
+    parser.add_argument("tasks", nargs="*", type=one_of(TASKS), default=TASKS)
     parser.add_argument("--limit", type=int, default=2000, help="judge on the first N samples")
     parser.add_argument("--sound", action="store_true", help="the models as they are, per tensor and per channel")
     parser.add_argument("--ends", action="store_true", help="list where chains end, and stop")

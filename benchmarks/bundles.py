@@ -24,6 +24,7 @@ import numpy as np
 
 import kquant
 from benchmarks.assets import TASKS, Task, task
+from benchmarks.choice import one_of
 from kquant.analysis.sqnr import decibel
 from kquant.app.pipeline import prepare
 from kquant.projects.arena import smallest_arena
@@ -85,7 +86,7 @@ def placed(chosen: Task, folder: Path) -> dict[str, Any] | None:
 def main() -> None:
     """Parse and run."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("models", nargs="*", default=list(TASKS))
+    parser.add_argument("models", nargs="*", type=one_of(TASKS), default=list(TASKS))
     parser.add_argument("--path", type=Path, help="where to write the figures, as JSON")
     args = parser.parse_args()
     machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}

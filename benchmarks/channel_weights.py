@@ -16,6 +16,7 @@ import numpy as np
 import kquant
 from benchmarks.accuracy import sqnr_db
 from benchmarks.assets import Task, task
+from benchmarks.choice import one_of
 from kquant.calibration.observers import mse
 from kquant.calibration.tensor_statistics import Statistics, histogram
 from kquant.graph.graph import Graph, Node
@@ -72,7 +73,7 @@ def measured(q: keras.Model, t: Task, x: np.ndarray) -> str:
 def main() -> None:
     """Parse and run."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("tasks", nargs="*", default=TASKS)
+    parser.add_argument("tasks", nargs="*", type=one_of(TASKS), default=TASKS)
     parser.add_argument("--limit", type=int, default=1000)
     arguments = parser.parse_args()
     for name in arguments.tasks:

@@ -20,6 +20,7 @@ import numpy as np
 
 import kquant
 from benchmarks.assets import TASKS, Task, task
+from benchmarks.choice import one_of
 from kquant.runtime.running import probe, quantize_input
 
 NAMELESS = "auto, no names"
@@ -126,7 +127,7 @@ def rows(t: Task, variant: str, folder: Path, shrink: bool) -> Any:
 def main() -> None:
     """Parse, measure, print a row at a time."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", default=list(TASKS), help=f"of {', '.join(TASKS)}")
+    parser.add_argument("names", nargs="*", type=one_of(TASKS), default=list(TASKS), help=f"of {', '.join(TASKS)}")
     parser.add_argument("--variants", nargs="*", default=list(VARIANTS), choices=VARIANTS)
     parser.add_argument("--shrink", action="store_true", help="exact shrinking of channels before the codes")
     parser.add_argument("--quality", action="store_true", help="what the grids do to the outputs, and no bytes")

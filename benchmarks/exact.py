@@ -15,6 +15,7 @@ import numpy as np
 
 import kquant
 from benchmarks.assets import TASKS, Task, task
+from benchmarks.choice import one_of
 from benchmarks.codes import inputs, milliseconds, quantized
 from kquant.runtime.arenas import arena_bytes
 from kquant.runtime.running import probe
@@ -55,7 +56,7 @@ def rows(t: Task, folder: Path) -> Any:
 def main() -> None:
     """Parse, measure, print a row at a time."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", default=list(TASKS), help=f"of {', '.join(TASKS)}")
+    parser.add_argument("names", nargs="*", type=one_of(TASKS), default=list(TASKS), help=f"of {', '.join(TASKS)}")
     args = parser.parse_args()
     columns = ("model", "left out", "weights", "bytes", "ratio", "codes", "MACs", "arena", "ms", "outputs")
     print(f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}", flush=True)

@@ -29,6 +29,8 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.choice import one_of
+
 SEED = 0
 COMMANDS = ("compress", "autotune", "export", "correct")
 NOTES = b"of the user"
@@ -242,7 +244,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=100, help="a quarter for each of the four commands")
     parser.add_argument("--seed", type=int, default=SEED)
-    parser.add_argument("commands", nargs="*", default=COMMANDS, help=f"of {', '.join(COMMANDS)}")
+    parser.add_argument(
+        "commands", nargs="*", type=one_of(COMMANDS), default=COMMANDS, help=f"of {', '.join(COMMANDS)}"
+    )
     args = parser.parse_args()
     load()
     wrong = []

@@ -19,6 +19,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 import kquant
 from benchmarks.assets import Task, task
+from benchmarks.choice import one_of
 from kquant.runtime.running import probe, quantize_input
 
 NAMES = ("image_classification", "keyword_spotting", "visual_wake_words", "anomaly_detection")
@@ -87,7 +88,7 @@ def row(name: str, layout: str, found: dict[str, Any]) -> str:
 def main() -> None:
     """Parse, measure, print a row at a time."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", default=list(NAMES), help=f"of {', '.join(NAMES)}")
+    parser.add_argument("names", nargs="*", type=one_of(NAMES), default=list(NAMES), help=f"of {', '.join(NAMES)}")
     parser.add_argument("--clusters", type=int, default=16)
     args = parser.parse_args()
     columns = ("", "int8 file", "with tables", "ratio", "codes", "stored", "of it entries", "layers")

@@ -10,6 +10,7 @@ import numpy as np
 import kquant
 from benchmarks.accuracy import sqnr_db
 from benchmarks.assets import TASKS, task
+from benchmarks.choice import one_of
 from kquant.calibration.observers import NEED_SAMPLES, OBSERVERS
 
 
@@ -26,7 +27,7 @@ def measured(name: str, recipe: dict[str, Any], limit: int) -> tuple[float, str]
 def main() -> None:
     """Parse and run."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("tasks", nargs="*", default=TASKS)
+    parser.add_argument("tasks", nargs="*", type=one_of(TASKS), default=TASKS)
     parser.add_argument("--limit", type=int, default=1000)
     arguments = parser.parse_args()
     able = [name for name in OBSERVERS if name not in NEED_SAMPLES]

@@ -27,6 +27,7 @@ from keras import layers
 
 import kquant
 from benchmarks.assets import Task, task
+from benchmarks.choice import one_of
 from benchmarks.latency import invocation
 from benchmarks.turns import in_turns, ratios, timed
 from kquant import targets
@@ -176,7 +177,7 @@ def accuracy(path: Path, t: Task) -> float:
 def main() -> None:
     """Parse and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", default=["operators", "models"], choices=("operators", "models"))
+    parser.add_argument("parts", nargs="*", default=["operators", "models"], type=one_of(("operators", "models")))
     parser.add_argument("--mode", default="static", choices=("static", "dynamic", "weight-only"), help="of operators")
     parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--type", choices=tuple(PACKED), default="int4", help="of the operators' packed weights")

@@ -27,6 +27,7 @@ import numpy as np
 import tensorflow as tf
 
 import kquant
+from benchmarks.choice import one_of
 from benchmarks.memory import peak_kb
 from kquant.correct.steps import apply_steps
 from kquant.recipe.recipe import Step
@@ -125,7 +126,7 @@ def measured(name: str, count: int, iterations: int | None) -> dict[str, Any]:
 def main() -> None:
     """Parse; a table as Markdown, and the figures as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="*", default=list(MODELS))
+    parser.add_argument("models", nargs="*", type=one_of(MODELS), default=list(MODELS))
     parser.add_argument("--images", type=int, default=100)
     parser.add_argument("--iterations", type=int, default=None, help="of AdaRound, instead of its default")
     parser.add_argument("--path", type=Path, default=None, help="where the figures go")

@@ -27,6 +27,7 @@ import tensorflow as tf
 
 import kquant
 from benchmarks.assets import task
+from benchmarks.choice import one_of
 from benchmarks.latency import invocation
 
 RECURRENT = ("lstm", "gru", "attention")
@@ -149,7 +150,7 @@ def measured(name: str, rounds: int, folder: Path) -> dict[str, Any]:
 def main() -> None:
     """Parse and run."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("models", nargs="*", default=list(MODELS))
+    parser.add_argument("models", nargs="*", type=one_of(MODELS), default=list(MODELS))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--path", type=Path, help="where to write the figures, as JSON")
     args = parser.parse_args()

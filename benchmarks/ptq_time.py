@@ -22,6 +22,7 @@ import keras
 import numpy as np
 
 from benchmarks.assets import task
+from benchmarks.choice import one_of
 from benchmarks.latency import latencies_ms
 from benchmarks.memory import peak_kb
 from benchmarks.phone_recovery import efficientnet_lite0, images, settle
@@ -122,7 +123,7 @@ def calibration(name: str) -> None:
 def main() -> None:
     """Parse and run."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("models", nargs="*", default=[*TASKS, *LARGE])
+    parser.add_argument("models", nargs="*", type=one_of([*TASKS, *LARGE]), default=[*TASKS, *LARGE])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--path", type=Path, help="where to write the figures, as JSON")
     parser.add_argument("--child", choices=("kquant", "unverified", "converter"))

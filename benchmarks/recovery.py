@@ -19,6 +19,7 @@ import numpy as np
 
 import kquant
 from benchmarks.assets import Task, loader, task
+from benchmarks.choice import one_of
 from benchmarks.memory import peak_kb
 from kquant.correct.steps import apply_steps
 from kquant.recipe.recipe import Step
@@ -99,7 +100,7 @@ def on_files(q: keras.Model, x: np.ndarray, reference: np.ndarray, t: Task) -> N
 def main() -> None:
     """Parse; each task runs in a process of its own, so that its peak of memory is its own."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tasks", nargs="*", default=TASKS)
+    parser.add_argument("tasks", nargs="*", type=one_of(TASKS), default=TASKS)
     parser.add_argument("--w4", action="store_true", help="W4A8 on files (the default)")
     parser.add_argument("--simulated", action="store_true", help="W4A4 and W3A8 in Keras")
     parser.add_argument("--methods", nargs="*", default=list(METHODS))

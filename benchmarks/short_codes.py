@@ -20,6 +20,7 @@ import numpy as np
 
 import kquant
 from benchmarks.assets import TASKS, Task, task
+from benchmarks.choice import one_of
 from benchmarks.codes import inputs, milliseconds
 from kquant.app.pipeline import prepare
 from kquant.files.atomic import write_atomically
@@ -91,7 +92,7 @@ def rows(t: Task, folder: Path) -> Any:
 def main() -> None:
     """Parse, measure, print a row at a time, keep all of them."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", default=list(TASKS), help=f"of {', '.join(TASKS)}")
+    parser.add_argument("names", nargs="*", type=one_of(TASKS), default=list(TASKS), help=f"of {', '.join(TASKS)}")
     args = parser.parse_args()
     kept = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
     columns = ("model", "form", "bytes", "of int8", "accuracy", "changed", "SQNR, dB", "arena", "ms", "s", "TFLM")

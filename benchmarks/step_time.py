@@ -19,6 +19,7 @@ import tensorflow as tf
 
 import kquant
 from benchmarks.assets import loader
+from benchmarks.choice import one_of
 from benchmarks.memory import peak_kb
 from benchmarks.turns import fit_step, in_turns, ratios, timed
 
@@ -87,7 +88,7 @@ def first_steps(name: str, jit: bool) -> None:
 def main() -> None:
     """Parse and run."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("models", nargs="*", default=list(BATCH))
+    parser.add_argument("models", nargs="*", type=one_of(BATCH), default=list(BATCH))
     parser.add_argument("--jit", action="store_true")
     parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--rounds", type=int, default=3)

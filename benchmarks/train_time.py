@@ -29,6 +29,7 @@ import numpy as np
 
 import kquant
 from benchmarks.assets import FOLDER
+from benchmarks.choice import one_of
 from benchmarks.step_time import BATCH, build
 from benchmarks.turns import CLOCKS, Run, fit_step, in_turns, ratios, timed
 
@@ -219,7 +220,7 @@ def measure(
 def main() -> None:
     """Parse and run."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("models", nargs="*", default=list(BATCH))
+    parser.add_argument("models", nargs="*", type=one_of(BATCH), default=list(BATCH))
     parser.add_argument("--ways", nargs="*", default=list(WAYS), choices=list(WAYS))
     parser.add_argument("--jit", action="store_true")
     parser.add_argument("--steps", type=int, default=10)

@@ -16,6 +16,7 @@ import numpy as np
 
 import kquant
 from benchmarks.assets import loader
+from benchmarks.choice import one_of
 
 layers = keras.layers
 CALIBRATION, BATCH = 200, 32
@@ -174,7 +175,7 @@ def judge(name: str, recipe: str, target: str, cache: Path, epochs: int) -> None
 def main() -> None:
     """Parse and run."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("models", nargs="*", default=list(MODELS))
+    parser.add_argument("models", nargs="*", type=one_of(MODELS), default=list(MODELS))
     parser.add_argument("--recipes", nargs="*", default=["int8", "int16x8"])
     parser.add_argument("--targets", nargs="*", default=["litert", "tflm"])
     parser.add_argument("--epochs", type=int, default=0, help="of quantization-aware training")
