@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from kquant.core.beforehand import beforehand
 from kquant.core.one_node import one_node
+from kquant.core.tables import looked_up
 
 # What a fused activation leaves of the real axis: (lowest, highest), None where it is open.
 ACTIVATIONS: dict[str, tuple[float | None, float | None]] = {
@@ -162,7 +163,7 @@ def tabulated(kernel: Callable[[tf.Tensor], tf.Tensor], source: tf.Tensor, grid:
     if grid.high - grid.low >= _LARGEST_TABLE:
         return kernel(source)
     table = kernel(tf.range(grid.low, grid.high + 1, dtype=tf.int32))
-    return tf.gather(table, source - grid.low)
+    return looked_up(table, source - grid.low)
 
 
 def check_runtime(runtime: str) -> str:

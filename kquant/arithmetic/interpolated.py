@@ -18,6 +18,7 @@ from kquant.arithmetic.fixed_point import (
     split_exponent,
 )
 from kquant.arithmetic.grid import INT16_MAX, INT16_MIN, Grid, clipped, round_half_away
+from kquant.core.tables import looked_up
 
 Function = Callable[[tf.Tensor], tf.Tensor]
 
@@ -139,7 +140,7 @@ def interpolate(codes: tf.Tensor, table: tf.Tensor | np.ndarray) -> tf.Tensor:
     """Values of a table of 513 entries at int16 codes: LUTLookup in tflite/kernels/internal/common.h, in int64."""
     wide = tf.cast(codes, tf.int64)
     index = shift_right(wide, tf.constant(7, tf.int64)) + _STEPS // 2
-    start, following = tf.gather(table, index), tf.gather(table, index + 1)
+    start, following = looked_up(table, index), looked_up(table, index + 1)
     part = tf.bitwise.bitwise_and(wide, tf.constant(127, tf.int64))
     return start + shift_right((following - start) * part + 64, tf.constant(7, tf.int64))
 
@@ -202,7 +203,7 @@ def _between_entries(position: tf.Tensor, fraction_bits: int, largest: int) -> t
     index = shift_right(position, tf.constant(fraction_bits, tf.int64))
     inside = index < len(table) - 1
     safe = tf.where(inside, index, 0)
-    start, following = tf.gather(table, safe), tf.gather(table, safe + 1)
+    start, following = looked_up(table, safe), looked_up(table, safe + 1)
     part = tf.bitwise.bitwise_and(position, tf.constant((1 << fraction_bits) - 1, tf.int64))
     between = start * (1 << fraction_bits) + part * (following - start)
     return tf.where(inside, between, tf.constant(largest, tf.int64))

@@ -19,7 +19,6 @@ import tensorflow as tf
 from kquant.arithmetic.fixed_point import (
     Multiplier,
     divided_by_power,
-    multiply,
     multiply_reduced,
     quantize_multiplier,
     scaled,
@@ -29,6 +28,7 @@ from kquant.arithmetic.gates import cell_tanh_tables, sigmoid_table, tanh_table
 from kquant.arithmetic.grid import Grid, centred, check_int8, check_runtime
 from kquant.core.beforehand import beforehand
 from kquant.core.checks import static_length
+from kquant.core.tables import looked_up
 
 GATE_SCALE = 2.0**-12
 _LOW, _HIGH, _ZERO = -(2.0**15), 2.0**15 - 1.0, 2.0**15  # the last: entry of code 0 in a table of 16-bit codes
@@ -142,10 +142,16 @@ class _Kernel:
 
     def inputs(self, codes: tf.Tensor) -> tf.Tensor:
         """What the input adds to the gates, and the place of 0 in their tables: float64[batch, steps, 4 units]."""
-        # Integers in float64: float32 loses the last bits beyond 2**24. The bias is on the scale of these sums only.
-        sums = tf.matmul(tf.cast(centred(codes, self.source), tf.float64), self.weights.kernel) + self.weights.bias
-        multiply_sums = multiply_reduced if self.out.is_int16 else multiply
-        made = tf.cast(multiply_sums(tf.cast(sums, tf.int64), self.by_input), tf.float64)
+        # In float64 where float32 loses the last bits, beyond 2**24. The bias is on the scale of these sums only.
+        kind = (
+            tf.float64 if self.out.is_int16 or static_length(self.weights.kernel, 0) * 2.0**15 > 2.0**24 else tf.float32
+        )
+        products = tf.matmul(tf.cast(centred(codes, self.source), kind), tf.cast(self.weights.kernel, kind))
+        sums = tf.cast(products, tf.float64) + self.weights.bias
+        if self.out.is_int16:  # sums of 64 bits
+            made = tf.cast(multiply_reduced(tf.cast(sums, tf.int64), self.by_input), tf.float64)
+        else:
+            made = scaled(sums, self.by_input, wide=True)
         return self.sigmoids_first(_saturated(made)) + _ZERO
 
     def step(self, hidden: tf.Tensor, cell: tf.Tensor, by_input: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -177,7 +183,7 @@ class _Kernel:
 
 
 def _look(table: tf.Tensor, places: tf.Tensor) -> tf.Tensor:
-    return tf.cast(tf.gather(table, places), tf.float64)
+    return tf.cast(looked_up(table, places), tf.float64)
 
 
 def _clipped(values: tf.Tensor, low: Any, high: Any) -> tf.Tensor:

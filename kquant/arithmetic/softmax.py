@@ -22,6 +22,7 @@ from kquant.arithmetic.requantize import quantize
 from kquant.arithmetic.table import input_radius
 from kquant.arithmetic.transcendental import exp_of_negative, reciprocal
 from kquant.core.checks import static_length
+from kquant.core.tables import looked_up
 
 # kScaledDiffIntegerBits and kAccumulationIntegerBits of reference/softmax.h: what was not cut off is above -32, and a
 # sum of up to 4096 exps fits.
@@ -99,7 +100,7 @@ def _narrow(source: tf.Tensor, grid: Grid, beta: float) -> tf.Tensor:
     # The table runs from the smallest difference to 0; entries below the radius are 0 and drop out of the sum.
     span = grid.high - grid.low
     # 256 exps for all rows, and not one for each logit: rows differ only in where their largest code lies.
-    terms = tf.gather(exps, source - tf.reduce_max(source, axis=-1, keepdims=True) + span)
+    terms = looked_up(exps, source - tf.reduce_max(source, axis=-1, keepdims=True) + span)
     total = tf.reduce_sum(rounding_divide_by_power(terms, _SUM_INTEGER_BITS), axis=-1, keepdims=True)
     scale, bits_above_one = reciprocal(total, _SUM_INTEGER_BITS)
     # Q0 times Q0 over 2**bits has 31 fraction bits; 8 of them stay, as the output's scale is 1/256.

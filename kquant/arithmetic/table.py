@@ -17,6 +17,7 @@ from kquant.arithmetic.grid import (
     tabulated,
 )
 from kquant.arithmetic.interpolated import gelu_int16, logistic_int16, tanh_int16
+from kquant.core.tables import looked_up
 
 # LOGISTIC and TANH of TFLM read their input in Q4 and answer in Q0 cut to 8 or 7 fraction bits.
 _INPUT_INTEGER_BITS = 4
@@ -34,7 +35,7 @@ def lookup(function: Callable[[tf.Tensor], tf.Tensor], source: tf.Tensor, grid: 
     Returns:
         int32 codes, shaped like `source`.
     """
-    return tf.gather(table(function, grid, out), source - grid.low)
+    return looked_up(table(function, grid, out), source - grid.low)
 
 
 def table(function: Callable[[tf.Tensor], tf.Tensor], grid: Grid, out: Grid) -> tf.Tensor:

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import keras
@@ -13,8 +14,11 @@ import numpy as np
 import tensorflow as tf
 
 from kquant.core.beforehand import constants, in_constants
+from kquant.core.tables import for_xla
+from kquant.graph.by_xla import MANY, Compiled, batch_for, batches_of, counted, in_whole_batches, may_compile
 
 CHANGES = 2  # of variables between two calls of a verb, after which its graph reads them
+JIT_COMPILE = 7  # number of that argument of `compile`
 MOST_NUMBERS = 2**22  # of all variables: their digest takes some 30 ms
 
 
@@ -31,13 +35,56 @@ class HeldConstants(keras.Model):
     # that it was traced with; and how often they had changed from one call to the next.
     held: dict[str, tuple[Any, bytes]]
     changes: dict[str, int]
+    compiled_predict: Compiled
+    without_xla: bool  # as `compile` was told
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Keras'; what it is told of `jit_compile` holds, where it is told something."""
+        super().compile(*args, **kwargs)
+        said = args[JIT_COMPILE] if len(args) > JIT_COMPILE else kwargs.get("jit_compile", "auto")
+        object.__setattr__(self, "without_xla", said is False)
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Keras'; a file has False where nobody said anything, so it says nothing."""
+        super().compile_from_config(config)
+        object.__setattr__(self, "without_xla", False)
 
     def predict(
         self, x: Any, batch_size: Any = None, verbose: Any = "auto", steps: Any = None, callbacks: Any = None
     ) -> Any:
-        """Keras', with a graph that holds what variables hold."""
-        with self._holding("predict_function", callbacks is None):
+        """Keras', with a graph that holds what variables hold, and by XLA where that pays (`graph/by_xla.py`)."""
+        with self._holding("predict_function", callbacks is None) as digest:
+            if digest is not None and steps is None and self._compiles(digest, batches_of(x, batch_size)):
+                by_xla = self._by_xla(x, batch_size, verbose)
+                if not self.compiled_predict.refused:
+                    return by_xla
             return super().predict(x, batch_size, verbose, steps, callbacks)
+
+    def _compiles(self, digest: bytes, batches: int) -> bool:
+        """True where this call, of so many batches, is one for XLA; it counts."""
+        known = counted(getattr(self, "compiled_predict", Compiled()), digest, batches)
+        # Not tracked: it is no part of the model.
+        object.__setattr__(self, "compiled_predict", known)
+        return batches > 0 and known.batches >= MANY and not known.refused and self._may_compile()
+
+    def _may_compile(self) -> bool:
+        return not getattr(self, "without_xla", False) and may_compile(self)
+
+    def _by_xla(self, x: Any, batch_size: Any, verbose: Any) -> Any:
+        """`predict` by XLA, in a function beside Keras' own; None where XLA refuses the model, which is remembered."""
+        known, plain = self.compiled_predict, self.predict_function
+        size = batch_for(x, batch_size)
+        run = lambda x: super(HeldConstants, self).predict(x, size, verbose)  # noqa: E731
+        self.predict_function, self.jit_compile = known.function, True
+        try:
+            with for_xla():
+                return in_whole_batches(run, x, size)
+        except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError, tf.errors.InternalError):
+            known = replace(known, refused=True)
+        finally:
+            function = None if known.refused else self.predict_function
+            object.__setattr__(self, "compiled_predict", replace(known, function=function))
+            self.predict_function, self.jit_compile = plain, False
 
     def evaluate(
         self,
@@ -79,12 +126,15 @@ class HeldConstants(keras.Model):
         return *getattr(self, "held", {}).get(name, (None, b"")), getattr(self, "changes", {}).get(name, 0)
 
     @contextlib.contextmanager
-    def _holding(self, name: str, may: bool) -> Iterator[None]:
-        """A block in which Keras makes, or uses, a function that holds what variables hold now, where that may be."""
+    def _holding(self, name: str, may: bool) -> Iterator[bytes | None]:
+        """A block in which Keras makes, or uses, a function that holds what variables hold now, where that may be.
+
+        It is given a digest of them; None where the function reads the variables.
+        """
         held, digest, changes = self._state(name)
         function = getattr(self, name)
         if not may or not self._may_hold(changes >= CHANGES and function is not None):
-            yield
+            yield None
             return
         now = _digest(self.variables)
         if function is None:  # `compile` or a correction let go of it: a trace that is needed anyway
@@ -95,11 +145,12 @@ class HeldConstants(keras.Model):
         # Not tracked: it is no part of the model.
         object.__setattr__(self, "changes", {**getattr(self, "changes", {}), name: changes})
         if changes >= CHANGES:
-            yield
+            yield None
             return
         try:
             with constants():
-                yield
+                with for_xla(bool(self.jit_compile)):  # as somebody asked for
+                    yield now
         finally:  # interrupted, too: what was traced by then holds variables
             object.__setattr__(self, "held", {**getattr(self, "held", {}), name: (getattr(self, name), now)})
 

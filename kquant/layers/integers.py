@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from kquant import arithmetic
 from kquant.core.beforehand import beforehand
+from kquant.core.tables import looked_up
 from kquant.layers.carried import carried
 
 
@@ -87,7 +88,7 @@ def _of_table(
         made = arithmetic.KERNELS[kernel]([codes], [grid], out, **options)
         table = tf.cast(made, tf.float32) - out.zero_point
         first = grid.low - tf.cast(grid.zero_point, tf.int32)
-    return tf.gather(table, tf.cast(steps, tf.int32) - first)
+    return looked_up(table, tf.cast(steps, tf.int32) - first)
 
 
 def read(encoding: tf.Tensor) -> tuple[bool | tf.Tensor, tf.Tensor, tf.Tensor]:

@@ -1,0 +1,108 @@
+"""`predict` of networks without convolutions by XLA, where a model predicts so much that compiling it pays.
+
+    networks   no convolution in them: recurrent layers, attention, Dense
+    when       `MANY` batches of arrays in all, with variables as they are now; the call that reaches it counts
+    else       Keras' own graph: other data, callbacks, a strategy, `run_eagerly`, `jit_compile=False` in `compile`
+
+A step of a recurrent layer is a hundred small operations, and TensorFlow takes a few microseconds to start each; XLA
+makes few of them. To compile takes it about as long as the graph needs for `MANY` batches. The codes are the same.
+Where XLA refuses a model, its graph runs as before.
+
+Batches are made larger where samples are small (`SAMPLES`, `NUMBERS`): what a batch costs beside its samples is then
+paid less often, and no result depends on it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from kquant.graph.keras_private import every_layer
+
+MANY = 64
+DEFAULT_BATCH = 32  # Keras'
+SAMPLES = 256  # of a batch that is made larger
+NUMBERS = 2**20  # at most so many in the inputs of such a batch
+CONVOLUTIONS = tuple(getattr(keras.layers, name) for name in dir(keras.layers) if "Conv" in name)
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What a model has predicted so far, and its function by XLA.
+
+    Attributes:
+        digest: of the variables.
+        batches: with these variables.
+        function: of Keras, once it is made.
+        refused: XLA takes the model not.
+    """
+
+    digest: bytes = b""
+    batches: int = 0
+    function: Any = None
+    refused: bool = False
+
+
+def batches_of(x: Any, batch_size: int | None) -> int:
+    """How many batches arrays are; 0 of other data."""
+    arrays = keras.tree.flatten(x)
+    if not arrays or not all(isinstance(a, np.ndarray | tf.Tensor) and len(a.shape) for a in arrays):
+        return 0
+    counts = {int(a.shape[0]) for a in arrays}
+    return math.ceil(counts.pop() / (batch_size or DEFAULT_BATCH)) if len(counts) == 1 else 0
+
+
+def may_compile(model: keras.Model) -> bool:
+    """Whether XLA makes a model faster that Keras itself does not compile by it."""
+    if model.jit_compile or model.run_eagerly:
+        return False
+    return not any(isinstance(layer, CONVOLUTIONS) for layer in every_layer(model))
+
+
+def counted(known: Compiled, digest: bytes, batches: int) -> Compiled:
+    """What is known once a call of so many batches is there."""
+    if known.digest != digest:
+        return Compiled(digest, batches, None, known.refused)
+    return Compiled(digest, known.batches + batches, known.function, known.refused)
+
+
+def batch_for(x: Any, batch_size: int | None) -> int:
+    """The size of batches by XLA: what was asked for, times a power of two.
+
+    Example:
+        >>> few, large, small = np.zeros(70), np.zeros((128, 1000, 64)), np.zeros((4096, 32, 16))
+        >>> batch_for(few, 32), batch_for(large, 16), batch_for(small, 64)
+        (128, 16, 256)
+    """
+    arrays = keras.tree.flatten(x)
+    count, of_sample = len(arrays[0]), sum(math.prod(a.shape[1:]) for a in arrays)
+    size = batch_size or DEFAULT_BATCH
+    while size * 2 <= SAMPLES and size * 2 * of_sample <= NUMBERS and size < count:
+        size *= 2
+    return size
+
+
+def in_whole_batches(run: Callable[[Any], Any], x: Any, size: int) -> Any:
+    """`run(x)` with the last batch as large as the others, since XLA compiles each size of a batch anew.
+
+    Args:
+        run: gives outputs for arrays, a row for each sample.
+        x: arrays of one length.
+        size: of a batch.
+
+    Example:
+        >>> in_whole_batches(lambda x: x * 2, np.arange(3), 2)
+        array([0, 2, 4])
+    """
+    count = len(keras.tree.flatten(x)[0])
+    more = -count % size
+    if not more:
+        return run(x)
+    filled = keras.tree.map_structure(lambda a: np.concatenate([a, np.repeat(a[-1:], more, axis=0)]), x)
+    return keras.tree.map_structure(lambda y: y[:count], run(filled))

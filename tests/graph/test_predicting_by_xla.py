@@ -1,0 +1,150 @@
+"""Networks of many small operations predict by XLA from some batches on: the same codes; a graph where it cannot."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+import kquant
+from kquant.arithmetic.fixed_point import Multiplier, multiply
+from kquant.arithmetic.grid import Grid, centred
+from kquant.arithmetic.lstm import LstmWeights, _Kernel
+from kquant.core.tables import for_xla, looked_up
+from kquant.graph import held_constants
+
+pytestmark = pytest.mark.filterwarnings("ignore:calibrate. the range differs more than 2 times")
+X = np.float32(np.cumsum(np.random.default_rng(0).normal(size=(70, 9, 4)), 1) * 0.5)
+
+
+def attention(x):
+    y = layers.LayerNormalization()(x)
+    return layers.GlobalAveragePooling1D()(layers.Add()([x, layers.MultiHeadAttention(2, 4)(y, y)]))
+
+
+NETWORKS = {
+    "lstm": layers.LSTM(6),
+    "gru": layers.GRU(6, return_sequences=True),
+    "old gru": layers.GRU(5, reset_after=False),
+    "relu": layers.LSTM(4, activation="relu"),
+    "simple": layers.Bidirectional(layers.SimpleRNN(4)),
+    "attention": attention,
+    "masked": lambda x: layers.GRU(4)(layers.Masking()(x)),
+}
+
+
+def quantized(name: str, target: str = "tflm", recipe: str = "int8") -> keras.Model:
+    keras.utils.set_random_seed(2)
+    x = keras.Input((9, 4), name="x")
+    made = NETWORKS[name](x) if callable(NETWORKS[name]) else NETWORKS[name]
+    q = kquant.quantize(keras.Model(x, layers.Dense(2, name="head")(made)), recipe, target=target)
+    return kquant.calibrate(q, X, verbose=False)
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few batches are many."""
+    monkeypatch.setattr(held_constants, "MANY", 3)
+
+
+CASES = [(name, target, "int8") for name in NETWORKS for target in ("tflm", "litert")]
+CASES += [("lstm", "tflm", "int16x8"), ("gru", "tflm", "int16x8"), ("gru", "litert", "int16x8")]
+
+
+@pytest.mark.filterwarnings("ignore:calibrate. in some samples the mask")
+@pytest.mark.one_in(4, always="lstm-tflm-int8|gru-litert-int16x8")
+@pytest.mark.parametrize(("name", "target", "recipe"), CASES)
+def test_the_same_codes(name: str, target: str, recipe: str, at_once: None) -> None:
+    q = quantized(name, target, recipe)
+    few = q.predict(X[:64], batch_size=32, verbose=0)
+    assert q.compiled_predict.function is None
+    many = q.predict(X, batch_size=32, verbose=0)  # the last of its batches is not full
+    assert q.compiled_predict.function is not None and not q.compiled_predict.refused
+    np.testing.assert_array_equal(many, q(X, training=False))
+    np.testing.assert_array_equal(many[:64], few)
+    again = q.compiled_predict.function
+    np.testing.assert_array_equal(q.predict(X[:5], verbose=0), many[:5])
+    assert q.compiled_predict.function is again
+    assert not q.jit_compile
+
+
+def test_what_changes_is_seen(at_once: None) -> None:
+    q = quantized("gru")
+    q.predict(X, batch_size=20, verbose=0)
+    kquant.calibrate(q, X * 3.0, verbose=False)
+    few = q.predict(X[:20], batch_size=20, verbose=0)
+    assert q.compiled_predict.function is None  # as many batches again before it is compiled once more
+    np.testing.assert_array_equal(few, q(X[:20], training=False))
+    np.testing.assert_array_equal(q.predict(X, batch_size=20, verbose=0), q(X, training=False))
+    assert q.compiled_predict.function is not None
+
+
+def test_who_asks_for_none_gets_none(at_once: None) -> None:
+    q = quantized("lstm")
+    q.compile(jit_compile=False)
+    q.predict(X, batch_size=20, verbose=0)
+    data = tf.data.Dataset.from_tensor_slices(X).batch(20)
+    other = quantized("lstm")
+    other.predict(data, verbose=0)
+    other.predict(X, batch_size=20, verbose=0, callbacks=[keras.callbacks.Callback()])
+    for model in (q, other):
+        assert getattr(model, "compiled_predict", held_constants.Compiled()).function is None
+    other.compile()  # says nothing of it
+    other.predict(X, batch_size=20, verbose=0)
+    assert other.compiled_predict.function is not None
+
+
+def test_convolutions_are_faster_without(at_once: None) -> None:
+    x = keras.Input((9, 4), name="x")
+    q = kquant.quantize(keras.Model(x, layers.GRU(3)(layers.Conv1D(4, 3, padding="causal", name="conv")(x))))
+    kquant.calibrate(q, X, verbose=False).predict(X, batch_size=20, verbose=0)
+    assert q.compiled_predict.function is None
+
+
+def test_where_xla_refuses_the_graph_runs(at_once: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    q = quantized("lstm")
+    asked = []
+
+    def refusing(*_: object) -> None:
+        asked.append(1)
+        raise tf.errors.InvalidArgumentError(None, None, "Detected unsupported operations")
+
+    monkeypatch.setattr(held_constants, "in_whole_batches", refusing)
+    for _ in range(2):
+        np.testing.assert_array_equal(q.predict(X, batch_size=20, verbose=0), q(X, training=False))
+    assert asked == [1] and q.compiled_predict.refused and not q.jit_compile
+
+
+def test_a_compiled_look_up_is_a_gather() -> None:
+    table, places = tf.constant(np.arange(7, 300, dtype=np.int16)), tf.constant([[0, 5], [292, 17]])
+    with for_xla():
+        by_xla = tf.function(lambda at: looked_up(table, at), jit_compile=True)(places)
+        traced = tf.function(lambda at: looked_up(table, at))(places)
+    np.testing.assert_array_equal(by_xla, tf.gather(table, places))
+    np.testing.assert_array_equal(traced, by_xla)
+
+
+@pytest.mark.parametrize("runtime", ["litert", "tflm"])
+@pytest.mark.parametrize("seed", range(8))
+def test_what_the_input_adds_to_an_lstm_is_that_of_integers(seed: int, runtime: str) -> None:
+    """Products in float32 and multipliers in halves, against int64; inputs and biases of any size."""
+    rng = np.random.default_rng(seed)
+    inputs, units = int(rng.choice([1, 16, 511, 513, 900])), 3
+    most = int(rng.choice([2**10, 2**22, 2**31 - 2**27]))
+    weights = LstmWeights(
+        *(tf.constant(rng.integers(-127, 128, (n, 4 * units)), tf.float64) for n in (inputs, units)),
+        tf.constant(rng.integers(-most, most, 4 * units), tf.float64),
+        *(tf.constant(10.0 ** rng.uniform(-7, -2, 4), tf.float32) for _ in range(2)),
+    )
+    source, out = (
+        Grid(tf.constant(0.02), tf.constant(-5.0), -128, 127),
+        Grid(tf.constant(0.01), tf.constant(3.0), -128, 127),
+    )
+    kernel = _Kernel(source, weights, out, tf.constant(3), runtime)
+    codes = tf.constant(rng.integers(-128, 128, (64, 5, inputs)), tf.int32)
+    sums = tf.matmul(tf.cast(centred(codes, source), tf.float64), weights.kernel) + weights.bias
+    by = Multiplier(*kernel.by_input)
+    expected = np.clip(multiply(tf.cast(sums, tf.int64), by).numpy(), -(2**15), 2**15 - 1) + 2**15
+    np.testing.assert_array_equal(kernel.inputs(codes), kernel.sigmoids_first(tf.constant(expected)))
