@@ -1,7 +1,7 @@
 """One rule for each Keras layer or operation, grouped by family. A new layer is one entry in one of these files, a new
 family a file with `RULES`.
 
-dense  conv  volume  affine  activation  table  function  limit  choose  merge  divide  pool  adaptive  reduce
+dense  conv  volume  affine  colour  activation  table  function  limit  choose  merge  divide  pool  adaptive  reduce
 shape  index  order  border  resize  lookup  constant  matmul  einsum  norm  attention  heads  recurrent  unrolled
 real_steps  steps  layered  spectrum  passive
 

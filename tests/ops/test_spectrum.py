@@ -206,3 +206,15 @@ def test_kernels_of_a_spectrogram_train() -> None:
     q.compile("adam", "mse")
     q.fit(sounds()[..., None], np.zeros((104, 2)), epochs=1, verbose=0)
     assert not np.array_equal(before, q.get_layer("stft_waves").kernels()[0].raw.numpy())
+
+
+@pytest.mark.parametrize("target", ["litert", "tflm"])
+def test_a_spectrogram_streams(target: str, tmp_path: Path) -> None:
+    """`export` compares every code of the stream with those of the file over whole clips."""
+    inputs, x = keras.Input((LENGTH, 1), name="sound"), sounds()[..., None]
+    y = layers.STFTSpectrogram(frame_length=64, frame_step=32, fft_length=64, name="stft")(inputs)
+    y = layers.Conv1D(4, 3, padding="causal", name="conv")(y)
+    q = kquant.calibrate(kquant.quantize(keras.Model(inputs, y), target=target), x, verbose=False)
+    report = kquant.export(q, tmp_path / "m.tflite", streaming=True, data=x[:8])
+    assert (report.streaming.hop, report.streaming.states[0].shape[-2:]) == (32, (32, 1))
+    assert report.streaming.states[0].zero_point == 0
