@@ -28,8 +28,6 @@ from kquant.arithmetic.requantize import requantized_steps
 LEVELS = ((0, 0), (4, 0), (7, 0), (11, 1), (15, 1), (19, 2), (23, 2))
 FULL = 255
 ENTRIES = FULL * len(LEVELS) + 1
-# What a power rounds to that is less than half a step: in the middle between half of it and nothing, by logarithm.
-BELOW_HALF = 0.25
 HIGH = 2**16  # of hi
 STEPS = (256, HIGH)  # of the two coarser F
 # Kernels of int16 shift a sum by 7 bits to the left at most (MultiplyByQuantizedMultiplier of an int64 value in
@@ -127,7 +125,8 @@ def middles() -> np.ndarray:
     seen = np.flatnonzero(counts)
     # a sum that two levels step over together lies between its neighbours
     logs = np.interp(np.arange(ENTRIES), seen, logs[seen])
-    return np.concatenate([[BELOW_HALF], np.exp(logs[1:])])
+    # less than half a step is nothing: clips are padded with silence, and that is the floor of the function
+    return np.concatenate([[0.0], np.exp(logs[1:])])
 
 
 def function_of(power: tf.Tensor, how: Mapping[str, Any]) -> tf.Tensor:

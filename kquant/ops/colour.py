@@ -18,7 +18,7 @@ def _weighted(name: str) -> Any:
     layer: Any = layers.Conv2D(1, 1, use_bias=False, name=name)
     with without_random(layer):
         layer.build((None, None, None, 3))
-    layer.kernel.assign(np.reshape(np.float32(BRIGHTNESS), (1, 1, 3, 1)))
+    layer.kernel.assign(np.reshape(np.array(BRIGHTNESS, np.float32), (1, 1, 3, 1)))
     layer.trainable = False
     return layer
 
