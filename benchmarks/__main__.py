@@ -9,7 +9,8 @@ import sys
 ALL = ("accuracy", "parity", "qat_accuracy", "step_time", "predict_time", "ptq_time", "applications", "trained")
 ALL += ("random_graphs", "observers", "recovery", "broken", "analysis", "lut", "structured", "train_time", "pruning")
 ALL += ("clustering", "codes", "qat_low_bits", "channel_weights", "packed", "kills", "damaged_files", "phone_recovery")
-ALL += ("bundles", "peers", "exact", "zoo", "zoo.trained", "short_codes", "scale_memory", "coded_training", "front_ends")
+ALL += ("bundles", "peers", "exact", "zoo", "zoo.trained", "short_codes", "scale_memory", "coded_training")
+ALL += ("front_ends",)
 
 
 def main() -> None:
