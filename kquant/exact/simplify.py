@@ -3,6 +3,7 @@
 QUANTIZE to the same grid               its source
 QUANTIZE there and back                 the source, where the two tables put together give every code back
 pooling of single positions             its source
+MEAN over lengths of 1                  its source, or a RESHAPE of it where the axes go
 CONCATENATION of one operand            that operand
 two operators alike on the same tensors one of them
 """
@@ -29,12 +30,12 @@ def simplify(program: Program) -> int:
         program: changed in place; its inputs and outputs stay tensors of their own.
 
     Returns:
-        How many operators went.
+        How many operators went, or became a RESHAPE, which tidying takes out where it meets another.
     """
-    before = len(program.operators)
+    done = 0
     while _one(program):
-        pass
-    return before - len(program.operators)
+        done += 1
+    return done
 
 
 def _one(program: Program) -> bool:
@@ -47,6 +48,9 @@ def _one(program: Program) -> bool:
             continue
         known = seen.setdefault(_key(op), op.outputs[0])
         there = _there_already(op, makers) if known is op.outputs[0] else known
+        if there is not None and there.shape != op.outputs[0].shape:
+            _reshape(program, op, there)
+            return True
         if there is not None:
             # One at a time: makers, and what was seen, are told of the program as it stands.
             program.operators = [other for other in program.operators if other is not op]
@@ -54,6 +58,13 @@ def _one(program: Program) -> bool:
                 other.inputs = [there if ref is op.outputs[0] else ref for ref in other.inputs]
             return True
     return False
+
+
+def _reshape(program: Program, op: Operator, source: Ref) -> None:
+    """The operator copies the codes of its source into its own shape."""
+    shape = op.outputs[0].shape
+    op.code, op.options = "RESHAPE", {"newShape": list(shape)}
+    op.inputs = [source, program.constant("shape", np.array(shape, np.int32))]
 
 
 def _key(op: Operator) -> Hashable:
@@ -87,6 +98,9 @@ def _there_already(op: Operator, makers: dict[int, Operator]) -> Ref | None:
     if op.code in POOLS and op.options.get("fusedActivationFunction") == "NONE":
         alone = all(op.options.get(name) == value for name, value in ALONE.items())
         return source if alone and _same(source, output) and source.shape == output.shape else None
+    if op.code == "MEAN":
+        # M(sum, 1 / 1) is the sum itself, which nothing rounds; over more positions its halves go another way.
+        return source if source.size == output.size and _same(source, output) else None
     if op.code == "CONCATENATION" and len(op.inputs) == 1:
         return source if _same(source, output) and op.options.get("fusedActivationFunction") == "NONE" else None
     return None

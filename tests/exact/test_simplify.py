@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import keras
 import numpy as np
 import pytest
+from keras import layers
 
+import kquant
 from kquant import targets
 from kquant.core.program import Program, Ref
 from kquant.core.spec import Encoding, QuantSpec
@@ -66,7 +71,22 @@ def twice(second: float) -> Program:
     return program
 
 
+def mean(shape: tuple[int, ...], axes: list[int], out: tuple[int, ...], scale: float = 1 / 128) -> Program:
+    """Over axes of 48 codes."""
+    program, y = begun()
+    source = program.reshape(y, shape)
+    made = program.value("mean", out, grid(scale))
+    where = program.constant("axes", np.int32(axes))
+    program.emit("MEAN", [source, where], made, keepDims=len(shape) == len(out))
+    program.outputs.append(program.emit("TANH", [made], program.value("end", out, grid(1 / 128))))
+    return program
+
+
 CASES = {
+    "mean of one position": (lambda: mean((1, 1, 1, 48), [1, 2], (1, 1, 1, 48)), 1),
+    "mean of one position, as a row": (lambda: mean((1, 1, 1, 48), [1, 2], (1, 48)), 1),
+    "mean of one position, rescaled": (lambda: mean((1, 1, 1, 48), [1, 2], (1, 48), 1 / 100), 0),
+    "mean of two positions": (lambda: mean((1, 2, 1, 24), [1, 2], (1, 24)), 0),
     "back from the same scale": (lambda: there_and_back(1 / 128), 2),
     "back from a coarser scale": (lambda: there_and_back(1 / 64), 0),
     "idle": (idle, 3),
@@ -85,6 +105,19 @@ def test_what_goes_changes_no_code(name: str) -> None:
     for runtime in {"litert-reference", "tflm"} & set(available()):
         a, b = (probe(content, runtime, [codes])[0] for content in files)
         np.testing.assert_array_equal(a, b)
+
+
+def test_a_mean_over_one_position_of_a_network_goes(tmp_path: Path) -> None:
+    """Its grid is that of what it reads: both saw the same numbers."""
+    keras.utils.set_random_seed(0)
+    parts = [layers.Conv2D(16, 4, activation="relu"), layers.GlobalAveragePooling2D(), layers.Dense(4)]
+    model = keras.Sequential([keras.Input((4, 4, 3)), *parts])
+    x = np.random.default_rng(0).normal(size=(128, 4, 4, 3)).astype("float32")
+    q = kquant.calibrate(kquant.quantize(model, target="tflm"), x, verbose=False)
+    made = [kquant.export(q, tmp_path / f"{shrink}.tflite", shrink=shrink) for shrink in (True, False)]
+    assert made[0].operators == {"CONV_2D": 1, "FULLY_CONNECTED": 1} and "MEAN" in made[1].operators
+    assert made[0].file_bytes < made[1].file_bytes - 100
+    np.testing.assert_array_equal(*(kquant.predict(m.path, x, runtime="litert-reference") for m in made))
 
 
 def test_outputs_stay_tensors_of_their_own() -> None:
