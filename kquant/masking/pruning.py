@@ -75,8 +75,9 @@ def prune(
         depthwise: prune depthwise kernels too; they are few weights and sensitive, so by default they stay dense.
         entropy: what a KiB of the kernels' codes costs while the model trains, added to its loss; weights are drawn to
             codes that are frequent, so that Huffman codes get short. 0 by default; see docs/short_codes.md.
-        target_bytes: of the codes of all these kernels (not of the file, which is `flash_bytes` elsewhere), where that
-            ends; None: nowhere.
+        target_bytes: where that ends, in bytes of these kernels' codes alone, by the histogram of each; the file is
+            larger (tables, biases, scales, operators). For a file of so many bytes train the quantized model with
+            `kquant.callbacks.FlashBudget`. None: nowhere.
         rules: `{"layer": "head*", "pruning": {"sparsity": 0.8}}`; as in a recipe the last that matches a layer wins.
         protect: patterns of names of layers that stay dense.
 
