@@ -1,6 +1,6 @@
 """`predict` of networks without convolutions by XLA, where a model predicts so much that compiling it pays.
 
-    networks   no convolution in them: recurrent layers, attention, Dense
+    networks   no convolution in them, and no Embedding: recurrent layers, attention, Dense
     when       `MANY` batches of arrays in all, with variables as they are now; the call that reaches it counts
     else       Keras' own graph: other data, callbacks, a strategy, `run_eagerly`, `jit_compile=False` in `compile`
 
@@ -8,28 +8,30 @@ A step of a recurrent layer is a hundred small operations, and TensorFlow takes 
 makes few of them. To compile takes it about as long as the graph needs for `MANY` batches. The codes are the same.
 Where XLA refuses a model, its graph runs as before.
 
-Batches are made larger where samples are small (`SAMPLES`, `NUMBERS`): what a batch costs beside its samples is then
-paid less often, and no result depends on it.
+Batches are made larger where samples, and all that is computed of them, are small (`SAMPLES`, `NUMBERS`): what a batch
+costs beside its samples is then paid less often, and no result depends on it.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from kquant.graph.keras_private import every_layer
+from kquant.graph.keras_private import every_layer, recorded_calls
 
 MANY = 64
 DEFAULT_BATCH = 32  # Keras'
 SAMPLES = 256  # of a batch that is made larger
-NUMBERS = 2**20  # at most so many in the inputs of such a batch
+NUMBERS = 2**20  # at most so many in the largest tensor of such a batch
 CONVOLUTIONS = tuple(getattr(keras.layers, name) for name in dir(keras.layers) if "Conv" in name)
+# TensorFlow's graph refuses an index beyond the table; XLA takes the last row, and nobody hears of it.
+LEFT_TO_GRAPHS = (*CONVOLUTIONS, keras.layers.Embedding)
 
 
 @dataclass(frozen=True)
@@ -40,12 +42,14 @@ class Compiled:
         digest: of the variables.
         batches: with these variables.
         function: of Keras, once it is made.
+        beside: Keras' function without XLA. Who lets go of that one, as `compile` and corrections do, means both.
         refused: XLA takes the model not.
     """
 
     digest: bytes = b""
     batches: int = 0
     function: Any = None
+    beside: Any = None
     refused: bool = False
 
 
@@ -62,26 +66,50 @@ def may_compile(model: keras.Model) -> bool:
     """Whether XLA makes a model faster that Keras itself does not compile by it."""
     if model.jit_compile or model.run_eagerly:
         return False
-    return not any(isinstance(layer, CONVOLUTIONS) for layer in every_layer(model))
+    return not any(isinstance(layer, LEFT_TO_GRAPHS) for layer in every_layer(model))
 
 
-def counted(known: Compiled, digest: bytes, batches: int) -> Compiled:
-    """What is known once a call of so many batches is there."""
+def counted(known: Compiled, digest: bytes, batches: int, beside: Any) -> Compiled:
+    """What is known once a call of so many batches is there.
+
+    Args:
+        known: before.
+        digest: of the variables.
+        batches: of the call.
+        beside: Keras' function without XLA now.
+    """
     if known.digest != digest:
-        return Compiled(digest, batches, None, known.refused)
-    return Compiled(digest, known.batches + batches, known.function, known.refused)
+        return Compiled(digest, batches, refused=known.refused)
+    function = known.function if known.beside is beside else None
+    return replace(known, batches=known.batches + batches, function=function, beside=beside)
 
 
-def batch_for(x: Any, batch_size: int | None) -> int:
-    """The size of batches by XLA: what was asked for, times a power of two.
+def largest(model: keras.Model, x: Any) -> int:
+    """Numbers in the largest tensor that a model computes of one sample; an unknown length is the longest of the data.
 
     Example:
-        >>> few, large, small = np.zeros(70), np.zeros((128, 1000, 64)), np.zeros((4096, 32, 16))
-        >>> batch_for(few, 32), batch_for(large, 16), batch_for(small, 64)
+        >>> scores = keras.Sequential([keras.Input((None, 4)), keras.layers.Dense(8)])
+        >>> largest(scores, np.zeros((2, 100, 4)))
+        800
+    """
+    inputs = [tuple(a.shape[1:]) for a in keras.tree.flatten(x)]
+    longest = max((n for shape in inputs for n in shape), default=1)
+    made = [tuple(t.shape[1:]) for call in recorded_calls(model) for t in call.outputs]
+    return max(math.prod(longest if n is None else n for n in shape) for shape in (*inputs, *made))
+
+
+def batch_for(count: int, batch_size: int | None, of_sample: int) -> int:
+    """The size of batches by XLA: what was asked for, times a power of two.
+
+    Args:
+        count: of samples.
+        batch_size: that was asked for.
+        of_sample: numbers in the largest tensor of one.
+
+    Example:
+        >>> batch_for(70, 32, 1), batch_for(128, 16, 64000), batch_for(4096, 64, 512)
         (128, 16, 256)
     """
-    arrays = keras.tree.flatten(x)
-    count, of_sample = len(arrays[0]), sum(math.prod(a.shape[1:]) for a in arrays)
     size = batch_size or DEFAULT_BATCH
     while size * 2 <= SAMPLES and size * 2 * of_sample <= NUMBERS and size < count:
         size *= 2

@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from kquant.core.beforehand import constants, in_constants
 from kquant.core.tables import for_xla
-from kquant.graph.by_xla import MANY, Compiled, batch_for, batches_of, counted, in_whole_batches, may_compile
+from kquant.graph.by_xla import MANY, Compiled, batch_for, batches_of, counted, in_whole_batches, largest, may_compile
 
 CHANGES = 2  # of variables between two calls of a verb, after which its graph reads them
 JIT_COMPILE = 7  # number of that argument of `compile`
@@ -62,7 +62,7 @@ class HeldConstants(keras.Model):
 
     def _compiles(self, digest: bytes, batches: int) -> bool:
         """True where this call, of so many batches, is one for XLA; it counts."""
-        known = counted(getattr(self, "compiled_predict", Compiled()), digest, batches)
+        known = counted(getattr(self, "compiled_predict", Compiled()), digest, batches, self.predict_function)
         # Not tracked: it is no part of the model.
         object.__setattr__(self, "compiled_predict", known)
         return batches > 0 and known.batches >= MANY and not known.refused and self._may_compile()
@@ -72,19 +72,20 @@ class HeldConstants(keras.Model):
 
     def _by_xla(self, x: Any, batch_size: Any, verbose: Any) -> Any:
         """`predict` by XLA, in a function beside Keras' own; None where XLA refuses the model, which is remembered."""
-        known, plain = self.compiled_predict, self.predict_function
-        size = batch_for(x, batch_size)
-        run = lambda x: super(HeldConstants, self).predict(x, size, verbose)  # noqa: E731
-        self.predict_function, self.jit_compile = known.function, True
+        self.make_predict_function()  # by whose absence `compile` and corrections tell that both are to be made anew
+        known = replace(self.compiled_predict, beside=self.predict_function)
+        size = batch_for(len(keras.tree.flatten(x)[0]), batch_size, largest(self, x))
+        twin = _twin(self)
+        twin.predict_function, twin.jit_compile = known.function, True
+        run = lambda x: super(HeldConstants, twin).predict(x, size, verbose)  # noqa: E731
         try:
             with for_xla():
                 return in_whole_batches(run, x, size)
         except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError, tf.errors.InternalError):
             known = replace(known, refused=True)
         finally:
-            function = None if known.refused else self.predict_function
+            function = None if known.refused else twin.predict_function
             object.__setattr__(self, "compiled_predict", replace(known, function=function))
-            self.predict_function, self.jit_compile = plain, False
 
     def evaluate(
         self,
@@ -159,6 +160,14 @@ class HeldConstants(keras.Model):
             return False
         alone = not tf.distribute.has_strategy() and self.distribute_strategy is tf.distribute.get_strategy()
         return alone and sum(math.prod(v.shape) for v in self.variables) <= MOST_NUMBERS
+
+
+def _twin(model: HeldConstants) -> HeldConstants:
+    """The same layers and variables in a model of its own, whose functions are not those of calls in other threads."""
+    twin = object.__new__(type(model))
+    # Lists and dicts of the model's own: of functions that are set Keras keeps account there.
+    twin.__dict__.update({k: v.copy() if type(v) in (list, dict) else v for k, v in vars(model).items()})
+    return twin
 
 
 def _digest(variables: Sequence[keras.Variable]) -> bytes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import keras
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from kquant.arithmetic.grid import Grid, centred
 from kquant.arithmetic.lstm import LstmWeights, _Kernel
 from kquant.core.tables import for_xla, looked_up
 from kquant.graph import held_constants
+from kquant.graph.by_xla import batch_for, largest
 
 pytestmark = pytest.mark.filterwarnings("ignore:calibrate. the range differs more than 2 times")
 X = np.float32(np.cumsum(np.random.default_rng(0).normal(size=(70, 9, 4)), 1) * 0.5)
@@ -101,6 +104,67 @@ def test_convolutions_are_faster_without(at_once: None) -> None:
     q = kquant.quantize(keras.Model(x, layers.GRU(3)(layers.Conv1D(4, 3, padding="causal", name="conv")(x))))
     kquant.calibrate(q, X, verbose=False).predict(X, batch_size=20, verbose=0)
     assert q.compiled_predict.function is None
+
+
+def test_who_predicts_after_each_change_has_nothing_compiled_anew(at_once: None) -> None:
+    q, made = quantized("gru"), []
+    for _ in range(5):
+        weight = q.trainable_variables[0]
+        weight.assign(weight * 0.9)
+        np.testing.assert_array_equal(q.predict(X, batch_size=20, verbose=0), q(X, training=False))
+        made.append(q.compiled_predict.function)
+    assert made[0] is not made[1] and len({id(function) for function in made[1:]}) == 1
+
+
+def test_what_is_compiled_anew_has_all_samples(at_once: None) -> None:
+    """A function of one step at a time would leave out the others; a correction says so by the plain function."""
+    q = quantized("lstm")
+    expected = q.predict(X, batch_size=20, verbose=0)
+    before = q.compiled_predict.function
+    q.compile(steps_per_execution=3)
+    np.testing.assert_array_equal(q.predict(X, batch_size=20, verbose=0), expected)
+    assert q.compiled_predict.function is not before
+
+
+def test_an_index_beyond_the_table_is_told_at_any_length(at_once: None) -> None:
+    keras.utils.set_random_seed(2)
+    x = keras.Input((5,), dtype="int32")
+    words = np.random.default_rng(0).integers(0, 20, (70, 5)).astype(np.int32)
+    q = kquant.quantize(keras.Model(x, layers.GRU(3)(layers.Embedding(20, 4, name="words")(x))))
+    kquant.calibrate(q, words, verbose=False)
+    words[7, 3] = 25
+    with pytest.raises(tf.errors.InvalidArgumentError, match="25 is not in"):
+        q.predict(words, batch_size=20, verbose=0)
+
+
+def test_batches_grow_by_the_largest_tensor() -> None:
+    """Not by the inputs alone: scores of attention are the square of a length."""
+    x = keras.Input((None, 4))
+    model = keras.Model(x, layers.Softmax()(layers.Dot(2)([x, x])))
+    assert largest(model, np.zeros((3, 500, 4))) == 500 * 500
+    assert (batch_for(4096, 2, 500 * 500), batch_for(4096, 8, 500 * 500), batch_for(4096, 8, 500)) == (4, 8, 256)
+
+
+def test_threads_do_not_take_each_others_functions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(held_constants, "MANY", 40)
+    q = quantized("gru")
+    expected = q.predict(X[:8], batch_size=4, verbose=0)
+    failed = []
+
+    def run() -> None:
+        try:
+            for _ in range(8):
+                np.testing.assert_array_equal(q.predict(X[:8], batch_size=4, verbose=0), expected)
+        except Exception as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=run) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed
+    assert q.compiled_predict.function is not None and not q.jit_compile
 
 
 def test_where_xla_refuses_the_graph_runs(at_once: None, monkeypatch: pytest.MonkeyPatch) -> None:
