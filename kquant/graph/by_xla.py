@@ -87,9 +87,13 @@ def counted(known: Compiled, digest: bytes, batches: int, beside: Any) -> Compil
 def largest(model: keras.Model, x: Any) -> int:
     """Numbers in the largest tensor that a model computes of one sample; an unknown length is the longest of the data.
 
+    Args:
+        model: a Functional one, as every quantized model is.
+        x: arrays, a row for each sample.
+
     Example:
-        >>> scores = keras.Sequential([keras.Input((None, 4)), keras.layers.Dense(8)])
-        >>> largest(scores, np.zeros((2, 100, 4)))
+        >>> inputs = keras.Input((None, 4))
+        >>> largest(keras.Model(inputs, keras.layers.Dense(8)(inputs)), np.zeros((2, 100, 4)))
         800
     """
     inputs = [tuple(a.shape[1:]) for a in keras.tree.flatten(x)]
