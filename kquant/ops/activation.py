@@ -154,6 +154,31 @@ def _lower_prelu(program: Program, call: Call) -> None:
     program.emit("PRELU", [call.inputs[0], weights.kernel_ref(program, weights.codes, axis=0)], call.output)
 
 
+def _widen_prelu(op: Any, make: Make, x: Any) -> Any:
+    """`relu(x) - alpha relu(-x)`; slopes that several values share, but not all of a channel, have no such form."""
+    from kquant.ops.affine import affine  # see `activate`
+
+    alpha, whole, channels = op.alpha.numpy(), int(np.prod(x.shape[1:])), x.shape[-1]
+    if alpha.size not in (channels, whole) or alpha.shape[-1] != channels:
+        return None
+    trains = ("scale",) if op.trainable else ()
+
+    def scaled(y: Any, by: Any, part: str, trains: tuple[str, ...] = ()) -> Any:
+        named = f"{op.name}_{part}"
+        return make(part, lambda: affine(by, 0.0, channels=y.shape[-1], name=named, trains=trains))(y)
+
+    above = make("above", lambda: layers.ReLU(name=f"{op.name}_above"))(x)
+    below = scaled(x, -1.0, "negated")
+    below = make("below", lambda: layers.ReLU(name=f"{op.name}_below"))(below)
+    if alpha.size == channels:
+        below = scaled(below, -alpha, "slopes", trains)
+    else:  # a slope for each value: all of them become channels
+        flat = make("flat", lambda: layers.Reshape((whole,), name=f"{op.name}_flat"))(below)
+        below = scaled(flat, -alpha, "slopes", trains)
+        below = make("back", lambda: layers.Reshape(x.shape[1:], name=f"{op.name}_back"))(below)
+    return make("sum", lambda: layers.Add(name=op.name))([above, below])
+
+
 def _lower_softmax(program: Program, call: Call) -> None:
     emit_softmax(program, call, 1.0)
 
@@ -244,6 +269,7 @@ RULES = (
         operators=("PRELU",),
         weights=Weights(kernel="alpha", bias=None, channel_axes=(), input_axis=None, sums=False, per_axis=False),
         lower=_lower_prelu,
+        widen=_widen_prelu,
         examples=(
             example(lambda: layers.PReLU(shared_axes=[1, 2]), shape=(6, 6, 4)),
             example(lambda: layers.PReLU(), shape=(5, 4, 3)),

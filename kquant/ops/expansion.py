@@ -26,6 +26,7 @@ from kquant.graph.unfold import lost_draws, substitute
 from kquant.ops import find
 from kquant.ops.passive import is_idle
 from kquant.ops.refused import Problem, describe, remedy
+from kquant.ops.rule import Make
 from kquant.targets import Target
 
 REPLACE = "replace it by layers that have one, or leave it out of the exported model"
@@ -70,21 +71,8 @@ def expanded(graph: Graph, target: Target) -> keras.Model:
 def expand_graph(graph: Graph, target: Target | None = None) -> keras.Model:
     """`expand` of a graph that was traced already; with a target, into what that has operators for."""
     apart = _outputs_apart(graph)
-    made: dict[tuple[int, str], Any] = {}
     owners: dict[int, tuple[tuple[str, str], ...]] = {}
-    taken: set[str] = {t.name for t in graph.input_tensors}
-
-    def make_for(op: Any) -> Callable[[str, Callable[[], Any]], Any]:
-        def make(key: str, factory: Callable[[], Any]) -> Any:
-            if (id(op), key) not in made:
-                name = op.name
-                with own_defaults([op]) if isinstance(op, keras.layers.Layer) else contextlib.nullcontext():
-                    made[id(op), key] = named_apart(factory(), taken)
-                if isinstance(made[id(op), key], keras.Operation):
-                    mark(made[id(op), key], (*origins(op), *owners.get(id(op), ()), (name, type(op).__name__)))
-            return made[id(op), key]
-
-        return make
+    make_for = _making({t.name for t in graph.input_tensors}, owners)
 
     def replace(node: Node, args: tuple, kwargs: dict) -> Any:
         if id(node) in apart:
@@ -97,6 +85,45 @@ def expand_graph(graph: Graph, target: Target | None = None) -> keras.Model:
     lost = lost_draws(graph.layers, every_layer(model))
     _warn_lost_draws(lost)
     return model
+
+
+def widened(graph: Graph, names: frozenset[str], target: Target) -> Graph:
+    """The same function, the calls of these names in layers that have 16-bit kernels, where their rules know any.
+
+    Args:
+        graph: of a model that `expand` made and that may be taken apart: the other layers go on in the new one.
+        names: of calls whose operators the target has in 8 bits only.
+        target: has the kernels.
+    """
+    make_for = _making({t.name for t in graph.input_tensors} | {n.name for n in graph.nodes if n.name not in names}, {})
+
+    def replace(node: Node, args: tuple, kwargs: dict) -> Any:
+        rule = find(node.op, target)
+        if node.name not in names or rule is None or rule.widen is None:
+            return node.op(*args, **kwargs)
+        wide = rule.widen(node.op, _expanding(node.op, make_for, target), *args)
+        return node.op(*args, **kwargs) if wide is None else wide
+
+    return trace(rewrite(graph, replace), lambda op: find(op) is not None)
+
+
+def _making(taken: set[str], owners: dict[int, tuple[tuple[str, str], ...]]) -> Callable[[Any], Make]:
+    """`make` for each layer: what it makes is made once, named apart from what is taken, and knows its origins."""
+    made: dict[tuple[int, str], Any] = {}
+
+    def make_for(op: Any) -> Make:
+        def make(key: str, factory: Callable[[], Any]) -> Any:
+            if (id(op), key) not in made:
+                name = op.name
+                with own_defaults([op]) if isinstance(op, keras.layers.Layer) else contextlib.nullcontext():
+                    made[id(op), key] = named_apart(factory(), taken)
+                if isinstance(made[id(op), key], keras.Operation):
+                    mark(made[id(op), key], (*origins(op), *owners.get(id(op), ()), (name, type(op).__name__)))
+            return made[id(op), key]
+
+        return make
+
+    return make_for
 
 
 def expand_alone(node: Node, target: Target | None = None) -> keras.Model:
@@ -202,14 +229,20 @@ def expand_call(
     if rule.expand is None:
         return _keep(op, make_for)(*args, **kwargs)
 
+    outputs = rule.expand(op, _expanding(op, make_for, target), *args, **kwargs)
+    if outputs is not None:
+        return outputs
+    return (op if ours else _keep(op, make_for))(*args, **kwargs)
+
+
+def _expanding(op: Any, make_for: Callable[[Any], Make], target: Target | None) -> Make:
+    """`make` of a layer, whose layers are expanded in turn when they are called."""
+
     def make(key: str, factory: Callable[[], Any]) -> Any:
         layer = make_for(op)(key, factory)
         return lambda *a, **k: _again(layer, make_for, a, k, target)
 
-    outputs = rule.expand(op, make, *args, **kwargs)
-    if outputs is not None:
-        return outputs
-    return (op if ours else _keep(op, make_for))(*args, **kwargs)
+    return make
 
 
 def _again(layer: Any, make_for: Callable[[Any], Any], args: tuple, kwargs: dict, target: Target | None) -> Any:

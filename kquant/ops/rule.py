@@ -181,6 +181,8 @@ class Rule:
         when: further condition on the layer.
         expand: `expand(op, make, *args, **kwargs)` builds the same function of simpler layers; `make(key, factory)`
             returns one layer for each key, also when the original is shared. It may return None: stay as it is.
+        widen: `widen(op, make, x)` builds the same function of layers with 16-bit kernels, for calls that are to have
+            16 bits where the target has the rule's operators in 8 only. It may return None: they stay in 8.
         yields: `(layer) -> bool`, to the rules behind it where an accelerator leaves its operators to the processor.
         operators: TFLite operators that `lower` writes.
         rank: `(node) -> dimensions` that its operators see, where `lower` writes the tensors with fewer than they have.
@@ -217,6 +219,7 @@ class Rule:
     operations: tuple[str, ...] = ()
     when: Callable[[Any], bool] = _always
     expand: Callable[..., Any] | None = None
+    widen: Callable[..., Any] | None = None
     yields: Callable[[Any], bool] = _never
     operators: tuple[str, ...] = ()
     rank: Callable[[Node], int] | None = None

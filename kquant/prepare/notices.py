@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from kquant.core.messages import first_of, warn
+from kquant.core.origin import origins
 from kquant.core.packed import MOST_BITS, bits_of, types_for
 from kquant.core.spec import KERNEL_BITS
 from kquant.targets import Target
@@ -106,6 +107,8 @@ def warn_dead(plan: Plan) -> None:
         op, rule = node.op, plan.rules[id(node)]
         if rule is None or rule.weights is None or not rule.weights.channel_axes:
             continue  # a PReLU begins with slopes of zeros, and does what a ReLU does
+        if any(kind == "PReLU" for _, kind in origins(op)):
+            continue  # the slopes of one in 16 bits
         if any(id(reader) in plan.widths.wide for reader in plan.graph.consumers.get(id(node.outputs[0]), [])):
             continue  # waves: the sine of 0 Hz is 0
         kernel = getattr(op, rule.weights.kernel).numpy()

@@ -16,7 +16,7 @@ from kquant.graph.given_model import float_layers
 from kquant.graph.graph import trace
 from kquant.graph.tensorflow_private import operations_as_kernels
 from kquant.masking.method import methods
-from kquant.ops.expansion import expanded
+from kquant.ops.expansion import expanded, widened
 from kquant.prepare.attach import attach
 from kquant.prepare.folding import Folded, fold_graph
 from kquant.prepare.notices import warn_equalized, warn_of_plan
@@ -114,7 +114,11 @@ def planned(model: keras.Model, recipe: recipes.Recipe, target: targets.Target) 
     """
     graph, live = trace(model, is_known), recipe.training.batch_norm == "live"
     folded = fold_graph(graph, live=live) if recipe.fold else Folded(graph, {}, {}, {})
-    return make_plan(opened(move_into_relus(folded.graph)), recipe, target), folded
+    graph = move_into_relus(folded.graph)
+    plan = make_plan(opened(graph), recipe, target)
+    if plan.widenable:
+        plan = make_plan(opened(widened(graph, plan.widenable, target)), recipe, target)
+    return plan, folded
 
 
 def check_recipe(recipe: recipes.Recipe) -> None:

@@ -11,10 +11,11 @@ from kquant import targets
 from kquant.core.packed import PACKED
 from kquant.graph.graph import Node, trace
 from kquant.ops import FAMILIES, RULES, find, passive, rules_of
-from kquant.ops.expansion import expand_alone
+from kquant.ops.expansion import expand_alone, widened
 from kquant.ops.refused import LAYERS, OPERATIONS, UNFOLDED
 from kquant.ops.rule import Rule
 from kquant.views.loops import opened
+from kquant.views.widths import has_width
 
 HEAD = """# Supported layers
 
@@ -22,10 +23,10 @@ Generated from the rules in `kquant/ops` by `make docs`. Subclassed models, nest
 is made of these layers and operations unfold into them. Operators are the same on every target where none is named;
 `kquant check MODEL.keras --target tflm` says what becomes of each layer of a model, and refuses the rest by name.
 
-The column 16x8 names the targets on which all of a layer can compute with 16-bit activations; elsewhere what lacks a
-kernel stays in 8 bits between two QUANTIZE. A column like int4 names the targets that take its weights packed, several
-to a byte; elsewhere weights of so few bits are stored in the next wider type, int8 at last. [formats.md](formats.md)
-has the rest.
+The column 16x8 names the targets on which all of a layer can compute with 16-bit activations (PReLU by other operators,
+as `relu(x) - alpha relu(-x)`); elsewhere what lacks a kernel stays in 8 bits between two QUANTIZE. A column like int4
+names the targets that take its weights packed, several to a byte; elsewhere weights of so few bits are stored in the
+next wider type, int8 at last. [formats.md](formats.md) has the rest.
 """
 # Type of the target files -> its title, the widest first.
 COLUMNS = {"int16x8": "16x8", **{name: name for name in reversed(PACKED)}}
@@ -154,10 +155,23 @@ def _ways(node: Node) -> dict[str, _Way]:
         weighted = [code for rule in rules if rule.weights is not None for code in rule.operators]
         # without weights there is nothing to pack, though every operator of it might
         types = {name for name in PACKED if weighted and all(target.supports(code, name) for code in weighted)}
-        if all(16 in rule.widths for rule in rules) and all(target.supports(code, "int16x8") for code in codes):
+        if _computes_wide(nodes, target) or _computes_wide(_in_wider_layers(node, nodes, target), target):
             types.add("int16x8")
         ways[target.name] = _Way(codes, frozenset(types))
     return ways
+
+
+def _computes_wide(nodes: tuple[Node, ...], target: targets.Target) -> bool:
+    return all(has_width(target, rule, 16) for n in nodes if (rule := find(n.op, target)) is not None)
+
+
+def _in_wider_layers(node: Node, parts: tuple[Node, ...], target: targets.Target) -> tuple[Node, ...]:
+    """What a call comes apart into where it is to compute in 16 bits."""
+    rules = (find(n.op, target) for n in parts)
+    if not any(rule is not None and rule.widen is not None for rule in rules):
+        return parts
+    graph = trace(expand_alone(node, target), lambda op: find(op) is not None)
+    return widened(graph, frozenset(n.name for n in graph.nodes), target).nodes
 
 
 def _parts(node: Node, target: targets.Target) -> tuple[Node, ...]:

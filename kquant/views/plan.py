@@ -103,6 +103,12 @@ class Plan:
         """One message for all problems."""
         return describe(self.problems, self.target)
 
+    @property
+    def widenable(self) -> frozenset[str]:
+        """Names of the calls that have 8 bits instead of 16, and whose rules know the function of other layers."""
+        rules = ((node.name, self.rules[id(node)]) for node in self.widths.narrowed)
+        return frozenset(name for name, rule in rules if rule is not None and rule.widen is not None)
+
 
 def make_plan(graph: Graph, recipe: Recipe, target: Target) -> Plan:
     """Decide for every tensor.

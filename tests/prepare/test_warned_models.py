@@ -45,11 +45,12 @@ def test_all_zero_weights_warn_and_work(tmp_path: Path) -> None:
         assert not exported(q, tmp_path).any()
 
 
-def test_a_fresh_prelu_is_no_lost_layer() -> None:
+@pytest.mark.parametrize("recipe", ["int8", "int16x8"])
+def test_a_fresh_prelu_is_no_lost_layer(recipe: str) -> None:
     """Its slopes begin at 0."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        kquant.quantize(keras.Sequential([keras.Input((4,)), layers.Dense(3), layers.PReLU(name="slopes")]))
+        kquant.quantize(keras.Sequential([keras.Input((4,)), layers.Dense(3), layers.PReLU(name="slopes")]), recipe)
 
 
 @pytest.mark.parametrize("value", [0.0, 0.5, -3.0, 1e-30])
