@@ -71,6 +71,22 @@ def _shape(sample: Any) -> str:
         return "a sample that is uneven itself"
 
 
+def check_kind(where: str, name: str, value: Any, wanted: type) -> None:
+    """Refuse what is not of a class of kquant's.
+
+    Args:
+        where: what the message starts with.
+        name: of the argument.
+        value: given for it.
+        wanted: the class, public as `kquant.<its name>`.
+
+    Raises:
+        TypeError: it is of another.
+    """
+    if not isinstance(value, wanted):
+        raise TypeError(f"{where}: {name} must be a kquant.{wanted.__name__}. Received: {type(value).__name__}.")
+
+
 def check_count(where: str, name: str, value: Any) -> None:
     """Refuse what does not count anything.
 

@@ -98,6 +98,11 @@ def roles_of(detection: Detection, names: Sequence[str], shapes: Sequence[Sequen
                 f"{where}: output '{names[output]}' has no fixed shape, {tuple(shapes[output][1:])}; give the model's "
                 "Input one."
             )
+        if len(shapes[output]) < 2:
+            raise ValueError(
+                f"{where}: output '{names[output]}' is one number a sample; {_wanted(at)} are wanted. Name another for "
+                f"{role}."
+            )
         width = int(shapes[output][-1])
         last = [other for other, number in at.items() if number == output][-1] == role
         many = width - used[output] if last else fixed[role]

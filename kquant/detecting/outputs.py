@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from kquant.core.checks import check_kind
 from kquant.detecting.choice import chosen
 from kquant.detecting.columns import Columns, Roles, roles_of
 from kquant.detecting.decoding import ONE, Decoder, decoder, real_corners
@@ -75,6 +76,7 @@ def detect(
         One `Found` for each sample.
 
     Raises:
+        TypeError: `detection` is no `Detection`.
         ValueError: an output that there is not, or of another shape than boxes, scores and anchors want; a file whose
             outputs are floats.
 
@@ -88,6 +90,7 @@ def detect(
         >>> [len(found) <= 3 for found in kquant.detect(model, data, kquant.Detection(form="centres", limit=3))]
         [True, True]
     """
+    check_kind("detect", "detection", detection, Detection)
     if isinstance(model, keras.Model):
         outputs = named_shapes(model)
         roles = roles_of(detection, list(outputs), list(outputs.values()), model.name)

@@ -14,7 +14,7 @@ import keras
 import numpy as np
 
 from kquant.calibration.data import gather
-from kquant.core.checks import check_count
+from kquant.core.checks import check_count, check_kind
 from kquant.core.messages import first_of
 from kquant.core.renamed import renamed
 from kquant.core.result import Result
@@ -348,10 +348,10 @@ def _check_kind(kind: Kind, debug: bool, answers: Mapping[str, object]) -> None:
     if debug and not kind.debug:
         raise ValueError(f"bundle: {kind.title} has no debug model; leave debug=True out.")
     for name, given in answers.items():
-        wanted = ANSWERS[name]
-        if given is not None and not isinstance(given, wanted):
-            raise TypeError(f"bundle: {name} must be a kquant.{wanted.__name__}. Received: {type(given).__name__}.")
-        if given is not None and not kind.answers:
+        if given is None:
+            continue
+        check_kind("bundle", name, given, ANSWERS[name])
+        if not kind.answers:
             raise ValueError(
                 f"bundle: {kind.title} has no code that reads outputs; leave {name} out, and read them in the app."
             )

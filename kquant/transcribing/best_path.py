@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from kquant.core.checks import check_kind
 from kquant.graph.output_names import named_shapes, output_number
 from kquant.runtime.running import predict
 from kquant.tflite.reader import inspect, label
@@ -42,6 +43,7 @@ def transcribe(
         One `Transcript` for each sample.
 
     Raises:
+        TypeError: `ctc` is no `Ctc`.
         ValueError: an output that there is not or that has no steps, an alphabet of another number than the classes,
             or lengths of another number than the samples or longer than the output.
 
@@ -53,6 +55,7 @@ def transcribe(
         [True, True]
     """
     ctc = Ctc() if ctc is None else ctc
+    check_kind("transcribe", "ctc", ctc, Ctc)
     if isinstance(model, keras.Model):
         shapes, where = named_shapes(model), model.name
         outputs = keras.tree.flatten(model.predict(data, verbose=0))  # pyright: ignore[reportArgumentType]

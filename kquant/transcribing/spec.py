@@ -34,7 +34,7 @@ class Ctc:
             raise TypeError(f"Ctc: output is an output's name or number. Received: {self.output!r}.")
         if isinstance(self.blank, bool) or not isinstance(self.blank, int):
             raise TypeError(f"Ctc: blank is the number of a class. Received: {self.blank!r}.")
-        letters = tuple(self.alphabet)
+        letters = tuple(self.alphabet) if isinstance(self.alphabet, Sequence) else (self.alphabet,)
         if not all(isinstance(letter, str) for letter in letters):
             raise TypeError(f"Ctc: alphabet is a text, or texts, one for each class. Received: {self.alphabet!r}.")
         object.__setattr__(self, "alphabet", letters)

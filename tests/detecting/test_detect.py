@@ -332,6 +332,11 @@ def test_outputs_that_do_not_fit_are_refused(detector, tmp_path: Path) -> None:
         kquant.detect(path, data, kquant.Detection(form="corners", scores=7))
     with pytest.raises(ValueError, match="the threshold 2 lies above all that output 'scores' can give, 0.996"):
         kquant.detect(path, data, kquant.Detection(form="corners", threshold=2.0))
+    with pytest.raises(TypeError, match="detect: detection must be a kquant.Detection. Received: dict"):
+        kquant.detect(model, data, {})  # type: ignore[arg-type]
+    loudest = keras.Model(model.input, {**model.output, "sure": keras.ops.max(model.output["scores"], axis=(1, 2))})
+    with pytest.raises(ValueError, match="output 'sure' is one number a sample; .* Name another for scores"):
+        kquant.detect(loudest, data, kquant.Detection(form="corners", scores="sure"))
     kquant.export(q, tmp_path / "float.tflite", data=data[:2], io="float32")
     with pytest.raises(ValueError, match="output 'boxes' is float32; boxes are decoded from int8 or int16 codes"):
         kquant.detect(tmp_path / "float.tflite", data, kquant.Detection(boxes=0, scores=1, form="corners"))

@@ -162,6 +162,7 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "output": ({"output": 1.5}, TypeError, "output is an output's name or number. Received: 1.5"),
     "blank": ({"blank": "_"}, TypeError, "blank is the number of a class. Received: '_'"),
     "alphabet": ({"alphabet": [1, 2]}, TypeError, "alphabet is a text, or texts, one for each class"),
+    "no alphabet": ({"alphabet": None}, TypeError, "alphabet is a text, or texts, .* Received: None"),
 }
 
 
@@ -185,6 +186,8 @@ def test_outputs_that_do_not_fit_are_refused(speller) -> None:
     ):
         with pytest.raises(ValueError, match=why):
             kquant.transcribe(q, data[:2], ctc)
+    with pytest.raises(TypeError, match="transcribe: ctc must be a kquant.Ctc. Received: str"):
+        kquant.transcribe(q, data[:2], "letters")  # type: ignore[arg-type]
     for lengths in ([3], [3, 25], [1.5, 2.5], [-1, 2]):
         with pytest.raises(ValueError, match="lengths must be 2 whole numbers of 0 to 24 steps"):
             kquant.transcribe(q, data[:2], kquant.Ctc("letters"), lengths=lengths)
