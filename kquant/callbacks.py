@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from kquant.core.messages import warn
 from kquant.core.renamed import renamed
-from kquant.correct.byte_search import check_target, coded_file
+from kquant.correct.byte_search import check_bytes, check_target, coded_file
 from kquant.correct.code_bits import stored_bytes
 from kquant.graph.keras_private import inner_layers
 from kquant.layers.kernel import Holder, has_codes, holders
@@ -24,6 +24,9 @@ BUCKETS = 30  # of a histogram, as many as TensorBoard makes
 EVERY = 20  # steps after which `FlashBudget` counts bytes
 AIM = 0.99  # of its budget: what the last steps move may take more
 PACE, MOST = 5.0, 0.3  # logarithm of the price for that of the bytes, at each count, and how much it moves at most
+# The price stays between these: where a budget can't be reached it would grow until the loss is no number, and where
+# there is room it would fall until nothing raises it again.
+CHEAPEST, DEAREST = 1e-8, 1e8
 
 
 class Monitor(keras.callbacks.Callback):
@@ -232,6 +235,9 @@ class FlashBudget(keras.callbacks.Callback):
     Raises:
         ValueError: an option out of range; when training begins: codes without a price, a target that decodes none.
 
+    Warns:
+        UserWarning: the file is larger when training ended; with the bytes that are no codes, which no price removes.
+
     Example:
         >>> model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(128)])
         >>> x = np.random.default_rng(0).normal(size=(256, 64)).astype("float32")
@@ -247,7 +253,8 @@ class FlashBudget(keras.callbacks.Callback):
 
     def __init__(self, flash_bytes: int, steps: int, *, strip_names: bool = False) -> None:
         super().__init__()
-        if not isinstance(steps, int) or steps < 0:
+        check_bytes("FlashBudget", flash_bytes)
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
             raise ValueError(f"FlashBudget: steps must be a whole number, 0 or more. Received: {steps!r}.")
         self.flash_bytes, self.steps, self.strip_names = flash_bytes, steps, strip_names
         self.file_bytes = 0
@@ -276,7 +283,8 @@ class FlashBudget(keras.callbacks.Callback):
         wanted = (1.0 - done) * np.log(self._first) + done * np.log(AIM * self.flash_bytes)
         change = PACE * (np.log(self._rest + self._codes()) - wanted)
         for price in self._prices():
-            price.assign(price * float(np.exp(np.clip(change, -MOST, MOST))))
+            moved = float(price) * np.exp(np.clip(change, -MOST, MOST))
+            price.assign(np.clip(moved, CHEAPEST, DEAREST))
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Count the whole file again, and tell of it as `file_bytes` of the epoch."""
@@ -288,11 +296,16 @@ class FlashBudget(keras.callbacks.Callback):
     def on_train_end(self, logs: Any = None) -> None:
         """Warn where the budget does not hold."""
         self.file_bytes = len(coded_file(self._trained(), self.strip_names))
+        rest = self.file_bytes - self._codes()
+        longer = (
+            f"Train longer behind the {self.steps:,} steps in which they come down, or start from fewer: "
+            "kquant.shorten_codes(qmodel, data, flash_bytes=...)."
+        )
+        larger = "No training removes those: give it more bytes; `kquant bytes FILE` tells what they are."
         if self.file_bytes > self.flash_bytes:
             warn(
-                f"FlashBudget: the file has {self.file_bytes:,} bytes, flash_bytes={self.flash_bytes:,}. Train longer "
-                f"behind the {self.steps:,} steps in which they come down, or start from fewer: "
-                "kquant.shorten_codes(qmodel, data, flash_bytes=...)."
+                f"FlashBudget: the file has {self.file_bytes:,} bytes, flash_bytes={self.flash_bytes:,}. {rest:,} of "
+                f"them are no codes of weights. {longer if rest < self.flash_bytes else larger}"
             )
 
     def _trained(self) -> keras.Model:

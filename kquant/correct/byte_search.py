@@ -41,14 +41,19 @@ def check_target(qmodel: keras.Model, flash_bytes: Any, verb: str = "shorten_cod
     Raises:
         ValueError: naming one that does.
     """
-    if isinstance(flash_bytes, bool) or not isinstance(flash_bytes, int) or flash_bytes < 1:
-        raise ValueError(f"{verb}: flash_bytes must be a whole number of bytes. Received: {flash_bytes!r}.")
+    check_bytes(verb, flash_bytes)
     target = target_of(qmodel)
     if not target.decodes:
         raise ValueError(
             f"{verb}: flash_bytes counts a file whose weights are in codes, and '{target.name}' decodes none. "
             f"Quantize with target='tflm'{instead}."
         )
+
+
+def check_bytes(verb: str, flash_bytes: Any) -> None:
+    """Refuse a number of bytes that is none; `verb` asks."""
+    if isinstance(flash_bytes, bool) or not isinstance(flash_bytes, int) or flash_bytes < 1:
+        raise ValueError(f"{verb}: flash_bytes must be a whole number of bytes. Received: {flash_bytes!r}.")
 
 
 def target_of(qmodel: keras.Model) -> Any:

@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 
 import kquant
+from kquant import callbacks
 from kquant.core.spec import QuantSpec
 from kquant.layers.kernel import holders
 from kquant.layers.weight_learner import WeightLearner
@@ -88,10 +89,23 @@ def test_the_file_comes_to_the_budget(tmp_path: Path) -> None:
     assert history["accuracy"][-1] > 0.9
 
 
-def test_a_budget_that_does_not_hold_is_told() -> None:
+@pytest.mark.parametrize(("flash_bytes", "remedy"), [(1500, "No training removes those"), (5000, "Train longer")])
+def test_a_budget_that_does_not_hold_is_told(flash_bytes: int, remedy: str) -> None:
     q = coded()
-    with pytest.warns(UserWarning, match=r"FlashBudget: the file has .* bytes, flash_bytes=1,500. Train longer behind"):
-        train(q, 1, kquant.callbacks.FlashBudget(1500, 4))
+    said = rf"FlashBudget: the file has .* flash_bytes={flash_bytes:,}. 2,\d+ of them are no codes of weights. {remedy}"
+    with pytest.warns(UserWarning, match=said):
+        train(q, 1, kquant.callbacks.FlashBudget(flash_bytes, 4))
+
+
+@pytest.mark.parametrize(("flash_bytes", "price"), [(1500, callbacks.DEAREST), (100_000, callbacks.CHEAPEST)])
+@pytest.mark.filterwarnings("ignore:FlashBudget")
+def test_the_price_stays_a_number_where_bytes_cannot_follow(flash_bytes: int, price: float) -> None:
+    q = coded()
+    for holder in holders(q):
+        holder.learner.price.assign(price)  # where some thousand steps would take it
+    history = train(q, 6, kquant.callbacks.FlashBudget(flash_bytes, 0))
+    assert np.all(np.isfinite(history["loss"]))
+    assert all(float(holder.learner.price) == np.float32(price) for holder in holders(q))
 
 
 def test_the_price_is_saved_and_a_teacher_is_none_of_its_business(tmp_path: Path) -> None:
@@ -111,6 +125,8 @@ def test_the_price_is_saved_and_a_teacher_is_none_of_its_business(tmp_path: Path
 def test_refusals() -> None:
     with pytest.raises(ValueError, match="steps must be a whole number, 0 or more. Received: -1"):
         kquant.callbacks.FlashBudget(3000, -1)
+    with pytest.raises(ValueError, match="steps must be a whole number, 0 or more. Received: True"):
+        kquant.callbacks.FlashBudget(3000, True)
     with pytest.raises(ValueError, match="training.entropy\\s+Input should be greater than or equal to 0"):
         kquant.Recipe(name="bad", training={"entropy": -1.0})
     with pytest.raises(ValueError, match=r"the codes of net have no price. .* training = \{ entropy = 0.01 \}"):
@@ -118,4 +134,4 @@ def test_refusals() -> None:
     with pytest.raises(ValueError, match="FlashBudget: flash_bytes counts .* 'litert' decodes none"):
         train(coded(target="litert"), 1, kquant.callbacks.FlashBudget(3000, 4))
     with pytest.raises(ValueError, match="FlashBudget: flash_bytes must be a whole number of bytes. Received: 0"):
-        train(coded(), 1, kquant.callbacks.FlashBudget(0, 4))
+        kquant.callbacks.FlashBudget(0, 4)
