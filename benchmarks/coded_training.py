@@ -2,8 +2,8 @@
 
     one scale for each kernel -> short codes for the budget (400 images, no labels) -> training with a price for bytes
 
-Labels and the float model teach (half each), with the flip and the crop of `qat_accuracy`; Adam, a warm-up, then a
-cosine to 0. `kquant.callbacks.FlashBudget` holds the bytes. What is judged is the file: all test images by the
+Labels and the float model (`--soft` is its share) teach, with the flip and the crop of `qat_accuracy`; Adam, a warm-up,
+then a cosine to 0. `kquant.callbacks.FlashBudget` holds the bytes. What is judged is the file: all test images by the
 simulation and by LiteRT's reference kernels; TFLM computes the same codes of 200 of them and of 100 random inputs, from
 the file in codes and from the plain one.
 
@@ -32,7 +32,7 @@ from kquant.runtime.running import probe
 
 RESULTS = Path(__file__).parent / "results" / "coded_training.json"
 INT8_BYTES = 87_616  # of the plain int8 file, as the budgets were set for
-TEMPERATURE, SOFT, ROUNDED_ON = 4.0, 0.5, 400
+TEMPERATURE, ROUNDED_ON = 4.0, 400
 ENTROPY = 0.05  # of the first step; `FlashBudget` moves it
 RECIPE = {
     "name": "coded",
@@ -58,7 +58,7 @@ def trained(q: keras.Model, teacher: keras.Model, data: Any, share: float, args:
     x, y = data
     steps = args.epochs * -(-len(x) // 64)
     schedule = keras.optimizers.schedules.CosineDecay(0.0, steps, warmup_target=args.rate, warmup_steps=steps // 20)
-    trainer = kquant.distill(q, teacher, temperature=TEMPERATURE, alpha=SOFT, outputs="probabilities")
+    trainer = kquant.distill(q, teacher, temperature=TEMPERATURE, alpha=args.soft, outputs="probabilities")
     trainer.compile(keras.optimizers.Adam(schedule), "sparse_categorical_crossentropy")
     budget = kquant.callbacks.FlashBudget(int(share * INT8_BYTES), steps // 10, strip_names=True)
     kept = keras.callbacks.BackupAndRestore(folder / "checkpoint", delete_checkpoint=False)
@@ -99,7 +99,7 @@ def judged(q: keras.Model, t: Task, folder: Path) -> dict[str, Any]:
 
 def run(t: Task, data: Any, share: float, args: Any) -> dict[str, Any]:
     """One budget, one seed."""
-    folder = args.folder / f"{share:.2f}-{args.seed}-{args.epochs}"
+    folder = args.folder / f"{share:.2f}-{args.seed}-{args.epochs}-{args.soft:g}"
     folder.mkdir(parents=True, exist_ok=True)
     keras.utils.set_random_seed(args.seed)
     q = rounded(t.model, data[0], share, args.folder)
@@ -107,7 +107,7 @@ def run(t: Task, data: Any, share: float, args: Any) -> dict[str, Any]:
     started = time.process_time()
     trained(q, t.model, data, share, args, folder)
     taken = time.process_time() - started
-    row = {"share": share, "seed": args.seed, "epochs": args.epochs, "rounded": before}
+    row = {"share": share, "seed": args.seed, "epochs": args.epochs, "soft": args.soft, "rounded": before}
     return {**row, **judged(q, t, folder), "cpu_seconds": round(taken)}
 
 
@@ -117,6 +117,7 @@ def main() -> None:
     parser.add_argument("shares", nargs="*", type=float, default=[0.35, 0.25], help="of the int8 file")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1])
     parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--soft", type=float, default=0.5, help="share of the loss that the float model teaches")
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--folder", type=Path, default=Path("build/coded_training"), help="what is finished")
     args = parser.parse_args()
@@ -130,7 +131,7 @@ def main() -> None:
                 warnings.simplefilter("ignore")
                 row = run(t, (x.astype("float32"), y.reshape(-1)), share, args)
             kept = json.loads(RESULTS.read_text()) if RESULTS.is_file() else []
-            key = ("share", "seed", "epochs")
+            key = ("share", "seed", "epochs", "soft")
             others = [old for old in kept if [old[k] for k in key] != [row[k] for k in key]]
             write_atomically(RESULTS, f"{json.dumps([*others, row], indent=1)}\n".encode())
             print(row, flush=True)
