@@ -61,7 +61,8 @@ def outputs_with(
                     changed[id(t)] = dict(zip(here, tf.split(y, len(here)), strict=True))
         if id(node) in number_of:
             number = number_of[id(node)]
-            value = tf.constant(changes[number][1], tf.float32)
+            # mixed precision: it is stacked with values of the model's own type
+            value = tf.cast(tf.constant(changes[number][1], tf.float32), values[id(node.outputs[0])].dtype)
             changed.setdefault(id(node.outputs[0]), {})[number] = value
         drop_read(changed, last, place)
     ends = [(changed.get(id(t), {}), values[id(t)]) for t in graph.output_tensors]

@@ -75,3 +75,14 @@ def test_one_by_one_where_the_samples_are_not_the_first_axis(model, monkeypatch)
     monkeypatch.setattr(lost_signal, "stacks", lambda graph: False)
     nodes = suspects(model)[:4]
     assert [alone for _, alone in model.alone(nodes)] == [model.db(n, model._gridded(n)) for n in nodes]
+
+
+def test_in_mixed_precision_what_changes_has_the_type_of_the_rest():
+    inputs = keras.Input((6, 6, 3))
+    scores = layers.Conv2D(50, 3, padding="same", dtype="mixed_float16", name="scores")(inputs)
+    mixed = keras.Model(inputs, keras.ops.argmax(scores, axis=-1))
+    q = kquant.calibrate(kquant.quantize(mixed), X[:48], verbose=False)
+    model = lost_signal._Model(q, X[:8])
+    nodes = suspects(model)
+    found, _ = outputs_with(model.graph, model.values, [(n, model._gridded(n)) for n in nodes])
+    assert len(found) == len(nodes) and {y.dtype.name for outputs in found for y in outputs} == {"float16"}
