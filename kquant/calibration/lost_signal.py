@@ -186,21 +186,24 @@ class _Model:
         v, step = self._value(node), _step(node.op)
         if alone >= ENOUGH_DB:
             return None
+        enough, costs = alone + GAIN_DB, f"that alone leaves the outputs {alone:.1f} dB of signal over noise"
+        maker = self._function(node)
+        steep = [n for n in self.readers.get(id(node.outputs[0]), []) if _is_table(n)]
+        # each remedy is a pass through all that follows: none is tried where nothing would be told of what it gives
+        if maker is None and not steep:
+            return self._unlike(node, v, step, alone, costs)
         finer = np.float32(_reach(node.op) / SIXTEEN_BITS)
         # with the kernels behind it on their grids: where their columns are as unlike, finer codes help nothing
         wide = self.db(node, np.rint(v / finer) * finer, self._kernels(node))
-        costs = f"that alone leaves the outputs {alone:.1f} dB of signal over noise"
-        maker = self._function(node)
-        steep = [n for n in self.readers.get(id(node.outputs[0]), []) if _is_table(n)]
-        if maker is None and not (steep and wide >= alone + GAIN_DB):
+        if maker is None and wide < enough:
             return self._unlike(node, v, step, alone, costs)
         if maker is None:
             said = f"{_layer(steep[0])} reads {v.min():.6g} to {v.max():.6g} in steps of {step:.2g}"
             return _Loss("function", f"{said}: {costs}")
         # no finer grid helps: what is lost is no fault of this one, and there would be no remedy to name
-        if max(wide, self.db(node, _apart(v, v.ndim - 1))) < alone + GAIN_DB:
+        if wide < enough and self.db(node, _apart(v, v.ndim - 1)) < enough:
             return None
-        helps = wide >= alone + GAIN_DB and self._has_16(maker)
+        helps = wide >= enough and self._has_16(maker)
         costs += f"; in 16 bits {wide:.1f} dB" if helps else ""
         if _is_softmax(maker):
             said = f"{_layer(maker)} is a softmax over {v.shape[-1]}, an even share of which is "
@@ -226,9 +229,10 @@ class _Model:
         # the features of an input may lie along any axis (channels first, time last), those inside along the last
         axes = range(1, v.ndim) if name is not None else [v.ndim - 1]
         few, low, high, axis = min((*_codes(v, step, a), a) for a in axes)
-        apart = self.db(node, _apart(v, axis))
         widths = _widths(v, axis)
-        if few >= FEW_CODES or widths[high] < UNLIKE * widths[low] or apart < alone + GAIN_DB:
+        if few >= FEW_CODES or widths[high] < UNLIKE * widths[low]:
+            return None
+        if (apart := self.db(node, _apart(v, axis))) < alone + GAIN_DB:
             return None
         ends = [v.take(i, axis) for i in (low, high)]
         said = [f"{i} goes from {e.min():.3g} to {e.max():.3g}" for i, e in zip((low, high), ends, strict=True)]

@@ -86,3 +86,17 @@ def test_in_mixed_precision_what_changes_has_the_type_of_the_rest():
     nodes = suspects(model)
     found, _ = outputs_with(model.graph, model.values, [(n, model._gridded(n)) for n in nodes])
     assert len(found) == len(nodes) and {y.dtype.name for outputs in found for y in outputs} == {"float16"}
+
+
+def test_nothing_is_tried_for_tensors_of_which_nothing_would_be_told():
+    keras.utils.set_random_seed(0)
+    x = inputs = keras.Input((6, 6, 3))
+    for _ in range(30):
+        x = layers.Conv2D(4, 3, padding="same", activation="relu")(x)
+    q = kquant.calibrate(kquant.quantize(keras.Model(inputs, x)), X, verbose=False)
+    deep = lost_signal._Model(q, X[:8])
+    alone = [db for _, db in deep.alone(suspects(deep)[: lost_signal.MOST_TENSORS])]
+    assert sum(db < lost_signal.ENOUGH_DB for db in alone) > 1  # two passes for each, were remedies tried
+    deep.calls = 0
+    assert deep.losses() == []
+    assert deep.calls <= len(deep.graph.nodes)
