@@ -123,6 +123,15 @@ def test_data_that_are_not_here_are_told_with_what_to_do(monkeypatch: pytest.Mon
     assert TASKS["ssdlite"].missing() is None  # its data come with scikit-learn
 
 
+def test_a_row_of_this_run_stands_under_the_heads_of_those_that_were_read() -> None:
+    read, fresh = {"IoU": 0.5, "mAP": 0.25}, {"mAP": 0.2, "IoU": 0.5}
+    rows = {
+        f"ssdlite/{FLOAT}": {"figures": read, "weights": 1},
+        "ssdlite/int8": {"figures": fresh, "bytes": 1, "equal": 1.0, "integer": True, "seconds": 1.0},
+    }
+    assert "| int8 | 50.00 % | 20.00 % | 0.00, 20.00 % |" in table.tables(rows)
+
+
 def test_the_page_tells_the_figures_that_were_measured() -> None:
     rows = table.load()
     assert {key.split("/")[0] for key in rows} <= set(TASKS)

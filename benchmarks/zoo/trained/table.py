@@ -35,18 +35,19 @@ def tables(rows: dict[str, Any]) -> str:
 
 
 def _table(rows: dict[str, Any], task: Task) -> str:
-    wanted = rows[f"{task.name}/{FLOAT}"]["figures"]
+    # in one order, whether a row was measured just now or read, as the file has them sorted
+    wanted = dict(sorted(rows[f"{task.name}/{FLOAT}"]["figures"].items()))
     head = ("", *wanted, "lost", "bytes", "codes equal", "s")
     lines = [head, ("---",) * len(head)]
     for way in (FLOAT, *WAYS):
         row = rows.get(f"{task.name}/{way}")
         if row is None:
             continue
-        figures = [f"{100 * value:.2f} %" for value in row["figures"].values()]
+        figures = [f"{100 * row['figures'][key]:.2f} %" for key in wanted]
         if way == FLOAT:
             lines.append((way, *figures, "", f"{4 * row['weights']:,}", "", ""))
             continue
-        lost = ", ".join(f"{loss(task, wanted[key], value):.2f}" for key, value in row["figures"].items())
+        lost = ", ".join(f"{loss(task, value, row['figures'][key]):.2f}" for key, value in wanted.items())
         name = way if row["integer"] else f"{way}, some float"
         lines.append(
             (name, *figures, f"{lost} %", f"{row['bytes']:,}", f"{100 * row['equal']:.2f} %", f"{row['seconds']:.0f}")
