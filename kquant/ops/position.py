@@ -41,6 +41,8 @@ class Position(Mean):
 
     def call(self, x: Any) -> Any:
         """Look for it."""
+        # -0.0 and 0.0 are one code, and to TensorFlow the one is smaller; a sum with 0 would be optimized away
+        x = K.where(x == 0, K.zeros_like(x), x)
         position = (K.argmax if self.largest else K.argmin)(x, axis=self.axis[0], keepdims=self.keepdims)
         return K.cast(position, x.dtype)
 
