@@ -33,6 +33,7 @@ WAYS = {
     "int8": Way("int8", ("calibrate",)),
     "int8, corrected": Way("int8", ("calibrate", {"name": "adaround", "iterations": 500})),
     "int8, trained": Way("int8", ("calibrate",), trains=True),
+    "int16x8": Way("int16x8", ("calibrate",)),
     "int4 weights": Way("int4-weights", ("calibrate", "sequential-mse", {"name": "adaround", "iterations": 500})),
     "int4 weights, trained": Way("int4-qat", ("calibrate", "sequential-mse"), trains=True),
 }
