@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import itertools
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,11 +16,15 @@ import tensorflow as tf
 
 # Whether an operation that runs eagerly becomes a function of one operation, which passes through all that optimizes
 # graphs and parts them over devices: 0.5 to 3 ms at its first use with these attributes. TensorFlow starts with True,
-# and has no way to ask for it.
+# and has no way to ask for it: `_as_functions` looks whether one is made.
 SWITCH = "TFE_ContextSetRunEagerOpAsFunction"
+
+PROBE = "__wrapped__StringJoin_N_2_"  # the function of the operation by which one finds out
 
 _LOCK = threading.Lock()
 _WAYS: dict[int, tuple[bool, ...]] = {}  # of each thread that is in one of these, True for kernels, the innermost last
+_BEFORE = [True]  # what was set before the first of them came
+_NUMBERS = itertools.count()
 
 
 def operations_as_kernels() -> contextlib.AbstractContextManager[None]:
@@ -42,37 +47,53 @@ def operations_as_kernels() -> contextlib.AbstractContextManager[None]:
 
 
 def operations_as_functions() -> contextlib.AbstractContextManager[None]:
-    """Inside, eager operations run as TensorFlow has them by default, wherever this is."""
+    """Inside, eager operations run as they did before all of these, by default as functions."""
     return _in_way(kernels=False)
 
 
 @contextlib.contextmanager
 def _in_way(*, kernels: bool) -> Iterator[None]:
     switch, thread = _switch(), threading.get_ident()
+    if switch is None:
+        yield
+        return
     with _LOCK:
+        if not _WAYS:
+            _BEFORE[0] = _as_functions()
         _WAYS[thread] = (*_WAYS.get(thread, ()), kernels)
-        switch(_by_default())
+        switch(_BEFORE[0] and not _all_want_kernels())
     try:
         yield
     finally:
         with _LOCK:
             _WAYS[thread] = _WAYS[thread][:-1]
-            switch(_by_default())
+            switch(_BEFORE[0] and not _all_want_kernels())
             if not _WAYS[thread]:
                 del _WAYS[thread]
 
 
-def _by_default() -> bool:
-    """Whether operations run as functions: nobody is in here, or somebody wants the default."""
+def _all_want_kernels() -> bool:
+    """Somebody is in here, and nobody wants functions."""
     innermost = [ways[-1] for ways in _WAYS.values() if ways]
-    return not innermost or not all(innermost)
+    return bool(innermost) and all(innermost)
 
 
-def _switch() -> Callable[[bool], None]:
-    """What sets it; what sets nothing where TensorFlow has none, or more than processors computes."""
+def _as_functions() -> bool:
+    """Whether TensorFlow makes a function of an operation now: half a millisecond."""
+    context: Any = importlib.import_module("tensorflow.python.eager.context").context()
+    made = [name for name in context.list_function_names() if name.startswith(PROBE)]
+    for name in made:
+        context.remove_function(name)
+    # attributes that nobody has used: known ones have their kernel or function already
+    tf.raw_ops.StringJoin(inputs=["", ""], separator=f"kquant {next(_NUMBERS)}")
+    return any(name.startswith(PROBE) for name in context.list_function_names())
+
+
+def _switch() -> Callable[[bool], None] | None:
+    """What sets it; None where TensorFlow has none, or more than processors computes."""
     switch = getattr(importlib.import_module("tensorflow.python.pywrap_tfe"), SWITCH, None)
     # listing them starts the runtime, which has to be before there is anything to switch
     if switch is None or {device.device_type for device in tf.config.list_logical_devices()} != {"CPU"}:
-        return lambda _: None
+        return None
     handle: Any = importlib.import_module("tensorflow.python.eager.context").context()._handle
     return lambda on: switch(handle, on)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.python import pywrap_tfe
 from tensorflow.python.eager import context
 
 from kquant.graph.tensorflow_private import operations_as_functions, operations_as_kernels
@@ -50,6 +51,19 @@ def test_the_switch_goes_back_after_an_error() -> None:
     with pytest.raises(ZeroDivisionError), operations_as_kernels():
         _ = 1 / 0
     assert functions_made(fresh("K0"))
+
+
+def test_who_had_kernels_has_them_afterwards() -> None:
+    pywrap_tfe.TFE_ContextSetRunEagerOpAsFunction(runtime()._handle, False)
+    try:
+        with operations_as_kernels(), operations_as_functions():
+            pass
+        assert not functions_made(lambda: tf.raw_ops.Digamma(x=1.0))
+    finally:
+        pywrap_tfe.TFE_ContextSetRunEagerOpAsFunction(runtime()._handle, True)
+    with operations_as_kernels():
+        pass
+    assert functions_made(lambda: tf.raw_ops.Lgamma(x=1.0))
 
 
 def test_the_last_of_several_threads_switches_back() -> None:
