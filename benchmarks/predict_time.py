@@ -31,14 +31,15 @@ import kquant
 from benchmarks.assets import task
 from benchmarks.choice import one_of
 from benchmarks.latency import invocation
+from kquant.graph.by_xla import MANY
 
 RECURRENT = ("lstm", "gru", "attention")
 MODELS = ("image_classification", "keyword_spotting", "visual_wake_words", "mobilenetv2", *RECURRENT)
 BATCH, LARGE_BATCH = 64, 512
 layers = keras.layers
 Run = Callable[[], float]  # samples a second of one turn
-CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
-clock = CLOCKS["wall"]
+Clock = Callable[[], float]  # seconds
+CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 def model_and_data(name: str) -> tuple[Any, np.ndarray]:
@@ -48,7 +49,7 @@ def model_and_data(name: str) -> tuple[Any, np.ndarray]:
         return model, np.random.default_rng(0).uniform(-1, 1, (128, 96, 96, 3)).astype("float32")
     if name in RECURRENT:
         model = small(name)
-        return model, np.random.default_rng(0).normal(size=(4096, *model.inputs[0].shape[1:])).astype("float32")
+        return model, np.random.default_rng(0).normal(size=(MANY * BATCH, *model.inputs[0].shape[1:])).astype("float32")
     chosen = task(name)
     return chosen.model, np.float32(chosen.x[:512])
 
@@ -67,7 +68,7 @@ def small(name: str) -> keras.Model:
     return keras.Model(inputs, layers.Dense(4)(x), name=name)
 
 
-def in_keras(model: Any, x: np.ndarray, batch: int = BATCH) -> Run:
+def in_keras(model: Any, x: np.ndarray, clock: Clock, batch: int = BATCH) -> Run:
     """`predict` of all samples."""
 
     def run() -> float:
@@ -78,7 +79,7 @@ def in_keras(model: Any, x: np.ndarray, batch: int = BATCH) -> Run:
     return run
 
 
-def evaluating(model: Any, x: np.ndarray) -> Run:
+def evaluating(model: Any, x: np.ndarray, clock: Clock) -> Run:
     """`evaluate` of all samples, the mean squared distance from zeros."""
     model.compile(loss="mse")
     y = np.zeros((len(x), *model.outputs[0].shape[1:]), np.float32)
@@ -91,15 +92,15 @@ def evaluating(model: Any, x: np.ndarray) -> Run:
     return run
 
 
-def compiled(model: Any, x: np.ndarray) -> Run:
+def compiled(model: Any, x: np.ndarray, clock: Clock) -> Run:
     """`predict` of a copy by XLA."""
     copy = keras.models.clone_model(model)
     copy.set_weights(model.get_weights())
     copy.compile(jit_compile=True)
-    return in_keras(copy, x, LARGE_BATCH)
+    return in_keras(copy, x, clock, LARGE_BATCH)
 
 
-def in_interpreter(content: bytes, runtime: str, seconds: float = 0.5) -> Run:
+def in_interpreter(content: bytes, runtime: str, clock: Clock, seconds: float = 0.5) -> Run:
     """One sample after the other; what they hold does not change the time."""
     invoke = invocation(content, runtime)
 
@@ -113,7 +114,7 @@ def in_interpreter(content: bytes, runtime: str, seconds: float = 0.5) -> Run:
     return run
 
 
-def measured(name: str, rounds: int, folder: Path) -> dict[str, Any]:
+def measured(name: str, rounds: int, folder: Path, clock: Clock) -> dict[str, Any]:
     """Medians over rounds, in samples a second, and the first `predict` in seconds."""
     model, x = model_and_data(name)
     with warnings.catch_warnings():
@@ -128,15 +129,15 @@ def measured(name: str, rounds: int, folder: Path) -> dict[str, Any]:
         started = clock()
         each.predict(x[:BATCH], batch_size=BATCH, verbose=0)
         first[label] = clock() - started
-    runs = {"float": in_keras(model, x), "kquant": in_keras(q, x)}
+    runs = {"float": in_keras(model, x, clock), "kquant": in_keras(q, x, clock)}
     if name in RECURRENT:
-        runs |= {"float, XLA": compiled(model, x), "kquant, XLA": compiled(q, x)}
-    runs |= {"float, evaluate": evaluating(model, x), "kquant, evaluate": evaluating(q, x)}
+        runs |= {"float, XLA": compiled(model, x, clock), "kquant, XLA": compiled(q, x, clock)}
+    runs |= {"float, evaluate": evaluating(model, x, clock), "kquant, evaluate": evaluating(q, x, clock)}
     for label, run in runs.items():  # traces, and compiles
         started = clock()
         run()
         first[f"{label}, all samples"] = clock() - started
-    runs |= {runtime: in_interpreter(content, runtime) for runtime in ("litert", "tflm")}
+    runs |= {runtime: in_interpreter(content, runtime, clock) for runtime in ("litert", "tflm")}
     rows: dict[str, list[float]] = {label: [] for label in runs}
     for _ in range(rounds):
         for label, run in runs.items():
@@ -161,8 +162,6 @@ def main() -> None:
     parser.add_argument("--path", type=Path, help="where to write the figures, as JSON")
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="whose seconds are counted")
     args = parser.parse_args()
-    global clock
-    clock = CLOCKS[args.clock]
     found = {
         "clock": args.clock,
         "processor": platform.processor() or platform.machine(),
@@ -173,7 +172,7 @@ def main() -> None:
     }
     for name in args.models:
         with tempfile.TemporaryDirectory() as folder:
-            found["models"][name] = each = measured(name, args.rounds, Path(folder))
+            found["models"][name] = each = measured(name, args.rounds, Path(folder), CLOCKS[args.clock])
         speeds = ", ".join(f"{label} {value:,.0f}" for label, value in each["per_second"].items())
         first = each["first_predict_s"]
         print(
