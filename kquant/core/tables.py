@@ -19,8 +19,8 @@ _BY_XLA: contextvars.ContextVar[bool] = contextvars.ContextVar("by_xla", default
 
 @contextlib.contextmanager
 def for_xla(wanted: bool = True) -> Iterator[None]:
-    """Inside, graphs are traced for XLA, where that is wanted."""
-    token = _BY_XLA.set(wanted)
+    """Inside, graphs are traced for XLA, where that is wanted and processors are all there is to compute on."""
+    token = _BY_XLA.set(wanted and not tf.config.list_logical_devices("GPU"))
     try:
         yield
     finally:

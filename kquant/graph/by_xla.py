@@ -5,7 +5,7 @@
     else       Keras' own graph: other data, callbacks, a strategy, `run_eagerly`, `jit_compile=False` in `compile`
 
 A step of a recurrent layer is a hundred small operations, and TensorFlow takes a few microseconds to start each; XLA
-makes few of them. To compile takes it about as long as the graph needs for `MANY` batches. The codes are the same.
+makes few of them. To compile takes it about as long as it saves in `MANY` batches. The codes are the same.
 Where XLA refuses a model, its graph runs as before.
 
 Batches are made larger where samples, and all that is computed of them, are small (`SAMPLES`, `NUMBERS`): what a batch
@@ -25,7 +25,7 @@ import tensorflow as tf
 
 from kquant.graph.keras_private import every_layer, recorded_calls
 
-MANY = 64
+MANY = 256
 DEFAULT_BATCH = 32  # Keras'
 SAMPLES = 256  # of a batch that is made larger
 NUMBERS = 2**20  # at most so many in the largest tensor of such a batch
@@ -133,8 +133,17 @@ def in_whole_batches(run: Callable[[Any], Any], x: Any, size: int) -> Any:
         array([0, 2, 4])
     """
     count = len(keras.tree.flatten(x)[0])
-    more = -count % size
-    if not more:
+    rest = count % size
+    if not rest:
         return run(x)
-    filled = keras.tree.map_structure(lambda a: np.concatenate([a, np.repeat(a[-1:], more, axis=0)]), x)
-    return keras.tree.map_structure(lambda y: y[:count], run(filled))
+    tail = keras.tree.map_structure(lambda a: _filled(np.asarray(a[count - rest :]), size), x)
+    if rest == count:
+        return keras.tree.map_structure(lambda y: y[:rest], run(tail))
+    # a slice of an array is no copy of it: what lies in a file is not read here
+    whole = run(keras.tree.map_structure(lambda a: a[: count - rest], x))
+    return keras.tree.map_structure(lambda y, more: np.concatenate([y, more[:rest]]), whole, run(tail))
+
+
+def _filled(rows: np.ndarray, size: int) -> np.ndarray:
+    """Rows up to a size, by the last one again."""
+    return np.concatenate([rows, np.repeat(rows[-1:], size - len(rows), axis=0)])

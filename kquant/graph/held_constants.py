@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,6 +21,7 @@ from kquant.graph.by_xla import MANY, Compiled, batch_for, batches_of, counted, 
 CHANGES = 2  # of variables between two calls of a verb, after which its graph reads them
 JIT_COMPILE = 7  # number of that argument of `compile`
 MOST_NUMBERS = 2**22  # of all variables: their digest takes some 30 ms
+_MAKING = threading.Lock()
 
 
 class HeldConstants(keras.Model):
@@ -56,8 +58,11 @@ class HeldConstants(keras.Model):
         with self._holding("predict_function", callbacks is None) as digest:
             if digest is not None and steps is None and self._compiles(digest, batches_of(x, batch_size)):
                 by_xla = self._by_xla(x, batch_size, verbose)
-                if not self.compiled_predict.refused:
+                if by_xla is not None:
                     return by_xla
+                by_graph = super().predict(x, batch_size, verbose, steps, callbacks)  # tells what is wrong with data
+                object.__setattr__(self, "compiled_predict", replace(self.compiled_predict, refused=True))
+                return by_graph
             return super().predict(x, batch_size, verbose, steps, callbacks)
 
     def _compiles(self, digest: bytes, batches: int) -> bool:
@@ -71,8 +76,7 @@ class HeldConstants(keras.Model):
         return not getattr(self, "without_xla", False) and may_compile(self)
 
     def _by_xla(self, x: Any, batch_size: Any, verbose: Any) -> Any:
-        """`predict` by XLA, in a function beside Keras' own; None where XLA refuses the model, which is remembered."""
-        self.make_predict_function()  # by whose absence `compile` and corrections tell that both are to be made anew
+        """`predict` by XLA, in a function beside Keras' own; None where XLA refuses it, or the data are wrong."""
         known = replace(self.compiled_predict, beside=self.predict_function)
         size = batch_for(len(keras.tree.flatten(x)[0]), batch_size, largest(self, x))
         twin = _twin(self)
@@ -80,12 +84,11 @@ class HeldConstants(keras.Model):
         run = lambda x: super(HeldConstants, twin).predict(x, size, verbose)  # noqa: E731
         try:
             with for_xla():
-                return in_whole_batches(run, x, size)
+                made = in_whole_batches(run, x, size)
         except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError, tf.errors.InternalError):
-            known = replace(known, refused=True)
-        finally:
-            function = None if known.refused else twin.predict_function
-            object.__setattr__(self, "compiled_predict", replace(known, function=function))
+            return None
+        object.__setattr__(self, "compiled_predict", replace(known, function=twin.predict_function))
+        return made
 
     def evaluate(
         self,
@@ -132,30 +135,37 @@ class HeldConstants(keras.Model):
 
         It is given a digest of them; None where the function reads the variables.
         """
-        held, digest, changes = self._state(name)
-        function = getattr(self, name)
-        if not may or not self._may_hold(changes >= CHANGES and function is not None):
+        if not may or not self._may_hold(name):
             yield None
             return
         now = _digest(self.variables)
-        if function is None:  # `compile` or a correction let go of it: a trace that is needed anyway
-            changes = 0
-        elif function is not held or now != digest:
-            changes += 1
-            setattr(self, name, None)
-        # Not tracked: it is no part of the model.
-        object.__setattr__(self, "changes", {**getattr(self, "changes", {}), name: changes})
-        if changes >= CHANGES:
+        if not self._make(name, now):
             yield None
             return
-        try:
-            with constants():
-                with for_xla(bool(self.jit_compile)):  # as somebody asked for
-                    yield now
-        finally:  # interrupted, too: what was traced by then holds variables
-            object.__setattr__(self, "held", {**getattr(self, "held", {}), name: (getattr(self, name), now)})
+        with constants(), for_xla(bool(self.jit_compile)):  # as somebody asked for
+            yield now
 
-    def _may_hold(self, gave_up: bool) -> bool:
+    def _make(self, name: str, now: bytes) -> bool:
+        """Have Keras' function there, a new one where variables differ; True where it is to hold them.
+
+        Known before it is traced to be one that holds variables: what an interrupted call has traced does. One thread
+        at a time: where two make one at once, each takes the other's for one that somebody else made.
+        """
+        with _MAKING:
+            held, digest, changes = self._state(name)
+            function = getattr(self, name)
+            if function is not None and (changes >= CHANGES or (function is held and now == digest)):
+                return changes < CHANGES
+            changes = 0 if function is None else changes + 1  # none: `compile` or a correction let go of it
+            getattr(self, f"make_{name}")(force=True)  # never None meanwhile: another thread may be about to call it
+            # Not tracked: they are no part of the model.
+            object.__setattr__(self, "changes", {**getattr(self, "changes", {}), name: changes})
+            if changes < CHANGES:
+                object.__setattr__(self, "held", {**getattr(self, "held", {}), name: (getattr(self, name), now)})
+            return changes < CHANGES
+
+    def _may_hold(self, name: str) -> bool:
+        gave_up = self._state(name)[2] >= CHANGES and getattr(self, name) is not None
         if self.run_eagerly or gave_up:
             return False
         alone = not tf.distribute.has_strategy() and self.distribute_strategy is tf.distribute.get_strategy()

@@ -16,7 +16,7 @@ from kquant.arithmetic.grid import Grid, centred
 from kquant.arithmetic.lstm import LstmWeights, _Kernel
 from kquant.core.tables import for_xla, looked_up
 from kquant.graph import held_constants
-from kquant.graph.by_xla import batch_for, largest
+from kquant.graph.by_xla import batch_for, in_whole_batches, largest
 
 pytestmark = pytest.mark.filterwarnings("ignore:calibrate. the range differs more than 2 times")
 X = np.float32(np.cumsum(np.random.default_rng(0).normal(size=(70, 9, 4)), 1) * 0.5)
@@ -179,6 +179,55 @@ def test_where_xla_refuses_the_graph_runs(at_once: None, monkeypatch: pytest.Mon
     for _ in range(2):
         np.testing.assert_array_equal(q.predict(X, batch_size=20, verbose=0), q(X, training=False))
     assert asked == [1] and q.compiled_predict.refused and not q.jit_compile
+
+
+def test_only_the_last_batch_is_filled_up() -> None:
+    """The others are the user's memory: an array in a file is not read to be copied."""
+    given = []
+
+    def run(x: np.ndarray) -> np.ndarray:
+        given.append(x)
+        return x + 1
+
+    x = np.arange(14).reshape(7, 2)
+    np.testing.assert_array_equal(in_whole_batches(run, x, 3), x + 1)
+    assert [len(part) for part in given] == [6, 3] and np.shares_memory(given[0], x)
+    np.testing.assert_array_equal(in_whole_batches(run, x, 8), x + 1)
+    assert len(given[2]) == 8
+
+
+def test_first_traces_of_threads_hold_constants_and_are_one() -> None:
+    q, functions, failed = quantized("gru"), [], []
+    expected, start = q(X[:8], training=False), threading.Barrier(4)
+
+    def run() -> None:
+        try:
+            start.wait()
+            np.testing.assert_array_equal(q.predict(X[:8], batch_size=4, verbose=0), expected)
+            functions.append(q.predict_function)
+        except Exception as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=run) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed and len({id(function) for function in functions}) == 1
+    assert q.changes["predict_function"] == 0
+
+
+def test_other_devices_have_no_branches(monkeypatch: pytest.MonkeyPatch) -> None:
+    table, places = tf.constant([5, 7]), tf.constant([[0, 1]])
+
+    def branches() -> bool:
+        with for_xla():
+            graph = tf.function(lambda at: looked_up(table, at)).get_concrete_function(places).graph
+        return any("If" in operation.type for operation in graph.get_operations())
+
+    assert branches()
+    monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: [kind] if kind == "GPU" else [])
+    assert not branches()
 
 
 def test_a_compiled_look_up_is_a_gather() -> None:
