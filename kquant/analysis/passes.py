@@ -11,13 +11,14 @@ import numpy as np
 import tensorflow as tf
 
 from kquant.analysis.metrics import judged
-from kquant.analysis.sqnr import Noise, mean_db, noise_of
+from kquant.analysis.sqnr import Noise, mean_db, noise_of, noise_of_positions
 from kquant.analysis.tensors import Seen, grid_of
 from kquant.analysis.units import Unit, followed, quantizes
 from kquant.core.progress import tqdm
 from kquant.graph.graph import Graph, Node, run
 from kquant.graph.unfold import substitute
 from kquant.layers.nodes import FakeQuant, observing, only
+from kquant.ops.position import positions
 
 MOST_VALUES = 1 << 26  # float values of all tensors of a chunk together: 256 MiB
 MOST_SAMPLES = 128  # in a chunk
@@ -85,6 +86,7 @@ class Passes:
             if quantizes(node):
                 self.calls.setdefault(node.op.name, []).append(node)
         self.sources = followed(graph)
+        self.positions = positions(graph)
         self.noises: dict[int, Noise] = {}
         self.local: dict[int, Noise] = {}
         self.seen: dict[str, Seen] = {}
@@ -104,7 +106,7 @@ class Passes:
                 quantized = run(self.graph, x)
                 self._keep(self.ALL, real, quantized)
                 for unit in self.units:
-                    self.noises[id(unit)] = self.noises.get(id(unit), Noise()) + _of_unit(unit, real, quantized)
+                    self.noises[id(unit)] = self.noises.get(id(unit), Noise()) + self._of_unit(unit, real, quantized)
                 # the settings below need the memory; `real` is all they start from
                 del quantized
                 bar.update()
@@ -139,22 +141,24 @@ class Passes:
         # a setting that is one layer alone tells that layer's own noise as well, at its output
         unit = self.by_names.get(names)
         if unit is not None:
-            self.local[id(unit)] = self.local.get(id(unit), Noise()) + _of_unit(unit, real, values)
+            self.local[id(unit)] = self.local.get(id(unit), Noise()) + self._of_unit(unit, real, values)
 
     def _keep(self, names: Names | None, real: dict[int, Any], values: dict[int, Any]) -> None:
         """Outputs of one setting on one chunk."""
         kept = self.outputs.setdefault(names, Outputs([Noise()] * len(self.ends)))
-        kept.noises = [n + noise_of(real[i], values[i]) for n, i in zip(kept.noises, self.ends, strict=True)]
+        kept.noises = [n + self._noise(i, real, values) for n, i in zip(kept.noises, self.ends, strict=True)]
         if self.keeps:
             kept.arrays.append([np.asarray(values[i]) for i in self.ends])
+
+    def _noise(self, i: int, real: dict[int, Any], values: dict[int, Any]) -> Noise:
+        return (noise_of_positions if i in self.positions else noise_of)(real[i], values[i])
+
+    def _of_unit(self, unit: Unit, real: dict[int, Any], values: dict[int, Any]) -> Noise:
+        return sum((self._noise(id(t), real, values) for t in unit.outputs), Noise())
 
     def value(self, names: Names | None) -> float:
         """The metric in one setting."""
         return self.outputs[names].value(self.metric)
-
-
-def _of_unit(unit: Unit, real: dict[int, Any], values: dict[int, Any]) -> Noise:
-    return sum((noise_of(real[id(t)], values[id(t)]) for t in unit.outputs), Noise())
 
 
 def settings_of(parts: list[Unit]) -> Iterator[Names]:

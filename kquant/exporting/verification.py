@@ -30,6 +30,7 @@ from kquant.runtime.running import FALLBACK, available, probe, quantize_input, r
 from kquant.targets import Target
 from kquant.tflite.file_content import file_content
 from kquant.tflite.file_model import EDGES, float_operators
+from kquant.tflite.file_positions import positions_in
 from kquant.tflite.flatbuffer import SHRUNK, with_outputs, with_zero_points
 from kquant.tflite.lowering import Lowered, lower
 from kquant.tflite.names import is_nameless, with_names
@@ -62,7 +63,9 @@ class Agreement:
         equal: share of codes that are equal, 0 to 1.
         max_err_lsb: largest difference of two codes.
         argmax: share of samples whose largest output is the same one.
-        sqnr_db: power of the simulated output over the power of the difference (inf where equal).
+        sqnr_db: power of the simulated output over the power of the difference (inf where equal). A position is no
+            quantity: each has the power 1, right or wrong, so that 20 dB are 1 of 100 that differs.
+        positions: how many the output tells apart where it is what an argmax found; 0 where it is a quantity.
     """
 
     output: str
@@ -70,6 +73,7 @@ class Agreement:
     max_err_lsb: int
     argmax: float
     sqnr_db: float
+    positions: int = 0
 
 
 @dataclass(frozen=True, repr=False)
@@ -84,7 +88,8 @@ class VerifyReport(Result):
         wrong_encodings: tensors whose scale or zero point is not the model's.
         first_difference: the first layer whose codes differ on this runtime, on one sample; None where none does.
         follows: the model computes this runtime's roundings, so that codes have to be equal.
-        agreement: SQNR in dB that the outputs of a runtime with other roundings have to reach.
+        agreement: SQNR in dB that the outputs of a runtime with other roundings have to reach; see `Agreement.sqnr_db`
+            for what that is of positions.
         note: why this runtime was taken and not the target's; empty where it was asked for or is that one.
     """
 
@@ -131,7 +136,21 @@ class VerifyReport(Result):
 
 
 def _nearly(a: Agreement) -> bool:
-    return a.equal >= EQUAL or (a.equal >= NEARLY and a.max_err_lsb <= 1)
+    # the step between two positions has no size: a winner by one code more is any other
+    return a.equal >= EQUAL or (a.equal >= NEARLY and (a.positions > 0 or a.max_err_lsb <= 1))
+
+
+def share_asked(agreement: float) -> float:
+    """The share of positions that have to be equal for an SQNR.
+
+    Args:
+        agreement: SQNR in dB.
+
+    Example:
+        >>> share_asked(20.0)
+        0.99
+    """
+    return max(0.0, 1.0 - 10.0 ** (-agreement / 10.0))
 
 
 @renamed
@@ -156,7 +175,8 @@ def verify(
             installed ("litert" for litert, "litert-reference" for ethos-u, "tflm" for tflm). Where none is, LiteRT's
             reference kernels, which round some codes otherwise than TFLM; `note` says so.
         limit: compare at most this many samples; None: all.
-        agreement: SQNR in dB that every output has to reach on a runtime that rounds otherwise than the model.
+        agreement: SQNR in dB that every output has to reach on a runtime that rounds otherwise than the model; of
+            positions (`ops.argmax`) 20 dB are 99 of 100 that have to be equal.
 
     Returns:
         The report. `verdict` is "equal", "rounds otherwise" or "wrong"; `ok` is False where it is wrong, or further
@@ -263,7 +283,9 @@ def compare(
         computed = [future.result() for future in running]
     reports = []
     for runtime, outputs in zip(runtimes, computed, strict=True):
-        agreements = tuple(_agreement(t.name, e, f, t) for t, e, f in zip(file.outputs, expected, outputs, strict=True))
+        agreements = tuple(
+            _agreement(t, e, f, positions_in(file, t)) for t, e, f in zip(file.outputs, expected, outputs, strict=True)
+        )
         follows = runtime == lowered.target.follows
         report = VerifyReport(runtime, len(x[0]), agreements, floats, wrong, None, follows)
         if any(a.equal < 1.0 for a in agreements) and (locate or not report.ok):
@@ -308,16 +330,19 @@ def _codes(expected: np.ndarray, given: np.ndarray, tensor: Any) -> tuple[np.nda
     return np.rint(expected / step) + tensor.zero_point[0], given.astype(np.float64), step
 
 
-def _agreement(name: str, expected: np.ndarray, given: np.ndarray, tensor: Any) -> Agreement:
+def _agreement(tensor: FileTensor, expected: np.ndarray, given: np.ndarray, positions: int) -> Agreement:
     wanted, got, step = _codes(expected, given, tensor)
     error = np.abs(wanted - got)
-    noise = float(np.mean(error**2)) * step**2
+    noise, power = float(np.mean(error**2)) * step**2, float(np.mean(expected**2))
+    if positions:
+        noise, power = float(np.mean(error != 0)), 1.0
     return Agreement(
-        output=name,
+        output=tensor.name,
         equal=float(np.mean(error == 0)),
         max_err_lsb=int(np.ceil(error.max(initial=0))),
         argmax=float(np.mean(wanted.reshape(len(got), -1).argmax(1) == got.reshape(len(got), -1).argmax(1))),
-        sqnr_db=float("inf") if noise < EDGE else 10 * float(np.log10(float(np.mean(expected**2)) / noise)),
+        sqnr_db=float("inf") if noise < EDGE else 10 * float(np.log10(power / noise)),
+        positions=positions,
     )
 
 

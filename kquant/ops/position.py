@@ -4,6 +4,9 @@ A position is a whole number, and int8 with scale 1 and zero point -128 holds th
 quantized like any other tensor, and whoever reads the file needs to know nothing of positions:
 
     int8 codes  ARG_MAX  int32  ADD -128  int32  CAST  int8
+
+A position has no gradient: a model whose only output it is does not train ("No gradients provided", Keras says). Give
+the scores as a second output, or train them and put the argmax behind, before `kquant.quantize`.
 """
 
 from __future__ import annotations
@@ -15,8 +18,9 @@ import numpy as np
 
 from kquant.core.program import Program, Ref
 from kquant.core.spec import FLOAT
-from kquant.graph.graph import Node
+from kquant.graph.graph import Graph, Node
 from kquant.graph.keras_private import made_of
+from kquant.layers.nodes import FakeQuant
 from kquant.ops import find
 from kquant.ops.reduce import Mean, reduced_axes
 from kquant.ops.rule import Call, Make, Rule, computed
@@ -62,6 +66,21 @@ def holds_positions(x: Any) -> bool:
     rule = None if layer is None else find(layer)
     moved = rule is not None and rule.output == "same" and bool(inputs)
     return isinstance(layer, Position) or (moved and all(holds_positions(t) for t in inputs))
+
+
+def positions(graph: Graph) -> frozenset[int]:
+    """id(tensor) of the tensors of positions in a graph, quantized or moved ones too.
+
+    Args:
+        graph: of a model that is expanded, or quantized.
+    """
+    told: set[int] = set()
+    for node in graph.nodes:
+        rule = find(node.op)
+        moved = isinstance(node.op, FakeQuant) or (rule is not None and rule.output == "same")
+        if isinstance(node.op, Position) or (moved and node.inputs and all(id(t) in told for t in node.inputs)):
+            told.update(id(t) for t in node.outputs)
+    return frozenset(told)
 
 
 def _refuse(node: Node) -> str | None:

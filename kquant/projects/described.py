@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from kquant.projects.layer_names import layer_of, written_by
 from kquant.projects.names import class_name, distinct, identifier
 from kquant.projects.npu import Compiled
 from kquant.runtime.running import dequantize_output, quantize_input
+from kquant.tflite.file_positions import positions_in
 from kquant.tflite.raw_values import Normalization
 from kquant.tflite.reader import FileModel, FileTensor, places
 
@@ -52,6 +53,7 @@ class Port:
         scale, zero_point: of codes; None for floats and positions in a table.
         low, high: the smallest and the largest code.
         channels: length of the last axis; 1 without axes.
+        positions: how many it tells apart; 0 of quantities.
         probes: of codes: real numbers and what codes they become.
     """
 
@@ -68,6 +70,7 @@ class Port:
     high: int
     channels: int
     probes: tuple[Probe, ...]
+    positions: int = 0
 
 
 @dataclass(frozen=True)
@@ -235,7 +238,7 @@ def described(
     Raises:
         ValueError: an operator that TFLM has no registration for, by layer.
     """
-    inputs, outputs = ports(file.inputs, language), ports(file.outputs, language, written_by(file))
+    inputs, outputs = ports(file.inputs, language), _outputs(file, language)
     digest = hashlib.sha256(content).digest()
     one = identifier(title, language)
     in_c = language == "c"
@@ -272,6 +275,8 @@ def described(
 
 
 def _agreement(runtime: str, a: Agreement) -> str:
+    if a.positions:
+        return f"{layer_of(a.output)} on {runtime}: {a.equal:.1%} of positions equal"
     noise = "no noise" if np.isinf(a.sqnr_db) else f"{a.sqnr_db:.1f} dB"
     return f"{layer_of(a.output)} on {runtime}: {a.equal:.1%} of codes equal, {a.max_err_lsb} steps at most, {noise}"
 
@@ -300,6 +305,11 @@ def ports(
     layers = [(writers or {}).get(t.index, layer_of(t.name)) for t in tensors]
     rows = enumerate(zip(tensors, layers, ids, strict=True))
     return tuple(_port(t, layer, one, n, spoken.types) for n, (t, layer, one) in rows)
+
+
+def _outputs(file: FileModel, language: str) -> tuple[Port, ...]:
+    made = zip(file.outputs, ports(file.outputs, language, written_by(file)), strict=True)
+    return tuple(replace(port, positions=positions_in(file, t)) for t, port in made)
 
 
 def _states(file: FileModel, inputs: tuple[Port, ...], outputs: tuple[Port, ...]) -> tuple[State, ...]:

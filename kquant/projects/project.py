@@ -42,6 +42,7 @@ from kquant.projects.rendering import placed, rendered
 from kquant.runtime.running import available, quantize_input
 from kquant.targets import Target
 from kquant.tflite.file_about import About, check_labels
+from kquant.tflite.file_positions import positions_in
 from kquant.tflite.raw_values import normalization_of
 from kquant.tflite.reader import FileModel, FileTensor
 from kquant.transcribing.best_path import resolved
@@ -135,7 +136,8 @@ def bundle(
         kind: "tflm" (CMake), "arduino", "esp-idf", "zephyr", "android" or "ios".
         name: of the model in the project; the model's own by default. What is no legal name there becomes one.
         golden: how many vectors the self-test runs; of a stream, calls.
-        labels: names of the classes, one for each value of the last axis of the first output.
+        labels: names of the classes, one for each value of the last axis of the first output, or for each position
+            where that is `ops.argmax` of scores.
         test: samples in the structure of the model's inputs, and the number of the class of each: the report and
             the README tell how many of them the float model and the file have right. Not for streams.
         scale: of the first input, what becomes of raw values: `(raw * scale - mean[c]) / std[c]`. Without any of the
@@ -186,7 +188,7 @@ def bundle(
     tells = chosen.about and (labels or normalization)
     made, report = exported(qmodel, x, form, said if tells else None, test)
     outputs = _named_outputs(qmodel, made.file)
-    check_labels(labels, _of_classes(outputs, detection, ctc), "bundle")
+    check_labels(labels, *_of_classes(made.file, outputs, detection, ctc), "bundle")
     _check_kernels(made.file, goal, chosen)
     vectors = _golden(made.content, made.file, x, golden, streaming, chosen.runtime)
     array = array_of(made, compiles_for) if chosen.arena else Array(made.content, made.file)
@@ -335,13 +337,17 @@ def _answers(
     return made if ctc is None else {**made, "ctc": labels_of(ctc, outputs, vectors)}
 
 
-def _of_classes(outputs: Mapping[str, FileTensor], detection: Detection | None, ctc: Ctc | None) -> tuple[int, ...]:
-    """A shape whose last axis counts classes."""
+def _of_classes(
+    file: FileModel, outputs: Mapping[str, FileTensor], detection: Detection | None, ctc: Ctc | None
+) -> tuple[tuple[int, ...], int]:
+    """A shape whose last axis counts classes, or the number of positions that name them."""
     if detection is not None:
         roles = grids_of(detection, outputs, "bundle").roles
-        return (1, roles.rows, roles.scores.many)
+        return (1, roles.rows, roles.scores.many), 0
     shapes = [t.shape for t in outputs.values()]
-    return shapes[0 if ctc is None else resolved(ctc, list(outputs), shapes, "bundle")[0]]
+    if ctc is not None:
+        return shapes[resolved(ctc, list(outputs), shapes, "bundle")[0]], 0
+    return shapes[0], positions_in(file, file.outputs[0])
 
 
 def _check_kind(kind: Kind, debug: bool, answers: Mapping[str, object]) -> None:

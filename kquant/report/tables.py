@@ -9,7 +9,7 @@ from kquant.core.messages import first_of
 from kquant.exact.narrow import totals
 from kquant.exporting.export_file import ExportReport, Port
 from kquant.exporting.streams import StreamReport
-from kquant.exporting.verification import VerifyReport
+from kquant.exporting.verification import VerifyReport, share_asked
 from kquant.layers.provenance import ALL
 from kquant.prepare.forecast import CheckReport
 from kquant.report.page import Page, Table, page
@@ -91,8 +91,15 @@ def _verdict(report: VerifyReport) -> str:
     # one verdict for all outputs: that of the output which suffers most
     worst = min(report.agreements, key=lambda a: a.sqnr_db)
     figures = f"{_percent(worst.equal)} of the codes equal, at most {worst.max_err_lsb} LSB off, {worst.sqnr_db:.1f} dB"
+    asked = f"the {report.agreement:g} dB"
+    if worst.positions:
+        figures, asked = f"{_percent(worst.equal)} of the positions equal", f"the {_share(report)}"
     said = f"the model's encodings; this runtime rounds otherwise: {figures}"
-    return said if report.agrees else f"{said}, below the {report.agreement:g} dB asked for"
+    return said if report.agrees else f"{said}, below {asked} asked for"
+
+
+def _share(report: VerifyReport) -> str:
+    return f"{100 * share_asked(report.agreement):.4g} % of equal positions"
 
 
 @page.register
@@ -194,7 +201,9 @@ def _verify_findings(report: VerifyReport) -> Iterable[str]:
     if report.follows and report.verdict == "wrong" and not (report.float_operators or report.wrong_encodings):
         yield f"{report.runtime}: codes differ on the runtime whose roundings the model computes."
     if report.verdict == "rounds otherwise" and not report.agrees:
-        yield f"{report.runtime}: outputs are below the agreement of {report.agreement:g} dB."
+        asked = [f"{report.agreement:g} dB"] if any(not a.positions for a in report.agreements) else []
+        asked += [_share(report)] if any(a.positions for a in report.agreements) else []
+        yield f"{report.runtime}: outputs are below the agreement of {' or '.join(asked)}."
     if report.first_difference and not (report.verdict == "rounds otherwise" and report.agrees):
         yield f"{report.runtime}: outputs first differ from the model at {report.first_difference}."
 
@@ -214,9 +223,9 @@ def _agreements(reports: Iterable[VerifyReport]) -> Table:
             a.output,
             str(report.samples),
             _percent(a.equal),
-            str(a.max_err_lsb),
-            _percent(a.argmax),
-            "equal" if math.isinf(a.sqnr_db) else f"{a.sqnr_db:.1f} dB",
+            "-" if a.positions else str(a.max_err_lsb),
+            "-" if a.positions else _percent(a.argmax),
+            "equal" if math.isinf(a.sqnr_db) else "positions" if a.positions else f"{a.sqnr_db:.1f} dB",
         )
         for report in reports
         for a in report.agreements

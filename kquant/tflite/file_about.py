@@ -21,6 +21,7 @@ import numpy as np
 
 from kquant.core.messages import check_known
 from kquant.tflite.file_model import FileAbout, FileModel, FileTensor, TensorAbout
+from kquant.tflite.file_positions import positions_in
 from kquant.tflite.raw_values import Normalization, normalization_of
 from kquant.tflite.small_tables import Fields, Number, Table, read_table, write_table
 
@@ -34,7 +35,7 @@ VERSION, GRAPHS, AUTHOR, LICENSE, MIN_PARSER = 2, 3, 4, 5, 7  # ModelMetadata
 INPUTS, OUTPUTS = 2, 3  # SubGraphMetadata
 CONTENT, UNITS, STATS, FILES = 3, 4, 5, 6  # TensorMetadata
 KIND, VALUE = 0, 1  # of a union; Content, ProcessUnit
-FILE_TYPE, AXIS_LABELS = 2, 2  # AssociatedFile, TENSOR_AXIS_LABELS
+FILE_TYPE, AXIS_LABELS, VALUE_LABELS = 2, 2, 3  # AssociatedFile; of a score for each class, of numbers of classes
 FEATURE, IMAGE = 1, 2  # ContentProperties
 COLOURS = {3: 1, 1: 2}  # channels -> ImageProperties' color_space: RGB, GRAYSCALE
 NORMALIZES, MEAN, STD = 1, 0, 1  # ProcessUnitOptions, NormalizationOptions
@@ -48,7 +49,8 @@ class About:
     Attributes:
         name: of the model; by default the Keras model's.
         description: what it does.
-        labels: names of the classes, one for each value of the last axis of the first output.
+        labels: names of the classes, one for each value of the last axis of the first output; where that holds
+            positions (`ops.argmax`), one for each of them.
         scale, mean, std: of the first input, what becomes of raw values: `(raw * scale - mean[c]) / std[c]`.
         image: the first input is an image with 3 channels (red, green, blue) or 1.
         descriptions: of inputs and outputs, by their names.
@@ -86,14 +88,16 @@ def entry_of(file: FileModel, about: About, name: str) -> bytes:
     known = [t.name for t in (*file.inputs, *file.outputs)]
     for given in (*about.descriptions, *about.units):
         check_known(f"export: about: '{given}' is no input or output", given, known)
-    check_labels(about.labels, file.outputs[0].shape)
+    positions = positions_in(file, file.outputs[0])
+    check_labels(about.labels, file.outputs[0].shape, positions)
     torn = [label for label in about.labels if not label.strip() or len(label.splitlines()) != 1]
     if torn:
         raise ValueError(f"export: a label is one line of text. Received: {torn[0]!r}.")
     first = file.inputs[0]
     raw = normalization_of("export", first, about.scale, about.mean, about.std)
     inputs = [_tensor(t, about, {**_content(t, about), **_units(raw)} if t is first else {}) for t in file.inputs]
-    labels = Table({NAME: LABELS, DESCRIPTION: "names of the classes", FILE_TYPE: Number(AXIS_LABELS)})
+    kind = Number(VALUE_LABELS if positions else AXIS_LABELS)
+    labels = Table({NAME: LABELS, DESCRIPTION: "names of the classes", FILE_TYPE: kind})
     named = {FILES: [labels]} if about.labels else {}
     outputs = [_tensor(t, about, named if n == 0 else {}) for n, t in enumerate(file.outputs)]
     graph = Table({NAME: "main", INPUTS: inputs, OUTPUTS: outputs})
@@ -102,22 +106,29 @@ def entry_of(file: FileModel, about: About, name: str) -> bytes:
     return write_table(Table({**root, **more}), IDENTIFIER)
 
 
-def check_labels(labels: Sequence[str], shape: Sequence[int], who: str = "export") -> None:
+def check_labels(labels: Sequence[str], shape: Sequence[int], positions: int, who: str = "export") -> None:
     """Refuse names of classes that do not fit an output.
 
     Args:
         labels: none, or one for each class.
         shape: of the output.
+        positions: that it tells apart; 0 where it holds a score for each class.
         who: the verb that errors name.
 
     Raises:
-        ValueError: another number of them than the last axis has values.
+        ValueError: another number of them than the last axis has values, or than there are positions.
     """
-    if labels and (not shape or len(labels) != shape[-1]):
-        values = shape[-1] if shape else 1
+    values = positions or (shape[-1] if shape else 1)
+    if not labels or (len(labels) == values and (positions or shape)):
+        return
+    if positions:
         raise ValueError(
-            f"{who}: {len(labels)} labels for an output of {values} values; give one for each value of its last axis."
+            f"{who}: {len(labels)} labels for an output of {positions} positions; give one for each value of the axis "
+            "that its argmax or argmin reads."
         )
+    raise ValueError(
+        f"{who}: {len(labels)} labels for an output of {values} values; give one for each value of its last axis."
+    )
 
 
 def _tensor(t: FileTensor, about: About, more: dict[int, Any]) -> Table:
@@ -204,7 +215,7 @@ def _read_tensor(t: Fields, packed: Mapping[str, str]) -> TensorAbout:
         options = unit.table(VALUE)
         if unit.byte(KIND) == NORMALIZES and options is not None:
             mean, std = options.floats(MEAN), options.floats(STD)
-    files = [file.text(NAME) for file in t.tables(FILES) if file.byte(FILE_TYPE) == AXIS_LABELS]
+    files = [file.text(NAME) for file in t.tables(FILES) if file.byte(FILE_TYPE) in (AXIS_LABELS, VALUE_LABELS)]
     labels = tuple(packed[files[0]].splitlines()) if files and files[0] in packed else ()
     return TensorAbout(t.text(NAME), t.text(DESCRIPTION), mean, std, labels)
 

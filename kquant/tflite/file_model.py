@@ -112,7 +112,7 @@ class TensorAbout:
     Attributes:
         name, description: of it.
         mean, std: what becomes of raw values, `(raw - mean) / std`; one number for all channels, or one for each.
-        labels: of its last axis.
+        labels: of its last axis, or of its values where they are positions.
     """
 
     name: str

@@ -38,7 +38,7 @@ public enum TinyNetModelCodes {
   public static let output0 = TinyNetModelEdge(
     scale: Float(bitPattern: 0x3e800000), zeroPoint: 3, low: -128, high: 127)
 
-  /// Names of the classes, one for each value of the last axis of the first output.
+  /// Names of the classes, one for each value of the last axis of the first output, or for each position that it holds.
   public static let labels: [String] = [
     "left",
     "the \"right\"",

@@ -32,7 +32,7 @@ object TinyNetModelCodes {
     /** Output 0, kind: [1, 2]. */
     val output0 = TinyNetModelEdge(0.25f, 3, -128, 127)
 
-    /** Names of the classes, one for each value of the last axis of the first output. */
+    /** Names of the classes, one for each value of the last axis of the first output, or for each position that it holds. */
     val labels: List<String> = listOf(
         "left",
         "the \"right\"",
