@@ -37,6 +37,8 @@ from kquant.ops.rule import Call, Make, Rule, example
 layers = keras.layers
 WIDE = QuantSpec(16, symmetric=True)
 NARROW = QuantSpec(8, symmetric=True, narrow=True)
+# 16-bit samples have no place in a float of 16 bits, nor have powers of whole numbers: whatever the policy.
+FULL = "float32"
 MEL = ("sampling_rate", "fft_length", "num_mel_bins", "min_freq", "max_freq")
 
 
@@ -96,6 +98,8 @@ class Bands(keras.layers.Layer):
 
     def call(self, x: Any) -> Any:
         """Apply it."""
+        if keras.utils.is_keras_tensor(x):  # a plain model is made of this one, and Keras has no such layer
+            return type(self).from_config(self.get_config())(x)
         real, imaginary = tf.split(x, 2, axis=-1)
         powers = tf.square(real) + tf.square(imaginary)
         if self.how["mel"] is not None:
@@ -141,7 +145,7 @@ def _window(op: Any) -> np.ndarray:
 def transform(kernel: np.ndarray, strides: int, padding: str, name: str, trainable: bool = False) -> Any:
     """A convolution over [samples, steps, 1] with this kernel, float32[taps, 1, filters]."""
     size, _, filters = kernel.shape
-    layer: Any = layers.Conv1D(filters, size, strides=strides, padding=padding, use_bias=False, name=name)
+    layer: Any = layers.Conv1D(filters, size, strides=strides, padding=padding, use_bias=False, name=name, dtype=FULL)
     with without_random(layer):
         layer.build((None, None, 1))
     layer.kernel.assign(kernel)
@@ -199,19 +203,19 @@ def _mel_spectrogram(op: Any, make: Make, x: Any, *_: Any, **__: Any) -> Any:
     frames = (length + 2 * half - op.fft_length) // stride + 1
     before = half - kernel_ends.start
     after = (frames - 1) * stride + waves.shape[0] - before - length
-    y = make("steps", lambda: layers.Reshape((length, 1), name=f"{name}_steps"))(x)
+    y = make("steps", lambda: layers.Reshape((length, 1), name=f"{name}_steps", dtype=FULL))(x)
     if before > 0 or after > 0:
-        y = make("ends", lambda: Mirrored(max(before, 0), max(after, 0), name=f"{name}_ends"))(y)
+        y = make("ends", lambda: Mirrored(max(before, 0), max(after, 0), name=f"{name}_ends", dtype=FULL))(y)
     if before < 0:
-        y = make("begin", lambda: layers.Cropping1D((-before, 0), name=f"{name}_begin"))(y)
+        y = make("begin", lambda: layers.Cropping1D((-before, 0), name=f"{name}_begin", dtype=FULL))(y)
     y = make("waves", lambda: transform(waves, stride, "valid", f"{name}_waves"))(y)
     if y.shape[1] != frames:
-        y = make("frames", lambda: layers.Cropping1D((0, y.shape[1] - frames), name=f"{name}_frames"))(y)
+        y = make("frames", lambda: layers.Cropping1D((0, y.shape[1] - frames), name=f"{name}_frames", dtype=FULL))(y)
     db: dict[str, Any] = {"function": "power"}
     if op.power_to_db:
         floor, zero = float(op.min_power), max(abs(float(op.ref_power)), float(op.min_power))
         db = {"function": "db", "floor": floor, "reference": 10.0 * np.log10(zero), "top": float(op.top_db)}
-    y = make("bands", lambda: Bands(mel=_mel(op), **db, name=name))(y)
+    y = make("bands", lambda: Bands(mel=_mel(op), **db, name=name, dtype=FULL))(y)
     return make("turned", lambda: layers.Permute((2, 1), name=f"{name}_turned"))(y)
 
 
@@ -240,7 +244,7 @@ def _stft(op: Any, make: Make, x: Any, *_: Any, **__: Any) -> Any:
         # Keras bounds the power by epsilon, then the root again by it, which is less.
         kinds = {"psd": "power", "log": "log", "magnitude": "magnitude"}
         last = f"{op.name}_bins" if op.expand_dims else op.name
-        y = make("bands", lambda: Bands(kinds[op.mode], floor=epsilon, name=last))(y)
+        y = make("bands", lambda: Bands(kinds[op.mode], floor=epsilon, name=last, dtype=FULL))(y)
     if op.expand_dims:
         y = make("image", lambda: layers.Reshape((*y.shape[1:], 1), name=op.name))(y)
     return y

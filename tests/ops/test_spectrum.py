@@ -218,3 +218,24 @@ def test_a_spectrogram_streams(target: str, tmp_path: Path) -> None:
     report = kquant.export(q, tmp_path / "m.tflite", streaming=True, data=x[:8])
     assert (report.streaming.hop, report.streaming.states[0].shape[-2:]) == (32, (32, 1))
     assert report.streaming.states[0].zero_point == 0
+
+
+@pytest.mark.parametrize("scale", [1.0, 32768.0])
+def test_16_bit_sound_is_whole_in_a_mixed_policy(scale: float) -> None:
+    """A float of 16 bits has 11 for a sample of 16, and no power of whole numbers."""
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        q = ready(speaker(), "litert", scale=scale)
+        x = sounds(48, seed=1) * np.float32(scale)
+        simulated, measured = q.predict(x, verbose=0)[1], kquant.predict(contract.file_of(q), x, "litert-reference")[1]
+    finally:
+        keras.config.set_dtype_policy("float32")
+    step = float(q.get_layer("mel_quant").grid()[0])
+    assert np.abs(np.float32(simulated) - measured).max() < 0.25 * step  # what the output's own 11 bits leave out
+
+
+def test_a_stripped_one_is_the_float_model() -> None:
+    model = speaker()
+    plain = kquant.strip(ready(model, "litert"))
+    for a, b in zip(one_by_one(model, sounds(8)), one_by_one(plain, sounds(8)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-2)
