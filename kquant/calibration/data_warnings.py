@@ -6,6 +6,7 @@ import keras
 import numpy as np
 
 from kquant.calibration.observations import Observations
+from kquant.calibration.observers import SOUND_BITS, is_sound
 from kquant.core.messages import first_of, warn
 from kquant.core.spec import QuantSpec
 from kquant.graph.stored import Stored
@@ -31,6 +32,7 @@ def warn_of_data(qmodel: keras.Model, seen: Observations) -> None:
     _warn_moved(seen)
     _warn_far(qmodel, seen)
     _warn_unequal(qmodel, seen)
+    _warn_sound(qmodel, seen)
 
 
 def _constant(seen: Observations) -> list[str]:
@@ -111,16 +113,22 @@ def _warn_far(qmodel: keras.Model, seen: Observations) -> None:
     }
     if not few:  # reading the model takes time
         return
-    graph = read(qmodel)
-    inputs = {id(t): t.name for t in graph.input_tensors}
-    for node in graph.nodes:
-        if isinstance(node.op, FakeQuant) and node.op.name in few and id(node.args[0]) in inputs:
-            values, steps, bits = few[node.op.name]
+    for name, given in _of_inputs(qmodel).items():
+        if name in few:
+            values, steps, bits = few[name]
             warn(
-                f"calibrate: the values of input '{inputs[id(node.args[0])]}', {values}, span {steps:.1f} steps of its "
+                f"calibrate: the values of input '{given}', {values}, span {steps:.1f} steps of its "
                 f"{bits}-bit grid, which must hold 0 too: nearly all that varies in them is lost. Subtract their mean "
                 "in the application, before the model, and not in a layer of it."
             )
+
+
+def _of_inputs(qmodel: keras.Model) -> dict[str, str]:
+    """Name of an encoding -> that of the model's input which it encodes."""
+    graph = read(qmodel)
+    inputs = {id(t): t.name for t in graph.input_tensors}
+    encodings = [node for node in graph.nodes if isinstance(node.op, FakeQuant)]
+    return {node.op.name: inputs[id(node.args[0])] for node in encodings if id(node.args[0]) in inputs}
 
 
 def _warn_unequal(qmodel: keras.Model, seen: Observations) -> None:
@@ -142,6 +150,19 @@ def _warn_unequal(qmodel: keras.Model, seen: Observations) -> None:
             "grid of their own. Give the join 16 bits by a rule (`activations = { bits = 16 }`); or bring their ranges "
             "nearer with a BatchNormalization."
         )
+
+
+def _warn_sound(qmodel: keras.Model, seen: Observations) -> None:
+    """Name waveforms that are no 16-bit sound, so that their scale follows the data."""
+    layers = {node.name: node for node in encodings_of(qmodel) if node.observer == "sound"}
+    for (name, _), s in seen.tensors.items():
+        low, high = float(s.lows.min()), float(s.highs.max())
+        if name in layers and layers[name].spec.bits >= SOUND_BITS and not is_sound(max(-low, high), layers[name].spec):
+            warn(
+                f"calibrate: the sound of input '{_of_inputs(qmodel)[name]}' goes from {low:g} to {high:g}: neither "
+                "within -1 .. 1 nor whole numbers of 16 bits. So its scale follows these data, and the application has to rescale what its "
+                f"microphone gives. Clip the clips, np.clip(x, -1, 1), or divide them by {max(-low, high):.4g}."
+            )
 
 
 def warn_of_poles(qmodel: keras.Model, seen: Observations) -> None:

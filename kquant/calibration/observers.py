@@ -47,6 +47,16 @@ def minmax(statistics: Statistics, spec: QuantSpec) -> tuple[float, float]:
     return float(statistics.lows.min()), float(statistics.highs.max())
 
 
+def is_sound(reach: float, spec: QuantSpec) -> bool:
+    """Whether samples that reach so far lie within -1 .. 1, or are whole numbers of 16 bits, and the grid has them.
+
+    Example:
+        >>> [is_sound(reach, QuantSpec(16, symmetric=True)) for reach in (0.3, 1.2, 20000.0, 50000.0)]
+        [True, False, True, False]
+    """
+    return spec.bits >= SOUND_BITS and (reach <= OVERSHOOT or QUIET_SOUND <= reach <= OVERSHOOT * spec.high)
+
+
 def sound(statistics: Statistics, spec: QuantSpec) -> tuple[float, float]:
     """The range of 16-bit sound whose samples are told as -1 .. 1, or as whole numbers; else all that was seen.
 
@@ -58,7 +68,7 @@ def sound(statistics: Statistics, spec: QuantSpec) -> tuple[float, float]:
     """
     low, high = minmax(statistics, spec)
     reach = max(-low, high)
-    if spec.bits < SOUND_BITS or OVERSHOOT < reach < QUIET_SOUND or reach > OVERSHOOT * spec.high:
+    if not is_sound(reach, spec):
         return low, high
     whole = float(spec.high) if reach >= QUIET_SOUND else spec.high / (spec.high + 1)
     return -whole, whole

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kquant import __version__
+from kquant.core.messages import first_of, warn
 from kquant.core.program import Program
 from kquant.exact.narrow import totals
+from kquant.layers.nodes import FakeQuant
 from kquant.layers.provenance import ALL
 from kquant.tflite.aliases import keep_apart
 from kquant.tflite.edges import IO, cast_edges
@@ -83,8 +85,21 @@ def to_files(lowered: Lowered, form: Form) -> Files:
             labels or words that do not fit the file's inputs and outputs.
     """
     refuse_undecoded(lowered.target, form.storing.storages)
+    _warn_narrow_sound(lowered, form.io)
     files = _graph_files(lowered, form)
     return files if form.about is None else _with_about(files, form.about, lowered.graph.name)
+
+
+def _warn_narrow_sound(lowered: Lowered, io: IO) -> None:
+    """8 bits of sound are 48 dB, and a spectrogram reads 16."""
+    inputs = {id(t): t.name for t in lowered.graph.input_tensors}
+    waves = [n.inputs[0] for n in lowered.graph.nodes if isinstance(n.op, FakeQuant) and n.op.observer == "sound"]
+    named = first_of([repr(inputs[id(t)]) for t in waves if id(t) in inputs])
+    if named and io in ("int8", "uint8"):
+        warn(
+            f"export: io='{io}' gives the sound at {named} 8 bits, 48 dB, and what is quieter is lost to the "
+            "spectrogram. Leave io out: the file takes the 16-bit samples of the microphone as they are."
+        )
 
 
 def _graph_files(lowered: Lowered, form: Form) -> Files:

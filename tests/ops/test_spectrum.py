@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
+from typing import Any
 
 import contract
 import keras
@@ -239,3 +241,21 @@ def test_a_stripped_one_is_the_float_model() -> None:
     plain = kquant.strip(ready(model, "litert"))
     for a, b in zip(one_by_one(model, sounds(8)), one_by_one(plain, sounds(8)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-2)
+
+
+def test_sound_beyond_its_range_is_told() -> None:
+    """Clips that an augmentation made louder: 1.2 of what 16 bits hold."""
+    with pytest.warns(UserWarning, match=r"input 'sound' goes from -1\.2.* to 1\..*np.clip.*divide them by 1\.2"):
+        q = ready(speaker(), "tflm", scale=1.2)
+    assert float(q.get_layer("sound_quant").grid()[0]) == 2.0**-14
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="calibrate: the sound")
+        for scale in (1.0, 32768.0):
+            ready(speaker(), "tflm", scale=scale)
+
+
+@pytest.mark.parametrize("edges", ["int8", "uint8"])
+def test_eight_bits_of_sound_are_told(edges: Any, tmp_path: Path) -> None:
+    q = ready(speaker(), "litert")
+    with pytest.warns(UserWarning, match=rf"export: io='{edges}' gives the sound at 'sound' 8 bits, 48 dB"):
+        kquant.export(q, tmp_path / "m.tflite", io=edges, check_runtimes=False)
