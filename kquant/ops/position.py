@@ -1,12 +1,11 @@
 """Where the largest or smallest value stands: ARG_MAX, ARG_MIN; classes of a segmenter, the winner of a classifier.
+They have no gradient: a model with no other output does not train (Keras: "No gradients provided for any variable").
+Give the scores as a second output, or train them first and quantize with the argmax behind.
 
 A position is a whole number, and int8 with scale 1 and zero point -128 holds those of 0 to 255 as they are. So it is
 quantized like any other tensor, and whoever reads the file needs to know nothing of positions:
 
     int8 codes  ARG_MAX  int32  ADD -128  int32  CAST  int8
-
-A position has no gradient: a model whose only output it is does not train ("No gradients provided", Keras says). Give
-the scores as a second output, or train them and put the argmax behind, before `kquant.quantize`.
 """
 
 from __future__ import annotations
