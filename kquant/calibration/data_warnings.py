@@ -160,8 +160,9 @@ def _warn_sound(qmodel: keras.Model, seen: Observations) -> None:
         if name in layers and layers[name].spec.bits >= SOUND_BITS and not is_sound(max(-low, high), layers[name].spec):
             warn(
                 f"calibrate: the sound of input '{_of_inputs(qmodel)[name]}' goes from {low:g} to {high:g}: neither "
-                "within -1 .. 1 nor whole numbers of 16 bits. So its scale follows these data, and the application has to "
-                f"rescale what its microphone gives. Clip the clips, np.clip(x, -1, 1), or divide them by {max(-low, high):.4g}."
+                "within -1 .. 1 nor whole numbers of 16 bits. So its scale follows these data, and the application has "
+                "to rescale what its microphone gives. Clip the clips, np.clip(x, -1, 1), or divide them by "
+                f"{max(-low, high):.4g}."
             )
 
 
