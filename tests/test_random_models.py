@@ -20,6 +20,9 @@ pytestmark = pytest.mark.filterwarnings(
     r"ignore:.* the weights of \d+ of its \d+ output channels are all 0",
     "ignore:calibrate. the range differs more than 2 times",
     r"ignore:calibrate. \d+ samples are few",
+    r"ignore:calibrate. .* the mask leaves out steps between real ones",
+    r"ignore:calibrate. .*real steps at an end of some samples",
+    r"ignore:calibrate. the sound of input",
 )
 
 GRAPHS = 40

@@ -67,7 +67,7 @@ def weights_of(matrix: np.ndarray) -> Weights:
     Example:
         >>> w = weights_of(np.float64([[0.5, 0.0], [1.0, 2.54]]))
         >>> w.codes.tolist(), w.unit, w.fine
-        ([[25, 0], [50, 127]], 4.0, 4)
+        ([[25, 0], [50, 127]], 4.0, 8)
     """
     scale = np.float32(matrix.max() / 127.0)
     codes = np.rint(matrix / np.float64(scale)).astype(np.int8)

@@ -47,8 +47,13 @@ class HeldConstants(keras.Model):
         object.__setattr__(self, "without_xla", said is False)
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
-        """Keras'; a file has False where nobody said anything, so it says nothing."""
-        super().compile_from_config(config)
+        """What Keras' does, which leaves a class with a `compile` of its own uncompiled.
+
+        A file has `jit_compile=False` where nobody said anything, so it says nothing.
+        """
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        if self.optimizer is not None and self.built:
+            self.optimizer.build(self.trainable_variables)
         object.__setattr__(self, "without_xla", False)
 
     def predict(

@@ -10,6 +10,7 @@ quantized like any other tensor, and whoever reads the file needs to know nothin
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -22,7 +23,7 @@ from kquant.graph.keras_private import made_of
 from kquant.layers.nodes import FakeQuant
 from kquant.ops import find
 from kquant.ops.reduce import Mean, reduced_axes
-from kquant.ops.rule import Call, Make, Rule, computed
+from kquant.ops.rule import Call, Make, Rule, computed, example
 
 K: Any = keras.ops
 FIRST = -128  # the code of position 0
@@ -119,7 +120,6 @@ def _cast(program: Program, call: Call, whole: Ref, to: str) -> None:
 
 
 def _rule(largest: bool) -> Rule:
-    find = K.argmax if largest else K.argmin
     return Rule(
         layers=(Position,),
         when=lambda op: op.largest == largest,
@@ -131,16 +131,21 @@ def _rule(largest: bool) -> Rule:
         refuse=_refuse,
         lower=_lower,
         lower_float=_lower_float,
-        examples=(
-            computed(lambda x: find(x, axis=-1), (6, 5, 7)),
-            computed(lambda x: find(x, axis=1, keepdims=True), (9, 4)),
-            computed(lambda x: find(x, axis=-1), (12,)),
-        ),
+        examples=(example(lambda: Position([2], largest=largest), shape=(9, 4)),),
+    )
+
+
+def _examples(find: Callable[..., Any]) -> tuple[Callable[[], keras.Model], ...]:
+    return (
+        computed(lambda x: find(x, axis=-1), (6, 5, 7)),
+        computed(lambda x: find(x, axis=1, keepdims=True), (9, 4)),
+        computed(lambda x: find(x, axis=-1), (12,)),
     )
 
 
 RULES = (
     _rule(True),
     _rule(False),
-    Rule(operations=("Argmax", "Argmin"), expand=_expand),
+    Rule(operations=("Argmax",), expand=_expand, examples=_examples(K.argmax)),
+    Rule(operations=("Argmin",), expand=_expand, examples=_examples(K.argmin)),
 )

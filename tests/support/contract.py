@@ -15,6 +15,7 @@ import kquant
 from kquant.graph.keras_private import structures
 from kquant.layers.nodes import FakeQuant
 from kquant.ops import FAMILIES, rules_of
+from kquant.ops.spectrum import Bands
 from kquant.runtime.interpreters import open_runtime
 from kquant.runtime.running import quantize_input
 from kquant.tflite.flatbuffer import to_bytes
@@ -22,6 +23,7 @@ from kquant.tflite.lowering import lower
 from kquant.tflite.reader import read_model
 
 SAMPLES = 256
+SPECTRA = (keras.layers.MelSpectrogram, keras.layers.STFTSpectrogram, Bands)
 RUNTIMES = {"litert": "litert-reference", "tflm": "tflm"}  # whose codes are those of the model, by target
 
 
@@ -72,7 +74,9 @@ def randomise(model: keras.Model, seed: int = 0) -> keras.Model:
 def data(model: keras.Model, samples: int = SAMPLES, seed: int = 1, spread: float = 1.5) -> list[np.ndarray]:
     """Random inputs, one array for each input of the model in order."""
     rng = np.random.default_rng(seed)
-    return [_random(rng, (samples, *t.shape[1:]), t.dtype, spread) for t in model.inputs]
+    arrays = [_random(rng, (samples, *t.shape[1:]), t.dtype, spread) for t in model.inputs]
+    hears = any(isinstance(layer, SPECTRA) for layer in model.layers)
+    return [np.clip(array / 8.0, -1.0, 1.0) for array in arrays] if hears else arrays  # as 16-bit sound is
 
 
 def _random(rng: np.random.Generator, shape: tuple[int, ...], dtype: str, spread: float) -> np.ndarray:
