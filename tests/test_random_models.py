@@ -23,6 +23,7 @@ pytestmark = pytest.mark.filterwarnings(
     r"ignore:calibrate. .* the mask leaves out steps between real ones",
     r"ignore:calibrate. .*real steps at an end of some samples",
     r"ignore:calibrate. the sound of input",
+    "ignore:quantize. an output of the model joins values",
 )
 
 GRAPHS = 40
