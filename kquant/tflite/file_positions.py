@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import math
 
+from kquant.core.operators import facts
 from kquant.tflite.file_model import EDGES, FLOATS, FileModel, FileOperator, FileTensor
 
 FINDERS = frozenset({"ARG_MAX", "ARG_MIN"})
-CARRIERS = frozenset({*EDGES, "RESHAPE", "SQUEEZE", "EXPAND_DIMS", "TRANSPOSE"})
 GRID = ((1.0,), (-128,))
 
 
@@ -26,7 +26,7 @@ def positions_in(file: FileModel, tensor: FileTensor) -> int:
     """
     writers = {i: op for op in file.operators for i in op.outputs}
     op = writers.get(tensor.index)
-    while op is not None and op.code in CARRIERS:
+    while op is not None and (op.code in EDGES or facts(op.code).rearranges):
         op = writers.get(op.inputs[0])
     if op is None or op.code != "CAST" or not _holds_positions(file.tensors[op.outputs[0]]):
         return 0
