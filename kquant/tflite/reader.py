@@ -15,7 +15,6 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema  # pyright: ignore[reportMissingTypeStubs]
 
 from kquant.core.packed import PACKED, unpack
-from kquant.files.keras_files import is_keras
 from kquant.files.named_files import check_lite_file
 from kquant.files.untrusted import parse_json, read_file
 from kquant.tflite.file_about import ENTRY, read_about
@@ -125,6 +124,8 @@ class _Parts:
 
     def __init__(self, data: bytes, where: str) -> None:
         if len(data) < 8 or data[4:8] != b"TFL3":
+            from kquant.files.keras_files import is_keras  # which imports Keras; a TFLite file is read without it
+
             raise ValueError(
                 f"{where} is not a TFLite file: bytes 4 to 8 must read TFL3. "
                 f"Received: {data[4:8]!r} in {len(data)} bytes."

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -111,3 +113,10 @@ def test_a_runtimes_last_words_have_no_marks() -> None:
     with pytest.raises(ValueError, match="cannot run this file") as caught:
         probe(content(), "litert", [np.zeros((1, 7), np.int8)])  # it takes six
     assert "^" not in str(caught.value)
+
+
+def test_a_file_is_read_without_keras() -> None:
+    """TensorFlow takes seconds and half a gigabyte, of which a reader of files needs nothing."""
+    code = "import sys, kquant; kquant.inspect; print('keras' in sys.modules, 'tensorflow' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
