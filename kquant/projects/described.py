@@ -240,8 +240,7 @@ def described(
     """
     inputs, outputs = ports(file.inputs, language), _outputs(file, language)
     digest = hashlib.sha256(content).digest()
-    one = identifier(title, language)
-    in_c = language == "c"
+    one, in_c = identifier(title, language), language == "c"
     counts = range(golden.calls if in_c else 0)
     return Described(
         title=title,

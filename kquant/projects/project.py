@@ -194,9 +194,8 @@ def bundle(
     array = array_of(made, compiles_for) if chosen.arena else Array(made.content, made.file)
     title = qmodel.name if name is None else name
     parts: dict[str, Any] = {"labels": labels, "normalization": normalization, "compiled": array.compiled}
-    parts |= {"card": card_rows(report, made.file, array, vectors.calls)}
-    parts |= {"language": chosen.language, "verified": report.verification}
-    parts |= _answers(outputs, detection, ctc, vectors)
+    parts |= {"card": card_rows(report, made.file, array, vectors.calls), "language": chosen.language}
+    parts |= {"verified": report.verification, **_answers(outputs, detection, ctc, vectors)}
     about = described(array.content, array.file, title=title, arena=array.arena, golden=vectors, **parts)
     with_layers = _debug(qmodel, x, title, chosen, form, compiles_for) if debug else None
     texts = {place: text.encode() for place, text in rendered(chosen, about, with_layers).items()}

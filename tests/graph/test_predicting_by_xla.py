@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 import keras
 import numpy as np
@@ -71,6 +72,15 @@ def test_the_same_codes(name: str, target: str, recipe: str, at_once: None) -> N
     np.testing.assert_array_equal(q.predict(X[:5], verbose=0), many[:5])
     assert q.compiled_predict.function is again
     assert not q.jit_compile
+
+
+def _in_threads(run: Callable[[], None]) -> None:
+    """Four at once, until all have ended."""
+    threads = [threading.Thread(target=run) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
 def test_what_changes_is_seen(at_once: None) -> None:
@@ -158,11 +168,7 @@ def test_threads_do_not_take_each_others_functions(monkeypatch: pytest.MonkeyPat
         except Exception as error:
             failed.append(error)
 
-    threads = [threading.Thread(target=run) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    _in_threads(run)
     assert not failed
     assert q.compiled_predict.function is not None and not q.jit_compile
 
@@ -208,11 +214,7 @@ def test_first_traces_of_threads_hold_constants_and_are_one() -> None:
         except Exception as error:
             failed.append(error)
 
-    threads = [threading.Thread(target=run) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    _in_threads(run)
     assert not failed and len({id(function) for function in functions}) == 1
     assert q.changes["predict_function"] == 0
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from benchmarks.zoo.segmentation import deeplab_v3_plus, u_net
@@ -24,23 +26,18 @@ def judged(subject: Subject, data: Data) -> dict[str, float]:
     return {"mIoU": mean_overlap(masks, data.truth, CLASSES + 1), "pixels": float(np.mean(masks == data.truth))}
 
 
-TASKS = (
+# (name, title, network)
+NETWORKS = (("u_net", "U-Net", u_net), ("deeplab_v3_plus", "DeepLabV3+", deeplab_v3_plus))
+
+TASKS = tuple(
     Trained(
-        name="u_net",
-        title="U-Net, masks of digits on 64 x 64",
-        build=lambda: u_net(SIDE, CLASSES + 1),
+        name=name,
+        title=f"{title}, masks of digits on 64 x 64",
+        build=partial(network, SIDE, CLASSES + 1),
         data=data,
         loss="sparse_categorical_crossentropy",
         judge=judged,
         epochs=40,
-    ),
-    Trained(
-        name="deeplab_v3_plus",
-        title="DeepLabV3+, masks of digits on 64 x 64",
-        build=lambda: deeplab_v3_plus(SIDE, CLASSES + 1),
-        data=data,
-        loss="sparse_categorical_crossentropy",
-        judge=judged,
-        epochs=40,
-    ),
+    )
+    for name, title, network in NETWORKS
 )
