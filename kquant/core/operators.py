@@ -1,4 +1,4 @@
-"""TFLite's builtin operators as data: `operators.toml` says what is so of each, on every target.
+"""TFLite's operators as data: `operators.toml` says what is so of each, on every target.
 
     facts("TRANSPOSE_CONV").data        # 2: what it computes from is its third input
     facts("PAD").time                   # "pad": which function of `tflite.timeline` moves it along time
@@ -38,6 +38,7 @@ class OperatorFacts(BaseModel):
 
     Attributes:
         options: its table of options in the schema; None: its own name in camel case; "": it has none.
+        flexible: an operator outside of the schema, whose options are a map in the form of FlexBuffers.
         resolver: TFLM registers it by a method of this name, behind `Add`; None: its own name in camel case; "": TFLM
             has none.
         data: number of the input that it computes from, beside weights.
@@ -67,6 +68,7 @@ class OperatorFacts(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     options: str | None = None
+    flexible: bool = False
     resolver: str | None = None
     data: int = 0
     weights: _Numbers = ()

@@ -13,6 +13,7 @@ from typing import Any
 
 import flatbuffers  # pyright: ignore[reportMissingTypeStubs]
 import numpy as np
+from flatbuffers import flexbuffers  # pyright: ignore[reportMissingTypeStubs]
 
 from kquant.core.operators import facts
 from kquant.core.packed import pack
@@ -203,6 +204,9 @@ class _Writer:
         written.outputs = [self.tensor(ref) for ref in op.outputs]
         if op.intermediates:
             written.intermediates = [self.tensor(ref) for ref in op.intermediates]
+        if facts(op.code).flexible:
+            options = bytes(flexbuffers.Dumps(op.options))  # pyright: ignore[reportUnknownMemberType]
+            written.customOptions = np.frombuffer(options, np.uint8)
         name = facts(op.code).options_of(op.code)
         if name is not None:
             options = getattr(SCHEMA, f"{name}T")()

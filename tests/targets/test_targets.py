@@ -191,8 +191,10 @@ def test_file_is_consistent(name):
     assert target.name == name
     assert set(target.runtimes) <= set(RUNTIMES)
     assert target.fallback is None or target.fallback in targets.names()
-    assert sorted(target.ops) == OPERATORS
-    for op, row in target.ops.items():
+    # those outside of the schema are TFLM's alone: tests/arithmetic/test_signal_steps.py runs each
+    builtin = {op: row for op, row in target.ops.items() if not facts(op).flexible}
+    assert sorted(builtin) == OPERATORS
+    for op, row in builtin.items():
         assert hasattr(schema.BuiltinOperator, op)
         assert row.source.endswith(".cc") or row.source.startswith("Vela 5.2.0")
         assert row.version == targets.load("litert").ops[op].version, "one file runs on every target"
