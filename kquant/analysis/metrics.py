@@ -9,14 +9,15 @@ import numpy as np
 
 
 def top1(labels: np.ndarray) -> Callable[[Any], float]:
-    """Share of samples whose largest output is that of their class.
+    """Share of samples whose largest output, or the position of it that an argmax gave, is that of their class.
 
     Args:
         labels: int[samples], as a column too, or one-hot [samples, classes], in the order of the samples; those beyond
             the analyzed ones are left out.
 
     Returns:
-        A metric; it refuses outputs that are not float[samples, classes], and labels that are none of these classes.
+        A metric; it refuses outputs that are neither float[samples, classes] nor classes [samples], or [samples, 1],
+        and labels that are none of these classes.
 
     Raises:
         ValueError: labels that are no numbers.
@@ -34,13 +35,16 @@ def top1(labels: np.ndarray) -> Callable[[Any], float]:
     labels = given.argmax(axis=1) if given.ndim == 2 and given.shape[1] > 1 else given.reshape(-1)
 
     def accuracy(outputs: Any) -> float:
-        if isinstance(outputs, list) or np.ndim(outputs) != 2 or len(outputs) > len(labels):
+        if isinstance(outputs, list) or np.ndim(outputs) not in (1, 2) or len(outputs) > len(labels):
             shape = [np.shape(o) for o in outputs] if isinstance(outputs, list) else np.shape(outputs)
             raise ValueError(
-                f"accuracy: expected one output [samples, classes] and a label for each sample. Received: outputs "
-                f"{shape}, {len(labels)} labels."
+                "accuracy: expected one output, [samples, classes] or an argmax's [samples], and a label for each "
+                f"sample. Received: outputs {shape}, {len(labels)} labels."
             )
-        used, count = labels[: len(outputs)], max(outputs.shape[1], 2)
+        used, told = labels[: len(outputs)], _told(outputs)
+        if told is not None:
+            return float(np.mean(told == used))
+        count = max(outputs.shape[1], 2)
         if len(used) and not 0 <= used.min() <= used.max() < count:
             raise ValueError(
                 f"accuracy: the model has {count} classes, 0 to {count - 1}. Received: labels from {used.min()} to "
@@ -51,6 +55,14 @@ def top1(labels: np.ndarray) -> Callable[[Any], float]:
         return float(np.mean(classes == used))
 
     return accuracy
+
+
+def _told(outputs: np.ndarray) -> np.ndarray | None:
+    """Classes, where the outputs are these and not scores."""
+    if outputs.ndim == 1:
+        return outputs
+    # a column of probabilities that are all 0 or 1 says the same either way
+    return outputs[:, 0] if outputs.shape[1] == 1 and np.array_equal(outputs, np.rint(outputs)) else None
 
 
 def check_metric(verb: str, metric: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,6 +68,18 @@ def noise_of_positions(real: Any, changed: Any) -> Noise:
     """
     wrong = tf.math.count_nonzero(tf.not_equal(real, changed))
     return Noise(float(tf.size(real)), float(wrong))
+
+
+def noises_of(counted: Sequence[bool], real: Iterable[Any], changed: Iterable[Any]) -> list[Noise]:
+    """Of one batch, for each output of a model.
+
+    Args:
+        counted: for each output whether its values are right or wrong (`found_or_whole` of `ops/position.py`).
+        real: the outputs of the float model.
+        changed: those of the quantized one.
+    """
+    outputs = zip(counted, real, changed, strict=True)
+    return [(noise_of_positions if is_counted else noise_of)(a, b) for is_counted, a, b in outputs]
 
 
 def mean_db(outputs: Iterable[Noise]) -> float:

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 from kquant.analysis.passes import Passes, chunks
-from kquant.analysis.sqnr import Noise, mean_db, noise_of
+from kquant.analysis.sqnr import Noise, mean_db, noises_of
 from kquant.analysis.units import units
 from kquant.analysis.weights import weight_report
 from kquant.calibration.data import gather
@@ -23,6 +23,7 @@ from kquant.correct.equalization import ForgottenRanges
 from kquant.correct.steps import apply_steps, check_steps
 from kquant.graph.copies import copy_of
 from kquant.layers.nodes import encodings_of
+from kquant.ops.position import found_or_whole
 from kquant.recipe.recipe import Step
 from kquant.views.quantized_model import read
 
@@ -164,7 +165,8 @@ def _tried(
     had_ranges = _has_ranges(qmodel)
     # first: where the model itself is changed nobody could look at it later
     before, real, outputs = _states(qmodel, x, verbose)
-    before_db = _db(had_ranges, real, outputs)
+    counted = found_or_whole(qmodel)
+    before_db = _db(had_ranges, counted, real, outputs)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ForgottenRanges)  # `notes` tell
         apply_steps(changed, chosen, data, verbose=verbose)
@@ -177,7 +179,7 @@ def _tried(
         steps=tuple(step.name for step in chosen),
         samples=len(x[0]),
         before_db=before_db,
-        after_db=_db(_has_ranges(changed), real, outputs_after),
+        after_db=_db(_has_ranges(changed), counted, real, outputs_after),
         layers=tuple(LayerChange(name, state, after[name]) for name, state in before.items()),
         notes=notes,
         on_copy=changed is not qmodel,
@@ -223,13 +225,13 @@ def _states(qmodel: keras.Model, x: list[np.ndarray], verbose: bool) -> tuple[di
     return states, passes.outputs[passes.NONE].arrays, passes.outputs[passes.ALL].arrays
 
 
-def _db(has_ranges: bool, real: Outputs, quantized: Outputs) -> float | None:
+def _db(has_ranges: bool, counted: tuple[bool, ...], real: Outputs, quantized: Outputs) -> float | None:
     """SQNR of all chunks of the outputs; the float ones are those of the model as given."""
     if not has_ranges:
         return None
     totals = [Noise()] * len(real[0])
     for ours, theirs in zip(real, quantized, strict=True):
-        totals = [total + noise_of(a, b) for total, a, b in zip(totals, ours, theirs, strict=True)]
+        totals = [total + each for total, each in zip(totals, noises_of(counted, ours, theirs), strict=True)]
     return mean_db(totals)
 
 

@@ -25,6 +25,7 @@ from kquant.graph.unfold import substitute
 from kquant.layers.nodes import Compressed, FakeQuant, encodings_of, observing, only
 from kquant.layers.provenance import provenance_of
 from kquant.ops import find
+from kquant.ops.position import found_or_whole
 from kquant.views.quantized_model import HELD_BYTES, graph_if_large, read, tensor_bytes
 from kquant.views.widths import TYPES
 
@@ -95,11 +96,14 @@ def _more(said: list[str]) -> str:
     return f"; and {len(said) - 3} more" if len(said) > 3 else ""
 
 
-def _db(y: list[np.ndarray], quantized: list[np.ndarray]) -> float:
-    """Of the output that lost most: variance over the power of the difference."""
+def _db(counted: Sequence[bool], y: list[np.ndarray], quantized: list[np.ndarray]) -> float:
+    """Of the output that lost most: variance over the power of the difference; 1 over the wrong ones of positions."""
     worst = np.inf
-    for a, b in zip(y, quantized, strict=True):
-        signal, noise = float(np.var(a, dtype=np.float64)), float(np.mean((a - b).astype(np.float64) ** 2))
+    for is_counted, a, b in zip(counted, y, quantized, strict=True):
+        if is_counted:
+            signal, noise = 1.0, float(np.mean(a != b))
+        else:
+            signal, noise = float(np.var(a, dtype=np.float64)), float(np.mean((a - b).astype(np.float64) ** 2))
         if signal > 0.0:
             # 120 dB at most, so that an output without any noise has a number too
             worst = min(worst, 10.0 * np.log10(signal / max(noise, signal * 1e-12)))
@@ -114,7 +118,8 @@ def _total_db(qmodel: keras.Model, x: Any, y: Any) -> float:
     """What the outputs keep with every activation on its grid."""
     graph = graph_if_large(qmodel, len(keras.tree.flatten(x)[0]))
     with only({layer.name for layer in encodings_of(qmodel)}):
-        return _db(_outputs(y), _outputs(qmodel(x, training=False) if graph is None else outputs_of(graph, x)))
+        quantized = _outputs(qmodel(x, training=False) if graph is None else outputs_of(graph, x))
+    return _db(found_or_whole(qmodel), _outputs(y), quantized)
 
 
 class _Model:
@@ -128,6 +133,7 @@ class _Model:
         with observing(lambda *_: None):
             self.values = run(self.graph, x)
         self.y = _outputs([self.values[id(t)] for t in self.graph.output_tensors])
+        self.counted = found_or_whole(qmodel)
         self.makers, self.readers = self.graph.producers, self.graph.consumers
         self.target = provenance_of(n.op for n in self.graph.nodes).load_target()
         self.inputs = {id(t): t.name for t in self.graph.input_tensors}
@@ -161,7 +167,7 @@ class _Model:
                 results, calls = outputs_with(self.graph, self.values, [(n, self._gridded(n)) for n in group])
             self.calls += calls
             for node, outputs in zip(group, results, strict=True):
-                yield node, _db(self.y, _outputs(outputs))
+                yield node, _db(self.counted, self.y, _outputs(outputs))
 
     def _gridded(self, node: Node) -> np.ndarray:
         return _on_grid(self._value(node), node.op)
@@ -258,7 +264,7 @@ class _Model:
                 self.calls += 1
                 for t, made in zip(other.outputs, keras.tree.flatten(other.op(*args, **kwargs)), strict=True):
                     changed[id(t)] = made
-        return _db(self.y, _outputs([values[id(t)] for t in self.graph.output_tensors]))
+        return _db(self.counted, self.y, _outputs([values[id(t)] for t in self.graph.output_tensors]))
 
 
 def _layer(node: Node) -> str:

@@ -1,4 +1,6 @@
-"""Rows in another order or number: taken, turned, rolled, repeated and tiled, by GATHER with constant indices."""
+"""Rows in another order or number: taken, turned, rolled, repeated and tiled, by GATHER with constant indices; and
+those of a table of numbers, by indices that the model is given.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +9,40 @@ from typing import Any
 import keras
 import numpy as np
 
+from kquant.ops.constant import as_array
 from kquant.ops.index import ByShape, along, constant_indices, of_operation, picked, refuse_batch, reshaped
-from kquant.ops.rule import Make
+from kquant.ops.rule import Make, Rule, computed, looked_up
 
 layers = keras.layers
 K = keras.ops
 
 
 def _take(op: Any, make: Make, x: Any, indices: Any, *_: Any, **__: Any) -> Any:
+    if not isinstance(x, keras.KerasTensor):
+        return _looked_up(op, make, x, indices)
     axis, wanted = along(op, op.axis, len(x.shape)), constant_indices(op, indices)
     y = picked(make, x, wanted.reshape(-1) % x.shape[axis], axis, f"{op.name}_rows")
     return reshaped(make, y, [*x.shape[1:axis], *wanted.shape, *x.shape[axis + 1 :]], op.name)
+
+
+def _looked_up(op: Any, make: Make, table: Any, indices: Any) -> Any:
+    """Rows of numbers by indices that the model is given: an Embedding, which trains where the numbers do."""
+    rows = as_array(table).reshape(-1) if op.axis is None else as_array(table)
+    if op.axis is not None and int(op.axis) % rows.ndim != 0:
+        raise ValueError(
+            f"{op.name} (Take): it looks up along axis {op.axis} of a table of shape {rows.shape}; the look-up of the "
+            "file picks along the first. Move that axis to the front: keras.ops.take(np.moveaxis(table, axis, 0), "
+            "indices, axis=0)."
+        )
+
+    def build() -> Any:
+        new: Any = layers.Embedding(rows.shape[0], rows[0].size, name=f"{op.name}_rows")
+        new.build()
+        new.embeddings.assign(rows.reshape(rows.shape[0], -1))
+        new.trainable = isinstance(table, keras.Variable) and table.trainable
+        return new
+
+    return reshaped(make, make("table", build)(indices), [*indices.shape[1:], *rows.shape[1:]], op.name)
 
 
 def _take_along(op: Any, make: Make, x: Any, indices: Any, *_: Any, **__: Any) -> Any:
@@ -91,9 +116,18 @@ def _turned(op: Any, make: Make, x: Any, *_: Any, **__: Any) -> Any:
     return make("turn", lambda: layers.Permute(order[1:], name=op.name))(x)
 
 
+TABLE = np.arange(-20.0, 20.0, dtype=np.float32).reshape(10, 2, 2) / 7
 ROWS = np.array([1, 0, 4], np.int32).reshape(1, 3, 1, 1)
 RULES = (
-    of_operation("Take", _take, lambda x: K.take(x, [[3, 0], [-1, 1]], axis=2), lambda x: K.take(x, 1, axis=1)),
+    Rule(
+        operations=("Take",),
+        expand=_take,
+        examples=(
+            computed(lambda x: K.take(x, [[3, 0], [-1, 1]], axis=2), (6, 5, 4)),
+            computed(lambda x: K.take(x, 1, axis=1), (6, 5, 4)),
+            looked_up(lambda x: layers.Dense(3)(layers.Flatten()(K.take(TABLE, x, axis=0))), 5),
+        ),
+    ),
     of_operation("TakeAlongAxis", _take_along, lambda x: K.take_along_axis(x, ROWS, axis=1)),
     of_operation("Flip Fliplr Flipud", _flip, lambda x: K.flip(x, (1, -1)), lambda x: K.flip(x, 2)),
     of_operation("Roll", _roll, lambda x: K.roll(x, 2, axis=1), lambda x: K.roll(x, (1, -2), axis=(2, 3))),

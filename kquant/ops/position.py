@@ -64,8 +64,20 @@ def holds_positions(x: Any) -> bool:
     """True for tensors of positions, moved or picked ones too: whole numbers, though no cast has made them so."""
     layer, inputs = made_of(x)
     rule = None if layer is None else find(layer)
-    moved = rule is not None and rule.output == "same" and bool(inputs)
-    return isinstance(layer, Position) or (moved and all(holds_positions(t) for t in inputs))
+    moved = isinstance(layer, FakeQuant) or (rule is not None and rule.output == "same")
+    return isinstance(layer, Position) or (moved and bool(inputs) and all(holds_positions(t) for t in inputs))
+
+
+def found_or_whole(model: keras.Model) -> tuple[bool, ...]:
+    """For each output of a model, float or quantized, whether it is right or wrong and never nearly right.
+
+    Example:
+        >>> x = keras.Input((4,))
+        >>> found_or_whole(keras.Model(x, [keras.layers.ReLU()(x), keras.ops.argmax(x, axis=-1)]))
+        (False, True)
+    """
+    outputs = keras.tree.flatten(model.outputs)
+    return tuple("int" in t.dtype or t.dtype == "bool" or holds_positions(t) for t in outputs)
 
 
 def positions(graph: Graph) -> frozenset[int]:

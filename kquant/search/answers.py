@@ -19,7 +19,7 @@ import numpy as np
 from kquant import targets
 from kquant.analysis.metrics import check_metric, judged
 from kquant.analysis.remedies import merged
-from kquant.analysis.sqnr import mean_db, noise_of
+from kquant.analysis.sqnr import mean_db, noises_of
 from kquant.analysis.units import macs, units
 from kquant.calibration.data import gather
 from kquant.core.checks import check_count
@@ -30,6 +30,7 @@ from kquant.exporting.stored_check import AUTO, storing_of
 from kquant.layers.nodes import encodings_of
 from kquant.layers.provenance import provenance_of
 from kquant.masking.stripping import strip
+from kquant.ops.position import found_or_whole
 from kquant.prepare.quantization import quantize
 from kquant.recipe.recipe import Recipe
 from kquant.runtime.arenas import arena_of
@@ -246,7 +247,7 @@ class _Bench:
         content = to_files(lowered, Form(storing=storing_of(compression))).content
         arena = arena_of(content, contents(content)[0], lowered.target)
         outputs = _outputs(qmodel, self.data)
-        sqnr_db = mean_db(noise_of(y, changed) for y, changed in zip(self.outputs, outputs, strict=True))
+        sqnr_db = mean_db(noises_of(found_or_whole(qmodel), self.outputs, outputs))
         value = None if self.metric is None else judged(self.metric, _as_given(outputs))
         return Trial(lines, len(content), arena, _macs(qmodel), value, sqnr_db), content
 

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kquant.analysis.sqnr import decibel, noise_of
+from kquant.analysis.sqnr import decibel, noises_of
 from kquant.calibration.data import gather
 from kquant.core.origin import patterns_of
 from kquant.core.progress import tqdm
@@ -28,6 +28,7 @@ from kquant.masking.mask import Mask, fixed
 from kquant.masking.patterns import choose, structure_of
 from kquant.masking.pruning import Target, settings_of, targets_of
 from kquant.masking.wrapping import check_model, wrapped
+from kquant.ops.position import found_or_whole
 from kquant.recipe import recipe as recipes
 from kquant.recipe.pruning_section import Pruning, structure_name
 from kquant.recipe.recipe import Recipe
@@ -262,11 +263,11 @@ def _measure(
     inputs = [tf.constant(x) for x in gather(model, data, limit)]
     # traced once: masks are variables, which the graph reads anew at every call
     call = tf.function(lambda: model(tf.nest.pack_sequence_as(model.input, inputs), training=False), autograph=False)
-    dense = [np.asarray(y) for y in keras.tree.flatten(call())]
+    dense, counted = [np.asarray(y) for y in keras.tree.flatten(call())], found_or_whole(model)
 
     def noise() -> float:
         outputs = keras.tree.flatten(call())
-        return float(np.mean([noise_of(a, b).ratio for a, b in zip(dense, outputs, strict=True)]))
+        return float(np.mean([noise.ratio for noise in noises_of(counted, dense, outputs)]))
 
     return noise, None
 

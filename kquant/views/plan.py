@@ -395,7 +395,8 @@ def _mixed(graph: Graph, rules: dict[int, Rule | None]) -> list[Problem]:
         elif id(node.inputs[0]) not in given:
             reason = (
                 "its indices are computed by the model; slices, reshapes, stacks and splits of an input are indices, "
-                "sums, products and roundings are not. Make them an input of the model of their own"
+                "sums, products, roundings and what an argmax found are not. Make them an input of the model of their "
+                "own, or end the model at them"
             )
             problems.append(Problem(node.name, type(node.op).__name__, reason))
     return problems
