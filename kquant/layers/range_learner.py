@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from kquant.layers import learned_ranges
+from kquant.layers import drawn_grids, learned_ranges
 from kquant.recipe.training_section import Progressive
 
 
@@ -28,6 +28,8 @@ def fake_quantize(layer: Any, y: tf.Tensor, *, from_zero: bool = False) -> tuple
         Values on the grid, scale and zero point.
     """
     scale, zero_point, lowest, highest = grid(layer, y, from_zero=from_zero)
+    if layer.learning.robust is not None:
+        y += tf.stop_gradient(drawn_grids.shift(layer.learning.robust, trained_steps(layer)) * scale)
     scaled, inside = tf.constant(_gradient_scale(y, layer.spec)), layer.learning.ranges != "pact"
     if layer.freeze_after is not None:
         # No gradient any more: Adam's averages would go on moving the variable, so `move` drops what it made of them.

@@ -10,7 +10,7 @@ import keras
 import tensorflow as tf
 
 from kquant.core.spec import SMALLEST_RANGE, QuantSpec
-from kquant.layers import learned_ranges
+from kquant.layers import drawn_grids, learned_ranges
 from kquant.layers.code_rate import KIBIBYTE, interpolated
 from kquant.layers.oscillations import Freezing, dampening, risen
 from kquant.recipe.training_section import Training
@@ -18,7 +18,7 @@ from kquant.recipe.training_section import Training
 
 @keras.saving.register_keras_serializable(package="kquant")
 class WeightLearner(keras.layers.Layer):
-    """Learned ranges, progressive widths and oscillations of one kernel.
+    """Learned ranges, progressive and drawn grids, and oscillations of one kernel.
 
     Args:
         learning: of the recipe, as `Training.for_weights` gives it.
@@ -176,7 +176,9 @@ class WeightLearner(keras.layers.Layer):
 
     def _width(self) -> tf.Tensor:
         """int32[]: bits of this training step."""
-        progress = self.learning.progressive
+        progress, robust = self.learning.progressive, self.learning.robust
+        if robust is not None:
+            return drawn_grids.kernel_grid(robust, tf.convert_to_tensor(self.steps))[0]
         if progress is None:
             return tf.constant(self.spec.bits)
         passed = tf.maximum(tf.convert_to_tensor(self.steps) - 1.0, 0.0)
@@ -185,12 +187,20 @@ class WeightLearner(keras.layers.Layer):
     def _grid(self, scale: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Lowest and highest code, and the scale that covers the same range with them."""
         low, high = tf.constant(float(self.spec.low)), tf.constant(float(self.spec.high))
-        if self.learning.progressive is None:
+        if self.learning.progressive is None and self.learning.robust is None:
             return low, high, scale
+        scale = self._merged(scale)
         # Symmetric and narrow, as all grids of weights: the highest code is 2^(bits - 1) - 1.
         wide = tf.pow(2.0, tf.cast(self._width() - 1, tf.float32)) - 1.0
-        final = self._width() <= self.spec.bits
+        final = tf.equal(self._width(), self.spec.bits)
         return tf.where(final, low, -wide), tf.where(final, high, wide), tf.where(final, scale, scale * high / wide)
+
+    def _merged(self, scale: tf.Tensor) -> tf.Tensor:
+        """The scales, or in steps that draw so the widest of them for all channels."""
+        if self.learning.robust is None or not self.learning.robust.per_tensor:
+            return scale
+        merges = drawn_grids.kernel_grid(self.learning.robust, tf.convert_to_tensor(self.steps))[1]
+        return tf.where(merges, tf.reduce_max(scale), scale)
 
     def get_config(self) -> dict[str, Any]:
         """All arguments."""

@@ -289,8 +289,9 @@ class _Builder:
 
 def moving(training: Training) -> Training:
     """The same training, with ranges that follow the batches where they would learn."""
-    learns = training.learns_tensors or training.progressive
-    return training.model_copy(update={"ranges": "moving", "progressive": None}) if learns else training
+    learns = training.learns_tensors or training.progressive or training.robust
+    still = {"ranges": "moving", "progressive": None, "robust": None}
+    return training.model_copy(update=still) if learns else training
 
 
 def _compressed(plan: Plan, folded: Folded, places: Places, op: Any, weights: Weights, bits: int) -> Compressed:

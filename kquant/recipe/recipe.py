@@ -34,7 +34,7 @@ from kquant.core.quant_spec import FloatKind, Kind, QuantSpec
 from kquant.files.untrusted import MOST_SETTINGS_BYTES, check_plain, parse_toml, read_json, read_text
 from kquant.recipe import litert_quantizer
 from kquant.recipe.section import Section, sections
-from kquant.recipe.training_section import Oscillations, Progressive, Strict, Training, idle, plain
+from kquant.recipe.training_section import Oscillations, Progressive, Robust, Strict, Training, idle, plain
 
 
 class Activations(Strict):
@@ -426,7 +426,8 @@ def _explain(error: Any, section: type[BaseModel]) -> str:
 
 
 def _keys_at(loc: tuple[Any, ...], section: type[BaseModel]) -> list[str]:
-    tables = {**SECTIONS, "rules": LayerRule, "progressive": Progressive, "oscillations": Oscillations}
+    tables = {**SECTIONS, "rules": LayerRule, "progressive": Progressive, "robust": Robust}
+    tables["oscillations"] = Oscillations
     # the innermost table on the way to the fault: a rule's weights have the keys of weights
     innermost = next((tables[str(part)] for part in reversed(loc) if str(part) in tables), section)
     fields = sorted(innermost.model_fields.items(), key=lambda pair: pair[0] in sections())  # last, as in a recipe

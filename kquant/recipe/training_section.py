@@ -10,7 +10,7 @@ ranges = "moving"    activations: moving averages of the batches' extremes; weig
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -70,6 +70,22 @@ class Oscillations(Strict):
         return self
 
 
+class Robust(Strict):
+    """A grid drawn at every training step, so that one model holds on all of them: see `layers.drawn_grids`.
+
+    Attributes:
+        bits: of kernels, drawn from these.
+        per_tensor: one scale for the whole kernel in half of the steps, however many the recipe has.
+        shift: of a step, by how much the rounding of activations is moved at most: runtimes round otherwise.
+        seed: of the draws.
+    """
+
+    bits: tuple[Annotated[int, Field(ge=2, le=8)], ...] = Field(default=(8, 4), strict=False, min_length=1)
+    per_tensor: bool = True
+    shift: float = Field(default=1 / 16, ge=0.0, le=0.5)
+    seed: int = Field(default=0, ge=0, lt=1 << 31)
+
+
 class Training(Strict):
     """How a quantized model trains.
 
@@ -80,6 +96,7 @@ class Training(Strict):
         range_rate: learning rate of learned ranges, in units of the optimizer's, relative to the range.
         range_penalty: "pact": weight of the squared ends, relative to the largest value of the batch.
         progressive: wider grids at first.
+        robust: another grid at every step.
         oscillations: of weights.
         entropy: what a KiB of the kernels' codes costs, added to the loss; frequent codes get more frequent, so that
             Huffman codes are short. 0: nothing.
@@ -93,10 +110,26 @@ class Training(Strict):
     range_rate: float = Field(default=1.0, gt=0.0)
     range_penalty: float = Field(default=1e-4, ge=0.0)
     progressive: Progressive | None = None
+    robust: Robust | None = None
     oscillations: Oscillations = Oscillations()
     entropy: float = Field(default=0.0, ge=0.0)
     batch_norm: Literal["folded", "live"] = "folded"
     freeze_batch_norm_after: int | None = Field(default=None, ge=0)
+
+    @model_validator(mode="after")
+    def _one_grid_at_a_time(self) -> Training:
+        others = {
+            "progressive": self.progressive is not None,
+            "ranges = 'learned'": self.learns_weights,
+            "oscillations.freeze": self.oscillations.freeze is not None,
+            "entropy": self.entropy > 0.0,
+        }
+        beside = [key for key, asked in others.items() if asked and self.robust is not None]
+        if beside:
+            raise ValueError(
+                f"robust draws a grid at every step, and {beside[0]} counts on one that stays. Take one of the two"
+            )
+        return self
 
     @property
     def learns_weights(self) -> bool:
@@ -110,14 +143,17 @@ class Training(Strict):
 
     def for_weights(self) -> dict[str, Any]:
         """What differs from plain training of weights, as a layer's config."""
-        kept = {"ranges", "range_rate", "progressive", "oscillations", "freeze_ranges_after", "entropy"}
-        asked = self.learns_weights or self.progressive or self.oscillations != Oscillations() or self.entropy
+        kept = {"ranges", "range_rate", "progressive", "robust", "oscillations", "freeze_ranges_after", "entropy"}
+        draws = self.progressive or self.robust
+        asked = self.learns_weights or draws or self.oscillations != Oscillations() or self.entropy
         return self._plain(kept) if asked else {}
 
     def for_tensors(self) -> dict[str, Any]:
         """What differs from moving ranges, as a layer's config."""
         kept = {"ranges", "range_rate", "range_penalty", "progressive"}
-        return self._plain(kept) if self.learns_tensors or self.progressive else {}
+        shifts = self.robust is not None and self.robust.shift > 0.0
+        asked = self.learns_tensors or self.progressive or shifts
+        return self._plain(kept | {"robust"} if shifts else kept) if asked else {}
 
     def _plain(self, kept: set[str]) -> dict[str, Any]:
         # what is so by default stays out: configs of layers are saved, and most say nothing of training
