@@ -1,10 +1,10 @@
 """One ResNet8 for several grids and roundings, against one trained for each: the worst of them is what counts.
 
 20,000 CIFAR-10 training images, `--epochs` of them, Adam with a cosine to 0, flip and crop; three trainings: for 8
-bits, for 4 bits, and with `[training.robust]`, which draws a grid at every step. Of each the float function is quantized on
-every grid (200 images calibrate, ranges by the squared error) and judged on the first `--limit` test images, in the
-rounding of LiteRT's reference kernels and of TFLM (simulated: the codes are those of the files) and as the file that
-XNNPACK runs.
+bits, for 4 bits, and with `[training.robust]`, which draws a grid at every step. Of each the float function is
+quantized on every grid (200 images calibrate, ranges by the squared error) and judged on the first `--limit` test
+images, in the rounding of LiteRT's reference kernels and of TFLM (simulated: the codes are those of the files) and as
+the file that XNNPACK runs.
 
 python -m benchmarks.robust_training --path benchmarks/results/robust_training.json
 """
