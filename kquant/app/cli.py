@@ -17,7 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from kquant import __version__, targets
-from kquant.app import compress_command, migrate_command, project_command, telling, view_command
+from kquant.app import compress_command, detect_command, migrate_command, project_command, telling, view_command
 from kquant.app.options import (
     Data,
     Json,
@@ -320,6 +320,7 @@ def demo(
 
 app.command()(compress_command.compress)
 app.command("export")(project_command.export)
+app.command()(detect_command.detect)
 app.command()(view_command.view)
 app.command()(migrate_command.migrate)
 app.command()(telling.check)

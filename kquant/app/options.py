@@ -96,6 +96,8 @@ Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Use this many
 Target = Annotated[str, typer.Option("--target", help="Where to run it: litert, tflm, gpu... (docs/targets.md)")]
 TargetOrNone = Annotated[str | None, typer.Option("--target", help=f"For a float model; {targets.DEFAULT} by default")]
 Runtime = Annotated[str, typer.Option("--runtime", help="litert (XNNPACK), litert-reference or tflm")]
+HEAD = typer.Option("--detection", help="What the outputs of a detector mean (.toml, docs/detection.md)")
+Head, HeadOrNone = Annotated[Path, HEAD], Annotated[Path | None, HEAD]
 Shape = Annotated[
     Any, typer.Option("--input-shape", parser=shape, help="For open dimensions, like 96,96,3", metavar="H,W,C")
 ]
@@ -174,6 +176,12 @@ def _kind(value: str) -> None:
     kind_of(value)
 
 
+def _detection(value: Path) -> None:
+    from kquant.detecting.detection_file import read_detection
+
+    read_detection(value)
+
+
 def _steps(value: str) -> None:
     from kquant.correct.steps import check_step, split_steps
 
@@ -198,6 +206,7 @@ CHECKS: dict[str, Callable[[Any], Any]] = {
     "runtime": _runtime,
     "steps": _steps,
     "kind": _kind,
+    "detection": _detection,
 }
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kquant.app.options import Data, Json, Limit, Mean, Scale, Shape, Std, refusing, say, writing
+from kquant.app.options import Data, HeadOrNone, Json, Limit, Mean, Scale, Shape, Std, refusing, say, writing
 from kquant.projects.kinds import kind_and_target
 
 Classes = Annotated[Path | None, typer.Option("--labels", help="Class numbers (.npy) of the samples in --test")]
@@ -29,6 +29,7 @@ def export(
     classes: Annotated[Path | None, typer.Option("--classes", help="Names of classes (.txt), a line each")] = None,
     test: Annotated[Path | None, typer.Option("--test", help="Samples that judge, like --data; with --labels")] = None,
     labels: Classes = None,
+    detection: HeadOrNone = None,
     recipe: Annotated[str | None, typer.Option("--recipe", help="For a float model; int8 by default")] = None,
     *,
     form: dict[str, Any],
@@ -49,6 +50,7 @@ def export(
     _together(test, labels)
 
     from kquant.app import command_files
+    from kquant.detecting.detection_file import read_detection
     from kquant.projects.project import bundle, earlier
     from kquant.tflite.raw_values import normalization_of
 
@@ -58,14 +60,12 @@ def export(
     takes = command_files.inputs_of(keras_model, input_shape)
     moved = normalization_of("export", takes[0], None, mean, std)
     arrays = _as_taken(command_files.load_data(data, takes, scale=scale, limit=limit), moved, len(takes))
-    judges: Any = None
-    if test and labels:
-        judged = _as_taken(command_files.load_data(test, takes, scale=scale), moved, len(takes))
-        judges = (judged, command_files.load_labels(labels))
+    judges = _judges(test, labels, takes, scale, moved)
     chosen = {"recipe": recipe, "target": target, "input_shape": input_shape}
     qmodel = _quantized(model, keras_model, arrays, runs_on, {**chosen, "verbose": not as_json and sys.stderr.isatty()})
     raw = {"scale": None if scale == 1.0 else scale, "mean": mean, "std": std}
     about = {"kind": kind, "name": name or model.stem, "golden": golden, "labels": names, "debug": debug}
+    about["detection"] = None if detection is None else read_detection(detection)
     given = {"data": arrays, "test": judges, "accelerator": accelerator, **about, **raw, **form}
     say(bundle(qmodel, folder, **given), as_json)  # pyright: ignore[reportArgumentType]
 
@@ -73,6 +73,15 @@ def export(
 def _together(test: Path | None, labels: Path | None) -> None:
     if (test is None) != (labels is None):
         raise typer.BadParameter("--test and --labels go together: samples, and the class of each")
+
+
+def _judges(test: Path | None, labels: Path | None, takes: Any, scale: float, moved: Any) -> Any:
+    from kquant.app import command_files
+
+    if test is None or labels is None:
+        return None
+    judged = _as_taken(command_files.load_data(test, takes, scale=scale), moved, len(takes))
+    return judged, command_files.load_labels(labels)
 
 
 def _as_taken(arrays: Any, moved: Any, count: int) -> Any:

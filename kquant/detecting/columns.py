@@ -15,8 +15,6 @@ import numpy as np
 from kquant.detecting.spec import Detection
 from kquant.graph.output_names import output_number
 
-BOX = 4  # numbers of a row's box
-
 
 @dataclass(frozen=True)
 class Columns:
@@ -89,7 +87,7 @@ def roles_of(detection: Detection, names: Sequence[str], shapes: Sequence[Sequen
     """
     keys = {"boxes": detection.boxes, "objectness": detection.objectness, "scores": detection.scores}
     at = {role: output_number(key, names, where) for role, key in keys.items() if key is not None}
-    fixed = {"boxes": BOX, "objectness": 1}
+    fixed = {"boxes": detection.box_numbers, "objectness": 1}
     parts: dict[str, Columns] = {}
     used = dict.fromkeys(at.values(), 0)
     for role, output in at.items():
@@ -100,8 +98,8 @@ def roles_of(detection: Detection, names: Sequence[str], shapes: Sequence[Sequen
             )
         if len(shapes[output]) < 2:
             raise ValueError(
-                f"{where}: output '{names[output]}' is one number a sample; {_wanted(at)} are wanted. Name another for "
-                f"{role}."
+                f"{where}: output '{names[output]}' is one number a sample; {_wanted(at, fixed)} are wanted. Name "
+                f"another for {role}."
             )
         width = int(shapes[output][-1])
         last = [other for other, number in at.items() if number == output][-1] == role
@@ -114,7 +112,7 @@ def roles_of(detection: Detection, names: Sequence[str], shapes: Sequence[Sequen
     if not right or parts["scores"].many < 1 or {*rows, anchors} != {rows[0]}:
         given = ", ".join(f"{role} {tuple(shapes[output][1:])}" for role, output in at.items())
         raise ValueError(
-            f"{where}: {_wanted(at)} and as many anchors are wanted. Received: {given}"
+            f"{where}: {_wanted(at, fixed)} and as many anchors are wanted. Received: {given}"
             + ("." if detection.anchors is None else f", {anchors} anchors.")
         )
     if parts["scores"].many <= detection.background:
@@ -122,10 +120,10 @@ def roles_of(detection: Detection, names: Sequence[str], shapes: Sequence[Sequen
     return Roles(rows[0], parts["boxes"], parts["scores"], parts.get("objectness"))
 
 
-def _wanted(at: dict[str, int]) -> str:
+def _wanted(at: dict[str, int], fixed: dict[str, int]) -> str:
     """The shapes, in words: those that share an output have their columns added."""
     said = []
-    columns = {"boxes": "4", "objectness": "1", "scores": "classes"}
+    columns = {**{role: str(many) for role, many in fixed.items()}, "scores": "classes"}
     for output in dict.fromkeys(at.values()):
         of = [role for role, number in at.items() if number == output]
         said.append(f"{' with '.join(of)} [rows, {' + '.join(columns[role] for role in of)}]")

@@ -1,12 +1,13 @@
 """Codes -> corners in integers, by tables: an exponential of a code needs no floats on the device.
 
-An 8-bit code has 256 values, so that `t / s` and `exp(t / s)` are tables of int32 in steps of 2^-16. For 16 bits the
-table has every 128th code, and what lies between is interpolated, as TFLM's tables of 16 bits are. Anchors are int16 in
-steps of 2^-14: a hundredth of a pixel in an image of 160.
+An 8-bit code has 256 values, so that `t / s`, `exp(t / s)` and curves of a sigmoid are tables of int32 in steps of
+2^-16. For 16 bits the table has every 128th code, and what lies between is interpolated, as TFLM's tables of 16 bits
+are. Anchors are int16 in steps of 2^-14: a hundredth of a pixel in an image of 160.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,8 +20,32 @@ LOW, HIGH = -(1 << ONE), 2 << ONE  # a corner is cut off there: areas and their 
 MOST = 1 << 26  # of a table: 1024 images
 FINE = 7  # 16-bit codes between two entries of a table
 
-# form -> which of the four numbers go through the exponential
-FORMS = {"offsets": (False, False, True, True)} | {form: (False,) * 4 for form in ("corners", "centres", "distances")}
+
+def _sigmoid(t: np.ndarray) -> np.ndarray:
+    return 1.0 / (1.0 + np.exp(-np.clip(t, -40.0, 40.0)))
+
+
+def _plain(t: np.ndarray) -> np.ndarray:
+    return t
+
+
+def _exponential(t: np.ndarray) -> np.ndarray:
+    return np.exp(np.minimum(t, 20.0))  # beyond MOST
+
+
+WITH_SIZES = ("offsets", "centres", "sigmoid", "squares")  # forms of a centre and a size
+FROM_CENTRES = ("distances", "distribution")  # from an anchor's centre to the edges
+Curve = Callable[[np.ndarray], np.ndarray]
+# form -> what becomes of the first two numbers, of the last two
+FORMS: dict[str, tuple[Curve, Curve]] = {
+    "offsets": (_plain, _exponential),
+    "corners": (_plain, _plain),
+    "centres": (_plain, _plain),
+    "distances": (_plain, _plain),
+    "sigmoid": (lambda t: 2.0 * _sigmoid(t) - 1.0, lambda t: 4.0 * _sigmoid(t) ** 2),
+    "squares": (lambda t: 2.0 * t - 1.0, lambda t: 4.0 * t**2),
+    "distribution": (_exponential, _exponential),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +58,8 @@ class Decoder:
         picks: which of the four numbers uses which table.
         shift: bits of a code between two entries.
         low: the lowest code.
-        anchors: int16 `[rows, 4]`, or none.
+        anchors: int16 `[rows, 4]`, or `[rows, 6]` with the sizes of cells behind, or none.
+        bins: of each edge in the form "distribution", else 1.
     """
 
     form: str
@@ -43,26 +69,43 @@ class Decoder:
     shift: int
     low: int
     anchors: np.ndarray | None
+    bins: int
 
     def corners(self, codes: np.ndarray) -> np.ndarray:
-        """int64 `[rows, 4]`: top, left, bottom, right in steps of 2^-16 of the image, for codes `[rows, 4]`."""
-        t = np.stack([self._read(self.tables[pick], codes[:, i]) for i, pick in enumerate(self.picks)], axis=1)
+        """int64 `[rows, 4]`: top, left, bottom, right in steps of 2^-16 of the image.
+
+        Args:
+            codes: `[rows, 4]`, or `[rows, 4 * bins]`.
+        """
+        if self.bins > 1:
+            t = self._means(codes)
+        else:
+            t = np.stack([self._read(self.tables[pick], codes[:, i]) for i, pick in enumerate(self.picks)], axis=1)
         first, second = t[:, :2], t[:, 2:]
         if self.anchors is not None:
-            centre, size = self.anchors[:, :2].astype(np.int64), self.anchors[:, 2:].astype(np.int64)
-            first, second = _times(size, first), _times(size, second)
-            centre <<= ONE - ANCHOR
-            if self.form == "distances":
+            columns = self.anchors.astype(np.int64)
+            centre, size = columns[:, :2] << (ONE - ANCHOR), columns[:, 2:4]
+            # the last two: cells where there are some
+            first, second = _times(columns[:, -2:], first), _times(size, second)
+            if self.form in FROM_CENTRES:
                 first, second = centre - first, centre + second
             else:
                 first = centre + first
-        if self.form in ("offsets", "centres"):
+        if self.form in WITH_SIZES:
             half = second >> 1
             first, second = first - half, first - half + second
         both = np.concatenate([first, second], axis=1)
         if self.order == "xy":
             both = both[:, [1, 0, 3, 2]]
         return np.clip(both, LOW, HIGH)
+
+    def _means(self, codes: np.ndarray) -> np.ndarray:
+        """Of each edge the mean of its bins by their softmax, in steps of 2^-16: `[rows, 4 * bins]` -> `[rows, 4]`."""
+        edges = codes.reshape(len(codes), 4, self.bins).astype(np.int64)
+        # the table is that of exponentials of what codes lie below the largest
+        weights = self._read(self.tables[0], edges.max(axis=2, keepdims=True) - edges + self.low)
+        sums = weights.sum(axis=2)
+        return (((weights * np.arange(self.bins)).sum(axis=2) << ONE) + (sums >> 1)) // sums
 
     def _read(self, table: np.ndarray, codes: np.ndarray) -> np.ndarray:
         at = codes.astype(np.int64) - self.low
@@ -93,35 +136,48 @@ def decoder(detection: Detection, scale: float, zero_point: int, bits: int) -> D
         [[0, 16384, 32768, 65280]]
     """
     low, shift = -(1 << (bits - 1)), 0 if bits == 8 else FINE
-    real = (np.arange(0, (1 << bits) + 1, 1 << shift)[: (1 << (bits - shift)) + bool(shift)] + low - zero_point) * scale
+    codes = np.arange(0, (1 << bits) + 1, 1 << shift)[: (1 << (bits - shift)) + bool(shift)]
+    real = codes * -scale if detection.has_bins else (codes + low - zero_point) * scale
     tables: list[np.ndarray] = []
     picks: list[int] = []
-    for exponential, divided in zip(FORMS[detection.form], detection.scales, strict=True):
-        values = real / divided
-        with np.errstate(over="ignore"):  # cut off right behind
-            steps = np.rint((np.exp(values) if exponential else values) * (1 << ONE))
-        table = np.clip(steps, -MOST, MOST).astype(np.int32)
+    first, second = FORMS[detection.form]
+    for curve, divided in zip((first, first, second, second), detection.scales, strict=True):
+        table = np.clip(np.rint(curve(real / divided) * (1 << ONE)), -MOST, MOST).astype(np.int32)
         same = [i for i, other in enumerate(tables) if np.array_equal(other, table)]
         picks.append(same[0] if same else len(tables))
         if not same:
             tables.append(table)
-    steps = None if detection.anchors is None else np.rint(detection.anchors * (1 << ANCHOR))
-    # 2 - 2^-15 rounds to 2^15, which int16 has not
-    anchors = None if steps is None else np.minimum(steps, (1 << 15) - 1).astype(np.int16)
-    return Decoder(detection.form, detection.order, tuple(tables), tuple(picks), shift, low, anchors)
+    made = (detection.form, detection.order, tuple(tables), tuple(picks), shift, low)
+    return Decoder(*made, _stored(detection), detection.bins if detection.has_bins else 1)
+
+
+def _stored(detection: Detection) -> np.ndarray | None:
+    """Anchors and cells as int16."""
+    if detection.anchors is None:
+        return None
+    columns = [detection.anchors] + ([] if detection.cells is None else [detection.cells])
+    steps = np.rint(np.concatenate(columns, axis=1) * (1 << ANCHOR))
+    return np.minimum(steps, (1 << 15) - 1).astype(np.int16)  # 2 - 2^-15 rounds to 2^15, which int16 has not
 
 
 def real_corners(detection: Detection, boxes: np.ndarray) -> np.ndarray:
     """float64 `[rows, 4]`: the same of real numbers, which no grid has rounded."""
-    t = np.asarray(boxes, np.float64) / np.asarray(detection.scales)
+    t = np.asarray(boxes, np.float64)
+    if detection.has_bins:
+        edges = t.reshape(len(t), 4, detection.bins)
+        weights = np.exp(edges - edges.max(axis=2, keepdims=True))
+        t = (weights * np.arange(detection.bins)).sum(axis=2) / weights.sum(axis=2)
+    else:
+        t = t / np.asarray(detection.scales)
+        of_first, of_second = FORMS[detection.form]
+        t = np.concatenate([of_first(t[:, :2]), of_second(t[:, 2:])], axis=1)
     first, second = t[:, :2], t[:, 2:]
-    if detection.form == "offsets":
+    if detection.anchors is not None:
         centre, size = detection.anchors[:, :2], detection.anchors[:, 2:]
-        first, second = centre + size * first, size * np.exp(np.minimum(second, 20.0))
-    elif detection.form == "distances":
-        centre, size = detection.anchors[:, :2], detection.anchors[:, 2:]
-        first, second = centre - size * first, centre + size * second
-    if detection.form in ("offsets", "centres"):
+        first, second = first * (size if detection.cells is None else detection.cells), second * size
+        from_centre = detection.form in FROM_CENTRES
+        first, second = (centre - first, centre + second) if from_centre else (centre + first, second)
+    if detection.form in WITH_SIZES:
         first, second = first - second / 2, first + second / 2
     both = np.concatenate([first, second], axis=1)
     both = both[:, [1, 0, 3, 2]] if detection.order == "xy" else both

@@ -9,9 +9,10 @@ import numpy as np
 
 from kquant.core.checks import check_count
 
-Form = Literal["offsets", "corners", "centres", "distances"]
+Form = Literal["offsets", "corners", "centres", "distances", "sigmoid", "squares", "distribution"]
 Order = Literal["yx", "xy"]
 MOST_CANDIDATES = 65_535
+MOST_BINS = 64  # sums of weights and of their products with bins fit into 32 bits
 MOST_ANCHOR = 2.0  # an anchor is stored as int16 in steps of 2^-14
 
 
@@ -30,9 +31,18 @@ class Detection:
             "offsets" from anchors: `centre = anchor_centre + anchor_size * t / s`, `size = anchor_size * exp(t / s)`,
             centre before size (SSD, RetinaNet, Faster R-CNN), `s` being `scales`;
             "distances" from anchors: from their centres to the four edges, times `anchor_size / s` (FCOS, YOLOv8);
-            "corners": two opposite ones, `t / s`; "centres": centre and size, `t / s`.
+            "corners": two opposite ones, `t / s`; "centres": centre and size, `t / s`;
+            "sigmoid" from anchors and cells: `centre = anchor_centre + cell * (2 sigmoid(t / s) - 1)`,
+            `size = anchor_size * (2 sigmoid(t / s))^2` (YOLOv5, YOLOv7); "squares": the same of a head that ends in a
+            sigmoid, `t / s` in its place;
+            "distribution" from anchors: `bins` numbers for each edge, whose softmax says how likely its distance from
+            the centre is 0, 1, 2 ... times `anchor_size`; the mean counts (Li et al. 2020, YOLOv8). A row has
+            `4 * bins` numbers, those of an edge together, and `scales` stay ones.
         order: "yx" where height comes before width (TensorFlow), "xy" else (YOLO).
-        anchors: `[rows, 4]`, centre and size of each in parts of the image, in `order`; none for the other two forms.
+        anchors: `[rows, 4]`, centre and size of each in parts of the image, in `order`; none for "corners" and
+            "centres". Where a cell has several, its centre is that of each.
+        cells: `[rows, 2]`, the size of each row's cell in parts of the image, in `order`: by "sigmoid" and "squares".
+        bins: of each edge, by "distribution".
         scales: what the four numbers are divided by. SSD's variances 0.1 and 0.2 are scales of 10 and 5.
         background: class 0 is none of the classes.
         threshold: the lowest score that is kept.
@@ -53,6 +63,8 @@ class Detection:
     form: Form = "offsets"
     order: Order = "yx"
     anchors: Any = field(default=None, repr=False)
+    cells: Any = field(default=None, repr=False)
+    bins: int = 16
     scales: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
     background: bool = False
     threshold: float = 0.5
@@ -77,7 +89,7 @@ class Detection:
             raise ValueError(f"Detection: scales must be four numbers above 0. Received: {self.scales!r}.")
         for name in ("threshold", "overlap"):
             _numbers(name, getattr(self, name))
-        for name in ("limit", "candidates"):
+        for name in ("limit", "candidates", "bins"):
             check_count("Detection", name, getattr(self, name))
         if not 0.0 <= self.overlap <= 1.0 or not np.isfinite(self.threshold):
             raise ValueError(
@@ -89,29 +101,63 @@ class Detection:
                 f"Detection: limit <= candidates <= {MOST_CANDIDATES} is wanted. Received: "
                 f"limit={self.limit!r}, candidates={self.candidates!r}."
             )
-        self._check_anchors()
-
-    def _check_anchors(self) -> None:
-        if self.has_anchors == (self.anchors is None):
-            wants = "wants anchors, [rows, 4]" if self.has_anchors else "has no anchors; leave them out"
-            raise ValueError(f"Detection: form '{self.form}' {wants}.")
-        if self.anchors is None:
-            return
-        anchors = _numbers("anchors", self.anchors)
-        if anchors.ndim != 2 or anchors.shape[1] != 4 or not len(anchors) or not np.all(np.isfinite(anchors)):
-            raise ValueError(f"Detection: anchors must be numbers [rows, 4]. Received: shape {anchors.shape}.")
-        worst = int(np.argmax(np.max(np.abs(anchors), axis=1)))
-        if np.max(np.abs(anchors)) >= MOST_ANCHOR or np.any(anchors[:, 2:] <= 0):
+        self._check_bins(scales)
+        self._check_parts("anchors", 4, self.has_anchors)
+        self._check_parts("cells", 2, self.has_cells)
+        if self.has_cells and len(self.anchors) != len(self.cells):
             raise ValueError(
-                "Detection: anchors are parts of the image, centre and size, smaller than 2, sizes above 0; pixels are "
-                f"divided by the image's height and width first. Received: row {worst} is {anchors[worst].tolist()}."
+                f"Detection: an anchor is of one cell. Received: {len(self.anchors)} anchors, {len(self.cells)} cells."
             )
-        object.__setattr__(self, "anchors", anchors)  # frozen: the array that was checked is the one that is used
+
+    def _check_bins(self, scales: np.ndarray) -> None:
+        if not self.has_bins:
+            return
+        if not 2 <= self.bins <= MOST_BINS:
+            raise ValueError(f"Detection: bins must lie in 2..{MOST_BINS}. Received: {self.bins}.")
+        if np.any(scales != 1.0):
+            raise ValueError(
+                f"Detection: form '{self.form}' has scales of 1: a distance is a number of anchors' sizes; divide the "
+                f"sizes. Received: {self.scales!r}."
+            )
+
+    def _check_parts(self, name: str, columns: int, wanted: bool) -> None:
+        """Anchors or cells: the last two of their columns are sizes."""
+        given = getattr(self, name)
+        if wanted == (given is None):
+            wants = f"wants {name}, [rows, {columns}]" if wanted else f"has no {name}; leave them out"
+            raise ValueError(f"Detection: form '{self.form}' {wants}.")
+        if given is None:
+            return
+        parts = _numbers(name, given)
+        if parts.ndim != 2 or parts.shape[1] != columns or not len(parts) or not np.all(np.isfinite(parts)):
+            raise ValueError(f"Detection: {name} must be numbers [rows, {columns}]. Received: shape {parts.shape}.")
+        worst = int(np.argmax(np.max(np.abs(parts), axis=1)))
+        if np.max(np.abs(parts)) >= MOST_ANCHOR or np.any(parts[:, -2:] <= 0):
+            raise ValueError(
+                f"Detection: {name} are parts of the image, smaller than 2, sizes above 0; pixels are divided by the "
+                f"image's height and width first. Received: row {worst} is {parts[worst].tolist()}."
+            )
+        object.__setattr__(self, name, parts)  # frozen: the array that was checked is the one that is used
 
     @property
     def has_anchors(self) -> bool:
         """True for the forms that are relative to anchors."""
-        return self.form in ("offsets", "distances")
+        return self.form not in ("corners", "centres")
+
+    @property
+    def has_cells(self) -> bool:
+        """True for the forms whose centres move by the size of a cell, not of an anchor."""
+        return self.form in ("sigmoid", "squares")
+
+    @property
+    def has_bins(self) -> bool:
+        """True for the form with several numbers for each edge."""
+        return self.form == "distribution"
+
+    @property
+    def box_numbers(self) -> int:
+        """How many numbers of a row are its box."""
+        return 4 * self.bins if self.has_bins else 4
 
 
 def _numbers(name: str, given: Any) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 
 from kquant.detecting.choice import chosen, limit_of
 from kquant.detecting.columns import Roles
-from kquant.detecting.decoding import ANCHOR, HIGH, LOW, ONE
+from kquant.detecting.decoding import ANCHOR, FROM_CENTRES, HIGH, LOW, ONE, WITH_SIZES
 from kquant.detecting.outputs import Grids, grids_of
 from kquant.detecting.spec import Detection
 from kquant.projects.golden import Golden
@@ -55,13 +55,17 @@ class Boxes:
         roles: where in them boxes, scores and objectness are.
         zeros: zero points of scores and objectness.
         unit, zero: a score is `unit * (steps - zero)`.
-        form, order: what four numbers of a row are.
+        order: which of two numbers comes first.
         first: the first class that counts.
         tables: lines of C, each distinct table once.
         picks: which of the four numbers uses which.
         entries: of a table.
         shift, low: of a code.
         anchors: lines of C; none without anchors.
+        columns: of an anchor: 4, or 6 with the size of its cell.
+        bins: numbers of each edge, 1 where a number is one.
+        from_centres: from an anchor's centre to the edges.
+        with_sizes: a centre and a size.
         lowest: steps of the lowest score that counts.
         overlap: in parts of 2^-16.
         limit, candidates, by_class: see `Detection`.
@@ -75,7 +79,6 @@ class Boxes:
     zeros: tuple[int, int]
     unit: float
     zero: int
-    form: str
     order: str
     first: int
     tables: tuple[tuple[str, ...], ...]
@@ -84,6 +87,10 @@ class Boxes:
     shift: int
     low: int
     anchors: tuple[str, ...]
+    columns: int
+    bins: int
+    from_centres: bool
+    with_sizes: bool
     lowest: int
     overlap: int
     limit: int
@@ -97,7 +104,7 @@ class Boxes:
     @property
     def flash_bytes(self) -> int:
         """Of tables and anchors."""
-        return 4 * self.entries * len(self.tables) + (8 * self.roles.rows if self.anchors else 0)
+        return 4 * self.entries * len(self.tables) + (2 * self.columns * self.roles.rows if self.anchors else 0)
 
 
 def boxes_of(detection: Detection, outputs: Mapping[str, FileTensor], golden: Golden) -> Boxes:
@@ -119,7 +126,6 @@ def boxes_of(detection: Detection, outputs: Mapping[str, FileTensor], golden: Go
         zeros=grids.zeros,
         unit=grids.unit,
         zero=grids.zero,
-        form=detection.form,
         order=detection.order,
         first=int(detection.background),
         tables=tuple(_lines(table) for table in made.tables),
@@ -128,6 +134,10 @@ def boxes_of(detection: Detection, outputs: Mapping[str, FileTensor], golden: Go
         shift=made.shift,
         low=made.low,
         anchors=() if made.anchors is None else _lines(made.anchors.ravel()),
+        columns=0 if made.anchors is None else made.anchors.shape[1],
+        bins=made.bins,
+        from_centres=detection.form in FROM_CENTRES,
+        with_sizes=detection.form in WITH_SIZES,
         lowest=grids.lowest,
         overlap=limit_of(detection),
         limit=detection.limit,

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 COMMANDS = ("compress", "analyze", "correct", "autotune", "check", "inspect", "bytes", "verify", "predict", "recipes")
-COMMANDS += ("demo", "scan", "size")
+COMMANDS += ("demo", "scan", "size", "detect")
 layers = keras.layers
 
 

@@ -26,7 +26,8 @@ from kquant.runtime.running import available
 from kquant.tflite.reader import FileTensor
 
 WARNINGS = ("-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Werror")
-FORMS = ("offsets", "distances", "corners", "centres")
+FORMS = ("offsets", "distances", "corners", "centres", "sigmoid", "squares", "distribution")
+BINS = 8
 SIDE, CLASSES = 6, 3
 ROWS = SIDE * SIDE
 
@@ -36,8 +37,15 @@ def _anchors(rng: np.random.Generator, rows: int = ROWS) -> np.ndarray:
 
 
 def _detection(form: str, rng: np.random.Generator, **more: Any) -> kquant.Detection:
-    anchors = _anchors(rng) if form in ("offsets", "distances") else None
-    return kquant.Detection(form=form, anchors=anchors, **{"scales": (10.0, 10.0, 5.0, 5.0), **more})
+    given: dict[str, Any] = {"form": form, "scales": (10.0, 10.0, 5.0, 5.0)}
+    if form not in ("corners", "centres"):
+        given["anchors"] = _anchors(rng)
+    if form in ("sigmoid", "squares"):
+        given |= {"cells": rng.uniform(0.05, 0.2, (ROWS, 2)), "scales": (1.0,) * 4}
+    if form == "distribution":
+        given |= {"bins": BINS, "scales": (1.0,) * 4}
+        given["anchors"][:, 2:] /= 4
+    return kquant.Detection(**{**given, **more})
 
 
 @pytest.mark.parametrize("bits", [8, 16])
@@ -49,11 +57,35 @@ def test_integers_give_the_corners_of_float64(form: str, order: str, bits: int, 
     rng = np.random.default_rng(seed)
     detection = _detection(form, rng, order=order)
     scale, zero = rng.uniform(0.02, 0.08) / 2 ** (bits - 8), int(rng.integers(-100, 100))
-    codes = rng.integers(-(2 ** (bits - 1)), 2 ** (bits - 1), (ROWS, 4))
+    if form == "squares":  # behind a sigmoid
+        scale, zero = 1 / 2**bits, -(2 ** (bits - 1))
+    codes = rng.integers(-(2 ** (bits - 1)), 2 ** (bits - 1), (ROWS, detection.box_numbers))
     got = decoder(detection, scale, zero, bits).corners(codes) / 2**ONE
     wanted = real_corners(detection, scale * (codes - zero))
     # half a step of a table and of an anchor, times sizes of up to 1.2 * e^3 images; 16 bits interpolate
     assert np.max(np.abs(got - wanted)) < 2e-3
+
+
+def test_heads_of_yolo_are_decoded_as_published() -> None:
+    # ultralytics/yolov5, models/yolo.py, Detect: xy = (2 s + grid - 0.5) stride, wh = (2 s)^2 anchor, in pixels
+    rng = np.random.default_rng(0)
+    stride, side = 8, 48
+    grid = np.stack(np.meshgrid(np.arange(SIDE), np.arange(SIDE)), -1).reshape(-1, 2)
+    sizes, t = rng.uniform(10, 60, (ROWS, 2)), rng.normal(0, 2, (ROWS, 4))
+    s = 1 / (1 + np.exp(-t))
+    xy, wh = (2 * s[:, :2] + grid - 0.5) * stride, (2 * s[:, 2:]) ** 2 * sizes
+    wanted = np.clip(np.concatenate([xy - wh / 2, xy + wh / 2], 1)[:, [1, 0, 3, 2]] / side, -1, 2)
+    centres, cells = (grid + 0.5) * stride / side, np.full((ROWS, 2), stride / side)
+    given: dict[str, Any] = {"order": "xy", "anchors": np.concatenate([centres, sizes / side], 1), "cells": cells}
+    np.testing.assert_allclose(real_corners(kquant.Detection(form="sigmoid", **given), t), wanted, atol=1e-12)
+    np.testing.assert_allclose(real_corners(kquant.Detection(form="squares", **given), s), wanted, atol=1e-12)
+    # ultralytics, nn/modules/block.py, DFL, and utils/tal.py, dist2bbox: softmax of 16 bins weighs 0..15, in strides
+    t = rng.normal(0, 2, (ROWS, 64)).astype(np.float32)
+    mean = (tf.nn.softmax(t.reshape(ROWS, 4, 16)).numpy() * np.arange(16)).sum(-1)
+    boxes = np.concatenate([grid + 0.5 - mean[:, :2], grid + 0.5 + mean[:, 2:]], 1) * stride / side
+    cells = np.concatenate([centres, cells], 1)
+    found = real_corners(kquant.Detection(form="distribution", order="xy", anchors=cells), t)
+    np.testing.assert_allclose(found, np.clip(boxes[:, [1, 0, 3, 2]], -1, 2), atol=1e-6)
 
 
 def test_corners_end_where_areas_fit_into_64_bits() -> None:
@@ -145,11 +177,12 @@ LAYOUTS: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
         {"out": 5 + CLASSES},
     ),
     "objectness before the scores": ({"objectness": "scores"}, {"boxes": 4, "scores": 1 + CLASSES}),
+    "one output, boxes as distributions": ({"boxes": "out", "scores": "out"}, {"out": 4 * BINS + CLASSES}),
 }
 
 
 # every form with outputs of their own; what is shared has nothing to do with the form
-CASES = [("apart", form) for form in FORMS] + list(zip(list(LAYOUTS)[1:], FORMS, strict=True))
+CASES = [("apart", form) for form in FORMS] + list(zip(list(LAYOUTS)[1:], (*FORMS[:4], FORMS[-1]), strict=True))
 
 
 @pytest.mark.parametrize(("layout", "form"), CASES)
@@ -175,6 +208,8 @@ def test_the_c_of_a_project_finds_the_same_boxes(
     info = np.iinfo(dtype)
     fine = 256 if dtype == "int16" else 1
     zero = 3 if dtype == "int8" else 0  # codes of 16 bits have zero point 0
+    if layout == "apart" and form == "distribution":
+        widths = widths | {"boxes": 4 * BINS}
     outputs = {
         n: _tensor(n, (ROWS, w), dtype, (0.05 if n in ("boxes", "out") else 1 / 100) / fine, zero)
         for n, w in widths.items()
@@ -295,7 +330,21 @@ int main() {
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "form": ({"form": "corner"}, "form must be one of offsets, corners, centres, distances. Received: 'corner'"),
+    "form": (
+        {"form": "corner"},
+        "form must be one of offsets, corners, centres, distances, sigmoid, squares, distribution. Received: 'corner'",
+    ),
+    "no cells": ({"form": "sigmoid", "anchors": np.ones((3, 4))}, r"form 'sigmoid' wants cells, \[rows, 2\]"),
+    "cells": ({"form": "corners", "cells": np.ones((3, 2))}, "form 'corners' has no cells; leave them out"),
+    "other cells": (
+        {"form": "squares", "anchors": np.ones((3, 4)), "cells": np.ones((2, 2))},
+        "an anchor is of one cell. Received: 3 anchors, 2 cells",
+    ),
+    "one bin": ({"form": "distribution", "anchors": np.ones((3, 4)), "bins": 1}, r"bins must lie in 2\.\.64"),
+    "scaled distances": (
+        {"form": "distribution", "anchors": np.ones((3, 4)), "scales": (2, 2, 2, 2)},
+        "form 'distribution' has scales of 1",
+    ),
     "no anchors": ({}, "form 'offsets' wants anchors"),
     "anchors": ({"form": "corners", "anchors": np.ones((3, 4))}, "form 'corners' has no anchors"),
     "pixels": ({"anchors": [[10, 10, 30, 30]]}, r"parts of the image.*Received: row 0 is \[10.0, 10.0, 30.0, 30.0\]"),

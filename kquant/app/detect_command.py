@@ -1,0 +1,71 @@
+"""`kquant detect`: the boxes that a detector finds, chosen as a device chooses them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from kquant.app.options import Data, Head, Json, Limit, Runtime, Scale, refusing
+from kquant.files.named_files import check_results
+
+COLUMNS = ("sample", "class", "score", "top", "left", "bottom", "right")
+
+
+@refusing
+def detect(
+    model: Annotated[Path, typer.Argument(help="A TFLite file, or a model saved by Keras", metavar="MODEL")],
+    data: Data,
+    detection: Head,
+    classes: Annotated[Path | None, typer.Option("--classes", help="Names of classes (.txt), a line each")] = None,
+    runtime: Runtime = "litert",
+    path: Annotated[Path | None, typer.Option("--path", help="Write the boxes to this .json file")] = None,
+    scale: Scale = 1.0,  # type: ignore[assignment]
+    limit: Limit = None,
+    as_json: Json = False,
+) -> None:
+    """Find boxes in samples: raw outputs are decoded and chosen, in integers of a file, as C does it on a device."""
+    if path is not None:
+        check_results([path], model, (".json",))
+
+    import json
+
+    from kquant import report
+    from kquant.app import command_files
+    from kquant.detecting.detection_file import read_detection
+    from kquant.detecting.outputs import detect as run_detect
+    from kquant.files.atomic import write_atomically
+    from kquant.tflite.reader import inspect as run_inspect
+
+    names = command_files.load_names(classes) if classes else []
+    subject: Any = model if model.suffix == ".tflite" else command_files.load_model(model)
+    takes = command_files.inputs_of(run_inspect(model) if subject is model else subject)
+    arrays = command_files.load_data(data, takes, scale=scale, limit=limit)
+    rows = [_rows(each, names) for each in run_detect(subject, arrays, read_detection(detection), runtime=runtime)]
+    text = json.dumps(rows, indent=1)
+    if path is not None:
+        write_atomically(path, f"{text}\n".encode(), "detect")
+    if as_json:
+        typer.echo(text)
+        return
+    cells = [(str(n), *map(_cell, row.values())) for n, sample in enumerate(rows) for row in sample]
+    title = f"{len(cells)} boxes in {len(rows)} samples, corners in parts of the image"
+    typer.echo(report.render_table(report.Table(title, COLUMNS, tuple(cells))), nl=False)
+
+
+def _rows(boxes: Any, names: list[str]) -> list[dict[str, Any]]:
+    """Of one sample."""
+    of = zip(boxes.classes.tolist(), boxes.scores.tolist(), boxes.boxes.tolist(), strict=True)
+    return [
+        {
+            "class": names[label] if label < len(names) else label,
+            "score": score,
+            **dict(zip(COLUMNS[3:], box, strict=True)),
+        }
+        for label, score, box in of
+    ]
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
