@@ -1,8 +1,12 @@
-"""MTCNN with its own weights, in its own package's cascade: faces and landmarks of the files against the float nets'.
+"""MTCNN with its own weights, in its own package's cascade: faces and landmarks of the files.
 
 The package `mtcnn` (1.0.0, with `lz4`) has the weights and all between the nets: pyramid, patches, choice of boxes. Its
-three models are quantized as they are, subclasses with open sizes, and put back as files. Patches of the images of
-`scikit-image` calibrate; its astronaut and images that KQUANT_FACES names, those of the package's repository, judge.
+three models are quantized as they are, subclasses with open sizes, and put back as files.
+
+64 of the 100 small faces of `scikit-image`, side by side on a wall, and its photos calibrate. The other 36 judge, on
+walls of three sizes, each mirrored: a face is where the float cascade finds the middle one of the 64, so that float has
+a figure, too. scikit-image's astronaut and images that KQUANT_FACES names, those of the package's repository, tell how
+far boxes lie from those of the float nets.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +31,8 @@ from benchmarks.zoo.trained.task import Task
 WINDOW = 64  # side of what calibrates the first net, which slides over images of any size
 SIZES = (1.0, 0.6)  # of the images that judge, each mirrored too
 PICTURES = ("coffee", "chelsea", "rocket")  # the astronaut judges
-FACES_IN_ROW, ENLARGED = 8, 4  # of the 100 faces of `lfw_subset`, 25 x 25
+FACES, CALIBRATING, FACES_IN_ROW, ENLARGED = 100, 64, 8, 4  # of `lfw_subset`, 25 x 25
+WALLS, GAP, GREY = (40, 60, 90), 1 / 3, 110.0  # sides of faces, what lies between in parts of them, its brightness
 
 
 def missing() -> str | None:
@@ -43,14 +49,80 @@ def calibrating() -> list[np.ndarray]:
     """Images uint8 `[h, w, 3]` of scikit-image, and a wall of 64 small grey faces."""
     from skimage import data as images
 
-    faces = np.asarray(images.lfw_subset()[: FACES_IN_ROW**2])
+    faces = small_faces()[:CALIBRATING]
     side = faces.shape[1]
     wall = faces.reshape(FACES_IN_ROW, FACES_IN_ROW, side, side).swapaxes(1, 2).reshape(FACES_IN_ROW * side, -1)
     wall = np.uint8(255 * wall.repeat(ENLARGED, 0).repeat(ENLARGED, 1) / wall.max())
     return [*(getattr(images, name)()[..., :3] for name in PICTURES), np.stack([wall] * 3, -1)]
 
 
-def judging() -> list[np.ndarray]:
+def small_faces() -> np.ndarray:
+    """float `[100, 25, 25]`, grey."""
+    from skimage import data as images
+
+    return np.asarray(images.lfw_subset()[:FACES])
+
+
+@dataclass(frozen=True, eq=False)
+class Wall:
+    """Small faces side by side.
+
+    Attributes:
+        image: uint8 `[h, w, 3]`.
+        corners: float64 `[faces, 2]`, left and top.
+        side: of a face.
+    """
+
+    image: np.ndarray
+    corners: np.ndarray
+    side: int
+
+
+def wall(faces: np.ndarray, side: int) -> Wall:
+    """With a gap around each face."""
+    gap, columns = round(GAP * side), round(len(faces) ** 0.5)
+    step = side + gap
+    image = np.full((step * -(-len(faces) // columns) + gap, step * columns + gap), GREY, np.float32)
+    corners = np.float64([divmod(n, columns)[::-1] for n in range(len(faces))]) * step + gap
+    larger = np.asarray(keras.ops.image.resize(np.float32(faces)[..., None], (side, side), interpolation="bicubic"))
+    for (x, y), face in zip(corners.astype(int), larger[..., 0], strict=True):
+        image[y : y + side, x : x + side] = 255 * face / faces.max()
+    whole = np.uint8(np.clip(np.rint(image), 0, 255))
+    return Wall(np.stack([whole] * 3, -1), corners, side)
+
+
+def where(cascade: Any) -> np.ndarray:
+    """float64 `[14]`: box and points of a face in parts of its picture, the middle of what is found in those that
+    calibrate.
+    """
+    made = wall(small_faces()[:CALIBRATING], WALLS[1])
+    found = _faces(cascade, made.image)
+    centres = (found[:, :2] + found[:, 2:4]) / 2
+    inside = centres[:, None] - made.corners[None]
+    at = np.argwhere(np.all((inside >= 0) & (inside < made.side), axis=2))
+    rows = [(found[k] - np.tile(made.corners[n], 7)) / made.side for k, n in at]
+    return np.median(rows, axis=0)
+
+
+def mirrored(place: np.ndarray) -> np.ndarray:
+    """Left and right eye, and corners of the mouth, change places with the edges."""
+    points = place.reshape(7, 2)[[1, 0, 3, 2, 4, 6, 5]] * [-1, 1] + [1, 0]
+    points[:2, 1] = points[1::-1, 1]  # top and bottom stay
+    return points.ravel()
+
+
+def judging(middle: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Walls of faces, and where those are: float64 `[faces, 14]` each."""
+    images, truth = [], []
+    for side in WALLS:
+        for faces, place in ((small_faces(), middle), (small_faces()[:, :, ::-1], mirrored(middle))):
+            made = wall(faces[CALIBRATING:], side)
+            images.append(made.image)
+            truth.append(np.tile(made.corners, 7) + side * place)
+    return images, truth
+
+
+def photos() -> list[np.ndarray]:
     """scikit-image's astronaut and each image of the folder in two sizes, and mirrored."""
     from skimage import data as images
 
@@ -115,6 +187,9 @@ class FileNet:
 
     def _file(self, size: tuple[int, ...]) -> bytes:
         q = kquant.quantize(self.net, self.recipe, input_shape=(None, *size))
+        for new, old in zip(q.layers, self.q.layers, strict=True):
+            for name in getattr(old, "corrected", ()):
+                new.correction(name)  # AdaRound's roundings are variables that a new layer has not
         q.set_weights(self.q.get_weights())
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "net.tflite"
@@ -128,18 +203,32 @@ def rows(task: Task, _: Path, ways: list[str]) -> Iterator[tuple[str, dict[str, 
 
     cascade = MTCNN()
     nets = [stage.model for stage in cascade.stages]
-    images = judging()
-    wanted = [_faces(cascade, image) for image in images]
-    print(f"{task.name}: {len(images)} images, {sum(map(len, wanted))} faces", flush=True)
+    judges = Judges(*judging(where(cascade)), photos(), [_faces(cascade, image) for image in photos()])
+    print(f"{task.name}: {sum(map(len, judges.answers))} faces on photos", flush=True)
     given = samples(cascade)
     for name in ways:
         if name == FLOAT:
-            yield name, {"figures": compared(wanted, wanted), "weights": sum(net.count_params() for net in nets)}
+            yield name, {"figures": judges.figures(cascade), "weights": sum(net.count_params() for net in nets)}
         else:
-            yield name, _row(cascade, nets, given, images, wanted, WAYS[name])
+            yield name, _row(cascade, nets, given, judges, WAYS[name])
 
 
-def _row(cascade: Any, nets: list[Any], given: list[Any], images: list[Any], wanted: list[Any], way: Way) -> dict:
+@dataclass(frozen=True, eq=False)
+class Judges:
+    """Walls with known faces, and photos with the answers of the float cascade."""
+
+    walls: list[np.ndarray]
+    truth: list[np.ndarray]
+    photos: list[np.ndarray]
+    answers: list[np.ndarray]
+
+    def figures(self, cascade: Any) -> dict[str, float]:
+        """Of a cascade."""
+        told = compared([_faces(cascade, image) for image in self.walls], self.truth)
+        return told | {"as float": compared([_faces(cascade, image) for image in self.photos], self.answers)["IoU"]}
+
+
+def _row(cascade: Any, nets: list[Any], given: list[Any], judges: Judges, way: Way) -> dict[str, Any]:
     started = time.perf_counter()
     recipe, made, sizes = recipe_of(way), [], []
     with tempfile.TemporaryDirectory() as folder:
@@ -153,12 +242,12 @@ def _row(cascade: Any, nets: list[Any], given: list[Any], images: list[Any], wan
     files = [FileNet(net, result.model, recipe) for net, result in zip(nets, made, strict=True)]
     for stage, file in zip(cascade.stages, files, strict=True):
         stage._model = file  # noqa: SLF001
-    found = [_faces(cascade, image) for image in images]
+    figures = judges.figures(cascade)
     for stage, net in zip(cascade.stages, nets, strict=True):
         stage._model = net  # noqa: SLF001
     told = [v for result in made for v in result.report.verification if v.runtime == "litert-reference"]
     return {
-        "figures": compared(found, wanted),
+        "figures": figures,
         "bytes": sum(result.report.file_bytes for result in made),
         "equal": min(a.equal for v in told for a in v.agreements),
         "integer": all(sizes),
@@ -177,10 +266,10 @@ def _towards(net: keras.Model, x: np.ndarray) -> Callable[[keras.Model, str], No
 
 
 def _faces(cascade: Any, image: np.ndarray) -> np.ndarray:
-    """float64 `[k, 14]`: left, top, right, bottom, five points as x and y."""
-    found = cascade.detect_faces(image, box_format="xyxy")
-    rows = [[*face["box"], *np.ravel(list(face["keypoints"].values()))] for face in found]
-    return np.float64(rows).reshape(-1, 14)
+    """float64 `[k, 14]`: left, top, right, bottom, five points as x and y; not rounded to pixels."""
+    found = np.asarray(cascade.detect_faces(image, box_format="xyxy", output_type="numpy"), np.float64)
+    points = np.stack([found[:, 6:11], found[:, 11:16]], axis=-1)
+    return np.concatenate([found[:, 1:5], points.reshape(-1, 10)], axis=1)
 
 
 def compared(found: list[np.ndarray], wanted: list[np.ndarray]) -> dict[str, float]:
@@ -202,4 +291,4 @@ def _off(ours: np.ndarray, theirs: np.ndarray) -> float:
     return float(between.mean() / (theirs[2] - theirs[0]))
 
 
-TASKS = (Task(name="mtcnn", title="MTCNN with its own weights, against float", missing=missing),)
+TASKS = (Task(name="mtcnn", title="MTCNN with its own weights, faces of known places", missing=missing),)
