@@ -97,7 +97,8 @@ Target = Annotated[str, typer.Option("--target", help="Where to run it: litert, 
 TargetOrNone = Annotated[str | None, typer.Option("--target", help=f"For a float model; {targets.DEFAULT} by default")]
 Runtime = Annotated[str, typer.Option("--runtime", help="litert (XNNPACK), litert-reference or tflm")]
 HEAD = typer.Option("--detection", help="What the outputs of a detector mean (.toml, docs/detection.md)")
-Head, HeadOrNone = Annotated[Path, HEAD], Annotated[Path | None, HEAD]
+Head = Annotated[Path, HEAD]
+HeadOrNone = Annotated[Path | None, HEAD]
 Shape = Annotated[
     Any, typer.Option("--input-shape", parser=shape, help="For open dimensions, like 96,96,3", metavar="H,W,C")
 ]
