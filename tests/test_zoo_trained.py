@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 
-from benchmarks.zoo.trained import TASKS, detector, metrics, speech, table
+import kquant
+from benchmarks.zoo.trained import TASKS, detector, faces, metrics, segmenters, speech, table
 from benchmarks.zoo.trained.measure import FLOAT
 from benchmarks.zoo.trained.scenes import overlaps, scenes
 from kquant.detecting.decoding import real_corners
@@ -138,3 +140,43 @@ def test_the_page_tells_the_figures_that_were_measured() -> None:
     assert table.tables(rows) in table.table.PAGE.read_text()
     for key, row in rows.items():
         assert key.endswith(f"/{FLOAT}") or (row["equal"] == 1.0 and row["integer"]), key
+
+
+def test_faces_of_a_wall_are_where_it_says() -> None:
+    pictures = np.random.default_rng(0).random((4, 5, 5))
+    made = faces.wall(pictures, 15)
+    assert made.corners.tolist() == [[5, 5], [25, 5], [5, 25], [25, 25]]
+    x, y = made.corners[1].astype(int)
+    centre = made.image[y + 7, x + 7, 0] / 255
+    assert abs(centre - pictures[1, 2, 2] / pictures.max()) < 0.01  # of three pixels the middle one is the old one
+    assert set(made.image[:5].ravel()) == {110}
+
+
+def test_a_mirrored_face_has_its_left_eye_on_the_left() -> None:
+    place = np.array([0.1, 0.2, 0.7, 0.9, 0.3, 0.4, 0.6, 0.41, 0.5, 0.5, 0.35, 0.7, 0.62, 0.71])
+    wanted = [0.3, 0.2, 0.9, 0.9, 0.4, 0.41, 0.7, 0.4, 0.5, 0.5, 0.38, 0.71, 0.65, 0.7]
+    np.testing.assert_allclose(faces.mirrored(place), wanted)
+
+
+def test_a_net_of_another_size_keeps_corrected_weights() -> None:
+    keras.utils.set_random_seed(0)
+    image = keras.Input((None, None, 3))
+    shared = keras.layers.Conv2D(4, 3, activation="relu")(image)
+    net = keras.Model(image, [keras.layers.Conv2D(n, 3)(shared) for n in (4, 2)])
+    x = np.random.default_rng(0).random((128, 8, 8, 3), np.float32)
+    q = kquant.calibrate(kquant.quantize(net, input_shape=(None, 8, 8, 3)), x, verbose=False)
+    plain = q.predict(x, verbose=0)
+    kquant.adaround(q, x, iterations=200, verbose=False)
+    wanted = q.predict(x, verbose=0)
+    assert np.any(plain[0] != wanted[0]), "no rounding has changed: the test shows nothing"
+    given = faces.FileNet(net, q, {"name": "a"})
+    for found, of_q in zip(given(x), wanted, strict=True):
+        np.testing.assert_array_equal(np.asarray(found), of_q)
+    assert [tuple(y.shape) for y in given(np.zeros((1, 10, 12, 3), np.float32))] == [(1, 6, 8, 4), (1, 6, 8, 2)]
+
+
+def test_a_pixel_without_a_digit_weighs_a_tenth() -> None:
+    true = np.int64([[[0, 3]]])
+    found = np.float32([[[[0.5, 0.2, 0.2, 0.1], [0.25, 0.25, 0.25, 0.25]]]])
+    wanted = -(0.1 * np.log(0.5) + np.log(0.25)) / 1.1
+    np.testing.assert_allclose(float(segmenters.loss(true, found)), wanted, rtol=1e-3)  # beside what keeps 0 learning
