@@ -87,7 +87,10 @@ def lstm(
 
     begin = (tf.constant(0), zeros, zeros, made)
     *_, made = tf.while_loop(lambda t, *_: t < rows.size(), body, begin, maximum_iterations=by_input.shape[0])
-    steps = tf.cast(tf.transpose(made.stack(), (1, 0, 2)), tf.float32)
+    # a list of rows forgets in a graph how many there are, which layers behind may ask
+    steps = tf.cast(
+        tf.transpose(tf.ensure_shape(made.stack(), by_input.shape[:1] + zeros.shape), (1, 0, 2)), tf.float32
+    )
     return tf.cast(steps + tf.cast(out.zero_point, tf.float32), tf.int32)
 
 

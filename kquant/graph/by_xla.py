@@ -1,15 +1,17 @@
-"""`predict` of networks without convolutions by XLA, where a model predicts so much that compiling it pays.
+"""`predict` and `evaluate` of networks without convolutions by XLA, where they run so often that compiling pays.
 
     networks   no convolution in them, and no Embedding: recurrent layers, attention, Dense
-    when       `MANY` batches of arrays in all, with variables as they are now; the call that reaches it counts
+    when       `MANY` batches of a verb in all, with variables as they are now; the call that reaches it counts
+    data       arrays, and a `tf.data.Dataset` whose samples have a shape that is known
     else       Keras' own graph: other data, callbacks, a strategy, `run_eagerly`, `jit_compile=False` in `compile`
 
 A step of a recurrent layer is a hundred small operations, and TensorFlow takes a few microseconds to start each; XLA
 makes few of them. To compile takes it about as long as it saves in `MANY` batches. The codes are the same.
-Where XLA refuses a model, its graph runs as before.
+Where XLA refuses a model, its graph runs as before. Compiled is what the layers compute; losses and metrics, which may
+be anybody's, stay in Keras' graph around it, and are those of the batches that were asked for.
 
-Batches are made larger where samples, and all that is computed of them, are small (`SAMPLES`, `NUMBERS`): what a batch
-costs beside its samples is then paid less often, and no result depends on it.
+`predict` makes the batches of arrays larger where samples, and all that is computed of them, are small (`SAMPLES`,
+`NUMBERS`): what a batch costs beside its samples is then paid less often, and no result depends on it.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kquant.graph.keras_private import every_layer, recorded_calls
+from kquant.graph.keras_private import every_layer, losses_of_calls, mask_of, recorded_calls
 
 MANY = 256
 DEFAULT_BATCH = 32  # Keras'
@@ -36,12 +38,12 @@ LEFT_TO_GRAPHS = (*CONVOLUTIONS, keras.layers.Embedding)
 
 @dataclass(frozen=True)
 class Compiled:
-    """What a model has predicted so far, and its function by XLA.
+    """What a verb of a model has run so far, and its function by XLA.
 
     Attributes:
         digest: of the variables.
         batches: with these variables.
-        function: of Keras, once it is made.
+        function: of Keras, around a `compiled_call`, once it is made.
         beside: Keras' function without XLA. Who lets go of that one, as `compile` and corrections do, means both.
         refused: XLA takes the model not.
     """
@@ -53,13 +55,59 @@ class Compiled:
     refused: bool = False
 
 
-def batches_of(x: Any, batch_size: int | None) -> int:
-    """How many batches arrays are; 0 of other data."""
+def batches_of(x: Any, batch_size: int | None, steps: int | None = None) -> int | None:
+    """How many batches data are.
+
+    Args:
+        x: arrays, a row for each sample, or a dataset of batches.
+        batch_size: of arrays.
+        steps: at most so many batches of a dataset.
+
+    Returns:
+        0 of data that stay with Keras' graph; None where a dataset does not know its length.
+
+    Example:
+        >>> batches_of(np.zeros((70, 3)), 32), batches_of(tf.data.Dataset.range(9).batch(4).repeat(), None, 5)
+        (3, 5)
+    """
+    if isinstance(x, tf.data.Dataset):
+        return _batches_of_dataset(x, steps)
     arrays = keras.tree.flatten(x)
-    if not arrays or not all(isinstance(a, np.ndarray | tf.Tensor) and len(a.shape) for a in arrays):
+    if steps is not None or not arrays:
+        return 0
+    if not all(isinstance(a, np.ndarray | tf.Tensor) and len(a.shape) for a in arrays):
         return 0
     counts = {int(a.shape[0]) for a in arrays}
     return math.ceil(counts.pop() / (batch_size or DEFAULT_BATCH)) if len(counts) == 1 else 0
+
+
+def _batches_of_dataset(data: tf.data.Dataset, steps: int | None) -> int | None:
+    specs = keras.tree.flatten(keras.utils.unpack_x_y_sample_weight(data.element_spec)[0])
+    # XLA compiles each shape anew, so that samples of many lengths would wait for it many times
+    if not all(isinstance(s, tf.TensorSpec) and s.shape.rank and s.shape[1:].is_fully_defined() for s in specs):
+        return 0
+    length = int(data.cardinality())
+    if length == tf.data.UNKNOWN_CARDINALITY:
+        return steps
+    if length == tf.data.INFINITE_CARDINALITY:
+        return steps or 0
+    return length if steps is None else min(length, steps)
+
+
+class Counting(keras.callbacks.Callback):
+    """How many batches there were, of data that do not know it beforehand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches = 0
+
+    def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
+        """`batch` is the number of the last one, from 0 on."""
+        self.batches = batch + 1
+
+    def on_predict_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Likewise."""
+        self.batches = batch + 1
 
 
 def may_compile(model: keras.Model) -> bool:
@@ -120,30 +168,46 @@ def batch_for(count: int, batch_size: int | None, of_sample: int) -> int:
     return size
 
 
-def in_whole_batches(run: Callable[[Any], Any], x: Any, size: int) -> Any:
-    """`run(x)` with the last batch as large as the others, since XLA compiles each size of a batch anew.
+def compiled_call(model: keras.Model) -> Callable[..., Any]:
+    """`model.call` in inference, by XLA, for a `call` in its place.
+
+    XLA compiles each size of a batch anew. So a batch is filled up to the largest one so far, by its last sample, and
+    what comes of that is dropped: of arrays and datasets all batches but the last have one size.
 
     Args:
-        run: gives outputs for arrays, a row for each sample.
-        x: arrays of one length.
-        size: of a batch.
+        model: a Functional one.
+
+    Returns:
+        Takes what `model.call` takes, in a graph.
+
+    Raises:
+        tf.errors.UnimplementedError: by the trace, where a layer adds a loss or an output has a mask, which Keras reads
+            beside what the function returns.
 
     Example:
-        >>> in_whole_batches(lambda x: x * 2, np.arange(3), 2)
-        array([0, 2, 4])
+        >>> inputs = keras.Input((2,))
+        >>> call = compiled_call(keras.Model(inputs, keras.layers.Rescaling(2.0)(inputs)))
+        >>> run = tf.function(call)
+        >>> [run(tf.ones((rows, 2))).shape.as_list() for rows in (3, 2)]
+        [[3, 2], [2, 2]]
     """
-    count = len(keras.tree.flatten(x)[0])
-    rest = count % size
-    if not rest:
-        return run(x)
-    tail = keras.tree.map_structure(lambda a: _filled(np.asarray(a[count - rest :]), size), x)
-    if rest == count:
-        return keras.tree.map_structure(lambda y: y[:rest], run(tail))
-    # a slice of an array is no copy of it: what lies in a file is not read here
-    whole = run(keras.tree.map_structure(lambda a: a[: count - rest], x))
-    return keras.tree.map_structure(lambda y, more: np.concatenate([y, more[:rest]]), whole, run(tail))
+    largest_so_far = tf.Variable(tf.constant(0), trainable=False)
 
+    @tf.function(jit_compile=True, autograph=False)
+    def by_xla(inputs: Any) -> Any:
+        outputs = model.call(inputs, training=False)
+        if losses_of_calls(model) or any(mask_of(y) is not None for y in keras.tree.flatten(outputs)):
+            raise tf.errors.UnimplementedError(None, None, f"{model.name}: losses of calls, or masks of outputs")
+        return outputs
 
-def _filled(rows: np.ndarray, size: int) -> np.ndarray:
-    """Rows up to a size, by the last one again."""
-    return np.concatenate([rows, np.repeat(rows[-1:], size - len(rows), axis=0)])
+    def call(inputs: Any, *_: Any, **__: Any) -> Any:
+        rows = tf.shape(keras.tree.flatten(inputs)[0])[0]
+        most = largest_so_far.read_value()
+        # a batch that is larger than all before: twice as large at least, so that growing ones are few to compile
+        size = tf.where(rows <= most, most, tf.maximum(rows, 2 * most))
+        largest_so_far.assign(size)
+        places = tf.minimum(tf.range(size), rows - 1)
+        outputs = by_xla(keras.tree.map_structure(lambda x: tf.gather(x, places), inputs))
+        return keras.tree.map_structure(lambda y: y[:rows], outputs)
+
+    return call

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,11 +16,22 @@ import tensorflow as tf
 
 from kquant.core.beforehand import constants, in_constants
 from kquant.core.tables import for_xla
-from kquant.graph.by_xla import MANY, Compiled, batch_for, batches_of, counted, in_whole_batches, largest, may_compile
+from kquant.graph.by_xla import (
+    MANY,
+    Compiled,
+    Counting,
+    batch_for,
+    batches_of,
+    compiled_call,
+    counted,
+    largest,
+    may_compile,
+)
 
 CHANGES = 2  # of variables between two calls of a verb, after which its graph reads them
 JIT_COMPILE = 7  # number of that argument of `compile`
 MOST_NUMBERS = 2**22  # of all variables: their digest takes some 30 ms
+REFUSALS = (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError, tf.errors.InternalError)
 _MAKING = threading.Lock()
 
 
@@ -37,7 +48,7 @@ class HeldConstants(keras.Model):
     # that it was traced with; and how often they had changed from one call to the next.
     held: dict[str, tuple[Any, bytes]]
     changes: dict[str, int]
-    compiled_predict: Compiled
+    xla: dict[str, Compiled]  # likewise
     without_xla: bool  # as `compile` was told
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
@@ -60,40 +71,71 @@ class HeldConstants(keras.Model):
         self, x: Any, batch_size: Any = None, verbose: Any = "auto", steps: Any = None, callbacks: Any = None
     ) -> Any:
         """Keras', with a graph that holds what variables hold, and by XLA where that pays (`graph/by_xla.py`)."""
-        with self._holding("predict_function", callbacks is None) as digest:
-            if digest is not None and steps is None and self._compiles(digest, batches_of(x, batch_size)):
-                by_xla = self._by_xla(x, batch_size, verbose)
-                if by_xla is not None:
-                    return by_xla
-                by_graph = super().predict(x, batch_size, verbose, steps, callbacks)  # tells what is wrong with data
-                object.__setattr__(self, "compiled_predict", replace(self.compiled_predict, refused=True))
-                return by_graph
-            return super().predict(x, batch_size, verbose, steps, callbacks)
+        arrays = not isinstance(x, tf.data.Dataset)
 
-    def _compiles(self, digest: bytes, batches: int) -> bool:
-        """True where this call, of so many batches, is one for XLA; it counts."""
-        known = counted(getattr(self, "compiled_predict", Compiled()), digest, batches, self.predict_function)
+        def by_xla(twin: Any) -> Any:
+            many = batch_for(len(keras.tree.flatten(x)[0]), batch_size, largest(self, x)) if arrays else batch_size
+            return keras.Model.predict(twin, x, many, verbose, steps)
+
+        def by_graph(callbacks: Any) -> Any:
+            return keras.Model.predict(self, x, batch_size, verbose, steps, callbacks)
+
+        with self._holding("predict_function", callbacks is None) as digest:
+            if digest is None:
+                return by_graph(callbacks)
+            return self._run("predict_function", digest, batches_of(x, batch_size, steps), by_xla, by_graph)
+
+    def _run(
+        self,
+        name: str,
+        digest: bytes,
+        batches: int | None,
+        by_xla: Callable[[Any], Any],
+        by_graph: Callable[[Any], Any],
+    ) -> Any:
+        """A verb, by XLA where it has run so many batches that this pays (`graph/by_xla.py`), else by its graph.
+
+        Args:
+            name: of its function.
+            digest: of the variables.
+            batches: of this call; None where only its end tells.
+            by_xla: the verb, of the model that it is given.
+            by_graph: the verb of this one, with callbacks.
+        """
+        if not self._count(name, digest, batches):
+            counting = Counting() if batches is None else None
+            made = by_graph(counting and [counting])
+            if counting is not None:
+                self._count(name, digest, counting.batches)
+            return made
+        # before it runs, since whoever lets go of Keras' function while it does means this one, too
+        known = replace(self.xla[name], beside=getattr(self, name))
+        twin = _twin(self)
+        setattr(twin, name, known.function)
+        if known.function is None:
+            twin.__dict__["call"] = compiled_call(self)
+        try:
+            with for_xla():
+                made = by_xla(twin)
+        except REFUSALS:
+            made = by_graph(None)  # tells what is wrong with data
+            self._know(name, replace(self.xla[name], refused=True))
+            return made
+        self._know(name, replace(known, function=getattr(twin, name)))
+        return made
+
+    def _count(self, name: str, digest: bytes, batches: int | None) -> bool:
+        """True where a call of so many batches is one for XLA; it counts."""
+        known = counted(getattr(self, "xla", {}).get(name, Compiled()), digest, batches or 0, getattr(self, name))
+        self._know(name, known)
+        return batches != 0 and known.batches >= MANY and not known.refused and self._may_compile()
+
+    def _know(self, name: str, known: Compiled) -> None:
         # Not tracked: it is no part of the model.
-        object.__setattr__(self, "compiled_predict", known)
-        return batches > 0 and known.batches >= MANY and not known.refused and self._may_compile()
+        object.__setattr__(self, "xla", {**getattr(self, "xla", {}), name: known})
 
     def _may_compile(self) -> bool:
         return not getattr(self, "without_xla", False) and may_compile(self)
-
-    def _by_xla(self, x: Any, batch_size: Any, verbose: Any) -> Any:
-        """`predict` by XLA, in a function beside Keras' own; None where XLA refuses it, or the data are wrong."""
-        known = replace(self.compiled_predict, beside=self.predict_function)
-        size = batch_for(len(keras.tree.flatten(x)[0]), batch_size, largest(self, x))
-        twin = _twin(self)
-        twin.predict_function, twin.jit_compile = known.function, True
-        run = lambda x: super(HeldConstants, twin).predict(x, size, verbose)  # noqa: E731
-        try:
-            with for_xla():
-                made = in_whole_batches(run, x, size)
-        except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError, tf.errors.InternalError):
-            return None
-        object.__setattr__(self, "compiled_predict", replace(known, function=twin.predict_function))
-        return made
 
     def evaluate(
         self,
@@ -107,9 +149,19 @@ class HeldConstants(keras.Model):
         return_dict: bool = False,
         **kwargs: Any,
     ) -> Any:
-        """Keras', with a graph that holds what variables hold; between the epochs of `fit` it reads them."""
-        with self._holding("test_function", callbacks is None and not kwargs):
-            return super().evaluate(x, y, batch_size, verbose, sample_weight, steps, callbacks, return_dict, **kwargs)
+        """Keras', as `predict` is; between the epochs of `fit` its graph reads the variables."""
+
+        def run(model: Any, callbacks: Any) -> Any:
+            return keras.Model.evaluate(
+                model, x, y, batch_size, verbose, sample_weight, steps, callbacks, return_dict, **kwargs
+            )
+
+        name = "test_function"
+        with self._holding(name, callbacks is None and not kwargs) as digest:
+            if digest is None:
+                return run(self, callbacks)
+            batches = batches_of(x, batch_size, steps)
+            return self._run(name, digest, batches, lambda twin: run(twin, None), lambda calls: run(self, calls))
 
     def make_predict_function(self, force: bool = False) -> Any:
         """Keras', which whoever asks for it may keep: not the one that holds variables, but for `predict` itself."""

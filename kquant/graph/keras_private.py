@@ -177,6 +177,14 @@ def mask_of(t: keras.KerasTensor) -> Any:
     return getattr(t, "_keras_mask", None)
 
 
+def losses_of_calls(layer: keras.layers.Layer) -> list[Any]:
+    """What the last call of a layer or model added to the loss, without the regularizers of its weights.
+
+    Relies on `Layer._losses`; the public `losses` has those of weights too.
+    """
+    return [loss for held in every_layer(layer) for loss in held._losses]
+
+
 def calls_of(op: Any) -> tuple[list[KerasNode], list[KerasNode]]:
     """The recorded calls of a layer or operation, and those that read its outputs: Keras' own lists.
 

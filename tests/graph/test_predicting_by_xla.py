@@ -16,8 +16,8 @@ from kquant.arithmetic.fixed_point import Multiplier, multiply
 from kquant.arithmetic.grid import Grid, centred
 from kquant.arithmetic.lstm import LstmWeights, _Kernel
 from kquant.core.tables import for_xla, looked_up
-from kquant.graph import held_constants
-from kquant.graph.by_xla import batch_for, in_whole_batches, largest
+from kquant.graph import by_xla, held_constants
+from kquant.graph.by_xla import batch_for, batches_of, compiled_call, largest
 
 pytestmark = pytest.mark.filterwarnings("ignore:calibrate. the range differs more than 2 times")
 X = np.float32(np.cumsum(np.random.default_rng(0).normal(size=(70, 9, 4)), 1) * 0.5)
@@ -47,6 +47,10 @@ def quantized(name: str, target: str = "tflm", recipe: str = "int8") -> keras.Mo
     return kquant.calibrate(q, X, verbose=False)
 
 
+def predicting(q: keras.Model) -> by_xla.Compiled:
+    return getattr(q, "xla", {}).get("predict_function", by_xla.Compiled())
+
+
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few batches are many."""
@@ -63,14 +67,14 @@ CASES += [("lstm", "tflm", "int16x8"), ("gru", "tflm", "int16x8"), ("gru", "lite
 def test_the_same_codes(name: str, target: str, recipe: str, at_once: None) -> None:
     q = quantized(name, target, recipe)
     few = q.predict(X[:64], batch_size=32, verbose=0)
-    assert q.compiled_predict.function is None
+    assert predicting(q).function is None
     many = q.predict(X, batch_size=32, verbose=0)  # the last of its batches is not full
-    assert q.compiled_predict.function is not None and not q.compiled_predict.refused
+    assert predicting(q).function is not None and not predicting(q).refused
     np.testing.assert_array_equal(many, q(X, training=False))
     np.testing.assert_array_equal(many[:64], few)
-    again = q.compiled_predict.function
+    again = predicting(q).function
     np.testing.assert_array_equal(q.predict(X[:5], verbose=0), many[:5])
-    assert q.compiled_predict.function is again
+    assert predicting(q).function is again
     assert not q.jit_compile
 
 
@@ -88,32 +92,31 @@ def test_what_changes_is_seen(at_once: None) -> None:
     q.predict(X, batch_size=20, verbose=0)
     kquant.calibrate(q, X * 3.0, verbose=False)
     few = q.predict(X[:20], batch_size=20, verbose=0)
-    assert q.compiled_predict.function is None  # as many batches again before it is compiled once more
+    assert predicting(q).function is None  # as many batches again before it is compiled once more
     np.testing.assert_array_equal(few, q(X[:20], training=False))
     np.testing.assert_array_equal(q.predict(X, batch_size=20, verbose=0), q(X, training=False))
-    assert q.compiled_predict.function is not None
+    assert predicting(q).function is not None
 
 
 def test_who_asks_for_none_gets_none(at_once: None) -> None:
     q = quantized("lstm")
     q.compile(jit_compile=False)
     q.predict(X, batch_size=20, verbose=0)
-    data = tf.data.Dataset.from_tensor_slices(X).batch(20)
     other = quantized("lstm")
-    other.predict(data, verbose=0)
+    other.predict(((X[20 * n : 20 * n + 20],) for n in range(4)), steps=4, verbose=0)  # read once, nobody could again
     other.predict(X, batch_size=20, verbose=0, callbacks=[keras.callbacks.Callback()])
     for model in (q, other):
-        assert getattr(model, "compiled_predict", held_constants.Compiled()).function is None
+        assert predicting(model).function is None
     other.compile()  # says nothing of it
     other.predict(X, batch_size=20, verbose=0)
-    assert other.compiled_predict.function is not None
+    assert predicting(other).function is not None
 
 
 def test_convolutions_are_faster_without(at_once: None) -> None:
     x = keras.Input((9, 4), name="x")
     q = kquant.quantize(keras.Model(x, layers.GRU(3)(layers.Conv1D(4, 3, padding="causal", name="conv")(x))))
     kquant.calibrate(q, X, verbose=False).predict(X, batch_size=20, verbose=0)
-    assert q.compiled_predict.function is None
+    assert predicting(q).function is None
 
 
 def test_who_predicts_after_each_change_has_nothing_compiled_anew(at_once: None) -> None:
@@ -122,7 +125,7 @@ def test_who_predicts_after_each_change_has_nothing_compiled_anew(at_once: None)
         weight = q.trainable_variables[0]
         weight.assign(weight * 0.9)
         np.testing.assert_array_equal(q.predict(X, batch_size=20, verbose=0), q(X, training=False))
-        made.append(q.compiled_predict.function)
+        made.append(predicting(q).function)
     assert made[0] is not made[1] and len({id(function) for function in made[1:]}) == 1
 
 
@@ -130,10 +133,10 @@ def test_what_is_compiled_anew_has_all_samples(at_once: None) -> None:
     """A function of one step at a time would leave out the others; a correction says so by the plain function."""
     q = quantized("lstm")
     expected = q.predict(X, batch_size=20, verbose=0)
-    before = q.compiled_predict.function
+    before = predicting(q).function
     q.compile(steps_per_execution=3)
     np.testing.assert_array_equal(q.predict(X, batch_size=20, verbose=0), expected)
-    assert q.compiled_predict.function is not before
+    assert predicting(q).function is not before
 
 
 def test_an_index_beyond_the_table_is_told_at_any_length(at_once: None) -> None:
@@ -170,36 +173,57 @@ def test_threads_do_not_take_each_others_functions(monkeypatch: pytest.MonkeyPat
 
     _in_threads(run)
     assert not failed
-    assert q.compiled_predict.function is not None and not q.jit_compile
+    assert predicting(q).function is not None and not q.jit_compile
 
 
-def test_where_xla_refuses_the_graph_runs(at_once: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    q = quantized("lstm")
-    asked = []
+@pytest.mark.parametrize("verb", ["predict", "evaluate"])
+def test_where_xla_refuses_the_graph_runs(verb: str, at_once: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorFlow calls Python, which XLA does not compile: its own InvalidArgumentError."""
+    q, asked = quantized("lstm"), []
+    q.compile(loss="mse")
+    head, made = q.get_layer("head"), held_constants.compiled_call
+    call, y = head.call, np.zeros((70, 2), np.float32)
 
-    def refusing(*_: object) -> None:
-        asked.append(1)
-        raise tf.errors.InvalidArgumentError(None, None, "Detected unsupported operations")
+    def by_python(*args: object, **kwargs: object) -> object:
+        outputs = call(*args, **kwargs)
+        return keras.tree.map_structure(
+            lambda t: tf.ensure_shape(tf.numpy_function(np.copy, [t], t.dtype), t.shape), outputs
+        )
 
-    monkeypatch.setattr(held_constants, "in_whole_batches", refusing)
+    monkeypatch.setattr(head, "call", by_python)
+    monkeypatch.setattr(held_constants, "compiled_call", lambda model: asked.append(1) or made(model))
+    expected = q(X, training=False)
     for _ in range(2):
-        np.testing.assert_array_equal(q.predict(X, batch_size=20, verbose=0), q(X, training=False))
-    assert asked == [1] and q.compiled_predict.refused and not q.jit_compile
+        if verb == "predict":
+            np.testing.assert_array_equal(q.predict(X, batch_size=20, verbose=0), expected)
+        else:
+            loss = q.evaluate(X, y, batch_size=20, verbose=0)
+            assert loss == pytest.approx(float(np.mean(np.square(expected))), rel=1e-6)
+    known = q.xla["predict_function" if verb == "predict" else "test_function"]
+    assert asked == [1] and known.refused and known.function is None and not q.jit_compile
 
 
-def test_only_the_last_batch_is_filled_up() -> None:
-    """The others are the user's memory: an array in a file is not read to be copied."""
-    given = []
+def test_batches_are_filled_up_to_the_largest() -> None:
+    """One shape to compile for all that are smaller, and few where they grow."""
+    x, shapes = keras.Input((3,)), []
+    model = keras.Model(x, keras.layers.Rescaling(2.0)(x))
+    call = compiled_call(model)
+    run = tf.function(call, input_signature=[tf.TensorSpec((None, 3))])
+    values = np.float32(np.arange(300).reshape(100, 3))
+    for rows in (40, 7, 41, 100):
+        np.testing.assert_array_equal(run(values[:rows]), values[:rows] * 2)
+        largest_so_far = next(v for v in run.get_concrete_function().graph.captures if v[0].dtype == tf.resource)[0]
+        shapes.append(int(tf.raw_ops.ReadVariableOp(resource=largest_so_far, dtype=tf.int32)))
+    assert shapes == [40, 40, 80, 160]
 
-    def run(x: np.ndarray) -> np.ndarray:
-        given.append(x)
-        return x + 1
 
-    x = np.arange(14).reshape(7, 2)
-    np.testing.assert_array_equal(in_whole_batches(run, x, 3), x + 1)
-    assert [len(part) for part in given] == [6, 3] and np.shares_memory(given[0], x)
-    np.testing.assert_array_equal(in_whole_batches(run, x, 8), x + 1)
-    assert len(given[2]) == 8
+def test_data_of_which_kind_are_how_many_batches() -> None:
+    data = tf.data.Dataset.from_tensor_slices((X, X)).batch(20)
+    assert batches_of(data, None) == 4 and batches_of(data, None, 3) == 3 and batches_of(data.repeat(), None, 9) == 9
+    assert batches_of(data.repeat(), None) == 0 and batches_of(data.filter(lambda *_: True), None) is None
+    of_many_lengths = data.padded_batch(2, padded_shapes=([None, None, None], [None, None, None]))
+    assert batches_of(of_many_lengths, None) == 0
+    assert batches_of(X, 20) == 4 and batches_of(X, 20, 2) == 0 and batches_of(iter(X), None) == 0
 
 
 def test_first_traces_of_threads_hold_constants_and_are_one() -> None:
