@@ -31,6 +31,7 @@ from kquant.arithmetic.matmul import batch_matmul
 from kquant.arithmetic.pooling import average_pool_2d, mean
 from kquant.arithmetic.requantize import accumulator_scale, product_scale, quantize, requantize, requantized_steps
 from kquant.arithmetic.resize import resize_bilinear, resize_nearest_neighbor
+from kquant.arithmetic.signal_steps import micro_frontend
 from kquant.arithmetic.softmax import softmax, wide_below
 from kquant.arithmetic.table import elu, gelu, logistic, lookup, table, tanh
 
@@ -70,7 +71,7 @@ OF_ONE = frozenset(
 )
 
 # Of several operators, which one layer writes.
-CHAINS: dict[str, Callable[..., tf.Tensor]] = {"BANDS": bands}
+CHAINS: dict[str, Callable[..., tf.Tensor]] = {"BANDS": bands, "MICRO_FRONTEND": micro_frontend}
 
 # How each runtime rounds the accumulator of an int8 kernel, its weights int8 or int4; test_arithmetic.py pins it.
 ROUNDING: dict[str, dict[str, str]] = {

@@ -64,7 +64,7 @@ def _transformed(x: Complex, size: int, whole: int) -> Complex:
     radix = 4 if size % 4 == 0 else 2
     part = size // radix
     # numbers k, k + radix, ... are a transform of their own
-    rows = tuple(tf.linalg.matrix_transpose(tf.reshape(v, (*v.shape[:-1], part, radix))) for v in x)
+    rows = tuple(tf.linalg.matrix_transpose(tf.reshape(v, (-1, *v.shape[1:-1], part, radix))) for v in x)
     real, imaginary = _transformed((rows[0], rows[1]), part, whole)
     parts = [_divided((real[..., k, :], imaginary[..., k, :]), radix) for k in range(radix)]
     turned = [_times(p, _turns(whole, part, k * whole // size)) for k, p in enumerate(parts) if k]
@@ -84,7 +84,7 @@ def real_transform(x: Any) -> Complex:
     """The spectrum of real numbers, over their count.
 
     Args:
-        x: int32[..., length] that int16 holds; `length` is a power of two.
+        x: int32[..., length] that int16 holds; `length` is a power of two, and one other size may be unknown.
 
     Returns:
         int32[..., length / 2 + 1] twice, the real and the imaginary parts.
@@ -95,7 +95,7 @@ def real_transform(x: Any) -> Complex:
         [996, 0, 0]
     """
     half = int(x.shape[-1]) // 2
-    pairs: Any = tf.reshape(x, (*x.shape[:-1], half, 2))
+    pairs: Any = tf.reshape(x, (-1, half, 2))
     real, imaginary = _transformed((pairs[..., 0], pairs[..., 1]), half, half)
     count = half // 2
     at, mirrored = slice(1, count + 1), slice(half - 1, count - 1, -1)
@@ -115,4 +115,5 @@ def real_transform(x: Any) -> Complex:
         tf.concat([e, low_part[..., : count - 1], high_part, f], -1)
         for e, low_part, high_part, f in zip((first, zero), low, upper, (last, zero), strict=True)
     ]
-    return whole[0], whole[1]
+    before = [-1 if size is None else size for size in x.shape[:-1]]
+    return tf.reshape(whole[0], (*before, half + 1)), tf.reshape(whole[1], (*before, half + 1))

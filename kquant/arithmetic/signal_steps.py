@@ -10,17 +10,26 @@ log.cc.)
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
+from kquant.arithmetic.grid import INT16_MAX, INT16_MIN, Grid, check_runtime
+from kquant.arithmetic.requantize import quantize
+from kquant.arithmetic.signal_fft import real_transform
 from kquant.arithmetic.signal_tables import (
+    BAND_BITS,
+    GAIN_BITS,
     SMOOTHING_BITS,
     SNR_BITS,
     SUBTRACTION_BITS,
     WINDOW_BITS,
     BandWeights,
+    band_weights,
+    gain_codes,
+    hann_codes,
     share_codes,
 )
 
@@ -162,3 +171,80 @@ def logarithms(values: tf.Tensor, correction: int, scale: int) -> tf.Tensor:
     base_e = _shifted(base_2 * LN_2 + 2 ** (LOG_BITS - 1), LOG_BITS)
     scaled = _shifted(_word(base_e * scale + 2 ** (LOG_BITS - 1)), LOG_BITS)
     return tf.where(x > 1, tf.minimum(scaled, LARGEST), tf.zeros_like(scaled))
+
+
+class Shifts(NamedTuple):
+    """Binary digits that the length of a transform decides.
+
+    Attributes:
+        correction: what a root has fewer than its band, as the transform divides by its length.
+        noise: of a noise estimate, behind the point.
+        ratio: between the product of signal and gain, and their ratio.
+    """
+
+    correction: int
+    noise: int
+    ratio: int
+
+
+def shifts(fft_length: int) -> Shifts:
+    """Those of one length, a power of two.
+
+    Example:
+        >>> shifts(512)
+        Shifts(correction=3, noise=7, ratio=6)
+    """
+    correction = fft_length.bit_length() - 1 - BAND_BITS // 2
+    return Shifts(correction, SMOOTHING_BITS - correction, GAIN_BITS - correction - SNR_BITS)
+
+
+def bands_of(how: dict[str, Any]) -> BandWeights:
+    """The bands of a front end."""
+    return band_weights(how["rate"], how["fft"], how["bands"], how["low"], how["high"])
+
+
+def features(samples: tf.Tensor, how: dict[str, Any]) -> tf.Tensor:
+    """All of it, from clips to the logarithms of their bands.
+
+    Args:
+        samples: [clips, samples], whole numbers of int16 of any type.
+        how: "rate" in Hz; "length" and "stride" of the frames and "fft" of their transforms, in samples; "bands", "low"
+            and "high" in Hz; "noise", see `subtracted`, and "gain", its strength and offset, or None; "scale" of the
+            logarithms.
+
+    Returns:
+        int32[clips, frames, bands] of int16.
+    """
+    count = (int(samples.shape[-1] or 0) - how["length"]) // how["stride"] + 1
+    at = np.arange(count)[:, None] * how["stride"] + np.arange(how["length"])
+    frames = tf.gather(tf.cast(samples, tf.int32), at, axis=1)
+    scaled, bits = auto_scaled(windowed(frames, hann_codes(how["length"])))
+    padded = tf.pad(scaled, [(0, 0), (0, 0), (0, how["fft"] - how["length"])])
+    signal = rooted(banded(energies(*real_transform(padded)), bands_of(how)), bits)
+    by = shifts(how["fft"])
+    if how["noise"] is not None:
+        signal, estimates = subtracted(signal, how["noise"])
+        if how["gain"] is not None:
+            signal = gained(signal, estimates, gain_codes(how["gain"][0], how["gain"][1], by.noise), by.ratio)
+    return tf.cast(logarithms(signal, by.correction, how["scale"]), tf.int32)
+
+
+def micro_frontend(
+    sources: Sequence[tf.Tensor], grids: Sequence[Grid], out: Grid, runtime: str, unit: float, **how: Any
+) -> tf.Tensor:
+    """Codes of `features`, as a file computes them: QUANTIZE stands in front of them and behind.
+
+    Args:
+        sources: one int32 tensor of int16 codes, [clips, samples].
+        grids: its grid.
+        out: the grid of the output.
+        runtime: "litert" or "tflm"; the operators are TFLM's.
+        unit: what one step of a sample is worth.
+        how: as for `features`.
+
+    Returns:
+        int32[clips, frames, bands].
+    """
+    check_runtime(runtime)
+    sound, told = (Grid(tf.constant(step), tf.constant(0.0), INT16_MIN, INT16_MAX) for step in (unit, 1 / how["scale"]))
+    return quantize([features(quantize(sources, grids, sound), how)], [told], out)

@@ -186,6 +186,7 @@ class Rule:
         yields: `(layer) -> bool`, to the rules behind it where an accelerator leaves its operators to the processor.
         operators: TFLite operators that `lower` writes.
         rank: `(node) -> dimensions` that its operators see, where `lower` writes the tensors with fewer than they have.
+        instead: what to take where a target lacks its operators.
         helpers: further ones that it writes with int8, int32 and bool tensors, whatever the width of the activations.
         output: how its output's encoding is found.
         fixed: (scale, zero point) where output is "fixed".
@@ -223,6 +224,7 @@ class Rule:
     yields: Callable[[Any], bool] = _never
     operators: tuple[str, ...] = ()
     rank: Callable[[Node], int] | None = None
+    instead: str = "choose another layer or target"
     helpers: tuple[str, ...] = ()
     output: Output = "own"
     fixed: tuple[float, int] | None = None

@@ -26,6 +26,7 @@ import numpy as np
 from kquant.calibration.data_scale import Expected, warn_of_scale
 from kquant.core.checks import array_of, shape_hint
 from kquant.core.messages import check_known
+from kquant.core.operators import facts
 from kquant.core.renamed import renamed
 from kquant.runtime import interpreters
 from kquant.runtime.decoding import DECODES, check_decodes
@@ -298,7 +299,7 @@ def _ending(code: int, place: Place | None) -> str:
 
 
 def refuse_tables(verb: str, file: FileModel, runtime: str) -> None:
-    """What a DECODE writes is for TFLM, and for builds of it that know the form; so is one zero point for all channels.
+    """TFLM alone takes one zero point for all channels, its own operators, and what a DECODE writes if it is new.
 
     Raises:
         ValueError: the file has some, and the runtime is another one, or of another time.
@@ -307,6 +308,12 @@ def refuse_tables(verb: str, file: FileModel, runtime: str) -> None:
         raise ValueError(
             f"{verb}: this file has one zero point for all channels of its weights, which '{runtime}' refuses. Give "
             f"runtime='{DECODES}', or export without strip_names."
+        )
+    own = sorted({op.code for op in file.operators if facts(op.code).flexible})
+    if own and runtime != DECODES:
+        raise ValueError(
+            f"{verb}: this file has operators that TensorFlow Lite Micro alone has ({', '.join(own)}). Give "
+            f"runtime='{DECODES}'; for others, keras.layers.MelSpectrogram is written in builtin operators."
         )
     if file.tables and runtime != DECODES:
         raise ValueError(

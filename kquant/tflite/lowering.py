@@ -26,10 +26,11 @@ from kquant.layers.kernel import Holder
 from kquant.layers.loop import LoopPort, LoopResult, LoopState
 from kquant.layers.nodes import Compressed, FakeQuant
 from kquant.ops import find
+from kquant.ops.loop_body import Body
 from kquant.ops.rule import MOVES, Call, Constants, Rule
 from kquant.targets import Target
 from kquant.tflite.limits import refuse_extremes
-from kquant.tflite.loops import Body, static, take_products_in
+from kquant.tflite.loops import static, take_products_in
 from kquant.tflite.passes import tidy
 from kquant.tflite.subgraphs import distinct_names
 from kquant.views.loops import opened
@@ -251,7 +252,7 @@ class _Writer:
             return
         if node.op.first:
             # what is made of the sequences beforehand stands outside
-            self.body = Body(node.op.loop.name, int(node.args[0].shape[1]), self.target)
+            self.body = Body(node.op.loop.name, int(node.args[0].shape[1]))
             self.outer, self.program = self.program, self.body.program
         if isinstance(node.op, LoopState):
             t = node.outputs[0]
@@ -261,7 +262,7 @@ class _Writer:
         inside, self.program = self.program, self.outer
         sequence = self.as_float(node.args[0]) if node.name in self.floats else self.read(node.args[0], node)
         self.program = inside
-        self.refs[id(node.outputs[0])] = self.body.step_of(sequence)
+        self.refs[id(node.outputs[0])] = self.body.step_of(sequence, self.target)
 
     def results(self, node: Node) -> None:
         """What a loop gives; the first of them closes it."""
@@ -269,10 +270,10 @@ class _Writer:
         if node.op.first:
             self.program = self.outer
             after = [self.read(t, node) for t in node.args[1]]
-            every = [(r.state, f"{loop.name}/{r.state}") for r in loop.results if r.every]
-            last, rows = self.body.close(self.outer, after, every)
+            every = [r.state for r in loop.results if r.every]
+            last, rows = self.body.close(self.outer, after, [(after[n], f"{loop.name}/{n}") for n in every])
             self.ended = {(n, False): ref for n, ref in enumerate(last)}
-            self.ended |= {(n, True): ref for (n, _), ref in zip(every, rows, strict=True)}
+            self.ended |= {(n, True): ref for n, ref in zip(every, rows, strict=True)}
         ref = self.ended[result.state, result.every]
         ref.name = loop.name if node.op.number == 0 else f"{loop.name}/{node.op.number}"
         self.refs[id(node.outputs[0])] = ref

@@ -191,9 +191,7 @@ def problem(node: Node, rule: Rule | None, target: Target, bits: int = 8) -> Pro
     # int8 is asked for whatever the width: a call without a kernel of 16 bits was narrowed to 8 by `find_widths`
     missing = [code for code in (*rule.operators, *rule.helpers) if not target.supports(code)]
     if missing:
-        return Problem(
-            node.name, kind, f"{target.title} has no int8 kernel {', '.join(missing)}; choose another layer or target"
-        )
+        return Problem(node.name, kind, f"{target.title} has no int8 kernel {', '.join(missing)}; {rule.instead}")
     reason = _too_large(node, rule, target)
     return None if reason is None else Problem(node.name, kind, reason)
 

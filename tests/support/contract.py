@@ -15,6 +15,7 @@ import kquant
 from kquant.graph.keras_private import structures
 from kquant.layers.nodes import FakeQuant
 from kquant.ops import FAMILIES, rules_of
+from kquant.ops.micro_frontend import MicroFrontend
 from kquant.ops.spectrum import Bands
 from kquant.runtime.interpreters import open_runtime
 from kquant.runtime.running import quantize_input
@@ -23,7 +24,8 @@ from kquant.tflite.lowering import lower
 from kquant.tflite.reader import read_model
 
 SAMPLES = 256
-SPECTRA = (keras.layers.MelSpectrogram, keras.layers.STFTSpectrogram, Bands)
+SPECTRA = (keras.layers.MelSpectrogram, keras.layers.STFTSpectrogram, Bands, MicroFrontend)
+MICRO = (MicroFrontend,)  # of operators that TFLM alone has
 RUNTIMES = {"litert": "litert-reference", "tflm": "tflm"}  # whose codes are those of the model, by target
 
 
@@ -91,6 +93,11 @@ def packed(model: keras.Model, arrays: list[np.ndarray]) -> Any:
     return keras.tree.pack_sequence_as(structures(model)[0], arrays)
 
 
+def takers(model: keras.Model) -> tuple[str, ...]:
+    """The targets, of the two that run here, that a model may be for."""
+    return ("tflm",) if any(isinstance(layer, MICRO) for layer in model.layers) else tuple(RUNTIMES)
+
+
 def build(name: str) -> keras.Model:
     """An example of a rule with random weights."""
     keras.utils.set_random_seed(7)
@@ -111,8 +118,9 @@ class Example:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.target, self.other = ("litert", "tflm")[:: 1 if zlib.crc32(name.encode()) % 2 else -1]
         self.model = build(name)
+        every = takers(self.model)
+        self.target, self.other = (every[0], every[-1])[:: 1 if zlib.crc32(name.encode()) % 2 else -1]
         self._quantized: dict[str, keras.Model] = {}
         self._reference: list[np.ndarray] | None = None
 
