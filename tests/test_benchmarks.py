@@ -40,6 +40,12 @@ def test_the_page_of_the_zoo_tells_the_figures_that_were_measured() -> None:
     assert table.tables(rows) in table.PAGE.read_text()
 
 
+def test_enough_numbers_judge_a_model_with_few_outputs() -> None:
+    assert measure.judging(ZOO["tcn"]()) * 4 == measure.OUTPUTS
+    assert measure.judging(ZOO["recommender"]()) == measure.MOST
+    assert measure.judging(ZOO["mtcnn_pnet"]()) == measure.FEWEST
+
+
 @pytest.mark.parametrize("name", ["tcn", "mtcnn_pnet"])
 def test_a_row_of_the_zoo_can_be_measured(name: str) -> None:
     row = measure.measured(name, "tflm", "int8")

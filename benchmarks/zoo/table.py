@@ -13,7 +13,7 @@ from kquant.files.atomic import write_atomically
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS, PAGE = ROOT / "benchmarks" / "results" / "zoo.json", ROOT / "docs" / "zoo.md"
 START, END = "<!-- written by python -m benchmarks.zoo -->", "<!-- end -->"
-HEAD = ("", "operators", "bytes", "codes equal", "dB", "converter, dB", "reloads", "trains", "s", "MB")
+HEAD = ("", "operators", "bytes", "codes equal", "judged", "dB", "converter, dB", "reloads", "trains", "s", "MB")
 
 
 def load(path: Path = RESULTS) -> dict[str, Any]:
@@ -40,9 +40,9 @@ def _table(rows: dict[str, Any], recipe: str, target: str) -> str:
         row, peer = rows.get(f"{name}/{recipe}/{target}"), rows.get(f"{name}/{recipe}/converter", {})
         if row is None:
             continue
-        lines.append(
-            (name, *(_cells(row, peer) if "refused" not in row else (f"refused: {row['refused']}", *[""] * 8)))
-        )
+        refused = "refused" in row
+        cells = (f"refused: {row['refused']}", *[""] * (len(HEAD) - 2)) if refused else _cells(row, peer)
+        lines.append((name, *cells))
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
@@ -51,6 +51,7 @@ def _cells(row: dict[str, Any], peer: dict[str, Any]) -> tuple[str, ...]:
         f"{row['operators']}" if row["integer"] else f"{row['operators']}, some float",
         f"{row['bytes']:,}",
         f"{100 * row['equal']:.2f} %",
+        f"{row['judged']}",
         _decibels(row["db"]),
         _decibels(peer["db"]) if "db" in peer else "no integer file" if "why" in peer else "",
         "to the bit" if row["reloads"] else "NO",
