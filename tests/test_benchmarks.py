@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from benchmarks.__main__ import ALL
 from benchmarks.zoo import ZOO, measure, table
+from benchmarks.zoo.__main__ import answered
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 ELSEWHERE = {"tfmot_steps", "litert_quantizer"}  # run in environments of their own
@@ -38,6 +40,14 @@ def test_the_page_of_the_zoo_tells_the_figures_that_were_measured() -> None:
     rows = table.load()
     assert {key.split("/")[0] for key in rows} <= set(ZOO)
     assert table.tables(rows) in table.PAGE.read_text()
+
+
+def test_a_converter_that_crashes_is_told_and_a_fault_of_our_own_raises() -> None:
+    killed = subprocess.CompletedProcess([], -11, "", "")
+    assert answered("crnn", ["int8/converter"], killed) == {"int8/converter": {"why": "crashed: SIGSEGV"}}
+    for done in (killed, subprocess.CompletedProcess([], 1, "", "no such layer")):
+        with pytest.raises(RuntimeError, match="crnn: "):
+            answered("crnn", ["int8/litert"], done)
 
 
 def test_enough_numbers_judge_a_model_with_few_outputs() -> None:
