@@ -24,6 +24,7 @@ class Ref:
         encoding: scale and zero point, None for shapes, indices and int32 helpers.
         data: constant contents, None for what is computed.
         variable: a state that the interpreter keeps between runs.
+        block_scales: of codes in blocks, float16[rows, blocks]; None for others.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Ref:
     encoding: Encoding | None = None
     data: np.ndarray | None = None
     variable: bool = False
+    block_scales: Ref | None = None
 
     @property
     def grid(self) -> Encoding:

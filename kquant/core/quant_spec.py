@@ -24,8 +24,8 @@ class QuantSpec:
         per_axis: one scale for each output channel (weights only).
         signed: False for codes from 0 to 2^b - 1 (activations only).
         kind: how the values of the grid are spaced.
-        block: so many weights along the input axis share a scale, a power of two (OCP MX); 0: as `per_axis` says. Of
-            floating-point kinds only.
+        block: so many weights of a channel share a scale: a power of two under floating-point kinds (OCP MX), a
+            float16 under uniform ones (LiteRT); 0: as `per_axis` says. Of symmetric grids without their lowest code.
         smallest: the scale is no smaller, because a kernel that reads the codes could not take it (activations only).
 
     Example:
@@ -52,10 +52,10 @@ class QuantSpec:
                 f"QuantSpec: kind '{self.kind}' has {self.floating.bits} bits. Received: bits={self.bits}; give bits = "
                 f"{self.floating.bits}."
             )
-        if self.block < 0 or (self.block and self.floating is None):
+        if self.block < 0 or (self.block and not (self.narrow and self.kind in ("uniform", *FLOAT_FORMATS))):
             raise ValueError(
-                f"QuantSpec: block is for the kinds {', '.join(FLOAT_FORMATS)}, and 0 or more (32 in OCP MX). "
-                f"Received: block={self.block}, kind={self.kind!r}."
+                f"QuantSpec: block is for weights (narrow) of the kinds uniform, {', '.join(FLOAT_FORMATS)}, and 0 or "
+                f"more (32 in OCP MX). Received: block={self.block}, kind={self.kind!r}, narrow={self.narrow}."
             )
         if self.narrow and not self.symmetric:
             raise ValueError("QuantSpec: narrow needs symmetric=True, because only a grid around 0 leaves a code out.")
@@ -72,8 +72,13 @@ class QuantSpec:
 
     @property
     def has_codes(self) -> bool:
-        """True where values are integers times a scale, which is what integer kernels multiply."""
-        return self.kind in ("uniform", "power-of-two")
+        """True where values are integers times a scale of their channel, which is what integer kernels multiply."""
+        return self.kind in ("uniform", "power-of-two") and not self.block
+
+    @property
+    def in_blocks(self) -> bool:
+        """True where values are integers times a scale of their block: `layers.blocks`."""
+        return self.kind == "uniform" and self.block > 0
 
     @property
     def floating(self) -> FloatFormat | None:

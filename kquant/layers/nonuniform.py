@@ -1,18 +1,19 @@
-"""Grids of weights whose steps are not equal: simulated, because no integer kernel multiplies their codes.
+"""Grids of weights whose steps are not equal in a channel: simulated, as no integer kernel multiplies their codes.
 
 log         0 and +-largest * 2^-k, k = 0 .. 2^(bits-1) - 2      Miyashita et al., arXiv:1603.01025, section 3
 e4m3, ...   floats of few bits, times a scale                  OCP 8-bit Floating Point 1.0, OCP MX 1.0
+uniform     in blocks: integers times a scale of their block    `layers.blocks`
 codebook    2^bits values that lie closest to the weights         Han et al., arXiv:1510.00149, section 3 (k-means)
 """
 
 from __future__ import annotations
 
-import numpy as np
 import tensorflow as tf
 
 from kquant.arithmetic.low_float import nearest, scale_for
 from kquant.core.float_formats import FloatFormat
 from kquant.core.spec import SMALLEST_RANGE, QuantSpec
+from kquant.layers.blocks import block_codes, blocks_of, from_blocks
 
 LLOYD_STEPS = 12
 
@@ -23,7 +24,7 @@ def on_grid(weights: tf.Tensor, spec: QuantSpec, channel_axes: tuple[int, ...]) 
     Args:
         weights: float32[...].
         spec: of a kind without codes; `per_axis` gives every output channel a largest value of its own (log, floats),
-            `block` so many weights of a channel, in the order of the kernel's other axes (floats).
+            `block` so many weights of a channel, in the order of the kernel's other axes (floats, uniform).
         channel_axes: the axes that number the output channels together.
 
     Example:
@@ -33,22 +34,18 @@ def on_grid(weights: tf.Tensor, spec: QuantSpec, channel_axes: tuple[int, ...]) 
     """
     if spec.floating is not None:
         return _floats(weights, spec, spec.floating, channel_axes)
+    if spec.in_blocks:
+        order, blocks = blocks_of(weights, spec, channel_axes)
+        codes, scale = block_codes(blocks, spec)
+        return from_blocks(codes * scale, order, weights)
     return _log(weights, spec, channel_axes) if spec.kind == "log" else _codebook(weights, spec)
 
 
 def _floats(weights: tf.Tensor, spec: QuantSpec, form: FloatFormat, channel_axes: tuple[int, ...]) -> tf.Tensor:
     """Scaled so that the largest weight of a block, a channel or the kernel is the format's largest."""
-    kept = sorted(axis % weights.shape.rank for axis in channel_axes) if spec.per_axis or spec.block else []
-    order = [*kept, *(axis for axis in range(weights.shape.rank) if axis not in kept)]
-    turned = tf.transpose(weights, order)
-    count = int(np.prod([int(weights.shape[axis] or 1) for axis in order[len(kept) :]], dtype=np.int64))
-    block = spec.block or count
-    rows = tf.reshape(turned, (-1, count))
-    # the last block may be short: zeros make no weight larger
-    blocks = tf.reshape(tf.pad(rows, [[0, 0], [0, -count % block]]), (tf.shape(rows)[0], -1, block))
+    order, blocks = blocks_of(weights, spec, channel_axes)
     scale = scale_for(tf.reduce_max(tf.abs(blocks), axis=-1, keepdims=True), form, power=bool(spec.block))
-    near = tf.reshape(nearest(blocks / scale, form) * scale, (tf.shape(rows)[0], -1))[:, :count]
-    return tf.transpose(tf.reshape(near, tf.shape(turned)), np.argsort(order))
+    return from_blocks(nearest(blocks / scale, form) * scale, order, weights)
 
 
 def _log(weights: tf.Tensor, spec: QuantSpec, channel_axes: tuple[int, ...]) -> tf.Tensor:

@@ -13,6 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from kquant.core.checks import present
 from kquant.core.program import Program
 from kquant.ops.affine import affine
 from kquant.ops.constant import known, repeated
@@ -116,6 +117,9 @@ def _lower(program: Program, call: Call) -> None:
 def _lower_float(program: Program, call: Call) -> None:
     """The rows are looked up as they are stored and become float32 afterwards; float16 has no look-up."""
     weights, y = call.constants, call.output
+    if weights.spec.in_blocks:
+        _lower_blocks(program, call)
+        return
     # float32 rows are the output already.
     if weights.dtype.startswith("float"):
         table = weights.kernel_ref(program, weights.codes, axis=0)
@@ -125,6 +129,18 @@ def _lower_float(program: Program, call: Call) -> None:
     rows = program.value(f"{y.name}/codes", y.shape, table.encoding, table.dtype)
     program.emit("GATHER", [table, call.inputs[0]], rows, axis=0, batchDims=0)
     program.emit("DEQUANTIZE", [rows], y)
+
+
+def _lower_blocks(program: Program, call: Call) -> None:
+    """EMBEDDING_LOOKUP: indices in one row, codes times the scales of their blocks."""
+    weights, x = call.constants, call.inputs[0]
+    codes, scale = weights.codes.astype(np.int8), present(weights.scale, f"{weights.name}: blocks without scales.")
+    table = program.constant(f"{weights.name}/kernel", codes, dtype=weights.dtype)
+    table.block_scales = program.constant(f"{weights.name}/scales", scale.astype(np.float16))
+    row = program.reshape(x, (x.size,))
+    rows = program.value(f"{call.output.name}/rows", (x.size, codes.shape[1]), None)
+    program.emit("EMBEDDING_LOOKUP", [row, table], rows)
+    program.reshape(rows, call.output.shape, call.output)
 
 
 @keras.saving.register_keras_serializable(package="kquant")
@@ -155,7 +171,15 @@ RULES = (
         operators=("GATHER",),
         span=_span,
         indices=True,
-        weights=Weights(kernel="embeddings", bias=None, input_axis=None, sums=False, per_axis=False),
+        weights=Weights(
+            kernel="embeddings",
+            bias=None,
+            input_axis=None,
+            sums=False,
+            per_axis=False,
+            block_axes=(0,),
+            block_reader="EMBEDDING_LOOKUP",
+        ),
         lower=_lower,
         lower_float=_lower_float,
         examples=(

@@ -43,6 +43,8 @@ class Weights:
         rows: `(layer, x, at) -> float[n, groups, k]`, what the kernel is multiplied by: see `ops.rows`. None where the
             layer is not written as a product of matrices.
         width: entry of the layer's config with the number of output channels; None where its input tells.
+        block_axes: axes that number the rows which blocks divide (`weights.block`); None: those of the channels.
+        block_reader: operator that reads weights in blocks where activations are float; "" where none does.
     """
 
     kernel: str = "kernel"
@@ -53,6 +55,8 @@ class Weights:
     per_axis: bool = True
     rows: Callable[..., Any] | None = None
     width: str | None = None
+    block_axes: tuple[int, ...] | None = None
+    block_reader: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +65,7 @@ class Constants:
 
     Attributes:
         codes: int64, like the Keras kernel; float32 values where `scale` is None.
-        scale: float32[n], n = 1 or the number of output channels; None for a float kernel.
+        scale: float32[n], n = 1 or the number of output channels; None for a float kernel. Of blocks float32[rows, n].
         bias: int64[channels], zeros where the layer has none; float32 where `bias_scale` is None.
         bias_scale: float32[n], `input scale * scale`; None where the activations are float.
         spec: grid of the codes.

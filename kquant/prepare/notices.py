@@ -73,7 +73,7 @@ def warn_unpacked(plan: Plan) -> None:
     for node in plan.graph.nodes:
         packing, wanted = plan.packings.get(id(node.op)), plan.settings[id(node.op)].weights
         narrowest = next(iter(types_for(wanted.bits)), "")
-        if packing is None or not narrowest or packing.packed == narrowest:
+        if packing is None or wanted.block or not narrowest or packing.packed == narrowest:
             continue
         if packing.avoided:
             avoided[node.name] = packing

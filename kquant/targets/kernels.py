@@ -104,6 +104,7 @@ class Operator(BaseModel):
         options_int16: what has to be written in the operator's options with int16 activations, by the schema's names.
         packed: type of weights that lie several to a byte, of `core/packed.toml` -> what is so with those; inputs and
             outputs may be int8 then, too.
+        blocks: packed types of weights whose blocks have scales of their own, which it reads for float32 outputs.
         optional_bias: types, of `TYPES` and "float", in which the bias may be missing, on every runtime that runs the
             file: one for a microcontroller is tried on a desktop, too.
         broken_on: runtimes of the target that lack the operator or compute it wrongly, so they cannot check it.
@@ -139,6 +140,7 @@ class Operator(BaseModel):
     packed: Annotated[Mapping[str, Packed], AfterValidator(_known)] = Field(
         default_factory=dict[str, Packed], validate_default=True
     )
+    blocks: Annotated[tuple[str, ...], AfterValidator(_types)] = Field(default=(), strict=False)
     optional_bias: Annotated[tuple[str, ...], AfterValidator(_types)] = Field(default=(), strict=False)
     broken_on: tuple[str, ...] = Field(default=(), strict=False)
     any_shape: bool = False

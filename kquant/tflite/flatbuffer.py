@@ -178,6 +178,8 @@ class _Writer:
         tensor.isVariable = ref.variable
         if ref.encoding is not None and ref.dtype != "float32" and not (self.bare and self.is_unread(ref)):
             tensor.quantization = _quantization(ref, self.bare and not self.target.zero_points)
+        if ref.block_scales is not None:
+            tensor.quantization = _blockwise(self.tensor(ref.block_scales), ref.shape[-1] // ref.block_scales.shape[-1])
         self.tensors.append(tensor)
         self.index[id(ref)] = len(self.tensors) - 1
         if key is not None:
@@ -246,7 +248,7 @@ def _named(graph: Any, index: int) -> Any:
 
 
 def _constant_key(ref: Ref) -> Any:
-    if ref.data is None:
+    if ref.data is None or ref.block_scales is not None:
         return None
     encoding = None if ref.encoding is None else (ref.encoding.scale.tobytes(), ref.encoding.zero_point.tobytes())
     return ref.dtype, ref.shape, ref.data.tobytes(), encoding
@@ -298,6 +300,16 @@ def _quantization(ref: Ref, one: bool) -> Any:
     quantization.zeroPoint = points[:1] if one and np.all(points == points[0]) else points
     # LiteRT refuses an axis beyond the rank, also where there is one scale only.
     quantization.quantizedDimension = encoding.axis or 0
+    return quantization
+
+
+def _blockwise(scales: int, size: int) -> Any:
+    """The table of codes in blocks, whose scales are a tensor; no zero points."""
+    details = SCHEMA.BlockwiseQuantizationT()
+    details.scales, details.zeroPoints, details.blockSize = scales, -1, size
+    quantization = SCHEMA.QuantizationParametersT()
+    quantization.details = details
+    quantization.detailsType = SCHEMA.QuantizationDetails.BlockwiseQuantization
     return quantization
 
 

@@ -29,6 +29,7 @@ from kquant.ops import find
 from kquant.ops.loop_body import Body
 from kquant.ops.rule import MOVES, Call, Constants, Rule
 from kquant.targets import Target
+from kquant.tflite.block_weights import block_constants, block_type
 from kquant.tflite.limits import refuse_extremes
 from kquant.tflite.loops import static, take_products_in
 from kquant.tflite.passes import tidy
@@ -82,9 +83,10 @@ def lower(qmodel: keras.Model, *, shrink: bool = True, ranged: bool = True) -> L
     nodes = [n for n in graph.nodes if isinstance(n.op, FakeQuant | Compressed)]
     # All that can be said without writing is said first, with the names of all layers at once.
     _refuse_unseen(layers)
-    _refuse_simulated([n for n in graph.nodes if isinstance(n.op, FakeQuant | Holder)])
     origin = nodes[0].op.origin
     target = origin.load_target()
+    blocked = {n.name for n in nodes if n.name in origin.floats and block_type(n.op, target)}
+    _refuse_simulated([n for n in graph.nodes if isinstance(n.op, FakeQuant | Holder) and n.name not in blocked])
     if origin.skips:
         raise ValueError(
             f"export: the recipe skips {' '.join(origin.skips)}: these layers are float in the model and nowhere else. "
@@ -174,6 +176,11 @@ def _refuse_simulated(nodes: list[Node]) -> None:
 
 
 def _no_codes(spec: QuantSpec) -> str:
+    if spec.in_blocks:
+        return (
+            f"in blocks of {spec.block}, which no integer kernel multiplies; leave block out (a scale a channel), or "
+            "for an Embedding whose rows are a whole number of blocks say float = true on target 'litert'"
+        )
     nearest = f"take kind = 'uniform' with bits = {16 if spec.bits > 8 else 8}"
     if spec.floating is not None:
         nearest += ", or for weights alone dtype = 'float16'"
@@ -430,6 +437,8 @@ class _Writer:
     def float_constants(self, node: Node) -> Constants:
         """Kernel and bias of a layer with float activations, stored as the recipe says."""
         op: Compressed = node.op
+        if op.spec is not None and op.spec.in_blocks:
+            return block_constants(node.name, op, op.spec, self.stored[id(op)])
         bias = op.bias_as_used()
         codes, scale, _ = op.codes(tf.constant(1.0)) if op.spec is not None else (op.weights_as_used(), None, None)
         plain = op.storage == "float32" or scale is None
@@ -454,6 +463,8 @@ def _stored(op: Compressed, rule: Rule | None, target: Target) -> str:
     """The narrowest packed type that holds the kernel's codes and that the target takes; int8 holds any width."""
     if op.spec is None or rule is None:
         return "int8"
+    if op.spec.in_blocks:
+        return block_type(op, target)
     return next(iter(packed_types(rule, target, op.spec.bits, op.input_bits, dequantized(op))), "int8")
 
 

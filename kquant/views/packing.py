@@ -53,7 +53,7 @@ def packing(op: Any, settings: Settings, rule: Rule, target: Target, bits: int, 
         dequantized: a file makes its weights float before use.
     """
     wanted = settings.weights
-    if wanted.bits > MOST_BITS:
+    if wanted.bits > MOST_BITS or wanted.block:  # blocks are not for the kernels that are asked about here
         return Packing(wanted.bits)
     able = packed_types(rule, target, wanted.bits, bits, dequantized)
     if not able:

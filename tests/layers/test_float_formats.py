@@ -147,7 +147,7 @@ def test_activations_are_numbers_of_the_format() -> None:
 REFUSED = {
     "bits": ({"kind": "e2m1"}, {}, "kind 'e2m1' has 4 bits. Received: bits=8; give bits = 4"),
     "bits of activations": ({}, {"kind": "e3m2"}, "kind 'e3m2' has 6 bits"),
-    "block": ({"block": 32}, {}, "block is for the kinds e4m3, e5m2, e3m2, e2m3, e2m1"),
+    "block": ({"kind": "log", "block": 32}, {}, "block is for weights .narrow. of the kinds uniform, e4m3, e5m2, e3m2"),
 }
 
 

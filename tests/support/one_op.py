@@ -171,6 +171,8 @@ def all_cases():
     add("SQUEEZE", [signal(1, 1, 8)], row, lambda x: x[:, 0], "SqueezeOptions", squeezeDims=[1])
     picked = signal(1, 4, 3, 8)
     add("GATHER", [x, integers([3, 0, 1])], picked, lambda x, i: x[:, :, [3, 0, 1]], "GatherOptions", axis=2)
+    looked_up = [integers([3, 0, 1]), constant(5, 8)]
+    add("EMBEDDING_LOOKUP", looked_up, signal(3, 8), lambda i, table: table[[3, 0, 1]])
     for kind, op in (("NearestNeighbor", "RESIZE_NEAREST_NEIGHBOR"), ("Bilinear", "RESIZE_BILINEAR")):
         add(op, [x, integers([8, 8])], x_like(image, 8), resize(f"Resize{kind}"), f"Resize{kind}Options",
             halfPixelCenters=True)  # fmt: skip

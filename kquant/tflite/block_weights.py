@@ -1,0 +1,56 @@
+"""Weights in blocks that a file holds: codes of 2 or 4 bits, and a float16 scale for each block of a row."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from kquant.core.packed import types_for
+from kquant.core.spec import QuantSpec
+from kquant.layers.blocks import block_codes, blocks_of, from_blocks
+from kquant.layers.nodes import Compressed
+from kquant.ops import find
+from kquant.ops.rule import Constants
+from kquant.targets import Target
+
+
+def block_type(op: Any, target: Target) -> str:
+    """The packed type in which a file keeps the codes; "" where no operator of the target reads them.
+
+    Args:
+        op: a layer with float activations.
+        target: that the file is for.
+    """
+    spec = op.spec if isinstance(op, Compressed) else None
+    rule = None if spec is None else find(op.layer)
+    if spec is None or not spec.in_blocks or rule is None or rule.weights is None:
+        return ""
+    row = target.ops.get(rule.weights.block_reader)
+    # a row is a whole number of blocks, or a block would begin in one row and end in the next
+    if row is None or op.kernel_shape[-1] % spec.block:
+        return ""
+    return next((name for name in types_for(spec.bits) if name in row.blocks), "")
+
+
+def block_constants(name: str, op: Compressed, spec: QuantSpec, dtype: str) -> Constants:
+    """Codes of the kernel, and the scales of its blocks, float32[rows, blocks].
+
+    Args:
+        name: of the layer.
+        op: the layer.
+        spec: of its weights.
+        dtype: of `block_type`.
+    """
+    kernel = op.weights_as_used()
+    order, blocks = blocks_of(kernel, spec, op.channel_axes)
+    codes, scale = block_codes(blocks, spec)
+    return Constants(
+        codes=from_blocks(codes, order, kernel).numpy().astype(np.int64),
+        scale=scale.numpy()[..., 0],
+        bias=np.zeros(0, np.float32),
+        bias_scale=None,
+        spec=spec,
+        name=name,
+        dtype=dtype,
+    )

@@ -1,0 +1,97 @@
+"""Uniform weights in blocks, as LiteRT's BlockwiseQuantization has them: simulated anywhere, tables in the file too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from keras import layers
+
+import kquant
+from kquant.core.spec import QuantSpec
+from kquant.layers.nonuniform import on_grid
+
+X = np.random.default_rng(0).integers(0, 50, size=(64, 5)).astype(np.int32)
+
+
+def nearest(rows: np.ndarray, bits: int, block: int) -> np.ndarray:
+    """In NumPy, block by block."""
+    high, out = 2 ** (bits - 1) - 1, np.zeros_like(rows)
+    for row in range(len(rows)):
+        for start in range(0, rows.shape[1], block):
+            part = rows[row, start : start + block]
+            scale = np.float32(np.float16(np.float32(np.abs(part).max()) / np.float32(high)))
+            out[row, start : start + block] = np.clip(np.rint(part / scale), -high, high) * scale
+    return out
+
+
+@given(seed=st.integers(0, 2**32 - 1), bits=st.sampled_from([2, 3, 4, 8]), block=st.sampled_from([4, 16, 100]))
+@settings(max_examples=20, deadline=None)
+def test_each_block_has_a_scale_of_its_own(seed: int, bits: int, block: int) -> None:
+    rng = np.random.default_rng(seed)
+    kernel = (rng.normal(size=(50, 3)) * 2.0 ** rng.integers(-6, 6, (50, 3))).astype(np.float32)
+    spec = QuantSpec(bits, symmetric=True, narrow=True, per_axis=True, block=block)
+    found = on_grid(tf.constant(kernel), spec, (1,)).numpy()
+    np.testing.assert_array_equal(found, nearest(kernel.T, bits, block).T)
+
+
+def test_weights_of_zero_stay_zero() -> None:
+    spec = QuantSpec(4, symmetric=True, narrow=True, block=4)
+    assert not on_grid(tf.zeros((8, 2)), spec, (1,)).numpy().any()
+    tiny = on_grid(tf.fill((8, 2), 1e-9), spec, (1,)).numpy()  # below float16
+    assert np.isfinite(tiny).all() and np.abs(tiny).max() <= 2.0**-24 * 7
+
+
+def model() -> keras.Model:
+    keras.utils.set_random_seed(0)
+    tokens = keras.Input((5,), dtype="int32", name="tokens")
+    x = layers.Flatten()(layers.Embedding(50, 64, name="table")(tokens))
+    return keras.Model(tokens, layers.Dense(4, name="head")(x))
+
+
+def quantized(bits: int, block: int, target: str = "litert") -> keras.Model:
+    weights = {"bits": bits, "block": block}
+    recipe = {"name": "blocks", "rules": [{"layer": "table", "float": True, "weights": weights}]}
+    return kquant.calibrate(kquant.quantize(model(), recipe, target=target), X, verbose=False)
+
+
+@pytest.mark.parametrize(("bits", "block"), [(4, 32), (3, 64), (2, 16)])
+def test_a_table_in_blocks_is_what_litert_looks_up(bits: int, block: int, tmp_path: Path) -> None:
+    q = quantized(bits, block)
+    kquant.export(q, path := tmp_path / "m.tflite", check_runtimes=False)
+    for runtime in ("litert-reference", "litert"):
+        np.testing.assert_array_equal(kquant.predict(path, X, runtime), q.predict(X, verbose=0))
+    file = kquant.inspect(path)
+    assert "EMBEDDING_LOOKUP" in [op.code for op in file.operators]
+    table = next(t for t in file.tensors if t.name == "table/kernel")
+    packed = 2 if bits == 2 else 4
+    assert table.size_bytes == 50 * 64 * packed // 8
+
+
+def test_it_trains_and_comes_back(tmp_path: Path) -> None:
+    q, y = quantized(4, 32), np.arange(64) % 4
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    q.compile(keras.optimizers.Adam(1e-2), loss)
+    losses = q.fit(X, y, epochs=3, batch_size=16, verbose=0).history["loss"]
+    assert losses[-1] < losses[0]
+    q.save(tmp_path / "q.keras")
+    loaded: Any = keras.saving.load_model(tmp_path / "q.keras")
+    np.testing.assert_array_equal(loaded.predict(X, verbose=0), q.predict(X, verbose=0))
+    kquant.export(q, path := tmp_path / "m.tflite", check_runtimes=False)
+    np.testing.assert_array_equal(kquant.predict(path, X, "litert-reference"), q.predict(X, verbose=0))
+
+
+def test_what_no_file_holds_says_so(tmp_path: Path) -> None:
+    q = kquant.calibrate(kquant.quantize(model(), {"name": "b", "weights": {"bits": 4, "block": 32}}), X, verbose=False)
+    with pytest.raises(ValueError, match=r"head: weights in blocks of 32, which no integer kernel.*leave block out"):
+        kquant.export(q, tmp_path / "m.tflite")
+    with pytest.raises(ValueError, match=r"table: weights in blocks of 48"):  # 64 is no multiple of it
+        kquant.export(quantized(4, 48), tmp_path / "m.tflite")
+    with pytest.raises(ValueError, match="runs integers only"):
+        quantized(4, 32, target="tflm")
