@@ -29,6 +29,22 @@ def one_node(function: Function) -> Function:
     Args:
         function: of tensors, tuples of tensors, and plain values that can be hashed, by position.
     """
+    return _traced_once(function, aside=False)
+
+
+def aside(function: Function) -> Function:
+    """As `one_node`, for what hardly ever runs, in a branch: a graph keeps it apart, as one node to the end.
+
+    It is traced once for tensors of any size, of which only the ranks are known to it and to what reads the results.
+
+    Args:
+        function: see `one_node`.
+    """
+    return _traced_once(function, aside=True)
+
+
+def _traced_once(function: Function, *, aside: bool) -> Function:
+    options = {"experimental_attributes": {"_noinline": True}} if aside else {}
 
     # One for each kind of call: TensorFlow warns of a function that it traces for many of them, or in many graphs.
     @cache
@@ -41,15 +57,18 @@ def one_node(function: Function) -> Function:
             return function(*(values[n] if n in values else next(rest) for n in range(count)))
 
         with tf.init_scope():  # of no graph, so that it serves in all
-            return tf.function(filled, autograph=False, input_signature=kinds).get_concrete_function()
+            return tf.function(filled, autograph=False, input_signature=kinds, **options).get_concrete_function()
 
     eager: Counter[Any] = Counter()  # calls of a kind that ran as they are
+
+    def kind_of(tensor: tf.Tensor) -> tf.TensorSpec:
+        return tf.TensorSpec([None] * tensor.shape.rank if aside else tensor.shape, tensor.dtype)
 
     @wraps(function)
     def call(*args: Any) -> Any:
         plain = tuple((n, a) for n, a in enumerate(args) if not _holds_tensors(a))
         tensors = tuple(a for a in args if _holds_tensors(a))
-        kinds = tf.nest.map_structure(lambda t: tf.TensorSpec(t.shape, t.dtype), tensors)
+        kinds = tf.nest.map_structure(kind_of, tensors)
         kind = len(args), plain, kinds
         if tf.executing_eagerly() and eager[kind] < AS_THEY_ARE:
             eager[kind] += 1

@@ -228,13 +228,26 @@ def encode_weights(
     kept: set[int] = {axis % weights.shape.rank for axis in channel_axes} if spec.per_axis else set()
     axes = [axis for axis in range(weights.shape.rank) if axis not in kept]
     widest = tf.reduce_max(tf.abs(weights), axis=axes, keepdims=True)
-    reach = widest if reach is None else tf.where(reach > 0.0, reach, widest)
-    largest = tf.reduce_max(reach)
-    reach = tf.maximum(reach, tf.where(largest > SMALLEST_RANGE, largest, 1.0) * SMALLEST_CHANNEL)
-    scale = _spaced(reach * _reciprocal(spec.high), spec)
+    scale = encode_reach(widest if reach is None else tf.where(reach > 0.0, reach, widest), spec)
     if bias_reach is None:
         return scale
     # one scale must hold the largest bias of all channels
     if not spec.per_axis:
         bias_reach = tf.reduce_max(bias_reach)
     return tf.maximum(scale, _spaced(bias_reach / LARGEST_BIAS_CODE, spec))
+
+
+def encode_reach(reach: tf.Tensor, spec: QuantSpec) -> tf.Tensor:
+    """Scales of weights whose largest are given, before a bias asks for more: see `encode_weights`.
+
+    Args:
+        reach: float32[...], the largest weight of each scale, or the range that was chosen in its place.
+        spec: symmetric grid.
+
+    Example:
+        >>> encode_reach(tf.constant([1.27, 2.54]), QuantSpec(8, symmetric=True, narrow=True)).numpy().round(5)
+        array([0.01, 0.02], dtype=float32)
+    """
+    largest = tf.reduce_max(reach)
+    reach = tf.maximum(reach, tf.where(largest > SMALLEST_RANGE, largest, 1.0) * SMALLEST_CHANNEL)
+    return _spaced(reach * _reciprocal(spec.high), spec)

@@ -266,11 +266,15 @@ class Compressed(Weighted):
         """Of what learns: the range of the last step, and which weights oscillate."""
         if self.learner is None:
             return
-        weights = tf.stop_gradient(self.weights_as_used())
-        widest = tf.reduce_max(tf.abs(weights), axis=self._summed(), keepdims=True) / self._divisor()
-        self.learner.move(self.reach, widest)
+        self.learner.move(self.reach, self._widest)
         if self.learner.freezing is not None:
+            weights = tf.stop_gradient(self.weights_as_used())
             self.learner.follow(self._rounded(weights, self.scale_of(weights)), weights, self.shares)
+
+    def _widest(self) -> tf.Tensor:
+        """The largest weight of each scale, shaped like `reach` and in its unit."""
+        weights = tf.stop_gradient(self.weights_as_used())
+        return tf.reduce_max(tf.abs(weights), axis=self._summed(), keepdims=True) / self._divisor()
 
     def _divisor(self) -> tf.Tensor | float:
         unit = self._unit()
@@ -344,6 +348,8 @@ class Compressed(Weighted):
         if not self.spec.has_codes:
             return weights + tf.stop_gradient(on_grid(weights, self.spec, self.channel_axes) - weights)
         scale = self.scale_of(weights)
+        if self.reach is None and self.rounding is None and self.learner is None:
+            return on_own_range(weights, scale)
         return self._rounded(weights, scale) * scale
 
     def _with(self, x: tf.Tensor, values: dict[str, tf.Tensor], call: Callable) -> tf.Tensor:
@@ -376,6 +382,12 @@ class Compressed(Weighted):
 def rounded(x: tf.Tensor) -> Any:
     """`round(x)` forward; the gradient passes, so that a loop which forgets `training=True` still trains."""
     return tf.round(x), lambda upstream: upstream
+
+
+@tf.custom_gradient
+def on_own_range(weights: tf.Tensor, scale: tf.Tensor) -> Any:
+    """`scale round(w / scale)` where the scale covers all weights: none is clipped, and each has its gradient."""
+    return tf.round(weights / scale) * scale, lambda upstream: (upstream, None)
 
 
 @tf.custom_gradient

@@ -23,6 +23,7 @@ from kquant.layers.learned_ranges import replaced
 from kquant.layers.modes import is_float, is_simulating, show
 from kquant.layers.provenance import Provenance
 from kquant.layers.range_numbers import Numbers, averaged, encoded, numbers_of
+from kquant.layers.range_steps import Ends
 from kquant.layers.replicas import extremes
 from kquant.layers.straight_through import rounded_through, steps_through
 from kquant.recipe.training_section import Training
@@ -190,29 +191,31 @@ class FakeQuant(keras.layers.Layer):
         self, y: tf.Tensor, encodings: Sequence[tf.Tensor], site: int, from_zero: bool
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Values and encoding of a training step: the range moves first, then the values are rounded."""
-        moves = self.has_range and self.trainable  # a range that moves has seen a batch: nothing to choose below
-        if moves:
-            self.move_range(self.without_padding(y, site), site, from_zero=from_zero)
+        moved = None
+        if self.has_range and self.trainable:
+            moved = self.move_range(self.without_padding(y, site), site, from_zero=from_zero)
         if self.fixed is not None:
             # Probabilities on a grid of 1/256 are often 0, where a cross-entropy has no gradient; the kernel's grid is
             # fine enough that training need not see it.
             return y, self._numbers().encoding
         if self.learning == Training():
-            return self._rounded(y, encodings, moves)
-        scale, zero_point, _ = self.grid(encodings)
-        values, scale, zero_point = self._learned(y, scale, zero_point, from_zero)
-        return self._told(moves, encodings, values, y, tf.stack([scale, zero_point]), (scale, zero_point))
+            return self._rounded(y, encodings, moved)
+        values, scale, zero_point = self._learned(y, encodings, moved, from_zero)
+        # a range that moves has seen a batch
+        seen = moved is not None or self.is_seen(encodings)
+        return self._told(seen, encodings, values, y, tf.stack([scale, zero_point]), (scale, zero_point))
 
     def _rounded(
-        self, y: tf.Tensor, encodings: Sequence[tf.Tensor], moved: bool = False
+        self, y: tf.Tensor, encodings: Sequence[tf.Tensor], moved: Ends | None = None
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Values rounded to the grid, by TensorFlow's fused kernel."""
-        numbers = self._numbers(encodings)
+        """Values rounded to the grid, by TensorFlow's fused kernel; `moved`: the range if it did."""
+        numbers = self._numbers(encodings) if moved is None else encoded(moved.low, moved.high, self.spec)
         quantized = rounded_through(y, tf.stop_gradient(numbers.low), tf.stop_gradient(numbers.high), self.spec)
         if self.spec.floating is not None:  # no codes: what reads it computes with the values, as without an encoding
             values = quantized if self.is_seen(encodings) else tf.where(self._seen(encodings), quantized, y)
             return values, tf.zeros(2)
-        return self._told(moved or self.is_seen(encodings), encodings, quantized, y, numbers.encoding, numbers[:2])
+        seen = moved is not None or self.is_seen(encodings)
+        return self._told(seen, encodings, quantized, y, numbers.encoding, numbers[:2])
 
     def _in_integers(self, y: tf.Tensor, origin: Origin) -> tuple[tf.Tensor, tf.Tensor]:
         """Values of the codes that the interpreter computes."""
@@ -337,7 +340,7 @@ class FakeQuant(keras.layers.Layer):
         if self.span is not None and not exact:
             low, high = min(low, self.span[0]), max(high, self.span[1])
         if not exact:
-            low, high = (float(end) for end in self._with_padding(low, high, site))
+            low, high = (float(end) for end in self.with_padding(low, high, site))
         # `averaged` steps by (1 - momentum) / (1 - momentum^count): with so many batches counted that is 1 - momentum.
         self._store(site, low, high, min(float(np.ceil(SETTLED / (1.0 - self.momentum))), MOST_BATCHES))
 
@@ -357,7 +360,7 @@ class FakeQuant(keras.layers.Layer):
         at_end = tf.logical_and(real, tf.logical_or(counted[0] == 1, counted[1] == 1))
         return tf.reduce_min(tf.where(at_end, far, np.float32(np.inf)))
 
-    def _with_padding(self, low: Any, high: Any, site: int) -> tuple[Any, Any]:
+    def with_padding(self, low: Any, high: Any, site: int) -> tuple[Any, Any]:
         """The range, and a code more at the side where the value of masked steps lies beyond it."""
         value = self.padding.get(str(site), 0.0)
         if value == 0.0:  # a code of every grid
@@ -388,7 +391,7 @@ class FakeQuant(keras.layers.Layer):
             values[site] = value
             variable.assign(values)
 
-    def move_range(self, y: tf.Tensor, site: int, *, from_zero: bool = False) -> None:
+    def move_range(self, y: tf.Tensor, site: int, *, from_zero: bool = False) -> Ends:
         """Moving averages of the batch's smallest and largest value, unbiased from the first step on.
 
         A range that does not move all the time follows the batches until it has left zero for good (`ranges.woken`).
@@ -398,53 +401,27 @@ class FakeQuant(keras.layers.Layer):
             site: whose it is.
             from_zero: no value is below 0, as behind a ReLU: the smallest counts as 0, which every grid holds anyway.
         """
-        seen = self._with_padding(*extremes(y, from_zero=from_zero), site)
-        ends = tf.convert_to_tensor(self.low), tf.convert_to_tensor(self.high)
         if self.stays:
-            self._move_at_times(ends, seen, site)
-            return
-        moved = averaged(ends, tf.convert_to_tensor(self.count), seen, site, self.momentum)
-        for variable, value in zip((self.low, self.high, self.count), moved, strict=True):
+            return range_learner.step(self, y, site, from_zero=from_zero)
+        seen = self.with_padding(*extremes(y, from_zero=from_zero), site)
+        ends = tf.convert_to_tensor(self.low), tf.convert_to_tensor(self.high)
+        low, high, count = averaged(ends, tf.convert_to_tensor(self.count), seen, site, self.momentum)
+        for variable, value in ((self.low, low), (self.high, high), (self.count, count)):
             variable.assign(value)
-
-    def _move_at_times(self, ends: tuple[tf.Tensor, tf.Tensor], seen: tuple[tf.Tensor, tf.Tensor], site: int) -> None:
-        """`_move` of a range that learns by gradient, or stays after some steps."""
-        here = tf.one_hot(site, self.sites)
-        following = range_learner.follows(self)
-        count = tf.convert_to_tensor(self.count) + here
-        steps = tf.reduce_sum(count * here)
-        # Adam's zero debias (Kingma and Ba, arXiv:1412.6980, section 3) as one step towards the new value: 1 at the
-        # first.
-        rate = (1.0 - self.momentum) / (1.0 - tf.pow(self.momentum, steps))
-        # Either a gradient moves the ends or the batches do, not both.
-        if self.learning.learns_tensors:  # the first batch starts a range that nothing calibrated
-            rate = tf.where(steps <= 1.0, rate, 0.0)
-        elif self.freeze_after is not None:
-            trained = steps - tf.reduce_sum(tf.convert_to_tensor(self.calibrated) * here)
-            moves = tf.logical_or(trained <= float(self.freeze_after), steps <= 1.0)  # no range at all is worse
-            rate = tf.where(moves, rate, 0.0)
-        following = tf.logical_and(following, steps > 1.0)  # before the first batch there is no range at all
-        # The range of the batch itself: an average would lag behind one that grows with every step.
-        rate = tf.where(following, 1.0, rate)
-        for variable, now, value in zip((self.low, self.high), ends, seen, strict=True):
-            variable.assign(now + here * rate * (value - now))
-        self.count.assign(count)
-        if self.learning.learns_tensors:
-            range_learner.move(self, following)
-        # Last, since it looks at the range that this batch left.
-        range_learner.wake(self, following)
+        return Ends(low, high)
 
     def _learned(
-        self, y: tf.Tensor, scale: tf.Tensor, zero_point: tf.Tensor, from_zero: bool
+        self, y: tf.Tensor, encodings: Sequence[tf.Tensor], moved: Ends | None, from_zero: bool
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Training where the range has gradients, or the grid is still wide; what follows takes the grid it got."""
         if self.follows:
             # What follows an encoding (means, interpolated and clipped values) lies between its ends: nothing to clip,
             # and no range of its own to learn.
+            scale, zero_point, _ = self.grid(encodings)
             return replaced(y, tf.round(y / scale) * scale), scale, zero_point
         if self.learning.ranges == "pact" and self.trainable:
             self.add_loss(range_learner.penalty(self, y))
-        return range_learner.fake_quantize(self, y, from_zero=from_zero)
+        return range_learner.fake_quantize(self, y, moved, from_zero=from_zero)
 
     def _warn_unseen(self) -> None:
         with tf.init_scope():

@@ -19,6 +19,7 @@ al., "LSQ+", arXiv:2004.09576, section 3; Choi et al., "PACT", arXiv:1805.06085,
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -94,7 +95,7 @@ def woken(waking: tf.Tensor, width: tf.Tensor, calls: int = 1) -> tf.Tensor:
         >>> step
         256
     """
-    steps, before = tf.unstack(waking)
+    steps, before = tf.unstack(waking, num=2)
     steps = tf.where(width > SMALLEST_RANGE, steps + 1.0, 0.0)
     before = tf.where(steps > 1.0, before, 0.0)
     # A layer called at several sites counts several times in a step; it is looked at in the last of these.
@@ -162,42 +163,48 @@ def encode_at(
 
 
 def fused(
-    y: tf.Tensor, scale: tf.Tensor, zero_point: tf.Tensor, scaled: tf.Tensor, spec: QuantSpec, *, inside: bool
+    y: tf.Tensor, stretch: tf.Tensor, grid: Sequence[tf.Tensor], pull: tf.Tensor, spec: QuantSpec, *, inside: bool
 ) -> tf.Tensor:
     """`quantized` on a grid that is known when the graph is made, by TensorFlow's kernels.
 
-    Its gradients are the same, in three passes over the tensor: the kernel's own, which tells what is clipped at either
-    end, a difference and a product.
+    Its gradients are the same, taken at the ends (see above), in three passes over the tensor: the kernel's own, which
+    tells what is clipped at either end, a difference and a product.
 
     Args:
         y: float32[...].
-        scale: float32[].
-        zero_point: float32[].
-        scaled: float32[], what the gradients of the grid are multiplied by.
-        spec: the grid.
-        inside: values between the ends have a gradient to the scale (PACT: clipped ones alone).
+        stretch: float32[2], what the optimizer steps on.
+        grid: scale, zero point, lowest and highest real number, float32[] each.
+        pull: float32[2], how far a stretch of 1 moves each end outwards, with what gradients are multiplied by.
+        spec: of the grid.
+        inside: values between the ends have a gradient to them (PACT: clipped ones alone).
     """
+    steps = float(spec.high if spec.symmetric else spec.high - spec.low)
+    bits = {"num_bits": spec.bits, "narrow_range": spec.narrow}
 
     @tf.custom_gradient
-    def made(y: tf.Tensor, scale: tf.Tensor, zero_point: tf.Tensor, scaled: tf.Tensor) -> Any:
-        lowest, highest = float(spec.low) - zero_point, float(spec.high) - zero_point
-        low, high, grid = lowest * scale, highest * scale, {"num_bits": spec.bits, "narrow_range": spec.narrow}
-        values = tf.quantization.fake_quant_with_min_max_vars(y, low, high, **grid)
+    def made(
+        y: tf.Tensor, stretch: tf.Tensor, scale: tf.Tensor, low: tf.Tensor, high: tf.Tensor, pull: tf.Tensor
+    ) -> Any:
+        values = tf.quantization.fake_quant_with_min_max_vars(y, low, high, **bits)
 
         def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor | None, ...]:
             passed, below, above = tf.raw_ops.FakeQuantWithMinMaxVarsGradient(
-                gradients=upstream, inputs=y, min=low, max=high, **grid
+                gradients=upstream, inputs=y, min=low, max=high, **bits
             )
-            # See `quantized`, where the same is written out: what is clipped is the last step itself.
-            by_scale = below * lowest + above * highest
+            if spec.symmetric:  # both ends are the same number of scales, or nearly, from 0
+                ends = [(below * spec.low + above * spec.high) / steps] * 2
+            else:
+                ends = [-below, above]
             if inside:
                 # An infinite value, clipped, has no part in it.
-                by_scale += tf.reduce_sum(tf.math.multiply_no_nan(values - y, passed)) / scale
-            return passed, scaled * by_scale, -scaled * scale * (below + above), None
+                within = tf.reduce_sum(tf.math.multiply_no_nan(values - y, passed)) / (scale * steps)
+                ends = [end + within for end in ends]
+            return passed, pull * tf.stack(ends), None, None, None, None
 
         return values, gradient
 
-    return made(y, scale, zero_point, scaled)
+    scale, _, low, high = grid
+    return made(y, stretch, scale, low, high, pull)
 
 
 @tf.custom_gradient

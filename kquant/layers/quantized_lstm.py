@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import keras
@@ -142,7 +143,8 @@ class QuantizedLSTM(ManyKernels):
             # Before the forward pass, since it computes with the range that the optimizer's last step left.
             gates = tf.stop_gradient(self.weights_as_used(PATHS[number]))
             gates = tf.reshape(gates, (gates.shape[0], 4, -1))
-            learner.move(self.reaches[number], tf.reduce_max(tf.abs(gates), axis=(0, 2), keepdims=True))
+            widest = partial(tf.reduce_max, tf.abs(gates), axis=(0, 2), keepdims=True)
+            learner.move(self.reaches[number], widest)
             learner.follow(self._rounded(number, gates, self._scales(number, gates)), gates, self._shares(number))
 
     def _rounded(self, number: int, gates: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:

@@ -8,6 +8,10 @@ from typing import Any
 import tensorflow as tf
 
 from kquant.layers import drawn_grids, learned_ranges
+from kquant.layers.range_numbers import encoded, whole
+from kquant.layers.range_steps import Ends, Rule, State, by_extremes, by_values, is_free, is_learning, pulled
+from kquant.layers.replicas import extremes, is_alone
+from kquant.layers.straight_through import rounded_through
 from kquant.recipe.training_section import Progressive
 
 
@@ -16,28 +20,71 @@ def trained_steps(layer: Any) -> tf.Tensor:
     return tf.reduce_max(tf.convert_to_tensor(layer.count) - tf.convert_to_tensor(layer.calibrated))
 
 
-def fake_quantize(layer: Any, y: tf.Tensor, *, from_zero: bool = False) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+def step(layer: Any, y: tf.Tensor, site: int, *, from_zero: bool = False) -> Ends:
+    """One training step of a `FakeQuant` whose range learns, or moves at times only.
+
+    Args:
+        layer: that the range is of.
+        y: float32[...], the batch.
+        site: whose it is.
+        from_zero: see `FakeQuant.move_range`.
+    """
+    learns = layer.learning.learns_tensors
+    read = {
+        name: tf.convert_to_tensor(getattr(layer, name)) for name in ("low", "high", "count", "calibrated", "waking")
+    }
+    state = State(**read, stretch=tf.convert_to_tensor(layer.stretch) if learns else tf.zeros((2,)))
+    rule = Rule(
+        layer.sites, site, layer.momentum, layer.freeze_after, learns, layer.learning.range_rate, from_zero=from_zero
+    )
+    if learns and is_alone() and not layer.padding.get(str(site)):
+        moved = by_values(state, tf.reshape(tf.stop_gradient(y), (-1,)), rule)
+    else:  # the batch says where the range goes, or what other replicas see of it has to be asked by all at once
+        moved = by_extremes(state, layer.with_padding(*extremes(y, from_zero=from_zero), site), rule)
+    (low, high, _), count, waking = moved
+    new = [(layer.low, low), (layer.high, high), (layer.count, count), (layer.waking, waking)]
+    for variable, value in [*new, *([(layer.stretch, tf.zeros((2,)))] if learns else [])]:
+        variable.assign(value)
+    return moved.ends
+
+
+def fake_quantize(
+    layer: Any, y: tf.Tensor, moved: Ends | None = None, *, from_zero: bool = False
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Quantize with gradients for the range.
 
     Args:
         layer: a `FakeQuant` with a range, which has seen data.
         y: float32[...].
+        moved: the range after this step; None: it did not move.
         from_zero: see `FakeQuant.move_range`.
 
     Returns:
         Values on the grid, scale and zero point.
     """
-    scale, zero_point, lowest, highest = grid(layer, y, from_zero=from_zero)
-    if layer.learning.robust is not None:
-        y += tf.stop_gradient(drawn_grids.shift(layer.learning.robust, trained_steps(layer)) * scale)
-    scaled, inside = tf.constant(_gradient_scale(y, layer.spec)), layer.learning.ranges != "pact"
-    if layer.freeze_after is not None:
-        # No gradient any more: Adam's averages would go on moving the variable, so `move` drops what it made of them.
-        scaled = tf.where(trained_steps(layer) <= float(layer.freeze_after), scaled, 0.0)
+    factor, inside = _gradient_scale(y, layer.spec), layer.learning.ranges != "pact"
+    # Behind the last step Adam's averages go on moving the variable: `step` drops what it made of them.
+    count, calibrated = (tf.convert_to_tensor(v) for v in (layer.count, layer.calibrated))
+    learning = is_learning(count, calibrated, layer.freeze_after)
     if _wider(layer) is not None:  # the kernel wants to know the number of bits when the graph is made
-        of_grid = lowest, highest, scaled, tf.constant(float(inside))
-        return learned_ranges.quantized(y, scale, zero_point, *of_grid), scale, zero_point
-    return learned_ranges.fused(y, scale, zero_point, scaled, layer.spec, inside=inside), scale, zero_point
+        scale, zero_point, lowest, highest = grid(layer, y, from_zero=from_zero)
+        scaled = tf.constant(factor) if learning is True else tf.where(learning, factor, 0.0)
+        values = learned_ranges.quantized(y, scale, zero_point, lowest, highest, scaled, tf.constant(float(inside)))
+        return values, scale, zero_point
+    low, high, free = moved or Ends(tf.convert_to_tensor(layer.low), tf.convert_to_tensor(layer.high))
+    if free is None and layer.learning.learns_tensors:
+        free = is_free(extremes(y, from_zero=from_zero), *whole(low, high))
+    numbers = encoded(low, high, layer.spec)
+    if layer.learning.robust is not None:
+        y += tf.stop_gradient(drawn_grids.shift(layer.learning.robust, trained_steps(layer)) * numbers.scale)
+    if free is None or not layer.learning.learns_tensors:
+        return rounded_through(y, numbers.low, numbers.high, layer.spec), numbers.scale, numbers.zero_point
+    pull = pulled(low, high, free, layer.spec)
+    if learning is not True:
+        pull = tf.where(learning, pull, tf.zeros_like(pull))
+    stretch = tf.convert_to_tensor(layer.stretch)
+    values = learned_ranges.fused(y, stretch, numbers[:4], factor * pull, layer.spec, inside=inside)
+    return values, numbers.scale, numbers.zero_point
 
 
 def _wider(layer: Any) -> Progressive | None:
@@ -65,35 +112,6 @@ def grid(
     steps = tf.maximum(trained_steps(layer) - 1.0, 0.0)
     bits = learned_ranges.bits_now(steps, progress.start, spec.bits, progress.steps)
     return learned_ranges.encode_at(low, high, spec, progress.start, bits)
-
-
-def follows(layer: Any) -> tf.Tensor:
-    """bool[]: the range of a `FakeQuant` is that of each batch, as it has no width or had none until lately."""
-    low, high = (tf.convert_to_tensor(v) for v in (layer.low, layer.high))
-    dead = learned_ranges.is_dead(tf.reduce_min(low), tf.reduce_max(high))
-    return tf.logical_or(dead, tf.convert_to_tensor(layer.waking)[0] > 0.0)
-
-
-def wake(layer: Any, following: tf.Tensor) -> None:
-    """One step of a `FakeQuant` whose range may be following, after it took this batch."""
-    low, high = (tf.convert_to_tensor(v) for v in (layer.low, layer.high))
-    # Of all sites together, as the encoding covers them.
-    width = tf.maximum(tf.reduce_max(high), 0.0) - tf.minimum(tf.reduce_min(low), 0.0)
-    waking = tf.convert_to_tensor(layer.waking)
-    layer.waking.assign(tf.where(following, learned_ranges.woken(waking, width, layer.sites), waking))
-
-
-def move(layer: Any, following: tf.Tensor | bool = False) -> None:
-    """What the optimizer made of the last step becomes part of the range in force, but of one that is `following`."""
-    stretch = tf.convert_to_tensor(layer.stretch)
-    if layer.freeze_after is not None:
-        stretch = tf.where(trained_steps(layer) <= float(layer.freeze_after), stretch, tf.zeros_like(stretch))
-    low, high = before = [tf.convert_to_tensor(v) for v in (layer.low, layer.high)]
-    ends = learned_ranges.moved_ends(tf.reduce_min(low), tf.reduce_max(high), stretch * layer.learning.range_rate)
-    for variable, old, end in zip((layer.low, layer.high), before, ends, strict=True):
-        # A range that learned is one for all sites: nobody could say which of them a gradient was of.
-        variable.assign(tf.where(following, old, tf.fill((layer.sites,), end)))
-    layer.stretch.assign(tf.zeros((2,)))
 
 
 def penalty(layer: Any, y: tf.Tensor) -> tf.Tensor:

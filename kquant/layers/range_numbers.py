@@ -40,7 +40,14 @@ def encoded(low: tf.Tensor, high: tf.Tensor, spec: QuantSpec) -> Numbers:
 
 @one_node
 def _encoded(low: tf.Tensor, high: tf.Tensor, spec: QuantSpec) -> Numbers:
-    return _described(*encode_range(tf.reduce_min(low), tf.reduce_max(high), spec), spec)
+    return _described(*encode_range(*whole(low, high), spec), spec)
+
+
+def whole(low: tf.Tensor, high: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Lowest and highest of all sites, float32[] each of float32[sites]."""
+    if low.shape[0] == 1:  # nothing to choose from
+        return tf.reshape(low, ()), tf.reshape(high, ())
+    return tf.reduce_min(low), tf.reduce_max(high)
 
 
 @one_node
@@ -72,7 +79,8 @@ def averaged(
     here = tf.one_hot(site, tf.size(count))
     # a range without width, as of a tensor that was always 0, begins anew
     count = tf.where(tf.logical_and(is_dead(*ends), here > 0.0), 1.0, count + here)
+    counted = tf.reduce_sum(count * here) if count.shape[0] != 1 else tf.reshape(count, ())
     # Adam's zero debias: 1 for the first batch, then ever nearer to 1 - momentum.
-    rate = (1.0 - momentum) / (1.0 - tf.pow(momentum, tf.reduce_sum(count * here)))
+    rate = (1.0 - momentum) / (1.0 - tf.pow(momentum, counted))
     low, high = (now + here * rate * (value - now) for now, value in zip(ends, seen, strict=True))
     return low, high, count

@@ -5,6 +5,12 @@ from __future__ import annotations
 import tensorflow as tf
 
 
+def is_alone() -> bool:
+    """True where nobody else holds a part of the batch."""
+    context = tf.distribute.get_replica_context()
+    return context is None or context.num_replicas_in_sync == 1
+
+
 def extremes(y: tf.Tensor, *, from_zero: bool = False) -> tuple[tf.Tensor, tf.Tensor]:
     """Smallest and largest value of the whole batch, also where every replica holds a part of it.
 
@@ -19,9 +25,9 @@ def extremes(y: tf.Tensor, *, from_zero: bool = False) -> tuple[tf.Tensor, tf.Te
         float32[] and float32[], the same numbers on every replica.
     """
     low, high = tf.zeros(()) if from_zero else tf.reduce_min(y), tf.reduce_max(y)
-    context = tf.distribute.get_replica_context()
-    if context is None or context.num_replicas_in_sync == 1:
+    if is_alone():
         return low, high
+    context = tf.distribute.get_replica_context()
     place = tf.one_hot(context.replica_id_in_sync_group, context.num_replicas_in_sync, on_value=True, off_value=False)
     row = tf.where(place[:, None], tf.stack([low, high])[None], 0.0)
     # Ranges are statistics, without gradient: that of a sum over replicas would be one more of these sums.

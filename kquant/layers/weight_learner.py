@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
+from kquant.core.one_node import aside
 from kquant.core.spec import SMALLEST_RANGE, QuantSpec
 from kquant.layers import drawn_grids, learned_ranges
 from kquant.layers.code_rate import KIBIBYTE, interpolated
 from kquant.layers.oscillations import Freezing, dampening, risen
 from kquant.recipe.training_section import Training
+
+# What a weight may lie beyond the end of a range that learns, in steps, and still have a gradient of its own.
+MARGIN = 1e-3
 
 
 @keras.saving.register_keras_serializable(package="kquant")
@@ -70,7 +74,7 @@ class WeightLearner(keras.layers.Layer):
         if self.freezing is not None:
             self.freezing.forget()
 
-    def move(self, reach: Any, widest: tf.Tensor) -> None:
+    def move(self, reach: Any, widest: Callable[[], tf.Tensor]) -> None:
         """Begin a training step: what the optimizer made of the last one becomes part of the range.
 
         The first step starts the range of weights that have none at their largest. Where all were 0 then, it stays that
@@ -78,24 +82,32 @@ class WeightLearner(keras.layers.Layer):
 
         Args:
             reach: the variable that holds the range, 0 where it is that of the weights.
-            widest: like it, the largest weight.
+            widest: gives the largest weight, like it; asked where there is a range that is 0.
         """
-        self.steps.assign(self.steps + 1.0)
+        self.steps.assign_add(1.0)
         if self.stretch is None:
             return
         change = tf.convert_to_tensor(self.stretch) * self.learning.range_rate
-        # Adam's averages move `stretch` on after the last gradient; that is dropped below with the rest.
-        change = tf.where(self.frozen(), tf.zeros_like(change), change)
-        change = tf.clip_by_value(change, -learned_ranges.LARGEST_CHANGE, learned_ranges.LARGEST_CHANGE)
+        if self.learning.freeze_ranges_after is not None:
+            # Adam's averages move `stretch` on after the last gradient; that is dropped below with the rest.
+            change = tf.where(self.frozen(), tf.zeros_like(change), change)
+        change = tf.raw_ops.ClipByValue(
+            t=change,
+            clip_value_min=-learned_ranges.LARGEST_CHANGE,
+            clip_value_max=learned_ranges.LARGEST_CHANGE,
+        )
         now, before = tf.convert_to_tensor(reach), tf.convert_to_tensor(self.waking)
-        waking = tf.where(now > 0.0, tf.zeros_like(before), learned_ranges.woken(before, widest))
-        # The steps are whole numbers in float32, this one counted.
-        first = tf.convert_to_tensor(self.steps) < 1.5
-        follows = tf.where(first, widest <= SMALLEST_RANGE, (before[0] == 0.0) | (waking[0] > 0.0))
-        start = tf.where(follows, tf.zeros_like(now), tf.cast(widest, now.dtype))
+
+        def started() -> tuple[tf.Tensor, tf.Tensor]:
+            # The steps are whole numbers in float32, this one counted.
+            after = _started(now, before, tf.convert_to_tensor(self.steps) < 1.5, widest())
+            return tuple(tf.ensure_shape(new, old.shape) for new, old in zip(after, (now, before), strict=True))
+
+        # A range that is there needs no look at the weights.
+        start, waking = tf.cond(tf.reduce_min(now) <= 0.0, started, lambda: (now, tf.zeros_like(before)))
         # A range that is 0 follows the weights: whoever reads it takes the largest. Times 1 + change it is 0 still.
-        reach.assign(tf.where(now > 0.0, now, start) * (1.0 + change))
-        self.waking.assign(tf.where(follows, waking, tf.zeros_like(waking)))
+        reach.assign(start * (1.0 + change))
+        self.waking.assign(waking)
         self.stretch.assign(tf.zeros_like(change))
 
     def frozen(self) -> tf.Tensor:
@@ -111,11 +123,14 @@ class WeightLearner(keras.layers.Layer):
             scale: of the final grid, broadcasts against them.
             shared: see `settled`.
         """
+        if self.stretch is not None and self.learning.progressive is None and self.freezing is None:
+            ends = float(self.spec.low), float(self.spec.high)
+            return _learned(weights, tf.convert_to_tensor(self.stretch), scale, self._factor(), *ends)
         lowest, highest, scale = self._grid(scale)
         scale = self._stretched(scale)
         # Beyond a range that learns the gradient goes to the range alone (LSQ, equation 5), but for float32's last
         # places. On its own range the largest weight lies at the end, and has to train.
-        codes = _round_through(weights / scale, lowest, highest, 1e-3 if self.stretch is not None else 0.51)
+        codes = _round_through(weights / scale, lowest, highest, MARGIN if self.stretch is not None else 0.51)
         return self.settled(codes, weights, shared) * scale
 
     def follow(self, codes: tf.Tensor, weights: tf.Tensor, shared: bool = False) -> None:
@@ -170,9 +185,14 @@ class WeightLearner(keras.layers.Layer):
         """The scale, with a gradient for what the next step makes of the range."""
         if self.stretch is None:
             return scale
-        scaled = tf.where(self.frozen(), 0.0, self.scaled)
         # Times 1: the gradient of the scale reaches `stretch`, whose step `move` takes into the range.
-        return scale * _through(tf.convert_to_tensor(self.stretch), scaled)
+        return scale * _through(tf.convert_to_tensor(self.stretch), self._factor())
+
+    def _factor(self) -> tf.Tensor:
+        """float32[]: what the gradient of a range is multiplied by."""
+        if self.learning.freeze_ranges_after is None:
+            return tf.constant(self.scaled)
+        return tf.where(self.frozen(), 0.0, self.scaled)
 
     def _width(self) -> tf.Tensor:
         """int32[]: bits of this training step."""
@@ -222,3 +242,39 @@ def _round_through(x: tf.Tensor, low: tf.Tensor, high: tf.Tensor, margin: float 
         return tf.where(inside, upstream, tf.zeros_like(upstream)), None, None, None
 
     return tf.clip_by_value(tf.round(x), low, high), gradient
+
+
+@aside
+def _started(now: tf.Tensor, before: tf.Tensor, first: tf.Tensor, widest: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Ranges of which some are 0, before the change, and `waking`, after a step."""
+    waking = tf.where(now > 0.0, tf.zeros_like(before), learned_ranges.woken(before, widest))
+    follows = tf.where(first, widest <= SMALLEST_RANGE, (before[0] == 0.0) | (waking[0] > 0.0))
+    start = tf.where(follows, tf.zeros_like(now), tf.cast(widest, now.dtype))
+    return tf.where(now > 0.0, now, start), tf.where(follows, waking, tf.zeros_like(waking))
+
+
+@tf.custom_gradient
+def _learned(
+    weights: tf.Tensor, stretch: tf.Tensor, scale: tf.Tensor, factor: tf.Tensor, low: float, high: float
+) -> Any:
+    """`scale clip(round(w / scale))` with the gradients of LSQ: one sum over what a scale covers.
+
+    Args:
+        weights: float32[...].
+        stretch: like the scale.
+        scale: broadcasts against the weights.
+        factor: float32[], what the gradient of the range is multiplied by.
+        low: the lowest code.
+        high: the highest.
+    """
+    steps = weights / scale
+    codes = tf.raw_ops.ClipByValue(t=tf.round(steps), clip_value_min=low, clip_value_max=high)
+
+    def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor | None, ...]:
+        inside = tf.logical_and(steps > low - MARGIN, steps < high + MARGIN)
+        passed = upstream * tf.cast(inside, upstream.dtype)
+        axes = [axis for axis, n in enumerate(scale.shape.as_list()) if n == 1]
+        lost = tf.reduce_sum(upstream * codes - passed * steps, axis=axes, keepdims=True)
+        return passed, factor * scale * lost, None, None, None, None
+
+    return codes * scale, gradient
