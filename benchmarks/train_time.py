@@ -9,6 +9,7 @@ Ways that train a quantized model are held against QAT with moving ranges too, a
 its batch norms, which a quantized one has folded.
 
     python -m benchmarks.train_time resnet8 --rounds 12 --steps 10 --peer-python /path/to/python
+    python -m benchmarks.train_time --peer-python /path/to/python --path benchmarks/results/train_time.json
 """
 
 from __future__ import annotations
@@ -26,14 +27,18 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 import kquant
 from benchmarks.assets import FOLDER
 from benchmarks.choice import one_of
+from benchmarks.peers.store import machine
 from benchmarks.step_time import BATCH, build
 from benchmarks.turns import CLOCKS, Run, fit_step, in_turns, ratios, timed
+from kquant.files.atomic import write_atomically
 
 TARGETS = {"QAT": 1.3, "pruning": 1.15, "clustering": 1.4, "PCQAT": 1.6}  # at most this many float steps
+BASES = ("QAT", "float, no batch norms", "float, bfloat16")  # what else ways are held against
 Make = Callable[[keras.Model, np.ndarray], keras.Model]
 WAYS: dict[str, Make] = {}
 
@@ -197,24 +202,41 @@ def show_against(rows: dict[str, list[list[float]]], bases: Iterable[str]) -> No
         print(f"| {name} | " + " | ".join(f"{found[base][name][1]:.3f}" for base in known) + " |", flush=True)
 
 
+def told(rows: dict[str, list[list[float]]], bases: Iterable[str]) -> dict[str, dict[str, float]]:
+    """Of each way its median step in ms, and the medians over rounds of its ratios to some of them."""
+    against = {base: ratios(rows, base) for base in bases if base in rows}
+    medians = ratios(rows, "float")
+    return {
+        name: {"ms": medians[name][0], "spread": medians[name][2]}
+        | {f"times {base}": to_base[name][1] for base, to_base in against.items()}
+        for name in rows
+    }
+
+
 def measure(
     model_name: str, ways: Iterable[str], steps: int, rounds: int, jit: bool, python: str | None, clock: str
-) -> None:
-    """Turns of all ways, ours and the peer's."""
-    runs = {("ours", name): ours(model_name, WAYS[name], jit, clock) for name in ways}
+) -> dict[str, Any]:
+    """Turns of all ways, ours and the peer's: `told` of both, and ours against the peer's of the same name."""
+    runs = {f"ours/{name}": ours(model_name, WAYS[name], jit, clock) for name in ways}
     peer = None if python is None else Peer(python, model_name, jit, clock)
     if peer is not None:
-        runs |= {("peer", name): partial(peer.run, name) for name in peer.names}
+        runs |= {f"peer/{name}": partial(peer.run, name) for name in peer.names}
     rows = in_turns(runs, rounds, steps)
-    found = []
-    for whose in ("ours", "peer"):
-        own = {name: turns for (side, name), turns in rows.items() if side == whose}
-        found.append(ratios(own, "float") if own else {})
-    own = {name: turns for (side, name), turns in rows.items() if side == "ours"}
-    show(f"{model_name}, batch {BATCH[model_name]}, jit={jit}, {rounds} rounds of {steps} steps, {clock} time", *found)
-    show_against(own, ("QAT", "float, no batch norms", "float, bfloat16"))
+    own, theirs = (
+        {key.removeprefix(side): turns for key, turns in rows.items() if key.startswith(side)}
+        for side in ("ours/", "peer/")
+    )
+    tables = [ratios(each, "float") if each else {} for each in (own, theirs)]
+    show(f"{model_name}, batch {BATCH[model_name]}, jit={jit}, {rounds} rounds of {steps} steps, {clock} time", *tables)
+    show_against(own, BASES)
+    result: dict[str, Any] = {"batch": BATCH[model_name], "kquant": told(own, ("float", *BASES))}
     if peer is not None:
         peer.close()
+        against = {name: ratios({"ours": own[name], "peer": theirs[name]}, "peer") for name in own if name in theirs}
+        result |= {"tfmot": told(theirs, ("float",))}
+        result |= {"of_tfmot": {name: both["ours"][1] for name, both in against.items()}}
+        print("times tfmot's: " + ", ".join(f"{name} {ratio:.3f}" for name, ratio in result["of_tfmot"].items()))
+    return result
 
 
 def main() -> None:
@@ -227,10 +249,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--peer-python", default=None)
     parser.add_argument("--clock", default="wall", choices=list(CLOCKS))
+    parser.add_argument("--path", type=Path, help="write what was measured here, as JSON")
     args = parser.parse_args()
+    models, load = {}, [os.getloadavg()[0]]
+    kept = {**machine(), "clock": args.clock, "jit": args.jit, "rounds": args.rounds, "steps": args.steps}
+    kept |= {"load": load, "versions": {"keras": keras.__version__, "tensorflow": tf.__version__}}
     for name in args.models:
         ways = dict.fromkeys(["float", *args.ways])
-        measure(name, ways, args.steps, args.rounds, args.jit, args.peer_python, args.clock)
+        models[name] = measure(name, ways, args.steps, args.rounds, args.jit, args.peer_python, args.clock)
+        load.append(os.getloadavg()[0])  # before, and after each model: this process's own is part of it
+        if args.path is not None:
+            write_atomically(args.path, f"{json.dumps({**kept, 'models': models}, indent=1)}\n".encode())
 
 
 if __name__ == "__main__":
