@@ -15,6 +15,7 @@ from kquant.core.renamed import renamed
 from kquant.correct.byte_search import check_bytes, check_target, coded_file
 from kquant.correct.code_bits import stored_bytes
 from kquant.graph.keras_private import inner_layers
+from kquant.layers.code_rate import AS_COUNTED
 from kquant.layers.kernel import Holder, has_codes, holders
 from kquant.layers.nodes import Compressed, FakeQuant, observing
 from kquant.train.distillation import Distiller
@@ -27,6 +28,7 @@ PACE, MOST = 5.0, 0.3  # logarithm of the price for that of the bytes, at each c
 # The price stays between these: where a budget can't be reached it would grow until the loss is no number, and where
 # there is room it would fall until nothing raises it again.
 CHEAPEST, DEAREST = 1e-8, 1e8
+RISE = 0.25  # bits for a code towards the most frequent one, where nothing else moves codes
 
 
 class Monitor(keras.callbacks.Callback):
@@ -218,8 +220,11 @@ class FlashBudget(keras.callbacks.Callback):
         log price  +=  clip(5 log(bytes / wanted), -0.3, 0.3)
 
     where `wanted` goes from the bytes at the start, evenly in their logarithm, to 0.99 flash_bytes after `steps`. One
-    price for all layers: bytes go where the loss minds least. Start from codes that `kquant.shorten_codes` chose for
-    about as many bytes: on int8's fine grid codes have too many neighbours that are as rare as they.
+    price for all layers: bytes go where the loss minds least. Where the way has ended and the file is larger than
+    wanted, no price alone moves codes that lie in heaps of their own, as those of masked kernels do: until it is small
+    enough, weights are drawn to the most frequent code over rare ones too (`rise` of `kquant.layers.code_rate`). Start
+    from codes that `kquant.shorten_codes` chose for about as many bytes: on int8's fine grid codes have too many
+    neighbours that are as rare as they.
 
     The price is a variable of the layers, so it is saved with the model; a training that goes on from a checkpoint
     takes the way from the bytes it finds.
@@ -285,6 +290,8 @@ class FlashBudget(keras.callbacks.Callback):
         for price in self._prices():
             moved = float(price) * np.exp(np.clip(change, -MOST, MOST))
             price.assign(np.clip(moved, CHEAPEST, DEAREST))
+        for learner in self._learners():
+            learner.rise.assign(RISE if done == 1.0 and change > 0.0 else AS_COUNTED)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Count the whole file again, and tell of it as `file_bytes` of the epoch."""
@@ -312,9 +319,12 @@ class FlashBudget(keras.callbacks.Callback):
         """A teacher does not change."""
         return self.model.student if isinstance(self.model, Distiller) else self.model
 
-    def _prices(self) -> list[Any]:
+    def _learners(self) -> list[Any]:
         learners = [getattr(holder, "learner", None) for holder in holders(self._trained())]
-        return [learner.price for learner in learners if learner is not None and learner.price is not None]
+        return [learner for learner in learners if learner is not None and learner.price is not None]
+
+    def _prices(self) -> list[Any]:
+        return [learner.price for learner in self._learners()]
 
     def _codes(self) -> int:
         """Bytes of all codes, each tensor in the smaller of Huffman codes and as it is."""

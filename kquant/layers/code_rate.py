@@ -3,7 +3,13 @@
     b(x) = b_k + (x - k) (b_{k+1} - b_k),   b_k = max(1, -log2 (n_k / N)),   n_k weights are nearest to k, now
 
 A code that nobody has counts as half a one. The b_k get no gradient (the histogram counts rounded weights), so a weight
-is drawn towards the neighbour that is more frequent. Source: the rate of entropy-constrained quantization (Chou,
+is drawn towards the neighbour that is more frequent. A heap of weights that lies
+between rare codes keeps them so, and a mask leaves the codes beside 0 empty. Given `rise`, gradients are those of a
+histogram with one peak, at the most frequent code m, from which bits rise by at least so many with each code:
+
+    b_{k+1} - b_k  <-  max(b_{k+1} - b_k, rise) for k >= m,  min(b_{k+1} - b_k, -rise) for k < m
+
+Source: the rate of entropy-constrained quantization (Chou,
 Lookabaugh, Gray, IEEE Trans. ASSP 37 (1989)), with linear interpolation in place of its choice.
 """
 
@@ -15,14 +21,16 @@ import tensorflow as tf
 
 KIBIBYTE = 8192.0  # bits
 SHORTEST = 1.0  # bit, of any Huffman code
+AS_COUNTED = -32.0  # a `rise` that changes nothing: neighbours never differ by so many bits
 
 
-def interpolated(steps: tf.Tensor, codes: int) -> tf.Tensor:
+def interpolated(steps: tf.Tensor, codes: int, rise: tf.Tensor | None = None) -> tf.Tensor:
     """B of each weight, shaped like them.
 
     Args:
         steps: float32[...], 0 to `codes - 1`.
         codes: how many there are.
+        rise: bits for a code, float32[], see above; None: slopes are those of the histogram.
     """
     fixed = tf.stop_gradient(steps)
     nearest = tf.cast(tf.round(fixed), tf.int32)
@@ -30,4 +38,9 @@ def interpolated(steps: tf.Tensor, codes: int) -> tf.Tensor:
     bits = tf.maximum(SHORTEST, -tf.math.log(tf.maximum(counts, 0.5) / tf.reduce_sum(counts)) / math.log(2.0))
     below = tf.minimum(tf.cast(tf.floor(fixed), tf.int32), codes - 2)
     low, high = tf.gather(bits, below), tf.gather(bits, below + 1)
-    return low + (steps - tf.cast(below, tf.float32)) * (high - low)
+    past = steps - tf.cast(below, tf.float32)
+    if rise is None:
+        return low + past * (high - low)
+    upward = below >= tf.argmax(counts, output_type=tf.int32)
+    slope = tf.where(upward, tf.maximum(high - low, rise), tf.minimum(high - low, -rise))
+    return low + tf.stop_gradient(past * (high - low)) + slope * (past - tf.stop_gradient(past))

@@ -12,7 +12,7 @@ import tensorflow as tf
 from kquant.core.one_node import aside
 from kquant.core.spec import SMALLEST_RANGE, QuantSpec
 from kquant.layers import drawn_grids, learned_ranges
-from kquant.layers.code_rate import KIBIBYTE, interpolated
+from kquant.layers.code_rate import AS_COUNTED, KIBIBYTE, interpolated
 from kquant.layers.oscillations import Freezing, dampening, risen
 from kquant.recipe.training_section import Training
 
@@ -57,12 +57,13 @@ class WeightLearner(keras.layers.Layer):
             self.waking = self.add_weight(name="waking", shape=(2, *scale_shape), **own)
         if self.freezing is not None:
             self.freezing.build(tuple(kernel_shape))
-        self.price = self.least_bits = None
+        self.price = self.least_bits = self.rise = None
         if self.learning.entropy:
             held = {"trainable": False, "autocast": False, "aggregation": "only_first_replica", "shape": ()}
             first = keras.initializers.Constant(self.learning.entropy)
             self.price = self.add_weight(name="price", initializer=first, **held)
             self.least_bits = self.add_weight(name="least_bits", initializer="zeros", **held)
+            self.rise = self.add_weight(name="rise", initializer=keras.initializers.Constant(AS_COUNTED), **held)
         self.built = True
 
     def forget(self) -> None:
@@ -179,7 +180,7 @@ class WeightLearner(keras.layers.Layer):
         """Of all codes, as `kquant.layers.code_rate` counts them: float32[]; with gradients for weights and range."""
         lowest, highest, scale = self._grid(scale)
         steps = tf.clip_by_value(weights / self._stretched(scale), lowest, highest) - float(self.spec.low)
-        return tf.reduce_sum(interpolated(steps, self.spec.high - self.spec.low + 1))
+        return tf.reduce_sum(interpolated(steps, self.spec.high - self.spec.low + 1, self.rise))
 
     def _stretched(self, scale: tf.Tensor) -> tf.Tensor:
         """The scale, with a gradient for what the next step makes of the range."""

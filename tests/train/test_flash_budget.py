@@ -13,6 +13,7 @@ import tensorflow as tf
 import kquant
 from kquant import callbacks
 from kquant.core.spec import QuantSpec
+from kquant.layers.code_rate import AS_COUNTED, interpolated
 from kquant.layers.kernel import holders
 from kquant.layers.weight_learner import WeightLearner
 
@@ -23,8 +24,10 @@ Y = (X @ np.random.default_rng(7).normal(size=(24, 4))).argmax(-1)
 GRID = QuantSpec(8, True).to_config()
 
 
-def coded(entropy: float = 0.02, ranges: str = "learned", target: str = "tflm") -> keras.Model:
-    """Trained in float, quantized with a price."""
+def coded(
+    entropy: float = 0.02, ranges: str = "learned", target: str = "tflm", zeros: float | None = None
+) -> keras.Model:
+    """Trained in float, masked where zeros are asked for, quantized with a price."""
     keras.utils.set_random_seed(1)
     inputs = keras.Input((24,), name="x")
     x = layers.Dense(96, activation="relu", name="wide")(inputs)
@@ -32,6 +35,8 @@ def coded(entropy: float = 0.02, ranges: str = "learned", target: str = "tflm") 
     model = keras.Model(inputs, layers.Dense(4, activation="softmax", name="head")(x), name="net")
     model.compile(keras.optimizers.Adam(5e-3), "sparse_categorical_crossentropy")
     model.fit(X, Y, epochs=5, verbose=0)
+    if zeros is not None:
+        model = kquant.prune(model, zeros)
     recipe = {"name": "coded", "weights": {"per_axis": False}, "training": {"ranges": ranges, "entropy": entropy}}
     return kquant.calibrate(kquant.quantize(model, recipe, target=target), X, verbose=False)
 
@@ -71,6 +76,25 @@ def test_a_range_that_learns_grows_where_codes_are_long() -> None:
     assert float(tape.gradient(charged, learner.stretch)[0]) < 0.0
 
 
+def test_codes_rise_from_the_most_frequent_one_on() -> None:
+    """A heap at 9 behind empty codes: slopes as counted hold it there, with a rise it is drawn to 2."""
+    steps = tf.constant([2.0] * 50 + [9.0] * 8 + [0.0] * 3 + [8.6, 9.4, 1.5, 2.3, 5.0])
+
+    def slopes(rise: float | None) -> np.ndarray:
+        with tf.GradientTape() as tape:
+            tape.watch(steps)
+            total = tf.reduce_sum(interpolated(steps, 12, rise))
+        assert float(total) == pytest.approx(float(tf.reduce_sum(interpolated(steps, 12))), rel=1e-6)
+        return tape.gradient(total, steps).numpy()[-5:]
+
+    counted = slopes(None)
+    assert np.array_equal(slopes(AS_COUNTED), counted)
+    assert counted[0] < -1.0, "towards 9, away from 2"
+    risen = slopes(0.25)
+    assert np.allclose(risen[0], 0.25)
+    assert np.array_equal(risen[[1, 2, 3]], counted[[1, 2, 3]]), "towards heaps as before, where they lie on the way"
+
+
 def test_nothing_is_charged_without_a_price() -> None:
     learner = WeightLearner({"ranges": "learned"}, GRID)
     learner.build((4, 3), (1, 1))
@@ -86,6 +110,16 @@ def test_the_file_comes_to_the_budget(tmp_path: Path) -> None:
     found = size_of(q, tmp_path)
     assert budget.file_bytes == found == history["file_bytes"][-1] <= flash_bytes
     assert found > 0.9 * flash_bytes, "no more is given away than is asked for"
+    assert history["accuracy"][-1] > 0.9
+
+
+def test_masked_kernels_come_to_the_budget(tmp_path: Path) -> None:
+    """Beside 0 a mask leaves codes that no weight has: the price alone ended above the budget, with no zero more."""
+    q = kquant.shorten_codes(coded(zeros=0.6), X, flash_bytes=5400, strip_names=True, verbose=False)
+    budget = kquant.callbacks.FlashBudget(4600, 80, strip_names=True)
+    history = train(q, 40, budget)
+    assert budget.file_bytes == size_of(q, tmp_path) <= 4600
+    assert budget.file_bytes > 0.9 * 4600
     assert history["accuracy"][-1] > 0.9
 
 
