@@ -60,6 +60,7 @@ class OperatorFacts(BaseModel):
         any_rank: computes the same with one axis of length 1 more in front of the last one; "local" ones do.
         axis_rows: number of an input with one row for each axis -> the row of a further axis of length 1.
         moves_indices: takes int32 as it takes codes.
+        remembers: keeps numbers from call to call, until the interpreter is reset, where no tensor of the file tells.
         rearranges: gives each number that it reads once, in another shape or order.
         unlisted: targets do not list it, as no layer becomes one.
         since: the release of TensorFlow Lite that first had each of its versions, from 1 on; empty where unknown.
@@ -85,6 +86,7 @@ class OperatorFacts(BaseModel):
     any_rank: bool = False
     axis_rows: _Rows = Field(default_factory=dict, validate_default=True)
     moves_indices: bool = False
+    remembers: bool = False
     rearranges: bool = False
     unlisted: bool = False
     since: tuple[str, ...] = Field(default=(), strict=False)

@@ -15,7 +15,7 @@ from kquant.exporting.verification import AGREEMENT_DB, Agreement, VerifyReport
 from kquant.projects.arena import Arena
 from kquant.projects.boxes import Boxes
 from kquant.projects.ctc_labels import Labels
-from kquant.projects.golden import Golden
+from kquant.projects.golden import Golden, starts_anew
 from kquant.projects.languages import LANGUAGES
 from kquant.projects.layer_names import layer_of, written_by
 from kquant.projects.names import class_name, distinct, identifier
@@ -154,6 +154,7 @@ class Described:
         parts: what is stored in the array, in order, so that a test tells what of it has changed.
         operators: each once, by code; none where no program registers any.
         variables: how many states the interpreter keeps.
+        alone: each call is one of its own, though operators remember: the interpreter is reset before it.
         arena: see there; None where the interpreter asks the system for memory.
         inputs, outputs: in the file's order.
         labels: names of the classes; none where none were given.
@@ -182,6 +183,7 @@ class Described:
     parts: tuple[Part, ...]
     operators: tuple[Registered, ...]
     variables: int
+    alone: bool
     arena: Arena | None
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
@@ -257,6 +259,7 @@ def described(
         parts=parts(content, file) if in_c else (),
         operators=() if arena is None else registered(file),
         variables=sum(op.code == "VAR_HANDLE" and op.subgraph == 0 for op in file.operators),
+        alone=starts_anew(file),
         arena=arena,
         inputs=inputs,
         outputs=outputs,

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from kquant.core.operators import facts
 from kquant.exporting.streams import Stream
 from kquant.runtime.running import Running
 from kquant.tflite.reader import FileModel
@@ -61,8 +62,13 @@ def _flat(values: np.ndarray) -> list[Any]:
     return [float(str(v)) for v in flat] if flat.dtype.kind == "f" else flat.tolist()
 
 
+def starts_anew(file: FileModel) -> bool:
+    """True where each call of a file is one of its own, and some operator would remember the last one."""
+    return any(facts(op.code).remembers for op in file.operators)
+
+
 def golden_vectors(content: bytes, file: FileModel, codes: Sequence[np.ndarray], runtime: str) -> Golden:
-    """Run a file, call after call from its first state on.
+    """Run a file, call after call from its first state on, or each from there.
 
     Args:
         content: of the file.
@@ -77,6 +83,8 @@ def golden_vectors(content: bytes, file: FileModel, codes: Sequence[np.ndarray],
     with Running(content, runtime) as running:
         running.reset()
         for n in range(len(codes[0])):
+            if n and starts_anew(file):
+                running.reset()
             rows.append(running.call([a[n : n + 1] for a in codes]))
     outputs = [np.concatenate(column) for column in zip(*rows, strict=True)]
     types = zip(outputs, file.outputs, strict=True)

@@ -34,6 +34,20 @@ template <unsigned n> struct MicroMutableOpResolver {
   TfLiteStatus AddSlice() { return kTfLiteOk; }
   TfLiteStatus AddSoftmax() { return kTfLiteOk; }
   TfLiteStatus AddVarHandle() { return kTfLiteOk; }
+  TfLiteStatus AddBroadcastTo() { return kTfLiteOk; }
+  TfLiteStatus AddDynamicUpdateSlice() { return kTfLiteOk; }
+  TfLiteStatus AddEnergy() { return kTfLiteOk; }
+  TfLiteStatus AddFftAutoScale() { return kTfLiteOk; }
+  TfLiteStatus AddFilterBank() { return kTfLiteOk; }
+  TfLiteStatus AddFilterBankLog() { return kTfLiteOk; }
+  TfLiteStatus AddFilterBankSpectralSubtraction() { return kTfLiteOk; }
+  TfLiteStatus AddFilterBankSquareRoot() { return kTfLiteOk; }
+  TfLiteStatus AddLess() { return kTfLiteOk; }
+  TfLiteStatus AddMul() { return kTfLiteOk; }
+  TfLiteStatus AddPCAN() { return kTfLiteOk; }
+  TfLiteStatus AddRfft() { return kTfLiteOk; }
+  TfLiteStatus AddWhile() { return kTfLiteOk; }
+  TfLiteStatus AddWindow() { return kTfLiteOk; }
 };
 struct MicroAllocator {
   static MicroAllocator* Create(uint8_t*, size_t) { return nullptr; }
@@ -46,6 +60,7 @@ struct MicroInterpreter {
   template <class R> MicroInterpreter(const Model*, const R&, MicroAllocator*, MicroResourceVariables*) {}
   TfLiteStatus AllocateTensors() { return kTfLiteError; }
   TfLiteStatus Invoke() { return kTfLiteError; }
+  TfLiteStatus Reset() { return kTfLiteOk; }
   TfLiteTensor* input(size_t) { return nullptr; }
   TfLiteTensor* output(size_t) { return nullptr; }
   size_t arena_used_bytes() const { return 0; }
