@@ -4,7 +4,8 @@ python -m benchmarks.front_ends                 synthetic words: ten sweeps of t
 KQUANT_SPEECH=free-spoken-digit-dataset/recordings python -m benchmarks.front_ends
 
 A small network is trained on float log-mel features, then put behind the MelSpectrogram layer and quantized as one
-model, from the waveform on. Of the recordings those with numbers 0 to 4 judge (the data set's own split), each at
+model, from the waveform on. The same network is taught on what `kquant.MicroFrontend` gives, by TFLM's own operators,
+and put behind it. Of the recordings those with numbers 0 to 4 judge (the data set's own split), each at
 several places of the window. Every code of every runtime is compared with the simulation.
 """
 
@@ -32,6 +33,8 @@ from kquant.targets import load
 RESULTS = Path(__file__).parent / "results" / "front_ends.json"
 RATE, LENGTH, CLASSES = 8000, 8192, 10
 MEL = {"fft_length": 256, "sequence_stride": 160, "sampling_rate": RATE, "num_mel_bins": 40}
+MICRO = {"sampling_rate": RATE, "sequence_length": 240, "sequence_stride": 160, "num_mel_bins": 40, "max_freq": 3800.0}
+LEVELS = {"mel": 1 / 30, "micro": 1 / 4}  # what brings the features of a front end to about 1
 TAUGHT = 900  # words
 PLACES = 1  # of each word that judges, in the window
 layers = keras.layers
@@ -86,10 +89,17 @@ def features(clips: np.ndarray) -> np.ndarray:
     return tf.map_fn(lambda clip: mel(clip[None])[0], tf.constant(clips)).numpy()
 
 
-def head(shape: tuple[int, ...]) -> keras.Model:
+def micro_features(clips: np.ndarray) -> np.ndarray:
+    """Logarithms of bands, [clips, bands, frames]: whole numbers over 64, in float as in the file."""
+    front = kquant.MicroFrontend(**MICRO)
+    parts = [np.asarray(front(clips[i : i + 64])) for i in range(0, len(clips), 64)]
+    return np.concatenate(parts).transpose(0, 2, 1)
+
+
+def head(shape: tuple[int, ...], level: float) -> keras.Model:
     """Three convolutions over [bands, frames]."""
     x = inputs = keras.Input(shape, name="decibels")
-    x = layers.Rescaling(1 / 30, name="level")(layers.Reshape((*shape, 1), name="image")(x))
+    x = layers.Rescaling(level, name="level")(layers.Reshape((*shape, 1), name="image")(x))
     x = layers.Conv2D(16, 5, strides=2, padding="same", activation="relu", name="stem")(x)
     for n in range(2):
         x = layers.Conv2D(32, 3, strides=2, activation="relu", name=f"conv{n}")(x)
@@ -97,19 +107,24 @@ def head(shape: tuple[int, ...]) -> keras.Model:
     return keras.Model(inputs, layers.Dense(CLASSES, name="words")(x), name="head")
 
 
-def trained(x: np.ndarray, y: np.ndarray, epochs: int) -> keras.Model:
-    """The head, on float features."""
-    model = head(x.shape[1:])
+def trained(x: np.ndarray, y: np.ndarray, epochs: int, front: str) -> keras.Model:
+    """The head, on the features of a front end."""
+    keras.utils.set_random_seed(0)
+    model = head(x.shape[1:], LEVELS[front])
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.Adam(2e-3), loss)
     model.fit(x, y, batch_size=32, epochs=epochs, verbose=0)
     return model
 
 
-def joined(model: keras.Model) -> keras.Model:
+def joined(model: keras.Model, front: str) -> keras.Model:
     """From the waveform to the word."""
-    sound = keras.Input((LENGTH,), name="sound")
-    return keras.Model(sound, model(layers.MelSpectrogram(**MEL, name="mel")(sound)), name="speech")
+    x = sound = keras.Input((LENGTH,), name="sound")
+    if front == "mel":
+        x = layers.MelSpectrogram(**MEL, name="mel")(x)
+    else:
+        x = layers.Permute((2, 1), name="turned")(kquant.MicroFrontend(**MICRO, name="micro")(x))
+    return keras.Model(sound, model(x), name="speech")
 
 
 def share(logits: np.ndarray, words: np.ndarray) -> float:
@@ -137,26 +152,32 @@ def measure(model: keras.Model, target: str, few: np.ndarray, x: np.ndarray, wor
     return row
 
 
-def run(words: Words, epochs: int, most: int | None) -> dict[str, Any]:
-    """All figures of a data set."""
+def run(words: Words, epochs: int, most: int | None, fronts: list[str]) -> dict[str, Any]:
+    """All figures of a data set; those of the micro front end under its name."""
     sounds, names, judges = words
     rng = np.random.default_rng(1)
     taught = rng.permutation(np.flatnonzero(~judges))[:TAUGHT]
     learning = placed([sounds[i] for i in taught], rng.random(len(taught)))
-    keras.utils.set_random_seed(0)
-    model = trained(features(learning), names[taught], epochs)
     asked = [s for s, j in zip(sounds, judges, strict=True) if j]
     x = np.concatenate([placed(asked, np.full(len(asked), place)) for place in np.linspace(0, 1, PLACES)])[:most]
     y = np.tile(names[judges], PLACES)[:most]
-    told = features(x)
-    rows: dict[str, Any] = {"words": len(x), "float features": share(model.predict(told, verbose=0), y)}
-    print(rows, flush=True)
     few = learning[rng.permutation(len(learning))[:200]]
-    alone = kquant.calibrate(kquant.quantize(model), features(few), verbose=False)
-    rows["int8 behind float features"] = share(alone.predict(told, verbose=0), y)
+    rows: dict[str, Any] = {"words": len(x)}
     with tempfile.TemporaryDirectory() as folder:
-        for target in ("litert", "tflm"):
-            rows[target] = measure(joined(model), target, few, x, y, Path(folder))
+        if "mel" in fronts:
+            model, told = trained(features(learning), names[taught], epochs, "mel"), features(x)
+            rows["float features"] = share(model.predict(told, verbose=0), y)
+            alone = kquant.calibrate(kquant.quantize(model), features(few), verbose=False)
+            rows["int8 behind float features"] = share(alone.predict(told, verbose=0), y)
+            print(rows, flush=True)
+            for target in ("litert", "tflm"):
+                rows[target] = measure(joined(model, "mel"), target, few, x, y, Path(folder))
+        if "micro" in fronts:
+            model = trained(micro_features(learning), names[taught], epochs, "micro")
+            right = share(model.predict(micro_features(x), verbose=0), y)
+            print(f"micro: {right} behind features in float", flush=True)
+            row = measure(joined(model, "micro"), "tflm", few, x, y, Path(folder))
+            rows["micro"] = {"float behind the same features": right, **row}
     return rows
 
 
@@ -165,14 +186,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--most", type=int, default=None, help="clips that judge, at most")
+    parser.add_argument("--fronts", nargs="+", choices=list(LEVELS), default=list(LEVELS))
     args = parser.parse_args()
     named = os.environ.get("KQUANT_SPEECH")
     kind = "spoken digits" if named else "synthetic words"
-    rows = run(recordings(Path(named)) if named else synthetic(), args.epochs, args.most)
+    rows = run(recordings(Path(named)) if named else synthetic(), args.epochs, args.most, args.fronts)
     print(json.dumps(rows, indent=1))
     if args.most is None:
         kept = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
-        write_atomically(RESULTS, f"{json.dumps({**kept, kind: rows}, indent=1)}\n".encode())
+        write_atomically(RESULTS, f"{json.dumps({**kept, kind: {**kept.get(kind, {}), **rows}}, indent=1)}\n".encode())
 
 
 if __name__ == "__main__":
