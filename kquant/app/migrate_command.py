@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +12,25 @@ import typer
 from kquant import targets
 from kquant.app.options import Json, Limit, Scale, Target, refusing, say
 from kquant.files.named_files import check_results
+
+
+def definitions(path: Path) -> dict[str, Any]:
+    """Classes and functions that a file of Python defines, by name; it is run.
+
+    Raises:
+        ValueError: no such file, what running it raised, or nothing is defined in it.
+    """
+    where = f"migrate: --new-code {path}"
+    if not path.is_file():
+        raise ValueError(f"{where}: no such file; give the file of Python that defines the layers for Keras 3.")
+    try:
+        held = runpy.run_path(str(path), run_name=path.stem)
+    except Exception as error:  # whatever the caller's code raises
+        raise ValueError(f"{where}: running it raised {type(error).__name__}: {error}.") from error
+    own = {name: value for name, value in held.items() if getattr(value, "__module__", None) == path.stem}
+    if not own:
+        raise ValueError(f"{where}: it defines no class and no function; the layers have to be in the file itself.")
+    return own
 
 
 @refusing
@@ -26,6 +46,14 @@ def migrate(
         Path | None,
         typer.Option("--python", help="Interpreter of an environment that has tf_keras; this one by default"),
     ] = None,
+    code: Annotated[
+        Path | None,
+        typer.Option("--code", help="Python file of yours with the old custom layers, for tf_keras; it is run"),
+    ] = None,
+    new_code: Annotated[
+        Path | None,
+        typer.Option("--new-code", help="Python file of yours with the same layers for Keras 3; it is run"),
+    ] = None,
     compare: Annotated[
         bool,
         typer.Option("--compare/--no-compare", help="Run the old model too; without, a .h5 file needs no tf_keras"),
@@ -36,6 +64,7 @@ def migrate(
 ) -> None:
     """Bring a model of Keras 2 or tfmot over, with its weights, learned ranges, masks and shared values."""
     check_results([path], old, (".keras",))
+    given = {} if new_code is None else definitions(new_code)
 
     from kquant.app import command_files
     from kquant.files.atomic import Outputs
@@ -44,7 +73,7 @@ def migrate(
     def samples(model: Any) -> Any:
         return command_files.load_data(data or "", command_files.inputs_of(model), scale=scale, limit=limit)
 
-    settings = {"target": target, "python": python, "compare": compare}
+    settings = {"target": target, "python": python, "compare": compare, "code": code, "custom_objects": given}
     verbose = not as_json and sys.stderr.isatty()
     made = run_migrate(old, None if data is None else samples, **settings, verbose=verbose)
     with Outputs([path], "--path") as new:
@@ -54,4 +83,5 @@ def migrate(
         typer.echo(
             f"\n{path}: the model; keras.models.load_model reads it"
             + (" after import kquant" * made.has_layers_of_kquant)
+            + (f", with custom_objects= of what {new_code} defines" if given else "")
         )

@@ -138,6 +138,8 @@ def migrate(
     target: str,
     python: str | Path | None,
     compare: bool,
+    custom_objects: Mapping[str, Any] | None = None,
+    code: str | Path | None = None,
     verbose: bool,
 ) -> Migrated:
     """What fits the file: `from_tfmot` where tfmot left something in it, else `from_tf_keras`.
@@ -148,12 +150,14 @@ def migrate(
         target: see `from_tfmot`.
         python: see `from_tf_keras`.
         compare: see `from_tf_keras`.
+        custom_objects: see `from_tf_keras`.
+        code: see `from_tf_keras`.
         verbose: show progress bars.
 
     Raises:
         ValueError: see there.
     """
-    parts = Parts(str(path))
+    parts = Parts(str(path), dict(custom_objects or {}), code=check_code(code))
     return finished(unwrap(read_old(path, parts, python, compare)), parts, data_for, target, verbose=verbose)
 
 
