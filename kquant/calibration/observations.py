@@ -29,6 +29,7 @@ from kquant.core.messages import first_of
 from kquant.core.renamed import Batches, renamed
 from kquant.core.result import Result
 from kquant.files.atomic import write_atomically
+from kquant.files.destination import path_of
 from kquant.files.untrusted import parse_json, read_arrays
 from kquant.graph.graph import Graph, outputs_of
 from kquant.graph.tensorflow_private import operations_as_functions, operations_as_kernels
@@ -99,7 +100,7 @@ class Observations(Result):
             arrays |= {f"{i}/nearest": np.float64(s.nearest)} if s.nearest < math.inf else {}
         content = io.BytesIO()
         np.savez_compressed(content, **arrays)
-        write_atomically(Path(path), content.getvalue(), "observations")
+        write_atomically(path_of(path, "observations", "seen.npz"), content.getvalue(), "observations")
 
     @classmethod
     def load(cls, path: str | Path) -> Observations:
@@ -111,7 +112,7 @@ class Observations(Result):
         Raises:
             ValueError: no such file, or another kind of file.
         """
-        if not Path(path).is_file():
+        if not path_of(path, "observations", "seen.npz").is_file():
             raise ValueError(f"observations: no file {path}.")
         try:
             stored = read_arrays(path, "the file")

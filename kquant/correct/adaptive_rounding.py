@@ -20,6 +20,7 @@ from kquant.correct.progress import Finished, activation_ranges
 from kquant.correct.reconstruction import Matrix, Reservoir, matrix_of, most_rows, positions, row_shape, rows_at
 from kquant.correct.rounding import Examples, Settings, applied, products, round_matrix
 from kquant.correct.sweep import Sweep
+from kquant.files.destination import path_of
 from kquant.layers.kernel import has_codes
 from kquant.ops.rows import from_matrix
 from kquant.views.quantized_model import Place, forget_graphs
@@ -103,7 +104,7 @@ def adaround(
     _name_others(sweep, layers)
     layers = [place for place in layers if place.rows is not None and not place.layer.shares]
     ranges = activation_ranges(sweep.graph)
-    kept = None if folder is None else Path(folder)
+    kept = None if folder is None else path_of(folder, "adaround", "rounding")
     finished = Finished(kept, "adaround", "rounding", [asdict(settings), rows, seed], ranges)
     compiled: dict[Any, Any] = {}
     with tqdm(layers, desc="adaround", unit="layer", disable=not verbose) as bar:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from kquant.files.atomic import write_atomically
+from kquant.files.destination import make_folder
 from kquant.files.untrusted import read_arrays
 from kquant.graph.graph import Graph
 from kquant.graph.keras_private import every_layer
@@ -73,7 +74,7 @@ class Finished:
         file = self._file(place)
         if file is None:
             return
-        file.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(file.parent, self.step)
         content = io.BytesIO()
         np.savez_compressed(content, key=self._key(place, arrays), made=made, digest=_digest(made))
         write_atomically(file, content.getvalue(), self.step)

@@ -19,6 +19,7 @@ from kquant.core.spec import encode_weights
 from kquant.correct.progress import Finished, activation_ranges
 from kquant.correct.reconstruction import Reservoir, channels_of, input_rows, most_rows, positions, row_shape
 from kquant.correct.sweep import Sweep
+from kquant.files.destination import path_of
 from kquant.layers.kernel import has_codes
 from kquant.ops.rows import as_matrix
 from kquant.views.quantized_model import Place, forget_graphs
@@ -82,7 +83,7 @@ def sequential_mse(
         raise ValueError(f"sequential_mse: candidates must be 1 or more. Received: {candidates}.")
     sweep = Sweep("sequential_mse", qmodel, data, limit, batch_size)
     _name_others(sweep)
-    kept = None if folder is None else Path(folder)
+    kept = None if folder is None else path_of(folder, "sequential_mse", "ranges")
     finished = Finished(kept, "sequential-mse", "range", candidates, activation_ranges(sweep.graph))
     for place in tqdm(every_place(sweep.graph), desc="sequential mse", unit="layer", disable=not verbose):
         known = (place.layer.weights_as_used(),)

@@ -21,6 +21,7 @@ from kquant.correct.progress import Finished, activation_ranges
 from kquant.correct.row_moments import kernel_of, row_sums
 from kquant.correct.short_rounding import Chosen, Moments, Task, round_short, solver, step_of
 from kquant.correct.sweep import Sweep
+from kquant.files.destination import path_of
 from kquant.layers.kernel import has_codes
 from kquant.ops.rows import from_matrix
 from kquant.tflite.storage import HEADER_BYTES
@@ -102,7 +103,8 @@ def shorten_codes(
         check_target(qmodel, flash_bytes)
     sweep = Sweep("shorten_codes", qmodel, data, limit, batch_size)
     places = _able(sweep)
-    run = _Run(qmodel, data, limit, batch_size, seed, None if folder is None else Path(folder), places)
+    kept = None if folder is None else path_of(folder, "shorten_codes", "codes")
+    run = _Run(qmodel, data, limit, batch_size, seed, kept, places)
     with tqdm(desc="shorten codes", unit="layer", disable=not verbose, total=len(places)) as bar:
         if flash_bytes is None:
             run.round_all(strength, sweep, bar)

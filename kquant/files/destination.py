@@ -60,7 +60,7 @@ def destination(path: str | Path, who: str = "export", example: str = "result") 
         >>> destination("model.tflite").takes_bytes, destination("/dev/null").takes_bytes
         (False, True)
     """
-    given = Path(path)
+    given = path_of(path, who, example)
     names_folder = isinstance(path, str) and path.endswith(("/", os.sep))  # which pathlib forgets
     try:
         real, device = _followed(given)
@@ -104,6 +104,39 @@ def _check(given: Path, real: Path, mode: int | None, who: str) -> None:
     # as a shell's `>` would refuse; the mode itself, because root may write everywhere
     if mode is not None and not mode & stat.S_IWUSR:
         raise ValueError(f"{who}: {real} exists and is read-only{link}; remove it or choose another path.")
+
+
+def path_of(path: object, who: str, example: str) -> Path:
+    """What a caller gave for a path.
+
+    Args:
+        path: of a file or a folder.
+        who: the verb that errors name.
+        example: that would fit.
+
+    Raises:
+        ValueError: it is none, like None.
+
+    Example:
+        >>> path_of(None, "export", "model.tflite")
+        Traceback (most recent call last):
+        ValueError: export: expected a path, like 'model.tflite'. Received: None.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise ValueError(f"{who}: expected a path, like '{example}'. Received: {path!r}.")
+    return Path(path)
+
+
+def make_folder(folder: Path, who: str) -> None:
+    """Make a folder for what a verb keeps, where it is not there yet.
+
+    Raises:
+        ValueError: the system refuses it, or a file is in the way.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(refusal(who, folder, error)) from error
 
 
 def refusal(who: str, path: Path, error: OSError, needed: int | None = None) -> str:

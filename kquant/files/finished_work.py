@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import numpy as np
 
 from kquant.files.atomic import write_atomically
+from kquant.files.destination import make_folder
 from kquant.files.untrusted import read_json
 
 Row = TypeVar("Row")
@@ -35,7 +36,7 @@ class Kept:
         self.path, self.who, self.search = path, who, search
         self.done: dict[str, list[Any]] = {}
         if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent, who)
             if path.is_file():
                 self.done = self._read(path)
 

@@ -21,6 +21,7 @@ import h5py
 
 from kquant.core.messages import absent
 from kquant.files import keras_files
+from kquant.files.destination import path_of
 from kquant.files.untrusted import Archive, parse_json, read_file
 from kquant.migrate.old_model import OldModel, Weights
 from kquant.migrate.tfmot_wrappers import INPUT, WRAPPERS
@@ -74,7 +75,7 @@ def open_file(path: str | Path, folder: Path) -> OldFile:
     Raises:
         ValueError: nothing there, another kind of file with the way out, damaged, or of Keras 3 already.
     """
-    given = Path(path)
+    given = path_of(path, "migrate", "old.h5")
     if given.is_dir():
         return _saved(given, folder)
     if not given.is_file():

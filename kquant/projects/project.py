@@ -24,6 +24,7 @@ from kquant.exporting.export_file import ExportReport, runs
 from kquant.exporting.file_options import FileOptions, check_file_options
 from kquant.exporting.model_card import ModelCard
 from kquant.files.atomic import Outputs
+from kquant.files.destination import path_of
 from kquant.files.untrusted import read_json
 from kquant.graph.output_names import named_shapes
 from kquant.layers.provenance import provenance_of
@@ -181,7 +182,7 @@ def bundle(
     _check_runtime(chosen)
     goal = _target_of(qmodel, chosen)
     compiles_for = accelerator_of(goal, accelerator)
-    old = earlier(folder := Path(folder))
+    old = earlier(folder := path_of(folder, "bundle", "firmware"))
     x = gather(qmodel, data, None)
     normalization = normalization_of("bundle", qmodel.inputs[0], scale, mean, std)
     said = About(labels=_lines(labels), scale=scale, mean=mean, std=std)

@@ -18,7 +18,7 @@ from kquant.core.renamed import renamed
 from kquant.exporting.export_file import ExportReport
 from kquant.exporting.model_card import ModelCard
 from kquant.files.atomic import write_atomically
-from kquant.files.destination import destination
+from kquant.files.destination import destination, path_of
 
 # they register their sections
 from kquant.report import analysis_sections, answers, file_sections, observations, search_sections  # noqa: F401  # pyright: ignore[reportUnusedImport]
@@ -73,7 +73,7 @@ def check_html(path: str | Path) -> Path:
     Raises:
         ValueError: no such folder, or another kind of file.
     """
-    target = Path(path)
+    target = path_of(path, "report.html", "report.html")
     if target.suffix != ".html":
         raise ValueError(f"report.html: {target}: expected a name that ends in .html.")
     # asked before an analysis, which takes minutes, and needed only behind it

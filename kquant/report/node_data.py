@@ -20,6 +20,7 @@ from typing import Any
 from kquant.analysis.results import Analysis
 from kquant.core.result import Result
 from kquant.files.atomic import Outputs
+from kquant.files.destination import path_of
 from kquant.files.named_files import check_lite_file
 from kquant.report.page import Page, page
 from kquant.report.tables import Table
@@ -94,10 +95,10 @@ def view(
     """
     if start and find_explorer() is None:
         raise ImportError(f"view: start=True {NEEDED}")
-    path = Path(path)
+    path = path_of(path, "view", "model.tflite")
     check_lite_file(path)
     figures = figures_of(path, analysis)
-    place = path.parent if folder is None else Path(folder)
+    place = path.parent if folder is None else path_of(folder, "view", "pages")
     chosen = [name for name in FIGURES if name != "sqnr_db" or analysis is not None]
     texts = {place / f"{path.stem}.{FIGURES[name][0]}.json": node_data(figures, name) for name in chosen}
     with Outputs(list(texts), "view") as new:

@@ -8,7 +8,7 @@ import io
 from pathlib import Path
 
 from kquant.files.atomic import write_atomically
-from kquant.files.destination import destination
+from kquant.files.destination import destination, path_of
 from kquant.on_ray.candidates import Candidates
 from kquant.report.tables import Page, Table, page
 from kquant.search.bit_widths import Mixed
@@ -153,7 +153,7 @@ def pareto(mixed: Mixed, path: str | Path) -> Path:
         'pareto.png'
     """
     check_extra("the Pareto curve", "matplotlib")
-    path = Path(path)
+    path = path_of(path, "report.pareto", "pareto.png")
     kind = path.suffix.lower().removeprefix(".")
     if kind not in ("png", "svg", "pdf"):
         raise ValueError(f"report.pareto: {path} must end in .png, .svg or .pdf.")

@@ -9,6 +9,7 @@ import keras
 
 from kquant.calibration.data import gather
 from kquant.core.renamed import Batches
+from kquant.files.destination import path_of
 from kquant.files.finished_work import Kept, fingerprint
 from kquant.recipe.recipe import Recipe
 
@@ -45,7 +46,7 @@ def search_state(
         "data": None if data is None else fingerprint(gather(model, data, Batches(1, FIRST))),
         **options,
     }
-    return Kept(Path(folder) / file, who, search)
+    return Kept(path_of(folder, who, "search") / file, who, search)
 
 
 def rounded(score: float) -> float:
