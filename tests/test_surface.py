@@ -22,7 +22,7 @@ from kquant.correct.steps import apply_steps, check_steps
 from kquant.recipe.recipe import Step
 
 FUNCTIONS = {name: getattr(kquant, name) for name in kquant.__all__ if inspect.isfunction(getattr(kquant, name))}
-ON_RAY = {"observe": kquant.on_ray.observe, "try_recipes": kquant.on_ray.try_recipes}
+ON_RAY = {name: f for name in kquant.on_ray.__all__ if inspect.isfunction(f := getattr(kquant.on_ray, name))}
 COMMANDS = typer.main.get_command(cli.app).commands
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -15,6 +17,7 @@ from kquant.analysis.pairs import pairs
 from kquant.analysis.passes import Names, Passes, all_names, chunks, settings_of
 from kquant.analysis.remedies import Trials, told
 from kquant.analysis.results import Analysis, LayerReport, Sensitivity, TensorReport
+from kquant.analysis.separately import Elsewhere, Work, work_for
 from kquant.analysis.sqnr import mean_db
 from kquant.analysis.tensors import tensor_report
 from kquant.analysis.units import Unit, live_bytes, macs, units, weight_bytes, widths
@@ -39,6 +42,7 @@ def analyze(
     limit: int | None = 256,
     sensitivity: bool = True,
     remedies: bool = True,
+    folder: str | Path | None = None,
     verbose: bool = True,
 ) -> Analysis:
     """Tell where a quantized model loses accuracy, and what to try.
@@ -63,13 +67,16 @@ def analyze(
         limit: analyze at most this many samples; None: all.
         sensitivity: measure the model with each layer alone quantized, and with all but it; takes most of the time.
         remedies: try remedies for what is found; takes a quantization and a pass over the samples for each.
+        folder: keep settings and remedies that were measured there, in analysis.json; the same call, with data in the
+            same order, goes on where it was stopped.
         verbose: show progress bars.
 
     Returns:
         The analysis: `print(kquant.report.render(analysis))`, `kquant.report.html(analysis, "report.html")`.
 
     Raises:
-        ValueError: not a quantized model, not calibrated, no data, or data that do not fit.
+        ValueError: not a quantized model, not calibrated, no data, data that do not fit, or a folder of another
+            analysis.
 
     Example:
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="head")])
@@ -82,27 +89,55 @@ def analyze(
     Source: sensitivity by quantizing one layer, and all but one: Nagel et al., "A White Paper on Neural Network
     Quantization", arXiv:2106.08295, section 3.7.
     """
-    if limit is not None:
-        check_count("analyze", "limit", limit)
+    return analyzed(qmodel, data, metric, Asked(limit, sensitivity, remedies, folder, verbose))
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Arguments of `analyze`."""
+
+    limit: int | None
+    sensitivity: bool
+    remedies: bool
+    folder: str | Path | None
+    verbose: bool
+
+    def check(self) -> None:
+        """Refuse what can be refused before anything runs."""
+        if self.limit is not None:
+            check_count("analyze", "limit", self.limit)
+
+
+def analyzed(qmodel: keras.Model, data: Any, metric: Any, asked: Asked, elsewhere: Elsewhere | None = None) -> Analysis:
+    """See `analyze`.
+
+    Args:
+        qmodel: see there.
+        data: see there.
+        metric: see there.
+        asked: see there.
+        elsewhere: makes what does not depend on the rest; None: this process.
+    """
+    asked.check()
     check_metric("analyze", metric)
     graph = read(qmodel)
     _refuse_uncalibrated(qmodel)
     parts = units(graph)
-    x = gather(qmodel, data, limit)
-    weights = frozenset().union(*(u.weight_names for u in parts))
-    passes = Passes(graph, parts, metric, _settings(parts, weights, sensitivity))
-    passes.walk(chunks(graph, x), verbose)
-    layers, tensors = _layers(graph, parts, passes, sensitivity), _tensors(graph, parts, passes)
-    everything = all_names(parts)
+    x = gather(qmodel, data, asked.limit)
+    origin = provenance_of(layer for u in parts for layer in (*u.holders, *u.encodings))
+    work = replace(work_for(asked.folder, qmodel, x, metric, origin.target), elsewhere=elsewhere)
+    passes = _passes(qmodel, graph, parts, x, metric, asked, work)
+    layers, tensors = _layers(graph, parts, passes, asked.sensitivity), _tensors(graph, parts, passes)
+    everything, weights = all_names(parts), _weights(parts)
     plain, simulated = passes.value(passes.NONE), passes.value(everything)
     name = metric if metric is None else getattr(metric, "__name__", type(metric).__name__)
     evidence = Evidence(
         qmodel.name, len(x[0]), tuple(parts), layers, tensors, tuple(pairs(graph)), plain, simulated, metric is None
     )
-    origin = provenance_of(layer for u in parts for layer in (*u.holders, *u.encodings))
     reached = passes.value(passes.ALL), mean_db(passes.outputs[passes.ALL].noises)
     causes = findings(evidence)
-    trials = _trials(qmodel, origin, x, metric, reached) if remedies and any(f.candidates for f in causes) else None
+    trying = asked.remedies and any(f.candidates for f in causes)
+    trials = _trials(qmodel, origin, x, metric, reached) if trying else None
     return Analysis(
         model=qmodel.name,
         recipe=origin.recipe,
@@ -120,7 +155,7 @@ def analyze(
         peak_bytes=peak_bytes(graph),
         layers=layers,
         tensors=tensors,
-        findings=told(causes, trials, verbose),
+        findings=told(causes, trials, work.gains, asked.verbose),
     )
 
 
@@ -132,10 +167,28 @@ def _trials(
     return None if recipe is None else Trials(strip(qmodel), recipe, origin.target, x, metric, *reached)
 
 
-def _settings(parts: list[Unit], weights: Names, sensitivity: bool) -> list[Names]:
+def _passes(
+    qmodel: keras.Model, graph: Graph, parts: list[Unit], x: list[np.ndarray], metric: Any, asked: Asked, work: Work
+) -> Passes:
+    """The data walked over: in one go, or setting by setting where rows are kept or made elsewhere."""
+    settings = _settings(parts, asked.sensitivity)
+    walked = settings if work.is_plain else _settings(parts, False)
+    passes = Passes(graph, parts, metric, walked)
+    passes.walk(chunks(graph, x), asked.verbose)
+    if not work.is_plain:
+        work.settle(passes, qmodel, x, [names for names in settings if names not in walked], asked.verbose)
+    return passes
+
+
+def _weights(parts: list[Unit]) -> Names:
+    """Everything that has weights."""
+    return frozenset().union(*(u.weight_names for u in parts))
+
+
+def _settings(parts: list[Unit], sensitivity: bool) -> list[Names]:
     """Each set of layers to be quantized once; that of none is the float model."""
     # equal sets run once: a model of one layer has the same set for "weights" and for "this layer alone"
-    everything = all_names(parts)
+    everything, weights = all_names(parts), _weights(parts)
     wanted = [everything, weights, everything - weights, *(settings_of(parts) if sensitivity else ())]
     return [names for names in dict.fromkeys(wanted) if names]
 

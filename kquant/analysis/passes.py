@@ -91,28 +91,32 @@ class Passes:
         self.local: dict[int, Noise] = {}
         self.seen: dict[str, Seen] = {}
         self.outputs: dict[Names | None, Outputs] = {}
+        self.settled: dict[Names | None, float] = {}
         self.by_names = {unit.names: unit for unit in parts}
 
-    def walk(self, pieces: list[Any], verbose: bool) -> None:
-        """Every setting over every chunk."""
-        total = len(pieces) * (2 + len(self.settings))
+    def walk(self, pieces: list[Any], verbose: bool, only_settings: bool = False) -> None:
+        """Every setting over every chunk; the integer arithmetic too, unless there are to be settings only."""
+        total = len(pieces) * ((1 if only_settings else 2) + len(self.settings))
         with tqdm(total=total, desc="analyze", unit="pass", disable=not verbose) as bar:
             for x in pieces:
                 with observing(lambda *_: None):
                     real = run(self.graph, x)
-                self._keep(self.NONE, real, real)
-                self._look(real)
                 bar.update()
-                quantized = run(self.graph, x)
-                self._keep(self.ALL, real, quantized)
-                for unit in self.units:
-                    self.noises[id(unit)] = self.noises.get(id(unit), Noise()) + self._of_unit(unit, real, quantized)
-                # the settings below need the memory; `real` is all they start from
-                del quantized
-                bar.update()
+                if not only_settings:
+                    self._keep(self.NONE, real, real)
+                    self._look(real)
+                    self._quantize(x, real)
+                    bar.update()
                 for names in self.settings:
                     self._simulate(names, real)
                     bar.update()
+
+    def _quantize(self, x: Any, real: dict[int, Any]) -> None:
+        """The integer arithmetic; the settings behind it need the memory, and start from `real` alone."""
+        quantized = run(self.graph, x)
+        self._keep(self.ALL, real, quantized)
+        for unit in self.units:
+            self.noises[id(unit)] = self.noises.get(id(unit), Noise()) + self._of_unit(unit, real, quantized)
 
     def _look(self, real: dict[int, Any]) -> None:
         """Float values against the grid of their encoding."""
@@ -156,8 +160,22 @@ class Passes:
     def _of_unit(self, unit: Unit, real: dict[int, Any], values: dict[int, Any]) -> Noise:
         return sum((self._noise(id(t), real, values) for t in unit.outputs), Noise())
 
+    def settle(self, names: Names, value: float, local: Noise | None) -> None:
+        """A setting that was walked over elsewhere.
+
+        Args:
+            names: of it.
+            value: the metric.
+            local: noise at the output of the one unit that it quantizes; None: it is not one unit.
+        """
+        self.settled[names] = value
+        if local is not None:
+            self.local[id(self.by_names[names])] = local
+
     def value(self, names: Names | None) -> float:
         """The metric in one setting."""
+        if names in self.settled:
+            return self.settled[names]
         return self.outputs[names].value(self.metric)
 
 

@@ -22,7 +22,6 @@ from kquant.analysis.passes import Passes, chunks
 from kquant.analysis.results import Analysis, Finding, Gain
 from kquant.analysis.sqnr import mean_db
 from kquant.analysis.units import units
-from kquant.core.progress import tqdm
 from kquant.correct.steps import apply_steps
 from kquant.layers.nodes import encodings_of
 from kquant.layers.provenance import provenance_of
@@ -99,21 +98,23 @@ def merged(recipe: Recipe, change: str) -> Recipe:
     return load({**plain, **given, **tables, **({"rules": rules} if rules else {})})
 
 
-def told(findings: Sequence[Finding], trials: Trials | None, verbose: bool) -> tuple[Finding, ...]:
+Gains = Callable[[Trials, Sequence[str], bool], dict[str, Gain | None]]
+
+
+def told(findings: Sequence[Finding], trials: Trials | None, gained: Gains, verbose: bool) -> tuple[Finding, ...]:
     """Findings with the one remedy that gains most, and its gain; without a remedy where none gains anything.
 
     Args:
         findings: with candidates.
         trials: where to try; None: nothing can be tried, and nothing is told.
+        gained: tries changes there, one by one.
         verbose: show a progress bar.
     """
     if trials is None:
         return tuple(findings)
     # a remedy that several findings ask for (equalization) is tried once
     changes = list(dict.fromkeys(change for f in findings for change in f.candidates))
-    gains: dict[str, Gain | None] = {}
-    for change in tqdm(changes, desc="remedies", unit="model", disable=not verbose, total=len(changes)):
-        gains[change] = trials.gain(change)
+    gains = gained(trials, changes, verbose)
     return tuple(_with_best(finding, gains, trials.metric is None) for finding in findings)
 
 

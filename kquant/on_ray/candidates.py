@@ -100,7 +100,7 @@ def try_recipes(
     done = {row.name for row in rows}
     todo = [recipe for recipe in given if recipe.name not in done]
     shared = (ray.put(packed(model)), ray.put(data), ray.put(evaluate))
-    results = finished(ray, _tried, [(*shared, _plain(recipe), target, before) for recipe in todo])
+    results = finished(ray, tried_there, [(*shared, recipe.name, _plain(recipe), target, before) for recipe in todo])
     for _, row in tqdm(results, desc="recipes", unit="recipe", total=len(todo), disable=not verbose):
         rows.append(row)
         kept.store(rows=[row for row in rows if not row.failed])
@@ -111,11 +111,13 @@ def _plain(recipe: Recipe) -> dict[str, Any]:
     return recipe.model_dump(mode="json", by_alias=True)
 
 
-def _tried(content: bytes, data: Any, evaluate: Evaluate, plain: dict[str, Any], target: str, before: float) -> Rung:
+def tried_there(
+    content: bytes, data: Any, evaluate: Evaluate, name: str, plain: dict[str, Any], target: str, before: float
+) -> Rung:
     """A task: one recipe."""
     recipe = load(plain)
 
     def made() -> keras.Model:
         return apply_steps(quantize(unpacked(content), recipe, target=target), recipe.steps, data, verbose=False)
 
-    return tried(recipe.name, recipe, made, evaluate, before)[0]
+    return tried(name, recipe, made, evaluate, before)[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
@@ -46,6 +47,50 @@ def unpacked(content: bytes) -> keras.Model:
         path.write_bytes(content)
         model: Any = keras.models.load_model(path)
         return model
+
+
+class Begun:
+    """Calls of a task, begun before they are asked for; what nobody asks for any more is cancelled.
+
+    Args:
+        ray: see `started`.
+        task: a function of a module, so that processes find it.
+        shared: its first arguments, sent once.
+    """
+
+    def __init__(self, ray: Any, task: Callable[..., Any], *shared: Any) -> None:
+        self.ray, self.remote = ray, ray.remote(max_retries=RETRIES)(task)
+        self.shared = tuple(ray.put(each) for each in shared)
+        self.begun: dict[str, Any] = {}
+
+    def ahead(self, calls: Sequence[tuple[Any, ...]]) -> None:
+        """Begin calls, and cancel all others.
+
+        Args:
+            calls: the arguments behind the shared ones, as JSON takes them.
+        """
+        wanted = {_key(call): call for call in calls}
+        self._cancel([key for key in self.begun if key not in wanted])
+        for key, call in wanted.items():
+            if key not in self.begun:
+                self.begun[key] = self.remote.remote(*self.shared, *call)
+
+    def result(self, *call: Any) -> Any:
+        """Of a call, begun or not."""
+        reference = self.begun.pop(_key(call), None)
+        return self.ray.get(self.remote.remote(*self.shared, *call) if reference is None else reference)
+
+    def close(self) -> None:
+        """Cancel all that is left."""
+        self._cancel(list(self.begun))
+
+    def _cancel(self, keys: Sequence[str]) -> None:
+        for key in keys:
+            self.ray.cancel(self.begun.pop(key), force=True)
+
+
+def _key(call: Sequence[Any]) -> str:
+    return json.dumps(call, sort_keys=True)
 
 
 def finished(ray: Any, task: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:

@@ -13,7 +13,7 @@ together is measured on the whole model.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -21,67 +21,18 @@ import keras
 import numpy as np
 
 from kquant import targets
-from kquant.analysis.diagnosis import analyze
-from kquant.analysis.results import Analysis, LayerReport
 from kquant.core.progress import tqdm
 from kquant.core.result import Result
-from kquant.correct.steps import apply_steps
-from kquant.files.finished_work import Kept
 from kquant.graph.watched import state_kept
-from kquant.prepare.quantization import quantize
 from kquant.recipe.recipe import Recipe, Step, load, recipe_to_toml
-from kquant.runtime.arenas import arena_bytes
 from kquant.runtime.running import available
 from kquant.search.knapsack import least_loss
-from kquant.search.ladder import WIDE
+from kquant.search.narrowing import Elsewhere, Move, Point, Way, score_given
 from kquant.search.search_state import rounded, search_state
-from kquant.tflite.file_content import file_content
-from kquant.tflite.lowering import lower
 
 Budget = Literal["flash_bytes", "arena_bytes", "bit_macs"]
 WIDTHS = ("int4", "int8", "int16")
-SAMPLES = 256
 TRIES = 3  # models of the integer programme to measure
-
-
-@dataclass(frozen=True)
-class Move:
-    """Fewer bits for one layer.
-
-    Attributes:
-        layer: its name.
-        setting: "weights" (8 to 4 bits) or "activations" (16 to 8 bits).
-        noise: that it adds, over the power of the outputs.
-        saved: of the budget's unit, as estimated.
-    """
-
-    layer: str
-    setting: Literal["weights", "activations"]
-    noise: float
-    saved: float
-
-
-@dataclass(frozen=True)
-class Point:
-    """One model on the way from most to fewest bits.
-
-    Attributes:
-        moves: how many moves were made; on the way the first ones, `recipe` has a rule for each.
-        recipe: plain data of the whole recipe.
-        flash_bytes: size of the file that `kquant.export` writes.
-        arena_bytes: RAM of its tensors in TFLM; None without the `micro` extra or for files that TFLM does not run.
-        bit_macs: multiplications times bits of both factors, summed over the layers.
-        sqnr_db: of the outputs against the float model.
-        score: what `evaluate` gave, None without it.
-    """
-
-    moves: int
-    recipe: dict[str, Any]
-    flash_bytes: int
-    arena_bytes: int | None
-    bit_macs: int
-    sqnr_db: float
-    score: float | None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -189,21 +140,63 @@ def mixed_precision(
         >>> mixed.ok, mixed.chosen.flash_bytes <= 4500
         (True, True)
     """
-    # what can be refused is, before the first of many models is made
-    unit, limit = _budget({"flash_bytes": flash_bytes, "arena_bytes": arena_bytes, "bit_macs": bit_macs}, target)
-    _check_widths(widths)
-    base = load(recipe)
+    budget = {"flash_bytes": flash_bytes, "arena_bytes": arena_bytes, "bit_macs": bit_macs}
+    wanted = Wanted(budget, tuple(widths), target, load(recipe), tuple(steps), points, folder)
+    return mixed(model, data, evaluate, wanted, verbose=verbose)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Arguments of `mixed_precision`."""
+
+    budget: dict[str, int | None]
+    widths: tuple[str, ...]
+    target: str
+    recipe: Recipe
+    steps: tuple[Any, ...]
+    points: int
+    folder: str | Path | None
+
+    def check(self) -> tuple[str, int]:
+        """Refuse what can be refused before the first of many models is made; unit and limit of the budget."""
+        checked = _budget(self.budget, self.target)
+        _check_widths(self.widths)
+        return checked
+
+
+def mixed(
+    model: keras.Model,
+    data: Any,
+    evaluate: Callable[[keras.Model], float] | None,
+    wanted: Wanted,
+    elsewhere: Elsewhere | None = None,
+    *,
+    verbose: bool,
+) -> Mixed:
+    """See `mixed_precision`.
+
+    Args:
+        model: see there.
+        data: see there.
+        evaluate: see there.
+        wanted: see there.
+        elsewhere: who measures models; None: this process.
+        verbose: see there.
+    """
+    widths, target, base, steps = wanted.widths, wanted.target, wanted.recipe, wanted.steps
+    unit, limit = wanted.check()
     options = {"target": target, "widths": sorted(widths), "budget": unit, "recipe_text": recipe_to_toml(base)}
-    if folder is not None and evaluate is not None:
+    if wanted.folder is not None and evaluate is not None:
         with state_kept(model):
             # `evaluate` cannot be compared with that of an earlier call; what it says of the float model can
-            options["float_score"] = rounded(_score(evaluate(model)))
-    kept = search_state(folder, "mixed.json", "mixed_precision", model, data, base, **options)
-    way = _Way(model, data, base, target, tuple(widths), evaluate, kept)
+            options["float_score"] = rounded(score_given(evaluate(model)))
+    kept = search_state(wanted.folder, "mixed.json", "mixed_precision", model, data, base, **options)
+    way = Way(model, data, base, target, widths, evaluate, kept, elsewhere)
     moves = way.moves(unit)
-    counts = np.linspace(0, len(moves), max(points, 2)).astype(int)  # both ends among them
+    counts = np.linspace(0, len(moves), max(wanted.points, 2)).astype(int)  # both ends among them
     total = _most_models(np.unique(counts), TRIES if unit != "arena_bytes" else 0, bool(steps))
     with tqdm(desc="mixed precision, at most", unit="model", disable=not verbose, total=total) as bar:
+        way.ahead([moves[:n] for n in np.unique(counts)])
         measured = {n: way.point(moves, n, bar) for n in np.unique(counts).tolist()}
         chosen, ok = _first_inside(way, moves, measured, unit, limit, bar)
         tried = [(point, moves[:n]) for n, point in sorted(measured.items())]
@@ -230,7 +223,7 @@ def _most_models(counts: np.ndarray, tries: int, corrected: bool) -> int:
 
 
 def _programme(
-    way: _Way, moves: list[Move], widest: Point, greedy: Point, budget: tuple[str, int], bar: Any
+    way: Way, moves: list[Move], widest: Point, greedy: Point, budget: tuple[str, int], bar: Any
 ) -> Iterator[tuple[Point, list[Move]]]:
     """The choices that lose least by the measured noises; where a model saves less than their sum, again with more."""
     unit, limit = budget
@@ -283,7 +276,7 @@ def _cost(point: Point, unit: str) -> float:
 
 
 def _first_inside(
-    way: _Way, moves: list[Move], measured: dict[int, Point], unit: str, limit: int, bar: Any
+    way: Way, moves: list[Move], measured: dict[int, Point], unit: str, limit: int, bar: Any
 ) -> tuple[Point, bool]:
     """The fewest moves whose measured cost is inside the budget, by bisection; all of them where none is."""
     last = len(moves)
@@ -301,152 +294,3 @@ def _first_inside(
         else:
             outside = middle
     return measured[inside], True
-
-
-@dataclass(frozen=True)
-class _Kernel:
-    """A layer that has weights, as it is kept."""
-
-    name: str
-
-
-class _Way:
-    """Models of one float model, one recipe and one target, with more or fewer bits."""
-
-    def __init__(
-        self,
-        model: keras.Model,
-        data: Any,
-        recipe: Recipe,
-        target: str,
-        widths: tuple[str, ...],
-        evaluate: Any,
-        kept: Kept,
-    ) -> None:
-        self.kept, self.points = kept, kept.rows("points", Point)
-        self.model, self.data, self.target, self.widths, self.evaluate = model, data, target, widths, evaluate
-        weights = recipe.weights.model_copy(update={"bits": 8})
-        update: dict[str, Any] = {"weights": weights}
-        if "int16" in widths:
-            update["activations"] = recipe.activations.model_copy(update=WIDE)
-        self.recipe = recipe.model_copy(update=update)
-        # for 8 bits; an observer that a recipe of 16 bits names was chosen for a grid that need not clip
-        self.observer = recipe.activations.observer if recipe.activations.bits == 8 else "percentile"
-        self.kernels: set[str] = set()
-
-    def make(self, recipe: Recipe) -> keras.Model:
-        """The quantized model of a recipe."""
-        qmodel = quantize(self.model, recipe, target=self.target)
-        return apply_steps(qmodel, recipe.steps, self.data, verbose=False)
-
-    def analysis(self, recipe: Recipe, sensitivity: bool) -> Analysis:
-        """Of the model of that recipe."""
-        qmodel = self.make(recipe)
-        return analyze(qmodel, self.data, limit=SAMPLES, sensitivity=sensitivity, remedies=False, verbose=False)
-
-    def moves(self, unit: str) -> list[Move]:
-        """Every move, the one with least noise for what it saves first."""
-        # there may be no moves: that there are kernels tells that the analyses were done
-        kernels = self.kept.rows("kernels", _Kernel)
-        self.kernels = {row.name for row in kernels}
-        if kernels:
-            return self.kept.rows("moves", Move)
-        widest = self.analysis(self.recipe, True)
-        self.kernels = {row.name for row in widest.layers if row.weights}
-        possible: list[Move] = []
-        if "int4" in self.widths:
-            narrow = self.recipe.model_copy(update={"weights": self.recipe.weights.model_copy(update={"bits": 4})})
-            possible += _moves("weights", widest, self.analysis(narrow, True), unit)
-        if "int16" in self.widths:
-            eight = {"bits": 8, "observer": self.observer}
-            chosen = self.recipe.activations.model_copy(update=eight)
-            narrow = self.recipe.model_copy(update={"activations": chosen})
-            possible += _moves("activations", widest, self.analysis(narrow, True), unit)
-        # the greedy order of a knapsack; what saves nothing in this unit can only cost
-        moves = sorted((m for m in possible if m.saved > 0), key=lambda m: m.noise / m.saved)
-        self.kept.store(moves=moves, kernels=[_Kernel(name) for name in sorted(self.kernels)])
-        return moves
-
-    def recipe_after(self, moves: Sequence[Move]) -> Recipe:
-        """With a rule for each move; where all activations have 8 bits, the model's inputs have them too."""
-        eight = {"bits": 8, "observer": self.observer}
-        rules = [{"layer": m.layer, m.setting: {"bits": 4} if m.setting == "weights" else eight} for m in moves]
-        added = Recipe.model_validate({"name": "rules", "rules": rules}).rules
-        update: dict[str, Any] = {"name": "mixed", "rules": (*self.recipe.rules, *added)}
-        # inputs belong to no layer that a rule could name
-        if {m.layer for m in moves if m.setting == "activations"} >= self.kernels:
-            update["activations"] = self.recipe.activations.model_copy(update=eight)
-        return self.recipe.model_copy(update=update)
-
-    def point(self, moves: Sequence[Move], count: int, bar: Any) -> Point:
-        """What the model costs after the first moves, measured."""
-        recipe = self.recipe_after(moves[:count])
-        return self.measured(recipe, count, bar)
-
-    def measured(self, recipe: Recipe, count: int, bar: Any, qmodel: keras.Model | None = None) -> Point:
-        """What the quantized model of a recipe costs; an earlier call may know."""
-        given = recipe.model_dump(mode="json", by_alias=True)
-        # by recipe: the way, the programme and an earlier call with another limit may come to the same model
-        known = next((point for point in self.points if point.recipe == given), None)
-        if known is None:
-            known = self._measure(given, self.make(recipe) if qmodel is None else qmodel)
-            self.points.append(known)
-            self.kept.store(points=self.points)
-        bar.update()
-        return replace(known, moves=count)
-
-    def _measure(self, recipe: dict[str, Any], qmodel: keras.Model) -> Point:
-        content = file_content(lower(qmodel))
-        analysis = analyze(qmodel, self.data, limit=SAMPLES, sensitivity=False, remedies=False, verbose=False)
-        # 0: `measured` puts the number of moves in, which differs for one recipe
-        return Point(
-            0,
-            recipe,
-            len(content),
-            arena_bytes(content) if targets.load(self.target).arena in available() else None,
-            sum(_bit_macs(row, analysis) for row in analysis.layers),
-            analysis.sqnr_db,
-            None if self.evaluate is None else _score(self.evaluate(qmodel)),
-        )
-
-
-def _score(given: Any) -> float:
-    try:
-        return float(given)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"mixed_precision: evaluate must return a number. It returned {given!r}.") from error
-
-
-def _moves(setting: Any, wide: Analysis, narrow: Analysis, unit: str) -> list[Move]:
-    """One move for each layer, from analyses of the model before and after all of them."""
-    moves = []
-    for before, after in zip(wide.layers, narrow.layers, strict=True):
-        if before.weights is None or before.sensitivity is None or after.sensitivity is None:
-            continue
-        # what the wide grid costs already is no price of the move; measured on other roundings it may come out below 0
-        noise = _noise(after, setting) - _noise(before, setting)
-        saved = {
-            "flash_bytes": before.weight_bytes - after.weight_bytes,
-            "arena_bytes": before.live_bytes - after.live_bytes,
-            "bit_macs": _bit_macs(before, wide) - _bit_macs(after, narrow),
-        }[unit]
-        moves.append(Move(before.name, setting, max(noise, 0.0), float(saved)))
-    return moves
-
-
-def _noise(row: LayerReport, setting: str) -> float:
-    """Noise over signal at the outputs with only this layer's weights or activations quantized."""
-    if row.sensitivity is None:
-        return 0.0
-    alone = row.sensitivity.only_weights if setting == "weights" else row.sensitivity.only_activations
-    # a layer that has weights or an output of its own, and not both, is measured once
-    return 10.0 ** (-(row.sensitivity.only if alone is None else alone) / 10.0)
-
-
-def _bit_macs(row: LayerReport, analysis: Analysis) -> int:
-    """Multiplications of a layer times the bits of both factors."""
-    if row.weights is None:
-        return 0
-    # of its output's encoding; one that is shared with others belongs to none of them, and counts 8
-    bits = max((t.bits for t in analysis.tensors if t.unit == row.name), default=8)
-    return row.macs * row.weights.bits * bits

@@ -10,16 +10,17 @@ written down, and made again by `kquant.compress`.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import keras
 import numpy as np
 
 from kquant import targets
-from kquant.analysis.diagnosis import analyze
+from kquant.analysis.diagnosis import Asked, analyzed
+from kquant.analysis.separately import Elsewhere as Analysing
 from kquant.core.progress import tqdm
 from kquant.core.result import Result
 from kquant.correct.steps import RANGES, apply_steps
@@ -113,6 +114,32 @@ class Tuned(Result):
         }
 
 
+class Elsewhere(Analysing, Protocol):
+    """Measures rungs in other processes."""
+
+    def ahead(self, rungs: Sequence[tuple[str, Recipe]]) -> None:
+        """Names and recipes that will be asked for unless a better rung comes before: begin them, and no others."""
+
+    def rung(self, name: str, recipe: Recipe) -> Rung:
+        """The row of a recipe, begun or not."""
+        ...
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Arguments of `autotune`."""
+
+    max_drop: float
+    target: str
+    recipe: Recipe
+    folder: str | Path | None
+
+    def check(self) -> None:
+        """Refuse what can be refused before anything runs."""
+        if not self.max_drop >= 0:
+            raise ValueError(f"autotune: max_drop must be 0 or more. Received: {self.max_drop}.")
+
+
 def autotune(
     model: keras.Model,
     data: Any,
@@ -155,13 +182,35 @@ def autotune(
         >>> kquant.autotune(model, x, score, max_drop=0.1, verbose=False).ok
         True
     """
-    if not max_drop >= 0:
-        raise ValueError(f"autotune: max_drop must be 0 or more. Received: {max_drop}.")
-    base = load(recipe)
+    return climbed(model, data, evaluate, Wanted(max_drop, target, load(recipe), folder), verbose=verbose)
+
+
+def climbed(
+    model: keras.Model,
+    data: Any,
+    evaluate: Callable[[keras.Model], float],
+    wanted: Wanted,
+    elsewhere: Callable[[float], Elsewhere] | None = None,
+    *,
+    verbose: bool,
+) -> Tuned:
+    """See `autotune`.
+
+    Args:
+        model: see there.
+        data: see there.
+        evaluate: see there.
+        wanted: see there.
+        elsewhere: score of the float model -> who measures the rungs behind the first; None: this process.
+        verbose: see there.
+    """
+    max_drop, base = wanted.max_drop, wanted.recipe
+    wanted.check()
     float_score = score_of(evaluate, model, "the float model")
-    options = {"target": target, "float_score": rounded(float_score)}
-    kept = search_state(folder, "rungs.json", "autotune", model, data, base, **options)
-    search = _Search(model, data, evaluate, target, kept, float_score, max_drop)
+    options = {"target": wanted.target, "float_score": rounded(float_score)}
+    kept = search_state(wanted.folder, "rungs.json", "autotune", model, data, base, **options)
+    others = None if elsewhere is None else elsewhere(float_score)
+    search = _Search(model, data, evaluate, wanted.target, kept, float_score, max_drop, others)
     with tqdm(desc="autotune, at most", unit="rung", disable=not verbose, total=1) as bar:
         for name, tried in _ladder(search, base):
             bar.set_postfix_str(name)
@@ -197,37 +246,57 @@ def _ladder(search: _Search, base: Recipe) -> Iterator[tuple[str, Recipe]]:
     yield f"as given ({base.name})", base
     if base.mode != "static":
         return
-    for observer in OBSERVERS:
-        if observer != base.activations.observer:
-            chosen = search.recipe.activations.model_copy(update={"observer": observer})
-            yield f"{observer} ranges", search.recipe.model_copy(update={"activations": chosen})
+    ranges = [(f"{observer} ranges", _observing(search.recipe, observer)) for observer in _others(base)]
+    search.ahead([*ranges, ("equalization", _with_steps(search.recipe, "equalize", before=RANGES))])
+    yield from ranges
     yield "equalization", _with_steps(search.recipe, "equalize", before=RANGES)
     # each of the next two starts from here, whatever the other one gains
     plain, few = search.recipe, search.recipe.weights.bits < 8
     if "adaround" not in [step.name for step in plain.steps]:  # not both: the rounding sees to the means
-        yield "bias correction", _with_steps(plain, "bias")
         # with few bits the ranges come first: AdaRound only chooses between the two codes beside a weight
         rounded = _with_steps(plain, "sequential-mse") if few else plain
-        yield "AdaRound", _with_steps(rounded, "adaround")
+        both = [("bias correction", _with_steps(plain, "bias")), ("AdaRound", _with_steps(rounded, "adaround"))]
+        search.ahead(both)
+        yield from both
     wide = any(op.int16x8 for op in targets.load(search.target).ops.values())
     # 1, 2, 4, ... layers, as every rung is a whole model and an evaluation; all of them come last
-    ranked, count = search.sensitive(), 1
-    while count < len(ranked) and (wide or few):
-        for setting in (["weights"] if few else []) + (["activations"] if wide else []):
-            value = WIDE if setting == "activations" else {"bits": 8}
-            rules = [{"layer": name, setting: value} for name in ranked[:count]]
-            added = Recipe.model_validate({"name": "rules", "rules": rules}).rules
-            width = "16-bit activations" if setting == "activations" else "8-bit weights"
-            plural = "layer" if count == 1 else f"{count} layers"
-            name = f"{width} for the most sensitive {plural}"
-            yield name, search.recipe.model_copy(update={"rules": (*search.recipe.rules, *added)})
-        count *= 2
-    if few:
-        eight = search.recipe.weights.model_copy(update={"bits": 8})
-        yield "8-bit weights", search.recipe.model_copy(update={"weights": eight})
-    if wide:
-        chosen = search.recipe.activations.model_copy(update=WIDE)
-        yield "16-bit activations", search.recipe.model_copy(update={"activations": chosen})
+    ranked = search.sensitive()
+    counts = [1 << n for n in range(max(len(ranked) - 1, 0).bit_length())]
+    parts = [(ranked[:count], few_bits) for count in counts for few_bits in [True] * few + [False] * wide]
+    for place in range(len(parts)):
+        search.ahead([*(_widened(search.recipe, *part) for part in parts[place:]), *_whole(search.recipe, few, wide)])
+        yield _widened(search.recipe, *parts[place])
+    for place in range(few + wide):
+        yield _whole(search.recipe, few, wide)[place]
+
+
+def _others(base: Recipe) -> list[str]:
+    """Observers that are left to be tried."""
+    return [observer for observer in OBSERVERS if observer != base.activations.observer]
+
+
+def _observing(recipe: Recipe, observer: str) -> Recipe:
+    chosen = recipe.activations.model_copy(update={"observer": observer})
+    return recipe.model_copy(update={"activations": chosen})
+
+
+def _widened(recipe: Recipe, layers: Sequence[str], weights: bool) -> tuple[str, Recipe]:
+    """More bits for the weights, or the output, of some layers."""
+    setting, value = ("weights", {"bits": 8}) if weights else ("activations", WIDE)
+    rules = [{"layer": name, setting: value} for name in layers]
+    added = Recipe.model_validate({"name": "rules", "rules": rules}).rules
+    width = "8-bit weights" if weights else "16-bit activations"
+    plural = "layer" if len(layers) == 1 else f"{len(layers)} layers"
+    name = f"{width} for the most sensitive {plural}"
+    return name, recipe.model_copy(update={"rules": (*recipe.rules, *added)})
+
+
+def _whole(recipe: Recipe, few: bool, wide: bool) -> list[tuple[str, Recipe]]:
+    """More bits everywhere."""
+    eight = {"weights": recipe.weights.model_copy(update={"bits": 8})}
+    sixteen = {"activations": recipe.activations.model_copy(update=WIDE)}
+    given = [("8-bit weights", eight)] * few + [("16-bit activations", sixteen)] * wide
+    return [(name, recipe.model_copy(update=update)) for name, update in given]
 
 
 def _most_rungs(search: _Search, base: Recipe) -> int:
@@ -236,10 +305,10 @@ def _most_rungs(search: _Search, base: Recipe) -> int:
         return 1
     wide = any(op.int16x8 for op in targets.load(search.target).ops.values())
     few = base.weights.bits < 8
-    layers = 0 if search.qmodel is None else len(places(read(search.qmodel)))
+    layers = search.layers
     # 1, 2, 4, ... below the number of layers
     doublings = max(layers - 1, 0).bit_length()
-    before = 2 + len([name for name in OBSERVERS if name != base.activations.observer])
+    before = 2 + len(_others(base))
     rounded = 0 if "adaround" in [step.name for step in base.steps] else 2
     return before + rounded + (doublings + 1) * (few + wide)
 
@@ -283,13 +352,22 @@ class _Search:
     """What has been tried, and the best of it."""
 
     def __init__(
-        self, model: keras.Model, data: Any, evaluate: Any, target: str, kept: Kept, float_score: float, budget: float
+        self,
+        model: keras.Model,
+        data: Any,
+        evaluate: Any,
+        target: str,
+        kept: Kept,
+        float_score: float,
+        budget: float,
+        elsewhere: Elsewhere | None,
     ) -> None:
-        self.model, self.data, self.evaluate = model, data, evaluate
+        self.model, self.data, self.evaluate, self.elsewhere = model, data, evaluate, elsewhere
         self.target, self.kept, self.float_score, self.budget = target, kept, float_score, budget
         self.rungs: list[Rung] = []
         self.earlier = kept.rows("rungs", Rung)
         self.qmodel: keras.Model | None = None
+        self.layers = 0
 
     @property
     def best(self) -> Rung:
@@ -322,19 +400,34 @@ class _Search:
         given = recipe.model_dump(mode="json", by_alias=True)
         if any(rung.recipe == given for rung in self.rungs):
             return
-        rung, qmodel = next((r for r in self.earlier if r.name == name and r.recipe == given), None), None
+        rung, qmodel = self.known(name, given), None
         if rung is None:
             rung, qmodel = self.measure(name, recipe)
         # of equal scores the earlier rung stays, which is the cheaper one
         better = not self.rungs or rung.score > self.best.score
         self.rungs.append(replace(rung, kept=better))
         if better:
-            # None where an earlier call measured it: `best_model` makes it if anybody asks
+            # None where an earlier call or another process measured it: `best_model` makes it if anybody asks
             self.qmodel = qmodel
+        if qmodel is not None:
+            self.layers = len(places(read(qmodel)))
         self.kept.store(rungs=[rung for rung in self.rungs if not rung.failed])
+
+    def known(self, name: str, given: dict[str, Any]) -> Rung | None:
+        """What an earlier call measured."""
+        return next((r for r in self.earlier if r.name == name and r.recipe == given), None)
+
+    def ahead(self, rungs: Sequence[tuple[str, Recipe]]) -> None:
+        """Others may begin them."""
+        if self.elsewhere is not None:
+            done = [rung.recipe for rung in self.rungs]
+            left = [(name, r, r.model_dump(mode="json", by_alias=True)) for name, r in rungs]
+            self.elsewhere.ahead([(n, r) for n, r, plain in left if plain not in done and not self.known(n, plain)])
 
     def measure(self, name: str, recipe: Recipe) -> tuple[Rung, keras.Model | None]:
         """The model of a recipe and its score; one that fails is reported, unless there is nothing to go back to."""
+        if self.rungs and self.elsewhere is not None:  # what the first one raises is the caller's to see
+            return self.elsewhere.rung(name, recipe), None
         rung, qmodel = tried(name, recipe, lambda: self.make(recipe), self.evaluate, self.float_score)
         if isinstance(qmodel, ValueError):
             if not self.rungs:
@@ -346,7 +439,8 @@ class _Search:
         """Layers by what their quantization costs, most first; none, and a failed row, where it cannot be measured."""
         started = time.perf_counter()
         try:
-            analysis = analyze(self.best_model(), self.data, limit=SAMPLES, remedies=False, verbose=False)
+            asked = Asked(SAMPLES, sensitivity=True, remedies=False, folder=None, verbose=False)
+            analysis = analyzed(self.best_model(), self.data, None, asked, self.elsewhere)
         except ValueError as error:
             seconds, failed = time.perf_counter() - started, _first_line(error)
             name = "sensitivity of the layers"

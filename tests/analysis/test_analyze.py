@@ -18,9 +18,11 @@ from kquant import report
 from kquant.analysis.liveness import peak_bytes
 from kquant.analysis.pairs import pairs
 from kquant.analysis.remedies import LEAST_DB, Trials, merged, told, with_remedy
+from kquant.analysis.separately import GROUP, Work
 from kquant.analysis.units import units
 from kquant.app.cli import app
 from kquant.correct.steps import STEPS
+from kquant.files.finished_work import Kept
 from kquant.graph.copies import copy_of
 from kquant.graph.graph import run
 from kquant.layers.nodes import FakeQuant, observing, only
@@ -34,6 +36,7 @@ pytestmark = pytest.mark.filterwarnings(
 layers = keras.layers
 RNG = np.random.default_rng(0)
 X = np.float32(RNG.normal(size=(96, 6, 6, 2)))
+WORK = Work(Kept(None, "analyze", {}))
 PER_TENSOR = {"name": "one-scale", "weights": {"per_axis": False}}
 
 
@@ -284,12 +287,12 @@ def test_a_tie_goes_to_the_cheaper_and_nothing_is_told_that_gains_nothing() -> N
 
     for metric in (None, lambda y: 0.0):
         trials = Fixed(None, None, "litert", [], metric, 0.0, 0.0)
-        assert told([given], trials, False)[0].remedy == eight
+        assert told([given], trials, WORK.gains, False)[0].remedy == eight
     gains = {wide: Gain(0.0, 0.1), eight: Gain(-0.01, 0.4)}
-    (found,) = told([given], trials, False)
+    (found,) = told([given], trials, WORK.gains, False)
     assert (found.remedy, found.gain, found.tried) == ("", None, True)
     gains = {wide: None, eight: Gain(0.01, 3.0)}
-    assert told([given], trials, False)[0].remedy == eight
+    assert told([given], trials, WORK.gains, False)[0].remedy == eight
 
 
 def test_every_box_is_lines_of_a_recipe(broken: tuple) -> None:
@@ -600,3 +603,31 @@ def test_the_benchmark_says_what_it_measured() -> None:
     assert "\n| 4-bit weights, rounded to nearest | 55.64 |\n" in section
     assert "| int4-weights |" not in section
     assert "-bit weights, rounded to nearest" in (root / "benchmarks/analysis.py").read_text()
+
+
+class Stopping:
+    """A metric that is asked so many times, and then stops the call."""
+
+    def __init__(self, left: int) -> None:
+        self.left, self.__name__ = left, "mine"
+
+    def __call__(self, y: np.ndarray) -> float:
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
+        return -float(np.mean(np.square(y)))
+
+
+def test_a_stopped_analysis_goes_on(tmp_path: Path) -> None:
+    """In a folder: to the figures of one walk, with fewer calls of the metric; not with other samples."""
+    q = kquant.calibrate(kquant.quantize(network()), X, verbose=False)
+    options = {"remedies": True, "verbose": False}
+    whole = Stopping(10**6)
+    wanted = report.to_json(kquant.analyze(q, X, whole, **options))
+    with pytest.raises(KeyboardInterrupt):
+        kquant.analyze(q, X, Stopping(GROUP), folder=tmp_path, **options)
+    later = Stopping(10**6)
+    assert report.to_json(kquant.analyze(q, X, later, folder=tmp_path, **options)) == wanted
+    assert later.left - whole.left >= GROUP // 2, "settings that were finished are not measured again"
+    with pytest.raises(ValueError, match=r"analyze: .*analysis.json is of another search"):
+        kquant.analyze(q, X + 1, later, folder=tmp_path, **options)

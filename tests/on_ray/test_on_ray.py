@@ -147,3 +147,84 @@ def test_recipes_are_tried_and_a_stopped_search_goes_on(cluster: None, tmp_path:
     assert eight.score == Killing(wanted, "")(q)
     again = kquant.on_ray.try_recipes(net, X, Killing(wanted, ""), recipes, folder=tmp_path / "kept", verbose=False)
     assert [row for row in again.rows if not row.failed] == [row for row in tried.rows if not row.failed]
+
+
+def sqnr(given: keras.Model) -> float:
+    """A score that no quantized model reaches, so that a search goes all its way."""
+    out, wanted = given.predict(X, verbose=0).astype(np.float64), FLOAT[0]
+    return float(min(-10 * np.log10(np.mean((out - wanted) ** 2) / np.mean(wanted**2) + 1e-20), 200.0))
+
+
+FLOAT: list[np.ndarray] = []
+
+
+class Fatal:
+    """A score or a metric; the first process but this one that is asked is killed."""
+
+    def __init__(self, score: Any, mark: str) -> None:
+        self.score, self.mark, self.home = score, mark, os.getpid()
+        self.__name__ = "fatal"
+
+    def __call__(self, given: Any) -> float:
+        if os.getpid() != self.home and not Path(self.mark).exists():
+            Path(self.mark).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return float(self.score(given))
+
+
+def found_by(result: Any) -> tuple[Any, Any]:
+    """All that a search tells but for its seconds, and the encodings of its model."""
+    told = result.to_dict()
+    for row in told.get("rungs", []):
+        del row["seconds"]
+    return told, kquant.encodings(result.model)
+
+
+def alone(search: str, *arguments: Any, **given: Any) -> tuple[Any, Any]:
+    """By one process, which is not this one: in here `conftest` lets AdaRound take fewer steps."""
+    import ray
+
+    FLOAT[:] = [model().predict(X, verbose=0).astype(np.float64)]
+    task = ray.remote(lambda: found_by(getattr(kquant, search)(model(), X, *arguments, **given, verbose=False)))
+    told: tuple[Any, Any] = ray.get(task.remote())
+    return told
+
+
+@needs_ray
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_autotune_goes_the_same_way(cluster: None, tmp_path: Path) -> None:
+    wanted = alone("autotune", sqnr, max_drop=0.0)
+    fatal, given = Fatal(sqnr, str(tmp_path / "killed")), {"max_drop": 0.0, "folder": tmp_path, "verbose": False}
+    many = kquant.on_ray.autotune(model(), X, fatal, **given)
+    assert (tmp_path / "killed").exists() and len(many.rungs) > 7
+    for one, other in zip(wanted[0]["rungs"], found_by(many)[0]["rungs"], strict=True):
+        assert one == other
+    assert found_by(many) == wanted == found_by(kquant.on_ray.autotune(model(), X, sqnr, **given))
+
+
+@needs_ray
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_mixed_precision_finds_the_same_widths(cluster: None, tmp_path: Path) -> None:
+    given: dict[str, Any] = {"flash_bytes": 3600, "points": 3}
+    wanted = alone("mixed_precision", evaluate=sqnr, **given)
+    fatal = Fatal(sqnr, str(tmp_path / "killed"))
+    many = kquant.on_ray.mixed_precision(model(), X, evaluate=fatal, **given, verbose=False)
+    assert (tmp_path / "killed").exists() and many.moves and found_by(many) == wanted
+
+
+@needs_ray
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("judged", [False, True])
+def test_analyze_measures_the_same(cluster: None, judged: bool, tmp_path: Path) -> None:
+    net = model()
+    net.get_layer("conv").kernel.assign(net.get_layer("conv").kernel * [1.0, 1.0, 1.0, 99.0])  # of one scale for all
+    q = kquant.quantize(net, {"name": "one-scale", "weights": {"per_axis": False}})
+    kquant.calibrate(q, X, verbose=False)
+    metric = Fatal(lambda y: -float(np.mean(np.square(y))), str(tmp_path / "killed")) if judged else None
+    alone = kquant.analyze(q, X, metric, verbose=False)
+    many = kquant.on_ray.analyze(q, X, metric, verbose=False)
+    assert any(finding.tried for finding in alone.findings) and alone.layers[0].sensitivity is not None
+    assert (tmp_path / "killed").exists() == judged and report.to_json(many) == report.to_json(alone)

@@ -146,7 +146,7 @@ def test_layers_that_cannot_be_analyzed_are_reported(monkeypatch: pytest.MonkeyP
     def refuse(*_: object, **__: object) -> None:
         raise ValueError("no data")
 
-    monkeypatch.setattr(importlib.import_module("kquant.search.ladder"), "analyze", refuse)
+    monkeypatch.setattr(importlib.import_module("kquant.search.ladder"), "analyzed", refuse)
     monkeypatch.setattr(importlib.import_module("kquant.search.ladder"), "OBSERVERS", ())
     monkeypatch.setitem(STEPS, "adaround", lambda qmodel, data, *, verbose=True: qmodel)
     found = kquant.autotune(MODEL, X, lambda m: float(m is MODEL), max_drop=0.5, verbose=False)
@@ -190,7 +190,7 @@ def test_file_fits_the_budget(mixed: kquant.Mixed, tmp_path: Path) -> None:
 
 
 def test_every_point_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    way = importlib.import_module("kquant.search.bit_widths")._Way
+    way = importlib.import_module("kquant.search.narrowing").Way
     point, counts = way.point, []
 
     def counted(self: object, moves: list, count: int, bar: object) -> object:

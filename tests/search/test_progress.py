@@ -75,9 +75,9 @@ def test_calibration(model, bars, data, options, total):
 def test_the_ladder_is_no_longer_than_its_bar(model, recipe):
     """One step for each rung that there may be."""
     base = load(recipe)
-    qmodel = kquant.quantize(model)
-    names = [place.name for place in places(read(qmodel))]
-    search = SimpleNamespace(recipe=base, target="litert", qmodel=qmodel, sensitive=lambda: names)
+    names = [place.name for place in places(read(kquant.quantize(model)))]
+    told = {"sensitive": lambda: names, "ahead": lambda rungs: None}
+    search = SimpleNamespace(recipe=base, target="litert", layers=len(names), **told)
     assert len(list(ladder._ladder(search, base))) == ladder._most_rungs(search, base)
 
 

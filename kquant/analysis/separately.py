@@ -1,0 +1,177 @@
+"""What `analyze` measures piece by piece: settings in groups, remedies one by one; kept in a folder, or made elsewhere.
+
+    settings -> groups -> a walk over the data for each -> a row for each setting
+    remedies -> the gain of each
+
+A row is a function of the model, the samples and the setting, so that it does not matter who makes it, nor when.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import keras
+import numpy as np
+
+from kquant.analysis.passes import Metric, Names, Passes, chunks
+from kquant.analysis.remedies import Trials
+from kquant.analysis.results import Gain
+from kquant.analysis.sqnr import Noise
+from kquant.analysis.units import units
+from kquant.core.progress import tqdm
+from kquant.files.destination import path_of
+from kquant.files.finished_work import Kept, fingerprint
+from kquant.views.quantized_model import read
+
+GROUP = 8  # settings of a walk, which computes the float values once more
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One setting over all samples; numbers as texts of theirs, which tell infinity and every bit.
+
+    Attributes:
+        names: of what quantizes in it.
+        value: of the metric.
+        signal, noise: at the output of the one layer that the setting quantizes; "" where it is not one layer.
+    """
+
+    names: list[str]
+    value: str
+    signal: str
+    noise: str
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One remedy.
+
+    Attributes:
+        change: lines of the recipe.
+        value, sqnr_db: what they gain, as texts; "" where no model comes of them.
+    """
+
+    change: str
+    value: str
+    sqnr_db: str
+
+    @property
+    def gain(self) -> Gain | None:
+        """As a number."""
+        return Gain(float.fromhex(self.value), float.fromhex(self.sqnr_db)) if self.value else None
+
+
+Groups = Sequence[Sequence[Names]]
+
+
+class Elsewhere(Protocol):
+    """Makes rows in other processes, in whatever order."""
+
+    def judged(
+        self, qmodel: keras.Model, x: list[np.ndarray], metric: Metric | None, groups: Groups
+    ) -> Iterator[list[Judged]]:
+        """Rows of `judged_settings`, group by group."""
+        ...
+
+    def tried(self, trials: Trials, changes: Sequence[str]) -> Iterator[Tried]:
+        """What `tried_remedy` gives for each change."""
+        ...
+
+
+@dataclass(frozen=True)
+class Work:
+    """Where rows come from, and where they are kept.
+
+    Attributes:
+        kept: rows of an earlier call.
+        elsewhere: None: this process makes them.
+    """
+
+    kept: Kept
+    elsewhere: Elsewhere | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """One process, and nothing kept: all settings in one walk."""
+        return self.kept.path is None and self.elsewhere is None
+
+    def settle(self, passes: Passes, qmodel: keras.Model, x: list[np.ndarray], rest: list[Names], show: bool) -> None:
+        """Give passes what they did not walk over."""
+        rows = {frozenset(row.names): row for row in self.kept.rows("settings", Judged)}
+        todo = [names for names in rest if names not in rows]
+        groups = [todo[i : i + GROUP] for i in range(0, len(todo), GROUP)]
+        here = (judged_settings(qmodel, x, passes.metric, group) for group in groups)
+        made = here if self.elsewhere is None else self.elsewhere.judged(qmodel, x, passes.metric, groups)
+        with tqdm(total=len(rest), desc="settings", unit="setting", disable=not show) as bar:
+            bar.update(len(rest) - len(todo))
+            for some in made:
+                rows |= {frozenset(row.names): row for row in some}
+                self.kept.store(settings=list(rows.values()))
+                bar.update(len(some))
+        for names in rest:
+            row = rows[names]
+            passes.settle(names, float.fromhex(row.value), _noise(row))
+
+    def gains(self, trials: Trials, changes: Sequence[str], show: bool) -> dict[str, Gain | None]:
+        """What each change gains."""
+        rows = {row.change: row for row in self.kept.rows("remedies", Tried)}
+        todo = [change for change in changes if change not in rows]
+        here = (tried_remedy(trials, change) for change in todo)
+        made = here if self.elsewhere is None else self.elsewhere.tried(trials, todo)
+        with tqdm(total=len(changes), desc="remedies", unit="model", disable=not show) as bar:
+            bar.update(len(changes) - len(todo))
+            for row in made:
+                rows[row.change] = row
+                self.kept.store(remedies=list(rows.values()))
+                bar.update()
+        return {change: rows[change].gain for change in changes}
+
+
+def judged_settings(
+    qmodel: keras.Model, x: list[np.ndarray], metric: Metric | None, settings: Sequence[Names]
+) -> list[Judged]:
+    """Rows of some settings, in one walk over the data."""
+    graph = read(qmodel)
+    passes = Passes(graph, units(graph), metric, list(settings))
+    passes.walk(chunks(graph, x), False, only_settings=True)
+    rows = []
+    for names in settings:
+        unit = passes.by_names.get(names)
+        local = None if unit is None else passes.local[id(unit)]
+        both = ("", "") if local is None else (local.signal.hex(), local.noise.hex())
+        rows.append(Judged(sorted(names), float(passes.value(names)).hex(), *both))
+    return rows
+
+
+def tried_remedy(trials: Trials, change: str) -> Tried:
+    """The row of a remedy."""
+    gain = trials.gain(change)
+    return Tried(change, *(("", "") if gain is None else (float(gain.value).hex(), float(gain.sqnr_db).hex())))
+
+
+def work_for(
+    folder: str | Path | None, qmodel: keras.Model, x: list[np.ndarray], metric: Metric | None, target: str
+) -> Work:
+    """Rows that an earlier call kept in a folder.
+
+    Raises:
+        ValueError: they are of another model, other samples or another metric.
+    """
+    if folder is None:
+        return Work(Kept(None, "analyze", {}))
+    asked = {
+        "model": qmodel.name,
+        "weights": fingerprint(qmodel.get_weights()),
+        "data": fingerprint(x),
+        "samples": len(x[0]),
+        "metric": None if metric is None else getattr(metric, "__name__", type(metric).__name__),
+        "target": target,
+    }
+    return Work(Kept(path_of(folder, "analyze", "analysis") / "analysis.json", "analyze", asked))
+
+
+def _noise(row: Judged) -> Noise | None:
+    return Noise(float.fromhex(row.signal), float.fromhex(row.noise)) if row.signal else None
