@@ -10,6 +10,7 @@ from kquant.calibration.observers import SOUND_BITS, is_sound
 from kquant.core.messages import first_of, warn
 from kquant.core.spec import QuantSpec
 from kquant.graph.stored import Stored
+from kquant.layers.kernel import Holder
 from kquant.layers.nodes import FakeQuant, encodings_of
 from kquant.ops.function import Function
 from kquant.views.quantized_model import read
@@ -68,17 +69,22 @@ def _warn_faint(qmodel: keras.Model, seen: Observations) -> None:
 
 
 def _computed(qmodel: keras.Model) -> set[str]:
-    """The encodings of tensors that depend on the model's inputs; constants of the model do not."""
+    """The encodings of tensors that depend on the model's inputs; constants do not, nor what weights of 0 make."""
     graph = read(qmodel)
     varying, names = {id(t) for t in graph.input_tensors}, set()
     for node in graph.nodes:
         encodes = isinstance(node.op, FakeQuant)
         sources = node.args[:1] if encodes else node.inputs
-        if not isinstance(node.op, Stored) and any(id(t) in varying for t in sources):
+        if not isinstance(node.op, Stored) and not _is_zero(node.op) and any(id(t) in varying for t in sources):
             varying.update(id(t) for t in node.outputs)
             if encodes:
                 names.add(node.op.name)
     return names
+
+
+def _is_zero(op: object) -> bool:
+    """True of a layer whose weights are all 0, as those of a new PReLU: whatever comes in, its output is its bias."""
+    return isinstance(op, Holder) and not any(np.any(kernel.used) for kernel in op.kernels())
 
 
 def _warn_moved(seen: Observations) -> None:

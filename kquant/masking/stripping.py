@@ -18,6 +18,7 @@ from kquant.layers.kernel import Holder
 from kquant.layers.loop import Loop
 from kquant.layers.nodes import FakeQuant, observing
 from kquant.ops.affine import Affine
+from kquant.ops.real_steps import RealSteps
 from kquant.ops.rule import rebuild
 from kquant.views.released import copied, release, stays, with_kernels
 
@@ -34,8 +35,9 @@ def strip(model: keras.Model, *, grids: bool = False) -> keras.Model:
     Returns:
         A Functional model with the masks and codebooks in its weights. Of a quantized model: the float model that it
         simulates, batch norms folded; layers that it took apart (GRU, attention, layer norms) stay so, in Keras' layers
-        and `keras.ops`, and a batch norm with no layer to fold into is a `Rescaling`. Only a constant tensor of the
-        model stays a layer of kquant's, because Keras has none for it.
+        and `keras.ops`, and a batch norm with no layer to fold into is a `Rescaling`. A constant tensor of the model,
+        and what picks the real steps around a recurrent layer that has a mask, stay layers of kquant's, because Keras
+        has none for them.
 
     Raises:
         ValueError: not a Keras 3 model, or what `kquant.distill` returned: its `.student` is the model.
@@ -56,6 +58,8 @@ def strip(model: keras.Model, *, grids: bool = False) -> keras.Model:
         if isinstance(op, Loop):
             made = _written_out(op, list(args[0]), replace)
             return (made * 2)[: len(node.outputs)]  # the encodings' places again
+        if isinstance(op, RealSteps):
+            return copied(op, plain)(args[0])  # which Keras has no layer for; its encoding's place is taken, too
         if not isinstance(op, Holder):
             return _in_keras(op, plain)(*args, **kwargs)
         if id(op) not in plain:

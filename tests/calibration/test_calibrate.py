@@ -243,6 +243,16 @@ def test_constants_of_the_model_are_no_fault_of_the_data() -> None:
         calibrated(kquant.quantize(model, MINMAX), np.ones_like(data))
 
 
+def test_slopes_of_zeros_are_no_fault_of_the_data() -> None:
+    """A new PReLU in 16 bits computes 0 below zero, whatever the data; constant data are told of all the same."""
+    model = keras.Sequential([keras.Input((6,), name="x"), keras.layers.Dense(4), keras.layers.PReLU()])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        calibrated(kquant.quantize(model, "int16x8"), X)
+    with pytest.warns(UserWarning, match="hold a single value on all data: x_quant"):
+        calibrated(kquant.quantize(model, "int16x8"), np.full((64, 6), 0.5, "float32"))
+
+
 def test_halves_that_differ_warn() -> None:
     data = np.concatenate([X[:48], X[48:] * 10])
     with pytest.warns(

@@ -72,3 +72,19 @@ def test_nothing_of_kquant_is_left(name: str, stripped: dict) -> None:
     assert not [type(x).__name__ for x in every_layer(model) if type(x).__module__.startswith("kquant")]
     np.testing.assert_allclose(outputs, model_of(name)(X), atol=2e-6)
     np.testing.assert_array_equal(outputs, loaded)
+
+
+@pytest.mark.parametrize("kind", [layers.GRU, layers.LSTM])
+def test_a_mask_stays_a_mask(kind: type[keras.layers.Layer], tmp_path: Path) -> None:
+    """Keras has no layer that picks real steps: kquant's stays, and a saved model loads with it."""
+    keras.utils.set_random_seed(3)
+    parts = [layers.Masking(), kind(3, return_sequences=True), kind(3), layers.Dense(2)]
+    model = keras.Sequential([keras.Input(SHAPE), *parts])
+    x = X.copy()
+    x[:, 4:] = x[1, 2:] = x[2] = 0.0
+    plain = kquant.strip(kquant.quantize(model))
+    ours = {type(y).__name__ for y in every_layer(plain) if type(y).__module__.startswith("kquant")}
+    assert ours == {"NamedOutputs", "RealSteps"}  # the model and what is in it
+    np.testing.assert_allclose(plain(x), model(x), atol=2e-6)
+    plain.save(tmp_path / "plain.keras")
+    np.testing.assert_array_equal(keras.models.load_model(tmp_path / "plain.keras")(x), plain(x))
