@@ -152,8 +152,10 @@ def _ways(node: Node) -> dict[str, _Way]:
         codes = tuple(dict.fromkeys(code for rule in rules for code in rule.operators))
         if not all(target.supports(code) for code in codes):
             continue
-        weighted = [code for rule in rules if rule.weights is not None for code in rule.operators]
-        # without weights there is nothing to pack, though every operator of it might
+        # Without weights there is nothing to pack, though every operator of it might; what stands in front of bands
+        # has 8 bits or more whatever the recipe says.
+        packs = [rule for rule in rules if rule.weights is not None and not any(each.wide for each in rules)]
+        weighted = [code for rule in packs for code in rule.operators]
         types = {name for name in PACKED if weighted and all(target.supports(code, name) for code in weighted)}
         if _computes_wide(nodes, target) or _computes_wide(_in_wider_layers(node, nodes, target), target):
             types.add("int16x8")
