@@ -52,5 +52,6 @@ def test_notebooks_are_saved_as_they_ran(path):
 def test_notebooks_run(path, tmp_path):
     done = new_process.run("import sys, notebook_cells; notebook_cells.run(sys.argv[1])", path, folder=tmp_path)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert not re.findall(r".*\bUserWarning: .*", done.stderr), "it would be saved, with a path of the machine"
     for name in WRITES[path.stem]:
         assert (tmp_path / name).stat().st_size > 0, name
