@@ -21,7 +21,7 @@ from benchmarks.peers.tools import HERE
 
 DIGITS = ("digits_cnn", "digits_mobile", "digits_dense")
 SEED, EPOCHS, RATE = 0, 40, 2e-3  # of the float models of the digits
-TRAINED = {"image_classification": 10_000}  # images that tools which train may see
+TRAINED = {"image_classification": 4_000}  # images that tools which train may see
 LEGACY = {
     "image_classification": "pretrainedResnet.h5",
     "keyword_spotting": "kws_ref_model",
@@ -40,7 +40,9 @@ class About:
         legacy: Keras 2's file of it, or empty.
         matrix: it is of Dense layers alone.
         trains: there are labelled samples to train with.
+        calibrates: number of samples that calibrate.
         judged: number of samples that judge.
+        trained: number of samples that train; 0 where none do.
     """
 
     name: str
@@ -52,6 +54,7 @@ class About:
     trains: bool
     calibrates: int
     judged: int
+    trained: int = 0
 
 
 def available() -> tuple[str, ...]:
@@ -109,7 +112,7 @@ def _digits(name: str, home: Path) -> About:
     model.save(home / "float.keras")
     calibration = x_train[:CALIBRATION_SAMPLES]
     _save(home, calibration=calibration, x=x, y=digits.y_test, train_x=x_train, train_y=digits.y_train)
-    return About(name, name, "", 10, 2e-4, flat, True, len(calibration), len(x))
+    return About(name, name, "", 10, 2e-4, flat, True, len(calibration), len(x), len(x_train))
 
 
 def _mlperf(name: str, home: Path) -> About:
@@ -117,11 +120,11 @@ def _mlperf(name: str, home: Path) -> About:
     task.model.save(home / "float.keras")
     _save(home, calibration=task.calibration, x=task.x, **({} if task.y is None else {"y": task.y}))
     if trains := name in TRAINED:
-        x, y = assets.loader().cifar10_train([0, 1])
+        x, y = (array[: TRAINED[name]] for array in assets.loader().cifar10_train([0]))
         _save(home, train_x=x.astype("float32"), train_y=y.reshape(-1))
     matrix = all(not hasattr(layer, "kernel_size") for layer in task.model.layers)
     legacy = str(assets.FOLDER / "mlperf_tiny" / name / LEGACY[name])
-    return About(name, "", legacy, 2, 1e-4, matrix, trains, len(task.calibration), len(task.x))
+    return About(name, "", legacy, 2, 1e-4, matrix, trains, len(task.calibration), len(task.x), TRAINED.get(name, 0))
 
 
 def loaded(home: Path, name: str) -> Any:
