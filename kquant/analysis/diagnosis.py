@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from kquant.analysis.pairs import pairs
 from kquant.analysis.passes import Names, Passes, all_names, chunks, settings_of
 from kquant.analysis.remedies import Trials, told
 from kquant.analysis.results import Analysis, LayerReport, Sensitivity, TensorReport
-from kquant.analysis.separately import Elsewhere, Work, work_for
+from kquant.analysis.separately import Elsewhere, Work, kept_in
 from kquant.analysis.sqnr import mean_db
 from kquant.analysis.tensors import tensor_report
 from kquant.analysis.units import Unit, live_bytes, macs, units, weight_bytes, widths
@@ -125,8 +125,7 @@ def analyzed(qmodel: keras.Model, data: Any, metric: Any, asked: Asked, elsewher
     parts = units(graph)
     x = gather(qmodel, data, asked.limit)
     origin = provenance_of(layer for u in parts for layer in (*u.holders, *u.encodings))
-    work = replace(work_for(asked.folder, qmodel, x, metric, origin.target), elsewhere=elsewhere)
-    passes = _passes(qmodel, graph, parts, x, metric, asked, work)
+    passes, work = _passes(qmodel, graph, parts, x, metric, asked, elsewhere)
     layers, tensors = _layers(graph, parts, passes, asked.sensitivity), _tensors(graph, parts, passes)
     everything, weights = all_names(parts), _weights(parts)
     plain, simulated = passes.value(passes.NONE), passes.value(everything)
@@ -168,16 +167,25 @@ def _trials(
 
 
 def _passes(
-    qmodel: keras.Model, graph: Graph, parts: list[Unit], x: list[np.ndarray], metric: Any, asked: Asked, work: Work
-) -> Passes:
+    qmodel: keras.Model,
+    graph: Graph,
+    parts: list[Unit],
+    x: list[np.ndarray],
+    metric: Any,
+    asked: Asked,
+    elsewhere: Elsewhere | None,
+) -> tuple[Passes, Work]:
     """The data walked over: in one go, or setting by setting where rows are kept or made elsewhere."""
-    settings = _settings(parts, asked.sensitivity)
-    walked = settings if work.is_plain else _settings(parts, False)
+    settings, alone = _settings(parts, asked.sensitivity), asked.folder is None and elsewhere is None
+    walked = settings if alone else _settings(parts, False)
     passes = Passes(graph, parts, metric, walked)
     passes.walk(chunks(graph, x), asked.verbose)
-    if not work.is_plain:
+    # a metric cannot be compared with that of an earlier call; what it says of two models can
+    values = [f"{passes.value(setting):.6g}" for setting in (passes.NONE, passes.ALL)] if asked.folder else []
+    work = Work(kept_in(asked.folder, qmodel, x, values), elsewhere)
+    if not alone:
         work.settle(passes, qmodel, x, [names for names in settings if names not in walked], asked.verbose)
-    return passes
+    return passes, work
 
 
 def _weights(parts: list[Unit]) -> Names:

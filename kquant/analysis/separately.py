@@ -93,11 +93,6 @@ class Work:
     kept: Kept
     elsewhere: Elsewhere | None = None
 
-    @property
-    def is_plain(self) -> bool:
-        """One process, and nothing kept: all settings in one walk."""
-        return self.kept.path is None and self.elsewhere is None
-
     def settle(self, passes: Passes, qmodel: keras.Model, x: list[np.ndarray], rest: list[Names], show: bool) -> None:
         """Give passes what they did not walk over."""
         rows = {frozenset(row.names): row for row in self.kept.rows("settings", Judged)}
@@ -152,25 +147,23 @@ def tried_remedy(trials: Trials, change: str) -> Tried:
     return Tried(change, *(("", "") if gain is None else (float(gain.value).hex(), float(gain.sqnr_db).hex())))
 
 
-def work_for(
-    folder: str | Path | None, qmodel: keras.Model, x: list[np.ndarray], metric: Metric | None, target: str
-) -> Work:
-    """Rows that an earlier call kept in a folder.
+def kept_in(folder: str | Path | None, qmodel: keras.Model, x: list[np.ndarray], values: list[str]) -> Kept:
+    """Rows that an earlier call left in a folder; none where nothing is to be kept.
+
+    Args:
+        folder: see `analyze`.
+        qmodel: the analyzed model.
+        x: its samples.
+        values: of the metric, which tell it from another one.
 
     Raises:
-        ValueError: they are of another model, other samples or another metric.
+        ValueError: they are of another model, other samples or another metric; or no folder can be made there.
     """
     if folder is None:
-        return Work(Kept(None, "analyze", {}))
-    asked = {
-        "model": qmodel.name,
-        "weights": fingerprint(qmodel.get_weights()),
-        "data": fingerprint(x),
-        "samples": len(x[0]),
-        "metric": None if metric is None else getattr(metric, "__name__", type(metric).__name__),
-        "target": target,
-    }
-    return Work(Kept(path_of(folder, "analyze", "analysis") / "analysis.json", "analyze", asked))
+        return Kept(None, "analyze", {})
+    weights, data = fingerprint(qmodel.get_weights()), fingerprint(x)
+    told = {"model": qmodel.name, "weights": weights, "data": data, "samples": len(x[0]), "metric": values}
+    return Kept(path_of(folder, "analyze", "analysis") / "analysis.json", "analyze", told)
 
 
 def _noise(row: Judged) -> Noise | None:

@@ -77,6 +77,7 @@ def analyze(
     apply: Annotated[
         Path | None, typer.Option("--apply", help="Write the recipe with the remedy that gains most to this .toml file")
     ] = None,
+    folder: Annotated[Path | None, typer.Option("--folder", help="For what was measured, to go on from there")] = None,
     scale: Scale = 1.0,  # type: ignore[assignment]
     limit: Limit = 256,
     as_json: Json = False,
@@ -92,9 +93,7 @@ def analyze(
     from kquant.analysis.remedies import with_remedy
     from kquant.app import command_files
     from kquant.app.pipeline import prepare
-    from kquant.files.atomic import write_atomically
     from kquant.graph.keras_private import every_layer
-    from kquant.recipe.recipe import recipe_to_toml
     from kquant.views.quantized_model import is_quantized
 
     if path is not None:
@@ -103,21 +102,27 @@ def analyze(
     arrays = command_files.load_data(data, command_files.inputs_of(keras_model), scale=scale, limit=limit)
     # spread over the file as the samples are, so that each keeps its label
     metric = None if labels is None else top1(command_files.load_labels(labels, limit=limit))
-    if is_quantized(every_layer(keras_model)):
-        if recipe is not None:
-            raise ValueError(f"{model}: is quantized already; leave --recipe out.")
-    else:
+    if not is_quantized(every_layer(keras_model)):
         keras_model = prepare(keras_model, arrays, recipe or "int8", target=target, verbose=_bars(as_json))
-    analysis = run_analyze(keras_model, arrays, metric, limit=limit, verbose=_bars(as_json))
+    elif recipe is not None:
+        raise ValueError(f"{model}: is quantized already; leave --recipe out.")
+    analysis = run_analyze(keras_model, arrays, metric, limit=limit, folder=folder, verbose=_bars(as_json))
     if path is not None:
         report.html(analysis, path)
     say(analysis, as_json)
     if path is not None and not as_json:
         typer.echo(f"\n{path}: the report with plots")
     if apply is not None:  # last: where no remedy gained anything, the report says so
-        write_atomically(apply, recipe_to_toml(with_remedy(keras_model, analysis, metric is None)).encode(), "analyze")
-        if not as_json:
-            typer.echo(f"\n{apply}: a recipe for kquant compress --recipe")
+        _write_recipe(apply, with_remedy(keras_model, analysis, metric is None), as_json)
+
+
+def _write_recipe(path: Path, recipe: Any, as_json: bool) -> None:
+    from kquant.files.atomic import write_atomically
+    from kquant.recipe.recipe import recipe_to_toml
+
+    write_atomically(path, recipe_to_toml(recipe).encode(), "analyze")
+    if not as_json:
+        typer.echo(f"\n{path}: a recipe for kquant compress --recipe")
 
 
 @app.command()

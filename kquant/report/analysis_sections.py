@@ -9,7 +9,7 @@ from kquant.analysis.results import Analysis, Finding, LayerReport, TensorReport
 from kquant.core.messages import first_of
 from kquant.report.cards import share_of
 from kquant.report.drawing import Scale, box, dots, gridlines, line, stairs, upright
-from kquant.report.pages import decibels, figure, gained, is_sqnr, share
+from kquant.report.pages import decibels, figure, gained, is_share, is_sqnr, share
 from kquant.report.sheet import Cell, Grid, Label, Note, Plot, Section, Shape, card, grid_of, sections, with_bars
 from kquant.report.tables import page
 
@@ -33,7 +33,7 @@ def _card(a: Analysis) -> Iterable[tuple[str, str]]:
 
 def measured(a: Analysis, value: float) -> str:
     """A value of the metric; a share of right answers with what other samples of that number would give."""
-    return share_of(value, a.samples) if a.metric == "accuracy" and 0.0 <= value <= 1.0 else figure(value)
+    return share_of(value, a.samples) if is_share(a.metric, value) else figure(value)
 
 
 @sections.register
@@ -107,10 +107,9 @@ def _note(same: Sequence[Finding], in_db: bool) -> Note:
     f, gain = same[0], ""
     if f.remedy:
         gain = "To try:" if f.gain is None else f"{gained(f.gain, in_db)}, with these lines in the recipe:"
-    elif f.tried:
-        gain = "Nothing that was tried gains on these samples."
     said = ". ".join(one.evidence for one in same[:EVIDENCE])
     more = f". And {len(same) - EVIDENCE} more" if len(same) > EVIDENCE else ""
+    more += ". Nothing that was tried gains on these samples" if f.tried and not f.remedy else ""
     return Note(f"{first_of((one.layer for one in same), EVIDENCE)}: {f.cause}", f"{said}{more}.", gain, f.remedy)
 
 

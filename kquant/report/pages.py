@@ -24,7 +24,8 @@ def _analysis(a: Analysis) -> Page:
 
 def headline(a: Analysis) -> str:
     """The result in one line."""
-    value = f"{a.metric} {figure(a.float_value)} in float, {figure(a.value)} quantized"
+    shown = [f"{100 * v:.1f} %" if is_share(a.metric, v) else figure(v) for v in (a.float_value, a.value)]
+    value = f"{a.metric} {shown[0]} in float, {shown[1]} quantized"
     if is_sqnr(a):
         value = f"SQNR of the outputs {figure(a.value)} dB"
     return f"{a.model}, recipe {a.recipe} on {a.target}, {a.samples} samples: {value}"
@@ -34,6 +35,11 @@ def is_sqnr(a: Analysis) -> bool:
     """True where the metric is SQNR, which is infinite in float."""
     # both: a caller's metric may be called so, and may be infinite
     return math.isinf(a.float_value) and a.metric == "SQNR in dB"
+
+
+def is_share(metric: str, value: float) -> bool:
+    """True of an accuracy, which is shown in percent."""
+    return metric == "accuracy" and 0.0 <= value <= 1.0
 
 
 def facts(a: Analysis) -> Iterable[str]:

@@ -41,7 +41,8 @@ def cost(model: keras.Model) -> Cost:
 
     Reads: `model` stays as it was.
 
-    Batch norms cost nothing, as they fold into them. Recurrent and attention layers are not counted.
+    Batch norms cost nothing, as they fold into them. Recurrent and attention layers are not counted; `kquant.estimate`
+    counts those too.
 
     Args:
         model: a built float Keras model.

@@ -625,9 +625,11 @@ def test_a_stopped_analysis_goes_on(tmp_path: Path) -> None:
     whole = Stopping(10**6)
     wanted = report.to_json(kquant.analyze(q, X, whole, **options))
     with pytest.raises(KeyboardInterrupt):
-        kquant.analyze(q, X, Stopping(GROUP), folder=tmp_path, **options)
+        kquant.analyze(q, X, Stopping(GROUP + 4), folder=tmp_path, **options)
     later = Stopping(10**6)
     assert report.to_json(kquant.analyze(q, X, later, folder=tmp_path, **options)) == wanted
     assert later.left - whole.left >= GROUP // 2, "settings that were finished are not measured again"
     with pytest.raises(ValueError, match=r"analyze: .*analysis.json is of another search"):
         kquant.analyze(q, X + 1, later, folder=tmp_path, **options)
+    with pytest.raises(ValueError, match=r"analyze: .*analysis.json is of another search"):
+        kquant.analyze(q, X, lambda y: float(np.mean(y)), folder=tmp_path, **options)

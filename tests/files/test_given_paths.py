@@ -62,8 +62,9 @@ def test_no_folder(name: str, quantized: keras.Model) -> None:
 @pytest.mark.parametrize("name", ["autotune", "analyze", "sequential_mse"])
 def test_a_file_in_the_way(name: str, quantized: keras.Model, tmp_path: Path) -> None:
     (tmp_path / "notes").write_text("mine")
+    who = name.replace("_", "-")  # as the step of a recipe is called
     for folder in (tmp_path / "notes", tmp_path / "notes" / "deep"):
-        with pytest.raises(ValueError, match=rf"{name.replace('_', '-')}: .*notes.* cannot be written: .*; choose another path\."):
+        with pytest.raises(ValueError, match=rf"{who}: .*notes.* cannot be written: .*; choose another path\."):
             FOLDERS[name](quantized, folder)
     assert (tmp_path / "notes").read_text() == "mine"
 
