@@ -32,8 +32,9 @@ Measured on {processor}, {cores} cores, {date}: {versions}.
   out, LiteRT Quantizer's leave out the float file that it starts from. Of a row that was measured beside other work no
   time is told: "-".
 - Trained rows are the mean over seeds, with the smallest and the largest; **epoch, s** is their fastest epoch.
-- 0.00 dB on TFLM: the larger files of LiteRT Quantizer have their weights behind the flatbuffer (`offset` and `size` of
-  a buffer), which TFLM does not read; it computes with zeros and says nothing.
+- **refused** on TFLM: 4-bit weights, for which it has no kernels; floats beside integers; and the larger files of
+  LiteRT Quantizer, whose weights lie behind the flatbuffer (`offset` and `size` of a buffer), where TFLM does not look:
+  it would compute with zeros and say nothing.
 - A file with float operators is no integer file, and does not count where it is smaller or more accurate.
 
 Where a peer is better by more than noise (half a point, half a dB, 1 % of bytes, 5 % of time), the line below the table

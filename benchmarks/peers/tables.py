@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from statistics import mean
 from typing import Any
@@ -155,7 +155,7 @@ def readme_table(results: Mapping[str, Any]) -> str:
     if task is None:
         return ""
     ways = {way: rows for way, rows in grouped(task).get("int8", {}).items() if all("bytes" in row for row in rows)}
-    return f"{_about(task)}\n\n{_table(task, ways, _readme_columns())}"
+    return f"{_about(task, frozenset())}\n\n{_table(task, ways, _readme_columns())}"
 
 
 def page(results: Mapping[str, Any]) -> str:
@@ -163,7 +163,7 @@ def page(results: Mapping[str, Any]) -> str:
     parts = [INTRODUCTION.format(versions=_versions(results), **results["machine"])]
     found = list(losses(results))
     for name, task in results["tasks"].items():
-        parts.append(f"## {_title(name)}\n\n{_about(task)}\n")
+        parts.append(f"## {_title(name)}\n\n{_about(task, TRAINED)}\n")
         for group, ways in grouped(task).items():
             parts.append(f"### {GROUPS[group]}\n\n{_table(task, ways, _columns(task, group in TRAINED))}")
             told = [loss for loss in found if (loss.task, loss.group) == (name, group)]
@@ -193,10 +193,14 @@ def _title(name: str) -> str:
     return title[0].upper() + title[1:]
 
 
-def _about(task: Mapping[str, Any]) -> str:
+def _about(task: Mapping[str, Any], trained: Set[str]) -> str:
+    """How many samples did what; of training, where a table shows it."""
     about = task["about"]
     score = "" if task["float"] is None else f" The float model: {task['float']:.2f} %."
-    return f"{about['calibrates']} samples calibrate, {about['judged']:,} judge.{score}"
+    seeds = {len(rows) for group, ways in grouped(task).items() if group in trained for rows in ways.values()}
+    training = f" {about['trained']:,} train, {about['epochs']} epochs a stage" if seeds else ""
+    training += f", {'one seed' if max(seeds) == 1 else f'{max(seeds)} seeds'}." if seeds else ""
+    return f"{about['calibrates']} samples calibrate, {about['judged']:,} judge.{training}{score}"
 
 
 def _versions(results: Mapping[str, Any]) -> str:
