@@ -27,7 +27,7 @@ X = np.float32(np.random.default_rng(0).normal(size=(100, 8, 8, 2)))
 def model() -> keras.Model:
     keras.utils.set_random_seed(0)
     parts = [keras.layers.Conv2D(4, 3, activation="relu", name="conv"), keras.layers.Flatten(name="flat")]
-    return keras.Sequential([keras.Input((8, 8, 2), name="x"), *parts, keras.layers.Dense(3, name="head")])
+    return keras.Sequential([keras.Input((8, 8, 2), name="x"), *parts, keras.layers.Dense(3, name="head")], name="net")
 
 
 class Rows(keras.utils.PyDataset):
@@ -181,13 +181,9 @@ def found_by(result: Any) -> tuple[Any, Any]:
 
 
 def alone(search: str, *arguments: Any, **given: Any) -> tuple[Any, Any]:
-    """By one process, which is not this one: in here `conftest` lets AdaRound take fewer steps."""
-    import ray
-
+    """By this process."""
     FLOAT[:] = [model().predict(X, verbose=0).astype(np.float64)]
-    task = ray.remote(lambda: found_by(getattr(kquant, search)(model(), X, *arguments, **given, verbose=False)))
-    told: tuple[Any, Any] = ray.get(task.remote())
-    return told
+    return found_by(getattr(kquant, search)(model(), X, *arguments, **given, verbose=False))
 
 
 @needs_ray
