@@ -1,8 +1,9 @@
 """Files of so many bytes without training images: `kquant.shorten_codes` on MLPerf Tiny's models, by their calibration.
 
-For each model the int8 file, packed 4-bit weights (rounded to nearest, and by the recipe `int4-weights`), and codes for
-some shares of the int8 file. What is judged was not calibrated with. The file in codes computes the plain file's codes
-on TFLM, on 200 samples and 100 random inputs; accuracy of all samples is LiteRT's, of the plain file.
+For each model the int8 file, packed 4-bit weights (rounded to nearest, and by the recipe `int4-weights`), the recipes
+`short-codes` and `short-codes-tensor`, and codes for some shares of the int8 file. What is judged was not calibrated
+with. The file in codes computes the plain file's codes on TFLM, on 200 samples and 100 random inputs; accuracy of all
+samples is LiteRT's, of the plain file.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import tempfile
 import time
 import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,8 @@ from kquant.runtime.arenas import arena_bytes
 from kquant.runtime.running import probe
 
 RESULTS = Path(__file__).parent / "results" / "short_codes.json"
+ONE_SCALE = {"name": "one scale", "weights": {"per_axis": False}}
+RECIPES = ("int4-weights", "short-codes", "short-codes-tensor")
 # Shares of the int8 file; the first is what the docs promise.
 SHARES = {
     "image_classification": (0.47, 0.40),
@@ -71,28 +75,50 @@ def measure(t: Task, name: str, q: keras.Model, folder: Path, wanted: np.ndarray
     return {**row, **judged(t, plain, wanted)}
 
 
-def rows(t: Task, folder: Path) -> Any:
-    """A row for each file of a model, the int8 one first."""
+def shortened(t: Task, recipe: Any, flash_bytes: int) -> keras.Model:
+    """On the grid of a recipe, for so many bytes."""
+    q = quantized(t, recipe)
+    return kquant.shorten_codes(q, t.calibration, flash_bytes=flash_bytes, strip_names=True, verbose=False)
+
+
+def forms(t: Task, whole: int) -> dict[str, tuple[Callable[[], keras.Model], bool]]:
+    """What makes each model, and whether its file is in codes; `whole` are the bytes of int8."""
+    made: dict[str, tuple[Callable[[], keras.Model], bool]] = {
+        "int8": (lambda: quantized(t, "int8"), False),
+        "4 bits": (lambda: quantized(t, {"name": "w4", "weights": {"bits": 4}}), False),
+    }
+    made |= {recipe: (lambda recipe=recipe: quantized(t, recipe), True) for recipe in RECIPES}
+    for name, recipe in (("short", "int8"), ("one scale", ONE_SCALE)):
+        for share in SHARES[t.name]:
+            made[f"{name}, {share:.2f}"] = (lambda r=recipe, s=share: shortened(t, r, int(s * whole)), True)
+    return made
+
+
+def rows(t: Task, folder: Path, kept: list[dict[str, Any]], only: list[str]) -> Iterator[dict[str, Any]]:
+    """A row for each file of a model, the int8 one first; those not asked for as they were kept."""
     wanted = t.model.predict(t.x, verbose=0)
-    first = measure(t, "int8", quantized(t, "int8"), folder, wanted, coded=False)
-    if t.y is not None:
-        first["float"] = 100 * float(np.mean(wanted.argmax(-1) == t.y))
-    yield first
-    yield measure(t, "4 bits", quantized(t, {"name": "w4", "weights": {"bits": 4}}), folder, wanted, coded=False)
-    yield measure(t, "int4-weights", quantized(t, "int4-weights"), folder, wanted, coded=True)
-    for share in SHARES[t.name]:
-        q = quantized(t, "int8")
-        started = time.process_time()
-        target = int(share * first["bytes"])
-        kquant.shorten_codes(q, t.calibration, flash_bytes=target, strip_names=True, verbose=False)
-        seconds = time.process_time() - started
-        yield {**measure(t, f"short, {share:.2f}", q, folder, wanted, coded=True), "seconds": round(seconds, 1)}
+    before = {row["form"]: row for row in kept}
+    whole = before["int8"]["bytes"] if "int8" in before else 0
+    for form in forms(t, whole):
+        if form in before and only and form not in only:
+            yield before[form]
+        elif not only or form in only:
+            make, coded = forms(t, whole)[form]
+            started = time.process_time()
+            q = make()
+            seconds = round(time.process_time() - started, 1)
+            row = {**measure(t, form, q, folder, wanted, coded=coded), "seconds": seconds}
+            if form == "int8":
+                whole = row["bytes"]
+                row |= {} if t.y is None else {"float": 100 * float(np.mean(wanted.argmax(-1) == t.y))}
+            yield row
 
 
 def main() -> None:
     """Parse, measure, print a row at a time, keep all of them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", type=one_of(TASKS), default=list(TASKS), help=f"of {', '.join(TASKS)}")
+    parser.add_argument("--only", nargs="*", default=[], help="forms, such as short-codes; the others stay as kept")
     args = parser.parse_args()
     kept = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
     columns = ("model", "form", "bytes", "of int8", "accuracy", "changed", "SQNR, dB", "arena", "ms", "s", "TFLM")
@@ -100,7 +126,7 @@ def main() -> None:
     for name in args.names:
         t, found = task(name), []
         with tempfile.TemporaryDirectory() as folder:
-            for row in rows(t, Path(folder)):
+            for row in rows(t, Path(folder), kept.get(name, []), args.only):
                 found.append(row)
                 print(_line(name, row, found[0]["bytes"]), flush=True)
         kept[name] = found
