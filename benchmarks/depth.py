@@ -3,14 +3,20 @@
 Each depth in a process of its own, after a model of eight layers that pays for what is loaded once. The weights are
 random, so that the deep ones lose their outputs, and `calibrate` looks for the tensors that cost them.
 
-python -m benchmarks.depth --clock cpu
+Python's garbage collector goes through all that TensorFlow and Keras hold, 0.2 to 0.4 s each time, and which depth it
+falls into is chance. So each network is measured twice: with the collector as it is, and with none running meanwhile.
+The figures without it come first, those with it stand beside them.
+
+    python -m benchmarks.depth --clock cpu --path benchmarks/results/depth.json
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
+import platform
 import subprocess
 import sys
 import tempfile
@@ -59,18 +65,44 @@ def seconds(model: keras.Model, data: np.ndarray, clock: str) -> dict[str, float
     return dict(zip(VERBS, np.diff(marks).tolist(), strict=True))
 
 
-def child(kind: str, depth: int, clock: str) -> None:
+def child(kind: str, depth: int, clock: str, collecting: bool) -> None:
     """Measure one network; print seconds as JSON."""
     data = np.random.default_rng(0).normal(size=(SAMPLES, SIDE, SIDE, CHANNELS)).astype(np.float32)
     seconds(network(kind, 8, seed=1), data, clock)
-    print(json.dumps(seconds(network(kind, depth), data, clock)))
+    model = network(kind, depth)
+    if not collecting:
+        gc.collect()
+        gc.disable()
+    print(json.dumps(seconds(model, data, clock)))
 
 
-def run(kind: str, depth: int, clock: str) -> dict[str, float]:
+def run(kind: str, depth: int, clock: str, collecting: bool) -> dict[str, float]:
     """One network in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.depth", kind, "--clock", clock, "--child", str(depth)]
+    command += ["--collecting"] * collecting
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def of_kind(kind: str, clock: str, repeats: int) -> dict[str, dict[int, dict[str, float]]]:
+    """Medians of each depth, without the collector and with it; printed as they come."""
+    # by turns, so that a machine that slows down slows all depths
+    ways = {"without collector": False, "with collector": True}
+    turns = [
+        {way: {depth: run(kind, depth, clock, on) for depth in DEPTHS} for way, on in ways.items()}
+        for _ in range(repeats)
+    ]
+    made = {}
+    for way in ways:
+        rows = {depth: {v: float(np.median([t[way][depth][v] for t in turns])) for v in VERBS} for depth in DEPTHS}
+        before = None
+        for depth, row in rows.items():
+            total = row["all"] = float(np.median([sum(t[way][depth].values()) for t in turns]))
+            grown = "" if before is None else f", {total / before:.2f} times"
+            print(f"{kind} {depth}, {way}: " + ", ".join(f"{v} {s:.2f}" for v, s in row.items()) + grown, flush=True)
+            before = total
+        made[way] = rows
+    return made
 
 
 def main() -> None:
@@ -81,24 +113,22 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--path", type=Path, help="where to write the figures, as JSON")
     parser.add_argument("--child", type=int)
+    parser.add_argument("--collecting", action="store_true", help="of a child: leave the garbage collector as it is")
     args = parser.parse_args()
     if args.child:
-        child(args.kinds[0], args.child, args.clock)
+        child(args.kinds[0], args.child, args.clock, args.collecting)
         return
-    measured: dict[str, Any] = {"clock": args.clock, "cores": os.cpu_count(), "load": os.getloadavg()[0]}
+    measured: dict[str, Any] = {
+        "clock": args.clock,
+        "repeats": args.repeats,
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "load": os.getloadavg()[0],
+    }
     for kind in args.kinds:
-        # by turns, so that a machine that slows down slows all depths
-        turns = [{depth: run(kind, depth, args.clock) for depth in DEPTHS} for _ in range(args.repeats)]
-        rows = {depth: {v: float(np.median([t[depth][v] for t in turns])) for v in VERBS} for depth in DEPTHS}
-        before = None
-        for depth, row in rows.items():
-            total = sum(row.values())
-            grown = "" if before is None else f", {total / before:.2f} times"
-            print(f"{kind} {depth}: " + ", ".join(f"{v} {s:.2f}" for v, s in row.items()) + f"; all {total:.2f}{grown}")
-            before = total
-        measured[kind] = rows
-    if args.path:
-        args.path.write_text(json.dumps(measured, indent=1) + "\n")
+        measured[kind] = of_kind(kind, args.clock, args.repeats)
+        if args.path:
+            args.path.write_text(json.dumps(measured, indent=1) + "\n")
 
 
 if __name__ == "__main__":

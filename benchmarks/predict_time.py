@@ -3,9 +3,10 @@
 `predict` is what replaces the device on the desk, so it is held against the interpreters that compute the same codes:
 LiteRT (XNNPACK) on one thread, and TensorFlow Lite Micro's interpreter; and against what Keras
 takes for the float model. `evaluate` stands beside it, and for the recurrent models `predict` compiled by XLA in
-batches of 512, as somebody asks for it; kquant's own `predict` goes over to XLA by itself there. Each takes its turn in
-every round, so that a machine that slows down slows all of them; `--clock cpu` counts the processor's seconds, for a
-machine that does other work too (one thread: OMP_NUM_THREADS, TF_NUM_INTRAOP_THREADS, TF_NUM_INTEROP_THREADS = 1).
+batches of 512, as somebody asks for it; kquant's own `predict` and `evaluate` go over to XLA by themselves there. Each
+takes its turn in every round, so that a machine that slows down slows all of them; `--clock cpu` counts the
+processor's seconds, for a machine that does other work too (one thread: OMP_NUM_THREADS, TF_NUM_INTRAOP_THREADS,
+TF_NUM_INTEROP_THREADS = 1). All models, those with convolutions and the recurrent ones, are in one run and one file:
 
     python -m benchmarks.predict_time --path benchmarks/results/predict_time.json
 """
@@ -146,6 +147,7 @@ def measured(name: str, rounds: int, folder: Path, clock: Clock) -> dict[str, An
         "per_second": {label: float(np.median(values)) for label, values in rows.items()},
         "times_tflm": float(np.median(np.divide(rows["kquant"], rows["tflm"]))),
         "of_float": float(np.median(np.divide(rows["kquant"], rows["float"]))),
+        "evaluate_times_tflm": float(np.median(np.divide(rows["kquant, evaluate"], rows["tflm"]))),
         "evaluate_of_float": float(np.median(np.divide(rows["kquant, evaluate"], rows["float, evaluate"]))),
         "first_predict_s": first,
         "batch": BATCH,
@@ -177,12 +179,13 @@ def main() -> None:
         first = each["first_predict_s"]
         print(
             f"{name}, samples a second: {speeds}; {each['times_tflm']:.1f} times TFLM, {each['of_float']:.2f} of "
-            f"float; first predict {first['kquant']:.1f} and {first['float']:.1f} s",
+            f"float; evaluate {each['evaluate_times_tflm']:.1f} and {each['evaluate_of_float']:.2f}; "
+            f"first predict {first['kquant']:.1f} and {first['float']:.1f} s",
             flush=True,
         )
-    if args.path:
-        args.path.parent.mkdir(parents=True, exist_ok=True)
-        args.path.write_text(json.dumps(found, indent=1) + "\n")
+        if args.path:  # after each model, as a run takes minutes
+            args.path.parent.mkdir(parents=True, exist_ok=True)
+            args.path.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from kquant.core.operators import Along, facts
 from kquant.core.program import Operator, Program, Ref
 from kquant.tflite.stream_loops import goes_on, going_on, parts_of
 
+REAL_STEPS = re.compile(r"/real_other$")  # `ops.real_steps`: which steps of a clip are no padding
 HELPERS = re.compile(r"/(first/end|2d|unclipped|int8|part\d+|reshape_[0-9x]+)$")
 
 
@@ -99,6 +100,27 @@ def refuse(op: Operator, reason: str) -> ValueError:
     return ValueError(f"export: {name_of(op)} ({op.code}) cannot be streamed: {reason}")
 
 
+def refuse_padding(program: Program) -> None:
+    """A stream takes frames as they come, and padding is known once a clip has ended.
+
+    Raises:
+        ValueError: a layer reads a mask that the file computes; the first recurrent one is named.
+    """
+    reached: set[int] = set()
+    for op in program.operators:
+        marks = any(REAL_STEPS.search(ref.name) for ref in op.outputs)
+        if not marks and not any(id(ref) in reached for ref in op.inputs):
+            continue
+        reached |= {id(ref) for ref in op.outputs}
+        if goes_on(op):
+            raise refuse(
+                op,
+                "it reads a mask, and which steps are padding is known once a whole clip is there. A stream takes real "
+                "frames only: build the model without Masking (its weights fit), give it no padding, and reset the "
+                "states between clips.",
+            )
+
+
 class Timeline:
     """Times of all tensors of a program, and its operators as steps.
 
@@ -111,6 +133,7 @@ class Timeline:
 
     def __init__(self, program: Program) -> None:
         self.times: dict[int, Time | Static] = {}
+        refuse_padding(program)
         lengths = {ref.shape[1] if len(ref.shape) > 2 else 0 for ref in program.inputs}
         if len(lengths) != 1 or lengths == {0}:
             shapes = ", ".join(f"{ref.name} {list(ref.shape)}" for ref in program.inputs)

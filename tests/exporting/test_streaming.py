@@ -482,3 +482,22 @@ def test_random_networks(network, seed):
         metadata = {"streaming": stream_metadata(streamed, "io")}
         content = to_bytes(streamed.program, lowered.target, metadata)
         check_stream(plain, read_model(plain), content, streamed.outputs, [clips(model, 2)], "litert-reference")
+
+
+@pytest.mark.filterwarnings("ignore:calibrate. in some samples the mask")
+@pytest.mark.parametrize("layer", [keras.layers.GRU, keras.layers.LSTM])
+def test_a_masked_recurrent_layer_is_refused_by_name_and_streams_without_its_mask(layer, tmp_path):
+    x = np.float32(np.cumsum(np.random.default_rng(0).normal(size=(240, 6, 4)), 1))
+    x[::2, 4:] = 0.0
+    models = []
+    for masking in (keras.layers.Masking(name="padding"), keras.layers.Identity(name="padding")):
+        inputs = keras.Input((6, 4), name="x")
+        y = layer(3, return_sequences=True, name="memory")(masking(inputs))
+        models.append(keras.Model(inputs, keras.layers.Dense(2, name="head")(y)))
+    masked, plain = models
+    with pytest.raises(ValueError, match=r"memory \((WHILE|UNID\w+)\) cannot.*padding.*without Masking.*reset"):
+        q = kquant.calibrate(kquant.quantize(masked, target="tflm"), x, verbose=False)
+        kquant.export(q, tmp_path / "s.tflite", streaming=True)
+    plain.set_weights(masked.get_weights())
+    q = kquant.calibrate(kquant.quantize(plain, target="tflm"), x[1::2], verbose=False)
+    kquant.export(q, tmp_path / "s.tflite", streaming=True)
