@@ -267,17 +267,20 @@ class FakeQuant(keras.layers.Layer):
                 return False
             return bool(np.any(tf.convert_to_tensor(self.count).numpy() > 0.0))
 
-    def ahead(self, encodings: Sequence[tf.Tensor] = (), training: bool = False) -> Ahead:
+    def ahead(self, encodings: Sequence[tf.Tensor] = (), training: bool = False, steps: int = 1) -> Ahead:
         """What a call does to a tensor, as far as the tensor does not tell: a loop asks once for all of its steps.
 
-        Ranges do not move.
+        Ranges do not move with the data; those that learn take up what the optimizer made of the last step.
 
         Args:
             encodings: float32[2] of each source, where the encoding follows one.
             training: of that call.
+            steps: of the loop.
         """
         if is_float(self):
             return Ahead(tf.zeros(2), lambda y: y)
+        if training and self.has_range and self.learning != Training():
+            return self._ahead_learned(steps)
         numbers, seen = self._numbers(encodings), self.is_seen(encodings)
         told = tf.constant(True) if seen else self._seen(encodings)
         encoding = numbers.encoding if seen else tf.where(told, numbers.encoding, tf.zeros(2))
@@ -296,6 +299,19 @@ class FakeQuant(keras.layers.Layer):
             return values if seen else tf.where(told, values, y)
 
         return Ahead(encoding, rounded)
+
+    def _ahead_learned(self, steps: int) -> Ahead:
+        """`ahead` of a range with gradients, or of a grid that is still wide."""
+        onto, *grid = range_learner.for_steps(self, steps)
+        if self.is_seen():
+            return Ahead(tf.stack(grid), onto)
+        told = self._seen()
+        return Ahead(tf.where(told, tf.stack(grid), tf.zeros(2)), lambda y: tf.where(told, onto(y), y))
+
+    def charge(self, y: tf.Tensor) -> None:
+        """What the range of a tensor adds to the loss (PACT); `y` holds its extremes at least."""
+        if self.learning.ranges == "pact" and self.trainable:
+            self.add_loss(range_learner.penalty(self, y))
 
     def _peeked(self, encodings: Sequence[tf.Tensor], training: bool) -> tf.Tensor:
         """float32[2]: the encoding that the tensor is going to have, zeros where no data were seen."""
@@ -419,8 +435,7 @@ class FakeQuant(keras.layers.Layer):
             # and no range of its own to learn.
             scale, zero_point, _ = self.grid(encodings)
             return replaced(y, tf.round(y / scale) * scale), scale, zero_point
-        if self.learning.ranges == "pact" and self.trainable:
-            self.add_loss(range_learner.penalty(self, y))
+        self.charge(y)
         return range_learner.fake_quantize(self, y, moved, from_zero=from_zero)
 
     def _warn_unseen(self) -> None:

@@ -22,6 +22,7 @@ import tensorflow as tf
 
 from kquant.graph.keras_private import every_layer, recorded_calls
 from kquant.graph.unfold import Node, substitute
+from kquant.layers import range_learner
 from kquant.layers.compressed import Compressed
 from kquant.layers.fake_quant import Ahead, FakeQuant
 from kquant.layers.modes import is_observing, mode, show
@@ -179,7 +180,7 @@ class Loop(keras.layers.Layer):
             float32[batch, steps, ...] each; of a tensor without samples, as the scale of a layer's sums, that of one
             step.
         """
-        *_, made = _Run(self, encodings, False, site).over([tf.convert_to_tensor(x) for x in xs], wanted)
+        *_, made = _Run(self, encodings, False, site, 1).over([tf.convert_to_tensor(x) for x in xs], wanted)
         return made
 
     def _function(self, xs: list[Any], encodings: list[Any], site: int) -> _Traced:
@@ -208,13 +209,15 @@ class Loop(keras.layers.Layer):
         self, xs: list[Any], encodings: list[Any], training: bool, site: int, tell: Callable[..., None]
     ) -> list[tf.Tensor]:
         """The loop; `tell(layer, site, tensor)` is shown what calibration asks for."""
-        run = _Run(self, encodings, training, site)
+        run = _Run(self, encodings, training, site, int(xs[0].shape[1]))
         after, sequences, seen, _ = run.over(xs)
         for (layer, number), y in zip(run.watched, seen, strict=True):
             if is_observing():
                 tell(layer, number, y)
             else:  # once for all steps: a range that moved inside the loop would give each step another grid
                 layer.move_range(y, number)
+                layer.charge(y)
+                range_learner.open_ends(layer, y)
         made = [sequences[r.state] if r.every else after[r.state] for r in self.results]
         known = [run.encodings[id(self.ends[1][r.state])] for r in self.results if self.ends[1]]
         return [*made, *known]
@@ -237,11 +240,12 @@ class _Run:
         encodings: id(tensor of the step) -> float32[2].
         weighted: id(call of the step) -> what a layer with weights does with its input.
         quantized: id(call of the step) -> what a `FakeQuant` does with a tensor.
+        steps: of the sequences; what learns by gradient meets a tensor at all of them.
         watched: calls whose tensors somebody wants to see, in order: calibration, or ranges that move.
     """
 
-    def __init__(self, loop: Loop, encodings: Sequence[Any], training: bool, site: int) -> None:
-        self.loop, self.training, self.observing = loop, training, is_observing()
+    def __init__(self, loop: Loop, encodings: Sequence[Any], training: bool, site: int, steps: int) -> None:
+        self.loop, self.training, self.observing, self.steps = loop, training, is_observing(), steps
         self.encodings: dict[int, Any] = {id(t): e for t, e in zip(loop.ports[1], encodings, strict=True)}
         self.weighted: dict[int, Callable[[Any], list[tf.Tensor]]] = {}
         self.quantized: dict[int, Ahead] = {}
@@ -258,7 +262,7 @@ class _Run:
     def _read(self, node: Node) -> None:
         """What a `FakeQuant` does, and whether its tensor is to be seen."""
         op, sources = node.op, [self.encodings[id(e)] for e in node.kwargs.get("encodings", ())]
-        ahead = self.quantized[id(node)] = op.ahead(sources, self.training)
+        ahead = self.quantized[id(node)] = op.ahead(sources, self.training, self.steps)
         self.encodings[id(node.outputs[1])] = ahead.encoding
         if self._is_watched(node):
             self.watched.append((op, node.kwargs.get("site", 0)))

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
 
 from kquant.layers import drawn_grids, learned_ranges
-from kquant.layers.range_numbers import encoded, whole
+from kquant.layers.range_numbers import Numbers, encoded, whole
 from kquant.layers.range_steps import Ends, Rule, State, by_extremes, by_values, is_free, is_learning, pulled
 from kquant.layers.replicas import extremes, is_alone
 from kquant.layers.straight_through import rounded_through
 from kquant.recipe.training_section import Progressive
+
+OPENED = 1e-6  # of the width of a range: an end that leaves 0
 
 
 def trained_steps(layer: Any) -> tf.Tensor:
@@ -62,12 +65,10 @@ def fake_quantize(
     Returns:
         Values on the grid, scale and zero point.
     """
-    factor, inside = _gradient_scale(y, layer.spec), layer.learning.ranges != "pact"
-    # Behind the last step Adam's averages go on moving the variable: `step` drops what it made of them.
-    count, calibrated = (tf.convert_to_tensor(v) for v in (layer.count, layer.calibrated))
-    learning = is_learning(count, calibrated, layer.freeze_after)
     if _wider(layer) is not None:  # the kernel wants to know the number of bits when the graph is made
         scale, zero_point, lowest, highest = grid(layer, y, from_zero=from_zero)
+        # Behind the last step Adam's averages go on moving the variable: `step` drops what it made of them.
+        factor, learning, inside = _gradient_scale(y, layer.spec), _is_learning(layer), layer.learning.ranges != "pact"
         scaled = tf.constant(factor) if learning is True else tf.where(learning, factor, 0.0)
         values = learned_ranges.quantized(y, scale, zero_point, lowest, highest, scaled, tf.constant(float(inside)))
         return values, scale, zero_point
@@ -75,16 +76,86 @@ def fake_quantize(
     if free is None and layer.learning.learns_tensors:
         free = is_free(extremes(y, from_zero=from_zero), *whole(low, high))
     numbers = encoded(low, high, layer.spec)
+    return _onto(layer, Ends(low, high, free), numbers, 1)(y), numbers.scale, numbers.zero_point
+
+
+def for_steps(layer: Any, steps: int) -> tuple[Callable[[tf.Tensor], tf.Tensor], tf.Tensor, tf.Tensor]:
+    """`fake_quantize` for a loop: what the optimizer made of the last step is taken in before it.
+
+    An end that is 0 has no gradient: who sees all steps opens it behind the loop (`open_ends`).
+
+    Args:
+        layer: see `fake_quantize`.
+        steps: of the loop; the gradients of all of them add up.
+
+    Returns:
+        What puts values on the grid, scale and zero point.
+    """
+    learns = layer.learning.learns_tensors
+    if learns and layer.trainable:
+        _take_in(layer)
+    if _wider(layer) is not None:
+        scale, zero_point, lowest, highest = grid(layer)
+        inside = tf.constant(float(layer.learning.ranges != "pact"))
+        pace = tf.cast(_is_learning(layer), tf.float32)
+
+        def wide(y: tf.Tensor) -> tf.Tensor:
+            scaled = pace * _gradient_scale(y, layer.spec, steps)
+            return learned_ranges.quantized(y, scale, zero_point, lowest, highest, scaled, inside)
+
+        return wide, scale, zero_point
+    low, high = (tf.convert_to_tensor(v) for v in (layer.low, layer.high))
+    lowest, highest = whole(low, high)
+    free = is_free((lowest, highest), lowest, highest) if learns else None
+    numbers = encoded(low, high, layer.spec)
+    return _onto(layer, Ends(low, high, free), numbers, steps), numbers.scale, numbers.zero_point
+
+
+def _onto(layer: Any, ends: Ends, numbers: Numbers, steps: int) -> Callable[[tf.Tensor], tf.Tensor]:
+    """What puts values on a grid of the recipe's width, with gradients to its ends."""
+    shift, pull, learning = None, None, _is_learning(layer)
     if layer.learning.robust is not None:
-        y += tf.stop_gradient(drawn_grids.shift(layer.learning.robust, trained_steps(layer)) * numbers.scale)
-    if free is None or not layer.learning.learns_tensors:
-        return rounded_through(y, numbers.low, numbers.high, layer.spec), numbers.scale, numbers.zero_point
-    pull = pulled(low, high, free, layer.spec)
-    if learning is not True:
-        pull = tf.where(learning, pull, tf.zeros_like(pull))
-    stretch = tf.convert_to_tensor(layer.stretch)
-    values = learned_ranges.fused(y, stretch, numbers[:4], factor * pull, layer.spec, inside=inside)
-    return values, numbers.scale, numbers.zero_point
+        shift = tf.stop_gradient(drawn_grids.shift(layer.learning.robust, trained_steps(layer)) * numbers.scale)
+    if ends.free is not None and layer.learning.learns_tensors:
+        pull = pulled(ends.low, ends.high, ends.free, layer.spec)
+        if learning is not True:
+            pull = tf.where(learning, pull, tf.zeros_like(pull))
+
+    def onto(y: tf.Tensor) -> tf.Tensor:
+        y = y if shift is None else y + shift
+        if pull is None:
+            return rounded_through(y, numbers.low, numbers.high, layer.spec)
+        factor, inside = _gradient_scale(y, layer.spec, steps), layer.learning.ranges != "pact"
+        stretch = tf.convert_to_tensor(layer.stretch)
+        return learned_ranges.fused(y, stretch, numbers[:4], factor * pull, layer.spec, inside=inside)
+
+    return onto
+
+
+def _is_learning(layer: Any) -> tf.Tensor | bool:
+    count, calibrated = (tf.convert_to_tensor(v) for v in (layer.count, layer.calibrated))
+    return is_learning(count, calibrated, layer.freeze_after)
+
+
+def _take_in(layer: Any) -> None:
+    """What the optimizer made of the last step becomes part of the range, but of one that follows the batches."""
+    low, high = whole(*(tf.convert_to_tensor(v) for v in (layer.low, layer.high)))
+    follows = tf.logical_or(learned_ranges.is_dead(low, high), tf.convert_to_tensor(layer.waking)[0] > 0.0)
+    stretch = tf.convert_to_tensor(layer.stretch) * layer.learning.range_rate
+    ends = learned_ranges.moved_ends(low, high, tf.where(_is_learning(layer), stretch, tf.zeros_like(stretch)))
+    for variable, end in zip((layer.low, layer.high), ends, strict=True):
+        variable.assign(tf.where(follows, tf.convert_to_tensor(variable), tf.fill((layer.sites,), end)))
+    layer.stretch.assign(tf.zeros((2,)))
+
+
+def open_ends(layer: Any, y: tf.Tensor) -> None:
+    """An end of a range that learns moves a hair's breadth from 0 where values lie beyond: from there on it learns."""
+    if not layer.learning.learns_tensors:
+        return
+    low, high = (tf.convert_to_tensor(v) for v in (layer.low, layer.high))
+    width = OPENED * (tf.reduce_max(high) - tf.reduce_min(low))
+    layer.low.assign(tf.where((low >= 0.0) & (tf.reduce_min(y) < 0.0), -width, low))
+    layer.high.assign(tf.where((high <= 0.0) & (tf.reduce_max(y) > 0.0), width, high))
 
 
 def _wider(layer: Any) -> Progressive | None:
@@ -136,6 +207,8 @@ def _ends(layer: Any, y: tf.Tensor | None, from_zero: bool) -> tuple[tf.Tensor, 
     return low - tf.where(free_low, change[0], 0.0), high + tf.where(free_high, change[1], 0.0)
 
 
-def _gradient_scale(y: tf.Tensor, spec: Any) -> float:
+def _gradient_scale(y: tf.Tensor, spec: Any, steps: int = 1) -> float:
     sizes = [n for n in y.shape[1:].as_list() if n is not None]
-    return learned_ranges.gradient_scale(math.prod(sizes), spec.high if spec.symmetric else spec.high - spec.low)
+    return learned_ranges.gradient_scale(
+        steps * math.prod(sizes), spec.high if spec.symmetric else spec.high - spec.low
+    )

@@ -194,9 +194,8 @@ class _Builder:
         return lambda what: {**self.settings(training), "sites": sites, "name": self.name(f"{node.name}_{what}_quant")}
 
     def training_of(self, group: Group) -> Training:
-        """How a group's range trains; inside a loop it moves, as nothing there hands a penalty or a pace out."""
-        training = group.training or self.plan.recipe.training
-        return moving(training) if self.looping else training
+        """How a group's range trains."""
+        return group.training or self.plan.recipe.training
 
     def settings(self, training: Training) -> dict[str, Any]:
         """What a `FakeQuant` of this model is made with."""

@@ -183,6 +183,74 @@ def test_trains_and_saves(recipe, tmp_path: Path) -> None:
     assert contract.file_of(again) == contract.file_of(q)
 
 
+@pytest.mark.parametrize("ranges", ["learned", "pact"])
+def test_learned_ranges_have_the_gradients_of_steps_written_out(ranges: str) -> None:
+    q = calibrated(build(layers.GRU(4, name="memory")), recipe={"name": "learning", "training": {"ranges": ranges}})
+    (loop,) = loops(q)
+    inner = [layer for layer in every_layer(loop.step) if isinstance(layer, FakeQuant) and layer.has_range]
+    for layer in inner:  # some values lie beyond, so that both kinds of gradients are there
+        layer.low.assign(layer.low * 0.6)
+        layer.high.assign(layer.high * 0.6)
+    stretches = [layer.stretch.value for layer in inner]
+    xs = [
+        tf.constant(np.random.default_rng(n).normal(size=(8, 9, t.shape[2])), "float32")
+        for n, t in enumerate(loop.ports[0])
+    ]
+    given = [tf.constant([0.05, 3.0]) for _ in loop.ports[1]]
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(tf.square(loop(xs, given, training=True)[0]))
+    in_loop, penalties = tape.gradient(loss, stretches), loop.losses
+    states = [tf.zeros((8, *t.shape[1:])) for t in loop.ports[2]]
+    with tf.GradientTape() as tape:
+        for step in range(9):
+            states = loop.step([*(x[:, step : step + 1] for x in xs), *given, *states], training=True)[: loop.states]
+        written_out = tf.reduce_sum(tf.square(states[loop.results[0].state]))
+    np.testing.assert_allclose(loss, written_out, rtol=1e-5)
+    for ours, theirs in zip(in_loop, tape.gradient(written_out, stretches), strict=True):
+        # a tensor has as many values as there are in all steps (Esser et al., section 2.2)
+        np.testing.assert_allclose(3.0 * ours, theirs, rtol=1e-3, atol=1e-5)
+    assert any(np.abs(ours).max() > 1e-2 for ours in in_loop)
+    assert len(penalties) == (len(inner) if ranges == "pact" else 0)
+
+
+def test_an_end_that_calibration_left_at_zero_opens_where_values_lie_beyond() -> None:
+    q = calibrated(build(layers.GRU(4, name="memory")), recipe={"name": "learning", "training": {"ranges": "learned"}})
+    (loop,), x = loops(q), sequences(9)
+    (summed,) = [layer for layer in every_layer(loop.step) if layer.name == "memory_sum_h_quant"]
+    for low in (0.0, 0.5 * float(summed.low[0])):
+        summed.low.assign([low])
+        q.compile(keras.optimizers.SGD(0.0), "mse")  # nothing learns
+        q.fit(x, np.tanh(x[:, -1]), batch_size=64, epochs=1, verbose=0)
+        assert float(summed.low[0]) == pytest.approx(low or -1e-6 * float(summed.high[0]))
+
+
+TRAINING = {
+    "learned": {"ranges": "learned"},
+    "pact": {"ranges": "pact"},
+    "robust": {"ranges": "pact", "robust": {"shift": 0.5}},
+    "frozen": {"ranges": "learned", "freeze_ranges_after": 2},
+}
+
+
+@pytest.mark.one_in(3, always="learned")
+@pytest.mark.parametrize("training", TRAINING)
+def test_ranges_of_a_loop_learn_and_are_those_of_the_file(training: str) -> None:
+    recipe = {"name": "learning", "training": TRAINING[training]}
+    q = calibrated(build(layers.SimpleRNN(4, name="memory", activation="relu"), layers.Dense(1)), "tflm", recipe)
+    (loop,), x = loops(q), sequences(9)
+    inner = [layer for layer in every_layer(loop.step) if isinstance(layer, FakeQuant) and layer.has_range]
+    reach = lambda: np.array([[layer.low.numpy()[0], layer.high.numpy()[0]] for layer in inner])  # noqa: E731
+    before = reach()
+    q.compile(keras.optimizers.Adam(0.01), "mse")
+    q.fit(x, x.mean(axis=(1, 2))[:, None], batch_size=16, epochs=1, verbose=0)  # 4 steps, of which 3 are in force
+    after = reach()
+    assert np.all(np.abs(after - before).max(axis=1) > 0.0)
+    if training == "frozen":
+        q.fit(x, x.mean(axis=(1, 2))[:, None], batch_size=16, epochs=1, verbose=0)
+        np.testing.assert_array_equal(reach(), after)
+    assert contract.compare(q, contract.file_of(q), contract.RUNTIMES["tflm"], [x]) == contract.Parity(1.0, 0)
+
+
 def test_gradients_are_those_of_the_float_layer() -> None:
     """16 bits are near enough to float that the two agree, also through all steps."""
     model = build(layers.GRU(4, name="memory"))
