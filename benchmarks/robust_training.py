@@ -2,8 +2,8 @@
 
 20,000 CIFAR-10 training images, `--epochs` of them, Adam with a cosine to 0, flip and crop; three trainings: for 8
 bits, for 4 bits, and with `[training.robust]`, which draws a grid at every step. Of each the float function is
-quantized on every grid (200 images calibrate, ranges by the squared error) and judged on the first `--limit` test
-images, in the rounding of LiteRT's reference kernels and of TFLM (simulated: the codes are those of the files) and as
+quantized on every grid (200 images calibrate; ranges of weights as trained, those of the largest, and by the squared
+error where nothing was trained) and judged on the first `--limit` test images, in the rounding of LiteRT's reference kernels and of TFLM (simulated: the codes are those of the files) and as
 the file that XNNPACK runs.
 
 python -m benchmarks.robust_training --path benchmarks/results/robust_training.json
@@ -38,9 +38,11 @@ TRAINED: dict[str, tuple[int, dict[str, Any]]] = {
 }
 
 
-def recipe(bits: int, per_axis: bool = True, training: dict[str, Any] | None = None) -> dict[str, Any]:
+def recipe(
+    bits: int, per_axis: bool = True, observer: str = "minmax", training: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """Of a grid."""
-    weights = {"bits": bits, "per_axis": per_axis, "observer": "mse" if training is None else "minmax"}
+    weights = {"bits": bits, "per_axis": per_axis, "observer": observer}
     return {"name": "grid", "weights": weights, "training": training or {}}
 
 
@@ -58,11 +60,14 @@ def trained(model: keras.Model, how: str, data: tuple[np.ndarray, np.ndarray], a
     return kquant.strip(q)
 
 
-def judged(model: keras.Model, calibration: np.ndarray, x: np.ndarray, y: np.ndarray) -> dict[str, dict[str, float]]:
+def judged(
+    model: keras.Model, calibration: np.ndarray, x: np.ndarray, y: np.ndarray, observer: str = "minmax"
+) -> dict[str, dict[str, float]]:
     """Accuracy in %: grid -> rounding -> of the model on it."""
     rows: dict[str, dict[str, float]] = {name: {} for name in GRIDS}
     for (name, (bits, per_axis)), target in itertools.product(GRIDS.items(), ("litert", "tflm")):
-        q = kquant.calibrate(kquant.quantize(model, recipe(bits, per_axis), target=target), calibration, verbose=False)
+        q = kquant.quantize(model, recipe(bits, per_axis, observer), target=target)
+        q = kquant.calibrate(q, calibration, verbose=False)
         q.compile(jit_compile=True)
         simulated = accuracy(q.predict(x, batch_size=500, verbose=0), y)
         if target == "tflm":
@@ -94,7 +99,7 @@ def main() -> None:
     tests, labels = load.cifar10_test()
     tests, labels = tests[: args.limit].astype("float32"), labels.reshape(-1)[: args.limit]
     model, calibration = load.mlperf_model("image_classification"), x[:200].astype("float32")
-    results = {"not trained": judged(model, calibration, tests, labels)}
+    results = {"not trained": judged(model, calibration, tests, labels, observer="mse")}
     for how in TRAINED:
         results[how] = judged(trained(model, how, (x.astype("float32"), y), args), calibration, tests, labels)
     print("| " + " | ".join(("trained", *(f"{g}, {r}" for g in GRIDS for r in ROUNDINGS), "worst")) + " |")
