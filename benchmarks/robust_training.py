@@ -3,8 +3,8 @@
 20,000 CIFAR-10 training images, `--epochs` of them, Adam with a cosine to 0, flip and crop; three trainings: for 8
 bits, for 4 bits, and with `[training.robust]`, which draws a grid at every step. Of each the float function is
 quantized on every grid (200 images calibrate; ranges of weights as trained, those of the largest, and by the squared
-error where nothing was trained) and judged on the first `--limit` test images, in the rounding of LiteRT's reference kernels and of TFLM (simulated: the codes are those of the files) and as
-the file that XNNPACK runs.
+error where nothing was trained) and judged on the first `--limit` test images, in the rounding of LiteRT's reference
+kernels and of TFLM (simulated: the codes are those of the files) and as the file that XNNPACK runs.
 
 python -m benchmarks.robust_training --path benchmarks/results/robust_training.json
 """
