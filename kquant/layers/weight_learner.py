@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from kquant.core.one_node import aside
@@ -65,6 +66,14 @@ class WeightLearner(keras.layers.Layer):
             self.least_bits = self.add_weight(name="least_bits", initializer="zeros", **held)
             self.rise = self.add_weight(name="rise", initializer=keras.initializers.Constant(AS_COUNTED), **held)
         self.built = True
+
+    def load_own_variables(self, store: Any) -> None:
+        """Keras', which numbers variables; files of before there was a `rise`, the last of them, have one less."""
+        known = {key: store[key] for key in list(store.keys())}  # a group of HDF5 is no mapping
+        if self.rise is not None:
+            held = 0 if self.freezing is None else len(self.freezing.variables)  # a layer of its own in the file
+            known.setdefault(str(len(self.variables) - held - 1), np.float32(AS_COUNTED))
+        super().load_own_variables(known)
 
     def forget(self) -> None:
         """Other weights, or another range: what was learned of the old ones goes; trained steps start anew."""

@@ -169,3 +169,16 @@ def test_refusals() -> None:
         train(coded(target="litert"), 1, kquant.callbacks.FlashBudget(3000, 4))
     with pytest.raises(ValueError, match="FlashBudget: flash_bytes must be a whole number of bytes. Received: 0"):
         kquant.callbacks.FlashBudget(0, 4)
+
+
+def test_a_file_of_before_there_was_a_rise_loads() -> None:
+    settings: dict[str, Any] = {"entropy": 0.1, "oscillations": {"freeze": 0.5}}
+    made = [WeightLearner(settings, QuantSpec(8, True, True).to_config()) for _ in range(2)]
+    for learner in made:
+        learner.build((4, 2), (1, 2))
+    store: dict[str, Any] = {}
+    made[0].price.assign(0.3)
+    made[0].save_own_variables(store)
+    del store[max(store, key=int)]
+    made[1].load_own_variables(store)
+    assert float(made[1].price) == pytest.approx(0.3) and float(made[1].rise) == AS_COUNTED
