@@ -26,14 +26,17 @@ from kquant.calibration.data import batch_count, batches_of, refuse_endless
 from kquant.calibration.tensor_statistics import MOST_SAMPLES, Statistics, histogram, thinned
 from kquant.core.checks import check_count, static_length
 from kquant.core.messages import first_of
+from kquant.core.operators import facts
 from kquant.core.renamed import Batches, renamed
 from kquant.core.result import Result
 from kquant.files.atomic import write_atomically
 from kquant.files.destination import path_of
 from kquant.files.untrusted import parse_json, read_arrays
 from kquant.graph.graph import Graph, outputs_of
-from kquant.graph.tensorflow_private import operations_as_functions, operations_as_kernels
+from kquant.graph.keras_private import every_layer
+from kquant.graph.tensorflow_private import kept_as_function, operations_as_kernels
 from kquant.layers.nodes import FakeQuant, encodings_of, observing
+from kquant.ops import find
 from kquant.views.quantized_model import graph_if_large, live_bytes, refuse_nested
 
 SOME = 16  # samples that stay with the statistics
@@ -249,8 +252,18 @@ def observed(
         verbose: show a progress bar.
     """
     nodes = [layer for layer in encodings_of(qmodel) if layer.has_range]
+    _keep_functions(qmodel)
     with operations_as_kernels():
         return _observe(_Look(qmodel, nodes, graph_if_large(qmodel, plan.wished), before), batches, total, verbose)
+
+
+def _keep_functions(qmodel: keras.Model) -> None:
+    """What computes otherwise as a kernel alone stays a function: the last bit of a softmax moves a range."""
+    for layer in every_layer(qmodel):
+        rule = find(layer)
+        for code in () if rule is None else rule.operators:
+            if (name := facts(code).in_graphs) is not None:
+                kept_as_function(name, [layer.compute_dtype])
 
 
 def ends_of(shard: tuple[int, int], total: int | None) -> tuple[int, int]:
@@ -325,7 +338,7 @@ def _observe(look: _Look, data: Iterator[Any], total: int | None, verbose: bool)
         nearest |= {key: min(nearest.get(key, math.inf), float(d)) for key, d in seen.nearest.items()}
         # of the whole batch: the few values that a histogram counts need not hold it
         largest = dict(zip(look.keys, np.abs(extents[-1]).max(axis=1).tolist(), strict=True))
-        new = {key: histogram(values.numpy(), look.steps[key], largest[key]) for key, values in seen.values.items()}
+        new = {key: histogram(np.asarray(values), look.steps[key], largest[key]) for key, values in seen.values.items()}
         new |= {key: Statistics(NONE, NONE, samples=y.numpy()) for key, y in seen.samples.items()}
         tensors |= {key: tensors[key].merge(s) if key in tensors else s for key, s in new.items()}
     if not extents:
@@ -356,7 +369,7 @@ class _Seen(NamedTuple):
     """
 
     rows: tf.Tensor
-    values: dict[Key, tf.Tensor]
+    values: dict[Key, tf.Tensor | np.ndarray]
     samples: dict[Key, tf.Tensor]
     nearest: dict[Key, tf.Tensor]
 
@@ -396,28 +409,27 @@ class _Look:
     def run(self, x: Any) -> _Seen:
         lows, highs = [], []
         keys: list[Key] = []
-        values: dict[Key, tf.Tensor] = {}
+        values: dict[Key, tf.Tensor | np.ndarray] = {}
         samples: dict[Key, tf.Tensor] = {}
         nearest: dict[Key, tf.Tensor] = {}
 
         def collect(layer: FakeQuant, site: int, y: tf.Tensor) -> None:
             if not layer.has_range:
                 return
-            with operations_as_kernels():
-                y = tf.cast(y, tf.float32)
-                keys.append((layer.name, site))
-                if str(site) in layer.padding:
-                    nearest[keys[-1]] = layer.nearest_to_padding(y, site)
-                    # masked steps would stretch the range to a number like -999, which nothing reads
-                    y = layer.without_padding(y, site)
-                lows.append(tf.reduce_min(y))
-                highs.append(tf.reduce_max(y))
-                if layer.name in self.wants:
-                    values[keys[-1]], self.steps[keys[-1]] = _spread(y, self.most)
-                if layer.name in self.rows:
-                    samples[keys[-1]] = tf.reshape(y, (-1, y.shape[-1]))[:MOST_SAMPLES]
+            y = tf.cast(y, tf.float32)
+            keys.append((layer.name, site))
+            if str(site) in layer.padding:
+                nearest[keys[-1]] = layer.nearest_to_padding(y, site)
+                # masked steps would stretch the range to a number like -999, which nothing reads
+                y = layer.without_padding(y, site)
+            lows.append(tf.reduce_min(y))
+            highs.append(tf.reduce_max(y))
+            if layer.name in self.wants:
+                values[keys[-1]], self.steps[keys[-1]] = _spread(y, self.most)
+            if layer.name in self.rows:
+                samples[keys[-1]] = tf.reshape(y, (-1, y.shape[-1]))[:MOST_SAMPLES]
 
-        with observing(collect), operations_as_functions():  # the last bit of a softmax moves a range
+        with observing(collect):
             outputs = self.qmodel(x, training=False) if self.graph is None else outputs_of(self.graph, x)
         # in the order of the calls, which a graph that is traced keeps: its `rows` have no names
         self.keys = keys
@@ -426,7 +438,7 @@ class _Look:
         return _Seen(tf.stack([tf.stack(lows), tf.stack(highs)], axis=1), values, samples, nearest)
 
 
-def _spread(y: tf.Tensor, most: int) -> tuple[tf.Tensor, int]:
+def _spread(y: tf.Tensor, most: int) -> tuple[tf.Tensor | np.ndarray, int]:
     """About `most` of a batch's values, from all over it, and how many each of them stands for.
 
     The step has no factor in common with a sample's size, so every channel and place is met in some sample.
@@ -435,7 +447,10 @@ def _spread(y: tf.Tensor, most: int) -> tuple[tf.Tensor, int]:
     step = max(1, (y.shape[0] or SMALLEST_BATCH) * size // most)
     while math.gcd(step, size) > 1:
         step += 1
-    return tf.reshape(y, (-1,))[::step], step
+    if not tf.executing_eagerly():
+        return tf.reshape(y, (-1,))[::step], step
+    # a copy: a view would keep the whole tensor alive
+    return np.asarray(y).reshape(-1)[::step].copy(), step
 
 
 def _refuse_infinite(keys: list[Key], extents: np.ndarray) -> None:

@@ -294,3 +294,11 @@ def variables_as(dtype: str) -> contextlib.AbstractContextManager[Any]:
     Relies on `keras.src.backend.AutocastScope(dtype)`, which `Layer.__call__` opens around `call`.
     """
     return backend.AutocastScope(dtype)
+
+
+def is_autocasting() -> bool:
+    """True inside a layer whose policy has float variables read as another type.
+
+    Relies on `keras.src.backend.get_autocast_scope()`.
+    """
+    return backend.get_autocast_scope() is not None

@@ -18,7 +18,7 @@ from keras import tree
 from kquant.core.messages import did_you_mean
 from kquant.graph.defaults import own_defaults
 from kquant.graph.held_constants import HeldConstants
-from kquant.graph.keras_private import deep_graphs
+from kquant.graph.keras_private import deep_graphs, maker
 
 
 @keras.saving.register_keras_serializable(package="kquant")
@@ -96,15 +96,21 @@ def functional(inputs: Any, outputs: Any, name: str, names: Sequence[str] | None
         Keras' own class where no layer is kquant's and the names are those that Keras finds.
     """
     with deep_graphs():
-        # Made first, since only Keras knows which names it gives; most often they are right.
-        model = keras.Model(inputs, outputs, name=name)
-        own = any(type(layer).__module__.startswith("kquant.") for layer in model.layers)
-        if not own and (names is None or list(names) == list(model.output_names)):
-            return model
+        if not _made_by_ours(outputs):
+            # Made first, since only Keras knows which names it gives; most often they are right.
+            model = keras.Model(inputs, outputs, name=name)
+            own = any(type(layer).__module__.startswith("kquant.") for layer in model.layers)
+            if not own and (names is None or list(names) == list(model.output_names)):
+                return model
         named = NamedOutputs(inputs, outputs, name=name)
     if names is not None:
         named.output_names = list(names)
     return named
+
+
+def _made_by_ours(outputs: Any) -> bool:
+    """True where a layer of kquant's made an output: no other has to be looked at, which takes a model."""
+    return any(type(maker(t)).__module__.startswith("kquant.") for t in tree.flatten(outputs))
 
 
 def as_keras(model: keras.Model) -> keras.Model:

@@ -9,7 +9,7 @@ import contextlib
 import importlib
 import itertools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import tensorflow as tf
@@ -19,7 +19,7 @@ import tensorflow as tf
 # and has no way to ask for it: `_as_functions` looks whether one is made.
 SWITCH = "TFE_ContextSetRunEagerOpAsFunction"
 
-PROBE = "__wrapped__StringJoin_N_2_"  # the function of the operation by which one finds out
+PROBE = "__wrapped__StringFormat_T_0_"  # the function of the operation by which one finds out
 
 _LOCK = threading.Lock()
 _WAYS: dict[int, tuple[bool, ...]] = {}  # of each thread that is in one of these, True for kernels, the innermost last
@@ -31,8 +31,8 @@ def operations_as_kernels() -> contextlib.AbstractContextManager[None]:
     """Inside, the first use of an eager operation costs its kernel alone.
 
     A verb on a small model is little else than first uses: a third of the time of quantize, calibrate and export
-    together. What moves, compares or scales numbers gives the same ones; a softmax differs in its last bit, where
-    oneDNN has a kernel for graphs only, so that layers of a model run in `operations_as_functions`.
+    together. The numbers are the same to the bit, but for an operation that oneDNN has a kernel of for graphs only:
+    that is to stay a function (`kept_as_function`).
 
     On processors only: with other devices nothing changes, as nobody has measured it there. Functions that
     `tf.function` makes are none of its business. Eager operations of other threads run as kernels too meanwhile, or all
@@ -49,6 +49,24 @@ def operations_as_kernels() -> contextlib.AbstractContextManager[None]:
 def operations_as_functions() -> contextlib.AbstractContextManager[None]:
     """Inside, eager operations run as they did before all of these, by default as functions."""
     return _in_way(kernels=False)
+
+
+def kept_as_function(name: str, dtypes: Iterable[str]) -> None:
+    """Use an operation once as a function: TensorFlow keeps that, and later uses run it, `operations_as_kernels` too.
+
+    Args:
+        name: of a function of one tensor in `tf.nn`.
+        dtypes: of the tensors; TensorFlow keeps one function for each.
+
+    Example:
+        >>> kept_as_function("softmax", ["float32"])
+        >>> with operations_as_kernels():
+        ...     tf.nn.softmax([1.0, 1.0]).numpy().tolist()
+        [0.5, 0.5]
+    """
+    with operations_as_functions():
+        for dtype in dtypes:
+            getattr(tf.nn, name)(tf.zeros((1, 1), dtype))
 
 
 @contextlib.contextmanager
@@ -84,8 +102,8 @@ def _as_functions() -> bool:
     made = [name for name in context.list_function_names() if name.startswith(PROBE)]
     for name in made:
         context.remove_function(name)
-    # attributes that nobody has used: known ones have their kernel or function already
-    tf.raw_ops.StringJoin(inputs=["", ""], separator=f"kquant {next(_NUMBERS)}")
+    # attributes that nobody has used: known ones have their kernel or function already; no input to be converted
+    tf.raw_ops.StringFormat(inputs=[], template=f"kquant {next(_NUMBERS)}", placeholder="%s", summarize=3)
     return any(name.startswith(PROBE) for name in context.list_function_names())
 
 

@@ -17,10 +17,11 @@ from kquant.layers.carried import carried, carry
 from kquant.layers.conversion import refuse_conversion
 from kquant.layers.integers import chosen, read
 from kquant.layers.live_norm import LiveNorm
-from kquant.layers.modes import is_float, is_simulating
+from kquant.layers.modes import is_bare, is_float, is_simulating
 from kquant.layers.nonuniform import on_grid
 from kquant.layers.provenance import Provenance
 from kquant.layers.weighted import Weighted
+from kquant.layers.zeros import zeros
 
 Apply = Callable[[tf.Tensor], list[tf.Tensor]]
 # Of a live batch norm: below it a channel is switched off.
@@ -120,6 +121,10 @@ class Compressed(Weighted):
         made = [keras.KerasTensor(y.shape, self.compute_dtype), keras.KerasTensor(scales, "float64")]
         return [*made, keras.KerasTensor(y.shape, "float64")] if self.wide else made
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """As Keras calls a layer, without what it does around `call` where that has nothing to do."""
+        return self.call(*args, **kwargs) if is_bare(args) else super().__call__(*args, **kwargs)
+
     def call(
         self, x: tf.Tensor, encoding: tf.Tensor | None = None, training: bool = False, site: int = 0
     ) -> list[tf.Tensor]:
@@ -139,7 +144,7 @@ class Compressed(Weighted):
 
     def ready(self, encoding: tf.Tensor | None, training: bool = False, site: int = 0) -> Apply:
         """What `call` does to an input, when all is done that does not depend on it: a loop asks once for all steps."""
-        unknown = [tf.zeros((1,), tf.float64)] * (2 if self.wide else 1)
+        unknown = [zeros((1,), "float64")] * (2 if self.wide else 1)
         if is_float(self):
             return lambda x: [self._in_float(x), *unknown]
         # Before the weights are read: the step computes with what moves on now.
@@ -165,7 +170,7 @@ class Compressed(Weighted):
             return self._biased(x, self.weights_as_used(), self.float_bias(), self.layer)
         # What runs in float calls the layer itself, `__call__` and all: a mixed policy casts there.
         if not self.transforms and self.gain is None:
-            return self.layer(x)
+            return self.layer.call(x) if is_bare((x,)) and self.compute_dtype == "float32" else self.layer(x)
         return self._with(x, {self.kernel_name: self.weights_as_used()}, self.layer)
 
     def _in_integers(self, encoding: tf.Tensor) -> Apply:

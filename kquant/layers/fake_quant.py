@@ -20,12 +20,13 @@ from kquant.layers.carried import carried, carry, retyped
 from kquant.layers.conversion import refuse_conversion
 from kquant.layers.integers import Origin, read, steps_of
 from kquant.layers.learned_ranges import replaced
-from kquant.layers.modes import is_float, is_simulating, show
+from kquant.layers.modes import is_bare, is_float, is_simulating, show
 from kquant.layers.provenance import Provenance
 from kquant.layers.range_numbers import Numbers, averaged, encoded, numbers_of
 from kquant.layers.range_steps import Ends
 from kquant.layers.replicas import extremes
 from kquant.layers.straight_through import rounded_through, steps_through
+from kquant.layers.zeros import zeros
 from kquant.recipe.training_section import Training
 
 SETTLED = 17.0  # exp(-17) is below float32's last place: from here on nothing is left to unbias
@@ -98,17 +99,17 @@ class FakeQuant(keras.layers.Layer):
         self.runtime = self.origin.load_target().rounding  # whose rounding inference follows
         self.supports_masking = True
         if self.has_range:
-            zeros = {"shape": (sites,), "initializer": "zeros", "trainable": False, "dtype": "float32"}
-            zeros["aggregation"] = "only_first_replica"  # all replicas compute the same value (`extremes`)
-            self.low = self.add_weight(name="low", autocast=False, **zeros)
-            self.high = self.add_weight(name="high", autocast=False, **zeros)
-            self.count = self.add_weight(name="count", autocast=False, **zeros)
+            begin = {"shape": (sites,), "initializer": zeros, "trainable": False, "dtype": "float32"}
+            begin["aggregation"] = "only_first_replica"  # all replicas compute the same value (`extremes`)
+            self.low = self.add_weight(name="low", autocast=False, **begin)
+            self.high = self.add_weight(name="high", autocast=False, **begin)
+            self.count = self.add_weight(name="count", autocast=False, **begin)
             if self.stays:  # batches that calibration counted: they are no training steps
-                self.calibrated = self.add_weight(name="calibrated", autocast=False, **zeros)
-                self.waking = self.add_weight(name="waking", autocast=False, **{**zeros, "shape": (2,)})
+                self.calibrated = self.add_weight(name="calibrated", autocast=False, **begin)
+                self.waking = self.add_weight(name="waking", autocast=False, **{**begin, "shape": (2,)})
             if self.learning.learns_tensors:
                 # What the optimizer steps on; the ends themselves are `low` and `high` (`learned_ranges`).
-                pending = {**zeros, "shape": (2,), "trainable": True, "aggregation": "mean"}
+                pending = {**begin, "shape": (2,), "trainable": True, "aggregation": "mean"}
                 self.stretch = self.add_weight(name="stretch", autocast=False, **pending)
         self.built = True
 
@@ -132,6 +133,10 @@ class FakeQuant(keras.layers.Layer):
     def compute_output_spec(self, y: keras.KerasTensor, **_: Any) -> list[keras.KerasTensor]:
         """The tensor as it came, and its encoding."""
         return [keras.KerasTensor(y.shape, _float_like(y)), keras.KerasTensor((2,), "float32")]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """As Keras calls a layer, without what it does around `call` where that has nothing to do."""
+        return self.call(*args, **kwargs) if is_bare(args) else super().__call__(*args, **kwargs)
 
     def call(
         self,
@@ -169,7 +174,7 @@ class FakeQuant(keras.layers.Layer):
         if not peek:
             show(self, site, y)
         if is_float(self):
-            return [tf.cast(y, _float_like(y)), tf.zeros(2)]
+            return [tf.cast(y, _float_like(y)), zeros((2,))]
         # Under a mixed policy too: ranges and codes are taken in float32, as the device has its scales.
         real = tf.cast(y, tf.float32)
         if peek:

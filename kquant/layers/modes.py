@@ -10,6 +10,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from kquant.graph.keras_private import is_autocasting, mask_of
+
 Collector = Callable[[Any, int, tf.Tensor], None]  # (`FakeQuant`, number of its call, tensor)
 # Not attributes of layers: a block reaches all of a model, also what its layers hold, and ends whatever is raised in
 # it. A graph keeps what held while it was traced, so that inside a block models are called eagerly, or by functions
@@ -67,3 +69,19 @@ def is_float(layer: keras.layers.Layer) -> bool:
     """True where a layer is to compute in float: inside `observing`, and inside `only` where it is not named."""
     names = _ONLY.get()
     return is_observing() or (names is not None and layer.name not in names)
+
+
+def is_bare(args: tuple[Any, ...]) -> bool:
+    """True where what Keras does around a layer's `call` has nothing to do, and would take longer than a small layer.
+
+    That is inside `observing` and `only`, outside of graphs, for a float32 tensor without a mask and a layer that casts
+    nothing: no gradients, no losses, no types to bring in line.
+
+    Args:
+        args: what the layer is called with, by position.
+    """
+    if len(args) != 1 or not (is_observing() or is_simulating()) or is_autocasting():
+        return False
+    (x,) = args
+    eager = isinstance(x, tf.Tensor) and not tf.is_symbolic_tensor(x)
+    return eager and x.dtype == tf.float32 and mask_of(x) is None

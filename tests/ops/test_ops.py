@@ -12,9 +12,12 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.python.eager import context
 
 import kquant
 from kquant import targets
+from kquant.calibration import observations
+from kquant.graph.tensorflow_private import operations_as_functions, operations_as_kernels
 from kquant.layers.loop import Loop
 from kquant.layers.nodes import Compressed
 from kquant.layers.training_only import ReLUBehind
@@ -67,6 +70,25 @@ def test_float_function_is_kept(example: contract.Example, verb) -> None:
         for layer in changed.layers:
             rule = find(layer, goal)
             assert rule is None or all(goal.supports(code) for code in rule.operators), (layer.name, rule.operators)
+
+
+@pytest.mark.one_in(3, always="Activation|heads|attention")
+def test_calibration_sees_to_the_bit_what_it_sees_of_functions(example: contract.Example, monkeypatch) -> None:
+    q = example.quantized(example.target)
+    x = contract.packed(q, contract.data(q, 32))
+    seen = []
+    for way in (operations_as_kernels, operations_as_functions):
+        context.context().clear_kernel_cache()  # else the second run takes the kernels of the first
+        monkeypatch.setattr(observations, "operations_as_kernels", way)
+        seen.append(kquant.observe(q, x, verbose=False))
+    alone, together = seen
+    assert alone.tensors.keys() == together.tensors.keys()
+    for key, one in alone.tensors.items():
+        other = together.tensors[key]
+        for a, b in ((one.lows, other.lows), (one.highs, other.highs), (one.counts, other.counts)):
+            assert a.tobytes() == b.tobytes(), key
+    for a, b in zip(_arrays(alone.some[1]), _arrays(together.some[1]), strict=True):
+        assert a.tobytes() == b.tobytes()
 
 
 @pytest.mark.parametrize("other", [False, pytest.param(True, marks=pytest.mark.one_in(6, always="recurrent"))])
