@@ -15,10 +15,10 @@ from kquant.core.messages import first_of, warn
 from kquant.core.renamed import new_words, renamed
 from kquant.core.result import Result
 from kquant.correct.steps import STEPS, apply_steps, check_steps, function_of, parse_steps
+from kquant.exporting.asked_storing import AUTO
 from kquant.exporting.export_file import ExportReport, export
 from kquant.exporting.file_options import FileOptions, check_file_options
 from kquant.exporting.model_card import ModelCard
-from kquant.exporting.stored_check import AUTO
 from kquant.files.destination import destination
 from kquant.graph.keras_private import every_layer
 from kquant.layers.kernel import holders

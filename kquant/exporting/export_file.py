@@ -4,34 +4,25 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import keras
-import numpy as np
 
 from kquant.calibration.aimet_encodings import Version
 from kquant.calibration.aimet_encodings import encodings as encodings_of
-from kquant.calibration.data import gather
 from kquant.core.messages import first_of
 from kquant.core.renamed import renamed
 from kquant.core.result import Result
-from kquant.core.spec import Encoding
 from kquant.exact.narrow import Removed
+from kquant.exporting.asked_storing import Compression, storing_of
 from kquant.exporting.model_card import ModelCard
-from kquant.exporting.scoring import rated
-from kquant.exporting.stored_check import Compression, check_runtime, refuse_other_outputs, storing_of
-from kquant.exporting.verification import VerifyReport, compare
 from kquant.files.atomic import Outputs
 from kquant.files.destination import destination
 from kquant.graph.creation import without_collection
 from kquant.graph.tensorflow_private import operations_as_kernels
-from kquant.runtime.arenas import arena_of
-from kquant.runtime.running import FALLBACK, available
-from kquant.targets import Target
 from kquant.tflite.edges import IO
 from kquant.tflite.file_about import About
 from kquant.tflite.file_content import Files, Form, to_files
@@ -40,16 +31,14 @@ from kquant.tflite.names import with_names
 from kquant.tflite.reader import FileModel, read_model
 from kquant.tflite.states import States
 from kquant.tflite.storage import Decoding
-from kquant.tflite.vela import find_vela, vela_bytes
-from kquant.tflite.weight_bytes import FileBytes, Uncounted
+from kquant.tflite.uncounted import Uncounted
 from kquant.views.multiplications import macs_of_model
 
 if TYPE_CHECKING:
     from kquant.exporting.streams import StreamCheck, StreamReport
+    from kquant.exporting.verification import VerifyReport
     from kquant.tflite.streaming import Streamed
-
-RANDOM_SAMPLES = 8
-CHECKED_SAMPLES = 64
+    from kquant.tflite.weight_bytes import FileBytes
 
 
 @dataclass(frozen=True)
@@ -207,7 +196,10 @@ def export(
         file = _named(files, strip_names)
     checked = _checked(qmodel, lowered, files, file, data) if check_runtimes else _Checked()
     card = ModelCard(macs_of_model(lowered.graph), file.weight_bytes, len(files.content), checked.arena)
-    card = rated(card, qmodel, files.content, lowered.target.name, test)
+    if test is not None:
+        from kquant.exporting.scoring import rated  # few ask for it, and all would wait
+
+        card = rated(card, qmodel, files.content, lowered.target.name, test)
     with results as new:
         new.write(place, files.content)
         if encodings is not None:
@@ -278,7 +270,11 @@ def _check_test(streaming: bool | int, test: Any) -> None:
 def _uncounted(lowered: Lowered, files: Files, strip_names: bool, check: bool) -> Uncounted:
     """The bytes of the weights; Vela's too, where it compiles the target's files and is installed."""
     plain = partial(Uncounted, files.content, files.over_clips if strip_names else None)
-    if not check or lowered.target.compiler is None or find_vela() is None:
+    if not check or lowered.target.compiler is None:
+        return plain()
+    from kquant.tflite.vela import find_vela, vela_bytes  # few targets are compiled by it
+
+    if find_vela() is None:
         return plain()
     try:
         return plain(vela_bytes=vela_bytes(files.content))
@@ -296,116 +292,16 @@ class _Checked:
 
 
 def _checked(qmodel: keras.Model, lowered: Lowered, files: Files, file: FileModel, data: Any) -> _Checked:
-    """Run what was written: against the model, a stream against its clips, stored weights against plain ones.
+    """What running a file gave, see `checked_runs`."""
+    from kquant.exporting.checked_runs import checked  # runtimes and what compares them: nothing else needs them
 
-    Args:
-        qmodel: the model.
-        lowered: what became of it.
-        files: what was written.
-        file: what `files.content` holds.
-        data: to run it on, or None for random codes.
-    """
-    # first: whoever lacks the runtime for decoded weights hears how to get it, and nothing has run in vain
-    check_runtime(() if files.decoding is None else files.decoding.tensors)
-    x = _random(lowered) if data is None else gather(qmodel, data, CHECKED_SAMPLES)
-    # the model computes whole clips: a stream is compared with their file, and that one with the model
-    compared = file if files.streamed is None else read_model(files.over_clips)
-    # the arena is found by trial in other processes while the model computes here
-    with ThreadPoolExecutor() as pool:
-        arena = pool.submit(arena_of, files.content, file, lowered.target)
-        reports = _verified(lowered, files.compared, compared, x)
-        streams = () if files.streamed is None else _streams(files, files.streamed, compared, x, reports)
-        checked = _Checked(reports, arena.result(), streams)
-    if files.decoding is not None and files.streamed is None:
-        refuse_other_outputs(files.over_clips, files.content, file, _random(lowered))
-    return checked
-
-
-def _verified(lowered: Lowered, content: bytes, file: FileModel, x: list[np.ndarray]) -> tuple[VerifyReport, ...]:
-    """The reports of the target's runtimes; a file that they find wrong is refused."""
-    # a runtime that lacks an operator cannot check the file; another one of the target can
-    able = [
-        name for name in lowered.target.runtimes if all(runs(lowered.target, op.code, name) for op in file.operators)
-    ]
-    names = [name for name in able if name in available()] or [FALLBACK]
-    reports = compare(lowered, content, file, x, names, locate=False)
-    for report in reports:
-        if report.float_operators:
-            raise ValueError(f"export: the file would compute in float: {', '.join(report.float_operators)}.")
-        if report.wrong_encodings:
-            raise ValueError(f"export: scales differ from the model's at {', '.join(report.wrong_encodings)}.")
-    return reports
-
-
-def runs(target: Target, code: str, runtime: str) -> bool:
-    """Whether a runtime of a target has an operator, and computes it as the device does.
-
-    Args:
-        target: that the operator was written for.
-        code: of it.
-        runtime: one of the target's.
-    """
-    return code not in target.ops or runtime in target.runtimes_for(code)
+    return _Checked(*checked(qmodel, lowered, files, file, data))
 
 
 def _described(streamed: Streamed, states: States, checked: _Checked) -> StreamReport:
     from kquant.exporting.streams import describe_stream  # few files are streams, and all would wait
 
     return describe_stream(streamed, states, checked.streams)
-
-
-def _streams(
-    files: Files, streamed: Streamed, file: FileModel, x: list[np.ndarray], reports: tuple[VerifyReport, ...]
-) -> tuple[StreamCheck, ...]:
-    """A streaming file on each runtime: equal to the file over whole clips, and taken with the types at its edges."""
-    from kquant.exporting.streams import Stream, check_stream
-
-    names = [report.runtime for report in reports]
-    checks = [check_stream(files.over_clips, file, files.frames, streamed.outputs, x, name) for name in names]
-    # what was run has the model's own types at its edges; the file with others has to be taken, too
-    if files.frames != files.content:
-        for name in names:
-            Stream(files.content, name)
-    return tuple(checks)
-
-
-def _random(lowered: Lowered) -> list[np.ndarray]:
-    """Values all over the inputs' ranges."""
-    rng = np.random.default_rng(0)
-    arrays = []
-    for t in lowered.graph.input_tensors:
-        rows = _rows(lowered, t)
-        if rows is not None:  # positions in a table
-            arrays.append(rng.integers(0, rows, (RANDOM_SAMPLES, *t.shape[1:])).astype(np.int32))
-            continue
-        encoding = next(iter(_input_encodings(lowered, t)), None)
-        ref = lowered.refs.get(id(t))
-        # an input that stays float has no codes to draw
-        if encoding is None and ref is not None and ref.dtype == "float32":
-            arrays.append(rng.normal(size=(RANDOM_SAMPLES, *t.shape[1:])).astype(np.float32))
-            continue
-        if encoding is None:  # no output depends on this input
-            arrays.append(np.zeros((RANDOM_SAMPLES, *t.shape[1:]), np.float32))
-            continue
-        codes = rng.integers(encoding.spec.low, encoding.spec.high + 1, (RANDOM_SAMPLES, *t.shape[1:]))
-        arrays.append(encoding.dequantize(codes))
-    return arrays
-
-
-def _rows(lowered: Lowered, t: Any) -> int | None:
-    """Length of the shortest table that an input of positions is looked up in; None for other inputs."""
-    ref = lowered.refs.get(id(t))
-    if ref is None or ref.dtype != "int32":
-        return None
-    tables = [op.inputs[0] for op in lowered.program.operators if op.code == "GATHER" and op.inputs[1] is ref]
-    lengths = [table.shape[0] for table in tables if table is not None]
-    return min(lengths, default=1)
-
-
-def _input_encodings(lowered: Lowered, t: Any) -> list[Encoding]:
-    readers = lowered.graph.consumers.get(id(t), [])
-    refs = [lowered.refs[id(node.outputs[0])] for node in readers if id(node.outputs[0]) in lowered.refs]
-    return [ref.encoding for ref in refs if ref.encoding is not None]
 
 
 def _port(t: Any) -> Port:

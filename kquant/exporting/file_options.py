@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, TypedDict
 
 from kquant.core.messages import did_you_mean
-from kquant.exporting.stored_check import Compression
+from kquant.exporting.asked_storing import Compression
 from kquant.tflite.edges import IO
 from kquant.tflite.states import States
 

@@ -82,6 +82,8 @@ def is_bare(args: tuple[Any, ...]) -> bool:
     """
     if len(args) != 1 or not (is_observing() or is_simulating()) or is_autocasting():
         return False
-    (x,) = args
-    eager = isinstance(x, tf.Tensor) and not tf.is_symbolic_tensor(x)
-    return eager and x.dtype == tf.float32 and mask_of(x) is None
+    x: Any = args[0]
+    if not isinstance(x, tf.Tensor) or tf.is_symbolic_tensor(x) or x.dtype != tf.float32:
+        return False
+    held: Any = x
+    return mask_of(held) is None

@@ -20,7 +20,8 @@ from kquant.core.renamed import renamed
 from kquant.core.result import Result
 from kquant.detecting.outputs import grids_of
 from kquant.detecting.spec import Detection
-from kquant.exporting.export_file import ExportReport, runs
+from kquant.exporting.checked_runs import runs
+from kquant.exporting.export_file import ExportReport
 from kquant.exporting.file_options import FileOptions, check_file_options
 from kquant.exporting.model_card import ModelCard
 from kquant.files.atomic import Outputs

@@ -26,7 +26,7 @@ from kquant.core.checks import check_count
 from kquant.core.progress import tqdm
 from kquant.core.result import Result
 from kquant.correct.steps import apply_steps
-from kquant.exporting.stored_check import AUTO, storing_of
+from kquant.exporting.asked_storing import AUTO, storing_of
 from kquant.layers.nodes import encodings_of
 from kquant.layers.provenance import provenance_of
 from kquant.masking.stripping import strip

@@ -10,7 +10,7 @@ import keras
 
 from kquant import targets
 from kquant.exact.narrow import totals
-from kquant.exporting.stored_check import Compression, storing_of
+from kquant.exporting.asked_storing import Compression, storing_of
 from kquant.prepare.forecast import forecast
 from kquant.prepare.quantization import quantize
 from kquant.recipe import recipe as recipes

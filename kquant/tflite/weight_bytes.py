@@ -5,7 +5,6 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,7 @@ from kquant.core.packed import PACKED, pack
 from kquant.core.result import Result
 from kquant.tflite.anatomy import Part, file_parts
 from kquant.tflite.lut_format import distinct
-from kquant.tflite.names import with_names
-from kquant.tflite.reader import DAMAGE, FileModel, FileTensor, contents, label, read_bytes, read_model
+from kquant.tflite.reader import DAMAGE, FileModel, FileTensor, contents, label, read_bytes
 from kquant.tflite.storage import storages
 
 DEFLATE_LEVEL = 9
@@ -138,32 +136,6 @@ class FileBytes(Result):
         """Plain data, for JSON."""
         layers = [layer.to_dict() for layer in self.layers]
         return {**asdict(self), "layers": layers, "totals": self.totals, "sparsity": self.sparsity}
-
-
-@dataclass(frozen=True, eq=False)
-class Uncounted:
-    """A file whose weights are counted when somebody asks.
-
-    To deflate them and to try each storage takes as long as all else that an export does to a large model.
-
-    Attributes:
-        content: of the file.
-        named: the same file with names, where `content` has none.
-        vela_bytes, vela_refusal: see `FileBytes`.
-    """
-
-    content: bytes
-    named: bytes | None = None
-    vela_bytes: int | None = None
-    vela_refusal: str = ""
-
-    @cached_property
-    def counted(self) -> FileBytes:
-        """`count_bytes` of the file."""
-        file, held = contents(self.content)
-        file = file if self.named is None else with_names(file, read_model(self.named))
-        told = {"vela_bytes": self.vela_bytes, "vela_refusal": self.vela_refusal}
-        return replace(count_bytes(self.content, file, held), **told)
 
 
 def layer_bytes(path: str | Path | bytes) -> FileBytes:

@@ -14,7 +14,7 @@ from benchmarks import assets
 from kquant import targets
 from kquant.core.program import Program
 from kquant.core.spec import Encoding, QuantSpec
-from kquant.exporting.stored_check import storing_of
+from kquant.exporting.asked_storing import storing_of
 from kquant.tflite.flatbuffer import packed, to_bytes, unpacked
 from kquant.tflite.reader import places, read_model
 from kquant.tflite.stored_weights import smaller_file

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import kquant
-from kquant.exporting.export_file import _random
+from kquant.exporting.checked_runs import random_values
 from kquant.layers.nodes import Compressed, FakeQuant
 from kquant.tflite.lowering import lower
 from kquant.tflite.reader import read_model
@@ -227,7 +227,7 @@ FLOAT_FORMATS = ("float16", "weight-only-int8", "dynamic-int8")
 
 def test_samples_of_float_files_are_floats_that_vary() -> None:
     for recipe in FLOAT_FORMATS:
-        rows = _random(lower(kquant.quantize(network(), recipe)))
+        rows = random_values(lower(kquant.quantize(network(), recipe)))
         assert all(x.dtype == np.float32 and x.std() > 0.1 for x in rows)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import zlib
 
 import flatbuffers
@@ -16,7 +15,7 @@ from kquant import report, targets
 from kquant.core.program import Program
 from kquant.core.spec import Encoding, QuantSpec
 from kquant.runtime import interpreters
-from kquant.tflite import weight_bytes
+from kquant.tflite import vela, weight_bytes
 from kquant.tflite.flatbuffer import to_bytes
 from kquant.tflite.reader import constants, read_model
 from kquant.tflite.vela import find_vela, vela_bytes
@@ -210,13 +209,13 @@ def test_vela_is_asked_where_it_is(tmp_path, monkeypatch):
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
     q = kquant.quantize(model, target="ethos-u")
     kquant.calibrate(q, np.ones((32, 4), "float32"), verbose=False)
-    monkeypatch.setattr(sys.modules["kquant.exporting.export_file"], "find_vela", lambda: "vela")
-    monkeypatch.setattr(sys.modules["kquant.exporting.export_file"], "vela_bytes", lambda content: 123)
+    monkeypatch.setattr(vela, "find_vela", lambda: "vela")
+    monkeypatch.setattr(vela, "vela_bytes", lambda content: 123)
     made = kquant.export(q, tmp_path / "m.tflite")
     assert made.weights.vela_bytes == 123 and "Vela encodes them 123 bytes" in report.render(made)
 
     def refuse(content):
         raise ValueError("Vela refuses the file: no")
 
-    monkeypatch.setattr(sys.modules["kquant.exporting.export_file"], "vela_bytes", refuse)
+    monkeypatch.setattr(vela, "vela_bytes", refuse)
     assert "! Vela refuses the file" in report.render(kquant.export(q, tmp_path / "m.tflite"))

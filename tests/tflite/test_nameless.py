@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 import kquant
-from kquant.exporting import export_file, verification
+from kquant.exporting import checked_runs, verification
 from kquant.runtime.running import available, probe
 from kquant.tflite.flatbuffer import packed, unpacked, with_zero_points
 from kquant.tflite.names import is_nameless, with_names
@@ -130,7 +130,7 @@ def test_target_tflm_has_one_zero_point_for_all_channels(tmp_path):
 
 def test_verified_where_tflm_is_not_installed(tmp_path, monkeypatch):
     q, path = quantized("tflm"), tmp_path / "bare.tflite"
-    for module in (verification, export_file):
+    for module in (verification, checked_runs):
         monkeypatch.setattr(module, "available", lambda: ["litert", "litert-reference"])
     made = kquant.export(q, path, data=X, strip_names=True)
     assert [v.runtime for v in made.verification] == ["litert-reference"] and made.verification[0].ok

@@ -10,7 +10,8 @@ import kquant
 from kquant import report, targets
 from kquant.core.program import Program
 from kquant.core.spec import Encoding, QuantSpec
-from kquant.exporting.stored_check import check_runtime, storing_of
+from kquant.exporting.asked_storing import storing_of
+from kquant.exporting.stored_check import check_runtime
 from kquant.runtime.running import available, probe
 from kquant.tflite.flatbuffer import to_bytes
 from kquant.tflite.memory_plan import memory_plan
