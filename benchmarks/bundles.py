@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import tempfile
 import time
 import warnings
@@ -25,6 +24,7 @@ import numpy as np
 import kquant
 from benchmarks.assets import TASKS, Task, task
 from benchmarks.choice import one_of
+from benchmarks.machine import processor
 from kquant.analysis.sqnr import decibel
 from kquant.app.pipeline import prepare
 from kquant.projects.arena import smallest_arena
@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("models", nargs="*", type=one_of(TASKS), default=list(TASKS))
     parser.add_argument("--path", type=Path, help="where to write the figures, as JSON")
     args = parser.parse_args()
-    machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
+    machine = {"processor": processor(), "cores": os.cpu_count()}
     rows: dict[str, Any] = {}
     warnings.simplefilter("ignore", UserWarning)
     for name in args.models:

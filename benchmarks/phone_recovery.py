@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -28,6 +27,7 @@ import tensorflow as tf
 
 import kquant
 from benchmarks.choice import one_of
+from benchmarks.machine import processor
 from benchmarks.memory import peak_kb
 from kquant.correct.steps import apply_steps
 from kquant.recipe.recipe import Step
@@ -136,7 +136,7 @@ def main() -> None:
         warnings.simplefilter("ignore", UserWarning)
         print(json.dumps(measured(args.models[0], args.images, args.iterations)))
         return
-    found: dict[str, Any] = {"machine": platform.processor() or platform.machine()}
+    found: dict[str, Any] = {"machine": processor()}
     steps = " | ".join(("quantize", *STEPS, "export"))
     print(f"| | {steps}, s | all, s | of the processor | peak, GiB | dB after each step |")
     print("| --- " * (len(STEPS) + 7) + "|")

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import tempfile
 import time
 import warnings
@@ -32,6 +31,7 @@ import kquant
 from benchmarks.assets import task
 from benchmarks.choice import one_of
 from benchmarks.latency import invocation
+from benchmarks.machine import processor
 from kquant.graph.by_xla import MANY
 
 RECURRENT = ("lstm", "gru", "attention")
@@ -166,7 +166,7 @@ def main() -> None:
     args = parser.parse_args()
     found = {
         "clock": args.clock,
-        "processor": platform.processor() or platform.machine(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "load": os.getloadavg()[0],
         "versions": {"keras": keras.__version__, "tensorflow": tf.__version__, "kquant": kquant.__version__},

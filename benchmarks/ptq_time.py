@@ -2,7 +2,8 @@
 
 Wall time, and the processor's: on a machine that others use too, only the latter can be compared.
 
-python -m benchmarks.ptq_time --path benchmarks/results/ptq_time.json
+    python -m benchmarks.ptq_time                           # MLPerf Tiny: the table, and results/ptq_time.json
+    python -m benchmarks.ptq_time resnet152 --path r.json   # a large model
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -24,6 +24,7 @@ import numpy as np
 from benchmarks.assets import task
 from benchmarks.choice import one_of
 from benchmarks.latency import latencies_ms
+from benchmarks.machine import machine
 from benchmarks.memory import peak_kb
 from benchmarks.phone_recovery import efficientnet_lite0, images, settle
 
@@ -34,6 +35,7 @@ TASKS = {
     "ad": "anomaly_detection",
     "sww": "streaming_wakeword",
 }
+RESULTS = Path(__file__).parent / "results" / "ptq_time.json"
 LARGE = ("resnet50", "resnet152", "efficientnet_lite0")
 
 
@@ -70,12 +72,13 @@ def child(name: str, tool: str, path: str) -> None:
     print(json.dumps({"seconds": seconds, "processor_s": processor, "peak_kb": peak_kb()}))
 
 
-def run(name: str, repeats: int) -> dict[str, Any]:
-    """Both tools in processes of their own, in turn; then both files in one process."""
+def run(name: str, rounds: int) -> dict[str, Any]:
+    """Medians of both tools in processes of their own, in turn; then both files in one process."""
+    load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
         paths = {tool: str(Path(folder) / f"{tool}.tflite") for tool in ("kquant", "unverified", "converter")}
         rows: dict[str, list[dict[str, float]]] = {tool: [] for tool in paths}
-        for _ in range(repeats):
+        for _ in range(rounds):
             for tool, path in paths.items():
                 command = [sys.executable, "-m", "benchmarks.ptq_time", name, "--child", tool, "--file", path]
                 done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -100,11 +103,13 @@ def run(name: str, repeats: int) -> dict[str, Any]:
     )
     latency = {"kquant": a, "converter": b}
     spent = {"seconds": times, "processor_s": processor, "peak_mb": memory}
-    return {**spent, "bytes": sizes, "latency_ms": latency, "repeats": repeats}
+    ratios = {"ratio": times["unverified"] / times["converter"]}
+    ratios["processor_ratio"] = processor["unverified"] / processor["converter"]
+    return {**spent, **ratios, "bytes": sizes, "latency_ms": latency, "rounds": rounds, "load": load}
 
 
-def calibration(name: str) -> None:
-    """calibrate against `predict` on the same 1,000 samples, both from a fresh model, as a user calls them."""
+def calibration(name: str) -> float:
+    """Median of calibrate against `predict` on the same 1,000 samples, both from a fresh model, as users call them."""
     import kquant
 
     model, samples = build(name)
@@ -118,28 +123,30 @@ def calibration(name: str) -> None:
         fresh.predict(many, verbose=0)
         ratios.append((middle - started) / (time.perf_counter() - middle))
     print(f"{name:<9} calibrate / predict on 1,000 samples: {np.median(ratios):.2f}", flush=True)
+    return float(np.median(ratios))
 
 
 def main() -> None:
     """Parse and run."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("models", nargs="*", type=one_of([*TASKS, *LARGE]), default=[*TASKS, *LARGE])
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--path", type=Path, help="where to write the figures, as JSON")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*", type=one_of([*TASKS, *LARGE]), default=[*TASKS])
+    parser.add_argument("--rounds", type=int, default=7, help="turns of each tool, of which the medians are told")
+    parser.add_argument("--path", type=Path, default=RESULTS, help="where to write the figures, as JSON")
     parser.add_argument("--child", choices=("kquant", "unverified", "converter"))
     parser.add_argument("--file")
     args = parser.parse_args()
     if args.child:
         child(args.models[0], args.child, args.file)
         return
-    machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
-    measured: dict[str, Any] = {**machine, "load": os.getloadavg()[0], "models": {}}
+    from kquant.files.atomic import write_atomically  # not before a child has begun to measure: it loads with a verb
+
+    measured: dict[str, Any] = {**machine(), "models": {}}
+    print(f"{measured['processor']}, {measured['cores']} cores, load {measured['load']:.2f}", flush=True)
     for name in args.models:
-        measured["models"][name] = run(name, args.repeats)
+        measured["models"][name] = run(name, args.rounds)
         if name not in LARGE:
-            calibration(name)
-    if args.path:
-        args.path.write_text(json.dumps(measured, indent=1) + "\n")
+            measured["models"][name]["calibrate_to_predict"] = calibration(name)
+        write_atomically(args.path, f"{json.dumps(measured, indent=1)}\n".encode())
 
 
 if __name__ == "__main__":

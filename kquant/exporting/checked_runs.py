@@ -55,10 +55,10 @@ def checked(
         arena = pool.submit(arena_of, files.content, file, lowered.target)
         reports = _verified(lowered, files.compared, compared, x)
         streams = () if files.streamed is None else _streams(files, files.streamed, compared, x, reports)
-        found = reports, arena.result(), streams
+        seen = reports, arena.result(), streams
     if files.decoding is not None and files.streamed is None:
         refuse_other_outputs(files.over_clips, files.content, file, random_values(lowered))
-    return found
+    return seen
 
 
 def _verified(lowered: Lowered, content: bytes, file: FileModel, x: list[np.ndarray]) -> tuple[VerifyReport, ...]:

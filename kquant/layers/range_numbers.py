@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,6 +11,8 @@ import tensorflow as tf
 from kquant.core.one_node import one_node
 from kquant.core.spec import QuantSpec, encode_range
 from kquant.layers.learned_ranges import is_dead
+
+HELD = 4096  # ranges of tensors: of the largest models, some times over
 
 
 class Numbers(NamedTuple):
@@ -34,8 +37,13 @@ def encoded(low: tf.Tensor, high: tf.Tensor, spec: QuantSpec) -> Numbers:
     """Of ranges, float32[sites] each: one encoding covers them all."""
     if not tf.executing_eagerly():
         return _encoded(low, high, spec)
-    known = _described(*encode_range(low.numpy().min(), high.numpy().max(), spec), spec)
-    return Numbers(*(tf.constant(number, tf.float32) for number in known))
+    return _held(low.numpy().min(), high.numpy().max(), spec)
+
+
+@lru_cache(HELD)
+def _held(low: np.float32, high: np.float32, spec: QuantSpec) -> Numbers:
+    """Outside of graphs, where calibration, its warnings and the file ask for those of the same ranges."""
+    return Numbers(*(tf.constant(n, tf.float32) for n in _described(*encode_range(low, high, spec), spec)))
 
 
 @one_node
