@@ -6,13 +6,15 @@ where its observer asks for them. Observations of shards, also of other machines
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import io
 import itertools
 import json
 import math
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,7 +36,7 @@ from kquant.files.destination import path_of
 from kquant.files.untrusted import parse_json, read_arrays
 from kquant.graph.graph import Graph, outputs_of
 from kquant.graph.keras_private import every_layer
-from kquant.graph.tensorflow_private import kept_as_function, operations_as_kernels
+from kquant.graph.tensorflow_private import operations_as_functions, operations_as_kernels
 from kquant.layers.nodes import FakeQuant, encodings_of, observing
 from kquant.ops import find
 from kquant.views.quantized_model import graph_if_large, live_bytes, refuse_nested
@@ -252,18 +254,33 @@ def observed(
         verbose: show a progress bar.
     """
     nodes = [layer for layer in encodings_of(qmodel) if layer.has_range]
-    _keep_functions(qmodel)
-    with operations_as_kernels():
+    with operations_as_kernels(), _some_as_functions(qmodel):
         return _observe(_Look(qmodel, nodes, graph_if_large(qmodel, plan.wished), before), batches, total, verbose)
 
 
-def _keep_functions(qmodel: keras.Model) -> None:
-    """What computes otherwise as a kernel alone stays a function: the last bit of a softmax moves a range."""
-    for layer in every_layer(qmodel):
-        rule = find(layer)
-        for code in () if rule is None else rule.operators:
-            if (name := facts(code).in_graphs) is not None:
-                kept_as_function(name, [layer.compute_dtype])
+@contextlib.contextmanager
+def _some_as_functions(qmodel: keras.Model) -> Iterator[None]:
+    """Inside, layers that compute otherwise as kernels alone run as before: the last bit of a softmax moves a range."""
+    rules = [(layer, find(layer)) for layer in every_layer(qmodel)]
+    apart = [layer for layer, rule in rules if rule is not None and any(facts(c).as_function for c in rule.operators)]
+    # an attribute of the layer goes before the method of its class, wherever in the model it is called
+    held: list[Any] = [vars(layer) for layer in apart]
+    for attributes, layer in zip(held, apart, strict=True):
+        attributes["call"] = _as_function(layer.call)
+    try:
+        yield
+    finally:
+        for attributes in held:
+            attributes.pop("call", None)
+
+
+def _as_function(call: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(call)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with operations_as_functions():
+            return call(*args, **kwargs)
+
+    return run
 
 
 def ends_of(shard: tuple[int, int], total: int | None) -> tuple[int, int]:

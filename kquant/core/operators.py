@@ -62,8 +62,8 @@ class OperatorFacts(BaseModel):
         moves_indices: takes int32 as it takes codes.
         remembers: keeps numbers from call to call, until the interpreter is reset, where no tensor of the file tells.
         rearranges: gives each number that it reads once, in another shape or order.
-        in_graphs: its name in `tf.nn`, where TensorFlow has a kernel of it for graphs that differs in the last bit from
-            that of an operation which runs alone.
+        as_function: TensorFlow has a kernel of it for graphs that differs in the last bit from that of an operation
+            which runs alone.
         unlisted: targets do not list it, as no layer becomes one.
         since: the release of TensorFlow Lite that first had each of its versions, from 1 on; empty where unknown.
     """
@@ -90,7 +90,7 @@ class OperatorFacts(BaseModel):
     moves_indices: bool = False
     remembers: bool = False
     rearranges: bool = False
-    in_graphs: str | None = None
+    as_function: bool = False
     unlisted: bool = False
     since: tuple[str, ...] = Field(default=(), strict=False)
 

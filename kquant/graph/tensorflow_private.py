@@ -9,7 +9,7 @@ import contextlib
 import importlib
 import itertools
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import tensorflow as tf
@@ -32,7 +32,7 @@ def operations_as_kernels() -> contextlib.AbstractContextManager[None]:
 
     A verb on a small model is little else than first uses: a third of the time of quantize, calibrate and export
     together. The numbers are the same to the bit, but for an operation that oneDNN has a kernel of for graphs only:
-    that is to stay a function (`kept_as_function`).
+    what computes that runs in `operations_as_functions`.
 
     On processors only: with other devices nothing changes, as nobody has measured it there. Functions that
     `tf.function` makes are none of its business. Eager operations of other threads run as kernels too meanwhile, or all
@@ -49,24 +49,6 @@ def operations_as_kernels() -> contextlib.AbstractContextManager[None]:
 def operations_as_functions() -> contextlib.AbstractContextManager[None]:
     """Inside, eager operations run as they did before all of these, by default as functions."""
     return _in_way(kernels=False)
-
-
-def kept_as_function(name: str, dtypes: Iterable[str]) -> None:
-    """Use an operation once as a function: TensorFlow keeps that, and later uses run it, `operations_as_kernels` too.
-
-    Args:
-        name: of a function of one tensor in `tf.nn`.
-        dtypes: of the tensors; TensorFlow keeps one function for each.
-
-    Example:
-        >>> kept_as_function("softmax", ["float32"])
-        >>> with operations_as_kernels():
-        ...     tf.nn.softmax([1.0, 1.0]).numpy().tolist()
-        [0.5, 0.5]
-    """
-    with operations_as_functions():
-        for dtype in dtypes:
-            getattr(tf.nn, name)(tf.zeros((1, 1), dtype))
 
 
 @contextlib.contextmanager
