@@ -298,13 +298,13 @@ def _compressed(plan: Plan, folded: Folded, places: Places, op: Any, weights: We
     spec, gain = plan.weights[id(op)], folded.gains.get(op.name)
     if gain is not None:
         gain = np.where(gain == 0.0, 1.0, gain).astype(np.float32)  # a dead channel stays as it is
-    in_blocks = spec is not None and spec.block and weights.block_axes is not None
+    rows = weights.block_axes if spec is not None and spec.block else None
     layer = Compressed(
         op,
         None if spec is None else spec.to_config(),
         kernel=weights.kernel,
         bias=weights.bias,
-        channel_axes=weights.block_axes if in_blocks else weights.channel_axes,
+        channel_axes=rows or weights.channel_axes,
         sums=weights.sums,
         gain_shape=None if gain is None else gain.shape,
         moments=op.name in folded.moments,
