@@ -15,8 +15,6 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -28,6 +26,7 @@ import keras
 import numpy as np
 
 from benchmarks.choice import one_of
+from benchmarks.machine import machine
 from benchmarks.turns import CLOCKS
 
 DEPTHS = (25, 50, 100, 200, 400)
@@ -84,13 +83,13 @@ def run(kind: str, depth: int, clock: str, collecting: bool) -> dict[str, float]
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def of_kind(kind: str, clock: str, repeats: int) -> dict[str, dict[int, dict[str, float]]]:
+def of_kind(kind: str, clock: str, rounds: int) -> dict[str, dict[int, dict[str, float]]]:
     """Medians of each depth, without the collector and with it; printed as they come."""
     # by turns, so that a machine that slows down slows all depths
     ways = {"without collector": False, "with collector": True}
     turns = [
         {way: {depth: run(kind, depth, clock, on) for depth in DEPTHS} for way, on in ways.items()}
-        for _ in range(repeats)
+        for _ in range(rounds)
     ]
     made = {}
     for way in ways:
@@ -110,7 +109,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("kinds", nargs="*", type=one_of(KINDS), default=KINDS)
     parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="processes of each depth, of which the medians are told")
     parser.add_argument("--path", type=Path, help="where to write the figures, as JSON")
     parser.add_argument("--child", type=int)
     parser.add_argument("--collecting", action="store_true", help="of a child: leave the garbage collector as it is")
@@ -118,17 +117,13 @@ def main() -> None:
     if args.child:
         child(args.kinds[0], args.child, args.clock, args.collecting)
         return
-    measured: dict[str, Any] = {
-        "clock": args.clock,
-        "repeats": args.repeats,
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "load": os.getloadavg()[0],
-    }
+    from kquant.files.atomic import write_atomically  # not before a child has begun to measure: it loads with a verb
+
+    measured: dict[str, Any] = {**machine(), "clock": args.clock, "rounds": args.rounds}
     for kind in args.kinds:
-        measured[kind] = of_kind(kind, args.clock, args.repeats)
+        measured[kind] = of_kind(kind, args.clock, args.rounds)
         if args.path:
-            args.path.write_text(json.dumps(measured, indent=1) + "\n")
+            write_atomically(args.path, f"{json.dumps(measured, indent=1)}\n".encode())
 
 
 if __name__ == "__main__":

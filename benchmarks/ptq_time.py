@@ -126,12 +126,21 @@ def calibration(name: str) -> float:
     return float(np.median(ratios))
 
 
+def written_to(models: list[str], path: Path | None) -> Path | None:
+    """Where the figures go: by default those of all the table's models into it, and those of a few nowhere."""
+    return RESULTS if path is None and set(TASKS) == set(models) else path
+
+
 def main() -> None:
     """Parse and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", type=one_of([*TASKS, *LARGE]), default=[*TASKS])
     parser.add_argument("--rounds", type=int, default=7, help="turns of each tool, of which the medians are told")
-    parser.add_argument("--path", type=Path, default=RESULTS, help="where to write the figures, as JSON")
+    parser.add_argument(
+        "--path",
+        type=Path,
+        help="where to write the figures, as JSON; of the whole table by default results/ptq_time.json",
+    )
     parser.add_argument("--child", choices=("kquant", "unverified", "converter"))
     parser.add_argument("--file")
     args = parser.parse_args()
@@ -140,13 +149,15 @@ def main() -> None:
         return
     from kquant.files.atomic import write_atomically  # not before a child has begun to measure: it loads with a verb
 
+    path = written_to(args.models, args.path)
     measured: dict[str, Any] = {**machine(), "models": {}}
     print(f"{measured['processor']}, {measured['cores']} cores, load {measured['load']:.2f}", flush=True)
     for name in args.models:
         measured["models"][name] = run(name, args.rounds)
         if name not in LARGE:
             measured["models"][name]["calibrate_to_predict"] = calibration(name)
-        write_atomically(args.path, f"{json.dumps(measured, indent=1)}\n".encode())
+        if path is not None:
+            write_atomically(path, f"{json.dumps(measured, indent=1)}\n".encode())
 
 
 if __name__ == "__main__":

@@ -14,8 +14,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
-import platform
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ import numpy as np
 import kquant
 from benchmarks.assets import loader
 from benchmarks.coded_training import accuracy
+from benchmarks.machine import machine
 from benchmarks.qat_accuracy import batches
 from kquant.files.atomic import write_atomically
 
@@ -108,7 +107,7 @@ def main() -> None:
         print("| " + " | ".join((how, *cells, f"{worst(rows):.2f}")) + " |")
     if args.path is not None:
         asked = {key: value for key, value in vars(args).items() if key != "path"}
-        about = {"processor": platform.processor() or platform.machine(), "load": os.getloadavg(), **asked}
+        about = {**machine(), **asked}
         write_atomically(args.path, json.dumps({"about": about, "accuracy": results}, indent=1).encode())
 
 

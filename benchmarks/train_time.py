@@ -27,12 +27,11 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 import kquant
 from benchmarks.assets import FOLDER
 from benchmarks.choice import one_of
-from benchmarks.peers.store import machine
+from benchmarks.machine import machine
 from benchmarks.step_time import BATCH, build
 from benchmarks.turns import CLOCKS, Run, fit_step, in_turns, ratios, timed
 from kquant.files.atomic import write_atomically
@@ -253,7 +252,7 @@ def main() -> None:
     args = parser.parse_args()
     models, load = {}, [os.getloadavg()[0]]
     kept = {**machine(), "clock": args.clock, "jit": args.jit, "rounds": args.rounds, "steps": args.steps}
-    kept |= {"load": load, "versions": {"keras": keras.__version__, "tensorflow": tf.__version__}}
+    kept["load"] = load
     for name in args.models:
         ways = dict.fromkeys(["float", *args.ways])
         models[name] = measure(name, ways, args.steps, args.rounds, args.jit, args.peer_python, args.clock)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from benchmarks import ptq_time
 from benchmarks.__main__ import ALL
 from benchmarks.zoo import ZOO, measure, table
 from benchmarks.zoo.__main__ import answered
@@ -34,6 +36,18 @@ def test_every_benchmark_is_in_the_list() -> None:
     runnable = {n for n in NAMES if 'if __name__ == "__main__":' in (FOLDER / f"{n}.py").read_text()} - {"__main__"}
     runnable |= {".".join(folder.relative_to(FOLDER).parts) for folder in FOLDERS}
     assert set(ALL) | {"latency", "same_files"} == runnable  # one wants files, the other a second tree
+
+
+def test_a_part_of_the_table_of_times_replaces_nothing() -> None:
+    assert ptq_time.written_to(list(ptq_time.TASKS), None) == ptq_time.RESULTS
+    assert ptq_time.written_to(["kws"], None) is None
+    assert ptq_time.written_to(["kws"], Path("r.json")) == Path("r.json")
+
+
+def test_one_place_tells_what_a_measurement_ran_on() -> None:
+    """Elsewhere `platform.processor()` says what an architecture is called, and nobody knows which processor it was."""
+    asking = {path for path in FOLDER.rglob("*.py") if {"platform", "cpuinfo"} & set(re.split(r"\W", path.read_text()))}
+    assert asking == {FOLDER / "machine.py"}
 
 
 def test_the_page_of_the_zoo_tells_the_figures_that_were_measured() -> None:

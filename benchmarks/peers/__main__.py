@@ -13,11 +13,13 @@ import os
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from benchmarks.machine import processor
 from benchmarks.peers import store, tables
 from benchmarks.peers.environments import Missing, python_of, version_of
 from benchmarks.peers.tools import Tool, Way, tools
@@ -93,7 +95,7 @@ def run(wanted: Wanted, folder: Path) -> None:
     from benchmarks.peers.tasks import loaded, prepared
 
     rows = store.read()
-    rows["machine"] = store.machine()
+    rows["machine"] = {"processor": processor(), "cores": os.cpu_count(), "date": str(date.today())}
     ready = {name: prepared(name, folder / "tasks") for name in tqdm(wanted.tasks, desc="tasks", unit="task")}
     todo = [cell for name, (_, about) in ready.items() for cell in cells(name, about, wanted)]
     if wanted.times:

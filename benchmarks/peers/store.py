@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 import subprocess
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +28,6 @@ def write(rows: dict[str, Any], path: Path = PATH) -> None:
 def is_quiet(row: dict[str, Any]) -> bool:
     """Whether a row's times were taken on a machine with nothing else to do; nothing else in it depends on that."""
     return row.get("load", 0.0) <= QUIET
-
-
-def machine() -> dict[str, Any]:
-    """What the figures were taken on."""
-    names = [line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")]
-    return {"processor": names[0] if names else platform.machine(), "cores": os.cpu_count(), "date": str(date.today())}
-
-
-def _cpuinfo() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.is_file() else []
 
 
 def tree() -> str:
