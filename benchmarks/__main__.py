@@ -11,6 +11,7 @@ ALL += ("random_graphs", "observers", "recovery", "broken", "analysis", "lut", "
 ALL += ("clustering", "codes", "qat_low_bits", "channel_weights", "packed", "kills", "damaged_files", "phone_recovery")
 ALL += ("bundles", "peers", "exact", "zoo", "zoo.trained", "short_codes", "scale_memory", "coded_training")
 ALL += ("front_ends", "depth", "robust_training", "train_parts", "cifar_nets", "decode_cost")
+ALL += ("tables",)  # last: of what the others wrote
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import ptq_time
+from benchmarks import ptq_time, tables
 from benchmarks.__main__ import ALL
 from benchmarks.zoo import ZOO, measure, table
 from benchmarks.zoo.__main__ import answered
@@ -54,6 +54,14 @@ def test_the_page_of_the_zoo_tells_the_figures_that_were_measured() -> None:
     rows = table.load()
     assert {key.split("/")[0] for key in rows} <= set(ZOO)
     assert table.tables(rows) in table.PAGE.read_text()
+
+
+@pytest.mark.parametrize("name", tables.TABLES)
+def test_the_page_of_benchmarks_tells_the_times_that_were_measured(name: str) -> None:
+    """`python -m benchmarks.tables` puts them there."""
+    start, end = tables.marks(name)
+    told = tables.PAGE.read_text().split(start)[1].split(end)[0]
+    assert told.strip() == tables.made(name)
 
 
 def test_a_converter_that_crashes_is_told_and_a_fault_of_our_own_raises() -> None:
