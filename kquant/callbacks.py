@@ -274,6 +274,7 @@ class FlashBudget(keras.callbacks.Callback):
                 f"FlashBudget: the codes of {self._trained().name} have no price. Quantize it with one: a recipe with "
                 "training = { entropy = 0.01 }."
             )
+        self._rise(AS_COUNTED)  # as of a model that was saved while it trained
         self._begin = self._step = int(model.optimizer.iterations)
         self._first = len(coded_file(self._trained(), self.strip_names))
         self._rest = self._first - self._codes()
@@ -290,8 +291,7 @@ class FlashBudget(keras.callbacks.Callback):
         for price in self._prices():
             moved = float(price) * np.exp(np.clip(change, -MOST, MOST))
             price.assign(np.clip(moved, CHEAPEST, DEAREST))
-        for learner in self._learners():
-            learner.rise.assign(RISE if done == 1.0 and change > 0.0 else AS_COUNTED)
+        self._rise(RISE if done == 1.0 and change > 0.0 else AS_COUNTED)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Count the whole file again, and tell of it as `file_bytes` of the epoch."""
@@ -301,7 +301,8 @@ class FlashBudget(keras.callbacks.Callback):
             logs["file_bytes"] = self.file_bytes
 
     def on_train_end(self, logs: Any = None) -> None:
-        """Warn where the budget does not hold."""
+        """Warn where the budget does not hold; a training without it has the slopes of the histogram again."""
+        self._rise(AS_COUNTED)
         self.file_bytes = len(coded_file(self._trained(), self.strip_names))
         rest = self.file_bytes - self._codes()
         longer = (
@@ -322,6 +323,10 @@ class FlashBudget(keras.callbacks.Callback):
     def _learners(self) -> list[Any]:
         learners = [getattr(holder, "learner", None) for holder in holders(self._trained())]
         return [learner for learner in learners if learner is not None and learner.price is not None]
+
+    def _rise(self, bits: float) -> None:
+        for learner in self._learners():
+            learner.rise.assign(bits)
 
     def _prices(self) -> list[Any]:
         return [learner.price for learner in self._learners()]

@@ -156,6 +156,22 @@ def test_the_price_is_saved_and_a_teacher_is_none_of_its_business(tmp_path: Path
     assert [float(h.learner.price) for h in holders(loaded)] == prices
 
 
+@pytest.mark.filterwarnings("ignore:FlashBudget")
+def test_one_peak_slopes_end_with_the_training() -> None:
+    q = coded()
+    budget = kquant.callbacks.FlashBudget(1500, 0)
+    rises: list[set[float]] = []
+    told = lambda *_: rises.append({float(holder.learner.rise) for holder in holders(q)})  # noqa: E731
+    watch = keras.callbacks.LambdaCallback(on_train_begin=told, on_epoch_end=told)
+    train(q, 3, budget, watch)
+    assert rises[-1] == {callbacks.RISE}, "it is on at the end: the file is larger than the budget"
+    told()
+    for holder in holders(q):
+        holder.learner.rise.assign(callbacks.RISE)  # as in a file that was written while it trained
+    train(q, 1, kquant.callbacks.FlashBudget(100_000, 50), watch)
+    assert rises[4:] == [{AS_COUNTED}] * 3
+
+
 def test_refusals() -> None:
     with pytest.raises(ValueError, match="steps must be a whole number, 0 or more. Received: -1"):
         kquant.callbacks.FlashBudget(3000, -1)
