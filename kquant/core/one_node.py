@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from functools import cache, wraps
+from functools import cache, partial, wraps
 from typing import Any, TypeVar
 
 import tensorflow as tf
@@ -32,6 +32,15 @@ def one_node(function: Function) -> Function:
     return _traced_once(function, aside=False)
 
 
+def one_node_for_any(*places: int) -> Callable[[Function], Function]:
+    """`one_node`, traced once for all sizes of the arguments at these places: those that hold the values of a tensor.
+
+    Args:
+        places: numbers of arguments, from 0; of their tensors the function knows the ranks alone.
+    """
+    return lambda function: _traced_once(function, aside=False, places=places)
+
+
 def aside(function: Function) -> Function:
     """As `one_node`, for what hardly ever runs, in a branch: a graph keeps it apart, as one node to the end.
 
@@ -43,7 +52,7 @@ def aside(function: Function) -> Function:
     return _traced_once(function, aside=True)
 
 
-def _traced_once(function: Function, *, aside: bool) -> Function:
+def _traced_once(function: Function, *, aside: bool, places: tuple[int, ...] = ()) -> Function:
     options = {"experimental_attributes": {"_noinline": True}} if aside else {}
 
     # One for each kind of call: TensorFlow warns of a function that it traces for many of them, or in many graphs.
@@ -61,14 +70,15 @@ def _traced_once(function: Function, *, aside: bool) -> Function:
 
     eager: Counter[Any] = Counter()  # calls of a kind that ran as they are
 
-    def kind_of(tensor: tf.Tensor) -> tf.TensorSpec:
-        return tf.TensorSpec([None] * tensor.shape.rank if aside else tensor.shape, tensor.dtype)
+    def kind_of(tensor: tf.Tensor, of_any_size: bool) -> tf.TensorSpec:
+        return tf.TensorSpec([None] * tensor.shape.rank if of_any_size else tensor.shape, tensor.dtype)
 
     @wraps(function)
     def call(*args: Any) -> Any:
         plain = tuple((n, a) for n, a in enumerate(args) if not _holds_tensors(a))
-        tensors = tuple(a for a in args if _holds_tensors(a))
-        kinds = tf.nest.map_structure(kind_of, tensors)
+        numbered = [(aside or n in places, a) for n, a in enumerate(args) if _holds_tensors(a)]
+        tensors = tuple(a for _, a in numbered)
+        kinds = tuple(tf.nest.map_structure(partial(kind_of, of_any_size=free), a) for free, a in numbered)
         kind = len(args), plain, kinds
         if tf.executing_eagerly() and eager[kind] < AS_THEY_ARE:
             eager[kind] += 1

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from kquant.core.one_node import aside, one_node
+from kquant.core.one_node import aside, one_node, one_node_for_any
 from kquant.core.spec import QuantSpec
 from kquant.layers.learned_ranges import is_dead, moved_ends, woken
 from kquant.layers.range_numbers import whole
@@ -94,7 +94,7 @@ def by_extremes(state: State, seen: Pair, rule: Rule) -> Moved:
     return _moved(state, seen, rule)
 
 
-@one_node
+@one_node_for_any(1)
 def by_values(state: State, values: tf.Tensor, rule: Rule) -> Moved:
     """One step of a range that learns, by a batch, float32[n], which is looked at where it matters."""
     count = state.count + _here(rule)

@@ -30,18 +30,26 @@ ENDS = st.floats(-2.0, 2.0, width=32)
     batch=st.lists(ENDS, min_size=3, max_size=3),
     stretch=st.tuples(ENDS, ENDS),
     counts=st.sampled_from([(0, 0), (1, 0), (1719, 1719), (1730, 1719)]),
+    places=st.sampled_from([(1, 0), (2, 0), (2, 1), (3, 1)]),
+    others=st.tuples(st.floats(-1.0, 1.0, width=32), st.sampled_from([0, 1])),
     waking=st.sampled_from([(0.0, 0.0), (3.0, 0.1)]),
     frozen=st.sampled_from([None, 4, 20]),
     from_zero=st.booleans(),
 )
 @settings(max_examples=40, deadline=None)
-def test_a_step_that_does_not_look_at_the_batch_is_the_same(ends, batch, stretch, counts, waking, frozen, from_zero):
-    """The short way is taken where it may be, and gives the same to the bit."""
+def test_a_step_that_does_not_look_at_the_batch_is_the_same(
+    ends, batch, stretch, counts, places, others, waking, frozen, from_zero
+):
+    """The short way is taken where it may be, and gives the same to the bit, also of a range of several calls."""
+    sites, site = places
     values = np.maximum(batch, 0.0) if from_zero else np.array(batch)
     low, high = ([0.0, 0.0] if counts[0] == 0 else [min(ends), max(ends)]) if not from_zero else [0.0, max(*ends, 0.0)]
-    numbers = ([low], [high], [counts[0]], [counts[1]], waking, stretch)
+    # the other calls have ranges of their own, and may have seen this step's batch already
+    low, high = ([end if n == site else end * others[0] for n in range(sites)] for end in (low, high))
+    count = [counts[0] if n == site else counts[0] + others[1] for n in range(sites)]
+    numbers = (low, high, count, [counts[1]] * sites, waking, stretch)
     state = range_steps.State(*(tf.constant(n, tf.float32) for n in numbers))
-    rule = range_steps.Rule(1, 0, 0.99, frozen, learns=True, rate=0.5, from_zero=from_zero)
+    rule = range_steps.Rule(sites, site, 0.99, frozen, learns=True, rate=0.5, from_zero=from_zero)
     seen = tuple(tf.constant(n, tf.float32) for n in ((0.0 if from_zero else values.min()), values.max()))
     ways = [
         range_steps.by_extremes(state, seen, rule),
@@ -74,3 +82,17 @@ def test_a_range_that_is_settled_asks_nothing_of_the_batch():
     reach.assign([[0.5, 0.0]])
     with pytest.raises(LookupError):
         learner.move(reach, asked)
+
+
+def test_batches_of_any_size_are_one_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the batch is static each tensor has another size: `by_values` is traced for one of them."""
+    traced, plain = [], range_steps._stretched
+    monkeypatch.setattr(range_steps, "_stretched", lambda *given: traced.append(given) or plain(*given))
+    rule = range_steps.Rule(1, 0, 0.9871, None, learns=True)  # no other test has it
+    state = range_steps.State(*(tf.constant([n]) for n in (-1.0, 2.0, 9.0, 0.0)), tf.zeros((2,)), tf.zeros((2,)))
+    counts = []
+    for size in (3, 4, 5):
+        step = tf.function(lambda values: range_steps.by_values(state, values, rule), autograph=False)
+        step.get_concrete_function(tf.TensorSpec((size,), tf.float32))
+        counts.append(len(traced))
+    assert counts[0] > 0 and counts == [counts[0]] * 3
