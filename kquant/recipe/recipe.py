@@ -34,7 +34,7 @@ from kquant.core.quant_spec import FloatKind, Kind, QuantSpec
 from kquant.files.untrusted import MOST_SETTINGS_BYTES, check_plain, parse_toml, read_json, read_text
 from kquant.recipe import litert_quantizer
 from kquant.recipe.section import Section, sections
-from kquant.recipe.training_section import Oscillations, Progressive, Robust, Strict, Training, idle, plain
+from kquant.recipe.training_section import Kernels, Oscillations, Progressive, Robust, Strict, Training, idle, plain
 
 
 class Activations(Strict):
@@ -227,10 +227,21 @@ class Recipe(RecipeTables):
         widths = [self.activations.bits, self.weights.bits, self.weights.unpacked_bits]
         widths += [table.get(key) for table in changes for key in ("bits", "unpacked_bits")]
         tables = [self.training.model_dump(by_alias=True), *(rule.training for rule in self.rules)]
-        useless = idle(tables, min(width for width in widths if width))
+        useless = idle(tables, min(width for width in widths if width), self._kernels())
         if useless:
             raise ValueError(f"{useless}. Change it, or leave it out")
         return self
+
+    def _kernels(self) -> Kernels:
+        grids = [self.weights.model_dump(), *(rule.weights for rule in self.rules)]
+        told = {key: {grid[key] for grid in grids if key in grid} for key in self.weights.model_dump()}
+        # "latency" gives layers 8 bits, see above
+        wide = {8} if "latency" in (self.prefer, *(rule.prefer for rule in self.rules)) else set[int]()
+        # rules add up on a layer: each key is looked at by itself, so that nothing is refused that some layer may do
+        specs = [QuantSpec(kind=kind) for kind in told["kind"] if kind not in FLOAT_FORMATS]
+        codes = any(spec.has_codes for spec in specs) and 0 in told["block"] and "int" in told["dtype"]
+        bits = {width for width in told["bits"] | told["unpacked_bits"] | wide if width}
+        return Kernels(bits, True in told["per_axis"], codes)
 
     def settings(self, names: Sequence[tuple[str, str]], position: str | None) -> Settings:
         """What holds for one layer, given as (name, class) under which it is known; the last matching rule wins."""

@@ -9,8 +9,8 @@ ranges = "moving"    activations: moving averages of the batches' extremes; weig
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, cast
+from collections.abc import Collection, Mapping, Sequence
+from typing import Annotated, Any, Literal, NamedTuple, cast
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -160,12 +160,27 @@ class Training(Strict):
         return self.model_dump(mode="json", by_alias=True, exclude_defaults=True, include=kept)
 
 
-def idle(tables: Sequence[Mapping[str, Any]], bits: int) -> str:
+class Kernels(NamedTuple):
+    """What kernels a recipe may make.
+
+    Attributes:
+        bits: their widths.
+        per_axis: some have a scale for each channel.
+        codes: some are integers times a scale of their channel, or of the kernel.
+    """
+
+    bits: Collection[int]
+    per_axis: bool
+    codes: bool
+
+
+def idle(tables: Sequence[Mapping[str, Any]], bits: int, kernels: Kernels | None = None) -> str:
     """What a recipe asks of training that nothing in it could carry out; "" where all may act.
 
     Args:
         tables: `[training]`, whole, and what rules change of it.
         bits: the narrowest grid of the recipe.
+        kernels: its own; None: they are not known, and may have any grid.
 
     Example:
         >>> idle([Training(range_rate=0.1).model_dump()], 8)
@@ -189,4 +204,13 @@ def idle(tables: Sequence[Mapping[str, Any]], bits: int) -> str:
         return "training.oscillations.dampen_steps does nothing without dampen"
     if starts and max(Progressive.model_validate(start).start for start in starts) <= bits:
         return f"training.progressive does nothing: from must be above the width that training ends at, {bits} bits"
+    draws = [Robust.model_validate(table["robust"]) for table in tables if table.get("robust") is not None]
+    if draws and kernels is not None and not any(_draws_another(robust, kernels) for robust in draws):
+        return "training.robust does nothing: all it draws is the grid that the weights have anyway, with shift = 0"
     return ""
+
+
+def _draws_another(robust: Robust, kernels: Kernels) -> bool:
+    merges = robust.per_tensor and kernels.per_axis
+    others = merges or any({bits} != set(robust.bits) for bits in kernels.bits)
+    return robust.shift > 0.0 or (kernels.codes and others)

@@ -296,11 +296,37 @@ def test_what_no_kernel_computes_is_simulated_and_not_exported(
         ({"freeze_batch_norm_after": 5}, "freeze_batch_norm_after does nothing without batch_norm = 'live'"),
         ({"oscillations": {"dampen_steps": 5}}, "dampen_steps does nothing without dampen"),
         ({"progressive": {"from": 4, "steps": 5}}, "from must be above the width that training ends at, 8 bits"),
+        ({"robust": {"bits": [8], "per_tensor": False, "shift": 0.0}}, "robust does nothing: all it draws is the grid"),
     ],
 )
 def test_training_that_could_not_act_is_refused(training, said):
     with pytest.raises(ValueError, match=f"^recipe: training.*{said}.* Change it, or leave it out.$"):
         recipes.load({"name": "t", "training": training})
+
+
+@pytest.mark.parametrize(
+    ("weights", "robust", "acts"),
+    [
+        ({"kind": "log"}, {"shift": 0.0}, False),
+        ({"kind": "log"}, {}, True),
+        ({"kind": "e2m1", "bits": 4}, {"shift": 0.0}, False),
+        ({"block": 32, "bits": 4}, {"shift": 0.0}, False),
+        ({"bits": 4, "per_axis": False}, {"bits": [4], "shift": 0.0}, False),
+        ({"bits": 4}, {"bits": [4], "shift": 0.0}, True),
+        ({"bits": 4, "unpacked_bits": 6}, {"bits": [4], "per_tensor": False, "shift": 0.0}, True),
+        ({"bits": 4}, {"bits": [4, 4], "per_tensor": False, "shift": 0.0}, False),
+        ({"bits": 4}, {"bits": [8], "per_tensor": False, "shift": 0.0}, True),
+    ],
+)
+def test_draws_that_change_nothing_are_refused(weights: dict[str, Any], robust: dict[str, Any], acts: bool) -> None:
+    recipe = {"name": "t", "weights": weights, "training": {"robust": robust}}
+    if acts:
+        assert recipes.load(recipe).training.robust is not None
+        return
+    with pytest.raises(ValueError, match="training.robust does nothing"):
+        recipes.load(recipe)
+    rules = [{"type": "Dense", "weights": {"kind": "uniform", "block": 0, "bits": 3}}]
+    recipes.load({**recipe, "rules": rules})  # one layer that draws is enough
 
 
 def test_training_that_a_rule_carries_out_is_taken():
