@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from kquant.layers import drawn_grids, learned_ranges
 from kquant.layers.range_numbers import Numbers, encoded, whole
-from kquant.layers.range_steps import Ends, Rule, State, by_extremes, by_values, is_free, is_learning, pulled
+from kquant.layers.range_steps import Ends, Rule, State, by_extremes, by_values, is_free, pulled
 from kquant.layers.replicas import extremes, is_alone
 from kquant.layers.straight_through import rounded_through
 from kquant.recipe.training_section import Progressive
@@ -18,9 +18,15 @@ from kquant.recipe.training_section import Progressive
 OPENED = 1e-6  # of the width of a range: an end that leaves 0
 
 
-def trained_steps(layer: Any) -> tf.Tensor:
-    """float32[]: training steps of a `FakeQuant` since its last calibration, this one included."""
-    return tf.reduce_max(tf.convert_to_tensor(layer.count) - tf.convert_to_tensor(layer.calibrated))
+def trained_steps(layer: Any, ahead: int = 0) -> tf.Tensor:
+    """float32[]: number of this training step of a `FakeQuant` since its last calibration, 1 for the first.
+
+    Args:
+        layer: whose steps `step` counts.
+        ahead: 1 before this one is counted, or for the next.
+    """
+    counted = tf.reduce_max(tf.convert_to_tensor(layer.count) - tf.convert_to_tensor(layer.calibrated))
+    return counted + float(ahead) if ahead else counted
 
 
 def step(layer: Any, y: tf.Tensor, site: int, *, from_zero: bool = False) -> Ends:
@@ -82,7 +88,8 @@ def fake_quantize(
 def for_steps(layer: Any, steps: int) -> tuple[Callable[[tf.Tensor], tf.Tensor], tf.Tensor, tf.Tensor]:
     """`fake_quantize` for a loop: what the optimizer made of the last step is taken in before it.
 
-    An end that is 0 has no gradient: who sees all steps opens it behind the loop (`open_ends`).
+    An end that is 0 has no gradient: who sees all steps opens it behind the loop (`open_ends`). The training step is
+    counted behind the loop too (`step`), and is one more here than what was counted.
 
     Args:
         layer: see `fake_quantize`.
@@ -92,12 +99,13 @@ def for_steps(layer: Any, steps: int) -> tuple[Callable[[tf.Tensor], tf.Tensor],
         What puts values on the grid, scale and zero point.
     """
     learns = layer.learning.learns_tensors
+    ahead = int(layer.trainable)  # what does not train counts nothing
     if learns and layer.trainable:
-        _take_in(layer)
+        _take_in(layer, ahead)
     if _wider(layer) is not None:
-        scale, zero_point, lowest, highest = grid(layer)
+        scale, zero_point, lowest, highest = grid(layer, ahead=ahead)
         inside = tf.constant(float(layer.learning.ranges != "pact"))
-        pace = tf.cast(_is_learning(layer), tf.float32)
+        pace = tf.cast(_is_learning(layer, ahead), tf.float32)
 
         def wide(y: tf.Tensor) -> tf.Tensor:
             scaled = pace * _gradient_scale(y, layer.spec, steps)
@@ -108,23 +116,25 @@ def for_steps(layer: Any, steps: int) -> tuple[Callable[[tf.Tensor], tf.Tensor],
     lowest, highest = whole(low, high)
     free = is_free((lowest, highest), lowest, highest) if learns else None
     numbers = encoded(low, high, layer.spec)
-    return _onto(layer, Ends(low, high, free), numbers, steps), numbers.scale, numbers.zero_point
+    return _onto(layer, Ends(low, high, free), numbers, steps, ahead), numbers.scale, numbers.zero_point
 
 
-def _onto(layer: Any, ends: Ends, numbers: Numbers, steps: int) -> Callable[[tf.Tensor], tf.Tensor]:
-    """What puts values on a grid of the recipe's width, with gradients to its ends."""
-    shift, pull, learning = None, None, _is_learning(layer)
+def _onto(layer: Any, ends: Ends, numbers: Numbers, steps: int, ahead: int = 0) -> Callable[[tf.Tensor], tf.Tensor]:
+    """What puts values on a grid of the recipe's width, with gradients to its ends; `ahead`: see `trained_steps`."""
+    shift, pull, learning = None, None, _is_learning(layer, ahead)
     if layer.learning.robust is not None:
-        shift = tf.stop_gradient(drawn_grids.shift(layer.learning.robust, trained_steps(layer)) * numbers.scale)
+        shift = tf.stop_gradient(drawn_grids.shift(layer.learning.robust, trained_steps(layer, ahead)) * numbers.scale)
     if ends.free is not None and layer.learning.learns_tensors:
         pull = pulled(ends.low, ends.high, ends.free, layer.spec)
         if learning is not True:
             pull = tf.where(learning, pull, tf.zeros_like(pull))
 
+    fixed = tf.stop_gradient(numbers.low), tf.stop_gradient(numbers.high)
+
     def onto(y: tf.Tensor) -> tf.Tensor:
         y = y if shift is None else y + shift
         if pull is None:
-            return rounded_through(y, numbers.low, numbers.high, layer.spec)
+            return rounded_through(y, *fixed, layer.spec)
         factor, inside = _gradient_scale(y, layer.spec, steps), layer.learning.ranges != "pact"
         stretch = tf.convert_to_tensor(layer.stretch)
         return learned_ranges.fused(y, stretch, numbers[:4], factor * pull, layer.spec, inside=inside)
@@ -132,30 +142,37 @@ def _onto(layer: Any, ends: Ends, numbers: Numbers, steps: int) -> Callable[[tf.
     return onto
 
 
-def _is_learning(layer: Any) -> tf.Tensor | bool:
-    count, calibrated = (tf.convert_to_tensor(v) for v in (layer.count, layer.calibrated))
-    return is_learning(count, calibrated, layer.freeze_after)
+def _is_learning(layer: Any, ahead: int = 0) -> tf.Tensor | bool:
+    return True if layer.freeze_after is None else trained_steps(layer, ahead) <= float(layer.freeze_after)
 
 
-def _take_in(layer: Any) -> None:
+def _take_in(layer: Any, ahead: int) -> None:
     """What the optimizer made of the last step becomes part of the range, but of one that follows the batches."""
     low, high = whole(*(tf.convert_to_tensor(v) for v in (layer.low, layer.high)))
     follows = tf.logical_or(learned_ranges.is_dead(low, high), tf.convert_to_tensor(layer.waking)[0] > 0.0)
     stretch = tf.convert_to_tensor(layer.stretch) * layer.learning.range_rate
-    ends = learned_ranges.moved_ends(low, high, tf.where(_is_learning(layer), stretch, tf.zeros_like(stretch)))
+    ends = learned_ranges.moved_ends(low, high, tf.where(_is_learning(layer, ahead), stretch, tf.zeros_like(stretch)))
     for variable, end in zip((layer.low, layer.high), ends, strict=True):
         variable.assign(tf.where(follows, tf.convert_to_tensor(variable), tf.fill((layer.sites,), end)))
     layer.stretch.assign(tf.zeros((2,)))
 
 
 def open_ends(layer: Any, y: tf.Tensor) -> None:
-    """An end of a range that learns moves a hair's breadth from 0 where values lie beyond: from there on it learns."""
+    """An end of a range that learns moves a hair's breadth from 0 where values lie beyond: from there on it learns.
+
+    It is the next training step that computes with it: where ranges stay from that one on, none is opened.
+
+    Args:
+        layer: see `fake_quantize`; `step` has counted this training step.
+        y: float32[...], holds the extremes of the loop's steps.
+    """
     if not layer.learning.learns_tensors:
         return
     low, high = (tf.convert_to_tensor(v) for v in (layer.low, layer.high))
     width = OPENED * (tf.reduce_max(high) - tf.reduce_min(low))
-    layer.low.assign(tf.where((low >= 0.0) & (tf.reduce_min(y) < 0.0), -width, low))
-    layer.high.assign(tf.where((high <= 0.0) & (tf.reduce_max(y) > 0.0), width, high))
+    opens = _is_learning(layer, ahead=1)
+    layer.low.assign(tf.where((low >= 0.0) & (tf.reduce_min(y) < 0.0) & opens, -width, low))
+    layer.high.assign(tf.where((high <= 0.0) & (tf.reduce_max(y) > 0.0) & opens, width, high))
 
 
 def _wider(layer: Any) -> Progressive | None:
@@ -165,7 +182,7 @@ def _wider(layer: Any) -> Progressive | None:
 
 
 def grid(
-    layer: Any, y: tf.Tensor | None = None, *, from_zero: bool = False
+    layer: Any, y: tf.Tensor | None = None, *, from_zero: bool = False, ahead: int = 0
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
     """Scale, zero point, lowest and highest code of this training step, with gradients to the range.
 
@@ -173,14 +190,14 @@ def grid(
         layer: see `fake_quantize`.
         y: the tensor: an end that is 0 stays there while no value lies beyond it (a ReLU's lower end).
         from_zero: see `fake_quantize`.
+        ahead: see `trained_steps`.
     """
     low, high = _ends(layer, y, from_zero)
     spec, progress = layer.spec, _wider(layer)
     if progress is None:
         scale, zero_point = learned_ranges.encode_through(low, high, spec)
         return scale, zero_point, tf.constant(float(spec.low)), tf.constant(float(spec.high))
-    # The count has moved on already: the first step is number 0.
-    steps = tf.maximum(trained_steps(layer) - 1.0, 0.0)
+    steps = tf.maximum(trained_steps(layer, ahead) - 1.0, 0.0)
     bits = learned_ranges.bits_now(steps, progress.start, spec.bits, progress.steps)
     return learned_ranges.encode_at(low, high, spec, progress.start, bits)
 

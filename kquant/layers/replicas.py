@@ -22,14 +22,14 @@ def extremes(y: tf.Tensor, *, from_zero: bool = False) -> tuple[tf.Tensor, tf.Te
         from_zero: no value is below 0; the smallest is not looked for, and counts as 0.
 
     Returns:
-        float32[] and float32[], the same numbers on every replica.
+        float32[] and float32[], the same numbers on every replica; no gradient passes them.
     """
+    y = tf.stop_gradient(y)  # ranges are statistics: through one of a batch a gradient would reach its largest value
     low, high = tf.zeros(()) if from_zero else tf.reduce_min(y), tf.reduce_max(y)
     if is_alone():
         return low, high
     context = tf.distribute.get_replica_context()
     place = tf.one_hot(context.replica_id_in_sync_group, context.num_replicas_in_sync, on_value=True, off_value=False)
     row = tf.where(place[:, None], tf.stack([low, high])[None], 0.0)
-    # Ranges are statistics, without gradient: that of a sum over replicas would be one more of these sums.
-    rows = context.all_reduce(tf.distribute.ReduceOp.SUM, tf.stop_gradient(row))
+    rows = context.all_reduce(tf.distribute.ReduceOp.SUM, row)
     return tf.reduce_min(rows[:, 0]), tf.reduce_max(rows[:, 1])
