@@ -2,8 +2,9 @@
 
     step t, seed  ->  width of the kernels, one scale a channel or a kernel, shift of each tensor's rounding
 
-The draw depends on the seed and the number of the step alone: all layers with weights train on the same grid, and a
-training that goes on draws what it would have drawn.
+The draw depends on the seed and the number of the step alone, so that a training that goes on draws what it would have
+drawn. Each layer counts its own steps, since its range was set and while it is trainable: layers that train together
+have the same grid; one that was frozen for a while, or corrected by itself, has another number, and so another grid.
 
 Source: the widths by turns are those of Jin et al., "AdaBits", arXiv:1912.09666, section 3.3, drawn one a step as
 slimmable networks draw theirs (Yu and Huang, arXiv:1903.05134, section 3.1); that one set of weights has to hold under

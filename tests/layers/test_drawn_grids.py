@@ -43,18 +43,19 @@ def codes(weights: np.ndarray, axis: Any) -> np.ndarray:
 
 def test_every_layer_gets_the_grid_of_the_step() -> None:
     q = quantized({"bits": [8, 2], "shift": 0.0})
-    widths = set()
+    parts, widths = compressed(q), set()
+    inside = keras.Model(q.input, [(layer.input[0], layer.output[0]) for layer in parts])
     for step in range(1, 9):
-        q(X[:4], training=True)
+        made = inside(X[:4], training=True)
         width, merged = drawn_grids.kernel_grid(Robust(bits=(8, 2), shift=0.0), tf.constant(float(step)))
         widths.add((int(width), bool(merged)))
         high = 2 ** (int(width) - 1) - 1
-        for layer in compressed(q):
-            weights = layer.weights_as_used()
-            got = layer.learner.quantized(weights, layer.scale_of(weights)).numpy()
+        for layer, (x, y) in zip(parts, made, strict=True):
+            weights = layer.weights_as_used().numpy()
             reach = np.abs(weights).max(None if bool(merged) else 0, keepdims=True)
-            expected = np.round(weights / (reach / high)) * (reach / high)
-            np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+            on_grid = np.round(weights / (reach / high)) * (reach / high)
+            expected = layer.layer.activation(x @ on_grid + layer.bias_as_used())
+            np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
     assert len(widths) > 2
 
 
