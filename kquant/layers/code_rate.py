@@ -3,14 +3,14 @@
     b(x) = b_k + (x - k) (b_{k+1} - b_k),   b_k = max(1, -log2 (n_k / N)),   n_k weights are nearest to k, now
 
 A code that nobody has counts as half a one. The b_k get no gradient (the histogram counts rounded weights), so a weight
-is drawn towards the neighbour that is more frequent. A heap of weights that lies
-between rare codes keeps them so, and a mask leaves the codes beside 0 empty. Given `rise`, gradients are those of a
-histogram with one peak, at the most frequent code m, from which bits rise by at least so many with each code:
+is drawn towards the neighbour that is more frequent. A heap of weights that lies between rare codes keeps them so, and
+a mask leaves the codes beside 0 empty. Given `rise`, gradients are those of a histogram with one peak, at the most
+frequent code m, from which bits rise by at least so many with each code:
 
     b_{k+1} - b_k  <-  max(b_{k+1} - b_k, rise) for k >= m,  min(b_{k+1} - b_k, -rise) for k < m
 
-Source: the rate of entropy-constrained quantization (Chou,
-Lookabaugh, Gray, IEEE Trans. ASSP 37 (1989)), with linear interpolation in place of its choice.
+Source: the rate of entropy-constrained quantization (Chou, Lookabaugh, Gray, IEEE Trans. ASSP 37 (1989)), with linear
+interpolation in place of its choice.
 """
 
 from __future__ import annotations

@@ -415,7 +415,8 @@ class FakeQuant(keras.layers.Layer):
     def move_range(self, y: tf.Tensor, site: int, *, from_zero: bool = False) -> Ends:
         """Moving averages of the batch's smallest and largest value, unbiased from the first step on.
 
-        A range that does not move all the time follows the batches until it has left zero for good (`ranges.woken`).
+        A range that does not move all the time follows the batches until it has left zero for good
+        (`learned_ranges.woken`).
 
         Args:
             y: float32[...], the batch.

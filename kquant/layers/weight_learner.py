@@ -88,7 +88,7 @@ class WeightLearner(keras.layers.Layer):
         """Begin a training step: what the optimizer made of the last one becomes part of the range.
 
         The first step starts the range of weights that have none at their largest. Where all were 0 then, it stays that
-        of the weights until they have left zero for good (`ranges.woken`).
+        of the weights until they have left zero for good (`learned_ranges.woken`).
 
         Args:
             reach: the variable that holds the range, 0 where it is that of the weights.
@@ -135,7 +135,7 @@ class WeightLearner(keras.layers.Layer):
         """
         if self.stretch is not None and self.learning.progressive is None and self.freezing is None:
             ends = float(self.spec.low), float(self.spec.high)
-            return _learned(weights, tf.convert_to_tensor(self.stretch), scale, self._factor(), *ends)
+            return _on_learned_range(weights, tf.convert_to_tensor(self.stretch), scale, self._factor(), *ends)
         lowest, highest, scale = self._grid(scale)
         scale = self._stretched(scale)
         # Beyond a range that learns the gradient goes to the range alone (LSQ, equation 5), but for float32's last
@@ -264,7 +264,7 @@ def _started(now: tf.Tensor, before: tf.Tensor, first: tf.Tensor, widest: tf.Ten
 
 
 @tf.custom_gradient
-def _learned(
+def _on_learned_range(
     weights: tf.Tensor, stretch: tf.Tensor, scale: tf.Tensor, factor: tf.Tensor, low: float, high: float
 ) -> Any:
     """`scale clip(round(w / scale))` with the gradients of LSQ: one sum over what a scale covers.
