@@ -83,8 +83,13 @@ def _computed(qmodel: keras.Model) -> set[str]:
 
 
 def _is_zero(op: object) -> bool:
-    """True of a layer whose weights are all 0, as those of a new PReLU: whatever comes in, its output is its bias."""
-    return isinstance(op, Holder) and not any(np.any(kernel.used) for kernel in op.kernels())
+    """True of a layer that sums by weights of 0, as a new PReLU in 16 bits: whatever comes in, its output is its bias.
+
+    Slopes of 0 that a layer multiplies by alone, as a PReLU in 8 bits, let through what is above 0.
+    """
+    return (
+        isinstance(op, Holder) and getattr(op, "sums", True) and not any(np.any(kernel.used) for kernel in op.kernels())
+    )
 
 
 def _warn_moved(seen: Observations) -> None:

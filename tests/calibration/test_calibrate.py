@@ -253,6 +253,14 @@ def test_slopes_of_zeros_are_no_fault_of_the_data() -> None:
         calibrated(kquant.quantize(model, "int16x8"), np.full((64, 6), 0.5, "float32"))
 
 
+def test_what_a_new_prelu_lets_nothing_through_is_told() -> None:
+    """In 8 bits its slopes are a kernel of 0 too, and what is above 0 passes: here nothing is."""
+    dense = keras.layers.Dense(4, bias_initializer=keras.initializers.Constant(-100.0))
+    body = [dense, keras.layers.PReLU(name="above"), keras.layers.Dense(3, name="behind")]
+    with pytest.warns(UserWarning, match="hold a single value on all data: above_quant, behind_quant"):
+        calibrated(kquant.quantize(keras.Sequential([keras.Input((6,), name="x"), *body])), X)
+
+
 def test_halves_that_differ_warn() -> None:
     data = np.concatenate([X[:48], X[48:] * 10])
     with pytest.warns(
