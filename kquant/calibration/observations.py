@@ -37,6 +37,7 @@ from kquant.files.untrusted import parse_json, read_arrays
 from kquant.graph.graph import Graph, outputs_of
 from kquant.graph.keras_private import every_layer
 from kquant.graph.tensorflow_private import operations_as_functions, operations_as_kernels
+from kquant.graph.wrapped_calls import wrapped_calls
 from kquant.layers.nodes import FakeQuant, encodings_of, observing
 from kquant.ops import find
 from kquant.views.quantized_model import graph_if_large, live_bytes, refuse_nested
@@ -258,23 +259,14 @@ def observed(
         return _observe(_Look(qmodel, nodes, graph_if_large(qmodel, plan.wished), before), batches, total, verbose)
 
 
-@contextlib.contextmanager
-def _some_as_functions(qmodel: keras.Model) -> Iterator[None]:
+def _some_as_functions(qmodel: keras.Model) -> contextlib.AbstractContextManager[None]:
     """Inside, layers that compute otherwise as kernels alone run as before: the last bit of a softmax moves a range."""
     rules = [(layer, find(layer)) for layer in every_layer(qmodel)]
     apart = [layer for layer, rule in rules if rule is not None and any(facts(c).as_function for c in rule.operators)]
-    # an attribute of the layer goes before the method of its class, wherever in the model it is called
-    held: list[Any] = [vars(layer) for layer in apart]
-    for attributes, layer in zip(held, apart, strict=True):
-        attributes["call"] = _as_function(layer.call)
-    try:
-        yield
-    finally:
-        for attributes in held:
-            attributes.pop("call", None)
+    return wrapped_calls(apart, _as_function)
 
 
-def _as_function(call: Callable[..., Any]) -> Callable[..., Any]:
+def _as_function(_: keras.layers.Layer, call: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(call)
     def run(*args: Any, **kwargs: Any) -> Any:
         with operations_as_functions():

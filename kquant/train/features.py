@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import functools
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,35 +14,23 @@ import tensorflow as tf
 from kquant.core.messages import did_you_mean
 from kquant.graph.inputs import inputs_of
 from kquant.graph.keras_private import inner_layers
+from kquant.graph.wrapped_calls import wrapped_calls
 from kquant.layers.nodes import Compressed, FakeQuant
 
 Seen = dict[int, list[tf.Tensor]]
 _SEEN: contextvars.ContextVar[Seen | None] = contextvars.ContextVar("seen", default=None)
-_LOCK = threading.Lock()
-_WATCHED: dict[int, int] = {}  # id(layer) -> how many threads watch it: replicas of one model run in threads
 
 
 @contextlib.contextmanager
 def watching(layers: Sequence[keras.layers.Layer]) -> Iterator[Seen]:
     """Inside, collects what the layers return: id(layer) -> its first output at every call."""
     seen: Seen = {id(layer): [] for layer in layers}
-    with _LOCK:
-        for layer in layers:
-            _WATCHED[id(layer)] = _WATCHED.get(id(layer), 0) + 1
-            if _WATCHED[id(layer)] == 1:
-                # past Keras, which would track the attribute; it hides the class' own `call` until it is deleted
-                object.__setattr__(layer, "call", _collecting(layer, layer.call))
-    token = _SEEN.set(seen)
-    try:
-        yield seen
-    finally:
-        _SEEN.reset(token)
-        with _LOCK:
-            for layer in layers:
-                _WATCHED[id(layer)] -= 1
-                if not _WATCHED[id(layer)]:
-                    del _WATCHED[id(layer)]
-                    object.__delattr__(layer, "call")
+    with wrapped_calls(layers, _collecting):  # replicas of one model run in threads
+        token = _SEEN.set(seen)
+        try:
+            yield seen
+        finally:
+            _SEEN.reset(token)
 
 
 def _collecting(layer: keras.layers.Layer, call: Any) -> Any:
