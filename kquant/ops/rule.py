@@ -43,7 +43,7 @@ class Weights:
         rows: `(layer, x, at) -> float[n, groups, k]`, what the kernel is multiplied by: see `ops.rows`. None where the
             layer is not written as a product of matrices.
         width: entry of the layer's config with the number of output channels; None where its input tells.
-        block_axes: axes that number the rows which blocks divide (`weights.block`); None: those of the channels.
+        block_axes: axes that number the rows which uniform blocks (`weights.block`) divide; None: those of channels.
         block_reader: operator that reads weights in blocks where activations are float; "" where none does.
     """
 

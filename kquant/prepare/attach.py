@@ -298,7 +298,7 @@ def _compressed(plan: Plan, folded: Folded, places: Places, op: Any, weights: We
     spec, gain = plan.weights[id(op)], folded.gains.get(op.name)
     if gain is not None:
         gain = np.where(gain == 0.0, 1.0, gain).astype(np.float32)  # a dead channel stays as it is
-    rows = weights.block_axes if spec is not None and spec.block else None
+    rows = weights.block_axes if spec is not None and spec.in_blocks else None
     layer = Compressed(
         op,
         None if spec is None else spec.to_config(),

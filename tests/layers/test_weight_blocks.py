@@ -74,6 +74,19 @@ def test_a_table_in_blocks_is_what_litert_looks_up(bits: int, block: int, tmp_pa
     assert table.size_bytes == 50 * 64 * packed // 8
 
 
+def test_blocks_of_floats_divide_the_columns_of_a_table() -> None:
+    # channels, as in any kernel, and as models that were saved before tables had blocks of their rows have them
+    table = np.random.default_rng(0).normal(size=(50, 24)) * 2.0 ** (np.arange(50)[:, None] % 7)
+    tokens = keras.Input((5,), dtype="int32", name="tokens")
+    rows = keras.Model(tokens, layers.Embedding(50, 24, name="table", weights=[table])(tokens))
+    weights = {"kind": "e2m1", "bits": 4, "block": 32}
+    recipe = {"name": "mx", "rules": [{"layer": "table", "float": True, "weights": weights}]}
+    q = kquant.calibrate(kquant.quantize(rows, recipe), X, verbose=False)
+    spec = QuantSpec(4, symmetric=True, narrow=True, kind="e2m1", block=32)
+    wanted = on_grid(tf.constant(np.float32(table)), spec, (1,)).numpy()
+    np.testing.assert_array_equal(q.get_layer("table").kernels()[0].on_grid.numpy(), wanted)
+
+
 def test_it_trains_and_comes_back(tmp_path: Path) -> None:
     q, y = quantized(4, 32), np.arange(64) % 4
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
