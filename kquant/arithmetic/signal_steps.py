@@ -86,9 +86,9 @@ def banded(powers: Any, weights: BandWeights) -> tf.Tensor:
     bins = powers[..., weights.start : weights.end]
     pieces = np.repeat(np.arange(weights.width.size), weights.width)
     matrix = np.zeros((bins.shape[-1], weights.width.size + 1))
-    matrix[np.arange(pieces.size), pieces] = weights.rising
-    matrix[np.arange(pieces.size), pieces + 1] += weights.falling
-    # below 2^31 * 2^12 for each bin: floats of 64 bits hold the sums of 2^9 bins exactly
+    matrix[np.arange(pieces.size), pieces] = weights.weights
+    matrix[np.arange(pieces.size), pieces + 1] += weights.unweights
+    # at most 2^31 * 2^12 for each bin: floats of 64 bits hold the sums of 2^10 bins exactly, all of 2,048 samples
     sums = tf.linalg.matmul(tf.cast(bins, tf.float64), matrix[:, 1:-1])
     return tf.cast(sums, tf.int64)
 

@@ -19,18 +19,19 @@ FUNCTION_BITS = 32  # a table of gains has a parabola for each of so many octave
 
 
 class BandWeights(NamedTuple):
-    """Triangles that overlap by half: what rises to one band's peak falls from that of the band before.
+    """Triangles that overlap by half: between two peaks one band falls and the next one rises.
 
     Attributes:
         start, end: of the bins that are read.
-        rising, falling: int16[bins], 4096 where a bin counts in full.
+        weights, unweights: int16[bins], 4096 where a bin counts in full: for the band whose peak lies below it, which
+            falls there, and for the band whose peak lies above it. TFLM's kernel calls them so.
         at, first, width: int16[bands + 1], of each piece between two peaks: its first bin, its first weight, how many.
     """
 
     start: int
     end: int
-    rising: np.ndarray
-    falling: np.ndarray
+    weights: np.ndarray
+    unweights: np.ndarray
     at: np.ndarray
     first: np.ndarray
     width: np.ndarray
@@ -79,10 +80,10 @@ def band_weights(rate: int, fft_length: int, bands: int, low: float, high: float
         for begin, end, bottom, peak in zip(begins, edges, below, peaks, strict=True)
     ]
     share, one = np.concatenate(pieces), np.float32(2**BAND_BITS)
-    rising, falling = (np.trunc(part * one).astype(np.int16) for part in (share, np.float32(1) - share))
+    weights, unweights = (np.trunc(part * one).astype(np.int16) for part in (share, np.float32(1) - share))
     width = (edges - begins).astype(np.int16)
     first = (begins - start).astype(np.int16)
-    return BandWeights(start, int(edges[-1]), rising, falling, begins.astype(np.int16), first, width)
+    return BandWeights(start, int(edges[-1]), weights, unweights, begins.astype(np.int16), first, width)
 
 
 def share_codes(share: float) -> tuple[int, int]:

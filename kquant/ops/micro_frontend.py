@@ -199,8 +199,8 @@ def _refuse_bands(op: MicroFrontend, where: str, fft: int) -> None:
             f"SignalFilterBank does not take. Set max_freq to {op.sampling_rate * (fft // 2 - 1) / fft:.0f} or less."
         )
     pieces = np.repeat(np.arange(op.num_mel_bins + 1), bands.width)
-    rises, falls = (np.bincount(pieces, part, op.num_mel_bins + 1) for part in (bands.rising, bands.falling))
-    empty = np.flatnonzero(rises[1:] + falls[:-1] == 0)
+    falls, rises = (np.bincount(pieces, part, op.num_mel_bins + 1) for part in (bands.weights, bands.unweights))
+    empty = np.flatnonzero(falls[1:] + rises[:-1] == 0)
     if empty.size:
         raise ValueError(
             f"{where}{empty.size} of its {op.num_mel_bins} bands (the first is {empty[0]}) hold no bin of {fft} "
@@ -296,8 +296,8 @@ def _lower_frame(emit: _Frame, frame: Ref, logs: Ref, how: dict[str, Any]) -> No
     x = emit("SignalRfft", [scaled], (fft + 2,), "int16", fft_length=fft, T=INT16)
     span = {"start_index": bands.start, "end_index": bands.end}
     x = emit("SignalEnergy", [x], (fft // 2 + 1,), "uint32", **span)
-    weights = emit.constants(**{key: getattr(bands, key) for key in ("rising", "falling", "at", "first", "width")})
-    x = emit("SignalFilterBank", [x, *weights], one, "uint64", num_channels=count)
+    pieces = emit.constants(**{key: getattr(bands, key) for key in ("weights", "unweights", "at", "first", "width")})
+    x = emit("SignalFilterBank", [x, *pieces], one, "uint64", num_channels=count)
     x = emit("SignalFilterBankSquareRoot", [x, bits], one, "uint32")
     if how["noise"] is not None:
         left, noise = (emit.value("SignalFilterBankSpectralSubtraction", one, "uint32") for _ in range(2))

@@ -75,7 +75,7 @@ def test_the_constants_are_those_of_the_published_preprocessor() -> None:
     # that they belong to, its table of gains
     bands = band_weights(16000, 512, 40, 125.0, 7500.0)
     assert (bands.start, bands.end) == (5, 241)
-    parts = (hann_codes(480), bands.rising, bands.falling, gain_codes(0.95, 80.0, SMOOTHING_BITS - 3))
+    parts = (hann_codes(480), bands.weights, bands.unweights, gain_codes(0.95, 80.0, SMOOTHING_BITS - 3))
     assert [hashlib.sha256(part.astype("<i2").tobytes()).hexdigest()[:16] for part in parts] == PUBLISHED
 
 
@@ -101,17 +101,25 @@ def test_window_and_scale() -> None:
     np.testing.assert_array_equal(np.ravel(bits), np.ravel([m[1] for m in made]))
 
 
-def test_powers_and_bands() -> None:
-    bands = band_weights(16000, 512, 40, 125.0, 7500.0)
-    spectra = RNG.integers(-32768, 32768, (12, 257, 2)).astype(np.int16)
+def test_between_two_peaks_weights_fall_and_unweights_rise() -> None:
+    bands = band_weights(16000, 512, 4, 125.0, 7500.0)
+    for first, width in zip(bands.first, bands.width, strict=True):
+        piece = slice(first, first + width)
+        assert np.all(np.diff(bands.weights[piece]) < 0) and np.all(np.diff(bands.unweights[piece]) > 0)
+
+
+@pytest.mark.parametrize(("length", "count", "ends"), [(512, 40, (125.0, 7500.0)), (2048, 1, (0.0, 7992.0))])
+def test_powers_and_bands(length: int, count: int, ends: tuple[float, float]) -> None:
+    bands, bins = band_weights(16000, length, count, *ends), length // 2 + 1
+    spectra = RNG.integers(-32768, 32768, (12, bins, 2)).astype(np.int16)
     spectra[0], spectra[1] = -32768, 32767
     span = {"start_index": bands.start, "end_index": bands.end}
-    kernel = Kernel("SignalEnergy", [((514,), None, "int16")], [((257,), "uint32")], **span)
+    kernel = Kernel("SignalEnergy", [((2 * bins,), None, "int16")], [((bins,), "uint32")], **span)
     powers = np.asarray(steps.energies(int32(spectra[..., 0]), int32(spectra[..., 1])))
     taken = slice(bands.start, bands.end)
     np.testing.assert_array_equal(powers[:, taken], np.stack([kernel(x.ravel())[0] for x in spectra])[:, taken])
-    given = [((257,), None, "uint32"), bands.rising, bands.falling, bands.at, bands.first, bands.width]
-    kernel = Kernel("SignalFilterBank", given, [((40,), "uint64")], num_channels=40)
+    given = [((bins,), None, "uint32"), bands.weights, bands.unweights, bands.at, bands.first, bands.width]
+    kernel = Kernel("SignalFilterBank", given, [((count,), "uint64")], num_channels=count)
     wanted = np.stack([kernel(row.astype(np.uint32))[0] for row in powers])
     np.testing.assert_array_equal(steps.banded(int64(powers), bands), wanted.astype(np.int64))
 
