@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from kquant.core.messages import first_of
 from kquant.core.operators import Along, facts
 from kquant.core.program import Operator, Program, Ref
 from kquant.tflite.stream_loops import goes_on, going_on, parts_of
@@ -100,17 +101,38 @@ def refuse(op: Operator, reason: str) -> ValueError:
     return ValueError(f"export: {name_of(op)} ({op.code}) cannot be streamed: {reason}")
 
 
+def refuse_clips(program: Program) -> None:
+    """The operators of a runtime's own library, which a loop runs over the frames of a clip, keep what is theirs.
+
+    Raises:
+        ValueError: a layer is written with such operators, by its name.
+    """
+    for op in program.operators:
+        own = [inner.code for graph in op.graphs.values() for inner in graph.operators if facts(inner.code).flexible]
+        if own:
+            raise refuse(
+                op,
+                f"its loop of {first_of(own)} takes whole clips. Export without streaming and give the file the newest "
+                "clip at each call, with a reset before; or compute its features in the application, keep their rows "
+                "there, and stream the model of the layers behind it, made of keras.Input(the shape of its output).",
+            )
+
+
 def refuse_padding(program: Program) -> None:
     """A stream takes frames as they come, and padding is known once a clip has ended.
 
     Raises:
-        ValueError: a layer reads a mask that the file computes; the first recurrent one is named.
+        ValueError: a layer reads a mask that the file computes; the first recurrent one is named, or else the first.
     """
     reached: set[int] = set()
+    made: list[Operator] = []
+    met: list[Operator] = []  # what masks a tensor
     for op in program.operators:
         marks = any(REAL_STEPS.search(ref.name) for ref in op.outputs)
         if not marks and not any(id(ref) in reached for ref in op.inputs):
             continue
+        beside = any(ref is not None and ref.data is None and id(ref) not in reached for ref in op.inputs)
+        (made if marks else met if beside else []).append(op)
         reached |= {id(ref) for ref in op.outputs}
         if goes_on(op):
             raise refuse(
@@ -119,6 +141,12 @@ def refuse_padding(program: Program) -> None:
                 "frames only: build the model without Masking (its weights fit), give it no padding, and reset the "
                 "states between clips.",
             )
+    if made:
+        raise refuse(
+            (met or made)[0],
+            "it reads a mask. A stream takes real frames only: build the model without Masking or mask_zero (its "
+            "weights fit), and give it no padding.",
+        )
 
 
 class Timeline:
@@ -133,6 +161,7 @@ class Timeline:
 
     def __init__(self, program: Program) -> None:
         self.times: dict[int, Time | Static] = {}
+        refuse_clips(program)
         refuse_padding(program)
         lengths = {ref.shape[1] if len(ref.shape) > 2 else 0 for ref in program.inputs}
         if len(lengths) != 1 or lengths == {0}:

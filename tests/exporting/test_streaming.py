@@ -484,6 +484,25 @@ def test_random_networks(network, seed):
         check_stream(plain, read_model(plain), content, streamed.outputs, [clips(model, 2)], "litert-reference")
 
 
+@pytest.mark.parametrize("reader", ["mean", "none"])
+def test_a_mask_that_no_recurrent_layer_reads_is_refused_by_name(reader, tmp_path):
+    x = np.float32(np.random.default_rng(0).normal(size=(100, 6, 4)))
+    x[::2, 4:] = -9.0
+    models = []
+    for masking in (layers.Masking(-9.0, name="padding"), layers.Identity(name="padding")):
+        inputs = keras.Input((6, 4), name="x")
+        y = layers.Dense(3, name="each")(masking(inputs))
+        y = layers.GlobalAveragePooling1D(name="mean")(y) if reader == "mean" else y
+        models.append(keras.Model(inputs, layers.Dense(2, name="head")(y)))
+    masked, plain = models
+    q = kquant.calibrate(kquant.quantize(masked), x, verbose=False)
+    with pytest.raises(ValueError, match=r"export: (padding|mean)\w* \(\w+\) cannot.* reads a mask.*without Masking"):
+        kquant.export(q, tmp_path / "s.tflite", streaming=True)
+    plain.set_weights(masked.get_weights())
+    q = kquant.calibrate(kquant.quantize(plain), x[1::2], verbose=False)
+    kquant.export(q, tmp_path / "s.tflite", streaming=True)
+
+
 @pytest.mark.filterwarnings("ignore:calibrate. in some samples the mask")
 @pytest.mark.parametrize("layer", [keras.layers.GRU, keras.layers.LSTM])
 def test_a_masked_recurrent_layer_is_refused_by_name_and_streams_without_its_mask(layer, tmp_path):
