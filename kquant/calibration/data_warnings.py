@@ -6,18 +6,21 @@ import keras
 import numpy as np
 
 from kquant.calibration.observations import Observations
-from kquant.calibration.observers import SOUND_BITS, is_sound
+from kquant.calibration.observers import OVERSHOOT, QUIET_SOUND, SOUND_BITS, is_sound
 from kquant.core.messages import first_of, warn
 from kquant.core.spec import QuantSpec
+from kquant.graph.graph import Node
 from kquant.graph.stored import Stored
 from kquant.layers.kernel import Holder
 from kquant.layers.nodes import FakeQuant, encodings_of
 from kquant.ops.function import Function
+from kquant.ops.micro_frontend import MicroFrontend
 from kquant.views.quantized_model import read
 
 HALVES_DIFFER = 2.0
 UNEQUAL = 16.0  # widths of ranges in one encoding: 4 bits of the narrow one are gone
 LOST = 0.25  # of what a function spans, that no code of its input gives
+LOUD = 4.0  # times full scale, which no augmentation reaches by chance
 FEW_STEPS = 8  # of the grid, in which all data lie: noise 18 dB below what varies in them, or worse
 
 
@@ -34,6 +37,7 @@ def warn_of_data(qmodel: keras.Model, seen: Observations) -> None:
     _warn_far(qmodel, seen)
     _warn_unequal(qmodel, seen)
     _warn_sound(qmodel, seen)
+    _warn_full_scale(qmodel, seen)
 
 
 def _constant(seen: Observations) -> list[str]:
@@ -175,6 +179,41 @@ def _warn_sound(qmodel: keras.Model, seen: Observations) -> None:
                 "to rescale what its microphone gives. Clip the clips, np.clip(x, -1, 1), or divide them by "
                 f"{max(-low, high):.4g}."
             )
+
+
+def _warn_full_scale(qmodel: keras.Model, seen: Observations) -> None:
+    """Name front ends that cut most of their samples off, or round them all to 0: `full_scale` is not theirs."""
+    if not any(isinstance(layer, MicroFrontend) for layer in qmodel.layers):  # reading the model takes time
+        return
+    graph = read(qmodel)
+    for node in graph.nodes:
+        if not isinstance(node.op, MicroFrontend):
+            continue
+        before = graph.producers.get(id(node.inputs[0]))
+        while before is not None and _key(before) not in seen.tensors and len(before.inputs) == 1:
+            before = graph.producers.get(id(before.inputs[0]))  # its grid is that of what it moves
+        if before is None or _key(before) not in seen.tensors:
+            continue
+        s, whole = seen.tensors[_key(before)], node.op.full_scale
+        peak = max(-float(s.lows.min()), float(s.highs.max()))
+        if 0.0 < peak and (peak > LOUD * whole or (peak < QUIET_SOUND < whole)):
+            does = "cuts them off at that" if peak > whole else f"rounds them to {round(peak)} steps and less"
+            warn(
+                f"calibrate: {node.name} (MicroFrontend): the loudest of its samples is {peak:g}, and "
+                f"full_scale={whole:g} {does}, so that hardly any sound is left. {_scaled(peak)}"
+            )
+
+
+def _key(node: Node) -> tuple[str, int]:
+    """Under which observations hold what an encoding gives."""
+    return node.op.name, node.kwargs.get("site", 0)
+
+
+def _scaled(peak: float) -> str:
+    """How samples with this peak become those of a front end."""
+    if peak <= OVERSHOOT or QUIET_SOUND <= peak <= OVERSHOOT * 2**15:
+        return f"Make the layer with full_scale={1.0 if peak <= OVERSHOOT else 2.0**15}."
+    return f"Divide the samples by {peak:g}, and make the layer with full_scale=1.0."
 
 
 def warn_of_poles(qmodel: keras.Model, seen: Observations) -> None:

@@ -15,6 +15,7 @@ from kquant.runtime.running import available
 layers = keras.layers
 LENGTH, RATE = 3200, 8000
 SMALL = {"sampling_rate": RATE, "sequence_length": 240, "sequence_stride": 160, "num_mel_bins": 20, "max_freq": 3800.0}
+QUIET = {"verbose": False}
 on_tflm = pytest.mark.skipif("tflm" not in available(), reason="the operators are TensorFlow Lite Micro's own")
 
 
@@ -108,6 +109,50 @@ def test_noise_of_one_clip_is_not_that_of_the_next(tmp_path: Path) -> None:
     x = sounds(6, seed=1)[3:]
     alone = [kquant.predict(tmp_path / "m.tflite", x[i : i + 1], "tflm")[1] for i in range(3)]
     np.testing.assert_array_equal(np.concatenate(alone), kquant.predict(tmp_path / "m.tflite", x, "tflm")[1])
+
+
+@on_tflm
+def test_a_stream_is_refused_by_name_and_both_ways_out_work(tmp_path: Path) -> None:
+    model = speaker()
+    q = ready(model)
+    with pytest.raises(ValueError, match=r"front \(WHILE\) cannot be streamed: its loop of SignalW.*keep their rows"):
+        kquant.export(q, tmp_path / "s.tflite", streaming=True)
+    kquant.export(q, tmp_path / "m.tflite", check_runtimes=False)
+    assert kquant.predict(tmp_path / "m.tflite", sounds(3), "tflm")[0].shape == (3, 4)
+    rows = np.asarray(model(sounds(64))[1])
+    x = keras.Input(rows.shape[1:], name="rows")
+    y = x
+    for name in ("image", "conv", "flat", "words"):
+        y = model.get_layer(name)(y)
+    head = kquant.calibrate(kquant.quantize(keras.Model(x, y), target="tflm"), rows, verbose=False)
+    kquant.export(head, tmp_path / "s.tflite", streaming=True)
+
+
+@pytest.mark.filterwarnings("error:calibrate. front")
+@pytest.mark.parametrize(
+    ("scale", "divisor", "said", "fits"),
+    [
+        (32768.0, 1.0, r"is 3\d+, and full_scale=1 cuts them off.*Make the layer with full_scale=32768\.0", 32768.0),
+        (1.0, 1.0, r"is 1, and full_scale=32768 rounds them to 1 steps.*Make the layer with full_scale=1\.0", 1.0),
+        (9.0, 1.0, r"is 9, and full_scale=1 cuts.*Divide the samples by 9, and .*full_scale=1\.0", 1.0),
+        (9.0, 1.0, r"is 9, and full_scale=32768 rounds them to 9 .*Divide the samples by 9", 1.0),
+        (32768.0, 1 / 32768, r"is 1, and full_scale=32768 rounds .*Make the layer with full_scale=1\.0", 1.0),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:calibrate. the (sound of input|range differs)")
+def test_samples_of_another_scale_are_told_with_the_value_that_fits(
+    scale: float, divisor: float, said: str, fits: float
+) -> None:
+    def calibrated(full_scale: float, divide: float) -> None:
+        inputs = keras.Input((LENGTH,), name="sound")
+        x = inputs if divisor == 1.0 else layers.Rescaling(divisor)(inputs)
+        rows = kquant.MicroFrontend(**SMALL, full_scale=full_scale, name="front")(layers.Reshape((LENGTH,))(x))
+        q = kquant.quantize(keras.Model(inputs, rows), target="tflm")
+        kquant.calibrate(q, sounds(64) * scale / divide, **QUIET)
+
+    with pytest.warns(UserWarning, match=r"calibrate: front \(MicroFrontend\): the loudest of its samples " + said):
+        calibrated(1.0 if "full_scale=1 " in said else 32768.0, 1.0)
+    calibrated(fits, scale if "Divide" in said else 1.0)
 
 
 def test_a_trained_and_saved_one_is_the_same(tmp_path: Path) -> None:
