@@ -26,6 +26,7 @@ from kquant.calibration.data import gather
 from kquant.core.checks import check_count
 from kquant.core.messages import first_of
 from kquant.core.renamed import renamed
+from kquant.graph.given_model import check_keras
 from kquant.graph.graph import Graph
 from kquant.layers.nodes import FakeQuant, encodings_of
 from kquant.layers.provenance import Provenance, provenance_of
@@ -89,6 +90,7 @@ def analyze(
     Source: sensitivity by quantizing one layer, and all but one: Nagel et al., "A White Paper on Neural Network
     Quantization", arXiv:2106.08295, section 3.7.
     """
+    check_keras(qmodel, "analyze")
     return analyzed(qmodel, data, metric, Asked(limit, sensitivity, remedies, folder, verbose))
 
 

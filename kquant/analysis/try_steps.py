@@ -22,6 +22,7 @@ from kquant.core.result import Result
 from kquant.correct.equalization import ForgottenRanges
 from kquant.correct.steps import apply_steps, check_steps
 from kquant.graph.copies import copy_of
+from kquant.graph.given_model import check_keras
 from kquant.layers.nodes import encodings_of
 from kquant.ops.position import found_or_whole
 from kquant.recipe.recipe import Step
@@ -124,6 +125,7 @@ def dry_run(
         >>> tried.before_db is None and tried.after_db > 30.0
         True
     """
+    check_keras(qmodel, "dry_run")
     return _tried(qmodel, copy_of(qmodel), steps, data, limit, verbose)
 
 

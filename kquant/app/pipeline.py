@@ -20,6 +20,7 @@ from kquant.exporting.export_file import ExportReport, export
 from kquant.exporting.file_options import FileOptions, check_file_options
 from kquant.exporting.model_card import ModelCard
 from kquant.files.destination import destination
+from kquant.graph.given_model import check_keras
 from kquant.graph.keras_private import every_layer
 from kquant.layers.kernel import holders
 from kquant.masking.mask import Mask
@@ -112,6 +113,7 @@ def compress(
         >>> result.report.types["FLOAT32"] if "FLOAT32" in result.report.types else 0
         0
     """
+    check_keras(model, "compress")
     check_file_options("compress", form)
     making = _Making(target, limit, input_shape)
     ladder = None

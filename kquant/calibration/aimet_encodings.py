@@ -21,6 +21,7 @@ from kquant.core.messages import did_you_mean, first_of, warn
 from kquant.core.renamed import renamed
 from kquant.core.spec import QuantSpec, range_of
 from kquant.files.untrusted import read_json
+from kquant.graph.given_model import check_keras
 from kquant.layers.nodes import Compressed, FakeQuant
 from kquant.views.encoding_sites import EncodingSites, encoding_sites
 from kquant.views.loops import opened
@@ -65,6 +66,7 @@ def encodings(qmodel: keras.Model, version: Version = "0.6.1") -> dict[str, Any]
         >>> sorted(entries["activation_encodings"]), sorted(entries["param_encodings"])
         (['head', 'x'], ['head/kernel'])
     """
+    check_keras(qmodel, "encodings")
     if version not in VERSIONS:
         raise ValueError(f"encodings: version must be one of {', '.join(VERSIONS)}. Received: {version!r}.")
     sites = encoding_sites(opened(read(qmodel)))
@@ -127,6 +129,7 @@ def set_encodings(qmodel: keras.Model, encodings: str | Path | dict[str, Any]) -
         >>> kquant.encodings(again) == kquant.encodings(q)
         True
     """
+    check_keras(qmodel, "set_encodings")
     put_encodings(encoding_sites(opened(read(qmodel)), peeks=True), encodings)
     return qmodel
 

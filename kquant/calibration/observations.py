@@ -34,6 +34,7 @@ from kquant.core.result import Result
 from kquant.files.atomic import write_atomically
 from kquant.files.destination import path_of
 from kquant.files.untrusted import parse_json, read_arrays
+from kquant.graph.given_model import check_keras
 from kquant.graph.graph import Graph, outputs_of
 from kquant.graph.keras_private import every_layer
 from kquant.graph.tensorflow_private import operations_as_functions, operations_as_kernels
@@ -199,6 +200,7 @@ def observe(
         >>> both.samples, kquant.calibrate(q, both) is q
         (64, True)
     """
+    check_keras(qmodel, "observe")
     refuse_nested(qmodel)
     nodes = [layer for layer in encodings_of(qmodel) if layer.has_range]
     if not nodes:

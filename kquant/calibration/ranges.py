@@ -17,6 +17,7 @@ from kquant.calibration.lost_signal import warn_of_losses
 from kquant.calibration.observations import Observations, observe
 from kquant.core.messages import first_of, warn
 from kquant.core.renamed import renamed
+from kquant.graph.given_model import check_keras
 from kquant.graph.keras_private import every_layer
 from kquant.graph.tensorflow_private import operations_as_kernels
 from kquant.layers.nodes import Compressed, FakeQuant, encodings_of
@@ -53,6 +54,7 @@ def calibrate(
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
         >>> q = kquant.calibrate(kquant.quantize(model), np.ones((64, 4), "float32"), verbose=False)
     """
+    check_keras(qmodel, "calibrate")
     with operations_as_kernels():
         return _calibrated(qmodel, data, limit, batch_size, verbose=verbose)
 

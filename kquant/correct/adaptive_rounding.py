@@ -21,6 +21,7 @@ from kquant.correct.reconstruction import Matrix, Reservoir, matrix_of, most_row
 from kquant.correct.rounding import Examples, Settings, applied, products, round_matrix
 from kquant.correct.sweep import Sweep
 from kquant.files.destination import path_of
+from kquant.graph.given_model import check_keras
 from kquant.layers.kernel import has_codes
 from kquant.ops.rows import from_matrix
 from kquant.views.quantized_model import Place, forget_graphs
@@ -97,6 +98,7 @@ def adaround(
         >>> q = kquant.quantize(model, {"name": "w4", "weights": {"bits": 4}})
         >>> q = kquant.adaround(kquant.calibrate(q, x, verbose=False), x, iterations=10, verbose=False)
     """
+    check_keras(qmodel, "adaround")
     settings = Settings(iterations, learning_rate, row_batch, warm_start, tuple(beta), regularisation)
     _check(settings, rows)
     sweep = Sweep("adaround", qmodel, data, limit, batch_size)

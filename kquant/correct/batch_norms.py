@@ -21,6 +21,7 @@ import numpy as np
 from kquant.calibration.data import Ports, batch_count, batches_of, refuse_endless
 from kquant.core.progress import tqdm
 from kquant.core.renamed import renamed
+from kquant.graph.given_model import check_keras
 from kquant.graph.inputs import inputs_of
 from kquant.graph.keras_private import every_layer, masked_moments
 from kquant.layers.live_norm import LiveNorm
@@ -75,6 +76,7 @@ def reestimate(
         >>> bool(np.allclose(model.layers[0].moving_mean.numpy(), x.mean(0), atol=1e-5))
         True
     """
+    check_keras(model, "reestimate")
     kinds = (keras.layers.BatchNormalization, LiveNorm)
     norms = [layer for layer in every_layer(model) if isinstance(layer, kinds)]
     if not norms:

@@ -23,6 +23,7 @@ from kquant.core.renamed import renamed
 from kquant.correct.channels import numbering, total
 from kquant.correct.moments import Moments, closed_moments
 from kquant.correct.sweep import Sweep
+from kquant.graph.given_model import check_keras
 from kquant.layers.nodes import Compressed
 from kquant.views.quantized_model import Place, forget_graphs, read
 from kquant.views.step_places import every_place
@@ -92,6 +93,7 @@ def correct_bias(
 
     Source: Nagel et al., arXiv:1906.04721, section 4.2.
     """
+    check_keras(qmodel, "correct_bias")
     if method not in ("auto", "analytic", "empirical"):
         raise ValueError(f"correct_bias: method must be 'auto', 'analytic' or 'empirical'. Received: {method!r}.")
     if method == "empirical" and data is None:

@@ -24,6 +24,7 @@ from kquant.calibration.ranges import set_weight_ranges
 from kquant.core.progress import tqdm
 from kquant.correct.channels import readers_of
 from kquant.correct.moments import bounds_of, known_moments
+from kquant.graph.given_model import check_keras
 from kquant.graph.graph import Graph, Node, drop_read
 from kquant.graph.unfold import substitute
 from kquant.layers.nodes import Compressed, FakeQuant, encodings_of, observing
@@ -73,6 +74,7 @@ def data_free_ranges(
         >>> round(float(q.layers[-1].high.numpy()[0]), 3)  # a new batch norm: mean 0, deviation 1
         6.0
     """
+    check_keras(qmodel, "data_free_ranges")
     _check(sigmas, samples)
     graph = read(qmodel)
     ranges = _input_ranges(graph, input_range)

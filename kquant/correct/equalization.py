@@ -25,6 +25,7 @@ from kquant.correct.absorb import absorb_biases
 from kquant.correct.chains import Pair, find_pairs
 from kquant.correct.channels import largest, numbering
 from kquant.correct.clipped import Extremes, extremes_of, limits_of, replace_clips
+from kquant.graph.given_model import check_keras
 from kquant.layers.nodes import FakeQuant
 from kquant.views.quantized_model import Place, forget_graphs, read
 
@@ -134,6 +135,7 @@ def equalize(
         >>> q = kquant.quantize(keras.Sequential([keras.Input((4,)), *layers]))
         >>> q = kquant.calibrate(kquant.equalize(q, verbose=False), np.ones((64, 4), "float32"), verbose=False)
     """
+    check_keras(qmodel, "equalize")
     graph = read(qmodel)
     if limit is None:
         refuse_endless(data)

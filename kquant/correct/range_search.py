@@ -20,6 +20,7 @@ from kquant.correct.progress import Finished, activation_ranges
 from kquant.correct.reconstruction import Reservoir, channels_of, input_rows, most_rows, positions, row_shape
 from kquant.correct.sweep import Sweep
 from kquant.files.destination import path_of
+from kquant.graph.given_model import check_keras
 from kquant.layers.kernel import has_codes
 from kquant.ops.rows import as_matrix
 from kquant.views.quantized_model import Place, forget_graphs
@@ -79,6 +80,7 @@ def sequential_mse(
         >>> q = kquant.calibrate(q, np.ones((64, 4), "float32"), verbose=False)
         >>> q = kquant.sequential_mse(q, np.ones((64, 4), "float32"), verbose=False)
     """
+    check_keras(qmodel, "sequential_mse")
     if candidates < 1:
         raise ValueError(f"sequential_mse: candidates must be 1 or more. Received: {candidates}.")
     sweep = Sweep("sequential_mse", qmodel, data, limit, batch_size)

@@ -22,6 +22,7 @@ from kquant.correct.row_moments import kernel_of, row_sums
 from kquant.correct.short_rounding import Chosen, Moments, Task, round_short, solver, step_of
 from kquant.correct.sweep import Sweep
 from kquant.files.destination import path_of
+from kquant.graph.given_model import check_keras
 from kquant.layers.kernel import has_codes
 from kquant.ops.rows import from_matrix
 from kquant.tflite.storage import HEADER_BYTES
@@ -97,6 +98,7 @@ def shorten_codes(
         >>> kquant.export(q, "short.tflite", compression="auto").file_bytes < 4000
         True
     """
+    check_keras(qmodel, "shorten_codes")
     if not strength > 0.0:
         raise ValueError(f"shorten_codes: strength must be above 0. Received: {strength!r}.")
     if flash_bytes is not None:

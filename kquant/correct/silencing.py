@@ -12,6 +12,7 @@ import numpy as np
 from kquant.calibration.data import gather
 from kquant.exact.quiet import Quiet, quiet_channels
 from kquant.exact.sums import sums_of
+from kquant.graph.given_model import check_keras
 from kquant.graph.graph import run
 from kquant.masking.kernel_sites import Site, sites
 from kquant.tflite.lowering import lower
@@ -64,6 +65,7 @@ def silence(
         >>> q = kquant.calibrate(kquant.quantize(model), np.ones((64, 4), "float32"), verbose=False)
         >>> q = kquant.silence(q, np.ones((64, 4), "float32"), verbose=False)
     """
+    check_keras(qmodel, "silence")
     if not codes > 0 or (sqnr_db is not None and not math.isfinite(sqnr_db)):
         raise ValueError(f"silence: codes must be above 0, sqnr_db finite. Received: codes={codes}, sqnr_db={sqnr_db}.")
     if sqnr_db is not None and data is None:

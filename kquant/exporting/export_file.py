@@ -22,6 +22,7 @@ from kquant.exporting.model_card import ModelCard
 from kquant.files.atomic import Outputs
 from kquant.files.destination import destination
 from kquant.graph.creation import without_collection
+from kquant.graph.given_model import check_keras
 from kquant.graph.tensorflow_private import operations_as_kernels
 from kquant.tflite.edges import IO
 from kquant.tflite.file_about import About
@@ -184,6 +185,7 @@ def export(
         >>> kquant.export(q, "dense.tflite").operators
         {'FULLY_CONNECTED': 1}
     """
+    check_keras(qmodel, "export")
     _check_options(io, states, streaming, about, strip_names)
     _check_test(streaming, test)
     storing = storing_of(compression, decode_budget)

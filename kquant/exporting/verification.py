@@ -24,6 +24,7 @@ from kquant.core.program import Program, Ref
 from kquant.core.renamed import renamed
 from kquant.core.result import Result
 from kquant.files.leftovers import settle
+from kquant.graph.given_model import check_keras
 from kquant.graph.graph import run
 from kquant.runtime.decoding import DECODES
 from kquant.runtime.running import FALLBACK, available, probe, quantize_input, refuse_tables
@@ -193,6 +194,7 @@ def verify(
         >>> kquant.verify(q, "dense.tflite", x, "litert-reference").ok
         True
     """
+    check_keras(qmodel, "verify")
     if limit is not None:
         check_count("verify", "limit", limit)
     if not (isinstance(agreement, int | float) and math.isfinite(agreement)):

@@ -30,7 +30,7 @@ def check_keras(model: Any, verb: str) -> None:
     """
     if isinstance(model, keras.Model):
         return
-    kind = f"{type(model).__module__}.{type(model).__name__}"
+    kind = "None" if model is None else f"{type(model).__module__}.{type(model).__name__}"
     if any(cls.__module__.startswith(KERAS_2) for cls in type(model).__mro__):
         raise ValueError(
             f"{getattr(model, 'name', 'model')}: this is a Keras 2 model ({kind}); kquant reads Keras 3. Build the "

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 
 from kquant.graph.copies import copy_of
+from kquant.graph.given_model import check_keras
 from kquant.graph.keras_private import every_layer, variables_as
 
 HALF = ("float16", "bfloat16")
@@ -33,6 +34,7 @@ def in_float32(qmodel: keras.Model) -> keras.Model:
         >>> q.get_layer("re_lu").compute_dtype, in_float32(q).get_layer("re_lu").compute_dtype
         ('bfloat16', 'float32')
     """
+    check_keras(qmodel, "in_float32")
     if all(layer.compute_dtype not in HALF for layer in every_layer(qmodel)):
         return qmodel
     return copy_of(qmodel, _with_float32(qmodel.get_config()))

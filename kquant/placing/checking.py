@@ -9,6 +9,7 @@ from typing import Any
 import keras
 
 from kquant import targets
+from kquant.graph.given_model import check_keras
 from kquant.graph.graph import Graph
 from kquant.placing.changes import Trial, changed
 from kquant.placing.laying import Laid, lay, placement
@@ -61,6 +62,7 @@ def check(
         >>> found.on_accelerator, found.operators
         (1, 4)
     """
+    check_keras(model, "check")
     report = forecast(model, target, recipe=recipe, input_shape=input_shape)
     beside = targets.load(target).accelerator
     if beside is None or not report.ok:

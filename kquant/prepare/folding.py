@@ -19,6 +19,7 @@ from kquant.core.checks import present
 from kquant.core.messages import warn
 from kquant.core.origin import origins
 from kquant.graph.defaults import own_defaults
+from kquant.graph.given_model import check_keras
 from kquant.graph.graph import Graph, Node, rewrite, trace
 from kquant.graph.keras_private import growing
 from kquant.graph.output_names import as_keras
@@ -88,6 +89,7 @@ def fold(model: keras.Model) -> keras.Model:
         >>> [type(layer).__name__ for layer in fold(model).layers]
         ['InputLayer', 'Dense', 'ReLU']
     """
+    check_keras(model, "fold")
     graph = trace(expand(model), lambda op: find(op) is not None)
     folded = fold_graph(graph)
     return as_keras(rewrite(folded.graph, lambda node, args, kwargs: node.op(*args, **kwargs)))

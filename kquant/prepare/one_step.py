@@ -16,6 +16,7 @@ import numpy as np
 
 from kquant.core.renamed import renamed
 from kquant.graph.defaults import own_defaults
+from kquant.graph.given_model import check_keras
 from kquant.graph.graph import Graph, Node, substitute, trace
 from kquant.graph.keras_private import deep_graphs
 from kquant.graph.step_mask import StepMask
@@ -74,8 +75,9 @@ def cell(model: keras.Model | keras.layers.Layer) -> keras.Model:
         >>> [tuple(x.shape) for x in step.inputs], [tuple(y.shape) for y in step.outputs]
         ([(None, 1, 3), (None, 1, 4)], [(None, 2), (None, 1, 4)])
     """
-    if not isinstance(model, keras.Model):
+    if isinstance(model, keras.layers.RNN):
         model = keras.Sequential([keras.Input((1, model.cell.kernel.shape[0]), name="x"), model])
+    check_keras(model, "cell")
     shapes = [(1, 1, *t.shape[2:]) for t in keras.tree.flatten(model.inputs)]
     _refuse_mixing(trace(model, _is_known))
     graph = trace(model, _is_known, shapes if len(shapes) > 1 else shapes[0])

@@ -14,7 +14,7 @@ from typing import Any
 import keras
 
 from kquant.core.messages import first_of
-from kquant.graph.given_model import float_layers
+from kquant.graph.given_model import check_keras, float_layers
 from kquant.graph.graph import Graph, Node, rewrite, substitute, trace
 from kquant.graph.output_names import as_keras
 from kquant.ops import find
@@ -77,6 +77,7 @@ def split_preprocessing(model: keras.Model) -> SplitModel:
         >>> split.preprocessing(x).numpy().tolist(), len(split.model.layers)
         ([[1.0, 1.0]], 2)
     """
+    check_keras(model, "split_preprocessing")
     refuse_quantized(model, float_layers(model, "quantize"))
     graph = read(plain(model))
     outside = _outside(graph)

@@ -27,6 +27,7 @@ from kquant.exporting.model_card import ModelCard
 from kquant.files.atomic import Outputs
 from kquant.files.destination import path_of
 from kquant.files.untrusted import read_json
+from kquant.graph.given_model import check_keras
 from kquant.graph.output_names import named_shapes
 from kquant.layers.provenance import provenance_of
 from kquant.projects.arena import Arena
@@ -174,6 +175,7 @@ def bundle(
         >>> report.name, report.golden, sorted(report.files)[:3]
         ('my_net', 4, ['CMakeLists.txt', 'README.md', 'arena.h'])
     """
+    check_keras(qmodel, "bundle")
     check_file_options("bundle", form)
     chosen, streaming = kind_of(kind), bool(form.get("streaming"))
     check_count("bundle", "golden", golden)

@@ -27,6 +27,7 @@ from kquant.core.progress import tqdm
 from kquant.core.result import Result
 from kquant.correct.steps import apply_steps
 from kquant.exporting.asked_storing import AUTO, storing_of
+from kquant.graph.given_model import check_keras
 from kquant.layers.nodes import encodings_of
 from kquant.layers.provenance import provenance_of
 from kquant.masking.stripping import strip
@@ -157,6 +158,7 @@ def why(
         >>> smaller.trials[0].file_bytes < kquant.export(q, "m.tflite", check_runtimes=False).file_bytes
         True
     """
+    check_keras(qmodel, "why")
     if limit is not None:
         check_count("why", "limit", limit)
     check_metric("why", metric)

@@ -23,6 +23,7 @@ import numpy as np
 from kquant import targets
 from kquant.core.progress import tqdm
 from kquant.core.result import Result
+from kquant.graph.given_model import check_keras
 from kquant.graph.watched import state_kept
 from kquant.recipe.recipe import Recipe, Step, load, recipe_to_toml
 from kquant.runtime.running import available
@@ -140,6 +141,7 @@ def mixed_precision(
         >>> mixed.ok, mixed.chosen.flash_bytes <= 4500
         (True, True)
     """
+    check_keras(model, "mixed_precision")
     budget = {"flash_bytes": flash_bytes, "arena_bytes": arena_bytes, "bit_macs": bit_macs}
     wanted = Wanted(budget, tuple(widths), target, load(recipe), tuple(steps), points, folder)
     return mixed(model, data, evaluate, wanted, verbose=verbose)

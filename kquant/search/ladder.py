@@ -25,6 +25,7 @@ from kquant.core.progress import tqdm
 from kquant.core.result import Result
 from kquant.correct.steps import RANGES, apply_steps
 from kquant.files.finished_work import Kept
+from kquant.graph.given_model import check_keras
 from kquant.graph.watched import state_kept
 from kquant.prepare.quantization import quantize
 from kquant.recipe.recipe import Recipe, Step, load
@@ -182,6 +183,7 @@ def autotune(
         >>> kquant.autotune(model, x, score, max_drop=0.1, verbose=False).ok
         True
     """
+    check_keras(model, "autotune")
     return climbed(model, data, evaluate, Wanted(max_drop, target, load(recipe), folder), verbose=verbose)
 
 

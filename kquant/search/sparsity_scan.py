@@ -180,8 +180,8 @@ def scan_sparsity(
     """
     levels = tuple(sorted({float(s) for s in sparsities}))
     structure = str(structure_name(structure))
-    _check(data, evaluate, levels, sparsity, structure)
     _check_float(model)
+    _check(data, evaluate, levels, sparsity, structure)
     # one model for the whole scan: masks are set and taken back in it
     copy, protect = wrapped(model), patterns_of(protect)
     settings = settings_of(sparsity, {"structure": structure, "depthwise": depthwise}, protect=protect)

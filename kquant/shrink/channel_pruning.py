@@ -13,6 +13,7 @@ from kquant.calibration.data import gather
 from kquant.core.progress import tqdm
 from kquant.core.result import Result
 from kquant.core.table import Table
+from kquant.graph.given_model import check_keras
 from kquant.graph.graph import Node, rewrite
 from kquant.graph.output_names import as_keras
 from kquant.shrink.by_score import choose_by_score
@@ -105,6 +106,7 @@ def channel_groups(model: keras.Model, *, protect: str | Collection[str] = ()) -
         a, b           3  10,368          3
         head           2     384          0  they are outputs of the model
     """
+    check_keras(model, "channel_groups")
     channels = follow_channels(read(plain(model)), protect)
     try:
         books = ledger(channels, "macs")
@@ -188,6 +190,7 @@ def prune_channels(
     Sources: criteria, see `kquant.shrink.importance`; least squares, He et al., "Channel Pruning for Accelerating Very
     Deep Neural Networks", arXiv:1707.06168, section 3.1, equation 1, and 3.2.
     """
+    check_keras(model, "prune_channels")
     unit, share = budget(macs, weight_bytes)
     check_widths(minimum=minimum, multiple=multiple)
     wide = plain(model)

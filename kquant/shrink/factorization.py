@@ -16,6 +16,7 @@ import numpy as np
 from kquant.calibration.data import gather
 from kquant.core.progress import tqdm
 from kquant.graph.copies import again, copy_state, settle
+from kquant.graph.given_model import check_keras
 from kquant.graph.graph import Graph, Node, named_apart, rewrite
 from kquant.graph.output_names import as_keras
 from kquant.shrink.by_score import finite
@@ -83,6 +84,7 @@ def factorize(
     Source: Jaderberg et al., "Speeding up Convolutional Neural Networks with Low Rank Expansions", arXiv:1405.3866,
     section 2.2; ranks, see `kquant.shrink.ranks`.
     """
+    check_keras(model, "factorize")
     check_widths(multiple=multiple)
     wide = plain(model)
     graph = read(wide)

@@ -13,6 +13,7 @@ from typing import Any
 import keras
 
 from kquant.core.result import Result
+from kquant.graph.given_model import check_keras
 from kquant.graph.graph import Graph, Node
 from kquant.ops import find_weighted
 from kquant.ops.rule import Weights
@@ -57,6 +58,7 @@ def cost(model: keras.Model) -> Cost:
         >>> kquant.cost(keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3)]))
         Cost(macs=3888, weight_bytes=124)
     """
+    check_keras(model, "cost")
     graph = read(plain(model))
     macs, size = 0, 0
     for calls in graph.calls.values():

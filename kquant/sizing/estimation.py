@@ -11,6 +11,7 @@ import keras
 from kquant import targets
 from kquant.exact.narrow import totals
 from kquant.exporting.asked_storing import Compression, storing_of
+from kquant.graph.given_model import check_keras
 from kquant.prepare.forecast import forecast
 from kquant.prepare.quantization import quantize
 from kquant.recipe import recipe as recipes
@@ -73,6 +74,7 @@ def estimate(
         >>> found.macs, found.operators, found.activation_bytes
         (576, {'FULLY_CONNECTED': 2}, 48)
     """
+    check_keras(model, "estimate")
     chosen, goal = recipes.load(recipe), targets.load(target)
     for name, limit in (("flash_bytes", flash_bytes), ("arena_bytes", arena_bytes)):
         if limit is not None and limit < 1:

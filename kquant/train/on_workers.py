@@ -10,6 +10,8 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
+from kquant.graph.given_model import check_keras
+
 
 def fit_on_workers(
     model: keras.Model,
@@ -81,6 +83,7 @@ def fit_on_workers(
 
 
 def _check(model: keras.Model, data: Any, epochs: int) -> None:
+    check_keras(model, "fit_on_workers")
     if not model.compiled:
         raise ValueError(f"{model.name}: fit_on_workers: compile the model first, inside strategy.scope().")
     if not isinstance(data, tf.data.Dataset):

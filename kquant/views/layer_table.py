@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from kquant.graph.given_model import check_keras
 from kquant.graph.keras_private import functional_of, maker, recorded, recorded_calls
 from kquant.graph.output_names import NamedOutputs
 from kquant.layers.kernel import Holder
@@ -78,6 +79,7 @@ def summary(model: keras.Model, line_length: int | None = None, print_fn: Callab
         Trainable params: 10
         Non-trainable params: 6
     """
+    check_keras(model, "summary")
     if not isinstance(model, keras.Sequential | keras.Function) or not any(map(_is_own, model.layers)):
         keras.Model.summary(model, line_length=line_length, print_fn=print_fn)
         return

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -143,6 +145,25 @@ def test_keras_2_model_is_refused_with_the_way_over(module: str) -> None:
 def test_what_is_no_model_is_refused(given: Any, said: str) -> None:
     with pytest.raises(ValueError, match=f"expected a keras.Model. Received: {said}"):
         kquant.quantize(given)
+
+
+# what verbs take beside the model, by the name of the argument
+BESIDE: dict[str, Any] = {"data": np.ones((4, 4), np.float32), "evaluate": len, "steps": [], "encodings": {}}
+BESIDE |= {"clusters": 4, "recipe": 0.5}
+OTHERWISE = {"detect", "transcribe"}  # they take a path too
+SIGNATURES = {n: inspect.signature(f).parameters for n in kquant.__all__ if inspect.isfunction(f := getattr(kquant, n))}
+VERBS = [n for n, wants in SIGNATURES.items() if {"model", "qmodel"} & {*list(wants)[:1]} and n not in OTHERWISE]
+
+
+@pytest.mark.parametrize("given", [None, "m.keras"])
+@pytest.mark.parametrize("name", VERBS)
+def test_every_verb_refuses_what_is_no_model(name: str, given: Any, tmp_path: Path) -> None:
+    said = "None" if given is None else "the path m.keras; load it with keras.models.load_model"
+    with pytest.raises(ValueError, match=rf"^{name}: expected a keras.Model. Received: {said}\."):
+        needs = [p.name for p in SIGNATURES[name].values() if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
+        places = {"path": tmp_path / "m.tflite", "folder": tmp_path / "made"}
+        getattr(kquant, name)(given, **{word: {**BESIDE, **places}[word] for word in needs[1:]})
+    assert list(tmp_path.iterdir()) == []
 
 
 class Unbuilt(keras.Model):
