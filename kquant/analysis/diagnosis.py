@@ -12,12 +12,12 @@ import numpy as np
 
 from kquant.analysis.findings import Evidence, findings
 from kquant.analysis.liveness import peak_bytes
-from kquant.analysis.metrics import check_metric
+from kquant.analysis.metrics import check_metric, name_of
 from kquant.analysis.pairs import pairs
 from kquant.analysis.passes import Names, Passes, all_names, chunks, settings_of
 from kquant.analysis.remedies import Trials, told
 from kquant.analysis.results import Analysis, LayerReport, Sensitivity, TensorReport
-from kquant.analysis.separately import Elsewhere, Work, kept_in
+from kquant.analysis.separately import AnalysisElsewhere, Work, kept_in
 from kquant.analysis.sqnr import mean_db
 from kquant.analysis.tensors import tensor_report
 from kquant.analysis.units import Unit, live_bytes, macs, units, weight_bytes, widths
@@ -26,6 +26,7 @@ from kquant.calibration.data import gather
 from kquant.core.checks import check_count
 from kquant.core.messages import first_of
 from kquant.core.renamed import renamed
+from kquant.files.destination import check_folder
 from kquant.graph.given_model import check_keras
 from kquant.graph.graph import Graph
 from kquant.layers.nodes import FakeQuant, encodings_of
@@ -108,9 +109,12 @@ class Asked:
         """Refuse what can be refused before anything runs."""
         if self.limit is not None:
             check_count("analyze", "limit", self.limit)
+        check_folder(self.folder, "analyze", "analysis")
 
 
-def analyzed(qmodel: keras.Model, data: Any, metric: Any, asked: Asked, elsewhere: Elsewhere | None = None) -> Analysis:
+def analyzed(
+    qmodel: keras.Model, data: Any, metric: Any, asked: Asked, elsewhere: AnalysisElsewhere | None = None
+) -> Analysis:
     """See `analyze`.
 
     Args:
@@ -127,11 +131,11 @@ def analyzed(qmodel: keras.Model, data: Any, metric: Any, asked: Asked, elsewher
     parts = units(graph)
     x = gather(qmodel, data, asked.limit)
     origin = provenance_of(layer for u in parts for layer in (*u.holders, *u.encodings))
-    passes, work = _passes(qmodel, graph, parts, x, metric, asked, elsewhere)
+    work = Work(kept_in(asked.folder, qmodel, x, origin, metric), elsewhere)
+    passes = _passes(qmodel, graph, parts, x, metric, asked, work)
     layers, tensors = _layers(graph, parts, passes, asked.sensitivity), _tensors(graph, parts, passes)
     everything, weights = all_names(parts), _weights(parts)
     plain, simulated = passes.value(passes.NONE), passes.value(everything)
-    name = metric if metric is None else getattr(metric, "__name__", type(metric).__name__)
     evidence = Evidence(
         qmodel.name, len(x[0]), tuple(parts), layers, tensors, tuple(pairs(graph)), plain, simulated, metric is None
     )
@@ -144,7 +148,7 @@ def analyzed(qmodel: keras.Model, data: Any, metric: Any, asked: Asked, elsewher
         recipe=origin.recipe,
         target=origin.target,
         samples=len(x[0]),
-        metric="SQNR in dB" if name is None else name,
+        metric=name_of(metric),
         float_value=plain,
         value=reached[0],
         simulated=simulated,
@@ -175,19 +179,18 @@ def _passes(
     x: list[np.ndarray],
     metric: Any,
     asked: Asked,
-    elsewhere: Elsewhere | None,
-) -> tuple[Passes, Work]:
+    work: Work,
+) -> Passes:
     """The data walked over: in one go, or setting by setting where rows are kept or made elsewhere."""
-    settings, alone = _settings(parts, asked.sensitivity), asked.folder is None and elsewhere is None
+    settings, alone = _settings(parts, asked.sensitivity), asked.folder is None and work.elsewhere is None
     walked = settings if alone else _settings(parts, False)
     passes = Passes(graph, parts, metric, walked)
     passes.walk(chunks(graph, x), asked.verbose)
-    # a metric cannot be compared with that of an earlier call; what it says of two models can
-    values = [f"{passes.value(setting):.6g}" for setting in (passes.NONE, passes.ALL)] if asked.folder else []
-    work = Work(kept_in(asked.folder, qmodel, x, values), elsewhere)
+    if asked.folder is not None:
+        work.recognize(passes.value(passes.NONE), passes.value(passes.ALL))
     if not alone:
         work.settle(passes, qmodel, x, [names for names in settings if names not in walked], asked.verbose)
-    return passes, work
+    return passes
 
 
 def _weights(parts: list[Unit]) -> Names:

@@ -16,8 +16,8 @@ def top1(labels: np.ndarray) -> Callable[[Any], float]:
             the analyzed ones are left out.
 
     Returns:
-        A metric; it refuses outputs that are neither float[samples, classes] nor classes [samples], or [samples, 1],
-        and labels that are none of these classes.
+        A metric; it refuses outputs that are neither float[samples, classes] nor [samples] or [samples, 1], which are
+        classes where all are whole numbers, else probabilities of class 1; and labels that are none of these classes.
 
     Raises:
         ValueError: labels that are no numbers.
@@ -41,28 +41,44 @@ def top1(labels: np.ndarray) -> Callable[[Any], float]:
                 "accuracy: expected one output, [samples, classes] or an argmax's [samples], and a label for each "
                 f"sample. Received: outputs {shape}, {len(labels)} labels."
             )
-        used, told = labels[: len(outputs)], _told(outputs)
-        if told is not None:
-            return float(np.mean(told == used))
-        count = max(outputs.shape[1], 2)
-        if len(used) and not 0 <= used.min() <= used.max() < count:
-            raise ValueError(
-                f"accuracy: the model has {count} classes, 0 to {count - 1}. Received: labels from {used.min()} to "
-                f"{used.max()}. Count them from 0, and give those of these very samples."
-            )
-        # a single output is the probability of class 1
-        classes = outputs.argmax(axis=1) if outputs.shape[1] > 1 else (outputs[:, 0] > 0.5).astype(int)
+        used, (classes, count) = labels[: len(outputs)], _classes(np.asarray(outputs))
+        _refuse_labels(used, count)
         return float(np.mean(classes == used))
 
     return accuracy
 
 
-def _told(outputs: np.ndarray) -> np.ndarray | None:
-    """Classes, where the outputs are these and not scores."""
-    if outputs.ndim == 1:
-        return outputs
-    # a column of probabilities that are all 0 or 1 says the same either way
-    return outputs[:, 0] if outputs.shape[1] == 1 and np.array_equal(outputs, np.rint(outputs)) else None
+def _classes(outputs: np.ndarray) -> tuple[np.ndarray, int | None]:
+    """The class of each sample, and how many there are; None where positions of an argmax do not tell."""
+    if outputs.ndim == 2 and outputs.shape[1] > 1:
+        return outputs.argmax(axis=1), outputs.shape[1]
+    column = outputs.reshape(-1)
+    # probabilities of class 1 that are all 0 or 1 say the same either way
+    return (column, None) if np.array_equal(column, np.rint(column)) else ((column > 0.5).astype(int), 2)
+
+
+def _refuse_labels(labels: np.ndarray, count: int | None) -> None:
+    """Refuse what is no number of a class.
+
+    Args:
+        labels: of the samples that are judged.
+        count: of classes, where it is known.
+
+    Raises:
+        ValueError: fractions, or numbers out of the range.
+    """
+    if not np.array_equal(labels, np.rint(labels)):
+        fraction = labels[labels != np.rint(labels)][0]
+        raise ValueError(
+            f"accuracy: labels are the numbers of the classes, from 0. Received: {fraction}. Give whole numbers, or "
+            "one-hot rows [samples, classes]; for what is no class, a metric of your own."
+        )
+    if len(labels) and not 0 <= labels.min() <= labels.max() < (np.inf if count is None else count):
+        told = "classes are counted from 0" if count is None else f"the model has {count} classes, 0 to {count - 1}"
+        raise ValueError(
+            f"accuracy: {told}. Received: labels from {labels.min()} to {labels.max()}. Count them from 0, and give "
+            "those of these very samples."
+        )
 
 
 def check_metric(verb: str, metric: Any) -> None:
@@ -82,6 +98,19 @@ def check_metric(verb: str, metric: Any) -> None:
         )
 
 
+def name_of(metric: Callable[[Any], float] | None) -> str:
+    """What reports call a metric.
+
+    Args:
+        metric: of outputs, or None.
+
+    Example:
+        >>> name_of(top1(np.array([1, 0]))), name_of(None)
+        ('accuracy', 'SQNR in dB')
+    """
+    return "SQNR in dB" if metric is None else getattr(metric, "__name__", type(metric).__name__)
+
+
 def judged(metric: Callable[[Any], float], outputs: Any) -> float:
     """What a metric says of outputs.
 
@@ -93,7 +122,7 @@ def judged(metric: Callable[[Any], float], outputs: Any) -> float:
         ValueError: whatever it raises, with the shapes that it was given; or it returns no number.
     """
     shapes = " and ".join(str(np.shape(y)) for y in (outputs if isinstance(outputs, list) else [outputs]))
-    name = getattr(metric, "__name__", type(metric).__name__)
+    name = name_of(metric)
     try:
         value = metric(outputs)
     except Exception as error:  # whatever a user's function raises

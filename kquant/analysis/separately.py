@@ -8,6 +8,7 @@ A row is a function of the model, the samples and the setting, so that it does n
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Protocol
 import keras
 import numpy as np
 
+from kquant.analysis.metrics import name_of
 from kquant.analysis.passes import Metric, Names, Passes, chunks
 from kquant.analysis.remedies import Trials
 from kquant.analysis.results import Gain
@@ -24,6 +26,7 @@ from kquant.analysis.units import units
 from kquant.core.progress import tqdm
 from kquant.files.destination import path_of
 from kquant.files.finished_work import Kept, fingerprint
+from kquant.layers.provenance import Provenance
 from kquant.views.quantized_model import read
 
 GROUP = 8  # settings of a walk, which computes the float values once more
@@ -64,10 +67,18 @@ class Tried:
         return Gain(float.fromhex(self.value), float.fromhex(self.sqnr_db)) if self.value else None
 
 
+@dataclass(frozen=True)
+class Said:
+    """What a metric says of the float and of the quantized model, to six digits: sums may differ in the last ones."""
+
+    real: str
+    quantized: str
+
+
 Groups = Sequence[Sequence[Names]]
 
 
-class Elsewhere(Protocol):
+class AnalysisElsewhere(Protocol):
     """Makes rows in other processes, in whatever order."""
 
     def judged(
@@ -91,7 +102,27 @@ class Work:
     """
 
     kept: Kept
-    elsewhere: Elsewhere | None = None
+    elsewhere: AnalysisElsewhere | None = None
+
+    def recognize(self, real: float, quantized: float) -> None:
+        """Refuse the rows of another metric: functions cannot be compared, what they say of two models can.
+
+        Args:
+            real: what this one says of the float model.
+            quantized: of the quantized one.
+
+        Raises:
+            ValueError: that of an earlier call said something else.
+        """
+        said = Said(f"{real:.6g}", f"{quantized:.6g}")
+        earlier = self.kept.rows("metric", Said)
+        if earlier and earlier != [said]:
+            raise ValueError(
+                f"analyze: {self.kept.path} is of another search: its metric says {earlier[0].real} of the float and "
+                f"{earlier[0].quantized} of the quantized model, this one {said.real} and {said.quantized}. Give "
+                "another folder, or delete it."
+            )
+        self.kept.store(metric=[said])
 
     def settle(self, passes: Passes, qmodel: keras.Model, x: list[np.ndarray], rest: list[Names], show: bool) -> None:
         """Give passes what they did not walk over."""
@@ -147,22 +178,35 @@ def tried_remedy(trials: Trials, change: str) -> Tried:
     return Tried(change, *(("", "") if gain is None else (float(gain.value).hex(), float(gain.sqnr_db).hex())))
 
 
-def kept_in(folder: str | Path | None, qmodel: keras.Model, x: list[np.ndarray], values: list[str]) -> Kept:
+def kept_in(
+    folder: str | Path | None, qmodel: keras.Model, x: list[np.ndarray], origin: Provenance, metric: Metric | None
+) -> Kept:
     """Rows that an earlier call left in a folder; none where nothing is to be kept.
 
     Args:
         folder: see `analyze`.
         qmodel: the analyzed model.
         x: its samples.
-        values: of the metric, which tell it from another one.
+        origin: how the model was made.
+        metric: a user's; None: SQNR.
 
     Raises:
-        ValueError: they are of another model, other samples or another metric; or no folder can be made there.
+        ValueError: they are of another model, of one made otherwise, of other samples or of a metric of another name;
+            or no folder can be made there.
     """
     if folder is None:
         return Kept(None, "analyze", {})
-    weights, data = fingerprint(qmodel.get_weights()), fingerprint(x)
-    told = {"model": qmodel.name, "weights": weights, "data": data, "samples": len(x[0]), "metric": values}
+    made = json.dumps(origin.to_config(), sort_keys=True).encode()
+    told = {
+        "model": qmodel.name,
+        "weights": fingerprint(qmodel.get_weights()),
+        "recipe": origin.recipe,
+        "target": origin.target,
+        "made": fingerprint([np.frombuffer(made, np.uint8)]),  # its settings and the layers it leaves, in short
+        "data": fingerprint(x),
+        "samples": len(x[0]),
+        "metric": name_of(metric),
+    }
     return Kept(path_of(folder, "analyze", "analysis") / "analysis.json", "analyze", told)
 
 

@@ -31,6 +31,7 @@ from kquant.app.options import (
     say,
 )
 from kquant.core.renamed import new_options
+from kquant.files.destination import check_folder
 from kquant.files.named_files import check_results
 
 
@@ -86,6 +87,7 @@ def analyze(
     # before TensorFlow loads, as everything that can be refused by its name
     if apply is not None:
         check_results([apply], model, (".toml",))
+    check_folder(folder, "analyze", "analysis")
 
     from kquant import report
     from kquant.analysis.diagnosis import analyze as run_analyze

@@ -139,6 +139,30 @@ def make_folder(folder: Path, who: str) -> None:
         raise ValueError(refusal(who, folder, error)) from error
 
 
+def check_folder(folder: str | Path | None, who: str, example: str) -> None:
+    """Refuse a folder that nothing can be kept in, before the work that is to be kept; it is made where it is missing.
+
+    Args:
+        folder: for what a verb keeps; None keeps nothing.
+        who: the verb that errors name.
+        example: of a folder's name.
+
+    Raises:
+        ValueError: it is no path, a file is in the way, or the system refuses it.
+
+    Example:
+        >>> check_folder("/dev/null", "analyze", "analysis")
+        Traceback (most recent call last):
+        ValueError: analyze: /dev/null cannot be written: File exists; choose another path.
+    """
+    if folder is None:
+        return
+    path = path_of(folder, who, example)
+    make_folder(path, who)
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise ValueError(f"{who}: the folder {path} cannot be written to; choose another path.")
+
+
 def refusal(who: str, path: Path, error: OSError, needed: int | None = None) -> str:
     """Why the system did not take a file, and what to do.
 

@@ -12,7 +12,7 @@ from kquant.calibration.data import batch_count, batches_of, gives_batches
 from kquant.calibration.observations import Observations, Reading, ends_of, observed, reading_of
 from kquant.core.checks import check_count
 from kquant.core.progress import tqdm
-from kquant.on_ray.shipping import finished, packed, started, unpacked
+from kquant.on_ray.shipping import finished, packed, sent, started, unpacked
 
 
 def observe(
@@ -60,7 +60,9 @@ def observe(
     total = batch_count(qmodel, data, plan.size, limit)
     ends = [ends_of((number, shards), total) for number in range(shards)]
     ray = started()
-    model, whole = ray.put(packed(qmodel)), ray.put(data) if gives_batches(data) else None
+    model, whole = ray.put(packed(qmodel)), None
+    if gives_batches(data):
+        [whole] = sent(ray, "on_ray.observe", data=data)
     calls = []
     for start, stop in ends:
         rows = whole if whole is not None else _rows(data, start * plan.size, _end(stop * plan.size, limit))

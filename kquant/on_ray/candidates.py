@@ -13,9 +13,10 @@ from kquant import targets
 from kquant.core.progress import tqdm
 from kquant.core.result import Result
 from kquant.correct.steps import apply_steps
-from kquant.on_ray.shipping import finished, packed, started, unpacked
+from kquant.files.destination import check_folder
+from kquant.on_ray.shipping import finished, packed, sent, started, unpacked
 from kquant.prepare.quantization import quantize
-from kquant.recipe.recipe import Recipe, load
+from kquant.recipe.recipe import load
 from kquant.search.ladder import Rung, score_of, tried
 from kquant.search.search_state import rounded, search_state
 
@@ -76,8 +77,8 @@ def try_recipes(
         A row for each recipe; one that cannot be made, or judged, is reported as failed.
 
     Raises:
-        ValueError: no recipe, two of one name, no score of the float model, Ray is not installed, or a folder of
-            another search.
+        ValueError: no recipe, two of one name, no score of the float model, Ray is not installed, data or an
+            `evaluate` that do not pickle, or a folder of another search.
 
     Example:
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
@@ -91,24 +92,21 @@ def try_recipes(
         raise ValueError("on_ray.try_recipes: give one recipe or more.")
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"on_ray.try_recipes: two recipes are called '{twice[0]}'; give each a `name` of its own.")
+    check_folder(folder, "on_ray.try_recipes", "search")
     ray = started()
     before = score_of(evaluate, model, "the float model")
     options = {"target": target, "float_score": rounded(before)}
     kept = search_state(folder, "candidates.json", "on_ray.try_recipes", model, data, given[0], **options)
     earlier = {row.name: row for row in kept.rows("rows", Rung)}
-    rows = [row for r in given if (row := earlier.get(r.name)) and row.recipe == _plain(r)]
+    rows = [row for r in given if (row := earlier.get(r.name)) and row.recipe == r.plain()]
     done = {row.name for row in rows}
     todo = [recipe for recipe in given if recipe.name not in done]
-    shared = (ray.put(packed(model)), ray.put(data), ray.put(evaluate))
-    results = finished(ray, tried_there, [(*shared, recipe.name, _plain(recipe), target, before) for recipe in todo])
+    shared = sent(ray, "on_ray.try_recipes", model=packed(model), data=data, evaluate=evaluate)
+    results = finished(ray, tried_there, [(*shared, recipe.name, recipe.plain(), target, before) for recipe in todo])
     for _, row in tqdm(results, desc="recipes", unit="recipe", total=len(todo), disable=not verbose):
         rows.append(row)
         kept.store(rows=[row for row in rows if not row.failed])
     return Candidates(before, tuple(sorted(rows, key=lambda row: (-row.score, row.file_bytes, row.name))))
-
-
-def _plain(recipe: Recipe) -> dict[str, Any]:
-    return recipe.model_dump(mode="json", by_alias=True)
 
 
 def tried_there(

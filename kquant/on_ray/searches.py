@@ -24,31 +24,31 @@ from kquant.analysis.results import Analysis
 from kquant.analysis.separately import Groups, Judged, Tried, judged_settings, tried_remedy
 from kquant.correct.steps import apply_steps
 from kquant.on_ray.candidates import Evaluate, tried_there
-from kquant.on_ray.shipping import Begun, finished, packed, started, unpacked
+from kquant.on_ray.shipping import Begun, finished, packed, sent, started, unpacked
 from kquant.prepare.quantization import quantize
 from kquant.recipe.recipe import Recipe, load
 from kquant.search import bit_widths, ladder, narrowing
 
 
 class Analysing:
-    """Settings and remedies of an analysis, as tasks."""
+    """Settings and remedies of an analysis, as tasks; a verb's own, or a part of its search."""
 
-    def __init__(self, ray: Any) -> None:
-        self.ray = ray
+    def __init__(self, ray: Any, who: str) -> None:
+        self.ray, self.who = ray, who
 
     def judged(
         self, qmodel: keras.Model, x: list[np.ndarray], metric: Metric | None, groups: Groups
     ) -> Iterator[list[Judged]]:
         """See `analysis.separately`."""
-        shared = [self.ray.put(each) for each in (packed(qmodel), x, metric)]
+        shared = sent(self.ray, self.who, model=packed(qmodel), data=x, metric=metric)
         calls = [(*shared, [sorted(names) for names in group]) for group in groups]
         return (rows for _, rows in finished(self.ray, _judged, calls))
 
     def tried(self, trials: Trials, changes: Sequence[str]) -> Iterator[Tried]:
         """See `analysis.separately`."""
-        reached = (trials.value, trials.sqnr_db)
-        parts = (packed(trials.model), _plain(trials.recipe), trials.target, trials.data, trials.metric, reached)
-        shared = [self.ray.put(each) for each in parts]
+        asked = {"recipe": trials.recipe.plain(), "target": trials.target, "data": trials.data}
+        asked |= {"metric": trials.metric, "reached": (trials.value, trials.sqnr_db)}
+        shared = sent(self.ray, self.who, model=packed(trials.model), **asked)
         return (row for _, row in finished(self.ray, _remedied, [(*shared, change) for change in changes]))
 
 
@@ -56,7 +56,7 @@ class Rungs(Analysing):
     """What `kquant.autotune` asks for."""
 
     def __init__(self, ray: Any, begun: Begun, target: str, before: float) -> None:
-        super().__init__(ray)
+        super().__init__(ray, "on_ray.autotune")
         self.begun, self.target, self.before = begun, target, before
 
     def ahead(self, rungs: Sequence[tuple[str, Recipe]]) -> None:
@@ -69,14 +69,14 @@ class Rungs(Analysing):
         return row
 
     def _call(self, name: str, recipe: Recipe) -> tuple[Any, ...]:
-        return name, _plain(recipe), self.target, self.before
+        return name, recipe.plain(), self.target, self.before
 
 
 class Points(Analysing):
     """What `kquant.mixed_precision` asks for."""
 
     def __init__(self, ray: Any, begun: Begun, target: str) -> None:
-        super().__init__(ray)
+        super().__init__(ray, "on_ray.mixed_precision")
         self.begun, self.target = begun, target
 
     def ahead_points(self, recipes: Sequence[dict[str, Any]]) -> None:
@@ -118,7 +118,7 @@ def analyze(
         What `kquant.analyze` returns, to the bit.
 
     Raises:
-        ValueError: see `kquant.analyze`; or Ray is not installed.
+        ValueError: see `kquant.analyze`; Ray is not installed; or a metric that does not pickle.
 
     Example:
         >>> kquant.on_ray.analyze(keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]), None, limit=0)
@@ -127,7 +127,7 @@ def analyze(
     """
     asked = Asked(limit, sensitivity, remedies, folder, verbose)
     asked.check()
-    return analyzed(qmodel, data, metric, asked, Analysing(started()))
+    return analyzed(qmodel, data, metric, asked, Analysing(started(), "on_ray.analyze"))
 
 
 def autotune(
@@ -159,7 +159,8 @@ def autotune(
         What `kquant.autotune` returns, to the bit but for the seconds.
 
     Raises:
-        ValueError: see `kquant.autotune`; or Ray is not installed.
+        ValueError: see `kquant.autotune`; Ray is not installed; or data (a `tf.data.Dataset`) or an `evaluate` that do
+            not pickle.
 
     Example:
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
@@ -170,9 +171,10 @@ def autotune(
     wanted = ladder.Wanted(max_drop, target, load(recipe), folder)
     wanted.check()
     ray = started()
-    begun = Begun(ray, tried_there, packed(model), data, evaluate)
+    shared = sent(ray, "on_ray.autotune", model=packed(model), data=data, evaluate=evaluate)
+    begun = Begun(ray, tried_there, shared)
     with contextlib.closing(begun):
-        there: Callable[[float], ladder.Elsewhere] = lambda before: Rungs(ray, begun, target, before)  # noqa: E731
+        there: Callable[[float], ladder.RungsElsewhere] = lambda before: Rungs(ray, begun, target, before)  # noqa: E731
         return ladder.climbed(model, data, evaluate, wanted, there, verbose=verbose)
 
 
@@ -215,7 +217,8 @@ def mixed_precision(
         What `kquant.mixed_precision` returns, to the bit.
 
     Raises:
-        ValueError: see `kquant.mixed_precision`; or Ray is not installed.
+        ValueError: see `kquant.mixed_precision`; Ray is not installed; or data (a `tf.data.Dataset`) or an `evaluate`
+            that do not pickle.
 
     Example:
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
@@ -227,13 +230,10 @@ def mixed_precision(
     wanted = bit_widths.Wanted(budget, tuple(widths), target, load(recipe), tuple(steps), points, folder)
     wanted.check()
     ray = started()
-    begun = Begun(ray, _point, packed(model), data, evaluate)
+    shared = sent(ray, "on_ray.mixed_precision", model=packed(model), data=data, evaluate=evaluate)
+    begun = Begun(ray, _point, shared)
     with contextlib.closing(begun):
         return bit_widths.mixed(model, data, evaluate, wanted, Points(ray, begun, target), verbose=verbose)
-
-
-def _plain(recipe: Recipe) -> dict[str, Any]:
-    return recipe.model_dump(mode="json", by_alias=True)
 
 
 def _judged(content: bytes, x: list[np.ndarray], metric: Metric | None, group: Sequence[Sequence[str]]) -> list[Judged]:

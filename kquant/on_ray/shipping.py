@@ -13,6 +13,8 @@ import keras
 from kquant.files.leftovers import scratch
 
 RETRIES = 3  # of a task whose process ends
+DATA = "Give arrays or a keras.utils.PyDataset."
+CODE = "Let it make what does not pickle, like a tf.data.Dataset, when it is called."
 INSTALL = "pip install 'kquant[ray]'"
 
 
@@ -49,18 +51,42 @@ def unpacked(content: bytes) -> keras.Model:
         return model
 
 
+def sent(ray: Any, who: str, **arguments: Any) -> list[Any]:
+    """References to arguments of many tasks, which a process fetches once.
+
+    Args:
+        ray: see `started`.
+        who: the verb that errors name.
+        arguments: by the names that its caller knows them by, in the order of the task's.
+
+    Raises:
+        ValueError: one that does not pickle, by its name.
+    """
+    references = []
+    for name, value in arguments.items():
+        try:
+            references.append(ray.put(value))
+        except Exception as error:  # whatever an object raises that is asked for its content
+            remedy = DATA if name == "data" else CODE
+            said = f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else 'nothing said'}"
+            raise ValueError(
+                f"{who}: {name} ({type(value).__name__}) cannot be sent to other processes: {said}. {remedy}"
+            ) from error
+    return references
+
+
 class Begun:
     """Calls of a task, begun before they are asked for; what nobody asks for any more is cancelled.
 
     Args:
         ray: see `started`.
         task: a function of a module, so that processes find it.
-        shared: its first arguments, sent once.
+        shared: its first arguments, as `sent` gives them.
     """
 
-    def __init__(self, ray: Any, task: Callable[..., Any], *shared: Any) -> None:
+    def __init__(self, ray: Any, task: Callable[..., Any], shared: Sequence[Any]) -> None:
         self.ray, self.remote = ray, ray.remote(max_retries=RETRIES)(task)
-        self.shared = tuple(ray.put(each) for each in shared)
+        self.shared = tuple(shared)
         self.begun: dict[str, Any] = {}
 
     def ahead(self, calls: Sequence[tuple[Any, ...]]) -> None:

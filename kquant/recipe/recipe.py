@@ -243,6 +243,16 @@ class Recipe(RecipeTables):
         bits = {width for width in told["bits"] | told["unpacked_bits"] | wide if width}
         return Kernels(bits, True in told["per_axis"], codes)
 
+    def plain(self) -> dict[str, Any]:
+        """All of it as JSON takes it, defaults too: equal for equal recipes, and `load` makes one of it again.
+
+        Example:
+            >>> recipe = Recipe(name="mine", prefer="latency")
+            >>> recipe.plain()["prefer"], Recipe.model_validate(recipe.plain()) == recipe
+            ('latency', True)
+        """
+        return self.model_dump(mode="json", by_alias=True)
+
     def settings(self, names: Sequence[tuple[str, str]], position: str | None) -> Settings:
         """What holds for one layer, given as (name, class) under which it is known; the last matching rule wins."""
         so_far = Settings(self.activations, self.weights, False, self.mode != "static", self.training, self.prefer)

@@ -23,12 +23,13 @@ import numpy as np
 from kquant import targets
 from kquant.core.progress import tqdm
 from kquant.core.result import Result
+from kquant.files.destination import check_folder
 from kquant.graph.given_model import check_keras
 from kquant.graph.watched import state_kept
 from kquant.recipe.recipe import Recipe, Step, load, recipe_to_toml
 from kquant.runtime.running import available
 from kquant.search.knapsack import least_loss
-from kquant.search.narrowing import Elsewhere, Move, Point, Way, score_given
+from kquant.search.narrowing import Move, Point, PointsElsewhere, Way, score_given
 from kquant.search.search_state import rounded, search_state
 
 Budget = Literal["flash_bytes", "arena_bytes", "bit_macs"]
@@ -163,6 +164,7 @@ class Wanted:
         """Refuse what can be refused before the first of many models is made; unit and limit of the budget."""
         checked = _budget(self.budget, self.target)
         _check_widths(self.widths)
+        check_folder(self.folder, "mixed_precision", "search")
         return checked
 
 
@@ -171,7 +173,7 @@ def mixed(
     data: Any,
     evaluate: Callable[[keras.Model], float] | None,
     wanted: Wanted,
-    elsewhere: Elsewhere | None = None,
+    elsewhere: PointsElsewhere | None = None,
     *,
     verbose: bool,
 ) -> Mixed:

@@ -20,10 +20,11 @@ import numpy as np
 
 from kquant import targets
 from kquant.analysis.diagnosis import Asked, analyzed
-from kquant.analysis.separately import Elsewhere as Analysing
+from kquant.analysis.separately import AnalysisElsewhere
 from kquant.core.progress import tqdm
 from kquant.core.result import Result
 from kquant.correct.steps import RANGES, apply_steps
+from kquant.files.destination import check_folder
 from kquant.files.finished_work import Kept
 from kquant.graph.given_model import check_keras
 from kquant.graph.watched import state_kept
@@ -115,7 +116,7 @@ class Tuned(Result):
         }
 
 
-class Elsewhere(Analysing, Protocol):
+class RungsElsewhere(AnalysisElsewhere, Protocol):
     """Measures rungs in other processes."""
 
     def ahead(self, rungs: Sequence[tuple[str, Recipe]]) -> None:
@@ -139,6 +140,7 @@ class Wanted:
         """Refuse what can be refused before anything runs."""
         if not self.max_drop >= 0:
             raise ValueError(f"autotune: max_drop must be 0 or more. Received: {self.max_drop}.")
+        check_folder(self.folder, "autotune", "search")
 
 
 def autotune(
@@ -192,7 +194,7 @@ def climbed(
     data: Any,
     evaluate: Callable[[keras.Model], float],
     wanted: Wanted,
-    elsewhere: Callable[[float], Elsewhere] | None = None,
+    elsewhere: Callable[[float], RungsElsewhere] | None = None,
     *,
     verbose: bool,
 ) -> Tuned:
@@ -337,7 +339,7 @@ def tried(
         evaluate: see `autotune`.
         before: score of the float model.
     """
-    given, started = recipe.model_dump(mode="json", by_alias=True), time.perf_counter()
+    given, started = recipe.plain(), time.perf_counter()
     score, size, failed = -np.inf, 0, ""
     try:
         made: keras.Model | ValueError = make()
@@ -362,7 +364,7 @@ class _Search:
         kept: Kept,
         float_score: float,
         budget: float,
-        elsewhere: Elsewhere | None,
+        elsewhere: RungsElsewhere | None,
     ) -> None:
         self.model, self.data, self.evaluate, self.elsewhere = model, data, evaluate, elsewhere
         self.target, self.kept, self.float_score, self.budget = target, kept, float_score, budget
@@ -399,7 +401,7 @@ class _Search:
 
     def climb(self, name: str, recipe: Recipe) -> None:
         """Try a recipe, unless it was tried before."""
-        given = recipe.model_dump(mode="json", by_alias=True)
+        given = recipe.plain()
         if any(rung.recipe == given for rung in self.rungs):
             return
         rung, qmodel = self.known(name, given), None
@@ -423,7 +425,7 @@ class _Search:
         """Others may begin them."""
         if self.elsewhere is not None:
             done = [rung.recipe for rung in self.rungs]
-            left = [(name, r, r.model_dump(mode="json", by_alias=True)) for name, r in rungs]
+            left = [(name, r, r.plain()) for name, r in rungs]
             self.elsewhere.ahead([(n, r) for n, r, plain in left if plain not in done and not self.known(n, plain)])
 
     def measure(self, name: str, recipe: Recipe) -> tuple[Rung, keras.Model | None]:

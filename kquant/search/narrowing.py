@@ -11,7 +11,7 @@ import keras
 from kquant import targets
 from kquant.analysis.diagnosis import Asked, analyze, analyzed
 from kquant.analysis.results import Analysis, LayerReport
-from kquant.analysis.separately import Elsewhere as Analysing
+from kquant.analysis.separately import AnalysisElsewhere
 from kquant.correct.steps import apply_steps
 from kquant.files.finished_work import Kept
 from kquant.prepare.quantization import quantize
@@ -65,7 +65,7 @@ class Point:
     score: float | None
 
 
-class Elsewhere(Analysing, Protocol):
+class PointsElsewhere(AnalysisElsewhere, Protocol):
     """Measures models in other processes."""
 
     def ahead_points(self, recipes: Sequence[dict[str, Any]]) -> None:
@@ -95,7 +95,7 @@ class Way:
         widths: tuple[str, ...],
         evaluate: Any,
         kept: Kept,
-        elsewhere: Elsewhere | None,
+        elsewhere: PointsElsewhere | None,
     ) -> None:
         self.kept, self.points, self.elsewhere = kept, kept.rows("points", Point), elsewhere
         self.model, self.data, self.target, self.widths, self.evaluate = model, data, target, widths, evaluate
@@ -156,7 +156,7 @@ class Way:
         """Others may begin to measure the models of these moves."""
         if self.elsewhere is not None:
             known = [point.recipe for point in self.points]
-            plain = [self.recipe_after(moves).model_dump(mode="json", by_alias=True) for moves in ways]
+            plain = [self.recipe_after(moves).plain() for moves in ways]
             self.elsewhere.ahead_points([recipe for recipe in plain if recipe not in known])
 
     def point(self, moves: Sequence[Move], count: int, bar: Any) -> Point:
@@ -166,7 +166,7 @@ class Way:
 
     def measured(self, recipe: Recipe, count: int, bar: Any, qmodel: keras.Model | None = None) -> Point:
         """What the quantized model of a recipe costs; an earlier call may know."""
-        given = recipe.model_dump(mode="json", by_alias=True)
+        given = recipe.plain()
         # by recipe: the way, the programme and an earlier call with another limit may come to the same model
         known = next((point for point in self.points if point.recipe == given), None)
         if known is None:

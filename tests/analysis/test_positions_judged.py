@@ -67,3 +67,18 @@ def test_a_column_of_probabilities_is_one_still() -> None:
     assert top1(np.array([1, 0, 1]))(np.float32([[0.7], [0.2], [0.4]])) == pytest.approx(2 / 3)
     with pytest.raises(ValueError, match=r"2 classes.*labels from 0 to 7"):
         top1(np.array([1, 0, 7]))(np.float32([[0.7], [0.2], [0.4]]))
+
+
+def test_a_row_of_probabilities_is_no_row_of_classes() -> None:
+    outputs = np.float32([0.93, 0.1])
+    assert [top1(np.array(labels))(outputs) for labels in ([1, 0], [0, 1], [1, 1])] == [1.0, 0.0, 0.5]
+    with pytest.raises(ValueError, match=r"2 classes.*labels from 0 to 2"):
+        top1(np.array([2, 0]))(outputs)
+
+
+@pytest.mark.parametrize("outputs", [np.float32([1, 0]), np.float32([0.9, 0.1]), np.eye(2)])
+def test_labels_are_whole_numbers_from_0(outputs: Any) -> None:
+    with pytest.raises(ValueError, match=r"counted from 0.*labels from -1 to 0|2 classes.*labels from -1 to 0"):
+        top1(np.array([-1, 0]))(outputs)
+    with pytest.raises(ValueError, match=r"numbers of the classes, from 0. Received: 0.5"):
+        top1(np.array([0.5, 0.0]))(outputs)

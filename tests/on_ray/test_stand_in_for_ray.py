@@ -1,0 +1,173 @@
+"""What is begun, cancelled and refused, without a cluster: a stand-in pickles what it is given, and keeps a list."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import kquant
+from kquant.on_ray.shipping import Begun, finished
+from kquant.recipe.recipe import load
+from kquant.search import bit_widths, ladder
+
+X = np.float32(np.random.default_rng(0).normal(size=(128, 4)))
+
+
+@dataclass(eq=False)
+class Reference:
+    """What a task would give."""
+
+    task: Any
+    arguments: tuple[Any, ...]
+
+
+@dataclass
+class StandIn:
+    """Those functions of Ray that kquant calls; tasks run when they are asked for."""
+
+    begun: list[tuple[Any, ...]] = field(default_factory=list)
+    cancelled: list[tuple[Any, ...]] = field(default_factory=list)
+
+    def is_initialized(self) -> bool:
+        return True
+
+    def put(self, value: Any) -> Any:
+        return pickle.loads(pickle.dumps(value))
+
+    def remote(self, max_retries: int) -> Any:
+        assert max_retries > 0
+        return lambda task: SimpleNamespace(remote=lambda *arguments: self.begin(task, arguments))
+
+    def begin(self, task: Any, arguments: tuple[Any, ...]) -> Reference:
+        self.begun.append(arguments)
+        return Reference(task, arguments)
+
+    def get(self, reference: Reference) -> Any:
+        return reference.task(*reference.arguments)
+
+    def wait(self, references: list[Reference], num_returns: int) -> Any:
+        return references[:num_returns], references[num_returns:]
+
+    def cancel(self, reference: Reference, force: bool) -> None:
+        assert force
+        self.cancelled.append(reference.arguments)
+
+
+@pytest.fixture
+def ray(monkeypatch: pytest.MonkeyPatch) -> StandIn:
+    stand_in = StandIn()
+    monkeypatch.setitem(sys.modules, "ray", stand_in)
+    return stand_in
+
+
+def net() -> keras.Model:
+    return keras.Sequential([keras.Input((4,), name="x"), keras.layers.Dense(2, name="head")], name="net")
+
+
+def joined(shared: str, *rest: str) -> str:
+    if "wrong" in rest:
+        raise RuntimeError("this one fails")
+    return "".join((shared, *rest))
+
+
+def score(model: keras.Model) -> float:
+    return 1.0
+
+
+class Holding:
+    """A score that refers to data which do not pickle."""
+
+    def __init__(self) -> None:
+        self.data = tf.data.Dataset.from_tensor_slices(X).batch(4)
+
+    def __call__(self, _: Any) -> float:
+        return 1.0
+
+
+def test_what_is_not_wanted_any_more_is_cancelled(ray: StandIn) -> None:
+    begun = Begun(ray, joined, ["s"])
+    begun.ahead([("a",), ("b",)])
+    begun.ahead([("b",), ("c",)])
+    assert ray.begun == [("s", "a"), ("s", "b"), ("s", "c")] and ray.cancelled == [("s", "a")]
+    assert begun.result("b") == "sb" and len(ray.begun) == 3, "it was begun already"
+    assert begun.result("d") == "sd" and ray.begun[3:] == [("s", "d")]
+    begun.close()
+    assert ray.cancelled == [("s", "a"), ("s", "c")], "neither of those that were asked for"
+
+
+def test_results_that_nobody_takes_are_cancelled(ray: StandIn) -> None:
+    calls = [("s", "a"), ("s", "wrong"), ("s", "c"), ("s", "d")]
+    results = finished(ray, joined, calls)
+    assert next(results) == (0, "sa")
+    with pytest.raises(RuntimeError, match="this one fails"):
+        next(results)
+    assert ray.begun == calls and ray.cancelled == calls[2:]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_search_that_is_stopped_leaves_no_task(ray: StandIn, error: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    def climbed(*arguments: Any, **_: Any) -> None:
+        arguments[4](0.5).ahead([(name, load("int8")) for name in ("one", "two")])
+        raise error
+
+    def mixed(*arguments: Any, **_: Any) -> None:
+        arguments[4].ahead_points([{"name": "one"}, {"name": "two"}])
+        raise error
+
+    monkeypatch.setattr(ladder, "climbed", climbed)
+    monkeypatch.setattr(bit_widths, "mixed", mixed)
+    with pytest.raises(error):
+        kquant.on_ray.autotune(net(), X, score)
+    assert len(ray.begun) == 2 and ray.cancelled == ray.begun
+    with pytest.raises(error):
+        kquant.on_ray.mixed_precision(net(), X, flash_bytes=4000)
+    assert len(ray.begun) == 4 and ray.cancelled == ray.begun
+
+
+@pytest.mark.parametrize("verb", ["autotune", "mixed_precision", "try_recipes"])
+def test_data_and_scores_that_do_not_pickle_are_refused(ray: StandIn, verb: str) -> None:
+    def call(data: Any, given: Any) -> None:
+        more: dict[str, Any] = {"evaluate": given, "verbose": False}
+        more |= {"mixed_precision": {"flash_bytes": 4000}, "try_recipes": {"recipes": ["int8"]}}.get(verb, {})
+        getattr(kquant.on_ray, verb)(net(), data, **more)
+
+    data = tf.data.Dataset.from_tensor_slices(X).batch(4)
+    with pytest.raises(ValueError, match=rf"on_ray.{verb}: data \(_Batch.*cannot be sent .* Give arrays or a keras"):
+        call(data, score)
+    with pytest.raises(ValueError, match=rf"on_ray.{verb}: evaluate \(Holding\) cannot be sent .* when it is called"):
+        call(X, Holding())
+    assert not ray.begun
+
+
+def test_a_metric_that_does_not_pickle_is_refused(ray: StandIn) -> None:
+    q = kquant.calibrate(kquant.quantize(net()), X, verbose=False)
+    with pytest.raises(ValueError, match=r"on_ray.analyze: metric \(Holding\) cannot be sent"):
+        kquant.on_ray.analyze(q, X, Holding(), verbose=False)
+
+
+def test_a_folder_that_cannot_be_used_is_refused_first(ray: StandIn, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    def unasked(_: Any) -> float:
+        raise AssertionError("something was measured")
+
+    calls: dict[str, Any] = {
+        "autotune": {"evaluate": unasked},
+        "mixed_precision": {"flash_bytes": 4000, "evaluate": unasked},
+        "try_recipes": {"evaluate": unasked, "recipes": ["int8"]},
+    }
+    for verb, given in calls.items():
+        with pytest.raises(ValueError, match=rf"{verb}: .*file cannot be written: File exists; choose another path"):
+            getattr(kquant.on_ray, verb)(net(), X, folder=tmp_path / "file", **given)
+    for verb in ("autotune", "mixed_precision"):
+        with pytest.raises(ValueError, match=rf"^{verb}: .*file cannot be written: File exists"):
+            getattr(kquant, verb)(net(), X, folder=tmp_path / "file", **calls[verb])
