@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kquant.app.options import Data, Head, Json, Limit, Runtime, Scale, refusing
+from kquant.app.options import Data, Head, Json, Limit, RuntimeOrNone, Scale, refusing
 from kquant.files.named_files import check_results
 
 COLUMNS = ("sample", "class", "score", "top", "left", "bottom", "right")
@@ -19,7 +19,7 @@ def detect(
     data: Data,
     detection: Head,
     classes: Annotated[Path | None, typer.Option("--classes", help="Names of classes (.txt), a line each")] = None,
-    runtime: Runtime = "litert",
+    runtime: RuntimeOrNone = None,
     path: Annotated[Path | None, typer.Option("--path", help="Write the boxes to this .json file")] = None,
     scale: Scale = 1.0,  # type: ignore[assignment]
     limit: Limit = None,
@@ -28,6 +28,11 @@ def detect(
     """Find boxes in samples: raw outputs are decoded and chosen, in integers of a file, as C does it on a device."""
     if path is not None:
         check_results([path], model, (".json",))
+    if runtime is not None and model.suffix != ".tflite":
+        raise ValueError(
+            f"--runtime {runtime}: runs TFLite files, and {model} is a Keras model, which runs itself. Export it "
+            "first, or leave --runtime out."
+        )
 
     import json
 
@@ -35,14 +40,19 @@ def detect(
     from kquant.app import command_files
     from kquant.detecting.detection_file import read_detection
     from kquant.detecting.outputs import detect as run_detect
+    from kquant.detecting.outputs import roles_in
     from kquant.files.atomic import write_atomically
+    from kquant.tflite.file_about import check_labels
     from kquant.tflite.reader import inspect as run_inspect
 
     names = command_files.load_names(classes) if classes else []
     subject: Any = model if model.suffix == ".tflite" else command_files.load_model(model)
+    head = read_detection(detection)
+    roles = roles_in(subject, head)
+    check_labels(names, (1, roles.rows, roles.scores.many), 0, f"--classes {classes}")
     takes = command_files.inputs_of(run_inspect(model) if subject is model else subject)
     arrays = command_files.load_data(data, takes, scale=scale, limit=limit)
-    rows = [_rows(each, names) for each in run_detect(subject, arrays, read_detection(detection), runtime=runtime)]
+    rows = [_rows(each, names) for each in run_detect(subject, arrays, head, runtime=runtime or "litert")]
     text = json.dumps(rows, indent=1)
     if path is not None:
         write_atomically(path, f"{text}\n".encode(), "detect")
@@ -59,7 +69,7 @@ def _rows(boxes: Any, names: list[str]) -> list[dict[str, Any]]:
     of = zip(boxes.classes.tolist(), boxes.scores.tolist(), boxes.boxes.tolist(), strict=True)
     return [
         {
-            "class": names[label] if label < len(names) else label,
+            "class": names[label] if names else label,
             "score": score,
             **dict(zip(COLUMNS[3:], box, strict=True)),
         }

@@ -96,6 +96,10 @@ Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Use this many
 Target = Annotated[str, typer.Option("--target", help="Where to run it: litert, tflm, gpu... (docs/targets.md)")]
 TargetOrNone = Annotated[str | None, typer.Option("--target", help=f"For a float model; {targets.DEFAULT} by default")]
 Runtime = Annotated[str, typer.Option("--runtime", help="litert (XNNPACK), litert-reference or tflm")]
+RuntimeOrNone = Annotated[
+    str | None,
+    typer.Option("--runtime", help="For a TFLite file: litert (XNNPACK; by default), litert-reference or tflm"),
+]
 HEAD = typer.Option("--detection", help="What the outputs of a detector mean (.toml, docs/detection.md)")
 Head = Annotated[Path, HEAD]
 HeadOrNone = Annotated[Path | None, HEAD]

@@ -92,8 +92,7 @@ def detect(
     """
     check_kind("detect", "detection", detection, Detection)
     if isinstance(model, keras.Model):
-        outputs = named_shapes(model)
-        roles = roles_of(detection, list(outputs), list(outputs.values()), model.name)
+        roles = roles_in(model, detection)
         arrays = keras.tree.flatten(model.predict(data, verbose=0))  # pyright: ignore[reportArgumentType]
         return [_of_numbers(detection, roles, parts) for parts in _each(roles, arrays)]
     grids = grids_of(detection, inspect(model).named_outputs, label(model))
@@ -102,6 +101,24 @@ def detect(
     for number, tensor in zip(grids.roles.outputs, grids.tensors, strict=True):
         arrays[number] = quantize_input(arrays[number], tensor)
     return [of_codes(detection, grids, parts) for parts in _each(grids.roles, arrays)]
+
+
+def roles_in(model: keras.Model | str | Path | bytes, detection: Detection) -> Roles:
+    """Where boxes and scores stand in the outputs of a Keras model or of a file.
+
+    Args:
+        model: see `detect`.
+        detection: names them.
+
+    Raises:
+        ValueError: an output that there is not, or of another shape.
+    """
+    if isinstance(model, keras.Model):
+        shapes = named_shapes(model)
+    else:
+        shapes = {name: tensor.shape for name, tensor in inspect(model).named_outputs.items()}
+    where = model.name if isinstance(model, keras.Model) else label(model)
+    return roles_of(detection, list(shapes), list(shapes.values()), where)
 
 
 def _each(roles: Roles, arrays: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, ...]]:

@@ -71,6 +71,17 @@ def test_the_command_finds_what_python_finds(work: Path, tmp_path: Path) -> None
     assert {row["class"] for sample in json.loads(path.read_text()) for row in sample} <= {"cat", "dog"}
 
 
+def test_names_of_another_number_and_a_runtime_of_nothing_are_refused(work: Path, tmp_path: Path) -> None:
+    options = ("--data", work / "x.npy", "--limit", 1, "--detection", work / "head.toml")
+    (tmp_path / "one.txt").write_text("cat\n")
+    for subject in ("net.tflite", "q.keras"):
+        done = kq("detect", work / subject, *options, "--classes", tmp_path / "one.txt")
+        said = " ".join(done.output.split())
+        assert done.exit_code == 1 and "1 labels for an output of 2 values; give one for each" in said, said
+    done = kq("detect", work / "q.keras", *options, "--runtime", "tflm")
+    assert done.exit_code == 1 and "--runtime tflm: runs TFLite files" in " ".join(done.output.split()), done.output
+
+
 def test_a_project_takes_the_same_file(work: Path, tmp_path: Path) -> None:
     given = ("--data", work / "x.npy", "--detection", work / "head.toml", "--golden", 1)
     done = kq("export", work / "q.keras", *given, "--folder", tmp_path / "net", "--json")
