@@ -3,7 +3,7 @@
 For each model the int8 file, packed 4-bit weights (rounded to nearest, and by the recipe `int4-weights`), the recipes
 `short-codes` and `short-codes-tensor`, and codes for some shares of the int8 file. What is judged was not calibrated
 with. The file in codes computes the plain file's codes on TFLM, on 200 samples and 100 random inputs; accuracy of all
-samples is LiteRT's, of the plain file.
+samples is LiteRT's, of the plain file. Seconds are the processor's, from the float model to the quantized one.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -81,17 +81,36 @@ def shortened(t: Task, recipe: Any, flash_bytes: int) -> keras.Model:
     return kquant.shorten_codes(q, t.calibration, flash_bytes=flash_bytes, strip_names=True, verbose=False)
 
 
-def forms(t: Task, whole: int) -> dict[str, tuple[Callable[[], keras.Model], bool]]:
-    """What makes each model, and whether its file is in codes; `whole` are the bytes of int8."""
-    made: dict[str, tuple[Callable[[], keras.Model], bool]] = {
-        "int8": (lambda: quantized(t, "int8"), False),
-        "4 bits": (lambda: quantized(t, {"name": "w4", "weights": {"bits": 4}}), False),
+Form = tuple[Callable[[Task], keras.Model], bool]
+
+
+def forms(task_name: str, whole: int) -> dict[str, Form]:
+    """What makes each model of a task, and whether its file is in codes; `whole` are the bytes of int8."""
+    made: dict[str, Form] = {
+        "int8": (lambda t: quantized(t, "int8"), False),
+        "4 bits": (lambda t: quantized(t, {"name": "w4", "weights": {"bits": 4}}), False),
     }
-    made |= {recipe: (lambda recipe=recipe: quantized(t, recipe), True) for recipe in RECIPES}
+    made |= {recipe: (lambda t, recipe=recipe: quantized(t, recipe), True) for recipe in RECIPES}
     for name, recipe in (("short", "int8"), ("one scale", ONE_SCALE)):
-        for share in SHARES[t.name]:
-            made[f"{name}, {share:.2f}"] = (lambda r=recipe, s=share: shortened(t, r, int(s * whole)), True)
+        for share in SHARES[task_name]:
+            made[f"{name}, {share:.2f}"] = (lambda t, r=recipe, s=share: shortened(t, r, int(s * whole)), True)
     return made
+
+
+def due(names: Collection[str], kept: Collection[str], only: Collection[str]) -> tuple[set[str], set[str]]:
+    """Which forms of a task to measure, and which to take as they were kept.
+
+    Args:
+        names: of all its forms.
+        kept: those of an earlier run.
+        only: those that were asked for; none: all.
+    """
+    if not only:
+        return set(names), set()
+    asked = set(names) & set(only)
+    # shares are those of the int8 file: without one there is nothing that they would be of
+    measured = asked | ({"int8"} - set(kept)) if asked else set[str]()
+    return measured, set(kept) - measured
 
 
 def rows(t: Task, folder: Path, kept: list[dict[str, Any]], only: list[str]) -> Iterator[dict[str, Any]]:
@@ -99,13 +118,14 @@ def rows(t: Task, folder: Path, kept: list[dict[str, Any]], only: list[str]) -> 
     wanted = t.model.predict(t.x, verbose=0)
     before = {row["form"]: row for row in kept}
     whole = before["int8"]["bytes"] if "int8" in before else 0
-    for form in forms(t, whole):
-        if form in before and only and form not in only:
+    measured, taken = due(forms(t.name, whole), before, only)
+    for form in forms(t.name, whole):
+        if form in taken:
             yield before[form]
-        elif not only or form in only:
-            make, coded = forms(t, whole)[form]
+        elif form in measured:
+            make, coded = forms(t.name, whole)[form]
             started = time.process_time()
-            q = make()
+            q = make(t)
             seconds = round(time.process_time() - started, 1)
             row = {**measure(t, form, q, folder, wanted, coded=coded), "seconds": seconds}
             if form == "int8":
@@ -120,8 +140,11 @@ def main() -> None:
     parser.add_argument("names", nargs="*", type=one_of(TASKS), default=list(TASKS), help=f"of {', '.join(TASKS)}")
     parser.add_argument("--only", nargs="*", default=[], help="forms, such as short-codes; the others stay as kept")
     args = parser.parse_args()
+    known = list(dict.fromkeys(form for name in args.names for form in forms(name, 0)))
+    if unknown := [form for form in args.only if form not in known]:
+        parser.error(f"--only: expected some of {'; '.join(known)}. Received: {unknown[0]!r}")
     kept = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
-    columns = ("model", "form", "bytes", "of int8", "accuracy", "changed", "SQNR, dB", "arena", "ms", "s", "TFLM")
+    columns = ("model", "form", "bytes", "of int8", "accuracy", "changed", "SQNR, dB", "arena", "ms", "CPU, s", "TFLM")
     print(f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}", flush=True)
     for name in args.names:
         t, found = task(name), []

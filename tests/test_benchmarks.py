@@ -6,10 +6,11 @@ import importlib
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from benchmarks import ptq_time, tables
+from benchmarks import ptq_time, short_codes, tables
 from benchmarks.__main__ import ALL
 from benchmarks.zoo import ZOO, measure, table
 from benchmarks.zoo.__main__ import answered
@@ -82,3 +83,16 @@ def test_enough_numbers_judge_a_model_with_few_outputs() -> None:
 def test_a_row_of_the_zoo_can_be_measured(name: str) -> None:
     row = measure.measured(name, "tflm", "int8")
     assert row["integer"] and row["equal"] == 1.0 and row["reloads"] and row["trains"]
+
+
+def test_forms_of_short_codes_are_known_by_their_names(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    names = list(short_codes.forms("anomaly_detection", 0))
+    assert names[0] == "int8" and names[-1] == "one scale, 0.45"
+    assert short_codes.due(names, [], []) == (set(names), set())
+    assert short_codes.due(names, ["int8", "4 bits"], ["short, 0.45"]) == ({"short, 0.45"}, {"int8", "4 bits"})
+    assert short_codes.due(names, ["4 bits"], ["short, 0.45"]) == ({"int8", "short, 0.45"}, {"4 bits"})
+    assert short_codes.due(names, ["4 bits"], ["short, 0.40"]) == (set(), {"4 bits"}), "of another model"
+    monkeypatch.setattr("sys.argv", ["short_codes", "anomaly_detection", "--only", "short, 0.40"])
+    with pytest.raises(SystemExit):
+        short_codes.main()
+    assert "--only: expected some of int8; 4 bits;" in capsys.readouterr().err
