@@ -10,7 +10,7 @@ quantized like any other tensor, and whoever reads the file needs to know nothin
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -60,12 +60,17 @@ def _expand(op: Any, make: Make, x: Any, *_: Any, **__: Any) -> Any:
     return make("position", lambda: Position(axes, op.keepdims, largest, name=op.name))(x)
 
 
+def _gives_positions(op: Any, inputs: Sequence[Any], holds: Callable[[Any], bool]) -> bool:
+    """Whether a call makes positions, or moves or picks those that all of its inputs hold."""
+    rule = None if op is None else find(op)
+    moves = isinstance(op, FakeQuant) or (rule is not None and rule.output == "same")
+    return isinstance(op, Position) or (moves and bool(inputs) and all(map(holds, inputs)))
+
+
 def holds_positions(x: Any) -> bool:
     """True for tensors of positions, moved or picked ones too: whole numbers, though no cast has made them so."""
     layer, inputs = made_of(x)
-    rule = None if layer is None else find(layer)
-    moved = isinstance(layer, FakeQuant) or (rule is not None and rule.output == "same")
-    return isinstance(layer, Position) or (moved and bool(inputs) and all(holds_positions(t) for t in inputs))
+    return _gives_positions(layer, inputs, holds_positions)
 
 
 def found_or_whole(model: keras.Model) -> tuple[bool, ...]:
@@ -88,9 +93,7 @@ def positions(graph: Graph) -> frozenset[int]:
     """
     told: set[int] = set()
     for node in graph.nodes:
-        rule = find(node.op)
-        moved = isinstance(node.op, FakeQuant) or (rule is not None and rule.output == "same")
-        if isinstance(node.op, Position) or (moved and node.inputs and all(id(t) in told for t in node.inputs)):
+        if _gives_positions(node.op, node.inputs, lambda t: id(t) in told):
             told.update(id(t) for t in node.outputs)
     return frozenset(told)
 
