@@ -107,6 +107,9 @@ class MicroFrontend(keras.layers.Layer):
         self.pcan_strength, self.pcan_offset = float(pcan_strength), float(pcan_offset)
         _refuse(self)
 
+    def _next(self) -> int:
+        return max(SHORTEST, 1 << (self.sequence_length - 1).bit_length())
+
     @property
     def how(self) -> dict[str, Any]:
         """What `arithmetic.signal_steps` asks for."""
@@ -115,7 +118,7 @@ class MicroFrontend(keras.layers.Layer):
             "rate": self.sampling_rate,
             "length": self.sequence_length,
             "stride": self.sequence_stride,
-            "fft": self.fft_length or max(SHORTEST, 1 << (self.sequence_length - 1).bit_length()),
+            "fft": self._next() if self.fft_length is None else self.fft_length,
             "bands": self.num_mel_bins,
             "low": self.min_freq,
             "high": self.max_freq,

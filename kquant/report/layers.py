@@ -7,6 +7,7 @@ from functools import cache
 
 import keras  # pyright: ignore[reportMissingTypeStubs]
 
+from kquant import __all__ as public_names  # pyright: ignore[reportAttributeAccessIssue, reportUnknownVariableType]
 from kquant import targets
 from kquant.core.packed import PACKED
 from kquant.graph.graph import Node, trace
@@ -54,7 +55,7 @@ def markdown() -> str:
         # several rules may speak for one class: with and without an activation, or in other orders of its axes
         rows: dict[str, list[Rule]] = {}
         for rule in rules_of(family):
-            public = [cls.__name__ for cls in rule.layers if cls.__module__.startswith("keras")]
+            public = [cls.__name__ for cls in rule.layers if cls.__module__.startswith("keras") or _is_ours(cls)]
             # ports of loops, which stand in no model, are neither written nor made of others
             operations = rule.operations if rule.lower or rule.expand else ()
             for name in (*public, *(f"ops.{operation}" for operation in operations)):
@@ -78,8 +79,15 @@ def markdown() -> str:
     return "\n".join(parts)
 
 
+def _is_ours(cls: type) -> bool:
+    """True for a layer that users put into models of theirs, as one of kquant's public names."""
+    return cls.__module__.startswith("kquant.") and cls.__name__ in public_names
+
+
 def _names(name: str) -> str:
     """The name, and the others under which `keras.layers` exports the same class."""
+    if name in public_names:
+        return f"`kquant.{name}`"
     cls = getattr(keras.layers, name, None)
     others = [n for n in dir(keras.layers) if n != name and cls is not None and getattr(keras.layers, n) is cls]
     return ", ".join(f"`{n}`" for n in (name, *others))

@@ -195,6 +195,7 @@ def test_other_targets_and_runtimes_are_told_of_the_other_front_end(tmp_path: Pa
         ({"fft_length": 300}, "fft_length=300; SignalRfft takes powers of two from 64 to 2048"),
         ({"fft_length": 128}, "no fewer than the 240 samples of a frame"),
         ({"fft_length": 4096}, "fft_length=4096"),
+        ({"fft_length": 0}, "fft_length=0; SignalRfft"),
         ({"sequence_stride": 0}, "sequence_stride=0"),
         ({"full_scale": 255.0}, "full_scale=255.0. Set 1.0"),
         (
