@@ -7,8 +7,9 @@
 
 A step of a recurrent layer is a hundred small operations, and TensorFlow takes a few microseconds to start each; XLA
 makes few of them. To compile takes it about as long as it saves in `MANY` batches. The codes are the same.
-Where XLA refuses a model, its graph runs as before. Compiled is what the layers compute; losses and metrics, which may
-be anybody's, stay in Keras' graph around it, and are those of the batches that were asked for.
+Where XLA refuses a model, or has no memory for it, its graph runs as before. Compiled is what the layers compute;
+losses and metrics, which may be anybody's, stay in Keras' graph around it, and are those of the batches that were asked
+for.
 
 `predict` makes the batches of arrays larger where samples, and all that is computed of them, are small (`SAMPLES`,
 `NUMBERS`): what a batch costs beside its samples is then paid less often, and no result depends on it.
@@ -31,6 +32,7 @@ MANY = 256
 DEFAULT_BATCH = 32  # Keras'
 SAMPLES = 256  # of a batch that is made larger
 NUMBERS = 2**20  # at most so many in the largest tensor of such a batch
+POWERS = np.array([2**n for n in range(31)], np.int32)
 CONVOLUTIONS = tuple(getattr(keras.layers, name) for name in dir(keras.layers) if "Conv" in name)
 # TensorFlow's graph refuses an index beyond the table; XLA takes the last row, and nobody hears of it.
 LEFT_TO_GRAPHS = (*CONVOLUTIONS, keras.layers.Embedding)
@@ -168,21 +170,38 @@ def batch_for(count: int, batch_size: int | None, of_sample: int) -> int:
     return size
 
 
-def compiled_call(model: keras.Model) -> Callable[..., Any]:
+def try_on_zeros(model: keras.Model, data: tf.data.Dataset) -> None:
+    """Call a model in a graph, on zeros in the shape of a batch: what it raises, it raises before a batch is read.
+
+    Who reads a dataset a second time need not get what he got the first time.
+
+    Args:
+        model: with a `compiled_call`.
+        data: of which `batches_of` said that it is one for XLA.
+    """
+    specs = keras.utils.unpack_x_y_sample_weight(data.element_spec)[0]
+    rows = next(iter(keras.tree.flatten(specs))).shape[0] or DEFAULT_BATCH
+    zeros = keras.tree.map_structure(lambda spec: tf.zeros((rows, *spec.shape[1:]), spec.dtype), specs)
+    like = keras.tree.map_structure(lambda spec: tf.TensorSpec(spec.shape, spec.dtype), specs)
+    tf.function(lambda x: model(x, training=False), input_signature=[like], autograph=False)(zeros)
+
+
+def compiled_call(model: keras.Model, *, judged: bool = False) -> Callable[..., Any]:
     """`model.call` in inference, by XLA, for a `call` in its place.
 
-    XLA compiles each size of a batch anew. So a batch is filled up to the largest one so far, by its last sample, and
-    what comes of that is dropped: of arrays and datasets all batches but the last have one size.
+    XLA compiles each size of a batch anew. So a batch is filled up to the next power of two, by its last sample, and
+    what comes of that is dropped: few sizes to compile, and never twice as much to compute.
 
     Args:
         model: a Functional one.
+        judged: Keras computes a loss beside it, with what layers add to that and with the masks of outputs.
 
     Returns:
         Takes what `model.call` takes, in a graph.
 
     Raises:
-        tf.errors.UnimplementedError: by the trace, where a layer adds a loss or an output has a mask, which Keras reads
-            beside what the function returns.
+        tf.errors.UnimplementedError: by the trace, where it is judged and there is one of both, which does not pass
+            through the function.
 
     Example:
         >>> inputs = keras.Input((2,))
@@ -191,21 +210,17 @@ def compiled_call(model: keras.Model) -> Callable[..., Any]:
         >>> [run(tf.ones((rows, 2))).shape.as_list() for rows in (3, 2)]
         [[3, 2], [2, 2]]
     """
-    largest_so_far = tf.Variable(tf.constant(0), trainable=False)
 
     @tf.function(jit_compile=True, autograph=False)
     def by_xla(inputs: Any) -> Any:
         outputs = model.call(inputs, training=False)
-        if losses_of_calls(model) or any(mask_of(y) is not None for y in keras.tree.flatten(outputs)):
+        if judged and (losses_of_calls(model) or any(mask_of(y) is not None for y in keras.tree.flatten(outputs))):
             raise tf.errors.UnimplementedError(None, None, f"{model.name}: losses of calls, or masks of outputs")
         return outputs
 
     def call(inputs: Any, *_: Any, **__: Any) -> Any:
         rows = tf.shape(keras.tree.flatten(inputs)[0])[0]
-        most = largest_so_far.read_value()
-        # a batch that is larger than all before: twice as large at least, so that growing ones are few to compile
-        size = tf.where(rows <= most, most, tf.maximum(rows, 2 * most))
-        largest_so_far.assign(size)
+        size = tf.gather(POWERS, tf.searchsorted(POWERS, [rows])[0])  # the first that is not smaller
         places = tf.minimum(tf.range(size), rows - 1)
         outputs = by_xla(keras.tree.map_structure(lambda x: tf.gather(x, places), inputs))
         return keras.tree.map_structure(lambda y: y[:rows], outputs)

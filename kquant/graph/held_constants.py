@@ -26,12 +26,18 @@ from kquant.graph.by_xla import (
     counted,
     largest,
     may_compile,
+    try_on_zeros,
 )
 
 CHANGES = 2  # of variables between two calls of a verb, after which its graph reads them
 JIT_COMPILE = 7  # number of that argument of `compile`
 MOST_NUMBERS = 2**22  # of all variables: their digest takes some 30 ms
-REFUSALS = (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError, tf.errors.InternalError)
+REFUSALS = (
+    tf.errors.InvalidArgumentError,
+    tf.errors.UnimplementedError,
+    tf.errors.InternalError,
+    tf.errors.ResourceExhaustedError,
+)
 _MAKING = threading.Lock()
 
 
@@ -83,12 +89,13 @@ class HeldConstants(keras.Model):
         with self._holding("predict_function", callbacks is None) as digest:
             if digest is None:
                 return by_graph(callbacks)
-            return self._run("predict_function", digest, batches_of(x, batch_size, steps), by_xla, by_graph)
+            return self._run("predict_function", digest, x, batches_of(x, batch_size, steps), by_xla, by_graph)
 
     def _run(
         self,
         name: str,
         digest: bytes,
+        data: Any,
         batches: int | None,
         by_xla: Callable[[Any], Any],
         by_graph: Callable[[Any], Any],
@@ -98,6 +105,7 @@ class HeldConstants(keras.Model):
         Args:
             name: of its function.
             digest: of the variables.
+            data: that it reads, arrays or a dataset.
             batches: of this call; None where only its end tells.
             by_xla: the verb, of the model that it is given.
             by_graph: the verb of this one, with callbacks.
@@ -113,13 +121,21 @@ class HeldConstants(keras.Model):
         twin = _twin(self)
         setattr(twin, name, known.function)
         if known.function is None:
-            twin.__dict__["call"] = compiled_call(self)
+            twin.__dict__["call"] = compiled_call(self, judged=name == "test_function")
+        dataset, begun = isinstance(data, tf.data.Dataset), False
         try:
             with for_xla():
+                if dataset and known.function is None:
+                    try_on_zeros(twin, data)
+                begun = dataset
                 made = by_xla(twin)
-        except REFUSALS:
-            made = by_graph(None)  # tells what is wrong with data
-            self._know(name, replace(self.xla[name], refused=True))
+        except REFUSALS as error:
+            if not begun:
+                made = by_graph(None)  # tells what is wrong with arrays
+            if not begun or isinstance(error, tf.errors.ResourceExhaustedError):
+                self._know(name, replace(self.xla[name], refused=True))
+            if begun:  # a dataset that is read again need not begin where it began
+                raise
             return made
         self._know(name, replace(known, function=getattr(twin, name)))
         return made
@@ -161,7 +177,7 @@ class HeldConstants(keras.Model):
             if digest is None:
                 return run(self, callbacks)
             batches = batches_of(x, batch_size, steps)
-            return self._run(name, digest, batches, lambda twin: run(twin, None), lambda calls: run(self, calls))
+            return self._run(name, digest, x, batches, lambda twin: run(twin, None), lambda calls: run(self, calls))
 
     def make_predict_function(self, force: bool = False) -> Any:
         """Keras', which whoever asks for it may keep: not the one that holds variables, but for `predict` itself."""
@@ -213,7 +229,9 @@ class HeldConstants(keras.Model):
             function = getattr(self, name)
             if function is not None and (changes >= CHANGES or (function is held and now == digest)):
                 return changes < CHANGES
-            changes = 0 if function is None else changes + 1  # none: `compile` or a correction let go of it
+            changes = 0 if function is None else changes + 1
+            if function is None and name in getattr(self, "xla", {}):  # `compile` or a correction let go of it
+                self._know(name, replace(self.xla[name], refused=False))
             getattr(self, f"make_{name}")(force=True)  # never None meanwhile: another thread may be about to call it
             # Not tracked: they are no part of the model.
             object.__setattr__(self, "changes", {**getattr(self, "changes", {}), name: changes})

@@ -51,7 +51,7 @@ def test_losses_and_metrics_are_those_of_the_graph(monkeypatch: pytest.MonkeyPat
     plain = q.evaluate(X, y, batch_size=20, sample_weight=weights, verbose=0, return_dict=True)
     assert evaluating(q).function is None
     monkeypatch.setattr(held_constants, "MANY", 3)
-    for _ in range(2):  # the last batch has ten samples, and is the largest of no shape of its own
+    for _ in range(2):  # the last batch has ten samples
         assert q.evaluate(X, y, batch_size=20, sample_weight=weights, verbose=0, return_dict=True) == plain
     assert evaluating(q).function is not None
     assert {metric.name for metric in q.metrics} >= {"loss"} and float(q.metrics[0].result()) == plain["loss"]
@@ -101,6 +101,33 @@ def test_what_layers_add_to_the_loss_stays_in_the_graph(monkeypatch: pytest.Monk
     q.compile(loss="mse")
     assert q.evaluate(X[:32], y[:32], batch_size=8, verbose=0) == pytest.approx(plain + 2.0, rel=1e-5)
     assert evaluating(q).refused
+
+
+@pytest.mark.parametrize("refused", [True, False])
+def test_data_that_can_be_read_once_are_read_once(refused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A generator over an iterator goes on where it was left: a second look at it would miss the first batch."""
+    monkeypatch.setattr(held_constants, "MANY", 3)
+    q, y = small(), FRAMES[:, 0]
+    q.compile(loss="mse")
+    plain = q.evaluate(X[:20], y[:20], batch_size=20, verbose=0), q.evaluate(X[:40], y[:40], batch_size=20, verbose=0)
+    head = q.get_layer("head")
+    call = head.call
+
+    def by_python(*args: object, **kwargs: object) -> object:
+        outputs = call(*args, **kwargs)
+        return keras.tree.map_structure(
+            lambda t: tf.ensure_shape(tf.numpy_function(np.copy, [t], t.dtype), t.shape), outputs
+        )
+
+    if refused:
+        monkeypatch.setattr(head, "call", by_python)
+    q.compile(loss="mse")
+    batches = iter([(X[:20], y[:20]), (X[20:40], y[20:40])])
+    specs = (tf.TensorSpec((None, 5, 4), tf.float32), tf.TensorSpec((None, 2), tf.float32))
+    data = tf.data.Dataset.from_generator(lambda: batches, output_signature=specs)
+    data = data.apply(tf.data.experimental.assert_cardinality(2))
+    assert q.evaluate(data, steps=2, verbose=0) == pytest.approx(plain[1], rel=1e-6) != plain[0]
+    assert evaluating(q).refused == refused
 
 
 def test_data_of_unknown_length_count_once_they_have_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -191,7 +191,7 @@ def test_where_xla_refuses_the_graph_runs(verb: str, at_once: None, monkeypatch:
         )
 
     monkeypatch.setattr(head, "call", by_python)
-    monkeypatch.setattr(held_constants, "compiled_call", lambda model: asked.append(1) or made(model))
+    monkeypatch.setattr(held_constants, "compiled_call", lambda model, **how: asked.append(1) or made(model, **how))
     expected = q(X, training=False)
     for _ in range(2):
         if verb == "predict":
@@ -203,18 +203,54 @@ def test_where_xla_refuses_the_graph_runs(verb: str, at_once: None, monkeypatch:
     assert asked == [1] and known.refused and known.function is None and not q.jit_compile
 
 
-def test_batches_are_filled_up_to_the_largest() -> None:
-    """One shape to compile for all that are smaller, and few where they grow."""
-    x, shapes = keras.Input((3,)), []
-    model = keras.Model(x, keras.layers.Rescaling(2.0)(x))
-    call = compiled_call(model)
+def test_batches_are_filled_up_to_powers_of_two() -> None:
+    """Few shapes to compile, and a large batch costs the small ones behind it nothing."""
+    x = keras.Input((3,))
+    computed = keras.layers.Lambda(lambda x: tf.zeros_like(x[:, :1]) + tf.cast(tf.shape(x)[0], x.dtype))(x)
+    call = compiled_call(keras.Model(x, [keras.layers.Rescaling(2.0)(x), computed]))
     run = tf.function(call, input_signature=[tf.TensorSpec((None, 3))])
-    values = np.float32(np.arange(300).reshape(100, 3))
-    for rows in (40, 7, 41, 100):
-        np.testing.assert_array_equal(run(values[:rows]), values[:rows] * 2)
-        largest_so_far = next(v for v in run.get_concrete_function().graph.captures if v[0].dtype == tf.resource)[0]
-        shapes.append(int(tf.raw_ops.ReadVariableOp(resource=largest_so_far, dtype=tf.int32)))
-    assert shapes == [40, 40, 80, 160]
+    values, sizes = np.float32(np.arange(300).reshape(100, 3)), []
+    for rows in (40, 7, 1, 100, 64, 33):
+        doubled, (size, *_) = run(values[:rows])
+        np.testing.assert_array_equal(doubled, values[:rows] * 2)
+        sizes.append(int(size[0]))
+    assert sizes == [64, 8, 1, 128, 64, 64]
+
+
+def test_what_layers_add_to_the_loss_is_none_of_predict(at_once: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    q = quantized("simple")
+    expected, head = q(X, training=False), q.get_layer("head")
+    call = head.call
+
+    def charging(x: tf.Tensor, *args: object, **kwargs: object) -> object:
+        head.add_loss(tf.reduce_sum(x))
+        return call(x, *args, **kwargs)
+
+    monkeypatch.setattr(head, "call", charging)
+    np.testing.assert_array_equal(q.predict(X, batch_size=20, verbose=0), expected)
+    assert predicting(q).function is not None and not predicting(q).refused
+
+
+@pytest.mark.parametrize("error", [tf.errors.ResourceExhaustedError, tf.errors.UnimplementedError])
+def test_a_refusal_ends_with_the_function_that_it_was_of(
+    error: type[tf.errors.OpError], at_once: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here of memory, which may be there the next time."""
+    q, made = quantized("simple"), held_constants.compiled_call
+
+    def refusing(*_: object, **__: object) -> object:
+        raise error(None, None, "no")
+
+    monkeypatch.setattr(held_constants, "compiled_call", lambda *_, **__: refusing)
+    expected = q(X, training=False)
+    np.testing.assert_array_equal(q.predict(X, batch_size=20, verbose=0), expected)
+    assert predicting(q).refused
+    monkeypatch.setattr(held_constants, "compiled_call", made)
+    q.predict(X, batch_size=20, verbose=0)
+    assert predicting(q).refused
+    q.compile()
+    np.testing.assert_array_equal(q.predict(X, batch_size=20, verbose=0), expected)
+    assert predicting(q).function is not None and not predicting(q).refused
 
 
 def test_data_of_which_kind_are_how_many_batches() -> None:
