@@ -103,6 +103,7 @@ def cell_samples(step: keras.Model, data: np.ndarray) -> list[np.ndarray]:
         >>> [a.shape for a in cell_samples(step, np.zeros((2, 20, 3), np.float32))]
         [(40, 1, 3), (40, 1, 4)]
     """
+    check_keras(step, "cell_samples")
     seen: list[list[np.ndarray]] = []
     states = [np.zeros((len(data), *t.shape[1:]), np.float32) for t in step.inputs[1:]]
     for t in range(data.shape[1]):

@@ -19,6 +19,7 @@ from kquant.core.program import Operator, Program, Ref
 from kquant.tflite.stream_loops import goes_on, going_on, parts_of
 
 REAL_STEPS = re.compile(r"/real_other$")  # `ops.real_steps`: which steps of a clip are no padding
+KEPT = re.compile(r"_kept$")  # `ops.real_steps`, behind the name of the layer that makes or reads a mask
 HELPERS = re.compile(r"/(first/end|2d|unclipped|int8|part\d+|reshape_[0-9x]+)$")
 
 
@@ -96,9 +97,9 @@ def name_of(op: Operator) -> str:
     return HELPERS.sub("", op.outputs[0].name)
 
 
-def refuse(op: Operator, reason: str) -> ValueError:
-    """An error that names the layer."""
-    return ValueError(f"export: {name_of(op)} ({op.code}) cannot be streamed: {reason}")
+def refuse(op: Operator, reason: str, name: str | None = None) -> ValueError:
+    """An error that names the layer: by `name`, or as its operator is called."""
+    return ValueError(f"export: {name or name_of(op)} ({op.code}) cannot be streamed: {reason}")
 
 
 def refuse_clips(program: Program) -> None:
@@ -142,10 +143,12 @@ def refuse_padding(program: Program) -> None:
                 "states between clips.",
             )
     if made:
+        reader = (met or made)[0]
         raise refuse(
-            (met or made)[0],
+            reader,
             "it reads a mask. A stream takes real frames only: build the model without Masking or mask_zero (its "
             "weights fit), and give it no padding.",
+            KEPT.sub("", name_of(reader)),
         )
 
 

@@ -152,7 +152,9 @@ BESIDE: dict[str, Any] = {"data": np.ones((4, 4), np.float32), "evaluate": len, 
 BESIDE |= {"clusters": 4, "recipe": 0.5}
 OTHERWISE = {"detect", "transcribe"}  # they take a path too
 SIGNATURES = {n: inspect.signature(f).parameters for n in kquant.__all__ if inspect.isfunction(f := getattr(kquant, n))}
-VERBS = [n for n, wants in SIGNATURES.items() if {"model", "qmodel"} & {*list(wants)[:1]} and n not in OTHERWISE]
+VERBS = [
+    n for n, wants in SIGNATURES.items() if {"model", "qmodel", "step"} & {*list(wants)[:1]} and n not in OTHERWISE
+]
 
 
 @pytest.mark.parametrize("given", [None, "m.keras"])
