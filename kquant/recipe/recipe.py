@@ -34,7 +34,7 @@ from kquant.core.quant_spec import FloatKind, Kind, QuantSpec
 from kquant.files.untrusted import MOST_SETTINGS_BYTES, check_plain, parse_toml, read_json, read_text
 from kquant.recipe import litert_quantizer
 from kquant.recipe.section import Section, sections
-from kquant.recipe.training_section import Kernels, Oscillations, Progressive, Robust, Strict, Training, idle, plain
+from kquant.recipe.training_section import Grids, Oscillations, Progressive, Robust, Strict, Training, idle, plain
 
 
 class Activations(Strict):
@@ -227,12 +227,12 @@ class Recipe(RecipeTables):
         widths = [self.activations.bits, self.weights.bits, self.weights.unpacked_bits]
         widths += [table.get(key) for table in changes for key in ("bits", "unpacked_bits")]
         tables = [self.training.model_dump(by_alias=True), *(rule.training for rule in self.rules)]
-        useless = idle(tables, min(width for width in widths if width), self._kernels())
+        useless = idle(tables, min(width for width in widths if width), self._grids())
         if useless:
             raise ValueError(f"{useless}. Change it, or leave it out")
         return self
 
-    def _kernels(self) -> Kernels:
+    def _grids(self) -> Grids:
         grids = [self.weights.model_dump(), *(rule.weights for rule in self.rules)]
         told = {key: {grid[key] for grid in grids if key in grid} for key in self.weights.model_dump()}
         # "latency" gives layers 8 bits, see above
@@ -241,7 +241,7 @@ class Recipe(RecipeTables):
         specs = [QuantSpec(kind=kind) for kind in told["kind"] if kind not in FLOAT_FORMATS]
         codes = any(spec.has_codes for spec in specs) and 0 in told["block"] and "int" in told["dtype"]
         bits = {width for width in told["bits"] | told["unpacked_bits"] | wide if width}
-        return Kernels(bits, True in told["per_axis"], codes)
+        return Grids(bits, True in told["per_axis"], codes, activations=self.mode == "static")
 
     def plain(self) -> dict[str, Any]:
         """All of it as JSON takes it, defaults too: equal for equal recipes, and `load` makes one of it again.

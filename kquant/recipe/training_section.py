@@ -160,27 +160,29 @@ class Training(Strict):
         return self.model_dump(mode="json", by_alias=True, exclude_defaults=True, include=kept)
 
 
-class Kernels(NamedTuple):
-    """What kernels a recipe may make.
+class Grids(NamedTuple):
+    """What a recipe may make of kernels, and of activations.
 
     Attributes:
-        bits: their widths.
-        per_axis: some have a scale for each channel.
+        bits: widths of kernels.
+        per_axis: some kernels have a scale for each channel.
         codes: some are integers times a scale of their channel, or of the kernel.
+        activations: they have grids.
     """
 
     bits: Collection[int]
     per_axis: bool
     codes: bool
+    activations: bool
 
 
-def idle(tables: Sequence[Mapping[str, Any]], bits: int, kernels: Kernels | None = None) -> str:
+def idle(tables: Sequence[Mapping[str, Any]], bits: int, grids: Grids | None = None) -> str:
     """What a recipe asks of training that nothing in it could carry out; "" where all may act.
 
     Args:
         tables: `[training]`, whole, and what rules change of it.
         bits: the narrowest grid of the recipe.
-        kernels: its own; None: they are not known, and may have any grid.
+        grids: of the recipe; None: not known, they may be any.
 
     Example:
         >>> idle([Training(range_rate=0.1).model_dump()], 8)
@@ -205,12 +207,14 @@ def idle(tables: Sequence[Mapping[str, Any]], bits: int, kernels: Kernels | None
     if starts and max(Progressive.model_validate(start).start for start in starts) <= bits:
         return f"training.progressive does nothing: from must be above the width that training ends at, {bits} bits"
     draws = [Robust.model_validate(table["robust"]) for table in tables if table.get("robust") is not None]
-    if draws and kernels is not None and not any(_draws_another(robust, kernels) for robust in draws):
-        return "training.robust does nothing: all it draws is the grid that the weights have anyway, with shift = 0"
+    if draws and grids is not None and not any(_draws_another(robust, grids) for robust in draws):
+        return (
+            "training.robust does nothing: all it draws is the grid that weights have anyway, and no activation shifts"
+        )
     return ""
 
 
-def _draws_another(robust: Robust, kernels: Kernels) -> bool:
-    merges = robust.per_tensor and kernels.per_axis
-    others = merges or any({bits} != set(robust.bits) for bits in kernels.bits)
-    return robust.shift > 0.0 or (kernels.codes and others)
+def _draws_another(robust: Robust, grids: Grids) -> bool:
+    merges = robust.per_tensor and grids.per_axis
+    others = merges or any({bits} != set(robust.bits) for bits in grids.bits)
+    return (grids.activations and robust.shift > 0.0) or (grids.codes and others)

@@ -329,6 +329,14 @@ def test_draws_that_change_nothing_are_refused(weights: dict[str, Any], robust: 
     recipes.load({**recipe, "rules": rules})  # one layer that draws is enough
 
 
+@pytest.mark.parametrize("mode", ["dynamic", "weight-only"])
+def test_a_shift_of_activations_that_are_float_does_nothing(mode: str) -> None:
+    recipe = {"name": "t", "mode": mode, "training": {"robust": {"bits": [8], "per_tensor": False}}}
+    with pytest.raises(ValueError, match="training.robust does nothing: .* and no activation shifts"):
+        recipes.load(recipe)
+    recipes.load({**recipe, "training": {"robust": {}}})
+
+
 def test_training_that_a_rule_carries_out_is_taken():
     rules = [{"type": "Dense", "training": {"ranges": "learned"}, "weights": {"bits": 3}}]
     told = {"range_rate": 0.1, "progressive": {"from": 4, "steps": 5}}
