@@ -8,9 +8,12 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import kquant
+from kquant.core.spec import QuantSpec
 from kquant.graph.copies import copy_of
+from kquant.graph.keras_private import mask_of
 from kquant.layers import compressed, fake_quant, modes
 from kquant.layers.nodes import Compressed, FakeQuant
 
@@ -56,8 +59,10 @@ def numbers(build: Callable[[], keras.Model], policy: str, rules: list[dict[str,
 
 @pytest.mark.filterwarnings("ignore:calibrate. in some samples the mask", "ignore:calibrate. 16 samples are few")
 @pytest.mark.parametrize("rules", [[], FLOAT], ids=["all", "one layer float"])
-@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
-@pytest.mark.parametrize("build", [images, masked])
+@pytest.mark.parametrize(
+    ("build", "policy"),
+    [(images, "float32"), (images, "mixed_bfloat16"), (masked, "float32")],
+)
 def test_what_passes_keras_by_computes_the_same(
     build: Callable[[], keras.Model], policy: str, rules: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -76,3 +81,16 @@ def test_what_passes_keras_by_computes_the_same(
     plain = numbers(build, policy, rules)
     for one, other in zip(ours, plain, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("bare", [True, False])
+def test_a_mask_goes_through_what_passes_keras_by(bare: bool) -> None:
+    """Inside of `observing`; what comes without a mask needs nothing of Keras."""
+    x = tf.ones((2, 3, 4))
+    if not bare:
+        keras.src.backend.set_keras_mask(x, tf.constant([[True, True, False]] * 2))
+    dense = kquant.quantize(keras.Sequential([keras.Input((3, 4)), layers.Dense(4, name="dense")])).get_layer("dense")
+    with modes.observing(lambda *_: None):
+        assert modes.is_bare((x,)) is bare
+        for made in (FakeQuant(QuantSpec(8).to_config())(x)[0], dense(x)[0]):
+            assert (mask_of(made) is None) is bare
