@@ -68,7 +68,7 @@ def sent(ray: Any, who: str, **arguments: Any) -> list[Any]:
             references.append(ray.put(value))
         except Exception as error:  # whatever an object raises that is asked for its content
             remedy = DATA if name == "data" else CODE
-            said = f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else 'nothing said'}"
+            said = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])[:200].rstrip(".: ")
             raise ValueError(
                 f"{who}: {name} ({type(value).__name__}) cannot be sent to other processes: {said}. {remedy}"
             ) from error
