@@ -14,6 +14,7 @@ import tensorflow as tf
 from kquant import arithmetic
 from kquant.core.beforehand import beforehand, in_constants
 from kquant.core.spec import QuantSpec
+from kquant.graph.keras_private import own_states
 from kquant.graph.step_mask import is_other
 from kquant.layers import range_learner
 from kquant.layers.carried import carried, carry, retyped
@@ -31,6 +32,7 @@ from kquant.recipe.training_section import Training
 
 SETTLED = 17.0  # exp(-17) is below float32's last place: from here on nothing is left to unbias
 MOST_BATCHES = 2.0**20  # float32 counts on from here
+RANGE, STAYING = 3, 2  # variables of any range, and those beside of one that stays
 
 
 class Ahead(NamedTuple):
@@ -125,6 +127,16 @@ class FakeQuant(keras.layers.Layer):
 
     def build(self, *_: Any, **__: Any) -> None:
         """Nothing to do: the variables do not depend on shapes."""
+
+    def load_own_variables(self, store: Any) -> None:
+        """Keras', which numbers variables; files of before a range learned (in loops) have the first ones alone."""
+        held: list[Any] = own_states(self)
+        known = len(store.keys())
+        if known not in (RANGE, RANGE + STAYING) or known >= len(self.variables):
+            super().load_own_variables(store)
+            return
+        for number, variable in enumerate(held[:known]):
+            variable.assign(store[str(number)])
 
     def compute_mask(self, inputs: Any, previous_mask: Any) -> Any:
         """The mask of the tensor; encodings have none."""

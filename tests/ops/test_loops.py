@@ -213,6 +213,28 @@ def test_learned_ranges_have_the_gradients_of_steps_written_out(ranges: str) -> 
     assert len(penalties) == (len(inner) if ranges == "pact" else 0)
 
 
+@pytest.mark.parametrize("training", [{}, {"freeze_ranges_after": 5}])
+def test_weights_of_before_ranges_of_loops_learned_are_loaded(training: dict, tmp_path: Path) -> None:
+    """Such files have of a range in a loop what a moving one has, beside learned ones outside of it."""
+    learned, moving = ({"name": name, "training": {"ranges": name, **training}} for name in ("learned", "moving"))
+    models = [calibrated(build(layers.GRU(4, name="memory")), recipe=recipe) for recipe in (learned, moving, learned)]
+    ranges = [
+        [layer for layer in every_layer(loops(q)[0].step) if isinstance(layer, FakeQuant) and layer.has_range]
+        for q in models
+    ]
+    for old, moved, _ in zip(*ranges, strict=True):
+        moved.high.assign(2.0 * moved.high)
+        object.__setattr__(old, "save_own_variables", moved.save_own_variables)
+    models[0].save_weights(tmp_path / "old.weights.h5")
+    models[2].load_weights(tmp_path / "old.weights.h5")
+    for _, moved, now in zip(*ranges, strict=True):
+        for name in ("low", "high", "count"):
+            np.testing.assert_array_equal(getattr(now, name), getattr(moved, name))
+    x = sequences(9)
+    models[2].compile("sgd", "mse")
+    assert np.isfinite(models[2].fit(x, np.tanh(x[:, -1]), epochs=1, verbose=0).history["loss"][0])
+
+
 def test_an_end_that_calibration_left_at_zero_opens_where_values_lie_beyond() -> None:
     q = calibrated(build(layers.GRU(4, name="memory")), recipe={"name": "learning", "training": {"ranges": "learned"}})
     (loop,), x = loops(q), sequences(9)
