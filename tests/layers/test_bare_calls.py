@@ -86,9 +86,7 @@ def test_what_passes_keras_by_computes_the_same(
 @pytest.mark.parametrize("bare", [True, False])
 def test_a_mask_goes_through_what_passes_keras_by(bare: bool) -> None:
     """Inside of `observing`; what comes without a mask needs nothing of Keras."""
-    x = tf.ones((2, 3, 4))
-    if not bare:
-        keras.src.backend.set_keras_mask(x, tf.constant([[True, True, False]] * 2))
+    x = tf.ones((2, 3, 4)) if bare else layers.Masking()(tf.constant([[[1.0] * 4] * 2 + [[0.0] * 4]] * 2))
     dense = kquant.quantize(keras.Sequential([keras.Input((3, 4)), layers.Dense(4, name="dense")])).get_layer("dense")
     with modes.observing(lambda *_: None):
         assert modes.is_bare((x,)) is bare
