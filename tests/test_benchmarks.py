@@ -79,6 +79,12 @@ def test_enough_numbers_judge_a_model_with_few_outputs() -> None:
     assert measure.judging(ZOO["mtcnn_pnet"]()) == measure.FEWEST
 
 
+@pytest.mark.parametrize("name", sorted({key.split("/")[0] for key in table.load()}))
+def test_a_row_was_judged_by_as_many_samples_as_are_asked_now(name: str) -> None:
+    rows = [row for key, row in table.load().items() if key.split("/")[0] == name]
+    assert {row["judged"] for row in rows if "judged" in row} == {measure.judging(ZOO[name]())}
+
+
 @pytest.mark.parametrize("name", ["tcn", "mtcnn_pnet"])
 def test_a_row_of_the_zoo_can_be_measured(name: str) -> None:
     row = measure.measured(name, "tflm", "int8")
