@@ -41,8 +41,7 @@ def test_zero_channels_warn_and_work(tmp_path: Path) -> None:
 def test_all_zero_weights_warn_and_work(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="head: every weight is 0; were the weights loaded"):
         q = kquant.quantize(with_kernel(lambda kernel: kernel.fill(0.0)))
-    with pytest.warns(UserWarning, match="hold a single value on all data"):
-        assert not exported(q, tmp_path).any()
+    assert not exported(q, tmp_path).any()  # and no word of the data, which are not the cause
 
 
 @pytest.mark.parametrize("recipe", ["int8", "int16x8"])
