@@ -45,19 +45,27 @@ def outputs_with(
     """
     beside, number_of = _beside(graph), {id(node): n for n, (node, _) in enumerate(changes)}
     last = graph.last_reads | {id(t): len(graph.nodes) for t in graph.output_tensors}
+    samples = int(values[id(graph.input_tensors[0])].shape[0])
+
+    def rows_of(t: Any, number: int) -> Any:
+        """One for each sample; a constant of the model has a single one for all of them."""
+        value = changed.get(id(t), {}).get(number, values[id(t)])
+        return value if value.shape[0] == samples else tf.repeat(value, samples, axis=0)
+
     changed: dict[int, dict[int, Any]] = {}  # id(tensor) -> number of the change -> the rows that it has there
     calls, known = 0, dict(values)
     for place, node in enumerate(graph.nodes):
         here = sorted({n for t in node.inputs for n in changed.get(id(t), ())})
         if here:
             read = [t for t in node.inputs if id(t) not in beside]
-            rows = {id(t): [changed.get(id(t), {}).get(n, values[id(t)]) for n in here] for t in read}
+            rows = {id(t): [rows_of(t, n) for n in here] for t in read}
             stacked = {key: tf.concat(parts, axis=0) for key, parts in rows.items()}
             args, kwargs = substitute((node.args, node.kwargs), ChainMap(stacked, known))
             made = keras.tree.flatten(node.op(*args, **kwargs))
             calls += 1
             for t, y in zip(node.outputs, made, strict=True):
-                if id(t) not in beside:
+                # else a constant, which is one row whatever stands in front of it
+                if id(t) not in beside and y.shape[0] == samples * len(here):
                     changed[id(t)] = dict(zip(here, tf.split(y, len(here)), strict=True))
         if id(node) in number_of:
             number = number_of[id(node)]

@@ -100,3 +100,20 @@ def test_nothing_is_tried_for_tensors_of_which_nothing_would_be_told():
     deep.calls = 0
     assert deep.losses() == []
     assert deep.calls <= len(deep.graph.nodes)
+
+
+@pytest.mark.parametrize("samples", [1, 8])
+def test_a_constant_has_one_row_for_all_samples(samples: int) -> None:
+    """Cells and anchors of a detector, which a layer adds to what it read."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((6, 6, 3))
+    x = layers.Conv2D(4, 1, activation="relu")(inputs)
+    cells = np.random.default_rng(1).normal(size=(1, 6, 6, 4)).astype(np.float32)
+    x = layers.Conv2D(4, 1)((x + cells) * cells)
+    q = kquant.calibrate(kquant.quantize(keras.Model(inputs, x)), X, verbose=False)
+    model = lost_signal._Model(q, X[:samples])
+    nodes = suspects(model)
+    rows = {int(model.values[id(t)].shape[0]) for node in model.graph.nodes for t in node.outputs[:1]}
+    assert 1 in rows
+    for node, alone in model.alone(nodes):
+        assert alone == pytest.approx(model.db(node, model._gridded(node)), abs=1e-2)
