@@ -6,6 +6,7 @@ import sys
 import typing
 from pathlib import Path
 
+import keras
 import pytest
 import typer
 
@@ -99,4 +100,4 @@ def test_the_form_of_a_file_is_one_list() -> None:
 def test_an_unknown_argument_is_refused_at_once(verb: typing.Any, tmp_path: Path) -> None:
     given = {"folder": tmp_path / "x"} if verb is kquant.bundle else {"path": tmp_path / "x.tflite"}
     with pytest.raises(TypeError, match=r"unexpected keyword argument 'strip_name'. Did you mean 'strip_names'"):
-        verb(None, data=None, strip_name=True, **given)
+        verb(keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]), data=None, strip_name=True, **given)
