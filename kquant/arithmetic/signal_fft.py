@@ -92,7 +92,7 @@ def real_transform(x: Any) -> Complex:
     Example:
         >>> real, _ = real_transform(tf.constant([[1000] * 64]))
         >>> real.numpy()[0, :3].tolist()
-        [996, 0, 0]
+        [1000, 0, 0]
     """
     half = int(x.shape[-1]) // 2
     pairs: Any = tf.reshape(x, (-1, half, 2))
