@@ -138,7 +138,11 @@ def test_multiplications_of_other_operators() -> None:
     file = kquant.inspect("product.tflite")
     assert [macs_of_operator(file, op) for op in file.operators if op.code == "BATCH_MATMUL"] == [5 * 4 * 3]
     assert {code for code, known in OPERATORS.items() if known.weights and known.multiplies is None} <= {
-        *("GATHER", "EMBEDDING_LOOKUP", "SVDF"),  # rows that are looked up; what kquant reads of others and never writes
+        *(
+            "GATHER",
+            "EMBEDDING_LOOKUP",
+            "SVDF",
+        ),  # rows that are looked up; what kquant reads of others and never writes
     }
 
 
