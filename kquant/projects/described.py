@@ -243,7 +243,6 @@ def described(
     inputs, outputs = ports(file.inputs, language), _outputs(file, language)
     digest = hashlib.sha256(content).digest()
     one, in_c = identifier(title, language), language == "c"
-    counts = range(golden.calls if in_c else 0)
     return Described(
         title=title,
         id=one,
@@ -266,7 +265,7 @@ def described(
         states=_states(file, inputs, outputs),
         labels=tuple(labels),
         normalization=normalization,
-        calls=tuple(Call(_vectors(inputs, golden.inputs, n), _vectors(outputs, golden.outputs, n)) for n in counts),
+        calls=_calls(golden, inputs, outputs) if in_c else (),
         agreements=tuple(_agreement(report.runtime, a) for report in verified for a in report.agreements),
         asked_db=max((report.agreement for report in verified), default=AGREEMENT_DB),
         card=tuple(card),
@@ -274,6 +273,11 @@ def described(
         detection=detection,
         ctc=ctc,
     )
+
+
+def _calls(golden: Golden, inputs: tuple[Port, ...], outputs: tuple[Port, ...]) -> tuple[Call, ...]:
+    numbers = range(golden.calls)
+    return tuple(Call(_vectors(inputs, golden.inputs, n), _vectors(outputs, golden.outputs, n)) for n in numbers)
 
 
 def _agreement(runtime: str, a: Agreement) -> str:

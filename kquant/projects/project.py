@@ -180,9 +180,8 @@ def bundle(
     chosen, streaming = kind_of(kind), bool(form.get("streaming"))
     check_count("bundle", "golden", golden)
     _check_words(name, labels)
-    _check_kind(chosen, debug, {"detection": detection, "ctc": ctc})
     _check_stream(streaming, debug, test)
-    _check_runtime(chosen)
+    _check_kind(chosen, debug, {"detection": detection, "ctc": ctc})
     goal = _target_of(qmodel, chosen)
     compiles_for = accelerator_of(goal, accelerator)
     old = earlier(folder := path_of(folder, "bundle", "firmware"))
@@ -364,6 +363,12 @@ def _check_kind(kind: Kind, debug: bool, answers: Mapping[str, object]) -> None:
             raise ValueError(
                 f"bundle: {kind.title} has no code that reads outputs; leave {name} out, and read them in the app."
             )
+    if kind.runtime not in available():
+        arena = " and an arena" if kind.arena else ""
+        raise ImportError(
+            f"bundle: {kind.title} wants golden vectors{arena} of {kind.runs_on}: pip install "
+            "'kquant[micro]' (Linux only)."
+        )
 
 
 def _lines(labels: Sequence[str]) -> list[str]:
@@ -389,15 +394,6 @@ def _check_kernels(file: FileModel, goal: Target, kind: Kind) -> None:
             f"bundle: {kind.runs_on} has no kernel for {named}, or another one than the device, so that nobody tells "
             f"the golden vectors. Quantize for target='{kind.target}', which writes other operators, or refuses the "
             "layer with a remedy."
-        )
-
-
-def _check_runtime(kind: Kind) -> None:
-    if kind.runtime not in available():
-        arena = " and an arena" if kind.arena else ""
-        raise ImportError(
-            f"bundle: {kind.title} wants golden vectors{arena} of {kind.runs_on}: pip install "
-            "'kquant[micro]' (Linux only)."
         )
 
 
