@@ -26,7 +26,7 @@ from kquant.layers.kernel import holders
 from kquant.masking.mask import Mask
 from kquant.masking.method import methods
 from kquant.prepare.quantization import quantize
-from kquant.recipe.recipe import Recipe, Step, load
+from kquant.recipe.recipe import Recipe, Step, load, recipe_to_toml
 from kquant.search.byte_ladder import ByteLadder, Changes, Wanted, climb
 from kquant.search.random_streams import own_streams
 from kquant.search.search_state import search_state
@@ -189,6 +189,7 @@ def _under_budget(
     edges: dict[str, Any] = {n: v for n, v in form.items() if n in ("io", "strip_names", "decode_budget")}
     trains = asked.train is not None
     named = {"target": making.target, "flash_bytes": asked.flash_bytes, "trains": trains, **edges}
+    named["recipe_text"] = recipe_to_toml(recipe)  # another recipe may have the name
     with own_streams() as callers:
         train = callers(asked.train)
 

@@ -152,6 +152,9 @@ def test_a_stopped_ladder_goes_on(
     assert [r.file_bytes for r in first.ladder.rungs] == [r.file_bytes for r in whole.ladder.rungs]
     with pytest.raises(ValueError, match="is of another search"):
         kquant.compress(model, X[:64], path=tmp_path / "m.tflite", **{**options, "flash_bytes": 9000})
+    other = {"name": "int8", "activations": {"observer": "minmax"}}  # another recipe of the same name
+    with pytest.raises(ValueError, match="is of another search"):
+        kquant.compress(model, X[:64], path=tmp_path / "m.tflite", recipe=other, **options)
 
 
 def test_the_callers_random_numbers_go_on(model: keras.Model, plain: int, tmp_path: Path) -> None:
