@@ -20,6 +20,7 @@ from kquant.graph.defaults import own_defaults
 from kquant.graph.inputs import check_static, inputs_of
 from kquant.graph.keras_private import made_of
 from kquant.graph.output_names import functional, output_names
+from kquant.graph.steps_kept import StepsKept, steps_kept
 from kquant.graph.unfold import Node, substitute, unfold
 
 
@@ -27,8 +28,9 @@ from kquant.graph.unfold import Node, substitute, unfold
 class Graph:
     """A model as calls in order: `inputs` and `outputs` keep the model's structure (tensor, list or dict).
 
-    `output_names` are what the model calls its outputs, flattened; None where nothing says so. What follows from the
-    calls (`producers` and the like) is found at its first use and kept: it is for reading.
+    `output_names` are what the model calls its outputs, flattened; None where nothing says so. `kept` tells which steps
+    of them losses count, where masks say so. What follows from the calls (`producers` and the like) is found at its
+    first use and kept: it is for reading.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Graph:
     outputs: Any
     nodes: tuple[Node, ...]
     output_names: tuple[str, ...] | None = None
+    kept: tuple[StepsKept | None, ...] = ()
 
     @cached_property
     def input_tensors(self) -> list[Any]:
@@ -111,7 +114,7 @@ def trace(
         check_static(model.name, inputs)
     try:
         with without_collection():
-            nodes, outputs = unfold(model, inputs, known, masks, whole)
+            nodes, outputs, masked = unfold(model, inputs, known, masks, whole)
         if input_shape is not None:
             for node in nodes:
                 _refuse_misfit(node)
@@ -119,8 +122,9 @@ def trace(
         if input_shape is None:
             raise
         raise ValueError(f"{model.name}: with input_shape={input_shape}: {error}") from error
-    kept = reachable(nodes, tree.flatten(outputs))
-    return Graph(model.name, inputs, outputs, kept, output_names(model) or _names(outputs, kept))
+    kept = steps_kept(masked, nodes, tree.flatten(inputs))
+    nodes = reachable(nodes, tree.flatten(outputs))
+    return Graph(model.name, inputs, outputs, nodes, output_names(model) or _names(outputs, nodes), kept)
 
 
 def _names(outputs: Any, nodes: Sequence[Node]) -> tuple[str, ...] | None:

@@ -10,6 +10,7 @@ is another one now (a `FakeQuant`, an activation that stands alone), one of two 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any, ClassVar
 
 import keras
@@ -19,6 +20,7 @@ from kquant.core.messages import did_you_mean
 from kquant.graph.defaults import own_defaults
 from kquant.graph.held_constants import HeldConstants
 from kquant.graph.keras_private import deep_graphs, maker
+from kquant.graph.steps_kept import StepsKept
 
 
 @keras.saving.register_keras_serializable(package="kquant")
@@ -26,11 +28,22 @@ class NamedOutputs(HeldConstants):
     """A Functional model whose outputs are called as they were in the model that it was made of.
 
     Attributes:
+        kept: of each output, which of its steps losses and metrics count; None or missing where they count all, and
+            where the layers hand on a mask.
         describe: prints the layers, `(model, line_length, print_fn)`; set by `views/layer_table.py`, which knows what
             layers of kquant's are.
     """
 
     describe: ClassVar[Callable[..., None] | None] = None
+    kept: tuple[StepsKept | None, ...] = ()
+
+    def compute_mask(self, inputs: Any, previous_mask: Any) -> Any:
+        """The masks of outputs, which Keras puts on those that have none from their layers."""
+        if not any(self.kept):
+            return None
+        by_name = isinstance(inputs, dict) and not isinstance(self.input, dict)  # as Keras takes them, too
+        given = [inputs[t.name] for t in self.inputs] if by_name else tree.flatten(inputs)
+        return [kept and kept.mask(given) for kept in self.kept]
 
     def summary(
         self,
@@ -49,17 +62,19 @@ class NamedOutputs(HeldConstants):
             describe(line_length=line_length, print_fn=print_fn)
 
     def get_config(self) -> dict[str, Any]:
-        """That of the Functional model, and the names."""
-        return {**super().get_config(), "output_names": list(self.output_names)}
+        """That of the Functional model, the names, and the masks where there are some."""
+        kept = {"kept": [k and asdict(k) for k in self.kept]} if any(self.kept) else {}
+        return {**super().get_config(), "output_names": list(self.output_names), **kept}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> NamedOutputs:
-        """The Functional model, and the names put on."""
-        rest = {key: value for key, value in config.items() if key != "output_names"}
+        """The Functional model, names and masks put on."""
+        rest = {key: value for key, value in config.items() if key not in ("output_names", "kept")}
         with deep_graphs():
             model = super().from_config(rest, custom_objects=custom_objects)
         if "output_names" in config:
             model.output_names = list(config["output_names"])
+        model.kept = tuple(told and StepsKept(**told) for told in config.get("kept", ()))
         return model
 
 

@@ -89,8 +89,8 @@ def unfold(
     known: Callable[[Any], bool],
     masks: bool = False,
     whole: Callable[[Any], bool] | None = None,
-) -> tuple[list[Node], Any]:
-    """The calls that `model(inputs)` consists of at inference, and its outputs.
+) -> tuple[list[Node], Any, list[Tensor | None]]:
+    """The calls that `model(inputs)` consists of at inference, its outputs, and the masks of these, flattened.
 
     Args:
         model: a built Keras 3 model; it is not changed.
@@ -113,7 +113,7 @@ def unfold(
     if len(kept) == len(unfolding.nodes):  # otherwise the model is about to be refused
         for message in unfolding.said:
             warn(message)
-    return unfolding.nodes, outputs
+    return unfolding.nodes, outputs, [unfolding.masked.get(id(t)) for t in tree.flatten(outputs)]
 
 
 def substitute(structure: Any, new: Mapping[int, Any]) -> Any:

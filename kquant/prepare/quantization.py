@@ -10,10 +10,13 @@ import keras
 from kquant import targets
 from kquant.calibration import observers
 from kquant.core.float_formats import FLOAT_FORMATS
+from kquant.core.messages import warn
 from kquant.correct.steps import function_of
 from kquant.graph.copies import copy_of
 from kquant.graph.given_model import float_layers
-from kquant.graph.graph import trace
+from kquant.graph.graph import Graph, trace
+from kquant.graph.keras_private import mask_of
+from kquant.graph.steps_kept import UNKNOWN, StepsKept
 from kquant.graph.tensorflow_private import operations_as_kernels
 from kquant.masking.method import methods
 from kquant.ops.expansion import expanded, widened
@@ -90,6 +93,7 @@ def _quantized(model: keras.Model, chosen: recipes.Recipe, goal: targets.Target,
     warn_of_plan(plan)
     takes = inputs_take(graph)
     qmodel = attach(plan, folded, carried, takes)
+    qmodel.kept = _masks_told(graph, qmodel)
     if _equalizes(chosen, goal):
         function_of("equalize")(qmodel, verbose=False)
         warn_equalized(goal)
@@ -99,6 +103,19 @@ def _quantized(model: keras.Model, chosen: recipes.Recipe, goal: targets.Target,
             # made anew, since an optimizer finds its state by the order of the variables, as a loaded model has it
             qmodel = copy_of(qmodel)
     return qmodel
+
+
+def _masks_told(graph: Graph, qmodel: keras.Model) -> tuple[StepsKept | None, ...]:
+    """The masks that the model is to put on its outputs; those that nobody will put there are named."""
+    outputs = zip(qmodel.output_names, keras.tree.flatten(qmodel.output), graph.kept, strict=True)
+    lost = [name for name, y, kept in outputs if kept is UNKNOWN and mask_of(y) is None]
+    if lost:
+        warn(
+            f"output '{lost[0]}': its mask is of a tensor that the model computes, so `fit` and `evaluate` of the "
+            "quantized model count the steps that it marks, which those of the float model leave out. Put the Masking "
+            "layer first in the model, or give `sample_weight`, 0 at those steps."
+        )
+    return tuple(None if kept is UNKNOWN else kept for kept in graph.kept)
 
 
 def _equalizes(recipe: recipes.Recipe, target: targets.Target) -> bool:
