@@ -31,6 +31,9 @@ METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
     "nearest": ("minmax", ("calibrate",)),
     "mse": ("mse", ("calibrate",)),
     "sequential-mse": ("minmax", ("calibrate", "sequential-mse")),
+    "gptq": ("minmax", ("calibrate", "gptq")),
+    "mse, gptq": ("mse", ("calibrate", "gptq")),
+    "sequential-mse, gptq": ("minmax", ("calibrate", "sequential-mse", "gptq")),
     "mse, adaround": ("mse", ("calibrate", "adaround")),
     "sequential-mse, adaround": ("minmax", ("calibrate", "sequential-mse", "adaround")),
 }

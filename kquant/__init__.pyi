@@ -19,6 +19,7 @@ from .correct.batch_norms import reestimate as reestimate
 from .correct.bias import correct_bias as correct_bias
 from .correct.data_free import data_free_ranges as data_free_ranges
 from .correct.equalization import equalize as equalize
+from .correct.error_feedback import gptq as gptq
 from .correct.range_search import sequential_mse as sequential_mse
 from .correct.short_codes import shorten_codes as shorten_codes
 from .correct.silencing import silence as silence

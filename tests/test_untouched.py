@@ -130,6 +130,7 @@ OF_QUANTIZED: dict[str, Callable[[keras.Model, Path], Any]] = {
     "encodings": lambda q, _: kquant.encodings(q),
     "equalize": lambda q, _: kquant.equalize(q, **QUIET),
     "export": lambda q, folder: kquant.export(q, folder / "m.tflite", check_runtimes=False),
+    "gptq": lambda q, _: kquant.gptq(q, X, **QUIET),
     "in_float32": lambda q, _: kquant.in_float32(q),
     "observe": lambda q, _: kquant.observe(q, X, **QUIET),
     "sequential_mse": lambda q, _: kquant.sequential_mse(q, X, **QUIET),

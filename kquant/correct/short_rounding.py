@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from kquant.correct.code_bits import code_bits
+from kquant.correct.compensation import compensated, factor
 
 PASSES = 3  # roundings, each with the bits of the one before
 FINE = 6.0 / np.log(2.0)
@@ -132,8 +133,7 @@ def solver(task: Task, moments: Moments, damping: float) -> Solver:
     damped[:, index, index] += damping * own + floor
     inverse = np.linalg.inv(damped)
     weights = task.weights + np.where(task.free, inverse @ moments.cross, 0.0)
-    upper = np.linalg.cholesky((inverse + inverse.transpose(0, 2, 1)) / 2.0).transpose(0, 2, 1)
-    return Solver(replace(task, weights=weights), upper)
+    return Solver(replace(task, weights=weights), factor(inverse))
 
 
 def step_of(made: Solver, strength: float, share: float = 1.0) -> np.ndarray:
@@ -179,17 +179,14 @@ def bits_of(codes: np.ndarray, task: Task) -> np.ndarray:
 
 def _one_by_one(made: Solver, price: np.ndarray, known: np.ndarray, scale: np.ndarray) -> np.ndarray:
     """Codes of all inputs in order; what is still to come makes up for each error."""
-    task, upper = made.task, made.upper
-    left = task.weights.copy()
-    codes = np.empty_like(left)
-    steps = scale[:, 0, :]
-    for k in range(left.shape[1]):
-        own = upper[:, k, k][:, None]
-        value = left[:, k] / steps
-        cost = (task.worth * (steps / own) ** 2)[..., None] * (value[..., None] - known) ** 2 + price
-        code = known[np.argmin(cost, axis=-1)]
-        code = np.where(task.free[:, k], code, 0.0)
-        codes[:, k] = code
-        wrong = (left[:, k] - code * steps) / own
-        left[:, k + 1 :] -= upper[:, k, k + 1 :, None] * wrong[:, None, :]
+    task, steps = made.task, scale[:, 0, :]
+    codes = np.empty_like(task.weights)
+
+    def rounded(k: int, left: np.ndarray) -> np.ndarray:
+        own = made.upper[:, k, k][:, None]
+        cost = (task.worth * (steps / own) ** 2)[..., None] * ((left / steps)[..., None] - known) ** 2 + price
+        codes[:, k] = np.where(task.free[:, k], known[np.argmin(cost, axis=-1)], 0.0)
+        return codes[:, k] * steps
+
+    compensated(task.weights, made.upper, rounded)
     return codes

@@ -35,6 +35,7 @@ STEPS: dict[str, str | Callable[..., keras.Model]] = {
     "bias": "kquant.correct.bias:correct_bias",
     "sequential-mse": "kquant.correct.range_search:sequential_mse",
     "adaround": "kquant.correct.adaptive_rounding:adaround",
+    "gptq": "kquant.correct.error_feedback:gptq",
     "silence": "kquant.correct.silencing:silence",
     "shorten-codes": "kquant.correct.short_codes:shorten_codes",
     "reestimate": "kquant.correct.batch_norms:reestimate",

@@ -57,6 +57,18 @@ def from_blocks(blocks: tf.Tensor, order: list[int], weights: tf.Tensor) -> tf.T
     return tf.transpose(tf.reshape(rows[:, :count], lengths), np.argsort(order))
 
 
+def block_scales(weights: tf.Tensor, spec: QuantSpec, channel_axes: tuple[int, ...]) -> tf.Tensor:
+    """The scale of each weight's block, float32 like the weights; arguments as of `blocks_of`.
+
+    Example:
+        >>> spec = QuantSpec(4, symmetric=True, narrow=True, block=2)
+        >>> block_scales(tf.constant([[7.0], [1.0], [14.0]]), spec, (1,)).numpy().ravel().tolist()
+        [1.0, 1.0, 2.0]
+    """
+    order, blocks = blocks_of(weights, spec, channel_axes)
+    return from_blocks(tf.zeros_like(blocks) + block_codes(blocks, spec)[1], order, weights)
+
+
 def block_codes(blocks: tf.Tensor, spec: QuantSpec) -> tuple[tf.Tensor, tf.Tensor]:
     """Uniform codes, and their scales as float16 holds them: float32[channels, blocks, weights] and [.., .., 1].
 

@@ -350,7 +350,7 @@ class Compressed(Weighted):
             return weights + tf.stop_gradient(tf.cast(tf.cast(weights, tf.float16), tf.float32) - weights)
         if self.spec is None:
             return weights
-        if not self.spec.has_codes:
+        if not self.spec.has_codes and self.rounding is None:
             return weights + tf.stop_gradient(on_grid(weights, self.spec, self.channel_axes) - weights)
         scale = self.scale_of(weights)
         if self.reach is None and self.rounding is None and self.learner is None:

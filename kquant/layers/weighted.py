@@ -15,6 +15,7 @@ from kquant.core.spec import QuantSpec, encode_weights
 from kquant.graph.keras_private import growing
 from kquant.graph.precision import full_precision
 from kquant.layers import transform as kernels
+from kquant.layers.blocks import block_scales
 from kquant.layers.kernel import Holder
 from kquant.layers.live_norm import LiveNorm
 from kquant.layers.transform import Transform, freeze
@@ -189,7 +190,12 @@ class Weighted(Holder, keras.layers.Wrapper):
         return [variable for variable in held if variable is not None]
 
     def takes(self, name: str) -> bool:
-        """True where the layer has this correction: weights that are codes, and for a "shift" sums."""
+        """True where the layer has this correction: weights that are codes, and for a "shift" sums.
+
+        Weights in blocks have codes that may be chosen; their ranges are those of the blocks' largest weights.
+        """
+        if self.spec is not None and self.spec.in_blocks:
+            return name == "rounding"
         return self.spec is not None and self.spec.has_codes and (self.sums or name != "shift")
 
     def round_by(self, codes: Any) -> None:
@@ -269,6 +275,8 @@ class Weighted(Holder, keras.layers.Wrapper):
     def scale_of(self, weights: tf.Tensor, bias_reach: tf.Tensor | None = None) -> tf.Tensor:
         """Scales of the kernel, shaped to broadcast against it: see `encode_weights`."""
         spec = self.spec or QuantSpec(16, True, True)
+        if spec.in_blocks:
+            return tf.stop_gradient(block_scales(weights, spec, self.channel_axes))
         reach = None if self.reach is None else tf.convert_to_tensor(self.reach)
         if reach is not None:
             reach = reach * self._unit()

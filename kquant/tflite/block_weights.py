@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from kquant.core.packed import types_for
 from kquant.core.spec import QuantSpec
-from kquant.layers.blocks import block_codes, blocks_of, from_blocks
+from kquant.layers.blocks import block_codes, blocks_of
 from kquant.layers.nodes import Compressed
 from kquant.ops import find
 from kquant.ops.rule import Constants
@@ -43,10 +44,11 @@ def block_constants(name: str, op: Compressed, spec: QuantSpec, dtype: str) -> C
         dtype: of `block_type`.
     """
     kernel = op.weights_as_used()
-    order, blocks = blocks_of(kernel, spec, op.channel_axes)
-    codes, scale = block_codes(blocks, spec)
+    scale = block_codes(blocks_of(kernel, spec, op.channel_axes)[1], spec)[1]
+    # as the layer rounds them, which a correction may have chosen
+    codes = tf.round(op.weights_on_grid() / op.scale_of(kernel))
     return Constants(
-        codes=from_blocks(codes, order, kernel).numpy().astype(np.int64),
+        codes=codes.numpy().astype(np.int64),
         scale=scale.numpy()[..., 0],
         bias=np.zeros(0, np.float32),
         bias_scale=None,

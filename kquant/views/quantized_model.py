@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from kquant.graph.graph import Graph, Node, drop_read, reachable, run, trace
 from kquant.graph.keras_private import inner_layers, recorded_calls
+from kquant.layers.kernel import has_codes
 from kquant.layers.loop import Step
 from kquant.layers.nodes import Compressed, FakeQuant, observing
 from kquant.ops import find
@@ -92,14 +93,24 @@ def read(qmodel: keras.Model) -> Graph:
     return graph
 
 
-def places(graph: Graph) -> list[Place]:
-    """The layers whose weights are codes, in the order of the model, without those in loops (`step_places`)."""
+def places(graph: Graph, blocks: bool = False) -> list[Place]:
+    """The layers whose weights are codes, in the order of the model, without those in loops (`step_places`).
+
+    Args:
+        graph: of a quantized model.
+        blocks: those, too, whose codes have a scale for each block, which no integer kernel multiplies.
+    """
     calls: dict[int, list[Node]] = {}
     for node in graph.nodes:
-        if isinstance(node.op, Compressed) and node.op.spec is not None and node.op.spec.has_codes:
+        if isinstance(node.op, Compressed) and is_whole(node.op, blocks):
             calls.setdefault(id(node.op), []).append(node)
     made = [place_of(nodes, graph.consumers) for nodes in calls.values()]
     return [place for place in made if place is not None]
+
+
+def is_whole(op: Any, blocks: bool = False) -> bool:
+    """True for a layer whose weights are integers times scales; with `blocks` times scales of blocks, too."""
+    return has_codes(op) or (blocks and isinstance(op, Compressed) and op.spec is not None and op.spec.in_blocks)
 
 
 def place_of(calls: Sequence[Node], consumers: dict[int, list[Node]]) -> Place | None:

@@ -11,9 +11,8 @@ from collections.abc import Sequence
 import keras
 
 from kquant.graph.graph import Graph, Node
-from kquant.layers.kernel import has_codes
 from kquant.layers.loop import Loop
-from kquant.views.quantized_model import Place, place_of, places
+from kquant.views.quantized_model import Place, is_whole, place_of, places
 
 
 class StepTensor(keras.KerasTensor):
@@ -38,28 +37,29 @@ def host_of(node: Node) -> Node:
     return first.host if isinstance(first, StepTensor) else node
 
 
-def every_place(graph: Graph) -> list[Place]:
+def every_place(graph: Graph, blocks: bool = False) -> list[Place]:
     """The layers whose weights are codes, in the order of the model; a loop's stand where its first call does.
 
     Args:
         graph: of a quantized model, loops whole.
+        blocks: see `places`.
     """
     numbers = {id(node): n for n, node in enumerate(graph.nodes)}
     hosts: dict[int, list[Node]] = {}
     for node in graph.nodes:
         if isinstance(node.op, Loop):
             hosts.setdefault(id(node.op), []).append(node)
-    unordered = [*places(graph), *(place for calls in hosts.values() for place in _inside(calls))]
+    unordered = [*places(graph, blocks), *(place for calls in hosts.values() for place in _inside(calls, blocks))]
     return sorted(unordered, key=lambda place: numbers[id(host_of(place.calls[0]))])
 
 
-def _inside(hosts: Sequence[Node]) -> list[Place]:
+def _inside(hosts: Sequence[Node], blocks: bool) -> list[Place]:
     """Those in the step of one loop, each with its calls in every call of the loop."""
     loop: Loop = hosts[0].op
     step = Graph(loop.name, loop.step.inputs, loop.step.outputs, loop.nodes)
     calls: dict[int, list[Node]] = {}
     for node in step.nodes:
-        if has_codes(node.op):
+        if is_whole(node.op, blocks):
             calls.setdefault(id(node.op), []).append(node)
     made = [place_of(nodes, step.consumers) for nodes in calls.values()]
     return [_at_all_steps(place, hosts) for place in made if place is not None]
