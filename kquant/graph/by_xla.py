@@ -26,10 +26,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from kquant.graph.in_batches import DEFAULT_BATCH, rows_of
 from kquant.graph.keras_private import every_layer, losses_of_calls, mask_of, recorded_calls
 
 MANY = 256
-DEFAULT_BATCH = 32  # Keras'
 SAMPLES = 256  # of a batch that is made larger
 NUMBERS = 2**20  # at most so many in the largest tensor of such a batch
 POWERS = np.array([2**n for n in range(31)], np.int32)
@@ -74,13 +74,7 @@ def batches_of(x: Any, batch_size: int | None, steps: int | None = None) -> int 
     """
     if isinstance(x, tf.data.Dataset):
         return _batches_of_dataset(x, steps)
-    arrays = keras.tree.flatten(x)
-    if steps is not None or not arrays:
-        return 0
-    if not all(isinstance(a, np.ndarray | tf.Tensor) and len(a.shape) for a in arrays):
-        return 0
-    counts = {int(a.shape[0]) for a in arrays}
-    return math.ceil(counts.pop() / (batch_size or DEFAULT_BATCH)) if len(counts) == 1 else 0
+    return 0 if steps is not None else math.ceil(rows_of(x) / (batch_size or DEFAULT_BATCH))
 
 
 def _batches_of_dataset(data: tf.data.Dataset, steps: int | None) -> int | None:

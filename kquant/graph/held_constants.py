@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from kquant.core.beforehand import constants, in_constants
 from kquant.core.tables import for_xla
+from kquant.graph import in_batches
 from kquant.graph.by_xla import (
     MANY,
     Compiled,
@@ -28,6 +29,7 @@ from kquant.graph.by_xla import (
     may_compile,
     try_on_zeros,
 )
+from kquant.graph.in_batches import may_slice, rows_of
 
 CHANGES = 2  # of variables between two calls of a verb, after which its graph reads them
 JIT_COMPILE = 7  # number of that argument of `compile`
@@ -77,14 +79,18 @@ class HeldConstants(keras.Model):
         self, x: Any, batch_size: Any = None, verbose: Any = "auto", steps: Any = None, callbacks: Any = None
     ) -> Any:
         """Keras', with a graph that holds what variables hold, and by XLA where that pays (`graph/by_xla.py`)."""
-        arrays = not isinstance(x, tf.data.Dataset)
+        rows = rows_of(x) if steps is None else 0  # of arrays that can be sliced
+
+        def run(model: Any, size: Any, callbacks: Any = None) -> Any:
+            if rows and callbacks is None and may_slice(model):
+                return in_batches.predict(model, x, size, verbose)
+            return keras.Model.predict(model, x, size, verbose, steps, callbacks)
 
         def by_xla(twin: Any) -> Any:
-            many = batch_for(len(keras.tree.flatten(x)[0]), batch_size, largest(self, x)) if arrays else batch_size
-            return keras.Model.predict(twin, x, many, verbose, steps)
+            return run(twin, batch_for(rows, batch_size, largest(self, x)) if rows else batch_size)
 
         def by_graph(callbacks: Any) -> Any:
-            return keras.Model.predict(self, x, batch_size, verbose, steps, callbacks)
+            return run(self, batch_size, callbacks)
 
         with self._holding("predict_function", callbacks is None) as digest:
             if digest is None:
