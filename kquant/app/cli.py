@@ -17,7 +17,15 @@ import typer
 from typer.core import TyperGroup
 
 from kquant import __version__, targets
-from kquant.app import compress_command, detect_command, migrate_command, project_command, telling, view_command
+from kquant.app import (
+    collector,
+    compress_command,
+    detect_command,
+    migrate_command,
+    project_command,
+    telling,
+    view_command,
+)
 from kquant.app.options import (
     Data,
     Json,
@@ -350,6 +358,7 @@ def main() -> None:
     TensorFlow's C++ writes start-up lines to file descriptor 2. Python keeps the real standard error for messages and
     progress bars; TF_CPP_MIN_LOG_LEVEL=0 shows everything.
     """
+    collector.wait()
     if os.environ.get("TF_CPP_MIN_LOG_LEVEL") != "0":
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
         sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)

@@ -18,6 +18,7 @@ import numpy as np
 
 import kquant.layers.nodes
 import kquant.ops  # noqa: F401  both register kquant's layers with Keras, which `load_model` needs
+from kquant.app import collector
 from kquant.core.messages import absent
 from kquant.exporting.export_file import export
 from kquant.files import keras_files
@@ -66,7 +67,9 @@ def load_model(path: str | Path) -> keras.Model:
     """
     settle(Path(path).parent)  # a model and its file may be of two runs where one was killed
     with deep_graphs():
-        return keras_files.load(path)
+        model = keras_files.load(path)
+    collector.go_on()
+    return model
 
 
 def _shorten(text: str, width: int = 240) -> str:

@@ -1,5 +1,6 @@
 """The command: what it writes and prints, its exit codes, and what it says to those who ask for the wrong thing."""
 
+import gc
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ from typer.testing import CliRunner
 
 import kquant
 from kquant import targets
+from kquant.app import collector
 from kquant.app.cli import app
 from kquant.app.command_files import save_arrays
 
@@ -573,3 +575,21 @@ def test_outputs_of_any_name_go_to_a_file_of_arrays(tmp_path, name):
     with np.load(tmp_path / "outputs.npz") as held:
         assert set(held) == {name, "other"} and held["other"].dtype == np.int8
         np.testing.assert_array_equal(held[name], np.arange(6.0).reshape(2, 3))
+
+
+def test_the_collector_waits_until_the_model_is_there(work):
+    """What stays is not looked through again and again; what is made of the model is, as ever."""
+    own = gc.get_threshold()
+    code = "import gc, sys\nfrom kquant.app.cli import main\nsys.argv = ['kquant', 'recipes']\n"
+    code += "try:\n    main()\nfinally:\n    print(gc.get_threshold()[0])"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert told.stdout.splitlines()[-1] == str(collector.NEW_OBJECTS), "before anything is loaded"
+    assert kq("check", work / "tiny.keras").exit_code == 0
+    assert gc.get_freeze_count() == 0 and gc.get_threshold() == own, "nobody asked it to wait"
+    collector.wait()
+    try:
+        assert kq("check", work / "tiny.keras").exit_code == 0
+        assert gc.get_freeze_count() > 1000 and gc.get_threshold() == own
+    finally:
+        gc.unfreeze()
+        gc.set_threshold(*own)
