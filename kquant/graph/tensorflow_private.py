@@ -51,6 +51,22 @@ def operations_as_functions() -> contextlib.AbstractContextManager[None]:
     return _in_way(kernels=False)
 
 
+@tf.autograph.experimental.do_not_convert  # a loop of the user, which it converts, traces this too
+def is_traced_for_xla() -> bool:
+    """True where operations are made for XLA, or where that cannot be told: it has no kernels for some.
+
+    Relies on `control_flow_util.GraphOrParentsInXlaContext`, by which TensorFlow itself asks.
+
+    Example:
+        >>> asked = [tf.function(lambda: tf.constant(is_traced_for_xla()), jit_compile=jit) for jit in (None, True)]
+        >>> is_traced_for_xla(), *(bool(function()) for function in asked)
+        (False, False, True)
+    """
+    within: Any = importlib.import_module("tensorflow.python.ops.control_flow_util")
+    asks = getattr(within, "GraphOrParentsInXlaContext", None)
+    return asks is None or asks(tf.compat.v1.get_default_graph())
+
+
 @contextlib.contextmanager
 def _in_way(*, kernels: bool) -> Iterator[None]:
     switch, thread = _switch(), threading.get_ident()

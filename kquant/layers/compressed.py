@@ -11,7 +11,7 @@ import tensorflow as tf
 from kquant.core.beforehand import beforehand
 from kquant.core.checks import present
 from kquant.core.spec import QuantSpec
-from kquant.graph.precision import full_precision
+from kquant.graph.precision import HALF, full_precision
 from kquant.layers import transform as kernels
 from kquant.layers.carried import carried, carry
 from kquant.layers.conversion import refuse_conversion
@@ -359,7 +359,20 @@ class Compressed(Weighted):
 
     def _with(self, x: tf.Tensor, values: dict[str, tf.Tensor], call: Callable) -> tf.Tensor:
         """Call the layer with other values for some of its variables."""
-        return kernels.run_with(self.layer, values, call, x)
+        if call is not self.layer or not self._slow_in_half:
+            return kernels.run_with(self.layer, values, call, x)
+        with full_precision():
+            y = kernels.run_with(self.layer, values, self.layer.call, tf.cast(x, tf.float32))
+        return tf.cast(y, self.compute_dtype)
+
+    @property
+    def _slow_in_half(self) -> bool:
+        """True where sums of a mixed policy are taken in float32 all the same, and the outputs rounded as it says.
+
+        On processors the gradient of a depthwise convolution for its input takes 30 times as long in bfloat16.
+        """
+        depthwise = isinstance(self.layer, keras.layers.DepthwiseConv1D | keras.layers.DepthwiseConv2D)
+        return depthwise and self.compute_dtype in HALF and not tf.config.list_logical_devices("GPU")
 
     def _multiplied(
         self, x: tf.Tensor, unit: tf.Tensor, codes: tf.Tensor, scale: tf.Tensor, known: bool | tf.Tensor

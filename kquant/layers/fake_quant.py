@@ -227,7 +227,7 @@ class FakeQuant(keras.layers.Layer):
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Values rounded to the grid, by TensorFlow's fused kernel; `moved`: the range if it did."""
         numbers = self._numbers(encodings) if moved is None else encoded(moved.low, moved.high, self.spec)
-        quantized = rounded_through(y, tf.stop_gradient(numbers.low), tf.stop_gradient(numbers.high), self.spec)
+        quantized = rounded_through(y, numbers, self.spec)
         if self.spec.floating is not None:  # no codes: what reads it computes with the values, as without an encoding
             values = quantized if self.is_seen(encodings) else tf.where(self._seen(encodings), quantized, y)
             return values, tf.zeros(2)
@@ -309,10 +309,9 @@ class FakeQuant(keras.layers.Layer):
             return Ahead(encoding, None)
         if training and self.fixed is not None:  # as in `_in_training`
             return Ahead(encoding, lambda y: y)
-        ends = tf.stop_gradient(numbers.low), tf.stop_gradient(numbers.high)
 
         def rounded(y: tf.Tensor) -> tf.Tensor:
-            values = rounded_through(y, *ends, self.spec)
+            values = rounded_through(y, numbers, self.spec)
             return values if seen else tf.where(told, values, y)
 
         return Ahead(encoding, rounded)

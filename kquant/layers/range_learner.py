@@ -129,12 +129,10 @@ def _onto(layer: Any, ends: Ends, numbers: Numbers, steps: int, ahead: int = 0) 
         if learning is not True:
             pull = tf.where(learning, pull, tf.zeros_like(pull))
 
-    fixed = tf.stop_gradient(numbers.low), tf.stop_gradient(numbers.high)
-
     def onto(y: tf.Tensor) -> tf.Tensor:
         y = y if shift is None else y + shift
         if pull is None:
-            return rounded_through(y, *fixed, layer.spec)
+            return rounded_through(y, numbers, layer.spec)
         factor, inside = _gradient_scale(y, layer.spec, steps), layer.learning.ranges != "pact"
         stretch = tf.convert_to_tensor(layer.stretch)
         return learned_ranges.fused(y, stretch, numbers[:4], factor * pull, layer.spec, inside=inside)

@@ -7,7 +7,10 @@ from typing import Any
 import tensorflow as tf
 
 from kquant.arithmetic.low_float import nearest, scale_for
+from kquant.core.one_node import one_node
 from kquant.core.spec import QuantSpec
+from kquant.graph.tensorflow_private import is_traced_for_xla
+from kquant.layers.range_numbers import Numbers
 
 
 @tf.custom_gradient
@@ -23,17 +26,47 @@ def steps_through(y: tf.Tensor, steps: tf.Tensor, scale: tf.Tensor, low: tf.Tens
     return steps, gradient
 
 
-def rounded_through(y: tf.Tensor, low: tf.Tensor, high: tf.Tensor, spec: QuantSpec) -> tf.Tensor:
-    """Values on the grid between two ends; the gradient passes where nothing is clipped.
+def rounded_through(y: tf.Tensor, numbers: Numbers, spec: QuantSpec) -> tf.Tensor:
+    """Values on the grid; the gradient passes where nothing is clipped, and none reaches the grid.
 
     By TensorFlow's fused kernel, or as floats of few bits whose largest is the larger end.
     """
+    low, high = tf.stop_gradient(numbers.low), tf.stop_gradient(numbers.high)
     if spec.floating is not None:
         largest = tf.maximum(tf.abs(low), tf.abs(high))
         inside = tf.clip_by_value(y, -largest, largest)
         scale = scale_for(largest, spec.floating, power=False)
         return inside + tf.stop_gradient(nearest(inside / scale, spec.floating) * scale - inside)
-    # The ends are those of the grid, with 0 among its codes, so that the kernel has no zero point left to nudge. Its
-    # gradient sums for the ends too, which do not learn here: still one operation over the tensor, where a mask of two
-    # comparisons takes four.
-    return tf.quantization.fake_quant_with_min_max_vars(y, low, high, num_bits=spec.bits, narrow_range=spec.narrow)
+    bits: dict[str, Any] = {"num_bits": spec.bits, "narrow_range": spec.narrow}
+
+    @tf.custom_gradient
+    def rounded(y: tf.Tensor) -> Any:
+        # The ends are those of the grid, with 0 among its codes, so that the kernel has no zero point left to nudge.
+        values = tf.quantization.fake_quant_with_min_max_vars(y, low, high, **bits)
+        return values, lambda upstream: _where_inside(upstream, y, numbers, spec)
+
+    return rounded(y)
+
+
+def _where_inside(upstream: tf.Tensor, y: tf.Tensor, numbers: Numbers, spec: QuantSpec) -> tf.Tensor:
+    """The gradient of TensorFlow's fused kernel for its values, to the bit."""
+    low, high = numbers.low, numbers.high
+    if is_traced_for_xla():
+        bits: dict[str, Any] = {"num_bits": spec.bits, "narrow_range": spec.narrow}
+        return tf.quantization.fake_quant_with_min_max_vars_gradient(upstream, y, low, high, **bits)[0]
+    # That kernel goes over the tensor twice more, to sum for ends that do not learn here. The mask alone is in a kernel
+    # of another operation: one pass, where two comparisons, their conjunction and a product are four.
+    ends: Any = _ends_of_kernel(low, high, numbers.zero_point, spec)
+    passing: Any = tf.raw_ops.QuantizeAndDequantizeV4Grad
+    return passing(gradients=upstream, input=y, input_min=ends[0], input_max=ends[1])[0]
+
+
+@one_node
+def _ends_of_kernel(low: tf.Tensor, high: tf.Tensor, zero_point: tf.Tensor, spec: QuantSpec) -> tuple[tf.Tensor, ...]:
+    """The ends as the fused kernel computes them from those that it is given, which can be a float's last place off.
+
+    Of `Nudge` in TensorFlow's `fake_quant_ops_functor.h`: the scale anew, and both ends whole steps of it from 0.
+    """
+    # Grappler would make a division by a constant a product with its reciprocal, which rounds otherwise.
+    scale = tf.math.divide_no_nan(high - low, float(spec.high - spec.low))
+    return (spec.low - zero_point) * scale, (spec.high - zero_point) * scale
