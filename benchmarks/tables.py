@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.peers.coverage.table import coverage
 from kquant.files.atomic import write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -129,7 +130,8 @@ def _grown(measured: dict[str, Any], kind: str, before: str | None, depth: str, 
     return "" if before is None else f"{rows[depth]['all'] / rows[before]['all']:.2f}"
 
 
-TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
+TABLES: dict[str, Callable[[Any], str]] = {
+    "coverage": coverage,
     "ptq_time": ptq,
     "train_time": training,
     "predict_time": predicting,
@@ -147,15 +149,20 @@ def made(name: str) -> str:
     return TABLES[name](json.loads((RESULTS / f"{name}.json").read_text()))
 
 
-def main() -> None:
+def put() -> None:
     """Put every table where its marks are."""
-    argparse.ArgumentParser(description=__doc__).parse_args()
     page = PAGE.read_text()
     for name in TABLES:
         start, end = marks(name)
         before, rest = page.split(start)
         page = f"{before}{start}\n\n{made(name)}\n\n{end}{rest.split(end, 1)[1]}"
     write_atomically(PAGE, page.encode(), "benchmarks.tables")
+
+
+def main() -> None:
+    """Parse and run."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    put()
 
 
 if __name__ == "__main__":

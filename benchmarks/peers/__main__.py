@@ -147,7 +147,6 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("build/peers"), help="of environments, tasks and files")
     parser.add_argument("--again", action="store_true", help="fill rows that are there already")
     parser.add_argument("--times", action="store_true", help="fill no rows; latencies of the files that lie there")
-    parser.add_argument("--coverage", action="store_true", help="also of every layer; half an hour")
     parser.add_argument("--tables", action="store_true", help="write the tables and measure nothing")
     args = parser.parse_args()
     if not args.tables:
@@ -159,10 +158,6 @@ def main() -> None:
             if unknown := set(chosen[what]) - set(known):
                 parser.error(f"no such {what} here: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
         seeds = tuple(int(seed) for seed in args.seeds.split(","))
-        if args.coverage:
-            from benchmarks.peers.coverage import measure
-
-            store.write({**store.read(), "coverage": measure(args.folder.resolve())})
         run(Wanted(seeds=seeds, again=args.again, times=args.times, **chosen), args.folder.resolve())
     tables.write(store.read())
 

@@ -168,24 +168,7 @@ def page(results: Mapping[str, Any]) -> str:
             parts.append(f"### {GROUPS[group]}\n\n{_table(task, ways, _columns(task, group in TRAINED))}")
             told = [loss for loss in found if (loss.task, loss.group) == (name, group)]
             parts += [f"{_told(told)}\n"] if told else []
-    if "coverage" in results:
-        parts.append(_coverage(results["coverage"]))
     return "\n".join(parts)
-
-
-def _coverage(found: Mapping[str, Any]) -> str:
-    """Of how many models of one or a few layers a tool makes a file of integers."""
-    lines = ["| | integer | float operators left | no file, or none that LiteRT runs |", "| --- | --- | --- | --- |"]
-    for name, tool in tools().items():
-        if name in found:
-            counts = [str(found[name].get(verdict, 0)) for verdict in ("integer", "float", "none")]
-            lines.append(f"| {tool.title} | {' | '.join(counts)} |")
-    return (
-        f"## Coverage\n\n{found['models']} models of one or a few layers, the examples of kquant's own rules, so the "
-        "count flatters kquant:\nwhat no rule has an example of is not in it. Names are in the JSON.\n\n"
-        + "\n".join(lines)
-        + "\n"
-    )
 
 
 def _title(name: str) -> str:

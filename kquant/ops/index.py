@@ -164,7 +164,7 @@ def _getitem(op: Any, make: Make, x: Any, key: Any) -> Any:
 
 def _items(op: Any, key: Any, rank: int) -> list[Any]:
     """One entry for each axis of the tensor and each new one; the ellipsis spelled out."""
-    items = list(key) if isinstance(key, tuple) else [key]
+    items = list(key) if isinstance(key, tuple) or _was_tuple(key) else [key]
     items = [_item(op, item) for item in items]
     if sum(isinstance(item, list) for item in items) > 1:
         raise ValueError(f"{op.name} (GetItem): several lists of indices at once; index one axis after another.")
@@ -173,6 +173,11 @@ def _items(op: Any, key: Any, rank: int) -> list[Any]:
     used = sum(item is not None and item is not Ellipsis for item in items)
     where = next((i for i, item in enumerate(items) if item is Ellipsis), len(items))
     return [*items[:where], *[slice(None)] * (rank - used), *items[where + 1 :]]
+
+
+def _was_tuple(key: Any) -> bool:
+    """A key of a loaded model: Keras' files have lists in the place of tuples; positions alone are a list of them."""
+    return isinstance(key, list) and any(item is None or item is Ellipsis or isinstance(item, slice) for item in key)
 
 
 def _item(op: Any, item: Any) -> Any:

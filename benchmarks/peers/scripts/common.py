@@ -84,37 +84,41 @@ def augmented(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return moved
 
 
-def convert_int8(tf: Any, model: Any, calibration: np.ndarray) -> bytes:
-    """TensorFlow's full-integer conversion of a Keras 2 model (tf_keras)."""
+def convert_int8(tf: Any, model: Any, *calibration: np.ndarray) -> bytes:
+    """TensorFlow's full-integer conversion of a Keras 2 model (tf_keras); an array for each input."""
     converter = tf.lite.TFLiteConverter.from_keras_model(model)
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    converter.representative_dataset = lambda: ([x[None].astype("float32")] for x in calibration)
+    arrays = [array.astype("float32") for array in calibration]
+    converter.representative_dataset = lambda: ([a[n : n + 1] for a in arrays] for n in range(len(arrays[0])))
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
     converter.inference_input_type = converter.inference_output_type = tf.int8
     return converter.convert()
 
 
-def cover(one: Callable[[Path, list[np.ndarray]], bytes]) -> Way:
+def cover(one: Callable[[Path, list[np.ndarray]], bytes], ending: str = "tflite") -> Way:
     """A file of every model in a folder of folders: OUT/NAME.tflite, or NAME.txt with what the tool said.
 
-    A tool may end the process. Whoever starts it again finds the model that it began and did not finish.
+    A tool may end the process. Who starts it again (the same process) finds the model that was begun and not finished;
+    one that begins anew tries that model again.
     """
 
     def make(task: Task, out: Path, seed: int) -> Callable[[], dict[str, Any]]:
         def run() -> dict[str, Any]:
             for folder in sorted(path for path in task.folder.iterdir() if path.is_dir()):
-                file, said, begun = (out / f"{folder.name}.{end}" for end in ("tflite", "txt", "begun"))
+                file, said, begun = (out / f"{folder.name}.{end}" for end in (ending, "txt", "begun"))
                 if file.is_file() or said.is_file():
                     continue
-                if begun.is_file():
+                if begun.is_file() and begun.read_text() == str(os.getppid()):
                     said.write_text("the process ended")
                     continue
-                begun.touch()
+                begun.write_text(str(os.getppid()))
                 held = np.load(folder / "calibration.npz")
                 try:
-                    file.write_bytes(one(folder, [held[name] for name in sorted(held.files)]))
+                    content = one(folder, [held[name] for name in sorted(held.files)])
                 except Exception as error:  # noqa: BLE001  whatever a tool raises is its answer
                     said.write_text(f"{type(error).__name__}: {str(error).strip()}"[:300])
+                else:
+                    file.write_bytes(content)
             return {}
 
         return run

@@ -65,6 +65,7 @@ TYPES = {
 
 def one(folder: Path, data: list[Any]) -> bytes:
     """A full-integer file of a model with any number of inputs."""
+    keras.backend.clear_session()
     model = keras.models.load_model(folder / "float.keras")
     specs = [tf.TensorSpec((1, *t.shape[1:]), t.dtype) for t in model.inputs]
     function = tf.function(lambda *x: model(keras.tree.pack_sequence_as(model.input, list(x)), training=False))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
-from common import Task, main
+from common import Task, cover, main
 
 
 def quantize(task: Task, out: Path, seed: int) -> Callable[[], dict[str, Any]]:
@@ -23,5 +24,21 @@ def quantize(task: Task, out: Path, seed: int) -> Callable[[], dict[str, Any]]:
     return run
 
 
+def one(folder: Path, data: list[np.ndarray]) -> bytes:
+    """How many kernels it makes integers of, in Keras: weights of two axes or more."""
+    keras.backend.clear_session()
+    model = keras.models.load_model(folder / "float.keras")
+    kernels = sum(_is_kernel(v) for v in model.variables)
+    if kernels:  # without one it raises
+        model.quantize("int8")
+    left = sum(_is_kernel(v) for v in model.variables)
+    return json.dumps({"kernels": kernels, "quantized": kernels - left}).encode()
+
+
+def _is_kernel(variable: Any) -> bool:
+    # scales of channels are floats of one axis
+    return "float" in variable.dtype and sum(side > 1 for side in variable.shape) > 1
+
+
 if __name__ == "__main__":
-    main({"int8": quantize})
+    main({"cover": cover(one, "json"), "int8": quantize})

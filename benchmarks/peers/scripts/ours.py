@@ -77,6 +77,7 @@ def both(model: Any) -> Any:
 
 def one(folder: Path, data: list[np.ndarray]) -> bytes:
     """A file for LiteRT, run there before the call returns."""
+    keras.backend.clear_session()
     model = keras.models.load_model(folder / "float.keras")
     kquant.compress(model, data if len(data) > 1 else data[0], path=folder / "ours.tflite", verbose=False)
     return (folder / "ours.tflite").read_bytes()

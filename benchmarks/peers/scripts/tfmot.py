@@ -10,11 +10,12 @@ from collections.abc import Callable  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
+import keras2  # noqa: E402
 import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 import tensorflow_model_optimization as tfmot  # noqa: E402
 import tf_keras  # noqa: E402
-from common import BATCH, Task, Way, convert_int8, fit, main  # noqa: E402
+from common import BATCH, Task, Way, convert_int8, cover, fit, main  # noqa: E402
 from tensorflow_model_optimization.python.core.clustering.keras.experimental import cluster as clustering  # noqa: E402
 
 quantization, sparsity = tfmot.quantization.keras, tfmot.sparsity.keras
@@ -74,9 +75,17 @@ def way(prepare: Callable | None, scheme: str = "") -> Way:
     return make
 
 
+def one(folder: Path, data: list[np.ndarray]) -> bytes:
+    """Quantized as for training, then converted; the model rebuilt in Keras 2, weights random."""
+    tf_keras.backend.clear_session()
+    model = keras2.model_of(tf_keras, folder)
+    return convert_int8(tf, quantization.quantize_model(model), *data)
+
+
 if __name__ == "__main__":
     main(
         {
+            "cover": cover(one),
             "qat": way(None, "qat"),
             "prune": way(pruned),
             "cluster": way(clustered),
