@@ -74,6 +74,9 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
         raise typer.Exit
 
 
+GoesOn = Annotated[Path | None, typer.Option("--folder", help="For what was measured, to go on from there")]
+
+
 @app.command()
 @refusing
 def analyze(
@@ -86,7 +89,7 @@ def analyze(
     apply: Annotated[
         Path | None, typer.Option("--apply", help="Write the recipe with the remedy that gains most to this .toml file")
     ] = None,
-    folder: Annotated[Path | None, typer.Option("--folder", help="For what was measured, to go on from there")] = None,
+    folder: GoesOn = None,
     scale: Scale = 1.0,  # type: ignore[assignment]
     limit: Limit = 256,
     as_json: Json = False,
@@ -190,6 +193,7 @@ def scan(
         Path | None, typer.Option("--path", help="Write the proposal as a recipe to this .toml file")
     ] = None,
     recipe: Annotated[str, typer.Option("--recipe", help="What else that recipe says")] = "prune50-int8",
+    folder: GoesOn = None,
     scale: Scale = 1.0,  # type: ignore[assignment]
     limit: Limit = 256,
     as_json: Json = False,
@@ -210,7 +214,7 @@ def scan(
     if labels is not None:
         accuracy = top1(command_files.load_labels(labels, limit=limit))
         judge = {"evaluate": lambda m: accuracy(m.predict(arrays, verbose=0))}
-    options = {"sparsity": sparsity, "structure": structure, "limit": limit}
+    options = {"sparsity": sparsity, "structure": structure, "limit": limit, "folder": folder}
     proposal = scan_sparsity(keras_model, **judge, **options, verbose=_bars(as_json))
     if path is not None:
         write_atomically(path, recipes.recipe_to_toml(proposal.to_recipe(base)).encode(), "scan")

@@ -247,11 +247,13 @@ def score_of(evaluate: Callable[[keras.Model], float], model: keras.Model, which
 
 def _ladder(search: _Search, base: Recipe) -> Iterator[tuple[str, Recipe]]:
     """The rungs; each reads what is the best so far when its turn comes."""
+    is_static = base.mode == "static"
+    ranges = [(f"{observer} ranges", _observing(base, observer)) for observer in _others(base) if is_static]
+    # the first rung is measured here, since what it raises is the caller's to see; the next ones meanwhile elsewhere
+    search.ahead([*ranges, ("equalization", _with_steps(base, "equalize", before=RANGES))] if is_static else [])
     yield f"as given ({base.name})", base
-    if base.mode != "static":
+    if not is_static:
         return
-    ranges = [(f"{observer} ranges", _observing(search.recipe, observer)) for observer in _others(base)]
-    search.ahead([*ranges, ("equalization", _with_steps(search.recipe, "equalize", before=RANGES))])
     yield from ranges
     yield "equalization", _with_steps(search.recipe, "equalize", before=RANGES)
     # each of the next two starts from here, whatever the other one gains

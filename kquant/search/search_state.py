@@ -17,7 +17,7 @@ FIRST = 32  # samples that data are recognized by
 
 
 def search_state(
-    folder: str | Path | None, file: str, who: str, model: keras.Model, data: Any, recipe: Recipe, **options: Any
+    folder: str | Path | None, file: str, who: str, model: keras.Model, data: Any, recipe: Recipe | None, **options: Any
 ) -> Kept:
     """The state of an earlier call of the same search; an empty one where there is none.
 
@@ -27,7 +27,7 @@ def search_state(
         who: the verb.
         model: the float model.
         data: its samples, of which the first tell.
-        recipe: that the search starts from.
+        recipe: that the search starts from; None where it starts from none.
         options: what else the results depend on, as JSON takes it.
 
     Returns:
@@ -41,7 +41,7 @@ def search_state(
     search = {
         "model": model.name,
         "weights": fingerprint(model.get_weights()),
-        "recipe": recipe.name,
+        **({} if recipe is None else {"recipe": recipe.name}),
         # one batch: all data may be dear to make, or endless
         "data": None if data is None else fingerprint(gather(model, data, Batches(1, FIRST))),
         **options,

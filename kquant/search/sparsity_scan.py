@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import keras
 import numpy as np
@@ -20,6 +20,7 @@ from kquant.core.progress import tqdm
 from kquant.core.renamed import renamed
 from kquant.core.result import Result
 from kquant.core.table import Table
+from kquant.files.destination import check_folder
 from kquant.graph.given_model import check_finite
 from kquant.graph.keras_private import every_layer
 from kquant.layers.transform import apply
@@ -32,8 +33,11 @@ from kquant.ops.position import found_or_whole
 from kquant.recipe import recipe as recipes
 from kquant.recipe.pruning_section import Pruning, structure_name
 from kquant.recipe.recipe import Recipe
+from kquant.search.search_state import rounded, search_state
 from kquant.shrink.by_score import finite
 from kquant.views.quantized_model import is_quantized
+
+LEVELS = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95)
 
 
 @dataclass(frozen=True)
@@ -129,18 +133,55 @@ class SparsityScan(Result):
         return f"each layer alone: {self.unit}\n{self.table}"
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What pruning a layer alone gave, at each sparsity: `evaluate`'s value, or noise over signal of the outputs."""
+
+    layer: str
+    values: list[float]
+
+
+class ScanElsewhere(Protocol):
+    """Measures layers in other processes."""
+
+    def measured(
+        self, model: keras.Model, inputs: list[np.ndarray] | None, wanted: Wanted, layers: Sequence[str]
+    ) -> Iterator[Measured]:
+        """A row for each layer, in any order; `inputs` are the samples, where the outputs judge."""
+        ...
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Arguments of `scan_sparsity`: the sparsities ascending, the structure by its name."""
+
+    levels: tuple[float, ...]
+    sparsity: float
+    structure: str
+    depthwise: bool
+    protect: tuple[str, ...]
+    limit: int | None
+    folder: str | Path | None
+
+    def check(self, data: Any, evaluate: Any) -> None:
+        """Refuse what can be refused before anything runs."""
+        _check(data, evaluate, self.levels, self.sparsity, self.structure)
+        check_folder(self.folder, "scan_sparsity", "search")
+
+
 @renamed
 def scan_sparsity(
     model: keras.Model,
     data: Any = None,
     *,
     evaluate: Callable[[keras.Model], float] | None = None,
-    sparsities: Sequence[float] = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95),
+    sparsities: Sequence[float] = LEVELS,
     sparsity: float = 0.5,
     structure: str | tuple[int, int] = "unstructured",
     depthwise: bool = False,
     protect: str | Sequence[str] = (),
     limit: int | None = 256,
+    folder: str | Path | None = None,
     verbose: bool = True,
 ) -> SparsityScan:
     """Prune each layer alone, without training, and propose a sparsity for each that makes the target in total.
@@ -160,6 +201,8 @@ def scan_sparsity(
         depthwise: scan depthwise kernels too.
         protect: patterns of names of layers to leave dense.
         limit: use at most this many samples of the data; None: all.
+        folder: keep finished layers there, in scan.json; the same call, with data in the same order, goes on where it
+            was stopped. Another `sparsity` is proposed of the same rows.
         verbose: show a progress bar.
 
     Returns:
@@ -167,7 +210,7 @@ def scan_sparsity(
 
     Raises:
         ValueError: neither or both of data and evaluate, a target that the sparsities cannot make, a structure that
-            fixes the sparsity, a quantized model.
+            fixes the sparsity, a quantized model, or a folder of another search.
 
     Example:
         >>> model = keras.Sequential([keras.Input((16,)), keras.layers.Dense(32, name="a"), keras.layers.Dense(4)])
@@ -178,26 +221,62 @@ def scan_sparsity(
 
     Source: Li et al., arXiv:1608.08710, section 3.2 (sensitivity of each layer alone).
     """
-    levels = tuple(sorted({float(s) for s in sparsities}))
-    structure = str(structure_name(structure))
+    wanted = wanted_of(sparsities, sparsity, structure, depthwise, protect, limit, folder)
+    return scanned(model, data, evaluate, wanted, verbose=verbose)
+
+
+def wanted_of(
+    sparsities: Sequence[float],
+    sparsity: float,
+    structure: str | tuple[int, int],
+    depthwise: bool,
+    protect: str | Sequence[str],
+    limit: int | None,
+    folder: str | Path | None,
+) -> Wanted:
+    """What a caller gave, in one form; see `scan_sparsity`."""
+    levels, patterns = tuple(sorted({float(s) for s in sparsities})), tuple(patterns_of(protect))
+    return Wanted(levels, sparsity, str(structure_name(structure)), depthwise, patterns, limit, folder)
+
+
+def scanned(
+    model: keras.Model,
+    data: Any,
+    evaluate: Callable[[keras.Model], float] | None,
+    wanted: Wanted,
+    elsewhere: ScanElsewhere | None = None,
+    *,
+    verbose: bool,
+) -> SparsityScan:
+    """See `scan_sparsity`.
+
+    Args:
+        model: see there.
+        data: see there.
+        evaluate: see there.
+        wanted: see there.
+        elsewhere: who measures the layers; None: this process.
+        verbose: see there.
+    """
     _check_float(model)
-    _check(data, evaluate, levels, sparsity, structure)
-    # one model for the whole scan: masks are set and taken back in it
-    copy, protect = wrapped(model), patterns_of(protect)
-    settings = settings_of(sparsity, {"structure": structure, "depthwise": depthwise}, protect=protect)
-    check_patterns("scan_sparsity", protect, sites(copy))
-    by_layer = _by_layer([_trial(each) for each in targets_of(copy, settings)])
-    measure, dense = _measure(copy, data, evaluate, limit)
-    values: dict[str, list[float]] = {name: [] for name in by_layer}
-    with tqdm(desc="scan", unit="model", total=len(by_layer) * len(levels), disable=not verbose) as bar:
-        for name, trials in by_layer.items():
-            for level in levels:
-                _set(trials, level, structure)
-                values[name].append(measure())
-                bar.update()
-            # dense again, as each layer is judged alone
-            _set(trials, 0.0, "unstructured")
-    return replace(_result(by_layer, values, levels, sparsity, dense), structure=structure)
+    wanted.check(data, evaluate)
+    scan = Scan(model, None if data is None else gather(model, data, wanted.limit), evaluate, wanted)
+    dense = None if evaluate is None else scan.judged()  # the masks are all ones still
+    # what the rows depend on; the sparsity of the proposal they do not
+    options: dict[str, Any] = {"sparsities": list(wanted.levels), "protect": list(wanted.protect)}
+    options |= {"structure": wanted.structure, "depthwise": wanted.depthwise, "limit": wanted.limit}
+    options |= {"dense": None if dense is None else rounded(dense)}
+    kept = search_state(wanted.folder, "scan.json", "scan_sparsity", model, data, None, **options)
+    rows = [row for row in kept.rows("layers", Measured) if row.layer in scan.by_layer]
+    left = [name for name in scan.by_layer if name not in {row.layer for row in rows}]
+    done = map(scan.measured, left) if elsewhere is None else elsewhere.measured(model, scan.inputs, wanted, left)
+    total = len(scan.by_layer)
+    for row in tqdm(done, desc="scan", unit="layer", total=total, initial=len(rows), disable=not verbose):
+        rows.append(row)
+        kept.store(layers=rows)
+    values = {row.layer: row.values for row in rows}
+    in_order = {name: values[name] for name in scan.by_layer}
+    return replace(_result(scan.by_layer, in_order, wanted.levels, wanted.sparsity, dense), structure=wanted.structure)
 
 
 def _check(data: Any, evaluate: Any, levels: Sequence[float], target: float, structure: str) -> None:
@@ -253,23 +332,59 @@ def _set(trials: Sequence[Trial], level: float, structure: str) -> None:
         each.mask.mask.assign(choose(each.scores, level, structure_of(structure), each.target.axes, "mean"))
 
 
-def _measure(
-    model: keras.Model, data: Any, evaluate: Callable[[keras.Model], float] | None, limit: int | None
-) -> tuple[Callable[[], float], float | None]:
-    """A function that judges the model as it is now; and what `evaluate` says of the dense one."""
-    if evaluate is not None:
-        # the masks are all ones still
-        return lambda: finite(evaluate(model)), finite(evaluate(model))
-    inputs = [tf.constant(x) for x in gather(model, data, limit)]
+class Scan:
+    """One model for a whole scan: masks are set and taken back in it.
+
+    Args:
+        model: the float model, which stays as it was.
+        inputs: the samples, one array for each input, where the outputs judge.
+        evaluate: see `scan_sparsity`.
+        wanted: likewise.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        inputs: list[np.ndarray] | None,
+        evaluate: Callable[[keras.Model], float] | None,
+        wanted: Wanted,
+    ) -> None:
+        self.inputs, self.evaluate, self.wanted = inputs, evaluate, wanted
+        self.copy = wrapped(model)
+        more = {"structure": wanted.structure, "depthwise": wanted.depthwise}
+        settings = settings_of(wanted.sparsity, more, protect=wanted.protect)
+        check_patterns("scan_sparsity", wanted.protect, sites(self.copy))
+        self.by_layer = _by_layer([_trial(each) for each in targets_of(self.copy, settings)])
+        self._noise = None if inputs is None else _noise_of(self.copy, inputs)
+
+    def measured(self, layer: str) -> Measured:
+        """The row of a layer, which is dense again behind it, as each is judged alone."""
+        trials, values = self.by_layer[layer], list[float]()
+        for level in self.wanted.levels:
+            _set(trials, level, self.wanted.structure)
+            values.append(self.judged())
+        _set(trials, 0.0, "unstructured")
+        return Measured(layer, values)
+
+    def judged(self) -> float:
+        """The model as it is now."""
+        if self._noise is not None:
+            return self._noise()
+        return finite(self.evaluate(self.copy)) if self.evaluate is not None else 0.0
+
+
+def _noise_of(model: keras.Model, inputs: list[np.ndarray]) -> Callable[[], float]:
+    """A function that compares what the model computes with what it computed when this was called."""
+    tensors = [tf.constant(x) for x in inputs]
     # traced once: masks are variables, which the graph reads anew at every call
-    call = tf.function(lambda: model(tf.nest.pack_sequence_as(model.input, inputs), training=False), autograph=False)
+    call = tf.function(lambda: model(tf.nest.pack_sequence_as(model.input, tensors), training=False), autograph=False)
     dense, counted = [np.asarray(y) for y in keras.tree.flatten(call())], found_or_whole(model)
 
     def noise() -> float:
         outputs = keras.tree.flatten(call())
         return float(np.mean([noise.ratio for noise in noises_of(counted, dense, outputs)]))
 
-    return noise, None
+    return noise
 
 
 def _result(

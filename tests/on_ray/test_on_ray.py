@@ -224,3 +224,17 @@ def test_analyze_measures_the_same(cluster: None, judged: bool, tmp_path: Path) 
     many = kquant.on_ray.analyze(q, X, metric, verbose=False)
     assert any(finding.tried for finding in alone.findings) and alone.layers[0].sensitivity is not None
     assert (tmp_path / "killed").exists() == judged and report.to_json(many) == report.to_json(alone)
+
+
+@needs_ray
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("judged", [False, True])
+def test_a_scan_measures_the_same(cluster: None, judged: bool, tmp_path: Path) -> None:
+    FLOAT[:] = [model().predict(X, verbose=0).astype(np.float64)]
+    score = Fatal(sqnr, str(tmp_path / "killed")) if judged else None
+    given: dict[str, Any] = {"data": None if judged else X, "evaluate": score, "verbose": False}
+    alone = kquant.scan_sparsity(model(), **given)
+    many = kquant.on_ray.scan_sparsity(model(), **given, folder=tmp_path / "kept")
+    assert len(many.layers) == 2 and many == alone and (tmp_path / "killed").exists() == judged
+    assert kquant.on_ray.scan_sparsity(model(), **given, folder=tmp_path / "kept") == alone

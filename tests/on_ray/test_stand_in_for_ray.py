@@ -69,7 +69,9 @@ def ray(monkeypatch: pytest.MonkeyPatch) -> StandIn:
     return stand_in
 
 
-def net() -> keras.Model:
+def net(seed: int | None = None) -> keras.Model:
+    if seed is not None:
+        keras.utils.set_random_seed(seed)
     return keras.Sequential([keras.Input((4,), name="x"), keras.layers.Dense(2, name="head")], name="net")
 
 
@@ -173,3 +175,25 @@ def test_a_folder_that_cannot_be_used_is_refused_first(ray: StandIn, tmp_path: P
     for verb in ("autotune", "mixed_precision"):
         with pytest.raises(ValueError, match=rf"^{verb}: .*file cannot be written: File exists"):
             getattr(kquant, verb)(net(), X, folder=tmp_path / "file", **calls[verb])
+
+
+def test_a_scan_asks_for_a_task_a_layer_and_goes_on(ray: StandIn, tmp_path: Path) -> None:
+    given: dict[str, Any] = {"sparsities": (0.5,), "sparsity": 0.4, "verbose": False}
+    alone = kquant.scan_sparsity(net(seed=0), X, **given)
+    assert kquant.on_ray.scan_sparsity(net(seed=0), X, folder=tmp_path, **given) == alone
+    assert [arguments[-1] for arguments in ray.begun] == ["head"]
+    assert kquant.scan_sparsity(net(seed=0), X, folder=tmp_path, **given) == alone, "here as there"
+    assert kquant.on_ray.scan_sparsity(net(seed=0), X, folder=tmp_path, **given) == alone and len(ray.begun) == 1
+
+
+def test_the_observers_are_begun_before_the_first_rung(ray: StandIn) -> None:
+    seen: list[int] = []
+
+    def evaluate(_: keras.Model) -> float:
+        seen.append(len(ray.begun))
+        return 1.0
+
+    ray.put = lambda value: value  # type: ignore[method-assign]  a function of a test does not pickle
+    tuned = kquant.on_ray.autotune(net(), X, evaluate, verbose=False)
+    assert seen == [0, 4] and [arguments[3] for arguments in ray.begun][-1] == "equalization"
+    assert tuned.ok and len(tuned.rungs) == 1 and len(ray.cancelled) == 4

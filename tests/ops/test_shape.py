@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import kquant
+from kquant.ops.expansion import expand
 from kquant.ops.shape import merged_axes
 
 
@@ -55,3 +56,23 @@ def test_what_cannot_be_merged_is_refused_and_its_remedy_works() -> None:
     x = np.random.default_rng(0).normal(size=(2, *image.shape[1:]))
     assert np.array_equal(*model.predict(x, verbose=0))
     kquant.quantize(keras.Model(image, steps), target="tflm")
+
+
+KEYS = {
+    "last step": (slice(None), -1),
+    "every second": (slice(None), slice(None, None, 2)),
+    "new axis": (slice(None), None, slice(1, 3)),
+    "from the end": (Ellipsis, 0),
+}
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_an_index_of_a_loaded_model_is_that_of_the_saved_one(name: str, tmp_path) -> None:
+    """Keras' files have no tuples: `x[:, -1]` comes back as a list."""
+    series = keras.Input((6, 4))
+    model = keras.Model(series, keras.layers.Dense(2)(series[KEYS[name]]))
+    model.save(tmp_path / "m.keras")
+    x = np.random.default_rng(0).normal(size=(8, 6, 4)).astype("float32")
+    loaded = expand(keras.models.load_model(tmp_path / "m.keras"))
+    np.testing.assert_array_equal(loaded(x), expand(model)(x))
+    np.testing.assert_allclose(loaded(x), model(x), rtol=1e-6)
