@@ -54,7 +54,7 @@ def measure(of: str, tool: str, folder: Path) -> dict[str, Any]:
 
 
 def verdict(out: Path, name: str) -> dict[str, Any]:
-    """What came of one model: a file of integers, of floats, none; of Keras' quantize how many kernels are integers.
+    """What came of one model: a file of integers, of floats, none, not asked; of Keras' quantize how many kernels it took.
 
     Args:
         out: where the tool left NAME.tflite, NAME.json or NAME.txt.
@@ -65,7 +65,7 @@ def verdict(out: Path, name: str) -> dict[str, Any]:
     path = out / f"{name}.tflite"
     if not path.is_file():
         said = (out / f"{name}.txt").read_text() if (out / f"{name}.txt").is_file() else "the process ended"
-        return {"verdict": "none", "why": " ".join(said.split())[:200]}
+        return {"verdict": "untried" if said.startswith("NotRebuilt") else "none", "why": " ".join(said.split())[:200]}
     content = path.read_bytes()
     file = read_model(content)
     try:

@@ -57,7 +57,8 @@ def _count(rows: Mapping[str, Any] | None) -> str:
         return "-"
     if any(row["verdict"] == "keras" for row in rows.values()):
         return f"0; in Keras {sum(_in_keras(row) for row in rows.values())}"
-    return str(sum(row["verdict"] == "integer" for row in rows.values()))
+    asked = [row["verdict"] for row in rows.values() if row["verdict"] != "untried"]
+    return f"{asked.count('integer')}{'' if len(asked) == len(rows) else f' of {len(asked)}'}"
 
 
 def _in_keras(row: Mapping[str, Any]) -> bool:
@@ -73,7 +74,7 @@ def _rows(of: str, tested: Mapping[str, Any]) -> str:
 
 def _cell(row: Mapping[str, Any] | None) -> str:
     """The verdict of one tool on one model."""
-    if row is None:
+    if row is None or row["verdict"] == "untried":
         return "-"
     if row["verdict"] == "integer":
         return f"{row['bytes']:,} bytes"

@@ -8,17 +8,30 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+LEFT_OUT = ("Rescaling",)  # tfmot refuses every model with one; whoever uses it scales images before
+
+
+class NotRebuilt(Exception):
+    """Keras 2 has no such layer or operation, or not as it is set: the tool was not asked."""
+
 
 def model_of(keras: Any, folder: Path) -> Any:
-    """The model of `folder/float.keras` in Keras 2.
+    """The model of `folder/float.keras` in Keras 2, without layers of `LEFT_OUT`.
 
     Args:
         keras: tf_keras.
         folder: with `application.json`, too, where Keras 2 has the whole architecture.
 
     Raises:
-        ValueError: Keras 2 has no such layer, or not as it is set.
+        NotRebuilt: it cannot be built there.
     """
+    try:
+        return _built(keras, folder)
+    except Exception as error:
+        raise NotRebuilt(f"{type(error).__name__}: {error}") from error
+
+
+def _built(keras: Any, folder: Path) -> Any:
     whole = folder / "application.json"
     if whole.is_file():
         told = json.loads(whole.read_text())
@@ -81,8 +94,10 @@ def _layer(keras: Any, entry: dict[str, Any]) -> Any:
     """A layer with what of its settings Keras 2 knows, too."""
     name, config = entry["class_name"], dict(entry["config"])
     made = getattr(keras.layers, name, None)
-    if made is None or not entry.get("module", "").startswith("keras"):
+    if made is None or entry.get("module") != "keras.layers":  # keras.ops has an Add, too
         raise ValueError(f"Keras 2 has no layer {name}")
+    if name in LEFT_OUT:
+        return keras.layers.Activation("linear", name=config["name"])
     if name == "InputLayer":
         return made(input_shape=tuple(config["batch_shape"][1:]), dtype=config["dtype"], name=config["name"])
     known = {key for kind in made.__mro__ if kind is not object for key in inspect.signature(kind.__init__).parameters}
