@@ -54,7 +54,7 @@ def measure(of: str, tool: str, folder: Path) -> dict[str, Any]:
 
 
 def verdict(out: Path, name: str) -> dict[str, Any]:
-    """What came of one model: a file of integers, of floats, none, not asked; of Keras' quantize how many kernels it took.
+    """What came of one model: a file of integers, of floats, none, not asked; in Keras, how many kernels are integers.
 
     Args:
         out: where the tool left NAME.tflite, NAME.json or NAME.txt.
