@@ -73,6 +73,8 @@ def predict(model: keras.Model, x: Any, batch_size: int | None = None, verbose: 
     )
     model.make_predict_function()
     function: Any = model.predict_function
+    # one trace for batches of any size, the last one's too: with each size of its own a large model is traced twice
+    function.get_concrete_function([(keras.tree.map_structure(_any_batch, _batch(x, 0, 1)),)])
     bar.on_predict_begin()
     made = []
     for step in range(steps):
@@ -81,6 +83,10 @@ def predict(model: keras.Model, x: Any, batch_size: int | None = None, verbose: 
         bar.on_predict_batch_end(step, {"outputs": made[-1]})
     bar.on_predict_end()
     return keras.tree.map_structure(lambda *parts: np.concatenate([np.asarray(y) for y in parts]), *made)
+
+
+def _any_batch(rows: tf.Tensor) -> tf.TensorSpec:
+    return tf.TensorSpec([None, *rows.shape[1:]], rows.dtype)
 
 
 def _batch(arrays: Any, begin: int, size: int) -> Any:

@@ -71,6 +71,17 @@ def test_the_bar_is_that_of_keras(q: keras.Model, capsys: pytest.CaptureFixture[
     assert bars[0] == bars[1] and bars[0].startswith("3/3")
 
 
+def test_one_trace_for_batches_of_all_sizes(q: keras.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    traced = []
+    copy = keras.models.clone_model(q)
+    copy.set_weights(q.get_weights())
+    call = type(copy).call
+    monkeypatch.setattr(type(copy), "call", lambda *args, **kwargs: (traced.append(1), call(*args, **kwargs))[1])
+    for rows in (21, 5, 16):
+        copy.predict([IMAGES[:rows], NUMBERS[:rows]], 8, verbose=0)
+    assert len(traced) == 1
+
+
 class Counts(keras.callbacks.Callback):
     seen = 0
 
