@@ -5,10 +5,12 @@ Ranges are stored when all data have been seen (`observe`), so an interrupted ca
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 
 from kquant.calibration import observers
 from kquant.calibration.data_warnings import warn_of_data, warn_of_padding, warn_of_poles
@@ -17,6 +19,7 @@ from kquant.calibration.lost_signal import warn_of_losses
 from kquant.calibration.observations import Observations, observe
 from kquant.core.messages import first_of, warn
 from kquant.core.renamed import renamed
+from kquant.graph.creation import without_collection
 from kquant.graph.given_model import check_keras
 from kquant.graph.keras_private import every_layer
 from kquant.graph.tensorflow_private import operations_as_kernels
@@ -55,7 +58,9 @@ def calibrate(
         >>> q = kquant.calibrate(kquant.quantize(model), np.ones((64, 4), "float32"), verbose=False)
     """
     check_keras(qmodel, "calibrate")
-    with operations_as_kernels():
+    arrays = all(isinstance(part, np.ndarray) for part in keras.tree.flatten(data))
+    # of arrays it leaves nothing to collect; who makes data as they are asked for may do
+    with operations_as_kernels(), without_collection() if arrays else contextlib.nullcontext():
         return _calibrated(qmodel, data, limit, batch_size, verbose=verbose)
 
 

@@ -150,12 +150,28 @@ def enclosed(
     # No code is defined for those; the activation clips whatever comes out.
     beyond = np.maximum(np.abs(low), np.abs(high)) >= LIMITS[sums.source.dtype]
     first[beyond], last[beyond] = ends
-    # Less than a code wide, an interval may yet be a single one: only those are worth the kernels' arithmetic.
+    # Less than a code wide, an interval may yet be a single one: only those are worth a closer look.
     near = np.flatnonzero((first != last) & ~beyond & ((high - low) * unit < 1.0))
+    least, most = _steps(low[near], high[near], unit[near])
+    sure = least == most
+    first[near[sure]] = last[near[sure]] = np.clip(least[sure] + zero, *ends).astype(np.int64)
+    near = near[~sure]
+    # Near a half it is the kernels' arithmetic that tells: a millisecond for each way to round.
     if near.size:
         codes = _rounded(op, sums, np.stack([low[near], high[near]]), near, out)
         first[near], last[near] = codes.min(axis=0), codes.max(axis=0)
     return first, last
+
+
+def _steps(low: np.ndarray, high: np.ndarray, unit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """float64[outputs] twice: the fewest and the most steps that any kernel makes of an interval of sums.
+
+    All round to nearest, and are off by what the multiplier's bits leave out. "double" rounds once more before, to
+    2^-s of a step, where a multiplier m 2^-s with m from a half up to 1 is `unit`: 2^-s is 2 `unit` at most.
+    """
+    half = 0.5 + np.minimum(unit, 0.5) + 2.0**-20  # the last for what is computed here
+    ends = [(r * unit, np.abs(r * unit) * RELATIVE) for r in (low, high)]
+    return np.ceil(ends[0][0] - ends[0][1] - half), np.floor(ends[1][0] + ends[1][1] + half)
 
 
 def _rounded(op: Operator, sums: Sums, values: np.ndarray, channels: np.ndarray, out: Grid) -> np.ndarray:
