@@ -7,7 +7,21 @@ from typing import Annotated
 import typer
 
 from kquant import targets
-from kquant.app.options import Arena, Compression, Edges, Flash, Io, Json, Lite, Model, Shape, Target, refusing, say
+from kquant.app.options import (
+    Arena,
+    Compression,
+    Edges,
+    Flash,
+    HeadOrNone,
+    Io,
+    Json,
+    Lite,
+    Model,
+    Shape,
+    Target,
+    refusing,
+    say,
+)
 
 
 @refusing
@@ -16,13 +30,16 @@ def check(
     target: Target = targets.DEFAULT,
     recipe: Annotated[str | None, typer.Option("--recipe", help="Tell the bits of every layer's weights, too")] = None,
     input_shape: Shape = None,
+    detection: HeadOrNone = None,
     as_json: Json = False,
 ) -> None:
     """Tell for every layer whether it can be integer on a target, and where it runs there, before any training."""
     from kquant.app import command_files
+    from kquant.detecting.detection_file import read_detection
     from kquant.placing.checking import check as run_check
 
-    found = run_check(command_files.load_model(model), target, recipe=recipe, input_shape=input_shape)
+    head = None if detection is None else read_detection(detection)
+    found = run_check(command_files.load_model(model), target, recipe=recipe, input_shape=input_shape, detection=head)
     say(found, as_json)
     raise typer.Exit(0 if found.ok else 1)
 

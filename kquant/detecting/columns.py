@@ -114,6 +114,7 @@ def roles_of(detection: Detection, names: Sequence[str], shapes: Sequence[Sequen
         raise ValueError(
             f"{where}: {_wanted(at, fixed)} and as many anchors are wanted. Received: {given}"
             + ("." if detection.anchors is None else f", {anchors} anchors.")
+            + (f" Make an anchor for each of the {rows[0]} rows." if right and {*rows} == {rows[0]} else "")
         )
     if parts["scores"].many <= detection.background:
         raise ValueError(f"{where}: scores of one class, and that is the background; leave background out.")

@@ -129,8 +129,11 @@ class Detection:
         if given is None:
             return
         parts = _numbers(name, given)
-        if parts.ndim != 2 or parts.shape[1] != columns or not len(parts) or not np.all(np.isfinite(parts)):
+        if parts.ndim != 2 or parts.shape[1] != columns or not len(parts):
             raise ValueError(f"Detection: {name} must be numbers [rows, {columns}]. Received: shape {parts.shape}.")
+        if not np.all(np.isfinite(parts)):
+            row = int(np.argmin(np.isfinite(parts).all(axis=1)))
+            raise ValueError(f"Detection: {name} must be finite. Received: row {row} is {parts[row].tolist()}.")
         worst = int(np.argmax(np.max(np.abs(parts), axis=1)))
         if np.max(np.abs(parts)) >= MOST_ANCHOR or np.any(parts[:, -2:] <= 0):
             raise ValueError(

@@ -9,6 +9,9 @@ from typing import Any
 import keras
 
 from kquant import targets
+from kquant.core.checks import check_kind
+from kquant.detecting.outputs import roles_in
+from kquant.detecting.spec import Detection
 from kquant.graph.given_model import check_keras
 from kquant.graph.graph import Graph
 from kquant.placing.changes import Trial, changed
@@ -30,6 +33,7 @@ def check(
     *,
     recipe: str | Path | dict[str, Any] | recipes.Recipe | None = None,
     input_shape: Any = None,
+    detection: Detection | None = None,
 ) -> CheckReport:
     """Tell for every layer whether it can be integer on the target, and where it runs, before training or calibration.
 
@@ -41,6 +45,8 @@ def check(
         recipe: see `kquant.quantize`; the report then tells the bits of every layer's weights, which of them are packed
             two to a byte, and what that costs in time.
         input_shape: static shape(s) for models with open dimensions, batch axis included.
+        detection: of a detector, what its outputs mean: refused here, before training, where boxes, scores and anchors
+            do not fit.
 
     Returns:
         The report. Batch norms and constant factors are "folded" where a neighbour takes them in, as recipes do by
@@ -49,7 +55,8 @@ def check(
         joins it again: changes that were tried on a copy.
 
     Raises:
-        ValueError: not a Keras 3 model, or one whose `call` cannot be followed; a recipe that does not fit it.
+        ValueError: not a Keras 3 model, or one whose `call` cannot be followed; a recipe or a detection that does not
+            fit it.
 
     Example:
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, activation="gelu")])
@@ -63,6 +70,9 @@ def check(
         (1, 4)
     """
     check_keras(model, "check")
+    if detection is not None:
+        check_kind("check", "detection", detection, Detection)
+        roles_in(model, detection)
     report = forecast(model, target, recipe=recipe, input_shape=input_shape)
     beside = targets.load(target).accelerator
     if beside is None or not report.ok:

@@ -354,6 +354,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "half a box": ({"form": "corners", "limit": 2.5}, "limit must be 1 or more. Received: 2.5"),
     "a word": ({"form": "corners", "threshold": "high"}, "threshold must be numbers. Received: 'high'"),
     "words": ({"anchors": ["a"]}, "anchors must be numbers"),
+    "no number": ({"anchors": [[0.5] * 4, [0.5, np.nan, 1, 1]]}, r"must be finite. Received: row 1 is \[0.5, nan, 1.0"),
     "overlap": ({"form": "corners", "overlap": 2.0}, r"overlap must lie in 0..1"),
 }
 
@@ -377,6 +378,9 @@ def test_outputs_that_do_not_fit_are_refused(detector, tmp_path: Path) -> None:
         kquant.detect(model, data, kquant.Detection(form="corners", scores="score"))
     with pytest.raises(ValueError, match=r"boxes \(36, 4\), scores \(36, 3\), 5 anchors"):
         kquant.detect(path, data, kquant.Detection(anchors=_grid()[:5]))
+    with pytest.raises(ValueError, match=r"net: .*5 anchors. Make an anchor for each of the 36 rows"):
+        kquant.check(model, detection=kquant.Detection(anchors=_grid()[:5]))  # before anyone trains
+    assert kquant.check(model, detection=kquant.Detection(anchors=_grid())).ok
     with pytest.raises(ValueError, match="no output 7; it has 2: boxes, scores"):
         kquant.detect(path, data, kquant.Detection(form="corners", scores=7))
     with pytest.raises(ValueError, match="the threshold 2 lies above all that output 'scores' can give, 0.996"):
