@@ -210,11 +210,12 @@ def features(samples: tf.Tensor, how: dict[str, Any]) -> tf.Tensor:
         samples: [clips, samples], whole numbers of int16 of any type.
         how: "rate" in Hz; "length" and "stride" of the frames and "fft" of their transforms, in samples; "bands", "low"
             and "high" in Hz; "noise", see `subtracted`, and "gain", its strength and offset, or None; "scale" of the
-            logarithms.
+            logarithms; "before", how many samples of silence stand in front, none by default.
 
     Returns:
         int32[clips, frames, bands] of int16.
     """
+    samples = tf.pad(samples, [(0, 0), (how.get("before", 0), 0)])
     count = (int(samples.shape[-1] or 0) - how["length"]) // how["stride"] + 1
     at = np.arange(count)[:, None] * how["stride"] + np.arange(how["length"])
     frames = tf.gather(tf.cast(samples, tf.int32), at, axis=1)

@@ -1,8 +1,8 @@
 """`MicroFrontend`: sound to features by TensorFlow Lite Micro's own signal operators, in the file and in training.
 
-    waveform, int16  ->  WHILE over the frames: SLICE, SignalWindow, SignalFftAutoScale, SignalRfft, SignalEnergy,
-                         SignalFilterBank, SignalFilterBankSquareRoot, SignalFilterBankSpectralSubtraction, SignalPCAN,
-                         SignalFilterBankLog, QUANTIZE, a row of the result
+    waveform, int16  ->  WHILE over the frames: SLICE, RESHAPE, SignalWindow, SignalFftAutoScale, SignalRfft,
+                         SignalEnergy, SignalFilterBank, SignalFilterBankSquareRoot,
+                         SignalFilterBankSpectralSubtraction, SignalPCAN, SignalFilterBankLog, QUANTIZE, a row
 
 A float model computes the same integers (`arithmetic.signal_steps`), so nothing changes when it is quantized, but for
 the grid of the features.
@@ -64,9 +64,11 @@ class MicroFrontend(keras.layers.Layer):
         pcan_strength: the exponent of the gain.
         pcan_offset: what is added to the estimate.
         full_scale: what a sample of 32768 is worth in the model: 1.0, or 32768.0 where samples are whole numbers.
+        padding: "valid", frames of samples alone; "causal", silence before the first sample, so that a frame ends with
+            each stride: what `kquant.export(streaming=True)` asks for.
 
     Input: float32[clips, samples], of a fixed length. Output: float32[clips, frames, num_mel_bins], where
-    `frames = (samples - sequence_length) // sequence_stride + 1`.
+    `frames = (samples - sequence_length) // sequence_stride + 1`, of "causal" `samples // sequence_stride`.
 
     Raises:
         ValueError: what the operators do not take, by the layer's name.
@@ -94,6 +96,7 @@ class MicroFrontend(keras.layers.Layer):
         pcan_strength: float = 0.95,
         pcan_offset: float = 80.0,
         full_scale: float = 1.0,
+        padding: str = "valid",
         **kwargs: Any,
     ) -> None:
         # 16-bit samples have no place in a float of 16 bits, whatever the policy
@@ -105,6 +108,7 @@ class MicroFrontend(keras.layers.Layer):
         self.noise_reduction, self.smoothing = bool(noise_reduction), [float(share) for share in smoothing]
         self.min_signal, self.pcan = float(min_signal), bool(pcan)
         self.pcan_strength, self.pcan_offset = float(pcan_strength), float(pcan_offset)
+        self.padding = str(padding)
         _refuse(self)
 
     def _next(self) -> int:
@@ -125,7 +129,13 @@ class MicroFrontend(keras.layers.Layer):
             "noise": noise if self.noise_reduction else None,
             "gain": [self.pcan_strength, self.pcan_offset] if self.pcan else None,
             "scale": SCALE,
+            "before": self.before,
         }
+
+    @property
+    def before(self) -> int:
+        """Samples of silence in front of a clip."""
+        return max(self.sequence_length - self.sequence_stride, 0) if self.padding == "causal" else 0
 
     @property
     def unit(self) -> float:
@@ -146,7 +156,7 @@ class MicroFrontend(keras.layers.Layer):
 
     def compute_output_spec(self, x: Any, *_: Any, **__: Any) -> keras.KerasTensor:
         """A row for each frame."""
-        frames = (x.shape[1] - self.sequence_length) // self.sequence_stride + 1
+        frames = (x.shape[1] + self.before - self.sequence_length) // self.sequence_stride + 1
         return keras.KerasTensor((x.shape[0], frames, self.num_mel_bins), self.compute_dtype)
 
     def get_config(self) -> dict[str, Any]:
@@ -156,7 +166,7 @@ class MicroFrontend(keras.layers.Layer):
 
 ARGUMENTS = (
     *("sampling_rate", "sequence_length", "sequence_stride", "fft_length", "num_mel_bins", "min_freq", "max_freq"),
-    *("noise_reduction", "smoothing", "min_signal", "pcan", "pcan_strength", "pcan_offset", "full_scale"),
+    *("noise_reduction", "smoothing", "min_signal", "pcan", "pcan_strength", "pcan_offset", "full_scale", "padding"),
 )
 
 
@@ -178,6 +188,10 @@ def _refuse(op: MicroFrontend) -> None:
     if not 1 <= op.sequence_stride:
         raise ValueError(
             f"{where}sequence_stride={op.sequence_stride}. Set it to 1 or more: 20 ms are 320 at 16000 Hz."
+        )
+    if op.padding not in ("valid", "causal"):
+        raise ValueError(
+            f"{where}padding='{op.padding}'. Set 'valid', or 'causal' for silence before the first sample."
         )
     if op.full_scale not in (1.0, 2.0**15):
         raise ValueError(
@@ -236,7 +250,7 @@ def _refuse_clips(op: MicroFrontend, shape: tuple[Any, ...]) -> None:
             f"{op.name} (MicroFrontend): expected a waveform [clips, samples] of a fixed length. Received: {shape}. "
             "Give the model's input its length, keras.Input((16000,)), and reshape [samples, 1] before it."
         )
-    if shape[1] < op.sequence_length:
+    if shape[1] + op.before < op.sequence_length:
         raise ValueError(
             f"{op.name} (MicroFrontend): clips of {shape[1]} samples hold no frame of {op.sequence_length}. Take "
             f"longer clips, or sequence_length={shape[1]}."
@@ -267,15 +281,23 @@ def _lower(program: Program, call: Call) -> None:
     sound = Encoding(np.array([op.unit], np.float32), np.array([0]), WIDE)
     if not np.array_equal(x.grid.scale, sound.scale):
         x = program.emit("QUANTIZE", [x], program.value(f"{y.name}/sound", x.shape, sound))
-    wave, how = program.reshape(x, x.shape[1:]), op.how
+    how = op.how
+    if op.before:
+        zeros = program.constant(f"{y.name}/silence", np.array([[0, 0], [op.before, 0]], np.int32))
+        padded = program.value(f"{y.name}/behind_silence", (1, op.before + x.shape[1]), sound)
+        x = program.emit("PAD", [x, zeros], padded)
     body = Body(y.name, y.shape[1])
     inside = body.program
-    wave = body.enter(wave)
-    stride, size = (inside.constant(f"{y.name}/{key}", np.array([how[key]], np.int32)) for key in ("stride", "length"))
-    begin = inside.value(f"{y.name}/begin", (1,), None, "int32")
+    wave = body.enter(x)
+    # as it came, [1, samples]: to take the first axis off the clip would cost another copy of it
+    stride, size = (
+        inside.constant(f"{y.name}/{key}", np.array(v, np.int32))
+        for key, v in (("stride", [0, how["stride"]]), ("length", [1, how["length"]]))
+    )
+    begin = inside.value(f"{y.name}/begin", (2,), None, "int32")
     inside.emit("MUL", [body.number, stride], begin, fusedActivationFunction="NONE")
-    frame = inside.value(f"{y.name}/frame", (how["length"],), wave.encoding)
-    inside.emit("SLICE", [wave, begin, size], frame)
+    row = inside.value(f"{y.name}/row", (1, how["length"]), wave.encoding)
+    frame = inside.reshape(inside.emit("SLICE", [wave, begin, size], row), (how["length"],))
     told = Encoding(np.array([1 / SCALE], np.float32), np.array([0]), WIDE)
     logs = inside.value(f"{y.name}/logarithms", (how["bands"],), told)
     _lower_frame(_Frame(inside, y.name), frame, logs, how)
@@ -354,6 +376,8 @@ RULES = (
             "SLICE",
             "MUL",
             "ADD",
+            "PAD",
+            "RESHAPE",
             "CONCATENATION",
             "DYNAMIC_UPDATE_SLICE",
             "BROADCAST_TO",
@@ -366,7 +390,7 @@ RULES = (
         examples=(
             _sound(),
             _sound(pcan=False, fft_length=128),
-            _sound(noise_reduction=False, pcan=False),
+            _sound(noise_reduction=False, pcan=False, padding="causal"),
         ),
     ),
 )

@@ -155,6 +155,7 @@ class Described:
         operators: each once, by code; none where no program registers any.
         variables: how many states the interpreter keeps.
         alone: each call is one of its own, though operators remember: the interpreter is reset before it.
+        estimating: a stream in which an operator keeps numbers of its own, too, until the interpreter is reset.
         arena: see there; None where the interpreter asks the system for memory.
         inputs, outputs: in the file's order.
         labels: names of the classes; none where none were given.
@@ -184,6 +185,7 @@ class Described:
     operators: tuple[Registered, ...]
     variables: int
     alone: bool
+    estimating: bool
     arena: Arena | None
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
@@ -259,6 +261,7 @@ def described(
         operators=() if arena is None else registered(file),
         variables=sum(op.code == "VAR_HANDLE" and op.subgraph == 0 for op in file.operators),
         alone=starts_anew(file),
+        estimating=_estimating(file),
         arena=arena,
         inputs=inputs,
         outputs=outputs,
@@ -316,6 +319,10 @@ def ports(
 def _outputs(file: FileModel, language: str) -> tuple[Port, ...]:
     made = zip(file.outputs, ports(file.outputs, language, written_by(file)), strict=True)
     return tuple(replace(port, positions=positions_in(file, t)) for t, port in made)
+
+
+def _estimating(file: FileModel) -> bool:
+    return "streaming" in file.metadata and any(facts(op.code).remembers for op in file.operators)
 
 
 def _states(file: FileModel, inputs: tuple[Port, ...], outputs: tuple[Port, ...]) -> tuple[State, ...]:

@@ -64,7 +64,7 @@ def _flat(values: np.ndarray) -> list[Any]:
 
 def starts_anew(file: FileModel) -> bool:
     """True where each call of a file is one of its own, and some operator would remember the last one."""
-    return any(facts(op.code).remembers for op in file.operators)
+    return "streaming" not in file.metadata and any(facts(op.code).remembers for op in file.operators)
 
 
 def golden_vectors(content: bytes, file: FileModel, codes: Sequence[np.ndarray], runtime: str) -> Golden:

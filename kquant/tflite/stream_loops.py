@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from kquant.core.operators import facts
 from kquant.core.program import Operator, Program, Ref
 
 BODY, CONDITION = "bodySubgraphIndex", "condSubgraphIndex"
@@ -72,6 +73,30 @@ def goes_on(op: Operator) -> bool:
     return op.code == "WHILE" or op.code.endswith("LSTM")
 
 
+def frames_of(loop: Operator) -> tuple[int, int] | None:
+    """Length and stride of the frames that a loop cuts out of a waveform by itself, in samples; None of other loops.
+
+    The operators of a runtime's own library make features of them (`ops.micro_frontend`).
+    """
+    if loop.code != "WHILE":
+        return None
+    body = loop.graphs[BODY]
+    if not any(facts(op.code).flexible for op in body.operators):
+        return None
+    writers = {id(op.outputs[0]): op for op in body.operators}
+    cut = next(op for op in body.operators if op.code == "SLICE" and op.inputs[0] is body.inputs[1])
+    at = cut.inputs[1]
+    stride = None if at is None else writers[id(at)].inputs[1]
+    if stride is None or stride.data is None:
+        raise ValueError("stream: a loop of frames without a stride; kquant wrote it otherwise.")
+    return cut.outputs[0].shape[1], int(stride.data[-1])
+
+
+def remembers(op: Operator) -> bool:
+    """True for a loop over frames in which an operator keeps an estimate from frame to frame, in itself."""
+    return op.code == "WHILE" and any(facts(inner.code).remembers for inner in op.graphs[BODY].operators)
+
+
 def going_on(program: Program) -> list[Operator]:
     """The operators without those that let layers with a state begin anew in each run.
 
@@ -89,7 +114,7 @@ def continued(loop: Operator, name: str, sequences: Sequence[Ref], results: Sequ
     Args:
         loop: a WHILE over whole clips; it is not changed.
         name: of the layer.
-        sequences: the blocks that it reads, [1, steps, features] each.
+        sequences: the blocks that it reads, [1, steps, features] each; of a loop that cuts out frames the samples.
         results: tensors of the stream for its results, [1, steps, units] each.
         steps: of a call.
     """
@@ -97,7 +122,7 @@ def continued(loop: Operator, name: str, sequences: Sequence[Ref], results: Sequ
     reads = [replace(body.inputs[n], name=f"{name}/state") for n in parts.states]
     if steps == 1:
         return _inlined(body, parts, sequences, results, reads)
-    return _shorter(loop, parts, sequences, results, reads)
+    return _shorter(loop, parts, sequences, results, reads, steps)
 
 
 def _inlined(
@@ -131,10 +156,9 @@ def _inlined(
 
 
 def _shorter(
-    loop: Operator, parts: Parts, sequences: Sequence[Ref], results: Sequence[Ref], reads: list[Ref]
+    loop: Operator, parts: Parts, sequences: Sequence[Ref], results: Sequence[Ref], reads: list[Ref], steps: int
 ) -> Continued:
     """The WHILE over fewer steps, from states that are given."""
-    steps = sequences[0].shape[1]
     given, ended, outputs = list(loop.inputs), [replace(ref) for ref in loop.outputs], dict[int, Ref]()
     lengths: dict[int, tuple[int, ...]] = {}  # number of what has another length now -> its shape
     for number, sequence in zip(parts.sequences, sequences, strict=True):

@@ -19,7 +19,7 @@ import numpy as np
 
 from kquant.core.operators import facts
 from kquant.core.program import Operator, Program, Ref
-from kquant.tflite.stream_loops import continued, parts_of
+from kquant.tflite.stream_loops import continued, frames_of, parts_of, remembers
 from kquant.tflite.timeline import HELPERS, Read, Static, Step, Time, Timeline, name_of
 
 
@@ -147,7 +147,9 @@ class _Emitter:
         still = [t for t in self.timeline.times.values() if isinstance(t, Static)]
         window = max((t.ready for t in still if not t.goes_on), default=0)
         padded = any(t.padded for t in still)
-        inside = tuple(name_of(op) for op in self.program.operators if op.code.endswith("LSTM"))
+        inside = tuple(
+            name_of(step.op) for step in self.timeline.steps if step.op.code.endswith("LSTM") or remembers(step.op)
+        )
         return Streamed(self.program, self.states, self.hop, window, outputs, padded, inside)
 
     def count(self, time: Time) -> int:
@@ -174,7 +176,7 @@ class _Emitter:
     def emit(self, step: Step) -> None:
         op = step.op
         if op.code == "WHILE":
-            self.loop(op)
+            self.loop(step)
             return
         inputs = [None if ref is None else self.operand(ref, step.reads.get(i)) for i, ref in enumerate(op.inputs)]
         outputs = [self.block(ref) for ref in op.outputs]
@@ -190,13 +192,14 @@ class _Emitter:
                 return
         self.program.operators.append(Operator(op.code, inputs, outputs, options, op.intermediates))
 
-    def loop(self, op: Operator) -> None:
+    def loop(self, step: Step) -> None:
         """A loop, which goes on from call to call."""
-        parts = parts_of(op)
-        read = [ref for n in parts.sequences if (ref := op.inputs[n]) is not None]
-        sequences = [self.operand(ref, Read()) for ref in read]
+        op, parts = step.op, parts_of(step.op)
+        read = [(ref, step.reads[n]) for n in parts.sequences if (ref := op.inputs[n]) is not None]
+        sequences = [self.operand(ref, part) for ref, part in read]
         results = [self.block(op.outputs[n]) for n in parts.results]
-        made = continued(op, name_of(op), sequences, results, sequences[0].shape[1])
+        steps = sequences[0].shape[1] if frames_of(op) is None else results[0].shape[1]
+        made = continued(op, name_of(op), sequences, results, steps)
         self.program.operators += made.operators
         self.blocks |= {id(op.outputs[number]): ref for number, ref in made.outputs.items()}
         for before, after in made.states:

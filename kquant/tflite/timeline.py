@@ -13,10 +13,9 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from kquant.core.messages import first_of
 from kquant.core.operators import Along, facts
 from kquant.core.program import Operator, Program, Ref
-from kquant.tflite.stream_loops import goes_on, going_on, parts_of
+from kquant.tflite.stream_loops import frames_of, goes_on, going_on, parts_of, remembers
 
 REAL_STEPS = re.compile(r"/real_other$")  # `ops.real_steps`: which steps of a clip are no padding
 KEPT = re.compile(r"_kept$")  # `ops.real_steps`, behind the name of the layer that makes or reads a mask
@@ -102,23 +101,6 @@ def refuse(op: Operator, reason: str, name: str | None = None) -> ValueError:
     return ValueError(f"export: {name or name_of(op)} ({op.code}) cannot be streamed: {reason}")
 
 
-def refuse_clips(program: Program) -> None:
-    """The operators of a runtime's own library, which a loop runs over the frames of a clip, keep what is theirs.
-
-    Raises:
-        ValueError: a layer is written with such operators, by its name.
-    """
-    for op in program.operators:
-        own = [inner.code for graph in op.graphs.values() for inner in graph.operators if facts(inner.code).flexible]
-        if own:
-            raise refuse(
-                op,
-                f"its loop of {first_of(own)} takes whole clips. Export without streaming and give the file the newest "
-                "clip at each call, with a reset before; or compute its features in the application, keep their rows "
-                "there, and stream the model of the layers behind it, made of keras.Input(the shape of its output).",
-            )
-
-
 def refuse_padding(program: Program) -> None:
     """A stream takes frames as they come, and padding is known once a clip has ended.
 
@@ -164,9 +146,10 @@ class Timeline:
 
     def __init__(self, program: Program) -> None:
         self.times: dict[int, Time | Static] = {}
-        refuse_clips(program)
         refuse_padding(program)
-        lengths = {ref.shape[1] if len(ref.shape) > 2 else 0 for ref in program.inputs}
+        # of sound a frame is one sample, without features
+        least = 2 if any(frames_of(op) is not None for op in program.operators) else 3
+        lengths = {ref.shape[1] if len(ref.shape) >= least else 0 for ref in program.inputs}
         if len(lengths) != 1 or lengths == {0}:
             shapes = ", ".join(f"{ref.name} {list(ref.shape)}" for ref in program.inputs)
             raise ValueError(
@@ -183,6 +166,8 @@ class Timeline:
         return None if ref is None else self.times.get(id(ref))
 
     def _step(self, op: Operator) -> Step:
+        if frames_of(op) is not None:
+            return self._framed(op)
         if goes_on(op):
             return self._going_on(op)
         moving = {i: t for i, ref in enumerate(op.inputs) if isinstance(t := self.of(ref), Time)}
@@ -223,6 +208,23 @@ class Timeline:
             still = Static((last + 1) * time.step + time.lead, False, ((last + 1, time),), goes_on=True)
             self.times |= {id(op.outputs[number]): still for number in loop.states}
         return step
+
+    def _framed(self, op: Operator) -> Step:
+        """Features of frames that a loop cuts out of the samples, as a convolution would."""
+        length, stride = frames_of(op) or (0, 0)
+        time = self.of(op.inputs[1])
+        if not isinstance(time, Time) or time.axis != 1:
+            raise refuse(op, "what it reads is no sequence of samples. Export without streaming.")
+        out, read = _windowed(op, time, length - 1, stride)
+        if remembers(op) and (out.delay or out.clean or time.delay > 0):
+            raise refuse(
+                op,
+                "its estimate of the noise would take up frames that no clip has, as the first samples come. Make the "
+                "layer with padding='causal'; its features are those of a clip behind silence.",
+            )
+        out = replace(out, padded=out.padded or remembers(op), goes_on=remembers(op))
+        self.times |= {id(ref): out for ref in op.outputs}
+        return Step(op, out, {1: read})
 
     def _takes_all(self, op: Operator, moving: dict[int, Time]) -> bool:
         """Operators whose result needs every frame at once: means over time, Flatten."""
@@ -394,13 +396,18 @@ def _window(op: Operator, moving: dict[int, Time]) -> Step:
             f"padding='same' looks {ahead - ahead // 2} frames ahead in time. Use padding='causal' (Conv1D), or "
             f"ZeroPadding with ({reach}, 0) in time before padding='valid'.",
         )
-    stride = 1 if made == 1 else stride
+    out, read = _windowed(op, time, reach, 1 if made == 1 else stride)
+    return Step(op, out, {0: read})
+
+
+def _windowed(op: Operator, time: Time, reach: int, stride: int) -> tuple[Time, Read]:
+    """Of windows of `reach` older elements and one more, every `stride`-th."""
     lead, step = time.lead + reach * time.step, time.step * stride
     out = _used(op, replace(time, step=step, lead=lead, clean=-(-time.clean // stride)))
     # The call's first window begins `out.delay` strides back in the source, which itself lags by its own delay; the
     # last window of the call ends `reach` behind its beginning.
     older = out.delay * stride - time.delay
-    return Step(op, out, {0: Read(older, out.delay * stride + stride - reach - time.delay - 1)})
+    return out, Read(older, out.delay * stride + stride - reach - time.delay - 1)
 
 
 def _gather(op: Operator, moving: dict[int, Time]) -> Step:

@@ -111,21 +111,51 @@ def test_noise_of_one_clip_is_not_that_of_the_next(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.concatenate(alone), kquant.predict(tmp_path / "m.tflite", x, "tflm")[1])
 
 
+def streamed(**changes: object) -> keras.Model:
+    """Words for each frame and for the clip so far."""
+    inputs = keras.Input((LENGTH,), name="sound")
+    front = kquant.MicroFrontend(**{**SMALL, **changes}, name="front")(inputs)
+    x = layers.Conv1D(4, 3, padding="causal", activation="relu", name="conv")(front)
+    whole = layers.GlobalAveragePooling1D(name="mean")(x)
+    return keras.Model(inputs, [layers.Dense(4, name="words")(x), layers.Dense(3, name="clip")(whole)])
+
+
 @on_tflm
-def test_a_stream_is_refused_by_name_and_both_ways_out_work(tmp_path: Path) -> None:
-    model = speaker()
-    q = ready(model)
-    with pytest.raises(ValueError, match=r"front \(WHILE\) cannot be streamed: its loop of SignalW.*keep their rows"):
-        kquant.export(q, tmp_path / "s.tflite", streaming=True)
-    kquant.export(q, tmp_path / "m.tflite", check_runtimes=False)
-    assert kquant.predict(tmp_path / "m.tflite", sounds(3), "tflm")[0].shape == (3, 4)
-    rows = np.asarray(model(sounds(64))[1])
-    x = keras.Input(rows.shape[1:], name="rows")
-    y = x
-    for name in ("image", "conv", "flat", "words"):
-        y = model.get_layer(name)(y)
-    head = kquant.calibrate(kquant.quantize(keras.Model(x, y), target="tflm"), rows, verbose=False)
-    kquant.export(head, tmp_path / "s.tflite", streaming=True)
+@pytest.mark.parametrize("states", ["io", "variables"])
+@pytest.mark.parametrize("frames", [1, 3])
+@pytest.mark.parametrize("changes", [{"padding": "causal"}, {"noise_reduction": False, "pcan": False}])
+def test_a_stream_of_samples_gives_the_codes_of_the_clip(
+    changes: dict, frames: int, states: str, tmp_path: Path
+) -> None:
+    q = ready(streamed(**changes))
+    report = kquant.export(q, tmp_path / "s.tflite", streaming=frames, states=states, data=sounds(8))
+    assert report.streaming.hop == 160 * frames and report.operators.get("WHILE", 0) == (frames > 1)
+    (words, *_), (note, *_) = report.streaming.outputs, report.streaming.notes
+    x, causal = sounds(6, seed=1)[3:], "padding" in changes
+    wanted = q.predict(x, verbose=0)
+    stream = kquant.stream(tmp_path / "s.tflite", "tflm")
+    assert (words.warm_up == 0) == causal and ("Reset()" in " ".join(report.streaming.notes)) == causal, note
+    for i in range(len(x)):
+        made = stream.run(x[i])  # which begins with a reset
+        found = made[0][words.delay + words.clean :]
+        assert len(found) > 12
+        np.testing.assert_array_equal(found, wanted[0][i][words.clean :][: len(found)])
+    if frames == 1 and causal:
+        assert len(made[0]) == 20
+        np.testing.assert_array_equal(made[1][-1], wanted[1][-1])
+
+
+@on_tflm
+def test_a_stream_that_would_estimate_the_noise_of_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"front \(WHILE\) cannot be streamed: its estimate of the.*padding='causal'"):
+        kquant.export(ready(streamed()), tmp_path / "s.tflite", streaming=True)
+
+
+def test_silence_in_front_of_a_clip_is_that_of_samples() -> None:
+    x = sounds(8)
+    plain, causal = (kquant.MicroFrontend(**SMALL, padding=padding) for padding in ("valid", "causal"))
+    np.testing.assert_array_equal(causal(x), plain(np.pad(x, ((0, 0), (80, 0)))))
+    assert causal(x).shape == causal.compute_output_spec(keras.KerasTensor(x.shape)).shape == (8, 20, 20)
 
 
 @pytest.mark.filterwarnings("error:calibrate. front")
@@ -198,6 +228,7 @@ def test_other_targets_and_runtimes_are_told_of_the_other_front_end(tmp_path: Pa
         ({"fft_length": 0}, "fft_length=0; SignalRfft"),
         ({"sequence_stride": 0}, "sequence_stride=0"),
         ({"full_scale": 255.0}, "full_scale=255.0. Set 1.0"),
+        ({"padding": "same"}, "padding='same'. Set 'valid', or 'causal'"),
         (
             {"max_freq": 4100.0},
             "bands from 125.0 to 4100.0 Hz do not lie between 0 and half the sampling rate of 8000 Hz",

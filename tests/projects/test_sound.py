@@ -12,7 +12,7 @@ from small_project import compiled
 from stand_in_tflm import stands_for_tflm
 
 import kquant
-from kquant.projects.golden import golden_vectors
+from kquant.projects.golden import golden_stream, golden_vectors
 from kquant.runtime.running import available
 
 layers = keras.layers
@@ -73,3 +73,21 @@ def test_golden_vectors_are_of_clips_alone(tmp_path: Path) -> None:
     (alone,) = golden_vectors(content, file, [codes[2:3]], "tflm").outputs
     assert golden[2]["outputs"][0] == alone.ravel().tolist()
     assert golden[1]["outputs"][0] != golden[2]["outputs"][0]
+
+
+@pytest.mark.parametrize("states", ["io", "variables"])
+def test_a_stream_goes_on_from_call_to_call_and_begins_with_a_reset(states: str, tmp_path: Path) -> None:
+    sound = keras.Input((800,), name="sound")
+    settings = {"num_mel_bins": 8, "max_freq": 3500.0, "padding": "causal"}
+    x = kquant.MicroFrontend(8000, 200, 100, **settings, name="front")(sound)
+    model = keras.Model(sound, layers.Dense(3, name="score")(x), name="net")
+    q = kquant.calibrate(kquant.quantize(model, target="tflm"), CLIPS, verbose=False)
+    kquant.bundle(q, tmp_path / "net", data=CLIPS, name="net", golden=8, streaming=True, states=states)
+    told, test = ((tmp_path / "net" / name).read_text() for name in ("README.md", "self_test.cc"))
+    assert "Reset() != kTfLiteOk" not in told + test and "`interpreter->Reset()`" in told
+    kquant.export(q, tmp_path / "s.tflite", streaming=True, states=states, check_runtimes=False)
+    content = (tmp_path / "s.tflite").read_bytes()
+    codes = np.int16(np.rint(CLIPS[:1] * 32768).clip(-32768, 32767))
+    made, grid = golden_stream(content, [codes], 8, "tflm").outputs[0], kquant.inspect(content).outputs[0]
+    found = (made.reshape(8, 3).astype(np.float32) - grid.zero_point[0]) * np.float32(grid.scale[0])
+    np.testing.assert_array_equal(found, q.predict(CLIPS[:1], verbose=0)[0])
