@@ -35,8 +35,8 @@ RATE, LENGTH, CLASSES = 8000, 8192, 10
 MEL = {"fft_length": 256, "sequence_stride": 160, "sampling_rate": RATE, "num_mel_bins": 40}
 MICRO = {"sampling_rate": RATE, "sequence_length": 240, "sequence_stride": 160, "num_mel_bins": 40, "max_freq": 3800.0}
 LEVELS = {"mel": 1 / 30, "micro": 1 / 4}  # what brings the features of a front end to about 1
-TAUGHT = 900  # words
-PLACES = 1  # of each word that judges, in the window
+TAUGHT = 2700  # words, at most
+PLACES = 5  # of each word that judges, in the window
 layers = keras.layers
 Words = tuple[list[np.ndarray], np.ndarray, np.ndarray]
 
