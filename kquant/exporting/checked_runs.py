@@ -65,7 +65,9 @@ def _verified(lowered: Lowered, content: bytes, file: FileModel, x: list[np.ndar
     """The reports of the target's runtimes; a file that they find wrong is refused."""
     # a runtime that lacks an operator cannot check the file; another one of the target can
     able = [
-        name for name in lowered.target.runtimes if all(runs(lowered.target, op.code, name) for op in file.operators)
+        name
+        for name in lowered.target.runtimes
+        if all(runs(lowered.target, op.code, name) for op in file.operators) and reads_blocks(lowered, name)
     ]
     names = [name for name in able if name in available()] or [FALLBACK]
     reports = compare(lowered, content, file, x, names, locate=False)
@@ -86,6 +88,12 @@ def runs(target: Target, code: str, runtime: str) -> bool:
         runtime: one of the target's.
     """
     return code not in target.ops or runtime in target.runtimes_for(code)
+
+
+def reads_blocks(lowered: Lowered, runtime: str) -> bool:
+    """Whether a runtime reads the weights in blocks that a program has, or it has none."""
+    readers = {op.code for op in lowered.program.operators for ref in op.inputs if ref is not None and ref.block_scales}
+    return not any(runtime in lowered.target.ops[code].blocks_unread for code in readers)
 
 
 def _streams(

@@ -7,10 +7,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from kquant.core.program import Program
+from kquant.core.program import Program, Ref
 from kquant.ops.activation import activate
 from kquant.ops.rows import dense_rows
-from kquant.ops.rule import Call, Make, Rule, Weights, example, rebuild
+from kquant.ops.rule import Call, Constants, Make, Rule, Weights, example, rebuild
 
 layers = keras.layers
 
@@ -29,15 +29,24 @@ def has_activation(op: Any) -> bool:
 def _lower(program: Program, call: Call) -> None:
     weights = call.constants
     # Keras [in, out] -> TFLite [out, in].
-    kernel = weights.kernel_ref(program, np.ascontiguousarray(weights.codes.T), axis=0)
+    codes = np.ascontiguousarray(weights.codes.T)
+    # of weights in blocks LiteRT's kernel without XNNPACK leaves a fused activation out
+    apart = weights.spec.in_blocks and call.activation != "NONE"
     program.emit(
         "FULLY_CONNECTED",
-        [call.inputs[0], kernel, weights.bias_ref(program)],
-        call.output,
-        fusedActivationFunction=call.activation,
+        [call.inputs[0], _kernel(program, weights, codes), weights.bias_ref(program)],
+        program.value(f"{call.output.name}/sums", call.output.shape, None) if apart else call.output,
+        fusedActivationFunction="NONE" if apart else call.activation,
         # Else the kernel flattens all axes but the last into one.
         keepNumDims=len(call.output.shape) > 2,
     )
+    if apart:
+        program.emit(call.activation, [program.operators[-1].outputs[0]], call.output)
+
+
+def _kernel(program: Program, weights: Constants, codes: np.ndarray) -> Ref:
+    in_blocks = weights.spec.in_blocks
+    return weights.blocks_ref(program, codes) if in_blocks else weights.kernel_ref(program, codes, axis=0)
 
 
 def _unsupported(node: Any) -> str | None:
@@ -59,7 +68,9 @@ RULES = (
     Rule(
         layers=(layers.Dense,),
         operators=("FULLY_CONNECTED",),
-        weights=Weights(channel_axes=(1,), input_axis=0, rows=dense_rows, width="units"),
+        weights=Weights(
+            channel_axes=(1,), input_axis=0, rows=dense_rows, width="units", block_reader="FULLY_CONNECTED"
+        ),
         fuses=True,
         lower=_lower,
         refuse=_unsupported,

@@ -13,7 +13,6 @@ from typing import Any
 import keras
 import numpy as np
 
-from kquant.core.checks import present
 from kquant.core.program import Program
 from kquant.ops.affine import affine
 from kquant.ops.constant import known, repeated
@@ -134,11 +133,9 @@ def _lower_float(program: Program, call: Call) -> None:
 def _lower_blocks(program: Program, call: Call) -> None:
     """EMBEDDING_LOOKUP: indices in one row, codes times the scales of their blocks."""
     weights, x = call.constants, call.inputs[0]
-    codes, scale = weights.codes.astype(np.int8), present(weights.scale, f"{weights.name}: blocks without scales.")
-    table = program.constant(f"{weights.name}/kernel", codes, dtype=weights.dtype)
-    table.block_scales = program.constant(f"{weights.name}/scales", scale.astype(np.float16))
+    table = weights.blocks_ref(program, weights.codes)
     row = program.reshape(x, (x.size,))
-    rows = program.value(f"{call.output.name}/rows", (x.size, codes.shape[1]), None)
+    rows = program.value(f"{call.output.name}/rows", (x.size, weights.codes.shape[1]), None)
     program.emit("EMBEDDING_LOOKUP", [row, table], rows)
     program.reshape(rows, call.output.shape, call.output)
 

@@ -98,6 +98,13 @@ class Constants:
             return stored
         return program.emit("DEQUANTIZE", [stored], program.value(f"{name}/float", codes.shape, None))
 
+    def blocks_ref(self, program: Program, codes: np.ndarray) -> Ref:
+        """A kernel in blocks as a stored tensor; `codes` in the operator's layout, blocks along their last axis."""
+        scale = present(self.scale, f"{self.name}: blocks without scales.")
+        stored = program.constant(f"{self.name}/kernel", codes.astype(np.int8), dtype=self.dtype)
+        stored.block_scales = program.constant(f"{self.name}/scales", scale.astype(np.float16))
+        return stored
+
     def bias_ref(self, program: Program) -> Ref:
         """The bias as a stored tensor, integers at `input scale * weight scale`."""
         name, bias = f"{self.name}/bias", self.bias.astype(self.bias_dtype)

@@ -56,6 +56,7 @@ REMEDIES = {
 MESSAGE_BYTES = 1 << 20
 FALLBACK = "litert-reference"  # where no runtime of the target is installed
 ARENA = "tflm"  # tells what RAM the tensors take
+READS_BLOCKS = "litert"  # and multiplies by them
 ROUNDS_BY_SHAPE = "litert"  # XNNPACK: has other kernels for other shapes, and they round a code otherwise
 NUMBERS = {**NUMPY, "FLOAT16": "float16", "FLOAT64": "float64", "UINT16": "uint16", "UINT32": "uint32"}
 
@@ -319,6 +320,11 @@ def refuse_tables(verb: str, file: FileModel, runtime: str) -> None:
         raise ValueError(
             f"{verb}: this file has {decoded_from(file)}, which '{runtime}' cannot decode. Give runtime='{DECODES}', "
             "or export without compression."
+        )
+    if file.multiplies_blocks and runtime != READS_BLOCKS:
+        raise ValueError(
+            f"{verb}: this file multiplies weights in blocks, which '{runtime}' leaves out without a word. Give "
+            f"runtime='{READS_BLOCKS}', whose kernels read them."
         )
     if file.behind and runtime == DECODES:
         raise ValueError(

@@ -105,6 +105,9 @@ class Operator(BaseModel):
         packed: type of weights that lie several to a byte, of `core/packed.toml` -> what is so with those; inputs and
             outputs may be int8 then, too.
         blocks: packed types of weights whose blocks have scales of their own, which it reads for float32 outputs.
+        block_multiple: blocks hold so many weights, or a multiple of that; others it reads wrongly.
+        block_channels: its kernel has at least so many output channels, or it leaves the weights out.
+        blocks_unread: runtimes of the target whose kernel reads no such weights, and does not say so.
         optional_bias: types, of `TYPES` and "float", in which the bias may be missing, on every runtime that runs the
             file: one for a microcontroller is tried on a desktop, too.
         broken_on: runtimes of the target that lack the operator or compute it wrongly, so they cannot check it.
@@ -141,6 +144,9 @@ class Operator(BaseModel):
         default_factory=dict[str, Packed], validate_default=True
     )
     blocks: Annotated[tuple[str, ...], AfterValidator(_types)] = Field(default=(), strict=False)
+    block_multiple: int = Field(default=1, ge=1)
+    block_channels: int = Field(default=1, ge=1)
+    blocks_unread: tuple[str, ...] = Field(default=(), strict=False)
     optional_bias: Annotated[tuple[str, ...], AfterValidator(_types)] = Field(default=(), strict=False)
     broken_on: tuple[str, ...] = Field(default=(), strict=False)
     any_shape: bool = False

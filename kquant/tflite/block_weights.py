@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -23,13 +24,14 @@ def block_type(op: Any, target: Target) -> str:
         op: a layer with float activations.
         target: that the file is for.
     """
-    spec = op.spec if isinstance(op, Compressed) else None
+    spec = op.spec if isinstance(op, Compressed) and op.storage in ("integer", "float32") else None
     rule = None if spec is None else find(op.layer)
     if spec is None or not spec.in_blocks or rule is None or rule.weights is None:
         return ""
     row = target.ops.get(rule.weights.block_reader)
     # a row is a whole number of blocks, or a block would begin in one row and end in the next
-    if row is None or op.kernel_shape[-1] % spec.block:
+    length = math.prod(op.kernel_shape) // op.channels
+    if row is None or length % spec.block or spec.block % row.block_multiple or op.channels < row.block_channels:
         return ""
     return next((name for name in types_for(spec.bits) if name in row.blocks), "")
 
@@ -47,12 +49,15 @@ def block_constants(name: str, op: Compressed, spec: QuantSpec, dtype: str) -> C
     scale = block_codes(blocks_of(kernel, spec, op.channel_axes)[1], spec)[1]
     # as the layer rounds them, which a correction may have chosen
     codes = tf.round(op.weights_on_grid() / op.scale_of(kernel))
+    own, channels = op.bias_as_used(), op.channels if op.sums else 0
+    bias = np.zeros(channels, np.float32) if own is None else np.asarray(own, np.float32)
     return Constants(
         codes=codes.numpy().astype(np.int64),
         scale=scale.numpy()[..., 0],
-        bias=np.zeros(0, np.float32),
+        bias=bias,
         bias_scale=None,
         spec=spec,
         name=name,
         dtype=dtype,
+        bias_dtype="float32",
     )

@@ -157,6 +157,7 @@ class FileModel(Result):
         signatures: by which an application calls the file.
         about: what it says of itself to tools of Android and MediaPipe; None where it says nothing.
         behind: weights lie behind the flatbuffer, where TensorFlow Lite Micro does not look.
+        multiplies_blocks: a FULLY_CONNECTED has weights in blocks, which LiteRT's default kernels alone read.
         one_zero_point: tensors with several scales have one zero point, as TensorFlow Lite Micro alone reads them.
     """
 
@@ -173,6 +174,7 @@ class FileModel(Result):
     about: FileAbout | None = None
     one_zero_point: bool = False
     behind: bool = False
+    multiplies_blocks: bool = False
 
     def __repr__(self) -> str:
         kind = "integer" if self.is_integer else "NOT all integer"

@@ -85,7 +85,7 @@ def lower(qmodel: keras.Model, *, shrink: bool = True, ranged: bool = True) -> L
     _refuse_unseen(layers)
     origin = nodes[0].op.origin
     target = origin.load_target()
-    blocked = {n.name for n in nodes if n.name in origin.floats and block_type(n.op, target)}
+    blocked = {n.name for n in nodes if {n.name, "*"} & {*origin.floats} and block_type(n.op, target)}
     _refuse_simulated([n for n in graph.nodes if isinstance(n.op, FakeQuant | Holder) and n.name not in blocked])
     if origin.skips:
         raise ValueError(
@@ -179,7 +179,8 @@ def _no_codes(spec: QuantSpec) -> str:
     if spec.in_blocks:
         return (
             f"in blocks of {spec.block}, which no integer kernel multiplies; leave block out (a scale a channel), or "
-            "for an Embedding whose rows are a whole number of blocks say float = true on target 'litert'"
+            "for layers whose rows are a whole number of blocks say float = true on target 'litert': an Embedding, or "
+            "a Dense of 4 units and more in blocks of a multiple of 32"
         )
     nearest = f"take kind = 'uniform' with bits = {16 if spec.bits > 8 else 8}"
     if spec.floating is not None:

@@ -145,7 +145,9 @@ def _fuse_relus(program: Program) -> bool:
         if before is None or before.outputs[0].dtype != "float32" or readers[id(before.outputs[0])] != 1:
             continue
         # CONCATENATION has the field, and kernels that refuse anything but NONE in it (concatenation.cc, Prepare).
-        if before.options.get("fusedActivationFunction") == "NONE" and before.code != "CONCATENATION":
+        # of weights in blocks LiteRT's kernel without XNNPACK leaves it out
+        in_blocks = any(ref is not None and ref.block_scales is not None for ref in before.inputs)
+        if before.options.get("fusedActivationFunction") == "NONE" and before.code != "CONCATENATION" and not in_blocks:
             before.options["fusedActivationFunction"] = op.code
             before.outputs[0] = op.outputs[0]
             program.operators.remove(op)

@@ -227,9 +227,12 @@ def _read(parts: _Parts) -> FileModel:
     graphs = tuple(_graph_name(n, graph, calls, parts) for n, graph in enumerate(parts.graphs))
     one = any(_has_one_zero_point(t) for t in parts.stored)
     behind = any(map(is_behind, parts.buffers))
+    blocks = {n for n, t in enumerate(parts.stored) if _in_blocks(t)}
+    multiplied = any(op.code == "FULLY_CONNECTED" and blocks & {*op.inputs} for op in operators)
     bare = FileModel(
         parts.size, tensors, operators, inputs, outputs, _metadata(parts), (), tables, graphs, calls, about, one, behind
     )
+    bare = replace(bare, multiplies_blocks=multiplied)
     return replace(bare, findings=(*findings_of(bare), *fault))
 
 
@@ -300,6 +303,11 @@ def _tensor(index: int, t: Any, parts: _Parts) -> FileTensor:
 def _has_one_zero_point(t: Any) -> bool:
     q = t.Quantization()
     return q is not None and q.ZeroPointLength() == 1 < q.ScaleLength()
+
+
+def _in_blocks(t: Any) -> bool:
+    q = t.Quantization()
+    return q is not None and q.DetailsType() == SCHEMA.QuantizationDetails.BlockwiseQuantization
 
 
 def contents(data: bytes, where: str = "the file") -> tuple[FileModel, dict[int, np.ndarray]]:

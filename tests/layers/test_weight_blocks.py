@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from ai_edge_litert import interpreter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import layers
@@ -98,6 +99,65 @@ def test_it_trains_and_comes_back(tmp_path: Path) -> None:
     np.testing.assert_array_equal(loaded.predict(X, verbose=0), q.predict(X, verbose=0))
     kquant.export(q, path := tmp_path / "m.tflite", check_runtimes=False)
     np.testing.assert_array_equal(kquant.predict(path, X, "litert-reference"), q.predict(X, verbose=0))
+
+
+SOUND = np.float32(np.random.default_rng(1).normal(size=(96, 12)) @ np.random.default_rng(2).normal(size=(12, 64)))
+
+
+def dense(recipe: Any) -> keras.Model:
+    keras.utils.set_random_seed(0)
+    made = [layers.Dense(96, activation="relu", name="wide"), layers.Dense(5, name="head")]
+    return kquant.quantize(keras.Sequential([keras.Input((64,)), *made]), recipe)
+
+
+def by_rows(x: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """In float64: each row of activations in 8 bits on the way, from its least to its largest value, 0 among them."""
+    low, high = np.minimum(x.min(1, keepdims=True), 0.0), np.maximum(x.max(1, keepdims=True), 0.0)
+    scale = (high - low) / 255
+    zero = np.rint(-128 - low / scale)
+    return (np.clip(np.rint(x / scale) + zero, -128, 127) - zero) * scale @ weights
+
+
+def decibels(found: np.ndarray, wanted: np.ndarray) -> float:
+    return float(10 * np.log10(np.mean(wanted**2) / np.mean((found - wanted) ** 2)))
+
+
+@pytest.mark.parametrize("delegates", [True, False])
+@pytest.mark.parametrize(("bits", "block"), [(4, 32), (3, 64)])
+def test_a_dense_in_blocks_is_what_kernels_of_phones_multiply(
+    bits: int, block: int, delegates: bool, tmp_path: Path
+) -> None:
+    weights = {"bits": bits, "block": 32}
+    wide = {"layer": "wide", "weights": {"block": block}}
+    q = dense({"name": "d", "mode": "dynamic", "weights": weights, "rules": [wide]})
+    report = kquant.export(q, path := tmp_path / "m.tflite", data=SOUND)
+    assert [v.runtime for v in report.verification] == ["litert"] and report.file_bytes < 6000
+    kinds = interpreter.OpResolverType
+    kind = kinds.AUTO if delegates else kinds.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    file = interpreter.Interpreter(str(path), experimental_op_resolver_type=kind)
+    file.resize_tensor_input(0, SOUND.shape)
+    file.allocate_tensors()
+    file.set_tensor(file.get_input_details()[0]["index"], SOUND)
+    file.invoke()
+    found = file.get_tensor(file.get_output_details()[0]["index"])
+    held = [np.float64(q.get_layer(name).weights_on_grid()) for name in ("wide", "head")]
+    x = np.maximum(by_rows(np.float64(SOUND), held[0]), 0.0)
+    assert decibels(found, by_rows(x, held[1])) > 45.0
+    assert decibels(found, q.predict(SOUND, verbose=0)) > 35.0
+
+
+def test_the_kernels_that_leave_blocks_out_are_refused(tmp_path: Path) -> None:
+    q = dense({"name": "d", "mode": "dynamic", "weights": {"bits": 4, "block": 32}})
+    kquant.gptq(q, SOUND, verbose=False)
+    kquant.export(q, path := tmp_path / "m.tflite", data=SOUND)
+    assert decibels(kquant.predict(path, SOUND), q.predict(SOUND, verbose=0)) > 35.0  # the codes that were chosen
+    for verb in (kquant.predict, lambda *given: kquant.verify(q, *given)):
+        with pytest.raises(ValueError, match=r"multiplies weights in blocks, which 'litert-reference' leaves out"):
+            verb(path, SOUND, "litert-reference")
+    for layer, weights in (("wide", {"bits": 4, "block": 16}), ("head", {"bits": 4, "block": 48})):
+        q = dense({"name": "d", "mode": "dynamic", "rules": [{"layer": layer, "weights": weights}]})
+        with pytest.raises(ValueError, match=f"{layer}: weights in blocks of .*multiple of 32"):
+            kquant.export(q, tmp_path / "other.tflite")
 
 
 def test_what_no_file_holds_says_so(tmp_path: Path) -> None:
