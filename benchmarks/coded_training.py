@@ -60,7 +60,7 @@ def trained(q: keras.Model, teacher: keras.Model, data: Any, share: float, args:
     schedule = keras.optimizers.schedules.CosineDecay(0.0, steps, warmup_target=args.rate, warmup_steps=steps // 20)
     trainer = kquant.distill(q, teacher, temperature=TEMPERATURE, alpha=args.soft, outputs="probabilities")
     trainer.compile(keras.optimizers.Adam(schedule), "sparse_categorical_crossentropy")
-    budget = kquant.callbacks.FlashBudget(int(share * INT8_BYTES), steps // 10, strip_names=True)
+    budget = kquant.callbacks.FlashBudget(int(share * INT8_BYTES), int(args.way * steps), strip_names=True)
     kept = keras.callbacks.BackupAndRestore(folder / "checkpoint", delete_checkpoint=False)
     trainer.fit(batches(x, y, args.seed), epochs=args.epochs, verbose=2, callbacks=[kept, budget])
 
@@ -99,16 +99,17 @@ def judged(q: keras.Model, t: Task, folder: Path) -> dict[str, Any]:
 
 def run(t: Task, data: Any, share: float, args: Any) -> dict[str, Any]:
     """One budget, one seed."""
-    folder = args.folder / f"{share:.2f}-{args.seed}-{args.epochs}-{args.soft:g}"
+    asked = {"share": share, "seed": args.seed, "epochs": args.epochs, "soft": args.soft, "rate": args.rate}
+    asked |= {"start": args.start or share, "way": args.way}
+    folder = args.folder / "-".join(f"{value:g}" for value in asked.values())
     folder.mkdir(parents=True, exist_ok=True)
     keras.utils.set_random_seed(args.seed)
-    q = rounded(t.model, data[0], share, args.folder)
+    q = rounded(t.model, data[0], args.start or share, args.folder)
     before = simulated(q, t)
     started = time.process_time()
     trained(q, t.model, data, share, args, folder)
     taken = time.process_time() - started
-    row = {"share": share, "seed": args.seed, "epochs": args.epochs, "soft": args.soft, "rounded": before}
-    return {**row, **judged(q, t, folder), "cpu_seconds": round(taken)}
+    return {**asked, "rounded": before, **judged(q, t, folder), "cpu_seconds": round(taken)}
 
 
 def main() -> None:
@@ -119,6 +120,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--soft", type=float, default=0.5, help="share of the loss that the float model teaches")
     parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--start", type=float, help="share that the rounded model begins with; as many by default")
+    parser.add_argument("--way", type=float, default=0.1, help="part of the steps in which the bytes come down")
     parser.add_argument("--folder", type=Path, default=Path("build/coded_training"), help="what is finished")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
@@ -131,7 +134,7 @@ def main() -> None:
                 warnings.simplefilter("ignore")
                 row = run(t, (x.astype("float32"), y.reshape(-1)), share, args)
             kept = json.loads(RESULTS.read_text()) if RESULTS.is_file() else []
-            key = ("share", "seed", "epochs", "soft")
+            key = ("share", "seed", "epochs", "soft", "rate", "start", "way")
             others = [old for old in kept if [old[k] for k in key] != [row[k] for k in key]]
             write_atomically(RESULTS, f"{json.dumps([*others, row], indent=1)}\n".encode())
             print(row, flush=True)

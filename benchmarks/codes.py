@@ -2,16 +2,20 @@
 
 Four times each model: as it is in int8; in int8 with one scale for each kernel; with the smallest 80 % of each kernel
 zero; with weights of 4 bits. Nothing is trained: what is measured is the file, not the accuracy that training would
-bring back (`--quality` tells what a grid does to the outputs). Outputs of every file are those of the plain one on TFLM
+bring back (`--quality` tells what a grid does to the outputs; `--bound` what no code of single weights can go below).
+Outputs of every file are those of the plain one on TFLM
 on samples and on random codes.
 """
 
 from __future__ import annotations
 
 import argparse
+import bz2
+import lzma
 import tempfile
 import time
 import warnings
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +26,7 @@ import kquant
 from benchmarks.assets import TASKS, Task, task
 from benchmarks.choice import one_of
 from kquant.runtime.running import probe, quantize_input
+from kquant.tflite.reader import constants
 
 NAMELESS = "auto, no names"
 SAMPLES, RANDOM, CALLS = 200, 100, 50
@@ -91,6 +96,34 @@ def quality(t: Task, variant: str) -> tuple[str, ...]:
     return t.name, variant, str(len(a)), f"{sqnr:.1f}", str(changed), str(right)
 
 
+def entropy_bytes(codes: np.ndarray) -> float:
+    """Of a tensor's codes, each by itself: what no Huffman code is below, tables not counted."""
+    counts = np.unique(codes, return_counts=True)[1]
+    return float(counts @ -np.log2(counts / codes.size)) / 8
+
+
+def packed_bytes(codes: np.ndarray) -> int:
+    """Of the best of three compressors that see what follows what; nothing that TFLM decodes does."""
+    raw, filters = codes.tobytes(), [{"id": lzma.FILTER_LZMA2, "preset": 9}]
+    made = (zlib.compress(raw, 9), bz2.compress(raw), lzma.compress(raw, lzma.FORMAT_RAW, filters=filters))
+    return min(len(raw), *map(len, made))
+
+
+def bound(t: Task, variant: str) -> tuple[str, ...]:
+    """The plain file without names by its parts, its weights' entropy, and the least that codes can make of both."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "m.tflite"
+        kquant.export(quantized(t, variant), path, check_runtimes=False, strip_names=True)
+        content, parts = path.read_bytes(), {part.name: part.bytes for part in kquant.layer_bytes(path).parts}
+    weights = [codes for codes in constants(content).values() if codes.dtype == np.int8]
+    raw, scales, biases = sum(codes.size for codes in weights), parts.get("scales", 0), parts.get("biases", 0)
+    entropy, packed = sum(map(entropy_bytes, weights)), sum(map(packed_bytes, weights))
+    narrow = all(np.abs(b).max() < 2**15 for b in constants(content).values() if b.dtype == np.int32)
+    rest = len(content) - raw - scales - biases
+    told = (len(content), raw, entropy, packed, scales, biases, rest, entropy + len(content) - raw)
+    return t.name, variant, *(f"{n:,.0f}" for n in told), "16" if narrow else "32"
+
+
 def rows(t: Task, variant: str, folder: Path, shrink: bool) -> Any:
     """A line of the table in docs/benchmarks.md for each form."""
     from kquant.runtime.arenas import arena_bytes
@@ -130,6 +163,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", type=one_of(TASKS), default=list(TASKS), help=f"of {', '.join(TASKS)}")
     parser.add_argument("--variants", nargs="*", default=list(VARIANTS), choices=VARIANTS)
     parser.add_argument("--shrink", action="store_true", help="exact shrinking of channels before the codes")
+    parser.add_argument("--bound", action="store_true", help="what codes cannot go below, and no other bytes")
     parser.add_argument("--quality", action="store_true", help="what the grids do to the outputs, and no bytes")
     args = parser.parse_args()
     if args.quality:
@@ -137,6 +171,13 @@ def main() -> None:
         for name in args.names:
             for variant in args.variants:
                 print(f"| {' | '.join(quality(task(name), variant))} |", flush=True)
+        return
+    if args.bound:
+        head = ("model", "weights", "bytes", "of weights", "entropy", "compressed", "scales", "biases", "rest", "bound")
+        print(f"| {' | '.join((*head, 'bits of biases'))} |\n|{' --- |' * (len(head) + 1)}", flush=True)
+        for name in args.names:
+            for variant in args.variants:
+                print(f"| {' | '.join(bound(task(name), variant))} |", flush=True)
         return
     columns = ("model", "weights", "form", "bytes", "ratio", "tensors", "steps", "arena", "ms", "outputs")
     print(f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}", flush=True)

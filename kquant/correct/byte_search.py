@@ -20,6 +20,19 @@ NEAR = 0.01  # of the budget: no better strength is searched for
 INSTEAD = ", or give strength= in its place (deflated, the file gets smaller too)"
 
 
+class NoCodesHold(ValueError):
+    """No codes make a file of so many bytes.
+
+    Args:
+        message: what is said.
+        smallest: bytes of the smallest file that was reached.
+    """
+
+    def __init__(self, message: str, smallest: int) -> None:
+        super().__init__(message)
+        self.smallest = smallest
+
+
 class Rounds(Protocol):
     """What rounds the layers of a quantized model."""
 
@@ -90,7 +103,7 @@ def smallest_strength(run: Rounds, start: float, flash_bytes: int, strip_names: 
         bar: its total grows with each rounding.
 
     Raises:
-        ValueError: not even the strongest rounding holds it; with the smallest file and what is in it.
+        NoCodesHold: not even the strongest rounding holds it; with the smallest file and what is in it.
     """
     tried: dict[float, int] = {}
     each = bar.total
@@ -104,7 +117,7 @@ def smallest_strength(run: Rounds, start: float, flash_bytes: int, strip_names: 
     strength = start
     while size(strength) > flash_bytes:
         if strength >= STRONGEST:
-            raise ValueError(_too_small(run.qmodel, flash_bytes, min(tried.values())))
+            raise NoCodesHold(_too_small(run.qmodel, flash_bytes, min(tried.values())), min(tried.values()))
         strength = min(strength * 10.0, STRONGEST)
     best = strength
     weakest = start * 1e-6

@@ -27,6 +27,7 @@ from kquant.core.checks import present
 from kquant.core.messages import first_of
 from kquant.core.progress import tqdm
 from kquant.core.result import Result
+from kquant.correct.byte_search import NoCodesHold
 from kquant.correct.output_worth import squash_of
 from kquant.correct.short_codes import shorten_codes
 from kquant.files.atomic import Outputs
@@ -262,6 +263,7 @@ class _Search:
         self.rungs: list[ByteRung] = []
         self.earlier = {rung.name: rung for rung in kept.rows("rungs", ByteRung)}
         self.models: dict[str, keras.Model] = {}
+        self.reached: dict[str, int] = {}  # rung -> bytes of its smallest file, where none held the budget
         self._bases: list[tuple[Changes, keras.Model]] = []
         samples = gather(wanted.model, wanted.data, min(wanted.limit or JUDGED, JUDGED))
         self.x = samples if len(samples) > 1 else samples[0]
@@ -320,6 +322,8 @@ class _Search:
                 if not self.rungs:
                     raise
                 rung = ByteRung(name, 0, float("-inf"), 0, 0, 0.0, failed=str(error).split("\n")[0])
+                if isinstance(error, NoCodesHold):
+                    self.reached[name] = error.smallest
             else:
                 self._save(name, model)
             rung = replace(rung, seconds=time.perf_counter() - started)
@@ -410,17 +414,23 @@ class _Search:
         return model, ByteLadder(self.wanted.flash_bytes, unit, float_score, rungs)
 
     def _too_large(self) -> str:
-        failed = [rung.failed for rung in self.rungs if rung.failed]
-        made = [rung for rung in self.rungs if not rung.failed]
-        least = min(made, key=lambda rung: rung.file_bytes)
+        made = {rung.name: rung.file_bytes for rung in self.rungs if not rung.failed}
+        sizes = {**made, **self.reached}
+        least = min(sizes, key=lambda name: sizes[name])
+        said = f"'{least}' with {sizes[least]:,} bytes"
+        if least in self.reached:
+            kept = min(made, key=lambda name: made[name])
+            said += f", and hardly a weight in it that is not zero; of files with weights, '{kept}' with {made[kept]:,}"
         named = Form(storing=Storing(tuple(cls() for cls in storages().values()), free=True))
         rows = layer_bytes(to_files(lower(self.base()), named).content).layers
         largest = sorted(rows, key=lambda row: -row.stored_bytes)[:3]
         where = first_of([f"{row.name} ({row.stored_bytes:,} bytes)" for row in largest])
-        ahead = f" In the way: {where}, and {failed[-1]}" if failed else f" The largest tensors: {where}."
+        # what the one that went furthest says of the bytes that are left, else what went wrong first
+        failed = next((r for r in self.rungs if r.failed and (r.name == least or least not in self.reached)), None)
+        why = "" if failed is None else f" '{failed.name}': {failed.failed}"
         return (
-            f"compress: nothing holds flash_bytes={self.wanted.flash_bytes:,}. The smallest is '{least.name}' with "
-            f"{least.file_bytes:,} bytes.{ahead}"
+            f"compress: nothing holds flash_bytes={self.wanted.flash_bytes:,}. The smallest is {said}. The largest "
+            f"tensors of the recipe's file, in codes: {where}.{why}"
         )
 
 

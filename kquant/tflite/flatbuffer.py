@@ -164,7 +164,7 @@ class _Writer:
         if id(ref) in self.index:
             return self.index[id(ref)]
         # Equal contents in equal encodings are one tensor, which keeps the name of the first.
-        key = _constant_key(ref)
+        key = constant_key(ref)
         if key is not None and key in self.constants:
             return self.constants[key]
         tensor = SCHEMA.TensorT()
@@ -247,7 +247,8 @@ def _named(graph: Any, index: int) -> Any:
     return entry
 
 
-def _constant_key(ref: Ref) -> Any:
+def constant_key(ref: Ref) -> Any:
+    """What two constants have in common that are one tensor of the file; None where a tensor is one of its own."""
     if ref.data is None or ref.block_scales is not None:
         return None
     encoding = None if ref.encoding is None else (ref.encoding.scale.tobytes(), ref.encoding.zero_point.tobytes())

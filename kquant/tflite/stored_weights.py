@@ -16,7 +16,7 @@ from kquant.core.operators import OPERATORS, facts
 from kquant.core.packed import PACKED, numpy_type, size_bytes, types_of
 from kquant.core.program import Operator, Program, Ref
 from kquant.targets import Target
-from kquant.tflite.flatbuffer import packed, to_bytes, unpacked
+from kquant.tflite.flatbuffer import constant_key, packed, to_bytes, unpacked
 from kquant.tflite.memory_plan import MemoryPlan, memory_plan
 from kquant.tflite.reader import SCHEMA, constants, read_model
 from kquant.tflite.storage import CODE, Decoding, Storage, Stored, Storing
@@ -29,7 +29,7 @@ DECODE_BYTES = 128
 def store_weights(program: Program, wanted: Sequence[Storage]) -> list[str]:
     """Store weights in the smallest of some forms; a DECODE stands right in front of each reader.
 
-    Two operators, one behind the other, that read the same weights share one DECODE.
+    Two operators, one behind the other, that read equal weights in equal encodings share one DECODE.
 
     Args:
         program: of the file; its list of operators is replaced.
@@ -143,28 +143,30 @@ def _insert(program: Program, chosen: Mapping[int, _Chosen]) -> list[_Chosen]:
     Returns:
         What is decoded, in the order of the file.
     """
-    pairs: dict[int, tuple[Ref, Ref]] = {}
+    pairs: dict[Any, tuple[Ref, Ref]] = {}
     decoded: list[_Chosen] = []
+    # What is one tensor in the file: a layer that is called twice has the same weights under two names.
+    same = {id(one.ref): constant_key(one.ref) or id(one.ref) for one in chosen.values()}
 
     def written(operators: list[Operator]) -> list[Operator]:
         made: list[Operator] = []
-        held: dict[int, Ref] = {}  # what the operator before reads decoded
+        held: dict[Any, Ref] = {}  # what the operator before reads decoded
         for op in operators:
-            # By identity: two tensors with equal codes have names and scales of their own.
             coded = {id(ref): ref for ref in op.inputs if ref is not None and id(ref) in chosen}
             # packed codes come back as int8, which the kernels compute with anyway
             new = {
-                key: Ref(ref.name, ref.shape, numpy_type(ref.dtype), ref.encoding)
+                same[key]: Ref(ref.name, ref.shape, numpy_type(ref.dtype), ref.encoding)
                 for key, ref in coded.items()
-                if key not in held
+                if same[key] not in held
             }
             if new:
+                read = {same[key]: chosen[key] for key in coded if same[key] in new}
                 # What is stored is there once, however many operators decode it.
-                stored = [pairs.setdefault(key, _pair(chosen[key].stored)) for key in new]
+                stored = [pairs.setdefault(key, _pair(one.stored)) for key, one in read.items()]
                 made.append(Operator(CODE, [part for pair in stored for part in pair], list(new.values())))
-                decoded.extend(chosen[key] for key in new)
-            held = {key: new.get(key) or held[key] for key in coded}
-            made.append(_reading(op, held) if coded else op)
+                decoded.extend(read.values())
+            held = {same[key]: new.get(same[key]) or held[same[key]] for key in coded}
+            made.append(_reading(op, {key: held[same[key]] for key in coded}) if coded else op)
         return made
 
     program.operators = _changed(program, written)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -186,8 +187,14 @@ def test_the_callers_random_numbers_go_on(model: keras.Model, plain: int, tmp_pa
 
 def test_refusals(model: keras.Model, plain: int, tmp_path: Path) -> None:
     options: dict[str, Any] = {"path": tmp_path / "m.tflite", "verbose": False}
-    with pytest.raises(ValueError, match=r"nothing holds flash_bytes=1,200. The smallest is .* the way: wide/kernel"):
+    with pytest.raises(ValueError, match=r"nothing holds flash_bytes=1,200. .* in codes: wide/kernel") as told:
         kquant.compress(model, X[:64], target="tflm", flash_bytes=1200, **options)
+    # one smallest file, and it is that of the rounding that went furthest; the rungs that compute something come next
+    numbers = re.search(r"The smallest is 'shorter codes.*?' with ([\d,]+) bytes, .* with ([\d,]+)\. ", str(told.value))
+    assert numbers is not None
+    reached, kept = (int(number.replace(",", "")) for number in numbers.groups())
+    assert 1200 < reached < kept < plain
+    assert f"no codes of the weights make a file of 1,200 bytes. The smallest has {reached:,}," in str(told.value)
     with pytest.raises(ValueError, match="'litert' decodes none. Give target='tflm', or kquant.mixed_precision"):
         kquant.compress(model, X[:64], target="litert", flash_bytes=plain // 2, **options)
     with pytest.raises(ValueError, match="leave compression='lut' out"):

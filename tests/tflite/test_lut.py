@@ -219,6 +219,21 @@ def test_layers_one_behind_the_other_share_what_is_decoded():
 
 
 @needs_tflm
+def test_a_layer_that_is_called_twice_in_a_row_is_decoded_once(tmp_path: Path):
+    inputs = keras.Input((64,))
+    twice = keras.layers.Dense(64, activation="relu", name="twice")
+    net = keras.Model(inputs, keras.layers.Dense(4, name="head")(twice(twice(inputs))))
+    twice.kernel.assign(twice.kernel.numpy() * (RNG.random((64, 64)) < 0.2))
+    q = kquant.quantize(net, target="tflm")
+    kquant.calibrate(q, RNG.normal(size=(64, 64)).astype(np.float32), verbose=False)
+    made = kquant.export(q, tmp_path / "m.tflite", compression="prune")  # runs both files, and compares their codes
+    file = read_model((tmp_path / "m.tflite").read_bytes())
+    assert [op.code for op in file.operators] == ["TFLM_DECODE", *["FULLY_CONNECTED"] * 3]
+    assert made.decoding is not None
+    assert made.decoding.lookups == 64 * 64
+
+
+@needs_tflm
 def test_tflms_own_compressor_stores_the_same_bytes():
     compression = pytest.importorskip("tflite_micro").compression
     codes = (RNG.integers(0, 16, (16, 3, 3, 16)) * 3 + np.arange(16).reshape(-1, 1, 1, 1)).astype(np.int8)
