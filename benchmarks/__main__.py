@@ -9,18 +9,9 @@ import sys
 ALL = ("accuracy", "parity", "qat_accuracy", "step_time", "predict_time", "ptq_time", "applications", "trained")
 ALL += ("random_graphs", "observers", "recovery", "broken", "analysis", "lut", "structured", "train_time", "pruning")
 ALL += ("clustering", "codes", "qat_low_bits", "channel_weights", "packed", "kills", "damaged_files", "phone_recovery")
-ALL += (
-    "bundles",
-    "peers",
-    "peers.coverage",
-    "exact",
-    "zoo",
-    "zoo.trained",
-    "short_codes",
-    "scale_memory",
-    "coded_training",
-)
-ALL += ("front_ends", "depth", "robust_training", "train_parts", "cifar_nets", "decode_cost")
+ALL += ("bundles", "peers", "peers.coverage", "exact", "zoo", "zoo.trained", "short_codes", "scale_memory")
+ALL += ("coded_training", "ladder_training", "front_ends", "depth", "robust_training", "train_parts", "cifar_nets")
+ALL += ("decode_cost",)
 ALL += ("tables",)  # last: of what the others wrote
 
 
