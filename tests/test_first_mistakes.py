@@ -142,3 +142,47 @@ def test_what_keras_said_ends_with_its_sentence() -> None:
     inputs = keras.Input((4,))
     with pytest.raises(ValueError, match=r"sums .*keras.ops.cumsum.* as input to a TensorFlow function\.$"):
         kquant.quantize(keras.Model(inputs, Sums(name="sums")(inputs)))
+
+
+NET = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4), keras.layers.Dense(2)], name="net")
+ROWS = SAMPLES.reshape(32, -1)[:, :4]
+JUDGING: dict[str, Any] = {
+    "autotune": lambda score: kquant.autotune(NET, ROWS, score, **QUIET),
+    "mixed_precision": lambda score: kquant.mixed_precision(NET, ROWS, flash_bytes=10**5, evaluate=score, **QUIET),
+    "scan_sparsity": lambda score: kquant.scan_sparsity(NET, evaluate=score, **QUIET),
+    "prune_channels": lambda score: kquant.prune_channels(NET, macs=0.5, evaluate=score, **QUIET),
+    "factorize": lambda score: kquant.factorize(NET, macs=0.9, evaluate=score, **QUIET),
+    "compress": lambda score: kquant.compress(NET, ROWS, path="m.tflite", flash_bytes=10**5, evaluate=score, **QUIET),
+    "on_ray.try_recipes": lambda score: kquant.on_ray.try_recipes(NET, ROWS, score, ["int8"], **QUIET),
+}
+
+
+@pytest.mark.parametrize("verb", JUDGING)
+def test_a_score_is_a_function(verb: str) -> None:
+    with pytest.raises(ValueError, match=rf"{verb}: evaluate is a function of a Keras model .*Received: 'accuracy'\."):
+        JUDGING[verb]("accuracy")
+
+
+@pytest.mark.parametrize("verb", ["autotune", "scan_sparsity"])
+def test_outputs_in_the_place_of_a_score_are_told_by_their_shape(verb: str) -> None:
+    with pytest.raises(ValueError, match=r"an array of float32 \(32, 2\)"):
+        JUDGING[verb](lambda model: model.predict(ROWS, verbose=0))
+
+
+@pytest.mark.parametrize("given", ["256KB", 0, 2.5])
+def test_a_budget_is_a_number(given: Any) -> None:
+    with pytest.raises(ValueError, match=f"estimate: flash_bytes must be 1 or more. Received: {given!r}"):
+        kquant.estimate(NET, flash_bytes=given)
+    if given != 2.5:
+        with pytest.raises(ValueError, match="mixed_precision: flash_bytes must be 1 or more"):
+            kquant.mixed_precision(NET, ROWS, flash_bytes=given, **QUIET)
+
+
+@pytest.mark.parametrize("name", ["net.keras", "net.h5"])
+def test_a_file_does_not_replace_the_model(name: str, qmodel: keras.Model, tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=rf"export: .*{name} is a name of a Keras model.*give a name like .*net.tflite"
+    ):
+        kquant.export(qmodel, tmp_path / name)
+    with pytest.raises(ValueError, match=rf"compress: .*{name} is a name of a Keras model"):
+        kquant.compress(NET, ROWS, path=tmp_path / name)

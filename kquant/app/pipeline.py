@@ -11,6 +11,7 @@ from typing import Any, Unpack
 import keras
 
 from kquant import targets
+from kquant.core.checks import check_score
 from kquant.core.messages import first_of, warn
 from kquant.core.renamed import new_words, renamed
 from kquant.core.result import Result
@@ -115,6 +116,7 @@ def compress(
     """
     check_keras(model, "compress")
     check_file_options("compress", form)
+    destination(path, "compress", "model.tflite")  # before hours of work
     making = _Making(target, limit, input_shape)
     ladder = None
     if flash_bytes is None:
@@ -122,7 +124,8 @@ def compress(
         qmodel = prepare(model, data, recipe, train=train, verbose=verbose, **vars(making))
     else:
         _check_budget(flash_bytes, form)
-        destination(path, "compress", "model.tflite")  # before hours of work
+        if evaluate is not None:
+            check_score("compress", evaluate)
         asked = _Asked(flash_bytes, evaluate, None if folder is None else Path(folder), train, verbose)
         qmodel, ladder = _under_budget(model, data, load(recipe), making, asked, form)
         form = _form_of(ladder, form)

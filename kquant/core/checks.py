@@ -108,6 +108,43 @@ def check_count(where: str, name: str, value: Any) -> None:
         raise ValueError(f"{where}: {name} must be 1 or more. Received: {value!r}.")
 
 
+def check_score(who: str, evaluate: Any, name: str = "evaluate") -> None:
+    """Refuse what cannot be called in the place of a function that judges models, before anything runs.
+
+    Args:
+        who: the verb that errors name.
+        evaluate: what its caller gave; None where it may be left out, and was.
+        name: of the argument.
+
+    Raises:
+        ValueError: it is no function.
+
+    Example:
+        >>> check_score("autotune", "accuracy")
+        Traceback (most recent call last):
+        ValueError: autotune: evaluate is a function of a Keras model that returns a number, higher is better, like \
+lambda m: float(np.mean(m.predict(x, verbose=0).argmax(-1) == labels)). Received: 'accuracy'.
+    """
+    if not callable(evaluate):
+        raise ValueError(
+            f"{who}: {name} is a function of a Keras model that returns a number, higher is better, like lambda m: "
+            f"float(np.mean(m.predict(x, verbose=0).argmax(-1) == labels)). Received: {shown(evaluate)}."
+        )
+
+
+def shown(value: Any) -> str:
+    """A value in a message: arrays by their shape, the rest as Python writes it, cut.
+
+    Example:
+        >>> shown(np.zeros((540, 10))), shown("accuracy")
+        ('an array of float64 (540, 10)', "'accuracy'")
+    """
+    if hasattr(value, "shape") and hasattr(value, "dtype") and tuple(value.shape):
+        return f"an array of {np.dtype(getattr(value.dtype, 'as_numpy_dtype', value.dtype))} {tuple(value.shape)}"
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]} ..."
+
+
 def shape_hint(given: tuple[int, ...], expected: tuple[int | None, ...]) -> str:
     """A sentence for behind a full stop, with its space, where a usual slip explains a shape; else nothing.
 

@@ -11,6 +11,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+KERAS_FILES = (".keras", ".h5", ".hdf5")
 MOST_LINKS = 40  # as Linux follows
 OPENED = ("/proc/", "/dev/fd/")  # /dev/stdout leads there, to open files: they take bytes, and are never replaced
 STAGE = re.compile(r"\.kquant-[0-9a-f]{16}")  # a folder beside results, in which new ones are made
@@ -61,6 +62,11 @@ def destination(path: str | Path, who: str = "export", example: str = "result") 
         (False, True)
     """
     given = path_of(path, who, example)
+    if given.suffix in KERAS_FILES and Path(example).suffix not in KERAS_FILES:
+        raise ValueError(
+            f"{who}: {given} is a name of a Keras model, which would be lost, and this is none; give a name like "
+            f"{given.with_suffix(Path(example).suffix)}."
+        )
     names_folder = isinstance(path, str) and path.endswith(("/", os.sep))  # which pathlib forgets
     try:
         real, device = _followed(given)

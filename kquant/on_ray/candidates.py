@@ -10,6 +10,7 @@ from typing import Any
 import keras
 
 from kquant import targets
+from kquant.core.checks import check_score
 from kquant.core.progress import tqdm
 from kquant.core.result import Result
 from kquant.correct.steps import apply_steps
@@ -92,6 +93,7 @@ def try_recipes(
         raise ValueError("on_ray.try_recipes: give one recipe or more.")
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"on_ray.try_recipes: two recipes are called '{twice[0]}'; give each a `name` of its own.")
+    check_score("on_ray.try_recipes", evaluate)
     check_folder(folder, "on_ray.try_recipes", "search")
     ray = started()
     before = score_of(evaluate, model, "the float model")

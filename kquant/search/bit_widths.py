@@ -21,6 +21,7 @@ import keras
 import numpy as np
 
 from kquant import targets
+from kquant.core.checks import check_count, check_score
 from kquant.core.progress import tqdm
 from kquant.core.result import Result
 from kquant.files.destination import check_folder
@@ -189,6 +190,8 @@ def mixed(
     """
     widths, target, base, steps = wanted.widths, wanted.target, wanted.recipe, wanted.steps
     unit, limit = wanted.check()
+    if evaluate is not None:
+        check_score("mixed_precision", evaluate)
     options = {"target": target, "widths": sorted(widths), "budget": unit, "recipe_text": recipe_to_toml(base)}
     if wanted.folder is not None and evaluate is not None:
         with state_kept(model):
@@ -263,6 +266,7 @@ def _budget(given: dict[str, int | None], target: str) -> tuple[str, int]:
         names = ", ".join(get_args(Budget))
         raise ValueError(f"mixed_precision: give one budget of {names}. Received: {', '.join(budgets) or 'none'}.")
     name, value = next(iter(budgets.items()))
+    check_count("mixed_precision", name, int(value) if isinstance(value, float) else value)
     if name == "arena_bytes" and targets.load(target).arena not in available():
         raise ValueError(
             "mixed_precision: arena_bytes is measured by TFLM: it needs target='tflm' and pip install 'kquant[micro]'."

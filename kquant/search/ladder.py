@@ -21,6 +21,7 @@ import numpy as np
 from kquant import targets
 from kquant.analysis.diagnosis import Asked, analyzed
 from kquant.analysis.separately import AnalysisElsewhere
+from kquant.core.checks import check_score, shown
 from kquant.core.progress import tqdm
 from kquant.core.result import Result
 from kquant.correct.steps import RANGES, apply_steps
@@ -210,6 +211,7 @@ def climbed(
     """
     max_drop, base = wanted.max_drop, wanted.recipe
     wanted.check()
+    check_score("autotune", evaluate)
     float_score = score_of(evaluate, model, "the float model")
     options = {"target": wanted.target, "float_score": rounded(float_score)}
     kept = search_state(wanted.folder, "rungs.json", "autotune", model, data, base, **options)
@@ -241,7 +243,7 @@ def score_of(evaluate: Callable[[keras.Model], float], model: keras.Model, which
     except (TypeError, ValueError):
         score = float("nan")
     if not np.isfinite(score):
-        raise ValueError(f"autotune: evaluate must return a finite number. For {which} it returned {given!r}.")
+        raise ValueError(f"autotune: evaluate must return a finite number. For {which} it returned {shown(given)}.")
     return score
 
 

@@ -12,6 +12,7 @@ from kquant import targets
 from kquant.analysis.diagnosis import Asked, analyze, analyzed
 from kquant.analysis.results import Analysis, LayerReport
 from kquant.analysis.separately import AnalysisElsewhere
+from kquant.core.checks import shown
 from kquant.correct.steps import apply_steps
 from kquant.files.finished_work import Kept
 from kquant.prepare.quantization import quantize
@@ -213,7 +214,7 @@ def score_given(given: Any) -> float:
     try:
         return float(given)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"mixed_precision: evaluate must return a number. It returned {given!r}.") from error
+        raise ValueError(f"mixed_precision: evaluate must return a number. It returned {shown(given)}.") from error
 
 
 def _moves(setting: Any, wide: Analysis, narrow: Analysis, unit: str) -> list[Move]:

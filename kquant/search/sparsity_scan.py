@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from kquant.analysis.sqnr import decibel, noises_of
 from kquant.calibration.data import gather
+from kquant.core.checks import check_score
 from kquant.core.origin import patterns_of
 from kquant.core.progress import tqdm
 from kquant.core.renamed import renamed
@@ -282,6 +283,8 @@ def scanned(
 def _check(data: Any, evaluate: Any, levels: Sequence[float], target: float, structure: str) -> None:
     if (data is None) == (evaluate is None):
         raise ValueError("scan_sparsity: give data or evaluate, one of the two.")
+    if evaluate is not None:
+        check_score("scan_sparsity", evaluate)
     if not levels or levels[0] <= 0.0 or levels[-1] >= 1.0 or not 0.0 < target <= levels[-1]:
         raise ValueError(
             "scan_sparsity: expected sparsities in (0, 1), and a sparsity in (0, 1) that is not above the highest. "

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from kquant.core.checks import shown
 from kquant.core.progress import tqdm
 from kquant.shrink.channels import Channels
 from kquant.shrink.choose import Ledger, Queue, Unit, ledger, out_of_reach, queues_of
@@ -189,7 +190,7 @@ def finite(score: Any) -> float:
     except (TypeError, ValueError):  # nothing was returned, or several
         value = math.nan
     if not math.isfinite(value):
-        raise ValueError(f"evaluate: expected a finite number, the higher the better. Received: {score!r}.")
+        raise ValueError(f"evaluate: expected a finite number, the higher the better. Received: {shown(score)}.")
     return value
 
 

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from kquant.calibration.data import gather
+from kquant.core.checks import check_score
 from kquant.core.progress import tqdm
 from kquant.core.result import Result
 from kquant.core.table import Table
@@ -193,6 +194,8 @@ def prune_channels(
     check_keras(model, "prune_channels")
     unit, share = budget(macs, weight_bytes)
     check_widths(minimum=minimum, multiple=multiple)
+    if evaluate is not None:
+        check_score("prune_channels", evaluate)
     wide = plain(model)
     channels = follow_channels(read(wide), protect)
     whole = ledger(channels, unit).total(unit)

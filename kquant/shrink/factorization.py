@@ -14,6 +14,7 @@ import keras
 import numpy as np
 
 from kquant.calibration.data import gather
+from kquant.core.checks import check_score
 from kquant.core.progress import tqdm
 from kquant.graph.copies import again, copy_state, settle
 from kquant.graph.given_model import check_keras
@@ -86,6 +87,8 @@ def factorize(
     """
     check_keras(model, "factorize")
     check_widths(multiple=multiple)
+    if evaluate is not None:
+        check_score("factorize", evaluate)
     wide = plain(model)
     graph = read(wide)
     able = _able(graph, ranks or {}, names_of(graph, protect))

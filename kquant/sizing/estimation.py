@@ -9,6 +9,7 @@ from typing import Any
 import keras
 
 from kquant import targets
+from kquant.core.checks import check_count
 from kquant.exact.narrow import totals
 from kquant.exporting.asked_storing import Compression, storing_of
 from kquant.graph.given_model import check_keras
@@ -77,8 +78,8 @@ def estimate(
     check_keras(model, "estimate")
     chosen, goal = recipes.load(recipe), targets.load(target)
     for name, limit in (("flash_bytes", flash_bytes), ("arena_bytes", arena_bytes)):
-        if limit is not None and limit < 1:
-            raise ValueError(f"estimate: {name} must be 1 or more. Received: {limit!r}.")
+        if limit is not None:
+            check_count("estimate", name, limit)
     storing = storing_of(compression)
     refuse_undecoded(goal, storing.storages)
     try:

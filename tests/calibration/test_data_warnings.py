@@ -217,3 +217,25 @@ HEALTHY: dict[str, Callable[[], Model]] = {
 def test_ranges_that_cost_nothing_are_silent(name: str) -> None:
     q = kquant.quantize(HEALTHY[name]())
     assert not said(lambda: kquant.calibrate(q, ROWS, verbose=False), "of signal over noise")
+
+
+@pytest.mark.parametrize("order", [("conv", "norm", "relu"), ("conv", "relu", "norm")])
+def test_data_of_another_scale_than_the_batch_norm_saw_are_told(order: tuple[str, ...]) -> None:
+    keras.utils.set_random_seed(0)
+    kinds = {"conv": lambda: keras.layers.Conv2D(8, 3, name="conv"), "relu": keras.layers.ReLU}
+    kinds["norm"] = lambda: keras.layers.BatchNormalization(momentum=0.5, name="norm")
+    stack = [kinds[name]() for name in order]
+    model = keras.Sequential([keras.Input((8, 8, 1)), *stack, keras.layers.Flatten(), keras.layers.Dense(2)])
+    x = np.random.default_rng(0).random((64, 8, 8, 1), np.float32)
+    q = kquant.quantize(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        kquant.calibrate(q, x * 255.0, verbose=False)  # never trained: it knows nothing
+    model.compile("sgd", "mse")
+    model.fit(x, np.zeros((64, 2), np.float32), epochs=3, verbose=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        kquant.calibrate(kquant.quantize(model), x, verbose=False)
+        kquant.calibrate(kquant.quantize(model), 3.0 * x, verbose=False)  # another light
+    with pytest.warns(UserWarning, match=r"times the most that its batch norm saw in training.*x / 255"):
+        kquant.calibrate(kquant.quantize(model), x * 255.0, verbose=False)
