@@ -24,18 +24,21 @@ Measured on {processor}, {cores} cores, {date}: {versions}.
   the first 2,000 samples, TFLM the first 500. The anomaly detector has no labels here: SQNR of its output against the
   float model's, in dB.
 - **equal codes**: % of output codes of the file, on the reference kernels of LiteRT or of TFLM, whichever the tool
-  simulates, that are the simulation's.
+  simulates, that are the simulation's; **LSB**: by how many codes the furthest is off.
 - **bytes**, **gzip**: of the file, and compressed with gzip 9. **arena**: the smallest in which TFLM runs it, found by
   trial.
 - **ms**: one invocation on LiteRT, one thread, all files of a model by turns. **s**, **MB**: making the file, without
   imports, and the peak memory of the process; kquant's include running the file on every runtime before it is given
   out, LiteRT Quantizer's leave out the float file that it starts from. Of a row that was measured beside other work no
   time is told: "-".
-- Trained rows are the mean over seeds, with the smallest and the largest; **epoch, s** is their fastest epoch.
+- Trained rows are the mean over seeds, with the smallest and the largest; **epoch, s** is their fastest epoch,
+  **step, times float** what [a step takes](benchmarks.md) over one of the float model in the same Keras, where that was
+  measured.
 - **refused** on TFLM: 4-bit weights, for which it has no kernels; floats beside integers; and the larger files of
   LiteRT Quantizer, whose weights lie behind the flatbuffer (`offset` and `size` of a buffer), where TFLM does not look:
   it would compute with zeros and say nothing.
 - A file with float operators is no integer file, and does not count where it is smaller or more accurate.
+- Of how many architectures and layers each tool makes an integer file: [benchmarks.md](benchmarks.md).
 
 Where a peer is better by more than noise (half a point, half a dB, 1 % of bytes, 5 % of time), the line below the table
 says so.

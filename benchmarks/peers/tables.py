@@ -6,6 +6,7 @@ stops `make bench`.
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Set
@@ -35,6 +36,9 @@ GROUPS = {
 }
 TRAINED = {way.group for tool in tools().values() for way in tool.ways.values() if way.kind == "train"}
 README_TASK = "image_classification"
+STEPS = ROOT / "benchmarks" / "results" / "train_time.json"  # of `benchmarks.train_time`, which measures them by turns
+STEPPED = {"image_classification": "resnet8"}  # task -> what it is called there
+STEP_WAYS = {"qat": "QAT", "prune": "pruning", "cluster": "clustering", "pcqat": "PCQAT"}
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,8 @@ def grouped(task: Mapping[str, Any]) -> dict[str, dict[str, list[dict[str, Any]]
     groups: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for tool in tools().values():
         for key, way in tool.ways.items():
-            held = [row for name, row in task["rows"].items() if name.split("/")[:2] == [tool.name, key]]
+            rows = task["rows"].items()
+            held = [{**row, "way": f"{tool.name}/{key}"} for n, row in rows if n.split("/")[:2] == [tool.name, key]]
             if held:
                 groups.setdefault(way.group, {})[f"{tool.name}/{key}"] = held
     return groups
@@ -251,16 +256,37 @@ def _columns(task: Mapping[str, Any], training: bool) -> list[Column]:
         Column(unit, lambda row: row.get("simulated", {}).get(measure), 2),
         *(_on(runtime, measure) for runtime in RUNTIMES),
         Column("equal codes", _equal, 2),
+        Column("LSB", _furthest),
         Column("bytes", lambda row: row.get("bytes")),
         Column("gzip", lambda row: row.get("gzip_bytes")),
         Column("arena", lambda row: row.get("arena_bytes")),
         Column("float operators", lambda row: row.get("float_operators")),
-        Column("epoch, s", lambda row: row.get("epoch_s") if is_quiet(row) else None, 2)
-        if training
-        else Column("ms", lambda row: row.get("latency_ms"), 4),
+        *(_training(task) if training else [Column("ms", lambda row: row.get("latency_ms"), 4)]),
         Column("s", lambda row: row["seconds"] if is_quiet(row) else None, 1),
         Column("MB", lambda row: row["peak_mb"]),
     ]
+
+
+def _training(task: Mapping[str, Any]) -> list[Column]:
+    """Times of training; where a step was measured beside that of the same tool's float model, how many times that."""
+    steps = step_ratios(task["about"]["name"])
+    ratio = [Column("step, times float", lambda row: steps.get(row["way"]), 2)] if steps else []
+    return [Column("epoch, s", lambda row: row.get("epoch_s") if is_quiet(row) else None, 2), *ratio]
+
+
+def step_ratios(task: str) -> dict[str, float]:
+    """ "tool/way" -> what a training step takes, over that of the float model in the same Keras; of most tasks nothing.
+
+    Args:
+        task: its name.
+    """
+    measured = json.loads(STEPS.read_text())["models"].get(STEPPED.get(task, ""), {})
+    return {
+        f"{tool}/{key}": measured[tool][title]["times float"]
+        for tool in ("kquant", "tfmot")
+        for key, title in STEP_WAYS.items()
+        if title in measured.get(tool, {})
+    }
 
 
 def _readme_columns() -> list[Column]:
@@ -287,3 +313,10 @@ def _equal(row: Mapping[str, Any]) -> float | None:
     found = [row.get("runs", {}).get(runtime, {}).get("equal") for runtime in ("litert-reference", "tflm")]
     known = [equal for equal in found if equal is not None]
     return 100 * max(known) if known else None
+
+
+def _furthest(row: Mapping[str, Any]) -> float | None:
+    """Steps of the output's grid by which a code is off at most, where `_equal` counts."""
+    runs = [row.get("runs", {}).get(runtime, {}) for runtime in ("litert-reference", "tflm")]
+    known = [(run["equal"], -run["max_lsb"]) for run in runs if "equal" in run]
+    return -max(known)[1] if known else None
