@@ -8,7 +8,7 @@ from functools import cache
 from importlib import resources
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from kquant import targets
 from kquant.core.messages import check_known
@@ -21,6 +21,7 @@ class Kind(BaseModel):
 
     Attributes:
         title: for messages.
+        known_as: boards, chips and phones that it is for, in lower case: for who names one of these instead.
         target: for which its file must be.
         runtime: that gives the golden vectors.
         runs_on: the same in words.
@@ -41,6 +42,7 @@ class Kind(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     title: str
+    known_as: tuple[str, ...] = Field(default=(), strict=False)
     target: str
     runtime: str
     runs_on: str
@@ -115,8 +117,10 @@ def kind_and_target(kind: str | None, target: str | None) -> tuple[str, str]:
         target = next(iter(kinds()))
     if target in kinds():
         return target, kinds()[target].target
-    said = f"export: target '{target}' does not exist.{targets.advice(target)}".removesuffix(".")
-    check_known(said, target, [*targets.names(), *kinds()])
+    meant = next((name for name, one in kinds().items() if target.lower() in one.known_as), None)
+    advice = targets.advice(target) if meant is None else f" For {target.lower()}, take {meant!r}."
+    said = f"export: target '{target}' does not exist.{advice}".removesuffix(".")
+    check_known(said, target, list(dict.fromkeys([*targets.names(), *kinds()])))  # tflm is one of both
     runtimes = targets.load(target).runtimes
     fitting = [name for name, one in kinds().items() if one.runtime in runtimes]
     named = next((name for name in fitting if name in runtimes), None)

@@ -188,6 +188,8 @@ def test_one_word_says_where_it_runs(kind: str | None, target: str | None, found
         (["--target", "litert"], "several kinds of projects, android or ios: give --kind"),
         (["--target", "gpu"], "for target 'gpu' there are several kinds of projects, android or ios: give --kind"),
         (["--target", "androit"], "Did you mean 'android'"),
+        (["--target", "ESP32"], "target 'ESP32' does not exist. For esp32, take 'esp-idf'. There are: cmsis-nn"),
+        (["--target", "iphone"], "ethos-u85, gpu, litert, mediatek, nnapi, qualcomm, tflm, arduino"),
         (["--target", "stm32"], "target 'stm32' does not exist. For stm32, take 'cmsis-nn'. There are"),
         (["--kind", "arduinos"], "Did you mean 'arduino'"),
         (["--kind", "ios", "--target", "android"], "are two kinds of projects"),
