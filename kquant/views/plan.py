@@ -199,11 +199,12 @@ def problem(node: Node, rule: Rule | None, target: Target, bits: int = 8) -> Pro
 def _float_problem(node: Node, rule: Rule, target: Target) -> Problem | None:
     """Why this call cannot be left in float, or None."""
     kind = type(node.op).__name__
-    if not target.floats:
-        return Problem(node.name, kind, f"{target.title} runs integers only; leave float layers to target 'litert'")
+    # first: on target 'litert' it would stay float no more than here
     if FLOAT not in rule.widths:
         reason = "it is to stay float, and kquant writes it in integers only; take a static recipe (int8, int16x8), or "
         return Problem(node.name, kind, reason + "leave it out of the rule that says float = true")
+    if not target.floats:
+        return Problem(node.name, kind, f"{target.title} runs integers only; leave float layers to target 'litert'")
     return None
 
 
