@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from kquant.core.spec import FLOAT, INDEX, KERNEL_BITS, QuantSpec
 from kquant.graph.graph import Graph, Node
 from kquant.graph.stored import Stored
 from kquant.layers.provenance import Provenance
+from kquant.layers.transform import kernel_at
 from kquant.ops import find
 from kquant.ops.real_steps import unread_padding
 from kquant.ops.refused import Problem, describe
@@ -232,6 +234,12 @@ def _weights(draft: _Draft) -> tuple[dict[int, QuantSpec | None], dict[int, Pack
         width = FLOAT if bits == INDEX else bits  # rows that are looked up belong to no kernel's type
         stored = packing(node.op, settings, rule, draft.target, width, unpacked_first)
         grids[key] = _weight_grid(settings, rule, stored, draft.target, bits)
+        grid, held = grids[key], rule.weights
+        if grid is not None and grid.in_blocks and held is not None:
+            shape = kernel_at(node.op, held.kernel).shape
+            # of a factor for each channel a block would be the channel
+            if prod(shape) == prod(shape[axis] for axis in held.channel_axes):
+                grids[key] = replace(grid, block=0)
         if grids[key] is not None:
             packings[key] = stored
     return grids, packings

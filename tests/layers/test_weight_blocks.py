@@ -160,6 +160,28 @@ def test_the_kernels_that_leave_blocks_out_are_refused(tmp_path: Path) -> None:
             kquant.export(q, tmp_path / "other.tflite")
 
 
+def test_a_transformer_in_blocks_is_written_and_corrected(tmp_path: Path) -> None:
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((6, 32), name="frames")
+    x = layers.LayerNormalization(name="norm")(
+        inputs + layers.MultiHeadAttention(2, 16, name="attention")(inputs, inputs)
+    )
+    x = layers.Dense(64, activation="gelu", name="wide")(x)
+    text = keras.Model(inputs, layers.Dense(4, name="head")(layers.GlobalAveragePooling1D()(x)))
+    text.get_layer("norm").gamma.assign(np.linspace(0.5, 2.0, 32))
+    frames = np.float32(
+        np.random.default_rng(1).normal(size=(128, 6, 8)) @ np.random.default_rng(2).normal(size=(8, 32))
+    )
+    wanted, sound = text.predict(frames, verbose=0), []
+    for correct in (False, True):
+        q = kquant.quantize(text, {"name": "d", "mode": "dynamic", "weights": {"bits": 4, "block": 32}})
+        if correct:
+            kquant.gptq(q, frames, verbose=False)
+        kquant.export(q, path := tmp_path / "m.tflite", data=frames)
+        sound.append(decibels(kquant.predict(path, frames), wanted))
+    assert sound[1] > sound[0] + 3.0, sound
+
+
 def test_what_no_file_holds_says_so(tmp_path: Path) -> None:
     q = kquant.calibrate(kquant.quantize(model(), {"name": "b", "weights": {"bits": 4, "block": 32}}), X, verbose=False)
     with pytest.raises(ValueError, match=r"head: weights in blocks of 32, which no integer kernel.*leave block out"):

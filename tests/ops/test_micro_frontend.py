@@ -210,9 +210,7 @@ def test_other_targets_and_runtimes_are_told_of_the_other_front_end(tmp_path: Pa
     ):
         kquant.quantize(speaker(), target="litert")
     for recipe in ("float16", {"name": "r", "rules": [{"layer": "front", "float": True}]}):
-        with pytest.raises(
-            ValueError, match=r"front \(MicroFrontend\): it is to stay float, .* a static recipe"
-        ):
+        with pytest.raises(ValueError, match=r"front \(MicroFrontend\): it is to stay float, .* a static recipe"):
             kquant.quantize(speaker(), recipe, target="tflm")
     kquant.export(ready(speaker()), tmp_path / "m.tflite", check_runtimes=False)
     with pytest.raises(ValueError, match=r"TensorFlow Lite Micro alone has \(.*SignalWindow\). Give runtime='tflm'"):
