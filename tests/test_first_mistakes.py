@@ -186,3 +186,28 @@ def test_a_file_does_not_replace_the_model(name: str, qmodel: keras.Model, tmp_p
         kquant.export(qmodel, tmp_path / name)
     with pytest.raises(ValueError, match=rf"compress: .*{name} is a name of a Keras model"):
         kquant.compress(NET, ROWS, path=tmp_path / name)
+
+
+OF_FLOATS = {
+    **{name: getattr(kquant, name) for name in ("fold", "cell", "estimate", "check", "split_preprocessing")},
+    "autotune": lambda q: kquant.autotune(q, SAMPLES, lambda _: 1.0, **QUIET),
+    "compress": lambda q: kquant.compress(q, SAMPLES, path="m.tflite", **QUIET),
+}
+
+
+@pytest.mark.parametrize("verb", OF_FLOATS)
+def test_a_quantized_model_in_the_place_of_a_float_one(verb: str, qmodel: keras.Model) -> None:
+    with pytest.raises(ValueError, match="net: this model is quantized already; pass the float model"):
+        OF_FLOATS[verb](qmodel)
+
+
+def test_a_model_in_the_place_of_its_file(qmodel: keras.Model) -> None:
+    with pytest.raises(ValueError, match=r"or its bytes.*That is a Keras model, which runs itself: model.predict\(x\)"):
+        kquant.predict(qmodel, SAMPLES)
+
+
+def test_a_drop_and_a_share_are_numbers() -> None:
+    with pytest.raises(ValueError, match="max_drop must be 0 or more. Received: '1%'"):
+        kquant.autotune(NET, ROWS, lambda _: 1.0, max_drop="1%")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"macs: expected a share in \(0, 1\], or how many. Received: 1.5"):
+        kquant.factorize(NET, macs=1.5, **QUIET)

@@ -21,7 +21,7 @@ from kquant.core.origin import origins
 from kquant.graph.defaults import own_defaults
 from kquant.graph.given_model import check_keras
 from kquant.graph.graph import Graph, Node, rewrite, trace
-from kquant.graph.keras_private import growing
+from kquant.graph.keras_private import every_layer, growing
 from kquant.graph.output_names import as_keras
 from kquant.graph.unfold import substitute
 from kquant.ops import find
@@ -29,6 +29,7 @@ from kquant.ops.affine import Affine, Moments, Norm, affine
 from kquant.ops.expansion import expand
 from kquant.ops.rule import Weights
 from kquant.prepare.unblock import move_past_affines
+from kquant.views.float_model import refuse_quantized
 
 layers = keras.layers
 
@@ -82,6 +83,9 @@ def fold(model: keras.Model) -> keras.Model:
         A Functional model of the same function (to float32 rounding). Its outputs keep their names: where the layer of
         that name was folded away, an Identity has it.
 
+    Raises:
+        ValueError: a quantized model, whose batch norms are folded already.
+
     Example:
         >>> inputs = keras.Input((4,))
         >>> x = keras.layers.BatchNormalization()(keras.layers.Dense(2)(inputs))
@@ -90,6 +94,7 @@ def fold(model: keras.Model) -> keras.Model:
         ['InputLayer', 'Dense', 'ReLU']
     """
     check_keras(model, "fold")
+    refuse_quantized(model, every_layer(model))
     graph = trace(expand(model), lambda op: find(op) is not None)
     folded = fold_graph(graph)
     return as_keras(rewrite(folded.graph, lambda node, args, kwargs: node.op(*args, **kwargs)))

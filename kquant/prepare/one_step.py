@@ -18,11 +18,12 @@ from kquant.core.renamed import renamed
 from kquant.graph.defaults import own_defaults
 from kquant.graph.given_model import check_keras
 from kquant.graph.graph import Graph, Node, substitute, trace
-from kquant.graph.keras_private import deep_graphs
+from kquant.graph.keras_private import deep_graphs, every_layer
 from kquant.graph.step_mask import StepMask
 from kquant.ops import find
 from kquant.ops.expansion import expand_call
 from kquant.ops.unrolled import CELLS, SameEncoding, Steps
+from kquant.views.float_model import refuse_quantized
 
 layers = keras.layers
 
@@ -67,7 +68,7 @@ def cell(model: keras.Model | keras.layers.Layer) -> keras.Model:
         layer ("gru_h", "lstm_c"); outputs `[y, *new states]`. The file gives a state in and out the same encoding.
 
     Raises:
-        ValueError: a layer that mixes steps (a convolution, pooling, Bidirectional), by name.
+        ValueError: a layer that mixes steps (a convolution, pooling, Bidirectional), by name; a quantized model.
 
     Example:
         >>> model = keras.Sequential([keras.Input((20, 3)), layers.GRU(4, name="gru"), layers.Dense(2)])
@@ -78,6 +79,7 @@ def cell(model: keras.Model | keras.layers.Layer) -> keras.Model:
     if isinstance(model, keras.layers.RNN):
         model = keras.Sequential([keras.Input((1, model.cell.kernel.shape[0]), name="x"), model])
     check_keras(model, "cell")
+    refuse_quantized(model, every_layer(model))
     shapes = [(1, 1, *t.shape[2:]) for t in keras.tree.flatten(model.inputs)]
     _refuse_mixing(trace(model, _is_known))
     graph = trace(model, _is_known, shapes if len(shapes) > 1 else shapes[0])

@@ -9,6 +9,7 @@ written down, and made again by `kquant.compress`.
 
 from __future__ import annotations
 
+import numbers
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -139,8 +140,8 @@ class Wanted:
 
     def check(self) -> None:
         """Refuse what can be refused before anything runs."""
-        if not self.max_drop >= 0:
-            raise ValueError(f"autotune: max_drop must be 0 or more. Received: {self.max_drop}.")
+        if not isinstance(self.max_drop, numbers.Real) or not self.max_drop >= 0:
+            raise ValueError(f"autotune: max_drop must be 0 or more. Received: {self.max_drop!r}.")
         check_folder(self.folder, "autotune", "search")
 
 

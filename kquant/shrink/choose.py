@@ -19,6 +19,9 @@ from kquant.shrink.kernel_cost import BIAS_BYTES, positions
 Unit = Literal["macs", "weight_bytes"]
 
 
+SMALLEST = 100  # of anything, that has a fraction because it was computed: 1.5 is a mistake
+
+
 def budget(macs: float | None, weight_bytes: float | None) -> tuple[Unit, float]:
     """Which of two budgets is given, and its share or number.
 
@@ -34,6 +37,8 @@ def budget(macs: float | None, weight_bytes: float | None) -> tuple[Unit, float]
     unit, share = given[0]
     if not isinstance(share, Real) or isinstance(share, bool) or not 0 < share < math.inf:
         raise ValueError(f"{unit}: expected a share in (0, 1] or a number. Received: {share!r}.")
+    if 1 < share < SMALLEST and share != round(share):
+        raise ValueError(f"{unit}: expected a share in (0, 1], or how many. Received: {share!r}, which is neither.")
     return unit, float(share)
 
 

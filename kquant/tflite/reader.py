@@ -90,7 +90,8 @@ def read_bytes(path_or_bytes: str | Path | bytes) -> bytes:
 def _path(given: Any) -> Path:
     """Whatever a user passes, which need not be what the types say."""
     if not isinstance(given, str | os.PathLike):
-        raise ValueError(f"file: expected the path of a .tflite file, or its bytes. Received: {given!r}.")
+        hint = " That is a Keras model, which runs itself: model.predict(x)." if hasattr(given, "predict") else ""
+        raise ValueError(f"file: expected the path of a .tflite file, or its bytes. Received: {given!r}.{hint}")
     return Path(cast("str | os.PathLike[str]", given))
 
 
