@@ -3,8 +3,9 @@
 `predict` is what replaces the device on the desk, so it is held against the interpreters that compute the same codes:
 LiteRT (XNNPACK) on one thread, and TensorFlow Lite Micro's interpreter; and against what Keras
 takes for the float model. `evaluate` stands beside it, and for the recurrent models `predict` compiled by XLA in
-batches of 512, as somebody asks for it; kquant's own `predict` and `evaluate` go over to XLA by themselves there. Each
-takes its turn in every round, so that a machine that slows down slows all of them; `--clock cpu` counts the
+batches of 512, as somebody asks for it; kquant's own `predict` and `evaluate` go over to XLA by themselves, of
+convolutional networks with what stands between convolutions, and have run as many batches as that takes before they are
+timed. Each takes its turn in every round, so that a machine that slows down slows all of them; `--clock cpu` counts the
 processor's seconds, for a machine that does other work too (one thread: OMP_NUM_THREADS, TF_NUM_INTRAOP_THREADS,
 TF_NUM_INTEROP_THREADS = 1). All models, those with convolutions and the recurrent ones, are in one run and one file:
 
@@ -138,6 +139,9 @@ def measured(name: str, rounds: int, folder: Path, clock: Clock) -> dict[str, An
         started = clock()
         run()
         first[f"{label}, all samples"] = clock() - started
+    for label in ("kquant", "kquant, evaluate"):
+        for _ in range(-(-MANY // -(-len(x) // BATCH))):
+            runs[label]()
     runs |= {runtime: in_interpreter(content, runtime, clock) for runtime in ("litert", "tflm")}
     rows: dict[str, list[float]] = {label: [] for label in runs}
     for _ in range(rounds):

@@ -1,12 +1,14 @@
-"""`predict` and `evaluate` of networks without convolutions by XLA, where they run so often that compiling pays.
+"""`predict` and `evaluate` by XLA, where they run so often that compiling pays.
 
-    networks   no convolution in them, and no Embedding: recurrent layers, attention, Dense
+    whole      networks without convolutions and Embedding: recurrent layers, attention, Dense
+    between    convolutions, without recurrent layers and Embedding: what is `joined` (`core/joined.py`), no more
     when       `MANY` batches of a verb in all, with variables as they are now; the call that reaches it counts
     data       arrays, and a `tf.data.Dataset` whose samples have a shape that is known
     else       Keras' own graph: other data, callbacks, a strategy, `run_eagerly`, `jit_compile=False` in `compile`
 
 A step of a recurrent layer is a hundred small operations, and TensorFlow takes a few microseconds to start each; XLA
-makes few of them. To compile takes it about as long as it saves in `MANY` batches. The codes are the same.
+makes few of them. Behind a convolution they are few and long, passes over a tensor, of which XLA makes one. To compile
+takes it about as long as it saves in `MANY` batches. The codes are the same.
 Where XLA refuses a model, or has no memory for it, its graph runs as before. Compiled is what the layers compute;
 losses and metrics, which may be anybody's, stay in Keras' graph around it, and are those of the batches that were asked
 for.
@@ -20,6 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from enum import Enum
 from typing import Any
 
 import keras
@@ -106,11 +109,24 @@ class Counting(keras.callbacks.Callback):
         self.batches = batch + 1
 
 
-def may_compile(model: keras.Model) -> bool:
-    """Whether XLA makes a model faster that Keras itself does not compile by it."""
+class Way(Enum):
+    """What of a network XLA compiles."""
+
+    NOTHING = 0
+    BETWEEN = 1  # convolutions: what is `joined`
+    WHOLE = 2
+
+
+def way_of(model: keras.Model) -> Way:
+    """What of a model XLA makes faster that Keras itself does not compile by it."""
     if model.jit_compile or model.run_eagerly:
-        return False
-    return not any(isinstance(layer, LEFT_TO_GRAPHS) for layer in every_layer(model))
+        return Way.NOTHING
+    layers = every_layer(model)
+    if not any(isinstance(layer, LEFT_TO_GRAPHS) for layer in layers):
+        return Way.WHOLE
+    # a call by XLA at each step of a loop costs more than it saves
+    stays = any(isinstance(layer, keras.layers.Embedding) or getattr(layer, "by_steps", False) for layer in layers)
+    return Way.NOTHING if stays else Way.BETWEEN
 
 
 def counted(known: Compiled, digest: bytes, batches: int, beside: Any) -> Compiled:
@@ -180,7 +196,7 @@ def try_on_zeros(model: keras.Model, data: tf.data.Dataset) -> None:
     tf.function(lambda x: model(x, training=False), input_signature=[like], autograph=False)(zeros)
 
 
-def compiled_call(model: keras.Model, *, judged: bool = False) -> Callable[..., Any]:
+def compiled_call(model: keras.Model, *, judged: bool = False, whole: bool = True) -> Callable[..., Any]:
     """`model.call` in inference, by XLA, for a `call` in its place.
 
     XLA compiles each size of a batch anew. So a batch is filled up to the next power of two, by its last sample, and
@@ -189,6 +205,7 @@ def compiled_call(model: keras.Model, *, judged: bool = False) -> Callable[..., 
     Args:
         model: a Functional one.
         judged: Keras computes a loss beside it, with what layers add to that and with the masks of outputs.
+        whole: compile all of it, not only what is `joined`.
 
     Returns:
         Takes what `model.call` takes, in a graph.
@@ -205,7 +222,7 @@ def compiled_call(model: keras.Model, *, judged: bool = False) -> Callable[..., 
         [[3, 2], [2, 2]]
     """
 
-    @tf.function(jit_compile=True, autograph=False)
+    @tf.function(jit_compile=whole, autograph=False)
     def by_xla(inputs: Any) -> Any:
         outputs = model.call(inputs, training=False)
         if judged and (losses_of_calls(model) or any(mask_of(y) is not None for y in keras.tree.flatten(outputs))):

@@ -15,19 +15,21 @@ import numpy as np
 import tensorflow as tf
 
 from kquant.core.beforehand import constants, in_constants
+from kquant.core.joined import joining
 from kquant.core.tables import for_xla
 from kquant.graph import in_batches
 from kquant.graph.by_xla import (
     MANY,
     Compiled,
     Counting,
+    Way,
     batch_for,
     batches_of,
     compiled_call,
     counted,
     largest,
-    may_compile,
     try_on_zeros,
+    way_of,
 )
 from kquant.graph.in_batches import may_slice, rows_of
 
@@ -124,13 +126,13 @@ class HeldConstants(keras.Model):
             return made
         # before it runs, since whoever lets go of Keras' function while it does means this one, too
         known = replace(self.xla[name], beside=getattr(self, name))
-        twin = _twin(self)
+        twin, way = _twin(self), way_of(self)
         setattr(twin, name, known.function)
         if known.function is None:
-            twin.__dict__["call"] = compiled_call(self, judged=name == "test_function")
+            twin.__dict__["call"] = compiled_call(self, judged=name == "test_function", whole=way is Way.WHOLE)
         dataset, begun = isinstance(data, tf.data.Dataset), False
         try:
-            with for_xla():
+            with for_xla(way is Way.WHOLE), joining(way is Way.BETWEEN):
                 if dataset and known.function is None:
                     try_on_zeros(twin, data)
                 begun = dataset
@@ -157,7 +159,7 @@ class HeldConstants(keras.Model):
         object.__setattr__(self, "xla", {**getattr(self, "xla", {}), name: known})
 
     def _may_compile(self) -> bool:
-        return not getattr(self, "without_xla", False) and may_compile(self)
+        return not getattr(self, "without_xla", False) and way_of(self) is not Way.NOTHING
 
     def evaluate(
         self,

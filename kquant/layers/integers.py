@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from kquant import arithmetic
 from kquant.core.beforehand import beforehand
+from kquant.core.joined import joined
 from kquant.core.tables import looked_up
 from kquant.layers.carried import carried
 
@@ -67,7 +68,8 @@ def steps_of(y: tf.Tensor, origin: Origin, out: arithmetic.Grid, rounding: str) 
     if origin.kernel in arithmetic.OF_ONE and bits[0] == 8:
         steps = _of_table(origin.kernel, sources[0], grids[0], out, options)
     elif origin.kernel in arithmetic.OF_STEPS:
-        steps = arithmetic.OF_STEPS[origin.kernel](sources, grids, out, **options)
+        kernel = arithmetic.OF_STEPS[origin.kernel]
+        steps = joined(lambda given: kernel(given, grids, out, **options))(sources)
     else:
         integers = [tf.cast(x, tf.int32) + tf.cast(g.zero_point, tf.int32) for x, g in zip(sources, grids, strict=True)]
         made = (arithmetic.CHAINS | arithmetic.KERNELS)[origin.kernel](integers, grids, out, **options)
@@ -134,7 +136,7 @@ def _of_sums(y: tf.Tensor, origin: Origin, scale: tf.Tensor, out: arithmetic.Gri
         # `y` is what the layer made in float of its sums, so that it has the activation behind it already.
         unit = tf.where(scale > 0.0, scale, tf.ones_like(scale))
         sums, activation = tf.round(tf.cast(y, tf.float64) / unit), None
-    steps = arithmetic.requantized_steps(sums, scale, out, rounding, activation)
+    steps = joined(lambda given: arithmetic.requantized_steps(given, scale, out, rounding, activation))(sums)
     if carried(scale, "sums") is not None:  # no zeros: data gave the encoding of what was summed
         return steps
     # A scale of 0 is that of no encoding: `y` came in float, and there were no sums.

@@ -92,6 +92,7 @@ class Loop(keras.layers.Layer):
     """
 
     traces: _Traces
+    by_steps = True  # what is in it runs once for each of them: `graph.by_xla.way_of`
 
     def __init__(
         self,

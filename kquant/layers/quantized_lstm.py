@@ -61,6 +61,7 @@ class QuantizedLSTM(ManyKernels):
     """
 
     spec: QuantSpec  # its weights are codes, always
+    by_steps = True  # see `Loop`
 
     def __init__(
         self,

@@ -71,6 +71,19 @@ def small() -> keras.Model:
     return kquant.calibrate(q, X, verbose=False)
 
 
+def test_what_stands_between_convolutions_is_judged_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = keras.Input((5, 4), name="x")
+    y = layers.Add()([x, layers.Conv1D(4, 3, padding="same", activation="relu", name="conv")(x)])
+    q = kquant.quantize(keras.Model(x, layers.Dense(2, name="head")(y)))
+    kquant.calibrate(q, X, verbose=False)
+    q.compile(loss="mse", metrics=["mae"])
+    plain = q.evaluate(X, FRAMES, batch_size=20, verbose=0)
+    assert evaluating(q).function is None
+    monkeypatch.setattr(held_constants, "MANY", 3)
+    assert q.evaluate(X, FRAMES, batch_size=20, verbose=0) == plain
+    assert evaluating(q).function is not None and by_xla.way_of(q) is by_xla.Way.BETWEEN
+
+
 def test_a_first_evaluate_may_be_by_xla(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its metrics are made as it is traced, and are the model's."""
     monkeypatch.setattr(held_constants, "MANY", 3)

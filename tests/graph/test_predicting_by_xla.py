@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
@@ -112,11 +113,54 @@ def test_who_asks_for_none_gets_none(at_once: None) -> None:
     assert predicting(other).function is not None
 
 
-def test_convolutions_are_faster_without(at_once: None) -> None:
-    x = keras.Input((9, 4), name="x")
-    q = kquant.quantize(keras.Model(x, layers.GRU(3)(layers.Conv1D(4, 3, padding="causal", name="conv")(x))))
-    kquant.calibrate(q, X, verbose=False).predict(X, batch_size=20, verbose=0)
+def images(*made: Callable[[keras.KerasTensor], keras.KerasTensor]) -> keras.Model:
+    """Layers on small images."""
+    x = y = keras.Input((6, 6, 2), name="image")
+    for make in made:
+        y = make(y)
+    return keras.Model(x, layers.Dense(3, name="head")(layers.GlobalAveragePooling2D(name="pool")(y)))
+
+
+def residual(x: keras.KerasTensor) -> keras.KerasTensor:
+    y = layers.ReLU(6.0)(layers.DepthwiseConv2D(3, padding="same", name="depth")(x))
+    return layers.ReLU()(layers.Add(name="add")([x, layers.Conv2D(2, 1, name="point")(y)]))
+
+
+def gated(x: keras.KerasTensor) -> keras.KerasTensor:
+    y = layers.Conv2D(4, 3, name="conv")(x)
+    return layers.Multiply(name="mul")([y, layers.Activation("sigmoid", name="gate")(y)])
+
+
+@pytest.mark.parametrize(("target", "recipe"), [("tflm", "int8"), ("litert", "int8"), ("litert", "int16x8")])
+def test_what_stands_between_convolutions_is_compiled(
+    target: str, recipe: str, at_once: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = np.float32(np.random.default_rng(3).normal(size=(70, 6, 6, 2)))
+    q = kquant.calibrate(kquant.quantize(images(residual, gated), recipe, target=target), pixels, verbose=False)
+    few = q.predict(pixels[:40], batch_size=20, verbose=0)
     assert predicting(q).function is None
+    compiled: list[bool] = []
+    function = tf.function
+
+    def noted(*args: Any, **options: Any) -> Any:
+        compiled.append(bool(options.get("jit_compile")))
+        return function(*args, **options)
+
+    monkeypatch.setattr(tf, "function", noted)
+    many = q.predict(pixels, batch_size=20, verbose=0)
+    # two ends of convolutions alone, ADD, MUL, the head, and the depthwise one
+    assert sum(compiled) >= 5 and compiled[0] is False, "the call itself stays TensorFlow's"
+    assert predicting(q).function is not None and not predicting(q).refused
+    np.testing.assert_array_equal(many, q(pixels, training=False))
+    np.testing.assert_array_equal(many[:40], few)
+
+
+def test_steps_behind_a_convolution_stay_in_the_graph(at_once: None) -> None:
+    x = keras.Input((9, 4), name="x")
+    for made in (layers.GRU(3), layers.LSTM(3)):
+        q = kquant.quantize(keras.Model(x, made(layers.Conv1D(4, 3, padding="causal", name="conv")(x))))
+        kquant.calibrate(q, X, verbose=False).predict(X, batch_size=20, verbose=0)
+        assert by_xla.way_of(q) is by_xla.Way.NOTHING and predicting(q).function is None
 
 
 def test_who_predicts_after_each_change_has_nothing_compiled_anew(at_once: None) -> None:
