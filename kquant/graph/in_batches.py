@@ -74,7 +74,8 @@ def predict(model: keras.Model, x: Any, batch_size: int | None = None, verbose: 
     model.make_predict_function()
     function: Any = model.predict_function
     # one trace for batches of any size, the last one's too: with each size of its own a large model is traced twice
-    function.get_concrete_function([(keras.tree.map_structure(_any_batch, _batch(x, 0, 1)),)])
+    if not model.run_eagerly:
+        function.get_concrete_function([(keras.tree.map_structure(_any_batch, _batch(x, 0, 1)),)])
     bar.on_predict_begin()
     made = []
     for step in range(steps):
