@@ -63,7 +63,7 @@ def run(share: float, images: int, epochs: int, rate: float, folder: Path) -> di
         strip_names=True,
         evaluate=lambda model: accuracy(model.predict(choosing[0], batch_size=500, verbose=0), choosing[1]),
         train=trainer_of(t.model, x, y, epochs, rate),
-        folder=folder / f"rungs-{share:.2f}-{images}-{epochs}",
+        folder=folder / f"rungs-{share:g}-{images}-{epochs}-{rate:g}",
     )
     print(kquant.report.render(made.ladder))
     outputs = made.model.predict(judging[0], batch_size=500, verbose=0)
@@ -104,7 +104,9 @@ def main() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("default")
         made = run(args.share, args.images, args.epochs, args.rate, args.folder)
-    write_atomically(RESULTS, f"{json.dumps(made, indent=1)}\n".encode())
+    kept = json.loads(RESULTS.read_text()) if RESULTS.is_file() else []
+    others = [old for old in kept if any(old[key] != made[key] for key in ("share", "images", "epochs", "rate"))]
+    write_atomically(RESULTS, f"{json.dumps([*others, made], indent=1)}\n".encode())
     print("| rung | bytes | accuracy, % | arena | steps of decoding | ms | s |\n|" + " --- |" * 7)
     print("\n".join(line(rung, made["best"]) for rung in made["rungs"]))
     print({key: value for key, value in made.items() if key != "rungs"}, flush=True)

@@ -29,8 +29,9 @@ from kquant.masking.method import methods
 from kquant.prepare.quantization import quantize
 from kquant.recipe.recipe import Recipe, Step, load, recipe_to_toml
 from kquant.search.byte_ladder import ByteLadder, Changes, Wanted, climb
+from kquant.search.ladder import score_of
 from kquant.search.random_streams import own_streams
-from kquant.search.search_state import search_state
+from kquant.search.search_state import rounded, search_state
 from kquant.views.quantized_model import is_quantized
 
 Stage = str  # "prune", "cluster", ...: a method that the recipe has a section for; and "quantize"
@@ -93,7 +94,8 @@ def compress(
             docs/short_codes.md.
         evaluate: `(keras model) -> float`, higher is better, for `flash_bytes`; without it outputs are compared with
             the float model's.
-        folder: for what `flash_bytes` has finished; a run that was stopped goes on from there.
+        folder: for what `flash_bytes` has finished; a run that was stopped goes on from there. What `train` does is
+            not known to it: give another folder for another training.
         train: `train(model, stage)` compiles and fits the model it is given; called after each stage that the recipe
             has, "prune", "cluster" (float models) and "quantize" (its steps are done). It may pass any of them over.
         verbose: show progress bars.
@@ -192,9 +194,13 @@ def _under_budget(
     edges: dict[str, Any] = {n: v for n, v in form.items() if n in ("io", "strip_names", "decode_budget")}
     trains = asked.train is not None
     named = {"target": making.target, "flash_bytes": asked.flash_bytes, "trains": trains, **edges}
-    named["recipe_text"] = recipe_to_toml(recipe)  # another recipe may have the name
+    named |= {"recipe_text": recipe_to_toml(recipe), "limit": making.limit}  # another recipe may have the name
     with own_streams() as callers:
-        train = callers(asked.train)
+        train, evaluate = callers(asked.train), callers(asked.evaluate)
+        judged: dict[str, Any] = {"evaluate": evaluate, "train": train, "limit": making.limit, "folder": asked.folder}
+        if evaluate is not None:  # scores of another function are not to be compared with its
+            judged["float_score"] = score_of(evaluate, model, "the float model", "compress")
+            named["float_score"] = rounded(judged["float_score"])
 
         def of_recipe(stage_model: keras.Model, stage: Stage) -> None:
             if train is not None and stage != "quantize":  # the ladder trains what is quantized where it is time
@@ -206,7 +212,6 @@ def _under_budget(
             return prepare(stage_model, data, changed, train=of_recipe, verbose=False, **vars(making))
 
         kept = search_state(asked.folder, "rungs.json", "compress", model, data, recipe, **named)
-        judged = {"evaluate": callers(asked.evaluate), "train": train, "limit": making.limit, "folder": asked.folder}
         # a recipe that trains masks would do so for each grid again
         one_scale = recipe.weights.per_axis and not methods(recipe)
         wanted = Wanted(model, data, make, asked.flash_bytes, one_scale, **edges, **judged)

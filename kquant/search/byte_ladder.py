@@ -39,6 +39,7 @@ from kquant.layers.kernel import holders
 from kquant.masking.clustering import cluster, has_codebooks
 from kquant.masking.pruning import has_masks, prune
 from kquant.runtime.arenas import host_ms
+from kquant.search.ladder import score_of
 from kquant.tflite.file_content import Files, Form, to_files
 from kquant.tflite.lowering import lower
 from kquant.tflite.memory_plan import memory_plan
@@ -153,6 +154,7 @@ class Wanted:
         flash_bytes: the budget.
         strip_names, decode_budget, io: of the file, see `kquant.export`.
         evaluate: model -> score; None: outputs are compared with the float model's.
+        float_score: what it gives for the float model.
         train: see `kquant.compress`; None: nobody trains.
         limit: of the samples.
         folder: for what is finished.
@@ -167,6 +169,7 @@ class Wanted:
     decode_budget: int | None = None
     io: Any = "model"
     evaluate: Callable[[keras.Model], float] | None = None
+    float_score: float = float("inf")
     train: Train | None = None
     limit: int | None = None
     folder: Path | None = None
@@ -304,8 +307,7 @@ class _Search:
     def score(self, model: keras.Model) -> float:
         """Of a quantized model."""
         if self.wanted.evaluate is not None:
-            with state_kept(model):
-                return float(self.wanted.evaluate(model))
+            return score_of(self.wanted.evaluate, model, "a quantized model", "compress")
         wrong = _predicted(model, self.x) - self.outputs
         signal, noise = float(np.sum(self.outputs**2)), float(np.sum(wrong**2))
         return 10.0 * float(np.log10(max(signal, 1e-30) / max(noise, 1e-30)))
@@ -406,12 +408,8 @@ class _Search:
         else:
             model = load(present(self._path(best), f"compress: the model of '{best}' was not kept."))
         unit = "dB" if self.wanted.evaluate is None else "score"
-        float_score = float("inf")
-        if self.wanted.evaluate is not None:
-            with state_kept(self.wanted.model):
-                float_score = float(self.wanted.evaluate(self.wanted.model))
         rungs = tuple(replace(rung, kept=rung.name == best) for rung in self.rungs)
-        return model, ByteLadder(self.wanted.flash_bytes, unit, float_score, rungs)
+        return model, ByteLadder(self.wanted.flash_bytes, unit, self.wanted.float_score, rungs)
 
     def _too_large(self) -> str:
         made = {rung.name: rung.file_bytes for rung in self.rungs if not rung.failed}

@@ -230,8 +230,14 @@ def climbed(
     return tuned if tuned.ok else replace(tuned, advice=ADVICE)
 
 
-def score_of(evaluate: Callable[[keras.Model], float], model: keras.Model, which: str) -> float:
+def score_of(evaluate: Callable[[keras.Model], float], model: keras.Model, which: str, verb: str = "autotune") -> float:
     """What `evaluate` gives for a model, which stays as it was.
+
+    Args:
+        evaluate: of the caller.
+        model: to judge.
+        which: what it is called in an error.
+        verb: who asks.
 
     Raises:
         ValueError: no finite number, for `which`.
@@ -244,7 +250,7 @@ def score_of(evaluate: Callable[[keras.Model], float], model: keras.Model, which
     except (TypeError, ValueError):
         score = float("nan")
     if not np.isfinite(score):
-        raise ValueError(f"autotune: evaluate must return a finite number. For {which} it returned {shown(given)}.")
+        raise ValueError(f"{verb}: evaluate must return a finite number. For {which} it returned {shown(given)}.")
     return score
 
 

@@ -201,6 +201,9 @@ def test_refusals(model: keras.Model, plain: int, tmp_path: Path) -> None:
         kquant.compress(model, X[:64], target="tflm", flash_bytes=plain, compression="lut", **options)
     with pytest.raises(ValueError, match="evaluate are for a byte budget; give flash_bytes="):
         kquant.compress(model, X[:64], target="tflm", evaluate=score, **options)
+    for wrong in (float("nan"), "good"):
+        with pytest.raises(ValueError, match=r"compress: evaluate must return a finite .* float model it returned"):
+            kquant.compress(model, X[:64], target="tflm", flash_bytes=plain, evaluate=lambda _, w=wrong: w, **options)
     with pytest.raises(ValueError, match="flash_bytes must be a whole number of bytes. Received: 1.5"):
         kquant.compress(model, X[:64], target="tflm", flash_bytes=1.5, **options)
     assert not list(tmp_path.iterdir())
