@@ -24,6 +24,8 @@ from benchmarks.memory import peak_kb
 from benchmarks.turns import fit_step, in_turns, ratios, timed
 
 BATCH = {"resnet8": 64, "mobilenetv2": 32}
+STEPS, FEATURES = 32, 16  # of what a GRU(32) reads
+BATCHES = {**BATCH, "gru": 64}  # without a peer: tfmot quantizes none
 
 
 def build(name: str) -> tuple[Any, np.ndarray, np.ndarray]:
@@ -32,6 +34,10 @@ def build(name: str) -> tuple[Any, np.ndarray, np.ndarray]:
     if name == "resnet8":
         model = loader().mlperf_model("image_classification")
         x = rng.uniform(0, 255, (8 * BATCH[name], 32, 32, 3)).astype("float32")
+    elif name == "gru":
+        layers = [keras.layers.GRU(32), keras.layers.Dense(10, activation="softmax")]
+        model = keras.Sequential([keras.Input((STEPS, FEATURES)), *layers])
+        x = rng.normal(size=(8 * BATCHES[name], STEPS, FEATURES)).astype("float32")
     else:
         model = keras.applications.MobileNetV2((96, 96, 3), alpha=0.35, weights=None, classes=10)
         x = rng.uniform(-1, 1, (8 * BATCH[name], 96, 96, 3)).astype("float32")
@@ -42,17 +48,17 @@ def prepared(name: str, kind: str, jit: bool) -> tuple[Any, np.ndarray, np.ndarr
     """A compiled model, float or quantized, and its data."""
     model, x, y = build(name)
     if kind == "qat":
-        model = kquant.calibrate(kquant.quantize(model), x[: BATCH[name]], verbose=False)
+        model = kquant.calibrate(kquant.quantize(model), x[: BATCHES[name]], verbose=False)
     model.compile(keras.optimizers.Adam(1e-4), "sparse_categorical_crossentropy", jit_compile=jit)
     return model, x, y
 
 
 def steps(name: str, jit: bool, count: int, rounds: int) -> None:
     """Alternate rounds of float and quantized steps; print medians and their ratio."""
-    runs = {kind: timed(fit_step(*prepared(name, kind, jit), BATCH[name])) for kind in ("float", "qat")}
+    runs = {kind: timed(fit_step(*prepared(name, kind, jit), BATCHES[name])) for kind in ("float", "qat")}
     found = ratios(in_turns(runs, rounds, count), "float")
     print(
-        f"{name} batch {BATCH[name]} jit={jit}: float {found['float'][0]:.1f} ms, QAT {found['qat'][0]:.1f} ms, "
+        f"{name} batch {BATCHES[name]} jit={jit}: float {found['float'][0]:.1f} ms, QAT {found['qat'][0]:.1f} ms, "
         f"ratio {found['qat'][1]:.3f} ({rounds} rounds of {count} steps)",
         flush=True,
     )
@@ -61,7 +67,7 @@ def steps(name: str, jit: bool, count: int, rounds: int) -> None:
 def child(name: str, kind: str, jit: bool) -> None:
     """First step and memory of one configuration, as JSON."""
     model, x, y = prepared(name, kind, jit)
-    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(BATCH[name]).repeat()
+    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(BATCHES[name]).repeat()
     started = time.perf_counter()
     model.fit(data, steps_per_epoch=1, verbose=0)
     first = time.perf_counter() - started
@@ -88,7 +94,7 @@ def first_steps(name: str, jit: bool) -> None:
 def main() -> None:
     """Parse and run."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("models", nargs="*", type=one_of(BATCH), default=list(BATCH))
+    parser.add_argument("models", nargs="*", type=one_of(BATCHES), default=list(BATCH))
     parser.add_argument("--jit", action="store_true")
     parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--rounds", type=int, default=3)
