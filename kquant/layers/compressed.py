@@ -361,15 +361,27 @@ class Compressed(Weighted):
         """Call the layer with other values for some of its variables."""
         if call is not self.layer or not self._slow_in_half:
             return kernels.run_with(self.layer, values, call, x)
-        with full_precision():
-            y = kernels.run_with(self.layer, values, self.layer.call, tf.cast(x, tf.float32))
-        return tf.cast(y, self.compute_dtype)
+        y = kernels.run_with(self.layer, values, call, tf.stop_gradient(x))
+
+        @tf.custom_gradient
+        def with_input(y: tf.Tensor, x: tf.Tensor) -> Any:
+            return y, lambda upstream: (upstream, self._gradient_in_float32(x, values, upstream))
+
+        return with_input(y, x)
+
+    def _gradient_in_float32(self, x: tf.Tensor, values: dict[str, tf.Tensor], upstream: tf.Tensor) -> tf.Tensor:
+        """The gradient for the input of a layer that sums; of what comes before, a graph leaves the sums out again."""
+        with full_precision(), tf.GradientTape() as tape:
+            source = tf.cast(x, tf.float32)
+            tape.watch(source)
+            y = kernels.run_with(self.layer, values, self.layer.call, source)
+        return tf.cast(tape.gradient(y, source, tf.cast(upstream, tf.float32)), x.dtype)
 
     @property
     def _slow_in_half(self) -> bool:
-        """True where sums of a mixed policy are taken in float32 all the same, and the outputs rounded as it says.
+        """True where a mixed policy takes a gradient in float32 all the same, and rounds it to what it says.
 
-        On processors the gradient of a depthwise convolution for its input takes 30 times as long in bfloat16.
+        On processors that of a depthwise convolution for its input takes 30 times as long in bfloat16.
         """
         depthwise = isinstance(self.layer, keras.layers.DepthwiseConv1D | keras.layers.DepthwiseConv2D)
         return depthwise and self.compute_dtype in HALF and not tf.config.list_logical_devices("GPU")

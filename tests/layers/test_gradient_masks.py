@@ -53,15 +53,23 @@ def test_gradients_are_those_of_the_fused_kernel_to_the_bit(spec: QuantSpec, jit
 
 
 def graph_of(q: keras.Model, x: Any) -> list[tf.Operation]:
-    """Operations of a training step, forward and back, but those in functions that stand for numbers."""
+    """Operations that a training step runs, forward and back to the input, but those in functions that are called."""
 
     @tf.function
     def gradients(x: tf.Tensor) -> list[tf.Tensor]:
         with tf.GradientTape() as tape:
+            tape.watch(x)
             loss = tf.reduce_sum(tf.cast(q(x, training=True), tf.float32) ** 2)
-        return tape.gradient(loss, [v.value for v in q.trainable_variables])
+        return tape.gradient(loss, [x, *(v.value for v in q.trainable_variables)])
 
-    return gradients.get_concrete_function(x).graph.get_operations()
+    waiting = [t.op for t in gradients.get_concrete_function(x).graph.outputs]
+    reached: dict[str, tf.Operation] = {}
+    while waiting:
+        operation = waiting.pop()
+        if operation.name not in reached:
+            reached[operation.name] = operation
+            waiting += [t.op for t in operation.inputs]
+    return list(reached.values())
 
 
 def test_a_graph_looks_for_what_is_clipped_in_one_pass() -> None:
@@ -70,22 +78,36 @@ def test_a_graph_looks_for_what_is_clipped_in_one_pass() -> None:
     q = kquant.calibrate(kquant.quantize(keras.Sequential([keras.Input((6,)), *parts])), x, verbose=False)
     kinds = [operation.type for operation in graph_of(q, tf.constant(x))]
     assert "FakeQuantWithMinMaxVarsGradient" not in kinds
-    assert kinds.count("QuantizeAndDequantizeV4Grad") == 2  # of the outputs of both layers
+    assert kinds.count("QuantizeAndDequantizeV4Grad") == 3  # of the input, and of the outputs of both layers
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
-def test_depthwise_sums_of_a_mixed_policy_are_those_of_float32(policy: str) -> None:
+def test_a_mixed_policy_takes_the_gradient_of_a_depthwise_input_in_float32(policy: str) -> None:
     x = np.float32(np.random.default_rng(0).normal(size=(100, 6, 6, 3)))
     depthwise = keras.layers.DepthwiseConv2D(3, depth_multiplier=2, dtype=policy, name="depthwise")
     q = kquant.calibrate(kquant.quantize(keras.Sequential([keras.Input(x.shape[1:]), depthwise])), x, verbose=False)
-    sums = [op for op in graph_of(q, tf.constant(x)) if op.type.startswith("DepthwiseConv2d")]
-    assert len(sums) == 3, [op.type for op in sums]  # forward, and back to images and kernel
-    assert {op.outputs[0].dtype for op in sums} == {tf.float32}
-    layer, half = q.get_layer("depthwise"), tf.as_dtype(depthwise.compute_dtype)
-    given = tf.cast(x, half)  # what a layer before would hand on
-    made = layer.ready(tf.constant([0.1, 0.0]), training=True)(given)[0]
+    half = tf.as_dtype(depthwise.compute_dtype)
+    sums = {op.type.rpartition("Native")[2]: op.outputs[0].dtype for op in graph_of(q, tf.constant(x)) if is_sum(op)}
+    assert sums["BackpropFilter"] == half and sums["BackpropInput"] == tf.float32
+    layer, given = q.get_layer("depthwise"), tf.cast(x, half)  # what a layer before would hand on
     kernel = layer.weights_on_grid()
-    # one sum of all, where Keras' layer rounds the bias to 16 bits and adds it to a rounded sum
-    wanted = tf.nn.depthwise_conv2d(tf.cast(given, tf.float32), kernel, [1, 1, 1, 1], "VALID") + layer.bias_as_used()
+    with tf.GradientTape(persistent=True) as tape:
+        single = tf.cast(given, tf.float32)
+        tape.watch([given, single])
+        made = layer.ready(tf.constant([0.1, 0.0]), training=True)(given)[0]
+        wanted = tf.nn.depthwise_conv2d(single, kernel, [1, 1, 1, 1], "VALID")
+        plain = tf.nn.depthwise_conv2d(given, tf.cast(kernel, half), [1, 1, 1, 1], "VALID")
     assert made.dtype == half
-    np.testing.assert_array_equal(tf.cast(made, tf.float32), tf.cast(tf.cast(wanted, half), tf.float32))
+    np.testing.assert_array_equal(to_float(made), to_float(plain + tf.cast(layer.bias_as_used(), half)))
+    upstream = tf.cast(np.random.default_rng(1).normal(size=made.shape), half)
+    slope = tape.gradient(wanted, single, tf.cast(upstream, tf.float32))
+    np.testing.assert_array_equal(to_float(tape.gradient(made, given, upstream)), to_float(tf.cast(slope, half)))
+
+
+def is_sum(operation: tf.Operation) -> bool:
+    return operation.type.startswith("DepthwiseConv2d")
+
+
+def to_float(values: tf.Tensor) -> tf.Tensor:
+    """Of any 16-bit type, which NumPy does not compare."""
+    return tf.cast(values, tf.float32)
