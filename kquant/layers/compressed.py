@@ -375,7 +375,8 @@ class Compressed(Weighted):
             source = tf.cast(x, tf.float32)
             tape.watch(source)
             y = kernels.run_with(self.layer, values, self.layer.call, source)
-        return tf.cast(tape.gradient(y, source, tf.cast(upstream, tf.float32)), x.dtype)
+        slope: Any = tape.gradient(y, source, [tf.cast(upstream, tf.float32)])
+        return tf.cast(slope, x.dtype)
 
     @property
     def _slow_in_half(self) -> bool:
