@@ -62,10 +62,11 @@ def destination(path: str | Path, who: str = "export", example: str = "result") 
         (False, True)
     """
     given = path_of(path, who, example)
-    if given.suffix in KERAS_FILES and Path(example).suffix not in KERAS_FILES:
+    wanted = Path(example).suffix  # none: the caller does not say what it writes
+    if wanted and given.suffix in KERAS_FILES and wanted not in KERAS_FILES:
         raise ValueError(
             f"{who}: {given} is a name of a Keras model, which would be lost, and this is none; give a name like "
-            f"{given.with_suffix(Path(example).suffix)}."
+            f"{given.with_suffix(wanted)}."
         )
     names_folder = isinstance(path, str) and path.endswith(("/", os.sep))  # which pathlib forgets
     try:
