@@ -222,6 +222,7 @@ def _settings(entry: dict[str, Any], where: str) -> tuple[str, dict[str, Any]]:
         raise ValueError(
             f"{where}: algorithm_key: '{algorithm}' has no counterpart; kquant takes {MIN_MAX}, {FLOAT_CASTING} and "
             f"{NO_QUANTIZE}."
+            + (" It corrects by GPTQ itself: take the first, and call kquant.gptq." if algorithm == "GPTQ" else "")
         )
     _only(config, CONFIG, f"{where}: op_config")
     # false and 0 say nothing: that tool writes all of its keys

@@ -112,7 +112,7 @@ def test_regexes_of_names_are_patterns(regex, pattern):
     [
         (static("conv[0-9]+"), r"regex: 'conv\[0-9\]\+' is more than names"),
         (static(".*", "TRANSPOSE"), "operation: TRANSPOSE belongs to no single Keras class"),
-        (changed("algorithm_key", "GPTQ"), "algorithm_key: 'GPTQ' has no counterpart"),
+        (changed("algorithm_key", "GPTQ"), "algorithm_key: 'GPTQ' has no counterpart.*call kquant.gptq"),
         (changed("op_config.skip_checks", True), "op_config.skip_checks: kquant checks every layer"),
         (changed("op_config.min_weight_elements", 9), "op_config.min_weight_elements: kquant has no such limit"),
         (changed("op_config.compute_precision", "FLOAT"), "compute_precision: FLOAT with explicit_dequantize=False"),

@@ -35,6 +35,7 @@ WAYS = {
     "int8, trained": Way("int8", ("calibrate",), trains=True),
     "int16x8": Way("int16x8", ("calibrate",)),
     "int4 weights": Way("int4-weights", ("calibrate", "sequential-mse", {"name": "adaround", "iterations": 500})),
+    "int4 weights, GPTQ": Way("int4-weights", ("calibrate", "sequential-mse", "gptq")),
     "int4 weights, trained": Way("int4-qat", ("calibrate", "sequential-mse"), trains=True),
 }
 
