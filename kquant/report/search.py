@@ -15,6 +15,7 @@ from kquant.search.bit_widths import Mixed
 from kquant.search.byte_ladder import ByteLadder
 from kquant.search.ladder import Rung, Tuned
 
+POOR = 10.0  # dB: errors of a tenth of the outputs' power
 UNITS = {"flash_bytes": "bytes of the file", "arena_bytes": "bytes of arena", "bit_macs": "MACs times bits"}
 
 
@@ -77,10 +78,14 @@ def _budget(ladder: ByteLadder) -> Page:
     )
     of_float = "" if ladder.unit == "dB" else f" against {ladder.float_score:.4g} in float"
     held = f"{ladder.best.file_bytes:,} of {ladder.flash_bytes:,} bytes"
+    poor = (
+        f"Outputs lie {ladder.best.score:.3g} dB above their error only: the file holds the budget and hardly computes "
+        "what the model does. Give more bytes, or train (train= of kquant.compress)."
+    )
     return Page(
         headline=f"{ladder.best.name}: {held}, {ladder.best.score:.4g} {ladder.unit}{of_float}",
         ok=True,
-        findings=(),
+        findings=(poor,) if ladder.unit == "dB" and ladder.best.score < POOR else (),
         facts=(),
         tables=(Table("Files that were tried under the byte budget", columns, rows, columns[1:7]),),
     )

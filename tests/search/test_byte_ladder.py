@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +208,13 @@ def test_refusals(model: keras.Model, plain: int, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="flash_bytes must be a whole number of bytes. Received: 1.5"):
         kquant.compress(model, X[:64], target="tflm", flash_bytes=1.5, **options)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_holds_and_computes_nothing_of_use_is_told() -> None:
+    rung = byte_ladder.ByteRung("shorter codes", 900, 3.5, 100, 10, 1.0, holds=True, kept=True)
+    for unit, score_, told in (("dB", 3.5, True), ("dB", 12.0, False), ("score", 0.9, False)):
+        ladder = byte_ladder.ByteLadder(1000, unit, 1.0, (replace(rung, score=score_),))
+        assert ("hardly computes what the model does" in kquant.report.render(ladder)) == told
 
 
 def test_the_command(model: keras.Model, plain: int, tmp_path: Path) -> None:
