@@ -58,7 +58,8 @@ def page(report: Any) -> Page:
 def with_ladder(made: Page, ladder: Any) -> Page:
     """The page of a file that a byte budget chose, with what was tried."""
     own = page(ladder)
-    return replace(made, facts=(own.headline, *made.facts), tables=(*own.tables, *made.tables))
+    told = {"findings": (*own.findings, *made.findings), "facts": (own.headline, *made.facts)}
+    return replace(made, **told, tables=(*own.tables, *made.tables))
 
 
 def _plain(report: Any) -> Page:

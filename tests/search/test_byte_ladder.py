@@ -19,6 +19,8 @@ import kquant
 from kquant.app.cli import app
 from kquant.correct import byte_search
 from kquant.layers.kernel import holders
+from kquant.report.page import with_ladder
+from kquant.report.tables import Page
 from kquant.search import byte_ladder
 
 QUIET: dict[str, Any] = {"verbose": False, "target": "tflm"}
@@ -215,6 +217,8 @@ def test_a_file_that_holds_and_computes_nothing_of_use_is_told() -> None:
     for unit, score_, told in (("dB", 3.5, True), ("dB", 12.0, False), ("score", 0.9, False)):
         ladder = byte_ladder.ByteLadder(1000, unit, 1.0, (replace(rung, score=score_),))
         assert ("hardly computes what the model does" in kquant.report.render(ladder)) == told
+        around = with_ladder(Page("a file", ok=True, findings=(), facts=(), tables=()), ladder)  # of the whole result
+        assert bool(around.findings) == told
 
 
 def test_the_command(model: keras.Model, plain: int, tmp_path: Path) -> None:
