@@ -21,6 +21,7 @@ from kquant.core.program import Operator, Ref
 ELSEWHERE = ("single",)
 # What rounding and a multiplier of 15 bits can add to half a step; see `enclosed`.
 MARGIN, RELATIVE = 1.0, 2.0**-15
+SMALLEST_UNIT = 2.0**-31  # a multiplier below half of it counts as 0 to the kernels
 # Sums beyond have no defined code; in 64 bits `multiply_reduced` is exact up to there.
 LIMITS = {"int8": 2.0**31, "int16": 2.0**47}
 # A bias may reach so far once constants are folded into it: half of what a sum may.
@@ -167,11 +168,14 @@ def _steps(low: np.ndarray, high: np.ndarray, unit: np.ndarray) -> tuple[np.ndar
     """float64[outputs] twice: the fewest and the most steps that any kernel makes of an interval of sums.
 
     All round to nearest, and are off by what the multiplier's bits leave out. "double" rounds once more before, to
-    2^-s of a step, where a multiplier m 2^-s with m from a half up to 1 is `unit`: 2^-s is 2 `unit` at most.
+    2^-s of a step, where a multiplier m 2^-s with m from a half up to 1 is `unit`: 2^-s is 2 `unit` at most. A
+    multiplier that is too small for their shifts counts as 0.
     """
     half = 0.5 + np.minimum(unit, 0.5) + 2.0**-20  # the last for what is computed here
     ends = [(r * unit, np.abs(r * unit) * RELATIVE) for r in (low, high)]
-    return np.ceil(ends[0][0] - ends[0][1] - half), np.floor(ends[1][0] + ends[1][1] + half)
+    least, most = np.ceil(ends[0][0] - ends[0][1] - half), np.floor(ends[1][0] + ends[1][1] + half)
+    lost = unit < SMALLEST_UNIT
+    return np.where(lost, np.minimum(least, 0.0), least), np.where(lost, np.maximum(most, 0.0), most)
 
 
 def _rounded(op: Operator, sums: Sums, values: np.ndarray, channels: np.ndarray, out: Grid) -> np.ndarray:

@@ -20,7 +20,7 @@ from kquant.graph.defaults import own_defaults
 from kquant.graph.inputs import check_static, inputs_of
 from kquant.graph.keras_private import made_of
 from kquant.graph.output_names import functional, output_names
-from kquant.graph.steps_kept import StepsKept, steps_kept
+from kquant.graph.steps_kept import StepsKept, steps_kept, told
 from kquant.graph.unfold import Node, substitute, unfold
 
 
@@ -122,7 +122,8 @@ def trace(
         if input_shape is None:
             raise
         raise ValueError(f"{model.name}: with input_shape={input_shape}: {error}") from error
-    kept = steps_kept(masked, nodes, tree.flatten(inputs))
+    # a model of ours tells itself, where its layers hand nothing on
+    kept = getattr(model, "kept", ()) or steps_kept(masked, nodes, tree.flatten(inputs))
     nodes = reachable(nodes, tree.flatten(outputs))
     return Graph(model.name, inputs, outputs, nodes, output_names(model) or _names(outputs, nodes), kept)
 
@@ -165,7 +166,8 @@ def rewrite(
         enter: what becomes of a new input before anything reads it, `enter(old, new)`.
 
     Returns:
-        A Functional model with the same structure of inputs and outputs, and the same names of them.
+        A Functional model with the same structure of inputs and outputs, the same names of them, and their masks where
+        its layers hand none on.
     """
     new: dict[int, Any] = {}
     # Layers made by `replace` take what the process is set to, and that may be another policy than the model was made
@@ -182,7 +184,8 @@ def rewrite(
         outputs = tree.map_structure(lambda t: new[id(t)], graph.outputs)
         # Before the model is made, which refuses two operations of one name (Keras' `map_graph`).
         _name_operations_apart(graph, tree.flatten(outputs))
-        return functional(inputs, _distinct(outputs, inputs), name or graph.name, graph.output_names)
+        outputs = _distinct(outputs, inputs)
+        return functional(inputs, outputs, name or graph.name, graph.output_names, told(graph.kept, outputs))
 
 
 def _name_operations_apart(graph: Graph, outputs: list[Tensor]) -> None:

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import keras
 from keras import tree
 
-from kquant.core.messages import did_you_mean
+from kquant.core.messages import did_you_mean, warn
 from kquant.graph.defaults import own_defaults
 from kquant.graph.held_constants import HeldConstants
 from kquant.graph.keras_private import deep_graphs, maker
@@ -98,29 +98,37 @@ def output_names(model: keras.Model) -> tuple[str, ...] | None:
     return tuple(names) if names else None
 
 
-def functional(inputs: Any, outputs: Any, name: str, names: Sequence[str] | None) -> keras.Model:
-    """A Functional model with these names of its outputs.
+def functional(
+    inputs: Any, outputs: Any, name: str, names: Sequence[str] | None, kept: tuple[StepsKept | None, ...] = ()
+) -> keras.Model:
+    """A Functional model with these names of its outputs, and these masks.
 
     Args:
         inputs: symbolic tensors in any structure.
         outputs: the same.
         name: of the model.
         names: of the flattened outputs; None leaves them to Keras.
+        kept: masks of the flattened outputs that no layer hands on.
 
     Returns:
-        Keras' own class where no layer is kquant's and the names are those that Keras finds.
+        Keras' own class where no layer is kquant's and the names are those that Keras finds; that has no masks.
     """
     with deep_graphs():
         if not _made_by_ours(outputs):
             # Made first, since only Keras knows which names it gives; most often they are right.
             model = keras.Model(inputs, outputs, name=name)
-            own = any(type(layer).__module__.startswith("kquant.") for layer in model.layers)
-            if not own and (names is None or list(names) == list(model.output_names)):
+            right = names is None or list(names) == list(model.output_names)
+            if right and not any(kept) and not _has_ours(model):
                 return model
         named = NamedOutputs(inputs, outputs, name=name)
     if names is not None:
         named.output_names = list(names)
+    named.kept = kept
     return named
+
+
+def _has_ours(model: keras.Model) -> bool:
+    return any(type(layer).__module__.startswith("kquant.") for layer in model.layers)
 
 
 def _made_by_ours(outputs: Any) -> bool:
@@ -138,7 +146,8 @@ def as_keras(model: keras.Model) -> keras.Model:
         model: of layers that may be renamed; what `rewrite` returned.
 
     Returns:
-        Itself where the names are right already, or where no layer can have them.
+        Itself where the names are right already and layers are kquant's, or where no layer can have them. Masks of
+        outputs stay where layers are kquant's.
 
     Example:
         >>> x = keras.Input((4,))
@@ -149,11 +158,18 @@ def as_keras(model: keras.Model) -> keras.Model:
     """
     if not isinstance(model, NamedOutputs):
         return model
+    ours = _has_ours(model)
+    if any(model.kept) and not ours:
+        warn(
+            f"{model.name}: a model of Keras' own class does not put the masks of its outputs "
+            f"({', '.join(n for n, k in zip(model.output_names, model.kept, strict=True) if k)}) on them: `fit` and "
+            "`evaluate` count the steps that were masked. Give `sample_weight`, 0 at those steps."
+        )
     # What plain Keras would call them, of the same layers.
     with deep_graphs():
         had, wanted = list(keras.Model(model.input, model.output).output_names), list(model.output_names)
     makers = {name: {h for h, w in zip(had, wanted, strict=True) if w == name} for name in wanted}
-    if had == wanted:  # it is of this class for its layers' sake
+    if had == wanted and ours:  # it is of this class for its layers' sake
         return model
     # One name for two tensors, or that of an input: no layer can be called so, and the class that remembers names
     # stays.
@@ -178,7 +194,10 @@ def as_keras(model: keras.Model) -> keras.Model:
             ends[id(t), w] = keras.layers.Identity(name=w, dtype=t.dtype)(t)
     new = [ends.get((id(t), w), t) for t, w in zip(model.outputs, wanted, strict=True)]
     with own_defaults(model.layers), deep_graphs():
-        return keras.Model(model.input, tree.pack_sequence_as(model.output, new), name=model.name)
+        outputs = tree.pack_sequence_as(model.output, new)
+        if any(model.kept) and ours:
+            return functional(model.input, outputs, model.name, wanted, model.kept)
+        return keras.Model(model.input, outputs, name=model.name)
 
 
 def _after_its_class(op: Any, taken: dict[str, Any]) -> None:

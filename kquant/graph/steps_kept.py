@@ -14,6 +14,7 @@ from typing import Any
 import keras
 from keras import KerasTensor as Tensor
 
+from kquant.graph.keras_private import mask_of
 from kquant.graph.step_mask import StepMask, is_other
 from kquant.graph.unfold import Node
 
@@ -68,3 +69,15 @@ def steps_kept(masks: Sequence[Tensor | None], nodes: Sequence[Node], inputs: Se
         else:
             kept.append(StepsKept(source, maker.op.value, maker.op.features))
     return tuple(kept)
+
+
+def told(kept: Sequence[StepsKept | None], outputs: Any) -> tuple[StepsKept | None, ...]:
+    """What a model is to remember of the masks of its outputs: those that its layers do not hand on.
+
+    Args:
+        kept: of each output, or nothing.
+        outputs: its symbolic tensors, in any structure.
+    """
+    flat = keras.tree.flatten(outputs)
+    own = [k if k is not UNKNOWN and mask_of(y) is None else None for k, y in zip(kept, flat, strict=False)]
+    return tuple(own) if any(own) else ()

@@ -16,7 +16,7 @@ from kquant.graph.copies import copy_of
 from kquant.graph.given_model import float_layers
 from kquant.graph.graph import Graph, trace
 from kquant.graph.keras_private import mask_of
-from kquant.graph.steps_kept import UNKNOWN, StepsKept
+from kquant.graph.steps_kept import UNKNOWN, StepsKept, told
 from kquant.graph.tensorflow_private import operations_as_kernels
 from kquant.masking.method import methods
 from kquant.ops.expansion import expanded, widened
@@ -111,11 +111,11 @@ def _masks_told(graph: Graph, qmodel: keras.Model) -> tuple[StepsKept | None, ..
     lost = [name for name, y, kept in outputs if kept is UNKNOWN and mask_of(y) is None]
     if lost:
         warn(
-            f"output '{lost[0]}': its mask is of a tensor that the model computes, so `fit` and `evaluate` of the "
-            "quantized model count the steps that it marks, which those of the float model leave out. Put the Masking "
-            "layer first in the model, or give `sample_weight`, 0 at those steps."
+            f"output {', '.join(map(repr, lost))}: the mask is of a tensor that the model computes, so `fit` and "
+            "`evaluate` of the quantized model count the steps that it marks, which those of the float model leave "
+            "out. Put the Masking layer first in the model, or give `sample_weight`, 0 at those steps."
         )
-    return tuple(None if kept is UNKNOWN else kept for kept in graph.kept)
+    return told(graph.kept, qmodel.output)
 
 
 def _equalizes(recipe: recipes.Recipe, target: targets.Target) -> bool:

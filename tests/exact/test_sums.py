@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kquant.arithmetic import Grid, requantize
-from kquant.exact.sums import _steps
+from kquant.arithmetic import ROUNDING_INT16, Grid, requantize
+from kquant.exact.sums import LIMITS, _steps
 
 INT8, INT16 = ("double", "single", "float"), ("double", "reduced", "real", "single")
 
@@ -33,3 +33,16 @@ def test_no_kernel_rounds_beyond_the_steps_that_are_told(wide: bool, largest: fl
         )
     sure = least == most
     assert sure.mean() > (0.0 if largest > 1e3 else 0.05)  # it says something
+
+
+@pytest.mark.parametrize("rounding", sorted({r for table in ROUNDING_INT16.values() for r in table.values()}))
+def test_a_multiplier_that_vanishes_gives_zero(rounding: str) -> None:
+    """Sums of 48 bits meet multipliers that the kernels' shifts cannot hold."""
+    rng, count = np.random.default_rng(1), 4000
+    unit = 2.0 ** rng.uniform(-44, -28, count)
+    sums = np.rint(rng.uniform(-300.0, 300.0, count) / unit)
+    unit, sums = (values[np.abs(sums) < LIMITS["int16"]] for values in (unit, sums))
+    least, most = _steps(sums, sums, unit)
+    out = Grid(tf.constant(1.0), tf.constant(0.0), -(2**15), 2**15 - 1)
+    made = requantize(tf.constant(sums.astype(np.int64)), tf.constant(unit), out, rounding, None).numpy()
+    assert np.all((least <= made) & (made <= most))

@@ -86,6 +86,28 @@ def test_labels_of_padding_teach_nothing() -> None:
     assert all(np.array_equal(a, b) for a, b in zip(*weights, strict=True))
 
 
+@pytest.mark.parametrize("verb", ["fold", "strip", "copy"])
+def test_models_made_of_it_count_the_real_steps(verb: str) -> None:
+    model = of_words()
+    q = quantized(model, WORDS)
+    made = {
+        "fold": lambda: kquant.fold(model),
+        "strip": lambda: kquant.strip(q),
+        "copy": lambda: type(q).from_config(q.get_config()),
+    }[verb]()
+    assert np.array_equal(mask_of(made(WORDS)), REAL)
+
+
+def test_a_model_of_keras_own_layers_says_what_it_loses() -> None:
+    x = keras.Input((STEPS, 4))
+    model = keras.Model(x, layers.Dense(CLASSES, name="tags")(layers.Masking()(x)), name="tagger")
+    q = quantized(model, FEATURES)
+    assert mask_of(q(FEATURES)) is not None
+    for verb in (lambda: kquant.strip(q), lambda: kquant.fold(model)):
+        with pytest.warns(UserWarning, match=r"tagger: .*masks of its outputs \(tags\).*sample_weight"):
+            assert not any(type(layer).__module__.startswith("kquant") for layer in verb().layers)
+
+
 def test_inputs_by_name_and_an_output_without_a_mask(tmp_path: Path) -> None:
     x = {"b": FEATURES, "a": FEATURES[:, 0]}
     q = kquant.calibrate(kquant.quantize(of_two()), x, verbose=False)
@@ -110,7 +132,7 @@ def test_a_mask_of_what_the_model_computes_is_named() -> None:
     x = keras.Input((STEPS, 4))
     y = layers.SimpleRNN(3, return_sequences=True)(layers.Masking()(layers.ReLU()(x)))
     model = keras.Model(x, layers.Dense(CLASSES, name="tags")(y))
-    with pytest.warns(UserWarning, match=r"output 'tags': its mask is of a tensor.*sample_weight"):
+    with pytest.warns(UserWarning, match=r"output 'tags': the mask is of a tensor.*sample_weight"):
         q = kquant.quantize(model)
     kquant.calibrate(q, data, verbose=False)
     q.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
