@@ -10,9 +10,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from kquant.core.checks import whole_budget
 from kquant.core.messages import warn
 from kquant.core.renamed import renamed
-from kquant.correct.byte_search import check_bytes, check_target, coded_file
+from kquant.correct.byte_search import check_target, coded_file
 from kquant.correct.code_bits import stored_bytes
 from kquant.graph.keras_private import inner_layers
 from kquant.layers.code_rate import AS_COUNTED
@@ -258,17 +259,17 @@ class FlashBudget(keras.callbacks.Callback):
 
     def __init__(self, flash_bytes: int, steps: int, *, strip_names: bool = False) -> None:
         super().__init__()
-        check_bytes("FlashBudget", flash_bytes)
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
             raise ValueError(f"FlashBudget: steps must be a whole number, 0 or more. Received: {steps!r}.")
-        self.flash_bytes, self.steps, self.strip_names = flash_bytes, steps, strip_names
+        self.flash_bytes = whole_budget("FlashBudget", "flash_bytes", flash_bytes)
+        self.steps, self.strip_names = steps, strip_names
         self.file_bytes = 0
         self._begin = self._step = self._first = self._rest = 0
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Count the file, and what in it is not codes."""
         model: Any = self.model  # Keras has set it
-        check_target(self._trained(), self.flash_bytes, "FlashBudget", instead="")
+        check_target(self._trained(), "FlashBudget", instead="")
         if not self._prices():
             raise ValueError(
                 f"FlashBudget: the codes of {self._trained().name} have no price. Quantize it with one: a recipe with "

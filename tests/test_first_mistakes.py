@@ -5,6 +5,8 @@ Kinds of mistakes, found by somebody who had not used kquant before; the rest ar
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ import kquant
 from kquant import targets
 from kquant.analysis.metrics import top1
 from kquant.core.checks import shape_hint
+from kquant.correct.steps import check_steps
+from kquant.recipe.recipe import Step
 
 QUIET: dict[str, Any] = {"verbose": False}
 SAMPLES = np.random.default_rng(0).random((32, 6, 6, 3), np.float32)
@@ -169,13 +173,46 @@ def test_outputs_in_the_place_of_a_score_are_told_by_their_shape(verb: str) -> N
         JUDGING[verb](lambda model: model.predict(ROWS, verbose=0))
 
 
-@pytest.mark.parametrize("given", ["256KB", 0, 2.5])
-def test_a_budget_is_a_number(given: Any) -> None:
-    with pytest.raises(ValueError, match=f"estimate: flash_bytes must be 1 or more. Received: {given!r}"):
-        kquant.estimate(NET, flash_bytes=given)
-    if given != 2.5:
-        with pytest.raises(ValueError, match="mixed_precision: flash_bytes must be 1 or more"):
-            kquant.mixed_precision(NET, ROWS, flash_bytes=given, **QUIET)
+def shortened(bytes_: Any) -> Any:
+    return kquant.shorten_codes(kquant.quantize(NET, target="tflm"), ROWS, flash_bytes=bytes_, **QUIET)
+
+
+BUDGETS: dict[str, Callable[[Any], Any]] = {
+    "estimate: flash_bytes": lambda n: kquant.estimate(NET, flash_bytes=n),
+    "estimate: arena_bytes": lambda n: kquant.estimate(NET, arena_bytes=n),
+    "mixed_precision: flash_bytes": lambda n: kquant.mixed_precision(NET, ROWS, flash_bytes=n, **QUIET),
+    "compress: flash_bytes": lambda n: kquant.compress(NET, ROWS, path="m.tflite", flash_bytes=n, **QUIET),
+    "shorten_codes: flash_bytes": shortened,
+    "FlashBudget: flash_bytes": lambda n: kquant.callbacks.FlashBudget(n, steps=1),
+    "steps: 'shorten-codes': flash_bytes": lambda n: check_steps([Step(name="shorten-codes", flash_bytes=n)]),
+}
+
+
+@pytest.mark.parametrize("verb", BUDGETS)
+@pytest.mark.parametrize("given", ["256KB", 0, 2.5, 4200.7, True, float("nan"), float("inf"), [64]])
+def test_a_budget_is_a_whole_number_of_bytes(verb: str, given: Any) -> None:
+    said = f"{verb} must be a whole number of bytes, 1 or more, like 64 * 1024. Received: {given!r}."
+    with pytest.raises(ValueError, match=re.escape(said)):
+        BUDGETS[verb](given)
+
+
+@pytest.mark.parametrize("given", [64e3, np.int64(64000), np.float32(64000)])
+def test_whole_floats_and_numbers_of_numpy_are_budgets(given: Any, tmp_path: Path) -> None:
+    limit = kquant.estimate(NET, flash_bytes=given).flash_limit
+    assert limit == 64000 and type(limit) is int
+    assert kquant.mixed_precision(NET, ROWS, flash_bytes=given, points=2, **QUIET).ok
+    made = kquant.compress(NET, ROWS, path=tmp_path / "m.tflite", flash_bytes=given, folder=tmp_path / "kept", **QUIET)
+    assert made.ladder is not None and type(made.ladder.flash_bytes) is int
+    assert kquant.callbacks.FlashBudget(given, steps=1).flash_bytes == 64000
+    BUDGETS["steps: 'shorten-codes': flash_bytes"](given)
+
+
+@pytest.mark.parametrize("verb", sorted(set(JUDGING) - {"on_ray.try_recipes"}))
+@pytest.mark.parametrize("given", [float("nan"), float("inf"), "0.9", None, [0.5, 0.6]])
+def test_a_score_is_a_finite_number(verb: str, given: Any) -> None:
+    said = f"{verb}: evaluate must return a finite number, higher is better. For the "
+    with pytest.raises(ValueError, match=f"{re.escape(said)}.*it returned {re.escape(repr(given))}"):
+        JUDGING[verb](lambda _: given)
 
 
 @pytest.mark.parametrize("name", ["net.keras", "net.h5"])

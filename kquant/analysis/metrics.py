@@ -7,6 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from kquant.core.callers import number_of, of_caller
+from kquant.core.checks import shown
+
 
 def top1(labels: np.ndarray) -> Callable[[Any], float]:
     """Share of samples whose largest output, or the position of it that an argmax gave, is that of their class.
@@ -126,13 +129,13 @@ def judged(metric: Callable[[Any], float], outputs: Any) -> float:
     try:
         value = metric(outputs)
     except Exception as error:  # whatever a user's function raises
-        raise ValueError(
+        failed = ValueError(
             f"metric '{name}' failed on outputs of shape {shapes}: {type(error).__name__}: {error} It is given the "
             "outputs for all samples, in their order; compare them with labels of these very samples."
-        ) from error
-    try:
-        return float(value)
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"metric '{name}': expected a number for outputs of shape {shapes}. Received: {value!r}."
-        ) from error
+        )
+        raise of_caller(failed) from error
+    number = number_of(value)
+    if number is None:
+        said = f"metric '{name}': expected a number for outputs of shape {shapes}. Received: {shown(value)}."
+        raise of_caller(ValueError(said))
+    return number

@@ -22,6 +22,7 @@ from kquant.analysis.passes import Passes, chunks
 from kquant.analysis.results import Analysis, Finding, Gain
 from kquant.analysis.sqnr import mean_db
 from kquant.analysis.units import units
+from kquant.core.callers import is_callers
 from kquant.correct.steps import apply_steps
 from kquant.layers.nodes import encodings_of
 from kquant.layers.provenance import provenance_of
@@ -67,8 +68,10 @@ class Trials:
                 data = keras.tree.pack_sequence_as(read(qmodel).inputs, self.data)
                 apply_steps(qmodel, chosen.steps, data, verbose=False)
                 value, sqnr_db = measured(qmodel, self.data, self.metric)
-        except ValueError:  # the target lacks the kernel, or a step has nothing to work on
-            return None
+        except ValueError as error:
+            if is_callers(error):
+                raise  # a fault of the caller's metric is none of the recipe
+            return None  # the target lacks the kernel, or a step has nothing to work on
         return Gain(value - self.value, sqnr_db - self.sqnr_db)
 
 

@@ -63,9 +63,11 @@ def size(text: str) -> int:
         (262144, 1572864, 4096)
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([kmg])i?b?|b)?", text.strip().lower())
-    if found is None or not (count := int(float(found[1]) * UNITS[found[2] or ""])):
-        raise typer.BadParameter(f"expected a size like 256KB or 1MB. Received: {text}")
-    return count
+    amount = 0.0 if found is None else float(found[1]) * UNITS[found[2] or ""]
+    # a part of a byte is a slip; 1.3KB is 1,331 bytes
+    if found is None or amount < 1.0 or (not found[2] and amount != int(amount)):
+        raise typer.BadParameter(f"expected a size like 256KB or 1MB, or whole bytes. Received: {text}")
+    return int(amount)
 
 
 def numbers(text: str) -> list[float]:

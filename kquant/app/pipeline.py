@@ -11,7 +11,8 @@ from typing import Any, Unpack
 import keras
 
 from kquant import targets
-from kquant.core.checks import check_score
+from kquant.core.callers import telling
+from kquant.core.checks import check_score, whole_budget
 from kquant.core.messages import first_of, warn
 from kquant.core.renamed import new_words, renamed
 from kquant.core.result import Result
@@ -107,7 +108,8 @@ def compress(
 
     Raises:
         ValueError: see `quantize`, `calibrate` and `export`; a budget that nothing holds, with the smallest file and
-            the layers that stand in the way.
+            the layers that stand in the way; a score that is no number, with its rung. What `evaluate` and `train`
+            raise ends the search; rungs that are finished stay in `folder`.
         TypeError: an argument that neither this nor `kquant.export` has.
 
     Example:
@@ -125,7 +127,8 @@ def compress(
         _refuse_alone(evaluate=evaluate, folder=folder)
         qmodel = prepare(model, data, recipe, train=train, verbose=verbose, **vars(making))
     else:
-        _check_budget(flash_bytes, form)
+        flash_bytes = whole_budget("compress", "flash_bytes", flash_bytes)
+        _check_free(form)
         if evaluate is not None:
             check_score("compress", evaluate)
         asked = _Asked(flash_bytes, evaluate, None if folder is None else Path(folder), train, verbose)
@@ -159,12 +162,13 @@ def _refuse_alone(**given: Any) -> None:
     """Options of a byte budget without one."""
     names = [name for name, value in given.items() if value is not None]
     if names:
-        raise ValueError(f"compress: {' and '.join(names)} are for a byte budget; give flash_bytes=, or none of them.")
+        said = f"{names[0]} is" if len(names) == 1 else f"{' and '.join(names)} are"
+        left = "leave it out" if len(names) == 1 else "leave them out"
+        raise ValueError(f"compress: {said} for a byte budget; give flash_bytes=, or {left}.")
 
 
-def _check_budget(flash_bytes: Any, form: FileOptions) -> None:
-    if isinstance(flash_bytes, bool) or not isinstance(flash_bytes, int) or flash_bytes < 1:
-        raise ValueError(f"compress: flash_bytes must be a whole number of bytes. Received: {flash_bytes!r}.")
+def _check_free(form: FileOptions) -> None:
+    """Refuse what a byte budget chooses itself."""
     free = {"compression": (None, AUTO), "shrink": (True,), "streaming": (False, 0), "states": ("io",)}
     for name, values in free.items():
         if name in form and form[name] not in values:
@@ -196,7 +200,7 @@ def _under_budget(
     named = {"target": making.target, "flash_bytes": asked.flash_bytes, "trains": trains, **edges}
     named |= {"recipe_text": recipe_to_toml(recipe), "limit": making.limit}  # another recipe may have the name
     with own_streams() as callers:
-        train, evaluate = callers(asked.train), callers(asked.evaluate)
+        train, evaluate = telling(callers(asked.train)), telling(callers(asked.evaluate))
         judged: dict[str, Any] = {"evaluate": evaluate, "train": train, "limit": making.limit, "folder": asked.folder}
         if evaluate is not None:  # scores of another function are not to be compared with its
             judged["float_score"] = score_of(evaluate, model, "the float model", "compress")

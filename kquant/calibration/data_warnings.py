@@ -7,13 +7,13 @@ import numpy as np
 
 from kquant.calibration.observations import Observations
 from kquant.calibration.observers import OVERSHOOT, QUIET_SOUND, SOUND_BITS, is_sound
+from kquant.calibration.strange_data import warn_of_strange_data
 from kquant.core.messages import first_of, warn
 from kquant.core.spec import QuantSpec
-from kquant.graph.graph import Graph, Node
-from kquant.graph.keras_private import every_layer
+from kquant.graph.graph import Node
 from kquant.graph.stored import Stored
 from kquant.layers.kernel import Holder
-from kquant.layers.nodes import Compressed, FakeQuant, encodings_of
+from kquant.layers.nodes import FakeQuant, encodings_of
 from kquant.ops.function import Function
 from kquant.ops.micro_frontend import MicroFrontend
 from kquant.views.quantized_model import read
@@ -22,8 +22,6 @@ HALVES_DIFFER = 2.0
 UNEQUAL = 16.0  # widths of ranges in one encoding: 4 bits of the narrow one are gone
 LOST = 0.25  # of what a function spans, that no code of its input gives
 LOUD = 4.0  # times full scale, which no augmentation reaches by chance
-SIGMAS = 6.0  # that activations keep within, as a batch norm saw them
-STRANGE = 8.0  # times that, which another data set does not reach: a factor of 255 does
 FEW_STEPS = 8  # of the grid, in which all data lie: noise 18 dB below what varies in them, or worse
 
 
@@ -38,7 +36,7 @@ def warn_of_data(qmodel: keras.Model, seen: Observations) -> None:
     _warn_faint(qmodel, seen)
     _warn_moved(seen)
     _warn_far(qmodel, seen)
-    _warn_strange(qmodel, seen)
+    warn_of_strange_data(qmodel, seen)
     _warn_unequal(qmodel, seen)
     _warn_sound(qmodel, seen)
     _warn_full_scale(qmodel, seen)
@@ -140,40 +138,6 @@ def _warn_far(qmodel: keras.Model, seen: Observations) -> None:
                 f"{bits}-bit grid, which must hold 0 too: nearly all that varies in them is lost. Subtract their mean "
                 "in the application, before the model, and not in a layer of it."
             )
-
-
-def _warn_strange(qmodel: keras.Model, seen: Observations) -> None:
-    """Name the first layer whose batch norm has seen other data in training: pixels of 0..255 in the place of 0..1."""
-    if not any(isinstance(layer, Compressed) and layer.mean is not None for layer in every_layer(qmodel)):
-        return
-    graph, peaks = read(qmodel), {key[0]: float(max(-s.lows.min(), s.highs.max())) for key, s in seen.tensors.items()}
-    normed = (_normed(graph, node) for node in graph.nodes if node.op.name in peaks)
-    layer, encoding = next((pair for pair in normed if pair is not None), (None, ""))
-    if layer is None or layer.mean is None or layer.deviation is None:
-        return  # what comes behind the first one repeats it
-    mean, deviation = layer.mean.numpy(), np.abs(layer.deviation.numpy())
-    # statistics of a batch norm that was never trained say nothing
-    trained = bool(np.any(mean) or np.ptp(deviation) > 0.0)
-    times = peaks[encoding] / max(float(np.max(np.abs(mean) + SIGMAS * deviation)), 1e-12)
-    if trained and times > STRANGE:
-        warn(
-            f"calibrate: '{layer.name}' gives values up to {peaks[encoding]:.3g}, {times:.0f} times the most that its "
-            "batch norm saw in training. Are these data scaled as those that trained the model (x / 255, x / 127.5 - "
-            "1)? The file is made for the data given here."
-        )
-
-
-def _normed(graph: Graph, node: Node) -> tuple[Compressed, str] | None:
-    """The layer with a folded batch norm whose output, behind its activation, this encoding holds; and its name."""
-    tensor = next(iter(node.inputs), None)
-    for _ in range(2):
-        made = graph.producers.get(id(tensor))
-        if made is None:
-            return None
-        if isinstance(made.op, Compressed):
-            return None if made.op.mean is None else (made.op, node.op.name)
-        tensor = next(iter(made.inputs), None)
-    return None
 
 
 def _of_inputs(qmodel: keras.Model) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 from typing import Any, TypeVar
 
@@ -106,6 +107,33 @@ def check_count(where: str, name: str, value: Any) -> None:
     # True is an Integral to Python, and limit=True a mistake
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
         raise ValueError(f"{where}: {name} must be 1 or more. Received: {value!r}.")
+
+
+def whole_budget(where: str, name: str, value: Any, of: str = "bytes") -> int:
+    """A budget as an int: whole floats and the whole numbers of NumPy are taken, too.
+
+    Args:
+        where: what the message starts with.
+        name: of the argument.
+        value: given for it.
+        of: what it counts.
+
+    Raises:
+        ValueError: no whole number, or less than 1.
+
+    Example:
+        >>> whole_budget("estimate", "flash_bytes", 64e3)
+        64000
+        >>> whole_budget("estimate", "flash_bytes", "64KB")
+        Traceback (most recent call last):
+        ValueError: estimate: flash_bytes must be a whole number of bytes, 1 or more, like 64 * 1024. Received: '64KB'.
+    """
+    number = float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else math.nan
+    if not math.isfinite(number) or number != int(number) or number < 1:
+        raise ValueError(
+            f"{where}: {name} must be a whole number of {of}, 1 or more, like 64 * 1024. Received: {shown(value)}."
+        )
+    return int(number)
 
 
 def check_score(who: str, evaluate: Any, name: str = "evaluate") -> None:

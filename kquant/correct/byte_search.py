@@ -42,31 +42,23 @@ class Rounds(Protocol):
         """Round all of them."""
 
 
-def check_target(qmodel: keras.Model, flash_bytes: Any, verb: str = "shorten_codes", instead: str = INSTEAD) -> None:
-    """Refuse a number of bytes that is none, and a target that decodes nothing.
+def check_target(qmodel: keras.Model, verb: str = "shorten_codes", instead: str = INSTEAD) -> None:
+    """Refuse a target that decodes nothing.
 
     Args:
         qmodel: what is to have so many bytes.
-        flash_bytes: the number.
         verb: who asks.
         instead: what else to do for a target without DECODE.
 
     Raises:
         ValueError: naming one that does.
     """
-    check_bytes(verb, flash_bytes)
     target = target_of(qmodel)
     if not target.decodes:
         raise ValueError(
             f"{verb}: flash_bytes counts a file whose weights are in codes, and '{target.name}' decodes none. "
             f"Quantize with target='tflm'{instead}."
         )
-
-
-def check_bytes(verb: str, flash_bytes: Any) -> None:
-    """Refuse a number of bytes that is none; `verb` asks."""
-    if isinstance(flash_bytes, bool) or not isinstance(flash_bytes, int) or flash_bytes < 1:
-        raise ValueError(f"{verb}: flash_bytes must be a whole number of bytes. Received: {flash_bytes!r}.")
 
 
 def target_of(qmodel: keras.Model) -> Any:

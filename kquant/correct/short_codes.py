@@ -12,6 +12,7 @@ import keras
 import numpy as np
 
 from kquant.calibration.data import batches_of
+from kquant.core.checks import whole_budget
 from kquant.core.messages import warn
 from kquant.core.progress import tqdm
 from kquant.correct.byte_search import check_target, smallest_strength
@@ -102,7 +103,8 @@ def shorten_codes(
     if not strength > 0.0:
         raise ValueError(f"shorten_codes: strength must be above 0. Received: {strength!r}.")
     if flash_bytes is not None:
-        check_target(qmodel, flash_bytes)
+        flash_bytes = whole_budget("shorten_codes", "flash_bytes", flash_bytes)
+        check_target(qmodel)
     sweep = Sweep("shorten_codes", qmodel, data, limit, batch_size)
     places = _able(sweep)
     kept = None if folder is None else path_of(folder, "shorten_codes", "codes")

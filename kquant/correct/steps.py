@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_h
 import numpy as np
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from kquant.core.checks import whole_budget
 from kquant.core.messages import check_known, did_you_mean
 from kquant.core.renamed import new_word
 from kquant.recipe.recipe import Step
@@ -41,8 +42,9 @@ STEPS: dict[str, str | Callable[..., keras.Model]] = {
     "reestimate": "kquant.correct.batch_norms:reestimate",
 }
 RANGES = ("calibrate", "data-free")  # steps that set the range of every activation
-# Options that count something, in whatever step they are.
-COUNTS = frozenset({"batch_size", "candidates", "flash_bytes", "iterations", "limit", "row_batch", "rows", "samples"})
+# Options that count something, in whatever step they are; and those that are budgets of bytes.
+COUNTS = frozenset({"batch_size", "candidates", "iterations", "limit", "row_batch", "rows", "samples"})
+BUDGETS = frozenset({"flash_bytes"})
 
 
 def check_step(name: str) -> None:
@@ -92,7 +94,10 @@ def check_steps(steps: Sequence[Step]) -> None:
                     f"steps: '{step.name}' has no option '{option}'.{did_you_mean(option, known)} It has: "
                     f"{', '.join(known) or 'none'}."
                 )
-            _check_value(f"steps: '{step.name}': {option}", now, value, hints.get(now, Any))
+            if now in BUDGETS and value is not None:
+                whole_budget(f"steps: '{step.name}'", option, value)
+            else:
+                _check_value(f"steps: '{step.name}': {option}", now, value, hints.get(now, Any))
 
 
 def split_steps(text: str) -> list[tuple[str, list[str]]]:

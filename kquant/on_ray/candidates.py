@@ -22,6 +22,7 @@ from kquant.search.ladder import Rung, score_of, tried
 from kquant.search.search_state import rounded, search_state
 
 Evaluate = Callable[[keras.Model], float]
+VERB = "on_ray.try_recipes"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -75,11 +76,11 @@ def try_recipes(
         verbose: show a progress bar.
 
     Returns:
-        A row for each recipe; one that cannot be made, or judged, is reported as failed.
+        A row for each recipe; one that cannot be made is reported as failed.
 
     Raises:
-        ValueError: no recipe, two of one name, no score of the float model, Ray is not installed, data or an
-            `evaluate` that do not pickle, or a folder of another search.
+        ValueError: no recipe, two of one name, a score that is no number (finished rows stay in the folder), Ray is not
+            installed, data or an `evaluate` that do not pickle, or a folder of another search.
 
     Example:
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
@@ -93,17 +94,17 @@ def try_recipes(
         raise ValueError("on_ray.try_recipes: give one recipe or more.")
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"on_ray.try_recipes: two recipes are called '{twice[0]}'; give each a `name` of its own.")
-    check_score("on_ray.try_recipes", evaluate)
-    check_folder(folder, "on_ray.try_recipes", "search")
+    check_score(VERB, evaluate)
+    check_folder(folder, VERB, "search")
     ray = started()
-    before = score_of(evaluate, model, "the float model")
+    before = score_of(evaluate, model, "the float model", VERB)
     options = {"target": target, "float_score": rounded(before)}
-    kept = search_state(folder, "candidates.json", "on_ray.try_recipes", model, data, given[0], **options)
+    kept = search_state(folder, "candidates.json", VERB, model, data, given[0], **options)
     earlier = {row.name: row for row in kept.rows("rows", Rung)}
     rows = [row for r in given if (row := earlier.get(r.name)) and row.recipe == r.plain()]
     done = {row.name for row in rows}
     todo = [recipe for recipe in given if recipe.name not in done]
-    shared = sent(ray, "on_ray.try_recipes", model=packed(model), data=data, evaluate=evaluate)
+    shared = sent(ray, VERB, model=packed(model), data=data, evaluate=evaluate)
     results = finished(ray, tried_there, [(*shared, recipe.name, recipe.plain(), target, before) for recipe in todo])
     for _, row in tqdm(results, desc="recipes", unit="recipe", total=len(todo), disable=not verbose):
         rows.append(row)
@@ -120,4 +121,4 @@ def tried_there(
     def made() -> keras.Model:
         return apply_steps(quantize(unpacked(content), recipe, target=target), recipe.steps, data, verbose=False)
 
-    return tried(name, recipe, made, evaluate, before)[0]
+    return tried(name, recipe, made, evaluate, before, VERB)[0]

@@ -22,6 +22,7 @@ from kquant.analysis.remedies import merged
 from kquant.analysis.sqnr import mean_db, noises_of
 from kquant.analysis.units import macs, units
 from kquant.calibration.data import gather
+from kquant.core.callers import is_callers
 from kquant.core.checks import check_count
 from kquant.core.progress import tqdm
 from kquant.core.result import Result
@@ -234,8 +235,10 @@ class _Bench:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of a model that nobody keeps
                 return self.measured(lines, *make(self, qmodel))[0]
-        except ValueError:  # the target lacks the kernel, a budget is out of reach, or weights get no smaller
-            return None
+        except ValueError as error:
+            if is_callers(error):
+                raise  # a fault of the caller's metric is none of the recipe
+            return None  # the target lacks the kernel, a budget is out of reach, or weights get no smaller
 
     def made(self, model: keras.Model, recipe: Recipe) -> keras.Model:
         """A quantized model, the recipe's steps done."""

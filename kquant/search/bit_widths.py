@@ -21,16 +21,16 @@ import keras
 import numpy as np
 
 from kquant import targets
-from kquant.core.checks import check_count, check_score
+from kquant.core.checks import check_score, whole_budget
 from kquant.core.progress import tqdm
 from kquant.core.result import Result
 from kquant.files.destination import check_folder
 from kquant.graph.given_model import check_keras
-from kquant.graph.watched import state_kept
 from kquant.recipe.recipe import Recipe, Step, load, recipe_to_toml
 from kquant.runtime.running import available
 from kquant.search.knapsack import least_loss
-from kquant.search.narrowing import Move, Point, PointsElsewhere, Way, score_given
+from kquant.search.ladder import score_of
+from kquant.search.narrowing import Move, Point, PointsElsewhere, Way
 from kquant.search.search_state import rounded, search_state
 
 Budget = Literal["flash_bytes", "arena_bytes", "bit_macs"]
@@ -194,9 +194,8 @@ def mixed(
         check_score("mixed_precision", evaluate)
     options = {"target": target, "widths": sorted(widths), "budget": unit, "recipe_text": recipe_to_toml(base)}
     if wanted.folder is not None and evaluate is not None:
-        with state_kept(model):
-            # `evaluate` cannot be compared with that of an earlier call; what it says of the float model can
-            options["float_score"] = rounded(score_given(evaluate(model)))
+        # `evaluate` cannot be compared with that of an earlier call; what it says of the float model can
+        options["float_score"] = rounded(score_of(evaluate, model, "the float model", "mixed_precision"))
     kept = search_state(wanted.folder, "mixed.json", "mixed_precision", model, data, base, **options)
     way = Way(model, data, base, target, widths, evaluate, kept, elsewhere)
     moves = way.moves(unit)
@@ -266,12 +265,12 @@ def _budget(given: dict[str, int | None], target: str) -> tuple[str, int]:
         names = ", ".join(get_args(Budget))
         raise ValueError(f"mixed_precision: give one budget of {names}. Received: {', '.join(budgets) or 'none'}.")
     name, value = next(iter(budgets.items()))
-    check_count("mixed_precision", name, int(value) if isinstance(value, float) else value)
+    limit = whole_budget("mixed_precision", name, value, "bytes" if name.endswith("_bytes") else "bits times MACs")
     if name == "arena_bytes" and targets.load(target).arena not in available():
         raise ValueError(
             "mixed_precision: arena_bytes is measured by TFLM: it needs target='tflm' and pip install 'kquant[micro]'."
         )
-    return name, int(value)
+    return name, limit
 
 
 def _step(given: Any) -> Step:

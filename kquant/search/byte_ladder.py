@@ -23,6 +23,7 @@ import numpy as np
 import tensorflow as tf
 
 from kquant.calibration.data import gather
+from kquant.core.callers import is_callers
 from kquant.core.checks import present
 from kquant.core.messages import first_of
 from kquant.core.progress import tqdm
@@ -185,7 +186,8 @@ def climb(wanted: Wanted, kept: Kept, verbose: bool) -> tuple[keras.Model, ByteL
 
     Raises:
         ValueError: nothing holds the budget, with the smallest file and the layers that stand in the way; or no target
-            that decodes, where exact steps do not suffice.
+            that decodes, where exact steps do not suffice; a score that is no number, with its rung. What the
+            caller's functions raise passes, too; rungs that are finished stay in the folder.
     """
     search = _Search(wanted, kept)
     with tqdm(desc="byte budget", unit="rung", disable=not verbose, total=MOST_RUNGS) as bar:
@@ -304,10 +306,10 @@ class _Search:
                 "target='tflm', or kquant.mixed_precision(model, data, flash_bytes=...) for weights of 4 bits."
             )
 
-    def score(self, model: keras.Model) -> float:
-        """Of a quantized model."""
+    def score(self, name: str, model: keras.Model) -> float:
+        """Of the quantized model of a rung."""
         if self.wanted.evaluate is not None:
-            return score_of(self.wanted.evaluate, model, "a quantized model", "compress")
+            return score_of(self.wanted.evaluate, model, f"the rung '{name}'", "compress")
         wrong = _predicted(model, self.x) - self.outputs
         signal, noise = float(np.sum(self.outputs**2)), float(np.sum(wrong**2))
         return 10.0 * float(np.log10(max(signal, 1e-30) / max(noise, 1e-30)))
@@ -321,25 +323,27 @@ class _Search:
                 model = make()
                 rung = self._measured(name, model, coded)
             except ValueError as error:
-                if not self.rungs:
+                if not self.rungs or is_callers(error):  # a fault of the caller's training is none of the rung
                     raise
                 rung = ByteRung(name, 0, float("-inf"), 0, 0, 0.0, failed=str(error).split("\n")[0])
                 if isinstance(error, NoCodesHold):
                     self.reached[name] = error.smallest
             else:
+                rung = replace(rung, score=self.score(name, model))
                 self._save(name, model)
             rung = replace(rung, seconds=time.perf_counter() - started)
         self.rungs.append(rung)
         self.kept.store(rungs=[rung for rung in self.rungs if not rung.failed])
 
     def _measured(self, name: str, model: keras.Model, coded: bool | None) -> ByteRung:
+        """The row of a file, without its score."""
         files = self._files(model, coded)
         plan = memory_plan(read_model(files.content)).size_bytes
         lookups = 0 if files.decoding is None else files.decoding.lookups
         size = len(files.content)
         holds = coded is not None and size <= self.wanted.flash_bytes
         told = {"coded": files.decoding is not None, "holds": holds, "host_ms": host_ms(files.content)}
-        return ByteRung(name, size, self.score(model), plan, lookups, 0.0, **told)
+        return ByteRung(name, size, float("-inf"), plan, lookups, 0.0, **told)
 
     def _files(self, model: keras.Model, coded: bool | None) -> Files:
         wanted = self.wanted

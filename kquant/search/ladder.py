@@ -22,7 +22,8 @@ import numpy as np
 from kquant import targets
 from kquant.analysis.diagnosis import Asked, analyzed
 from kquant.analysis.separately import AnalysisElsewhere
-from kquant.core.checks import check_score, shown
+from kquant.core.callers import score_given
+from kquant.core.checks import check_score
 from kquant.core.progress import tqdm
 from kquant.core.result import Result
 from kquant.correct.steps import RANGES, apply_steps
@@ -176,8 +177,9 @@ def autotune(
         The best model, its recipe, and a row for every rung.
 
     Raises:
-        ValueError: what the first rung raises (a later one that cannot be made is reported as failed), a score of the
-            float model that is no number, or a folder of another search.
+        ValueError: what the first rung raises (a later one that cannot be made is reported as failed), a score that is
+            no number, with its rung, or a folder of another search. What `evaluate` raises ends the search, too; rungs
+            that are finished stay in the folder.
 
     Example:
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
@@ -245,13 +247,7 @@ def score_of(evaluate: Callable[[keras.Model], float], model: keras.Model, which
     # a model that runs moves its counters, seeds and metrics, and the caller's function may compile it
     with state_kept(model):
         given = evaluate(model)
-    try:
-        score = float(given)
-    except (TypeError, ValueError):
-        score = float("nan")
-    if not np.isfinite(score):
-        raise ValueError(f"{verb}: evaluate must return a finite number. For {which} it returned {shown(given)}.")
-    return score
+    return score_given(verb, which, given)
 
 
 def _ladder(search: _Search, base: Recipe) -> Iterator[tuple[str, Recipe]]:
@@ -339,7 +335,12 @@ def _with_steps(recipe: Recipe, name: str, before: tuple[str, ...] = ()) -> Reci
 
 
 def tried(
-    name: str, recipe: Recipe, make: Callable[[], keras.Model], evaluate: Callable[[keras.Model], float], before: float
+    name: str,
+    recipe: Recipe,
+    make: Callable[[], keras.Model],
+    evaluate: Callable[[keras.Model], float],
+    before: float,
+    verb: str = "autotune",
 ) -> tuple[Rung, keras.Model | ValueError]:
     """A recipe's row, and its model, or why there is none.
 
@@ -349,16 +350,21 @@ def tried(
         make: gives its quantized model.
         evaluate: see `autotune`.
         before: score of the float model.
+        verb: who asks.
+
+    Raises:
+        ValueError: a score that is no number; what `evaluate` raises passes, too, of whatever class it is.
     """
     given, started = recipe.plain(), time.perf_counter()
     score, size, failed = -np.inf, 0, ""
+    made: keras.Model | ValueError
     try:
-        made: keras.Model | ValueError = make()
-        # the score first: a model that cannot be judged needs no file
-        score = score_of(evaluate, made, f"the rung '{name}'")
+        made = make()
         size = len(file_content(lower(made)))
     except ValueError as error:
-        score, failed, made = -np.inf, _first_line(error), error
+        failed, made = _first_line(error), error
+    else:  # not inside: a fault of the caller's function is none of the recipe
+        score = score_of(evaluate, made, f"the rung '{name}'", verb)
     seconds = time.perf_counter() - started
     return Rung(name, given, score, before - score, size, seconds, failed=failed), made
 

@@ -12,14 +12,14 @@ from kquant import targets
 from kquant.analysis.diagnosis import Asked, analyze, analyzed
 from kquant.analysis.results import Analysis, LayerReport
 from kquant.analysis.separately import AnalysisElsewhere
-from kquant.core.checks import shown
+from kquant.core.messages import first_of
 from kquant.correct.steps import apply_steps
 from kquant.files.finished_work import Kept
 from kquant.prepare.quantization import quantize
 from kquant.recipe.recipe import Recipe
 from kquant.runtime.arenas import arena_bytes
 from kquant.runtime.running import available
-from kquant.search.ladder import WIDE
+from kquant.search.ladder import WIDE, score_of
 from kquant.tflite.file_content import file_content
 from kquant.tflite.lowering import lower
 
@@ -201,20 +201,14 @@ def point_of(qmodel: keras.Model, recipe: dict[str, Any], data: Any, target: str
         arena_bytes(content) if targets.load(target).arena in available() else None,
         sum(_bit_macs(row, analysis) for row in analysis.layers),
         analysis.sqnr_db,
-        None if evaluate is None else score_given(evaluate(qmodel)),
+        None if evaluate is None else score_of(evaluate, qmodel, _named(recipe), "mixed_precision"),
     )
 
 
-def score_given(given: Any) -> float:
-    """What `evaluate` returned, as a number.
-
-    Raises:
-        ValueError: it is none.
-    """
-    try:
-        return float(given)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"mixed_precision: evaluate must return a number. It returned {shown(given)}.") from error
+def _named(recipe: dict[str, Any]) -> str:
+    """What a model is called in an error: by the layers that the recipe has rules for."""
+    layers = list(dict.fromkeys(str(rule.get("layer", "others")) for rule in recipe.get("rules", ())))
+    return f"the model with rules for {first_of(layers)}" if layers else "the model without rules"
 
 
 def _moves(setting: Any, wide: Analysis, narrow: Analysis, unit: str) -> list[Move]:

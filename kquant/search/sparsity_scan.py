@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from kquant.analysis.sqnr import decibel, noises_of
 from kquant.calibration.data import gather
+from kquant.core.callers import score_given
 from kquant.core.checks import check_score
 from kquant.core.origin import patterns_of
 from kquant.core.progress import tqdm
@@ -35,7 +36,6 @@ from kquant.recipe import recipe as recipes
 from kquant.recipe.pruning_section import Pruning, structure_name
 from kquant.recipe.recipe import Recipe
 from kquant.search.search_state import rounded, search_state
-from kquant.shrink.by_score import finite
 from kquant.views.quantized_model import is_quantized
 
 LEVELS = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95)
@@ -365,15 +365,15 @@ class Scan:
         trials, values = self.by_layer[layer], list[float]()
         for level in self.wanted.levels:
             _set(trials, level, self.wanted.structure)
-            values.append(self.judged())
+            values.append(self.judged(f"layer '{layer}' at sparsity {level:g}"))
         _set(trials, 0.0, "unstructured")
         return Measured(layer, values)
 
-    def judged(self) -> float:
-        """The model as it is now."""
+    def judged(self, which: str = "the dense model") -> float:
+        """The model as it is now; `which` it is, an error says."""
         if self._noise is not None:
             return self._noise()
-        return finite(self.evaluate(self.copy)) if self.evaluate is not None else 0.0
+        return 0.0 if self.evaluate is None else score_given("scan_sparsity", which, self.evaluate(self.copy))
 
 
 def _noise_of(model: keras.Model, inputs: list[np.ndarray]) -> Callable[[], float]:

@@ -12,14 +12,12 @@ the greedy answer to the multiple-choice knapsack (Sinha and Zoltners, Operation
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from kquant.core.checks import shown
 from kquant.core.progress import tqdm
 from kquant.shrink.channels import Channels
 from kquant.shrink.choose import Ledger, Queue, Unit, ledger, out_of_reach, queues_of
@@ -126,7 +124,7 @@ def choose_by_score(
         importances: float64[channels], the least important of a group lowest; NaN for those that stay.
         limit: of the budget.
         unit: "macs" or "weight_bytes".
-        score: bool[channels] that stay -> how good the model is, higher is better.
+        score: bool[channels] that stay -> how good the model is, a finite number, higher is better.
         minimum: every layer keeps at least this many channels.
         multiple: widths that change become a multiple of this.
         verbose: show a bar.
@@ -135,7 +133,7 @@ def choose_by_score(
         bool[channels].
 
     Raises:
-        ValueError: the budget cannot be met, or a score is no number.
+        ValueError: the budget cannot be met.
     """
     books, kept = ledger(channels, unit), np.ones(channels.count, bool)
     queues = [queue for queue in queues_of(channels, importances, minimum, multiple)[0] if len(queue.allowed) > 1]
@@ -144,7 +142,7 @@ def choose_by_score(
     least = _cost(books, unit, ladders, [len(ladder.gone) - 1 for ladder in ladders])
     if least > limit:
         raise ValueError(out_of_reach(channels, limit, least, unit, minimum, multiple))
-    whole = finite(score(kept))
+    whole = score(kept)
     bar = tqdm(ladders, desc="widths", unit="group", disable=not verbose)
     ladders = [_judged(ladder, kept, whole, score) for ladder in bar]
     scores, judged = [ladder.scores for ladder in ladders], [ladder.judged for ladder in ladders]
@@ -175,23 +173,8 @@ def _judged(ladder: Ladder, everything: np.ndarray, whole: float, score: Callabl
     for place in ladder.judged[1:]:
         kept = everything.copy()
         kept[ladder.order[: ladder.gone[place]]] = False
-        scores.append(finite(score(kept)))
+        scores.append(score(kept))
     return replace(ladder, scores=np.interp(ladder.gone, ladder.gone[ladder.judged], scores))
-
-
-def finite(score: Any) -> float:
-    """What `evaluate` gave: a number of any type, also a tensor.
-
-    Raises:
-        ValueError: it is no number.
-    """
-    try:
-        value = math.nan if isinstance(score, str) else float(score)
-    except (TypeError, ValueError):  # nothing was returned, or several
-        value = math.nan
-    if not math.isfinite(value):
-        raise ValueError(f"evaluate: expected a finite number, the higher the better. Received: {shown(score)}.")
-    return value
 
 
 def _cost(books: Ledger, unit: Unit, ladders: list[Ladder], places: list[int]) -> int:

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from kquant.calibration.data import gather
+from kquant.core.callers import score_given
 from kquant.core.checks import check_score
 from kquant.core.progress import tqdm
 from kquant.core.result import Result
@@ -255,7 +256,7 @@ def _judge(
         small = smaller(channels, kept)
         if few is not None:
             refit(channels.graph, small, _jobs(channels, kept), few, verbose=False)
-        return evaluate(small)
+        return score_given("prune_channels", f"the model with {kept.sum()} of {kept.size} channels", evaluate(small))
 
     return score
 

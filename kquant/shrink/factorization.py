@@ -14,13 +14,13 @@ import keras
 import numpy as np
 
 from kquant.calibration.data import gather
+from kquant.core.callers import score_given
 from kquant.core.checks import check_score
 from kquant.core.progress import tqdm
 from kquant.graph.copies import again, copy_state, settle
 from kquant.graph.given_model import check_keras
 from kquant.graph.graph import Graph, Node, named_apart, rewrite
 from kquant.graph.output_names import as_keras
-from kquant.shrink.by_score import finite
 from kquant.shrink.choose import Unit, budget, check_widths
 from kquant.shrink.factors import as_wide_matrix, can_split, halves, singular_values, split
 from kquant.shrink.importance import norm_behind
@@ -219,7 +219,8 @@ def _judge(
         low = factorized(graph, ranks)
         if few is not None:
             refit(graph, low, _jobs(graph, ranks), few, verbose=False)
-        return finite(evaluate(low))
+        split = ", ".join(f"'{name}' at rank {rank}" for name, rank in ranks.items()) or "every layer whole"
+        return score_given("factorize", f"the model with {split}", evaluate(low))
 
     return score
 

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 
 from kquant import targets
-from kquant.core.checks import check_count
+from kquant.core.checks import whole_budget
 from kquant.exact.narrow import totals
 from kquant.exporting.asked_storing import Compression, storing_of
 from kquant.graph.given_model import check_keras
@@ -77,9 +77,8 @@ def estimate(
     """
     check_keras(model, "estimate")
     chosen, goal = recipes.load(recipe), targets.load(target)
-    for name, limit in (("flash_bytes", flash_bytes), ("arena_bytes", arena_bytes)):
-        if limit is not None:
-            check_count("estimate", name, limit)
+    budgets = {"flash_bytes": flash_bytes, "arena_bytes": arena_bytes}
+    limits = {name: None if n is None else whole_budget("estimate", name, n) for name, n in budgets.items()}
     storing = storing_of(compression)
     refuse_undecoded(goal, storing.storages)
     try:
@@ -88,7 +87,7 @@ def estimate(
         figures = _refused(model, chosen, goal, input_shape, error)
     else:
         figures = _written(model, qmodel, Form(io, storing=storing))
-    return replace(figures, flash_limit=flash_bytes, arena_limit=arena_bytes)
+    return replace(figures, flash_limit=limits["flash_bytes"], arena_limit=limits["arena_bytes"])
 
 
 def _written(model: keras.Model, qmodel: keras.Model, form: Form) -> Estimate:

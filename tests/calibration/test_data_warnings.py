@@ -237,5 +237,54 @@ def test_data_of_another_scale_than_the_batch_norm_saw_are_told(order: tuple[str
         warnings.simplefilter("error")
         kquant.calibrate(kquant.quantize(model), x, verbose=False)
         kquant.calibrate(kquant.quantize(model), 3.0 * x, verbose=False)  # another light
-    with pytest.warns(UserWarning, match=r"times the most that its batch norm saw in training.*x / 255"):
+    with pytest.warns(UserWarning, match=r"times what the mean and variance of its batch norm allow for.*x / 255"):
         kquant.calibrate(kquant.quantize(model), x * 255.0, verbose=False)
+
+
+def trained(x: np.ndarray, epochs: int, momentum: float, *body: keras.layers.Layer) -> Model:
+    """A layer, a batch norm and a ReLU that were fitted to these data."""
+    keras.utils.set_random_seed(0)
+    first, *rest = body
+    norm = layers.BatchNormalization(momentum=momentum)
+    model = keras.Sequential([keras.Input(x.shape[1:]), first, norm, layers.ReLU(), *rest, layers.Dense(1)])
+    model.compile("adam", "mse")
+    model.fit(x, np.zeros((len(x), 1), np.float32), batch_size=32, epochs=epochs, verbose=0)
+    return model
+
+
+def heavy_tailed() -> tuple[Model, np.ndarray]:
+    """Amounts: the largest of them lies 40 deviations and more from the mean."""
+    drawn = np.random.default_rng(1)
+    x = np.concatenate([drawn.normal(size=(8192, 3)), np.exp(drawn.normal(3.0, 2.5, (8192, 1)))], axis=1)
+    assert np.max(x[:, 3] / np.std(x[:, 3])) > 40.0
+    return trained(np.float32(x), 1, 0.9, layers.Dense(8)), np.float32(x)
+
+
+def after_one_step() -> tuple[Model, np.ndarray]:
+    """Averages that have moved by a hundredth: the variance is a tenth of that of the data, or less."""
+    x = np.random.default_rng(2).uniform(0, 255, (256, 8, 8, 3)).astype(np.float32)
+    return trained(x[:32], 1, 0.99, layers.Conv2D(8, 3), layers.GlobalAveragePooling2D()), x
+
+
+@pytest.mark.parametrize("observer", ["percentile", "minmax"])
+@pytest.mark.parametrize("make", [heavy_tailed, after_one_step])
+def test_data_of_training_are_none_of_another_scale(
+    make: Callable[[], tuple[Model, np.ndarray]], observer: str
+) -> None:
+    model, x = make()
+    recipe = {"name": "mine", "activations": {"observer": observer}}
+    q = kquant.quantize(model, recipe)
+    assert not said(lambda: kquant.calibrate(q, x, verbose=False), "its batch norm")
+    q = kquant.quantize(model, recipe)
+    one_batch = {"batch_size": len(x), "verbose": False}
+    assert not said(lambda: kquant.calibrate(q, x, **one_batch), "its batch norm")
+
+
+@pytest.mark.parametrize("observer", ["percentile", "minmax"])
+def test_pixels_for_a_model_of_unit_values_are_told(observer: str) -> None:
+    x = np.random.default_rng(2).random((128, 8, 8, 3), np.float32)
+    model = trained(x, 4, 0.9, layers.Conv2D(8, 3), layers.GlobalAveragePooling2D())
+    recipe = {"name": "mine", "activations": {"observer": observer}}
+    told = said(lambda: kquant.calibrate(kquant.quantize(model, recipe), 255.0 * x, verbose=False), "its batch norm")
+    assert len(told) == 1 and 100 < int(told[0].split(", ")[1].split()[0]) < 2000, told
+    assert not said(lambda: kquant.calibrate(kquant.quantize(model, recipe), 3.0 * x, verbose=False), "its batch norm")

@@ -86,6 +86,22 @@ def test_eight_bits_are_tried_where_there_are_more() -> None:
     assert answers.metric == "" and answers.start.value is None and answers.float_value is None
 
 
+@pytest.mark.parametrize("fault", ["raises", "no number"])
+def test_a_fault_of_the_metric_is_no_change_in_vain(asked: tuple, fault: str) -> None:
+    _, q, x, y, _ = asked
+    right, calls = top1(y[32:]), []
+
+    def metric(outputs: Any) -> Any:
+        calls.append(len(outputs))
+        if len(calls) == 4 and fault == "raises":
+            raise RuntimeError("labels are gone")
+        return "0.9" if len(calls) == 4 else right(outputs)
+
+    with pytest.raises(ValueError, match="metric 'metric'.*labels are gone|metric 'metric'.*Received: '0.9'"):
+        kquant.why(q, x[32:], metric, calibration=x[:32], **QUIET)
+    assert len(calls) == 4
+
+
 def test_a_model_of_no_recipe_is_refused(asked: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
     from kquant.layers.provenance import Provenance
 

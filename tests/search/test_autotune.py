@@ -161,10 +161,36 @@ def test_equalization_stands_before_the_step_that_sets_ranges() -> None:
     assert not rung.failed and [step["name"] for step in rung.recipe["steps"]] == ["equalize", "data-free"]
 
 
+@pytest.mark.parametrize("fault", ["nan", "raises"])
+def test_a_fault_of_the_score_ends_the_search_with_its_rung(fault: str, tmp_path: Path) -> None:
+    calls: list[str] = []
+
+    def judge(model: keras.Model) -> float:
+        calls.append(model.name)
+        if len(calls) == 3 and fault == "raises":
+            raise ValueError("labels of other samples")
+        return float("nan") if len(calls) == 3 else sqnr(model)
+
+    options = {"max_drop": 0.0, "recipe": W4, "folder": tmp_path, "verbose": False}
+    said = {"nan": "finite number, .* For the rung 'percentile ranges' it returned nan", "raises": "labels of other"}
+    with pytest.raises(ValueError, match=said[fault]):
+        kquant.autotune(MODEL, X, judge, **options)
+    kept = json.loads((tmp_path / "rungs.json").read_text())
+    assert len(kept["rungs"]) == 1, "what is finished stays"
+
+
+def test_a_fault_of_the_score_ends_mixed_precision_with_its_model() -> None:
+    scores = iter([0.5, float("nan")])
+    with pytest.raises(ValueError, match="mixed_precision: .* For the model with rules for .* it returned nan"):
+        kquant.mixed_precision(MODEL, X, flash_bytes=10**6, evaluate=lambda _: next(scores), verbose=False)
+
+
 def test_scores_must_be_numbers() -> None:
-    with pytest.raises(ValueError, match="finite number. For the float model it returned nan"):
+    with pytest.raises(ValueError, match="finite number, higher is better. For the float model it returned nan"):
         kquant.autotune(MODEL, X, lambda m: float("nan"), verbose=False)
-    with pytest.raises(ValueError, match="evaluate must return a finite number. For the float model it returned None"):
+    with pytest.raises(
+        ValueError, match="must return a finite number, higher is better. For the float model it returned None"
+    ):
         kquant.autotune(MODEL, X, lambda m: None, verbose=False)
     with pytest.raises(ValueError, match="max_drop must be 0 or more. Received: -1"):
         kquant.autotune(MODEL, X, sqnr, max_drop=-1, verbose=False)
@@ -342,5 +368,5 @@ def test_one_budget_and_known_widths() -> None:
         kquant.mixed_precision(MODEL, X, flash_bytes=1, widths=("int2", "int8"))
     with pytest.raises(ValueError, match="widths must hold 'int8'.*Received: .'int4', 'int16'"):
         kquant.mixed_precision(MODEL, X, flash_bytes=1, widths=("int4", "int16"))
-    with pytest.raises(ValueError, match="evaluate must return a number. It returned None"):
+    with pytest.raises(ValueError, match="For the model without rules it returned None"):
         kquant.mixed_precision(NORMED, X, flash_bytes=1, evaluate=lambda m: None, verbose=False)

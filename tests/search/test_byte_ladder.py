@@ -161,6 +161,36 @@ def test_a_stopped_ladder_goes_on(
         kquant.compress(model, X[:64], path=tmp_path / "m.tflite", recipe=other, **options)
 
 
+@pytest.mark.parametrize("fault", ["no number", "score raises", "training raises"])
+def test_a_fault_of_the_callers_functions_ends_the_search(fault: str, tmp_path: Path) -> None:
+    small = keras.Sequential([keras.Input((16,)), layers.Dense(64, activation="relu"), layers.Dense(4)])
+    x = np.random.default_rng(0).normal(size=(64, 16)).astype(np.float32)
+    judged: list[keras.Model] = []
+
+    def evaluate(model: keras.Model) -> float:
+        judged.append(model)
+        if len(judged) == 3 and fault == "score raises":
+            raise ValueError("labels of other samples")
+        return float("nan") if len(judged) == 3 and fault == "no number" else 1.0
+
+    def train(*_: Any) -> None:
+        raise ValueError("x and y differ in length")
+
+    said = {
+        "no number": "compress: evaluate must return .* For the rung 'exact steps' it returned nan",
+        "score raises": "labels of other samples",
+        "training raises": "x and y differ in length",
+    }
+    options = {"evaluate": evaluate, "folder": tmp_path / "kept", "flash_bytes": 2700, **QUIET}
+    if fault == "training raises":
+        options["train"] = train
+    with pytest.raises(ValueError, match=said[fault]):
+        kquant.compress(small, x, path=tmp_path / "m.tflite", **options)
+    names = [rung["name"] for rung in json.loads((tmp_path / "kept" / "rungs.json").read_text())["rungs"]]
+    assert names[0] == "as it is" and (names[1:] == []) == (fault != "training raises"), "what is finished stays"
+    assert not (tmp_path / "m.tflite").exists()
+
+
 def test_the_callers_random_numbers_go_on(model: keras.Model, plain: int, tmp_path: Path) -> None:
     drawn: list[tuple[float, ...]] = []
 
@@ -202,12 +232,16 @@ def test_refusals(model: keras.Model, plain: int, tmp_path: Path) -> None:
         kquant.compress(model, X[:64], target="litert", flash_bytes=plain // 2, **options)
     with pytest.raises(ValueError, match="leave compression='lut' out"):
         kquant.compress(model, X[:64], target="tflm", flash_bytes=plain, compression="lut", **options)
-    with pytest.raises(ValueError, match="evaluate are for a byte budget; give flash_bytes="):
+    with pytest.raises(ValueError, match="evaluate is for a byte budget; give flash_bytes=, or leave it out"):
         kquant.compress(model, X[:64], target="tflm", evaluate=score, **options)
+    with pytest.raises(ValueError, match="evaluate and folder are for a byte budget; .* or leave them out"):
+        kquant.compress(model, X[:64], target="tflm", evaluate=score, folder=tmp_path / "kept", **options)
     for wrong in (float("nan"), "good"):
         with pytest.raises(ValueError, match=r"compress: evaluate must return a finite .* float model it returned"):
             kquant.compress(model, X[:64], target="tflm", flash_bytes=plain, evaluate=lambda _, w=wrong: w, **options)
-    with pytest.raises(ValueError, match="flash_bytes must be a whole number of bytes. Received: 1.5"):
+    with pytest.raises(
+        ValueError, match="flash_bytes must be a whole number of bytes, 1 or more, like .* Received: 1.5"
+    ):
         kquant.compress(model, X[:64], target="tflm", flash_bytes=1.5, **options)
     assert not list(tmp_path.iterdir())
 

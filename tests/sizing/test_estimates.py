@@ -255,7 +255,7 @@ def test_other_faults_are_raised() -> None:
         kquant.estimate(net(), {"name": "mine", "rules": [{"layer": "absent", "float": True}]})
     with pytest.raises(ValueError, match="quantized already"):
         kquant.estimate(kquant.quantize(net()))
-    with pytest.raises(ValueError, match="flash_bytes must be 1 or more"):
+    with pytest.raises(ValueError, match="flash_bytes must be a whole number of bytes, 1 or more"):
         kquant.estimate(net(), flash_bytes=0)
     with pytest.raises(ValueError, match="decoded by TensorFlow Lite Micro alone"):
         kquant.estimate(net(), compression="lut")
