@@ -283,7 +283,7 @@ def test_data_of_training_are_none_of_another_scale(
 @pytest.mark.parametrize("observer", ["percentile", "minmax"])
 def test_pixels_for_a_model_of_unit_values_are_told(observer: str) -> None:
     x = np.random.default_rng(2).random((128, 8, 8, 3), np.float32)
-    model = trained(x, 4, 0.9, layers.Conv2D(8, 3), layers.GlobalAveragePooling2D())
+    model = trained(x, 12, 0.9, layers.Conv2D(8, 3), layers.GlobalAveragePooling2D())
     recipe = {"name": "mine", "activations": {"observer": observer}}
     told = said(lambda: kquant.calibrate(kquant.quantize(model, recipe), 255.0 * x, verbose=False), "its batch norm")
     assert len(told) == 1 and 100 < int(told[0].split(", ")[1].split()[0]) < 2000, told

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import sys
 from dataclasses import dataclass, field
@@ -197,3 +198,11 @@ def test_the_observers_are_begun_before_the_first_rung(ray: StandIn) -> None:
     tuned = kquant.on_ray.autotune(net(), X, evaluate, verbose=False)
     assert seen == [0, 4] and [arguments[3] for arguments in ray.begun][-1] == "equalization"
     assert tuned.ok and len(tuned.rungs) == 1 and len(ray.cancelled) == 4
+
+
+def test_a_score_that_is_no_number_ends_the_candidates_and_finished_ones_stay(ray: StandIn, tmp_path: Path) -> None:
+    scores = iter([1.0, 0.5, float("nan")])
+    ray.put = lambda value: value  # type: ignore[method-assign]  a function of a test does not pickle
+    with pytest.raises(ValueError, match=r"on_ray.try_recipes: evaluate must .* the rung 'int16x8' it returned nan"):
+        kquant.on_ray.try_recipes(net(), X, lambda _: next(scores), ["int8", "int16x8"], folder=tmp_path, verbose=False)
+    assert [row["name"] for row in json.loads((tmp_path / "candidates.json").read_text())["done"]["rows"]] == ["int8"]

@@ -176,7 +176,7 @@ def test_a_fault_of_the_score_ends_the_search_with_its_rung(fault: str, tmp_path
     with pytest.raises(ValueError, match=said[fault]):
         kquant.autotune(MODEL, X, judge, **options)
     kept = json.loads((tmp_path / "rungs.json").read_text())
-    assert len(kept["rungs"]) == 1, "what is finished stays"
+    assert len(kept["done"]["rungs"]) == 1, "what is finished stays"
 
 
 def test_a_fault_of_the_score_ends_mixed_precision_with_its_model() -> None:

@@ -186,7 +186,8 @@ def test_a_fault_of_the_callers_functions_ends_the_search(fault: str, tmp_path: 
         options["train"] = train
     with pytest.raises(ValueError, match=said[fault]):
         kquant.compress(small, x, path=tmp_path / "m.tflite", **options)
-    names = [rung["name"] for rung in json.loads((tmp_path / "kept" / "rungs.json").read_text())["rungs"]]
+    kept = json.loads((tmp_path / "kept" / "rungs.json").read_text())
+    names = [rung["name"] for rung in kept["done"]["rungs"]]
     assert names[0] == "as it is" and (names[1:] == []) == (fault != "training raises"), "what is finished stays"
     assert not (tmp_path / "m.tflite").exists()
 
