@@ -62,10 +62,10 @@ def size(text: str) -> int:
         >>> size("256KB"), size("1.5 MiB"), size("4096")
         (262144, 1572864, 4096)
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([kmg])i?b?|b)?", text.strip().lower())
-    amount = 0.0 if found is None else float(found[1]) * UNITS[found[2] or ""]
+    given = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([kmg])i?b?|b)?", text.strip().lower())
+    amount = 0.0 if given is None else float(given[1]) * UNITS[given[2] or ""]
     # a part of a byte is a slip; 1.3KB is 1,331 bytes
-    if found is None or amount < 1.0 or (not found[2] and amount != int(amount)):
+    if given is None or amount < 1.0 or (not given[2] and amount != int(amount)):
         raise typer.BadParameter(f"expected a size like 256KB or 1MB, or whole bytes. Received: {text}")
     return int(amount)
 

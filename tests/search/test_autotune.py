@@ -172,7 +172,7 @@ def test_a_fault_of_the_score_ends_the_search_with_its_rung(fault: str, tmp_path
         return float("nan") if len(calls) == 3 else sqnr(model)
 
     options = {"max_drop": 0.0, "recipe": W4, "folder": tmp_path, "verbose": False}
-    said = {"nan": "finite number, .* For the rung 'percentile ranges' it returned nan", "raises": "labels of other"}
+    said = {"nan": "finite number, .* For the rung 'mse ranges' it returned nan", "raises": "labels of other"}
     with pytest.raises(ValueError, match=said[fault]):
         kquant.autotune(MODEL, X, judge, **options)
     kept = json.loads((tmp_path / "rungs.json").read_text())
