@@ -72,7 +72,7 @@ def test_wrong_arguments_are_told_at_once(tmp_path: Path) -> None:
         (["correct", model, "--data", data, "--path", absent + "/m.keras"], 1, "make it first"),
         (["scan", model, "--data", data, "--sparsity", "1.5"], 2, "--sparsity"),
         (["size", model, "--flash", "64 parsecs"], 2, "expected a size like 256KB"),
-        (["size", model, "--flash", "4200.7"], 2, "or whole bytes"),
+        (["size", model, "--flash", "4200.7"], 2, "Received: 4200.7"),
         (["size", model, "--target", "tflmm"], 1, "Did you mean 'tflm'?"),
         (["scan", model, "--data", data, "--path", absent + ".json"], 1, "expected a file .toml"),
         (["analyze", model, "--data", data, "--apply", absent + ".json"], 1, "expected a file .toml"),
