@@ -3,6 +3,9 @@
 Between two convolutions a simulation makes six to twenty-five passes over a tensor, of TensorFlow's operations each.
 XLA makes one loop of them. Convolutions themselves are several times slower by XLA than by TensorFlow on a processor,
 those of single channels twenty times, so such a network is not compiled as a whole.
+
+What XLA has compiled stays in memory until the process ends, after its model is gone, too: half a megabyte a function.
+So a process counts what it has compiled (`so_far`), and stops at `MOST`.
 """
 
 from __future__ import annotations
@@ -14,6 +17,8 @@ from typing import Any
 
 import tensorflow as tf
 
+MOST = 512  # functions of a process
+_COMPILED = {"functions": 0}
 _JOINING: contextvars.ContextVar[bool] = contextvars.ContextVar("joining", default=False)
 
 
@@ -25,6 +30,16 @@ def joining(wanted: bool = True) -> Iterator[None]:
         yield
     finally:
         _JOINING.reset(token)
+
+
+def so_far() -> int:
+    """How many functions this process has had compiled."""
+    return _COMPILED["functions"]
+
+
+def count(functions: int) -> None:
+    """So many more are compiled."""
+    _COMPILED["functions"] += functions
 
 
 def joined(function: Callable[[Any], tf.Tensor]) -> Callable[[Any], tf.Tensor]:
@@ -44,4 +59,5 @@ def joined(function: Callable[[Any], tf.Tensor]) -> Callable[[Any], tf.Tensor]:
     """
     if not _JOINING.get() or tf.executing_eagerly():
         return function
+    count(1)
     return tf.function(lambda given: tf.cast(function(given), tf.float32), jit_compile=True, autograph=False)

@@ -2,13 +2,14 @@
 
     whole      networks without convolutions and Embedding: recurrent layers, attention, Dense
     between    convolutions, without recurrent layers and Embedding: what is `joined` (`core/joined.py`), no more
-    when       `MANY` batches of a verb in all, with variables as they are now; the call that reaches it counts
+    when       `MANY` batches of a verb in all, with variables as they are now; the call that reaches it counts.
+               Between convolutions each size of a batch by itself, `FULL` numbers of a mean tensor for one batch
     data       arrays, and a `tf.data.Dataset` whose samples have a shape that is known
     else       Keras' own graph: other data, callbacks, a strategy, `run_eagerly`, `jit_compile=False` in `compile`
 
 A step of a recurrent layer is a hundred small operations, and TensorFlow takes a few microseconds to start each; XLA
-makes few of them. Behind a convolution they are few and long, passes over a tensor, of which XLA makes one. To compile
-takes it about as long as it saves in `MANY` batches. The codes are the same.
+makes few of them. Behind a convolution they are few and long, passes over a tensor, of which XLA makes one; of short
+ones (`FEW`) nothing is gained. To compile takes it about as long as it saves in `MANY` batches. The codes are the same.
 Where XLA refuses a model, or has no memory for it, its graph runs as before. Compiled is what the layers compute;
 losses and metrics, which may be anybody's, stay in Keras' graph around it, and are those of the batches that were asked
 for.
@@ -20,8 +21,8 @@ for.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
@@ -29,10 +30,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kquant.graph.in_batches import DEFAULT_BATCH, rows_of
+from kquant.core.joined import count
+from kquant.graph.in_batches import DEFAULT_BATCH, rows_of, size_of
 from kquant.graph.keras_private import every_layer, losses_of_calls, mask_of, recorded_calls
 
 MANY = 256
+FULL = 2**18  # numbers of the mean tensor between layers in what counts as a batch where there are convolutions
+FEW = 2**17  # with less than so many in a batch XLA is no faster there
+AS_WHOLE = 16  # functions between convolutions have what XLA keeps of one network that it compiles as a whole
 SAMPLES = 256  # of a batch that is made larger
 NUMBERS = 2**20  # at most so many in the largest tensor of such a batch
 POWERS = np.array([2**n for n in range(31)], np.int32)
@@ -47,17 +52,36 @@ class Compiled:
 
     Attributes:
         digest: of the variables.
-        batches: with these variables.
+        batches: with these variables, of each `Work.size`.
         function: of Keras, around a `compiled_call`, once it is made.
         beside: Keras' function without XLA. Who lets go of that one, as `compile` and corrections do, means both.
         refused: XLA takes the model not.
+        functions: that it compiles, for each size.
+        sizes: that it has compiled.
     """
 
     digest: bytes = b""
-    batches: int = 0
+    batches: Mapping[int, float] = field(default_factory=dict[int, float])
     function: Any = None
     beside: Any = None
     refused: bool = False
+    functions: int = 0
+    sizes: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a call has to run.
+
+    Attributes:
+        batches: how many; None where only the end of a dataset tells.
+        size: of each, where each is compiled by itself; else 0.
+        each: as how many of `MANY` one counts; 0 where XLA is no faster.
+    """
+
+    batches: int | None
+    size: int = 0
+    each: float = 1.0
 
 
 def batches_of(x: Any, batch_size: int | None, steps: int | None = None) -> int | None:
@@ -77,7 +101,8 @@ def batches_of(x: Any, batch_size: int | None, steps: int | None = None) -> int 
     """
     if isinstance(x, tf.data.Dataset):
         return _batches_of_dataset(x, steps)
-    return 0 if steps is not None else math.ceil(rows_of(x) / (batch_size or DEFAULT_BATCH))
+    rows = rows_of(x) if steps is None else 0
+    return rows and math.ceil(rows / size_of("predict", batch_size))
 
 
 def _batches_of_dataset(data: tf.data.Dataset, steps: int | None) -> int | None:
@@ -129,19 +154,77 @@ def way_of(model: keras.Model) -> Way:
     return Way.NOTHING if stays else Way.BETWEEN
 
 
-def counted(known: Compiled, digest: bytes, batches: int, beside: Any) -> Compiled:
-    """What is known once a call of so many batches is there.
+def work_of(model: keras.Model, x: Any, batch_size: int | None, steps: int | None, *, grows: bool) -> Work:
+    """What a call has to run, and by which batches XLA would.
+
+    Args:
+        model: a Functional one.
+        x: arrays, or a dataset.
+        batch_size: that was asked for.
+        steps: likewise.
+        grows: batches of arrays may be larger, and what is left behind the full ones is left to a graph.
+    """
+    batches = batches_of(x, batch_size, steps)
+    if batches == 0 or way_of(model) is not Way.BETWEEN:
+        return Work(batches)
+    if isinstance(x, tf.data.Dataset):
+        x = keras.utils.unpack_x_y_sample_weight(x.element_spec)[0]
+        size = keras.tree.flatten(x)[0].shape[0] or DEFAULT_BATCH
+        tensors = numbers_of(model, x)
+    else:
+        rows, tensors = rows_of(x), numbers_of(model, x)
+        size = min(size_of("predict", batch_size), rows)
+        if grows:
+            size = full_batch_for(rows, batch_size, max(tensors))
+            batches = rows // size
+    numbers = size * sum(tensors) / len(tensors)
+    return Work(batches, size, numbers / FULL if numbers >= FEW else 0.0)
+
+
+def counted(known: Compiled, digest: bytes, work: Work, beside: Any) -> Compiled:
+    """What is known once a call is there.
 
     Args:
         known: before.
         digest: of the variables.
-        batches: of the call.
+        work: of the call.
         beside: Keras' function without XLA now.
     """
+    before = known.batches if known.digest == digest else {}
+    batches = {**before, work.size: before.get(work.size, 0.0) + (work.batches or 0) * work.each}
     if known.digest != digest:
         return Compiled(digest, batches, refused=known.refused)
-    function = known.function if known.beside is beside else None
-    return replace(known, batches=known.batches + batches, function=function, beside=beside)
+    if known.beside is not beside:
+        return Compiled(digest, batches, beside=beside, refused=known.refused)
+    return replace(known, batches=batches)
+
+
+def after(known: Compiled, work: Work, function: Any, made: int) -> Compiled:
+    """What is known once a call has run by XLA. The process counts what that compiled, where `joined` has not.
+
+    Args:
+        known: before.
+        work: of the call.
+        function: of Keras.
+        made: functions that `joined` made for it.
+    """
+    functions = known.functions or made or AS_WHOLE
+    if work.size not in known.sizes and (known.function is not None or not made):
+        count(functions)
+    return replace(known, function=function, functions=functions, sizes=known.sizes | {work.size})
+
+
+def numbers_of(model: keras.Model, x: Any) -> list[int]:
+    """Numbers in each tensor that a model computes of one sample; an unknown length is the longest of the data.
+
+    Args:
+        model: a Functional one, as every quantized model is.
+        x: arrays, a row for each sample.
+    """
+    inputs = [tuple(a.shape[1:]) for a in keras.tree.flatten(x)]
+    longest = max((n for shape in inputs for n in shape), default=1)
+    made = [tuple(t.shape[1:]) for call in recorded_calls(model) for t in call.outputs if len(t.shape) > 1]
+    return [math.prod(longest if n is None else n for n in shape) for shape in (*inputs, *made)]
 
 
 def largest(model: keras.Model, x: Any) -> int:
@@ -156,10 +239,7 @@ def largest(model: keras.Model, x: Any) -> int:
         >>> largest(keras.Model(inputs, keras.layers.Dense(8)(inputs)), np.zeros((2, 100, 4)))
         800
     """
-    inputs = [tuple(a.shape[1:]) for a in keras.tree.flatten(x)]
-    longest = max((n for shape in inputs for n in shape), default=1)
-    made = [tuple(t.shape[1:]) for call in recorded_calls(model) for t in call.outputs]
-    return max(math.prod(longest if n is None else n for n in shape) for shape in (*inputs, *made))
+    return max(numbers_of(model, x))
 
 
 def batch_for(count: int, batch_size: int | None, of_sample: int) -> int:
@@ -174,13 +254,24 @@ def batch_for(count: int, batch_size: int | None, of_sample: int) -> int:
         >>> batch_for(70, 32, 1), batch_for(128, 16, 64000), batch_for(4096, 64, 512)
         (128, 16, 256)
     """
-    size = batch_size or DEFAULT_BATCH
+    size = size_of("predict", batch_size)
     while size * 2 <= SAMPLES and size * 2 * of_sample <= NUMBERS and size < count:
         size *= 2
     return size
 
 
-def try_on_zeros(model: keras.Model, data: tf.data.Dataset) -> None:
+def full_batch_for(count: int, batch_size: int | None, of_sample: int) -> int:
+    """Likewise where each size is compiled by itself: a power of two, few in all, that the samples fill.
+
+    Example:
+        >>> full_batch_for(70, 32, 1), full_batch_for(1000, 100, 1), full_batch_for(4096, 64, 2**15)
+        (64, 256, 64)
+    """
+    most = min(count, max(size_of("predict", batch_size), min(SAMPLES, NUMBERS // max(of_sample, 1))))
+    return 1 << most.bit_length() - 1
+
+
+def try_on_zeros(model: keras.Model, data: tf.data.Dataset, *, whole: bool = True) -> None:
     """Call a model in a graph, on zeros in the shape of a batch: what it raises, it raises before a batch is read.
 
     Who reads a dataset a second time need not get what he got the first time.
@@ -188,19 +279,25 @@ def try_on_zeros(model: keras.Model, data: tf.data.Dataset) -> None:
     Args:
         model: with a `compiled_call`.
         data: of which `batches_of` said that it is one for XLA.
+        whole: as of the call; else it is traced, no more.
     """
     specs = keras.utils.unpack_x_y_sample_weight(data.element_spec)[0]
     rows = next(iter(keras.tree.flatten(specs))).shape[0] or DEFAULT_BATCH
     zeros = keras.tree.map_structure(lambda spec: tf.zeros((rows, *spec.shape[1:]), spec.dtype), specs)
     like = keras.tree.map_structure(lambda spec: tf.TensorSpec(spec.shape, spec.dtype), specs)
-    tf.function(lambda x: model(x, training=False), input_signature=[like], autograph=False)(zeros)
+    called = tf.function(lambda x: model(x, training=False), input_signature=[like], autograph=False)
+    if whole:
+        called(zeros)
+        return
+    called.get_concrete_function()  # what is joined is arithmetic of kquant's own, which XLA takes
 
 
 def compiled_call(model: keras.Model, *, judged: bool = False, whole: bool = True) -> Callable[..., Any]:
     """`model.call` in inference, by XLA, for a `call` in its place.
 
-    XLA compiles each size of a batch anew. So a batch is filled up to the next power of two, by its last sample, and
-    what comes of that is dropped: few sizes to compile, and never twice as much to compute.
+    XLA compiles each size of a batch anew. So a batch is filled up, by its last sample, and what comes of that is
+    dropped: few sizes to compile. As a whole to the next power of two, never twice as much to compute; where
+    convolutions, which take most of the time, gain nothing, to the next of the eight sizes between two such powers.
 
     Args:
         model: a Functional one.
@@ -232,6 +329,9 @@ def compiled_call(model: keras.Model, *, judged: bool = False, whole: bool = Tru
     def call(inputs: Any, *_: Any, **__: Any) -> Any:
         rows = tf.shape(keras.tree.flatten(inputs)[0])[0]
         size = tf.gather(POWERS, tf.searchsorted(POWERS, [rows])[0])  # the first that is not smaller
+        if not whole:
+            step = tf.maximum(size // 16, 1)
+            size = -(-rows // step) * step
         places = tf.minimum(tf.range(size), rows - 1)
         outputs = by_xla(keras.tree.map_structure(lambda x: tf.gather(x, places), inputs))
         return keras.tree.map_structure(lambda y: y[:rows], outputs)

@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from kquant.core.beforehand import constants, in_constants
-from kquant.core.joined import joining
+from kquant.core.joined import MOST, joining, so_far
 from kquant.core.tables import for_xla
 from kquant.graph import in_batches
 from kquant.graph.by_xla import (
@@ -23,15 +23,17 @@ from kquant.graph.by_xla import (
     Compiled,
     Counting,
     Way,
+    Work,
+    after,
     batch_for,
-    batches_of,
     compiled_call,
     counted,
     largest,
     try_on_zeros,
     way_of,
+    work_of,
 )
-from kquant.graph.in_batches import may_slice, rows_of
+from kquant.graph.in_batches import may_slice, rows_of, size_of
 
 CHANGES = 2  # of variables between two calls of a verb, after which its graph reads them
 JIT_COMPILE = 7  # number of that argument of `compile`
@@ -82,14 +84,13 @@ class HeldConstants(keras.Model):
     ) -> Any:
         """Keras', with a graph that holds what variables hold, and by XLA where that pays (`graph/by_xla.py`)."""
         rows = rows_of(x) if steps is None else 0  # of arrays that can be sliced
+        if rows_of(x):
+            size_of("predict", batch_size)
 
-        def run(model: Any, size: Any, callbacks: Any = None) -> Any:
+        def run(model: Any, size: Any, callbacks: Any = None, rest: Any = None) -> Any:
             if rows and callbacks is None and may_slice(model):
-                return in_batches.predict(model, x, size, verbose)
+                return in_batches.predict(model, x, size, verbose, rest)
             return keras.Model.predict(model, x, size, verbose, steps, callbacks)
-
-        def by_xla(twin: Any) -> Any:
-            return run(twin, batch_for(rows, batch_size, largest(self, x)) if rows else batch_size)
 
         def by_graph(callbacks: Any) -> Any:
             return run(self, batch_size, callbacks)
@@ -97,14 +98,23 @@ class HeldConstants(keras.Model):
         with self._holding("predict_function", callbacks is None) as digest:
             if digest is None:
                 return by_graph(callbacks)
-            return self._run("predict_function", digest, x, batches_of(x, batch_size, steps), by_xla, by_graph)
+            work = work_of(self, x, batch_size, steps, grows=True)
+
+            def by_xla(twin: Any) -> Any:
+                if not rows:
+                    return run(twin, batch_size)
+                if work.size:
+                    return run(twin, work.size, rest=self)
+                return run(twin, batch_for(rows, batch_size, largest(self, x)))
+
+            return self._run("predict_function", digest, x, work, by_xla, by_graph)
 
     def _run(
         self,
         name: str,
         digest: bytes,
         data: Any,
-        batches: int | None,
+        work: Work,
         by_xla: Callable[[Any], Any],
         by_graph: Callable[[Any], Any],
     ) -> Any:
@@ -114,15 +124,15 @@ class HeldConstants(keras.Model):
             name: of its function.
             digest: of the variables.
             data: that it reads, arrays or a dataset.
-            batches: of this call; None where only its end tells.
+            work: of this call.
             by_xla: the verb, of the model that it is given.
             by_graph: the verb of this one, with callbacks.
         """
-        if not self._count(name, digest, batches):
-            counting = Counting() if batches is None else None
+        if not self._count(name, digest, work):
+            counting = Counting() if work.batches is None else None
             made = by_graph(counting and [counting])
             if counting is not None:
-                self._count(name, digest, counting.batches)
+                self._count(name, digest, replace(work, batches=counting.batches))
             return made
         # before it runs, since whoever lets go of Keras' function while it does means this one, too
         known = replace(self.xla[name], beside=getattr(self, name))
@@ -130,11 +140,11 @@ class HeldConstants(keras.Model):
         setattr(twin, name, known.function)
         if known.function is None:
             twin.__dict__["call"] = compiled_call(self, judged=name == "test_function", whole=way is Way.WHOLE)
-        dataset, begun = isinstance(data, tf.data.Dataset), False
+        dataset, begun, before = isinstance(data, tf.data.Dataset), False, so_far()
         try:
             with for_xla(way is Way.WHOLE), joining(way is Way.BETWEEN):
                 if dataset and known.function is None:
-                    try_on_zeros(twin, data)
+                    try_on_zeros(twin, data, whole=way is Way.WHOLE)
                 begun = dataset
                 made = by_xla(twin)
         except REFUSALS as error:
@@ -145,14 +155,15 @@ class HeldConstants(keras.Model):
             if begun:  # a dataset that is read again need not begin where it began
                 raise
             return made
-        self._know(name, replace(known, function=getattr(twin, name)))
+        self._know(name, after(known, work, getattr(twin, name), so_far() - before))
         return made
 
-    def _count(self, name: str, digest: bytes, batches: int | None) -> bool:
-        """True where a call of so many batches is one for XLA; it counts."""
-        known = counted(getattr(self, "xla", {}).get(name, Compiled()), digest, batches or 0, getattr(self, name))
+    def _count(self, name: str, digest: bytes, work: Work) -> bool:
+        """True where a call is one for XLA; it counts."""
+        known = counted(getattr(self, "xla", {}).get(name, Compiled()), digest, work, getattr(self, name))
         self._know(name, known)
-        return batches != 0 and known.batches >= MANY and not known.refused and self._may_compile()
+        pays = work.batches != 0 and work.each > 0 and known.batches[work.size] >= MANY and not known.refused
+        return pays and (work.size in known.sizes or so_far() < MOST) and self._may_compile()
 
     def _know(self, name: str, known: Compiled) -> None:
         # Not tracked: it is no part of the model.
@@ -174,6 +185,8 @@ class HeldConstants(keras.Model):
         **kwargs: Any,
     ) -> Any:
         """Keras', as `predict` is; between the epochs of `fit` its graph reads the variables."""
+        if rows_of(x):
+            size_of("evaluate", batch_size)
 
         def run(model: Any, callbacks: Any) -> Any:
             return keras.Model.evaluate(
@@ -184,8 +197,8 @@ class HeldConstants(keras.Model):
         with self._holding(name, callbacks is None and not kwargs) as digest:
             if digest is None:
                 return run(self, callbacks)
-            batches = batches_of(x, batch_size, steps)
-            return self._run(name, digest, x, batches, lambda twin: run(twin, None), lambda calls: run(self, calls))
+            work = work_of(self, x, batch_size, steps, grows=False)
+            return self._run(name, digest, x, work, lambda twin: run(twin, None), lambda calls: run(self, calls))
 
     def make_predict_function(self, force: bool = False) -> Any:
         """Keras', which whoever asks for it may keep: not the one that holds variables, but for `predict` itself."""

@@ -8,14 +8,40 @@ array, and whatever else Keras' loop minds (callbacks, a strategy, `run_eagerly`
 from __future__ import annotations
 
 import math
+import numbers
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from kquant.core.joined import joining
+
 DEFAULT_BATCH = 32  # Keras'
+FILLED = 0.75  # of a batch, from which on it is filled up
 KINDS = "fiub"  # of NumPy's types: floats, integers, truths
+
+
+def size_of(who: str, batch_size: Any) -> int:
+    """How many samples a batch of arrays has.
+
+    Args:
+        who: the verb that errors name.
+        batch_size: that its caller gave.
+
+    Raises:
+        ValueError: it is none.
+
+    Example:
+        >>> size_of("predict", None), size_of("predict", np.int64(8))
+        (32, 8)
+        >>> size_of("predict", 8.0)
+        Traceback (most recent call last):
+        ValueError: predict: batch_size is a whole number of samples, 1 or more, or None. Received: 8.0.
+    """
+    if batch_size is None or (isinstance(batch_size, numbers.Integral) and int(batch_size) >= 0):
+        return int(batch_size or DEFAULT_BATCH)  # 0 is None to Keras
+    raise ValueError(f"{who}: batch_size is a whole number of samples, 1 or more, or None. Received: {batch_size!r}.")
 
 
 def rows_of(arrays: Any) -> int:
@@ -49,7 +75,13 @@ def may_slice(model: keras.Model) -> bool:
     return alone and not (limited or model.run_eagerly) and model.steps_per_execution == 1
 
 
-def predict(model: keras.Model, x: Any, batch_size: int | None = None, verbose: Any = "auto") -> Any:
+def predict(
+    model: keras.Model,
+    x: Any,
+    batch_size: int | None = None,
+    verbose: Any = "auto",
+    rest: keras.Model | None = None,
+) -> Any:
     """`keras.Model.predict(model, x, batch_size, verbose)`, without a dataset.
 
     Args:
@@ -57,6 +89,8 @@ def predict(model: keras.Model, x: Any, batch_size: int | None = None, verbose: 
         x: plain arrays, of which `rows_of` tells a number of samples.
         batch_size: 32 by default.
         verbose: as Keras takes it.
+        rest: runs a last batch that is far from full, where `model` has a size of its own for each; else one that is
+            nearly full is filled up.
 
     Returns:
         An array, or a structure of them, as the model gives it.
@@ -66,24 +100,43 @@ def predict(model: keras.Model, x: Any, batch_size: int | None = None, verbose: 
         >>> predict(keras.Model(inputs, keras.layers.Rescaling(2.0)(inputs)), np.ones((3, 2)), 2, verbose=0).tolist()
         [[2.0, 2.0], [2.0, 2.0], [2.0, 2.0]]
     """
-    size, rows = batch_size or DEFAULT_BATCH, rows_of(x)
+    size, rows = size_of("predict", batch_size), rows_of(x)
     steps = math.ceil(rows / size)
     bar = keras.callbacks.CallbackList(
         None, add_progbar=verbose != 0, verbose=verbose, epochs=1, steps=steps, model=model
     )
-    model.make_predict_function()
-    function: Any = model.predict_function
-    # one trace for batches of any size, the last one's too: with each size of its own a large model is traced twice
-    if not model.run_eagerly:
-        function.get_concrete_function([(keras.tree.map_structure(_any_batch, _batch(x, 0, 1)),)])
+    left, function = rows % size, _function(model, x)
+    last = function
+    if left and rest is not None and left < FILLED * size:
+        with joining(False):  # its trace
+            last = _function(rest, x)
+    elif left and rest is not None:
+        last = lambda given: _filled(function, given, size, left)  # noqa: E731
     bar.on_predict_begin()
     made = []
     for step in range(steps):
         bar.on_predict_batch_begin(step)
-        made.append(function([(_batch(x, step * size, size),)]))
+        made.append((function if rows - step * size >= size else last)([(_batch(x, step * size, size),)]))
         bar.on_predict_batch_end(step, {"outputs": made[-1]})
     bar.on_predict_end()
     return keras.tree.map_structure(lambda *parts: np.concatenate([np.asarray(y) for y in parts]), *made)
+
+
+def _function(model: keras.Model, x: Any) -> Any:
+    """That of `predict`, with one trace for batches of any size: with each of its own a large model is traced twice."""
+    model.make_predict_function()
+    function: Any = model.predict_function
+    if not model.run_eagerly:
+        function.get_concrete_function([(keras.tree.map_structure(_any_batch, _batch(x, 0, 1)),)])
+    return function
+
+
+def _filled(function: Any, given: Any, size: int, rows: int) -> Any:
+    """What a function makes of fewer rows than its size: the last one is repeated, and what comes of that dropped."""
+    places = np.minimum(np.arange(size), rows - 1)
+    return keras.tree.map_structure(
+        lambda y: y[:rows], function(keras.tree.map_structure(lambda a: tf.gather(a, places), given))
+    )
 
 
 def _any_batch(rows: tf.Tensor) -> tf.TensorSpec:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import keras
@@ -101,6 +102,21 @@ def test_what_else_keras_loop_minds_is_left_to_it(q: keras.Model) -> None:
         copy.compile(**options)
         assert not in_batches.may_slice(copy)
         np.testing.assert_array_equal(copy.predict(GIVEN["a list"], 8, verbose=0)["kind"], expected)
+
+
+@pytest.mark.parametrize("size", [-1, 8.0, "8", 2.5])
+def test_what_is_no_size_of_a_batch_is_told(q: keras.Model, size: Any) -> None:
+    for callbacks in (None, [Counts()]):
+        with pytest.raises(ValueError, match="predict: batch_size is a whole .*" + re.escape(f"Received: {size!r}.")):
+            q.predict(GIVEN["a list"], size, verbose=0, callbacks=callbacks)
+    with pytest.raises(ValueError, match="evaluate: batch_size is a whole number of samples"):
+        q.evaluate(GIVEN["a list"], NUMBERS, batch_size=size, verbose=0)
+
+
+def test_sizes_of_numpy_and_none_are_sizes(q: keras.Model) -> None:
+    expected = q.predict(GIVEN["a list"], verbose=0)["kind"]
+    for size in (np.int64(8), np.uint8(8), 0):
+        np.testing.assert_array_equal(q.predict(GIVEN["a list"], size, verbose=0)["kind"], expected)
 
 
 def test_no_samples_are_left_to_keras() -> None:

@@ -16,9 +16,10 @@ import kquant
 from kquant.arithmetic.fixed_point import Multiplier, multiply
 from kquant.arithmetic.grid import Grid, centred
 from kquant.arithmetic.lstm import LstmWeights, _Kernel
+from kquant.core import joined
 from kquant.core.tables import for_xla, looked_up
 from kquant.graph import by_xla, held_constants
-from kquant.graph.by_xla import batch_for, batches_of, compiled_call, largest
+from kquant.graph.by_xla import batch_for, batches_of, compiled_call, largest, numbers_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:calibrate. the range differs more than 2 times")
 X = np.float32(np.cumsum(np.random.default_rng(0).normal(size=(70, 9, 4)), 1) * 0.5)
@@ -137,6 +138,7 @@ def test_what_stands_between_convolutions_is_compiled(
 ) -> None:
     pixels = np.float32(np.random.default_rng(3).normal(size=(70, 6, 6, 2)))
     q = kquant.calibrate(kquant.quantize(images(residual, gated), recipe, target=target), pixels, verbose=False)
+    small_enough(q, monkeypatch)
     few = q.predict(pixels[:40], batch_size=20, verbose=0)
     assert predicting(q).function is None
     compiled: list[bool] = []
@@ -153,6 +155,98 @@ def test_what_stands_between_convolutions_is_compiled(
     assert predicting(q).function is not None and not predicting(q).refused
     np.testing.assert_array_equal(many, q(pixels, training=False))
     np.testing.assert_array_equal(many[:40], few)
+    by, count = predicting(q).function, joined.so_far()
+    for rows in (70, 64, 127, 100, 3):  # what is left behind the full batches is few, nothing, filled up, few, all
+        np.testing.assert_array_equal(q.predict(np.tile(pixels, (2, 1, 1, 1))[:rows], verbose=0)[:70], many[:rows])
+    assert predicting(q).function is by and predicting(q).sizes == {64} and joined.so_far() == count
+
+
+def small_enough(q: keras.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch of 64 small images counts as four, one of 32 as two."""
+    numbers = numbers_of(q, np.zeros((1, *q.inputs[0].shape[1:])))
+    monkeypatch.setattr(by_xla, "FULL", 16 * sum(numbers) / len(numbers))
+    monkeypatch.setattr(by_xla, "FEW", 0)
+
+
+def with_convolutions() -> tuple[keras.Model, np.ndarray]:
+    keras.utils.set_random_seed(2)
+    pixels = np.float32(np.random.default_rng(3).normal(size=(70, 6, 6, 2)))
+    return kquant.calibrate(kquant.quantize(images(residual)), pixels, verbose=False), pixels
+
+
+def test_one_image_at_a_time_stays_in_the_graph_of_convolutions() -> None:
+    """It would be no faster, and one of the calls would wait for a second."""
+    q, pixels = with_convolutions()
+    for _ in range(300):
+        q.predict(pixels[:1], verbose=0)
+    assert predicting(q).function is None and sum(predicting(q).batches.values()) == 0
+
+
+def test_each_size_is_compiled_where_it_has_run_often_itself(at_once: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    q, pixels = with_convolutions()
+    small_enough(q, monkeypatch)
+    expected = q(pixels, training=False)
+    for rows, sizes in ((64, {64}), (40, {64}), (40, {32, 64}), (10, {32, 64})):
+        np.testing.assert_array_equal(q.predict(pixels[:rows], verbose=0), expected[:rows])
+        assert predicting(q).sizes == sizes
+
+
+def test_a_process_compiles_no_more_than_it_may_keep(at_once: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """XLA lets go of nothing while a process lives."""
+    q, pixels = with_convolutions()
+    small_enough(q, monkeypatch)
+    before = joined.so_far()
+    monkeypatch.setattr(held_constants, "MOST", before + 1)
+    expected = q.predict(pixels, verbose=0)
+    functions = predicting(q).functions
+    assert functions > 1 and joined.so_far() == before + functions and predicting(q).sizes == {64}
+    np.testing.assert_array_equal(q.predict(pixels, verbose=0), expected)  # what is compiled runs
+    for _ in range(4):
+        q.predict(pixels[:40], verbose=0)
+    other, recurrent = with_convolutions()[0], quantized("simple")
+    np.testing.assert_array_equal(other.predict(pixels, verbose=0), expected)
+    recurrent.predict(X, batch_size=20, verbose=0)
+    assert predicting(q).sizes == {64} and predicting(other).function is None is predicting(recurrent).function
+    assert joined.so_far() == before + functions
+
+
+def test_a_dataset_compiles_what_arrays_do(at_once: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once: it is asked beforehand whether it can be run at all, which traces what then runs."""
+    q, pixels = with_convolutions()
+    small_enough(q, monkeypatch)
+    expected, run, made = q(pixels, training=False), [], tf.function
+    q.predict(pixels, verbose=0)
+    functions = predicting(q).functions
+    other = with_convolutions()[0]
+
+    def noted(function: Any, **options: Any) -> Any:
+        if options.get("jit_compile") and function is not None:  # not Keras' own
+            run.append(function)
+        return made(function, **options) if function is not None else made(**options)
+
+    monkeypatch.setattr(tf, "function", lambda function=None, **options: noted(function, **options))
+    np.testing.assert_array_equal(
+        other.predict(tf.data.Dataset.from_tensor_slices(pixels).batch(35), verbose=0), expected
+    )
+    assert predicting(other).function is not None and len(run) == predicting(other).functions == functions
+
+
+def test_what_stands_between_convolutions_is_not_run_beforehand() -> None:
+    """Zeros of 32 rows would be compiled, and no batch need have so many."""
+    ran: list[int] = []
+
+    def seen(t: tf.Tensor) -> tf.Tensor:
+        return tf.ensure_shape(tf.numpy_function(lambda a: (ran.append(len(a)), a)[1], [t], tf.float32), t.shape)
+
+    x = keras.Input((3,))
+    model, data = (
+        keras.Model(x, layers.Lambda(seen)(x)),
+        tf.data.Dataset.from_tensor_slices(np.ones((9, 3), "f")).batch(4),
+    )
+    by_xla.try_on_zeros(model, data, whole=False)
+    assert ran == []
+    by_xla.try_on_zeros(model, data)
+    assert ran == [32]
 
 
 def test_steps_behind_a_convolution_stay_in_the_graph(at_once: None) -> None:
@@ -259,6 +353,23 @@ def test_batches_are_filled_up_to_powers_of_two() -> None:
         np.testing.assert_array_equal(doubled, values[:rows] * 2)
         sizes.append(int(size[0]))
     assert sizes == [64, 8, 1, 128, 64, 64]
+
+
+def test_convolutions_are_hardly_filled_up() -> None:
+    """They take as long for a sample that is dropped."""
+    x = keras.Input((3,))
+    computed = keras.layers.Lambda(lambda x: tf.zeros_like(x[:, :1]) + tf.cast(tf.shape(x)[0], x.dtype))(x)
+    call = compiled_call(keras.Model(x, [keras.layers.Rescaling(2.0)(x), computed]), whole=False)
+    run = tf.function(call, input_signature=[tf.TensorSpec((None, 3))])
+    sizes = {}
+    for rows in range(1, 300):
+        values = np.float32(np.arange(3 * rows).reshape(rows, 3))
+        doubled, (size, *_) = run(values)
+        np.testing.assert_array_equal(doubled, values * 2)
+        sizes[rows] = int(size[0])
+    assert all(rows <= size <= 1.125 * rows for rows, size in sizes.items())
+    assert all(sizes[n] == n for n in (1, 32, 64, 128, 256)) and sizes[65] == 72
+    assert len({size for size in sizes.values() if 32 <= size <= 256}) == 25
 
 
 def test_what_layers_add_to_the_loss_is_none_of_predict(at_once: None, monkeypatch: pytest.MonkeyPatch) -> None:
