@@ -4,7 +4,7 @@ Between two convolutions a simulation makes six to twenty-five passes over a ten
 XLA makes one loop of them. Convolutions themselves are several times slower by XLA than by TensorFlow on a processor,
 those of single channels twenty times, so such a network is not compiled as a whole.
 
-What XLA has compiled stays in memory until the process ends, after its model is gone, too: half a megabyte a function.
+What XLA has compiled stays in memory until the process ends, after its model is gone, too: 0.7 MB a function.
 So a process counts what it has compiled (`so_far`), and stops at `MOST`.
 """
 
