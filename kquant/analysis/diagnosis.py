@@ -24,15 +24,14 @@ from kquant.analysis.units import Unit, live_bytes, macs, units, weight_bytes, w
 from kquant.analysis.weights import weight_report
 from kquant.calibration.data import gather
 from kquant.core.checks import check_count
-from kquant.core.messages import first_of
 from kquant.core.renamed import renamed
 from kquant.files.destination import check_folder
 from kquant.graph.given_model import check_keras
 from kquant.graph.graph import Graph
-from kquant.layers.nodes import FakeQuant, encodings_of
+from kquant.layers.nodes import FakeQuant
 from kquant.layers.provenance import Provenance, provenance_of
 from kquant.masking.stripping import strip
-from kquant.views.quantized_model import read
+from kquant.views.quantized_model import read, refuse_uncalibrated
 
 
 @renamed
@@ -70,7 +69,7 @@ def analyze(
         sensitivity: measure the model with each layer alone quantized, and with all but it; takes most of the time.
         remedies: try remedies for what is found; takes a quantization and a pass over the samples for each.
         folder: keep settings and remedies that were measured there, in analysis.json; the same call, with data in the
-            same order, goes on where it was stopped.
+            same order and a metric that says the same again, goes on where it was stopped.
         verbose: show progress bars.
 
     Returns:
@@ -127,7 +126,7 @@ def analyzed(
     asked.check()
     check_metric("analyze", metric)
     graph = read(qmodel)
-    _refuse_uncalibrated(qmodel)
+    refuse_uncalibrated("analyze", qmodel)
     parts = units(graph)
     x = gather(qmodel, data, asked.limit)
     origin = provenance_of(layer for u in parts for layer in (*u.holders, *u.encodings))
@@ -204,16 +203,6 @@ def _settings(parts: list[Unit], sensitivity: bool) -> list[Names]:
     everything, weights = all_names(parts), _weights(parts)
     wanted = [everything, weights, everything - weights, *(settings_of(parts) if sensitivity else ())]
     return [names for names in dict.fromkeys(wanted) if names]
-
-
-def _refuse_uncalibrated(qmodel: keras.Model) -> None:
-    # such a tensor stays float, so the figures would be those of another model than the file
-    blank = [q.name for q in encodings_of(qmodel) if q.has_range and not np.any(q.count.numpy())]
-    if blank:
-        raise ValueError(
-            f"analyze: {qmodel.name} has encodings without a range: {first_of(blank)}. Run "
-            "kquant.calibrate(qmodel, data) first."
-        )
 
 
 def _layers(graph: Graph, parts: list[Unit], passes: Passes, sensitivity: bool) -> tuple[LayerReport, ...]:

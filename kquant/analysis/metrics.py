@@ -9,6 +9,7 @@ import numpy as np
 
 from kquant.core.callers import number_of, of_caller
 from kquant.core.checks import shown
+from kquant.files.finished_work import fingerprint
 
 
 def top1(labels: np.ndarray) -> Callable[[Any], float]:
@@ -48,6 +49,24 @@ def top1(labels: np.ndarray) -> Callable[[Any], float]:
         _refuse_labels(used, count)
         return float(np.mean(classes == used))
 
+    accuracy.__dict__["judged_by"] = fingerprint([labels])  # folders of searches by other labels are refused
+    return accuracy
+
+
+def top1_of(data: Any, labels: np.ndarray) -> Callable[[Any], float]:
+    """`top1` of a Keras model's outputs, for verbs that take `evaluate`.
+
+    Args:
+        data: samples: an array, or a list of them for several inputs.
+        labels: see `top1`.
+    """
+    metric = top1(labels)
+
+    def accuracy(model: Any) -> float:
+        return metric(model.predict(data, verbose=0))
+
+    arrays = data if isinstance(data, list) else [data]
+    accuracy.__dict__["judged_by"] = fingerprint([*arrays, np.asarray(labels)])
     return accuracy
 
 

@@ -25,7 +25,7 @@ from kquant.analysis.sqnr import Noise
 from kquant.analysis.units import units
 from kquant.core.progress import tqdm
 from kquant.files.destination import path_of
-from kquant.files.finished_work import Kept, fingerprint
+from kquant.files.finished_work import Kept, fingerprint, judged_by
 from kquant.layers.provenance import Provenance
 from kquant.views.quantized_model import read
 
@@ -206,6 +206,7 @@ def kept_in(
         "data": fingerprint(x),
         "samples": len(x[0]),
         "metric": name_of(metric),
+        **judged_by(metric),
     }
     return Kept(path_of(folder, "analyze", "analysis") / "analysis.json", "analyze", told)
 

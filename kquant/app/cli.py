@@ -202,7 +202,7 @@ def scan(
     if path is not None:
         check_results([path], model, (".toml",))
 
-    from kquant.analysis.metrics import top1
+    from kquant.analysis.metrics import top1_of
     from kquant.app import command_files
     from kquant.files.atomic import write_atomically
     from kquant.recipe import recipe as recipes
@@ -212,8 +212,7 @@ def scan(
     arrays = command_files.load_data(data, command_files.inputs_of(keras_model), scale=scale, limit=limit)
     judge: dict[str, Any] = {"data": arrays}
     if labels is not None:
-        accuracy = top1(command_files.load_labels(labels, limit=limit))
-        judge = {"evaluate": lambda m: accuracy(m.predict(arrays, verbose=0))}
+        judge = {"evaluate": top1_of(arrays, command_files.load_labels(labels, limit=limit))}
     options = {"sparsity": sparsity, "structure": structure, "limit": limit, "folder": folder}
     proposal = scan_sparsity(keras_model, **judge, **options, verbose=_bars(as_json))
     if path is not None:
@@ -242,7 +241,7 @@ def autotune(
     as_json: Json = False,
 ) -> None:
     """Try dearer recipes until the accuracy on the samples holds: .tflite, quantized .keras and reports."""
-    from kquant.analysis.metrics import top1
+    from kquant.analysis.metrics import top1_of
     from kquant.app import command_files
     from kquant.app.result_files import AutotuneFiles
     from kquant.files.atomic import Outputs
@@ -253,11 +252,10 @@ def autotune(
         new = Outputs(results.paths, "autotune")  # refuses before the search what could not be written after it
         keras_model = command_files.load_model(model)
         arrays = command_files.load_data(data, command_files.inputs_of(keras_model), scale=scale, limit=limit)
-        accuracy = top1(command_files.load_labels(labels, limit=limit))
         tuned = run_autotune(
             keras_model,
             arrays,
-            lambda m: accuracy(m.predict(arrays, verbose=0)),  # pyright: ignore[reportArgumentType]
+            top1_of(arrays, command_files.load_labels(labels, limit=limit)),
             max_drop=max_drop,
             target=target,
             recipe=recipe,

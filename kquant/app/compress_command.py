@@ -105,13 +105,11 @@ def _check(test: Path | None, labels: Path | None, page: Path | None, form: dict
 
 def _budget(flash_bytes: int | None, folder: Path | None, data: Any, labels: Any) -> dict[str, Any]:
     """Arguments of a byte budget: files are judged by accuracy where there are labels."""
-    from kquant.analysis.metrics import top1
+    from kquant.analysis.metrics import top1_of
 
     if flash_bytes is None or labels is None:
         return {"flash_bytes": flash_bytes, "folder": folder}
-    metric = top1(labels)
-    judge = lambda model: metric(model.predict(data, verbose=0))  # noqa: E731
-    return {"flash_bytes": flash_bytes, "folder": folder, "evaluate": judge}
+    return {"flash_bytes": flash_bytes, "folder": folder, "evaluate": top1_of(data, labels)}
 
 
 def _tell(result: Any, details: bool, written: dict[Path | None, str]) -> None:

@@ -95,8 +95,9 @@ def compress(
             docs/short_codes.md.
         evaluate: `(keras model) -> float`, higher is better, for `flash_bytes`; without it outputs are compared with
             the float model's.
-        folder: for what `flash_bytes` has finished; a run that was stopped goes on from there. What `train` does is
-            not known to it: give another folder for another training.
+        folder: for what `flash_bytes` has finished; a run that was stopped goes on from there, with an `evaluate` that
+            says the same of the float model again. What `train` does is not known to it: give another folder for
+            another training.
         train: `train(model, stage)` compiles and fits the model it is given; called after each stage that the recipe
             has, "prune", "cluster" (float models) and "quantize" (its steps are done). It may pass any of them over.
         verbose: show progress bars.
@@ -215,7 +216,7 @@ def _under_budget(
             changed = recipe.model_copy(update=tables)
             return prepare(stage_model, data, changed, train=of_recipe, verbose=False, **vars(making))
 
-        kept = search_state(asked.folder, "rungs.json", "compress", model, data, recipe, **named)
+        kept = search_state(asked.folder, "rungs.json", "compress", model, data, recipe, asked.evaluate, **named)
         # a recipe that trains masks would do so for each grid again
         one_scale = recipe.weights.per_axis and not methods(recipe)
         wanted = Wanted(model, data, make, asked.flash_bytes, one_scale, **edges, **judged)

@@ -13,10 +13,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from kquant.core.checks import check_count
 from kquant.core.messages import warn
 from kquant.core.progress import tqdm
 from kquant.core.renamed import renamed
-from kquant.correct.progress import Finished, activation_ranges
+from kquant.correct.options import check_option
+from kquant.correct.progress import finished_of
 from kquant.correct.reconstruction import Matrix, Reservoir, matrix_of, most_rows, positions, row_shape, rows_at
 from kquant.correct.rounding import Examples, Settings, applied, products, round_matrix
 from kquant.correct.sweep import Sweep
@@ -24,7 +26,7 @@ from kquant.files.destination import path_of
 from kquant.graph.given_model import check_keras
 from kquant.layers.kernel import has_codes
 from kquant.ops.rows import from_matrix
-from kquant.views.quantized_model import Place, forget_graphs
+from kquant.views.quantized_model import Place, forget_graphs, refuse_uncalibrated
 from kquant.views.step_places import every_place
 
 HELD_OUT = 8  # every 8th sample judges
@@ -80,15 +82,16 @@ def adaround(
         beta: its first and last value; it falls along a cosine.
         regularisation: weight of what pushes h to 0 and 1.
         seed: decides which positions are kept, and in which order they are seen.
-        folder: for the roundings of finished layers; a run that was stopped goes on from there.
+        folder: for the roundings of finished layers; a run that was stopped goes on from there,
+            with the same samples in order.
         verbose: show a progress bar.
 
     Returns:
         `qmodel`. Interrupted, the finished layers are rounded and the others are as they were.
 
     Raises:
-        ValueError: not a quantized model, data that do not fit, an option out of range, or a folder with the roundings
-            of another model, calibration or options.
+        ValueError: not a quantized model, not calibrated, data that do not fit, an option out of range, or a folder
+            with the roundings of another model, calibration, other samples or options.
 
     Source: Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization", arXiv:2004.10568, (21)-(25).
 
@@ -101,13 +104,13 @@ def adaround(
     check_keras(qmodel, "adaround")
     settings = Settings(iterations, learning_rate, row_batch, warm_start, tuple(beta), regularisation)
     _check(settings, rows)
+    refuse_uncalibrated("adaround", qmodel)
     sweep = Sweep("adaround", qmodel, data, limit, batch_size)
     layers = every_place(sweep.graph)
     _name_others(sweep, layers)
     layers = [place for place in layers if place.rows is not None and not place.layer.shares]
-    ranges = activation_ranges(sweep.graph)
     kept = None if folder is None else path_of(folder, "adaround", "rounding")
-    finished = Finished(kept, "adaround", "rounding", [asdict(settings), rows, seed], ranges)
+    finished = finished_of(sweep, kept, "rounding", {**asdict(settings), "rows": rows, "seed": seed})
     compiled: dict[Any, Any] = {}
     with tqdm(layers, desc="adaround", unit="layer", disable=not verbose) as bar:
         for place in bar:
@@ -229,11 +232,8 @@ def _name_others(sweep: Sweep, layers: list[Place]) -> None:
 
 def _check(settings: Settings, rows: int) -> None:
     for name, value in (("iterations", settings.iterations), ("rows", rows), ("row_batch", settings.row_batch)):
-        if value < 1:
-            raise ValueError(f"adaround: {name} must be 1 or more. Received: {value}.")
-    if settings.learning_rate <= 0:
-        raise ValueError(f"adaround: learning_rate must be above 0. Received: {settings.learning_rate}.")
-    if not 0 <= settings.warm_start < 1:
-        raise ValueError(f"adaround: warm_start must be in 0..1, 1 left out. Received: {settings.warm_start}.")
+        check_count("adaround", name, value)
     if len(settings.beta) != 2:
         raise ValueError(f"adaround: beta needs its first and its last value. Received: {settings.beta}.")
+    for name in ("learning_rate", "warm_start", "beta", "regularisation"):
+        check_option("adaround: ", name, getattr(settings, name))

@@ -24,6 +24,7 @@ from kquant.calibration.ranges import set_weight_ranges
 from kquant.core.progress import tqdm
 from kquant.correct.channels import readers_of
 from kquant.correct.moments import bounds_of, known_moments
+from kquant.correct.options import check_option
 from kquant.graph.given_model import check_keras
 from kquant.graph.graph import Graph, Node, drop_read
 from kquant.graph.unfold import substitute
@@ -128,8 +129,7 @@ def _check(sigmas: Any, samples: Any) -> None:
     """Refuse what gives no range, before anything runs."""
     if isinstance(samples, bool) or not isinstance(samples, int | np.integer) or samples < 1:
         raise ValueError(f"data_free_ranges: samples must be an int of 1 or more. Received: {samples!r}.")
-    if isinstance(sigmas, bool) or not isinstance(sigmas, int | float | np.number) or not 0 < sigmas < math.inf:
-        raise ValueError(f"data_free_ranges: sigmas must be a finite number above 0. Received: {sigmas!r}.")
+    check_option("data_free_ranges: ", "sigmas", sigmas)
 
 
 def _told_by_model(graph: Graph, t: Any) -> Range | None:

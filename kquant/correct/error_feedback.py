@@ -12,7 +12,8 @@ from kquant.core.checks import present
 from kquant.core.messages import warn
 from kquant.core.progress import tqdm
 from kquant.correct.compensation import compensated, factor
-from kquant.correct.progress import Finished, activation_ranges
+from kquant.correct.options import check_option
+from kquant.correct.progress import finished_of
 from kquant.correct.range_search import WIDEST_GRAM, output_error
 from kquant.correct.reconstruction import Matrix, matrix_of, row_shape
 from kquant.correct.sweep import Sweep
@@ -20,7 +21,7 @@ from kquant.files.destination import path_of
 from kquant.graph.given_model import check_keras
 from kquant.layers.kernel import has_codes
 from kquant.ops.rows import from_matrix
-from kquant.views.quantized_model import Place, forget_graphs
+from kquant.views.quantized_model import Place, forget_graphs, refuse_uncalibrated
 from kquant.views.step_places import every_place
 
 Order = Literal["largest", "given"]
@@ -58,21 +59,22 @@ def gptq(
     Args:
         qmodel: what `kquant.quantize` returned, calibrated.
         data: representative samples, see `kquant.calibrate`; 100 do, more do better.
-        damping: share of the inputs' mean power that is added to each, so that what few samples say of many inputs is
-            not taken for the truth.
+        damping: above 0, share of the inputs' mean power that is added to each, so that what few samples say of many
+            inputs is not taken for the truth.
         order: "largest", inputs of most power first, so that their errors have most weights behind them; "given", as
             they lie in the kernel.
         batch_size: for arrays.
         limit: use this many samples only, the first ones.
-        folder: for the codes of finished layers; a run that was stopped goes on from there.
+        folder: for the codes of finished layers; a run that was stopped goes on from there,
+            with the same samples in order.
         verbose: show a progress bar.
 
     Returns:
         `qmodel`. Interrupted, the finished layers are rounded and the others are as they were.
 
     Raises:
-        ValueError: not a quantized model, data that do not fit, an option out of range, or a folder with the codes of
-            another model, calibration or options.
+        ValueError: not a quantized model, not calibrated, data that do not fit, an option out of range, or a folder
+            with the codes of another model, calibration, other samples or options.
 
     Source: Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers",
     arXiv:2210.17323, algorithm 1; the order by power is that of the authors' code (`act_order`).
@@ -84,14 +86,14 @@ def gptq(
         >>> q = kquant.gptq(kquant.calibrate(q, x, verbose=False), x, verbose=False)
     """
     check_keras(qmodel, "gptq")
-    if not damping > 0.0:
-        raise ValueError(f"gptq: damping must be above 0. Received: {damping!r}.")
+    check_option("gptq: ", "damping", damping)
     if order not in ("largest", "given"):
         raise ValueError(f"gptq: order must be 'largest' or 'given'. Received: {order!r}.")
+    refuse_uncalibrated("gptq", qmodel)
     sweep = Sweep("gptq", qmodel, data, limit, batch_size)
     layers = _able(sweep)
     kept = None if folder is None else path_of(folder, "gptq", "codes")
-    finished = Finished(kept, "gptq", "codes", [damping, order], activation_ranges(sweep.graph))
+    finished = finished_of(sweep, kept, "codes", {"damping": damping, "order": order})
     with tqdm(layers, desc="gptq", unit="layer", disable=not verbose) as bar:
         for place in bar:
             bar.set_postfix_str(place.name)
@@ -112,7 +114,13 @@ def _codes(sweep: Sweep, place: Place, damping: float, order: Order) -> np.ndarr
     gram = present(output_error(sweep, place).gram, f"gptq: {place.name}: no products of its inputs.")
     matrix = matrix_of(place, len(gram))
     free = (matrix.weights != 0.0) if place.layer.transforms else np.ones(matrix.weights.shape, bool)
-    codes = round_by_feedback(matrix, gram, damping, order, free)
+    try:
+        codes = round_by_feedback(matrix, gram, damping, order, free)
+    except np.linalg.LinAlgError as error:
+        raise ValueError(
+            f"gptq: {place.name}: the products of its inputs have no inverse with damping {damping}; take 0.01, or "
+            "data whose values are of usual size."
+        ) from error
     return from_matrix(codes, tuple(place.layer.weights_as_used().shape)).astype(np.int8)
 
 
@@ -139,7 +147,8 @@ def round_by_feedback(matrix: Matrix, gram: np.ndarray, damping: float, order: O
     )
     damped = np.take_along_axis(np.take_along_axis(gram, turn[..., None], axis=1), turn[:, None, :], axis=2)
     index = np.arange(power.shape[1])
-    damped[:, index, index] += damping * power.mean(axis=1, keepdims=True) + LEAST_POWER
+    with np.errstate(over="ignore"):  # looked at below
+        damped[:, index, index] += damping * power.mean(axis=1, keepdims=True) + LEAST_POWER
     codes = np.empty(weights.shape)
 
     def rounded(k: int, left: np.ndarray) -> np.ndarray:
@@ -147,6 +156,8 @@ def round_by_feedback(matrix: Matrix, gram: np.ndarray, damping: float, order: O
         codes[:, k] = np.where(free[:, k], near, 0.0)
         return codes[:, k] * scale[:, k]
 
+    if not np.all(np.isfinite(damped)):
+        raise np.linalg.LinAlgError("sums of products out of float64's range")
     compensated(weights.astype(np.float64), factor(np.linalg.inv(damped)), rounded)
     return np.take_along_axis(codes, back, axis=1)
 

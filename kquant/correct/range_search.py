@@ -11,19 +11,19 @@ import numpy as np
 import tensorflow as tf
 
 from kquant.calibration import observers
-from kquant.core.checks import present
+from kquant.core.checks import check_count, present
 from kquant.core.messages import warn
 from kquant.core.progress import tqdm
 from kquant.core.renamed import renamed
 from kquant.core.spec import encode_weights
-from kquant.correct.progress import Finished, activation_ranges
+from kquant.correct.progress import finished_of
 from kquant.correct.reconstruction import Reservoir, channels_of, input_rows, most_rows, positions, row_shape
 from kquant.correct.sweep import Sweep
 from kquant.files.destination import path_of
 from kquant.graph.given_model import check_keras
 from kquant.layers.kernel import has_codes
 from kquant.ops.rows import as_matrix
-from kquant.views.quantized_model import Place, forget_graphs
+from kquant.views.quantized_model import Place, forget_graphs, refuse_uncalibrated
 from kquant.views.step_places import every_place
 
 WIDEST_GRAM = 4096  # inputs of an output; 128 MiB in float64
@@ -61,15 +61,16 @@ def sequential_mse(
         candidates: n, how many ranges to try.
         batch_size: for arrays.
         limit: use this many samples only, the first ones.
-        folder: for the ranges of finished layers; a run that was stopped goes on from there.
+        folder: for the ranges of finished layers; a run that was stopped goes on from there,
+            with the same samples in order.
         verbose: show a progress bar.
 
     Returns:
         `qmodel`. Interrupted, the layers seen so far have their new range.
 
     Raises:
-        ValueError: not a quantized model, data that do not fit, fewer than 1 candidate, or a folder with the ranges of
-            another model, calibration or options.
+        ValueError: not a quantized model, not calibrated, data that do not fit, fewer than 1 candidate, or a folder
+            with the ranges of another model, calibration, other samples or options.
 
     Source: AIMET 2, `seq_mse`; with the Gram matrix of Frantar et al., arXiv:2210.17323, section 3 ("layer-wise
     quantization"), which costs the same for however many positions.
@@ -81,12 +82,12 @@ def sequential_mse(
         >>> q = kquant.sequential_mse(q, np.ones((64, 4), "float32"), verbose=False)
     """
     check_keras(qmodel, "sequential_mse")
-    if candidates < 1:
-        raise ValueError(f"sequential_mse: candidates must be 1 or more. Received: {candidates}.")
+    check_count("sequential_mse", "candidates", candidates)
+    refuse_uncalibrated("sequential_mse", qmodel)
     sweep = Sweep("sequential_mse", qmodel, data, limit, batch_size)
     _name_others(sweep)
     kept = None if folder is None else path_of(folder, "sequential_mse", "ranges")
-    finished = Finished(kept, "sequential-mse", "range", candidates, activation_ranges(sweep.graph))
+    finished = finished_of(sweep, kept, "range", {"candidates": candidates})
     for place in tqdm(every_place(sweep.graph), desc="sequential mse", unit="layer", disable=not verbose):
         known = (place.layer.weights_as_used(),)
         chosen = finished.load(place, known)

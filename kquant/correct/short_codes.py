@@ -17,8 +17,9 @@ from kquant.core.messages import warn
 from kquant.core.progress import tqdm
 from kquant.correct.byte_search import check_target, smallest_strength
 from kquant.correct.code_bits import stored_bytes
+from kquant.correct.options import check_option
 from kquant.correct.output_worth import output_worth
-from kquant.correct.progress import Finished, activation_ranges
+from kquant.correct.progress import finished_of
 from kquant.correct.row_moments import kernel_of, row_sums
 from kquant.correct.short_rounding import Chosen, Moments, Task, round_short, solver, step_of
 from kquant.correct.sweep import Sweep
@@ -28,7 +29,7 @@ from kquant.layers.kernel import has_codes
 from kquant.ops.rows import from_matrix
 from kquant.tflite.storage import HEADER_BYTES
 from kquant.tflite.stored_weights import DECODE_BYTES
-from kquant.views.quantized_model import Place, forget_graphs
+from kquant.views.quantized_model import Place, forget_graphs, refuse_uncalibrated
 from kquant.views.step_places import every_place
 
 SEEN = 64  # samples that tell what errors are worth
@@ -78,15 +79,17 @@ def shorten_codes(
         limit: use this many samples only, the first ones.
         batch_size: for arrays.
         seed: draws rows of large layers, and signs.
-        folder: for the codes of finished layers; a run that was stopped goes on from there.
+        folder: for the codes of finished layers; a run that was stopped goes on from there,
+            with the same samples in order.
         verbose: show a progress bar.
 
     Returns:
         `qmodel`. Interrupted, the finished layers are rounded and the others are as they were.
 
     Raises:
-        ValueError: not a quantized model, data that do not fit, an option out of range, a target that decodes nothing,
-            a `flash_bytes` that no codes hold (with what else the file has), or a folder of another run.
+        ValueError: not a quantized model, not calibrated, data that do not fit, an option out of range, a target that
+            decodes nothing, a `flash_bytes` that no codes hold (with what else the file has), or a folder of another
+            run.
 
     Source: entropy-constrained quantization, Chou, Lookabaugh, Gray 1989; the layers' errors as in Frantar et al.,
     arXiv:2210.17323.
@@ -100,8 +103,8 @@ def shorten_codes(
         True
     """
     check_keras(qmodel, "shorten_codes")
-    if not strength > 0.0:
-        raise ValueError(f"shorten_codes: strength must be above 0. Received: {strength!r}.")
+    check_option("shorten_codes: ", "strength", strength)
+    refuse_uncalibrated("shorten_codes", qmodel)
     if flash_bytes is not None:
         flash_bytes = whole_budget("shorten_codes", "flash_bytes", flash_bytes)
         check_target(qmodel)
@@ -136,8 +139,8 @@ class _Run:
         sweep = sweep or Sweep("shorten_codes", self.qmodel, self.data, self.limit, self.batch_size)
         places = _able(sweep, quiet=True)
         folder = None if self.folder is None else self.folder / f"{strength:.4g}"
-        settings = [strength, self.seed]
-        finished = Finished(folder, "shorten-codes", "codes", settings, activation_ranges(sweep.graph))
+        settings = {"strength": strength, "seed": self.seed}
+        finished = finished_of(sweep, folder, "codes", settings, sets_biases=True)
         for place in places:
             if bar is not None:
                 bar.set_postfix_str(place.name)

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from kquant.calibration.data import gather
+from kquant.correct.options import check_option
 from kquant.exact.quiet import Quiet, quiet_channels
 from kquant.exact.sums import sums_of
 from kquant.graph.given_model import check_keras
@@ -66,8 +67,8 @@ def silence(
         >>> q = kquant.silence(q, np.ones((64, 4), "float32"), verbose=False)
     """
     check_keras(qmodel, "silence")
-    if not codes > 0 or (sqnr_db is not None and not math.isfinite(sqnr_db)):
-        raise ValueError(f"silence: codes must be above 0, sqnr_db finite. Received: codes={codes}, sqnr_db={sqnr_db}.")
+    check_option("silence: ", "codes", codes)
+    check_option("silence: ", "sqnr_db", sqnr_db)
     if sqnr_db is not None and data is None:
         raise ValueError(f"silence: the noise is measured; give data with sqnr_db={sqnr_db}, or leave it out.")
     lowered = lower(qmodel, shrink=False)

@@ -22,6 +22,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from kquant.core.checks import whole_budget
 from kquant.core.messages import check_known, did_you_mean
 from kquant.core.renamed import new_word
+from kquant.correct.options import check_option
 from kquant.recipe.recipe import Step
 
 if TYPE_CHECKING:
@@ -158,6 +159,7 @@ def _check_value(what: str, option: str, value: Any, hint: Any) -> None:
         raise ValueError(f"{what} must be {_said(hint)}. Received: {value!r}.") from None
     if option in COUNTS and value is not None and value < 1:
         raise ValueError(f"{what} must be 1 or more. Received: {value!r}.")
+    check_option(f"{what.rpartition(': ')[0]}: ", option, _plain(value))
 
 
 def _plain(value: Any) -> Any:

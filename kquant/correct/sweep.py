@@ -8,6 +8,7 @@ grows with the number of layers, not with its square.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -54,17 +55,24 @@ class Sweep:
             check_count(step, "limit", limit)
         self.step = step
         self.graph = read(qmodel)
-        # A function: nothing is read where every layer has been done by an earlier run.
+        # A function: nothing is read before a layer, or a folder of an earlier run, asks.
         self._batches = lambda: batches_of(qmodel, data, batch_size, limit)
         self._ways: dict[bool, _Way] = {}
         self._shelf = _Shelf(KEPT_BYTES)
         self._samples = 0
+        self._digests = [hashlib.sha256() for _ in self.graph.input_tensors]
 
     @property
     def samples(self) -> int:
         """How many samples there are."""
         self._begin()
         return self._samples
+
+    @property
+    def fingerprint(self) -> str:
+        """What other samples do not have, however they are batched."""
+        self._begin()
+        return " ".join(digest.hexdigest()[:16] for digest in self._digests)
 
     def values(self, first: Node, wanted: Sequence[Any], *, quantized: bool) -> Iterator[tuple[tf.Tensor, ...]]:
         """Values of some tensors for every batch.
@@ -97,6 +105,8 @@ class Sweep:
         for batch in self._batches():
             parts = [tf.convert_to_tensor(x) for x in keras.tree.flatten(batch)]
             self._samples += len(parts[0])
+            for digest, part in zip(self._digests, parts, strict=True):
+                digest.update(np.ascontiguousarray(part).tobytes())
             for start in range(0, len(parts[0]), most):
                 for way in ways.values():
                     way.add([x[start : start + most] for x in parts])

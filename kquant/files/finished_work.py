@@ -18,6 +18,7 @@ from kquant.files.destination import make_folder
 from kquant.files.untrusted import read_json
 
 Row = TypeVar("Row")
+SHOWN = 60  # characters of a value in an error
 
 
 class Kept:
@@ -43,10 +44,10 @@ class Kept:
     def _read(self, path: Path) -> dict[str, list[Any]]:
         stored = read_json(path, f"{self.who}: {path}")
         if not isinstance(stored, dict) or stored.get("search") != self.search:
-            search = stored.get("search") if isinstance(stored, dict) else "nothing"
+            search = stored.get("search") if isinstance(stored, dict) else None
             raise ValueError(
-                f"{self.who}: {path} is of another search: {str(search)[:400]}. Expected: {self.search}. Give another "
-                "folder, or delete it."
+                f"{self.who}: {path} is of another search: {differing(search, self.search)}. Give another folder, or "
+                "delete it."
             )
         done = stored.get("done")
         if stored.get("digest") != _digest(done) or not isinstance(done, dict):
@@ -104,17 +105,61 @@ def _fits(value: Any, hint: Any) -> bool:
     return isinstance(value, origin or hint)
 
 
-def fingerprint(arrays: Iterable[np.ndarray]) -> int:
+def differing(there: Any, now: dict[str, Any]) -> str:
+    """Which of two runs' settings differ, for an error.
+
+    Args:
+        there: what a file was made for, as JSON gave it; no table where it tells of nothing.
+        now: what is asked for.
+
+    Example:
+        >>> differing({"limit": 9, "score": 0.625}, {"limit": 9, "score": 0.5, "samples": 64})
+        'score: 0.625 there, 0.5 now; samples: not told there, 64 now'
+    """
+    known = there if isinstance(there, dict) else {}
+    keys = [key for key in {**now, **known} if key not in known or key not in now or known[key] != now[key]]
+    said = [_apart(*(repr(told[key]) if key in told else "not told" for told in (known, now))) for key in keys]
+    return "; ".join(f"{key}: {one} there, {other} now" for key, (one, other) in zip(keys, said, strict=True))
+
+
+def _apart(one: str, other: str) -> tuple[str, str]:
+    """Two texts, short: from a little before where they part."""
+    if max(len(one), len(other)) <= SHOWN:
+        return one, other
+    parts = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    start = max(0, parts - SHOWN // 3)
+    one, other = (
+        ("... " if start else "") + text[start : start + SHOWN] + (" ..." if len(text) > start + SHOWN else "")
+        for text in (one, other)
+    )
+    return one, other
+
+
+def judged_by(function: Any) -> dict[str, int]:
+    """What a function that judges models says of the data and labels that it judges by; nothing where it does not.
+
+    Args:
+        function: of a caller; what `kquant.analysis.metrics` makes has a fingerprint as its attribute `judged_by`.
+
+    Example:
+        >>> judged_by(lambda model: 1.0)
+        {}
+    """
+    told = getattr(function, "judged_by", None)
+    return {} if told is None else {"judged_by": int(told)}
+
+
+def fingerprint(arrays: Iterable[np.ndarray], checksum: int = 0) -> int:
     """A number that other weights or data do not have.
 
     Args:
         arrays: all of them, in order.
+        checksum: of those before them.
 
     Example:
         >>> fingerprint([np.zeros(3)]) == fingerprint([np.zeros(4)])
         False
     """
-    checksum = 0
     for array in arrays:
         checksum = zlib.crc32(np.ascontiguousarray(array).tobytes(), checksum)
     return checksum

@@ -72,7 +72,8 @@ def try_recipes(
         evaluate: see `kquant.autotune`; sent along with what it refers to.
         recipes: names, files or plain data, each with a name of its own.
         target: where the file is to run.
-        folder: keep finished rows there, in candidates.json; the same call goes on where it was stopped.
+        folder: keep finished rows there, in candidates.json; the same call, with an `evaluate` that says the same of
+            the float model again, goes on where it was stopped.
         verbose: show a progress bar.
 
     Returns:
@@ -99,7 +100,7 @@ def try_recipes(
     ray = started()
     before = score_of(evaluate, model, "the float model", VERB)
     options = {"target": target, "float_score": rounded(before)}
-    kept = search_state(folder, "candidates.json", VERB, model, data, given[0], **options)
+    kept = search_state(folder, "candidates.json", VERB, model, data, given[0], evaluate, **options)
     earlier = {row.name: row for row in kept.rows("rows", Rung)}
     rows = [row for r in given if (row := earlier.get(r.name)) and row.recipe == r.plain()]
     done = {row.name for row in rows}

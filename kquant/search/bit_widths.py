@@ -124,8 +124,9 @@ def mixed_precision(
         steps: corrections for the chosen model, like "adaround", behind those of the recipe; it is measured again.
         evaluate: `(keras model) -> float`, for the table.
         points: measure at least this many models along the way.
-        folder: keep what was measured there, in mixed.json; the same call, with data in the same order, goes on where
-            it was stopped, and one with another limit of the same budget starts from those measurements.
+        folder: keep what was measured there, in mixed.json; the same call, with data in the same order and an
+            `evaluate` that says the same of the float model again, goes on where it was stopped, and one with another
+            limit of the same budget starts from those measurements.
         verbose: show a progress bar.
 
     Returns:
@@ -196,7 +197,7 @@ def mixed(
     if wanted.folder is not None and evaluate is not None:
         # `evaluate` cannot be compared with that of an earlier call; what it says of the float model can
         options["float_score"] = rounded(score_of(evaluate, model, "the float model", "mixed_precision"))
-    kept = search_state(wanted.folder, "mixed.json", "mixed_precision", model, data, base, **options)
+    kept = search_state(wanted.folder, "mixed.json", "mixed_precision", model, data, base, evaluate, **options)
     way = Way(model, data, base, target, widths, evaluate, kept, elsewhere)
     moves = way.moves(unit)
     counts = np.linspace(0, len(moves), max(wanted.points, 2)).astype(int)  # both ends among them

@@ -169,8 +169,9 @@ def autotune(
         max_drop: the score may lie this far below the float model's.
         target: where the file is to run.
         recipe: the first rung.
-        folder: keep finished rungs there, in rungs.json; the same call, with data in the same order, goes on where it
-            was stopped. No model is kept: the best model is made again from its recipe. Failed rungs are tried again.
+        folder: keep finished rungs there, in rungs.json; the same call, with data in the same order and an `evaluate`
+            that says the same of the float model again, goes on where it was stopped. No model is kept: the best model
+            is made again from its recipe. Failed rungs are tried again.
         verbose: show a progress bar.
 
     Returns:
@@ -217,7 +218,7 @@ def climbed(
     check_score("autotune", evaluate)
     float_score = score_of(evaluate, model, "the float model")
     options = {"target": wanted.target, "float_score": rounded(float_score)}
-    kept = search_state(wanted.folder, "rungs.json", "autotune", model, data, base, **options)
+    kept = search_state(wanted.folder, "rungs.json", "autotune", model, data, base, evaluate, **options)
     others = None if elsewhere is None else elsewhere(float_score)
     search = _Search(model, data, evaluate, wanted.target, kept, float_score, max_drop, others)
     with tqdm(desc="autotune, at most", unit="rung", disable=not verbose, total=1) as bar:

@@ -202,8 +202,9 @@ def scan_sparsity(
         depthwise: scan depthwise kernels too.
         protect: patterns of names of layers to leave dense.
         limit: use at most this many samples of the data; None: all.
-        folder: keep finished layers there, in scan.json; the same call, with data in the same order, goes on where it
-            was stopped. Another `sparsity` is proposed of the same rows.
+        folder: keep finished layers there, in scan.json; the same call, with data in the same order, or an `evaluate`
+            that says the same of the dense model again, goes on where it was stopped. Another `sparsity` is proposed of
+            the same rows.
         verbose: show a progress bar.
 
     Returns:
@@ -267,7 +268,8 @@ def scanned(
     options: dict[str, Any] = {"sparsities": list(wanted.levels), "protect": list(wanted.protect)}
     options |= {"structure": wanted.structure, "depthwise": wanted.depthwise, "limit": wanted.limit}
     options |= {"dense": None if dense is None else rounded(dense)}
-    kept = search_state(wanted.folder, "scan.json", "scan_sparsity", model, data, None, **options)
+    # all samples, as they are gathered anyhow
+    kept = search_state(wanted.folder, "scan.json", "scan_sparsity", model, scan.inputs, None, evaluate, **options)
     rows = [row for row in kept.rows("layers", Measured) if row.layer in scan.by_layer]
     left = [name for name in scan.by_layer if name not in {row.layer for row in rows}]
     done = map(scan.measured, left) if elsewhere is None else elsewhere.measured(model, scan.inputs, wanted, left)

@@ -11,11 +11,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from kquant.core.messages import first_of
 from kquant.graph.graph import Graph, Node, drop_read, reachable, run, trace
 from kquant.graph.keras_private import inner_layers, recorded_calls
 from kquant.layers.kernel import has_codes
 from kquant.layers.loop import Step
-from kquant.layers.nodes import Compressed, FakeQuant, observing
+from kquant.layers.nodes import Compressed, FakeQuant, encodings_of, observing
 from kquant.ops import find
 from kquant.ops.rule import Rule
 
@@ -91,6 +92,24 @@ def read(qmodel: keras.Model) -> Graph:
     if not any(isinstance(node.op, QUANTIZING) for node in graph.nodes):
         raise ValueError(f"{qmodel.name}: not a quantized model; pass what kquant.quantize returned.")
     return graph
+
+
+def refuse_uncalibrated(who: str, qmodel: keras.Model) -> None:
+    """Refuse a model that has a tensor without a range: it stays float, and what is told of it is of another model.
+
+    Args:
+        who: the verb that errors name.
+        qmodel: a quantized model.
+
+    Raises:
+        ValueError: naming the tensors.
+    """
+    blank = [q.name for q in encodings_of(qmodel) if q.has_range and not np.any(q.count.numpy())]
+    if blank:
+        raise ValueError(
+            f"{who}: {qmodel.name} has encodings without a range: {first_of(blank)}. Run "
+            "kquant.calibrate(qmodel, data) first."
+        )
 
 
 def places(graph: Graph, blocks: bool = False) -> list[Place]:

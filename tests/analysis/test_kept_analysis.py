@@ -62,7 +62,7 @@ def test_metrics_are_told_apart_by_their_names_and_by_what_they_say(tmp_path: Pa
     kquant.analyze(q, X, steady, folder=tmp_path, **QUIET)
     kquant.analyze(q, X, told(0.5), folder=tmp_path, **QUIET)
     for metric, said in (
-        (falling, "'metric': 'falling'"),
+        (falling, "'falling' now"),
         (None, "SQNR in dB"),
         (told(0.25), "this one 0.25 and 0.25"),
     ):

@@ -308,8 +308,11 @@ def test_the_seed_decides_and_a_run_that_was_stopped_goes_on(rounded: keras.Mode
     assert np.any(stopped["depthwise"] != plain["depthwise"]) and np.array_equal(stopped["head"], plain["head"])
     kquant.adaround(q, data, folder=tmp_path, **QUICK)
     assert data.starts == 2 and same(all_codes(q), all_codes(rounded))
-    with pytest.raises(ValueError, match=r"holds the rounding of 'conv' for other weights, ranges or options"):
+    said = r"adaround.*holds the rounding of 'conv' for something else: iterations: \d+ there, 7 now\. Take another"
+    with pytest.raises(ValueError, match=said):
         kquant.adaround(calibrated(), X, folder=tmp_path, **{**QUICK, "iterations": 7})
+    with pytest.raises(ValueError, match=r"for something else: data: '\w+' there, '\w+' now\. Take another"):
+        kquant.adaround(calibrated(), X[::-1], folder=tmp_path, **QUICK)
 
 
 def test_sequential_mse_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
@@ -321,9 +324,13 @@ def test_sequential_mse_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     kquant.sequential_mse(q, data, folder=tmp_path, verbose=False)
     assert data.starts == 2 and same(all_codes(q), all_codes(whole))
     fresh = kquant.sequential_mse(calibrated(), data, folder=tmp_path, verbose=False)
-    assert data.starts == 2 and same(all_codes(fresh), all_codes(whole)), "all of it was kept"
-    with pytest.raises(ValueError, match=r"sequential-mse.*holds the range of 'conv' for other weights, ranges or op"):
+    assert data.starts == 3 and same(all_codes(fresh), all_codes(whole)), "all of it was kept; data are recognized"
+    with pytest.raises(ValueError, match=r"sequential-mse.*of 'conv' for something else: candidates: 20 there, 7 now"):
         kquant.sequential_mse(calibrated(), X, folder=tmp_path, candidates=7, verbose=False)
+    with pytest.raises(
+        ValueError, match=r"for something else: data: '\w+' there, '\w+' now; samples: \d+ there, 9 now"
+    ):
+        kquant.sequential_mse(calibrated(), X, folder=tmp_path, limit=9, verbose=False)
 
 
 def test_many_positions_are_drawn_from(rounded: keras.Model, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -366,9 +373,12 @@ def test_samples_make_their_rows(rounded: keras.Model) -> None:
     ("options", "said"),
     [
         ({"iterations": 0}, "iterations must be 1 or more. Received: 0"),
-        ({"learning_rate": 0.0}, "learning_rate must be above 0"),
+        ({"learning_rate": 0.0}, "learning_rate must be a finite number above 0"),
         ({"warm_start": 1.0}, "warm_start must be in 0..1"),
         ({"beta": (2.0,)}, "beta needs its first and its last value"),
+        ({"beta": (20.0, -2.0)}, "beta must be a finite number above 0"),
+        ({"regularisation": float("inf")}, "regularisation must be a finite number of 0 or more. Received: inf"),
+        ({"iterations": "7"}, "iterations must be 1 or more. Received: '7'"),
         ({"limit": 0}, "limit must be 1 or more"),
     ],
 )

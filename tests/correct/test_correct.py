@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -198,6 +199,17 @@ def test_unknown_steps_and_options(step: Any, message: str, tmp_path: Path) -> N
         ("calibrate", "limit", "all", "limit must be int or None. Received: 'all'."),
         ("equalize", "absorb", 1, "absorb must be bool. Received: 1."),
         ("sequential-mse", "candidates", 0, "candidates must be 1 or more. Received: 0."),
+        ("gptq", "damping", -1, "damping must be a finite number above 0. Received: -1."),
+        ("gptq", "damping", math.inf, "damping must be a finite number above 0. Received: inf."),
+        ("gptq", "damping", "0.1", "damping must be float. Received: '0.1'."),
+        ("adaround", "learning_rate", 0.0, "learning_rate must be a finite number above 0. Received: 0.0."),
+        ("adaround", "warm_start", 1.0, "warm_start must be in 0..1, 1 left out. Received: 1.0."),
+        ("adaround", "beta", [20.0, 0.0], "beta must be a finite number above 0. Received: (20.0, 0.0)."),
+        ("adaround", "regularisation", -0.1, "regularisation must be a finite number of 0 or more. Received: -0.1."),
+        ("shorten-codes", "strength", 0, "strength must be a finite number above 0. Received: 0."),
+        ("silence", "codes", -0.5, "codes must be a finite number above 0. Received: -0.5."),
+        ("silence", "sqnr_db", math.nan, "sqnr_db must be finite. Received: nan."),
+        ("data-free", "sigmas", 0.0, "sigmas must be a finite number above 0. Received: 0.0."),
     ],
 )
 def test_values_of_options_are_checked_before_work(name: str, option: str, value: Any, message: str) -> None:

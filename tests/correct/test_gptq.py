@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -174,8 +175,48 @@ def test_a_recurrent_step_a_mask_and_a_folder(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(error_feedback, "round_by_feedback", None)  # nothing is computed anew
     again = kquant.gptq(fresh(), x, folder=tmp_path, verbose=False)
     np.testing.assert_array_equal(again.predict(x, verbose=0), q.predict(x, verbose=0))
-    with pytest.raises(ValueError, match=r"gptq.*holds the codes of '.*' for other weights, ranges or options"):
+    said = r"gptq.*holds the codes of '.*' for something else: damping: 0\.01 there, 0\.1 now\. Take another folder"
+    with pytest.raises(ValueError, match=said):
         kquant.gptq(fresh(), x, damping=0.1, folder=tmp_path, verbose=False)
+
+
+BLOCKS = {"name": "blocks", "mode": "dynamic", "weights": {"bits": 4, "block": 8}}
+
+
+def net(first: float = 1.0) -> keras.Model:
+    keras.utils.set_random_seed(3)
+    made = [layers.Conv1DTranspose(4, 3, name="up"), layers.Flatten(), layers.Dense(6, name="head")]
+    model = keras.Sequential([keras.Input((6, 4), name="x"), *made], name="net")
+    model.layers[0].kernel.assign(first * model.layers[0].kernel)
+    return model
+
+
+@pytest.mark.filterwarnings("ignore:gptq. up stay")
+def test_a_folder_of_other_samples_or_another_model_is_refused(tmp_path: Path) -> None:
+    """Without ranges of activations nothing else tells of the data, and of the layer before nothing but its weights."""
+    x = correlated(40, 6, 4)
+
+    def codes(first: float = 1.0, data: Any = x, **options: Any) -> np.ndarray:
+        q = kquant.gptq(kquant.quantize(net(first), BLOCKS, target="litert"), data, verbose=False, **options)
+        return next(layer.rounding.numpy() for layer in compressed(q) if layer.rounding is not None)
+
+    kept = codes(folder=tmp_path)
+    batches = lambda: iter(np.split(x, 4))  # noqa: E731
+    for same in (x, batches):
+        np.testing.assert_array_equal(codes(data=same, folder=tmp_path), kept)
+    other = np.concatenate([x[:32], 3.0 * x[32:, ::-1]])
+    cases: dict[str, dict[str, Any]] = {
+        r"data: '\w+' there, '\w+' now\. Take": {"data": other},
+        r"data: '\w+' there, '\w+' now; samples: 40 there, 9 now\. Take": {"limit": 9},
+        r"model: '\w+' there, '\w+' now\. Take": {"first": -1.0},
+    }
+    for said, given in cases.items():
+        with pytest.raises(ValueError, match=rf"holds the codes of 'head' for something else: {said} another folder"):
+            codes(folder=tmp_path, **given)
+    (file,) = tmp_path.iterdir()
+    np.savez_compressed(file, key="of an earlier version", made=kept, digest="")
+    with pytest.raises(ValueError, match=r"gptq-.*npz holds the codes of 'head' of an earlier version, which did not"):
+        codes(folder=tmp_path)
 
 
 def test_others_are_named_and_options_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,7 +227,25 @@ def test_others_are_named_and_options_refused(monkeypatch: pytest.MonkeyPatch) -
     with pytest.warns(UserWarning, match=r"gptq: head, up stay rounded to nearest: they are no matrix products"):
         kquant.gptq(q, x, verbose=False)
     assert all(layer.rounding is None for layer in compressed(q))
-    with pytest.raises(ValueError, match=r"gptq: damping must be above 0. Received: 0.0"):
-        kquant.gptq(q, x, damping=0.0)
+    for damping in (0.0, float("inf"), float("nan"), "0.1", True):
+        with pytest.raises(ValueError, match=rf"gptq: damping must be a finite number above 0. Received: {damping!r}"):
+            kquant.gptq(q, x, damping=damping)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"gptq: order must be 'largest' or 'given'. Received: 'last'"):
         kquant.gptq(q, x, order="last")  # type: ignore[arg-type]
+
+
+def test_a_layer_whose_inputs_cannot_be_inverted_is_named() -> None:
+    x = np.repeat(correlated(128, 1), 4, axis=1)
+    q = quantized(keras.Sequential([keras.Input((4,)), layers.Dense(2, name="head")]), x)
+    for damping in (1e-300, 1e308):  # nothing of it is left, and nothing of float64
+        with pytest.raises(ValueError, match=rf"gptq: head: the products .* {re.escape(str(damping))};"):
+            kquant.gptq(q, x, damping=damping, verbose=False)
+
+
+@pytest.mark.parametrize("step", ["gptq", "adaround", "sequential_mse", "shorten_codes"])
+def test_a_model_without_ranges_is_refused_once(step: str, recwarn: pytest.WarningsRecorder) -> None:
+    q = kquant.quantize(net(), {"name": "w4", "weights": {"bits": 4}}, target="tflm")
+    recwarn.clear()
+    with pytest.raises(ValueError, match=rf"{step}: net has encodings without a range: .*Run kquant.calibrate"):
+        getattr(kquant, step)(q, correlated(40, 6, 4), verbose=False)
+    assert not recwarn.list

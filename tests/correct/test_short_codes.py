@@ -220,7 +220,7 @@ def test_refusals() -> None:
         kquant.shorten_codes(quantized(), samples(16), flash_bytes=2000, **QUIET)
     with pytest.raises(ValueError, match="'litert' decodes none. Quantize with target='tflm'"):
         kquant.shorten_codes(quantized(target="litert"), samples(16), flash_bytes=20_000, **QUIET)
-    with pytest.raises(ValueError, match="strength must be above 0. Received: 0"):
+    with pytest.raises(ValueError, match="strength must be a finite number above 0. Received: 0"):
         kquant.shorten_codes(quantized(), samples(16), strength=0.0, **QUIET)
     with pytest.raises(ValueError, match="flash_bytes must be a whole number of bytes, 1 or more, .* Received: 0.5"):
         kquant.shorten_codes(quantized(), samples(16), flash_bytes=0.5, **QUIET)  # type: ignore[arg-type]

@@ -113,8 +113,8 @@ def test_a_step_of_recipes(tmp_path):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"codes": 0.0}, "codes must be above 0"),
-        ({"sqnr_db": float("nan")}, "sqnr_db finite"),
+        ({"codes": 0.0}, "codes must be a finite number above 0"),
+        ({"sqnr_db": float("nan")}, "sqnr_db must be finite. Received: nan"),
         ({"sqnr_db": 30.0}, "give data with sqnr_db=30.0"),
     ],
 )

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import zlib
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 import kquant
+from kquant.app.cli import app
+from kquant.files.finished_work import differing
 
 X = np.float32(np.random.default_rng(0).normal(size=(64, 16)))
 GIVEN: dict[str, Any] = {"sparsities": (0.5, 0.9), "verbose": False}
@@ -54,6 +58,7 @@ def test_rows_of_samples_are_kept_to_the_bit(tmp_path: Path) -> None:
 
 OTHERS: dict[str, dict[str, Any]] = {
     "data": {"data": X + 1.0},
+    "last samples": {"data": np.concatenate([X[:-1], 9.0 * X[-1:]])},
     "levels": {"sparsities": (0.5, 0.8)},
     "limit": {"limit": 9},
     "blocks": {"structure": "2x1"},
@@ -75,3 +80,58 @@ def test_rows_that_were_changed_are_refused(tmp_path: Path) -> None:
     (tmp_path / "scan.json").write_text(json.dumps(held))
     with pytest.raises(ValueError, match="scan.json is damaged"):
         kquant.scan_sparsity(net(), X, folder=tmp_path, **GIVEN)
+
+
+def test_what_differs_is_said_and_no_more(tmp_path: Path) -> None:
+    given: dict[str, Any] = {"model": net(), "folder": tmp_path, **GIVEN}
+    kquant.scan_sparsity(evaluate=lambda _: 0.625, **given)
+    with pytest.raises(ValueError) as refused:
+        kquant.scan_sparsity(evaluate=lambda _: 0.5, **{**given, "sparsities": (0.5,)})
+    said = "sparsities: [0.5, 0.9] there, [0.5] now; dense: 0.625 there, 0.5 now. Give another folder, or delete it."
+    assert str(refused.value) == f"scan_sparsity: {tmp_path / 'scan.json'} is of another search: {said}"
+
+
+def test_long_values_are_told_from_where_they_part() -> None:
+    one, other = ("[weights]\n" + "observer = 'mse'\n" * 20 + f"bits = {bits}\n" + "x" * 200 for bits in (4, 8))
+    said = differing({"recipe": one}, {"recipe": other})
+    assert "bits = 4" in said.partition(" there, ")[0] and "bits = 8" in said.partition(" there, ")[2], said
+    assert len(said) < 170 and said.startswith("recipe: ... ") and said.endswith("xxx ... now")
+    assert differing("no table", {"limit": 9}) == "limit: not told there, 9 now"
+
+
+def test_few_samples_of_a_folder_of_an_earlier_version_go_on(tmp_path: Path) -> None:
+    """Of fewer than 32 samples the checksum said all; of more it did not, and such a folder is refused."""
+    for many in (31, 32):
+        kquant.scan_sparsity(net(), X[:many], folder=tmp_path / str(many), **GIVEN)
+        held = json.loads((tmp_path / str(many) / "scan.json").read_text())["search"]
+        assert held["data"] == zlib.crc32(X[:many].tobytes()) and held.get("samples") == (None if many < 32 else 32)
+
+
+@pytest.mark.parametrize("verb", ["scan", "analyze", "autotune"])
+def test_a_command_knows_samples_and_labels(verb: str, tmp_path: Path) -> None:
+    """The same accuracy of the float model, by other samples, or by other labels."""
+    model = net()
+    (kquant.quantize(model, "dynamic-int8") if verb == "analyze" else model).save(tmp_path / "m.keras")
+    other = np.concatenate([X[:40], 1.001 * X[40:]])
+    classes = model.predict(X, verbose=0).argmax(1)
+    moved = (
+        np.concatenate([classes[:40], (classes[40:] + 1) % 8]),
+        np.concatenate([(classes[:24] + 1) % 8, classes[24:]]),
+    )
+    for name, array in (("x", X), ("other", other), ("a", moved[0]), ("b", moved[1])):
+        np.save(tmp_path / f"{name}.npy", array)
+
+    more: dict[str, list[str]] = {"scan": [], "analyze": [], "autotune": ["--max-drop=0.5"]}
+
+    def call(data: str, labels: str) -> Any:
+        given = ["m.keras", "--data", f"{data}.npy", "--labels", f"{labels}.npy", "--folder", "kept", *more[verb]]
+        return CliRunner().invoke(app, [verb, *(str(tmp_path / g) if g[0] != "-" else g for g in given), "--json"])
+
+    first = call("x", "a")
+    assert first.exit_code == 0, first.output
+    assert call("x", "a").stdout == first.stdout
+    for given in (("other", "a"), ("x", "b")):
+        refused = call(*given)
+        said = "data: " if verb == "analyze" and given[0] == "other" else "judged_by: "
+        assert refused.exit_code == 1 and "is of another search" in refused.stderr and said in refused.stderr
+        assert "score" not in refused.stderr and "dense" not in refused.stderr
