@@ -18,11 +18,13 @@ from kquant.layers.loop import Loop
 from kquant.layers.nodes import FakeQuant, encodings_of
 from kquant.layers.provenance import NOWHERE
 from kquant.ops import find
+from kquant.tflite.block_weights import block_type
 from kquant.views.loops import opened
 from kquant.views.multiplications import macs_of_node, size_of
 from kquant.views.packing import packed_types
 
 BIAS_BYTES = 4
+BLOCK_BYTES = 2  # of the scale of a block of weights
 
 
 @dataclass(eq=False)
@@ -208,10 +210,14 @@ def weight_bytes(unit: Unit) -> int:
 def _weight_bytes(layer: Holder) -> int:
     # two to a byte, an odd number of them rounded up for each kernel
     stored = sum(math.ceil(size_of(kernel.shape) * _stored_bits(layer) / 8) for kernel in layer.kernels())
-    return stored + BIAS_BYTES * layer.biases()
+    in_blocks = layer.spec is not None and layer.spec.in_blocks and layer.spec.block
+    scales = sum(size_of(kernel.shape) // in_blocks for kernel in layer.kernels()) if in_blocks else 0
+    return stored + BLOCK_BYTES * scales + BIAS_BYTES * layer.biases()
 
 
 def _stored_bits(layer: Holder) -> int:
+    if layer.spec is not None and layer.spec.in_blocks and layer.origin != NOWHERE:
+        return bits_of(block_type(layer, layer.origin.load_target()) or "int8")
     if layer.storage in ("float16", "float32") or layer.spec is None:
         return 16 if layer.storage == "float16" else 32
     rule = find(layer.layer)

@@ -17,6 +17,7 @@ from kquant.core.checks import check_count
 from kquant.core.messages import warn
 from kquant.core.progress import tqdm
 from kquant.core.renamed import renamed
+from kquant.correct.left_out import warn_left_out
 from kquant.correct.options import check_option
 from kquant.correct.progress import finished_of
 from kquant.correct.reconstruction import Matrix, Reservoir, matrix_of, most_rows, positions, row_shape, rows_at
@@ -66,8 +67,8 @@ def adaround(
     last step.
 
     Each eighth sample is held out; a channel that does no better on it than rounded to nearest is rounded to nearest.
-    Layers that are no matrix product (transposed convolutions, LSTM, embeddings, PReLU), or whose weights share values,
-    stay rounded to nearest; a warning names them. Pruned weights stay 0.
+    Layers that are no matrix product (transposed convolutions, LSTM, embeddings, PReLU), or whose weights share values
+    or are in blocks (`kquant.gptq` takes those), stay rounded to nearest; a warning names them. Pruned weights stay 0.
 
     Args:
         qmodel: what `kquant.quantize` returned, calibrated.
@@ -214,6 +215,7 @@ def _permuted(column: np.ndarray, order: np.ndarray) -> np.ndarray:
 
 
 def _name_others(sweep: Sweep, layers: list[Place]) -> None:
+    warn_left_out("adaround", sweep.graph, "stay rounded to nearest")
     shared = sorted(place.name for place in layers if place.layer.shares)
     if shared:
         warn(

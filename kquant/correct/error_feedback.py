@@ -12,6 +12,7 @@ from kquant.core.checks import present
 from kquant.core.messages import warn
 from kquant.core.progress import tqdm
 from kquant.correct.compensation import compensated, factor
+from kquant.correct.left_out import warn_left_out
 from kquant.correct.options import check_option
 from kquant.correct.progress import finished_of
 from kquant.correct.range_search import WIDEST_GRAM, output_error
@@ -164,6 +165,7 @@ def round_by_feedback(matrix: Matrix, gram: np.ndarray, damping: float, order: O
 
 def _able(sweep: Sweep) -> list[Place]:
     """The layers whose codes may be chosen one by one; a warning names the others."""
+    warn_left_out("gptq", sweep.graph, "stay rounded to nearest", blocks=True)
     every = every_place(sweep.graph, blocks=True)
     able = [p for p in every if p.rows is not None and not p.layer.shares and row_shape(p)[1] <= WIDEST_GRAM]
     names = {p.name for p in every} - {p.name for p in able}

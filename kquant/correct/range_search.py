@@ -16,6 +16,7 @@ from kquant.core.messages import warn
 from kquant.core.progress import tqdm
 from kquant.core.renamed import renamed
 from kquant.core.spec import encode_weights
+from kquant.correct.left_out import warn_left_out
 from kquant.correct.progress import finished_of
 from kquant.correct.reconstruction import Reservoir, channels_of, input_rows, most_rows, positions, row_shape
 from kquant.correct.sweep import Sweep
@@ -52,7 +53,7 @@ def sequential_mse(
     them, or a random sample where there are more than 131,072 or hold more than 2^26 values. The sum is in float64.
     Where an output has more than 4096 inputs, G is that of few rows, so that memory stays bounded. Layers with one
     scale get one reach. Layers that are no matrix product (transposed convolutions, embeddings, PReLU) get the "mse"
-    range of their weights, without data.
+    range of their weights, without data. Weights in blocks keep the ranges of their blocks; a warning names them.
 
     Args:
         qmodel: what `kquant.quantize` returned, calibrated; the ranges of its weights are set in place, and weights
@@ -111,6 +112,7 @@ def _reach(sweep: Sweep, place: Place, candidates: int) -> np.ndarray:
 
 def _name_others(sweep: Sweep) -> None:
     """Layers with weights whose ranges no correction can set."""
+    warn_left_out("sequential_mse", sweep.graph, "keep the ranges of their blocks")
     names = {node.name for node in sweep.graph.nodes if has_codes(node.op) and not node.op.takes("reach")}
     if names:
         warn(f"sequential_mse: the matrices of {', '.join(sorted(names))} (recurrent) keep their ranges.")

@@ -17,6 +17,7 @@ from kquant.core.messages import warn
 from kquant.core.progress import tqdm
 from kquant.correct.byte_search import check_target, smallest_strength
 from kquant.correct.code_bits import stored_bytes
+from kquant.correct.left_out import warn_left_out
 from kquant.correct.options import check_option
 from kquant.correct.output_worth import output_worth
 from kquant.correct.progress import finished_of
@@ -239,6 +240,8 @@ def _able(sweep: Sweep, quiet: bool = False) -> list[Place]:
     able = [p for p in every if p.rows is not None and not p.layer.shares and p.layer.spec.kind == "uniform"]
     names = {p.name for p in every} - {p.name for p in able}
     names |= {node.name for node in sweep.graph.nodes if has_codes(node.op) and not node.op.takes("rounding")}
+    if not quiet:
+        warn_left_out("shorten_codes", sweep.graph, "keep their codes")
     if names and not quiet:
         warn(
             f"shorten_codes: {', '.join(sorted(names))} keep their codes: they are no matrix products, share values, "

@@ -94,7 +94,7 @@ def roles_of(detection: Detection, names: Sequence[str], shapes: Sequence[Sequen
         if None in shapes[output][1:]:
             raise ValueError(
                 f"{where}: output '{names[output]}' has no fixed shape, {tuple(shapes[output][1:])}; give the model's "
-                "Input one."
+                "Input one, or kquant.check and kquant.quantize an input_shape."
             )
         if len(shapes[output]) < 2:
             raise ValueError(

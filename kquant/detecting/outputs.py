@@ -103,12 +103,15 @@ def detect(
     return [of_codes(detection, grids, parts) for parts in _each(grids.roles, arrays)]
 
 
-def roles_in(model: keras.Model | str | Path | bytes, detection: Detection) -> Roles:
+def roles_in(
+    model: keras.Model | str | Path | bytes, detection: Detection, made: Sequence[Sequence[Any]] | None = None
+) -> Roles:
     """Where boxes and scores stand in the outputs of a Keras model or of a file.
 
     Args:
         model: see `detect`.
         detection: names them.
+        made: the shapes of the outputs, in their order; None: those that the model tells.
 
     Raises:
         ValueError: an output that there is not, or of another shape.
@@ -118,7 +121,7 @@ def roles_in(model: keras.Model | str | Path | bytes, detection: Detection) -> R
     else:
         shapes = {name: tensor.shape for name, tensor in inspect(model).named_outputs.items()}
     where = model.name if isinstance(model, keras.Model) else label(model)
-    return roles_of(detection, list(shapes), list(shapes.values()), where)
+    return roles_of(detection, list(shapes), list(shapes.values()) if made is None else made, where)
 
 
 def _each(roles: Roles, arrays: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, ...]]:

@@ -64,11 +64,13 @@ class MicroFrontend(keras.layers.Layer):
         pcan_strength: the exponent of the gain.
         pcan_offset: what is added to the estimate.
         full_scale: what a sample of 32768 is worth in the model: 1.0, or 32768.0 where samples are whole numbers.
-        padding: "valid", frames of samples alone; "causal", silence before the first sample, so that a frame ends with
-            each stride: what `kquant.export(streaming=True)` asks for.
+        padding: "valid", frames of samples alone; "causal", `sequence_length - sequence_stride` samples of silence
+            before the first, so that a frame ends with each stride: what `kquant.export(streaming=True)` asks for.
+            Frames shorter than a stride overlap none, and get no silence: "causal" is "valid" there.
 
     Input: float32[clips, samples], of a fixed length. Output: float32[clips, frames, num_mel_bins], where
-    `frames = (samples - sequence_length) // sequence_stride + 1`, of "causal" `samples // sequence_stride`.
+    `frames = (samples - sequence_length) // sequence_stride + 1`; of "causal" `samples // sequence_stride`, where a
+    frame is no shorter than a stride.
 
     Raises:
         ValueError: what the operators do not take, by the layer's name.
@@ -369,7 +371,8 @@ RULES = (
             *("SignalWindow", "SignalFftAutoScale", "SignalRfft", "SignalEnergy", "SignalFilterBank"),
             *("SignalFilterBankSquareRoot", "SignalFilterBankSpectralSubtraction", "SignalPCAN", "SignalFilterBankLog"),
         ),
-        instead="keras.layers.MelSpectrogram computes features by builtin operators, on every target",
+        instead="take target 'tflm' and a static recipe (int8), or keras.layers.MelSpectrogram in its place, which "
+        "computes features by builtin operators, on every target",
         helpers=(
             "WHILE",
             "LESS",

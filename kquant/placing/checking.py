@@ -43,7 +43,8 @@ def check(
         model: any built Keras 3 model.
         target: see `kquant.quantize`; the same by default.
         recipe: see `kquant.quantize`; the report then tells the bits of every layer's weights, which of them are packed
-            two to a byte, and what that costs in time.
+            two to a byte, and what that costs in time; layers that it has simulated only, which `kquant.export` would
+            refuse, are refused here.
         input_shape: static shape(s) for models with open dimensions, batch axis included.
         detection: of a detector, what its outputs mean: refused here, before training, where boxes, scores and anchors
             do not fit.
@@ -72,7 +73,9 @@ def check(
     check_keras(model, "check")
     if detection is not None:
         check_kind("check", "detection", detection, Detection)
-        roles_in(model, detection)
+        # of open shapes what `input_shape` makes of them
+        made = None if input_shape is None else [t.shape for t in read(model, input_shape).output_tensors]
+        roles_in(model, detection, made)
     report = forecast(model, target, recipe=recipe, input_shape=input_shape)
     beside = targets.load(target).accelerator
     if beside is None or not report.ok:

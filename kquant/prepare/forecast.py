@@ -26,6 +26,7 @@ from kquant.views.float_model import is_known, read, refuse_quantized
 from kquant.views.loops import opened
 from kquant.views.packing import Packing, times
 from kquant.views.plan import Plan, problem
+from kquant.views.simulated import simulated
 from kquant.views.widths import container
 
 Status = Literal["integer", "decomposed", "folded", "removed", "no kernel", "refused"]
@@ -42,7 +43,8 @@ class LayerCheck:
         operators: the TFLite operators that it becomes.
         remedy: what to do, empty where nothing is wrong.
         weights: how the recipe has its kernels stored, a form for each kind: "8 bits", "4 bits, packed" (two to a
-            byte), "4 bits in 8", "float16", "float32"; empty without a recipe or without weights.
+            byte), "4 bits in 8", "4 bits in blocks of 32, packed", "float16", "float32"; empty without a
+            recipe or without weights.
     """
 
     layer: str
@@ -134,6 +136,10 @@ def _with_weights(report: CheckReport, graph: Graph, target: targets.Target, rec
     refused = {(p.layer, p.kind): p.reason for p in plan.problems}
     forms: dict[tuple[str, str], set[str]] = {}
     slow: dict[str, Packing] = {}
+    # export would refuse them: not the layers that it names only, but those that they stand for
+    no_kernel, kept_out = simulated(plan), dict[tuple[str, str], str]()
+    for op in {id(node.op): node.op for node in plan.graph.nodes if id(node.op) in no_kernel}.values():
+        kept_out |= dict.fromkeys(identities(op), no_kernel[id(op)])
     for op in {id(node.op): node.op for node in plan.graph.nodes if id(node.op) in plan.weights}.values():
         for identity in identities(op):
             forms.setdefault(identity, set()).add(_stored(op, plan))
@@ -145,8 +151,9 @@ def _with_weights(report: CheckReport, graph: Graph, target: targets.Target, rec
         key = (row.layer, row.kind)
         kept = () if row.status == "folded" else tuple(sorted(forms.get(key, ())))
         rows.append(replace(row, weights=kept))
-        if key in refused:
-            rows[-1] = replace(row, status="refused", remedy=refused.pop(key))
+        if key in refused or (key in kept_out and row.status != "folded"):
+            reason = refused.pop(key, "") or kept_out[key]
+            rows[-1] = replace(row, status="refused", remedy=reason)
     rows += [LayerCheck(name, kind, "refused", (), reason) for (name, kind), reason in refused.items()]
     said = (*report.advice, _slow(slow, target)) if slow else report.advice
     return replace(report, layers=tuple(rows), advice=said, recipe=recipe.name)
@@ -157,14 +164,17 @@ def _stored(op: Any, plan: Plan) -> str:
     settings, packing = plan.settings[id(op)], plan.packings.get(id(op))
     if settings.weights.dtype == "float16":
         return "float16"
-    if settings.skip or (settings.stays_float and (packing is None or plan.recipe.mode == "static")):
+    in_blocks = packing is not None and settings.weights.block and packing.packed
+    if settings.skip or (settings.stays_float and not in_blocks and (packing is None or plan.recipe.mode == "static")):
         return "float32"
     if packing is None:  # rows that are looked up are codes of the layer's output
         return f"{container(settings.activations.bits)} bits"
     if packing.bits > MOST_BITS:
         return f"{packing.bits} bits"
     held = bits_of(packing.packed or "int8")
-    return f"{packing.bits} bits{'' if held == packing.bits else f' in {held}'}{', packed' if packing.packed else ''}"
+    wide, grid = "" if held == packing.bits else f" in {held}", plan.weights[id(op)]
+    blocks = f" in blocks of {grid.block}" if grid is not None and grid.in_blocks else ""
+    return f"{packing.bits} bits{wide}{blocks}{', packed' if packing.packed else ''}"
 
 
 def _slow(slow: dict[str, Packing], target: targets.Target) -> str:

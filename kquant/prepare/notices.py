@@ -11,6 +11,7 @@ from kquant.core.spec import KERNEL_BITS
 from kquant.targets import Target
 from kquant.views.packing import Packing, times
 from kquant.views.plan import Plan
+from kquant.views.simulated import simulated_weights
 
 
 def warn_of_plan(plan: Plan) -> None:
@@ -20,6 +21,7 @@ def warn_of_plan(plan: Plan) -> None:
     warn_heads(plan)
     warn_unpacked(plan)
     warn_simulated(plan)
+    warn_simulated_weights(plan)
 
 
 def warn_equalized(target: Target) -> None:
@@ -44,6 +46,17 @@ def warn_simulated(plan: Plan) -> None:
             "will refuse this model, because kernels have 8 or 16 (weights may have 2 to 8). Take uniform ones of 8 "
             "or 16 bits where a file is wanted."
         )
+
+
+def warn_simulated_weights(plan: Plan) -> None:
+    """The same of weights, each grid once."""
+    said: dict[str, set[str]] = {}
+    reasons = simulated_weights(plan)
+    for node in (node for node in plan.graph.nodes if id(node.op) in reasons):
+        said.setdefault(reasons[id(node.op)], set()).add(node.name)
+    if said:
+        lines = "; ".join(f"{first_of(sorted(names))}: {reason}" for reason, names in said.items())
+        warn(f"quantize: weights that are simulated only; kquant.export will refuse this model. {lines}.")
 
 
 def warn_narrowed(plan: Plan) -> None:

@@ -64,7 +64,8 @@ def estimate(
         arena_bytes: likewise.
 
     Returns:
-        The figures, layer by layer too. Layers that would not run are in `refused`, and the figures are empty then.
+        The figures, layer by layer too. Layers that would not run, or that the recipe has simulated only, are in
+        `refused`, and the figures are empty then.
 
     Raises:
         ValueError: not a float Keras 3 model, open shapes, an unknown recipe or target, a limit below 1.
@@ -83,10 +84,9 @@ def estimate(
     refuse_undecoded(goal, storing.storages)
     try:
         qmodel = quantize(model, chosen, target=target, input_shape=input_shape)
-    except ValueError as error:
-        figures = _refused(model, chosen, goal, input_shape, error)
-    else:
         figures = _written(model, qmodel, Form(io, storing=storing))
+    except ValueError as error:  # of weights and activations that are simulated only the writer tells
+        figures = _refused(model, chosen, goal, input_shape, error)
     return replace(figures, flash_limit=limits["flash_bytes"], arena_limit=limits["arena_bytes"])
 
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from kquant.core.packed import types_for
 from kquant.core.spec import QuantSpec
 from kquant.layers.blocks import block_codes, blocks_of
 from kquant.layers.nodes import Compressed
 from kquant.ops import find
 from kquant.ops.rule import Constants
 from kquant.targets import Target
+from kquant.views import packing
 
 
 def block_type(op: Any, target: Target) -> str:
@@ -26,14 +25,9 @@ def block_type(op: Any, target: Target) -> str:
     """
     spec = op.spec if isinstance(op, Compressed) and op.storage in ("integer", "float32") else None
     rule = None if spec is None else find(op.layer)
-    if spec is None or not spec.in_blocks or rule is None or rule.weights is None:
+    if spec is None or rule is None:
         return ""
-    row = target.ops.get(rule.weights.block_reader)
-    # a row is a whole number of blocks, or a block would begin in one row and end in the next
-    length = math.prod(op.kernel_shape) // op.channels
-    if row is None or length % spec.block or spec.block % row.block_multiple or op.channels < row.block_channels:
-        return ""
-    return next((name for name in types_for(spec.bits) if name in row.blocks), "")
+    return packing.block_type(spec, rule, op.kernel_shape, target, op.channels)
 
 
 def block_constants(name: str, op: Compressed, spec: QuantSpec, dtype: str) -> Constants:

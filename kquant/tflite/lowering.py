@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from kquant.core.messages import first_of
 from kquant.core.program import Program, Ref
-from kquant.core.spec import KERNEL_BITS, Encoding, QuantSpec
+from kquant.core.spec import Encoding, QuantSpec
 from kquant.exact.narrow import Narrowed, drop_unread
 from kquant.exact.simplify import simplify
 from kquant.graph.graph import Graph, Node
@@ -37,6 +37,7 @@ from kquant.tflite.subgraphs import distinct_names
 from kquant.views.loops import opened
 from kquant.views.packing import packed_types
 from kquant.views.quantized_model import read
+from kquant.views.simulated import activations_refused, weights_refused
 from kquant.views.widths import index_tensors
 
 
@@ -159,33 +160,13 @@ def _refuse_simulated(nodes: list[Node]) -> None:
     said: dict[str, list[str]] = {}
     for node in nodes:
         spec = node.op.spec
-        if isinstance(node.op, Holder):
-            if spec is not None and not spec.has_codes:
-                said.setdefault(f"weights {_no_codes(spec)}", []).append(node.name)
-        elif not spec.has_codes:
-            said.setdefault(f"activations {_no_codes(spec)}", []).append(node.name)
-        elif spec.bits not in KERNEL_BITS:
-            reason = f"activations of {spec.bits} bits; kernels have 8 or 16 (weights may have 2 to 8)"
-            said.setdefault(reason, []).append(node.name)
-        elif not spec.signed:
-            reason = "unsigned activations; signed = true is the same grid for the asymmetric kernels"
+        held = isinstance(node.op, Holder)
+        reason = "" if spec is None else weights_refused(spec) if held else activations_refused(spec)
+        if reason:
             said.setdefault(reason, []).append(node.name)
     if said:
         lines = "; ".join(f"{first_of(sorted(set(names)))}: {reason}" for reason, names in said.items())
         raise ValueError(f"export: the model simulates what no kernel computes. {lines}.")
-
-
-def _no_codes(spec: QuantSpec) -> str:
-    if spec.in_blocks:
-        return (
-            f"in blocks of {spec.block}, which no integer kernel multiplies; leave block out (a scale a channel), or "
-            "for layers whose rows are a whole number of blocks say float = true on target 'litert': an Embedding, or "
-            "a Dense of 4 units and more in blocks of a multiple of 32"
-        )
-    nearest = f"take kind = 'uniform' with bits = {16 if spec.bits > 8 else 8}"
-    if spec.floating is not None:
-        nearest += ", or for weights alone dtype = 'float16'"
-    return f"on a {spec.kind} grid, which no integer kernel multiplies; {nearest}"
 
 
 @dataclass

@@ -2,18 +2,22 @@
 
 the target has no kernel for packed ones      `unpacked_bits`, or the same codes in 8 bits each
 prefer = "latency", and its kernels are slow  8 bits
+in blocks                                     packed, where an operator reads such blocks: `block_type`
 else                                          packed, in the narrowest type that holds them and that it takes
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
 
 from kquant.core.packed import MOST_BITS, bits_of, types_for
+from kquant.core.spec import FLOAT, QuantSpec
+from kquant.layers.transform import kernel_at
 from kquant.ops.rule import Rule
 from kquant.recipe.recipe import Settings
 from kquant.targets import Target
@@ -53,7 +57,12 @@ def packing(op: Any, settings: Settings, rule: Rule, target: Target, bits: int, 
         dequantized: a file makes its weights float before use.
     """
     wanted = settings.weights
-    if wanted.bits > MOST_BITS or wanted.block:  # blocks are not for the kernels that are asked about here
+    if wanted.block:  # each with a scale of its own, which an operator with float activations alone reads
+        if bits != FLOAT or dequantized or rule.weights is None:
+            return Packing(wanted.bits)
+        shape = tuple(kernel_at(op, rule.weights.kernel).shape)
+        return Packing(wanted.bits, block_type(wanted.spec(), rule, shape, target))
+    if wanted.bits > MOST_BITS:
         return Packing(wanted.bits)
     able = packed_types(rule, target, wanted.bits, bits, dequantized)
     if not able:
@@ -100,6 +109,41 @@ def packed_types(rule: Rule, target: Target, wanted: int, bits: int, dequantized
     type = "int8" if dequantized else TYPES[bits]
     rows = [target.ops.get(code) for code in rule.operators]
     return tuple(name for name in types_for(wanted) if all(row is not None and row.packs(name, type) for row in rows))
+
+
+def divided(op: Any, settings: Settings, rule: Rule) -> Settings:
+    """What the recipe says of a layer, without blocks where it has a factor for each channel: a block would be one."""
+    held, wanted = rule.weights, settings.weights
+    if held is None or not wanted.block or not wanted.spec().in_blocks:
+        return settings
+    shape = kernel_at(op, held.kernel).shape
+    if prod(shape) != prod(shape[axis] for axis in held.channel_axes):
+        return settings
+    whole = wanted.model_copy(update={"block": 0})
+    return Settings(
+        settings.activations, whole, settings.skip, settings.stays_float, settings.training, settings.prefer
+    )
+
+
+def block_type(spec: QuantSpec, rule: Rule, shape: Sequence[int], target: Target, channels: int | None = None) -> str:
+    """The packed type in which a file keeps codes in blocks; "" where no operator of the target reads them.
+
+    Args:
+        spec: of the weights.
+        rule: of a layer with float activations.
+        shape: of its kernel.
+        target: that the file is for.
+        channels: how many rows the blocks divide; None: as the rule says.
+    """
+    weights = rule.weights
+    row = None if weights is None else target.ops.get(weights.block_reader)
+    if weights is None or row is None or not spec.in_blocks:
+        return ""
+    rows = prod(shape[axis] for axis in weights.block_axes or weights.channel_axes) if channels is None else channels
+    # a row is a whole number of blocks, or a block would begin in one row and end in the next
+    if prod(shape) // rows % spec.block or spec.block % row.block_multiple or rows < row.block_channels:
+        return ""
+    return next((name for name in types_for(spec.bits) if name in row.blocks), "")
 
 
 def _depth(op: Any, rule: Rule) -> int:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,6 @@ from kquant.core.spec import FLOAT, INDEX, KERNEL_BITS, QuantSpec
 from kquant.graph.graph import Graph, Node
 from kquant.graph.stored import Stored
 from kquant.layers.provenance import Provenance
-from kquant.layers.transform import kernel_at
 from kquant.ops import find
 from kquant.ops.real_steps import unread_padding
 from kquant.ops.refused import Problem, describe
@@ -31,7 +29,7 @@ from kquant.targets import Target
 from kquant.views.classes import Classes
 from kquant.views.fronts import Fronts, fronts
 from kquant.views.heads import widened_heads
-from kquant.views.packing import Packing, packing
+from kquant.views.packing import Packing, divided, packing
 from kquant.views.widths import TYPES, Widths, container, find_widths, index_tensors, moves_indices
 
 
@@ -202,6 +200,10 @@ def _float_problem(node: Node, rule: Rule, target: Target) -> Problem | None:
     """Why this call cannot be left in float, or None."""
     kind = type(node.op).__name__
     # first: on target 'litert' it would stay float no more than here
+    missing = [code for code in (*rule.operators, *rule.helpers) if not target.supports(code)]
+    if FLOAT not in rule.widths and missing:  # nor would a static recipe help here
+        reason = f"it is to stay float, and kquant writes it in integers only, for which {target.title} has no kernel "
+        return Problem(node.name, kind, f"{reason}{', '.join(missing)}; {rule.instead}")
     if FLOAT not in rule.widths:
         reason = "it is to stay float, and kquant writes it in integers only; take a static recipe (int8, int16x8), or "
         return Problem(node.name, kind, reason + "leave it out of the rule that says float = true")
@@ -230,16 +232,10 @@ def _weights(draft: _Draft) -> tuple[dict[int, QuantSpec | None], dict[int, Pack
         rule, key, bits = draft.rules[id(node)], id(node.op), draft.widths.calls[id(node)]
         if rule is None or (rule.weights is None and rule.attach is None):
             continue
-        settings, unpacked_first = draft.settings[key], draft.recipe.mode == "weight-only"
+        settings, unpacked_first = divided(node.op, draft.settings[key], rule), draft.recipe.mode == "weight-only"
         width = FLOAT if bits == INDEX else bits  # rows that are looked up belong to no kernel's type
         stored = packing(node.op, settings, rule, draft.target, width, unpacked_first)
         grids[key] = _weight_grid(settings, rule, stored, draft.target, bits)
-        grid, held = grids[key], rule.weights
-        if grid is not None and grid.in_blocks and held is not None:
-            shape = kernel_at(node.op, held.kernel).shape
-            # of a factor for each channel a block would be the channel
-            if prod(shape) == prod(shape[axis] for axis in held.channel_axes):
-                grids[key] = replace(grid, block=0)
         if grids[key] is not None:
             packings[key] = stored
     return grids, packings

@@ -381,6 +381,14 @@ def test_outputs_that_do_not_fit_are_refused(detector, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"net: .*5 anchors. Make an anchor for each of the 36 rows"):
         kquant.check(model, detection=kquant.Detection(anchors=_grid()[:5]))  # before anyone trains
     assert kquant.check(model, detection=kquant.Detection(anchors=_grid())).ok
+    image = keras.Input((None, None, 1))
+    cells = [keras.layers.Reshape((-1, n))(keras.layers.Conv2D(n, 3, 2)(image)) for n in (4, 3)]
+    whole = keras.Model(image, dict(zip(("boxes", "scores"), cells, strict=True)), name="open")
+    assert kquant.check(whole, detection=kquant.Detection(anchors=_grid()), input_shape=(1, 13, 13, 1)).ok
+    with pytest.raises(ValueError, match=r"open: .*Make an anchor for each of the 9 rows"):
+        kquant.check(whole, detection=kquant.Detection(anchors=_grid()), input_shape=(1, 8, 8, 1))
+    with pytest.raises(ValueError, match=r"output 'boxes' has no fixed shape, \(None, 4\).* an input_shape"):
+        kquant.check(whole, detection=kquant.Detection(anchors=_grid()))
     with pytest.raises(ValueError, match="no output 7; it has 2: boxes, scores"):
         kquant.detect(path, data, kquant.Detection(form="corners", scores=7))
     with pytest.raises(ValueError, match="the threshold 2 lies above all that output 'scores' can give, 0.996"):

@@ -18,6 +18,8 @@ import kquant
 from kquant.core.spec import QuantSpec
 from kquant.layers.nonuniform import on_grid
 
+pytestmark = pytest.mark.filterwarnings("ignore:quantize. weights that are simulated only")
+
 X = np.random.default_rng(0).integers(0, 50, size=(64, 5)).astype(np.int32)
 
 
@@ -160,6 +162,63 @@ def test_the_kernels_that_leave_blocks_out_are_refused(tmp_path: Path) -> None:
             kquant.export(q, tmp_path / "other.tflite")
 
 
+@pytest.mark.parametrize(
+    ("weights", "rule", "told"),
+    [
+        ({"block": 32}, {}, ["4 bits in blocks of 32, packed", ""]),
+        (
+            {"block": 32},
+            {"layer": "head", "weights": {"block": 0}},
+            ["4 bits in blocks of 32, packed", "4 bits, packed"],
+        ),
+        (
+            {"block": 32, "bits": 3},
+            {"layer": "head", "weights": {"block": 0, "bits": 8}},
+            ["3 bits in 4 in bl", "8 bits"],
+        ),
+        ({"block": 16}, {}, ["", ""]),
+        ({"block": 32, "bits": 8}, {}, ["", ""]),
+    ],
+)
+def test_what_no_operator_reads_is_told_before_anyone_trains(
+    weights: dict[str, Any], rule: dict[str, Any], told: list[str], tmp_path: Path
+) -> None:
+    keras.utils.set_random_seed(0)
+    made = [layers.Dense(96, activation="relu", name="wide"), layers.Dense(1, name="head")]  # an operator wants 4 units
+    net = keras.Sequential([keras.Input((64,)), *made])
+    for layer in net.layers:
+        layer.bias.assign(np.linspace(0.5, 1.5, layer.units))  # as trained ones: a file keeps no zeros
+    recipe = {"name": "d", "mode": "dynamic", "weights": {"bits": 4, **weights}, "rules": [rule] if rule else []}
+    rows = {row.layer: row for row in kquant.check(net, "litert", recipe=recipe).layers}
+    assert all("".join(rows[name].weights).startswith(said) for name, said in zip(("wide", "head"), told, strict=True))
+    bad = [name for name, row in rows.items() if row.status == "refused"]
+    assert bad == [name for name, said in zip(("wide", "head"), told, strict=True) if not said]
+    sized = kquant.estimate(net, recipe, target="litert")
+    assert [row.layer for row in sized.refused] == bad
+    if not bad:
+        report = kquant.export(kquant.quantize(net, recipe), tmp_path / "m.tflite", check_runtimes=False)
+        assert report.file_bytes == sized.flash_bytes
+        return
+    assert all("with weights = { block = 0 }" in rows[name].remedy for name in bad)
+    with pytest.warns(UserWarning, match=f"will refuse this model. .*{bad[0]}.*: weights in blocks of "):
+        q = kquant.quantize(net, recipe)
+    with pytest.raises(
+        ValueError, match=f"{', '.join(sorted(bad))}: weights in blocks of .* weights = {{ block = 0 }}"
+    ):
+        kquant.export(q, tmp_path / "m.tflite")
+
+
+def test_a_table_in_blocks_is_told_as_it_is_stored() -> None:
+    rule = {"layer": "table", "float": True, "weights": {"bits": 4, "block": 32}}
+    rows = kquant.check(model(), "litert", recipe={"name": "b", "rules": [rule]}).layers
+    assert [row.weights for row in rows if row.layer == "table"] == [("4 bits in blocks of 32, packed",)]
+    told = kquant.analyze(quantized(4, 32), X, sensitivity=False, remedies=False, verbose=False)
+    assert [row.weight_bytes for row in told.layers if row.name == "table"] == [50 * 64 // 2 + 100 * 2]
+    rule["weights"] = {"bits": 4, "block": 48}  # a row of 64 is no whole number of them
+    rows = kquant.check(model(), "litert", recipe={"name": "b", "rules": [rule]}).layers
+    assert [row.layer for row in rows if row.status == "refused"] == ["table"]
+
+
 def test_a_transformer_in_blocks_is_written_and_corrected(tmp_path: Path) -> None:
     keras.utils.set_random_seed(0)
     inputs = keras.Input((6, 32), name="frames")
@@ -184,7 +243,9 @@ def test_a_transformer_in_blocks_is_written_and_corrected(tmp_path: Path) -> Non
 
 def test_what_no_file_holds_says_so(tmp_path: Path) -> None:
     q = kquant.calibrate(kquant.quantize(model(), {"name": "b", "weights": {"bits": 4, "block": 32}}), X, verbose=False)
-    with pytest.raises(ValueError, match=r"head: weights in blocks of 32, which no integer kernel.*leave block out"):
+    with pytest.raises(
+        ValueError, match=r"head: weights in blocks of 32, which no integer kernel.*weights = { block = 0 }"
+    ):
         kquant.export(q, tmp_path / "m.tflite")
     with pytest.raises(ValueError, match=r"table: weights in blocks of 48"):  # 64 is no multiple of it
         kquant.export(quantized(4, 48), tmp_path / "m.tflite")

@@ -156,6 +156,11 @@ def test_silence_in_front_of_a_clip_is_that_of_samples() -> None:
     plain, causal = (kquant.MicroFrontend(**SMALL, padding=padding) for padding in ("valid", "causal"))
     np.testing.assert_array_equal(causal(x), plain(np.pad(x, ((0, 0), (80, 0)))))
     assert causal(x).shape == causal.compute_output_spec(keras.KerasTensor(x.shape)).shape == (8, 20, 20)
+    # frames shorter than a stride get no silence
+    apart = [kquant.MicroFrontend(sequence_length=240, sequence_stride=400, padding=p) for p in ("valid", "causal")]
+    sound = np.float32(np.random.default_rng(3).uniform(-0.5, 0.5, (1, 1900)))
+    np.testing.assert_array_equal(apart[1](sound), apart[0](sound))
+    assert apart[1](sound).shape[1] == 5 == (1900 - 240) // 400 + 1 != 1900 // 400
 
 
 @pytest.mark.filterwarnings("error:calibrate. front")
@@ -212,6 +217,9 @@ def test_other_targets_and_runtimes_are_told_of_the_other_front_end(tmp_path: Pa
     for recipe in ("float16", {"name": "r", "rules": [{"layer": "front", "float": True}]}):
         with pytest.raises(ValueError, match=r"front \(MicroFrontend\): it is to stay float, .* a static recipe"):
             kquant.quantize(speaker(), recipe, target="tflm")
+        # no recipe helps there
+        with pytest.raises(ValueError, match=r"it is to stay float.* SignalWindow.*target 'tflm' and .*MelSpectrogram"):
+            kquant.quantize(speaker(), recipe, target="litert")
     kquant.export(ready(speaker()), tmp_path / "m.tflite", check_runtimes=False)
     with pytest.raises(ValueError, match=r"TensorFlow Lite Micro alone has \(.*SignalWindow\). Give runtime='tflm'"):
         kquant.predict(tmp_path / "m.tflite", sounds(8), "litert")

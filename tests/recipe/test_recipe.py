@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from kquant.recipe.recipe import LayerRule, Recipe
 pytestmark = pytest.mark.filterwarnings(
     "ignore:cluster. left as they are",
     r"ignore:quantize. activations of \d+ bits are simulated only",
+    "ignore:quantize. weights that are simulated only",
 )
 
 X = np.float32(np.random.default_rng(0).normal(size=(64, 6)))
@@ -285,6 +287,10 @@ def test_what_no_kernel_computes_is_simulated_and_not_exported(
     assert np.isfinite(q(X, training=False)).all()
     with pytest.raises(ValueError, match=reason):
         kquant.export(q, tmp_path / "m.tflite")
+    told = kquant.check(model(), recipe={"name": "r", **recipe})  # before anyone trains, in the same words
+    assert not told.ok and any(re.search(reason.split(": ")[-1], row.remedy) for row in told.layers)
+    refused = kquant.estimate(model(), {"name": "r", **recipe}).refused
+    assert [row.layer for row in refused] == [row.layer for row in told.layers if row.status == "refused"]
 
 
 @pytest.mark.parametrize(
