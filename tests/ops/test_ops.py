@@ -58,6 +58,7 @@ def _arrays(outputs) -> list[np.ndarray]:
     return [np.asarray(y) for y in keras.tree.flatten(outputs)]
 
 
+@pytest.mark.filterwarnings("ignore:.*does not put the masks of its outputs")
 @pytest.mark.one_in(3, always="passive|Activation-1-")
 @pytest.mark.parametrize("verb", [expand, pytest.param(fold, marks=pytest.mark.one_in(2, always="passive"))])
 def test_float_function_is_kept(example: contract.Example, verb) -> None:

@@ -158,6 +158,7 @@ def _written_by_hand(language: str) -> Described:
         operators=(),
         variables=0,
         alone=False,
+        estimating=False,
         arena=None,
         inputs=(port("image", 0, (2, 2), "int8", code), port("speed", 1, (1,), "float32", real)),
         outputs=(port("kind", 0, (2,), "int8", code), port("place", 1, (3,), "float32", real)),
