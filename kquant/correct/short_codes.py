@@ -105,10 +105,10 @@ def shorten_codes(
     """
     check_keras(qmodel, "shorten_codes")
     check_option("shorten_codes: ", "strength", strength)
-    refuse_uncalibrated("shorten_codes", qmodel)
     if flash_bytes is not None:
         flash_bytes = whole_budget("shorten_codes", "flash_bytes", flash_bytes)
         check_target(qmodel)
+    refuse_uncalibrated("shorten_codes", qmodel)
     sweep = Sweep("shorten_codes", qmodel, data, limit, batch_size)
     places = _able(sweep)
     kept = None if folder is None else path_of(folder, "shorten_codes", "codes")

@@ -123,7 +123,7 @@ def trace(
             raise
         raise ValueError(f"{model.name}: with input_shape={input_shape}: {error}") from error
     # a model of ours tells itself, where its layers hand nothing on
-    kept = getattr(model, "kept", ()) or steps_kept(masked, nodes, tree.flatten(inputs))
+    kept = getattr(model, "kept", ()) or steps_kept(masked, tree.flatten(outputs), nodes, tree.flatten(inputs))
     nodes = reachable(nodes, tree.flatten(outputs))
     return Graph(model.name, inputs, outputs, nodes, output_names(model) or _names(outputs, nodes), kept)
 

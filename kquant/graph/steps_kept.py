@@ -50,22 +50,27 @@ class StepsKept:
 UNKNOWN = StepsKept(-1, 0.0, features=False)
 
 
-def steps_kept(masks: Sequence[Tensor | None], nodes: Sequence[Node], inputs: Sequence[Tensor]) -> tuple[Any, ...]:
-    """Of each output, `StepsKept`; None where it has no mask, and `UNKNOWN` where that is of no input alone.
+def steps_kept(
+    masks: Sequence[Tensor | None], outputs: Sequence[Tensor], nodes: Sequence[Node], inputs: Sequence[Tensor]
+) -> tuple[Any, ...]:
+    """Of each output, `StepsKept`; None without a mask of its steps, and `UNKNOWN` where that is of no input alone.
 
     Args:
         masks: of the outputs.
+        outputs: flattened.
         nodes: the calls of the model.
         inputs: its inputs, flattened.
     """
     makers = {id(node.outputs[0]): node for node in nodes if isinstance(node.op, StepMask)}
     places = {id(t): i for i, t in enumerate(inputs)}
     kept: list[StepsKept | None] = []
-    for mask in masks:
+    for mask, y in zip(masks, outputs, strict=True):
         maker = makers.get(id(mask))
         source = None if maker is None else places.get(id(maker.inputs[0]))
         if maker is None or source is None:
-            kept.append(None if mask is None else UNKNOWN)
+            # the mask of an attention, which a Softmax hands on too, is one of pairs of steps
+            of_steps = mask is not None and tuple(mask.shape) == tuple(y.shape[:-1])
+            kept.append(UNKNOWN if of_steps else None)
         else:
             kept.append(StepsKept(source, maker.op.value, maker.op.features))
     return tuple(kept)
