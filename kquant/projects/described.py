@@ -143,7 +143,6 @@ class Described:
     Attributes:
         title: the model's name, as the user wrote it.
         id: a legal name in the language; in C in front of every symbol.
-        guard: the same in capitals.
         class_name: what a class for it is called, where the language has classes.
         version: of kquant.
         recipe, target: what the file was made for.
@@ -172,7 +171,6 @@ class Described:
 
     title: str
     id: str
-    guard: str
     class_name: str
     version: str
     recipe: str
@@ -199,6 +197,11 @@ class Described:
     detection: Boxes | None = None
     ctc: Labels | None = None
     states: tuple[State, ...] = ()
+
+    @property
+    def guard(self) -> str:
+        """`id` in capitals, for the guards of C's headers."""
+        return self.id.upper()
 
     @property
     def asked(self) -> tuple[str, ...]:
@@ -248,7 +251,6 @@ def described(
     return Described(
         title=title,
         id=one,
-        guard=one.upper(),
         class_name=class_name(title, language),
         version=__version__,
         recipe=str(file.metadata.get("recipe", "")),

@@ -145,7 +145,6 @@ def _written_by_hand(language: str) -> Described:
     return Described(
         title="tiny */ net",
         id="tiny_net",
-        guard="TINY_NET",
         class_name="TinyNetModel",
         version="1.2.3",
         recipe="int8",
