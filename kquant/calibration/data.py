@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from kquant.calibration.data_scale import Expected, warn_of_scale
+from kquant.core.callers import each_told, telling
 from kquant.core.checks import array_of, shape_hint
 from kquant.core.renamed import Batches
 from kquant.layers.nodes import FakeQuant
@@ -171,13 +172,13 @@ def _raw(model: keras.Model | Ports, data: Any, batch_size: int) -> Iterator[Any
         count = data.num_batches
         # without a number of batches it goes on until `limit` is reached; without that `refuse_endless` stopped it
         for i in itertools.count() if count is None else range(count):
-            yield _inputs_only(model, data[i])
+            yield _inputs_only(model, telling(data.__getitem__)(i))
     elif isinstance(data, tf.data.Dataset):
         for batch in data:
             yield _inputs_only(model, batch)
     elif callable(data):
-        batches: Any = data()
-        for batch in batches:
+        batches: Any = telling(data)()
+        for batch in each_told(batches):
             yield _inputs_only(model, batch)
     elif hasattr(data, "__next__"):
         raise ValueError(

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 from kquant.core.checks import shown
 
 Raised = TypeVar("Raised", bound=BaseException)
+Value = TypeVar("Value")
 MARK = "_raised_by_a_caller"
 
 
@@ -56,6 +58,28 @@ def telling(function: Any) -> Any:
             raise
 
     return called
+
+
+def each_told(values: Iterable[Value]) -> Iterator[Value]:
+    """What a caller's function yields, one after the other; errors on the way are known as the caller's.
+
+    Args:
+        values: what it gave, read once.
+
+    Example:
+        >>> list(each_told(iter([1, 2])))
+        [1, 2]
+    """
+    rest = iter(values)
+    while True:
+        try:
+            value = next(rest)
+        except StopIteration:
+            return
+        except Exception as error:
+            of_caller(error)
+            raise
+        yield value  # outside: an error thrown in here is the reader's
 
 
 def number_of(given: Any) -> float | None:

@@ -22,7 +22,7 @@ import numpy as np
 from kquant import targets
 from kquant.analysis.diagnosis import Asked, analyzed
 from kquant.analysis.separately import AnalysisElsewhere
-from kquant.core.callers import score_given
+from kquant.core.callers import is_callers, score_given
 from kquant.core.checks import check_score
 from kquant.core.progress import tqdm
 from kquant.core.result import Result
@@ -363,6 +363,8 @@ def tried(
         made = make()
         size = len(file_content(lower(made)))
     except ValueError as error:
+        if is_callers(error):
+            raise  # a fault of the caller's data is none of the recipe
         failed, made = _first_line(error), error
     else:  # not inside: a fault of the caller's function is none of the recipe
         score = score_of(evaluate, made, f"the rung '{name}'", verb)
@@ -464,6 +466,8 @@ class _Search:
             asked = Asked(SAMPLES, sensitivity=True, remedies=False, folder=None, verbose=False)
             analysis = analyzed(self.best_model(), self.data, None, asked, self.elsewhere)
         except ValueError as error:
+            if is_callers(error):
+                raise
             seconds, failed = time.perf_counter() - started, _first_line(error)
             name = "sensitivity of the layers"
             self.rungs.append(Rung(name, self.best.recipe, -np.inf, np.inf, 0, seconds, failed=failed))

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from kquant.calibration.data import batch_count, batches_of
+from kquant.core.callers import each_told, telling
 
 BATCH = 32
 
@@ -41,8 +42,8 @@ def labelled_batches(model: keras.Model, data: Any, labels: Any = None) -> Itera
             raise ValueError(f"labels: expected one for each sample. Received: {len(labels)} for {start} samples.")
         return
     if isinstance(data, tf.data.Dataset) or callable(data):
-        batches: Any = data if isinstance(data, tf.data.Dataset) else data()
-        for batch in batches:
+        batches: Any = data if isinstance(data, tf.data.Dataset) else telling(data)()
+        for batch in each_told(batches):
             if not isinstance(batch, tuple) or len(batch) < 2:
                 raise ValueError("data: this importance needs batches (inputs, labels); found no labels.")
             yield next(iter(batches_of(model, lambda b=batch[0]: iter([b])))), batch[1]

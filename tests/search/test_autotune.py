@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import contract
@@ -177,6 +177,23 @@ def test_a_fault_of_the_score_ends_the_search_with_its_rung(fault: str, tmp_path
         kquant.autotune(MODEL, X, judge, **options)
     kept = json.loads((tmp_path / "rungs.json").read_text())
     assert len(kept["done"]["rungs"]) == 1, "what is finished stays"
+
+
+@pytest.mark.parametrize("read", [2, 3, 4, 6])
+def test_a_fault_of_the_data_is_none_of_a_rung(read: int) -> None:
+    """A function that gives samples and fails at a later reading of them is the caller's, whoever reads them."""
+    calls: list[int] = []
+
+    def samples() -> Iterator[np.ndarray]:
+        calls.append(len(calls) + 1)
+        yield X[:32]
+        if len(calls) == read:
+            raise ValueError("the disk is gone")
+        yield X[32:]
+
+    with pytest.raises(ValueError, match="the disk is gone"):
+        kquant.autotune(MODEL, samples, sqnr, max_drop=0.0, recipe=W4, verbose=False)
+    assert len(calls) == read, "the search went on with it"
 
 
 def test_a_fault_of_the_score_ends_mixed_precision_with_its_model() -> None:
