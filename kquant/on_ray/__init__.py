@@ -4,6 +4,7 @@
     recipes -> `candidates`: a task for each -> rows, the best first
     a search -> `searches`: tasks for what it will ask for -> what the search returns
     layers to be pruned -> `scans`: a task for each -> the scan
+    widths and ranks -> `shrinking`: a task for each -> the smaller model
 
 A model comes in with data or recipes; what the same work on one machine would return goes out. A task is a function of
 what it is given, so one that a killed worker leaves is done again to the same bits. A new verb is a file here, which
@@ -14,5 +15,16 @@ from kquant.on_ray.calibration import observe
 from kquant.on_ray.candidates import Candidates, try_recipes
 from kquant.on_ray.scans import scan_sparsity
 from kquant.on_ray.searches import analyze, autotune, mixed_precision
+from kquant.on_ray.shrinking import factorize, prune_channels
 
-__all__ = ["Candidates", "analyze", "autotune", "mixed_precision", "observe", "scan_sparsity", "try_recipes"]
+__all__ = [
+    "Candidates",
+    "analyze",
+    "autotune",
+    "factorize",
+    "mixed_precision",
+    "observe",
+    "prune_channels",
+    "scan_sparsity",
+    "try_recipes",
+]

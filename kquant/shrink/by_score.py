@@ -12,9 +12,9 @@ the greedy answer to the multiple-choice knapsack (Sinha and Zoltners, Operation
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -23,6 +23,10 @@ from kquant.shrink.channels import Channels
 from kquant.shrink.choose import Ledger, Queue, Unit, ledger, out_of_reach, queues_of
 
 STEPS = 9  # widths judged for each group
+
+Part = TypeVar("Part")
+# models, each by what is left of it -> the number of each, and how good it is: a finite number, higher is better
+Scores = Callable[[Sequence[Part]], Iterable[tuple[int, float]]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +47,24 @@ class Ladder:
     makes: np.ndarray
     judged: np.ndarray
     scores: np.ndarray
+
+
+def scored(models: Sequence[Part], scores: Scores[Part], *, unit: str, verbose: bool) -> list[float]:
+    """The score of each model, whichever is judged first.
+
+    Args:
+        models: each by what is left of it.
+        scores: judges them.
+        unit: what the bar counts.
+        verbose: show it.
+
+    Example:
+        >>> scored([3, 1], lambda models: enumerate(map(float, models)), unit="model", verbose=False)
+        [3.0, 1.0]
+    """
+    bar = tqdm(scores(models), desc="scores", unit=unit, total=len(models), disable=not verbose)
+    of = dict(bar)
+    return [of[number] for number in range(len(models))]
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +133,7 @@ def choose_by_score(
     importances: np.ndarray,
     limit: int,
     unit: Unit,
-    score: Callable[[np.ndarray], float],
+    scores: Scores[np.ndarray],
     *,
     minimum: int,
     multiple: int,
@@ -124,7 +146,7 @@ def choose_by_score(
         importances: float64[channels], the least important of a group lowest; NaN for those that stay.
         limit: of the budget.
         unit: "macs" or "weight_bytes".
-        score: bool[channels] that stay -> how good the model is, a finite number, higher is better.
+        scores: judges models, each by bool[channels] that stay.
         minimum: every layer keeps at least this many channels.
         multiple: widths that change become a multiple of this.
         verbose: show a bar.
@@ -142,11 +164,12 @@ def choose_by_score(
     least = _cost(books, unit, ladders, [len(ladder.gone) - 1 for ladder in ladders])
     if least > limit:
         raise ValueError(out_of_reach(channels, limit, least, unit, minimum, multiple))
-    whole = score(kept)
-    bar = tqdm(ladders, desc="widths", unit="group", disable=not verbose)
-    ladders = [_judged(ladder, kept, whole, score) for ladder in bar]
-    scores, judged = [ladder.scores for ladder in ladders], [ladder.judged for ladder in ladders]
-    places = cheapest(scores, lambda places: _cost(books, unit, ladders, places), limit, judged)
+    models = [kept, *(narrow for ladder in ladders for narrow in _narrow(ladder, kept))]
+    whole, *narrowed = scored(models, scores, unit="width", verbose=verbose)
+    left = iter(narrowed)
+    ladders = [_judged(ladder, [whole, *(next(left) for _ in ladder.judged[1:])]) for ladder in ladders]
+    values, judged = [ladder.scores for ladder in ladders], [ladder.judged for ladder in ladders]
+    places = cheapest(values, lambda places: _cost(books, unit, ladders, places), limit, judged)
     for ladder, place in zip(ladders, places, strict=True):
         kept[ladder.order[: ladder.gone[place]]] = False
     return kept
@@ -167,13 +190,16 @@ def _counted(books: Ledger, queue: Queue) -> Ladder:
     return Ladder(queue.order, gone, reads, makes, judged, np.zeros(len(gone)))
 
 
-def _judged(ladder: Ladder, everything: np.ndarray, whole: float, score: Callable[[np.ndarray], float]) -> Ladder:
-    """With the scores of this group alone."""
-    scores = [whole]
+def _narrow(ladder: Ladder, everything: np.ndarray) -> Iterator[np.ndarray]:
+    """This group alone at each width that is judged but its own: bool[channels]."""
     for place in ladder.judged[1:]:
         kept = everything.copy()
         kept[ladder.order[: ladder.gone[place]]] = False
-        scores.append(score(kept))
+        yield kept
+
+
+def _judged(ladder: Ladder, scores: Sequence[float]) -> Ladder:
+    """With the scores of this group alone, of its own width first."""
     return replace(ladder, scores=np.interp(ladder.gone, ladder.gone[ladder.judged], scores))
 
 

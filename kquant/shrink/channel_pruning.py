@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import keras
@@ -192,29 +193,77 @@ def prune_channels(
     Sources: criteria, see `kquant.shrink.importance`; least squares, He et al., "Channel Pruning for Accelerating Very
     Deep Neural Networks", arXiv:1707.06168, section 3.1, equation 1, and 3.2.
     """
+    ranked = Ranked(importance, data, labels, loss)
+    return cut(model, Wanted(macs, weight_bytes, ranked, reconstruct, evaluate, protect, minimum, multiple, verbose))
+
+
+@dataclass(frozen=True, eq=False)
+class Ranked:
+    """What channels are ranked by; see `prune_channels`."""
+
+    importance: str
+    data: Any
+    labels: Any
+    loss: Any
+
+
+@dataclass(frozen=True, eq=False)
+class Wanted:
+    """Arguments of `prune_channels`."""
+
+    macs: float | None
+    weight_bytes: float | None
+    ranked: Ranked
+    reconstruct: bool
+    evaluate: Callable[[keras.Model], float] | None
+    protect: str | Collection[str]
+    minimum: int
+    multiple: int
+    verbose: bool
+
+    def check(self) -> None:
+        """Refuse what can be refused before anything runs."""
+        budget(self.macs, self.weight_bytes)
+        check_widths(minimum=self.minimum, multiple=self.multiple)
+        if self.evaluate is not None:
+            check_score("prune_channels", self.evaluate)
+
+
+# samples to refit on, None without; models, each by bool[channels] that stay -> number of each, what `evaluate` gave
+Elsewhere = Callable[[Any, Sequence[np.ndarray]], Iterable[tuple[int, Any]]]
+
+
+def cut(model: keras.Model, wanted: Wanted, elsewhere: Elsewhere | None = None) -> keras.Model:
+    """See `prune_channels`.
+
+    Args:
+        model: see there.
+        wanted: its other arguments.
+        elsewhere: who judges the models; None: this process.
+    """
     check_keras(model, "prune_channels")
-    unit, share = budget(macs, weight_bytes)
-    check_widths(minimum=minimum, multiple=multiple)
-    if evaluate is not None:
-        check_score("prune_channels", evaluate)
+    wanted.check()
+    unit, share = budget(wanted.macs, wanted.weight_bytes)
     wide = plain(model)
-    channels = follow_channels(read(wide), protect)
+    channels = follow_channels(read(wide), wanted.protect)
     whole = ledger(channels, unit).total(unit)
     limit = round(share * whole) if share <= 1 else int(share)
-    scores = _scores(channels, wide, model, importance, data, labels, loss, verbose)
-    if importance == "taylor":  # a loss, so that the least for each MAC or byte saved leaves first
-        scores = scores / np.maximum(savings(channels, unit), 1.0)
-    samples = data if reconstruct else None
-    if evaluate is None:
-        kept = choose(channels, scores, limit, unit, minimum=minimum, multiple=multiple)
+    ranks = _ranks(channels, wide, model, wanted.ranked, wanted.verbose)
+    if wanted.ranked.importance == "taylor":  # a loss, so that the least for each MAC or byte saved leaves first
+        ranks = ranks / np.maximum(savings(channels, unit), 1.0)
+    samples = wanted.ranked.data if wanted.reconstruct else None
+    widths: dict[str, Any] = {"minimum": wanted.minimum, "multiple": wanted.multiple}
+    if wanted.evaluate is None:
+        kept = choose(channels, ranks, limit, unit, **widths)
     else:
-        judge = _judge(channels, wide, evaluate, samples)
-        widths: dict[str, Any] = {"minimum": minimum, "multiple": multiple, "verbose": verbose}
-        kept = choose_by_score(channels, scores, limit, unit, judge, **widths)
+        few = None if samples is None else gather(wide, samples, FEW)
+        here = Narrowed(channels, few, wanted.evaluate).judged
+        judge = here if elsewhere is None else partial(elsewhere, few)
+        kept = choose_by_score(channels, ranks, limit, unit, partial(_scores, judge), **widths, verbose=wanted.verbose)
     small = smaller(channels, kept)
     if samples is not None:
-        refit(channels.graph, small, _jobs(channels, kept), samples, verbose=verbose)
-    if verbose:
+        refit(channels.graph, small, _jobs(channels, kept), samples, verbose=wanted.verbose)
+    if wanted.verbose:
         tqdm.write(_changes(channels, kept, unit, whole))
     warn_lost_steps(model, "prune_channels")
     return as_keras(small)
@@ -246,19 +295,36 @@ def smaller(channels: Channels, kept: np.ndarray) -> keras.Model:
     return model
 
 
-def _judge(
-    channels: Channels, wide: keras.Model, evaluate: Callable[[keras.Model], float], data: Any
-) -> Callable[[np.ndarray], float]:
-    """Channels that stay -> score of the model that has them, refitted as far as there are data."""
-    few = None if data is None else gather(wide, data, FEW)
+@dataclass(frozen=True, eq=False)
+class Narrowed:
+    """Judges models with some of the channels, refitted as far as there are samples.
 
-    def score(kept: np.ndarray) -> float:
-        small = smaller(channels, kept)
-        if few is not None:
-            refit(channels.graph, small, _jobs(channels, kept), few, verbose=False)
-        return score_given("prune_channels", f"the model with {kept.sum()} of {kept.size} channels", evaluate(small))
+    Attributes:
+        channels: of the whole model.
+        few: samples; None: nothing is refitted.
+        evaluate: see `prune_channels`.
+    """
 
-    return score
+    channels: Channels
+    few: Any
+    evaluate: Callable[[keras.Model], float]
+
+    def judged(self, models: Sequence[np.ndarray]) -> Iterator[tuple[int, Any]]:
+        """See `Elsewhere`."""
+        for number, kept in enumerate(models):
+            small = smaller(self.channels, kept)
+            if self.few is not None:
+                refit(self.channels.graph, small, _jobs(self.channels, kept), self.few, verbose=False)
+            yield number, self.evaluate(small)
+
+
+def _scores(
+    judge: Callable[[Sequence[np.ndarray]], Iterable[tuple[int, Any]]], models: Sequence[np.ndarray]
+) -> Iterator[tuple[int, float]]:
+    """What the judge gave, as numbers."""
+    for number, given in judge(models):
+        kept = models[number]
+        yield number, score_given("prune_channels", f"the model with {kept.sum()} of {kept.size} channels", given)
 
 
 def _jobs(channels: Channels, kept: np.ndarray) -> list[Job]:
@@ -277,16 +343,8 @@ def _indices(site: Any, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray, tuple
     return kept[site.reads].nonzero()[0], kept[site.makes].nonzero()[0], (len(site.reads), len(site.makes))
 
 
-def _scores(
-    channels: Channels,
-    wide: keras.Model,
-    model: keras.Model,
-    importance: str,
-    data: Any,
-    labels: Any,
-    loss: Any,
-    verbose: bool,
-) -> np.ndarray:
+def _ranks(channels: Channels, wide: keras.Model, model: keras.Model, ranked: Ranked, verbose: bool) -> np.ndarray:
+    importance, data, labels = ranked.importance, ranked.data, ranked.labels
     if importance == "l1":
         return by_l1(channels)
     if importance == "bn-scale":
@@ -296,7 +354,7 @@ def _scores(
         return scores
     if importance != "taylor":
         raise ValueError(f"importance: expected one of {', '.join(NAMES)}. Received: {importance!r}.")
-    computed = loss_of(model, loss)
+    computed = loss_of(model, ranked.loss)
     count = labelled_count(wide, data, labels)
     return by_taylor(channels, wide, lambda: labelled_batches(wide, data, labels), computed, verbose, count)
 

@@ -6,7 +6,9 @@ or by the energy that is kept; `ranks` chooses among them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from numbers import Integral
 from typing import Any
 
@@ -21,6 +23,7 @@ from kquant.graph.copies import again, copy_state, settle
 from kquant.graph.given_model import check_keras
 from kquant.graph.graph import Graph, Node, named_apart, rewrite
 from kquant.graph.output_names import as_keras
+from kquant.shrink.by_score import Scores, scored
 from kquant.shrink.choose import Unit, budget, check_widths
 from kquant.shrink.factors import as_wide_matrix, can_split, halves, singular_values, split
 from kquant.shrink.importance import norm_behind
@@ -85,29 +88,65 @@ def factorize(
     Source: Jaderberg et al., "Speeding up Convolutional Neural Networks with Low Rank Expansions", arXiv:1405.3866,
     section 2.2; ranks, see `kquant.shrink.ranks`.
     """
+    return split_up(model, Wanted(macs, weight_bytes, ranks, data, evaluate, protect, multiple, verbose))
+
+
+@dataclass(frozen=True, eq=False)
+class Wanted:
+    """Arguments of `factorize`."""
+
+    macs: float | None
+    weight_bytes: float | None
+    ranks: Mapping[str, int] | None
+    data: Any
+    evaluate: Callable[[keras.Model], float] | None
+    protect: str | Collection[str]
+    multiple: int
+    verbose: bool
+
+    def check(self) -> None:
+        """Refuse what can be refused before anything runs."""
+        check_widths(multiple=self.multiple)
+        if self.evaluate is not None:
+            check_score("factorize", self.evaluate)
+        if self.ranks is None:
+            budget(self.macs, self.weight_bytes)
+
+
+# samples to refit on, None without; models, each by its ranks -> number of each, what `evaluate` gave for it
+Elsewhere = Callable[[Any, Sequence[dict[str, int]]], Iterable[tuple[int, Any]]]
+
+
+def split_up(model: keras.Model, wanted: Wanted, elsewhere: Elsewhere | None = None) -> keras.Model:
+    """See `factorize`.
+
+    Args:
+        model: see there.
+        wanted: its other arguments.
+        elsewhere: who judges the models; None: this process.
+    """
     check_keras(model, "factorize")
-    check_widths(multiple=multiple)
-    if evaluate is not None:
-        check_score("factorize", evaluate)
+    wanted.check()
+    ranks, verbose = wanted.ranks, wanted.verbose
     wide = plain(model)
     graph = read(wide)
-    able = _able(graph, ranks or {}, names_of(graph, protect))
+    able = _able(graph, ranks or {}, names_of(graph, wanted.protect))
     if ranks is not None:
-        if macs is not None or weight_bytes is not None:
+        if wanted.macs is not None or wanted.weight_bytes is not None:
             raise ValueError("factorize: either ranks or a budget is to be given. Received both.")
         chosen = _checked(ranks, able, graph)
     else:
-        unit, share = budget(macs, weight_bytes)
+        unit, share = budget(wanted.macs, wanted.weight_bytes)
         whole = getattr(cost(wide), unit)
         limit = round(share * whole) if share <= 1 else int(share)
-        judge = None if evaluate is None else _judge(wide, graph, evaluate, data)
-        ladders = _ladders(graph, able, unit, multiple, judge, verbose)
+        scores = None if wanted.evaluate is None else partial(_scores, _judge(wide, graph, wanted, elsewhere))
+        ladders = _ladders(graph, able, unit, wanted.multiple, scores, verbose)
         # Of the budget what is left for layers that can be split: the others cost what they cost.
         limit += sum(ladder[-1].cost for ladder in ladders.values()) - whole
-        chosen = (choose_ranks if judge is None else cheapest_ranks)(ladders, limit, graph.name)
+        chosen = (choose_ranks if scores is None else cheapest_ranks)(ladders, limit, graph.name)
     low = factorized(graph, chosen)
-    if data is not None:
-        refit(graph, low, _jobs(graph, chosen), data, verbose=verbose)
+    if wanted.data is not None:
+        refit(graph, low, _jobs(graph, chosen), wanted.data, verbose=verbose)
     if verbose:
         tqdm.write(_changes(wide, low, able, chosen))
     warn_lost_steps(model, "factorize")
@@ -185,44 +224,77 @@ def _ladders(
     able: Mapping[str, tuple[Node, ...]],
     unit: Unit,
     multiple: int,
-    judge: Callable[[dict[str, int]], float] | None,
+    scores: Scores[dict[str, int]] | None,
     verbose: bool,
 ) -> dict[str, list[Candidate]]:
     """Candidates of each layer, cheapest first, the whole layer last."""
-    ladders: dict[str, list[Candidate]] = {}
-    uncut = float("inf") if judge is None else judge({})
-    for name, calls in tqdm(able.items(), desc="ranks", unit="layer", disable=not verbose):
-        whole, each, extra = _costs(graph, calls, unit)
+    costs = {name: _costs(graph, calls, unit) for name, calls in able.items()}
+    ranks: dict[str, list[int]] = {}
+    for name, (whole, each, extra) in costs.items():
         # Ranks whose two halves cost a tenth, two tenths, ... of the whole layer.
         steps = {int((whole * step / STEPS - extra) // each) // multiple * multiple for step in range(1, STEPS)}
         # The lowest rank too, so that every budget which can be met is. A rank that costs as much as the layer is no
         # gain.
-        ranks = sorted(r for r in steps | {multiple} if 1 <= r <= full_rank(calls[0].op) and each * r + extra < whole)
-        if judge is None:
-            energy = np.cumsum(singular_values(calls[0].op) ** 2)
-            # |W_r|^2 / |W|^2. A kernel of zeros loses nothing.
-            scores = [float(energy[r - 1] / energy[-1]) if energy[-1] else 1.0 for r in ranks]
-        else:
-            scores = [judge({name: r}) for r in ranks]
-        split_ones = [Candidate(r, each * r + extra, s) for r, s in zip(ranks, scores, strict=True)]
+        most = full_rank(able[name][0].op)
+        ranks[name] = sorted(r for r in steps | {multiple} if 1 <= r <= most and each * r + extra < whole)
+    if scores is None:
+        uncut, values = float("inf"), [s for name, each in ranks.items() for s in _energies(able[name][0].op, each)]
+    else:
+        models = [{}, *({name: rank} for name, each in ranks.items() for rank in each)]
+        uncut, *values = scored(models, scores, unit="rank", verbose=verbose)
+    left, ladders = iter(values), {}
+    for name, (whole, each, extra) in costs.items():
+        split_ones = [Candidate(rank, each * rank + extra, next(left)) for rank in ranks[name]]
         ladders[name] = [*split_ones, Candidate(None, whole, uncut)]
     return ladders
 
 
-def _judge(
-    wide: keras.Model, graph: Graph, evaluate: Callable[[keras.Model], float], data: Any
-) -> Callable[[dict[str, int]], float]:
-    """Ranks -> score of the model that has them, refitted as far as there are data."""
-    few = None if data is None else gather(wide, data, FEW)
+def _energies(op: Any, ranks: Sequence[int]) -> list[float]:
+    """|W_r|^2 / |W|^2 at each rank. A kernel of zeros loses nothing."""
+    energy = np.cumsum(singular_values(op) ** 2)
+    return [float(energy[r - 1] / energy[-1]) if energy[-1] else 1.0 for r in ranks]
 
-    def score(ranks: dict[str, int]) -> float:
-        low = factorized(graph, ranks)
-        if few is not None:
-            refit(graph, low, _jobs(graph, ranks), few, verbose=False)
-        split = ", ".join(f"'{name}' at rank {rank}" for name, rank in ranks.items()) or "every layer whole"
-        return score_given("factorize", f"the model with {split}", evaluate(low))
 
-    return score
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Judges models with some layers split, refitted as far as there are samples.
+
+    Attributes:
+        graph: of the whole model.
+        few: samples; None: nothing is refitted.
+        evaluate: see `factorize`.
+    """
+
+    graph: Graph
+    few: Any
+    evaluate: Callable[[keras.Model], float]
+
+    def judged(self, models: Sequence[dict[str, int]]) -> Iterator[tuple[int, Any]]:
+        """See `Elsewhere`."""
+        for number, ranks in enumerate(models):
+            low = factorized(self.graph, ranks)
+            if self.few is not None:
+                refit(self.graph, low, _jobs(self.graph, ranks), self.few, verbose=False)
+            yield number, self.evaluate(low)
+
+
+Judge = Callable[[Sequence[dict[str, int]]], Iterable[tuple[int, Any]]]
+
+
+def _judge(wide: keras.Model, graph: Graph, wanted: Wanted, elsewhere: Elsewhere | None) -> Judge:
+    """Here or elsewhere."""
+    few = None if wanted.data is None else gather(wide, wanted.data, FEW)
+    if elsewhere is not None:
+        return partial(elsewhere, few)
+    evaluate: Any = wanted.evaluate
+    return Split(graph, few, evaluate).judged
+
+
+def _scores(judge: Judge, models: Sequence[dict[str, int]]) -> Iterator[tuple[int, float]]:
+    """What the judge gave, as numbers."""
+    for number, given in judge(models):
+        split = ", ".join(f"'{name}' at rank {rank}" for name, rank in models[number].items()) or "every layer whole"
+        yield number, score_given("factorize", f"the model with {split}", given)
 
 
 def _costs(graph: Graph, calls: Sequence[Node], unit: Unit) -> tuple[int, int, int]:

@@ -238,3 +238,16 @@ def test_a_scan_measures_the_same(cluster: None, judged: bool, tmp_path: Path) -
     many = kquant.on_ray.scan_sparsity(model(), **given, folder=tmp_path / "kept")
     assert len(many.layers) == 2 and many == alone and (tmp_path / "killed").exists() == judged
     assert kquant.on_ray.scan_sparsity(model(), **given, folder=tmp_path / "kept") == alone
+
+
+@needs_ray
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("verb", ["prune_channels", "factorize"])
+def test_a_smaller_model_is_the_same(cluster: None, verb: str, tmp_path: Path) -> None:
+    FLOAT[:] = [model().predict(X, verbose=0).astype(np.float64)]
+    given: dict[str, Any] = {"macs": 0.7, "data": X, "verbose": False} | ({"minimum": 1} if verb[0] == "p" else {})
+    alone = getattr(kquant, verb)(model(), evaluate=sqnr, **given)
+    many = getattr(kquant.on_ray, verb)(model(), evaluate=Fatal(sqnr, str(tmp_path / "killed")), **given)
+    assert (tmp_path / "killed").exists() and many.count_params() == alone.count_params() < model().count_params()
+    assert all(np.array_equal(a, b) for a, b in zip(many.get_weights(), alone.get_weights(), strict=True))

@@ -206,3 +206,37 @@ def test_a_score_that_is_no_number_ends_the_candidates_and_finished_ones_stay(ra
     with pytest.raises(ValueError, match=r"on_ray.try_recipes: evaluate must .* the rung 'int16x8' it returned nan"):
         kquant.on_ray.try_recipes(net(), X, lambda _: next(scores), ["int8", "int16x8"], folder=tmp_path, verbose=False)
     assert [row["name"] for row in json.loads((tmp_path / "candidates.json").read_text())["done"]["rows"]] == ["int8"]
+
+
+def narrow() -> keras.Model:
+    keras.utils.set_random_seed(1)
+    parts = [keras.layers.Dense(n, activation="relu", name=f"d{n}") for n in (12, 9)]
+    return keras.Sequential([keras.Input((4,), name="x"), *parts, keras.layers.Dense(2, name="head")], name="net")
+
+
+OF_NET = narrow().predict(X, verbose=0)
+
+
+def nearness(model: keras.Model) -> float:
+    return -float(np.mean((model.predict(X, verbose=0) - OF_NET) ** 2))
+
+
+@pytest.mark.parametrize("verb", ["prune_channels", "factorize"])
+def test_what_shrinks_asks_for_a_task_a_model(ray: StandIn, verb: str) -> None:
+    given: dict[str, Any] = {"macs": 0.7, "data": X, "evaluate": nearness, "protect": ["d12"], "verbose": False}
+    judged: list[float] = []
+    alone = getattr(kquant, verb)(narrow(), **{**given, "evaluate": lambda m: judged.append(0) or nearness(m)})
+    many = getattr(kquant.on_ray, verb)(narrow(), **given)
+    assert len(ray.begun) == len(judged) > 3 and not ray.cancelled
+    assert [w.path for w in many.weights] == [w.path for w in alone.weights]
+    assert all(np.array_equal(a, b) for a, b in zip(many.get_weights(), alone.get_weights(), strict=True))
+    assert many.count_params() < narrow().count_params()
+    with pytest.raises(ValueError, match=rf"on_ray.{verb}: evaluate \(Holding\) cannot be sent"):
+        getattr(kquant.on_ray, verb)(narrow(), **{**given, "evaluate": Holding()})
+    said = f"{verb}: evaluate must return a finite number, higher is better. For the model with .* it returned nan"
+    with pytest.raises(ValueError, match=said):
+        getattr(kquant.on_ray, verb)(narrow(), **{**given, "evaluate": nothing})
+
+
+def nothing(_: keras.Model) -> float:
+    return float("nan")

@@ -403,7 +403,8 @@ def test_widths_by_score_are_near_the_best_of_all(unit, multiple):
             best = max(best, score(kept))
     importances = by_l1(channels)
     arguments = {"minimum": 2, "multiple": multiple}
-    kept = choose_by_score(channels, importances, limit, unit, score, verbose=False, **arguments)
+    scores = lambda models: enumerate(map(score, models))  # noqa: E731
+    kept = choose_by_score(channels, importances, limit, unit, scores, verbose=False, **arguments)
     small = smaller(channels, kept)
     assert getattr(kquant.cost(small), unit) <= limit
     assert score(kept) >= 1.1 * best > 1.1 * score(choose(channels, importances, limit, unit, **arguments))
