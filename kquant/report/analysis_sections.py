@@ -28,7 +28,7 @@ def _card(a: Analysis) -> Iterable[tuple[str, str]]:
         yield f"{a.metric}, simulated", measured(a, a.value)
         yield "SQNR of the outputs", f"{figure(a.sqnr_db)} dB"
     yield "MACs", f"{a.macs:,}"
-    yield "samples", f"{a.samples:,}"
+    yield "samples analyzed", f"{a.samples:,}"
 
 
 def measured(a: Analysis, value: float) -> str:

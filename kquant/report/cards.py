@@ -41,6 +41,8 @@ def card_table(c: ModelCard) -> Table:
 def _figures(c: ModelCard) -> Iterable[tuple[str, str]]:
     for name, value in c.accuracies.items():
         yield f"accuracy, {name}", share_of(value, c.samples)
+    if c.accuracies:
+        yield "samples of the accuracy", f"{c.samples:,}"
     yield "file", f"{c.flash_bytes:,} bytes"
     yield "weights", f"{c.weight_bytes:,} bytes"
     if c.arena_bytes is not None:

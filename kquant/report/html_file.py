@@ -116,7 +116,7 @@ def sheet_of(result: Any) -> Sheet:
     # an export and its file both have ports
     shown = [s for i, s in enumerate(every) if s.title not in {earlier.title for earlier in every[:i]}]
     figures: dict[str, str] = {}
-    for one in sorted(results, key=lambda one: not isinstance(one, ModelCard)):  # its samples are those held out
+    for one in sorted(results, key=lambda one: not isinstance(one, ModelCard)):  # it has the file's own figures
         for what, much in card(one):
             figures.setdefault(what, much)
     # a page of an export is about the file: what an analysis finds beside is what could be better

@@ -361,3 +361,13 @@ def test_scales_put_round_numbers_where_they_are() -> None:
     assert [label.text for label in powers.labels(4)] == ["1", "10", "100", "1,000"]
     assert powers.at(0.0) == 0.0 and powers.at(5000.0) == 1.0
     assert Scale(3.0, 3.0).at(3.0) == 0.5
+
+
+def test_each_number_of_samples_says_of_what_it_is(made: dict[str, Any]) -> None:
+    """An analysis reads some of the samples, an accuracy is of others."""
+    analysis = replace(made["Analysis"], samples=256)
+    card = dict(sheet_of([made["ModelCard"], analysis]).card)
+    assert {what: much for what, much in card.items() if "samples" in what} == {
+        "samples of the accuracy": "64",
+        "samples analyzed": "256",
+    }
