@@ -41,6 +41,7 @@ from .masking.stripping import strip as strip
 from .masking.zeros import Sparsity as Sparsity
 from .masking.zeros import sparsity as sparsity
 from .ops import register_rule as register_rule
+from .ops.causal_mel import CausalMelSpectrogram as CausalMelSpectrogram
 from .ops.micro_frontend import MicroFrontend as MicroFrontend
 from .placing.checking import check as check
 from .prepare.folding import fold as fold

@@ -120,14 +120,14 @@ class Bands(keras.layers.Layer):
         return {**super().get_config(), **self.how}
 
 
-def _waves(op: Any, window: np.ndarray, first: int, bins: int) -> np.ndarray:
+def waves_under(window: np.ndarray, fft_length: int, bins: np.ndarray) -> np.ndarray:
     """Kernel float32[taps, 1, 2 bins]: cosines, then negative sines, of these bins under the window."""
-    turns = np.outer(np.arange(window.size), np.arange(first, first + bins)) * (2.0 * np.pi / op.fft_length)
+    turns = np.outer(np.arange(window.size), bins) * (2.0 * np.pi / fft_length)
     waves = np.concatenate([np.cos(turns), -np.sin(turns)], axis=1)
     return (waves * window[:, None])[:, None].astype(np.float32)
 
 
-def _window(op: Any) -> np.ndarray:
+def window_of(op: Any) -> np.ndarray:
     """float64[fft_length], as Keras' `ops.stft` lays it."""
     if op.window is None:
         return np.ones(op.fft_length)
@@ -153,13 +153,17 @@ def transform(kernel: np.ndarray, strides: int, padding: str, name: str, trainab
     return layer
 
 
-def _refuse_mel(op: Any, x: Any) -> None:
-    where = f"{op.name} (MelSpectrogram): "
+def refuse_waveform(where: str, x: Any) -> None:
+    """Clips of no fixed length."""
     if len(x.shape) != 2 or x.shape[1] is None:
         raise ValueError(
             f"{where}expected a waveform [samples, length] of a fixed length. Received: {tuple(x.shape)}. Give the "
             "model's input its length, keras.Input((16000,)), and reshape [length, 1] before it."
         )
+
+
+def _refuse_mel(op: Any, where: str, x: Any) -> None:
+    refuse_waveform(where, x)
     if op.mag_exp != 2.0:
         raise ValueError(
             f"{where}mag_exp={op.mag_exp}; the integers sum powers. Set mag_exp=2 (in dB the magnitudes of single bins "
@@ -170,34 +174,49 @@ def _refuse_mel(op: Any, x: Any) -> None:
             f"{where}{x.shape[1]} samples are fewer than the {op.fft_length // 2 + 1} that its mirrored ends take. "
             f"Take longer clips, or fft_length={2 * (x.shape[1] - 1)} at most."
         )
+    if op.power_to_db and op.top_db <= 0:
+        raise ValueError(f"{where}top_db={op.top_db} leaves one value. Set it above 0 (Keras' default is 80).")
+
+
+def taken_bins(op: Any, where: str) -> np.ndarray:
+    """The bins that the bands of a layer take; bands that cannot be are refused."""
     if not 0 <= op.min_freq < op.max_freq <= op.sampling_rate / 2:
         raise ValueError(
             f"{where}bands from {op.min_freq} to {op.max_freq} Hz do not lie between 0 and half the sampling rate of "
             f"{op.sampling_rate} Hz. Set min_freq and max_freq, or sampling_rate."
         )
-    if op.power_to_db and op.top_db <= 0:
-        raise ValueError(f"{where}top_db={op.top_db} leaves one value. Set it above 0 (Keras' default is 80).")
-    empty = np.flatnonzero(mel_matrix(**_mel(op)).max(axis=0) == 0.0)
+    empty = np.flatnonzero(mel_matrix(**mel_of(op)).max(axis=0) == 0.0)
     if empty.size:
         raise ValueError(
             f"{where}{empty.size} of its {op.num_mel_bins} bands (the first is {empty[0]}) hold no bin of "
             f"{op.fft_length} samples at {op.sampling_rate} Hz, and would be silent. Take fewer num_mel_bins, a longer "
             "fft_length or a higher min_freq."
         )
+    first, matrix = bins_in_bands(**mel_of(op))
+    return np.arange(first, first + matrix.shape[0])
 
 
-def _mel(op: Any) -> dict[str, Any]:
+def mel_of(op: Any) -> dict[str, Any]:
+    """The arguments of `bins_in_bands`, of a layer."""
     return {key: float(v) if "freq" in key or "rate" in key else int(v) for key in MEL for v in (getattr(op, key),)}
 
 
+def decibels(op: Any) -> dict[str, Any]:
+    """What a layer tells of a power, as `Bands` takes it."""
+    if not op.power_to_db:
+        return {"function": "power"}
+    floor, zero = float(op.min_power), max(abs(float(op.ref_power)), float(op.min_power))
+    top = None if np.isinf(op.top_db) else float(op.top_db)
+    return {"function": "db", "floor": floor, "reference": 10.0 * np.log10(zero), "top": top}
+
+
 def _mel_spectrogram(op: Any, make: Make, x: Any, *_: Any, **__: Any) -> Any:
-    _refuse_mel(op, x)
-    name, length = op.name, x.shape[1]
-    window = _window(op)
+    name, length, where = op.name, x.shape[1], f"{op.name} (MelSpectrogram): "
+    _refuse_mel(op, where, x)
+    window = window_of(op)
     taken = np.flatnonzero(window)
     kernel_ends = slice(int(taken[0]), int(taken[-1]) + 1)
-    first, matrix = bins_in_bands(**_mel(op))
-    waves = _waves(op, window, first, matrix.shape[0])[kernel_ends]
+    waves = waves_under(window, op.fft_length, taken_bins(op, where))[kernel_ends]
     # Keras mirrors half a transform at either end; samples there that the window leaves out are not read.
     half, stride = op.fft_length // 2, op.sequence_stride
     frames = (length + 2 * half - op.fft_length) // stride + 1
@@ -211,11 +230,7 @@ def _mel_spectrogram(op: Any, make: Make, x: Any, *_: Any, **__: Any) -> Any:
     y = make("waves", lambda: transform(waves, stride, "valid", f"{name}_waves"))(y)
     if y.shape[1] != frames:
         y = make("frames", lambda: layers.Cropping1D((0, y.shape[1] - frames), name=f"{name}_frames", dtype=FULL))(y)
-    db: dict[str, Any] = {"function": "power"}
-    if op.power_to_db:
-        floor, zero = float(op.min_power), max(abs(float(op.ref_power)), float(op.min_power))
-        db = {"function": "db", "floor": floor, "reference": 10.0 * np.log10(zero), "top": float(op.top_db)}
-    y = make("bands", lambda: Bands(mel=_mel(op), **db, name=name, dtype=FULL))(y)
+    y = make("bands", lambda: Bands(mel=mel_of(op), **decibels(op), name=name, dtype=FULL))(y)
     return make("turned", lambda: layers.Permute((2, 1), name=f"{name}_turned"))(y)
 
 

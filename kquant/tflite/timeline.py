@@ -19,7 +19,7 @@ from kquant.tflite.stream_loops import frames_of, goes_on, going_on, parts_of, r
 
 REAL_STEPS = re.compile(r"/real_other$")  # `ops.real_steps`: which steps of a clip are no padding
 KEPT = re.compile(r"_kept$")  # `ops.real_steps`, behind the name of the layer that makes or reads a mask
-HELPERS = re.compile(r"/(first/end|2d|unclipped|int8|part\d+|reshape_[0-9x]+)$")
+HELPERS = re.compile(r"/(first/end|before|after|2d|unclipped|int8|part\d+|reshape_[0-9x]+)$")
 
 
 @dataclass(frozen=True)
@@ -147,10 +147,9 @@ class Timeline:
     def __init__(self, program: Program) -> None:
         self.times: dict[int, Time | Static] = {}
         refuse_padding(program)
-        # of sound a frame is one sample, without features
-        least = 2 if any(frames_of(op) is not None for op in program.operators) else 3
-        lengths = {ref.shape[1] if len(ref.shape) >= least else 0 for ref in program.inputs}
-        if len(lengths) != 1 or lengths == {0}:
+        timed = [len(ref.shape) > 2 or _is_sound(program, ref) for ref in program.inputs]
+        lengths = {int(np.prod(ref.shape[1:2])) for ref in program.inputs}
+        if len(lengths) != 1 or not all(timed):
             shapes = ", ".join(f"{ref.name} {list(ref.shape)}" for ref in program.inputs)
             raise ValueError(
                 "export: streaming needs inputs of one length [batch, time, features...], time first. Received: "
@@ -253,6 +252,21 @@ class Timeline:
 
 
 Handler = Callable[[Operator, dict[int, Time]], Step]
+
+
+def _is_sound(program: Program, ref: Ref) -> bool:
+    """Of sound a frame is one sample, without features: it is cut into frames, or each sample gets an axis."""
+
+    def heard(op: Operator) -> bool:
+        if frames_of(op) is not None:
+            return True
+        out = op.outputs[0]
+        if op.code == "RESHAPE":
+            return sorted(out.shape)[-2:] == [1, ref.shape[1]]
+        return facts(op.code).time in ("local", "pad") and _is_sound(program, out)
+
+    readers = [op for op in program.operators if any(ref is given for given in op.inputs)]
+    return len(ref.shape) == 2 and bool(readers) and all(map(heard, readers))
 
 
 def _shape(op: Operator, i: int) -> tuple[int, ...]:
@@ -431,10 +445,14 @@ def _strided(op: Operator, moving: dict[int, Time]) -> Step:
     time = moving[0]
     begin, _, step = (None if ref is None else ref.data for ref in op.inputs[1:4])
     whole = _shape(op, 0)[time.axis] == op.outputs[0].shape[time.axis]
-    if begin is None or step is None or begin[time.axis] or step[time.axis] != 1 or not whole:
+    if step is not None and step[time.axis] < 0:
         raise refuse(
-            op, "it strides or turns time. Use the strides of a convolution, and recurrent layers that go forwards."
+            op,
+            "it turns time round, as layers that go backwards do, and what mirrors the ends of its clip. Use "
+            "kquant.CausalMelSpectrogram in place of MelSpectrogram, and recurrent layers that go forwards.",
         )
+    if begin is None or step is None or begin[time.axis] or step[time.axis] != 1 or not whole:
+        raise refuse(op, "it strides through time. Use the strides of a convolution.")
     return _local(op, moving)
 
 

@@ -301,7 +301,7 @@ REFUSED = {
         network_of(layers.Lambda(lambda x: x + np.arange(96, dtype="float32").reshape(1, 16, 6), name="where")),
         "differs from frame to frame",
     ),
-    "every-other": (network_of(layers.Lambda(lambda x: x[:, ::2], name="skip")), "strides or turns time"),
+    "every-other": (network_of(layers.Lambda(lambda x: x[:, ::2], name="skip")), "strides through time"),
     "same": (network_of(layers.Conv1D(4, 3, padding="same", name="conv")), r"conv .*looks 1 frames ahead.*causal"),
     "behind": (
         network_of(layers.ZeroPadding1D((2, 1), name="pad"), layers.Conv1D(4, 3, name="conv")),

@@ -259,3 +259,82 @@ def test_eight_bits_of_sound_are_told(edges: Any, tmp_path: Path) -> None:
     q = ready(speaker(), "litert")
     with pytest.warns(UserWarning, match=rf"export: io='{edges}' gives the sound at 'sound' 8 bits, 48 dB"):
         kquant.export(q, tmp_path / "m.tflite", io=edges, check_runtimes=False)
+
+
+def listener(**changes: object) -> keras.Model:
+    """Words for each frame, and for the clip so far."""
+    inputs = keras.Input((LENGTH,), name="sound")
+    mel = kquant.CausalMelSpectrogram(**{**MEL, **changes}, name="mel")(inputs)
+    x = layers.Conv1D(4, 3, padding="causal", activation="relu", name="conv")(mel)
+    words = layers.Dense(4, name="words")(x)
+    return keras.Model(inputs, [words, layers.Dense(3, name="clip")(layers.GlobalAveragePooling1D(name="mean")(x))])
+
+
+@pytest.mark.parametrize("changes", [{}, {"sequence_length": 200, "fft_length": 300}, {"window": "hamming"}])
+def test_frames_of_a_causal_one_are_those_of_keras_behind_silence(changes) -> None:
+    settings = {**MEL, **changes}
+    length, fft, stride = settings.get("sequence_length", settings["fft_length"]), settings["fft_length"], 128
+    x = sounds(16)
+    # Keras lays the middle of frame j at sample 128 j; here frame i ends with sample 128 (i + 1)
+    late = 2 * stride + (length + 1) // 2 - stride
+    quiet = np.pad(x, [(0, 0), (late, fft)])
+    wanted = layers.MelSpectrogram(**settings, top_db=1e9)(quiet).numpy().transpose(0, 2, 1)
+    made = kquant.CausalMelSpectrogram(**settings)(x).numpy()
+    assert made.shape == (16, LENGTH // stride, 20)
+    np.testing.assert_allclose(made, wanted[:, 2 : 2 + made.shape[1]], atol=1e-3)
+
+
+@pytest.mark.parametrize("target", ["litert", "tflm"])
+@pytest.mark.parametrize(("changes", "frames"), [({"sequence_length": 200}, 1), ({"sequence_stride": 300}, 3)])
+def test_a_causal_one_streams_code_for_code(target: str, changes, frames: int, tmp_path: Path) -> None:
+    q = kquant.calibrate(kquant.quantize(listener(**changes), target=target), sounds(), verbose=False)
+    report = kquant.export(q, tmp_path / "m.tflite", streaming=frames, data=sounds(8))
+    words = report.streaming.outputs[0]
+    assert report.streaming.hop == frames * changes.get("sequence_stride", 128)
+    assert (words.delay, words.clean, words.warm_up) == (0, 0, 0)
+    x = sounds(6, seed=1)
+    wanted = q.predict(x, verbose=0)[0]
+    stream = kquant.stream(tmp_path / "m.tflite", "tflm" if target == "tflm" else "litert-reference")
+    for clip, codes in zip(x, wanted, strict=True):
+        made = stream.run(clip)[0]
+        np.testing.assert_array_equal(made, codes[: len(made)])
+
+
+def test_a_causal_one_is_saved_and_stripped(tmp_path: Path) -> None:
+    model = listener(min_power=1e-8, ref_power=2.0)
+    q = kquant.calibrate(kquant.quantize(model), sounds(), verbose=False)
+    q.save(tmp_path / "q.keras")
+    model.save(tmp_path / "m.keras")
+    x = sounds(8)
+    for a, b in zip(
+        q.predict(x, verbose=0), keras.saving.load_model(tmp_path / "q.keras").predict(x, verbose=0), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+    again, plain = keras.saving.load_model(tmp_path / "m.keras"), kquant.strip(q)
+    assert "top_db" not in again.get_layer("mel").get_config()
+    for a, b, c in zip(model(x), again(x), plain(x), strict=True):
+        np.testing.assert_array_equal(a, b)
+        np.testing.assert_allclose(a, c, rtol=1e-3, atol=2e-2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"num_mel_bins": 120}, r"\d+ of its 120 bands .*fewer num_mel_bins"),
+        ({"max_freq": 5000.0}, "5000.0 Hz do not lie between.*8000"),
+        ({"fft_length": 4096, "sequence_stride": 2048}, "2000 samples hold no frame of 4096.*Take longer clips, or"),
+    ],
+)
+def test_causal_ones_are_refused_by_name(changes, said: str) -> None:
+    with pytest.raises(ValueError, match=rf"mel \(CausalMelSpectrogram\): .*{said}"):
+        kquant.quantize(listener(**changes))
+
+
+def test_the_causal_one_is_the_way_out_of_mirrored_ends(tmp_path: Path) -> None:
+    inputs = keras.Input((LENGTH,), name="sound")
+    mel = layers.MelSpectrogram(**MEL, name="mel")(inputs)
+    q = kquant.calibrate(kquant.quantize(keras.Model(inputs, mel)), sounds(), verbose=False)
+    with pytest.raises(
+        ValueError, match=r"export: mel_ends \(STRIDED_SLICE.*mirrors the ends.*kquant.CausalMelSpectrogram"
+    ):
+        kquant.export(q, tmp_path / "m.tflite", streaming=True)

@@ -1,0 +1,143 @@
+"""`CausalMelSpectrogram`: Keras' MelSpectrogram for sound that goes on, frame by frame.
+
+    waveform, silence before it -> CONV_2D with windowed waves -> `Bands`, as in `spectrum`
+
+Keras mirrors both ends of a clip and counts `top_db` from its loudest value, and both ask for the whole clip.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from kquant.ops.rule import Make, Rule, example
+from kquant.ops.spectrum import (
+    FULL,
+    Bands,
+    decibels,
+    mel_of,
+    refuse_waveform,
+    taken_bins,
+    transform,
+    waves_under,
+    window_of,
+)
+
+layers = keras.layers
+
+
+@keras.saving.register_keras_serializable(package="kquant")
+class CausalMelSpectrogram(layers.MelSpectrogram):
+    """`keras.layers.MelSpectrogram` of the samples that have come: what a stream of sound can compute.
+
+    Three things differ from Keras' layer. In front of a clip stand `sequence_length - sequence_stride` samples of
+    silence, so that a frame ends with each stride, and nothing is mirrored; no `top_db` counts from the loudest value
+    of the clip (`min_power` is the floor); and time comes first, as convolutions over it ask for. So each frame is that
+    of a stream (`kquant.export(streaming=True)`), on every target.
+
+    Args:
+        fft_length: of the transform, in samples.
+        sequence_stride: from one frame to the next, in samples: what a call of a stream takes.
+        sequence_length: of a frame; by default `fft_length`.
+        window: "hann", "hamming", None, or `sequence_length` numbers.
+        sampling_rate: of the sound, Hz.
+        num_mel_bins: bands.
+        min_freq: where the first begins, Hz.
+        max_freq: where the last ends, Hz; by default half the sampling rate.
+        power_to_db: decibels, `10 log10(max(power, min_power) / ref_power)`, not powers.
+        min_power: the least power that is told.
+        ref_power: the power of 0 dB.
+
+    Input: float32[clips, samples]. Output: float32[clips, frames, num_mel_bins] with
+    `frames = samples // sequence_stride`, where a frame is no shorter than a stride.
+
+    Example:
+        >>> mel = kquant.CausalMelSpectrogram(256, 160, sampling_rate=8000, num_mel_bins=40)
+        >>> mel(np.zeros((1, 8000), "float32")).shape
+        TensorShape([1, 50, 40])
+    """
+
+    def __init__(
+        self,
+        fft_length: int = 2048,
+        sequence_stride: int = 512,
+        sequence_length: int | None = None,
+        window: Any = "hann",
+        sampling_rate: int = 16000,
+        num_mel_bins: int = 128,
+        min_freq: float = 20.0,
+        max_freq: float | None = None,
+        power_to_db: bool = True,
+        min_power: float = 1e-10,
+        ref_power: float = 1.0,
+        **kwargs: Any,
+    ) -> None:
+        shape = (fft_length, sequence_stride, sequence_length, window, sampling_rate, num_mel_bins, min_freq, max_freq)
+        told = {"power_to_db": power_to_db, "min_power": min_power, "ref_power": ref_power}
+        super().__init__(*shape, **told, top_db=float("inf"), **kwargs)
+
+    @property
+    def before(self) -> int:
+        """Samples of silence in front of a clip."""
+        return max(int(self.sequence_length) - int(self.sequence_stride), 0)
+
+    def call(self, inputs: Any) -> Any:
+        """As the class says."""
+        backend: Any = self.backend  # of a tf.data pipeline, or Keras' own
+        return backend.numpy.swapaxes(super().call(inputs), -1, -2)
+
+    def _spectrogram(self, inputs: Any) -> Any:
+        """Powers of frames of samples alone: a transform's frame is longer than its window at both ends."""
+        backend: Any = self.backend
+        left = (self.fft_length - self.sequence_length) // 2
+        room = (self.before + left, self.fft_length - self.sequence_length - left)
+        held = backend.numpy.pad(inputs, [(0, 0)] * (len(inputs.shape) - 1) + [room])
+        frames = {key: getattr(self, key) for key in ("sequence_length", "sequence_stride", "fft_length", "window")}
+        real, imaginary = backend.math.stft(held, **frames, center=False)
+        return backend.numpy.square(real) + backend.numpy.square(imaginary)
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        """A row for each frame."""
+        *clips, samples = input_shape
+        if samples is not None:
+            samples = (samples + self.before - self.sequence_length) // self.sequence_stride + 1
+        return (*clips, samples, self.num_mel_bins)
+
+    def get_config(self) -> dict[str, Any]:
+        """All arguments."""
+        told = super().get_config()
+        return {key: value for key, value in told.items() if key not in ("top_db", "mag_exp")}
+
+
+def _causal(op: CausalMelSpectrogram, make: Make, x: Any, *_: Any, **__: Any) -> Any:
+    where, name = f"{op.name} (CausalMelSpectrogram): ", op.name
+    refuse_waveform(where, x)
+    if x.shape[1] + op.before < op.sequence_length:
+        raise ValueError(
+            f"{where}clips of {x.shape[1]} samples hold no frame of {op.sequence_length}. Take longer clips, or "
+            f"sequence_length={x.shape[1]} at most."
+        )
+    left = (op.fft_length - op.sequence_length) // 2
+    window = window_of(op)[left : left + op.sequence_length]
+    waves = waves_under(window, op.fft_length, taken_bins(op, where))
+    y = make("steps", lambda: layers.Reshape((x.shape[1], 1), name=f"{name}_steps", dtype=FULL))(x)
+    if op.before:
+        silence: Any = (op.before, 0)
+        y = make("silence", lambda: layers.ZeroPadding1D(silence, name=f"{name}_silence", dtype=FULL))(y)
+    y = make("waves", lambda: transform(waves, op.sequence_stride, "valid", f"{name}_waves"))(y)
+    return make("bands", lambda: Bands(mel=mel_of(op), **decibels(op), name=name, dtype=FULL))(y)
+
+
+def _speech(**changes: Any) -> Any:
+    settings = {"fft_length": 64, "sequence_stride": 32, "sampling_rate": 8000, "num_mel_bins": 6, "min_freq": 100.0}
+    return example(lambda: CausalMelSpectrogram(**{**settings, **changes}), shape=(256,))
+
+
+RULES = (
+    Rule(
+        layers=(CausalMelSpectrogram,),
+        expand=_causal,
+        examples=(_speech(), _speech(sequence_length=48, sequence_stride=64, window="hamming", power_to_db=False)),
+    ),
+)
