@@ -21,6 +21,7 @@ from kquant.core.messages import first_of, warn
 from kquant.core.progress import tqdm
 from kquant.core.renamed import renamed
 from kquant.correct.channels import numbering, total
+from kquant.correct.left_out import warn_left_out
 from kquant.correct.moments import Moments, closed_moments
 from kquant.correct.sweep import Sweep
 from kquant.graph.given_model import check_keras
@@ -98,6 +99,7 @@ def correct_bias(
         raise ValueError(f"correct_bias: method must be 'auto', 'analytic' or 'empirical'. Received: {method!r}.")
     if method == "empirical" and data is None:
         raise ValueError("correct_bias: method 'empirical' measures on data. Pass samples, or method='analytic'.")
+    warn_left_out("correct_bias", read(qmodel), "keep their biases")
     if method == "analytic" or data is None:
         taken = analytic_errors(qmodel)
         known = [place for place in every_place(read(qmodel)) if place.layer.takes("shift")]

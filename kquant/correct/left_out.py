@@ -1,4 +1,4 @@
-"""Layers that a correction of codes has nothing to choose in, as their weights lie on another grid: said by name."""
+"""Layers that a correction has nothing to do in, as their weights lie on another grid: said by name."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def warn_left_out(step: str, graph: Graph, stay: str, *, blocks: bool = False) -
     other = {name: spec.kind for name, spec in grids.items() if not (spec.has_codes or spec.in_blocks)}
     if other:
         warn(
-            f"{step}: {first_of(sorted(other))} stay as they are: there are no codes to choose on grids of kind "
-            f"{', '.join(sorted(set(other.values())))}. Take kind = 'uniform'."
+            f"{step}: {first_of(sorted(other))} stay as they are: it works on codes, and there are none on grids of "
+            f"kind {', '.join(sorted(set(other.values())))}. Take kind = 'uniform'."
         )
     if not every and not grids:
         warn(
-            f"{step}: no layer of '{graph.name}' has weights that are codes, so nothing was chosen: the recipe leaves "
+            f"{step}: no layer of '{graph.name}' has weights that are codes, so nothing was done: the recipe leaves "
             "them float. Leave the step out, or quantize with a recipe whose weights are integers "
             "(int8, int4-weights)."
         )

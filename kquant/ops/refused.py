@@ -37,6 +37,9 @@ LAYERS: dict[str, str] = {
 }
 
 SORT = "no int8 kernel sorts; end the model before it and do it in the application"
+RANK = (
+    SORT + ". Boxes of a detector, from its raw outputs, are what kquant.Detection describes and kquant.detect chooses"
+)
 RUNNING = "no int8 kernel adds along an axis step by step; write it as a Dense layer with a triangular kernel"
 CONDITION = "no int8 kernel asks for a condition of many values; write ops.max{} over the axes of one sample"
 LOOP = "the data say how often it runs, and a file has one sequence of operators; write a fixed number of steps"
@@ -44,7 +47,7 @@ EACH = "it calls a function for each row; write the function on all rows at once
 OPERATIONS: dict[str, str] = {
     "All": CONDITION.format("(ops.cast(c, 'float32')) with min for max"),
     "Any": CONDITION.format("(ops.cast(c, 'float32'))"),
-    "Argsort": SORT,
+    "Argsort": RANK,
     "AssociativeScan": EACH,
     "Cond": "it chooses by a value what to compute; compute both and choose with ops.where(condition, a, b)",
     "Diagonal": "no int8 kernel picks a diagonal; multiply with ops.eye(n) and sum over an axis of one sample",
@@ -66,9 +69,9 @@ OPERATIONS: dict[str, str] = {
     "Median": SORT,
     "Prod": "a product along an axis leaves every int8 range; add logarithms instead, or multiply parts one by one",
     "Quantile": SORT,
-    "Sort": SORT,
+    "Sort": RANK,
     "Sparsemax": "it sorts, and no int8 kernel does; use softmax",
-    "TopK": SORT,
+    "TopK": RANK,
 }
 
 

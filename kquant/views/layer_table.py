@@ -153,6 +153,8 @@ def _weights(holder: Holder, encoded: bool) -> str:
     acting = list(dict.fromkeys(type(t).__name__.lower() for kernel in kernels for t in kernel.transforms))
     if spec is None:
         lines = [("as its output" if encoded else "float32") if holder.storage == "integer" else holder.storage]
+    elif spec.block:
+        lines = [f"{f'int{spec.bits}' if spec.in_blocks else spec.kind}, blocks of {spec.block}"]
     elif not spec.has_codes:
         lines = [f"{spec.kind}, {spec.bits} bits"]
     else:

@@ -19,6 +19,7 @@ VERBS: dict[str, dict[str, Any]] = {
     "sequential_mse": {},
     "gptq": {},
     "shorten_codes": {},
+    "correct_bias": {},
 }
 
 
@@ -49,6 +50,11 @@ def test_layers_in_blocks_are_named_with_the_correction_that_takes_them(verb: st
     mixed = {"name": "m", "rules": [{"layer": "head", "weights": {"bits": 4, "block": 32}}]}
     told = said(verb, mixed)
     assert len(told) == 1 and told[0].startswith(f"{verb}: head ")
+
+
+def test_biases_without_data_name_the_layers_too() -> None:
+    with pytest.warns(UserWarning, match="correct_bias: head, wide keep their biases: .*kquant.gptq"):
+        kquant.correct_bias(quantized(BLOCKS), verbose=False)
 
 
 @pytest.mark.parametrize("verb", VERBS)

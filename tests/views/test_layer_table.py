@@ -130,3 +130,18 @@ def test_numbers_add_up(models: dict[str, keras.Model]) -> None:
     for q in models.values():
         text = printed(q)
         assert f"Total params: {q.count_params():,} ({sum(row.params for row in rows(q)):,} of layers, " in text
+
+
+@pytest.mark.filterwarnings("ignore:quantize. .*simulated")
+@pytest.mark.parametrize(
+    ("grid", "told"),
+    [
+        ({"bits": 4, "block": 8}, "int4, blocks of 8"),
+        ({"kind": "e2m1", "bits": 4, "block": 8}, "e2m1, blocks of 8"),
+        ({"kind": "e4m3", "bits": 8}, "e4m3, 8 bits"),
+    ],
+)
+def test_blocks_and_floats_are_told_as_what_they_are(grid: dict[str, Any], told: str) -> None:
+    model = keras.Sequential([keras.Input((16,)), layers.Dense(4, name="head")])
+    q = kquant.quantize(model, {"name": "other", "weights": grid})
+    assert next(row.weights for row in rows(q) if row.name == "head") == told
