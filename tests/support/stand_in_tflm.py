@@ -69,6 +69,11 @@ inline void InitializeTarget() {}
 }  // namespace tflite
 """
 
+CORTEX_M = """
+#pragma once
+inline void RegisterDebugLogCallback(void (*)(const char*)) {}
+"""
+
 ARDUINO = """
 #pragma once
 struct Port {
@@ -89,5 +94,7 @@ def stands_for_tflm(folder: Path) -> Path:
     (schema / "schema_generated.h").write_text(TFLM)
     for name in (*(f"micro_{one}" for one in MICRO), "system_setup"):
         (micro / f"{name}.h").write_text('#include "../schema/schema_generated.h"\n')
+    (micro / "cortex_m_generic").mkdir()
+    (micro / "cortex_m_generic" / "debug_log_callback.h").write_text(CORTEX_M)
     (folder / "TensorFlowLite.h").write_text(ARDUINO)
     return folder
