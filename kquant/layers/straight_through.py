@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from kquant.arithmetic.low_float import nearest, scale_for
@@ -11,6 +12,17 @@ from kquant.core.one_node import one_node
 from kquant.core.spec import QuantSpec
 from kquant.graph.tensorflow_private import is_traced_for_xla
 from kquant.layers.range_numbers import Numbers
+
+# What a rectifier passes the gradient of: values above 0, in floats that no thread rounds to 0, and below its maximum.
+ABOVE_ZERO = np.finfo(np.float32).tiny
+BELOW_MAXIMUM = {"Relu": None, "Relu6": np.nextafter(np.float32(6.0), np.float32(0.0))}
+
+
+class Rectified(NamedTuple):
+    """What a rectifier was given, and the largest of its values that has a gradient; None: there is none."""
+
+    given: tf.Tensor
+    largest: np.float32 | None
 
 
 @tf.custom_gradient
@@ -29,7 +41,8 @@ def steps_through(y: tf.Tensor, steps: tf.Tensor, scale: tf.Tensor, low: tf.Tens
 def rounded_through(y: tf.Tensor, numbers: Numbers, spec: QuantSpec) -> tf.Tensor:
     """Values on the grid; the gradient passes where nothing is clipped, and none reaches the grid.
 
-    By TensorFlow's fused kernel, or as floats of few bits whose largest is the larger end.
+    By TensorFlow's fused kernel, or as floats of few bits whose largest is the larger end. In a graph the gradient of
+    what a rectifier made goes past it, to what that was given: both masks are one pass.
     """
     low, high = tf.stop_gradient(numbers.low), tf.stop_gradient(numbers.high)
     if spec.floating is not None:
@@ -39,17 +52,31 @@ def rounded_through(y: tf.Tensor, numbers: Numbers, spec: QuantSpec) -> tf.Tenso
         return inside + tf.stop_gradient(nearest(inside / scale, spec.floating) * scale - inside)
     bits: dict[str, Any] = {"num_bits": spec.bits, "narrow_range": spec.narrow}
 
+    behind = None if is_traced_for_xla() else _rectified(y)
+
     @tf.custom_gradient
-    def rounded(y: tf.Tensor) -> Any:
+    def rounded(_: tf.Tensor) -> Any:
         # The ends are those of the grid, with 0 among its codes, so that the kernel has no zero point left to nudge.
         values = tf.quantization.fake_quant_with_min_max_vars(y, low, high, **bits)
-        return values, lambda upstream: _where_inside(upstream, y, numbers, spec)
+        return values, lambda upstream: _where_inside(upstream, y, numbers, spec, behind)
 
-    return rounded(y)
+    return rounded(y if behind is None else behind.given)
 
 
-def _where_inside(upstream: tf.Tensor, y: tf.Tensor, numbers: Numbers, spec: QuantSpec) -> tf.Tensor:
-    """The gradient of TensorFlow's fused kernel for its values, to the bit."""
+def _rectified(y: tf.Tensor) -> Rectified | None:
+    """What `y` is behind, where a graph tells that it is the output of a rectifier, or that in float32."""
+    if not tf.is_symbolic_tensor(y):
+        return None
+    made = y.op.inputs[0].op if y.op.type == "Cast" else y.op
+    if made.type not in BELOW_MAXIMUM or made.outputs[0].dtype.size > y.dtype.size:  # float64 has values between
+        return None
+    return Rectified(made.inputs[0], BELOW_MAXIMUM[made.type])
+
+
+def _where_inside(
+    upstream: tf.Tensor, y: tf.Tensor, numbers: Numbers, spec: QuantSpec, behind: Rectified | None
+) -> tf.Tensor:
+    """The gradient of TensorFlow's fused kernel for its values, to the bit, and that of a rectifier before it."""
     low, high = numbers.low, numbers.high
     if is_traced_for_xla():
         bits: dict[str, Any] = {"num_bits": spec.bits, "narrow_range": spec.narrow}
@@ -57,8 +84,11 @@ def _where_inside(upstream: tf.Tensor, y: tf.Tensor, numbers: Numbers, spec: Qua
     # That kernel goes over the tensor twice more, to sum for ends that do not learn here. The mask alone is in a kernel
     # of another operation: one pass, where two comparisons, their conjunction and a product are four.
     ends: Any = _ends_of_kernel(low, high, numbers.zero_point, spec)
+    if behind is not None:  # the low end of a grid is 0 or below
+        ends = ABOVE_ZERO, ends[1] if behind.largest is None else tf.minimum(ends[1], behind.largest)
     passing: Any = tf.raw_ops.QuantizeAndDequantizeV4Grad
-    return passing(gradients=upstream, input=y, input_min=ends[0], input_max=ends[1])[0]
+    passed = passing(gradients=upstream, input=y, input_min=ends[0], input_max=ends[1])[0]
+    return passed if behind is None else tf.cast(passed, behind.given.dtype)
 
 
 @one_node

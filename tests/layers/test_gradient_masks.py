@@ -79,6 +79,56 @@ def test_a_graph_looks_for_what_is_clipped_in_one_pass() -> None:
     kinds = [operation.type for operation in graph_of(q, tf.constant(x))]
     assert "FakeQuantWithMinMaxVarsGradient" not in kinds
     assert kinds.count("QuantizeAndDequantizeV4Grad") == 3  # of the input, and of the outputs of both layers
+    assert "ReluGrad" not in kinds  # in the mask of the grid behind it
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "float16", "float64"])
+@pytest.mark.parametrize("rectifier", [tf.nn.relu, tf.nn.relu6])
+def test_past_a_rectifier_the_gradient_is_that_of_both_masks_to_the_bit(rectifier: Any, kind: str) -> None:
+    spec = QuantSpec(8)
+
+    @tf.function
+    def both(x: tf.Tensor, upstream: tf.Tensor, high: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        numbers = encoded(tf.constant([0.0]), high, spec)
+        with tf.GradientTape(persistent=True) as tape:
+            tape.watch(x)
+            made = rectifier(x)
+            y = tf.cast(made, tf.float32)
+            values = rounded_through(y, numbers, spec)
+            beside = made * tf.cast(values, made.dtype)  # whoever reads the rectifier's output too has its own mask
+            plain = made * tf.cast(rounded_through(tf.identity(y), numbers, spec), made.dtype)
+        found = [tape.gradient(v, x, tf.cast(upstream, v.dtype)) for v in (values, beside, plain)]
+        ends = tf.quantization.fake_quant_with_min_max_vars_gradient(upstream, y, *numbers[2:4])
+        return *found, tape.gradient(made, x, tf.cast(ends[0], made.dtype))
+
+    rng, dtype = np.random.default_rng(0), tf.as_dtype(kind)
+    for high in (0.5, 5.99, 6.0, 6.02, 7.0):
+        grid = encoded(tf.constant([0.0]), tf.constant([high]), spec)
+        near = np.concatenate([at_the_ends(-1e-6, grid.high), at_the_ends(-1.0, 6.0), at_the_ends(0.0, 1e-30)])
+        real = np.concatenate([near[np.isfinite(near)], rng.normal(size=100, scale=4), [6.0 - 1e-12]])
+        x = tf.cast(real, dtype)  # of 64 bits what float32 rounds to 6 has a gradient
+        upstream = tf.constant(rng.normal(size=len(real)), tf.float32)
+        made, beside, plain, wanted = (tf.cast(v, tf.float64) for v in both(x, upstream, tf.constant([high])))
+        np.testing.assert_array_equal(made, wanted)
+        np.testing.assert_array_equal(beside, plain)
+        assert {0.0, 1.0} == set(np.sign(np.abs(made.numpy())).tolist())
+
+
+def test_two_steps_in_a_graph_and_eagerly_leave_the_same_model() -> None:
+    rng = np.random.default_rng(0)
+    x, y = np.float32(rng.normal(size=(64, 6, 6, 3))), np.float32(rng.normal(size=(64, 3)))
+    parts = [keras.layers.Conv2D(4, 3, activation="relu"), keras.layers.Conv2D(4, 3), keras.layers.ReLU(6.0)]
+    given = [keras.Input((6, 6, 3)), *parts, keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(3)]
+    q = kquant.calibrate(kquant.quantize(keras.Sequential(given)), x, verbose=False)
+    start, left = q.get_weights(), []
+    for eagerly in (True, False):
+        q.set_weights(start)
+        q.compile(keras.optimizers.SGD(0.1), "mse", run_eagerly=eagerly)
+        q.fit(x, y, batch_size=32, epochs=1, shuffle=False, verbose=0)
+        left.append(q.get_weights())
+    for eager, traced in zip(*left, strict=True):
+        np.testing.assert_allclose(eager, traced, rtol=1e-5, atol=1e-6)  # sums of convolutions in another order
+    assert any(np.any(a != b) for a, b in zip(left[0], start, strict=True))
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
