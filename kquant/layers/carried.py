@@ -3,6 +3,7 @@
     FakeQuant  -> values on a grid      carry `codes`, without the zero point    -> Compressed sums them
     FakeQuant  -> encoding              carries its `grid`, if data gave it      -> nobody chooses between two results
     Compressed -> scale of its sums     carries `sums`                           -> FakeQuant scales them
+    FakeQuant  -> values in 16 bits     carry `single`, those in float32         -> a gradient that is not rounded
 
 Values say the same: `codes = values / scale`, `sums = output / scale of the sums`. But to divide and round again costs
 three passes over a tensor, and a choice by a condition that is known one more. A tensor that another layer made
@@ -15,7 +16,7 @@ from typing import Any, Literal
 
 import tensorflow as tf
 
-Thing = Literal["codes", "grid", "sums"]
+Thing = Literal["codes", "grid", "sums", "single"]
 
 
 def carry(tensor: Any, thing: Thing, value: Any) -> Any:
@@ -30,8 +31,9 @@ def carried(tensor: Any, thing: Thing) -> Any:
 
 
 def retyped(values: tf.Tensor, dtype: str) -> tf.Tensor:
-    """Values of another type, which carry the same codes."""
+    """Values of another type, which carry the same codes, and what they were."""
     if values.dtype == dtype:
         return values
     # float16 has 11 bits: the values are rounded here, the codes behind them must not be.
-    return carry(tf.cast(values, dtype), "codes", carried(values, "codes"))
+    made = carry(tf.cast(values, dtype), "codes", carried(values, "codes"))
+    return carry(made, "single", values) if values.dtype == tf.float32 else made

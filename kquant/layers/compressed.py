@@ -361,28 +361,41 @@ class Compressed(Weighted):
         """Call the layer with other values for some of its variables."""
         if call is not self.layer or not self._slow_in_half:
             return kernels.run_with(self.layer, values, call, x)
-        y = kernels.run_with(self.layer, values, call, tf.stop_gradient(x))
+        bias = values.get(self.bias_name or "")
+        held = values if bias is None else {**values, str(self.bias_name): tf.stop_gradient(bias)}
+        y = kernels.run_with(self.layer, held, call, tf.stop_gradient(x))
+        # What an encoding rounded to 16 bits for this layer takes its gradient before it is rounded.
+        source = x if carried(x, "single") is None else carried(x, "single")
 
         @tf.custom_gradient
-        def with_input(y: tf.Tensor, x: tf.Tensor) -> Any:
-            return y, lambda upstream: (upstream, self._gradient_in_float32(x, values, upstream))
+        def with_input(y: tf.Tensor, source: tf.Tensor, *bias: tf.Tensor) -> Any:
+            return y, lambda upstream: (upstream, *self._gradients_in_float32(source, held, upstream, len(bias)))
 
-        return with_input(y, x)
+        return with_input(y, source, *([] if bias is None else [bias]))
 
-    def _gradient_in_float32(self, x: tf.Tensor, values: dict[str, tf.Tensor], upstream: tf.Tensor) -> tf.Tensor:
-        """The gradient for the input of a layer that sums; of what comes before, a graph leaves the sums out again."""
+    def _gradients_in_float32(
+        self, x: tf.Tensor, values: dict[str, tf.Tensor], upstream: tf.Tensor, biases: int
+    ) -> list[tf.Tensor]:
+        """The gradients for the input of a layer that sums, and for its bias if it has one.
+
+        Of what comes before, a graph leaves the sums out again.
+        """
+        upstream = tf.cast(upstream, tf.float32)
         with full_precision(), tf.GradientTape() as tape:
             source = tf.cast(x, tf.float32)
             tape.watch(source)
             y = kernels.run_with(self.layer, values, self.layer.call, source)
-        slope: Any = tape.gradient(y, source, [tf.cast(upstream, tf.float32)])
-        return tf.cast(slope, x.dtype)
+        slope: Any = tape.gradient(y, source, [upstream])
+        order = "NCHW" if self.layer.data_format == "channels_first" else "NHWC"
+        added = [tf.raw_ops.BiasAddGrad(out_backprop=upstream, data_format=order)] * biases
+        return [tf.cast(slope, x.dtype), *added]
 
     @property
     def _slow_in_half(self) -> bool:
-        """True where a mixed policy takes a gradient in float32 all the same, and rounds it to what it says.
+        """True where a mixed policy takes gradients in float32 all the same, and rounds them to what it says.
 
-        On processors that of a depthwise convolution for its input takes 30 times as long in bfloat16.
+        On processors that of a depthwise convolution for its input takes 30 times as long in bfloat16, that for its
+        bias 10 times.
         """
         depthwise = isinstance(self.layer, keras.layers.DepthwiseConv1D | keras.layers.DepthwiseConv2D)
         return depthwise and self.compute_dtype in HALF and not tf.config.list_logical_devices("GPU")

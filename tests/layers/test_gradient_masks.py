@@ -11,6 +11,7 @@ import tensorflow as tf
 
 import kquant
 from kquant.core.spec import QuantSpec
+from kquant.layers.carried import carried, carry
 from kquant.layers.range_numbers import encoded
 from kquant.layers.straight_through import rounded_through
 
@@ -140,11 +141,12 @@ def test_a_mixed_policy_takes_the_gradient_of_a_depthwise_input_in_float32(polic
     sums = {op.type.rpartition("Native")[2]: op.outputs[0].dtype for op in graph_of(q, tf.constant(x)) if is_sum(op)}
     assert sums["BackpropFilter"] == half and sums["BackpropInput"] == tf.float32
     layer, given = q.get_layer("depthwise"), tf.cast(x, half)  # what a layer before would hand on
-    kernel = layer.weights_on_grid()
+    kernel, bias = layer.weights_on_grid(), layer.layer.bias.value
+    held = carry(tf.identity(given), "single", tf.cast(given, tf.float32))  # as an encoding hands it on
     with tf.GradientTape(persistent=True) as tape:
         single = tf.cast(given, tf.float32)
-        tape.watch([given, single])
-        made = layer.ready(tf.constant([0.1, 0.0]), training=True)(given)[0]
+        tape.watch([given, single, held, carried(held, "single")])
+        made, again = (layer.ready(tf.constant([0.1, 0.0]), training=True)(x)[0] for x in (given, held))
         wanted = tf.nn.depthwise_conv2d(single, kernel, [1, 1, 1, 1], "VALID")
         plain = tf.nn.depthwise_conv2d(given, tf.cast(kernel, half), [1, 1, 1, 1], "VALID")
     assert made.dtype == half
@@ -152,6 +154,12 @@ def test_a_mixed_policy_takes_the_gradient_of_a_depthwise_input_in_float32(polic
     upstream = tf.cast(np.random.default_rng(1).normal(size=made.shape), half)
     slope = tape.gradient(wanted, single, tf.cast(upstream, tf.float32))
     np.testing.assert_array_equal(to_float(tape.gradient(made, given, upstream)), to_float(tf.cast(slope, half)))
+    # what was rounded to 16 bits for this layer has the gradient of what it was
+    of_rounded, of_single = tape.gradient(again, [held, carried(held, "single")], upstream)
+    assert of_rounded is None
+    np.testing.assert_array_equal(of_single, slope)
+    added = tape.gradient(made, bias, upstream)  # summed in float32, where 16 bits lose all but the first of many
+    np.testing.assert_allclose(added, np.float64(to_float(upstream)).sum(axis=(0, 1, 2)), rtol=1e-5, atol=1e-4)
 
 
 def is_sum(operation: tf.Operation) -> bool:
