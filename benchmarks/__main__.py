@@ -11,7 +11,7 @@ ALL += ("random_graphs", "observers", "recovery", "broken", "analysis", "lut", "
 ALL += ("clustering", "codes", "qat_low_bits", "channel_weights", "packed", "kills", "damaged_files", "phone_recovery")
 ALL += ("bundles", "peers", "peers.coverage", "exact", "zoo", "zoo.trained", "short_codes", "scale_memory")
 ALL += ("coded_training", "ladder_training", "front_ends", "depth", "robust_training", "train_parts", "cifar_nets")
-ALL += ("decode_cost",)
+ALL += ("decode_cost", "keras_hub_models")
 ALL += ("tables",)  # last: of what the others wrote
 
 

@@ -324,14 +324,18 @@ class _Unfolding:
                     raise ValueError(refusal_of_draws(where)) from error
                 # The second error: the first says only that there is no number of samples.
                 raise refusal(op, second, not users) from error
-        if not all(isinstance(t, Tensor) for t in tree.flatten(made.outputs)) or made.outputs is None:
+        if made.outputs is None or more is None and not _all_tensors(made.outputs):
             raise returned(op, made.outputs)
 
         def follow(training: bool | None, watched: Watched) -> Recording:
             return self.run(op, args, kwargs, batch, training, watched)
 
         does = effects(op, made, watched, follow, self.training) if users else Effects(where)
-        return (made if more is None else open_batch(where, made, more)), does
+        given = made.outputs  # before a row for every sample becomes a tensor of the graph
+        made = made if more is None else open_batch(where, made, more)
+        if not _all_tensors(made.outputs):
+            raise returned(op, given)
+        return made, does
 
     def run(
         self, op: Any, args: tuple, kwargs: dict, batch: int | None, training: bool | None, watched: Watched
@@ -363,6 +367,10 @@ class _Unfolding:
         outputs = self.visit(node.operation, tuple(args), dict(kwargs))
         for old, t in zip(node.outputs, tree.flatten(outputs), strict=True):
             new[id(old)] = t
+
+
+def _all_tensors(outputs: Any) -> bool:
+    return all(isinstance(t, Tensor) for t in tree.flatten(outputs))
 
 
 def _training(op: Any, kwargs: dict, inherited: bool | None) -> bool | None:

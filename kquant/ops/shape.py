@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -112,7 +113,7 @@ def _repeat(op: Any, make: Make, x: Any) -> Any:
 
 def _reshaped(op: Any, make: Make, x: Any, *_: Any, **__: Any) -> Any:
     """Reshape, squeeze and expand_dims: a Reshape layer to the shape that the operation makes."""
-    shape = op.compute_output_spec(x).shape
+    shape = _closed(op.compute_output_spec(x).shape, x.shape)
     # An open batch stays open (None); equal counts behind it mean that no sample gives values to another.
     moved = shape[0] != x.shape[0] or len(shape) < 1
     if moved or int(np.prod(shape[1:], dtype=np.int64)) != int(np.prod(x.shape[1:], dtype=np.int64)):
@@ -123,6 +124,20 @@ def _reshaped(op: Any, make: Make, x: Any, *_: Any, **__: Any) -> Any:
             "matmul and MultiHeadAttention work on one axis more, a convolution does in a TimeDistributed."
         )
     return make("reshape", lambda: layers.Reshape(shape[1:], name=op.name))(x)
+
+
+def _closed(made: tuple[Any, ...], given: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A shape whose one open axis behind the batch, which Keras leaves open beside an open batch, has its length.
+
+    Example:
+        >>> _closed((None, None, 4), (None, 2, 3, 4))
+        (None, 6, 4)
+    """
+    rest = [size for size in made[1:] if size is not None]
+    if len(rest) != len(made) - 2 or None in given[1:]:
+        return made
+    length = math.prod(size or 0 for size in given[1:]) // max(1, math.prod(rest))
+    return (made[0], *(length if size is None else size for size in made[1:]))
 
 
 def _order(op: Any, rank: int) -> list[int]:

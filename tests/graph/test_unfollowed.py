@@ -110,3 +110,36 @@ def test_variables_and_arrays_may_stand_on_the_left() -> None:
     assert len(kquant.check(made, input_shape=(None, 3, 4)).layers) > 0
     assert before == {name: getattr(keras.Variable, name) for name in before}
     assert not hasattr(keras.KerasTensor, "__array_ufunc__")
+
+
+class Positions(layers.Layer):
+    """As KerasHub's PositionEmbedding: a row of a table for each step, the same for every sample."""
+
+    def build(self, shape: Any) -> None:
+        self.table = self.add_weight(shape=shape[1:], initializer="glorot_uniform", name="table")
+
+    def call(self, x: Any) -> Any:
+        return ops.broadcast_to(ops.convert_to_tensor(self.table), ops.shape(x))
+
+
+class Numbered(layers.Layer):
+    """Another row for every sample."""
+
+    def call(self, x: Any) -> Any:
+        return ops.broadcast_to(ops.arange(ops.shape(x)[0], dtype="float32")[:, None, None], ops.shape(x))
+
+
+def with_positions(made: layers.Layer) -> keras.Model:
+    x = keras.Input((6, 4), name="x")
+    return keras.Model(x, layers.Dense(3, name="head")(layers.Add(name="sum")([x, made(x)])))
+
+
+def test_what_is_the_same_for_every_sample_may_be_all_that_a_layer_returns() -> None:
+    model = with_positions(Positions(name="positions"))
+    data = np.float32(np.random.default_rng(0).normal(size=(64, 6, 4)))
+    q = kquant.calibrate(kquant.quantize(model), data, verbose=False)
+    wanted = model.predict(data, verbose=0)
+    assert np.mean((q.predict(data, verbose=0) - wanted) ** 2) < 1e-3 * np.mean(wanted**2)
+    assert len(q.trainable_variables) >= len(model.trainable_variables), "the table trains still"
+    with pytest.raises(ValueError, match=r"numbers_.*Numbered.*differ from sample to sample"):
+        kquant.quantize(with_positions(Numbered(name="numbers_")))

@@ -76,3 +76,21 @@ def test_an_index_of_a_loaded_model_is_that_of_the_saved_one(name: str, tmp_path
     loaded = expand(keras.models.load_model(tmp_path / "m.keras"))
     np.testing.assert_array_equal(loaded(x), expand(model)(x))
     np.testing.assert_allclose(loaded(x), model(x), rtol=1e-6)
+
+
+class Patches(keras.layers.Layer):
+    """As vision transformers of KerasHub write it: an open batch, and one size that is left to be counted."""
+
+    def call(self, x: keras.KerasTensor) -> keras.KerasTensor:
+        shape = keras.ops.shape(x)
+        return keras.ops.reshape(x, (shape[0], -1, shape[-1]))
+
+
+def test_a_size_that_is_left_open_beside_the_batch_is_counted() -> None:
+    image = keras.Input((4, 6, 3))
+    model = keras.Model(image, keras.layers.Dense(5, name="head")(Patches()(image)))
+    data = np.random.default_rng(0).normal(size=(32, 4, 6, 3)).astype("float32")
+    q = kquant.calibrate(kquant.quantize(model), data, verbose=False)
+    assert q.output_shape == (None, 24, 5)
+    error = q.predict(data, verbose=0) - model.predict(data, verbose=0)
+    assert np.mean(error**2) < 1e-3 * np.mean(model.predict(data, verbose=0) ** 2)
