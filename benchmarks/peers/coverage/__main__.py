@@ -88,10 +88,10 @@ def main() -> None:
     folder = args.folder.resolve()
     for of in args.sets:
         for tool in args.tools:
-            found = table.load()
-            if tool in found["sets"].get(of, {}) and not args.again:
+            if tool in table.load()["sets"].get(of, {}) and not args.again:
                 continue
             rows = measure(of, tool, folder)
+            found = table.load()  # now: another run may have measured another tool meanwhile
             found["machine"] = {"processor": processor(), "cores": os.cpu_count(), "date": str(date.today())}
             about = tools()[tool]
             found["versions"][tool] = version_of(about, python_of(about, folder / "environments"))

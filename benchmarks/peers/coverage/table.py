@@ -14,7 +14,7 @@ COVERING = ("kquant", "converter", "litert-quantizer", "tfmot", "keras")
 TITLES = {
     "applications": "keras.applications, a family each",
     "architectures": "the zoo's architectures",
-    "layers": "keras.layers and keras.ops: models of one or a few, the examples of kquant's rules",
+    "layers": "keras.layers and keras.ops: the first example of each of kquant's rules",
 }
 ONE_BY_ONE = ("applications", "architectures")  # sets with a row for each model
 
