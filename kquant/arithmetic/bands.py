@@ -9,6 +9,9 @@
 One int16 has no room for the 90 dB of powers that int16 amplitudes span, since a power takes twice the digits. The sum
 of clipped levels counts it like a floating-point number would: what is below 2^31 lies within 1/16 of its neighbours,
 which is 0.26 dB, and the table has 1,786 entries. W is a matrix of int8 codes; without one each bin is a band.
+
+Magnitudes in place of powers are read from such a table first, 128 for one step of re: three digits of 8 bits each,
+as GATHER of TFLM takes no wider ones. They stand for P then.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ STEPS = (256, HIGH)  # of the two coarser F
 # Kernels of int16 shift a sum by 7 bits to the left at most (MultiplyByQuantizedMultiplier of an int64 value in
 # tflite/kernels/internal/common.cc): a rescale below 2^7, and half of it to be safe.
 MOST_RESCALE = 64.0
+ROOT_STEPS = 128  # of a magnitude, for one step of re: 23 bits in all
 LARGEST_FINE = 2**20  # what a fine F is bounded to, so that QUANTIZE, which doubles it, stays within 32 bits
 
 
@@ -129,11 +133,31 @@ def middles() -> np.ndarray:
     return np.concatenate([[0.0], np.exp(logs[1:])])
 
 
+@lru_cache(maxsize=1)
+def root_digits() -> tuple[tuple[int, np.ndarray], ...]:
+    """What a digit of a magnitude is worth, and int8[`ENTRIES`]: it, for each sum of levels of a power.
+
+    Example:
+        >>> int(sum(worth * int(digits[9]) for worth, digits in root_digits())) == 3 * ROOT_STEPS
+        True
+    """
+    left, digits = np.rint(ROOT_STEPS * np.sqrt(middles())).astype(np.int64), []
+    for worth in (1, 2**8, 2**16):
+        digit = (left + 128) % 256 - 128
+        digits.append((worth, digit.astype(np.int8)))
+        left = (left - digit) // 256
+    return tuple(digits)
+
+
+def _of_magnitudes(how: Mapping[str, Any]) -> bool:
+    return how.get("exponent", 2.0) == 1.0  # models saved before there was a choice tell of none
+
+
 def function_of(power: tf.Tensor, how: Mapping[str, Any]) -> tf.Tensor:
     """What is told of a power, by TensorFlow in the type of `power`.
 
     Args:
-        power: of a band, in squares of the signal.
+        power: of a band, in squares of the signal; or its magnitude, where "exponent" is 1.
         how: "function": "power"; "magnitude", its root; "log", the logarithm of that; "db", `10 log10(power)` less
             "reference". "floor": the least power that is taken.
     """
@@ -157,7 +181,8 @@ def band_table(how: Mapping[str, Any], unit: float, scale: tf.Tensor, out: Grid)
         scale: of re and im.
         out: the grid of the codes.
     """
-    powers = tf.constant(middles() * unit) * tf.square(tf.cast(scale, tf.float64))
+    step = tf.cast(scale, tf.float64)
+    powers = tf.constant(middles() * unit) * (step / ROOT_STEPS if _of_magnitudes(how) else tf.square(step))
     steps = round_half_away(function_of(powers, how) / tf.cast(out.scale, tf.float64))
     codes = steps + tf.cast(out.zero_point, tf.float64)
     return tf.cast(tf.clip_by_value(codes, np.float64(out.low), np.float64(out.high)), tf.int32)
@@ -179,8 +204,8 @@ def bands(sources: Sequence[tf.Tensor], grids: Sequence[Grid], out: Grid, runtim
         grids: its grid.
         out: the grid of the output, int8.
         runtime: "litert" or "tflm".
-        how: as for `function_of`; "mel", the arguments of `bins_in_bands` or None; "top", how far below the largest
-            value of a sample the others may lie, or None.
+        how: as for `function_of`; "mel", the arguments of `bins_in_bands` or None; "exponent", 2 to sum powers over
+            bands, 1 magnitudes; "top", how far below the largest value of a sample the others may lie, or None.
 
     Returns:
         int32[..., bands].
@@ -189,9 +214,10 @@ def bands(sources: Sequence[tf.Tensor], grids: Sequence[Grid], out: Grid, runtim
     weights = weights_for(how)
     real, imaginary = tf.split(tf.maximum(tf.cast(sources[0], tf.int64), -32767), 2, axis=-1)
     powers = real * real + imaginary * imaginary
-    sums = [powers] * 3 if weights is None else _sums(powers, weights, runtime)
-    sums[0] = tf.minimum(sums[0], LARGEST_FINE)
-    at = tf.add_n([_divided(sums[which], 2.0**e, 0, FULL) for e, which in LEVELS])
+    if _of_magnitudes(how):
+        roots = sum(worth * digits.astype(np.int64) for worth, digits in root_digits())
+        powers = tf.gather(tf.constant(roots), _levels([powers] * 3))
+    at = _levels([powers] * 3 if weights is None else _sums(powers, weights, runtime))
     unit = 1.0 if weights is None else weights.unit
     codes = tf.gather(band_table(how, unit, grids[0].scale, out), at)
     if how["top"] is None:
@@ -199,6 +225,12 @@ def bands(sources: Sequence[tf.Tensor], grids: Sequence[Grid], out: Grid, runtim
     below = tf.cast(round_half_away(tf.cast(how["top"], tf.float64) / tf.cast(out.scale, tf.float64)), tf.int32)
     largest = tf.reduce_max(codes, axis=list(range(1, codes.shape.rank or 1)), keepdims=True)
     return tf.maximum(codes, largest - below)
+
+
+def _levels(sums: list[tf.Tensor]) -> tf.Tensor:
+    """The sum of levels of the three F: int64."""
+    sums = [tf.minimum(sums[0], LARGEST_FINE), *sums[1:]]
+    return tf.add_n([_divided(sums[which], 2.0**e, 0, FULL) for e, which in LEVELS])
 
 
 def _divided(values: tf.Tensor, by: float, low: int, high: int) -> tf.Tensor:

@@ -17,6 +17,7 @@ from kquant.ops.spectrum import (
     Bands,
     decibels,
     mel_of,
+    refuse_exponent,
     refuse_waveform,
     taken_bins,
     transform,
@@ -46,6 +47,7 @@ class CausalMelSpectrogram(layers.MelSpectrogram):
         min_freq: where the first begins, Hz.
         max_freq: where the last ends, Hz; by default half the sampling rate.
         power_to_db: decibels, `10 log10(max(power, min_power) / ref_power)`, not powers.
+        mag_exp: 2 sums powers over bands, 1 magnitudes.
         min_power: the least power that is told.
         ref_power: the power of 0 dB.
 
@@ -69,12 +71,13 @@ class CausalMelSpectrogram(layers.MelSpectrogram):
         min_freq: float = 20.0,
         max_freq: float | None = None,
         power_to_db: bool = True,
+        mag_exp: float = 2.0,
         min_power: float = 1e-10,
         ref_power: float = 1.0,
         **kwargs: Any,
     ) -> None:
         shape = (fft_length, sequence_stride, sequence_length, window, sampling_rate, num_mel_bins, min_freq, max_freq)
-        told = {"power_to_db": power_to_db, "min_power": min_power, "ref_power": ref_power}
+        told = {"power_to_db": power_to_db, "mag_exp": mag_exp, "min_power": min_power, "ref_power": ref_power}
         super().__init__(*shape, **told, top_db=float("inf"), **kwargs)
 
     @property
@@ -88,14 +91,15 @@ class CausalMelSpectrogram(layers.MelSpectrogram):
         return backend.numpy.swapaxes(super().call(inputs), -1, -2)
 
     def _spectrogram(self, inputs: Any) -> Any:
-        """Powers of frames of samples alone: a transform's frame is longer than its window at both ends."""
+        """Powers or magnitudes of frames of samples alone: a transform is longer than its window at both ends."""
         backend: Any = self.backend
         left = (self.fft_length - self.sequence_length) // 2
         room = (self.before + left, self.fft_length - self.sequence_length - left)
         held = backend.numpy.pad(inputs, [(0, 0)] * (len(inputs.shape) - 1) + [room])
         frames = {key: getattr(self, key) for key in ("sequence_length", "sequence_stride", "fft_length", "window")}
         real, imaginary = backend.math.stft(held, **frames, center=False)
-        return backend.numpy.square(real) + backend.numpy.square(imaginary)
+        powers = backend.numpy.square(real) + backend.numpy.square(imaginary)
+        return powers if self.mag_exp == 2.0 else backend.numpy.power(powers, self.mag_exp / 2.0)
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         """A row for each frame."""
@@ -107,12 +111,13 @@ class CausalMelSpectrogram(layers.MelSpectrogram):
     def get_config(self) -> dict[str, Any]:
         """All arguments."""
         told = super().get_config()
-        return {key: value for key, value in told.items() if key not in ("top_db", "mag_exp")}
+        return {key: value for key, value in told.items() if key != "top_db"}
 
 
 def _causal(op: CausalMelSpectrogram, make: Make, x: Any, *_: Any, **__: Any) -> Any:
     where, name = f"{op.name} (CausalMelSpectrogram): ", op.name
     refuse_waveform(where, x)
+    refuse_exponent(where, op)
     if x.shape[1] + op.before < op.sequence_length:
         raise ValueError(
             f"{where}clips of {x.shape[1]} samples hold no frame of {op.sequence_length}. Take longer clips, or "

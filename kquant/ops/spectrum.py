@@ -26,6 +26,7 @@ from kquant.arithmetic.bands import (
     bins_in_bands,
     function_of,
     mel_matrix,
+    root_digits,
     weights_for,
 )
 from kquant.core.program import Program, Ref
@@ -70,7 +71,7 @@ class Mirrored(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="kquant")
 class Bands(keras.layers.Layer):
-    """A function of the powers of a spectrum, summed over bands.
+    """A function of the powers of a spectrum, or of its magnitudes, summed over bands.
 
     Args:
         function: "power", "magnitude", "log" or "db": see `kquant.arithmetic.bands.function_of`.
@@ -78,6 +79,7 @@ class Bands(keras.layers.Layer):
         floor: the least power that the function is told.
         reference: dB of what counts as 0 dB.
         top: how far below the largest value of a sample the others may lie; None: as far as they do.
+        exponent: 2.0, or 1.0 to sum magnitudes.
 
     Example:
         >>> Bands("magnitude")(np.float32([[3.0, 0.0, 4.0, 1.0]])).numpy().tolist()  # 3 + 4i, 0 + 1i
@@ -91,10 +93,12 @@ class Bands(keras.layers.Layer):
         floor: float = 1e-10,
         reference: float = 0.0,
         top: float | None = None,
+        exponent: float = 2.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.how = {"function": function, "mel": mel, "floor": float(floor), "reference": float(reference), "top": top}
+        told = {"floor": float(floor), "reference": float(reference), "top": top, "exponent": float(exponent)}
+        self.how = {"function": function, "mel": mel, **told}
 
     def call(self, x: Any) -> Any:
         """Apply it."""
@@ -102,6 +106,8 @@ class Bands(keras.layers.Layer):
             return type(self).from_config(self.get_config())(x)
         real, imaginary = tf.split(x, 2, axis=-1)
         powers = tf.square(real) + tf.square(imaginary)
+        if self.how["exponent"] == 1.0:
+            powers = tf.sqrt(tf.maximum(powers, 1e-30))  # a root has no gradient at 0, which is what silence is
         if self.how["mel"] is not None:
             powers = tf.linalg.matmul(powers, bins_in_bands(**self.how["mel"])[1].astype(powers.dtype.as_numpy_dtype))
         y = function_of(powers, self.how)
@@ -162,13 +168,17 @@ def refuse_waveform(where: str, x: Any) -> None:
         )
 
 
+def refuse_exponent(where: str, op: Any) -> None:
+    """What is neither magnitudes nor powers."""
+    if op.mag_exp not in (1.0, 2.0):
+        raise ValueError(
+            f"{where}mag_exp={op.mag_exp}; the integers sum magnitudes or powers. Set mag_exp=1 or mag_exp=2."
+        )
+
+
 def _refuse_mel(op: Any, where: str, x: Any) -> None:
     refuse_waveform(where, x)
-    if op.mag_exp != 2.0:
-        raise ValueError(
-            f"{where}mag_exp={op.mag_exp}; the integers sum powers. Set mag_exp=2 (in dB the magnitudes of single bins "
-            "are half of that)."
-        )
+    refuse_exponent(where, op)
     if x.shape[1] <= op.fft_length // 2:
         raise ValueError(
             f"{where}{x.shape[1]} samples are fewer than the {op.fft_length // 2 + 1} that its mirrored ends take. "
@@ -204,10 +214,10 @@ def mel_of(op: Any) -> dict[str, Any]:
 def decibels(op: Any) -> dict[str, Any]:
     """What a layer tells of a power, as `Bands` takes it."""
     if not op.power_to_db:
-        return {"function": "power"}
+        return {"function": "power", "exponent": op.mag_exp}
     floor, zero = float(op.min_power), max(abs(float(op.ref_power)), float(op.min_power))
     top = None if np.isinf(op.top_db) else float(op.top_db)
-    return {"function": "db", "floor": floor, "reference": 10.0 * np.log10(zero), "top": top}
+    return {"function": "db", "floor": floor, "reference": 10.0 * np.log10(zero), "top": top, "exponent": op.mag_exp}
 
 
 def _mel_spectrogram(op: Any, make: Make, x: Any, *_: Any, **__: Any) -> Any:
@@ -335,11 +345,12 @@ def _lower(program: Program, call: Call) -> None:
         )  # the square of -32768 is one too many
         squares.append(chain("MUL", codes, codes))
     powers = chain("ADD", *squares)
-    sums = [powers] * 3 if weights is None else _lower_sums(program, chain, squares, powers, weights)
-    sums[0] = chain("MINIMUM", sums[0], LARGEST_FINE)
-    levels = [chain.whole(chain.quantized(sums[which], 2.0**e, -128, QuantSpec())) for e, which in LEVELS]
-    at = reduce(lambda a, b: chain("ADD", a, b), levels)
-    row = chain("ADD", at, 128 * len(LEVELS))  # levels begin at -128, rows at 0
+    if how["exponent"] == 1.0:
+        squares = _lower_roots(program, chain, _lower_levels(chain, [powers] * 3))
+        powers = chain("ADD", *squares)
+    row = _lower_levels(
+        chain, [powers] * 3 if weights is None else _lower_sums(program, chain, squares, powers, weights)
+    )
     out = Grid(
         tf.constant(y.grid.scale[0]), tf.constant(np.float32(y.grid.zero_point[0])), y.grid.spec.low, y.grid.spec.high
     )
@@ -356,6 +367,25 @@ def _lower(program: Program, call: Call) -> None:
     below = int(np.floor(np.float64(how["top"]) / np.float64(y.grid.scale[0]) + 0.5))
     held = chain("MAXIMUM", chain.whole(told), chain("SUB", chain.whole(peak), below))
     program.emit("CAST", [held], y, inDataType="INT32", outDataType="INT8")
+
+
+def _lower_levels(chain: _Chain, sums: list[Ref]) -> Ref:
+    """The rows of tables."""
+    sums = [chain("MINIMUM", sums[0], LARGEST_FINE), *sums[1:]]
+    levels = [chain.whole(chain.quantized(sums[which], 2.0**e, -128, QuantSpec())) for e, which in LEVELS]
+    at = reduce(lambda a, b: chain("ADD", a, b), levels)
+    return chain("ADD", at, 128 * len(LEVELS))  # levels begin at -128, rows at 0
+
+
+def _lower_roots(program: Program, chain: _Chain, row: Ref) -> list[Ref]:
+    """Magnitudes of bins: the lowest digit, and what the others are worth together."""
+    parts = []
+    for worth, digits in root_digits():
+        name, one = f"{chain.name}/root{worth}", _grid(1.0, QuantSpec(symmetric=True))
+        table = program.constant(f"{name}_table", digits, one)
+        digit = program.emit("GATHER", [table, row], program.value(name, row.shape, one), axis=0, batchDims=0)
+        parts.append(chain("MUL", chain.whole(digit), worth))
+    return [parts[0], chain("ADD", *parts[1:])]
 
 
 def _lower_sums(program: Program, chain: _Chain, squares: list[Ref], powers: Ref, weights: Weights) -> list[Ref]:
@@ -400,6 +430,7 @@ RULES = (
             _speech(),
             _speech(sequence_length=48, window="hamming", top_db=30.0, ref_power=0.5),
             _speech(power_to_db=False, window=None, sequence_stride=48),
+            _speech(mag_exp=1.0),
         ),
     ),
     Rule(
