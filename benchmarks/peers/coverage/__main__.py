@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 from datetime import date
 from pathlib import Path
@@ -65,7 +66,7 @@ def verdict(out: Path, name: str) -> dict[str, Any]:
     path = out / f"{name}.tflite"
     if not path.is_file():
         said = (out / f"{name}.txt").read_text() if (out / f"{name}.txt").is_file() else "the process ended"
-        return {"verdict": "untried" if said.startswith("NotRebuilt") else "none", "why": " ".join(said.split())[:200]}
+        return {"verdict": "untried" if said.startswith("NotRebuilt") else "none", "why": _first_words(said)}
     content = path.read_bytes()
     file = read_model(content)
     try:
@@ -75,6 +76,11 @@ def verdict(out: Path, name: str) -> dict[str, Any]:
     floats = len(float_operators(file))
     counts = {"operators": len(file.operators), "float_operators": floats, "bytes": len(content)}
     return {"verdict": "float" if floats else "integer", **counts}
+
+
+def _first_words(said: str) -> str:
+    """How a message begins, files by their names: where they lie is this machine's."""
+    return " ".join(re.sub(r"(?<![\w:/])/(?:[^\s/:]+/)+", "", said).split())[:200]
 
 
 def main() -> None:
