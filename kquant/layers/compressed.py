@@ -395,7 +395,7 @@ class Compressed(Weighted):
         """True where a mixed policy takes gradients in float32 all the same, and rounds them to what it says.
 
         On processors that of a depthwise convolution for its input takes 30 times as long in bfloat16, that for its
-        bias 10 times.
+        bias twice.
         """
         depthwise = isinstance(self.layer, keras.layers.DepthwiseConv1D | keras.layers.DepthwiseConv2D)
         return depthwise and self.compute_dtype in HALF and not tf.config.list_logical_devices("GPU")
