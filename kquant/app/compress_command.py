@@ -69,13 +69,13 @@ def compress(
     from kquant.files.atomic import Outputs
     from kquant.report.html_file import check_html
 
-    if page is not None:
-        check_html(page)
     bars = not as_json and sys.stderr.isatty()
     # all files of one run, or those of the run before: a stopped command leaves no mixture
     results = CompressFiles(folder, model.stem)
     kept = nullcontext() if flash_bytes is None else command_files.output_folder(folder / RUNGS, model)
     with command_files.output_folder(folder, model), kept as rungs, Outputs(results.paths, "compress") as new:
+        if page is not None:  # it may lie in the folder that is made here
+            check_html(page)
         keras_model = command_files.load_model(model)
         # open dimensions are told by --input-shape, which images are resized to as well
         inputs = command_files.inputs_of(keras_model, input_shape)

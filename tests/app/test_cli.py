@@ -102,7 +102,7 @@ def test_compress_tells_accuracy_first_and_writes_its_page(work, tmp_path):
     np.savez(tmp_path / "test.npz", x=images[::-1], y=right[::-1])
     arguments = ("compress", work / "tiny.keras", "--data", work / "images.npz", "--target", "tflm")
     arguments += ("--folder", tmp_path / "build", "--labels", tmp_path / "test.npz", "--test", tmp_path / "test.npz")
-    result = kq(*arguments, "--report", tmp_path / "report.html")
+    result = kq(*arguments, "--report", tmp_path / "build" / "report.html")
     assert result.exit_code == 0, result.output
     told = json.loads((tmp_path / "build/report.json").read_text())
     card, lines = told["card"], result.stdout.splitlines()
@@ -114,7 +114,7 @@ def test_compress_tells_accuracy_first_and_writes_its_page(work, tmp_path):
     assert (card["flash_bytes"], card["weight_bytes"], card["arena_bytes"]) == (*sizes, told["arena_bytes"])
     assert lines[1] == f"size      {sizes[0]:,} bytes, weights {sizes[1]:,}"
     assert [line.split()[0] for line in lines[2:4]] == ["arena", "MACs"] and lines[4] == ""
-    page = (tmp_path / "report.html").read_text()
+    page = (tmp_path / "build" / "report.html").read_text()
     assert "75.0 % ±" in page and "Why is it not smaller?" in page and "Memory over time" in page
     assert "Bytes of weights" not in result.stdout and "report.html" in lines[-1]
     assert "Bytes of weights" in (tmp_path / "build/report.txt").read_text()
