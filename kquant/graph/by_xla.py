@@ -15,7 +15,8 @@ losses and metrics, which may be anybody's, stay in Keras' graph around it, and 
 for.
 
 `predict` makes the batches of arrays larger where samples, and all that is computed of them, are small (`SAMPLES`,
-`NUMBERS`): what a batch costs beside its samples is then paid less often, and no result depends on it.
+`NUMBERS`): what a batch costs beside its samples is then paid less often, and no result depends on it. So does
+`evaluate` of a network that is compiled as a whole, which judges what comes in the batches that were asked for.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ import numpy as np
 import tensorflow as tf
 
 from kquant.core.joined import count
-from kquant.graph.in_batches import DEFAULT_BATCH, rows_of, size_of
+from kquant.graph.in_batches import DEFAULT_BATCH, Ahead, rows_of, size_of
 from kquant.graph.keras_private import every_layer, losses_of_calls, mask_of, recorded_calls
 
 MANY = 256
@@ -337,3 +338,59 @@ def compiled_call(model: keras.Model, *, judged: bool = False, whole: bool = Tru
         return keras.tree.map_structure(lambda y: y[:rows], outputs)
 
     return call
+
+
+STEPS = ("test_step", "compute_metrics")  # which a class of somebody's own may have otherwise
+
+
+def judging_ahead(model: keras.Model) -> Callable[[Any], Any]:
+    """`model.test_step`, which takes `Ahead`, too: outputs of several batches at once, then each is judged by itself.
+
+    Losses and metrics are those of the batches, in their order. Keras' own step calls the model once, of the samples.
+
+    Args:
+        model: whose `call` is to compute the outputs; for each batch, while this is traced, it is one that gives them.
+
+    Example:
+        >>> inputs = keras.Input((2,))
+        >>> model = keras.Model(inputs, keras.layers.Rescaling(2.0)(inputs))
+        >>> model.compile(loss="mse")
+        >>> run = tf.function(judging_ahead(model))
+        >>> float(run(Ahead(tf.constant(2), (tf.ones((3, 2)), tf.zeros((3, 2)))))["loss"])
+        4.0
+    """
+    step, parts = model.test_step, keras.utils.unpack_x_y_sample_weight
+
+    def test_step(given: Any) -> Any:
+        if not isinstance(given, Ahead):
+            return step(given)
+        x = parts(given.data)[0]
+        outputs, rows = model(x, training=False), tf.shape(keras.tree.flatten(x)[0])[0]
+        before = model.__dict__.get("call")
+
+        def judged(begin: tf.Tensor) -> tf.Tensor:
+            def cut(arrays: Any) -> Any:
+                return keras.tree.map_structure(lambda a: a[begin : begin + given.size], arrays)
+
+            model.__dict__["call"] = lambda *_, **__: cut(outputs)
+            step(cut(given.data))
+            return begin + given.size
+
+        try:
+            tf.while_loop(lambda begin: begin < rows, judged, [tf.constant(0)], parallel_iterations=1)
+        finally:
+            if before is None:
+                del model.__dict__["call"]
+            else:
+                model.__dict__["call"] = before
+        return model.get_metrics_result()
+
+    return test_step
+
+
+def may_judge_ahead(model: keras.Model) -> bool:
+    """True where a step of `evaluate` is Keras': it calls the model once, of the samples, and updates metrics."""
+    own = [
+        name for name in STEPS if name in vars(model) or getattr(type(model), name) is not getattr(keras.Model, name)
+    ]
+    return not own

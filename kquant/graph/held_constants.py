@@ -28,12 +28,14 @@ from kquant.graph.by_xla import (
     batch_for,
     compiled_call,
     counted,
+    judging_ahead,
     largest,
+    may_judge_ahead,
     try_on_zeros,
     way_of,
     work_of,
 )
-from kquant.graph.in_batches import may_slice, rows_of, size_of
+from kquant.graph.in_batches import data_of, may_slice, rows_of, size_of
 
 CHANGES = 2  # of variables between two calls of a verb, after which its graph reads them
 JIT_COMPILE = 7  # number of that argument of `compile`
@@ -140,6 +142,8 @@ class HeldConstants(keras.Model):
         setattr(twin, name, known.function)
         if known.function is None:
             twin.__dict__["call"] = compiled_call(self, judged=name == "test_function", whole=way is Way.WHOLE)
+            if may_judge_ahead(self):
+                twin.__dict__["test_step"] = judging_ahead(twin)
         dataset, begun, before = isinstance(data, tf.data.Dataset), False, so_far()
         try:
             with for_xla(way is Way.WHOLE), joining(way is Way.BETWEEN):
@@ -187,8 +191,11 @@ class HeldConstants(keras.Model):
         """Keras', as `predict` is; between the epochs of `fit` its graph reads the variables."""
         if rows_of(x):
             size_of("evaluate", batch_size)
+        arrays = data_of(x, y, sample_weight) if steps is None and not kwargs else None
 
-        def run(model: Any, callbacks: Any) -> Any:
+        def run(model: Any, callbacks: Any, ahead: int = 1) -> Any:
+            if arrays is not None and model.compiled and may_slice(model):
+                return in_batches.evaluate(model, arrays, batch_size, verbose, callbacks, return_dict, ahead)
             return keras.Model.evaluate(
                 model, x, y, batch_size, verbose, sample_weight, steps, callbacks, return_dict, **kwargs
             )
@@ -198,7 +205,14 @@ class HeldConstants(keras.Model):
             if digest is None:
                 return run(self, callbacks)
             work = work_of(self, x, batch_size, steps, grows=False)
-            return self._run(name, digest, x, work, lambda twin: run(twin, None), lambda calls: run(self, calls))
+
+            def by_xla(twin: Any) -> Any:
+                ahead = 1
+                if arrays is not None and not work.size and may_judge_ahead(self):
+                    ahead = batch_for(rows_of(x), batch_size, largest(self, x)) // size_of("evaluate", batch_size)
+                return run(twin, None, ahead)
+
+            return self._run(name, digest, x, work, by_xla, lambda callbacks: run(self, callbacks))
 
     def make_predict_function(self, force: bool = False) -> Any:
         """Keras', which whoever asks for it may keep: not the one that holds variables, but for `predict` itself."""

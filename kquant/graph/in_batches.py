@@ -1,4 +1,4 @@
-"""`predict` of arrays in batches that are cut from them, as Keras computes it of a `tf.data.Dataset`.
+"""`predict` and `evaluate` of arrays in batches that are cut from them, as Keras computes them of a `tf.data.Dataset`.
 
 Keras makes such a dataset at every call: some ten stages, which take 40 to 50 ms of the processor before the first
 batch comes, as long as small networks take for hundreds of images. Batches of arrays are slices. What is no plain
@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 import numbers
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from kquant.core.joined import joining
+from kquant.graph.keras_private import in_order, results_of
 
 DEFAULT_BATCH = 32  # Keras'
 FILLED = 0.75  # of a batch, from which on it is filled up
@@ -42,6 +43,18 @@ def size_of(who: str, batch_size: Any) -> int:
     if batch_size is None or (isinstance(batch_size, numbers.Integral) and int(batch_size) >= 0):
         return int(batch_size or DEFAULT_BATCH)  # 0 is None to Keras
     raise ValueError(f"{who}: batch_size is a whole number of samples, 1 or more, or None. Received: {batch_size!r}.")
+
+
+class Ahead(NamedTuple):
+    """Several batches that a `test_step` computes at once and judges one after the other (`by_xla.judging_ahead`).
+
+    Attributes:
+        size: of a batch, a scalar.
+        data: `x`, `(x, y)` or `(x, y, sample_weight)` of all of them.
+    """
+
+    size: Any
+    data: Any
 
 
 def rows_of(arrays: Any) -> int:
@@ -122,6 +135,91 @@ def predict(
     return keras.tree.map_structure(lambda *parts: np.concatenate([np.asarray(y) for y in parts]), *made)
 
 
+def data_of(x: Any, y: Any, sample_weight: Any) -> Any:
+    """What Keras makes of the arguments of `evaluate`, where all are plain arrays of as many samples.
+
+    Returns:
+        `x`, `(x, y)` or `(x, y, sample_weight)`; None of everything else, and of weights that Keras has to spread
+        over several outputs.
+
+    Example:
+        >>> data_of(np.ones(3), np.zeros(3), None), data_of(np.ones(3), np.zeros(2), None)
+        ((array([1., 1., 1.]), array([0., 0., 0.])), None)
+    """
+    if y is not None and sample_weight is not None:
+        try:
+            keras.tree.assert_same_structure(y, sample_weight)
+        except (ValueError, TypeError):
+            return None
+    data = keras.utils.pack_x_y_sample_weight(x, y, sample_weight)
+    return data if rows_of(data) else None
+
+
+def evaluate(
+    model: keras.Model,
+    data: Any,
+    batch_size: int | None = None,
+    verbose: Any = "auto",
+    callbacks: Any = None,
+    return_dict: bool = False,
+    ahead: int = 1,
+) -> Any:
+    """`keras.Model.evaluate(model, ...)`, without a dataset: the same steps, losses and metrics, batch by batch.
+
+    Args:
+        model: compiled, of which `may_slice` is true.
+        data: that `data_of` gave.
+        batch_size: 32 by default.
+        verbose: as Keras takes it.
+        callbacks: likewise.
+        return_dict: likewise.
+        ahead: so many batches are one call of `test_step`, as `Ahead`, where that is more than 1.
+
+    Returns:
+        As Keras: the loss, a list of it and metrics, or a dict of them by name.
+
+    Example:
+        >>> inputs = keras.Input((2,))
+        >>> model = keras.Model(inputs, keras.layers.Rescaling(2.0)(inputs))
+        >>> model.compile(loss="mse")
+        >>> evaluate(model, (np.ones((3, 2)), np.zeros((3, 2))), 2, verbose=0)
+        4.0
+    """
+    size, rows = size_of("evaluate", batch_size), rows_of(data)
+    steps = math.ceil(rows / size)
+    if not isinstance(callbacks, keras.callbacks.CallbackList):
+        callbacks = keras.callbacks.CallbackList(
+            callbacks, add_progbar=verbose != 0, verbose=verbose, epochs=1, steps=steps, model=model
+        )
+    model.make_test_function()
+    function = _judging(model.test_function)
+    model.stop_evaluating = False
+    callbacks.on_test_begin()
+    model.reset_metrics()
+    logs: Any = {}
+    for step in range(0, steps, ahead):
+        callbacks.on_test_batch_begin(step)
+        batch = _batch(data, step * size, ahead * size)
+        if ahead > 1:
+            batch = Ahead(tf.constant(size), batch)
+        if not step:  # one trace for batches of any size, after what callbacks begin with
+            function.get_concrete_function(keras.tree.map_structure(_any_batch, batch))
+        logs = function(batch)
+        callbacks.on_test_batch_end(min(step + ahead, steps) - 1, logs)
+        if model.stop_evaluating:
+            break
+    logs = results_of(model, logs)
+    callbacks.on_test_end(logs)
+    return logs if return_dict else in_order(model, logs)
+
+
+def _judging(function: Any) -> Any:
+    """Keras' function, which takes an iterator, of one batch; it lasts as long as that one."""
+    if not hasattr(function, "of_batch"):
+        function.of_batch = tf.function(lambda batch: function([batch]), autograph=False, reduce_retracing=True)
+    return function.of_batch
+
+
 def _function(model: keras.Model, x: Any) -> Any:
     """That of `predict`, with one trace for batches of any size: with each of its own a large model is traced twice."""
     model.make_predict_function()
@@ -140,7 +238,7 @@ def _filled(function: Any, given: Any, size: int, rows: int) -> Any:
 
 
 def _any_batch(rows: tf.Tensor) -> tf.TensorSpec:
-    return tf.TensorSpec([None, *rows.shape[1:]], rows.dtype)
+    return tf.TensorSpec([None, *rows.shape[1:]] if rows.shape.rank else [], rows.dtype)
 
 
 def _batch(arrays: Any, begin: int, size: int) -> Any:

@@ -20,6 +20,7 @@ from keras.src.models.functional import Functional
 from keras.src.ops.node import Node as KerasNode
 from keras.src.ops.numpy import Multiply
 from keras.src.utils.naming import to_snake_case
+from keras.src.utils.python_utils import pythonify_logs
 
 __all__ = [
     "KerasNode",  # one recorded call: operation, arguments, input_tensors, outputs, is_input
@@ -302,3 +303,26 @@ def is_autocasting() -> bool:
     Relies on `keras.src.backend.get_autocast_scope()`.
     """
     return backend.get_autocast_scope() is not None
+
+
+# What `evaluate` tells
+
+
+def results_of(model: keras.Model, logs: Any) -> dict[str, Any]:
+    """Results of a model's metrics as numbers, by name; the logs of its last step where that names others.
+
+    Relies on `Trainer._get_metrics_result_or_logs` and `pythonify_logs`.
+
+    Args:
+        model: a compiled one.
+        logs: that its `test_step` returned.
+    """
+    return pythonify_logs(model._get_metrics_result_or_logs(logs))
+
+
+def in_order(model: keras.Model, results: dict[str, Any]) -> Any:
+    """Results as `evaluate` returns them: a list in the order of a model's metrics, or the only one.
+
+    Relies on `Trainer._flatten_metrics_in_order`.
+    """
+    return model._flatten_metrics_in_order(results)
