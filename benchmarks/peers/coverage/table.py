@@ -62,7 +62,7 @@ def _count(rows: Mapping[str, Any] | None) -> str:
 
 
 def _in_keras(row: Mapping[str, Any]) -> bool:
-    return row["verdict"] == "keras" and row["quantized"] == row["kernels"]
+    return row["verdict"] == "keras" and 0 < row["kernels"] == row["quantized"]
 
 
 def _rows(of: str, tested: Mapping[str, Any]) -> str:
