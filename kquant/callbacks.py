@@ -26,6 +26,10 @@ BUCKETS = 30  # of a histogram, as many as TensorBoard makes
 EVERY = 20  # steps after which `FlashBudget` counts bytes
 AIM = 0.99  # of its budget: what the last steps move may take more
 PACE, MOST = 5.0, 0.3  # logarithm of the price for that of the bytes, at each count, and how much it moves at most
+# The same for what changed since the last count, so that the price falls again while bytes fall: weights take hundreds
+# of steps to move, and a price that only sums up goes far beyond what holds the bytes, to and fro. What is over dies
+# away in a tenth of the training.
+DAMP, SETTLING = 60.0, 0.1
 # The price stays between these: where a budget can't be reached it would grow until the loss is no number, and where
 # there is room it would fall until nothing raises it again.
 CHEAPEST, DEAREST = 1e-8, 1e8
@@ -218,14 +222,15 @@ class FlashBudget(keras.callbacks.Callback):
     KiB. Every 20 steps this counts the bytes that the file would have with `compression="auto"`, and raises the price
     where it is too large, or lowers it:
 
-        log price  +=  clip(5 log(bytes / wanted), -0.3, 0.3)
+        log price  +=  clip(k over + d (over - over at the last count), -0.3, 0.3),   over = log(bytes / wanted)
 
-    where `wanted` goes from the bytes at the start, evenly in their logarithm, to 0.99 flash_bytes after `steps`. One
-    price for all layers: bytes go where the loss minds least. Where the way has ended and the file is larger than
-    wanted, no price alone moves codes that lie in heaps of their own, as those of masked kernels do: until it is small
-    enough, weights are drawn to the most frequent code over rare ones too (`rise` of `kquant.layers.code_rate`). Start
-    from codes that `kquant.shorten_codes` chose for about as many bytes: on int8's fine grid codes have too many
-    neighbours that are as rare as they.
+    with d / k a tenth of the counts that `fit` is asked for, k at most 5 and d at most 60: the longer the training, the
+    calmer the price. `wanted` goes from the bytes at the start, evenly in their logarithm, to 0.99 flash_bytes after
+    `steps`. One price for all layers: bytes go where the loss minds least. Where the way has ended and the file is
+    larger than wanted, no price alone moves codes that lie in heaps of their own, as those of masked kernels do: until
+    it is small enough, weights are drawn to the most frequent code over rare ones too (`rise` of
+    `kquant.layers.code_rate`). Start from codes that `kquant.shorten_codes` chose for about as many bytes: on int8's
+    fine grid codes have too many neighbours that are as rare as they.
 
     The price is a variable of the layers, so it is saved with the model; a training that goes on from a checkpoint
     takes the way from the bytes it finds.
@@ -265,6 +270,7 @@ class FlashBudget(keras.callbacks.Callback):
         self.steps, self.strip_names = steps, strip_names
         self.file_bytes = 0
         self._begin = self._step = self._first = self._rest = 0
+        self._over, self._pace, self._damp = 0.0, PACE, 0.0
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Count the file, and what in it is not codes."""
@@ -279,6 +285,10 @@ class FlashBudget(keras.callbacks.Callback):
         self._begin = self._step = int(model.optimizer.iterations)
         self._first = len(coded_file(self._trained(), self.strip_names))
         self._rest = self._first - self._codes()
+        settling = SETTLING * (self.params.get("epochs") or 0) * (self.params.get("steps") or 0) / EVERY  # counts
+        self._damp = min(DAMP, PACE * settling)
+        self._pace = self._damp / settling if settling else PACE
+        self._over = 0.0
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Move the price where its turn has come."""
@@ -288,11 +298,13 @@ class FlashBudget(keras.callbacks.Callback):
             return
         done = min(1.0, (self._step - self._begin) / max(self.steps, 1))
         wanted = (1.0 - done) * np.log(self._first) + done * np.log(AIM * self.flash_bytes)
-        change = PACE * (np.log(self._rest + self._codes()) - wanted)
+        over = float(np.log(self._rest + self._codes()) - wanted)
+        change = self._pace * over + self._damp * (over - self._over)
+        self._over = over
         for price in self._prices():
             moved = float(price) * np.exp(np.clip(change, -MOST, MOST))
             price.assign(np.clip(moved, CHEAPEST, DEAREST))
-        self._rise(RISE if done == 1.0 and change > 0.0 else AS_COUNTED)
+        self._rise(RISE if done == 1.0 and over > 0.0 else AS_COUNTED)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Count the whole file again, and tell of it as `file_bytes` of the epoch."""

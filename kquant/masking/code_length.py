@@ -4,9 +4,10 @@
 
 A weight x, in units of its grid (or between two shared values), lies between the codes k and k + 1:
 
-    b(x) = b_k + (x - k) (b_{k+1} - b_k),   b_k = max(1, -log2 (n_k / N)),   n_k weights are nearest to k, now
+    b(x) = b_k + (x - k) (b_{k+1} - b_k),   b_k = -log2 (n_k / N),   n_k weights are nearest to k, now
 
-so weights are drawn towards the neighbour that is more frequent, which then is more frequent still. The b_k themselves
+or, where more than half have the code m, b_m = 1 and b_k = 1 - log2 (n_k / (N - n_m)) (`kquant.layers.code_rate`). So
+weights are drawn towards the neighbour that is more frequent, which then is more frequent still. The b_k themselves
 get no gradient (straight through: the histogram counts rounded weights). 8192 bits are a KiB: `entropy` is what a KiB
 costs. A code that nobody has counts as half a one. Source: the rate of entropy-constrained quantization (Chou,
 Lookabaugh, Gray, IEEE Trans. ASSP 37 (1989)), with linear interpolation in place of its choice; Huffman codes lie
