@@ -33,6 +33,7 @@ from kquant.runtime.running import probe
 RESULTS = Path(__file__).parent / "results" / "coded_training.json"
 INT8_BYTES = 87_616  # of the plain int8 file, as the budgets were set for
 TEMPERATURE, ROUNDED_ON = 4.0, 400
+PRICE = "damped"  # how `FlashBudget` moves it; rows of before, where it only summed up what was over, say "summed"
 ENTROPY = 0.05  # of the first step; `FlashBudget` moves it
 RECIPE = {
     "name": "coded",
@@ -41,24 +42,38 @@ RECIPE = {
 }
 
 
-def rounded(model: keras.Model, x: np.ndarray, share: float, folder: Path) -> keras.Model:
+def rounded(model: keras.Model, x: np.ndarray, share: float, folder: Path) -> Path:
     """Codes that are short already, chosen without labels; kept."""
     path = folder / f"rounded-{share:.2f}.keras"
     if path.is_file():
-        return keras.saving.load_model(path)
+        return path
     q = kquant.calibrate(kquant.quantize(model, RECIPE, target="tflm"), x[:200], verbose=False)
     budget = int(share * INT8_BYTES)
     kquant.shorten_codes(q, x[:ROUNDED_ON], strength=1e-6, flash_bytes=budget, strip_names=True, verbose=False)
     q.save(path)
+    return path
+
+
+def steps_of(x: np.ndarray, args: Any) -> int:
+    """Of the optimizer."""
+    return args.epochs * -(-len(x) // 64)
+
+
+def told(model: keras.Model, path: Path, x: np.ndarray, steps: int, dampen: float) -> keras.Model:
+    """The rounded model with what this training adds to the recipe, which no code depends on."""
+    oscillations = {"dampen": dampen, "dampen_steps": steps} if dampen else {}
+    recipe = {**RECIPE, "training": {**RECIPE["training"], "oscillations": oscillations}}
+    q = kquant.calibrate(kquant.quantize(model, recipe, target="tflm"), x[:200], verbose=False)
+    q.load_weights(path)
     return q
 
 
 def trained(q: keras.Model, teacher: keras.Model, data: Any, share: float, args: Any, folder: Path) -> Any:
     """Train in place, from the last epoch that is kept."""
     x, y = data
-    steps = args.epochs * -(-len(x) // 64)
+    steps = steps_of(x, args)
     schedule = keras.optimizers.schedules.CosineDecay(0.0, steps, warmup_target=args.rate, warmup_steps=steps // 20)
-    trainer = kquant.distill(q, teacher, temperature=TEMPERATURE, alpha=args.soft, outputs="probabilities")
+    trainer = kquant.distill(q, teacher, temperature=args.temperature, alpha=args.soft, outputs="probabilities")
     trainer.compile(keras.optimizers.Adam(schedule), "sparse_categorical_crossentropy")
     budget = kquant.callbacks.FlashBudget(int(share * INT8_BYTES), int(args.way * steps), strip_names=True)
     kept = keras.callbacks.BackupAndRestore(folder / "checkpoint", delete_checkpoint=False)
@@ -100,16 +115,17 @@ def judged(q: keras.Model, t: Task, folder: Path) -> dict[str, Any]:
 def run(t: Task, data: Any, share: float, args: Any) -> dict[str, Any]:
     """One budget, one seed."""
     asked = {"share": share, "seed": args.seed, "epochs": args.epochs, "soft": args.soft, "rate": args.rate}
-    asked |= {"start": args.start or share, "way": args.way}
+    asked |= {"start": args.start or share, "way": args.way, "temperature": args.temperature, "dampen": args.dampen}
     folder = args.folder / "-".join(f"{value:g}" for value in asked.values())
     folder.mkdir(parents=True, exist_ok=True)
     keras.utils.set_random_seed(args.seed)
-    q = rounded(t.model, data[0], args.start or share, args.folder)
+    path = rounded(t.model, data[0], args.start or share, args.folder)
+    q = told(t.model, path, data[0], steps_of(data[0], args), args.dampen)
     before = simulated(q, t)
     started = time.process_time()
     trained(q, t.model, data, share, args, folder)
     taken = time.process_time() - started
-    return {**asked, "rounded": before, **judged(q, t, folder), "cpu_seconds": round(taken)}
+    return {**asked, "price": PRICE, "rounded": before, **judged(q, t, folder), "cpu_seconds": round(taken)}
 
 
 def main() -> None:
@@ -122,6 +138,8 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--start", type=float, help="share that the rounded model begins with; as many by default")
     parser.add_argument("--way", type=float, default=0.1, help="part of the steps in which the bytes come down")
+    parser.add_argument("--temperature", type=float, default=TEMPERATURE, help="of what the float model teaches")
+    parser.add_argument("--dampen", type=float, default=0.0, help="weight of the loss of oscillations at the end")
     parser.add_argument("--folder", type=Path, default=Path("build/coded_training"), help="what is finished")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
@@ -134,7 +152,7 @@ def main() -> None:
                 warnings.simplefilter("ignore")
                 row = run(t, (x.astype("float32"), y.reshape(-1)), share, args)
             kept = json.loads(RESULTS.read_text()) if RESULTS.is_file() else []
-            key = ("share", "seed", "epochs", "soft", "rate", "start", "way")
+            key = ("share", "seed", "epochs", "soft", "rate", "start", "way", "temperature", "dampen", "price")
             others = [old for old in kept if [old[k] for k in key] != [row[k] for k in key]]
             write_atomically(RESULTS, f"{json.dumps([*others, row], indent=1)}\n".encode())
             print(row, flush=True)
