@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from pathlib import Path
 
 os.environ["TF_USE_LEGACY_KERAS"] = "1"
 
@@ -18,13 +19,18 @@ import tf_keras
 from tensorflow_model_optimization.python.core.clustering.keras.experimental import cluster
 from turns import fit_step, timed  # beside this file, which runs as a script
 
-BATCH = {"resnet8": 64, "mobilenetv2": 32}
+sys.path.insert(0, str(Path(__file__).parent / "peers" / "scripts"))
+import zoo  # noqa: E402  what both Keras build alike
+
+BATCH = {"mobilenetv2": 32}  # of the others 64
 
 
 def build(name: str, weights: str):
     """The float model."""
     if name == "resnet8":
         return tf_keras.models.load_model(weights, compile=False)
+    if hasattr(zoo, name):
+        return getattr(zoo, name)(tf_keras)
     return tf_keras.applications.MobileNetV2((96, 96, 3), alpha=0.35, weights=None, classes=10)
 
 
@@ -38,15 +44,32 @@ def clustered(model, **options):
     return cluster.cluster_weights(model, number_of_clusters=16, cluster_centroids_init=init, **options)
 
 
-def pcqat(model):
-    """Quantization-aware training of weights that are half zeros and shared, and stay so."""
+def halved(model):
+    """Half of each kernel zeros."""
     for layer in model.layers:
-        if layer.weights and "conv" in layer.name or "dense" in layer.name:
+        if hasattr(layer, "kernel"):
             kernel, *others = layer.get_weights()
             layer.set_weights([np.where(np.abs(kernel) < np.median(np.abs(kernel)), 0.0, kernel), *others])
-    shared = tfmot.clustering.keras.strip_clustering(clustered(model, preserve_sparsity=True))
-    scheme = tfmot.experimental.combine.Default8BitClusterPreserveQuantizeScheme(preserve_sparsity=True)
-    return tfmot.quantization.keras.quantize_apply(tfmot.quantization.keras.quantize_annotate_model(shared), scheme)
+    return model
+
+
+def kept(model, scheme):
+    """Quantization-aware training under a scheme that keeps what the weights have."""
+    return tfmot.quantization.keras.quantize_apply(tfmot.quantization.keras.quantize_annotate_model(model), scheme)
+
+
+def pqat(model):
+    return kept(halved(model), tfmot.experimental.combine.Default8BitPrunePreserveQuantizeScheme())
+
+
+def cqat(model):
+    shared = tfmot.clustering.keras.strip_clustering(clustered(model))
+    return kept(shared, tfmot.experimental.combine.Default8BitClusterPreserveQuantizeScheme())
+
+
+def pcqat(model):
+    shared = tfmot.clustering.keras.strip_clustering(clustered(halved(model), preserve_sparsity=True))
+    return kept(shared, tfmot.experimental.combine.Default8BitClusterPreserveQuantizeScheme(preserve_sparsity=True))
 
 
 WAYS = {
@@ -55,6 +78,8 @@ WAYS = {
     "pruning": pruned,
     "clustering": clustered,
     "PCQAT": pcqat,
+    "QAT, masks": pqat,
+    "QAT, codebooks": cqat,
 }
 
 
@@ -62,7 +87,7 @@ def prepared(name: str, way: str, x: np.ndarray, y: np.ndarray, weights: str, ji
     """A function that takes one step, as `fit` does it, and waits for it."""
     model = WAYS[way](build(name, weights))
     model.compile(tf_keras.optimizers.Adam(1e-4), "sparse_categorical_crossentropy", jit_compile=jit)
-    step = fit_step(model, x, y, BATCH[name])
+    step = fit_step(model, x, y, BATCH.get(name, 64))
     if way != "pruning":
         return step
     update = tfmot.sparsity.keras.UpdatePruningStep()  # what its users must add to `fit`

@@ -10,6 +10,12 @@ its batch norms, which a quantized one has folded.
 
     python -m benchmarks.train_time resnet8 --rounds 12 --steps 10 --peer-python /path/to/python
     python -m benchmarks.train_time --peer-python /path/to/python --path benchmarks/results/train_time.json
+
+The tables of docs/peers.md also read what was measured so of small models and of the ways that keep zeros and values:
+
+    python -m benchmarks.train_time digits_cnn digits_mobile digits_dense resnet8 --clock cpu --peer-python \
+        /path/to/python --path benchmarks/results/train_time_small.json \
+        --ways QAT pruning clustering PCQAT "QAT, masks" "QAT, codebooks"
 """
 
 from __future__ import annotations
@@ -32,10 +38,14 @@ import kquant
 from benchmarks.assets import FOLDER
 from benchmarks.choice import one_of
 from benchmarks.machine import machine
-from benchmarks.step_time import BATCH, build
+from benchmarks.peers.scripts import zoo
+from benchmarks.peers.tasks import DIGITS
+from benchmarks.step_time import BATCH as MODELS
+from benchmarks.step_time import build
 from benchmarks.turns import CLOCKS, Run, fit_step, in_turns, ratios, timed
 from kquant.files.atomic import write_atomically
 
+BATCH = {**MODELS, **dict.fromkeys(DIGITS, 64)}
 TARGETS = {"QAT": 1.3, "pruning": 1.15, "clustering": 1.4, "PCQAT": 1.6}  # at most this many float steps
 BASES = ("QAT", "float, no batch norms", "float, bfloat16")  # what else ways are held against
 Make = Callable[[keras.Model, np.ndarray], keras.Model]
@@ -133,9 +143,18 @@ def shared(model: keras.Model, x: np.ndarray) -> keras.Model:
     return quantized(kquant.cluster(model, 16), x)
 
 
+def built(name: str) -> tuple[Any, np.ndarray, np.ndarray]:
+    """The float model and data; of the digits their shapes, as values do not change a step's time."""
+    if name not in DIGITS:
+        return build(name)
+    model, rng = getattr(zoo, name)(keras), np.random.default_rng(0)
+    x = rng.uniform(0, 1, (8 * BATCH[name], *model.input_shape[1:])).astype("float32")
+    return model, x, rng.integers(0, 10, len(x))
+
+
 def ours(model_name: str, make: Make, jit: bool, clock: str) -> Run:
     """One way, ready to take steps."""
-    model, x, y = build(model_name)
+    model, x, y = built(model_name)
     made = make(model, x)
     made.compile(keras.optimizers.Adam(1e-4), "sparse_categorical_crossentropy", jit_compile=jit)
     return timed(fit_step(made, x, y, BATCH[model_name]), clock)
@@ -146,7 +165,7 @@ class Peer:
 
     def __init__(self, python: str, model_name: str, jit: bool, clock: str) -> None:
         folder = Path(tempfile.mkdtemp())
-        model, x, y = build(model_name)
+        _, x, y = built(model_name)
         np.savez(folder / "data.npz", x=x, y=y)
         where = str(folder / "data.npz")
         weights = _h5_of(model_name)
@@ -241,7 +260,7 @@ def measure(
 def main() -> None:
     """Parse and run."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("models", nargs="*", type=one_of(BATCH), default=list(BATCH))
+    parser.add_argument("models", nargs="*", type=one_of(BATCH), default=list(MODELS))
     parser.add_argument("--ways", nargs="*", default=list(WAYS), choices=list(WAYS))
     parser.add_argument("--jit", action="store_true")
     parser.add_argument("--steps", type=int, default=10)

@@ -36,9 +36,11 @@ GROUPS = {
 }
 TRAINED = {way.group for tool in tools().values() for way in tool.ways.values() if way.kind == "train"}
 README_TASK = "image_classification"
-STEPS = ROOT / "benchmarks" / "results" / "train_time.json"  # of `benchmarks.train_time`, which measures them by turns
-STEPPED = {"image_classification": "resnet8"}  # task -> what it is called there
+# of `benchmarks.train_time`, which measures them by turns; of a way that the first has not for both tools the second
+STEPS = tuple(ROOT / "benchmarks" / "results" / name for name in ("train_time.json", "train_time_small.json"))
+STEPPED = {"image_classification": "resnet8"}  # task -> what it is called there, where that is another name
 STEP_WAYS = {"qat": "QAT", "prune": "pruning", "cluster": "clustering", "pcqat": "PCQAT"}
+STEP_WAYS |= {"pqat": "QAT, masks", "cqat": "QAT, codebooks"}
 
 
 @dataclass(frozen=True)
@@ -280,13 +282,14 @@ def step_ratios(task: str) -> dict[str, float]:
     Args:
         task: its name.
     """
-    measured = json.loads(STEPS.read_text())["models"].get(STEPPED.get(task, ""), {})
-    return {
-        f"{tool}/{key}": measured[tool][title]["times float"]
-        for tool in ("kquant", "tfmot")
-        for key, title in STEP_WAYS.items()
-        if title in measured.get(tool, {})
-    }
+    found: dict[str, float] = {}
+    for path in STEPS:
+        measured = json.loads(path.read_text())["models"].get(STEPPED.get(task, task), {})
+        tools = [(tool, measured.get(tool, {})) for tool in ("kquant", "tfmot")]
+        for key, title in STEP_WAYS.items():
+            if f"kquant/{key}" not in found and all(title in ways for _, ways in tools):
+                found |= {f"{tool}/{key}": ways[title]["times float"] for tool, ways in tools}
+    return found
 
 
 def _readme_columns() -> list[Column]:
