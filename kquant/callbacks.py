@@ -285,7 +285,8 @@ class FlashBudget(keras.callbacks.Callback):
         self._begin = self._step = int(model.optimizer.iterations)
         self._first = len(coded_file(self._trained(), self.strip_names))
         self._rest = self._first - self._codes()
-        settling = SETTLING * (self.params.get("epochs") or 0) * (self.params.get("steps") or 0) / EVERY  # counts
+        asked: Any = self.params or {}  # Keras sets them; steps of a data set without a length are not known
+        settling = SETTLING * (asked.get("epochs") or 0) * (asked.get("steps") or 0) / EVERY  # counts
         self._damp = min(DAMP, PACE * settling)
         self._pace = self._damp / settling if settling else PACE
         self._over = 0.0
