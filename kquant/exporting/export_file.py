@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import keras
 
-from kquant.calibration.aimet_encodings import Version
-from kquant.calibration.aimet_encodings import encodings as encodings_of
 from kquant.core.messages import first_of
 from kquant.core.renamed import renamed
 from kquant.core.result import Result
@@ -36,6 +34,7 @@ from kquant.tflite.uncounted import Uncounted
 from kquant.views.multiplications import macs_of_model
 
 if TYPE_CHECKING:
+    from kquant.calibration.aimet_encodings import Version
     from kquant.exporting.streams import StreamCheck, StreamReport
     from kquant.exporting.verification import VerifyReport
     from kquant.tflite.streaming import Streamed
@@ -191,7 +190,11 @@ def export(
     storing = storing_of(compression, decode_budget)
     place = destination(path, "export", "model.tflite").given
     results = Outputs([place] if encodings is None else [place, encodings], "export")
-    beside = None if encodings is None else encodings_of(qmodel, encodings_version)
+    beside = None
+    if encodings is not None:
+        from kquant.calibration.aimet_encodings import encodings as encodings_of  # few ask for it, and all would wait
+
+        beside = encodings_of(qmodel, encodings_version)
     with without_collection(), operations_as_kernels():
         lowered = lower(qmodel, shrink=shrink)
         files = to_files(lowered, Form(io, int(streaming), states, storing, about, strip_names))

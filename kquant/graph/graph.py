@@ -5,8 +5,9 @@ What Keras does not export stands in `keras_private`.
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,8 +18,8 @@ from keras import tree
 
 from kquant.graph.creation import with_one_name, without_collection
 from kquant.graph.defaults import own_defaults
-from kquant.graph.inputs import check_static, inputs_of
-from kquant.graph.keras_private import made_of
+from kquant.graph.inputs import check_static, inputs_of, like
+from kquant.graph.keras_private import deep_graphs, made_of, maker
 from kquant.graph.output_names import functional, output_names
 from kquant.graph.steps_kept import StepsKept, steps_kept, told
 from kquant.graph.unfold import Node, substitute, unfold
@@ -169,6 +170,39 @@ def rewrite(
         A Functional model with the same structure of inputs and outputs, the same names of them, and their masks where
         its layers hand none on.
     """
+    with _made_anew(graph, replace, enter) as (inputs, outputs):
+        return functional(inputs, outputs, name or graph.name, graph.output_names, told(graph.kept, outputs))
+
+
+def rewritten(
+    graph: Graph, replace: Callable[[Node, tuple, dict], Any], known: Callable[[Any], bool], name: str | None = None
+) -> Graph:
+    """`trace(rewrite(graph, replace, name), known)`, without the model in between.
+
+    Keras takes as long to make one of calls, and kquant to read these from it, as for some layers of it.
+
+    Args:
+        graph: what `trace` read.
+        replace: see `rewrite`.
+        known: see `trace`.
+        name: of the new graph, the old one's by default.
+    """
+    with _made_anew(graph, replace) as (inputs, outputs), deep_graphs():
+        calls, starts = keras.Function(inputs, outputs), like(inputs)
+        nodes, ends, masked = unfold(calls, starts, known)
+        flat = tree.flatten(ends)
+        kept = told(graph.kept, outputs) or steps_kept(masked, flat, nodes, tree.flatten(starts))
+        names = graph.output_names or tuple(maker(t).name for t in tree.flatten(outputs))
+        return Graph(name or graph.name, starts, ends, reachable(nodes, flat), names, kept)
+
+
+@contextlib.contextmanager
+def _made_anew(
+    graph: Graph,
+    replace: Callable[[Node, tuple, dict], Any],
+    enter: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> Iterator[tuple[Any, Any]]:
+    """Inputs and outputs of the new calls, where layers are made as the graph has them."""
     new: dict[int, Any] = {}
     # Layers made by `replace` take what the process is set to, and that may be another policy than the model was made
     # under.
@@ -184,8 +218,7 @@ def rewrite(
         outputs = tree.map_structure(lambda t: new[id(t)], graph.outputs)
         # Before the model is made, which refuses two operations of one name (Keras' `map_graph`).
         _name_operations_apart(graph, tree.flatten(outputs))
-        outputs = _distinct(outputs, inputs)
-        return functional(inputs, outputs, name or graph.name, graph.output_names, told(graph.kept, outputs))
+        yield inputs, _distinct(outputs, inputs)
 
 
 def _name_operations_apart(graph: Graph, outputs: list[Tensor]) -> None:

@@ -44,6 +44,11 @@ def inputs_of(model: keras.Model, input_shape: Any = None) -> Any:
         struct = struct[0]  # as Keras loads old files; a bare tensor is what everybody passes
     if input_shape is not None:
         struct = _reshaped(struct, input_shape, model.name)
+    return like(struct)
+
+
+def like(struct: Any) -> Any:
+    """New symbolic inputs like these, of any batch size."""
     if isinstance(struct, dict) and all(isinstance(t, Tensor) for t in struct.values()):
         # the caller knows an input by its key, whatever its tensor is called
         return {k: Tensor((None, *t.shape[1:]), t.dtype, name=k) for k, t in struct.items()}

@@ -50,6 +50,14 @@ def every_layer(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
     return list(layer._flatten_layers())
 
 
+def layers_inside(ops: Iterable[Any]) -> list[keras.layers.Layer]:
+    """The layers among operations, each with all layers in it.
+
+    Relies on what `every_layer` relies on.
+    """
+    return [held for op in ops if isinstance(op, keras.layers.Layer) for held in every_layer(op)]
+
+
 def inner_layers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
     """The layers in a layer or model, at any depth, without itself.
 

@@ -7,6 +7,7 @@ attributes it writes and nodes that Keras records on shared layers meanwhile are
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from kquant.graph.keras_private import (
     computes_recorded,
     every_layer,
     functional_of,
+    layers_inside,
     own_weights,
     recorded,
     recorded_calls,
@@ -84,7 +86,7 @@ class Node:
 
 
 def unfold(
-    model: keras.Model,
+    model: keras.Model | keras.Function,
     inputs: Any,
     known: Callable[[Any], bool],
     masks: bool = False,
@@ -93,7 +95,7 @@ def unfold(
     """The calls that `model(inputs)` consists of at inference, its outputs, and the masks of these, flattened.
 
     Args:
-        model: a built Keras 3 model; it is not changed.
+        model: a built Keras 3 model, or the calls of one; it is not changed.
         inputs: symbolic tensors in the model's structure.
         known: tells which layers and operations stay whole.
         masks: leave masks to Keras, because the graph becomes a Keras model of the same layers. Otherwise what reads a
@@ -105,9 +107,11 @@ def unfold(
             the batch; names the layer.
     """
     # None where `call` knows no flag: `predict` passes none then, and layers inside fall back to their own defaults.
-    training = False if "training" in model.call_signature_parameters else None
-    with _untouched(model):
-        unfolding = _Unfolding(known, masks, whole, training)
+    is_layer = isinstance(model, keras.layers.Layer)
+    training = None if is_layer and "training" not in model.call_signature_parameters else False
+    with contextlib.ExitStack() as stack:
+        touching = functools.cache(lambda: stack.enter_context(_untouched(model)))
+        unfolding = _Unfolding(known, touching, masks, whole, training)
         outputs = unfolding.visit(model, (inputs,), {})
     kept = [node for node in unfolding.nodes if known(node.op) or id(node.op) in unfolding.kept]
     if len(kept) == len(unfolding.nodes):  # otherwise the model is about to be refused
@@ -122,9 +126,9 @@ def substitute(structure: Any, new: Mapping[int, Any]) -> Any:
 
 
 @contextlib.contextmanager
-def _untouched(model: keras.Model) -> Iterator[None]:
+def _untouched(model: Any) -> Iterator[None]:
     """Take back every node that unfolding records on the layers of `model`."""
-    layers = every_layer(model)
+    layers = layers_inside([model] if isinstance(model, keras.layers.Layer) else model.operations)
     with calls_forgotten(layers), attributes_kept(layers):
         yield
 
@@ -137,6 +141,7 @@ class _Unfolding:
     """
 
     known: Callable[[Any], bool]
+    touching: Callable[[], None]  # before code of a layer runs, which may leave something on the model
     masks: bool = False
     whole: Callable[[Any], bool] | None = None
     training: bool | None = False
@@ -148,8 +153,8 @@ class _Unfolding:
     compared: dict[int, tuple[Tensor, float]] = field(default_factory=dict)  # id(x != value) -> x, value
     lost: dict[int, str] = field(default_factory=dict)  # id(mask) -> why it is not known
 
-    def visit(self, op: Any, args: tuple, kwargs: dict) -> Any:
-        """Append the calls that `op(*args, **kwargs)` consists of; return its outputs."""
+    def visit(self, op: Any, args: tuple, kwargs: dict, like: list[Tensor] | None = None) -> Any:
+        """Append the calls that `op(*args, **kwargs)` consists of; return its outputs, which are `like` known ones."""
         if isinstance(op, keras.layers.Layer):
             self.training = _training(op, kwargs, self.training)
         if not self.masks and (outputs := self.spelled_out(op, args)) is not None:
@@ -157,7 +162,7 @@ class _Unfolding:
         heeds = isinstance(op, keras.layers.Layer) and not isinstance(op, keras.Model) and not self.masks
         # With the masks only what reads them is called; `hand_on` gets the arguments as they came, as a mask that the
         # user gave counts before those of the inputs.
-        outputs = self.open(op, args, self.with_masks(op, args, kwargs) if heeds else kwargs)
+        outputs = self.open(op, args, self.with_masks(op, args, kwargs) if heeds else kwargs, like)
         if heeds:
             self.hand_on(op, args, kwargs, tree.flatten(outputs))
         return outputs
@@ -217,6 +222,7 @@ class _Unfolding:
 
     def mask_after(self, op: Any, inputs: Any, masks: Any) -> Any:
         """The masks of a layer's outputs, as its `compute_mask` says; what that computes is unfolded."""
+        self.touching()
         try:
             after = combined(op, inputs, masks)
         except Exception as error:  # whatever the user's code raises on symbolic tensors
@@ -235,10 +241,10 @@ class _Unfolding:
             self.again(node, known)
         return tree.map_structure(lambda m: None if m is None else known[id(m)], after)
 
-    def open(self, op: Any, args: tuple, kwargs: dict) -> Any:
+    def open(self, op: Any, args: tuple, kwargs: dict, like: list[Tensor] | None) -> Any:
         """`visit`, its masks among the arguments."""
         if self.known(op):
-            return self.keep(op, args, kwargs)
+            return self.keep(op, args, kwargs, like)
         if isinstance(op, keras.Sequential):
             op = functional_of(op)
         # Before layers in general, since a Functional model is one: a subclass with a `call` of its own is followed by
@@ -249,15 +255,26 @@ class _Unfolding:
             return self.call(op, args, kwargs)
         return self.keep(op, args, kwargs)  # an operation without a rule: refused later by name
 
-    def keep(self, op: Any, args: tuple, kwargs: dict) -> Any:
+    def keep(self, op: Any, args: tuple, kwargs: dict, like: list[Tensor] | None = None) -> Any:
         """One call that stays whole."""
         if self.training:
             _refuse_training(op, self.owner)
-        outputs = _fresh(op, args, kwargs)
+        # what was recorded says what comes out, and no code of the layer has to
+        outputs: Any = self.fresh(op, args, kwargs) if like is None else [Tensor(t.shape, t.dtype) for t in like]
+        outputs = outputs[0] if like is not None and len(outputs) == 1 else outputs
         if (compared := compared_with(op, args)) is not None:
             self.compared[id(outputs)] = compared
         self.nodes.append(Node(op, args, kwargs, tuple(tree.flatten(outputs)), self.owner))
         return outputs
+
+    def fresh(self, op: Any, args: tuple, kwargs: dict) -> Any:
+        """New tensors of the shapes that `op` makes of its arguments."""
+        self.touching()
+        # Neither changes a shape, and most layers' `compute_output_spec` does not take them.
+        training = {k: v for k, v in kwargs.items() if k not in ("training", "mask")}
+        # Not by a call, which would leave a node on the user's layer.
+        spec = op.compute_output_spec(*args, **training)
+        return tree.map_structure(lambda t: Tensor(t.shape, t.dtype), spec)
 
     def function(self, op: Any, args: tuple) -> Any:
         """The calls that a Functional model recorded when it was made."""
@@ -272,7 +289,8 @@ class _Unfolding:
         for node in recorded_calls(op):
             # Like Keras (`Function._run_through_graph`), which skips calls whose inputs nobody computes.
             if not node.is_input and all(id(t) in new for t in node.input_tensors):
-                self.again(node, new, training)
+                alike = all((t.shape, t.dtype) == (new[id(t)].shape, new[id(t)].dtype) for t in node.input_tensors)
+                self.again(node, new, training, list(node.outputs) if alike else None)
         return tree.map_structure(lambda t: new[id(t)], outputs)
 
     def call(self, op: Any, args: tuple, kwargs: dict) -> Any:
@@ -341,6 +359,7 @@ class _Unfolding:
         self, op: Any, args: tuple, kwargs: dict, batch: int | None, training: bool | None, watched: Watched
     ) -> Recording:
         """`op.call` on symbolic tensors of so many samples."""
+        self.touching()
         starts = [x for x in tree.flatten((args, kwargs)) if isinstance(x, Tensor)]
         # Fresh tensors, so that the recording ends at them: Keras notes on each tensor which call made it, and what
         # came before belongs to the outer model.
@@ -355,7 +374,7 @@ class _Unfolding:
         back = {id(ours[id(t)]): t for t in starts}
         return Recording(outputs, _recorded(tree.flatten(outputs), set(back)), back, list(ours.values()))
 
-    def again(self, node: KerasNode, new: dict[int, Any], training: bool | None = None) -> None:
+    def again(self, node: KerasNode, new: dict[int, Any], training: bool | None = None, like: Any = None) -> None:
         """A recorded call, on our tensors; a Functional model puts its own `training` over what was recorded."""
         filled: Any = node.arguments.fill_in(new)
         args, kwargs = filled
@@ -364,7 +383,7 @@ class _Unfolding:
         if training is not None:
             self.training = training
             kwargs = {k: training if k == "training" else v for k, v in kwargs.items()}
-        outputs = self.visit(node.operation, tuple(args), dict(kwargs))
+        outputs = self.visit(node.operation, tuple(args), dict(kwargs), like)
         for old, t in zip(node.outputs, tree.flatten(outputs), strict=True):
             new[id(old)] = t
 
@@ -444,15 +463,6 @@ def lost_draws(old: Iterable[Any], new: Iterable[keras.layers.Layer]) -> list[st
 def _is_builtin(op: Any) -> bool:
     """One of Keras' own layers, whose inside is none of the user's business."""
     return type(op).__module__.startswith("keras.") and not isinstance(op, keras.Model | keras.layers.Lambda)
-
-
-def _fresh(op: Any, args: tuple, kwargs: dict) -> Any:
-    """New tensors of the shapes that `op` makes of its arguments."""
-    # Neither changes a shape, and most layers' `compute_output_spec` does not take them.
-    training = {k: v for k, v in kwargs.items() if k not in ("training", "mask")}
-    # Not by a call, which would leave a node on the user's layer.
-    spec = op.compute_output_spec(*args, **training)
-    return tree.map_structure(lambda t: Tensor(t.shape, t.dtype), spec)
 
 
 def _frozen(op: Any, made: Recording) -> list[str]:

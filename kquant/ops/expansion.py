@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,8 +20,8 @@ from kquant.core.messages import warn
 from kquant.core.origin import mark, origins
 from kquant.graph.copies import own
 from kquant.graph.defaults import own_defaults
-from kquant.graph.graph import Graph, Node, legal_name, named_apart, rewrite, trace
-from kquant.graph.keras_private import every_layer
+from kquant.graph.graph import Graph, Node, legal_name, named_apart, rewrite, rewritten, trace
+from kquant.graph.keras_private import layers_inside
 from kquant.graph.step_mask import reads_mask
 from kquant.graph.unfold import lost_draws, substitute
 from kquant.ops import find
@@ -45,10 +46,10 @@ def expand(model: keras.Model, input_shape: Any = None) -> keras.Model:
     Raises:
         ValueError: naming a layer that has no rule, with what to do.
     """
-    return expand_graph(trace(model, lambda op: find(op) is not None, input_shape))
+    return _expanding_graph(trace(model, is_known, input_shape), None, rewrite)
 
 
-def expanded(graph: Graph, target: Target) -> keras.Model:
+def expanded(graph: Graph, target: Target) -> Graph:
     """`expand_graph`, or all that it refuses at once.
 
     Raises:
@@ -68,8 +69,18 @@ def expanded(graph: Graph, target: Target) -> keras.Model:
     raise ValueError(describe(problems, target)) from refusal
 
 
-def expand_graph(graph: Graph, target: Target | None = None) -> keras.Model:
-    """`expand` of a graph that was traced already; with a target, into what that has operators for."""
+def is_known(op: Any) -> bool:
+    """Layers and operations that stay whole when a float model is read."""
+    return find(op) is not None
+
+
+def expand_graph(graph: Graph, target: Target | None = None) -> Graph:
+    """The calls of what `expand` makes of a graph; with a target, in what that has operators for."""
+    return _expanding_graph(graph, target, functools.partial(rewritten, known=is_known))
+
+
+def _expanding_graph(graph: Graph, target: Target | None, write: Callable[..., Any]) -> Any:
+    """What `write` makes of the calls that a graph comes apart into: a model or a graph."""
     apart = _outputs_apart(graph)
     owners: dict[int, tuple[tuple[str, str], ...]] = {}
     make_for = _making({t.name for t in graph.input_tensors}, owners)
@@ -81,10 +92,9 @@ def expand_graph(graph: Graph, target: Target | None = None) -> keras.Model:
             owners[id(node.op)] = ((node.owner.name, type(node.owner).__name__),)
         return expand_call(node.op, make_for, args, kwargs, target)
 
-    model = rewrite(graph, replace, name=legal_name(graph.name, root=True))
-    lost = lost_draws(graph.layers, every_layer(model))
-    _warn_lost_draws(lost)
-    return model
+    made = write(graph, replace, name=legal_name(graph.name, root=True))
+    _warn_lost_draws(lost_draws(graph.layers, layers_inside(made.layers)))
+    return made
 
 
 def widened(graph: Graph, names: frozenset[str], target: Target) -> Graph:
@@ -104,7 +114,7 @@ def widened(graph: Graph, names: frozenset[str], target: Target) -> Graph:
         wide = rule.widen(node.op, _expanding(node.op, make_for, target), *args)
         return node.op(*args, **kwargs) if wide is None else wide
 
-    return trace(rewrite(graph, replace), lambda op: find(op) is not None)
+    return rewritten(graph, replace, is_known)
 
 
 def _making(taken: set[str], owners: dict[int, tuple[tuple[str, str], ...]]) -> Callable[[Any], Make]:
@@ -126,7 +136,7 @@ def _making(taken: set[str], owners: dict[int, tuple[tuple[str, str], ...]]) -> 
     return make_for
 
 
-def expand_alone(node: Node, target: Target | None = None) -> keras.Model:
+def expand_alone(node: Node, target: Target | None = None) -> Graph:
     """`expand` of one call.
 
     Raises:
@@ -270,7 +280,7 @@ def _inside(layer: Any, make_for: Callable[[Any], Any], args: tuple, target: Tar
 
     def read() -> _Inside:
         inputs = keras.tree.map_structure(lambda t: keras.Input(batch_shape=t.shape, dtype=t.dtype), args[0])
-        graph = trace(keras.Model(inputs, layer(inputs)), lambda op: find(op) is not None)
+        graph = trace(keras.Model(inputs, layer(inputs)), is_known)
         for node in graph.nodes:
             if isinstance(node.op, keras.layers.Layer):
                 mark(node.op, origins(layer))

@@ -26,7 +26,7 @@ from kquant.graph.output_names import as_keras
 from kquant.graph.unfold import substitute
 from kquant.ops import find
 from kquant.ops.affine import Affine, Moments, Norm, affine
-from kquant.ops.expansion import expand
+from kquant.ops.expansion import expand_graph, is_known
 from kquant.ops.rule import Weights
 from kquant.prepare.unblock import move_past_affines
 from kquant.views.float_model import refuse_quantized
@@ -95,7 +95,7 @@ def fold(model: keras.Model) -> keras.Model:
     """
     check_keras(model, "fold")
     refuse_quantized(model, every_layer(model))
-    graph = trace(expand(model), lambda op: find(op) is not None)
+    graph = expand_graph(trace(model, is_known))
     folded = fold_graph(graph)
     return as_keras(rewrite(folded.graph, lambda node, args, kwargs: node.op(*args, **kwargs)))
 

@@ -14,7 +14,7 @@ from kquant.core.origin import identities
 from kquant.core.packed import MOST_BITS, bits_of
 from kquant.core.result import Result
 from kquant.graph.given_model import float_layers
-from kquant.graph.graph import Graph, Node, trace
+from kquant.graph.graph import Graph, Node
 from kquant.ops import find
 from kquant.ops.expansion import expand_alone, expanded, unknown_layers
 from kquant.prepare.folding import Fate, fates
@@ -122,7 +122,7 @@ def forecast(
 
 def _with_folds(report: CheckReport, graph: Graph, target: targets.Target) -> CheckReport:
     """The batch norms among the rows, from a copy of the model that is folded."""
-    folds = fates(trace(expanded(graph, target), is_known))
+    folds = fates(expanded(graph, target))
     gone = {(fate.layer, fate.kind) for fate in folds if fate.into is not None}
     rows = tuple(
         replace(row, status="folded", operators=()) if (row.layer, row.kind) in gone else row for row in report.layers
@@ -192,7 +192,7 @@ def _row(node: Node, target: targets.Target) -> LayerCheck:
         part = expand_alone(node, target)
     except ValueError as error:
         return LayerCheck(name, kind, "refused", (), str(error))
-    graph = opened(trace(part, is_known))
+    graph = opened(part)
     nodes = [n for n in graph.nodes if not isinstance(n.op, keras.layers.Identity)]
     rules = [find(n.op, target) for n in nodes]
     operators = tuple(code for rule in rules if rule is not None for code in rule.operators)

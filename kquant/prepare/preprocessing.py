@@ -11,7 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from kquant.graph.graph import Graph, Node, trace
+from kquant.graph.graph import Graph, Node
 from kquant.ops import find
 from kquant.ops.affine import Affine
 from kquant.ops.expansion import expand_alone
@@ -113,7 +113,7 @@ def affines(node: Node) -> list[Affine] | None:
         idle = is_idle(node.op, node.args[0])
         return [node.op] if isinstance(node.op, Affine) else [] if idle else None
     try:
-        part = trace(expand_alone(node), lambda op: find(op) is not None)
+        part = expand_alone(node)
     except ValueError:  # refused, which `plan` will say
         return None
     ops = [n.op for n in part.nodes if not isinstance(n.op, layers.Identity)]

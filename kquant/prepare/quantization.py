@@ -28,7 +28,7 @@ from kquant.prepare.unblock import move_into_relus
 from kquant.recipe import recipe as recipes
 from kquant.views import quantized_model
 from kquant.views.encoding_sites import encoding_sites
-from kquant.views.float_model import is_known, read_given
+from kquant.views.float_model import read_given
 from kquant.views.loops import opened
 from kquant.views.plan import Plan, make_plan
 
@@ -123,13 +123,13 @@ def _equalizes(recipe: recipes.Recipe, target: targets.Target) -> bool:
     return target.per_tensor and recipe.mode == "static" and all(step.name != "equalize" for step in recipe.steps)
 
 
-def planned(model: keras.Model, recipe: recipes.Recipe, target: targets.Target) -> tuple[Plan, Folded]:
-    """What becomes of the calls of a model that was expanded, and what folding left beside them.
+def planned(graph: Graph, recipe: recipes.Recipe, target: targets.Target) -> tuple[Plan, Folded]:
+    """What becomes of the calls of a graph that was expanded, and what folding left beside them.
 
     Raises:
         ValueError: a rule of the recipe matches no layer.
     """
-    graph, live = trace(model, is_known), recipe.training.batch_norm == "live"
+    live = recipe.training.batch_norm == "live"
     folded = fold_graph(graph, live=live) if recipe.fold else Folded(graph, {}, {}, {})
     graph = move_into_relus(folded.graph)
     plan = make_plan(opened(graph), recipe, target)

@@ -15,7 +15,7 @@ import keras
 
 from kquant.core.messages import first_of
 from kquant.graph.given_model import check_keras, float_layers
-from kquant.graph.graph import Graph, Node, rewrite, substitute, trace
+from kquant.graph.graph import Graph, Node, rewrite, substitute
 from kquant.graph.output_names import as_keras
 from kquant.ops import find
 from kquant.ops.affine import Affine
@@ -123,7 +123,7 @@ def _pieces(node: Node) -> list[Any] | None:
     if find(node.op) is None:
         return None
     try:
-        part = trace(expand_alone(node), lambda op: find(op) is not None)
+        part = expand_alone(node)
     except ValueError:  # refused by its rule: no scaling that can be told apart
         return None
     return [n.op for n in part.nodes if not isinstance(n.op, layers.Identity)]

@@ -180,7 +180,7 @@ def _in_wider_layers(node: Node, parts: tuple[Node, ...], target: targets.Target
     rules = (find(n.op, target) for n in parts)
     if not any(rule is not None and rule.widen is not None for rule in rules):
         return parts
-    graph = trace(expand_alone(node, target), lambda op: find(op) is not None)
+    graph = expand_alone(node, target)
     return widened(graph, frozenset(n.name for n in graph.nodes), target).nodes
 
 
@@ -189,7 +189,7 @@ def _parts(node: Node, target: targets.Target) -> tuple[Node, ...]:
     rule = find(node.op, target)
     if rule is not None and rule.expand is None and not (node.args and passive.is_idle(node.op, node.args[0])):
         return (node,)
-    return opened(trace(expand_alone(node, target), lambda op: find(op) is not None)).nodes
+    return opened(expand_alone(node, target)).nodes
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ from kquant.tflite.reader import SCHEMA, read_model
 from kquant.tflite.rows import read_as_rows
 from kquant.tflite.states import States, keep_states
 from kquant.tflite.storage import Decoding, Storing, refuse_undecoded
-from kquant.tflite.stored_weights import smaller_file
 
 if TYPE_CHECKING:
     from kquant.tflite.streaming import Streamed
@@ -184,5 +183,7 @@ def _stored(lowered: Lowered, program: Program, form: Form, **more: Any) -> tupl
     if lowered.narrowed:
         metadata[SHRUNK] = totals(lowered.narrowed.removed)
     if form.storing:
+        from kquant.tflite.stored_weights import smaller_file  # plans memory: nothing that every export has to load
+
         return smaller_file(program, lowered.target, metadata, form.storing, form.bare)
     return to_bytes(program, lowered.target, metadata, form.bare), None

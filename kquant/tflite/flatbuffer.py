@@ -13,7 +13,6 @@ from typing import Any
 
 import flatbuffers  # pyright: ignore[reportMissingTypeStubs]
 import numpy as np
-from flatbuffers import flexbuffers  # pyright: ignore[reportMissingTypeStubs]
 
 from kquant.core.operators import facts
 from kquant.core.packed import pack
@@ -207,6 +206,8 @@ class _Writer:
         if op.intermediates:
             written.intermediates = [self.tensor(ref) for ref in op.intermediates]
         if facts(op.code).flexible:
+            from flatbuffers import flexbuffers  # pyright: ignore[reportMissingTypeStubs]  few files have any
+
             options = bytes(flexbuffers.Dumps(op.options))  # pyright: ignore[reportUnknownMemberType]
             written.customOptions = np.frombuffer(options, np.uint8)
         name = facts(op.code).options_of(op.code)

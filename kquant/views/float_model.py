@@ -10,7 +10,7 @@ import keras
 from kquant.core.messages import warn
 from kquant.graph.graph import Graph, trace
 from kquant.layers.transform import Carried
-from kquant.ops import find
+from kquant.ops.expansion import is_known
 from kquant.ops.refused import remedy
 from kquant.views.quantized_model import is_quantized
 from kquant.views.released import release
@@ -122,8 +122,3 @@ def check_dtypes(graph: Graph) -> None:
                 f"{node.name} ({type(node.op).__name__}): it computes in float64; kquant reads float32. Rebuild the "
                 "model with dtype float32, its inputs and constants too."
             )
-
-
-def is_known(op: Any) -> bool:
-    """Layers and operations that stay whole when a float model is read."""
-    return find(op) is not None
