@@ -164,6 +164,16 @@ def test_a_verb_leaves_the_model_as_it_was(name: str, model: keras.Model, tmp_pa
     assert {key for key in before if before[key] != after[key]} == set()
 
 
+@pytest.mark.parametrize("name", ["cluster", "fold", "prune", "prune_channels", "quantize", "strip"])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_layers_of_a_copy_are_called_in_it_alone(name: str, model: keras.Model, tmp_path: Path) -> None:
+    """So that `layer.output` is a tensor of the model, which a second model may have among its outputs."""
+    copy = VERBS[name](model, tmp_path)
+    for layer in copy.layers:
+        assert len(calls_of(layer)[0]) == 1, layer.name
+        keras.Model(copy.inputs, [layer.output, *copy.outputs])
+
+
 def test_every_verb_of_a_float_model_is_tried() -> None:
     takes = {name for name, first in FIRST.items() if first == "model"}
     assert takes - OTHERS <= set(VERBS)

@@ -12,11 +12,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, get_args
 
 import keras
 import numpy as np
 
+from kquant.calibration.encodings_version import Version
 from kquant.core.messages import did_you_mean, first_of, warn
 from kquant.core.renamed import renamed
 from kquant.core.spec import QuantSpec, range_of
@@ -27,8 +28,7 @@ from kquant.views.encoding_sites import EncodingSites, encoding_sites
 from kquant.views.loops import opened
 from kquant.views.quantized_model import read
 
-Version = Literal["0.6.1", "1.0.0"]
-VERSIONS = ("0.6.1", "1.0.0")
+VERSIONS = get_args(Version)
 # Scales of the file and of the model's own weights that differ more than this are worth a warning.
 TOLERANCE = 1e-3
 MOST_BITS = 32

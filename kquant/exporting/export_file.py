@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import keras
 
+from kquant.calibration.encodings_version import Version
 from kquant.core.messages import first_of
 from kquant.core.renamed import renamed
 from kquant.core.result import Result
@@ -34,7 +35,6 @@ from kquant.tflite.uncounted import Uncounted
 from kquant.views.multiplications import macs_of_model
 
 if TYPE_CHECKING:
-    from kquant.calibration.aimet_encodings import Version
     from kquant.exporting.streams import StreamCheck, StreamReport
     from kquant.exporting.verification import VerifyReport
     from kquant.tflite.streaming import Streamed

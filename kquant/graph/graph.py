@@ -19,7 +19,7 @@ from keras import tree
 from kquant.graph.creation import with_one_name, without_collection
 from kquant.graph.defaults import own_defaults
 from kquant.graph.inputs import check_static, inputs_of, like
-from kquant.graph.keras_private import deep_graphs, made_of, maker
+from kquant.graph.keras_private import calls_forgotten, deep_graphs, forget_calls, made_of, maker
 from kquant.graph.output_names import functional, output_names
 from kquant.graph.steps_kept import StepsKept, steps_kept, told
 from kquant.graph.unfold import Node, substitute, unfold
@@ -187,13 +187,20 @@ def rewritten(
         known: see `trace`.
         name: of the new graph, the old one's by default.
     """
-    with _made_anew(graph, replace) as (inputs, outputs), deep_graphs():
+    own = {id(node.op): node.op for node in graph.nodes}
+    with calls_forgotten(own.values()), _made_anew(graph, replace) as (inputs, outputs), deep_graphs():
         calls, starts = keras.Function(inputs, outputs), like(inputs)
         nodes, ends, masked = unfold(calls, starts, known)
         flat = tree.flatten(ends)
         kept = told(graph.kept, outputs) or steps_kept(masked, flat, nodes, tree.flatten(starts))
         names = graph.output_names or tuple(maker(t).name for t in tree.flatten(outputs))
-        return Graph(name or graph.name, starts, ends, reachable(nodes, flat), names, kept)
+        made = Graph(name or graph.name, starts, ends, reachable(nodes, flat), names, kept)
+    # These calls belong to no model. A layer that goes on into one would show them as its first, and its `output`
+    # would be a tensor that the model does not have.
+    for node in made.nodes:
+        if id(node.op) not in own:
+            forget_calls(node.op)
+    return made
 
 
 @contextlib.contextmanager

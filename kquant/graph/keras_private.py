@@ -208,8 +208,24 @@ def calls_of(op: Any) -> tuple[list[KerasNode], list[KerasNode]]:
     return op._inbound_nodes, op._outbound_nodes
 
 
+def forget_calls(op: Any) -> None:
+    """A layer or operation as if nothing had called it; what its calls made can no longer be followed.
+
+    Relies on the lists of `calls_of`.
+
+    Example:
+        >>> layer = keras.layers.ReLU()
+        >>> y = layer(keras.Input((2,)))
+        >>> forget_calls(layer)
+        >>> len(calls_of(layer)[0])
+        0
+    """
+    for calls in calls_of(op):
+        calls.clear()
+
+
 @contextlib.contextmanager
-def calls_forgotten(layers: Iterable[keras.layers.Layer]) -> Iterator[None]:
+def calls_forgotten(layers: Iterable[Any]) -> Iterator[None]:
     """Afterwards, layers have no record of the calls that they got inside.
 
     Relies on the lists of `calls_of`, from whose ends it takes.
