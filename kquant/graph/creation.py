@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 NAME = "variable/"  # the slash keeps TensorFlow from putting the layer's name before it
 
-CONSTANT = (keras.initializers.Ones, keras.initializers.Constant)
+CONSTANT = (keras.initializers.Zeros, keras.initializers.Ones, keras.initializers.Constant)
 
 
 def with_one_name() -> contextlib.AbstractContextManager:
@@ -28,11 +27,6 @@ def with_one_name() -> contextlib.AbstractContextManager:
     return tf.variable_creator_scope(create)
 
 
-def _zeros(shape: Sequence[int], dtype: str = "float32") -> np.ndarray:
-    """An initializer; TensorFlow takes longer to fill a tensor than to take an array."""
-    return np.zeros(shape, tf.as_dtype(dtype).as_numpy_dtype)
-
-
 @contextlib.contextmanager
 def without_random(layer: keras.layers.Layer) -> Iterator[None]:
     """Inside, `layer` builds with zeros: its values are about to be assigned. Its config stays what it was.
@@ -40,13 +34,14 @@ def without_random(layer: keras.layers.Layer) -> Iterator[None]:
     Args:
         layer: not built yet.
     """
+    zeros = keras.initializers.Zeros()
     own = {
         name: value
         for name, value in vars(layer).items()
         if isinstance(value, keras.initializers.Initializer) and not isinstance(value, CONSTANT)
     }
     for name in own:
-        setattr(layer, name, _zeros)
+        setattr(layer, name, zeros)
     try:
         yield
     finally:

@@ -7,6 +7,7 @@ import sys
 import zlib
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import contract
 import graph_cases
@@ -303,3 +304,33 @@ def test_a_deep_model_becomes_three_times_as_deep(tmp_path: Path) -> None:
         sys.setrecursionlimit(before)
     assert [layer.name for layer in again.layers] == [layer.name for layer in q.layers]
     assert len(copied.layers) == len(q.layers) > 390
+
+
+@keras.saving.register_keras_serializable(package="test_graphs")
+class Nested(keras.layers.Layer):
+    """A weight of its own, and a layer inside that begins as it does."""
+
+    def __init__(self, kernel_initializer: Any = "glorot_uniform", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+
+    def build(self, shape: Any) -> None:
+        self.kernel = self.add_weight(shape=(shape[-1], shape[-1]), initializer=self.kernel_initializer.clone())
+        self.inner = keras.layers.Dense(3, kernel_initializer=self.kernel_initializer)
+        self.inner.build(shape)
+
+    def call(self, x: Any) -> Any:
+        return self.inner(x @ self.kernel)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "kernel_initializer": keras.initializers.serialize(self.kernel_initializer)}
+
+
+@pytest.mark.filterwarnings("ignore:.*no kernels among weights of such layers:UserWarning")
+def test_initializers_of_a_copy_are_keras_own() -> None:
+    """Copies are built without random numbers; layers clone what they begin with, and hand it to others."""
+    inputs = keras.Input((8,))
+    model = keras.Model(inputs, keras.layers.Dense(2)(Nested(name="nested")(inputs)))
+    small = kquant.prune(model, 0.5)
+    for part in (small, kquant.strip(small)):
+        assert kquant.quantize(part).output_shape == (None, 2)
