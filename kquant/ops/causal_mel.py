@@ -17,6 +17,7 @@ from kquant.ops.spectrum import (
     Bands,
     decibels,
     mel_of,
+    numbers_of,
     refuse_exponent,
     refuse_waveform,
     taken_bins,
@@ -35,13 +36,13 @@ class CausalMelSpectrogram(layers.MelSpectrogram):
     Three things differ from Keras' layer. In front of a clip stand `sequence_length - sequence_stride` samples of
     silence, so that a frame ends with each stride, and nothing is mirrored; no `top_db` counts from the loudest value
     of the clip (`min_power` is the floor); and time comes first, as convolutions over it ask for. So each frame is that
-    of a stream (`kquant.export(streaming=True)`), on every target.
+    of a stream (`kquant.export(streaming=True)`).
 
     Args:
         fft_length: of the transform, in samples.
         sequence_stride: from one frame to the next, in samples: what a call of a stream takes.
         sequence_length: of a frame; by default `fft_length`.
-        window: "hann", "hamming", None, or `sequence_length` numbers.
+        window: "hann", "hamming", None (all samples alike), or `sequence_length` numbers.
         sampling_rate: of the sound, Hz.
         num_mel_bins: bands.
         min_freq: where the first begins, Hz.
@@ -53,6 +54,9 @@ class CausalMelSpectrogram(layers.MelSpectrogram):
 
     Input: float32[clips, samples]. Output: float32[clips, frames, num_mel_bins] with
     `frames = samples // sequence_stride`, where a frame is no shorter than a stride.
+
+    Raises:
+        ValueError: `top_db` is given, a window is no row of numbers, or clips hold no frame.
 
     Example:
         >>> mel = kquant.CausalMelSpectrogram(256, 160, sampling_rate=8000, num_mel_bins=40)
@@ -71,11 +75,19 @@ class CausalMelSpectrogram(layers.MelSpectrogram):
         min_freq: float = 20.0,
         max_freq: float | None = None,
         power_to_db: bool = True,
+        *,  # Keras has `top_db` here
         mag_exp: float = 2.0,
         min_power: float = 1e-10,
         ref_power: float = 1.0,
         **kwargs: Any,
     ) -> None:
+        where = kwargs.get("name") or "CausalMelSpectrogram"
+        if "top_db" in kwargs:
+            raise ValueError(
+                f"{where}: top_db={kwargs['top_db']} counts from the loudest value of a clip, which a stream does not "
+                "know. Leave top_db out; `min_power` is the floor."
+            )
+        window = numbers_of(window, where)
         shape = (fft_length, sequence_stride, sequence_length, window, sampling_rate, num_mel_bins, min_freq, max_freq)
         told = {"power_to_db": power_to_db, "mag_exp": mag_exp, "min_power": min_power, "ref_power": ref_power}
         super().__init__(*shape, **told, top_db=float("inf"), **kwargs)
@@ -87,6 +99,7 @@ class CausalMelSpectrogram(layers.MelSpectrogram):
 
     def call(self, inputs: Any) -> Any:
         """As the class says."""
+        refuse_short(self, inputs.shape)
         backend: Any = self.backend  # of a tf.data pipeline, or Keras' own
         return backend.numpy.swapaxes(super().call(inputs), -1, -2)
 
@@ -97,12 +110,15 @@ class CausalMelSpectrogram(layers.MelSpectrogram):
         room = (self.before + left, self.fft_length - self.sequence_length - left)
         held = backend.numpy.pad(inputs, [(0, 0)] * (len(inputs.shape) - 1) + [room])
         frames = {key: getattr(self, key) for key in ("sequence_length", "sequence_stride", "fft_length", "window")}
+        if self.window is None:  # which `stft` takes to be as long as the transform: it would look ahead
+            frames["window"] = [1.0] * int(self.sequence_length)
         real, imaginary = backend.math.stft(held, **frames, center=False)
         powers = backend.numpy.square(real) + backend.numpy.square(imaginary)
         return powers if self.mag_exp == 2.0 else backend.numpy.power(powers, self.mag_exp / 2.0)
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         """A row for each frame."""
+        refuse_short(self, input_shape)
         *clips, samples = input_shape
         if samples is not None:
             samples = (samples + self.before - self.sequence_length) // self.sequence_stride + 1
@@ -114,15 +130,28 @@ class CausalMelSpectrogram(layers.MelSpectrogram):
         return {key: value for key, value in told.items() if key != "top_db"}
 
 
+def refuse_short(op: CausalMelSpectrogram, shape: Any) -> None:
+    """Clips without a frame; where the length is open, nothing is known."""
+    samples = shape[-1]
+    if samples is None or samples + op.before >= op.sequence_length:
+        return
+    where = f"{op.name} (CausalMelSpectrogram): "
+    if len(shape) > 2 and shape[-2] is not None and shape[-2] > samples:
+        remedy = f"One channel: reshape it before this layer, keras.layers.Reshape(({shape[-2]},))."
+        if samples > 1:
+            remedy = f"Its channels come first: keras.layers.Permute((2, 1)), for [clips, {samples}, {shape[-2]}]."
+        raise ValueError(f"{where}expected a waveform [clips, samples]. Received: {tuple(shape)}. {remedy}")
+    raise ValueError(
+        f"{where}clips of {samples} samples hold no frame of {op.sequence_length} each {op.sequence_stride}. Take "
+        f"longer clips, or sequence_length={samples} at most."
+    )
+
+
 def _causal(op: CausalMelSpectrogram, make: Make, x: Any, *_: Any, **__: Any) -> Any:
     where, name = f"{op.name} (CausalMelSpectrogram): ", op.name
     refuse_waveform(where, x)
     refuse_exponent(where, op)
-    if x.shape[1] + op.before < op.sequence_length:
-        raise ValueError(
-            f"{where}clips of {x.shape[1]} samples hold no frame of {op.sequence_length}. Take longer clips, or "
-            f"sequence_length={x.shape[1]} at most."
-        )
+    refuse_short(op, x.shape)
     left = (op.fft_length - op.sequence_length) // 2
     window = window_of(op)[left : left + op.sequence_length]
     waves = waves_under(window, op.fft_length, taken_bins(op, where))

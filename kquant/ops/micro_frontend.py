@@ -372,7 +372,7 @@ RULES = (
             *("SignalFilterBankSquareRoot", "SignalFilterBankSpectralSubtraction", "SignalPCAN", "SignalFilterBankLog"),
         ),
         instead="take target 'tflm' and a static recipe (int8), or keras.layers.MelSpectrogram in its place, which "
-        "computes features by builtin operators, on every target",
+        "computes features by builtin operators, on target 'litert', too",
         helpers=(
             "WHILE",
             "LESS",

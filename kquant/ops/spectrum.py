@@ -133,17 +133,32 @@ def waves_under(window: np.ndarray, fft_length: int, bins: np.ndarray) -> np.nda
     return (waves * window[:, None])[:, None].astype(np.float32)
 
 
+def numbers_of(window: Any, name: str) -> Any:
+    """A window of numbers as a list, which a file keeps; a name or None as it is."""
+    if window is None or isinstance(window, str):
+        return window
+    try:
+        return np.asarray(window, np.float64).tolist()
+    except (TypeError, ValueError):
+        # what Keras reads in the place of an array of NumPy, which it saved as a dictionary
+        raise ValueError(
+            f"{name}: its window is no row of numbers. Received: {type(window).__name__}. Make the layer with a list "
+            "(window.tolist()), which Keras keeps in a file, or set `layer.window` to one."
+        ) from None
+
+
 def window_of(op: Any) -> np.ndarray:
-    """float64[fft_length], as Keras' `ops.stft` lays it."""
+    """float64[fft_length], as Keras' `ops.stft` lays it: without a window it takes the whole transform."""
     if op.window is None:
         return np.ones(op.fft_length)
-    length = op.sequence_length
+    length = int(op.sequence_length)
     if isinstance(op.window, str):
-        # periodic forms, as `tf.signal` makes them
-        alpha = {"hann": 0.5, "hamming": 0.54}[op.window]
-        window = alpha - (1.0 - alpha) * np.cos(2.0 * np.pi * np.arange(length) / length)
+        # `tf.signal` makes the periodic form of an even length alone; one of an odd length is symmetric (window_ops.py)
+        alpha, period = {"hann": 0.5, "hamming": 0.54}[op.window], max(length - length % 2, 1)
+        window = alpha - (1.0 - alpha) * np.cos(2.0 * np.pi * np.arange(length) / period)
+        window = np.ones(1) if length == 1 else window
     else:
-        window = np.asarray(op.window, np.float64)
+        window = np.asarray(numbers_of(op.window, op.name), np.float64)
     before = (op.fft_length - length) // 2
     return np.pad(window, (before, op.fft_length - length - before))
 

@@ -394,10 +394,18 @@ def _slice(op: Operator, moving: dict[int, Time]) -> Step:
 def _window(op: Operator, moving: dict[int, Time]) -> Step:
     """Convolutions and pools: `reach` older elements, every `stride`-th result."""
     time = moving.get(0)
+    shape = _shape(op, 0)
+    if time is not None and time.axis == 3 and int(np.prod(shape)) == shape[3] > 1:
+        raise refuse(
+            op,
+            f"it takes the samples of a clip for features. Give it one feature, Reshape(({shape[3]}, 1)) before it and "
+            f"Reshape(({shape[3]},)) behind it, or leave it out: sound of 16 bits enters the file as it is, and clips "
+            "in -1 .. 1 that calibrate tell its scale.",
+        )
     if time is None or time.axis not in (1, 2):
         raise refuse(op, "time is not among the axes that it moves along. Put time first.")
     letter = "HW"[time.axis - 1]
-    stride, source, made = op.options[f"stride{letter}"], _shape(op, 0)[time.axis], op.outputs[0].shape[time.axis]
+    stride, source, made = op.options[f"stride{letter}"], shape[time.axis], op.outputs[0].shape[time.axis]
     if facts(op.code).weights:  # else a pool
         reach = (_shape(op, 1)[time.axis] - 1) * op.options[f"dilation{letter}Factor"]
     else:

@@ -14,9 +14,9 @@ import pytest
 import kquant
 from kquant.arithmetic.bands import FULL, LEVELS, mel_matrix, middles, weights_of
 from kquant.layers.nodes import Compressed, FakeQuant
-from kquant.ops.spectrum import Bands
+from kquant.ops.spectrum import Bands, window_of
 from kquant.runtime.running import available
-from kquant.targets import load
+from kquant.targets import load, names
 
 layers = keras.layers
 LENGTH = 2000
@@ -307,6 +307,136 @@ def test_a_causal_one_streams_code_for_code(target: str, changes, frames: int, t
     for clip, codes in zip(x, wanted, strict=True):
         made = stream.run(clip)[0]
         np.testing.assert_array_equal(made, codes[: len(made)])
+
+
+ODD = [
+    {"sequence_length": 201},
+    {"fft_length": 255},
+    {"fft_length": 255, "sequence_length": 200, "window": "hamming"},
+    {"fft_length": 301, "sequence_length": 201, "window": np.blackman(201).tolist()},
+    {"sequence_length": 200, "window": None},
+]
+
+
+@pytest.mark.parametrize("window", ["hann", "hamming", None, "numbers"])
+@pytest.mark.parametrize(("fft", "length"), [(64, 64), (64, 63), (63, 63), (63, 50), (64, 21), (8, 1), (9, 2)])
+def test_windows_are_those_of_keras(fft: int, length: int, window: Any) -> None:
+    """A pulse at each place of a frame: bin 0 is what the window gives it."""
+    given = np.random.default_rng(0).uniform(0.1, 1.0, length).tolist() if window == "numbers" else window
+    layer = layers.MelSpectrogram(fft_length=fft, sequence_length=length, window=given)
+    real, _ = keras.ops.stft(np.eye(fft, dtype=np.float32), length, fft, fft, given, center=False)
+    np.testing.assert_allclose(window_of(layer), np.asarray(real)[:, 0, 0], atol=1e-6)
+
+
+@pytest.mark.parametrize("changes", ODD)
+@pytest.mark.parametrize("kind", [layers.MelSpectrogram, kquant.CausalMelSpectrogram])
+def test_a_stripped_one_of_an_odd_window_is_the_float_model(kind: Any, changes) -> None:
+    inputs, x = keras.Input((LENGTH,)), sounds(8, decades=1.0)[2:]
+    model = keras.Model(inputs, kind(**{**MEL, "min_freq": 300.0, **changes})(inputs))
+    plain = kquant.strip(ready(model, "litert"))
+    for a, b in zip(one_by_one(model, x), one_by_one(plain, x), strict=True):
+        np.testing.assert_allclose(a, b, atol=5e-3)
+
+
+@pytest.mark.filterwarnings("ignore:calibrate. the range differs")  # powers of quiet clips, then of loud ones
+@pytest.mark.parametrize("changes", [{"mode": "psd"}, {"fft_length": 65, "periodic": True, "window": "blackman"}])
+def test_a_stripped_spectrogram_of_odd_frames_is_the_float_model(changes) -> None:
+    inputs, x = keras.Input((LENGTH, 1)), sounds(8, decades=1.0)[2:, :, None]
+    settings = {"frame_length": 51, "frame_step": 25, "fft_length": 63, "mode": "log", **changes}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`fft_length` is recommended")
+        model = keras.Model(inputs, layers.STFTSpectrogram(**settings)(inputs))
+        plain = kquant.strip(kquant.calibrate(kquant.quantize(model), sounds()[..., None], verbose=False))
+    np.testing.assert_allclose(model(x), plain(x), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("changes", [{}, *ODD])
+def test_frames_of_a_causal_one_know_nothing_of_later_samples(changes) -> None:
+    layer, x = kquant.CausalMelSpectrogram(**{**MEL, **changes}), sounds(4)
+    other = np.concatenate([x[:, : 6 * 128], sounds(4, seed=1)[:, 6 * 128 :]], axis=1)
+    a, b = np.asarray(layer(x)), np.asarray(layer(other))
+    np.testing.assert_array_equal(a[:, :6], b[:, :6])
+    assert np.abs(a[:, 6] - b[:, 6]).max() > 1.0
+
+
+def test_a_window_of_an_array_is_saved(tmp_path: Path) -> None:
+    inputs, x = keras.Input((LENGTH,)), sounds(4)
+    model = keras.Model(inputs, kquant.CausalMelSpectrogram(**MEL, window=np.hanning(256))(inputs))
+    model.save(tmp_path / "m.keras")
+    again = keras.saving.load_model(tmp_path / "m.keras")
+    np.testing.assert_array_equal(model(x), again(x))
+    kquant.quantize(again)
+
+
+def test_a_saved_array_that_is_a_window_no_more_is_told(tmp_path: Path) -> None:
+    """Keras' own layer reads a dictionary where it saved an array."""
+    inputs = keras.Input((LENGTH,))
+    model = keras.Model(inputs, layers.MelSpectrogram(**MEL, window=np.hanning(256), name="mel")(inputs))
+    model.save(tmp_path / "m.keras")
+    again = keras.saving.load_model(tmp_path / "m.keras")
+    with pytest.raises(ValueError, match=r"mel: its window is no row of numbers.*TrackedDict.*window.tolist\(\)"):
+        kquant.quantize(again)
+    again.get_layer("mel").window = np.hanning(256).tolist()
+    kquant.quantize(again)
+
+
+def test_top_db_is_refused_by_name() -> None:
+    told = layers.MelSpectrogram(**MEL, name="mel").get_config()
+    with pytest.raises(ValueError, match=r"mel: top_db=80.0 counts.*Leave top_db out"):
+        kquant.CausalMelSpectrogram(**told)
+    del told["top_db"]
+    assert kquant.CausalMelSpectrogram(**told).get_config() == told
+    with pytest.raises(TypeError, match="positional"):  # the tenth of Keras' layer is `top_db`
+        kquant.CausalMelSpectrogram(256, 128, None, "hann", 8000, 20, 20.0, None, True, 80.0)  # pyright: ignore
+
+
+@pytest.mark.parametrize(
+    ("shape", "said", "remedy"),
+    [
+        ((100,), r"clips of 100 samples hold no frame of 256 each 128. Take longer clips, or", None),
+        ((LENGTH, 1), r"Received: .*2000, 1\). One channel: .*Reshape\(\(2000,\)\)", layers.Reshape((LENGTH,))),
+        ((LENGTH, 2), r"Received: .*2000, 2\). .*Permute\(\(2, 1\)\)", layers.Permute((2, 1))),
+    ],
+)
+def test_clips_without_a_frame_are_refused_by_name(shape, said: str, remedy: Any) -> None:
+    layer = kquant.CausalMelSpectrogram(**MEL, name="mel")
+    for given in (keras.Input(shape), np.zeros((2, *shape), np.float32)):
+        with pytest.raises(ValueError, match=rf"mel \(CausalMelSpectrogram\): .*{said}"):
+            layer(given)
+        if remedy is not None:
+            assert layer(remedy(given)).shape[-2:] == (15, 20)
+    if remedy is None:
+        shorter = kquant.CausalMelSpectrogram(**{**MEL, "sequence_length": 100})
+        assert shorter(np.zeros((1, 100), np.float32)).shape == (1, 1, 20)
+
+
+def test_samples_that_are_features_are_refused_in_a_stream(tmp_path: Path) -> None:
+    def model(remedy: bool) -> keras.Model:
+        x = inputs = keras.Input((LENGTH,), name="sound")
+        x = layers.Reshape((LENGTH, 1))(x) if remedy else x
+        x = layers.Rescaling(1 / 32768, name="scaled")(x)
+        x = layers.Reshape((LENGTH,))(x) if remedy else x
+        return keras.Model(inputs, kquant.CausalMelSpectrogram(**MEL, name="mel")(x))
+
+    with pytest.raises(ValueError, match=r"export: scaled \(.*samples of a clip for features.*Reshape\(\(2000, 1\)\)"):
+        kquant.export(ready(model(False), "litert", scale=32768.0), tmp_path / "m.tflite", streaming=True)
+    q = ready(model(True), "litert", scale=32768.0)
+    assert kquant.export(q, tmp_path / "m.tflite", streaming=True, data=32768 * sounds(4)).streaming.hop == 128
+
+
+@pytest.mark.filterwarnings("ignore:quantize. MediaTek")  # what it takes one scale for is no matter here
+def test_every_target_but_ethos_u_has_spectrograms() -> None:
+    """What docs/front_ends.md, docs/features.md and CHANGELOG.md say."""
+    inputs = keras.Input((512,), name="sound")
+    told = {"fft_length": 64, "sequence_stride": 64, "sampling_rate": 8000, "num_mel_bins": 4, "min_freq": 300.0}
+    model = keras.Model(inputs, kquant.CausalMelSpectrogram(**told, name="mel")(inputs))
+    refused: dict[str, str] = {}
+    for target in names():
+        try:
+            kquant.quantize(model, target=target)
+        except ValueError as error:
+            refused[target] = str(error)
+    assert list(refused) == ["ethos-u"] and "no int8 kernel GATHER" in refused["ethos-u"]
 
 
 def test_a_causal_one_is_saved_and_stripped(tmp_path: Path) -> None:
