@@ -28,8 +28,9 @@ AIM = 0.99  # of its budget: what the last steps move may take more
 PACE, MOST = 5.0, 0.3  # logarithm of the price for that of the bytes, at each count, and how much it moves at most
 # The same for what changed since the last count, so that the price falls again while bytes fall: weights take hundreds
 # of steps to move, and a price that only sums up goes far beyond what holds the bytes, to and fro. What is over dies
-# away in a tenth of the training.
-DAMP, SETTLING = 60.0, 0.1
+# away in a tenth of the training at most; sooner behind a short way, in its time or a quarter of what has passed:
+# training may end long before the epochs asked for. `LEAST`: without a sum the bytes stay beside what is wanted.
+DAMP, SETTLING, PASSED, LEAST = 60.0, 0.1, 0.25, 1.0
 # The price stays between these: where a budget can't be reached it would grow until the loss is no number, and where
 # there is room it would fall until nothing raises it again.
 CHEAPEST, DEAREST = 1e-8, 1e8
@@ -224,8 +225,11 @@ class FlashBudget(keras.callbacks.Callback):
 
         log price  +=  clip(k over + d (over - over at the last count), -0.3, 0.3),   over = log(bytes / wanted)
 
-    with d / k a tenth of the counts that `fit` is asked for, k at most 5 and d at most 60: the longer the training, the
-    calmer the price. `wanted` goes from the bytes at the start, evenly in their logarithm, to 0.99 flash_bytes after
+    with k from 1 to 5, d at most 60, and d / k the counts in which what is over dies away: those of `steps`, then a
+    quarter of what has passed since training began, and never more than a tenth of what `fit` is asked for from
+    `initial_epoch` on. The price becomes calmer the longer training lasts; one of 1,000 epochs may stop early. With
+    `steps=0` it is that tenth from the start, so ask for no more epochs than will run, or 12 counts and more where data
+    have no length. `wanted` goes from the bytes at the start, evenly in their logarithm, to 0.99 flash_bytes after
     `steps`. One price for all layers: bytes go where the loss minds least. Where the way has ended and the file is
     larger than wanted, no price alone moves codes that lie in heaps of their own, as those of masked kernels do: until
     it is small enough, weights are drawn to the most frequent code over rare ones too (`rise` of
@@ -270,7 +274,7 @@ class FlashBudget(keras.callbacks.Callback):
         self.steps, self.strip_names = steps, strip_names
         self.file_bytes = 0
         self._begin = self._step = self._first = self._rest = 0
-        self._over, self._pace, self._damp = 0.0, PACE, 0.0
+        self._over, self._asked = 0.0, np.inf
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Count the file, and what in it is not codes."""
@@ -285,11 +289,28 @@ class FlashBudget(keras.callbacks.Callback):
         self._begin = self._step = int(model.optimizer.iterations)
         self._first = len(coded_file(self._trained(), self.strip_names))
         self._rest = self._first - self._codes()
-        asked: Any = self.params or {}  # Keras sets them; steps of a data set without a length are not known
-        settling = SETTLING * (asked.get("epochs") or 0) * (asked.get("steps") or 0) / EVERY  # counts
-        self._damp = min(DAMP, PACE * settling)
-        self._pace = self._damp / settling if settling else PACE
         self._over = 0.0
+        self._asked = self._counts_asked(first=0)
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Only now it is known with which epoch training begins."""
+        if self._step == self._begin:
+            self._asked = self._counts_asked(first=epoch)
+
+    def _counts_asked(self, first: int) -> float:
+        """How often `fit` is to count from this epoch on; infinite where data have no length."""
+        asked: Any = self.params or {}  # Keras sets them
+        steps = max(0, (asked.get("epochs") or 0) - first) * (asked.get("steps") or 0)
+        return steps / EVERY if steps else np.inf
+
+    def _damping(self) -> tuple[float, float]:
+        """What `over` and its change are multiplied by at this count."""
+        longest = SETTLING * self._asked
+        known = DAMP / PACE if np.isinf(longest) else longest
+        way = self.steps / EVERY if self.steps else known
+        settling = min(longest, max(way, PASSED * (self._step - self._begin) / EVERY))
+        damp = min(DAMP, PACE * settling)
+        return max(LEAST, damp / settling), damp
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Move the price where its turn has come."""
@@ -300,7 +321,8 @@ class FlashBudget(keras.callbacks.Callback):
         done = min(1.0, (self._step - self._begin) / max(self.steps, 1))
         wanted = (1.0 - done) * np.log(self._first) + done * np.log(AIM * self.flash_bytes)
         over = float(np.log(self._rest + self._codes()) - wanted)
-        change = self._pace * over + self._damp * (over - self._over)
+        pace, damp = self._damping()
+        change = pace * over + damp * (over - self._over)
         self._over = over
         for price in self._prices():
             moved = float(price) * np.exp(np.clip(change, -MOST, MOST))

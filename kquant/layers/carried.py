@@ -3,7 +3,7 @@
     FakeQuant  -> values on a grid      carry `codes`, without the zero point    -> Compressed sums them
     FakeQuant  -> encoding              carries its `grid`, if data gave it      -> nobody chooses between two results
     Compressed -> scale of its sums     carries `sums`                           -> FakeQuant scales them
-    FakeQuant  -> values in 16 bits     carry `single`, those in float32         -> a gradient that is not rounded
+    FakeQuant  -> values in 16 bits     carry `single`, those in float32         -> a graph's gradient, not rounded
 
 Values say the same: `codes = values / scale`, `sums = output / scale of the sums`. But to divide and round again costs
 three passes over a tensor, and a choice by a condition that is known one more. A tensor that another layer made

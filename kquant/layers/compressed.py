@@ -364,8 +364,10 @@ class Compressed(Weighted):
         bias = values.get(self.bias_name or "")
         held = values if bias is None else {**values, str(self.bias_name): tf.stop_gradient(bias)}
         y = kernels.run_with(self.layer, held, call, tf.stop_gradient(x))
-        # What an encoding rounded to 16 bits for this layer takes its gradient before it is rounded.
-        source = x if carried(x, "single") is None else carried(x, "single")
+        # In a graph what an encoding rounded to 16 bits for this layer takes its gradient before it is rounded. Eagerly
+        # a tape may ask for that of the encoding's output, which others read too: it would get their part alone.
+        single = carried(x, "single") if tf.is_symbolic_tensor(x) else None
+        source = x if single is None else single
 
         @tf.custom_gradient
         def with_input(y: tf.Tensor, source: tf.Tensor, *bias: tf.Tensor) -> Any:

@@ -11,6 +11,7 @@ from kquant.arithmetic.low_float import nearest, scale_for
 from kquant.core.one_node import one_node
 from kquant.core.spec import QuantSpec
 from kquant.graph.tensorflow_private import is_traced_for_xla
+from kquant.layers.modes import is_simulating
 from kquant.layers.range_numbers import Numbers
 
 # What a rectifier passes the gradient of: values above 0, in floats that no thread rounds to 0, and below its maximum.
@@ -41,8 +42,8 @@ def steps_through(y: tf.Tensor, steps: tf.Tensor, scale: tf.Tensor, low: tf.Tens
 def rounded_through(y: tf.Tensor, numbers: Numbers, spec: QuantSpec) -> tf.Tensor:
     """Values on the grid; the gradient passes where nothing is clipped, and none reaches the grid.
 
-    By TensorFlow's fused kernel, or as floats of few bits whose largest is the larger end. In a graph the gradient of
-    what a rectifier made goes past it, to what that was given: both masks are one pass.
+    By TensorFlow's fused kernel, or as floats of few bits whose largest is the larger end. In the graph of
+    a training step the gradient of what a rectifier made goes past it, to what that was given: both masks are one pass.
     """
     low, high = tf.stop_gradient(numbers.low), tf.stop_gradient(numbers.high)
     if spec.floating is not None:
@@ -52,7 +53,8 @@ def rounded_through(y: tf.Tensor, numbers: Numbers, spec: QuantSpec) -> tf.Tenso
         return inside + tf.stop_gradient(nearest(inside / scale, spec.floating) * scale - inside)
     bits: dict[str, Any] = {"num_bits": spec.bits, "narrow_range": spec.narrow}
 
-    behind = None if is_traced_for_xla() else _rectified(y)
+    # What simulates infers, and is asked for the gradient of any tensor.
+    behind = None if is_traced_for_xla() or is_simulating() else _rectified(y)
 
     @tf.custom_gradient
     def rounded(_: tf.Tensor) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import keras
@@ -11,7 +12,8 @@ import tensorflow as tf
 
 import kquant
 from kquant.core.spec import QuantSpec
-from kquant.layers.carried import carried, carry
+from kquant.layers.carried import retyped
+from kquant.layers.modes import only
 from kquant.layers.range_numbers import encoded
 from kquant.layers.straight_through import rounded_through
 
@@ -115,6 +117,24 @@ def test_past_a_rectifier_the_gradient_is_that_of_both_masks_to_the_bit(rectifie
         assert {0.0, 1.0} == set(np.sign(np.abs(made.numpy())).tolist())
 
 
+def test_what_infers_keeps_the_gradient_of_a_rectifier_in_a_graph() -> None:
+    parts = [keras.layers.Dense(4), keras.layers.ReLU(name="r"), keras.layers.Dense(3)]
+    x = tf.constant(np.random.default_rng(0).normal(size=(100, 6)), tf.float32)
+    q = kquant.calibrate(kquant.quantize(keras.Sequential([keras.Input((6,)), *parts])), x, verbose=False)
+    both = keras.Model(q.inputs, [q.get_layer("r").output, q.output])
+
+    def slope(x: tf.Tensor) -> tf.Tensor:
+        with tf.GradientTape() as tape:
+            made, y = both(x, training=False)
+        return tape.gradient(y, made)
+
+    for names in (None, [layer.name for layer in q.layers]):
+        with contextlib.nullcontext() if names is None else only(names):
+            found, wanted = tf.function(slope)(x), slope(x)
+        assert found is not None and np.any(wanted != 0.0)
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+
+
 def test_two_steps_in_a_graph_and_eagerly_leave_the_same_model() -> None:
     rng = np.random.default_rng(0)
     x, y = np.float32(rng.normal(size=(64, 6, 6, 3))), np.float32(rng.normal(size=(64, 3)))
@@ -142,11 +162,10 @@ def test_a_mixed_policy_takes_the_gradient_of_a_depthwise_input_in_float32(polic
     assert sums["BackpropFilter"] == half and sums["BackpropInput"] == tf.float32
     layer, given = q.get_layer("depthwise"), tf.cast(x, half)  # what a layer before would hand on
     kernel, bias = layer.weights_on_grid(), layer.layer.bias.value
-    held = carry(tf.identity(given), "single", tf.cast(given, tf.float32))  # as an encoding hands it on
     with tf.GradientTape(persistent=True) as tape:
         single = tf.cast(given, tf.float32)
-        tape.watch([given, single, held, carried(held, "single")])
-        made, again = (layer.ready(tf.constant([0.1, 0.0]), training=True)(x)[0] for x in (given, held))
+        tape.watch([given, single])
+        made = layer.ready(tf.constant([0.1, 0.0]), training=True)(given)[0]
         wanted = tf.nn.depthwise_conv2d(single, kernel, [1, 1, 1, 1], "VALID")
         plain = tf.nn.depthwise_conv2d(given, tf.cast(kernel, half), [1, 1, 1, 1], "VALID")
     assert made.dtype == half
@@ -154,10 +173,23 @@ def test_a_mixed_policy_takes_the_gradient_of_a_depthwise_input_in_float32(polic
     upstream = tf.cast(np.random.default_rng(1).normal(size=made.shape), half)
     slope = tape.gradient(wanted, single, tf.cast(upstream, tf.float32))
     np.testing.assert_array_equal(to_float(tape.gradient(made, given, upstream)), to_float(tf.cast(slope, half)))
-    # what was rounded to 16 bits for this layer has the gradient of what it was
-    of_rounded, of_single = tape.gradient(again, [held, carried(held, "single")], upstream)
-    assert of_rounded is None
-    np.testing.assert_array_equal(of_single, slope)
+
+    def beside_another(values: tf.Tensor, upstream: tf.Tensor) -> list[tf.Tensor]:
+        """Gradients for what an encoding hands on to this layer and another one, and for what it was in float32."""
+        with tf.GradientTape() as tape:
+            tape.watch(values)
+            held = retyped(values, half.name)
+            again = layer.ready(tf.constant([0.1, 0.0]), training=True)(held)[0]
+            total = tf.reduce_sum(again * upstream) + 2 * tf.reduce_sum(held)
+        return tape.gradient(total, [held, values])
+
+    # In a graph what was rounded to 16 bits for this layer has the gradient of what it was; eagerly it has its own.
+    of_rounded, of_single = tf.function(beside_another)(single, upstream)
+    np.testing.assert_array_equal(to_float(of_rounded), np.full(x.shape, 2.0))
+    np.testing.assert_array_equal(of_single, slope + 2.0)
+    of_rounded, of_single = beside_another(single, upstream)
+    np.testing.assert_array_equal(to_float(of_rounded), to_float(tf.cast(slope, half) + 2))
+    np.testing.assert_array_equal(of_single, to_float(of_rounded))
     added = tape.gradient(made, bias, upstream)  # summed in float32, where 16 bits lose all but the first of many
     np.testing.assert_allclose(added, np.float64(to_float(upstream)).sum(axis=(0, 1, 2)), rtol=1e-5, atol=1e-4)
 

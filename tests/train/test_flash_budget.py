@@ -142,10 +142,11 @@ def test_masked_kernels_come_to_the_budget(tmp_path: Path) -> None:
     assert history["accuracy"][-1] > 0.9
 
 
-@pytest.mark.parametrize("slow", [2e-4, 2e-3])
-def test_the_price_does_not_swing_where_weights_are_slow(monkeypatch: pytest.MonkeyPatch, slow: float) -> None:
-    """Bytes that fall by `slow` of the logarithm of the price at each count; only summed up it swung by 3 and 1 / 3."""
-    budget = kquant.callbacks.FlashBudget(20_000, 0)
+def answers(
+    monkeypatch: pytest.MonkeyPatch, slow: float, asked: dict[str, int | None], steps: int = 0, first: int = 0
+) -> tuple[list[float], float]:
+    """Prices, and the bytes in the end, which fall by `slow` of the logarithm of the price at each count."""
+    budget = kquant.callbacks.FlashBudget(20_000, steps)
     price, state = tf.Variable(1.0), {"bytes": 20_000 * callbacks.AIM * 1.0075}
     monkeypatch.setattr(callbacks, "coded_file", lambda *_: bytes(round(state["bytes"])))
     monkeypatch.setattr(callbacks, "check_target", lambda *_, **__: None)
@@ -154,8 +155,9 @@ def test_the_price_does_not_swing_where_weights_are_slow(monkeypatch: pytest.Mon
     model = keras.Sequential([keras.Input((1,)), layers.Dense(1)])
     model.compile("sgd", "mse")
     budget.set_model(model)
-    budget.set_params({"epochs": 16, "steps": 313})
+    budget.set_params(asked)
     budget.on_train_begin()
+    budget.on_epoch_begin(first)
     prices = []
     for step in range(1, 16 * 313):
         model.optimizer.iterations.assign(step)
@@ -163,8 +165,52 @@ def test_the_price_does_not_swing_where_weights_are_slow(monkeypatch: pytest.Mon
         if step % callbacks.EVERY == 0:
             prices.append(float(price))
             state["bytes"] *= float(price) ** -slow
+    return prices, state["bytes"]
+
+
+class StopAfter(keras.callbacks.Callback):
+    def __init__(self, epochs: int) -> None:
+        super().__init__()
+        self.epochs = epochs
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self.model.stop_training = epoch + 1 == self.epochs
+
+
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")  # as Keras says of data without a length
+@pytest.mark.parametrize("sized", [True, False], ids=["1000 epochs", "no length"])
+def test_the_budget_holds_where_training_stops_long_before_what_was_asked(sized: bool) -> None:
+    """Damped by the epochs asked for, the file had 5,391 bytes in the end."""
+    q = kquant.shorten_codes(coded(), X, flash_bytes=6500, strip_names=True, verbose=False)
+    budget = kquant.callbacks.FlashBudget(5200, 80, strip_names=True)
+    q.compile(keras.optimizers.Adam(2e-3), "sparse_categorical_crossentropy")
+    data = tf.data.Dataset.from_tensor_slices((X, Y)).shuffle(256, seed=1).batch(32)
+    data = data if sized else data.filter(lambda *_: True)
+    q.fit(data, epochs=1000, shuffle=False, verbose=0, callbacks=[budget, StopAfter(60)])
+    assert 0.88 * 5200 < budget.file_bytes <= 5200
+
+
+def test_epochs_before_the_first_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, resumed, longer = (
+        answers(monkeypatch, 2e-4, {"epochs": epochs, "steps": 313}, first=first)
+        for epochs, first in ((2, 0), (42, 40), (42, 0))
+    )
+    assert resumed == whole != longer
+
+
+def test_a_price_without_a_known_length_is_damped(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, _ = answers(monkeypatch, 2e-4, {"epochs": 16, "steps": None})
+    assert max(found) < 2.6 and min(found) > 0.65, "only summed up it swings to 3.3 and 0.3"
+    behind_a_way, _ = answers(monkeypatch, 2e-4, {"epochs": 16, "steps": 313}, steps=80)
+    assert max(behind_a_way[125:]) / min(behind_a_way[125:]) < 2.5, "calmer as it goes on, where it was 5"
+
+
+@pytest.mark.parametrize("slow", [2e-4, 2e-3])
+def test_the_price_does_not_swing_where_weights_are_slow(monkeypatch: pytest.MonkeyPatch, slow: float) -> None:
+    """Bytes that fall by `slow` of the logarithm of the price at each count; only summed up it swung by 3 and 1 / 3."""
+    prices, left = answers(monkeypatch, slow, {"epochs": 16, "steps": 313})
     assert 1.2 < max(prices) < 2.0 and min(prices) > 0.7
-    assert state["bytes"] == pytest.approx(20_000 * callbacks.AIM, rel=2e-3)
+    assert left == pytest.approx(20_000 * callbacks.AIM, rel=2e-3)
 
 
 @pytest.mark.parametrize(("flash_bytes", "remedy"), [(1500, "No training removes those"), (5000, "Train longer")])
