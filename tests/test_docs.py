@@ -4,11 +4,13 @@ import doctest
 import importlib
 import importlib.util
 import inspect
+import json
 import pkgutil
 import re
 import subprocess
 import sys
 import warnings
+from dataclasses import fields
 from pathlib import Path
 
 import keras
@@ -18,6 +20,7 @@ import pytest
 import kquant
 from kquant import targets
 from kquant.calibration import observers
+from kquant.exporting.model_card import ModelCard
 from kquant.report import layers as layer_list
 
 # Pages show what happens to models that are not always well made; words that are no longer used stay errors.
@@ -54,6 +57,7 @@ def names(tmp_path, monkeypatch):
     monkeypatch.setitem(observers.OBSERVERS, "median", observers.minmax)  # taken back, whatever a page sets
     model = stand_in()
     model.save("resnet8.keras")
+    Path("compressed.json").write_text(json.dumps({"card": {field.name: 1 for field in fields(ModelCard)}}))
     rng = np.random.default_rng(0)
     images = rng.random((64, 8, 8, 1), np.float32)
     return {"keras": keras, "kquant": kquant, "np": np, "model": model, "images": images, "labels": np.arange(64) % 3}
@@ -75,6 +79,13 @@ def test_python_blocks_run(page, names):
             subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
         else:
             exec(source, {"__name__": "__main__"})
+
+
+def test_a_budget_is_not_kept_without_figures(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    [(_, code)] = blocks(ROOT / "docs" / "pipeline.md")
+    with pytest.raises(FileNotFoundError, match="compressed.json"):
+        exec(compile(code, "budget.py", "exec"), {})
 
 
 def test_there_are_blocks():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import json
 from typing import Any
 
 import pytest
@@ -34,6 +35,15 @@ def test_every_way_of_a_tool_is_in_its_script(name: str) -> None:
 
 def test_the_page_is_that_of_the_results() -> None:
     assert tables.PAGE.read_text() == tables.page(RESULTS), "python -m benchmarks.peers --tables"
+
+
+def test_a_step_is_told_beside_tfmots() -> None:
+    told = [t for t in RESULTS["tasks"] if tables.step_ratios(t)]
+    small = json.loads(tables.STEPS[1].read_text())["models"]["digits_dense"]["of_tfmot"]
+    assert tables.step_ratios("digits_dense")["kquant/qat"][1] == small["QAT"] > 1 and "digits_dense" in told
+    assert tables.step_ratios("digits_dense")["tfmot/qat"][1] == 1
+    page = tables.page(RESULTS)
+    assert page.count("| step, times float | step, times tfmot's |") == page.count("| step, times float |") > len(told)
 
 
 def test_the_table_in_the_readme_is_that_of_the_results() -> None:

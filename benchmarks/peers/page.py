@@ -33,7 +33,9 @@ Measured on {processor}, {cores} cores, {date}: {versions}.
   time is told: "-".
 - Trained rows are the mean over seeds, with the smallest and the largest; **epoch, s** is their fastest epoch,
   **step, times float** what [a step takes](benchmarks.md) over one of the float model in the same Keras, where that was
-  measured, kquant's and tfmot's by turns; of the digits, and of zeros or values in QAT, in seconds of the processor.
+  measured, kquant's and tfmot's by turns; **step, times tfmot's** over tfmot's step of the same kind: what one waits
+  for, since a float step of the two Keras takes unlike times. Of the digits, and of zeros or values in QAT, in seconds
+  of the processor.
 - **refused** on TFLM: 4-bit weights, for which it has no kernels; floats beside integers; and the larger files of
   LiteRT Quantizer, whose weights lie behind the flatbuffer (`offset` and `size` of a buffer), where TFLM does not look:
   it would compute with zeros and say nothing.

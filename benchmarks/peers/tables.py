@@ -41,6 +41,7 @@ STEPS = tuple(ROOT / "benchmarks" / "results" / name for name in ("train_time.js
 STEPPED = {"image_classification": "resnet8"}  # task -> what it is called there, where that is another name
 STEP_WAYS = {"qat": "QAT", "prune": "pruning", "cluster": "clustering", "pcqat": "PCQAT"}
 STEP_WAYS |= {"pqat": "QAT, masks", "cqat": "QAT, codebooks"}
+UNMEASURED = (None, None)
 
 
 @dataclass(frozen=True)
@@ -270,25 +271,27 @@ def _columns(task: Mapping[str, Any], training: bool) -> list[Column]:
 
 
 def _training(task: Mapping[str, Any]) -> list[Column]:
-    """Times of training; where a step was measured beside that of the same tool's float model, how many times that."""
+    """Times of training; where a step was measured, over one of the tool's own float model, and over tfmot's."""
     steps = step_ratios(task["about"]["name"])
-    ratio = [Column("step, times float", lambda row: steps.get(row["way"]), 2)] if steps else []
-    return [Column("epoch, s", lambda row: row.get("epoch_s") if is_quiet(row) else None, 2), *ratio]
+    titles = ("step, times float", "step, times tfmot's") if steps else ()
+    ratios = [Column(t, lambda row, i=i: steps.get(row["way"], UNMEASURED)[i], 2) for i, t in enumerate(titles)]
+    return [Column("epoch, s", lambda row: row.get("epoch_s") if is_quiet(row) else None, 2), *ratios]
 
 
-def step_ratios(task: str) -> dict[str, float]:
-    """ "tool/way" -> what a training step takes, over that of the float model in the same Keras; of most tasks nothing.
+def step_ratios(task: str) -> dict[str, tuple[float, float]]:
+    """ "tool/way" -> a training step over a float one in the same Keras, and over tfmot's; of most tasks nothing.
 
     Args:
         task: its name.
     """
-    found: dict[str, float] = {}
+    found: dict[str, tuple[float, float]] = {}
     for path in STEPS:
         measured = json.loads(path.read_text())["models"].get(STEPPED.get(task, task), {})
         tools = [(tool, measured.get(tool, {})) for tool in ("kquant", "tfmot")]
         for key, title in STEP_WAYS.items():
             if f"kquant/{key}" not in found and all(title in ways for _, ways in tools):
-                found |= {f"{tool}/{key}": ways[title]["times float"] for tool, ways in tools}
+                over = {"kquant": measured["of_tfmot"][title], "tfmot": 1.0}
+                found |= {f"{tool}/{key}": (ways[title]["times float"], over[tool]) for tool, ways in tools}
     return found
 
 

@@ -43,11 +43,11 @@ def packed(model: keras.Model) -> bytes:
 
 @lru_cache(maxsize=1)  # a process does many tasks of one model
 def unpacked(content: bytes) -> keras.Model:
-    """What `packed` packed."""
+    """What `packed` packed, not compiled: its loss may be a function that this process cannot find."""
     with scratch() as folder:
         path = folder / "model.keras"
         path.write_bytes(content)
-        model: Any = keras.models.load_model(path)
+        model: Any = keras.models.load_model(path, compile=False)
         return model
 
 

@@ -122,7 +122,7 @@ def _elsewhere(
 
     Args:
         verb: of `kquant.on_ray`.
-        task: content of the whole model, `evaluate`, further arguments, samples, what is left -> score.
+        task: content of the whole model, plain, `evaluate`, further arguments, samples, what is left -> score.
         model: the whole one.
         evaluate: of the caller; sent at once, so that one that cannot be sent is refused before anything runs.
         more: the task's further arguments.
@@ -131,7 +131,8 @@ def _elsewhere(
     [judge] = sent(ray, who, evaluate=evaluate)
 
     def judged(few: Any, models: Sequence[Any]) -> Iterable[tuple[int, Any]]:
-        content, samples = sent(ray, who, model=packed(model), data=few)
+        # without the caller's classes, which a process need not know
+        content, samples = sent(ray, who, model=packed(plain(model)), data=few)
         return finished(ray, task, [(content, judge, *more, samples, left) for left in models])
 
     return judged
@@ -139,7 +140,7 @@ def _elsewhere(
 
 @lru_cache(maxsize=1)  # a process does many tasks of one model
 def _channels(content: bytes, protect: str | tuple[str, ...]) -> Channels:
-    return follow_channels(read(plain(unpacked(content))), protect)
+    return follow_channels(read(unpacked(content)), protect)
 
 
 def _narrowed(content: bytes, evaluate: Evaluate, protect: str | Collection[str], few: Any, kept: np.ndarray) -> Any:
@@ -151,6 +152,6 @@ def _narrowed(content: bytes, evaluate: Evaluate, protect: str | Collection[str]
 
 def _split(content: bytes, evaluate: Evaluate, few: Any, ranks: dict[str, int]) -> Any:
     """A task: one model with layers in two halves."""
-    graph = read(plain(unpacked(content)))
+    graph = read(unpacked(content))
     [(_, given)] = factorization.Split(graph, few, evaluate).judged([ranks])
     return given

@@ -238,5 +238,47 @@ def test_what_shrinks_asks_for_a_task_a_model(ray: StandIn, verb: str) -> None:
         getattr(kquant.on_ray, verb)(narrow(), **{**given, "evaluate": nothing})
 
 
+@pytest.mark.parametrize("verb", ["prune_channels", "factorize"])
+def test_what_shrinks_needs_nothing_of_the_script_elsewhere(ray: StandIn, verb: str) -> None:
+    """Neither the class nor the loss of the caller's model, which another process cannot find."""
+
+    class Own(keras.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.head = narrow(), keras.layers.Dense(2, name="last")
+
+        def call(self, x: Any) -> Any:
+            y = keras.ops.tanh(self.inner(x))
+            return self.head(keras.ops.reshape(y, (-1, 2))) * 2.0
+
+    keras.utils.set_random_seed(0)
+    own = Own()
+    own(X[:1])
+    own.compile("adam", loss=my_loss(), jit_compile=False)
+    own.fit(X, OF_NET, verbose=0)
+    given: dict[str, Any] = {"macs": 0.7, "data": X, "evaluate": nearness, "verbose": False}
+    alone, many = getattr(kquant, verb)(own, **given), getattr(kquant.on_ray, verb)(own, **given)
+    assert len(ray.begun) > 3 and [w.path for w in many.weights] == [w.path for w in alone.weights]
+    assert all(np.array_equal(a, b) for a, b in zip(many.get_weights(), alone.get_weights(), strict=True))
+
+
+def test_a_loss_of_the_script_is_not_looked_for_elsewhere(ray: StandIn, tmp_path: Path) -> None:
+    model = net(seed=0)
+    model.compile("adam", loss=my_loss())
+    given: dict[str, Any] = {"sparsities": (0.25, 0.5), "verbose": False}
+    assert kquant.on_ray.scan_sparsity(model, X, **given) == kquant.scan_sparsity(model, X, **given)
+    tried = kquant.on_ray.try_recipes(model, X, nearness, ["int8"], verbose=False)
+    assert not tried.rows[0].failed and len(ray.begun) == 2
+
+
+def my_loss() -> Any:
+    """One that no process finds by its name."""
+
+    def mine(wanted: Any, given: Any) -> Any:
+        return keras.ops.mean(keras.ops.square(wanted - given), -1)
+
+    return mine
+
+
 def nothing(_: keras.Model) -> float:
     return float("nan")

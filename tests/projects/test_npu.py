@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import kquant
 from kquant import report
 from kquant.projects import npu
+from kquant.projects.rendering import templates
 from kquant.runtime.running import available
 from kquant.tflite import vela
 from kquant.tflite.reader import read_model
@@ -52,6 +54,18 @@ def test_other_targets_compile_nothing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nothing compiles files for target 'tflm'; leave accelerator='ethos-u55-64'"):
         kquant.bundle(plain, tmp_path / "no", data=x, accelerator="ethos-u55-64")
     assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize(("compiler", "told"), [("Vela 0", "builds nothing"), ("", "runs it on QEMU"), (None, "QEMU")])
+def test_the_readme_tells_of_the_emulator_where_it_runs_the_project(compiler: str | None, told: str) -> None:
+    compiled = None if compiler is None else SimpleNamespace(compiler=compiler)
+    about = SimpleNamespace(id="net", compiled=compiled, detection=None, ctc=None)
+    install, cmake = (
+        " ".join(templates().get_template(f"tflm/{name}.jinja").render(about=about, debug=None).split())
+        for name in ("install.md", "emulated/CMakeLists.txt")
+    )
+    assert told in install and ("without a board" in install) != bool(compiler)
+    assert ("holds what was compiled for an NPU" in cmake) == bool(compiler)
 
 
 def test_ports_of_others_are_refused(q: keras.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

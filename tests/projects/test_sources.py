@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from small_project import WARNINGS, X, compiled, small_bundle, small_model  # noqa: F401
-from stand_in_tflm import stands_for_tflm
 
 import kquant
 from kquant import targets
@@ -112,24 +111,3 @@ def test_every_operator_of_tflm_has_a_registration_or_is_known_to_have_none() ->
     named |= {"SPACE_TO_BATCH_ND": "AddSpaceToBatchNd", "LEAKY_RELU": "AddLeakyRelu", "RELU6": "AddRelu6"}
     named |= {"UNIDIRECTIONAL_SEQUENCE_LSTM": "AddUnidirectionalSequenceLSTM", "SELECT_V2": "AddSelectV2"}
     assert {code: facts(code).resolver_of(code) for code in named} == named
-
-
-EMULATOR = ("cmake", "arm-none-eabi-g++", "qemu-system-arm")
-
-
-@pytest.mark.skipif(None in map(shutil.which, EMULATOR), reason=f"needs {', '.join(EMULATOR)}")
-def test_the_emulated_board_starts_and_tells_a_failure(made: kquant.BundleReport, tmp_path: Path) -> None:
-    """With a stand-in of TFLM that has no room for any model: what the self-test says is printed, and fails."""
-    source, build, checkout = Path(made.folder) / "emulated", tmp_path / "build", tmp_path / "tflm"
-    configure = ["cmake", "-S", str(source), "-B", str(build), f"-DTFLM={checkout}"]
-    done = subprocess.run(configure, capture_output=True, text=True, check=False)
-    assert done.returncode and "run: make -f tensorflow" in " ".join(done.stderr.split()), "no library is there yet"
-    library = checkout / "gen" / "cortex_m_generic_cortex-m55_default_gcc" / "lib" / "libtensorflow-microlite.a"
-    library.parent.mkdir(parents=True)
-    subprocess.run(["arm-none-eabi-ar", "rcs", str(library)], check=True)
-    stands_for_tflm(checkout)
-    subprocess.run([*configure, "-DCMAKE_COMPILE_WARNING_AS_ERROR=ON"], capture_output=True, check=True)
-    subprocess.run(["cmake", "--build", str(build)], capture_output=True, check=True)
-    test = ["ctest", "--test-dir", str(build), "--output-on-failure"]
-    said = subprocess.run(test, capture_output=True, text=True, check=False)
-    assert said.returncode and "FAIL: " in said.stdout and "net_emulated (Failed)" in said.stdout
