@@ -306,7 +306,7 @@ def compiled_call(model: keras.Model, *, judged: bool = False, whole: bool = Tru
         whole: compile all of it, not only what is `joined`.
 
     Returns:
-        Takes what `model.call` takes, in a graph.
+        Takes what `model.call` takes, in a graph; in training it is that one.
 
     Raises:
         tf.errors.UnimplementedError: by the trace, where it is judged and there is one of both, which does not pass
@@ -327,20 +327,25 @@ def compiled_call(model: keras.Model, *, judged: bool = False, whole: bool = Tru
             raise tf.errors.UnimplementedError(None, None, f"{model.name}: losses of calls, or masks of outputs")
         return outputs
 
-    def call(inputs: Any, *_: Any, **__: Any) -> Any:
-        rows = tf.shape(keras.tree.flatten(inputs)[0])[0]
+    def call(inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("training") or any(a is True for a in args[:1]):
+            return model.call(inputs, *args, **kwargs)
+        first = keras.tree.flatten(inputs)[0]
+        rows = tf.shape(first)[0]
         size = tf.gather(POWERS, tf.searchsorted(POWERS, [rows])[0])  # the first that is not smaller
         if not whole:
             step = tf.maximum(size // 16, 1)
             size = -(-rows // step) * step
         places = tf.minimum(tf.range(size), rows - 1)
         outputs = by_xla(keras.tree.map_structure(lambda x: tf.gather(x, places), inputs))
-        return keras.tree.map_structure(lambda y: y[:rows], outputs)
+        known = first.shape[:1]  # a loss may ask for it
+        return keras.tree.map_structure(lambda y: tf.ensure_shape(y[:rows], known.concatenate(y.shape[1:])), outputs)
 
     return call
 
 
-STEPS = ("test_step", "compute_metrics")  # which a class of somebody's own may have otherwise
+# which a class of somebody's own may have otherwise, and call the model in them as often as it likes
+STEPS = ("test_step", "compute_metrics", "compute_loss", "_compute_loss", "__call__")
 
 
 def judging_ahead(model: keras.Model) -> Callable[[Any], Any]:
@@ -390,7 +395,16 @@ def judging_ahead(model: keras.Model) -> Callable[[Any], Any]:
 
 def may_judge_ahead(model: keras.Model) -> bool:
     """True where a step of `evaluate` is Keras': it calls the model once, of the samples, and updates metrics."""
-    own = [
-        name for name in STEPS if name in vars(model) or getattr(type(model), name) is not getattr(keras.Model, name)
-    ]
-    return not own
+    return all(is_of_keras(model, name) for name in STEPS)
+
+
+def is_of_keras(model: keras.Model, name: str) -> bool:
+    """True where a method is neither of the model's own nor of its class.
+
+    Example:
+        >>> class Own(keras.Model):
+        ...     def compute_loss(self, *args, **kwargs): ...
+        >>> is_of_keras(Own(), "compute_loss"), is_of_keras(Own(), "test_step")
+        (False, True)
+    """
+    return name not in vars(model) and getattr(type(model), name, None) is getattr(keras.Model, name, None)

@@ -28,6 +28,7 @@ from kquant.graph.by_xla import (
     batch_for,
     compiled_call,
     counted,
+    is_of_keras,
     judging_ahead,
     largest,
     may_judge_ahead,
@@ -63,6 +64,7 @@ class HeldConstants(keras.Model):
     held: dict[str, tuple[Any, bytes]]
     changes: dict[str, int]
     xla: dict[str, Compiled]  # likewise
+    made: dict[str, Any]  # likewise: Keras' functions, to tell them from somebody's own
     without_xla: bool  # as `compile` was told
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
@@ -85,7 +87,9 @@ class HeldConstants(keras.Model):
         self, x: Any, batch_size: Any = None, verbose: Any = "auto", steps: Any = None, callbacks: Any = None
     ) -> Any:
         """Keras', with a graph that holds what variables hold, and by XLA where that pays (`graph/by_xla.py`)."""
-        rows = rows_of(x) if steps is None else 0  # of arrays that can be sliced
+        # of arrays that can be sliced: a step, or a function, of somebody's own gets the batches that Keras makes
+        sliced = steps is None and is_of_keras(self, "predict_step") and not self._is_own("predict_function")
+        rows = rows_of(x) if sliced else 0
         if rows_of(x):
             size_of("predict", batch_size)
 
@@ -100,7 +104,7 @@ class HeldConstants(keras.Model):
         with self._holding("predict_function", callbacks is None) as digest:
             if digest is None:
                 return by_graph(callbacks)
-            work = work_of(self, x, batch_size, steps, grows=True)
+            work = work_of(self, x, batch_size, steps, grows=bool(rows))
 
             def by_xla(twin: Any) -> Any:
                 if not rows:
@@ -191,7 +195,8 @@ class HeldConstants(keras.Model):
         """Keras', as `predict` is; between the epochs of `fit` its graph reads the variables."""
         if rows_of(x):
             size_of("evaluate", batch_size)
-        arrays = data_of(x, y, sample_weight) if steps is None and not kwargs else None
+        sliced = steps is None and not kwargs and not self._is_own("test_function")
+        arrays = data_of(x, y, sample_weight) if sliced else None
 
         def run(model: Any, callbacks: Any, ahead: int = 1) -> Any:
             if arrays is not None and model.compiled and may_slice(model):
@@ -216,7 +221,9 @@ class HeldConstants(keras.Model):
 
     def make_predict_function(self, force: bool = False) -> Any:
         """Keras', which whoever asks for it may keep: not the one that holds variables, but for `predict` itself."""
-        return super().make_predict_function(force=force or self._is_held("predict_function"))
+        before = self.predict_function
+        super().make_predict_function(force=force or self._is_held("predict_function"))
+        return self._made("predict_function", before)
 
     def make_train_function(self, force: bool = False) -> Any:
         """Keras', with the optimizer's variables made beforehand: a trace that makes some is traced a second time."""
@@ -227,7 +234,26 @@ class HeldConstants(keras.Model):
 
     def make_test_function(self, force: bool = False) -> Any:
         """Likewise, for `evaluate`."""
-        return super().make_test_function(force=force or self._is_held("test_function"))
+        before = self.test_function
+        super().make_test_function(force=force or self._is_held("test_function"))
+        return self._made("test_function", before)
+
+    def _made(self, name: str, before: Any) -> Any:
+        """The function that there is now, which is known to be Keras' where it is another one than before."""
+        function = getattr(self, name)
+        if function is not before:
+            # Not tracked: they are no part of the model.
+            object.__setattr__(self, "made", {**getattr(self, "made", {}), name: function})
+        return function
+
+    def _is_own(self, name: str) -> bool:
+        """True where somebody has set a function, or what makes it: such a one need not take a batch alone."""
+        making = f"make_{name}"
+        if making in vars(self) or getattr(type(self), making) is not getattr(HeldConstants, making):
+            return True
+        with _MAKING:  # another thread, which has set Keras' and not said so yet, says it first
+            function = getattr(self, name)
+            return function is not None and function is not getattr(self, "made", {}).get(name)
 
     def _is_held(self, name: str) -> bool:
         """True where the function holds constants and whoever asks for it is not the verb itself."""
@@ -276,7 +302,7 @@ class HeldConstants(keras.Model):
 
     def _may_hold(self, name: str) -> bool:
         gave_up = self._state(name)[2] >= CHANGES and getattr(self, name) is not None
-        if self.run_eagerly or gave_up:
+        if self.run_eagerly or tf.config.functions_run_eagerly() or gave_up or self._is_own(name):
             return False
         alone = not tf.distribute.has_strategy() and self.distribute_strategy is tf.distribute.get_strategy()
         return alone and sum(math.prod(v.shape) for v in self.variables) <= MOST_NUMBERS

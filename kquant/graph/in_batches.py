@@ -2,7 +2,8 @@
 
 Keras makes such a dataset at every call: some ten stages, which take 40 to 50 ms of the processor before the first
 batch comes, as long as small networks take for hundreds of images. Batches of arrays are slices. What is no plain
-array, and whatever else Keras' loop minds (callbacks, a strategy, `run_eagerly`), stays with it.
+array, and whatever else Keras' loop minds (a strategy, functions that run eagerly, several steps in one, callbacks of
+`predict`), stays with it. Callbacks of `evaluate` are called here as they are there.
 """
 
 from __future__ import annotations
@@ -81,11 +82,21 @@ def _is_plain(a: Any) -> bool:
 
 
 def may_slice(model: keras.Model) -> bool:
-    """True where one batch after the other goes through one graph, and nothing beside the data says how many."""
+    """True where one batch after the other goes through one graph, and nothing beside the data says how many.
+
+    Example:
+        >>> inputs = keras.Input((2,))
+        >>> model = keras.Model(inputs, keras.layers.Rescaling(2.0)(inputs))
+        >>> before = may_slice(model)
+        >>> model.compile(run_eagerly=True)
+        >>> before, may_slice(model)
+        (True, False)
+    """
     most = getattr(keras.config, "max_steps_per_epoch", None)  # since Keras 3.12
     limited = most is not None and most() is not None
     alone = not tf.distribute.has_strategy() and model.distribute_strategy is tf.distribute.get_strategy()
-    return alone and not (limited or model.run_eagerly) and model.steps_per_execution == 1
+    eager = model.run_eagerly or tf.config.functions_run_eagerly()
+    return alone and not (limited or eager) and model.steps_per_execution == 1
 
 
 def predict(
@@ -173,7 +184,8 @@ def evaluate(
         verbose: as Keras takes it.
         callbacks: likewise.
         return_dict: likewise.
-        ahead: so many batches are one call of `test_step`, as `Ahead`, where that is more than 1.
+        ahead: so many batches are one call of `test_step`, as `Ahead`, where that is more than 1, and where losses and
+            metrics can be traced so.
 
     Returns:
         As Keras: the loss, a list of it and metrics, or a dict of them by name.
@@ -193,6 +205,8 @@ def evaluate(
         )
     model.make_test_function()
     function = _judging(model.test_function)
+    if ahead > 1 and not _traces_ahead(function, data, size, ahead):
+        ahead = 1
     model.stop_evaluating = False
     callbacks.on_test_begin()
     model.reset_metrics()
@@ -202,8 +216,8 @@ def evaluate(
         batch = _batch(data, step * size, ahead * size)
         if ahead > 1:
             batch = Ahead(tf.constant(size), batch)
-        if not step:  # one trace for batches of any size, after what callbacks begin with
-            function.get_concrete_function(keras.tree.map_structure(_any_batch, batch))
+        elif not step:  # after what callbacks begin with
+            _trace(function, batch, rows % size == 0)
         logs = function(batch)
         callbacks.on_test_batch_end(min(step + ahead, steps) - 1, logs)
         if model.stop_evaluating:
@@ -218,6 +232,30 @@ def _judging(function: Any) -> Any:
     if not hasattr(function, "of_batch"):
         function.of_batch = tf.function(lambda batch: function([batch]), autograph=False, reduce_retracing=True)
     return function.of_batch
+
+
+def _trace(function: Any, batch: Any, full: bool) -> None:
+    """One trace for batches of any size; where all are full their size is known in it, as it is in Keras' loop."""
+    function.get_concrete_function(keras.tree.map_structure(tf.type_spec_from_value if full else _any_batch, batch))
+
+
+def _traces_ahead(function: Any, data: Any, size: int, ahead: int) -> bool:
+    """True where a function takes `Ahead`; that it does not is remembered for as long as it lasts.
+
+    Losses may ask for the size of a batch, and metrics keep a tensor for `result`: both may be done in a graph of one
+    batch, and neither in that of a loop over batches.
+    """
+    if getattr(function, "one_by_one", False):
+        return False
+    try:
+        several = Ahead(tf.constant(size), _batch(data, 0, ahead * size))
+        function.get_concrete_function(keras.tree.map_structure(_any_batch, several))
+    except Exception:  # whatever somebody's loss or metric raises
+        # raises again what is wrong with the data or the model, which no way of running them mends
+        _trace(function, _batch(data, 0, size), rows_of(data) % size == 0)
+        function.one_by_one = True
+        return False
+    return True
 
 
 def _function(model: keras.Model, x: Any) -> Any:
