@@ -2,6 +2,9 @@
 
     one scale for each kernel -> short codes for the budget (400 images, no labels) -> training with a price for bytes
 
+With `--channels 0.65` channels leave first (`kquant.prune_channels`, importance "taylor"), until so much of the bytes
+of weights is left, and what is left is trained in float for `--before` epochs. `--epochs 0` stops at the short codes.
+
 Labels and the float model (`--soft` is its share) teach, with the flip and the crop of `qat_accuracy`; Adam, a warm-up,
 then a cosine to 0. `kquant.callbacks.FlashBudget` holds the bytes. What is judged is the file: all test images by the
 simulation and by LiteRT's reference kernels; TFLM computes the same codes of 200 of them and of 100 random inputs, from
@@ -32,7 +35,7 @@ from kquant.runtime.running import probe
 
 RESULTS = Path(__file__).parent / "results" / "coded_training.json"
 INT8_BYTES = 87_616  # of the plain int8 file, as the budgets were set for
-TEMPERATURE, ROUNDED_ON = 4.0, 400
+TEMPERATURE, ROUNDED_ON, RANKED_ON = 4.0, 400, 1000
 PRICE = "damped"  # how `FlashBudget` moves it; rows of before, where it only summed up what was over, say "summed"
 ENTROPY = 0.05  # of the first step; `FlashBudget` moves it
 RECIPE = {
@@ -54,9 +57,37 @@ def rounded(model: keras.Model, x: np.ndarray, share: float, folder: Path) -> Pa
     return path
 
 
-def steps_of(x: np.ndarray, args: Any) -> int:
+def steps_of(x: np.ndarray, epochs: int) -> int:
     """Of the optimizer."""
-    return args.epochs * -(-len(x) // 64)
+    return epochs * -(-len(x) // 64)
+
+
+def distiller(student: keras.Model, teacher: keras.Model, steps: int, args: Any) -> keras.Model:
+    """Compiled for so many steps."""
+    schedule = keras.optimizers.schedules.CosineDecay(0.0, steps, warmup_target=args.rate, warmup_steps=steps // 20)
+    trainer = kquant.distill(student, teacher, temperature=args.temperature, alpha=args.soft, outputs="probabilities")
+    trainer.compile(keras.optimizers.Adam(schedule), "sparse_categorical_crossentropy")
+    return trainer
+
+
+def narrowed(model: keras.Model, data: Any, args: Any) -> tuple[keras.Model, Path]:
+    """A float model with fewer channels, kept, and the folder of what follows from it."""
+    if args.channels == 1.0:
+        return model, args.folder
+    x, y = data
+    folder = args.folder / f"channels-{args.channels:g}-{args.before}-{args.seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "narrowed.keras"
+    if path.is_file():
+        return keras.saving.load_model(path), folder
+    few, loss = (x[:RANKED_ON], y[:RANKED_ON]), "sparse_categorical_crossentropy"
+    small = kquant.prune_channels(
+        model, weight_bytes=args.channels, importance="taylor", data=few, loss=loss, verbose=False
+    )
+    trainer = distiller(small, model, steps_of(x, args.before), args)
+    trainer.fit(batches(x, y, args.seed), epochs=args.before, verbose=2)
+    small.save(path)
+    return small, folder
 
 
 def told(model: keras.Model, path: Path, x: np.ndarray, steps: int, dampen: float) -> keras.Model:
@@ -71,10 +102,8 @@ def told(model: keras.Model, path: Path, x: np.ndarray, steps: int, dampen: floa
 def trained(q: keras.Model, teacher: keras.Model, data: Any, share: float, args: Any, folder: Path) -> Any:
     """Train in place, from the last epoch that is kept."""
     x, y = data
-    steps = steps_of(x, args)
-    schedule = keras.optimizers.schedules.CosineDecay(0.0, steps, warmup_target=args.rate, warmup_steps=steps // 20)
-    trainer = kquant.distill(q, teacher, temperature=args.temperature, alpha=args.soft, outputs="probabilities")
-    trainer.compile(keras.optimizers.Adam(schedule), "sparse_categorical_crossentropy")
+    steps = steps_of(x, args.epochs)
+    trainer = distiller(q, teacher, steps, args)
     budget = kquant.callbacks.FlashBudget(int(share * INT8_BYTES), int(args.way * steps), strip_names=True)
     kept = keras.callbacks.BackupAndRestore(folder / "checkpoint", delete_checkpoint=False)
     trainer.fit(batches(x, y, args.seed), epochs=args.epochs, verbose=2, callbacks=[kept, budget])
@@ -116,15 +145,23 @@ def run(t: Task, data: Any, share: float, args: Any) -> dict[str, Any]:
     """One budget, one seed."""
     asked = {"share": share, "seed": args.seed, "epochs": args.epochs, "soft": args.soft, "rate": args.rate}
     asked |= {"start": args.start or share, "way": args.way, "temperature": args.temperature, "dampen": args.dampen}
-    folder = args.folder / "-".join(f"{value:g}" for value in asked.values())
-    folder.mkdir(parents=True, exist_ok=True)
+    name = "-".join(f"{value:g}" for value in asked.values())
     keras.utils.set_random_seed(args.seed)
-    path = rounded(t.model, data[0], args.start or share, args.folder)
-    q = told(t.model, path, data[0], steps_of(data[0], args), args.dampen)
-    before = simulated(q, t)
     started = time.process_time()
-    trained(q, t.model, data, share, args, folder)
+    model, place = narrowed(t.model, data, args)
     taken = time.process_time() - started
+    if model is not t.model:
+        small = accuracy(model.predict(t.x, batch_size=500, verbose=0), t.y)
+        asked |= {"channels": args.channels, "before": args.before, "float": round(small, 2)}
+    folder = place / name
+    folder.mkdir(parents=True, exist_ok=True)
+    path = rounded(model, data[0], args.start or share, place)
+    q = told(model, path, data[0], steps_of(data[0], args.epochs), args.dampen)
+    before = simulated(q, t)
+    if args.epochs:
+        started = time.process_time()
+        trained(q, t.model, data, share, args, folder)
+        taken += time.process_time() - started
     return {**asked, "price": PRICE, "rounded": before, **judged(q, t, folder), "cpu_seconds": round(taken)}
 
 
@@ -140,6 +177,8 @@ def main() -> None:
     parser.add_argument("--way", type=float, default=0.1, help="part of the steps in which the bytes come down")
     parser.add_argument("--temperature", type=float, default=TEMPERATURE, help="of what the float model teaches")
     parser.add_argument("--dampen", type=float, default=0.0, help="weight of the loss of oscillations at the end")
+    parser.add_argument("--channels", type=float, default=1.0, help="share of the weights' bytes that channels leave")
+    parser.add_argument("--before", type=int, default=6, help="epochs in float where channels have left")
     parser.add_argument("--folder", type=Path, default=Path("build/coded_training"), help="what is finished")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
@@ -153,7 +192,8 @@ def main() -> None:
                 row = run(t, (x.astype("float32"), y.reshape(-1)), share, args)
             kept = json.loads(RESULTS.read_text()) if RESULTS.is_file() else []
             key = ("share", "seed", "epochs", "soft", "rate", "start", "way", "temperature", "dampen", "price")
-            others = [old for old in kept if [old[k] for k in key] != [row[k] for k in key]]
+            key += ("channels", "before")  # rows with all channels have none of these
+            others = [old for old in kept if [old.get(k) for k in key] != [row.get(k) for k in key]]
             write_atomically(RESULTS, f"{json.dumps([*others, row], indent=1)}\n".encode())
             print(row, flush=True)
 

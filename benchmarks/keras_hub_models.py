@@ -1,6 +1,6 @@
 """Backbones of KerasHub, small ones with random weights of a seed: int8 for LiteRT, verified; or what kquant says.
 
-    pip install keras-hub && python -m benchmarks.keras_hub_models
+    pip install '.[zoo]' && python -m benchmarks.keras_hub_models
 
 Random weights show coverage, not accuracy.
 """
@@ -8,7 +8,9 @@ Random weights show coverage, not accuracy.
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import importlib.util
+import json
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -19,7 +21,13 @@ import keras
 import numpy as np
 
 import kquant
+from kquant.core.progress import tqdm
+from kquant.files.atomic import write_atomically
 
+ROOT = Path(__file__).parents[1]
+RESULTS, PAGE = ROOT / "benchmarks" / "results" / "keras_hub.json", ROOT / "docs" / "zoo.md"
+BEGIN = "<!-- of benchmarks/results/keras_hub.json: python -m benchmarks.keras_hub_models -->"
+END = "<!-- end -->"
 SAMPLES = 8
 IMAGE: dict[str, Any] = {"image_shape": (32, 32, 3)}
 PATCHES: dict[str, Any] = {"patch_size": 8, "num_layers": 2, "num_heads": 2, "hidden_dim": 16, **IMAGE}
@@ -89,6 +97,14 @@ MODELS: dict[str, Build] = {
     "VGGBackbone": lambda hub: hub.VGGBackbone([1, 1], [16, 32], **IMAGE),
     "ViTBackbone": lambda hub: hub.ViTBackbone(mlp_dim=32, **PATCHES),
     "XceptionBackbone": lambda hub: hub.XceptionBackbone(**FLOW, image_shape=(64, 64, 3)),
+    "ResNetBackbone, use_pre_activation": lambda hub: hub.ResNetBackbone(
+        input_conv_filters=[64],
+        input_conv_kernel_sizes=[3],
+        block_type="basic_block",
+        use_pre_activation=True,
+        **STACKS,
+        **IMAGE,
+    ),
     "BertBackbone": lambda hub: hub.BertBackbone(vocabulary_size=50, max_sequence_length=12, **TEXT),
 }
 
@@ -107,8 +123,8 @@ def samples(model: keras.Model) -> Any:
     return keras.tree.map_structure(one, model.input)
 
 
-def measured(build: Build) -> str:
-    """A row of the table: bytes, float tensors, what LiteRT's reference kernels give; or how a refusal begins."""
+def measured(build: Build) -> dict[str, Any]:
+    """Bytes, float tensors, what LiteRT's reference kernels give; or how a refusal begins."""
     keras.utils.set_random_seed(0)
     model = build(importlib.import_module("keras_hub").models)
     data = samples(model)
@@ -119,19 +135,37 @@ def measured(build: Build) -> str:
             path = Path(folder) / "model.tflite"
             report = kquant.compress(model, data, path=path, input_shape=shapes, verbose=False).report
         except ValueError as error:
-            return f"refused: {' '.join(str(error).split())[:160]} | | "
+            return {"refused": " ".join(str(error).split())[:160]}
     ran = {run.runtime: run.verdict for run in report.verification}
-    return f"{report.file_bytes:,} | {report.types.get('FLOAT32', 0)} | {ran['litert-reference']}"
+    return {"bytes": report.file_bytes, "floats": report.types.get("FLOAT32", 0), "codes": ran["litert-reference"]}
+
+
+def table(results: dict[str, Any]) -> str:
+    """Of the models that became files, as docs/zoo.md has it."""
+    head = "| int8 for LiteRT | bytes | float tensors | codes on LiteRT's reference kernels |"
+    rows = {name: row for name, row in results["models"].items() if "refused" not in row}
+    lines = [f"| {name} | {row['bytes']:,} | {row['floats']} | {row['codes']} |" for name, row in rows.items()]
+    return "\n".join([head, "| --- | --- | --- | --- |", *lines])
 
 
 def main() -> None:
-    """Print the table, where KerasHub is."""
+    """Measure, where KerasHub is; keep the figures, and put the table into the page."""
     if importlib.util.find_spec("keras_hub") is None:
-        print("KerasHub is not installed here: pip install keras-hub")
+        print("KerasHub is not installed here: pip install 'kquant[zoo]'")
         return
-    print("| | bytes | float tensors | LiteRT's reference kernels |\n| --- | --- | --- | --- |")
-    for name, build in MODELS.items():
-        print(f"| {name} | {measured(build)} |", flush=True)
+    version = importlib.metadata.version("keras-hub")
+    models = {}
+    for name, build in tqdm(MODELS.items(), desc="models", unit="model"):
+        models[name] = measured(build)
+    results = {"keras_hub": version, "kquant": kquant.__version__, "models": models}
+    write_atomically(RESULTS, f"{json.dumps(results, indent=1)}\n".encode())
+    page = PAGE.read_text()
+    before, rest = page.split(BEGIN)
+    write_atomically(PAGE, f"{before}{BEGIN}\n\n{table(results)}\n\n{END}{rest.split(END, 1)[1]}".encode())
+    print(table(results))
+    for name, row in models.items():
+        if "refused" in row:
+            print(f"{name}: {row['refused']}")
 
 
 if __name__ == "__main__":

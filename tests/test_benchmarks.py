@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import ptq_time, short_codes, tables
+from benchmarks import keras_hub_models, ptq_time, short_codes, tables
 from benchmarks.__main__ import ALL
 from benchmarks.zoo import ZOO, measure, table
 from benchmarks.zoo.__main__ import answered
@@ -55,6 +56,14 @@ def test_the_page_of_the_zoo_tells_the_figures_that_were_measured() -> None:
     rows = table.load()
     assert {key.split("/")[0] for key in rows} <= set(ZOO)
     assert table.tables(rows) in table.PAGE.read_text()
+
+
+def test_the_page_of_the_zoo_tells_what_became_of_keras_hubs_models() -> None:
+    results = json.loads(keras_hub_models.RESULTS.read_text())
+    assert list(results["models"]) == list(keras_hub_models.MODELS)
+    page = keras_hub_models.PAGE.read_text()
+    assert f"{keras_hub_models.BEGIN}\n\n{keras_hub_models.table(results)}\n\n{keras_hub_models.END}" in page
+    assert f"KerasHub {results['keras_hub']}" in page
 
 
 @pytest.mark.parametrize("name", tables.TABLES)

@@ -39,7 +39,7 @@ def missing() -> str | None:
     """Why there is no row."""
     for package in ("mtcnn", "lz4", "skimage"):
         if importlib.util.find_spec(package) is None:
-            return f"no package '{package}': pip install mtcnn lz4 scikit-image"
+            return f"no package '{package}': pip install 'kquant[zoo]'"
     if not os.environ.get("KQUANT_FACES"):
         return "no images of faces: set KQUANT_FACES to a folder with some, such as tests/images of ipazc/mtcnn"
     return None
