@@ -83,7 +83,7 @@ def grid_bits(weights: tf.Tensor, axis: int) -> tf.Tensor:
     Example:
         >>> from kquant.masking.code_length import grid_bits
         >>> float(grid_bits(tf.constant([[0.0, 0.0, 0.0, 1.0]] * 2), 0))  # 6 of 0, 2 of the highest code
-        10.0
+        8.0
     """
     high = LEVELS // 2
     others = [n for n in range(weights.shape.rank or 0) if n != axis % (weights.shape.rank or 1)]
