@@ -138,7 +138,7 @@ def root_digits() -> tuple[tuple[int, np.ndarray], ...]:
     """What a digit of a magnitude is worth, and int8[`ENTRIES`]: it, for each sum of levels of a power.
 
     Example:
-        >>> float(middles()[10])
+        >>> round(float(middles()[10]), 6)
         9.0
         >>> int(sum(worth * int(digits[10]) for worth, digits in root_digits())) == 3 * ROOT_STEPS
         True
