@@ -122,6 +122,14 @@ def fixed_seed() -> None:
     keras.utils.set_random_seed(7)
 
 
+@pytest.fixture(autouse=True)
+def own_share_of_xla(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a process may have compiled is for one test, whatever the tests before it had compiled."""
+    held = sys.modules.get("kquant.graph.held_constants")
+    if held is not None:
+        monkeypatch.setattr(held, "MOST", sys.modules["kquant.core.joined"].so_far() + held.MOST)
+
+
 # Each `kquant.calibrate` measures what the grids cost the outputs, to warn of it: 0.1 s, some thousand times in these
 # tests. Here are the files that look at its warnings, or at what all warnings are together.
 MEASURE = (
