@@ -146,12 +146,12 @@ def _channels(content: bytes, protect: str | tuple[str, ...]) -> Channels:
 def _narrowed(content: bytes, evaluate: Evaluate, protect: str | Collection[str], few: Any, kept: np.ndarray) -> Any:
     """A task: one model of fewer channels."""
     channels = _channels(content, protect if isinstance(protect, str) else tuple(protect))
-    [(_, given)] = channel_pruning.Narrowed(channels, few, evaluate).judged([kept])
+    [(_, given)] = channel_pruning.trying(channels, few, evaluate).judged([kept])
     return given
 
 
 def _split(content: bytes, evaluate: Evaluate, few: Any, ranks: dict[str, int]) -> Any:
     """A task: one model with layers in two halves."""
     graph = read(unpacked(content))
-    [(_, given)] = factorization.Split(graph, few, evaluate).judged([ranks])
+    [(_, given)] = factorization.trying(graph, few, evaluate).judged([ranks])
     return given

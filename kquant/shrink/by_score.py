@@ -14,13 +14,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
+import keras
 import numpy as np
 
 from kquant.core.progress import tqdm
+from kquant.graph.graph import Graph
 from kquant.shrink.channels import Channels
 from kquant.shrink.choose import Ledger, Queue, Unit, ledger, out_of_reach, queues_of
+from kquant.shrink.reconstruct import Job, refit
 
 STEPS = 9  # widths judged for each group
 
@@ -47,6 +50,33 @@ class Ladder:
     makes: np.ndarray
     judged: np.ndarray
     scores: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Tried(Generic[Part]):
+    """Judges models that are made smaller, and refitted as far as there are samples.
+
+    Attributes:
+        graph: of the whole model.
+        make: what is left -> the smaller model.
+        jobs: what is left -> the layers that are to be refitted.
+        few: samples; None: nothing is refitted.
+        evaluate: the caller's; higher is better.
+    """
+
+    graph: Graph
+    make: Callable[[Part], keras.Model]
+    jobs: Callable[[Part], list[Job]]
+    few: Any
+    evaluate: Callable[[keras.Model], float]
+
+    def judged(self, models: Sequence[Part]) -> Iterator[tuple[int, Any]]:
+        """The number of each, and what `evaluate` gave for it."""
+        for number, left in enumerate(models):
+            small = self.make(left)
+            if self.few is not None:
+                refit(self.graph, small, self.jobs(left), self.few, verbose=False)
+            yield number, self.evaluate(small)
 
 
 def scored(models: Sequence[Part], scores: Scores[Part], *, unit: str, verbose: bool) -> list[float]:

@@ -19,7 +19,7 @@ from kquant.core.table import Table
 from kquant.graph.given_model import check_keras
 from kquant.graph.graph import Node, rewrite
 from kquant.graph.output_names import as_keras
-from kquant.shrink.by_score import choose_by_score
+from kquant.shrink.by_score import Tried, choose_by_score
 from kquant.shrink.channels import Channels, follow_channels
 from kquant.shrink.choose import Unit, budget, check_widths, choose, ledger, savings
 from kquant.shrink.importance import NAMES, Importance, by_bn_scale, by_l1, by_taylor, norm_behind
@@ -257,7 +257,7 @@ def cut(model: keras.Model, wanted: Wanted, elsewhere: Elsewhere | None = None) 
         kept = choose(channels, ranks, limit, unit, **widths)
     else:
         few = None if samples is None else gather(wide, samples, FEW)
-        here = Narrowed(channels, few, wanted.evaluate).judged
+        here = trying(channels, few, wanted.evaluate).judged
         judge = here if elsewhere is None else partial(elsewhere, few)
         kept = choose_by_score(channels, ranks, limit, unit, partial(_scores, judge), **widths, verbose=wanted.verbose)
     small = smaller(channels, kept)
@@ -295,27 +295,15 @@ def smaller(channels: Channels, kept: np.ndarray) -> keras.Model:
     return model
 
 
-@dataclass(frozen=True, eq=False)
-class Narrowed:
-    """Judges models with some of the channels, refitted as far as there are samples.
+def trying(channels: Channels, few: Any, evaluate: Callable[[keras.Model], float]) -> Tried[np.ndarray]:
+    """Judges models with some of the channels, which are masks of them.
 
-    Attributes:
+    Args:
         channels: of the whole model.
         few: samples; None: nothing is refitted.
         evaluate: see `prune_channels`.
     """
-
-    channels: Channels
-    few: Any
-    evaluate: Callable[[keras.Model], float]
-
-    def judged(self, models: Sequence[np.ndarray]) -> Iterator[tuple[int, Any]]:
-        """See `Elsewhere`."""
-        for number, kept in enumerate(models):
-            small = smaller(self.channels, kept)
-            if self.few is not None:
-                refit(self.channels.graph, small, _jobs(self.channels, kept), self.few, verbose=False)
-            yield number, self.evaluate(small)
+    return Tried(channels.graph, partial(smaller, channels), partial(_jobs, channels), few, evaluate)
 
 
 def _scores(

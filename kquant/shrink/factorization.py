@@ -23,7 +23,7 @@ from kquant.graph.copies import again, copy_state, settle
 from kquant.graph.given_model import check_keras
 from kquant.graph.graph import Graph, Node, named_apart, rewrite
 from kquant.graph.output_names import as_keras
-from kquant.shrink.by_score import Scores, scored
+from kquant.shrink.by_score import Scores, Tried, scored
 from kquant.shrink.choose import Unit, budget, check_widths
 from kquant.shrink.factors import as_wide_matrix, can_split, halves, singular_values, split
 from kquant.shrink.importance import norm_behind
@@ -255,27 +255,15 @@ def _energies(op: Any, ranks: Sequence[int]) -> list[float]:
     return [float(energy[r - 1] / energy[-1]) if energy[-1] else 1.0 for r in ranks]
 
 
-@dataclass(frozen=True, eq=False)
-class Split:
-    """Judges models with some layers split, refitted as far as there are samples.
+def trying(graph: Graph, few: Any, evaluate: Callable[[keras.Model], float]) -> Tried[dict[str, int]]:
+    """Judges models with some layers split, which are the ranks of these.
 
-    Attributes:
+    Args:
         graph: of the whole model.
         few: samples; None: nothing is refitted.
         evaluate: see `factorize`.
     """
-
-    graph: Graph
-    few: Any
-    evaluate: Callable[[keras.Model], float]
-
-    def judged(self, models: Sequence[dict[str, int]]) -> Iterator[tuple[int, Any]]:
-        """See `Elsewhere`."""
-        for number, ranks in enumerate(models):
-            low = factorized(self.graph, ranks)
-            if self.few is not None:
-                refit(self.graph, low, _jobs(self.graph, ranks), self.few, verbose=False)
-            yield number, self.evaluate(low)
+    return Tried(graph, partial(factorized, graph), partial(_jobs, graph), few, evaluate)
 
 
 Judge = Callable[[Sequence[dict[str, int]]], Iterable[tuple[int, Any]]]
@@ -287,7 +275,7 @@ def _judge(wide: keras.Model, graph: Graph, wanted: Wanted, elsewhere: Elsewhere
     if elsewhere is not None:
         return partial(elsewhere, few)
     evaluate: Any = wanted.evaluate
-    return Split(graph, few, evaluate).judged
+    return trying(graph, few, evaluate).judged
 
 
 def _scores(judge: Judge, models: Sequence[dict[str, int]]) -> Iterator[tuple[int, float]]:
