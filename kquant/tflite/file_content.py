@@ -16,7 +16,7 @@ from kquant.layers.provenance import ALL
 from kquant.tflite.aliases import keep_apart
 from kquant.tflite.edges import IO, cast_edges
 from kquant.tflite.file_about import ENTRY, About, entry_of, packed_files
-from kquant.tflite.flatbuffer import SHRUNK, packed, to_bytes, unpacked
+from kquant.tflite.flatbuffer import SHRUNK, Buffer, packed, to_bytes, unpacked
 from kquant.tflite.lowering import Lowered
 from kquant.tflite.reader import SCHEMA, read_model
 from kquant.tflite.rows import read_as_rows
@@ -131,8 +131,8 @@ def file_content(lowered: Lowered) -> bytes:
 def _with_about(files: Files, about: About, name: str) -> Files:
     """The files with what tools of Android and MediaPipe read beside the graph, which stays as it is."""
     model = unpacked(files.content)
-    entry, held = SCHEMA.MetadataT(), SCHEMA.BufferT()
-    held.data = np.frombuffer(entry_of(read_model(files.content), about, name), np.uint8)
+    entry = SCHEMA.MetadataT()
+    held = Buffer.of(np.frombuffer(entry_of(read_model(files.content), about, name), np.uint8))
     entry.name, entry.buffer = ENTRY, len(model.buffers)
     model.metadata, model.buffers = [*model.metadata, entry], [*model.buffers, held]
     content = packed(model)

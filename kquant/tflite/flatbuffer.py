@@ -78,6 +78,7 @@ def unpacked(content: bytes) -> Any:
         if buffer.offset > 1 and buffer.size:
             buffer.data = np.frombuffer(content, np.uint8, buffer.size, buffer.offset)
             buffer.offset = buffer.size = 0
+    model.buffers = [buffer if buffer.data is None else Buffer.of(buffer.data) for buffer in model.buffers]
     return model
 
 
@@ -150,9 +151,7 @@ class _Writer:
     def blob(self, data: bytes) -> int:
         """Index of a buffer with these bytes."""
         if data not in self.blobs:
-            buffer = Buffer()
-            buffer.data = np.frombuffer(data, np.uint8)
-            self.model.buffers.append(buffer)
+            self.model.buffers.append(Buffer.of(np.frombuffer(data, np.uint8)))
             self.blobs[data] = len(self.model.buffers) - 1
         return self.blobs[data]
 
@@ -282,6 +281,13 @@ class _Builder(BUILDER):
 
 class Buffer(SCHEMA.BufferT):
     """Contents of a tensor on the alignment that the schema asks for; the generated Python code forgets it."""
+
+    @classmethod
+    def of(cls, data: np.ndarray) -> Buffer:
+        """With these contents, uint8."""
+        buffer = cls()
+        buffer.data = data
+        return buffer
 
     def Pack(self, builder: Any) -> int:
         """Offset of the table."""

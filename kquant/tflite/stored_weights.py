@@ -16,9 +16,9 @@ from kquant.core.operators import OPERATORS, facts
 from kquant.core.packed import PACKED, numpy_type, size_bytes, types_of
 from kquant.core.program import Operator, Program, Ref
 from kquant.targets import Target
-from kquant.tflite.flatbuffer import constant_key, packed, to_bytes, unpacked
+from kquant.tflite.flatbuffer import Buffer, constant_key, packed, to_bytes, unpacked
 from kquant.tflite.memory_plan import MemoryPlan, memory_plan
-from kquant.tflite.reader import SCHEMA, constants, read_model
+from kquant.tflite.reader import constants, read_model
 from kquant.tflite.storage import CODE, Decoding, Storage, Stored, Storing
 from kquant.tflite.subgraphs import subgraphs
 
@@ -123,10 +123,8 @@ def without_decodes(content: bytes) -> bytes:
         decoded = {table.output - first for table in tables if 0 <= table.output - first < len(graph.tensors)}
         # Into buffers of their own: an old one may be shared, and buffer 0 is that of all computed tensors.
         for number in sorted(decoded):
-            buffer = SCHEMA.BufferT()
-            buffer.data = held[first + number].reshape(-1).view(np.uint8)
             graph.tensors[number].buffer = len(model.buffers)
-            model.buffers.append(buffer)
+            model.buffers.append(Buffer.of(held[first + number].reshape(-1).view(np.uint8)))
         graph.operators = [op for op in graph.operators if not decoded.issuperset(map(int, op.outputs))]
         first += len(graph.tensors)
     return packed(model)

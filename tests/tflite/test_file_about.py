@@ -21,6 +21,8 @@ import kquant
 from kquant import report
 from kquant.runtime.running import available
 from kquant.tflite.file_about import ENTRY, IDENTIFIER, LABELS, About
+from kquant.tflite.flatbuffer import ALIGNMENT
+from kquant.tflite.reader import SCHEMA
 from kquant.tflite.small_tables import Number, Table, read_table, write_table
 
 layers = keras.layers
@@ -131,6 +133,15 @@ def test_labels_lie_behind_the_file_as_they_are(q: keras.Model, tmp_path: Path) 
         assert archive.read(entry).decode() == "cat\ndog\né none\n"
     assert content == _written(q, tmp_path / "again.tflite", FULL)
     assert not zipfile.is_zipfile(io.BytesIO(_written(q, tmp_path / "bare.tflite", About(description="a net"))))
+
+
+def test_contents_of_tensors_stay_where_a_processor_can_read_them(q: keras.Model, tmp_path: Path) -> None:
+    # the schema's force_align of Buffer.data: a Cortex-M0 reads no int32 elsewhere
+    content = _written(q, tmp_path / "m.tflite", FULL)
+    file = SCHEMA.Model.GetRootAs(content, 0)
+    held = [file.Buffers(n).DataAsNumpy() for n in range(file.BuffersLength()) if file.Buffers(n).DataLength()]
+    start = np.frombuffer(content, np.uint8).ctypes.data
+    assert held and all((data.ctypes.data - start) % ALIGNMENT == 0 for data in held)
 
 
 @pytest.mark.parametrize("runtime", ["litert", "litert-reference", "tflm"])
