@@ -26,7 +26,7 @@ from kquant.layers.provenance import Provenance
 from kquant.layers.range_numbers import Numbers, averaged, encoded, numbers_of
 from kquant.layers.range_steps import Ends
 from kquant.layers.replicas import extremes
-from kquant.layers.straight_through import rounded_through, steps_through
+from kquant.layers.straight_through import ends_of_kernel, rounded_through, steps_through
 from kquant.layers.zeros import zeros
 from kquant.recipe.training_section import Training
 
@@ -36,10 +36,14 @@ RANGE, STAYING = 3, 2  # variables of any range, and those beside of one that st
 
 
 class Ahead(NamedTuple):
-    """What a call does, see `FakeQuant.ahead`: the encoding that it tells, and its values; None: those of the codes."""
+    """What a call does, see `FakeQuant.ahead`: the encoding that it tells, and its values; None: those of the codes.
+
+    `sums`: of `range_learner.InSteps`, where the range learns.
+    """
 
     encoding: tf.Tensor
-    values: Callable[[tf.Tensor], tf.Tensor] | None
+    values: Callable[..., tf.Tensor] | None
+    sums: tf.Tensor | None = None
 
 
 @keras.saving.register_keras_serializable(package="kquant")
@@ -284,7 +288,7 @@ class FakeQuant(keras.layers.Layer):
                 return False
             return bool(np.any(tf.convert_to_tensor(self.count).numpy() > 0.0))
 
-    def ahead(self, encodings: Sequence[tf.Tensor] = (), training: bool = False, steps: int = 1) -> Ahead:
+    def ahead(self, encodings: Sequence[tf.Tensor] = (), training: bool = False, size: int = 1) -> Ahead:
         """What a call does to a tensor, as far as the tensor does not tell: a loop asks once for all of its steps.
 
         Ranges do not move with the data; those that learn take up what the optimizer made of the last step.
@@ -292,12 +296,12 @@ class FakeQuant(keras.layers.Layer):
         Args:
             encodings: float32[2] of each source, where the encoding follows one.
             training: of that call.
-            steps: of the loop.
+            size: values of one sample, at all steps of the loop.
         """
         if is_float(self):
             return Ahead(tf.zeros(2), lambda y: y)
         if training and self.has_range and self.learning != Training():
-            return self._ahead_learned(steps)
+            return self._ahead_learned(size)
         numbers, seen = self._numbers(encodings), self.is_seen(encodings)
         told = tf.constant(True) if seen else self._seen(encodings)
         encoding = numbers.encoding if seen else tf.where(told, numbers.encoding, tf.zeros(2))
@@ -310,19 +314,23 @@ class FakeQuant(keras.layers.Layer):
         if training and self.fixed is not None:  # as in `_in_training`
             return Ahead(encoding, lambda y: y)
 
+        # where the gradient stops, once for all steps
+        clips = ends_of_kernel(numbers, self.spec) if training and self.spec.has_codes else None
+
         def rounded(y: tf.Tensor) -> tf.Tensor:
-            values = rounded_through(y, numbers, self.spec)
+            values = rounded_through(y, numbers, self.spec, clips)
             return values if seen else tf.where(told, values, y)
 
         return Ahead(encoding, rounded)
 
-    def _ahead_learned(self, steps: int) -> Ahead:
+    def _ahead_learned(self, size: int) -> Ahead:
         """`ahead` of a range with gradients, or of a grid that is still wide."""
-        onto, *grid = range_learner.for_steps(self, steps)
+        onto, scale, zero_point, sums = range_learner.for_steps(self, size)
+        encoding = tf.stack([scale, zero_point])
         if self.is_seen():
-            return Ahead(tf.stack(grid), onto)
+            return Ahead(encoding, onto, sums)
         told = self._seen()
-        return Ahead(tf.where(told, tf.stack(grid), tf.zeros(2)), lambda y: tf.where(told, onto(y), y))
+        return Ahead(tf.where(told, encoding, tf.zeros(2)), lambda y, *own: tf.where(told, onto(y, *own), y), sums)
 
     def charge(self, y: tf.Tensor) -> None:
         """What the range of a tensor adds to the loss (PACT); `y` holds its extremes at least."""

@@ -178,33 +178,94 @@ def fused(
         spec: of the grid.
         inside: values between the ends have a gradient to them (PACT: clipped ones alone).
     """
-    steps = float(spec.high if spec.symmetric else spec.high - spec.low)
-    bits = {"num_bits": spec.bits, "narrow_range": spec.narrow}
 
     @tf.custom_gradient
     def made(
         y: tf.Tensor, stretch: tf.Tensor, scale: tf.Tensor, low: tf.Tensor, high: tf.Tensor, pull: tf.Tensor
     ) -> Any:
-        values = tf.quantization.fake_quant_with_min_max_vars(y, low, high, **bits)
+        values = _by_kernel(y, low, high, spec)
 
         def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor | None, ...]:
-            passed, below, above = tf.raw_ops.FakeQuantWithMinMaxVarsGradient(
-                gradients=upstream, inputs=y, min=low, max=high, **bits
-            )
-            if spec.symmetric:  # both ends are the same number of scales, or nearly, from 0
-                ends = [(below * spec.low + above * spec.high) / steps] * 2
-            else:
-                ends = [-below, above]
-            if inside:
-                # An infinite value, clipped, has no part in it.
-                within = tf.reduce_sum(tf.math.multiply_no_nan(values - y, passed)) / (scale * steps)
-                ends = [end + within for end in ends]
-            return passed, pull * tf.stack(ends), None, None, None, None
+            passed, *sums = _sums(upstream, y, values, (low, high), spec, inside)
+            return passed, pull * _of_ends(sums, scale, spec), None, None, None, None
 
         return values, gradient
 
     scale, _, low, high = grid
     return made(y, stretch, scale, low, high, pull)
+
+
+def sums_for(stretch: tf.Tensor, scale: tf.Tensor, pull: tf.Tensor, spec: QuantSpec) -> tf.Tensor:
+    """float32[3]: zeros for `fused_by_sums`, whose gradients make those of a range.
+
+    Args:
+        stretch: see `fused`.
+        scale: float32[], of the grid.
+        pull: see `fused`.
+        spec: likewise.
+    """
+
+    @tf.custom_gradient
+    def zeros(_: tf.Tensor) -> Any:
+        return tf.zeros((3,)), lambda upstream: pull * _of_ends(tf.unstack(upstream), scale, spec)
+
+    return zeros(stretch)
+
+
+def fused_by_sums(
+    y: tf.Tensor, sums: Sequence[tf.Tensor], ends: tuple[tf.Tensor, tf.Tensor], spec: QuantSpec, *, inside: bool
+) -> tf.Tensor:
+    """`fused` for the steps of a loop: it sums as few numbers as there are, and what they mean is computed once.
+
+    Args:
+        y: float32[...].
+        sums: float32[] each, those of `sums_for`.
+        ends: lowest and highest real number of the grid, float32[] each.
+        spec: see `fused`.
+        inside: likewise.
+    """
+
+    @tf.custom_gradient
+    def made(_: tf.Tensor, *__: tf.Tensor) -> Any:
+        # Rounded again in the gradient: to keep what was rounded at every step takes longer, and memory.
+        return _by_kernel(y, *ends, spec), lambda upstream: _sums(
+            upstream, y, _by_kernel(y, *ends, spec) if inside else y, ends, spec, inside
+        )
+
+    return made(y, *sums)
+
+
+def _by_kernel(y: tf.Tensor, low: tf.Tensor, high: tf.Tensor, spec: QuantSpec) -> tf.Tensor:
+    return tf.quantization.fake_quant_with_min_max_vars(y, low, high, num_bits=spec.bits, narrow_range=spec.narrow)
+
+
+def _sums(
+    upstream: tf.Tensor,
+    y: tf.Tensor,
+    values: tf.Tensor,
+    ends: tuple[tf.Tensor, tf.Tensor],
+    spec: QuantSpec,
+    inside: bool,
+) -> tuple[tf.Tensor, ...]:
+    """What passes, and three sums, float32[] each: of what is clipped below and above, and of errors in between."""
+    passed, below, above = tf.raw_ops.FakeQuantWithMinMaxVarsGradient(
+        gradients=upstream, inputs=y, min=ends[0], max=ends[1], num_bits=spec.bits, narrow_range=spec.narrow
+    )
+    # An infinite value, clipped, has no part in it.
+    within = tf.reduce_sum(tf.math.multiply_no_nan(values - y, passed)) if inside else tf.zeros(())
+    return passed, below, above, within
+
+
+def _of_ends(sums: Sequence[tf.Tensor], scale: tf.Tensor, spec: QuantSpec) -> tf.Tensor:
+    """float32[2]: how the loss changes with each end moved outwards, of the sums of `_sums`."""
+    below, above, within = sums
+    steps = float(spec.high if spec.symmetric else spec.high - spec.low)
+    if spec.symmetric:  # both ends are the same number of scales, or nearly, from 0
+        ends = [(below * spec.low + above * spec.high) / steps] * 2
+    else:
+        ends = [-below, above]
+    within = within / (scale * steps)
+    return tf.stack([end + within for end in ends])
 
 
 @tf.custom_gradient

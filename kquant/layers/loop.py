@@ -11,6 +11,7 @@ it, and ranges that training moves move behind it, once for all steps.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -263,7 +264,7 @@ class _Run:
     def _read(self, node: Node) -> None:
         """What a `FakeQuant` does, and whether its tensor is to be seen."""
         op, sources = node.op, [self.encodings[id(e)] for e in node.kwargs.get("encodings", ())]
-        ahead = self.quantized[id(node)] = op.ahead(sources, self.training, self.steps)
+        ahead = self.quantized[id(node)] = op.ahead(sources, self.training, self.steps * _size(node.args[0]))
         self.encodings[id(node.outputs[1])] = ahead.encoding
         if self._is_watched(node):
             self.watched.append((op, node.kwargs.get("site", 0)))
@@ -285,10 +286,15 @@ class _Run:
         # side by side: one array to read from at every step
         rows = _rows(tf.concat([tf.cast(x, tf.float32) for x in xs], axis=2), steps)
         made = [tf.TensorArray(tf.float32, steps, element_shape=shape) for shape in shapes]
+        # one tensor, whose gradient is summed over the steps at once
+        learn = {key: ahead.sums for key, ahead in self.quantized.items() if ahead.sums is not None}
+        sums = tf.concat([tf.zeros((0,)), *learn.values()], 0)
         reach = tf.fill((2 * len(self.watched),), tf.constant(-np.inf, tf.float32))
 
         def body(t: tf.Tensor, states: list[Any], made: list[Any], reach: tf.Tensor) -> Any:
-            states, seen, inside = self.step(tf.split(rows.read(t), sizes, axis=2), states)
+            parts = tf.unstack(sums) if learn else []
+            own = {key: tuple(parts[3 * n : 3 * n + 3]) for n, key in enumerate(learn)}
+            states, seen, inside = self.step(tf.split(rows.read(t), sizes, axis=2), states, own)
             values = [states[n] for n in every]
             if self.observing:
                 values += seen
@@ -305,8 +311,10 @@ class _Run:
         ends = [] if self.observing else tf.unstack(_extremes(reach), num=len(self.watched))
         return states, dict(zip(every, stacked, strict=False)), [*stacked[len(every) :], *ends], last
 
-    def step(self, xs: list[Any], states: list[Any]) -> tuple[list[tf.Tensor], list[tf.Tensor], dict[int, Any]]:
-        """One step: the states after it, what is watched, and all that it made."""
+    def step(
+        self, xs: list[Any], states: list[Any], sums: dict[int, tuple[tf.Tensor, ...]]
+    ) -> tuple[list[tf.Tensor], list[tf.Tensor], dict[int, Any]]:
+        """One step: the states after it, what is watched, and all that it made; `sums`: of ranges that learn."""
         seen: list[tf.Tensor] = []
         ports = self.loop.ports
         values = {id(t): x for t, x in zip((*ports[0], *ports[2]), (*xs, *states), strict=True)}
@@ -315,7 +323,7 @@ class _Run:
             if isinstance(node.op, FakeQuant):
                 if self._is_watched(node):
                     seen.append(tf.cast(args[0], tf.float32))
-                made = self._quantized(node, args, kwargs)
+                made = self._quantized(node, args, kwargs, sums.get(id(node), ()))
             elif id(node) in self.weighted:
                 made = self.weighted[id(node)](args[0])
             else:
@@ -323,20 +331,26 @@ class _Run:
             values.update({id(t): y for t, y in zip(node.outputs, made, strict=True) if id(t) not in self.encodings})
         return [tf.cast(values[id(t)], tf.float32) for t in self.loop.ends[0]], seen, values
 
-    def _quantized(self, node: Node, args: tuple, kwargs: dict[str, Any]) -> list[Any]:
+    def _quantized(self, node: Node, args: tuple, kwargs: dict[str, Any], sums: tuple[tf.Tensor, ...]) -> list[Any]:
         """Values on the grid; the encoding beside them is the one that is known."""
         ahead = self.quantized[id(node)]
         if kwargs.get("peek"):
             return [args[0], ahead.encoding]
         if ahead.values is not None:
-            return [ahead.values(tf.cast(args[0], tf.float32)), ahead.encoding]
+            return [ahead.values(tf.cast(args[0], tf.float32), *sums), ahead.encoding]
         return node.op.call(*args, **kwargs)
+
+
+def _size(y: Any) -> int:
+    """Values of one sample of a tensor of the step."""
+    return math.prod(n for n in y.shape[1:] if n is not None)
 
 
 def _reach(tensors: list[tf.Tensor]) -> tf.Tensor:
     """float32[2 n]: how far each goes below 0, then how far above."""
     tensors = [tf.stop_gradient(y) for y in tensors]
-    return tf.stack([*(-tf.reduce_min(y) for y in tensors), *(tf.reduce_max(y) for y in tensors)])
+    both = tf.stack([*(tf.reduce_min(y) for y in tensors), *(tf.reduce_max(y) for y in tensors)])
+    return both * tf.constant([-1.0] * len(tensors) + [1.0] * len(tensors))
 
 
 def _extremes(reach: tf.Tensor) -> tf.Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -12,7 +12,7 @@ from kquant.layers import drawn_grids, learned_ranges
 from kquant.layers.range_numbers import Numbers, encoded, whole
 from kquant.layers.range_steps import Ends, Rule, State, by_extremes, by_values, is_free, pulled
 from kquant.layers.replicas import extremes, is_alone
-from kquant.layers.straight_through import rounded_through
+from kquant.layers.straight_through import ends_of_kernel, rounded_through
 from kquant.recipe.training_section import Progressive
 
 OPENED = 1e-6  # of the width of a range: an end that leaves 0
@@ -82,10 +82,33 @@ def fake_quantize(
     if free is None and layer.learning.learns_tensors:
         free = is_free(extremes(y, from_zero=from_zero), *whole(low, high))
     numbers = encoded(low, high, layer.spec)
-    return _onto(layer, Ends(low, high, free), numbers, 1)(y), numbers.scale, numbers.zero_point
+    shift, pull = _shift(layer, numbers), _pull(layer, Ends(low, high, free))
+    y = _moved(y, shift)
+    if pull is None:
+        return rounded_through(y, numbers, layer.spec), numbers.scale, numbers.zero_point
+    factor, inside = _gradient_scale(y, layer.spec), layer.learning.ranges != "pact"
+    stretch = tf.convert_to_tensor(layer.stretch)
+    values = learned_ranges.fused(y, stretch, numbers[:4], factor * pull, layer.spec, inside=inside)
+    return values, numbers.scale, numbers.zero_point
 
 
-def for_steps(layer: Any, steps: int) -> tuple[Callable[[tf.Tensor], tf.Tensor], tf.Tensor, tf.Tensor]:
+class InSteps(NamedTuple):
+    """What a range does in a loop.
+
+    Attributes:
+        values: puts a tensor on the grid; of one step, with the three `sums`, if any, as float32[] each.
+        scale: of the grid, float32[].
+        zero_point: likewise.
+        sums: float32[3], zeros whose gradients are those of the range (`learned_ranges.sums_for`).
+    """
+
+    values: Callable[..., tf.Tensor]
+    scale: tf.Tensor
+    zero_point: tf.Tensor
+    sums: tf.Tensor | None = None
+
+
+def for_steps(layer: Any, size: int) -> InSteps:
     """`fake_quantize` for a loop: what the optimizer made of the last step is taken in before it.
 
     An end that is 0 has no gradient: who sees all steps opens it behind the loop (`open_ends`). The training step is
@@ -93,10 +116,7 @@ def for_steps(layer: Any, steps: int) -> tuple[Callable[[tf.Tensor], tf.Tensor],
 
     Args:
         layer: see `fake_quantize`.
-        steps: of the loop; the gradients of all of them add up.
-
-    Returns:
-        What puts values on the grid, scale and zero point.
+        size: values of one sample, at all steps; their gradients add up.
     """
     learns = layer.learning.learns_tensors
     ahead = int(layer.trainable)  # what does not train counts nothing
@@ -105,39 +125,48 @@ def for_steps(layer: Any, steps: int) -> tuple[Callable[[tf.Tensor], tf.Tensor],
     if _wider(layer) is not None:
         scale, zero_point, lowest, highest = grid(layer, ahead=ahead)
         inside = tf.constant(float(layer.learning.ranges != "pact"))
-        pace = tf.cast(_is_learning(layer, ahead), tf.float32)
+        scaled = tf.cast(_is_learning(layer, ahead), tf.float32) * _scale_of(size, layer.spec)
 
         def wide(y: tf.Tensor) -> tf.Tensor:
-            scaled = pace * _gradient_scale(y, layer.spec, steps)
             return learned_ranges.quantized(y, scale, zero_point, lowest, highest, scaled, inside)
 
-        return wide, scale, zero_point
+        return InSteps(wide, scale, zero_point)
     low, high = (tf.convert_to_tensor(v) for v in (layer.low, layer.high))
     lowest, highest = whole(low, high)
     free = is_free((lowest, highest), lowest, highest) if learns else None
     numbers = encoded(low, high, layer.spec)
-    return _onto(layer, Ends(low, high, free), numbers, steps, ahead), numbers.scale, numbers.zero_point
+    shift, pull = _shift(layer, numbers, ahead), _pull(layer, Ends(low, high, free), ahead)
+    # What a step does with a tensor alone: all else is the same in each.
+    if pull is None:
+        clips = ends_of_kernel(numbers, layer.spec)
+        return InSteps(lambda y: rounded_through(_moved(y, shift), numbers, layer.spec, clips), *numbers[:2])
+    pull, inside = _scale_of(size, layer.spec) * pull, layer.learning.ranges != "pact"
+    sums = learned_ranges.sums_for(tf.convert_to_tensor(layer.stretch), numbers.scale, pull, layer.spec)
+
+    def onto(y: tf.Tensor, *own: tf.Tensor) -> tf.Tensor:
+        by_sums = own or tf.unstack(sums)
+        return learned_ranges.fused_by_sums(_moved(y, shift), by_sums, numbers[2:4], layer.spec, inside=inside)
+
+    return InSteps(onto, *numbers[:2], sums)
 
 
-def _onto(layer: Any, ends: Ends, numbers: Numbers, steps: int, ahead: int = 0) -> Callable[[tf.Tensor], tf.Tensor]:
-    """What puts values on a grid of the recipe's width, with gradients to its ends; `ahead`: see `trained_steps`."""
-    shift, pull, learning = None, None, _is_learning(layer, ahead)
-    if layer.learning.robust is not None:
-        shift = tf.stop_gradient(drawn_grids.shift(layer.learning.robust, trained_steps(layer, ahead)) * numbers.scale)
-    if ends.free is not None and layer.learning.learns_tensors:
-        pull = pulled(ends.low, ends.high, ends.free, layer.spec)
-        if learning is not True:
-            pull = tf.where(learning, pull, tf.zeros_like(pull))
+def _moved(y: tf.Tensor, shift: tf.Tensor | None) -> tf.Tensor:
+    return y if shift is None else y + shift
 
-    def onto(y: tf.Tensor) -> tf.Tensor:
-        y = y if shift is None else y + shift
-        if pull is None:
-            return rounded_through(y, numbers, layer.spec)
-        factor, inside = _gradient_scale(y, layer.spec, steps), layer.learning.ranges != "pact"
-        stretch = tf.convert_to_tensor(layer.stretch)
-        return learned_ranges.fused(y, stretch, numbers[:4], factor * pull, layer.spec, inside=inside)
 
-    return onto
+def _shift(layer: Any, numbers: Numbers, ahead: int = 0) -> tf.Tensor | None:
+    """float32[]: what a drawn grid adds to values; `ahead`: see `trained_steps`."""
+    if layer.learning.robust is None:
+        return None
+    return tf.stop_gradient(drawn_grids.shift(layer.learning.robust, trained_steps(layer, ahead)) * numbers.scale)
+
+
+def _pull(layer: Any, ends: Ends, ahead: int = 0) -> tf.Tensor | None:
+    """float32[2]: `pulled` of ends that learn in this step; None where a gradient moves none; `ahead`: likewise."""
+    if ends.free is None or not layer.learning.learns_tensors:
+        return None
+    pull, learning = pulled(ends.low, ends.high, ends.free, layer.spec), _is_learning(layer, ahead)
+    return pull if learning is True else tf.where(learning, pull, tf.zeros_like(pull))
 
 
 def _is_learning(layer: Any, ahead: int = 0) -> tf.Tensor | bool:
@@ -222,8 +251,9 @@ def _ends(layer: Any, y: tf.Tensor | None, from_zero: bool) -> tuple[tf.Tensor, 
     return low - tf.where(free_low, change[0], 0.0), high + tf.where(free_high, change[1], 0.0)
 
 
-def _gradient_scale(y: tf.Tensor, spec: Any, steps: int = 1) -> float:
-    sizes = [n for n in y.shape[1:].as_list() if n is not None]
-    return learned_ranges.gradient_scale(
-        steps * math.prod(sizes), spec.high if spec.symmetric else spec.high - spec.low
-    )
+def _gradient_scale(y: tf.Tensor, spec: Any) -> float:
+    return _scale_of(math.prod(n for n in y.shape[1:].as_list() if n is not None), spec)
+
+
+def _scale_of(size: int, spec: Any) -> float:
+    return learned_ranges.gradient_scale(size, spec.high if spec.symmetric else spec.high - spec.low)

@@ -14,6 +14,7 @@ from kquant.graph.tensorflow_private import is_traced_for_xla
 from kquant.layers.modes import is_simulating
 from kquant.layers.range_numbers import Numbers
 
+Pair = tuple[tf.Tensor, tf.Tensor]
 # What a rectifier passes the gradient of: values above 0, in floats that no thread rounds to 0, and below its maximum.
 ABOVE_ZERO = np.finfo(np.float32).tiny
 BELOW_MAXIMUM = {"Relu": None, "Relu6": np.nextafter(np.float32(6.0), np.float32(0.0))}
@@ -39,11 +40,12 @@ def steps_through(y: tf.Tensor, steps: tf.Tensor, scale: tf.Tensor, low: tf.Tens
     return steps, gradient
 
 
-def rounded_through(y: tf.Tensor, numbers: Numbers, spec: QuantSpec) -> tf.Tensor:
+def rounded_through(y: tf.Tensor, numbers: Numbers, spec: QuantSpec, ends: Pair | None = None) -> tf.Tensor:
     """Values on the grid; the gradient passes where nothing is clipped, and none reaches the grid.
 
     By TensorFlow's fused kernel, or as floats of few bits whose largest is the larger end. In the graph of
     a training step the gradient of what a rectifier made goes past it, to what that was given: both masks are one pass.
+    `ends` are `ends_of_kernel`, where a loop has them computed before it.
     """
     low, high = tf.stop_gradient(numbers.low), tf.stop_gradient(numbers.high)
     if spec.floating is not None:
@@ -60,7 +62,7 @@ def rounded_through(y: tf.Tensor, numbers: Numbers, spec: QuantSpec) -> tf.Tenso
     def rounded(_: tf.Tensor) -> Any:
         # The ends are those of the grid, with 0 among its codes, so that the kernel has no zero point left to nudge.
         values = tf.quantization.fake_quant_with_min_max_vars(y, low, high, **bits)
-        return values, lambda upstream: _where_inside(upstream, y, numbers, spec, behind)
+        return values, lambda upstream: _where_inside(upstream, y, (numbers, ends), spec, behind)
 
     return rounded(y if behind is None else behind.given)
 
@@ -76,16 +78,21 @@ def _rectified(y: tf.Tensor) -> Rectified | None:
 
 
 def _where_inside(
-    upstream: tf.Tensor, y: tf.Tensor, numbers: Numbers, spec: QuantSpec, behind: Rectified | None
+    upstream: tf.Tensor,
+    y: tf.Tensor,
+    known: tuple[Numbers, Pair | None],
+    spec: QuantSpec,
+    behind: Rectified | None,
 ) -> tf.Tensor:
     """The gradient of TensorFlow's fused kernel for its values, to the bit, and that of a rectifier before it."""
+    numbers, known_ends = known
     low, high = numbers.low, numbers.high
     if is_traced_for_xla():
         bits: dict[str, Any] = {"num_bits": spec.bits, "narrow_range": spec.narrow}
         return tf.quantization.fake_quant_with_min_max_vars_gradient(upstream, y, low, high, **bits)[0]
     # That kernel goes over the tensor twice more, to sum for ends that do not learn here. The mask alone is in a kernel
     # of another operation: one pass, where two comparisons, their conjunction and a product are four.
-    ends: Any = _ends_of_kernel(low, high, numbers.zero_point, spec)
+    ends: Any = ends_of_kernel(numbers, spec) if known_ends is None else known_ends
     if behind is not None:  # the low end of a grid is 0 or below
         ends = ABOVE_ZERO, ends[1] if behind.largest is None else tf.minimum(ends[1], behind.largest)
     passing: Any = tf.raw_ops.QuantizeAndDequantizeV4Grad
@@ -93,8 +100,13 @@ def _where_inside(
     return passed if behind is None else tf.cast(passed, behind.given.dtype)
 
 
+def ends_of_kernel(numbers: Numbers, spec: QuantSpec) -> Pair:
+    """Where the gradient of the fused kernel stops, float32[] each."""
+    return _ends_of_kernel(numbers.low, numbers.high, numbers.zero_point, spec)
+
+
 @one_node
-def _ends_of_kernel(low: tf.Tensor, high: tf.Tensor, zero_point: tf.Tensor, spec: QuantSpec) -> tuple[tf.Tensor, ...]:
+def _ends_of_kernel(low: tf.Tensor, high: tf.Tensor, zero_point: tf.Tensor, spec: QuantSpec) -> Pair:
     """The ends as the fused kernel computes them from those that it is given, which can be a float's last place off.
 
     Of `Nudge` in TensorFlow's `fake_quant_ops_functor.h`: the scale anew, and both ends whole steps of it from 0.

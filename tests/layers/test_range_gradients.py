@@ -80,7 +80,7 @@ def test_a_range_inside_a_loop_keeps_step_with_one_outside(way: str, low: float)
                 if layer is outside:
                     values = layer(Y, training=True)[0]
                 else:
-                    values = layer.ahead((), True, 1).values(Y)
+                    values = layer.ahead((), True, 5).values(Y)
             learned.append(bool(np.any(tape.gradient(values, layer.stretch.value, UPSTREAM) != 0.0)))
             used = range_of(layer)
             if layer is inside:
@@ -106,7 +106,7 @@ def test_grids_inside_a_loop_are_those_of_the_step(way: str) -> None:
     y = tf.concat([Y, tf.fill((1, 5), -4.0), tf.fill((1, 5), 4.0)], 0)
     outside, inside = node(way, -4.0, 4.0), node(way, -4.0, 4.0)
     for _ in range(5):
-        values = inside.ahead((), True, 1).values(y)
+        values = inside.ahead((), True, 5).values(y)
         inside.move_range(y, 0)
         np.testing.assert_allclose(values, outside(y, training=True)[0], rtol=1e-5, atol=1e-5)
 
