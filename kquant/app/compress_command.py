@@ -12,6 +12,7 @@ import typer
 
 from kquant import targets
 from kquant.app.options import (
+    ChoosesOrNone,
     Data,
     Json,
     Limit,
@@ -54,6 +55,7 @@ def compress(
     page: Page = None,
     details: Details = False,
     flash_bytes: Budget = None,
+    detection: ChoosesOrNone = None,
     *,
     form: dict[str, Any],
     scale: Scale = 1.0,  # type: ignore[assignment]
@@ -62,7 +64,7 @@ def compress(
     as_json: Json = False,
 ) -> None:
     """Quantize, calibrate, export and verify a model: .tflite, quantized .keras, C array and reports."""
-    _check(test, labels, page, form)
+    _check(test, labels, page, form, detection)
     from kquant.app import command_files
     from kquant.app.pipeline import compress as pipeline
     from kquant.app.result_files import CompressFiles
@@ -84,7 +86,7 @@ def compress(
         )
         answers = None if labels is None else command_files.load_labels(labels, limit=limit)
         given = {"path": new.place(results.lite), "input_shape": input_shape, "verbose": bars}
-        given |= _budget(flash_bytes, rungs, held_out, answers)
+        given |= _budget(flash_bytes, rungs, held_out, answers) | _chosen(detection)
         made = pipeline(keras_model, arrays, recipe, target=target, **given, **form)
         result = results.write(_scored(made, keras_model, held_out, answers, bars), new)
     if page is not None:
@@ -95,12 +97,22 @@ def compress(
         _tell(result, details, {folder: ", ".join(path.name for path in results.paths), page: "the report with plots"})
 
 
-def _check(test: Path | None, labels: Path | None, page: Path | None, form: dict[str, Any]) -> None:
+def _check(
+    test: Path | None, labels: Path | None, page: Path | None, form: dict[str, Any], detection: Path | None
+) -> None:
     """Refuse options that want others."""
     if test is not None and labels is None and page is None:
         raise typer.BadParameter("--test needs --labels: without classes nobody can tell what is right")
     if form["streaming"] and labels is not None:
         raise typer.BadParameter("--labels judge whole clips, and a stream has none: leave them, or --streaming, out")
+    if detection is not None and labels is not None:
+        raise typer.BadParameter("--labels are classes, and with --detection the file gives boxes: leave either out")
+
+
+def _chosen(detection: Path | None) -> dict[str, Any]:
+    from kquant.detecting.detection_file import read_detection
+
+    return {"detection": None if detection is None else read_detection(detection)}
 
 
 def _budget(flash_bytes: int | None, folder: Path | None, data: Any, labels: Any) -> dict[str, Any]:

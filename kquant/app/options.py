@@ -105,6 +105,9 @@ RuntimeOrNone = Annotated[
 HEAD = typer.Option("--detection", help="What the outputs of a detector mean (.toml, docs/detection.md)")
 Head = Annotated[Path, HEAD]
 HeadOrNone = Annotated[Path | None, HEAD]
+ChoosesOrNone = Annotated[
+    Path | None, typer.Option("--detection", help="Let a detector's file choose boxes itself, in float (.toml)")
+]
 Shape = Annotated[
     Any, typer.Option("--input-shape", parser=shape, help="For open dimensions, like 96,96,3", metavar="H,W,C")
 ]

@@ -17,6 +17,7 @@ from kquant.core.messages import first_of, warn
 from kquant.core.renamed import new_words, renamed
 from kquant.core.result import Result
 from kquant.correct.steps import STEPS, apply_steps, check_steps, function_of, parse_steps
+from kquant.detecting.spec import Detection
 from kquant.exporting.asked_storing import AUTO
 from kquant.exporting.export_file import ExportReport, export
 from kquant.exporting.file_options import FileOptions, check_file_options
@@ -74,6 +75,7 @@ def compress(
     folder: str | Path | None = None,
     train: Train | None = None,
     verbose: bool = True,
+    detection: Detection | None = None,
     **form: Unpack[FileOptions],
 ) -> CompressResult:
     """Prune and cluster where the recipe says so, quantize, run its steps (calibrate, corrections), export and verify.
@@ -101,6 +103,7 @@ def compress(
         train: `train(model, stage)` compiles and fits the model it is given; called after each stage that the recipe
             has, "prune", "cluster" (float models) and "quantize" (its steps are done). It may pass any of them over.
         verbose: show progress bars.
+        detection: of a detector, whose file is to choose its boxes itself; see `kquant.export`.
         **form: `io`, `streaming`, `states`, `compression`, `decode_budget`, `strip_names` and `shrink` of
             `kquant.export`.
 
@@ -130,12 +133,17 @@ def compress(
     else:
         flash_bytes = whole_budget("compress", "flash_bytes", flash_bytes)
         _check_free(form)
+        if detection is not None:
+            raise ValueError(
+                "compress: flash_bytes counts files that end in the model's outputs; leave detection out, and give it "
+                "to kquant.export of the result's model."
+            )
         if evaluate is not None:
             check_score("compress", evaluate)
         asked = _Asked(flash_bytes, evaluate, None if folder is None else Path(folder), train, verbose)
         qmodel, ladder = _under_budget(model, data, load(recipe), making, asked, form)
         form = _form_of(ladder, form)
-    report = export(qmodel, path, data=data, **form)
+    report = export(qmodel, path, data=data, detection=detection, **form)
     return CompressResult(qmodel, report, report.card, ladder)
 
 

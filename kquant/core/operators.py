@@ -39,6 +39,8 @@ class OperatorFacts(BaseModel):
     Attributes:
         options: its table of options in the schema; None: its own name in camel case; "": it has none.
         flexible: an operator outside of the schema, whose options are a map in the form of FlexBuffers.
+        of_litert: likewise outside of the schema, and LiteRT registers it as TFLM does.
+        in_float: computes with floats, whatever the rest of a file does.
         resolver: TFLM registers it by a method of this name, behind `Add`; None: its own name in camel case; "": TFLM
             has none.
         data: number of the input that it computes from, beside weights.
@@ -72,6 +74,8 @@ class OperatorFacts(BaseModel):
 
     options: str | None = None
     flexible: bool = False
+    of_litert: bool = False
+    in_float: bool = False
     resolver: str | None = None
     data: int = 0
     weights: _Numbers = ()

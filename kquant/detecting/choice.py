@@ -29,7 +29,7 @@ def chosen(
         >>> rows.tolist()
         [1, 2]
     """
-    rows, classes = _candidates(detection, scores, lowest)
+    rows, classes = candidates_of(detection, scores, lowest, detection.candidates)
     left: list[int] = []
     for n, (row, which) in enumerate(zip(rows, classes, strict=True)):
         rivals = [rows[k] for k in left if not detection.by_class or classes[k] == which]
@@ -40,7 +40,17 @@ def chosen(
     return rows[left], classes[left]
 
 
-def _candidates(detection: Detection, scores: np.ndarray, lowest: float) -> tuple[np.ndarray, np.ndarray]:
+def candidates_of(
+    detection: Detection, scores: np.ndarray, lowest: float, most: int | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and classes of what counts, the best first, before boxes that overlap go.
+
+    Args:
+        detection: whether classes exclude each other.
+        scores: see `chosen`.
+        lowest: likewise.
+        most: how many at most; None: all.
+    """
     first = int(detection.background)
     real = scores[:, first:]
     if detection.by_class:
@@ -50,7 +60,7 @@ def _candidates(detection: Detection, scores: np.ndarray, lowest: float) -> tupl
         rows = np.nonzero(real[np.arange(len(real)), classes] >= lowest)[0]
         classes = classes[rows]
     # nonzero goes by rows, then by classes: a stable sort leaves ties so
-    order = np.argsort(-real[rows, classes].astype(np.float64), kind="stable")[: detection.candidates]
+    order = np.argsort(-real[rows, classes].astype(np.float64), kind="stable")[:most]
     return rows[order], classes[order] + first
 
 

@@ -160,8 +160,8 @@ def _stored(detection: Detection) -> np.ndarray | None:
     return np.minimum(steps, (1 << 15) - 1).astype(np.int16)  # 2 - 2^-15 rounds to 2^15, which int16 has not
 
 
-def real_corners(detection: Detection, boxes: np.ndarray) -> np.ndarray:
-    """float64 `[rows, 4]`: the same of real numbers, which no grid has rounded."""
+def real_corners(detection: Detection, boxes: np.ndarray, *, cut: bool = True) -> np.ndarray:
+    """float64 `[rows, 4]`: the same of real numbers, which no grid has rounded; with `cut=False` corners anywhere."""
     t = np.asarray(boxes, np.float64)
     if detection.has_bins:
         edges = t.reshape(len(t), 4, detection.bins)
@@ -181,4 +181,4 @@ def real_corners(detection: Detection, boxes: np.ndarray) -> np.ndarray:
         first, second = first - second / 2, first + second / 2
     both = np.concatenate([first, second], axis=1)
     both = both[:, [1, 0, 3, 2]] if detection.order == "xy" else both
-    return np.clip(both, -1.0, 2.0)
+    return np.clip(both, -1.0, 2.0) if cut else both

@@ -17,6 +17,7 @@ from kquant.detecting.decoding import ONE, Decoder, decoder, real_corners
 from kquant.detecting.spec import Detection, Found
 from kquant.graph.output_names import named_shapes
 from kquant.runtime.running import predict, quantize_input
+from kquant.tflite.box_choice import KEY
 from kquant.tflite.reader import FileTensor, inspect, label
 
 WIDTHS = {"int8": 8, "int16": 16}
@@ -78,7 +79,7 @@ def detect(
     Raises:
         TypeError: `detection` is no `Detection`.
         ValueError: an output that there is not, or of another shape than boxes, scores and anchors want; a file whose
-            outputs are floats.
+            outputs are floats, or that chooses boxes itself.
 
     Example:
         >>> image = keras.Input((8, 8, 1))
@@ -95,7 +96,7 @@ def detect(
         roles = roles_in(model, detection)
         arrays = keras.tree.flatten(model.predict(data, verbose=0))  # pyright: ignore[reportArgumentType]
         return [_of_numbers(detection, roles, parts) for parts in _each(roles, arrays)]
-    grids = grids_of(detection, inspect(model).named_outputs, label(model))
+    grids = grids_of(detection, raw_outputs(model), label(model))
     given = predict(model, data, runtime)
     arrays = [given] if isinstance(given, np.ndarray) else list(given)
     for number, tensor in zip(grids.roles.outputs, grids.tensors, strict=True):
@@ -119,9 +120,27 @@ def roles_in(
     if isinstance(model, keras.Model):
         shapes = named_shapes(model)
     else:
-        shapes = {name: tensor.shape for name, tensor in inspect(model).named_outputs.items()}
+        shapes = {name: tensor.shape for name, tensor in raw_outputs(model).items()}
     where = model.name if isinstance(model, keras.Model) else label(model)
     return roles_of(detection, list(shapes), list(shapes.values()) if made is None else made, where)
+
+
+def raw_outputs(model: str | Path | bytes) -> dict[str, FileTensor]:
+    """Outputs of a file that leaves the choice of boxes to others, by name.
+
+    Args:
+        model: the file, or its bytes.
+
+    Raises:
+        ValueError: it chooses boxes itself.
+    """
+    file = inspect(model)
+    if KEY in file.metadata:
+        raise ValueError(
+            f"{label(model)}: this file chooses boxes itself, as its export was told. kquant.predict gives them: "
+            "boxes, classes, scores and how many; for another choice export without detection."
+        )
+    return file.named_outputs
 
 
 def _each(roles: Roles, arrays: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, ...]]:

@@ -20,6 +20,8 @@ from kquant.tflite.lowering import Lowered
 from kquant.tflite.reader import FileModel, read_model
 
 if TYPE_CHECKING:
+    from kquant.detecting.spec import Detection
+    from kquant.exporting.chosen_boxes import BoxCheck
     from kquant.exporting.streams import StreamCheck
     from kquant.tflite.streaming import Streamed
 
@@ -28,9 +30,9 @@ CHECKED_SAMPLES = 64
 
 
 def checked(
-    qmodel: keras.Model, lowered: Lowered, files: Files, file: FileModel, data: Any
-) -> tuple[tuple[VerifyReport, ...], int | None, tuple[StreamCheck, ...]]:
-    """Run what was written: against the model, a stream against its clips, stored weights against plain ones.
+    qmodel: keras.Model, lowered: Lowered, files: Files, file: FileModel, data: Any, detection: Detection | None
+) -> tuple[tuple[VerifyReport, ...], int | None, tuple[StreamCheck, ...], tuple[BoxCheck, ...]]:
+    """Run what was written: against the model, a stream against its clips, stored weights against plain ones, boxes.
 
     Args:
         qmodel: the model.
@@ -38,9 +40,10 @@ def checked(
         files: what was written.
         file: what `files.content` holds.
         data: to run it on, or None for random codes.
+        detection: what a file that chooses boxes chooses.
 
     Returns:
-        One report for each runtime of the target, the arena in bytes, and what was seen of streams.
+        One report for each runtime of the target, the arena in bytes, and what was seen of streams and boxes.
 
     Raises:
         ValueError: a runtime refuses the file, or computes something else.
@@ -49,14 +52,16 @@ def checked(
     check_runtime(() if files.decoding is None else files.decoding.tensors)
     x = random_values(lowered) if data is None else gather(qmodel, data, CHECKED_SAMPLES)
     # the model computes whole clips: a stream is compared with their file, and that one with the model
-    compared = file if files.streamed is None else read_model(files.over_clips)
+    compared = file if files.compared is files.content else read_model(files.compared)
     # the arena is found by trial in other processes while the model computes here
     with ThreadPoolExecutor() as pool:
         arena = pool.submit(arena_of, files.content, file, lowered.target)
         reports = _verified(lowered, files.compared, compared, x)
         streams = () if files.streamed is None else _streams(files, files.streamed, compared, x, reports)
-        seen = reports, arena.result(), streams
-    if files.decoding is not None and files.streamed is None:
+        boxes = () if detection is None else _boxes(detection, files, file, x, reports)
+        seen = reports, arena.result(), streams, boxes
+    # boxes were compared with those of the plain file already
+    if files.decoding is not None and files.streamed is None and not files.chooses:
         refuse_other_outputs(files.over_clips, files.content, file, random_values(lowered))
     return seen
 
@@ -109,6 +114,15 @@ def _streams(
         for name in names:
             Stream(files.content, name)
     return tuple(checks)
+
+
+def _boxes(
+    detection: Detection, files: Files, file: FileModel, x: list[np.ndarray], reports: tuple[VerifyReport, ...]
+) -> tuple[BoxCheck, ...]:
+    """The boxes of a file that chooses them itself, on each runtime."""
+    from kquant.exporting.chosen_boxes import check_boxes  # few files are
+
+    return tuple(check_boxes(detection, files, file, x, report.runtime) for report in reports)
 
 
 def random_values(lowered: Lowered) -> list[np.ndarray]:

@@ -15,6 +15,7 @@ from kquant.calibration.encodings_version import Version
 from kquant.core.messages import first_of
 from kquant.core.renamed import renamed
 from kquant.core.result import Result
+from kquant.detecting.spec import Detection
 from kquant.exact.narrow import Removed
 from kquant.exporting.asked_storing import Compression, storing_of
 from kquant.exporting.model_card import ModelCard
@@ -23,6 +24,7 @@ from kquant.files.destination import destination
 from kquant.graph.creation import without_collection
 from kquant.graph.given_model import check_keras
 from kquant.graph.tensorflow_private import operations_as_kernels
+from kquant.tflite.box_choice import CODE, BoxChoice
 from kquant.tflite.edges import IO
 from kquant.tflite.file_about import About
 from kquant.tflite.file_content import Files, Form, to_files
@@ -35,6 +37,7 @@ from kquant.tflite.uncounted import Uncounted
 from kquant.views.multiplications import macs_of_model
 
 if TYPE_CHECKING:
+    from kquant.exporting.chosen_boxes import BoxCheck, Choosing
     from kquant.exporting.streams import StreamCheck, StreamReport
     from kquant.exporting.verification import VerifyReport
     from kquant.tflite.streaming import Streamed
@@ -75,6 +78,8 @@ class ExportReport(Result):
         decoding: what it costs that weights are decoded as the file runs; None where none are.
         removed: channels that are not in the file as no output depends on them, layer by layer.
         macs: multiply-accumulates of the model for one sample.
+        choosing: of a detector's file that chooses its boxes itself, which operators do so in float32, and whether they
+            choose what `kquant.Detection` says; None for others.
     """
 
     path: str
@@ -95,6 +100,7 @@ class ExportReport(Result):
     decoding: Decoding | None = None
     removed: tuple[Removed, ...] = ()
     macs: int = 0
+    choosing: Choosing | None = None
 
     def __str__(self) -> str:
         return f"{self!r}\n{self.card}"
@@ -107,6 +113,7 @@ class ExportReport(Result):
     def __repr__(self) -> str:
         ran = ", ".join(f"{v.verdict} on {v.runtime}" for v in self.verification) or "not run"
         floats = f", float: {first_of(self.float_layers, 2)}" if self.float_layers else ""
+        floats += "" if self.choosing is None else f", float: {CODE}"
         return f"ExportReport({self.path}: {self.recipe} for {self.target}, {self.file_bytes:,} bytes{floats}, {ran})"
 
     def to_dict(self) -> dict[str, Any]:
@@ -134,6 +141,7 @@ def export(
     shrink: bool = True,
     about: About | None = None,
     test: tuple[Any, Any] | None = None,
+    detection: Detection | None = None,
 ) -> ExportReport:
     """Write a full-integer TFLite file, static batch 1.
 
@@ -169,14 +177,19 @@ def export(
             metadata); see docs/metadata.md.
         test: samples in the structure of the model's inputs, and the number of the class of each: the report's card
             tells how many of them the float model, the quantized one and the file have right. Not for streams.
+        detection: of a detector, what its outputs mean: the file ends in the custom operator
+            TFLite_Detection_PostProcess, which chooses the boxes on the device, in float32, and gives boxes
+            [1, limit, 4], classes, scores and how many; see docs/detection.md for heads that it can express. Without
+            it the file ends in the model's outputs, and `kquant.detect` or the C of `kquant.bundle` choose in integers.
 
     Returns:
         The report.
 
     Raises:
         ValueError: not calibrated, float layers left, an interpreter refuses the file, a layer that cannot be streamed,
-            weights that `compression` does not make smaller, classes of another number than samples, or the path cannot
-            be written.
+            weights that `compression` does not make smaller, classes of another number than samples, a head that
+            TFLite_Detection_PostProcess cannot express, or the path cannot be written.
+        TypeError: `detection` is no `Detection`.
 
     Example:
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
@@ -187,6 +200,7 @@ def export(
     check_keras(qmodel, "export")
     _check_options(io, states, streaming, about, strip_names)
     _check_test(streaming, test)
+    _check_choice(streaming, strip_names, test, detection)
     storing = storing_of(compression, decode_budget)
     place = destination(path, "export", "model.tflite").given
     results = Outputs([place] if encodings is None else [place, encodings], "export")
@@ -197,9 +211,10 @@ def export(
         beside = encodings_of(qmodel, encodings_version)
     with without_collection(), operations_as_kernels():
         lowered = lower(qmodel, shrink=shrink)
-        files = to_files(lowered, Form(io, int(streaming), states, storing, about, strip_names))
+        choice = None if detection is None else _choice(detection, lowered)
+        files = to_files(lowered, Form(io, int(streaming), states, storing, about, strip_names, choice))
         file = _named(files, strip_names)
-    checked = _checked(qmodel, lowered, files, file, data) if check_runtimes else _Checked()
+    checked = _checked(qmodel, lowered, files, file, data, detection) if check_runtimes else _Checked()
     card = ModelCard(macs_of_model(lowered.graph), file.weight_bytes, len(files.content), checked.arena)
     if test is not None:
         from kquant.exporting.scoring import rated  # few ask for it, and all would wait
@@ -243,6 +258,7 @@ def _report(
         decoding=files.decoding,
         removed=lowered.narrowed.removed,
         macs=card.macs,
+        choosing=_choosing(file, checked) if files.chooses else None,
     )
 
 
@@ -272,6 +288,29 @@ def _check_test(streaming: bool | int, test: Any) -> None:
         raise ValueError("export: a stream has no accuracy of clips. Give test to an export without streaming.")
 
 
+def _check_choice(streaming: bool | int, strip_names: bool, test: Any, detection: Any) -> None:
+    """Refuse what does not go with a file that chooses boxes."""
+    given = {"streaming": streaming, "strip_names": strip_names, "test": test is not None}
+    named = [name for name, value in given.items() if value]
+    if detection is not None and named:
+        raise ValueError(
+            f"export: with detection the file ends in boxes, which {first_of(named)} cannot follow. Leave "
+            f"{'it' if len(named) == 1 else 'them'} out, or detection: boxes are chosen beside the file then."
+        )
+
+
+def _choice(detection: Detection, lowered: Lowered) -> BoxChoice:
+    from kquant.exporting.chosen_boxes import choice_of  # few files choose boxes, and all would wait
+
+    return choice_of(detection, lowered)
+
+
+def _choosing(file: FileModel, checked: _Checked) -> Choosing:
+    from kquant.exporting.chosen_boxes import choosing_of
+
+    return choosing_of(file, checked.boxes)
+
+
 def _uncounted(lowered: Lowered, files: Files, strip_names: bool, check: bool) -> Uncounted:
     """The bytes of the weights; Vela's too, where it compiles the target's files and is installed."""
     plain = partial(Uncounted, files.content, files.over_clips if strip_names else None)
@@ -294,13 +333,16 @@ class _Checked:
     reports: tuple[VerifyReport, ...] = ()
     arena: int | None = None
     streams: tuple[StreamCheck, ...] = ()
+    boxes: tuple[BoxCheck, ...] = ()
 
 
-def _checked(qmodel: keras.Model, lowered: Lowered, files: Files, file: FileModel, data: Any) -> _Checked:
+def _checked(
+    qmodel: keras.Model, lowered: Lowered, files: Files, file: FileModel, data: Any, detection: Detection | None
+) -> _Checked:
     """What running a file gave, see `checked_runs`."""
     from kquant.exporting.checked_runs import checked  # runtimes and what compares them: nothing else needs them
 
-    return _Checked(*checked(qmodel, lowered, files, file, data))
+    return _Checked(*checked(qmodel, lowered, files, file, data, detection))
 
 
 def _described(streamed: Streamed, states: States, checked: _Checked) -> StreamReport:

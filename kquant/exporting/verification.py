@@ -29,6 +29,7 @@ from kquant.graph.graph import run
 from kquant.runtime.decoding import DECODES
 from kquant.runtime.running import FALLBACK, available, probe, quantize_input, refuse_tables
 from kquant.targets import Target
+from kquant.tflite.box_choice import KEY, without_choice
 from kquant.tflite.file_content import file_content
 from kquant.tflite.file_model import EDGES, float_operators
 from kquant.tflite.file_positions import positions_in
@@ -40,6 +41,7 @@ from kquant.tflite.reader import (
     FileOperator,
     FileTensor,
     inspect,
+    label,
     read_bytes,
     read_model,
 )
@@ -203,6 +205,12 @@ def verify(
         settle(Path(path).parent)  # after a kill a file may be of another run than its model
     content = read_bytes(path)
     file = inspect(path)
+    if KEY in file.metadata:  # what its boxes are chosen from is the model's
+        try:
+            content = without_choice(content, file.metadata[KEY])
+        except ValueError as error:
+            raise ValueError(f"verify: {label(path)}: {error}") from error
+        file = read_model(content)
     lowered = lower(qmodel, shrink=SHRUNK in file.metadata)
     # where TFLM is not installed, LiteRT gets every zero point
     one, note = file.one_zero_point and runtime is not None, ""

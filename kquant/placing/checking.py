@@ -10,6 +10,7 @@ import keras
 
 from kquant import targets
 from kquant.core.checks import check_kind
+from kquant.detecting.in_file import why_beside
 from kquant.detecting.outputs import roles_in
 from kquant.detecting.spec import Detection
 from kquant.graph.given_model import check_keras
@@ -21,6 +22,7 @@ from kquant.prepare.forecast import CheckReport, forecast
 from kquant.prepare.placement import Change, Cut, Placement
 from kquant.recipe import recipe as recipes
 from kquant.targets.accelerator import Accelerator
+from kquant.tflite.box_choice import CODE
 from kquant.views.float_model import read
 
 PLAIN = "int8"  # the recipe of `kquant.quantize` where nobody names one
@@ -47,7 +49,7 @@ def check(
             refuse, are refused here.
         input_shape: static shape(s) for models with open dimensions, batch axis included.
         detection: of a detector, what its outputs mean: refused here, before training, where boxes, scores and anchors
-            do not fit.
+            do not fit; the report's `boxes` tells whether `kquant.export(detection=...)` takes it.
 
     Returns:
         The report. Batch norms and constant factors are "folded" where a neighbour takes them in, as recipes do by
@@ -71,17 +73,28 @@ def check(
         (1, 4)
     """
     check_keras(model, "check")
-    if detection is not None:
-        check_kind("check", "detection", detection, Detection)
-        # of open shapes what `input_shape` makes of them
-        made = None if input_shape is None else [t.shape for t in read(model, input_shape).output_tensors]
-        roles_in(model, detection, made)
-    report = forecast(model, target, recipe=recipe, input_shape=input_shape)
+    boxes = "" if detection is None else _boxes(model, detection, target, input_shape)
+    report = replace(forecast(model, target, recipe=recipe, input_shape=input_shape), boxes=boxes)
     beside = targets.load(target).accelerator
     if beside is None or not report.ok:
         return report
     chosen = recipes.load(PLAIN if recipe is None else recipe)
     return replace(report, placement=_placed(model, chosen, targets.load(target), beside, input_shape))
+
+
+def _boxes(model: keras.Model, detection: Detection, target: str, input_shape: Any) -> str:
+    """Whether the file can choose boxes itself."""
+    check_kind("check", "detection", detection, Detection)
+    # of open shapes what `input_shape` makes of them
+    made = [t.shape for t in read(model, input_shape).output_tensors] if input_shape is not None else None
+    roles, outputs = roles_in(model, detection, made), len(keras.tree.flatten(model.outputs))
+    why = why_beside(detection, roles, outputs, targets.load(target))
+    if why:
+        return f"boxes are chosen beside the file, in integers: {why}"
+    return (
+        f"boxes are chosen beside the file, in integers; or by the file with kquant.export(detection=...), whose last "
+        f"operator is {CODE} then, in float32 by its nature"
+    )
 
 
 def _placed(

@@ -66,6 +66,7 @@ class CheckReport(Result):
             where a layer has no integer form, as only the whole model tells.
         advice: what costs accuracy, or time, although every layer can be integer.
         recipe: its name; empty where none was given.
+        boxes: of a detector, whether the file can choose its boxes itself, and which operator of it is float then.
         placement: where the operators run, on a target with an accelerator beside its processor; None on others, and
             where a layer has no integer form.
     """
@@ -77,6 +78,7 @@ class CheckReport(Result):
     advice: tuple[str, ...] = ()
     recipe: str = ""
     placement: Placement | None = None
+    boxes: str = ""
 
     def __repr__(self) -> str:
         bad = [row.layer for row in self.layers if row.status in ("no kernel", "refused")]

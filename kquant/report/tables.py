@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from kquant.core.messages import first_of
 from kquant.exact.narrow import totals
+from kquant.exporting.chosen_boxes import Choosing
 from kquant.exporting.export_file import ExportReport, Port
 from kquant.exporting.streams import StreamReport
 from kquant.exporting.verification import VerifyReport, share_asked
@@ -23,6 +24,7 @@ from kquant.report.weights import (
     weight_findings,
     weights_table,
 )
+from kquant.tflite.box_choice import CODE
 from kquant.tflite.file_content import SHRUNK
 from kquant.tflite.file_model import FileAbout, FileModel, FileOperator, FileSignature, FileTensor
 
@@ -43,6 +45,8 @@ def _export(report: ExportReport) -> Page:
     kind = "every operator integer"
     if report.float_layers:
         kind = "float activations" if ALL in report.float_layers else f"float: {', '.join(report.float_layers)}"
+    if report.choosing is not None:
+        kind = f"{kind} but {CODE}" if not report.float_layers else f"{kind}, {CODE}"
     return Page(
         headline=f"{report.path}: recipe {report.recipe}, target {report.target}, {kind}",
         ok=all(v.ok for v in report.verification),
@@ -57,6 +61,7 @@ def _export(report: ExportReport) -> Page:
             *removed_facts(totals(report.removed)),
             *decoding_facts(report.decoding),
             *_stream_facts(report.streaming),
+            *_choosing_facts(report.choosing),
         ),
         tables=(
             _agreements(report.verification),
@@ -69,6 +74,20 @@ def _export(report: ExportReport) -> Page:
         ),
         background=(*weight_facts(report.weights), bytes_of, removed, types),
     )
+
+
+def _choosing_facts(choosing: Choosing | None) -> Iterable[str]:
+    """Which operators of a detector's file are float, and what they choose."""
+    if choosing is None:
+        return
+    of = ", ".join(f"{code} x{n}" for code, n in choosing.operators.items())
+    yield f"boxes are chosen in float32 ({of}), from anchors of {choosing.anchor_bytes:,} bytes"
+    for check in choosing.checks:
+        left = f"; {check.undecided} left out, where float32 decides on an overlap" if check.undecided else ""
+        yield (
+            f"{check.runtime}: the boxes of kquant.Detection, {check.boxes} in {check.samples} samples, corners within "
+            f"{check.corner_err:.1g} of the image{left}"
+        )
 
 
 @page.register
@@ -118,6 +137,7 @@ def _check(report: CheckReport) -> Page:
         verdict = f"{verdict}; {said_of(placed)}"
         findings, facts = (*placement_findings(placed), *findings), (*facts, *placement_facts(placed))
         tables = (*tables, placement_table(placed))
+    facts = (*facts, report.boxes) if report.boxes else facts
     headline = f"{report.model} on {report.target}{how}: {verdict}"
     return Page(headline=headline, ok=report.ok, findings=findings, facts=facts, tables=tables)
 

@@ -14,6 +14,7 @@ from kquant.exporting.model_card import ModelCard
 from kquant.report.file_sections import float_bytes
 from kquant.report.pages import figure, is_sqnr, part_or_figure
 from kquant.report.tables import page
+from kquant.tflite.box_choice import CODE
 
 
 def name_of(results: Sequence[Any]) -> str:
@@ -54,6 +55,8 @@ def _exported(report: ExportReport, lost: str) -> str:
     integer = f"{', '.join(report.float_layers)} stay float" if report.float_layers else "every operator is integer"
     if "*" in report.float_layers:
         integer = "activations stay float"
+    if report.choosing is not None:
+        integer = f"{integer} but {CODE}, which chooses the boxes in float"
     equal = all(v.verdict == "equal" for v in report.verification)
     ran = "equal to the model in every code" if equal else "the model's but for roundings of the runtime"
     ran = ran if report.verification else "not run"

@@ -310,7 +310,7 @@ def refuse_tables(verb: str, file: FileModel, runtime: str) -> None:
             f"{verb}: this file has one zero point for all channels of its weights, which '{runtime}' refuses. Give "
             f"runtime='{DECODES}', or export without strip_names."
         )
-    own = sorted({op.code for op in file.operators if facts(op.code).flexible})
+    own = sorted({op.code for op in file.operators if facts(op.code).flexible and not facts(op.code).of_litert})
     if own and runtime != DECODES:
         raise ValueError(
             f"{verb}: this file has operators that TensorFlow Lite Micro alone has ({', '.join(own)}). Give "

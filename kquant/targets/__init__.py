@@ -79,6 +79,7 @@ class Target(BaseModel):
         ops: the operators by their schema name, such as `CONV_2D`.
         floats: runs float operators as well.
         decodes: what it decodes weights from, of `kquant.tflite.storage.STORAGES`.
+        chooses_boxes: has TFLite_Detection_PostProcess, which a detector's file may end in.
         bias_scales: something that takes its files reads the scales of biases for each channel; False: kernels multiply
             those of the data and of the weights.
         zero_points: something that takes its files reads a zero point for each scale; False: one for all of them is
@@ -103,6 +104,7 @@ class Target(BaseModel):
     ops: Annotated[Mapping[str, Operator], AfterValidator(_known)]
     floats: bool = False
     decodes: tuple[str, ...] = Field(default=(), strict=False)
+    chooses_boxes: bool = False
     bias_scales: bool = True
     zero_points: bool = True
     arena: Literal["tflm"] | None = None

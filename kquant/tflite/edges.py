@@ -12,12 +12,13 @@ from kquant.core.spec import Encoding, QuantSpec
 IO = Literal["model", "int8", "uint8", "int16", "float32"]
 
 
-def cast_edges(program: Program, io: IO) -> None:
+def cast_edges(program: Program, io: IO, outputs: bool = True) -> None:
     """Casts at the edges, where the type outside is not the one inside.
 
     Args:
         program: of the file; it is changed.
         io: type of the inputs and outputs that have codes; "model" changes nothing.
+        outputs: False where these stay as they are.
     """
     if io == "model":
         return
@@ -29,7 +30,7 @@ def cast_edges(program: Program, io: IO) -> None:
         program.operators[:0] = _cast(program, outer, inner)
         inner.name, outer.name = f"{inner.name}/{inner.dtype}", inner.name
         program.inputs[i] = outer
-    for i, inner in enumerate(program.outputs):
+    for i, inner in enumerate(program.outputs if outputs else ()):
         if inner.encoding is None or inner.dtype == io:
             continue
         outer = _outer(program, inner, io)

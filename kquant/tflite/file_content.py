@@ -14,6 +14,7 @@ from kquant.exact.narrow import totals
 from kquant.layers.nodes import FakeQuant
 from kquant.layers.provenance import ALL
 from kquant.tflite.aliases import keep_apart
+from kquant.tflite.box_choice import KEY, BoxChoice, choosing
 from kquant.tflite.edges import IO, cast_edges
 from kquant.tflite.file_about import ENTRY, About, entry_of, packed_files
 from kquant.tflite.flatbuffer import SHRUNK, Buffer, packed, to_bytes, unpacked
@@ -38,6 +39,7 @@ class Form:
         storing: what its weights may be stored in.
         about: what it says of itself to tools of phones; None: nothing.
         bare: without names and what else no kernel reads.
+        choice: of a detector's boxes, which the file ends in; None: it ends in the model's outputs.
     """
 
     io: IO = "model"
@@ -46,6 +48,7 @@ class Form:
     storing: Storing = Storing()
     about: About | None = None
     bare: bool = False
+    choice: BoxChoice | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +61,7 @@ class Files:
         streamed: the program of a stream; None for other files.
         frames: a stream with the model's own types at its edges; empty for other files.
         decoding: what it costs that weights are decoded; None where none are.
+        chooses: the file ends in boxes, and not in the model's outputs as `over_clips` does.
     """
 
     content: bytes
@@ -65,11 +69,12 @@ class Files:
     streamed: Streamed | None = None
     frames: bytes = b""
     decoding: Decoding | None = None
+    chooses: bool = False
 
     @property
     def compared(self) -> bytes:
-        """What is compared with the model; a stream is compared with the file over whole clips in its turn."""
-        return self.content if self.streamed is None else self.over_clips
+        """What is compared with the model; a stream, and what boxes are chosen from, are compared with it in turn."""
+        return self.content if self.streamed is None and not self.chooses else self.over_clips
 
 
 def to_files(lowered: Lowered, form: Form) -> Files:
@@ -108,8 +113,12 @@ def _graph_files(lowered: Lowered, form: Form) -> Files:
         over_clips = file_content(lowered)
         frames = content if form.io == "model" else _stream(lowered, form, "int8")[0]
         return Files(content, over_clips, streamed, frames, decoding)
-    cast_edges(lowered.program, form.io)
+    cast_edges(lowered.program, form.io, outputs=form.choice is None)
     plain = file_content(lowered)
+    if form.choice is not None:
+        program, said = choosing(lowered.program, form.choice)
+        content, decoding = _stored(lowered, program, form, **{KEY: said})
+        return Files(content, plain, decoding=decoding, chooses=True)
     if not (form.storing or form.bare):
         return Files(plain, plain)
     content, decoding = _stored(lowered, lowered.program, form)

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from kquant.core.operators import facts
 from kquant.core.result import Result
 from kquant.tflite.storage import titles
 
@@ -20,6 +21,7 @@ NUMPY = {
     "BOOL": "bool",
 }
 EDGES = ("QUANTIZE", "DEQUANTIZE")
+BRINGING = ("DEQUANTIZE", "GATHER")
 
 
 @dataclass(frozen=True)
@@ -177,7 +179,8 @@ class FileModel(Result):
     multiplies_blocks: bool = False
 
     def __repr__(self) -> str:
-        kind = "integer" if self.is_integer else "NOT all integer"
+        ends, rest = by_nature(self)
+        kind = "NOT all integer" if rest else f"integer but for {ends[-1].code}" if ends else "integer"
         return f"FileModel({len(self.operators)} operators, {kind}, {self.size_bytes:,} bytes)"
 
     @property
@@ -227,18 +230,41 @@ def float_operators(model: FileModel) -> list[FileOperator]:
     return in_float
 
 
+def by_nature(model: FileModel) -> tuple[list[FileOperator], list[FileOperator]]:
+    """Of `float_operators` those that are there for an operator which knows nothing else, itself the last; and others.
+
+    What brings it real numbers, casts and where these change places, is there for it.
+    """
+    floats = float_operators(model)
+    ends = [op for op in floats if facts(op.code).in_float]
+    wanted = {index for op in ends for index in op.inputs}
+    for op in reversed(floats):
+        if op.code in BRINGING and wanted.issuperset(op.outputs):
+            ends.insert(0, op)
+            wanted.update(op.inputs)
+    return ends, [op for op in floats if op not in ends]
+
+
+def _counted(operators: list[FileOperator]) -> str:
+    return ", ".join(f"{code} x{n}" for code, n in Counter(op.code for op in operators).items())
+
+
 def findings_of(model: FileModel) -> tuple[str, ...]:
     """What in a file is not integer, and why it matters."""
     findings: list[str] = []
-    floats = float_operators(model)
+    ends, floats = by_nature(model)
     if floats:
-        names = ", ".join(f"{code} x{n}" for code, n in Counter(op.code for op in floats).items())
         findings.append(
-            f"{len(floats)} of {len(model.operators)} operators compute in float ({names}): slow or impossible on "
-            "microcontrollers without an FPU, and refused by NPUs."
+            f"{len(floats)} of {len(model.operators)} operators compute in float ({_counted(floats)}): slow or "
+            "impossible on microcontrollers without an FPU, and refused by NPUs."
+        )
+    if ends:
+        findings.append(
+            f"it ends in {ends[-1].code}, which computes in float by its nature ({_counted(ends)}): slow on "
+            f"microcontrollers without an FPU{'' if floats else '; every other operator is integer'}."
         )
     for t in (*model.inputs, *model.outputs):
-        if t.type in FLOATS:
+        if t.type in FLOATS and not any(t.index in op.outputs for op in ends):
             findings.append(
                 f"'{t.name}' is {t.type}: the application converts nothing, the file spends an operator on it."
             )

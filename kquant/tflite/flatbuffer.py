@@ -283,9 +283,9 @@ class Buffer(SCHEMA.BufferT):
     """Contents of a tensor on the alignment that the schema asks for; the generated Python code forgets it."""
 
     @classmethod
-    def of(cls, data: np.ndarray) -> Buffer:
+    def of(cls, data: np.ndarray) -> Any:
         """With these contents, uint8."""
-        buffer = cls()
+        buffer: Any = cls()
         buffer.data = data
         return buffer
 
