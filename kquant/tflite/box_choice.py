@@ -17,10 +17,11 @@ from typing import Any, cast
 import numpy as np
 
 from kquant.core.program import Operator, Program, Ref
+from kquant.tflite.file_model import CHOOSES
 from kquant.tflite.flatbuffer import packed, unpacked
 
 CODE = "TFLite_Detection_PostProcess"
-KEY = "chooses"  # in the file's metadata: what it would end in otherwise
+KEY = CHOOSES
 OUTPUTS = ("detection_boxes", "detection_classes", "detection_scores", "num_detections")
 YX = np.array([1, 0, 3, 2], np.int32)
 
@@ -86,7 +87,7 @@ def choosing(program: Program, choice: BoxChoice) -> tuple[Program, dict[str, An
     longer.outputs = [longer.value(name, shape, None) for name, shape in zip(OUTPUTS, shapes, strict=True)]
     longer.operators.append(Operator(CODE, [boxes, scores, anchors], list(longer.outputs), choice.options))
     behind = len(longer.operators) - len(program.operators)
-    return longer, {"outputs": [ref.name for ref in program.outputs], "operators": behind}
+    return longer, {"outputs": [ref.name for ref in program.outputs], "operators": behind, "classes": choice.classes}
 
 
 def _in_float(program: Program, ref: Ref, rows: int) -> Ref:

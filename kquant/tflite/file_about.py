@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from kquant.core.messages import check_known
-from kquant.tflite.file_model import FileAbout, FileModel, FileTensor, TensorAbout
+from kquant.tflite.file_model import CHOOSES, FileAbout, FileModel, FileTensor, TensorAbout
 from kquant.tflite.file_positions import positions_in
 from kquant.tflite.raw_values import Normalization, normalization_of
 from kquant.tflite.small_tables import Fields, Number, Table, read_table, write_table
@@ -36,7 +36,12 @@ INPUTS, OUTPUTS = 2, 3  # SubGraphMetadata
 CONTENT, UNITS, STATS, FILES = 3, 4, 5, 6  # TensorMetadata
 KIND, VALUE = 0, 1  # of a union; Content, ProcessUnit
 FILE_TYPE, AXIS_LABELS, VALUE_LABELS = 2, 2, 3  # AssociatedFile; of a score for each class, of numbers of classes
-FEATURE, IMAGE = 1, 2  # ContentProperties
+FEATURE, IMAGE, BOX = 1, 2, 3  # ContentProperties
+ORDER, EDGES = 0, 1  # BoundingBoxProperties: where left, top, right and bottom stand, and that it is these
+BOX_TYPE = Number(1)  # BOUNDARIES
+# What MediaPipe and the Task Library call the outputs of a file that chooses boxes, in the order of the operator.
+OF_BOXES = ("location", "category", "score", "number of detections")
+CATEGORY = 1
 COLOURS = {3: 1, 1: 2}  # channels -> ImageProperties' color_space: RGB, GRAYSCALE
 NORMALIZES, MEAN, STD = 1, 0, 1  # ProcessUnitOptions, NormalizationOptions
 MOST, LEAST = 0, 1  # Stats
@@ -50,7 +55,7 @@ class About:
         name: of the model; by default the Keras model's.
         description: what it does.
         labels: names of the classes, one for each value of the last axis of the first output; where that holds
-            positions (`ops.argmax`), one for each of them.
+            positions (`ops.argmax`), one for each of them; of a file that chooses boxes one for each class.
         scale, mean, std: of the first input, what becomes of raw values: `(raw * scale - mean[c]) / std[c]`.
         image: the first input is an image with 3 channels (red, green, blue) or 1.
         descriptions: of inputs and outputs, by their names.
@@ -88,8 +93,9 @@ def entry_of(file: FileModel, about: About, name: str) -> bytes:
     known = [t.name for t in (*file.inputs, *file.outputs)]
     for given in (*about.descriptions, *about.units):
         check_known(f"export: about: '{given}' is no input or output", given, known)
-    positions = positions_in(file, file.outputs[0])
-    check_labels(about.labels, file.outputs[0].shape, positions)
+    boxes = CHOOSES in file.metadata
+    positions = int(file.metadata[CHOOSES]["classes"]) if boxes else positions_in(file, file.outputs[0])
+    check_labels(about.labels, file.outputs[0].shape, positions, boxes=boxes)
     torn = [label for label in about.labels if not label.strip() or len(label.splitlines()) != 1]
     if torn:
         raise ValueError(f"export: a label is one line of text. Received: {torn[0]!r}.")
@@ -99,14 +105,20 @@ def entry_of(file: FileModel, about: About, name: str) -> bytes:
     kind = Number(VALUE_LABELS if positions else AXIS_LABELS)
     labels = Table({NAME: LABELS, DESCRIPTION: "names of the classes", FILE_TYPE: kind})
     named = {FILES: [labels]} if about.labels else {}
-    outputs = [_tensor(t, about, named if n == 0 else {}) for n, t in enumerate(file.outputs)]
+    at = CATEGORY if boxes else 0
+    outputs = [
+        _tensor(t, about, {**(_box(n) if boxes else {}), **(named if n == at else {})})
+        for n, t in enumerate(file.outputs)
+    ]
     graph = Table({NAME: "main", INPUTS: inputs, OUTPUTS: outputs})
     root = {NAME: about.name or name, DESCRIPTION: about.description, VERSION: about.version, GRAPHS: [graph]}
     more = {AUTHOR: about.author, LICENSE: about.license, MIN_PARSER: PARSER}
     return write_table(Table({**root, **more}), IDENTIFIER)
 
 
-def check_labels(labels: Sequence[str], shape: Sequence[int], positions: int, who: str = "export") -> None:
+def check_labels(
+    labels: Sequence[str], shape: Sequence[int], positions: int, who: str = "export", *, boxes: bool = False
+) -> None:
     """Refuse names of classes that do not fit an output.
 
     Args:
@@ -114,6 +126,7 @@ def check_labels(labels: Sequence[str], shape: Sequence[int], positions: int, wh
         shape: of the output.
         positions: that it tells apart; 0 where it holds a score for each class.
         who: the verb that errors name.
+        boxes: the positions are classes of boxes that the file chooses.
 
     Raises:
         ValueError: another number of them than the last axis has values, or than there are positions.
@@ -121,6 +134,11 @@ def check_labels(labels: Sequence[str], shape: Sequence[int], positions: int, wh
     values = positions or (shape[-1] if shape else 1)
     if not labels or (len(labels) == values and (positions or shape)):
         return
+    if boxes:
+        raise ValueError(
+            f"{who}: {len(labels)} labels for boxes of {positions} classes; give one for each, and none for the "
+            "background."
+        )
     if positions:
         raise ValueError(
             f"{who}: {len(labels)} labels for an output of {positions} positions; give one for each value of the axis "
@@ -141,6 +159,14 @@ def _tensor(t: FileTensor, about: About, more: dict[int, Any]) -> Table:
         low, high = ((code - t.zero_point[0]) * t.scale[0] for code in (info.min, info.max))
         fields[STATS] = Table({MOST: np.array([high], np.float32), LEAST: np.array([low], np.float32)})
     return Table({**fields, **more})
+
+
+def _box(number: int) -> dict[int, Any]:
+    """What is so of an output of a file that chooses boxes, which stand as top, left, bottom, right."""
+    if number:
+        return {NAME: OF_BOXES[number]}
+    shape = Table({ORDER: np.array([1, 0, 3, 2], np.uint32), EDGES: BOX_TYPE})
+    return {NAME: OF_BOXES[number], CONTENT: Table({KIND: Number(BOX), VALUE: shape})}
 
 
 def _content(t: FileTensor, about: About) -> dict[int, Any]:

@@ -21,6 +21,7 @@ NUMPY = {
     "BOOL": "bool",
 }
 EDGES = ("QUANTIZE", "DEQUANTIZE")
+CHOOSES = "chooses"  # key of the metadata of a detector's file that ends in boxes: what it would end in otherwise
 BRINGING = ("DEQUANTIZE", "GATHER")
 
 

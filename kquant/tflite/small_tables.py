@@ -38,8 +38,8 @@ class Table:
     """A table to be written.
 
     Attributes:
-        fields: number of the field in the schema -> text, number, table, several tables, or a float32 vector. Empty
-            texts and vectors are left out.
+        fields: number of the field in the schema -> text, number, table, several tables, or a vector of float32 or
+            uint32. Empty texts and vectors are left out.
     """
 
     fields: Mapping[int, str | Number | Table | Sequence[Table] | np.ndarray]
@@ -80,7 +80,7 @@ def _child(builder: Any, value: Any) -> int:
     if isinstance(value, Table):
         return _put(builder, value)
     if isinstance(value, np.ndarray):
-        return builder.CreateNumpyVector(value.astype(np.float32))
+        return builder.CreateNumpyVector(value)
     offsets = [_put(builder, one) for one in value]
     builder.StartVector(4, len(offsets), 4)
     for offset in reversed(offsets):

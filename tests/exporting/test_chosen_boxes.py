@@ -23,6 +23,7 @@ from kquant.report.verdict import verdict_of
 from kquant.runtime.running import available
 from kquant.tflite.box_choice import CODE, KEY, OUTPUTS, without_choice
 from kquant.tflite.reader import SCHEMA
+from kquant.tflite.small_tables import read_table
 
 SIDE, CLASSES = 4, 3
 ROWS = SIDE * SIDE
@@ -287,6 +288,30 @@ def test_samples_in_which_float32_decides_are_left_out_and_counted(
     assert "left out, where float32 decides on an overlap" in _rendered(made)
 
 
+def test_tools_of_phones_find_boxes_and_names(q: keras.Model, tmp_path: Path) -> None:
+    about = kquant.About(labels=["cat", "dog", "cow"], image=True)
+    kquant.export(q, tmp_path / "m.tflite", data=X, io="uint8", detection=_detection(), about=about)
+    content = (tmp_path / "m.tflite").read_bytes()
+    said = kquant.inspect(content).about
+    assert said is not None
+    # the names that MediaPipe and the Task Library look for, and the order of the operator
+    assert [t.name for t in said.outputs] == ["location", "category", "score", "number of detections"]
+    assert [t.labels for t in said.outputs] == [(), ("cat", "dog", "cow"), (), ()]
+    file = SCHEMA.Model.GetRootAs(content, 0)
+    entries = {file.Metadata(n).Name(): file.Metadata(n).Buffer() for n in range(file.MetadataLength())}
+    root = read_table(file.Buffers(entries[b"TFLITE_METADATA"]).DataAsNumpy().tobytes(), b"M001")
+    # metadata_schema.fbs: SubGraphMetadata.output_tensor_metadata, TensorMetadata.content, BoundingBoxProperties
+    (graph,) = root.tables(3)
+    content_of = graph.tables(3)[0].table(3)
+    assert content_of is not None and content_of.byte(0) == 3
+    shape = content_of.table(1)
+    # BOUNDARIES: where left, top, right and bottom stand
+    assert shape is not None and shape.byte(1) == 1
+    assert np.array(shape.floats(0), np.float32).view(np.uint32).tolist() == [1, 0, 3, 2]
+    with pytest.raises(ValueError, match="2 labels for boxes of 3 classes; give one for each, and none for the backg"):
+        kquant.export(q, tmp_path / "n.tflite", detection=_detection(), about=kquant.About(labels=["a", "b"]))
+
+
 def test_what_reads_raw_outputs_says_so(q: keras.Model, tmp_path: Path) -> None:
     kquant.export(q, tmp_path / "m.tflite", detection=_detection(), check_runtimes=False)
     with pytest.raises(ValueError, match="m.tflite.*: this file chooses boxes itself.*kquant.predict gives them"):
@@ -296,7 +321,11 @@ def test_what_reads_raw_outputs_says_so(q: keras.Model, tmp_path: Path) -> None:
     for said in (None, [], {"outputs": 3, "operators": 3}, {"outputs": ["boxes"], "operators": 300}):
         with pytest.raises(ValueError, match="its metadata tell of"):
             without_choice((tmp_path / "m.tflite").read_bytes(), said)
-    assert kquant.inspect(tmp_path / "m.tflite").metadata[KEY] == {"operators": 3, "outputs": ["boxes", "scores"]}
+    assert kquant.inspect(tmp_path / "m.tflite").metadata[KEY] == {
+        "classes": 3,
+        "operators": 3,
+        "outputs": ["boxes", "scores"],
+    }
 
 
 def test_a_saved_model_gives_the_same_file_in_a_new_process(q: keras.Model, tmp_path: Path) -> None:
