@@ -21,9 +21,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from kquant.core.one_node import aside
 from kquant.graph.keras_private import every_layer, recorded_calls
 from kquant.graph.unfold import Node, substitute
-from kquant.layers import range_learner
+from kquant.layers import loop_ranges
 from kquant.layers.compressed import Compressed
 from kquant.layers.fake_quant import Ahead, FakeQuant
 from kquant.layers.modes import is_observing, mode, show
@@ -213,13 +214,11 @@ class Loop(keras.layers.Layer):
         """The loop; `tell(layer, site, tensor)` is shown what calibration asks for."""
         run = _Run(self, encodings, training, site, int(xs[0].shape[1]))
         after, sequences, seen, _ = run.over(xs)
-        for (layer, number), y in zip(run.watched, seen, strict=True):
-            if is_observing():
+        if is_observing():
+            for (layer, number), y in zip(run.watched, seen, strict=True):
                 tell(layer, number, y)
-            else:  # once for all steps: a range that moved inside the loop would give each step another grid
-                layer.move_range(y, number)
-                layer.charge(y)
-                range_learner.open_ends(layer, y)
+        else:  # once for all steps: a range that moved inside the loop would give each step another grid
+            run.watch.follow(seen)
         made = [sequences[r.state] if r.every else after[r.state] for r in self.results]
         known = [run.encodings[id(self.ends[1][r.state])] for r in self.results if self.ends[1]]
         return [*made, *known]
@@ -244,6 +243,7 @@ class _Run:
         quantized: id(call of the step) -> what a `FakeQuant` does with a tensor.
         steps: of the sequences; what learns by gradient meets a tensor at all of them.
         watched: calls whose tensors somebody wants to see, in order: calibration, or ranges that move.
+        watch: how these move in training.
     """
 
     def __init__(self, loop: Loop, encodings: Sequence[Any], training: bool, site: int, steps: int) -> None:
@@ -253,6 +253,8 @@ class _Run:
         self.quantized: dict[int, Ahead] = {}
         self.watched: list[tuple[FakeQuant, int]] = []
         self.shapes: list[tuple[Any, ...]] = []  # of what is watched
+        if training:
+            loop_ranges.take_in(list(dict.fromkeys(n.op for n in loop.nodes if isinstance(n.op, FakeQuant))))
         for node in loop.nodes:
             if isinstance(node.op, FakeQuant):
                 self._read(node)
@@ -260,6 +262,7 @@ class _Run:
                 encoding = self.encodings.get(id(node.kwargs.get("encoding")))
                 number = max(site, node.kwargs.get("site", 0))
                 self.weighted[id(node)] = node.op.ready(encoding, training, number)
+        self.watch = loop_ranges.watch([] if self.observing else self.watched)
 
     def _read(self, node: Node) -> None:
         """What a `FakeQuant` does, and whether its tensor is to be seen."""
@@ -289,7 +292,7 @@ class _Run:
         # one tensor, whose gradient is summed over the steps at once
         learn = {key: ahead.sums for key, ahead in self.quantized.items() if ahead.sums is not None}
         sums = tf.concat([tf.zeros((0,)), *learn.values()], 0)
-        reach = tf.fill((2 * len(self.watched),), tf.constant(-np.inf, tf.float32))
+        reach, asks = tf.fill((2 * len(self.watched),), tf.constant(-np.inf, tf.float32)), self.watch.asks()
 
         def body(t: tf.Tensor, states: list[Any], made: list[Any], reach: tf.Tensor) -> Any:
             parts = tf.unstack(sums) if learn else []
@@ -299,7 +302,9 @@ class _Run:
             if self.observing:
                 values += seen
             elif seen:
-                reach = tf.stop_gradient(tf.maximum(reach, _reach(seen)))
+                seen = tuple(tf.stop_gradient(y) for y in seen)
+                farther = _farther(reach, seen) if asks is None else _farther_if(asks, reach, seen)
+                reach = tf.stop_gradient(farther)
             values += [tf.cast(inside[id(t)], tf.float32) for t in wanted]
             return t + 1, states, [array.write(t, y) for array, y in zip(made, values, strict=True)], reach
 
@@ -346,11 +351,18 @@ def _size(y: Any) -> int:
     return math.prod(n for n in y.shape[1:] if n is not None)
 
 
-def _reach(tensors: list[tf.Tensor]) -> tf.Tensor:
-    """float32[2 n]: how far each goes below 0, then how far above."""
-    tensors = [tf.stop_gradient(y) for y in tensors]
+def _farther(reach: tf.Tensor, tensors: tuple[tf.Tensor, ...]) -> tf.Tensor:
+    """float32[2 n]: how far each goes below 0, then how far above, or has gone before."""
     both = tf.stack([*(tf.reduce_min(y) for y in tensors), *(tf.reduce_max(y) for y in tensors)])
-    return both * tf.constant([-1.0] * len(tensors) + [1.0] * len(tensors))
+    return tf.maximum(reach, both * tf.constant([-1.0] * len(tensors) + [1.0] * len(tensors)))
+
+
+def _farther_if(asks: tf.Tensor, reach: tf.Tensor, tensors: tuple[tf.Tensor, ...]) -> tf.Tensor:
+    """`_farther` where somebody asks, which the ranges of most steps do not."""
+    return tf.cond(asks, lambda: _farther_aside(reach, tensors), lambda: reach)
+
+
+_farther_aside = aside(_farther)
 
 
 def _extremes(reach: tf.Tensor) -> tf.Tensor:

@@ -74,7 +74,7 @@ def fake_quantize(
     if _wider(layer) is not None:  # the kernel wants to know the number of bits when the graph is made
         scale, zero_point, lowest, highest = grid(layer, y, from_zero=from_zero)
         # Behind the last step Adam's averages go on moving the variable: `step` drops what it made of them.
-        factor, learning, inside = _gradient_scale(y, layer.spec), _is_learning(layer), layer.learning.ranges != "pact"
+        factor, learning, inside = _gradient_scale(y, layer.spec), is_learning(layer), layer.learning.ranges != "pact"
         scaled = tf.constant(factor) if learning is True else tf.where(learning, factor, 0.0)
         values = learned_ranges.quantized(y, scale, zero_point, lowest, highest, scaled, tf.constant(float(inside)))
         return values, scale, zero_point
@@ -109,7 +109,7 @@ class InSteps(NamedTuple):
 
 
 def for_steps(layer: Any, size: int) -> InSteps:
-    """`fake_quantize` for a loop: what the optimizer made of the last step is taken in before it.
+    """`fake_quantize` for a loop: what the optimizer made of the last step has been taken in (`loop_ranges`).
 
     An end that is 0 has no gradient: who sees all steps opens it behind the loop (`open_ends`). The training step is
     counted behind the loop too (`step`), and is one more here than what was counted.
@@ -120,12 +120,10 @@ def for_steps(layer: Any, size: int) -> InSteps:
     """
     learns = layer.learning.learns_tensors
     ahead = int(layer.trainable)  # what does not train counts nothing
-    if learns and layer.trainable:
-        _take_in(layer, ahead)
     if _wider(layer) is not None:
         scale, zero_point, lowest, highest = grid(layer, ahead=ahead)
         inside = tf.constant(float(layer.learning.ranges != "pact"))
-        scaled = tf.cast(_is_learning(layer, ahead), tf.float32) * _scale_of(size, layer.spec)
+        scaled = tf.cast(is_learning(layer, ahead), tf.float32) * _scale_of(size, layer.spec)
 
         def wide(y: tf.Tensor) -> tf.Tensor:
             return learned_ranges.quantized(y, scale, zero_point, lowest, highest, scaled, inside)
@@ -165,23 +163,13 @@ def _pull(layer: Any, ends: Ends, ahead: int = 0) -> tf.Tensor | None:
     """float32[2]: `pulled` of ends that learn in this step; None where a gradient moves none; `ahead`: likewise."""
     if ends.free is None or not layer.learning.learns_tensors:
         return None
-    pull, learning = pulled(ends.low, ends.high, ends.free, layer.spec), _is_learning(layer, ahead)
+    pull, learning = pulled(ends.low, ends.high, ends.free, layer.spec), is_learning(layer, ahead)
     return pull if learning is True else tf.where(learning, pull, tf.zeros_like(pull))
 
 
-def _is_learning(layer: Any, ahead: int = 0) -> tf.Tensor | bool:
+def is_learning(layer: Any, ahead: int = 0) -> tf.Tensor | bool:
+    """Whether a gradient moves the range in this step, bool[] where a count tells it; `ahead`: see `trained_steps`."""
     return True if layer.freeze_after is None else trained_steps(layer, ahead) <= float(layer.freeze_after)
-
-
-def _take_in(layer: Any, ahead: int) -> None:
-    """What the optimizer made of the last step becomes part of the range, but of one that follows the batches."""
-    low, high = whole(*(tf.convert_to_tensor(v) for v in (layer.low, layer.high)))
-    follows = tf.logical_or(learned_ranges.is_dead(low, high), tf.convert_to_tensor(layer.waking)[0] > 0.0)
-    stretch = tf.convert_to_tensor(layer.stretch) * layer.learning.range_rate
-    ends = learned_ranges.moved_ends(low, high, tf.where(_is_learning(layer, ahead), stretch, tf.zeros_like(stretch)))
-    for variable, end in zip((layer.low, layer.high), ends, strict=True):
-        variable.assign(tf.where(follows, tf.convert_to_tensor(variable), tf.fill((layer.sites,), end)))
-    layer.stretch.assign(tf.zeros((2,)))
 
 
 def open_ends(layer: Any, y: tf.Tensor) -> None:
@@ -197,7 +185,7 @@ def open_ends(layer: Any, y: tf.Tensor) -> None:
         return
     low, high = (tf.convert_to_tensor(v) for v in (layer.low, layer.high))
     width = OPENED * (tf.reduce_max(high) - tf.reduce_min(low))
-    opens = _is_learning(layer, ahead=1)
+    opens = is_learning(layer, ahead=1)
     layer.low.assign(tf.where((low >= 0.0) & (tf.reduce_min(y) < 0.0) & opens, -width, low))
     layer.high.assign(tf.where((high <= 0.0) & (tf.reduce_max(y) > 0.0) & opens, width, high))
 

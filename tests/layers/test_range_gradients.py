@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from kquant.core.spec import QuantSpec
-from kquant.layers import range_learner
+from kquant.layers import loop_ranges, range_learner
 from kquant.layers.nodes import FakeQuant
 
 LEARNED = {"ranges": "learned"}
@@ -80,6 +80,7 @@ def test_a_range_inside_a_loop_keeps_step_with_one_outside(way: str, low: float)
                 if layer is outside:
                     values = layer(Y, training=True)[0]
                 else:
+                    loop_ranges.take_in([layer])
                     values = layer.ahead((), True, 5).values(Y)
             learned.append(bool(np.any(tape.gradient(values, layer.stretch.value, UPSTREAM) != 0.0)))
             used = range_of(layer)
@@ -114,7 +115,8 @@ def test_grids_inside_a_loop_are_those_of_the_step(way: str) -> None:
 def test_no_end_opens_once_ranges_stay() -> None:
     layer = node("learned, frozen", 0.0, 1.5)
     for y in (tf.abs(Y), tf.abs(Y), Y, Y):
-        layer.ahead((), True, 1)
+        loop_ranges.take_in([layer])
+        layer.ahead((), True, 5)
         layer.move_range(y, 0)
         range_learner.open_ends(layer, y)
     assert range_of(layer) == [0.0, 1.5]
