@@ -11,6 +11,10 @@ its batch norms, which a quantized one has folded.
     python -m benchmarks.train_time resnet8 --rounds 12 --steps 10 --peer-python /path/to/python
     python -m benchmarks.train_time --peer-python /path/to/python --path benchmarks/results/train_time.json
 
+A loop, of which tfmot quantizes none:
+
+    python -m benchmarks.train_time gru --clock cpu --ways QAT "QAT, learned ranges" "QAT, masks" "QAT, codebooks"
+
 The tables of docs/peers.md also read what was measured so of small models and of the ways that keep zeros and values:
 
     python -m benchmarks.train_time digits_cnn digits_mobile digits_dense resnet8 --clock cpu --peer-python \
@@ -41,11 +45,12 @@ from benchmarks.machine import machine
 from benchmarks.peers.scripts import zoo
 from benchmarks.peers.tasks import DIGITS
 from benchmarks.step_time import BATCH as MODELS
-from benchmarks.step_time import build
+from benchmarks.step_time import BATCHES, build
 from benchmarks.turns import CLOCKS, Run, fit_step, in_turns, ratios, timed
 from kquant.files.atomic import write_atomically
 
-BATCH = {**MODELS, **dict.fromkeys(DIGITS, 64)}
+BATCH = {**BATCHES, **dict.fromkeys(DIGITS, 64)}
+PEERS = (*MODELS, *DIGITS)  # models that tfmot takes
 TARGETS = {"QAT": 1.3, "pruning": 1.15, "clustering": 1.4, "PCQAT": 1.6}  # at most this many float steps
 BASES = ("QAT", "float, no batch norms", "float, bfloat16")  # what else ways are held against
 Make = Callable[[keras.Model, np.ndarray], keras.Model]
@@ -236,7 +241,7 @@ def measure(
 ) -> dict[str, Any]:
     """Turns of all ways, ours and the peer's: `told` of both, and ours against the peer's of the same name."""
     runs = {f"ours/{name}": ours(model_name, WAYS[name], jit, clock) for name in ways}
-    peer = None if python is None else Peer(python, model_name, jit, clock)
+    peer = None if python is None or model_name not in PEERS else Peer(python, model_name, jit, clock)
     if peer is not None:
         runs |= {f"peer/{name}": partial(peer.run, name) for name in peer.names}
     rows = in_turns(runs, rounds, steps)
