@@ -158,6 +158,8 @@ def combined(op: Any, inputs: Any, masks: Any) -> Any:
     of_merge = type(op).compute_mask is keras.layers.Add.compute_mask  # of a class that Keras does not export
     if of_merge and all(m is not None for m in masks):
         return functools.reduce(_either, masks)
+    if type(op).compute_mask is keras.layers.Attention.compute_mask and masks is not None:
+        return masks[0]  # of the query, of which Keras makes a tensor once more
     return op.compute_mask(inputs, masks)
 
 

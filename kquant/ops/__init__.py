@@ -2,8 +2,8 @@
 family a file with `RULES`.
 
 dense  conv  volume  affine  colour  activation  table  function  limit  choose  merge  divide  pool  adaptive  reduce
-shape  index  order  border  resize  lookup  constant  matmul  einsum  norm  attention  heads  recurrent  unrolled
-real_steps  steps  layered  spectrum  passive
+shape  index  order  border  resize  lookup  constant  masks  matmul  einsum  norm  attention  heads  recurrent
+unrolled  real_steps  steps  layered  spectrum  passive
 
 Any calls come in; calls that have kernels go out, and their operators when a file is written. `expansion` writes a
 model out by these rules; `refused` has what no rule can do.

@@ -11,11 +11,9 @@ import numpy as np
 import tensorflow as tf
 
 from kquant.core.program import Program
-from kquant.graph.graph import Node
 from kquant.graph.keras_private import maker
 from kquant.layers.training_only import ReLUBehind
 from kquant.ops.rule import Call, Make, Rule, Weights, computed, example
-from kquant.ops.softmax import emit_softmax
 
 layers = keras.layers
 
@@ -179,10 +177,6 @@ def _widen_prelu(op: Any, make: Make, x: Any) -> Any:
     return make("sum", lambda: layers.Add(name=op.name))([above, below])
 
 
-def _lower_softmax(program: Program, call: Call) -> None:
-    emit_softmax(program, call, 1.0)
-
-
 def _lower_plain(code: str) -> Any:
     def lower(program: Program, call: Call) -> None:
         program.emit(code, call.inputs, call.output)
@@ -192,25 +186,6 @@ def _lower_plain(code: str) -> Any:
 
 def _kernel(code: str, **attributes: Any) -> Any:
     return lambda node: (code, attributes)
-
-
-def _other_softmax(op: Any, make: Make, x: Any, *args: Any, **kwargs: Any) -> Any:
-    from kquant.ops.attention import softmax_over  # attention.py is built on layers whose rules import this file
-
-    return softmax_over(op, make, x, *args, **kwargs)
-
-
-def _bad_softmax(node: Node) -> str | None:
-    axis, rank = getattr(node.op, "axis", -1), len(node.inputs[0].shape)
-    if axis not in (-1, rank - 1):
-        return f"softmax over axis {axis}; the kernels take the last axis only, so put a Permute before and after it"
-    if len(node.inputs) > 1:
-        return "softmax with a mask; add the mask to the logits instead"
-    return None
-
-
-def _softmax(layer: Any) -> bool:
-    return isinstance(layer, layers.Softmax) or name_of(layer.activation) == "softmax"
 
 
 def _activation(name: str) -> Any:
@@ -295,25 +270,6 @@ RULES = (
         arithmetic=_kernel("TANH"),
         lower=_lower_plain("TANH"),
         examples=(_activation("tanh"),),
-    ),
-    Rule(
-        layers=(layers.Activation, layers.Softmax),
-        when=_softmax,
-        expand=_other_softmax,
-        masks=True,
-        operators=("SOFTMAX",),
-        output="fixed",
-        fixed=(1 / 256, -128),
-        arithmetic=_kernel("SOFTMAX", beta=1.0),
-        lower=_lower_softmax,
-        refuse=_bad_softmax,
-        examples=(
-            _activation("softmax"),
-            example(lambda: layers.Softmax(), shape=(10,)),
-            example(lambda: layers.Softmax(axis=1), shape=(5, 4, 3)),
-            example(lambda: layers.Softmax(axis=(1, 3)), shape=(3, 4, 2)),  # pyright: ignore[reportArgumentType]
-            computed(lambda x: layers.Softmax()(x, mask=np.tri(4, dtype=bool)), (4, 4)),
-        ),
     ),
     Rule(
         layers=(layers.Activation,),

@@ -1,7 +1,8 @@
 """Attention: products of queries and keys, a softmax that takes the scale as its beta, a product with the values.
 
-The scale of the logits costs nothing: SOFTMAX multiplies by beta. A constant mask (causal, sliding window) is a MINIMUM
-with the lowest code, and the encoding reaches 8 (after beta) below every logit, so that a masked one rounds to 0.
+The scale of the logits costs nothing: SOFTMAX multiplies by beta. A mask is a MINIMUM with the lowest code, and the
+encoding reaches 8 (after beta) below every logit, so that a masked one rounds to 0. Constant masks (causal, sliding
+window) are stored; others (padding) the file makes of its inputs.
 """
 
 from __future__ import annotations
@@ -13,16 +14,15 @@ import numpy as np
 
 from kquant.core.program import Program
 from kquant.graph.graph import Node
+from kquant.ops.activation import name_of
 from kquant.ops.affine import affine
-from kquant.ops.constant import MASKED_BELOW, as_array, masked, stored, without_batch
+from kquant.ops.constant import MASKED_BELOW, MINUS_INFINITY, as_array, stored, without_batch
+from kquant.ops.masks import NO_MASK, Mask, hidden_by, masked_by, read_mask, some
 from kquant.ops.matmul import permuted, product, reshaped
 from kquant.ops.rule import Call, Make, Rule, computed, example
 from kquant.ops.softmax import emit_softmax
 
 layers = keras.layers
-
-# What counts as minus infinity in an additive bias.
-MINUS_INFINITY = -1e4
 
 
 @keras.saving.register_keras_serializable(package="kquant")
@@ -60,7 +60,7 @@ def attend(
     *,
     beta: float = 1.0,
     scale: Any = None,
-    allowed: Any = None,
+    mask: Mask = NO_MASK,
     bias: Any = None,
     dropout: float = 0.0,
 ) -> tuple[Any, Any]:
@@ -74,7 +74,7 @@ def attend(
         name: of the layer.
         beta: constant scale of the logits.
         scale: a variable that takes its place, or None.
-        allowed: bool[...] without batch axis, or None.
+        mask: which keys a query sees.
         bias: constant or variable that is added to the scaled logits, or None.
         dropout: rate, in training.
 
@@ -91,9 +91,8 @@ def attend(
     if bias is not None:  # added before beta is applied: divided by it, also where it trains
         other = stored(make, as_array(bias) / beta, logits, name, key="bias", trains=_trains(bias))
         logits = make("biased", lambda: layers.Add(name=f"{name}_biased"))([logits, other])
-    if allowed is not None:
-        # 8 below every logit is meant behind beta, which SOFTMAX applies to what is masked here.
-        logits = masked(make, logits, allowed, name, MASKED_BELOW / beta)
+    # 8 below every logit is meant behind beta, which SOFTMAX applies to what is masked here.
+    logits = masked_by(make, logits, mask, name, MASKED_BELOW / beta)
     weights = make("weights", lambda: ScaledSoftmax(beta, name=f"{name}_weights"))(logits)
     if dropout:
         weights = make("dropout", lambda: layers.Dropout(dropout, name=f"{name}_dropout"))(weights)
@@ -102,21 +101,6 @@ def attend(
 
 def _trains(value: Any) -> bool:
     return isinstance(value, keras.Variable) and value.trainable
-
-
-def constant_mask(mask: Any, op: Any, rank: int) -> np.ndarray:
-    """A mask of numbers, without its batch axis.
-
-    Raises:
-        ValueError: it is computed from the model's inputs.
-    """
-    if isinstance(mask, keras.KerasTensor):
-        raise ValueError(
-            f"{op.name} ({type(op).__name__}): its mask is computed from the inputs; only constant masks "
-            "(use_causal_mask=True, a sliding window, numpy) have an integer form. Feed sequences of full length, or "
-            "give the model a float input of 0 and -8 that is added to the logits."
-        )
-    return without_batch(np.asarray(as_array(mask), bool), rank, op.name)
 
 
 def _dot_product(
@@ -137,7 +121,8 @@ def _dot_product(
             f"{op.name} ({type(op).__name__}): attn_logits_soft_cap has no rule. Write the attention out with "
             "keras.ops: matmul, `cap * tanh(logits / cap)`, softmax, matmul."
         )
-    if isinstance(bias, keras.KerasTensor):
+    hidden = hidden_by(op, make, bias) if isinstance(bias, keras.KerasTensor) else None
+    if isinstance(bias, keras.KerasTensor) and hidden is None:
         raise ValueError(
             f"{op.name} ({type(op).__name__}): a bias that is computed from the inputs. Add it to the logits with "
             "keras.ops, as matmul, add, softmax, matmul."
@@ -147,32 +132,30 @@ def _dot_product(
     # them.
     swap = [0, 2, 1, 3]
     heads, positions, keys = query.shape[2], query.shape[1], key.shape[1]
-    allowed = None if mask is None else constant_mask(mask, op, 4)
+    seen = NO_MASK if mask is None else read_mask(mask, op, make, 4)
     if op.is_causal:
-        causal = np.tri(positions, keys, dtype=bool)
-        allowed = causal if allowed is None else allowed & causal
-        # Three axes, [heads or 1, queries, keys], whatever the mask left out in front.
-        allowed = allowed.reshape((1,) * (3 - allowed.ndim) + allowed.shape)
+        seen = seen.and_where(np.tri(positions, keys, dtype=bool)[None])
+    if hidden is not None:
+        bias, seen = None, seen.and_mask(hidden)
     if bias is not None and not _trains(bias):
         # A bias of -1e9 would stretch the range of the sum until all other logits shared one code.
-        bias, allowed = _split_bias(as_array(bias), allowed)
+        bias, seen = _split_bias(as_array(bias), seen)
     query = permuted(make, query, swap, op.name, "query")
     key, value = (
         repeated(make, permuted(make, t, swap, op.name, n), heads, f"{op.name}_{n}", n)
         for t, n in ((key, "key"), (value, "value"))
     )
-    y, _ = attend(make, query, key, value, op.name, beta=beta, allowed=allowed, bias=bias)
+    y, _ = attend(make, query, key, value, op.name, beta=beta, mask=seen, bias=bias)
     return permuted(make, y, swap, op.name, "output")
 
 
-def _split_bias(bias: np.ndarray, allowed: Any) -> tuple[np.ndarray | None, Any]:
+def _split_bias(bias: np.ndarray, mask: Mask) -> tuple[np.ndarray | None, Mask]:
     """Minus infinities of a constant bias are a mask."""
     free = bias > MINUS_INFINITY
     if np.all(free):
-        return bias, allowed
-    mask = without_batch(free, 4, "bias")
+        return bias, mask
     rest = np.where(free, bias, 0.0)
-    return (rest if np.any(rest) else None), mask if allowed is None else mask & allowed
+    return (rest if np.any(rest) else None), mask.and_where(without_batch(free, 4, "bias"))
 
 
 def repeated(make: Make, x: Any, heads: int, name: str, key: str) -> Any:
@@ -201,7 +184,7 @@ def softmax_over(op: Any, make: Make, x: Any, mask: Any = None, **_: Any) -> Any
             "sample at a time. Take another axis."
         )
     if mask is not None:
-        x = masked(make, x, constant_mask(mask, op, rank), op.name)
+        x = masked_by(make, x, read_mask(mask, op, make, rank), op.name)
     # All axes of the softmax behind the others and in one, for SOFTMAX runs over the last axis.
     order = [a for a in range(rank) if a not in axes] + axes
     x = permuted(make, x, order, op.name, "order")
@@ -220,8 +203,33 @@ def _lower(program: Program, call: Call) -> None:
     emit_softmax(program, call, call.op.beta)
 
 
+def _lower_softmax(program: Program, call: Call) -> None:
+    emit_softmax(program, call, 1.0)
+
+
+def _softmax_kernel(node: Node) -> tuple[str, dict[str, Any]]:
+    return "SOFTMAX", {"beta": 1.0}
+
+
+def _bad_softmax(node: Node) -> str | None:
+    axis, rank = getattr(node.op, "axis", -1), len(node.inputs[0].shape)
+    if axis not in (-1, rank - 1):
+        return f"softmax over axis {axis}; the kernels take the last axis only, so put a Permute before and after it"
+    if len(node.inputs) > 1:
+        return "softmax with a mask; add the mask to the logits instead"
+    return None
+
+
+def _softmax(layer: Any) -> bool:
+    return isinstance(layer, layers.Softmax) or name_of(layer.activation) == "softmax"
+
+
 def _heads(**options: Any) -> Any:
     return computed(lambda q, k, v: keras.ops.dot_product_attention(q, k, v, **options), *[(4, 2, 6)] * 3)
+
+
+def _padded_heads(x: Any, real: Any) -> Any:
+    return keras.ops.dot_product_attention(x, x, x, mask=some(real)[:, None])
 
 
 def _bias() -> np.ndarray:
@@ -231,6 +239,25 @@ def _bias() -> np.ndarray:
 
 RULES = (
     Rule(
+        layers=(layers.Activation, layers.Softmax),
+        when=_softmax,
+        expand=softmax_over,
+        masks=True,
+        operators=("SOFTMAX",),
+        output="fixed",
+        fixed=(1 / 256, -128),
+        arithmetic=_softmax_kernel,
+        lower=_lower_softmax,
+        refuse=_bad_softmax,
+        examples=(
+            example(lambda: layers.Activation("softmax"), shape=(6, 5)),
+            example(lambda: layers.Softmax(), shape=(10,)),
+            example(lambda: layers.Softmax(axis=1), shape=(5, 4, 3)),
+            example(lambda: layers.Softmax(axis=(1, 3)), shape=(3, 4, 2)),  # pyright: ignore[reportArgumentType]
+            computed(lambda x: layers.Softmax()(x, mask=np.tri(4, dtype=bool)), (4, 4)),
+        ),
+    ),
+    Rule(
         operations=("DotProductAttention",),
         expand=_dot_product,
         masks=True,
@@ -239,6 +266,7 @@ RULES = (
             _heads(is_causal=True, scale=0.5),
             _heads(mask=np.array([True, True, False, True])),
             _heads(bias=_bias()),
+            computed(_padded_heads, (4, 2, 6), (4,)),
         ),
     ),
     Rule(

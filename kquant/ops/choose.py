@@ -14,10 +14,12 @@ import numpy as np
 
 from kquant.graph.keras_private import Multiply, made_of
 from kquant.graph.step_mask import StepMask
-from kquant.ops import find
-from kquant.ops.affine import Affine, affine
-from kquant.ops.function import Function, function
+from kquant.ops.affine import affine
+from kquant.ops.condition import is_condition
+from kquant.ops.constant import LOWEST_HALF, as_array
+from kquant.ops.function import function
 from kquant.ops.index import along, part
+from kquant.ops.masks import masked_by, read_mask
 from kquant.ops.rule import Make, Rule, computed
 
 layers = keras.layers
@@ -35,20 +37,6 @@ MIRRORED = {"greater": "less", "less": "greater", "greater_equal": "less_equal",
 
 def _is_tensor(value: Any) -> bool:
     return isinstance(value, keras.KerasTensor)
-
-
-def is_condition(x: Any) -> bool:
-    """True for tensors of 0 and 1: comparisons, and what keeps or moves the numbers of such tensors."""
-    layer, inputs = made_of(x)
-    if "bool" in str(x.dtype) or isinstance(layer, StepMask):
-        return True
-    if isinstance(layer, Function):
-        return layer.function in COMPARISONS.values()
-    if isinstance(layer, Affine) and not (np.all(layer.scale.numpy() == -1.0) and np.all(layer.offset.numpy() == 1.0)):
-        return False
-    rule = find(layer) if layer is not None else None
-    kept = isinstance(layer, Affine | layers.Minimum | layers.Maximum | layers.Multiply | layers.Concatenate)
-    return (kept or (rule is not None and rule.output == "same")) and all(is_condition(t) for t in inputs)
 
 
 def _condition(op: Any, make: Make, c: Any, key: str) -> Any:
@@ -69,9 +57,21 @@ def _compare(op: Any, make: Make, a: Any, b: Any) -> Any:
         a, b, kind = b, a, MIRRORED.get(kind, kind)
     value = np.asarray(keras.ops.convert_to_numpy(b), np.float64)
     if value.size == 1:
-        return function(make, kind, a, op.name, float(value.reshape(())))
+        number = float(value.reshape(()))
+        if "int" in str(a.dtype) and kind in ("equal", "not_equal") and not is_condition(a):
+            return _told_apart(op, make, a, number, kind)
+        return function(make, kind, a, op.name, number)
     away = make("away", lambda: affine(1.0, -_row(op, value, a), channels=a.shape[-1], name=f"{op.name}_away"))(a)
     return function(make, kind, away, op.name)
+
+
+def _told_apart(op: Any, make: Make, x: Any, number: float, kind: str) -> Any:
+    """Which whole numbers of an input are one number: compared as they are, so that the input stays int32."""
+    equal = kind == "equal"
+    real = make("real", lambda: StepMask(number, False, name=f"{op.name}_other" if equal else op.name))(x)
+    if not equal:
+        return real
+    return make("same", lambda: affine(-1.0, 1.0, channels=real.shape[-1], name=op.name))(real)
 
 
 def _row(op: Any, value: np.ndarray, x: Any) -> np.ndarray:
@@ -101,10 +101,26 @@ def _both(cls: type) -> Any:
 def _where(op: Any, make: Make, condition: Any, a: Any = None, b: Any = None) -> Any:
     if a is None or b is None:
         raise ValueError(f"{op.name} (Where): positions of true values have no static shape; give both choices.")
+    if (hidden := _hidden(op, make, condition, a, b)) is not None:
+        return hidden
     condition = _condition(op, make, condition, "condition")
     chosen = [_part(op, make, c, v, key) for c, v, key in _weighted(op, make, condition, a, b)]
     chosen = [y for y in chosen if y is not None]
     return chosen[0] if len(chosen) == 1 else make("sum", lambda: layers.Add(name=op.name))(chosen)
+
+
+def _hidden(op: Any, make: Make, condition: Any, a: Any, b: Any) -> Any:
+    """Logits whose place a very low number takes, as in front of a softmax; None where that is not so."""
+    if _is_tensor(a) == _is_tensor(b):
+        return None
+    x, low = (a, b) if _is_tensor(a) else (b, a)
+    if np.size(low) != 1 or not float(as_array(low).reshape(())) <= LOWEST_HALF:
+        return None
+    if x is b:  # hidden where the condition holds
+        condition = _not(op, make, condition) if _is_tensor(condition) else np.logical_not(condition)
+    if len(condition.shape) > len(x.shape):
+        return None
+    return masked_by(make, x, read_mask(condition, op, make, len(x.shape), "condition"), op.name)
 
 
 def _weighted(op: Any, make: Make, condition: Any, a: Any, b: Any) -> list[tuple[Any, Any, str]]:
@@ -172,5 +188,7 @@ RULES = (
         lambda x, y: K.where(x > 0.0, x, y),
         lambda x, y: K.where(x > y, 0.0, y),
         lambda x, y: K.where(np.array([True, False, False, True]), x, y),
+        lambda x, y: K.softmax(K.where(y > 0.0, x, -1e9)),
+        lambda x, y: K.softmax(K.where(y > 0.0, -1e30, x)),
     ),
 )

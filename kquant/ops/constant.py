@@ -21,6 +21,8 @@ layers = keras.layers
 
 # How far the lowest code must lie below the smallest logit, so that a masked one gets exp(-8) < 1/512 at most.
 MASKED_BELOW = 8.0
+# What counts as minus infinity in an additive bias, and in what takes a masked logit's place.
+MINUS_INFINITY = -1e4
 # What a masked logit becomes: on every grid, that is the lowest code.
 LOWEST, LOWEST_HALF = -1e38, -3e4
 
@@ -83,10 +85,8 @@ class Masked(keras.layers.Layer):
 
     def call(self, x: Any) -> Any:
         """Replace the logits of masked positions."""
-        # float16 ends at 65504.
-        lowest = LOWEST_HALF if keras.backend.standardize_dtype(x.dtype) == "float16" else LOWEST
         allowed: Any = keras.ops.expand_dims(keras.ops.convert_to_tensor(self.allowed), 0)
-        return keras.ops.where(allowed > 0, x, keras.ops.cast(lowest, x.dtype))
+        return keras.ops.where(allowed > 0, x, keras.ops.cast(lowest_of(x.dtype), x.dtype))
 
     def compute_output_spec(self, x: Any) -> Any:
         """As the logits; the mask must not be larger."""
@@ -166,16 +166,22 @@ def _filled(op: Any, make: Make, x: Any, *fill: Any, **named: Any) -> Any:
     return repeated(make, np.broadcast_to(as_array(number), (1, *x.shape[1:]))[0], x, op.name)
 
 
-def masked(make: Make, x: Any, allowed: np.ndarray, name: str, below: float = MASKED_BELOW) -> Any:
-    """Logits with the lowest code where `allowed` (without batch axis) is False, `below` under every other."""
-    if np.all(allowed):
-        return x
+def stretched(make: Make, x: Any, name: str, below: float) -> Any:
+    """The same logits on a grid whose lowest code is at least `below` under each of them."""
+    lower = make("below", lambda: Below(below, name=f"{name}_below"))(x)
+    return make("stretched", lambda: Stretched(name=f"{name}_stretched"))([x, lower])
+
+
+def masked(make: Make, x: Any, allowed: np.ndarray, name: str) -> Any:
+    """Logits of a stretched grid with the lowest code where `allowed` (without batch axis) is False."""
     extra = len(x.shape) - 1 - np.ndim(allowed)  # kernels of one rank only: LiteRT's reference MINIMUM needs it
     allowed = np.reshape(allowed, (1,) * extra + np.shape(allowed) if extra >= 0 else np.shape(allowed)[-extra:])
-    # `below` under all logits is inside the shared range, and so the lowest code is at least that far under each.
-    lower = make("below", lambda: Below(below, name=f"{name}_below"))(x)
-    x = make("stretched", lambda: Stretched(name=f"{name}_stretched"))([x, lower])
     return make("masked", lambda: masked_layer(np.asarray(allowed, bool), f"{name}_masked"))(x)
+
+
+def lowest_of(dtype: Any) -> float:
+    """What a masked logit becomes in floats of this type."""
+    return LOWEST_HALF if keras.backend.standardize_dtype(dtype) == "float16" else LOWEST  # float16 ends at 65504
 
 
 def _lower_stored(program: Program, call: Call) -> None:

@@ -10,10 +10,12 @@ import numpy as np
 
 from kquant.graph.keras_private import projection
 from kquant.ops.activation import activate
-from kquant.ops.attention import attend, constant_mask, repeated
-from kquant.ops.constant import as_array, masked
+from kquant.ops.attention import attend, repeated
+from kquant.ops.constant import as_array
+from kquant.ops.masks import NO_MASK, Mask, masked_by, read_mask
 from kquant.ops.matmul import dense, permuted, product, reshaped
-from kquant.ops.rule import Make, Rule, computed
+from kquant.ops.real_steps import KEPT, padded
+from kquant.ops.rule import Make, Rule, computed, looked_up
 
 layers = keras.layers
 
@@ -32,7 +34,7 @@ def _multi_head(op: Any, make: Make, query: Any, value: Any, key: Any = None, **
     """Both multi-head layers: projections as Dense, heads as an axis of their own, the output as Dense."""
     key = value if key is None else key
     grouped = isinstance(op, layers.GroupQueryAttention)
-    allowed = _allowed(op, query, key, options)
+    mask = _seen(op, make, query, key, options)
     shape = query.shape[1:-1]
     query, key, value = (_flat(op, make, t, n) for t, n in ((query, "query"), (key, "key"), (value, "value")))
     q, k, v = (_projected(op, make, t, n) for t, n in ((query, "query"), (key, "key"), (value, "value")))
@@ -41,7 +43,7 @@ def _multi_head(op: Any, make: Make, query: Any, value: Any, key: Any = None, **
     config = op.get_config()
     beta = 1.0 / np.sqrt(float(config["head_dim" if grouped else "key_dim"]))
     dropout = config["dropout"]
-    y, weights = attend(make, q, k, v, f"{op.name}_values", beta=float(beta), allowed=allowed, dropout=dropout)
+    y, weights = attend(make, q, k, v, f"{op.name}_values", beta=float(beta), mask=mask, dropout=dropout)
     if config.get("use_gate"):
         gate = _projected(op, make, query, "gate")
         y = make("gated", lambda: layers.Multiply(name=f"{op.name}_gated"))([y, gate])
@@ -49,22 +51,19 @@ def _multi_head(op: Any, make: Make, query: Any, value: Any, key: Any = None, **
     return (y, weights) if options.get("return_attention_scores") else y
 
 
-def _allowed(op: Any, query: Any, key: Any, options: dict[str, Any]) -> np.ndarray | None:
-    """The constant masks of a call together, as bool[heads or 1, queries, keys]."""
-    # What is computed for a masked query is read by nobody, but its mask must not depend on the inputs.
-    if options.get("query_mask") is not None:
-        constant_mask(options["query_mask"], op, 2)
+def _seen(op: Any, make: Make, query: Any, key: Any, options: dict[str, Any]) -> Mask:
+    """The masks of a call together: which keys a query of which head sees."""
     # Before `_flat`: further axes of positions count together.
     queries, keys = (int(np.prod(t.shape[1:-1])) for t in (query, key))
     window = op.get_config().get("sliding_window")
-    allowed = _band(queries, keys, bool(options.get("use_causal_mask")), window)
-    masks = {"attention_mask": 3, "value_mask": 2, "key_mask": 2}  # [samples, queries, keys], or keys alone
-    for name, rank in masks.items():
+    band = _band(queries, keys, bool(options.get("use_causal_mask")), window)
+    seen = NO_MASK if band is None else NO_MASK.and_where(band[0])
+    # [samples, queries, keys], or of one of the two alone; a query that is masked sees no key.
+    masks = {"attention_mask": (3, None), "value_mask": (2, -2), "key_mask": (2, -2), "query_mask": (2, -1)}
+    for name, (rank, axis) in masks.items():
         if options.get(name) is not None:
-            given = constant_mask(options[name], op, rank)
-            given = given.reshape((1,) * (4 - given.ndim) + given.shape)
-            allowed = given if allowed is None else given & allowed
-    return None if allowed is None else allowed[0]
+            seen = seen.and_mask(read_mask(options[name], op, make, rank, name, axis))
+    return seen
 
 
 def _flat(op: Any, make: Make, x: Any, key: str) -> Any:
@@ -125,21 +124,21 @@ def _attention(op: Any, make: Make, inputs: Any, mask: Any = None, **options: An
     """Attention and AdditiveAttention: logits by products, or by a tanh of sums."""
     query, value = inputs[0], inputs[1]
     key = inputs[2] if len(inputs) > 2 else value
-    given = [None if m is None else constant_mask(m, op, 2) for m in mask or (None, None)]
     causal = _band(query.shape[1], key.shape[1], bool(options.get("use_causal_mask")), None)
-    allowed = None if causal is None else causal[0]
-    if given[1] is not None:  # the mask of the values says which of them every query may see
-        allowed = given[1][None] if allowed is None else allowed & given[1]
+    seen = NO_MASK if causal is None else NO_MASK.and_where(causal[0])
+    real, told = mask or (None, None)
+    if told is not None:  # the mask of the values says which of them every query may see
+        seen = seen.and_mask(read_mask(told, op, make, 2, "value_mask", -2))
     if getattr(op, "score_mode", "dot") == "dot" and not isinstance(op, layers.AdditiveAttention):
-        y, weights = attend(make, query, key, value, op.name, scale=op.scale, allowed=allowed, dropout=op.dropout)
-        return (y, weights) if options.get("return_attention_scores") else y
-    logits = _additive(op, make, query, key)
-    if allowed is not None:
-        logits = masked(make, logits, allowed, op.name)
-    weights = make("weights", lambda: layers.Softmax(name=f"{op.name}_weights"))(logits)
-    if op.dropout:
-        weights = make("dropout", lambda: layers.Dropout(op.dropout, name=f"{op.name}_dropout"))(weights)
-    y = product(make, weights, value, op.name)
+        y, weights = attend(make, query, key, value, op.name, scale=op.scale, mask=seen, dropout=op.dropout)
+    else:
+        logits = masked_by(make, _additive(op, make, query, key), seen, op.name)
+        weights = make("weights", lambda: layers.Softmax(name=f"{op.name}_weights"))(logits)
+        if op.dropout:
+            weights = make("dropout", lambda: layers.Dropout(op.dropout, name=f"{op.name}_dropout"))(weights)
+        y = product(make, weights, value, op.name)
+    if (kept := padded(op, make, real)) is not None:  # a query that is masked gives 0
+        y = kept.pick(y, KEPT)
     return (y, weights) if options.get("return_attention_scores") else y
 
 
@@ -175,6 +174,11 @@ def _with(argument: str, make_layer: Any) -> tuple[Any, ...]:
     return (_self(make_layer, 5, 8),) if argument in known else ()
 
 
+def _sentences(attend: Any) -> Any:
+    """Sentences whose index 0 is padding, the mask handed on by Keras."""
+    return looked_up(lambda tokens: attend(layers.Embedding(10, 6, mask_zero=True)(tokens)), 5)
+
+
 def _pair(make_layer: Any, **options: Any) -> Any:
     return computed(lambda q, v: make_layer()([q, v], **options), (4, 6), (5, 6))
 
@@ -193,6 +197,8 @@ RULES = (
             _self(lambda: layers.MultiHeadAttention(2, 4), 3, 8, attention_mask=np.eye(3, dtype=bool)[None]),
             computed(lambda x, y: layers.MultiHeadAttention(2, 3, value_dim=4)(x, y), (4, 6), (5, 7)),
             _self(lambda: layers.GroupQueryAttention(4, 4, 2), 5, 8, use_causal_mask=True),
+            _sentences(lambda x: layers.MultiHeadAttention(2, 4)(x, x)),
+            _sentences(lambda x: layers.GroupQueryAttention(4, 4, 2)(x, x, use_causal_mask=True)),
             *_with("use_gate", lambda: layers.GroupQueryAttention(4, 3, 1, use_gate=True)),
         ),
     ),
@@ -206,6 +212,8 @@ RULES = (
             _pair(lambda: layers.Attention(use_scale=True, score_mode="concat")),
             _pair(layers.AdditiveAttention),
             _pair(lambda: layers.AdditiveAttention(use_scale=False), use_causal_mask=True),
+            _sentences(lambda x: layers.Attention()([x, x])),
+            _sentences(lambda x: layers.AdditiveAttention()([x, x])),
         ),
     ),
 )

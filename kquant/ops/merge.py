@@ -11,6 +11,7 @@ from kquant.core.program import Program
 from kquant.graph.graph import Node
 from kquant.ops.affine import affine, is_per_channel, per_channel
 from kquant.ops.constant import as_array, known, repeated, stored
+from kquant.ops.masks import some, with_low_numbers
 from kquant.ops.rule import Call, Make, Rule, computed
 from kquant.ops.samples import why_mixed
 
@@ -162,15 +163,22 @@ def merged(make: Any, *shapes: tuple[int, ...]) -> Any:
     return computed(lambda *inputs: make()(list(inputs)), *shapes)
 
 
+def _low_number_added(x: Any, real: Any) -> Any:
+    seen: Any = keras.ops.cast(some(real), "float32")
+    hidden = 1.0 - seen
+    return keras.ops.softmax(x + hidden * -1e9)
+
+
 SAME = ((6, 5, 4), (6, 5, 4))
 THREE = ((6, 4), (6, 4), (6, 4))
 
 
-def _elementwise(cls: type, code: str, *examples: Any) -> tuple[Rule, ...]:
+def _elementwise(cls: type, code: str, expand: Any = None) -> tuple[Rule, ...]:
     """ADD, SUB and MUL: own output, a ReLU may fuse."""
     return (
         Rule(
             layers=(cls,),
+            expand=expand,
             operators=(code,),
             fuses=True,
             arithmetic=lambda node: (code, {}),
@@ -228,8 +236,8 @@ def _count(op: Any) -> int:
 RULES = (
     *_of_ranks(layers.Add, layers.Subtract, layers.Multiply, layers.Maximum, layers.Minimum, layers.Average),
     *_many(layers.Add, layers.Multiply, layers.Maximum, layers.Minimum),
-    *_elementwise(layers.Add, "ADD"),
-    *_elementwise(layers.Subtract, "SUB"),
+    *_elementwise(layers.Add, "ADD", with_low_numbers),
+    *_elementwise(layers.Subtract, "SUB", with_low_numbers),
     *_elementwise(layers.Multiply, "MUL"),
     *_same_grid(layers.Maximum, "MAXIMUM"),
     *_same_grid(layers.Minimum, "MINIMUM"),
@@ -249,7 +257,11 @@ RULES = (
     Rule(
         operations=("Add",),
         expand=binary(layers.Add, lambda c, first: (1.0, c)),
-        examples=(computed(lambda x: x + 1.5, (5, 4)), computed(lambda x: x + x, (5, 4))),
+        examples=(
+            computed(lambda x: x + 1.5, (5, 4)),
+            computed(lambda x: x + x, (5, 4)),
+            computed(_low_number_added, (5, 4), (4,)),
+        ),
     ),
     Rule(
         operations=("Subtract",),

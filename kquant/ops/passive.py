@@ -13,7 +13,7 @@ import numpy as np
 from kquant.core.program import Program
 from kquant.graph.step_mask import StepMask
 from kquant.layers.training_only import Conjugated
-from kquant.ops.choose import is_condition
+from kquant.ops.condition import is_condition
 from kquant.ops.function import function
 from kquant.ops.position import holds_positions
 from kquant.ops.real_steps import RealSteps
@@ -127,13 +127,13 @@ def _same(op: Any, make: Make, x: Any, *_: Any, **__: Any) -> Any:
 
 
 def _not_zero(op: Any, make: Make, x: Any) -> Any:
-    if "int" in str(x.dtype) and len(x.shape) == 2:  # [samples, steps] of indices: which of them are not padding
+    if "int" in str(x.dtype):  # indices, or a mask: which of them are not padding
         return make("real", lambda: StepMask(features=False, name=op.name))(x)
     return function(make, "not_equal", x, op.name)
 
 
 def _is_whole(x: Any) -> bool:
-    return any(kind in str(x.dtype) for kind in ("int", "bool")) or holds_positions(x)
+    return any(kind in str(x.dtype) for kind in ("int", "bool")) or holds_positions(x) or is_condition(x)
 
 
 def _lower(program: Program, call: Call) -> None:

@@ -30,7 +30,7 @@ import tensorflow as tf
 from kquant.core.checks import static_length
 from kquant.core.messages import warn
 from kquant.core.program import Program, Ref
-from kquant.core.spec import Encoding, QuantSpec
+from kquant.core.spec import FLOAT, Encoding, QuantSpec
 from kquant.graph.graph import Graph
 from kquant.graph.keras_private import made_of
 from kquant.graph.step_mask import StepMask, is_other
@@ -269,6 +269,12 @@ def _flags(program: Program, source: Ref, value: float, features: bool) -> Ref:
     return flags
 
 
+def flags_of(program: Program, condition: Ref) -> Ref:
+    """int8, 0 where a tensor of conditions is 0, else 1; those of a `StepMask` are what it made."""
+    made = program.made.get(("flags in", id(condition)))
+    return _flags(program, condition, 0.0, features=False) if made is None else made
+
+
 class _Positions:
     """int32 vectors of the file: positions of steps."""
 
@@ -364,7 +370,14 @@ def _moved(op: RealSteps, calculate: _Positions, steps: int, at: np.ndarray, end
 
 def _lower_mask(program: Program, call: Call) -> None:
     flags = _flags(program, call.inputs[0], call.op.value, call.op.features)
+    program.made["flags in", id(call.output)] = flags
     program.reshape(flags, call.output.shape, call.output)
+
+
+def _lower_mask_float(program: Program, call: Call) -> None:
+    flags = _flags(program, call.inputs[0], call.op.value, call.op.features)
+    program.made["flags in", id(call.output)] = flags
+    program.emit("CAST", [flags], call.output, inDataType="INT8", outDataType="FLOAT32")
 
 
 RULES = (
@@ -387,9 +400,10 @@ RULES = (
         helpers=("CAST", "REDUCE_MAX"),
         output="fixed",
         fixed=(1.0, 0),
-        widths=(8,),
+        widths=(8, FLOAT),
         told=True,
         lower=_lower_mask,
+        lower_float=_lower_mask_float,
         examples=(computed(lambda x: StepMask()(K.relu(x - 0.5)), (6, 2)),),
     ),
     Rule(
@@ -398,9 +412,10 @@ RULES = (
         helpers=("CAST",),
         output="fixed",
         fixed=(1.0, 0),
-        widths=(8,),
+        widths=(8, FLOAT),
         indices=True,
         lower=_lower_mask,
+        lower_float=_lower_mask_float,
         examples=(looked_up(lambda x: layers.Embedding(10, 4)(x) * StepMask(features=False)(x)[..., None], 5),),
     ),
 )
