@@ -22,12 +22,19 @@ HEAD = """# Supported layers
 
 Generated from the rules in `kquant/ops` by `make docs`. Subclassed models, nested models and custom layers whose `call`
 is made of these layers and operations unfold into them. Operators are the same on every target where none is named;
-`kquant check MODEL.keras --target tflm` says what becomes of each layer of a model, and refuses the rest by name.
+`kquant check MODEL.keras --target tflm` says what becomes of each layer of a model, and refuses the rest by name. The
+index names all layers, then operations; its links lead to the tables of their kinds, which stand behind it.
 
 The column 16x8 names the targets on which all of a layer can compute with 16-bit activations (PReLU by other operators,
 as `relu(x) - alpha relu(-x)`); elsewhere what lacks a kernel stays in 8 bits between two QUANTIZE. A column like int4
 names the targets that take its weights packed, several to a byte; elsewhere weights of so few bits are stored in the
 next wider type, int8 at last. [formats.md](formats.md) has the rest.
+"""
+EVERYWHERE = "every target"
+INDEX = """## from A to Z
+
+| layer | runs on | more |
+| --- | --- | --- |
 """
 # Type of the target files -> its title, the widest first.
 COLUMNS = {"int16x8": "16x8", **{name: name for name in reversed(PACKED)}}
@@ -48,8 +55,9 @@ No integer form, whatever the settings.
 
 
 def markdown() -> str:
-    """One table for each family: Keras layers and operations, and the operators that they become."""
-    parts = [HEAD]
+    """One table for each family: Keras layers and operations, and the operators that they become; an index in front."""
+    parts: list[str] = []
+    places: dict[str, dict[str, str]] = {}  # name -> title of a table -> where it runs
     for family in FAMILIES:
         summary = " ".join((family.__doc__ or "").strip().split("\n\n")[0].splitlines())
         # several rules may speak for one class: with and without an activation, or in other orders of its axes
@@ -70,13 +78,32 @@ def markdown() -> str:
             where = " | ".join(_where(name, type) for type in COLUMNS)
             lines.append(f"| {_names(name)} | {becomes} | {where} |")
         title = family.__name__.rsplit(".", 1)[-1]
+        for name in rows:
+            places.setdefault(name, {})[title] = EVERYWHERE if gone else _runs_on(name)
         titles = " | ".join(("layer", "becomes", *COLUMNS.values()))
         head = [f"## {title}", "", summary, "", f"| {titles} |", f"|{' --- |' * (2 + len(COLUMNS))}"]
         parts.append("\n".join([*head, *lines, ""]))
     parts.append(MORE + "".join(f"| `{name}` | {how} |\n" for name, how in UNFOLDED.items()))
     refused = {**LAYERS, **{f"ops.{name}": why for name, why in OPERATIONS.items()}}
     parts.append(REFUSED + "".join(f"| `{name}` | {why} |\n" for name, why in refused.items()))
-    return "\n".join(parts)
+    places |= {name: {"unfolded": "where its parts do"} for name in UNFOLDED}
+    places |= {name: {"refused": "nothing"} for name in refused}
+    return "\n".join([HEAD, _index(places), *parts])
+
+
+def _index(places: dict[str, dict[str, str]]) -> str:
+    """Layers by their names, then operations, each with the targets that run it in 8 bits and links to its tables."""
+    lines: list[str] = []
+    for name in sorted(places, key=lambda name: (name.startswith("ops."), name.removeprefix("ops.").casefold())):
+        links = ", ".join(f"[{title}](#{title})" for title in places[name])
+        lines.append(f"| {_names(name)} | {', '.join(dict.fromkeys(places[name].values()))} | {links} |\n")
+    return INDEX + "".join(lines)
+
+
+def _runs_on(name: str) -> str:
+    """Targets with a file of some example; what no example shows runs where its operators do."""
+    able = list(_examples().get(name, {}))
+    return ", ".join(able) if 0 < len(able) < len(_kernels()) else EVERYWHERE
 
 
 def _is_ours(cls: type) -> bool:
