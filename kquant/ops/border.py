@@ -1,4 +1,7 @@
-"""What surrounds a tensor: zeros, constants or mirrored values around it, and crops in any number of dimensions."""
+"""What surrounds a tensor: zeros, constants or mirrored values around it, and crops in any number of dimensions.
+
+Minus infinity in front of max pooling is the lowest code, which is never larger than a value.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +11,24 @@ from typing import Any
 import keras
 import numpy as np
 
-from kquant.core.program import Program
+from kquant.core.program import Program, Ref
 from kquant.graph.graph import Node
+from kquant.graph.keras_private import made_of
 from kquant.ops.affine import affine
+from kquant.ops.constant import LOWEST, lowest_of
 from kquant.ops.index import part, refuse_batch
 from kquant.ops.rule import Call, Make, Rule, computed, example
 
 layers = keras.layers
 K = keras.ops
+UNPOOLED, LOWEST_CODE = "minus infinity", "lowest"  # before, and when what reads it turns out to be max pooling
+NO_NUMBER = -1e9  # what counts as minus infinity
 MODES = {"reflect": 0, "symmetric": 1}  # the schema's MirrorPadMode
 
 
 @keras.saving.register_keras_serializable(package="kquant")
 class Pad(keras.layers.Layer):
-    """Zeros ("constant") or mirrored values around each axis behind the batch.
+    """Zeros ("constant"), mirrored values or a very low number around each axis behind the batch.
 
     Example:
         >>> Pad([(1, 2)], "reflect")(np.float32([[1.0, 2.0, 3.0]])).numpy().tolist()
@@ -34,6 +41,8 @@ class Pad(keras.layers.Layer):
 
     def call(self, x: Any) -> Any:
         """Pad."""
+        if self.mode in (UNPOOLED, LOWEST_CODE):
+            return K.pad(x, [(0, 0), *self.widths], constant_values=lowest_of(x.dtype))
         return K.pad(x, [(0, 0), *self.widths], mode=self.mode)
 
     def compute_output_shape(self, input_shape: Any) -> Any:
@@ -69,9 +78,20 @@ def _expand_pad(op: Any, make: Make, x: Any, constant_values: Any = None, *_: An
     if op.mode != "constant":
         raise ValueError(f"{op.name} (Pad): mode='{op.mode}'; constant, reflect and symmetric have a kernel.")
     value = 0.0 if constant_values is None else constant_values
-    if isinstance(value, keras.KerasTensor) or np.size(value) != 1 or not np.isfinite(float(np.reshape(value, ()))):
+    number = not isinstance(value, keras.KerasTensor) and np.size(value) == 1
+    if number and float(np.reshape(value, ())) <= NO_NUMBER:
+        return make("pad", lambda: Pad(widths[1:], UNPOOLED, name=op.name))(x)
+    if not number or not np.isfinite(float(np.reshape(value, ()))):
         raise ValueError(f"{op.name} (Pad): constant_values must be one finite number. Received: {constant_values}.")
     return padded(make, x, widths[1:], op.name, value=float(np.reshape(value, ())))
+
+
+def padded_for_pool(make: Make, x: Any) -> Any:
+    """What max pooling reads: where minus infinity surrounds `x`, the tensor with the lowest code around it."""
+    layer, read = made_of(x)
+    if not isinstance(layer, Pad) or layer.mode != UNPOOLED:
+        return x
+    return make("lowest", lambda: Pad(layer.widths, LOWEST_CODE, name=layer.name))(read[0])
 
 
 def _zero_padding(op: Any, make: Make, x: Any, *_: Any, **__: Any) -> Any:
@@ -105,6 +125,34 @@ def _lower(program: Program, call: Call) -> None:
         program.emit("PAD", [call.inputs[0], widths], call.output)
 
 
+def _lower_lowest(program: Program, call: Call) -> None:
+    encoding = call.output.grid
+    lowest = program.codes("lowest", np.array(encoding.spec.low), encoding)
+    _emit_lowest(program, call, lowest)
+
+
+def _lower_lowest_float(program: Program, call: Call) -> None:
+    _emit_lowest(program, call, program.constant("lowest", np.array(LOWEST, np.float32)))
+
+
+def _emit_lowest(program: Program, call: Call, lowest: Ref) -> None:
+    widths = program.constant("paddings", np.array([(0, 0), *call.op.widths], np.int32))
+    program.emit("PADV2", [call.inputs[0], widths, lowest], call.output)
+
+
+def _unpooled(node: Node) -> str | None:
+    if node.op.mode == UNPOOLED:
+        return (
+            "it pads with minus infinity, which has a code (the lowest one) in front of max pooling only, and another "
+            "layer or the application reads it; pad with a finite number, like constant_values=-10.0"
+        )
+    return None
+
+
+def _pooled(size: Any, value: float) -> Any:
+    return lambda x: layers.MaxPooling2D(size, 2)(K.pad(x, ((0, 0), (1, 1), (2, 1), (0, 0)), constant_values=value))
+
+
 def _too_wide(node: Node) -> str | None:
     lengths = node.inputs[0].shape[1:]
     # "reflect" leaves the edge itself out of the mirror.
@@ -125,6 +173,16 @@ RULES = (
             example(lambda: Pad([(1, 0), (0, 2), (1, 1)]), shape=(4, 5, 3)),
             example(lambda: Pad([(1, 0), (0, 2), (1, 1), (0, 1)]), shape=(3, 2, 5, 3)),
         ),
+    ),
+    Rule(
+        layers=(Pad,),
+        when=lambda op: op.mode in (UNPOOLED, LOWEST_CODE),
+        operators=("PADV2",),
+        output="follows",
+        lower=_lower_lowest,
+        lower_float=_lower_lowest_float,
+        refuse=_unpooled,
+        examples=(computed(_pooled(3, -np.inf), (6, 5, 3)), computed(_pooled((2, 3), -1e30), (6, 5, 3))),
     ),
     Rule(
         layers=(Pad,),

@@ -10,6 +10,7 @@ import numpy as np
 from kquant.core.checks import present
 from kquant.core.program import Program
 from kquant.graph.graph import Node
+from kquant.ops.border import padded_for_pool
 from kquant.ops.conv import window
 from kquant.ops.function import function
 from kquant.ops.real_steps import KEPT, padded
@@ -33,6 +34,7 @@ def _pool_1d(cls: type) -> Any:
 
     def expand(op: Any, make: Make, x: Any) -> Any:
         _channels_last(op)
+        x = padded_for_pool(make, x) if cls is layers.MaxPooling2D else x
         length, channels = x.shape[1:]
         x = make("to_2d", lambda: layers.Reshape((1, length, channels), name=f"{op.name}_2d"))(x)
         size, stride = (1, op.pool_size[0]), (1, op.strides[0])
@@ -44,6 +46,7 @@ def _pool_1d(cls: type) -> Any:
 
 def _global_max(op: Any, make: Make, x: Any) -> Any:
     _channels_last(op)
+    x = padded_for_pool(make, x)
     shape = x.shape
     if len(shape) == 3:
         x = make("to_2d", lambda: layers.Reshape((1, *shape[1:]), name=f"{op.name}_2d"))(x)
@@ -51,6 +54,13 @@ def _global_max(op: Any, make: Make, x: Any) -> Any:
     # The pool leaves two axes of 1, where a 1-D layer has one.
     kept = (1,) * (len(shape) - 2) if op.keepdims else ()
     return make("shape", lambda: layers.Reshape((*kept, shape[-1]), name=f"{op.name}_shape"))(y)
+
+
+def _max_pool(op: Any, make: Make, x: Any) -> Any:
+    """Over what minus infinity surrounds, where it does."""
+    if (around := padded_for_pool(make, x)) is x:
+        return None
+    return make("pool", lambda: layers.MaxPooling2D(op.pool_size, op.strides, op.padding, name=op.name))(around)
 
 
 def _global_average(op: Any, make: Make, x: Any) -> Any:
@@ -171,6 +181,7 @@ RULES = (
     ),
     Rule(
         layers=(layers.MaxPooling2D,),
+        expand=_max_pool,
         operators=("MAX_POOL_2D",),
         output="same",
         lower=_lower_pool("MAX_POOL_2D"),

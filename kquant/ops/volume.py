@@ -11,7 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from kquant.ops.border import padded, refuse_channels_first
+from kquant.ops.border import padded, padded_for_pool, refuse_channels_first
 from kquant.ops.index import picked, reshaped
 from kquant.ops.reduce import Extreme, Mean
 from kquant.ops.rule import CONV, Geometry, Make, Rule, example
@@ -176,6 +176,7 @@ def _pool(cls: type) -> Any:
 
     def expand(op: Any, make: Make, x: Any, *_: Any, **__: Any) -> Any:
         refuse_channels_first(op)
+        x = padded_for_pool(make, x) if cls is layers.MaxPooling2D else x
         (deep, *flat), (step, *stride) = op.pool_size, op.strides
         depth, channels = x.shape[1], x.shape[4]
         y = _as_channels(make, x, op.name)

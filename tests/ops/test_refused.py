@@ -86,6 +86,10 @@ REFUSED = {
         r"pad .*finite",
     ),
     "infinite choice": (lambda: _unary(lambda x: ops.where(x > 0.0, x, np.inf)), r"where .*finite.*softmax"),
+    "infinite padding": (
+        lambda: _unary(lambda x: layers.ReLU()(ops.pad(x, ((0, 0), (1, 0), (0, 0), (0, 0)), constant_values=-np.inf))),
+        r"pad .*minus infinity.*max pooling only.*finite number",
+    ),
     "whole numbers": (lambda: _unary(lambda x: ops.cast(x, "int32")), r"cast .*floor"),
     "groups in three dimensions": (
         lambda: keras.Model(x := keras.Input((4, 4, 4, 2)), layers.Conv3D(2, 2, groups=2, name="me")(x)),
